@@ -1,0 +1,2 @@
+//! blobcast.
+pub mod event;
