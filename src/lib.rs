@@ -1,2 +1,3 @@
 //! blobcast.
 pub mod event;
+pub mod wire;

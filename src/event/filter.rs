@@ -29,27 +29,6 @@ pub struct Filter {
     pub labels: Labels,
 }
 
-/// Why a filter cannot be used. Field paths are relative to the filter.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum FilterError {
-    /// One value is malformed.
-    #[error("{field}: {problem}")]
-    Malformed {
-        /// For example `task_ids[3]`.
-        field: String,
-        /// What is wrong with it.
-        problem: String,
-    },
-    /// More values than the limit.
-    #[error("{field}: at most {limit}")]
-    TooMany {
-        /// For example `task_ids`.
-        field: &'static str,
-        /// The limit.
-        limit: usize,
-    },
-}
-
 impl Filter {
     /// True if the event passes.
     pub fn matches(&self, event: &impl Selectable) -> bool {

@@ -5,9 +5,11 @@
 
 mod cursor;
 mod filter;
+mod record;
 
 pub use cursor::{Cursor, CursorError, Epoch, Sequence};
-pub use filter::{Filter, FilterError, Selectable};
+pub use filter::{Filter, Selectable};
+pub use record::{Record, RecordError, RecordParts};
 
 use std::{collections::BTreeMap, fmt, sync::Arc};
 

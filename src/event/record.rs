@@ -1,0 +1,275 @@
+//! An event as it is stored, kept in the ring and delivered: one block of bytes, parsed by offset, never copied.
+//!
+//! ```text
+//! 0       1       2      3            4         8            16        24        26          28
+//! layout  status  flags  product len  revision  received_at  log_time  task len  labels len  event len
+//! u8      u8      u8     u8           u32       i64, µs      i64, µs   u16       u16         u32
+//! then: product, task id, labels (u16 length + text, key and value in turn), encoded event, raw body (the rest)
+//! ```
+//!
+//! Integers are little-endian. The encoded event is opaque here: it lacks exactly what only the log knows (cursor, revision,
+//! conflict), so that the bytes stay valid when a restored log gets a new epoch.
+
+use bytes::{BufMut, Bytes};
+
+use super::{Labels, Product, Selectable, Sequence, TaskId, TaskStatus};
+
+const LAYOUT: u8 = 1;
+const HEADER_BYTES: usize = 32;
+const FLAG_CONFLICT: u8 = 1;
+
+/// What the layout cannot hold is prevented by the parsers of the domain; this is only the decoder's complaint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("a stored event cannot be read: {0}")]
+pub struct RecordError(&'static str);
+
+/// The parts of a record, for writing one.
+#[derive(Debug)]
+pub struct RecordParts<'a> {
+    /// The event's product.
+    pub product: &'a Product,
+    /// The event's task.
+    pub task_id: &'a TaskId,
+    /// The event's status.
+    pub status: TaskStatus,
+    /// Place among the events of its (product, task), from 1.
+    pub revision: u32,
+    /// Contradicts an earlier terminal event.
+    pub conflict: bool,
+    /// When the callback was received, in microseconds since 1970.
+    pub received_at_micros: i64,
+    /// The same, but never less than that of the record before: what the log is searched by.
+    pub log_time_micros: i64,
+    /// The event's labels.
+    pub labels: &'a Labels,
+    /// The event's encoding.
+    pub event: &'a [u8],
+    /// The callback's body.
+    pub raw: &'a [u8],
+}
+
+/// One stored event. Cloning shares the bytes.
+#[derive(Clone, Debug)]
+pub struct Record {
+    sequence: Sequence,
+    bytes: Bytes,
+}
+
+impl Record {
+    /// Lays the parts out at `sequence`.
+    pub fn new(sequence: Sequence, parts: &RecordParts<'_>) -> Self {
+        let (product, task) = (parts.product.as_str(), parts.task_id.as_str());
+        let labels_bytes: usize = parts.labels.iter().map(|(key, value)| 4 + key.len() + value.len()).sum();
+        let capacity = HEADER_BYTES + product.len() + task.len() + labels_bytes + parts.event.len() + parts.raw.len();
+        let mut bytes = Vec::with_capacity(capacity);
+        bytes.put_u8(LAYOUT);
+        bytes.put_u8(parts.status as u8);
+        bytes.put_u8(if parts.conflict { FLAG_CONFLICT } else { 0 });
+        bytes.put_u8(product.len() as u8); // at most 63
+        bytes.put_u32_le(parts.revision);
+        bytes.put_i64_le(parts.received_at_micros);
+        bytes.put_i64_le(parts.log_time_micros);
+        bytes.put_u16_le(task.len() as u16); // at most 128 characters of 4 bytes
+        bytes.put_u16_le(labels_bytes as u16); // at most 16 * (4 + (64 + 256) * 4)
+        bytes.put_u32_le(parts.event.len() as u32); // bounded by the body limit
+        bytes.put_slice(product.as_bytes());
+        bytes.put_slice(task.as_bytes());
+        for text in parts.labels.iter().flat_map(|(key, value)| [key, value]) {
+            bytes.put_u16_le(text.len() as u16); // at most 256 characters of 4 bytes
+            bytes.put_slice(text.as_bytes());
+        }
+        bytes.put_slice(parts.event);
+        bytes.put_slice(parts.raw);
+        Self { sequence, bytes: bytes.into() }
+    }
+
+    /// Takes stored bytes after checking that every offset lies within them and the keys are UTF-8.
+    pub fn from_stored(sequence: Sequence, bytes: Bytes) -> Result<Self, RecordError> {
+        if bytes.len() < HEADER_BYTES || bytes[0] != LAYOUT {
+            return Err(RecordError("unknown layout"));
+        }
+        let record = Self { sequence, bytes };
+        if record.raw_start() > record.bytes.len() {
+            return Err(RecordError("shorter than its header says"));
+        }
+        let keys = &record.bytes[HEADER_BYTES..record.labels_start()];
+        if TaskStatus::from_number(record.bytes[1]).is_none() || std::str::from_utf8(keys).is_err() {
+            return Err(RecordError("its keys are damaged"));
+        }
+        Ok(record)
+    }
+
+    /// Where it stands.
+    pub fn sequence(&self) -> Sequence {
+        self.sequence
+    }
+
+    /// The whole block, for storing.
+    pub fn bytes(&self) -> &Bytes {
+        &self.bytes
+    }
+
+    /// Size in bytes.
+    pub fn len(&self) -> usize {
+        self.bytes.len()
+    }
+
+    /// Never true: a record has a header.
+    pub fn is_empty(&self) -> bool {
+        self.bytes.is_empty()
+    }
+
+    /// Place among the events of its (product, task), from 1.
+    pub fn revision(&self) -> u32 {
+        u32::from_le_bytes(self.array(4))
+    }
+
+    /// Contradicts an earlier terminal event.
+    pub fn conflict(&self) -> bool {
+        self.bytes[2] & FLAG_CONFLICT != 0
+    }
+
+    /// When the callback was received, in microseconds since 1970.
+    pub fn received_at_micros(&self) -> i64 {
+        i64::from_le_bytes(self.array(8))
+    }
+
+    /// Like `received_at`, but never falling along the log.
+    pub fn log_time_micros(&self) -> i64 {
+        i64::from_le_bytes(self.array(16))
+    }
+
+    /// The event's encoding, without cursor, revision and conflict.
+    pub fn event(&self) -> &[u8] {
+        &self.bytes[self.event_start()..self.raw_start()]
+    }
+
+    /// The callback's body as received.
+    pub fn raw(&self) -> &[u8] {
+        &self.bytes[self.raw_start()..]
+    }
+
+    fn array<const N: usize>(&self, at: usize) -> [u8; N] {
+        let mut array = [0; N];
+        array.copy_from_slice(&self.bytes[at..at + N]);
+        array
+    }
+
+    fn u16_at(&self, at: usize) -> usize {
+        usize::from(u16::from_le_bytes(self.array(at)))
+    }
+
+    fn task_start(&self) -> usize {
+        HEADER_BYTES + usize::from(self.bytes[3])
+    }
+
+    fn labels_start(&self) -> usize {
+        self.task_start() + self.u16_at(24)
+    }
+
+    fn event_start(&self) -> usize {
+        self.labels_start() + self.u16_at(26)
+    }
+
+    fn raw_start(&self) -> usize {
+        self.event_start() + u32::from_le_bytes(self.array(28)) as usize
+    }
+
+    fn text(&self, range: std::ops::Range<usize>) -> &str {
+        // `from_stored` has checked the keys; a damaged label reads as a text that matches nothing.
+        std::str::from_utf8(&self.bytes[range]).unwrap_or_default()
+    }
+
+    /// The labels, key and value in turn.
+    fn label_texts(&self) -> impl Iterator<Item = &str> {
+        let end = self.event_start();
+        let mut at = self.labels_start();
+        std::iter::from_fn(move || {
+            let start = at + 2;
+            let stop = (start <= end).then(|| start + self.u16_at(at)).filter(|&stop| stop <= end)?;
+            at = stop;
+            Some(self.text(start..stop))
+        })
+    }
+}
+
+impl Selectable for Record {
+    fn task_id(&self) -> &str {
+        self.text(self.task_start()..self.labels_start())
+    }
+
+    fn product(&self) -> &str {
+        self.text(HEADER_BYTES..self.task_start())
+    }
+
+    fn status(&self) -> TaskStatus {
+        TaskStatus::from_number(self.bytes[1]).unwrap_or(TaskStatus::Unspecified)
+    }
+
+    fn has_label(&self, key: &str, value: &str) -> bool {
+        let mut texts = self.label_texts();
+        while let (Some(k), Some(v)) = (texts.next(), texts.next()) {
+            if k == key && v == value {
+                return true;
+            }
+        }
+        false
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::{collection, prelude::*};
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn a_record_gives_back_every_part(
+            product in "[a-z0-9][a-z0-9-]{0,62}",
+            task in "[!-~é]{1,128}",
+            status in 0u8..5,
+            revision: u32,
+            conflict: bool,
+            times: (i64, i64),
+            labels in collection::btree_map("\\PC{1,64}", "\\PC{0,256}", 0..16),
+            event: Vec<u8>,
+            raw: Vec<u8>,
+        ) {
+            let parts = RecordParts {
+                product: &Product::parse(&product).unwrap(),
+                task_id: &TaskId::parse(&task).unwrap(),
+                status: TaskStatus::from_number(status).unwrap(),
+                revision,
+                conflict,
+                received_at_micros: times.0,
+                log_time_micros: times.1,
+                labels: &labels,
+                event: &event,
+                raw: &raw,
+            };
+            let record = Record::new(Sequence(9), &parts);
+            let record = Record::from_stored(Sequence(9), record.bytes().clone()).unwrap();
+            prop_assert_eq!(record.product(), product);
+            prop_assert_eq!(record.task_id(), task);
+            prop_assert_eq!(record.status() as u8, status);
+            prop_assert_eq!((record.revision(), record.conflict()), (revision, conflict));
+            prop_assert_eq!((record.received_at_micros(), record.log_time_micros()), times);
+            prop_assert_eq!(record.event(), event);
+            prop_assert_eq!(record.raw(), raw);
+            prop_assert!(labels.iter().all(|(key, value)| record.has_label(key, value)));
+            prop_assert!(!record.has_label("no such key", ""));
+        }
+
+        #[test]
+        fn any_bytes_are_a_record_or_an_error(mut bytes: Vec<u8>, layout: bool) {
+            if let (true, Some(first)) = (layout, bytes.first_mut()) {
+                *first = LAYOUT;
+            }
+            if let Ok(record) = Record::from_stored(Sequence(1), bytes.into()) {
+                let _ = (record.task_id(), record.product(), record.status(), record.has_label("a", "b"));
+                let _ = (record.event(), record.raw());
+            }
+        }
+    }
+}

@@ -1,0 +1,27 @@
+//! The protobuf side: generated code, and the conversions between it and the domain.
+//!
+//! Wire types stop here and in `rpc`; nothing below knows them. An event is encoded once, when it is appended
+//! ([`encode_event`]); every delivery copies those bytes behind a prefix ([`Frame`]). Never does I/O.
+
+mod convert;
+pub mod frame;
+mod request;
+
+pub use convert::{duration, encode_event, status_to_wire, timestamp};
+pub use frame::{Delivery, Frame};
+pub use request::{FilterLimits, FilterRefusal, Malformed, filter_from_wire, instant_from_wire, positive_duration};
+
+/// Messages and clients, generated from `proto/blobcast/v1`.
+#[allow(missing_docs, clippy::all, clippy::allow_attributes_without_reason, reason = "generated")]
+pub mod v1 {
+    tonic::include_proto!("blobcast.v1");
+}
+
+/// Service traits and servers, generated with [`Frame`] in place of the responses that carry events.
+#[allow(missing_docs, unreachable_pub, clippy::all, clippy::allow_attributes_without_reason, reason = "generated")]
+pub mod service {
+    include!(concat!(env!("OUT_DIR"), "/services/blobcast.v1.rs"));
+}
+
+/// The compiled `FileDescriptorSet` of the package and its imports, for server reflection.
+pub const DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptor_set.bin"));
