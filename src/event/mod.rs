@@ -16,6 +16,7 @@ use std::{collections::BTreeMap, fmt, sync::Arc};
 use jiff::Timestamp;
 use serde_json::Value;
 use uuid::Uuid;
+use xxhash_rust::xxh3::Xxh3;
 
 /// Longest task id in characters. The vendor's are UUIDs or shorter; the rest is room for products to come.
 pub const TASK_ID_CHARS_MAX: usize = 128;
@@ -109,7 +110,7 @@ impl std::borrow::Borrow<str> for Product {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u8)]
 pub enum TaskStatus {
-    /// The vendor's word is not known; see [`Event::status_text`].
+    /// The vendor's word is not known; see [`Report::status_text`].
     Unspecified = 0,
     /// Accepted, not started.
     Pending = 1,
@@ -221,6 +222,30 @@ pub struct Report {
     pub created_at: Option<Timestamp>,
     /// When it ended.
     pub completed_at: Option<Timestamp>,
+}
+
+impl Report {
+    /// Condenses what the report says: status, outputs and error. Two reports of one task with the same fingerprint are
+    /// duplicates. Stored, so the rule must not change within a format version.
+    pub fn fingerprint(&self) -> u128 {
+        let mut hasher = Xxh3::new();
+        let mut text = |text: &str| {
+            hasher.update(&(text.len() as u64).to_le_bytes());
+            hasher.update(text.as_bytes());
+        };
+        text(self.status.as_str());
+        // Of a status that is not understood, the word is all there is to tell two reports apart.
+        text(if self.status == TaskStatus::Unspecified { &self.status_text } else { "" });
+        for output in &self.outputs {
+            text(&output.url);
+        }
+        if let Some(error) = &self.error {
+            text(&error.code);
+            text(&error.message);
+            text(&error.details.as_ref().map(Value::to_string).unwrap_or_default());
+        }
+        hasher.digest128()
+    }
 }
 
 /// An event before the log has given it a place, a revision and a cursor.

@@ -1,0 +1,162 @@
+//! The limits of each value and the rules between them. Pure: looks at a typed configuration, touches nothing.
+
+use std::{net::SocketAddr, time::Duration};
+
+use super::{
+    Config,
+    layers::Layers,
+    units::{duration_text, size_text},
+};
+
+const KIB: u64 = 1 << 10;
+const MIB: u64 = 1 << 20;
+const SECOND: Duration = Duration::from_secs(1);
+const TIMEOUT_MIN: Duration = Duration::from_millis(100);
+const TIMEOUT_MAX: Duration = Duration::from_secs(5 * 60);
+/// Ten years: beyond any retention, and within every calendar arithmetic.
+const RETENTION_AGE_MAX: Duration = Duration::from_secs(3650 * 86_400);
+/// hyper panics at a read buffer below this (`http1::Builder::max_buf_size`).
+const READ_BUFFER_BYTES_MIN: u64 = 8 * KIB;
+
+/// Reports every value out of its range and every broken rule.
+pub(super) fn check(config: &Config, layers: &mut Layers) {
+    for range in ranges(config).iter().filter(|range| !range.holds()) {
+        let what = format!("{} is out of range, which is {}", range.unit.text(range.value), range.allowed());
+        layers.report(layers.origin(range.key), range.key, what, "choose a value within it");
+    }
+    check_exposure(config, layers);
+    check_listeners_differ(config, layers);
+    check_one_body_fits(config, layers);
+}
+
+#[derive(Clone, Copy)]
+pub(super) enum Unit {
+    Bytes,
+    Nanoseconds,
+    One,
+}
+
+impl Unit {
+    pub(super) fn text(self, value: u128) -> String {
+        match self {
+            Self::Bytes => u64::try_from(value).map_or_else(|_| value.to_string(), size_text),
+            Self::Nanoseconds => duration_text(value),
+            Self::One => value.to_string(),
+        }
+    }
+}
+
+/// What one key may be; `max` is `None` where only the machine sets a limit.
+pub(super) struct Range {
+    pub(super) key: &'static str,
+    pub(super) unit: Unit,
+    value: u128,
+    min: u128,
+    max: Option<u128>,
+}
+
+impl Range {
+    fn holds(&self) -> bool {
+        self.value >= self.min && self.max.is_none_or(|max| self.value <= max)
+    }
+
+    fn allowed(&self) -> String {
+        let min = self.unit.text(self.min);
+        match self.max {
+            Some(max) => format!("{min} to {}", self.unit.text(max)),
+            None => format!("{min} or more"),
+        }
+    }
+}
+
+fn bytes(key: &'static str, value: u64, min: u64, max: impl Into<Option<u64>>) -> Range {
+    Range { key, unit: Unit::Bytes, value: value.into(), min: min.into(), max: max.into().map(u128::from) }
+}
+
+fn count(key: &'static str, value: u64, min: u64, max: u64) -> Range {
+    Range { key, unit: Unit::One, value: value.into(), min: min.into(), max: Some(max.into()) }
+}
+
+fn time(key: &'static str, value: Duration, min: Duration, max: Duration) -> Range {
+    let (value, min, max) = (value.as_nanos(), min.as_nanos(), Some(max.as_nanos()));
+    Range { key, unit: Unit::Nanoseconds, value, min, max }
+}
+
+/// The range of every key that is a number, a size or a duration.
+pub(super) fn ranges(config: &Config) -> Vec<Range> {
+    let Config { ingest, grpc, log, quarantine, hub, store, shutdown, .. } = config;
+    vec![
+        count("ingest.connections_max", ingest.connections_max, 1, 1_000_000),
+        bytes("ingest.body_bytes_max", ingest.body_bytes_max, KIB, 64 * MIB),
+        bytes("ingest.header_bytes_max", ingest.header_bytes_max, READ_BUFFER_BYTES_MIN, MIB),
+        count("ingest.headers_max", ingest.headers_max, 1, 1000),
+        time("ingest.header_timeout", ingest.header_timeout, TIMEOUT_MIN, TIMEOUT_MAX),
+        time("ingest.body_timeout", ingest.body_timeout, TIMEOUT_MIN, TIMEOUT_MAX),
+        time("ingest.answer_timeout", ingest.answer_timeout, TIMEOUT_MIN, TIMEOUT_MAX),
+        bytes("ingest.inflight_bytes_max", ingest.inflight_bytes_max, MIB, None),
+        count("grpc.subscriptions_max", grpc.subscriptions_max, 1, 10_000_000),
+        count("grpc.task_ids_max", grpc.task_ids_max, 1, 1_000_000),
+        count("grpc.products_max", grpc.products_max, 1, 10_000),
+        count("grpc.connections_max", grpc.connections_max, 1, 1_000_000),
+        // Pings closer together would be most of the traffic of a quiet connection.
+        time("grpc.keepalive_interval", grpc.keepalive_interval, SECOND, 3600 * SECOND),
+        time("grpc.keepalive_timeout", grpc.keepalive_timeout, TIMEOUT_MIN, TIMEOUT_MAX),
+        bytes("grpc.request_bytes_max", grpc.request_bytes_max, KIB, 64 * MIB),
+        time("log.retention_age_max", log.retention_age_max, SECOND, RETENTION_AGE_MAX),
+        bytes("log.retention_bytes_max", log.retention_bytes_max, MIB, None),
+        count("log.disk_free_min_percent", log.disk_free_min_percent, 0, 90),
+        time("quarantine.retention_age_max", quarantine.retention_age_max, SECOND, RETENTION_AGE_MAX),
+        bytes("quarantine.retention_bytes_max", quarantine.retention_bytes_max, MIB, None),
+        bytes("hub.ring_bytes_max", hub.ring_bytes_max, MIB, None),
+        bytes("store.cache_bytes", store.cache_bytes, MIB, None),
+        time("shutdown.drain_timeout", shutdown.drain_timeout, SECOND, 600 * SECOND),
+    ]
+}
+
+/// An address that other machines can reach, unprotected, must be asked for by name.
+fn check_exposure(config: &Config, layers: &mut Layers) {
+    let Config { ingest, grpc, admin, .. } = config;
+    let listeners = [
+        ("ingest.listen", ingest.listen, "ingest.allow_unverified", ingest.allow_unverified, "make up events"),
+        ("grpc.listen", grpc.listen, "grpc.allow_anonymous", grpc.allow_anonymous, "read every event"),
+        ("admin.listen", admin.listen, "admin.allow_anonymous", admin.allow_anonymous, "read metrics and state"),
+    ];
+    for (key, address, consent, given, danger) in listeners {
+        // A consent that could not be read is reported already.
+        if address.ip().to_canonical().is_loopback() || given || !layers.is_readable(consent) {
+            continue;
+        }
+        let what = format!("{address} is not loopback: whoever can reach it could {danger}");
+        let remedy = format!("listen on 127.0.0.1, or set `{consent} = true` if that is wanted");
+        layers.report(layers.origin(key), key, what, remedy);
+    }
+}
+
+fn check_listeners_differ(config: &Config, layers: &mut Layers) {
+    let listeners = [
+        ("ingest.listen", config.ingest.listen),
+        ("grpc.listen", config.grpc.listen),
+        ("admin.listen", config.admin.listen),
+    ];
+    // Port 0 is a different free port each time.
+    let same = |a: SocketAddr, b: SocketAddr| a == b && a.port() != 0;
+    for (index, (key, address)) in listeners.into_iter().enumerate() {
+        let Some((other, _)) = listeners.into_iter().take(index).find(|(_, other)| same(*other, address)) else {
+            continue;
+        };
+        // The one that was set is the one to change.
+        let blamed = if layers.origin(key) == super::Origin::Default { other } else { key };
+        let what = format!("{address} is also the address of `{}`", if blamed == key { other } else { key });
+        layers.report(layers.origin(blamed), blamed, what, "give each listener its own port");
+    }
+}
+
+fn check_one_body_fits(config: &Config, layers: &mut Layers) {
+    let (all, one) = (config.ingest.inflight_bytes_max, config.ingest.body_bytes_max);
+    if all >= one || !layers.is_readable("ingest.body_bytes_max") {
+        return;
+    }
+    let key = "ingest.inflight_bytes_max";
+    let what = format!("{} is less than `ingest.body_bytes_max`, {}", size_text(all), size_text(one));
+    layers.report(layers.origin(key), key, what, "raise it, or lower the other: one body must fit");
+}

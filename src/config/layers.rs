@@ -1,0 +1,311 @@
+//! The layers, laid over one another key by key, each value with where it came from.
+//!
+//! The default file is the schema: a key exists if it is there, and a value's type follows its default's. A value is
+//! checked as it is laid down, by putting it alone into the defaults, so that one bad value hides no other.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs::File,
+    io::{self, Read},
+    path::{Path, PathBuf},
+};
+
+use serde::Deserialize;
+use toml::{
+    Spanned, Table, Value,
+    de::{DeTable, DeValue, ValueDeserializer},
+};
+
+use super::{
+    Config, DEFAULT,
+    problem::{Origin, Problem, nearest},
+};
+
+/// Variables that begin with `BLOBCAST_` and are no keys: the command line reads them itself.
+pub const CLIENT_VARIABLES: [&str; 4] =
+    ["BLOBCAST_CONFIG", "BLOBCAST_GRPC_URL", "BLOBCAST_INGEST_URL", "BLOBCAST_ADMIN_URL"];
+
+const VARIABLE_PREFIX: &str = "BLOBCAST_";
+/// Largest file that is read: many times the default file. A larger one is not a configuration.
+const FILE_BYTES_MAX: u64 = 1 << 20;
+const DEFAULT_IS_VALID: &str = "the embedded default file is valid: a test loads it";
+const SEE_DEFAULT: &str = "`blobcast check-config --print-default` lists every key";
+
+/// The settled values so far, where each came from, and what was wrong on the way.
+pub(super) struct Layers {
+    defaults: Table,
+    /// Dotted, in the order of the default file.
+    keys: Vec<String>,
+    sections: Vec<String>,
+    values: Table,
+    origins: BTreeMap<String, Origin>,
+    /// Keys some layer gave a value that cannot be read.
+    unreadable: BTreeSet<String>,
+    problems: Vec<Problem>,
+}
+
+impl Layers {
+    pub(super) fn defaults() -> Self {
+        let document = DeTable::parse(DEFAULT).expect(DEFAULT_IS_VALID);
+        let (mut keys, mut sections) = (Vec::new(), Vec::new());
+        for (name, value) in in_order(document.get_ref()) {
+            let Some(section) = value.get_ref().as_table() else {
+                keys.push(name.get_ref().to_string());
+                continue;
+            };
+            sections.push(name.get_ref().to_string());
+            keys.extend(in_order(section).iter().map(|(key, _)| format!("{}.{}", name.get_ref(), key.get_ref())));
+        }
+        let defaults: Table = toml::from_str(DEFAULT).expect(DEFAULT_IS_VALID);
+        Self {
+            values: defaults.clone(),
+            defaults,
+            keys,
+            sections,
+            origins: BTreeMap::new(),
+            unreadable: BTreeSet::new(),
+            problems: Vec::new(),
+        }
+    }
+
+    /// Every key, in the order of the default file.
+    #[cfg(test)]
+    pub(super) fn keys(&self) -> &[String] {
+        &self.keys
+    }
+
+    /// The default of `key`.
+    pub(super) fn default_of(&self, key: &str) -> Option<&Value> {
+        match key.split_once('.') {
+            Some((section, name)) => self.defaults.get(section)?.as_table()?.get(name),
+            None => self.defaults.get(key),
+        }
+    }
+
+    /// Where the value of `key` came from.
+    pub(super) fn origin(&self, key: &str) -> Origin {
+        self.origins.get(key).cloned().unwrap_or(Origin::Default)
+    }
+
+    /// True unless some layer gave `key` a value that cannot be read, so that what it means is not known.
+    pub(super) fn is_readable(&self, key: &str) -> bool {
+        !self.unreadable.contains(key)
+    }
+
+    /// What the layers amount to; a key that cannot be read has its next lower layer's value.
+    pub(super) fn config(&self) -> Config {
+        self.values.clone().try_into().expect("each value was read on its own before")
+    }
+
+    pub(super) fn into_problems(self) -> Vec<Problem> {
+        self.problems
+    }
+
+    pub(super) fn report(&mut self, origin: Origin, key: &str, what: impl Into<String>, remedy: impl Into<String>) {
+        self.problems.push(Problem { origin, key: Some(key.to_owned()), what: what.into(), remedy: remedy.into() });
+    }
+
+    pub(super) fn add_file(&mut self, path: &Path) {
+        let text = match read(path) {
+            Ok(text) => text,
+            Err(error) => {
+                let remedy = "name a readable TOML file, or start without one";
+                return self.report_file(Origin::File(path.into()), format!("cannot be read: {error}"), remedy);
+            }
+        };
+        let file = Document { path: path.into(), text: &text };
+        let (table, errors) = DeTable::parse_recoverable(&text);
+        // What the parser made of a broken file may not be what was meant.
+        if errors.is_empty() {
+            return self.add_table(&file, table.get_ref(), None);
+        }
+        let mut lines = BTreeSet::new();
+        for error in errors {
+            let (line, column) = position(&text, error.span().map_or(0, |span| span.start));
+            // One mistake makes the parser stumble several times over its line.
+            if lines.insert(line) {
+                let origin = Origin::Line { path: path.into(), line, column: Some(column) };
+                self.report_file(origin, format!("is not TOML: {}", error.message()), "correct the line");
+            }
+        }
+    }
+
+    fn report_file(&mut self, origin: Origin, what: String, remedy: &str) {
+        self.problems.push(Problem { origin, key: None, what, remedy: remedy.to_owned() });
+    }
+
+    fn add_table(&mut self, file: &Document<'_>, table: &DeTable<'_>, section: Option<&str>) {
+        for (name, value) in in_order(table) {
+            let key = match section {
+                Some(section) => format!("{section}.{}", name.get_ref()),
+                None => name.get_ref().to_string(),
+            };
+            let origin = file.line_of(name.span().start);
+            match value.get_ref() {
+                DeValue::Table(table) if self.sections.contains(&key) => self.add_table(file, table, Some(&key)),
+                DeValue::Table(_) if self.default_of(&key).is_none() => self.report_unknown_section(origin, &key),
+                _ => match Value::deserialize(ValueDeserializer::from(value.clone())) {
+                    Ok(value) => self.add(origin, &key, |_| Ok(value)),
+                    Err(error) => self.add(origin, &key, |_| Err(error.message().to_owned())),
+                },
+            }
+        }
+    }
+
+    pub(super) fn add_environment(&mut self, variables: &[(String, String)]) {
+        let mut seen = BTreeMap::new();
+        let mut variables: Vec<_> = variables.iter().map(|(name, value)| (name.to_uppercase(), name, value)).collect();
+        // The process gives them in no order; problems are to come in the same one each time.
+        variables.sort();
+        for (upper, name, raw) in variables {
+            let Some(rest) = upper.strip_prefix(VARIABLE_PREFIX) else { continue };
+            if CLIENT_VARIABLES.contains(&upper.as_str()) {
+                continue;
+            }
+            let key = rest.to_lowercase().replace("__", ".");
+            let origin = Origin::Environment(name.clone());
+            if let Some(other) = seen.insert(key.clone(), name) {
+                let what = format!("is set twice, also as {other}: names differ only in case");
+                self.report(origin, &key, what, "unset one of them");
+                continue;
+            }
+            self.add(origin, &key, |default| from_text(raw, default));
+        }
+    }
+
+    pub(super) fn add_flags(&mut self, flags: &[(String, String)]) {
+        for (key, raw) in flags {
+            self.add(Origin::Flag(flag_name(key)), key, |default| from_text(raw, default));
+        }
+    }
+
+    /// Lays one value over what is there; `read` makes it from the default's example.
+    fn add(&mut self, origin: Origin, key: &str, read: impl FnOnce(&Value) -> Result<Value, String>) {
+        let Some(default) = self.default_of(key).filter(|default| !default.is_table()) else {
+            return self.report_unknown_key(origin, key);
+        };
+        match read(default).and_then(|value| self.try_alone(key, value)) {
+            Ok(value) => {
+                put(&mut self.values, key, value);
+                self.origins.insert(key.to_owned(), origin);
+            }
+            Err(what) => {
+                let remedy = match default.as_str() {
+                    Some("") => "correct it, or leave it empty".to_owned(),
+                    _ => format!("write it like the default, {default}"),
+                };
+                self.unreadable.insert(key.to_owned());
+                self.report(origin, key, what, remedy);
+            }
+        }
+    }
+
+    /// Whether the broker could read `value`, all else being default.
+    fn try_alone(&self, key: &str, value: Value) -> Result<Value, String> {
+        let mut table = self.defaults.clone();
+        put(&mut table, key, value.clone());
+        match Config::deserialize(table) {
+            Ok(_) => Ok(value),
+            Err(error) => Err(error.message().to_owned()),
+        }
+    }
+
+    fn report_unknown_key(&mut self, origin: Origin, key: &str) {
+        if self.sections.iter().any(|section| section == key) {
+            let remedy = format!("set a key in it, like `{}`", self.first_key_of(key));
+            return self.report(origin, key, "is a section, not a key", remedy);
+        }
+        let keys = self.keys.iter().map(String::as_str);
+        let suggestion = match &origin {
+            Origin::Environment(name) => {
+                let variables: Vec<_> = self.keys.iter().map(|key| variable_name(key)).collect();
+                nearest(key, keys).map(variable_name).or_else(|| {
+                    let known = variables.iter().map(String::as_str).chain(CLIENT_VARIABLES);
+                    nearest(&name.to_uppercase(), known).map(str::to_owned)
+                })
+            }
+            Origin::Flag(_) => nearest(key, keys).map(flag_name),
+            _ => nearest(key, keys).map(str::to_owned),
+        };
+        let remedy = suggestion.map_or_else(|| SEE_DEFAULT.to_owned(), |name| format!("did you mean `{name}`?"));
+        self.report(origin, key, "unknown key", remedy);
+    }
+
+    fn report_unknown_section(&mut self, origin: Origin, key: &str) {
+        let section = nearest(key, self.sections.iter().map(String::as_str));
+        let remedy = section.map_or_else(|| SEE_DEFAULT.to_owned(), |section| format!("did you mean `[{section}]`?"));
+        self.report(origin, key, "unknown section", remedy);
+    }
+
+    fn first_key_of<'a>(&'a self, section: &'a str) -> &'a str {
+        let inside = |key: &&String| key.split_once('.').is_some_and(|(head, _)| head == section);
+        self.keys.iter().find(inside).map_or(section, String::as_str)
+    }
+}
+
+/// A file while it is read.
+struct Document<'a> {
+    path: PathBuf,
+    text: &'a str,
+}
+
+impl Document<'_> {
+    fn line_of(&self, offset: usize) -> Origin {
+        Origin::Line { path: self.path.clone(), line: position(self.text, offset).0, column: None }
+    }
+}
+
+/// Line and column of a byte, both from 1, the column in characters.
+fn position(text: &str, offset: usize) -> (usize, usize) {
+    let before = text.get(..offset).unwrap_or(text);
+    let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
+    (before.matches('\n').count() + 1, before[line_start..].chars().count() + 1)
+}
+
+/// The entries as the file has them; the table itself sorts them by name.
+fn in_order<'a, 'i>(table: &'a DeTable<'i>) -> Vec<(&'a Spanned<toml::de::DeString<'i>>, &'a Spanned<DeValue<'i>>)> {
+    let mut entries: Vec<_> = table.iter().collect();
+    entries.sort_by_key(|(name, _)| name.span().start);
+    entries
+}
+
+fn read(path: &Path) -> io::Result<String> {
+    let mut text = String::new();
+    let bytes = File::open(path)?.take(FILE_BYTES_MAX + 1).read_to_string(&mut text)? as u64;
+    if bytes > FILE_BYTES_MAX {
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, format!("it has more than {FILE_BYTES_MAX} bytes")));
+    }
+    Ok(text)
+}
+
+/// Environment and command line know only texts; the default tells what is meant.
+fn from_text(raw: &str, default: &Value) -> Result<Value, String> {
+    match default {
+        Value::Boolean(_) => raw.parse().map(Value::Boolean).map_err(|_| format!("{raw:?} is neither true nor false")),
+        Value::Integer(_) => raw.parse().map(Value::Integer).map_err(|_| format!("{raw:?} is not a whole number")),
+        _ => Ok(Value::String(raw.to_owned())),
+    }
+}
+
+fn put(table: &mut Table, key: &str, value: Value) {
+    match key.split_once('.') {
+        Some((section, name)) => {
+            if let Some(section) = table.get_mut(section).and_then(Value::as_table_mut) {
+                section.insert(name.to_owned(), value);
+            }
+        }
+        None => {
+            table.insert(key.to_owned(), value);
+        }
+    }
+}
+
+/// `ingest.listen` as a flag: `--ingest-listen`.
+fn flag_name(key: &str) -> String {
+    format!("--{}", key.replace(['.', '_'], "-"))
+}
+
+/// `ingest.listen` as a variable: `BLOBCAST_INGEST__LISTEN`.
+fn variable_name(key: &str) -> String {
+    format!("{VARIABLE_PREFIX}{}", key.replace('.', "__").to_uppercase())
+}

@@ -1,0 +1,235 @@
+//! The configuration: every limit and address of the broker, typed and checked before anything starts.
+//!
+//! Owns the one default file, the four layers (defaults < file < environment < flags) and the rules between the keys.
+//! `default.toml` is the only place that states a default, documents a key, or makes one exist. Reads one file, and
+//! never the process environment: the command line hands that in.
+
+mod check;
+mod layers;
+mod problem;
+#[cfg(test)]
+mod tests;
+mod units;
+
+pub use layers::CLIENT_VARIABLES;
+pub use problem::{ConfigErrors, Origin, Problem};
+pub use units::{UnitError, parse_duration, parse_listen, parse_size};
+
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
+
+use serde::Deserialize;
+
+/// The default file: every key, its documentation and its default.
+pub const DEFAULT: &str = include_str!("default.toml");
+
+/// Where values may come from, besides the defaults.
+#[derive(Clone, Debug, Default)]
+pub struct Sources {
+    /// The user's TOML file.
+    pub file: Option<PathBuf>,
+    /// Environment variables; only those that begin with `BLOBCAST_`, in any case, are looked at.
+    pub env: Vec<(String, String)>,
+    /// Dotted key and value of each command-line flag that was given: `("ingest.listen", "127.0.0.1:0")`.
+    pub flags: Vec<(String, String)>,
+}
+
+/// Puts the layers over one another and checks the outcome; the error holds every problem found, not just the first.
+pub fn load(sources: &Sources) -> Result<Config, ConfigErrors> {
+    let mut layers = layers::Layers::defaults();
+    if let Some(path) = &sources.file {
+        layers.add_file(path);
+    }
+    layers.add_environment(&sources.env);
+    layers.add_flags(&sources.flags);
+    let config = layers.config();
+    check::check(&config, &mut layers);
+    match layers.into_problems() {
+        problems if problems.is_empty() => Ok(config),
+        problems => Err(ConfigErrors { problems }),
+    }
+}
+
+/// A configuration. One that [`load`] returned is within all limits; `default.toml` tells what happens at each.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// Directory of the event log and the quarantine; never empty.
+    #[serde(deserialize_with = "units::path")]
+    pub data_dir: PathBuf,
+    /// What the vendor reaches the ingest listener by: http or https, no query, no trailing slash. `None`: derive it.
+    #[serde(deserialize_with = "units::public_url")]
+    pub public_url: Option<String>,
+    /// The public listener.
+    pub ingest: Ingest,
+    /// The listener for internal services.
+    pub grpc: Grpc,
+    /// The listener for operators.
+    pub admin: Admin,
+    /// The event log.
+    pub log: Log,
+    /// Callbacks that were not understood.
+    pub quarantine: Quarantine,
+    /// The live path.
+    pub hub: Hub,
+    /// The embedded database.
+    pub store: Store,
+    /// What happens on SIGTERM.
+    pub shutdown: Shutdown,
+    /// The broker's own diagnostics.
+    pub logging: Logging,
+}
+
+/// The public listener, for callbacks.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Ingest {
+    /// Address; loopback unless `allow_unverified`.
+    #[serde(deserialize_with = "units::listen")]
+    pub listen: SocketAddr,
+    /// Whether it may listen beyond loopback although callbacks are not verified.
+    pub allow_unverified: bool,
+    /// Open TCP connections.
+    #[serde(deserialize_with = "units::count")]
+    pub connections_max: u64,
+    /// Bytes of one body.
+    #[serde(deserialize_with = "units::size")]
+    pub body_bytes_max: u64,
+    /// Bytes of the request line and the headers together.
+    #[serde(deserialize_with = "units::size")]
+    pub header_bytes_max: u64,
+    /// Headers of one request.
+    #[serde(deserialize_with = "units::count")]
+    pub headers_max: u64,
+    /// Time for all headers to arrive.
+    #[serde(deserialize_with = "units::duration")]
+    pub header_timeout: Duration,
+    /// Time for the body to arrive after the headers.
+    #[serde(deserialize_with = "units::duration")]
+    pub body_timeout: Duration,
+    /// Time for a callback to become durable.
+    #[serde(deserialize_with = "units::duration")]
+    pub answer_timeout: Duration,
+    /// Bytes of all bodies held in memory at once; at least `body_bytes_max`.
+    #[serde(deserialize_with = "units::size")]
+    pub inflight_bytes_max: u64,
+}
+
+/// The listener for internal services.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Grpc {
+    /// Address; loopback unless `allow_anonymous`.
+    #[serde(deserialize_with = "units::listen")]
+    pub listen: SocketAddr,
+    /// Whether it may listen beyond loopback although no client tokens are configured.
+    pub allow_anonymous: bool,
+    /// Open streams on this broker.
+    #[serde(deserialize_with = "units::count")]
+    pub subscriptions_max: u64,
+    /// Task ids in one filter.
+    #[serde(deserialize_with = "units::count")]
+    pub task_ids_max: u64,
+    /// Products in one filter.
+    #[serde(deserialize_with = "units::count")]
+    pub products_max: u64,
+    /// Open TCP connections.
+    #[serde(deserialize_with = "units::count")]
+    pub connections_max: u64,
+    /// Silence after which a connection is pinged.
+    #[serde(deserialize_with = "units::duration")]
+    pub keepalive_interval: Duration,
+    /// Time for the ping's answer.
+    #[serde(deserialize_with = "units::duration")]
+    pub keepalive_timeout: Duration,
+    /// Bytes of one request message.
+    #[serde(deserialize_with = "units::size")]
+    pub request_bytes_max: u64,
+}
+
+/// The listener for operators and probes.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Admin {
+    /// Address; loopback unless `allow_anonymous`.
+    #[serde(deserialize_with = "units::listen")]
+    pub listen: SocketAddr,
+    /// Whether it may listen beyond loopback.
+    pub allow_anonymous: bool,
+}
+
+/// The event log.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Log {
+    /// Age up to which events are kept.
+    #[serde(deserialize_with = "units::duration")]
+    pub retention_age_max: Duration,
+    /// Bytes of events kept.
+    #[serde(deserialize_with = "units::size")]
+    pub retention_bytes_max: u64,
+    /// Free disk space in percent below which callbacks are answered 503; 0 is off.
+    #[serde(deserialize_with = "units::count")]
+    pub disk_free_min_percent: u64,
+}
+
+/// Callbacks that were authentic but not understood.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Quarantine {
+    /// Age up to which they are kept.
+    #[serde(deserialize_with = "units::duration")]
+    pub retention_age_max: Duration,
+    /// Bytes kept.
+    #[serde(deserialize_with = "units::size")]
+    pub retention_bytes_max: u64,
+}
+
+/// The live path.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Hub {
+    /// Bytes of events in the ring.
+    #[serde(deserialize_with = "units::size")]
+    pub ring_bytes_max: u64,
+}
+
+/// The embedded database.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Store {
+    /// Bytes of memory for cached blocks.
+    #[serde(deserialize_with = "units::size")]
+    pub cache_bytes: u64,
+}
+
+/// What happens on SIGTERM.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Shutdown {
+    /// Time for streams and commits to finish before the rest is cut off.
+    #[serde(deserialize_with = "units::duration")]
+    pub drain_timeout: Duration,
+}
+
+/// The broker's own diagnostics.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Logging {
+    /// A directive string that `tracing_subscriber::EnvFilter` accepts.
+    #[serde(deserialize_with = "units::level")]
+    pub level: String,
+    /// How lines are written.
+    pub format: LogFormat,
+}
+
+/// How the diagnostics are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// Text on a terminal, JSON otherwise.
+    Auto,
+    /// For people.
+    Text,
+    /// One JSON object per line.
+    Json,
+}

@@ -1,0 +1,564 @@
+//! The configuration from outside: what is taken, from where, and what is said about the rest.
+
+use std::collections::BTreeSet;
+
+use proptest::prelude::*;
+use toml::Value;
+
+use super::{
+    layers::Layers,
+    units::{duration_text, size_text},
+    *,
+};
+
+/// What a key may be set to besides its default: valid alone, and different in each column.
+const OTHER_VALUES: &[(&str, [&str; 3])] = &[
+    ("data_dir", ["/a", "/b", "/c"]),
+    ("public_url", ["http://a", "https://b/x", "https://c:8443"]),
+    ("ingest.listen", ["127.0.0.1:1", "[::1]:2", "localhost:3"]),
+    ("ingest.connections_max", ["1", "2", "3"]),
+    ("ingest.body_bytes_max", ["1KiB", "2KiB", "3000"]),
+    ("ingest.header_bytes_max", ["8KiB", "9KiB", "10KiB"]),
+    ("ingest.headers_max", ["1", "2", "3"]),
+    ("ingest.header_timeout", ["1s", "2s", "300ms"]),
+    ("ingest.body_timeout", ["1s", "2s", "300ms"]),
+    ("ingest.answer_timeout", ["1s", "2s", "300ms"]),
+    ("ingest.inflight_bytes_max", ["1MiB", "2MiB", "3MiB"]),
+    ("grpc.listen", ["127.0.0.1:1", "[::1]:2", "localhost:3"]),
+    ("grpc.subscriptions_max", ["1", "2", "3"]),
+    ("grpc.task_ids_max", ["1", "2", "3"]),
+    ("grpc.products_max", ["1", "2", "3"]),
+    ("grpc.connections_max", ["1", "2", "3"]),
+    ("grpc.keepalive_interval", ["1s", "2s", "3s"]),
+    ("grpc.keepalive_timeout", ["1s", "2s", "3s"]),
+    ("grpc.request_bytes_max", ["1KiB", "2KiB", "3KiB"]),
+    ("admin.listen", ["127.0.0.1:1", "[::1]:2", "localhost:3"]),
+    ("log.retention_age_max", ["1h", "2d", "3m"]),
+    ("log.retention_bytes_max", ["1MiB", "2MiB", "3MiB"]),
+    ("log.disk_free_min_percent", ["0", "1", "2"]),
+    ("quarantine.retention_age_max", ["1h", "2d", "3m"]),
+    ("quarantine.retention_bytes_max", ["1MiB", "2MiB", "3MiB"]),
+    ("hub.ring_bytes_max", ["1MiB", "2MiB", "3MiB"]),
+    ("store.cache_bytes", ["1MiB", "2MiB", "3MiB"]),
+    ("shutdown.drain_timeout", ["1s", "2s", "3s"]),
+    ("logging.level", ["debug", "warn,blobcast=trace", "error"]),
+];
+
+/// Keys with only two values, so that three layers cannot all differ.
+const TWO_VALUED: &[(&str, [&str; 3])] = &[
+    ("ingest.allow_unverified", ["true", "false", "true"]),
+    ("grpc.allow_anonymous", ["true", "false", "true"]),
+    ("admin.allow_anonymous", ["true", "false", "true"]),
+    ("logging.format", ["text", "json", "text"]),
+];
+
+/// Key, the values at both ends of its range, and those just outside; `None` where there is no upper end.
+type Ends = (&'static str, [&'static str; 2], Option<[&'static str; 2]>);
+const ENDS: &[Ends] = &[
+    ("ingest.connections_max", ["0", "1"], Some(["1000000", "1000001"])),
+    ("ingest.body_bytes_max", ["1023", "1KiB"], Some(["64MiB", "67108865"])),
+    ("ingest.header_bytes_max", ["8191", "8KiB"], Some(["1MiB", "1048577"])),
+    ("ingest.headers_max", ["0", "1"], Some(["1000", "1001"])),
+    ("ingest.header_timeout", ["99ms", "100ms"], Some(["5m", "5m 1ns"])),
+    ("ingest.body_timeout", ["99ms", "100ms"], Some(["5m", "5m 1ns"])),
+    ("ingest.answer_timeout", ["99ms", "100ms"], Some(["5m", "5m 1ns"])),
+    ("ingest.inflight_bytes_max", ["1048575", "1MiB"], None),
+    ("grpc.subscriptions_max", ["0", "1"], Some(["10000000", "10000001"])),
+    ("grpc.task_ids_max", ["0", "1"], Some(["1000000", "1000001"])),
+    ("grpc.products_max", ["0", "1"], Some(["10000", "10001"])),
+    ("grpc.connections_max", ["0", "1"], Some(["1000000", "1000001"])),
+    ("grpc.keepalive_interval", ["999ms", "1s"], Some(["1h", "1h 1ns"])),
+    ("grpc.keepalive_timeout", ["99ms", "100ms"], Some(["5m", "5m 1ns"])),
+    ("grpc.request_bytes_max", ["1023", "1KiB"], Some(["64MiB", "67108865"])),
+    ("log.retention_age_max", ["999ms", "1s"], Some(["3650d", "3650d 1ns"])),
+    ("log.retention_bytes_max", ["1048575", "1MiB"], None),
+    ("log.disk_free_min_percent", ["-1", "0"], Some(["90", "91"])),
+    ("quarantine.retention_age_max", ["999ms", "1s"], Some(["3650d", "3650d 1ns"])),
+    ("quarantine.retention_bytes_max", ["1048575", "1MiB"], None),
+    ("hub.ring_bytes_max", ["1048575", "1MiB"], None),
+    ("store.cache_bytes", ["1048575", "1MiB"], None),
+    ("shutdown.drain_timeout", ["999ms", "1s"], Some(["10m", "10m 1ns"])),
+];
+
+fn flag(key: &str, value: &str) -> Sources {
+    flags(&[(key, value)])
+}
+
+fn flags(flags: &[(&str, &str)]) -> Sources {
+    Sources { flags: flags.iter().map(|(key, value)| ((*key).into(), (*value).into())).collect(), ..Sources::default() }
+}
+
+fn variable(name: &str, value: &str) -> Sources {
+    Sources { env: vec![(name.into(), value.into())], ..Sources::default() }
+}
+
+/// Loads `text` as the user's file, with what else `sources` has; the file's directory is cut from the errors.
+fn load_with_file(text: &str, sources: Sources) -> Result<Config, ConfigErrors> {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("blobcast.toml");
+    std::fs::write(&path, text).unwrap();
+    load(&Sources { file: Some(path), ..sources }).map_err(|mut errors| {
+        for problem in &mut errors.problems {
+            if let Origin::File(path) | Origin::Line { path, .. } = &mut problem.origin {
+                *path = "blobcast.toml".into();
+            }
+        }
+        errors
+    })
+}
+
+fn load_file(text: &str) -> Result<Config, ConfigErrors> {
+    load_with_file(text, Sources::default())
+}
+
+fn errors_of(outcome: Result<Config, ConfigErrors>) -> Vec<String> {
+    outcome.unwrap_err().to_string().lines().map(str::to_owned).collect()
+}
+
+fn default_config() -> Config {
+    load(&Sources::default()).unwrap()
+}
+
+fn keys() -> Vec<String> {
+    Layers::defaults().keys().to_vec()
+}
+
+fn variable_of(key: &str) -> String {
+    format!("BLOBCAST_{}", key.replace('.', "__").to_uppercase())
+}
+
+/// `key = value` as a file would have it: quoted if the default is.
+fn line_of(key: &str, value: &str) -> String {
+    match Layers::defaults().default_of(key) {
+        Some(Value::String(_)) => format!("{key} = {value:?}"),
+        _ => format!("{key} = {value}"),
+    }
+}
+
+#[test]
+fn the_default_file_loads_and_says_what_the_design_says() {
+    let config = default_config();
+    assert_eq!(config.data_dir, PathBuf::from("./blobcast-data"));
+    assert_eq!(config.public_url, None);
+    assert_eq!(config.ingest.listen.to_string(), "127.0.0.1:8080");
+    assert_eq!(config.ingest.body_bytes_max, 1 << 20);
+    assert_eq!(config.ingest.answer_timeout, Duration::from_secs(4));
+    assert_eq!(config.log.retention_age_max, Duration::from_secs(7 * 86_400));
+    assert_eq!(config.logging.format, LogFormat::Auto);
+    assert!(!config.ingest.allow_unverified && !config.grpc.allow_anonymous && !config.admin.allow_anonymous);
+}
+
+#[test]
+fn the_default_file_as_a_users_file_changes_nothing() {
+    assert_eq!(load_file(DEFAULT).unwrap(), default_config());
+}
+
+#[test]
+fn every_key_and_section_of_the_default_file_is_documented_right_above() {
+    let lines: Vec<_> = DEFAULT.lines().collect();
+    let mut documented = 0;
+    for pair in lines.windows(2).filter(|pair| !pair[1].starts_with('#') && !pair[1].is_empty()) {
+        assert!(pair[0].starts_with("# "), "no comment above {:?}", pair[1]);
+        documented += usize::from(pair[1].contains('='));
+    }
+    assert_eq!(documented, keys().len());
+}
+
+#[test]
+fn every_key_of_the_configuration_is_in_the_default_file() {
+    let whole: toml::Table = toml::from_str(DEFAULT).unwrap();
+    assert!(Config::deserialize(whole.clone()).is_ok());
+    for key in keys() {
+        let mut table = whole.clone();
+        match key.split_once('.') {
+            Some((section, name)) => table[section].as_table_mut().unwrap().remove(name),
+            None => table.remove(&key),
+        };
+        assert!(Config::deserialize(table).is_err(), "the code has its own default for {key}");
+    }
+}
+
+#[test]
+fn a_key_that_nothing_reads_cannot_exist() {
+    for section in ["", "ingest", "grpc", "admin", "log", "quarantine", "hub", "store", "shutdown", "logging"] {
+        let mut table: toml::Table = toml::from_str(DEFAULT).unwrap();
+        let inner = if section.is_empty() { &mut table } else { table[section].as_table_mut().unwrap() };
+        inner.insert("unread".into(), Value::Boolean(true));
+        assert!(Config::deserialize(table).is_err(), "[{section}] takes unknown keys");
+    }
+}
+
+#[test]
+fn every_key_is_overridden_by_file_then_environment_then_flag() {
+    let tables = OTHER_VALUES.iter().chain(TWO_VALUED);
+    let covered: BTreeSet<_> = tables.clone().map(|(key, _)| (*key).to_owned()).collect();
+    assert_eq!(covered, keys().into_iter().collect(), "the table covers every key");
+    for (key, [in_file, in_environment, in_flag]) in tables {
+        // What a value makes of the defaults when nothing else is set.
+        let alone = |value: &str| load(&flag(key, value)).unwrap();
+        let line = line_of(key, in_file);
+        let mut sources = Sources::default();
+
+        let file = load_with_file(&line, sources.clone()).unwrap();
+        assert_eq!(file, alone(in_file), "{key} from the file");
+        assert_ne!(file, default_config(), "{key} is read");
+
+        sources.env.push((variable_of(key), (*in_environment).into()));
+        let environment = load_with_file(&line, sources.clone()).unwrap();
+        assert_eq!(environment, alone(in_environment), "{key} from the environment");
+        assert_ne!(environment, file, "{key}: environment over file");
+
+        sources.flags.push(((*key).into(), (*in_flag).into()));
+        let flag = load_with_file(&line, sources).unwrap();
+        assert_eq!(flag, alone(in_flag), "{key} from a flag");
+        assert_ne!(flag, environment, "{key}: flag over environment");
+    }
+}
+
+#[test]
+fn an_environment_variable_is_taken_in_any_case() {
+    let config = load(&variable("blobcast_Data_Dir", "/here")).unwrap();
+    assert_eq!(config.data_dir, PathBuf::from("/here"));
+}
+
+#[test]
+fn one_key_in_two_spellings_of_a_variable_is_refused() {
+    let mut sources = variable("BLOBCAST_DATA_DIR", "/a");
+    sources.env.push(("blobcast_data_dir".into(), "/b".into()));
+    let errors = errors_of(load(&sources));
+    assert_eq!(errors.len(), 1);
+    assert!(errors[0].contains("set twice, also as BLOBCAST_DATA_DIR"), "{errors:?}");
+}
+
+#[test]
+fn variables_of_others_and_of_the_client_verbs_are_left_alone() {
+    let mut sources = variable("PATH", "/bin");
+    sources.env.extend(CLIENT_VARIABLES.map(|name| (name.into(), "x".into())));
+    assert_eq!(load(&sources).unwrap(), default_config());
+}
+
+#[test]
+fn an_unknown_key_names_its_line_and_the_nearest_key() {
+    for (text, line, unknown, near) in [
+        ("\n[ingest]\nlisten_on = 1\n", 3, "ingest.listen_on", "ingest.listen"),
+        ("[ingest]\nbody_max = 1\n", 2, "ingest.body_max", "ingest.body_bytes_max"),
+        ("[grpc]\nbody_bytes_max = 1\n", 2, "grpc.body_bytes_max", "ingest.body_bytes_max"),
+        ("listen = 1\n", 1, "listen", "ingest.listen"),
+        ("datadir = 1\n", 1, "datadir", "data_dir"),
+        ("log.retention_age = 1\n", 1, "log.retention_age", "log.retention_age_max"),
+    ] {
+        let expected = format!("blobcast.toml:{line}: `{unknown}`: unknown key; did you mean `{near}`?");
+        assert_eq!(errors_of(load_file(text)), [expected]);
+    }
+}
+
+#[test]
+fn an_unknown_key_near_nothing_leads_to_the_documentation() {
+    for text in ["[ingest]\nfoo = 1", "zzz = 1", "[hub]\nworkers = 4"] {
+        let errors = errors_of(load_file(text));
+        assert!(errors[0].contains("unknown key; `blobcast check-config --print-default`"), "{errors:?}");
+    }
+}
+
+#[test]
+fn an_unknown_section_names_its_line_and_the_nearest_section() {
+    let expected = "blobcast.toml:2: `injest`: unknown section; did you mean `[ingest]`?";
+    assert_eq!(errors_of(load_file("\n[injest]\nlisten = \"x\"\nother = 1")), [expected]);
+    let errors = errors_of(load_file("[kafka]\nx = 1"));
+    assert!(errors[0].ends_with("`blobcast check-config --print-default` lists every key"), "{errors:?}");
+}
+
+#[test]
+fn an_unknown_variable_or_flag_is_answered_in_its_own_spelling() {
+    for (sources, end) in [
+        (variable("BLOBCAST_GRPC_LISTEN", "x"), "did you mean `BLOBCAST_GRPC__LISTEN`?"),
+        (variable("BLOBCAST_INGEST_URI", "x"), "did you mean `BLOBCAST_INGEST_URL`?"),
+        (flag("grpc.listn", "x"), "did you mean `--grpc-listen`?"),
+    ] {
+        let errors = errors_of(load(&sources));
+        assert!(errors[0].ends_with(end), "{errors:?}");
+    }
+}
+
+#[test]
+fn a_section_is_no_key_and_a_key_is_no_section() {
+    let section = errors_of(load(&variable("BLOBCAST_LOG", "debug")));
+    assert!(
+        section[0].contains("is a section, not a key; set a key in it, like `log.retention_age_max`"),
+        "{section:?}"
+    );
+    let key = errors_of(load_file("[data_dir]\nx = 1"));
+    assert!(key[0].starts_with("blobcast.toml:1: `data_dir`: invalid type: map, expected a path"), "{key:?}");
+}
+
+#[test]
+fn a_wrong_type_names_its_line_and_shows_the_default() {
+    for (text, expected) in [
+        (
+            "\ndata_dir = 5",
+            "blobcast.toml:2: `data_dir`: invalid type: integer `5`, expected a path; \
+             write it like the default, \"./blobcast-data\"",
+        ),
+        (
+            "[ingest]\nallow_unverified = \"yes\"",
+            "blobcast.toml:2: `ingest.allow_unverified`: invalid type: string \"yes\", expected a boolean; \
+             write it like the default, false",
+        ),
+        (
+            "[grpc]\n\nproducts_max = -1",
+            "blobcast.toml:3: `grpc.products_max`: invalid value: integer `-1`, expected a whole number, 0 or more; \
+             write it like the default, 64",
+        ),
+        (
+            "hub.ring_bytes_max = \"64MB\"",
+            "blobcast.toml:1: `hub.ring_bytes_max`: \"64MB\" is not a size: its unit is one of B, KiB, MiB, GiB, TiB; \
+             write it like the default, \"64MiB\"",
+        ),
+    ] {
+        assert_eq!(errors_of(load_file(text)), [expected]);
+    }
+}
+
+#[test]
+fn a_wrong_text_in_environment_or_flag_names_it() {
+    let variable = errors_of(load(&variable("BLOBCAST_GRPC__PRODUCTS_MAX", "many")));
+    let start =
+        "environment variable BLOBCAST_GRPC__PRODUCTS_MAX: `grpc.products_max`: \"many\" is not a whole number;";
+    assert!(variable[0].starts_with(start), "{variable:?}");
+    let flag = errors_of(load(&flag("ingest.listen", "here")));
+    assert!(flag[0].starts_with("--ingest-listen: `ingest.listen`: \"here\" is not an address"), "{flag:?}");
+    assert_eq!(errors_of(load(&self::flag("logging.format", "xml"))).len(), 1);
+    assert_eq!(errors_of(load(&self::flag("logging.level", "blobcast=loud"))).len(), 1);
+    assert_eq!(errors_of(load(&self::flag("data_dir", ""))).len(), 1);
+    assert_eq!(errors_of(load(&self::flag("ingest.allow_unverified", "1"))).len(), 1);
+}
+
+#[test]
+fn a_syntax_error_names_line_and_column_and_hides_no_other_layer() {
+    let sources = flag("grpc.products_max", "0");
+    let errors = errors_of(load_with_file("data_dir = \"x\"\n[ingest\nlisten = 1\n", sources));
+    assert!(errors[0].starts_with("blobcast.toml:2:8: is not TOML: "), "{errors:?}");
+    assert!(errors.last().unwrap().starts_with("--grpc-products-max"), "{errors:?}");
+    let twice = errors_of(load_file("data_dir = \"x\"\ndata_dir = \"y\"\n"));
+    assert!(twice[0].starts_with("blobcast.toml:2:1: is not TOML: duplicate key"), "{twice:?}");
+}
+
+#[test]
+fn a_file_that_cannot_be_read_is_an_error() {
+    let sources = |path: &str| Sources { file: Some(path.into()), ..Sources::default() };
+    let missing = errors_of(load(&sources("/nowhere/blobcast.toml")));
+    assert!(missing[0].starts_with("/nowhere/blobcast.toml: cannot be read: No such file"), "{missing:?}");
+    assert!(errors_of(load(&sources("/dev/zero")))[0].contains("it has more than 1048576 bytes"));
+    assert_eq!(errors_of(load_file(&"#".repeat((1 << 20) + 1))).len(), 1);
+    assert!(load_file(&"#".repeat(1 << 20)).is_ok());
+}
+
+#[test]
+fn every_range_holds_on_both_sides_of_its_ends() {
+    for (key, [below, lowest], upper) in ENDS {
+        let load = |value| load(&roomy(key, value));
+        assert_eq!(load(below).unwrap_err().problems.len(), 1, "{key} = {below}");
+        assert!(load(lowest).is_ok(), "{key} = {lowest}");
+        let Some([highest, above]) = upper else {
+            assert!(load("8388607TiB").is_ok(), "{key} has no upper end");
+            continue;
+        };
+        assert!(load(highest).is_ok(), "{key} = {highest}");
+        let problems = load(above).unwrap_err().problems;
+        assert_eq!(problems.len(), 1, "{key} = {above}");
+        assert_eq!(problems[0].key.as_deref(), Some(*key));
+        assert!(problems[0].what.contains("is out of range, which is "), "{problems:?}");
+    }
+}
+
+/// The flag, in a configuration where one body always fits.
+fn roomy(key: &str, value: &str) -> Sources {
+    flags(&[("ingest.inflight_bytes_max", "1GiB"), ("ingest.body_bytes_max", "1KiB"), (key, value)])
+}
+
+#[test]
+fn every_number_size_and_duration_has_a_range() {
+    let config = default_config();
+    let ranged: Vec<_> = check::ranges(&config).iter().map(|range| range.key).collect();
+    assert_eq!(ranged, ENDS.iter().map(|(key, ..)| *key).collect::<Vec<_>>());
+    let defaults = Layers::defaults();
+    for key in keys() {
+        let is_quantity = match defaults.default_of(&key).unwrap() {
+            Value::Integer(_) => true,
+            Value::String(text) => parse_size(text).is_ok() || parse_duration(text).is_ok(),
+            _ => false,
+        };
+        assert_eq!(is_quantity, ranged.contains(&key.as_str()), "{key}");
+    }
+}
+
+#[test]
+fn a_value_out_of_range_names_value_range_and_place() {
+    let expected = "blobcast.toml:2: `shutdown.drain_timeout`: 11m is out of range, which is 1s to 10m; \
+                    choose a value within it";
+    assert_eq!(errors_of(load_file("[shutdown]\ndrain_timeout = \"11min\"")), [expected]);
+    let open = errors_of(load(&flag("store.cache_bytes", "1KiB")));
+    assert!(open[0].contains("1KiB is out of range, which is 1MiB or more"), "{open:?}");
+}
+
+#[test]
+fn beyond_loopback_a_listener_needs_consent() {
+    for (listen, consent) in [
+        ("ingest.listen", "ingest.allow_unverified"),
+        ("grpc.listen", "grpc.allow_anonymous"),
+        ("admin.listen", "admin.allow_anonymous"),
+    ] {
+        for exposed in ["0.0.0.0:7000", "[::]:7000", "10.0.0.1:7000", "[::ffff:10.0.0.1]:7000"] {
+            let errors = errors_of(load(&flag(listen, exposed)));
+            assert_eq!(errors.len(), 1, "{errors:?}");
+            assert!(errors[0].contains("is not loopback: whoever can reach it could "), "{errors:?}");
+            assert!(errors[0].contains(&format!("set `{consent} = true`")), "{errors:?}");
+            assert!(load(&flags(&[(listen, exposed), (consent, "true")])).is_ok());
+            assert!(load(&flags(&[(listen, exposed), (consent, "false")])).is_err());
+        }
+        for loopback in ["127.0.0.1:7000", "127.9.9.9:7000", "[::1]:7000", "[::ffff:127.0.0.1]:7000", "localhost:7000"]
+        {
+            assert!(load(&flag(listen, loopback)).is_ok(), "{listen} = {loopback}");
+        }
+    }
+}
+
+#[test]
+fn one_consent_does_not_stand_for_another() {
+    let sources =
+        flags(&[("grpc.listen", "0.0.0.0:1"), ("ingest.allow_unverified", "true"), ("admin.allow_anonymous", "true")]);
+    assert_eq!(errors_of(load(&sources)).len(), 1);
+}
+
+#[test]
+fn two_listeners_on_one_port_are_refused_at_the_one_that_was_set() {
+    let errors = errors_of(load(&flag("ingest.listen", "127.0.0.1:9090")));
+    assert_eq!(errors.len(), 1);
+    assert!(errors[0].starts_with("--ingest-listen: `ingest.listen`: 127.0.0.1:9090 is also"), "{errors:?}");
+    let any_port = flags(&[("ingest.listen", "127.0.0.1:0"), ("grpc.listen", "127.0.0.1:0")]);
+    assert!(load(&any_port).is_ok());
+}
+
+#[test]
+fn a_single_body_fits_into_the_memory_for_all() {
+    assert!(load(&flags(&[("ingest.body_bytes_max", "64MiB"), ("ingest.inflight_bytes_max", "64MiB")])).is_ok());
+    let errors = errors_of(load(&flags(&[("ingest.body_bytes_max", "64MiB"), ("ingest.inflight_bytes_max", "63MiB")])));
+    assert_eq!(errors.len(), 1);
+    assert!(errors[0].contains("63MiB is less than `ingest.body_bytes_max`, 64MiB"), "{errors:?}");
+}
+
+#[test]
+fn all_problems_are_reported_at_once_each_on_one_line() {
+    let text = "data_dir = 1\n\"un\\nknown\" = 1\n[ingest]\nbody_timeout = \"1 fortnight\"\nheaders_max = 0\n[what]\n";
+    let mut sources = variable("BLOBCAST_NONSENSE", "x");
+    sources.flags.push(("admin.listen".into(), "0.0.0.0:1".into()));
+    let errors = errors_of(load_with_file(text, sources));
+    let places: Vec<_> = errors.iter().map(|error| error.split(": ").next().unwrap()).collect();
+    assert_eq!(
+        places,
+        [
+            "blobcast.toml:1",
+            "blobcast.toml:2",
+            "blobcast.toml:4",
+            "blobcast.toml:6",
+            "environment variable BLOBCAST_NONSENSE",
+            "blobcast.toml:5",
+            "--admin-listen",
+        ]
+    );
+}
+
+#[test]
+fn a_consent_that_cannot_be_read_is_one_problem_not_two() {
+    let sources = flags(&[("grpc.listen", "0.0.0.0:1"), ("grpc.allow_anonymous", "yes")]);
+    assert_eq!(errors_of(load(&sources)).len(), 1);
+}
+
+#[test]
+fn a_public_url_is_http_without_query_and_loses_its_last_slash() {
+    let url = |raw| load(&flag("public_url", raw)).map(|config| config.public_url);
+    assert_eq!(url("").unwrap(), None);
+    assert_eq!(url("https://hooks.example.com/").unwrap().as_deref(), Some("https://hooks.example.com"));
+    assert_eq!(url("http://10.0.0.1:8080/in//").unwrap().as_deref(), Some("http://10.0.0.1:8080/in"));
+    for wrong in [
+        "example.com",
+        "ftp://example.com",
+        "https://",
+        "https:///x",
+        "https://:80",
+        "https://a/?x=1",
+        "https://a/#x",
+        "https://a b",
+        "https://user:secret@a",
+        "https://a\n",
+    ] {
+        let errors = url(wrong).unwrap_err();
+        assert_eq!(errors.problems.len(), 1, "{wrong}");
+        assert_eq!(errors.to_string().lines().count(), 1, "{wrong}");
+    }
+}
+
+#[test]
+fn a_log_filter_beyond_ascii_is_refused_rather_than_a_panic() {
+    let errors = errors_of(load(&flag("logging.level", "ab\u{b84ba}=k.p")));
+    assert!(errors[0].contains("it has characters other than ASCII"), "{errors:?}");
+}
+
+#[test]
+fn sizes_are_whole_numbers_with_binary_units() {
+    for (text, bytes) in
+        [("0", 0), ("512", 512), ("512B", 512), ("1KiB", 1024), (" 2 MiB ", 2 << 20), ("3GiB", 3 << 30)]
+    {
+        assert_eq!(parse_size(text), Ok(bytes), "{text}");
+    }
+    assert_eq!(parse_size("18446744073709551615"), Ok(u64::MAX));
+    for wrong in ["", "MiB", "-1", "1.5MiB", "1MB", "1mib", "1M", "1 KiB B", "18446744073709551616", "16777216TiB"] {
+        assert!(parse_size(wrong).is_err(), "{wrong}");
+    }
+}
+
+#[test]
+fn a_duration_needs_its_unit() {
+    assert_eq!(parse_duration("1h 30m"), Ok(Duration::from_secs(5400)));
+    assert_eq!(parse_duration("7d"), Ok(Duration::from_secs(7 * 86_400)));
+    for wrong in ["", "5", "5 fortnights", "-1s", "s"] {
+        assert!(parse_duration(wrong).is_err(), "{wrong}");
+    }
+}
+
+proptest! {
+    #[test]
+    fn a_size_reads_back_as_it_is_printed(bytes: u64, unit in 0..5_u32) {
+        let bytes = (bytes >> (10 * unit)) << (10 * unit);
+        prop_assert_eq!(parse_size(&size_text(bytes)), Ok(bytes));
+    }
+
+    #[test]
+    fn a_size_is_its_number_times_its_unit(number in 0..1_u64 << 24, unit in 0..5_u32, space in " ?") {
+        let name = ["B", "KiB", "MiB", "GiB", "TiB"][unit as usize];
+        let bytes = u128::from(number) << (10 * unit);
+        prop_assert_eq!(parse_size(&format!("{number}{space}{name}")).ok(), u64::try_from(bytes).ok());
+    }
+
+    #[test]
+    fn a_duration_reads_back_as_it_is_printed(seconds in 0..400_000_000_u64, nanoseconds in 0..1_000_000_000_u32) {
+        for duration in [Duration::from_secs(seconds), Duration::new(seconds, nanoseconds)] {
+            prop_assert_eq!(parse_duration(&duration_text(duration.as_nanos())), Ok(duration));
+        }
+    }
+
+    #[test]
+    fn no_text_makes_a_parser_panic(text in ".{0,40}") {
+        drop((parse_size(&text), parse_duration(&text), parse_listen(&text)));
+        for key in ["public_url", "hub.ring_bytes_max", "logging.level", "grpc.products_max", &text] {
+            drop(load(&flag(key, &text)));
+        }
+    }
+
+    #[test]
+    fn no_file_makes_the_loader_panic_and_every_error_is_one_line(text in "([a-z.\"\\[\\]={}# \n]|[ -~é]){0,120}") {
+        if let Err(errors) = load_file(&text) {
+            prop_assert_eq!(errors.to_string().lines().count(), errors.problems.len());
+        }
+    }
+}

@@ -1,0 +1,204 @@
+//! The texts that values are written in: sizes, durations, addresses, URLs. Pure; knows no key and no limit.
+
+use std::{
+    fmt,
+    net::{Ipv4Addr, SocketAddr},
+    path::PathBuf,
+    time::Duration,
+};
+
+use serde::de::{Deserializer, Error, Unexpected, Visitor};
+use tracing_subscriber::EnvFilter;
+
+/// Units of size, largest first.
+const SIZE_UNITS: [(&str, u64); 5] = [("TiB", 1 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10), ("B", 1)];
+/// Units of time in nanoseconds, largest first.
+const TIME_UNITS: [(&str, u128); 7] = [
+    ("d", 86_400_000_000_000),
+    ("h", 3_600_000_000_000),
+    ("m", 60_000_000_000),
+    ("s", 1_000_000_000),
+    ("ms", 1_000_000),
+    ("us", 1_000),
+    ("ns", 1),
+];
+
+/// A text that is not the value it should be.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum UnitError {
+    /// No whole number in front.
+    #[error("{0:?} is not a size: it begins with a whole number, like 64MiB")]
+    SizeNumber(String),
+    /// A unit that does not exist here; MB is not MiB.
+    #[error("{0:?} is not a size: its unit is one of B, KiB, MiB, GiB, TiB")]
+    SizeUnit(String),
+    /// More bytes than 64 bits count.
+    #[error("{0:?} is too large for a size")]
+    SizeTooLarge(String),
+    /// Not a duration.
+    #[error("{0:?} is not a duration: {1}")]
+    Duration(String, String),
+    /// Not an address to listen on.
+    #[error("{0:?} is not an address to listen on: it is IP:PORT, [IPv6]:PORT or localhost:PORT")]
+    Listen(String),
+    /// Not a URL to put a path behind.
+    #[error("{0:?} is not a public URL: it {1}")]
+    PublicUrl(String, &'static str),
+    /// Nothing there.
+    #[error("the path is empty")]
+    EmptyPath,
+    /// Not a log filter.
+    #[error("{0:?} is not a log filter: {1}")]
+    Level(String, String),
+}
+
+/// Bytes of a text like `64MiB`, `64 MiB`, `512B` or `512`.
+pub fn parse_size(raw: &str) -> Result<u64, UnitError> {
+    let text = raw.trim();
+    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+    let (number, unit) = text.split_at(digits);
+    if number.is_empty() {
+        return Err(UnitError::SizeNumber(raw.to_owned()));
+    }
+    let factor = match unit.trim_start() {
+        "" => 1,
+        unit => {
+            let known = SIZE_UNITS.iter().find(|(name, _)| *name == unit);
+            known.ok_or_else(|| UnitError::SizeUnit(raw.to_owned()))?.1
+        }
+    };
+    let bytes = number.parse::<u64>().ok().and_then(|number| number.checked_mul(factor));
+    bytes.ok_or_else(|| UnitError::SizeTooLarge(raw.to_owned()))
+}
+
+/// The size in the largest unit that states it exactly; [`parse_size`] reads it back.
+pub(super) fn size_text(bytes: u64) -> String {
+    let exact = SIZE_UNITS.iter().find(|(_, factor)| bytes != 0 && bytes.is_multiple_of(*factor));
+    exact.map_or_else(|| "0B".to_owned(), |(unit, factor)| format!("{}{unit}", bytes / factor))
+}
+
+/// A duration like `15s`, `1h 30m` or `7d`, as the `humantime` crate reads it.
+pub fn parse_duration(raw: &str) -> Result<Duration, UnitError> {
+    humantime::parse_duration(raw).map_err(|error| UnitError::Duration(raw.to_owned(), error.to_string()))
+}
+
+/// The duration in the largest unit that states it exactly; [`parse_duration`] reads it back.
+pub(super) fn duration_text(nanoseconds: u128) -> String {
+    let exact = TIME_UNITS.iter().find(|(_, factor)| nanoseconds != 0 && nanoseconds.is_multiple_of(*factor));
+    exact.map_or_else(|| "0s".to_owned(), |(unit, factor)| format!("{}{unit}", nanoseconds / factor))
+}
+
+/// An address to listen on. Of names only `localhost` is taken, as 127.0.0.1: others would depend on the DNS.
+pub fn parse_listen(raw: &str) -> Result<SocketAddr, UnitError> {
+    let address = match raw.strip_prefix("localhost:") {
+        Some(port) => port.parse().ok().map(|port: u16| (Ipv4Addr::LOCALHOST, port).into()),
+        None => raw.parse().ok(),
+    };
+    address.ok_or_else(|| UnitError::Listen(raw.to_owned()))
+}
+
+fn parse_public_url(raw: &str) -> Result<Option<String>, UnitError> {
+    let wrong = |why| Err(UnitError::PublicUrl(raw.to_owned(), why));
+    if raw.is_empty() {
+        return Ok(None);
+    }
+    let Some(rest) = raw.strip_prefix("https://").or_else(|| raw.strip_prefix("http://")) else {
+        return wrong("must begin with http:// or https://");
+    };
+    if !raw.bytes().all(|byte| byte.is_ascii_graphic()) {
+        return wrong("may have only printable ASCII characters and no spaces");
+    }
+    if raw.contains(['?', '#']) {
+        return wrong("must have no query and no fragment");
+    }
+    let authority = rest.split('/').next().unwrap_or_default();
+    // It is printed and logged.
+    if authority.contains('@') {
+        return wrong("must not carry a user name or password");
+    }
+    if authority.is_empty() || authority.starts_with(':') {
+        return wrong("names no host");
+    }
+    Ok(Some(raw.trim_end_matches('/').to_owned()))
+}
+
+fn parse_path(raw: &str) -> Result<PathBuf, UnitError> {
+    if raw.is_empty() { Err(UnitError::EmptyPath) } else { Ok(raw.into()) }
+}
+
+fn parse_level(raw: &str) -> Result<String, UnitError> {
+    // tracing-subscriber 0.3.23 panics at some of these: it cuts the text in the middle of a character.
+    if !raw.is_ascii() {
+        return Err(UnitError::Level(raw.to_owned(), "it has characters other than ASCII".to_owned()));
+    }
+    match EnvFilter::try_new(raw) {
+        Ok(_) => Ok(raw.to_owned()),
+        Err(error) => Err(UnitError::Level(raw.to_owned(), error.to_string())),
+    }
+}
+
+type Parse<T> = fn(&str) -> Result<T, UnitError>;
+
+/// One value of a TOML file: how it is read from a string and from a number, `None` where it cannot be.
+struct Leaf<T> {
+    expected: &'static str,
+    text: Option<Parse<T>>,
+    number: Option<fn(u64) -> T>,
+}
+
+impl<T> Visitor<'_> for Leaf<T> {
+    type Value = T;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.expected)
+    }
+
+    fn visit_str<E: Error>(self, raw: &str) -> Result<T, E> {
+        let parse = self.text.ok_or_else(|| E::invalid_type(Unexpected::Str(raw), &self))?;
+        parse(raw).map_err(E::custom)
+    }
+
+    fn visit_u64<E: Error>(self, number: u64) -> Result<T, E> {
+        let take = self.number.ok_or_else(|| E::invalid_type(Unexpected::Unsigned(number), &self))?;
+        Ok(take(number))
+    }
+
+    fn visit_i64<E: Error>(self, number: i64) -> Result<T, E> {
+        match u64::try_from(number) {
+            Ok(number) => self.visit_u64(number),
+            Err(_) => Err(E::invalid_value(Unexpected::Signed(number), &self)),
+        }
+    }
+}
+
+fn text<'de, D: Deserializer<'de>, T>(from: D, expected: &'static str, parse: Parse<T>) -> Result<T, D::Error> {
+    from.deserialize_any(Leaf { expected, text: Some(parse), number: None })
+}
+
+pub(super) fn count<'de, D: Deserializer<'de>>(from: D) -> Result<u64, D::Error> {
+    from.deserialize_any(Leaf { expected: "a whole number, 0 or more", text: None, number: Some(|number| number) })
+}
+
+pub(super) fn size<'de, D: Deserializer<'de>>(from: D) -> Result<u64, D::Error> {
+    from.deserialize_any(Leaf { expected: "a size", text: Some(parse_size), number: Some(|number| number) })
+}
+
+pub(super) fn duration<'de, D: Deserializer<'de>>(from: D) -> Result<Duration, D::Error> {
+    text(from, "a duration with its unit", parse_duration)
+}
+
+pub(super) fn listen<'de, D: Deserializer<'de>>(from: D) -> Result<SocketAddr, D::Error> {
+    text(from, "an address to listen on", parse_listen)
+}
+
+pub(super) fn public_url<'de, D: Deserializer<'de>>(from: D) -> Result<Option<String>, D::Error> {
+    text(from, "a URL, or an empty string", parse_public_url)
+}
+
+pub(super) fn path<'de, D: Deserializer<'de>>(from: D) -> Result<PathBuf, D::Error> {
+    text(from, "a path", parse_path)
+}
+
+pub(super) fn level<'de, D: Deserializer<'de>>(from: D) -> Result<String, D::Error> {
+    text(from, "a log filter", parse_level)
+}

@@ -1,0 +1,253 @@
+//! The live path: a ring of recent events, shared by all, and an index of who wants what.
+//!
+//! A subscription that has reached the ring takes a [`Seat`]. Publishing an event looks its task and product up in the index,
+//! notes on each seat that wants it where its first unread match is, and wakes it; seats that do not want it are not
+//! touched, so waiting costs nothing per event. A seat has no queue: it reads the ring, and when the ring has moved past it,
+//! it is told to go back to the log. Never awaits, never touches the disk.
+
+mod index;
+
+use std::{
+    collections::VecDeque,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    task::Waker,
+};
+
+use slab::Slab;
+
+use crate::event::{Filter, Record, Sequence};
+use index::Index;
+
+/// Most matching records handed out by one read.
+const READ_RECORDS_MAX: usize = 64;
+/// Most bytes handed out by one read after its first record: what a stalled reader can hold on to.
+const READ_BYTES_MAX: usize = 64 * 1024;
+/// Most records looked at by one read, so that nobody holds the lock for long.
+const READ_SCANNED_MAX: usize = 1_024;
+
+/// See the module's description.
+#[derive(Debug)]
+pub struct Hub {
+    state: Mutex<State>,
+    closing: AtomicBool,
+}
+
+#[derive(Debug)]
+struct State {
+    ring: VecDeque<Record>,
+    ring_bytes: usize,
+    ring_bytes_max: usize,
+    head: Sequence,
+    seats: Slab<Occupant>,
+    index: Index,
+}
+
+#[derive(Debug)]
+struct Occupant {
+    filter: Arc<Filter>,
+    /// Nothing between the occupant's position and this place matches; `None`: nothing up to the head does.
+    first_match: Option<Sequence>,
+    /// Registered exactly while the occupant waits.
+    waker: Option<Waker>,
+}
+
+/// What a seat has found.
+#[derive(Debug)]
+pub enum Read {
+    /// Matching records, in order, and the place up to which all has been looked at.
+    Records(Vec<Record>, Sequence),
+    /// Nothing up to this place, the head; the waker is registered.
+    Waiting(Sequence),
+    /// The ring has moved past: everything up to this place has been seen, the rest is in the log.
+    Behind(Sequence),
+    /// The server is going away.
+    Closing,
+}
+
+/// How much the ring holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RingSize {
+    /// Events.
+    pub events: usize,
+    /// Their bytes.
+    pub bytes: usize,
+}
+
+impl Hub {
+    /// An empty ring at `head`, bounded by `ring_bytes_max`; when full, the oldest events go, and slower readers use the log.
+    pub fn new(head: Sequence, ring_bytes_max: usize) -> Arc<Self> {
+        let state = State {
+            ring: VecDeque::new(),
+            ring_bytes: 0,
+            ring_bytes_max,
+            head,
+            seats: Slab::new(),
+            index: Index::default(),
+        };
+        Arc::new(Self { state: Mutex::new(state), closing: AtomicBool::new(false) })
+    }
+
+    /// The newest published event.
+    pub fn head(&self) -> Sequence {
+        self.lock().head
+    }
+
+    /// How much the ring holds.
+    pub fn ring_size(&self) -> RingSize {
+        let state = self.lock();
+        RingSize { events: state.ring.len(), bytes: state.ring_bytes }
+    }
+
+    /// Takes durable events, in log order, and wakes those who want them.
+    pub fn publish(&self, records: &[Record]) {
+        let mut woken = Vec::new();
+        let mut state = self.lock();
+        for record in records {
+            state.push(record, &mut woken);
+        }
+        drop(state);
+        // Outside the lock: a woken task may start to read at once.
+        woken.into_iter().for_each(Waker::wake);
+    }
+
+    /// Tells every seat, now and from now on, that the server is going away.
+    pub fn close(&self) {
+        let mut state = self.lock();
+        // Within the lock: whoever registers a waker after this has seen it.
+        self.closing.store(true, Ordering::Release);
+        let woken: Vec<_> = state.seats.iter_mut().filter_map(|(_, occupant)| occupant.waker.take()).collect();
+        drop(state);
+        woken.into_iter().for_each(Waker::wake);
+    }
+
+    /// True once [`Hub::close`] was called.
+    pub fn is_closing(&self) -> bool {
+        self.closing.load(Ordering::Acquire)
+    }
+
+    /// Takes a seat for someone who has seen everything up to `position`; `None` if the ring has moved past that place.
+    pub fn attach(self: &Arc<Self>, filter: &Arc<Filter>, position: Sequence) -> Option<Seat> {
+        let mut state = self.lock();
+        if position.next() < state.ring_start() {
+            return None;
+        }
+        let first_match = (position < state.head).then(|| position.next());
+        let occupant = Occupant { filter: Arc::clone(filter), first_match, waker: None };
+        let number = state.seats.insert(occupant);
+        state.index.insert(filter, number);
+        Some(Seat { hub: Arc::clone(self), number })
+    }
+
+    /// Like [`Seat::seen`], for onlookers: the number may have been given back, in which case `position` it is.
+    pub fn seen(&self, number: usize, position: Sequence) -> Sequence {
+        let state = self.lock();
+        let seen = state.seats.get(number).map(|occupant| occupant.first_match.map_or(state.head, Sequence::previous));
+        seen.unwrap_or_default().max(position)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // A panic while the lock is held ends the process, so a poisoned lock is never seen.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn ring_start(&self) -> Sequence {
+        self.ring.front().map_or(self.head.next(), Record::sequence)
+    }
+
+    fn push(&mut self, record: &Record, woken: &mut Vec<Waker>) {
+        let Self { index, seats, .. } = self;
+        index.for_each_candidate(record, |number| {
+            let occupant = &mut seats[number];
+            if occupant.first_match.is_none() && occupant.filter.matches(record) {
+                occupant.first_match = Some(record.sequence());
+                woken.extend(occupant.waker.take());
+            }
+        });
+        self.head = record.sequence();
+        self.ring_bytes += record.len();
+        self.ring.push_back(record.clone());
+        while self.ring_bytes > self.ring_bytes_max
+            && self.ring.len() > 1
+            && let Some(oldest) = self.ring.pop_front()
+        {
+            self.ring_bytes -= oldest.len();
+        }
+    }
+
+    fn read(&mut self, number: usize, position: Sequence, waker: &Waker) -> Read {
+        let (head, start) = (self.head, self.ring_start());
+        let occupant = &mut self.seats[number];
+        let from = occupant.first_match.map(|first| first.max(position.next())).filter(|&from| from <= head);
+        let Some(from) = from else {
+            occupant.first_match = None;
+            occupant.waker = Some(waker.clone());
+            return Read::Waiting(head.max(position));
+        };
+        if from < start {
+            return Read::Behind(from.previous());
+        }
+        let at = self.ring.partition_point(|record| record.sequence() < from);
+        let (records, scanned_to) = take(self.ring.range(at..), &occupant.filter, from.previous());
+        occupant.first_match = (scanned_to < head).then(|| scanned_to.next());
+        Read::Records(records, scanned_to)
+    }
+}
+
+fn take<'a>(ring: impl Iterator<Item = &'a Record>, filter: &Filter, from: Sequence) -> (Vec<Record>, Sequence) {
+    let (mut records, mut bytes, mut scanned_to) = (Vec::new(), 0, from);
+    for record in ring.take(READ_SCANNED_MAX) {
+        if filter.matches(record) {
+            bytes += record.len();
+            if !records.is_empty() && bytes > READ_BYTES_MAX {
+                break;
+            }
+            records.push(record.clone());
+        }
+        scanned_to = record.sequence();
+        if records.len() == READ_RECORDS_MAX {
+            break;
+        }
+    }
+    (records, scanned_to)
+}
+
+/// A place at the live path; given back when dropped.
+#[derive(Debug)]
+pub struct Seat {
+    hub: Arc<Hub>,
+    number: usize,
+}
+
+impl Seat {
+    /// Reads on from behind `position`; registers the waker if there is nothing to read.
+    pub fn read(&self, position: Sequence, waker: &Waker) -> Read {
+        let mut state = self.hub.lock();
+        if self.hub.is_closing() { Read::Closing } else { state.read(self.number, position, waker) }
+    }
+
+    /// Up to where someone who has seen everything up to `position` has nothing to read.
+    pub fn seen(&self, position: Sequence) -> Sequence {
+        self.hub.seen(self.number, position)
+    }
+
+    /// Names the seat to [`Hub::seen`].
+    pub fn number(&self) -> usize {
+        self.number
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        let mut state = self.hub.lock();
+        let occupant = state.seats.remove(self.number);
+        state.index.remove(&occupant.filter, self.number);
+    }
+}
+
+#[cfg(test)]
+mod tests;

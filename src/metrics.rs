@@ -1,0 +1,198 @@
+//! What the broker counts. Every metric counts exactly what its name says, with the unit in the name.
+//!
+//! Counters and histograms are bumped where the thing happens; gauges that mirror a state (events kept, lag, …) are set by
+//! the admin listener when it is scraped. Knows nothing of the rest of the crate.
+
+use prometheus::{
+    Encoder, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
+    core::Collector,
+};
+
+/// Buckets for what the disk does, in seconds.
+const DISK_SECONDS: &[f64] = &[0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 4.0];
+/// Buckets for what a client waits for, in seconds; 4 s is the longest answer to a callback.
+const ANSWER_SECONDS: &[f64] = &[0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 4.0, 10.0];
+/// Buckets for how many events one commit took.
+const BATCH_EVENTS: &[f64] = &[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0];
+
+/// All metrics of one server.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+    /// Callbacks by `outcome`: what they were answered with.
+    pub callbacks: IntCounterVec,
+    /// From the last byte of a callback to its answer.
+    pub callback_seconds: Histogram,
+    /// Open ingest connections.
+    pub ingest_connections: IntGauge,
+    /// Ingest connections refused because all were in use.
+    pub ingest_connections_refused: IntCounter,
+    /// Callbacks answered as duplicates.
+    pub duplicates: IntCounter,
+    /// Events that contradict an earlier terminal event.
+    pub conflicts: IntCounter,
+    /// Writing a batch to the store, without its fsync.
+    pub commit_seconds: Histogram,
+    /// The fsync behind each batch.
+    pub fsync_seconds: Histogram,
+    /// Events in each batch that held any.
+    pub batch_events: Histogram,
+    /// Events appended.
+    pub events_appended: IntCounter,
+    /// Events forgotten by retention.
+    pub events_trimmed: IntCounter,
+    /// Quarantined callbacks forgotten by retention.
+    pub quarantine_trimmed: IntCounter,
+    /// Retained events.
+    pub log_events: IntGauge,
+    /// Their bytes as stored, before compression.
+    pub log_bytes: IntGauge,
+    /// When the oldest retained event was received.
+    pub log_oldest_timestamp_seconds: IntGauge,
+    /// Callbacks in quarantine.
+    pub quarantine_callbacks: IntGauge,
+    /// Their bytes.
+    pub quarantine_bytes: IntGauge,
+    /// Free disk space under the data directory.
+    pub disk_free_bytes: IntGauge,
+    /// 1 while the store takes writes.
+    pub store_writable: IntGauge,
+    /// Open subscriptions by `state`.
+    pub subscriptions: IntGaugeVec,
+    /// Ended subscriptions by `cause`.
+    pub subscriptions_ended: IntCounterVec,
+    /// Events handed to the transport.
+    pub deliveries: IntCounter,
+    /// Subscriptions that went from live to catching up.
+    pub fell_behind: IntCounter,
+    /// The largest distance between the head and a subscription.
+    pub lag_events_max: IntGauge,
+    /// From receiving a callback to handing its event to the transport, live deliveries only.
+    pub delivery_seconds: Histogram,
+    /// Events in the ring.
+    pub ring_events: IntGauge,
+    /// Their bytes.
+    pub ring_bytes: IntGauge,
+}
+
+struct Builder(Registry);
+
+impl Builder {
+    fn register<C: Collector + Clone + 'static>(&self, metric: prometheus::Result<C>) -> C {
+        let metric = metric.expect("metric names and labels are constants of this file, checked by its test");
+        self.0.register(Box::new(metric.clone())).expect("each name is registered once");
+        metric
+    }
+
+    fn counter(&self, name: &str, help: &str) -> IntCounter {
+        self.register(IntCounter::new(name, help))
+    }
+
+    fn counters(&self, name: &str, help: &str, label: &str) -> IntCounterVec {
+        self.register(IntCounterVec::new(Opts::new(name, help), &[label]))
+    }
+
+    fn gauge(&self, name: &str, help: &str) -> IntGauge {
+        self.register(IntGauge::new(name, help))
+    }
+
+    fn gauges(&self, name: &str, help: &str, label: &str) -> IntGaugeVec {
+        self.register(IntGaugeVec::new(Opts::new(name, help), &[label]))
+    }
+
+    fn histogram(&self, name: &str, help: &str, buckets: &[f64]) -> Histogram {
+        self.register(Histogram::with_opts(HistogramOpts::new(name, help).buckets(buckets.to_vec())))
+    }
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        let b = Builder(Registry::new());
+        Self {
+            callbacks: b.counters("blobcast_callbacks_total", "Callbacks by what they were answered with.", "outcome"),
+            callback_seconds: b.histogram(
+                "blobcast_callback_seconds",
+                "Seconds from the last byte of an authentic callback to its answer.",
+                ANSWER_SECONDS,
+            ),
+            ingest_connections: b.gauge("blobcast_ingest_connections", "Open ingest connections."),
+            ingest_connections_refused: b.counter(
+                "blobcast_ingest_connections_refused_total",
+                "Ingest connections answered 503 because all were in use.",
+            ),
+            duplicates: b.counter("blobcast_duplicates_total", "Callbacks answered as duplicates of a retained event."),
+            conflicts: b.counter(
+                "blobcast_conflicts_total",
+                "Events that contradict an earlier terminal event of their task.",
+            ),
+            commit_seconds: b.histogram(
+                "blobcast_commit_seconds",
+                "Seconds to write one batch to the store, without its fsync.",
+                DISK_SECONDS,
+            ),
+            fsync_seconds: b.histogram("blobcast_fsync_seconds", "Seconds of the fsync behind one batch.", DISK_SECONDS),
+            batch_events: b.histogram("blobcast_append_batch_events", "Events appended by one commit.", BATCH_EVENTS),
+            events_appended: b.counter("blobcast_events_appended_total", "Events appended to the log."),
+            events_trimmed: b.counter("blobcast_events_trimmed_total", "Events forgotten by retention."),
+            quarantine_trimmed: b.counter(
+                "blobcast_quarantine_trimmed_total",
+                "Quarantined callbacks forgotten by retention.",
+            ),
+            log_events: b.gauge("blobcast_log_events", "Retained events."),
+            log_bytes: b.gauge("blobcast_log_bytes", "Bytes of the retained events, before compression."),
+            log_oldest_timestamp_seconds: b.gauge(
+                "blobcast_log_oldest_timestamp_seconds",
+                "Unix time at which the oldest retained event was received; 0 if there is none.",
+            ),
+            quarantine_callbacks: b.gauge("blobcast_quarantine_callbacks", "Callbacks in quarantine."),
+            quarantine_bytes: b.gauge("blobcast_quarantine_bytes", "Bytes of the callbacks in quarantine."),
+            disk_free_bytes: b.gauge("blobcast_disk_free_bytes", "Free disk space under the data directory."),
+            store_writable: b.gauge("blobcast_store_writable", "1 while the store takes writes, else 0."),
+            subscriptions: b.gauges("blobcast_subscriptions", "Open subscriptions by state.", "state"),
+            subscriptions_ended: b.counters(
+                "blobcast_subscriptions_ended_total",
+                "Ended subscriptions by cause.",
+                "cause",
+            ),
+            deliveries: b.counter("blobcast_deliveries_total", "Events handed to the transport, once per subscription."),
+            fell_behind: b.counter(
+                "blobcast_subscriptions_fell_behind_total",
+                "Times a subscription went from live back to catching up.",
+            ),
+            lag_events_max: b.gauge(
+                "blobcast_subscription_lag_events_max",
+                "Largest distance in events between the head and a subscription.",
+            ),
+            delivery_seconds: b.histogram(
+                "blobcast_webhook_to_delivery_seconds",
+                "Seconds from receiving a callback to handing its event to the transport, live deliveries only.",
+                ANSWER_SECONDS,
+            ),
+            ring_events: b.gauge("blobcast_ring_events", "Recent events kept in memory."),
+            ring_bytes: b.gauge("blobcast_ring_bytes", "Bytes of the recent events kept in memory."),
+            registry: b.0,
+        }
+    }
+}
+
+impl Metrics {
+    /// The Prometheus text format, version 0.0.4.
+    pub fn render(&self) -> Vec<u8> {
+        let mut text = Vec::new();
+        TextEncoder::new().encode(&self.registry.gather(), &mut text).expect("writing to memory cannot fail");
+        text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_metric_can_be_registered_and_rendered() {
+        let metrics = Metrics::default();
+        metrics.callbacks.with_label_values(&["accepted"]).inc();
+        let text = String::from_utf8(metrics.render()).unwrap();
+        assert!(text.contains("blobcast_callbacks_total{outcome=\"accepted\"} 1"));
+    }
+}

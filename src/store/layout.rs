@@ -1,0 +1,215 @@
+//! Keys and values of the keyspaces. Pure.
+//!
+//! ```text
+//! events      sequence (u64, big-endian)      record (see event::Record)
+//! tasks       task id                         one entry per retained event of the task, oldest first
+//! quarantine  number (u64, big-endian)        header length (u32), header (JSON), body
+//! meta        "format" | "epoch" | "totals"   u64s, little-endian
+//! ```
+
+use bytes::{Buf, BufMut};
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::event::{Product, Sequence, TaskStatus};
+
+/// Version of this layout. A store of another version is refused.
+pub(super) const FORMAT: u64 = 1;
+pub(super) const META_FORMAT: &str = "format";
+pub(super) const META_EPOCH: &str = "epoch";
+pub(super) const META_TOTALS: &str = "totals";
+pub(super) const META_PROBE: &str = "probe";
+
+/// Identifies what an event says: status, outputs and error. Equal fingerprints of one (product, task) are duplicates.
+pub type Fingerprint = u128;
+
+/// What the task index knows of one retained event.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct TaskEvent {
+    pub sequence: Sequence,
+    pub event_id: Uuid,
+    pub fingerprint: Fingerprint,
+    pub revision: u32,
+    pub status: TaskStatus,
+    pub product: Product,
+}
+
+/// Bytes that this version cannot read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("damaged {0}")]
+pub(super) struct Damaged(pub &'static str);
+
+pub(super) fn sequence_key(sequence: Sequence) -> [u8; 8] {
+    sequence.0.to_be_bytes()
+}
+
+pub(super) fn parse_sequence_key(key: &[u8]) -> Result<Sequence, Damaged> {
+    key.try_into().map(|key| Sequence(u64::from_be_bytes(key))).map_err(|_| Damaged("event key"))
+}
+
+pub(super) fn parse_u64(value: &[u8]) -> Result<u64, Damaged> {
+    value.try_into().map(u64::from_le_bytes).map_err(|_| Damaged("meta value"))
+}
+
+pub(super) fn encode_task(events: &[TaskEvent]) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(events.len() * 56);
+    for event in events {
+        bytes.put_u64_le(event.sequence.0);
+        bytes.put_u128_le(event.event_id.as_u128());
+        bytes.put_u128_le(event.fingerprint);
+        bytes.put_u32_le(event.revision);
+        bytes.put_u8(event.status as u8);
+        bytes.put_u8(event.product.as_str().len() as u8); // at most 63
+        bytes.put_slice(event.product.as_str().as_bytes());
+    }
+    bytes
+}
+
+pub(super) fn parse_task(mut bytes: &[u8]) -> Result<Vec<TaskEvent>, Damaged> {
+    const DAMAGED: Damaged = Damaged("task index entry");
+    let mut events = Vec::with_capacity(1);
+    while bytes.has_remaining() {
+        let event = TaskEvent {
+            sequence: Sequence(bytes.try_get_u64_le().map_err(|_| DAMAGED)?),
+            event_id: Uuid::from_u128(bytes.try_get_u128_le().map_err(|_| DAMAGED)?),
+            fingerprint: bytes.try_get_u128_le().map_err(|_| DAMAGED)?,
+            revision: bytes.try_get_u32_le().map_err(|_| DAMAGED)?,
+            status: bytes.try_get_u8().ok().and_then(TaskStatus::from_number).ok_or(DAMAGED)?,
+            product: {
+                let length = usize::from(bytes.try_get_u8().map_err(|_| DAMAGED)?);
+                let text = bytes.get(..length).and_then(|text| std::str::from_utf8(text).ok()).ok_or(DAMAGED)?;
+                bytes = &bytes[length..];
+                Product::parse(text).map_err(|_| DAMAGED)?
+            },
+        };
+        events.push(event);
+    }
+    Ok(events)
+}
+
+/// Running totals, written with every batch so that starting never scans.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Totals {
+    /// First sequence that may exist; all before it are forgotten.
+    pub first_available: u64,
+    pub event_count: u64,
+    pub event_bytes: u64,
+    pub quarantine_next: u64,
+    pub quarantine_count: u64,
+    pub quarantine_bytes: u64,
+    /// Newest `log_time` ever given, in microseconds since 1970.
+    pub log_time_micros: i64,
+}
+
+impl Totals {
+    pub(super) fn encode(&self) -> Vec<u8> {
+        let mut bytes = Vec::with_capacity(56);
+        let counts = [self.first_available, self.event_count, self.event_bytes];
+        let quarantine = [self.quarantine_next, self.quarantine_count, self.quarantine_bytes];
+        counts.into_iter().chain(quarantine).for_each(|number| bytes.put_u64_le(number));
+        bytes.put_i64_le(self.log_time_micros);
+        bytes
+    }
+
+    pub(super) fn parse(mut bytes: &[u8]) -> Result<Self, Damaged> {
+        if bytes.len() != 56 {
+            return Err(Damaged("totals"));
+        }
+        Ok(Self {
+            first_available: bytes.get_u64_le(),
+            event_count: bytes.get_u64_le(),
+            event_bytes: bytes.get_u64_le(),
+            quarantine_next: bytes.get_u64_le(),
+            quarantine_count: bytes.get_u64_le(),
+            quarantine_bytes: bytes.get_u64_le(),
+            log_time_micros: bytes.get_i64_le(),
+        })
+    }
+}
+
+/// Everything about a quarantined callback but its body.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct QuarantineHeader {
+    /// Stable word for the cause.
+    pub reason: String,
+    /// A sentence for people.
+    pub detail: String,
+    /// Path and query of the callback URL, without secrets.
+    pub target: String,
+    /// When it was received, in microseconds since 1970.
+    pub received_at_micros: i64,
+}
+
+pub(super) fn encode_quarantined(header: &QuarantineHeader, body: &[u8]) -> Vec<u8> {
+    let header = serde_json::to_vec(header).expect("a struct of texts and a number is always JSON");
+    let mut bytes = Vec::with_capacity(4 + header.len() + body.len());
+    bytes.put_u32_le(header.len() as u32); // the target is bounded by the header limit
+    bytes.put_slice(&header);
+    bytes.put_slice(body);
+    bytes
+}
+
+pub(super) fn parse_quarantined(bytes: &[u8]) -> Result<(QuarantineHeader, &[u8]), Damaged> {
+    const DAMAGED: Damaged = Damaged("quarantine entry");
+    let (length, rest) = bytes.split_first_chunk().ok_or(DAMAGED)?;
+    let (header, body) = rest.split_at_checked(u32::from_le_bytes(*length) as usize).ok_or(DAMAGED)?;
+    Ok((serde_json::from_slice(header).map_err(|_| DAMAGED)?, body))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::{collection, prelude::*};
+
+    use super::*;
+
+    fn any_task_event() -> impl Strategy<Value = TaskEvent> {
+        (any::<(u64, u128, u128, u32)>(), 0u8..5, "[a-z0-9][a-z0-9-]{0,62}").prop_map(|(numbers, status, product)| {
+            TaskEvent {
+                sequence: Sequence(numbers.0),
+                event_id: Uuid::from_u128(numbers.1),
+                fingerprint: numbers.2,
+                revision: numbers.3,
+                status: TaskStatus::from_number(status).unwrap(),
+                product: Product::parse(&product).unwrap(),
+            }
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn a_task_entry_gives_back_its_events(events in collection::vec(any_task_event(), 0..5)) {
+            prop_assert_eq!(parse_task(&encode_task(&events)), Ok(events));
+        }
+
+        #[test]
+        fn any_bytes_are_values_or_damaged(bytes: Vec<u8>) {
+            let _ = (parse_task(&bytes), Totals::parse(&bytes), parse_quarantined(&bytes).is_ok());
+        }
+
+        #[test]
+        fn a_quarantine_entry_gives_back_header_and_body(reason: String, target: String, at: i64, body: Vec<u8>) {
+            let header = QuarantineHeader { reason, detail: String::new(), target, received_at_micros: at };
+            let bytes = encode_quarantined(&header, &body);
+            prop_assert_eq!(parse_quarantined(&bytes), Ok((header, body.as_slice())));
+        }
+
+        #[test]
+        fn keys_sort_like_sequences(a: u64, b: u64) {
+            prop_assert_eq!(sequence_key(Sequence(a)).cmp(&sequence_key(Sequence(b))), a.cmp(&b));
+        }
+    }
+
+    #[test]
+    fn totals_give_back_every_number() {
+        let totals = Totals {
+            first_available: 1,
+            event_count: 2,
+            event_bytes: 3,
+            quarantine_next: 4,
+            quarantine_count: 5,
+            quarantine_bytes: 6,
+            log_time_micros: -7,
+        };
+        assert_eq!(Totals::parse(&totals.encode()), Ok(totals));
+    }
+}

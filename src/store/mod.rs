@@ -1,0 +1,291 @@
+//! The node's own store: the log of events, the task index, the quarantine, and the log's identity.
+//!
+//! One [`Writer`] decides and commits everything, batch by batch, each with a real fsync ([`writer`]); any number of readers
+//! use [`Store`] at the same time. Readers never see beyond [`Store::head`], which moves only after the fsync: what a crash
+//! could take back is never shown. Every function here may block on the disk; callers keep it off the async threads.
+
+mod dedupe;
+mod layout;
+mod quarantine;
+mod read;
+mod writer;
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use bytes::Bytes;
+use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode};
+use uuid::Uuid;
+
+pub use layout::{Fingerprint, QuarantineHeader};
+pub use quarantine::{NewQuarantined, Quarantined};
+pub use read::{Chunk, ReadError, ReadLimits, TaskPlace};
+pub use writer::{Appender, Publish, Retention, WriteError, Writer, writer};
+
+use crate::event::{Cursor, Epoch, Labels, Product, Sequence, TaskId, TaskStatus};
+use layout::{
+    Damaged, FORMAT, META_EPOCH, META_FORMAT, META_TOTALS, Totals, parse_sequence_key, parse_u64,
+};
+
+/// Journals beyond this are flushed to tables, so that a start replays at most this much: about a second.
+const REPLAY_BYTES_MAX: u64 = 128 * 1024 * 1024;
+/// Each keyspace's share of memory before it is flushed.
+const MEMTABLE_BYTES_MAX: u64 = 32 * 1024 * 1024;
+
+/// An event on its way into the log, already encoded.
+#[derive(Debug)]
+pub struct Draft {
+    /// Stable identity.
+    pub event_id: Uuid,
+    /// First half of the dedupe key.
+    pub product: Product,
+    /// Second half.
+    pub task_id: TaskId,
+    /// What became of the task.
+    pub status: TaskStatus,
+    /// What the event says, condensed.
+    pub fingerprint: Fingerprint,
+    /// When the callback was received, in microseconds since 1970.
+    pub received_at_micros: i64,
+    /// From the callback URL.
+    pub labels: Labels,
+    /// The event's encoding without cursor, revision and conflict.
+    pub event: Bytes,
+    /// The callback's body.
+    pub raw: Bytes,
+    /// Number of the quarantined callback that this replaces, removed by the same commit.
+    pub releases: Option<u64>,
+}
+
+/// What became of a draft.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Appended {
+    /// The event's identity; of a duplicate, the original's.
+    pub event_id: Uuid,
+    /// Its place; of a duplicate, the original's.
+    pub sequence: Sequence,
+    /// The log already had it.
+    pub duplicate: bool,
+}
+
+/// Why a store cannot be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// Another process has it.
+    #[error("{0} is in use by another process: stop that one, or give this one its own --data-dir")]
+    Locked(PathBuf),
+    /// Written by another version.
+    #[error("{path} has format {found}, this version reads format {FORMAT}: run the version that wrote it, or start with an empty --data-dir")]
+    Format {
+        /// The data directory.
+        path: PathBuf,
+        /// Its format.
+        found: u64,
+    },
+    /// Damaged.
+    #[error("{path} is damaged ({problem}): restore it from a backup, or move it away to start with an empty log")]
+    Corrupt {
+        /// The data directory.
+        path: PathBuf,
+        /// What was found.
+        problem: String,
+    },
+    /// The disk refuses.
+    #[error("cannot open {path}: {source}")]
+    Io {
+        /// The data directory.
+        path: PathBuf,
+        /// The system's complaint.
+        source: io::Error,
+    },
+}
+
+/// Whether the store takes writes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Health {
+    /// Yes.
+    Writable,
+    /// No, until space is freed.
+    DiskLow {
+        /// Bytes free.
+        free_bytes: u64,
+        /// Bytes that must be free.
+        needed_bytes: u64,
+    },
+    /// No, until a restart: a write failed, and only recovery can tell what reached the disk.
+    Failed(String),
+}
+
+/// Numbers about the log for people.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Summary {
+    /// Retained events.
+    pub event_count: u64,
+    /// Their bytes.
+    pub event_bytes: u64,
+    /// Callbacks in quarantine.
+    pub quarantine_count: u64,
+    /// Their bytes.
+    pub quarantine_bytes: u64,
+}
+
+/// The open store. Reading needs only `&self`.
+pub struct Store {
+    path: PathBuf,
+    database: Database,
+    events: Keyspace,
+    tasks: Keyspace,
+    quarantine: Keyspace,
+    meta: Keyspace,
+    epoch: Epoch,
+    head: AtomicU64,
+    first_available: AtomicU64,
+    totals: Mutex<Totals>,
+    health: Mutex<Health>,
+}
+
+impl Store {
+    /// Opens the store under `path`, creating it if there is none. `cache_bytes` bounds the block cache.
+    pub fn open(path: &Path, cache_bytes: u64) -> Result<Self, OpenError> {
+        std::fs::create_dir_all(path).map_err(|source| OpenError::Io { path: path.into(), source })?;
+        let built = Database::builder(path).cache_size(cache_bytes).max_journaling_size(REPLAY_BYTES_MAX).open();
+        let database = built.map_err(|error| open_error(path, error))?;
+        Self::from_database(path, database).map_err(|error| match error {
+            Setup::Fjall(error) => open_error(path, error),
+            Setup::Format(found) => OpenError::Format { path: path.into(), found },
+            Setup::Damaged(damage) => OpenError::Corrupt { path: path.into(), problem: damage.to_string() },
+        })
+    }
+
+    fn from_database(path: &Path, database: Database) -> Result<Self, Setup> {
+        let options = || KeyspaceCreateOptions::default().max_memtable_size(MEMTABLE_BYTES_MAX);
+        let meta = database.keyspace("meta", options)?;
+        check_format(&meta)?;
+        let events = database.keyspace("events", options)?;
+        let totals = match meta.get(META_TOTALS)? {
+            Some(bytes) => Totals::parse(&bytes)?,
+            None => Totals { first_available: 1, ..Totals::default() },
+        };
+        // The newest key, or, when retention has forgotten everything, the place before the next event.
+        let head = match events.last_key_value() {
+            Some(entry) => parse_sequence_key(&entry.key()?)?.0,
+            None => totals.first_available - 1,
+        };
+        let store = Self {
+            path: path.into(),
+            epoch: epoch(&meta)?,
+            tasks: database.keyspace("tasks", options)?,
+            quarantine: database.keyspace("quarantine", options)?,
+            head: AtomicU64::new(head),
+            first_available: AtomicU64::new(totals.first_available),
+            totals: Mutex::new(totals),
+            health: Mutex::new(Health::Writable),
+            database,
+            events,
+            meta,
+        };
+        // What a killed process wrote but had not synced is read from here on, so it must be durable from here on.
+        store.database.persist(PersistMode::SyncAll)?;
+        Ok(store)
+    }
+
+    /// Identity of the log.
+    pub fn epoch(&self) -> Epoch {
+        self.epoch
+    }
+
+    /// The newest durable event; 0 if there has never been one.
+    pub fn head(&self) -> Sequence {
+        Sequence(self.head.load(Ordering::Acquire))
+    }
+
+    /// The oldest event that may still be read; the one behind the head if none is retained.
+    pub fn first_available(&self) -> Sequence {
+        Sequence(self.first_available.load(Ordering::Acquire))
+    }
+
+    /// A place of this log in the form clients hold.
+    pub fn cursor(&self, sequence: Sequence) -> Cursor {
+        Cursor { epoch: self.epoch, sequence }
+    }
+
+    /// How much is kept.
+    pub fn summary(&self) -> Summary {
+        let Totals { event_count, event_bytes, quarantine_count, quarantine_bytes, .. } = *lock(&self.totals);
+        Summary { event_count, event_bytes, quarantine_count, quarantine_bytes }
+    }
+
+    /// Whether writes are taken, as of the last commit or check.
+    pub fn health(&self) -> Health {
+        lock(&self.health).clone()
+    }
+
+    /// Free and total bytes of the file system that holds the data directory, as an unprivileged process may use them.
+    pub fn disk_bytes(&self) -> io::Result<(u64, u64)> {
+        let stat = rustix::fs::statvfs(&self.path)?;
+        Ok((stat.f_bavail * stat.f_frsize, stat.f_blocks * stat.f_frsize))
+    }
+}
+
+impl std::fmt::Debug for Store {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Store").field("path", &self.path).field("epoch", &self.epoch).finish_non_exhaustive()
+    }
+}
+
+enum Setup {
+    Fjall(fjall::Error),
+    Format(u64),
+    Damaged(Damaged),
+}
+
+impl From<fjall::Error> for Setup {
+    fn from(error: fjall::Error) -> Self {
+        Self::Fjall(error)
+    }
+}
+
+impl From<Damaged> for Setup {
+    fn from(damage: Damaged) -> Self {
+        Self::Damaged(damage)
+    }
+}
+
+fn check_format(meta: &Keyspace) -> Result<(), Setup> {
+    match meta.get(META_FORMAT)? {
+        Some(bytes) => match parse_u64(&bytes)? {
+            FORMAT => Ok(()),
+            other => Err(Setup::Format(other)),
+        },
+        None => Ok(meta.insert(META_FORMAT, FORMAT.to_le_bytes())?),
+    }
+}
+
+fn epoch(meta: &Keyspace) -> Result<Epoch, Setup> {
+    if let Some(bytes) = meta.get(META_EPOCH)? {
+        return Ok(Epoch(parse_u64(&bytes)?));
+    }
+    let (epoch, _) = Uuid::new_v4().as_u64_pair();
+    meta.insert(META_EPOCH, epoch.to_le_bytes())?;
+    Ok(Epoch(epoch))
+}
+
+fn open_error(path: &Path, error: fjall::Error) -> OpenError {
+    let path = path.to_path_buf();
+    match error {
+        fjall::Error::Locked => OpenError::Locked(path),
+        fjall::Error::Io(source) | fjall::Error::Storage(fjall::LsmError::Io(source)) => OpenError::Io { path, source },
+        other => OpenError::Corrupt { path, problem: format!("{other:?}") },
+    }
+}
+
+// A panic while the lock is held ends the process, so a poisoned lock is never seen; its value would still be whole.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

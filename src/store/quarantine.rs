@@ -1,0 +1,64 @@
+//! Reading the quarantine. Writing it is the writer's.
+
+use bytes::Bytes;
+
+use super::{
+    QuarantineHeader, ReadError, Store,
+    layout::{Damaged, parse_quarantined, parse_sequence_key, sequence_key},
+};
+use crate::event::Sequence;
+
+/// A callback for the quarantine.
+#[derive(Clone, Debug)]
+pub struct NewQuarantined {
+    /// Everything but the body.
+    pub header: QuarantineHeader,
+    /// The body as received.
+    pub body: Bytes,
+}
+
+/// A callback in quarantine.
+#[derive(Clone, Debug)]
+pub struct Quarantined {
+    /// Its number, never used again.
+    pub number: u64,
+    /// Everything but the body.
+    pub header: QuarantineHeader,
+    /// The body as received.
+    pub body: Bytes,
+}
+
+impl Store {
+    /// The quarantined callback with this number, if it exists.
+    pub fn quarantined(&self, number: u64) -> Result<Option<Quarantined>, ReadError> {
+        let found = self.quarantine.get(sequence_key(Sequence(number)))?;
+        found.map(|bytes| read(number, &bytes.into())).transpose().map_err(Into::into)
+    }
+
+    /// Quarantined callbacks with numbers above `after`, oldest first: at most `count_max`, and at most `bytes_max` after the
+    /// first.
+    pub fn quarantined_after(
+        &self,
+        after: u64,
+        count_max: usize,
+        bytes_max: usize,
+    ) -> Result<Vec<Quarantined>, ReadError> {
+        let mut found = Vec::new();
+        let mut bytes = 0;
+        for entry in self.quarantine.range(sequence_key(Sequence(after).next())..).take(count_max) {
+            let (key, value) = entry.into_inner()?;
+            bytes += value.len();
+            if bytes > bytes_max && !found.is_empty() {
+                break;
+            }
+            found.push(read(parse_sequence_key(&key)?.0, &value.into())?);
+        }
+        Ok(found)
+    }
+}
+
+fn read(number: u64, bytes: &Bytes) -> Result<Quarantined, Damaged> {
+    let (header, body) = parse_quarantined(bytes)?;
+    let body = bytes.slice_ref(body);
+    Ok(Quarantined { number, header, body })
+}

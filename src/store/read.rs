@@ -1,0 +1,206 @@
+//! Reading the log: in order, backwards, by task and by time. Blocking, bounded, never beyond the head.
+
+use std::ops::RangeInclusive;
+
+use fjall::{Iter, Readable};
+
+use super::{
+    Store,
+    layout::{Damaged, parse_sequence_key, parse_task, sequence_key},
+};
+use crate::event::{Filter, Record, RecordError, Sequence, TaskId, TaskStatus};
+
+/// Why a part of the log cannot be read.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ReadError {
+    /// Retention has passed the place.
+    #[error("the events behind this place are no longer retained")]
+    Expired,
+    /// The log is damaged.
+    #[error("the log is damaged: {0}")]
+    Corrupt(String),
+}
+
+impl From<fjall::Error> for ReadError {
+    fn from(error: fjall::Error) -> Self {
+        Self::Corrupt(format!("{error:?}"))
+    }
+}
+
+impl From<Damaged> for ReadError {
+    fn from(damage: Damaged) -> Self {
+        Self::Corrupt(damage.to_string())
+    }
+}
+
+impl From<RecordError> for ReadError {
+    fn from(error: RecordError) -> Self {
+        Self::Corrupt(error.to_string())
+    }
+}
+
+/// What the task index knows of one retained event.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TaskPlace {
+    /// Whose event.
+    pub task_id: TaskId,
+    /// Where it is.
+    pub sequence: Sequence,
+    /// What it says became of the task.
+    pub status: TaskStatus,
+}
+
+/// Where one read stops. At least one record is always looked at.
+#[derive(Clone, Copy, Debug)]
+pub struct ReadLimits {
+    /// Matching records.
+    pub records_max: usize,
+    /// Bytes of matching records.
+    pub bytes_max: usize,
+    /// Records looked at, matching or not.
+    pub scanned_max: usize,
+}
+
+/// What one read found.
+#[derive(Debug)]
+pub struct Chunk {
+    /// The matching records, in the direction of the read.
+    pub records: Vec<Record>,
+    /// The last place looked at: reading continues behind it (before it, when reading backwards).
+    pub scanned_to: Sequence,
+}
+
+impl Store {
+    /// Reads forwards from behind `after` up to and including `up_to`, which must not be beyond the head.
+    pub fn read_after(
+        &self,
+        after: Sequence,
+        up_to: Sequence,
+        filter: &Filter,
+        limits: ReadLimits,
+    ) -> Result<Chunk, ReadError> {
+        if after >= up_to {
+            return Ok(Chunk { records: Vec::new(), scanned_to: after });
+        }
+        let records = self.range(after.next()..=up_to);
+        // Asked after the snapshot was taken, so a trim that the snapshot shows has already moved `first_available`.
+        if after.next() < self.first_available() {
+            return Err(ReadError::Expired);
+        }
+        let chunk = collect(records, after, 1, filter, limits)?;
+        if chunk.scanned_to == after {
+            return Err(ReadError::Corrupt(format!("event {} is missing", after.next().0)));
+        }
+        Ok(chunk)
+    }
+
+    /// Reads backwards from before `before` down to the oldest retained record.
+    pub fn read_before(&self, before: Sequence, filter: &Filter, limits: ReadLimits) -> Result<Chunk, ReadError> {
+        let before = before.min(self.head().next());
+        let first = self.first_available();
+        if before <= first {
+            return Ok(Chunk { records: Vec::new(), scanned_to: first });
+        }
+        let records = self.range(first..=before.previous());
+        // Retention may have taken the oldest meanwhile: the page then ends there, as it would a moment later.
+        collect(records.rev(), before, -1, filter, limits)
+    }
+
+    /// What the index has of these tasks up to and including `up_to`, in log order.
+    pub fn task_events<'a>(
+        &self,
+        task_ids: impl IntoIterator<Item = &'a TaskId>,
+        up_to: Sequence,
+    ) -> Result<Vec<TaskPlace>, ReadError> {
+        let snapshot = self.database.snapshot();
+        let mut places = Vec::new();
+        for task_id in task_ids {
+            let Some(entry) = snapshot.get(&self.tasks, task_id.as_str())? else { continue };
+            let events = parse_task(&entry)?.into_iter().filter(|event| event.sequence <= up_to);
+            places.extend(events.map(|event| TaskPlace {
+                task_id: task_id.clone(),
+                sequence: event.sequence,
+                status: event.status,
+            }));
+        }
+        places.sort_unstable_by_key(|place| place.sequence);
+        Ok(places)
+    }
+
+    /// The record at `sequence`, or `None` if retention has passed it.
+    pub fn get(&self, sequence: Sequence) -> Result<Option<Record>, ReadError> {
+        match self.events.get(sequence_key(sequence))? {
+            Some(bytes) => Ok(Some(Record::from_stored(sequence, bytes.into())?)),
+            None if sequence < self.first_available() => Ok(None),
+            None => Err(ReadError::Corrupt(format!("event {} is missing", sequence.0))),
+        }
+    }
+
+    /// The records at these places, in the order given, up to `bytes_max` after the first; fewer are no error.
+    pub fn get_all(&self, places: &[Sequence], bytes_max: usize) -> Result<Vec<Record>, ReadError> {
+        let mut records: Vec<Record> = Vec::with_capacity(places.len());
+        let mut bytes = 0;
+        for &place in places {
+            let record = self.get(place)?.ok_or(ReadError::Expired)?;
+            bytes += record.len();
+            if bytes > bytes_max && !records.is_empty() {
+                break;
+            }
+            records.push(record);
+        }
+        Ok(records)
+    }
+
+    /// The place before the first event whose log time is at or after `micros` (microseconds since 1970).
+    ///
+    /// The log time never falls along the log, so every event received at or after `micros` lies behind that place.
+    pub fn seek_time(&self, micros: i64) -> Result<Sequence, ReadError> {
+        let (mut low, mut high) = (self.first_available().0, self.head().0 + 1);
+        while low < high {
+            let middle = low + (high - low) / 2;
+            match self.get(Sequence(middle))? {
+                Some(record) if record.log_time_micros() >= micros => high = middle,
+                _ => low = middle + 1, // earlier, or forgotten meanwhile
+            }
+        }
+        Ok(Sequence(low).previous())
+    }
+
+    fn range(&self, places: RangeInclusive<Sequence>) -> Iter {
+        self.database.snapshot().range(&self.events, sequence_key(*places.start())..=sequence_key(*places.end()))
+    }
+}
+
+fn collect(
+    entries: impl Iterator<Item = fjall::Guard>,
+    from: Sequence,
+    step: i64,
+    filter: &Filter,
+    limits: ReadLimits,
+) -> Result<Chunk, ReadError> {
+    let mut chunk = Chunk { records: Vec::new(), scanned_to: from };
+    let (mut bytes, mut scanned) = (0, 0);
+    for entry in entries {
+        let (key, value) = entry.into_inner()?;
+        let sequence = parse_sequence_key(&key)?;
+        // The local journal numbers without gaps, so a gap is damage, and skipping it would be a silent loss.
+        if chunk.scanned_to.0.checked_add_signed(step) != Some(sequence.0) {
+            return Err(ReadError::Corrupt(format!("event {} follows event {}", sequence.0, chunk.scanned_to.0)));
+        }
+        let record = Record::from_stored(sequence, value.into())?;
+        let matching = filter.matches(&record);
+        if matching && !chunk.records.is_empty() && bytes + record.len() > limits.bytes_max {
+            break;
+        }
+        chunk.scanned_to = sequence;
+        scanned += 1;
+        if matching {
+            bytes += record.len();
+            chunk.records.push(record);
+        }
+        if chunk.records.len() >= limits.records_max || scanned >= limits.scanned_max {
+            break;
+        }
+    }
+    Ok(chunk)
+}

@@ -1,0 +1,307 @@
+//! One commit in the making: every decision sees what the batch itself has already changed, and nothing outside the batch
+//! changes until it is durable, except `first_available`, which moves ahead of the trim so that readers are never fooled.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::atomic::Ordering,
+};
+
+use fjall::OwnedWriteBatch;
+
+use super::{Command, Reply, Retention, TRIM_EVENTS, WriteError};
+use crate::{
+    event::{Record, RecordParts, Selectable, Sequence, TaskId},
+    store::{
+        Appended, Draft, NewQuarantined, ReadError, Store,
+        dedupe::{Verdict, judge},
+        layout::{
+            META_PROBE, META_TOTALS, TaskEvent, Totals, encode_quarantined, encode_task, parse_sequence_key,
+            parse_task, sequence_key,
+        },
+        lock,
+    },
+};
+
+/// What one commit did, for the metrics.
+#[derive(Debug, Default)]
+pub(super) struct Counts {
+    pub duplicates: u64,
+    pub conflicts: u64,
+    pub events_trimmed: u64,
+    pub quarantine_trimmed: u64,
+}
+
+/// An answer that waits for the fsync.
+pub(super) enum Granted {
+    Append(Reply<Appended>, Appended),
+    Quarantine(Reply<u64>, u64),
+    Discard(Reply<u32>, u32),
+    Probe(Reply<()>),
+}
+
+impl Granted {
+    pub(super) fn grant(self) {
+        // A receiver that is gone timed out; the repeated callback will find its event as a duplicate.
+        let _ = match self {
+            Self::Append(reply, appended) => reply.send(Ok(appended)).is_ok(),
+            Self::Quarantine(reply, number) => reply.send(Ok(number)).is_ok(),
+            Self::Discard(reply, count) => reply.send(Ok(count)).is_ok(),
+            Self::Probe(reply) => reply.send(Ok(())).is_ok(),
+        };
+    }
+
+    pub(super) fn refuse(self, error: WriteError) {
+        let _ = match self {
+            Self::Append(reply, _) => reply.send(Err(error)).is_ok(),
+            Self::Quarantine(reply, _) => reply.send(Err(error)).is_ok(),
+            Self::Discard(reply, _) => reply.send(Err(error)).is_ok(),
+            Self::Probe(reply) => reply.send(Err(error)).is_ok(),
+        };
+    }
+}
+
+pub(super) struct Batch<'a> {
+    store: &'a Store,
+    retention: &'a Retention,
+    write: OwnedWriteBatch,
+    totals: Totals,
+    head: Sequence,
+    /// Task entries that this batch has touched, as they will be.
+    tasks: HashMap<TaskId, Vec<TaskEvent>>,
+    /// Numbers that this batch takes out of quarantine.
+    discarded: HashSet<u64>,
+    records: Vec<Record>,
+    replies: Vec<Granted>,
+    counts: Counts,
+}
+
+/// A batch whose decisions are made.
+pub(super) struct Sealed {
+    pub write: OwnedWriteBatch,
+    pub totals: Totals,
+    pub records: Vec<Record>,
+    pub replies: Vec<Granted>,
+    pub counts: Counts,
+}
+
+impl<'a> Batch<'a> {
+    pub(super) fn new(store: &'a Store, retention: &'a Retention) -> Self {
+        Self {
+            store,
+            retention,
+            write: store.database.batch(),
+            totals: *lock(&store.totals),
+            head: store.head(),
+            tasks: HashMap::new(),
+            discarded: HashSet::new(),
+            records: Vec::new(),
+            replies: Vec::new(),
+            counts: Counts::default(),
+        }
+    }
+
+    pub(super) fn add(&mut self, command: Command) {
+        match command {
+            Command::Append(draft, reply) => match self.append(&draft) {
+                Ok(appended) => self.replies.push(Granted::Append(reply, appended)),
+                Err(error) => Command::Append(draft, reply).refuse(error),
+            },
+            Command::Quarantine(new, reply) => {
+                let number = self.quarantine(&new);
+                self.replies.push(Granted::Quarantine(reply, number));
+            }
+            Command::Discard(numbers, reply) => match self.discard_all(&numbers) {
+                Ok(count) => self.replies.push(Granted::Discard(reply, count)),
+                Err(error) => Command::Discard(numbers, reply).refuse(failed(error)),
+            },
+            Command::Probe(reply) => {
+                self.write.insert(&self.store.meta, META_PROBE, 0u64.to_le_bytes());
+                self.replies.push(Granted::Probe(reply));
+            }
+        }
+    }
+
+    fn append(&mut self, draft: &Draft) -> Result<Appended, WriteError> {
+        let known = self.task(&draft.task_id).map_err(failed)?;
+        let (revision, conflict) = match judge(known, &draft.product, draft.status, draft.fingerprint) {
+            Verdict::TooMany => return Err(WriteError::TooManyEvents),
+            Verdict::Duplicate(original) => {
+                let appended =
+                    Appended { event_id: original.event_id, sequence: original.sequence, duplicate: true };
+                self.release(draft)?;
+                self.counts.duplicates += 1;
+                return Ok(appended);
+            }
+            Verdict::New { revision, conflict } => (revision, conflict),
+        };
+        self.release(draft)?;
+        self.counts.conflicts += u64::from(conflict);
+        let sequence = self.head.next();
+        self.insert_record(draft, sequence, revision, conflict);
+        let entry = TaskEvent {
+            sequence,
+            event_id: draft.event_id,
+            fingerprint: draft.fingerprint,
+            revision,
+            status: draft.status,
+            product: draft.product.clone(),
+        };
+        self.tasks.entry(draft.task_id.clone()).or_default().push(entry);
+        Ok(Appended { event_id: draft.event_id, sequence, duplicate: false })
+    }
+
+    fn insert_record(&mut self, draft: &Draft, sequence: Sequence, revision: u32, conflict: bool) {
+        // A clock that went backwards must not make the log's times fall: the search by time relies on it.
+        self.totals.log_time_micros = self.totals.log_time_micros.max(draft.received_at_micros);
+        let parts = RecordParts {
+            product: &draft.product,
+            task_id: &draft.task_id,
+            status: draft.status,
+            revision,
+            conflict,
+            received_at_micros: draft.received_at_micros,
+            log_time_micros: self.totals.log_time_micros,
+            labels: &draft.labels,
+            event: &draft.event,
+            raw: &draft.raw,
+        };
+        let record = Record::new(sequence, &parts);
+        self.write.insert(&self.store.events, sequence_key(sequence), record.bytes().clone());
+        self.totals.event_count += 1;
+        self.totals.event_bytes += record.len() as u64;
+        self.head = sequence;
+        self.records.push(record);
+    }
+
+    fn release(&mut self, draft: &Draft) -> Result<(), WriteError> {
+        match draft.releases {
+            Some(number) => self.discard(number).map(drop).map_err(failed),
+            None => Ok(()),
+        }
+    }
+
+    /// The entry of a task as this batch will leave it.
+    fn task(&mut self, task_id: &TaskId) -> Result<&mut Vec<TaskEvent>, ReadError> {
+        if !self.tasks.contains_key(task_id) {
+            let events = match self.store.tasks.get(task_id.as_str())? {
+                Some(bytes) => parse_task(&bytes)?,
+                None => Vec::new(),
+            };
+            self.tasks.insert(task_id.clone(), events);
+        }
+        Ok(self.tasks.entry(task_id.clone()).or_default())
+    }
+
+    fn quarantine(&mut self, new: &NewQuarantined) -> u64 {
+        self.totals.quarantine_next += 1;
+        let number = self.totals.quarantine_next;
+        let bytes = encode_quarantined(&new.header, &new.body);
+        self.totals.quarantine_count += 1;
+        self.totals.quarantine_bytes += bytes.len() as u64;
+        self.write.insert(&self.store.quarantine, sequence_key(Sequence(number)), bytes);
+        number
+    }
+
+    fn discard_all(&mut self, numbers: &[u64]) -> Result<u32, ReadError> {
+        let mut count = 0;
+        for &number in numbers {
+            count += u32::from(self.discard(number)?);
+        }
+        Ok(count)
+    }
+
+    fn discard(&mut self, number: u64) -> Result<bool, ReadError> {
+        let key = sequence_key(Sequence(number));
+        let Some(bytes) = self.store.quarantine.get(key)? else { return Ok(false) };
+        if !self.discarded.insert(number) {
+            return Ok(false);
+        }
+        self.write.remove(&self.store.quarantine, key);
+        self.totals.quarantine_count -= 1;
+        self.totals.quarantine_bytes -= bytes.len() as u64;
+        Ok(true)
+    }
+
+    /// Forgets some of what is too old (received before the cutoffs, microseconds since 1970) or too much.
+    pub(super) fn trim(&mut self, event_cutoff: i64, quarantine_cutoff: i64) {
+        // Retention that cannot be carried out is no reason to refuse callbacks; readers will report the damage.
+        if let Err(error) = self.trim_events(event_cutoff) {
+            tracing::error!(%error, "cannot forget old events");
+        }
+        if let Err(error) = self.trim_quarantine(quarantine_cutoff) {
+            tracing::error!(%error, "cannot forget old quarantined callbacks");
+        }
+    }
+
+    fn trim_events(&mut self, cutoff: i64) -> Result<(), ReadError> {
+        let budget = TRIM_EVENTS.max(2 * self.records.len());
+        let oldest = sequence_key(Sequence(self.totals.first_available));
+        for entry in self.store.events.range(oldest..).take(budget) {
+            let (key, value) = entry.into_inner()?;
+            let sequence = parse_sequence_key(&key)?;
+            let record = Record::from_stored(sequence, value.into())?;
+            let too_old = record.log_time_micros() < cutoff;
+            if !too_old && self.totals.event_bytes <= self.retention.event_bytes_max {
+                break;
+            }
+            self.forget(&record)?;
+        }
+        self.store.first_available.store(self.totals.first_available, Ordering::Release);
+        Ok(())
+    }
+
+    fn forget(&mut self, record: &Record) -> Result<(), ReadError> {
+        if let Ok(task_id) = TaskId::parse(record.task_id()) {
+            self.task(&task_id)?.retain(|event| event.sequence != record.sequence());
+        }
+        self.write.remove(&self.store.events, sequence_key(record.sequence()));
+        self.totals.first_available = record.sequence().next().0;
+        self.totals.event_count -= 1;
+        self.totals.event_bytes -= record.len() as u64;
+        self.counts.events_trimmed += 1;
+        Ok(())
+    }
+
+    fn trim_quarantine(&mut self, cutoff: i64) -> Result<(), ReadError> {
+        let too_much = |totals: &Totals| totals.quarantine_bytes > self.retention.quarantine_bytes_max;
+        if self.totals.quarantine_count == 0 {
+            return Ok(());
+        }
+        let mut doomed = Vec::new();
+        let mut after = self.totals;
+        for callback in self.store.quarantined_after(0, TRIM_EVENTS, usize::MAX)? {
+            if callback.header.received_at_micros >= cutoff && !too_much(&after) {
+                break;
+            }
+            after.quarantine_bytes = after.quarantine_bytes.saturating_sub(callback.body.len() as u64);
+            doomed.push(callback.number);
+        }
+        for number in doomed {
+            self.counts.quarantine_trimmed += u64::from(self.discard(number)?);
+        }
+        Ok(())
+    }
+
+    /// Adds the changed task entries and the totals.
+    pub(super) fn seal(mut self) -> Sealed {
+        for (task_id, events) in &self.tasks {
+            if events.is_empty() {
+                self.write.remove(&self.store.tasks, task_id.as_str());
+            } else {
+                self.write.insert(&self.store.tasks, task_id.as_str(), encode_task(events));
+            }
+        }
+        if self.totals != *lock(&self.store.totals) {
+            self.write.insert(&self.store.meta, META_TOTALS, self.totals.encode());
+        }
+        let Self { write, totals, records, replies, counts, .. } = self;
+        Sealed { write, totals, records, replies, counts }
+    }
+}
+
+fn failed(error: ReadError) -> WriteError {
+    match error {
+        ReadError::Corrupt(problem) => WriteError::Failed(problem),
+        ReadError::Expired => WriteError::Failed(error.to_string()),
+    }
+}

@@ -1,0 +1,340 @@
+//! The one writer: takes what has queued up while the last commit ran and commits it together, with one fsync.
+//!
+//! For each group: decide (dedupe, revision, conflict), write, fsync, move the head, publish, answer. A reply is sent only
+//! after the fsync, for duplicates too. When a write fails the store takes no more until a restart, because only recovery
+//! can tell what reached the disk. Runs on a thread of its own; [`Appender`] is its door.
+
+mod batch;
+
+use std::{
+    fmt,
+    sync::{
+        Arc,
+        atomic::Ordering,
+        mpsc::{self, Receiver, RecvTimeoutError, SyncSender, TryRecvError, TrySendError},
+    },
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+
+use fjall::PersistMode;
+use tokio::sync::oneshot;
+
+use super::{Appended, Draft, Health, NewQuarantined, Store, lock};
+use crate::{event::Record, metrics::Metrics};
+use batch::Batch;
+
+/// Most commands that wait for the writer. More than the connections that may be open, so only a flood from within fills it;
+/// then a callback is refused with 503.
+const QUEUE_MAX: usize = 4_096;
+/// Most commands in one commit: the trial saw little gain beyond.
+const GROUP_MAX: usize = 512;
+/// A commit takes no further command beyond this many bytes, so that a group of large bodies does not delay its first.
+const GROUP_BYTES_MAX: usize = 8 * 1024 * 1024;
+/// How often an idle writer looks at retention and free disk space.
+const TICK: Duration = Duration::from_secs(1);
+/// Events forgotten by one commit at least; under load, twice what it appends, so that trimming always gains on appending.
+const TRIM_EVENTS: usize = 256;
+
+/// How long and how much is kept, and how much disk is left alone.
+#[derive(Clone, Copy, Debug)]
+pub struct Retention {
+    /// Events older than this are forgotten.
+    pub event_age_max: Duration,
+    /// The oldest events are forgotten beyond this.
+    pub event_bytes_max: u64,
+    /// Quarantined callbacks older than this are forgotten.
+    pub quarantine_age_max: Duration,
+    /// The oldest quarantined callbacks are forgotten beyond this.
+    pub quarantine_bytes_max: u64,
+    /// Below this share of free disk nothing is written.
+    pub disk_free_min_percent: u8,
+}
+
+/// Where committed events go, on the writer's thread, in log order, before their callbacks are answered.
+pub trait Publish: Send {
+    /// Takes the events of one commit; never blocks.
+    fn publish(&mut self, records: &[Record]);
+}
+
+impl<F: FnMut(&[Record]) + Send> Publish for F {
+    fn publish(&mut self, records: &[Record]) {
+        self(records);
+    }
+}
+
+/// Why something was not written.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum WriteError {
+    /// The queue is full.
+    #[error("more callbacks than the disk can take: try again later")]
+    Overloaded,
+    /// The disk is nearly full.
+    #[error("{free_bytes} bytes of disk are free, {needed_bytes} must be: free some space")]
+    DiskLow {
+        /// Bytes free.
+        free_bytes: u64,
+        /// Bytes that must be free.
+        needed_bytes: u64,
+    },
+    /// A write failed.
+    #[error("writing to the store failed ({0}): restart to recover")]
+    Failed(String),
+    /// The writer has stopped.
+    #[error("the store is closed")]
+    Closed,
+    /// The task has as many retained events as one may have.
+    #[error("the task has {} events, the most one may have", super::dedupe::TASK_EVENTS_MAX)]
+    TooManyEvents,
+}
+
+type Reply<T> = oneshot::Sender<Result<T, WriteError>>;
+
+enum Command {
+    Append(Box<Draft>, Reply<Appended>),
+    Quarantine(NewQuarantined, Reply<u64>),
+    Discard(Vec<u64>, Reply<u32>),
+    /// Commits a mark, to show that the whole path answers.
+    Probe(Reply<()>),
+}
+
+impl Command {
+    fn bytes(&self) -> usize {
+        match self {
+            Self::Append(draft, _) => draft.event.len() + draft.raw.len(),
+            Self::Quarantine(new, _) => new.body.len(),
+            Self::Discard(..) | Self::Probe(_) => 0,
+        }
+    }
+
+    fn refuse(self, error: WriteError) {
+        // A receiver that is gone has given up; its callback is not answered 200, so nothing is owed.
+        let _ = match self {
+            Self::Append(_, reply) => reply.send(Err(error)).is_ok(),
+            Self::Quarantine(_, reply) => reply.send(Err(error)).is_ok(),
+            Self::Discard(_, reply) => reply.send(Err(error)).is_ok(),
+            Self::Probe(reply) => reply.send(Err(error)).is_ok(),
+        };
+    }
+}
+
+/// Hands commands to the writer. When every appender is gone the writer finishes and stops.
+#[derive(Clone)]
+pub struct Appender(SyncSender<Command>);
+
+impl fmt::Debug for Appender {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Appender")
+    }
+}
+
+impl Appender {
+    /// Appends an event, or finds its original.
+    pub fn append(&self, draft: Draft) -> oneshot::Receiver<Result<Appended, WriteError>> {
+        self.send(|reply| Command::Append(Box::new(draft), reply))
+    }
+
+    /// Keeps a callback in quarantine; answers its number.
+    pub fn quarantine(&self, new: NewQuarantined) -> oneshot::Receiver<Result<u64, WriteError>> {
+        self.send(|reply| Command::Quarantine(new, reply))
+    }
+
+    /// Deletes from quarantine; answers how many existed.
+    pub fn discard(&self, numbers: Vec<u64>) -> oneshot::Receiver<Result<u32, WriteError>> {
+        self.send(|reply| Command::Discard(numbers, reply))
+    }
+
+    /// Commits a mark that nothing reads; answers when it is durable.
+    pub fn probe(&self) -> oneshot::Receiver<Result<(), WriteError>> {
+        self.send(Command::Probe)
+    }
+
+    fn send<T>(&self, command: impl FnOnce(Reply<T>) -> Command) -> oneshot::Receiver<Result<T, WriteError>> {
+        let (reply, answer) = oneshot::channel();
+        match self.0.try_send(command(reply)) {
+            Ok(()) => {}
+            Err(TrySendError::Full(command)) => command.refuse(WriteError::Overloaded),
+            Err(TrySendError::Disconnected(command)) => command.refuse(WriteError::Closed),
+        }
+        answer
+    }
+}
+
+/// The writer of one store; [`Writer::run`] is its thread.
+pub struct Writer<P> {
+    store: Arc<Store>,
+    commands: Receiver<Command>,
+    retention: Retention,
+    publish: P,
+    metrics: Arc<Metrics>,
+}
+
+impl<P> fmt::Debug for Writer<P> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Writer").field("store", &self.store).finish_non_exhaustive()
+    }
+}
+
+/// Makes the writer of a store and the door to it. A store must have one writer only.
+pub fn writer<P: Publish>(
+    store: Arc<Store>,
+    retention: Retention,
+    publish: P,
+    metrics: Arc<Metrics>,
+) -> (Appender, Writer<P>) {
+    let (sender, commands) = mpsc::sync_channel(QUEUE_MAX);
+    (Appender(sender), Writer { store, commands, retention, publish, metrics })
+}
+
+impl<P: Publish> Writer<P> {
+    /// Writes until every [`Appender`] is gone and the queue is empty.
+    pub fn run(mut self) {
+        self.check_disk();
+        loop {
+            let first = match self.commands.try_recv() {
+                Ok(first) => Ok(first),
+                Err(TryRecvError::Disconnected) => break,
+                // Nothing waits, so there is time for retention; a trim that gets nowhere waits for the next tick.
+                Err(TryRecvError::Empty) if self.trim_is_due() && self.commit(Vec::new()) > 0 => continue,
+                Err(TryRecvError::Empty) => self.commands.recv_timeout(TICK),
+            };
+            match first {
+                Ok(first) => self.commit_group(first),
+                Err(RecvTimeoutError::Timeout) => self.check_disk(),
+                Err(RecvTimeoutError::Disconnected) => break,
+            }
+        }
+    }
+
+    fn commit_group(&mut self, first: Command) {
+        let mut bytes = first.bytes();
+        let mut group = vec![first];
+        while group.len() < GROUP_MAX && bytes < GROUP_BYTES_MAX {
+            let Ok(command) = self.commands.try_recv() else { break };
+            bytes += command.bytes();
+            group.push(command);
+        }
+        self.check_disk();
+        match self.refusal() {
+            None => {
+                self.commit(group);
+            }
+            Some(error) => group.into_iter().for_each(|command| command.refuse(error.clone())),
+        }
+    }
+
+    fn refusal(&self) -> Option<WriteError> {
+        match self.store.health() {
+            Health::Writable => None,
+            Health::DiskLow { free_bytes, needed_bytes } => Some(WriteError::DiskLow { free_bytes, needed_bytes }),
+            Health::Failed(problem) => Some(WriteError::Failed(problem)),
+        }
+    }
+
+    fn check_disk(&self) {
+        let mut health = lock(&self.store.health);
+        if matches!(*health, Health::Failed(_)) {
+            return;
+        }
+        // A file system that cannot be asked is left to the write itself, which will say what is wrong.
+        let Ok((free_bytes, total_bytes)) = self.store.disk_bytes() else { return };
+        let needed_bytes = total_bytes / 100 * u64::from(self.retention.disk_free_min_percent);
+        let now = if free_bytes < needed_bytes { Health::DiskLow { free_bytes, needed_bytes } } else { Health::Writable };
+        if std::mem::discriminant(&now) != std::mem::discriminant(&*health) {
+            match &now {
+                Health::Writable => tracing::info!(free_bytes, needed_bytes, "enough disk is free again: writing"),
+                _ => tracing::error!(free_bytes, needed_bytes, "too little disk is free: refusing callbacks"),
+            }
+        }
+        *health = now;
+    }
+
+    fn trim_is_due(&self) -> bool {
+        if matches!(self.store.health(), Health::Failed(_)) {
+            return false;
+        }
+        let totals = *lock(&self.store.totals);
+        let events = totals.event_bytes > self.retention.event_bytes_max
+            || self.oldest_event_micros(&totals).is_some_and(|micros| micros < cutoff(self.retention.event_age_max));
+        let quarantined = totals.quarantine_bytes > self.retention.quarantine_bytes_max
+            || (totals.quarantine_count > 0
+                && self.oldest_quarantined_micros().is_some_and(|at| at < cutoff(self.retention.quarantine_age_max)));
+        events || quarantined
+    }
+
+    fn oldest_event_micros(&self, totals: &super::Totals) -> Option<i64> {
+        if totals.event_count == 0 {
+            return None;
+        }
+        self.store.get(self.store.first_available()).ok().flatten().map(|record| record.log_time_micros())
+    }
+
+    fn oldest_quarantined_micros(&self) -> Option<i64> {
+        let oldest = self.store.quarantined_after(0, 1, 0).ok()?;
+        oldest.first().map(|callback| callback.header.received_at_micros)
+    }
+
+    // Returns how much retention has forgotten along the way.
+    fn commit(&mut self, group: Vec<Command>) -> u64 {
+        let mut batch = Batch::new(&self.store, &self.retention);
+        for command in group {
+            batch.add(command);
+        }
+        batch.trim(cutoff(self.retention.event_age_max), cutoff(self.retention.quarantine_age_max));
+        let batch = batch.seal();
+        let trimmed = batch.counts.events_trimmed + batch.counts.quarantine_trimmed;
+        match self.write(batch.write) {
+            Ok(()) => {
+                *lock(&self.store.totals) = batch.totals;
+                if let Some(last) = batch.records.last() {
+                    self.store.head.store(last.sequence().0, Ordering::Release);
+                    self.publish.publish(&batch.records);
+                }
+                self.count(&batch.counts, batch.records.len());
+                batch.replies.into_iter().for_each(|reply| reply.grant());
+                trimmed
+            }
+            Err(problem) => {
+                tracing::error!(problem, "writing to the store failed: refusing callbacks until a restart");
+                *lock(&self.store.health) = Health::Failed(problem.clone());
+                batch.replies.into_iter().for_each(|reply| reply.refuse(WriteError::Failed(problem.clone())));
+                0
+            }
+        }
+    }
+
+    // Commit and fsync are two steps only so that each can be timed: no reader looks beyond the head, which moves after both.
+    fn write(&self, write: fjall::OwnedWriteBatch) -> Result<(), String> {
+        if write.is_empty() {
+            return Ok(());
+        }
+        let started = Instant::now();
+        write.commit().map_err(|error| format!("{error:?}"))?;
+        let committed = Instant::now();
+        self.store.database.persist(PersistMode::SyncData).map_err(|error| format!("{error:?}"))?;
+        self.metrics.commit_seconds.observe((committed - started).as_secs_f64());
+        self.metrics.fsync_seconds.observe(committed.elapsed().as_secs_f64());
+        Ok(())
+    }
+
+    fn count(&self, counts: &batch::Counts, appended: usize) {
+        self.metrics.duplicates.inc_by(counts.duplicates);
+        self.metrics.conflicts.inc_by(counts.conflicts);
+        self.metrics.events_trimmed.inc_by(counts.events_trimmed);
+        self.metrics.quarantine_trimmed.inc_by(counts.quarantine_trimmed);
+        if appended > 0 {
+            self.metrics.events_appended.inc_by(appended as u64);
+            self.metrics.batch_events.observe(appended as f64);
+        }
+    }
+}
+
+// What was received before this, in microseconds since 1970, is too old.
+fn cutoff(age_max: Duration) -> i64 {
+    now_micros().saturating_sub(i64::try_from(age_max.as_micros()).unwrap_or(i64::MAX))
+}
+
+fn now_micros() -> i64 {
+    // A clock before 1970 keeps everything.
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_micros()).unwrap_or(i64::MAX)
+}

@@ -1,0 +1,477 @@
+//! One open stream of events: a cursor and a phase, driven by whoever polls it. Not a task, and no queue of its own.
+//!
+//! ```text
+//!            ┌────────────▶ scanning ─────────┐ position within the ring
+//!   planning ┤  (no tasks)   log, in order     ├──▶ live ──▶ behind: the ring has moved past
+//!      ▲     └────────────▶ looking up ───────┘      │
+//!      │        (tasks)      index, then events      │
+//!      └─────────────────────────────────────────────┘
+//! ```
+//!
+//! The order of events is the order of the log in every phase, and `position` only rises: everything that matches up to it has
+//! been handed out. A filter with tasks takes its seat first and then looks up what the index has up to the head of that
+//! moment; any other filter reads the log until its place lies within the ring. Either way nothing falls between.
+
+mod open;
+mod registry;
+
+use std::{
+    collections::{HashSet, VecDeque},
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use tokio::{
+    task::{JoinError, JoinHandle, spawn_blocking},
+    time::{Instant, Sleep},
+};
+use tokio_stream::Stream;
+
+pub use open::{OnExpired, OpenError, Opening, Start};
+pub use registry::{Listed, Registry, State};
+
+use crate::{
+    event::{Filter, Record, Selectable, Sequence, TaskId},
+    hub::{Hub, Read, Seat},
+    metrics::Metrics,
+    store::{Chunk, ReadError, ReadLimits, Store},
+};
+use registry::Entry;
+
+/// One read of the log: enough to amortise a thread hop, little enough that a stalled reader holds next to nothing.
+const SCAN: ReadLimits = ReadLimits { records_max: 512, bytes_max: 512 * 1024, scanned_max: 8_192 };
+/// One fetch of events that the task index has named.
+const FETCH: ReadLimits = ReadLimits { records_max: 64, bytes_max: 512 * 1024, scanned_max: 64 };
+
+/// What every subscription reads from.
+#[derive(Debug)]
+pub struct Sources {
+    /// The log.
+    pub store: Arc<Store>,
+    /// The live path.
+    pub hub: Arc<Hub>,
+    /// Who is subscribed.
+    pub registry: Registry,
+    /// What is counted.
+    pub metrics: Arc<Metrics>,
+}
+
+/// One message of a stream.
+#[derive(Debug)]
+pub enum Message {
+    /// Always first.
+    Subscribed {
+        /// Everything that matches behind this place will come.
+        position: Sequence,
+        /// The oldest retained event; `None` of an empty log.
+        first_available: Option<Sequence>,
+        /// The newest event.
+        head: Sequence,
+    },
+    /// An event that matches.
+    Event(Record),
+    /// Catching up is over.
+    CaughtUp {
+        /// Everything up to here has been sent.
+        position: Sequence,
+    },
+    /// Back to the log.
+    FellBehind {
+        /// Everything up to here has been sent.
+        position: Sequence,
+        /// Events between there and the head.
+        lag: u64,
+    },
+    /// Heartbeat and bookmark.
+    Progress {
+        /// Everything up to here has been sent.
+        position: Sequence,
+        /// The newest event.
+        head: Sequence,
+    },
+    /// Events that retention took before they could be sent.
+    Gap {
+        /// Exclusive.
+        from: Sequence,
+        /// Inclusive.
+        to: Sequence,
+    },
+    /// The server is going away.
+    GoingAway {
+        /// Everything up to here has been sent.
+        position: Sequence,
+    },
+    /// Every task has had its terminal event.
+    Completed {
+        /// Everything up to here has been sent.
+        position: Sequence,
+    },
+}
+
+/// Why a stream ends otherwise than by `Completed`.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum End {
+    /// Retention has passed the stream's position.
+    #[error("the events behind this place are no longer retained")]
+    Expired,
+    /// The server is going away.
+    #[error("the server is shutting down")]
+    Draining,
+    /// The log is damaged.
+    #[error("the log is damaged: {0}")]
+    Corrupt(String),
+    /// The client's deadline has passed.
+    #[error("the deadline of the call has passed")]
+    DeadlineExceeded,
+}
+
+enum Phase {
+    Planning,
+    Scanning(JoinHandle<Result<Chunk, ReadError>>),
+    LookingUp(Lookup, JoinHandle<Result<Found, ReadError>>),
+    Fetching(Lookup, Option<JoinHandle<Result<Vec<Record>, ReadError>>>),
+    Live(Seat),
+}
+
+/// A seat taken, and what the index had before it was.
+struct Lookup {
+    seat: Seat,
+    /// The head when the seat was taken; everything behind it comes by the seat.
+    end: Sequence,
+    /// Still to be fetched.
+    places: VecDeque<Sequence>,
+}
+
+/// What the task index says: what to fetch, and which tasks were over before.
+struct Found {
+    places: VecDeque<Sequence>,
+    over: Vec<TaskId>,
+}
+
+/// See the module's description.
+pub struct Subscription {
+    sources: Arc<Sources>,
+    entry: Entry,
+    /// What the client wants to see.
+    filter: Arc<Filter>,
+    /// What is read: wider than `filter` where a task's end must be noticed although the client does not want to see it.
+    scan_filter: Arc<Filter>,
+    on_expired: OnExpired,
+    phase: Phase,
+    position: Sequence,
+    /// Records read and not yet handed out, and the place reached when they are.
+    buffer: VecDeque<Record>,
+    buffer_end: Sequence,
+    /// Control messages that come before anything else.
+    outbox: VecDeque<Message>,
+    end: Option<Option<End>>,
+    /// Tasks that are not over yet, if the stream is to end with them.
+    pending: Option<HashSet<TaskId>>,
+    /// When reached, the stream has caught up; `None` while it has.
+    catch_up_to: Option<Sequence>,
+    heartbeat: Pin<Box<Sleep>>,
+    heartbeat_interval: Duration,
+    deadline: Option<Instant>,
+}
+
+impl std::fmt::Debug for Subscription {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Subscription").field("id", &self.id()).field("position", &self.position).finish_non_exhaustive()
+    }
+}
+
+impl Subscription {
+    /// Names the stream to people.
+    pub fn id(&self) -> &str {
+        self.entry.id()
+    }
+
+    /// Events before this place have been handed out.
+    pub fn position(&self) -> Sequence {
+        self.position
+    }
+
+    fn poll_message(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Message, End>>> {
+        loop {
+            if let Some(message) = self.outbox.pop_front() {
+                return Poll::Ready(Some(Ok(message)));
+            }
+            if let Some(end) = &mut self.end {
+                return Poll::Ready(end.take().map(Err));
+            }
+            // Before the buffer: the final status is never queued behind events.
+            if self.sources.hub.is_closing() {
+                self.go_away();
+                continue;
+            }
+            if let Some(record) = self.next_buffered() {
+                return Poll::Ready(Some(Ok(Message::Event(record))));
+            }
+            self.check_milestones();
+            if self.outbox.is_empty() && self.heartbeat.as_mut().poll(cx).is_ready() {
+                self.beat();
+            }
+            if self.outbox.is_empty()
+                && self.end.is_none()
+                && let Err(end) = ready!(self.poll_advance(cx))
+            {
+                self.finish(Some(end));
+            }
+        }
+    }
+
+    /// The next event the client wants; an emptied buffer moves the position to where its read ended.
+    fn next_buffered(&mut self) -> Option<Record> {
+        while let Some(record) = self.buffer.pop_front() {
+            self.position = record.sequence();
+            if let Some(pending) = &mut self.pending
+                && record.status().is_terminal()
+            {
+                pending.remove(record.task_id());
+            }
+            if Arc::ptr_eq(&self.filter, &self.scan_filter) || self.filter.matches(&record) {
+                self.entry.delivered(&record);
+                return Some(record);
+            }
+        }
+        self.reach(self.buffer_end);
+        None
+    }
+
+    fn reach(&mut self, place: Sequence) {
+        if place > self.position {
+            self.position = place;
+            self.entry.reached(place);
+        }
+    }
+
+    /// Announces what an emptied buffer means: caught up, or completed.
+    fn check_milestones(&mut self) {
+        if !matches!(self.phase, Phase::Live(_)) {
+            return;
+        }
+        if self.catch_up_to.is_some_and(|place| self.position >= place) {
+            self.catch_up_to = None;
+            self.entry.set_state(State::Live);
+            self.outbox.push_back(Message::CaughtUp { position: self.position });
+        }
+        if self.pending.as_ref().is_some_and(HashSet::is_empty) {
+            self.outbox.push_back(Message::Completed { position: self.position });
+            self.finish(None);
+        }
+    }
+
+    fn finish(&mut self, end: Option<End>) {
+        self.entry.ended(end.as_ref());
+        self.buffer.clear();
+        self.end = Some(end);
+        self.phase = Phase::Planning; // gives the seat back
+    }
+
+    fn go_away(&mut self) {
+        self.look_around();
+        self.outbox.push_back(Message::GoingAway { position: self.position });
+        self.finish(Some(End::Draining));
+    }
+
+    fn beat(&mut self) {
+        let now = Instant::now();
+        if self.deadline.is_some_and(|deadline| deadline <= now) {
+            return self.finish(Some(End::DeadlineExceeded));
+        }
+        self.look_around();
+        let head = self.sources.hub.head().max(self.position);
+        self.outbox.push_back(Message::Progress { position: self.position, head });
+        let next = now + self.heartbeat_interval;
+        self.heartbeat.as_mut().reset(self.deadline.map_or(next, |deadline| deadline.min(next)));
+    }
+
+    /// A live stream with an empty buffer has seen everything up to the head, also what did not wake it.
+    fn look_around(&mut self) {
+        if let Phase::Live(seat) = &self.phase
+            && self.buffer.is_empty()
+        {
+            self.reach(seat.seen(self.position));
+        }
+    }
+
+    /// Fills the buffer, or changes the phase, or waits. Called with an empty buffer.
+    fn poll_advance(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), End>> {
+        match &mut self.phase {
+            Phase::Planning => {
+                self.plan();
+                Poll::Ready(Ok(()))
+            }
+            Phase::Scanning(read) => {
+                let chunk = joined(ready!(Pin::new(read).poll(cx)));
+                self.phase = Phase::Planning;
+                Poll::Ready(self.accept(chunk, |this, chunk| {
+                    this.buffer = chunk.records.into();
+                    this.buffer_end = chunk.scanned_to;
+                }))
+            }
+            Phase::LookingUp(_, lookup) => {
+                let found = joined(ready!(Pin::new(lookup).poll(cx)));
+                Poll::Ready(self.accept(found, Self::begin_fetching))
+            }
+            Phase::Fetching(_, Some(fetch)) => {
+                let records = joined(ready!(Pin::new(fetch).poll(cx)));
+                Poll::Ready(self.accept(records, Self::take_fetched))
+            }
+            Phase::Fetching(..) => {
+                self.fetch_more();
+                Poll::Ready(Ok(()))
+            }
+            Phase::Live(seat) => match seat.read(self.position, cx.waker()) {
+                Read::Records(records, scanned_to) => {
+                    self.buffer = records.into();
+                    self.buffer_end = scanned_to;
+                    Poll::Ready(Ok(()))
+                }
+                Read::Waiting(head) => {
+                    self.reach(head);
+                    self.check_milestones();
+                    if self.outbox.is_empty() { Poll::Pending } else { Poll::Ready(Ok(())) }
+                }
+                Read::Behind(seen) => {
+                    self.reach(seen);
+                    self.fall_behind();
+                    Poll::Ready(Ok(()))
+                }
+                Read::Closing => Poll::Ready(Ok(())), // `poll_message` looks for it first
+            },
+        }
+    }
+
+    fn fall_behind(&mut self) {
+        let head = self.sources.hub.head();
+        // A stream that had not caught up yet has nothing to take back.
+        if self.catch_up_to.is_none() {
+            let lag = head.0.saturating_sub(self.position.0);
+            self.outbox.push_back(Message::FellBehind { position: self.position, lag });
+            self.sources.metrics.fell_behind.inc();
+            self.entry.set_state(State::CatchingUp);
+        }
+        self.catch_up_to = Some(head);
+        self.entry.seated(None);
+        self.phase = Phase::Planning;
+    }
+
+    /// Decides how to get on from `position`.
+    fn plan(&mut self) {
+        if self.filter.task_ids.is_empty() { self.plan_scan() } else { self.plan_lookup() }
+    }
+
+    fn plan_scan(&mut self) {
+        let hub = &self.sources.hub;
+        self.phase = match hub.attach(&self.scan_filter, self.position) {
+            Some(seat) => {
+                self.entry.seated(Some(seat.number()));
+                Phase::Live(seat)
+            }
+            None => {
+                let (store, filter) = (Arc::clone(&self.sources.store), Arc::clone(&self.scan_filter));
+                let (after, up_to) = (self.position, hub.head());
+                Phase::Scanning(spawn_blocking(move || store.read_after(after, up_to, &filter, SCAN)))
+            }
+        };
+    }
+
+    fn plan_lookup(&mut self) {
+        let hub = &self.sources.hub;
+        // The seat first: what is published from now on is noted there, what was before is in the index. Should the ring
+        // move between the two calls, the head has moved too, and the next attempt finds its place.
+        let (seat, end) = loop {
+            let head = hub.head().max(self.position);
+            if let Some(seat) = hub.attach(&self.scan_filter, head) {
+                break (seat, head);
+            }
+        };
+        let (store, filter, after) = (Arc::clone(&self.sources.store), Arc::clone(&self.filter), self.position);
+        let lookup = spawn_blocking(move || look_up(&store, &filter, after, end));
+        self.phase = Phase::LookingUp(Lookup { seat, end, places: VecDeque::new() }, lookup);
+    }
+
+    fn begin_fetching(&mut self, found: Found) {
+        if let Some(pending) = &mut self.pending {
+            pending.retain(|task_id| !found.over.contains(task_id));
+        }
+        if let Phase::LookingUp(mut lookup, _) = std::mem::replace(&mut self.phase, Phase::Planning) {
+            lookup.places = found.places;
+            self.phase = Phase::Fetching(lookup, None);
+        }
+    }
+
+    fn fetch_more(&mut self) {
+        let Phase::Fetching(lookup, _) = std::mem::replace(&mut self.phase, Phase::Planning) else { return };
+        if lookup.places.is_empty() {
+            self.reach(lookup.end);
+            self.entry.seated(Some(lookup.seat.number()));
+            self.phase = Phase::Live(lookup.seat);
+            return;
+        }
+        let store = Arc::clone(&self.sources.store);
+        let places: Vec<_> = lookup.places.iter().take(FETCH.records_max).copied().collect();
+        let fetch = spawn_blocking(move || store.get_all(&places, FETCH.bytes_max));
+        self.phase = Phase::Fetching(lookup, Some(fetch));
+    }
+
+    fn take_fetched(&mut self, mut records: Vec<Record>) {
+        if let Phase::Fetching(lookup, fetch) = &mut self.phase {
+            lookup.places.drain(..records.len().min(lookup.places.len()));
+            *fetch = None;
+        }
+        self.buffer_end = records.last().map_or(self.position, Record::sequence);
+        records.retain(|record| self.scan_filter.matches(record)); // the index knows tasks only
+        self.buffer = records.into();
+    }
+
+    /// Hands what a read found to `then`, or deals with the place being forgotten.
+    fn accept<T>(&mut self, read: Result<T, ReadError>, then: impl FnOnce(&mut Self, T)) -> Result<(), End> {
+        match read {
+            Ok(found) => {
+                then(self, found);
+                Ok(())
+            }
+            Err(ReadError::Corrupt(problem)) => Err(End::Corrupt(problem)),
+            Err(ReadError::Expired) => {
+                let to = self.on_expired.continue_at(&self.sources).ok_or(End::Expired)?;
+                self.skip_to(to);
+                Ok(())
+            }
+        }
+    }
+
+    fn skip_to(&mut self, to: Sequence) {
+        let from = self.position;
+        self.reach(to);
+        self.outbox.push_back(Message::Gap { from, to: self.position });
+        self.phase = Phase::Planning;
+    }
+}
+
+fn look_up(store: &Store, filter: &Filter, after: Sequence, end: Sequence) -> Result<Found, ReadError> {
+    let events = store.task_events(&filter.task_ids, end)?;
+    // Asked after the index was read: had anything behind `after` been forgotten by then, this would show it.
+    if after.next() < store.first_available() {
+        return Err(ReadError::Expired);
+    }
+    let (before, behind): (Vec<_>, Vec<_>) = events.into_iter().partition(|event| event.sequence <= after);
+    let over = before.into_iter().filter(|event| event.status.is_terminal()).map(|event| event.task_id).collect();
+    Ok(Found { places: behind.into_iter().map(|event| event.sequence).collect(), over })
+}
+
+fn joined<T>(joined: Result<Result<T, ReadError>, JoinError>) -> Result<T, ReadError> {
+    // Only a runtime that shuts down cancels a read; a panic has ended the process.
+    joined.unwrap_or_else(|error| Err(ReadError::Corrupt(error.to_string())))
+}
+
+impl Stream for Subscription {
+    type Item = Result<Message, End>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        self.poll_message(cx)
+    }
+}

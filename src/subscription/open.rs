@@ -1,0 +1,196 @@
+//! Opening a subscription: where it starts, and whether it may.
+
+use std::{collections::VecDeque, sync::Arc, time::Duration};
+
+use jiff::Timestamp;
+use tokio::{
+    task::spawn_blocking,
+    time::{Instant, sleep_until},
+};
+use uuid::Uuid;
+
+use super::{Message, Phase, Sources, Subscription, registry::NewEntry};
+use crate::{
+    event::{Cursor, Filter, Sequence},
+    store::ReadError,
+};
+
+/// Where a subscription starts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Start {
+    /// Filters with tasks: what is retained; others: the head.
+    Default,
+    /// Behind this cursor.
+    After(Cursor),
+    /// With the first event received at or after this time.
+    Since(Timestamp),
+    /// With the oldest retained event.
+    Earliest,
+    /// At the head.
+    Latest,
+}
+
+/// What to do when retention has passed the position.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnExpired {
+    /// End with an error.
+    Fail,
+    /// Announce a gap, continue with the oldest retained event.
+    Earliest,
+    /// Announce a gap, continue at the head.
+    Latest,
+}
+
+impl OnExpired {
+    /// The place to continue behind; `None` is an error.
+    pub(super) fn continue_at(self, sources: &Sources) -> Option<Sequence> {
+        match self {
+            Self::Fail => None,
+            Self::Earliest => Some(sources.store.first_available().previous()),
+            Self::Latest => Some(sources.hub.head()),
+        }
+    }
+}
+
+/// Everything a client may ask for.
+#[derive(Debug)]
+pub struct Opening {
+    /// Which events.
+    pub filter: Filter,
+    /// From where.
+    pub start: Start,
+    /// What if that is forgotten.
+    pub on_expired: OnExpired,
+    /// End when every task of the filter is over.
+    pub until_terminal: bool,
+    /// Between two heartbeats.
+    pub heartbeat_interval: Duration,
+    /// When the client stops waiting.
+    pub deadline: Option<Instant>,
+    /// As the client names itself.
+    pub client_name: String,
+    /// The client's address.
+    pub peer: String,
+}
+
+/// Why a subscription cannot be opened.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum OpenError {
+    /// As many are open as may be.
+    #[error("{limit} subscriptions are open, the most this server holds")]
+    TooMany {
+        /// The limit.
+        limit: usize,
+    },
+    /// Of another log.
+    #[error("the cursor belongs to another log: this one was restored or created anew since; start without it")]
+    EpochMismatch,
+    /// Not given out yet.
+    #[error("the cursor is ahead of the log's head")]
+    CursorAhead,
+    /// Retention has passed it.
+    #[error("the events behind the cursor are no longer retained: set on_expired, or start at first_available")]
+    CursorExpired,
+    /// The server is shutting down.
+    #[error("the server is shutting down")]
+    Draining,
+    /// The log is damaged.
+    #[error("the log is damaged: {0}")]
+    Corrupt(String),
+}
+
+impl Sources {
+    /// Checks a client's cursor against the log; the place may be forgotten, but never ahead or of another log.
+    pub fn place(&self, cursor: Cursor) -> Result<Sequence, OpenError> {
+        if cursor.epoch != self.store.epoch() {
+            Err(OpenError::EpochMismatch)
+        } else if cursor.sequence > self.store.head() {
+            Err(OpenError::CursorAhead)
+        } else {
+            Ok(cursor.sequence)
+        }
+    }
+
+    async fn start(self: &Arc<Self>, opening: &Opening) -> Result<Sequence, OpenError> {
+        let earliest = || self.store.first_available().previous();
+        match opening.start {
+            Start::Default if opening.filter.task_ids.is_empty() => Ok(self.hub.head()),
+            Start::Default | Start::Earliest => Ok(earliest()),
+            Start::Latest => Ok(self.hub.head()),
+            Start::After(cursor) => {
+                let place = self.place(cursor)?;
+                let expired = place < earliest() && opening.on_expired == OnExpired::Fail;
+                if expired { Err(OpenError::CursorExpired) } else { Ok(place) }
+            }
+            Start::Since(time) => {
+                let sources = Arc::clone(self);
+                let found = spawn_blocking(move || sources.store.seek_time(time.as_microsecond())).await;
+                match super::joined(found) {
+                    Ok(place) => Ok(place),
+                    Err(ReadError::Corrupt(problem)) => Err(OpenError::Corrupt(problem)),
+                    Err(ReadError::Expired) => Ok(earliest()),
+                }
+            }
+        }
+    }
+}
+
+impl Subscription {
+    /// Opens a subscription; it does nothing until it is polled.
+    pub async fn open(sources: Arc<Sources>, opening: Opening) -> Result<Self, OpenError> {
+        if sources.hub.is_closing() {
+            return Err(OpenError::Draining);
+        }
+        let position = sources.start(&opening).await?;
+        let Opening { filter, on_expired, until_terminal, heartbeat_interval, deadline, client_name, peer, .. } = opening;
+        let filter = Arc::new(filter);
+        let id = Uuid::new_v4();
+        let new = NewEntry { id, client_name, peer, filter: Arc::clone(&filter), position };
+        let entry = sources.registry.enter(new, &sources.metrics)?;
+        // The end of a task counts even where the client asked not to see it, so the tasks alone decide what is read.
+        let scan_filter = if until_terminal {
+            Arc::new(Filter { task_ids: filter.task_ids.clone(), ..Filter::default() })
+        } else {
+            Arc::clone(&filter)
+        };
+        let pending = until_terminal.then(|| filter.task_ids.clone());
+        let first_beat = Instant::now() + jittered(heartbeat_interval, id);
+        let (head, first_available) = (sources.hub.head(), sources.store.first_available());
+        let subscribed = Message::Subscribed {
+            position,
+            first_available: (first_available <= sources.store.head()).then_some(first_available),
+            head: head.max(position),
+        };
+        let mut subscription = Self {
+            entry,
+            filter,
+            scan_filter,
+            on_expired,
+            phase: Phase::Planning,
+            position,
+            buffer: VecDeque::new(),
+            buffer_end: position,
+            outbox: [subscribed].into(),
+            end: None,
+            pending,
+            catch_up_to: Some(head),
+            heartbeat: Box::pin(sleep_until(deadline.map_or(first_beat, |deadline| deadline.min(first_beat)))),
+            heartbeat_interval,
+            deadline,
+            sources,
+        };
+        // An expired cursor that passed `start` continues behind a gap.
+        if position < first_available.previous()
+            && let Some(to) = on_expired.continue_at(&subscription.sources)
+        {
+            subscription.skip_to(to);
+        }
+        Ok(subscription)
+    }
+}
+
+// Spreads the first heartbeats of streams that were opened together over half an interval.
+fn jittered(interval: Duration, id: Uuid) -> Duration {
+    let fraction = f64::from(id.as_bytes()[0]) / 255.0;
+    interval.mul_f64(0.5 + fraction / 2.0)
+}

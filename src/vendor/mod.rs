@@ -1,0 +1,104 @@
+//! RunBlob's callback bodies: what they say, and what they look like.
+//!
+//! Owns every rule about the vendor's JSON: [`read`] turns a body into a [`Report`], [`sample`] writes bodies like the
+//! vendor's. Pure: no I/O, no clock, no randomness, and never a log line, because a body holds user content.
+//!
+//! The vendor documents a different shape per product and changes them without notice, so reading is lenient: a callback is
+//! refused only if it is not a JSON object or if its task or status cannot be told. Any other field that is missing, null, of
+//! the wrong type or unreadable is absent, and costs nothing but itself.
+//!
+//! A body is walked once: `fields` cuts it into the raw texts of the keys we know, and the other files look into the few
+//! that matter to them: `status`, `outputs`, `error`, `time`, and `infer` for the product.
+
+mod error;
+mod fields;
+mod infer;
+mod outputs;
+pub mod sample;
+mod status;
+#[cfg(test)]
+mod tests;
+mod time;
+
+use crate::event::{Report, TaskId, TaskStatus};
+use fields::{Fields, Key};
+
+/// Levels of arrays and objects in a body, the outermost included: what serde_json reads before it gives up, so whatever we
+/// take apart or hand on as JSON can be read again. The vendor's bodies have three.
+pub const NESTING_LEVELS_MAX: usize = 128;
+
+/// Why a body could not be understood. Neither the text nor the reason ever repeats any of the body.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Unreadable {
+    /// Not JSON, or not UTF-8.
+    #[error("the body is not JSON")]
+    NotJson,
+    /// JSON, but deeper than [`NESTING_LEVELS_MAX`]; its reason is that of [`Unreadable::NotJson`].
+    #[error("the body is not JSON that can be read: more than {NESTING_LEVELS_MAX} levels deep")]
+    TooDeeplyNested,
+    /// JSON, but an array, a text, a number, …
+    #[error("the body is JSON, but not an object")]
+    NotAnObject,
+    /// No id under any key that the vendor uses.
+    #[error("no task id: generation_id, task_uuid, task_id and id are all missing or empty")]
+    NoTaskId,
+    /// An id that [`TaskId`] does not take, or one that lost characters on its way.
+    #[error("the task id is not 1 to 128 printable characters without spaces")]
+    BadTaskId,
+    /// Neither a status nor anything that implies one.
+    #[error("no status: neither status nor success, and neither an output nor an error that would imply one")]
+    NoStatus,
+}
+
+impl Unreadable {
+    /// Every kind, so that metrics and documents can list them.
+    pub const ALL: [Self; 6] =
+        [Self::NotJson, Self::TooDeeplyNested, Self::NotAnObject, Self::NoTaskId, Self::BadTaskId, Self::NoStatus];
+
+    /// A stable snake_case word, for the answer, the quarantine and metrics.
+    pub fn reason(self) -> &'static str {
+        match self {
+            Self::NotJson | Self::TooDeeplyNested => "not_json",
+            Self::NotAnObject => "not_an_object",
+            Self::NoTaskId => "no_task_id",
+            Self::BadTaskId => "bad_task_id",
+            Self::NoStatus => "no_status",
+        }
+    }
+}
+
+/// Reads a callback's body, or says why it has to be quarantined.
+///
+/// Where a text holds half of a surrogate pair (`\ud83d` alone, as left by a sender that cuts a prompt inside an emoji), the
+/// half becomes replacement characters; only in a task id, where two ids could become one, or in a key, is it refused.
+pub fn read(body: &[u8]) -> Result<Report, Unreadable> {
+    let fields = Fields::of_body(body)?;
+    let task_id = task_id(&fields)?;
+    let outputs = outputs::read(&fields);
+    let (status, status_text) = status::read(&fields, !outputs.is_empty()).ok_or(Unreadable::NoStatus)?;
+    let owned = |key| fields.text(key).unwrap_or_default().into_owned();
+    let time = |key| fields.text(key).and_then(|text| time::read(&text));
+    Ok(Report {
+        task_id,
+        inferred_product: infer::product(&fields),
+        status,
+        outputs,
+        error: (status == TaskStatus::Failed).then(|| error::read(&fields, &status_text)),
+        status_text: status_text.into_owned(),
+        prompt: owned(Key::Prompt),
+        model: owned(Key::Model),
+        seed: fields.integer(Key::Seed),
+        created_at: time(Key::CreatedAt),
+        completed_at: time(Key::CompletedAt),
+    })
+}
+
+/// The first id that is there decides, also if it is bad: another key might hold the id of something else.
+fn task_id(fields: &Fields<'_>) -> Result<TaskId, Unreadable> {
+    const KEYS: [Key; 4] = [Key::GenerationId, Key::TaskUuid, Key::TaskId, Key::Id];
+    let raw = KEYS.into_iter().find_map(|key| fields.text_or_number(key)).ok_or(Unreadable::NoTaskId)?;
+    if raw.contains(char::REPLACEMENT_CHARACTER) {
+        return Err(Unreadable::BadTaskId);
+    }
+    TaskId::parse(&raw).map_err(|_| Unreadable::BadTaskId)
+}
