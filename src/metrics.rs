@@ -9,9 +9,11 @@ use prometheus::{
 };
 
 /// Buckets for what the disk does, in seconds.
-const DISK_SECONDS: &[f64] = &[0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 4.0];
+const DISK_SECONDS: &[f64] =
+    &[0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 4.0];
 /// Buckets for what a client waits for, in seconds; 4 s is the longest answer to a callback.
-const ANSWER_SECONDS: &[f64] = &[0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 4.0, 10.0];
+const ANSWER_SECONDS: &[f64] =
+    &[0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 4.0, 10.0];
 /// Buckets for how many events one commit took.
 const BATCH_EVENTS: &[f64] = &[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0];
 
@@ -121,23 +123,23 @@ impl Default for Metrics {
                 "Ingest connections answered 503 because all were in use.",
             ),
             duplicates: b.counter("blobcast_duplicates_total", "Callbacks answered as duplicates of a retained event."),
-            conflicts: b.counter(
-                "blobcast_conflicts_total",
-                "Events that contradict an earlier terminal event of their task.",
-            ),
+            conflicts: b
+                .counter("blobcast_conflicts_total", "Events that contradict an earlier terminal event of their task."),
             commit_seconds: b.histogram(
                 "blobcast_commit_seconds",
                 "Seconds to write one batch to the store, without its fsync.",
                 DISK_SECONDS,
             ),
-            fsync_seconds: b.histogram("blobcast_fsync_seconds", "Seconds of the fsync behind one batch.", DISK_SECONDS),
+            fsync_seconds: b.histogram(
+                "blobcast_fsync_seconds",
+                "Seconds of the fsync behind one batch.",
+                DISK_SECONDS,
+            ),
             batch_events: b.histogram("blobcast_append_batch_events", "Events appended by one commit.", BATCH_EVENTS),
             events_appended: b.counter("blobcast_events_appended_total", "Events appended to the log."),
             events_trimmed: b.counter("blobcast_events_trimmed_total", "Events forgotten by retention."),
-            quarantine_trimmed: b.counter(
-                "blobcast_quarantine_trimmed_total",
-                "Quarantined callbacks forgotten by retention.",
-            ),
+            quarantine_trimmed: b
+                .counter("blobcast_quarantine_trimmed_total", "Quarantined callbacks forgotten by retention."),
             log_events: b.gauge("blobcast_log_events", "Retained events."),
             log_bytes: b.gauge("blobcast_log_bytes", "Bytes of the retained events, before compression."),
             log_oldest_timestamp_seconds: b.gauge(
@@ -154,7 +156,8 @@ impl Default for Metrics {
                 "Ended subscriptions by cause.",
                 "cause",
             ),
-            deliveries: b.counter("blobcast_deliveries_total", "Events handed to the transport, once per subscription."),
+            deliveries: b
+                .counter("blobcast_deliveries_total", "Events handed to the transport, once per subscription."),
             fell_behind: b.counter(
                 "blobcast_subscriptions_fell_behind_total",
                 "Times a subscription went from live back to catching up.",

@@ -29,9 +29,7 @@ pub use read::{Chunk, ReadError, ReadLimits, TaskPlace};
 pub use writer::{Appender, Publish, Retention, WriteError, Writer, writer};
 
 use crate::event::{Cursor, Epoch, Labels, Product, Sequence, TaskId, TaskStatus};
-use layout::{
-    Damaged, FORMAT, META_EPOCH, META_FORMAT, META_TOTALS, Totals, parse_sequence_key, parse_u64,
-};
+use layout::{Damaged, FORMAT, META_EPOCH, META_FORMAT, META_TOTALS, Totals, parse_sequence_key, parse_u64};
 
 /// Journals beyond this are flushed to tables, so that a start replays at most this much: about a second.
 const REPLAY_BYTES_MAX: u64 = 128 * 1024 * 1024;
@@ -81,7 +79,9 @@ pub enum OpenError {
     #[error("{0} is in use by another process: stop that one, or give this one its own --data-dir")]
     Locked(PathBuf),
     /// Written by another version.
-    #[error("{path} has format {found}, this version reads format {FORMAT}: run the version that wrote it, or start with an empty --data-dir")]
+    #[error(
+        "{path} has format {found}, this version reads format {FORMAT}: run the version that wrote it, or start with an empty --data-dir"
+    )]
     Format {
         /// The data directory.
         path: PathBuf,

@@ -94,10 +94,16 @@ impl Store {
         Ok(chunk)
     }
 
-    /// Reads backwards from before `before` down to the oldest retained record.
-    pub fn read_before(&self, before: Sequence, filter: &Filter, limits: ReadLimits) -> Result<Chunk, ReadError> {
+    /// Reads backwards from before `before` down to and including `first`, as far as it is retained.
+    pub fn read_before(
+        &self,
+        before: Sequence,
+        first: Sequence,
+        filter: &Filter,
+        limits: ReadLimits,
+    ) -> Result<Chunk, ReadError> {
         let before = before.min(self.head().next());
-        let first = self.first_available();
+        let first = first.max(self.first_available());
         if before <= first {
             return Ok(Chunk { records: Vec::new(), scanned_to: first });
         }

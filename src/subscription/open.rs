@@ -142,7 +142,8 @@ impl Subscription {
             return Err(OpenError::Draining);
         }
         let position = sources.start(&opening).await?;
-        let Opening { filter, on_expired, until_terminal, heartbeat_interval, deadline, client_name, peer, .. } = opening;
+        let Opening { filter, on_expired, until_terminal, heartbeat_interval, deadline, client_name, peer, .. } =
+            opening;
         let filter = Arc::new(filter);
         let id = Uuid::new_v4();
         let new = NewEntry { id, client_name, peer, filter: Arc::clone(&filter), position };

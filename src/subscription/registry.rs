@@ -101,6 +101,16 @@ impl Registry {
         self.limit
     }
 
+    /// How many are open.
+    pub fn len(&self) -> usize {
+        lock(&self.open).len()
+    }
+
+    /// True if none is open.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
     /// Up to `count_max` subscriptions opened after number `after`, with positions as of now.
     pub fn list(&self, hub: &Hub, after: u64, count_max: usize) -> Vec<Listed> {
         // Collected first: the hub's lock is not taken while this one is held.

@@ -73,17 +73,25 @@ impl Unreadable {
 /// half becomes replacement characters; only in a task id, where two ids could become one, or in a key, is it refused.
 pub fn read(body: &[u8]) -> Result<Report, Unreadable> {
     let fields = Fields::of_body(body)?;
-    let task_id = task_id(&fields)?;
-    let outputs = outputs::read(&fields);
-    let (status, status_text) = status::read(&fields, !outputs.is_empty()).ok_or(Unreadable::NoStatus)?;
+    report(&fields, task_id(&fields)?)
+}
+
+/// Like [`read`], for an operator who knows the task that the body does not name properly.
+pub fn read_as(body: &[u8], task_id: TaskId) -> Result<Report, Unreadable> {
+    report(&Fields::of_body(body)?, task_id)
+}
+
+fn report(fields: &Fields<'_>, task_id: TaskId) -> Result<Report, Unreadable> {
+    let outputs = outputs::read(fields);
+    let (status, status_text) = status::read(fields, !outputs.is_empty()).ok_or(Unreadable::NoStatus)?;
     let owned = |key| fields.text(key).unwrap_or_default().into_owned();
     let time = |key| fields.text(key).and_then(|text| time::read(&text));
     Ok(Report {
         task_id,
-        inferred_product: infer::product(&fields),
+        inferred_product: infer::product(fields),
         status,
         outputs,
-        error: (status == TaskStatus::Failed).then(|| error::read(&fields, &status_text)),
+        error: (status == TaskStatus::Failed).then(|| error::read(fields, &status_text)),
         status_text: status_text.into_owned(),
         prompt: owned(Key::Prompt),
         model: owned(Key::Model),

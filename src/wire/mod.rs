@@ -12,13 +12,26 @@ pub use frame::{Delivery, Frame};
 pub use request::{FilterLimits, FilterRefusal, Malformed, filter_from_wire, instant_from_wire, positive_duration};
 
 /// Messages and clients, generated from `proto/blobcast/v1`.
-#[allow(missing_docs, clippy::all, clippy::too_many_lines, clippy::allow_attributes_without_reason, reason = "generated")]
+#[allow(
+    missing_docs,
+    clippy::all,
+    clippy::too_many_lines,
+    clippy::allow_attributes_without_reason,
+    reason = "generated"
+)]
 pub mod v1 {
     tonic::include_proto!("blobcast.v1");
 }
 
 /// Service traits and servers, generated with [`Frame`] in place of the responses that carry events.
-#[allow(missing_docs, unreachable_pub, clippy::all, clippy::too_many_lines, clippy::allow_attributes_without_reason, reason = "generated")]
+#[allow(
+    missing_docs,
+    unreachable_pub,
+    clippy::all,
+    clippy::too_many_lines,
+    clippy::allow_attributes_without_reason,
+    reason = "generated"
+)]
 pub mod service {
     include!(concat!(env!("OUT_DIR"), "/services/blobcast.v1.rs"));
 }

@@ -118,6 +118,7 @@ impl<'a> Batch<'a> {
                 self.write.insert(&self.store.meta, META_PROBE, 0u64.to_le_bytes());
                 self.replies.push(Granted::Probe(reply));
             }
+            Command::Stop => {} // the writer's own
         }
     }
 
@@ -126,8 +127,7 @@ impl<'a> Batch<'a> {
         let (revision, conflict) = match judge(known, &draft.product, draft.status, draft.fingerprint) {
             Verdict::TooMany => return Err(WriteError::TooManyEvents),
             Verdict::Duplicate(original) => {
-                let appended =
-                    Appended { event_id: original.event_id, sequence: original.sequence, duplicate: true };
+                let appended = Appended { event_id: original.event_id, sequence: original.sequence, duplicate: true };
                 self.release(draft)?;
                 self.counts.duplicates += 1;
                 return Ok(appended);

@@ -8,6 +8,7 @@ mod batch;
 
 use std::{
     fmt,
+    ops::ControlFlow,
     sync::{
         Arc,
         atomic::Ordering,
@@ -47,7 +48,7 @@ pub struct Retention {
     /// The oldest quarantined callbacks are forgotten beyond this.
     pub quarantine_bytes_max: u64,
     /// Below this share of free disk nothing is written.
-    pub disk_free_min_percent: u8,
+    pub disk_free_min_percent: u64,
 }
 
 /// Where committed events go, on the writer's thread, in log order, before their callbacks are answered.
@@ -95,6 +96,8 @@ enum Command {
     Discard(Vec<u64>, Reply<u32>),
     /// Commits a mark, to show that the whole path answers.
     Probe(Reply<()>),
+    /// Ends the writer behind what was sent before.
+    Stop,
 }
 
 impl Command {
@@ -102,7 +105,7 @@ impl Command {
         match self {
             Self::Append(draft, _) => draft.event.len() + draft.raw.len(),
             Self::Quarantine(new, _) => new.body.len(),
-            Self::Discard(..) | Self::Probe(_) => 0,
+            Self::Discard(..) | Self::Probe(_) | Self::Stop => 0,
         }
     }
 
@@ -113,11 +116,12 @@ impl Command {
             Self::Quarantine(_, reply) => reply.send(Err(error)).is_ok(),
             Self::Discard(_, reply) => reply.send(Err(error)).is_ok(),
             Self::Probe(reply) => reply.send(Err(error)).is_ok(),
+            Self::Stop => false,
         };
     }
 }
 
-/// Hands commands to the writer. When every appender is gone the writer finishes and stops.
+/// Hands commands to the writer.
 #[derive(Clone)]
 pub struct Appender(SyncSender<Command>);
 
@@ -146,6 +150,13 @@ impl Appender {
     /// Commits a mark that nothing reads; answers when it is durable.
     pub fn probe(&self) -> oneshot::Receiver<Result<(), WriteError>> {
         self.send(Command::Probe)
+    }
+
+    /// Lets the writer finish what it was sent before, and end; what is sent later is answered [`WriteError::Closed`]. Blocks
+    /// while the queue is full.
+    pub fn stop(&self) {
+        // An error means that it has ended already.
+        let _ = self.0.send(Command::Stop).is_ok();
     }
 
     fn send<T>(&self, command: impl FnOnce(Reply<T>) -> Command) -> oneshot::Receiver<Result<T, WriteError>> {
@@ -186,7 +197,7 @@ pub fn writer<P: Publish>(
 }
 
 impl<P: Publish> Writer<P> {
-    /// Writes until every [`Appender`] is gone and the queue is empty.
+    /// Writes until it is stopped, or every [`Appender`] is gone.
     pub fn run(mut self) {
         self.check_disk();
         loop {
@@ -198,20 +209,36 @@ impl<P: Publish> Writer<P> {
                 Err(TryRecvError::Empty) => self.commands.recv_timeout(TICK),
             };
             match first {
-                Ok(first) => self.commit_group(first),
+                Ok(first) => {
+                    if self.commit_group(first).is_break() {
+                        break;
+                    }
+                }
                 Err(RecvTimeoutError::Timeout) => self.check_disk(),
                 Err(RecvTimeoutError::Disconnected) => break,
             }
         }
     }
 
-    fn commit_group(&mut self, first: Command) {
+    fn commit_group(&mut self, first: Command) -> ControlFlow<()> {
+        let mut flow = ControlFlow::Continue(());
+        if matches!(first, Command::Stop) {
+            return ControlFlow::Break(());
+        }
         let mut bytes = first.bytes();
         let mut group = vec![first];
         while group.len() < GROUP_MAX && bytes < GROUP_BYTES_MAX {
-            let Ok(command) = self.commands.try_recv() else { break };
-            bytes += command.bytes();
-            group.push(command);
+            match self.commands.try_recv() {
+                Ok(Command::Stop) => {
+                    flow = ControlFlow::Break(());
+                    break;
+                }
+                Ok(command) => {
+                    bytes += command.bytes();
+                    group.push(command);
+                }
+                Err(_) => break,
+            }
         }
         self.check_disk();
         match self.refusal() {
@@ -220,6 +247,7 @@ impl<P: Publish> Writer<P> {
             }
             Some(error) => group.into_iter().for_each(|command| command.refuse(error.clone())),
         }
+        flow
     }
 
     fn refusal(&self) -> Option<WriteError> {
@@ -237,8 +265,9 @@ impl<P: Publish> Writer<P> {
         }
         // A file system that cannot be asked is left to the write itself, which will say what is wrong.
         let Ok((free_bytes, total_bytes)) = self.store.disk_bytes() else { return };
-        let needed_bytes = total_bytes / 100 * u64::from(self.retention.disk_free_min_percent);
-        let now = if free_bytes < needed_bytes { Health::DiskLow { free_bytes, needed_bytes } } else { Health::Writable };
+        let needed_bytes = total_bytes / 100 * self.retention.disk_free_min_percent;
+        let now =
+            if free_bytes < needed_bytes { Health::DiskLow { free_bytes, needed_bytes } } else { Health::Writable };
         if std::mem::discriminant(&now) != std::mem::discriminant(&*health) {
             match &now {
                 Health::Writable => tracing::info!(free_bytes, needed_bytes, "enough disk is free again: writing"),

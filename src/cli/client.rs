@@ -1,0 +1,215 @@
+//! Talking to a broker: where it is, how to reach it, and what its errors mean for a person.
+
+use std::time::Duration;
+
+use clap::Args;
+use hyper::Uri;
+use tonic::{
+    Code, Status,
+    transport::{Channel, Endpoint},
+};
+use tonic_types::StatusExt;
+
+use super::args;
+use crate::wire::v1::{admin_service_client::AdminServiceClient, event_service_client::EventServiceClient};
+
+/// A local or data-centre address answers in milliseconds; what takes longer is not there.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// A quiet connection is asked this often whether it still works, so that a vanished broker is noticed.
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(20);
+/// And has this long to answer.
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Longest response: a task with many revisions, each with a body of 1 MiB. tonic's default of 4 MiB is not enough for it.
+const RESPONSE_BYTES_MAX: usize = 64 * 1024 * 1024;
+
+/// Where the broker is.
+#[derive(Args, Clone, Debug)]
+pub(super) struct GrpcArgs {
+    /// Address of the broker's gRPC listener.
+    #[arg(long, value_name = "URL", env = "BLOBCAST_GRPC_URL", default_value = "http://127.0.0.1:50051", value_parser = args::http_url)]
+    grpc_url: Uri,
+}
+
+impl GrpcArgs {
+    /// A broker in a test.
+    #[cfg(test)]
+    pub(super) fn at(url: &str) -> Self {
+        Self { grpc_url: args::http_url(url).unwrap() }
+    }
+
+    /// A client of the event service. Connects with the first call, and again after a failure.
+    pub(super) fn events(&self) -> anyhow::Result<EventServiceClient<Channel>> {
+        Ok(EventServiceClient::new(self.channel()?).max_decoding_message_size(RESPONSE_BYTES_MAX))
+    }
+
+    /// A client of the admin service, likewise.
+    pub(super) fn admin(&self) -> anyhow::Result<AdminServiceClient<Channel>> {
+        Ok(AdminServiceClient::new(self.channel()?).max_decoding_message_size(RESPONSE_BYTES_MAX))
+    }
+
+    /// The one-line error of a call that this broker refused or could not be reached for.
+    pub(super) fn error(&self, status: &Status) -> anyhow::Error {
+        status_error(status, self.grpc_url.to_string().trim_end_matches('/'))
+    }
+
+    fn channel(&self) -> anyhow::Result<Channel> {
+        let endpoint = Endpoint::from(self.grpc_url.clone())
+            .user_agent(concat!("blobcast/", env!("CARGO_PKG_VERSION")))?
+            .connect_timeout(CONNECT_TIMEOUT)
+            .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
+            .keep_alive_timeout(KEEPALIVE_TIMEOUT)
+            .keep_alive_while_idle(true);
+        Ok(endpoint.connect_lazy())
+    }
+}
+
+/// True if trying again cannot help: the request itself, or what it asks for, has to change.
+pub(super) fn is_final(status: &Status) -> bool {
+    matches!(
+        status.code(),
+        Code::InvalidArgument
+            | Code::OutOfRange
+            | Code::FailedPrecondition
+            | Code::Unauthenticated
+            | Code::PermissionDenied
+            | Code::DataLoss
+            | Code::Unimplemented
+    )
+}
+
+/// How long the broker asks to be left alone.
+pub(super) fn retry_delay(status: &Status) -> Option<Duration> {
+    status.get_details_retry_info()?.retry_delay
+}
+
+/// `CODE REASON: message (details); what to do next`, on one line.
+pub(super) fn status_error(status: &Status, url: &str) -> anyhow::Error {
+    let reason = status.get_details_error_info();
+    if status.code() == Code::Unavailable && reason.is_none() {
+        let cause = cause(status);
+        return anyhow::anyhow!("cannot reach {url}: {cause}; is `blobcast serve` running? use --grpc-url");
+    }
+    let mut text = code_name(status.code());
+    let (reason, metadata) = reason.map(|info| (info.reason, info.metadata)).unwrap_or_default();
+    if !reason.is_empty() {
+        text = format!("{text} {reason}");
+    }
+    let mut message = status.message().to_owned();
+    let violations = status.get_details_bad_request().map(|bad| bad.field_violations).unwrap_or_default();
+    let named = violations.iter().map(|v| format!("{}: {}", v.field, v.description)).collect::<Vec<_>>().join(", ");
+    if !named.is_empty() && !message.contains(&named) {
+        message = if message.is_empty() { named } else { format!("{message} ({named})") };
+    }
+    let mut metadata: Vec<_> = metadata.iter().map(|(key, value)| format!("{key}={value}")).collect();
+    metadata.sort();
+    if !metadata.is_empty() {
+        message = format!("{message} [{}]", metadata.join(" "));
+    }
+    if !message.is_empty() {
+        text = format!("{text}: {message}");
+    }
+    match next_step(status.code(), &reason) {
+        Some(step) => anyhow::anyhow!("{text}; {step}"),
+        None => anyhow::anyhow!(text),
+    }
+}
+
+fn next_step(code: Code, reason: &str) -> Option<&'static str> {
+    Some(match reason {
+        "CURSOR_EXPIRED" => {
+            "start with what is left with `--from earliest`, or pass `--on-expired earliest` to be told of the gap and go on"
+        }
+        "CURSOR_AHEAD" => "the log ends before it; was it restored? start again with `--from earliest`",
+        "EPOCH_MISMATCH" => {
+            "the cursor is of another log, recreated or restored since; start again with `--from earliest`"
+        }
+        "SUBSCRIPTION_LIMIT" => "close other subscriptions, ask for less, or have the server's limit raised",
+        "TOKEN_INVALID" => "ask whoever operates the broker for a token",
+        "PRODUCT_DENIED" => "ask whoever operates the broker for this product",
+        "STARTING" | "DRAINING" => "try again in a moment",
+        "STORE_READ_ONLY" => "try again later; whoever operates the broker has to look at its disk",
+        "LOG_CORRUPT" => "whoever operates the broker has to look at its log messages",
+        "TASK_NOT_FOUND" => "`blobcast wait` waits for a task that is to come",
+        "QUARANTINE_NOT_FOUND" => "`blobcast quarantine list` shows what there is",
+        "NOT_UNDERSTOOD" => "correct it with --product, --task-id or --drop-labels",
+        _ if code == Code::Unimplemented => {
+            "is this a blobcast gRPC address, and as new as this client? see --grpc-url"
+        }
+        _ => return None,
+    })
+}
+
+// The status of a failed connection says little ("transport error"); its innermost source says why.
+fn cause(status: &Status) -> String {
+    let mut cause: &dyn std::error::Error = status;
+    while let Some(source) = cause.source() {
+        cause = source;
+    }
+    if std::error::Error::source(status).is_some() { cause.to_string() } else { status.message().to_owned() }
+}
+
+/// The code as the gRPC documents spell it: `OUT_OF_RANGE`.
+fn code_name(code: Code) -> String {
+    let mut name = String::new();
+    for letter in format!("{code:?}").chars() {
+        if letter.is_uppercase() && !name.is_empty() {
+            name.push('_');
+        }
+        name.push(letter.to_ascii_uppercase());
+    }
+    name
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use tonic_types::ErrorDetails;
+
+    use super::*;
+
+    fn rendered(status: &Status) -> String {
+        status_error(status, "http://localhost:1").to_string()
+    }
+
+    #[test]
+    fn an_error_names_code_reason_message_details_and_the_next_step() {
+        let metadata =
+            HashMap::from([("head".to_owned(), "ff".to_owned()), ("first_available".to_owned(), "0a".to_owned())]);
+        let details = ErrorDetails::with_error_info("CURSOR_EXPIRED", "blobcast", metadata);
+        let text = rendered(&Status::with_error_details(Code::OutOfRange, "too old", details));
+        assert!(text.starts_with("OUT_OF_RANGE CURSOR_EXPIRED: too old [first_available=0a head=ff]; "), "{text}");
+        assert!(text.contains("--from earliest"), "{text}");
+    }
+
+    #[test]
+    fn a_bad_request_names_its_fields() {
+        let details = ErrorDetails::with_bad_request_violation("filter.task_ids[0]", "too long");
+        let text = rendered(&Status::with_error_details(Code::InvalidArgument, "malformed", details));
+        assert_eq!(text, "INVALID_ARGUMENT: malformed (filter.task_ids[0]: too long)");
+    }
+
+    #[test]
+    fn a_broker_that_cannot_be_reached_is_not_called_by_its_code() {
+        let text = rendered(&Status::unavailable("tcp connect error"));
+        assert_eq!(
+            text,
+            "cannot reach http://localhost:1: tcp connect error; is `blobcast serve` running? use --grpc-url"
+        );
+    }
+
+    #[test]
+    fn codes_are_spelt_as_in_the_documents() {
+        let names = [Code::Ok, Code::OutOfRange, Code::DataLoss, Code::Unauthenticated].map(code_name);
+        assert_eq!(names, ["OK", "OUT_OF_RANGE", "DATA_LOSS", "UNAUTHENTICATED"]);
+    }
+
+    #[test]
+    fn only_errors_that_a_retry_cannot_help_are_final() {
+        let finals = (0..17).map(Code::from).filter(|&code| is_final(&Status::new(code, "")));
+        let expected =
+            ["INVALID_ARGUMENT", "PERMISSION_DENIED", "FAILED_PRECONDITION", "OUT_OF_RANGE", "UNIMPLEMENTED"];
+        let expected: Vec<_> = expected.into_iter().chain(["DATA_LOSS", "UNAUTHENTICATED"]).collect();
+        assert_eq!(finals.map(code_name).collect::<Vec<_>>(), expected);
+    }
+}

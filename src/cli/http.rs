@@ -1,0 +1,40 @@
+//! Plain HTTP requests for the verbs that need one: `listen --forward-to` and `healthcheck`.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::{Request, StatusCode};
+use hyper_util::{
+    client::legacy::{Client, connect::HttpConnector},
+    rt::TokioExecutor,
+};
+
+/// Longest answer that is read: more than any health check or acknowledgement says.
+const ANSWER_BYTES_MAX: usize = 64 * 1024;
+
+/// A client that keeps its connections open between requests.
+pub(super) type HttpClient = Client<HttpConnector, Full<Bytes>>;
+
+/// A new client.
+pub(super) fn client() -> HttpClient {
+    Client::builder(TokioExecutor::new()).build_http()
+}
+
+/// Sends a request and reads the whole answer; an answer that is too long or cut short is one with an empty body.
+pub(super) async fn send(
+    client: &HttpClient,
+    request: Request<Full<Bytes>>,
+    timeout: Duration,
+) -> anyhow::Result<(StatusCode, Bytes)> {
+    let exchange = async {
+        let answer = client.request(request).await?;
+        let status = answer.status();
+        let body = Limited::new(answer.into_body(), ANSWER_BYTES_MAX).collect().await;
+        Ok((status, body.map(|body| body.to_bytes()).unwrap_or_default()))
+    };
+    match tokio::time::timeout(timeout, exchange).await {
+        Ok(done) => done,
+        Err(_) => anyhow::bail!("no answer within {}", humantime::format_duration(timeout)),
+    }
+}

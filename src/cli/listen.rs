@@ -1,0 +1,310 @@
+//! `listen`: a subscription that survives anything but its own mistakes.
+//!
+//! Owns the client's half of "resumable": the last cursor, and what to ask for after a break. A cursor counts as reached only
+//! after its event was printed and forwarded, so a break repeats events and never leaves one out.
+
+use std::{collections::HashSet, process::ExitCode, time::Duration};
+
+use clap::{Args, ValueEnum};
+use hyper::Uri;
+use jiff::Timestamp;
+use tonic::{Status, Streaming, transport::Channel};
+
+use super::{
+    EXIT_INTERRUPTED,
+    args::{self, FilterArgs, From},
+    backoff::Backoff,
+    client::{self, GrpcArgs},
+    forward::Forwarder,
+    output::{Format, Usage, note},
+    render::{EventPrinter, JSON_HELP},
+};
+use crate::wire::v1::{
+    self, event_service_client::EventServiceClient, subscribe_request::Start, subscribe_response::Content,
+};
+
+/// A stream says something at least every 15 s, its heartbeat; after four of them missing it is dead, whatever TCP thinks.
+const SILENCE_MAX: Duration = Duration::from_secs(60);
+
+const EXAMPLES: &str = "\
+Examples:
+  blobcast listen                                            everything from now on
+  blobcast listen --product veo --status failed --from 2h    failed veo tasks since two hours ago, and then on
+  blobcast listen --task 7f3a… --until-terminal              one task, until it is over
+  blobcast listen --from earliest --output json | jq .outputs[].url
+  blobcast listen --forward-to http://localhost:3000/hook    into a service under development
+
+Without --from, a stream with --task begins with what is retained of those tasks, any other at the head.
+Events are on standard output, one a line; everything else is on standard error. A broken connection is made again from
+where it broke; an event may then come twice, with the same event_id. Exit codes: 0 done (--count, --until-terminal) or
+nobody reads on; 1 an error that trying again cannot help; 2 usage; 130 Ctrl-C, with the cursor to continue from.";
+
+/// Prints events as they come.
+#[derive(Args, Debug)]
+#[command(after_help = EXAMPLES, after_long_help = format!("{EXAMPLES}\n\n{JSON_HELP}"))]
+pub(super) struct ListenArgs {
+    #[command(flatten)]
+    filter: FilterArgs,
+    /// Where to start: latest, earliest, a duration back from now (2h), a time (RFC 3339) or a cursor (36 digits).
+    #[arg(long, value_name = "WHERE", value_parser = From::parse)]
+    from: Option<From>,
+    /// What to do when the place to go on from is no longer retained; the latter two tell of the gap.
+    #[arg(long, value_name = "WHAT", default_value = "fail")]
+    on_expired: OnExpired,
+    /// End once every --task is over.
+    #[arg(long)]
+    until_terminal: bool,
+    /// End after N events [default: no end].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    count: Option<u64>,
+    /// Also POST each event's original body to this http:// URL, in order; tried again until it is answered other than 5xx.
+    #[arg(long, value_name = "URL", value_parser = args::http_url)]
+    forward_to: Option<Uri>,
+    /// How to print events.
+    #[arg(long, value_name = "FORMAT", default_value = "pretty")]
+    output: Format,
+    /// Also print each callback's body as received (only with --output json).
+    #[arg(long)]
+    include_raw: bool,
+    /// Name of this subscription in `blobcast subscriptions` and the broker's logs.
+    #[arg(long, value_name = "NAME", default_value = "blobcast listen")]
+    name: String,
+    #[command(flatten)]
+    grpc: GrpcArgs,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum OnExpired {
+    /// End with an error.
+    Fail,
+    /// Go on with the oldest retained event.
+    Earliest,
+    /// Go on at the head.
+    Latest,
+}
+
+pub(super) async fn run(args: ListenArgs) -> anyhow::Result<ExitCode> {
+    let mut listener = Listener::new(args, Timestamp::now())?;
+    let ended = tokio::select! {
+        ended = listener.run() => ended.map(|()| ExitCode::SUCCESS)?,
+        _ = tokio::signal::ctrl_c() => ExitCode::from(EXIT_INTERRUPTED),
+    };
+    if let (true, Some(cursor)) = (ended != ExitCode::SUCCESS, &listener.place.cursor) {
+        note(&format!("continue with --from {cursor}"));
+    }
+    Ok(ended)
+}
+
+/// Why a stream ended, if not for an error that ends `listen`.
+#[derive(Debug)]
+enum End {
+    Finished,
+    Broken { why: String, reconnect_after: Option<Duration> },
+}
+
+impl End {
+    fn broken(why: impl Into<String>) -> Self {
+        Self::Broken { why: why.into(), reconnect_after: None }
+    }
+}
+
+struct Listener {
+    grpc: GrpcArgs,
+    client: EventServiceClient<Channel>,
+    place: Place,
+    remaining: Option<u64>,
+    printer: EventPrinter,
+    print_raw: bool,
+    forwarder: Option<Forwarder>,
+    backoff: Backoff,
+}
+
+impl Listener {
+    fn new(args: ListenArgs, now: Timestamp) -> anyhow::Result<Self> {
+        let request = request(&args, now)?;
+        Ok(Self {
+            client: args.grpc.events()?,
+            grpc: args.grpc,
+            place: Place { request, cursor: None, finished: HashSet::new() },
+            remaining: args.count,
+            printer: EventPrinter::new(args.output),
+            print_raw: args.include_raw,
+            forwarder: args.forward_to.map(Forwarder::new),
+            backoff: Backoff::default(),
+        })
+    }
+
+    async fn run(&mut self) -> anyhow::Result<()> {
+        loop {
+            match self.follow().await? {
+                End::Finished => return Ok(()),
+                End::Broken { why, reconnect_after } => {
+                    let delay = self.backoff.next(reconnect_after);
+                    let from = self.place.cursor.as_deref().unwrap_or("the same start");
+                    note(&format!("{why}; connecting again in {:.1} s from {from}", delay.as_secs_f64()));
+                    tokio::time::sleep(delay).await;
+                }
+            }
+        }
+    }
+
+    /// One stream, from its opening to its end.
+    async fn follow(&mut self) -> anyhow::Result<End> {
+        let request = self.place.next_request();
+        let mut stream = match within(self.client.subscribe(request)).await {
+            Some(Ok(response)) => response.into_inner(),
+            Some(Err(status)) => return self.judge(&status),
+            None => return Ok(End::broken("the broker does not answer")),
+        };
+        loop {
+            let content = match within(Streaming::message(&mut stream)).await {
+                Some(Ok(Some(message))) => message.content,
+                Some(Ok(None)) => return Ok(End::broken("the stream ended early")),
+                Some(Err(status)) => return self.judge(&status),
+                None => return Ok(End::broken("the stream has fallen silent")),
+            };
+            // Content that this client is too old to know is none.
+            if let Some(content) = content
+                && let Some(end) = self.take(content).await?
+            {
+                return Ok(end);
+            }
+        }
+    }
+
+    async fn take(&mut self, content: Content) -> anyhow::Result<Option<End>> {
+        // A broker that greets and hangs up, again and again, is still failing.
+        if !matches!(content, Content::Subscribed(_) | Content::GoingAway(_)) {
+            self.backoff.reset();
+        }
+        match content {
+            Content::Event(event) => return self.take_event(event).await,
+            Content::Subscribed(subscribed) => self.place.subscribed(subscribed.cursor),
+            Content::CaughtUp(caught_up) => {
+                note(&format!("caught up at {}", caught_up.cursor));
+                self.place.reached(caught_up.cursor);
+            }
+            Content::FellBehind(fell_behind) => {
+                note(&format!("fell behind by {} events; reading them from the log", fell_behind.lag));
+                self.place.reached(fell_behind.cursor);
+            }
+            Content::Progress(progress) => self.place.reached(progress.cursor),
+            Content::Gap(gap) => {
+                note(&format!("gap: events behind {} up to {} are gone ({})", gap.from, gap.to, gap.reason));
+                self.place.reached(gap.to);
+            }
+            Content::GoingAway(going_away) => {
+                self.place.reached(going_away.cursor);
+                let reconnect_after = going_away.reconnect_after.and_then(|after| after.try_into().ok());
+                return Ok(Some(End::Broken { why: "the broker is going away".to_owned(), reconnect_after }));
+            }
+            Content::Completed(completed) => {
+                self.place.reached(completed.cursor);
+                return Ok(Some(End::Finished));
+            }
+        }
+        Ok(None)
+    }
+
+    async fn take_event(&mut self, mut event: v1::Event) -> anyhow::Result<Option<End>> {
+        if let Some(forwarder) = &self.forwarder {
+            forwarder.forward(&event).await?;
+        }
+        if !self.print_raw {
+            event.raw_body.clear();
+        }
+        self.printer.print(&event)?;
+        let finished = self.place.delivered(event);
+        self.remaining = self.remaining.map(|remaining| remaining.saturating_sub(1));
+        Ok((finished || self.remaining == Some(0)).then_some(End::Finished))
+    }
+
+    fn judge(&self, status: &Status) -> anyhow::Result<End> {
+        let error = self.grpc.error(status);
+        if client::is_final(status) {
+            return Err(error);
+        }
+        Ok(End::Broken { why: format!("{error:#}"), reconnect_after: client::retry_delay(status) })
+    }
+}
+
+/// Where the client is in the log, and what it asks for from there. Pure.
+struct Place {
+    request: v1::SubscribeRequest,
+    cursor: Option<String>,
+    /// Tasks whose terminal event was delivered; kept only for `until_terminal`.
+    finished: HashSet<String>,
+}
+
+impl Place {
+    /// The first request, or the one that continues it.
+    ///
+    /// The broker counts terminal events from the stream's beginning, so after a break it cannot know when the filter's tasks
+    /// are over: then the client counts alone.
+    fn next_request(&self) -> v1::SubscribeRequest {
+        let mut request = self.request.clone();
+        if let Some(cursor) = &self.cursor {
+            request.start = Some(Start::AfterCursor(cursor.clone()));
+        }
+        request.until_terminal &= self.finished.is_empty();
+        request
+    }
+
+    fn reached(&mut self, cursor: String) {
+        if !cursor.is_empty() {
+            self.cursor = Some(cursor);
+        }
+    }
+
+    /// A stream that begins at the head would begin at a later head after a break. One that looks its tasks up by index is
+    /// asked to look again instead: nothing was delivered yet, and its events lie behind no one cursor.
+    fn subscribed(&mut self, cursor: String) {
+        let looked_up =
+            self.request.start.is_none() && self.request.filter.as_ref().is_some_and(|f| !f.task_ids.is_empty());
+        if !looked_up {
+            self.reached(cursor);
+        }
+    }
+
+    /// True if `until_terminal` is satisfied.
+    fn delivered(&mut self, event: v1::Event) -> bool {
+        self.reached(event.cursor);
+        if !self.request.until_terminal || !event.terminal {
+            return false;
+        }
+        self.finished.insert(event.task_id);
+        let wanted = self.request.filter.iter().flat_map(|filter| &filter.task_ids);
+        wanted.into_iter().all(|task_id| self.finished.contains(task_id))
+    }
+}
+
+fn request(args: &ListenArgs, now: Timestamp) -> anyhow::Result<v1::SubscribeRequest> {
+    let filter = args.filter.to_wire()?;
+    if args.until_terminal && filter.task_ids.is_empty() {
+        return Err(Usage("--until-terminal needs --task: name the tasks to wait for".into()).into());
+    }
+    if args.include_raw && args.output != Format::Json {
+        return Err(Usage("--include-raw needs --output json".into()).into());
+    }
+    let on_expired = match args.on_expired {
+        OnExpired::Fail => v1::OnExpired::Fail,
+        OnExpired::Earliest => v1::OnExpired::Earliest,
+        OnExpired::Latest => v1::OnExpired::Latest,
+    };
+    Ok(v1::SubscribeRequest {
+        filter: Some(filter),
+        start: args.from.as_ref().map(|from| from.to_wire(now)),
+        on_expired: on_expired.into(),
+        until_terminal: args.until_terminal,
+        heartbeat_interval: None,
+        include_raw: args.include_raw || args.forward_to.is_some(),
+        client_name: args.name.clone(),
+    })
+}
+
+async fn within<T>(work: impl Future<Output = T>) -> Option<T> {
+    tokio::time::timeout(SILENCE_MAX, work).await.ok()
+}
+
+#[cfg(test)]
+mod tests;

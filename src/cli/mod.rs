@@ -1,0 +1,172 @@
+//! The command line: `serve` for operators, and a client for everyone else.
+//!
+//! Owns the verbs, their flags and their exit codes. Each verb has its file with its flags and one `run`; `output` owns what is
+//! printed and where. The client verbs know the broker only through its API, never through its files.
+
+mod args;
+mod backoff;
+mod client;
+mod completions;
+mod forward;
+mod healthcheck;
+mod history;
+mod http;
+mod listen;
+mod output;
+mod quarantine;
+mod render;
+#[cfg(test)]
+mod scripted;
+mod serve;
+mod subscriptions;
+mod trigger;
+mod wait;
+
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser, Subcommand};
+
+/// Anything that went wrong and has no code of its own.
+const EXIT_OTHER: u8 = 1;
+/// A command line that cannot be understood; clap's own code for it.
+const EXIT_USAGE: u8 = 2;
+/// `wait`: the task is over and failed.
+const EXIT_TASK_FAILED: u8 = 10;
+/// `wait`: the task is not over yet; as coreutils' `timeout` says it.
+const EXIT_TIMED_OUT: u8 = 124;
+/// Ctrl-C; what a shell reports for a process that SIGINT ended.
+const EXIT_INTERRUPTED: u8 = 130;
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0    done; `wait`: the task completed
+  1    something went wrong; standard error says what, and what to do next
+  2    the command line was not understood
+  10   `wait`: the task failed
+  124  `wait`: the task was not over in time
+  130  interrupted with Ctrl-C
+
+Environment:
+  BLOBCAST_GRPC_URL    where the client verbs find the broker; --grpc-url goes first
+  BLOBCAST_INGEST_URL  where `trigger` sends callbacks; --ingest-url goes first
+  BLOBCAST_ADMIN_URL   what `healthcheck` asks; --admin-url goes first
+  BLOBCAST_CONFIG      the configuration file of `serve` and `check-config`; --config goes first
+  NO_COLOR             any value: no colours";
+
+/// One callback URL in, typed event streams out: a broker for RunBlob's webhooks, and its client.
+#[derive(Debug, Parser)]
+#[command(name = "blobcast", version, after_help = EXIT_CODES, max_term_width = 110)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the broker.
+    Serve(serve::ServeArgs),
+    /// Check the configuration that `serve` would run with, without running it.
+    CheckConfig(serve::CheckConfigArgs),
+    #[command(flatten)]
+    Client(ClientCommand),
+    /// Print a completion script for a shell.
+    Completions(completions::CompletionsArgs),
+}
+
+#[derive(Debug, Subcommand)]
+enum ClientCommand {
+    /// Print events as they come; reconnects for ever without losing its place.
+    Listen(listen::ListenArgs),
+    /// Wait until a task is over and print its result URLs.
+    Wait(wait::WaitArgs),
+    /// Send callbacks like the vendor's, to try things without the vendor.
+    Trigger(trigger::TriggerArgs),
+    /// Print every retained event of one task, oldest first.
+    Get(history::GetArgs),
+    /// Print retained events.
+    Events(history::EventsArgs),
+    /// Look at and deal with callbacks that could not be understood.
+    Quarantine(quarantine::QuarantineArgs),
+    /// List the open subscriptions, oldest first.
+    Subscriptions(subscriptions::SubscriptionsArgs),
+    /// Ask a broker whether it is ready; for container health checks.
+    Healthcheck(healthcheck::HealthcheckArgs),
+}
+
+/// Runs the command line of this process.
+pub fn main() -> ExitCode {
+    let done = match Cli::parse().command {
+        Command::Serve(args) => serve::run(args),
+        Command::CheckConfig(args) => serve::check_config(args),
+        Command::Client(command) => run_client(command),
+        Command::Completions(args) => completions::run(&args, &mut Cli::command()),
+    };
+    done.unwrap_or_else(|error| output::report(&error))
+}
+
+fn run_client(command: ClientCommand) -> anyhow::Result<ExitCode> {
+    // One thread: a client does one thing at a time, and starts faster.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let done = runtime.block_on(async {
+        match command {
+            ClientCommand::Listen(args) => listen::run(args).await,
+            ClientCommand::Wait(args) => wait::run(args).await,
+            ClientCommand::Trigger(args) => trigger::run(args).await,
+            ClientCommand::Get(args) => history::get(args).await,
+            ClientCommand::Events(args) => history::events(args).await,
+            ClientCommand::Quarantine(args) => quarantine::run(args).await,
+            ClientCommand::Subscriptions(args) => subscriptions::run(args).await,
+            ClientCommand::Healthcheck(args) => healthcheck::run(args).await,
+        }
+    });
+    // A name look-up that hangs must not keep a process that is done.
+    runtime.shutdown_background();
+    done
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_flag_says_what_it_is_for() {
+        fn check(command: &clap::Command) {
+            assert!(command.get_about().is_some(), "`{}` has no description", command.get_name());
+            for arg in command.get_arguments() {
+                assert!(arg.get_help().is_some(), "{} of `{}` has no help", arg.get_id(), command.get_name());
+            }
+            command.get_subcommands().for_each(check);
+        }
+        check(&Cli::command());
+    }
+
+    #[test]
+    fn the_verbs_of_the_contract_are_understood() {
+        for line in [
+            "serve --config a.toml --data-dir d --ingest-listen a --grpc-listen b --admin-listen c --public-url u",
+            "check-config --config a.toml",
+            "listen --task a --task b --product veo --status failed --label k=v --from 2h --count 3 --output json",
+            "listen --task a --until-terminal --from latest --forward-to http://localhost:3000/hook --include-raw",
+            "wait 7f3a --timeout 10m --output json",
+            "trigger --product sora --status timeout --task-id t --set a.b=1 --label k=v --count 2 --rate 10",
+            "trigger --shape legacy --retry --retry-interval 1s --duplicate 2",
+            "get 7f3a",
+            "events --since 2h --until 2026-01-01T00:00:00Z --order newest --limit 10",
+            "quarantine list",
+            "quarantine show id",
+            "quarantine release id --product veo --task-id t --drop-labels",
+            "quarantine discard a b",
+            "subscriptions --output json",
+            "healthcheck --admin-url http://localhost:9090",
+            "completions zsh",
+        ] {
+            let parsed = Cli::try_parse_from(std::iter::once("blobcast").chain(line.split(' ')));
+            assert!(parsed.is_ok(), "{line}: {}", parsed.unwrap_err());
+        }
+    }
+}

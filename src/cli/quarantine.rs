@@ -1,0 +1,286 @@
+//! `quarantine`: the callbacks that could not be understood, and what to do about them.
+
+use std::process::ExitCode;
+
+use clap::{Args, Subcommand, ValueEnum};
+use jiff::Timestamp;
+use serde::Serialize;
+use tonic::transport::Channel;
+
+use super::{
+    EXIT_OTHER,
+    client::GrpcArgs,
+    output::{self, Format, note, printable},
+    render::{BodyJson, clock, instant, time_json},
+};
+use crate::{
+    event::{Product, TaskId},
+    wire::v1::{self, admin_service_client::AdminServiceClient},
+};
+
+/// Most ids of one call; the broker's own limit.
+const DISCARD_IDS_MAX: usize = 256;
+
+/// Looks at and deals with callbacks that were authentic but could not be understood.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  blobcast quarantine list
+  blobcast quarantine show 0192… --output body | jq .
+  blobcast quarantine release 0192… --task-id 7f3a…
+  blobcast quarantine discard 0192… 0193…")]
+pub(super) struct QuarantineArgs {
+    #[command(subcommand)]
+    command: QuarantineCommand,
+}
+
+#[derive(Debug, Subcommand)]
+enum QuarantineCommand {
+    /// List the callbacks in quarantine, oldest first.
+    List(ListArgs),
+    /// Print one callback with its body.
+    Show(ShowArgs),
+    /// Read a callback again, with corrections if given, and make it an event.
+    Release(ReleaseArgs),
+    /// Delete callbacks for good.
+    Discard(DiscardArgs),
+}
+
+#[derive(Args, Debug)]
+struct ListArgs {
+    /// How to print the list: a table, or one JSON object a line.
+    #[arg(long, value_name = "FORMAT", default_value = "pretty")]
+    output: Format,
+    #[command(flatten)]
+    grpc: GrpcArgs,
+}
+
+#[derive(Args, Debug)]
+struct ShowArgs {
+    /// Its id, from `quarantine list`.
+    quarantine_id: String,
+    /// How to print it.
+    #[arg(long, value_name = "FORMAT", default_value = "pretty")]
+    output: ShowFormat,
+    #[command(flatten)]
+    grpc: GrpcArgs,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum ShowFormat {
+    /// For people.
+    Pretty,
+    /// One JSON object; the body in `raw_body` if it is UTF-8, else in hexadecimal in `raw_body_hex`.
+    Json,
+    /// Only the body, byte for byte.
+    Body,
+}
+
+#[derive(Args, Debug)]
+struct ReleaseArgs {
+    /// Its id, from `quarantine list`.
+    quarantine_id: String,
+    /// Use this product instead of the callback URL's.
+    #[arg(long, value_name = "PRODUCT", value_parser = Product::parse)]
+    product: Option<Product>,
+    /// Use this task id where the body has none that can be used.
+    #[arg(long, value_name = "TASK_ID", value_parser = TaskId::parse)]
+    task_id: Option<TaskId>,
+    /// Ignore the callback URL's labels.
+    #[arg(long)]
+    drop_labels: bool,
+    #[command(flatten)]
+    grpc: GrpcArgs,
+}
+
+#[derive(Args, Debug)]
+struct DiscardArgs {
+    /// Their ids, from `quarantine list`.
+    #[arg(required = true, value_name = "QUARANTINE_ID")]
+    quarantine_ids: Vec<String>,
+    #[command(flatten)]
+    grpc: GrpcArgs,
+}
+
+pub(super) async fn run(args: QuarantineArgs) -> anyhow::Result<ExitCode> {
+    match args.command {
+        QuarantineCommand::List(args) => list(args).await,
+        QuarantineCommand::Show(args) => show(args).await,
+        QuarantineCommand::Release(args) => release(args).await,
+        QuarantineCommand::Discard(args) => discard(args).await,
+    }
+}
+
+async fn list(args: ListArgs) -> anyhow::Result<ExitCode> {
+    let mut pages = Pages::new(&args.grpc, false)?;
+    let mut rows = Vec::new();
+    let now = Timestamp::now();
+    while let Some(callbacks) = pages.next().await? {
+        for callback in &callbacks {
+            match args.output {
+                Format::Json => output::emit_line(&json(callback)?)?,
+                Format::Pretty => rows.push(row(callback, now)),
+            }
+        }
+    }
+    match args.output {
+        Format::Pretty if rows.is_empty() => note("the quarantine is empty"),
+        Format::Pretty => {
+            let header = ["ID", "RECEIVED", "REASON", "BYTES", "TARGET", "DETAIL"];
+            output::emit(output::table(header, &rows).as_bytes())?;
+        }
+        Format::Json => {}
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn show(args: ShowArgs) -> anyhow::Result<ExitCode> {
+    // There is no call for one callback: the quarantine is small and looked at rarely.
+    let mut pages = Pages::new(&args.grpc, true)?;
+    while let Some(callbacks) = pages.next().await? {
+        if let Some(callback) = callbacks.iter().find(|callback| callback.quarantine_id == args.quarantine_id) {
+            match args.output {
+                ShowFormat::Pretty => output::emit_line(&pretty(callback))?,
+                ShowFormat::Json => output::emit_line(&json(callback)?)?,
+                ShowFormat::Body => output::emit(&callback.body)?,
+            }
+            return Ok(ExitCode::SUCCESS);
+        }
+    }
+    anyhow::bail!("{} is not in quarantine; `blobcast quarantine list` shows what is", args.quarantine_id)
+}
+
+async fn release(args: ReleaseArgs) -> anyhow::Result<ExitCode> {
+    let request = v1::ReleaseQuarantinedRequest {
+        quarantine_id: args.quarantine_id,
+        product: args.product.map(|product| product.to_string()).unwrap_or_default(),
+        task_id: args.task_id.map(|task_id| task_id.to_string()).unwrap_or_default(),
+        drop_labels: args.drop_labels,
+    };
+    let answer = args.grpc.admin()?.release_quarantined(request).await;
+    let v1::ReleaseQuarantinedResponse { event_id, duplicate } =
+        answer.map_err(|status| args.grpc.error(&status))?.into_inner();
+    output::emit_line(&event_id)?;
+    if duplicate {
+        note("the log already had this event");
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn discard(args: DiscardArgs) -> anyhow::Result<ExitCode> {
+    let mut client = args.grpc.admin()?;
+    let mut discarded_count = 0;
+    for ids in args.quarantine_ids.chunks(DISCARD_IDS_MAX) {
+        let request = v1::DiscardQuarantinedRequest { quarantine_ids: ids.to_vec() };
+        let answer = client.discard_quarantined(request).await.map_err(|status| args.grpc.error(&status))?;
+        discarded_count += answer.into_inner().discarded_count as usize;
+    }
+    let asked_count = args.quarantine_ids.len();
+    output::emit_line(&format!("{discarded_count} of {asked_count} discarded"))?;
+    Ok(if discarded_count == asked_count { ExitCode::SUCCESS } else { ExitCode::from(EXIT_OTHER) })
+}
+
+/// The quarantine, page by page.
+struct Pages<'a> {
+    grpc: &'a GrpcArgs,
+    client: AdminServiceClient<Channel>,
+    /// None behind the last page.
+    request: Option<v1::ListQuarantineRequest>,
+}
+
+impl<'a> Pages<'a> {
+    fn new(grpc: &'a GrpcArgs, include_body: bool) -> anyhow::Result<Self> {
+        let request = Some(v1::ListQuarantineRequest { include_body, ..v1::ListQuarantineRequest::default() });
+        Ok(Self { grpc, client: grpc.admin()?, request })
+    }
+
+    async fn next(&mut self) -> anyhow::Result<Option<Vec<v1::QuarantinedCallback>>> {
+        let Some(request) = self.request.take() else { return Ok(None) };
+        let answer = self.client.list_quarantine(request.clone()).await;
+        let page = answer.map_err(|status| self.grpc.error(&status))?.into_inner();
+        if !page.next_page_token.is_empty() {
+            self.request = Some(v1::ListQuarantineRequest { page_token: page.next_page_token, ..request });
+        }
+        Ok(Some(page.callbacks))
+    }
+}
+
+fn row(callback: &v1::QuarantinedCallback, now: Timestamp) -> [String; 6] {
+    [
+        callback.quarantine_id.clone(),
+        callback.received_at.and_then(instant).map_or_else(|| "-".to_owned(), |time| clock(time, now)),
+        callback.reason.clone(),
+        callback.body_bytes.to_string(),
+        callback.target.clone(),
+        callback.detail.clone(),
+    ]
+}
+
+fn pretty(callback: &v1::QuarantinedCallback) -> String {
+    let fields = [
+        ("id", callback.quarantine_id.clone()),
+        ("received", time_json(callback.received_at).unwrap_or_default()),
+        ("target", callback.target.clone()),
+        ("reason", callback.reason.clone()),
+        ("detail", callback.detail.clone()),
+        ("bytes", callback.body_bytes.to_string()),
+    ];
+    let head: String = fields.iter().map(|(name, value)| format!("{name:<9} {}\n", printable(value))).collect();
+    let body = String::from_utf8_lossy(&callback.body);
+    let lines: Vec<_> = body.lines().map(printable).collect();
+    format!("{head}\n{}", lines.join("\n"))
+}
+
+#[derive(Serialize)]
+struct CallbackJson<'a> {
+    quarantine_id: &'a str,
+    reason: &'a str,
+    detail: &'a str,
+    target: &'a str,
+    received_at: Option<String>,
+    body_bytes: u64,
+    #[serde(flatten)]
+    body: Option<BodyJson>,
+}
+
+fn json(callback: &v1::QuarantinedCallback) -> serde_json::Result<String> {
+    serde_json::to_string(&CallbackJson {
+        quarantine_id: &callback.quarantine_id,
+        reason: &callback.reason,
+        detail: &callback.detail,
+        target: &callback.target,
+        received_at: time_json(callback.received_at),
+        body_bytes: callback.body_bytes,
+        body: BodyJson::new(&callback.body),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn callback() -> v1::QuarantinedCallback {
+        v1::QuarantinedCallback {
+            quarantine_id: "q1".into(),
+            reason: "not_json".into(),
+            target: "/webhook/veo".into(),
+            received_at: Some(prost_types::Timestamp { seconds: 0, nanos: 0 }),
+            body_bytes: 2,
+            body: b"\x1b\xff".as_slice().into(),
+            ..v1::QuarantinedCallback::default()
+        }
+    }
+
+    #[test]
+    fn a_body_that_is_not_text_is_shown_without_harm_and_kept_in_json() {
+        assert!(pretty(&callback()).ends_with("\n\u{fffd}\u{fffd}"));
+        let value: serde_json::Value = serde_json::from_str(&json(&callback()).unwrap()).unwrap();
+        assert_eq!((&value["raw_body_hex"], &value["received_at"]), (&"1bff".into(), &"1970-01-01T00:00:00Z".into()));
+    }
+
+    #[test]
+    fn a_row_tells_what_came_when_and_why_it_is_there() {
+        let row = row(&callback(), Timestamp::UNIX_EPOCH);
+        assert_eq!(row, ["q1", "00:00:00Z", "not_json", "2", "/webhook/veo", ""]);
+    }
+}

@@ -1,0 +1,393 @@
+//! How an event looks: a line for people, or a JSON object for programs. Pure.
+
+use std::{
+    collections::BTreeMap,
+    io::{self, Write},
+};
+
+use anstyle::{AnsiColor, Style};
+use jiff::{SignedDuration, Timestamp};
+use serde::Serialize;
+use serde_json::Value;
+
+use super::output::{self, Format, printable};
+use crate::wire::v1;
+
+/// Said in the help of every verb that prints events.
+pub(super) const JSON_HELP: &str = "\
+JSON output: one object a line, with the field names of `blobcast.v1.Event`. Enums are their names
+(TASK_STATUS_COMPLETED), times are RFC 3339, numbers are numbers. Fields that the event does not have (error, seed,
+created_at, completed_at) are left out. With --include-raw the callback's body is in `raw_body` if it is UTF-8, else in
+hexadecimal in `raw_body_hex`.";
+
+/// Longest product name that still lines up with the next line's: chatgpt-images and kling-o1-photo.
+const PRODUCT_WIDTH: usize = 14;
+/// Longest status word.
+const STATUS_WIDTH: usize = 10;
+
+/// Prints events in one format.
+pub(super) struct EventPrinter {
+    format: Format,
+    colors: bool,
+    out: Box<dyn Write>,
+}
+
+impl EventPrinter {
+    /// For this process's standard output.
+    pub(super) fn new(format: Format) -> Self {
+        Self { format, colors: output::stdout_colors(), out: Box::new(io::stdout()) }
+    }
+
+    /// To somewhere else, as JSON.
+    #[cfg(test)]
+    pub(super) fn json_to(out: impl Write + 'static) -> Self {
+        Self { format: Format::Json, colors: false, out: Box::new(out) }
+    }
+
+    /// Prints one event.
+    pub(super) fn print(&mut self, event: &v1::Event) -> anyhow::Result<()> {
+        let line = match self.format {
+            Format::Pretty => pretty(event, Timestamp::now(), self.colors),
+            Format::Json => json(event)?,
+        };
+        output::write(
+            &mut self.out,
+            format!(
+                "{line}
+"
+            )
+            .as_bytes(),
+        )
+    }
+}
+
+/// One line for people. Times are UTC; the date is left out if it is that of `now`.
+pub(super) fn pretty(event: &v1::Event, now: Timestamp, colors: bool) -> String {
+    let styled = |style: Style, text: &str| if colors { format!("{style}{text}{style:#}") } else { text.to_owned() };
+    let received_at = event.received_at.and_then(instant);
+    let status = match event.status() {
+        v1::TaskStatus::Unspecified if !event.status_text.is_empty() => printable(&event.status_text).into_owned(),
+        status => status_word(status).to_owned(),
+    };
+    let color = match event.status() {
+        v1::TaskStatus::Completed => AnsiColor::Green,
+        v1::TaskStatus::Failed => AnsiColor::Red,
+        _ => AnsiColor::Yellow,
+    };
+    let mut parts = vec![
+        styled(Style::new().dimmed(), &received_at.map_or_else(|| "-".to_owned(), |time| clock(time, now))),
+        format!("{:<PRODUCT_WIDTH$}", printable(&event.product)),
+        printable(&event.task_id).into_owned(),
+        styled(color.on_default(), &format!("{status:<STATUS_WIDTH$}")),
+    ];
+    if let (Some(ended), Some(received)) = (event.completed_at.and_then(instant), received_at) {
+        parts.push(latency(received.duration_since(ended)));
+    }
+    parts.extend(event.outputs.iter().map(|output| printable(&output.url).into_owned()));
+    if let Some(error) = &event.error {
+        parts.push(printable(&error_line(error)).into_owned());
+    }
+    let markers = [
+        (event.conflict, "[conflict]".to_owned()),
+        (event.revision > 1, format!("[revision {}]", event.revision)),
+        (event.product_inferred, "[product inferred]".to_owned()),
+    ];
+    let marked = markers.into_iter().filter(|(applies, _)| *applies);
+    parts.extend(marked.map(|(_, marker)| styled(AnsiColor::Yellow.on_default(), &marker)));
+    parts.join(" ").trim_end().to_owned()
+}
+
+/// `CODE: message`, or only the code.
+pub(super) fn error_line(error: &v1::TaskError) -> String {
+    if error.message.is_empty() { error.code.clone() } else { format!("{}: {}", error.code, error.message) }
+}
+
+/// The status as on the command line.
+pub(super) fn status_word(status: v1::TaskStatus) -> &'static str {
+    match status {
+        v1::TaskStatus::Unspecified => "unspecified",
+        v1::TaskStatus::Pending => "pending",
+        v1::TaskStatus::Processing => "processing",
+        v1::TaskStatus::Completed => "completed",
+        v1::TaskStatus::Failed => "failed",
+    }
+}
+
+/// Time of day in UTC, with the date if it is not that of `now`.
+pub(super) fn clock(time: Timestamp, now: Timestamp) -> String {
+    let date = |time: Timestamp| time.strftime("%F").to_string();
+    if date(time) == date(now) { time.strftime("%TZ").to_string() } else { time.strftime("%FT%TZ").to_string() }
+}
+
+/// A point in time from the wire; none if it is out of range.
+pub(super) fn instant(time: prost_types::Timestamp) -> Option<Timestamp> {
+    Timestamp::new(time.seconds, time.nanos).ok()
+}
+
+/// `+1.2s`, `+2m5s`, `-0.3s`: from the vendor's end of the task to the callback's arrival, by two clocks.
+fn latency(latency: SignedDuration) -> String {
+    let sign = if latency.is_negative() { '-' } else { '+' };
+    let length = latency.unsigned_abs();
+    let seconds = length.as_secs();
+    match seconds {
+        0..60 => format!("{sign}{:.1}s", length.as_secs_f64()),
+        60..3600 => format!("{sign}{}m{}s", seconds / 60, seconds % 60),
+        _ => format!("{sign}{}h{}m", seconds / 3600, seconds / 60 % 60),
+    }
+}
+
+#[derive(Serialize)]
+struct EventJson<'a> {
+    event_id: &'a str,
+    cursor: &'a str,
+    product: &'a str,
+    task_id: &'a str,
+    status: Value,
+    status_text: &'a str,
+    terminal: bool,
+    outputs: Vec<OutputJson<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<ErrorJson<'a>>,
+    prompt: &'a str,
+    model: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    seed: Option<i64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    created_at: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    completed_at: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    received_at: Option<String>,
+    revision: u32,
+    conflict: bool,
+    product_inferred: bool,
+    verification: Value,
+    // Ordered, so that equal events print equally.
+    labels: BTreeMap<&'a str, &'a str>,
+    #[serde(flatten)]
+    raw_body: Option<BodyJson>,
+}
+
+#[derive(Serialize)]
+struct OutputJson<'a> {
+    kind: Value,
+    url: &'a str,
+}
+
+#[derive(Serialize)]
+struct ErrorJson<'a> {
+    code: &'a str,
+    message: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    details: Option<Value>,
+}
+
+/// A body of bytes in JSON: text if it is text, else hexadecimal.
+#[derive(Serialize)]
+pub(super) enum BodyJson {
+    /// UTF-8.
+    #[serde(rename = "raw_body")]
+    Text(String),
+    /// Anything else.
+    #[serde(rename = "raw_body_hex")]
+    Hex(String),
+}
+
+impl BodyJson {
+    /// None if there are no bytes.
+    pub(super) fn new(body: &[u8]) -> Option<Self> {
+        match std::str::from_utf8(body) {
+            Ok("") => None,
+            Ok(text) => Some(Self::Text(text.to_owned())),
+            Err(_) => Some(Self::Hex(body.iter().map(|byte| format!("{byte:02x}")).collect())),
+        }
+    }
+}
+
+/// One JSON object on one line; [`JSON_HELP`] describes it.
+pub(super) fn json(event: &v1::Event) -> serde_json::Result<String> {
+    serde_json::to_string(&EventJson {
+        event_id: &event.event_id,
+        cursor: &event.cursor,
+        product: &event.product,
+        task_id: &event.task_id,
+        status: name(event.status, v1::TaskStatus::as_str_name),
+        status_text: &event.status_text,
+        terminal: event.terminal,
+        outputs: event.outputs.iter().map(output_json).collect(),
+        error: event.error.as_ref().map(error_json),
+        prompt: &event.prompt,
+        model: &event.model,
+        seed: event.seed,
+        created_at: time_json(event.created_at),
+        completed_at: time_json(event.completed_at),
+        received_at: time_json(event.received_at),
+        revision: event.revision,
+        conflict: event.conflict,
+        product_inferred: event.product_inferred,
+        verification: name(event.verification, v1::Verification::as_str_name),
+        labels: event.labels.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect(),
+        raw_body: BodyJson::new(&event.raw_body),
+    })
+}
+
+/// An enum's name; a number that this client is too old to know stays one.
+pub(super) fn name<E: TryFrom<i32>>(number: i32, as_str_name: impl Fn(&E) -> &'static str) -> Value {
+    E::try_from(number).map_or_else(|_| number.into(), |value| as_str_name(&value).into())
+}
+
+/// RFC 3339.
+pub(super) fn time_json(time: Option<prost_types::Timestamp>) -> Option<String> {
+    time.and_then(instant).map(|time| time.to_string())
+}
+
+fn output_json(output: &v1::Output) -> OutputJson<'_> {
+    OutputJson { kind: name(output.kind, v1::OutputKind::as_str_name), url: &output.url }
+}
+
+fn error_json(error: &v1::TaskError) -> ErrorJson<'_> {
+    let v1::TaskError { code, message, details } = error;
+    ErrorJson { code, message, details: details.as_ref().map(struct_json) }
+}
+
+fn struct_json(details: &prost_types::Struct) -> Value {
+    Value::Object(details.fields.iter().map(|(key, value)| (key.clone(), value_json(value))).collect())
+}
+
+fn value_json(value: &prost_types::Value) -> Value {
+    use prost_types::value::Kind;
+    /// Whole numbers up to here are exact in the double that carries them.
+    const EXACT_MAX: f64 = 9_007_199_254_740_992.0;
+    match &value.kind {
+        None | Some(Kind::NullValue(_)) => Value::Null,
+        Some(Kind::BoolValue(value)) => (*value).into(),
+        Some(Kind::NumberValue(number)) if number.fract() == 0.0 && number.abs() < EXACT_MAX => (*number as i64).into(),
+        Some(Kind::NumberValue(number)) => (*number).into(),
+        Some(Kind::StringValue(text)) => text.clone().into(),
+        Some(Kind::ListValue(list)) => list.values.iter().map(value_json).collect(),
+        Some(Kind::StructValue(fields)) => struct_json(fields),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn event() -> v1::Event {
+        let at = |seconds, nanos| Some(prost_types::Timestamp { seconds, nanos });
+        v1::Event {
+            event_id: "e1".into(),
+            cursor: "c1".into(),
+            product: "veo".into(),
+            task_id: "t1".into(),
+            status: v1::TaskStatus::Completed.into(),
+            status_text: "completed".into(),
+            terminal: true,
+            outputs: vec![v1::Output { kind: v1::OutputKind::Video.into(), url: "https://x/v.mp4".into() }],
+            seed: Some(42),
+            completed_at: at(60, 0),
+            received_at: at(61, 250_000_000),
+            revision: 1,
+            verification: v1::Verification::Unverified.into(),
+            labels: [("team".to_owned(), "ads".to_owned())].into(),
+            ..v1::Event::default()
+        }
+    }
+
+    fn failed() -> v1::Event {
+        use prost_types::value::Kind;
+        let fields = [("retryable", Kind::BoolValue(false)), ("after", Kind::NumberValue(30.0))];
+        let value = |kind| prost_types::Value { kind: Some(kind) };
+        let fields = fields.into_iter().map(|(key, kind)| (key.to_owned(), value(kind))).collect();
+        v1::Event {
+            status: v1::TaskStatus::Failed.into(),
+            outputs: vec![],
+            error: Some(v1::TaskError {
+                code: "TIMEOUT".into(),
+                message: "too slow".into(),
+                details: Some(prost_types::Struct { fields }),
+            }),
+            revision: 2,
+            conflict: true,
+            product_inferred: true,
+            ..event()
+        }
+    }
+
+    #[test]
+    fn a_completed_event_fits_a_line() {
+        let line = pretty(&event(), Timestamp::UNIX_EPOCH, false);
+        assert_eq!(line, "00:01:01Z veo            t1 completed  +1.2s https://x/v.mp4");
+    }
+
+    #[test]
+    fn a_failed_event_tells_why_and_what_is_odd_about_it() {
+        let line = pretty(&failed(), Timestamp::UNIX_EPOCH, false);
+        let end = "failed     +1.2s TIMEOUT: too slow [conflict] [revision 2] [product inferred]";
+        assert!(line.ends_with(end), "{line}");
+    }
+
+    #[test]
+    fn an_event_of_another_day_shows_its_date() {
+        let now = Timestamp::UNIX_EPOCH + SignedDuration::from_hours(24);
+        assert!(pretty(&event(), now, false).starts_with("1970-01-01T00:01:01Z "));
+    }
+
+    #[test]
+    fn colours_are_used_only_where_they_are_wanted() {
+        assert!(pretty(&event(), Timestamp::UNIX_EPOCH, true).contains("\u{1b}[32mcompleted"));
+        assert!(!pretty(&failed(), Timestamp::UNIX_EPOCH, false).contains('\u{1b}'));
+    }
+
+    #[test]
+    fn an_unknown_status_shows_the_vendors_word_and_cannot_steer_the_terminal() {
+        let odd = v1::Event { status: 0, status_text: "up\u{1b}[2Jscaling".into(), ..event() };
+        assert!(pretty(&odd, Timestamp::UNIX_EPOCH, false).contains("up\u{fffd}[2Jscaling"));
+    }
+
+    #[test]
+    fn an_event_without_times_has_no_latency() {
+        let bare = v1::Event { completed_at: None, received_at: None, ..event() };
+        assert_eq!(pretty(&bare, Timestamp::UNIX_EPOCH, false), "- veo            t1 completed  https://x/v.mp4");
+    }
+
+    #[test]
+    fn latencies_are_short() {
+        let cases = [(1_240, "+1.2s"), (-300, "-0.3s"), (125_000, "+2m5s"), (7_380_000, "+2h3m")];
+        for (millis, text) in cases {
+            assert_eq!(latency(SignedDuration::from_millis(millis)), text);
+        }
+    }
+
+    #[test]
+    fn json_uses_the_field_names_of_the_proto() {
+        let value: Value = serde_json::from_str(&json(&event()).unwrap()).unwrap();
+        let expected = json!({
+            "event_id": "e1", "cursor": "c1", "product": "veo", "task_id": "t1", "status": "TASK_STATUS_COMPLETED",
+            "status_text": "completed", "terminal": true,
+            "outputs": [{"kind": "OUTPUT_KIND_VIDEO", "url": "https://x/v.mp4"}],
+            "prompt": "", "model": "", "seed": 42, "completed_at": "1970-01-01T00:01:00Z",
+            "received_at": "1970-01-01T00:01:01.25Z", "revision": 1, "conflict": false, "product_inferred": false,
+            "verification": "VERIFICATION_UNVERIFIED", "labels": {"team": "ads"},
+        });
+        assert_eq!(value, expected);
+    }
+
+    #[test]
+    fn json_keeps_the_vendors_details_and_numbers_it_does_not_know() {
+        let event = v1::Event { status: 99, ..failed() };
+        let value: Value = serde_json::from_str(&json(&event).unwrap()).unwrap();
+        assert_eq!(value["status"], 99);
+        let details = json!({"retryable": false, "after": 30});
+        assert_eq!(value["error"], json!({"code": "TIMEOUT", "message": "too slow", "details": details}));
+    }
+
+    #[test]
+    fn a_raw_body_is_text_or_hexadecimal() {
+        let line = |raw: &'static [u8]| json(&v1::Event { raw_body: raw.into(), ..event() }).unwrap();
+        assert!(line(b"{\"a\":1}").contains(r#""raw_body":"{\"a\":1}""#));
+        assert!(line(b"\xff\x00").contains(r#""raw_body_hex":"ff00""#));
+    }
+}

@@ -1,0 +1,104 @@
+//! A broker that follows a script, for tests of the client: one answer for each call, and a record of what was asked.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use prost::Message;
+use tokio_stream::wrappers::TcpListenerStream;
+use tonic::{Request, Response, Status};
+
+use crate::{
+    event::{Epoch, Labels, Product, Record, RecordParts, Sequence, TaskId, TaskStatus},
+    wire::{
+        Delivery, Frame,
+        service::event_service_server::{EventService, EventServiceServer},
+        v1::{self, subscribe_response::Content},
+    },
+};
+
+type Stream = tokio_stream::Iter<std::vec::IntoIter<Result<Frame, Status>>>;
+
+/// What the broker does, call by call; a call for which the script has nothing is answered INVALID_ARGUMENT, which ends a client.
+#[derive(Debug, Default)]
+pub(super) struct Script {
+    /// Messages of each stream, and the status behind them.
+    pub(super) streams: Vec<(Vec<Content>, Result<(), Status>)>,
+    /// Answers to `WaitTask`.
+    pub(super) waits: Vec<Result<v1::WaitTaskResponse, Status>>,
+    /// What the streams were asked for.
+    pub(super) subscribed: Vec<v1::SubscribeRequest>,
+}
+
+/// Shared with the test, which looks at it afterwards.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Scripted(Arc<Mutex<Script>>);
+
+impl Scripted {
+    pub(super) fn script(&self) -> MutexGuard<'_, Script> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Serves the script for as long as the test runs; returns the URL.
+    pub(super) async fn serve(script: Script) -> (Self, String) {
+        let scripted = Self(Arc::new(Mutex::new(script)));
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let server = tonic::transport::Server::builder().add_service(EventServiceServer::new(scripted.clone()));
+        tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
+        (scripted, url)
+    }
+}
+
+fn next<T>(answers: &mut Vec<T>) -> Result<T, Status> {
+    if answers.is_empty() { Err(Status::invalid_argument("the script is over")) } else { Ok(answers.remove(0)) }
+}
+
+// Frames carry stored events; what the record itself adds is overwritten by the event's own fields behind it.
+fn delivery(event: &v1::Event) -> Delivery {
+    let parts = RecordParts {
+        product: &Product::parse("veo").unwrap(),
+        task_id: &TaskId::parse("t").unwrap(),
+        status: TaskStatus::Completed,
+        revision: 1,
+        conflict: false,
+        received_at_micros: 0,
+        log_time_micros: 0,
+        labels: &Labels::new(),
+        event: &event.encode_to_vec(),
+        raw: &[],
+    };
+    Delivery { epoch: Epoch(1), record: Record::new(Sequence(1), &parts), include_raw: false }
+}
+
+#[tonic::async_trait]
+impl EventService for Scripted {
+    type SubscribeStream = Stream;
+
+    async fn subscribe(&self, request: Request<v1::SubscribeRequest>) -> Result<Response<Stream>, Status> {
+        let mut script = self.script();
+        script.subscribed.push(request.into_inner());
+        let (contents, end) = next(&mut script.streams)?;
+        let message = |content| Ok(Frame::Control(Box::new(v1::SubscribeResponse { content: Some(content) })));
+        let messages: Vec<_> = contents.into_iter().map(message).chain(end.err().map(Err)).collect();
+        Ok(Response::new(tokio_stream::iter(messages)))
+    }
+
+    async fn wait_task(&self, _: Request<v1::WaitTaskRequest>) -> Result<Response<Frame>, Status> {
+        let v1::WaitTaskResponse { event, done } = next(&mut self.script().waits)??;
+        Ok(Response::new(Frame::Waited { event: event.as_ref().map(delivery), done }))
+    }
+
+    async fn get_task(&self, _: Request<v1::GetTaskRequest>) -> Result<Response<Frame>, Status> {
+        Err(Status::invalid_argument("not scripted"))
+    }
+
+    async fn list_events(&self, _: Request<v1::ListEventsRequest>) -> Result<Response<Frame>, Status> {
+        Err(Status::invalid_argument("not scripted"))
+    }
+
+    async fn get_log_info(
+        &self,
+        _: Request<v1::GetLogInfoRequest>,
+    ) -> Result<Response<v1::GetLogInfoResponse>, Status> {
+        Err(Status::invalid_argument("not scripted"))
+    }
+}

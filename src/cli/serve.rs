@@ -1,0 +1,138 @@
+//! `serve` and `check-config`: from the command line to a running broker.
+
+use std::process::ExitCode;
+
+use clap::Args;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::EXIT_INTERRUPTED;
+use crate::{
+    config::{self, Config, Sources},
+    server::{self, Addresses, Server},
+};
+
+/// Threads for reads of the store. More would only wait for the same disk; what exceeds them queues.
+const BLOCKING_THREADS: usize = 16;
+
+/// Flags go over environment variables (BLOBCAST_…), these over the file, and the file over the defaults.
+#[derive(Args, Debug)]
+pub(super) struct ServeArgs {
+    /// Configuration file (TOML) [default: none; the defaults work on loopback].
+    #[arg(long, value_name = "PATH", env = "BLOBCAST_CONFIG")]
+    pub(super) config: Option<String>,
+    /// Directory of the event log, created if it is missing [default: ./blobcast-data].
+    #[arg(long, value_name = "PATH")]
+    pub(super) data_dir: Option<String>,
+    /// Address of the public listener, for callbacks [default: 127.0.0.1:8080].
+    #[arg(long, value_name = "ADDRESS")]
+    pub(super) ingest_listen: Option<String>,
+    /// Address of the gRPC listener, for internal services [default: 127.0.0.1:50051].
+    #[arg(long, value_name = "ADDRESS")]
+    pub(super) grpc_listen: Option<String>,
+    /// Address of the admin listener: /livez, /readyz, /metrics, /version [default: 127.0.0.1:9090].
+    #[arg(long, value_name = "ADDRESS")]
+    pub(super) admin_listen: Option<String>,
+    /// What the vendor reaches the ingest listener by, for example https://hooks.example.com [default: its address].
+    #[arg(long, value_name = "URL")]
+    pub(super) public_url: Option<String>,
+}
+
+/// The same flags: what is checked is what `serve` would run with.
+#[derive(Args, Debug)]
+pub(super) struct CheckConfigArgs {
+    #[command(flatten)]
+    pub(super) serve: ServeArgs,
+    /// Print the documented default file instead: every key, what it means, and its default.
+    #[arg(long)]
+    pub(super) print_default: bool,
+}
+
+impl ServeArgs {
+    fn sources(self) -> Sources {
+        let flags = [
+            ("data_dir", self.data_dir),
+            ("ingest.listen", self.ingest_listen),
+            ("grpc.listen", self.grpc_listen),
+            ("admin.listen", self.admin_listen),
+            ("public_url", self.public_url),
+        ];
+        let given = flags.into_iter().filter_map(|(key, value)| Some((key.to_owned(), value?))).collect();
+        // A variable that is not UTF-8 cannot be one of ours.
+        let env =
+            std::env::vars_os().filter_map(|(key, value)| Some((key.into_string().ok()?, value.into_string().ok()?)));
+        Sources { file: self.config.map(Into::into), env: env.collect(), flags: given }
+    }
+}
+
+/// Runs the broker until it is told to stop.
+pub(super) fn run(args: ServeArgs) -> anyhow::Result<ExitCode> {
+    let config = config::load(&args.sources())?;
+    server::init_logging(&config.logging);
+    die_on_panic();
+    raise_open_files();
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().enable_all().max_blocking_threads(BLOCKING_THREADS).build()?;
+    let served = runtime.block_on(serve(&config));
+    // What is left is connections that the deadline has cut off.
+    runtime.shutdown_background();
+    served.map(|()| ExitCode::SUCCESS)
+}
+
+async fn serve(config: &Config) -> anyhow::Result<()> {
+    // Before anything can be interrupted.
+    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    let server = Server::start(config).await?;
+    print!("{}", server.banner(config));
+    let Addresses { ingest, grpc, admin } = server.addresses();
+    tracing::info!(%ingest, %grpc, %admin, data_dir = %config.data_dir.display(), "ready");
+    let shutdown = async {
+        tokio::select! {
+            _ = interrupt.recv() => {
+                eprintln!("draining; press Ctrl-C again to end at once");
+                tokio::spawn(async move {
+                    interrupt.recv().await;
+                    std::process::exit(EXIT_INTERRUPTED.into());
+                });
+            }
+            _ = terminate.recv() => {}
+        }
+    };
+    Ok(server.run_until(config, shutdown).await?)
+}
+
+/// Prints what is wrong with the configuration.
+pub(super) fn check_config(args: CheckConfigArgs) -> anyhow::Result<ExitCode> {
+    if args.print_default {
+        print!("{}", config::DEFAULT);
+        return Ok(ExitCode::SUCCESS);
+    }
+    let config = config::load(&args.serve.sources())?;
+    println!(
+        "the configuration is good: callbacks on {}, gRPC on {}, admin on {}, data in {}",
+        config.ingest.listen,
+        config.grpc.listen,
+        config.admin.listen,
+        config.data_dir.display()
+    );
+    Ok(ExitCode::SUCCESS)
+}
+
+/// A broker that has lost a part must not go on as if it had not: a panic anywhere ends the process, and what supervises it
+/// starts a whole one.
+fn die_on_panic() {
+    let report = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        report(panic);
+        tracing::error!(%panic, "a bug: the process ends so that it is not left half alive");
+        std::process::abort();
+    }));
+}
+
+/// Each connection is an open file, and the usual soft limit of 1,024 is less than one listener may have.
+fn raise_open_files() {
+    let limits = getrlimit(Resource::Nofile);
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limits.maximum, maximum: limits.maximum }) {
+        tracing::warn!(%error, open_files = ?limits.current, "cannot raise the limit of open files");
+    }
+}

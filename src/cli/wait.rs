@@ -1,0 +1,176 @@
+//! `wait`: one task, until it is over.
+
+use std::{process::ExitCode, time::Duration};
+
+use clap::{Args, ValueEnum};
+use tokio::time::{Instant, sleep_until, timeout_at};
+use tonic::{Code, Status};
+
+use super::{
+    EXIT_TASK_FAILED, EXIT_TIMED_OUT, args,
+    backoff::Backoff,
+    client::{self, GrpcArgs},
+    output::{self, note},
+    render,
+};
+use crate::{
+    event::TaskId,
+    wire::{self, v1},
+};
+
+/// Longest wait of one call; the broker's own limit.
+const CALL_TIMEOUT_MAX: Duration = Duration::from_secs(3600);
+/// How much longer than asked for a call may take before it is given up: the way there and back, and a busy broker.
+const CALL_SLACK: Duration = Duration::from_secs(5);
+
+const EXAMPLES: &str = "\
+Examples:
+  blobcast wait 7f3a… && echo done
+  url=$(blobcast wait 7f3a… --timeout 15m) && curl -O \"$url\"
+  blobcast wait 7f3a… --output json | jq .outputs
+
+The task may have ended before, or be unknown yet. A lost connection is made again until the time is up.
+Exit codes: 0 completed; 10 failed, with `CODE: message` on standard error; 124 not over in time; 1 other errors; 2 usage.";
+
+/// Waits until a task is over and prints its result URLs, one a line.
+#[derive(Args, Debug)]
+#[command(after_help = EXAMPLES, after_long_help = format!("{EXAMPLES}\n\n{}", render::JSON_HELP))]
+pub(super) struct WaitArgs {
+    /// The vendor's id of the task, from the answer to the generate call.
+    #[arg(value_parser = TaskId::parse)]
+    task_id: TaskId,
+    /// How long to wait, for example 90s or 1h.
+    #[arg(long, value_name = "DURATION", default_value = "10m", value_parser = args::duration)]
+    timeout: Duration,
+    /// What to print once the task is over.
+    #[arg(long, value_name = "FORMAT", default_value = "urls")]
+    output: WaitFormat,
+    #[command(flatten)]
+    grpc: GrpcArgs,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum WaitFormat {
+    /// The result URLs, one a line.
+    Urls,
+    /// The task's last event as one JSON object, also if the task failed.
+    Json,
+}
+
+pub(super) async fn run(args: WaitArgs) -> anyhow::Result<ExitCode> {
+    let Some(event) = wait(&args).await? else { return Ok(ExitCode::from(EXIT_TIMED_OUT)) };
+    if args.output == WaitFormat::Json {
+        output::emit_line(&render::json(&event)?)?;
+    } else if event.status() == v1::TaskStatus::Completed {
+        for output in &event.outputs {
+            output::emit_line(&output::printable(&output.url))?;
+        }
+        if event.outputs.is_empty() {
+            note("the task completed without an output");
+        }
+    }
+    if event.status() != v1::TaskStatus::Completed {
+        note(&event.error.as_ref().map_or_else(|| "UNSPECIFIED".to_owned(), render::error_line));
+    }
+    Ok(ExitCode::from(exit_code(event.status())))
+}
+
+fn exit_code(status: v1::TaskStatus) -> u8 {
+    if status == v1::TaskStatus::Completed { 0 } else { EXIT_TASK_FAILED }
+}
+
+/// The task's terminal event; none if the time is up.
+async fn wait(args: &WaitArgs) -> anyhow::Result<Option<v1::Event>> {
+    let mut client = args.grpc.events()?;
+    let started = Instant::now();
+    // A century is for ever, and fits the clock.
+    let deadline = started + args.timeout.min(Duration::from_secs(100 * 366 * 86_400));
+    let mut backoff = Backoff::default();
+    let mut latest = None;
+    loop {
+        let timeout = deadline.saturating_duration_since(Instant::now()).min(CALL_TIMEOUT_MAX);
+        let request = v1::WaitTaskRequest {
+            task_id: args.task_id.to_string(),
+            timeout: Some(wire::duration(timeout)),
+            include_raw: false,
+        };
+        let give_up = Instant::now() + timeout + CALL_SLACK;
+        let answer = timeout_at(give_up, client.wait_task(request)).await;
+        match answer.unwrap_or_else(|_| Err(Status::new(Code::DeadlineExceeded, "the broker does not answer"))) {
+            Ok(response) => match response.into_inner() {
+                v1::WaitTaskResponse { event: Some(event), done: true } => return Ok(Some(event)),
+                v1::WaitTaskResponse { event, .. } => {
+                    latest = event;
+                    backoff.reset();
+                }
+            },
+            Err(status) => {
+                let error = args.grpc.error(&status);
+                if client::is_final(&status) {
+                    return Err(error);
+                }
+                let delay = backoff.next(client::retry_delay(&status));
+                note(&format!("{error:#}; trying again in {:.1} s", delay.as_secs_f64()));
+                sleep_until(deadline.min(Instant::now() + delay)).await;
+            }
+        }
+        if Instant::now() >= deadline {
+            note(&timed_out(args, latest.as_ref()));
+            return Ok(None);
+        }
+    }
+}
+
+fn timed_out(args: &WaitArgs, latest: Option<&v1::Event>) -> String {
+    let waited = humantime::format_duration(args.timeout);
+    match latest {
+        Some(event) => format!("not over after {waited}; latest status: {}", render::status_word(event.status())),
+        None => format!("not over after {waited}; no event of this task yet"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::scripted::{Script, Scripted};
+
+    async fn waited(
+        timeout: Duration,
+        waits: Vec<Result<v1::WaitTaskResponse, Status>>,
+    ) -> anyhow::Result<Option<v1::Event>> {
+        let (_broker, url) = Scripted::serve(Script { waits, ..Script::default() }).await;
+        let task_id = TaskId::parse("t").unwrap();
+        wait(&WaitArgs { task_id, timeout, output: WaitFormat::Urls, grpc: GrpcArgs::at(&url) }).await
+    }
+
+    fn event(status: v1::TaskStatus) -> Option<v1::Event> {
+        Some(v1::Event { event_id: "e".into(), status: status.into(), ..v1::Event::default() })
+    }
+
+    #[tokio::test]
+    async fn a_wait_goes_on_after_lost_connections_and_early_answers() {
+        let done = Ok(v1::WaitTaskResponse { event: event(v1::TaskStatus::Failed), done: true });
+        let early = Ok(v1::WaitTaskResponse { event: event(v1::TaskStatus::Processing), done: false });
+        let answers = vec![Err(Status::unavailable("restarting")), early, done];
+        let event = waited(Duration::from_secs(60), answers).await.unwrap().unwrap();
+        assert_eq!((event.event_id.as_str(), event.status()), ("e", v1::TaskStatus::Failed));
+    }
+
+    #[tokio::test]
+    async fn a_wait_without_time_asks_once() {
+        let early = Ok(v1::WaitTaskResponse { event: event(v1::TaskStatus::Processing), done: false });
+        assert_eq!(waited(Duration::ZERO, vec![early]).await.unwrap(), None);
+    }
+
+    #[tokio::test]
+    async fn a_wait_ends_at_once_where_a_retry_cannot_help() {
+        let refused = waited(Duration::from_secs(60), vec![Err(Status::permission_denied("no"))]).await;
+        assert_eq!(refused.unwrap_err().to_string(), "PERMISSION_DENIED: no");
+    }
+
+    #[test]
+    fn the_exit_code_tells_how_the_task_ended() {
+        assert_eq!(exit_code(v1::TaskStatus::Completed), 0);
+        assert_eq!(exit_code(v1::TaskStatus::Failed), 10);
+    }
+}

@@ -1,0 +1,134 @@
+//! What a callback is answered, in one place: status, headers, body, and the word the metrics count it under. Pure.
+
+use axum::{
+    http::{HeaderMap, HeaderValue, StatusCode, header},
+    response::{Html, IntoResponse, Response},
+};
+use serde::Serialize;
+
+use super::Failure;
+use crate::store::{Appended, WriteError};
+
+/// When to repeat a callback that the store could not take: RunBlob's own interval, so that nothing is gained by less.
+const RETRY_SECONDS: HeaderValue = HeaderValue::from_static("30");
+/// When to repeat a callback that met a restart.
+const RETRY_DRAINING_SECONDS: HeaderValue = HeaderValue::from_static("5");
+
+const HELP: &str = "RunBlob delivers callbacks here by POST. Give it this URL as callback_url when you start a task; \
+                    /webhook/PRODUCT names the product, query parameters become labels.";
+
+/// The answer's body; the order of the fields is the order they are written in.
+#[derive(Serialize)]
+#[serde(tag = "status", rename_all = "lowercase")]
+enum Answer {
+    Received { event_id: String, duplicate: bool },
+    Quarantined { reason: &'static str },
+    Refused { reason: &'static str, message: &'static str },
+}
+
+/// What became of one request.
+#[derive(Debug)]
+pub(super) enum Outcome {
+    Received(Appended),
+    Quarantined { reason: &'static str },
+    NotKept(Failure),
+    Overloaded,
+    Draining,
+    MethodNotAllowed { wants_html: bool },
+    NotFound,
+    UnsupportedEncoding,
+    BodyTooLarge,
+    BodyTimeout,
+    BodyAborted,
+}
+
+pub(super) fn wants_html(headers: &HeaderMap) -> bool {
+    let accept = headers.get(header::ACCEPT).and_then(|accept| accept.to_str().ok());
+    accept.is_some_and(|accept| accept.contains("text/html"))
+}
+
+impl Outcome {
+    /// The value of the metric's `outcome`.
+    pub(super) fn as_str(&self) -> &'static str {
+        match self {
+            Self::Received(appended) if appended.duplicate => "duplicate",
+            Self::Received(_) => "accepted",
+            Self::Quarantined { .. } => "quarantined",
+            Self::NotKept(Failure::Late) => "late",
+            Self::NotKept(Failure::Write(WriteError::Overloaded)) | Self::Overloaded => "overloaded",
+            Self::NotKept(Failure::Write(WriteError::DiskLow { .. })) => "disk_low",
+            Self::NotKept(Failure::Write(_)) => "store_failed",
+            Self::Draining => "draining",
+            Self::MethodNotAllowed { .. } => "method_not_allowed",
+            Self::NotFound => "not_found",
+            Self::UnsupportedEncoding => "unsupported_encoding",
+            Self::BodyTooLarge => "body_too_large",
+            Self::BodyTimeout => "body_timeout",
+            Self::BodyAborted => "body_aborted",
+        }
+    }
+
+    pub(super) fn response(&self) -> Response {
+        let status = self.status();
+        let mut response = match self {
+            Self::MethodNotAllowed { wants_html: true } => {
+                (status, Html(format!("<!doctype html><title>blobcast</title><p>{HELP}</p>\n"))).into_response()
+            }
+            _ => {
+                let body = serde_json::to_string(&self.body()).expect("a struct of texts is always JSON");
+                let json = [(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))];
+                (status, json, body).into_response()
+            }
+        };
+        if let Some((name, value)) = self.extra_header() {
+            response.headers_mut().insert(name, value);
+        }
+        response
+    }
+
+    fn status(&self) -> StatusCode {
+        match self {
+            Self::Received(_) => StatusCode::OK,
+            Self::Quarantined { .. } => StatusCode::ACCEPTED,
+            Self::NotKept(_) | Self::Overloaded | Self::Draining => StatusCode::SERVICE_UNAVAILABLE,
+            Self::MethodNotAllowed { .. } => StatusCode::METHOD_NOT_ALLOWED,
+            Self::NotFound => StatusCode::NOT_FOUND,
+            Self::UnsupportedEncoding => StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            Self::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::BodyTimeout => StatusCode::REQUEST_TIMEOUT,
+            Self::BodyAborted => StatusCode::BAD_REQUEST,
+        }
+    }
+
+    fn body(&self) -> Answer {
+        let message = match self {
+            Self::Received(Appended { event_id, duplicate, .. }) => {
+                return Answer::Received { event_id: event_id.to_string(), duplicate: *duplicate };
+            }
+            Self::Quarantined { reason } => return Answer::Quarantined { reason },
+            Self::NotKept(Failure::Late) => "not durable in time: send it again",
+            Self::NotKept(Failure::Write(_)) => "the store cannot take it now: send it again",
+            Self::Overloaded => "too much at once: send it again",
+            Self::Draining => "restarting: send it again",
+            Self::MethodNotAllowed { .. } => HELP,
+            Self::NotFound => "callbacks go to /webhook or /webhook/PRODUCT",
+            Self::UnsupportedEncoding => "send the body without Content-Encoding",
+            Self::BodyTooLarge => "the body is larger than ingest.body_bytes_max",
+            Self::BodyTimeout => "the body took longer than ingest.body_timeout",
+            Self::BodyAborted => "the body broke off",
+        };
+        Answer::Refused { reason: self.as_str(), message }
+    }
+
+    fn extra_header(&self) -> Option<(header::HeaderName, HeaderValue)> {
+        match self {
+            Self::NotKept(_) | Self::Overloaded => Some((header::RETRY_AFTER, RETRY_SECONDS)),
+            Self::Draining => Some((header::RETRY_AFTER, RETRY_DRAINING_SECONDS)),
+            Self::MethodNotAllowed { .. } => Some((header::ALLOW, HeaderValue::from_static("POST"))),
+            // What is left of the body is not read, so the connection is of no further use.
+            Self::BodyTooLarge | Self::BodyTimeout => Some((header::CONNECTION, HeaderValue::from_static("close"))),
+            Self::UnsupportedEncoding => Some((header::ACCEPT_ENCODING, HeaderValue::from_static("identity"))),
+            _ => None,
+        }
+    }
+}

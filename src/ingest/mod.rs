@@ -1,0 +1,184 @@
+//! The public HTTP front: callbacks in, and nothing else.
+//!
+//! A callback is answered 2xx only when its bytes are durable, as an event or in quarantine. What is refused is answered with
+//! a reason and counted; nothing is dropped silently. Owns the routes and answers; connections are the server's.
+
+mod answer;
+mod body;
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use axum::{
+    Router,
+    extract::{Request, State},
+    http::{Method, header},
+    response::Response,
+    routing::any,
+};
+use jiff::Timestamp;
+use tokio::{
+    sync::{Semaphore, oneshot},
+    time::{Instant, timeout_at},
+};
+
+use crate::{
+    callback::{Callback, Corrections, Rejection},
+    event::Verification,
+    journal::Journal,
+    metrics::Metrics,
+    store::{Appender, NewQuarantined, QuarantineHeader, WriteError},
+};
+use answer::Outcome;
+
+/// What the front needs to know; see the configuration for the meaning of each.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Bytes of one body.
+    pub body_bytes_max: usize,
+    /// From the end of the headers to the end of the body.
+    pub body_timeout: Duration,
+    /// From the end of the body to the answer.
+    pub answer_timeout: Duration,
+    /// Bytes of all bodies held at once.
+    pub inflight_bytes_max: usize,
+}
+
+/// The state behind the routes.
+pub struct Ingest {
+    journal: Arc<dyn Journal>,
+    appender: Appender,
+    limits: Limits,
+    /// One permit per byte of body in memory. When none is left callbacks are refused rather than held.
+    inflight: Semaphore,
+    draining: AtomicBool,
+    metrics: Arc<Metrics>,
+}
+
+impl std::fmt::Debug for Ingest {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Ingest").field("limits", &self.limits).finish_non_exhaustive()
+    }
+}
+
+impl Ingest {
+    /// A front that appends to `journal`, and keeps what it cannot read by `appender`.
+    pub fn new(journal: Arc<dyn Journal>, appender: Appender, limits: Limits, metrics: Arc<Metrics>) -> Arc<Self> {
+        let inflight = Semaphore::new(limits.inflight_bytes_max.min(Semaphore::MAX_PERMITS));
+        Arc::new(Self { journal, appender, limits, inflight, draining: AtomicBool::new(false), metrics })
+    }
+
+    /// From now on callbacks are answered 503 with a short Retry-After.
+    pub fn drain(&self) {
+        self.draining.store(true, Ordering::Release);
+    }
+
+    /// The routes.
+    pub fn router(self: &Arc<Self>) -> Router {
+        Router::new()
+            .route("/webhook", any(handle))
+            .route("/webhook/", any(handle))
+            .route("/webhook/{product}", any(handle))
+            .route("/webhook/{product}/", any(handle))
+            .fallback(not_found)
+            .with_state(Arc::clone(self))
+    }
+
+    async fn receive(&self, request: Request) -> Outcome {
+        if request.method() != Method::POST {
+            return Outcome::MethodNotAllowed { wants_html: answer::wants_html(request.headers()) };
+        }
+        if self.draining.load(Ordering::Acquire) {
+            return Outcome::Draining;
+        }
+        let encoded = request.headers().get(header::CONTENT_ENCODING).is_some_and(|encoding| encoding != "identity");
+        if encoded {
+            return Outcome::UnsupportedEncoding;
+        }
+        let path = request.uri().path().trim_end_matches('/');
+        let product = path.strip_prefix("/webhook/").map(str::to_owned);
+        let query = request.uri().query().unwrap_or_default().to_owned();
+        let body = match body::read(request, &self.limits, &self.inflight).await {
+            Ok(body) => body,
+            Err(outcome) => return outcome,
+        };
+        let started = Instant::now();
+        let callback = Callback {
+            product,
+            query,
+            body: body.bytes.clone(),
+            received_at: Timestamp::now(),
+            verification: Verification::Unverified,
+        };
+        let outcome = self.keep(&callback, started + self.limits.answer_timeout).await;
+        self.metrics.callback_seconds.observe(started.elapsed().as_secs_f64());
+        outcome
+    }
+
+    async fn keep(&self, callback: &Callback, deadline: Instant) -> Outcome {
+        let draft = match callback.draft(&Corrections::default()) {
+            Ok(draft) => draft,
+            Err(rejection) => return self.quarantine(callback, &rejection, deadline).await,
+        };
+        match durable(self.journal.append(draft), deadline).await {
+            Ok(appended) => Outcome::Received(appended),
+            Err(Failure::Write(WriteError::TooManyEvents)) => {
+                self.quarantine(callback, &Rejection::TooManyEvents, deadline).await
+            }
+            Err(failure) => Outcome::NotKept(failure),
+        }
+    }
+
+    async fn quarantine(&self, callback: &Callback, rejection: &Rejection, deadline: Instant) -> Outcome {
+        let header = QuarantineHeader {
+            reason: rejection.reason().to_owned(),
+            detail: rejection.to_string(),
+            target: callback.target(),
+            received_at_micros: callback.received_at.as_microsecond(),
+        };
+        let new = NewQuarantined { header, body: callback.body.clone() };
+        match durable(self.appender.quarantine(new), deadline).await {
+            Ok(number) => {
+                tracing::warn!(quarantine_id = number, reason = rejection.reason(), "callback quarantined");
+                Outcome::Quarantined { reason: rejection.reason() }
+            }
+            Err(failure) => Outcome::NotKept(failure),
+        }
+    }
+}
+
+/// Why a callback is not known to be durable.
+#[derive(Debug)]
+enum Failure {
+    Write(WriteError),
+    /// Not in time; it may become durable yet, and its repetition is then a duplicate.
+    Late,
+}
+
+async fn durable<T>(answer: oneshot::Receiver<Result<T, WriteError>>, deadline: Instant) -> Result<T, Failure> {
+    match timeout_at(deadline, answer).await {
+        Ok(Ok(Ok(value))) => Ok(value),
+        Ok(Ok(Err(error))) => Err(Failure::Write(error)),
+        Ok(Err(_)) => Err(Failure::Write(WriteError::Closed)),
+        Err(_) => Err(Failure::Late),
+    }
+}
+
+async fn handle(State(ingest): State<Arc<Ingest>>, request: Request) -> Response {
+    let outcome = ingest.receive(request).await;
+    respond(&ingest.metrics, &outcome)
+}
+
+async fn not_found(State(ingest): State<Arc<Ingest>>) -> Response {
+    respond(&ingest.metrics, &Outcome::NotFound)
+}
+
+fn respond(metrics: &Metrics, outcome: &Outcome) -> Response {
+    metrics.callbacks.with_label_values(&[outcome.as_str()]).inc();
+    outcome.response()
+}

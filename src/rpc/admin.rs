@@ -1,0 +1,169 @@
+//! `blobcast.v1.AdminService`.
+
+use bytes::Bytes;
+use jiff::Timestamp;
+use tonic::{Request, Response, Status};
+
+use super::{Context, errors, page};
+use crate::{
+    callback::{Callback, Corrections},
+    event::{Product, TaskId},
+    store::{Quarantined, WriteError},
+    subscription::{Listed, State},
+    wire::{Malformed, service::admin_service_server, status_to_wire, timestamp, v1},
+};
+
+/// Task ids of a subscription that a listing shows.
+const TASK_IDS_SHOWN: usize = 16;
+
+/// The service.
+#[derive(Clone, Debug)]
+pub struct Admin(Context);
+
+impl Admin {
+    /// The service on `context`.
+    pub fn new(context: Context) -> Self {
+        Self(context)
+    }
+
+    fn listed(&self, listed: Listed) -> v1::Subscription {
+        let store = &self.0.sources.store;
+        let filter = &listed.filter;
+        v1::Subscription {
+            subscription_id: listed.id,
+            client_name: listed.client_name,
+            peer: listed.peer,
+            filter: Some(v1::Filter {
+                task_ids: filter.task_ids.iter().take(TASK_IDS_SHOWN).map(ToString::to_string).collect(),
+                products: filter.products.iter().map(ToString::to_string).collect(),
+                statuses: filter.statuses.iter().map(|&status| status_to_wire(status).into()).collect(),
+                labels: filter.labels.clone().into_iter().collect(),
+            }),
+            task_id_count: u32::try_from(filter.task_ids.len()).unwrap_or(u32::MAX),
+            state: match listed.state {
+                State::CatchingUp => v1::SubscriptionState::CatchingUp.into(),
+                State::Live => v1::SubscriptionState::Live.into(),
+            },
+            cursor: store.cursor(listed.position).to_string(),
+            lag: store.head().0.saturating_sub(listed.position.0),
+            delivered_count: listed.delivered,
+            opened_at: Some(timestamp(listed.opened_at)),
+        }
+    }
+}
+
+#[tonic::async_trait]
+impl admin_service_server::AdminService for Admin {
+    async fn list_subscriptions(
+        &self,
+        request: Request<v1::ListSubscriptionsRequest>,
+    ) -> Result<Response<v1::ListSubscriptionsResponse>, Status> {
+        let v1::ListSubscriptionsRequest { page_size, page_token } = request.into_inner();
+        let page_size = page::size(page_size).map_err(errors::malformed)?;
+        let after = page::place(&page_token, 0).map_err(errors::malformed)?.unwrap_or(0);
+        let sources = &self.0.sources;
+        let listed = sources.registry.list(&sources.hub, after, page_size);
+        let last = listed.last().filter(|_| listed.len() == page_size).map(|last| last.number);
+        Ok(Response::new(v1::ListSubscriptionsResponse {
+            next_page_token: last.map(|number| page::token(number, 0)).unwrap_or_default(),
+            subscriptions: listed.into_iter().map(|listed| self.listed(listed)).collect(),
+        }))
+    }
+
+    async fn list_quarantine(
+        &self,
+        request: Request<v1::ListQuarantineRequest>,
+    ) -> Result<Response<v1::ListQuarantineResponse>, Status> {
+        let v1::ListQuarantineRequest { page_size, page_token, include_body } = request.into_inner();
+        let page_size = page::size(page_size).map_err(errors::malformed)?;
+        let after = page::place(&page_token, 0).map_err(errors::malformed)?.unwrap_or(0);
+        let read = move |sources: &crate::subscription::Sources| {
+            sources.store.quarantined_after(after, page_size + 1, page::PAGE_BYTES_MAX)
+        };
+        let mut found = self.0.read(read).await?;
+        // A page that ended by bytes has a successor, too, which the next call will find or not.
+        let ended_by_bytes = found.len() <= page_size && !found.is_empty() && {
+            let last = found.last().map_or(0, |callback| callback.number);
+            let next = move |sources: &crate::subscription::Sources| sources.store.quarantined_after(last, 1, 0);
+            !self.0.read(next).await?.is_empty()
+        };
+        let more = found.len() > page_size || ended_by_bytes;
+        found.truncate(page_size);
+        let last = found.last().filter(|_| more).map(|last| last.number);
+        Ok(Response::new(v1::ListQuarantineResponse {
+            next_page_token: last.map(|number| page::token(number, 0)).unwrap_or_default(),
+            callbacks: found.into_iter().map(|callback| quarantined(callback, include_body)).collect(),
+        }))
+    }
+
+    async fn release_quarantined(
+        &self,
+        request: Request<v1::ReleaseQuarantinedRequest>,
+    ) -> Result<Response<v1::ReleaseQuarantinedResponse>, Status> {
+        let v1::ReleaseQuarantinedRequest { quarantine_id, product, task_id, drop_labels } = request.into_inner();
+        let number = number("quarantine_id", &quarantine_id)?;
+        let corrections = Corrections {
+            product: correction("product", &product, |raw| Product::parse(raw).map_err(|e| e.to_string()))?,
+            task_id: correction("task_id", &task_id, |raw| TaskId::parse(raw).map_err(|e| e.to_string()))?,
+            drop_labels,
+        };
+        let found = self.0.read(move |sources| sources.store.quarantined(number)).await?;
+        let found = found.ok_or_else(|| errors::quarantine_not_found(&quarantine_id))?;
+        let received_at = Timestamp::from_microsecond(found.header.received_at_micros).unwrap_or_default();
+        let callback = Callback::from_target(&found.header.target, found.body, received_at);
+        let draft = callback.draft(&corrections);
+        let mut draft =
+            draft.map_err(|rejection| errors::not_understood(rejection.reason(), &rejection.to_string()))?;
+        draft.releases = Some(number);
+        let appended = answered(self.0.journal.append(draft).await)?;
+        tracing::info!(quarantine_id, event_id = %appended.event_id, "callback released from quarantine");
+        Ok(Response::new(v1::ReleaseQuarantinedResponse {
+            event_id: appended.event_id.to_string(),
+            duplicate: appended.duplicate,
+        }))
+    }
+
+    async fn discard_quarantined(
+        &self,
+        request: Request<v1::DiscardQuarantinedRequest>,
+    ) -> Result<Response<v1::DiscardQuarantinedResponse>, Status> {
+        let v1::DiscardQuarantinedRequest { quarantine_ids } = request.into_inner();
+        if quarantine_ids.is_empty() || quarantine_ids.len() > page::PAGE_ITEMS_MAX {
+            let problem = format!("name 1 to {} callbacks", page::PAGE_ITEMS_MAX);
+            return Err(errors::malformed(Malformed::new("quarantine_ids", problem)));
+        }
+        let numbers = quarantine_ids.iter().map(|id| number("quarantine_ids", id)).collect::<Result<_, _>>()?;
+        let discarded_count = answered(self.0.appender.discard(numbers).await)?;
+        tracing::info!(discarded_count, "callbacks discarded from quarantine");
+        Ok(Response::new(v1::DiscardQuarantinedResponse { discarded_count }))
+    }
+}
+
+fn answered<T, E>(answer: Result<Result<T, WriteError>, E>) -> Result<T, Status> {
+    answer.map_err(|_| errors::draining())?.map_err(|error| errors::write(&error))
+}
+
+fn quarantined(callback: Quarantined, include_body: bool) -> v1::QuarantinedCallback {
+    let Quarantined { number, header, body } = callback;
+    v1::QuarantinedCallback {
+        quarantine_id: number.to_string(),
+        reason: header.reason,
+        detail: header.detail,
+        target: header.target,
+        received_at: Timestamp::from_microsecond(header.received_at_micros).ok().map(timestamp),
+        body_bytes: body.len() as u64,
+        body: if include_body { body } else { Bytes::new() },
+    }
+}
+
+fn number(field: &str, id: &str) -> Result<u64, Status> {
+    id.parse()
+        .map_err(|_| errors::malformed(Malformed::new(field, "not a quarantine id: take one from ListQuarantine")))
+}
+
+fn correction<T>(field: &str, raw: &str, parse: impl Fn(&str) -> Result<T, String>) -> Result<Option<T>, Status> {
+    if raw.is_empty() {
+        return Ok(None);
+    }
+    parse(raw).map(Some).map_err(|problem| errors::malformed(Malformed::new(field, problem)))
+}

@@ -1,0 +1,142 @@
+//! Every error a client can see, with the reason that is part of the contract. The one place where statuses are made.
+
+use std::{collections::HashMap, time::Duration};
+
+use tonic::{Code, Status};
+use tonic_types::{ErrorDetails, StatusExt};
+
+use crate::{
+    event::Sequence,
+    store::{ReadError, WriteError},
+    subscription::{End, OpenError, Sources},
+    wire::{FilterRefusal, Malformed},
+};
+
+const DOMAIN: &str = "blobcast";
+/// When to try again after a restart began: about what one takes.
+pub(super) const RECONNECT_AFTER: Duration = Duration::from_secs(2);
+/// When to try again what the store cannot take: as long as a full disk takes at least.
+const RETRY_STORE: Duration = Duration::from_secs(30);
+
+fn status<const N: usize>(
+    code: Code,
+    reason: &str,
+    message: impl Into<String>,
+    metadata: [(&str, String); N],
+    retry_after: Option<Duration>,
+) -> Status {
+    let metadata: HashMap<_, _> = metadata.into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
+    let mut details = ErrorDetails::with_error_info(reason, DOMAIN, metadata);
+    if retry_after.is_some() {
+        details.set_retry_info(retry_after);
+    }
+    Status::with_error_details(code, message, details)
+}
+
+pub(super) fn malformed(malformed: Malformed) -> Status {
+    let message = malformed.to_string();
+    let mut details = ErrorDetails::with_bad_request_violation(malformed.field, malformed.problem);
+    details.set_error_info("INVALID_REQUEST", DOMAIN, HashMap::new());
+    Status::with_error_details(Code::InvalidArgument, message, details)
+}
+
+pub(super) fn filter(refusal: FilterRefusal) -> Status {
+    match refusal {
+        FilterRefusal::Malformed(problem) => malformed(problem),
+        FilterRefusal::TooMany { limit, .. } => limit_reached(limit, refusal.to_string()),
+    }
+}
+
+fn limit_reached(limit: usize, message: String) -> Status {
+    status(Code::ResourceExhausted, "SUBSCRIPTION_LIMIT", message, [("limit", limit.to_string())], None)
+}
+
+pub(super) fn draining() -> Status {
+    status(Code::Unavailable, "DRAINING", "the server is shutting down: reconnect", [], Some(RECONNECT_AFTER))
+}
+
+fn corrupt(problem: &str) -> Status {
+    let message = format!("the log is damaged ({problem}): tell the operator");
+    status(Code::DataLoss, "LOG_CORRUPT", message, [], None)
+}
+
+fn expired(sources: &Sources, message: impl Into<String>) -> Status {
+    let cursor = |sequence: Sequence| sources.store.cursor(sequence).to_string();
+    let first_available = sources.store.first_available();
+    let ends = [("first_available", cursor(first_available)), ("head", cursor(sources.store.head()))];
+    status(Code::OutOfRange, "CURSOR_EXPIRED", message, ends, None)
+}
+
+pub(super) fn open(sources: &Sources, error: &OpenError) -> Status {
+    let message = error.to_string();
+    match error {
+        OpenError::TooMany { limit } => limit_reached(*limit, message),
+        OpenError::EpochMismatch => status(
+            Code::FailedPrecondition,
+            "EPOCH_MISMATCH",
+            message,
+            [("epoch", sources.store.epoch().to_string())],
+            None,
+        ),
+        OpenError::CursorAhead => {
+            let head = sources.store.cursor(sources.store.head()).to_string();
+            status(Code::OutOfRange, "CURSOR_AHEAD", message, [("head", head)], None)
+        }
+        OpenError::CursorExpired => expired(sources, message),
+        OpenError::Draining => draining(),
+        OpenError::Corrupt(problem) => corrupt(problem),
+    }
+}
+
+pub(super) fn end(sources: &Sources, end: &End) -> Status {
+    match end {
+        End::Expired => expired(sources, "retention has passed this stream: set on_expired, or read faster"),
+        End::Draining => draining(),
+        End::Corrupt(problem) => corrupt(problem),
+        End::DeadlineExceeded => status(Code::DeadlineExceeded, "DEADLINE_EXCEEDED", end.to_string(), [], None),
+    }
+}
+
+pub(super) fn read(sources: &Sources, error: &ReadError) -> Status {
+    match error {
+        ReadError::Expired => expired(sources, error.to_string()),
+        ReadError::Corrupt(problem) => corrupt(problem),
+    }
+}
+
+pub(super) fn write(error: &WriteError) -> Status {
+    match error {
+        WriteError::Closed => draining(),
+        WriteError::TooManyEvents => status(
+            Code::FailedPrecondition,
+            "NOT_UNDERSTOOD",
+            error.to_string(),
+            [("reason", "too_many_events".into())],
+            None,
+        ),
+        WriteError::Overloaded | WriteError::DiskLow { .. } | WriteError::Failed(_) => {
+            status(Code::Unavailable, "STORE_READ_ONLY", error.to_string(), [], Some(RETRY_STORE))
+        }
+    }
+}
+
+pub(super) fn task_not_found(task_id: &str) -> Status {
+    let message =
+        format!("no event of task {task_id} is retained: it may come yet, so use WaitTask or Subscribe to wait");
+    status(Code::NotFound, "TASK_NOT_FOUND", message, [], None)
+}
+
+pub(super) fn response_too_large(limit: usize) -> Status {
+    let message = format!("the answer has more than {limit} bytes: use ListEvents, or leave out include_raw");
+    status(Code::ResourceExhausted, "RESPONSE_TOO_LARGE", message, [("limit", limit.to_string())], None)
+}
+
+pub(super) fn quarantine_not_found(id: &str) -> Status {
+    let message = format!("no callback {id} is in quarantine: it was released, discarded or forgotten");
+    status(Code::NotFound, "QUARANTINE_NOT_FOUND", message, [], None)
+}
+
+pub(super) fn not_understood(reason: &str, detail: &str) -> Status {
+    let message = format!("still not understood ({detail}): pass what is missing as a correction");
+    status(Code::FailedPrecondition, "NOT_UNDERSTOOD", message, [("reason", reason.to_owned())], None)
+}

@@ -1,0 +1,366 @@
+//! `blobcast.v1.EventService`.
+
+use std::{sync::Arc, time::Duration};
+
+use jiff::Timestamp;
+use tokio::time::{Instant, timeout_at};
+use tokio_stream::StreamExt;
+use tonic::{Request, Response, Status};
+
+use super::{Context, errors, page, peer, stream::EventStream};
+use crate::{
+    event::{Cursor, Filter, LABELS_MAX, Record, Selectable, Sequence, TaskId},
+    store::{Chunk, ReadError, ReadLimits},
+    subscription::{Message, OnExpired, Opening, Sources, Start, Subscription},
+    wire::{
+        Delivery, Frame, Malformed, duration, instant_from_wire, positive_duration,
+        service::event_service_server,
+        v1::{self, subscribe_request},
+    },
+};
+
+/// Heartbeats of a stream that asks for none in particular: well below the idle time-outs of common proxies.
+const HEARTBEAT_DEFAULT: Duration = Duration::from_secs(15);
+const HEARTBEAT_MIN: Duration = Duration::from_secs(1);
+const HEARTBEAT_MAX: Duration = Duration::from_secs(60);
+/// How long `WaitTask` waits if not told.
+const WAIT_DEFAULT: Duration = Duration::from_secs(60);
+/// How long `WaitTask` waits at most: longer than any generation takes (RunBlob gives up after 15 minutes).
+const WAIT_MAX: Duration = Duration::from_secs(3600);
+/// A name for people need not be longer.
+const CLIENT_NAME_CHARS_MAX: usize = 128;
+/// `GetTask` answers in one message; clients take 4 MiB by default, and some room is for framing.
+const TASK_BYTES_MAX: usize = 4 * 1024 * 1024 - 64 * 1024;
+/// Records one page of `ListEvents` looks at before it ends early, so that a rare filter does not hold a thread.
+const PAGE_SCANNED_MAX: usize = 50_000;
+
+/// The service.
+#[derive(Clone, Debug)]
+pub struct Events(Context);
+
+impl Events {
+    /// The service on `context`.
+    pub fn new(context: Context) -> Self {
+        Self(context)
+    }
+
+    fn delivery(&self, record: Record, include_raw: bool) -> Delivery {
+        Delivery { epoch: self.0.sources.store.epoch(), record, include_raw }
+    }
+
+    async fn open(&self, opening: Opening) -> Result<Subscription, Status> {
+        let sources = &self.0.sources;
+        let subscription = Subscription::open(Arc::clone(sources), opening).await;
+        subscription.map_err(|error| errors::open(sources, &error))
+    }
+
+    /// The subscription that `WaitTask` is: everything retained of the task, then what comes.
+    async fn open_wait(&self, task_id: TaskId, peer: String) -> Result<Subscription, Status> {
+        self.open(Opening {
+            filter: Filter { task_ids: [task_id].into(), ..Filter::default() },
+            start: Start::Default,
+            on_expired: OnExpired::Earliest,
+            until_terminal: false,
+            heartbeat_interval: WAIT_MAX,
+            deadline: None,
+            client_name: "WaitTask".to_owned(),
+            peer,
+        })
+        .await
+    }
+
+    fn subscription_limits(&self, heartbeat_interval: Duration) -> v1::SubscriptionLimits {
+        let count = |limit: usize| u32::try_from(limit).unwrap_or(u32::MAX);
+        v1::SubscriptionLimits {
+            heartbeat_interval: Some(duration(heartbeat_interval)),
+            task_ids_max: count(self.0.filter_limits.task_ids_max),
+            products_max: count(self.0.filter_limits.products_max),
+            labels_max: count(LABELS_MAX),
+            subscriptions_max: count(self.0.sources.registry.limit()),
+        }
+    }
+}
+
+#[tonic::async_trait]
+impl event_service_server::EventService for Events {
+    type SubscribeStream = EventStream;
+
+    async fn subscribe(&self, request: Request<v1::SubscribeRequest>) -> Result<Response<EventStream>, Status> {
+        let (peer, deadline) = (peer(&request), deadline(&request));
+        let request = request.into_inner();
+        let start = start(request.start).map_err(errors::malformed)?;
+        let on_expired = on_expired(request.on_expired).map_err(errors::malformed)?;
+        let heartbeat_interval = heartbeat(request.heartbeat_interval).map_err(errors::malformed)?;
+        let filter = self.0.filter(request.filter)?;
+        if request.until_terminal && filter.task_ids.is_empty() {
+            let problem = "needs filter.task_ids: it ends the stream when those tasks are over";
+            return Err(errors::malformed(Malformed::new("until_terminal", problem)));
+        }
+        if request.client_name.chars().count() > CLIENT_NAME_CHARS_MAX {
+            let problem = format!("at most {CLIENT_NAME_CHARS_MAX} characters");
+            return Err(errors::malformed(Malformed::new("client_name", problem)));
+        }
+        let opening = Opening {
+            filter,
+            start,
+            on_expired,
+            until_terminal: request.until_terminal,
+            heartbeat_interval,
+            deadline,
+            client_name: request.client_name,
+            peer,
+        };
+        let subscription = self.open(opening).await?;
+        tracing::debug!(subscription_id = subscription.id(), "subscribed");
+        let (sources, limits) = (Arc::clone(&self.0.sources), self.subscription_limits(heartbeat_interval));
+        Ok(Response::new(EventStream::new(sources, subscription, request.include_raw, limits)))
+    }
+
+    async fn wait_task(&self, request: Request<v1::WaitTaskRequest>) -> Result<Response<Frame>, Status> {
+        let peer = peer(&request);
+        let v1::WaitTaskRequest { task_id, timeout, include_raw } = request.into_inner();
+        let task_id = parse_task_id(&task_id)?;
+        let timeout = timeout.map(|timeout| positive_duration("timeout", timeout)).transpose();
+        let timeout = timeout.map_err(errors::malformed)?.unwrap_or(WAIT_DEFAULT).min(WAIT_MAX);
+        let deadline = Instant::now() + timeout;
+        let mut subscription = self.open_wait(task_id, peer).await?;
+        let mut latest: Option<Record> = None;
+        let mut terminal: Option<Record> = None;
+        let mut caught_up = false;
+        // What is retained is read to its end also when the time-out is zero, so "is it done?" can be asked by it.
+        while !(caught_up && terminal.is_some()) {
+            let next = if caught_up {
+                let Ok(next) = timeout_at(deadline, subscription.next()).await else { break };
+                next
+            } else {
+                subscription.next().await
+            };
+            match next {
+                Some(Ok(Message::Event(record))) if record.status().is_terminal() => terminal = Some(record),
+                Some(Ok(Message::Event(record))) => latest = Some(record),
+                Some(Ok(Message::CaughtUp { .. })) => caught_up = true,
+                Some(Ok(_)) => {}
+                Some(Err(end)) => return Err(errors::end(&self.0.sources, &end)),
+                None => return Err(errors::draining()),
+            }
+        }
+        let done = terminal.is_some();
+        let event = terminal.or(latest).map(|record| self.delivery(record, include_raw));
+        Ok(Response::new(Frame::Waited { event, done }))
+    }
+
+    async fn get_task(&self, request: Request<v1::GetTaskRequest>) -> Result<Response<Frame>, Status> {
+        let v1::GetTaskRequest { task_id, include_raw } = request.into_inner();
+        let parsed = parse_task_id(&task_id)?;
+        let records = self.0.read(move |sources| task_records(sources, &parsed)).await?;
+        if records.is_empty() {
+            return Err(errors::task_not_found(&task_id));
+        }
+        let events: Vec<_> = records.into_iter().map(|record| self.delivery(record, include_raw)).collect();
+        if events.iter().map(Delivery::encoded_len).sum::<usize>() > TASK_BYTES_MAX {
+            return Err(errors::response_too_large(TASK_BYTES_MAX));
+        }
+        Ok(Response::new(Frame::Page { events, next_page_token: String::new() }))
+    }
+
+    async fn list_events(&self, request: Request<v1::ListEventsRequest>) -> Result<Response<Frame>, Status> {
+        let mut request = request.into_inner();
+        let page_size = page::size(std::mem::take(&mut request.page_size)).map_err(errors::malformed)?;
+        let token = std::mem::take(&mut request.page_token);
+        let binding = page::binding(&canonical(&request));
+        let listing = Listing {
+            from: page::place(&token, binding).map_err(errors::malformed)?.map(Sequence),
+            newest_first: newest_first(request.order).map_err(errors::malformed)?,
+            since: instant("since", request.since).map_err(errors::malformed)?,
+            until: instant("until", request.until).map_err(errors::malformed)?,
+            filter: self.0.filter(request.filter)?,
+            limits: ReadLimits {
+                records_max: page_size,
+                bytes_max: page::PAGE_BYTES_MAX,
+                scanned_max: PAGE_SCANNED_MAX,
+            },
+        };
+        let (records, next) = self.0.read(move |sources| listing.page(sources)).await?;
+        let events = records.into_iter().map(|record| self.delivery(record, request.include_raw)).collect();
+        let next_page_token = next.map(|place| page::token(place.0, binding)).unwrap_or_default();
+        Ok(Response::new(Frame::Page { events, next_page_token }))
+    }
+
+    async fn get_log_info(
+        &self,
+        _: Request<v1::GetLogInfoRequest>,
+    ) -> Result<Response<v1::GetLogInfoResponse>, Status> {
+        let store = &self.0.sources.store;
+        let (first_available, head) = (store.first_available(), store.head());
+        let summary = store.summary();
+        let first_available = (first_available <= head).then(|| store.cursor(first_available).to_string());
+        Ok(Response::new(v1::GetLogInfoResponse {
+            epoch: store.epoch().to_string(),
+            first_available: first_available.unwrap_or_default(),
+            head: store.cursor(head).to_string(),
+            event_count: summary.event_count,
+            event_bytes: summary.event_bytes,
+            quarantine_count: summary.quarantine_count,
+            retention_age_max: Some(duration(self.0.retention_age_max)),
+            retention_bytes_max: self.0.retention_bytes_max,
+        }))
+    }
+}
+
+fn task_records(sources: &Sources, task_id: &TaskId) -> Result<Vec<Record>, ReadError> {
+    let places = sources.store.task_events([task_id], sources.store.head())?;
+    let mut records = Vec::with_capacity(places.len());
+    for place in places {
+        // Retention may take one between the two reads; it is then no longer retained.
+        records.extend(sources.store.get(place.sequence)?);
+    }
+    Ok(records)
+}
+
+/// One page of a listing, as a question to the store.
+struct Listing {
+    /// The last place of the page before.
+    from: Option<Sequence>,
+    newest_first: bool,
+    since: Option<Timestamp>,
+    until: Option<Timestamp>,
+    filter: Filter,
+    limits: ReadLimits,
+}
+
+impl Listing {
+    /// The page's records, and the place to continue from if there is more.
+    fn page(&self, sources: &Sources) -> Result<(Vec<Record>, Option<Sequence>), ReadError> {
+        let store = &sources.store;
+        let (first, last) = self.bounds(sources)?;
+        if !self.filter.task_ids.is_empty() {
+            return self.by_task(sources, first, last);
+        }
+        if self.newest_first {
+            let before = self.from.map_or(last.next(), |from| from.min(last.next()));
+            let Chunk { records, scanned_to } = store.read_before(before, first, &self.filter, self.limits)?;
+            return Ok((records, (scanned_to > first).then_some(scanned_to)));
+        }
+        // A page token that retention has passed continues with what is left: a listing shows what is retained.
+        let after = self.from.unwrap_or_default().max(first.previous());
+        let Chunk { records, scanned_to } = store.read_after(after, last, &self.filter, self.limits)?;
+        Ok((records, (scanned_to < last).then_some(scanned_to)))
+    }
+
+    /// First and last place of the listing in log order, by the log's own clock, which never goes back.
+    fn bounds(&self, sources: &Sources) -> Result<(Sequence, Sequence), ReadError> {
+        let store = &sources.store;
+        let seek = |time: Timestamp| store.seek_time(time.as_microsecond());
+        let first = self.since.map(seek).transpose()?.map_or(Sequence(1), Sequence::next);
+        let last = self.until.map(seek).transpose()?.unwrap_or(Sequence(u64::MAX));
+        Ok((first.max(store.first_available()), last.min(store.head())))
+    }
+
+    fn by_task(
+        &self,
+        sources: &Sources,
+        first: Sequence,
+        last: Sequence,
+    ) -> Result<(Vec<Record>, Option<Sequence>), ReadError> {
+        let store = &sources.store;
+        let mut places = store.task_events(&self.filter.task_ids, last)?;
+        if self.newest_first {
+            places.reverse();
+        }
+        let is_next = |place: Sequence| match self.from {
+            _ if place < first => false,
+            None => true,
+            Some(from) if self.newest_first => place < from,
+            Some(from) => place > from,
+        };
+        let (mut records, mut bytes) = (Vec::new(), 0);
+        let mut reached = Sequence::default();
+        for place in places.into_iter().map(|place| place.sequence).filter(|&place| is_next(place)) {
+            if records.len() >= self.limits.records_max || bytes > self.limits.bytes_max {
+                return Ok((records, Some(reached)));
+            }
+            reached = place;
+            let record = store.get(place)?.filter(|record| self.filter.matches(record));
+            bytes += record.as_ref().map_or(0, Record::len);
+            records.extend(record);
+        }
+        Ok((records, None))
+    }
+}
+
+// The encoding of a map has no fixed order, so labels are sorted into a list before a token is bound to them.
+fn canonical(request: &v1::ListEventsRequest) -> v1::ListEventsRequest {
+    let mut request = request.clone();
+    if let Some(filter) = &mut request.filter {
+        let mut labels: Vec<_> = std::mem::take(&mut filter.labels).into_iter().collect();
+        labels.sort_unstable();
+        filter.products.extend(labels.into_iter().map(|(key, value)| format!("{key}\0{value}")));
+    }
+    request
+}
+
+fn parse_task_id(raw: &str) -> Result<TaskId, Status> {
+    TaskId::parse(raw).map_err(|error| errors::malformed(Malformed::new("task_id", error.to_string())))
+}
+
+fn start(start: Option<subscribe_request::Start>) -> Result<Start, Malformed> {
+    match start {
+        None => Ok(Start::Default),
+        Some(subscribe_request::Start::AfterCursor(text)) => {
+            let cursor = Cursor::parse(&text);
+            cursor.map(Start::After).map_err(|error| Malformed::new("after_cursor", error.to_string()))
+        }
+        Some(subscribe_request::Start::Since(time)) => Ok(Start::Since(instant_from_wire("since", time)?)),
+        Some(subscribe_request::Start::Position(number)) => match v1::StartPosition::try_from(number) {
+            Ok(v1::StartPosition::Unspecified) => Ok(Start::Default),
+            Ok(v1::StartPosition::Earliest) => Ok(Start::Earliest),
+            Ok(v1::StartPosition::Latest) => Ok(Start::Latest),
+            Err(_) => Err(Malformed::new("position", format!("no position has the number {number}"))),
+        },
+    }
+}
+
+fn on_expired(number: i32) -> Result<OnExpired, Malformed> {
+    match v1::OnExpired::try_from(number) {
+        Ok(v1::OnExpired::Unspecified | v1::OnExpired::Fail) => Ok(OnExpired::Fail),
+        Ok(v1::OnExpired::Earliest) => Ok(OnExpired::Earliest),
+        Ok(v1::OnExpired::Latest) => Ok(OnExpired::Latest),
+        Err(_) => Err(Malformed::new("on_expired", format!("no choice has the number {number}"))),
+    }
+}
+
+fn newest_first(number: i32) -> Result<bool, Malformed> {
+    match v1::Order::try_from(number) {
+        Ok(v1::Order::Unspecified | v1::Order::OldestFirst) => Ok(false),
+        Ok(v1::Order::NewestFirst) => Ok(true),
+        Err(_) => Err(Malformed::new("order", format!("no order has the number {number}"))),
+    }
+}
+
+fn heartbeat(requested: Option<prost_types::Duration>) -> Result<Duration, Malformed> {
+    match requested {
+        None => Ok(HEARTBEAT_DEFAULT),
+        Some(requested) => Ok(positive_duration("heartbeat_interval", requested)?.clamp(HEARTBEAT_MIN, HEARTBEAT_MAX)),
+    }
+}
+
+fn instant(field: &str, time: Option<prost_types::Timestamp>) -> Result<Option<Timestamp>, Malformed> {
+    time.map(|time| instant_from_wire(field, time)).transpose()
+}
+
+// The call's own deadline. tonic applies it to the first response message only, and a stream goes on behind that.
+fn deadline<T>(request: &Request<T>) -> Option<Instant> {
+    let text = request.metadata().get("grpc-timeout")?.to_str().ok()?;
+    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    let count: u64 = digits.parse().ok()?;
+    let timeout = match unit {
+        "H" => Duration::from_secs(count.checked_mul(3600)?),
+        "M" => Duration::from_secs(count.checked_mul(60)?),
+        "S" => Duration::from_secs(count),
+        "m" => Duration::from_millis(count),
+        "u" => Duration::from_micros(count),
+        "n" => Duration::from_nanos(count),
+        _ => return None,
+    };
+    Instant::now().checked_add(timeout)
+}

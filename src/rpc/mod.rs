@@ -1,0 +1,66 @@
+//! The gRPC edge: requests in, domain calls, responses and errors out. Decides nothing that the domain can decide.
+
+mod admin;
+mod errors;
+mod events;
+mod page;
+mod stream;
+
+use std::{sync::Arc, time::Duration};
+
+pub use admin::Admin;
+pub use events::Events;
+use tonic::{Request, Status};
+
+use crate::{
+    event::Filter,
+    journal::Journal,
+    store::{Appender, ReadError},
+    subscription::Sources,
+    wire::{self, FilterLimits, v1},
+};
+
+/// What the services work on.
+#[derive(Clone)]
+pub struct Context {
+    /// What subscriptions read from.
+    pub sources: Arc<Sources>,
+    /// Where released callbacks go.
+    pub journal: Arc<dyn Journal>,
+    /// Where discarding goes.
+    pub appender: Appender,
+    /// How many values a filter may have.
+    pub filter_limits: FilterLimits,
+    /// Told by `GetLogInfo`.
+    pub retention_age_max: Duration,
+    /// Told by `GetLogInfo`.
+    pub retention_bytes_max: u64,
+}
+
+impl std::fmt::Debug for Context {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Context").field("sources", &self.sources).finish_non_exhaustive()
+    }
+}
+
+impl Context {
+    fn filter(&self, filter: Option<v1::Filter>) -> Result<Filter, Status> {
+        wire::filter_from_wire(filter, self.filter_limits).map_err(errors::filter)
+    }
+
+    /// Runs a read of the store off the async threads.
+    async fn read<T: Send + 'static>(
+        &self,
+        read: impl FnOnce(&Sources) -> Result<T, ReadError> + Send + 'static,
+    ) -> Result<T, Status> {
+        let sources = Arc::clone(&self.sources);
+        let joined = tokio::task::spawn_blocking(move || read(&sources)).await;
+        // Only a runtime that shuts down cancels a read; a panic has ended the process.
+        let read = joined.map_err(|_| errors::draining())?;
+        read.map_err(|error| errors::read(&self.sources, &error))
+    }
+}
+
+fn peer<T>(request: &Request<T>) -> String {
+    request.remote_addr().map(|address| address.to_string()).unwrap_or_default()
+}

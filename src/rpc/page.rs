@@ -1,0 +1,73 @@
+//! Page tokens: opaque to clients, bound to the request they came from (AIP-158). Pure.
+
+use xxhash_rust::xxh3::xxh3_64;
+
+use crate::wire::Malformed;
+
+/// Page sizes: a page that is asked for larger is this large.
+pub(super) const PAGE_ITEMS_MAX: usize = 256;
+/// A page ends at about this many bytes, well below the 4 MiB that clients take by default.
+pub(super) const PAGE_BYTES_MAX: usize = 1024 * 1024;
+
+/// How many items a page may have.
+pub(super) fn size(requested: i32) -> Result<usize, Malformed> {
+    match usize::try_from(requested) {
+        Ok(0) => Ok(PAGE_ITEMS_MAX),
+        Ok(size) => Ok(size.min(PAGE_ITEMS_MAX)),
+        Err(_) => Err(Malformed::new("page_size", "must not be negative")),
+    }
+}
+
+/// What a token must fit to: a digest of everything in the request but the token and the page size.
+pub(super) fn binding(request: &impl prost::Message) -> u64 {
+    xxh3_64(&request.encode_to_vec())
+}
+
+/// The token that continues behind `place`.
+pub(super) fn token(place: u64, binding: u64) -> String {
+    format!("{place:016x}{binding:016x}")
+}
+
+/// The place to continue behind; `None` for the first page.
+pub(super) fn place(token: &str, binding: u64) -> Result<Option<u64>, Malformed> {
+    if token.is_empty() {
+        return Ok(None);
+    }
+    let malformed = || Malformed::new("page_token", "not a token of this listing: pass next_page_token unchanged");
+    let (place, bound) = token.split_at_checked(16).ok_or_else(malformed)?;
+    let place = u64::from_str_radix(place, 16).map_err(|_| malformed())?;
+    if self::token(place, binding) == token {
+        Ok(Some(place))
+    } else if bound.len() == 16 {
+        Err(Malformed::new("page_token", "belongs to another request: repeat the request exactly, with its own token"))
+    } else {
+        Err(malformed())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn a_token_gives_back_its_place_to_its_own_request_only(at: u64, binding: u64, other: u64) {
+            prop_assert_eq!(place(&token(at, binding), binding), Ok(Some(at)));
+            prop_assert!(binding == other || place(&token(at, binding), other).is_err());
+        }
+
+        #[test]
+        fn any_other_text_is_refused(text in "\\PC{1,40}", binding: u64) {
+            let refused = place(&text, binding);
+            prop_assert!(refused.is_err() || token(refused.unwrap().unwrap(), binding) == text);
+        }
+
+        #[test]
+        fn a_page_has_between_one_and_the_maximum(requested in 0i32..) {
+            prop_assert!((1..=PAGE_ITEMS_MAX).contains(&size(requested).unwrap()));
+            prop_assert!(size(-requested - 1).is_err());
+        }
+    }
+}

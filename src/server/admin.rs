@@ -1,0 +1,138 @@
+//! The operators' listener: is it alive, is it ready, which version, and what it counts.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use axum::{
+    Router,
+    extract::State,
+    http::{StatusCode, header},
+    response::{IntoResponse, Response},
+    routing::get,
+};
+use serde_json::json;
+use tokio::time::timeout;
+
+use crate::{
+    event::Sequence,
+    journal::Journal,
+    store::Health,
+    subscription::{Listed, Sources},
+};
+
+/// How long the commit path may take to answer a probe before the broker counts as not ready.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
+
+const INDEX: &str = "blobcast, for operators\n\n\
+    /livez    200 while the process answers; never touches the store\n\
+    /readyz   200 while callbacks become durable; commits a mark to find out\n\
+    /metrics  Prometheus text format\n\
+    /version  what runs here\n";
+
+/// What the routes look at.
+pub(super) struct Status {
+    sources: Arc<Sources>,
+    journal: Arc<dyn Journal>,
+    draining: AtomicBool,
+}
+
+impl std::fmt::Debug for Status {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Status").field("draining", &self.draining).finish_non_exhaustive()
+    }
+}
+
+impl Status {
+    pub(super) fn new(sources: Arc<Sources>, journal: Arc<dyn Journal>) -> Self {
+        Self { sources, journal, draining: AtomicBool::new(false) }
+    }
+
+    /// Not ready from now on.
+    pub(super) fn drain(&self) {
+        self.draining.store(true, Ordering::Release);
+    }
+
+    async fn problem(&self) -> Option<String> {
+        if self.draining.load(Ordering::Acquire) {
+            return Some("draining".to_owned());
+        }
+        match timeout(PROBE_TIMEOUT, self.journal.probe()).await {
+            Ok(Ok(Ok(()))) => None,
+            Ok(Ok(Err(error))) => Some(error.to_string()),
+            Ok(Err(_)) => Some("the store is closed".to_owned()),
+            Err(_) => Some(format!("the commit path has not answered for {} s", PROBE_TIMEOUT.as_secs())),
+        }
+    }
+
+    /// Sets the gauges that mirror a state.
+    fn refresh(&self) {
+        let Sources { store, hub, registry, metrics } = &*self.sources;
+        let summary = store.summary();
+        metrics.log_events.set(signed(summary.event_count));
+        metrics.log_bytes.set(signed(summary.event_bytes));
+        metrics.quarantine_callbacks.set(signed(summary.quarantine_count));
+        metrics.quarantine_bytes.set(signed(summary.quarantine_bytes));
+        let oldest = (summary.event_count > 0).then(|| store.get(store.first_available()).ok().flatten()).flatten();
+        metrics.log_oldest_timestamp_seconds.set(oldest.map_or(0, |record| record.received_at_micros() / 1_000_000));
+        if let Ok((free_bytes, _)) = store.disk_bytes() {
+            metrics.disk_free_bytes.set(signed(free_bytes));
+        }
+        metrics.store_writable.set(i64::from(store.health() == Health::Writable));
+        let ring = hub.ring_size();
+        metrics.ring_events.set(signed(ring.events as u64));
+        metrics.ring_bytes.set(signed(ring.bytes as u64));
+        let head = hub.head();
+        let lag = |listed: &Listed| head.0.saturating_sub(listed.position.0);
+        let lag_max = registry.list(hub, 0, usize::MAX).iter().map(lag).max().unwrap_or_default();
+        metrics.lag_events_max.set(signed(lag_max));
+    }
+}
+
+pub(super) fn router(status: &Arc<Status>) -> Router {
+    Router::new()
+        .route("/", get(INDEX))
+        .route("/livez", get("ok\n"))
+        .route("/readyz", get(readyz))
+        .route("/metrics", get(metrics))
+        .route("/version", get(version))
+        .fallback((StatusCode::NOT_FOUND, INDEX))
+        .with_state(Arc::clone(status))
+}
+
+async fn readyz(State(status): State<Arc<Status>>) -> Response {
+    match status.problem().await {
+        None => "ready\n".into_response(),
+        Some(problem) => (StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {problem}\n")).into_response(),
+    }
+}
+
+async fn metrics(State(status): State<Arc<Status>>) -> Response {
+    // Off the async threads: it reads the store, and looks at every subscription.
+    let rendered = tokio::task::spawn_blocking(move || {
+        status.refresh();
+        status.sources.metrics.render()
+    });
+    match rendered.await {
+        Ok(text) => ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], text).into_response(),
+        Err(_) => StatusCode::SERVICE_UNAVAILABLE.into_response(), // only a runtime that shuts down cancels it
+    }
+}
+
+async fn version(State(status): State<Arc<Status>>) -> Response {
+    let version = json!({
+        "name": env!("CARGO_PKG_NAME"),
+        "version": env!("CARGO_PKG_VERSION"),
+        "epoch": status.sources.store.epoch().to_string(),
+        "head": status.sources.store.cursor(status.sources.store.head().max(Sequence(0))).to_string(),
+    });
+    ([(header::CONTENT_TYPE, "application/json")], format!("{version}\n")).into_response()
+}
+
+fn signed(number: u64) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
+}

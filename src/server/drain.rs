@@ -1,0 +1,59 @@
+//! Taking the broker down: not ready, no new callbacks, finish commits, tell every stream, close the store, in that order, and
+//! all of it before a deadline, because a dead peer can hold a graceful shutdown up for ever.
+
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep, timeout_at};
+
+use super::{Server, grpc};
+
+/// How long connections may take to close once their streams have ended.
+const CLOSING: Duration = Duration::from_secs(1);
+/// How often the number of open streams is looked at.
+const POLL: Duration = Duration::from_millis(10);
+
+pub(super) async fn drain(server: Server, drain_timeout: Duration) {
+    let Server { sources, ingest, appender, status, mut health, writer, mut tasks, .. } = server;
+    let started = Instant::now();
+    let deadline = started + drain_timeout;
+    let subscriptions = sources.registry.len();
+    tracing::info!(subscriptions, drain_timeout_seconds = drain_timeout.as_secs_f64(), "draining");
+
+    status.drain();
+    grpc::set_health(&health, tonic_health::ServingStatus::NotServing).await;
+    ingest.drain();
+    server.stop_ingest.cancel();
+    // The ingest listener ends when its last request is answered, which is when its commit is.
+    let ingest_done = timeout_at(deadline, tasks.join_next()).await.is_ok();
+
+    sources.hub.close();
+    while !sources.registry.is_empty() && Instant::now() < deadline {
+        sleep(POLL).await;
+    }
+    let cut_off = sources.registry.len();
+    server.stop_grpc.cancel();
+    grpc::end_health_watches(&mut health).await;
+    let closing = deadline.min(Instant::now() + CLOSING);
+    let _ = timeout_at(closing, tasks.join_next()).await.is_ok(); // what has not closed by then is cut off
+
+    // Behind everything that was sent before; nothing is sent any more.
+    let stopped = tokio::task::spawn_blocking(move || {
+        appender.stop();
+        writer.join().is_ok()
+    });
+    let committed = timeout_at(deadline, stopped).await.is_ok();
+    server.stop_admin.cancel();
+    let _ = timeout_at(deadline.min(Instant::now() + CLOSING), tasks.join_next()).await.is_ok();
+    let seconds = started.elapsed().as_secs_f64();
+    if ingest_done && committed && cut_off == 0 {
+        tracing::info!(seconds, "drained");
+    } else {
+        tracing::warn!(
+            seconds,
+            cut_off,
+            ingest_done,
+            committed,
+            "the deadline has cut the drain short; clients resume by cursor"
+        );
+    }
+}

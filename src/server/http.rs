@@ -1,0 +1,177 @@
+//! Plain HTTP/1.1 on a listener: bounded connections, headers and header time, and answers that arrive.
+//!
+//! An accept loop of our own, because the usual `serve` waits for ever for a first byte and takes any number of connections.
+
+use std::{future::poll_fn, io, sync::Arc, time::Duration};
+
+use axum::Router;
+use hyper::{server::conn::http1, service::Service};
+use hyper_util::{
+    rt::{TokioIo, TokioTimer},
+    service::TowerToHyperService,
+};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::{sleep, timeout},
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{config, metrics::Metrics};
+
+/// Connections beyond the limit that are being told so. When these are used up, too, the rest waits in the kernel's queue.
+const REFUSALS_MAX: usize = 256;
+/// How long a closing connection reads on, so that its last answer is not lost to a reset.
+const LINGER: Duration = Duration::from_millis(500);
+/// How much it reads.
+const LINGER_BYTES: usize = 256 * 1024;
+/// Pause after a failed accept: out of file descriptors, and the next attempt would fail at once.
+const ACCEPT_RETRY: Duration = Duration::from_millis(50);
+
+const REFUSAL: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 30\r\nconnection: close\r\n\
+    content-type: application/json\r\ncontent-length: 82\r\n\r\n\
+    {\"message\":\"too many connections\",\"reason\":\"too_many_connections\",\"status\":\"refused\"}";
+const HEADER_TIMEOUT: &[u8] = b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
+
+/// What one listener allows.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Limits {
+    connections_max: usize,
+    header_bytes_max: usize,
+    headers_max: usize,
+    header_timeout: Duration,
+}
+
+impl Limits {
+    pub(super) fn ingest(config: &config::Ingest) -> Self {
+        Self {
+            connections_max: super::usize_of(config.connections_max),
+            header_bytes_max: super::usize_of(config.header_bytes_max),
+            headers_max: super::usize_of(config.headers_max),
+            header_timeout: config.header_timeout,
+        }
+    }
+
+    /// Probes and scrapers: few, and not hurried.
+    pub(super) fn admin() -> Self {
+        Self {
+            connections_max: 128,
+            header_bytes_max: 16 * 1024,
+            headers_max: 64,
+            header_timeout: Duration::from_secs(30),
+        }
+    }
+}
+
+/// Serves until `stop`, then lets the requests under way finish.
+pub(super) async fn serve(
+    listener: TcpListener,
+    router: Router,
+    limits: Limits,
+    metrics: Arc<Metrics>,
+    stop: CancellationToken,
+) {
+    let slots = Arc::new(Semaphore::new(limits.connections_max.min(Semaphore::MAX_PERMITS)));
+    let refusals = Arc::new(Semaphore::new(REFUSALS_MAX));
+    let connections = TaskTracker::new();
+    loop {
+        let stream = tokio::select! {
+            () = stop.cancelled() => break,
+            accepted = listener.accept() => match accepted {
+                Ok((stream, _)) => stream,
+                Err(error) => {
+                    tracing::warn!(%error, "cannot accept a connection: check the limit of open files");
+                    sleep(ACCEPT_RETRY).await;
+                    continue;
+                }
+            },
+        };
+        // Answers are small and complete; waiting to fill a packet only delays them.
+        let _ = stream.set_nodelay(true).is_ok();
+        match Arc::clone(&slots).try_acquire_owned() {
+            Ok(slot) => {
+                let served = connection(stream, router.clone(), limits, stop.clone());
+                connections.spawn(counted(served, slot, Arc::clone(&metrics)));
+            }
+            Err(_) => {
+                metrics.ingest_connections_refused.inc();
+                let Ok(refusal) = Arc::clone(&refusals).acquire_owned().await else { break };
+                connections.spawn(refuse(stream, refusal));
+            }
+        }
+    }
+    drop(listener);
+    connections.close();
+    connections.wait().await;
+}
+
+async fn counted(served: impl Future<Output = ()>, slot: OwnedSemaphorePermit, metrics: Arc<Metrics>) {
+    metrics.ingest_connections.inc();
+    served.await;
+    metrics.ingest_connections.dec();
+    drop(slot);
+}
+
+async fn connection(stream: TcpStream, router: Router, limits: Limits, stop: CancellationToken) {
+    let service = TowerToHyperService::new(router);
+    let boxed = hyper::service::service_fn(move |request| Box::pin(service.call(request)));
+    let mut connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(limits.header_timeout)
+        .max_buf_size(limits.header_bytes_max)
+        .max_headers(limits.headers_max)
+        .serve_connection(TokioIo::new(stream), boxed);
+    let mut stopping = false;
+    let ended = loop {
+        tokio::select! {
+            ended = poll_fn(|cx| connection.poll_without_shutdown(cx)) => break ended,
+            () = stop.cancelled(), if !stopping => {
+                stopping = true;
+                std::pin::Pin::new(&mut connection).graceful_shutdown();
+            }
+        }
+    };
+    let parts = connection.into_parts();
+    let mut stream = parts.io.into_inner();
+    // An idle connection that times out has asked nothing, so it is owed no answer.
+    let owed = ended.is_err_and(|error| error.is_timeout()) && !parts.read_buf.is_empty();
+    let written = if owed { stream.write_all(HEADER_TIMEOUT).await } else { Ok(()) };
+    if written.is_ok() {
+        linger(stream).await;
+    }
+}
+
+async fn refuse(mut stream: TcpStream, _refusal: OwnedSemaphorePermit) {
+    if stream.write_all(REFUSAL).await.is_ok() {
+        linger(stream).await;
+    }
+}
+
+/// Closes so that what was written arrives: a socket closed with unread data resets the connection, answer and all.
+async fn linger(mut stream: TcpStream) {
+    let mut discard = async || -> io::Result<()> {
+        stream.shutdown().await?;
+        let mut buffer = [0; 4096];
+        let mut left = LINGER_BYTES;
+        while left > 0 {
+            match stream.read(&mut buffer).await? {
+                0 => break,
+                count => left = left.saturating_sub(count),
+            }
+        }
+        Ok(())
+    };
+    // Either way the connection is over.
+    let _ = timeout(LINGER, discard()).await.is_ok();
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn the_refusal_states_its_length() {
+        let text = std::str::from_utf8(super::REFUSAL).unwrap();
+        let (head, body) = text.split_once("\r\n\r\n").unwrap();
+        assert!(head.contains(&format!("content-length: {}", body.len())));
+    }
+}

@@ -1,0 +1,236 @@
+//! Builds the broker from its configuration, runs it, and takes it down in order. The only place that spawns what lives long.
+
+mod admin;
+mod banner;
+mod drain;
+mod grpc;
+mod http;
+mod logging;
+
+use std::{io, net::SocketAddr, sync::Arc, thread};
+
+use tokio::{
+    net::TcpListener,
+    task::{JoinError, JoinSet},
+};
+use tokio_util::sync::CancellationToken;
+use tonic_health::server::HealthReporter;
+
+pub use logging::init as init_logging;
+
+use crate::{
+    config::Config,
+    event::Record,
+    hub::Hub,
+    ingest::{self, Ingest},
+    journal::{Journal, Local},
+    metrics::Metrics,
+    rpc,
+    store::{Appender, OpenError, Retention, Store, writer},
+    subscription::{Registry, Sources},
+    wire::FilterLimits,
+};
+
+/// Why the broker does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// A listener cannot be had.
+    #[error("cannot listen on {address} ({key}): {source}; choose another address with {flag}")]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// The configuration key.
+        key: &'static str,
+        /// The flag that overrides it.
+        flag: &'static str,
+        /// The system's complaint.
+        source: io::Error,
+    },
+    /// The store cannot be had.
+    #[error(transparent)]
+    Store(#[from] OpenError),
+    /// The operating system gives no thread.
+    #[error("cannot start the writer's thread: {0}")]
+    Thread(io::Error),
+}
+
+/// Why a running broker ends otherwise than by request.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// A part that must live as long as the process has ended.
+    #[error("{0} has ended unexpectedly")]
+    Ended(&'static str),
+    /// A part has panicked.
+    #[error("a task has failed: {0}")]
+    Task(#[from] JoinError),
+}
+
+/// Where the broker can be reached.
+#[derive(Clone, Copy, Debug)]
+pub struct Addresses {
+    /// Callbacks.
+    pub ingest: SocketAddr,
+    /// Subscriptions.
+    pub grpc: SocketAddr,
+    /// Operators.
+    pub admin: SocketAddr,
+}
+
+/// A running broker.
+#[derive(Debug)]
+pub struct Server {
+    addresses: Addresses,
+    sources: Arc<Sources>,
+    ingest: Arc<Ingest>,
+    appender: Appender,
+    status: Arc<admin::Status>,
+    health: HealthReporter,
+    writer: thread::JoinHandle<()>,
+    tasks: JoinSet<&'static str>,
+    stop_ingest: CancellationToken,
+    stop_grpc: CancellationToken,
+    stop_admin: CancellationToken,
+}
+
+impl Server {
+    /// Opens the store, binds the listeners and starts to serve.
+    pub async fn start(config: &Config) -> Result<Self, StartError> {
+        // Before the store: a busy port should not cost a recovery.
+        let ingest_listener = bind(config.ingest.listen, "ingest.listen", "--ingest-listen").await?;
+        let grpc_listener = bind(config.grpc.listen, "grpc.listen", "--grpc-listen").await?;
+        let admin_listener = bind(config.admin.listen, "admin.listen", "--admin-listen").await?;
+        let addresses = Addresses {
+            ingest: local(&ingest_listener, config.ingest.listen),
+            grpc: local(&grpc_listener, config.grpc.listen),
+            admin: local(&admin_listener, config.admin.listen),
+        };
+        let metrics = Arc::new(Metrics::default());
+        let sources = open_sources(config, &metrics).await?;
+        let (appender, writer) = start_writer(config, &sources)?;
+        let journal: Arc<dyn Journal> = Arc::new(Local::new(appender.clone()));
+        let ingest = Ingest::new(Arc::clone(&journal), appender.clone(), ingest_limits(config), Arc::clone(&metrics));
+        let status = Arc::new(admin::Status::new(Arc::clone(&sources), Arc::clone(&journal)));
+        let context = rpc_context(config, &sources, journal, &appender);
+        let (health, services) = grpc::services(context, config).await;
+
+        let stop = [(); 3].map(|()| CancellationToken::new());
+        let [stop_ingest, stop_grpc, stop_admin] = stop;
+        let mut tasks = JoinSet::new();
+        let connections = http::Limits::ingest(&config.ingest);
+        let serve_ingest = http::serve(ingest_listener, ingest.router(), connections, metrics, stop_ingest.clone());
+        tasks.spawn(async {
+            serve_ingest.await;
+            "the ingest listener"
+        });
+        let serve_grpc = grpc::serve(grpc_listener, services, config.grpc.clone(), stop_grpc.clone());
+        tasks.spawn(async {
+            serve_grpc.await;
+            "the gRPC listener"
+        });
+        let unmeasured = Arc::new(Metrics::default());
+        let serve_admin =
+            http::serve(admin_listener, admin::router(&status), http::Limits::admin(), unmeasured, stop_admin.clone());
+        tasks.spawn(async {
+            serve_admin.await;
+            "the admin listener"
+        });
+        Ok(Self {
+            addresses,
+            sources,
+            ingest,
+            appender,
+            status,
+            health,
+            writer,
+            tasks,
+            stop_ingest,
+            stop_grpc,
+            stop_admin,
+        })
+    }
+
+    /// Where the broker can be reached: the real ports, also where the configuration says 0.
+    pub fn addresses(&self) -> Addresses {
+        self.addresses
+    }
+
+    /// What a person sees after the start.
+    pub fn banner(&self, config: &Config) -> String {
+        banner::text(config, &self.addresses, &self.sources.store)
+    }
+
+    /// Serves until `shutdown` completes, then takes everything down in order.
+    pub async fn run_until(mut self, config: &Config, shutdown: impl Future<Output = ()>) -> Result<(), RunError> {
+        tokio::select! {
+            () = shutdown => {}
+            Some(ended) = self.tasks.join_next() => return Err(RunError::Ended(ended?)),
+        }
+        drain::drain(self, config.shutdown.drain_timeout).await;
+        Ok(())
+    }
+}
+
+async fn bind(address: SocketAddr, key: &'static str, flag: &'static str) -> Result<TcpListener, StartError> {
+    TcpListener::bind(address).await.map_err(|source| StartError::Listen { address, key, flag, source })
+}
+
+fn local(listener: &TcpListener, configured: SocketAddr) -> SocketAddr {
+    listener.local_addr().unwrap_or(configured)
+}
+
+async fn open_sources(config: &Config, metrics: &Arc<Metrics>) -> Result<Arc<Sources>, StartError> {
+    let (path, cache_bytes) = (config.data_dir.clone(), config.store.cache_bytes);
+    let opened = tokio::task::spawn_blocking(move || Store::open(&path, cache_bytes)).await;
+    let store = Arc::new(opened.map_err(|error| StartError::Thread(io::Error::other(error)))??);
+    let hub = Hub::new(store.head(), usize_of(config.hub.ring_bytes_max));
+    let registry = Registry::new(usize_of(config.grpc.subscriptions_max));
+    Ok(Arc::new(Sources { store, hub, registry, metrics: Arc::clone(metrics) }))
+}
+
+fn start_writer(config: &Config, sources: &Sources) -> Result<(Appender, thread::JoinHandle<()>), StartError> {
+    let retention = Retention {
+        event_age_max: config.log.retention_age_max,
+        event_bytes_max: config.log.retention_bytes_max,
+        quarantine_age_max: config.quarantine.retention_age_max,
+        quarantine_bytes_max: config.quarantine.retention_bytes_max,
+        disk_free_min_percent: config.log.disk_free_min_percent,
+    };
+    let hub = Arc::clone(&sources.hub);
+    let publish = move |records: &[Record]| hub.publish(records);
+    let (appender, writer) = writer(Arc::clone(&sources.store), retention, publish, Arc::clone(&sources.metrics));
+    let thread = thread::Builder::new().name("writer".into()).spawn(|| writer.run()).map_err(StartError::Thread)?;
+    Ok((appender, thread))
+}
+
+fn ingest_limits(config: &Config) -> ingest::Limits {
+    ingest::Limits {
+        body_bytes_max: usize_of(config.ingest.body_bytes_max),
+        body_timeout: config.ingest.body_timeout,
+        answer_timeout: config.ingest.answer_timeout,
+        inflight_bytes_max: usize_of(config.ingest.inflight_bytes_max),
+    }
+}
+
+fn rpc_context(
+    config: &Config,
+    sources: &Arc<Sources>,
+    journal: Arc<dyn Journal>,
+    appender: &Appender,
+) -> rpc::Context {
+    rpc::Context {
+        sources: Arc::clone(sources),
+        journal,
+        appender: appender.clone(),
+        filter_limits: FilterLimits {
+            task_ids_max: usize_of(config.grpc.task_ids_max),
+            products_max: usize_of(config.grpc.products_max),
+        },
+        retention_age_max: config.log.retention_age_max,
+        retention_bytes_max: config.log.retention_bytes_max,
+    }
+}
+
+// On a machine where sizes have 32 bits a larger limit is no limit.
+fn usize_of(number: u64) -> usize {
+    usize::try_from(number).unwrap_or(usize::MAX)
+}
