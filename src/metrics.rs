@@ -25,10 +25,10 @@ pub struct Metrics {
     pub callbacks: IntCounterVec,
     /// From the last byte of a callback to its answer.
     pub callback_seconds: Histogram,
-    /// Open ingest connections.
-    pub ingest_connections: IntGauge,
-    /// Ingest connections refused because all were in use.
-    pub ingest_connections_refused: IntCounter,
+    /// Open connections by `listener`.
+    pub connections: IntGaugeVec,
+    /// Connections answered 503 because all were in use, by `listener`.
+    pub connections_refused: IntCounterVec,
     /// Callbacks answered as duplicates.
     pub duplicates: IntCounter,
     /// Events that contradict an earlier terminal event.
@@ -117,10 +117,11 @@ impl Default for Metrics {
                 "Seconds from the last byte of an authentic callback to its answer.",
                 ANSWER_SECONDS,
             ),
-            ingest_connections: b.gauge("blobcast_ingest_connections", "Open ingest connections."),
-            ingest_connections_refused: b.counter(
-                "blobcast_ingest_connections_refused_total",
-                "Ingest connections answered 503 because all were in use.",
+            connections: b.gauges("blobcast_connections", "Open connections by listener.", "listener"),
+            connections_refused: b.counters(
+                "blobcast_connections_refused_total",
+                "Connections answered 503 because all were in use, by listener.",
+                "listener",
             ),
             duplicates: b.counter("blobcast_duplicates_total", "Callbacks answered as duplicates of a retained event."),
             conflicts: b

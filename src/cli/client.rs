@@ -65,16 +65,20 @@ impl GrpcArgs {
 
 /// True if trying again cannot help: the request itself, or what it asks for, has to change.
 pub(super) fn is_final(status: &Status) -> bool {
-    matches!(
-        status.code(),
-        Code::InvalidArgument
-            | Code::OutOfRange
-            | Code::FailedPrecondition
-            | Code::Unauthenticated
-            | Code::PermissionDenied
-            | Code::DataLoss
-            | Code::Unimplemented
-    )
+    // A limit on the request names the field; a limit on the server does not, and may have room again.
+    let too_large = status.code() == Code::ResourceExhausted
+        && status.get_details_error_info().is_some_and(|info| info.metadata.contains_key("field"));
+    too_large
+        || matches!(
+            status.code(),
+            Code::InvalidArgument
+                | Code::OutOfRange
+                | Code::FailedPrecondition
+                | Code::Unauthenticated
+                | Code::PermissionDenied
+                | Code::DataLoss
+                | Code::Unimplemented
+        )
 }
 
 /// How long the broker asks to be left alone.

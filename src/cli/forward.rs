@@ -86,6 +86,10 @@ fn verdict(status: StatusCode) -> Verdict {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use axum::{Router, routing::post};
+
     use super::*;
 
     #[test]
@@ -108,5 +112,25 @@ mod tests {
         let request = Forwarder::new(Uri::from_static("http://localhost:3000/hook")).request(&event).unwrap();
         assert_eq!(request.headers()["x-blobcast-task-id"].as_bytes(), "tä".as_bytes());
         assert_eq!(request.headers()["content-type"], "application/json");
+    }
+
+    #[tokio::test]
+    async fn an_event_that_the_endpoint_could_not_take_is_sent_again_before_the_next() {
+        let seen = Arc::new(Mutex::new(Vec::new()));
+        let record = Arc::clone(&seen);
+        let answer = move |body: String| async move {
+            let mut seen = record.lock().unwrap();
+            seen.push(body);
+            if seen.len() == 1 { StatusCode::BAD_GATEWAY } else { StatusCode::NO_CONTENT }
+        };
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}/hook", listener.local_addr().unwrap()).parse().unwrap();
+        tokio::spawn(async move { axum::serve(listener, Router::new().route("/hook", post(answer))).await });
+        let forwarder = Forwarder::new(url);
+        for body in ["1", "2"] {
+            let event = v1::Event { raw_body: body.into(), ..v1::Event::default() };
+            forwarder.forward(&event).await.unwrap();
+        }
+        assert_eq!(*seen.lock().unwrap(), ["1", "1", "2"]);
     }
 }

@@ -2,7 +2,6 @@
 
 use std::{process::ExitCode, time::Duration};
 
-use anyhow::Context;
 use bytes::Bytes;
 use clap::Args;
 use http_body_util::Full;
@@ -25,8 +24,9 @@ pub(super) async fn run(args: HealthcheckArgs) -> anyhow::Result<ExitCode> {
     let url = format!("{}/readyz", args.admin_url.to_string().trim_end_matches('/'));
     let request = Request::get(&url).body(Full::new(Bytes::new()))?;
     let asked = http::send(&http::client(), request, args.timeout).await;
-    let (status, body) =
-        asked.with_context(|| format!("cannot ask {url}; is `blobcast serve` running? use --admin-url"))?;
+    let (status, body) = asked.map_err(|error| {
+        anyhow::anyhow!("cannot ask {url}: {error:#}; is `blobcast serve` running? use --admin-url")
+    })?;
     let body = String::from_utf8_lossy(&body);
     output::emit_line(body.trim_end())?;
     Ok(if status.is_success() { ExitCode::SUCCESS } else { ExitCode::from(EXIT_OTHER) })

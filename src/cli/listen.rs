@@ -3,7 +3,7 @@
 //! Owns the client's half of "resumable": the last cursor, and what to ask for after a break. A cursor counts as reached only
 //! after its event was printed and forwarded, so a break repeats events and never leaves one out.
 
-use std::{collections::HashSet, process::ExitCode, time::Duration};
+use std::{process::ExitCode, time::Duration};
 
 use clap::{Args, ValueEnum};
 use hyper::Uri;
@@ -29,15 +29,18 @@ const SILENCE_MAX: Duration = Duration::from_secs(60);
 const EXAMPLES: &str = "\
 Examples:
   blobcast listen                                            everything from now on
-  blobcast listen --product veo --status failed --from 2h    failed veo tasks since two hours ago, and then on
+  blobcast listen --product veo --status failed --from 2h    failed veo tasks of two hours, and on
   blobcast listen --task 7f3a… --until-terminal              one task, until it is over
   blobcast listen --from earliest --output json | jq .outputs[].url
   blobcast listen --forward-to http://localhost:3000/hook    into a service under development
 
 Without --from, a stream with --task begins with what is retained of those tasks, any other at the head.
-Events are on standard output, one a line; everything else is on standard error. A broken connection is made again from
-where it broke; an event may then come twice, with the same event_id. Exit codes: 0 done (--count, --until-terminal) or
-nobody reads on; 1 an error that trying again cannot help; 2 usage; 130 Ctrl-C, with the cursor to continue from.";
+
+Events are on standard output, one a line; everything else is on standard error. A broken connection is made again from \
+where it broke; an event may then come twice, with the same event_id.
+
+Exit codes: 0 done (--count, --until-terminal) or nobody reads on; 1 an error that trying again cannot help; 2 usage; \
+130 Ctrl-C, with the cursor to continue from.";
 
 /// Prints events as they come.
 #[derive(Args, Debug)]
@@ -125,7 +128,7 @@ impl Listener {
         Ok(Self {
             client: args.grpc.events()?,
             grpc: args.grpc,
-            place: Place { request, cursor: None, finished: HashSet::new() },
+            place: Place { request, cursor: None },
             remaining: args.count,
             printer: EventPrinter::new(args.output),
             print_raw: args.include_raw,
@@ -140,8 +143,8 @@ impl Listener {
                 End::Finished => return Ok(()),
                 End::Broken { why, reconnect_after } => {
                     let delay = self.backoff.next(reconnect_after);
-                    let from = self.place.cursor.as_deref().unwrap_or("the same start");
-                    note(&format!("{why}; connecting again in {:.1} s from {from}", delay.as_secs_f64()));
+                    let from = self.place.cursor.as_ref().map(|cursor| format!(" from {cursor}")).unwrap_or_default();
+                    note(&format!("{why}; connecting again in {:.1} s{from}", delay.as_secs_f64()));
                     tokio::time::sleep(delay).await;
                 }
             }
@@ -214,9 +217,9 @@ impl Listener {
             event.raw_body.clear();
         }
         self.printer.print(&event)?;
-        let finished = self.place.delivered(event);
+        self.place.reached(event.cursor);
         self.remaining = self.remaining.map(|remaining| remaining.saturating_sub(1));
-        Ok((finished || self.remaining == Some(0)).then_some(End::Finished))
+        Ok((self.remaining == Some(0)).then_some(End::Finished))
     }
 
     fn judge(&self, status: &Status) -> anyhow::Result<End> {
@@ -232,21 +235,15 @@ impl Listener {
 struct Place {
     request: v1::SubscribeRequest,
     cursor: Option<String>,
-    /// Tasks whose terminal event was delivered; kept only for `until_terminal`.
-    finished: HashSet<String>,
 }
 
 impl Place {
-    /// The first request, or the one that continues it.
-    ///
-    /// The broker counts terminal events from the stream's beginning, so after a break it cannot know when the filter's tasks
-    /// are over: then the client counts alone.
+    /// The first request, or the one that continues it. With `until_terminal` the broker also counts what was before it.
     fn next_request(&self) -> v1::SubscribeRequest {
         let mut request = self.request.clone();
         if let Some(cursor) = &self.cursor {
             request.start = Some(Start::AfterCursor(cursor.clone()));
         }
-        request.until_terminal &= self.finished.is_empty();
         request
     }
 
@@ -264,17 +261,6 @@ impl Place {
         if !looked_up {
             self.reached(cursor);
         }
-    }
-
-    /// True if `until_terminal` is satisfied.
-    fn delivered(&mut self, event: v1::Event) -> bool {
-        self.reached(event.cursor);
-        if !self.request.until_terminal || !event.terminal {
-            return false;
-        }
-        self.finished.insert(event.task_id);
-        let wanted = self.request.filter.iter().flat_map(|filter| &filter.task_ids);
-        wanted.into_iter().all(|task_id| self.finished.contains(task_id))
     }
 }
 

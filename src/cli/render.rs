@@ -15,9 +15,9 @@ use crate::wire::v1;
 
 /// Said in the help of every verb that prints events.
 pub(super) const JSON_HELP: &str = "\
-JSON output: one object a line, with the field names of `blobcast.v1.Event`. Enums are their names
-(TASK_STATUS_COMPLETED), times are RFC 3339, numbers are numbers. Fields that the event does not have (error, seed,
-created_at, completed_at) are left out. With --include-raw the callback's body is in `raw_body` if it is UTF-8, else in
+JSON output: one object a line, with the field names of `blobcast.v1.Event`. Enums are their names \
+(TASK_STATUS_COMPLETED), times are RFC 3339, numbers are numbers. Fields that the event does not have (error, seed, \
+created_at, completed_at) are left out. With --include-raw the callback's body is in `raw_body` if it is UTF-8, else in \
 hexadecimal in `raw_body_hex`.";
 
 /// Longest product name that still lines up with the next line's: chatgpt-images and kling-o1-photo.

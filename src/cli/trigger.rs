@@ -1,10 +1,6 @@
 //! `trigger`: callbacks like the vendor's, to try things without the vendor. Flags for the [`simulator`](crate::simulator).
 
-use std::{
-    io::Read,
-    process::ExitCode,
-    time::{Duration, SystemTime, UNIX_EPOCH},
-};
+use std::{io::Read, process::ExitCode, time::Duration};
 
 use anyhow::Context;
 use bytes::Bytes;
@@ -30,6 +26,11 @@ use crate::{
 /// With --rate, callbacks do not wait for each other's answers; so many may be open at once, well below the broker's
 /// 1,024 connections.
 const IN_FLIGHT_MAX: usize = 256;
+
+/// All bodies are made before the first is sent; so many take about half a gigabyte.
+const COUNT_MAX: i64 = 1_000_000;
+/// Far more than the vendor has ever been seen to repeat itself.
+const DUPLICATES_MAX: i64 = 100;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -70,7 +71,7 @@ pub(super) struct TriggerArgs {
     #[arg(long = "label", value_name = "KEY=VALUE", value_parser = args::key_value)]
     labels: Vec<(String, String)>,
     /// How many callbacks to send.
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=COUNT_MAX))]
     count: u32,
     /// Callbacks per second, not waiting for answers [default: one after the other, as fast as they are answered].
     #[arg(long, value_name = "PER_SECOND", value_parser = rate)]
@@ -82,8 +83,8 @@ pub(super) struct TriggerArgs {
     #[arg(long, value_name = "DURATION", default_value = "30s", requires = "retry", value_parser = args::duration)]
     retry_interval: Duration,
     /// Send each callback N more times, as the vendor sometimes does.
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    duplicate: usize,
+    #[arg(long, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u32).range(..=DUPLICATES_MAX))]
+    duplicate: u32,
     /// Where callbacks go. Without a path, /webhook/PRODUCT is added; a URL with a path is used as it is, with its token.
     #[arg(long, value_name = "URL", env = "BLOBCAST_INGEST_URL", default_value = "http://127.0.0.1:8080", value_parser = args::http_url, hide_env_values = true)]
     ingest_url: Uri,
@@ -113,7 +114,7 @@ pub(super) async fn run(args: TriggerArgs) -> anyhow::Result<ExitCode> {
 fn plan(args: &TriggerArgs) -> Plan {
     let retry_gaps = if args.retry { vec![args.retry_interval; ATTEMPTS_MAX - 1] } else { vec![] };
     let spacing = args.rate.map(|rate| Duration::from_secs_f64(1.0 / rate)).unwrap_or_default();
-    Plan { spacing, retry_gaps, duplicates: args.duplicate, ..Plan::default() }
+    Plan { spacing, retry_gaps, duplicates: args.duplicate as usize, ..Plan::default() }
 }
 
 fn callbacks(args: &TriggerArgs) -> anyhow::Result<Vec<Callback>> {
@@ -127,18 +128,12 @@ fn callbacks(args: &TriggerArgs) -> anyhow::Result<Vec<Callback>> {
     if matches!(args.shape, BodyShape::Broken(_)) && !args.sets.is_empty() {
         return Err(Usage("--set needs a whole body: leave it out, or use --shape documented or legacy".into()).into());
     }
-    let at = now();
+    let at = Timestamp::now();
     let callback = |_| {
         let task_id = args.task_id.as_ref().map_or_else(|| Uuid::new_v4().to_string(), ToString::to_string);
         Callback { body: body(args, &task_id, at), product: product.clone(), task_id, status: None }
     };
     Ok((0..args.count).map(callback).collect())
-}
-
-/// To the second, as most products tell it; and a Timestamp's nanoseconds would be more than any of them has.
-fn now() -> Timestamp {
-    let seconds = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-    i64::try_from(seconds).ok().and_then(|seconds| Timestamp::from_second(seconds).ok()).unwrap_or_default()
 }
 
 fn body(args: &TriggerArgs, task_id: &str, at: Timestamp) -> Bytes {

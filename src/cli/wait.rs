@@ -30,7 +30,9 @@ Examples:
   blobcast wait 7f3a… --output json | jq .outputs
 
 The task may have ended before, or be unknown yet. A lost connection is made again until the time is up.
-Exit codes: 0 completed; 10 failed, with `CODE: message` on standard error; 124 not over in time; 1 other errors; 2 usage.";
+
+Exit codes: 0 completed; 10 failed, with `CODE: message` on standard error; 124 not over in time; 1 other errors; \
+2 usage.";
 
 /// Waits until a task is over and prints its result URLs, one a line.
 #[derive(Args, Debug)]

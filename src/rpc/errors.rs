@@ -43,12 +43,11 @@ pub(super) fn malformed(malformed: Malformed) -> Status {
 pub(super) fn filter(refusal: FilterRefusal) -> Status {
     match refusal {
         FilterRefusal::Malformed(problem) => malformed(problem),
-        FilterRefusal::TooMany { limit, .. } => limit_reached(limit, refusal.to_string()),
+        FilterRefusal::TooMany { field, limit } => {
+            let metadata = [("limit", limit.to_string()), ("field", field.to_owned())];
+            status(Code::ResourceExhausted, "SUBSCRIPTION_LIMIT", refusal.to_string(), metadata, None)
+        }
     }
-}
-
-fn limit_reached(limit: usize, message: String) -> Status {
-    status(Code::ResourceExhausted, "SUBSCRIPTION_LIMIT", message, [("limit", limit.to_string())], None)
 }
 
 pub(super) fn draining() -> Status {
@@ -70,7 +69,9 @@ fn expired(sources: &Sources, message: impl Into<String>) -> Status {
 pub(super) fn open(sources: &Sources, error: &OpenError) -> Status {
     let message = error.to_string();
     match error {
-        OpenError::TooMany { limit } => limit_reached(*limit, message),
+        OpenError::TooMany { limit } => {
+            status(Code::ResourceExhausted, "SUBSCRIPTION_LIMIT", message, [("limit", limit.to_string())], None)
+        }
         OpenError::EpochMismatch => status(
             Code::FailedPrecondition,
             "EPOCH_MISMATCH",

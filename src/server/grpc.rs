@@ -8,6 +8,7 @@ use std::{
     time::Duration,
 };
 
+use prometheus::IntGauge;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpListener, TcpStream},
@@ -85,7 +86,13 @@ pub(super) async fn end_health_watches(health: &mut HealthReporter) {
 }
 
 /// Serves until `stop`, then until every connection has ended.
-pub(super) async fn serve(listener: TcpListener, services: Routes, config: config::Grpc, stop: CancellationToken) {
+pub(super) async fn serve(
+    listener: TcpListener,
+    services: Routes,
+    config: config::Grpc,
+    open: IntGauge,
+    stop: CancellationToken,
+) {
     let (sender, incoming) = mpsc::channel(1);
     let streams_max = u32::try_from(config.subscriptions_max).unwrap_or(u32::MAX).saturating_add(UNARY_STREAMS);
     let server = tonic::transport::Server::builder()
@@ -99,7 +106,7 @@ pub(super) async fn serve(listener: TcpListener, services: Routes, config: confi
         .add_routes(services)
         .serve_with_incoming_shutdown(ReceiverStream::new(incoming), stop.clone().cancelled_owned());
     let connections_max = super::usize_of(config.connections_max).min(Semaphore::MAX_PERMITS);
-    let (served, ()) = tokio::join!(server, accept(listener, sender, connections_max, stop));
+    let (served, ()) = tokio::join!(server, accept(listener, sender, connections_max, open, stop));
     if let Err(error) = served {
         tracing::error!(%error, "the gRPC listener failed");
     }
@@ -110,6 +117,7 @@ async fn accept(
     listener: TcpListener,
     sender: mpsc::Sender<io::Result<Connection>>,
     connections_max: usize,
+    open: IntGauge,
     stop: CancellationToken,
 ) {
     let slots = Arc::new(Semaphore::new(connections_max));
@@ -118,7 +126,8 @@ async fn accept(
         let (stream, _) = listener.accept().await?;
         // Events are wanted now, not when a packet is full.
         stream.set_nodelay(true)?;
-        Ok::<_, io::Error>(Connection { stream, _slot: slot })
+        open.inc();
+        Ok::<_, io::Error>(Connection { stream, open: open.clone(), _slot: slot })
     };
     loop {
         let accepted = tokio::select! {
@@ -143,7 +152,14 @@ async fn accept(
 #[derive(Debug)]
 struct Connection {
     stream: TcpStream,
+    open: IntGauge,
     _slot: OwnedSemaphorePermit,
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.open.dec();
+    }
 }
 
 impl Connected for Connection {

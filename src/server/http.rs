@@ -10,6 +10,7 @@ use hyper_util::{
     rt::{TokioIo, TokioTimer},
     service::TowerToHyperService,
 };
+use prometheus::{IntCounter, IntGauge};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
@@ -30,8 +31,8 @@ const LINGER_BYTES: usize = 256 * 1024;
 const ACCEPT_RETRY: Duration = Duration::from_millis(50);
 
 const REFUSAL: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 30\r\nconnection: close\r\n\
-    content-type: application/json\r\ncontent-length: 82\r\n\r\n\
-    {\"message\":\"too many connections\",\"reason\":\"too_many_connections\",\"status\":\"refused\"}";
+    content-type: application/json\r\ncontent-length: 100\r\n\r\n\
+    {\"status\":\"refused\",\"reason\":\"too_many_connections\",\"message\":\"too many connections: send it again\"}";
 const HEADER_TIMEOUT: &[u8] = b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
 
 /// What one listener allows.
@@ -64,12 +65,27 @@ impl Limits {
     }
 }
 
+/// What one listener counts.
+pub(super) struct Counters {
+    open: IntGauge,
+    refused: IntCounter,
+}
+
+impl Counters {
+    pub(super) fn of(listener: &str, metrics: &Metrics) -> Self {
+        Self {
+            open: metrics.connections.with_label_values(&[listener]),
+            refused: metrics.connections_refused.with_label_values(&[listener]),
+        }
+    }
+}
+
 /// Serves until `stop`, then lets the requests under way finish.
 pub(super) async fn serve(
     listener: TcpListener,
     router: Router,
     limits: Limits,
-    metrics: Arc<Metrics>,
+    counters: Counters,
     stop: CancellationToken,
 ) {
     let slots = Arc::new(Semaphore::new(limits.connections_max.min(Semaphore::MAX_PERMITS)));
@@ -92,10 +108,10 @@ pub(super) async fn serve(
         match Arc::clone(&slots).try_acquire_owned() {
             Ok(slot) => {
                 let served = connection(stream, router.clone(), limits, stop.clone());
-                connections.spawn(counted(served, slot, Arc::clone(&metrics)));
+                connections.spawn(counted(served, slot, counters.open.clone()));
             }
             Err(_) => {
-                metrics.ingest_connections_refused.inc();
+                counters.refused.inc();
                 let Ok(refusal) = Arc::clone(&refusals).acquire_owned().await else { break };
                 connections.spawn(refuse(stream, refusal));
             }
@@ -106,10 +122,10 @@ pub(super) async fn serve(
     connections.wait().await;
 }
 
-async fn counted(served: impl Future<Output = ()>, slot: OwnedSemaphorePermit, metrics: Arc<Metrics>) {
-    metrics.ingest_connections.inc();
+async fn counted(served: impl Future<Output = ()>, slot: OwnedSemaphorePermit, open: IntGauge) {
+    open.inc();
     served.await;
-    metrics.ingest_connections.dec();
+    open.dec();
     drop(slot);
 }
 

@@ -116,24 +116,16 @@ impl Server {
         let stop = [(); 3].map(|()| CancellationToken::new());
         let [stop_ingest, stop_grpc, stop_admin] = stop;
         let mut tasks = JoinSet::new();
-        let connections = http::Limits::ingest(&config.ingest);
-        let serve_ingest = http::serve(ingest_listener, ingest.router(), connections, metrics, stop_ingest.clone());
-        tasks.spawn(async {
-            serve_ingest.await;
-            "the ingest listener"
-        });
-        let serve_grpc = grpc::serve(grpc_listener, services, config.grpc.clone(), stop_grpc.clone());
-        tasks.spawn(async {
-            serve_grpc.await;
-            "the gRPC listener"
-        });
-        let unmeasured = Arc::new(Metrics::default());
-        let serve_admin =
-            http::serve(admin_listener, admin::router(&status), http::Limits::admin(), unmeasured, stop_admin.clone());
-        tasks.spawn(async {
-            serve_admin.await;
-            "the admin listener"
-        });
+        let counters = |listener| http::Counters::of(listener, &metrics);
+        let limits = http::Limits::ingest(&config.ingest);
+        let serve = http::serve(ingest_listener, ingest.router(), limits, counters("ingest"), stop_ingest.clone());
+        tasks.spawn(named("the ingest listener", serve));
+        let open = metrics.connections.with_label_values(&["grpc"]);
+        let serve = grpc::serve(grpc_listener, services, config.grpc.clone(), open, stop_grpc.clone());
+        tasks.spawn(named("the gRPC listener", serve));
+        let limits = http::Limits::admin();
+        let serve = http::serve(admin_listener, admin::router(&status), limits, counters("admin"), stop_admin.clone());
+        tasks.spawn(named("the admin listener", serve));
         Ok(Self {
             addresses,
             sources,
@@ -168,6 +160,11 @@ impl Server {
         drain::drain(self, config.shutdown.drain_timeout).await;
         Ok(())
     }
+}
+
+async fn named(name: &'static str, task: impl Future<Output = ()>) -> &'static str {
+    task.await;
+    name
 }
 
 async fn bind(address: SocketAddr, key: &'static str, flag: &'static str) -> Result<TcpListener, StartError> {
