@@ -1,5 +1,6 @@
 //! blobcast.
 pub mod callback;
+pub mod checker;
 pub mod cli;
 pub mod config;
 pub mod event;

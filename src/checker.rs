@@ -1,0 +1,265 @@
+//! The guarantees as one pure function: what was acknowledged, what the log says, what each stream saw, and whether that is
+//! allowed. Tests of every kind hand their histories to it, so that "nothing lost, nothing twice, in order" has one meaning.
+
+use std::collections::{HashMap, HashSet};
+
+use serde::Deserialize;
+
+/// A callback that was answered 200.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Deserialize)]
+pub struct Acknowledged {
+    /// The event the answer named.
+    pub event_id: String,
+    /// The task the callback was about.
+    pub task_id: String,
+}
+
+/// An event as somebody saw it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Deserialize)]
+pub struct Observed {
+    /// Which event.
+    pub event_id: String,
+    /// At which cursor. Within one log, texts sort like places.
+    pub cursor: String,
+    /// About which task.
+    pub task_id: String,
+}
+
+/// What one subscriber saw, in order; reconnecting behind the last cursor continues the same stream.
+#[derive(Clone, Debug, Default, Deserialize)]
+pub struct Stream {
+    /// The tasks it asked for; absent if it asked for all.
+    #[serde(default)]
+    pub task_ids: Option<HashSet<String>>,
+    /// What it saw.
+    pub observed: Vec<Observed>,
+}
+
+/// Everything that happened in one run.
+#[derive(Clone, Debug, Default, Deserialize)]
+pub struct History {
+    /// Every 200.
+    #[serde(default)]
+    pub acknowledged: Vec<Acknowledged>,
+    /// Every retained event, in log order, if somebody read them all; empty if nobody did.
+    #[serde(default)]
+    pub log: Vec<Observed>,
+    /// Every subscriber.
+    #[serde(default)]
+    pub streams: Vec<Stream>,
+}
+
+/// A guarantee that does not hold.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Violation {
+    /// Ordered, unique.
+    #[error("stream {stream}: {cursor} does not come behind the cursor before it")]
+    NotRising {
+        /// Index of the stream; the log counts as the last.
+        stream: usize,
+        /// The cursor.
+        cursor: String,
+    },
+    /// A cursor never names another event.
+    #[error("cursor {cursor} names both {one} and {other}")]
+    CursorReused {
+        /// The cursor.
+        cursor: String,
+        /// An event.
+        one: String,
+        /// Another.
+        other: String,
+    },
+    /// An event keeps its cursor.
+    #[error("event {event_id} is at both {one} and {other}")]
+    EventMoved {
+        /// The event.
+        event_id: String,
+        /// A cursor.
+        one: String,
+        /// Another.
+        other: String,
+    },
+    /// Durable before 200.
+    #[error("event {event_id} of task {task_id} was acknowledged and is nowhere")]
+    Lost {
+        /// The event.
+        event_id: String,
+        /// Its task.
+        task_id: String,
+    },
+    /// Complete.
+    #[error("stream {stream} left out event {event_id} at {cursor}")]
+    LeftOut {
+        /// Index of the stream.
+        stream: usize,
+        /// The event.
+        event_id: String,
+        /// Its cursor.
+        cursor: String,
+    },
+    /// Only what was asked for.
+    #[error("stream {stream} saw event {event_id}, which it did not ask for or the log does not have")]
+    Uninvited {
+        /// Index of the stream.
+        stream: usize,
+        /// The event.
+        event_id: String,
+    },
+}
+
+/// All violations of the guarantees in a history; none means that they held.
+pub fn check(history: &History) -> Vec<Violation> {
+    let mut violations = Vec::new();
+    let log = Stream { task_ids: None, observed: history.log.clone() };
+    for (number, stream) in history.streams.iter().chain([&log]).enumerate() {
+        check_rising(number, stream, &mut violations);
+    }
+    check_names(history, &mut violations);
+    check_acknowledged(history, &mut violations);
+    if !history.log.is_empty() {
+        for (number, stream) in history.streams.iter().enumerate() {
+            check_complete(number, stream, &history.log, &mut violations);
+        }
+    }
+    violations
+}
+
+fn check_rising(number: usize, stream: &Stream, violations: &mut Vec<Violation>) {
+    for pair in stream.observed.windows(2).filter(|pair| pair[0].cursor >= pair[1].cursor) {
+        violations.push(Violation::NotRising { stream: number, cursor: pair[1].cursor.clone() });
+    }
+}
+
+fn everything(history: &History) -> impl Iterator<Item = &Observed> {
+    history.streams.iter().flat_map(|stream| &stream.observed).chain(&history.log)
+}
+
+fn check_names(history: &History, violations: &mut Vec<Violation>) {
+    let (mut by_cursor, mut by_event) = (HashMap::new(), HashMap::new());
+    for seen in everything(history) {
+        let one = *by_cursor.entry(&seen.cursor).or_insert(&seen.event_id);
+        if *one != seen.event_id {
+            let (cursor, one, other) = (seen.cursor.clone(), one.clone(), seen.event_id.clone());
+            violations.push(Violation::CursorReused { cursor, one, other });
+        }
+        let one = *by_event.entry(&seen.event_id).or_insert(&seen.cursor);
+        if *one != seen.cursor {
+            let (event_id, one, other) = (seen.event_id.clone(), one.clone(), seen.cursor.clone());
+            violations.push(Violation::EventMoved { event_id, one, other });
+        }
+    }
+}
+
+fn check_acknowledged(history: &History, violations: &mut Vec<Violation>) {
+    let seen: HashSet<_> = everything(history).map(|seen| (&seen.event_id, &seen.task_id)).collect();
+    for Acknowledged { event_id, task_id } in &history.acknowledged {
+        if !seen.contains(&(event_id, task_id)) {
+            violations.push(Violation::Lost { event_id: event_id.clone(), task_id: task_id.clone() });
+        }
+    }
+}
+
+/// Between its first and its last event a stream has exactly what the log has for it.
+fn check_complete(number: usize, stream: &Stream, log: &[Observed], violations: &mut Vec<Violation>) {
+    let wanted = |seen: &&Observed| stream.task_ids.as_ref().is_none_or(|ids| ids.contains(&seen.task_id));
+    let (Some(first), Some(last)) = (stream.observed.first(), stream.observed.last()) else { return };
+    let within = |seen: &&Observed| seen.cursor >= first.cursor && seen.cursor <= last.cursor;
+    let expected: HashSet<_> = log.iter().filter(wanted).filter(within).collect();
+    let got: HashSet<_> = stream.observed.iter().collect();
+    for &Observed { event_id, cursor, .. } in expected.difference(&got) {
+        violations.push(Violation::LeftOut { stream: number, event_id: event_id.clone(), cursor: cursor.clone() });
+    }
+    for seen in got.difference(&expected) {
+        violations.push(Violation::Uninvited { stream: number, event_id: seen.event_id.clone() });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::{collection, prelude::*};
+
+    use super::*;
+
+    fn event(number: usize) -> Observed {
+        Observed {
+            event_id: format!("e{number}"),
+            cursor: format!("c{number:04}"),
+            task_id: format!("t{}", number % 5),
+        }
+    }
+
+    /// A run in which everything was as promised.
+    fn good(size: usize) -> History {
+        let log: Vec<_> = (0..size).map(event).collect();
+        let acknowledged =
+            log.iter().map(|e| Acknowledged { event_id: e.event_id.clone(), task_id: e.task_id.clone() });
+        let of_task = |task: &str| log.iter().filter(|e| e.task_id == task).cloned().collect();
+        let streams = vec![
+            Stream { task_ids: None, observed: log.clone() },
+            Stream { task_ids: None, observed: log[size / 2..].to_vec() },
+            Stream { task_ids: Some(["t1".to_owned()].into()), observed: of_task("t1") },
+        ];
+        History { acknowledged: acknowledged.collect(), streams, log }
+    }
+
+    proptest! {
+        #[test]
+        fn a_good_history_passes(size in 6usize..60) {
+            prop_assert_eq!(check(&good(size)), []);
+        }
+
+        #[test]
+        fn a_lost_event_is_noticed(size in 6usize..60, which: prop::sample::Index) {
+            let mut history = good(size);
+            let lost = history.log.remove(which.index(size));
+            history.streams.iter_mut().for_each(|stream| stream.observed.retain(|seen| *seen != lost));
+            let lost = Violation::Lost { event_id: lost.event_id, task_id: lost.task_id };
+            prop_assert_eq!(check(&history), [lost]);
+        }
+
+        #[test]
+        fn a_skipped_event_is_noticed(size in 6usize..60, which: prop::sample::Index) {
+            let mut history = good(size);
+            let skipped = history.streams[0].observed.remove(which.index(size - 2) + 1);
+            let left_out = Violation::LeftOut { stream: 0, event_id: skipped.event_id, cursor: skipped.cursor };
+            prop_assert_eq!(check(&history), [left_out]);
+        }
+
+        #[test]
+        fn a_repeated_or_reordered_event_is_noticed(size in 6usize..60, from: prop::sample::Index, to: prop::sample::Index) {
+            let mut history = good(size);
+            let (from, to) = (from.index(size), to.index(size));
+            let copy = history.streams[0].observed[from].clone();
+            history.streams[0].observed.insert(to, copy);
+            let noticed = check(&history);
+            let expected = noticed.iter().any(|violation| matches!(violation, Violation::NotRising { stream: 0, .. }));
+            prop_assert!(expected);
+        }
+
+        #[test]
+        fn a_reused_cursor_is_noticed(size in 6usize..60, which: prop::sample::Index) {
+            let mut history = good(size);
+            history.streams[0].observed[which.index(size)].event_id = "another".into();
+            let noticed = check(&history);
+            let expected = noticed.iter().any(|violation| matches!(violation, Violation::CursorReused { .. }));
+            prop_assert!(expected);
+        }
+
+        #[test]
+        fn an_event_at_two_places_is_noticed(events in collection::vec(0usize..9, 2..3)) {
+            let mut seen: Vec<_> = events.iter().map(|&number| event(number)).collect();
+            seen[1] = Observed { cursor: "c9999".into(), ..seen[0].clone() };
+            let history = History { streams: vec![Stream { task_ids: None, observed: seen }], ..History::default() };
+            let noticed = check(&history).iter().any(|violation| matches!(violation, Violation::EventMoved { .. }));
+            prop_assert!(noticed);
+        }
+    }
+
+    #[test]
+    fn an_event_of_another_task_is_noticed() {
+        let mut history = good(20);
+        history.streams[2].observed.insert(1, event(2));
+        assert_eq!(check(&history), [Violation::Uninvited { stream: 2, event_id: "e2".into() }]);
+    }
+}

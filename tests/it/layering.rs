@@ -1,0 +1,156 @@
+//! Imports point down. What the architecture forbids is forbidden here, not only in prose.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    path::{Path, PathBuf},
+};
+
+/// What each module may import, directly. A module that is not named here may not exist.
+const ALLOWED: [(&str, &[&str]); 17] = [
+    ("event", &[]),
+    ("metrics", &[]),
+    ("config", &[]),
+    ("checker", &[]),
+    ("vendor", &["event"]),
+    ("wire", &["event"]),
+    ("store", &["event", "metrics"]),
+    ("journal", &["store"]),
+    ("hub", &["event"]),
+    ("callback", &["event", "vendor", "store", "wire"]),
+    ("subscription", &["event", "hub", "metrics", "store"]),
+    ("ingest", &["event", "callback", "journal", "metrics", "store"]),
+    ("rpc", &["event", "callback", "journal", "store", "subscription", "wire"]),
+    ("server", &["config", "event", "hub", "ingest", "journal", "metrics", "rpc", "store", "subscription", "wire"]),
+    ("simulator", &["event", "vendor"]),
+    ("cli", &["config", "event", "server", "simulator", "vendor", "wire"]),
+    ("lib", &[]),
+];
+
+/// External crates that only some modules may know.
+const CONFINED: [(&str, &[&str]); 5] = [
+    ("fjall", &["store"]),
+    ("prost", &["wire", "rpc"]),
+    ("tonic", &["wire", "rpc", "server", "cli"]),
+    ("axum", &["ingest", "server"]),
+    ("anyhow", &["cli"]),
+];
+
+#[test]
+fn imports_point_down_the_layers() {
+    let allowed: BTreeMap<_, _> = ALLOWED.into_iter().collect();
+    for (module, imports) in imports_of_modules() {
+        let may =
+            allowed.get(module.as_str()).unwrap_or_else(|| panic!("module {module} has no layer: add it to ALLOWED"));
+        for import in imports {
+            assert!(import == module || may.contains(&import.as_str()), "{module} must not import {import}");
+        }
+    }
+}
+
+#[test]
+fn the_layers_have_no_circle() {
+    let allowed: BTreeMap<_, _> = ALLOWED.into_iter().collect();
+    let mut left: BTreeSet<_> = allowed.keys().copied().collect();
+    while !left.is_empty() {
+        let free: Vec<_> = left.iter().copied().filter(|m| allowed[m].iter().all(|i| !left.contains(i))).collect();
+        assert!(!free.is_empty(), "a circle among {left:?}");
+        left.retain(|module| !free.contains(module));
+    }
+}
+
+#[test]
+fn libraries_stay_in_their_layers() {
+    for (library, modules) in CONFINED {
+        for (module, text) in sources() {
+            let used = text.contains(&format!("{library}::"));
+            assert!(!used || modules.contains(&module.as_str()), "{module} must not know {library}");
+        }
+    }
+}
+
+#[test]
+fn only_the_server_and_the_command_line_spawn_tasks() {
+    for (module, text) in sources() {
+        let spawns = ["tokio::spawn(", "thread::spawn(", ".spawn("].into_iter().any(|call| text.contains(call));
+        let may = ["server", "cli", "simulator"].contains(&module.as_str());
+        assert!(!spawns || may, "{module} spawns something that nobody owns");
+    }
+}
+
+/// Top-level module and code of every source file, without tests and comments.
+fn sources() -> Vec<(String, String)> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut files = Vec::new();
+    collect(&root, &mut files);
+    files.into_iter().filter(|path| !is_test(path)).map(|path| (module(&root, &path), code(&path))).collect()
+}
+
+fn imports_of_modules() -> Vec<(String, BTreeSet<String>)> {
+    sources().into_iter().map(|(module, text)| (module, imports(&text))).collect()
+}
+
+fn imports(text: &str) -> BTreeSet<String> {
+    let mut names = BTreeSet::new();
+    for part in text.split("crate::").skip(1) {
+        // `crate::{a, b::c}` names several, `crate::a::…` one.
+        let list = part.strip_prefix('{').map(|list| &list[..closing(list)]);
+        for item in list.map_or_else(|| vec![part.to_owned()], top_level) {
+            names.insert(item.trim().chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect());
+        }
+    }
+    names
+}
+
+fn closing(list: &str) -> usize {
+    let mut depth = 1;
+    list.find(|c| {
+        depth += match c {
+            '{' => 1,
+            '}' => -1,
+            _ => 0,
+        };
+        depth == 0
+    })
+    .unwrap()
+}
+
+fn top_level(list: &str) -> Vec<String> {
+    let (mut items, mut depth) = (vec![String::new()], 0);
+    for c in list.chars() {
+        match c {
+            '{' => depth += 1,
+            '}' => depth -= 1,
+            ',' if depth == 0 => items.push(String::new()),
+            _ if depth == 0 => items.last_mut().unwrap().push(c),
+            _ => {}
+        }
+    }
+    items.into_iter().filter(|item| !item.trim().is_empty()).collect()
+}
+
+fn collect(directory: &Path, files: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(directory).unwrap().map(Result::unwrap) {
+        match entry.path() {
+            path if path.is_dir() => collect(&path, files),
+            path if path.extension().is_some_and(|extension| extension == "rs") => files.push(path),
+            _ => {}
+        }
+    }
+}
+
+fn is_test(path: &Path) -> bool {
+    let named = |name: &str| path.components().any(|part| part.as_os_str() == name);
+    named("tests") || named("tests.rs") || named("scripted.rs") || named("main.rs") && !named("src/main.rs")
+}
+
+fn module(root: &Path, path: &Path) -> String {
+    let first = path.strip_prefix(root).unwrap().components().next().unwrap();
+    first.as_os_str().to_string_lossy().trim_end_matches(".rs").to_owned()
+}
+
+fn code(path: &Path) -> String {
+    let text = fs::read_to_string(path).unwrap();
+    let text = text.split("#[cfg(test)]\nmod tests {").next().unwrap().to_owned();
+    text.lines().filter(|line| !line.trim_start().starts_with("//")).collect::<Vec<_>>().join("\n")
+}

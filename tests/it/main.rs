@@ -1,0 +1,9 @@
+//! The broker through its public doors: a real process on free ports, real HTTP and gRPC clients, `kill -9` for crashes.
+//!
+//! One binary, so that it is linked once. `support` is the fixture; every other module is named after what it proves.
+
+#![allow(unreachable_pub, clippy::unwrap_used, reason = "a test binary has no users, and a panic is how a test fails")]
+
+mod guarantees;
+mod layering;
+mod support;

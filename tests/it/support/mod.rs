@@ -1,0 +1,35 @@
+//! A broker process, a vendor who posts to it, and clients who read: so that a test reads as what it proves.
+//!
+//! Nothing here sleeps to wait for something to happen: every wait is for a condition, with a limit that only a broken broker
+//! reaches.
+
+#![allow(dead_code, reason = "each module uses its part of the fixture")]
+
+mod client;
+mod server;
+mod vendor;
+
+use std::time::Duration;
+
+pub use client::{AsObserved, Seen, Sub, reason, request, tasks};
+pub use server::{Options, Server};
+#[allow(unused_imports, reason = "each module uses its part of the fixture")]
+pub use vendor::{Answer, Http, completed, failed, processing, with};
+
+/// Longest wait for anything. Far more than a loaded machine needs; reaching it means that it will never happen.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Waits for `work`, or says what was waited for.
+pub async fn within<T>(what: &str, work: impl Future<Output = T>) -> T {
+    tokio::time::timeout(PATIENCE, work).await.unwrap_or_else(|_| panic!("waited {PATIENCE:?} for {what}"))
+}
+
+/// Asks until the answer is yes.
+pub async fn until<F: Future<Output = bool>>(what: &str, mut asked: impl FnMut() -> F) {
+    within(what, async {
+        while !asked().await {
+            tokio::time::sleep(Duration::from_millis(5)).await; // between two questions, not instead of one
+        }
+    })
+    .await;
+}

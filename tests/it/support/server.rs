@@ -1,0 +1,212 @@
+//! The process: started on free ports with a directory of its own, killed when dropped.
+
+use std::{
+    io::{BufRead, BufReader, Read},
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    process::{Child, Command, ExitStatus, Stdio},
+    sync::{Arc, Mutex, mpsc},
+    thread,
+};
+
+use blobcast::wire::v1::{admin_service_client::AdminServiceClient, event_service_client::EventServiceClient};
+use serde_json::Value;
+use tempfile::TempDir;
+use tonic::transport::{Channel, Endpoint};
+
+use super::{Http, PATIENCE, until};
+
+/// How a broker is started.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    env: Vec<(String, String)>,
+}
+
+impl Options {
+    /// Sets a configuration key by its environment variable: `("log.retention_age_max", "1s")`.
+    pub fn set(mut self, key: &str, value: impl ToString) -> Self {
+        self.env.push((format!("BLOBCAST_{}", key.replace('.', "__").to_uppercase()), value.to_string()));
+        self
+    }
+
+    /// Starts a broker with an empty directory.
+    pub async fn start(self) -> Server {
+        let directory = Arc::new(tempfile::tempdir().unwrap());
+        let free: SocketAddr = "127.0.0.1:0".parse().unwrap();
+        Server::launch(self, directory, [free; 3]).await
+    }
+
+    /// The command that would start it, for tests of what it prints.
+    pub fn command(&self, data_dir: &Path, listen: [SocketAddr; 3]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_blobcast"));
+        // Whatever the machine sets for itself must not reach the broker under test.
+        for (key, _) in std::env::vars_os().filter(|(key, _)| key.to_string_lossy().starts_with("BLOBCAST_")) {
+            command.env_remove(key);
+        }
+        command.arg("serve").arg("--data-dir").arg(data_dir).envs(self.env.iter().cloned());
+        for (flag, address) in ["--ingest-listen", "--grpc-listen", "--admin-listen"].into_iter().zip(listen) {
+            command.arg(flag).arg(address.to_string());
+        }
+        command
+    }
+}
+
+/// A running broker.
+pub struct Server {
+    child: Child,
+    options: Options,
+    directory: Arc<TempDir>,
+    log: Arc<Mutex<String>>,
+    pub banner: Arc<Mutex<String>>,
+    pub ingest: SocketAddr,
+    pub grpc: SocketAddr,
+    pub admin: SocketAddr,
+}
+
+impl Server {
+    /// Starts a broker with the defaults.
+    pub async fn start() -> Self {
+        Options::default().start().await
+    }
+
+    async fn launch(options: Options, directory: Arc<TempDir>, listen: [SocketAddr; 3]) -> Self {
+        let mut command = options.command(&directory.path().join("data"), listen);
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let banner = collect(child.stdout.take().unwrap());
+        let log = Arc::new(Mutex::new(String::new()));
+        let (ready, is_ready) = mpsc::channel();
+        let (stderr, lines) = (child.stderr.take().unwrap(), Arc::clone(&log));
+        thread::spawn(move || {
+            for line in BufReader::new(stderr).lines().map_while(Result::ok) {
+                let parsed: Value = serde_json::from_str(&line).unwrap_or_default();
+                if parsed["message"] == "ready" {
+                    let _ = ready
+                        .send(["ingest", "grpc", "admin"].map(|key| parsed[key].as_str().unwrap().parse().unwrap()));
+                }
+                let mut log = lines.lock().unwrap();
+                log.push_str(&line);
+                log.push('\n');
+            }
+        });
+        let addresses = tokio::task::spawn_blocking(move || is_ready.recv_timeout(PATIENCE)).await.unwrap();
+        let Ok([ingest, grpc, admin]) = addresses else { panic!("not ready; its log: {}", log.lock().unwrap()) };
+        Self { child, options, directory, log, banner, ingest, grpc, admin }
+    }
+
+    /// Where it keeps its data.
+    pub fn data_dir(&self) -> PathBuf {
+        self.directory.path().join("data")
+    }
+
+    /// Everything it has logged so far.
+    pub fn log(&self) -> String {
+        self.log.lock().unwrap().clone()
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// `kill -9`.
+    pub fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    /// Sends a signal.
+    pub fn signal(&self, signal: rustix::process::Signal) {
+        let pid = rustix::process::Pid::from_raw(i32::try_from(self.pid()).unwrap()).unwrap();
+        rustix::process::kill_process(pid, signal).unwrap();
+    }
+
+    /// Waits until the process has ended by itself.
+    pub async fn ended(&mut self) -> ExitStatus {
+        let mut status = None;
+        until("the broker to end", || {
+            status = self.child.try_wait().unwrap();
+            std::future::ready(status.is_some())
+        })
+        .await;
+        status.unwrap()
+    }
+
+    /// SIGTERM, and wait for the end.
+    pub async fn terminate(&mut self) -> ExitStatus {
+        self.signal(rustix::process::Signal::TERM);
+        self.ended().await
+    }
+
+    /// Starts a new process on the directory and the ports of this one, which must have ended.
+    pub async fn restart(&mut self) {
+        self.restart_with(self.options.clone()).await;
+    }
+
+    /// Like [`Server::restart`], with other options.
+    pub async fn restart_with(&mut self, options: Options) {
+        let listen = [self.ingest, self.grpc, self.admin];
+        *self = Self::launch(options, Arc::clone(&self.directory), listen).await;
+    }
+
+    /// `kill -9`, and start again.
+    pub async fn crash(&mut self) {
+        self.kill();
+        self.restart().await;
+    }
+
+    /// A client of the ingest listener.
+    pub fn http(&self) -> Http {
+        Http::new(self.ingest)
+    }
+
+    /// GETs a path of the admin listener; status and body.
+    pub async fn admin_get(&self, path: &str) -> (u16, String) {
+        Http::new(self.admin).get(path).await
+    }
+
+    /// The value of a metric as `/metrics` has it, labels included in `name`; 0 if it is not there.
+    pub async fn metric(&self, name: &str) -> f64 {
+        let (status, text) = self.admin_get("/metrics").await;
+        assert_eq!(status, 200);
+        let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        line.map_or(0.0, |value| value.parse().unwrap())
+    }
+
+    /// A connection of its own, so that streams do not share one.
+    pub async fn channel(&self) -> Channel {
+        let endpoint = Endpoint::from_shared(format!("http://{}", self.grpc)).unwrap();
+        endpoint.connect().await.unwrap()
+    }
+
+    /// A client of the event service.
+    pub async fn events(&self) -> EventServiceClient<Channel> {
+        EventServiceClient::new(self.channel().await).max_decoding_message_size(16 * 1024 * 1024)
+    }
+
+    /// A client of the admin service.
+    pub async fn admin_service(&self) -> AdminServiceClient<Channel> {
+        AdminServiceClient::new(self.channel().await).max_decoding_message_size(16 * 1024 * 1024)
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if thread::panicking() {
+            eprintln!("--- the broker's log:\n{}", self.log());
+        }
+    }
+}
+
+fn collect(mut from: impl Read + Send + 'static) -> Arc<Mutex<String>> {
+    let text = Arc::new(Mutex::new(String::new()));
+    let into = Arc::clone(&text);
+    thread::spawn(move || {
+        let mut buffer = [0; 4096];
+        while let Ok(count @ 1..) = from.read(&mut buffer) {
+            into.lock().unwrap().push_str(&String::from_utf8_lossy(&buffer[..count]));
+        }
+    });
+    text
+}
