@@ -1,17 +1,47 @@
-//! blobcast.
-pub mod callback;
-pub mod checker;
-pub mod cli;
-pub mod config;
+//! One callback URL in, typed event streams out: the broker, its command line, and the pieces they are made of.
+//!
+//! ```text
+//! callback ─▶ ingest ─append─▶ journal ─▶ store ─publish─▶ hub ─▶ subscription ─▶ rpc ─▶ client
+//!             read the body    order and   events,          ring of      catching up ⇄ live
+//!             and the URL      durability  tasks, dedupe    recent events
+//!                                            └──── read: catch-up, lag, lookup ────▲
+//! ```
+//!
+//! **The log is the truth; the live path is only a shortcut.** A callback becomes an event when the store's one writer has
+//! synced it to disk; only then is it answered, and only then can anybody see it. A subscription reads the log until it
+//! has reached the recent events in memory, follows those, and goes back to the log when it falls behind. So a slow reader
+//! needs no queue, and a restart loses nothing but the shortcut.
+//!
+//! What must never be: an answer before the fsync; a reader beyond the head; an event encoded or cloned per subscriber; a
+//! task or a queue per subscription; an import upwards (`tests/it/layering.rs`).
+//!
+//! To read the source, follow a callback: [`ingest`] takes the request, [`callback`] makes a draft of it with the rules in
+//! [`vendor`], [`journal`] hands it to the writer in [`store`], which decides, commits, and publishes to the [`hub`]. Then
+//! follow a reader: [`rpc`] opens a [`subscription`], whose messages [`wire`] puts into frames. [`server`] builds all of it
+//! and takes it down; [`cli`] is the way in.
+
+// In reading order, lowest layer first.
 pub mod event;
-pub mod hub;
-pub mod ingest;
-pub mod journal;
 pub mod metrics;
-pub mod rpc;
-pub mod server;
-pub mod simulator;
-pub mod store;
-pub mod subscription;
+
 pub mod vendor;
 pub mod wire;
+
+pub mod store;
+
+pub mod hub;
+pub mod journal;
+
+pub mod callback;
+pub mod subscription;
+
+pub mod ingest;
+pub mod rpc;
+
+pub mod config;
+pub mod server;
+
+pub mod checker;
+pub mod simulator;
+
+pub mod cli;

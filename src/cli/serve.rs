@@ -1,6 +1,6 @@
 //! `serve` and `check-config`: from the command line to a running broker.
 
-use std::process::ExitCode;
+use std::{io::Write, process::ExitCode};
 
 use clap::Args;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -83,7 +83,8 @@ async fn serve(config: &Config) -> anyhow::Result<()> {
     // Before anything can be interrupted.
     let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
     let server = Server::start(config).await?;
-    print!("{}", server.banner(config));
+    // A closed standard output is no reason not to serve.
+    let _ = std::io::stdout().write_all(server.banner(config).as_bytes()).is_ok();
     let Addresses { ingest, grpc, admin } = server.addresses();
     tracing::info!(%ingest, %grpc, %admin, data_dir = %config.data_dir.display(), "ready");
     let shutdown = async {

@@ -9,7 +9,7 @@ use crate::{
     callback::{Callback, Corrections},
     event::{Product, TaskId},
     store::{Quarantined, WriteError},
-    subscription::{Listed, State},
+    subscription::{Listed, Sources, State},
     wire::{Malformed, service::admin_service_server, status_to_wire, timestamp, v1},
 };
 
@@ -77,18 +77,16 @@ impl admin_service_server::AdminService for Admin {
         let v1::ListQuarantineRequest { page_size, page_token, include_body } = request.into_inner();
         let page_size = page::size(page_size).map_err(errors::malformed)?;
         let after = page::place(&page_token, 0).map_err(errors::malformed)?.unwrap_or(0);
-        let read = move |sources: &crate::subscription::Sources| {
-            sources.store.quarantined_after(after, page_size + 1, page::PAGE_BYTES_MAX)
+        let read = move |sources: &Sources| {
+            let found = sources.store.quarantined_after(after, page_size, page::PAGE_BYTES_MAX)?;
+            // A page may have ended by count or by bytes; whether there is more, only a look tells.
+            let more = match found.last() {
+                Some(last) => !sources.store.quarantined_after(last.number, 1, 0)?.is_empty(),
+                None => false,
+            };
+            Ok((found, more))
         };
-        let mut found = self.0.read(read).await?;
-        // A page that ended by bytes has a successor, too, which the next call will find or not.
-        let ended_by_bytes = found.len() <= page_size && !found.is_empty() && {
-            let last = found.last().map_or(0, |callback| callback.number);
-            let next = move |sources: &crate::subscription::Sources| sources.store.quarantined_after(last, 1, 0);
-            !self.0.read(next).await?.is_empty()
-        };
-        let more = found.len() > page_size || ended_by_bytes;
-        found.truncate(page_size);
+        let (found, more) = self.0.read(read).await?;
         let last = found.last().filter(|_| more).map(|last| last.number);
         Ok(Response::new(v1::ListQuarantineResponse {
             next_page_token: last.map(|number| page::token(number, 0)).unwrap_or_default(),

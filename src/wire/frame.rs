@@ -3,14 +3,19 @@
 //! Protobuf lets the fields of a message come in any order, so an event on the wire is: what only the log knows (cursor,
 //! revision, conflict), the stored encoding as it is, and the raw body if asked for.
 
-use std::marker::PhantomData;
+use std::{collections::HashMap, marker::PhantomData};
 
 use bytes::BufMut;
-use prost::encoding::{WireType, encode_key, encode_varint, encoded_len_varint, key_len};
+use prost::{
+    Message,
+    encoding::{WireType, encode_key, encode_varint, encoded_len_varint, key_len},
+};
 use tonic::{
-    Status,
+    Code, Status,
     codec::{BufferSettings, Codec, DecodeBuf, Decoder, EncodeBuf, Encoder},
 };
+
+use tonic_types::{ErrorDetails, StatusExt};
 
 use super::v1;
 use crate::event::{Cursor, Epoch, Record};
@@ -118,12 +123,19 @@ impl<M: prost::Message> Payload for M {
 
 impl Payload for Frame {
     fn write(&self, buf: &mut EncodeBuf<'_>) -> Result<(), Status> {
+        if let Self::Streamed(event) = self {
+            buf.reserve(event.encoded_len() + 8); // one growth at most, key and length included
+        }
+        self.put(buf);
+        Ok(())
+    }
+}
+
+impl Frame {
+    fn put(&self, buf: &mut impl BufMut) {
         match self {
-            Self::Control(message) => return message.write(buf),
-            Self::Streamed(event) => {
-                buf.reserve(event.encoded_len() + 8); // one growth at most, key and length included
-                event.put(SUBSCRIBE_EVENT, buf);
-            }
+            Self::Control(message) => message.encode(buf).expect("the buffers here grow as needed"),
+            Self::Streamed(event) => event.put(SUBSCRIBE_EVENT, buf),
             Self::Waited { event, done } => {
                 if let Some(event) = event {
                     event.put(WAIT_EVENT, buf);
@@ -143,7 +155,6 @@ impl Payload for Frame {
                 }
             }
         }
-        Ok(())
     }
 }
 
@@ -195,10 +206,73 @@ impl<U: prost::Message + Default> Decoder for FrameCodec<(), U> {
 
     fn decode(&mut self, buf: &mut DecodeBuf<'_>) -> Result<Option<U>, Status> {
         // The bytes are the client's, so what cannot be read is its argument, not our bug.
-        U::decode(buf).map(Some).map_err(|error| Status::invalid_argument(format!("cannot read the request: {error}")))
+        U::decode(buf).map(Some).map_err(|error| {
+            let details = ErrorDetails::with_error_info("INVALID_REQUEST", "blobcast", HashMap::new());
+            let message = format!("the request is not what the proto says: {error}");
+            Status::with_error_details(Code::InvalidArgument, message, details)
+        })
     }
 
     fn buffer_settings(&self) -> BufferSettings {
         BufferSettings::new(BUFFER_BYTES, YIELD_BYTES)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use prost::Message;
+
+    use super::*;
+    use crate::event::{Labels, Product, RecordParts, Sequence, TaskId, TaskStatus};
+
+    fn delivery(event: &v1::Event, revision: u32, conflict: bool, include_raw: bool) -> Delivery {
+        let parts = RecordParts {
+            product: &Product::parse("veo").unwrap(),
+            task_id: &TaskId::parse("t1").unwrap(),
+            status: TaskStatus::Completed,
+            revision,
+            conflict,
+            received_at_micros: 0,
+            log_time_micros: 0,
+            labels: &Labels::new(),
+            event: &event.encode_to_vec(),
+            raw: b"{}",
+        };
+        Delivery { epoch: Epoch(7), record: Record::new(Sequence(9), &parts), include_raw }
+    }
+
+    fn written<M: Message + Default>(frame: &Frame) -> M {
+        let mut bytes = Vec::new();
+        frame.put(&mut bytes);
+        M::decode(bytes.as_slice()).unwrap()
+    }
+
+    proptest! {
+        #[test]
+        fn frames_read_back_as_the_generated_messages(
+            prompt: String, revision in 1u32.., conflict: bool, include_raw: bool, done: bool, token: String,
+        ) {
+            let stored = v1::Event { task_id: "t1".into(), prompt, seed: Some(-1), ..Default::default() };
+            let cursor = Cursor { epoch: Epoch(7), sequence: Sequence(9) }.to_string();
+            let raw_body = bytes::Bytes::from_static(if include_raw { b"{}" } else { b"" });
+            let event = v1::Event { cursor, revision, conflict, raw_body, ..stored.clone() };
+            let delivery = || delivery(&stored, revision, conflict, include_raw);
+            prop_assert_eq!(delivery().encoded_len(), event.encoded_len());
+
+            let streamed: v1::SubscribeResponse = written(&Frame::Streamed(delivery()));
+            let content = v1::subscribe_response::Content::Event(event.clone());
+            prop_assert_eq!(streamed.content, Some(content));
+
+            let waited: v1::WaitTaskResponse = written(&Frame::Waited { event: Some(delivery()), done });
+            prop_assert_eq!(waited, v1::WaitTaskResponse { event: Some(event.clone()), done });
+
+            let page = Frame::Page { events: vec![delivery(), delivery()], next_page_token: token.clone() };
+            let listed: v1::ListEventsResponse = written(&page);
+            prop_assert_eq!(&listed.events, &vec![event.clone(), event]);
+            prop_assert_eq!(listed.next_page_token, token);
+            let task: v1::GetTaskResponse = written(&page);
+            prop_assert_eq!(task.events, listed.events);
+        }
     }
 }

@@ -2,7 +2,12 @@
 //!
 //! One binary, so that it is linked once. `support` is the fixture; every other module is named after what it proves.
 
-#![allow(unreachable_pub, clippy::unwrap_used, clippy::needless_pass_by_value, reason = "a test binary has no users, and a panic is how a test fails")]
+#![allow(
+    unreachable_pub,
+    clippy::unwrap_used,
+    clippy::needless_pass_by_value,
+    reason = "a test binary has no users, and a panic is how a test fails"
+)]
 
 mod guarantees;
 mod layering;
