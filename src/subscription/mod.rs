@@ -12,6 +12,8 @@
 //! been handed out. A filter with tasks takes its seat first and then looks up what the index has up to the head of that
 //! moment; any other filter reads the log until its place lies within the ring. Either way nothing falls between.
 
+mod lookup;
+mod message;
 mod open;
 mod registry;
 
@@ -29,6 +31,7 @@ use tokio::{
 };
 use tokio_stream::Stream;
 
+pub use message::{End, Message};
 pub use open::{OnExpired, OpenError, Opening, Start};
 pub use registry::{Listed, Registry, State};
 
@@ -38,6 +41,7 @@ use crate::{
     metrics::Metrics,
     store::{Chunk, ReadError, ReadLimits, Store},
 };
+use lookup::{Found, Lookup, look_up};
 use registry::Entry;
 
 /// One read of the log: enough to amortise a thread hop, little enough that a stalled reader holds next to nothing.
@@ -58,96 +62,12 @@ pub struct Sources {
     pub metrics: Arc<Metrics>,
 }
 
-/// One message of a stream.
-#[derive(Debug)]
-pub enum Message {
-    /// Always first.
-    Subscribed {
-        /// Everything that matches behind this place will come.
-        position: Sequence,
-        /// The oldest retained event; `None` of an empty log.
-        first_available: Option<Sequence>,
-        /// The newest event.
-        head: Sequence,
-    },
-    /// An event that matches.
-    Event(Record),
-    /// Catching up is over.
-    CaughtUp {
-        /// Everything up to here has been sent.
-        position: Sequence,
-    },
-    /// Back to the log.
-    FellBehind {
-        /// Everything up to here has been sent.
-        position: Sequence,
-        /// Events between there and the head.
-        lag: u64,
-    },
-    /// Heartbeat and bookmark.
-    Progress {
-        /// Everything up to here has been sent.
-        position: Sequence,
-        /// The newest event.
-        head: Sequence,
-    },
-    /// Events that retention took before they could be sent.
-    Gap {
-        /// Exclusive.
-        from: Sequence,
-        /// Inclusive.
-        to: Sequence,
-    },
-    /// The server is going away.
-    GoingAway {
-        /// Everything up to here has been sent.
-        position: Sequence,
-    },
-    /// Every task has had its terminal event.
-    Completed {
-        /// Everything up to here has been sent.
-        position: Sequence,
-    },
-}
-
-/// Why a stream ends otherwise than by `Completed`.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum End {
-    /// Retention has passed the stream's position.
-    #[error("the events behind this place are no longer retained")]
-    Expired,
-    /// The server is going away.
-    #[error("the server is shutting down")]
-    Draining,
-    /// The log is damaged.
-    #[error("the log is damaged: {0}")]
-    Corrupt(String),
-    /// The client's deadline has passed.
-    #[error("the deadline of the call has passed")]
-    DeadlineExceeded,
-}
-
 enum Phase {
     Planning,
     Scanning(JoinHandle<Result<Chunk, ReadError>>),
     LookingUp(Lookup, JoinHandle<Result<Found, ReadError>>),
     Fetching(Lookup, Option<JoinHandle<Result<Vec<Record>, ReadError>>>),
     Live(Seat),
-}
-
-/// A seat taken, and what the index had before it was.
-struct Lookup {
-    seat: Seat,
-    /// The head when the seat was taken; everything behind it comes by the seat.
-    end: Sequence,
-    /// Still to be fetched.
-    places: VecDeque<Sequence>,
-}
-
-/// What the task index says: what to fetch, and which tasks were over before.
-struct Found {
-    places: VecDeque<Sequence>,
-    over: Vec<TaskId>,
 }
 
 /// See the module's description.
@@ -450,17 +370,6 @@ impl Subscription {
         self.outbox.push_back(Message::Gap { from, to: self.position });
         self.phase = Phase::Planning;
     }
-}
-
-fn look_up(store: &Store, filter: &Filter, after: Sequence, end: Sequence) -> Result<Found, ReadError> {
-    let events = store.task_events(&filter.task_ids, end)?;
-    // Asked after the index was read: had anything behind `after` been forgotten by then, this would show it.
-    if after.next() < store.first_available() {
-        return Err(ReadError::Expired);
-    }
-    let (before, behind): (Vec<_>, Vec<_>) = events.into_iter().partition(|event| event.sequence <= after);
-    let over = before.into_iter().filter(|event| event.status.is_terminal()).map(|event| event.task_id).collect();
-    Ok(Found { places: behind.into_iter().map(|event| event.sequence).collect(), over })
 }
 
 fn joined<T>(joined: Result<Result<T, ReadError>, JoinError>) -> Result<T, ReadError> {

@@ -15,8 +15,8 @@ use crate::{
         Appended, Draft, NewQuarantined, ReadError, Store,
         dedupe::{Verdict, judge},
         layout::{
-            META_PROBE, META_TOTALS, TaskEvent, Totals, encode_quarantined, encode_task, parse_sequence_key,
-            parse_task, sequence_key,
+            META_PROBE, META_TOTALS, TaskEvent, Totals, encode_quarantined, encode_task, parse_quarantined,
+            parse_sequence_key, parse_task, sequence_key,
         },
         lock,
     },
@@ -263,21 +263,17 @@ impl<'a> Batch<'a> {
     }
 
     fn trim_quarantine(&mut self, cutoff: i64) -> Result<(), ReadError> {
-        let too_much = |totals: &Totals| totals.quarantine_bytes > self.retention.quarantine_bytes_max;
         if self.totals.quarantine_count == 0 {
             return Ok(());
         }
-        let mut doomed = Vec::new();
-        let mut after = self.totals;
-        for callback in self.store.quarantined_after(0, TRIM_EVENTS, usize::MAX)? {
-            if callback.header.received_at_micros >= cutoff && !too_much(&after) {
+        for entry in self.store.quarantine.iter().take(TRIM_EVENTS) {
+            let (key, value) = entry.into_inner()?;
+            let (header, _) = parse_quarantined(&value)?;
+            let too_old = header.received_at_micros < cutoff;
+            if !too_old && self.totals.quarantine_bytes <= self.retention.quarantine_bytes_max {
                 break;
             }
-            after.quarantine_bytes = after.quarantine_bytes.saturating_sub(callback.body.len() as u64);
-            doomed.push(callback.number);
-        }
-        for number in doomed {
-            self.counts.quarantine_trimmed += u64::from(self.discard(number)?);
+            self.counts.quarantine_trimmed += u64::from(self.discard(parse_sequence_key(&key)?.0)?);
         }
         Ok(())
     }

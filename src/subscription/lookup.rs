@@ -1,0 +1,36 @@
+//! Catching up by task: the index says where the tasks' events are, so nothing else is read. Blocking.
+
+use std::collections::VecDeque;
+
+use crate::{
+    event::{Filter, Sequence, TaskId},
+    hub::Seat,
+    store::{ReadError, Store},
+};
+
+/// A seat taken, and what the index had before it was.
+pub(super) struct Lookup {
+    pub seat: Seat,
+    /// The head when the seat was taken; everything behind it comes by the seat.
+    pub end: Sequence,
+    /// Still to be fetched.
+    pub places: VecDeque<Sequence>,
+}
+
+/// What the task index says: what to fetch, and which tasks were over before.
+pub(super) struct Found {
+    pub places: VecDeque<Sequence>,
+    pub over: Vec<TaskId>,
+}
+
+/// Asks the index for the filter's tasks: events behind `after` up to `end`, and which tasks were over at `after`.
+pub(super) fn look_up(store: &Store, filter: &Filter, after: Sequence, end: Sequence) -> Result<Found, ReadError> {
+    let events = store.task_events(&filter.task_ids, end)?;
+    // Asked after the index was read: had anything behind `after` been forgotten by then, this would show it.
+    if after.next() < store.first_available() {
+        return Err(ReadError::Expired);
+    }
+    let (before, behind): (Vec<_>, Vec<_>) = events.into_iter().partition(|event| event.sequence <= after);
+    let over = before.into_iter().filter(|event| event.status.is_terminal()).map(|event| event.task_id).collect();
+    Ok(Found { places: behind.into_iter().map(|event| event.sequence).collect(), over })
+}

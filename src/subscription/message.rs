@@ -1,0 +1,72 @@
+//! What a stream says, and how it ends.
+
+use crate::event::{Record, Sequence};
+
+/// One message of a stream.
+#[derive(Debug)]
+pub enum Message {
+    /// Always first.
+    Subscribed {
+        /// Everything that matches behind this place will come.
+        position: Sequence,
+        /// The oldest retained event; `None` of an empty log.
+        first_available: Option<Sequence>,
+        /// The newest event.
+        head: Sequence,
+    },
+    /// An event that matches.
+    Event(Record),
+    /// Catching up is over.
+    CaughtUp {
+        /// Everything up to here has been sent.
+        position: Sequence,
+    },
+    /// Back to the log.
+    FellBehind {
+        /// Everything up to here has been sent.
+        position: Sequence,
+        /// Events between there and the head.
+        lag: u64,
+    },
+    /// Heartbeat and bookmark.
+    Progress {
+        /// Everything up to here has been sent.
+        position: Sequence,
+        /// The newest event.
+        head: Sequence,
+    },
+    /// Events that retention took before they could be sent.
+    Gap {
+        /// Exclusive.
+        from: Sequence,
+        /// Inclusive.
+        to: Sequence,
+    },
+    /// The server is going away.
+    GoingAway {
+        /// Everything up to here has been sent.
+        position: Sequence,
+    },
+    /// Every task has had its terminal event.
+    Completed {
+        /// Everything up to here has been sent.
+        position: Sequence,
+    },
+}
+
+/// Why a stream ends otherwise than by `Completed`.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum End {
+    /// Retention has passed the stream's position.
+    #[error("the events behind this place are no longer retained")]
+    Expired,
+    /// The server is going away.
+    #[error("the server is shutting down")]
+    Draining,
+    /// The log is damaged.
+    #[error("the log is damaged: {0}")]
+    Corrupt(String),
+    /// The client's deadline has passed.
+    #[error("the deadline of the call has passed")]
+    DeadlineExceeded,
+}
