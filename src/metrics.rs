@@ -109,6 +109,23 @@ impl Builder {
 
 impl Default for Metrics {
     fn default() -> Self {
+        let metrics = Self::registered();
+        // There from the first scrape on: nothing can be told of a series that appears with its first count.
+        for outcome in ["accepted", "duplicate", "quarantined"] {
+            metrics.callbacks.with_label_values(&[outcome]);
+        }
+        for state in ["catching_up", "live"] {
+            metrics.subscriptions.with_label_values(&[state]);
+        }
+        for cause in ["client_gone", "completed"] {
+            metrics.subscriptions_ended.with_label_values(&[cause]);
+        }
+        metrics
+    }
+}
+
+impl Metrics {
+    fn registered() -> Self {
         let b = Builder(Registry::new());
         Self {
             callbacks: b.counters("blobcast_callbacks_total", "Callbacks by what they were answered with.", "outcome"),
@@ -177,9 +194,7 @@ impl Default for Metrics {
             registry: b.0,
         }
     }
-}
 
-impl Metrics {
     /// The Prometheus text format, version 0.0.4.
     pub fn render(&self) -> Vec<u8> {
         let mut text = Vec::new();

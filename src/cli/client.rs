@@ -89,9 +89,10 @@ pub(super) fn retry_delay(status: &Status) -> Option<Duration> {
 /// `CODE REASON: message (details); what to do next`, on one line.
 pub(super) fn status_error(status: &Status, url: &str) -> anyhow::Error {
     let reason = status.get_details_error_info();
-    if status.code() == Code::Unavailable && reason.is_none() {
-        let cause = cause(status);
-        return anyhow::anyhow!("cannot reach {url}: {cause}; is `blobcast serve` running? use --grpc-url");
+    if reason.is_none()
+        && let Some(error) = connection_error(status, url)
+    {
+        return error;
     }
     let mut text = code_name(status.code());
     let (reason, metadata) = reason.map(|info| (info.reason, info.metadata)).unwrap_or_default();
@@ -140,6 +141,22 @@ fn next_step(code: Code, reason: &str) -> Option<&'static str> {
             "is this a blobcast gRPC address, and as new as this client? see --grpc-url"
         }
         _ => return None,
+    })
+}
+
+/// What is wrong with the connection, if that is what the status tells of: a code from the broker has no source.
+fn connection_error(status: &Status, url: &str) -> Option<anyhow::Error> {
+    let cause = cause(status);
+    if status.code() == Code::Unavailable {
+        return Some(anyhow::anyhow!("cannot reach {url}: {cause}; is `blobcast serve` running? use --grpc-url"));
+    }
+    std::error::Error::source(status)?;
+    Some(match status.message() {
+        // Connected, and then not understood.
+        "transport error" => {
+            anyhow::anyhow!("cannot talk to {url}: {cause}; is it a blobcast gRPC address? use --grpc-url")
+        }
+        _ => anyhow::anyhow!("the connection to {url} broke: {cause}"),
     })
 }
 

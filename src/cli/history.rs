@@ -43,7 +43,7 @@ const EXAMPLES: &str = "\
 Examples:
   blobcast events --since 1h --status failed
   blobcast events --product veo --order newest --limit 10
-  blobcast events --label team=ads --output json | jq -r .outputs[].url
+  blobcast events --label team=ads --output json | jq -r '.outputs[].url'
 
 Exit codes: 0 printed, also if there was nothing; 1 an error; 2 usage.";
 

@@ -31,7 +31,7 @@ Examples:
   blobcast listen                                            everything from now on
   blobcast listen --product veo --status failed --from 2h    failed veo tasks of two hours, and on
   blobcast listen --task 7f3a… --until-terminal              one task, until it is over
-  blobcast listen --from earliest --output json | jq .outputs[].url
+  blobcast listen --from earliest --output json | jq '.outputs[].url'
   blobcast listen --forward-to http://localhost:3000/hook    into a service under development
 
 Without --from, a stream with --task begins with what is retained of those tasks, any other at the head.

@@ -64,8 +64,10 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Run the broker.
+    #[command(after_help = serve::AFTER_HELP)]
     Serve(serve::ServeArgs),
     /// Check the configuration that `serve` would run with, without running it.
+    #[command(after_help = serve::CHECK_CONFIG_EXAMPLES)]
     CheckConfig(serve::CheckConfigArgs),
     #[command(flatten)]
     Client(ClientCommand),

@@ -12,6 +12,7 @@ use anstyle::{AnsiColor, Style};
 use clap::ValueEnum;
 
 use super::{EXIT_OTHER, EXIT_USAGE};
+use crate::config::ConfigErrors;
 
 /// Pretty for people, JSON for programs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -38,8 +39,25 @@ pub(super) fn report(error: &anyhow::Error) -> ExitCode {
         return ExitCode::SUCCESS;
     }
     let bold = AnsiColor::Red.on_default().bold();
-    say(format_args!("{bold}error:{bold:#} {}", printable(&format!("{error:#}"))));
+    let lines = match error.downcast_ref::<ConfigErrors>() {
+        Some(errors) => errors.problems.iter().map(ToString::to_string).collect(),
+        None => vec![chain(error)],
+    };
+    for line in lines {
+        say(format_args!("{bold}error:{bold:#} {}", printable(&line)));
+    }
     ExitCode::from(exit_code(error))
+}
+
+/// The error and its causes, without those that it has told already.
+fn chain(error: &anyhow::Error) -> String {
+    let mut text = error.to_string();
+    for cause in error.chain().skip(1).map(ToString::to_string).filter(|cause| !cause.is_empty()) {
+        if !text.contains(&cause) {
+            text = format!("{text}: {cause}");
+        }
+    }
+    text
 }
 
 fn exit_code(error: &anyhow::Error) -> u8 {
@@ -120,6 +138,15 @@ mod tests {
     fn control_characters_do_not_reach_the_terminal() {
         assert_eq!(printable("red \u{1b}[31mand\u{9b}31m\nmore"), "red \u{fffd}[31mand\u{fffd}31m\u{fffd}more");
         assert!(matches!(printable("plain ü"), Cow::Borrowed(_)));
+    }
+
+    #[test]
+    fn a_cause_that_the_error_names_is_not_told_again() {
+        let cause = || io::Error::other("busy");
+        let named = anyhow::Error::from(cause()).context("cannot listen: busy; choose another port");
+        assert_eq!(chain(&named), "cannot listen: busy; choose another port");
+        let unnamed = anyhow::Error::from(cause()).context("cannot listen");
+        assert_eq!(chain(&unnamed), "cannot listen: busy");
     }
 
     #[test]

@@ -26,9 +26,9 @@ const DISCARD_IDS_MAX: usize = 256;
 #[command(after_help = "\
 Examples:
   blobcast quarantine list
-  blobcast quarantine show 0192… --output body | jq .
-  blobcast quarantine release 0192… --task-id 7f3a…
-  blobcast quarantine discard 0192… 0193…")]
+  blobcast quarantine show 7 --output body | jq .
+  blobcast quarantine release 7 --task-id 7f3a…
+  blobcast quarantine discard 7 8")]
 pub(super) struct QuarantineArgs {
     #[command(subcommand)]
     command: QuarantineCommand,

@@ -25,44 +25,60 @@ const PRODUCT_WIDTH: usize = 14;
 /// Longest status word.
 const STATUS_WIDTH: usize = 10;
 
+/// Longest task id that further lines are lined up with: a UUID, which most of the vendor's are.
+const TASK_WIDTH_MAX: usize = 36;
+
+/// Columns as wide as their widest text so far, so that lines of one kind line up from the second on.
+#[derive(Debug, Default)]
+pub(super) struct Widths {
+    task_id: usize,
+    latency: usize,
+}
+
+impl Widths {
+    fn task_id(&mut self, text: &str) -> usize {
+        self.task_id = self.task_id.max(text.chars().count().min(TASK_WIDTH_MAX));
+        self.task_id
+    }
+
+    fn latency(&mut self, text: &str) -> usize {
+        self.latency = self.latency.max(text.len());
+        self.latency
+    }
+}
+
 /// Prints events in one format.
 pub(super) struct EventPrinter {
     format: Format,
     colors: bool,
+    widths: Widths,
     out: Box<dyn Write>,
 }
 
 impl EventPrinter {
     /// For this process's standard output.
     pub(super) fn new(format: Format) -> Self {
-        Self { format, colors: output::stdout_colors(), out: Box::new(io::stdout()) }
+        Self { format, colors: output::stdout_colors(), widths: Widths::default(), out: Box::new(io::stdout()) }
     }
 
     /// To somewhere else, as JSON.
     #[cfg(test)]
     pub(super) fn json_to(out: impl Write + 'static) -> Self {
-        Self { format: Format::Json, colors: false, out: Box::new(out) }
+        Self { format: Format::Json, colors: false, widths: Widths::default(), out: Box::new(out) }
     }
 
     /// Prints one event.
     pub(super) fn print(&mut self, event: &v1::Event) -> anyhow::Result<()> {
         let line = match self.format {
-            Format::Pretty => pretty(event, Timestamp::now(), self.colors),
+            Format::Pretty => pretty(event, Timestamp::now(), self.colors, &mut self.widths),
             Format::Json => json(event)?,
         };
-        output::write(
-            &mut self.out,
-            format!(
-                "{line}
-"
-            )
-            .as_bytes(),
-        )
+        output::write(&mut self.out, format!("{line}\n").as_bytes())
     }
 }
 
 /// One line for people. Times are UTC; the date is left out if it is that of `now`.
-pub(super) fn pretty(event: &v1::Event, now: Timestamp, colors: bool) -> String {
+pub(super) fn pretty(event: &v1::Event, now: Timestamp, colors: bool, widths: &mut Widths) -> String {
     let styled = |style: Style, text: &str| if colors { format!("{style}{text}{style:#}") } else { text.to_owned() };
     let received_at = event.received_at.and_then(instant);
     let status = match event.status() {
@@ -74,14 +90,20 @@ pub(super) fn pretty(event: &v1::Event, now: Timestamp, colors: bool) -> String 
         v1::TaskStatus::Failed => AnsiColor::Red,
         _ => AnsiColor::Yellow,
     };
+    let task_id = printable(&event.task_id);
+    let task_width = widths.task_id(&task_id);
     let mut parts = vec![
         styled(Style::new().dimmed(), &received_at.map_or_else(|| "-".to_owned(), |time| clock(time, now))),
         format!("{:<PRODUCT_WIDTH$}", printable(&event.product)),
-        printable(&event.task_id).into_owned(),
+        format!("{task_id:<task_width$}"),
         styled(color.on_default(), &format!("{status:<STATUS_WIDTH$}")),
     ];
-    if let (Some(ended), Some(received)) = (event.completed_at.and_then(instant), received_at) {
-        parts.push(latency(received.duration_since(ended)));
+    let ended_at = event.completed_at.and_then(instant);
+    let latency = ended_at.zip(received_at).map(|(ended, received)| latency(received.duration_since(ended)));
+    let latency = latency.unwrap_or_default();
+    let latency_width = widths.latency(&latency);
+    if latency_width > 0 {
+        parts.push(format!("{latency:<latency_width$}"));
     }
     parts.extend(event.outputs.iter().map(|output| printable(&output.url).into_owned()));
     if let Some(error) = &event.error {
@@ -97,9 +119,10 @@ pub(super) fn pretty(event: &v1::Event, now: Timestamp, colors: bool) -> String 
     parts.join(" ").trim_end().to_owned()
 }
 
-/// `CODE: message`, or only the code.
+/// `CODE: message`, or only the code where the message says no more.
 pub(super) fn error_line(error: &v1::TaskError) -> String {
-    if error.message.is_empty() { error.code.clone() } else { format!("{}: {}", error.code, error.message) }
+    let says_more = !error.message.is_empty() && !error.message.eq_ignore_ascii_case(&error.code);
+    if says_more { format!("{}: {}", error.code, error.message) } else { error.code.clone() }
 }
 
 /// The status as on the command line.
@@ -318,39 +341,64 @@ mod tests {
 
     #[test]
     fn a_completed_event_fits_a_line() {
-        let line = pretty(&event(), Timestamp::UNIX_EPOCH, false);
+        let line = pretty(&event(), Timestamp::UNIX_EPOCH, false, &mut Widths::default());
         assert_eq!(line, "00:01:01Z veo            t1 completed  +1.2s https://x/v.mp4");
     }
 
     #[test]
     fn a_failed_event_tells_why_and_what_is_odd_about_it() {
-        let line = pretty(&failed(), Timestamp::UNIX_EPOCH, false);
+        let line = pretty(&failed(), Timestamp::UNIX_EPOCH, false, &mut Widths::default());
         let end = "failed     +1.2s TIMEOUT: too slow [conflict] [revision 2] [product inferred]";
         assert!(line.ends_with(end), "{line}");
     }
 
     #[test]
+    fn an_error_whose_message_is_its_code_is_told_once() {
+        let error = |code: &str, message: &str| v1::TaskError {
+            code: code.into(),
+            message: message.into(),
+            ..v1::TaskError::default()
+        };
+        assert_eq!(error_line(&error("MAINTENANCE", "Maintenance")), "MAINTENANCE");
+        assert_eq!(error_line(&error("TIMEOUT", "")), "TIMEOUT");
+        assert_eq!(error_line(&error("TIMEOUT", "too slow")), "TIMEOUT: too slow");
+    }
+
+    #[test]
+    fn lines_of_one_stream_line_up() {
+        let mut widths = Widths::default();
+        let mut line = |event: &v1::Event| pretty(event, Timestamp::UNIX_EPOCH, false, &mut widths);
+        line(&v1::Event { task_id: "a-longer-id".into(), ..event() });
+        assert_eq!(line(&event()), "00:01:01Z veo            t1          completed  +1.2s https://x/v.mp4");
+        let without_times = v1::Event { completed_at: None, ..event() };
+        assert_eq!(line(&without_times), "00:01:01Z veo            t1          completed        https://x/v.mp4");
+    }
+
+    #[test]
     fn an_event_of_another_day_shows_its_date() {
         let now = Timestamp::UNIX_EPOCH + SignedDuration::from_hours(24);
-        assert!(pretty(&event(), now, false).starts_with("1970-01-01T00:01:01Z "));
+        assert!(pretty(&event(), now, false, &mut Widths::default()).starts_with("1970-01-01T00:01:01Z "));
     }
 
     #[test]
     fn colours_are_used_only_where_they_are_wanted() {
-        assert!(pretty(&event(), Timestamp::UNIX_EPOCH, true).contains("\u{1b}[32mcompleted"));
-        assert!(!pretty(&failed(), Timestamp::UNIX_EPOCH, false).contains('\u{1b}'));
+        assert!(pretty(&event(), Timestamp::UNIX_EPOCH, true, &mut Widths::default()).contains("\u{1b}[32mcompleted"));
+        assert!(!pretty(&failed(), Timestamp::UNIX_EPOCH, false, &mut Widths::default()).contains('\u{1b}'));
     }
 
     #[test]
     fn an_unknown_status_shows_the_vendors_word_and_cannot_steer_the_terminal() {
         let odd = v1::Event { status: 0, status_text: "up\u{1b}[2Jscaling".into(), ..event() };
-        assert!(pretty(&odd, Timestamp::UNIX_EPOCH, false).contains("up\u{fffd}[2Jscaling"));
+        assert!(pretty(&odd, Timestamp::UNIX_EPOCH, false, &mut Widths::default()).contains("up\u{fffd}[2Jscaling"));
     }
 
     #[test]
     fn an_event_without_times_has_no_latency() {
         let bare = v1::Event { completed_at: None, received_at: None, ..event() };
-        assert_eq!(pretty(&bare, Timestamp::UNIX_EPOCH, false), "- veo            t1 completed  https://x/v.mp4");
+        assert_eq!(
+            pretty(&bare, Timestamp::UNIX_EPOCH, false, &mut Widths::default()),
+            "- veo            t1 completed  https://x/v.mp4"
+        );
     }
 
     #[test]

@@ -1,12 +1,12 @@
 //! `serve` and `check-config`: from the command line to a running broker.
 
-use std::{io::Write, process::ExitCode};
+use std::{io::IsTerminal, process::ExitCode};
 
 use clap::Args;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::EXIT_INTERRUPTED;
+use super::{EXIT_INTERRUPTED, output};
 use crate::{
     config::{self, Config, Sources},
     server::{self, Addresses, Server},
@@ -15,7 +15,21 @@ use crate::{
 /// Threads for reads of the store. More would only wait for the same disk; what exceeds them queues.
 const BLOCKING_THREADS: usize = 16;
 
-/// Flags go over environment variables (BLOBCAST_…), these over the file, and the file over the defaults.
+pub(super) const AFTER_HELP: &str = "\
+Flags go over environment variables (BLOBCAST_…), these over the file, and the file over the defaults. \
+`blobcast check-config --print-default` prints every key.
+
+SIGTERM or Ctrl-C: finish what has begun, tell every stream, exit with 0. Ctrl-C again: exit with 130 at once; what was \
+answered 200 is safe.";
+
+pub(super) const CHECK_CONFIG_EXAMPLES: &str = "\
+Examples:
+  blobcast check-config --config blobcast.toml
+  blobcast check-config --print-default > blobcast.toml
+
+Exit codes: 0 the configuration is good; 1 it is not, and standard error names each mistake; 2 usage.";
+
+/// What `serve` runs with.
 #[derive(Args, Debug)]
 pub(super) struct ServeArgs {
     /// Configuration file (TOML) [default: none; the defaults work on loopback].
@@ -83,21 +97,23 @@ async fn serve(config: &Config) -> anyhow::Result<()> {
     // Before anything can be interrupted.
     let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
     let server = Server::start(config).await?;
-    // A closed standard output is no reason not to serve.
-    let _ = std::io::stdout().write_all(server.banner(config).as_bytes()).is_ok();
+    // Whoever started it may not be reading; the broker does not depend on that.
+    let _ = output::emit(server.banner(config).as_bytes()).is_ok();
     let Addresses { ingest, grpc, admin } = server.addresses();
     tracing::info!(%ingest, %grpc, %admin, data_dir = %config.data_dir.display(), "ready");
     let shutdown = async {
         tokio::select! {
-            _ = interrupt.recv() => {
-                eprintln!("draining; press Ctrl-C again to end at once");
-                tokio::spawn(async move {
-                    interrupt.recv().await;
-                    std::process::exit(EXIT_INTERRUPTED.into());
-                });
-            }
+            _ = interrupt.recv() => {}
             _ = terminate.recv() => {}
         }
+        // Standard error is a log for machines unless a person is looking.
+        if std::io::stderr().is_terminal() {
+            output::note("draining; press Ctrl-C again to end at once");
+        }
+        tokio::spawn(async move {
+            interrupt.recv().await;
+            std::process::exit(EXIT_INTERRUPTED.into());
+        });
     };
     Ok(server.run_until(config, shutdown).await?)
 }
@@ -105,17 +121,17 @@ async fn serve(config: &Config) -> anyhow::Result<()> {
 /// Prints what is wrong with the configuration.
 pub(super) fn check_config(args: CheckConfigArgs) -> anyhow::Result<ExitCode> {
     if args.print_default {
-        print!("{}", config::DEFAULT);
+        output::emit(config::DEFAULT.as_bytes())?;
         return Ok(ExitCode::SUCCESS);
     }
     let config = config::load(&args.serve.sources())?;
-    println!(
+    output::emit_line(&format!(
         "the configuration is good: callbacks on {}, gRPC on {}, admin on {}, data in {}",
         config.ingest.listen,
         config.grpc.listen,
         config.admin.listen,
         config.data_dir.display()
-    );
+    ))?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -135,5 +151,51 @@ fn raise_open_files() {
     let limits = getrlimit(Resource::Nofile);
     if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limits.maximum, maximum: limits.maximum }) {
         tracing::warn!(%error, open_files = ?limits.current, "cannot raise the limit of open files");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{os::unix::process::ExitStatusExt, process::Command};
+
+    use super::*;
+
+    /// Set in the child process of the test below; says where to panic.
+    const WHERE: &str = "TEST_OF_DIE_ON_PANIC";
+
+    #[test]
+    fn a_panic_in_a_task_or_a_thread_ends_the_process_with_a_word() {
+        if let Ok(place) = std::env::var(WHERE) {
+            panic_in(&place);
+            return;
+        }
+        for place in ["task", "thread", "blocking"] {
+            let name = "cli::serve::tests::a_panic_in_a_task_or_a_thread_ends_the_process_with_a_word";
+            let mut child = Command::new(std::env::current_exe().unwrap());
+            let done = child.args(["--exact", name, "--nocapture"]).env(WHERE, place).output().unwrap();
+            let said = String::from_utf8(done.stderr).unwrap();
+            assert_eq!(done.status.signal(), Some(6), "SIGABRT after a panic in a {place}: {said}");
+            assert!(said.contains(&format!("a bug in a {place}")), "{said}");
+            assert!(said.contains("the process ends so that it is not left half alive"), "{said}");
+        }
+    }
+
+    /// Like the broker: its hook, its logging, its kind of runtime. Whoever catches the panic, the process must not survive it.
+    fn panic_in(place: &str) {
+        server::init_logging(&config::load(&Sources::default()).unwrap().logging);
+        die_on_panic();
+        let message = format!("a bug in a {place}");
+        if place == "thread" {
+            let _ = std::thread::spawn(move || panic!("{message}")).join();
+            return;
+        }
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        let _ = runtime.block_on(async {
+            if place == "task" {
+                tokio::spawn(async move { panic!("{message}") }).await
+            } else {
+                tokio::task::spawn_blocking(move || panic!("{message}")).await
+            }
+        });
     }
 }

@@ -101,13 +101,19 @@ pub(super) async fn run(args: TriggerArgs) -> anyhow::Result<ExitCode> {
     let callbacks = callbacks(&args)?;
     let deliveries = plan(&args).deliveries(&callbacks);
     let in_flight_max = if args.rate.is_some() { IN_FLIGHT_MAX } else { 1 };
-    let vendor = Vendor::new(args.ingest_url, args.labels, in_flight_max);
-    let mut all_taken = true;
+    let vendor = Vendor::new(args.ingest_url.clone(), args.labels, in_flight_max);
+    let (mut all_taken, mut all_answered) = (true, true);
     let print = |outcome: &Outcome| {
         all_taken &= outcome.acknowledged().is_some();
+        all_answered &= outcome.answer.is_ok();
         output::emit_line(&line(outcome))
     };
     vendor.send_each(deliveries, print).await?;
+    if !all_answered {
+        // Without path and query: a callback URL may hold a token.
+        let broker = args.ingest_url.authority().map(ToString::to_string).unwrap_or_default();
+        output::note(&format!("not everything reached {broker}; is `blobcast serve` running? use --ingest-url"));
+    }
     Ok(if all_taken { ExitCode::SUCCESS } else { ExitCode::from(EXIT_OTHER) })
 }
 
@@ -178,7 +184,7 @@ fn set(fields: &mut Map<String, Value>, path: &str, value: Value) {
 
 fn line(outcome: &Outcome) -> String {
     let answer = match &outcome.answer {
-        Ok(answer) => format!("{} {}", answer.http_status, answer.body.trim_end()),
+        Ok(answer) => format!("{} {}", answer.http_status, answer.body.trim_end()).trim_end().to_owned(),
         Err(error) => format!("not sent: {error}"),
     };
     let attempts = if outcome.attempts > 1 { format!(" ({} attempts)", outcome.attempts) } else { String::new() };

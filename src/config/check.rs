@@ -104,7 +104,7 @@ pub(super) fn ranges(config: &Config) -> Vec<Range> {
         bytes("grpc.request_bytes_max", grpc.request_bytes_max, KIB, 64 * MIB),
         time("log.retention_age_max", log.retention_age_max, SECOND, RETENTION_AGE_MAX),
         bytes("log.retention_bytes_max", log.retention_bytes_max, MIB, None),
-        count("log.disk_free_min_percent", log.disk_free_min_percent, 0, 90),
+        count("log.disk_free_min_percent", log.disk_free_min_percent, 0, 100),
         time("quarantine.retention_age_max", quarantine.retention_age_max, SECOND, RETENTION_AGE_MAX),
         bytes("quarantine.retention_bytes_max", quarantine.retention_bytes_max, MIB, None),
         bytes("hub.ring_bytes_max", hub.ring_bytes_max, MIB, None),

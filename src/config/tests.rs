@@ -72,7 +72,7 @@ const ENDS: &[Ends] = &[
     ("grpc.request_bytes_max", ["1023", "1KiB"], Some(["64MiB", "67108865"])),
     ("log.retention_age_max", ["999ms", "1s"], Some(["3650d", "3650d 1ns"])),
     ("log.retention_bytes_max", ["1048575", "1MiB"], None),
-    ("log.disk_free_min_percent", ["-1", "0"], Some(["90", "91"])),
+    ("log.disk_free_min_percent", ["-1", "0"], Some(["100", "101"])),
     ("quarantine.retention_age_max", ["999ms", "1s"], Some(["3650d", "3650d 1ns"])),
     ("quarantine.retention_bytes_max", ["1048575", "1MiB"], None),
     ("hub.ring_bytes_max", ["1048575", "1MiB"], None),

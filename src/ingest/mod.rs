@@ -96,8 +96,8 @@ impl Ingest {
         if self.draining.load(Ordering::Acquire) {
             return Outcome::Draining;
         }
-        let encoded = request.headers().get(header::CONTENT_ENCODING).is_some_and(|encoding| encoding != "identity");
-        if encoded {
+        let encodings = request.headers().get_all(header::CONTENT_ENCODING);
+        if encodings.iter().any(|encoding| !encoding.as_bytes().eq_ignore_ascii_case(b"identity")) {
             return Outcome::UnsupportedEncoding;
         }
         let path = request.uri().path().trim_end_matches('/');
@@ -181,4 +181,73 @@ async fn not_found(State(ingest): State<Arc<Ingest>>) -> Response {
 fn respond(metrics: &Metrics, outcome: &Outcome) -> Response {
     metrics.callbacks.with_label_values(&[outcome.as_str()]).inc();
     outcome.response()
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::body::Body;
+
+    use super::*;
+    use crate::{
+        journal::Local,
+        store::{Retention, Store, writer},
+    };
+
+    const RETENTION: Retention = Retention {
+        event_age_max: Duration::MAX,
+        event_bytes_max: u64::MAX,
+        quarantine_age_max: Duration::MAX,
+        quarantine_bytes_max: u64::MAX,
+        disk_free_min_percent: 0,
+    };
+    const LIMITS: Limits = Limits {
+        body_bytes_max: 1_000,
+        body_timeout: Duration::from_secs(10),
+        answer_timeout: Duration::from_millis(20),
+        inflight_bytes_max: 10_000,
+    };
+    const READABLE: &str = r#"{"generation_id":"t1","status":"completed"}"#;
+
+    /// What a front answers to a callback that can be read and to one that cannot, if its writer never runs or is gone.
+    async fn answers(prepare: impl FnOnce(&Appender), writer_is_there: bool) -> Vec<(&'static str, Response)> {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Arc::new(Store::open(directory.path(), 1 << 20).unwrap());
+        let metrics = Arc::new(Metrics::default());
+        let (appender, writer) = writer(store, RETENTION, |_: &[_]| {}, Arc::clone(&metrics));
+        let _writer = writer_is_there.then_some(writer);
+        prepare(&appender);
+        let ingest = Ingest::new(Arc::new(Local::new(appender.clone())), appender, LIMITS, metrics);
+        let mut answers = Vec::new();
+        for body in [READABLE, "nonsense"] {
+            let request = Request::post("/webhook/veo").body(Body::from(body)).unwrap();
+            let outcome = ingest.receive(request).await;
+            answers.push((outcome.as_str(), outcome.response()));
+        }
+        answers
+    }
+
+    fn assert_refused(answers: Vec<(&'static str, Response)>, expected: &str) {
+        for (outcome, response) in answers {
+            assert_eq!((outcome, response.status().as_u16()), (expected, 503));
+            assert_eq!(response.headers()[header::RETRY_AFTER], "30");
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_not_durable_in_time_is_to_be_sent_again() {
+        assert_refused(answers(|_| {}, true).await, "late");
+    }
+
+    #[tokio::test]
+    async fn what_the_writer_has_no_room_for_is_to_be_sent_again() {
+        let fill = |appender: &Appender| {
+            while appender.probe().try_recv().is_err_and(|empty| empty == oneshot::error::TryRecvError::Empty) {}
+        };
+        assert_refused(answers(fill, true).await, "overloaded");
+    }
+
+    #[tokio::test]
+    async fn what_no_writer_takes_is_to_be_sent_again() {
+        assert_refused(answers(|_| {}, false).await, "store_failed");
+    }
 }

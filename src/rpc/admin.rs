@@ -1,5 +1,7 @@
 //! `blobcast.v1.AdminService`.
 
+use std::collections::HashSet;
+
 use bytes::Bytes;
 use jiff::Timestamp;
 use tonic::{Request, Response, Status};
@@ -34,8 +36,8 @@ impl Admin {
             client_name: listed.client_name,
             peer: listed.peer,
             filter: Some(v1::Filter {
-                task_ids: filter.task_ids.iter().take(TASK_IDS_SHOWN).map(ToString::to_string).collect(),
-                products: filter.products.iter().map(ToString::to_string).collect(),
+                task_ids: sorted(&filter.task_ids, TASK_IDS_SHOWN),
+                products: sorted(&filter.products, usize::MAX),
                 statuses: filter.statuses.iter().map(|&status| status_to_wire(status).into()).collect(),
                 labels: filter.labels.clone().into_iter().collect(),
             }),
@@ -135,6 +137,13 @@ impl admin_service_server::AdminService for Admin {
         tracing::info!(discarded_count, "callbacks discarded from quarantine");
         Ok(Response::new(v1::DiscardQuarantinedResponse { discarded_count }))
     }
+}
+
+/// The first `count_max` of a set, in an order that does not change from call to call.
+fn sorted<T: Ord + ToString>(set: &HashSet<T>, count_max: usize) -> Vec<String> {
+    let mut values: Vec<_> = set.iter().collect();
+    values.sort_unstable();
+    values.into_iter().take(count_max).map(ToString::to_string).collect()
 }
 
 fn answered<T, E>(answer: Result<Result<T, WriteError>, E>) -> Result<T, Status> {

@@ -231,6 +231,16 @@ struct Listing {
 impl Listing {
     /// The page's records, and the place to continue from if there is more.
     fn page(&self, sources: &Sources) -> Result<(Vec<Record>, Option<Sequence>), ReadError> {
+        loop {
+            match self.try_page(sources) {
+                // Retention took the oldest between two looks at it. A listing shows what is retained, so: what is now.
+                Err(ReadError::Expired) => {}
+                page => return page,
+            }
+        }
+    }
+
+    fn try_page(&self, sources: &Sources) -> Result<(Vec<Record>, Option<Sequence>), ReadError> {
         let store = &sources.store;
         let (first, last) = self.bounds(sources)?;
         if !self.filter.task_ids.is_empty() {

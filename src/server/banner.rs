@@ -1,36 +1,68 @@
-//! What a person sees after the start: where everything is, for whom, and two lines to paste. Pure.
+//! What a person sees after the start: where everything is, for whom, and lines to paste. Pure.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use super::Addresses;
 use crate::{config::Config, store::Store};
 
+/// A callback to try it with: its task id is in the lines that show it.
+const BODY: &str =
+    r#"{"generation_id":"demo-1","status":"completed","video_url":"https://cdn.runblob.io/videos/demo-1.mp4"}"#;
+const FILTER: &str = r#"{"filter":{"task_ids":["demo-1"]}}"#;
+/// Shown where there is no `public_url`: the vendor calls from the internet.
+const NOT_PUBLIC: &str = "
+               (for this machine; for RunBlob put an HTTPS proxy in front, and name it by --public-url)";
+
 pub(super) fn text(config: &Config, addresses: &Addresses, store: &Store) -> String {
     let Addresses { ingest, grpc, admin } = addresses;
-    let base = config.public_url.clone().unwrap_or_else(|| format!("http://{ingest}"));
+    let (ingest_here, grpc_here) = (from_here(*ingest), from_here(*grpc));
+    let base = config.public_url.clone().unwrap_or_else(|| format!("http://{ingest_here}"));
+    let hint = if config.public_url.is_none() { NOT_PUBLIC } else { "" };
     let events = store.summary().event_count;
-    let note = if config.public_url.is_some() {
-        String::new()
-    } else {
-        "\n               (RunBlob wants HTTPS: put a proxy in front, and give its address by --public-url)".to_owned()
-    };
-    let body =
-        r#"{"generation_id":"demo-1","status":"completed","video_url":"https://cdn.runblob.io/videos/demo-1.mp4"}"#;
+    let rows = [
+        ("callbacks", format!("http://{ingest}/webhook/PRODUCT"), "for RunBlob: the only address to make public"),
+        ("gRPC", grpc.to_string(), "for your services: blobcast.v1.EventService"),
+        ("admin", format!("http://{admin}"), "for operators: /livez /readyz /metrics /version"),
+        ("data", config.data_dir.display().to_string(), &format!("log {}, {events} events", store.epoch())),
+    ];
+    let width = rows.iter().map(|(_, place, _)| place.chars().count()).max().unwrap_or_default();
+    let rows = rows.map(|(what, place, audience)| format!("  {what:<12} {place:<width$}   {audience}\n")).concat();
     format!(
         "blobcast {version} is ready
 
-  callbacks    http://{ingest}/webhook/PRODUCT   for RunBlob: the only public address
-  gRPC         {grpc}   for your services: blobcast.v1.EventService
-  admin        http://{admin}   for operators: /readyz /metrics
-  data         {data}   log {epoch}, {events} events
-
-callback_url   {base}/webhook/veo{note}
+{rows}
+callback_url   {base}/webhook/veo{hint}
 
 Send a callback:
-  curl -H 'content-type: application/json' -d '{body}' http://{ingest}/webhook/veo
+  curl -H 'content-type: application/json' -d '{BODY}' http://{ingest_here}/webhook/veo
 See it:
-  grpcurl -plaintext -d '{{\"filter\":{{\"task_ids\":[\"demo-1\"]}}}}' {grpc} blobcast.v1.EventService/Subscribe
+  grpcurl -plaintext -d '{FILTER}' {grpc_here} blobcast.v1.EventService/Subscribe
+  blobcast listen --task demo-1 --grpc-url http://{grpc_here}
+
 ",
         version = env!("CARGO_PKG_VERSION"),
-        data = config.data_dir.display(),
-        epoch = store.epoch(),
     )
+}
+
+/// The address as it is reached from this machine: one that stands for all of them is none to connect to.
+fn from_here(address: SocketAddr) -> SocketAddr {
+    let ip = match address.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+        ip => ip,
+    };
+    SocketAddr::new(ip, address.port())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_that_stands_for_all_is_reached_by_loopback() {
+        let here = |address: &str| from_here(address.parse().unwrap()).to_string();
+        assert_eq!(here("0.0.0.0:80"), "127.0.0.1:80");
+        assert_eq!(here("[::]:80"), "[::1]:80");
+        assert_eq!(here("192.0.2.1:80"), "192.0.2.1:80");
+    }
 }

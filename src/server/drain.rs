@@ -9,6 +9,10 @@ use super::{Server, grpc};
 
 /// How long connections may take to close once their streams have ended.
 const CLOSING: Duration = Duration::from_secs(1);
+/// Shares of the drain time, in quarters from its beginning, after which a step gives up: a request that is never sent to its
+/// end must not take the streams' goodbye, nor a stream that is never read the last commits.
+const REQUESTS_QUARTERS: u32 = 2;
+const STREAMS_QUARTERS: u32 = 3;
 /// How often the number of open streams is looked at.
 const POLL: Duration = Duration::from_millis(10);
 
@@ -16,6 +20,7 @@ pub(super) async fn drain(server: Server, drain_timeout: Duration) {
     let Server { sources, ingest, appender, status, mut health, writer, mut tasks, .. } = server;
     let started = Instant::now();
     let deadline = started + drain_timeout;
+    let by_quarter = |quarters| started + drain_timeout / 4 * quarters;
     let subscriptions = sources.registry.len();
     tracing::info!(subscriptions, drain_timeout_seconds = drain_timeout.as_secs_f64(), "draining");
 
@@ -24,10 +29,10 @@ pub(super) async fn drain(server: Server, drain_timeout: Duration) {
     ingest.drain();
     server.stop_ingest.cancel();
     // The ingest listener ends when its last request is answered, which is when its commit is.
-    let ingest_done = timeout_at(deadline, tasks.join_next()).await.is_ok();
+    let ingest_done = timeout_at(by_quarter(REQUESTS_QUARTERS), tasks.join_next()).await.is_ok();
 
     sources.hub.close();
-    while !sources.registry.is_empty() && Instant::now() < deadline {
+    while !sources.registry.is_empty() && Instant::now() < by_quarter(STREAMS_QUARTERS) {
         sleep(POLL).await;
     }
     let cut_off = sources.registry.len();

@@ -37,8 +37,12 @@ use crate::{
 
 /// Names whose health can be asked; the empty one is the whole server.
 const HEALTH_NAMES: [&str; 3] = ["", EVENTS, ADMIN];
-/// What a client may send on one stream, or on all of a connection, before we have read it: requests are small.
-const RECEIVE_WINDOW_BYTES: u32 = 256 * 1024;
+/// What a client may send on one stream before we have read it: requests are small.
+const STREAM_WINDOW_BYTES: u32 = 256 * 1024;
+/// What a client may send on one connection before we have read it. h2 also derives from it how many small frames may wait
+/// (half of it, at 256 bytes a frame) before it calls them an attack and closes the connection: with its default, a client
+/// that opens a thousand subscriptions at once is one. This is enough for 16,000.
+const CONNECTION_WINDOW_BYTES: u32 = 8 * 1024 * 1024;
 /// Headers of one request: metadata and a token.
 const HEADER_LIST_BYTES: u32 = 16 * 1024;
 /// Streams a client has reset and we have not yet seen off; more of them is an attack (rapid reset), and closes the connection.
@@ -64,6 +68,8 @@ pub(super) async fn services(context: rpc::Context, config: &Config) -> (HealthR
         tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(DESCRIPTOR_SET)
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+            // So that tools can show the details of errors.
+            .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
     };
     // Both versions: grpcurl 1.8 and older speak only the second.
     routes.add_service(reflection().build_v1().expect("the descriptor set is our own, made at build time"));
@@ -96,8 +102,8 @@ pub(super) async fn serve(
     let (sender, incoming) = mpsc::channel(1);
     let streams_max = u32::try_from(config.subscriptions_max).unwrap_or(u32::MAX).saturating_add(UNARY_STREAMS);
     let server = tonic::transport::Server::builder()
-        .initial_stream_window_size(RECEIVE_WINDOW_BYTES)
-        .initial_connection_window_size(RECEIVE_WINDOW_BYTES)
+        .initial_stream_window_size(STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
         .max_concurrent_streams(streams_max)
         .http2_keepalive_interval(Some(config.keepalive_interval))
         .http2_keepalive_timeout(Some(config.keepalive_timeout))

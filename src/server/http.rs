@@ -2,7 +2,15 @@
 //!
 //! An accept loop of our own, because the usual `serve` waits for ever for a first byte and takes any number of connections.
 
-use std::{future::poll_fn, io, sync::Arc, time::Duration};
+use std::{
+    future::poll_fn,
+    io,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use axum::Router;
 use hyper::{server::conn::http1, service::Service};
@@ -10,7 +18,7 @@ use hyper_util::{
     rt::{TokioIo, TokioTimer},
     service::TowerToHyperService,
 };
-use prometheus::{IntCounter, IntGauge};
+use prometheus::{IntCounter, IntCounterVec, IntGauge};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
@@ -33,6 +41,9 @@ const ACCEPT_RETRY: Duration = Duration::from_millis(50);
 const REFUSAL: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 30\r\nconnection: close\r\n\
     content-type: application/json\r\ncontent-length: 100\r\n\r\n\
     {\"status\":\"refused\",\"reason\":\"too_many_connections\",\"message\":\"too many connections: send it again\"}";
+const DRAINING: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 5\r\nconnection: close\r\n\
+    content-type: application/json\r\ncontent-length: 78\r\n\r\n\
+    {\"status\":\"refused\",\"reason\":\"draining\",\"message\":\"restarting: send it again\"}";
 const HEADER_TIMEOUT: &[u8] = b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
 
 /// What one listener allows.
@@ -69,6 +80,8 @@ impl Limits {
 pub(super) struct Counters {
     open: IntGauge,
     refused: IntCounter,
+    /// Requests that ended before their headers were complete, by outcome; of the ingest listener only.
+    callbacks: Option<IntCounterVec>,
 }
 
 impl Counters {
@@ -76,7 +89,12 @@ impl Counters {
         Self {
             open: metrics.connections.with_label_values(&[listener]),
             refused: metrics.connections_refused.with_label_values(&[listener]),
+            callbacks: None,
         }
+    }
+
+    pub(super) fn of_ingest(metrics: &Metrics) -> Self {
+        Self { callbacks: Some(metrics.callbacks.clone()), ..Self::of("ingest", metrics) }
     }
 }
 
@@ -107,7 +125,7 @@ pub(super) async fn serve(
         let _ = stream.set_nodelay(true).is_ok();
         match Arc::clone(&slots).try_acquire_owned() {
             Ok(slot) => {
-                let served = connection(stream, router.clone(), limits, stop.clone());
+                let served = connection(stream, router.clone(), limits, counters.callbacks.clone(), stop.clone());
                 connections.spawn(counted(served, slot, counters.open.clone()));
             }
             Err(_) => {
@@ -129,31 +147,92 @@ async fn counted(served: impl Future<Output = ()>, slot: OwnedSemaphorePermit, o
     drop(slot);
 }
 
-async fn connection(stream: TcpStream, router: Router, limits: Limits, stop: CancellationToken) {
+/// Why a request was refused before the router saw it.
+#[derive(Clone, Copy, Debug)]
+enum Unread {
+    HeadersTooLarge,
+    HeaderTimeout,
+    Malformed,
+    Draining,
+}
+
+impl Unread {
+    /// From how the connection ended. `begun`: part of a request's head was read; `cut_off`: it would not be read further.
+    fn of(ended: &hyper::Result<()>, begun: bool, cut_off: bool) -> Option<Self> {
+        match ended {
+            // An idle connection that times out has asked nothing, so it is owed no answer.
+            Err(error) if error.is_timeout() => begun.then_some(Self::HeaderTimeout),
+            Err(error) if error.is_parse_too_large() => Some(Self::HeadersTooLarge),
+            Err(error) if error.is_parse() => Some(Self::Malformed),
+            _ => (begun && cut_off).then_some(Self::Draining),
+        }
+    }
+
+    /// The value of the metric's `outcome`.
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::HeadersTooLarge => "headers_too_large",
+            Self::HeaderTimeout => "header_timeout",
+            Self::Malformed => "malformed_request",
+            Self::Draining => "draining",
+        }
+    }
+
+    /// What is still to be answered.
+    fn answer(self) -> &'static [u8] {
+        match self {
+            Self::HeaderTimeout => HEADER_TIMEOUT,
+            Self::Draining => DRAINING,
+            // hyper has answered these itself.
+            Self::HeadersTooLarge | Self::Malformed => b"",
+        }
+    }
+}
+
+async fn connection(
+    stream: TcpStream,
+    router: Router,
+    limits: Limits,
+    callbacks: Option<IntCounterVec>,
+    stop: CancellationToken,
+) {
     let service = TowerToHyperService::new(router);
-    let boxed = hyper::service::service_fn(move |request| Box::pin(service.call(request)));
+    let answering = AtomicBool::new(false);
+    let boxed = hyper::service::service_fn(|request| {
+        answering.store(true, Ordering::Relaxed);
+        let answer = service.call(request);
+        let answering = &answering;
+        Box::pin(async move {
+            let answer = answer.await;
+            answering.store(false, Ordering::Relaxed);
+            answer
+        })
+    });
     let mut connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(limits.header_timeout)
         .max_buf_size(limits.header_bytes_max)
         .max_headers(limits.headers_max)
         .serve_connection(TokioIo::new(stream), boxed);
-    let mut stopping = false;
+    let (mut stopping, mut cut_off) = (false, false);
     let ended = loop {
         tokio::select! {
             ended = poll_fn(|cx| connection.poll_without_shutdown(cx)) => break ended,
             () = stop.cancelled(), if !stopping => {
                 stopping = true;
+                // hyper closes a connection between two requests at once, also when the next has begun to arrive.
+                cut_off = !answering.load(Ordering::Relaxed);
                 std::pin::Pin::new(&mut connection).graceful_shutdown();
             }
         }
     };
     let parts = connection.into_parts();
+    let unread = Unread::of(&ended, !parts.read_buf.is_empty(), cut_off);
+    if let (Some(unread), Some(callbacks)) = (unread, callbacks) {
+        callbacks.with_label_values(&[unread.as_str()]).inc();
+    }
     let mut stream = parts.io.into_inner();
-    // An idle connection that times out has asked nothing, so it is owed no answer.
-    let owed = ended.is_err_and(|error| error.is_timeout()) && !parts.read_buf.is_empty();
-    let written = if owed { stream.write_all(HEADER_TIMEOUT).await } else { Ok(()) };
-    if written.is_ok() {
+    if stream.write_all(unread.map_or(b"", Unread::answer)).await.is_ok() {
         linger(stream).await;
     }
 }
@@ -185,9 +264,10 @@ async fn linger(mut stream: TcpStream) {
 #[cfg(test)]
 mod tests {
     #[test]
-    fn the_refusal_states_its_length() {
-        let text = std::str::from_utf8(super::REFUSAL).unwrap();
-        let (head, body) = text.split_once("\r\n\r\n").unwrap();
-        assert!(head.contains(&format!("content-length: {}", body.len())));
+    fn our_own_answers_state_their_length() {
+        for answer in [super::REFUSAL, super::DRAINING, super::HEADER_TIMEOUT] {
+            let (head, body) = std::str::from_utf8(answer).unwrap().split_once("\r\n\r\n").unwrap();
+            assert!(head.contains(&format!("content-length: {}", body.len())));
+        }
     }
 }

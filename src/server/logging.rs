@@ -17,7 +17,9 @@ pub fn init(config: &Logging) {
         LogFormat::Text => true,
         LogFormat::Json => false,
     };
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    // A log that nobody reads any more is lost; the library would tell of it on standard error too, and panic.
+    let builder = tracing_subscriber::fmt().log_internal_errors(false);
+    let builder = builder.with_env_filter(filter).with_writer(std::io::stderr);
     if text {
         builder.with_ansi(terminal).with_target(false).init();
     } else {

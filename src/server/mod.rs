@@ -10,7 +10,7 @@ mod logging;
 use std::{io, net::SocketAddr, sync::Arc, thread};
 
 use tokio::{
-    net::TcpListener,
+    net::{TcpListener, TcpSocket},
     task::{JoinError, JoinSet},
 };
 use tokio_util::sync::CancellationToken;
@@ -30,6 +30,10 @@ use crate::{
     subscription::{Registry, Sources},
     wire::FilterLimits,
 };
+
+/// Connections that wait in the kernel to be accepted: the most that Linux allows by default. Beyond it a rush ends in SYN
+/// cookies, and those in resets, where a 503 is owed (tokio's own 1,024 did so from 2,000 connections at once).
+const ACCEPT_QUEUE_MAX: u32 = 4_096;
 
 /// Why the broker does not start.
 #[derive(Debug, thiserror::Error)]
@@ -96,9 +100,9 @@ impl Server {
     /// Opens the store, binds the listeners and starts to serve.
     pub async fn start(config: &Config) -> Result<Self, StartError> {
         // Before the store: a busy port should not cost a recovery.
-        let ingest_listener = bind(config.ingest.listen, "ingest.listen", "--ingest-listen").await?;
-        let grpc_listener = bind(config.grpc.listen, "grpc.listen", "--grpc-listen").await?;
-        let admin_listener = bind(config.admin.listen, "admin.listen", "--admin-listen").await?;
+        let ingest_listener = bind(config.ingest.listen, "ingest.listen", "--ingest-listen")?;
+        let grpc_listener = bind(config.grpc.listen, "grpc.listen", "--grpc-listen")?;
+        let admin_listener = bind(config.admin.listen, "admin.listen", "--admin-listen")?;
         let addresses = Addresses {
             ingest: local(&ingest_listener, config.ingest.listen),
             grpc: local(&grpc_listener, config.grpc.listen),
@@ -116,15 +120,16 @@ impl Server {
         let stop = [(); 3].map(|()| CancellationToken::new());
         let [stop_ingest, stop_grpc, stop_admin] = stop;
         let mut tasks = JoinSet::new();
-        let counters = |listener| http::Counters::of(listener, &metrics);
         let limits = http::Limits::ingest(&config.ingest);
-        let serve = http::serve(ingest_listener, ingest.router(), limits, counters("ingest"), stop_ingest.clone());
+        let counters = http::Counters::of_ingest(&metrics);
+        let serve = http::serve(ingest_listener, ingest.router(), limits, counters, stop_ingest.clone());
         tasks.spawn(named("the ingest listener", serve));
         let open = metrics.connections.with_label_values(&["grpc"]);
         let serve = grpc::serve(grpc_listener, services, config.grpc.clone(), open, stop_grpc.clone());
         tasks.spawn(named("the gRPC listener", serve));
         let limits = http::Limits::admin();
-        let serve = http::serve(admin_listener, admin::router(&status), limits, counters("admin"), stop_admin.clone());
+        let counters = http::Counters::of("admin", &metrics);
+        let serve = http::serve(admin_listener, admin::router(&status), limits, counters, stop_admin.clone());
         tasks.spawn(named("the admin listener", serve));
         Ok(Self {
             addresses,
@@ -167,8 +172,16 @@ async fn named(name: &'static str, task: impl Future<Output = ()>) -> &'static s
     name
 }
 
-async fn bind(address: SocketAddr, key: &'static str, flag: &'static str) -> Result<TcpListener, StartError> {
-    TcpListener::bind(address).await.map_err(|source| StartError::Listen { address, key, flag, source })
+fn bind(address: SocketAddr, key: &'static str, flag: &'static str) -> Result<TcpListener, StartError> {
+    let listen = || {
+        let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+        // So that a restart need not wait for the last one's connections to be forgotten.
+        #[cfg(unix)]
+        socket.set_reuseaddr(true)?;
+        socket.bind(address)?;
+        socket.listen(ACCEPT_QUEUE_MAX)
+    };
+    listen().map_err(|source| StartError::Listen { address, key, flag, source })
 }
 
 fn local(listener: &TcpListener, configured: SocketAddr) -> SocketAddr {

@@ -97,7 +97,7 @@ pub enum OpenError {
         problem: String,
     },
     /// The disk refuses.
-    #[error("cannot open {path}: {source}")]
+    #[error("cannot open {path}: {source}; it has to be a directory that can be written: choose it with --data-dir")]
     Io {
         /// The data directory.
         path: PathBuf,

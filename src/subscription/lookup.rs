@@ -3,10 +3,13 @@
 use std::collections::VecDeque;
 
 use crate::{
-    event::{Filter, Sequence, TaskId},
+    event::{Filter, Record, Sequence, TaskId},
     hub::Seat,
-    store::{ReadError, Store},
+    store::{ReadError, ReadLimits, Store},
 };
+
+/// One fetch of events that the task index has named.
+pub(super) const FETCH: ReadLimits = ReadLimits { records_max: 64, bytes_max: 512 * 1024, scanned_max: 64 };
 
 /// A seat taken, and what the index had before it was.
 pub(super) struct Lookup {
@@ -17,8 +20,9 @@ pub(super) struct Lookup {
     pub places: VecDeque<Sequence>,
 }
 
-/// What the task index says: what to fetch, and which tasks were over before.
+/// What the task index says: the first events, what else to fetch, and which tasks were over before.
 pub(super) struct Found {
+    pub records: Vec<Record>,
     pub places: VecDeque<Sequence>,
     pub over: Vec<TaskId>,
 }
@@ -32,5 +36,10 @@ pub(super) fn look_up(store: &Store, filter: &Filter, after: Sequence, end: Sequ
     }
     let (before, behind): (Vec<_>, Vec<_>) = events.into_iter().partition(|event| event.sequence <= after);
     let over = before.into_iter().filter(|event| event.status.is_terminal()).map(|event| event.task_id).collect();
-    Ok(Found { places: behind.into_iter().map(|event| event.sequence).collect(), over })
+    let mut places: VecDeque<_> = behind.into_iter().map(|event| event.sequence).collect();
+    let first: Vec<_> = places.iter().take(FETCH.records_max).copied().collect();
+    // With the same trip to the disk: most tasks have no more than these.
+    let records = store.get_all(&first, FETCH.bytes_max)?;
+    places.drain(..records.len());
+    Ok(Found { records, places, over })
 }

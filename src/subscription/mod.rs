@@ -19,6 +19,7 @@ mod registry;
 
 use std::{
     collections::{HashSet, VecDeque},
+    future::poll_fn,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
@@ -41,13 +42,11 @@ use crate::{
     metrics::Metrics,
     store::{Chunk, ReadError, ReadLimits, Store},
 };
-use lookup::{Found, Lookup, look_up};
+use lookup::{FETCH, Found, Lookup, look_up};
 use registry::Entry;
 
 /// One read of the log: enough to amortise a thread hop, little enough that a stalled reader holds next to nothing.
 const SCAN: ReadLimits = ReadLimits { records_max: 512, bytes_max: 512 * 1024, scanned_max: 8_192 };
-/// One fetch of events that the task index has named.
-const FETCH: ReadLimits = ReadLimits { records_max: 64, bytes_max: 512 * 1024, scanned_max: 64 };
 
 /// What every subscription reads from.
 #[derive(Debug)]
@@ -238,7 +237,7 @@ impl Subscription {
             }
             Phase::Fetching(_, Some(fetch)) => {
                 let records = joined(ready!(Pin::new(fetch).poll(cx)));
-                Poll::Ready(self.accept(records, Self::take_fetched))
+                Poll::Ready(self.accept(records, Self::end_fetching))
             }
             Phase::Fetching(..) => {
                 self.fetch_more();
@@ -286,17 +285,19 @@ impl Subscription {
 
     fn plan_scan(&mut self) {
         let hub = &self.sources.hub;
-        self.phase = match hub.attach(&self.scan_filter, self.position) {
-            Some(seat) => {
-                self.entry.seated(Some(seat.number()));
-                Phase::Live(seat)
-            }
-            None => {
-                let (store, filter) = (Arc::clone(&self.sources.store), Arc::clone(&self.scan_filter));
-                let (after, up_to) = (self.position, hub.head());
-                Phase::Scanning(spawn_blocking(move || store.read_after(after, up_to, &filter, SCAN)))
-            }
-        };
+        if let Some(seat) = hub.attach(&self.scan_filter, self.position) {
+            return self.go_live(seat);
+        }
+        let (store, filter) = (Arc::clone(&self.sources.store), Arc::clone(&self.scan_filter));
+        let (after, up_to) = (self.position, hub.head());
+        self.phase = Phase::Scanning(spawn_blocking(move || store.read_after(after, up_to, &filter, SCAN)));
+    }
+
+    fn go_live(&mut self, seat: Seat) {
+        self.entry.seated(Some(seat.number()));
+        self.phase = Phase::Live(seat);
+        // The head has moved on while the log was read; what the ring has of it is still to come.
+        self.catch_up_to = self.catch_up_to.map(|_| self.sources.hub.head());
     }
 
     fn plan_lookup(&mut self) {
@@ -322,14 +323,14 @@ impl Subscription {
             lookup.places = found.places;
             self.phase = Phase::Fetching(lookup, None);
         }
+        self.take_fetched(found.records);
     }
 
     fn fetch_more(&mut self) {
         let Phase::Fetching(lookup, _) = std::mem::replace(&mut self.phase, Phase::Planning) else { return };
         if lookup.places.is_empty() {
             self.reach(lookup.end);
-            self.entry.seated(Some(lookup.seat.number()));
-            self.phase = Phase::Live(lookup.seat);
+            self.go_live(lookup.seat);
             return;
         }
         let store = Arc::clone(&self.sources.store);
@@ -338,11 +339,15 @@ impl Subscription {
         self.phase = Phase::Fetching(lookup, Some(fetch));
     }
 
-    fn take_fetched(&mut self, mut records: Vec<Record>) {
+    fn end_fetching(&mut self, records: Vec<Record>) {
         if let Phase::Fetching(lookup, fetch) = &mut self.phase {
             lookup.places.drain(..records.len().min(lookup.places.len()));
             *fetch = None;
         }
+        self.take_fetched(records);
+    }
+
+    fn take_fetched(&mut self, mut records: Vec<Record>) {
         self.buffer_end = records.last().map_or(self.position, Record::sequence);
         records.retain(|record| self.scan_filter.matches(record)); // the index knows tasks only
         self.buffer = records.into();
@@ -362,6 +367,24 @@ impl Subscription {
                 Ok(())
             }
         }
+    }
+
+    /// Makes the first read. A start that the client left to the log moves on with the log's oldest event until a read has
+    /// got hold of it: retention must not turn down somebody who holds no cursor.
+    async fn settle(&mut self) -> Result<(), End> {
+        let on_expired = std::mem::replace(&mut self.on_expired, OnExpired::Earliest);
+        loop {
+            self.plan();
+            if !matches!(self.phase, Phase::Live(_)) {
+                poll_fn(|cx| self.poll_advance(cx)).await?;
+            }
+            // A gap before the start is none.
+            if self.outbox.pop_front().is_none() {
+                break;
+            }
+        }
+        self.on_expired = on_expired;
+        Ok(())
     }
 
     fn skip_to(&mut self, to: Sequence) {

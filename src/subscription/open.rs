@@ -9,7 +9,7 @@ use tokio::{
 };
 use uuid::Uuid;
 
-use super::{Message, Phase, Sources, Subscription, registry::NewEntry};
+use super::{End, Message, Phase, Sources, Subscription, registry::NewEntry};
 use crate::{
     event::{Cursor, Filter, Sequence},
     store::ReadError,
@@ -142,6 +142,7 @@ impl Subscription {
             return Err(OpenError::Draining);
         }
         let position = sources.start(&opening).await?;
+        let may_move = !matches!(opening.start, Start::After(_));
         let Opening { filter, on_expired, until_terminal, heartbeat_interval, deadline, client_name, peer, .. } =
             opening;
         let filter = Arc::new(filter);
@@ -157,11 +158,6 @@ impl Subscription {
         let pending = until_terminal.then(|| filter.task_ids.clone());
         let first_beat = Instant::now() + jittered(heartbeat_interval, id);
         let (head, first_available) = (sources.hub.head(), sources.store.first_available());
-        let subscribed = Message::Subscribed {
-            position,
-            first_available: (first_available <= sources.store.head()).then_some(first_available),
-            head: head.max(position),
-        };
         let mut subscription = Self {
             entry,
             filter,
@@ -171,7 +167,7 @@ impl Subscription {
             position,
             buffer: VecDeque::new(),
             buffer_end: position,
-            outbox: [subscribed].into(),
+            outbox: VecDeque::new(),
             end: None,
             pending,
             catch_up_to: Some(head),
@@ -180,13 +176,31 @@ impl Subscription {
             deadline,
             sources,
         };
+        if may_move {
+            subscription.settle().await.map_err(|end| match end {
+                End::Corrupt(problem) => OpenError::Corrupt(problem),
+                _ => OpenError::CursorExpired,
+            })?;
+        }
+        subscription.announce();
         // An expired cursor that passed `start` continues behind a gap.
-        if position < first_available.previous()
+        if !may_move
+            && position < first_available.previous()
             && let Some(to) = on_expired.continue_at(&subscription.sources)
         {
             subscription.skip_to(to);
         }
         Ok(subscription)
+    }
+
+    fn announce(&mut self) {
+        let Sources { store, hub, .. } = &*self.sources;
+        let (first_available, head) = (store.first_available(), store.head());
+        self.outbox.push_back(Message::Subscribed {
+            position: self.position,
+            first_available: (first_available <= head).then_some(first_available),
+            head: hub.head().max(self.position),
+        });
     }
 }
 

@@ -89,8 +89,10 @@ fn each<T, U, C: FromIterator<U>>(
 
 /// Reads a point in time.
 pub fn instant_from_wire(field: &str, time: prost_types::Timestamp) -> Result<Timestamp, Malformed> {
-    Timestamp::new(time.seconds, time.nanos)
-        .map_err(|_| Malformed::new(field, "not a point in time between the years 1 and 9999"))
+    let malformed = || Malformed::new(field, "not a point in time between the years 1 and 9999");
+    // Protobuf counts nanoseconds forward from the second; jiff would also take them backwards.
+    u32::try_from(time.nanos).map_err(|_| malformed())?;
+    Timestamp::new(time.seconds, time.nanos).map_err(|_| malformed())
 }
 
 /// Reads a duration that must not be negative.

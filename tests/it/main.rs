@@ -9,6 +9,18 @@
     reason = "a test binary has no users, and a panic is how a test fails"
 )]
 
+mod admin_service;
+mod command_line;
+mod configuration;
 mod guarantees;
+mod history;
+mod http_front;
+mod journal_contract;
 mod layering;
+mod lifecycle;
+mod retention;
+mod server_contract;
+mod store_door;
+mod subscribe;
 mod support;
+mod vendor_behaviour;

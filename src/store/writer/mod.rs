@@ -265,13 +265,13 @@ impl<P: Publish> Writer<P> {
         }
         // A file system that cannot be asked is left to the write itself, which will say what is wrong.
         let Ok((free_bytes, total_bytes)) = self.store.disk_bytes() else { return };
-        let needed_bytes = total_bytes / 100 * self.retention.disk_free_min_percent;
-        let now =
-            if free_bytes < needed_bytes { Health::DiskLow { free_bytes, needed_bytes } } else { Health::Writable };
+        let now = disk_health(free_bytes, total_bytes, self.retention.disk_free_min_percent);
         if std::mem::discriminant(&now) != std::mem::discriminant(&*health) {
             match &now {
-                Health::Writable => tracing::info!(free_bytes, needed_bytes, "enough disk is free again: writing"),
-                _ => tracing::error!(free_bytes, needed_bytes, "too little disk is free: refusing callbacks"),
+                Health::DiskLow { needed_bytes, .. } => {
+                    tracing::error!(free_bytes, needed_bytes, "too little disk is free: refusing callbacks");
+                }
+                _ => tracing::info!(free_bytes, "enough disk is free again: writing"),
             }
         }
         *health = now;
@@ -357,6 +357,12 @@ impl<P: Publish> Writer<P> {
     }
 }
 
+fn disk_health(free_bytes: u64, total_bytes: u64, free_min_percent: u64) -> Health {
+    // Divides first, so that no disk is too large; what that loses is less than a hundred bytes.
+    let needed_bytes = total_bytes / 100 * free_min_percent;
+    if free_bytes < needed_bytes { Health::DiskLow { free_bytes, needed_bytes } } else { Health::Writable }
+}
+
 // What was received before this, in microseconds since 1970, is too old.
 fn cutoff(age_max: Duration) -> i64 {
     now_micros().saturating_sub(i64::try_from(age_max.as_micros()).unwrap_or(i64::MAX))
@@ -366,4 +372,19 @@ fn now_micros() -> i64 {
     // A clock before 1970 keeps everything.
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     i64::try_from(since.as_micros()).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_disk_is_low_below_its_share_and_not_at_it() {
+        let low = |free_bytes, needed_bytes| Health::DiskLow { free_bytes, needed_bytes };
+        assert_eq!(disk_health(49, 1_000, 5), low(49, 50));
+        assert_eq!(disk_health(50, 1_000, 5), Health::Writable);
+        assert_eq!(disk_health(0, 1_000, 0), Health::Writable, "0 is off");
+        assert_eq!(disk_health(999, 1_000, 100), low(999, 1_000), "100 takes nothing on a disk that holds anything");
+        assert_eq!(disk_health(u64::MAX, u64::MAX, 100), Health::Writable, "no disk is too large");
+    }
 }

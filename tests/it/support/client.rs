@@ -52,6 +52,12 @@ impl Server {
         Sub::open(self.events().await, request).await
     }
 
+    /// Every open subscription, oldest first, by `ListSubscriptions`.
+    pub async fn subscriptions(&self) -> Vec<v1::Subscription> {
+        let request = v1::ListSubscriptionsRequest::default();
+        self.admin_service().await.list_subscriptions(request).await.unwrap().into_inner().subscriptions
+    }
+
     /// Every retained event, in log order, by `ListEvents`.
     pub async fn log_of_events(&self) -> Vec<Event> {
         let mut client = self.events().await;

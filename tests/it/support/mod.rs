@@ -6,13 +6,19 @@
 #![allow(dead_code, reason = "each module uses its part of the fixture")]
 
 mod client;
+mod command;
+mod grpc;
+mod library;
 mod server;
 mod vendor;
 
 use std::time::Duration;
 
 pub use client::{AsObserved, Seen, Sub, reason, request, tasks};
-pub use server::{Options, Server};
+pub use command::{Cli, Ran, Running, free_address};
+pub use grpc::*;
+pub use library::{Node, draft, node, stored};
+pub use server::{ANY_PORT, Options, Server};
 #[allow(unused_imports, reason = "each module uses its part of the fixture")]
 pub use vendor::{Answer, Http, completed, failed, processing, with};
 
@@ -25,7 +31,7 @@ pub async fn within<T>(what: &str, work: impl Future<Output = T>) -> T {
 }
 
 /// Asks until the answer is yes.
-pub async fn until<F: Future<Output = bool>>(what: &str, mut asked: impl FnMut() -> F) {
+pub async fn until(what: &str, mut asked: impl AsyncFnMut() -> bool) {
     within(what, async {
         while !asked().await {
             tokio::time::sleep(Duration::from_millis(5)).await; // between two questions, not instead of one

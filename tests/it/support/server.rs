@@ -2,7 +2,7 @@
 
 use std::{
     io::{BufRead, BufReader, Read},
-    net::SocketAddr,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
     sync::{Arc, Mutex, mpsc},
@@ -15,6 +15,9 @@ use tempfile::TempDir;
 use tonic::transport::{Channel, Endpoint};
 
 use super::{Http, PATIENCE, until};
+
+/// An address on which the system chooses the port.
+pub const ANY_PORT: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
 
 /// How a broker is started.
 #[derive(Clone, Debug, Default)]
@@ -31,9 +34,17 @@ impl Options {
 
     /// Starts a broker with an empty directory.
     pub async fn start(self) -> Server {
-        let directory = Arc::new(tempfile::tempdir().unwrap());
-        let free: SocketAddr = "127.0.0.1:0".parse().unwrap();
-        Server::launch(self, directory, [free; 3]).await
+        self.start_on([ANY_PORT; 3]).await
+    }
+
+    /// The same, on the given addresses for ingest, gRPC and admin.
+    pub async fn start_on(self, listen: [SocketAddr; 3]) -> Server {
+        Server::launch(self, Arc::new(tempfile::tempdir().unwrap()), listen).await
+    }
+
+    /// Starts a broker on the data in `data` of a directory, which the broker then owns.
+    pub async fn start_in(self, directory: TempDir) -> Server {
+        Server::launch(self, Arc::new(directory), [ANY_PORT; 3]).await
     }
 
     /// The command that would start it, for tests of what it prints.

@@ -1,0 +1,343 @@
+//! `AdminService`: who is subscribed, and what could not be understood.
+
+use std::collections::HashSet;
+
+use blobcast::wire::v1::{
+    DiscardQuarantinedRequest, Filter, ListQuarantineRequest, ListSubscriptionsRequest, QuarantinedCallback,
+    ReleaseQuarantinedRequest, ReleaseQuarantinedResponse, SubscribeRequest, Subscription, SubscriptionState,
+    TaskStatus, admin_service_client::AdminServiceClient,
+};
+use serde_json::json;
+use tonic::{Code, Status, transport::Channel};
+
+use crate::support::{
+    Options, Server, Sub, after, completed, latest, matching, of_labels, of_tasks, place, refusal, request, tasks,
+    told, until, violation, with,
+};
+
+type Client = AdminServiceClient<Channel>;
+
+async fn subscriptions(client: &mut Client) -> Vec<Subscription> {
+    let listed = client.list_subscriptions(ListSubscriptionsRequest::default()).await.unwrap();
+    listed.into_inner().subscriptions
+}
+
+/// All pages of the quarantine.
+async fn quarantine_pages(client: &mut Client, request: ListQuarantineRequest) -> Vec<Vec<QuarantinedCallback>> {
+    let (mut pages, mut page_token) = (Vec::new(), String::new());
+    loop {
+        let request = ListQuarantineRequest { page_token, ..request.clone() };
+        let page = client.list_quarantine(request).await.unwrap().into_inner();
+        pages.push(page.callbacks);
+        page_token = page.next_page_token;
+        if page_token.is_empty() {
+            return pages;
+        }
+    }
+}
+
+async fn quarantine(client: &mut Client) -> Vec<QuarantinedCallback> {
+    quarantine_pages(client, ListQuarantineRequest { include_body: true, ..Default::default() }).await.concat()
+}
+
+async fn release(
+    client: &mut Client,
+    request: ReleaseQuarantinedRequest,
+) -> Result<ReleaseQuarantinedResponse, Status> {
+    Ok(client.release_quarantined(request).await?.into_inner())
+}
+
+async fn discard(client: &mut Client, quarantine_ids: &[&str]) -> Result<u32, Status> {
+    let quarantine_ids = quarantine_ids.iter().map(ToString::to_string).collect();
+    Ok(client.discard_quarantined(DiscardQuarantinedRequest { quarantine_ids }).await?.into_inner().discarded_count)
+}
+
+fn of(quarantine_id: &str) -> ReleaseQuarantinedRequest {
+    ReleaseQuarantinedRequest { quarantine_id: quarantine_id.into(), ..Default::default() }
+}
+
+#[tokio::test]
+async fn a_subscription_is_listed_with_what_it_asked_for_and_where_it_is() {
+    let server = Server::start().await;
+    let mut admin = server.admin_service().await;
+    assert_eq!(subscriptions(&mut admin).await, []);
+    let filter = Filter {
+        products: vec!["veo".into()],
+        statuses: vec![TaskStatus::Completed.into(), TaskStatus::Unspecified.into()],
+        labels: of_labels([("team", "ads")]).labels,
+        ..of_tasks((0..20).map(|number| format!("t{number}")))
+    };
+    let request = SubscribeRequest { client_name: "billing ü".into(), ..matching(filter.clone()) };
+    let mut sub = server.subscribe(request).await;
+    sub.until_caught_up().await;
+    for number in 0..3 {
+        server.http().post_to("/webhook/veo?team=ads", completed(&format!("t{number}")).to_string()).await;
+    }
+    server.http().post(&completed("other")).await;
+    sub.next_events(3).await;
+
+    let [listed] = &subscriptions(&mut admin).await[..] else { panic!("one subscription") };
+    assert_eq!(listed.subscription_id, sub.subscribed.subscription_id);
+    assert_eq!(listed.client_name, "billing ü");
+    let peer: std::net::SocketAddr = listed.peer.parse().unwrap();
+    assert!(peer.ip().is_loopback() && peer.port() != 0);
+    let shown = listed.filter.clone().unwrap();
+    assert_eq!((shown.task_ids.len(), listed.task_id_count), (16, 20));
+    assert!(shown.task_ids.iter().all(|id| filter.task_ids.contains(id)));
+    assert_eq!((shown.products, shown.statuses, shown.labels), (filter.products, filter.statuses, filter.labels));
+    assert_eq!(listed.state(), SubscriptionState::Live);
+    assert_eq!(listed.delivered_count, 3);
+    assert_eq!((place(&listed.cursor), listed.lag), (4, 0), "what does not concern it is no lag");
+    assert!(listed.opened_at.is_some());
+
+    drop(sub);
+    until("the end", async || subscriptions(&mut admin).await.is_empty()).await;
+}
+
+#[tokio::test]
+async fn a_stalled_subscription_shows_its_state_and_its_lag() {
+    let server = Server::start().await;
+    server.http().post_bulky(0..200, 20_000).await;
+    let mut admin = server.admin_service().await;
+    let mut stalled = server.subscribe(request()).await;
+    stalled.next_event().await;
+    // The default windows of a client take a part of the 4 MB, and no more until it reads on.
+    let mut listed = Subscription::default();
+    until("the stall", async || {
+        let before = std::mem::replace(&mut listed, subscriptions(&mut admin).await.remove(0));
+        listed == before
+    })
+    .await;
+    assert_eq!(listed.state(), SubscriptionState::CatchingUp);
+    assert!(listed.lag > 0);
+    assert_eq!((listed.lag, listed.delivered_count), (200 - place(&listed.cursor), place(&listed.cursor)));
+
+    stalled.until_caught_up().await;
+    let listed = subscriptions(&mut admin).await.remove(0);
+    assert_eq!((listed.state(), listed.lag, listed.delivered_count), (SubscriptionState::Live, 0, 200));
+}
+
+#[tokio::test]
+async fn subscriptions_are_paged_oldest_first() {
+    let server = Server::start().await;
+    let (mut admin, client) = (server.admin_service().await, server.events().await);
+    let mut open = Vec::new();
+    for number in 0..5 {
+        let request = SubscribeRequest { client_name: format!("c{number}"), ..latest() };
+        open.push(Sub::open(client.clone(), request).await.unwrap());
+    }
+    let (mut names, mut page_token) = (Vec::new(), String::new());
+    for _ in 0..10 {
+        let request = ListSubscriptionsRequest { page_size: 2, page_token };
+        let page = admin.list_subscriptions(request).await.unwrap().into_inner();
+        assert!(page.subscriptions.len() <= 2);
+        names.extend(page.subscriptions.into_iter().map(|listed| listed.client_name));
+        page_token = page.next_page_token;
+        if page_token.is_empty() {
+            break;
+        }
+    }
+    assert_eq!(names, ["c0", "c1", "c2", "c3", "c4"]);
+    let negative = ListSubscriptionsRequest { page_size: -1, ..Default::default() };
+    assert_eq!(violation(&admin.list_subscriptions(negative).await.unwrap_err()), "page_size");
+    let garbled = ListSubscriptionsRequest { page_token: "2".into(), ..Default::default() };
+    assert_eq!(violation(&admin.list_subscriptions(garbled).await.unwrap_err()), "page_token");
+}
+
+#[tokio::test]
+async fn the_quarantine_shows_what_came_and_why_it_is_there() {
+    let server = Server::start().await;
+    let mut admin = server.admin_service().await;
+    let posted: [(&str, &[u8], &str); 5] = [
+        ("/webhook/veo?team=ads&token=s3cret&sig=x", b"{not json \xff", "not_json"),
+        ("/webhook", b"[]", "not_an_object"),
+        ("/webhook/veo", b"{\"status\":\"completed\"}", "no_task_id"),
+        ("/webhook/Veo!", b"{\"id\":\"t1\",\"status\":\"completed\"}", "bad_product"),
+        ("/webhook/veo?=x", b"{\"id\":\"t1\",\"status\":\"completed\"}", "bad_labels"),
+    ];
+    for (path, body, reason) in &posted {
+        let answer = server.http().post_to(path, bytes::Bytes::from_static(body)).await;
+        assert_eq!((answer.status, answer.reason()), (202, *reason));
+    }
+    let targets = ["/webhook/veo?team=ads", "/webhook", "/webhook/veo", "/webhook/Veo!", "/webhook/veo?=x"];
+    let kept = quarantine(&mut admin).await;
+    assert_eq!(kept.len(), posted.len());
+    for ((callback, (_, body, reason)), target) in kept.iter().zip(posted).zip(targets) {
+        assert_eq!((callback.reason.as_str(), callback.target.as_str()), (reason, target));
+        assert_eq!((callback.body.as_ref(), callback.body_bytes), (body, body.len() as u64));
+        assert!(!callback.detail.is_empty() && callback.received_at.is_some());
+    }
+    let ids: HashSet<_> = kept.iter().map(|callback| &callback.quarantine_id).collect();
+    assert_eq!(ids.len(), kept.len());
+    let bare = quarantine_pages(&mut admin, ListQuarantineRequest::default()).await.concat();
+    assert!(bare.iter().all(|callback| callback.body.is_empty()));
+    assert_eq!(bare.iter().map(|callback| callback.body_bytes).sum::<u64>(), 11 + 2 + 22 + 2 * 32);
+    assert_eq!(server.log_of_events().await, [], "nothing of it is an event");
+}
+
+#[tokio::test]
+async fn the_quarantine_is_paged_by_count_and_by_bytes() {
+    let server = Server::start().await;
+    let mut admin = server.admin_service().await;
+    let http = server.http();
+    for number in 0..7 {
+        http.post_to("/webhook/veo", format!("small {number}")).await;
+    }
+    for (page_size, lengths) in [(3, vec![3, 3, 1]), (7, vec![7]), (8, vec![7]), (0, vec![7]), (1, vec![1; 7])] {
+        let request = ListQuarantineRequest { page_size, include_body: true, ..Default::default() };
+        let pages = quarantine_pages(&mut admin, request).await;
+        assert_eq!(pages.iter().map(Vec::len).collect::<Vec<_>>(), lengths);
+        let bodies: Vec<_> = pages.concat().into_iter().map(|callback| callback.body).collect();
+        assert_eq!(bodies, (0..7).map(|number| format!("small {number}")).collect::<Vec<_>>());
+    }
+    for number in 0..6 {
+        http.post_to("/webhook/veo", format!("{number}{}", "x".repeat(500_000))).await;
+    }
+    for include_body in [false, true] {
+        let request = ListQuarantineRequest { include_body, ..Default::default() };
+        let pages = quarantine_pages(&mut admin, request).await;
+        assert_eq!(pages.iter().map(Vec::len).sum::<usize>(), 13);
+        assert!(pages.len() >= 3, "3 MB in {} pages", pages.len());
+    }
+    let negative = ListQuarantineRequest { page_size: -1, ..Default::default() };
+    assert_eq!(violation(&admin.list_quarantine(negative).await.unwrap_err()), "page_size");
+    let garbled = ListQuarantineRequest { page_token: "x".into(), ..Default::default() };
+    assert_eq!(violation(&admin.list_quarantine(garbled).await.unwrap_err()), "page_token");
+}
+
+#[tokio::test]
+async fn a_released_callback_becomes_an_event_with_the_corrections_and_is_gone() {
+    let mut server = Server::start().await;
+    let mut admin = server.admin_service().await;
+    let body = with(completed("x"), json!({"generation_id": null}));
+    let target = format!("/webhook/Veo!?{}=1", "k".repeat(65));
+    assert_eq!(server.http().post_to(&target, body.to_string()).await.status, 202);
+    let kept = quarantine(&mut admin).await.remove(0);
+    let mut live = server.subscribe(tasks(["t9"])).await;
+
+    // Each correction alone is not enough.
+    let all = ReleaseQuarantinedRequest {
+        product: "veo".into(),
+        task_id: "t9".into(),
+        drop_labels: true,
+        ..of(&kept.quarantine_id)
+    };
+    let too_few = [
+        (of(&kept.quarantine_id), "bad_product"),
+        (ReleaseQuarantinedRequest { product: String::new(), ..all.clone() }, "bad_product"),
+        (ReleaseQuarantinedRequest { drop_labels: false, ..all.clone() }, "bad_labels"),
+        (ReleaseQuarantinedRequest { task_id: String::new(), ..all.clone() }, "no_task_id"),
+    ];
+    for (request, reason) in too_few {
+        let status = release(&mut admin, request).await.unwrap_err();
+        assert_eq!(refusal(&status), (Code::FailedPrecondition, "NOT_UNDERSTOOD".into()));
+        assert_eq!(told(&status, "reason"), reason);
+    }
+    assert_eq!(quarantine(&mut admin).await, std::slice::from_ref(&kept), "what was refused stays");
+
+    let released = release(&mut admin, all.clone()).await.unwrap();
+    assert!(!released.duplicate);
+    let event = live.next_event().await;
+    assert_eq!((&event.event_id, event.product.as_str()), (&released.event_id, "veo"));
+    assert!(event.labels.is_empty() && !event.product_inferred);
+    // When the callback was received is when the event was, whenever somebody looked at it.
+    let micros = |time: prost_types::Timestamp| (time.seconds, time.nanos / 1000);
+    assert_eq!(event.received_at.map(micros), kept.received_at.map(micros));
+    let log = server.log_of_events().await;
+
+    for _ in 0..2 {
+        assert_eq!(quarantine(&mut admin).await, []);
+        let status = release(&mut admin, all.clone()).await.unwrap_err();
+        assert_eq!(refusal(&status), (Code::NotFound, "QUARANTINE_NOT_FOUND".into()));
+        assert_eq!(server.log_of_events().await, log);
+        assert_eq!(server.log_info().await.quarantine_count, 0);
+        server.crash().await;
+        admin = server.admin_service().await;
+    }
+}
+
+#[tokio::test]
+async fn a_released_callback_that_the_log_already_has_is_a_duplicate_and_leaves_the_quarantine() {
+    let server = Server::start().await;
+    let mut admin = server.admin_service().await;
+    let event_id = server.http().post(&completed("t1")).await.event_id();
+    server.http().post_to("/webhook/Veo", completed("t1").to_string()).await;
+    let kept = quarantine(&mut admin).await.remove(0);
+    let request = ReleaseQuarantinedRequest { product: "veo".into(), ..of(&kept.quarantine_id) };
+    let released = release(&mut admin, request).await.unwrap();
+    assert_eq!(released, ReleaseQuarantinedResponse { event_id, duplicate: true });
+    assert_eq!(quarantine(&mut admin).await, []);
+    assert_eq!(server.log_of_events().await.len(), 1);
+}
+
+#[tokio::test]
+async fn a_release_with_malformed_corrections_or_of_nothing_is_refused() {
+    let server = Server::start().await;
+    let mut admin = server.admin_service().await;
+    server.http().post_to("/webhook/veo", "x").await;
+    let id = quarantine(&mut admin).await.remove(0).quarantine_id;
+    let malformed = [
+        (of(""), "quarantine_id"),
+        (of("first"), "quarantine_id"),
+        (ReleaseQuarantinedRequest { product: "Veo".into(), ..of(&id) }, "product"),
+        (ReleaseQuarantinedRequest { task_id: "a b".into(), ..of(&id) }, "task_id"),
+    ];
+    for (request, field) in malformed {
+        assert_eq!(violation(&release(&mut admin, request).await.unwrap_err()), field);
+    }
+    for id in ["0", "999", "18446744073709551615"] {
+        let status = release(&mut admin, of(id)).await.unwrap_err();
+        assert_eq!(refusal(&status), (Code::NotFound, "QUARANTINE_NOT_FOUND".into()));
+    }
+}
+
+#[tokio::test]
+async fn discarding_deletes_what_exists_and_counts_it() {
+    let mut server = Server::start().await;
+    let mut admin = server.admin_service().await;
+    for number in 0..5 {
+        server.http().post_to("/webhook/veo", format!("bad {number}")).await;
+    }
+    let ids: Vec<_> = quarantine(&mut admin).await.into_iter().map(|callback| callback.quarantine_id).collect();
+    assert_eq!(discard(&mut admin, &[&ids[1], &ids[3], &ids[1], "999"]).await.unwrap(), 2);
+    assert_eq!(discard(&mut admin, &[&ids[1]]).await.unwrap(), 0);
+    for _ in 0..2 {
+        let left = quarantine(&mut admin).await;
+        assert_eq!(left.iter().map(|callback| &callback.body[..]).collect::<Vec<_>>(), [b"bad 0", b"bad 2", b"bad 4"]);
+        assert_eq!(server.log_info().await.quarantine_count, 3);
+        server.crash().await;
+        admin = server.admin_service().await;
+    }
+    // A number is never given twice.
+    server.http().post_to("/webhook/veo", "bad 5").await;
+    let newest = quarantine(&mut admin).await.pop().unwrap();
+    assert!(!ids.contains(&newest.quarantine_id));
+
+    let most = vec!["999"; 256];
+    assert_eq!(discard(&mut admin, &most).await.unwrap(), 0);
+    for bad in [vec![], vec!["999"; 257], vec!["1", "one"]] {
+        assert_eq!(violation(&discard(&mut admin, &bad).await.unwrap_err()), "quarantine_ids");
+    }
+}
+
+#[tokio::test]
+async fn a_task_with_as_many_events_as_it_may_have_can_be_released_when_retention_has_made_room() {
+    let server = Options::default().set("log.retention_bytes_max", "1MiB").start().await;
+    let mut admin = server.admin_service().await;
+    let http = server.http();
+    let event = |number: usize| with(completed("t1"), json!({"status": format!("step {number}")}));
+    for number in 0..1_000 {
+        http.post(&event(number)).await.event_id();
+    }
+    assert_eq!(http.post(&event(1_000)).await.reason(), "too_many_events");
+    let kept = quarantine(&mut admin).await.remove(0);
+    let status = release(&mut admin, of(&kept.quarantine_id)).await.unwrap_err();
+    assert_eq!(refusal(&status), (Code::FailedPrecondition, "NOT_UNDERSTOOD".into()));
+    assert_eq!(told(&status, "reason"), "too_many_events");
+    http.post_bulky(2..22, 20_000).await;
+    server.trimmed().await;
+    let mut live = server.subscribe(after(&server.log_info().await.head)).await;
+    let released = release(&mut admin, of(&kept.quarantine_id)).await.unwrap();
+    let event = live.next_event().await;
+    assert_eq!((event.event_id, event.revision), (released.event_id, 1_001));
+}

@@ -1,0 +1,257 @@
+//! Every limit of the front, at it and beyond it.
+
+use std::time::Duration;
+
+use tokio::time::timeout;
+
+use super::{
+    counted, nothing_is_kept, quarantine,
+    raw::{Raw, chunked, head, post},
+};
+use crate::support::{Options, Server, completed, until, with, within};
+
+const BODY_BYTES_MAX: usize = 1024 * 1024;
+const HEADER_BYTES_MAX: usize = 16 * 1024;
+
+/// A callback with a body of so many bytes.
+fn body_of(bytes: usize) -> Vec<u8> {
+    let with_prompt = |length| with(completed("t1"), serde_json::json!({"prompt": "x".repeat(length)})).to_string();
+    let around = with_prompt(0).len();
+    let body = with_prompt(bytes - around).into_bytes();
+    assert_eq!(body.len(), bytes);
+    body
+}
+
+async fn too_large(server: &Server, request: Vec<u8>) {
+    let before = counted(server, "body_too_large").await;
+    let mut raw = Raw::connect(server.ingest).await;
+    raw.send(request).await;
+    let reply = raw.reply().await;
+    assert_eq!((reply.status, reply.reason().as_str()), (413, "body_too_large"));
+    assert_eq!(reply.header("connection"), "close");
+    raw.closed().await;
+    assert_eq!(counted(server, "body_too_large").await, before + 1.0);
+    nothing_is_kept(server).await;
+}
+
+#[tokio::test]
+async fn a_body_of_1_mib_is_taken_and_one_byte_more_is_not() {
+    let server = Server::start().await;
+    too_large(&server, post("/webhook/veo", "", body_of(BODY_BYTES_MAX + 1))).await;
+    let mut raw = Raw::connect(server.ingest).await;
+    raw.send(post("/webhook/veo", "", body_of(BODY_BYTES_MAX))).await;
+    assert_eq!(raw.reply().await.json()["duplicate"], false);
+}
+
+#[tokio::test]
+async fn a_body_in_chunks_without_a_length_has_the_same_limit() {
+    let server = Server::start().await;
+    let request = |bytes, chunk| {
+        let mut request = head("/webhook/veo", "transfer-encoding: chunked\r\n");
+        request.extend(chunked(&body_of(bytes), chunk));
+        request
+    };
+    too_large(&server, request(BODY_BYTES_MAX + 1, 64 * 1024)).await;
+    too_large(&server, request(BODY_BYTES_MAX + 1, BODY_BYTES_MAX + 1)).await;
+    // The limit is the body's: what the chunks add around it does not count.
+    for (chunk, duplicate) in [(100, false), (BODY_BYTES_MAX, true)] {
+        let mut raw = Raw::connect(server.ingest).await;
+        raw.send(request(BODY_BYTES_MAX, chunk)).await;
+        assert_eq!(raw.reply().await.json()["duplicate"], duplicate);
+    }
+}
+
+#[tokio::test]
+async fn the_largest_body_that_cannot_be_understood_is_quarantined_whole() {
+    let server = Server::start().await;
+    let body = vec![b'x'; BODY_BYTES_MAX];
+    let answer = server.http().post_to("/webhook/veo", body.clone()).await;
+    assert_eq!((answer.status, answer.reason()), (202, "not_json"));
+    assert!(quarantine(&server).await[0].body == body);
+}
+
+/// A request whose head has so many bytes.
+fn head_of(bytes: usize) -> Vec<u8> {
+    let body = completed("t1").to_string();
+    let with_filler =
+        |length| head("/webhook/veo", &format!("content-length: {}\r\nx: {}\r\n", body.len(), "x".repeat(length)));
+    let head = with_filler(bytes - with_filler(0).len());
+    assert_eq!(head.len(), bytes);
+    [head, body.into_bytes()].concat()
+}
+
+#[tokio::test]
+async fn headers_of_16_kib_are_taken_and_more_are_not_read() {
+    let server = Server::start().await;
+    let mut raw = Raw::connect(server.ingest).await;
+    raw.send(head_of(HEADER_BYTES_MAX)).await;
+    assert_eq!(raw.reply().await.status, 200);
+    // 16 KiB of a head that would go on: answered without waiting for the rest.
+    let mut raw = Raw::connect(server.ingest).await;
+    raw.send(&head_of(HEADER_BYTES_MAX + 1)[..HEADER_BYTES_MAX]).await;
+    let reply = raw.reply().await;
+    assert_eq!(reply.status, 431);
+    raw.closed().await;
+    until("it to be counted", || async { counted(&server, "headers_too_large").await == 1.0 }).await;
+    assert_eq!(server.log_of_events().await.len(), 1);
+}
+
+#[tokio::test]
+async fn sixty_four_headers_are_taken_and_one_more_is_not() {
+    let server = Server::start().await;
+    let request = |count: usize| {
+        // Two are there anyway: host and content-length.
+        let headers: String = (2..count).map(|number| format!("x-{number}: y\r\n")).collect();
+        post("/webhook/veo", &headers, completed("t1").to_string())
+    };
+    for (count, status) in [(64, 200), (65, 431)] {
+        let mut raw = Raw::connect(server.ingest).await;
+        raw.send(request(count)).await;
+        assert_eq!(raw.reply().await.status, status);
+    }
+    until("it to be counted", || async { counted(&server, "headers_too_large").await == 1.0 }).await;
+}
+
+#[tokio::test]
+async fn headers_that_take_too_long_are_answered_408_even_if_they_trickle() {
+    let server = Options::default().set("ingest.header_timeout", "200ms").start().await;
+    let mut raw = Raw::connect(server.ingest).await;
+    raw.send("POST /webhook/veo HTTP/1.1\r\nx: ").await;
+    assert_eq!(raw.reply().await.status, 408);
+    raw.closed().await;
+    let mut raw = Raw::connect(server.ingest).await;
+    raw.send("POST /webhook/veo HTTP/1.1\r\nx: ").await;
+    assert_eq!(raw.trickle().await.status, 408);
+    until("both to be counted", || async { counted(&server, "header_timeout").await == 2.0 }).await;
+    nothing_is_kept(&server).await;
+}
+
+#[tokio::test]
+async fn a_connection_that_asks_nothing_for_too_long_is_closed_without_a_word() {
+    let server = Options::default().set("ingest.header_timeout", "200ms").start().await;
+    Raw::connect(server.ingest).await.closed().await;
+    let mut used = Raw::connect(server.ingest).await;
+    used.send(post("/webhook/veo", "", completed("t1").to_string())).await;
+    assert_eq!(used.reply().await.status, 200);
+    used.closed().await;
+    assert_eq!(counted(&server, "header_timeout").await, 0.0);
+}
+
+#[tokio::test]
+async fn a_body_that_takes_too_long_is_answered_408_even_if_it_trickles() {
+    let server = Options::default().set("ingest.body_timeout", "200ms").start().await;
+    let half = head("/webhook/veo", "content-length: 100000\r\n");
+    let mut stalled = Raw::connect(server.ingest).await;
+    stalled.send([&half[..], b"{"].concat()).await;
+    let mut trickling = Raw::connect(server.ingest).await;
+    trickling.send(&half).await;
+    let mut chunks = Raw::connect(server.ingest).await;
+    chunks.send(head("/webhook/veo", "transfer-encoding: chunked\r\n")).await;
+    chunks.send("2\r\n{}\r\n").await;
+    for reply in [stalled.reply().await, trickling.trickle().await, chunks.reply().await] {
+        assert_eq!((reply.status, reply.reason().as_str()), (408, "body_timeout"));
+        assert_eq!(reply.header("connection"), "close");
+    }
+    assert_eq!(counted(&server, "body_timeout").await, 3.0);
+    nothing_is_kept(&server).await;
+}
+
+#[tokio::test]
+async fn connections_up_to_the_limit_are_served_and_the_next_is_told_when_to_return() {
+    let server = Options::default().set("ingest.connections_max", 2).start().await;
+    let request = post("/webhook/veo", "", completed("t1").to_string());
+    let mut open = Vec::new();
+    for _ in 0..2 {
+        let mut raw = Raw::connect(server.ingest).await;
+        raw.send(&request).await;
+        assert_eq!(raw.reply().await.status, 200);
+        open.push(raw);
+    }
+    let mut third = Raw::connect(server.ingest).await;
+    third.send(&request).await;
+    let reply = third.reply().await;
+    assert_eq!((reply.status, reply.header("retry-after"), reply.header("connection")), (503, "30", "close"));
+    assert_eq!((reply.json()["status"].as_str(), reply.reason().as_str()), (Some("refused"), "too_many_connections"));
+    third.closed().await;
+    assert_eq!(server.metric("blobcast_connections_refused_total{listener=\"ingest\"}").await, 1.0);
+    assert_eq!(server.metric("blobcast_connections{listener=\"ingest\"}").await, 2.0);
+    // Those that are open are served on, and a place that is given back is taken.
+    open[0].send(&request).await;
+    assert_eq!(open[0].reply().await.status, 200);
+    open.pop();
+    until("a free place", || async {
+        let mut raw = Raw::connect(server.ingest).await;
+        raw.send(&request).await;
+        raw.reply().await.status == 200
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn bodies_beyond_what_may_be_in_memory_are_refused_until_there_is_room() {
+    let server = Options::default()
+        .set("ingest.inflight_bytes_max", BODY_BYTES_MAX)
+        .set("ingest.body_timeout", "60s")
+        .start()
+        .await;
+    // Announced is not sent: nobody else pays for it.
+    let mut promise = Raw::connect(server.ingest).await;
+    let announcement = head("/webhook/veo", &format!("content-length: {BODY_BYTES_MAX}\r\n"));
+    promise.send(&announcement).await;
+    assert_eq!(server.http().post(&completed("t2")).await.status, 200);
+
+    let large = body_of(BODY_BYTES_MAX);
+    promise.send(&large[..BODY_BYTES_MAX - 1]).await;
+    let mut refusals = 0.0;
+    let refused = within("the memory to be used up", async {
+        loop {
+            let answer = server.http().post(&completed("t2")).await;
+            if answer.status != 200 {
+                refusals += 1.0;
+                return answer;
+            }
+            // Either of the two may find the other in its way.
+            if let Ok(reply) = timeout(Duration::ZERO, promise.reply()).await {
+                assert_eq!((reply.status, reply.reason().as_str()), (503, "overloaded"));
+                refusals += 1.0;
+                promise = Raw::connect(server.ingest).await;
+                promise.send([&announcement, &large[..BODY_BYTES_MAX - 1]].concat()).await;
+            }
+        }
+    })
+    .await;
+    assert_eq!((refused.status, refused.reason()), (503, "overloaded"));
+    assert_eq!(refused.headers["retry-after"], "30");
+    assert_eq!(counted(&server, "overloaded").await, refusals);
+    // The one body that fits exactly is taken, and gives its room back.
+    promise.send(&large[BODY_BYTES_MAX - 1..]).await;
+    assert_eq!(promise.reply().await.status, 200);
+    assert!(server.http().post(&completed("t2")).await.duplicate());
+}
+
+#[tokio::test]
+async fn low_disk_refuses_callbacks_until_there_is_space_and_still_serves_what_is_kept() {
+    let mut server = Server::start().await;
+    server.http().post(&completed("t1")).await.event_id();
+    server.terminate().await;
+    // No disk is free altogether, so this is too little on every machine.
+    server.restart_with(Options::default().set("log.disk_free_min_percent", 100)).await;
+    for body in [completed("t1").to_string(), completed("t2").to_string(), "nonsense".to_owned()] {
+        let answer = server.http().post_to("/webhook/veo", body).await;
+        assert_eq!((answer.status, answer.reason()), (503, "disk_low"));
+        assert_eq!(answer.headers["retry-after"], "30");
+    }
+    assert_eq!(counted(&server, "disk_low").await, 3.0);
+    let (status, text) = server.admin_get("/readyz").await;
+    assert_eq!(status, 503);
+    assert!(text.contains("free some space"), "{text}");
+    assert_eq!(server.admin_get("/livez").await.0, 200);
+    assert_eq!(server.metric("blobcast_store_writable").await, 0.0);
+    assert_eq!(server.log_of_events().await.len(), 1);
+
+    server.terminate().await;
+    server.restart_with(Options::default().set("log.disk_free_min_percent", 0)).await;
+    assert_eq!(server.admin_get("/readyz").await.0, 200);
+    assert!(!server.http().post(&completed("t2")).await.duplicate());
+    assert_eq!(quarantine(&server).await, []);
+}

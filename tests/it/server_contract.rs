@@ -1,0 +1,163 @@
+//! What any gRPC tool may expect of the server: reflection, health, and refusals that leave it standing.
+
+use blobcast::wire::{
+    service::{admin_service_server, event_service_server},
+    v1::{GetLogInfoRequest, GetLogInfoResponse, GetTaskRequest},
+};
+use tokio_stream::{StreamExt, once};
+use tonic::{Code, Request};
+use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient};
+use tonic_reflection::pb::{v1, v1alpha};
+
+use crate::support::{Options, Server, Sub, completed, matching, of_tasks, refusal, tasks, until, within};
+
+const SERVICES: [&str; 2] = [event_service_server::SERVICE_NAME, admin_service_server::SERVICE_NAME];
+
+#[tokio::test]
+async fn reflection_v1_lists_both_services_and_describes_their_files() {
+    use v1::{
+        ServerReflectionRequest, server_reflection_client::ServerReflectionClient,
+        server_reflection_request::MessageRequest, server_reflection_response::MessageResponse,
+    };
+    let server = Server::start().await;
+    let mut client = ServerReflectionClient::new(server.channel().await);
+    let mut ask = async |message_request| {
+        let request = ServerReflectionRequest { host: String::new(), message_request: Some(message_request) };
+        let mut answers = client.server_reflection_info(once(request)).await.unwrap().into_inner();
+        within("the answer", answers.next()).await.unwrap().unwrap().message_response.unwrap()
+    };
+    let listed = ask(MessageRequest::ListServices(String::new())).await;
+    let MessageResponse::ListServicesResponse(listed) = listed else { panic!("{listed:?}") };
+    let names: Vec<_> = listed.service.iter().map(|service| service.name.as_str()).collect();
+    for name in SERVICES.into_iter().chain(["grpc.health.v1.Health"]) {
+        assert!(names.contains(&name), "{name} is not among {names:?}");
+        let described = ask(MessageRequest::FileContainingSymbol(name.into())).await;
+        let MessageResponse::FileDescriptorResponse(files) = described else { panic!("{described:?}") };
+        assert!(!files.file_descriptor_proto.is_empty());
+    }
+    // Everything that a message refers to can be asked for, as grpcurl does.
+    for file in ["blobcast/v1/event.proto", "google/protobuf/struct.proto", "google/protobuf/timestamp.proto"] {
+        let described = ask(MessageRequest::FileByFilename(file.into())).await;
+        assert!(matches!(described, MessageResponse::FileDescriptorResponse(_)), "{file}: {described:?}");
+    }
+}
+
+#[tokio::test]
+async fn reflection_v1alpha_lists_both_services_for_older_tools() {
+    use v1alpha::{
+        ServerReflectionRequest, server_reflection_client::ServerReflectionClient,
+        server_reflection_request::MessageRequest, server_reflection_response::MessageResponse,
+    };
+    let server = Server::start().await;
+    let mut client = ServerReflectionClient::new(server.channel().await);
+    let mut ask = async |message_request| {
+        let request = ServerReflectionRequest { host: String::new(), message_request: Some(message_request) };
+        let mut answers = client.server_reflection_info(once(request)).await.unwrap().into_inner();
+        within("the answer", answers.next()).await.unwrap().unwrap().message_response.unwrap()
+    };
+    let listed = ask(MessageRequest::ListServices(String::new())).await;
+    let MessageResponse::ListServicesResponse(listed) = listed else { panic!("{listed:?}") };
+    let names: Vec<_> = listed.service.iter().map(|service| service.name.as_str()).collect();
+    for name in SERVICES {
+        assert!(names.contains(&name), "{name} is not among {names:?}");
+        let described = ask(MessageRequest::FileContainingSymbol(name.into())).await;
+        assert!(matches!(described, MessageResponse::FileDescriptorResponse(_)), "{name}: {described:?}");
+    }
+}
+
+#[tokio::test]
+async fn health_is_serving_for_the_server_and_each_service_and_unknown_for_others() {
+    let server = Server::start().await;
+    let mut health = HealthClient::new(server.channel().await);
+    for service in SERVICES.into_iter().chain([""]) {
+        let answer = health.check(HealthCheckRequest { service: service.into() }).await.unwrap();
+        assert_eq!(answer.into_inner().status(), ServingStatus::Serving, "{service}");
+    }
+    let unknown = health.check(HealthCheckRequest { service: "blobcast.v2.EventService".into() }).await;
+    assert_eq!(unknown.unwrap_err().code(), Code::NotFound);
+}
+
+#[tokio::test]
+async fn whoever_watches_the_health_is_told_when_the_broker_drains_and_holds_nothing_up() {
+    let mut server = Server::start().await;
+    let mut health = HealthClient::new(server.channel().await);
+    let mut watches = Vec::new();
+    for service in SERVICES.into_iter().chain([""]) {
+        let watch = health.watch(HealthCheckRequest { service: service.into() }).await.unwrap();
+        watches.push(watch.into_inner());
+    }
+    for watch in &mut watches {
+        let first = within("the first answer", watch.next()).await.unwrap().unwrap();
+        assert_eq!(first.status(), ServingStatus::Serving);
+    }
+    server.signal(rustix::process::Signal::TERM);
+    for watch in &mut watches {
+        let second = within("the second answer", watch.next()).await.unwrap().unwrap();
+        assert_eq!(second.status(), ServingStatus::NotServing);
+    }
+    assert!(server.ended().await.success());
+    assert!(server.log().contains("\"drained\""), "nothing was cut off");
+}
+
+#[tokio::test]
+async fn an_unknown_method_or_service_is_unimplemented() {
+    let server = Server::start().await;
+    for path in ["/blobcast.v1.EventService/Publish", "/blobcast.v2.EventService/Subscribe", "/nothing"] {
+        let mut client = tonic::client::Grpc::new(server.channel().await);
+        client.ready().await.unwrap();
+        let codec = tonic_prost::ProstCodec::<GetLogInfoRequest, GetLogInfoResponse>::default();
+        let call = client.unary(Request::new(GetLogInfoRequest {}), path.parse().unwrap(), codec);
+        let status = within("the refusal", call).await.unwrap_err();
+        assert_eq!(status.code(), Code::Unimplemented, "{path}");
+    }
+}
+
+#[tokio::test]
+async fn a_request_beyond_the_limit_is_refused_and_the_connection_goes_on() {
+    let server = Options::default().set("grpc.request_bytes_max", "64KiB").start().await;
+    server.http().post(&completed("t1")).await;
+    let mut client = server.events().await;
+    let ids = |count: usize| of_tasks((0..count).map(|number| format!("{number:0>98}")));
+    // Each id takes 100 bytes: 65,300 and 65,800 with what is around them.
+    client.subscribe(matching(ids(653))).await.unwrap();
+    let status = client.subscribe(matching(ids(658))).await.unwrap_err();
+    assert!(matches!(status.code(), Code::OutOfRange | Code::ResourceExhausted), "{status:?}");
+    let task = GetTaskRequest { task_id: "t1".into(), ..Default::default() };
+    assert_eq!(client.get_task(task).await.unwrap().into_inner().events.len(), 1);
+}
+
+#[tokio::test]
+async fn calls_during_the_drain_are_answered_as_draining_or_not_at_all() {
+    let mut server = Server::start().await;
+    // Reads nothing, so that the drain waits for it.
+    server.http().post_bulky(0..300, 20_000).await;
+    let mut stalled = server.subscribe(crate::support::request()).await;
+    stalled.next_event().await;
+    let client = server.events().await;
+    server.signal(rustix::process::Signal::TERM);
+    until("the refusal", async || match client.clone().subscribe(matching(of_tasks(["t1"]))).await {
+        Ok(_) => false,
+        Err(status) => {
+            assert_eq!(refusal(&status), (Code::Unavailable, "DRAINING".into()));
+            true
+        }
+    })
+    .await;
+    drop(stalled);
+    assert!(server.ended().await.success());
+}
+
+#[tokio::test]
+async fn one_connection_carries_thousands_of_streams_that_are_opened_at_once() {
+    let server = Server::start().await;
+    let client = server.events().await;
+    // As a service does that lost its connection while it waited for this many tasks.
+    let opening: Vec<_> =
+        (0..3_000).map(|number| tokio::spawn(Sub::open(client.clone(), tasks([format!("t{number}")])))).collect();
+    let mut open = Vec::new();
+    for opening in opening {
+        open.push(within("a stream", opening).await.unwrap().unwrap());
+    }
+    server.http().post(&completed("t2999")).await;
+    assert_eq!(open[2_999].next_event().await.task_id, "t2999");
+}

@@ -1,0 +1,154 @@
+//! Opening a data directory: one process at a time, in a format that is known; and what the log is worth when the clock is not.
+
+use std::{net::TcpListener, path::Path, process::Output};
+
+use blobcast::wire::v1::{Event, Filter, ListEventsRequest, Order, SubscribeRequest, subscribe_request::Start};
+use jiff::{SignedDuration, Timestamp};
+
+use crate::support::{ANY_PORT, Options, Server, completed, draft, matching, node, of_tasks, place, stored, within};
+
+/// What becomes of a broker that is started on a directory that it cannot have.
+async fn start_in_vain(data_dir: &Path) -> Output {
+    let mut command = Options::default().command(data_dir, [ANY_PORT; 3]);
+    let ended = tokio::task::spawn_blocking(move || command.output().unwrap());
+    let output = within("the broker to give up", ended).await.unwrap();
+    assert!(!output.status.success());
+    output
+}
+
+fn complaint(output: &Output) -> String {
+    let text = String::from_utf8(output.stderr.clone()).unwrap();
+    assert!(!text.contains("panicked"), "{text}");
+    text
+}
+
+#[tokio::test]
+async fn a_second_process_on_a_data_directory_is_told_so_and_the_first_goes_on() {
+    let mut server = Server::start().await;
+    let told = complaint(&start_in_vain(&server.data_dir()).await);
+    assert!(told.contains("in use by another process") && told.contains("--data-dir"), "{told}");
+    assert!(told.contains(server.data_dir().to_str().unwrap()), "{told}");
+    let event_id = server.http().post(&completed("t1")).await.event_id();
+    assert_eq!(server.log_of_events().await[0].event_id, event_id);
+    assert!(server.terminate().await.success());
+    server.restart().await;
+    assert_eq!(server.log_of_events().await[0].event_id, event_id);
+}
+
+#[tokio::test]
+async fn a_data_directory_of_another_format_is_refused_and_left_as_it_is() {
+    let mut server = Server::start().await;
+    let event_id = server.http().post(&completed("t1")).await.event_id();
+    assert!(server.terminate().await.success());
+    let write_format = |format: u64| {
+        let database = fjall::Database::builder(server.data_dir()).open().unwrap();
+        let meta = database.keyspace("meta", fjall::KeyspaceCreateOptions::default).unwrap();
+        let before = meta.get("format").unwrap().unwrap();
+        meta.insert("format", format.to_le_bytes()).unwrap();
+        database.persist(fjall::PersistMode::SyncAll).unwrap();
+        u64::from_le_bytes(before.as_ref().try_into().unwrap())
+    };
+    let known = write_format(1_000_007);
+    let told = complaint(&start_in_vain(&server.data_dir()).await);
+    assert!(told.contains("format 1000007") && told.contains(&format!("format {known}")), "{told}");
+    assert!(told.contains("run the version that wrote it") && told.contains("--data-dir"), "{told}");
+    assert_eq!(write_format(known), 1_000_007);
+    server.restart().await;
+    assert_eq!(server.log_of_events().await[0].event_id, event_id);
+}
+
+#[tokio::test]
+async fn a_data_directory_that_cannot_be_had_is_named() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("file");
+    std::fs::write(&file, "not a directory").unwrap();
+    for path in [file.clone(), file.join("below")] {
+        let told = complaint(&start_in_vain(&path).await);
+        assert!(told.contains(path.to_str().unwrap()), "{told}");
+    }
+    assert_eq!(std::fs::read_to_string(&file).unwrap(), "not a directory");
+}
+
+#[tokio::test]
+async fn a_port_that_is_taken_is_named_with_its_key_and_costs_no_data_directory() {
+    let taken = TcpListener::bind(ANY_PORT).unwrap();
+    let address = taken.local_addr().unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let data_dir = directory.path().join("data");
+    let mut command = Options::default().command(&data_dir, [ANY_PORT, address, ANY_PORT]);
+    let output = tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
+    assert!(!output.status.success());
+    let told = complaint(&output);
+    assert!(told.contains("grpc.listen") && told.contains("--grpc-listen"), "{told}");
+    assert!(told.contains(&address.to_string()), "{told}");
+    assert!(!data_dir.exists());
+}
+
+/// A broker whose log was filled while its clock jumped about, by these seconds behind the start of the test.
+async fn with_a_wild_clock(seconds: &[i64]) -> (Server, Timestamp) {
+    let start = Timestamp::now() - SignedDuration::from_hours(1);
+    let directory = tempfile::tempdir().unwrap();
+    let node = node(&directory.path().join("data"));
+    for (number, &seconds) in seconds.iter().enumerate() {
+        let received_at = start + SignedDuration::from_secs(seconds);
+        let appended = node.journal.append(draft(&completed(&format!("t{number}")), received_at));
+        appended.await.unwrap().unwrap();
+    }
+    assert!(stored(&node.store).is_sorted_by_key(|record| record.log_time_micros()));
+    (node.stop)();
+    drop((node.journal, node.store));
+    (Options::default().start_in(directory).await, start)
+}
+
+#[tokio::test]
+async fn a_clock_that_goes_backwards_harms_neither_order_nor_search_by_time() {
+    let clock = [100, 50, 200, 10, 150, 300, 299, 301];
+    let (server, start) = with_a_wild_clock(&clock).await;
+    let log = server.log_of_events().await;
+    let at = |seconds: i64| {
+        let time = start + SignedDuration::from_secs(seconds);
+        prost_types::Timestamp { seconds: time.as_second(), nanos: time.subsec_nanosecond() }
+    };
+    // Every event says when it was really received, and stands where it was appended.
+    let received: Vec<_> = log.iter().map(|event| event.received_at.unwrap()).collect();
+    assert_eq!(received, clock.map(at));
+    assert!(log.is_sorted_by_key(|event| place(&event.cursor)));
+
+    let mut client = server.events().await;
+    let mut list = async |request: ListEventsRequest| client.list_events(request).await.unwrap().into_inner().events;
+    let all = of_tasks((0..clock.len()).map(|number| format!("t{number}")));
+    for seconds in (0..=310).step_by(5).chain([299, 301, 302]) {
+        for filter in [Filter::default(), all.clone()] {
+            let request = ListEventsRequest { filter: Some(filter.clone()), ..Default::default() };
+            let since = list(ListEventsRequest { since: Some(at(seconds)), ..request.clone() }).await;
+            let until = list(ListEventsRequest { until: Some(at(seconds)), ..request.clone() }).await;
+            // The time cuts the log in two: nothing is in both, nothing in neither.
+            assert_eq!([until, since.clone()].concat(), log, "at {seconds} s");
+            // Nothing received at that time or later is left out.
+            let young = |event: &&Event| {
+                (event.received_at.unwrap().seconds, event.received_at.unwrap().nanos)
+                    >= (at(seconds).seconds, at(seconds).nanos)
+            };
+            assert!(log.iter().filter(young).all(|event| since.contains(event)), "at {seconds} s");
+
+            let newest = ListEventsRequest { since: Some(at(seconds)), order: Order::NewestFirst.into(), ..request };
+            assert!(list(newest).await.iter().rev().eq(&since));
+            let start = Some(Start::Since(at(seconds)));
+            let mut sub = server.subscribe(SubscribeRequest { start, ..matching(filter) }).await;
+            assert_eq!(sub.until_caught_up().await, since, "at {seconds} s");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_clock_that_was_ahead_does_not_make_new_events_old() {
+    // Half an hour ahead of the real clock, which the broker then uses.
+    let (server, _) = with_a_wild_clock(&[0, 5_400]).await;
+    server.http().post(&completed("new")).await;
+    let log = server.log_of_events().await;
+    assert_eq!(log.len(), 3);
+    assert!(log[2].received_at.unwrap().seconds < log[1].received_at.unwrap().seconds);
+    let since = ListEventsRequest { since: log[2].received_at, ..Default::default() };
+    let listed = server.events().await.list_events(since).await.unwrap().into_inner().events;
+    assert_eq!(listed, log[1..]);
+}

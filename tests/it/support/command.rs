@@ -1,0 +1,247 @@
+//! The binary as a shell runs it: one command line, what it printed, how it exited.
+
+use std::{
+    io::{Read, Write},
+    net::SocketAddr,
+    path::Path,
+    process::{Child, Command, ExitStatus, Stdio},
+    sync::{Arc, Mutex},
+    thread,
+};
+
+use serde_json::Value;
+
+use super::{Server, until};
+
+/// A command line of `blobcast`, words separated by spaces.
+#[derive(Debug)]
+pub struct Cli {
+    command: Command,
+    stdin: Option<Vec<u8>>,
+}
+
+/// What a finished command left behind.
+#[derive(Clone, Debug)]
+pub struct Ran {
+    /// None if a signal ended it.
+    pub code: Option<i32>,
+    pub stdout: String,
+    pub stderr: String,
+}
+
+impl Cli {
+    pub fn new(line: &str) -> Self {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_blobcast"));
+        // Whatever the machine sets for itself must not reach the command under test.
+        for (key, _) in std::env::vars_os().filter(|(key, _)| key.to_string_lossy().starts_with("BLOBCAST_")) {
+            command.env_remove(key);
+        }
+        command.env_remove("NO_COLOR").env_remove("CLICOLOR_FORCE").args(line.split_whitespace());
+        Self { command, stdin: None }
+    }
+
+    /// One more word, which may hold spaces.
+    pub fn arg(mut self, word: impl AsRef<std::ffi::OsStr>) -> Self {
+        self.command.arg(word);
+        self
+    }
+
+    pub fn env(mut self, key: &str, value: impl ToString) -> Self {
+        self.command.env(key, value.to_string());
+        self
+    }
+
+    pub fn current_dir(mut self, path: &Path) -> Self {
+        self.command.current_dir(path);
+        self
+    }
+
+    pub fn stdin(mut self, bytes: impl Into<Vec<u8>>) -> Self {
+        self.stdin = Some(bytes.into());
+        self
+    }
+
+    /// Runs it to its end.
+    pub async fn run(self) -> Ran {
+        self.start().ended().await
+    }
+
+    /// Starts it.
+    pub fn start(mut self) -> Running {
+        let stdin = if self.stdin.is_some() { Stdio::piped() } else { Stdio::null() };
+        self.command.stdin(stdin).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = self.command.spawn().unwrap();
+        if let (Some(mut pipe), Some(bytes)) = (child.stdin.take(), self.stdin) {
+            // The command may be done before it has read everything.
+            thread::spawn(move || pipe.write_all(&bytes).is_ok());
+        }
+        let (stdout, stderr) = (Pipe::of(child.stdout.take().unwrap()), Pipe::of(child.stderr.take().unwrap()));
+        Running { child, stdout, stderr }
+    }
+
+    /// Starts it with a standard output whose reader is gone after `bytes`, as `head` does it.
+    pub fn start_with_stdout_closed_after(mut self, bytes: usize) -> Running {
+        self.command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = self.command.spawn().unwrap();
+        let stdout = Pipe::of(child.stdout.take().unwrap().take(bytes as u64));
+        let stderr = Pipe::of(child.stderr.take().unwrap());
+        Running { child, stdout, stderr }
+    }
+}
+
+impl Server {
+    /// A command line that finds this broker.
+    pub fn cli(&self, line: &str) -> Cli {
+        Cli::new(line)
+            .env("BLOBCAST_GRPC_URL", format!("http://{}", self.grpc))
+            .env("BLOBCAST_INGEST_URL", format!("http://{}", self.ingest))
+            .env("BLOBCAST_ADMIN_URL", format!("http://{}", self.admin))
+    }
+}
+
+impl Ran {
+    /// Panics unless it exited with 0; its standard output.
+    pub fn good(&self) -> &str {
+        assert_eq!(self.code, Some(0), "{self:#?}");
+        &self.stdout
+    }
+
+    /// Panics unless it exited with `code`; its standard error.
+    pub fn exited(&self, code: i32) -> &str {
+        assert_eq!(self.code, Some(code), "{self:#?}");
+        &self.stderr
+    }
+
+    /// Standard output as one JSON value a line.
+    pub fn json_lines(&self) -> Vec<Value> {
+        self.good().lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    }
+
+    /// The values of one field of each JSON line.
+    pub fn each(&self, field: &str) -> Vec<String> {
+        self.json_lines().iter().map(|line| line[field].as_str().unwrap().to_owned()).collect()
+    }
+}
+
+/// A command that has not been waited for; killed when dropped.
+#[derive(Debug)]
+pub struct Running {
+    child: Child,
+    stdout: Pipe,
+    stderr: Pipe,
+}
+
+impl Running {
+    /// Starts a command with an output that nobody reads: both pipes are closed at their other end.
+    pub fn unread(mut command: Command) -> Self {
+        let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        drop((child.stdout.take(), child.stderr.take()));
+        Self { child, stdout: Pipe::default(), stderr: Pipe::default() }
+    }
+
+    pub fn is_running(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_none()
+    }
+
+    /// What it has printed so far.
+    pub fn stdout(&self) -> String {
+        self.stdout.text()
+    }
+
+    /// What it has said on standard error so far.
+    pub fn stderr(&self) -> String {
+        self.stderr.text()
+    }
+
+    /// The whole lines it has printed so far, as JSON.
+    pub fn json_lines(&self) -> Vec<Value> {
+        let text = self.stdout();
+        let whole = text.rfind('\n').map_or("", |end| &text[..end]);
+        whole.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    }
+
+    /// Waits until standard error holds a text.
+    pub async fn says(&self, text: &str) {
+        until(&format!("`{text}` on standard error"), || std::future::ready(self.stderr().contains(text))).await;
+    }
+
+    /// Waits until it has printed so many lines.
+    pub async fn prints_lines(&self, count: usize) {
+        until(&format!("{count} lines"), || std::future::ready(self.stdout().matches('\n').count() >= count)).await;
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    pub fn signal(&self, signal: rustix::process::Signal) {
+        let pid = rustix::process::Pid::from_raw(i32::try_from(self.pid()).unwrap()).unwrap();
+        rustix::process::kill_process(pid, signal).unwrap();
+    }
+
+    /// Waits for its end.
+    pub async fn status(&mut self) -> ExitStatus {
+        let mut status = None;
+        until("the command to end", || {
+            status = self.child.try_wait().unwrap();
+            std::future::ready(status.is_some())
+        })
+        .await;
+        status.unwrap()
+    }
+
+    /// Waits for its end; everything it left behind.
+    pub async fn ended(mut self) -> Ran {
+        let code = self.status().await.code();
+        let closed = || std::future::ready(self.stdout.is_closed() && self.stderr.is_closed());
+        until("the rest of its output", closed).await;
+        Ran { code, stdout: self.stdout(), stderr: self.stderr() }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if thread::panicking() {
+            let stdout = self.stdout();
+            let last = stdout.lines().count().saturating_sub(5);
+            eprintln!("--- standard output, the end:");
+            stdout.lines().skip(last).for_each(|line| eprintln!("{line}"));
+            eprintln!("--- standard error:\n{}", self.stderr());
+        }
+    }
+}
+
+/// One end of a pipe, read as it fills.
+#[derive(Clone, Debug, Default)]
+struct Pipe(Arc<Mutex<(Vec<u8>, bool)>>);
+
+impl Pipe {
+    fn of(mut from: impl Read + Send + 'static) -> Self {
+        let pipe = Self::default();
+        let into = pipe.clone();
+        thread::spawn(move || {
+            let mut buffer = [0; 4096];
+            while let Ok(count @ 1..) = from.read(&mut buffer) {
+                into.0.lock().unwrap().0.extend(&buffer[..count]);
+            }
+            drop(from);
+            into.0.lock().unwrap().1 = true;
+        });
+        pipe
+    }
+
+    fn text(&self) -> String {
+        String::from_utf8_lossy(&self.0.lock().unwrap().0).into_owned()
+    }
+
+    fn is_closed(&self) -> bool {
+        self.0.lock().unwrap().1
+    }
+}
+
+/// A port that was free a moment ago, for listeners that must know theirs beforehand.
+pub fn free_address() -> SocketAddr {
+    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+}
