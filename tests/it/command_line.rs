@@ -675,7 +675,7 @@ async fn quarantine_shows_releases_and_discards_what_was_not_understood() {
 
     // What is wrong is still wrong, until it is corrected.
     let ran = server.cli(&format!("quarantine release {}", ids[0])).run().await;
-    assert!(ran.exited(1).contains("correct it with --product, --task-id or --drop-labels"), "{ran:?}");
+    assert!(ran.exited(1).contains("correct it with product, task_id or drop_labels"), "{ran:?}");
     let ran = server.cli(&format!("quarantine release {} --task-id t1", ids[0])).run().await;
     let event_id = ran.good().trim_end().to_owned();
     let got = server.cli("get t1 --output json").run().await;
