@@ -9,6 +9,11 @@ use std::time::Duration;
 use super::v1;
 use crate::event::{Event, Output, OutputKind, TaskError, TaskStatus, Verification};
 
+/// Largest `details` of an error, as encoded. JSON numbers grow five times on their way into a `Struct`, so a body of a
+/// megabyte could become an event that no client with the usual limit of 4 MiB could ever get past. This, the texts of the
+/// largest body, and that body together stay below it.
+const DETAILS_BYTES_MAX: usize = 1024 * 1024;
+
 /// Encodes an event without what only the log knows: cursor, revision, conflict, and without the raw body.
 pub fn encode_event(event: Event) -> Bytes {
     let Event { event_id, product, product_inferred, report, received_at, verification, labels } = event;
@@ -83,7 +88,8 @@ fn output(output: Output) -> v1::Output {
 }
 
 fn error(error: TaskError) -> v1::TaskError {
-    v1::TaskError { code: error.code, message: error.message, details: error.details.map(details) }
+    let details = error.details.map(details).filter(|details| details.encoded_len() <= DETAILS_BYTES_MAX);
+    v1::TaskError { code: error.code, message: error.message, details }
 }
 
 // `Struct` holds objects only; any other JSON value is kept under the key `value`.

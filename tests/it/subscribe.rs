@@ -661,3 +661,25 @@ async fn an_event_of_the_largest_body_reaches_a_client_with_default_limits() {
     };
     assert_eq!((event.prompt.len(), event.raw_body.len()), (room, 1024 * 1024));
 }
+
+#[tokio::test]
+async fn details_that_would_outgrow_a_message_stay_in_the_body_and_stop_no_subscriber() {
+    let server = Server::start().await;
+    let mut default = v1::event_service_client::EventServiceClient::new(server.channel().await);
+    // A number takes 2 bytes in the body, and 11 in the details of an event: 5 MB, where clients take 4.
+    let numbers = vec![1; 500_000];
+    let large =
+        with(failed("t1"), json!({"error": {"code": "X", "message": "a sentence", "details": {"numbers": numbers}}}));
+    server.http().post(&large).await.event_id();
+    server.http().post(&completed("t2")).await.event_id();
+    let mut stream = default.subscribe(SubscribeRequest { include_raw: true, ..request() }).await.unwrap().into_inner();
+    let mut events = Vec::new();
+    while events.len() < 2 {
+        if let Some(Seen::Event(event)) = stream.message().await.unwrap().unwrap().content {
+            events.push(event);
+        }
+    }
+    let error = events[0].error.clone().unwrap();
+    assert_eq!((error.code.as_str(), error.message.as_str(), error.details), ("X", "a sentence", None));
+    assert_eq!(events[0].raw_body, large.to_string());
+}
