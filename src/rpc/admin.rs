@@ -115,7 +115,10 @@ impl admin_service_server::AdminService for Admin {
         let mut draft =
             draft.map_err(|rejection| errors::not_understood(rejection.reason(), &rejection.to_string()))?;
         draft.releases = Some(number);
-        let appended = answered(self.0.journal.append(draft).await)?;
+        let appended = match self.0.journal.append(draft).await {
+            Ok(Err(WriteError::NotInQuarantine)) => return Err(errors::quarantine_not_found(&quarantine_id)),
+            answer => answered(answer)?,
+        };
         tracing::info!(quarantine_id, event_id = %appended.event_id, "callback released from quarantine");
         Ok(Response::new(v1::ReleaseQuarantinedResponse {
             event_id: appended.event_id.to_string(),

@@ -61,8 +61,9 @@ fn corrupt(problem: &str) -> Status {
 
 fn expired(sources: &Sources, message: impl Into<String>) -> Status {
     let cursor = |sequence: Sequence| sources.store.cursor(sequence).to_string();
-    let first_available = sources.store.first_available();
-    let ends = [("first_available", cursor(first_available)), ("head", cursor(sources.store.head()))];
+    // Empty if the log holds nothing, as everywhere in the API.
+    let first_available = sources.first_available().map(cursor).unwrap_or_default();
+    let ends = [("first_available", first_available), ("head", cursor(sources.store.head()))];
     status(Code::OutOfRange, "CURSOR_EXPIRED", message, ends, None)
 }
 
@@ -108,6 +109,8 @@ pub(super) fn read(sources: &Sources, error: &ReadError) -> Status {
 pub(super) fn write(error: &WriteError) -> Status {
     match error {
         WriteError::Closed => draining(),
+        // The caller, who knows the id, has a better word for it.
+        WriteError::NotInQuarantine => quarantine_not_found(""),
         WriteError::TooManyEvents => status(
             Code::FailedPrecondition,
             "NOT_UNDERSTOOD",

@@ -33,6 +33,8 @@ const CLIENT_NAME_CHARS_MAX: usize = 128;
 const TASK_BYTES_MAX: usize = 4 * 1024 * 1024 - 64 * 1024;
 /// Records one page of `ListEvents` looks at before it ends early, so that a rare filter does not hold a thread.
 const PAGE_SCANNED_MAX: usize = 50_000;
+/// The same in bytes.
+const PAGE_SCANNED_BYTES_MAX: usize = 32 * 1024 * 1024;
 
 /// The service.
 #[derive(Clone, Debug)]
@@ -178,6 +180,7 @@ impl event_service_server::EventService for Events {
                 records_max: page_size,
                 bytes_max: page::PAGE_BYTES_MAX,
                 scanned_max: PAGE_SCANNED_MAX,
+                scanned_bytes_max: PAGE_SCANNED_BYTES_MAX,
             },
         };
         let (records, next) = self.0.read(move |sources| listing.page(sources)).await?;
@@ -191,9 +194,9 @@ impl event_service_server::EventService for Events {
         _: Request<v1::GetLogInfoRequest>,
     ) -> Result<Response<v1::GetLogInfoResponse>, Status> {
         let store = &self.0.sources.store;
-        let (first_available, head) = (store.first_available(), store.head());
+        let head = store.head();
         let summary = store.summary();
-        let first_available = (first_available <= head).then(|| store.cursor(first_available).to_string());
+        let first_available = self.0.sources.first_available().map(|place| store.cursor(place).to_string());
         Ok(Response::new(v1::GetLogInfoResponse {
             epoch: store.epoch().to_string(),
             first_available: first_available.unwrap_or_default(),
@@ -286,12 +289,13 @@ impl Listing {
         let (mut records, mut bytes) = (Vec::new(), 0);
         let mut reached = Sequence::default();
         for place in places.into_iter().map(|place| place.sequence).filter(|&place| is_next(place)) {
-            if records.len() >= self.limits.records_max || bytes > self.limits.bytes_max {
+            let record = store.get(place)?.filter(|record| self.filter.matches(record));
+            bytes += record.as_ref().map_or(0, Record::len);
+            let is_full = records.len() >= self.limits.records_max || bytes > self.limits.bytes_max;
+            if is_full && !records.is_empty() {
                 return Ok((records, Some(reached)));
             }
             reached = place;
-            let record = store.get(place)?.filter(|record| self.filter.matches(record));
-            bytes += record.as_ref().map_or(0, Record::len);
             records.extend(record);
         }
         Ok((records, None))

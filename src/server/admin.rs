@@ -19,7 +19,6 @@ use serde_json::json;
 use tokio::time::timeout;
 
 use crate::{
-    event::Sequence,
     journal::Journal,
     store::Health,
     subscription::{Listed, Sources},
@@ -128,7 +127,7 @@ async fn version(State(status): State<Arc<Status>>) -> Response {
         "name": env!("CARGO_PKG_NAME"),
         "version": env!("CARGO_PKG_VERSION"),
         "epoch": status.sources.store.epoch().to_string(),
-        "head": status.sources.store.cursor(status.sources.store.head().max(Sequence(0))).to_string(),
+        "head": status.sources.store.cursor(status.sources.store.head()).to_string(),
     });
     ([(header::CONTENT_TYPE, "application/json")], format!("{version}\n")).into_response()
 }

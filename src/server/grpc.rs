@@ -131,7 +131,7 @@ async fn accept(
         let slot = Arc::clone(&slots).acquire_owned().await.map_err(io::Error::other)?;
         let (stream, _) = listener.accept().await?;
         // Events are wanted now, not when a packet is full.
-        stream.set_nodelay(true)?;
+        let _ = stream.set_nodelay(true).is_ok(); // a connection that is gone already will be noticed by its reader
         open.inc();
         Ok::<_, io::Error>(Connection { stream, open: open.clone(), _slot: slot })
     };

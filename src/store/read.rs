@@ -59,6 +59,8 @@ pub struct ReadLimits {
     pub bytes_max: usize,
     /// Records looked at, matching or not.
     pub scanned_max: usize,
+    /// Bytes of records looked at, matching or not.
+    pub scanned_bytes_max: usize,
 }
 
 /// What one read found.
@@ -185,7 +187,7 @@ fn collect(
     limits: ReadLimits,
 ) -> Result<Chunk, ReadError> {
     let mut chunk = Chunk { records: Vec::new(), scanned_to: from };
-    let (mut bytes, mut scanned) = (0, 0);
+    let (mut bytes, mut scanned, mut scanned_bytes) = (0, 0, 0);
     for entry in entries {
         let (key, value) = entry.into_inner()?;
         let sequence = parse_sequence_key(&key)?;
@@ -200,11 +202,13 @@ fn collect(
         }
         chunk.scanned_to = sequence;
         scanned += 1;
+        scanned_bytes += record.len();
         if matching {
             bytes += record.len();
             chunk.records.push(record);
         }
-        if chunk.records.len() >= limits.records_max || scanned >= limits.scanned_max {
+        let looked_enough = scanned >= limits.scanned_max || scanned_bytes >= limits.scanned_bytes_max;
+        if chunk.records.len() >= limits.records_max || looked_enough {
             break;
         }
     }

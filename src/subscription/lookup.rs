@@ -5,11 +5,13 @@ use std::collections::VecDeque;
 use crate::{
     event::{Filter, Record, Sequence, TaskId},
     hub::Seat,
-    store::{ReadError, ReadLimits, Store},
+    store::{ReadError, Store},
 };
 
-/// One fetch of events that the task index has named.
-pub(super) const FETCH: ReadLimits = ReadLimits { records_max: 64, bytes_max: 512 * 1024, scanned_max: 64 };
+/// Events of one fetch that the task index has named.
+pub(super) const FETCH_RECORDS_MAX: usize = 64;
+/// Bytes of one fetch after its first event.
+pub(super) const FETCH_BYTES_MAX: usize = 512 * 1024;
 
 /// A seat taken, and what the index had before it was.
 pub(super) struct Lookup {
@@ -37,9 +39,9 @@ pub(super) fn look_up(store: &Store, filter: &Filter, after: Sequence, end: Sequ
     let (before, behind): (Vec<_>, Vec<_>) = events.into_iter().partition(|event| event.sequence <= after);
     let over = before.into_iter().filter(|event| event.status.is_terminal()).map(|event| event.task_id).collect();
     let mut places: VecDeque<_> = behind.into_iter().map(|event| event.sequence).collect();
-    let first: Vec<_> = places.iter().take(FETCH.records_max).copied().collect();
+    let first: Vec<_> = places.iter().take(FETCH_RECORDS_MAX).copied().collect();
     // With the same trip to the disk: most tasks have no more than these.
-    let records = store.get_all(&first, FETCH.bytes_max)?;
+    let records = store.get_all(&first, FETCH_BYTES_MAX)?;
     places.drain(..records.len());
     Ok(Found { records, places, over })
 }

@@ -27,10 +27,11 @@ use std::{
 };
 
 use tokio::{
-    task::{JoinError, JoinHandle, spawn_blocking},
+    task::{JoinError, spawn_blocking},
     time::{Instant, Sleep},
 };
 use tokio_stream::Stream;
+use tokio_util::task::AbortOnDropHandle;
 
 pub use message::{End, Message};
 pub use open::{OnExpired, OpenError, Opening, Start};
@@ -42,11 +43,12 @@ use crate::{
     metrics::Metrics,
     store::{Chunk, ReadError, ReadLimits, Store},
 };
-use lookup::{FETCH, Found, Lookup, look_up};
+use lookup::{FETCH_BYTES_MAX, FETCH_RECORDS_MAX, Found, Lookup, look_up};
 use registry::Entry;
 
-/// One read of the log: enough to amortise a thread hop, little enough that a stalled reader holds next to nothing.
-const SCAN: ReadLimits = ReadLimits { records_max: 512, bytes_max: 512 * 1024, scanned_max: 8_192 };
+/// One read of the log: enough to amortise a thread hop, and a bound on what a stalled reader holds and a rare filter reads.
+const SCAN: ReadLimits =
+    ReadLimits { records_max: 512, bytes_max: 256 * 1024, scanned_max: 8_192, scanned_bytes_max: 8 * 1024 * 1024 };
 
 /// What every subscription reads from.
 #[derive(Debug)]
@@ -63,9 +65,9 @@ pub struct Sources {
 
 enum Phase {
     Planning,
-    Scanning(JoinHandle<Result<Chunk, ReadError>>),
-    LookingUp(Lookup, JoinHandle<Result<Found, ReadError>>),
-    Fetching(Lookup, Option<JoinHandle<Result<Vec<Record>, ReadError>>>),
+    Scanning(AbortOnDropHandle<Result<Chunk, ReadError>>),
+    LookingUp(Lookup, AbortOnDropHandle<Result<Found, ReadError>>),
+    Fetching(Lookup, Option<AbortOnDropHandle<Result<Vec<Record>, ReadError>>>),
     Live(Seat),
 }
 
@@ -105,11 +107,6 @@ impl Subscription {
     /// Names the stream to people.
     pub fn id(&self) -> &str {
         self.entry.id()
-    }
-
-    /// Events before this place have been handed out.
-    pub fn position(&self) -> Sequence {
-        self.position
     }
 
     fn poll_message(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Message, End>>> {
@@ -184,6 +181,7 @@ impl Subscription {
 
     fn finish(&mut self, end: Option<End>) {
         self.entry.ended(end.as_ref());
+        self.entry.seated(None);
         self.buffer.clear();
         self.end = Some(end);
         self.phase = Phase::Planning; // gives the seat back
@@ -224,7 +222,7 @@ impl Subscription {
                 Poll::Ready(Ok(()))
             }
             Phase::Scanning(read) => {
-                let chunk = joined(ready!(Pin::new(read).poll(cx)));
+                let chunk = joined(ready!(Pin::new(read).poll(cx)))?;
                 self.phase = Phase::Planning;
                 Poll::Ready(self.accept(chunk, |this, chunk| {
                     this.buffer = chunk.records.into();
@@ -232,11 +230,11 @@ impl Subscription {
                 }))
             }
             Phase::LookingUp(_, lookup) => {
-                let found = joined(ready!(Pin::new(lookup).poll(cx)));
+                let found = joined(ready!(Pin::new(lookup).poll(cx)))?;
                 Poll::Ready(self.accept(found, Self::begin_fetching))
             }
             Phase::Fetching(_, Some(fetch)) => {
-                let records = joined(ready!(Pin::new(fetch).poll(cx)));
+                let records = joined(ready!(Pin::new(fetch).poll(cx)))?;
                 Poll::Ready(self.accept(records, Self::end_fetching))
             }
             Phase::Fetching(..) => {
@@ -245,11 +243,14 @@ impl Subscription {
             }
             Phase::Live(seat) => match seat.read(self.position, cx.waker()) {
                 Read::Records(records, scanned_to) => {
+                    // What is in the buffer is not handed out yet, so the seat knows better than what is true.
+                    self.entry.seated(None);
                     self.buffer = records.into();
                     self.buffer_end = scanned_to;
                     Poll::Ready(Ok(()))
                 }
                 Read::Waiting(head) => {
+                    self.entry.seated(Some(seat.number()));
                     self.reach(head);
                     self.check_milestones();
                     if self.outbox.is_empty() { Poll::Pending } else { Poll::Ready(Ok(())) }
@@ -290,7 +291,7 @@ impl Subscription {
         }
         let (store, filter) = (Arc::clone(&self.sources.store), Arc::clone(&self.scan_filter));
         let (after, up_to) = (self.position, hub.head());
-        self.phase = Phase::Scanning(spawn_blocking(move || store.read_after(after, up_to, &filter, SCAN)));
+        self.phase = Phase::Scanning(read_aside(move || store.read_after(after, up_to, &filter, SCAN)));
     }
 
     fn go_live(&mut self, seat: Seat) {
@@ -311,13 +312,15 @@ impl Subscription {
             }
         };
         let (store, filter, after) = (Arc::clone(&self.sources.store), Arc::clone(&self.filter), self.position);
-        let lookup = spawn_blocking(move || look_up(&store, &filter, after, end));
+        let lookup = read_aside(move || look_up(&store, &filter, after, end));
         self.phase = Phase::LookingUp(Lookup { seat, end, places: VecDeque::new() }, lookup);
     }
 
     fn begin_fetching(&mut self, found: Found) {
         if let Some(pending) = &mut self.pending {
-            pending.retain(|task_id| !found.over.contains(task_id));
+            found.over.iter().for_each(|task_id| {
+                pending.remove(task_id);
+            });
         }
         if let Phase::LookingUp(mut lookup, _) = std::mem::replace(&mut self.phase, Phase::Planning) {
             lookup.places = found.places;
@@ -334,8 +337,8 @@ impl Subscription {
             return;
         }
         let store = Arc::clone(&self.sources.store);
-        let places: Vec<_> = lookup.places.iter().take(FETCH.records_max).copied().collect();
-        let fetch = spawn_blocking(move || store.get_all(&places, FETCH.bytes_max));
+        let places: Vec<_> = lookup.places.iter().take(FETCH_RECORDS_MAX).copied().collect();
+        let fetch = read_aside(move || store.get_all(&places, FETCH_BYTES_MAX));
         self.phase = Phase::Fetching(lookup, Some(fetch));
     }
 
@@ -395,9 +398,14 @@ impl Subscription {
     }
 }
 
-fn joined<T>(joined: Result<Result<T, ReadError>, JoinError>) -> Result<T, ReadError> {
+fn joined<T>(joined: Result<Result<T, ReadError>, JoinError>) -> Result<Result<T, ReadError>, End> {
     // Only a runtime that shuts down cancels a read; a panic has ended the process.
-    joined.unwrap_or_else(|error| Err(ReadError::Corrupt(error.to_string())))
+    joined.map_err(|_| End::Draining)
+}
+
+/// Reads off the async threads; not at all if nobody waits any more before it begins.
+fn read_aside<T: Send + 'static>(read: impl FnOnce() -> T + Send + 'static) -> AbortOnDropHandle<T> {
+    AbortOnDropHandle::new(spawn_blocking(read))
 }
 
 impl Stream for Subscription {

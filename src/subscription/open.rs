@@ -89,7 +89,7 @@ pub enum OpenError {
     #[error("the cursor is ahead of the log's head")]
     CursorAhead,
     /// Retention has passed it.
-    #[error("the events behind the cursor are no longer retained: set on_expired, or start at first_available")]
+    #[error("the events behind the cursor are no longer retained: set on_expired, or start at EARLIEST")]
     CursorExpired,
     /// The server is shutting down.
     #[error("the server is shutting down")]
@@ -100,6 +100,12 @@ pub enum OpenError {
 }
 
 impl Sources {
+    /// The oldest retained event; `None` if none is.
+    pub fn first_available(&self) -> Option<Sequence> {
+        let first_available = self.store.first_available();
+        (first_available <= self.store.head()).then_some(first_available)
+    }
+
     /// Checks a client's cursor against the log; the place may be forgotten, but never ahead or of another log.
     pub fn place(&self, cursor: Cursor) -> Result<Sequence, OpenError> {
         if cursor.epoch != self.store.epoch() {
@@ -126,9 +132,10 @@ impl Sources {
                 let sources = Arc::clone(self);
                 let found = spawn_blocking(move || sources.store.seek_time(time.as_microsecond())).await;
                 match super::joined(found) {
-                    Ok(place) => Ok(place),
-                    Err(ReadError::Corrupt(problem)) => Err(OpenError::Corrupt(problem)),
-                    Err(ReadError::Expired) => Ok(earliest()),
+                    Ok(Ok(place)) => Ok(place),
+                    Ok(Err(ReadError::Corrupt(problem))) => Err(OpenError::Corrupt(problem)),
+                    Ok(Err(ReadError::Expired)) => Ok(earliest()),
+                    Err(_) => Err(OpenError::Draining),
                 }
             }
         }
@@ -136,7 +143,7 @@ impl Sources {
 }
 
 impl Subscription {
-    /// Opens a subscription; it does nothing until it is polled.
+    /// Opens a subscription, and makes its first read unless it starts behind a cursor.
     pub async fn open(sources: Arc<Sources>, opening: Opening) -> Result<Self, OpenError> {
         if sources.hub.is_closing() {
             return Err(OpenError::Draining);
@@ -194,11 +201,11 @@ impl Subscription {
     }
 
     fn announce(&mut self) {
-        let Sources { store, hub, .. } = &*self.sources;
-        let (first_available, head) = (store.first_available(), store.head());
+        let hub = &self.sources.hub;
+        let first_available = self.sources.first_available();
         self.outbox.push_back(Message::Subscribed {
             position: self.position,
-            first_available: (first_available <= head).then_some(first_available),
+            first_available,
             head: hub.head().max(self.position),
         });
     }

@@ -13,6 +13,9 @@ use crate::event::{Event, Output, OutputKind, TaskError, TaskStatus, Verificatio
 /// megabyte could become an event that no client with the usual limit of 4 MiB could ever get past. This, the texts of the
 /// largest body, and that body together stay below it.
 const DETAILS_BYTES_MAX: usize = 1024 * 1024;
+/// Most levels of arrays and objects in the `details` of an error. Protobuf decoders stop at about 100 messages deep; a level
+/// here becomes three messages, and some are around it. One event beyond would stop every subscriber that meets it.
+const DETAILS_LEVELS_MAX: usize = 24;
 
 /// Encodes an event without what only the log knows: cursor, revision, conflict, and without the raw body.
 pub fn encode_event(event: Event) -> Bytes {
@@ -88,8 +91,18 @@ fn output(output: Output) -> v1::Output {
 }
 
 fn error(error: TaskError) -> v1::TaskError {
-    let details = error.details.map(details).filter(|details| details.encoded_len() <= DETAILS_BYTES_MAX);
+    let shallow = error.details.filter(|value| levels(value) <= DETAILS_LEVELS_MAX);
+    let details = shallow.map(details).filter(|details| details.encoded_len() <= DETAILS_BYTES_MAX);
     v1::TaskError { code: error.code, message: error.message, details }
+}
+
+// As deep as the reader of the body lets a value be, which the stack can take.
+fn levels(value: &Value) -> usize {
+    match value {
+        Value::Array(values) => 1 + values.iter().map(levels).max().unwrap_or(0),
+        Value::Object(map) => 1 + map.values().map(levels).max().unwrap_or(0),
+        _ => 0,
+    }
 }
 
 // `Struct` holds objects only; any other JSON value is kept under the key `value`.
@@ -106,7 +119,9 @@ fn json_value(value: Value) -> prost_types::Value {
     let kind = match value {
         Value::Null => Kind::NullValue(0),
         Value::Bool(value) => Kind::BoolValue(value),
-        Value::Number(number) => Kind::NumberValue(number.as_f64().unwrap_or(f64::NAN)),
+        Value::Number(number) => {
+            Kind::NumberValue(number.as_f64().expect("every number that serde_json holds by default is one"))
+        }
         Value::String(text) => Kind::StringValue(text),
         Value::Array(values) => {
             Kind::ListValue(prost_types::ListValue { values: values.into_iter().map(json_value).collect() })
@@ -130,6 +145,24 @@ mod tests {
             let time = Timestamp::new(seconds, 0).unwrap() + jiff::SignedDuration::new(0, nanos);
             prop_assert_eq!(timestamp(time), prost_types::Timestamp { seconds, nanos });
         }
+    }
+
+    #[test]
+    fn details_are_kept_up_to_what_every_decoder_can_take() {
+        let nested = |levels| (0..levels).fold(serde_json::json!(1), |inner, _| serde_json::json!({ "a": inner }));
+        let told =
+            |details| error(TaskError { code: "X".into(), message: String::new(), details: Some(details) }).details;
+        let event =
+            |details| v1::Event { error: Some(v1::TaskError { details, ..Default::default() }), ..Default::default() };
+        let deepest = told(nested(DETAILS_LEVELS_MAX));
+        assert!(deepest.is_some());
+        let content = Some(v1::subscribe_response::Content::Event(event(deepest)));
+        let frame = v1::SubscribeResponse { content };
+        assert_eq!(v1::SubscribeResponse::decode(frame.encode_to_vec().as_slice()), Ok(frame));
+        assert_eq!(told(nested(DETAILS_LEVELS_MAX + 1)), None);
+        let numbers = |count: usize| serde_json::json!({ "numbers": vec![1; count] });
+        let (fits, exceeds) = (told(numbers(80_000)), told(numbers(120_000)));
+        assert!(fits.is_some() && exceeds.is_none(), "11 bytes a number, about a megabyte in between");
     }
 
     #[test]

@@ -40,7 +40,12 @@ async fn quarantined(server: &Server) -> Vec<String> {
 /// How many records a stopped broker's log has, and their bytes, by reading them.
 fn counted(server: &Server) -> (u64, u64) {
     let store = Store::open(&server.data_dir(), 1024 * 1024).unwrap();
-    let limits = ReadLimits { records_max: usize::MAX, bytes_max: usize::MAX, scanned_max: usize::MAX };
+    let limits = ReadLimits {
+        records_max: usize::MAX,
+        bytes_max: usize::MAX,
+        scanned_max: usize::MAX,
+        scanned_bytes_max: usize::MAX,
+    };
     let after = store.first_available().previous();
     let chunk = store.read_after(after, store.head(), &Filter::default(), limits).unwrap();
     assert!(store.get(after).unwrap().is_none());

@@ -66,8 +66,10 @@ pub(super) struct Batch<'a> {
     write: OwnedWriteBatch,
     totals: Totals,
     head: Sequence,
-    /// Task entries that this batch has touched, as they will be.
+    /// Task entries that this batch has looked at, as they will be.
     tasks: HashMap<TaskId, Vec<TaskEvent>>,
+    /// Those of them that differ from the store; a batch of duplicates changes none, and then writes nothing.
+    changed: HashSet<TaskId>,
     /// Numbers that this batch takes out of quarantine.
     discarded: HashSet<u64>,
     records: Vec<Record>,
@@ -93,6 +95,7 @@ impl<'a> Batch<'a> {
             totals: *lock(&store.totals),
             head: store.head(),
             tasks: HashMap::new(),
+            changed: HashSet::new(),
             discarded: HashSet::new(),
             records: Vec::new(),
             replies: Vec::new(),
@@ -123,13 +126,19 @@ impl<'a> Batch<'a> {
     }
 
     fn append(&mut self, draft: &Draft) -> Result<Appended, WriteError> {
+        if let Some(number) = draft.releases
+            && !self.is_quarantined(number).map_err(failed)?
+        {
+            return Err(WriteError::NotInQuarantine);
+        }
         let known = self.task(&draft.task_id).map_err(failed)?;
         let (revision, conflict) = match judge(known, &draft.product, draft.status, draft.fingerprint) {
             Verdict::TooMany => return Err(WriteError::TooManyEvents),
             Verdict::Duplicate(original) => {
                 let appended = Appended { event_id: original.event_id, sequence: original.sequence, duplicate: true };
                 self.release(draft)?;
-                self.counts.duplicates += 1;
+                // A release is no callback, and what counts duplicates counts callbacks.
+                self.counts.duplicates += u64::from(draft.releases.is_none());
                 return Ok(appended);
             }
             Verdict::New { revision, conflict } => (revision, conflict),
@@ -147,6 +156,7 @@ impl<'a> Batch<'a> {
             product: draft.product.clone(),
         };
         self.tasks.entry(draft.task_id.clone()).or_default().push(entry);
+        self.changed.insert(draft.task_id.clone());
         Ok(Appended { event_id: draft.event_id, sequence, duplicate: false })
     }
 
@@ -171,6 +181,11 @@ impl<'a> Batch<'a> {
         self.totals.event_bytes += record.len() as u64;
         self.head = sequence;
         self.records.push(record);
+    }
+
+    fn is_quarantined(&self, number: u64) -> Result<bool, ReadError> {
+        let kept = self.store.quarantine.contains_key(sequence_key(Sequence(number)))?;
+        Ok(kept && !self.discarded.contains(&number))
     }
 
     fn release(&mut self, draft: &Draft) -> Result<(), WriteError> {
@@ -234,6 +249,13 @@ impl<'a> Batch<'a> {
     }
 
     fn trim_events(&mut self, cutoff: i64) -> Result<(), ReadError> {
+        let trimmed = self.forget_oldest(cutoff);
+        // Also when a damaged record has stopped it: what is forgotten so far is forgotten.
+        self.store.first_available.store(self.totals.first_available, Ordering::Release);
+        trimmed
+    }
+
+    fn forget_oldest(&mut self, cutoff: i64) -> Result<(), ReadError> {
         let budget = TRIM_EVENTS.max(2 * self.records.len());
         let oldest = sequence_key(Sequence(self.totals.first_available));
         for entry in self.store.events.range(oldest..).take(budget) {
@@ -246,13 +268,13 @@ impl<'a> Batch<'a> {
             }
             self.forget(&record)?;
         }
-        self.store.first_available.store(self.totals.first_available, Ordering::Release);
         Ok(())
     }
 
     fn forget(&mut self, record: &Record) -> Result<(), ReadError> {
         if let Ok(task_id) = TaskId::parse(record.task_id()) {
             self.task(&task_id)?.retain(|event| event.sequence != record.sequence());
+            self.changed.insert(task_id);
         }
         self.write.remove(&self.store.events, sequence_key(record.sequence()));
         self.totals.first_available = record.sequence().next().0;
@@ -280,7 +302,7 @@ impl<'a> Batch<'a> {
 
     /// Adds the changed task entries and the totals.
     pub(super) fn seal(mut self) -> Sealed {
-        for (task_id, events) in &self.tasks {
+        for (task_id, events) in self.tasks.iter().filter(|(task_id, _)| self.changed.contains(*task_id)) {
             if events.is_empty() {
                 self.write.remove(&self.store.tasks, task_id.as_str());
             } else {

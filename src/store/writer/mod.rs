@@ -11,7 +11,7 @@ use std::{
     ops::ControlFlow,
     sync::{
         Arc,
-        atomic::Ordering,
+        atomic::{AtomicUsize, Ordering},
         mpsc::{self, Receiver, RecvTimeoutError, SyncSender, TryRecvError, TrySendError},
     },
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
@@ -27,6 +27,9 @@ use batch::Batch;
 /// Most commands that wait for the writer. More than the connections that may be open, so only a flood from within fills it;
 /// then a callback is refused with 503.
 const QUEUE_MAX: usize = 4_096;
+/// Most bytes that wait for the writer, should the disk stall; then callbacks are refused with 503, too. As much again as
+/// the bodies in flight may have by default.
+const QUEUE_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// Most commands in one commit: the trial saw little gain beyond.
 const GROUP_MAX: usize = 512;
 /// A commit takes no further command beyond this many bytes, so that a group of large bodies does not delay its first.
@@ -83,11 +86,16 @@ pub enum WriteError {
     /// The writer has stopped.
     #[error("the store is closed")]
     Closed,
+    /// The callback to release is not in quarantine.
+    #[error("the callback is not in quarantine")]
+    NotInQuarantine,
     /// The task has as many retained events as one may have.
     #[error("the task has {} events, the most one may have", super::dedupe::TASK_EVENTS_MAX)]
     TooManyEvents,
 }
 
+/// Makes everything written so far survive a power cut. A value, so that tests can hold it up and let it fail.
+type Sync = Box<dyn FnMut(&Store) -> Result<(), String> + Send>;
 type Reply<T> = oneshot::Sender<Result<T, WriteError>>;
 
 enum Command {
@@ -123,7 +131,10 @@ impl Command {
 
 /// Hands commands to the writer.
 #[derive(Clone)]
-pub struct Appender(SyncSender<Command>);
+pub struct Appender {
+    commands: SyncSender<Command>,
+    queued_bytes: Arc<AtomicUsize>,
+}
 
 impl fmt::Debug for Appender {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -156,15 +167,26 @@ impl Appender {
     /// while the queue is full.
     pub fn stop(&self) {
         // An error means that it has ended already.
-        let _ = self.0.send(Command::Stop).is_ok();
+        let _ = self.commands.send(Command::Stop).is_ok();
     }
 
     fn send<T>(&self, command: impl FnOnce(Reply<T>) -> Command) -> oneshot::Receiver<Result<T, WriteError>> {
         let (reply, answer) = oneshot::channel();
-        match self.0.try_send(command(reply)) {
-            Ok(()) => {}
-            Err(TrySendError::Full(command)) => command.refuse(WriteError::Overloaded),
-            Err(TrySendError::Disconnected(command)) => command.refuse(WriteError::Closed),
+        let command = command(reply);
+        let bytes = command.bytes();
+        // Counted before it is sent, so that the writer never takes what is not counted.
+        let queued_bytes = self.queued_bytes.fetch_add(bytes, Ordering::Relaxed);
+        let sent = if queued_bytes > QUEUE_BYTES_MAX {
+            Err(TrySendError::Full(command))
+        } else {
+            self.commands.try_send(command)
+        };
+        if let Err(error) = sent {
+            self.queued_bytes.fetch_sub(bytes, Ordering::Relaxed);
+            match error {
+                TrySendError::Full(command) => command.refuse(WriteError::Overloaded),
+                TrySendError::Disconnected(command) => command.refuse(WriteError::Closed),
+            }
         }
         answer
     }
@@ -174,6 +196,8 @@ impl Appender {
 pub struct Writer<P> {
     store: Arc<Store>,
     commands: Receiver<Command>,
+    queued_bytes: Arc<AtomicUsize>,
+    sync: Sync,
     retention: Retention,
     publish: P,
     metrics: Arc<Metrics>,
@@ -193,7 +217,10 @@ pub fn writer<P: Publish>(
     metrics: Arc<Metrics>,
 ) -> (Appender, Writer<P>) {
     let (sender, commands) = mpsc::sync_channel(QUEUE_MAX);
-    (Appender(sender), Writer { store, commands, retention, publish, metrics })
+    let queued_bytes = Arc::<AtomicUsize>::default();
+    let sync = |store: &Store| store.database.persist(PersistMode::SyncData).map_err(|error| format!("{error:?}"));
+    let appender = Appender { commands: sender, queued_bytes: Arc::clone(&queued_bytes) };
+    (appender, Writer { store, commands, queued_bytes, sync: Box::new(sync), retention, publish, metrics })
 }
 
 impl<P: Publish> Writer<P> {
@@ -225,7 +252,7 @@ impl<P: Publish> Writer<P> {
         if matches!(first, Command::Stop) {
             return ControlFlow::Break(());
         }
-        let mut bytes = first.bytes();
+        let mut bytes = self.taken(&first);
         let mut group = vec![first];
         while group.len() < GROUP_MAX && bytes < GROUP_BYTES_MAX {
             match self.commands.try_recv() {
@@ -234,7 +261,7 @@ impl<P: Publish> Writer<P> {
                     break;
                 }
                 Ok(command) => {
-                    bytes += command.bytes();
+                    bytes += self.taken(&command);
                     group.push(command);
                 }
                 Err(_) => break,
@@ -248,6 +275,12 @@ impl<P: Publish> Writer<P> {
             Some(error) => group.into_iter().for_each(|command| command.refuse(error.clone())),
         }
         flow
+    }
+
+    fn taken(&self, command: &Command) -> usize {
+        let bytes = command.bytes();
+        self.queued_bytes.fetch_sub(bytes, Ordering::Relaxed);
+        bytes
     }
 
     fn refusal(&self) -> Option<WriteError> {
@@ -332,14 +365,14 @@ impl<P: Publish> Writer<P> {
     }
 
     // Commit and fsync are two steps only so that each can be timed: no reader looks beyond the head, which moves after both.
-    fn write(&self, write: fjall::OwnedWriteBatch) -> Result<(), String> {
+    fn write(&mut self, write: fjall::OwnedWriteBatch) -> Result<(), String> {
         if write.is_empty() {
             return Ok(());
         }
         let started = Instant::now();
         write.commit().map_err(|error| format!("{error:?}"))?;
         let committed = Instant::now();
-        self.store.database.persist(PersistMode::SyncData).map_err(|error| format!("{error:?}"))?;
+        (self.sync)(&self.store)?;
         self.metrics.commit_seconds.observe((committed - started).as_secs_f64());
         self.metrics.fsync_seconds.observe(committed.elapsed().as_secs_f64());
         Ok(())
@@ -376,7 +409,12 @@ fn now_micros() -> i64 {
 
 #[cfg(test)]
 mod tests {
+    use std::{sync::Mutex, thread};
+
+    use bytes::Bytes;
+
     use super::*;
+    use crate::event::{Labels, Product, TaskId, TaskStatus};
 
     #[test]
     fn the_disk_is_low_below_its_share_and_not_at_it() {
@@ -386,5 +424,113 @@ mod tests {
         assert_eq!(disk_health(0, 1_000, 0), Health::Writable, "0 is off");
         assert_eq!(disk_health(999, 1_000, 100), low(999, 1_000), "100 takes nothing on a disk that holds anything");
         assert_eq!(disk_health(u64::MAX, u64::MAX, 100), Health::Writable, "no disk is too large");
+    }
+
+    /// A writer whose sync waits for the test's word, started when the test has queued what is to be one group.
+    struct Held {
+        store: Arc<Store>,
+        appender: Appender,
+        published: Arc<Mutex<usize>>,
+        synced: mpsc::Sender<Result<(), String>>,
+        syncing: mpsc::Receiver<()>,
+        start: Option<Box<dyn FnOnce() -> thread::JoinHandle<()>>>,
+        _directory: tempfile::TempDir,
+    }
+
+    impl Held {
+        fn new() -> Self {
+            let directory = tempfile::tempdir().unwrap();
+            let store = Arc::new(Store::open(directory.path(), 1 << 20).unwrap());
+            let published = Arc::<Mutex<usize>>::default();
+            let count = Arc::clone(&published);
+            let publish = move |records: &[Record]| *count.lock().unwrap() += records.len();
+            let retention = Retention {
+                event_age_max: Duration::MAX,
+                event_bytes_max: u64::MAX,
+                quarantine_age_max: Duration::MAX,
+                quarantine_bytes_max: u64::MAX,
+                disk_free_min_percent: 0,
+            };
+            let (appender, mut writer) = writer(Arc::clone(&store), retention, publish, Arc::default());
+            let ((begun, syncing), (synced, verdict)) = (mpsc::channel(), mpsc::channel());
+            writer.sync = Box::new(move |_| {
+                let _ = begun.send(()).is_ok();
+                verdict.recv().unwrap_or(Ok(())) // the test is over
+            });
+            let start: Box<dyn FnOnce() -> _> = Box::new(|| thread::spawn(|| writer.run()));
+            Self { store, appender, published, synced, syncing, start: Some(start), _directory: directory }
+        }
+
+        fn append(&self, task: &str, raw_bytes: usize) -> oneshot::Receiver<Result<Appended, WriteError>> {
+            self.appender.append(Draft {
+                event_id: uuid::Uuid::new_v4(),
+                product: Product::parse("veo").unwrap(),
+                task_id: TaskId::parse(task).unwrap(),
+                status: TaskStatus::Completed,
+                fingerprint: 7,
+                received_at_micros: 0,
+                labels: Labels::new(),
+                event: Bytes::new(),
+                raw: vec![0; raw_bytes].into(),
+                releases: None,
+            })
+        }
+
+        /// Starts the writer and waits until it syncs its first group.
+        fn run_to_the_sync(&mut self) {
+            (self.start.take().unwrap())();
+            self.syncing.recv().unwrap();
+        }
+
+        fn visible(&self) -> (u64, usize) {
+            (self.store.head().0, *self.published.lock().unwrap())
+        }
+    }
+
+    #[test]
+    fn nothing_is_answered_or_shown_before_the_sync_and_duplicates_wait_too() {
+        let mut held = Held::new();
+        let mut original = held.append("t1", 0);
+        let mut beside = held.append("t1", 0);
+        held.run_to_the_sync();
+        let mut behind = held.append("t1", 0);
+        for answer in [&mut original, &mut beside, &mut behind] {
+            assert_eq!(answer.try_recv(), Err(oneshot::error::TryRecvError::Empty));
+        }
+        assert_eq!(held.visible(), (0, 0));
+        held.synced.send(Ok(())).unwrap();
+        let answers = [original, beside, behind].map(|answer| answer.blocking_recv().unwrap().unwrap());
+        assert_eq!(answers.map(|appended| appended.duplicate), [false, true, true]);
+        assert_eq!(answers.map(|appended| appended.event_id), [answers[0].event_id; 3]);
+        assert_eq!(held.visible(), (1, 1));
+    }
+
+    #[test]
+    fn a_failed_sync_refuses_everyone_shows_nothing_and_stops_the_writing() {
+        let mut held = Held::new();
+        let (one, other) = (held.append("t1", 0), held.append("t2", 0));
+        held.run_to_the_sync();
+        held.synced.send(Err("no such luck".into())).unwrap();
+        let failed = Err(WriteError::Failed("no such luck".into()));
+        assert_eq!(one.blocking_recv().unwrap(), failed);
+        assert_eq!(other.blocking_recv().unwrap(), failed);
+        assert_eq!(held.append("t3", 0).blocking_recv().unwrap(), failed);
+        assert_eq!((held.visible(), held.store.health()), ((0, 0), Health::Failed("no such luck".into())));
+    }
+
+    #[test]
+    fn what_waits_for_a_stalled_disk_is_bounded_in_bytes() {
+        const EACH: usize = 8 * 1024 * 1024;
+        let mut held = Held::new();
+        let first = held.append("t0", 0);
+        held.run_to_the_sync();
+        let mut waiting: Vec<_> = (0..=QUEUE_BYTES_MAX / EACH).map(|n| held.append(&format!("w{n}"), EACH)).collect();
+        let refused = held.append("excess", EACH).blocking_recv().unwrap();
+        assert_eq!(refused, Err(WriteError::Overloaded));
+        assert!(waiting.iter_mut().all(|answer| answer.try_recv().is_err()), "up to the bound all wait");
+        (0..=waiting.len()).for_each(|_| held.synced.send(Ok(())).unwrap());
+        assert!(first.blocking_recv().unwrap().is_ok());
+        assert!(waiting.into_iter().all(|answer| answer.blocking_recv().unwrap().is_ok()));
+        assert!(held.append("again", EACH).try_recv().is_err(), "it waits; it is not refused");
     }
 }

@@ -59,7 +59,12 @@ pub fn draft(body: &Value, received_at: Timestamp) -> Draft {
 
 /// Every record of the log, in its order.
 pub fn stored(store: &Store) -> Vec<Record> {
-    let limits = ReadLimits { records_max: usize::MAX, bytes_max: usize::MAX, scanned_max: usize::MAX };
+    let limits = ReadLimits {
+        records_max: usize::MAX,
+        bytes_max: usize::MAX,
+        scanned_max: usize::MAX,
+        scanned_bytes_max: usize::MAX,
+    };
     let after = store.first_available().previous();
     store.read_after(after, store.head(), &Filter::default(), limits).unwrap().records
 }
