@@ -17,6 +17,27 @@ const ANSWER_SECONDS: &[f64] =
 /// Buckets for how many events one commit took.
 const BATCH_EVENTS: &[f64] = &[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0];
 
+/// Every value of `outcome`: kept, refused for what the request is, refused for what the broker cannot do now.
+const OUTCOMES: [&str; 17] = [
+    "accepted",
+    "duplicate",
+    "quarantined",
+    "method_not_allowed",
+    "not_found",
+    "unsupported_encoding",
+    "body_too_large",
+    "body_timeout",
+    "body_aborted",
+    "headers_too_large",
+    "header_timeout",
+    "malformed_request",
+    "overloaded",
+    "disk_low",
+    "store_failed",
+    "late",
+    "draining",
+];
+
 /// All metrics of one server.
 #[derive(Debug)]
 pub struct Metrics {
@@ -111,13 +132,13 @@ impl Default for Metrics {
     fn default() -> Self {
         let metrics = Self::registered();
         // There from the first scrape on: nothing can be told of a series that appears with its first count.
-        for outcome in ["accepted", "duplicate", "quarantined"] {
+        for outcome in OUTCOMES {
             metrics.callbacks.with_label_values(&[outcome]);
         }
         for state in ["catching_up", "live"] {
             metrics.subscriptions.with_label_values(&[state]);
         }
-        for cause in ["client_gone", "completed"] {
+        for cause in ["client_gone", "completed", "corrupt", "deadline", "draining", "expired"] {
             metrics.subscriptions_ended.with_label_values(&[cause]);
         }
         metrics

@@ -23,7 +23,7 @@ use tokio_stream::StreamExt;
 
 use crate::vendor::sample::{Sample, SampleStatus, Shape};
 
-/// The vendor tries a callback this often at most (vendor/VENDOR.md, "Delivery").
+/// The vendor tries a callback this often at most (tests/data/vendor/VENDOR.md, "Delivery").
 pub const ATTEMPTS_MAX: usize = 5;
 /// The vendor's patience with one attempt, where it does not say otherwise.
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(30);
@@ -134,7 +134,7 @@ impl Plan {
     }
 }
 
-/// The waits between the vendor's attempts, by product (vendor/VENDOR.md, "Delivery").
+/// The waits between the vendor's attempts, by product (tests/data/vendor/VENDOR.md, "Delivery").
 pub fn retry_gaps(product: &str) -> Vec<Duration> {
     let seconds: &[u64] = match product {
         "gemini" => &[30, 30],

@@ -131,7 +131,7 @@ fn next_step(code: Code, reason: &str) -> Option<&'static str> {
         "SUBSCRIPTION_LIMIT" => "close other subscriptions, ask for less, or have the server's limit raised",
         "TOKEN_INVALID" => "ask whoever operates the broker for a token",
         "PRODUCT_DENIED" => "ask whoever operates the broker for this product",
-        "STARTING" | "DRAINING" => "try again in a moment",
+        "DRAINING" => "try again in a moment",
         "STORE_READ_ONLY" => "try again later; whoever operates the broker has to look at its disk",
         "LOG_CORRUPT" => "whoever operates the broker has to look at its log messages",
         "TASK_NOT_FOUND" => "`blobcast wait` waits for a task that is to come",

@@ -16,7 +16,7 @@ use uuid::Uuid;
 use super::{EXIT_OTHER, args, output, output::Usage};
 use crate::{
     event::{Product, TaskId},
-    simulator::{ATTEMPTS_MAX, Callback, Outcome, Plan, Vendor},
+    simulator::{ATTEMPTS_MAX, Callback, Outcome, Plan, Vendor, retry_gaps},
     vendor::{
         self,
         sample::{Broken, Sample, SampleStatus, Shape, broken},
@@ -79,9 +79,9 @@ pub(super) struct TriggerArgs {
     /// Like the vendor, try a callback that was not answered 2xx again, up to 5 attempts in all.
     #[arg(long)]
     retry: bool,
-    /// How long to wait between two attempts.
-    #[arg(long, value_name = "DURATION", default_value = "30s", requires = "retry", value_parser = args::duration)]
-    retry_interval: Duration,
+    /// How long to wait between two attempts [default: as long as the vendor does for the product, 30s for most].
+    #[arg(long, value_name = "DURATION", requires = "retry", value_parser = args::duration)]
+    retry_interval: Option<Duration>,
     /// Send each callback N more times, as the vendor sometimes does.
     #[arg(long, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u32).range(..=DUPLICATES_MAX))]
     duplicate: u32,
@@ -118,7 +118,11 @@ pub(super) async fn run(args: TriggerArgs) -> anyhow::Result<ExitCode> {
 }
 
 fn plan(args: &TriggerArgs) -> Plan {
-    let retry_gaps = if args.retry { vec![args.retry_interval; ATTEMPTS_MAX - 1] } else { vec![] };
+    let retry_gaps = match args.retry_interval {
+        _ if !args.retry => vec![],
+        None => retry_gaps(args.product.as_str()),
+        Some(interval) => vec![interval; ATTEMPTS_MAX - 1],
+    };
     let spacing = args.rate.map(|rate| Duration::from_secs_f64(1.0 / rate)).unwrap_or_default();
     Plan { spacing, retry_gaps, duplicates: args.duplicate as usize, ..Plan::default() }
 }
@@ -285,6 +289,11 @@ mod tests {
 
     #[test]
     fn retries_and_rate_become_a_plan() {
+        let gaps = |line| plan(&parse(line)).retry_gaps.iter().map(Duration::as_secs).collect::<Vec<_>>();
+        assert_eq!(gaps("--retry"), [30; 4]);
+        assert_eq!(gaps("--retry --product gemini"), [30; 2]);
+        assert_eq!(gaps("--retry --product sora"), [30, 60, 120, 240]);
+        assert!(gaps("").is_empty());
         let plan = plan(&parse("--retry --retry-interval 2s --rate 4/s --duplicate 3"));
         assert_eq!(plan.retry_gaps, [Duration::from_secs(2); 4]);
         assert_eq!((plan.spacing, plan.duplicates), (Duration::from_millis(250), 3));

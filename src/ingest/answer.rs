@@ -9,7 +9,7 @@ use serde::Serialize;
 use super::Failure;
 use crate::store::{Appended, WriteError};
 
-/// When to repeat a callback that the store could not take: RunBlob's own interval, so that nothing is gained by less.
+/// When to repeat a callback that the store could not take: RunBlob's own interval for most products, so that nothing is gained by less.
 const RETRY_SECONDS: HeaderValue = HeaderValue::from_static("30");
 /// When to repeat a callback that met a restart.
 const RETRY_DRAINING_SECONDS: HeaderValue = HeaderValue::from_static("5");
