@@ -9,7 +9,7 @@ pub struct Sequence(pub u64);
 impl Sequence {
     /// The place behind this one.
     pub fn next(self) -> Self {
-        Self(self.0 + 1)
+        Self(self.0.saturating_add(1))
     }
 
     /// The place before this one; 0 stays 0.

@@ -18,6 +18,10 @@ use crate::{
 /// Task ids of a subscription that a listing shows.
 const TASK_IDS_SHOWN: usize = 16;
 
+/// What the page tokens of each listing are bound to, so that one does not take the other's.
+const SUBSCRIPTIONS: u64 = 1;
+const QUARANTINE: u64 = 2;
+
 /// The service.
 #[derive(Clone, Debug)]
 pub struct Admin(Context);
@@ -62,12 +66,12 @@ impl admin_service_server::AdminService for Admin {
     ) -> Result<Response<v1::ListSubscriptionsResponse>, Status> {
         let v1::ListSubscriptionsRequest { page_size, page_token } = request.into_inner();
         let page_size = page::size(page_size).map_err(errors::malformed)?;
-        let after = page::place(&page_token, 0).map_err(errors::malformed)?.unwrap_or(0);
+        let after = page::place(&page_token, SUBSCRIPTIONS).map_err(errors::malformed)?.unwrap_or(0);
         let sources = &self.0.sources;
         let listed = sources.registry.list(&sources.hub, after, page_size);
         let last = listed.last().filter(|_| listed.len() == page_size).map(|last| last.number);
         Ok(Response::new(v1::ListSubscriptionsResponse {
-            next_page_token: last.map(|number| page::token(number, 0)).unwrap_or_default(),
+            next_page_token: last.map(|number| page::token(number, SUBSCRIPTIONS)).unwrap_or_default(),
             subscriptions: listed.into_iter().map(|listed| self.listed(listed)).collect(),
         }))
     }
@@ -78,7 +82,7 @@ impl admin_service_server::AdminService for Admin {
     ) -> Result<Response<v1::ListQuarantineResponse>, Status> {
         let v1::ListQuarantineRequest { page_size, page_token, include_body } = request.into_inner();
         let page_size = page::size(page_size).map_err(errors::malformed)?;
-        let after = page::place(&page_token, 0).map_err(errors::malformed)?.unwrap_or(0);
+        let after = page::place(&page_token, QUARANTINE).map_err(errors::malformed)?.unwrap_or(0);
         let read = move |sources: &Sources| {
             let found = sources.store.quarantined_after(after, page_size, page::PAGE_BYTES_MAX)?;
             // A page may have ended by count or by bytes; whether there is more, only a look tells.
@@ -91,7 +95,7 @@ impl admin_service_server::AdminService for Admin {
         let (found, more) = self.0.read(read).await?;
         let last = found.last().filter(|_| more).map(|last| last.number);
         Ok(Response::new(v1::ListQuarantineResponse {
-            next_page_token: last.map(|number| page::token(number, 0)).unwrap_or_default(),
+            next_page_token: last.map(|number| page::token(number, QUARANTINE)).unwrap_or_default(),
             callbacks: found.into_iter().map(|callback| quarantined(callback, include_body)).collect(),
         }))
     }

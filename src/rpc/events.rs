@@ -32,9 +32,9 @@ const CLIENT_NAME_CHARS_MAX: usize = 128;
 /// `GetTask` answers in one message; clients take 4 MiB by default, and some room is for framing.
 const TASK_BYTES_MAX: usize = 4 * 1024 * 1024 - 64 * 1024;
 /// Records one page of `ListEvents` looks at before it ends early, so that a rare filter does not hold a thread.
-const PAGE_SCANNED_MAX: usize = 50_000;
+const PAGE_SCANNED_MAX: usize = 16_384;
 /// The same in bytes.
-const PAGE_SCANNED_BYTES_MAX: usize = 32 * 1024 * 1024;
+const PAGE_SCANNED_BYTES_MAX: usize = 16 * 1024 * 1024;
 
 /// The service.
 #[derive(Clone, Debug)]

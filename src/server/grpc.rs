@@ -46,7 +46,8 @@ const CONNECTION_WINDOW_BYTES: u32 = 8 * 1024 * 1024;
 /// Headers of one request: metadata and a token.
 const HEADER_LIST_BYTES: u32 = 16 * 1024;
 /// Streams a client has reset and we have not yet seen off; more of them is an attack (rapid reset), and closes the connection.
-const PENDING_RESETS_MAX: usize = 64;
+/// A service that cancels all it waits for at once is none.
+const PENDING_RESETS_MAX: usize = 1_024;
 /// Streams of one connection beyond the subscriptions: calls that are answered at once.
 const UNARY_STREAMS: u32 = 1_024;
 /// Pause after a failed accept.

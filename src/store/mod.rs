@@ -12,6 +12,7 @@ mod writer;
 
 use std::{
     io,
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     sync::{
         Mutex, MutexGuard, PoisonError,
@@ -20,7 +21,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode};
+use fjall::{CompressionType, Database, Keyspace, KeyspaceCreateOptions, PersistMode};
 use uuid::Uuid;
 
 pub use layout::{Fingerprint, QuarantineHeader};
@@ -146,6 +147,10 @@ pub struct Store {
     epoch: Epoch,
     head: AtomicU64,
     first_available: AtomicU64,
+    /// No quarantined callback has a lower number. A search that began at 0 would wade through all that were ever deleted.
+    quarantine_first: AtomicU64,
+    /// The data directory as it was opened.
+    identity: Identity,
     totals: Mutex<Totals>,
     health: Mutex<Health>,
 }
@@ -154,7 +159,13 @@ impl Store {
     /// Opens the store under `path`, creating it if there is none. `cache_bytes` bounds the block cache.
     pub fn open(path: &Path, cache_bytes: u64) -> Result<Self, OpenError> {
         std::fs::create_dir_all(path).map_err(|source| OpenError::Io { path: path.into(), source })?;
-        let built = Database::builder(path).cache_size(cache_bytes).max_journaling_size(REPLAY_BYTES_MAX).open();
+        let built = Database::builder(path)
+            .cache_size(cache_bytes)
+            .max_journaling_size(REPLAY_BYTES_MAX)
+            // A damaged byte in a compressed value reads as the journal's torn end, and what is behind it would be dropped;
+            // in a plain one the checksum of its batch finds it, and the start is refused.
+            .journal_compression(CompressionType::None)
+            .open();
         let database = built.map_err(|error| open_error(path, error))?;
         Self::from_database(path, database).map_err(|error| match error {
             Setup::Fjall(error) => open_error(path, error),
@@ -184,6 +195,8 @@ impl Store {
             quarantine: database.keyspace("quarantine", options)?,
             head: AtomicU64::new(head),
             first_available: AtomicU64::new(totals.first_available),
+            quarantine_first: AtomicU64::new(0),
+            identity: identity(path),
             totals: Mutex::new(totals),
             health: Mutex::new(Health::Writable),
             database,
@@ -226,6 +239,11 @@ impl Store {
         lock(&self.health).clone()
     }
 
+    /// True while the path still leads to the directory that was opened.
+    fn is_in_place(&self) -> bool {
+        identity(&self.path) == self.identity
+    }
+
     /// Free and total bytes of the file system that holds the data directory, as an unprivileged process may use them.
     pub fn disk_bytes(&self) -> io::Result<(u64, u64)> {
         let stat = rustix::fs::statvfs(&self.path)?;
@@ -237,6 +255,14 @@ impl std::fmt::Debug for Store {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Store").field("path", &self.path).field("epoch", &self.epoch).finish_non_exhaustive()
     }
+}
+
+/// Device and inode of a directory; `None` if it is not there.
+type Identity = Option<(u64, u64)>;
+
+fn identity(path: &Path) -> Identity {
+    let metadata = std::fs::metadata(path).ok()?;
+    Some((metadata.dev(), metadata.ino()))
 }
 
 enum Setup {

@@ -1,5 +1,7 @@
 //! Reading the quarantine. Writing it is the writer's.
 
+use std::sync::atomic::Ordering;
+
 use bytes::Bytes;
 
 use super::{
@@ -45,7 +47,8 @@ impl Store {
     ) -> Result<Vec<Quarantined>, ReadError> {
         let mut found = Vec::new();
         let mut bytes = 0;
-        for entry in self.quarantine.range(sequence_key(Sequence(after).next())..).take(count_max) {
+        let first = Sequence(after).next().0.max(self.quarantine_first.load(Ordering::Acquire));
+        for entry in self.quarantine.range(sequence_key(Sequence(first))..).take(count_max) {
             let (key, value) = entry.into_inner()?;
             bytes += value.len();
             if bytes > bytes_max && !found.is_empty() {

@@ -11,7 +11,7 @@ use crate::{
 /// Events of one fetch that the task index has named.
 pub(super) const FETCH_RECORDS_MAX: usize = 64;
 /// Bytes of one fetch after its first event.
-pub(super) const FETCH_BYTES_MAX: usize = 512 * 1024;
+pub(super) const FETCH_BYTES_MAX: usize = 128 * 1024;
 
 /// A seat taken, and what the index had before it was.
 pub(super) struct Lookup {

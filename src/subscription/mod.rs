@@ -48,7 +48,7 @@ use registry::Entry;
 
 /// One read of the log: enough to amortise a thread hop, and a bound on what a stalled reader holds and a rare filter reads.
 const SCAN: ReadLimits =
-    ReadLimits { records_max: 512, bytes_max: 256 * 1024, scanned_max: 8_192, scanned_bytes_max: 8 * 1024 * 1024 };
+    ReadLimits { records_max: 512, bytes_max: 128 * 1024, scanned_max: 8_192, scanned_bytes_max: 8 * 1024 * 1024 };
 
 /// What every subscription reads from.
 #[derive(Debug)]

@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    ops::Bound,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering::Relaxed},
@@ -114,8 +115,11 @@ impl Registry {
     /// Up to `count_max` subscriptions opened after number `after`, with positions as of now.
     pub fn list(&self, hub: &Hub, after: u64, count_max: usize) -> Vec<Listed> {
         // Collected first: the hub's lock is not taken while this one is held.
-        let page: Vec<_> =
-            lock(&self.open).range(after + 1..).take(count_max).map(|(&n, info)| (n, Arc::clone(info))).collect();
+        let page: Vec<_> = lock(&self.open)
+            .range((Bound::Excluded(after), Bound::Unbounded))
+            .take(count_max)
+            .map(|(&n, info)| (n, Arc::clone(info)))
+            .collect();
         page.into_iter().map(|(number, info)| info.listed(number, hub)).collect()
     }
 

@@ -341,3 +341,23 @@ async fn a_task_with_as_many_events_as_it_may_have_can_be_released_when_retentio
     let event = live.next_event().await;
     assert_eq!((event.event_id, event.revision), (released.event_id, 1_001));
 }
+
+#[tokio::test]
+async fn a_quarantined_callback_is_released_once_whoever_else_tries() {
+    let server = Server::start().await;
+    let body = with(completed("x"), json!({"generation_id": null}));
+    for round in 0..20 {
+        assert_eq!(server.http().post_to("/webhook/veo", body.to_string()).await.status, 202);
+        let id = quarantine(&mut server.admin_service().await).await.remove(0).quarantine_id;
+        let attempt = |name: &'static str| {
+            let request = ReleaseQuarantinedRequest { task_id: format!("{name}{round}"), ..of(&id) };
+            let admin = server.admin_service();
+            async move { release(&mut admin.await, request).await }
+        };
+        let (one, other) = tokio::join!(attempt("a"), attempt("b"));
+        let refused = one.as_ref().err().or(other.as_ref().err()).expect("one of them comes too late");
+        assert_eq!(refusal(refused), (Code::NotFound, "QUARANTINE_NOT_FOUND".into()));
+        assert!(one.is_ok() || other.is_ok());
+        assert_eq!(server.log_of_events().await.len(), round + 1);
+    }
+}

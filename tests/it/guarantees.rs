@@ -30,6 +30,19 @@ async fn durable_before_200_a_callback_survives_kill_9_right_after_its_answer() 
 }
 
 #[tokio::test]
+async fn durable_before_200_a_quarantined_callback_survives_kill_9_right_after_its_answer() {
+    let mut server = Server::start().await;
+    for round in 1..=5 {
+        assert_eq!(server.http().post_to("/webhook/veo", format!("nonsense {round}")).await.status, 202);
+        server.crash().await;
+        let request = v1::ListQuarantineRequest { include_body: true, ..Default::default() };
+        let kept = server.admin_service().await.list_quarantine(request).await.unwrap().into_inner().callbacks;
+        let bodies: Vec<_> = kept.iter().map(|callback| String::from_utf8_lossy(&callback.body)).collect();
+        assert_eq!(bodies, (1..=round).map(|n| format!("nonsense {n}")).collect::<Vec<_>>());
+    }
+}
+
+#[tokio::test]
 async fn durable_before_200_a_duplicate_waits_for_its_original() {
     let mut server = Server::start().await;
     let http = server.http();

@@ -683,3 +683,15 @@ async fn details_that_would_outgrow_a_message_stay_in_the_body_and_stop_no_subsc
     assert_eq!((error.code.as_str(), error.message.as_str(), error.details), ("X", "a sentence", None));
     assert_eq!(events[0].raw_body, large.to_string());
 }
+
+#[tokio::test]
+async fn details_that_nest_deeper_than_a_decoder_goes_stop_no_subscriber() {
+    let server = Server::start().await;
+    let nested = (0..100).fold(json!(1), |inner, _| json!({ "a": inner }));
+    let deep = with(failed("t1"), json!({"error": {"message": "UNSAFE_CONTENT", "details": nested}}));
+    server.http().post(&deep).await.event_id();
+    server.http().post(&completed("t2")).await.event_id();
+    let events = server.subscribe(request()).await.until_caught_up().await;
+    assert_eq!(tasks_of(&events), ["t1", "t2"]);
+    assert_eq!(events[0].error.as_ref().unwrap().code, "UNSAFE_CONTENT");
+}

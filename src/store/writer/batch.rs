@@ -70,6 +70,8 @@ pub(super) struct Batch<'a> {
     tasks: HashMap<TaskId, Vec<TaskEvent>>,
     /// Those of them that differ from the store; a batch of duplicates changes none, and then writes nothing.
     changed: HashSet<TaskId>,
+    /// How many callbacks this batch puts into quarantine.
+    quarantined: usize,
     /// Numbers that this batch takes out of quarantine.
     discarded: HashSet<u64>,
     records: Vec<Record>,
@@ -96,6 +98,7 @@ impl<'a> Batch<'a> {
             head: store.head(),
             tasks: HashMap::new(),
             changed: HashSet::new(),
+            quarantined: 0,
             discarded: HashSet::new(),
             records: Vec::new(),
             replies: Vec::new(),
@@ -208,6 +211,7 @@ impl<'a> Batch<'a> {
     }
 
     fn quarantine(&mut self, new: &NewQuarantined) -> u64 {
+        self.quarantined += 1;
         self.totals.quarantine_next += 1;
         let number = self.totals.quarantine_next;
         let bytes = encode_quarantined(&new.header, &new.body);
@@ -288,9 +292,12 @@ impl<'a> Batch<'a> {
         if self.totals.quarantine_count == 0 {
             return Ok(());
         }
-        for entry in self.store.quarantine.iter().take(TRIM_EVENTS) {
+        let budget = TRIM_EVENTS.max(2 * self.quarantined);
+        let first = self.store.quarantine_first.load(Ordering::Acquire);
+        for entry in self.store.quarantine.range(sequence_key(Sequence(first))..).take(budget) {
             let (key, value) = entry.into_inner()?;
             let (header, _) = parse_quarantined(&value)?;
+            self.store.quarantine_first.store(parse_sequence_key(&key)?.0, Ordering::Release);
             let too_old = header.received_at_micros < cutoff;
             if !too_old && self.totals.quarantine_bytes <= self.retention.quarantine_bytes_max {
                 break;

@@ -36,6 +36,8 @@ const GROUP_MAX: usize = 512;
 const GROUP_BYTES_MAX: usize = 8 * 1024 * 1024;
 /// How often an idle writer looks at retention and free disk space.
 const TICK: Duration = Duration::from_secs(1);
+/// With less free disk nothing is forgotten either, because forgetting writes first, and a write that fails is final.
+const TRIM_FREE_BYTES_MIN: u64 = 16 * 1024 * 1024;
 /// Events forgotten by one commit at least; under load, twice what it appends, so that trimming always gains on appending.
 const TRIM_EVENTS: usize = 256;
 
@@ -272,6 +274,13 @@ impl<P: Publish> Writer<P> {
             None => {
                 self.commit(group);
             }
+            // Deleting from quarantine is a way to free some disk.
+            Some(error @ WriteError::DiskLow { free_bytes, .. }) if free_bytes >= TRIM_FREE_BYTES_MIN => {
+                let (discards, others): (Vec<_>, Vec<_>) =
+                    group.into_iter().partition(|command| matches!(command, Command::Discard(..)));
+                others.into_iter().for_each(|command| command.refuse(error.clone()));
+                self.commit(discards);
+            }
             Some(error) => group.into_iter().for_each(|command| command.refuse(error.clone())),
         }
         flow
@@ -296,6 +305,12 @@ impl<P: Publish> Writer<P> {
         if matches!(*health, Health::Failed(_)) {
             return;
         }
+        if !self.store.is_in_place() {
+            let problem = "the data directory was removed or replaced".to_owned();
+            tracing::error!(problem, "refusing callbacks until a restart");
+            *health = Health::Failed(problem);
+            return;
+        }
         // A file system that cannot be asked is left to the write itself, which will say what is wrong.
         let Ok((free_bytes, total_bytes)) = self.store.disk_bytes() else { return };
         let now = disk_health(free_bytes, total_bytes, self.retention.disk_free_min_percent);
@@ -311,8 +326,10 @@ impl<P: Publish> Writer<P> {
     }
 
     fn trim_is_due(&self) -> bool {
-        if matches!(self.store.health(), Health::Failed(_)) {
-            return false;
+        match self.store.health() {
+            Health::Failed(_) => return false,
+            Health::DiskLow { free_bytes, .. } if free_bytes < TRIM_FREE_BYTES_MIN => return false,
+            Health::DiskLow { .. } | Health::Writable => {}
         }
         let totals = *lock(&self.store.totals);
         let events = totals.event_bytes > self.retention.event_bytes_max
