@@ -8,6 +8,7 @@ mod dedupe;
 mod layout;
 mod quarantine;
 mod read;
+mod watermark;
 mod writer;
 
 use std::{
@@ -31,6 +32,7 @@ pub use writer::{Appender, Publish, Retention, WriteError, Writer, writer};
 
 use crate::event::{Cursor, Epoch, Labels, Product, Sequence, TaskId, TaskStatus};
 use layout::{Damaged, FORMAT, META_EPOCH, META_FORMAT, META_TOTALS, Totals, parse_sequence_key, parse_u64};
+use watermark::Watermark;
 
 /// Journals beyond this are flushed to tables, so that a start replays at most this much: about a second.
 const REPLAY_BYTES_MAX: u64 = 128 * 1024 * 1024;
@@ -149,6 +151,7 @@ pub struct Store {
     first_available: AtomicU64,
     /// No quarantined callback has a lower number. A search that began at 0 would wade through all that were ever deleted.
     quarantine_first: AtomicU64,
+    watermark: Watermark,
     /// The data directory as it was opened.
     identity: Identity,
     totals: Mutex<Totals>,
@@ -169,6 +172,10 @@ impl Store {
         let database = built.map_err(|error| open_error(path, error))?;
         Self::from_database(path, database).map_err(|error| match error {
             Setup::Fjall(error) => open_error(path, error),
+            Setup::Cut { acknowledged, head } => OpenError::Corrupt {
+                path: path.into(),
+                problem: format!("{acknowledged} events were acknowledged, and the log ends behind {head}"),
+            },
             Setup::Format(found) => OpenError::Format { path: path.into(), found },
             Setup::Damaged(damage) => OpenError::Corrupt { path: path.into(), problem: damage.to_string() },
         })
@@ -188,8 +195,13 @@ impl Store {
             Some(entry) => parse_sequence_key(&entry.key()?)?.0,
             None => totals.first_available - 1,
         };
+        let (watermark, acknowledged) = Watermark::open(path).map_err(fjall::Error::Io)?;
+        if acknowledged.0 > head {
+            return Err(Setup::Cut { acknowledged: acknowledged.0, head });
+        }
         let store = Self {
             path: path.into(),
+            watermark,
             epoch: epoch(&meta)?,
             tasks: database.keyspace("tasks", options)?,
             quarantine: database.keyspace("quarantine", options)?,
@@ -268,6 +280,7 @@ fn identity(path: &Path) -> Identity {
 enum Setup {
     Fjall(fjall::Error),
     Format(u64),
+    Cut { acknowledged: u64, head: u64 },
     Damaged(Damaged),
 }
 

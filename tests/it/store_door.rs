@@ -1,11 +1,17 @@
 //! Opening a data directory: one process at a time, in a format that is known; and what the log is worth when the clock is not.
 
-use std::{net::TcpListener, path::Path, process::Output};
+use std::{fs, net::TcpListener, path::Path, process::Output};
 
-use blobcast::wire::v1::{Event, Filter, ListEventsRequest, Order, SubscribeRequest, subscribe_request::Start};
+use blobcast::{
+    store::{OpenError, Store},
+    wire::v1::{Event, Filter, ListEventsRequest, Order, SubscribeRequest, subscribe_request::Start},
+};
 use jiff::{SignedDuration, Timestamp};
+use serde_json::json;
 
-use crate::support::{ANY_PORT, Options, Server, completed, draft, matching, node, of_tasks, place, stored, within};
+use crate::support::{
+    ANY_PORT, Options, Server, completed, draft, matching, node, of_tasks, place, stored, with, within,
+};
 
 /// What becomes of a broker that is started on a directory that it cannot have.
 async fn start_in_vain(data_dir: &Path) -> Output {
@@ -151,4 +157,46 @@ async fn a_clock_that_was_ahead_does_not_make_new_events_old() {
     let since = ListEventsRequest { since: log[2].received_at, ..Default::default() };
     let listed = server.events().await.list_events(since).await.unwrap().into_inner().events;
     assert_eq!(listed, log[1..]);
+}
+
+#[tokio::test]
+async fn a_damaged_byte_of_the_journal_is_refused_or_harmless_but_never_swallows_events() {
+    const EVENTS: u64 = 200;
+    let mut server = Server::start().await;
+    let http = server.http();
+    for number in 0..EVENTS {
+        // Large and easy to compress, as prompts are.
+        let body = with(completed(&format!("t{number}")), json!({"prompt": "a cat in a sunny room ".repeat(400)}));
+        http.post(&body).await.event_id();
+    }
+    server.kill();
+    let journal = fs::read(server.data_dir().join("0.jnl")).unwrap();
+    let used = journal.iter().rposition(|&byte| byte != 0).unwrap();
+    let mut refused = 0;
+    for trial in 0..30 {
+        let copy = tempfile::tempdir().unwrap();
+        copy_directory(&server.data_dir(), copy.path());
+        let mut damaged = journal.clone();
+        // Spread over the file, and over the parts of an entry.
+        damaged[used * trial / 30 + trial] ^= 1 << (trial % 8);
+        fs::write(copy.path().join("0.jnl"), damaged).unwrap();
+        match Store::open(copy.path(), 1 << 20) {
+            Ok(store) => assert_eq!(store.head().0, EVENTS, "trial {trial}: the log has lost its end"),
+            Err(OpenError::Corrupt { .. }) => refused += 1,
+            Err(other) => panic!("trial {trial}: {other}"),
+        }
+    }
+    assert!(refused > 25, "only {refused} of 30 damaged journals were noticed");
+}
+
+fn copy_directory(from: &Path, to: &Path) {
+    for entry in fs::read_dir(from).unwrap().map(Result::unwrap) {
+        let target = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            fs::create_dir(&target).unwrap();
+            copy_directory(&entry.path(), &target);
+        } else {
+            fs::copy(entry.path(), target).unwrap();
+        }
+    }
 }

@@ -365,6 +365,7 @@ impl<P: Publish> Writer<P> {
             Ok(()) => {
                 *lock(&self.store.totals) = batch.totals;
                 if let Some(last) = batch.records.last() {
+                    self.store.watermark.raise(last.sequence());
                     self.store.head.store(last.sequence().0, Ordering::Release);
                     self.publish.publish(&batch.records);
                 }
