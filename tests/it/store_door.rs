@@ -4,13 +4,16 @@ use std::{fs, net::TcpListener, path::Path, process::Output};
 
 use blobcast::{
     store::{OpenError, Store},
-    wire::v1::{Event, Filter, ListEventsRequest, Order, SubscribeRequest, subscribe_request::Start},
+    wire::v1::{self, Event, Filter, ListEventsRequest, Order, SubscribeRequest, subscribe_request::Start},
 };
 use jiff::{SignedDuration, Timestamp};
 use serde_json::json;
+use tonic::Code;
+use tonic_types::StatusExt;
 
 use crate::support::{
-    ANY_PORT, Options, Server, completed, draft, matching, node, of_tasks, place, stored, with, within,
+    ANY_PORT, Options, Server, completed, draft, matching, node, of_tasks, place, refusal, request, stored, with,
+    within,
 };
 
 /// What becomes of a broker that is started on a directory that it cannot have.
@@ -199,4 +202,42 @@ fn copy_directory(from: &Path, to: &Path) {
             fs::copy(entry.path(), target).unwrap();
         }
     }
+}
+
+#[tokio::test]
+async fn a_hole_in_the_log_is_told_as_corruption_and_never_stepped_over() {
+    let mut server = Server::start().await;
+    for task in ["t1", "t2", "t3"] {
+        server.http().post(&completed(task)).await.event_id();
+    }
+    assert!(server.terminate().await.success());
+    {
+        let database = fjall::Database::builder(server.data_dir()).open().unwrap();
+        let events = database.keyspace("events", fjall::KeyspaceCreateOptions::default).unwrap();
+        events.remove(2u64.to_be_bytes()).unwrap();
+        database.persist(fjall::PersistMode::SyncAll).unwrap();
+    }
+    server.restart().await;
+    let corrupt = (Code::DataLoss, "LOG_CORRUPT".to_owned());
+    assert_eq!(refusal(&server.try_subscribe(request()).await.err().unwrap()), corrupt);
+    let mut client = server.events().await;
+    let get = |task: &str| v1::GetTaskRequest { task_id: task.into(), ..Default::default() };
+    assert_eq!(refusal(&client.get_task(get("t2")).await.unwrap_err()), corrupt);
+    assert!(client.get_task(get("t3")).await.is_ok(), "what is whole is still to be had");
+}
+
+#[tokio::test]
+async fn a_store_that_takes_no_writes_says_so_and_when_to_try_again() {
+    let mut server = Server::start().await;
+    assert_eq!(server.http().post_to("/webhook/veo", r#"{"status":"completed"}"#).await.status, 202);
+    assert!(server.terminate().await.success());
+    server.restart_with(Options::default().set("log.disk_free_min_percent", 100)).await;
+    let release =
+        || v1::ReleaseQuarantinedRequest { quarantine_id: "1".into(), task_id: "t1".into(), ..Default::default() };
+    let refused = server.admin_service().await.release_quarantined(release()).await.unwrap_err();
+    assert_eq!(refusal(&refused), (Code::Unavailable, "STORE_READ_ONLY".into()));
+    assert!(refused.get_details_retry_info().unwrap().retry_delay.is_some());
+    server.terminate().await;
+    server.restart_with(Options::default()).await;
+    assert!(server.admin_service().await.release_quarantined(release()).await.is_ok(), "nothing was lost by it");
 }
