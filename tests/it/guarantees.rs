@@ -43,7 +43,7 @@ async fn durable_before_200_a_quarantined_callback_survives_kill_9_right_after_i
 }
 
 #[tokio::test]
-async fn durable_before_200_a_duplicate_waits_for_its_original() {
+async fn durable_before_200_duplicates_racing_their_original_are_one_event_that_survives_kill_9() {
     let mut server = Server::start().await;
     let http = server.http();
     let body = completed("t1");
