@@ -8,17 +8,15 @@ use jiff::Timestamp;
 use uuid::Uuid;
 
 use crate::{
+    credentials::SECRET_PARAMETERS,
     event::{
         Event, LABEL_KEY_CHARS_MAX, LABEL_VALUE_CHARS_MAX, LABELS_MAX, Labels, Product, ProductError, TaskId,
-        Verification,
+        Verification, labels_fit,
     },
     store::Draft,
     vendor::{self, Unreadable},
     wire,
 };
-
-/// Query parameters that authenticate a callback URL. They are never labels, and never kept.
-pub const SECRET_PARAMETERS: [&str; 4] = ["token", "exp", "kid", "sig"];
 
 /// A callback as it arrived.
 #[derive(Clone, Debug)]
@@ -130,20 +128,17 @@ impl Callback {
     }
 
     /// A callback from [`Callback::target`] and what else the quarantine has kept.
-    pub fn from_target(target: &str, body: Bytes, received_at: Timestamp) -> Self {
+    pub fn from_target(target: &str, body: Bytes, received_at: Timestamp, verification: Verification) -> Self {
         let (path, query) = target.split_once('?').unwrap_or((target, ""));
         let product = path.strip_prefix("/webhook/").map(str::to_owned);
-        Self { product, query: query.to_owned(), body, received_at, verification: Verification::Unverified }
+        Self { product, query: query.to_owned(), body, received_at, verification }
     }
 
     /// All query parameters but the secret ones; of equal keys the last counts.
     fn labels(&self) -> Result<Labels, Rejection> {
         let labels: Labels =
             parameters(&self.query).filter(|(key, _)| !SECRET_PARAMETERS.contains(&key.as_str())).collect();
-        let fits = |(key, value): (&String, &String)| {
-            (1..=LABEL_KEY_CHARS_MAX).contains(&key.chars().count()) && value.chars().count() <= LABEL_VALUE_CHARS_MAX
-        };
-        if labels.len() <= LABELS_MAX && labels.iter().all(fits) { Ok(labels) } else { Err(Rejection::Labels) }
+        if labels_fit(&labels) { Ok(labels) } else { Err(Rejection::Labels) }
     }
 }
 
@@ -185,7 +180,7 @@ mod tests {
     fn the_kept_target_has_no_secrets_even_percent_encoded() {
         let target = callback(Some("veo"), "team=ads&token=s3cret&%74oken=s3cret&sig=x&&ref=a%26b").target();
         assert_eq!(target, "/webhook/veo?team=ads&ref=a%26b");
-        let again = Callback::from_target(&target, Bytes::new(), Timestamp::UNIX_EPOCH);
+        let again = Callback::from_target(&target, Bytes::new(), Timestamp::UNIX_EPOCH, Verification::UrlToken);
         assert_eq!((again.target(), again.product.as_deref()), (target, Some("veo")));
     }
 

@@ -24,6 +24,7 @@
 pub mod event;
 pub mod metrics;
 
+pub mod credentials;
 pub mod vendor;
 pub mod wire;
 

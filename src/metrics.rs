@@ -3,6 +3,7 @@
 //! Counters and histograms are bumped where the thing happens; gauges that mirror a state (events kept, lag, …) are set by
 //! the admin listener when it is scraped. Knows nothing of the rest of the crate.
 
+use jiff::Timestamp;
 use prometheus::{
     Encoder, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
     core::Collector,
@@ -18,10 +19,14 @@ const ANSWER_SECONDS: &[f64] =
 const BATCH_EVENTS: &[f64] = &[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0];
 
 /// Every value of `outcome`: kept, refused for what the request is, refused for what the broker cannot do now.
-const OUTCOMES: [&str; 17] = [
+const OUTCOMES: [&str; 21] = [
     "accepted",
     "duplicate",
     "quarantined",
+    "unauthorized",
+    "url_expired",
+    "address_denied",
+    "rate_limited",
     "method_not_allowed",
     "not_found",
     "unsupported_encoding",
@@ -44,6 +49,12 @@ pub struct Metrics {
     registry: Registry,
     /// Callbacks by `outcome`: what they were answered with.
     pub callbacks: IntCounterVec,
+    /// Callbacks from addresses that are not allowed, refused or not.
+    pub callbacks_from_strangers: IntCounter,
+    /// Signatures over bodies by `result`, where they are looked at.
+    pub body_signatures: IntCounterVec,
+    /// When a credential was last accepted, by `kind` and `name`.
+    credential_last_used: IntGaugeVec,
     /// From the last byte of a callback to its answer.
     pub callback_seconds: Histogram,
     /// Open connections by `listener`.
@@ -135,6 +146,9 @@ impl Default for Metrics {
         for outcome in OUTCOMES {
             metrics.callbacks.with_label_values(&[outcome]);
         }
+        for result in ["valid", "invalid", "missing"] {
+            metrics.body_signatures.with_label_values(&[result]);
+        }
         for state in ["catching_up", "live"] {
             metrics.subscriptions.with_label_values(&[state]);
         }
@@ -146,10 +160,27 @@ impl Default for Metrics {
 }
 
 impl Metrics {
+    #[allow(clippy::too_many_lines, reason = "a table of names and what they mean")]
     fn registered() -> Self {
         let b = Builder(Registry::new());
         Self {
             callbacks: b.counters("blobcast_callbacks_total", "Callbacks by what they were answered with.", "outcome"),
+            callbacks_from_strangers: b.counter(
+                "blobcast_callbacks_from_unlisted_addresses_total",
+                "Callbacks from addresses outside ingest.allowed_networks, refused or not.",
+            ),
+            body_signatures: b.counters(
+                "blobcast_body_signatures_total",
+                "Signatures over bodies by what they were found to be, where they are looked at.",
+                "result",
+            ),
+            credential_last_used: b.register(IntGaugeVec::new(
+                Opts::new(
+                    "blobcast_credential_last_used_timestamp_seconds",
+                    "Unix time at which a credential was last accepted, by its kind and name.",
+                ),
+                &["kind", "name"],
+            )),
             callback_seconds: b.histogram(
                 "blobcast_callback_seconds",
                 "Seconds from the last byte of an authentic callback to its answer.",
@@ -214,6 +245,11 @@ impl Metrics {
             ring_bytes: b.gauge("blobcast_ring_bytes", "Bytes of the recent events kept in memory."),
             registry: b.0,
         }
+    }
+
+    /// Notes that a credential was accepted.
+    pub fn credential_used(&self, kind: &str, name: &str, now: Timestamp) {
+        self.credential_last_used.with_label_values(&[kind, name]).set(now.as_second());
     }
 
     /// The Prometheus text format, version 0.0.4.

@@ -19,7 +19,9 @@ mod render;
 mod scripted;
 mod serve;
 mod subscriptions;
+mod token;
 mod trigger;
+mod url;
 mod wait;
 
 use std::process::ExitCode;
@@ -71,6 +73,8 @@ enum Command {
     CheckConfig(serve::CheckConfigArgs),
     #[command(flatten)]
     Client(ClientCommand),
+    /// Make tokens and keys for the credentials file.
+    Token(token::TokenArgs),
     /// Print a completion script for a shell.
     Completions(completions::CompletionsArgs),
 }
@@ -91,6 +95,8 @@ enum ClientCommand {
     Quarantine(quarantine::QuarantineArgs),
     /// List the open subscriptions, oldest first.
     Subscriptions(subscriptions::SubscriptionsArgs),
+    /// Mint a signed callback URL.
+    Url(url::UrlArgs),
     /// Ask a broker whether it is ready; for container health checks.
     Healthcheck(healthcheck::HealthcheckArgs),
 }
@@ -101,6 +107,7 @@ pub fn main() -> ExitCode {
         Command::Serve(args) => serve::run(args),
         Command::CheckConfig(args) => serve::check_config(args),
         Command::Client(command) => run_client(command),
+        Command::Token(args) => token::run(args),
         Command::Completions(args) => completions::run(&args, &mut Cli::command()),
     };
     done.unwrap_or_else(|error| output::report(&error))
@@ -118,6 +125,7 @@ fn run_client(command: ClientCommand) -> anyhow::Result<ExitCode> {
             ClientCommand::Events(args) => history::events(args).await,
             ClientCommand::Quarantine(args) => quarantine::run(args).await,
             ClientCommand::Subscriptions(args) => subscriptions::run(args).await,
+            ClientCommand::Url(args) => url::run(args).await,
             ClientCommand::Healthcheck(args) => healthcheck::run(args).await,
         }
     });
@@ -159,6 +167,9 @@ mod tests {
             "trigger --shape legacy --retry --retry-interval 1s --duplicate 2",
             "get 7f3a",
             "events --since 2h --until 2026-01-01T00:00:00Z --order newest --limit 10",
+            "url --product veo --label k=v --ttl 2h --key-id k1",
+            "token new client billing --product veo --expires-in 90d",
+            "token new signing-key k1 --output json",
             "quarantine list",
             "quarantine show id",
             "quarantine release id --product veo --task-id t --drop-labels",

@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, time::Duration};
 
 use super::{
-    Config,
+    Allowlist, Config,
     layers::Layers,
     units::{duration_text, size_text},
 };
@@ -25,6 +25,7 @@ pub(super) fn check(config: &Config, layers: &mut Layers) {
         layers.report(layers.origin(range.key), range.key, what, "choose a value within it");
     }
     check_exposure(config, layers);
+    check_the_allowlist_lets_someone_in(config, layers);
     check_listeners_differ(config, layers);
     check_one_body_fits(config, layers);
 }
@@ -87,6 +88,7 @@ pub(super) fn ranges(config: &Config) -> Vec<Range> {
     let Config { ingest, grpc, log, quarantine, hub, store, shutdown, .. } = config;
     vec![
         count("ingest.connections_max", ingest.connections_max, 1, 1_000_000),
+        count("ingest.refusals_per_minute_max", ingest.refusals_per_minute_max, 1, 1_000_000),
         bytes("ingest.body_bytes_max", ingest.body_bytes_max, KIB, 64 * MIB),
         bytes("ingest.header_bytes_max", ingest.header_bytes_max, READ_BUFFER_BYTES_MIN, MIB),
         count("ingest.headers_max", ingest.headers_max, 1, 1000),
@@ -116,8 +118,11 @@ pub(super) fn ranges(config: &Config) -> Vec<Range> {
 /// An address that other machines can reach, unprotected, must be asked for by name.
 fn check_exposure(config: &Config, layers: &mut Layers) {
     let Config { ingest, grpc, admin, .. } = config;
+    // What the credentials file asks of callbacks is for whoever reads it to say.
+    let is_verified =
+        ingest.allow_unverified || config.credentials_file.is_some() || ingest.allowlist == Allowlist::Enforce;
     let listeners = [
-        ("ingest.listen", ingest.listen, "ingest.allow_unverified", ingest.allow_unverified, "make up events"),
+        ("ingest.listen", ingest.listen, "ingest.allow_unverified", is_verified, "make up events"),
         ("grpc.listen", grpc.listen, "grpc.allow_anonymous", grpc.allow_anonymous, "read every event"),
         ("admin.listen", admin.listen, "admin.allow_anonymous", admin.allow_anonymous, "read metrics and state"),
     ];
@@ -129,6 +134,14 @@ fn check_exposure(config: &Config, layers: &mut Layers) {
         let what = format!("{address} is not loopback: whoever can reach it could {danger}");
         let remedy = format!("listen on 127.0.0.1, or set `{consent} = true` if that is wanted");
         layers.report(layers.origin(key), key, what, remedy);
+    }
+}
+
+fn check_the_allowlist_lets_someone_in(config: &Config, layers: &mut Layers) {
+    let key = "ingest.allowlist";
+    if config.ingest.allowlist == Allowlist::Enforce && config.ingest.allowed_networks.is_empty() {
+        let what = "would refuse every callback: `ingest.allowed_networks` is empty";
+        layers.report(layers.origin(key), key, what, "name the networks, or choose \"report\"");
     }
 }
 

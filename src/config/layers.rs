@@ -190,8 +190,9 @@ impl Layers {
                 self.origins.insert(key.to_owned(), origin);
             }
             Err(what) => {
-                let remedy = match default.as_str() {
-                    Some("") => "correct it, or leave it empty".to_owned(),
+                let remedy = match default {
+                    Value::String(text) if text.is_empty() => "correct it, or leave it empty".to_owned(),
+                    Value::Array(_) => "write it like [\"198.51.100.0/24\", \"2001:db8::7\"]".to_owned(),
                     _ => format!("write it like the default, {default}"),
                 };
                 self.unreadable.insert(key.to_owned());

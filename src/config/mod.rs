@@ -17,6 +17,7 @@ pub use units::{UnitError, parse_duration, parse_listen, parse_size};
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
+use ipnet::IpNet;
 use serde::Deserialize;
 
 /// The default file: every key, its documentation and its default.
@@ -59,6 +60,9 @@ pub struct Config {
     /// What the vendor reaches the ingest listener by: http or https, no query, no trailing slash. `None`: derive it.
     #[serde(deserialize_with = "units::public_url")]
     pub public_url: Option<String>,
+    /// Tokens, keys and clients; `None`: none.
+    #[serde(deserialize_with = "units::optional_path")]
+    pub credentials_file: Option<PathBuf>,
     /// The public listener.
     pub ingest: Ingest,
     /// The listener for internal services.
@@ -88,6 +92,21 @@ pub struct Ingest {
     pub listen: SocketAddr,
     /// Whether it may listen beyond loopback although callbacks are not verified.
     pub allow_unverified: bool,
+    /// What is made of the signature over the body.
+    pub body_signature: BodySignature,
+    /// What is made of the address a callback comes from.
+    pub allowlist: Allowlist,
+    /// Where callbacks may come from.
+    #[serde(deserialize_with = "units::networks")]
+    pub allowed_networks: Vec<IpNet>,
+    /// Who is believed about whom they pass on.
+    #[serde(deserialize_with = "units::networks")]
+    pub trusted_proxies: Vec<IpNet>,
+    /// Where they say it.
+    pub forwarded_header: ForwardedHeader,
+    /// Refused requests of one address in a minute before it is told to slow down.
+    #[serde(deserialize_with = "units::count")]
+    pub refusals_per_minute_max: u64,
     /// Open TCP connections.
     #[serde(deserialize_with = "units::count")]
     pub connections_max: u64,
@@ -220,6 +239,40 @@ pub struct Logging {
     pub level: String,
     /// How lines are written.
     pub format: LogFormat,
+}
+
+/// What is made of the vendor's signature over the body.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum BodySignature {
+    /// Not looked at.
+    Off,
+    /// Noted and counted.
+    Observe,
+    /// Without a good one: 401.
+    Require,
+}
+
+/// What is made of the address a callback comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Allowlist {
+    /// Not looked at.
+    Off,
+    /// Others are counted.
+    Report,
+    /// Others: 403.
+    Enforce,
+}
+
+/// Where trusted proxies name their client.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ForwardedHeader {
+    /// `X-Forwarded-For`.
+    XForwardedFor,
+    /// `Forwarded` (RFC 7239).
+    Forwarded,
 }
 
 /// How the diagnostics are written.

@@ -15,7 +15,11 @@ use super::{
 const OTHER_VALUES: &[(&str, [&str; 3])] = &[
     ("data_dir", ["/a", "/b", "/c"]),
     ("public_url", ["http://a", "https://b/x", "https://c:8443"]),
+    ("credentials_file", ["/a", "b", "/c"]),
     ("ingest.listen", ["127.0.0.1:1", "[::1]:2", "localhost:3"]),
+    ("ingest.allowed_networks", ["10.0.0.0/8", "10.0.0.1", "::1,10.0.0.0/9"]),
+    ("ingest.trusted_proxies", ["10.0.0.0/8", "10.0.0.1", "::1, 10.0.0.0/9"]),
+    ("ingest.refusals_per_minute_max", ["1", "2", "3"]),
     ("ingest.connections_max", ["1", "2", "3"]),
     ("ingest.body_bytes_max", ["1KiB", "2KiB", "3000"]),
     ("ingest.header_bytes_max", ["8KiB", "9KiB", "10KiB"]),
@@ -47,6 +51,9 @@ const OTHER_VALUES: &[(&str, [&str; 3])] = &[
 /// Keys with only two values, so that three layers cannot all differ.
 const TWO_VALUED: &[(&str, [&str; 3])] = &[
     ("ingest.allow_unverified", ["true", "false", "true"]),
+    ("ingest.body_signature", ["observe", "require", "observe"]),
+    ("ingest.allowlist", ["report", "off", "report"]),
+    ("ingest.forwarded_header", ["forwarded", "x-forwarded-for", "forwarded"]),
     ("grpc.allow_anonymous", ["true", "false", "true"]),
     ("admin.allow_anonymous", ["true", "false", "true"]),
     ("logging.format", ["text", "json", "text"]),
@@ -56,6 +63,7 @@ const TWO_VALUED: &[(&str, [&str; 3])] = &[
 type Ends = (&'static str, [&'static str; 2], Option<[&'static str; 2]>);
 const ENDS: &[Ends] = &[
     ("ingest.connections_max", ["0", "1"], Some(["1000000", "1000001"])),
+    ("ingest.refusals_per_minute_max", ["0", "1"], Some(["1000000", "1000001"])),
     ("ingest.body_bytes_max", ["1023", "1KiB"], Some(["64MiB", "67108865"])),
     ("ingest.header_bytes_max", ["8191", "8KiB"], Some(["1MiB", "1048577"])),
     ("ingest.headers_max", ["0", "1"], Some(["1000", "1001"])),
@@ -130,7 +138,8 @@ fn variable_of(key: &str) -> String {
 /// `key = value` as a file would have it: quoted if the default is.
 fn line_of(key: &str, value: &str) -> String {
     match Layers::defaults().default_of(key) {
-        Some(Value::String(_)) => format!("{key} = {value:?}"),
+        // A list may be written with commas, too.
+        Some(Value::String(_) | Value::Array(_)) => format!("{key} = {value:?}"),
         _ => format!("{key} = {value}"),
     }
 }
@@ -420,6 +429,38 @@ fn beyond_loopback_a_listener_needs_consent() {
         {
             assert!(load(&flag(listen, loopback)).is_ok(), "{listen} = {loopback}");
         }
+    }
+}
+
+#[test]
+fn callbacks_that_are_asked_for_something_may_come_from_beyond_loopback() {
+    let exposed = ("ingest.listen", "0.0.0.0:7000");
+    assert!(load(&flags(&[exposed, ("credentials_file", "c.toml")])).is_ok());
+    let enforced = [exposed, ("ingest.allowlist", "enforce"), ("ingest.allowed_networks", "198.51.100.0/24")];
+    assert!(load(&flags(&enforced)).is_ok());
+    assert!(load(&flags(&[exposed, ("ingest.allowlist", "report")])).is_err());
+}
+
+#[test]
+fn a_rule_that_could_let_nobody_in_is_refused() {
+    let errors = errors_of(load(&flag("ingest.allowlist", "enforce")));
+    assert!(errors[0].contains("would refuse every callback"), "{errors:?}");
+}
+
+#[test]
+fn a_network_is_an_address_with_or_without_its_bits() {
+    let load = |text: &str| load_file(&format!("[ingest]\ntrusted_proxies = {text}"));
+    let networks =
+        |text| load(text).unwrap().ingest.trusted_proxies.iter().map(ToString::to_string).collect::<Vec<_>>();
+    assert_eq!(
+        networks("[\"10.0.0.0/8\", \"192.0.2.7\", \"2001:db8::/32\"]"),
+        ["10.0.0.0/8", "192.0.2.7/32", "2001:db8::/32"]
+    );
+    assert_eq!(networks("\"10.0.0.0/8, ::1\""), ["10.0.0.0/8", "::1/128"]);
+    assert_eq!(networks("[]"), [""; 0]);
+    for wrong in ["[\"10.0.0.0/33\"]", "[\"example.com\"]", "[1]", "7"] {
+        let errors = errors_of(load(wrong));
+        assert!(errors[0].contains("write it like [\"198.51.100.0/24\""), "{errors:?}");
     }
 }
 

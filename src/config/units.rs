@@ -2,12 +2,13 @@
 
 use std::{
     fmt,
-    net::{Ipv4Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     path::PathBuf,
     time::Duration,
 };
 
-use serde::de::{Deserializer, Error, Unexpected, Visitor};
+use ipnet::IpNet;
+use serde::de::{Deserializer, Error, SeqAccess, Unexpected, Visitor};
 use tracing_subscriber::EnvFilter;
 
 /// Units of size, largest first.
@@ -44,6 +45,9 @@ pub enum UnitError {
     /// Not a URL to put a path behind.
     #[error("{0:?} is not a public URL: it {1}")]
     PublicUrl(String, &'static str),
+    /// Not a network.
+    #[error("{0:?} is not a network: it is ADDRESS/BITS, or one ADDRESS")]
+    Network(String),
     /// Nothing there.
     #[error("the path is empty")]
     EmptyPath,
@@ -197,6 +201,47 @@ pub(super) fn public_url<'de, D: Deserializer<'de>>(from: D) -> Result<Option<St
 
 pub(super) fn path<'de, D: Deserializer<'de>>(from: D) -> Result<PathBuf, D::Error> {
     text(from, "a path", parse_path)
+}
+
+pub(super) fn optional_path<'de, D: Deserializer<'de>>(from: D) -> Result<Option<PathBuf>, D::Error> {
+    text(from, "a path, or an empty string", |raw| Ok((!raw.is_empty()).then(|| raw.into())))
+}
+
+pub(super) fn networks<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<IpNet>, D::Error> {
+    from.deserialize_any(Networks)
+}
+
+/// A list of texts, or one with commas, as environment and command line have it.
+struct Networks;
+
+impl<'de> Visitor<'de> for Networks {
+    type Value = Vec<IpNet>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a list of networks")
+    }
+
+    fn visit_str<E: Error>(self, raw: &str) -> Result<Self::Value, E> {
+        raw.split(',')
+            .map(str::trim)
+            .filter(|part| !part.is_empty())
+            .map(|part| network(part).map_err(E::custom))
+            .collect()
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Self::Value, A::Error> {
+        let mut networks = Vec::new();
+        while let Some(raw) = list.next_element::<String>()? {
+            networks.push(network(&raw).map_err(A::Error::custom)?);
+        }
+        Ok(networks)
+    }
+}
+
+/// An address is the network of itself alone.
+fn network(raw: &str) -> Result<IpNet, UnitError> {
+    let alone = || raw.parse::<IpAddr>().ok().map(IpNet::from);
+    raw.parse().ok().or_else(alone).ok_or_else(|| UnitError::Network(raw.to_owned()))
 }
 
 pub(super) fn level<'de, D: Deserializer<'de>>(from: D) -> Result<String, D::Error> {

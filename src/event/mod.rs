@@ -194,8 +194,25 @@ pub enum Verification {
     VendorApi,
 }
 
+impl Verification {
+    const ALL: [Self; 5] = [Self::Unverified, Self::UrlToken, Self::SignedUrl, Self::BodySignature, Self::VendorApi];
+
+    /// The one whose discriminant `number` is; a number of none is not to be trusted.
+    pub fn from_number(number: u8) -> Self {
+        Self::ALL.into_iter().find(|verification| *verification as u8 == number).unwrap_or(Self::Unverified)
+    }
+}
+
 /// The labels of a callback URL, ordered by key.
 pub type Labels = BTreeMap<String, String>;
+
+/// Whether an event may have these labels.
+pub fn labels_fit(labels: &Labels) -> bool {
+    let fits = |(key, value): (&String, &String)| {
+        (1..=LABEL_KEY_CHARS_MAX).contains(&key.chars().count()) && value.chars().count() <= LABEL_VALUE_CHARS_MAX
+    };
+    labels.len() <= LABELS_MAX && labels.iter().all(fits)
+}
 
 /// What the vendor's body says about a task, before the broker adds what it knows itself.
 #[derive(Clone, Debug, PartialEq)]

@@ -13,6 +13,8 @@ use crate::store::{Appended, WriteError};
 const RETRY_SECONDS: HeaderValue = HeaderValue::from_static("30");
 /// When to repeat a callback that met a restart.
 const RETRY_DRAINING_SECONDS: HeaderValue = HeaderValue::from_static("5");
+/// When somebody who was refused too often may try again: when the minute that is looked at has gone by.
+const RETRY_RATE_LIMITED_SECONDS: HeaderValue = HeaderValue::from_static("60");
 
 const HELP: &str = "RunBlob delivers callbacks here by POST. Give it this URL as callback_url when you start a task; \
                     /webhook/PRODUCT names the product, query parameters become labels.";
@@ -34,6 +36,10 @@ pub(super) enum Outcome {
     NotKept(Failure),
     Overloaded,
     Draining,
+    Unauthorized,
+    UrlExpired,
+    AddressDenied,
+    RateLimited,
     MethodNotAllowed { wants_html: bool },
     NotFound,
     UnsupportedEncoding,
@@ -48,6 +54,18 @@ pub(super) fn wants_html(headers: &HeaderMap) -> bool {
 }
 
 impl Outcome {
+    /// Refused without having shown anything: counted against the address it came from.
+    pub(super) fn is_unauthenticated(&self) -> bool {
+        matches!(
+            self,
+            Self::Unauthorized
+                | Self::UrlExpired
+                | Self::AddressDenied
+                | Self::MethodNotAllowed { .. }
+                | Self::NotFound
+        )
+    }
+
     /// The value of the metric's `outcome`.
     pub(super) fn as_str(&self) -> &'static str {
         match self {
@@ -59,6 +77,10 @@ impl Outcome {
             Self::NotKept(Failure::Write(WriteError::DiskLow { .. })) => "disk_low",
             Self::NotKept(Failure::Write(_)) => "store_failed",
             Self::Draining => "draining",
+            Self::Unauthorized => "unauthorized",
+            Self::UrlExpired => "url_expired",
+            Self::AddressDenied => "address_denied",
+            Self::RateLimited => "rate_limited",
             Self::MethodNotAllowed { .. } => "method_not_allowed",
             Self::NotFound => "not_found",
             Self::UnsupportedEncoding => "unsupported_encoding",
@@ -66,6 +88,11 @@ impl Outcome {
             Self::BodyTimeout => "body_timeout",
             Self::BodyAborted => "body_aborted",
         }
+    }
+
+    /// Neither kept, nor a fault of the broker's.
+    pub(super) fn is_refused(&self) -> bool {
+        self.status().is_client_error()
     }
 
     pub(super) fn response(&self) -> Response {
@@ -91,6 +118,10 @@ impl Outcome {
             Self::Received(_) => StatusCode::OK,
             Self::Quarantined { .. } => StatusCode::ACCEPTED,
             Self::NotKept(_) | Self::Overloaded | Self::Draining => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Unauthorized => StatusCode::UNAUTHORIZED,
+            Self::UrlExpired => StatusCode::GONE,
+            Self::AddressDenied => StatusCode::FORBIDDEN,
+            Self::RateLimited => StatusCode::TOO_MANY_REQUESTS,
             Self::MethodNotAllowed { .. } => StatusCode::METHOD_NOT_ALLOWED,
             Self::NotFound => StatusCode::NOT_FOUND,
             Self::UnsupportedEncoding => StatusCode::UNSUPPORTED_MEDIA_TYPE,
@@ -110,6 +141,11 @@ impl Outcome {
             Self::NotKept(Failure::Write(_)) => "the store cannot take it now: send it again",
             Self::Overloaded => "too much at once: send it again",
             Self::Draining => "restarting: send it again",
+            // Not what was wrong: whoever guesses is not to learn how near.
+            Self::Unauthorized => "the callback URL's token or signature, or the body's signature, is missing or wrong",
+            Self::UrlExpired => "the signed callback URL has expired: mint a new one",
+            Self::AddressDenied => "callbacks are not taken from this address",
+            Self::RateLimited => "too many refused requests from this address: slow down",
             Self::MethodNotAllowed { .. } => HELP,
             Self::NotFound => "callbacks go to /webhook or /webhook/PRODUCT",
             Self::UnsupportedEncoding => "send the body without Content-Encoding",
@@ -124,9 +160,12 @@ impl Outcome {
         match self {
             Self::NotKept(_) | Self::Overloaded => Some((header::RETRY_AFTER, RETRY_SECONDS)),
             Self::Draining => Some((header::RETRY_AFTER, RETRY_DRAINING_SECONDS)),
+            Self::RateLimited => Some((header::RETRY_AFTER, RETRY_RATE_LIMITED_SECONDS)),
             Self::MethodNotAllowed { .. } => Some((header::ALLOW, HeaderValue::from_static("POST"))),
             // What is left of the body is not read, so the connection is of no further use.
-            Self::BodyTooLarge | Self::BodyTimeout => Some((header::CONNECTION, HeaderValue::from_static("close"))),
+            Self::BodyTooLarge | Self::BodyTimeout | Self::Unauthorized | Self::UrlExpired | Self::AddressDenied => {
+                Some((header::CONNECTION, HeaderValue::from_static("close")))
+            }
             Self::UnsupportedEncoding => Some((header::ACCEPT_ENCODING, HeaderValue::from_static("identity"))),
             _ => None,
         }

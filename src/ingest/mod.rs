@@ -3,12 +3,17 @@
 //! A callback is answered 2xx only when its bytes are durable, as an event or in quarantine. What is refused is answered with
 //! a reason and counted; nothing is dropped silently. Owns the routes and answers; connections are the server's.
 
+mod address;
 mod answer;
 mod body;
+mod refusals;
+mod throttle;
+mod verify;
 
 use std::{
+    net::{IpAddr, Ipv4Addr},
     sync::{
-        Arc,
+        Arc, PoisonError, RwLock,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
@@ -34,7 +39,11 @@ use crate::{
     metrics::Metrics,
     store::{Appender, NewQuarantined, QuarantineHeader, WriteError},
 };
+pub use address::{ForwardedHeader, TrustedProxies};
 use answer::Outcome;
+use refusals::RefusalLog;
+use throttle::Throttle;
+pub use verify::{Allowlist, BodySignature, Rules};
 
 /// What the front needs to know; see the configuration for the meaning of each.
 #[derive(Clone, Copy, Debug)]
@@ -49,11 +58,18 @@ pub struct Limits {
     pub inflight_bytes_max: usize,
 }
 
+/// Who is at the other end of a request's connection; whoever accepts connections puts it into the request.
+#[derive(Clone, Copy, Debug)]
+pub struct PeerAddress(pub IpAddr);
+
 /// The state behind the routes.
 pub struct Ingest {
     journal: Arc<dyn Journal>,
     appender: Appender,
     limits: Limits,
+    rules: RwLock<Arc<Rules>>,
+    throttle: Throttle,
+    refusals: RefusalLog,
     /// One permit per byte of body in memory. When none is left callbacks are refused rather than held.
     inflight: Semaphore,
     draining: AtomicBool,
@@ -68,9 +84,35 @@ impl std::fmt::Debug for Ingest {
 
 impl Ingest {
     /// A front that appends to `journal`, and keeps what it cannot read by `appender`.
-    pub fn new(journal: Arc<dyn Journal>, appender: Appender, limits: Limits, metrics: Arc<Metrics>) -> Arc<Self> {
+    pub fn new(
+        journal: Arc<dyn Journal>,
+        appender: Appender,
+        limits: Limits,
+        rules: Rules,
+        metrics: Arc<Metrics>,
+    ) -> Arc<Self> {
         let inflight = Semaphore::new(limits.inflight_bytes_max.min(Semaphore::MAX_PERMITS));
-        Arc::new(Self { journal, appender, limits, inflight, draining: AtomicBool::new(false), metrics })
+        let throttle = Throttle::new(rules.refusals_per_minute_max, std::time::Instant::now());
+        Arc::new(Self {
+            journal,
+            appender,
+            limits,
+            rules: RwLock::new(Arc::new(rules)),
+            throttle,
+            refusals: RefusalLog::default(),
+            inflight,
+            draining: AtomicBool::new(false),
+            metrics,
+        })
+    }
+
+    /// What callbacks have to show from now on.
+    pub fn set_rules(&self, rules: Rules) {
+        *self.rules.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(rules);
+    }
+
+    fn rules(&self) -> Arc<Rules> {
+        Arc::clone(&self.rules.read().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// From now on callbacks are answered 503 with a short Retry-After.
@@ -89,35 +131,55 @@ impl Ingest {
             .with_state(Arc::clone(self))
     }
 
-    async fn receive(&self, request: Request) -> Outcome {
+    /// Takes one request to a webhook; `client` is whom it comes from.
+    async fn receive(&self, request: Request, rules: &Rules, client: IpAddr) -> Result<Outcome, Outcome> {
         if request.method() != Method::POST {
-            return Outcome::MethodNotAllowed { wants_html: answer::wants_html(request.headers()) };
+            return Err(Outcome::MethodNotAllowed { wants_html: answer::wants_html(request.headers()) });
         }
         if self.draining.load(Ordering::Acquire) {
-            return Outcome::Draining;
+            return Err(Outcome::Draining);
         }
+        rules.check_address(client, &self.metrics)?;
+        let query = request.uri().query().unwrap_or_default().to_owned();
+        let by_url = rules.check_url(request.uri().path(), &query, &self.metrics)?;
         let encodings = request.headers().get_all(header::CONTENT_ENCODING);
         if encodings.iter().any(|encoding| !encoding.as_bytes().eq_ignore_ascii_case(b"identity")) {
-            return Outcome::UnsupportedEncoding;
+            return Err(Outcome::UnsupportedEncoding);
         }
         let path = request.uri().path().trim_end_matches('/');
         let product = path.strip_prefix("/webhook/").map(str::to_owned);
-        let query = request.uri().query().unwrap_or_default().to_owned();
-        let body = match body::read(request, &self.limits, &self.inflight).await {
-            Ok(body) => body,
-            Err(outcome) => return outcome,
-        };
+        let signature = request.headers().get(verify::SIGNATURE).cloned();
+        let body = body::read(request, &self.limits, &self.inflight).await?;
         let started = Instant::now();
+        let by_body = rules.check_body(signature.as_ref(), &body.bytes, &self.metrics)?;
         let callback = Callback {
             product,
             query,
             body: body.bytes.clone(),
             received_at: Timestamp::now(),
-            verification: Verification::Unverified,
+            verification: if by_body { Verification::BodySignature } else { by_url },
         };
         let outcome = self.keep(&callback, started + self.limits.answer_timeout).await;
         self.metrics.callback_seconds.observe(started.elapsed().as_secs_f64());
-        outcome
+        Ok(outcome)
+    }
+
+    fn client(&self, request: &Request, rules: &Rules) -> IpAddr {
+        let peer = request.extensions().get().map_or(Ipv4Addr::UNSPECIFIED.into(), |PeerAddress(peer)| *peer);
+        rules.proxies.client(peer, request.headers())
+    }
+
+    /// Counts what became of a request, and turns away who is refused too often.
+    fn respond(&self, mut outcome: Outcome, client: IpAddr) -> Response {
+        if outcome.is_unauthenticated() && self.throttle.is_too_much(client, std::time::Instant::now()) {
+            outcome = Outcome::RateLimited;
+        }
+        let word = outcome.as_str();
+        if outcome.is_refused() {
+            self.refusals.note(word, client);
+        }
+        self.metrics.callbacks.with_label_values(&[word]).inc();
+        outcome.response()
     }
 
     async fn keep(&self, callback: &Callback, deadline: Instant) -> Outcome {
@@ -140,6 +202,7 @@ impl Ingest {
             detail: rejection.to_string(),
             target: callback.target(),
             received_at_micros: callback.received_at.as_microsecond(),
+            verification: callback.verification as u8,
         };
         let new = NewQuarantined { header, body: callback.body.clone() };
         match durable(self.appender.quarantine(new), deadline).await {
@@ -170,17 +233,15 @@ async fn durable<T>(answer: oneshot::Receiver<Result<T, WriteError>>, deadline: 
 }
 
 async fn handle(State(ingest): State<Arc<Ingest>>, request: Request) -> Response {
-    let outcome = ingest.receive(request).await;
-    respond(&ingest.metrics, &outcome)
+    let rules = ingest.rules();
+    let client = ingest.client(&request, &rules);
+    let outcome = ingest.receive(request, &rules, client).await.unwrap_or_else(|refused| refused);
+    ingest.respond(outcome, client)
 }
 
-async fn not_found(State(ingest): State<Arc<Ingest>>) -> Response {
-    respond(&ingest.metrics, &Outcome::NotFound)
-}
-
-fn respond(metrics: &Metrics, outcome: &Outcome) -> Response {
-    metrics.callbacks.with_label_values(&[outcome.as_str()]).inc();
-    outcome.response()
+async fn not_found(State(ingest): State<Arc<Ingest>>, request: Request) -> Response {
+    let client = ingest.client(&request, &ingest.rules());
+    ingest.respond(Outcome::NotFound, client)
 }
 
 #[cfg(test)]
@@ -208,6 +269,17 @@ mod tests {
     };
     const READABLE: &str = r#"{"generation_id":"t1","status":"completed"}"#;
 
+    fn rules() -> Rules {
+        Rules {
+            credentials: Arc::default(),
+            body_signature: BodySignature::Off,
+            allowlist: Allowlist::Off,
+            allowed: Vec::new(),
+            proxies: TrustedProxies { networks: Vec::new(), header: ForwardedHeader::XForwardedFor },
+            refusals_per_minute_max: 1,
+        }
+    }
+
     /// What a front answers to a callback that can be read and to one that cannot, if its writer never runs or is gone.
     async fn answers(prepare: impl FnOnce(&Appender), writer_is_there: bool) -> Vec<(&'static str, Response)> {
         let directory = tempfile::tempdir().unwrap();
@@ -216,11 +288,11 @@ mod tests {
         let (appender, writer) = writer(store, RETENTION, |_: &[_]| {}, Arc::clone(&metrics));
         let _writer = writer_is_there.then_some(writer);
         prepare(&appender);
-        let ingest = Ingest::new(Arc::new(Local::new(appender.clone())), appender, LIMITS, metrics);
+        let ingest = Ingest::new(Arc::new(Local::new(appender.clone())), appender, LIMITS, rules(), metrics);
         let mut answers = Vec::new();
         for body in [READABLE, "nonsense"] {
             let request = Request::post("/webhook/veo").body(Body::from(body)).unwrap();
-            let outcome = ingest.receive(request).await;
+            let outcome = ingest.receive(request, &ingest.rules(), [127, 0, 0, 1].into()).await.unwrap();
             answers.push((outcome.as_str(), outcome.response()));
         }
         answers

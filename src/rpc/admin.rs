@@ -1,6 +1,6 @@
 //! `blobcast.v1.AdminService`.
 
-use std::collections::HashSet;
+use std::{collections::HashSet, time::Duration};
 
 use bytes::Bytes;
 use jiff::Timestamp;
@@ -9,14 +9,24 @@ use tonic::{Request, Response, Status};
 use super::{Context, errors, page};
 use crate::{
     callback::{Callback, Corrections},
-    event::{Product, TaskId},
+    credentials::{MintError, Minted},
+    event::{LABEL_KEY_CHARS_MAX, LABEL_VALUE_CHARS_MAX, LABELS_MAX, Product, TaskId, Verification, labels_fit},
     store::{Quarantined, WriteError},
     subscription::{Listed, Sources, State},
-    wire::{Malformed, service::admin_service_server, status_to_wire, timestamp, v1},
+    wire::{
+        Malformed, positive_duration, service::admin_service_server, status_to_wire, timestamp, v1,
+        verification_to_wire,
+    },
 };
 
 /// Task ids of a subscription that a listing shows.
 const TASK_IDS_SHOWN: usize = 16;
+
+/// How long a minted URL is accepted if not told: a task and its retries take half an hour, and somebody may be debugging.
+const URL_LIFETIME_DEFAULT: Duration = Duration::from_secs(86_400);
+const URL_LIFETIME_MIN: Duration = Duration::from_secs(1);
+/// Longer than keys should live.
+const URL_LIFETIME_MAX: Duration = Duration::from_secs(366 * 86_400);
 
 /// What the page tokens of each listing are bound to, so that one does not take the other's.
 const SUBSCRIPTIONS: u64 = 1;
@@ -114,7 +124,8 @@ impl admin_service_server::AdminService for Admin {
         let found = self.0.read(move |sources| sources.store.quarantined(number)).await?;
         let found = found.ok_or_else(|| errors::quarantine_not_found(&quarantine_id))?;
         let received_at = Timestamp::from_microsecond(found.header.received_at_micros).unwrap_or_default();
-        let callback = Callback::from_target(&found.header.target, found.body, received_at);
+        let verification = Verification::from_number(found.header.verification);
+        let callback = Callback::from_target(&found.header.target, found.body, received_at, verification);
         let draft = callback.draft(&corrections);
         let mut draft =
             draft.map_err(|rejection| errors::not_understood(rejection.reason(), &rejection.to_string()))?;
@@ -144,6 +155,48 @@ impl admin_service_server::AdminService for Admin {
         tracing::info!(discarded_count, "callbacks discarded from quarantine");
         Ok(Response::new(v1::DiscardQuarantinedResponse { discarded_count }))
     }
+
+    async fn mint_callback_url(
+        &self,
+        request: Request<v1::MintCallbackUrlRequest>,
+    ) -> Result<Response<v1::MintCallbackUrlResponse>, Status> {
+        let v1::MintCallbackUrlRequest { product, labels, ttl, key_id } = request.into_inner();
+        let product = correction("product", &product, |raw| Product::parse(raw).map_err(|e| e.to_string()))?;
+        let labels = labels.into_iter().collect();
+        if !labels_fit(&labels) {
+            let problem = format!(
+                "at most {LABELS_MAX}; a key has 1 to {LABEL_KEY_CHARS_MAX} characters, a value {LABEL_VALUE_CHARS_MAX}"
+            );
+            return Err(errors::malformed(Malformed::new("labels", problem)));
+        }
+        let ttl = url_lifetime(ttl).map_err(errors::malformed)?;
+        let key_id = (!key_id.is_empty()).then_some(key_id.as_str());
+        let credentials = self.0.credentials.get();
+        let minted = credentials.mint(&self.0.callback_base, product.as_ref(), &labels, ttl, key_id, Timestamp::now());
+        let Minted { url, expires, key_id } = minted.map_err(|error| match error {
+            MintError::NoKey | MintError::UnknownKey(_) => errors::signing_key_missing(error.to_string()),
+            MintError::Reserved(_) | MintError::TooLong(_) => {
+                errors::malformed(Malformed::new("labels", error.to_string()))
+            }
+        })?;
+        let key_id = key_id.to_string();
+        tracing::info!(key_id, %expires, "callback URL minted");
+        Ok(Response::new(v1::MintCallbackUrlResponse {
+            callback_url: url,
+            expire_time: Some(timestamp(expires)),
+            key_id,
+        }))
+    }
+}
+
+fn url_lifetime(requested: Option<prost_types::Duration>) -> Result<Duration, Malformed> {
+    let Some(requested) = requested else { return Ok(URL_LIFETIME_DEFAULT) };
+    let lifetime = positive_duration("ttl", requested)?;
+    if (URL_LIFETIME_MIN..=URL_LIFETIME_MAX).contains(&lifetime) {
+        Ok(lifetime)
+    } else {
+        Err(Malformed::new("ttl", "not between 1 s and 366 days"))
+    }
 }
 
 /// The first `count_max` of a set, in an order that does not change from call to call.
@@ -166,6 +219,7 @@ fn quarantined(callback: Quarantined, include_body: bool) -> v1::QuarantinedCall
         target: header.target,
         received_at: Timestamp::from_microsecond(header.received_at_micros).ok().map(timestamp),
         body_bytes: body.len() as u64,
+        verification: verification_to_wire(Verification::from_number(header.verification)).into(),
         body: if include_body { body } else { Bytes::new() },
     }
 }

@@ -140,6 +140,10 @@ pub(super) fn quarantine_not_found(id: &str) -> Status {
     status(Code::NotFound, "QUARANTINE_NOT_FOUND", message, [], None)
 }
 
+pub(super) fn signing_key_missing(message: String) -> Status {
+    status(Code::FailedPrecondition, "SIGNING_KEY_MISSING", message, [], None)
+}
+
 pub(super) fn not_understood(reason: &str, detail: &str) -> Status {
     let message = format!("still not understood ({detail}): correct it with product, task_id or drop_labels");
     status(Code::FailedPrecondition, "NOT_UNDERSTOOD", message, [("reason", reason.to_owned())], None)

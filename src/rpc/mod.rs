@@ -13,6 +13,7 @@ pub use events::Events;
 use tonic::{Request, Status};
 
 use crate::{
+    credentials::SharedCredentials,
     event::Filter,
     journal::Journal,
     store::{Appender, ReadError},
@@ -29,6 +30,10 @@ pub struct Context {
     pub journal: Arc<dyn Journal>,
     /// Where discarding goes.
     pub appender: Appender,
+    /// What signs callback URLs.
+    pub credentials: Arc<SharedCredentials>,
+    /// What callback URLs begin with.
+    pub callback_base: String,
     /// How many values a filter may have.
     pub filter_limits: FilterLimits,
     /// Told by `GetLogInfo`.

@@ -48,7 +48,8 @@ pub(super) async fn drain(server: Server, drain_timeout: Duration) {
     });
     let committed = timeout_at(deadline, stopped).await.is_ok();
     server.stop_admin.cancel();
-    let _ = timeout_at(deadline.min(Instant::now() + CLOSING), tasks.join_next()).await.is_ok();
+    let others = async { while tasks.join_next().await.is_some() {} };
+    let _ = timeout_at(deadline.min(Instant::now() + CLOSING), others).await.is_ok();
     let seconds = started.elapsed().as_secs_f64();
     if ingest_done && committed && cut_off == 0 {
         tracing::info!(seconds, "drained");

@@ -5,6 +5,7 @@
 use std::{
     future::poll_fn,
     io,
+    net::IpAddr,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -13,7 +14,7 @@ use std::{
 };
 
 use axum::Router;
-use hyper::{server::conn::http1, service::Service};
+use hyper::{Request, body::Incoming, server::conn::http1, service::Service};
 use hyper_util::{
     rt::{TokioIo, TokioTimer},
     service::TowerToHyperService,
@@ -27,7 +28,7 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use crate::{config, metrics::Metrics};
+use crate::{config, ingest::PeerAddress, metrics::Metrics};
 
 /// Connections beyond the limit that are being told so. When these are used up, too, the rest waits in the kernel's queue.
 const REFUSALS_MAX: usize = 256;
@@ -110,10 +111,10 @@ pub(super) async fn serve(
     let refusals = Arc::new(Semaphore::new(REFUSALS_MAX));
     let connections = TaskTracker::new();
     loop {
-        let stream = tokio::select! {
+        let (stream, peer) = tokio::select! {
             () = stop.cancelled() => break,
             accepted = listener.accept() => match accepted {
-                Ok((stream, _)) => stream,
+                Ok(accepted) => accepted,
                 Err(error) => {
                     tracing::warn!(%error, "cannot accept a connection: check the limit of open files");
                     sleep(ACCEPT_RETRY).await;
@@ -125,7 +126,8 @@ pub(super) async fn serve(
         let _ = stream.set_nodelay(true).is_ok();
         match Arc::clone(&slots).try_acquire_owned() {
             Ok(slot) => {
-                let served = connection(stream, router.clone(), limits, counters.callbacks.clone(), stop.clone());
+                let served =
+                    connection(stream, peer.ip(), router.clone(), limits, counters.callbacks.clone(), stop.clone());
                 connections.spawn(counted(served, slot, counters.open.clone()));
             }
             Err(_) => {
@@ -191,6 +193,7 @@ impl Unread {
 
 async fn connection(
     stream: TcpStream,
+    peer: IpAddr,
     router: Router,
     limits: Limits,
     callbacks: Option<IntCounterVec>,
@@ -198,7 +201,8 @@ async fn connection(
 ) {
     let service = TowerToHyperService::new(router);
     let answering = AtomicBool::new(false);
-    let boxed = hyper::service::service_fn(|request| {
+    let boxed = hyper::service::service_fn(|mut request: Request<Incoming>| {
+        request.extensions_mut().insert(PeerAddress(peer));
         answering.store(true, Ordering::Relaxed);
         let answer = service.call(request);
         let answering = &answering;

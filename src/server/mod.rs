@@ -2,6 +2,7 @@
 
 mod admin;
 mod banner;
+mod credentials;
 mod drain;
 mod grpc;
 mod http;
@@ -20,6 +21,7 @@ pub use logging::init as init_logging;
 
 use crate::{
     config::Config,
+    credentials::SharedCredentials,
     event::Record,
     hub::Hub,
     ingest::{self, Ingest},
@@ -53,6 +55,9 @@ pub enum StartError {
     /// The store cannot be had.
     #[error(transparent)]
     Store(#[from] OpenError),
+    /// The credentials file cannot be used.
+    #[error("cannot use the credentials: {0}")]
+    Credentials(String),
     /// The operating system gives no thread.
     #[error("cannot start the writer's thread: {0}")]
     Thread(io::Error),
@@ -108,13 +113,18 @@ impl Server {
             grpc: local(&grpc_listener, config.grpc.listen),
             admin: local(&admin_listener, config.admin.listen),
         };
+        let credentials = Arc::new(SharedCredentials::default());
+        credentials.set(credentials::load(config).map_err(StartError::Credentials)?);
         let metrics = Arc::new(Metrics::default());
         let sources = open_sources(config, &metrics).await?;
         let (appender, writer) = start_writer(config, &sources)?;
         let journal: Arc<dyn Journal> = Arc::new(Local::new(appender.clone()));
-        let ingest = Ingest::new(Arc::clone(&journal), appender.clone(), ingest_limits(config), Arc::clone(&metrics));
+        let rules = credentials::rules(config, Arc::clone(&credentials));
+        let ingest =
+            Ingest::new(Arc::clone(&journal), appender.clone(), ingest_limits(config), rules, Arc::clone(&metrics));
         let status = Arc::new(admin::Status::new(Arc::clone(&sources), Arc::clone(&journal)));
-        let context = rpc_context(config, &sources, journal, &appender);
+        let base = config.public_url.clone().unwrap_or_else(|| format!("http://{}", addresses.ingest));
+        let context = rpc_context(config, &sources, journal, &appender, Arc::clone(&credentials), base);
         let (health, services) = grpc::services(context, config).await;
 
         let stop = [(); 3].map(|()| CancellationToken::new());
@@ -131,6 +141,8 @@ impl Server {
         let counters = http::Counters::of("admin", &metrics);
         let serve = http::serve(admin_listener, admin::router(&status), limits, counters, stop_admin.clone());
         tasks.spawn(named("the admin listener", serve));
+        let watch = credentials::watch(config.clone(), credentials, || {}, stop_admin.clone());
+        tasks.spawn(named("the credentials' watch", watch));
         Ok(Self {
             addresses,
             sources,
@@ -226,11 +238,15 @@ fn rpc_context(
     sources: &Arc<Sources>,
     journal: Arc<dyn Journal>,
     appender: &Appender,
+    credentials: Arc<SharedCredentials>,
+    callback_base: String,
 ) -> rpc::Context {
     rpc::Context {
         sources: Arc::clone(sources),
         journal,
         appender: appender.clone(),
+        credentials,
+        callback_base,
         filter_limits: FilterLimits {
             task_ids_max: usize_of(config.grpc.task_ids_max),
             products_max: usize_of(config.grpc.products_max),

@@ -138,6 +138,9 @@ pub struct QuarantineHeader {
     pub target: String,
     /// When it was received, in microseconds since 1970.
     pub received_at_micros: i64,
+    /// How it was authenticated, as the number of the `Verification`.
+    #[serde(default)]
+    pub verification: u8,
 }
 
 pub(super) fn encode_quarantined(header: &QuarantineHeader, body: &[u8]) -> Vec<u8> {
@@ -188,7 +191,7 @@ mod tests {
 
         #[test]
         fn a_quarantine_entry_gives_back_header_and_body(reason: String, target: String, at: i64, body: Vec<u8>) {
-            let header = QuarantineHeader { reason, detail: String::new(), target, received_at_micros: at };
+            let header = QuarantineHeader { reason, detail: String::new(), target, received_at_micros: at, verification: 2 };
             let bytes = encode_quarantined(&header, &body);
             prop_assert_eq!(parse_quarantined(&bytes), Ok((header, body.as_slice())));
         }

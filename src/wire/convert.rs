@@ -71,7 +71,8 @@ pub fn status_to_wire(status: TaskStatus) -> v1::TaskStatus {
     }
 }
 
-fn verification_to_wire(verification: Verification) -> v1::Verification {
+/// The wire's name of a way to authenticate.
+pub fn verification_to_wire(verification: Verification) -> v1::Verification {
     match verification {
         Verification::Unverified => v1::Verification::Unverified,
         Verification::UrlToken => v1::Verification::UrlToken,

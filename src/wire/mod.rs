@@ -7,7 +7,7 @@ mod convert;
 pub mod frame;
 mod request;
 
-pub use convert::{duration, encode_event, status_to_wire, timestamp};
+pub use convert::{duration, encode_event, status_to_wire, timestamp, verification_to_wire};
 pub use frame::{Delivery, Frame};
 pub use request::{FilterLimits, FilterRefusal, Malformed, filter_from_wire, instant_from_wire, positive_duration};
 

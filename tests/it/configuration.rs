@@ -136,7 +136,13 @@ async fn the_printed_default_file_is_a_valid_file_that_changes_nothing() {
             value => vec![(section, value)],
         };
         for (key, value) in keys {
-            let text = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+            let text = match value {
+                toml::Value::String(text) => text,
+                toml::Value::Array(list) => {
+                    list.iter().filter_map(|value| value.as_str()).collect::<Vec<_>>().join(",")
+                }
+                value => value.to_string(),
+            };
             all = all.env(&format!("BLOBCAST_{}", key.to_uppercase()), text);
         }
     }

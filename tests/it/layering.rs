@@ -7,23 +7,39 @@ use std::{
 };
 
 /// What each module may import, directly. A module that is not named here may not exist.
-const ALLOWED: [(&str, &[&str]); 17] = [
+const ALLOWED: [(&str, &[&str]); 18] = [
     ("event", &[]),
     ("metrics", &[]),
     ("config", &[]),
     ("checker", &[]),
+    ("credentials", &["event"]),
     ("vendor", &["event"]),
     ("wire", &["event"]),
     ("store", &["event", "metrics"]),
     ("journal", &["store"]),
     ("hub", &["event"]),
-    ("callback", &["event", "vendor", "store", "wire"]),
+    ("callback", &["credentials", "event", "vendor", "store", "wire"]),
     ("subscription", &["event", "hub", "metrics", "store"]),
-    ("ingest", &["event", "callback", "journal", "metrics", "store"]),
-    ("rpc", &["event", "callback", "journal", "store", "subscription", "wire"]),
-    ("server", &["config", "event", "hub", "ingest", "journal", "metrics", "rpc", "store", "subscription", "wire"]),
+    ("ingest", &["credentials", "event", "callback", "journal", "metrics", "store"]),
+    ("rpc", &["credentials", "event", "callback", "journal", "store", "subscription", "wire"]),
+    (
+        "server",
+        &[
+            "config",
+            "credentials",
+            "event",
+            "hub",
+            "ingest",
+            "journal",
+            "metrics",
+            "rpc",
+            "store",
+            "subscription",
+            "wire",
+        ],
+    ),
     ("simulator", &["event", "vendor"]),
-    ("cli", &["config", "event", "server", "simulator", "vendor", "wire"]),
+    ("cli", &["config", "credentials", "event", "server", "simulator", "vendor", "wire"]),
     ("lib", &[]),
 ];
 

@@ -10,6 +10,7 @@
 )]
 
 mod admin_service;
+mod callback_authentication;
 mod command_line;
 mod configuration;
 mod guarantees;

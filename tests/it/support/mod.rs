@@ -7,6 +7,7 @@
 
 mod client;
 mod command;
+mod credentials;
 mod grpc;
 mod library;
 mod server;
@@ -16,6 +17,7 @@ use std::time::Duration;
 
 pub use client::{AsObserved, Seen, Sub, reason, request, tasks};
 pub use command::{Cli, Ran, Running, free_address};
+pub use credentials::CredentialsFile;
 pub use grpc::*;
 pub use library::{Node, draft, node, stored};
 pub use server::{ANY_PORT, Options, Server};

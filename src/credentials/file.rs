@@ -1,0 +1,177 @@
+//! The file's form. Every mistake is told with its table and name; what cannot be meant is refused as a whole, so that a
+//! half-read file never lets anyone in or locks everyone out.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use jiff::{Timestamp, civil, tz::TimeZone};
+use serde::Deserialize;
+use toml::value::Datetime;
+
+use super::{
+    CallbackToken, Client, Credentials, KeyId, Lifetime, Products, Proof, Secret, SigningKey, TokenHash,
+    secret::SECRET_BYTES_MIN,
+};
+use crate::event::Product;
+
+/// Stands for every product.
+const ALL_PRODUCTS: &str = "*";
+
+/// Why the file cannot be used.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum CredentialsError {
+    /// Not TOML, or not of the form.
+    #[error("{0}")]
+    Form(String),
+    /// An entry that cannot be.
+    #[error("[{table}] {name}: {problem}")]
+    Entry {
+        /// The table.
+        table: &'static str,
+        /// The entry.
+        name: String,
+        /// What is wrong, and what to do.
+        problem: String,
+    },
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct File {
+    callback_tokens: BTreeMap<String, RawToken>,
+    signing_keys: BTreeMap<String, RawKey>,
+    body_signature: Option<RawBodySignature>,
+    clients: BTreeMap<String, RawClient>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawToken {
+    token: String,
+    created: Option<Datetime>,
+    expires: Option<Datetime>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawKey {
+    secret: String,
+    created: Option<Datetime>,
+    expires: Option<Datetime>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawBodySignature {
+    secret: String,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawClient {
+    token: Option<String>,
+    certificate: Option<String>,
+    products: Vec<String>,
+    #[serde(default)]
+    admin: bool,
+    subscriptions_max: Option<usize>,
+    task_ids_max: Option<usize>,
+    created: Option<Datetime>,
+    expires: Option<Datetime>,
+}
+
+type Problem = String;
+
+pub(super) fn parse(text: &str) -> Result<Credentials, CredentialsError> {
+    // The parser quotes the line it stumbles over, and that may be one with a secret.
+    let file: File = toml::from_str(text).map_err(|error| CredentialsError::Form(without_secrets(text, &error)))?;
+    let mut credentials = Credentials::default();
+    for (name, raw) in file.callback_tokens {
+        let token = callback_token(&raw).map_err(entry("callback_tokens", &name))?;
+        credentials.callback_tokens.insert(name.into(), token);
+    }
+    for (name, raw) in file.signing_keys {
+        let (id, key) = signing_key(&name, &raw).map_err(entry("signing_keys", &name))?;
+        credentials.signing_keys.insert(id, key);
+    }
+    if let Some(RawBodySignature { secret }) = file.body_signature {
+        let empty = || entry("body_signature", "secret")("is empty: take it from your RunBlob account".to_owned());
+        credentials.body_secret = Some(Secret::of_text(&secret).ok_or_else(empty)?);
+    }
+    for (name, raw) in file.clients {
+        let client = client(&name, &raw).map_err(entry("clients", &name))?;
+        let taken = credentials.clients.values().find(|other| other.proof == client.proof).map(|o| o.name.clone());
+        if let Some(other) = taken {
+            let problem = format!("shows the same as {other}: give each client its own token or certificate");
+            return Err(entry("clients", &name)(problem));
+        }
+        credentials.clients.insert(name.into(), Arc::new(client));
+    }
+    Ok(credentials)
+}
+
+fn without_secrets(text: &str, error: &toml::de::Error) -> String {
+    let line = error.span().map(|span| text[..span.start.min(text.len())].matches('\n').count() + 1);
+    let line = line.map(|line| format!("line {line}: ")).unwrap_or_default();
+    format!("{line}{}", error.message())
+}
+
+fn entry(table: &'static str, name: &str) -> impl FnOnce(Problem) -> CredentialsError {
+    move |problem| CredentialsError::Entry { table, name: name.to_owned(), problem }
+}
+
+fn callback_token(raw: &RawToken) -> Result<CallbackToken, Problem> {
+    Ok(CallbackToken { hash: hash(&raw.token)?, lifetime: lifetime(raw.created, raw.expires)? })
+}
+
+fn signing_key(name: &str, raw: &RawKey) -> Result<(KeyId, SigningKey), Problem> {
+    let id = KeyId::parse(name).ok_or("a key's name has 1 to 32 characters of a-z, A-Z, 0-9, '.', '_' and '-'")?;
+    let secret = Secret::parse_base64(&raw.secret).ok_or_else(|| {
+        format!("the secret is not base64url of {SECRET_BYTES_MIN} bytes or more: `blobcast token new` makes one")
+    })?;
+    Ok((id, SigningKey { secret, lifetime: lifetime(raw.created, raw.expires)? }))
+}
+
+fn client(name: &str, raw: &RawClient) -> Result<Client, Problem> {
+    let proof = match (&raw.token, &raw.certificate) {
+        (Some(token), None) => Proof::Token(hash(token)?),
+        (None, Some(name)) if !name.is_empty() => Proof::Certificate(name.clone()),
+        _ => return Err("needs either `token` or `certificate`".to_owned()),
+    };
+    let products = match raw.products.as_slice() {
+        [all] if all == ALL_PRODUCTS => Products::All,
+        [] => return Err("may see nothing: name `products`, or [\"*\"] for all".to_owned()),
+        some => {
+            let parse = |raw: &String| Product::parse(raw).map_err(|error| format!("{raw:?}: {error}"));
+            Products::Only(some.iter().map(parse).collect::<Result<_, _>>()?)
+        }
+    };
+    if raw.subscriptions_max == Some(0) || raw.task_ids_max == Some(0) {
+        return Err("a limit of 0 lets nothing through: leave it out, or remove the client".to_owned());
+    }
+    Ok(Client {
+        name: name.into(),
+        products,
+        admin: raw.admin,
+        subscriptions_max: raw.subscriptions_max,
+        task_ids_max: raw.task_ids_max,
+        proof,
+        lifetime: lifetime(raw.created, raw.expires)?,
+    })
+}
+
+fn hash(text: &str) -> Result<TokenHash, Problem> {
+    let problem = "the token is not `sha256:` and 64 hexadecimal digits: `blobcast token new` makes the line";
+    TokenHash::parse(text).ok_or_else(|| problem.to_owned())
+}
+
+fn lifetime(created: Option<Datetime>, expires: Option<Datetime>) -> Result<Lifetime, Problem> {
+    Ok(Lifetime { created: created.map(timestamp).transpose()?, expires: expires.map(timestamp).transpose()? })
+}
+
+/// A date stands for its beginning, and a time without an offset is UTC.
+fn timestamp(time: Datetime) -> Result<Timestamp, Problem> {
+    let text = time.to_string();
+    let utc = |civil: civil::DateTime| civil.to_zoned(TimeZone::UTC).map(|zoned| zoned.timestamp());
+    let parsed = text.parse::<Timestamp>().or_else(|_| text.parse::<civil::DateTime>().and_then(utc));
+    parsed.map_err(|_| format!("{text} is no point in time: write 2026-01-31 or 2026-01-31T12:00:00Z"))
+}

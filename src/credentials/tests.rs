@@ -1,0 +1,248 @@
+use std::time::Duration;
+
+use proptest::prelude::*;
+use serde_json::Value;
+
+use super::*;
+use crate::event::Labels;
+
+const BASE: &str = "https://hooks.example.com";
+const VECTORS: &str = include_str!("../../tests/data/signed_urls.json");
+
+fn at(second: i64) -> Timestamp {
+    Timestamp::from_second(second).unwrap()
+}
+
+fn refusal(text: &str) -> String {
+    Credentials::parse(text).unwrap_err().to_string()
+}
+
+fn vectors() -> (Credentials, Vec<Value>) {
+    let vectors: Value = serde_json::from_str(VECTORS).unwrap();
+    let line = |(id, secret): (&String, &Value)| format!("\"{id}\" = {{ secret = {secret} }}\n");
+    let keys: String = vectors["keys"].as_object().unwrap().iter().map(line).collect();
+    let credentials = Credentials::parse(&format!("[signing_keys]\n{keys}")).unwrap();
+    (credentials, vectors["vectors"].as_array().unwrap().clone())
+}
+
+/// Path and query of a URL below [`BASE`].
+fn target(url: &str) -> (&str, &str) {
+    url.strip_prefix(BASE).unwrap().split_once('?').unwrap()
+}
+
+fn key(created: &str, expires: &str) -> String {
+    format!("{{ secret = \"{}\", created = {created}, expires = {expires} }}", new_secret(false))
+}
+
+#[test]
+fn the_published_vectors_are_accepted_until_they_expire() {
+    let (credentials, vectors) = vectors();
+    assert!(vectors.len() >= 5);
+    for vector in vectors {
+        let url = vector["url"].as_str().unwrap();
+        let (path, query) = target(url);
+        let expires: i64 = query.split_once("exp=").unwrap().1.split('&').next().unwrap().parse().unwrap();
+        let verified = credentials.verify_url(path, query, at(expires - 1)).map(ToString::to_string);
+        assert_eq!(verified.as_deref(), Ok(vector["key_id"].as_str().unwrap()), "{url}");
+        assert_eq!(credentials.verify_url(path, query, at(expires)), Err(UrlRefusal::Expired), "{url}");
+    }
+}
+
+#[test]
+fn a_signed_url_is_refused_with_any_byte_changed() {
+    let (credentials, vectors) = vectors();
+    for vector in vectors {
+        let (path, query) = target(vector["url"].as_str().unwrap());
+        for index in 0..query.len() {
+            let mut changed = query.as_bytes().to_vec();
+            changed[index] ^= 1;
+            let Ok(changed) = String::from_utf8(changed) else { continue };
+            assert_eq!(credentials.verify_url(path, &changed, at(0)), Err(UrlRefusal::Invalid), "{changed}");
+        }
+        assert_eq!(credentials.verify_url("/webhook/other", query, at(0)), Err(UrlRefusal::Invalid));
+        for added in [format!("{query}&team=film"), format!("team=film&{query}"), format!("{query}&sig=AAAA")] {
+            assert_eq!(credentials.verify_url(path, &added, at(0)), Err(UrlRefusal::Invalid), "{added}");
+        }
+    }
+}
+
+#[test]
+fn a_url_without_one_of_the_parameters_is_no_signed_url() {
+    let (credentials, _) = vectors();
+    for query in ["", "sig=AAAA", "exp=1&kid=k1", "kid=k1&sig=AAAA", "exp=1&sig=AAAA", "exp=1&exp=2&kid=k1&sig=AAAA"] {
+        assert_eq!(credentials.verify_url("/webhook", query, at(0)), Err(UrlRefusal::Invalid), "{query}");
+    }
+}
+
+#[test]
+fn urls_are_signed_by_the_newest_key_that_has_not_expired() {
+    let text = format!(
+        "[signing_keys]\nold = {}\nnew = {}\ngone = {}\n",
+        key("2026-01-01", "2030-01-01"),
+        key("2026-02-01", "2030-01-01"),
+        key("2026-03-01", "2026-04-01"),
+    );
+    let credentials = Credentials::parse(&text).unwrap();
+    let now: Timestamp = "2026-05-01T00:00:00Z".parse().unwrap();
+    let mint = |key: Option<&str>| {
+        let minted = credentials.mint(BASE, None, &Labels::new(), Duration::from_secs(60), key, now);
+        minted.map(|minted| minted.key_id.to_string())
+    };
+    assert_eq!(mint(None).as_deref(), Ok("new"));
+    assert_eq!(mint(Some("old")).as_deref(), Ok("old"));
+    assert_eq!(mint(Some("gone")), Err(MintError::UnknownKey("gone".into())));
+    let none = Credentials::default().mint(BASE, None, &Labels::new(), Duration::ZERO, None, now);
+    assert_eq!(none, Err(MintError::NoKey));
+}
+
+#[test]
+fn a_key_that_has_expired_verifies_nothing() {
+    let text = format!("[signing_keys]\nk = {}\n", key("2026-01-01", "2026-02-01"));
+    let credentials = Credentials::parse(&text).unwrap();
+    let [before, after]: [Timestamp; 2] = ["2026-01-31T23:59:59Z", "2026-02-01T00:00:00Z"].map(|t| t.parse().unwrap());
+    let minted = credentials.mint(BASE, None, &Labels::new(), Duration::from_secs(86_400), None, before).unwrap();
+    let (path, query) = target(&minted.url);
+    assert!(credentials.verify_url(path, query, before).is_ok());
+    assert_eq!(credentials.verify_url(path, query, after), Err(UrlRefusal::Invalid));
+}
+
+#[test]
+fn a_url_has_at_most_512_bytes() {
+    let (credentials, _) = vectors();
+    let mint = |value: usize| {
+        let labels = Labels::from([("l".to_owned(), "x".repeat(value))]);
+        credentials.mint(BASE, None, &labels, Duration::from_secs(1), Some("k1"), at(0)).map(|minted| minted.url.len())
+    };
+    let overhead = mint(0).unwrap();
+    assert_eq!(mint(URL_BYTES_MAX - overhead), Ok(URL_BYTES_MAX));
+    assert_eq!(mint(URL_BYTES_MAX - overhead + 1), Err(MintError::TooLong(URL_BYTES_MAX + 1)));
+}
+
+#[test]
+fn a_label_cannot_pass_for_what_authenticates() {
+    let (credentials, _) = vectors();
+    for name in SECRET_PARAMETERS {
+        let labels = Labels::from([(name.to_owned(), "x".to_owned())]);
+        let minted = credentials.mint(BASE, None, &labels, Duration::from_secs(1), None, at(0));
+        assert_eq!(minted, Err(MintError::Reserved(name.to_owned())));
+    }
+}
+
+#[test]
+fn a_token_is_known_by_its_hash_until_it_expires() {
+    let (token, other) = (new_secret(true), new_secret(true));
+    let text = format!(
+        "[callback_tokens]\na = {{ token = \"{}\" }}\nb = {{ token = \"{}\", expires = 2026-01-01 }}\n",
+        TokenHash::of(&token),
+        TokenHash::of(&other)
+    );
+    let credentials = Credentials::parse(&text).unwrap();
+    let name = |token: &str, now| credentials.callback_token(token, now).map(ToString::to_string);
+    let [before, after]: [Timestamp; 2] = ["2025-12-31T23:59:59Z", "2026-01-01T00:00:00Z"].map(|t| t.parse().unwrap());
+    assert_eq!((name(&token, before), name(&other, before)), (Some("a".into()), Some("b".into())));
+    assert_eq!((name(&token, after), name(&other, after)), (Some("a".into()), None));
+    assert_eq!(name("", before), None);
+    assert_eq!(name(&TokenHash::of(&token).to_string(), before), None, "the hash is not the token");
+}
+
+#[test]
+fn a_client_is_found_by_its_token_or_its_certificate() {
+    let token = new_secret(true);
+    let text = format!(
+        "[clients]\nbilling = {{ token = \"{}\", products = [\"veo\"], subscriptions_max = 3 }}\n\
+         studio = {{ certificate = \"studio.internal\", products = [\"*\"], admin = true }}\n",
+        TokenHash::of(&token)
+    );
+    let credentials = Credentials::parse(&text).unwrap();
+    let billing = credentials.client_of_token(&token, at(0)).unwrap();
+    assert_eq!((&*billing.name, billing.admin, billing.subscriptions_max), ("billing", false, Some(3)));
+    assert!(billing.products.allow("veo") && !billing.products.allow("sora"));
+    let names = ["else".to_owned(), "studio.internal".to_owned()];
+    let studio = credentials.client_of_certificate(&names, at(0)).unwrap();
+    assert!(studio.admin && studio.products.allow("sora"));
+    assert!(credentials.client_of_token("studio.internal", at(0)).is_none());
+    assert!(credentials.client_of_certificate(&["billing".to_owned()], at(0)).is_none());
+}
+
+#[test]
+fn each_mistake_in_the_file_is_told_by_its_place_and_without_its_secret() {
+    let hash = TokenHash::of("x");
+    let hash = hash.to_string();
+    for (text, expected) in [
+        ("[callback_tokens]\na = { token = \"hunter2\" }".to_owned(), "[callback_tokens] a: the token is not"),
+        ("[signing_keys]\nk1 = { secret = \"c2hvcnQ\" }".to_owned(), "[signing_keys] k1: the secret is not base64url"),
+        (format!("[signing_keys]\n\"k 1\" = {{ secret = \"{}\" }}", new_secret(false)), "k 1: a key's name has"),
+        ("[body_signature]\nsecret = \"\"".to_owned(), "[body_signature] secret: is empty"),
+        ("[clients]\na = { products = [\"*\"] }".to_owned(), "[clients] a: needs either"),
+        (format!("[clients]\na = {{ token = \"{hash}\", products = [] }}"), "[clients] a: may see nothing"),
+        (format!("[clients]\na = {{ token = \"{hash}\", products = [\"V\"] }}"), "\"V\": a product has"),
+        (format!("[clients]\na = {{ token = \"{hash}\", products = [\"*\"], task_ids_max = 0 }}"), "a limit of 0"),
+        (
+            format!("[clients]\na={{token=\"{hash}\",products=[\"*\"]}}\nb={{token=\"{hash}\",products=[\"*\"]}}"),
+            "[clients] b: shows the same as a",
+        ),
+        (
+            format!("[callback_tokens]\na = {{ token = \"{hash}\", expires = 12:00:00 }}"),
+            "12:00:00 is no point in time",
+        ),
+        ("\n[signing_keys]\nk1 = { secrt = \"hunter2\" }".to_owned(), "line 3: unknown field `secrt`"),
+        ("[signing_keys]\nk1 = { secret = \"hunter2".to_owned(), "line 2"),
+    ] {
+        let refused = refusal(&text);
+        assert!(refused.contains(expected), "{refused}");
+        assert!(!refused.contains("hunter2"), "{refused}");
+    }
+}
+
+#[test]
+fn secrets_are_not_shown_by_debug() {
+    let secret = new_secret(false);
+    let text = format!("[signing_keys]\nk1 = {{ secret = \"{secret}\" }}\n[body_signature]\nsecret = \"hunter2\"\n");
+    let shown = format!("{:?}", Credentials::parse(&text).unwrap());
+    assert!(!shown.contains("hunter2") && !shown.contains(&secret) && shown.contains("Secret(…)"), "{shown}");
+}
+
+#[test]
+fn what_a_client_may_see_decides_whether_it_is_still_the_same() {
+    let [old, new] = [new_secret(true), new_secret(true)].map(|token| TokenHash::of(&token));
+    let parse = |hash: &TokenHash, rest: &str| {
+        Credentials::parse(&format!("[clients]\na = {{ token = \"{hash}\", {rest} }}")).unwrap()
+    };
+    let before = parse(&old, "products = [\"veo\"]");
+    let client = &before.clients["a"];
+    assert!(parse(&old, "products = [\"veo\"], subscriptions_max = 1").still_allows(client, at(0)).is_some());
+    assert!(parse(&new, "products = [\"veo\"]").still_allows(client, at(0)).is_none());
+    assert!(parse(&old, "products = [\"sora\"]").still_allows(client, at(0)).is_none());
+    assert!(parse(&old, "products = [\"veo\"], expires = 1960-01-01").still_allows(client, at(0)).is_none());
+    assert!(Credentials::default().still_allows(client, at(0)).is_none());
+}
+
+proptest! {
+    #[test]
+    fn what_is_minted_is_verified_and_keeps_its_labels(
+        labels in prop::collection::btree_map("[a-z]{1,6}", "\\PC{0,8}", 0..4),
+        product in prop::option::of("[a-z][a-z0-9-]{0,9}"),
+        seconds in 0u32..100_000,
+    ) {
+        prop_assume!(labels.keys().all(|name| !SECRET_PARAMETERS.contains(&name.as_str())));
+        let (credentials, _) = vectors();
+        let product = product.map(|product| Product::parse(&product).unwrap());
+        let ttl = Duration::from_secs(seconds.into());
+        let minted = credentials.mint(BASE, product.as_ref(), &labels, ttl, None, at(1_000)).unwrap();
+        let (path, query) = target(&minted.url);
+        prop_assert_eq!(credentials.verify_url(path, query, at(1_000)), Ok(&minted.key_id));
+        prop_assert_eq!(credentials.verify_url(path, query, minted.expires), Err(UrlRefusal::Expired));
+        let got: Labels = form_urlencoded::parse(query.as_bytes())
+            .map(|(key, value)| (key.into_owned(), value.into_owned()))
+            .filter(|(key, _)| !SECRET_PARAMETERS.contains(&key.as_str()))
+            .collect();
+        prop_assert_eq!(got, labels);
+    }
+
+    #[test]
+    fn any_query_is_accepted_or_refused(path: String, query: String, text: String) {
+        let (credentials, _) = vectors();
+        prop_assert!(credentials.verify_url(&path, &query, at(0)).is_err());
+        let _ = Credentials::parse(&text).is_ok();
+    }
+}

@@ -1,0 +1,141 @@
+//! Whether a callback is authentic: where it comes from, what its URL carries, and who has signed its body.
+
+use std::{net::IpAddr, sync::Arc};
+
+use axum::http::{HeaderName, HeaderValue};
+use ipnet::IpNet;
+use jiff::Timestamp;
+
+use super::{
+    Outcome,
+    address::{TrustedProxies, contains},
+};
+use crate::{
+    credentials::{Credentials, SharedCredentials, UrlRefusal},
+    event::Verification,
+    metrics::Metrics,
+};
+
+/// What the vendor puts its signature into.
+pub(super) const SIGNATURE: HeaderName = HeaderName::from_static("x-runblob-signature");
+
+/// What is made of the vendor's signature over the body.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BodySignature {
+    /// Not looked at.
+    Off,
+    /// Noted and counted; refuses nothing.
+    Observe,
+    /// Without a good one: 401.
+    Require,
+}
+
+/// What is made of the address a callback comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Allowlist {
+    /// Not looked at.
+    Off,
+    /// Strangers are counted; refuses nothing.
+    Report,
+    /// Strangers: 403.
+    Enforce,
+}
+
+/// What callbacks have to show.
+#[derive(Clone, Debug)]
+pub struct Rules {
+    /// Tokens and keys.
+    pub credentials: Arc<SharedCredentials>,
+    /// About the signature over the body.
+    pub body_signature: BodySignature,
+    /// About addresses.
+    pub allowlist: Allowlist,
+    /// The addresses that are none of a stranger's.
+    pub allowed: Vec<IpNet>,
+    /// Who may say for whom a callback is passed on.
+    pub proxies: TrustedProxies,
+    /// Refusals of one address in a minute, until it is told to slow down.
+    pub refusals_per_minute_max: u32,
+}
+
+impl Rules {
+    /// Whether anything at all is asked of a callback.
+    pub fn verify_anything(&self) -> bool {
+        self.body_signature == BodySignature::Require
+            || self.allowlist == Allowlist::Enforce
+            || self.credentials.get().verify_urls()
+    }
+
+    /// Looks at the address.
+    pub(super) fn check_address(&self, client: IpAddr, metrics: &Metrics) -> Result<(), Outcome> {
+        if self.allowlist == Allowlist::Off || contains(&self.allowed, client) {
+            return Ok(());
+        }
+        metrics.callbacks_from_strangers.inc();
+        if self.allowlist == Allowlist::Enforce { Err(Outcome::AddressDenied) } else { Ok(()) }
+    }
+
+    /// Looks at the URL, as it was sent. One that carries a signature is known by that alone.
+    pub(super) fn check_url(&self, path: &str, query: &str, metrics: &Metrics) -> Result<Verification, Outcome> {
+        let credentials = self.credentials.get();
+        if !credentials.verify_urls() {
+            return Ok(Verification::Unverified);
+        }
+        let now = Timestamp::now();
+        if parameter(query, "sig").is_some() {
+            return match credentials.verify_url(path, query, now) {
+                Ok(key_id) => {
+                    metrics.credential_used("signing_key", &key_id.to_string(), now);
+                    Ok(Verification::SignedUrl)
+                }
+                Err(UrlRefusal::Invalid) => Err(Outcome::Unauthorized),
+                Err(UrlRefusal::Expired) => Err(Outcome::UrlExpired),
+            };
+        }
+        let token = parameter(query, "token").ok_or(Outcome::Unauthorized)?;
+        let name = credentials.callback_token(&token, now).ok_or(Outcome::Unauthorized)?;
+        metrics.credential_used("callback_token", name, now);
+        Ok(Verification::UrlToken)
+    }
+
+    /// Looks at the signature over the body; true if it is a good one.
+    pub(super) fn check_body(
+        &self,
+        signature: Option<&HeaderValue>,
+        body: &[u8],
+        metrics: &Metrics,
+    ) -> Result<bool, Outcome> {
+        if self.body_signature == BodySignature::Off {
+            return Ok(false);
+        }
+        let result = match signature {
+            None => "missing",
+            Some(signature) if is_signature(&self.credentials.get(), signature, body) => "valid",
+            Some(_) => "invalid",
+        };
+        metrics.body_signatures.with_label_values(&[result]).inc();
+        match (result, self.body_signature) {
+            ("valid", _) => Ok(true),
+            (_, BodySignature::Require) => Err(Outcome::Unauthorized),
+            _ => Ok(false),
+        }
+    }
+}
+
+/// The vendor's: hexadecimal digits of either case, perhaps behind `sha256=`.
+fn is_signature(credentials: &Credentials, signature: &HeaderValue, body: &[u8]) -> bool {
+    let tag = signature.to_str().ok().and_then(|text| {
+        let hex = text.strip_prefix("sha256=").unwrap_or(text);
+        let digits = hex.bytes().all(|b| b.is_ascii_hexdigit()) && hex.len() == 64;
+        let pair = |at: usize| u8::from_str_radix(&hex[at..at + 2], 16).ok();
+        digits.then(|| (0..64).step_by(2).map(pair).collect::<Option<Vec<_>>>()).flatten()
+    });
+    match (credentials.body_secret(), tag) {
+        (Some(secret), Some(tag)) => secret.verify(body, &tag),
+        _ => false,
+    }
+}
+
+fn parameter(query: &str, name: &str) -> Option<String> {
+    form_urlencoded::parse(query.as_bytes()).find(|(key, _)| key == name).map(|(_, value)| value.into_owned())
+}

@@ -1,0 +1,280 @@
+//! Who may send callbacks: URL tokens, signed URLs, the signature over the body, and addresses; and what each refusal says.
+
+use blobcast::wire::v1::Verification;
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::Request;
+use serde_json::Value;
+
+use crate::support::{Answer, Cli, CredentialsFile, Options, Server, completed, until};
+
+/// `openssl dgst -sha256 -hmac hunter2`, of [`SIGNED_BODY`].
+const BODY_SIGNATURE: &str = "fea74d1775dd0d273c0ffc7cfcc3aebe4e807902703618e9a69661066a974241";
+const SIGNED_BODY: &str = r#"{"generation_id":"signed","status":"completed"}"#;
+
+fn options(credentials: &CredentialsFile) -> Options {
+    Options::default().set("credentials_file", credentials.path().display())
+}
+
+async fn outcome(server: &Server, outcome: &str) -> f64 {
+    server.metric(&format!("blobcast_callbacks_total{{outcome=\"{outcome}\"}}")).await
+}
+
+async fn post(server: &Server, target: &str, headers: &[(&str, &str)], body: &str) -> Answer {
+    let mut request = Request::post(format!("http://{}{target}", server.ingest));
+    for (name, value) in headers {
+        request = request.header(*name, *value);
+    }
+    server.http().send(request.body(Full::new(Bytes::copy_from_slice(body.as_bytes()))).unwrap()).await.unwrap()
+}
+
+fn task(id: &str) -> String {
+    completed(id).to_string()
+}
+
+#[tokio::test]
+async fn a_callback_needs_a_token_that_is_in_force() {
+    let mut file = CredentialsFile::new();
+    let token = file.add("callback runblob").await;
+    let expired = file.add("callback old --expires-in 0s").await;
+    let server = options(&file).start().await;
+    for (target, reason) in [
+        ("/webhook/veo".to_owned(), "unauthorized"),
+        ("/webhook/veo?token=".to_owned(), "unauthorized"),
+        (format!("/webhook/veo?token={token}x"), "unauthorized"),
+        (format!("/webhook/veo?token={expired}"), "unauthorized"),
+        (format!("/webhook/veo?tok={token}"), "unauthorized"),
+    ] {
+        let answer = post(&server, &target, &[], &task("t1")).await;
+        assert_eq!((answer.status, answer.reason()), (401, reason), "{target}");
+    }
+    assert!(server.log_of_events().await.is_empty());
+    let answer = post(&server, &format!("/webhook/veo?team=ads&token={token}"), &[], &task("t1")).await;
+    assert_eq!(answer.status, 200);
+    let [event] = &server.log_of_events().await[..] else { panic!("one event") };
+    assert_eq!(event.verification(), Verification::UrlToken);
+    assert_eq!(event.labels.keys().collect::<Vec<_>>(), ["team"]);
+    assert_eq!(outcome(&server, "unauthorized").await, 5.0);
+    let used = "blobcast_credential_last_used_timestamp_seconds{kind=\"callback_token\",name=\"runblob\"}";
+    assert!(server.metric(used).await > 1.7e9, "last use is shown");
+}
+
+#[tokio::test]
+async fn a_signed_url_is_good_for_what_was_signed_and_until_it_expires() {
+    let mut file = CredentialsFile::new();
+    file.add("signing-key k1").await;
+    let server = options(&file).set("public_url", "https://hooks.example.com/in").start().await;
+    let mint = async |flags: &str| server.cli(&format!("url {flags}")).run().await.good().trim_end().to_owned();
+    let url = mint("--product veo --label team=ads --label ref=42").await;
+    let target = url.strip_prefix("https://hooks.example.com/in").unwrap();
+    assert!(target.starts_with("/webhook/veo?ref=42&team=ads&exp="), "{url}");
+    assert_eq!(post(&server, target, &[], &task("t1")).await.status, 200);
+    for forged in [
+        target.replace("team=ads", "team=film"),
+        target.replace("/veo", "/sora"),
+        target.replace("/veo", ""),
+        target.replace("kid=k1", "kid=k2"),
+        format!("{target}&more=1"),
+        target.split("&sig=").next().unwrap().to_owned(),
+    ] {
+        assert_eq!(post(&server, &forged, &[], &task("t2")).await.status, 401, "{forged}");
+    }
+    let [event] = &server.log_of_events().await[..] else { panic!("one event") };
+    assert_eq!((event.verification(), event.product.as_str()), (Verification::SignedUrl, "veo"));
+    assert_eq!(event.labels, [("ref".to_owned(), "42".to_owned()), ("team".to_owned(), "ads".to_owned())].into());
+
+    let short = mint("--ttl 1s").await;
+    let target = short.strip_prefix("https://hooks.example.com/in").unwrap();
+    let body = task("t3");
+    until("the URL to expire", || async { post(&server, target, &[], &body).await.status == 410 }).await;
+    assert_eq!(post(&server, target, &[], &body).await.reason(), "url_expired");
+}
+
+#[tokio::test]
+async fn keys_are_rotated_without_a_restart_and_without_refusing_anyone() {
+    let mut file = CredentialsFile::new();
+    file.add("signing-key k1").await;
+    let server = options(&file).start().await;
+    let mint = async || {
+        let minted: Value = server.cli("url --output json").run().await.json_lines().remove(0);
+        let url = minted["callback_url"].as_str().unwrap();
+        let target = url[url.find("/webhook").unwrap()..].to_owned();
+        (minted["key_id"].as_str().unwrap().to_owned(), target)
+    };
+    let (key, old) = mint().await;
+    assert_eq!(key, "k1");
+    file.add_line(
+        "signing_keys",
+        "k2 = { secret = \"AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA\", created = 9000-01-01 }",
+    );
+    until("the new key to sign", || async { mint().await.0 == "k2" }).await;
+    let (_, new) = mint().await;
+    for (target, id) in [(&old, "t1"), (&new, "t2")] {
+        assert_eq!(post(&server, target, &[], &task(id)).await.status, 200);
+    }
+    file.remove("k1 =");
+    until("the old key to go", || async { post(&server, &old, &[], &task("t3")).await.status == 401 }).await;
+    assert_eq!(post(&server, &new, &[], &task("t4")).await.status, 200);
+}
+
+#[tokio::test]
+async fn a_file_that_cannot_be_used_changes_nothing_and_is_told() {
+    let mut file = CredentialsFile::new();
+    let token = file.add("callback runblob").await;
+    let server = options(&file).start().await;
+    file.write("[callback_tokens]\nrunblob = { token = \"hunter2\" }\n");
+    until("the complaint", || async { server.log().contains("the credentials stay as they were") }).await;
+    assert!(server.log().contains("[callback_tokens] runblob: the token is not"), "{}", server.log());
+    assert!(!server.log().contains("hunter2"));
+    assert_eq!(post(&server, &format!("/webhook/veo?token={token}"), &[], &task("t1")).await.status, 200);
+    assert_eq!(post(&server, "/webhook/veo", &[], &task("t1")).await.status, 401);
+}
+
+#[tokio::test]
+async fn the_signature_over_the_body_is_observed_or_required() {
+    let mut file = CredentialsFile::new();
+    file.add_line("body_signature", "secret = \"hunter2\"");
+    let upper = BODY_SIGNATURE.to_uppercase();
+    let prefixed = format!("sha256={BODY_SIGNATURE}");
+    let wrong = format!("{}{}", &BODY_SIGNATURE[1..], &BODY_SIGNATURE[..1]);
+    let good: [&[(&str, &str)]; 3] = [
+        &[("x-runblob-signature", BODY_SIGNATURE)],
+        &[("X-RunBlob-Signature", &prefixed)],
+        &[("x-runblob-signature", &upper)],
+    ];
+    let bad: [&[(&str, &str)]; 4] = [
+        &[],
+        &[("x-runblob-signature", &wrong)],
+        &[("x-runblob-signature", "")],
+        &[("x-runblob-signature", &BODY_SIGNATURE[1..])],
+    ];
+    for (mode, refused) in [("observe", 200), ("require", 401)] {
+        let server = options(&file).set("ingest.body_signature", mode).start().await;
+        for (statuses, headers) in [(refused, &bad[..]), (200, &good[..])] {
+            for headers in headers {
+                assert_eq!(post(&server, "/webhook/veo", headers, SIGNED_BODY).await.status, statuses, "{headers:?}");
+            }
+        }
+        for (result, count) in [("valid", 3.0), ("invalid", 3.0), ("missing", 1.0)] {
+            let metric = format!("blobcast_body_signatures_total{{result=\"{result}\"}}");
+            assert_eq!(server.metric(&metric).await, count, "{mode} {result}");
+        }
+        let log = server.log_of_events().await;
+        let first = if mode == "observe" { Verification::Unverified } else { Verification::BodySignature };
+        assert_eq!(log.iter().map(|event| event.verification()).collect::<Vec<_>>(), [first], "{mode}");
+    }
+}
+
+#[tokio::test]
+async fn callbacks_from_strangers_are_reported_or_refused() {
+    let proxied = |mode: &str| {
+        let options = Options::default().set("ingest.allowlist", mode).set("ingest.trusted_proxies", "127.0.0.0/8");
+        options.set("ingest.allowed_networks", "198.51.100.0/24,2001:db8::/32")
+    };
+    for (mode, status) in [("report", 200), ("enforce", 403)] {
+        let server = proxied(mode).start().await;
+        for (client, status) in [
+            ("198.51.100.7", 200),
+            ("203.0.113.9, 198.51.100.7, 127.0.0.9", 200),
+            ("2001:db8::7", 200),
+            ("203.0.113.9", status),
+            ("198.51.100.7, 203.0.113.9", status),
+            ("nonsense", status),
+        ] {
+            let answer = post(&server, "/webhook/veo", &[("x-forwarded-for", client)], &task("t1")).await;
+            assert_eq!(answer.status, status, "{mode} {client}");
+        }
+        assert_eq!(server.metric("blobcast_callbacks_from_unlisted_addresses_total").await, 3.0);
+    }
+}
+
+#[tokio::test]
+async fn whoever_is_refused_too_often_is_told_to_slow_down_and_nobody_else() {
+    let mut file = CredentialsFile::new();
+    let token = file.add("callback runblob").await;
+    let options = options(&file).set("ingest.refusals_per_minute_max", 3);
+    let server = options.set("ingest.trusted_proxies", "127.0.0.1").start().await;
+    let from = async |client: &str, target: &str| {
+        let answer = post(&server, target, &[("x-forwarded-for", client)], &task("t1")).await;
+        (answer.status, answer.headers.get("retry-after").map(|value| value.to_str().unwrap().to_owned()))
+    };
+    for target in ["/webhook/veo", "/nowhere", "/webhook/veo?token=x"] {
+        assert!([401, 404].contains(&from("203.0.113.9", target).await.0));
+    }
+    for target in ["/webhook/veo", "/nowhere"] {
+        assert_eq!(from("203.0.113.9", target).await, (429, Some("60".to_owned())));
+    }
+    assert_eq!(from("203.0.113.10", "/webhook/veo").await.0, 401, "another address");
+    assert_eq!(from("203.0.113.9", &format!("/webhook/veo?token={token}")).await.0, 200, "what is authentic passes");
+    assert_eq!(outcome(&server, "rate_limited").await, 2.0);
+    // A flood is one line in the log, not thousands.
+    for _ in 0..50 {
+        from("203.0.113.9", "/webhook/veo").await;
+    }
+    let lines = server.log().lines().filter(|line| line.contains("rate_limited")).count();
+    assert!((1..=5).contains(&lines), "{lines} lines");
+}
+
+#[tokio::test]
+async fn what_is_released_from_quarantine_is_as_verified_as_it_was() {
+    let mut file = CredentialsFile::new();
+    let token = file.add("callback runblob").await;
+    let server = options(&file).start().await;
+    let answer = post(&server, &format!("/webhook/veo?token={token}"), &[], r#"{"status":"completed"}"#).await;
+    assert_eq!(answer.status, 202);
+    server.cli("quarantine release 1 --task-id t1").run().await.good();
+    assert_eq!(server.log_of_events().await[0].verification(), Verification::UrlToken);
+}
+
+#[tokio::test]
+async fn beyond_loopback_nothing_is_served_that_asks_nothing_of_callbacks() {
+    let refused = async |file: &CredentialsFile| {
+        let serve = Cli::new("serve --ingest-listen 0.0.0.0:0 --grpc-listen 127.0.0.1:0 --admin-listen 127.0.0.1:0");
+        let directory = tempfile::tempdir().unwrap();
+        let serve = serve.arg("--data-dir").arg(directory.path().join("data"));
+        serve.env("BLOBCAST_CREDENTIALS_FILE", file.path().display()).run().await
+    };
+    let mut file = CredentialsFile::new();
+    file.add("client billing --product veo").await;
+    let told = refused(&file).await;
+    assert!(told.exited(1).contains("nothing is asked of callbacks: add [callback_tokens]"), "{told:?}");
+    file.add("callback runblob").await;
+    let exposed = [([0, 0, 0, 0], 0).into(), ([127, 0, 0, 1], 0).into(), ([127, 0, 0, 1], 0).into()];
+    let server = options(&file).start_on(exposed).await;
+    // Nor may a later file take away what the start was allowed for.
+    file.remove("runblob");
+    until("the refusal", || async { server.log().contains("the credentials stay as they were") }).await;
+}
+
+#[tokio::test]
+async fn secrets_are_in_no_log_metric_listing_or_answer() {
+    let mut file = CredentialsFile::new();
+    let token = file.add("callback runblob").await;
+    let key = file.add("signing-key k1").await;
+    let server = options(&file).set("logging.level", "trace").start().await;
+    let minted = server.cli("url --product veo").run().await.good().trim_end().to_owned();
+    let signature = minted.split("&sig=").nth(1).unwrap().to_owned();
+    let targets = [
+        format!("/webhook/veo?token={token}"),
+        format!("/webhook/veo?token={token}&bad=\u{20}"),
+        minted[minted.find("/webhook").unwrap()..].to_owned(),
+        format!("/webhook/veo?token={token}x"),
+        format!("/webhook/veo?exp=1&kid=k1&sig={signature}"),
+    ];
+    let mut shown = String::new();
+    for target in &targets {
+        for body in [task("t1"), "no JSON, but hush-hush".to_owned()] {
+            let target = target.replace(' ', "%20");
+            shown += &format!("{:?}", post(&server, &target, &[], &body).await);
+        }
+    }
+    shown += &server.admin_get("/metrics").await.1;
+    shown += server.cli("quarantine list --output json").run().await.good();
+    shown += server.cli("events --output json").run().await.good();
+    shown += server.cli("subscriptions --output json").run().await.good();
+    shown += &server.log();
+    for secret in [&token, &key, &signature] {
+        assert!(!shown.contains(secret.as_str()), "a secret is shown");
+    }
+    assert!(!server.log().contains("hush-hush"));
+}

@@ -1,0 +1,62 @@
+//! A credentials file beside a broker, written with `blobcast token new` as an operator would.
+
+use std::{fs, path::PathBuf};
+
+use tempfile::TempDir;
+
+use super::Cli;
+
+/// The file, and the secrets behind its lines.
+pub struct CredentialsFile {
+    directory: TempDir,
+    sections: Vec<(String, String)>,
+}
+
+impl CredentialsFile {
+    /// An empty one.
+    pub fn new() -> Self {
+        let file = Self { directory: tempfile::tempdir().unwrap(), sections: Vec::new() };
+        file.save();
+        file
+    }
+
+    pub fn path(&self) -> PathBuf {
+        self.directory.path().join("credentials.toml")
+    }
+
+    /// Adds what `blobcast token new` makes of the words; the secret.
+    pub async fn add(&mut self, words: &str) -> String {
+        let made = Cli::new(&format!("token new {words} --output json")).run().await.json_lines().remove(0);
+        let text = |key: &str| made[key].as_str().unwrap().to_owned();
+        self.add_line(&text("section"), &text("line"));
+        text("secret")
+    }
+
+    /// Adds a line as it is.
+    pub fn add_line(&mut self, section: &str, line: &str) {
+        self.sections.push((section.to_owned(), line.to_owned()));
+        self.save();
+    }
+
+    /// Removes every line that holds a text.
+    pub fn remove(&mut self, text: &str) {
+        self.sections.retain(|(_, line)| !line.contains(text));
+        self.save();
+    }
+
+    /// Replaces the whole, atomically, as careful editors do.
+    pub fn write(&self, text: &str) {
+        let new = self.directory.path().join("new");
+        fs::write(&new, text).unwrap();
+        fs::rename(new, self.path()).unwrap();
+    }
+
+    fn save(&self) {
+        let names: std::collections::BTreeSet<_> = self.sections.iter().map(|(section, _)| section).collect();
+        let section = |name: &String| {
+            let lines = self.sections.iter().filter(|(section, _)| section == name).map(|(_, line)| line.as_str());
+            format!("[{name}]\n{}\n", lines.collect::<Vec<_>>().join("\n"))
+        };
+        self.write(&names.into_iter().map(section).collect::<String>());
+    }
+}
