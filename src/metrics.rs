@@ -91,6 +91,8 @@ pub struct Metrics {
     pub disk_free_bytes: IntGauge,
     /// 1 while the store takes writes.
     pub store_writable: IntGauge,
+    /// Calls refused because they showed nothing, or nothing that is known.
+    pub calls_unauthenticated: IntCounter,
     /// Open subscriptions by `state`.
     pub subscriptions: IntGaugeVec,
     /// Ended subscriptions by `cause`.
@@ -152,7 +154,7 @@ impl Default for Metrics {
         for state in ["catching_up", "live"] {
             metrics.subscriptions.with_label_values(&[state]);
         }
-        for cause in ["client_gone", "completed", "corrupt", "deadline", "draining", "expired"] {
+        for cause in ["client_gone", "completed", "corrupt", "deadline", "draining", "expired", "withdrawn"] {
             metrics.subscriptions_ended.with_label_values(&[cause]);
         }
         metrics
@@ -220,6 +222,10 @@ impl Metrics {
             quarantine_bytes: b.gauge("blobcast_quarantine_bytes", "Bytes of the callbacks in quarantine."),
             disk_free_bytes: b.gauge("blobcast_disk_free_bytes", "Free disk space under the data directory."),
             store_writable: b.gauge("blobcast_store_writable", "1 while the store takes writes, else 0."),
+            calls_unauthenticated: b.counter(
+                "blobcast_grpc_unauthenticated_total",
+                "gRPC calls refused because they showed no token or certificate that is known.",
+            ),
             subscriptions: b.gauges("blobcast_subscriptions", "Open subscriptions by state.", "state"),
             subscriptions_ended: b.counters(
                 "blobcast_subscriptions_ended_total",

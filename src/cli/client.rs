@@ -1,11 +1,14 @@
 //! Talking to a broker: where it is, how to reach it, and what its errors mean for a person.
 
-use std::time::Duration;
+use std::{path::PathBuf, time::Duration};
 
+use anyhow::Context;
 use clap::Args;
 use hyper::Uri;
 use tonic::{
-    Code, Status,
+    Code, Request, Status,
+    metadata::AsciiMetadataValue,
+    service::{Interceptor, interceptor::InterceptedService},
     transport::{Channel, Endpoint},
 };
 use tonic_types::StatusExt;
@@ -22,34 +25,76 @@ const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Longest response: a task with many revisions, each with a body of 1 MiB. tonic's default of 4 MiB is not enough for it.
 const RESPONSE_BYTES_MAX: usize = 64 * 1024 * 1024;
 
+/// A token, for those who have no file for it.
+const TOKEN_VARIABLE: &str = "BLOBCAST_TOKEN";
+
 /// Where the broker is.
 #[derive(Args, Clone, Debug)]
 pub(super) struct GrpcArgs {
     /// Address of the broker's gRPC listener.
     #[arg(long, value_name = "URL", env = "BLOBCAST_GRPC_URL", default_value = "http://127.0.0.1:50051", value_parser = args::http_url)]
     grpc_url: Uri,
+    /// File with the token to show. `blobcast token new client` makes one; BLOBCAST_TOKEN may hold the token itself.
+    #[arg(long, value_name = "PATH", env = "BLOBCAST_TOKEN_FILE")]
+    token_file: Option<PathBuf>,
+}
+
+/// A channel that shows a token with each call, if there is one.
+pub(super) type Connection = InterceptedService<Channel, Bearer>;
+
+/// See [`Connection`].
+#[derive(Clone)]
+pub(super) struct Bearer(Option<AsciiMetadataValue>);
+
+impl Interceptor for Bearer {
+    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
+        if let Some(header) = &self.0 {
+            request.metadata_mut().insert("authorization", header.clone());
+        }
+        Ok(request)
+    }
 }
 
 impl GrpcArgs {
     /// A broker in a test.
     #[cfg(test)]
     pub(super) fn at(url: &str) -> Self {
-        Self { grpc_url: args::http_url(url).unwrap() }
+        Self { grpc_url: args::http_url(url).unwrap(), token_file: None }
     }
 
     /// A client of the event service. Connects with the first call, and again after a failure.
-    pub(super) fn events(&self) -> anyhow::Result<EventServiceClient<Channel>> {
-        Ok(EventServiceClient::new(self.channel()?).max_decoding_message_size(RESPONSE_BYTES_MAX))
+    pub(super) fn events(&self) -> anyhow::Result<EventServiceClient<Connection>> {
+        Ok(EventServiceClient::new(self.connection()?).max_decoding_message_size(RESPONSE_BYTES_MAX))
     }
 
     /// A client of the admin service, likewise.
-    pub(super) fn admin(&self) -> anyhow::Result<AdminServiceClient<Channel>> {
-        Ok(AdminServiceClient::new(self.channel()?).max_decoding_message_size(RESPONSE_BYTES_MAX))
+    pub(super) fn admin(&self) -> anyhow::Result<AdminServiceClient<Connection>> {
+        Ok(AdminServiceClient::new(self.connection()?).max_decoding_message_size(RESPONSE_BYTES_MAX))
     }
 
     /// The one-line error of a call that this broker refused or could not be reached for.
     pub(super) fn error(&self, status: &Status) -> anyhow::Error {
         status_error(status, self.grpc_url.to_string().trim_end_matches('/'))
+    }
+
+    fn connection(&self) -> anyhow::Result<Connection> {
+        Ok(InterceptedService::new(self.channel()?, Bearer(self.bearer()?)))
+    }
+
+    fn bearer(&self) -> anyhow::Result<Option<AsciiMetadataValue>> {
+        let token = match &self.token_file {
+            Some(path) => {
+                let read = std::fs::read_to_string(path);
+                Some(read.with_context(|| format!("cannot read the token in {}", path.display()))?)
+            }
+            // Not a flag: a command line can be seen by every user of the machine.
+            None => std::env::var(TOKEN_VARIABLE).ok(),
+        };
+        let Some(token) = token.filter(|token| !token.trim().is_empty()) else { return Ok(None) };
+        let header = AsciiMetadataValue::try_from(format!("Bearer {}", token.trim()));
+        let mut header = header.context("the token has characters that no token has")?;
+        header.set_sensitive(true);
+        Ok(Some(header))
     }
 
     fn channel(&self) -> anyhow::Result<Channel> {
@@ -129,7 +174,11 @@ fn next_step(code: Code, reason: &str) -> Option<&'static str> {
             "the cursor is of another log, recreated or restored since; start again with `--from earliest`"
         }
         "SUBSCRIPTION_LIMIT" => "close other subscriptions, ask for less, or have the server's limit raised",
-        "TOKEN_INVALID" => "ask whoever operates the broker for a token",
+        "TOKEN_INVALID" => {
+            "show a token with --token-file or BLOBCAST_TOKEN; whoever operates the broker hands them out"
+        }
+        "ADMIN_DENIED" => "use the token of a client with `admin = true`",
+        "SIGNING_KEY_MISSING" => "`blobcast token new signing-key NAME` makes a line for the credentials file",
         "PRODUCT_DENIED" => "ask whoever operates the broker for this product",
         "DRAINING" => "try again in a moment",
         "STORE_READ_ONLY" => "try again later; whoever operates the broker has to look at its disk",

@@ -8,13 +8,13 @@ use std::{process::ExitCode, time::Duration};
 use clap::{Args, ValueEnum};
 use hyper::Uri;
 use jiff::Timestamp;
-use tonic::{Status, Streaming, transport::Channel};
+use tonic::{Status, Streaming};
 
 use super::{
     EXIT_INTERRUPTED,
     args::{self, FilterArgs, From},
     backoff::Backoff,
-    client::{self, GrpcArgs},
+    client::{self, Connection, GrpcArgs},
     forward::Forwarder,
     output::{Format, Usage, note},
     render::{EventPrinter, JSON_HELP},
@@ -113,7 +113,7 @@ impl End {
 
 struct Listener {
     grpc: GrpcArgs,
-    client: EventServiceClient<Channel>,
+    client: EventServiceClient<Connection>,
     place: Place,
     remaining: Option<u64>,
     printer: EventPrinter,

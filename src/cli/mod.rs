@@ -50,6 +50,7 @@ Exit codes:
 
 Environment:
   BLOBCAST_GRPC_URL    where the client verbs find the broker; --grpc-url goes first
+  BLOBCAST_TOKEN       the token the client verbs show; --token-file or BLOBCAST_TOKEN_FILE names a file with one
   BLOBCAST_INGEST_URL  where `trigger` sends callbacks; --ingest-url goes first
   BLOBCAST_ADMIN_URL   what `healthcheck` asks; --admin-url goes first
   BLOBCAST_CONFIG      the configuration file of `serve` and `check-config`; --config goes first
@@ -64,6 +65,7 @@ struct Cli {
 }
 
 #[derive(Debug, Subcommand)]
+#[allow(clippy::large_enum_variant, reason = "there is one, once")]
 enum Command {
     /// Run the broker.
     #[command(after_help = serve::AFTER_HELP)]

@@ -5,11 +5,10 @@ use std::process::ExitCode;
 use clap::{Args, Subcommand, ValueEnum};
 use jiff::Timestamp;
 use serde::Serialize;
-use tonic::transport::Channel;
 
 use super::{
     EXIT_OTHER,
-    client::GrpcArgs,
+    client::{Connection, GrpcArgs},
     output::{self, Format, note, printable},
     render::{BodyJson, clock, instant, time_json},
 };
@@ -183,7 +182,7 @@ async fn discard(args: DiscardArgs) -> anyhow::Result<ExitCode> {
 /// The quarantine, page by page.
 struct Pages<'a> {
     grpc: &'a GrpcArgs,
-    client: AdminServiceClient<Channel>,
+    client: AdminServiceClient<Connection>,
     /// None behind the last page.
     request: Option<v1::ListQuarantineRequest>,
 }

@@ -61,7 +61,10 @@ fn row(subscription: &v1::Subscription, now: Timestamp) -> [String; 8] {
     };
     [
         subscription.subscription_id.clone(),
-        subscription.client_name.clone(),
+        match (subscription.client.as_str(), subscription.client_name.as_str()) {
+            ("", name) | (name, "") => name.to_owned(),
+            (client, name) => format!("{client} ({name})"),
+        },
         subscription.peer.clone(),
         state.to_owned(),
         subscription.lag.to_string(),
@@ -93,6 +96,7 @@ fn as_json(subscription: &v1::Subscription) -> Value {
     let statuses: Vec<_> = filter.statuses.iter().map(|&status| name(status, v1::TaskStatus::as_str_name)).collect();
     json!({
         "subscription_id": subscription.subscription_id,
+        "client": subscription.client,
         "client_name": subscription.client_name,
         "peer": subscription.peer,
         "filter": {

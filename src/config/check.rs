@@ -97,6 +97,7 @@ pub(super) fn ranges(config: &Config) -> Vec<Range> {
         time("ingest.answer_timeout", ingest.answer_timeout, TIMEOUT_MIN, TIMEOUT_MAX),
         bytes("ingest.inflight_bytes_max", ingest.inflight_bytes_max, MIB, None),
         count("grpc.subscriptions_max", grpc.subscriptions_max, 1, 10_000_000),
+        count("grpc.subscriptions_per_client_max", grpc.subscriptions_per_client_max, 1, 10_000_000),
         count("grpc.task_ids_max", grpc.task_ids_max, 1, 1_000_000),
         count("grpc.products_max", grpc.products_max, 1, 10_000),
         count("grpc.connections_max", grpc.connections_max, 1, 1_000_000),
@@ -118,12 +119,13 @@ pub(super) fn ranges(config: &Config) -> Vec<Range> {
 /// An address that other machines can reach, unprotected, must be asked for by name.
 fn check_exposure(config: &Config, layers: &mut Layers) {
     let Config { ingest, grpc, admin, .. } = config;
-    // What the credentials file asks of callbacks is for whoever reads it to say.
+    // What the credentials file asks for is for whoever reads it to say.
     let is_verified =
         ingest.allow_unverified || config.credentials_file.is_some() || ingest.allowlist == Allowlist::Enforce;
+    let has_clients = grpc.allow_anonymous || config.credentials_file.is_some();
     let listeners = [
         ("ingest.listen", ingest.listen, "ingest.allow_unverified", is_verified, "make up events"),
-        ("grpc.listen", grpc.listen, "grpc.allow_anonymous", grpc.allow_anonymous, "read every event"),
+        ("grpc.listen", grpc.listen, "grpc.allow_anonymous", has_clients, "read every event"),
         ("admin.listen", admin.listen, "admin.allow_anonymous", admin.allow_anonymous, "read metrics and state"),
     ];
     for (key, address, consent, given, danger) in listeners {

@@ -22,8 +22,14 @@ use super::{
 };
 
 /// Variables that begin with `BLOBCAST_` and are no keys: the command line reads them itself.
-pub const CLIENT_VARIABLES: [&str; 4] =
-    ["BLOBCAST_CONFIG", "BLOBCAST_GRPC_URL", "BLOBCAST_INGEST_URL", "BLOBCAST_ADMIN_URL"];
+pub const CLIENT_VARIABLES: [&str; 6] = [
+    "BLOBCAST_CONFIG",
+    "BLOBCAST_GRPC_URL",
+    "BLOBCAST_INGEST_URL",
+    "BLOBCAST_ADMIN_URL",
+    "BLOBCAST_TOKEN",
+    "BLOBCAST_TOKEN_FILE",
+];
 
 const VARIABLE_PREFIX: &str = "BLOBCAST_";
 /// Largest file that is read: many times the default file. A larger one is not a configuration.

@@ -140,11 +140,14 @@ pub struct Grpc {
     /// Address; loopback unless `allow_anonymous`.
     #[serde(deserialize_with = "units::listen")]
     pub listen: SocketAddr,
-    /// Whether it may listen beyond loopback although no client tokens are configured.
+    /// Whether those who show nothing are let in, wherever it listens.
     pub allow_anonymous: bool,
     /// Open streams on this broker.
     #[serde(deserialize_with = "units::count")]
     pub subscriptions_max: u64,
+    /// Those of one client.
+    #[serde(deserialize_with = "units::count")]
+    pub subscriptions_per_client_max: u64,
     /// Task ids in one filter.
     #[serde(deserialize_with = "units::count")]
     pub task_ids_max: u64,

@@ -23,7 +23,7 @@ mod secret;
 mod signed_url;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashSet},
     sync::{Arc, PoisonError, RwLock},
 };
 
@@ -62,7 +62,7 @@ pub enum Products {
     /// Every one, also those to come.
     All,
     /// These.
-    Only(Vec<Product>),
+    Only(HashSet<Product>),
 }
 
 impl Products {
@@ -70,7 +70,7 @@ impl Products {
     pub fn allow(&self, product: &str) -> bool {
         match self {
             Self::All => true,
-            Self::Only(products) => products.iter().any(|allowed| allowed.as_str() == product),
+            Self::Only(products) => products.contains(product),
         }
     }
 }
@@ -193,11 +193,15 @@ impl Credentials {
         })
     }
 
-    /// The client of that name, if it is still there and still the same in all but its limits.
-    pub fn still_allows(&self, client: &Client, now: Timestamp) -> Option<&Arc<Client>> {
+    /// What has become of a client: it is still the one who shows the same, whatever it may see by now.
+    pub fn current(&self, client: &Client, now: Timestamp) -> Option<&Arc<Client>> {
         let current = self.clients.get(&client.name)?;
-        let same = current.proof == client.proof && current.products == client.products;
-        (same && !current.is_expired(now)).then_some(current)
+        (current.proof == client.proof && !current.is_expired(now)).then_some(current)
+    }
+
+    /// How many clients are past their expiry.
+    pub fn expired_clients(&self, now: Timestamp) -> usize {
+        self.clients.values().filter(|client| client.is_expired(now)).count()
     }
 }
 

@@ -203,18 +203,19 @@ fn secrets_are_not_shown_by_debug() {
 }
 
 #[test]
-fn what_a_client_may_see_decides_whether_it_is_still_the_same() {
+fn a_client_stays_itself_as_long_as_it_shows_the_same_and_has_not_expired() {
     let [old, new] = [new_secret(true), new_secret(true)].map(|token| TokenHash::of(&token));
     let parse = |hash: &TokenHash, rest: &str| {
         Credentials::parse(&format!("[clients]\na = {{ token = \"{hash}\", {rest} }}")).unwrap()
     };
     let before = parse(&old, "products = [\"veo\"]");
     let client = &before.clients["a"];
-    assert!(parse(&old, "products = [\"veo\"], subscriptions_max = 1").still_allows(client, at(0)).is_some());
-    assert!(parse(&new, "products = [\"veo\"]").still_allows(client, at(0)).is_none());
-    assert!(parse(&old, "products = [\"sora\"]").still_allows(client, at(0)).is_none());
-    assert!(parse(&old, "products = [\"veo\"], expires = 1960-01-01").still_allows(client, at(0)).is_none());
-    assert!(Credentials::default().still_allows(client, at(0)).is_none());
+    assert!(parse(&old, "products = [\"sora\"], subscriptions_max = 1").current(client, at(0)).is_some());
+    assert!(parse(&new, "products = [\"veo\"]").current(client, at(0)).is_none());
+    let expired = parse(&old, "products = [\"veo\"], expires = 1960-01-01");
+    assert!(expired.current(client, at(0)).is_none());
+    assert_eq!((expired.expired_clients(at(0)), before.expired_clients(at(0))), (1, 0));
+    assert!(Credentials::default().current(client, at(0)).is_none());
 }
 
 proptest! {

@@ -148,6 +148,12 @@ impl Hub {
         seen.unwrap_or_default().max(position)
     }
 
+    /// Wakes whoever waits on a seat, which finds out itself what for.
+    pub fn wake(&self, number: usize) {
+        let waker = self.lock().seats.get_mut(number).and_then(|occupant| occupant.waker.take());
+        waker.into_iter().for_each(Waker::wake);
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         // A panic while the lock is held ends the process, so a poisoned lock is never seen.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use jiff::Timestamp;
 use tonic::{Request, Response, Status};
 
-use super::{Context, errors, page};
+use super::{Context, access::Caller, errors, page};
 use crate::{
     callback::{Callback, Corrections},
     credentials::{MintError, Minted},
@@ -47,6 +47,7 @@ impl Admin {
         let filter = &listed.filter;
         v1::Subscription {
             subscription_id: listed.id,
+            client: listed.client.map(|client| client.to_string()).unwrap_or_default(),
             client_name: listed.client_name,
             peer: listed.peer,
             filter: Some(v1::Filter {
@@ -74,6 +75,7 @@ impl admin_service_server::AdminService for Admin {
         &self,
         request: Request<v1::ListSubscriptionsRequest>,
     ) -> Result<Response<v1::ListSubscriptionsResponse>, Status> {
+        Caller::of(&request)?.require_admin()?;
         let v1::ListSubscriptionsRequest { page_size, page_token } = request.into_inner();
         let page_size = page::size(page_size).map_err(errors::malformed)?;
         let after = page::place(&page_token, SUBSCRIPTIONS).map_err(errors::malformed)?.unwrap_or(0);
@@ -90,6 +92,7 @@ impl admin_service_server::AdminService for Admin {
         &self,
         request: Request<v1::ListQuarantineRequest>,
     ) -> Result<Response<v1::ListQuarantineResponse>, Status> {
+        Caller::of(&request)?.require_admin()?;
         let v1::ListQuarantineRequest { page_size, page_token, include_body } = request.into_inner();
         let page_size = page::size(page_size).map_err(errors::malformed)?;
         let after = page::place(&page_token, QUARANTINE).map_err(errors::malformed)?.unwrap_or(0);
@@ -114,6 +117,7 @@ impl admin_service_server::AdminService for Admin {
         &self,
         request: Request<v1::ReleaseQuarantinedRequest>,
     ) -> Result<Response<v1::ReleaseQuarantinedResponse>, Status> {
+        Caller::of(&request)?.require_admin()?;
         let v1::ReleaseQuarantinedRequest { quarantine_id, product, task_id, drop_labels } = request.into_inner();
         let number = number("quarantine_id", &quarantine_id)?;
         let corrections = Corrections {
@@ -145,6 +149,7 @@ impl admin_service_server::AdminService for Admin {
         &self,
         request: Request<v1::DiscardQuarantinedRequest>,
     ) -> Result<Response<v1::DiscardQuarantinedResponse>, Status> {
+        Caller::of(&request)?.require_admin()?;
         let v1::DiscardQuarantinedRequest { quarantine_ids } = request.into_inner();
         if quarantine_ids.is_empty() || quarantine_ids.len() > page::PAGE_ITEMS_MAX {
             let problem = format!("name 1 to {} callbacks", page::PAGE_ITEMS_MAX);
@@ -160,6 +165,7 @@ impl admin_service_server::AdminService for Admin {
         &self,
         request: Request<v1::MintCallbackUrlRequest>,
     ) -> Result<Response<v1::MintCallbackUrlResponse>, Status> {
+        Caller::of(&request)?.require_admin()?;
         let v1::MintCallbackUrlRequest { product, labels, ttl, key_id } = request.into_inner();
         let product = correction("product", &product, |raw| Product::parse(raw).map_err(|e| e.to_string()))?;
         let labels = labels.into_iter().collect();

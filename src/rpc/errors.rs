@@ -8,7 +8,7 @@ use tonic_types::{ErrorDetails, StatusExt};
 use crate::{
     event::Sequence,
     store::{ReadError, WriteError},
-    subscription::{End, OpenError, Sources},
+    subscription::{End, OpenError, Sources, Withdrawal},
     wire::{FilterRefusal, Malformed},
 };
 
@@ -95,6 +95,11 @@ pub(super) fn end(sources: &Sources, end: &End) -> Status {
         End::Expired => expired(sources, "retention has passed this stream: set on_expired, or read faster"),
         End::Draining => draining(),
         End::Corrupt(problem) => corrupt(problem),
+        End::Withdrawn(Withdrawal::Identity) => token_invalid("the token was withdrawn, or has expired"),
+        End::Withdrawn(Withdrawal::Products) => {
+            let message = "the permission to see some of this stream's products was withdrawn";
+            status(Code::PermissionDenied, "PRODUCT_DENIED", message, [], None)
+        }
         End::DeadlineExceeded => status(Code::DeadlineExceeded, "DEADLINE_EXCEEDED", end.to_string(), [], None),
     }
 }
@@ -138,6 +143,20 @@ pub(super) fn response_too_large(limit: usize) -> Status {
 pub(super) fn quarantine_not_found(id: &str) -> Status {
     let message = format!("no callback {id} is in quarantine: it was released, discarded or forgotten");
     status(Code::NotFound, "QUARANTINE_NOT_FOUND", message, [], None)
+}
+
+pub(super) fn token_invalid(message: &str) -> Status {
+    status(Code::Unauthenticated, "TOKEN_INVALID", message, [], None)
+}
+
+pub(super) fn product_denied(product: &str) -> Status {
+    let message = format!("this client may not see {product}: leave it out, or have it added to the client's products");
+    status(Code::PermissionDenied, "PRODUCT_DENIED", message, [("product", product.to_owned())], None)
+}
+
+pub(super) fn admin_denied(client: &str) -> Status {
+    let message = format!("{client} is no administrator: its line in the credentials file needs `admin = true`");
+    status(Code::PermissionDenied, "ADMIN_DENIED", message, [], None)
 }
 
 pub(super) fn signing_key_missing(message: String) -> Status {

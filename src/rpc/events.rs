@@ -7,7 +7,7 @@ use tokio::time::{Instant, timeout_at};
 use tokio_stream::StreamExt;
 use tonic::{Request, Response, Status};
 
-use super::{Context, errors, page, peer, stream::EventStream};
+use super::{Context, access::Caller, errors, page, peer, stream::EventStream};
 use crate::{
     event::{Cursor, Filter, LABELS_MAX, Record, Selectable, Sequence, TaskId},
     store::{Chunk, ReadError, ReadLimits},
@@ -57,9 +57,10 @@ impl Events {
     }
 
     /// The subscription that `WaitTask` is: everything retained of the task, then what comes.
-    async fn open_wait(&self, task_id: TaskId, peer: String) -> Result<Subscription, Status> {
+    async fn open_wait(&self, task_id: TaskId, peer: String, caller: Caller) -> Result<Subscription, Status> {
         self.open(Opening {
-            filter: Filter { task_ids: [task_id].into(), ..Filter::default() },
+            filter: caller.restrict(Filter { task_ids: [task_id].into(), ..Filter::default() })?,
+            client: caller.0,
             start: Start::Default,
             on_expired: OnExpired::Earliest,
             until_terminal: false,
@@ -71,14 +72,14 @@ impl Events {
         .await
     }
 
-    fn subscription_limits(&self, heartbeat_interval: Duration) -> v1::SubscriptionLimits {
+    fn subscription_limits(&self, caller: &Caller, heartbeat_interval: Duration) -> v1::SubscriptionLimits {
         let count = |limit: usize| u32::try_from(limit).unwrap_or(u32::MAX);
         v1::SubscriptionLimits {
             heartbeat_interval: Some(duration(heartbeat_interval)),
-            task_ids_max: count(self.0.filter_limits.task_ids_max),
+            task_ids_max: count(self.0.limits_of(caller).task_ids_max),
             products_max: count(self.0.filter_limits.products_max),
             labels_max: count(LABELS_MAX),
-            subscriptions_max: count(self.0.sources.registry.limit()),
+            subscriptions_max: count(self.0.sources.registry.limit(caller.0.as_deref())),
         }
     }
 }
@@ -88,12 +89,12 @@ impl event_service_server::EventService for Events {
     type SubscribeStream = EventStream;
 
     async fn subscribe(&self, request: Request<v1::SubscribeRequest>) -> Result<Response<EventStream>, Status> {
-        let (peer, deadline) = (peer(&request), deadline(&request));
+        let (caller, peer, deadline) = (Caller::of(&request)?, peer(&request), deadline(&request));
         let request = request.into_inner();
         let start = start(request.start).map_err(errors::malformed)?;
         let on_expired = on_expired(request.on_expired).map_err(errors::malformed)?;
         let heartbeat_interval = heartbeat(request.heartbeat_interval).map_err(errors::malformed)?;
-        let filter = self.0.filter(request.filter)?;
+        let filter = self.0.filter(request.filter, &caller)?;
         if request.until_terminal && filter.task_ids.is_empty() {
             let problem = "needs filter.task_ids: it ends the stream when those tasks are over";
             return Err(errors::malformed(Malformed::new("until_terminal", problem)));
@@ -109,23 +110,24 @@ impl event_service_server::EventService for Events {
             until_terminal: request.until_terminal,
             heartbeat_interval,
             deadline,
+            client: caller.0.clone(),
             client_name: request.client_name,
             peer,
         };
         let subscription = self.open(opening).await?;
         tracing::debug!(subscription_id = subscription.id(), "subscribed");
-        let (sources, limits) = (Arc::clone(&self.0.sources), self.subscription_limits(heartbeat_interval));
+        let (sources, limits) = (Arc::clone(&self.0.sources), self.subscription_limits(&caller, heartbeat_interval));
         Ok(Response::new(EventStream::new(sources, subscription, request.include_raw, limits)))
     }
 
     async fn wait_task(&self, request: Request<v1::WaitTaskRequest>) -> Result<Response<Frame>, Status> {
-        let peer = peer(&request);
+        let (caller, peer) = (Caller::of(&request)?, peer(&request));
         let v1::WaitTaskRequest { task_id, timeout, include_raw } = request.into_inner();
         let task_id = parse_task_id(&task_id)?;
         let timeout = timeout.map(|timeout| positive_duration("timeout", timeout)).transpose();
         let timeout = timeout.map_err(errors::malformed)?.unwrap_or(WAIT_DEFAULT).min(WAIT_MAX);
         let deadline = Instant::now() + timeout;
-        let mut subscription = self.open_wait(task_id, peer).await?;
+        let mut subscription = self.open_wait(task_id, peer, caller).await?;
         let mut latest: Option<Record> = None;
         let mut terminal: Option<Record> = None;
         let mut caught_up = false;
@@ -152,9 +154,11 @@ impl event_service_server::EventService for Events {
     }
 
     async fn get_task(&self, request: Request<v1::GetTaskRequest>) -> Result<Response<Frame>, Status> {
+        let caller = Caller::of(&request)?;
         let v1::GetTaskRequest { task_id, include_raw } = request.into_inner();
         let parsed = parse_task_id(&task_id)?;
-        let records = self.0.read(move |sources| task_records(sources, &parsed)).await?;
+        let mut records = self.0.read(move |sources| task_records(sources, &parsed)).await?;
+        records.retain(|record| caller.may_see(record.product()));
         if records.is_empty() {
             return Err(errors::task_not_found(&task_id));
         }
@@ -166,6 +170,7 @@ impl event_service_server::EventService for Events {
     }
 
     async fn list_events(&self, request: Request<v1::ListEventsRequest>) -> Result<Response<Frame>, Status> {
+        let caller = Caller::of(&request)?;
         let mut request = request.into_inner();
         let page_size = page::size(std::mem::take(&mut request.page_size)).map_err(errors::malformed)?;
         let token = std::mem::take(&mut request.page_token);
@@ -175,7 +180,7 @@ impl event_service_server::EventService for Events {
             newest_first: newest_first(request.order).map_err(errors::malformed)?,
             since: instant("since", request.since).map_err(errors::malformed)?,
             until: instant("until", request.until).map_err(errors::malformed)?,
-            filter: self.0.filter(request.filter)?,
+            filter: self.0.filter(request.filter, &caller)?,
             limits: ReadLimits {
                 records_max: page_size,
                 bytes_max: page::PAGE_BYTES_MAX,
@@ -191,8 +196,9 @@ impl event_service_server::EventService for Events {
 
     async fn get_log_info(
         &self,
-        _: Request<v1::GetLogInfoRequest>,
+        request: Request<v1::GetLogInfoRequest>,
     ) -> Result<Response<v1::GetLogInfoResponse>, Status> {
+        Caller::of(&request)?;
         let store = &self.0.sources.store;
         let head = store.head();
         let summary = store.summary();

@@ -1,5 +1,6 @@
 //! The gRPC edge: requests in, domain calls, responses and errors out. Decides nothing that the domain can decide.
 
+mod access;
 mod admin;
 mod errors;
 mod events;
@@ -8,6 +9,8 @@ mod stream;
 
 use std::{sync::Arc, time::Duration};
 
+use access::Caller;
+pub use access::{Gate, Peer};
 pub use admin::Admin;
 pub use events::Events;
 use tonic::{Request, Status};
@@ -49,8 +52,17 @@ impl std::fmt::Debug for Context {
 }
 
 impl Context {
-    fn filter(&self, filter: Option<v1::Filter>) -> Result<Filter, Status> {
-        wire::filter_from_wire(filter, self.filter_limits).map_err(errors::filter)
+    /// What a request asks for, as far as the caller may.
+    fn filter(&self, filter: Option<v1::Filter>, caller: &Caller) -> Result<Filter, Status> {
+        let filter = wire::filter_from_wire(filter, self.limits_of(caller)).map_err(errors::filter)?;
+        caller.restrict(filter)
+    }
+
+    fn limits_of(&self, caller: &Caller) -> FilterLimits {
+        let task_ids_max = caller.0.as_ref().and_then(|client| client.task_ids_max);
+        let task_ids_max =
+            task_ids_max.map_or(self.filter_limits.task_ids_max, |max| max.min(self.filter_limits.task_ids_max));
+        FilterLimits { task_ids_max, ..self.filter_limits }
     }
 
     /// Runs a read of the store off the async threads.
@@ -67,5 +79,5 @@ impl Context {
 }
 
 fn peer<T>(request: &Request<T>) -> String {
-    request.remote_addr().map(|address| address.to_string()).unwrap_or_default()
+    request.extensions().get::<Peer>().map(|peer| peer.address.to_string()).unwrap_or_default()
 }

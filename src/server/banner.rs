@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use super::Addresses;
-use crate::{config::Config, store::Store};
+use crate::{config::Config, credentials::Credentials, store::Store};
 
 /// A callback to try it with: its task id is in the lines that show it.
 const BODY: &str =
@@ -13,11 +13,19 @@ const FILTER: &str = r#"{"filter":{"task_ids":["demo-1"]}}"#;
 const NOT_PUBLIC: &str = "
                (for this machine; for RunBlob put an HTTPS proxy in front, and name it by --public-url)";
 
-pub(super) fn text(config: &Config, addresses: &Addresses, store: &Store) -> String {
+pub(super) fn text(config: &Config, addresses: &Addresses, store: &Store, credentials: &Credentials) -> String {
     let Addresses { ingest, grpc, admin } = addresses;
     let (ingest_here, grpc_here) = (from_here(*ingest), from_here(*grpc));
     let base = config.public_url.clone().unwrap_or_else(|| format!("http://{ingest_here}"));
     let hint = if config.public_url.is_none() { NOT_PUBLIC } else { "" };
+    // Secrets are not kept, so they cannot be shown; where one belongs can.
+    let token = if credentials.verify_urls() { "?token=CALLBACK_TOKEN" } else { "" };
+    let curl_url = format!("http://{ingest_here}/webhook/veo{token}");
+    let curl_url = if token.is_empty() { curl_url } else { format!("'{curl_url}'") };
+    let (bearer, variable) = match credentials.has_clients() && !config.grpc.allow_anonymous {
+        true => ("-H 'authorization: Bearer CLIENT_TOKEN' ", "BLOBCAST_TOKEN=CLIENT_TOKEN "),
+        false => ("", ""),
+    };
     let events = store.summary().event_count;
     let rows = [
         ("callbacks", format!("http://{ingest}/webhook/PRODUCT"), "for RunBlob: the only address to make public"),
@@ -31,13 +39,13 @@ pub(super) fn text(config: &Config, addresses: &Addresses, store: &Store) -> Str
         "blobcast {version} is ready
 
 {rows}
-callback_url   {base}/webhook/veo{hint}
+callback_url   {base}/webhook/veo{token}{hint}
 
 Send a callback:
-  curl -H 'content-type: application/json' -d '{BODY}' http://{ingest_here}/webhook/veo
+  curl -H 'content-type: application/json' -d '{BODY}' {curl_url}
 See it:
-  grpcurl -plaintext -d '{FILTER}' {grpc_here} blobcast.v1.EventService/Subscribe
-  blobcast listen --task demo-1 --grpc-url http://{grpc_here}
+  grpcurl -plaintext {bearer}-d '{FILTER}' {grpc_here} blobcast.v1.EventService/Subscribe
+  {variable}blobcast listen --task demo-1 --grpc-url http://{grpc_here}
 
 ",
         version = env!("CARGO_PKG_VERSION"),

@@ -7,6 +7,7 @@ use std::{
     time::Duration,
 };
 
+use jiff::Timestamp;
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
@@ -48,12 +49,18 @@ fn check(config: &Config, credentials: Credentials) -> Result<Credentials, Strin
         let needed = "ingest.body_signature needs the vendor's secret: add [body_signature] to the credentials file";
         return Err(needed.to_owned());
     }
-    let exposed = !config.ingest.listen.ip().to_canonical().is_loopback();
-    if exposed && !config.ingest.allow_unverified && !rules.verify_anything() {
+    if !super::is_loopback(config.ingest.listen) && !config.ingest.allow_unverified && !rules.verify_anything() {
         return Err(format!(
             "ingest.listen: {} is not loopback, and nothing is asked of callbacks: add [callback_tokens] or \
              [signing_keys] to the credentials file, or set ingest.allow_unverified",
             config.ingest.listen
+        ));
+    }
+    if !super::is_loopback(config.grpc.listen) && !config.grpc.allow_anonymous && !shared.get().has_clients() {
+        return Err(format!(
+            "grpc.listen: {} is not loopback, and nobody is known: add [clients] to the credentials file, or set \
+             grpc.allow_anonymous",
+            config.grpc.listen
         ));
     }
     drop(rules);
@@ -88,7 +95,7 @@ pub(super) fn rules(config: &Config, credentials: Arc<SharedCredentials>) -> Rul
     }
 }
 
-/// Puts every change of the file into force, until `stop`; `changed` is told of each.
+/// Puts every change of the file into force, until `stop`; `changed` is told of each, and when a client has expired.
 pub(super) async fn watch(
     config: Config,
     credentials: Arc<SharedCredentials>,
@@ -96,7 +103,7 @@ pub(super) async fn watch(
     stop: CancellationToken,
 ) {
     let Some(path) = config.credentials_file.clone() else { return stop.cancelled().await };
-    let mut seen = State::of(&path);
+    let (mut seen, mut expired) = (State::of(&path), credentials.get().expired_clients(Timestamp::now()));
     let mut ticks = interval(PERIOD);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -105,12 +112,16 @@ pub(super) async fn watch(
             _ = ticks.tick() => {}
         }
         let state = State::of(&path);
-        if state == seen {
-            continue;
+        if state != seen {
+            seen = state;
+            reload(&config, &path, &credentials);
+            changed();
         }
-        seen = state;
-        reload(&config, &path, &credentials);
-        changed();
+        let now_expired = credentials.get().expired_clients(Timestamp::now());
+        if now_expired != expired {
+            expired = now_expired;
+            changed();
+        }
     }
 }
 

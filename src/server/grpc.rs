@@ -18,8 +18,8 @@ use tokio::{
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{
-    service::{Routes, RoutesBuilder},
-    transport::server::{Connected, TcpConnectInfo},
+    service::{Routes, RoutesBuilder, interceptor::InterceptedService},
+    transport::server::Connected,
 };
 use tonic_health::server::{HealthReporter, health_reporter};
 
@@ -54,16 +54,19 @@ const UNARY_STREAMS: u32 = 1_024;
 const ACCEPT_RETRY: Duration = Duration::from_millis(50);
 
 /// All services on `context`, and the handle that reports their health: serving.
-pub(super) async fn services(context: rpc::Context, config: &Config) -> (HealthReporter, Routes) {
+pub(super) async fn services(context: rpc::Context, gate: rpc::Gate, config: &Config) -> (HealthReporter, Routes) {
     let (health, health_service) = health_reporter();
     set_health(&health, tonic_health::ServingStatus::Serving).await;
     let request_bytes_max = super::usize_of(config.grpc.request_bytes_max);
     let events = EventServiceServer::new(rpc::Events::new(context.clone()));
     let admin = AdminServiceServer::new(rpc::Admin::new(context));
     let mut routes = RoutesBuilder::default();
+    let events = events.max_decoding_message_size(request_bytes_max);
+    let admin = admin.max_decoding_message_size(request_bytes_max);
     routes
-        .add_service(events.max_decoding_message_size(request_bytes_max))
-        .add_service(admin.max_decoding_message_size(request_bytes_max))
+        .add_service(InterceptedService::new(events, gate.clone()))
+        .add_service(InterceptedService::new(admin, gate.clone()))
+        // Probes have no tokens.
         .add_service(health_service);
     let reflection = || {
         tonic_reflection::server::Builder::configure()
@@ -73,8 +76,9 @@ pub(super) async fn services(context: rpc::Context, config: &Config) -> (HealthR
             .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
     };
     // Both versions: grpcurl 1.8 and older speak only the second.
-    routes.add_service(reflection().build_v1().expect("the descriptor set is our own, made at build time"));
-    routes.add_service(reflection().build_v1alpha().expect("the descriptor set is our own, made at build time"));
+    let v1 = reflection().build_v1().expect("the descriptor set is our own, made at build time");
+    let v1alpha = reflection().build_v1alpha().expect("the descriptor set is our own, made at build time");
+    routes.add_service(InterceptedService::new(v1, gate.clone())).add_service(InterceptedService::new(v1alpha, gate));
     (health, routes.routes())
 }
 
@@ -130,11 +134,12 @@ async fn accept(
     let slots = Arc::new(Semaphore::new(connections_max));
     let accept_one = async || {
         let slot = Arc::clone(&slots).acquire_owned().await.map_err(io::Error::other)?;
-        let (stream, _) = listener.accept().await?;
+        let (stream, address) = listener.accept().await?;
         // Events are wanted now, not when a packet is full.
         let _ = stream.set_nodelay(true).is_ok(); // a connection that is gone already will be noticed by its reader
         open.inc();
-        Ok::<_, io::Error>(Connection { stream, open: open.clone(), _slot: slot })
+        let peer = rpc::Peer { address, certificate_names: Arc::default() };
+        Ok::<_, io::Error>(Connection { stream, peer, open: open.clone(), _slot: slot })
     };
     loop {
         let accepted = tokio::select! {
@@ -159,6 +164,7 @@ async fn accept(
 #[derive(Debug)]
 struct Connection {
     stream: TcpStream,
+    peer: rpc::Peer,
     open: IntGauge,
     _slot: OwnedSemaphorePermit,
 }
@@ -170,10 +176,10 @@ impl Drop for Connection {
 }
 
 impl Connected for Connection {
-    type ConnectInfo = TcpConnectInfo;
+    type ConnectInfo = rpc::Peer;
 
-    fn connect_info(&self) -> TcpConnectInfo {
-        self.stream.connect_info()
+    fn connect_info(&self) -> rpc::Peer {
+        self.peer.clone()
     }
 }
 

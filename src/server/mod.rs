@@ -29,7 +29,7 @@ use crate::{
     metrics::Metrics,
     rpc,
     store::{Appender, OpenError, Retention, Store, writer},
-    subscription::{Registry, Sources},
+    subscription::{Registry, RegistryLimits, Sources},
     wire::FilterLimits,
 };
 
@@ -90,6 +90,7 @@ pub struct Addresses {
 pub struct Server {
     addresses: Addresses,
     sources: Arc<Sources>,
+    credentials: Arc<SharedCredentials>,
     ingest: Arc<Ingest>,
     appender: Appender,
     status: Arc<admin::Status>,
@@ -125,7 +126,13 @@ impl Server {
         let status = Arc::new(admin::Status::new(Arc::clone(&sources), Arc::clone(&journal)));
         let base = config.public_url.clone().unwrap_or_else(|| format!("http://{}", addresses.ingest));
         let context = rpc_context(config, &sources, journal, &appender, Arc::clone(&credentials), base);
-        let (health, services) = grpc::services(context, config).await;
+        let gate = rpc::Gate {
+            credentials: Arc::clone(&credentials),
+            allow_anonymous: config.grpc.allow_anonymous,
+            is_loopback: is_loopback(config.grpc.listen),
+            metrics: Arc::clone(&metrics),
+        };
+        let (health, services) = grpc::services(context, gate.clone(), config).await;
 
         let stop = [(); 3].map(|()| CancellationToken::new());
         let [stop_ingest, stop_grpc, stop_admin] = stop;
@@ -141,11 +148,14 @@ impl Server {
         let counters = http::Counters::of("admin", &metrics);
         let serve = http::serve(admin_listener, admin::router(&status), limits, counters, stop_admin.clone());
         tasks.spawn(named("the admin listener", serve));
-        let watch = credentials::watch(config.clone(), credentials, || {}, stop_admin.clone());
+        let reviewed = Arc::clone(&sources);
+        let review = move || reviewed.registry.review(&reviewed.hub, |client, filter| gate.review(client, filter));
+        let watch = credentials::watch(config.clone(), Arc::clone(&credentials), review, stop_admin.clone());
         tasks.spawn(named("the credentials' watch", watch));
         Ok(Self {
             addresses,
             sources,
+            credentials,
             ingest,
             appender,
             status,
@@ -165,7 +175,7 @@ impl Server {
 
     /// What a person sees after the start.
     pub fn banner(&self, config: &Config) -> String {
-        banner::text(config, &self.addresses, &self.sources.store)
+        banner::text(config, &self.addresses, &self.sources.store, &self.credentials.get())
     }
 
     /// Serves until `shutdown` completes, then takes everything down in order.
@@ -196,6 +206,11 @@ fn bind(address: SocketAddr, key: &'static str, flag: &'static str) -> Result<Tc
     listen().map_err(|source| StartError::Listen { address, key, flag, source })
 }
 
+/// Whether only this machine reaches an address.
+fn is_loopback(address: SocketAddr) -> bool {
+    address.ip().to_canonical().is_loopback()
+}
+
 fn local(listener: &TcpListener, configured: SocketAddr) -> SocketAddr {
     listener.local_addr().unwrap_or(configured)
 }
@@ -205,7 +220,10 @@ async fn open_sources(config: &Config, metrics: &Arc<Metrics>) -> Result<Arc<Sou
     let opened = tokio::task::spawn_blocking(move || Store::open(&path, cache_bytes)).await;
     let store = Arc::new(opened.map_err(|error| StartError::Thread(io::Error::other(error)))??);
     let hub = Hub::new(store.head(), usize_of(config.hub.ring_bytes_max));
-    let registry = Registry::new(usize_of(config.grpc.subscriptions_max));
+    let registry = Registry::new(RegistryLimits {
+        subscriptions_max: usize_of(config.grpc.subscriptions_max),
+        subscriptions_per_client_max: usize_of(config.grpc.subscriptions_per_client_max),
+    });
     Ok(Arc::new(Sources { store, hub, registry, metrics: Arc::clone(metrics) }))
 }
 

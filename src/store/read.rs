@@ -8,7 +8,7 @@ use super::{
     Store,
     layout::{Damaged, parse_sequence_key, parse_task, sequence_key},
 };
-use crate::event::{Filter, Record, RecordError, Sequence, TaskId, TaskStatus};
+use crate::event::{Filter, Product, Record, RecordError, Sequence, TaskId, TaskStatus};
 
 /// Why a part of the log cannot be read.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -48,6 +48,8 @@ pub struct TaskPlace {
     pub sequence: Sequence,
     /// What it says became of the task.
     pub status: TaskStatus,
+    /// Of which product.
+    pub product: Product,
 }
 
 /// Where one read stops. At least one record is always looked at.
@@ -129,6 +131,7 @@ impl Store {
                 task_id: task_id.clone(),
                 sequence: event.sequence,
                 status: event.status,
+                product: event.product,
             }));
         }
         places.sort_unstable_by_key(|place| place.sequence);

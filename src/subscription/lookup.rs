@@ -36,7 +36,10 @@ pub(super) fn look_up(store: &Store, filter: &Filter, after: Sequence, end: Sequ
     if after.next() < store.first_available() {
         return Err(ReadError::Expired);
     }
-    let (before, behind): (Vec<_>, Vec<_>) = events.into_iter().partition(|event| event.sequence <= after);
+    // What nobody may see does not end anything either.
+    let events =
+        events.into_iter().filter(|event| filter.products.is_empty() || filter.products.contains(&event.product));
+    let (before, behind): (Vec<_>, Vec<_>) = events.partition(|event| event.sequence <= after);
     let over = before.into_iter().filter(|event| event.status.is_terminal()).map(|event| event.task_id).collect();
     let mut places: VecDeque<_> = behind.into_iter().map(|event| event.sequence).collect();
     let first: Vec<_> = places.iter().take(FETCH_RECORDS_MAX).copied().collect();

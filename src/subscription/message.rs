@@ -54,6 +54,15 @@ pub enum Message {
     },
 }
 
+/// What a client has lost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Withdrawal {
+    /// To be let in at all.
+    Identity,
+    /// Some of the products that the stream is about.
+    Products,
+}
+
 /// Why a stream ends otherwise than by `Completed`.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum End {
@@ -66,6 +75,9 @@ pub enum End {
     /// The log is damaged.
     #[error("the log is damaged: {0}")]
     Corrupt(String),
+    /// The client may not see this any more.
+    #[error("the permission was withdrawn")]
+    Withdrawn(Withdrawal),
     /// The client's deadline has passed.
     #[error("the deadline of the call has passed")]
     DeadlineExceeded,

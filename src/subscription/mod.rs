@@ -33,9 +33,9 @@ use tokio::{
 use tokio_stream::Stream;
 use tokio_util::task::AbortOnDropHandle;
 
-pub use message::{End, Message};
+pub use message::{End, Message, Withdrawal};
 pub use open::{OnExpired, OpenError, Opening, Start};
-pub use registry::{Listed, Registry, State};
+pub use registry::{Listed, Registry, RegistryLimits, State};
 
 use crate::{
     event::{Filter, Record, Selectable, Sequence, TaskId},
@@ -120,6 +120,10 @@ impl Subscription {
             // Before the buffer: the final status is never queued behind events.
             if self.sources.hub.is_closing() {
                 self.go_away();
+                continue;
+            }
+            if let Some(withdrawal) = self.entry.withdrawal() {
+                self.finish(Some(End::Withdrawn(withdrawal)));
                 continue;
             }
             if let Some(record) = self.next_buffered() {
@@ -253,7 +257,8 @@ impl Subscription {
                     self.entry.seated(Some(seat.number()));
                     self.reach(head);
                     self.check_milestones();
-                    if self.outbox.is_empty() { Poll::Pending } else { Poll::Ready(Ok(())) }
+                    let must_look = !self.outbox.is_empty() || self.entry.withdrawal().is_some();
+                    if must_look { Poll::Ready(Ok(())) } else { Poll::Pending }
                 }
                 Read::Behind(seen) => {
                     self.reach(seen);
@@ -311,7 +316,7 @@ impl Subscription {
                 break (seat, head);
             }
         };
-        let (store, filter, after) = (Arc::clone(&self.sources.store), Arc::clone(&self.filter), self.position);
+        let (store, filter, after) = (Arc::clone(&self.sources.store), Arc::clone(&self.scan_filter), self.position);
         let lookup = read_aside(move || look_up(&store, &filter, after, end));
         self.phase = Phase::LookingUp(Lookup { seat, end, places: VecDeque::new() }, lookup);
     }

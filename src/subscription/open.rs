@@ -1,6 +1,10 @@
 //! Opening a subscription: where it starts, and whether it may.
 
-use std::{collections::VecDeque, sync::Arc, time::Duration};
+use std::{
+    collections::{HashSet, VecDeque},
+    sync::Arc,
+    time::Duration,
+};
 
 use jiff::Timestamp;
 use tokio::{
@@ -11,6 +15,7 @@ use uuid::Uuid;
 
 use super::{End, Message, Phase, Sources, Subscription, registry::NewEntry};
 use crate::{
+    credentials::{Client, Products},
     event::{Cursor, Filter, Sequence},
     store::ReadError,
 };
@@ -67,6 +72,8 @@ pub struct Opening {
     pub heartbeat_interval: Duration,
     /// When the client stops waiting.
     pub deadline: Option<Instant>,
+    /// Whom the client was let in as; what it may not see the filter already leaves out.
+    pub client: Option<Arc<Client>>,
     /// As the client names itself.
     pub client_name: String,
     /// The client's address.
@@ -77,7 +84,7 @@ pub struct Opening {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum OpenError {
     /// As many are open as may be.
-    #[error("{limit} subscriptions are open, the most this server holds")]
+    #[error("{limit} subscriptions are open, the most there may be")]
     TooMany {
         /// The limit.
         limit: usize,
@@ -150,15 +157,21 @@ impl Subscription {
         }
         let position = sources.start(&opening).await?;
         let may_move = !matches!(opening.start, Start::After(_));
-        let Opening { filter, on_expired, until_terminal, heartbeat_interval, deadline, client_name, peer, .. } =
-            opening;
+        let Opening {
+            filter, on_expired, until_terminal, heartbeat_interval, deadline, client, client_name, peer, ..
+        } = opening;
         let filter = Arc::new(filter);
         let id = Uuid::new_v4();
-        let new = NewEntry { id, client_name, peer, filter: Arc::clone(&filter), position };
+        // Of what the client may not see, not even the end counts.
+        let visible = match client.as_ref().map(|client| &client.products) {
+            Some(Products::Only(products)) => products.clone(),
+            Some(Products::All) | None => HashSet::new(),
+        };
+        let new = NewEntry { id, client, client_name, peer, filter: Arc::clone(&filter), position };
         let entry = sources.registry.enter(new, &sources.metrics)?;
         // The end of a task counts even where the client asked not to see it, so the tasks alone decide what is read.
         let scan_filter = if until_terminal {
-            Arc::new(Filter { task_ids: filter.task_ids.clone(), ..Filter::default() })
+            Arc::new(Filter { task_ids: filter.task_ids.clone(), products: visible, ..Filter::default() })
         } else {
             Arc::clone(&filter)
         };

@@ -1,19 +1,23 @@
 //! Who is subscribed: what operators see, and the limit on how many there may be. Never in the way of a delivery.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashMap},
     ops::Bound,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering::Relaxed},
+        atomic::{
+            AtomicU8, AtomicU64, AtomicUsize,
+            Ordering::{Relaxed, SeqCst},
+        },
     },
 };
 
 use jiff::Timestamp;
 use uuid::Uuid;
 
-use super::{End, OpenError};
+use super::{End, OpenError, Withdrawal};
 use crate::{
+    credentials::Client,
     event::{Filter, Record, Sequence},
     hub::Hub,
     metrics::Metrics,
@@ -40,14 +44,31 @@ impl State {
 /// All open subscriptions, in the order they were opened.
 #[derive(Debug)]
 pub struct Registry {
-    open: Arc<Mutex<BTreeMap<u64, Arc<Info>>>>,
+    open: Arc<Mutex<Open>>,
     next: AtomicU64,
-    limit: usize,
+    limits: RegistryLimits,
+}
+
+/// How many subscriptions there may be.
+#[derive(Clone, Copy, Debug)]
+pub struct RegistryLimits {
+    /// In all.
+    pub subscriptions_max: usize,
+    /// Of one client, unless it has a limit of its own.
+    pub subscriptions_per_client_max: usize,
+}
+
+#[derive(Debug, Default)]
+struct Open {
+    subscriptions: BTreeMap<u64, Arc<Info>>,
+    /// How many each client has; those without any are not in it.
+    per_client: HashMap<Arc<str>, usize>,
 }
 
 #[derive(Debug)]
 struct Info {
     id: String,
+    client: Option<Arc<Client>>,
     client_name: String,
     peer: String,
     filter: Arc<Filter>,
@@ -56,6 +77,8 @@ struct Info {
     delivered: AtomicU64,
     state: AtomicU8,
     seat: AtomicUsize,
+    /// A [`Withdrawal`]; 0 while there is none.
+    withdrawal: AtomicU8,
 }
 
 const NO_SEAT: usize = usize::MAX;
@@ -67,6 +90,8 @@ pub struct Listed {
     pub number: u64,
     /// Names it to people.
     pub id: String,
+    /// Whom the client was let in as; `None`: anonymous.
+    pub client: Option<Arc<str>>,
     /// As the client named itself.
     pub client_name: String,
     /// The client's address.
@@ -85,6 +110,7 @@ pub struct Listed {
 
 pub(super) struct NewEntry {
     pub id: Uuid,
+    pub client: Option<Arc<Client>>,
     pub client_name: String,
     pub peer: String,
     pub filter: Arc<Filter>,
@@ -92,19 +118,34 @@ pub(super) struct NewEntry {
 }
 
 impl Registry {
-    /// An empty registry with room for `limit` subscriptions.
-    pub fn new(limit: usize) -> Self {
-        Self { open: Arc::default(), next: AtomicU64::new(1), limit }
+    /// An empty registry.
+    pub fn new(limits: RegistryLimits) -> Self {
+        Self { open: Arc::default(), next: AtomicU64::new(1), limits }
     }
 
-    /// How many may be open.
-    pub fn limit(&self) -> usize {
-        self.limit
+    /// How many may be open for a client.
+    pub fn limit(&self, client: Option<&Client>) -> usize {
+        let RegistryLimits { subscriptions_max, subscriptions_per_client_max } = self.limits;
+        client.map_or(subscriptions_max, |client| {
+            client.subscriptions_max.unwrap_or(subscriptions_per_client_max).min(subscriptions_max)
+        })
+    }
+
+    /// Asks of each subscription whether it may go on, and ends those that may not.
+    pub fn review(&self, hub: &Hub, verdict: impl Fn(Option<&Client>, &Filter) -> Option<Withdrawal>) {
+        let open: Vec<_> = lock(&self.open).subscriptions.values().map(Arc::clone).collect();
+        for info in open {
+            if let Some(withdrawal) = verdict(info.client.as_deref(), &info.filter) {
+                info.withdrawal.store(withdrawal as u8 + 1, SeqCst);
+                // Whoever waits is woken to find it; whoever is about to wait looks once more when it has its seat.
+                hub.wake(info.seat.load(SeqCst));
+            }
+        }
     }
 
     /// How many are open.
     pub fn len(&self) -> usize {
-        lock(&self.open).len()
+        lock(&self.open).subscriptions.len()
     }
 
     /// True if none is open.
@@ -116,6 +157,7 @@ impl Registry {
     pub fn list(&self, hub: &Hub, after: u64, count_max: usize) -> Vec<Listed> {
         // Collected first: the hub's lock is not taken while this one is held.
         let page: Vec<_> = lock(&self.open)
+            .subscriptions
             .range((Bound::Excluded(after), Bound::Unbounded))
             .take(count_max)
             .map(|(&n, info)| (n, Arc::clone(info)))
@@ -126,6 +168,7 @@ impl Registry {
     pub(super) fn enter(&self, new: NewEntry, metrics: &Arc<Metrics>) -> Result<Entry, OpenError> {
         let info = Arc::new(Info {
             id: new.id.to_string(),
+            client: new.client,
             client_name: new.client_name,
             peer: new.peer,
             filter: new.filter,
@@ -134,13 +177,22 @@ impl Registry {
             delivered: AtomicU64::new(0),
             state: AtomicU8::new(State::CatchingUp as u8),
             seat: AtomicUsize::new(NO_SEAT),
+            withdrawal: AtomicU8::new(0),
         });
         let number = self.next.fetch_add(1, Relaxed);
         let mut open = lock(&self.open);
-        if open.len() >= self.limit {
-            return Err(OpenError::TooMany { limit: self.limit });
+        if open.subscriptions.len() >= self.limits.subscriptions_max {
+            return Err(OpenError::TooMany { limit: self.limits.subscriptions_max });
         }
-        open.insert(number, Arc::clone(&info));
+        if let Some(client) = &info.client {
+            let limit = self.limit(Some(client));
+            let count = open.per_client.entry(Arc::clone(&client.name)).or_default();
+            if *count >= limit {
+                return Err(OpenError::TooMany { limit });
+            }
+            *count += 1;
+        }
+        open.subscriptions.insert(number, Arc::clone(&info));
         drop(open);
         metrics.subscriptions.with_label_values(&[State::CatchingUp.as_str()]).inc();
         Ok(Entry { registry: Arc::clone(&self.open), number, info, metrics: Arc::clone(metrics), cause: "client_gone" })
@@ -157,6 +209,7 @@ impl Info {
         Listed {
             number,
             id: self.id.clone(),
+            client: self.client.as_ref().map(|client| Arc::clone(&client.name)),
             client_name: self.client_name.clone(),
             peer: self.peer.clone(),
             filter: Arc::clone(&self.filter),
@@ -171,7 +224,7 @@ impl Info {
 /// A subscription's own line; gone when dropped.
 #[derive(Debug)]
 pub(super) struct Entry {
-    registry: Arc<Mutex<BTreeMap<u64, Arc<Info>>>>,
+    registry: Arc<Mutex<Open>>,
     number: u64,
     info: Arc<Info>,
     metrics: Arc<Metrics>,
@@ -193,12 +246,21 @@ impl Entry {
         }
     }
 
+    /// What the client has lost since it was let in.
+    pub(super) fn withdrawal(&self) -> Option<Withdrawal> {
+        match self.info.withdrawal.load(SeqCst) {
+            0 => None,
+            number if number == Withdrawal::Products as u8 + 1 => Some(Withdrawal::Products),
+            _ => Some(Withdrawal::Identity),
+        }
+    }
+
     pub(super) fn reached(&self, position: Sequence) {
         self.info.position.store(position.0, Relaxed);
     }
 
     pub(super) fn seated(&self, seat: Option<usize>) {
-        self.info.seat.store(seat.unwrap_or(NO_SEAT), Relaxed);
+        self.info.seat.store(seat.unwrap_or(NO_SEAT), SeqCst);
     }
 
     pub(super) fn set_state(&self, state: State) {
@@ -214,6 +276,7 @@ impl Entry {
             Some(End::Expired) => "expired",
             Some(End::Draining) => "draining",
             Some(End::Corrupt(_)) => "corrupt",
+            Some(End::Withdrawn(_)) => "withdrawn",
             Some(End::DeadlineExceeded) => "deadline",
         };
     }
@@ -221,7 +284,17 @@ impl Entry {
 
 impl Drop for Entry {
     fn drop(&mut self) {
-        lock(&self.registry).remove(&self.number);
+        let mut open = lock(&self.registry);
+        open.subscriptions.remove(&self.number);
+        if let Some(client) = &self.info.client
+            && let Some(count) = open.per_client.get_mut(&client.name)
+        {
+            *count -= 1;
+            if *count == 0 {
+                open.per_client.remove(&client.name);
+            }
+        }
+        drop(open);
         self.metrics.subscriptions.with_label_values(&[self.info.state().as_str()]).dec();
         self.metrics.subscriptions_ended.with_label_values(&[self.cause]).inc();
     }

@@ -19,9 +19,9 @@ const ALLOWED: [(&str, &[&str]); 18] = [
     ("journal", &["store"]),
     ("hub", &["event"]),
     ("callback", &["credentials", "event", "vendor", "store", "wire"]),
-    ("subscription", &["event", "hub", "metrics", "store"]),
+    ("subscription", &["credentials", "event", "hub", "metrics", "store"]),
     ("ingest", &["credentials", "event", "callback", "journal", "metrics", "store"]),
-    ("rpc", &["credentials", "event", "callback", "journal", "store", "subscription", "wire"]),
+    ("rpc", &["credentials", "event", "callback", "journal", "metrics", "store", "subscription", "wire"]),
     (
         "server",
         &[

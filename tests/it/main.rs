@@ -19,6 +19,7 @@ mod http_front;
 mod journal_contract;
 mod layering;
 mod lifecycle;
+mod permissions;
 mod retention;
 mod server_contract;
 mod store_door;

@@ -6,7 +6,9 @@ use blobcast::{
         self, Event, Filter, SubscribeRequest, SubscribeResponse, subscribe_request::Start, subscribe_response::Content,
     },
 };
-use tonic::{Status, Streaming};
+use bytes::Bytes;
+use hyper::body::Body;
+use tonic::{Status, Streaming, client::GrpcService, codegen::StdError};
 use tonic_types::StatusExt;
 
 use super::{Server, within};
@@ -75,10 +77,14 @@ impl Server {
 }
 
 impl Sub {
-    pub async fn open(
-        mut client: v1::event_service_client::EventServiceClient<tonic::transport::Channel>,
+    pub async fn open<S>(
+        mut client: v1::event_service_client::EventServiceClient<S>,
         request: SubscribeRequest,
-    ) -> Result<Self, Status> {
+    ) -> Result<Self, Status>
+    where
+        S: GrpcService<tonic::body::Body, Error: Into<StdError>>,
+        S::ResponseBody: Body<Data = Bytes, Error: Into<StdError> + Send> + Send + 'static,
+    {
         let mut stream = within("the stream", client.subscribe(request)).await?.into_inner();
         let first = within("the first message", stream.message()).await?.expect("a stream begins with `subscribed`");
         let Some(Content::Subscribed(subscribed)) = first.content else { panic!("the first message is {first:?}") };

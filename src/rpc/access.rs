@@ -1,0 +1,137 @@
+//! Who is calling, and what they may see.
+
+use std::{net::SocketAddr, sync::Arc};
+
+use jiff::Timestamp;
+use tonic::{Request, Status, service::Interceptor};
+
+use super::errors;
+use crate::{
+    credentials::{Client, Credentials, Products, SharedCredentials},
+    event::Filter,
+    metrics::Metrics,
+    subscription::Withdrawal,
+};
+
+const AUTHORIZATION: &str = "authorization";
+const BEARER: &str = "bearer ";
+
+/// The other end of a connection, as whoever accepted it knows it.
+#[derive(Clone, Debug)]
+pub struct Peer {
+    /// Where it is.
+    pub address: SocketAddr,
+    /// The names in its verified certificate: DNS names, URIs, and the common name.
+    pub certificate_names: Arc<[String]>,
+}
+
+/// Lets calls in, or not. One for all services.
+#[derive(Clone, Debug)]
+pub struct Gate {
+    /// Who is known.
+    pub credentials: Arc<SharedCredentials>,
+    /// Who shows nothing may do everything, whoever else is known.
+    pub allow_anonymous: bool,
+    /// The listener can be reached from this machine only.
+    pub is_loopback: bool,
+    /// Counts.
+    pub metrics: Arc<Metrics>,
+}
+
+impl Gate {
+    fn admits_anonymous(&self, credentials: &Credentials) -> bool {
+        self.allow_anonymous || (self.is_loopback && !credentials.has_clients())
+    }
+
+    fn caller<T>(&self, request: &Request<T>) -> Result<Caller, Status> {
+        let credentials = self.credentials.get();
+        let now = Timestamp::now();
+        let client = match request.metadata().get(AUTHORIZATION) {
+            // Somebody who shows something means to be known by it.
+            Some(header) => {
+                let token = header.to_str().ok().and_then(|header| {
+                    let (scheme, token) = header.split_at_checked(BEARER.len())?;
+                    scheme.eq_ignore_ascii_case(BEARER).then_some(token.trim())
+                });
+                let client = token.and_then(|token| credentials.client_of_token(token, now));
+                Some(client.ok_or_else(|| errors::token_invalid("the token is not known, or has expired"))?)
+            }
+            None => {
+                let peer = request.extensions().get::<Peer>();
+                peer.and_then(|peer| credentials.client_of_certificate(&peer.certificate_names, now))
+            }
+        };
+        match client {
+            Some(client) => {
+                self.metrics.credential_used("client", &client.name, now);
+                Ok(Caller(Some(Arc::clone(client))))
+            }
+            None if self.admits_anonymous(&credentials) => Ok(Caller(None)),
+            None => Err(errors::token_invalid("send `authorization: Bearer TOKEN`")),
+        }
+    }
+
+    /// Whether an open stream may go on; if not, why.
+    pub fn review(&self, client: Option<&Client>, filter: &Filter) -> Option<Withdrawal> {
+        let credentials = self.credentials.get();
+        let Some(client) = client else {
+            return (!self.admits_anonymous(&credentials)).then_some(Withdrawal::Identity);
+        };
+        match credentials.current(client, Timestamp::now()) {
+            None => Some(Withdrawal::Identity),
+            Some(current) => match &current.products {
+                Products::All => None,
+                Products::Only(products) => {
+                    let within = !filter.products.is_empty() && filter.products.is_subset(products);
+                    (!within).then_some(Withdrawal::Products)
+                }
+            },
+        }
+    }
+}
+
+impl Interceptor for Gate {
+    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
+        let caller = self.caller(&request).inspect_err(|_| self.metrics.calls_unauthenticated.inc())?;
+        request.extensions_mut().insert(caller);
+        Ok(request)
+    }
+}
+
+/// Whom a call was let in as; anonymous without a client.
+#[derive(Clone, Debug)]
+pub(super) struct Caller(pub(super) Option<Arc<Client>>);
+
+impl Caller {
+    /// As the gate has noted; a call that went past it may do nothing.
+    pub(super) fn of<T>(request: &Request<T>) -> Result<Self, Status> {
+        let caller = request.extensions().get().cloned();
+        caller.ok_or_else(|| errors::token_invalid("the call was not authenticated"))
+    }
+
+    /// Leaves of a filter what the caller may see. Asking for more by name is refused.
+    pub(super) fn restrict(&self, mut filter: Filter) -> Result<Filter, Status> {
+        if let Some(Products::Only(products)) = self.0.as_ref().map(|client| &client.products) {
+            if let Some(denied) = filter.products.iter().filter(|product| !products.contains(*product)).min() {
+                return Err(errors::product_denied(denied.as_str()));
+            }
+            if filter.products.is_empty() {
+                filter.products.clone_from(products);
+            }
+        }
+        Ok(filter)
+    }
+
+    /// Whether the caller may know of an event of `product`.
+    pub(super) fn may_see(&self, product: &str) -> bool {
+        self.0.as_ref().is_none_or(|client| client.products.allow(product))
+    }
+
+    /// Refuses whoever is not an administrator.
+    pub(super) fn require_admin(&self) -> Result<(), Status> {
+        match &self.0 {
+            Some(client) if !client.admin => Err(errors::admin_denied(&client.name)),
+            _ => Ok(()),
+        }
+    }
+}
