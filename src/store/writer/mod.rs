@@ -7,7 +7,7 @@
 mod batch;
 
 use std::{
-    fmt,
+    fmt, io,
     ops::ControlFlow,
     sync::{
         Arc,
@@ -98,6 +98,8 @@ pub enum WriteError {
 
 /// Makes everything written so far survive a power cut. A value, so that tests can hold it up and let it fail.
 type Sync = Box<dyn FnMut(&Store) -> Result<(), String> + Send>;
+/// Free and total bytes of the store's disk. A value, too, so that tests can fill it.
+type Disk = Box<dyn Fn(&Store) -> io::Result<(u64, u64)> + Send>;
 type Reply<T> = oneshot::Sender<Result<T, WriteError>>;
 
 enum Command {
@@ -200,6 +202,7 @@ pub struct Writer<P> {
     commands: Receiver<Command>,
     queued_bytes: Arc<AtomicUsize>,
     sync: Sync,
+    disk: Disk,
     retention: Retention,
     publish: P,
     metrics: Arc<Metrics>,
@@ -222,7 +225,8 @@ pub fn writer<P: Publish>(
     let queued_bytes = Arc::<AtomicUsize>::default();
     let sync = |store: &Store| store.database.persist(PersistMode::SyncData).map_err(|error| format!("{error:?}"));
     let appender = Appender { commands: sender, queued_bytes: Arc::clone(&queued_bytes) };
-    (appender, Writer { store, commands, queued_bytes, sync: Box::new(sync), retention, publish, metrics })
+    let (sync, disk): (Sync, Disk) = (Box::new(sync), Box::new(Store::disk_bytes));
+    (appender, Writer { store, commands, queued_bytes, sync, disk, retention, publish, metrics })
 }
 
 impl<P: Publish> Writer<P> {
@@ -275,7 +279,7 @@ impl<P: Publish> Writer<P> {
                 self.commit(group);
             }
             // Deleting from quarantine is a way to free some disk.
-            Some(error @ WriteError::DiskLow { free_bytes, .. }) if free_bytes >= TRIM_FREE_BYTES_MIN => {
+            Some(error) if may_forget(&self.store.health()) => {
                 let (discards, others): (Vec<_>, Vec<_>) =
                     group.into_iter().partition(|command| matches!(command, Command::Discard(..)));
                 others.into_iter().for_each(|command| command.refuse(error.clone()));
@@ -312,7 +316,7 @@ impl<P: Publish> Writer<P> {
             return;
         }
         // A file system that cannot be asked is left to the write itself, which will say what is wrong.
-        let Ok((free_bytes, total_bytes)) = self.store.disk_bytes() else { return };
+        let Ok((free_bytes, total_bytes)) = (self.disk)(&self.store) else { return };
         let now = disk_health(free_bytes, total_bytes, self.retention.disk_free_min_percent);
         if std::mem::discriminant(&now) != std::mem::discriminant(&*health) {
             match &now {
@@ -326,10 +330,8 @@ impl<P: Publish> Writer<P> {
     }
 
     fn trim_is_due(&self) -> bool {
-        match self.store.health() {
-            Health::Failed(_) => return false,
-            Health::DiskLow { free_bytes, .. } if free_bytes < TRIM_FREE_BYTES_MIN => return false,
-            Health::DiskLow { .. } | Health::Writable => {}
+        if !may_forget(&self.store.health()) {
+            return false;
         }
         let totals = *lock(&self.store.totals);
         let events = totals.event_bytes > self.retention.event_bytes_max
@@ -414,6 +416,14 @@ fn disk_health(free_bytes: u64, total_bytes: u64, free_min_percent: u64) -> Heal
     if free_bytes < needed_bytes { Health::DiskLow { free_bytes, needed_bytes } } else { Health::Writable }
 }
 
+fn may_forget(health: &Health) -> bool {
+    match health {
+        Health::Writable => true,
+        Health::DiskLow { free_bytes, .. } => *free_bytes >= TRIM_FREE_BYTES_MIN,
+        Health::Failed(_) => false,
+    }
+}
+
 // What was received before this, in microseconds since 1970, is too old.
 fn cutoff(age_max: Duration) -> i64 {
     now_micros().saturating_sub(i64::try_from(age_max.as_micros()).unwrap_or(i64::MAX))
@@ -426,129 +436,4 @@ fn now_micros() -> i64 {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::{sync::Mutex, thread};
-
-    use bytes::Bytes;
-
-    use super::*;
-    use crate::event::{Labels, Product, TaskId, TaskStatus};
-
-    #[test]
-    fn the_disk_is_low_below_its_share_and_not_at_it() {
-        let low = |free_bytes, needed_bytes| Health::DiskLow { free_bytes, needed_bytes };
-        assert_eq!(disk_health(49, 1_000, 5), low(49, 50));
-        assert_eq!(disk_health(50, 1_000, 5), Health::Writable);
-        assert_eq!(disk_health(0, 1_000, 0), Health::Writable, "0 is off");
-        assert_eq!(disk_health(999, 1_000, 100), low(999, 1_000), "100 takes nothing on a disk that holds anything");
-        assert_eq!(disk_health(u64::MAX, u64::MAX, 100), Health::Writable, "no disk is too large");
-    }
-
-    /// A writer whose sync waits for the test's word, started when the test has queued what is to be one group.
-    struct Held {
-        store: Arc<Store>,
-        appender: Appender,
-        published: Arc<Mutex<usize>>,
-        synced: mpsc::Sender<Result<(), String>>,
-        syncing: mpsc::Receiver<()>,
-        start: Option<Box<dyn FnOnce() -> thread::JoinHandle<()>>>,
-        _directory: tempfile::TempDir,
-    }
-
-    impl Held {
-        fn new() -> Self {
-            let directory = tempfile::tempdir().unwrap();
-            let store = Arc::new(Store::open(directory.path(), 1 << 20).unwrap());
-            let published = Arc::<Mutex<usize>>::default();
-            let count = Arc::clone(&published);
-            let publish = move |records: &[Record]| *count.lock().unwrap() += records.len();
-            let retention = Retention {
-                event_age_max: Duration::MAX,
-                event_bytes_max: u64::MAX,
-                quarantine_age_max: Duration::MAX,
-                quarantine_bytes_max: u64::MAX,
-                disk_free_min_percent: 0,
-            };
-            let (appender, mut writer) = writer(Arc::clone(&store), retention, publish, Arc::default());
-            let ((begun, syncing), (synced, verdict)) = (mpsc::channel(), mpsc::channel());
-            writer.sync = Box::new(move |_| {
-                let _ = begun.send(()).is_ok();
-                verdict.recv().unwrap_or(Ok(())) // the test is over
-            });
-            let start: Box<dyn FnOnce() -> _> = Box::new(|| thread::spawn(|| writer.run()));
-            Self { store, appender, published, synced, syncing, start: Some(start), _directory: directory }
-        }
-
-        fn append(&self, task: &str, raw_bytes: usize) -> oneshot::Receiver<Result<Appended, WriteError>> {
-            self.appender.append(Draft {
-                event_id: uuid::Uuid::new_v4(),
-                product: Product::parse("veo").unwrap(),
-                task_id: TaskId::parse(task).unwrap(),
-                status: TaskStatus::Completed,
-                fingerprint: 7,
-                received_at_micros: 0,
-                labels: Labels::new(),
-                event: Bytes::new(),
-                raw: vec![0; raw_bytes].into(),
-                releases: None,
-            })
-        }
-
-        /// Starts the writer and waits until it syncs its first group.
-        fn run_to_the_sync(&mut self) {
-            (self.start.take().unwrap())();
-            self.syncing.recv().unwrap();
-        }
-
-        fn visible(&self) -> (u64, usize) {
-            (self.store.head().0, *self.published.lock().unwrap())
-        }
-    }
-
-    #[test]
-    fn nothing_is_answered_or_shown_before_the_sync_and_duplicates_wait_too() {
-        let mut held = Held::new();
-        let mut original = held.append("t1", 0);
-        let mut beside = held.append("t1", 0);
-        held.run_to_the_sync();
-        let mut behind = held.append("t1", 0);
-        for answer in [&mut original, &mut beside, &mut behind] {
-            assert_eq!(answer.try_recv(), Err(oneshot::error::TryRecvError::Empty));
-        }
-        assert_eq!(held.visible(), (0, 0));
-        held.synced.send(Ok(())).unwrap();
-        let answers = [original, beside, behind].map(|answer| answer.blocking_recv().unwrap().unwrap());
-        assert_eq!(answers.map(|appended| appended.duplicate), [false, true, true]);
-        assert_eq!(answers.map(|appended| appended.event_id), [answers[0].event_id; 3]);
-        assert_eq!(held.visible(), (1, 1));
-    }
-
-    #[test]
-    fn a_failed_sync_refuses_everyone_shows_nothing_and_stops_the_writing() {
-        let mut held = Held::new();
-        let (one, other) = (held.append("t1", 0), held.append("t2", 0));
-        held.run_to_the_sync();
-        held.synced.send(Err("no such luck".into())).unwrap();
-        let failed = Err(WriteError::Failed("no such luck".into()));
-        assert_eq!(one.blocking_recv().unwrap(), failed);
-        assert_eq!(other.blocking_recv().unwrap(), failed);
-        assert_eq!(held.append("t3", 0).blocking_recv().unwrap(), failed);
-        assert_eq!((held.visible(), held.store.health()), ((0, 0), Health::Failed("no such luck".into())));
-    }
-
-    #[test]
-    fn what_waits_for_a_stalled_disk_is_bounded_in_bytes() {
-        const EACH: usize = 8 * 1024 * 1024;
-        let mut held = Held::new();
-        let first = held.append("t0", 0);
-        held.run_to_the_sync();
-        let mut waiting: Vec<_> = (0..=QUEUE_BYTES_MAX / EACH).map(|n| held.append(&format!("w{n}"), EACH)).collect();
-        let refused = held.append("excess", EACH).blocking_recv().unwrap();
-        assert_eq!(refused, Err(WriteError::Overloaded));
-        assert!(waiting.iter_mut().all(|answer| answer.try_recv().is_err()), "up to the bound all wait");
-        (0..=waiting.len()).for_each(|_| held.synced.send(Ok(())).unwrap());
-        assert!(first.blocking_recv().unwrap().is_ok());
-        assert!(waiting.into_iter().all(|answer| answer.blocking_recv().unwrap().is_ok()));
-        assert!(held.append("again", EACH).try_recv().is_err(), "it waits; it is not refused");
-    }
-}
+mod tests;

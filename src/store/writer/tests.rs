@@ -1,0 +1,314 @@
+use std::{
+    sync::{Mutex, atomic::AtomicU64},
+    thread,
+};
+
+use bytes::Bytes;
+
+use super::*;
+use crate::{
+    event::{Labels, Product, TaskId, TaskStatus},
+    store::QuarantineHeader,
+};
+
+/// Everything is kept, and the disk is never low.
+const KEEP_ALL: Retention = Retention {
+    event_age_max: Duration::MAX,
+    event_bytes_max: u64::MAX,
+    quarantine_age_max: Duration::MAX,
+    quarantine_bytes_max: u64::MAX,
+    disk_free_min_percent: 0,
+};
+
+fn draft(task: &str, raw_bytes: usize) -> Draft {
+    Draft {
+        event_id: uuid::Uuid::new_v4(),
+        product: Product::parse("veo").unwrap(),
+        task_id: TaskId::parse(task).unwrap(),
+        status: TaskStatus::Completed,
+        fingerprint: 7,
+        received_at_micros: 0,
+        labels: Labels::new(),
+        event: Bytes::new(),
+        raw: vec![0; raw_bytes].into(),
+        releases: None,
+    }
+}
+
+#[test]
+fn the_disk_is_low_below_its_share_and_not_at_it() {
+    let low = |free_bytes, needed_bytes| Health::DiskLow { free_bytes, needed_bytes };
+    assert_eq!(disk_health(49, 1_000, 5), low(49, 50));
+    assert_eq!(disk_health(50, 1_000, 5), Health::Writable);
+    assert_eq!(disk_health(0, 1_000, 0), Health::Writable, "0 is off");
+    assert_eq!(disk_health(999, 1_000, 100), low(999, 1_000), "100 takes nothing on a disk that holds anything");
+    assert_eq!(disk_health(u64::MAX, u64::MAX, 100), Health::Writable, "no disk is too large");
+}
+
+/// A writer whose sync waits for the test's word, started when the test has queued what is to be one group.
+struct Held {
+    store: Arc<Store>,
+    appender: Appender,
+    /// How many events each commit has brought.
+    published: Arc<Mutex<Vec<usize>>>,
+    synced: mpsc::Sender<Result<(), String>>,
+    syncing: mpsc::Receiver<()>,
+    start: Option<Box<dyn FnOnce() -> thread::JoinHandle<()>>>,
+    _directory: tempfile::TempDir,
+}
+
+impl Held {
+    fn new() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Arc::new(Store::open(directory.path(), 1 << 20).unwrap());
+        let published = Arc::<Mutex<Vec<usize>>>::default();
+        let counts = Arc::clone(&published);
+        let publish = move |records: &[Record]| counts.lock().unwrap().push(records.len());
+        let (appender, mut writer) = writer(Arc::clone(&store), KEEP_ALL, publish, Arc::default());
+        let ((begun, syncing), (synced, verdict)) = (mpsc::channel(), mpsc::channel());
+        writer.sync = Box::new(move |_| {
+            let _ = begun.send(()).is_ok();
+            verdict.recv().unwrap_or(Ok(())) // the test is over
+        });
+        let start: Box<dyn FnOnce() -> _> = Box::new(|| thread::spawn(|| writer.run()));
+        Self { store, appender, published, synced, syncing, start: Some(start), _directory: directory }
+    }
+
+    fn append(&self, task: &str, raw_bytes: usize) -> oneshot::Receiver<Result<Appended, WriteError>> {
+        self.appender.append(draft(task, raw_bytes))
+    }
+
+    /// Starts the writer and waits until it syncs its first group.
+    fn run_to_the_sync(&mut self) {
+        (self.start.take().unwrap())();
+        self.syncing.recv().unwrap();
+    }
+
+    fn visible(&self) -> (u64, usize) {
+        (self.store.head().0, self.published.lock().unwrap().iter().sum())
+    }
+}
+
+#[test]
+fn nothing_is_answered_or_shown_before_the_sync_and_duplicates_wait_too() {
+    let mut held = Held::new();
+    let mut original = held.append("t1", 0);
+    let mut beside = held.append("t1", 0);
+    held.run_to_the_sync();
+    let mut behind = held.append("t1", 0);
+    for answer in [&mut original, &mut beside, &mut behind] {
+        assert_eq!(answer.try_recv(), Err(oneshot::error::TryRecvError::Empty));
+    }
+    assert_eq!(held.visible(), (0, 0));
+    held.synced.send(Ok(())).unwrap();
+    let answers = [original, beside, behind].map(|answer| answer.blocking_recv().unwrap().unwrap());
+    assert_eq!(answers.map(|appended| appended.duplicate), [false, true, true]);
+    assert_eq!(answers.map(|appended| appended.event_id), [answers[0].event_id; 3]);
+    assert_eq!(held.visible(), (1, 1));
+}
+
+#[test]
+fn a_failed_sync_refuses_everyone_shows_nothing_and_stops_the_writing() {
+    let mut held = Held::new();
+    let (one, other) = (held.append("t1", 0), held.append("t2", 0));
+    held.run_to_the_sync();
+    held.synced.send(Err("no such luck".into())).unwrap();
+    let failed = Err(WriteError::Failed("no such luck".into()));
+    assert_eq!(one.blocking_recv().unwrap(), failed);
+    assert_eq!(other.blocking_recv().unwrap(), failed);
+    assert_eq!(held.append("t3", 0).blocking_recv().unwrap(), failed);
+    assert_eq!((held.visible(), held.store.health()), ((0, 0), Health::Failed("no such luck".into())));
+}
+
+#[test]
+fn what_waits_for_a_stalled_disk_is_bounded_in_bytes() {
+    const EACH: usize = 8 * 1024 * 1024;
+    let mut held = Held::new();
+    let first = held.append("t0", 0);
+    held.run_to_the_sync();
+    let mut waiting: Vec<_> = (0..=QUEUE_BYTES_MAX / EACH).map(|n| held.append(&format!("w{n}"), EACH)).collect();
+    // What is refused takes no room, however often it is tried.
+    for _ in 0..waiting.len() {
+        assert_eq!(held.append("excess", EACH).try_recv(), Ok(Err(WriteError::Overloaded)));
+    }
+    assert!(waiting.iter_mut().all(|answer| answer.try_recv().is_err()), "up to the bound all wait");
+    (0..=waiting.len()).for_each(|_| held.synced.send(Ok(())).unwrap());
+    assert!(first.blocking_recv().unwrap().is_ok());
+    assert!(waiting.into_iter().all(|answer| answer.blocking_recv().unwrap().is_ok()));
+    assert!(held.append("again", EACH).try_recv().is_err(), "it waits; it is not refused");
+}
+
+#[test]
+fn what_waits_is_bounded_in_number() {
+    let mut held = Held::new();
+    let mut waiting: Vec<_> = (0..QUEUE_MAX).map(|_| held.appender.probe()).collect();
+    assert_eq!(held.appender.probe().try_recv(), Ok(Err(WriteError::Overloaded)));
+    assert!(waiting.iter_mut().all(|answer| answer.try_recv().is_err()), "up to the bound all wait");
+    (0..=QUEUE_MAX).for_each(|_| held.synced.send(Ok(())).unwrap());
+    held.run_to_the_sync();
+    assert!(waiting.into_iter().all(|answer| answer.blocking_recv().unwrap().is_ok()));
+    assert_eq!(held.appender.probe().blocking_recv().unwrap(), Ok(()), "there is room again");
+}
+
+/// How many events each commit brings, if drafts of these sizes wait for the writer.
+fn commits_of(sizes: &[usize]) -> Vec<usize> {
+    let mut held = Held::new();
+    let waiting: Vec<_> = sizes.iter().enumerate().map(|(n, bytes)| held.append(&format!("t{n}"), *bytes)).collect();
+    sizes.iter().for_each(|_| held.synced.send(Ok(())).unwrap());
+    held.run_to_the_sync();
+    assert!(waiting.into_iter().all(|answer| answer.blocking_recv().unwrap().is_ok()));
+    held.published.lock().unwrap().clone()
+}
+
+#[test]
+fn a_commit_takes_as_many_commands_as_it_may_and_no_more() {
+    assert_eq!(commits_of(&[0; GROUP_MAX + 1]), [GROUP_MAX, 1]);
+    assert_eq!(commits_of(&[0; GROUP_MAX]), [GROUP_MAX]);
+}
+
+#[test]
+fn a_commit_that_has_its_bytes_takes_no_further_command() {
+    assert_eq!(commits_of(&[GROUP_BYTES_MAX - 1, 1, GROUP_BYTES_MAX, 0]), [2, 1, 1]);
+}
+
+#[test]
+fn a_group_of_duplicates_is_answered_without_a_write_of_its_own() {
+    let mut held = Held::new();
+    let original = held.append("t1", 0);
+    // One for the original; the others are for writes that must not come.
+    (0..4).for_each(|_| held.synced.send(Ok(())).unwrap());
+    held.run_to_the_sync();
+    let original = original.blocking_recv().unwrap().unwrap();
+    for _ in 0..3 {
+        let again = held.append("t1", 0).blocking_recv().unwrap();
+        assert_eq!(again, Ok(Appended { duplicate: true, ..original }));
+    }
+    assert!(held.syncing.try_recv().is_err(), "nothing was written, so nothing was synced");
+    assert_eq!(held.visible(), (1, 1));
+}
+
+#[test]
+fn a_duplicate_falls_with_an_original_that_could_not_be_synced() {
+    let mut held = Held::new();
+    let original = held.append("t1", 0);
+    held.run_to_the_sync();
+    let behind = held.append("t1", 0);
+    held.synced.send(Err("no such luck".into())).unwrap();
+    let failed = Err(WriteError::Failed("no such luck".into()));
+    assert_eq!(original.blocking_recv().unwrap(), failed);
+    assert_eq!(behind.blocking_recv().unwrap(), failed);
+    assert_eq!(held.append("t1", 0).blocking_recv().unwrap(), failed);
+}
+
+/// A writer that the test runs step by step, on a disk of which the test says how much is free.
+struct Stepped {
+    store: Arc<Store>,
+    appender: Appender,
+    writer: Writer<fn(&[Record])>,
+    free_bytes: Arc<AtomicU64>,
+    directory: tempfile::TempDir,
+}
+
+impl Stepped {
+    const DISK_BYTES: u64 = 1_000_000_000_000;
+
+    fn new() -> Self {
+        Self::on(tempfile::tempdir().unwrap())
+    }
+
+    fn on(directory: tempfile::TempDir) -> Self {
+        let store = Arc::new(Store::open(directory.path(), 1 << 20).unwrap());
+        let publish: fn(&[Record]) = |_| {};
+        let (appender, mut writer) = writer(Arc::clone(&store), KEEP_ALL, publish, Arc::default());
+        let free_bytes = Arc::new(AtomicU64::new(Self::DISK_BYTES));
+        let free = Arc::clone(&free_bytes);
+        writer.disk = Box::new(move |_| Ok((free.load(Ordering::Relaxed), Self::DISK_BYTES)));
+        Self { store, appender, writer, free_bytes, directory }
+    }
+
+    fn reopen(self) -> Self {
+        let Self { store, appender, writer, directory, .. } = self;
+        drop((appender, writer, store));
+        Self::on(directory)
+    }
+
+    /// Handles what was sent, as one group.
+    fn step(&mut self) {
+        let first = self.writer.commands.try_recv().unwrap();
+        assert!(self.writer.commit_group(first).is_continue());
+    }
+
+    /// Lets retention do a commit's worth; how much it has forgotten.
+    fn trim(&mut self) -> u64 {
+        self.writer.commit(Vec::new())
+    }
+
+    fn quarantine(&mut self) -> u64 {
+        let header = QuarantineHeader {
+            reason: "not_json".into(),
+            detail: String::new(),
+            target: String::new(),
+            received_at_micros: 0,
+            verification: 0,
+        };
+        let answer = self.appender.quarantine(NewQuarantined { header, body: Bytes::from_static(b"nonsense") });
+        self.step();
+        answer.blocking_recv().unwrap().unwrap()
+    }
+
+    fn quarantined(&self) -> Vec<u64> {
+        let kept = self.store.quarantined_after(0, usize::MAX, usize::MAX).unwrap();
+        kept.iter().map(|callback| callback.number).collect()
+    }
+}
+
+#[test]
+fn a_low_disk_takes_deletions_only_and_an_almost_full_one_not_even_those() {
+    let mut stepped = Stepped::new();
+    let kept = stepped.appender.append(draft("t1", 0));
+    stepped.step();
+    assert!(kept.blocking_recv().unwrap().is_ok());
+    assert_eq!([stepped.quarantine(), stepped.quarantine()], [1, 2]);
+    stepped.writer.retention = Retention { event_bytes_max: 0, disk_free_min_percent: 100, ..KEEP_ALL };
+    let low = |free_bytes| WriteError::DiskLow { free_bytes, needed_bytes: Stepped::DISK_BYTES };
+
+    for (free_bytes, deleted, left) in
+        [(TRIM_FREE_BYTES_MIN - 1, Err(low(TRIM_FREE_BYTES_MIN - 1)), (1, 2)), (TRIM_FREE_BYTES_MIN, Ok(1), (0, 1))]
+    {
+        stepped.free_bytes.store(free_bytes, Ordering::Relaxed);
+        stepped.writer.check_disk();
+        assert_eq!(stepped.writer.trim_is_due(), deleted.is_ok());
+        let append = stepped.appender.append(draft("t2", 0));
+        let discard = stepped.appender.discard(vec![1]);
+        stepped.step();
+        assert_eq!(append.blocking_recv().unwrap(), Err(low(free_bytes)));
+        assert_eq!(discard.blocking_recv().unwrap(), deleted);
+        let summary = stepped.store.summary();
+        assert_eq!((summary.event_count, summary.quarantine_count), left);
+    }
+}
+
+#[test]
+fn the_quarantine_is_trimmed_from_where_the_last_trim_ended() {
+    let mut stepped = Stepped::new();
+    (1..=6).for_each(|number| assert_eq!(stepped.quarantine(), number));
+    let first = |stepped: &Stepped| stepped.store.quarantine_first.load(Ordering::Relaxed);
+    let each = stepped.store.summary().quarantine_bytes / 6;
+    stepped.writer.retention.quarantine_bytes_max = 4 * each;
+    assert_eq!((stepped.trim(), first(&stepped), stepped.quarantined()), (2, 3, vec![3, 4, 5, 6]));
+    stepped.writer.retention.quarantine_bytes_max = 3 * each;
+    assert_eq!((stepped.trim(), first(&stepped), stepped.quarantined()), (1, 4, vec![4, 5, 6]));
+
+    // What is before the mark is not looked at; the next start, which knows no mark, finds it again.
+    stepped.store.quarantine_first.store(6, Ordering::Relaxed);
+    stepped.writer.retention.quarantine_bytes_max = 0;
+    assert_eq!(stepped.trim(), 1);
+    let summary = stepped.store.summary();
+    assert_eq!((summary.quarantine_count, summary.quarantine_bytes), (2, 2 * each));
+    let mut stepped = stepped.reopen();
+    assert_eq!((stepped.store.summary(), stepped.quarantined()), (summary, vec![4, 5]));
+    stepped.writer.retention.quarantine_bytes_max = 0;
+    assert_eq!((stepped.trim(), stepped.quarantined()), (2, vec![]));
+    assert_eq!(stepped.store.summary().quarantine_bytes, 0);
+    assert_eq!(stepped.reopen().quarantine(), 7, "no number is used again");
+}
