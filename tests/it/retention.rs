@@ -4,7 +4,7 @@ use blobcast::{
     checker::{History, Stream, check},
     event::Filter,
     store::{ReadLimits, Store},
-    wire::v1::{GetTaskRequest, ListQuarantineRequest, WaitTaskRequest},
+    wire::v1::{DiscardQuarantinedRequest, GetTaskRequest, ListQuarantineRequest, WaitTaskRequest},
 };
 use tonic::Code;
 
@@ -254,4 +254,30 @@ async fn the_quarantine_forgets_by_bytes_the_oldest_and_no_more_than_must() {
     assert_eq!(kept[0], format!("small {forgotten}"), "the oldest go");
     assert!(bytes().await > 1024.0 * 1024.0 - 1_000.0);
     assert_eq!(server.log_info().await.quarantine_count, kept.len() as u64);
+}
+
+#[tokio::test]
+async fn a_low_disk_takes_nothing_but_still_forgets_and_discards() {
+    let mut server = Options::default().start().await;
+    server.http().post_bulky(0..60, 20_000).await;
+    for number in 1..=3 {
+        server.http().post_to("/webhook/veo", format!("bad {number}")).await;
+    }
+    assert!(server.terminate().await.success());
+    // No disk is free altogether, so this is too little on every machine.
+    let low = Options::default().set("log.disk_free_min_percent", 100).set("log.retention_bytes_max", "1MiB");
+    server.restart_with(low).await;
+    let info = server.trimmed().await;
+    assert!(info.event_count < 60);
+    let discard = DiscardQuarantinedRequest { quarantine_ids: vec!["1".into(), "3".into()] };
+    let discarded = server.admin_service().await.discard_quarantined(discard).await.unwrap().into_inner();
+    assert_eq!(discarded.discarded_count, 2);
+    for body in [completed("t1").to_string(), "bad 4".to_owned()] {
+        let answer = server.http().post_to("/webhook/veo", body).await;
+        assert_eq!((answer.status, answer.reason()), (503, "disk_low"));
+    }
+    server.crash().await;
+    assert_eq!(quarantined(&server).await, ["bad 2"]);
+    let after = server.log_info().await;
+    assert_eq!((after.head, after.event_count), (info.head, info.event_count));
 }

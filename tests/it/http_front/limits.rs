@@ -1,6 +1,6 @@
 //! Every limit of the front, at it and beyond it.
 
-use std::time::Duration;
+use std::{fs, time::Duration};
 
 use tokio::time::timeout;
 
@@ -254,4 +254,50 @@ async fn low_disk_refuses_callbacks_until_there_is_space_and_still_serves_what_i
     assert_eq!(server.admin_get("/readyz").await.0, 200);
     assert!(!server.http().post(&completed("t2")).await.duplicate());
     assert_eq!(quarantine(&server).await, []);
+}
+
+/// A broker whose data directory is gone refuses everything until it is restarted where the data is.
+async fn assert_refuses_until_a_restart(mut server: Server, replaced: bool) {
+    let (data_dir, moved) = (server.data_dir(), server.data_dir().with_extension("moved"));
+    for body in [completed("t1").to_string(), completed("t2").to_string(), "nonsense".to_owned()] {
+        let answer = server.http().post_to("/webhook/veo", body).await;
+        assert_eq!((answer.status, answer.reason()), (503, "store_failed"));
+        assert_eq!(answer.headers["retry-after"], "30");
+    }
+    let (status, text) = server.admin_get("/readyz").await;
+    assert_eq!(status, 503);
+    assert!(text.contains("the data directory was removed or replaced"), "{text}");
+    assert_eq!(server.admin_get("/livez").await.0, 200);
+
+    if replaced {
+        fs::remove_dir(&data_dir).unwrap();
+    }
+    fs::rename(moved, data_dir).unwrap();
+    assert_eq!(
+        server.http().post(&completed("t2")).await.reason(),
+        "store_failed",
+        "only a restart can tell what is there"
+    );
+    server.crash().await;
+    assert_eq!(server.admin_get("/readyz").await.0, 200);
+    assert!(server.http().post(&completed("t1")).await.duplicate());
+    assert!(!server.http().post(&completed("t2")).await.duplicate());
+}
+
+#[tokio::test]
+async fn nothing_is_acknowledged_once_the_data_directory_is_removed() {
+    let server = Server::start().await;
+    server.http().post(&completed("t1")).await.event_id();
+    fs::rename(server.data_dir(), server.data_dir().with_extension("moved")).unwrap();
+    assert_refuses_until_a_restart(server, false).await;
+}
+
+#[tokio::test]
+async fn a_data_directory_that_is_replaced_is_noticed_without_a_callback() {
+    let server = Server::start().await;
+    server.http().post(&completed("t1")).await.event_id();
+    fs::rename(server.data_dir(), server.data_dir().with_extension("moved")).unwrap();
+    fs::create_dir(server.data_dir()).unwrap();
+    until("it to be noticed", async || server.metric("blobcast_store_writable").await == 0.0).await;
+    assert_refuses_until_a_restart(server, true).await;
 }
