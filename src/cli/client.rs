@@ -112,7 +112,9 @@ impl GrpcArgs {
 pub(super) fn is_final(status: &Status) -> bool {
     // A limit on the request names the field; a limit on the server does not, and may have room again.
     let too_large = status.code() == Code::ResourceExhausted
-        && status.get_details_error_info().is_some_and(|info| info.metadata.contains_key("field"));
+        && status
+            .get_details_error_info()
+            .is_some_and(|info| info.metadata.contains_key("field") || info.reason == "REQUEST_TOO_LARGE");
     too_large
         || matches!(
             status.code(),
@@ -275,6 +277,13 @@ mod tests {
 
     #[test]
     fn only_errors_that_a_retry_cannot_help_are_final() {
+        let of_reason = |reason: &str, key: &str| {
+            let metadata = HashMap::from([(key.to_owned(), "1".to_owned())]);
+            let details = ErrorDetails::with_error_info(reason, "blobcast", metadata);
+            is_final(&Status::with_error_details(Code::ResourceExhausted, "", details))
+        };
+        assert!(of_reason("REQUEST_TOO_LARGE", "limit") && of_reason("SUBSCRIPTION_LIMIT", "field"));
+        assert!(!of_reason("SUBSCRIPTION_LIMIT", "limit"), "the server may have room again");
         let finals = (0..17).map(Code::from).filter(|&code| is_final(&Status::new(code, "")));
         let expected =
             ["INVALID_ARGUMENT", "PERMISSION_DENIED", "FAILED_PRECONDITION", "OUT_OF_RANGE", "UNIMPLEMENTED"];

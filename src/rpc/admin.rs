@@ -78,7 +78,7 @@ impl admin_service_server::AdminService for Admin {
         Caller::of(&request)?.require_admin()?;
         let v1::ListSubscriptionsRequest { page_size, page_token } = request.into_inner();
         let page_size = page::size(page_size).map_err(errors::malformed)?;
-        let after = page::place(&page_token, SUBSCRIPTIONS).map_err(errors::malformed)?.unwrap_or(0);
+        let after = page::place(&page_token, SUBSCRIPTIONS, u64::MAX).map_err(errors::malformed)?.unwrap_or(0);
         let sources = &self.0.sources;
         let listed = sources.registry.list(&sources.hub, after, page_size);
         let last = listed.last().filter(|_| listed.len() == page_size).map(|last| last.number);
@@ -95,7 +95,7 @@ impl admin_service_server::AdminService for Admin {
         Caller::of(&request)?.require_admin()?;
         let v1::ListQuarantineRequest { page_size, page_token, include_body } = request.into_inner();
         let page_size = page::size(page_size).map_err(errors::malformed)?;
-        let after = page::place(&page_token, QUARANTINE).map_err(errors::malformed)?.unwrap_or(0);
+        let after = page::place(&page_token, QUARANTINE, u64::MAX).map_err(errors::malformed)?.unwrap_or(0);
         let read = move |sources: &Sources| {
             let found = sources.store.quarantined_after(after, page_size, page::PAGE_BYTES_MAX)?;
             // A page may have ended by count or by bytes; whether there is more, only a look tells.

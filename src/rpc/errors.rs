@@ -33,6 +33,42 @@ fn status<const N: usize>(
     Status::with_error_details(code, message, details)
 }
 
+/// What is refused before a service sees it, in our words instead of tonic's; `None` if they are ours already.
+pub fn explained(status: &Status, request_bytes_max: usize) -> Option<Status> {
+    if !status.details().is_empty() {
+        return None;
+    }
+    let message = status.message();
+    Some(match status.code() {
+        Code::Unimplemented if status.metadata().contains_key("grpc-accept-encoding") => {
+            let message = "send the request without compression";
+            let mut explained = self::status(Code::Unimplemented, "UNSUPPORTED_ENCODING", message, [], None);
+            // What it would be is for the client's library, not only for people.
+            *explained.metadata_mut() = status.metadata().clone();
+            explained
+        }
+        Code::Unimplemented => {
+            let message = "no such method here: the client is newer than this broker, or means another server";
+            self::status(Code::Unimplemented, "UNKNOWN_METHOD", message, [], None)
+        }
+        // As other servers say it; OUT_OF_RANGE is about cursors here.
+        Code::OutOfRange => {
+            let message = format!("the request has more than {request_bytes_max} bytes: ask for less");
+            let limit = [("limit", request_bytes_max.to_string())];
+            self::status(Code::ResourceExhausted, "REQUEST_TOO_LARGE", message, limit, None)
+        }
+        // The frames around a request are the client's, too.
+        Code::Internal => self::status(Code::InvalidArgument, "INVALID_REQUEST", message, [], None),
+        _ => return None,
+    })
+}
+
+/// The call's own deadline has passed.
+pub fn deadline_exceeded() -> Status {
+    let message = End::DeadlineExceeded.to_string();
+    status(Code::DeadlineExceeded, "DEADLINE_EXCEEDED", message, [], None)
+}
+
 pub(super) fn malformed(malformed: Malformed) -> Status {
     let message = malformed.to_string();
     let mut details = ErrorDetails::with_bad_request_violation(malformed.field, malformed.problem);
@@ -100,7 +136,7 @@ pub(super) fn end(sources: &Sources, end: &End) -> Status {
             let message = "the permission to see some of this stream's products was withdrawn";
             status(Code::PermissionDenied, "PRODUCT_DENIED", message, [], None)
         }
-        End::DeadlineExceeded => status(Code::DeadlineExceeded, "DEADLINE_EXCEEDED", end.to_string(), [], None),
+        End::DeadlineExceeded => deadline_exceeded(),
     }
 }
 

@@ -7,7 +7,7 @@ use tokio::time::{Instant, timeout_at};
 use tokio_stream::StreamExt;
 use tonic::{Request, Response, Status};
 
-use super::{Context, access::Caller, errors, page, peer, stream::EventStream};
+use super::{Context, access::Caller, deadline, errors, page, peer, stream::EventStream};
 use crate::{
     event::{Cursor, Filter, LABELS_MAX, Record, Selectable, Sequence, TaskId},
     store::{Chunk, ReadError, ReadLimits},
@@ -89,7 +89,7 @@ impl event_service_server::EventService for Events {
     type SubscribeStream = EventStream;
 
     async fn subscribe(&self, request: Request<v1::SubscribeRequest>) -> Result<Response<EventStream>, Status> {
-        let (caller, peer, deadline) = (Caller::of(&request)?, peer(&request), deadline(&request));
+        let (caller, peer, deadline) = (Caller::of(&request)?, peer(&request), deadline::of(&request));
         let request = request.into_inner();
         let start = start(request.start).map_err(errors::malformed)?;
         let on_expired = on_expired(request.on_expired).map_err(errors::malformed)?;
@@ -124,9 +124,7 @@ impl event_service_server::EventService for Events {
         let (caller, peer) = (Caller::of(&request)?, peer(&request));
         let v1::WaitTaskRequest { task_id, timeout, include_raw } = request.into_inner();
         let task_id = parse_task_id(&task_id)?;
-        let timeout = timeout.map(|timeout| positive_duration("timeout", timeout)).transpose();
-        let timeout = timeout.map_err(errors::malformed)?.unwrap_or(WAIT_DEFAULT).min(WAIT_MAX);
-        let deadline = Instant::now() + timeout;
+        let deadline = Instant::now() + patience(timeout).map_err(errors::malformed)?;
         let mut subscription = self.open_wait(task_id, peer, caller).await?;
         let mut latest: Option<Record> = None;
         let mut terminal: Option<Record> = None;
@@ -174,9 +172,9 @@ impl event_service_server::EventService for Events {
         let mut request = request.into_inner();
         let page_size = page::size(std::mem::take(&mut request.page_size)).map_err(errors::malformed)?;
         let token = std::mem::take(&mut request.page_token);
-        let binding = page::binding(&canonical(&request));
+        let (binding, head) = (page::binding(&canonical(&request)), self.0.sources.store.head());
         let listing = Listing {
-            from: page::place(&token, binding).map_err(errors::malformed)?.map(Sequence),
+            from: page::place(&token, binding, head.0).map_err(errors::malformed)?.map(Sequence),
             newest_first: newest_first(request.order).map_err(errors::malformed)?,
             since: instant("since", request.since).map_err(errors::malformed)?,
             until: instant("until", request.until).map_err(errors::malformed)?,
@@ -364,23 +362,39 @@ fn heartbeat(requested: Option<prost_types::Duration>) -> Result<Duration, Malfo
     }
 }
 
+/// How long `WaitTask` waits.
+fn patience(requested: Option<prost_types::Duration>) -> Result<Duration, Malformed> {
+    match requested {
+        None => Ok(WAIT_DEFAULT),
+        Some(requested) => Ok(positive_duration("timeout", requested)?.min(WAIT_MAX)),
+    }
+}
+
 fn instant(field: &str, time: Option<prost_types::Timestamp>) -> Result<Option<Timestamp>, Malformed> {
     time.map(|time| instant_from_wire(field, time)).transpose()
 }
 
-// The call's own deadline. tonic applies it to the first response message only, and a stream goes on behind that.
-fn deadline<T>(request: &Request<T>) -> Option<Instant> {
-    let text = request.metadata().get("grpc-timeout")?.to_str().ok()?;
-    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
-    let count: u64 = digits.parse().ok()?;
-    let timeout = match unit {
-        "H" => Duration::from_secs(count.checked_mul(3600)?),
-        "M" => Duration::from_secs(count.checked_mul(60)?),
-        "S" => Duration::from_secs(count),
-        "m" => Duration::from_millis(count),
-        "u" => Duration::from_micros(count),
-        "n" => Duration::from_nanos(count),
-        _ => return None,
-    };
-    Instant::now().checked_add(timeout)
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wait_has_a_default_and_a_maximum_and_is_not_negative() {
+        let asked = |seconds, nanos| patience(Some(prost_types::Duration { seconds, nanos }));
+        assert_eq!(patience(None), Ok(Duration::from_secs(60)));
+        let cases = [
+            ((0, 0), Duration::ZERO),
+            ((0, 1), Duration::from_nanos(1)),
+            ((3_599, 999_999_999), Duration::new(3_599, 999_999_999)),
+            ((3_600, 0), Duration::from_secs(3_600)),
+            ((3_600, 1), Duration::from_secs(3_600)),
+            ((i64::MAX, i32::MAX), Duration::from_secs(3_600)),
+        ];
+        for ((seconds, nanos), waited) in cases {
+            assert_eq!(asked(seconds, nanos), Ok(waited), "{seconds} s {nanos} ns");
+        }
+        for (seconds, nanos) in [(-1, 0), (0, -1), (i64::MIN, i32::MIN)] {
+            assert_eq!(asked(seconds, nanos).unwrap_err().field, "timeout", "{seconds} s {nanos} ns");
+        }
+    }
 }

@@ -2,6 +2,7 @@
 
 mod access;
 mod admin;
+mod deadline;
 mod errors;
 mod events;
 mod page;
@@ -12,6 +13,8 @@ use std::{sync::Arc, time::Duration};
 use access::Caller;
 pub use access::{Gate, Peer};
 pub use admin::Admin;
+pub use deadline::{Deadline, note_deadline};
+pub use errors::{deadline_exceeded, explained};
 pub use events::Events;
 use tonic::{Request, Status};
 
@@ -20,7 +23,7 @@ use crate::{
     event::Filter,
     journal::Journal,
     store::{Appender, ReadError},
-    subscription::Sources,
+    subscription::{Sources, read_aside},
     wire::{self, FilterLimits, v1},
 };
 
@@ -65,13 +68,13 @@ impl Context {
         FilterLimits { task_ids_max, ..self.filter_limits }
     }
 
-    /// Runs a read of the store off the async threads.
+    /// Runs a read of the store off the async threads; not at all if the call is cancelled before it begins.
     async fn read<T: Send + 'static>(
         &self,
         read: impl FnOnce(&Sources) -> Result<T, ReadError> + Send + 'static,
     ) -> Result<T, Status> {
         let sources = Arc::clone(&self.sources);
-        let joined = tokio::task::spawn_blocking(move || read(&sources)).await;
+        let joined = read_aside(move || read(&sources)).await;
         // Only a runtime that shuts down cancels a read; a panic has ended the process.
         let read = joined.map_err(|_| errors::draining())?;
         read.map_err(|error| errors::read(&self.sources, &error))

@@ -28,15 +28,17 @@ pub(super) fn token(place: u64, binding: u64) -> String {
     format!("{place:016x}{binding:016x}")
 }
 
-/// The place to continue behind; `None` for the first page.
-pub(super) fn place(token: &str, binding: u64) -> Result<Option<u64>, Malformed> {
+/// The place to continue behind; `None` for the first page. No token was ever given for a place beyond `last`.
+pub(super) fn place(token: &str, binding: u64, last: u64) -> Result<Option<u64>, Malformed> {
     if token.is_empty() {
         return Ok(None);
     }
     let malformed = || Malformed::new("page_token", "not a token of this listing: pass next_page_token unchanged");
     let (place, bound) = token.split_at_checked(16).ok_or_else(malformed)?;
     let place = u64::from_str_radix(place, 16).map_err(|_| malformed())?;
-    if self::token(place, binding) == token {
+    if place > last {
+        Err(malformed())
+    } else if self::token(place, binding) == token {
         Ok(Some(place))
     } else if bound.len() == 16 {
         Err(Malformed::new("page_token", "belongs to another request: repeat the request exactly, with its own token"))
@@ -54,13 +56,18 @@ mod tests {
     proptest! {
         #[test]
         fn a_token_gives_back_its_place_to_its_own_request_only(at: u64, binding: u64, other: u64) {
-            prop_assert_eq!(place(&token(at, binding), binding), Ok(Some(at)));
-            prop_assert!(binding == other || place(&token(at, binding), other).is_err());
+            prop_assert_eq!(place(&token(at, binding), binding, at), Ok(Some(at)));
+            prop_assert!(binding == other || place(&token(at, binding), other, at).is_err());
+        }
+
+        #[test]
+        fn a_token_for_a_place_beyond_the_last_is_refused(at in 1u64.., binding: u64) {
+            prop_assert!(place(&token(at, binding), binding, at - 1).is_err());
         }
 
         #[test]
         fn any_other_text_is_refused(text in "\\PC{1,40}", binding: u64) {
-            let refused = place(&text, binding);
+            let refused = place(&text, binding, u64::MAX);
             prop_assert!(refused.is_err() || token(refused.unwrap().unwrap(), binding) == text);
         }
 

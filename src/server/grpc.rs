@@ -8,17 +8,23 @@ use std::{
     time::Duration,
 };
 
+use axum::{
+    extract::{Request, State},
+    middleware::{Next, from_fn_with_state},
+    response::Response,
+};
 use prometheus::IntGauge;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpListener, TcpStream},
     sync::{OwnedSemaphorePermit, Semaphore, mpsc},
-    time::sleep,
+    time::{sleep, timeout_at},
 };
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{
-    service::{Routes, RoutesBuilder, interceptor::InterceptedService},
+    Status,
+    service::{InterceptorLayer, Routes, RoutesBuilder, interceptor::InterceptedService},
     transport::server::Connected,
 };
 use tonic_health::server::{HealthReporter, health_reporter};
@@ -43,7 +49,7 @@ const STREAM_WINDOW_BYTES: u32 = 256 * 1024;
 /// (half of it, at 256 bytes a frame) before it calls them an attack and closes the connection: with its default, a client
 /// that opens a thousand subscriptions at once is one. This is enough for 16,000.
 const CONNECTION_WINDOW_BYTES: u32 = 8 * 1024 * 1024;
-/// Headers of one request: metadata and a token.
+/// Headers of one request: metadata and a token. Beyond it the stream is refused with HTTP status 431.
 const HEADER_LIST_BYTES: u32 = 16 * 1024;
 /// Streams a client has reset and we have not yet seen off; more of them is an attack (rapid reset), and closes the connection.
 /// A service that cancels all it waits for at once is none.
@@ -79,7 +85,25 @@ pub(super) async fn services(context: rpc::Context, gate: rpc::Gate, config: &Co
     let v1 = reflection().build_v1().expect("the descriptor set is our own, made at build time");
     let v1alpha = reflection().build_v1alpha().expect("the descriptor set is our own, made at build time");
     routes.add_service(InterceptedService::new(v1, gate.clone())).add_service(InterceptedService::new(v1alpha, gate));
-    (health, routes.routes())
+    let explained = from_fn_with_state(request_bytes_max, explained);
+    (health, routes.routes().into_axum_router().layer(explained).into())
+}
+
+/// Gives every refusal the reason that is part of the contract, also where no service was asked.
+async fn explained(State(request_bytes_max): State<usize>, request: Request, next: Next) -> Response {
+    let deadline = request.extensions().get().copied();
+    let answer = next.run(request);
+    let answer = match deadline {
+        // tonic has a timer of its own, which would answer CANCELLED.
+        Some(rpc::Deadline(deadline)) => timeout_at(deadline, answer).await,
+        None => Ok(answer.await),
+    };
+    let Ok(answer) = answer else { return rpc::deadline_exceeded().into_http() };
+    let refusal = Status::from_header_map(answer.headers());
+    match refusal.and_then(|refusal| rpc::explained(&refusal, request_bytes_max)) {
+        Some(explained) => explained.into_http(),
+        None => answer,
+    }
 }
 
 /// Reports the same health for every name.
@@ -114,6 +138,7 @@ pub(super) async fn serve(
         .http2_keepalive_timeout(Some(config.keepalive_timeout))
         .http2_max_header_list_size(HEADER_LIST_BYTES)
         .http2_max_pending_accept_reset_streams(Some(PENDING_RESETS_MAX))
+        .layer(InterceptorLayer::new(rpc::note_deadline))
         .add_routes(services)
         .serve_with_incoming_shutdown(ReceiverStream::new(incoming), stop.clone().cancelled_owned());
     let connections_max = super::usize_of(config.connections_max).min(Semaphore::MAX_PERMITS);

@@ -36,6 +36,13 @@ const REFUSALS_MAX: usize = 256;
 const LINGER: Duration = Duration::from_millis(500);
 /// How much it reads.
 const LINGER_BYTES: usize = 256 * 1024;
+/// The admin listener's connections: probes, scrapers and people, and a wide margin; no load balancer comes in here.
+const ADMIN_CONNECTIONS_MAX: usize = 128;
+/// Headers of one of its requests, in bytes and in number: what the ingest listener takes by default.
+const ADMIN_HEADER_BYTES_MAX: usize = 16 * 1024;
+const ADMIN_HEADERS_MAX: usize = 64;
+/// Time for them to arrive, and for an idle connection to ask again: longer than the usual 15 s between two scrapes.
+const ADMIN_HEADER_TIMEOUT: Duration = Duration::from_secs(30);
 /// Pause after a failed accept: out of file descriptors, and the next attempt would fail at once.
 const ACCEPT_RETRY: Duration = Duration::from_millis(50);
 
@@ -54,6 +61,7 @@ pub(super) struct Limits {
     header_bytes_max: usize,
     headers_max: usize,
     header_timeout: Duration,
+    linger: Duration,
 }
 
 impl Limits {
@@ -63,16 +71,18 @@ impl Limits {
             header_bytes_max: super::usize_of(config.header_bytes_max),
             headers_max: super::usize_of(config.headers_max),
             header_timeout: config.header_timeout,
+            linger: LINGER,
         }
     }
 
-    /// Probes and scrapers: few, and not hurried.
+    /// Few, and not hurried.
     pub(super) fn admin() -> Self {
         Self {
-            connections_max: 128,
-            header_bytes_max: 16 * 1024,
-            headers_max: 64,
-            header_timeout: Duration::from_secs(30),
+            connections_max: ADMIN_CONNECTIONS_MAX,
+            header_bytes_max: ADMIN_HEADER_BYTES_MAX,
+            headers_max: ADMIN_HEADERS_MAX,
+            header_timeout: ADMIN_HEADER_TIMEOUT,
+            linger: LINGER,
         }
     }
 }
@@ -133,7 +143,7 @@ pub(super) async fn serve(
             Err(_) => {
                 counters.refused.inc();
                 let Ok(refusal) = Arc::clone(&refusals).acquire_owned().await else { break };
-                connections.spawn(refuse(stream, refusal));
+                connections.spawn(refuse(stream, limits.linger, refusal));
             }
         }
     }
@@ -237,18 +247,18 @@ async fn connection(
     }
     let mut stream = parts.io.into_inner();
     if stream.write_all(unread.map_or(b"", Unread::answer)).await.is_ok() {
-        linger(stream).await;
+        linger(stream, limits.linger).await;
     }
 }
 
-async fn refuse(mut stream: TcpStream, _refusal: OwnedSemaphorePermit) {
+async fn refuse(mut stream: TcpStream, patience: Duration, _refusal: OwnedSemaphorePermit) {
     if stream.write_all(REFUSAL).await.is_ok() {
-        linger(stream).await;
+        linger(stream, patience).await;
     }
 }
 
 /// Closes so that what was written arrives: a socket closed with unread data resets the connection, answer and all.
-async fn linger(mut stream: TcpStream) {
+async fn linger(mut stream: TcpStream, patience: Duration) {
     let mut discard = async || -> io::Result<()> {
         stream.shutdown().await?;
         let mut buffer = [0; 4096];
@@ -262,11 +272,50 @@ async fn linger(mut stream: TcpStream) {
         Ok(())
     };
     // Either way the connection is over.
-    let _ = timeout(LINGER, discard()).await.is_ok();
+    let _ = timeout(patience, discard()).await.is_ok();
 }
 
 #[cfg(test)]
 mod tests {
+    use tokio::task::yield_now;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn so_many_are_told_that_there_is_no_room_and_the_rest_waits() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let metrics = Metrics::default();
+        // Nobody has room, and who was told so keeps a place until he has closed.
+        let limits = Limits { connections_max: 0, linger: Duration::MAX, ..Limits::admin() };
+        let refused = metrics.connections_refused.with_label_values(&["test"]);
+        let (counters, stop) = (Counters::of("test", &metrics), CancellationToken::new());
+        tokio::spawn(serve(listener, Router::new(), limits, counters, stop));
+        let mut told = Vec::new();
+        for _ in 0..REFUSALS_MAX {
+            let mut stream = TcpStream::connect(address).await.unwrap();
+            assert_refused(&mut stream).await;
+            told.push(stream);
+        }
+        let mut waiting = TcpStream::connect(address).await.unwrap();
+        let _behind = TcpStream::connect(address).await.unwrap();
+        // One is taken out of the queue, and has to wait for a place before the next one is.
+        for _ in 0..10_000 {
+            yield_now().await;
+        }
+        assert_eq!(refused.get(), REFUSALS_MAX as u64 + 1);
+        assert!(waiting.try_read(&mut [0]).is_err(), "it waits");
+        told.pop();
+        assert_refused(&mut waiting).await;
+    }
+
+    async fn assert_refused(stream: &mut TcpStream) {
+        let mut answer = Vec::new();
+        // Far longer than it takes.
+        timeout(Duration::from_secs(60), stream.read_to_end(&mut answer)).await.expect("an answer").unwrap();
+        assert_eq!(answer, REFUSAL);
+    }
+
     #[test]
     fn our_own_answers_state_their_length() {
         for answer in [super::REFUSAL, super::DRAINING, super::HEADER_TIMEOUT] {

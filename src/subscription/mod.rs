@@ -409,7 +409,7 @@ fn joined<T>(joined: Result<Result<T, ReadError>, JoinError>) -> Result<Result<T
 }
 
 /// Reads off the async threads; not at all if nobody waits any more before it begins.
-fn read_aside<T: Send + 'static>(read: impl FnOnce() -> T + Send + 'static) -> AbortOnDropHandle<T> {
+pub fn read_aside<T: Send + 'static>(read: impl FnOnce() -> T + Send + 'static) -> AbortOnDropHandle<T> {
     AbortOnDropHandle::new(spawn_blocking(read))
 }
 
@@ -418,5 +418,32 @@ impl Stream for Subscription {
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         self.poll_message(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use super::*;
+
+    #[test]
+    fn a_read_that_nobody_waits_for_any_more_is_not_made() {
+        // One thread for reads, so that they are made one after the other.
+        let runtime = tokio::runtime::Builder::new_current_thread().max_blocking_threads(1).build().unwrap();
+        runtime.block_on(async {
+            let ((finish, finished), (made, reads)) = (mpsc::channel::<()>(), mpsc::channel());
+            let under_way = read_aside(move || finished.recv());
+            let read = |name: &'static str| {
+                let made = made.clone();
+                read_aside(move || made.send(name))
+            };
+            let (dropped, awaited) = (read("dropped"), read("awaited"));
+            drop(dropped);
+            finish.send(()).unwrap();
+            under_way.await.unwrap().unwrap();
+            awaited.await.unwrap().unwrap();
+            assert_eq!(reads.try_iter().collect::<Vec<_>>(), ["awaited"]);
+        });
     }
 }

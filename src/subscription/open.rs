@@ -7,13 +7,10 @@ use std::{
 };
 
 use jiff::Timestamp;
-use tokio::{
-    task::spawn_blocking,
-    time::{Instant, sleep_until},
-};
+use tokio::time::{Instant, sleep_until};
 use uuid::Uuid;
 
-use super::{End, Message, Phase, Sources, Subscription, registry::NewEntry};
+use super::{End, Message, Phase, Sources, Subscription, read_aside, registry::NewEntry};
 use crate::{
     credentials::{Client, Products},
     event::{Cursor, Filter, Sequence},
@@ -137,7 +134,7 @@ impl Sources {
             }
             Start::Since(time) => {
                 let sources = Arc::clone(self);
-                let found = spawn_blocking(move || sources.store.seek_time(time.as_microsecond())).await;
+                let found = read_aside(move || sources.store.seek_time(time.as_microsecond())).await;
                 match super::joined(found) {
                     Ok(Ok(place)) => Ok(place),
                     Ok(Err(ReadError::Corrupt(problem))) => Err(OpenError::Corrupt(problem)),

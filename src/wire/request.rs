@@ -101,12 +101,28 @@ pub fn instant_from_wire(field: &str, time: prost_types::Timestamp) -> Result<Ti
 
 /// Reads a duration that must not be negative.
 pub fn positive_duration(field: &str, duration: prost_types::Duration) -> Result<Duration, Malformed> {
-    Duration::try_from(duration).map_err(|_| Malformed::new(field, "must not be negative"))
+    let negative = || Malformed::new(field, "must not be negative");
+    // Asked beforehand: the conversion negates what is negative, and the smallest numbers have no opposite.
+    if duration.seconds < 0 || duration.nanos < 0 {
+        return Err(negative());
+    }
+    Duration::try_from(duration).map_err(|_| negative())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_duration_is_not_negative_however_little_or_much() {
+        let read = |seconds, nanos| positive_duration("timeout", prost_types::Duration { seconds, nanos });
+        assert_eq!(read(1, 500_000_000), Ok(Duration::from_millis(1_500)));
+        assert_eq!(read(i64::MAX, i32::MAX), Ok(Duration::new(i64::MAX as u64, 999_999_999)));
+        for (seconds, nanos) in [(-1, 0), (0, -1), (1, -1), (-1, 1), (i64::MIN, 0), (0, i32::MIN), (i64::MIN, i32::MIN)]
+        {
+            assert_eq!(read(seconds, nanos).unwrap_err().field, "timeout", "{seconds} s {nanos} ns");
+        }
+    }
 
     #[test]
     fn a_point_in_time_is_what_protobuf_allows_and_nothing_else() {

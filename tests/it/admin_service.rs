@@ -3,9 +3,9 @@
 use std::collections::HashSet;
 
 use blobcast::wire::v1::{
-    DiscardQuarantinedRequest, Filter, ListQuarantineRequest, ListSubscriptionsRequest, QuarantinedCallback,
-    ReleaseQuarantinedRequest, ReleaseQuarantinedResponse, SubscribeRequest, Subscription, SubscriptionState,
-    TaskStatus, admin_service_client::AdminServiceClient,
+    DiscardQuarantinedRequest, Filter, ListQuarantineRequest, ListQuarantineResponse, ListSubscriptionsRequest,
+    ListSubscriptionsResponse, QuarantinedCallback, ReleaseQuarantinedRequest, ReleaseQuarantinedResponse,
+    SubscribeRequest, Subscription, SubscriptionState, TaskStatus, admin_service_client::AdminServiceClient,
 };
 use serde_json::json;
 use tonic::{Code, Status, transport::Channel};
@@ -115,6 +115,34 @@ async fn a_stalled_subscription_shows_its_state_and_its_lag() {
     stalled.until_caught_up().await;
     let listed = subscriptions(&mut admin).await.remove(0);
     assert_eq!((listed.state(), listed.lag, listed.delivered_count), (SubscriptionState::Live, 0, 200));
+}
+
+#[tokio::test]
+async fn a_live_subscription_that_is_not_read_shows_its_lag() {
+    let server = Server::start().await;
+    let mut admin = server.admin_service().await;
+    // Small ones, so that a read of the ring has many of them.
+    server.http().post_bulky(0..10, 1_000).await;
+    let mut stalled = server.subscribe_narrowly(latest()).await;
+    assert_eq!(stalled.until_caught_up().await, []);
+    server.http().post_bulky(10..410, 1_000).await;
+    // Stalled behind single events, and then, when it has read a few, in the middle of many that were read at once.
+    for read in [0, 100] {
+        stalled.next_events(read).await;
+        let mut listed = Subscription::default();
+        until("the stall", async || {
+            let before = std::mem::replace(&mut listed, subscriptions(&mut admin).await.remove(0));
+            listed == before
+        })
+        .await;
+        assert_eq!(listed.state(), SubscriptionState::Live);
+        assert!(listed.lag > 0);
+        assert_eq!((listed.lag, listed.delivered_count), (410 - place(&listed.cursor), place(&listed.cursor) - 10));
+        assert_eq!(server.metric("blobcast_subscription_lag_events_max").await, listed.lag as f64);
+    }
+    stalled.next_events(300).await;
+    until("the lag to be made up", async || subscriptions(&mut admin).await[0].lag == 0).await;
+    assert_eq!(subscriptions(&mut admin).await[0].delivered_count, 400);
 }
 
 #[tokio::test]
@@ -359,5 +387,31 @@ async fn a_quarantined_callback_is_released_once_whoever_else_tries() {
         assert_eq!(refusal(refused), (Code::NotFound, "QUARANTINE_NOT_FOUND".into()));
         assert!(one.is_ok() || other.is_ok());
         assert_eq!(server.log_of_events().await.len(), round + 1);
+    }
+}
+
+#[tokio::test]
+async fn a_page_token_for_a_place_behind_the_last_gives_an_empty_last_page() {
+    let server = Server::start().await;
+    let mut admin = server.admin_service().await;
+    let _open = [server.subscribe(latest()).await, server.subscribe(latest()).await];
+    for number in 0..2 {
+        server.http().post_to("/webhook/veo", format!("bad {number}")).await;
+    }
+    let request = ListSubscriptionsRequest { page_size: 1, ..Default::default() };
+    let token = admin.list_subscriptions(request).await.unwrap().into_inner().next_page_token;
+    for place in [u64::MAX, u64::MAX - 1, 2] {
+        let page_token = format!("{place:016x}{}", &token[16..]);
+        let request = ListSubscriptionsRequest { page_size: 1, page_token };
+        let page = admin.list_subscriptions(request).await.unwrap().into_inner();
+        assert_eq!(page, ListSubscriptionsResponse::default(), "{place}");
+    }
+    let request = ListQuarantineRequest { page_size: 1, ..Default::default() };
+    let token = admin.list_quarantine(request).await.unwrap().into_inner().next_page_token;
+    for place in [u64::MAX, u64::MAX - 1, 2] {
+        let page_token = format!("{place:016x}{}", &token[16..]);
+        let request = ListQuarantineRequest { page_size: 1, page_token, ..Default::default() };
+        let page = admin.list_quarantine(request).await.unwrap().into_inner();
+        assert_eq!(page, ListQuarantineResponse::default(), "{place}");
     }
 }

@@ -1,15 +1,19 @@
 //! The promises of the README, one by one.
 
-use std::collections::HashSet;
+use std::{
+    collections::HashSet,
+    time::{Duration, Instant},
+};
 
 use blobcast::{
-    checker::{History, Stream, check},
-    wire::v1::{self, StartPosition, SubscribeRequest, subscribe_request::Start},
+    checker::{Acknowledged, History, Observed, Stream, check},
+    wire::v1::{self, SubscribeRequest, subscribe_request::Start},
 };
 use tonic::Code;
 
 use crate::support::{
-    AsObserved, Options, Seen, Server, completed, failed, processing, reason, request, tasks, within,
+    AsObserved, Options, Seen, Server, Sub, bulky, completed, failed, latest, matching, of_products, processing,
+    reason, request, tasks, within,
 };
 
 fn after(cursor: &str) -> SubscribeRequest {
@@ -231,38 +235,80 @@ async fn bookmarkable_progress_means_that_every_matching_event_up_to_it_was_sent
 
 #[tokio::test]
 async fn isolated_a_stalled_subscription_costs_nobody_anything_and_misses_nothing() {
+    // 16 MB: many times what the ring, the windows and the buffers of a stream hold together.
+    let history = stalled_under_load(vec![latest()], 20_000, |posted| posted < 800).await;
+    assert_eq!(check(&history), []);
+}
+
+#[tokio::test]
+#[ignore = "takes three minutes"]
+async fn isolated_subscriptions_stalled_for_three_minutes_of_load_miss_nothing() {
+    let end = Instant::now() + Duration::from_secs(180);
+    let some = (0..10_000).step_by(2).map(|number| format!("t{number}"));
+    let stalled = vec![latest(), request(), matching(of_products(["veo"])), tasks(some), latest()];
+    let history = stalled_under_load(stalled, 2_000, |_| Instant::now() < end).await;
+    let seen: Vec<_> = history.streams.iter().map(|stream| stream.observed.len()).collect();
+    println!("{} events; the streams saw {seen:?}", history.log.len());
+    assert_eq!(check(&history), []);
+}
+
+/// Posts for as long as told to, while one stream reads along and the others do not read at all; then they read on.
+async fn stalled_under_load(
+    stalled: Vec<SubscribeRequest>,
+    prompt_chars: usize,
+    goes_on: impl Fn(usize) -> bool,
+) -> History {
+    const AT_ONCE: usize = 8;
     let server = Options::default().set("hub.ring_bytes_max", "1MiB").start().await;
     let http = server.http();
-    let latest = SubscribeRequest { start: Some(Start::Position(StartPosition::Latest.into())), ..request() };
-    let mut stalled = server.subscribe(latest.clone()).await;
-    let mut reader = server.subscribe(latest).await;
-    assert_eq!(stalled.until_caught_up().await, []);
-    let filler = "x".repeat(20_000);
-    let mut acknowledged = Vec::new();
-    let mut observed = Vec::new();
-    // 16 MB: many times what the ring, the windows and the buffers of a stream hold together.
-    for number in 0..800 {
-        let task = format!("t{number}");
-        let body = crate::support::with(completed(&task), serde_json::json!({"prompt": filler}));
-        acknowledged.push(http.post(&body).await.acknowledged(&task));
-        observed.push(reader.next_event().await.observed());
+    let mut reader = server.subscribe(latest()).await;
+    let mut streams = Vec::new();
+    for request in stalled {
+        let mut stream = server.subscribe(request.clone()).await;
+        assert_eq!(stream.until_caught_up().await, []);
+        let task_ids = request.filter.map(|filter| HashSet::from_iter(filter.task_ids)).filter(|ids| !ids.is_empty());
+        streams.push((stream, task_ids));
     }
-    let mut late = Vec::new();
-    let mut fell_behind = false;
-    while late.len() < acknowledged.len() {
+    let (mut acknowledged, mut observed) = (Vec::new(), Vec::new());
+    while goes_on(acknowledged.len()) {
+        let first = acknowledged.len();
+        let posts = (first..first + AT_ONCE).map(|number| {
+            let (http, task) = (&http, format!("t{number}"));
+            async move { http.post(&bulky(&task, prompt_chars)).await.acknowledged(&task) }
+        });
+        acknowledged.extend(within("the answers", futures(posts)).await);
+        observed.extend(reader.next_events(AT_ONCE).await.iter().map(AsObserved::observed));
+    }
+    let mut history =
+        History { acknowledged, streams: vec![Stream { task_ids: None, observed }], ..History::default() };
+    let head = server.log_info().await.head;
+    for (mut stream, task_ids) in streams {
+        let observed = read_on(&mut stream, &head).await;
+        let wanted = |event: &&Acknowledged| task_ids.as_ref().is_none_or(|ids| ids.contains(&event.task_id));
+        assert_eq!(observed.len(), history.acknowledged.iter().filter(wanted).count());
+        history.streams.push(Stream { task_ids, observed });
+    }
+    history.log = server.log_of_events().await.iter().map(AsObserved::observed).collect();
+    history
+}
+
+/// What a stream that has been stalled until now sees up to the place that is the head now.
+async fn read_on(stalled: &mut Sub, head: &str) -> Vec<Observed> {
+    let (mut observed, mut fell_behind) = (Vec::new(), false);
+    // Texts of cursors sort like places. A bookmark at the head says that no more will come.
+    while stalled.cursor.as_str() < head {
         match stalled.next().await.unwrap() {
-            Some(Seen::Event(event)) => late.push(event.observed()),
+            Some(Seen::Event(event)) => observed.push(event.observed()),
             Some(Seen::FellBehind(v1::FellBehind { lag, .. })) => {
                 assert!(lag > 0);
                 fell_behind = true;
             }
-            _ => {}
+            Some(_) => {}
+            None => panic!("the stream has ended"),
         }
     }
-    assert!(fell_behind, "the ring has moved past a reader that stalled for 16 MB");
-    let log = server.log_of_events().await.iter().map(AsObserved::observed).collect();
-    let streams = [observed, late].map(|observed| Stream { task_ids: None, observed }).to_vec();
-    assert_eq!(check(&History { acknowledged, log, streams }), []);
+    assert!(fell_behind, "the ring has moved past a reader that stalled for so long");
+    observed
 }
 
 #[tokio::test]

@@ -1,18 +1,23 @@
 //! Looking back and waiting: `WaitTask`, `GetTask`, `ListEvents`, `GetLogInfo`, and every field of an event.
 
-use std::time::Duration;
+use std::{collections::VecDeque, time::Duration};
 
-use blobcast::wire::v1::{
-    self, Event, Filter, GetTaskRequest, ListEventsRequest, Order, OutputKind, TaskStatus, Verification,
-    WaitTaskRequest, WaitTaskResponse, event_service_client::EventServiceClient,
+use blobcast::{
+    event::{Sequence, TaskId},
+    store::{ReadLimits, Store},
+    wire::v1::{
+        self, Event, Filter, GetTaskRequest, ListEventsRequest, Order, OutputKind, TaskStatus, Verification,
+        WaitTaskRequest, WaitTaskResponse, event_service_client::EventServiceClient,
+    },
 };
 use prost_types::{Timestamp, value::Kind};
-use serde_json::json;
+use serde_json::{Value, json};
+use tempfile::TempDir;
 use tonic::{Code, Status, transport::Channel};
 
 use crate::support::{
-    Options, Server, bulky, completed, failed, of_labels, of_products, of_statuses, of_tasks, place, places,
-    processing, refusal, request, tasks_of, until, violation, with, within,
+    Node, Options, Server, bulky, completed, draft, failed, node, of_labels, of_products, of_statuses, of_tasks, place,
+    places, processing, refusal, request, stored, tasks_of, until, violation, with, within,
 };
 
 type Client = EventServiceClient<Channel>;
@@ -599,4 +604,188 @@ async fn what_a_callback_does_not_say_is_absent_from_its_event() {
     assert_eq!((event.prompt.as_str(), event.model.as_str(), event.seed), ("", "", None));
     assert_eq!((event.created_at, event.completed_at, event.error), (None, None, None));
     assert!(event.outputs.is_empty() && event.labels.is_empty() && !event.product_inferred);
+}
+
+/// No bound but what is set beside it.
+const UNLIMITED: ReadLimits = ReadLimits {
+    records_max: usize::MAX,
+    bytes_max: usize::MAX,
+    scanned_max: usize::MAX,
+    scanned_bytes_max: usize::MAX,
+};
+
+/// Fills a directory, by itself. Each event is received a second after the one before.
+async fn filled(bodies: impl IntoIterator<Item = Value>) -> (TempDir, Node) {
+    let directory = tempfile::tempdir().unwrap();
+    let node = node(&directory.path().join("data"));
+    let start = jiff::Timestamp::now() - jiff::SignedDuration::from_hours(24);
+    let mut appending = VecDeque::new();
+    for (number, body) in (0..).zip(bodies) {
+        let received_at = start + jiff::SignedDuration::from_secs(number);
+        appending.push_back(node.journal.append(draft(&body, received_at)));
+        if appending.len() > 100 {
+            appending.pop_front().unwrap().await.unwrap().unwrap();
+        }
+    }
+    for appended in appending {
+        appended.await.unwrap().unwrap();
+    }
+    (directory, node)
+}
+
+async fn server_on((directory, node): (TempDir, Node)) -> Server {
+    (node.stop)();
+    drop((node.journal, node.store));
+    Options::default().start_in(directory).await
+}
+
+/// Where reads end one behind the other, forwards and backwards, if nothing matches.
+fn reads(store: &Store, limits: ReadLimits) -> [Vec<u64>; 2] {
+    let nothing = blobcast::event::Filter { task_ids: [TaskId::parse("nobody").unwrap()].into(), ..Default::default() };
+    let (first, head) = (Sequence(1), store.head());
+    let (mut after, mut before, mut ends) = (Sequence(0), head.next(), [vec![], vec![]]);
+    while after < head {
+        let chunk = store.read_after(after, head, &nothing, limits).unwrap();
+        assert!(chunk.records.is_empty());
+        after = chunk.scanned_to;
+        ends[0].push(after.0);
+    }
+    while before > first {
+        let chunk = store.read_before(before, first, &nothing, limits).unwrap();
+        assert!(chunk.records.is_empty());
+        before = chunk.scanned_to;
+        ends[1].push(before.0);
+    }
+    ends
+}
+
+#[tokio::test]
+async fn a_read_looks_at_so_many_events_and_bytes_and_one_event_at_least() {
+    let (_directory, node) = filled((0..10).map(|number| completed(&format!("t{number}")))).await;
+    let each = stored(&node.store)[0].len();
+    assert!(stored(&node.store).iter().all(|record| record.len() == each));
+    let count = |scanned_max| ReadLimits { scanned_max, ..UNLIMITED };
+    let bytes = |scanned_bytes_max| ReadLimits { scanned_bytes_max, ..UNLIMITED };
+    let (one_by_one, by_three, by_four) = (
+        [(1..=10).collect(), (1..=10).rev().collect()],
+        [vec![3, 6, 9, 10], vec![8, 5, 2, 1]],
+        [vec![4, 8, 10], vec![7, 3, 1]],
+    );
+    let cases = [
+        (UNLIMITED, &[vec![10], vec![1]]),
+        (count(10), &[vec![10], vec![1]]),
+        (count(4), &by_four),
+        (count(3), &by_three),
+        (count(0), &one_by_one),
+        (bytes(3 * each + 1), &by_four),
+        (bytes(3 * each), &by_three),
+        (bytes(2 * each + 1), &by_three),
+        (bytes(0), &one_by_one),
+    ];
+    for (limits, ends) in cases {
+        assert_eq!(reads(&node.store, limits), *ends, "{limits:?}");
+    }
+    (node.stop)();
+}
+
+#[tokio::test]
+async fn a_page_looks_at_16384_events_and_ends_early_where_they_do_not_match() {
+    const LAST: usize = 16_384;
+    let bodies = (0..=LAST).map(|number| {
+        let task = format!("t{number}");
+        if number == 0 || number == LAST { failed(&task) } else { completed(&task) }
+    });
+    let server = server_on(filled(bodies).await).await;
+    let mut client = server.events().await;
+    let ends = list(&mut client, of(of_statuses([TaskStatus::Failed]))).await;
+    assert_eq!(places(&ends), [1, LAST as u64 + 1], "both ends are found, however little lies between");
+    let received = |at: usize| ends[at].received_at;
+    let one_less = [
+        ListEventsRequest { until: received(1), ..Default::default() },
+        ListEventsRequest {
+            since: received(0).map(|time| Timestamp { seconds: time.seconds + 1, ..time }),
+            ..Default::default()
+        },
+    ];
+    let of_status = |status, request: &ListEventsRequest| ListEventsRequest {
+        filter: Some(of_statuses([status])),
+        ..request.clone()
+    };
+    for order in [Order::OldestFirst, Order::NewestFirst] {
+        let whole = ListEventsRequest { order: order.into(), ..Default::default() };
+        let mut lengths = async |request| pages(&mut client, request).await.iter().map(Vec::len).collect::<Vec<_>>();
+        assert_eq!(lengths(of_status(TaskStatus::Failed, &whole)).await, [1, 1]);
+        assert_eq!(lengths(of_status(TaskStatus::Pending, &whole)).await, [0, 0]);
+        for part in &one_less {
+            let part = ListEventsRequest { order: order.into(), ..part.clone() };
+            assert_eq!(lengths(of_status(TaskStatus::Failed, &part)).await, [1]);
+            assert_eq!(lengths(of_status(TaskStatus::Pending, &part)).await, [0]);
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_page_looks_at_16_mib_and_ends_early_where_they_do_not_match() {
+    const PAGE_BYTES: usize = 16 * 1024 * 1024;
+    // Their length does not depend on their number.
+    let body = |number: usize| bulky(&format!("t{}", 100 + number), 100_000);
+    let (_directory, one) = filled([body(0)]).await;
+    (one.stop)();
+    let last = PAGE_BYTES.div_ceil(stored(&one.store)[0].len());
+    let server = server_on(filled((0..=last).map(body)).await).await;
+    let mut client = server.events().await;
+    let newest = client.list_events(ListEventsRequest { page_size: 1, ..newest_first() }).await.unwrap().into_inner();
+    assert_eq!(place(&newest.events[0].cursor), last as u64 + 1);
+    for order in [Order::OldestFirst, Order::NewestFirst] {
+        for (until, count) in [(None, 2), (newest.events[0].received_at, 1)] {
+            let request = ListEventsRequest { order: order.into(), until, ..of(of_statuses([TaskStatus::Failed])) };
+            assert_eq!(pages(&mut client, request).await, vec![vec![]; count]);
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_page_token_for_a_place_that_the_log_does_not_have_is_refused() {
+    let server = Server::start().await;
+    for number in 0..4 {
+        server.http().post(&completed(&format!("t{number}"))).await;
+    }
+    let mut client = server.events().await;
+    let all = || of_tasks((0..4).map(|number| format!("t{number}")));
+    for request in [
+        ListEventsRequest::default(),
+        newest_first(),
+        of(all()),
+        ListEventsRequest { filter: Some(all()), ..newest_first() },
+    ] {
+        let request = ListEventsRequest { page_size: 2, ..request };
+        let token = client.list_events(request.clone()).await.unwrap().into_inner().next_page_token;
+        let binding = &token[16..];
+        for place in [u64::MAX, u64::MAX - 1, 1 << 63, 5] {
+            let page_token = format!("{place:016x}{binding}");
+            let status = client.list_events(ListEventsRequest { page_token, ..request.clone() }).await.unwrap_err();
+            assert_eq!(violation(&status), "page_token", "{place} of {request:?}");
+        }
+        // What lies within is a page like any other.
+        for place in 0..=4 {
+            let page_token = format!("{place:016x}{binding}");
+            let page =
+                client.list_events(ListEventsRequest { page_token, ..request.clone() }).await.unwrap().into_inner();
+            let newest_first = request.order() == Order::NewestFirst;
+            let mut behind: Vec<u64> =
+                if newest_first { (1..place).rev().collect() } else { (place + 1..=4).collect() };
+            behind.truncate(2);
+            assert_eq!(places(&page.events), behind, "{place} of {request:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_wait_for_ever_is_a_wait_like_any_other() {
+    let server = Server::start().await;
+    let mut client = server.events().await;
+    let waiting = tokio::spawn(async move { wait(&mut client, wait_for("t1", i64::MAX)).await.unwrap() });
+    until("the wait", async || server.metric("blobcast_subscriptions{state=\"live\"}").await == 1.0).await;
+    server.http().post(&completed("t1")).await;
+    assert!(within("the answer", waiting).await.unwrap().done);
 }

@@ -13,6 +13,7 @@ mod admin_service;
 mod callback_authentication;
 mod command_line;
 mod configuration;
+mod grpc_front;
 mod guarantees;
 mod history;
 mod http_front;

@@ -1,15 +1,12 @@
-//! What any gRPC tool may expect of the server: reflection, health, and refusals that leave it standing.
+//! What any gRPC tool may expect of the server: reflection, health, and many streams at once.
 
-use blobcast::wire::{
-    service::{admin_service_server, event_service_server},
-    v1::{GetLogInfoRequest, GetLogInfoResponse, GetTaskRequest},
-};
+use blobcast::wire::service::{admin_service_server, event_service_server};
 use tokio_stream::{StreamExt, once};
-use tonic::{Code, Request};
+use tonic::Code;
 use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient};
 use tonic_reflection::pb::{v1, v1alpha};
 
-use crate::support::{Options, Server, Sub, completed, matching, of_tasks, refusal, tasks, until, within};
+use crate::support::{Server, Sub, completed, matching, of_tasks, refusal, tasks, until, within};
 
 const SERVICES: [&str; 2] = [event_service_server::SERVICE_NAME, admin_service_server::SERVICE_NAME];
 
@@ -97,33 +94,6 @@ async fn whoever_watches_the_health_is_told_when_the_broker_drains_and_holds_not
     }
     assert!(server.ended().await.success());
     assert!(server.log().contains("\"drained\""), "nothing was cut off");
-}
-
-#[tokio::test]
-async fn an_unknown_method_or_service_is_unimplemented() {
-    let server = Server::start().await;
-    for path in ["/blobcast.v1.EventService/Publish", "/blobcast.v2.EventService/Subscribe", "/nothing"] {
-        let mut client = tonic::client::Grpc::new(server.channel().await);
-        client.ready().await.unwrap();
-        let codec = tonic_prost::ProstCodec::<GetLogInfoRequest, GetLogInfoResponse>::default();
-        let call = client.unary(Request::new(GetLogInfoRequest {}), path.parse().unwrap(), codec);
-        let status = within("the refusal", call).await.unwrap_err();
-        assert_eq!(status.code(), Code::Unimplemented, "{path}");
-    }
-}
-
-#[tokio::test]
-async fn a_request_beyond_the_limit_is_refused_and_the_connection_goes_on() {
-    let server = Options::default().set("grpc.request_bytes_max", "64KiB").start().await;
-    server.http().post(&completed("t1")).await;
-    let mut client = server.events().await;
-    let ids = |count: usize| of_tasks((0..count).map(|number| format!("{number:0>98}")));
-    // Each id takes 100 bytes: 65,300 and 65,800 with what is around them.
-    client.subscribe(matching(ids(653))).await.unwrap();
-    let status = client.subscribe(matching(ids(658))).await.unwrap_err();
-    assert!(matches!(status.code(), Code::OutOfRange | Code::ResourceExhausted), "{status:?}");
-    let task = GetTaskRequest { task_id: "t1".into(), ..Default::default() };
-    assert_eq!(client.get_task(task).await.unwrap().into_inner().events.len(), 1);
 }
 
 #[tokio::test]

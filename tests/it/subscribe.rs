@@ -7,7 +7,7 @@ use blobcast::wire::v1::{
 };
 use prost_types::Timestamp;
 use serde_json::json;
-use tonic::{Code, Request, Status, transport::Endpoint};
+use tonic::{Code, Request, Status};
 use tonic_types::StatusExt;
 
 use crate::support::{
@@ -37,14 +37,6 @@ async fn refused(server: &Server, request: SubscribeRequest) -> Status {
 
 fn events(seen: Vec<Seen>) -> Vec<Event> {
     seen.into_iter().filter_map(|seen| if let Seen::Event(event) = seen { Some(event) } else { None }).collect()
-}
-
-/// A stream over a connection that takes little at once, so that a reader who stalls also stalls the server.
-async fn narrow(server: &Server, request: SubscribeRequest) -> Sub {
-    let endpoint = Endpoint::from_shared(format!("http://{}", server.grpc)).unwrap();
-    let endpoint = endpoint.initial_stream_window_size(65_535).initial_connection_window_size(65_535);
-    let client = v1::event_service_client::EventServiceClient::new(endpoint.connect().await.unwrap());
-    Sub::open(client, request).await.unwrap()
 }
 
 #[tokio::test]
@@ -227,7 +219,7 @@ async fn caught_up_comes_once_and_names_the_head() {
 async fn a_stalled_live_stream_falls_behind_says_by_how_much_and_catches_up_without_a_gap() {
     let server = Options::default().set("hub.ring_bytes_max", "1MiB").start().await;
     for request in [latest(), tasks((0..400).map(|number| format!("t{number}")))] {
-        let mut stalled = narrow(&server, request.clone()).await;
+        let mut stalled = server.subscribe_narrowly(request.clone()).await;
         let start = stalled.until_caught_up().await.len();
         let head = place(&server.log_info().await.head);
         let from = usize::try_from(head).unwrap();
@@ -330,7 +322,7 @@ async fn passed_by_retention(on_expired: OnExpired, by_task: bool) -> (Vec<u64>,
     let http = server.http();
     http.post_bulky(0..90, 20_000).await;
     let filter = of_tasks((0..300).map(|number| format!("t{number}")).filter(|_| by_task));
-    let mut stalled = narrow(&server, expired(matching(filter), on_expired)).await;
+    let mut stalled = server.subscribe_narrowly(expired(matching(filter), on_expired)).await;
     let mut seen = vec![place(&stalled.next_event().await.cursor)];
     http.post_bulky(90..290, 20_000).await;
     let info = server.trimmed().await;
@@ -509,7 +501,7 @@ async fn on_sigterm_every_stream_is_told_where_to_resume_and_ends_as_draining() 
 async fn the_final_status_does_not_queue_behind_undelivered_events() {
     let mut server = Server::start().await;
     server.http().post_bulky(0..150, 20_000).await;
-    let mut stalled = narrow(&server, request()).await;
+    let mut stalled = server.subscribe_narrowly(request()).await;
     let first = place(&stalled.next_event().await.cursor);
     server.signal(rustix::process::Signal::TERM);
     until("the drain", async || server.log().contains("\"draining\"")).await;

@@ -301,3 +301,38 @@ async fn a_data_directory_that_is_replaced_is_noticed_without_a_callback() {
     until("it to be noticed", async || server.metric("blobcast_store_writable").await == 0.0).await;
     assert_refuses_until_a_restart(server, true).await;
 }
+
+#[tokio::test]
+async fn the_admin_listener_has_limits_of_its_own() {
+    let server = Server::start().await;
+    let request = |headers: &str| format!("GET /livez HTTP/1.1\r\nhost: test\r\n{headers}\r\n");
+    let ask = async |request: String| {
+        let mut raw = Raw::connect(server.admin).await;
+        raw.send(request).await;
+        let status = raw.reply().await.status;
+        (raw, status)
+    };
+    // One is there anyway: host.
+    let count = |count: usize| (1..count).map(|number| format!("x-{number}: y\r\n")).collect::<String>();
+    let bytes = |bytes: usize| format!("x: {}\r\n", "y".repeat(bytes - request("x: \r\n").len()));
+    assert_eq!(request(&bytes(HEADER_BYTES_MAX)).len(), HEADER_BYTES_MAX);
+    for (headers, status) in
+        [(count(64), 200), (count(65), 431), (bytes(HEADER_BYTES_MAX), 200), (bytes(HEADER_BYTES_MAX + 1), 431)]
+    {
+        assert_eq!(ask(request(&headers)).await.1, status, "{} bytes", headers.len());
+    }
+
+    let open = || async { server.metric("blobcast_connections{listener=\"admin\"}").await };
+    until("nobody else to be connected", || async { open().await == 1.0 }).await;
+    let mut open = Vec::new();
+    for _ in 0..128 {
+        let (raw, status) = ask(request("")).await;
+        assert_eq!(status, 200);
+        open.push(raw);
+    }
+    let (mut excess, status) = ask(request("")).await;
+    assert_eq!(status, 503);
+    excess.closed().await;
+    open.pop();
+    until("a free place", || async { ask(request("")).await.1 == 200 }).await;
+}

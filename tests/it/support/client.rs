@@ -8,7 +8,7 @@ use blobcast::{
 };
 use bytes::Bytes;
 use hyper::body::Body;
-use tonic::{Status, Streaming, client::GrpcService, codegen::StdError};
+use tonic::{Status, Streaming, client::GrpcService, codegen::StdError, transport::Endpoint};
 use tonic_types::StatusExt;
 
 use super::{Server, within};
@@ -52,6 +52,14 @@ impl Server {
     /// Opens a stream; the error is the call's or the stream's first.
     pub async fn try_subscribe(&self, request: SubscribeRequest) -> Result<Sub, Status> {
         Sub::open(self.events().await, request).await
+    }
+
+    /// Opens a stream over a connection that takes little at once, so that a reader who stalls also stalls the server.
+    pub async fn subscribe_narrowly(&self, request: SubscribeRequest) -> Sub {
+        let endpoint = Endpoint::from_shared(format!("http://{}", self.grpc)).unwrap();
+        let endpoint = endpoint.initial_stream_window_size(65_535).initial_connection_window_size(65_535);
+        let client = v1::event_service_client::EventServiceClient::new(endpoint.connect().await.unwrap());
+        Sub::open(client, request).await.unwrap()
     }
 
     /// Every open subscription, oldest first, by `ListSubscriptions`.

@@ -1,0 +1,221 @@
+//! The gRPC listener as peers of every kind meet it: its limits, at them and beyond, and refusals that always have a reason.
+
+mod calls;
+mod frames;
+
+use blobcast::wire::v1::{GetLogInfoRequest, GetLogInfoResponse, GetTaskRequest, WaitTaskRequest};
+use tokio::task::JoinSet;
+use tonic::Code;
+
+use crate::support::{
+    Options, Server, Sub, completed, matching, of_tasks, refusal, request, tasks, told, until, within,
+};
+use calls::{Calls, framed};
+use frames::{Frames, begun, call, cancel};
+
+const GET_LOG_INFO: &str = "/blobcast.v1.EventService/GetLogInfo";
+const WAIT_TASK: &str = "/blobcast.v1.EventService/WaitTask";
+/// Of one call.
+const HEADER_LIST_BYTES_MAX: usize = 16 * 1024;
+
+async fn open_connections(server: &Server) -> f64 {
+    server.metric("blobcast_connections{listener=\"grpc\"}").await
+}
+
+#[tokio::test]
+async fn a_thousand_calls_cancelled_at_once_leave_their_connection_usable() {
+    let server = Server::start().await;
+    let mut frames = Frames::connect(server.grpc).await;
+    let cancelled = |stream| [call(stream, "Subscribe", &request()), cancel(stream)].concat();
+    assert!(frames.send((0..1_000).map(|number| cancelled(2 * number + 1)).collect::<Vec<_>>().concat()).await);
+    assert!(frames.send(call(2_001, "GetLogInfo", &GetLogInfoRequest {})).await);
+    let info: GetLogInfoResponse = frames.message(2_001).await;
+    assert_eq!(info, server.log_info().await);
+    until("none to be left", async || server.subscriptions().await.is_empty()).await;
+}
+
+#[tokio::test]
+async fn a_thousand_streams_dropped_at_once_leave_their_connection_usable() {
+    let server = Server::start().await;
+    let client = server.events().await;
+    let mut open = Vec::new();
+    for number in 0..1_000 {
+        open.push(Sub::open(client.clone(), tasks([number])).await.unwrap());
+    }
+    let before = open_connections(&server).await;
+    drop(open);
+    until("none to be left", async || server.subscriptions().await.is_empty()).await;
+    client.clone().get_log_info(GetLogInfoRequest {}).await.unwrap();
+    assert_eq!(open_connections(&server).await, before, "the same connection");
+}
+
+#[tokio::test]
+async fn a_connection_that_only_opens_and_cancels_is_closed() {
+    // Not because it answers no ping.
+    let server = Options::default().set("grpc.keepalive_interval", "1h").start().await;
+    let mut frames = Frames::connect(server.grpc).await;
+    within("the server's patience to end", async {
+        let mut streams = (1..).step_by(2).map(|stream| [begun(stream, "Subscribe"), cancel(stream)].concat());
+        while frames.send(streams.by_ref().take(2_000).collect::<Vec<_>>().concat()).await {}
+    })
+    .await;
+    frames.closed().await;
+    until("none to be left", async || server.subscriptions().await.is_empty()).await;
+    server.log_info().await;
+}
+
+#[tokio::test]
+async fn a_peer_is_pinged_and_kept_while_it_answers_and_its_streams_end_when_it_does_not() {
+    let server = Options::default().set("grpc.keepalive_interval", "1s").set("grpc.keepalive_timeout", "1s").start();
+    let server = server.await;
+    let mut frames = Frames::connect(server.grpc).await;
+    assert!(frames.send(call(1, "Subscribe", &request())).await);
+    for _ in 0..2 {
+        let answer = frames.pinged().await;
+        assert!(frames.send(answer).await);
+    }
+    frames.pinged().await;
+    assert_eq!(server.subscriptions().await.len(), 1);
+    frames.closed().await;
+    until("its stream to end", async || server.subscriptions().await.is_empty()).await;
+}
+
+#[tokio::test]
+async fn a_silent_peer_is_given_the_time_that_is_configured() {
+    let with_timeout = |timeout: &str| {
+        Options::default().set("grpc.keepalive_interval", "1s").set("grpc.keepalive_timeout", timeout).start()
+    };
+    let (patient, hasty) = (with_timeout("5m").await, with_timeout("100ms").await);
+    let mut kept = Frames::connect(patient.grpc).await;
+    kept.pinged().await;
+    // Pinged later, closed earlier.
+    let mut closed = Frames::connect(hasty.grpc).await;
+    closed.pinged().await;
+    closed.closed().await;
+    assert!(kept.is_answered().await);
+}
+
+#[tokio::test]
+async fn connections_beyond_the_limit_wait_until_another_ends() {
+    let server = Options::default().set("grpc.connections_max", 2).start().await;
+    let mut open = [server.events().await, server.events().await];
+    for client in &mut open {
+        client.get_log_info(GetLogInfoRequest {}).await.unwrap();
+    }
+    let mut third = server.events().await;
+    let waiting = tokio::spawn(async move {
+        third.get_log_info(GetLogInfoRequest {}).await.unwrap();
+        third
+    });
+    for _ in 0..100 {
+        for client in &mut open {
+            client.get_log_info(GetLogInfoRequest {}).await.unwrap();
+        }
+    }
+    assert!(!waiting.is_finished());
+    assert_eq!(open_connections(&server).await, 2.0);
+    let [ended, mut kept] = open;
+    drop(ended);
+    let _third = within("the third to have its turn", waiting).await.unwrap();
+    kept.get_log_info(GetLogInfoRequest {}).await.unwrap();
+    assert_eq!(open_connections(&server).await, 2.0);
+}
+
+#[tokio::test]
+async fn headers_below_16_kib_are_taken_and_more_are_refused_without_ending_the_connection() {
+    let server = Server::start().await;
+    let mut calls = Calls::connect(&server).await;
+    let body = framed(&GetLogInfoRequest {});
+    let around = calls.header_list_bytes(GET_LOG_INFO, &body) + "x".len() + 32;
+    for (bytes, taken) in [(-1, true), (0, false), (1, false), (HEADER_LIST_BYTES_MAX as isize, false), (-1, true)] {
+        let filler = "y".repeat(HEADER_LIST_BYTES_MAX.checked_add_signed(bytes).unwrap() - around);
+        let (http, status) = calls.call(GET_LOG_INFO, &[("x", &filler)], body.clone()).await;
+        let expected = if taken { (200, Some(Code::Ok)) } else { (431, None) };
+        assert_eq!((http, status.map(|status| status.code())), expected, "{bytes} beyond the limit");
+    }
+}
+
+#[tokio::test]
+async fn an_unknown_method_or_service_is_unimplemented_with_its_reason() {
+    let server = Server::start().await;
+    let mut calls = Calls::connect(&server).await;
+    for path in ["/blobcast.v1.EventService/Publish", "/blobcast.v2.EventService/Subscribe", "/nothing", "/"] {
+        let (http, status) = calls.call(path, &[], framed(&GetLogInfoRequest {})).await;
+        let refused = refusal(&status.unwrap());
+        assert_eq!((http, refused), (200, (Code::Unimplemented, "UNKNOWN_METHOD".into())), "{path}");
+    }
+}
+
+#[tokio::test]
+async fn a_compressed_request_is_refused_with_what_would_be_understood() {
+    let server = Server::start().await;
+    let mut calls = Calls::connect(&server).await;
+    let (_, status) = calls.call(GET_LOG_INFO, &[("grpc-encoding", "gzip")], framed(&GetLogInfoRequest {})).await;
+    let status = status.unwrap();
+    assert_eq!(refusal(&status), (Code::Unimplemented, "UNSUPPORTED_ENCODING".into()));
+    assert_eq!(status.metadata().get("grpc-accept-encoding").unwrap(), "identity");
+}
+
+#[tokio::test]
+async fn a_request_that_cannot_be_read_is_the_clients_fault_and_named_so() {
+    let server = Server::start().await;
+    let mut calls = Calls::connect(&server).await;
+    let unreadable: [&[u8]; 6] = [
+        b"",                    // nothing where a message should be
+        &[0, 0],                // cut off in the prefix
+        &[0, 0, 0, 0, 9, 1],    // cut off in the message
+        &[1, 0, 0, 0, 0],       // compressed, by nothing
+        &[7, 0, 0, 0, 0],       // neither compressed nor not
+        &[0, 0, 0, 0, 1, 0xff], // not protobuf
+    ];
+    for body in unreadable {
+        let (_, status) = calls.call(WAIT_TASK, &[], body).await;
+        let status = status.unwrap();
+        assert_eq!(refusal(&status), (Code::InvalidArgument, "INVALID_REQUEST".into()), "{body:?}: {status:?}");
+        assert!(!status.message().is_empty());
+    }
+}
+
+#[tokio::test]
+async fn a_request_beyond_the_limit_is_refused_and_the_connection_goes_on() {
+    let server = Options::default().set("grpc.request_bytes_max", "64KiB").start().await;
+    server.http().post(&completed("t1")).await;
+    let mut client = server.events().await;
+    let of_bytes = |bytes: usize| {
+        // Each id takes 100 bytes.
+        let mut request = matching(of_tasks((0..bytes / 100).map(|number| format!("{number:0>98}"))));
+        while prost::Message::encoded_len(&request) < bytes {
+            request.client_name.push('n');
+        }
+        assert_eq!(prost::Message::encoded_len(&request), bytes);
+        request
+    };
+    client.subscribe(of_bytes(65_536)).await.unwrap();
+    let status = client.subscribe(of_bytes(65_537)).await.unwrap_err();
+    assert_eq!(refusal(&status), (Code::ResourceExhausted, "REQUEST_TOO_LARGE".into()));
+    assert_eq!(told(&status, "limit"), "65536");
+    let task = GetTaskRequest { task_id: "t1".into(), ..Default::default() };
+    assert_eq!(client.get_task(task).await.unwrap().into_inner().events.len(), 1);
+}
+
+#[tokio::test]
+async fn a_call_whose_own_deadline_passes_is_told_so() {
+    let server = Server::start().await;
+    let calls = Calls::connect(&server).await;
+    let timeout = Some(prost_types::Duration { seconds: 3_600, nanos: 0 });
+    let request = framed(&WaitTaskRequest { task_id: "t1".into(), timeout, ..Default::default() });
+    let mut waits = JoinSet::new();
+    for millis in 0..200 {
+        let (mut calls, request) = (calls.clone(), request.clone());
+        waits.spawn(async move { calls.call(WAIT_TASK, &[("grpc-timeout", &format!("{millis}m"))], request).await });
+    }
+    while let Some(wait) = within("the deadline", waits.join_next()).await {
+        let (_, status) = wait.unwrap();
+        assert_eq!(refusal(&status.unwrap()), (Code::DeadlineExceeded, "DEADLINE_EXCEEDED".into()));
+    }
+    until("no wait to be left", async || server.subscriptions().await.is_empty()).await;
+    // A deadline that is far away changes nothing.
+    server.http().post(&completed("t1")).await;
+    let (_, status) = calls.clone().call(WAIT_TASK, &[("grpc-timeout", "1H")], request).await;
+    assert_eq!(status.unwrap().code(), Code::Ok);
+}
