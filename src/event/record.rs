@@ -99,6 +99,12 @@ impl Record {
         Ok(record)
     }
 
+    /// The same without the callback's body, in memory of its own size.
+    #[must_use]
+    pub fn without_raw(&self) -> Self {
+        Self { sequence: self.sequence, bytes: Bytes::copy_from_slice(&self.bytes[..self.raw_start()]) }
+    }
+
     /// Where it stands.
     pub fn sequence(&self) -> Sequence {
         self.sequence
@@ -256,9 +262,13 @@ mod tests {
             prop_assert_eq!((record.revision(), record.conflict()), (revision, conflict));
             prop_assert_eq!((record.received_at_micros(), record.log_time_micros()), times);
             prop_assert_eq!(record.event(), event);
+            let raw_len = raw.len();
             prop_assert_eq!(record.raw(), raw);
             prop_assert!(labels.iter().all(|(key, value)| record.has_label(key, value)));
             prop_assert!(!record.has_label("no such key", ""));
+            let without_raw = record.without_raw();
+            prop_assert_eq!(without_raw.len(), record.len() - raw_len);
+            prop_assert_eq!((without_raw.event(), without_raw.raw()), (record.event(), &[][..]));
         }
 
         #[test]

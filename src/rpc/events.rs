@@ -10,7 +10,7 @@ use tonic::{Request, Response, Status};
 use super::{Context, access::Caller, deadline, errors, page, peer, stream::EventStream};
 use crate::{
     event::{Cursor, Filter, LABELS_MAX, Record, Selectable, Sequence, TaskId},
-    store::{Chunk, ReadError, ReadLimits},
+    store::{Chunk, Keep, ReadError, ReadLimits},
     subscription::{Message, OnExpired, Opening, Sources, Start, Subscription},
     wire::{
         Delivery, Frame, Malformed, duration, instant_from_wire, positive_duration,
@@ -155,15 +155,13 @@ impl event_service_server::EventService for Events {
         let caller = Caller::of(&request)?;
         let v1::GetTaskRequest { task_id, include_raw } = request.into_inner();
         let parsed = parse_task_id(&task_id)?;
-        let mut records = self.0.read(move |sources| task_records(sources, &parsed)).await?;
-        records.retain(|record| caller.may_see(record.product()));
+        let read =
+            move |sources: &Sources| task_records(sources, &parsed, include_raw, |product| caller.may_see(product));
+        let records = self.0.read(read).await?.ok_or_else(|| errors::response_too_large(TASK_BYTES_MAX))?;
         if records.is_empty() {
             return Err(errors::task_not_found(&task_id));
         }
-        let events: Vec<_> = records.into_iter().map(|record| self.delivery(record, include_raw)).collect();
-        if events.iter().map(Delivery::encoded_len).sum::<usize>() > TASK_BYTES_MAX {
-            return Err(errors::response_too_large(TASK_BYTES_MAX));
-        }
+        let events = records.into_iter().map(|record| self.delivery(record, include_raw)).collect();
         Ok(Response::new(Frame::Page { events, next_page_token: String::new() }))
     }
 
@@ -214,14 +212,28 @@ impl event_service_server::EventService for Events {
     }
 }
 
-fn task_records(sources: &Sources, task_id: &TaskId) -> Result<Vec<Record>, ReadError> {
-    let places = sources.store.task_events([task_id], sources.store.head())?;
-    let mut records = Vec::with_capacity(places.len());
-    for place in places {
+/// Every event of a task that the caller may see; `None` if they are more than one answer holds. What is not to be sent is
+/// not held either.
+fn task_records(
+    sources: &Sources,
+    task_id: &TaskId,
+    include_raw: bool,
+    may_see: impl Fn(&str) -> bool,
+) -> Result<Option<Vec<Record>>, ReadError> {
+    let store = &sources.store;
+    let places = store.task_events([task_id], Sequence(1)..=store.head(), Keep::All)?;
+    let (mut records, mut bytes) = (Vec::new(), 0);
+    for place in places.into_iter().filter(|place| may_see(place.product.as_str())) {
         // Retention may take one between the two reads; it is then no longer retained.
-        records.extend(sources.store.get(place.sequence)?);
+        let Some(record) = store.get(place.sequence)? else { continue };
+        let record = if include_raw { record } else { record.without_raw() };
+        bytes += Delivery { epoch: store.epoch(), record: record.clone(), include_raw }.encoded_len();
+        if bytes > TASK_BYTES_MAX {
+            return Ok(None);
+        }
+        records.push(record);
     }
-    Ok(records)
+    Ok(Some(records))
 }
 
 /// One page of a listing, as a question to the store.
@@ -279,30 +291,36 @@ impl Listing {
         first: Sequence,
         last: Sequence,
     ) -> Result<(Vec<Record>, Option<Sequence>), ReadError> {
-        let store = &sources.store;
-        let mut places = store.task_events(&self.filter.task_ids, last)?;
+        let ReadLimits { records_max, bytes_max, scanned_max, scanned_bytes_max } = self.limits;
+        let (range, keep) = match (self.from, self.newest_first) {
+            (None, false) => (first..=last, Keep::Oldest(scanned_max)),
+            (Some(from), false) => (first.max(from.next())..=last, Keep::Oldest(scanned_max)),
+            (None, true) => (first..=last, Keep::Newest(scanned_max)),
+            (Some(from), true) => (first..=last.min(from.previous()), Keep::Newest(scanned_max)),
+        };
+        let mut places = sources.store.task_events(&self.filter.task_ids, range, keep)?;
         if self.newest_first {
             places.reverse();
         }
-        let is_next = |place: Sequence| match self.from {
-            _ if place < first => false,
-            None => true,
-            Some(from) if self.newest_first => place < from,
-            Some(from) => place > from,
-        };
-        let (mut records, mut bytes) = (Vec::new(), 0);
-        let mut reached = Sequence::default();
-        for place in places.into_iter().map(|place| place.sequence).filter(|&place| is_next(place)) {
-            let record = store.get(place)?.filter(|record| self.filter.matches(record));
-            bytes += record.as_ref().map_or(0, Record::len);
-            let is_full = records.len() >= self.limits.records_max || bytes > self.limits.bytes_max;
-            if is_full && !records.is_empty() {
-                return Ok((records, Some(reached)));
+        let is_cut = places.len() == scanned_max;
+        let (mut records, mut bytes, mut scanned_bytes) = (Vec::new(), 0, 0);
+        let mut reached = None;
+        for place in places.into_iter().map(|place| place.sequence) {
+            if reached.is_some() && scanned_bytes >= scanned_bytes_max {
+                return Ok((records, reached));
             }
-            reached = place;
+            let record = sources.store.get(place)?;
+            scanned_bytes += record.as_ref().map_or(0, Record::len);
+            let record = record.filter(|record| self.filter.matches(record));
+            bytes += record.as_ref().map_or(0, Record::len);
+            let is_full = records.len() >= records_max || bytes > bytes_max;
+            if is_full && !records.is_empty() {
+                return Ok((records, reached));
+            }
+            reached = Some(place);
             records.extend(record);
         }
-        Ok((records, None))
+        Ok((records, reached.filter(|_| is_cut)))
     }
 }
 

@@ -27,7 +27,7 @@ use uuid::Uuid;
 
 pub use layout::{Fingerprint, QuarantineHeader};
 pub use quarantine::{NewQuarantined, Quarantined};
-pub use read::{Chunk, ReadError, ReadLimits, TaskPlace};
+pub use read::{Chunk, Keep, ReadError, ReadLimits, TaskPlace};
 pub use writer::{Appender, Publish, Retention, WriteError, Writer, writer};
 
 use crate::event::{Cursor, Epoch, Labels, Product, Sequence, TaskId, TaskStatus};

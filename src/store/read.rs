@@ -52,6 +52,35 @@ pub struct TaskPlace {
     pub product: Product,
 }
 
+/// How many of a task list's places are wanted.
+#[derive(Clone, Copy, Debug)]
+pub enum Keep {
+    /// Every one.
+    All,
+    /// The first so many.
+    Oldest(usize),
+    /// The last so many.
+    Newest(usize),
+}
+
+impl Keep {
+    fn most(self) -> usize {
+        match self {
+            Self::All => usize::MAX,
+            Self::Oldest(count) | Self::Newest(count) => count,
+        }
+    }
+
+    fn apply(self, places: &mut Vec<TaskPlace>) {
+        places.sort_unstable_by_key(|place| place.sequence);
+        match self {
+            Self::All => {}
+            Self::Oldest(count) => places.truncate(count),
+            Self::Newest(count) => drop(places.drain(..places.len().saturating_sub(count))),
+        }
+    }
+}
+
 /// Where one read stops. At least one record is always looked at.
 #[derive(Clone, Copy, Debug)]
 pub struct ReadLimits {
@@ -116,25 +145,30 @@ impl Store {
         collect(records.rev(), before, -1, filter, limits)
     }
 
-    /// What the index has of these tasks up to and including `up_to`, in log order.
+    /// Where the events of these tasks are, oldest first, as far as `range` goes and `keep` lets it.
     pub fn task_events<'a>(
         &self,
         task_ids: impl IntoIterator<Item = &'a TaskId>,
-        up_to: Sequence,
+        range: RangeInclusive<Sequence>,
+        keep: Keep,
     ) -> Result<Vec<TaskPlace>, ReadError> {
         let snapshot = self.database.snapshot();
         let mut places = Vec::new();
         for task_id in task_ids {
             let Some(entry) = snapshot.get(&self.tasks, task_id.as_str())? else { continue };
-            let events = parse_task(&entry)?.into_iter().filter(|event| event.sequence <= up_to);
+            let events = parse_task(&entry)?.into_iter().filter(|event| range.contains(&event.sequence));
             places.extend(events.map(|event| TaskPlace {
                 task_id: task_id.clone(),
                 sequence: event.sequence,
                 status: event.status,
                 product: event.product,
             }));
+            // Now and then, so that it costs little and what is held stays near what is kept.
+            if places.len() > keep.most().saturating_mul(2) {
+                keep.apply(&mut places);
+            }
         }
-        places.sort_unstable_by_key(|place| place.sequence);
+        keep.apply(&mut places);
         Ok(places)
     }
 

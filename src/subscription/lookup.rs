@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use crate::{
     event::{Filter, Record, Sequence, TaskId},
     hub::Seat,
-    store::{ReadError, Store},
+    store::{Keep, ReadError, Store},
 };
 
 /// Events of one fetch that the task index has named.
@@ -31,7 +31,7 @@ pub(super) struct Found {
 
 /// Asks the index for the filter's tasks: events behind `after` up to `end`, and which tasks were over at `after`.
 pub(super) fn look_up(store: &Store, filter: &Filter, after: Sequence, end: Sequence) -> Result<Found, ReadError> {
-    let events = store.task_events(&filter.task_ids, end)?;
+    let events = store.task_events(&filter.task_ids, Sequence(1)..=end, Keep::All)?;
     // Asked after the index was read: had anything behind `after` been forgotten by then, this would show it.
     if after.next() < store.first_available() {
         return Err(ReadError::Expired);

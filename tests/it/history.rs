@@ -725,6 +725,32 @@ async fn a_page_looks_at_16384_events_and_ends_early_where_they_do_not_match() {
 }
 
 #[tokio::test]
+async fn a_page_about_tasks_looks_at_16384_of_their_events_and_ends_early_where_they_do_not_match() {
+    const LAST: usize = 16_384;
+    const TASKS: usize = 20; // one task has at most a thousand events
+    let bodies = (0..=LAST).map(|number| {
+        let body =
+            with(completed(&format!("t{}", number % TASKS)), json!({"video_url": format!("https://x/{number}")}));
+        let end = json!({"status": "failed", "error": {"message": format!("REASON_{number}")}});
+        if number == 0 || number == LAST { with(body, end) } else { body }
+    });
+    let server = server_on(filled(bodies).await).await;
+    let mut client = server.events().await;
+    let tasks = of_tasks((0..TASKS).map(|number| format!("t{number}")));
+    for order in [Order::OldestFirst, Order::NewestFirst] {
+        let mut lengths = async |status: TaskStatus| {
+            let filter = Filter { statuses: vec![status.into()], ..tasks.clone() };
+            let request = ListEventsRequest { filter: Some(filter), order: order.into(), ..Default::default() };
+            pages(&mut client, request).await.iter().map(Vec::len).collect::<Vec<_>>()
+        };
+        assert_eq!(lengths(TaskStatus::Failed).await, [1, 1]);
+        assert_eq!(lengths(TaskStatus::Pending).await, [0, 0]);
+    }
+    let listed = list(&mut client, of(tasks)).await;
+    assert!(places(&listed).into_iter().eq(1..=LAST as u64 + 1), "page by page everything is reached");
+}
+
+#[tokio::test]
 async fn a_page_looks_at_16_mib_and_ends_early_where_they_do_not_match() {
     const PAGE_BYTES: usize = 16 * 1024 * 1024;
     // Their length does not depend on their number.
@@ -738,8 +764,12 @@ async fn a_page_looks_at_16_mib_and_ends_early_where_they_do_not_match() {
     assert_eq!(place(&newest.events[0].cursor), last as u64 + 1);
     for order in [Order::OldestFirst, Order::NewestFirst] {
         for (until, count) in [(None, 2), (newest.events[0].received_at, 1)] {
-            let request = ListEventsRequest { order: order.into(), until, ..of(of_statuses([TaskStatus::Failed])) };
-            assert_eq!(pages(&mut client, request).await, vec![vec![]; count]);
+            let filter = of_statuses([TaskStatus::Failed]);
+            let tasks = of_tasks((0..=last).map(|number| format!("t{}", 100 + number))).task_ids;
+            for filter in [filter.clone(), Filter { task_ids: tasks, ..filter }] {
+                let request = ListEventsRequest { order: order.into(), until, ..of(filter) };
+                assert_eq!(pages(&mut client, request).await, vec![vec![]; count]);
+            }
         }
     }
 }
