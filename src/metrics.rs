@@ -53,13 +53,19 @@ pub struct Metrics {
     pub callbacks_from_strangers: IntCounter,
     /// Signatures over bodies by `result`, where they are looked at.
     pub body_signatures: IntCounterVec,
+    /// Files read again, by `what` they hold and `result`.
+    pub reloads: IntCounterVec,
+    /// Until when the certificate of each `listener` is good.
+    pub certificate_expiry: IntGaugeVec,
+    /// Certificates ordered from the ACME authority, by `result`.
+    pub acme_orders: IntCounterVec,
     /// When a credential was last accepted, by `kind` and `name`.
     credential_last_used: IntGaugeVec,
     /// From the last byte of a callback to its answer.
     pub callback_seconds: Histogram,
     /// Open connections by `listener`.
     pub connections: IntGaugeVec,
-    /// Connections answered 503 because all were in use, by `listener`.
+    /// Connections that were not let in, by `listener` and `cause`.
     pub connections_refused: IntCounterVec,
     /// Callbacks answered as duplicates.
     pub duplicates: IntCounter,
@@ -148,6 +154,11 @@ impl Default for Metrics {
         for outcome in OUTCOMES {
             metrics.callbacks.with_label_values(&[outcome]);
         }
+        for listener in ["ingest", "grpc", "admin"] {
+            for cause in ["full", "address_share", "timeout", "not_understood"] {
+                metrics.connections_refused.with_label_values(&[listener, cause]);
+            }
+        }
         for result in ["valid", "invalid", "missing"] {
             metrics.body_signatures.with_label_values(&[result]);
         }
@@ -176,6 +187,23 @@ impl Metrics {
                 "Signatures over bodies by what they were found to be, where they are looked at.",
                 "result",
             ),
+            reloads: b.register(IntCounterVec::new(
+                Opts::new(
+                    "blobcast_reloads_total",
+                    "Files read again, by what they hold and whether it could be used.",
+                ),
+                &["what", "result"],
+            )),
+            certificate_expiry: b.gauges(
+                "blobcast_certificate_expiry_timestamp_seconds",
+                "Unix time until which the certificate is good, by listener.",
+                "listener",
+            ),
+            acme_orders: b.counters(
+                "blobcast_acme_orders_total",
+                "Certificates ordered from the ACME authority, by whether one came.",
+                "result",
+            ),
             credential_last_used: b.register(IntGaugeVec::new(
                 Opts::new(
                     "blobcast_credential_last_used_timestamp_seconds",
@@ -189,11 +217,14 @@ impl Metrics {
                 ANSWER_SECONDS,
             ),
             connections: b.gauges("blobcast_connections", "Open connections by listener.", "listener"),
-            connections_refused: b.counters(
-                "blobcast_connections_refused_total",
-                "Connections answered 503 because all were in use, by listener.",
-                "listener",
-            ),
+            connections_refused: b.register(IntCounterVec::new(
+                Opts::new(
+                    "blobcast_connections_refused_total",
+                    "Connections that were not let in, by listener and cause: all in use (answered 503), the share of \
+                     the address in use, not opened in time, or not understood (TLS, PROXY header).",
+                ),
+                &["listener", "cause"],
+            )),
             duplicates: b.counter("blobcast_duplicates_total", "Callbacks answered as duplicates of a retained event."),
             conflicts: b
                 .counter("blobcast_conflicts_total", "Events that contradict an earlier terminal event of their task."),

@@ -9,11 +9,13 @@ use std::{convert::Infallible, error::Error, io, time::Duration};
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited, StreamBody, combinators::UnsyncBoxBody};
 use hyper::{Request, Uri, body::Frame, header};
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::{
     client::legacy::{Client, connect::HttpConnector},
     rt::TokioExecutor,
 };
 use jiff::Timestamp;
+use rustls::{ClientConfig, RootCertStore};
 use serde_json::Value;
 use tokio::{
     task::JoinSet,
@@ -225,10 +227,24 @@ impl Outcome {
 
 type Body = UnsyncBoxBody<Bytes, io::Error>;
 
+/// Opens connections to http:// and https:// URLs.
+pub type Connector = HttpsConnector<HttpConnector>;
+
+/// A connector for `url`; whom it trusts is the system's to say, or `SSL_CERT_FILE`'s.
+pub fn connector(url: &Uri) -> Connector {
+    // Reading whom the system trusts takes a while, and is of no use where nobody has to be trusted.
+    let roots = || HttpsConnectorBuilder::new().with_native_roots().ok();
+    let builder = (url.scheme_str() == Some("https")).then(roots).flatten().unwrap_or_else(|| {
+        let nobody = ClientConfig::builder().with_root_certificates(RootCertStore::empty());
+        HttpsConnectorBuilder::new().with_tls_config(nobody.with_no_client_auth())
+    });
+    builder.https_or_http().enable_http1().build()
+}
+
 /// Carries deliveries out.
 #[derive(Clone, Debug)]
 pub struct Vendor {
-    client: Client<HttpConnector, Body>,
+    client: Client<Connector, Body>,
     base: Uri,
     labels: Vec<(String, String)>,
     in_flight_max: usize,
@@ -237,7 +253,7 @@ pub struct Vendor {
 impl Vendor {
     /// Sends to `base`, see [`callback_url`]; one delivery after the other unless `in_flight_max` is more than 1.
     pub fn new(base: Uri, labels: Vec<(String, String)>, in_flight_max: usize) -> Self {
-        Self { client: Client::builder(TokioExecutor::new()).build_http(), base, labels, in_flight_max }
+        Self { client: Client::builder(TokioExecutor::new()).build(connector(&base)), base, labels, in_flight_max }
     }
 
     /// Makes all deliveries and returns what was acknowledged, in the order of the answers.

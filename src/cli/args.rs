@@ -143,14 +143,13 @@ pub(super) fn key_value(text: &str) -> Result<(String, String), String> {
     }
 }
 
-/// Reads an `http://` URL; a bare `host:port` is taken as one.
+/// Reads an `http://` or `https://` URL; a bare `host:port` is taken as the former.
 pub(super) fn http_url(text: &str) -> Result<Uri, String> {
     let full = if text.contains("://") { text.to_owned() } else { format!("http://{text}") };
     let uri: Uri = full.parse().map_err(|error| format!("not a URL: {error}"))?;
     match uri.scheme_str() {
-        Some("http") if uri.host().is_some_and(|host| !host.is_empty()) => Ok(uri),
-        Some("https") => Err("this client speaks plain http only: use an http:// address, or a local TLS proxy".into()),
-        _ => Err("not an http:// URL with a host".into()),
+        Some("http" | "https") if uri.host().is_some_and(|host| !host.is_empty()) => Ok(uri),
+        _ => Err("not an http:// or https:// URL with a host".into()),
     }
 }
 
@@ -208,9 +207,9 @@ mod tests {
     }
 
     #[test]
-    fn only_plain_http_urls_are_taken() {
+    fn only_http_and_https_urls_are_taken() {
         assert_eq!(http_url("localhost:50051").unwrap().to_string(), "http://localhost:50051/");
-        assert!(http_url("https://example.com").is_err_and(|error| error.contains("plain http")));
+        assert_eq!(http_url("https://example.com").unwrap().to_string(), "https://example.com/");
         assert!(http_url("ftp://example.com").is_err() && http_url("http://").is_err() && http_url("").is_err());
     }
 }

@@ -9,7 +9,7 @@ use tonic::{
     Code, Request, Status,
     metadata::AsciiMetadataValue,
     service::{Interceptor, interceptor::InterceptedService},
-    transport::{Channel, Endpoint},
+    transport::{Channel, ClientTlsConfig, Endpoint, Identity},
 };
 use tonic_types::StatusExt;
 
@@ -37,6 +37,12 @@ pub(super) struct GrpcArgs {
     /// File with the token to show. `blobcast token new client` makes one; BLOBCAST_TOKEN may hold the token itself.
     #[arg(long, value_name = "PATH", env = "BLOBCAST_TOKEN_FILE")]
     token_file: Option<PathBuf>,
+    /// File with a certificate to show to an https:// broker, PEM. Whom to trust is the system's to say, or SSL_CERT_FILE's.
+    #[arg(long, value_name = "PATH", env = "BLOBCAST_TLS_CERTIFICATE_FILE", requires = "tls_key_file")]
+    tls_certificate_file: Option<PathBuf>,
+    /// File with its key, PEM.
+    #[arg(long, value_name = "PATH", env = "BLOBCAST_TLS_KEY_FILE", requires = "tls_certificate_file")]
+    tls_key_file: Option<PathBuf>,
 }
 
 /// A channel that shows a token with each call, if there is one.
@@ -59,7 +65,12 @@ impl GrpcArgs {
     /// A broker in a test.
     #[cfg(test)]
     pub(super) fn at(url: &str) -> Self {
-        Self { grpc_url: args::http_url(url).unwrap(), token_file: None }
+        Self {
+            grpc_url: args::http_url(url).unwrap(),
+            token_file: None,
+            tls_certificate_file: None,
+            tls_key_file: None,
+        }
     }
 
     /// A client of the event service. Connects with the first call, and again after a failure.
@@ -97,6 +108,13 @@ impl GrpcArgs {
         Ok(Some(header))
     }
 
+    fn tls(&self) -> anyhow::Result<ClientTlsConfig> {
+        let tls = ClientTlsConfig::new().with_native_roots();
+        let (Some(certificate), Some(key)) = (&self.tls_certificate_file, &self.tls_key_file) else { return Ok(tls) };
+        let read = |path: &PathBuf| std::fs::read(path).with_context(|| format!("cannot read {}", path.display()));
+        Ok(tls.identity(Identity::from_pem(read(certificate)?, read(key)?)))
+    }
+
     fn channel(&self) -> anyhow::Result<Channel> {
         let endpoint = Endpoint::from(self.grpc_url.clone())
             .user_agent(concat!("blobcast/", env!("CARGO_PKG_VERSION")))?
@@ -104,6 +122,10 @@ impl GrpcArgs {
             .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
             .keep_alive_timeout(KEEPALIVE_TIMEOUT)
             .keep_alive_while_idle(true);
+        let endpoint = match self.grpc_url.scheme_str() {
+            Some("https") => endpoint.tls_config(self.tls()?).context("TLS cannot be used")?,
+            _ => endpoint,
+        };
         Ok(endpoint.connect_lazy())
     }
 }

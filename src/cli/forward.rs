@@ -31,7 +31,7 @@ enum Verdict {
 
 impl Forwarder {
     pub(super) fn new(url: Uri) -> Self {
-        Self { client: http::client(), url }
+        Self { client: http::client(&url), url }
     }
 
     /// Returns when the endpoint has taken or refused the event. `event` must carry its raw body.

@@ -23,7 +23,7 @@ pub(super) struct HealthcheckArgs {
 pub(super) async fn run(args: HealthcheckArgs) -> anyhow::Result<ExitCode> {
     let url = format!("{}/readyz", args.admin_url.to_string().trim_end_matches('/'));
     let request = Request::get(&url).body(Full::new(Bytes::new()))?;
-    let asked = http::send(&http::client(), request, args.timeout).await;
+    let asked = http::send(&http::client(&args.admin_url), request, args.timeout).await;
     let (status, body) = asked.map_err(|error| {
         anyhow::anyhow!("cannot ask {url}: {error:#}; is `blobcast serve` running? use --admin-url")
     })?;

@@ -1,24 +1,23 @@
-//! Plain HTTP requests for the verbs that need one: `listen --forward-to` and `healthcheck`.
+//! HTTP requests for the verbs that need one: `listen --forward-to` and `healthcheck`.
 
 use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
-use hyper::{Request, StatusCode};
-use hyper_util::{
-    client::legacy::{Client, connect::HttpConnector},
-    rt::TokioExecutor,
-};
+use hyper::{Request, StatusCode, Uri};
+use hyper_util::{client::legacy::Client, rt::TokioExecutor};
+
+use crate::simulator::{Connector, connector};
 
 /// Longest answer that is read: more than any health check or acknowledgement says.
 const ANSWER_BYTES_MAX: usize = 64 * 1024;
 
 /// A client that keeps its connections open between requests.
-pub(super) type HttpClient = Client<HttpConnector, Full<Bytes>>;
+pub(super) type HttpClient = Client<Connector, Full<Bytes>>;
 
-/// A new client.
-pub(super) fn client() -> HttpClient {
-    Client::builder(TokioExecutor::new()).build_http()
+/// A client for `url`.
+pub(super) fn client(url: &Uri) -> HttpClient {
+    Client::builder(TokioExecutor::new()).build(connector(url))
 }
 
 /// Sends a request and reads the whole answer; an answer that is too long or cut short is one with an empty body.

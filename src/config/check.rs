@@ -1,6 +1,9 @@
 //! The limits of each value and the rules between them. Pure: looks at a typed configuration, touches nothing.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{
+    net::{Ipv4Addr, SocketAddr},
+    time::Duration,
+};
 
 use super::{
     Allowlist, Config,
@@ -26,8 +29,10 @@ pub(super) fn check(config: &Config, layers: &mut Layers) {
     }
     check_exposure(config, layers);
     check_the_allowlist_lets_someone_in(config, layers);
+    check_tls(config, layers);
+    check_acme(config, layers);
     check_listeners_differ(config, layers);
-    check_one_body_fits(config, layers);
+    check_one_request_fits(config, layers);
 }
 
 #[derive(Clone, Copy)]
@@ -88,6 +93,7 @@ pub(super) fn ranges(config: &Config) -> Vec<Range> {
     let Config { ingest, grpc, log, quarantine, hub, store, shutdown, .. } = config;
     vec![
         count("ingest.connections_max", ingest.connections_max, 1, 1_000_000),
+        count("ingest.connections_per_address_max", ingest.connections_per_address_max, 1, 1_000_000),
         count("ingest.refusals_per_minute_max", ingest.refusals_per_minute_max, 1, 1_000_000),
         bytes("ingest.body_bytes_max", ingest.body_bytes_max, KIB, 64 * MIB),
         bytes("ingest.header_bytes_max", ingest.header_bytes_max, READ_BUFFER_BYTES_MIN, MIB),
@@ -105,6 +111,7 @@ pub(super) fn ranges(config: &Config) -> Vec<Range> {
         time("grpc.keepalive_interval", grpc.keepalive_interval, SECOND, 3600 * SECOND),
         time("grpc.keepalive_timeout", grpc.keepalive_timeout, TIMEOUT_MIN, TIMEOUT_MAX),
         bytes("grpc.request_bytes_max", grpc.request_bytes_max, KIB, 64 * MIB),
+        bytes("grpc.inflight_bytes_max", grpc.inflight_bytes_max, MIB, None),
         time("log.retention_age_max", log.retention_age_max, SECOND, RETENTION_AGE_MAX),
         bytes("log.retention_bytes_max", log.retention_bytes_max, MIB, None),
         count("log.disk_free_min_percent", log.disk_free_min_percent, 0, 100),
@@ -147,6 +154,50 @@ fn check_the_allowlist_lets_someone_in(config: &Config, layers: &mut Layers) {
     }
 }
 
+fn check_tls(config: &Config, layers: &mut Layers) {
+    let Config { ingest, grpc, admin, .. } = config;
+    for (certificate, key, files) in [
+        ("ingest.tls_certificate_file", "ingest.tls_key_file", (&ingest.tls_certificate_file, &ingest.tls_key_file)),
+        ("grpc.tls_certificate_file", "grpc.tls_key_file", (&grpc.tls_certificate_file, &grpc.tls_key_file)),
+        ("admin.tls_certificate_file", "admin.tls_key_file", (&admin.tls_certificate_file, &admin.tls_key_file)),
+    ] {
+        let (lonely, missing) = match files {
+            (Some(_), None) => (certificate, key),
+            (None, Some(_)) => (key, certificate),
+            _ => continue,
+        };
+        let what = format!("is of no use without `{missing}`");
+        layers.report(layers.origin(lonely), lonely, what, "set both, or neither");
+    }
+    if grpc.tls_client_ca_file.is_some() && grpc.tls_certificate_file.is_none() {
+        let key = "grpc.tls_client_ca_file";
+        let what = "clients show certificates within TLS only, and the listener has none";
+        layers.report(layers.origin(key), key, what, "set `grpc.tls_certificate_file` and `grpc.tls_key_file`");
+    }
+}
+
+fn check_acme(config: &Config, layers: &mut Layers) {
+    let key = "acme.domains";
+    if config.acme.domains.is_empty() {
+        return;
+    }
+    if config.ingest.tls_certificate_file.is_some() {
+        let what = "the public listener has a certificate by `ingest.tls_certificate_file`";
+        layers.report(layers.origin(key), key, what, "choose one of the two");
+    }
+    let is_name = |name: &str| {
+        let label = |label: &str| {
+            let allowed = |b: u8| b.is_ascii_alphanumeric() || b == b'-';
+            (1..=63).contains(&label.len()) && label.bytes().all(allowed)
+        };
+        name.len() <= 253 && name.contains('.') && name.split('.').all(label) && name.parse::<Ipv4Addr>().is_err()
+    };
+    if let Some(wrong) = config.acme.domains.iter().find(|name| !is_name(name)) {
+        let what = format!("{wrong:?} is no domain that can be proved: not an address, a wildcard or a URL");
+        layers.report(layers.origin(key), key, what, "write it like hooks.example.com");
+    }
+}
+
 fn check_listeners_differ(config: &Config, layers: &mut Layers) {
     let listeners = [
         ("ingest.listen", config.ingest.listen),
@@ -166,12 +217,15 @@ fn check_listeners_differ(config: &Config, layers: &mut Layers) {
     }
 }
 
-fn check_one_body_fits(config: &Config, layers: &mut Layers) {
-    let (all, one) = (config.ingest.inflight_bytes_max, config.ingest.body_bytes_max);
-    if all >= one || !layers.is_readable("ingest.body_bytes_max") {
-        return;
+fn check_one_request_fits(config: &Config, layers: &mut Layers) {
+    let Config { ingest, grpc, .. } = config;
+    for (key, all, one_key, one) in [
+        ("ingest.inflight_bytes_max", ingest.inflight_bytes_max, "ingest.body_bytes_max", ingest.body_bytes_max),
+        ("grpc.inflight_bytes_max", grpc.inflight_bytes_max, "grpc.request_bytes_max", grpc.request_bytes_max),
+    ] {
+        if all < one && layers.is_readable(one_key) {
+            let what = format!("{} is less than `{one_key}`, {}", size_text(all), size_text(one));
+            layers.report(layers.origin(key), key, what, "raise it, or lower the other: one must fit");
+        }
     }
-    let key = "ingest.inflight_bytes_max";
-    let what = format!("{} is less than `ingest.body_bytes_max`, {}", size_text(all), size_text(one));
-    layers.report(layers.origin(key), key, what, "raise it, or lower the other: one body must fit");
 }

@@ -22,13 +22,15 @@ use super::{
 };
 
 /// Variables that begin with `BLOBCAST_` and are no keys: the command line reads them itself.
-pub const CLIENT_VARIABLES: [&str; 6] = [
+pub const CLIENT_VARIABLES: [&str; 8] = [
     "BLOBCAST_CONFIG",
     "BLOBCAST_GRPC_URL",
     "BLOBCAST_INGEST_URL",
     "BLOBCAST_ADMIN_URL",
     "BLOBCAST_TOKEN",
     "BLOBCAST_TOKEN_FILE",
+    "BLOBCAST_TLS_CERTIFICATE_FILE",
+    "BLOBCAST_TLS_KEY_FILE",
 ];
 
 const VARIABLE_PREFIX: &str = "BLOBCAST_";

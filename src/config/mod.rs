@@ -69,6 +69,8 @@ pub struct Config {
     pub grpc: Grpc,
     /// The listener for operators.
     pub admin: Admin,
+    /// The public listener's certificate.
+    pub acme: Acme,
     /// The event log.
     pub log: Log,
     /// Callbacks that were not understood.
@@ -104,12 +106,23 @@ pub struct Ingest {
     pub trusted_proxies: Vec<IpNet>,
     /// Where they say it.
     pub forwarded_header: ForwardedHeader,
+    /// Whether connections of trusted proxies begin with a PROXY header.
+    pub proxy_protocol: bool,
+    /// The certificate chain, PEM; `None`: no certificate from a file.
+    #[serde(deserialize_with = "units::optional_path")]
+    pub tls_certificate_file: Option<PathBuf>,
+    /// Its key, PEM; there exactly if the certificate is.
+    #[serde(deserialize_with = "units::optional_path")]
+    pub tls_key_file: Option<PathBuf>,
     /// Refused requests of one address in a minute before it is told to slow down.
     #[serde(deserialize_with = "units::count")]
     pub refusals_per_minute_max: u64,
     /// Open TCP connections.
     #[serde(deserialize_with = "units::count")]
     pub connections_max: u64,
+    /// Those of one address.
+    #[serde(deserialize_with = "units::count")]
+    pub connections_per_address_max: u64,
     /// Bytes of one body.
     #[serde(deserialize_with = "units::size")]
     pub body_bytes_max: u64,
@@ -142,6 +155,15 @@ pub struct Grpc {
     pub listen: SocketAddr,
     /// Whether those who show nothing are let in, wherever it listens.
     pub allow_anonymous: bool,
+    /// The certificate chain, PEM; `None`: no TLS.
+    #[serde(deserialize_with = "units::optional_path")]
+    pub tls_certificate_file: Option<PathBuf>,
+    /// Its key, PEM; there exactly if the certificate is.
+    #[serde(deserialize_with = "units::optional_path")]
+    pub tls_key_file: Option<PathBuf>,
+    /// Who signs clients' certificates, PEM; only with TLS.
+    #[serde(deserialize_with = "units::optional_path")]
+    pub tls_client_ca_file: Option<PathBuf>,
     /// Open streams on this broker.
     #[serde(deserialize_with = "units::count")]
     pub subscriptions_max: u64,
@@ -166,6 +188,9 @@ pub struct Grpc {
     /// Bytes of one request message.
     #[serde(deserialize_with = "units::size")]
     pub request_bytes_max: u64,
+    /// Bytes of all requests that are arriving; at least `request_bytes_max`.
+    #[serde(deserialize_with = "units::size")]
+    pub inflight_bytes_max: u64,
 }
 
 /// The listener for operators and probes.
@@ -177,6 +202,29 @@ pub struct Admin {
     pub listen: SocketAddr,
     /// Whether it may listen beyond loopback.
     pub allow_anonymous: bool,
+    /// The certificate chain, PEM; `None`: no TLS.
+    #[serde(deserialize_with = "units::optional_path")]
+    pub tls_certificate_file: Option<PathBuf>,
+    /// Its key, PEM; there exactly if the certificate is.
+    #[serde(deserialize_with = "units::optional_path")]
+    pub tls_key_file: Option<PathBuf>,
+}
+
+/// The public listener's certificate from an ACME authority.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Acme {
+    /// What the certificate is for; empty: off.
+    #[serde(deserialize_with = "units::texts")]
+    pub domains: Vec<String>,
+    /// Whom the authority may warn, as URLs.
+    #[serde(deserialize_with = "units::texts")]
+    pub contact: Vec<String>,
+    /// The authority.
+    pub directory_url: String,
+    /// Who signs the authority's own certificate, PEM; `None`: the system knows.
+    #[serde(deserialize_with = "units::optional_path")]
+    pub directory_ca_file: Option<PathBuf>,
 }
 
 /// The event log.

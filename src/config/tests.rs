@@ -20,6 +20,11 @@ const OTHER_VALUES: &[(&str, [&str; 3])] = &[
     ("ingest.allowed_networks", ["10.0.0.0/8", "10.0.0.1", "::1,10.0.0.0/9"]),
     ("ingest.trusted_proxies", ["10.0.0.0/8", "10.0.0.1", "::1, 10.0.0.0/9"]),
     ("ingest.refusals_per_minute_max", ["1", "2", "3"]),
+    ("ingest.connections_per_address_max", ["1", "2", "3"]),
+    ("acme.domains", ["a.example", "b.example", "c.example,d.example"]),
+    ("acme.contact", ["mailto:a@example.com", "mailto:b@example.com", "mailto:c@example.com"]),
+    ("acme.directory_url", ["https://a", "https://b", "https://c"]),
+    ("acme.directory_ca_file", ["/a", "/b", "/c"]),
     ("ingest.connections_max", ["1", "2", "3"]),
     ("ingest.body_bytes_max", ["1KiB", "2KiB", "3000"]),
     ("ingest.header_bytes_max", ["8KiB", "9KiB", "10KiB"]),
@@ -37,6 +42,7 @@ const OTHER_VALUES: &[(&str, [&str; 3])] = &[
     ("grpc.keepalive_interval", ["1s", "2s", "3s"]),
     ("grpc.keepalive_timeout", ["1s", "2s", "3s"]),
     ("grpc.request_bytes_max", ["1KiB", "2KiB", "3KiB"]),
+    ("grpc.inflight_bytes_max", ["4MiB", "5MiB", "6MiB"]),
     ("admin.listen", ["127.0.0.1:1", "[::1]:2", "localhost:3"]),
     ("log.retention_age_max", ["1h", "2d", "3m"]),
     ("log.retention_bytes_max", ["1MiB", "2MiB", "3MiB"]),
@@ -54,16 +60,25 @@ const TWO_VALUED: &[(&str, [&str; 3])] = &[
     ("ingest.allow_unverified", ["true", "false", "true"]),
     ("ingest.body_signature", ["observe", "require", "observe"]),
     ("ingest.allowlist", ["report", "off", "report"]),
+    ("ingest.proxy_protocol", ["true", "false", "true"]),
     ("ingest.forwarded_header", ["forwarded", "x-forwarded-for", "forwarded"]),
     ("grpc.allow_anonymous", ["true", "false", "true"]),
     ("admin.allow_anonymous", ["true", "false", "true"]),
     ("logging.format", ["text", "json", "text"]),
 ];
 
+/// Certificate, key and authority of each listener.
+const TLS: [[&str; 3]; 3] = [
+    ["ingest.tls_certificate_file", "ingest.tls_key_file", ""],
+    ["grpc.tls_certificate_file", "grpc.tls_key_file", "grpc.tls_client_ca_file"],
+    ["admin.tls_certificate_file", "admin.tls_key_file", ""],
+];
+
 /// Key, the values at both ends of its range, and those just outside; `None` where there is no upper end.
 type Ends = (&'static str, [&'static str; 2], Option<[&'static str; 2]>);
 const ENDS: &[Ends] = &[
     ("ingest.connections_max", ["0", "1"], Some(["1000000", "1000001"])),
+    ("ingest.connections_per_address_max", ["0", "1"], Some(["1000000", "1000001"])),
     ("ingest.refusals_per_minute_max", ["0", "1"], Some(["1000000", "1000001"])),
     ("ingest.body_bytes_max", ["1023", "1KiB"], Some(["64MiB", "67108865"])),
     ("ingest.header_bytes_max", ["8191", "8KiB"], Some(["1MiB", "1048577"])),
@@ -80,6 +95,7 @@ const ENDS: &[Ends] = &[
     ("grpc.keepalive_interval", ["999ms", "1s"], Some(["1h", "1h 1ns"])),
     ("grpc.keepalive_timeout", ["99ms", "100ms"], Some(["5m", "5m 1ns"])),
     ("grpc.request_bytes_max", ["1023", "1KiB"], Some(["64MiB", "67108865"])),
+    ("grpc.inflight_bytes_max", ["1048575", "1MiB"], None),
     ("log.retention_age_max", ["999ms", "1s"], Some(["3650d", "3650d 1ns"])),
     ("log.retention_bytes_max", ["1048575", "1MiB"], None),
     ("log.disk_free_min_percent", ["-1", "0"], Some(["100", "101"])),
@@ -191,7 +207,7 @@ fn every_key_of_the_configuration_is_in_the_default_file() {
 
 #[test]
 fn a_key_that_nothing_reads_cannot_exist() {
-    for section in ["", "ingest", "grpc", "admin", "log", "quarantine", "hub", "store", "shutdown", "logging"] {
+    for section in ["", "ingest", "grpc", "admin", "acme", "log", "quarantine", "hub", "store", "shutdown", "logging"] {
         let mut table: toml::Table = toml::from_str(DEFAULT).unwrap();
         let inner = if section.is_empty() { &mut table } else { table[section].as_table_mut().unwrap() };
         inner.insert("unread".into(), Value::Boolean(true));
@@ -202,7 +218,9 @@ fn a_key_that_nothing_reads_cannot_exist() {
 #[test]
 fn every_key_is_overridden_by_file_then_environment_then_flag() {
     let tables = OTHER_VALUES.iter().chain(TWO_VALUED);
-    let covered: BTreeSet<_> = tables.clone().map(|(key, _)| (*key).to_owned()).collect();
+    let mut covered: BTreeSet<_> = tables.clone().map(|(key, _)| (*key).to_owned()).collect();
+    // These go by twos and threes only; their own test sets them together.
+    covered.extend(TLS.iter().flat_map(|keys| keys.iter().filter(|key| !key.is_empty()).map(|key| (*key).to_owned())));
     assert_eq!(covered, keys().into_iter().collect(), "the table covers every key");
     for (key, [in_file, in_environment, in_flag]) in tables {
         // What a value makes of the defaults when nothing else is set.
@@ -384,7 +402,9 @@ fn every_range_holds_on_both_sides_of_its_ends() {
 
 /// The flag, in a configuration where one body always fits.
 fn roomy(key: &str, value: &str) -> Sources {
-    flags(&[("ingest.inflight_bytes_max", "1GiB"), ("ingest.body_bytes_max", "1KiB"), (key, value)])
+    let small = [("ingest.body_bytes_max", "1KiB"), ("grpc.request_bytes_max", "1KiB")];
+    let large = [("ingest.inflight_bytes_max", "1GiB"), ("grpc.inflight_bytes_max", "1GiB")];
+    flags(&[&small[..], &large[..], &[(key, value)]].concat())
 }
 
 #[test]
@@ -464,6 +484,36 @@ fn a_network_is_an_address_with_or_without_its_bits() {
         let errors = errors_of(load(wrong));
         assert!(errors[0].contains("write it like [\"198.51.100.0/24\""), "{errors:?}");
     }
+}
+
+#[test]
+fn a_certificate_comes_with_its_key_and_an_authority_with_both() {
+    for [certificate, key, authority] in TLS {
+        let config = load(&flags(&[(certificate, "/c.pem"), (key, "/k.pem")])).unwrap();
+        assert_ne!(config, default_config(), "{certificate} is read");
+        for lonely in [certificate, key] {
+            let errors = errors_of(load(&flag(lonely, "/x.pem")));
+            assert!(errors[0].contains("is of no use without"), "{errors:?}");
+        }
+        if !authority.is_empty() {
+            assert!(load(&flags(&[(certificate, "/c.pem"), (key, "/k.pem"), (authority, "/a.pem")])).is_ok());
+            let errors = errors_of(load(&flag(authority, "/a.pem")));
+            assert!(errors[0].contains("within TLS only"), "{errors:?}");
+        }
+    }
+}
+
+#[test]
+fn acme_is_for_domains_and_instead_of_files() {
+    assert!(load(&flag("acme.domains", "hooks.example.com,b.example.com")).is_ok());
+    for wrong in
+        ["localhost", "*.example.com", "https://example.com", "192.0.2.1", "a..b", &format!("{}.a", "x".repeat(64))]
+    {
+        let errors = errors_of(load(&flag("acme.domains", wrong)));
+        assert!(errors[0].contains("is no domain that can be proved"), "{errors:?}");
+    }
+    let both = [("acme.domains", "a.example"), ("ingest.tls_certificate_file", "c"), ("ingest.tls_key_file", "k")];
+    assert!(errors_of(load(&flags(&both)))[0].contains("choose one of the two"));
 }
 
 #[test]

@@ -208,33 +208,40 @@ pub(super) fn optional_path<'de, D: Deserializer<'de>>(from: D) -> Result<Option
 }
 
 pub(super) fn networks<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<IpNet>, D::Error> {
-    from.deserialize_any(Networks)
+    from.deserialize_any(List { expected: "a list of networks", parse: network })
+}
+
+pub(super) fn texts<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<String>, D::Error> {
+    from.deserialize_any(List { expected: "a list of texts", parse: |raw| Ok(raw.to_owned()) })
 }
 
 /// A list of texts, or one with commas, as environment and command line have it.
-struct Networks;
+struct List<T> {
+    expected: &'static str,
+    parse: Parse<T>,
+}
 
-impl<'de> Visitor<'de> for Networks {
-    type Value = Vec<IpNet>;
+impl<'de, T> Visitor<'de> for List<T> {
+    type Value = Vec<T>;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a list of networks")
+        f.write_str(self.expected)
     }
 
     fn visit_str<E: Error>(self, raw: &str) -> Result<Self::Value, E> {
         raw.split(',')
             .map(str::trim)
             .filter(|part| !part.is_empty())
-            .map(|part| network(part).map_err(E::custom))
+            .map(|part| (self.parse)(part).map_err(E::custom))
             .collect()
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Self::Value, A::Error> {
-        let mut networks = Vec::new();
+        let mut values = Vec::new();
         while let Some(raw) = list.next_element::<String>()? {
-            networks.push(network(&raw).map_err(A::Error::custom)?);
+            values.push((self.parse)(&raw).map_err(A::Error::custom)?);
         }
-        Ok(networks)
+        Ok(values)
     }
 }
 

@@ -63,6 +63,18 @@ pub fn explained(status: &Status, request_bytes_max: usize) -> Option<Status> {
     })
 }
 
+/// More is on its way in than may be held; it passes.
+pub fn overloaded() -> Status {
+    let message = "too many requests are on their way at once: send it again";
+    status(Code::ResourceExhausted, "OVERLOADED", message, [], Some(Duration::from_secs(1)))
+}
+
+/// The request has not arrived in time.
+pub fn request_late() -> Status {
+    let message = "the request did not arrive in time: send it as a whole";
+    status(Code::InvalidArgument, "INVALID_REQUEST", message, [], None)
+}
+
 /// The call's own deadline has passed.
 pub fn deadline_exceeded() -> Status {
     let message = End::DeadlineExceeded.to_string();

@@ -14,7 +14,7 @@ use access::Caller;
 pub use access::{Gate, Peer};
 pub use admin::Admin;
 pub use deadline::{Deadline, note_deadline};
-pub use errors::{deadline_exceeded, explained};
+pub use errors::{deadline_exceeded, explained, overloaded, request_late};
 pub use events::Events;
 use tonic::{Request, Status};
 

@@ -1,15 +1,6 @@
-//! The credentials file: read before anything is served, then watched. A file that cannot be used changes nothing.
+//! The credentials file, and what the configuration counts on in it.
 
-use std::{
-    fs, io,
-    path::{Path, PathBuf},
-    sync::Arc,
-    time::Duration,
-};
-
-use jiff::Timestamp;
-use tokio::time::{MissedTickBehavior, interval};
-use tokio_util::sync::CancellationToken;
+use std::{fs, path::Path, sync::Arc};
 
 use crate::{
     config::{self, Config},
@@ -17,8 +8,6 @@ use crate::{
     ingest::{Allowlist, BodySignature, ForwardedHeader, Rules, TrustedProxies},
 };
 
-/// How often the file is looked at.
-const PERIOD: Duration = Duration::from_secs(1);
 /// Largest file that is read: room for ten thousand clients.
 const FILE_BYTES_MAX: u64 = 4 * 1024 * 1024;
 
@@ -95,60 +84,10 @@ pub(super) fn rules(config: &Config, credentials: Arc<SharedCredentials>) -> Rul
     }
 }
 
-/// Puts every change of the file into force, until `stop`; `changed` is told of each, and when a client has expired.
-pub(super) async fn watch(
-    config: Config,
-    credentials: Arc<SharedCredentials>,
-    changed: impl Fn(),
-    stop: CancellationToken,
-) {
-    let Some(path) = config.credentials_file.clone() else { return stop.cancelled().await };
-    let (mut seen, mut expired) = (State::of(&path), credentials.get().expired_clients(Timestamp::now()));
-    let mut ticks = interval(PERIOD);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    loop {
-        tokio::select! {
-            () = stop.cancelled() => return,
-            _ = ticks.tick() => {}
-        }
-        let state = State::of(&path);
-        if state != seen {
-            seen = state;
-            reload(&config, &path, &credentials);
-            changed();
-        }
-        let now_expired = credentials.get().expired_clients(Timestamp::now());
-        if now_expired != expired {
-            expired = now_expired;
-            changed();
-        }
-    }
-}
-
-fn reload(config: &Config, path: &PathBuf, credentials: &SharedCredentials) {
-    match load(config) {
-        Ok(new) => {
-            let [callback_tokens, signing_keys, clients] = new.counts();
-            credentials.set(new);
-            tracing::info!(callback_tokens, signing_keys, clients, "credentials reloaded");
-        }
-        Err(problem) => {
-            tracing::error!(problem, ?path, "the credentials stay as they were: correct the file");
-        }
-    }
-}
-
-/// What tells one state of a file from another without reading it.
-#[derive(Debug, PartialEq)]
-struct State(Result<(u64, u64, std::time::SystemTime), io::ErrorKind>);
-
-impl State {
-    fn of(path: &Path) -> Self {
-        use std::os::unix::fs::MetadataExt;
-        let state = || {
-            let metadata = fs::metadata(path)?;
-            Ok::<_, io::Error>((metadata.ino(), metadata.len(), metadata.modified()?))
-        };
-        Self(state().map_err(|error| error.kind()))
-    }
+/// Puts what the file says by now into force.
+pub(super) fn reload(config: &Config, credentials: &SharedCredentials) -> Result<String, String> {
+    let new = load(config)?;
+    let [callback_tokens, signing_keys, clients] = new.counts();
+    credentials.set(new);
+    Ok(format!("{callback_tokens} callback tokens, {signing_keys} signing keys, {clients} clients"))
 }

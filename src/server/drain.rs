@@ -13,6 +13,8 @@ const CLOSING: Duration = Duration::from_secs(1);
 /// end must not take the streams' goodbye, nor a stream that is never read the last commits.
 const REQUESTS_QUARTERS: u32 = 2;
 const STREAMS_QUARTERS: u32 = 3;
+/// When no stream has ended for so long, those that are left are not being read, and would not end at all.
+const STALLED: Duration = Duration::from_secs(3);
 /// How often the number of open streams is looked at.
 const POLL: Duration = Duration::from_millis(10);
 
@@ -32,8 +34,15 @@ pub(super) async fn drain(server: Server, drain_timeout: Duration) {
     let ingest_done = timeout_at(by_quarter(REQUESTS_QUARTERS), tasks.join_next()).await.is_ok();
 
     sources.hub.close();
-    while !sources.registry.is_empty() && Instant::now() < by_quarter(STREAMS_QUARTERS) {
+    tracing::info!(subscriptions = sources.registry.len(), "ending streams");
+    let mut left = sources.registry.len();
+    let mut give_up = Instant::now() + STALLED;
+    while left > 0 && Instant::now() < give_up.min(by_quarter(STREAMS_QUARTERS)) {
         sleep(POLL).await;
+        let now_left = sources.registry.len();
+        if now_left < left {
+            (left, give_up) = (now_left, Instant::now() + STALLED);
+        }
     }
     let cut_off = sources.registry.len();
     server.stop_grpc.cancel();

@@ -1,4 +1,5 @@
-//! Plain HTTP/1.1 on a listener: bounded connections, headers and header time, and answers that arrive.
+//! HTTP/1.1 on a listener, and HTTP/2 where TLS has agreed on it: bounded connections, headers, header time and time to take an
+//! answer, and answers that arrive.
 //!
 //! An accept loop of our own, because the usual `serve` waits for ever for a first byte and takes any number of connections.
 
@@ -6,28 +7,37 @@ use std::{
     future::poll_fn,
     io,
     net::IpAddr,
+    pin::{Pin, pin},
     sync::{
-        Arc,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
 };
 
-use axum::Router;
-use hyper::{Request, body::Incoming, server::conn::http1, service::Service};
+use axum::{Router, http::StatusCode, response::IntoResponse};
+use hyper::{
+    Request,
+    body::Incoming,
+    server::conn::{http1, http2},
+    service::{Service, service_fn},
+};
 use hyper_util::{
-    rt::{TokioIo, TokioTimer},
+    rt::{TokioExecutor, TokioIo, TokioTimer},
     service::TowerToHyperService,
 };
-use prometheus::{IntCounter, IntCounterVec, IntGauge};
+use prometheus::{IntCounterVec, IntGauge};
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     net::{TcpListener, TcpStream},
     sync::{OwnedSemaphorePermit, Semaphore},
-    time::{sleep, timeout},
+    time::{Instant, sleep_until, timeout},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
+use tokio_io_timeout::TimeoutStream;
+
+use super::net::{self, Entrance, Opened, Stream, tls::H2};
 use crate::{config, ingest::PeerAddress, metrics::Metrics};
 
 /// Connections beyond the limit that are being told so. When these are used up, too, the rest waits in the kernel's queue.
@@ -43,8 +53,15 @@ const ADMIN_HEADER_BYTES_MAX: usize = 16 * 1024;
 const ADMIN_HEADERS_MAX: usize = 64;
 /// Time for them to arrive, and for an idle connection to ask again: longer than the usual 15 s between two scrapes.
 const ADMIN_HEADER_TIMEOUT: Duration = Duration::from_secs(30);
-/// Pause after a failed accept: out of file descriptors, and the next attempt would fail at once.
-const ACCEPT_RETRY: Duration = Duration::from_millis(50);
+/// How long a client may take to take some of an answer: they are small, so only one that does not read at all needs longer.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Requests at once on one HTTP/2 connection.
+const H2_STREAMS_MAX: u32 = 128;
+/// What may be sent on one of them, and on all, before it is read: bodies are counted as they are read.
+const H2_STREAM_WINDOW_BYTES: u32 = 64 * 1024;
+const H2_CONNECTION_WINDOW_BYTES: u32 = 1024 * 1024;
+/// Requests that were reset and are not seen off yet; more of them is an attack (rapid reset), and closes the connection.
+const H2_PENDING_RESETS_MAX: usize = 20;
 
 const REFUSAL: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 30\r\nconnection: close\r\n\
     content-type: application/json\r\ncontent-length: 100\r\n\r\n\
@@ -90,17 +107,20 @@ impl Limits {
 /// What one listener counts.
 pub(super) struct Counters {
     open: IntGauge,
-    refused: IntCounter,
+    /// Connections that were not let in, by listener and cause.
+    refused: IntCounterVec,
     /// Requests that ended before their headers were complete, by outcome; of the ingest listener only.
     callbacks: Option<IntCounterVec>,
+    listener: &'static str,
 }
 
 impl Counters {
-    pub(super) fn of(listener: &str, metrics: &Metrics) -> Self {
+    pub(super) fn of(listener: &'static str, metrics: &Metrics) -> Self {
         Self {
             open: metrics.connections.with_label_values(&[listener]),
-            refused: metrics.connections_refused.with_label_values(&[listener]),
+            refused: metrics.connections_refused.clone(),
             callbacks: None,
+            listener,
         }
     }
 
@@ -112,6 +132,7 @@ impl Counters {
 /// Serves until `stop`, then lets the requests under way finish.
 pub(super) async fn serve(
     listener: TcpListener,
+    entrance: Entrance,
     router: Router,
     limits: Limits,
     counters: Counters,
@@ -126,8 +147,7 @@ pub(super) async fn serve(
             accepted = listener.accept() => match accepted {
                 Ok(accepted) => accepted,
                 Err(error) => {
-                    tracing::warn!(%error, "cannot accept a connection: check the limit of open files");
-                    sleep(ACCEPT_RETRY).await;
+                    net::accept_failed(&error).await;
                     continue;
                 }
             },
@@ -136,12 +156,21 @@ pub(super) async fn serve(
         let _ = stream.set_nodelay(true).is_ok();
         match Arc::clone(&slots).try_acquire_owned() {
             Ok(slot) => {
-                let served =
-                    connection(stream, peer.ip(), router.clone(), limits, counters.callbacks.clone(), stop.clone());
+                let (entrance, refused, listener) = (entrance.clone(), counters.refused.clone(), counters.listener);
+                let service = Served { router: router.clone(), limits, callbacks: counters.callbacks.clone() };
+                let stop = stop.clone();
+                let served = async move {
+                    match entrance.open(stream, peer).await {
+                        Ok(opened) => service.serve(opened, stop).await,
+                        Err(error) => refused.with_label_values(&[listener, error.cause()]).inc(),
+                    }
+                };
                 connections.spawn(counted(served, slot, counters.open.clone()));
             }
+            // Whoever expects TLS could not read it.
+            Err(_) if entrance.has_tls() => counters.refused.with_label_values(&[counters.listener, "full"]).inc(),
             Err(_) => {
-                counters.refused.inc();
+                counters.refused.with_label_values(&[counters.listener, "full"]).inc();
                 let Ok(refusal) = Arc::clone(&refusals).acquire_owned().await else { break };
                 connections.spawn(refuse(stream, limits.linger, refusal));
             }
@@ -201,53 +230,147 @@ impl Unread {
     }
 }
 
-async fn connection(
-    stream: TcpStream,
-    peer: IpAddr,
+/// What a connection is served with.
+struct Served {
     router: Router,
     limits: Limits,
     callbacks: Option<IntCounterVec>,
-    stop: CancellationToken,
-) {
-    let service = TowerToHyperService::new(router);
-    let answering = AtomicBool::new(false);
-    let boxed = hyper::service::service_fn(|mut request: Request<Incoming>| {
-        request.extensions_mut().insert(PeerAddress(peer));
-        answering.store(true, Ordering::Relaxed);
-        let answer = service.call(request);
-        let answering = &answering;
-        Box::pin(async move {
-            let answer = answer.await;
-            answering.store(false, Ordering::Relaxed);
-            answer
-        })
-    });
-    let mut connection = http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(limits.header_timeout)
-        .max_buf_size(limits.header_bytes_max)
-        .max_headers(limits.headers_max)
-        .serve_connection(TokioIo::new(stream), boxed);
-    let (mut stopping, mut cut_off) = (false, false);
-    let ended = loop {
-        tokio::select! {
-            ended = poll_fn(|cx| connection.poll_without_shutdown(cx)) => break ended,
-            () = stop.cancelled(), if !stopping => {
-                stopping = true;
-                // hyper closes a connection between two requests at once, also when the next has begun to arrive.
-                cut_off = !answering.load(Ordering::Relaxed);
-                std::pin::Pin::new(&mut connection).graceful_shutdown();
+}
+
+type Timed = Pin<Box<TimeoutStream<Stream>>>;
+
+impl Served {
+    async fn serve(self, opened: Opened, stop: CancellationToken) {
+        let (is_h2, peer) = (opened.stream.alpn() == Some(H2), opened.client.ip());
+        let (stream, _share) = opened.into_parts();
+        let mut stream = TimeoutStream::new(stream);
+        stream.set_write_timeout(Some(WRITE_TIMEOUT));
+        if is_h2 { self.h2(Box::pin(stream), peer, stop).await } else { self.h1(Box::pin(stream), peer, stop).await }
+    }
+
+    async fn h1(self, stream: Timed, peer: IpAddr, stop: CancellationToken) {
+        let Self { router, limits, callbacks } = self;
+        let service = TowerToHyperService::new(router);
+        let answering = AtomicBool::new(false);
+        let boxed = service_fn(|mut request: Request<Incoming>| {
+            request.extensions_mut().insert(PeerAddress(peer));
+            answering.store(true, Ordering::Relaxed);
+            let answer = service.call(request);
+            let answering = &answering;
+            Box::pin(async move {
+                let answer = answer.await;
+                answering.store(false, Ordering::Relaxed);
+                answer
+            })
+        });
+        let mut connection = http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(limits.header_timeout)
+            .max_buf_size(limits.header_bytes_max)
+            .max_headers(limits.headers_max)
+            .serve_connection(TokioIo::new(stream), boxed);
+        let (mut stopping, mut cut_off) = (false, false);
+        let ended = loop {
+            tokio::select! {
+                ended = poll_fn(|cx| connection.poll_without_shutdown(cx)) => break ended,
+                () = stop.cancelled(), if !stopping => {
+                    stopping = true;
+                    // hyper closes a connection between two requests at once, also when the next has begun to arrive.
+                    cut_off = !answering.load(Ordering::Relaxed);
+                    Pin::new(&mut connection).graceful_shutdown();
+                }
+            }
+        };
+        let parts = connection.into_parts();
+        let unread = Unread::of(&ended, !parts.read_buf.is_empty(), cut_off);
+        if let (Some(unread), Some(callbacks)) = (unread, callbacks) {
+            callbacks.with_label_values(&[unread.as_str()]).inc();
+        }
+        let mut stream = parts.io.into_inner();
+        if stream.write_all(unread.map_or(b"", Unread::answer)).await.is_ok() {
+            linger(stream, limits.linger).await;
+        }
+    }
+
+    async fn h2(self, stream: Timed, peer: IpAddr, stop: CancellationToken) {
+        let Self { router, limits, .. } = self;
+        let service = TowerToHyperService::new(router);
+        let activity = Arc::new(Activity::default());
+        let counted = service_fn(|mut request: Request<Incoming>| {
+            let (busy, too_many) = (activity.begin(), request.headers().len() > limits.headers_max);
+            request.extensions_mut().insert(PeerAddress(peer));
+            let answer = service.call(request);
+            Box::pin(async move {
+                let _busy = busy;
+                if too_many { Ok(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE.into_response()) } else { answer.await }
+            })
+        });
+        let connection = http2::Builder::new(TokioExecutor::new())
+            .timer(TokioTimer::new())
+            .max_concurrent_streams(H2_STREAMS_MAX)
+            .max_header_list_size(u32::try_from(limits.header_bytes_max).unwrap_or(u32::MAX))
+            .initial_stream_window_size(H2_STREAM_WINDOW_BYTES)
+            .initial_connection_window_size(H2_CONNECTION_WINDOW_BYTES)
+            .max_pending_accept_reset_streams(H2_PENDING_RESETS_MAX)
+            .serve_connection(TokioIo::new(stream), counted);
+        let mut connection = pin!(connection);
+        let mut goodbye = None;
+        loop {
+            let quiet_until = activity.quiet_since().map(|since| since + limits.header_timeout);
+            let wake = goodbye.or(quiet_until).unwrap_or_else(|| Instant::now() + limits.header_timeout);
+            tokio::select! {
+                _ = &mut connection => return,
+                () = stop.cancelled(), if goodbye.is_none() => {
+                    connection.as_mut().graceful_shutdown();
+                    goodbye = Some(Instant::now() + WRITE_TIMEOUT);
+                }
+                () = sleep_until(wake) => match goodbye {
+                    // It was told, and has had its time.
+                    Some(_) => return,
+                    None if quiet_until.is_some_and(|quiet| quiet <= Instant::now()) => {
+                        connection.as_mut().graceful_shutdown();
+                        goodbye = Some(Instant::now() + limits.linger);
+                    }
+                    None => {}
+                },
             }
         }
-    };
-    let parts = connection.into_parts();
-    let unread = Unread::of(&ended, !parts.read_buf.is_empty(), cut_off);
-    if let (Some(unread), Some(callbacks)) = (unread, callbacks) {
-        callbacks.with_label_values(&[unread.as_str()]).inc();
     }
-    let mut stream = parts.io.into_inner();
-    if stream.write_all(unread.map_or(b"", Unread::answer)).await.is_ok() {
-        linger(stream, limits.linger).await;
+}
+
+/// How many requests are being answered, and since when it is so many.
+struct Activity(Mutex<(usize, Instant)>);
+
+impl Default for Activity {
+    fn default() -> Self {
+        Self(Mutex::new((0, Instant::now())))
+    }
+}
+
+impl Activity {
+    fn begin(self: &Arc<Self>) -> Busy {
+        self.lock().0 += 1;
+        Busy(Arc::clone(self))
+    }
+
+    fn quiet_since(&self) -> Option<Instant> {
+        let (count, since) = *self.lock();
+        (count == 0).then_some(since)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, (usize, Instant)> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A request that is being answered.
+struct Busy(Arc<Activity>);
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        let mut state = self.0.lock();
+        state.0 -= 1;
+        state.1 = Instant::now();
     }
 }
 
@@ -258,7 +381,7 @@ async fn refuse(mut stream: TcpStream, patience: Duration, _refusal: OwnedSemaph
 }
 
 /// Closes so that what was written arrives: a socket closed with unread data resets the connection, answer and all.
-async fn linger(mut stream: TcpStream, patience: Duration) {
+async fn linger(mut stream: impl AsyncRead + AsyncWrite + Unpin, patience: Duration) {
     let mut discard = async || -> io::Result<()> {
         stream.shutdown().await?;
         let mut buffer = [0; 4096];
@@ -288,9 +411,10 @@ mod tests {
         let metrics = Metrics::default();
         // Nobody has room, and who was told so keeps a place until he has closed.
         let limits = Limits { connections_max: 0, linger: Duration::MAX, ..Limits::admin() };
-        let refused = metrics.connections_refused.with_label_values(&["test"]);
+        let refused = metrics.connections_refused.with_label_values(&["test", "full"]);
         let (counters, stop) = (Counters::of("test", &metrics), CancellationToken::new());
-        tokio::spawn(serve(listener, Router::new(), limits, counters, stop));
+        let entrance = Entrance::open_to_all(None);
+        tokio::spawn(serve(listener, entrance, Router::new(), limits, counters, stop));
         let mut told = Vec::new();
         for _ in 0..REFUSALS_MAX {
             let mut stream = TcpStream::connect(address).await.unwrap();

@@ -1,5 +1,6 @@
 //! Builds the broker from its configuration, runs it, and takes it down in order. The only place that spawns what lives long.
 
+mod acme;
 mod admin;
 mod banner;
 mod credentials;
@@ -7,6 +8,9 @@ mod drain;
 mod grpc;
 mod http;
 mod logging;
+mod net;
+mod secured;
+mod watch;
 
 use std::{io, net::SocketAddr, sync::Arc, thread};
 
@@ -32,6 +36,9 @@ use crate::{
     subscription::{Registry, RegistryLimits, Sources},
     wire::FilterLimits,
 };
+use net::Entrance;
+use secured::Secured;
+use watch::Watched;
 
 /// Connections that wait in the kernel to be accepted: the most that Linux allows by default. Beyond it a rush ends in SYN
 /// cookies, and those in resets, where a 503 is owed (tokio's own 1,024 did so from 2,000 connections at once).
@@ -58,6 +65,9 @@ pub enum StartError {
     /// The credentials file cannot be used.
     #[error("cannot use the credentials: {0}")]
     Credentials(String),
+    /// A certificate cannot be used.
+    #[error("cannot use the certificate: {0}")]
+    Tls(String),
     /// The operating system gives no thread.
     #[error("cannot start the writer's thread: {0}")]
     Thread(io::Error),
@@ -117,6 +127,7 @@ impl Server {
         let credentials = Arc::new(SharedCredentials::default());
         credentials.set(credentials::load(config).map_err(StartError::Credentials)?);
         let metrics = Arc::new(Metrics::default());
+        let mut secured = Secured::new(config, &metrics).map_err(StartError::Tls)?;
         let sources = open_sources(config, &metrics).await?;
         let (appender, writer) = start_writer(config, &sources)?;
         let journal: Arc<dyn Journal> = Arc::new(Local::new(appender.clone()));
@@ -139,19 +150,26 @@ impl Server {
         let mut tasks = JoinSet::new();
         let limits = http::Limits::ingest(&config.ingest);
         let counters = http::Counters::of_ingest(&metrics);
-        let serve = http::serve(ingest_listener, ingest.router(), limits, counters, stop_ingest.clone());
+        let entrance = secured.ingest_entrance(config);
+        let serve = http::serve(ingest_listener, entrance, ingest.router(), limits, counters, stop_ingest.clone());
         tasks.spawn(named("the ingest listener", serve));
         let open = metrics.connections.with_label_values(&["grpc"]);
-        let serve = grpc::serve(grpc_listener, services, config.grpc.clone(), open, stop_grpc.clone());
+        let counters = grpc::Counters { open, refused: metrics.connections_refused.clone() };
+        let entrance = Entrance::open_to_all(secured.grpc.clone());
+        let serve = grpc::serve(grpc_listener, entrance, services, config.grpc.clone(), counters, stop_grpc.clone());
         tasks.spawn(named("the gRPC listener", serve));
-        let limits = http::Limits::admin();
-        let counters = http::Counters::of("admin", &metrics);
-        let serve = http::serve(admin_listener, admin::router(&status), limits, counters, stop_admin.clone());
+        let (limits, counters) = (http::Limits::admin(), http::Counters::of("admin", &metrics));
+        let entrance = Entrance::open_to_all(secured.admin.clone());
+        let serve = http::serve(admin_listener, entrance, admin::router(&status), limits, counters, stop_admin.clone());
         tasks.spawn(named("the admin listener", serve));
-        let reviewed = Arc::clone(&sources);
-        let review = move || reviewed.registry.review(&reviewed.hub, |client, filter| gate.review(client, filter));
-        let watch = credentials::watch(config.clone(), Arc::clone(&credentials), review, stop_admin.clone());
-        tasks.spawn(named("the credentials' watch", watch));
+        if let Some(acme) = secured.acme.take() {
+            tasks.spawn(named("the renewal of certificates", acme.run(stop_admin.clone())));
+        }
+        let mut watched = secured.watched(&metrics);
+        watched.extend(watched_credentials(config, &credentials));
+        let review = review(Arc::clone(&sources), gate);
+        let watch = watch::watch(watched, review, Arc::clone(&metrics), stop_admin.clone());
+        tasks.spawn(named("the watch of files", watch));
         Ok(Self {
             addresses,
             sources,
@@ -204,6 +222,25 @@ fn bind(address: SocketAddr, key: &'static str, flag: &'static str) -> Result<Tc
         socket.listen(ACCEPT_QUEUE_MAX)
     };
     listen().map_err(|source| StartError::Listen { address, key, flag, source })
+}
+
+fn watched_credentials(config: &Config, credentials: &Arc<SharedCredentials>) -> Option<Watched> {
+    let path = config.credentials_file.clone()?;
+    let (config, credentials) = (config.clone(), Arc::clone(credentials));
+    Some(Watched::new("credentials", vec![path], move || credentials::reload(&config, &credentials)))
+}
+
+/// Cuts off whom the credentials do not let in any more, when they have changed or somebody's have expired.
+fn review(sources: Arc<Sources>, gate: rpc::Gate) -> impl FnMut() {
+    let mut reviewed = (gate.credentials.get(), 0);
+    move || {
+        let credentials = gate.credentials.get();
+        let expired = credentials.expired_clients(jiff::Timestamp::now());
+        if !Arc::ptr_eq(&credentials, &reviewed.0) || expired != reviewed.1 {
+            reviewed = (credentials, expired);
+            sources.registry.review(&sources.hub, |client, filter| gate.review(client, filter));
+        }
+    }
 }
 
 /// Whether only this machine reaches an address.

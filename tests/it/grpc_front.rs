@@ -219,3 +219,44 @@ async fn a_call_whose_own_deadline_passes_is_told_so() {
     let (_, status) = calls.clone().call(WAIT_TASK, &[("grpc-timeout", "1H")], request).await;
     assert_eq!(status.unwrap().code(), Code::Ok);
 }
+
+#[tokio::test]
+async fn a_connection_that_never_says_http_2_gives_its_place_back() {
+    let server = Options::default().set("grpc.connections_max", 2).start().await;
+    let silent = within("a connection", tokio::net::TcpStream::connect(server.grpc)).await.unwrap();
+    let mut halfway = within("a connection", tokio::net::TcpStream::connect(server.grpc)).await.unwrap();
+    tokio::io::AsyncWriteExt::write_all(&mut halfway, b"PRI * HTTP/2").await.unwrap();
+    until("both to be in", async || open_connections(&server).await == 2.0).await;
+    // Waits in the kernel's queue until their time is up.
+    server.log_info().await;
+    let refused = "blobcast_connections_refused_total{cause=\"timeout\",listener=\"grpc\"}";
+    assert!(server.metric(refused).await >= 1.0);
+    drop((silent, halfway));
+    let mut http_1 = within("a connection", tokio::net::TcpStream::connect(server.grpc)).await.unwrap();
+    tokio::io::AsyncWriteExt::write_all(&mut http_1, b"GET / HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+    let mut answer = Vec::new();
+    let _ = within("the end", tokio::io::AsyncReadExt::read_to_end(&mut http_1, &mut answer)).await.is_ok();
+    assert_eq!(answer, b"", "it is not kept waiting for its time to be up");
+}
+
+#[tokio::test]
+async fn requests_that_never_arrive_hold_little_memory_and_not_for_long() {
+    let options = Options::default().set("grpc.inflight_bytes_max", "1MiB").set("grpc.request_bytes_max", "1MiB");
+    let server = options.start().await;
+    let mut frames = Frames::connect(server.grpc).await;
+    // Each says that a message comes, and none does: a thousand fit, two thousand do not.
+    let begin = |number: u32| begun(2 * number + 1, "GetLogInfo");
+    assert!(frames.send((0..1_000).map(begin).collect::<Vec<_>>().concat()).await);
+    assert!(frames.is_answered().await);
+    server.log_info().await;
+    assert!(frames.send((1_000..2_000).map(begin).collect::<Vec<_>>().concat()).await);
+    let overloaded = async || {
+        let refused = server.events().await.get_log_info(GetLogInfoRequest {}).await.err();
+        refused.is_some_and(|status| refusal(&status) == (Code::ResourceExhausted, "OVERLOADED".into()))
+    };
+    until("no room to be left", overloaded).await;
+    // Their time ends by itself, though the connection stays and answers.
+    let answered = async || server.events().await.get_log_info(GetLogInfoRequest {}).await.is_ok();
+    until("room for others", answered).await;
+    assert!(frames.is_answered().await);
+}

@@ -274,7 +274,7 @@ async fn metrics_count_what_their_names_say() {
         ("blobcast_subscriptions_fell_behind_total", 0.0),
         ("blobcast_ring_events", 5.0),
         ("blobcast_store_writable", 1.0),
-        ("blobcast_connections_refused_total{listener=\"ingest\"}", 0.0),
+        ("blobcast_connections_refused_total{cause=\"full\",listener=\"ingest\"}", 0.0),
     ] {
         assert_eq!(server.metric(name).await, value, "{name}");
     }

@@ -26,4 +26,5 @@ mod server_contract;
 mod store_door;
 mod subscribe;
 mod support;
+mod tls;
 mod vendor_behaviour;

@@ -504,7 +504,7 @@ async fn the_final_status_does_not_queue_behind_undelivered_events() {
     let mut stalled = server.subscribe_narrowly(request()).await;
     let first = place(&stalled.next_event().await.cursor);
     server.signal(rustix::process::Signal::TERM);
-    until("the drain", async || server.log().contains("\"draining\"")).await;
+    until("the drain", async || server.log().contains("ending streams")).await;
     let (seen, status) = stalled.end().await.unwrap_err();
     assert_eq!(refusal(&status), (Code::Unavailable, "DRAINING".into()));
     let Some(Seen::GoingAway(going_away)) = seen.last().cloned() else { panic!("no `going_away`") };

@@ -173,7 +173,7 @@ async fn connections_up_to_the_limit_are_served_and_the_next_is_told_when_to_ret
     assert_eq!((reply.status, reply.header("retry-after"), reply.header("connection")), (503, "30", "close"));
     assert_eq!((reply.json()["status"].as_str(), reply.reason().as_str()), (Some("refused"), "too_many_connections"));
     third.closed().await;
-    assert_eq!(server.metric("blobcast_connections_refused_total{listener=\"ingest\"}").await, 1.0);
+    assert_eq!(server.metric("blobcast_connections_refused_total{cause=\"full\",listener=\"ingest\"}").await, 1.0);
     assert_eq!(server.metric("blobcast_connections{listener=\"ingest\"}").await, 2.0);
     // Those that are open are served on, and a place that is given back is taken.
     open[0].send(&request).await;
@@ -335,4 +335,86 @@ async fn the_admin_listener_has_limits_of_its_own() {
     excess.closed().await;
     open.pop();
     until("a free place", || async { ask(request("")).await.1 == 200 }).await;
+}
+
+#[tokio::test]
+async fn whoever_never_reads_his_answers_gives_his_place_back() {
+    let server = Options::default().set("ingest.connections_max", 2).start().await;
+    let mut deaf = Vec::new();
+    for _ in 0..2 {
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.set_recv_buffer_size(4096).unwrap();
+        let stream = socket.connect(server.ingest).await.unwrap();
+        let questions = b"GET /webhook HTTP/1.1\r\nhost: test\r\n\r\n".repeat(1_000);
+        // Until the broker does not read on, because it cannot answer.
+        until("both ways to be full", async || {
+            let sent = tokio::time::timeout(Duration::from_millis(100), stream.writable()).await;
+            sent.is_err() || stream.try_write(&questions).is_err()
+        })
+        .await;
+        deaf.push(stream);
+    }
+    until("a free place", async || {
+        let answer = server.http().try_post_to("/webhook/veo", completed("t1").to_string()).await;
+        answer.is_ok_and(|answer| answer.status == 200)
+    })
+    .await;
+}
+
+/// A connection that says by a PROXY header whom it is for.
+async fn on_behalf_of(server: &Server, client: &str) -> Raw {
+    let mut raw = Raw::connect(server.ingest).await;
+    let family = if client.contains(':') { "TCP6" } else { "TCP4" };
+    let server_address = if client.contains(':') { "::1" } else { "127.0.0.1" };
+    raw.send(format!("PROXY {family} {client} {server_address} 4711 443\r\n")).await;
+    raw
+}
+
+#[tokio::test]
+async fn a_load_balancer_says_by_a_proxy_header_whom_it_passes_on() {
+    let options = Options::default().set("ingest.proxy_protocol", true).set("ingest.trusted_proxies", "127.0.0.0/8");
+    let options = options.set("ingest.allowlist", "enforce").set("ingest.allowed_networks", "198.51.100.0/24");
+    let server = options.start().await;
+    for (client, status) in [("198.51.100.7", 200), ("203.0.113.9", 403), ("2001:db8::7", 403)] {
+        let mut raw = on_behalf_of(&server, client).await;
+        raw.send(post("/webhook/veo", "", completed("t1").to_string())).await;
+        assert_eq!(raw.reply().await.status, status, "{client}");
+    }
+    // Who has to send a header and does not is not served, whatever else he says of himself.
+    let mut raw = Raw::connect(server.ingest).await;
+    raw.send(post("/webhook/veo", "x-forwarded-for: 198.51.100.7\r\n", completed("t2").to_string())).await;
+    assert!(raw.try_reply().await.is_none());
+    let refused = "blobcast_connections_refused_total{cause=\"not_understood\",listener=\"ingest\"}";
+    assert_eq!(server.metric(refused).await, 1.0);
+}
+
+#[tokio::test]
+async fn a_stranger_is_not_asked_for_a_proxy_header_and_not_believed_one() {
+    let options =
+        Options::default().set("ingest.proxy_protocol", true).set("ingest.trusted_proxies", "198.51.100.0/24");
+    let server = options.start().await;
+    assert_eq!(server.http().post(&completed("t1")).await.status, 200);
+    let mut raw = on_behalf_of(&server, "198.51.100.7").await;
+    raw.send(post("/webhook/veo", "", completed("t2").to_string())).await;
+    assert_eq!(raw.reply().await.status, 400, "it is no HTTP");
+}
+
+#[tokio::test]
+async fn one_address_has_its_share_of_the_connections_and_no_more() {
+    let options = Options::default().set("ingest.proxy_protocol", true).set("ingest.trusted_proxies", "127.0.0.0/8");
+    let server = options.set("ingest.connections_per_address_max", 2).start().await;
+    let ask = async |client: &str| {
+        let mut raw = on_behalf_of(&server, client).await;
+        raw.send(post("/webhook/veo", "", completed("t1").to_string())).await;
+        let status = raw.try_reply().await.map(|reply| reply.status);
+        (raw, status)
+    };
+    let (one, two) = (ask("198.51.100.7").await, ask("198.51.100.7").await);
+    assert_eq!((one.1, two.1), (Some(200), Some(200)));
+    assert_eq!(ask("198.51.100.7").await.1, None, "closed without a word");
+    assert_eq!(ask("198.51.100.8").await.1, Some(200), "nobody else is the worse for it");
+    drop(one);
+    until("the share to come back", async || ask("198.51.100.7").await.1 == Some(200)).await;
+    let refused = "blobcast_connections_refused_total{cause=\"address_share\",listener=\"ingest\"}";
+    assert!(server.metric(refused).await >= 1.0);
 }

@@ -5,6 +5,7 @@
 
 #![allow(dead_code, reason = "each module uses its part of the fixture")]
 
+mod authority;
 mod client;
 mod command;
 mod credentials;
@@ -15,6 +16,7 @@ mod vendor;
 
 use std::time::Duration;
 
+pub use authority::{Authority, Issued};
 pub use client::{AsObserved, Seen, Sub, reason, request, tasks};
 pub use command::{Cli, Ran, Running, free_address};
 pub use credentials::CredentialsFile;

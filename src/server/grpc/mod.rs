@@ -1,34 +1,25 @@
 //! The gRPC listener: services, health, reflection, and the limits of HTTP/2.
 
-use std::{
-    io,
-    pin::Pin,
-    sync::Arc,
-    task::{Context, Poll},
-    time::Duration,
-};
+mod admission;
+mod connection;
+
+use std::sync::Arc;
 
 use axum::{
     extract::{Request, State},
     middleware::{Next, from_fn_with_state},
     response::Response,
 };
-use prometheus::IntGauge;
-use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
-    net::{TcpListener, TcpStream},
-    sync::{OwnedSemaphorePermit, Semaphore, mpsc},
-    time::{sleep, timeout_at},
-};
+use tokio::{net::TcpListener, sync::Semaphore, time::timeout_at};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{
     Status,
     service::{InterceptorLayer, Routes, RoutesBuilder, interceptor::InterceptedService},
-    transport::server::Connected,
 };
 use tonic_health::server::{HealthReporter, health_reporter};
 
+use super::net::Entrance;
 use crate::{
     config::{self, Config},
     rpc,
@@ -40,6 +31,10 @@ use crate::{
         },
     },
 };
+
+use admission::Admission;
+pub(super) use connection::Counters;
+use connection::incoming;
 
 /// Names whose health can be asked; the empty one is the whole server.
 const HEALTH_NAMES: [&str; 3] = ["", EVENTS, ADMIN];
@@ -56,8 +51,6 @@ const HEADER_LIST_BYTES: u32 = 16 * 1024;
 const PENDING_RESETS_MAX: usize = 1_024;
 /// Streams of one connection beyond the subscriptions: calls that are answered at once.
 const UNARY_STREAMS: u32 = 1_024;
-/// Pause after a failed accept.
-const ACCEPT_RETRY: Duration = Duration::from_millis(50);
 
 /// All services on `context`, and the handle that reports their health: serving.
 pub(super) async fn services(context: rpc::Context, gate: rpc::Gate, config: &Config) -> (HealthReporter, Routes) {
@@ -85,8 +78,21 @@ pub(super) async fn services(context: rpc::Context, gate: rpc::Gate, config: &Co
     let v1 = reflection().build_v1().expect("the descriptor set is our own, made at build time");
     let v1alpha = reflection().build_v1alpha().expect("the descriptor set is our own, made at build time");
     routes.add_service(InterceptedService::new(v1, gate.clone())).add_service(InterceptedService::new(v1alpha, gate));
-    let explained = from_fn_with_state(request_bytes_max, explained);
-    (health, routes.routes().into_axum_router().layer(explained).into())
+    let admission = Arc::new(Admission::new(super::usize_of(config.grpc.inflight_bytes_max)));
+    let routes = routes
+        .routes()
+        .into_axum_router()
+        .layer(from_fn_with_state(admission, admit))
+        .layer(from_fn_with_state(request_bytes_max, explained));
+    (health, routes.into())
+}
+
+/// Holds requests to their time and their share of memory while they arrive.
+async fn admit(State(admission): State<Arc<Admission>>, request: Request, next: Next) -> Response {
+    match admission.admit(request) {
+        Ok(request) => next.run(request).await,
+        Err(refused) => refused.into_http(),
+    }
 }
 
 /// Gives every refusal the reason that is part of the contract, also where no service was asked.
@@ -123,12 +129,15 @@ pub(super) async fn end_health_watches(health: &mut HealthReporter) {
 /// Serves until `stop`, then until every connection has ended.
 pub(super) async fn serve(
     listener: TcpListener,
+    entrance: Entrance,
     services: Routes,
     config: config::Grpc,
-    open: IntGauge,
+    counters: Counters,
     stop: CancellationToken,
 ) {
-    let (sender, incoming) = mpsc::channel(1);
+    let connections_max = super::usize_of(config.connections_max).min(Semaphore::MAX_PERMITS);
+    let entrance = entrance.expecting_preface();
+    let (incoming, accepting) = incoming(listener, entrance, connections_max, counters, stop.clone());
     let streams_max = u32::try_from(config.subscriptions_max).unwrap_or(u32::MAX).saturating_add(UNARY_STREAMS);
     let server = tonic::transport::Server::builder()
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
@@ -140,102 +149,9 @@ pub(super) async fn serve(
         .http2_max_pending_accept_reset_streams(Some(PENDING_RESETS_MAX))
         .layer(InterceptorLayer::new(rpc::note_deadline))
         .add_routes(services)
-        .serve_with_incoming_shutdown(ReceiverStream::new(incoming), stop.clone().cancelled_owned());
-    let connections_max = super::usize_of(config.connections_max).min(Semaphore::MAX_PERMITS);
-    let (served, ()) = tokio::join!(server, accept(listener, sender, connections_max, open, stop));
+        .serve_with_incoming_shutdown(ReceiverStream::new(incoming), stop.cancelled_owned());
+    let (served, ()) = tokio::join!(server, accepting);
     if let Err(error) = served {
         tracing::error!(%error, "the gRPC listener failed");
-    }
-}
-
-/// Hands connections on while there is room; the rest waits in the kernel's queue.
-async fn accept(
-    listener: TcpListener,
-    sender: mpsc::Sender<io::Result<Connection>>,
-    connections_max: usize,
-    open: IntGauge,
-    stop: CancellationToken,
-) {
-    let slots = Arc::new(Semaphore::new(connections_max));
-    let accept_one = async || {
-        let slot = Arc::clone(&slots).acquire_owned().await.map_err(io::Error::other)?;
-        let (stream, address) = listener.accept().await?;
-        // Events are wanted now, not when a packet is full.
-        let _ = stream.set_nodelay(true).is_ok(); // a connection that is gone already will be noticed by its reader
-        open.inc();
-        let peer = rpc::Peer { address, certificate_names: Arc::default() };
-        Ok::<_, io::Error>(Connection { stream, peer, open: open.clone(), _slot: slot })
-    };
-    loop {
-        let accepted = tokio::select! {
-            () = stop.cancelled() => return,
-            accepted = accept_one() => accepted,
-        };
-        match accepted {
-            Ok(connection) => {
-                if sender.send(Ok(connection)).await.is_err() {
-                    return;
-                }
-            }
-            Err(error) => {
-                tracing::warn!(%error, "cannot accept a connection: check the limit of open files");
-                sleep(ACCEPT_RETRY).await;
-            }
-        }
-    }
-}
-
-/// A connection that gives its slot back when it ends.
-#[derive(Debug)]
-struct Connection {
-    stream: TcpStream,
-    peer: rpc::Peer,
-    open: IntGauge,
-    _slot: OwnedSemaphorePermit,
-}
-
-impl Drop for Connection {
-    fn drop(&mut self) {
-        self.open.dec();
-    }
-}
-
-impl Connected for Connection {
-    type ConnectInfo = rpc::Peer;
-
-    fn connect_info(&self) -> rpc::Peer {
-        self.peer.clone()
-    }
-}
-
-impl AsyncRead for Connection {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(cx, buf)
-    }
-}
-
-impl AsyncWrite for Connection {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, buf)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }

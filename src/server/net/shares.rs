@@ -1,0 +1,79 @@
+//! How many connections each address may have. Bounded by the connections there are.
+
+use std::{
+    collections::HashMap,
+    net::IpAddr,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+/// Counts open connections by address.
+#[derive(Clone, Debug)]
+pub(super) struct Shares {
+    each_max: usize,
+    open: Arc<Mutex<HashMap<IpAddr, usize>>>,
+}
+
+/// A connection's place in its address' share; given back when dropped.
+#[derive(Debug)]
+pub(in crate::server) struct Share {
+    shares: Shares,
+    address: IpAddr,
+}
+
+impl Shares {
+    pub(super) fn new(each_max: usize) -> Self {
+        Self { each_max, open: Arc::default() }
+    }
+
+    /// A place, or `None` if the address has as many as it may. This machine's own are not counted: whoever runs here can do
+    /// worse, and a proxy beside the broker stands for everybody.
+    pub(super) fn take(&self, address: IpAddr) -> Option<Share> {
+        let address = address.to_canonical();
+        if !address.is_loopback() {
+            let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+            let count = open.get(&address).copied().unwrap_or(0);
+            if count >= self.each_max {
+                return None;
+            }
+            open.insert(address, count + 1);
+        }
+        Some(Share { shares: self.clone(), address })
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        let mut open = self.shares.open.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = open.get_mut(&self.address) {
+            *count -= 1;
+            if *count == 0 {
+                open.remove(&self.address);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_address_has_its_share_and_gets_it_back() {
+        let shares = Shares::new(2);
+        let take = |address: &str| shares.take(address.parse().unwrap());
+        let (one, two, other) = (take("198.51.100.7"), take("::ffff:198.51.100.7"), take("198.51.100.8"));
+        assert!(one.is_some() && two.is_some() && other.is_some());
+        assert!(take("198.51.100.7").is_none());
+        drop(one);
+        assert!(take("198.51.100.7").is_some());
+        drop((two, other));
+        assert!(shares.open.lock().unwrap().is_empty(), "nothing is left of those who are gone");
+    }
+
+    #[test]
+    fn this_machine_is_not_counted() {
+        let shares = Shares::new(1);
+        let all: Vec<_> = (0..9).map(|_| shares.take("127.0.0.1".parse().unwrap())).collect();
+        assert!(all.iter().all(Option::is_some));
+    }
+}

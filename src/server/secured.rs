@@ -1,0 +1,99 @@
+//! TLS of the three listeners: where each has its certificate from, and that it is read again when it changes.
+
+use std::{path::PathBuf, sync::Arc};
+
+use super::{
+    acme::{ACME_TLS, Acme},
+    net::{
+        Entrance,
+        tls::{Files, H2, HTTP_1_1, Tls},
+    },
+    usize_of,
+    watch::Watched,
+};
+use crate::{config::Config, metrics::Metrics};
+
+/// What is spoken on each listener.
+const INGEST_ALPN: &[&[u8]] = &[H2, HTTP_1_1];
+const INGEST_ACME_ALPN: &[&[u8]] = &[H2, HTTP_1_1, ACME_TLS];
+const GRPC_ALPN: &[&[u8]] = &[H2];
+const ADMIN_ALPN: &[&[u8]] = &[HTTP_1_1];
+
+/// What each listener speaks TLS with; `None`: it does not.
+pub(super) struct Secured {
+    ingest: Option<Arc<Tls>>,
+    pub grpc: Option<Arc<Tls>>,
+    pub admin: Option<Arc<Tls>>,
+    /// Keeps the ingest listener's certificate fresh.
+    pub acme: Option<Acme>,
+    from_files: Vec<FromFiles>,
+}
+
+struct FromFiles {
+    listener: &'static str,
+    tls: Arc<Tls>,
+    files: Files,
+    alpn: &'static [&'static [u8]],
+}
+
+impl Secured {
+    /// Reads what the configuration names.
+    pub(super) fn new(config: &Config, metrics: &Arc<Metrics>) -> Result<Self, String> {
+        let Config { ingest, grpc, admin, acme, data_dir, .. } = config;
+        let mut secured = Self { ingest: None, grpc: None, admin: None, acme: None, from_files: Vec::new() };
+        let files = |certificate: &Option<PathBuf>, key: &Option<PathBuf>, client_ca: &Option<PathBuf>| {
+            let client_ca = client_ca.clone();
+            Some(Files { certificate: certificate.clone()?, key: key.clone()?, client_ca })
+        };
+        let of_ingest = files(&ingest.tls_certificate_file, &ingest.tls_key_file, &None);
+        let of_grpc = files(&grpc.tls_certificate_file, &grpc.tls_key_file, &grpc.tls_client_ca_file);
+        let of_admin = files(&admin.tls_certificate_file, &admin.tls_key_file, &None);
+        secured.ingest = secured.read("ingest", of_ingest, INGEST_ALPN, metrics)?;
+        secured.grpc = secured.read("grpc", of_grpc, GRPC_ALPN, metrics)?;
+        secured.admin = secured.read("admin", of_admin, ADMIN_ALPN, metrics)?;
+        if !acme.domains.is_empty() {
+            let (acme, resolver) = Acme::new(acme, data_dir, Arc::clone(metrics));
+            secured.ingest = Some(Arc::new(Tls::from_resolver(resolver, INGEST_ACME_ALPN)));
+            secured.acme = Some(acme);
+        }
+        Ok(secured)
+    }
+
+    fn read(
+        &mut self,
+        listener: &'static str,
+        files: Option<Files>,
+        alpn: &'static [&'static [u8]],
+        metrics: &Metrics,
+    ) -> Result<Option<Arc<Tls>>, String> {
+        let Some(files) = files else { return Ok(None) };
+        let (tls, expires) = Tls::from_files(&files, alpn)?;
+        metrics.certificate_expiry.with_label_values(&[listener]).set(expires);
+        let tls = Arc::new(tls);
+        self.from_files.push(FromFiles { listener, tls: Arc::clone(&tls), files, alpn });
+        Ok(Some(tls))
+    }
+
+    /// What the public listener asks of a connection first.
+    pub(super) fn ingest_entrance(&self, config: &Config) -> Entrance {
+        let ingest = &config.ingest;
+        let each_max = usize_of(ingest.connections_per_address_max);
+        Entrance::shared(each_max, &ingest.trusted_proxies, ingest.proxy_protocol, self.ingest.clone())
+    }
+
+    /// The files that are read again when they change.
+    pub(super) fn watched(&mut self, metrics: &Arc<Metrics>) -> Vec<Watched> {
+        let watched = |from: FromFiles| {
+            let FromFiles { listener, tls, files, alpn } = from;
+            let paths = [Some(&files.certificate), Some(&files.key), files.client_ca.as_ref()];
+            let paths = paths.into_iter().flatten().cloned().collect();
+            let metrics = Arc::clone(metrics);
+            Watched::new("certificates", paths, move || {
+                let expires = tls.reload(&files, alpn)?;
+                metrics.certificate_expiry.with_label_values(&[listener]).set(expires);
+                Ok(format!("{listener} listener"))
+            })
+        };
+        self.from_files.drain(..).map(watched).collect()
+    }
+}
