@@ -9,7 +9,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use super::{EXIT_INTERRUPTED, output};
 use crate::{
     config::{self, Config, Sources},
-    server::{self, Addresses, Server},
+    server::{self, Addresses, Ended, Server},
 };
 
 /// Threads for reads of the store. More would only wait for the same disk; what exceeds them queues.
@@ -81,21 +81,26 @@ impl ServeArgs {
 
 /// Runs the broker until it is told to stop.
 pub(super) fn run(args: ServeArgs) -> anyhow::Result<ExitCode> {
-    let config = config::load(&args.sources())?;
+    let sources = args.sources();
+    let config = config::load(&sources)?;
     server::init_logging(&config.logging);
     die_on_panic();
     raise_open_files();
     let runtime =
         tokio::runtime::Builder::new_multi_thread().enable_all().max_blocking_threads(BLOCKING_THREADS).build()?;
-    let served = runtime.block_on(serve(&config));
+    let served = runtime.block_on(serve(&config, &sources));
     // What is left is connections that the deadline has cut off.
     runtime.shutdown_background();
-    served.map(|()| ExitCode::SUCCESS)
+    match served? {
+        Ended::Stopped => Ok(ExitCode::SUCCESS),
+        Ended::ToStartAnew(listeners) => Err(anyhow::Error::from(listeners.start_anew()).context("cannot start anew")),
+    }
 }
 
-async fn serve(config: &Config) -> anyhow::Result<()> {
+async fn serve(config: &Config, sources: &Sources) -> anyhow::Result<Ended> {
     // Before anything can be interrupted.
     let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    let mut hangup = signal(SignalKind::hangup())?;
     let server = Server::start(config).await?;
     // Whoever started it may not be reading; the broker does not depend on that.
     let _ = output::emit(server.banner(config).as_bytes()).is_ok();
@@ -115,7 +120,17 @@ async fn serve(config: &Config) -> anyhow::Result<()> {
             std::process::exit(EXIT_INTERRUPTED.into());
         });
     };
-    Ok(server.run_until(config, shutdown).await?)
+    let hangup = async || {
+        hangup.recv().await;
+    };
+    let reload = || match config::load(sources) {
+        Ok(config) => Some(config),
+        Err(errors) => {
+            errors.problems.iter().for_each(|problem| tracing::error!(%problem, "the configuration stays as it was"));
+            None
+        }
+    };
+    Ok(server.run_until(shutdown, hangup, reload).await?)
 }
 
 /// Prints what is wrong with the configuration.

@@ -7,12 +7,14 @@
 mod check;
 mod layers;
 mod problem;
+mod reload;
 #[cfg(test)]
 mod tests;
 mod units;
 
 pub use layers::CLIENT_VARIABLES;
 pub use problem::{ConfigErrors, Origin, Problem};
+pub use reload::{RELOADABLE, needs_restart};
 pub use units::{UnitError, parse_duration, parse_listen, parse_size};
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};

@@ -245,6 +245,24 @@ fn every_key_is_overridden_by_file_then_environment_then_flag() {
 }
 
 #[test]
+fn a_reload_takes_each_key_up_or_says_that_it_needs_a_restart() {
+    let alone = |key: &str, value: &str| load(&flag(key, value)).unwrap();
+    let of_tls = TLS.iter().flat_map(|[certificate, key, authority]| {
+        let all = [(*certificate, "/c"), (*key, "/k"), (*authority, "/a")];
+        let given: Vec<_> = all.into_iter().filter(|(key, _)| !key.is_empty()).collect();
+        let config = load(&flags(&given)).unwrap();
+        given.into_iter().map(move |(key, _)| (key.to_owned(), config.clone())).collect::<Vec<_>>()
+    });
+    let others = OTHER_VALUES.iter().chain(TWO_VALUED);
+    let others = others.map(|(key, [value, ..])| ((*key).to_owned(), alone(key, value)));
+    for (key, config) in others.chain(of_tls) {
+        let needs_restart = needs_restart(&default_config(), &config).contains(&key.as_str());
+        assert_ne!(needs_restart, RELOADABLE.contains(&key.as_str()), "{key}");
+    }
+    assert_eq!(needs_restart(&default_config(), &default_config()), [""; 0]);
+}
+
+#[test]
 fn an_environment_variable_is_taken_in_any_case() {
     let config = load(&variable("blobcast_Data_Dir", "/here")).unwrap();
     assert_eq!(config.data_dir, PathBuf::from("/here"));

@@ -206,8 +206,8 @@ impl event_service_server::EventService for Events {
             event_count: summary.event_count,
             event_bytes: summary.event_bytes,
             quarantine_count: summary.quarantine_count,
-            retention_age_max: Some(duration(self.0.retention_age_max)),
-            retention_bytes_max: self.0.retention_bytes_max,
+            retention_age_max: Some(duration(self.0.retention().event_age_max)),
+            retention_bytes_max: self.0.retention().event_bytes_max,
         }))
     }
 }

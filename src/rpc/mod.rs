@@ -8,7 +8,7 @@ mod events;
 mod page;
 mod stream;
 
-use std::{sync::Arc, time::Duration};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use access::Caller;
 pub use access::{Gate, Peer};
@@ -22,7 +22,7 @@ use crate::{
     credentials::SharedCredentials,
     event::Filter,
     journal::Journal,
-    store::{Appender, ReadError},
+    store::{Appender, ReadError, Retention},
     subscription::{Sources, read_aside},
     wire::{self, FilterLimits, v1},
 };
@@ -42,10 +42,8 @@ pub struct Context {
     pub callback_base: String,
     /// How many values a filter may have.
     pub filter_limits: FilterLimits,
-    /// Told by `GetLogInfo`.
-    pub retention_age_max: Duration,
-    /// Told by `GetLogInfo`.
-    pub retention_bytes_max: u64,
+    /// Told by `GetLogInfo`; changed by a reload.
+    pub retention: Arc<Mutex<Retention>>,
 }
 
 impl std::fmt::Debug for Context {
@@ -66,6 +64,10 @@ impl Context {
         let task_ids_max =
             task_ids_max.map_or(self.filter_limits.task_ids_max, |max| max.min(self.filter_limits.task_ids_max));
         FilterLimits { task_ids_max, ..self.filter_limits }
+    }
+
+    fn retention(&self) -> Retention {
+        *self.retention.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Runs a read of the store off the async threads; not at all if the call is cancelled before it begins.

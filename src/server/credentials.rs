@@ -30,7 +30,8 @@ fn read(path: &Path) -> Result<Credentials, String> {
     Credentials::parse(&text).map_err(|error| told(&error))
 }
 
-fn check(config: &Config, credentials: Credentials) -> Result<Credentials, String> {
+/// Whether the credentials have what the configuration counts on.
+pub(super) fn check(config: &Config, credentials: Credentials) -> Result<Credentials, String> {
     let shared = Arc::new(SharedCredentials::default());
     shared.set(credentials);
     let rules = rules(config, Arc::clone(&shared));

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep, timeout_at};
 
-use super::{Server, grpc};
+use super::{Listeners, Server, grpc};
 
 /// How long connections may take to close once their streams have ended.
 const CLOSING: Duration = Duration::from_secs(1);
@@ -18,8 +18,11 @@ const STALLED: Duration = Duration::from_secs(3);
 /// How often the number of open streams is looked at.
 const POLL: Duration = Duration::from_millis(10);
 
-pub(super) async fn drain(server: Server, drain_timeout: Duration) {
-    let Server { sources, ingest, appender, status, mut health, writer, mut tasks, .. } = server;
+/// Takes everything down. Who connects meanwhile is refused, or, if this is `to_start_anew`, waits for the listeners
+/// that are given back.
+pub(super) async fn drain(server: Server, drain_timeout: Duration, to_start_anew: bool) -> Option<Listeners> {
+    let Server { listeners, sources, ingest, appender, status, mut health, writer, mut tasks, .. } = server;
+    let listeners = to_start_anew.then_some(listeners);
     let started = Instant::now();
     let deadline = started + drain_timeout;
     let by_quarter = |quarters| started + drain_timeout / 4 * quarters;
@@ -71,4 +74,5 @@ pub(super) async fn drain(server: Server, drain_timeout: Duration) {
             "the deadline has cut the drain short; clients resume by cursor"
         );
     }
+    listeners
 }

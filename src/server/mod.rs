@@ -7,24 +7,34 @@ mod credentials;
 mod drain;
 mod grpc;
 mod http;
+mod listeners;
 mod logging;
 mod net;
+mod recovery;
 mod secured;
+mod supervisor;
 mod watch;
 
-use std::{io, net::SocketAddr, sync::Arc, thread};
+use std::{
+    io,
+    net::SocketAddr,
+    pin::pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    thread,
+};
 
 use tokio::{
-    net::{TcpListener, TcpSocket},
+    sync::Notify,
     task::{JoinError, JoinSet},
 };
 use tokio_util::sync::CancellationToken;
 use tonic_health::server::HealthReporter;
 
+pub use listeners::Listeners;
 pub use logging::init as init_logging;
 
 use crate::{
-    config::Config,
+    config::{self, Config},
     credentials::SharedCredentials,
     event::Record,
     hub::Hub,
@@ -39,10 +49,6 @@ use crate::{
 use net::Entrance;
 use secured::Secured;
 use watch::Watched;
-
-/// Connections that wait in the kernel to be accepted: the most that Linux allows by default. Beyond it a rush ends in SYN
-/// cookies, and those in resets, where a 503 is owed (tokio's own 1,024 did so from 2,000 connections at once).
-const ACCEPT_QUEUE_MAX: u32 = 4_096;
 
 /// Why the broker does not start.
 #[derive(Debug, thiserror::Error)]
@@ -68,6 +74,9 @@ pub enum StartError {
     /// A certificate cannot be used.
     #[error("cannot use the certificate: {0}")]
     Tls(String),
+    /// A listener that was opened cannot be used.
+    #[error("cannot use a listening socket: {0}")]
+    Socket(io::Error),
     /// The operating system gives no thread.
     #[error("cannot start the writer's thread: {0}")]
     Thread(io::Error),
@@ -98,7 +107,13 @@ pub struct Addresses {
 /// A running broker.
 #[derive(Debug)]
 pub struct Server {
+    listeners: Listeners,
     addresses: Addresses,
+    /// As of the last reload.
+    config: Arc<Mutex<Config>>,
+    /// Asks for every watched file to be read again.
+    asked: Arc<Notify>,
+    retention: Arc<Mutex<Retention>>,
     sources: Arc<Sources>,
     credentials: Arc<SharedCredentials>,
     ingest: Arc<Ingest>,
@@ -116,27 +131,26 @@ impl Server {
     /// Opens the store, binds the listeners and starts to serve.
     pub async fn start(config: &Config) -> Result<Self, StartError> {
         // Before the store: a busy port should not cost a recovery.
-        let ingest_listener = bind(config.ingest.listen, "ingest.listen", "--ingest-listen")?;
-        let grpc_listener = bind(config.grpc.listen, "grpc.listen", "--grpc-listen")?;
-        let admin_listener = bind(config.admin.listen, "admin.listen", "--admin-listen")?;
-        let addresses = Addresses {
-            ingest: local(&ingest_listener, config.ingest.listen),
-            grpc: local(&grpc_listener, config.grpc.listen),
-            admin: local(&admin_listener, config.admin.listen),
-        };
+        let listeners = Listeners::open(config)?;
+        let addresses = listeners.addresses().map_err(StartError::Socket)?;
+        let [ingest_listener, grpc_listener, admin_listener] =
+            listeners.to_accept_from().map_err(StartError::Socket)?;
         let credentials = Arc::new(SharedCredentials::default());
         credentials.set(credentials::load(config).map_err(StartError::Credentials)?);
         let metrics = Arc::new(Metrics::default());
         let mut secured = Secured::new(config, &metrics).map_err(StartError::Tls)?;
         let sources = open_sources(config, &metrics).await?;
-        let (appender, writer) = start_writer(config, &sources)?;
+        let retention = retention(config);
+        let (appender, writer) = start_writer(retention, &sources)?;
+        let retention = Arc::new(Mutex::new(retention));
         let journal: Arc<dyn Journal> = Arc::new(Local::new(appender.clone()));
         let rules = credentials::rules(config, Arc::clone(&credentials));
         let ingest =
             Ingest::new(Arc::clone(&journal), appender.clone(), ingest_limits(config), rules, Arc::clone(&metrics));
         let status = Arc::new(admin::Status::new(Arc::clone(&sources), Arc::clone(&journal)));
         let base = config.public_url.clone().unwrap_or_else(|| format!("http://{}", addresses.ingest));
-        let context = rpc_context(config, &sources, journal, &appender, Arc::clone(&credentials), base);
+        let context =
+            rpc_context(config, &sources, journal, &appender, Arc::clone(&credentials), base, Arc::clone(&retention));
         let gate = rpc::Gate {
             credentials: Arc::clone(&credentials),
             allow_anonymous: config.grpc.allow_anonymous,
@@ -166,12 +180,19 @@ impl Server {
             tasks.spawn(named("the renewal of certificates", acme.run(stop_admin.clone())));
         }
         let mut watched = secured.watched(&metrics);
-        watched.extend(watched_credentials(config, &credentials));
+        let config = Arc::new(Mutex::new(config.clone()));
+        watched.extend(watched_credentials(&config, &credentials));
         let review = review(Arc::clone(&sources), gate);
-        let watch = watch::watch(watched, review, Arc::clone(&metrics), stop_admin.clone());
+        let asked = Arc::<Notify>::default();
+        let watch = watch::watch(watched, review, Arc::clone(&asked), Arc::clone(&metrics), stop_admin.clone());
         tasks.spawn(named("the watch of files", watch));
+        tasks.spawn(named("the watchdog", supervisor::watchdog(stop_admin.clone())));
         Ok(Self {
+            listeners,
             addresses,
+            config,
+            asked,
+            retention,
             sources,
             credentials,
             ingest,
@@ -196,15 +217,76 @@ impl Server {
         banner::text(config, &self.addresses, &self.sources.store, &self.credentials.get())
     }
 
-    /// Serves until `shutdown` completes, then takes everything down in order.
-    pub async fn run_until(mut self, config: &Config, shutdown: impl Future<Output = ()>) -> Result<(), RunError> {
-        tokio::select! {
-            () = shutdown => {}
-            Some(ended) = self.tasks.join_next() => return Err(RunError::Ended(ended?)),
+    /// Serves until `shutdown` completes, or until a store that has failed can be opened again; then takes everything down in
+    /// order. Whenever `hangup` completes, puts into force what `reload` gives.
+    pub async fn run_until(
+        mut self,
+        shutdown: impl Future<Output = ()>,
+        mut hangup: impl AsyncFnMut(),
+        reload: impl Fn() -> Option<Config>,
+    ) -> Result<Ended, RunError> {
+        supervisor::ready();
+        let mut shutdown = pin!(shutdown);
+        let mut recovery = pin!(recovery::is_possible(Arc::clone(&self.sources.store)));
+        let recovers = loop {
+            tokio::select! {
+                () = &mut shutdown => break false,
+                () = &mut recovery => break true,
+                Some(ended) = self.tasks.join_next() => return Err(RunError::Ended(ended?)),
+                () = hangup() => {
+                    supervisor::reloading();
+                    self.reload(reload());
+                    supervisor::ready();
+                }
+            }
+        };
+        let drain_timeout = lock(&self.config).shutdown.drain_timeout;
+        if recovers {
+            tracing::warn!("the disk can be written again: starting anew to open the store");
+        } else {
+            supervisor::stopping();
         }
-        drain::drain(self, config.shutdown.drain_timeout).await;
-        Ok(())
+        let listeners = drain::drain(self, drain_timeout, recovers).await;
+        Ok(listeners.map_or(Ended::Stopped, Ended::ToStartAnew))
     }
+
+    /// Puts into force what can be while everything goes on, and says what cannot.
+    fn reload(&self, new: Option<Config>) {
+        self.asked.notify_one();
+        let Some(new) = new else { return };
+        let current = Arc::unwrap_or_clone(self.credentials.get());
+        if let Err(problem) = credentials::check(&new, current) {
+            tracing::error!(problem, "the configuration stays as it was: correct it");
+            return;
+        }
+        let retention = retention(&new);
+        *lock(&self.retention) = retention;
+        self.appender.retain(retention);
+        logging::set_level(&new.logging);
+        let mut config = lock(&self.config);
+        // What needs a restart stays as it is, also in what is compared with next time.
+        let mut in_force = config.clone();
+        let (ingest, from) = (&mut in_force.ingest, &new.ingest);
+        (ingest.body_signature, ingest.allowlist) = (from.body_signature, from.allowlist);
+        ingest.allowed_networks.clone_from(&from.allowed_networks);
+        let need_a_restart = config::needs_restart(&config, &new);
+        self.ingest.set_rules(credentials::rules(&in_force, Arc::clone(&self.credentials)));
+        *config = in_force;
+        if need_a_restart.is_empty() {
+            tracing::info!("configuration reloaded");
+        } else {
+            tracing::warn!(?need_a_restart, "configuration reloaded, but for what needs a restart");
+        }
+    }
+}
+
+/// How serving has ended.
+#[derive(Debug)]
+pub enum Ended {
+    /// For good.
+    Stopped,
+    /// To begin again with these sockets.
+    ToStartAnew(Listeners),
 }
 
 async fn named(name: &'static str, task: impl Future<Output = ()>) -> &'static str {
@@ -212,22 +294,15 @@ async fn named(name: &'static str, task: impl Future<Output = ()>) -> &'static s
     name
 }
 
-fn bind(address: SocketAddr, key: &'static str, flag: &'static str) -> Result<TcpListener, StartError> {
-    let listen = || {
-        let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
-        // So that a restart need not wait for the last one's connections to be forgotten.
-        #[cfg(unix)]
-        socket.set_reuseaddr(true)?;
-        socket.bind(address)?;
-        socket.listen(ACCEPT_QUEUE_MAX)
-    };
-    listen().map_err(|source| StartError::Listen { address, key, flag, source })
+fn watched_credentials(config: &Arc<Mutex<Config>>, credentials: &Arc<SharedCredentials>) -> Option<Watched> {
+    let path = lock(config).credentials_file.clone()?;
+    let (config, credentials) = (Arc::clone(config), Arc::clone(credentials));
+    Some(Watched::new("credentials", vec![path], move || credentials::reload(&lock(&config), &credentials)))
 }
 
-fn watched_credentials(config: &Config, credentials: &Arc<SharedCredentials>) -> Option<Watched> {
-    let path = config.credentials_file.clone()?;
-    let (config, credentials) = (config.clone(), Arc::clone(credentials));
-    Some(Watched::new("credentials", vec![path], move || credentials::reload(&config, &credentials)))
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // A panic while the lock is held ends the process, so a poisoned lock is never seen.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Cuts off whom the credentials do not let in any more, when they have changed or somebody's have expired.
@@ -248,10 +323,6 @@ fn is_loopback(address: SocketAddr) -> bool {
     address.ip().to_canonical().is_loopback()
 }
 
-fn local(listener: &TcpListener, configured: SocketAddr) -> SocketAddr {
-    listener.local_addr().unwrap_or(configured)
-}
-
 async fn open_sources(config: &Config, metrics: &Arc<Metrics>) -> Result<Arc<Sources>, StartError> {
     let (path, cache_bytes) = (config.data_dir.clone(), config.store.cache_bytes);
     let opened = tokio::task::spawn_blocking(move || Store::open(&path, cache_bytes)).await;
@@ -264,14 +335,17 @@ async fn open_sources(config: &Config, metrics: &Arc<Metrics>) -> Result<Arc<Sou
     Ok(Arc::new(Sources { store, hub, registry, metrics: Arc::clone(metrics) }))
 }
 
-fn start_writer(config: &Config, sources: &Sources) -> Result<(Appender, thread::JoinHandle<()>), StartError> {
-    let retention = Retention {
+fn retention(config: &Config) -> Retention {
+    Retention {
         event_age_max: config.log.retention_age_max,
         event_bytes_max: config.log.retention_bytes_max,
         quarantine_age_max: config.quarantine.retention_age_max,
         quarantine_bytes_max: config.quarantine.retention_bytes_max,
         disk_free_min_percent: config.log.disk_free_min_percent,
-    };
+    }
+}
+
+fn start_writer(retention: Retention, sources: &Sources) -> Result<(Appender, thread::JoinHandle<()>), StartError> {
     let hub = Arc::clone(&sources.hub);
     let publish = move |records: &[Record]| hub.publish(records);
     let (appender, writer) = writer(Arc::clone(&sources.store), retention, publish, Arc::clone(&sources.metrics));
@@ -295,6 +369,7 @@ fn rpc_context(
     appender: &Appender,
     credentials: Arc<SharedCredentials>,
     callback_base: String,
+    retention: Arc<Mutex<Retention>>,
 ) -> rpc::Context {
     rpc::Context {
         sources: Arc::clone(sources),
@@ -306,8 +381,7 @@ fn rpc_context(
             task_ids_max: usize_of(config.grpc.task_ids_max),
             products_max: usize_of(config.grpc.products_max),
         },
-        retention_age_max: config.log.retention_age_max,
-        retention_bytes_max: config.log.retention_bytes_max,
+        retention,
     }
 }
 

@@ -9,7 +9,10 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::{
+    sync::Notify,
+    time::{MissedTickBehavior, interval},
+};
 use tokio_util::sync::CancellationToken;
 
 use crate::metrics::Metrics;
@@ -60,10 +63,11 @@ impl Watched {
     }
 }
 
-/// Looks at everything until `stop`; `tick` is called each time behind it.
+/// Looks at everything until `stop`, and reads everything again when `asked`; `tick` is called each time behind it.
 pub(super) async fn watch(
     mut all: Vec<Watched>,
     mut tick: impl FnMut(),
+    asked: Arc<Notify>,
     metrics: Arc<Metrics>,
     stop: CancellationToken,
 ) {
@@ -72,9 +76,9 @@ pub(super) async fn watch(
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
-            _ = ticks.tick() => {}
+            () = asked.notified() => all.iter().for_each(|watched| watched.reload(&metrics)),
+            _ = ticks.tick() => all.iter_mut().for_each(|watched| watched.look(&metrics)),
         }
-        all.iter_mut().for_each(|watched| watched.look(&metrics));
         tick();
     }
 }

@@ -12,7 +12,8 @@ mod watermark;
 mod writer;
 
 use std::{
-    io,
+    fs::{self, File},
+    io::{self, Write},
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     sync::{
@@ -38,6 +39,9 @@ use watermark::Watermark;
 const REPLAY_BYTES_MAX: u64 = 128 * 1024 * 1024;
 /// Each keyspace's share of memory before it is flushed.
 const MEMTABLE_BYTES_MAX: u64 = 32 * 1024 * 1024;
+
+/// With less free disk a store that has failed is not opened again: recovery writes, and would fail, too.
+const REOPEN_FREE_BYTES_MIN: u64 = 64 * 1024 * 1024;
 
 /// An event on its way into the log, already encoded.
 #[derive(Debug)]
@@ -121,7 +125,7 @@ pub enum Health {
         /// Bytes that must be free.
         needed_bytes: u64,
     },
-    /// No, until a restart: a write failed, and only recovery can tell what reached the disk.
+    /// No, until the store is opened again: a write failed, and only recovery can tell what reached the disk.
     Failed(String),
 }
 
@@ -254,6 +258,28 @@ impl Store {
     /// True while the path still leads to the directory that was opened.
     fn is_in_place(&self) -> bool {
         identity(&self.path) == self.identity
+    }
+
+    /// Whether a store that has failed would find what it needs: its own directory, room, and a disk that takes a write. Says what
+    /// is missing. Blocks on the disk.
+    pub fn can_be_opened_again(&self) -> Result<(), String> {
+        if !self.is_in_place() {
+            return Err("the data directory was removed or replaced".to_owned());
+        }
+        match self.disk_bytes() {
+            Ok((free_bytes, _)) if free_bytes < REOPEN_FREE_BYTES_MIN => {
+                return Err(format!("{free_bytes} bytes of disk are free, {REOPEN_FREE_BYTES_MIN} must be"));
+            }
+            Ok(_) => {}
+            Err(error) => return Err(error.to_string()),
+        }
+        let path = self.path.join("written-to-try");
+        let tried = File::create(&path).and_then(|mut file| {
+            file.write_all(&[0; 4096])?;
+            file.sync_all()
+        });
+        let removed = fs::remove_file(path);
+        tried.and(removed).map_err(|error| error.to_string())
     }
 
     /// Free and total bytes of the file system that holds the data directory, as an unprivileged process may use them.

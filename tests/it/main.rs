@@ -25,6 +25,7 @@ mod retention;
 mod server_contract;
 mod store_door;
 mod subscribe;
+mod supervision;
 mod support;
 mod tls;
 mod vendor_behaviour;

@@ -124,7 +124,7 @@ impl<'a> Batch<'a> {
                 self.write.insert(&self.store.meta, META_PROBE, 0u64.to_le_bytes());
                 self.replies.push(Granted::Probe(reply));
             }
-            Command::Stop => {} // the writer's own
+            Command::Retain(_) | Command::Stop => {} // the writer's own
         }
     }
 

@@ -83,7 +83,7 @@ pub enum WriteError {
         needed_bytes: u64,
     },
     /// A write failed.
-    #[error("writing to the store failed ({0}): restart to recover")]
+    #[error("writing to the store failed ({0}): it is opened again when the disk can be written")]
     Failed(String),
     /// The writer has stopped.
     #[error("the store is closed")]
@@ -108,6 +108,8 @@ enum Command {
     Discard(Vec<u64>, Reply<u32>),
     /// Commits a mark, to show that the whole path answers.
     Probe(Reply<()>),
+    /// Keeps as much and as long as this from now on.
+    Retain(Retention),
     /// Ends the writer behind what was sent before.
     Stop,
 }
@@ -117,7 +119,7 @@ impl Command {
         match self {
             Self::Append(draft, _) => draft.event.len() + draft.raw.len(),
             Self::Quarantine(new, _) => new.body.len(),
-            Self::Discard(..) | Self::Probe(_) | Self::Stop => 0,
+            Self::Discard(..) | Self::Probe(_) | Self::Retain(_) | Self::Stop => 0,
         }
     }
 
@@ -128,7 +130,7 @@ impl Command {
             Self::Quarantine(_, reply) => reply.send(Err(error)).is_ok(),
             Self::Discard(_, reply) => reply.send(Err(error)).is_ok(),
             Self::Probe(reply) => reply.send(Err(error)).is_ok(),
-            Self::Stop => false,
+            Self::Retain(_) | Self::Stop => false,
         };
     }
 }
@@ -165,6 +167,12 @@ impl Appender {
     /// Commits a mark that nothing reads; answers when it is durable.
     pub fn probe(&self) -> oneshot::Receiver<Result<(), WriteError>> {
         self.send(Command::Probe)
+    }
+
+    /// How long and how much is kept from now on. Blocks while the queue is full.
+    pub fn retain(&self, retention: Retention) {
+        // An error means that the writer has ended.
+        let _ = self.commands.send(Command::Retain(retention)).is_ok();
     }
 
     /// Lets the writer finish what it was sent before, and end; what is sent later is answered [`WriteError::Closed`]. Blocks
@@ -259,7 +267,8 @@ impl<P: Publish> Writer<P> {
             return ControlFlow::Break(());
         }
         let mut bytes = self.taken(&first);
-        let mut group = vec![first];
+        let mut group = Vec::new();
+        self.enlist(first, &mut group);
         while group.len() < GROUP_MAX && bytes < GROUP_BYTES_MAX {
             match self.commands.try_recv() {
                 Ok(Command::Stop) => {
@@ -268,7 +277,7 @@ impl<P: Publish> Writer<P> {
                 }
                 Ok(command) => {
                     bytes += self.taken(&command);
-                    group.push(command);
+                    self.enlist(command, &mut group);
                 }
                 Err(_) => break,
             }
@@ -288,6 +297,13 @@ impl<P: Publish> Writer<P> {
             Some(error) => group.into_iter().for_each(|command| command.refuse(error.clone())),
         }
         flow
+    }
+
+    fn enlist(&mut self, command: Command, group: &mut Vec<Command>) {
+        match command {
+            Command::Retain(retention) => self.retention = retention,
+            command => group.push(command),
+        }
     }
 
     fn taken(&self, command: &Command) -> usize {

@@ -8,7 +8,7 @@ use super::{
     counted, nothing_is_kept, quarantine,
     raw::{Raw, chunked, head, post},
 };
-use crate::support::{Options, Server, completed, until, with, within};
+use crate::support::{Options, Server, completed, reason, request, until, with, within};
 
 const BODY_BYTES_MAX: usize = 1024 * 1024;
 const HEADER_BYTES_MAX: usize = 16 * 1024;
@@ -256,8 +256,8 @@ async fn low_disk_refuses_callbacks_until_there_is_space_and_still_serves_what_i
     assert_eq!(quarantine(&server).await, []);
 }
 
-/// A broker whose data directory is gone refuses everything until it is restarted where the data is.
-async fn assert_refuses_until_a_restart(mut server: Server, replaced: bool) {
+/// A broker whose data directory is gone refuses everything until it is back, and then starts anew on it by itself.
+async fn assert_refuses_until_it_is_back(server: Server, replaced: bool) {
     let (data_dir, moved) = (server.data_dir(), server.data_dir().with_extension("moved"));
     for body in [completed("t1").to_string(), completed("t2").to_string(), "nonsense".to_owned()] {
         let answer = server.http().post_to("/webhook/veo", body).await;
@@ -268,20 +268,23 @@ async fn assert_refuses_until_a_restart(mut server: Server, replaced: bool) {
     assert_eq!(status, 503);
     assert!(text.contains("the data directory was removed or replaced"), "{text}");
     assert_eq!(server.admin_get("/livez").await.0, 200);
+    let (pid, mut stream) = (server.pid(), server.subscribe(request()).await);
+    stream.until_caught_up().await;
 
     if replaced {
         fs::remove_dir(&data_dir).unwrap();
     }
     fs::rename(moved, data_dir).unwrap();
-    assert_eq!(
-        server.http().post(&completed("t2")).await.reason(),
-        "store_failed",
-        "only a restart can tell what is there"
-    );
-    server.crash().await;
-    assert_eq!(server.admin_get("/readyz").await.0, 200);
-    assert!(server.http().post(&completed("t1")).await.duplicate());
+    let (_, status) = stream.end().await.unwrap_err();
+    assert_eq!(reason(&status), "DRAINING", "streams are told to come again");
+    until("it to be ready again", async || {
+        let answer = server.http().try_post_to("/webhook/veo", completed("t1").to_string()).await;
+        answer.is_ok_and(|answer| answer.status == 200 && answer.duplicate())
+    })
+    .await;
     assert!(!server.http().post(&completed("t2")).await.duplicate());
+    assert_eq!(server.pid(), pid, "the same process, for whoever supervises it");
+    assert!(server.log().contains("starting anew"), "{}", server.log());
 }
 
 #[tokio::test]
@@ -289,7 +292,7 @@ async fn nothing_is_acknowledged_once_the_data_directory_is_removed() {
     let server = Server::start().await;
     server.http().post(&completed("t1")).await.event_id();
     fs::rename(server.data_dir(), server.data_dir().with_extension("moved")).unwrap();
-    assert_refuses_until_a_restart(server, false).await;
+    assert_refuses_until_it_is_back(server, false).await;
 }
 
 #[tokio::test]
@@ -299,7 +302,7 @@ async fn a_data_directory_that_is_replaced_is_noticed_without_a_callback() {
     fs::rename(server.data_dir(), server.data_dir().with_extension("moved")).unwrap();
     fs::create_dir(server.data_dir()).unwrap();
     until("it to be noticed", async || server.metric("blobcast_store_writable").await == 0.0).await;
-    assert_refuses_until_a_restart(server, true).await;
+    assert_refuses_until_it_is_back(server, true).await;
 }
 
 #[tokio::test]

@@ -32,6 +32,12 @@ impl Options {
         self
     }
 
+    /// Sets a variable that is no key.
+    pub fn variable(mut self, name: &str, value: impl ToString) -> Self {
+        self.env.push((name.to_owned(), value.to_string()));
+        self
+    }
+
     /// Starts a broker with an empty directory.
     pub async fn start(self) -> Server {
         self.start_on([ANY_PORT; 3]).await

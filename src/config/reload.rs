@@ -1,0 +1,51 @@
+//! Which keys a running broker takes up, and which need a restart. Pure.
+
+use super::Config;
+
+/// Names of keys whose values differ, of those given.
+macro_rules! changed {
+    ($old:ident, $new:ident: $($section:ident { $($key:ident),* $(,)? })*) => {
+        [$($((concat!(stringify!($section), ".", stringify!($key)), $old.$section.$key != $new.$section.$key)),*),*]
+    };
+}
+
+/// Keys that a reload takes up.
+pub const RELOADABLE: [&str; 9] = [
+    "ingest.body_signature",
+    "ingest.allowlist",
+    "ingest.allowed_networks",
+    "log.retention_age_max",
+    "log.retention_bytes_max",
+    "log.disk_free_min_percent",
+    "quarantine.retention_age_max",
+    "quarantine.retention_bytes_max",
+    "logging.level",
+];
+
+/// Keys that differ and need a restart.
+pub fn needs_restart(old: &Config, new: &Config) -> Vec<&'static str> {
+    let top = [
+        ("data_dir", old.data_dir != new.data_dir),
+        ("public_url", old.public_url != new.public_url),
+        ("credentials_file", old.credentials_file != new.credentials_file),
+    ];
+    let changed = changed! { old, new:
+        ingest {
+            listen, allow_unverified, trusted_proxies, forwarded_header, proxy_protocol, tls_certificate_file, tls_key_file,
+            refusals_per_minute_max, connections_max, connections_per_address_max, body_bytes_max, header_bytes_max,
+            headers_max, header_timeout, body_timeout, answer_timeout, inflight_bytes_max,
+        }
+        grpc {
+            listen, allow_anonymous, tls_certificate_file, tls_key_file, tls_client_ca_file, subscriptions_max,
+            subscriptions_per_client_max, task_ids_max, products_max, connections_max, keepalive_interval,
+            keepalive_timeout, request_bytes_max, inflight_bytes_max,
+        }
+        admin { listen, allow_anonymous, tls_certificate_file, tls_key_file }
+        acme { domains, contact, directory_url, directory_ca_file }
+        hub { ring_bytes_max }
+        store { cache_bytes }
+        shutdown { drain_timeout }
+        logging { format }
+    };
+    top.into_iter().chain(changed).filter(|(_, changed)| *changed).map(|(key, _)| key).collect()
+}

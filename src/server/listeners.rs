@@ -1,0 +1,106 @@
+//! The three listening sockets: inherited from systemd or from the process before, or bound. Kept beside their listeners, so that a
+//! process which starts itself anew hands them on, and who connects meanwhile waits in the kernel's queue.
+
+use std::{
+    env, io,
+    net::{SocketAddr, TcpListener as StdListener},
+    os::fd::OwnedFd,
+    os::unix::process::CommandExt,
+    process::Command,
+};
+
+use command_fds::{CommandFdExt, FdMapping};
+use listenfd::ListenFd;
+use tokio::net::{TcpListener, TcpSocket};
+
+use super::{Addresses, StartError};
+use crate::config::Config;
+
+/// What the sockets are called in `LISTEN_FDNAMES`, in the order they are handed on.
+const NAMES: [&str; 3] = ["ingest", "grpc", "admin"];
+/// The first descriptor that is handed on, by systemd's protocol.
+const FIRST_DESCRIPTOR: i32 = 3;
+/// Connections that wait in the kernel to be accepted: the most that Linux allows by default. Beyond it a rush ends in SYN
+/// cookies, and those in resets, where a 503 is owed (tokio's own 1,024 did so from 2,000 connections at once).
+const ACCEPT_QUEUE_MAX: u32 = 4_096;
+
+/// See the module's description.
+#[derive(Debug)]
+pub struct Listeners([StdListener; 3]);
+
+impl Listeners {
+    /// Takes what was inherited under each name, and binds what was not.
+    pub(super) fn open(config: &Config) -> Result<Self, StartError> {
+        let mut inherited = inherited();
+        let mut open = |name: &str, address: SocketAddr, key: &'static str, flag: &'static str| {
+            let position = inherited.iter().position(|(inherited, _)| inherited == name);
+            match position {
+                Some(position) => Ok(inherited.swap_remove(position).1),
+                None => bind(address).map_err(|source| StartError::Listen { address, key, flag, source }),
+            }
+        };
+        Ok(Self([
+            open(NAMES[0], config.ingest.listen, "ingest.listen", "--ingest-listen")?,
+            open(NAMES[1], config.grpc.listen, "grpc.listen", "--grpc-listen")?,
+            open(NAMES[2], config.admin.listen, "admin.listen", "--admin-listen")?,
+        ]))
+    }
+
+    /// Where they listen.
+    pub(super) fn addresses(&self) -> io::Result<Addresses> {
+        let [ingest, grpc, admin] = &self.0;
+        Ok(Addresses { ingest: ingest.local_addr()?, grpc: grpc.local_addr()?, admin: admin.local_addr()? })
+    }
+
+    /// The same sockets once more, to accept from.
+    pub(super) fn to_accept_from(&self) -> io::Result<[TcpListener; 3]> {
+        let once_more = |listener: &StdListener| {
+            let listener = listener.try_clone()?;
+            listener.set_nonblocking(true)?;
+            TcpListener::from_std(listener)
+        };
+        let [ingest, grpc, admin] = &self.0;
+        Ok([once_more(ingest)?, once_more(grpc)?, once_more(admin)?])
+    }
+
+    /// Starts this program anew in this process, with the same arguments and these sockets; returns only if that fails.
+    pub fn start_anew(self) -> io::Error {
+        let program = match env::current_exe() {
+            Ok(program) => program,
+            Err(error) => return error,
+        };
+        let descriptors = self.0.into_iter().zip(FIRST_DESCRIPTOR..);
+        let mappings =
+            descriptors.map(|(listener, child_fd)| FdMapping { parent_fd: OwnedFd::from(listener), child_fd });
+        let mut command = Command::new(program);
+        command.args(env::args_os().skip(1));
+        command.env("LISTEN_FDS", NAMES.len().to_string());
+        command.env("LISTEN_PID", std::process::id().to_string());
+        command.env("LISTEN_FDNAMES", NAMES.join(":"));
+        match command.fd_mappings(mappings.collect()) {
+            Ok(command) => command.exec(),
+            Err(error) => io::Error::other(error),
+        }
+    }
+}
+
+/// Sockets from outside, with their names; without names the order is that of [`NAMES`].
+fn inherited() -> Vec<(String, StdListener)> {
+    let names = env::var("LISTEN_FDNAMES").unwrap_or_default();
+    let mut sockets = ListenFd::from_env();
+    let mut names: Vec<_> = names.split(':').filter(|name| !name.is_empty()).collect();
+    if names.len() != sockets.len() {
+        names = NAMES.to_vec();
+    }
+    let mut take = |index| sockets.take_tcp_listener(index).ok().flatten();
+    let named = names.iter().enumerate().filter_map(|(index, name)| Some(((*name).to_owned(), take(index)?)));
+    named.collect()
+}
+
+fn bind(address: SocketAddr) -> io::Result<StdListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    // So that a restart need not wait for the last one's connections to be forgotten.
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(ACCEPT_QUEUE_MAX)?.into_std()
+}

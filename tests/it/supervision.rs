@@ -1,0 +1,121 @@
+//! The broker and whoever supervises it: readiness, watchdog, inherited sockets, and a configuration that is read again.
+
+use std::{
+    fs,
+    net::TcpListener,
+    os::{fd::OwnedFd, unix::net::UnixDatagram},
+    process::{Command, Stdio},
+    time::Duration,
+};
+
+use command_fds::{CommandFdExt, FdMapping};
+use rustix::process::Signal;
+
+use crate::support::{CredentialsFile, Http, Options, completed, request, until, within};
+
+/// What a supervisor is told, one message after the other.
+struct Supervisor(UnixDatagram);
+
+impl Supervisor {
+    fn new(directory: &std::path::Path) -> Self {
+        let socket = UnixDatagram::bind(directory.join("notify")).unwrap();
+        socket.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+        Self(socket)
+    }
+
+    fn next(&self) -> String {
+        let mut buffer = [0; 512];
+        let length = self.0.recv(&mut buffer).expect("a message");
+        String::from_utf8(buffer[..length].to_vec()).unwrap()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_supervisor_is_told_of_readiness_reloads_life_and_the_end() {
+    let directory = tempfile::tempdir().unwrap();
+    let supervisor = Supervisor::new(directory.path());
+    let options = Options::default().variable("NOTIFY_SOCKET", directory.path().join("notify").display());
+    let mut server = options.variable("WATCHDOG_USEC", 200_000).start().await;
+    assert_eq!(supervisor.next(), "READY=1\n");
+    assert_eq!(supervisor.next(), "WATCHDOG=1\n");
+    server.signal(Signal::HUP);
+    let told = || loop {
+        match supervisor.next() {
+            message if message == "WATCHDOG=1\n" => {}
+            message => return message,
+        }
+    };
+    let reloading = told();
+    assert!(reloading.starts_with("RELOADING=1\nMONOTONIC_USEC="), "{reloading}");
+    assert_eq!(told(), "READY=1\n");
+    server.signal(Signal::TERM);
+    assert_eq!(told(), "STOPPING=1\n");
+    assert!(server.ended().await.success());
+}
+
+#[tokio::test]
+async fn sockets_are_inherited_by_their_names() {
+    let directory = tempfile::tempdir().unwrap();
+    let sockets = [(); 3].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
+    let addresses = sockets.each_ref().map(|socket| socket.local_addr().unwrap());
+    // Who connects before the broker runs is served when it does.
+    let [admin, ingest, _] = addresses;
+    let early = tokio::spawn(async move { Http::new(ingest).post(&completed("t1")).await });
+    let mut command = Command::new("sh");
+    let script = format!(
+        "LISTEN_PID=$$ exec {} serve --data-dir {}/data",
+        env!("CARGO_BIN_EXE_blobcast"),
+        directory.path().display()
+    );
+    command.args(["-c", &script]).env("LISTEN_FDS", "3").env("LISTEN_FDNAMES", "admin:ingest:grpc");
+    // Nobody listens on the configured ports: a broker of somebody else's may.
+    command.env("BLOBCAST_INGEST__LISTEN", "127.0.0.1:1").env("BLOBCAST_GRPC__LISTEN", "127.0.0.1:2");
+    command.env("BLOBCAST_ADMIN__LISTEN", "127.0.0.1:3").stdout(Stdio::null()).stderr(Stdio::null());
+    let mappings = sockets.into_iter().zip(3..);
+    let mappings =
+        mappings.map(|(socket, child_fd)| FdMapping { parent_fd: OwnedFd::from(socket), child_fd }).collect();
+    let mut broker = command.fd_mappings(mappings).unwrap().spawn().unwrap();
+    drop(command);
+    assert!(!within("the answer", early).await.unwrap().duplicate());
+    assert_eq!(Http::new(admin).get("/readyz").await.0, 200);
+    rustix::process::kill_process(rustix::process::Pid::from_child(&broker), Signal::TERM).unwrap();
+    until("it to end", async || broker.try_wait().unwrap().is_some()).await;
+}
+
+#[tokio::test]
+async fn sighup_takes_up_what_it_can_and_names_what_it_cannot() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("blobcast.toml");
+    fs::write(&path, "").unwrap();
+    let server = Options::default().set("config", path.display()).start().await;
+    let mut sub = server.subscribe(request()).await;
+    server.http().post(&completed("t1")).await;
+    let change = "[logging]\nlevel = \"debug\"\n[log]\nretention_age_max = \"9d\"\n[grpc]\ntask_ids_max = 7\n\
+                  [ingest]\nallowlist = \"enforce\"\nallowed_networks = [\"198.51.100.0/24\"]\n";
+    fs::write(&path, change).unwrap();
+    server.signal(Signal::HUP);
+    until("the reload", async || server.log().contains("configuration reloaded")).await;
+    assert!(server.log().contains("[\\\"grpc.task_ids_max\\\"]"), "{}", server.log());
+    let info = server.log_info().await;
+    assert_eq!(info.retention_age_max.unwrap().seconds, 9 * 86_400);
+    assert_eq!(server.http().post(&completed("t2")).await.status, 403);
+    assert_eq!(sub.next_event().await.task_id, "t1", "streams go on");
+    assert_eq!(server.subscribe(request()).await.subscribed.limits.unwrap().task_ids_max, 10_000, "as it was");
+    until("the new level", async || server.log().contains("\"DEBUG\"")).await;
+
+    // What is wrong changes nothing, and is told.
+    fs::write(&path, "[log]\nretention_age_mx = \"1d\"\n").unwrap();
+    server.signal(Signal::HUP);
+    until("the complaint", async || server.log().contains("did you mean `log.retention_age_max`?")).await;
+    assert_eq!(server.log_info().await.retention_age_max.unwrap().seconds, 9 * 86_400);
+}
+
+#[tokio::test]
+async fn sighup_reads_every_watched_file_again() {
+    let mut file = CredentialsFile::new();
+    file.add("callback runblob").await;
+    let server = Options::default().set("credentials_file", file.path().display()).start().await;
+    server.signal(Signal::HUP);
+    until("the reload", async || server.log().contains("reloaded the credentials")).await;
+    assert_eq!(server.metric("blobcast_reloads_total{result=\"done\",what=\"credentials\"}").await, 1.0);
+}
