@@ -12,6 +12,8 @@ use crate::{
     server::{self, Addresses, Ended, Server},
 };
 
+/// Open files beside the connections of the two large listeners: the third listener's, the store's, and some to spare.
+const OTHER_FILES: u64 = 512;
 /// Threads for reads of the store. More would only wait for the same disk; what exceeds them queues.
 const BLOCKING_THREADS: usize = 16;
 
@@ -85,7 +87,7 @@ pub(super) fn run(args: ServeArgs) -> anyhow::Result<ExitCode> {
     let config = config::load(&sources)?;
     server::init_logging(&config.logging);
     die_on_panic();
-    raise_open_files();
+    raise_open_files(&config);
     let runtime =
         tokio::runtime::Builder::new_multi_thread().enable_all().max_blocking_threads(BLOCKING_THREADS).build()?;
     let served = runtime.block_on(serve(&config, &sources));
@@ -162,8 +164,17 @@ fn die_on_panic() {
 }
 
 /// Each connection is an open file, and the usual soft limit of 1,024 is less than one listener may have.
-fn raise_open_files() {
+fn raise_open_files(config: &Config) {
     let limits = getrlimit(Resource::Nofile);
+    let needed = config.ingest.connections_max + config.grpc.connections_max + OTHER_FILES;
+    if let Some(open_files) = limits.maximum.filter(|&maximum| maximum < needed) {
+        tracing::warn!(
+            open_files,
+            needed,
+            "fewer files may be open than the listeners may have connections: raise the limit (ulimit -Hn, LimitNOFILE=), or \
+             lower grpc.connections_max and ingest.connections_max"
+        );
+    }
     if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limits.maximum, maximum: limits.maximum }) {
         tracing::warn!(%error, open_files = ?limits.current, "cannot raise the limit of open files");
     }

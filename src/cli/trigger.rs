@@ -1,6 +1,11 @@
 //! `trigger`: callbacks like the vendor's, to try things without the vendor. Flags for the [`simulator`](crate::simulator).
 
-use std::{io::Read, process::ExitCode, time::Duration};
+use std::{
+    fs::File,
+    io::{self, Read},
+    process::ExitCode,
+    time::Duration,
+};
 
 use anyhow::Context;
 use bytes::Bytes;
@@ -26,6 +31,8 @@ use crate::{
 /// With --rate, callbacks do not wait for each other's answers; so many may be open at once, well below the broker's
 /// 1,024 connections.
 const IN_FLIGHT_MAX: usize = 256;
+/// Longest body that is read: the most that a broker can be set to take.
+const BODY_BYTES_MAX: u64 = 64 * 1024 * 1024;
 
 /// All bodies are made before the first is sent; so many take about half a gigabyte.
 const COUNT_MAX: i64 = 1_000_000;
@@ -159,12 +166,15 @@ fn body(args: &TriggerArgs, task_id: &str, at: Timestamp) -> Bytes {
     Value::Object(body).to_string().into()
 }
 
-fn read_body(path: &str) -> std::io::Result<Bytes> {
-    if path != "-" {
-        return std::fs::read(path).map(Bytes::from);
-    }
+fn read_body(path: &str) -> io::Result<Bytes> {
     let mut body = Vec::new();
-    std::io::stdin().lock().read_to_end(&mut body)?;
+    let count = match path {
+        "-" => io::stdin().lock().take(BODY_BYTES_MAX + 1).read_to_end(&mut body)?,
+        _ => File::open(path)?.take(BODY_BYTES_MAX + 1).read_to_end(&mut body)?,
+    };
+    if count as u64 > BODY_BYTES_MAX {
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, format!("it has more than {BODY_BYTES_MAX} bytes")));
+    }
     Ok(body.into())
 }
 

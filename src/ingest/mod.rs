@@ -22,7 +22,7 @@ use std::{
 use axum::{
     Router,
     extract::{Request, State},
-    http::{Method, header},
+    http::{HeaderMap, Method, header},
     response::Response,
     routing::any,
 };
@@ -142,8 +142,7 @@ impl Ingest {
         rules.check_address(client, &self.metrics)?;
         let query = request.uri().query().unwrap_or_default().to_owned();
         let by_url = rules.check_url(request.uri().path(), &query, &self.metrics)?;
-        let encodings = request.headers().get_all(header::CONTENT_ENCODING);
-        if encodings.iter().any(|encoding| !encoding.as_bytes().eq_ignore_ascii_case(b"identity")) {
+        if is_encoded(request.headers()) {
             return Err(Outcome::UnsupportedEncoding);
         }
         let path = request.uri().path().trim_end_matches('/');
@@ -213,6 +212,14 @@ impl Ingest {
             Err(failure) => Outcome::NotKept(failure),
         }
     }
+}
+
+/// Whether a body is not simply its bytes, by whichever header says it.
+fn is_encoded(headers: &HeaderMap) -> bool {
+    let other = |name, plain: &str| {
+        headers.get_all(name).iter().any(|encoding| !encoding.as_bytes().eq_ignore_ascii_case(plain.as_bytes()))
+    };
+    other(header::CONTENT_ENCODING, "identity") || other(header::TRANSFER_ENCODING, "chunked")
 }
 
 /// Why a callback is not known to be durable.

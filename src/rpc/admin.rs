@@ -231,8 +231,9 @@ fn quarantined(callback: Quarantined, include_body: bool) -> v1::QuarantinedCall
 }
 
 fn number(field: &str, id: &str) -> Result<u64, Status> {
-    id.parse()
-        .map_err(|_| errors::malformed(Malformed::new(field, "not a quarantine id: take one from ListQuarantine")))
+    // Digits only: a number has one name.
+    let number = id.bytes().all(|b| b.is_ascii_digit()).then(|| id.parse().ok()).flatten();
+    number.ok_or_else(|| errors::malformed(Malformed::new(field, "not a quarantine id: take one from ListQuarantine")))
 }
 
 fn correction<T>(field: &str, raw: &str, parse: impl Fn(&str) -> Result<T, String>) -> Result<Option<T>, Status> {
