@@ -1,6 +1,6 @@
 //! `serve` and `check-config`: from the command line to a running broker.
 
-use std::{io::IsTerminal, process::ExitCode};
+use std::{io::IsTerminal, process::ExitCode, time::Duration};
 
 use clap::Args;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -14,6 +14,8 @@ use crate::{
 
 /// Open files beside the connections of the two large listeners: the third listener's, the store's, and some to spare.
 const OTHER_FILES: u64 = 512;
+/// How long the runtime's threads may take to end before the process starts itself anew; reads of the store take less.
+const LAST_THREADS: Duration = Duration::from_secs(10);
 /// Threads for reads of the store. More would only wait for the same disk; what exceeds them queues.
 const BLOCKING_THREADS: usize = 16;
 
@@ -91,11 +93,17 @@ pub(super) fn run(args: ServeArgs) -> anyhow::Result<ExitCode> {
     let runtime =
         tokio::runtime::Builder::new_multi_thread().enable_all().max_blocking_threads(BLOCKING_THREADS).build()?;
     let served = runtime.block_on(serve(&config, &sources));
-    // What is left is connections that the deadline has cut off.
-    runtime.shutdown_background();
     match served? {
-        Ended::Stopped => Ok(ExitCode::SUCCESS),
-        Ended::ToStartAnew(listeners) => Err(anyhow::Error::from(listeners.start_anew()).context("cannot start anew")),
+        Ended::Stopped => {
+            // What is left is connections that the deadline has cut off.
+            runtime.shutdown_background();
+            Ok(ExitCode::SUCCESS)
+        }
+        Ended::ToStartAnew(listeners) => {
+            // No thread may be left that closes a file: the sockets are about to take the numbers of some.
+            runtime.shutdown_timeout(LAST_THREADS);
+            Err(anyhow::Error::from(listeners.start_anew()).context("cannot start anew"))
+        }
     }
 }
 

@@ -31,7 +31,7 @@ pub struct Listeners([StdListener; 3]);
 impl Listeners {
     /// Takes what was inherited under each name, and binds what was not.
     pub(super) fn open(config: &Config) -> Result<Self, StartError> {
-        let mut inherited = inherited();
+        let mut inherited = inherited().map_err(StartError::Socket)?;
         let mut open = |name: &str, address: SocketAddr, key: &'static str, flag: &'static str| {
             let position = inherited.iter().position(|(inherited, _)| inherited == name);
             match position {
@@ -85,16 +85,19 @@ impl Listeners {
 }
 
 /// Sockets from outside, with their names; without names the order is that of [`NAMES`].
-fn inherited() -> Vec<(String, StdListener)> {
+fn inherited() -> io::Result<Vec<(String, StdListener)>> {
     let names = env::var("LISTEN_FDNAMES").unwrap_or_default();
     let mut sockets = ListenFd::from_env();
     let mut names: Vec<_> = names.split(':').filter(|name| !name.is_empty()).collect();
     if names.len() != sockets.len() {
         names = NAMES.to_vec();
     }
-    let mut take = |index| sockets.take_tcp_listener(index).ok().flatten();
-    let named = names.iter().enumerate().filter_map(|(index, name)| Some(((*name).to_owned(), take(index)?)));
-    named.collect()
+    let mut take = |(index, name): (usize, &&str)| {
+        // One that was handed on and is none must not be bound again on the quiet.
+        let socket = sockets.take_tcp_listener(index).map_err(|error| io::Error::other(format!("{name}: {error}")))?;
+        Ok(socket.map(|socket| ((*name).to_owned(), socket)))
+    };
+    names.iter().enumerate().filter_map(|named| take(named).transpose()).collect()
 }
 
 fn bind(address: SocketAddr) -> io::Result<StdListener> {
