@@ -22,6 +22,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         .build_server(false)
         .bytes(".blobcast.v1.Event.raw_body")
         .bytes(".blobcast.v1.QuarantinedCallback.body")
+        .bytes(".blobcast.v1.BackupResponse.chunk")
         .compile_fds(descriptors.clone())?;
 
     let services = out.join("services");

@@ -1,10 +1,12 @@
 //! The command line: `serve` for operators, and a client for everyone else.
 //!
 //! Owns the verbs, their flags and their exit codes. Each verb has its file with its flags and one `run`; `output` owns what is
-//! printed and where. The client verbs know the broker only through its API, never through its files.
+//! printed and where. The client verbs know the broker only through its API, never through its files; `restore` writes files
+//! that no broker has yet.
 
 mod args;
 mod backoff;
+mod backup;
 mod client;
 mod completions;
 mod forward;
@@ -15,6 +17,7 @@ mod listen;
 mod output;
 mod quarantine;
 mod render;
+mod restore;
 #[cfg(test)]
 mod scripted;
 mod serve;
@@ -75,6 +78,8 @@ enum Command {
     CheckConfig(serve::CheckConfigArgs),
     #[command(flatten)]
     Client(ClientCommand),
+    /// Make a new data directory from a backup.
+    Restore(restore::RestoreArgs),
     /// Make tokens and keys for the credentials file.
     Token(token::TokenArgs),
     /// Print a completion script for a shell.
@@ -95,6 +100,8 @@ enum ClientCommand {
     Events(history::EventsArgs),
     /// Look at and deal with callbacks that could not be understood.
     Quarantine(quarantine::QuarantineArgs),
+    /// Copy everything the broker keeps into one file, while it runs.
+    Backup(backup::BackupArgs),
     /// List the open subscriptions, oldest first.
     Subscriptions(subscriptions::SubscriptionsArgs),
     /// Mint a signed callback URL.
@@ -109,6 +116,7 @@ pub fn main() -> ExitCode {
         Command::Serve(args) => serve::run(args),
         Command::CheckConfig(args) => serve::check_config(args),
         Command::Client(command) => run_client(command),
+        Command::Restore(args) => restore::run(&args),
         Command::Token(args) => token::run(args),
         Command::Completions(args) => completions::run(&args, &mut Cli::command()),
     };
@@ -126,6 +134,7 @@ fn run_client(command: ClientCommand) -> anyhow::Result<ExitCode> {
             ClientCommand::Get(args) => history::get(args).await,
             ClientCommand::Events(args) => history::events(args).await,
             ClientCommand::Quarantine(args) => quarantine::run(args).await,
+            ClientCommand::Backup(args) => backup::run(args).await,
             ClientCommand::Subscriptions(args) => subscriptions::run(args).await,
             ClientCommand::Url(args) => url::run(args).await,
             ClientCommand::Healthcheck(args) => healthcheck::run(args).await,
@@ -177,6 +186,9 @@ mod tests {
             "quarantine release id --product veo --task-id t --drop-labels",
             "quarantine discard a b",
             "subscriptions --output json",
+            "backup events.backup --grpc-url http://localhost:50051",
+            "backup -",
+            "restore events.backup --data-dir new-data",
             "healthcheck --admin-url http://localhost:9090",
             "completions zsh",
         ] {

@@ -127,6 +127,23 @@ impl Caller {
         self.0.as_ref().is_none_or(|client| client.products.allow(product))
     }
 
+    /// Refuses whoever may not have everything that a backup holds.
+    pub(super) fn require_backup(&self) -> Result<(), Status> {
+        self.require_admin()?;
+        match self.0.as_ref().map(|client| &client.products) {
+            Some(Products::Only(_)) => Err(errors::backup_denied()),
+            _ => Ok(()),
+        }
+    }
+
+    /// The same of an open stream, by what the credentials say now.
+    pub(super) fn review_backup(&self, credentials: &Credentials, now: Timestamp) -> Result<(), Status> {
+        let Some(client) = &self.0 else { return Ok(()) };
+        let current = credentials.current(client, now).cloned();
+        let current = current.ok_or_else(|| errors::token_invalid("the token was withdrawn, or has expired"))?;
+        Self(Some(current)).require_backup()
+    }
+
     /// Refuses whoever is not an administrator.
     pub(super) fn require_admin(&self) -> Result<(), Status> {
         match &self.0 {

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use jiff::Timestamp;
 use tonic::{Request, Response, Status};
 
-use super::{Context, access::Caller, errors, page};
+use super::{Context, access::Caller, backup::BackupStream, errors, page};
 use crate::{
     callback::{Callback, Corrections},
     credentials::{MintError, Minted},
@@ -71,6 +71,16 @@ impl Admin {
 
 #[tonic::async_trait]
 impl admin_service_server::AdminService for Admin {
+    type BackupStream = BackupStream;
+
+    async fn backup(&self, request: Request<v1::BackupRequest>) -> Result<Response<BackupStream>, Status> {
+        let caller = Caller::of(&request)?;
+        caller.require_backup()?;
+        let backup = answered(self.0.appender.backup().await)?;
+        tracing::info!(client = caller.0.as_ref().map(|client| &*client.name), "backup begun");
+        Ok(Response::new(BackupStream::new(self.0.clone(), caller, backup)))
+    }
+
     async fn list_subscriptions(
         &self,
         request: Request<v1::ListSubscriptionsRequest>,

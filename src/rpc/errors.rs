@@ -202,6 +202,11 @@ pub(super) fn product_denied(product: &str) -> Status {
     status(Code::PermissionDenied, "PRODUCT_DENIED", message, [("product", product.to_owned())], None)
 }
 
+pub(super) fn backup_denied() -> Status {
+    let message = "a backup holds every product: the client's line in the credentials file needs `products = [\"*\"]`";
+    status(Code::PermissionDenied, "PRODUCT_DENIED", message, [], None)
+}
+
 pub(super) fn admin_denied(client: &str) -> Status {
     let message = format!("{client} is no administrator: its line in the credentials file needs `admin = true`");
     status(Code::PermissionDenied, "ADMIN_DENIED", message, [], None)

@@ -2,6 +2,7 @@
 
 mod access;
 mod admin;
+mod backup;
 mod deadline;
 mod errors;
 mod events;
@@ -13,6 +14,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use access::Caller;
 pub use access::{Gate, Peer};
 pub use admin::Admin;
+pub use backup::BackupStream;
 pub use deadline::{Deadline, note_deadline};
 pub use errors::{deadline_exceeded, explained, overloaded, request_late};
 pub use events::Events;

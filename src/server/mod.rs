@@ -138,7 +138,7 @@ impl Server {
         let credentials = Arc::new(SharedCredentials::default());
         credentials.set(credentials::load(config).map_err(StartError::Credentials)?);
         let metrics = Arc::new(Metrics::default());
-        let mut secured = Secured::new(config, &metrics).map_err(StartError::Tls)?;
+        let secured = Secured::new(config, &metrics).map_err(StartError::Tls)?;
         let sources = open_sources(config, &metrics).await?;
         let retention = retention(config);
         let (appender, writer) = start_writer(retention, &sources)?;
@@ -176,17 +176,8 @@ impl Server {
         let entrance = Entrance::open_to_all(secured.admin.clone());
         let serve = http::serve(admin_listener, entrance, admin::router(&status), limits, counters, stop_admin.clone());
         tasks.spawn(named("the admin listener", serve));
-        if let Some(acme) = secured.acme.take() {
-            tasks.spawn(named("the renewal of certificates", acme.run(stop_admin.clone())));
-        }
-        let mut watched = secured.watched(&metrics);
-        let config = Arc::new(Mutex::new(config.clone()));
-        watched.extend(watched_credentials(&config, &credentials));
-        let review = review(Arc::clone(&sources), gate);
-        let asked = Arc::<Notify>::default();
-        let watch = watch::watch(watched, review, Arc::clone(&asked), Arc::clone(&metrics), stop_admin.clone());
-        tasks.spawn(named("the watch of files", watch));
-        tasks.spawn(named("the watchdog", supervisor::watchdog(stop_admin.clone())));
+        let (config, asked) = (Arc::new(Mutex::new(config.clone())), Arc::<Notify>::default());
+        keep_house(&mut tasks, secured, &config, &sources, gate, &asked, &stop_admin);
         Ok(Self {
             listeners,
             addresses,
@@ -292,6 +283,27 @@ pub enum Ended {
 async fn named(name: &'static str, task: impl Future<Output = ()>) -> &'static str {
     task.await;
     name
+}
+
+/// What goes on beside the listeners until `stop`: certificates, files that change, and the watchdog.
+fn keep_house(
+    tasks: &mut JoinSet<&'static str>,
+    mut secured: Secured,
+    config: &Arc<Mutex<Config>>,
+    sources: &Arc<Sources>,
+    gate: rpc::Gate,
+    asked: &Arc<Notify>,
+    stop: &CancellationToken,
+) {
+    if let Some(acme) = secured.acme.take() {
+        tasks.spawn(named("the renewal of certificates", acme.run(stop.clone())));
+    }
+    let metrics = Arc::clone(&gate.metrics);
+    let mut watched = secured.watched(&metrics);
+    watched.extend(watched_credentials(config, &gate.credentials));
+    let watch = watch::watch(watched, review(Arc::clone(sources), gate), Arc::clone(asked), metrics, stop.clone());
+    tasks.spawn(named("the watch of files", watch));
+    tasks.spawn(named("the watchdog", supervisor::watchdog(stop.clone())));
 }
 
 fn watched_credentials(config: &Arc<Mutex<Config>>, credentials: &Arc<SharedCredentials>) -> Option<Watched> {

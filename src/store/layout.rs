@@ -87,6 +87,8 @@ pub(super) fn parse_task(mut bytes: &[u8]) -> Result<Vec<TaskEvent>, Damaged> {
     Ok(events)
 }
 
+const TOTALS_DAMAGED: Damaged = Damaged("totals: they do not fit what there is");
+
 /// Running totals, written with every batch so that starting never scans.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Totals {
@@ -102,8 +104,10 @@ pub(super) struct Totals {
 }
 
 impl Totals {
+    pub(super) const BYTES: usize = 56;
+
     pub(super) fn encode(&self) -> Vec<u8> {
-        let mut bytes = Vec::with_capacity(56);
+        let mut bytes = Vec::with_capacity(Self::BYTES);
         let counts = [self.first_available, self.event_count, self.event_bytes];
         let quarantine = [self.quarantine_next, self.quarantine_count, self.quarantine_bytes];
         counts.into_iter().chain(quarantine).for_each(|number| bytes.put_u64_le(number));
@@ -112,7 +116,7 @@ impl Totals {
     }
 
     pub(super) fn parse(mut bytes: &[u8]) -> Result<Self, Damaged> {
-        if bytes.len() != 56 {
+        if bytes.len() != Self::BYTES {
             return Err(Damaged("totals"));
         }
         Ok(Self {
@@ -124,6 +128,33 @@ impl Totals {
             quarantine_bytes: bytes.get_u64_le(),
             log_time_micros: bytes.get_i64_le(),
         })
+    }
+
+    /// The newest event: the events lie without gaps behind the first.
+    pub(super) fn head(&self) -> Result<Sequence, Damaged> {
+        let next = self.first_available.checked_add(self.event_count);
+        next.and_then(|next| next.checked_sub(1)).map(Sequence).ok_or(TOTALS_DAMAGED)
+    }
+
+    /// Takes the oldest events out, up to and including the one at `sequence`, which has so many bytes.
+    ///
+    /// Numbers that wrapped would have retention forget everything, so those that do not fit are damage.
+    pub(super) fn forget_event(&mut self, sequence: Sequence, bytes: u64) -> Result<(), Damaged> {
+        let next = sequence.next().0;
+        // More than one if the log has a hole there, which is forgotten with it.
+        let gone = next.checked_sub(self.first_available).ok_or(TOTALS_DAMAGED)?;
+        let count = self.event_count.checked_sub(gone).ok_or(TOTALS_DAMAGED)?;
+        self.event_bytes = self.event_bytes.checked_sub(bytes).ok_or(TOTALS_DAMAGED)?;
+        (self.event_count, self.first_available) = (count, next);
+        Ok(())
+    }
+
+    /// Takes one callback of so many bytes out of quarantine.
+    pub(super) fn forget_quarantined(&mut self, bytes: u64) -> Result<(), Damaged> {
+        let count = self.quarantine_count.checked_sub(1).ok_or(TOTALS_DAMAGED)?;
+        self.quarantine_bytes = self.quarantine_bytes.checked_sub(bytes).ok_or(TOTALS_DAMAGED)?;
+        self.quarantine_count = count;
+        Ok(())
     }
 }
 

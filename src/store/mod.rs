@@ -4,10 +4,13 @@
 //! use [`Store`] at the same time. Readers never see beyond [`Store::head`], which moves only after the fsync: what a crash
 //! could take back is never shown. Every function here may block on the disk; callers keep it off the async threads.
 
+mod backup;
 mod dedupe;
 mod layout;
+mod open;
 mod quarantine;
 mod read;
+mod restore;
 mod watermark;
 mod writer;
 
@@ -23,22 +26,19 @@ use std::{
 };
 
 use bytes::Bytes;
-use fjall::{CompressionType, Database, Keyspace, KeyspaceCreateOptions, PersistMode};
+use fjall::{Database, Keyspace};
 use uuid::Uuid;
 
+pub use backup::{Backup, BackupSummary};
 pub use layout::{Fingerprint, QuarantineHeader};
 pub use quarantine::{NewQuarantined, Quarantined};
 pub use read::{Chunk, Keep, ReadError, ReadLimits, TaskPlace};
+pub use restore::{RestoreError, restore};
 pub use writer::{Appender, Publish, Retention, WriteError, Writer, writer};
 
 use crate::event::{Cursor, Epoch, Labels, Product, Sequence, TaskId, TaskStatus};
-use layout::{Damaged, FORMAT, META_EPOCH, META_FORMAT, META_TOTALS, Totals, parse_sequence_key, parse_u64};
-use watermark::Watermark;
-
-/// Journals beyond this are flushed to tables, so that a start replays at most this much: about a second.
-const REPLAY_BYTES_MAX: u64 = 128 * 1024 * 1024;
-/// Each keyspace's share of memory before it is flushed.
-const MEMTABLE_BYTES_MAX: u64 = 32 * 1024 * 1024;
+use layout::{FORMAT, Totals};
+use watermark::{Mark, Watermark};
 
 /// With less free disk a store that has failed is not opened again: recovery writes, and would fail, too.
 const REOPEN_FREE_BYTES_MIN: u64 = 64 * 1024 * 1024;
@@ -96,13 +96,20 @@ pub enum OpenError {
         found: u64,
     },
     /// Damaged.
-    #[error("{path} is damaged ({problem}): restore it from a backup, or move it away to start with an empty log")]
+    #[error(
+        "{path} is damaged ({problem}): move it away, and restore a backup with `blobcast restore` or start with an empty log"
+    )]
     Corrupt {
         /// The data directory.
         path: PathBuf,
         /// What was found.
         problem: String,
     },
+    /// The witness of what was acknowledged is damaged.
+    #[error(
+        "{0} is damaged, and without it nobody can tell whether the log beside it has lost its end: restore a backup, or, if the log can be trusted, remove this one file and start again"
+    )]
+    Witness(PathBuf),
     /// The disk refuses.
     #[error("cannot open {path}: {source}; it has to be a directory that can be written: choose it with --data-dir")]
     Io {
@@ -163,67 +170,6 @@ pub struct Store {
 }
 
 impl Store {
-    /// Opens the store under `path`, creating it if there is none. `cache_bytes` bounds the block cache.
-    pub fn open(path: &Path, cache_bytes: u64) -> Result<Self, OpenError> {
-        std::fs::create_dir_all(path).map_err(|source| OpenError::Io { path: path.into(), source })?;
-        let built = Database::builder(path)
-            .cache_size(cache_bytes)
-            .max_journaling_size(REPLAY_BYTES_MAX)
-            // A damaged byte in a compressed value reads as the journal's torn end, and what is behind it would be dropped;
-            // in a plain one the checksum of its batch finds it, and the start is refused.
-            .journal_compression(CompressionType::None)
-            .open();
-        let database = built.map_err(|error| open_error(path, error))?;
-        Self::from_database(path, database).map_err(|error| match error {
-            Setup::Fjall(error) => open_error(path, error),
-            Setup::Cut { acknowledged, head } => OpenError::Corrupt {
-                path: path.into(),
-                problem: format!("{acknowledged} events were acknowledged, and the log ends behind {head}"),
-            },
-            Setup::Format(found) => OpenError::Format { path: path.into(), found },
-            Setup::Damaged(damage) => OpenError::Corrupt { path: path.into(), problem: damage.to_string() },
-        })
-    }
-
-    fn from_database(path: &Path, database: Database) -> Result<Self, Setup> {
-        let options = || KeyspaceCreateOptions::default().max_memtable_size(MEMTABLE_BYTES_MAX);
-        let meta = database.keyspace("meta", options)?;
-        check_format(&meta)?;
-        let events = database.keyspace("events", options)?;
-        let totals = match meta.get(META_TOTALS)? {
-            Some(bytes) => Totals::parse(&bytes)?,
-            None => Totals { first_available: 1, ..Totals::default() },
-        };
-        // The newest key, or, when retention has forgotten everything, the place before the next event.
-        let head = match events.last_key_value() {
-            Some(entry) => parse_sequence_key(&entry.key()?)?.0,
-            None => totals.first_available - 1,
-        };
-        let (watermark, acknowledged) = Watermark::open(path).map_err(fjall::Error::Io)?;
-        if acknowledged.0 > head {
-            return Err(Setup::Cut { acknowledged: acknowledged.0, head });
-        }
-        let store = Self {
-            path: path.into(),
-            watermark,
-            epoch: epoch(&meta)?,
-            tasks: database.keyspace("tasks", options)?,
-            quarantine: database.keyspace("quarantine", options)?,
-            head: AtomicU64::new(head),
-            first_available: AtomicU64::new(totals.first_available),
-            quarantine_first: AtomicU64::new(0),
-            identity: identity(path),
-            totals: Mutex::new(totals),
-            health: Mutex::new(Health::Writable),
-            database,
-            events,
-            meta,
-        };
-        // What a killed process wrote but had not synced is read from here on, so it must be durable from here on.
-        store.database.persist(PersistMode::SyncAll)?;
-        Ok(store)
-    }
-
     /// Identity of the log.
     pub fn epoch(&self) -> Epoch {
         self.epoch
@@ -248,6 +194,11 @@ impl Store {
     pub fn summary(&self) -> Summary {
         let Totals { event_count, event_bytes, quarantine_count, quarantine_bytes, .. } = *lock(&self.totals);
         Summary { event_count, event_bytes, quarantine_count, quarantine_bytes }
+    }
+
+    /// Everything that has been acknowledged.
+    fn mark(&self) -> Mark {
+        Mark { epoch: self.epoch, head: self.head().0, quarantine_next: lock(&self.totals).quarantine_next }
     }
 
     /// Whether writes are taken, as of the last commit or check.
@@ -301,53 +252,6 @@ type Identity = Option<(u64, u64)>;
 fn identity(path: &Path) -> Identity {
     let metadata = std::fs::metadata(path).ok()?;
     Some((metadata.dev(), metadata.ino()))
-}
-
-enum Setup {
-    Fjall(fjall::Error),
-    Format(u64),
-    Cut { acknowledged: u64, head: u64 },
-    Damaged(Damaged),
-}
-
-impl From<fjall::Error> for Setup {
-    fn from(error: fjall::Error) -> Self {
-        Self::Fjall(error)
-    }
-}
-
-impl From<Damaged> for Setup {
-    fn from(damage: Damaged) -> Self {
-        Self::Damaged(damage)
-    }
-}
-
-fn check_format(meta: &Keyspace) -> Result<(), Setup> {
-    match meta.get(META_FORMAT)? {
-        Some(bytes) => match parse_u64(&bytes)? {
-            FORMAT => Ok(()),
-            other => Err(Setup::Format(other)),
-        },
-        None => Ok(meta.insert(META_FORMAT, FORMAT.to_le_bytes())?),
-    }
-}
-
-fn epoch(meta: &Keyspace) -> Result<Epoch, Setup> {
-    if let Some(bytes) = meta.get(META_EPOCH)? {
-        return Ok(Epoch(parse_u64(&bytes)?));
-    }
-    let (epoch, _) = Uuid::new_v4().as_u64_pair();
-    meta.insert(META_EPOCH, epoch.to_le_bytes())?;
-    Ok(Epoch(epoch))
-}
-
-fn open_error(path: &Path, error: fjall::Error) -> OpenError {
-    let path = path.to_path_buf();
-    match error {
-        fjall::Error::Locked => OpenError::Locked(path),
-        fjall::Error::Io(source) | fjall::Error::Storage(fjall::LsmError::Io(source)) => OpenError::Io { path, source },
-        other => OpenError::Corrupt { path, problem: format!("{other:?}") },
-    }
 }
 
 // A panic while the lock is held ends the process, so a poisoned lock is never seen; its value would still be whole.

@@ -1,36 +1,125 @@
-//! The newest place that was ever acknowledged, kept in a file of its own beside the database.
+//! What was ever acknowledged, kept in a file of its own beside the database.
 //!
 //! The database takes damage in its journal for the torn end of a write, and drops what is behind it. Without a second
-//! witness the log would go on from there: events that were acknowledged gone, and their cursors given out again. The file
-//! is written after each sync and never synced itself, so a power cut can only make it too low, which refuses nothing.
+//! witness the log would go on from there: what was acknowledged gone, and its places and numbers given out again. The file
+//! is written after each sync and synced only when it is created, so a power cut can only make it too low, which refuses
+//! nothing. It lies within one sector, so it is never torn.
+//!
+//! A file whose checksum is wrong refuses the start, although a bit may have flipped beside a log that is whole: it lies on
+//! the disk that the log lies on, and to go on without it would be to trust that disk just when it has proved not worth it.
+//! A person who knows better removes the file, which costs a moment; a log that has lost its end costs what it has lost.
 
-use std::{fs::File, io, os::unix::fs::FileExt, path::Path};
+use std::{
+    fs::File,
+    io::{self, Read},
+    os::unix::fs::FileExt,
+    path::{Path, PathBuf},
+};
 
-use crate::event::Sequence;
+use bytes::{Buf, BufMut};
+use xxhash_rust::xxh3::xxh3_64;
 
-const FILE: &str = "acknowledged";
+use crate::event::Epoch;
+
+/// What was acknowledged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Mark {
+    /// Of this log.
+    pub epoch: Epoch,
+    /// Up to this event.
+    pub head: u64,
+    /// Up to this callback in quarantine.
+    pub quarantine_next: u64,
+}
+
+impl Mark {
+    const BYTES: usize = 32;
+
+    fn encode(self) -> [u8; Self::BYTES] {
+        let mut bytes = [0; Self::BYTES];
+        let mut rest = &mut bytes[..];
+        [self.head, self.quarantine_next, self.epoch.0].into_iter().for_each(|number| rest.put_u64_le(number));
+        let checksum = xxh3_64(&bytes[..Self::BYTES - 8]);
+        bytes[Self::BYTES - 8..].copy_from_slice(&checksum.to_le_bytes());
+        bytes
+    }
+
+    /// `None` if the bytes are not those of a mark.
+    fn parse(bytes: &[u8]) -> Option<Self> {
+        let mut rest = bytes;
+        let mut number = || rest.try_get_u64_le().ok();
+        let mark = Self { head: number()?, quarantine_next: number()?, epoch: Epoch(number()?) };
+        (mark.encode() == bytes).then_some(mark)
+    }
+}
+
+/// Why the file cannot be used.
+pub(super) enum WatermarkError {
+    Io(io::Error),
+    Damaged(PathBuf),
+}
+
+impl From<io::Error> for WatermarkError {
+    fn from(error: io::Error) -> Self {
+        Self::Io(error)
+    }
+}
 
 #[derive(Debug)]
 pub(super) struct Watermark(File);
 
 impl Watermark {
-    /// Opens the file in the data directory, creating it if need be, and reads the place; 0 if there is none.
-    pub(super) fn open(directory: &Path) -> io::Result<(Self, Sequence)> {
-        let path = directory.join(FILE);
-        let file = File::options().read(true).write(true).create(true).truncate(false).open(path)?;
-        let mut place = [0; 8];
-        match file.read_exact_at(&mut place, 0) {
-            Ok(()) => {}
-            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => place = [0; 8],
-            Err(error) => return Err(error),
-        }
-        Ok((Self(file), Sequence(u64::from_le_bytes(place))))
+    pub(super) const FILE: &str = "acknowledged";
+
+    /// Whether a data directory has the file.
+    pub(super) fn exists(directory: &Path) -> bool {
+        directory.join(Self::FILE).metadata().is_ok_and(|metadata| metadata.len() > 0)
     }
 
-    /// Raises the place. A failure costs the witness, not the event, which is durable already.
-    pub(super) fn raise(&self, place: Sequence) {
-        if let Err(error) = self.0.write_all_at(&place.0.to_le_bytes(), 0) {
-            tracing::warn!(%error, "cannot note the newest event in the file `acknowledged`");
+    /// Opens the file in the data directory, creating it if need be; with the mark, if there is one.
+    pub(super) fn open(directory: &Path) -> Result<(Self, Option<Mark>), WatermarkError> {
+        let path = directory.join(Self::FILE);
+        let mut file = File::options().read(true).write(true).create(true).truncate(false).open(&path)?;
+        let mut bytes = Vec::new();
+        file.read_to_end(&mut bytes)?;
+        // What ended between creating and writing it had acknowledged nothing.
+        if bytes.is_empty() {
+            return Ok((Self(file), None));
+        }
+        let mark = Mark::parse(&bytes).ok_or(WatermarkError::Damaged(path))?;
+        Ok((Self(file), Some(mark)))
+    }
+
+    /// Writes the first mark, durably: from here on a store without what it names is not whole.
+    pub(super) fn begin(&self, directory: &Path, mark: Mark) -> io::Result<()> {
+        self.0.write_all_at(&mark.encode(), 0)?;
+        self.0.sync_all()?;
+        File::open(directory)?.sync_all()
+    }
+
+    /// Raises the mark. A failure costs the witness, not the events, which are durable already.
+    pub(super) fn raise(&self, mark: Mark) {
+        if let Err(error) = self.0.write_all_at(&mark.encode(), 0) {
+            tracing::warn!(%error, "cannot note what was acknowledged in the file `{}`", Self::FILE);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn a_mark_gives_back_its_numbers_and_no_flipped_bit_passes(epoch: u64, head: u64, quarantine_next: u64, bit in 0..256usize) {
+            let mark = Mark { epoch: Epoch(epoch), head, quarantine_next };
+            let mut bytes = mark.encode();
+            prop_assert_eq!(Mark::parse(&bytes), Some(mark));
+            bytes[bit / 8] ^= 1 << (bit % 8);
+            prop_assert_eq!(Mark::parse(&bytes), None);
+            prop_assert_eq!(Mark::parse(&mark.encode()[..bit / 8]), None);
         }
     }
 }

@@ -39,7 +39,7 @@ const ALLOWED: [(&str, &[&str]); 18] = [
         ],
     ),
     ("simulator", &["event", "vendor"]),
-    ("cli", &["config", "credentials", "event", "server", "simulator", "vendor", "wire"]),
+    ("cli", &["config", "credentials", "event", "server", "simulator", "store", "vendor", "wire"]),
     ("lib", &[]),
 ];
 

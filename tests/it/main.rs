@@ -10,6 +10,7 @@
 )]
 
 mod admin_service;
+mod backup;
 mod callback_authentication;
 mod command_line;
 mod configuration;
@@ -23,6 +24,7 @@ mod lifecycle;
 mod permissions;
 mod retention;
 mod server_contract;
+mod store_damage;
 mod store_door;
 mod subscribe;
 mod supervision;

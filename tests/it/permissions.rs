@@ -180,6 +180,9 @@ async fn only_administrators_use_the_admin_service() {
         assert_eq!(told(client.release_quarantined(release).await), or("NotFound QUARANTINE_NOT_FOUND"));
         let discard = v1::DiscardQuarantinedRequest { quarantine_ids: vec!["9".into()] };
         assert_eq!(told(client.discard_quarantined(discard).await), expected);
+        // A backup holds every product, and this administrator may see one.
+        let backup = told(client.backup(v1::BackupRequest {}).await);
+        assert_eq!(backup, or("PermissionDenied PRODUCT_DENIED"));
         let mint = v1::MintCallbackUrlRequest::default();
         assert_eq!(told(client.mint_callback_url(mint).await), or("FailedPrecondition SIGNING_KEY_MISSING"));
     }
@@ -236,6 +239,39 @@ async fn a_withdrawn_permission_ends_open_streams_and_no_others() {
     }
     let ended = "blobcast_subscriptions_ended_total{cause=\"withdrawn\"}";
     assert_eq!(house.server.metric(ended).await, 2.0);
+}
+
+#[tokio::test]
+async fn a_withdrawn_permission_ends_a_backup() {
+    let mut house = House::new().await;
+    let root = house.file.add("client root --all-products --admin").await;
+    house.server.http().post_bulky(0..60, 100_000).await;
+    until("the new client", async || {
+        let mut client = admin_as(&house.server, Some(&root)).await;
+        client.list_quarantine(v1::ListQuarantineRequest::default()).await.is_ok()
+    })
+    .await;
+    let whole = admin_as(&house.server, Some(&root)).await.backup(v1::BackupRequest {}).await;
+    let mut whole = whole.unwrap().into_inner();
+    while whole.message().await.unwrap().is_some() {}
+
+    let mut client = admin_as(&house.server, Some(&root)).await;
+    let mut stream = client.backup(v1::BackupRequest {}).await.unwrap().into_inner();
+    assert!(stream.message().await.unwrap().is_some());
+    house.file.remove("root =");
+    until("the withdrawal", async || {
+        let mut client = admin_as(&house.server, Some(&root)).await;
+        client.list_quarantine(v1::ListQuarantineRequest::default()).await.is_err()
+    })
+    .await;
+    let status = loop {
+        match stream.message().await {
+            Ok(Some(_)) => {}
+            Ok(None) => panic!("the backup went on to its end"),
+            Err(status) => break status,
+        }
+    };
+    assert_eq!(told::<()>(Err(status)), "Unauthenticated TOKEN_INVALID");
 }
 
 #[tokio::test]

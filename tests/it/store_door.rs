@@ -17,7 +17,7 @@ use crate::support::{
 };
 
 /// What becomes of a broker that is started on a directory that it cannot have.
-async fn start_in_vain(data_dir: &Path) -> Output {
+pub async fn start_in_vain(data_dir: &Path) -> Output {
     let mut command = Options::default().command(data_dir, [ANY_PORT; 3]);
     let ended = tokio::task::spawn_blocking(move || command.output().unwrap());
     let output = within("the broker to give up", ended).await.unwrap();
@@ -25,7 +25,7 @@ async fn start_in_vain(data_dir: &Path) -> Output {
     output
 }
 
-fn complaint(output: &Output) -> String {
+pub fn complaint(output: &Output) -> String {
     let text = String::from_utf8(output.stderr.clone()).unwrap();
     assert!(!text.contains("panicked"), "{text}");
     text
@@ -172,9 +172,17 @@ async fn killed_behind(events: u64) -> (Server, Vec<u8>) {
         http.post(&body).await.event_id();
     }
     server.kill();
-    let mut journal = fs::read(server.data_dir().join("0.jnl")).unwrap();
-    journal.truncate(journal.iter().rposition(|&byte| byte != 0).unwrap() + 1);
+    let journal = journal(&server.data_dir());
     (server, journal)
+}
+
+/// What a killed broker has in its journal; the file keeps that and no more, which makes it quick to copy.
+pub fn journal(data_dir: &Path) -> Vec<u8> {
+    let path = data_dir.join("0.jnl");
+    let mut journal = fs::read(&path).unwrap();
+    journal.truncate(journal.iter().rposition(|&byte| byte != 0).unwrap() + 1);
+    fs::write(path, &journal).unwrap();
+    journal
 }
 
 /// Where a log ends that is opened with another journal; `None` if it is refused as damaged.
@@ -233,7 +241,7 @@ async fn a_journal_that_has_lost_its_end_is_refused_by_the_newest_place_beside_i
     }
 }
 
-fn copy_directory(from: &Path, to: &Path) {
+pub fn copy_directory(from: &Path, to: &Path) {
     for entry in fs::read_dir(from).unwrap().map(Result::unwrap) {
         let target = to.join(entry.file_name());
         if entry.file_type().unwrap().is_dir() {

@@ -124,7 +124,7 @@ impl<'a> Batch<'a> {
                 self.write.insert(&self.store.meta, META_PROBE, 0u64.to_le_bytes());
                 self.replies.push(Granted::Probe(reply));
             }
-            Command::Retain(_) | Command::Stop => {} // the writer's own
+            Command::Backup(_) | Command::Retain(_) | Command::Stop => {} // the writer's own
         }
     }
 
@@ -232,12 +232,12 @@ impl<'a> Batch<'a> {
     fn discard(&mut self, number: u64) -> Result<bool, ReadError> {
         let key = sequence_key(Sequence(number));
         let Some(bytes) = self.store.quarantine.get(key)? else { return Ok(false) };
-        if !self.discarded.insert(number) {
+        if self.discarded.contains(&number) {
             return Ok(false);
         }
+        self.totals.forget_quarantined(bytes.len() as u64)?;
+        self.discarded.insert(number);
         self.write.remove(&self.store.quarantine, key);
-        self.totals.quarantine_count -= 1;
-        self.totals.quarantine_bytes -= bytes.len() as u64;
         Ok(true)
     }
 
@@ -276,14 +276,12 @@ impl<'a> Batch<'a> {
     }
 
     fn forget(&mut self, record: &Record) -> Result<(), ReadError> {
+        self.totals.forget_event(record.sequence(), record.len() as u64)?;
         if let Ok(task_id) = TaskId::parse(record.task_id()) {
             self.task(&task_id)?.retain(|event| event.sequence != record.sequence());
             self.changed.insert(task_id);
         }
         self.write.remove(&self.store.events, sequence_key(record.sequence()));
-        self.totals.first_available = record.sequence().next().0;
-        self.totals.event_count -= 1;
-        self.totals.event_bytes -= record.len() as u64;
         self.counts.events_trimmed += 1;
         Ok(())
     }

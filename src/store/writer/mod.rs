@@ -20,7 +20,7 @@ use std::{
 use fjall::PersistMode;
 use tokio::sync::oneshot;
 
-use super::{Appended, Draft, Health, NewQuarantined, Store, lock};
+use super::{Appended, Backup, Draft, Health, Mark, NewQuarantined, Store, lock};
 use crate::{event::Record, metrics::Metrics};
 use batch::Batch;
 
@@ -106,6 +106,8 @@ enum Command {
     Append(Box<Draft>, Reply<Appended>),
     Quarantine(NewQuarantined, Reply<u64>),
     Discard(Vec<u64>, Reply<u32>),
+    /// Takes a backup of what is durable by then.
+    Backup(Reply<Backup>),
     /// Commits a mark, to show that the whole path answers.
     Probe(Reply<()>),
     /// Keeps as much and as long as this from now on.
@@ -119,7 +121,7 @@ impl Command {
         match self {
             Self::Append(draft, _) => draft.event.len() + draft.raw.len(),
             Self::Quarantine(new, _) => new.body.len(),
-            Self::Discard(..) | Self::Probe(_) | Self::Retain(_) | Self::Stop => 0,
+            Self::Discard(..) | Self::Backup(_) | Self::Probe(_) | Self::Retain(_) | Self::Stop => 0,
         }
     }
 
@@ -129,6 +131,7 @@ impl Command {
             Self::Append(_, reply) => reply.send(Err(error)).is_ok(),
             Self::Quarantine(_, reply) => reply.send(Err(error)).is_ok(),
             Self::Discard(_, reply) => reply.send(Err(error)).is_ok(),
+            Self::Backup(reply) => reply.send(Err(error)).is_ok(),
             Self::Probe(reply) => reply.send(Err(error)).is_ok(),
             Self::Retain(_) | Self::Stop => false,
         };
@@ -162,6 +165,12 @@ impl Appender {
     /// Deletes from quarantine; answers how many existed.
     pub fn discard(&self, numbers: Vec<u64>) -> oneshot::Receiver<Result<u32, WriteError>> {
         self.send(|reply| Command::Discard(numbers, reply))
+    }
+
+    /// Takes a backup: everything that was answered by now, and nothing that a crash could take back. It needs no room on the
+    /// disk, so a low one is no hindrance.
+    pub fn backup(&self) -> oneshot::Receiver<Result<Backup, WriteError>> {
+        self.send(Command::Backup)
     }
 
     /// Commits a mark that nothing reads; answers when it is durable.
@@ -283,6 +292,9 @@ impl<P: Publish> Writer<P> {
             }
         }
         self.check_disk();
+        let (backups, group): (Vec<_>, Vec<_>) =
+            group.into_iter().partition(|command| matches!(command, Command::Backup(_)));
+        backups.into_iter().for_each(|command| self.back_up(command));
         match self.refusal() {
             None => {
                 self.commit(group);
@@ -304,6 +316,16 @@ impl<P: Publish> Writer<P> {
             Command::Retain(retention) => self.retention = retention,
             command => group.push(command),
         }
+    }
+
+    /// Between two commits everything that is there is durable, unless one has failed.
+    fn back_up(&self, command: Command) {
+        let Command::Backup(reply) = command else { return };
+        let answer = match self.refusal() {
+            Some(error @ WriteError::Failed(_)) => Err(error),
+            _ => Ok(self.store.backup()),
+        };
+        let _ = reply.send(answer).is_ok(); // a receiver that is gone has given up
     }
 
     fn taken(&self, command: &Command) -> usize {
@@ -381,10 +403,15 @@ impl<P: Publish> Writer<P> {
         let trimmed = batch.counts.events_trimmed + batch.counts.quarantine_trimmed;
         match self.write(batch.write) {
             Ok(()) => {
+                let before = self.store.mark();
                 *lock(&self.store.totals) = batch.totals;
-                if let Some(last) = batch.records.last() {
-                    self.store.watermark.raise(last.sequence());
-                    self.store.head.store(last.sequence().0, Ordering::Release);
+                let head = batch.records.last().map_or(before.head, |last| last.sequence().0);
+                let mark = Mark { head, quarantine_next: batch.totals.quarantine_next, ..before };
+                if mark != before {
+                    self.store.watermark.raise(mark);
+                }
+                if !batch.records.is_empty() {
+                    self.store.head.store(head, Ordering::Release);
                     self.publish.publish(&batch.records);
                 }
                 self.count(&batch.counts, batch.records.len());

@@ -7,8 +7,8 @@ use bytes::Bytes;
 
 use super::*;
 use crate::{
-    event::{Labels, Product, TaskId, TaskStatus},
-    store::QuarantineHeader,
+    event::{Labels, Product, Sequence, TaskId, TaskStatus},
+    store::{QuarantineHeader, Totals},
 };
 
 /// Everything is kept, and the disk is never low.
@@ -311,4 +311,90 @@ fn the_quarantine_is_trimmed_from_where_the_last_trim_ended() {
     assert_eq!((stepped.trim(), stepped.quarantined()), (2, vec![]));
     assert_eq!(stepped.store.summary().quarantine_bytes, 0);
     assert_eq!(stepped.reopen().quarantine(), 7, "no number is used again");
+}
+
+#[test]
+fn totals_that_count_less_than_there_is_stop_retention_and_never_wrap() {
+    let mut stepped = Stepped::new();
+    for task in ["t1", "t2", "t3"] {
+        let kept = stepped.appender.append(draft(task, 100));
+        stepped.step();
+        assert!(kept.blocking_recv().unwrap().is_ok());
+    }
+    assert_eq!([stepped.quarantine(), stepped.quarantine()], [1, 2]);
+    let whole = *lock(&stepped.store.totals);
+    let too_low = [
+        Totals { event_count: 0, ..whole },
+        Totals { event_bytes: 10, ..whole },
+        Totals { quarantine_count: 0, ..whole },
+        Totals { quarantine_bytes: 10, ..whole },
+    ];
+    for totals in too_low {
+        *lock(&stepped.store.totals) = totals;
+        let events = totals.event_count != whole.event_count || totals.event_bytes != whole.event_bytes;
+        let everything = if events {
+            Retention { event_age_max: Duration::ZERO, ..KEEP_ALL }
+        } else {
+            Retention { quarantine_age_max: Duration::ZERO, ..KEEP_ALL }
+        };
+        stepped.writer.retention = everything;
+        assert_eq!((stepped.trim(), *lock(&stepped.store.totals)), (0, totals));
+        if !events {
+            let discard = stepped.appender.discard(vec![1]);
+            stepped.step();
+            assert!(matches!(discard.blocking_recv().unwrap(), Err(WriteError::Failed(_))));
+        }
+    }
+    assert_eq!((stepped.store.get(Sequence(1)).unwrap().is_some(), stepped.quarantined()), (true, vec![1, 2]));
+    *lock(&stepped.store.totals) = whole;
+    stepped.writer.retention =
+        Retention { event_age_max: Duration::ZERO, quarantine_age_max: Duration::ZERO, ..KEEP_ALL };
+    assert_eq!(stepped.trim(), 5);
+}
+
+/// How many events a backup holds.
+fn backed_up(mut backup: Backup) -> u64 {
+    while backup.next_chunk().unwrap().is_some() {}
+    backup.summary().event_count
+}
+
+#[test]
+fn a_backup_waits_for_the_sync_of_what_it_holds() {
+    let mut held = Held::new();
+    let first = held.append("t1", 0);
+    held.run_to_the_sync();
+    let (mut backup, behind) = (held.appender.backup(), held.append("t2", 0));
+    assert!(backup.try_recv().is_err(), "the first is written, and not yet synced");
+    held.synced.send(Ok(())).unwrap();
+    assert!(first.blocking_recv().unwrap().is_ok());
+    assert_eq!(backed_up(backup.blocking_recv().unwrap().unwrap()), 1);
+    held.synced.send(Ok(())).unwrap();
+    assert!(behind.blocking_recv().unwrap().is_ok());
+    assert_eq!(backed_up(held.appender.backup().blocking_recv().unwrap().unwrap()), 2);
+}
+
+#[test]
+fn what_could_not_be_synced_is_not_backed_up() {
+    let mut held = Held::new();
+    let lost = held.append("t1", 0);
+    held.run_to_the_sync();
+    let beside = held.appender.backup();
+    held.synced.send(Err("no such luck".into())).unwrap();
+    assert!(lost.blocking_recv().unwrap().is_err());
+    for backup in [beside, held.appender.backup()] {
+        assert!(matches!(backup.blocking_recv().unwrap(), Err(WriteError::Failed(_))));
+    }
+}
+
+#[test]
+fn a_disk_without_any_room_can_be_backed_up() {
+    let mut stepped = Stepped::new();
+    let kept = stepped.appender.append(draft("t1", 0));
+    stepped.step();
+    assert!(kept.blocking_recv().unwrap().is_ok());
+    stepped.writer.retention = Retention { event_bytes_max: 0, disk_free_min_percent: 100, ..KEEP_ALL };
+    stepped.free_bytes.store(0, Ordering::Relaxed);
+    let backup = stepped.appender.backup();
+    stepped.step();
+    assert_eq!(backed_up(backup.blocking_recv().unwrap().unwrap()), 1, "and nothing was forgotten for it");
 }

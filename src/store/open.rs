@@ -1,0 +1,297 @@
+//! Opening a store: what is there is checked before anything is read or written.
+//!
+//! The database starts over with any part of itself that it cannot find, as if that part had never been. A log that goes on
+//! without its identity, its totals, its task index or its quarantine forgets what it has promised, and says nothing. So what
+//! must fit together is looked at first, by a few reads that do not grow with the log, and what does not fit is refused.
+
+use std::{fs, io, path::Path};
+
+use fjall::{CompressionType, Database, Keyspace, KeyspaceCreateOptions, PersistMode};
+use uuid::Uuid;
+
+use super::{
+    Health, OpenError, ReadError, Store, identity,
+    layout::{
+        Damaged, FORMAT, META_EPOCH, META_FORMAT, META_TOTALS, Totals, parse_sequence_key, parse_task, parse_u64,
+    },
+    lock,
+    watermark::{Mark, Watermark, WatermarkError},
+};
+use crate::event::{Epoch, Selectable, Sequence};
+
+/// Journals beyond this are flushed to tables, so that a start replays at most this much: about a second.
+const REPLAY_BYTES_MAX: u64 = 128 * 1024 * 1024;
+/// Each keyspace's share of memory before it is flushed.
+const MEMTABLE_BYTES_MAX: u64 = 32 * 1024 * 1024;
+
+/// The database's own names, below the data directory: a folder for each keyspace, with its tables, and the file without
+/// which it is none.
+const KEYSPACES_FOLDER: &str = "keyspaces";
+const TABLES_FOLDER: &str = "tables";
+const CURRENT_FILE: &str = "current";
+
+const META: &str = "meta";
+const KEYSPACES: [&str; 4] = [META, "events", "tasks", "quarantine"];
+
+impl Store {
+    /// Opens the store under `path`, creating it if there is none. `cache_bytes` bounds the block cache.
+    pub fn open(path: &Path, cache_bytes: u64) -> Result<Self, OpenError> {
+        let opened = fs::create_dir_all(path).map_err(Setup::from).and_then(|()| {
+            check_folders(path)?;
+            Self::from_database(path, open_database(path, cache_bytes)?)
+        });
+        opened.map_err(|error| error.at(path))
+    }
+
+    fn from_database(path: &Path, database: Database) -> Result<Self, Setup> {
+        // First, because another version may do everything below otherwise.
+        if database.keyspace_exists(META) {
+            check_format(&database.keyspace(META, options)?)?;
+        }
+        let (watermark, acknowledged) = Watermark::open(path)?;
+        let lost = KEYSPACES.into_iter().find(|name| !database.keyspace_exists(name));
+        if let (Some(lost), Some(_)) = (lost, acknowledged) {
+            return Err(Setup::Corrupt(format!("the keyspace {lost} is lost")));
+        }
+        let [meta, events, tasks, quarantine] = keyspaces(&database)?;
+        let (epoch, totals) = match identity_of(&meta)? {
+            Some(known) => known,
+            None if acknowledged.is_none() && events.is_empty()? && tasks.is_empty()? && quarantine.is_empty()? => {
+                let (epoch, totals) = (new_epoch(), Totals { first_available: 1, ..Totals::default() });
+                write_identity(&database, &meta, epoch, &totals)?;
+                (epoch, totals)
+            }
+            None => return Err(Setup::Corrupt("the log's identity is lost".to_owned())),
+        };
+        // The newest key, or, when retention has forgotten everything, the place before the next event.
+        let head = match events.last_key_value() {
+            Some(entry) => parse_sequence_key(&entry.key()?)?,
+            None => Sequence(totals.first_available).previous(),
+        };
+        let store = Self {
+            path: path.into(),
+            watermark,
+            epoch,
+            tasks,
+            quarantine,
+            head: head.0.into(),
+            first_available: totals.first_available.into(),
+            quarantine_first: 0.into(),
+            identity: identity(path),
+            totals: totals.into(),
+            health: Health::Writable.into(),
+            database,
+            events,
+            meta,
+        };
+        store.check(acknowledged)?;
+        // What a killed process wrote but had not synced is read from here on, so it must be durable from here on.
+        store.database.persist(PersistMode::SyncAll)?;
+        if acknowledged.is_none() {
+            if head.0 > 0 {
+                tracing::warn!("nothing tells whether the log is whole: the file `acknowledged` is missing");
+            }
+            store.watermark.begin(path, store.mark())?;
+        }
+        sync_names(path)?;
+        Ok(store)
+    }
+
+    /// Refuses what is less than was acknowledged, and parts that do not fit together.
+    fn check(&self, acknowledged: Option<Mark>) -> Result<(), Setup> {
+        let found = self.mark();
+        if let Some(mark) = acknowledged {
+            let corrupt = |problem: String| Err(Setup::Corrupt(problem));
+            if mark.epoch != found.epoch {
+                return corrupt(format!("it is log {}, and log {} was acknowledged", found.epoch, mark.epoch));
+            }
+            if mark.head > found.head {
+                return corrupt(format!(
+                    "{} events were acknowledged, and the log ends behind {}",
+                    mark.head, found.head
+                ));
+            }
+            if mark.quarantine_next > found.quarantine_next {
+                return corrupt(format!(
+                    "{} quarantined callbacks were acknowledged, and the quarantine ends behind {}",
+                    mark.quarantine_next, found.quarantine_next
+                ));
+            }
+        }
+        let totals = *lock(&self.totals);
+        self.check_events(&totals)?;
+        self.check_quarantine(&totals)
+    }
+
+    fn check_events(&self, totals: &Totals) -> Result<(), Setup> {
+        let (first, head) = (self.first_available(), self.head());
+        if head.next().0.checked_sub(first.0) != Some(totals.event_count) {
+            let Totals { event_count, .. } = totals;
+            let problem = format!("the totals count {event_count} events, and the log has {} to {}", first.0, head.0);
+            return Err(Setup::Corrupt(problem));
+        }
+        // A task index that was lost and has begun anew knows neither or only the newest.
+        let ends = if totals.event_count > 0 { &[first, head][..] } else { &[] };
+        for &place in ends {
+            let record = self.get(place)?.ok_or(ReadError::Expired)?;
+            let entry = self.tasks.get(record.task_id())?.map(|entry| parse_task(&entry)).transpose()?;
+            if !entry.unwrap_or_default().iter().any(|event| event.sequence == place) {
+                return Err(Setup::Corrupt(format!("the task index does not know event {}", place.0)));
+            }
+        }
+        Ok(())
+    }
+
+    fn check_quarantine(&self, totals: &Totals) -> Result<(), Setup> {
+        if totals.quarantine_count == 0 {
+            return Ok(());
+        }
+        let number = |entry: Option<fjall::Guard>| match entry {
+            Some(entry) => Ok::<_, Setup>(Some(parse_sequence_key(&entry.key()?)?.0)),
+            None => Ok(None),
+        };
+        let ends = (number(self.quarantine.first_key_value())?, number(self.quarantine.last_key_value())?);
+        match ends {
+            (Some(oldest), Some(newest))
+                if newest <= totals.quarantine_next && newest - oldest >= totals.quarantine_count - 1 =>
+            {
+                Ok(())
+            }
+            _ => {
+                let problem = format!("{} callbacks must be in quarantine, and are not", totals.quarantine_count);
+                Err(Setup::Corrupt(problem))
+            }
+        }
+    }
+}
+
+/// Makes the names of what is there durable. A file's own sync does so on most file systems, but none has promised it.
+fn sync_names(path: &Path) -> io::Result<()> {
+    let folders = [Some(path.join(KEYSPACES_FOLDER)), Some(path.to_path_buf()), path.parent().map(Path::to_path_buf)];
+    let is_named = |folder: &std::path::PathBuf| !folder.as_os_str().is_empty();
+    folders.into_iter().flatten().filter(is_named).try_for_each(|folder| fs::File::open(folder)?.sync_all())
+}
+
+/// The database takes a folder without its file `current` for a keyspace that was never finished, and deletes it with all its
+/// tables. So this has to be noticed before.
+fn check_folders(path: &Path) -> Result<(), Setup> {
+    let has_acknowledged = Watermark::exists(path);
+    let folders = match fs::read_dir(path.join(KEYSPACES_FOLDER)) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        folders => folders?,
+    };
+    for folder in folders {
+        let folder = folder?.path();
+        let has_tables = || fs::read_dir(folder.join(TABLES_FOLDER)).is_ok_and(|mut tables| tables.next().is_some());
+        let current = folder.join(CURRENT_FILE);
+        if folder.is_dir() && !current.try_exists()? && (has_acknowledged || has_tables()) {
+            return Err(Setup::Corrupt(format!("{} is lost", current.display())));
+        }
+    }
+    Ok(())
+}
+
+pub(super) fn open_database(path: &Path, cache_bytes: u64) -> fjall::Result<Database> {
+    Database::builder(path)
+        .cache_size(cache_bytes)
+        .max_journaling_size(REPLAY_BYTES_MAX)
+        // A damaged byte in a compressed value reads as the journal's torn end, and what is behind it would be dropped;
+        // in a plain one the checksum of its batch finds it, and the start is refused.
+        .journal_compression(CompressionType::None)
+        .open()
+}
+
+fn options() -> KeyspaceCreateOptions {
+    KeyspaceCreateOptions::default().max_memtable_size(MEMTABLE_BYTES_MAX)
+}
+
+/// All of them, in the order of their names above.
+pub(super) fn keyspaces(database: &Database) -> fjall::Result<[Keyspace; 4]> {
+    let [meta, events, tasks, quarantine] = KEYSPACES.map(|name| database.keyspace(name, options));
+    Ok([meta?, events?, tasks?, quarantine?])
+}
+
+fn check_format(meta: &Keyspace) -> Result<(), Setup> {
+    match meta.get(META_FORMAT)?.map(|bytes| parse_u64(&bytes)).transpose()? {
+        Some(FORMAT) | None => Ok(()),
+        Some(other) => Err(Setup::Format(other)),
+    }
+}
+
+/// What the store is; `None` if it is none yet.
+fn identity_of(meta: &Keyspace) -> Result<Option<(Epoch, Totals)>, Setup> {
+    match (meta.get(META_FORMAT)?, meta.get(META_EPOCH)?, meta.get(META_TOTALS)?) {
+        (Some(_), Some(epoch), Some(totals)) => Ok(Some((Epoch(parse_u64(&epoch)?), Totals::parse(&totals)?))),
+        (None, None, None) => Ok(None),
+        _ => Err(Setup::Corrupt("a part of the log's identity is lost".to_owned())),
+    }
+}
+
+pub(super) fn new_epoch() -> Epoch {
+    Epoch(Uuid::new_v4().as_u64_pair().0)
+}
+
+/// Makes the database a store; all of it or nothing.
+pub(super) fn write_identity(database: &Database, meta: &Keyspace, epoch: Epoch, totals: &Totals) -> fjall::Result<()> {
+    let mut batch = database.batch();
+    batch.insert(meta, META_FORMAT, FORMAT.to_le_bytes());
+    batch.insert(meta, META_EPOCH, epoch.0.to_le_bytes());
+    batch.insert(meta, META_TOTALS, totals.encode());
+    batch.commit()
+}
+
+/// Why a store cannot be opened, before it is said of which directory.
+pub(super) enum Setup {
+    Fjall(fjall::Error),
+    Format(u64),
+    Corrupt(String),
+    Watermark(WatermarkError),
+}
+
+impl Setup {
+    pub(super) fn at(self, path: &Path) -> OpenError {
+        let path = path.to_path_buf();
+        match self {
+            Self::Fjall(fjall::Error::Locked) => OpenError::Locked(path),
+            Self::Fjall(fjall::Error::Io(source) | fjall::Error::Storage(fjall::LsmError::Io(source)))
+            | Self::Watermark(WatermarkError::Io(source)) => OpenError::Io { path, source },
+            Self::Fjall(other) => OpenError::Corrupt { path, problem: format!("{other:?}") },
+            Self::Format(found) => OpenError::Format { path, found },
+            Self::Corrupt(problem) => OpenError::Corrupt { path, problem },
+            Self::Watermark(WatermarkError::Damaged(file)) => OpenError::Witness(file),
+        }
+    }
+}
+
+impl From<fjall::Error> for Setup {
+    fn from(error: fjall::Error) -> Self {
+        Self::Fjall(error)
+    }
+}
+
+impl From<io::Error> for Setup {
+    fn from(error: io::Error) -> Self {
+        Self::Fjall(error.into())
+    }
+}
+
+impl From<Damaged> for Setup {
+    fn from(damage: Damaged) -> Self {
+        Self::Corrupt(damage.to_string())
+    }
+}
+
+impl From<ReadError> for Setup {
+    fn from(error: ReadError) -> Self {
+        match error {
+            ReadError::Corrupt(problem) => Self::Corrupt(problem),
+            ReadError::Expired => Self::Corrupt(error.to_string()),
+        }
+    }
+}
+
+impl From<WatermarkError> for Setup {
+    fn from(error: WatermarkError) -> Self {
+        Self::Watermark(error)
+    }
+}

@@ -1,0 +1,215 @@
+//! A new store from a backup. Works without a broker, in a directory of its own.
+//!
+//! The first thing written is the witness of what the store is to have, the last its identity, after everything has been
+//! checked: what is cut off in between is refused by every start.
+
+use std::{
+    fs::{self, File},
+    io::{self, BufReader, Read},
+    path::{Path, PathBuf},
+};
+
+use fjall::{Keyspace, PersistMode};
+use xxhash_rust::xxh3::Xxh3;
+
+use super::{
+    OpenError, Store,
+    backup::{Audit, BackupSummary, END, MAGIC, Part},
+    layout::{Damaged, FORMAT, Totals, parse_u64},
+    open::{Setup, keyspaces, new_epoch, open_database, write_identity},
+    watermark::{Mark, Watermark},
+};
+
+/// Memory for blocks while restoring: nothing is read twice.
+const CACHE_BYTES: u64 = 8 * 1024 * 1024;
+/// Written at once.
+const BATCH_BYTES: usize = 8 * 1024 * 1024;
+/// No key or value has more: the largest body twice, and some.
+const LENGTH_MAX: u32 = 256 * 1024 * 1024;
+
+/// Why nothing was restored.
+#[derive(Debug, thiserror::Error)]
+pub enum RestoreError {
+    /// There may be a log in it.
+    #[error("{0} is not empty: name another directory, or move what is in it away first")]
+    NotEmpty(PathBuf),
+    /// Something else.
+    #[error("this is no backup: take a file that `blobcast backup` has written")]
+    NoBackup,
+    /// Of another version.
+    #[error("the backup has format {0}, this version reads format {FORMAT}: use the version that wrote it")]
+    Format(u64),
+    /// Not what was written.
+    #[error("the backup is damaged ({0}), and nothing was restored: take another one")]
+    Damaged(&'static str),
+    /// It has no end.
+    #[error("the backup was cut short, and nothing was restored: take another one")]
+    CutShort,
+    /// The backup cannot be read.
+    #[error("cannot read the backup: {0}")]
+    Read(io::Error),
+    /// The directory cannot be had.
+    #[error(transparent)]
+    Store(#[from] OpenError),
+}
+
+impl From<Damaged> for RestoreError {
+    fn from(damage: Damaged) -> Self {
+        Self::Damaged(damage.0)
+    }
+}
+
+impl From<io::Error> for RestoreError {
+    fn from(error: io::Error) -> Self {
+        Self::Read(error)
+    }
+}
+
+/// Makes a new store of a backup, with an epoch of its own, in a directory that is empty or does not exist; durable when this
+/// returns. If it fails, it leaves the directory empty.
+pub fn restore(backup: impl Read, path: &Path) -> Result<BackupSummary, RestoreError> {
+    let cannot = |error: io::Error| RestoreError::Store(Setup::from(error).at(path));
+    fs::create_dir_all(path).map_err(cannot)?;
+    if fs::read_dir(path).map_err(cannot)?.next().is_some() {
+        return Err(RestoreError::NotEmpty(path.into()));
+    }
+    let restored = fill(backup, path);
+    match &restored {
+        Ok(_) => sync_directory(path.canonicalize().map_err(cannot)?.parent()).map_err(cannot)?,
+        // What cannot be removed is still no store.
+        Err(_) => drop(clear(path)),
+    }
+    restored
+}
+
+fn fill(backup: impl Read, path: &Path) -> Result<BackupSummary, RestoreError> {
+    let cannot = |error: Setup| RestoreError::Store(error.at(path));
+    let mut input = Input { from: BufReader::new(backup), checksum: Xxh3::new(), read: 0 };
+    let totals = header(&mut input)?;
+    let (epoch, head) = (new_epoch(), totals.head()?.0);
+    let (watermark, _) = Watermark::open(path).map_err(|error| cannot(error.into()))?;
+    let mark = Mark { epoch, head, quarantine_next: totals.quarantine_next };
+    watermark.begin(path, mark).map_err(|error| cannot(error.into()))?;
+    let database = open_database(path, CACHE_BYTES).map_err(|error| cannot(error.into()))?;
+    let [meta, parts @ ..] = keyspaces(&database).map_err(|error| cannot(error.into()))?;
+
+    let mut audit = Audit::new(totals);
+    let mut more = true;
+    while more {
+        let mut batch = database.batch();
+        more = read_batch(&mut input, &mut audit, &parts, &mut batch)?;
+        batch.commit().map_err(|error| cannot(error.into()))?;
+    }
+    let complete = write_identity(&database, &meta, epoch, &audit.found);
+    complete.and_then(|()| database.persist(PersistMode::SyncAll)).map_err(|error| cannot(error.into()))?;
+    drop((meta, parts, database));
+    // Starts as the broker would, with all its checks.
+    Store::open(path, CACHE_BYTES)?;
+    Ok(audit.summary(input.read))
+}
+
+fn header(input: &mut Input<impl Read>) -> Result<Totals, RestoreError> {
+    match input.take(MAGIC.len()) {
+        Ok(magic) if magic == MAGIC => {}
+        Ok(_) | Err(RestoreError::CutShort) => return Err(RestoreError::NoBackup),
+        Err(error) => return Err(error),
+    }
+    match input.number()? {
+        FORMAT => Ok(Totals::parse(&input.take(Totals::BYTES)?)?),
+        other => Err(RestoreError::Format(other)),
+    }
+}
+
+/// Takes some entries over; false behind the last one, when the end has been checked.
+fn read_batch(
+    input: &mut Input<impl Read>,
+    audit: &mut Audit,
+    parts: &[Keyspace; 3],
+    batch: &mut fjall::OwnedWriteBatch,
+) -> Result<bool, RestoreError> {
+    let [events, tasks, quarantine] = parts;
+    let mut bytes = 0;
+    while bytes < BATCH_BYTES {
+        let tag = input.take(1)?[0];
+        if tag == END {
+            end(input, audit)?;
+            return Ok(false);
+        }
+        let part = Part::from_number(tag).ok_or(RestoreError::Damaged("entry"))?;
+        let [key_length, value_length] = [input.length()?, input.length()?];
+        let (key, value) = (input.take(key_length)?, input.take(value_length)?);
+        audit.entry(part, &key, &value)?;
+        bytes += key.len() + value.len();
+        let keyspace = match part {
+            Part::Events => events,
+            Part::Tasks => tasks,
+            Part::Quarantine => quarantine,
+        };
+        batch.insert(keyspace, key, value);
+    }
+    Ok(true)
+}
+
+fn end(input: &mut Input<impl Read>, audit: &Audit) -> Result<(), RestoreError> {
+    let entries = input.number()?;
+    let checksum = input.checksum.digest();
+    if input.number()? != checksum {
+        return Err(RestoreError::Damaged("its checksum is wrong"));
+    }
+    if entries != audit.entries {
+        return Err(RestoreError::Damaged("entries are missing"));
+    }
+    if input.from.read(&mut [0])? > 0 {
+        return Err(RestoreError::Damaged("something follows its end"));
+    }
+    Ok(audit.end()?)
+}
+
+/// The backup, with the checksum of what was read of it.
+struct Input<R> {
+    from: BufReader<R>,
+    checksum: Xxh3,
+    read: u64,
+}
+
+impl<R: Read> Input<R> {
+    fn take(&mut self, length: usize) -> Result<Vec<u8>, RestoreError> {
+        // Grows with what comes, not with what a damaged length claims.
+        let mut bytes = Vec::new();
+        if self.from.by_ref().take(length as u64).read_to_end(&mut bytes)? < length {
+            return Err(RestoreError::CutShort);
+        }
+        self.checksum.update(&bytes);
+        self.read += length as u64;
+        Ok(bytes)
+    }
+
+    fn number(&mut self) -> Result<u64, RestoreError> {
+        Ok(parse_u64(&self.take(8)?)?)
+    }
+
+    fn length(&mut self) -> Result<usize, RestoreError> {
+        let bytes = self.take(4)?.try_into().map_err(|_| RestoreError::CutShort)?;
+        match u32::from_le_bytes(bytes) {
+            length if length <= LENGTH_MAX => Ok(length as usize),
+            _ => Err(RestoreError::Damaged("length")),
+        }
+    }
+}
+
+/// Removes what was put into a directory that was empty before; last the witness, which refuses a start until then.
+fn clear(path: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(path)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            fs::remove_dir_all(entry.path())?;
+        } else if entry.file_name() != Watermark::FILE {
+            fs::remove_file(entry.path())?;
+        }
+    }
+    fs::remove_file(path.join(Watermark::FILE))
+}
+
+fn sync_directory(path: Option<&Path>) -> io::Result<()> {
+    path.map_or(Ok(()), |path| File::open(path)?.sync_all())
+}
