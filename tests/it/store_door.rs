@@ -1,26 +1,38 @@
 //! Opening a data directory: one process at a time, in a format that is known; and what the log is worth when the clock is not.
 
-use std::{fs, net::TcpListener, path::Path, process::Output};
+use std::{
+    fs,
+    net::TcpListener,
+    path::Path,
+    process::{Output, Stdio},
+};
 
 use blobcast::{
     store::{OpenError, Store},
     wire::v1::{self, Event, Filter, ListEventsRequest, Order, SubscribeRequest, subscribe_request::Start},
 };
 use jiff::{SignedDuration, Timestamp};
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 use tonic::Code;
 use tonic_types::StatusExt;
 
 use crate::support::{
-    ANY_PORT, Options, Server, completed, draft, matching, node, of_tasks, place, refusal, request, stored, with,
-    within,
+    ANY_PORT, Options, PATIENCE, Server, completed, draft, matching, node, of_tasks, place, refusal, request, stored,
+    with,
 };
 
 /// What becomes of a broker that is started on a directory that it cannot have.
 pub async fn start_in_vain(data_dir: &Path) -> Output {
     let mut command = Options::default().command(data_dir, [ANY_PORT; 3]);
-    let ended = tokio::task::spawn_blocking(move || command.output().unwrap());
-    let output = within("the broker to give up", ended).await.unwrap();
+    let broker = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    let pid = Pid::from_child(&broker);
+    let ended = tokio::task::spawn_blocking(move || broker.wait_with_output().unwrap());
+    let Ok(output) = tokio::time::timeout(PATIENCE, ended).await else {
+        kill_process(pid, Signal::KILL).unwrap();
+        panic!("the broker runs on {}", data_dir.display());
+    };
+    let output = output.unwrap();
     assert!(!output.status.success());
     output
 }
