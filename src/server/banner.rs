@@ -16,11 +16,17 @@ const NOT_PUBLIC: &str = "
 pub(super) fn text(config: &Config, addresses: &Addresses, store: &Store, credentials: &Credentials) -> String {
     let Addresses { ingest, grpc, admin } = addresses;
     let (ingest_here, grpc_here) = (from_here(*ingest), from_here(*grpc));
-    let base = config.public_url.clone().unwrap_or_else(|| format!("http://{ingest_here}"));
+    let ingest_scheme = scheme(ingest_has_tls(config));
+    let (grpc_scheme, plaintext) = match &config.grpc.tls_certificate_file {
+        Some(_) => ("https", ""),
+        None => ("http", "-plaintext "),
+    };
+    let admin_scheme = scheme(config.admin.tls_certificate_file.is_some());
+    let base = callback_base(config, addresses);
     let hint = if config.public_url.is_none() { NOT_PUBLIC } else { "" };
     // Secrets are not kept, so they cannot be shown; where one belongs can.
     let token = if credentials.verify_urls() { "?token=CALLBACK_TOKEN" } else { "" };
-    let curl_url = format!("http://{ingest_here}/webhook/veo{token}");
+    let curl_url = format!("{ingest_scheme}://{ingest_here}/webhook/veo{token}");
     let curl_url = if token.is_empty() { curl_url } else { format!("'{curl_url}'") };
     let (bearer, variable) = match credentials.has_clients() && !config.grpc.allow_anonymous {
         true => ("-H 'authorization: Bearer CLIENT_TOKEN' ", "BLOBCAST_TOKEN=CLIENT_TOKEN "),
@@ -28,9 +34,13 @@ pub(super) fn text(config: &Config, addresses: &Addresses, store: &Store, creden
     };
     let events = store.summary().event_count;
     let rows = [
-        ("callbacks", format!("http://{ingest}/webhook/PRODUCT"), "for RunBlob: the only address to make public"),
+        (
+            "callbacks",
+            format!("{ingest_scheme}://{ingest}/webhook/PRODUCT"),
+            "for RunBlob: the only address to make public",
+        ),
         ("gRPC", grpc.to_string(), "for your services: blobcast.v1.EventService"),
-        ("admin", format!("http://{admin}"), "for operators: /livez /readyz /metrics /version"),
+        ("admin", format!("{admin_scheme}://{admin}"), "for operators: /livez /readyz /metrics /version"),
         ("data", config.data_dir.display().to_string(), &format!("log {}, {events} events", store.epoch())),
     ];
     let width = rows.iter().map(|(_, place, _)| place.chars().count()).max().unwrap_or_default();
@@ -44,12 +54,26 @@ callback_url   {base}/webhook/veo{token}{hint}
 Send a callback:
   curl -H 'content-type: application/json' -d '{BODY}' {curl_url}
 See it:
-  grpcurl -plaintext {bearer}-d '{FILTER}' {grpc_here} blobcast.v1.EventService/Subscribe
-  {variable}blobcast listen --task demo-1 --grpc-url http://{grpc_here}
+  grpcurl {plaintext}{bearer}-d '{FILTER}' {grpc_here} blobcast.v1.EventService/Subscribe
+  {variable}blobcast listen --task demo-1 --grpc-url {grpc_scheme}://{grpc_here}
 
 ",
         version = env!("CARGO_PKG_VERSION"),
     )
+}
+
+/// What callback URLs begin with.
+pub(super) fn callback_base(config: &Config, addresses: &Addresses) -> String {
+    let here = || format!("{}://{}", scheme(ingest_has_tls(config)), from_here(addresses.ingest));
+    config.public_url.clone().unwrap_or_else(here)
+}
+
+fn ingest_has_tls(config: &Config) -> bool {
+    config.ingest.tls_certificate_file.is_some() || !config.acme.domains.is_empty()
+}
+
+fn scheme(has_tls: bool) -> &'static str {
+    if has_tls { "https" } else { "http" }
 }
 
 /// The address as it is reached from this machine: one that stands for all of them is none to connect to.

@@ -148,7 +148,7 @@ impl Server {
         let ingest =
             Ingest::new(Arc::clone(&journal), appender.clone(), ingest_limits(config), rules, Arc::clone(&metrics));
         let status = Arc::new(admin::Status::new(Arc::clone(&sources), Arc::clone(&journal)));
-        let base = config.public_url.clone().unwrap_or_else(|| format!("http://{}", addresses.ingest));
+        let base = banner::callback_base(config, &addresses);
         let context =
             rpc_context(config, &sources, journal, &appender, Arc::clone(&credentials), base, Arc::clone(&retention));
         let gate = rpc::Gate {

@@ -59,6 +59,9 @@ fn unauthenticated(line: &str) -> bool {
 async fn callbacks_events_and_probes_go_over_tls() {
     let authority = Authority::new();
     let (server, _) = secured(&authority, |options| options).await;
+    until("the banner", || async { server.banner.lock().unwrap().contains("See it:") }).await;
+    let banner = server.banner.lock().unwrap().clone();
+    assert!(!banner.contains("http://") && !banner.contains("-plaintext"), "{banner}");
     cli(&server, &authority, "trigger --product veo --task-id t1").run().await.good();
     assert_eq!(cli(&server, &authority, "events --output json").run().await.each("task_id"), ["t1"]);
     assert_eq!(cli(&server, &authority, "healthcheck").run().await.good(), "ready\n");
