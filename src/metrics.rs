@@ -162,6 +162,9 @@ impl Default for Metrics {
         for result in ["valid", "invalid", "missing"] {
             metrics.body_signatures.with_label_values(&[result]);
         }
+        for result in ["done", "failed"] {
+            metrics.acme_orders.with_label_values(&[result]);
+        }
         for state in ["catching_up", "live"] {
             metrics.subscriptions.with_label_values(&[state]);
         }

@@ -3,40 +3,50 @@
 
 use std::{
     collections::HashMap,
+    error::Error,
     fs,
     io::{self, Write},
+    iter::successors,
     os::unix::fs::{DirBuilderExt, OpenOptionsExt},
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError, RwLock},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
     time::Duration,
 };
 
 use instant_acme::{
-    Account, AccountCredentials, AuthorizationStatus, ChallengeType, Identifier, NewAccount, NewOrder, OrderStatus,
-    RetryPolicy,
+    Account, AccountCredentials, AuthorizationStatus, ChallengeType, Identifier, NewAccount, NewOrder, Order,
+    OrderStatus, RetryPolicy,
 };
 use jiff::Timestamp;
 use rcgen::{CertificateParams, CustomExtension, KeyPair};
 use rustls::{
+    pki_types::PrivatePkcs8KeyDer,
     server::{ClientHello, ResolvesServerCert},
     sign::CertifiedKey,
 };
 use serde::{Deserialize, Serialize};
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::net::tls::Identity;
+use super::net::tls::{Identity, provider};
 use crate::{config, metrics::Metrics};
 
 /// What an authority offers by ALPN when it checks a domain, and nobody else does.
 pub(super) const ACME_TLS: &[u8] = b"acme-tls/1";
-/// How often it is looked whether the certificate is due.
-const PERIOD: Duration = Duration::from_secs(60);
+/// How often it is looked at least whether the certificate is due: clocks are set, and machines sleep.
+const PERIOD_MAX: Duration = Duration::from_secs(3600);
+/// Time for a whole order. The authority's check and its signature have 30 s each, and no request has a time-out of its own.
+const ORDER_TIMEOUT: Duration = Duration::from_secs(90);
 /// Pause after a failed order, doubled with each further one: authorities refuse who asks too often.
 const RETRY_MIN: Duration = Duration::from_secs(60);
 const RETRY_MAX: Duration = Duration::from_secs(6 * 3600);
 /// A certificate is renewed when this part of its life is left.
 const RENEWAL_PART: i64 = 3;
+/// How an authority says that it does not know an account (RFC 8555, section 6.7).
+const NO_SUCH_ACCOUNT: &str = "urn:ietf:params:acme:error:accountDoesNotExist";
+/// Files in the directory.
+const ACCOUNT_FILE: &str = "account.json";
+const CERTIFICATE_FILE: &str = "certificate.json";
 
 /// Finds the certificate for a handshake: an authority's check gets the proof, everybody else the certificate.
 #[derive(Debug, Default)]
@@ -49,10 +59,15 @@ impl ResolvesServerCert for Resolver {
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
         let is_check = hello.alpn().is_some_and(|mut names| names.any(|name| name == ACME_TLS));
         if is_check {
-            let challenges = self.challenges.lock().unwrap_or_else(PoisonError::into_inner);
-            return challenges.get(hello.server_name()?).cloned();
+            return self.challenges().get(hello.server_name()?).cloned();
         }
         self.current.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+impl Resolver {
+    fn challenges(&self) -> MutexGuard<'_, HashMap<String, Arc<CertifiedKey>>> {
+        self.challenges.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -66,9 +81,10 @@ pub(super) struct Acme {
     life: Option<(i64, i64)>,
 }
 
-/// A certificate as it is kept.
+/// A certificate as it is kept; another authority's is none: who has tried things out with one wants the next one's.
 #[derive(Serialize, Deserialize)]
 struct Kept {
+    directory_url: String,
     domains: Vec<String>,
     chain: String,
     key: String,
@@ -82,7 +98,7 @@ struct KeptAccount {
 }
 
 impl Acme {
-    /// Takes up the certificate that is kept below `data_dir`, if it is for these domains.
+    /// Takes up the certificate that is kept below `data_dir`, if it is of this authority and for these domains.
     pub(super) fn new(config: &config::Acme, data_dir: &Path, metrics: Arc<Metrics>) -> (Self, Arc<Resolver>) {
         let resolver = Arc::<Resolver>::default();
         let (config, directory) = (config.clone(), data_dir.join("acme"));
@@ -99,12 +115,14 @@ impl Acme {
     pub(super) async fn run(mut self, stop: CancellationToken) {
         let mut retry = RETRY_MIN;
         loop {
-            let mut pause = PERIOD;
-            if self.is_due() {
+            let mut pause = self.due_in().min(PERIOD_MAX);
+            if pause.is_zero() {
                 let ordered = tokio::select! {
                     () = stop.cancelled() => return,
-                    ordered = self.order() => ordered,
+                    ordered = timeout(ORDER_TIMEOUT, self.order()) => ordered,
                 };
+                self.resolver.challenges().clear();
+                let ordered = ordered.unwrap_or_else(|_| Err("the authority does not answer in time".to_owned()));
                 let result = if ordered.is_ok() { "done" } else { "failed" };
                 self.metrics.acme_orders.with_label_values(&[result]).inc();
                 match ordered {
@@ -123,15 +141,15 @@ impl Acme {
         }
     }
 
-    fn is_due(&self) -> bool {
-        self.life.is_none_or(|(from, until)| Timestamp::now().as_second() >= until - (until - from) / RENEWAL_PART)
+    /// How long it is until the certificate is due.
+    fn due_in(&self) -> Duration {
+        let due = self.life.map_or(0, |(from, until)| until - (until - from) / RENEWAL_PART);
+        Duration::from_secs(u64::try_from(due - Timestamp::now().as_second()).unwrap_or(0))
     }
 
     async fn order(&mut self) -> Result<(), String> {
         tracing::info!(domains = ?self.config.domains, "ordering a certificate");
-        let account = self.account().await?;
-        let identifiers: Vec<_> = self.config.domains.iter().cloned().map(Identifier::Dns).collect();
-        let mut order = account.new_order(&NewOrder::new(&identifiers)).await.map_err(at("the order"))?;
+        let mut order = self.new_order().await?;
         let mut authorizations = order.authorizations();
         while let Some(authorization) = authorizations.next().await {
             let mut authorization = authorization.map_err(at("an authorization"))?;
@@ -142,22 +160,39 @@ impl Acme {
             let mut challenge = challenge.ok_or("the authority offers no tls-alpn-01 for this domain")?;
             let domain = challenge.identifier().to_string();
             let proof = proof(&domain, challenge.key_authorization().digest().as_ref())?;
-            self.resolver.challenges.lock().unwrap_or_else(PoisonError::into_inner).insert(domain, proof);
+            self.resolver.challenges().insert(domain, proof);
             challenge.set_ready().await.map_err(at("the challenge"))?;
         }
         let patience = RetryPolicy::default();
-        let status = order.poll_ready(&patience).await.map_err(at("the authority's check"))?;
-        self.resolver.challenges.lock().unwrap_or_else(PoisonError::into_inner).clear();
-        if status != OrderStatus::Ready {
-            return Err(
-                "the authority's check has failed: does port 443 of each domain lead to this listener?".to_owned()
-            );
+        let checked = order.poll_ready(&patience).await;
+        if !matches!(checked, Ok(OrderStatus::Ready)) {
+            let findings = findings(&mut order).await.or(checked.err().map(at("the order"))).unwrap_or_default();
+            let question = "does port 443 of each domain lead to this listener?";
+            return Err(format!("the authority's check has failed: {findings}; {question}"));
         }
         let key = order.finalize().await.map_err(at("the signing request"))?;
         let chain = order.poll_certificate(&patience).await.map_err(at("the certificate"))?;
-        let kept = Kept { domains: self.config.domains.clone(), chain, key };
+        let config::Acme { domains, directory_url, .. } = self.config.clone();
+        let kept = Kept { directory_url, domains, chain, key };
         self.put_into_use(&kept)?;
-        self.save("certificate.json", &kept).map_err(at("the certificate cannot be kept"))
+        self.save(CERTIFICATE_FILE, &kept).map_err(at("the certificate cannot be kept"))?;
+        // Or the next order would follow at once.
+        let is_fresh = !self.due_in().is_zero();
+        is_fresh.then_some(()).ok_or("the new certificate is due already: is this machine's clock right?".to_owned())
+    }
+
+    async fn new_order(&self) -> Result<Order, String> {
+        let identifiers: Vec<_> = self.config.domains.iter().cloned().map(Identifier::Dns).collect();
+        let new = NewOrder::new(&identifiers);
+        let order = match self.account().await?.new_order(&new).await {
+            Err(instant_acme::Error::Api(problem)) if problem.r#type.as_deref() == Some(NO_SUCH_ACCOUNT) => {
+                tracing::warn!("the authority does not know the account that was kept: making another");
+                fs::remove_file(self.directory.join(ACCOUNT_FILE)).map_err(at("the account that was kept"))?;
+                self.account().await?.new_order(&new).await
+            }
+            order => order,
+        };
+        order.map_err(at("the order"))
     }
 
     fn put_into_use(&mut self, kept: &Kept) -> Result<(), String> {
@@ -177,23 +212,25 @@ impl Acme {
             None => Account::builder(),
         };
         let builder = builder.map_err(at("the authority's own certificate cannot be checked"))?;
-        let kept = fs::read(self.directory.join("account.json")).ok();
+        let kept = fs::read(self.directory.join(ACCOUNT_FILE)).ok();
         let kept = kept.and_then(|json| serde_json::from_slice::<KeptAccount>(&json).ok());
         if let Some(kept) = kept.filter(|kept| kept.directory_url == *directory_url) {
-            return builder.from_credentials(kept.credentials).await.map_err(at("the account that was kept"));
+            return builder.from_credentials(kept.credentials).await.map_err(at("the authority"));
         }
         let contact: Vec<_> = contact.iter().map(String::as_str).collect();
         let new = NewAccount { contact: &contact, terms_of_service_agreed: true, only_return_existing: false };
         let (account, credentials) =
             builder.create(&new, directory_url.clone(), None).await.map_err(at("a new account"))?;
-        self.save("account.json", &KeptAccount { directory_url: directory_url.clone(), credentials })
+        self.save(ACCOUNT_FILE, &KeptAccount { directory_url: directory_url.clone(), credentials })
             .map_err(at("the account cannot be kept"))?;
         Ok(account)
     }
 
     fn kept(&self) -> Option<Kept> {
-        let json = fs::read(self.directory.join("certificate.json")).ok()?;
-        serde_json::from_slice::<Kept>(&json).ok().filter(|kept| kept.domains == self.config.domains)
+        let json = fs::read(self.directory.join(CERTIFICATE_FILE)).ok()?;
+        let config::Acme { domains, directory_url, .. } = &self.config;
+        let is_wanted = |kept: &Kept| kept.domains == *domains && kept.directory_url == *directory_url;
+        serde_json::from_slice(&json).ok().filter(is_wanted)
     }
 
     /// For the owner's eyes only, and never half written.
@@ -207,16 +244,48 @@ impl Acme {
     }
 }
 
+/// What the authority has found wrong with the domains, in its own words.
+async fn findings(order: &mut Order) -> Option<String> {
+    let mut findings = Vec::new();
+    let mut authorizations = order.authorizations();
+    while let Some(Ok(mut authorization)) = authorizations.next().await {
+        if let Ok(state) = authorization.refresh().await {
+            let problems = state.challenges.iter().filter_map(|challenge| challenge.error.as_ref());
+            findings.extend(problems.map(|problem| format!("{}: {problem}", state.identifier())));
+        }
+    }
+    (!findings.is_empty()).then(|| findings.join("; "))
+}
+
 /// A certificate that only an authority's check is shown.
 fn proof(domain: &str, digest: &[u8]) -> Result<Arc<CertifiedKey>, String> {
     let mut params = CertificateParams::new([domain.to_owned()]).map_err(at("the proof"))?;
     params.custom_extensions = vec![CustomExtension::new_acme_identifier(digest)];
     let key = KeyPair::generate().map_err(at("the proof"))?;
-    let certificate = params.self_signed(&key).map_err(at("the proof"))?;
-    Identity::from_der(certificate.der().clone(), key.serialize_der()).and_then(Identity::certified)
+    let certificate = params.self_signed(&key).map_err(at("the proof"))?.der().clone();
+    let key = PrivatePkcs8KeyDer::from(key.serialize_der()).into();
+    let key = provider().key_provider.load_private_key(key).map_err(at("the proof"))?;
+    // Not `from_der`: it reads the certificate, and refuses the proof as a critical extension that it does not know.
+    Ok(Arc::new(CertifiedKey::new(vec![certificate], key)))
 }
 
-/// Says at which step something failed.
-fn at<E: std::fmt::Display>(step: &str) -> impl Fn(E) -> String {
-    move |error| format!("{step}: {error}")
+/// Says at which step something failed, and each cause behind it.
+fn at<E: Error + 'static>(step: &str) -> impl Fn(E) -> String {
+    move |error| {
+        let causes = successors(Some(&error as &dyn Error), |&cause| cause.source()).map(ToString::to_string);
+        format!("{step}: {}", causes.collect::<Vec<_>>().join(": "))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_proof_can_be_shown_although_it_has_a_critical_extension() {
+        let proof = proof("hooks.example.com", &[7; 32]).unwrap();
+        for part in [&b"hooks.example.com"[..], &[7; 32]] {
+            assert!(proof.cert[0].windows(part.len()).any(|found| found == part));
+        }
+    }
 }

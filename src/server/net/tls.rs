@@ -9,7 +9,7 @@ use std::{
 use rustls::{
     RootCertStore, ServerConfig,
     crypto::{CryptoProvider, ring},
-    pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, pem::PemObject},
+    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
     server::{ResolvesServerCert, WebPkiClientVerifier},
 };
 use tokio::net::TcpStream;
@@ -55,15 +55,6 @@ impl Identity {
     pub(in crate::server) fn from_pem(chain: &[u8], key: &[u8]) -> Result<Self, String> {
         let chain: Vec<_> = CertificateDer::pem_slice_iter(chain).collect::<Result<_, _>>().map_err(told)?;
         let key = PrivateKeyDer::from_pem_slice(key).map_err(|error| format!("its key: {error}"))?;
-        Self::new(chain, key)
-    }
-
-    /// From one certificate and its key in PKCS#8.
-    pub(in crate::server) fn from_der(certificate: CertificateDer<'static>, key: Vec<u8>) -> Result<Self, String> {
-        Self::new(vec![certificate], PrivatePkcs8KeyDer::from(key).into())
-    }
-
-    fn new(chain: Vec<CertificateDer<'static>>, key: PrivateKeyDer<'static>) -> Result<Self, String> {
         let validity = parse(chain.first().ok_or("there is no certificate in it")?)?.tbs_certificate.validity;
         let seconds = |time: Time| i64::try_from(time.to_unix_duration().as_secs()).unwrap_or(i64::MAX);
         Ok(Self { chain, key, issued: seconds(validity.not_before), expires: seconds(validity.not_after) })
