@@ -5,7 +5,7 @@ the files as they may be found after a cut at any line of it:
 
 - what a sync covered that had returned before the cut is there; a sync covers what had ended before it began;
 - the rest, call by call, is there or not, and a write may be torn: `lost`, `kept`, `torn` (of each file a prefix of its
-  calls, the last one torn at any byte) or `sectors` (any of the 512-byte sectors of any of the writes);
+  calls, the last one torn at any byte, unless it replaces bytes within one 512-byte sector) or `sectors` (any of the 512-byte sectors of any of the writes);
 - names come and go in order, and any sync makes durable all that came before it, as journalled file systems have it (ext4,
   XFS). With `strict` only a sync of the directory does that, and what was not synced survives in any combination: POSIX
   promises no more.
@@ -210,7 +210,10 @@ def surviving_content(file, cut, variant, rng):
         safe += pending[:whole]
         if whole < len(pending) and pending[whole].data:
             torn = pending[whole]
-            safe.append(Change(0, at=torn.at, data=torn.data[: rng.randrange(len(torn.data))]))
+            # A disk writes a sector whole or not at all, so what is replaced within one has its old bytes or its new ones.
+            replaces = torn.at + len(torn.data) <= len(content(safe))
+            if not (replaces and len(sectors(torn)) == 1):
+                safe.append(Change(0, at=torn.at, data=torn.data[: rng.randrange(len(torn.data))]))
     if variant == "sectors":
         safe += [piece for change in pending for piece in sectors(change) if rng.random() < 0.5]
     return safe
