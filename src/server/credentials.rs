@@ -2,6 +2,7 @@
 
 use std::{fs, path::Path, sync::Arc};
 
+use super::Addresses;
 use crate::{
     config::{self, Config},
     credentials::{Credentials, SharedCredentials},
@@ -12,12 +13,12 @@ use crate::{
 const FILE_BYTES_MAX: u64 = 4 * 1024 * 1024;
 
 /// Reads the file the configuration names, and checks that it has what the configuration counts on.
-pub(super) fn load(config: &Config) -> Result<Credentials, String> {
+pub(super) fn load(config: &Config, addresses: &Addresses) -> Result<Credentials, String> {
     let credentials = match &config.credentials_file {
         None => Credentials::default(),
         Some(path) => read(path)?,
     };
-    check(config, credentials)
+    check(config, addresses, credentials)
 }
 
 fn read(path: &Path) -> Result<Credentials, String> {
@@ -30,8 +31,9 @@ fn read(path: &Path) -> Result<Credentials, String> {
     Credentials::parse(&text).map_err(|error| told(&error))
 }
 
-/// Whether the credentials have what the configuration counts on.
-pub(super) fn check(config: &Config, credentials: Credentials) -> Result<Credentials, String> {
+/// Whether the credentials have what the configuration counts on. Where the listeners are is for the sockets to say: those that
+/// were inherited may be anywhere.
+pub(super) fn check(config: &Config, addresses: &Addresses, credentials: Credentials) -> Result<Credentials, String> {
     let shared = Arc::new(SharedCredentials::default());
     shared.set(credentials);
     let rules = rules(config, Arc::clone(&shared));
@@ -39,18 +41,24 @@ pub(super) fn check(config: &Config, credentials: Credentials) -> Result<Credent
         let needed = "ingest.body_signature needs the vendor's secret: add [body_signature] to the credentials file";
         return Err(needed.to_owned());
     }
-    if !super::is_loopback(config.ingest.listen) && !config.ingest.allow_unverified && !rules.verify_anything() {
+    if !super::is_loopback(addresses.ingest) && !config.ingest.allow_unverified && !rules.verify_anything() {
         return Err(format!(
             "ingest.listen: {} is not loopback, and nothing is asked of callbacks: add [callback_tokens] or \
              [signing_keys] to the credentials file, or set ingest.allow_unverified",
-            config.ingest.listen
+            addresses.ingest
         ));
     }
-    if !super::is_loopback(config.grpc.listen) && !config.grpc.allow_anonymous && !shared.get().has_clients() {
+    if !super::is_loopback(addresses.grpc) && !config.grpc.allow_anonymous && !shared.get().has_clients() {
         return Err(format!(
             "grpc.listen: {} is not loopback, and nobody is known: add [clients] to the credentials file, or set \
              grpc.allow_anonymous",
-            config.grpc.listen
+            addresses.grpc
+        ));
+    }
+    if !super::is_loopback(addresses.admin) && !config.admin.allow_anonymous {
+        return Err(format!(
+            "admin.listen: {} is not loopback: listen on 127.0.0.1, or set admin.allow_anonymous",
+            addresses.admin
         ));
     }
     drop(rules);
@@ -86,8 +94,12 @@ pub(super) fn rules(config: &Config, credentials: Arc<SharedCredentials>) -> Rul
 }
 
 /// Puts what the file says by now into force.
-pub(super) fn reload(config: &Config, credentials: &SharedCredentials) -> Result<String, String> {
-    let new = load(config)?;
+pub(super) fn reload(
+    config: &Config,
+    addresses: &Addresses,
+    credentials: &SharedCredentials,
+) -> Result<String, String> {
+    let new = load(config, addresses)?;
     let [callback_tokens, signing_keys, clients] = new.counts();
     credentials.set(new);
     Ok(format!("{callback_tokens} callback tokens, {signing_keys} signing keys, {clients} clients"))

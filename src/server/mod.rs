@@ -46,6 +46,7 @@ use crate::{
     subscription::{Registry, RegistryLimits, Sources},
     wire::FilterLimits,
 };
+use acme::Acme;
 use net::Entrance;
 use secured::Secured;
 use watch::Watched;
@@ -136,9 +137,9 @@ impl Server {
         let [ingest_listener, grpc_listener, admin_listener] =
             listeners.to_accept_from().map_err(StartError::Socket)?;
         let credentials = Arc::new(SharedCredentials::default());
-        credentials.set(credentials::load(config).map_err(StartError::Credentials)?);
+        credentials.set(credentials::load(config, &addresses).map_err(StartError::Credentials)?);
         let metrics = Arc::new(Metrics::default());
-        let secured = Secured::new(config, &metrics).map_err(StartError::Tls)?;
+        let mut secured = Secured::new(config, &metrics).map_err(StartError::Tls)?;
         let sources = open_sources(config, &metrics).await?;
         let retention = retention(config);
         let (appender, writer) = start_writer(retention, &sources)?;
@@ -154,7 +155,7 @@ impl Server {
         let gate = rpc::Gate {
             credentials: Arc::clone(&credentials),
             allow_anonymous: config.grpc.allow_anonymous,
-            is_loopback: is_loopback(config.grpc.listen),
+            is_loopback: is_loopback(addresses.grpc),
             metrics: Arc::clone(&metrics),
         };
         let (health, services) = grpc::services(context, gate.clone(), config).await;
@@ -177,7 +178,10 @@ impl Server {
         let serve = http::serve(admin_listener, entrance, admin::router(&status), limits, counters, stop_admin.clone());
         tasks.spawn(named("the admin listener", serve));
         let (config, asked) = (Arc::new(Mutex::new(config.clone())), Arc::<Notify>::default());
-        keep_house(&mut tasks, secured, &config, &sources, gate, &asked, &stop_admin);
+        let mut watched = secured.watched(&metrics);
+        watched.extend(watched_credentials(&config, addresses, &credentials));
+        let review = review(Arc::clone(&sources), gate);
+        keep_house(&mut tasks, secured.acme.take(), watched, review, &asked, metrics, &stop_admin);
         Ok(Self {
             listeners,
             addresses,
@@ -246,7 +250,7 @@ impl Server {
         self.asked.notify_one();
         let Some(new) = new else { return };
         let current = Arc::unwrap_or_clone(self.credentials.get());
-        if let Err(problem) = credentials::check(&new, current) {
+        if let Err(problem) = credentials::check(&new, &self.addresses, current) {
             tracing::error!(problem, "the configuration stays as it was: correct it");
             return;
         }
@@ -288,28 +292,29 @@ async fn named(name: &'static str, task: impl Future<Output = ()>) -> &'static s
 /// What goes on beside the listeners until `stop`: certificates, files that change, and the watchdog.
 fn keep_house(
     tasks: &mut JoinSet<&'static str>,
-    mut secured: Secured,
-    config: &Arc<Mutex<Config>>,
-    sources: &Arc<Sources>,
-    gate: rpc::Gate,
+    acme: Option<Acme>,
+    watched: Vec<Watched>,
+    review: impl FnMut() + Send + 'static,
     asked: &Arc<Notify>,
+    metrics: Arc<Metrics>,
     stop: &CancellationToken,
 ) {
-    if let Some(acme) = secured.acme.take() {
+    if let Some(acme) = acme {
         tasks.spawn(named("the renewal of certificates", acme.run(stop.clone())));
     }
-    let metrics = Arc::clone(&gate.metrics);
-    let mut watched = secured.watched(&metrics);
-    watched.extend(watched_credentials(config, &gate.credentials));
-    let watch = watch::watch(watched, review(Arc::clone(sources), gate), Arc::clone(asked), metrics, stop.clone());
+    let watch = watch::watch(watched, review, Arc::clone(asked), metrics, stop.clone());
     tasks.spawn(named("the watch of files", watch));
     tasks.spawn(named("the watchdog", supervisor::watchdog(stop.clone())));
 }
 
-fn watched_credentials(config: &Arc<Mutex<Config>>, credentials: &Arc<SharedCredentials>) -> Option<Watched> {
+fn watched_credentials(
+    config: &Arc<Mutex<Config>>,
+    addresses: Addresses,
+    credentials: &Arc<SharedCredentials>,
+) -> Option<Watched> {
     let path = lock(config).credentials_file.clone()?;
     let (config, credentials) = (Arc::clone(config), Arc::clone(credentials));
-    Some(Watched::new("credentials", vec![path], move || credentials::reload(&lock(&config), &credentials)))
+    Some(Watched::new("credentials", vec![path], move || credentials::reload(&lock(&config), &addresses, &credentials)))
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -83,6 +83,27 @@ async fn sockets_are_inherited_by_their_names() {
 }
 
 #[tokio::test]
+async fn an_inherited_socket_is_judged_by_where_it_is() {
+    let directory = tempfile::tempdir().unwrap();
+    for (name, told) in [
+        ("ingest", "nothing is asked of callbacks"),
+        ("grpc", "nobody is known"),
+        ("admin", "set admin.allow_anonymous"),
+    ] {
+        let exposed = TcpListener::bind("0.0.0.0:0").unwrap();
+        let mut command = Command::new("sh");
+        let any = "--ingest-listen 127.0.0.1:0 --grpc-listen 127.0.0.1:0 --admin-listen 127.0.0.1:0";
+        let (broker, data) = (env!("CARGO_BIN_EXE_blobcast"), directory.path().display());
+        command.args(["-c", &format!("LISTEN_PID=$$ exec {broker} serve {any} --data-dir {data}/data")]);
+        command.env("LISTEN_FDS", "1").env("LISTEN_FDNAMES", name);
+        let mapping = FdMapping { parent_fd: OwnedFd::from(exposed), child_fd: 3 };
+        let ended = tokio::task::spawn_blocking(move || command.fd_mappings(vec![mapping]).unwrap().output().unwrap());
+        let said = String::from_utf8(within("its end", ended).await.unwrap().stderr).unwrap();
+        assert!(said.contains(told), "{said}");
+    }
+}
+
+#[tokio::test]
 async fn sighup_takes_up_what_it_can_and_names_what_it_cannot() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("blobcast.toml");
