@@ -29,7 +29,7 @@ pub(super) async fn read<'a>(
     let mut body = request.into_body();
     if declared.is_some_and(|length| length > limits.body_bytes_max) {
         if !waits {
-            discard(&mut body, limits, deadline).await;
+            discard(&mut body, limits.body_bytes_max.saturating_mul(2), deadline).await;
         }
         return Err(Outcome::BodyTooLarge);
     }
@@ -39,7 +39,7 @@ pub(super) async fn read<'a>(
     while let Some(frame) = timeout_at(deadline, body.frame()).await.map_err(|_| Outcome::BodyTimeout)? {
         let Ok(data) = frame.map_err(|_| Outcome::BodyAborted)?.into_data() else { continue };
         if bytes.len() + data.len() > limits.body_bytes_max {
-            discard(&mut body, limits, deadline).await;
+            discard(&mut body, limits.body_bytes_max, deadline).await;
             return Err(Outcome::BodyTooLarge);
         }
         let count = u32::try_from(data.len()).map_err(|_| Outcome::BodyTooLarge)?;
@@ -49,9 +49,8 @@ pub(super) async fn read<'a>(
     Ok(InFlight { bytes: bytes.freeze(), _permit: permit })
 }
 
-/// Reads on for as much again, so that a sender who does not look before it has sent all gets its answer.
-async fn discard(body: &mut Body, limits: &Limits, deadline: Instant) {
-    let mut left = limits.body_bytes_max;
+/// Reads on until it was twice what is allowed, so that a sender who does not look before it has sent all gets its answer.
+async fn discard(body: &mut Body, mut left: usize, deadline: Instant) {
     while let Ok(Some(Ok(frame))) = timeout_at(deadline, body.frame()).await {
         let length = frame.data_ref().map_or(0, Bytes::len);
         match left.checked_sub(length) {

@@ -161,7 +161,8 @@ pub(super) async fn serve(
                 let stop = stop.clone();
                 let served = async move {
                     match entrance.open(stream, peer).await {
-                        Ok(opened) => service.serve(opened, stop).await,
+                        // On the heap: a connection that is never opened has no need of it.
+                        Ok(opened) => Box::pin(service.serve(opened, stop)).await,
                         Err(error) => refused.with_label_values(&[listener, error.cause()]).inc(),
                     }
                 };

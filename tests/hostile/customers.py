@@ -56,6 +56,8 @@ class Customers:
     def post(self, task, due):
         try:
             with socket.create_connection(self.broker.ingest, TIMEOUT_SECONDS) as raw:
+                # http.client writes head and body apart, and the body would wait for the head's acknowledgement.
+                raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 if "ingest.proxy_protocol" in self.broker.settings:
                     raw.sendall(proxy_header(CUSTOMER))
                 with self.context.wrap_socket(raw, server_hostname=SERVER_NAME) as stream:

@@ -21,8 +21,8 @@ use crate::rpc;
 
 /// Time for a whole request; they are small, and only a connection that hardly works takes longer.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
-/// What a call takes beside its headers.
-const CALL_BYTES: usize = 512;
+/// What a call takes beside its headers, with its stream and its task.
+const CALL_BYTES: usize = 5 * 1024;
 /// Reflection talks back and forth on one call, for as long as somebody looks around.
 const UNHURRIED: &str = "/grpc.reflection.";
 

@@ -46,9 +46,10 @@ const STREAM_WINDOW_BYTES: u32 = 256 * 1024;
 const CONNECTION_WINDOW_BYTES: u32 = 8 * 1024 * 1024;
 /// Headers of one request: metadata and a token. Beyond it the stream is refused with HTTP status 431.
 const HEADER_LIST_BYTES: u32 = 16 * 1024;
-/// Streams a client has reset and we have not yet seen off; more of them is an attack (rapid reset), and closes the connection.
-/// A service that cancels all it waits for at once is none.
-const PENDING_RESETS_MAX: usize = 1_024;
+/// Streams a client has reset before they were looked at; more of them is an attack (rapid reset), and closes the connection.
+/// A service that cancels all it waits for at once is none: those were looked at. With 1,024 eight connections that are made
+/// anew each time kept everybody else waiting for seconds.
+const PENDING_RESETS_MAX: usize = 128;
 /// Streams of one connection beyond the subscriptions: calls that are answered at once.
 const UNARY_STREAMS: u32 = 1_024;
 

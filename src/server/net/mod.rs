@@ -132,12 +132,12 @@ impl Entrance {
             _ => None,
         };
         let (mut stream, certificate_names) = match &self.tls {
-            None => (Stream::Plain(stream), Arc::default()),
+            None => (Stream::from(stream), Arc::default()),
             Some(tls) => {
                 let stream = tls.accept(stream).await?;
                 let certificates = stream.get_ref().1.peer_certificates();
                 let names = certificates.and_then(<[_]>::first).map(tls::names).unwrap_or_default();
-                (Stream::Tls(Box::new(stream)), names)
+                (stream.into(), names)
             }
         };
         if self.expects_preface {
