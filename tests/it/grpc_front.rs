@@ -260,3 +260,15 @@ async fn requests_that_never_arrive_hold_little_memory_and_not_for_long() {
     until("room for others", answered).await;
     assert!(frames.is_answered().await);
 }
+
+#[tokio::test]
+async fn ten_thousand_subscriptions_in_one_piece_are_all_let_in() {
+    const COUNT: u32 = 10_000;
+    let server = Server::start().await;
+    let mut frames = Frames::connect(server.grpc).await;
+    let opened = |number| call(2 * number + 1, "Subscribe", &tasks([number]));
+    assert!(frames.send((0..COUNT).map(opened).collect::<Vec<_>>().concat()).await);
+    let live = || async { server.metric("blobcast_subscriptions{state=\"live\"}").await };
+    until("all of them to be live", async || live().await == f64::from(COUNT)).await;
+    assert!(frames.is_answered().await);
+}
