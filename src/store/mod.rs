@@ -11,6 +11,7 @@ mod open;
 mod quarantine;
 mod read;
 mod restore;
+mod torn;
 mod watermark;
 mod writer;
 

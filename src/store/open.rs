@@ -4,9 +4,9 @@
 //! without its identity, its totals, its task index or its quarantine forgets what it has promised, and says nothing. So what
 //! must fit together is looked at first, by a few reads that do not grow with the log, and what does not fit is refused.
 
-use std::{fs, io, path::Path};
+use std::{fmt::Display, fs, io, panic, path::Path};
 
-use fjall::{CompressionType, Database, Keyspace, KeyspaceCreateOptions, PersistMode};
+use fjall::{CompressionType, Database, JournalRecoveryError, Keyspace, KeyspaceCreateOptions, PersistMode};
 use uuid::Uuid;
 
 use super::{
@@ -14,7 +14,7 @@ use super::{
     layout::{
         Damaged, FORMAT, META_EPOCH, META_FORMAT, META_TOTALS, Totals, parse_sequence_key, parse_task, parse_u64,
     },
-    lock,
+    lock, torn,
     watermark::{Mark, Watermark, WatermarkError},
 };
 use crate::event::{Epoch, Selectable, Sequence};
@@ -38,7 +38,7 @@ impl Store {
     pub fn open(path: &Path, cache_bytes: u64) -> Result<Self, OpenError> {
         let opened = fs::create_dir_all(path).map_err(Setup::from).and_then(|()| {
             check_folders(path)?;
-            Self::from_database(path, open_database(path, cache_bytes)?)
+            Self::from_database(path, recover_database(path, cache_bytes)?)
         });
         opened.map_err(|error| error.at(path))
     }
@@ -191,6 +191,29 @@ fn check_folders(path: &Path) -> Result<(), Setup> {
     Ok(())
 }
 
+/// Opens the database, and tells damage from a disk that refuses.
+fn recover_database(path: &Path, cache_bytes: u64) -> Result<Database, Setup> {
+    // It panics where damage breaks what it takes for granted.
+    let open =
+        || panic::catch_unwind(|| open_database(path, cache_bytes)).map_err(|_| Setup::broken("see the panic above"));
+    let opened = match open()? {
+        Err(fjall::Error::JournalRecovery(JournalRecoveryError::ChecksumMismatch)) if torn::cut(path)? => open()?,
+        opened => opened,
+    };
+    opened.map_err(|error| match error {
+        fjall::Error::Io(cause) | fjall::Error::Storage(fjall::LsmError::Io(cause)) if is_damage(&cause) => {
+            Setup::broken(cause)
+        }
+        other => other.into(),
+    })
+}
+
+/// What reading says of files that are not as they were written; a disk that refuses says other things.
+fn is_damage(error: &io::Error) -> bool {
+    use io::ErrorKind::{InvalidData, InvalidInput, NotFound, UnexpectedEof};
+    matches!(error.kind(), InvalidData | InvalidInput | NotFound | UnexpectedEof)
+}
+
 pub(super) fn open_database(path: &Path, cache_bytes: u64) -> fjall::Result<Database> {
     Database::builder(path)
         .cache_size(cache_bytes)
@@ -249,6 +272,11 @@ pub(super) enum Setup {
 }
 
 impl Setup {
+    /// What the database found, which does not tell where.
+    fn broken(cause: impl Display) -> Self {
+        Self::Corrupt(format!("the database cannot read its files: {cause}"))
+    }
+
     pub(super) fn at(self, path: &Path) -> OpenError {
         let path = path.to_path_buf();
         match self {

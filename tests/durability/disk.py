@@ -22,7 +22,7 @@ NAME_CALLS = "openat,rename,renameat,renameat2,unlink,unlinkat,rmdir,mkdir"
 CALLS = f"{NAME_CALLS},write,writev,pwrite64,ftruncate,fsync,fdatasync,lseek,sendto"
 NOT_FOLLOWED = "creat,truncate,pwritev,pwritev2,copy_file_range,fallocate,link,linkat,mkdirat,sendfile,splice,symlink,symlinkat"
 STRACE = ["strace", "-I", "waiting", "-f", "-yy", "-xx", "-s", "100000000", "-e", f"trace={CALLS},{NOT_FOLLOWED}"]
-VARIANTS = ["lost", "kept", "torn"]
+VARIANTS = ["lost", "kept", "torn", "sectors"]
 SECTOR_BYTES = 512
 
 DATA_CALLS = {"write", "writev", "pwrite64", "sendto"}

@@ -7,10 +7,11 @@ use std::{
 
 use blobcast::store::{OpenError, Store};
 use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode};
+use serde_json::json;
 
 use crate::{
     store_door::{complaint, copy_directory, journal, start_in_vain},
-    support::{Server, completed, until},
+    support::{Server, completed, until, with},
 };
 
 /// What a store is asked for once it is open.
@@ -234,4 +235,51 @@ async fn a_damaged_witness_is_named_and_can_be_removed_if_the_log_is_trusted() {
     assert_eq!(server.log_of_events().await.len(), 3);
     assert!(server.log().contains("the file `acknowledged` is missing"), "{}", server.log());
     assert_eq!(fs::read(&witness).unwrap(), whole, "it is written anew");
+}
+
+#[tokio::test]
+async fn a_last_commit_that_a_power_cut_has_torn_is_cut_off_unless_it_was_acknowledged() {
+    let mut server = killed_with(3, 0).await;
+    let data_dir = server.data_dir();
+    let begin = journal(&data_dir).len();
+    let witness = fs::read(data_dir.join("acknowledged")).unwrap();
+    server.restart().await;
+    server.http().post(&with(completed("torn"), json!({"prompt": "x".repeat(8_000)}))).await.event_id();
+    server.kill();
+    let end = journal(&data_dir).len();
+    let sector_lost = |copy: &Path| {
+        let mut journal = fs::read(copy.join("0.jnl")).unwrap();
+        journal[(begin + end) / 2..][..512].fill(0);
+        fs::write(copy.join("0.jnl"), journal).unwrap();
+    };
+    let told = refused(opened_after(&data_dir, sector_lost));
+    assert!(told.contains("4 events were acknowledged, and the log ends behind 3"), "{told}");
+    // The witness is not synced, so a power cut takes it back.
+    sector_lost(&data_dir);
+    fs::write(data_dir.join("acknowledged"), witness).unwrap();
+    server.restart().await;
+    assert_eq!(server.log_of_events().await.len(), 3);
+    assert_eq!(fs::metadata(data_dir.join("0.torn")).unwrap().len(), (end - begin) as u64, "what was cut is kept");
+    server.http().post(&completed("torn")).await.event_id();
+    server.kill();
+    server.restart().await;
+    assert_eq!(server.log_of_events().await[3].task_id, "torn");
+}
+
+#[tokio::test]
+async fn what_the_database_cannot_read_is_told_as_damage() {
+    let server = killed_with(3, 0).await;
+    for folder in folders(&server.data_dir()) {
+        let folder = folder.strip_prefix(server.data_dir()).unwrap();
+        for byte in 0..8 {
+            let opened = opened_after(&server.data_dir(), |copy| {
+                let path = copy.join(folder).join("current");
+                let mut current = fs::read(&path).unwrap();
+                current[byte] ^= 1;
+                fs::write(path, current).unwrap();
+            });
+            let told = refused(opened);
+            assert!(told.contains("the database cannot read its files"), "{told}");
+        }
+    }
 }

@@ -1,0 +1,173 @@
+//! The torn end of a journal, which a power cut leaves when the sectors of the last write reached the disk in any order.
+//!
+//! The database cuts off a commit that ends too early. One that has its end and a hole before it has a wrong checksum, which
+//! the database refuses, since it cannot know whether a commit that was acknowledged has been damaged. Here it is known: each
+//! commit is synced before the next begins, so only the last can be torn, and the witness ([`super::watermark`]) tells whether
+//! it was acknowledged. Damage that has a whole commit behind it is never cut.
+//!
+//! Reads the journal as fjall 3 writes it, uncompressed: a commit is its start (tag 1; the number of its items, 4 bytes; its
+//! own number, 8), its items, and its end (tag 3; the checksum of the items, 8; four fixed bytes).
+
+use std::{
+    fs::{self, File},
+    io::{self, Write},
+    ops::Range,
+    path::{Path, PathBuf},
+};
+
+use bytes::Buf;
+use xxhash_rust::xxh3::xxh3_64;
+
+const EXTENSION: &str = "jnl";
+const START: u8 = 1;
+const ITEM: u8 = 2;
+const END: u8 = 3;
+const CLEAR: u8 = 4;
+const END_MARK: &[u8] = b"FJL\x03";
+/// Of a commit, and of a keyspace.
+const NUMBER_BYTES: usize = 8;
+
+/// Cuts the last commit off the newest journal in a data directory if it is torn, and keeps what is cut in a file beside it.
+/// Returns whether it was.
+pub(super) fn cut(directory: &Path) -> io::Result<bool> {
+    let Some(path) = newest_journal(directory)? else { return Ok(false) };
+    let journal = fs::read(&path)?;
+    let Some(torn) = torn_commit(&journal) else { return Ok(false) };
+    let aside = path.with_extension("torn");
+    let mut kept = File::create(&aside)?;
+    kept.write_all(&journal[torn.clone()])?;
+    kept.sync_all()?;
+    let file = File::options().write(true).open(&path)?;
+    file.set_len(torn.start as u64)?;
+    file.sync_all()?;
+    let (journal, kept) = (path.display(), aside.display());
+    tracing::warn!(%journal, at = torn.start, %kept, "the last commit was torn by a crash, and has been cut off");
+    Ok(true)
+}
+
+/// The one that the database was writing to: that with the highest number.
+fn newest_journal(directory: &Path) -> io::Result<Option<PathBuf>> {
+    let paths: Vec<_> = fs::read_dir(directory)?.map(|entry| Ok(entry?.path())).collect::<io::Result<_>>()?;
+    let number = |path: &PathBuf| path.file_stem()?.to_str()?.parse::<u64>().ok();
+    let journals = paths.into_iter().filter(|path| path.extension().is_some_and(|extension| extension == EXTENSION));
+    Ok(journals.max_by_key(number))
+}
+
+/// Where the last commit is, if it has all its parts but not its checksum, and nothing is behind it.
+fn torn_commit(journal: &[u8]) -> Option<Range<usize>> {
+    let mut rest = journal;
+    loop {
+        let start = journal.len() - rest.len();
+        let is_whole = pass_commit(&mut rest)?;
+        if !is_whole {
+            // The file is longer than what was written to it.
+            let is_last = rest.iter().all(|&byte| byte == 0);
+            return is_last.then_some(start..journal.len() - rest.len());
+        }
+    }
+}
+
+/// Passes over a commit, and tells whether its checksum is right; `None` where there is none.
+fn pass_commit(rest: &mut &[u8]) -> Option<bool> {
+    if rest.try_get_u8().ok()? != START {
+        return None;
+    }
+    let count = rest.try_get_u32_le().ok()?;
+    pass(rest, NUMBER_BYTES)?;
+    let begin = *rest;
+    (0..count).try_for_each(|_| pass_item(rest))?;
+    let items = &begin[..begin.len() - rest.len()];
+    if rest.try_get_u8().ok()? != END {
+        return None;
+    }
+    let checksum = rest.try_get_u64_le().ok()?;
+    let mark = *rest;
+    pass(rest, END_MARK.len())?;
+    mark.starts_with(END_MARK).then_some(checksum == xxh3_64(items))
+}
+
+/// Passes over an item: tag, kind, compression, keyspace, three lengths, key, value; or the clearing of a keyspace.
+fn pass_item(rest: &mut &[u8]) -> Option<()> {
+    match rest.try_get_u8().ok()? {
+        ITEM => {
+            pass(rest, 2 + NUMBER_BYTES)?;
+            let key_bytes = usize::from(rest.try_get_u16_le().ok()?);
+            let _value_bytes_uncompressed = rest.try_get_u32_le().ok()?;
+            let value_bytes = usize::try_from(rest.try_get_u32_le().ok()?).ok()?;
+            pass(rest, key_bytes.checked_add(value_bytes)?)
+        }
+        CLEAR => pass(rest, NUMBER_BYTES),
+        _ => None,
+    }
+}
+
+fn pass(rest: &mut &[u8], bytes: usize) -> Option<()> {
+    *rest = rest.get(bytes..)?;
+    Some(())
+}
+
+#[cfg(test)]
+mod tests {
+    use fjall::{CompressionType, Database, KeyspaceCreateOptions, PersistMode};
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// What the database writes for commits with so many items each.
+    fn journal_of(commits: &[usize]) -> Vec<u8> {
+        let directory = tempfile::tempdir().unwrap();
+        let database = Database::builder(directory.path()).journal_compression(CompressionType::None).open().unwrap();
+        let keyspace = database.keyspace("events", KeyspaceCreateOptions::default).unwrap();
+        for (number, &items) in commits.iter().enumerate() {
+            let mut batch = database.batch();
+            for item in 0..items {
+                // A value may look like the end of a commit.
+                batch.insert(&keyspace, format!("{number}-{item}"), END_MARK.repeat(100 + item));
+            }
+            batch.commit().unwrap();
+        }
+        database.persist(PersistMode::SyncAll).unwrap();
+        fs::read(newest_journal(directory.path()).unwrap().unwrap()).unwrap()
+    }
+
+    fn starts(journal: &[u8]) -> Vec<usize> {
+        let mut rest = journal;
+        let mut starts = vec![0];
+        while pass_commit(&mut rest) == Some(true) {
+            starts.push(journal.len() - rest.len());
+        }
+        starts
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(20))]
+
+        #[test]
+        fn only_a_damaged_last_commit_is_torn(
+            commits in prop::collection::vec(1..4usize, 2..5), damaged in any::<prop::sample::Index>(), at in 60..400usize,
+        ) {
+            let mut journal = journal_of(&commits);
+            let starts = starts(&journal);
+            prop_assert_eq!(starts.len(), commits.len() + 1, "each commit is read");
+            prop_assert_eq!(torn_commit(&journal), None, "nothing is torn");
+            let damaged = damaged.index(commits.len());
+            journal[starts[damaged] + at] ^= 1;
+            let last = starts[commits.len() - 1]..starts[commits.len()];
+            prop_assert_eq!(torn_commit(&journal), (damaged == commits.len() - 1).then_some(last));
+        }
+
+        #[test]
+        fn no_bytes_make_it_panic(bytes: Vec<u8>) {
+            let _ = torn_commit(&[&[START, 1, 0, 0, 0], &bytes[..]].concat());
+        }
+    }
+
+    #[test]
+    fn the_newest_journal_is_that_with_the_highest_number() {
+        let directory = tempfile::tempdir().unwrap();
+        for name in ["9.jnl", "10.jnl", "11.torn", "acknowledged"] {
+            fs::write(directory.path().join(name), "").unwrap();
+        }
+        assert_eq!(newest_journal(directory.path()).unwrap(), Some(directory.path().join("10.jnl")));
+    }
+}
