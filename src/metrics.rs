@@ -6,7 +6,7 @@
 use jiff::Timestamp;
 use prometheus::{
     Encoder, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
-    core::Collector,
+    core::Collector, process_collector::ProcessCollector,
 };
 
 /// Buckets for what the disk does, in seconds.
@@ -95,6 +95,8 @@ pub struct Metrics {
     pub quarantine_bytes: IntGauge,
     /// Free disk space under the data directory.
     pub disk_free_bytes: IntGauge,
+    /// All disk space there.
+    pub disk_total_bytes: IntGauge,
     /// 1 while the store takes writes.
     pub store_writable: IntGauge,
     /// Calls refused because they showed nothing, or nothing that is known.
@@ -165,6 +167,11 @@ impl Default for Metrics {
         for result in ["done", "failed"] {
             metrics.acme_orders.with_label_values(&[result]);
         }
+        for what in ["credentials", "certificates"] {
+            for result in ["done", "refused"] {
+                metrics.reloads.with_label_values(&[what, result]);
+            }
+        }
         for state in ["catching_up", "live"] {
             metrics.subscriptions.with_label_values(&[state]);
         }
@@ -179,6 +186,8 @@ impl Metrics {
     #[allow(clippy::too_many_lines, reason = "a table of names and what they mean")]
     fn registered() -> Self {
         let b = Builder(Registry::new());
+        // Memory, processor time, open files and start of the process, by the names that every exporter gives them.
+        b.0.register(Box::new(ProcessCollector::for_self())).expect("its names begin with process_");
         Self {
             callbacks: b.counters("blobcast_callbacks_total", "Callbacks by what they were answered with.", "outcome"),
             callbacks_from_strangers: b.counter(
@@ -255,6 +264,8 @@ impl Metrics {
             quarantine_callbacks: b.gauge("blobcast_quarantine_callbacks", "Callbacks in quarantine."),
             quarantine_bytes: b.gauge("blobcast_quarantine_bytes", "Bytes of the callbacks in quarantine."),
             disk_free_bytes: b.gauge("blobcast_disk_free_bytes", "Free disk space under the data directory."),
+            disk_total_bytes: b
+                .gauge("blobcast_disk_total_bytes", "Disk space on the data directory's disk, free or not."),
             store_writable: b.gauge("blobcast_store_writable", "1 while the store takes writes, else 0."),
             calls_unauthenticated: b.counter(
                 "blobcast_grpc_unauthenticated_total",

@@ -117,6 +117,7 @@ pub(super) fn ranges(config: &Config) -> Vec<Range> {
         count("log.disk_free_min_percent", log.disk_free_min_percent, 0, 100),
         time("quarantine.retention_age_max", quarantine.retention_age_max, SECOND, RETENTION_AGE_MAX),
         bytes("quarantine.retention_bytes_max", quarantine.retention_bytes_max, MIB, None),
+        count("quarantine.retention_count_max", quarantine.retention_count_max, 1, 1_000_000_000),
         bytes("hub.ring_bytes_max", hub.ring_bytes_max, MIB, None),
         bytes("store.cache_bytes", store.cache_bytes, MIB, None),
         time("shutdown.drain_timeout", shutdown.drain_timeout, SECOND, 600 * SECOND),

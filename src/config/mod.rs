@@ -254,6 +254,8 @@ pub struct Quarantine {
     /// Bytes kept.
     #[serde(deserialize_with = "units::size")]
     pub retention_bytes_max: u64,
+    /// Callbacks kept.
+    pub retention_count_max: u64,
 }
 
 /// The live path.

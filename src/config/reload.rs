@@ -10,7 +10,7 @@ macro_rules! changed {
 }
 
 /// Keys that a reload takes up.
-pub const RELOADABLE: [&str; 9] = [
+pub const RELOADABLE: [&str; 10] = [
     "ingest.body_signature",
     "ingest.allowlist",
     "ingest.allowed_networks",
@@ -19,6 +19,7 @@ pub const RELOADABLE: [&str; 9] = [
     "log.disk_free_min_percent",
     "quarantine.retention_age_max",
     "quarantine.retention_bytes_max",
+    "quarantine.retention_count_max",
     "logging.level",
 ];
 

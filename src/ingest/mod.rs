@@ -6,7 +6,7 @@
 mod address;
 mod answer;
 mod body;
-mod refusals;
+mod sampler;
 mod throttle;
 mod verify;
 
@@ -41,7 +41,7 @@ use crate::{
 };
 pub use address::{ForwardedHeader, TrustedProxies};
 use answer::Outcome;
-use refusals::RefusalLog;
+use sampler::Sampler;
 use throttle::Throttle;
 pub use verify::{Allowlist, BodySignature, Rules};
 
@@ -69,7 +69,8 @@ pub struct Ingest {
     limits: Limits,
     rules: RwLock<Arc<Rules>>,
     throttle: Throttle,
-    refusals: RefusalLog,
+    refusals: Sampler,
+    quarantines: Sampler,
     /// One permit per byte of body in memory. When none is left callbacks are refused rather than held.
     inflight: Semaphore,
     draining: AtomicBool,
@@ -99,7 +100,8 @@ impl Ingest {
             limits,
             rules: RwLock::new(Arc::new(rules)),
             throttle,
-            refusals: RefusalLog::default(),
+            refusals: Sampler::default(),
+            quarantines: Sampler::default(),
             inflight,
             draining: AtomicBool::new(false),
             metrics,
@@ -174,8 +176,10 @@ impl Ingest {
             outcome = Outcome::RateLimited;
         }
         let word = outcome.as_str();
-        if outcome.is_refused() {
-            self.refusals.note(word, client);
+        if outcome.is_refused()
+            && let Some(unlogged) = self.refusals.is_due(word)
+        {
+            tracing::warn!(reason = word, %client, unlogged, "request refused");
         }
         self.metrics.callbacks.with_label_values(&[word]).inc();
         outcome.response()
@@ -206,8 +210,11 @@ impl Ingest {
         let new = NewQuarantined { header, body: callback.body.clone() };
         match durable(self.appender.quarantine(new), deadline).await {
             Ok(number) => {
-                tracing::warn!(quarantine_id = number, reason = rejection.reason(), "callback quarantined");
-                Outcome::Quarantined { reason: rejection.reason() }
+                let reason = rejection.reason();
+                if let Some(unlogged) = self.quarantines.is_due(reason) {
+                    tracing::warn!(quarantine_id = number, reason, unlogged, "callback quarantined");
+                }
+                Outcome::Quarantined { reason }
             }
             Err(failure) => Outcome::NotKept(failure),
         }
@@ -266,6 +273,7 @@ mod tests {
         event_bytes_max: u64::MAX,
         quarantine_age_max: Duration::MAX,
         quarantine_bytes_max: u64::MAX,
+        quarantine_count_max: u64::MAX,
         disk_free_min_percent: 0,
     };
     const LIMITS: Limits = Limits {

@@ -78,8 +78,9 @@ impl Status {
         metrics.quarantine_bytes.set(signed(summary.quarantine_bytes));
         let oldest = (summary.event_count > 0).then(|| store.get(store.first_available()).ok().flatten()).flatten();
         metrics.log_oldest_timestamp_seconds.set(oldest.map_or(0, |record| record.received_at_micros() / 1_000_000));
-        if let Ok((free_bytes, _)) = store.disk_bytes() {
+        if let Ok((free_bytes, total_bytes)) = store.disk_bytes() {
             metrics.disk_free_bytes.set(signed(free_bytes));
+            metrics.disk_total_bytes.set(signed(total_bytes));
         }
         metrics.store_writable.set(i64::from(store.health() == Health::Writable));
         let ring = hub.ring_size();

@@ -358,6 +358,7 @@ fn retention(config: &Config) -> Retention {
         event_bytes_max: config.log.retention_bytes_max,
         quarantine_age_max: config.quarantine.retention_age_max,
         quarantine_bytes_max: config.quarantine.retention_bytes_max,
+        quarantine_count_max: config.quarantine.retention_count_max,
         disk_free_min_percent: config.log.disk_free_min_percent,
     }
 }

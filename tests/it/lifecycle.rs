@@ -201,7 +201,7 @@ async fn the_admin_listener_says_alive_ready_and_which_version() {
 }
 
 /// Every metric of the contract, as its samples begin.
-const METRICS: [&str; 15] = [
+const METRICS: [&str; 19] = [
     "blobcast_callbacks_total{",
     "blobcast_commit_seconds_bucket{",
     "blobcast_fsync_seconds_bucket{",
@@ -217,6 +217,10 @@ const METRICS: [&str; 15] = [
     "blobcast_duplicates_total ",
     "blobcast_webhook_to_delivery_seconds_bucket{",
     "blobcast_subscriptions_ended_total{",
+    "blobcast_reloads_total{result=\"refused\",what=\"certificates\"} 0",
+    "blobcast_disk_total_bytes ",
+    "process_resident_memory_bytes ",
+    "process_start_time_seconds ",
 ];
 
 #[tokio::test]
@@ -229,7 +233,8 @@ async fn every_metric_is_there_from_the_first_scrape_on_and_says_what_it_is() {
         let name = metric.trim_end().split('{').next().unwrap().trim_end_matches("_bucket");
         assert!(text.contains(&format!("# HELP {name} ")) && text.contains(&format!("# TYPE {name} ")), "{name}");
     }
-    assert!(text.lines().all(|line| line.starts_with('#') || line.starts_with("blobcast_")), "{text}");
+    let prefixes = ["#", "blobcast_", "process_"];
+    assert!(text.lines().all(|line| prefixes.iter().any(|prefix| line.starts_with(prefix))), "{text}");
 }
 
 #[tokio::test]

@@ -257,6 +257,21 @@ async fn the_quarantine_forgets_by_bytes_the_oldest_and_no_more_than_must() {
 }
 
 #[tokio::test]
+async fn the_quarantine_forgets_by_count_the_oldest_and_no_more_than_must() {
+    let server = Options::default().set("quarantine.retention_count_max", 3).start().await;
+    let kept = async |number: u64| {
+        server.http().post_to("/webhook/veo", format!("bad {number}")).await;
+        until("retention", async || server.log_info().await.quarantine_count <= 3).await;
+        quarantined(&server).await
+    };
+    assert_eq!(kept(1).await, ["bad 1"]);
+    assert_eq!([kept(2).await.len(), kept(3).await.len()], [2, 3]);
+    assert_eq!(kept(4).await, ["bad 2", "bad 3", "bad 4"]);
+    assert_eq!(kept(5).await, ["bad 3", "bad 4", "bad 5"]);
+    assert_eq!(server.metric("blobcast_quarantine_trimmed_total").await, 2.0);
+}
+
+#[tokio::test]
 async fn a_low_disk_takes_nothing_but_still_forgets_and_discards() {
     let mut server = Options::default().start().await;
     server.http().post_bulky(0..60, 20_000).await;

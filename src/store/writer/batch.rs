@@ -297,7 +297,7 @@ impl<'a> Batch<'a> {
             let (header, _) = parse_quarantined(&value)?;
             self.store.quarantine_first.store(parse_sequence_key(&key)?.0, Ordering::Release);
             let too_old = header.received_at_micros < cutoff;
-            if !too_old && self.totals.quarantine_bytes <= self.retention.quarantine_bytes_max {
+            if !too_old && !self.retention.quarantine_is_full(&self.totals) {
                 break;
             }
             self.counts.quarantine_trimmed += u64::from(self.discard(parse_sequence_key(&key)?.0)?);

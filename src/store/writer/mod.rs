@@ -20,7 +20,7 @@ use std::{
 use fjall::PersistMode;
 use tokio::sync::oneshot;
 
-use super::{Appended, Backup, Draft, Health, Mark, NewQuarantined, Store, lock};
+use super::{Appended, Backup, Draft, Health, Mark, NewQuarantined, Store, Totals, lock};
 use crate::{event::Record, metrics::Metrics};
 use batch::Batch;
 
@@ -52,8 +52,16 @@ pub struct Retention {
     pub quarantine_age_max: Duration,
     /// The oldest quarantined callbacks are forgotten beyond this.
     pub quarantine_bytes_max: u64,
+    /// The oldest quarantined callbacks are forgotten beyond so many.
+    pub quarantine_count_max: u64,
     /// Below this share of free disk nothing is written.
     pub disk_free_min_percent: u64,
+}
+
+impl Retention {
+    fn quarantine_is_full(&self, totals: &Totals) -> bool {
+        totals.quarantine_bytes > self.quarantine_bytes_max || totals.quarantine_count > self.quarantine_count_max
+    }
 }
 
 /// Where committed events go, on the writer's thread, in log order, before their callbacks are answered.
@@ -374,13 +382,13 @@ impl<P: Publish> Writer<P> {
         let totals = *lock(&self.store.totals);
         let events = totals.event_bytes > self.retention.event_bytes_max
             || self.oldest_event_micros(&totals).is_some_and(|micros| micros < cutoff(self.retention.event_age_max));
-        let quarantined = totals.quarantine_bytes > self.retention.quarantine_bytes_max
+        let quarantined = self.retention.quarantine_is_full(&totals)
             || (totals.quarantine_count > 0
                 && self.oldest_quarantined_micros().is_some_and(|at| at < cutoff(self.retention.quarantine_age_max)));
         events || quarantined
     }
 
-    fn oldest_event_micros(&self, totals: &super::Totals) -> Option<i64> {
+    fn oldest_event_micros(&self, totals: &Totals) -> Option<i64> {
         if totals.event_count == 0 {
             return None;
         }

@@ -17,6 +17,7 @@ const KEEP_ALL: Retention = Retention {
     event_bytes_max: u64::MAX,
     quarantine_age_max: Duration::MAX,
     quarantine_bytes_max: u64::MAX,
+    quarantine_count_max: u64::MAX,
     disk_free_min_percent: 0,
 };
 

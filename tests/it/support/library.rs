@@ -28,6 +28,7 @@ pub fn node(path: &Path) -> Node {
         event_bytes_max: u64::MAX,
         quarantine_age_max: Duration::from_secs(7 * 24 * 3600),
         quarantine_bytes_max: u64::MAX,
+        quarantine_count_max: u64::MAX,
         disk_free_min_percent: 0,
     };
     let published = |_: &[Record]| {};
