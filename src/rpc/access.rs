@@ -88,6 +88,17 @@ impl Gate {
             },
         }
     }
+
+    /// Whether an open backup may go on.
+    pub(super) fn review_backup(&self, caller: &Caller) -> Result<(), Status> {
+        let credentials = self.credentials.get();
+        let current = match &caller.0 {
+            None => self.admits_anonymous(&credentials).then_some(None),
+            Some(client) => credentials.current(client, Timestamp::now()).cloned().map(Some),
+        };
+        let current = current.ok_or_else(|| errors::token_invalid("the permission was withdrawn, or has expired"))?;
+        Caller(current).require_backup()
+    }
 }
 
 impl Interceptor for Gate {
@@ -134,14 +145,6 @@ impl Caller {
             Some(Products::Only(_)) => Err(errors::backup_denied()),
             _ => Ok(()),
         }
-    }
-
-    /// The same of an open stream, by what the credentials say now.
-    pub(super) fn review_backup(&self, credentials: &Credentials, now: Timestamp) -> Result<(), Status> {
-        let Some(client) = &self.0 else { return Ok(()) };
-        let current = credentials.current(client, now).cloned();
-        let current = current.ok_or_else(|| errors::token_invalid("the token was withdrawn, or has expired"))?;
-        Self(Some(current)).require_backup()
     }
 
     /// Refuses whoever is not an administrator.

@@ -7,7 +7,6 @@ use std::{
 };
 
 use bytes::Bytes;
-use jiff::Timestamp;
 use tokio::task::{JoinHandle, spawn_blocking};
 use tokio_stream::Stream;
 use tonic::Status;
@@ -68,7 +67,7 @@ impl Stream for BackupStream {
         let Some(reading) = &mut self.reading else { return Poll::Ready(None) };
         let joined = ready!(Pin::new(reading).poll(cx));
         self.reading = None;
-        let message = self.caller.review_backup(&self.context.credentials.get(), Timestamp::now()).and_then(|()| {
+        let message = self.context.gate.review_backup(&self.caller).and_then(|()| {
             // Only a runtime that shuts down cancels a read; a panic has ended the process.
             let (backup, chunk) = joined.map_err(|_| errors::draining())?;
             let chunk = chunk.map_err(|error| errors::read(&self.context.sources, &error))?;

@@ -21,7 +21,6 @@ pub use events::Events;
 use tonic::{Request, Status};
 
 use crate::{
-    credentials::SharedCredentials,
     event::Filter,
     journal::Journal,
     store::{Appender, ReadError, Retention},
@@ -38,8 +37,8 @@ pub struct Context {
     pub journal: Arc<dyn Journal>,
     /// Where discarding goes.
     pub appender: Appender,
-    /// What signs callback URLs.
-    pub credentials: Arc<SharedCredentials>,
+    /// Who may call, and what signs callback URLs.
+    pub gate: Gate,
     /// What callback URLs begin with.
     pub callback_base: String,
     /// How many values a filter may have.

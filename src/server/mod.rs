@@ -149,16 +149,15 @@ impl Server {
         let ingest =
             Ingest::new(Arc::clone(&journal), appender.clone(), ingest_limits(config), rules, Arc::clone(&metrics));
         let status = Arc::new(admin::Status::new(Arc::clone(&sources), Arc::clone(&journal)));
-        let base = banner::callback_base(config, &addresses);
-        let context =
-            rpc_context(config, &sources, journal, &appender, Arc::clone(&credentials), base, Arc::clone(&retention));
         let gate = rpc::Gate {
             credentials: Arc::clone(&credentials),
             allow_anonymous: config.grpc.allow_anonymous,
             is_loopback: is_loopback(addresses.grpc),
             metrics: Arc::clone(&metrics),
         };
-        let (health, services) = grpc::services(context, gate.clone(), config).await;
+        let base = banner::callback_base(config, &addresses);
+        let context = rpc_context(config, &sources, journal, &appender, gate.clone(), base, Arc::clone(&retention));
+        let (health, services) = grpc::services(context, config).await;
 
         let stop = [(); 3].map(|()| CancellationToken::new());
         let [stop_ingest, stop_grpc, stop_admin] = stop;
@@ -385,7 +384,7 @@ fn rpc_context(
     sources: &Arc<Sources>,
     journal: Arc<dyn Journal>,
     appender: &Appender,
-    credentials: Arc<SharedCredentials>,
+    gate: rpc::Gate,
     callback_base: String,
     retention: Arc<Mutex<Retention>>,
 ) -> rpc::Context {
@@ -393,7 +392,7 @@ fn rpc_context(
         sources: Arc::clone(sources),
         journal,
         appender: appender.clone(),
-        credentials,
+        gate,
         callback_base,
         filter_limits: FilterLimits {
             task_ids_max: usize_of(config.grpc.task_ids_max),

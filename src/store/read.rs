@@ -152,24 +152,39 @@ impl Store {
         range: RangeInclusive<Sequence>,
         keep: Keep,
     ) -> Result<Vec<TaskPlace>, ReadError> {
-        let snapshot = self.database.snapshot();
         let mut places = Vec::new();
-        for task_id in task_ids {
-            let Some(entry) = snapshot.get(&self.tasks, task_id.as_str())? else { continue };
-            let events = parse_task(&entry)?.into_iter().filter(|event| range.contains(&event.sequence));
-            places.extend(events.map(|event| TaskPlace {
-                task_id: task_id.clone(),
-                sequence: event.sequence,
-                status: event.status,
-                product: event.product,
-            }));
+        self.each_task_event(task_ids, range, |place| {
+            places.push(place);
             // Now and then, so that it costs little and what is held stays near what is kept.
             if places.len() > keep.most().saturating_mul(2) {
                 keep.apply(&mut places);
             }
-        }
+        })?;
         keep.apply(&mut places);
         Ok(places)
+    }
+
+    /// Hands on where the events of these tasks are, task by task, all as of one moment.
+    pub fn each_task_event<'a>(
+        &self,
+        task_ids: impl IntoIterator<Item = &'a TaskId>,
+        range: RangeInclusive<Sequence>,
+        mut each: impl FnMut(TaskPlace),
+    ) -> Result<(), ReadError> {
+        let snapshot = self.database.snapshot();
+        for task_id in task_ids {
+            let Some(entry) = snapshot.get(&self.tasks, task_id.as_str())? else { continue };
+            let events = parse_task(&entry)?.into_iter().filter(|event| range.contains(&event.sequence));
+            events.for_each(|event| {
+                each(TaskPlace {
+                    task_id: task_id.clone(),
+                    sequence: event.sequence,
+                    status: event.status,
+                    product: event.product,
+                });
+            });
+        }
+        Ok(())
     }
 
     /// The record at `sequence`, or `None` if retention has passed it.

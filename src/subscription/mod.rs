@@ -316,9 +316,15 @@ impl Subscription {
                 break (seat, head);
             }
         };
-        let (store, filter, after) = (Arc::clone(&self.sources.store), Arc::clone(&self.scan_filter), self.position);
-        let lookup = read_aside(move || look_up(&store, &filter, after, end));
-        self.phase = Phase::LookingUp(Lookup { seat, end, places: VecDeque::new() }, lookup);
+        self.look_up(Lookup { seat, end, places: VecDeque::new(), is_cut: false });
+    }
+
+    /// Asks the index for what is behind `position`.
+    fn look_up(&mut self, lookup: Lookup) {
+        let (store, filter) = (Arc::clone(&self.sources.store), Arc::clone(&self.scan_filter));
+        let (after, end) = (self.position, lookup.end);
+        let found = read_aside(move || look_up(&store, &filter, after, end));
+        self.phase = Phase::LookingUp(lookup, found);
     }
 
     fn begin_fetching(&mut self, found: Found) {
@@ -328,7 +334,7 @@ impl Subscription {
             });
         }
         if let Phase::LookingUp(mut lookup, _) = std::mem::replace(&mut self.phase, Phase::Planning) {
-            lookup.places = found.places;
+            (lookup.places, lookup.is_cut) = (found.places, found.is_cut);
             self.phase = Phase::Fetching(lookup, None);
         }
         self.take_fetched(found.records);
@@ -336,6 +342,9 @@ impl Subscription {
 
     fn fetch_more(&mut self) {
         let Phase::Fetching(lookup, _) = std::mem::replace(&mut self.phase, Phase::Planning) else { return };
+        if lookup.places.is_empty() && lookup.is_cut {
+            return self.look_up(lookup);
+        }
         if lookup.places.is_empty() {
             self.reach(lookup.end);
             self.go_live(lookup.seat);

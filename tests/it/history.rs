@@ -17,7 +17,7 @@ use tonic::{Code, Status, transport::Channel};
 
 use crate::support::{
     Node, Options, Server, bulky, completed, draft, failed, node, of_labels, of_products, of_statuses, of_tasks, place,
-    places, processing, refusal, request, stored, tasks_of, until, violation, with, within,
+    places, processing, refusal, request, stored, tasks, tasks_of, until, violation, with, within,
 };
 
 type Client = EventServiceClient<Channel>;
@@ -818,4 +818,20 @@ async fn a_wait_for_ever_is_a_wait_like_any_other() {
     until("the wait", async || server.metric("blobcast_subscriptions{state=\"live\"}").await == 1.0).await;
     server.http().post(&completed("t1")).await;
     assert!(within("the answer", waiting).await.unwrap().done);
+}
+
+#[tokio::test]
+async fn tasks_with_more_events_than_a_subscription_holds_places_for_are_delivered_whole_and_in_order() {
+    // The index is asked again behind 16,384 places.
+    const TASKS: usize = 17;
+    const EVENTS: u64 = 16_500;
+    let task = |number: usize| format!("t{}", number % TASKS);
+    let body = |number: usize| with(processing(&task(number)), json!({"video_url": format!("https://v/{number}")}));
+    let server = server_on(filled((0..EVENTS as usize).map(body)).await).await;
+    let mut sub = server.subscribe(tasks((0..TASKS).map(task))).await;
+    let delivered = sub.until_caught_up().await;
+    let expected: Vec<_> = (1..=EVENTS).collect();
+    assert_eq!(places(&delivered), expected);
+    server.http().post(&completed("t3")).await.event_id();
+    assert_eq!(sub.next_event().await.task_id, "t3");
 }

@@ -5,7 +5,8 @@ use blobcast::wire::v1::{
     event_service_client::EventServiceClient,
 };
 use tonic::{
-    Code, Request, Status, metadata::AsciiMetadataValue, service::interceptor::InterceptedService, transport::Channel,
+    Code, Request, Status, Streaming, metadata::AsciiMetadataValue, service::interceptor::InterceptedService,
+    transport::Channel,
 };
 
 use crate::support::{CredentialsFile, Options, Server, Sub, completed, processing, reason, request, until, within};
@@ -264,14 +265,18 @@ async fn a_withdrawn_permission_ends_a_backup() {
         client.list_quarantine(v1::ListQuarantineRequest::default()).await.is_err()
     })
     .await;
-    let status = loop {
-        match stream.message().await {
+    assert_eq!(told::<()>(Err(cut_off(&mut stream).await)), "Unauthenticated TOKEN_INVALID");
+}
+
+/// How a backup ends that must not go on.
+async fn cut_off(backup: &mut Streaming<v1::BackupResponse>) -> Status {
+    loop {
+        match backup.message().await {
             Ok(Some(_)) => {}
             Ok(None) => panic!("the backup went on to its end"),
-            Err(status) => break status,
+            Err(status) => return status,
         }
-    };
-    assert_eq!(told::<()>(Err(status)), "Unauthenticated TOKEN_INVALID");
+    }
 }
 
 #[tokio::test]
@@ -291,10 +296,14 @@ async fn the_first_client_in_the_file_ends_anonymous_streams_on_loopback() {
     let server = Options::default().set("credentials_file", file.path().display()).start().await;
     let open = Options::default().set("credentials_file", file.path().display()).set("grpc.allow_anonymous", true);
     let open = open.start().await;
+    server.http().post_bulky(0..60, 100_000).await;
     let mut anonymous = subscribe_as(&server, None, Filter::default()).await.unwrap();
+    let mut backup = admin_as(&server, None).await.backup(v1::BackupRequest {}).await.unwrap().into_inner();
+    assert!(backup.message().await.unwrap().is_some());
     let token = file.add("client veo --product veo").await;
     let (_, status) = anonymous.end().await.unwrap_err();
     assert_eq!(reason(&status), "TOKEN_INVALID");
+    assert_eq!(reason(&cut_off(&mut backup).await), "TOKEN_INVALID");
     assert!(subscribe_as(&server, Some(&token), Filter::default()).await.is_ok());
     assert!(subscribe_as(&open, None, Filter::default()).await.is_ok(), "told otherwise");
     assert_eq!(told(subscribe_as(&open, Some("wrong"), Filter::default()).await), "Unauthenticated TOKEN_INVALID");

@@ -54,10 +54,11 @@ const PENDING_RESETS_MAX: usize = 128;
 const UNARY_STREAMS: u32 = 1_024;
 
 /// All services on `context`, and the handle that reports their health: serving.
-pub(super) async fn services(context: rpc::Context, gate: rpc::Gate, config: &Config) -> (HealthReporter, Routes) {
+pub(super) async fn services(context: rpc::Context, config: &Config) -> (HealthReporter, Routes) {
     let (health, health_service) = health_reporter();
     set_health(&health, tonic_health::ServingStatus::Serving).await;
     let request_bytes_max = super::usize_of(config.grpc.request_bytes_max);
+    let gate = context.gate.clone();
     let events = EventServiceServer::new(rpc::Events::new(context.clone()));
     let admin = AdminServiceServer::new(rpc::Admin::new(context));
     let mut routes = RoutesBuilder::default();

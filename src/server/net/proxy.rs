@@ -13,11 +13,7 @@ const V1_BYTES_MAX: usize = 107;
 /// Longest header of version 2 that is read: addresses and some hundreds of bytes of extensions.
 const V2_BYTES_MAX: usize = 16 + 1024;
 /// What version 2 begins with. Also the first bytes of version 1 fit into as many.
-const V2_PREFIX: &[u8; 12] = v2_prefix();
-
-const fn v2_prefix() -> &'static [u8; 12] {
-    b"\r\n\r\n\0\r\nQUIT\n"
-}
+const V2_PREFIX: &[u8; 12] = b"\r\n\r\n\0\r\nQUIT\n";
 
 /// Reads exactly the header; the client's address, or `peer` where the header names none (a health check of the load
 /// balancer itself).
