@@ -201,6 +201,25 @@ mod tests {
     }
 
     #[test]
+    fn the_event_of_the_largest_body_is_one_that_every_client_takes() {
+        // What takes most bytes for its own: a code that is told as message, too, of characters that grow on their way,
+        // beside details as large as may be.
+        const BODY_BYTES: usize = 1024 * 1024;
+        let numbers = ["1"; 87_000].join(",");
+        for part in ["A", "é", r"\u00e9", r"\ud83d", r"\ud83d\ude00", r"\n"] {
+            let body = |code: &str| {
+                format!(r#"{{"id":"t","status":"failed","error":{{"code":"{code}","details":{{"a":[{numbers}]}}}}}}"#)
+            };
+            let room = BODY_BYTES - body("").len();
+            let mut callback = callback(Some("veo"), "");
+            callback.body = body(&part.repeat(room / part.len())).into();
+            let draft = callback.draft(&Corrections::default()).unwrap();
+            let bytes = draft.event.len() + draft.raw.len();
+            assert!(draft.event.len() > 900_000 && bytes < 4 * 1024 * 1024 - 64 * 1024, "{part}: {bytes} bytes");
+        }
+    }
+
+    #[test]
     fn an_operator_can_correct_what_the_url_or_the_body_got_wrong() {
         let mut wrong = callback(Some("Veo!"), "=x");
         wrong.body = Bytes::from_static(br#"{"status":"completed"}"#);

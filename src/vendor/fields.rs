@@ -205,7 +205,21 @@ fn whole(float: f64) -> Option<i64> {
 
 fn unescape(json: &str) -> Option<String> {
     let Bytes(bytes) = serde_json::from_str(json).ok()?;
-    Some(String::from_utf8(bytes).unwrap_or_else(|e| String::from_utf8_lossy(e.as_bytes()).into_owned()))
+    Some(String::from_utf8(bytes).unwrap_or_else(|e| without_halves(e.as_bytes())))
+}
+
+/// Half of a surrogate pair comes as three bytes, none of which is UTF-8. One character stands for it: three would make an
+/// event larger than its body, and so too large for clients.
+fn without_halves(bytes: &[u8]) -> String {
+    const FIRST_OF_HALF: u8 = 0xed;
+    let mut text = String::with_capacity(bytes.len());
+    for chunk in bytes.utf8_chunks() {
+        text.push_str(chunk.valid());
+        if chunk.invalid().first() == Some(&FIRST_OF_HALF) {
+            text.push(char::REPLACEMENT_CHARACTER);
+        }
+    }
+    text
 }
 
 /// A JSON text asked for as bytes: the one way in which serde_json does not refuse half of a surrogate pair.

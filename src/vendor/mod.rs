@@ -70,7 +70,7 @@ impl Unreadable {
 /// Reads a callback's body, or says why it has to be quarantined.
 ///
 /// Where a text holds half of a surrogate pair (`\ud83d` alone, as left by a sender that cuts a prompt inside an emoji), the
-/// half becomes replacement characters; only in a task id, where two ids could become one, or in a key, is it refused.
+/// half becomes a replacement character; only in a task id, where two ids could become one, or in a key, is it refused.
 pub fn read(body: &[u8]) -> Result<Report, Unreadable> {
     let fields = Fields::of_body(body)?;
     report(&fields, task_id(&fields)?)

@@ -117,7 +117,8 @@ fn a_number_that_no_type_can_hold_spoils_nothing() {
 
 #[test]
 fn half_a_surrogate_pair_is_replaced_and_refused_only_in_the_id() {
-    assert_eq!(with(r#""prompt": "cat \ud83d""#).prompt, "cat \u{fffd}\u{fffd}\u{fffd}");
+    assert_eq!(with(r#""prompt": "cat \ud83d""#).prompt, "cat \u{fffd}");
+    assert_eq!(with(r#""prompt": "\ude00\ud83d!""#).prompt, "\u{fffd}\u{fffd}!");
     assert_eq!(with(r#""prompt": "cat \ud83d\ude00""#).prompt, "cat \u{1f600}");
     assert_eq!(with(r#""x": "\udc00""#), with(r#""x": null"#));
     assert_eq!(task_id(r#""id": "cat\ud83d""#), Err(Unreadable::BadTaskId));
