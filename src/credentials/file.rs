@@ -44,7 +44,7 @@ struct File {
 }
 
 #[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "a table, as `blobcast token new callback` prints it")]
 struct RawToken {
     token: String,
     created: Option<Datetime>,
@@ -52,7 +52,7 @@ struct RawToken {
 }
 
 #[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "a table, as `blobcast token new signing-key` prints it")]
 struct RawKey {
     secret: String,
     created: Option<Datetime>,
@@ -60,13 +60,13 @@ struct RawKey {
 }
 
 #[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "a table with `secret`")]
 struct RawBodySignature {
     secret: String,
 }
 
 #[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "a table, as `blobcast token new client` prints it")]
 struct RawClient {
     token: Option<String>,
     certificate: Option<String>,
@@ -112,7 +112,11 @@ pub(super) fn parse(text: &str) -> Result<Credentials, CredentialsError> {
 fn without_secrets(text: &str, error: &toml::de::Error) -> String {
     let line = error.span().map(|span| text[..span.start.min(text.len())].matches('\n').count() + 1);
     let line = line.map(|line| format!("line {line}: ")).unwrap_or_default();
-    format!("{line}{}", error.message())
+    // What stands where something else should, may be one, too: only what was expected is told.
+    match error.message().rsplit_once(", expected ") {
+        Some((found, expected)) if found.starts_with("invalid ") => format!("{line}expected {expected}"),
+        _ => format!("{line}{}", error.message()),
+    }
 }
 
 fn entry(table: &'static str, name: &str) -> impl FnOnce(Problem) -> CredentialsError {

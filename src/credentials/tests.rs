@@ -195,6 +195,23 @@ fn each_mistake_in_the_file_is_told_by_its_place_and_without_its_secret() {
 }
 
 #[test]
+fn a_secret_in_the_wrong_place_is_not_repeated() {
+    for (text, expected) in [
+        ("callback_tokens = \"hunter2\"", "line 1: expected"),
+        ("[callback_tokens]\nrunblob = \"hunter2\"", "line 2: expected"),
+        ("[signing_keys]\nk1 = \"hunter2\"", "line 2: expected"),
+        ("[signing_keys]\nk1 = { secret = \"x\", created = \"hunter2, expected y\" }", "line 2: expected"),
+        ("[clients]\na = { token = \"x\", products = \"hunter2\" }", "line 2: expected a sequence"),
+        ("[body_signature]\nsecret = 4711", "line 2: expected a string"),
+        ("body_signature = \"hunter2\"", "line 1: expected"),
+    ] {
+        let error = Credentials::parse(text).unwrap_err().to_string();
+        assert!(error.starts_with(expected), "{text}: {error}");
+        assert!(!error.contains("hunter2") && !error.contains("4711"), "{text}: {error}");
+    }
+}
+
+#[test]
 fn secrets_are_not_shown_by_debug() {
     let secret = new_secret(false);
     let text = format!("[signing_keys]\nk1 = {{ secret = \"{secret}\" }}\n[body_signature]\nsecret = \"hunter2\"\n");
