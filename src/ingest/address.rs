@@ -61,9 +61,11 @@ pub(super) fn contains(networks: &[IpNet], address: IpAddr) -> bool {
     networks.iter().any(|network| network.contains(&address))
 }
 
-/// The comma-separated elements of all headers of that name, in order.
+/// The comma-separated elements of all headers of that name, in order. Cut before they are read, so that what a client has
+/// sent never spoils what its proxy has written behind it.
 fn elements<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item = &'a str> {
-    headers.get_all(name).iter().flat_map(|value| value.to_str().unwrap_or("?").split(',')).map(str::trim)
+    let elements = headers.get_all(name).iter().flat_map(|value| value.as_bytes().split(|&byte| byte == b','));
+    elements.map(|element| str::from_utf8(element).unwrap_or("?").trim())
 }
 
 /// The `for` of one element of `Forwarded`.
@@ -83,6 +85,8 @@ fn node(text: &str) -> Option<IpAddr> {
 
 #[cfg(test)]
 mod tests {
+    use axum::http::HeaderValue;
+
     use super::*;
 
     fn client(header: ForwardedHeader, peer: &str, headers: &[(&'static str, &'static str)]) -> String {
@@ -131,6 +135,18 @@ mod tests {
         assert_eq!(client("198.51.100.7, unknown"), "10.0.0.1");
         assert_eq!(client("198.51.100.7, unknown, 10.3.3.3"), "10.3.3.3");
         assert_eq!(client(""), "10.0.0.1");
+    }
+
+    #[test]
+    fn nothing_that_a_client_sends_hides_it_behind_its_proxy() {
+        let networks = vec!["10.0.0.0/8".parse().unwrap()];
+        let proxies = TrustedProxies { networks, header: ForwardedHeader::XForwardedFor };
+        for sent in [&b"\xff"[..], "ümlaut".as_bytes(), b"10.0.0.7", b"\"", b"a\tb", b",", b""] {
+            let value = HeaderValue::from_bytes(&[sent, b", 198.51.100.7"].concat()).unwrap();
+            let headers = HeaderMap::from_iter([(X_FORWARDED_FOR, value)]);
+            let client = proxies.client([10, 0, 0, 1].into(), &headers).to_string();
+            assert_eq!(client, "198.51.100.7", "{}", sent.escape_ascii());
+        }
     }
 
     #[test]
