@@ -38,6 +38,10 @@ pub(super) async fn read(stream: &mut (impl AsyncRead + Unpin), peer: SocketAddr
         }
         header.push(stream.read_u8().await?);
     }
+    // Whatever stands behind this word is to be ignored; the parser minds it.
+    if header.starts_with(b"PROXY UNKNOWN ") {
+        return Ok(peer);
+    }
     let header = v1::Header::try_from(header.as_slice()).map_err(malformed)?;
     Ok(match header.addresses {
         v1::Addresses::Tcp4(addresses) => (IpAddr::from(addresses.source_address), addresses.source_port).into(),
@@ -88,6 +92,16 @@ mod tests {
         let header = "PROXY TCP6 2001:db8::7 2001:db8::1 4711 443\r\nGET / HTTP/1.1\r\n";
         assert_eq!(read(header), (Ok("[2001:db8::7]:4711".into()), rest.clone()));
         assert_eq!(read("PROXY UNKNOWN\r\nGET / HTTP/1.1\r\n"), (Ok(PEER.into()), rest));
+    }
+
+    #[test]
+    fn behind_unknown_anything_may_stand() {
+        for rest in ["", " ", " ffff::1 ffff::2 1 2", " ffff::1 ffff::2 1 2 and more", " \r \n", " \0", "  x"] {
+            let text = format!("PROXY UNKNOWN{rest}\r\nGET");
+            assert_eq!(read_all(text.as_bytes()), (Ok(PEER.into()), b"GET".to_vec()), "{rest:?}");
+        }
+        assert_eq!(read_all(b"PROXY UNKNOWN \xff\r\nGET"), (Ok(PEER.into()), b"GET".to_vec()));
+        assert_eq!(read_all(b"PROXY UNKNOWNS\r\nGET").0, Err(io::ErrorKind::InvalidData));
     }
 
     #[test]
