@@ -57,7 +57,9 @@ pub fn timestamp(time: Timestamp) -> prost_types::Timestamp {
 
 /// A duration; one beyond protobuf's range (10,000 years) becomes its longest.
 pub fn duration(duration: Duration) -> prost_types::Duration {
-    duration.try_into().unwrap_or(prost_types::Duration { seconds: 315_576_000_000, nanos: 0 })
+    const LONGEST: Duration = Duration::from_secs(315_576_000_000);
+    let duration = duration.min(LONGEST);
+    prost_types::Duration { seconds: duration.as_secs() as i64, nanos: duration.subsec_nanos() as i32 } // below 1e9
 }
 
 /// The wire's name of a status.
@@ -146,6 +148,13 @@ mod tests {
             let time = Timestamp::new(seconds, 0).unwrap() + jiff::SignedDuration::new(0, nanos);
             prop_assert_eq!(timestamp(time), prost_types::Timestamp { seconds, nanos });
         }
+    }
+
+    #[test]
+    fn a_duration_is_told_up_to_the_longest_of_protobuf() {
+        let seconds = |seconds| duration(Duration::from_secs(seconds)).seconds;
+        assert_eq!([0, 1, 315_576_000_000].map(seconds), [0, 1, 315_576_000_000]);
+        assert_eq!([315_576_000_001, i64::MAX as u64, u64::MAX].map(seconds), [315_576_000_000; 3]);
     }
 
     #[test]
