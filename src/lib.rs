@@ -46,3 +46,6 @@ pub mod checker;
 pub mod simulator;
 
 pub mod cli;
+
+#[cfg(fuzzing)]
+pub mod fuzzing;

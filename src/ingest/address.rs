@@ -34,7 +34,7 @@ impl TrustedProxies {
 
     /// The nearest address that is not a trusted proxy's: the header is walked from its right end, where the nearest proxy
     /// has written, and only as far as there are proxies to believe.
-    pub(super) fn client(&self, peer: IpAddr, headers: &HeaderMap) -> IpAddr {
+    pub fn client(&self, peer: IpAddr, headers: &HeaderMap) -> IpAddr {
         let mut client = peer.to_canonical();
         if !self.trust(client) {
             return client;

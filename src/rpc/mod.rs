@@ -6,7 +6,7 @@ mod backup;
 mod deadline;
 mod errors;
 mod events;
-mod page;
+pub(crate) mod page;
 mod stream;
 
 use std::sync::{Arc, Mutex, PoisonError};

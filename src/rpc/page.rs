@@ -24,12 +24,12 @@ pub(super) fn binding(request: &impl prost::Message) -> u64 {
 }
 
 /// The token that continues behind `place`.
-pub(super) fn token(place: u64, binding: u64) -> String {
+pub(crate) fn token(place: u64, binding: u64) -> String {
     format!("{place:016x}{binding:016x}")
 }
 
 /// The place to continue behind; `None` for the first page. No token was ever given for a place beyond `last`.
-pub(super) fn place(token: &str, binding: u64, last: u64) -> Result<Option<u64>, Malformed> {
+pub(crate) fn place(token: &str, binding: u64, last: u64) -> Result<Option<u64>, Malformed> {
     if token.is_empty() {
         return Ok(None);
     }

@@ -9,7 +9,7 @@ mod grpc;
 mod http;
 mod listeners;
 mod logging;
-mod net;
+pub(crate) mod net;
 mod recovery;
 mod secured;
 mod supervisor;

@@ -34,6 +34,8 @@ pub use backup::{Backup, BackupSummary};
 pub use layout::{Fingerprint, QuarantineHeader};
 pub use quarantine::{NewQuarantined, Quarantined};
 pub use read::{Chunk, Keep, ReadError, ReadLimits, TaskPlace};
+#[cfg(fuzzing)]
+pub(crate) use restore::check as check_backup;
 pub use restore::{RestoreError, restore};
 pub use writer::{Appender, Publish, Retention, WriteError, Writer, writer};
 

@@ -84,7 +84,7 @@ pub fn restore(backup: impl Read, path: &Path) -> Result<BackupSummary, RestoreE
 
 fn fill(backup: impl Read, path: &Path) -> Result<BackupSummary, RestoreError> {
     let cannot = |error: Setup| RestoreError::Store(error.at(path));
-    let mut input = Input { from: BufReader::new(backup), checksum: Xxh3::new(), read: 0 };
+    let mut input = Input::new(backup);
     let totals = header(&mut input)?;
     let (epoch, head) = (new_epoch(), totals.head()?.0);
     let (watermark, _) = Watermark::open(path).map_err(|error| cannot(error.into()))?;
@@ -130,15 +130,7 @@ fn read_batch(
     let [events, tasks, quarantine] = parts;
     let mut bytes = 0;
     while bytes < BATCH_BYTES {
-        let tag = input.take(1)?[0];
-        if tag == END {
-            end(input, audit)?;
-            return Ok(false);
-        }
-        let part = Part::from_number(tag).ok_or(RestoreError::Damaged("entry"))?;
-        let [key_length, value_length] = [input.length()?, input.length()?];
-        let (key, value) = (input.take(key_length)?, input.take(value_length)?);
-        audit.entry(part, &key, &value)?;
+        let Some((part, key, value)) = read_entry(input, audit)? else { return Ok(false) };
         bytes += key.len() + value.len();
         let keyspace = match part {
             Part::Events => events,
@@ -148,6 +140,32 @@ fn read_batch(
         batch.insert(keyspace, key, value);
     }
     Ok(true)
+}
+
+/// The next entry, checked; `None` behind the last one, when the end has been checked.
+fn read_entry(
+    input: &mut Input<impl Read>,
+    audit: &mut Audit,
+) -> Result<Option<(Part, Vec<u8>, Vec<u8>)>, RestoreError> {
+    let tag = input.take(1)?[0];
+    if tag == END {
+        end(input, audit)?;
+        return Ok(None);
+    }
+    let part = Part::from_number(tag).ok_or(RestoreError::Damaged("entry"))?;
+    let [key_length, value_length] = [input.length()?, input.length()?];
+    let (key, value) = (input.take(key_length)?, input.take(value_length)?);
+    audit.entry(part, &key, &value)?;
+    Ok(Some((part, key, value)))
+}
+
+/// Reads a backup to its end, and restores nothing.
+#[cfg(fuzzing)]
+pub(crate) fn check(backup: impl Read) -> Result<BackupSummary, RestoreError> {
+    let mut input = Input::new(backup);
+    let mut audit = Audit::new(header(&mut input)?);
+    while read_entry(&mut input, &mut audit)?.is_some() {}
+    Ok(audit.summary(input.read))
 }
 
 fn end(input: &mut Input<impl Read>, audit: &Audit) -> Result<(), RestoreError> {
@@ -173,6 +191,10 @@ struct Input<R> {
 }
 
 impl<R: Read> Input<R> {
+    fn new(backup: R) -> Self {
+        Self { from: BufReader::new(backup), checksum: Xxh3::new(), read: 0 }
+    }
+
     fn take(&mut self, length: usize) -> Result<Vec<u8>, RestoreError> {
         // Grows with what comes, not with what a damaged length claims.
         let mut bytes = Vec::new();

@@ -1,7 +1,7 @@
 //! From an accepted socket to a connection that can be spoken on: who is behind it, whether it may have another one, and TLS.
 //! All of it has to be done in one short time, so that a connection which says nothing holds nothing.
 
-mod proxy;
+pub(crate) mod proxy;
 mod shares;
 mod stream;
 pub(super) mod tls;

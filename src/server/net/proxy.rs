@@ -17,7 +17,7 @@ const V2_PREFIX: &[u8; 12] = b"\r\n\r\n\0\r\nQUIT\n";
 
 /// Reads exactly the header; the client's address, or `peer` where the header names none (a health check of the load
 /// balancer itself).
-pub(super) async fn read(stream: &mut (impl AsyncRead + Unpin), peer: SocketAddr) -> io::Result<SocketAddr> {
+pub(crate) async fn read(stream: &mut (impl AsyncRead + Unpin), peer: SocketAddr) -> io::Result<SocketAddr> {
     let mut header = vec![0; V2_PREFIX.len()];
     stream.read_exact(&mut header).await?;
     if header == V2_PREFIX {
