@@ -23,6 +23,7 @@
 // In reading order, lowest layer first.
 pub mod event;
 pub mod metrics;
+pub mod trace;
 
 pub mod credentials;
 pub mod vendor;

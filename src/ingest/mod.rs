@@ -31,6 +31,7 @@ use tokio::{
     sync::{Semaphore, oneshot},
     time::{Instant, timeout_at},
 };
+use tracing::Instrument;
 
 use crate::{
     callback::{Callback, Corrections, Rejection},
@@ -38,6 +39,7 @@ use crate::{
     journal::Journal,
     metrics::Metrics,
     store::{Appender, NewQuarantined, QuarantineHeader, WriteError},
+    trace::{REQUEST_ID, RequestId},
 };
 pub use address::{ForwardedHeader, TrustedProxies};
 use answer::Outcome;
@@ -133,6 +135,22 @@ impl Ingest {
             .with_state(Arc::clone(self))
     }
 
+    /// Answers one request. The answer has the request's id, and so has every line that is logged meanwhile.
+    async fn serve(&self, request: Request, is_webhook: bool) -> Response {
+        let id = RequestId::new();
+        // Of the highest level, so that a line of any level has it.
+        let span = tracing::error_span!("request", request_id = %id);
+        let answer = async {
+            let rules = self.rules();
+            let client = self.client(&request, &rules);
+            let outcome = if is_webhook { self.receive(request, &rules, client).await } else { Err(Outcome::NotFound) };
+            self.respond(outcome.unwrap_or_else(|refused| refused), client)
+        };
+        let mut response = answer.instrument(span).await;
+        response.headers_mut().insert(REQUEST_ID, id.into());
+        response
+    }
+
     /// Takes one request to a webhook; `client` is whom it comes from.
     async fn receive(&self, request: Request, rules: &Rules, client: IpAddr) -> Result<Outcome, Outcome> {
         if request.method() != Method::POST {
@@ -182,6 +200,7 @@ impl Ingest {
             tracing::warn!(reason = word, %client, unlogged, "request refused");
         }
         self.metrics.callbacks.with_label_values(&[word]).inc();
+        tracing::debug!(outcome = word, %client, "request answered");
         outcome.response()
     }
 
@@ -247,15 +266,11 @@ async fn durable<T>(answer: oneshot::Receiver<Result<T, WriteError>>, deadline: 
 }
 
 async fn handle(State(ingest): State<Arc<Ingest>>, request: Request) -> Response {
-    let rules = ingest.rules();
-    let client = ingest.client(&request, &rules);
-    let outcome = ingest.receive(request, &rules, client).await.unwrap_or_else(|refused| refused);
-    ingest.respond(outcome, client)
+    ingest.serve(request, true).await
 }
 
 async fn not_found(State(ingest): State<Arc<Ingest>>, request: Request) -> Response {
-    let client = ingest.client(&request, &ingest.rules());
-    ingest.respond(Outcome::NotFound, client)
+    ingest.serve(request, false).await
 }
 
 #[cfg(test)]

@@ -15,7 +15,11 @@ use std::{
     time::Duration,
 };
 
-use axum::{Router, http::StatusCode, response::IntoResponse};
+use axum::{
+    Router,
+    http::StatusCode,
+    response::{IntoResponse, Response},
+};
 use hyper::{
     Request,
     body::Incoming,
@@ -38,7 +42,12 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tokio_io_timeout::TimeoutStream;
 
 use super::net::{self, Entrance, Opened, Stream, tls::H2};
-use crate::{config, ingest::PeerAddress, metrics::Metrics};
+use crate::{
+    config,
+    ingest::PeerAddress,
+    metrics::Metrics,
+    trace::{REQUEST_ID, RequestId},
+};
 
 /// Connections beyond the limit that are being told so. When these are used up, too, the rest waits in the kernel's queue.
 const REFUSALS_MAX: usize = 256;
@@ -288,7 +297,8 @@ impl Served {
             callbacks.with_label_values(&[unread.as_str()]).inc();
         }
         let mut stream = parts.io.into_inner();
-        if stream.write_all(unread.map_or(b"", Unread::answer)).await.is_ok() {
+        let answer = unread.map(|unread| identified(unread.answer(), unread.as_str())).unwrap_or_default();
+        if stream.write_all(&answer).await.is_ok() {
             linger(stream, limits.linger).await;
         }
     }
@@ -303,7 +313,7 @@ impl Served {
             let answer = service.call(request);
             Box::pin(async move {
                 let _busy = busy;
-                if too_many { Ok(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE.into_response()) } else { answer.await }
+                if too_many { Ok(too_many_headers()) } else { answer.await }
             })
         });
         let connection = http2::Builder::new(TokioExecutor::new())
@@ -376,9 +386,30 @@ impl Drop for Busy {
 }
 
 async fn refuse(mut stream: TcpStream, patience: Duration, _refusal: OwnedSemaphorePermit) {
-    if stream.write_all(REFUSAL).await.is_ok() {
+    if stream.write_all(&identified(REFUSAL, "too_many_connections")).await.is_ok() {
         linger(stream, patience).await;
     }
+}
+
+fn too_many_headers() -> Response {
+    let mut response = StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE.into_response();
+    response.headers_mut().insert(REQUEST_ID, unread_id("headers_too_large").into());
+    response
+}
+
+/// One of our own answers with an id in it. What hyper answers itself (400, 431) has none, and nothing is logged of it.
+fn identified(answer: &[u8], outcome: &str) -> Vec<u8> {
+    let Some(end) = answer.windows(2).position(|bytes| bytes == b"\r\n") else { return Vec::new() };
+    let (status, rest) = answer.split_at(end);
+    let id = format!("\r\n{REQUEST_ID}: {}", unread_id(outcome));
+    [status, id.as_bytes(), rest].concat()
+}
+
+/// The id of a request that no route has seen.
+fn unread_id(outcome: &str) -> RequestId {
+    let id = RequestId::new();
+    tracing::debug!(request_id = %id, outcome, "request refused before it was read");
+    id
 }
 
 /// Closes so that what was written arrives: a socket closed with unread data resets the connection, answer and all.
@@ -438,7 +469,9 @@ mod tests {
         let mut answer = Vec::new();
         // Far longer than it takes.
         timeout(Duration::from_secs(60), stream.read_to_end(&mut answer)).await.expect("an answer").unwrap();
-        assert_eq!(answer, REFUSAL);
+        let answer = String::from_utf8(answer).unwrap();
+        let lines: Vec<_> = answer.split_inclusive("\r\n").filter(|line| !line.starts_with("x-request-id: ")).collect();
+        assert_eq!((lines.concat().as_bytes(), lines.len() + 1), (REFUSAL, answer.split_inclusive("\r\n").count()));
     }
 
     #[test]

@@ -25,7 +25,7 @@ pub fn init(config: &Logging) {
     if text {
         registry.with(lines.with_ansi(terminal).with_target(false)).init();
     } else {
-        registry.with(lines.json().flatten_event(true).with_current_span(false)).init();
+        registry.with(lines.json().flatten_event(true).with_current_span(true).with_span_list(false)).init();
     }
 }
 

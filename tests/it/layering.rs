@@ -10,6 +10,7 @@ use std::{
 const ALLOWED: [(&str, &[&str]); 19] = [
     ("event", &[]),
     ("metrics", &[]),
+    ("trace", &[]),
     ("config", &[]),
     ("checker", &[]),
     ("credentials", &["event"]),
@@ -20,7 +21,7 @@ const ALLOWED: [(&str, &[&str]); 19] = [
     ("hub", &["event"]),
     ("callback", &["credentials", "event", "vendor", "store", "wire"]),
     ("subscription", &["credentials", "event", "hub", "metrics", "store"]),
-    ("ingest", &["credentials", "event", "callback", "journal", "metrics", "store"]),
+    ("ingest", &["credentials", "event", "callback", "journal", "metrics", "store", "trace"]),
     ("rpc", &["credentials", "event", "callback", "journal", "metrics", "store", "subscription", "wire"]),
     (
         "server",
@@ -35,6 +36,7 @@ const ALLOWED: [(&str, &[&str]); 19] = [
             "rpc",
             "store",
             "subscription",
+            "trace",
             "wire",
         ],
     ),

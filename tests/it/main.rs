@@ -22,6 +22,7 @@ mod journal_contract;
 mod layering;
 mod lifecycle;
 mod permissions;
+mod request_ids;
 mod retention;
 mod server_contract;
 mod store_damage;

@@ -7,22 +7,24 @@ use std::sync::Arc;
 
 use axum::{
     extract::{Request, State},
-    middleware::{Next, from_fn_with_state},
+    middleware::{Next, from_fn, from_fn_with_state},
     response::Response,
 };
 use tokio::{net::TcpListener, sync::Semaphore, time::timeout_at};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{
-    Status,
+    Code, Status,
     service::{InterceptorLayer, Routes, RoutesBuilder, interceptor::InterceptedService},
 };
 use tonic_health::server::{HealthReporter, health_reporter};
+use tracing::Instrument;
 
 use super::net::Entrance;
 use crate::{
     config::{self, Config},
     rpc,
+    trace::{REQUEST_ID, RequestId},
     wire::{
         DESCRIPTOR_SET,
         service::{
@@ -85,7 +87,8 @@ pub(super) async fn services(context: rpc::Context, config: &Config) -> (HealthR
         .routes()
         .into_axum_router()
         .layer(from_fn_with_state(admission, admit))
-        .layer(from_fn_with_state(request_bytes_max, explained));
+        .layer(from_fn_with_state(request_bytes_max, explained))
+        .layer(from_fn(identified));
     (health, routes.into())
 }
 
@@ -112,6 +115,18 @@ async fn explained(State(request_bytes_max): State<usize>, request: Request, nex
         Some(explained) => explained.into_http(),
         None => answer,
     }
+}
+
+/// Gives every call an id, which its answer and its log lines have; of a stream those up to its first message.
+async fn identified(request: Request, next: Next) -> Response {
+    let id = RequestId::new();
+    // Of the highest level, so that a line of any level has it.
+    let span = tracing::error_span!("call", request_id = %id, method = request.uri().path().trim_start_matches('/'));
+    let mut answer = next.run(request).instrument(span.clone()).await;
+    answer.headers_mut().insert(REQUEST_ID, id.into());
+    let code = Status::from_header_map(answer.headers()).map_or(Code::Ok, |status| status.code());
+    tracing::debug!(parent: &span, ?code, "call answered");
+    answer
 }
 
 /// Reports the same health for every name.

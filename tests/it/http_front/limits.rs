@@ -114,14 +114,19 @@ async fn sixty_four_headers_are_taken_and_one_more_is_not() {
 
 #[tokio::test]
 async fn headers_that_take_too_long_are_answered_408_even_if_they_trickle() {
-    let server = Options::default().set("ingest.header_timeout", "200ms").start().await;
+    let server = Options::default().set("logging.level", "debug").set("ingest.header_timeout", "200ms").start().await;
     let mut raw = Raw::connect(server.ingest).await;
     raw.send("POST /webhook/veo HTTP/1.1\r\nx: ").await;
     assert_eq!(raw.reply().await.status, 408);
     raw.closed().await;
     let mut raw = Raw::connect(server.ingest).await;
     raw.send("POST /webhook/veo HTTP/1.1\r\nx: ").await;
-    assert_eq!(raw.trickle().await.status, 408);
+    let reply = raw.trickle().await;
+    assert_eq!(reply.status, 408);
+    let id = reply.header("x-request-id");
+    assert_eq!(id.len(), 32);
+    // Even of what was not read whole the log can tell, if it is asked to.
+    until("its line", async || server.log().contains(&format!("\"request_id\":\"{id}\""))).await;
     until("both to be counted", || async { counted(&server, "header_timeout").await == 2.0 }).await;
     nothing_is_kept(&server).await;
 }
@@ -172,6 +177,7 @@ async fn connections_up_to_the_limit_are_served_and_the_next_is_told_when_to_ret
     let reply = third.reply().await;
     assert_eq!((reply.status, reply.header("retry-after"), reply.header("connection")), (503, "30", "close"));
     assert_eq!((reply.json()["status"].as_str(), reply.reason().as_str()), (Some("refused"), "too_many_connections"));
+    assert_eq!(reply.header("x-request-id").len(), 32);
     third.closed().await;
     assert_eq!(server.metric("blobcast_connections_refused_total{cause=\"full\",listener=\"ingest\"}").await, 1.0);
     assert_eq!(server.metric("blobcast_connections{listener=\"ingest\"}").await, 2.0);
