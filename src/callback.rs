@@ -108,6 +108,7 @@ impl Callback {
             event: wire::encode_event(event),
             raw: self.body.clone(),
             releases: None,
+            origin: None,
         })
     }
 

@@ -21,9 +21,10 @@
 //! and takes it down; [`cli`] is the way in.
 
 // In reading order, lowest layer first.
-pub mod event;
 pub mod metrics;
 pub mod trace;
+
+pub mod event;
 
 pub mod credentials;
 pub mod vendor;

@@ -113,6 +113,8 @@ pub struct Metrics {
     pub lag_events_max: IntGauge,
     /// From receiving a callback to handing its event to the transport, live deliveries only.
     pub delivery_seconds: Histogram,
+    /// Spans of traces by `outcome`: what became of them.
+    pub trace_spans: IntCounterVec,
     /// Events in the ring.
     pub ring_events: IntGauge,
     /// Their bytes.
@@ -171,6 +173,9 @@ impl Default for Metrics {
             for result in ["done", "refused"] {
                 metrics.reloads.with_label_values(&[what, result]);
             }
+        }
+        for outcome in ["taken", "refused", "lost", "dropped"] {
+            metrics.trace_spans.with_label_values(&[outcome]);
         }
         for state in ["catching_up", "live"] {
             metrics.subscriptions.with_label_values(&[state]);
@@ -291,6 +296,12 @@ impl Metrics {
                 "blobcast_webhook_to_delivery_seconds",
                 "Seconds from receiving a callback to handing its event to the transport, live deliveries only.",
                 ANSWER_SECONDS,
+            ),
+            trace_spans: b.counters(
+                "blobcast_trace_spans_total",
+                "Spans of traces by what became of them: taken by the collector, refused by it, lost because it could not \
+                 be reached, or dropped because too many were waiting for it.",
+                "outcome",
             ),
             ring_events: b.gauge("blobcast_ring_events", "Recent events kept in memory."),
             ring_bytes: b.gauge("blobcast_ring_bytes", "Bytes of the recent events kept in memory."),

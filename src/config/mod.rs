@@ -15,7 +15,7 @@ mod units;
 pub use layers::CLIENT_VARIABLES;
 pub use problem::{ConfigErrors, Origin, Problem};
 pub use reload::{RELOADABLE, needs_restart};
-pub use units::{UnitError, parse_duration, parse_listen, parse_size};
+pub use units::{Ratio, UnitError, parse_duration, parse_listen, parse_size};
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
@@ -85,6 +85,8 @@ pub struct Config {
     pub shutdown: Shutdown,
     /// The broker's own diagnostics.
     pub logging: Logging,
+    /// Where the time of a request goes.
+    pub traces: Traces,
 }
 
 /// The public listener, for callbacks.
@@ -294,6 +296,18 @@ pub struct Logging {
     pub level: String,
     /// How lines are written.
     pub format: LogFormat,
+}
+
+/// Traces of callbacks, calls and deliveries.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Traces {
+    /// The collector, http or https, without a path; `None`: off.
+    #[serde(deserialize_with = "units::otlp_endpoint")]
+    pub otlp_endpoint: Option<String>,
+    /// The share of requests that are recorded.
+    #[serde(deserialize_with = "units::ratio")]
+    pub sampling_ratio: Ratio,
 }
 
 /// What is made of the vendor's signature over the body.

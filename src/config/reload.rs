@@ -47,6 +47,7 @@ pub fn needs_restart(old: &Config, new: &Config) -> Vec<&'static str> {
         store { cache_bytes }
         shutdown { drain_timeout }
         logging { format }
+        traces { otlp_endpoint, sampling_ratio }
     };
     top.into_iter().chain(changed).filter(|(_, changed)| *changed).map(|(key, _)| key).collect()
 }

@@ -53,6 +53,8 @@ const OTHER_VALUES: &[(&str, [&str; 3])] = &[
     ("hub.ring_bytes_max", ["1MiB", "2MiB", "3MiB"]),
     ("store.cache_bytes", ["1MiB", "2MiB", "3MiB"]),
     ("shutdown.drain_timeout", ["1s", "2s", "3s"]),
+    ("traces.otlp_endpoint", ["http://a:4317", "https://b", "http://[::1]:4317"]),
+    ("traces.sampling_ratio", ["0.5", "0", "0.001"]),
     ("logging.level", ["debug", "warn,blobcast=trace", "error"]),
 ];
 
@@ -608,6 +610,41 @@ fn a_public_url_is_http_without_query_and_loses_its_last_slash() {
         let errors = url(wrong).unwrap_err();
         assert_eq!(errors.problems.len(), 1, "{wrong}");
         assert_eq!(errors.to_string().lines().count(), 1, "{wrong}");
+    }
+}
+
+#[test]
+fn an_otlp_endpoint_is_http_without_a_path() {
+    let endpoint = |raw| load(&flag("traces.otlp_endpoint", raw)).map(|config| config.traces.otlp_endpoint);
+    assert_eq!(endpoint("").unwrap(), None);
+    assert_eq!(endpoint("http://127.0.0.1:4317/").unwrap().as_deref(), Some("http://127.0.0.1:4317"));
+    for good in ["https://collector", "http://[::1]:65535", "http://[::1]"] {
+        assert_eq!(endpoint(good).unwrap().as_deref(), Some(good));
+    }
+    for (wrong, why) in [
+        ("localhost:4317", "must begin with http:// or https://"),
+        ("http://localhost:4318/v1/traces", "must have no path: traces are sent by gRPC"),
+        ("http://localhost:65536", "has a port that cannot be"),
+        ("http://localhost:", "has a port that cannot be"),
+        ("http://local[host", "has a host that cannot be"),
+        ("http://user:secret@localhost", "must not carry a user name or password"),
+    ] {
+        let errors = errors_of(load(&flag("traces.otlp_endpoint", wrong)));
+        assert!(errors.len() == 1 && errors[0].contains("--traces-otlp-endpoint"), "{errors:?}");
+        assert!(errors[0].contains("is not an OTLP endpoint: it ") && errors[0].contains(why), "{errors:?}");
+    }
+}
+
+#[test]
+fn a_ratio_is_from_0_to_1() {
+    for (raw, number) in [("0", 0.0), ("1", 1.0), ("1.0", 1.0), ("0.25", 0.25), ("1e-3", 0.001)] {
+        let of_flag = load(&flag("traces.sampling_ratio", raw)).unwrap();
+        let of_file = load_file(&line_of("traces.sampling_ratio", raw)).unwrap();
+        assert_eq!([of_flag, of_file].map(|config| config.traces.sampling_ratio.get()), [number; 2]);
+    }
+    for wrong in ["-0.1", "-1", "1.0000001", "2", "NaN", "inf", "", "half"] {
+        let errors = errors_of(load(&flag("traces.sampling_ratio", wrong)));
+        assert!(errors.len() == 1 && errors[0].contains("it is a number from 0 to 1"), "{errors:?}");
     }
 }
 

@@ -7,6 +7,7 @@ use std::{
     time::Duration,
 };
 
+use hyper::http::uri::Authority;
 use ipnet::IpNet;
 use serde::de::{Deserializer, Error, SeqAccess, Unexpected, Visitor};
 use tracing_subscriber::EnvFilter;
@@ -45,6 +46,12 @@ pub enum UnitError {
     /// Not a URL to put a path behind.
     #[error("{0:?} is not a public URL: it {1}")]
     PublicUrl(String, &'static str),
+    /// Not a collector's address.
+    #[error("{0:?} is not an OTLP endpoint: it {1}")]
+    OtlpEndpoint(String, &'static str),
+    /// Not a share.
+    #[error("{0:?} is not a ratio: it is a number from 0 to 1")]
+    Ratio(String),
     /// Not a network.
     #[error("{0:?} is not a network: it is ADDRESS/BITS, or one ADDRESS")]
     Network(String),
@@ -102,26 +109,62 @@ pub fn parse_listen(raw: &str) -> Result<SocketAddr, UnitError> {
 }
 
 fn parse_public_url(raw: &str) -> Result<Option<String>, UnitError> {
-    let wrong = |why| Err(UnitError::PublicUrl(raw.to_owned(), why));
+    http_url(raw).map_err(|why| UnitError::PublicUrl(raw.to_owned(), why))
+}
+
+fn parse_otlp_endpoint(raw: &str) -> Result<Option<String>, UnitError> {
+    let wrong = |why| UnitError::OtlpEndpoint(raw.to_owned(), why);
+    let Some(url) = http_url(raw).map_err(wrong)? else { return Ok(None) };
+    let uri: hyper::Uri = url.parse().map_err(|_| wrong("has a host that cannot be"))?;
+    let is_port = |authority: &Authority| authority.as_str() == authority.host() || authority.port_u16().is_some();
+    if !uri.authority().is_some_and(is_port) {
+        return Err(wrong("has a port that cannot be"));
+    }
+    if uri.path() != "/" {
+        return Err(wrong("must have no path: traces are sent by gRPC, usually to port 4317, not by HTTP"));
+    }
+    Ok(Some(url))
+}
+
+/// A share of a whole: a number from 0 to 1.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Ratio(f64);
+
+// NaN, which equals nothing, is none.
+impl Eq for Ratio {}
+
+impl Ratio {
+    fn new(number: f64) -> Result<Self, UnitError> {
+        let is_share = (0.0..=1.0).contains(&number);
+        if is_share { Ok(Self(number)) } else { Err(UnitError::Ratio(number.to_string())) }
+    }
+
+    /// The number.
+    pub fn get(self) -> f64 {
+        self.0
+    }
+}
+
+/// A URL without its last slash, and without what must not be printed or logged.
+fn http_url(raw: &str) -> Result<Option<String>, &'static str> {
     if raw.is_empty() {
         return Ok(None);
     }
     let Some(rest) = raw.strip_prefix("https://").or_else(|| raw.strip_prefix("http://")) else {
-        return wrong("must begin with http:// or https://");
+        return Err("must begin with http:// or https://");
     };
     if !raw.bytes().all(|byte| byte.is_ascii_graphic()) {
-        return wrong("may have only printable ASCII characters and no spaces");
+        return Err("may have only printable ASCII characters and no spaces");
     }
     if raw.contains(['?', '#']) {
-        return wrong("must have no query and no fragment");
+        return Err("must have no query and no fragment");
     }
     let authority = rest.split('/').next().unwrap_or_default();
-    // It is printed and logged.
     if authority.contains('@') {
-        return wrong("must not carry a user name or password");
+        return Err("must not carry a user name or password");
     }
     if authority.is_empty() || authority.starts_with(':') {
-        return wrong("names no host");
+        return Err("names no host");
     }
     Ok(Some(raw.trim_end_matches('/').to_owned()))
 }
@@ -197,6 +240,38 @@ pub(super) fn listen<'de, D: Deserializer<'de>>(from: D) -> Result<SocketAddr, D
 
 pub(super) fn public_url<'de, D: Deserializer<'de>>(from: D) -> Result<Option<String>, D::Error> {
     text(from, "a URL, or an empty string", parse_public_url)
+}
+
+pub(super) fn otlp_endpoint<'de, D: Deserializer<'de>>(from: D) -> Result<Option<String>, D::Error> {
+    text(from, "a URL, or an empty string", parse_otlp_endpoint)
+}
+
+pub(super) fn ratio<'de, D: Deserializer<'de>>(from: D) -> Result<Ratio, D::Error> {
+    from.deserialize_any(RatioVisitor)
+}
+
+/// A number of either kind, or one in a text, as environment and command line have it.
+struct RatioVisitor;
+
+impl Visitor<'_> for RatioVisitor {
+    type Value = Ratio;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a number from 0 to 1")
+    }
+
+    fn visit_str<E: Error>(self, raw: &str) -> Result<Ratio, E> {
+        let number = raw.trim().parse().map_err(|_| E::custom(UnitError::Ratio(raw.to_owned())))?;
+        self.visit_f64(number)
+    }
+
+    fn visit_i64<E: Error>(self, number: i64) -> Result<Ratio, E> {
+        self.visit_f64(number as f64)
+    }
+
+    fn visit_f64<E: Error>(self, number: f64) -> Result<Ratio, E> {
+        Ratio::new(number).map_err(E::custom)
+    }
 }
 
 pub(super) fn path<'de, D: Deserializer<'de>>(from: D) -> Result<PathBuf, D::Error> {

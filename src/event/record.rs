@@ -10,9 +10,12 @@
 //! Integers are little-endian. The encoded event is opaque here: it lacks exactly what only the log knows (cursor, revision,
 //! conflict), so that the bytes stay valid when a restored log gets a new epoch.
 
+use std::sync::Arc;
+
 use bytes::{BufMut, Bytes};
 
 use super::{Labels, Product, Selectable, Sequence, TaskId, TaskStatus};
+use crate::trace::Origin;
 
 const LAYOUT: u8 = 1;
 const HEADER_BYTES: usize = 32;
@@ -53,6 +56,8 @@ pub struct RecordParts<'a> {
 pub struct Record {
     sequence: Sequence,
     bytes: Bytes,
+    /// Not stored: what is read from the log has none. Behind a pointer, because nearly none has one.
+    origin: Option<Arc<Origin>>,
 }
 
 impl Record {
@@ -80,7 +85,7 @@ impl Record {
         }
         bytes.put_slice(parts.event);
         bytes.put_slice(parts.raw);
-        Self { sequence, bytes: bytes.into() }
+        Self { sequence, bytes: bytes.into(), origin: None }
     }
 
     /// Takes stored bytes after checking that every offset lies within them and the keys are UTF-8.
@@ -88,7 +93,7 @@ impl Record {
         if bytes.len() < HEADER_BYTES || bytes[0] != LAYOUT {
             return Err(RecordError("unknown layout"));
         }
-        let record = Self { sequence, bytes };
+        let record = Self { sequence, bytes, origin: None };
         if record.raw_start() > record.bytes.len() {
             return Err(RecordError("shorter than its header says"));
         }
@@ -102,7 +107,19 @@ impl Record {
     /// The same without the callback's body, in memory of its own size.
     #[must_use]
     pub fn without_raw(&self) -> Self {
-        Self { sequence: self.sequence, bytes: Bytes::copy_from_slice(&self.bytes[..self.raw_start()]) }
+        let bytes = Bytes::copy_from_slice(&self.bytes[..self.raw_start()]);
+        Self { sequence: self.sequence, bytes, origin: self.origin.clone() }
+    }
+
+    /// The same, as part of its callback's trace while it is in memory.
+    #[must_use]
+    pub fn with_origin(self, origin: Option<Arc<Origin>>) -> Self {
+        Self { origin, ..self }
+    }
+
+    /// Its callback's trace, if that is sampled and the record has not been read from the log.
+    pub fn origin(&self) -> Option<&Origin> {
+        self.origin.as_deref()
     }
 
     /// Where it stands.

@@ -7,7 +7,10 @@ use axum::{
 use serde::Serialize;
 
 use super::Failure;
-use crate::store::{Appended, WriteError};
+use crate::{
+    store::{Appended, WriteError},
+    trace::Span,
+};
 
 /// When to repeat a callback that the store could not take: RunBlob's own interval for most products, so that nothing is gained by less.
 const RETRY_SECONDS: HeaderValue = HeaderValue::from_static("30");
@@ -111,6 +114,23 @@ impl Outcome {
             response.headers_mut().insert(name, value);
         }
         response
+    }
+
+    /// Tells a trace what became of the request.
+    pub(super) fn describe(&self, span: &mut Span) {
+        let status = self.status();
+        span.set("blobcast.outcome", self.as_str());
+        span.set("http.response.status_code", i64::from(status.as_u16()));
+        match self {
+            Self::Received(appended) if span.context().is_some() => {
+                span.set("blobcast.event_id", &*appended.event_id.to_string());
+            }
+            Self::Quarantined { reason } => span.set("blobcast.quarantine_reason", *reason),
+            _ => {}
+        }
+        if status.is_server_error() {
+            span.fail();
+        }
     }
 
     fn status(&self) -> StatusCode {

@@ -39,7 +39,7 @@ use crate::{
     journal::Journal,
     metrics::Metrics,
     store::{Appender, NewQuarantined, QuarantineHeader, WriteError},
-    trace::{REQUEST_ID, RequestId},
+    trace::{REQUEST_ID, RequestId, Span, TRACEPARENT, Tracer},
 };
 pub use address::{ForwardedHeader, TrustedProxies};
 use answer::Outcome;
@@ -77,6 +77,7 @@ pub struct Ingest {
     inflight: Semaphore,
     draining: AtomicBool,
     metrics: Arc<Metrics>,
+    tracer: Tracer,
 }
 
 impl std::fmt::Debug for Ingest {
@@ -93,6 +94,7 @@ impl Ingest {
         limits: Limits,
         rules: Rules,
         metrics: Arc<Metrics>,
+        tracer: Tracer,
     ) -> Arc<Self> {
         let inflight = Semaphore::new(limits.inflight_bytes_max.min(Semaphore::MAX_PERMITS));
         let throttle = Throttle::new(rules.refusals_per_minute_max, std::time::Instant::now());
@@ -107,6 +109,7 @@ impl Ingest {
             inflight,
             draining: AtomicBool::new(false),
             metrics,
+            tracer,
         })
     }
 
@@ -138,21 +141,31 @@ impl Ingest {
     /// Answers one request. The answer has the request's id, and so has every line that is logged meanwhile.
     async fn serve(&self, request: Request, is_webhook: bool) -> Response {
         let id = RequestId::new();
+        let mut span = self.tracer.begin_untrusted("callback", id, request.headers().get(TRACEPARENT));
         // Of the highest level, so that a line of any level has it.
-        let span = tracing::error_span!("request", request_id = %id);
+        let of_lines = tracing::error_span!("request", request_id = %id, trace_id = span.trace_id().map(display));
         let answer = async {
             let rules = self.rules();
             let client = self.client(&request, &rules);
-            let outcome = if is_webhook { self.receive(request, &rules, client).await } else { Err(Outcome::NotFound) };
-            self.respond(outcome.unwrap_or_else(|refused| refused), client)
+            let outcome = match is_webhook {
+                true => self.receive(request, &rules, client, &mut span).await,
+                false => Err(Outcome::NotFound),
+            };
+            self.respond(outcome.unwrap_or_else(|refused| refused), client, &mut span)
         };
-        let mut response = answer.instrument(span).await;
+        let mut response = answer.instrument(of_lines).await;
         response.headers_mut().insert(REQUEST_ID, id.into());
         response
     }
 
     /// Takes one request to a webhook; `client` is whom it comes from.
-    async fn receive(&self, request: Request, rules: &Rules, client: IpAddr) -> Result<Outcome, Outcome> {
+    async fn receive(
+        &self,
+        request: Request,
+        rules: &Rules,
+        client: IpAddr,
+        span: &mut Span,
+    ) -> Result<Outcome, Outcome> {
         if request.method() != Method::POST {
             return Err(Outcome::MethodNotAllowed { wants_html: answer::wants_html(request.headers()) });
         }
@@ -162,6 +175,7 @@ impl Ingest {
         rules.check_address(client, &self.metrics)?;
         let query = request.uri().query().unwrap_or_default().to_owned();
         let by_url = rules.check_url(request.uri().path(), &query, &self.metrics)?;
+        span.note("URL verified");
         if is_encoded(request.headers()) {
             return Err(Outcome::UnsupportedEncoding);
         }
@@ -169,6 +183,7 @@ impl Ingest {
         let product = path.strip_prefix("/webhook/").map(str::to_owned);
         let signature = request.headers().get(verify::SIGNATURE).cloned();
         let body = body::read(request, &self.limits, &self.inflight).await?;
+        span.note("body read");
         let started = Instant::now();
         let by_body = rules.check_body(signature.as_ref(), &body.bytes, &self.metrics)?;
         let callback = Callback {
@@ -178,7 +193,7 @@ impl Ingest {
             received_at: Timestamp::now(),
             verification: if by_body { Verification::BodySignature } else { by_url },
         };
-        let outcome = self.keep(&callback, started + self.limits.answer_timeout).await;
+        let outcome = self.keep(&callback, started + self.limits.answer_timeout, span).await;
         self.metrics.callback_seconds.observe(started.elapsed().as_secs_f64());
         Ok(outcome)
     }
@@ -189,7 +204,7 @@ impl Ingest {
     }
 
     /// Counts what became of a request, and turns away who is refused too often.
-    fn respond(&self, mut outcome: Outcome, client: IpAddr) -> Response {
+    fn respond(&self, mut outcome: Outcome, client: IpAddr, span: &mut Span) -> Response {
         if outcome.is_unauthenticated() && self.throttle.is_too_much(client, std::time::Instant::now()) {
             outcome = Outcome::RateLimited;
         }
@@ -201,14 +216,19 @@ impl Ingest {
         }
         self.metrics.callbacks.with_label_values(&[word]).inc();
         tracing::debug!(outcome = word, %client, "request answered");
+        outcome.describe(span);
         outcome.response()
     }
 
-    async fn keep(&self, callback: &Callback, deadline: Instant) -> Outcome {
-        let draft = match callback.draft(&Corrections::default()) {
+    async fn keep(&self, callback: &Callback, deadline: Instant, span: &mut Span) -> Outcome {
+        let mut draft = match callback.draft(&Corrections::default()) {
             Ok(draft) => draft,
             Err(rejection) => return self.quarantine(callback, &rejection, deadline).await,
         };
+        span.set("blobcast.product", draft.product.as_str());
+        span.set("blobcast.task_id", draft.task_id.as_str());
+        span.note("commit begun");
+        draft.origin = span.origin();
         match durable(self.journal.append(draft), deadline).await {
             Ok(appended) => Outcome::Received(appended),
             Err(Failure::Write(WriteError::TooManyEvents)) => {
@@ -318,11 +338,13 @@ mod tests {
         let (appender, writer) = writer(store, RETENTION, |_: &[_]| {}, Arc::clone(&metrics));
         let _writer = writer_is_there.then_some(writer);
         prepare(&appender);
-        let ingest = Ingest::new(Arc::new(Local::new(appender.clone())), appender, LIMITS, rules(), metrics);
+        let ingest =
+            Ingest::new(Arc::new(Local::new(appender.clone())), appender, LIMITS, rules(), metrics, Tracer::default());
         let mut answers = Vec::new();
         for body in [READABLE, "nonsense"] {
             let request = Request::post("/webhook/veo").body(Body::from(body)).unwrap();
-            let outcome = ingest.receive(request, &ingest.rules(), [127, 0, 0, 1].into()).await.unwrap();
+            let client = [127, 0, 0, 1].into();
+            let outcome = ingest.receive(request, &ingest.rules(), client, &mut Span::default()).await.unwrap();
             answers.push((outcome.as_str(), outcome.response()));
         }
         answers

@@ -7,11 +7,12 @@ use tokio::time::{Instant, timeout_at};
 use tokio_stream::StreamExt;
 use tonic::{Request, Response, Status};
 
-use super::{Context, access::Caller, deadline, errors, page, peer, stream::EventStream};
+use super::{Context, access::Caller, call, deadline, errors, page, peer, stream::EventStream};
 use crate::{
     event::{Cursor, Filter, LABELS_MAX, Record, Selectable, Sequence, TaskId},
     store::{Chunk, Keep, ReadError, ReadLimits},
     subscription::{Message, OnExpired, Opening, Sources, Start, Subscription},
+    trace,
     wire::{
         Delivery, Frame, Malformed, duration, instant_from_wire, positive_duration,
         service::event_service_server,
@@ -57,7 +58,13 @@ impl Events {
     }
 
     /// The subscription that `WaitTask` is: everything retained of the task, then what comes.
-    async fn open_wait(&self, task_id: TaskId, peer: String, caller: Caller) -> Result<Subscription, Status> {
+    async fn open_wait(
+        &self,
+        task_id: TaskId,
+        peer: String,
+        caller: Caller,
+        call: Option<trace::Context>,
+    ) -> Result<Subscription, Status> {
         self.open(Opening {
             filter: caller.restrict(Filter { task_ids: [task_id].into(), ..Filter::default() })?,
             client: caller.0,
@@ -68,6 +75,7 @@ impl Events {
             deadline: None,
             client_name: "WaitTask".to_owned(),
             peer,
+            call,
         })
         .await
     }
@@ -90,6 +98,7 @@ impl event_service_server::EventService for Events {
 
     async fn subscribe(&self, request: Request<v1::SubscribeRequest>) -> Result<Response<EventStream>, Status> {
         let (caller, peer, deadline) = (Caller::of(&request)?, peer(&request), deadline::of(&request));
+        let call = call(&request);
         let request = request.into_inner();
         let start = start(request.start).map_err(errors::malformed)?;
         let on_expired = on_expired(request.on_expired).map_err(errors::malformed)?;
@@ -113,6 +122,7 @@ impl event_service_server::EventService for Events {
             client: caller.0.clone(),
             client_name: request.client_name,
             peer,
+            call,
         };
         let subscription = self.open(opening).await?;
         tracing::debug!(subscription_id = subscription.id(), "subscribed");
@@ -121,11 +131,11 @@ impl event_service_server::EventService for Events {
     }
 
     async fn wait_task(&self, request: Request<v1::WaitTaskRequest>) -> Result<Response<Frame>, Status> {
-        let (caller, peer) = (Caller::of(&request)?, peer(&request));
+        let (caller, peer, call) = (Caller::of(&request)?, peer(&request), call(&request));
         let v1::WaitTaskRequest { task_id, timeout, include_raw } = request.into_inner();
         let task_id = parse_task_id(&task_id)?;
         let deadline = Instant::now() + patience(timeout).map_err(errors::malformed)?;
-        let mut subscription = self.open_wait(task_id, peer, caller).await?;
+        let mut subscription = self.open_wait(task_id, peer, caller, call).await?;
         let mut latest: Option<Record> = None;
         let mut terminal: Option<Record> = None;
         let mut caught_up = false;

@@ -25,6 +25,7 @@ use crate::{
     journal::Journal,
     store::{Appender, ReadError, Retention},
     subscription::{Sources, read_aside},
+    trace,
     wire::{self, FilterLimits, v1},
 };
 
@@ -86,4 +87,9 @@ impl Context {
 
 fn peer<T>(request: &Request<T>) -> String {
     request.extensions().get::<Peer>().map(|peer| peer.address.to_string()).unwrap_or_default()
+}
+
+/// The span of a call, as whoever began it has noted; `None` if it is not sampled.
+fn call<T>(request: &Request<T>) -> Option<trace::Context> {
+    request.extensions().get().copied()
 }

@@ -10,6 +10,7 @@ mod http;
 mod listeners;
 mod logging;
 pub(crate) mod net;
+mod otlp;
 mod recovery;
 mod secured;
 mod supervisor;
@@ -75,6 +76,9 @@ pub enum StartError {
     /// A certificate cannot be used.
     #[error("cannot use the certificate: {0}")]
     Tls(String),
+    /// Traces cannot be sent.
+    #[error("cannot send traces (traces.otlp_endpoint): {0}")]
+    Traces(String),
     /// A listener that was opened cannot be used.
     #[error("cannot use a listening socket: {0}")]
     Socket(io::Error),
@@ -140,14 +144,15 @@ impl Server {
         credentials.set(credentials::load(config, &addresses).map_err(StartError::Credentials)?);
         let metrics = Arc::new(Metrics::default());
         let mut secured = Secured::new(config, &metrics).map_err(StartError::Tls)?;
+        let (tracer, exporter) = otlp::tracer(&config.traces, &metrics).map_err(StartError::Traces)?;
         let sources = open_sources(config, &metrics).await?;
         let retention = retention(config);
         let (appender, writer) = start_writer(retention, &sources)?;
         let retention = Arc::new(Mutex::new(retention));
         let journal: Arc<dyn Journal> = Arc::new(Local::new(appender.clone()));
         let rules = credentials::rules(config, Arc::clone(&credentials));
-        let ingest =
-            Ingest::new(Arc::clone(&journal), appender.clone(), ingest_limits(config), rules, Arc::clone(&metrics));
+        let (limits, counts) = (ingest_limits(config), Arc::clone(&metrics));
+        let ingest = Ingest::new(Arc::clone(&journal), appender.clone(), limits, rules, counts, tracer.clone());
         let status = Arc::new(admin::Status::new(Arc::clone(&sources), Arc::clone(&journal)));
         let gate = rpc::Gate {
             credentials: Arc::clone(&credentials),
@@ -157,10 +162,9 @@ impl Server {
         };
         let base = banner::callback_base(config, &addresses);
         let context = rpc_context(config, &sources, journal, &appender, gate.clone(), base, Arc::clone(&retention));
-        let (health, services) = grpc::services(context, config).await;
+        let (health, services) = grpc::services(context, config, tracer).await;
 
-        let stop = [(); 3].map(|()| CancellationToken::new());
-        let [stop_ingest, stop_grpc, stop_admin] = stop;
+        let [stop_ingest, stop_grpc, stop_admin] = [(); 3].map(|()| CancellationToken::new());
         let mut tasks = JoinSet::new();
         let limits = http::Limits::ingest(&config.ingest);
         let counters = http::Counters::of_ingest(&metrics);
@@ -180,6 +184,7 @@ impl Server {
         let mut watched = secured.watched(&metrics);
         watched.extend(watched_credentials(&config, addresses, &credentials));
         let review = review(Arc::clone(&sources), gate);
+        exporter.map(|exporter| tasks.spawn(named("the export of traces", exporter.run(stop_admin.clone()))));
         keep_house(&mut tasks, secured.acme.take(), watched, review, &asked, metrics, &stop_admin);
         Ok(Self {
             listeners,

@@ -21,7 +21,7 @@ use std::{
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     sync::{
-        Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
 };
@@ -39,7 +39,10 @@ pub(crate) use restore::check as check_backup;
 pub use restore::{RestoreError, restore};
 pub use writer::{Appender, Publish, Retention, WriteError, Writer, writer};
 
-use crate::event::{Cursor, Epoch, Labels, Product, Sequence, TaskId, TaskStatus};
+use crate::{
+    event::{Cursor, Epoch, Labels, Product, Sequence, TaskId, TaskStatus},
+    trace::Origin,
+};
 use layout::{FORMAT, Totals};
 use watermark::{Mark, Watermark};
 
@@ -69,6 +72,8 @@ pub struct Draft {
     pub raw: Bytes,
     /// Number of the quarantined callback that this replaces, removed by the same commit.
     pub releases: Option<u64>,
+    /// The trace that its deliveries are part of; not stored.
+    pub origin: Option<Arc<Origin>>,
 }
 
 /// What became of a draft.

@@ -142,11 +142,11 @@ fn read_batch(
     Ok(true)
 }
 
+/// Where something belongs, its key, and its value.
+type Entry = (Part, Vec<u8>, Vec<u8>);
+
 /// The next entry, checked; `None` behind the last one, when the end has been checked.
-fn read_entry(
-    input: &mut Input<impl Read>,
-    audit: &mut Audit,
-) -> Result<Option<(Part, Vec<u8>, Vec<u8>)>, RestoreError> {
+fn read_entry(input: &mut Input<impl Read>, audit: &mut Audit) -> Result<Option<Entry>, RestoreError> {
     let tag = input.take(1)?[0];
     if tag == END {
         end(input, audit)?;

@@ -15,6 +15,7 @@ use crate::{
     credentials::{Client, Products},
     event::{Cursor, Filter, Sequence},
     store::ReadError,
+    trace::Context,
 };
 
 /// Where a subscription starts.
@@ -75,6 +76,8 @@ pub struct Opening {
     pub client_name: String,
     /// The client's address.
     pub peer: String,
+    /// The span of the client's call, if it is sampled.
+    pub call: Option<Context>,
 }
 
 /// Why a subscription cannot be opened.
@@ -155,7 +158,16 @@ impl Subscription {
         let position = sources.start(&opening).await?;
         let may_move = !matches!(opening.start, Start::After(_));
         let Opening {
-            filter, on_expired, until_terminal, heartbeat_interval, deadline, client, client_name, peer, ..
+            filter,
+            on_expired,
+            until_terminal,
+            heartbeat_interval,
+            deadline,
+            client,
+            client_name,
+            peer,
+            call,
+            ..
         } = opening;
         let filter = Arc::new(filter);
         let id = Uuid::new_v4();
@@ -164,7 +176,7 @@ impl Subscription {
             Some(Products::Only(products)) => products.clone(),
             Some(Products::All) | None => HashSet::new(),
         };
-        let new = NewEntry { id, client, client_name, peer, filter: Arc::clone(&filter), position };
+        let new = NewEntry { id, client, client_name, peer, call, filter: Arc::clone(&filter), position };
         let entry = sources.registry.enter(new, &sources.metrics)?;
         // The end of a task counts even where the client asked not to see it, so the tasks alone decide what is read.
         let scan_filter = if until_terminal {

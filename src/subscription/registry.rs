@@ -21,6 +21,7 @@ use crate::{
     event::{Filter, Record, Sequence},
     hub::Hub,
     metrics::Metrics,
+    trace::Context,
 };
 
 /// Where a subscription is.
@@ -71,6 +72,7 @@ struct Info {
     client: Option<Arc<Client>>,
     client_name: String,
     peer: String,
+    call: Option<Context>,
     filter: Arc<Filter>,
     opened_at: Timestamp,
     position: AtomicU64,
@@ -113,6 +115,7 @@ pub(super) struct NewEntry {
     pub client: Option<Arc<Client>>,
     pub client_name: String,
     pub peer: String,
+    pub call: Option<Context>,
     pub filter: Arc<Filter>,
     pub position: Sequence,
 }
@@ -171,6 +174,7 @@ impl Registry {
             client: new.client,
             client_name: new.client_name,
             peer: new.peer,
+            call: new.call,
             filter: new.filter,
             opened_at: Timestamp::now(),
             position: AtomicU64::new(new.position.0),
@@ -240,6 +244,10 @@ impl Entry {
         self.reached(record.sequence());
         self.info.delivered.fetch_add(1, Relaxed);
         self.metrics.deliveries.inc();
+        if let Some(origin) = record.origin() {
+            let client = self.info.client.as_ref().map(|client| &*client.name);
+            origin.delivered(record.received_at_micros(), &self.info.id, client, self.info.call);
+        }
         if self.info.state() == State::Live {
             let micros = Timestamp::now().as_microsecond() - record.received_at_micros();
             self.metrics.delivery_seconds.observe(micros.max(0) as f64 / 1e6); // a clock set back reads as 0

@@ -6,7 +6,7 @@ use http_body_util::Full;
 use hyper::Request;
 use serde_json::Value;
 
-use crate::support::{Answer, Cli, CredentialsFile, Options, Server, completed, until};
+use crate::support::{Answer, Cli, Collector, CredentialsFile, Options, Server, completed, until};
 
 /// `openssl dgst -sha256 -hmac hunter2`, of [`SIGNED_BODY`].
 const BODY_SIGNATURE: &str = "fea74d1775dd0d273c0ffc7cfcc3aebe4e807902703618e9a69661066a974241";
@@ -251,7 +251,9 @@ async fn secrets_are_in_no_log_metric_listing_or_answer() {
     let mut file = CredentialsFile::new();
     let token = file.add("callback runblob").await;
     let key = file.add("signing-key k1").await;
-    let server = options(&file).set("logging.level", "trace").start().await;
+    let collector = Collector::start().await;
+    let endpoint = format!("http://{}", collector.address);
+    let mut server = options(&file).set("logging.level", "trace").set("traces.otlp_endpoint", endpoint).start().await;
     let minted = server.cli("url --product veo").run().await.good().trim_end().to_owned();
     let signature = minted.split("&sig=").nth(1).unwrap().to_owned();
     let targets = [
@@ -272,9 +274,13 @@ async fn secrets_are_in_no_log_metric_listing_or_answer() {
     shown += server.cli("quarantine list --output json").run().await.good();
     shown += server.cli("events --output json").run().await.good();
     shown += server.cli("subscriptions --output json").run().await.good();
+    assert!(server.terminate().await.success());
     shown += &server.log();
+    let spans = collector.spans();
+    assert!(spans.iter().filter(|span| span.name == "callback").count() == 10, "what is not traced proves nothing");
+    shown += &format!("{spans:?}");
     for secret in [&token, &key, &signature] {
         assert!(!shown.contains(secret.as_str()), "a secret is shown");
     }
-    assert!(!server.log().contains("hush-hush"));
+    assert!(!server.log().contains("hush-hush") && !format!("{spans:?}").contains("hush-hush"));
 }

@@ -7,8 +7,8 @@ use std::{
 };
 
 /// What each module may import, directly. A module that is not named here may not exist.
-const ALLOWED: [(&str, &[&str]); 19] = [
-    ("event", &[]),
+const ALLOWED: [(&str, &[&str]); 20] = [
+    ("event", &["trace"]),
     ("metrics", &[]),
     ("trace", &[]),
     ("config", &[]),
@@ -16,13 +16,13 @@ const ALLOWED: [(&str, &[&str]); 19] = [
     ("credentials", &["event"]),
     ("vendor", &["event"]),
     ("wire", &["event"]),
-    ("store", &["event", "metrics"]),
+    ("store", &["event", "metrics", "trace"]),
     ("journal", &["store"]),
     ("hub", &["event"]),
     ("callback", &["credentials", "event", "vendor", "store", "wire"]),
-    ("subscription", &["credentials", "event", "hub", "metrics", "store"]),
+    ("subscription", &["credentials", "event", "hub", "metrics", "store", "trace"]),
     ("ingest", &["credentials", "event", "callback", "journal", "metrics", "store", "trace"]),
-    ("rpc", &["credentials", "event", "callback", "journal", "metrics", "store", "subscription", "wire"]),
+    ("rpc", &["credentials", "event", "callback", "journal", "metrics", "store", "subscription", "trace", "wire"]),
     (
         "server",
         &[

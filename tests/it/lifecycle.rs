@@ -19,8 +19,8 @@ use tonic::Code;
 use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 
 use crate::support::{
-    AsObserved, Cli, Http, Options, Running, Seen, Server, completed, failed, free_address, reason, request, tasks,
-    until, with, within,
+    AsObserved, Cli, Collector, Http, Options, Running, Seen, Server, completed, failed, free_address, reason, request,
+    tasks, until, with, within,
 };
 
 fn free() -> SocketAddr {
@@ -298,8 +298,9 @@ async fn metrics_count_what_their_names_say() {
 }
 
 #[tokio::test]
-async fn the_log_is_json_on_a_pipe_and_holds_no_prompt_no_body_and_no_secret() {
-    let mut server = Options::default().set("logging.level", "trace").start().await;
+async fn the_log_is_json_on_a_pipe_and_neither_it_nor_a_trace_holds_a_prompt_a_body_or_a_secret() {
+    let collector = Collector::start().await;
+    let mut server = collector.options().set("logging.level", "trace").start().await;
     let http = server.http();
     let marked = |task: &str| with(completed(task), json!({"prompt": "MARKED-PROMPT", "video_url": "MARKED-URL"}));
     let target = "/webhook/veo?token=MARKED-TOKEN&sig=MARKED-SIGNATURE&team=ads";
@@ -325,6 +326,8 @@ async fn the_log_is_json_on_a_pipe_and_holds_no_prompt_no_body_and_no_secret() {
     }
     assert!(log.contains("callback quarantined"), "a log that says nothing proves nothing: {log}");
     assert!(!log.contains("MARKED"), "{}", log.lines().filter(|line| line.contains("MARKED")).collect::<String>());
+    let spans = collector.spans();
+    assert!(spans.len() > 9 && !format!("{spans:?}").contains("MARKED"), "{spans:?}");
 }
 
 // --- the end ---

@@ -31,4 +31,5 @@ mod subscribe;
 mod supervision;
 mod support;
 mod tls;
+mod traces;
 mod vendor_behaviour;

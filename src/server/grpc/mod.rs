@@ -2,12 +2,13 @@
 
 mod admission;
 mod connection;
+mod spanned;
 
 use std::sync::Arc;
 
 use axum::{
     extract::{Request, State},
-    middleware::{Next, from_fn, from_fn_with_state},
+    middleware::{Next, from_fn_with_state},
     response::Response,
 };
 use tokio::{net::TcpListener, sync::Semaphore, time::timeout_at};
@@ -24,7 +25,7 @@ use super::net::Entrance;
 use crate::{
     config::{self, Config},
     rpc,
-    trace::{REQUEST_ID, RequestId},
+    trace::{REQUEST_ID, RequestId, TRACEPARENT, Tracer},
     wire::{
         DESCRIPTOR_SET,
         service::{
@@ -56,7 +57,7 @@ const PENDING_RESETS_MAX: usize = 128;
 const UNARY_STREAMS: u32 = 1_024;
 
 /// All services on `context`, and the handle that reports their health: serving.
-pub(super) async fn services(context: rpc::Context, config: &Config) -> (HealthReporter, Routes) {
+pub(super) async fn services(context: rpc::Context, config: &Config, tracer: Tracer) -> (HealthReporter, Routes) {
     let (health, health_service) = health_reporter();
     set_health(&health, tonic_health::ServingStatus::Serving).await;
     let request_bytes_max = super::usize_of(config.grpc.request_bytes_max);
@@ -88,7 +89,7 @@ pub(super) async fn services(context: rpc::Context, config: &Config) -> (HealthR
         .into_axum_router()
         .layer(from_fn_with_state(admission, admit))
         .layer(from_fn_with_state(request_bytes_max, explained))
-        .layer(from_fn(identified));
+        .layer(from_fn_with_state(tracer, traced));
     (health, routes.into())
 }
 
@@ -117,16 +118,24 @@ async fn explained(State(request_bytes_max): State<usize>, request: Request, nex
     }
 }
 
-/// Gives every call an id, which its answer and its log lines have; of a stream those up to its first message.
-async fn identified(request: Request, next: Next) -> Response {
+/// Gives every call an id, which its answer and its log lines have (of a stream those up to its first message), and a span if
+/// it is sampled.
+async fn traced(State(tracer): State<Tracer>, mut request: Request, next: Next) -> Response {
     let id = RequestId::new();
+    let uri = request.uri().clone();
+    let method = uri.path().trim_start_matches('/');
+    let span = tracer.begin(method, id, request.headers().get(TRACEPARENT));
+    if let Some(context) = span.context() {
+        request.extensions_mut().insert(context);
+    }
     // Of the highest level, so that a line of any level has it.
-    let span = tracing::error_span!("call", request_id = %id, method = request.uri().path().trim_start_matches('/'));
-    let mut answer = next.run(request).instrument(span.clone()).await;
+    let of_lines =
+        tracing::error_span!("call", request_id = %id, method, trace_id = span.trace_id().map(tracing::field::display));
+    let mut answer = next.run(request).instrument(of_lines.clone()).await;
     answer.headers_mut().insert(REQUEST_ID, id.into());
-    let code = Status::from_header_map(answer.headers()).map_or(Code::Ok, |status| status.code());
-    tracing::debug!(parent: &span, ?code, "call answered");
-    answer
+    let code = Status::from_header_map(answer.headers()).map(|status| status.code());
+    tracing::debug!(parent: &of_lines, code = ?code.unwrap_or(Code::Ok), "call answered");
+    spanned::until_its_end(answer, span, code)
 }
 
 /// Reports the same health for every name.

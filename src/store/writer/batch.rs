@@ -178,7 +178,7 @@ impl<'a> Batch<'a> {
             event: &draft.event,
             raw: &draft.raw,
         };
-        let record = Record::new(sequence, &parts);
+        let record = Record::new(sequence, &parts).with_origin(draft.origin.clone());
         self.write.insert(&self.store.events, sequence_key(sequence), record.bytes().clone());
         self.totals.event_count += 1;
         self.totals.event_bytes += record.len() as u64;

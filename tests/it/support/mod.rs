@@ -7,6 +7,7 @@
 
 mod authority;
 mod client;
+mod collector;
 mod command;
 mod credentials;
 mod grpc;
@@ -18,6 +19,7 @@ use std::time::Duration;
 
 pub use authority::{Authority, Issued};
 pub use client::{AsObserved, Seen, Sub, reason, request, tasks};
+pub use collector::{Collector, Manner, Span, SpanKind, StatusCode, attribute, hex};
 pub use command::{Cli, Ran, Running, free_address};
 pub use credentials::CredentialsFile;
 pub use grpc::*;

@@ -1,0 +1,265 @@
+//! Sends the spans that have ended to a collector, by OTLP over gRPC. The only place that knows the protocol.
+//!
+//! Own code over generated messages, because OpenTelemetry's SDK would bring ten crates, two of them in a second version, and
+//! yet not tell what it drops. One batch at a time and no repetition: while the collector is slow, spans wait in a queue
+//! that is bounded, and what does not fit is dropped. Whatever happens here, nobody waits for it.
+
+use std::{
+    error::Error,
+    iter::successors,
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use tokio::{
+    sync::mpsc::Receiver,
+    time::{Instant, sleep, timeout},
+};
+use tokio_util::sync::CancellationToken;
+use tonic::{
+    Status,
+    transport::{Channel, ClientTlsConfig, Endpoint},
+};
+use uuid::Uuid;
+
+use crate::{
+    config,
+    metrics::Metrics,
+    trace::{Context, Ended, Kind, Tracer, Value},
+};
+use otlp::{
+    collector::trace::v1::{ExportTraceServiceRequest, trace_service_client::TraceServiceClient},
+    common::v1::{AnyValue, InstrumentationScope, KeyValue, any_value},
+    resource::v1::Resource,
+    trace::v1::{ResourceSpans, ScopeSpans, Span, span, status::StatusCode},
+};
+use proto::opentelemetry::proto as otlp;
+
+/// Generated from `proto/opentelemetry`.
+#[allow(
+    missing_docs,
+    dead_code,
+    unreachable_pub,
+    clippy::all,
+    clippy::too_many_lines,
+    clippy::allow_attributes_without_reason,
+    rustdoc::all,
+    reason = "generated, with more than is used"
+)]
+mod proto {
+    include!(concat!(env!("OUT_DIR"), "/otlp/mod.rs"));
+}
+
+/// Spans that wait, about 4 MiB of them: some seconds of all that a broker does. Beyond it they are dropped.
+const QUEUE_MAX: usize = 8_192;
+/// Spans sent at once: the default of OpenTelemetry's own batch processor.
+const BATCH_MAX: usize = 512;
+/// How long the first span of a batch waits for others.
+const GATHER: Duration = Duration::from_secs(1);
+/// How long a collector may take for a batch: OTLP's default.
+const EXPORT_TIMEOUT: Duration = Duration::from_secs(10);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long what is left may take at the end; within what the drain allows.
+const FLUSH: Duration = Duration::from_millis(800);
+/// One line in this time about a collector that does not take spans.
+const COMPLAINT_INTERVAL: Duration = Duration::from_secs(60);
+
+/// The way to the collector.
+#[derive(Debug)]
+pub(super) struct Exporter {
+    ended: Receiver<Ended>,
+    batch: Vec<Ended>,
+    client: TraceServiceClient<Channel>,
+    endpoint: String,
+    resource: Resource,
+    metrics: Arc<Metrics>,
+    /// When it was last said that the collector takes nothing; `None` while it does.
+    complained: Option<Instant>,
+}
+
+/// What begins spans, and, if they are to be sent anywhere, what sends them.
+pub(super) fn tracer(config: &config::Traces, metrics: &Arc<Metrics>) -> Result<(Tracer, Option<Exporter>), String> {
+    let Some(endpoint) = config.otlp_endpoint.clone() else { return Ok((Tracer::default(), None)) };
+    let client = TraceServiceClient::new(channel(&endpoint).map_err(|error| with_causes("the channel", &error))?);
+    let dropped = metrics.trace_spans.with_label_values(&["dropped"]);
+    let (tracer, ended) = Tracer::new(config.sampling_ratio.get(), QUEUE_MAX, dropped);
+    let metrics = Arc::clone(metrics);
+    let exporter =
+        Exporter { ended, batch: Vec::new(), client, endpoint, resource: resource(), metrics, complained: None };
+    Ok((tracer, Some(exporter)))
+}
+
+/// Connects with the first batch, and again after a failure.
+fn channel(endpoint: &str) -> Result<Channel, tonic::transport::Error> {
+    let is_https = endpoint.starts_with("https://");
+    let endpoint = Endpoint::from_shared(endpoint.to_owned())?
+        .user_agent(concat!("blobcast/", env!("CARGO_PKG_VERSION")))?
+        .connect_timeout(CONNECT_TIMEOUT);
+    let endpoint = if is_https { endpoint.tls_config(ClientTlsConfig::new().with_native_roots())? } else { endpoint };
+    Ok(endpoint.connect_lazy())
+}
+
+impl Exporter {
+    /// Sends until `stop`, and then for a moment longer what is left.
+    pub(super) async fn run(mut self, stop: CancellationToken) {
+        tracing::info!(endpoint = self.endpoint, "sending traces");
+        let time_is_up = async {
+            stop.cancelled().await;
+            sleep(FLUSH).await;
+        };
+        tokio::select! {
+            () = self.send_all(&stop) => {}
+            () = time_is_up => {}
+        }
+        let lost = self.batch.len() + self.ended.len();
+        if lost > 0 {
+            self.count("lost", lost);
+            tracing::warn!(lost, "the last spans were not taken in time");
+        }
+    }
+
+    async fn send_all(&mut self, stop: &CancellationToken) {
+        loop {
+            self.gather(stop).await;
+            if self.batch.is_empty() {
+                return;
+            }
+            self.send().await;
+        }
+    }
+
+    /// Fills the batch; once stopped, with what is there, and then with nothing.
+    async fn gather(&mut self, stop: &CancellationToken) {
+        let Self { ended, batch, .. } = self;
+        let filled = async {
+            ended.recv_many(batch, BATCH_MAX).await;
+            let rest =
+                async { while batch.len() < BATCH_MAX && ended.recv_many(batch, BATCH_MAX - batch.len()).await > 0 {} };
+            let _ = timeout(GATHER, rest).await.is_ok(); // either way there is something
+        };
+        tokio::select! {
+            () = filled => return,
+            () = stop.cancelled() => {}
+        }
+        self.ended.close();
+        while self.batch.len() < BATCH_MAX
+            && let Ok(span) = self.ended.try_recv()
+        {
+            self.batch.push(span);
+        }
+    }
+
+    async fn send(&mut self) {
+        let spans = self.batch.iter().map(encoded).collect();
+        let scope = InstrumentationScope { name: "blobcast".to_owned(), ..Default::default() };
+        let scope_spans = vec![ScopeSpans { scope: Some(scope), spans, ..Default::default() }];
+        let resource_spans = ResourceSpans { resource: Some(self.resource.clone()), scope_spans, ..Default::default() };
+        let request = ExportTraceServiceRequest { resource_spans: vec![resource_spans] };
+        let answer = timeout(EXPORT_TIMEOUT, self.client.export(request)).await;
+        let answer = answer.unwrap_or_else(|_| Err(Status::deadline_exceeded("it does not answer")));
+        let count = self.batch.len();
+        self.batch.clear();
+        match answer {
+            Ok(answer) => {
+                let partial = answer.into_inner().partial_success.unwrap_or_default();
+                let refused = usize::try_from(partial.rejected_spans).unwrap_or_default().min(count);
+                self.count("taken", count - refused);
+                self.count("refused", refused);
+                if refused > 0 {
+                    self.complain(refused, &partial.error_message);
+                } else if self.complained.take().is_some() {
+                    tracing::info!(endpoint = self.endpoint, "the collector takes spans again");
+                }
+            }
+            Err(status) => {
+                self.count("lost", count);
+                self.complain(count, &with_causes(status.message(), &status));
+            }
+        }
+    }
+
+    fn count(&self, outcome: &str, spans: usize) {
+        self.metrics.trace_spans.with_label_values(&[outcome]).inc_by(spans as u64);
+    }
+
+    fn complain(&mut self, spans: usize, error: &str) {
+        if self.complained.is_none_or(|at| at.elapsed() >= COMPLAINT_INTERVAL) {
+            self.complained = Some(Instant::now());
+            tracing::warn!(
+                endpoint = self.endpoint,
+                error,
+                spans,
+                "the collector does not take spans: check traces.otlp_endpoint, and blobcast_trace_spans_total for how many"
+            );
+        }
+    }
+}
+
+/// What has failed and why: tonic itself says no more than that the transport has.
+fn with_causes(failure: &str, error: &dyn Error) -> String {
+    let causes = successors(error.source(), |&cause| cause.source()).map(ToString::to_string);
+    let mut texts: Vec<_> = [failure.to_owned()].into_iter().chain(causes).collect();
+    texts.dedup();
+    texts.join(": ")
+}
+
+/// Who sends: this process, for as long as it runs.
+fn resource() -> Resource {
+    let instance = Uuid::new_v4().to_string();
+    let attributes = [
+        ("service.name", "blobcast"),
+        ("service.version", env!("CARGO_PKG_VERSION")),
+        ("service.instance.id", &instance),
+    ];
+    let attributes = attributes.map(|(key, text)| key_value(key, &text.into()));
+    Resource { attributes: attributes.into(), ..Default::default() }
+}
+
+fn encoded(ended: &Ended) -> Span {
+    let Context { trace_id, span_id, .. } = ended.context;
+    let link = |link: Context| span::Link {
+        trace_id: link.trace_id.0.to_be_bytes().into(),
+        span_id: link.span_id.0.to_be_bytes().into(),
+        flags: u32::from(link.is_sampled),
+        ..Default::default()
+    };
+    let event = |&(name, at): &(&str, SystemTime)| span::Event {
+        name: name.to_owned(),
+        time_unix_nano: nanoseconds(at),
+        ..Default::default()
+    };
+    let status =
+        ended.is_error.then(|| otlp::trace::v1::Status { code: StatusCode::Error.into(), ..Default::default() });
+    let kind = match ended.kind {
+        Kind::Server => span::SpanKind::Server,
+        Kind::Producer => span::SpanKind::Producer,
+    };
+    Span {
+        trace_id: trace_id.0.to_be_bytes().into(),
+        span_id: span_id.0.to_be_bytes().into(),
+        parent_span_id: ended.parent.map(|parent| parent.0.to_be_bytes().into()).unwrap_or_default(),
+        flags: 1, // sampled
+        name: ended.name.clone(),
+        kind: kind.into(),
+        start_time_unix_nano: nanoseconds(ended.began),
+        end_time_unix_nano: nanoseconds(ended.ended),
+        attributes: ended.attributes.iter().map(|(key, value)| key_value(key, value)).collect(),
+        events: ended.events.iter().map(event).collect(),
+        links: ended.link.into_iter().map(link).collect(),
+        status,
+        ..Default::default()
+    }
+}
+
+fn key_value(key: &str, value: &Value) -> KeyValue {
+    let value = match value {
+        Value::Text(text) => any_value::Value::StringValue(text.clone()),
+        Value::Number(number) => any_value::Value::IntValue(*number),
+    };
+    KeyValue { key: key.to_owned(), value: Some(AnyValue { value: Some(value) }), ..Default::default() }
+}
+
+fn nanoseconds(time: SystemTime) -> u64 {
+    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
+}
