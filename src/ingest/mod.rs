@@ -31,7 +31,6 @@ use tokio::{
     sync::{Semaphore, oneshot},
     time::{Instant, timeout_at},
 };
-use tracing::Instrument;
 
 use crate::{
     callback::{Callback, Corrections, Rejection},
@@ -63,6 +62,13 @@ pub struct Limits {
 /// Who is at the other end of a request's connection; whoever accepts connections puts it into the request.
 #[derive(Clone, Copy, Debug)]
 pub struct PeerAddress(pub IpAddr);
+
+/// What a request is found again by.
+struct Asked {
+    id: RequestId,
+    /// Its trace has the same id.
+    span: Span,
+}
 
 /// The state behind the routes.
 pub struct Ingest {
@@ -138,22 +144,18 @@ impl Ingest {
             .with_state(Arc::clone(self))
     }
 
-    /// Answers one request. The answer has the request's id, and so has every line that is logged meanwhile.
+    /// Answers one request. The answer has the request's id, and so has every line that is logged about it.
     async fn serve(&self, request: Request, is_webhook: bool) -> Response {
         let id = RequestId::new();
-        let mut span = self.tracer.begin_untrusted("callback", id, request.headers().get(TRACEPARENT));
-        // Of the highest level, so that a line of any level has it.
-        let of_lines = tracing::error_span!("request", request_id = %id, trace_id = span.trace_id().map(display));
-        let answer = async {
-            let rules = self.rules();
-            let client = self.client(&request, &rules);
-            let outcome = match is_webhook {
-                true => self.receive(request, &rules, client, &mut span).await,
-                false => Err(Outcome::NotFound),
-            };
-            self.respond(outcome.unwrap_or_else(|refused| refused), client, &mut span)
+        let span = self.tracer.begin_untrusted("callback", id, request.headers().get(TRACEPARENT));
+        let mut asked = Asked { id, span };
+        let rules = self.rules();
+        let client = self.client(&request, &rules);
+        let outcome = match is_webhook {
+            true => self.receive(request, &rules, client, &mut asked).await,
+            false => Err(Outcome::NotFound),
         };
-        let mut response = answer.instrument(of_lines).await;
+        let mut response = self.respond(outcome.unwrap_or_else(|refused| refused), client, &mut asked);
         response.headers_mut().insert(REQUEST_ID, id.into());
         response
     }
@@ -164,7 +166,7 @@ impl Ingest {
         request: Request,
         rules: &Rules,
         client: IpAddr,
-        span: &mut Span,
+        asked: &mut Asked,
     ) -> Result<Outcome, Outcome> {
         if request.method() != Method::POST {
             return Err(Outcome::MethodNotAllowed { wants_html: answer::wants_html(request.headers()) });
@@ -175,7 +177,7 @@ impl Ingest {
         rules.check_address(client, &self.metrics)?;
         let query = request.uri().query().unwrap_or_default().to_owned();
         let by_url = rules.check_url(request.uri().path(), &query, &self.metrics)?;
-        span.note("URL verified");
+        asked.span.note("URL verified");
         if is_encoded(request.headers()) {
             return Err(Outcome::UnsupportedEncoding);
         }
@@ -183,7 +185,7 @@ impl Ingest {
         let product = path.strip_prefix("/webhook/").map(str::to_owned);
         let signature = request.headers().get(verify::SIGNATURE).cloned();
         let body = body::read(request, &self.limits, &self.inflight).await?;
-        span.note("body read");
+        asked.span.note("body read");
         let started = Instant::now();
         let by_body = rules.check_body(signature.as_ref(), &body.bytes, &self.metrics)?;
         let callback = Callback {
@@ -193,7 +195,7 @@ impl Ingest {
             received_at: Timestamp::now(),
             verification: if by_body { Verification::BodySignature } else { by_url },
         };
-        let outcome = self.keep(&callback, started + self.limits.answer_timeout, span).await;
+        let outcome = self.keep(&callback, started + self.limits.answer_timeout, asked).await;
         self.metrics.callback_seconds.observe(started.elapsed().as_secs_f64());
         Ok(outcome)
     }
@@ -204,7 +206,7 @@ impl Ingest {
     }
 
     /// Counts what became of a request, and turns away who is refused too often.
-    fn respond(&self, mut outcome: Outcome, client: IpAddr, span: &mut Span) -> Response {
+    fn respond(&self, mut outcome: Outcome, client: IpAddr, asked: &mut Asked) -> Response {
         if outcome.is_unauthenticated() && self.throttle.is_too_much(client, std::time::Instant::now()) {
             outcome = Outcome::RateLimited;
         }
@@ -212,33 +214,39 @@ impl Ingest {
         if outcome.is_refused()
             && let Some(unlogged) = self.refusals.is_due(word)
         {
-            tracing::warn!(reason = word, %client, unlogged, "request refused");
+            tracing::warn!(request_id = %asked.id, reason = word, %client, unlogged, "request refused");
         }
         self.metrics.callbacks.with_label_values(&[word]).inc();
-        tracing::debug!(outcome = word, %client, "request answered");
-        outcome.describe(span);
+        tracing::debug!(request_id = %asked.id, outcome = word, %client, "request answered");
+        outcome.describe(&mut asked.span);
         outcome.response()
     }
 
-    async fn keep(&self, callback: &Callback, deadline: Instant, span: &mut Span) -> Outcome {
+    async fn keep(&self, callback: &Callback, deadline: Instant, asked: &mut Asked) -> Outcome {
         let mut draft = match callback.draft(&Corrections::default()) {
             Ok(draft) => draft,
-            Err(rejection) => return self.quarantine(callback, &rejection, deadline).await,
+            Err(rejection) => return self.quarantine(callback, &rejection, deadline, asked.id).await,
         };
-        span.set("blobcast.product", draft.product.as_str());
-        span.set("blobcast.task_id", draft.task_id.as_str());
-        span.note("commit begun");
-        draft.origin = span.origin();
+        asked.span.set("blobcast.product", draft.product.as_str());
+        asked.span.set("blobcast.task_id", draft.task_id.as_str());
+        asked.span.note("commit begun");
+        draft.origin = asked.span.origin();
         match durable(self.journal.append(draft), deadline).await {
             Ok(appended) => Outcome::Received(appended),
             Err(Failure::Write(WriteError::TooManyEvents)) => {
-                self.quarantine(callback, &Rejection::TooManyEvents, deadline).await
+                self.quarantine(callback, &Rejection::TooManyEvents, deadline, asked.id).await
             }
             Err(failure) => Outcome::NotKept(failure),
         }
     }
 
-    async fn quarantine(&self, callback: &Callback, rejection: &Rejection, deadline: Instant) -> Outcome {
+    async fn quarantine(
+        &self,
+        callback: &Callback,
+        rejection: &Rejection,
+        deadline: Instant,
+        request_id: RequestId,
+    ) -> Outcome {
         let header = QuarantineHeader {
             reason: rejection.reason().to_owned(),
             detail: rejection.to_string(),
@@ -251,7 +259,7 @@ impl Ingest {
             Ok(number) => {
                 let reason = rejection.reason();
                 if let Some(unlogged) = self.quarantines.is_due(reason) {
-                    tracing::warn!(quarantine_id = number, reason, unlogged, "callback quarantined");
+                    tracing::warn!(%request_id, quarantine_id = number, reason, unlogged, "callback quarantined");
                 }
                 Outcome::Quarantined { reason }
             }
@@ -344,7 +352,8 @@ mod tests {
         for body in [READABLE, "nonsense"] {
             let request = Request::post("/webhook/veo").body(Body::from(body)).unwrap();
             let client = [127, 0, 0, 1].into();
-            let outcome = ingest.receive(request, &ingest.rules(), client, &mut Span::default()).await.unwrap();
+            let mut asked = Asked { id: RequestId::new(), span: Span::default() };
+            let outcome = ingest.receive(request, &ingest.rules(), client, &mut asked).await.unwrap();
             answers.push((outcome.as_str(), outcome.response()));
         }
         answers
