@@ -1,0 +1,14 @@
+//! One goal a file: each measures its sides in turn, round by round, and returns what it has found.
+
+pub mod catch_up;
+pub mod fan_out;
+pub mod ingest;
+pub mod instructions;
+pub mod latency;
+pub mod restart;
+pub mod scale_log;
+pub mod scale_products;
+pub mod scale_waiting;
+pub mod selectivity;
+pub mod slow_neighbour;
+pub mod waiting;

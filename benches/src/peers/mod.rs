@@ -1,0 +1,7 @@
+//! Everyone who is measured: the broker, and what one would use instead of it.
+
+pub mod blobcast;
+pub mod broadcast;
+pub mod etcd;
+pub mod front;
+pub mod nats;
