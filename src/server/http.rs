@@ -4,6 +4,7 @@
 //! An accept loop of our own, because the usual `serve` waits for ever for a first byte and takes any number of connections.
 
 use std::{
+    convert::Infallible,
     future::poll_fn,
     io,
     net::IpAddr,
@@ -17,7 +18,7 @@ use std::{
 
 use axum::{
     Router,
-    http::StatusCode,
+    http::{HeaderValue, StatusCode, header::CONNECTION},
     response::{IntoResponse, Response},
 };
 use hyper::{
@@ -35,7 +36,7 @@ use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     net::{TcpListener, TcpStream},
     sync::{OwnedSemaphorePermit, Semaphore},
-    time::{Instant, sleep_until, timeout},
+    time::{Instant, sleep, sleep_until, timeout},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -55,6 +56,9 @@ const REFUSALS_MAX: usize = 256;
 const LINGER: Duration = Duration::from_millis(500);
 /// How much it reads.
 const LINGER_BYTES: usize = 256 * 1024;
+/// How long a connection that is owed no answer stays open when the broker stops, for the request that may be on its way: a lost
+/// packet is sent again sooner. Closed at once, it would leave that request without any answer.
+const LAST_REQUEST: Duration = Duration::from_secs(1);
 /// The admin listener's connections: probes, scrapers and people, and a wide margin; no load balancer comes in here.
 const ADMIN_CONNECTIONS_MAX: usize = 128;
 /// Headers of one of its requests, in bytes and in number: what the ingest listener takes by default.
@@ -88,6 +92,7 @@ pub(super) struct Limits {
     headers_max: usize,
     header_timeout: Duration,
     linger: Duration,
+    last_request: Duration,
 }
 
 impl Limits {
@@ -98,6 +103,7 @@ impl Limits {
             headers_max: super::usize_of(config.headers_max),
             header_timeout: config.header_timeout,
             linger: LINGER,
+            last_request: LAST_REQUEST,
         }
     }
 
@@ -109,6 +115,7 @@ impl Limits {
             headers_max: ADMIN_HEADERS_MAX,
             header_timeout: ADMIN_HEADER_TIMEOUT,
             linger: LINGER,
+            last_request: Duration::ZERO, // scrapers and probes ask again by themselves
         }
     }
 }
@@ -266,11 +273,14 @@ impl Served {
             request.extensions_mut().insert(PeerAddress(peer));
             answering.store(true, Ordering::Relaxed);
             let answer = service.call(request);
-            let answering = &answering;
+            let (answering, stop) = (&answering, &stop);
             Box::pin(async move {
-                let answer = answer.await;
+                let Ok(mut answer) = answer.await;
                 answering.store(false, Ordering::Relaxed);
-                answer
+                if stop.is_cancelled() {
+                    answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+                }
+                Ok::<_, Infallible>(answer)
             })
         });
         let mut connection = http1::Builder::new()
@@ -279,12 +289,16 @@ impl Served {
             .max_buf_size(limits.header_bytes_max)
             .max_headers(limits.headers_max)
             .serve_connection(TokioIo::new(stream), boxed);
-        let (mut stopping, mut cut_off) = (false, false);
+        let mut stopping = pin!(async {
+            stop.cancelled().await;
+            sleep(limits.last_request).await;
+        });
+        let (mut is_closing, mut cut_off) = (false, false);
         let ended = loop {
             tokio::select! {
                 ended = poll_fn(|cx| connection.poll_without_shutdown(cx)) => break ended,
-                () = stop.cancelled(), if !stopping => {
-                    stopping = true;
+                () = &mut stopping, if !is_closing => {
+                    is_closing = true;
                     // hyper closes a connection between two requests at once, also when the next has begun to arrive.
                     cut_off = !answering.load(Ordering::Relaxed);
                     Pin::new(&mut connection).graceful_shutdown();
@@ -472,6 +486,55 @@ mod tests {
         let answer = String::from_utf8(answer).unwrap();
         let lines: Vec<_> = answer.split_inclusive("\r\n").filter(|line| !line.starts_with("x-request-id: ")).collect();
         assert_eq!((lines.concat().as_bytes(), lines.len() + 1), (REFUSAL, answer.split_inclusive("\r\n").count()));
+    }
+
+    /// A listener with these limits, and what stops it.
+    async fn answering(limits: Limits) -> (std::net::SocketAddr, CancellationToken, tokio::task::JoinHandle<()>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (address, stop) = (listener.local_addr().unwrap(), CancellationToken::new());
+        let router = Router::new().fallback(|| std::future::ready("answered"));
+        let (entrance, counters) = (Entrance::open_to_all(None), Counters::of("test", &Metrics::default()));
+        (address, stop.clone(), tokio::spawn(serve(listener, entrance, router, limits, counters, stop)))
+    }
+
+    /// Two connections that are open: nothing was asked on the first one yet, and the last answer on the other one is read.
+    async fn one_fresh_and_one_used(address: std::net::SocketAddr) -> [TcpStream; 2] {
+        let fresh = TcpStream::connect(address).await.unwrap();
+        let mut used = TcpStream::connect(address).await.unwrap();
+        used.write_all(REQUEST).await.unwrap();
+        let mut answer = Vec::new();
+        while !answer.ends_with(b"answered") {
+            assert_ne!(used.read_buf(&mut answer).await.unwrap(), 0, "it stays open");
+        }
+        [fresh, used] // they were taken up in this order
+    }
+
+    const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nhost: x\r\n\r\n";
+
+    #[tokio::test]
+    async fn a_request_that_is_on_its_way_at_the_end_is_answered() {
+        let (address, stop, served) = answering(Limits { last_request: Duration::MAX, ..Limits::admin() }).await;
+        let connections = one_fresh_and_one_used(address).await;
+        stop.cancel();
+        for mut connection in connections {
+            connection.write_all(REQUEST).await.unwrap();
+            let mut answer = String::new();
+            connection.read_to_string(&mut answer).await.unwrap();
+            assert!(answer.contains("connection: close\r\n") && answer.ends_with("answered"), "{answer}");
+        }
+        served.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn connections_on_which_nothing_is_asked_hold_the_end_up_for_a_moment_only() {
+        let (address, stop, served) =
+            answering(Limits { last_request: Duration::from_millis(1), ..Limits::admin() }).await;
+        let connections = one_fresh_and_one_used(address).await;
+        stop.cancel();
+        for mut connection in connections {
+            assert_eq!(connection.read(&mut [0]).await.unwrap(), 0);
+        }
+        served.await.unwrap();
     }
 
     #[test]
