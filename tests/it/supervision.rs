@@ -3,7 +3,10 @@
 use std::{
     fs,
     net::TcpListener,
-    os::{fd::OwnedFd, unix::net::UnixDatagram},
+    os::{
+        fd::OwnedFd,
+        unix::{fs::MetadataExt, net::UnixDatagram},
+    },
     process::{Command, Stdio},
     time::Duration,
 };
@@ -36,7 +39,7 @@ async fn a_supervisor_is_told_of_readiness_reloads_life_and_the_end() {
     let supervisor = Supervisor::new(directory.path());
     let options = Options::default().variable("NOTIFY_SOCKET", directory.path().join("notify").display());
     let mut server = options.variable("WATCHDOG_USEC", 200_000).start().await;
-    // It says that it is alive in between, and perhaps before.
+    // That it is alive is told at its own pace, in between the others.
     let told = || loop {
         match supervisor.next() {
             message if message == "WATCHDOG=1\n" => {}
@@ -102,6 +105,36 @@ async fn an_inherited_socket_is_judged_by_where_it_is() {
         let said = String::from_utf8(within("its end", ended).await.unwrap().stderr).unwrap();
         assert!(said.contains(told), "{said}");
     }
+}
+
+#[tokio::test]
+async fn the_journal_is_told_how_grave_each_line_is() {
+    let directory = tempfile::tempdir().unwrap();
+    let (config, log) = (directory.path().join("blobcast.toml"), directory.path().join("log"));
+    fs::write(&config, "").unwrap();
+    let stderr = fs::File::create(&log).unwrap();
+    let stat = stderr.metadata().unwrap();
+    let options = Options::default().set("config", config.display());
+    let options = options.variable("JOURNAL_STREAM", format!("{}:{}", stat.dev(), stat.ino()));
+    let mut command = options.command(&directory.path().join("data"), ["127.0.0.1:0".parse().unwrap(); 3]);
+    let mut broker = command.stdout(Stdio::null()).stderr(stderr).spawn().unwrap();
+    let signal = |signal| rustix::process::kill_process(rustix::process::Pid::from_child(&broker), signal).unwrap();
+    let told = || fs::read_to_string(&log).unwrap();
+    until("it to be ready", async || told().contains("\"ready\"")).await;
+    fs::write(&config, "[log]\nretention_age_mx = \"1d\"\n").unwrap();
+    signal(Signal::HUP);
+    until("the complaint", async || told().contains("did you mean `log.retention_age_max`?")).await;
+    signal(Signal::TERM);
+    until("it to end", async || broker.try_wait().unwrap().is_some()).await;
+    let mut grades = Vec::new();
+    for line in told().lines() {
+        let (grade, line) = line.split_at(3);
+        let line: serde_json::Value = serde_json::from_str(line).unwrap();
+        grades.push((grade.to_owned(), line["level"].as_str().unwrap().to_owned()));
+    }
+    grades.sort();
+    grades.dedup();
+    assert_eq!(grades, [("<3>".to_owned(), "ERROR".to_owned()), ("<6>".to_owned(), "INFO".to_owned())]);
 }
 
 #[tokio::test]
