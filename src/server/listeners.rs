@@ -65,10 +65,9 @@ impl Listeners {
 
     /// Starts this program anew in this process, with the same arguments and these sockets; returns only if that fails.
     pub fn start_anew(self) -> io::Error {
-        let program = match env::current_exe() {
-            Ok(program) => program,
-            Err(error) => return error,
-        };
+        // An upgrade may have replaced the file; what runs can still be had by its other name.
+        let program = env::current_exe().ok().filter(|program| program.exists());
+        let program = program.unwrap_or_else(|| "/proc/self/exe".into());
         let descriptors = self.0.into_iter().zip(FIRST_DESCRIPTOR..);
         let mappings =
             descriptors.map(|(listener, child_fd)| FdMapping { parent_fd: OwnedFd::from(listener), child_fd });
