@@ -291,6 +291,8 @@ async fn metrics_count_what_their_names_say() {
     assert!(server.metric("blobcast_connections{listener=\"grpc\"}").await >= 1.0);
     let oldest = server.metric("blobcast_log_oldest_timestamp_seconds").await;
     assert!((0.0..600.0).contains(&(Timestamp::now().as_second() as f64 - oldest)), "{oldest}");
+    let started = server.metric("process_start_time_seconds").await;
+    assert!((0.0..600.0).contains(&(Timestamp::now().as_second() as f64 - started)), "{started}");
     drop(sub);
     let ended = || async { server.metric("blobcast_subscriptions_ended_total{cause=\"client_gone\"}").await == 1.0 };
     until("the end of the subscription to be counted", ended).await;
