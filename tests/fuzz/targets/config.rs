@@ -3,26 +3,26 @@
 #![no_main]
 
 use std::{
-    fs::{self, File},
-    io::Write,
-    path::PathBuf,
+    fs::File,
+    io::{Seek, Write},
+    os::fd::AsRawFd,
+    path::{Path, PathBuf},
     sync::LazyLock,
 };
 
 use blobcast::config::{Config, ConfigErrors, Origin, Sources, load};
 use libfuzzer_sys::fuzz_target;
-use tempfile::TempDir;
+use tempfile::{tempfile, tempfile_in};
 use toml::{Table, Value};
 
-/// In memory, if the system has such a place: it is written at each run.
-static DIRECTORY: LazyLock<TempDir> = LazyLock::new(|| {
-    let directory = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir());
-    directory.expect("a directory for one file")
-});
+/// Without a name, so that nothing is left of it; in memory, if the system has such a place: it is written at each run.
+static FILE: LazyLock<File> =
+    LazyLock::new(|| tempfile_in("/dev/shm").or_else(|_| tempfile()).expect("there is room for a file"));
 
 fuzz_target!(|bytes: &[u8]| {
-    let path = DIRECTORY.path().join("blobcast.toml");
-    File::create(&path).and_then(|mut file| file.write_all(bytes)).expect("the file can be written");
+    let mut file = &*FILE;
+    file.set_len(0).and_then(|()| file.rewind()).and_then(|()| file.write_all(bytes)).expect("the file can be written");
+    let path = PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()));
     let sources = Sources { file: Some(path.clone()), ..Sources::default() };
     let loaded = load(&sources);
     assert_eq!(load(&sources), loaded, "loaded twice");
@@ -30,10 +30,9 @@ fuzz_target!(|bytes: &[u8]| {
         Ok(config) => check_other_layers(bytes, config),
         Err(errors) => check_problems(errors, &path),
     }
-    fs::remove_file(path).expect("the file is there");
 });
 
-fn check_problems(errors: &ConfigErrors, path: &PathBuf) {
+fn check_problems(errors: &ConfigErrors, path: &Path) {
     assert_eq!(errors.to_string().lines().count(), errors.problems.len(), "one line each");
     let path = path.to_string_lossy();
     // Beside a value that is too large a default may be too small for it; the value is told as well.

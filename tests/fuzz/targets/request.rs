@@ -25,7 +25,7 @@ fuzz_target!(|input: &[u8]| {
     match message % 3 {
         0 => decoded(bytes, |request: v1::SubscribeRequest| {
             check_filter(request.filter);
-            request.heartbeat_interval.map(check_duration);
+            request.heartbeat_interval.into_iter().for_each(check_duration);
             match request.start {
                 Some(v1::subscribe_request::Start::Since(time)) => check_instant(time),
                 Some(v1::subscribe_request::Start::AfterCursor(text)) => {
@@ -42,7 +42,7 @@ fuzz_target!(|input: &[u8]| {
             [request.since, request.until].into_iter().flatten().for_each(check_instant);
         }),
         _ => decoded(bytes, |request: v1::WaitTaskRequest| {
-            request.timeout.map(check_duration);
+            request.timeout.into_iter().for_each(check_duration);
         }),
     }
 });
