@@ -325,7 +325,8 @@ impl Metrics {
             ),
             delivery_seconds: b.histogram(
                 "blobcast_webhook_to_delivery_seconds",
-                "Seconds from receiving a callback to handing its event to the transport, live deliveries only.",
+                "Seconds from receiving a callback to handing its event to the transport: live deliveries, and of those \
+                 that are handed over together the first.",
                 ANSWER_SECONDS,
             ),
             trace_spans: b.counters(

@@ -65,14 +65,10 @@ impl Cursor {
 
     /// Writes the text form without allocating: this runs once per delivery.
     pub fn to_text(self) -> [u8; Self::TEXT_BYTES] {
-        const DIGITS: &[u8; 16] = b"0123456789abcdef";
         let mut text = [0; Self::TEXT_BYTES];
-        let check = self.check().to_be_bytes();
-        let bytes = self.epoch.0.to_be_bytes().into_iter().chain(self.sequence.0.to_be_bytes()).chain(check);
-        for (pair, byte) in text.chunks_exact_mut(2).zip(bytes) {
-            pair[0] = DIGITS[usize::from(byte >> 4)];
-            pair[1] = DIGITS[usize::from(byte & 0xf)];
-        }
+        text[..16].copy_from_slice(&digits(self.epoch.0));
+        text[16..32].copy_from_slice(&digits(self.sequence.0));
+        text[32..].copy_from_slice(&digits(self.check().into())[12..]);
         text
     }
 
@@ -82,6 +78,21 @@ impl Cursor {
         let mixed = (self.epoch.0.rotate_left(32) ^ self.sequence.0.wrapping_mul(ODD)).wrapping_mul(ODD);
         (mixed >> 48) as u16
     }
+}
+
+/// A number's 16 hexadecimal digits, all of them at once: each byte of a word holds one.
+fn digits(number: u64) -> [u8; 16] {
+    const LOW: u128 = u128::MAX / 0xff * 0x0f;
+    const ONES: u128 = u128::MAX / 0xff;
+    // Spreads the digits until each has a byte of its own.
+    let mut spread = u128::from(number);
+    spread = (spread | spread << 32) & (u128::MAX / ((1 << 64) - 1) * 0xffff_ffff);
+    spread = (spread | spread << 16) & (u128::MAX / ((1 << 32) - 1) * 0xffff);
+    spread = (spread | spread << 8) & (u128::MAX / 0xffff * 0xff);
+    spread = (spread | spread << 4) & LOW;
+    // From 10 on a digit is a letter.
+    let letters = ((spread + ONES * 6) >> 4) & ONES;
+    (spread + ONES * u128::from(b'0') + letters * u128::from(b'a' - b'0' - 10)).to_be_bytes()
 }
 
 impl fmt::Display for Cursor {

@@ -156,6 +156,7 @@ impl Subscription {
                 return Some(record);
             }
         }
+        self.entry.end_batch();
         self.reach(self.buffer_end);
         None
     }
@@ -249,6 +250,7 @@ impl Subscription {
                 Read::Records(records, scanned_to) => {
                     // What is in the buffer is not handed out yet, so the seat knows better than what is true.
                     self.entry.seated(None);
+                    self.entry.begin_batch();
                     self.buffer = records.into();
                     self.buffer_end = scanned_to;
                     Poll::Ready(Ok(()))

@@ -199,7 +199,8 @@ impl Registry {
         open.subscriptions.insert(number, Arc::clone(&info));
         drop(open);
         metrics.subscriptions.with_label_values(&[State::CatchingUp.as_str()]).inc();
-        Ok(Entry { registry: Arc::clone(&self.open), number, info, metrics: Arc::clone(metrics), cause: "client_gone" })
+        let (registry, metrics) = (Arc::clone(&self.open), Arc::clone(metrics));
+        Ok(Entry { registry, number, info, metrics, cause: "client_gone", uncounted: 0, is_first: false })
     }
 }
 
@@ -233,6 +234,10 @@ pub(super) struct Entry {
     info: Arc<Info>,
     metrics: Arc<Metrics>,
     cause: &'static str,
+    /// Deliveries that the metric, which all streams share, has not been told of.
+    uncounted: u64,
+    /// The next delivery is the first of what was read together on the live path.
+    is_first: bool,
 }
 
 impl Entry {
@@ -240,15 +245,28 @@ impl Entry {
         &self.info.id
     }
 
-    pub(super) fn delivered(&self, record: &Record) {
+    /// What is delivered next was read together on the live path.
+    pub(super) fn begin_batch(&mut self) {
+        self.is_first = true;
+    }
+
+    /// Everything that was read is delivered.
+    pub(super) fn end_batch(&mut self) {
+        if self.uncounted > 0 {
+            self.metrics.deliveries.inc_by(std::mem::take(&mut self.uncounted));
+        }
+    }
+
+    pub(super) fn delivered(&mut self, record: &Record) {
         self.reached(record.sequence());
         self.info.delivered.fetch_add(1, Relaxed);
-        self.metrics.deliveries.inc();
+        self.uncounted += 1;
         if let Some(origin) = record.origin() {
             let client = self.info.client.as_ref().map(|client| &*client.name);
             origin.delivered(record.received_at_micros(), &self.info.id, client, self.info.call);
         }
-        if self.info.state() == State::Live {
+        // The first has waited longest; the others follow at once.
+        if std::mem::take(&mut self.is_first) && self.info.state() == State::Live {
             let micros = Timestamp::now().as_microsecond() - record.received_at_micros();
             self.metrics.delivery_seconds.observe(micros.max(0) as f64 / 1e6); // a clock set back reads as 0
         }
@@ -292,6 +310,7 @@ impl Entry {
 
 impl Drop for Entry {
     fn drop(&mut self) {
+        self.end_batch();
         let mut open = lock(&self.registry);
         open.subscriptions.remove(&self.number);
         if let Some(client) = &self.info.client
