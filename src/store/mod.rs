@@ -206,7 +206,8 @@ impl Store {
 
     /// Everything that has been acknowledged.
     fn mark(&self) -> Mark {
-        Mark { epoch: self.epoch, head: self.head().0, quarantine_next: lock(&self.totals).quarantine_next }
+        let quarantine_next = lock(&self.totals).quarantine_next;
+        Mark { epoch: self.epoch, head: self.head().0, quarantine_next, commit_next: self.database.seqno() }
     }
 
     /// Whether writes are taken, as of the last commit or check.

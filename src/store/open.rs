@@ -117,6 +117,13 @@ impl Store {
                     mark.quarantine_next, found.quarantine_next
                 ));
             }
+            // Each commit writes to `meta` what is not overwritten before the next, so the number of the last is never forgotten.
+            if mark.commit_next > found.commit_next {
+                return corrupt(format!(
+                    "commits up to {} were acknowledged, and the log ends before {}",
+                    mark.commit_next, found.commit_next
+                ));
+            }
         }
         let totals = *lock(&self.totals);
         self.check_events(&totals)?;
@@ -197,7 +204,7 @@ fn recover_database(path: &Path, cache_bytes: u64) -> Result<Database, Setup> {
     let open =
         || panic::catch_unwind(|| open_database(path, cache_bytes)).map_err(|_| Setup::broken("see the panic above"));
     let opened = match open()? {
-        Err(fjall::Error::JournalRecovery(JournalRecoveryError::ChecksumMismatch)) if torn::cut(path)? => open()?,
+        Err(fjall::Error::JournalRecovery(JournalRecoveryError::ChecksumMismatch)) if cut_torn_commit(path)? => open()?,
         opened => opened,
     };
     opened.map_err(|error| match error {
@@ -205,6 +212,15 @@ fn recover_database(path: &Path, cache_bytes: u64) -> Result<Database, Setup> {
             Setup::broken(cause)
         }
         other => other.into(),
+    })
+}
+
+/// Whether the journal's last commit was torn, was not acknowledged, and is cut off now.
+fn cut_torn_commit(path: &Path) -> Result<bool, Setup> {
+    let acknowledged = if Watermark::exists(path) { Watermark::open(path)?.1 } else { None };
+    Ok(match acknowledged {
+        Some(mark) => torn::cut(path, mark.commit_next)?,
+        None => false,
     })
 }
 

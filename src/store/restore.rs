@@ -88,7 +88,7 @@ fn fill(backup: impl Read, path: &Path) -> Result<BackupSummary, RestoreError> {
     let totals = header(&mut input)?;
     let (epoch, head) = (new_epoch(), totals.head()?.0);
     let (watermark, _) = Watermark::open(path).map_err(|error| cannot(error.into()))?;
-    let mark = Mark { epoch, head, quarantine_next: totals.quarantine_next };
+    let mark = Mark { epoch, head, quarantine_next: totals.quarantine_next, commit_next: 0 };
     watermark.begin(path, mark).map_err(|error| cannot(error.into()))?;
     let database = open_database(path, CACHE_BYTES).map_err(|error| cannot(error.into()))?;
     let [meta, parts @ ..] = keyspaces(&database).map_err(|error| cannot(error.into()))?;

@@ -2,8 +2,8 @@
 //!
 //! The database cuts off a commit that ends too early. One that has its end and a hole before it has a wrong checksum, which
 //! the database refuses, since it cannot know whether a commit that was acknowledged has been damaged. Here it is known: each
-//! commit is synced before the next begins, so only the last can be torn, and the witness ([`super::watermark`]) tells whether
-//! it was acknowledged. Damage that has a whole commit behind it is never cut.
+//! commit is synced before the next begins, so only the last can be torn, and the witness ([`super::watermark`]) has the
+//! number from which on none was acknowledged. Without a witness nothing is cut.
 //!
 //! Reads the journal as fjall 3 writes it, uncompressed: a commit is its start (tag 1; the number of its items, 4 bytes; its
 //! own number, 8), its items, and its end (tag 3; the checksum of the items, 8; four fixed bytes).
@@ -24,16 +24,19 @@ const ITEM: u8 = 2;
 const END: u8 = 3;
 const CLEAR: u8 = 4;
 const END_MARK: &[u8] = b"FJL\x03";
-/// Of a commit, and of a keyspace.
+/// Of a keyspace.
 const NUMBER_BYTES: usize = 8;
 
-/// Cuts the last commit off the newest journal in a data directory if it is torn, and keeps what is cut in a file beside it.
-/// Returns whether it was.
-pub(super) fn cut(directory: &Path) -> io::Result<bool> {
+/// Cuts the last commit off the newest journal in a data directory if it is torn, and none of those with a number below
+/// `unacknowledged`; keeps what is cut in a file beside it. Returns whether it was.
+pub(super) fn cut(directory: &Path, unacknowledged: u64) -> io::Result<bool> {
     let Some(path) = newest_journal(directory)? else { return Ok(false) };
     let journal = fs::read(&path)?;
-    let Some(torn) = torn_commit(&journal) else { return Ok(false) };
-    let aside = path.with_extension("torn");
+    let Some((number, torn)) = torn_commit(&journal) else { return Ok(false) };
+    if number < unacknowledged {
+        return Ok(false);
+    }
+    let aside = path.with_extension(format!("{}.torn", torn.start));
     let mut kept = File::create(&aside)?;
     kept.write_all(&journal[torn.clone()])?;
     kept.sync_all()?;
@@ -53,27 +56,27 @@ fn newest_journal(directory: &Path) -> io::Result<Option<PathBuf>> {
     Ok(journals.max_by_key(number))
 }
 
-/// Where the last commit is, if it has all its parts but not its checksum, and nothing is behind it.
-fn torn_commit(journal: &[u8]) -> Option<Range<usize>> {
+/// The number of the last commit and where it is, if it has all its parts but not its checksum, and nothing is behind it.
+fn torn_commit(journal: &[u8]) -> Option<(u64, Range<usize>)> {
     let mut rest = journal;
     loop {
         let start = journal.len() - rest.len();
-        let is_whole = pass_commit(&mut rest)?;
+        let (number, is_whole) = pass_commit(&mut rest)?;
         if !is_whole {
             // The file is longer than what was written to it.
             let is_last = rest.iter().all(|&byte| byte == 0);
-            return is_last.then_some(start..journal.len() - rest.len());
+            return is_last.then_some((number, start..journal.len() - rest.len()));
         }
     }
 }
 
-/// Passes over a commit, and tells whether its checksum is right; `None` where there is none.
-fn pass_commit(rest: &mut &[u8]) -> Option<bool> {
+/// Passes over a commit, and tells its number and whether its checksum is right; `None` where there is none.
+fn pass_commit(rest: &mut &[u8]) -> Option<(u64, bool)> {
     if rest.try_get_u8().ok()? != START {
         return None;
     }
     let count = rest.try_get_u32_le().ok()?;
-    pass(rest, NUMBER_BYTES)?;
+    let number = rest.try_get_u64_le().ok()?;
     let begin = *rest;
     (0..count).try_for_each(|_| pass_item(rest))?;
     let items = &begin[..begin.len() - rest.len()];
@@ -83,7 +86,7 @@ fn pass_commit(rest: &mut &[u8]) -> Option<bool> {
     let checksum = rest.try_get_u64_le().ok()?;
     let mark = *rest;
     pass(rest, END_MARK.len())?;
-    mark.starts_with(END_MARK).then_some(checksum == xxh3_64(items))
+    mark.starts_with(END_MARK).then_some((number, checksum == xxh3_64(items)))
 }
 
 /// Passes over an item: tag, kind, compression, keyspace, three lengths, key, value; or the clearing of a keyspace.
@@ -133,7 +136,7 @@ mod tests {
     fn starts(journal: &[u8]) -> Vec<usize> {
         let mut rest = journal;
         let mut starts = vec![0];
-        while pass_commit(&mut rest) == Some(true) {
+        while pass_commit(&mut rest).is_some_and(|(_, is_whole)| is_whole) {
             starts.push(journal.len() - rest.len());
         }
         starts
@@ -153,7 +156,8 @@ mod tests {
             let damaged = damaged.index(commits.len());
             journal[starts[damaged] + at] ^= 1;
             let last = starts[commits.len() - 1]..starts[commits.len()];
-            prop_assert_eq!(torn_commit(&journal), (damaged == commits.len() - 1).then_some(last));
+            let torn = torn_commit(&journal).map(|(_, torn)| torn);
+            prop_assert_eq!(torn, (damaged == commits.len() - 1).then_some(last));
         }
 
         #[test]

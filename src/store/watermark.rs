@@ -30,15 +30,19 @@ pub(super) struct Mark {
     pub head: u64,
     /// Up to this callback in quarantine.
     pub quarantine_next: u64,
+    /// The commits with numbers below this, which also discard and release.
+    pub commit_next: u64,
 }
 
 impl Mark {
-    const BYTES: usize = 32;
+    const BYTES: usize = 40;
 
     fn encode(self) -> [u8; Self::BYTES] {
         let mut bytes = [0; Self::BYTES];
         let mut rest = &mut bytes[..];
-        [self.head, self.quarantine_next, self.epoch.0].into_iter().for_each(|number| rest.put_u64_le(number));
+        [self.head, self.quarantine_next, self.commit_next, self.epoch.0]
+            .into_iter()
+            .for_each(|number| rest.put_u64_le(number));
         let checksum = xxh3_64(&bytes[..Self::BYTES - 8]);
         bytes[Self::BYTES - 8..].copy_from_slice(&checksum.to_le_bytes());
         bytes
@@ -48,7 +52,8 @@ impl Mark {
     fn parse(bytes: &[u8]) -> Option<Self> {
         let mut rest = bytes;
         let mut number = || rest.try_get_u64_le().ok();
-        let mark = Self { head: number()?, quarantine_next: number()?, epoch: Epoch(number()?) };
+        let (head, quarantine_next, commit_next) = (number()?, number()?, number()?);
+        let mark = Self { head, quarantine_next, commit_next, epoch: Epoch(number()?) };
         (mark.encode() == bytes).then_some(mark)
     }
 }
@@ -113,8 +118,8 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_mark_gives_back_its_numbers_and_no_flipped_bit_passes(epoch: u64, head: u64, quarantine_next: u64, bit in 0..256usize) {
-            let mark = Mark { epoch: Epoch(epoch), head, quarantine_next };
+        fn a_mark_gives_back_its_numbers_and_no_flipped_bit_passes(epoch: u64, head: u64, quarantine_next: u64, commit_next: u64, bit in 0..320usize) {
+            let mark = Mark { epoch: Epoch(epoch), head, quarantine_next, commit_next };
             let mut bytes = mark.encode();
             prop_assert_eq!(Mark::parse(&bytes), Some(mark));
             bytes[bit / 8] ^= 1 << (bit % 8);

@@ -409,14 +409,13 @@ impl<P: Publish> Writer<P> {
         batch.trim(cutoff(self.retention.event_age_max), cutoff(self.retention.quarantine_age_max));
         let batch = batch.seal();
         let trimmed = batch.counts.events_trimmed + batch.counts.quarantine_trimmed;
+        let has_written = !batch.write.is_empty();
         match self.write(batch.write) {
             Ok(()) => {
-                let before = self.store.mark();
+                let head = batch.records.last().map_or(self.store.head().0, |last| last.sequence().0);
                 *lock(&self.store.totals) = batch.totals;
-                let head = batch.records.last().map_or(before.head, |last| last.sequence().0);
-                let mark = Mark { head, quarantine_next: batch.totals.quarantine_next, ..before };
-                if mark != before {
-                    self.store.watermark.raise(mark);
+                if has_written {
+                    self.store.watermark.raise(Mark { head, ..self.store.mark() });
                 }
                 if !batch.records.is_empty() {
                     self.store.head.store(head, Ordering::Release);
