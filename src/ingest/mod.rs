@@ -210,6 +210,10 @@ impl Ingest {
         if outcome.is_unauthenticated() && self.throttle.is_too_much(client, std::time::Instant::now()) {
             outcome = Outcome::RateLimited;
         }
+        // Who has shown nothing is not to decide what is traced: nor are others to be dropped for him.
+        if outcome.is_unauthenticated() || matches!(outcome, Outcome::RateLimited) {
+            asked.span.discard();
+        }
         let word = outcome.as_str();
         if outcome.is_refused()
             && let Some(unlogged) = self.refusals.is_due(word)

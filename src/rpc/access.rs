@@ -1,6 +1,12 @@
 //! Who is calling, and what they may see.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
 use jiff::Timestamp;
 use tonic::{Request, Status, service::Interceptor};
@@ -23,6 +29,17 @@ pub struct Peer {
     pub address: SocketAddr,
     /// The names in its verified certificate: DNS names, URIs, and the common name.
     pub certificate_names: Arc<[String]>,
+}
+
+/// Put into a call's request by whoever wants to know afterwards whether the gate has let it in.
+#[derive(Clone, Debug, Default)]
+pub struct LetIn(Arc<AtomicBool>);
+
+impl LetIn {
+    /// Whether it has.
+    pub fn get(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
 }
 
 /// Lets calls in, or not. One for all services.
@@ -104,6 +121,9 @@ impl Gate {
 impl Interceptor for Gate {
     fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
         let caller = self.caller(&request).inspect_err(|_| self.metrics.calls_unauthenticated.inc())?;
+        if let Some(let_in) = request.extensions().get::<LetIn>() {
+            let_in.0.store(true, Ordering::Relaxed);
+        }
         request.extensions_mut().insert(caller);
         Ok(request)
     }

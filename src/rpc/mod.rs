@@ -12,7 +12,7 @@ mod stream;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use access::Caller;
-pub use access::{Gate, Peer};
+pub use access::{Gate, LetIn, Peer};
 pub use admin::Admin;
 pub use backup::BackupStream;
 pub use deadline::{Deadline, note_deadline};

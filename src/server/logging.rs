@@ -51,8 +51,8 @@ pub(super) fn set_level(config: &Logging) {
 
 fn filter(config: &Logging) -> EnvFilter {
     // The store's library tells of its own house-keeping at "info"; who wants that names it: "info,fjall=info".
-    // That of HTTP/2 warns of each connection that it closes for an attack: the attacker would decide how much is logged.
-    let directives = format!("fjall=warn,lsm_tree=warn,h2=error,{}", config.level);
+    // Those of HTTP/2 and TLS warn of what strangers send, and quote it: they would decide how much is logged, and what.
+    let directives = format!("fjall=warn,lsm_tree=warn,h2=error,rustls=off,{}", config.level);
     EnvFilter::try_new(directives).unwrap_or_else(|_| EnvFilter::new("info"))
 }
 

@@ -245,3 +245,29 @@ async fn a_certificate_that_cannot_be_used_is_refused_at_the_start() {
         assert!(ran.exited(1).contains("cannot use the certificate") && ran.stderr.contains(told), "{ran:?}");
     }
 }
+
+#[tokio::test]
+async fn what_strangers_send_instead_of_a_handshake_is_counted_and_never_logged() {
+    let authority = Authority::new();
+    let issued = authority.issue("server", "localhost");
+    let mut options = Options::default();
+    for listener in ["ingest", "grpc"] {
+        options = options.set(&format!("{listener}.tls_certificate_file"), issued.certificate.display());
+        options = options.set(&format!("{listener}.tls_key_file"), issued.key.display());
+    }
+    let server = options.start().await;
+    // Data, a change of cipher, and the end of a handshake that never began.
+    let records: [&[u8]; 3] =
+        [b"\x17\x03\x03\x00\x01\x00", b"\x14\x03\x03\x00\x01\x01", b"\x16\x03\x03\x00\x04\x14\x00\x00\x00"];
+    for (listener, address) in [("ingest", server.ingest), ("grpc", server.grpc)] {
+        for record in records {
+            let mut stream = TcpStream::connect(address).await.unwrap();
+            stream.write_all(record).await.unwrap();
+            // What else is said about it goes to whoever has sent it.
+            let _ = within("the end", stream.read_to_end(&mut Vec::new())).await;
+        }
+        let metric = format!("blobcast_connections_refused_total{{cause=\"not_understood\",listener=\"{listener}\"}}");
+        until("the refusals", async || server.metric(&metric).await == 3.0).await;
+    }
+    assert!(!server.log().contains("rustls"), "{}", server.log());
+}

@@ -148,26 +148,34 @@ async fn an_event_from_the_log_is_part_of_no_trace() {
 }
 
 #[tokio::test]
-async fn refusals_are_traced_but_not_those_of_callers_that_nobody_knows() {
+async fn nobody_is_traced_who_has_shown_nothing() {
     let collector = Collector::start().await;
     let mut file = CredentialsFile::new();
     file.add("client billing --product veo").await;
-    file.add("callback runblob").await;
+    let token = file.add("callback runblob").await;
     let options = collector.options().set("credentials_file", file.path().display());
-    let mut server = options.start().await;
-    assert_eq!(server.http().post(&completed("t1")).await.status, 401);
+    let mut server = options.set("ingest.refusals_per_minute_max", 2).start().await;
+    for (path, status) in [("/webhook/veo", 401), ("/elsewhere", 404), ("/elsewhere", 429)] {
+        assert_eq!(server.http().post_to(path, completed("t1").to_string()).await.status, status);
+    }
     let refused = server.events().await.get_log_info(call(GetLogInfoRequest {}, "01")).await.unwrap_err();
     assert!(refused.metadata().contains_key("x-request-id"));
-    let unknown = tonic::codegen::http::uri::PathAndQuery::from_static("/no.Such/Method");
-    let mut client = tonic::client::Grpc::new(server.channel().await);
-    client.ready().await.unwrap();
-    let codec = tonic_prost::ProstCodec::<GetLogInfoRequest, GetLogInfoRequest>::default();
-    client.unary(call(GetLogInfoRequest {}, "01"), unknown, codec).await.unwrap_err();
+    for unguarded in ["/no.Such/Method", "/grpc.health.v1.Health/Check"] {
+        let path = tonic::codegen::http::uri::PathAndQuery::from_static(unguarded);
+        let mut client = tonic::client::Grpc::new(server.channel().await);
+        client.ready().await.unwrap();
+        let codec = tonic_prost::ProstCodec::<GetLogInfoRequest, GetLogInfoRequest>::default();
+        let answer = client.unary(call(GetLogInfoRequest {}, "01"), path, codec).await;
+        assert_eq!(answer.is_ok(), unguarded.contains("health"), "{answer:?}");
+    }
+    // What is refused to somebody who is known is traced.
+    let target = format!("/webhook/veo?token={token}");
+    assert_eq!(server.http().post_to(&target, "nonsense").await.status, 202);
     assert!(server.terminate().await.success());
     let spans = collector.spans();
     let names: Vec<_> = spans.iter().map(|span| span.name.as_str()).collect();
-    assert_eq!(names, ["callback", "unknown method"]);
-    assert_eq!(attribute(&spans[0], "blobcast.outcome"), "unauthorized");
+    assert_eq!(names, ["callback"]);
+    assert_eq!(attribute(&spans[0], "blobcast.outcome"), "quarantined");
     assert_eq!(spans[0].status, None, "a caller's mistake is no fault of the broker's");
 }
 

@@ -124,15 +124,21 @@ async fn traced(State(tracer): State<Tracer>, mut request: Request, next: Next) 
     let id = RequestId::new();
     let uri = request.uri().clone();
     let method = uri.path().trim_start_matches('/');
-    let span = tracer.begin(method, id, request.headers().get(TRACEPARENT));
+    let mut span = tracer.begin(method, id, request.headers().get(TRACEPARENT));
+    let let_in = rpc::LetIn::default();
     if let Some(context) = span.context() {
         request.extensions_mut().insert(context);
+        request.extensions_mut().insert(let_in.clone());
     }
     // Of the highest level, so that a line of any level has it.
     let of_lines =
         tracing::error_span!("call", request_id = %id, method, trace_id = span.trace_id().map(tracing::field::display));
     let mut answer = next.run(request).instrument(of_lines.clone()).await;
     answer.headers_mut().insert(REQUEST_ID, id.into());
+    // Who is not let in is not to decide what is traced: nor are others to be dropped for him.
+    if !let_in.get() {
+        span.discard();
+    }
     let code = Status::from_header_map(answer.headers()).map(|status| status.code());
     tracing::debug!(parent: &of_lines, code = ?code.unwrap_or(Code::Ok), "call answered");
     spanned::until_its_end(answer, span, code)

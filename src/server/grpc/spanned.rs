@@ -29,8 +29,6 @@ pub(super) fn until_its_end(answer: Response, mut span: Span, code: Option<Code>
 /// Notes how a call has ended.
 fn end(span: &mut Span, code: Code) {
     match code {
-        // Whoever is not let in is not to decide what is traced: nor are others to be dropped for him.
-        Code::Unauthenticated => return span.discard(),
         // The name is the caller's, and could be any.
         Code::Unimplemented => span.set_name("unknown method"),
         // The codes that OpenTelemetry holds the server responsible for.
