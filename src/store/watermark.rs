@@ -30,7 +30,7 @@ pub(super) struct Mark {
     pub head: u64,
     /// Up to this callback in quarantine.
     pub quarantine_next: u64,
-    /// The commits with numbers below this, which also discard and release.
+    /// The commits with numbers below this, whatever they did.
     pub commit_next: u64,
 }
 
