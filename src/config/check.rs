@@ -105,6 +105,7 @@ pub(super) fn ranges(config: &Config) -> Vec<Range> {
         count("grpc.subscriptions_max", grpc.subscriptions_max, 1, 10_000_000),
         count("grpc.subscriptions_per_client_max", grpc.subscriptions_per_client_max, 1, 10_000_000),
         count("grpc.task_ids_max", grpc.task_ids_max, 1, 1_000_000),
+        count("grpc.task_ids_in_all_max", grpc.task_ids_in_all_max, 1, 100_000_000),
         count("grpc.products_max", grpc.products_max, 1, 10_000),
         count("grpc.connections_max", grpc.connections_max, 1, 1_000_000),
         // Pings closer together would be most of the traffic of a quiet connection.

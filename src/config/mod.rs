@@ -177,6 +177,9 @@ pub struct Grpc {
     /// Task ids in one filter.
     #[serde(deserialize_with = "units::count")]
     pub task_ids_max: u64,
+    /// Task ids in the filters of all open streams.
+    #[serde(deserialize_with = "units::count")]
+    pub task_ids_in_all_max: u64,
     /// Products in one filter.
     #[serde(deserialize_with = "units::count")]
     pub products_max: u64,
@@ -257,6 +260,7 @@ pub struct Quarantine {
     #[serde(deserialize_with = "units::size")]
     pub retention_bytes_max: u64,
     /// Callbacks kept.
+    #[serde(deserialize_with = "units::count")]
     pub retention_count_max: u64,
 }
 

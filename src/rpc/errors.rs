@@ -118,7 +118,7 @@ fn expired(sources: &Sources, message: impl Into<String>) -> Status {
 pub(super) fn open(sources: &Sources, error: &OpenError) -> Status {
     let message = error.to_string();
     match error {
-        OpenError::TooMany { limit } => {
+        OpenError::TooMany { limit } | OpenError::TooManyTaskIds { limit } => {
             status(Code::ResourceExhausted, "SUBSCRIPTION_LIMIT", message, [("limit", limit.to_string())], None)
         }
         OpenError::EpochMismatch => status(

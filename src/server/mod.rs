@@ -352,6 +352,7 @@ async fn open_sources(config: &Config, metrics: &Arc<Metrics>) -> Result<Arc<Sou
     let registry = Registry::new(RegistryLimits {
         subscriptions_max: usize_of(config.grpc.subscriptions_max),
         subscriptions_per_client_max: usize_of(config.grpc.subscriptions_per_client_max),
+        task_ids_max: usize_of(config.grpc.task_ids_in_all_max),
     });
     Ok(Arc::new(Sources { store, hub, registry, metrics: Arc::clone(metrics) }))
 }

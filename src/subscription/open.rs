@@ -84,8 +84,14 @@ pub struct Opening {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum OpenError {
     /// As many are open as may be.
-    #[error("{limit} subscriptions are open, the most there may be")]
+    #[error("{limit} subscriptions are open, the most there may be: end some, or raise grpc.subscriptions_max")]
     TooMany {
+        /// The limit.
+        limit: usize,
+    },
+    /// As many task ids are waited for as may be.
+    #[error("open streams may name {limit} task ids together: wait for some to end, or raise grpc.task_ids_in_all_max")]
+    TooManyTaskIds {
         /// The limit.
         limit: usize,
     },

@@ -57,13 +57,42 @@ pub struct RegistryLimits {
     pub subscriptions_max: usize,
     /// Of one client, unless it has a limit of its own.
     pub subscriptions_per_client_max: usize,
+    /// Task ids in the filters of all of them; one client may have half of it.
+    pub task_ids_max: usize,
 }
 
 #[derive(Debug, Default)]
 struct Open {
     subscriptions: BTreeMap<u64, Arc<Info>>,
-    /// How many each client has; those without any are not in it.
-    per_client: HashMap<Arc<str>, usize>,
+    all: Share,
+    /// What each client has; those without any are not in it.
+    per_client: HashMap<Arc<str>, Share>,
+}
+
+/// What is taken of the limits.
+#[derive(Clone, Copy, Debug, Default)]
+struct Share {
+    subscriptions: usize,
+    task_ids: usize,
+}
+
+impl Share {
+    /// With one more subscription to so many tasks, if both limits allow it.
+    fn with(self, task_ids: usize, max: Self) -> Result<Self, OpenError> {
+        let more = Self { subscriptions: self.subscriptions + 1, task_ids: self.task_ids + task_ids };
+        if more.subscriptions > max.subscriptions {
+            return Err(OpenError::TooMany { limit: max.subscriptions });
+        }
+        // A stream without any takes nothing of them.
+        if task_ids > 0 && more.task_ids > max.task_ids {
+            return Err(OpenError::TooManyTaskIds { limit: max.task_ids });
+        }
+        Ok(more)
+    }
+
+    fn without(self, task_ids: usize) -> Self {
+        Self { subscriptions: self.subscriptions - 1, task_ids: self.task_ids - task_ids }
+    }
 }
 
 #[derive(Debug)]
@@ -128,7 +157,7 @@ impl Registry {
 
     /// How many may be open for a client.
     pub fn limit(&self, client: Option<&Client>) -> usize {
-        let RegistryLimits { subscriptions_max, subscriptions_per_client_max } = self.limits;
+        let RegistryLimits { subscriptions_max, subscriptions_per_client_max, .. } = self.limits;
         client.map_or(subscriptions_max, |client| {
             client.subscriptions_max.unwrap_or(subscriptions_per_client_max).min(subscriptions_max)
         })
@@ -185,17 +214,15 @@ impl Registry {
         });
         let number = self.next.fetch_add(1, Relaxed);
         let mut open = lock(&self.open);
-        if open.subscriptions.len() >= self.limits.subscriptions_max {
-            return Err(OpenError::TooMany { limit: self.limits.subscriptions_max });
-        }
+        let (task_ids, task_ids_max) = (info.filter.task_ids.len(), self.limits.task_ids_max);
+        let max = Share { subscriptions: self.limits.subscriptions_max, task_ids: task_ids_max };
+        let all = open.all.with(task_ids, max)?;
         if let Some(client) = &info.client {
-            let limit = self.limit(Some(client));
-            let count = open.per_client.entry(Arc::clone(&client.name)).or_default();
-            if *count >= limit {
-                return Err(OpenError::TooMany { limit });
-            }
-            *count += 1;
+            let max = Share { subscriptions: self.limit(Some(client)), task_ids: task_ids_max.div_ceil(2) };
+            let share = open.per_client.get(&client.name).copied().unwrap_or_default().with(task_ids, max)?;
+            open.per_client.insert(Arc::clone(&client.name), share);
         }
+        open.all = all;
         open.subscriptions.insert(number, Arc::clone(&info));
         drop(open);
         metrics.subscriptions.with_label_values(&[State::CatchingUp.as_str()]).inc();
@@ -312,12 +339,14 @@ impl Drop for Entry {
     fn drop(&mut self) {
         self.end_batch();
         let mut open = lock(&self.registry);
+        let task_ids = self.info.filter.task_ids.len();
         open.subscriptions.remove(&self.number);
+        open.all = open.all.without(task_ids);
         if let Some(client) = &self.info.client
-            && let Some(count) = open.per_client.get_mut(&client.name)
+            && let Some(share) = open.per_client.get_mut(&client.name)
         {
-            *count -= 1;
-            if *count == 0 {
+            *share = share.without(task_ids);
+            if share.subscriptions == 0 {
                 open.per_client.remove(&client.name);
             }
         }

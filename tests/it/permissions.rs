@@ -310,6 +310,26 @@ async fn the_first_client_in_the_file_ends_anonymous_streams_on_loopback() {
 }
 
 #[tokio::test]
+async fn all_streams_together_name_so_many_task_ids_and_one_client_half_of_them() {
+    let mut file = CredentialsFile::new();
+    let (one, other) = (file.add("client one --all-products").await, file.add("client other --all-products").await);
+    let options = Options::default().set("credentials_file", file.path().display());
+    let server = options.set("grpc.task_ids_in_all_max", 10).start().await;
+    let ids = |count: usize| Filter { task_ids: (0..count).map(|n| format!("t{n}")).collect(), ..Filter::default() };
+    let open = async |token: &str, count| subscribe_as(&server, Some(token), ids(count)).await;
+    let limit = "ResourceExhausted SUBSCRIPTION_LIMIT";
+    assert_eq!(told(open(&one, 6).await), limit, "more than half");
+    let three = open(&one, 3).await.unwrap();
+    assert_eq!(told(open(&one, 3).await), limit, "with those that are open");
+    let _two = open(&one, 2).await.unwrap();
+    let _five = open(&other, 5).await.unwrap();
+    assert_eq!(told(open(&other, 1).await), limit, "all are taken");
+    assert!(open(&other, 0).await.is_ok(), "a stream without task ids takes none");
+    drop(three);
+    until("room", || async { open(&one, 3).await.is_ok() }).await;
+}
+
+#[tokio::test]
 async fn no_client_takes_more_than_its_share_of_streams_and_ids() {
     let mut file = CredentialsFile::new();
     let (some, own) = (file.add("client some --all-products").await, file.add("client own --all-products").await);
