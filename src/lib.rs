@@ -22,6 +22,7 @@
 
 // In reading order, lowest layer first.
 pub mod metrics;
+mod network;
 pub mod trace;
 
 pub mod event;

@@ -5,6 +5,8 @@ use std::net::{IpAddr, SocketAddr};
 use axum::http::{HeaderMap, HeaderName, header::FORWARDED};
 use ipnet::IpNet;
 
+use crate::network;
+
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 
 /// Which header a trusted proxy names its client in. Only one is believed: a proxy that writes the one passes the other on
@@ -29,7 +31,7 @@ pub struct TrustedProxies {
 impl TrustedProxies {
     /// Whether `address` is one of them.
     pub fn trust(&self, address: IpAddr) -> bool {
-        contains(&self.networks, address)
+        network::contains(&self.networks, address)
     }
 
     /// The nearest address that is not a trusted proxy's: the header is walked from its right end, where the nearest proxy
@@ -53,12 +55,6 @@ impl TrustedProxies {
         }
         client
     }
-}
-
-/// Whether one of `networks` holds `address`; an IPv4 address is the same within IPv6.
-pub(super) fn contains(networks: &[IpNet], address: IpAddr) -> bool {
-    let address = address.to_canonical();
-    networks.iter().any(|network| network.contains(&address))
 }
 
 /// The comma-separated elements of all headers of that name, in order. Cut before they are read, so that what a client has

@@ -8,11 +8,11 @@ use std::{
     time::{Duration, Instant},
 };
 
+use crate::network;
+
 /// Addresses that are counted one by one; about 4 MiB. What comes beyond within a minute shares one count.
 const ADDRESSES_MAX: usize = 65_536;
 const WINDOW: Duration = Duration::from_secs(60);
-/// An IPv6 subscriber has a /64 to choose addresses from.
-const IPV6_PREFIX_BITS: u32 = 64;
 
 /// Counts refusals by address over a sliding minute.
 #[derive(Debug)]
@@ -39,7 +39,7 @@ impl Throttle {
     pub(super) fn is_too_much(&self, address: IpAddr, now: Instant) -> bool {
         let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
         counts.turn(now);
-        let mut key = network(address);
+        let mut key = network::of(address);
         if counts.current.len() >= self.addresses_max && !counts.current.contains_key(&key) {
             key = Ipv6Addr::UNSPECIFIED.into();
         }
@@ -61,16 +61,6 @@ impl Counts {
             _ => (self.previous, self.current) = (HashMap::new(), HashMap::new()),
         }
         self.window_began += WINDOW * u32::try_from(windows).unwrap_or(u32::MAX);
-    }
-}
-
-fn network(address: IpAddr) -> IpAddr {
-    match address.to_canonical() {
-        IpAddr::V6(address) => {
-            let mask = u128::MAX << (128 - IPV6_PREFIX_BITS);
-            Ipv6Addr::from_bits(address.to_bits() & mask).into()
-        }
-        v4 => v4,
     }
 }
 

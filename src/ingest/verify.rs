@@ -6,14 +6,12 @@ use axum::http::{HeaderName, HeaderValue};
 use ipnet::IpNet;
 use jiff::Timestamp;
 
-use super::{
-    Outcome,
-    address::{TrustedProxies, contains},
-};
+use super::{Outcome, address::TrustedProxies};
 use crate::{
     credentials::{Credentials, SharedCredentials, UrlRefusal},
     event::Verification,
     metrics::Metrics,
+    network,
 };
 
 /// What the vendor puts its signature into.
@@ -68,7 +66,7 @@ impl Rules {
 
     /// Looks at the address.
     pub(super) fn check_address(&self, client: IpAddr, metrics: &Metrics) -> Result<(), Outcome> {
-        if self.allowlist == Allowlist::Off || contains(&self.allowed, client) {
+        if self.allowlist == Allowlist::Off || network::contains(&self.allowed, client) {
             return Ok(());
         }
         metrics.callbacks_from_strangers.inc();

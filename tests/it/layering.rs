@@ -7,9 +7,10 @@ use std::{
 };
 
 /// What each module may import, directly. A module that is not named here may not exist.
-const ALLOWED: [(&str, &[&str]); 20] = [
+const ALLOWED: [(&str, &[&str]); 21] = [
     ("event", &["trace"]),
     ("metrics", &[]),
+    ("network", &[]),
     ("trace", &[]),
     ("config", &[]),
     ("checker", &[]),
@@ -21,7 +22,7 @@ const ALLOWED: [(&str, &[&str]); 20] = [
     ("hub", &["event"]),
     ("callback", &["credentials", "event", "vendor", "store", "wire"]),
     ("subscription", &["credentials", "event", "hub", "metrics", "store", "trace"]),
-    ("ingest", &["credentials", "event", "callback", "journal", "metrics", "store", "trace"]),
+    ("ingest", &["credentials", "event", "callback", "journal", "metrics", "network", "store", "trace"]),
     ("rpc", &["credentials", "event", "callback", "journal", "metrics", "store", "subscription", "trace", "wire"]),
     (
         "server",
@@ -33,6 +34,7 @@ const ALLOWED: [(&str, &[&str]); 20] = [
             "ingest",
             "journal",
             "metrics",
+            "network",
             "rpc",
             "store",
             "subscription",

@@ -26,6 +26,8 @@ use self::{
 };
 pub(super) use stream::Stream;
 
+use crate::network;
+
 /// From the accept to the end of the TLS handshake; a few round trips, also over a bad line.
 const OPENING_TIMEOUT: Duration = Duration::from_secs(10);
 /// Pause after a failed accept.
@@ -116,7 +118,7 @@ impl Entrance {
     }
 
     fn trusts(&self, address: SocketAddr) -> bool {
-        self.trusted.iter().any(|network| network.contains(&address.ip().to_canonical()))
+        network::contains(&self.trusted, address.ip())
     }
 
     /// Takes a connection in.

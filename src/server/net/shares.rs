@@ -1,10 +1,12 @@
-//! How many connections each address may have. Bounded by the connections there are.
+//! How many connections each address may have; of IPv6 each /64. Bounded by the connections there are.
 
 use std::{
     collections::HashMap,
     net::IpAddr,
     sync::{Arc, Mutex, PoisonError},
 };
+
+use crate::network;
 
 /// Counts open connections by address.
 #[derive(Clone, Debug)]
@@ -17,7 +19,8 @@ pub(super) struct Shares {
 #[derive(Debug)]
 pub(in crate::server) struct Share {
     shares: Shares,
-    address: IpAddr,
+    /// Where it is counted.
+    address: Option<IpAddr>,
 }
 
 impl Shares {
@@ -28,8 +31,9 @@ impl Shares {
     /// A place, or `None` if the address has as many as it may. This machine's own are not counted: whoever runs here can do
     /// worse, and a proxy beside the broker stands for everybody.
     pub(super) fn take(&self, address: IpAddr) -> Option<Share> {
-        let address = address.to_canonical();
-        if !address.is_loopback() {
+        let is_here = address.to_canonical().is_loopback();
+        let address = network::of(address);
+        if !is_here {
             let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
             let count = open.get(&address).copied().unwrap_or(0);
             if count >= self.each_max {
@@ -37,17 +41,18 @@ impl Shares {
             }
             open.insert(address, count + 1);
         }
-        Some(Share { shares: self.clone(), address })
+        Some(Share { shares: self.clone(), address: (!is_here).then_some(address) })
     }
 }
 
 impl Drop for Share {
     fn drop(&mut self) {
+        let Some(address) = &self.address else { return };
         let mut open = self.shares.open.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(count) = open.get_mut(&self.address) {
+        if let Some(count) = open.get_mut(address) {
             *count -= 1;
             if *count == 0 {
-                open.remove(&self.address);
+                open.remove(address);
             }
         }
     }
@@ -71,9 +76,22 @@ mod tests {
     }
 
     #[test]
+    fn an_ipv6_subscriber_has_one_share_whichever_addresses_it_chooses() {
+        let shares = Shares::new(2);
+        let take = |address: &str| shares.take(address.parse().unwrap());
+        let held = [take("2001:db8:1:2::1"), take("2001:db8:1:2:ffff::9")];
+        assert!(held.iter().all(Option::is_some));
+        assert!(take("2001:db8:1:2::3").is_none());
+        assert!(take("2001:db8:1:3::1").is_some(), "its neighbour has its own");
+        drop(held);
+        assert!(shares.open.lock().unwrap().is_empty());
+    }
+
+    #[test]
     fn this_machine_is_not_counted() {
         let shares = Shares::new(1);
-        let all: Vec<_> = (0..9).map(|_| shares.take("127.0.0.1".parse().unwrap())).collect();
+        let addresses = ["127.0.0.1", "::1", "::ffff:127.0.0.1"].into_iter().cycle();
+        let all: Vec<_> = addresses.take(9).map(|address| shares.take(address.parse().unwrap())).collect();
         assert!(all.iter().all(Option::is_some));
     }
 }
