@@ -318,12 +318,15 @@ impl Served {
     }
 
     async fn h2(self, stream: Timed, peer: IpAddr, stop: CancellationToken) {
-        let Self { router, limits, .. } = self;
+        let Self { router, limits, callbacks } = self;
         let service = TowerToHyperService::new(router);
         let activity = Arc::new(Activity::default());
         let counted = service_fn(|mut request: Request<Incoming>| {
             let (busy, too_many) = (activity.begin(), request.headers().len() > limits.headers_max);
             request.extensions_mut().insert(PeerAddress(peer));
+            if too_many && let Some(callbacks) = &callbacks {
+                callbacks.with_label_values(&[Unread::HeadersTooLarge.as_str()]).inc();
+            }
             let answer = service.call(request);
             Box::pin(async move {
                 let _busy = busy;
@@ -407,7 +410,7 @@ async fn refuse(mut stream: TcpStream, patience: Duration, _refusal: OwnedSemaph
 
 fn too_many_headers() -> Response {
     let mut response = StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE.into_response();
-    response.headers_mut().insert(REQUEST_ID, unread_id("headers_too_large").into());
+    response.headers_mut().insert(REQUEST_ID, unread_id(Unread::HeadersTooLarge.as_str()).into());
     response
 }
 

@@ -114,6 +114,14 @@ async fn a_callback_comes_by_http_2_as_well() {
     assert_eq!(post(5, completed("t1").to_string()).await, 431);
     assert_eq!(post(0, "x".repeat(1024 * 1024 + 1)).await, 413);
     assert_eq!(cli(&server, &authority, "events --output json").run().await.each("task_id"), ["t1"]);
+    let mut admin = connect(server.admin, &authority, &[]).await.unwrap();
+    admin.write_all(b"GET /metrics HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await.unwrap();
+    let mut metrics = String::new();
+    within("the metrics", admin.read_to_string(&mut metrics)).await.unwrap();
+    for (outcome, count) in [("accepted", 1), ("duplicate", 1), ("headers_too_large", 1), ("body_too_large", 1)] {
+        let line = format!("\nblobcast_callbacks_total{{outcome=\"{outcome}\"}} {count}\n");
+        assert!(metrics.contains(&line), "no {line} in {metrics}");
+    }
 }
 
 #[tokio::test]
