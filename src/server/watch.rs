@@ -49,17 +49,13 @@ impl Watched {
 
     fn reload(&self, metrics: &Metrics) {
         let Self { what, reload, .. } = self;
-        let result = match reload() {
-            Ok(news) => {
-                tracing::info!(news, "reloaded the {what}");
-                "done"
-            }
-            Err(problem) => {
-                tracing::error!(problem, "the {what} stay as they were: correct the file");
-                "refused"
-            }
-        };
-        metrics.reloads.with_label_values(&[*what, result]).inc();
+        let outcome = reload();
+        // Before it is told: who reads of it may look at the count.
+        metrics.reloads.with_label_values(&[*what, if outcome.is_ok() { "done" } else { "refused" }]).inc();
+        match outcome {
+            Ok(news) => tracing::info!(news, "reloaded the {what}"),
+            Err(problem) => tracing::error!(problem, "the {what} stay as they were: correct the file"),
+        }
     }
 }
 

@@ -282,9 +282,13 @@ async fn cut_off(backup: &mut Streaming<v1::BackupResponse>) -> Status {
 #[tokio::test]
 async fn a_token_that_expires_ends_its_streams() {
     let mut file = CredentialsFile::new();
-    let token = file.add("client brief --all-products --expires-in 3s").await;
+    let token = file.add("client brief --all-products").await;
     let server = Options::default().set("credentials_file", file.path().display()).start().await;
     let mut sub = subscribe_as(&server, Some(&token), Filter::default()).await.unwrap();
+    // Its time begins when the stream is open, and lasts for one look at the file and some more.
+    let expires = jiff::Timestamp::now() + jiff::SignedDuration::from_secs(3);
+    let text = std::fs::read_to_string(file.path()).unwrap();
+    file.write(&text.replace(" }", &format!(", expires = {expires:.0} }}")));
     let (_, status) = sub.end().await.unwrap_err();
     assert_eq!(reason(&status), "TOKEN_INVALID");
     assert_eq!(told(subscribe_as(&server, Some(&token), Filter::default()).await), "Unauthenticated TOKEN_INVALID");
