@@ -115,6 +115,9 @@ pub struct Credentials {
     signing_keys: BTreeMap<KeyId, SigningKey>,
     body_secret: Option<Secret>,
     clients: BTreeMap<Arc<str>, Arc<Client>>,
+    /// Something was asked for before, so it is now, although nothing may be left that would be good.
+    urls_were_verified: bool,
+    clients_were_verified: bool,
 }
 
 /// The credentials in force; replaced as a whole when the file changes.
@@ -127,9 +130,12 @@ impl SharedCredentials {
         Arc::clone(&self.0.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// From now on.
-    pub fn set(&self, credentials: Credentials) {
-        *self.0.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(credentials);
+    /// From now on. What was asked for before goes on to be asked for: who removes the last token lets nobody in, not everybody.
+    pub fn set(&self, mut credentials: Credentials) {
+        let mut current = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        credentials.urls_were_verified = current.verify_urls();
+        credentials.clients_were_verified = current.verify_clients();
+        *current = Arc::new(credentials);
     }
 }
 
@@ -148,12 +154,12 @@ impl Credentials {
 
     /// Whether callback URLs are to carry something.
     pub fn verify_urls(&self) -> bool {
-        !(self.callback_tokens.is_empty() && self.signing_keys.is_empty())
+        self.urls_were_verified || !(self.callback_tokens.is_empty() && self.signing_keys.is_empty())
     }
 
     /// Whether clients are to show something.
-    pub fn has_clients(&self) -> bool {
-        !self.clients.is_empty()
+    pub fn verify_clients(&self) -> bool {
+        self.clients_were_verified || !self.clients.is_empty()
     }
 
     /// What bodies are signed with.

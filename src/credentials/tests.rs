@@ -235,6 +235,24 @@ fn a_client_stays_itself_as_long_as_it_shows_the_same_and_has_not_expired() {
     assert!(Credentials::default().current(client, at(0)).is_none());
 }
 
+#[test]
+fn what_was_asked_for_before_goes_on_to_be_asked_for() {
+    let hash = TokenHash::of("secret");
+    let (token, client) = ("[callback_tokens]\na = ", "[clients]\na = ");
+    let token = Credentials::parse(&format!("{token}{{ token = \"{hash}\" }}")).unwrap();
+    let client = Credentials::parse(&format!("{client}{{ token = \"{hash}\", products = [\"*\"] }}")).unwrap();
+    let shared = SharedCredentials::default();
+    let asked = |credentials: &Credentials| {
+        shared.set(credentials.clone());
+        (shared.get().verify_urls(), shared.get().verify_clients())
+    };
+    let nothing = Credentials::default();
+    let told = [&nothing, &token, &nothing, &nothing, &client, &nothing].map(asked);
+    assert_eq!(told, [(false, false), (true, false), (true, false), (true, false), (true, true), (true, true)]);
+    assert!(shared.get().callback_token("secret", at(0)).is_none());
+    assert!(shared.get().client_of_token("secret", at(0)).is_none());
+}
+
 proptest! {
     #[test]
     fn what_is_minted_is_verified_and_keeps_its_labels(

@@ -57,6 +57,8 @@ pub struct Limits {
     pub answer_timeout: Duration,
     /// Bytes of all bodies held at once.
     pub inflight_bytes_max: usize,
+    /// Refusals of one address in a minute, until it is told to slow down.
+    pub refusals_per_minute_max: u32,
 }
 
 /// Who is at the other end of a request's connection; whoever accepts connections puts it into the request.
@@ -103,7 +105,7 @@ impl Ingest {
         tracer: Tracer,
     ) -> Arc<Self> {
         let inflight = Semaphore::new(limits.inflight_bytes_max.min(Semaphore::MAX_PERMITS));
-        let throttle = Throttle::new(rules.refusals_per_minute_max, std::time::Instant::now());
+        let throttle = Throttle::new(limits.refusals_per_minute_max, std::time::Instant::now());
         Arc::new(Self {
             journal,
             appender,
@@ -328,6 +330,7 @@ mod tests {
         body_timeout: Duration::from_secs(10),
         answer_timeout: Duration::from_millis(20),
         inflight_bytes_max: 10_000,
+        refusals_per_minute_max: 1,
     };
     const READABLE: &str = r#"{"generation_id":"t1","status":"completed"}"#;
 
@@ -338,7 +341,6 @@ mod tests {
             allowlist: Allowlist::Off,
             allowed: Vec::new(),
             proxies: TrustedProxies { networks: Vec::new(), header: ForwardedHeader::XForwardedFor },
-            refusals_per_minute_max: 1,
         }
     }
 

@@ -52,18 +52,9 @@ pub struct Rules {
     pub allowed: Vec<IpNet>,
     /// Who may say for whom a callback is passed on.
     pub proxies: TrustedProxies,
-    /// Refusals of one address in a minute, until it is told to slow down.
-    pub refusals_per_minute_max: u32,
 }
 
 impl Rules {
-    /// Whether anything at all is asked of a callback.
-    pub fn verify_anything(&self) -> bool {
-        self.body_signature == BodySignature::Require
-            || self.allowlist == Allowlist::Enforce
-            || self.credentials.get().verify_urls()
-    }
-
     /// Looks at the address.
     pub(super) fn check_address(&self, client: IpAddr, metrics: &Metrics) -> Result<(), Outcome> {
         if self.allowlist == Allowlist::Off || network::contains(&self.allowed, client) {

@@ -28,7 +28,7 @@ pub(super) fn text(config: &Config, addresses: &Addresses, store: &Store, creden
     let token = if credentials.verify_urls() { "?token=CALLBACK_TOKEN" } else { "" };
     let curl_url = format!("{ingest_scheme}://{ingest_here}/webhook/veo{token}");
     let curl_url = if token.is_empty() { curl_url } else { format!("'{curl_url}'") };
-    let (bearer, variable) = match credentials.has_clients() && !config.grpc.allow_anonymous {
+    let (bearer, variable) = match credentials.verify_clients() && !config.grpc.allow_anonymous {
         true => ("-H 'authorization: Bearer CLIENT_TOKEN' ", "BLOBCAST_TOKEN=CLIENT_TOKEN "),
         false => ("", ""),
     };

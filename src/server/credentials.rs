@@ -1,6 +1,6 @@
 //! The credentials file, and what the configuration counts on in it.
 
-use std::{fs, path::Path, sync::Arc};
+use std::{fs, sync::Arc};
 
 use super::Addresses;
 use crate::{
@@ -14,14 +14,13 @@ const FILE_BYTES_MAX: u64 = 4 * 1024 * 1024;
 
 /// Reads the file the configuration names, and checks that it has what the configuration counts on.
 pub(super) fn load(config: &Config, addresses: &Addresses) -> Result<Credentials, String> {
-    let credentials = match &config.credentials_file {
-        None => Credentials::default(),
-        Some(path) => read(path)?,
-    };
-    check(config, addresses, credentials)
+    let credentials = read(config)?;
+    check(config, addresses, &credentials)?;
+    Ok(credentials)
 }
 
-fn read(path: &Path) -> Result<Credentials, String> {
+fn read(config: &Config) -> Result<Credentials, String> {
+    let Some(path) = &config.credentials_file else { return Ok(Credentials::default()) };
     let told = |error: &dyn std::fmt::Display| format!("{}: {error}", path.display());
     let size = fs::metadata(path).map_err(|error| told(&error))?.len();
     if size > FILE_BYTES_MAX {
@@ -33,36 +32,36 @@ fn read(path: &Path) -> Result<Credentials, String> {
 
 /// Whether the credentials have what the configuration counts on. Where the listeners are is for the sockets to say: those that
 /// were inherited may be anywhere.
-pub(super) fn check(config: &Config, addresses: &Addresses, credentials: Credentials) -> Result<Credentials, String> {
-    let shared = Arc::new(SharedCredentials::default());
-    shared.set(credentials);
-    let rules = rules(config, Arc::clone(&shared));
-    if rules.body_signature != BodySignature::Off && shared.get().body_secret().is_none() {
+pub(super) fn check(config: &Config, addresses: &Addresses, credentials: &Credentials) -> Result<(), String> {
+    let Config { ingest, grpc, admin, .. } = config;
+    if ingest.body_signature != config::BodySignature::Off && credentials.body_secret().is_none() {
         let needed = "ingest.body_signature needs the vendor's secret: add [body_signature] to the credentials file";
         return Err(needed.to_owned());
     }
-    if !super::is_loopback(addresses.ingest) && !config.ingest.allow_unverified && !rules.verify_anything() {
+    let asks_something = ingest.body_signature == config::BodySignature::Require
+        || ingest.allowlist == config::Allowlist::Enforce
+        || credentials.verify_urls();
+    if !super::is_loopback(addresses.ingest) && !ingest.allow_unverified && !asks_something {
         return Err(format!(
             "ingest.listen: {} is not loopback, and nothing is asked of callbacks: add [callback_tokens] or \
              [signing_keys] to the credentials file, or set ingest.allow_unverified",
             addresses.ingest
         ));
     }
-    if !super::is_loopback(addresses.grpc) && !config.grpc.allow_anonymous && !shared.get().has_clients() {
+    if !super::is_loopback(addresses.grpc) && !grpc.allow_anonymous && !credentials.verify_clients() {
         return Err(format!(
             "grpc.listen: {} is not loopback, and nobody is known: add [clients] to the credentials file, or set \
              grpc.allow_anonymous",
             addresses.grpc
         ));
     }
-    if !super::is_loopback(addresses.admin) && !config.admin.allow_anonymous {
+    if !super::is_loopback(addresses.admin) && !admin.allow_anonymous {
         return Err(format!(
             "admin.listen: {} is not loopback: listen on 127.0.0.1, or set admin.allow_anonymous",
             addresses.admin
         ));
     }
-    drop(rules);
-    Ok(Arc::unwrap_or_clone(shared.get()))
+    Ok(())
 }
 
 /// What callbacks have to show, by the configuration.
@@ -89,18 +88,37 @@ pub(super) fn rules(config: &Config, credentials: Arc<SharedCredentials>) -> Rul
                 config::ForwardedHeader::Forwarded => ForwardedHeader::Forwarded,
             },
         },
-        refusals_per_minute_max: u32::try_from(config.ingest.refusals_per_minute_max).unwrap_or(u32::MAX),
     }
 }
 
-/// Puts what the file says by now into force.
-pub(super) fn reload(
-    config: &Config,
-    addresses: &Addresses,
-    credentials: &SharedCredentials,
-) -> Result<String, String> {
-    let new = load(config, addresses)?;
+/// Puts what the file says by now into force. A file that can be read is taken whatever is missing in it: what it has lost is
+/// refused from now on, and that is what its owner wants who removes a leaked token.
+pub(super) fn reload(config: &Config, credentials: &SharedCredentials) -> Result<String, String> {
+    credentials.set(read(config)?);
+    let new = credentials.get();
+    tell_who_is_shut_out(config, &new);
     let [callback_tokens, signing_keys, clients] = new.counts();
-    credentials.set(new);
     Ok(format!("{callback_tokens} callback tokens, {signing_keys} signing keys, {clients} clients"))
+}
+
+fn tell_who_is_shut_out(config: &Config, credentials: &Credentials) {
+    let [callback_tokens, signing_keys, clients] = credentials.counts();
+    if credentials.verify_urls() && callback_tokens + signing_keys == 0 {
+        tracing::warn!(
+            "no callback is let in any more: the credentials file has no token and no signing key left; add one \
+             (`blobcast token new callback NAME`)"
+        );
+    }
+    if config.ingest.body_signature == config::BodySignature::Require && credentials.body_secret().is_none() {
+        tracing::warn!(
+            "no callback is let in any more: the credentials file has no [body_signature] left, which \
+             ingest.body_signature needs; add it"
+        );
+    }
+    if credentials.verify_clients() && clients == 0 && !config.grpc.allow_anonymous {
+        tracing::warn!(
+            "no call is let in any more: the credentials file has no client left; add one \
+             (`blobcast token new client NAME`)"
+        );
+    }
 }

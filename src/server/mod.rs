@@ -182,7 +182,7 @@ impl Server {
         tasks.spawn(named("the admin listener", serve));
         let (config, asked) = (Arc::new(Mutex::new(config.clone())), Arc::<Notify>::default());
         let mut watched = secured.watched(&metrics);
-        watched.extend(watched_credentials(&config, addresses, &credentials));
+        watched.extend(watched_credentials(&config, &credentials));
         let review = review(Arc::clone(&sources), gate);
         exporter.map(|exporter| tasks.spawn(named("the export of traces", exporter.run(stop_admin.clone()))));
         keep_house(&mut tasks, secured.acme.take(), watched, review, &asked, metrics, &stop_admin);
@@ -253,8 +253,7 @@ impl Server {
     fn reload(&self, new: Option<Config>) {
         self.asked.notify_one();
         let Some(new) = new else { return };
-        let current = Arc::unwrap_or_clone(self.credentials.get());
-        if let Err(problem) = credentials::check(&new, &self.addresses, current) {
+        if let Err(problem) = credentials::check(&new, &self.addresses, &self.credentials.get()) {
             tracing::error!(problem, "the configuration stays as it was: correct it");
             return;
         }
@@ -311,14 +310,10 @@ fn keep_house(
     tasks.spawn(named("the watchdog", supervisor::watchdog(stop.clone())));
 }
 
-fn watched_credentials(
-    config: &Arc<Mutex<Config>>,
-    addresses: Addresses,
-    credentials: &Arc<SharedCredentials>,
-) -> Option<Watched> {
+fn watched_credentials(config: &Arc<Mutex<Config>>, credentials: &Arc<SharedCredentials>) -> Option<Watched> {
     let path = lock(config).credentials_file.clone()?;
     let (config, credentials) = (Arc::clone(config), Arc::clone(credentials));
-    Some(Watched::new("credentials", vec![path], move || credentials::reload(&lock(&config), &addresses, &credentials)))
+    Some(Watched::new("credentials", vec![path], move || credentials::reload(&lock(&config), &credentials)))
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -382,6 +377,7 @@ fn ingest_limits(config: &Config) -> ingest::Limits {
         body_timeout: config.ingest.body_timeout,
         answer_timeout: config.ingest.answer_timeout,
         inflight_bytes_max: usize_of(config.ingest.inflight_bytes_max),
+        refusals_per_minute_max: u32::try_from(config.ingest.refusals_per_minute_max).unwrap_or(u32::MAX),
     }
 }
 

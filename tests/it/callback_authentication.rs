@@ -238,12 +238,41 @@ async fn beyond_loopback_nothing_is_served_that_asks_nothing_of_callbacks() {
     file.add("client billing --product veo").await;
     let told = refused(&file).await;
     assert!(told.exited(1).contains("nothing is asked of callbacks: add [callback_tokens]"), "{told:?}");
-    file.add("callback runblob").await;
+    let token = file.add("callback runblob").await;
     let exposed = [([0, 0, 0, 0], 0).into(), ([127, 0, 0, 1], 0).into(), ([127, 0, 0, 1], 0).into()];
-    let server = options(&file).start_on(exposed).await;
-    // Nor may a later file take away what the start was allowed for.
+    // Refusals are many below, while a change is waited for.
+    let server = options(&file).set("ingest.refusals_per_minute_max", 1_000_000).start_on(exposed).await;
+    let target = format!("/webhook/veo?token={token}");
+    assert_eq!(post(&server, &target, &[], &task("t1")).await.status, 200);
+    // The last token can be withdrawn as any other: then nobody is let in, rather than everybody.
     file.remove("runblob");
-    until("the refusal", || async { server.log().contains("the credentials stay as they were") }).await;
+    until("the withdrawal", || async { post(&server, &target, &[], &task("t2")).await.status == 401 }).await;
+    assert_eq!(post(&server, "/webhook/veo", &[], &task("t2")).await.status, 401);
+    until("the warning", || async { server.log().contains("no callback is let in any more") }).await;
+    let another = format!("/webhook/veo?token={}", file.add("callback another").await);
+    until("another token", || async { post(&server, &another, &[], &task("t2")).await.status == 200 }).await;
+    assert_eq!(post(&server, &target, &[], &task("t3")).await.status, 401);
+}
+
+#[tokio::test]
+async fn the_last_that_is_withdrawn_shuts_everybody_out_until_a_restart() {
+    let mut file = CredentialsFile::new();
+    let target = format!("/webhook/veo?token={}", file.add("callback runblob").await);
+    let mut server = options(&file).start().await;
+    file.remove("runblob");
+    until("the withdrawal", || async { post(&server, &target, &[], &task("t1")).await.status == 401 }).await;
+    assert_eq!(post(&server, "/webhook/veo", &[], &task("t1")).await.status, 401);
+    assert!(server.terminate().await.success());
+    server.restart().await;
+    assert_eq!(post(&server, "/webhook/veo", &[], &task("t1")).await.status, 200, "loopback asks for nothing");
+
+    file.add_line("body_signature", "secret = \"hunter2\"");
+    let server = options(&file).set("ingest.body_signature", "require").start().await;
+    let signed = async || post(&server, "/webhook/veo", &[("x-runblob-signature", BODY_SIGNATURE)], SIGNED_BODY).await;
+    assert_eq!(signed().await.status, 200);
+    file.remove("hunter2");
+    until("the withdrawal", || async { signed().await.status == 401 }).await;
+    until("the warning", || async { server.log().contains("has no [body_signature] left") }).await;
 }
 
 #[tokio::test]

@@ -334,6 +334,37 @@ async fn all_streams_together_name_so_many_task_ids_and_one_client_half_of_them(
 }
 
 #[tokio::test]
+async fn the_last_client_that_is_withdrawn_shuts_everybody_out_until_a_restart() {
+    let here = crate::support::ANY_PORT;
+    for grpc in [here, ([0, 0, 0, 0], 0).into()] {
+        let mut file = CredentialsFile::new();
+        let token = file.add("client only --all-products --admin").await;
+        let options = Options::default().set("credentials_file", file.path().display());
+        let mut server = options.start_on([here, grpc, here]).await;
+        let mut sub = subscribe_as(&server, Some(&token), Filter::default()).await.unwrap();
+        file.remove("only");
+        let (_, status) = sub.end().await.unwrap_err();
+        assert_eq!(reason(&status), "TOKEN_INVALID");
+        for shown in [None, Some(token.as_str())] {
+            let refused = "Unauthenticated TOKEN_INVALID";
+            assert_eq!(told(subscribe_as(&server, shown, Filter::default()).await), refused, "{grpc} {shown:?}");
+            let list = v1::ListSubscriptionsRequest::default();
+            assert_eq!(
+                told(admin_as(&server, shown).await.list_subscriptions(list).await),
+                refused,
+                "{grpc} {shown:?}"
+            );
+        }
+        until("the warning", || async { server.log().contains("no call is let in any more") }).await;
+        if grpc == here {
+            assert!(server.terminate().await.success());
+            server.restart().await;
+            assert!(subscribe_as(&server, None, Filter::default()).await.is_ok(), "loopback asks for nothing");
+        }
+    }
+}
+
+#[tokio::test]
 async fn no_client_takes_more_than_its_share_of_streams_and_ids() {
     let mut file = CredentialsFile::new();
     let (some, own) = (file.add("client some --all-products").await, file.add("client own --all-products").await);
