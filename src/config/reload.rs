@@ -9,19 +9,30 @@ macro_rules! changed {
     };
 }
 
-/// Keys that a reload takes up.
-pub const RELOADABLE: [&str; 10] = [
-    "ingest.body_signature",
-    "ingest.allowlist",
-    "ingest.allowed_networks",
-    "log.retention_age_max",
-    "log.retention_bytes_max",
-    "log.disk_free_min_percent",
-    "quarantine.retention_age_max",
-    "quarantine.retention_bytes_max",
-    "quarantine.retention_count_max",
-    "logging.level",
-];
+/// The keys that a reload takes up: their names, and how it takes them.
+macro_rules! reloadable {
+    ($($section:ident { $($key:ident),* $(,)? })*) => {
+        /// Keys that a reload takes up.
+        pub const RELOADABLE: &[&str] = &[$($(concat!(stringify!($section), ".", stringify!($key))),*),*];
+
+        impl Config {
+            /// What is in force when a running broker with this configuration is given `new`.
+            #[must_use]
+            pub fn take_up(&self, new: &Self) -> Self {
+                let mut in_force = self.clone();
+                $($(in_force.$section.$key.clone_from(&new.$section.$key);)*)*
+                in_force
+            }
+        }
+    };
+}
+
+reloadable! {
+    ingest { body_signature, allowlist, allowed_networks }
+    log { retention_age_max, retention_bytes_max, disk_free_min_percent }
+    quarantine { retention_age_max, retention_bytes_max, retention_count_max }
+    logging { level }
+}
 
 /// Keys that differ and need a restart.
 pub fn needs_restart(old: &Config, new: &Config) -> Vec<&'static str> {

@@ -264,6 +264,9 @@ fn a_reload_takes_each_key_up_or_says_that_it_needs_a_restart() {
     for (key, config) in others.chain(of_tls) {
         let needs_restart = needs_restart(&default_config(), &config).contains(&key.as_str());
         assert_ne!(needs_restart, RELOADABLE.contains(&key.as_str()), "{key}");
+        // As it is named, so it is taken up.
+        let in_force = default_config().take_up(&config);
+        assert_eq!(in_force, if needs_restart { default_config() } else { config }, "{key}");
     }
     assert_eq!(needs_restart(&default_config(), &default_config()), [""; 0]);
 }

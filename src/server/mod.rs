@@ -24,10 +24,7 @@ use std::{
     thread,
 };
 
-use tokio::{
-    sync::Notify,
-    task::{JoinError, JoinSet},
-};
+use tokio::task::{JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 use tonic_health::server::HealthReporter;
 
@@ -50,7 +47,7 @@ use crate::{
 use acme::Acme;
 use net::Entrance;
 use secured::Secured;
-use watch::Watched;
+use watch::{Asked, Rereader, Watched};
 
 /// Why the broker does not start.
 #[derive(Debug, thiserror::Error)]
@@ -116,8 +113,7 @@ pub struct Server {
     addresses: Addresses,
     /// As of the last reload.
     config: Arc<Mutex<Config>>,
-    /// Asks for every watched file to be read again.
-    asked: Arc<Notify>,
+    rereader: Rereader,
     retention: Arc<Mutex<Retention>>,
     sources: Arc<Sources>,
     credentials: Arc<SharedCredentials>,
@@ -180,17 +176,17 @@ impl Server {
         let entrance = Entrance::open_to_all(secured.admin.clone());
         let serve = http::serve(admin_listener, entrance, admin::router(&status), limits, counters, stop_admin.clone());
         tasks.spawn(named("the admin listener", serve));
-        let (config, asked) = (Arc::new(Mutex::new(config.clone())), Arc::<Notify>::default());
+        let (config, (rereader, asked)) = (Arc::new(Mutex::new(config.clone())), Rereader::new());
         let mut watched = secured.watched(&metrics);
         watched.extend(watched_credentials(&config, &credentials));
         let review = review(Arc::clone(&sources), gate);
         exporter.map(|exporter| tasks.spawn(named("the export of traces", exporter.run(stop_admin.clone()))));
-        keep_house(&mut tasks, secured.acme.take(), watched, review, &asked, metrics, &stop_admin);
+        keep_house(&mut tasks, secured.acme.take(), watched, review, asked, metrics, &stop_admin);
         Ok(Self {
             listeners,
             addresses,
             config,
-            asked,
+            rereader,
             retention,
             sources,
             credentials,
@@ -234,7 +230,7 @@ impl Server {
                 Some(ended) = self.tasks.join_next() => return Err(RunError::Ended(ended?)),
                 () = hangup() => {
                     supervisor::reloading();
-                    self.reload(reload());
+                    self.reload(reload()).await;
                     supervisor::ready();
                 }
             }
@@ -249,25 +245,23 @@ impl Server {
         Ok(listeners.map_or(Ended::Stopped, Ended::ToStartAnew))
     }
 
-    /// Puts into force what can be while everything goes on, and says what cannot.
-    fn reload(&self, new: Option<Config>) {
-        self.asked.notify_one();
+    /// Puts into force what can be while everything goes on, and says what cannot. The files go first, so that the configuration
+    /// is judged by what they say now.
+    async fn reload(&self, new: Option<Config>) {
+        self.rereader.reread().await;
         let Some(new) = new else { return };
-        if let Err(problem) = credentials::check(&new, &self.addresses, &self.credentials.get()) {
+        let mut config = lock(&self.config);
+        // What needs a restart stays as it is, also in what is compared with next time.
+        let in_force = config.take_up(&new);
+        if let Err(problem) = credentials::check(&in_force, &self.addresses, &self.credentials.get()) {
             tracing::error!(problem, "the configuration stays as it was: correct it");
             return;
         }
-        let retention = retention(&new);
+        let need_a_restart = config::needs_restart(&in_force, &new);
+        let retention = retention(&in_force);
         *lock(&self.retention) = retention;
         self.appender.retain(retention);
-        logging::set_level(&new.logging);
-        let mut config = lock(&self.config);
-        // What needs a restart stays as it is, also in what is compared with next time.
-        let mut in_force = config.clone();
-        let (ingest, from) = (&mut in_force.ingest, &new.ingest);
-        (ingest.body_signature, ingest.allowlist) = (from.body_signature, from.allowlist);
-        ingest.allowed_networks.clone_from(&from.allowed_networks);
-        let need_a_restart = config::needs_restart(&config, &new);
+        logging::set_level(&in_force.logging);
         self.ingest.set_rules(credentials::rules(&in_force, Arc::clone(&self.credentials)));
         *config = in_force;
         if need_a_restart.is_empty() {
@@ -298,14 +292,14 @@ fn keep_house(
     acme: Option<Acme>,
     watched: Vec<Watched>,
     review: impl FnMut() + Send + 'static,
-    asked: &Arc<Notify>,
+    asked: Asked,
     metrics: Arc<Metrics>,
     stop: &CancellationToken,
 ) {
     if let Some(acme) = acme {
         tasks.spawn(named("the renewal of certificates", acme.run(stop.clone())));
     }
-    let watch = watch::watch(watched, review, Arc::clone(asked), metrics, stop.clone());
+    let watch = watch::watch(watched, review, asked, metrics, stop.clone());
     tasks.spawn(named("the watch of files", watch));
     tasks.spawn(named("the watchdog", supervisor::watchdog(stop.clone())));
 }

@@ -10,7 +10,7 @@ use std::{
 };
 
 use tokio::{
-    sync::Notify,
+    sync::{mpsc, oneshot},
     time::{MissedTickBehavior, interval},
 };
 use tokio_util::sync::CancellationToken;
@@ -40,14 +40,14 @@ impl Watched {
     }
 
     fn look(&mut self, metrics: &Metrics) {
-        let now = states(&self.paths);
-        if now != self.seen {
-            self.seen = now;
+        if states(&self.paths) != self.seen {
             self.reload(metrics);
         }
     }
 
-    fn reload(&self, metrics: &Metrics) {
+    fn reload(&mut self, metrics: &Metrics) {
+        // Before they are read: what changes meanwhile is seen next time.
+        self.seen = states(&self.paths);
         let Self { what, reload, .. } = self;
         let outcome = reload();
         // Before it is told: who reads of it may look at the count.
@@ -59,23 +59,54 @@ impl Watched {
     }
 }
 
-/// Looks at everything until `stop`, and reads everything again when `asked`; `tick` is called each time behind it.
+/// Asks for everything to be read again.
+#[derive(Clone, Debug)]
+pub(super) struct Rereader(mpsc::Sender<oneshot::Sender<()>>);
+
+impl Rereader {
+    /// And where it is asked for.
+    pub(super) fn new() -> (Self, Asked) {
+        let (ask, asked) = mpsc::channel(1); // nobody asks twice at once
+        (Self(ask), Asked(asked))
+    }
+
+    /// Returns when what the files say is in force.
+    pub(super) async fn reread(&self) {
+        let (done, is_done) = oneshot::channel();
+        // Without a watcher the process is about to end.
+        if self.0.send(done).await.is_ok() {
+            let _ = is_done.await.is_ok();
+        }
+    }
+}
+
+/// Where a [`Rereader`]'s questions arrive.
+#[derive(Debug)]
+pub(super) struct Asked(mpsc::Receiver<oneshot::Sender<()>>);
+
+/// Looks at everything until `stop`, and reads everything again when it is `asked` to; `tick` is called each time behind it.
 pub(super) async fn watch(
     mut all: Vec<Watched>,
     mut tick: impl FnMut(),
-    asked: Arc<Notify>,
+    Asked(mut asked): Asked,
     metrics: Arc<Metrics>,
     stop: CancellationToken,
 ) {
     let mut ticks = interval(PERIOD);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
-        tokio::select! {
+        let done = tokio::select! {
             () = stop.cancelled() => return,
-            () = asked.notified() => all.iter().for_each(|watched| watched.reload(&metrics)),
-            _ = ticks.tick() => all.iter_mut().for_each(|watched| watched.look(&metrics)),
+            Some(done) = asked.recv() => Some(done),
+            _ = ticks.tick() => None,
+        };
+        match done {
+            Some(_) => all.iter_mut().for_each(|watched| watched.reload(&metrics)),
+            None => all.iter_mut().for_each(|watched| watched.look(&metrics)),
         }
         tick();
+        // Who has asked may be gone.
+        let _ = done.is_none_or(|done| done.send(()).is_ok());
     }
 }
 

@@ -14,7 +14,7 @@ use std::{
 use command_fds::{CommandFdExt, FdMapping};
 use rustix::process::Signal;
 
-use crate::support::{CredentialsFile, Http, Options, completed, request, until, within};
+use crate::support::{Authority, CredentialsFile, Http, Options, completed, request, until, within};
 
 /// What a supervisor is told, one message after the other.
 struct Supervisor(UnixDatagram);
@@ -165,12 +165,81 @@ async fn sighup_takes_up_what_it_can_and_names_what_it_cannot() {
     assert_eq!(server.log_info().await.retention_age_max.unwrap().seconds, 9 * 86_400);
 }
 
-#[tokio::test]
-async fn sighup_reads_every_watched_file_again() {
+#[tokio::test(flavor = "multi_thread")]
+async fn sighup_is_done_when_every_watched_file_is_read_again_and_the_configuration_behind_them() {
+    let directory = tempfile::tempdir().unwrap();
+    let supervisor = Supervisor::new(directory.path());
+    let authority = Authority::new();
+    let issued = authority.issue("server", "localhost");
     let mut file = CredentialsFile::new();
-    file.add("callback runblob").await;
-    let server = Options::default().set("credentials_file", file.path().display()).start().await;
+    let (old, kept) = (file.add("callback old").await, file.add("callback kept").await);
+    let config = directory.path().join("blobcast.toml");
+    fs::write(&config, "").unwrap();
+    let options = Options::default().variable("NOTIFY_SOCKET", directory.path().join("notify").display());
+    let options = options.set("config", config.display()).set("credentials_file", file.path().display());
+    let options = options.set("grpc.tls_certificate_file", issued.certificate.display());
+    let server = options.set("grpc.tls_key_file", issued.key.display()).start().await;
+    assert_eq!(supervisor.next(), "READY=1\n");
+    let post = async |token: &str| {
+        let target = format!("/webhook/veo?token={token}");
+        server.http().post_to(&target, completed("t1").to_string()).await.status
+    };
+    assert_eq!(post(&old).await, 200);
+
+    // Neither is any good without the other.
+    file.remove("old");
+    file.add_line("body_signature", "secret = \"hunter2\"");
+    fs::write(&config, "[ingest]\nbody_signature = \"require\"\n").unwrap();
     server.signal(Signal::HUP);
-    until("the reload", async || server.log().contains("reloaded the credentials")).await;
-    assert_eq!(server.metric("blobcast_reloads_total{result=\"done\",what=\"credentials\"}").await, 1.0);
+    assert!(supervisor.next().starts_with("RELOADING=1\n"));
+    assert_eq!(supervisor.next(), "READY=1\n");
+    assert_eq!((post(&old).await, post(&kept).await), (401, 401));
+    assert_eq!(server.metric("blobcast_body_signatures_total{result=\"missing\"}").await, 1.0);
+    until("the configuration", async || server.log().contains("configuration reloaded")).await;
+    assert!(!server.log().contains("stays as it was"), "{}", server.log());
+    // Unchanged files are read again, too.
+    assert_eq!(server.metric("blobcast_reloads_total{result=\"done\",what=\"certificates\"}").await, 1.0);
+    // And what was taken away counts, too.
+    file.remove("hunter2");
+    fs::write(&config, "[ingest]\nbody_signature = \"observe\"\n").unwrap();
+    server.signal(Signal::HUP);
+    assert!(supervisor.next().starts_with("RELOADING=1\n"));
+    assert_eq!(supervisor.next(), "READY=1\n");
+    until("the complaint", async || server.log().contains("needs the vendor's secret")).await;
+}
+
+#[tokio::test]
+async fn sighup_takes_up_every_limit_of_what_is_kept() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("blobcast.toml");
+    fs::write(&path, "").unwrap();
+    let server = Options::default().set("config", path.display()).start().await;
+    let reload = |text: &str| {
+        fs::write(&path, text).unwrap();
+        server.signal(Signal::HUP);
+    };
+    let kept = async || server.metric("blobcast_quarantine_callbacks").await;
+    for _ in 0..3 {
+        let body = "x".repeat(500 * 1024);
+        assert_eq!(server.http().post_to("/webhook/veo", body).await.status, 202);
+    }
+    for _ in 0..3 {
+        assert_eq!(server.http().post_to("/webhook/veo", "no JSON").await.status, 202);
+    }
+    server.http().post_bulky(0..60, 20_000).await;
+    until("all to be kept", async || kept().await == 6.0 && server.log_info().await.event_count == 60).await;
+
+    reload("[quarantine]\nretention_bytes_max = \"1MiB\"\n");
+    until("the oldest in quarantine to go", async || kept().await == 5.0).await;
+    reload("[quarantine]\nretention_count_max = 2\n");
+    until("all but two to go", async || kept().await == 2.0).await;
+    reload("[quarantine]\nretention_age_max = \"1s\"\n");
+    until("all of it to go", async || kept().await == 0.0).await;
+    assert_eq!(server.log_info().await.event_count, 60, "events are another matter");
+    reload("[log]\nretention_bytes_max = \"1MiB\"\n");
+    until("the oldest events to go", async || server.log_info().await.event_count < 60).await;
+    reload("[log]\ndisk_free_min_percent = 100\n");
+    until("the disk to be too full", async || server.http().post(&completed("t1")).await.status == 503).await;
+    reload("");
+    until("the disk to be good enough again", async || server.http().post(&completed("t1")).await.status == 200).await;
 }
