@@ -14,7 +14,7 @@ use std::{
 use command_fds::{CommandFdExt, FdMapping};
 use rustix::process::Signal;
 
-use crate::support::{Authority, CredentialsFile, Http, Options, completed, request, until, within};
+use crate::support::{ANY_PORT, Authority, CredentialsFile, Http, Options, completed, request, until, within};
 
 /// What a supervisor is told, one message after the other.
 struct Supervisor(UnixDatagram);
@@ -206,6 +206,20 @@ async fn sighup_is_done_when_every_watched_file_is_read_again_and_the_configurat
     assert!(supervisor.next().starts_with("RELOADING=1\n"));
     assert_eq!(supervisor.next(), "READY=1\n");
     until("the complaint", async || server.log().contains("needs the vendor's secret")).await;
+}
+
+#[tokio::test]
+async fn sighup_opens_nothing_on_the_word_of_a_key_that_needs_a_restart() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("blobcast.toml");
+    fs::write(&path, "[ingest]\nallowlist = \"enforce\"\nallowed_networks = [\"198.51.100.0/24\"]\n").unwrap();
+    let exposed = [([0, 0, 0, 0], 0).into(), ANY_PORT, ANY_PORT];
+    let server = Options::default().set("config", path.display()).start_on(exposed).await;
+    assert_eq!(server.http().post(&completed("t1")).await.status, 403);
+    fs::write(&path, "[ingest]\nallow_unverified = true\n").unwrap();
+    server.signal(Signal::HUP);
+    until("the complaint", async || server.log().contains("the configuration stays as it was")).await;
+    assert_eq!(server.http().post(&completed("t1")).await.status, 403);
 }
 
 #[tokio::test]
