@@ -1,0 +1,132 @@
+"""What README.md tells Python services to write, run as it stands there. `../drive.py` sets the environment.
+
+    readme.py BROKER README
+
+The broker that `drive.py` runs is on loopback and asks nothing of callbacks; the one for signed URLs is another, of BROKER.
+"""
+
+import contextlib
+import json
+import os
+import pathlib
+import queue
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import tempfile
+import textwrap
+import threading
+import time
+import urllib.error
+import urllib.request
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent.parent.parent
+sys.path.append(str(ROOT / "tests/durability"))
+from history import CALL_SECONDS, History, control, run
+from lib import Broker
+
+PRINTED_ADDRESS = "127.0.0.1:50051"
+EACH = 3  # callbacks before and after the restart
+
+
+def blocks(text):
+    """The fenced blocks of Python, by the function each defines."""
+    found = re.findall(r"^( *)```python\n(.*?)^\1```$", text, re.MULTILINE | re.DOTALL)
+    return {re.search(r"^def (\w+)", code, re.MULTILINE)[1]: code for code in (textwrap.dedent(code) for _, code in found)}
+
+
+def generate(text, directory):
+    """The stubs, by the command line that is printed."""
+    command = re.search(r"`python (-m grpc_tools\.protoc [^`]*)`", text)[1]
+    (directory / "proto").symlink_to(ROOT / "proto")
+    subprocess.run([sys.executable, *shlex.split(command)], cwd=directory, check=True)
+
+
+def follow(code, directory):
+    """The loop prints each event, across a restart of the broker."""
+    assert code.count(PRINTED_ADDRESS) == 1
+    (directory / "follow.py").write_text(code.replace(PRINTED_ADDRESS, os.environ["BLOBCAST_GRPC"]))
+    process = subprocess.Popen([sys.executable, "-u", "follow.py"], cwd=directory, stdout=subprocess.PIPE, text=True)
+    lines = queue.Queue()
+    threading.Thread(target=lambda: [lines.put(line.rstrip("\n")) for line in process.stdout], daemon=True).start()
+    history = History()
+    with contextlib.closing(process.stdout), process:
+        try:
+            skip_to_live(history, lines)
+            posted = []
+            for part in ("before", "after"):
+                posted += [f"{part}-{number}" for number in range(EACH)]
+                for task_id in posted[-EACH:]:
+                    history.post("veo", task_id)
+                if part == "before":
+                    control("restart")
+            history.post("sora", "another-product")
+            printed = [lines.get(timeout=CALL_SECONDS) for _ in posted]
+            assert printed == [f"{task_id} ['https://cdn.example/{task_id}.mp4']" for task_id in posted], printed
+            assert process.poll() is None, process.returncode
+        finally:
+            process.kill()
+
+
+def skip_to_live(history, lines):
+    """Without a start the stream begins at the head, whenever that is: posts until one is printed, and takes what follows."""
+    deadline, number = time.monotonic() + CALL_SECONDS, 0
+    while lines.empty():
+        assert time.monotonic() < deadline, "nothing is printed"
+        history.post("veo", f"first-{number}")
+        number += 1
+        time.sleep(0.1)
+    while not lines.get(timeout=CALL_SECONDS).startswith(f"first-{number - 1} "):
+        pass
+
+
+def callback_url(code, binary, directory):
+    """A URL minted offline is taken; with another product, or by another key, it is not."""
+    made = subprocess.run([binary, "token", "new", "signing-key", "k1"], check=True, capture_output=True, text=True).stdout
+    (directory / "credentials.toml").write_text(made.partition("credentials file:")[2])
+    secret = re.search(r'secret = "([^"]+)"', made)[1]
+    defined = {}
+    exec(code, defined)  # noqa: S102 # that is the point
+    broker = Broker(binary, directory / "data", CREDENTIALS_FILE=directory / "credentials.toml").start()
+    try:
+        base = f"http://{broker.addresses['ingest']}"
+        for number, labels in enumerate(("", "ref=42&team=ads")):
+            url = defined["callback_url"](base, "k1", secret, "veo", labels)
+            assert post(url, f"signed-{number}") == 200, url
+            assert post(url.replace("/veo?", "/sora?"), "forged") == 401
+        other = secret[:-4] + ("AAAA" if secret[-4:] != "AAAA" else "BAAA")
+        assert post(defined["callback_url"](base, "k1", other, "veo"), "forged") == 401
+        events = broker.read_whole("events")
+        assert [event["task_id"] for event in events] == ["signed-0", "signed-1"], events
+        assert [event.get("labels", {}) for event in events] == [{}, {"ref": "42", "team": "ads"}], events
+    finally:
+        broker.stop(signal.SIGTERM)
+
+
+def post(url, task_id):
+    body = {"generation_id": task_id, "status": "completed", "video_url": f"https://cdn.example/{task_id}.mp4"}
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, data=json.dumps(body).encode()), timeout=CALL_SECONDS) as answer:
+            return answer.status
+    except urllib.error.HTTPError as refused:
+        return refused.code
+
+
+def main(binary, readme):
+    text = pathlib.Path(readme).read_text()
+    code = blocks(text)
+    assert set(code) == {"follow", "callback_url"} and text.count("```python") == len(code), f"not each block has a check: {set(code)}"
+    with tempfile.TemporaryDirectory() as directory:
+        directory = pathlib.Path(directory)
+        run(
+            {
+                "README.md generates the stubs": lambda: generate(text, directory),
+                "README.md follows a stream across a restart": lambda: follow(code["follow"], directory),
+                "README.md mints a callback URL": lambda: callback_url(code["callback_url"], binary, directory),
+            }
+        )
+
+
+main(*sys.argv[1:])
