@@ -12,10 +12,7 @@ mod verify;
 
 use std::{
     net::{IpAddr, Ipv4Addr},
-    sync::{
-        Arc, PoisonError, RwLock,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, PoisonError, RwLock},
     time::Duration,
 };
 
@@ -29,8 +26,9 @@ use axum::{
 use jiff::Timestamp;
 use tokio::{
     sync::{Semaphore, oneshot},
-    time::{Instant, timeout_at},
+    time::{Instant, sleep, timeout_at},
 };
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     callback::{Callback, Corrections, Rejection},
@@ -45,6 +43,10 @@ use answer::Outcome;
 use sampler::Sampler;
 use throttle::Throttle;
 pub use verify::{Allowlist, BodySignature, Rules};
+
+/// How long a request that is on its way when the broker stops may still take to arrive: a lost packet is sent again sooner.
+/// Without it such a request would get no answer; any longer, and a stranger's silence would hold up every restart.
+pub(crate) const LAST_REQUEST: Duration = Duration::from_secs(1);
 
 /// What the front needs to know; see the configuration for the meaning of each.
 #[derive(Clone, Copy, Debug)]
@@ -83,7 +85,7 @@ pub struct Ingest {
     quarantines: Sampler,
     /// One permit per byte of body in memory. When none is left callbacks are refused rather than held.
     inflight: Semaphore,
-    draining: AtomicBool,
+    draining: CancellationToken,
     metrics: Arc<Metrics>,
     tracer: Tracer,
 }
@@ -115,7 +117,7 @@ impl Ingest {
             refusals: Sampler::default(),
             quarantines: Sampler::default(),
             inflight,
-            draining: AtomicBool::new(false),
+            draining: CancellationToken::new(),
             metrics,
             tracer,
         })
@@ -130,9 +132,9 @@ impl Ingest {
         Arc::clone(&self.rules.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// From now on callbacks are answered 503 with a short Retry-After.
+    /// From now on callbacks are answered 503 with a short Retry-After, and soon also those whose bodies are still arriving.
     pub fn drain(&self) {
-        self.draining.store(true, Ordering::Release);
+        self.draining.cancel();
     }
 
     /// The routes.
@@ -173,7 +175,7 @@ impl Ingest {
         if request.method() != Method::POST {
             return Err(Outcome::MethodNotAllowed { wants_html: answer::wants_html(request.headers()) });
         }
-        if self.draining.load(Ordering::Acquire) {
+        if self.draining.is_cancelled() {
             return Err(Outcome::Draining);
         }
         rules.check_address(client, &self.metrics)?;
@@ -186,7 +188,10 @@ impl Ingest {
         let path = request.uri().path().trim_end_matches('/');
         let product = path.strip_prefix("/webhook/").map(str::to_owned);
         let signature = request.headers().get(verify::SIGNATURE).cloned();
-        let body = body::read(request, &self.limits, &self.inflight).await?;
+        let body = tokio::select! {
+            body = body::read(request, &self.limits, &self.inflight) => body?,
+            () = self.last_request_over() => return Err(Outcome::Draining),
+        };
         asked.span.note("body read");
         let started = Instant::now();
         let by_body = rules.check_body(signature.as_ref(), &body.bytes, &self.metrics)?;
@@ -200,6 +205,11 @@ impl Ingest {
         let outcome = self.keep(&callback, started + self.limits.answer_timeout, asked).await;
         self.metrics.callback_seconds.observe(started.elapsed().as_secs_f64());
         Ok(outcome)
+    }
+
+    async fn last_request_over(&self) {
+        self.draining.cancelled().await;
+        sleep(LAST_REQUEST).await;
     }
 
     fn client(&self, request: &Request, rules: &Rules) -> IpAddr {
@@ -344,22 +354,30 @@ mod tests {
         }
     }
 
-    /// What a front answers to a callback that can be read and to one that cannot, if its writer never runs or is gone.
-    async fn answers(prepare: impl FnOnce(&Appender), writer_is_there: bool) -> Vec<(&'static str, Response)> {
+    /// A front whose writer never runs or is gone, and what is to be held meanwhile.
+    fn front(prepare: impl FnOnce(&Appender), writer_is_there: bool) -> (Arc<Ingest>, impl Sized) {
         let directory = tempfile::tempdir().unwrap();
         let store = Arc::new(Store::open(directory.path(), 1 << 20).unwrap());
         let metrics = Arc::new(Metrics::default());
         let (appender, writer) = writer(store, RETENTION, |_: &[_]| {}, Arc::clone(&metrics));
-        let _writer = writer_is_there.then_some(writer);
+        let writer = writer_is_there.then_some(writer);
         prepare(&appender);
-        let ingest =
-            Ingest::new(Arc::new(Local::new(appender.clone())), appender, LIMITS, rules(), metrics, Tracer::default());
+        let journal = Arc::new(Local::new(appender.clone()));
+        (Ingest::new(journal, appender, LIMITS, rules(), metrics, Tracer::default()), (writer, directory))
+    }
+
+    async fn receive(ingest: &Ingest, body: Body) -> Result<Outcome, Outcome> {
+        let request = Request::post("/webhook/veo").body(body).unwrap();
+        let mut asked = Asked { id: RequestId::new(), span: Span::default() };
+        ingest.receive(request, &ingest.rules(), [127, 0, 0, 1].into(), &mut asked).await
+    }
+
+    /// What a front answers to a callback that can be read and to one that cannot, if its writer never runs or is gone.
+    async fn answers(prepare: impl FnOnce(&Appender), writer_is_there: bool) -> Vec<(&'static str, Response)> {
+        let (ingest, _held) = front(prepare, writer_is_there);
         let mut answers = Vec::new();
         for body in [READABLE, "nonsense"] {
-            let request = Request::post("/webhook/veo").body(Body::from(body)).unwrap();
-            let client = [127, 0, 0, 1].into();
-            let mut asked = Asked { id: RequestId::new(), span: Span::default() };
-            let outcome = ingest.receive(request, &ingest.rules(), client, &mut asked).await.unwrap();
+            let outcome = receive(&ingest, Body::from(body)).await.unwrap();
             answers.push((outcome.as_str(), outcome.response()));
         }
         answers
@@ -383,6 +401,19 @@ mod tests {
             while appender.probe().try_recv().is_err_and(|empty| empty == oneshot::error::TryRecvError::Empty) {}
         };
         assert_refused(answers(fill, true).await, "overloaded");
+    }
+
+    #[tokio::test]
+    async fn a_body_that_is_still_arriving_at_the_end_has_a_moment() {
+        let (ingest, _held) = front(|_| {}, true);
+        let never = Body::from_stream(tokio_stream::pending::<Result<bytes::Bytes, std::io::Error>>());
+        let drain = async {
+            tokio::task::yield_now().await; // it is being read by now
+            ingest.drain();
+        };
+        let (outcome, ()) = tokio::join!(receive(&ingest, never), drain);
+        assert_eq!(outcome.unwrap_err().as_str(), "draining");
+        assert_eq!(receive(&ingest, Body::from(READABLE)).await.unwrap_err().as_str(), "draining");
     }
 
     #[tokio::test]

@@ -9,10 +9,7 @@ use std::{
     io,
     net::IpAddr,
     pin::{Pin, pin},
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -45,7 +42,7 @@ use tokio_io_timeout::TimeoutStream;
 use super::net::{self, Entrance, Opened, Stream, tls::H2};
 use crate::{
     config,
-    ingest::PeerAddress,
+    ingest::{LAST_REQUEST, PeerAddress},
     metrics::Metrics,
     trace::{REQUEST_ID, RequestId},
 };
@@ -56,9 +53,6 @@ const REFUSALS_MAX: usize = 256;
 const LINGER: Duration = Duration::from_millis(500);
 /// How much it reads.
 const LINGER_BYTES: usize = 256 * 1024;
-/// How long a connection that is owed no answer stays open when the broker stops, for the request that may be on its way: a lost
-/// packet is sent again sooner. Closed at once, it would leave that request without any answer.
-const LAST_REQUEST: Duration = Duration::from_secs(1);
 /// The admin listener's connections: probes, scrapers and people, and a wide margin; no load balancer comes in here.
 const ADMIN_CONNECTIONS_MAX: usize = 128;
 /// Headers of one of its requests, in bytes and in number: what the ingest listener takes by default.
@@ -92,6 +86,8 @@ pub(super) struct Limits {
     headers_max: usize,
     header_timeout: Duration,
     linger: Duration,
+    /// How long a connection stays open for a request that may be on its way when the broker stops. Whoever is not being answered
+    /// after that is left, so that nobody can hold up a restart by saying nothing, little, or too much.
     last_request: Duration,
 }
 
@@ -117,6 +113,11 @@ impl Limits {
             linger: LINGER,
             last_request: Duration::ZERO, // scrapers and probes ask again by themselves
         }
+    }
+
+    async fn last_request_over(&self, stop: &CancellationToken) {
+        stop.cancelled().await;
+        sleep(self.last_request).await;
     }
 }
 
@@ -176,7 +177,11 @@ pub(super) async fn serve(
                 let service = Served { router: router.clone(), limits, callbacks: counters.callbacks.clone() };
                 let stop = stop.clone();
                 let served = async move {
-                    match entrance.open(stream, peer).await {
+                    let opened = tokio::select! {
+                        opened = entrance.open(stream, peer) => opened,
+                        () = limits.last_request_over(&stop) => return,
+                    };
+                    match opened {
                         // On the heap: a connection that is never opened has no need of it.
                         Ok(opened) => Box::pin(service.serve(opened, stop)).await,
                         Err(error) => refused.with_label_values(&[listener, error.cause()]).inc(),
@@ -268,15 +273,15 @@ impl Served {
     async fn h1(self, stream: Timed, peer: IpAddr, stop: CancellationToken) {
         let Self { router, limits, callbacks } = self;
         let service = TowerToHyperService::new(router);
-        let answering = AtomicBool::new(false);
+        let activity = Arc::new(Activity::default());
         let boxed = service_fn(|mut request: Request<Incoming>| {
             request.extensions_mut().insert(PeerAddress(peer));
-            answering.store(true, Ordering::Relaxed);
+            let busy = activity.begin();
             let answer = service.call(request);
-            let (answering, stop) = (&answering, &stop);
+            let stop = &stop;
             Box::pin(async move {
                 let Ok(mut answer) = answer.await;
-                answering.store(false, Ordering::Relaxed);
+                drop(busy);
                 if stop.is_cancelled() {
                     answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
                 }
@@ -289,30 +294,39 @@ impl Served {
             .max_buf_size(limits.header_bytes_max)
             .max_headers(limits.headers_max)
             .serve_connection(TokioIo::new(stream), boxed);
-        let mut stopping = pin!(async {
-            stop.cancelled().await;
-            sleep(limits.last_request).await;
-        });
+        let mut last_request_over = pin!(limits.last_request_over(&stop));
         let (mut is_closing, mut cut_off) = (false, false);
+        // `None`: left with an answer that the client does not take.
         let ended = loop {
             tokio::select! {
-                ended = poll_fn(|cx| connection.poll_without_shutdown(cx)) => break ended,
-                () = &mut stopping, if !is_closing => {
+                ended = poll_fn(|cx| connection.poll_without_shutdown(cx)) => break Some(ended),
+                () = &mut last_request_over, if !is_closing => {
+                    // What has arrived meanwhile is taken up first.
+                    let arrived = poll_fn(|cx| connection.poll_without_shutdown(cx));
+                    if let Ok(ended) = timeout(Duration::ZERO, arrived).await {
+                        break Some(ended);
+                    }
                     is_closing = true;
+                    cut_off = activity.quiet_since().is_some();
+                    if activity.is_unasked() {
+                        break Some(Ok(())); // hyper would wait for the rest of a first head
+                    }
+                    activity.close();
                     // hyper closes a connection between two requests at once, also when the next has begun to arrive.
-                    cut_off = !answering.load(Ordering::Relaxed);
                     Pin::new(&mut connection).graceful_shutdown();
                 }
+                () = activity.quiet_for(limits.linger), if is_closing => break None,
             }
         };
         let parts = connection.into_parts();
-        let unread = Unread::of(&ended, !parts.read_buf.is_empty(), cut_off);
+        let unread = ended.and_then(|ended| Unread::of(&ended, !parts.read_buf.is_empty(), cut_off));
         if let (Some(unread), Some(callbacks)) = (unread, callbacks) {
             callbacks.with_label_values(&[unread.as_str()]).inc();
         }
         let mut stream = parts.io.into_inner();
         let answer = unread.map(|unread| identified(unread.answer(), unread.as_str())).unwrap_or_default();
-        if stream.write_all(&answer).await.is_ok() {
+        // Whoever has left answers unread may have no room for this one either.
+        if timeout(limits.linger, stream.write_all(&answer)).await.is_ok_and(|written| written.is_ok()) {
             linger(stream, limits.linger).await;
         }
     }
@@ -342,51 +356,89 @@ impl Served {
             .max_pending_accept_reset_streams(H2_PENDING_RESETS_MAX)
             .serve_connection(TokioIo::new(stream), counted);
         let mut connection = pin!(connection);
-        let mut goodbye = None;
+        let mut last_request_over = pin!(limits.last_request_over(&stop));
+        let (mut is_told, mut is_closing) = (false, false);
         loop {
-            let quiet_until = activity.quiet_since().map(|since| since + limits.header_timeout);
-            let wake = goodbye.or(quiet_until).unwrap_or_else(|| Instant::now() + limits.header_timeout);
+            let patience = if is_closing { limits.linger } else { limits.header_timeout };
             tokio::select! {
                 _ = &mut connection => return,
-                () = stop.cancelled(), if goodbye.is_none() => {
+                () = stop.cancelled(), if !is_told => {
+                    is_told = true;
                     connection.as_mut().graceful_shutdown();
-                    goodbye = Some(Instant::now() + WRITE_TIMEOUT);
                 }
-                () = sleep_until(wake) => match goodbye {
-                    // It was told, and has had its time.
-                    Some(_) => return,
-                    None if quiet_until.is_some_and(|quiet| quiet <= Instant::now()) => {
-                        connection.as_mut().graceful_shutdown();
-                        goodbye = Some(Instant::now() + limits.linger);
+                () = &mut last_request_over, if !is_closing => {
+                    is_closing = true;
+                    activity.close();
+                }
+                () = activity.quiet_for(patience) => {
+                    if is_closing {
+                        return; // it was told, and has had its time
                     }
-                    None => {}
-                },
+                    (is_told, is_closing) = (true, true);
+                    connection.as_mut().graceful_shutdown();
+                    activity.close();
+                }
             }
         }
     }
 }
 
-/// How many requests are being answered, and since when it is so many.
-struct Activity(Mutex<(usize, Instant)>);
+/// The requests that are being answered on one connection.
+struct Activity(Mutex<Answering>);
+
+struct Answering {
+    count: usize,
+    /// When `count` was changed last.
+    since: Instant,
+    is_unasked: bool,
+    is_closed: bool,
+}
 
 impl Default for Activity {
     fn default() -> Self {
-        Self(Mutex::new((0, Instant::now())))
+        Self(Mutex::new(Answering { count: 0, since: Instant::now(), is_unasked: true, is_closed: false }))
     }
 }
 
 impl Activity {
-    fn begin(self: &Arc<Self>) -> Busy {
-        self.lock().0 += 1;
-        Busy(Arc::clone(self))
+    /// One more; not counted any more when closed, so that a client that asks on and on is not waited for.
+    fn begin(self: &Arc<Self>) -> Option<Busy> {
+        let mut state = self.lock();
+        state.is_unasked = false;
+        if state.is_closed {
+            return None;
+        }
+        state.count += 1;
+        Some(Busy(Arc::clone(self)))
+    }
+
+    /// Waits only for what has begun before; the quiet begins now, if it has not to wait for that.
+    fn close(&self) {
+        let mut state = self.lock();
+        (state.is_closed, state.since) = (true, Instant::now());
+    }
+
+    fn is_unasked(&self) -> bool {
+        self.lock().is_unasked
     }
 
     fn quiet_since(&self) -> Option<Instant> {
-        let (count, since) = *self.lock();
-        (count == 0).then_some(since)
+        let state = self.lock();
+        (state.count == 0).then_some(state.since)
     }
 
-    fn lock(&self) -> MutexGuard<'_, (usize, Instant)> {
+    async fn quiet_for(&self, patience: Duration) {
+        loop {
+            let quiet_until = self.quiet_since().and_then(|since| since.checked_add(patience));
+            match quiet_until {
+                Some(until) if until <= Instant::now() => return,
+                Some(until) => sleep_until(until).await,
+                None => sleep(patience).await,
+            }
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Answering> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -397,8 +449,8 @@ struct Busy(Arc<Activity>);
 impl Drop for Busy {
     fn drop(&mut self) {
         let mut state = self.0.lock();
-        state.0 -= 1;
-        state.1 = Instant::now();
+        state.count -= 1;
+        state.since = Instant::now();
     }
 }
 
@@ -493,9 +545,15 @@ mod tests {
 
     /// A listener with these limits, and what stops it.
     async fn answering(limits: Limits) -> (std::net::SocketAddr, CancellationToken, tokio::task::JoinHandle<()>) {
+        serving(limits, Router::new().fallback(|| std::future::ready("answered"))).await
+    }
+
+    async fn serving(
+        limits: Limits,
+        router: Router,
+    ) -> (std::net::SocketAddr, CancellationToken, tokio::task::JoinHandle<()>) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let (address, stop) = (listener.local_addr().unwrap(), CancellationToken::new());
-        let router = Router::new().fallback(|| std::future::ready("answered"));
         let (entrance, counters) = (Entrance::open_to_all(None), Counters::of("test", &Metrics::default()));
         (address, stop.clone(), tokio::spawn(serve(listener, entrance, router, limits, counters, stop)))
     }
@@ -538,6 +596,127 @@ mod tests {
             assert_eq!(connection.read(&mut [0]).await.unwrap(), 0);
         }
         served.await.unwrap();
+    }
+
+    /// Short beside what a client is given otherwise, so that a test that waits for that fails.
+    const AT_THE_END: Limits = Limits {
+        connections_max: 10,
+        header_bytes_max: 16 * 1024,
+        headers_max: 64,
+        header_timeout: Duration::from_secs(60),
+        linger: Duration::from_millis(10),
+        last_request: Duration::from_millis(10),
+    };
+    /// Far longer than it takes then.
+    const SOON: Duration = Duration::from_secs(5);
+
+    #[tokio::test]
+    async fn half_a_head_is_told_at_the_end_to_come_again() {
+        let (address, stop, served) = answering(AT_THE_END).await;
+        let mut trickling = TcpStream::connect(address).await.unwrap();
+        trickling.write_all(b"GET / HTTP/1.1\r\nhost: x\r\na: b\r\n").await.unwrap();
+        let _taken_up = one_fresh_and_one_used(address).await;
+        stop.cancel();
+        timeout(SOON, served).await.expect("nobody is waited for").unwrap();
+        let mut answer = String::new();
+        trickling.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.starts_with("HTTP/1.1 503 ") && answer.ends_with("restarting: send it again\"}"), "{answer}");
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_is_not_opened_yet_does_not_hold_the_end_up() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (metrics, stop) = (Metrics::default(), CancellationToken::new());
+        // It is to send a PROXY header first.
+        let entrance = Entrance::shared(1, &["127.0.0.1/32".parse().unwrap()], true, None);
+        let counters = Counters::of("test", &metrics);
+        let served = tokio::spawn(serve(listener, entrance, Router::new(), AT_THE_END, counters, stop.clone()));
+        while metrics.connections.with_label_values(&["test"]).get() == 0 {
+            yield_now().await;
+        }
+        stop.cancel();
+        timeout(SOON, served).await.expect("nobody is waited for").unwrap();
+        assert_eq!(client.read(&mut [0]).await.unwrap(), 0);
+    }
+
+    #[tokio::test]
+    async fn answers_that_nobody_reads_do_not_hold_the_end_up() {
+        // More than the kernel takes for a connection.
+        let large = || std::future::ready(vec![0; 64 << 20]);
+        let (address, stop, served) = serving(AT_THE_END, Router::new().fallback(large)).await;
+        let mut unread = TcpStream::connect(address).await.unwrap();
+        unread.write_all(&REQUEST.repeat(2)).await.unwrap();
+        unread.readable().await.unwrap(); // the answer has begun
+        stop.cancel();
+        timeout(SOON, served).await.expect("nobody is waited for").unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_request_that_is_being_answered_at_the_end_is_waited_for() {
+        let (asked, go_on) = (CancellationToken::new(), CancellationToken::new());
+        let (begun, wait) = (asked.clone(), go_on.clone());
+        let answer = move || {
+            begun.cancel();
+            let wait = wait.clone();
+            async move {
+                wait.cancelled().await;
+                "answered"
+            }
+        };
+        let (address, stop, served) = serving(AT_THE_END, Router::new().fallback(answer)).await;
+        let mut connection = TcpStream::connect(address).await.unwrap();
+        connection.write_all(REQUEST).await.unwrap();
+        asked.cancelled().await;
+        stop.cancel();
+        assert!(timeout(4 * (AT_THE_END.last_request + AT_THE_END.linger), served).await.is_err());
+        go_on.cancel();
+        let mut answer = String::new();
+        connection.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.ends_with("answered"), "{answer}");
+    }
+
+    /// The client's end of an HTTP/2 connection whose preface is sent, what stops it, and what ends with it.
+    async fn h2_connection() -> (TcpStream, CancellationToken, tokio::task::JoinHandle<()>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (stream, peer) = listener.accept().await.unwrap();
+        let opened = Entrance::open_to_all(None).open(stream, peer).await.unwrap();
+        let stream = Box::pin(TimeoutStream::new(opened.into_parts().0));
+        let router = Router::new().fallback(|| std::future::ready("answered"));
+        let (service, stop) = (Served { router, limits: AT_THE_END, callbacks: None }, CancellationToken::new());
+        let served = tokio::spawn(service.h2(stream, peer.ip(), stop.clone()));
+        client.write_all(net::PREFACE).await.unwrap();
+        client.write_all(&[0, 0, 0, 4, 0, 0, 0, 0, 0]).await.unwrap(); // SETTINGS
+        client.readable().await.unwrap(); // the server's
+        (client, stop, served)
+    }
+
+    #[tokio::test]
+    async fn an_http_2_connection_that_says_nothing_does_not_hold_the_end_up() {
+        let (_client, stop, served) = h2_connection().await;
+        stop.cancel();
+        timeout(SOON, served).await.expect("nobody is waited for").unwrap();
+    }
+
+    #[tokio::test]
+    async fn an_http_2_connection_that_asks_on_and_on_does_not_hold_the_end_up() {
+        let (mut client, stop, served) = h2_connection().await;
+        stop.cancel();
+        let asking = async {
+            for stream in (1_u32..).step_by(2) {
+                let mut headers = vec![0, 0, 3, 1, 0x05]; // HEADERS, with END_STREAM and END_HEADERS
+                headers.extend(stream.to_be_bytes());
+                headers.extend([0x82, 0x84, 0x86]); // GET, /, http
+                if client.write_all(&headers).await.is_err() {
+                    return;
+                }
+                let _ = client.try_read(&mut [0; 4096]).is_ok();
+                sleep(Duration::from_millis(1)).await;
+            }
+        };
+        let ended = async { tokio::join!(asking, served).1 };
+        timeout(SOON, ended).await.expect("nobody is waited for").unwrap();
     }
 
     #[test]
