@@ -641,6 +641,26 @@ fn an_otlp_endpoint_is_http_without_a_path() {
 }
 
 #[test]
+fn a_secret_in_a_url_is_not_repeated() {
+    for key in ["public_url", "traces.otlp_endpoint"] {
+        for (raw, told) in [
+            ("https://user:hunter2@a/b", "\"https://…@a/b\""),
+            ("https://user:hunter2/@hunter2@a", "\"https://…@a\""),
+            ("user:hunter2@a", "\"…@a\""),
+            ("ftp://hunter2@a?hunter2", "\"ftp://…@a?…\""),
+            ("https://a/?token=hunter2", "\"https://a/?…\""),
+            ("https://a/#hunter2", "\"https://a/#…\""),
+        ] {
+            let line = line_of(key, raw);
+            for errors in [errors_of(load(&flag(key, raw))), errors_of(load_file(&line))] {
+                assert!(errors.len() == 1 && errors[0].contains(told), "{errors:?}");
+                assert!(!errors[0].contains("hunter2"), "{errors:?}");
+            }
+        }
+    }
+}
+
+#[test]
 fn a_ratio_is_from_0_to_1() {
     for (raw, number) in [("0", 0.0), ("1", 1.0), ("1.0", 1.0), ("0.25", 0.25), ("1e-3", 0.001)] {
         let of_flag = load(&flag("traces.sampling_ratio", raw)).unwrap();

@@ -109,11 +109,11 @@ pub fn parse_listen(raw: &str) -> Result<SocketAddr, UnitError> {
 }
 
 fn parse_public_url(raw: &str) -> Result<Option<String>, UnitError> {
-    http_url(raw).map_err(|why| UnitError::PublicUrl(raw.to_owned(), why))
+    http_url(raw).map_err(|why| UnitError::PublicUrl(without_secrets(raw), why))
 }
 
 fn parse_otlp_endpoint(raw: &str) -> Result<Option<String>, UnitError> {
-    let wrong = |why| UnitError::OtlpEndpoint(raw.to_owned(), why);
+    let wrong = |why| UnitError::OtlpEndpoint(without_secrets(raw), why);
     let Some(url) = http_url(raw).map_err(wrong)? else { return Ok(None) };
     let uri: hyper::Uri = url.parse().map_err(|_| wrong("has a host that cannot be"))?;
     let is_port = |authority: &Authority| authority.as_str() == authority.host() || authority.port_u16().is_some();
@@ -145,6 +145,15 @@ impl Ratio {
     }
 }
 
+/// A URL without what may be a secret in it: user name and password, and a query.
+fn without_secrets(raw: &str) -> String {
+    let (scheme, rest) = raw.split_once("://").map_or(("", raw), |(scheme, rest)| (&raw[..scheme.len() + 3], rest));
+    // A password may have any character in it when it is not written as it should be.
+    let (userinfo, rest) = rest.rsplit_once('@').map_or(("", rest), |(_, rest)| ("…@", rest));
+    let (rest, query) = rest.find(['?', '#']).map_or((rest, ""), |end| (&rest[..=end], "…"));
+    format!("{scheme}{userinfo}{rest}{query}")
+}
+
 /// A URL without its last slash, and without what must not be printed or logged.
 fn http_url(raw: &str) -> Result<Option<String>, &'static str> {
     if raw.is_empty() {
@@ -160,7 +169,8 @@ fn http_url(raw: &str) -> Result<Option<String>, &'static str> {
         return Err("must have no query and no fragment");
     }
     let authority = rest.split('/').next().unwrap_or_default();
-    if authority.contains('@') {
+    // Also behind the host's slash: a password may have one in it.
+    if rest.contains('@') {
         return Err("must not carry a user name or password");
     }
     if authority.is_empty() || authority.starts_with(':') {

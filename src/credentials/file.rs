@@ -5,11 +5,11 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use jiff::{Timestamp, civil, tz::TimeZone};
 use serde::Deserialize;
-use toml::value::Datetime;
+use toml::{Spanned, value::Datetime};
 
 use super::{
     CallbackToken, Client, Credentials, KeyId, Lifetime, Products, Proof, Secret, SigningKey, TokenHash,
-    secret::SECRET_BYTES_MIN,
+    secret::{SECRET_BYTES_MIN, TOKEN_PREFIX},
 };
 use crate::event::Product;
 
@@ -27,7 +27,7 @@ pub enum CredentialsError {
     Entry {
         /// The table.
         table: &'static str,
-        /// The entry.
+        /// The entry, or the line where it begins, if what stands there may be a secret.
         name: String,
         /// What is wrong, and what to do.
         problem: String,
@@ -37,10 +37,10 @@ pub enum CredentialsError {
 #[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 struct File {
-    callback_tokens: BTreeMap<String, RawToken>,
-    signing_keys: BTreeMap<String, RawKey>,
+    callback_tokens: BTreeMap<Spanned<String>, RawToken>,
+    signing_keys: BTreeMap<Spanned<String>, RawKey>,
     body_signature: Option<RawBodySignature>,
-    clients: BTreeMap<String, RawClient>,
+    clients: BTreeMap<Spanned<String>, RawClient>,
 }
 
 #[derive(Deserialize)]
@@ -84,43 +84,59 @@ type Problem = String;
 pub(super) fn parse(text: &str) -> Result<Credentials, CredentialsError> {
     // The parser quotes the line it stumbles over, and that may be one with a secret.
     let file: File = toml::from_str(text).map_err(|error| CredentialsError::Form(without_secrets(text, &error)))?;
+    let entry = |table, name: &Spanned<String>| entry(table, told(text, name));
     let mut credentials = Credentials::default();
     for (name, raw) in file.callback_tokens {
         let token = callback_token(&raw).map_err(entry("callback_tokens", &name))?;
-        credentials.callback_tokens.insert(name.into(), token);
+        credentials.callback_tokens.insert(name.into_inner().into(), token);
     }
     for (name, raw) in file.signing_keys {
-        let (id, key) = signing_key(&name, &raw).map_err(entry("signing_keys", &name))?;
+        let (id, key) = signing_key(name.get_ref(), &raw).map_err(entry("signing_keys", &name))?;
         credentials.signing_keys.insert(id, key);
     }
     if let Some(RawBodySignature { secret }) = file.body_signature {
-        let empty = || entry("body_signature", "secret")("is empty: take it from your RunBlob account".to_owned());
+        let problem = || "is empty: take it from your RunBlob account".to_owned();
+        let empty = || self::entry("body_signature", "secret".to_owned())(problem());
         credentials.body_secret = Some(Secret::of_text(&secret).ok_or_else(empty)?);
     }
+    let mut names: Vec<(Proof, String)> = Vec::new();
     for (name, raw) in file.clients {
-        let client = client(&name, &raw).map_err(entry("clients", &name))?;
-        let taken = credentials.clients.values().find(|other| other.proof == client.proof).map(|o| o.name.clone());
-        if let Some(other) = taken {
+        let client = client(name.get_ref(), &raw).map_err(entry("clients", &name))?;
+        if let Some((_, other)) = names.iter().find(|(proof, _)| *proof == client.proof) {
             let problem = format!("shows the same as {other}: give each client its own token or certificate");
             return Err(entry("clients", &name)(problem));
         }
-        credentials.clients.insert(name.into(), Arc::new(client));
+        names.push((client.proof.clone(), told(text, &name)));
+        credentials.clients.insert(name.into_inner().into(), Arc::new(client));
     }
     Ok(credentials)
 }
 
+/// What a message says: never what stands in the file where it is not expected, for that may be a secret.
 fn without_secrets(text: &str, error: &toml::de::Error) -> String {
-    let line = error.span().map(|span| text[..span.start.min(text.len())].matches('\n').count() + 1);
-    let line = line.map(|line| format!("line {line}: ")).unwrap_or_default();
-    // What stands where something else should, may be one, too: only what was expected is told.
+    let line = error.span().map(|span| format!("line {}: ", line(text, span.start))).unwrap_or_default();
     match error.message().rsplit_once(", expected ") {
         Some((found, expected)) if found.starts_with("invalid ") => format!("{line}expected {expected}"),
+        Some((found, expected)) if found.starts_with("unknown field ") => {
+            format!("{line}unknown field, expected {expected}")
+        }
         _ => format!("{line}{}", error.message()),
     }
 }
 
-fn entry(table: &'static str, name: &str) -> impl FnOnce(Problem) -> CredentialsError {
-    move |problem| CredentialsError::Entry { table, name: name.to_owned(), problem }
+/// Counted from 1.
+fn line(text: &str, offset: usize) -> usize {
+    text.as_bytes().iter().take(offset).filter(|byte| **byte == b'\n').count() + 1
+}
+
+/// A name that looks like one, or its line: a secret in its place is longer, or a token.
+fn told(text: &str, name: &Spanned<String>) -> String {
+    let is_name = KeyId::parse(name.get_ref()).is_some() && !name.get_ref().starts_with(TOKEN_PREFIX);
+    if is_name { name.get_ref().clone() } else { format!("line {}", line(text, name.span().start)) }
+}
+
+fn entry(table: &'static str, name: String) -> impl FnOnce(Problem) -> CredentialsError {
+    move |problem| CredentialsError::Entry { table, name, problem }
 }
 
 fn callback_token(raw: &RawToken) -> Result<CallbackToken, Problem> {
@@ -145,8 +161,10 @@ fn client(name: &str, raw: &RawClient) -> Result<Client, Problem> {
         [all] if all == ALL_PRODUCTS => Products::All,
         [] => return Err("may see nothing: name `products`, or [\"*\"] for all".to_owned()),
         some => {
-            let parse = |raw: &String| Product::parse(raw).map_err(|error| format!("{raw:?}: {error}"));
-            Products::Only(some.iter().map(parse).collect::<Result<_, _>>()?)
+            let parse = |(index, raw): (usize, &String)| {
+                Product::parse(raw).map_err(|error| format!("number {} of `products`: {error}", index + 1))
+            };
+            Products::Only(some.iter().enumerate().map(parse).collect::<Result<_, _>>()?)
         }
     };
     if raw.subscriptions_max == Some(0) || raw.task_ids_max == Some(0) {

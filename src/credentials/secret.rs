@@ -9,7 +9,7 @@ use subtle::ConstantTimeEq;
 /// Fewest bytes of a signing secret: as many as its HMAC has.
 pub(super) const SECRET_BYTES_MIN: usize = 32;
 /// Begins every token that is made here, so that scanners for leaked secrets can know one.
-const TOKEN_PREFIX: &str = "bcast_";
+pub(super) const TOKEN_PREFIX: &str = "bcast_";
 const HASH_PREFIX: &str = "sha256:";
 
 /// The SHA-256 of a token. The tokens have 256 random bits, so the hash needs no salt and no stretching.

@@ -171,11 +171,17 @@ fn each_mistake_in_the_file_is_told_by_its_place_and_without_its_secret() {
     for (text, expected) in [
         ("[callback_tokens]\na = { token = \"hunter2\" }".to_owned(), "[callback_tokens] a: the token is not"),
         ("[signing_keys]\nk1 = { secret = \"c2hvcnQ\" }".to_owned(), "[signing_keys] k1: the secret is not base64url"),
-        (format!("[signing_keys]\n\"k 1\" = {{ secret = \"{}\" }}", new_secret(false)), "k 1: a key's name has"),
+        (
+            format!("[signing_keys]\n\"k 1\" = {{ secret = \"{}\" }}", new_secret(false)),
+            "[signing_keys] line 2: a key's name has",
+        ),
         ("[body_signature]\nsecret = \"\"".to_owned(), "[body_signature] secret: is empty"),
         ("[clients]\na = { products = [\"*\"] }".to_owned(), "[clients] a: needs either"),
         (format!("[clients]\na = {{ token = \"{hash}\", products = [] }}"), "[clients] a: may see nothing"),
-        (format!("[clients]\na = {{ token = \"{hash}\", products = [\"V\"] }}"), "\"V\": a product has"),
+        (
+            format!("[clients]\na = {{ token = \"{hash}\", products = [\"V\"] }}"),
+            "[clients] a: number 1 of `products`: a product has",
+        ),
         (format!("[clients]\na = {{ token = \"{hash}\", products = [\"*\"], task_ids_max = 0 }}"), "a limit of 0"),
         (
             format!("[clients]\na={{token=\"{hash}\",products=[\"*\"]}}\nb={{token=\"{hash}\",products=[\"*\"]}}"),
@@ -185,7 +191,10 @@ fn each_mistake_in_the_file_is_told_by_its_place_and_without_its_secret() {
             format!("[callback_tokens]\na = {{ token = \"{hash}\", expires = 12:00:00 }}"),
             "12:00:00 is no point in time",
         ),
-        ("\n[signing_keys]\nk1 = { secrt = \"hunter2\" }".to_owned(), "line 3: unknown field `secrt`"),
+        (
+            "\n[signing_keys]\nk1 = { secrt = \"hunter2\" }".to_owned(),
+            "line 3: unknown field, expected one of `secret`, ",
+        ),
         ("[signing_keys]\nk1 = { secret = \"hunter2".to_owned(), "line 2"),
     ] {
         let refused = refusal(&text);
@@ -204,6 +213,34 @@ fn a_secret_in_the_wrong_place_is_not_repeated() {
         ("[clients]\na = { token = \"x\", products = \"hunter2\" }", "line 2: expected a sequence"),
         ("[body_signature]\nsecret = 4711", "line 2: expected a string"),
         ("body_signature = \"hunter2\"", "line 1: expected"),
+        ("hunter2 = 1", "line 1: unknown field, expected one of `callback_tokens`, "),
+        ("\n[hunter2]\n", "line 2: unknown field, expected one of `callback_tokens`, "),
+        ("[body_signature]\nhunter2 = 1", "line 2: unknown field, expected `secret`"),
+        ("[body_signature]\nsecret = \"x\"\n\"hunter2, expected y\" = 1", "line 3: unknown field, expected `secret`"),
+        ("[clients]\na = { hunter2 = 1 }", "line 2: unknown field, expected one of `token`, "),
+        ("[clients.a]\nhunter2 = 1\nhunter2 = 2", "line 3: duplicate key"),
+        ("hunter2", "line 1: "),
+        ("[clients]\na = hunter2", "line 2: "),
+        ("[clients]\na = { products = [], created = hunter2 }", "line 2: "),
+        ("[clients]\nbcast_hunter2 = { products = [] }", "[clients] line 2: needs either"),
+        ("\n\n[clients.bcast_hunter2]\nproducts = []", "[clients] line 3: needs either"),
+        ("[clients]\n\"hunter2 \" = { products = [] }", "[clients] line 2: needs either"),
+        ("[clients]\nhunter2_89_123456789_123456789_123 = { products = [] }", "[clients] line 2: needs either"),
+        (
+            "[clients]\nname_6789_123456789_123456789_12 = { products = [] }",
+            "[clients] name_6789_123456789_123456789_12:",
+        ),
+        ("[signing_keys]\nbcast_hunter2 = { secret = \"x\" }", "[signing_keys] line 2: the secret is not"),
+        ("[callback_tokens]\nbcast_hunter2 = { token = \"x\" }", "[callback_tokens] line 2: the token is not"),
+        (
+            "[clients]\na = { certificate = \"a\", products = [\"veo\", \"Hunter2 hunter2\"] }",
+            "[clients] a: number 2 of `products`: ",
+        ),
+        (
+            "[clients]\nbcast_hunter2 = { certificate = \"a\", products = [\"*\"] }\n\
+             c = { certificate = \"a\", products = [\"*\"] }",
+            "[clients] c: shows the same as line 2",
+        ),
     ] {
         let error = Credentials::parse(text).unwrap_err().to_string();
         assert!(error.starts_with(expected), "{text}: {error}");
