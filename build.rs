@@ -14,7 +14,7 @@ const PROTOS: [&str; 3] =
     ["blobcast/v1/event.proto", "blobcast/v1/event_service.proto", "blobcast/v1/admin_service.proto"];
 /// What traces are sent by: version 1.10.0 of github.com/open-telemetry/opentelemetry-proto (Apache-2.0), unchanged.
 const OTLP: [&str; 1] = ["opentelemetry/proto/collector/trace/v1/trace_service.proto"];
-const FRAMES: [&str; 4] = ["SubscribeResponse", "WaitTaskResponse", "GetTaskResponse", "ListEventsResponse"];
+const FRAMES: [&str; 3] = ["WaitTaskResponse", "GetTaskResponse", "ListEventsResponse"];
 
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo:rerun-if-changed=proto");

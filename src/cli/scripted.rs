@@ -15,7 +15,7 @@ use crate::{
     },
 };
 
-type Stream = tokio_stream::Iter<std::vec::IntoIter<Result<Frame, Status>>>;
+type Stream = tokio_stream::Iter<std::vec::IntoIter<Result<v1::SubscribeResponse, Status>>>;
 
 /// What the broker does, call by call; a call for which the script has nothing is answered INVALID_ARGUMENT, which ends a client.
 #[derive(Debug, Default)]
@@ -77,7 +77,7 @@ impl EventService for Scripted {
         let mut script = self.script();
         script.subscribed.push(request.into_inner());
         let (contents, end) = next(&mut script.streams)?;
-        let message = |content| Ok(Frame::Control(Box::new(v1::SubscribeResponse { content: Some(content) })));
+        let message = |content| Ok(v1::SubscribeResponse { content: Some(content) });
         let messages: Vec<_> = contents.into_iter().map(message).chain(end.err().map(Err)).collect();
         Ok(Response::new(tokio_stream::iter(messages)))
     }

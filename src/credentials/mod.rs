@@ -23,7 +23,7 @@ mod secret;
 mod signed_url;
 
 use std::{
-    collections::{BTreeMap, HashSet},
+    collections::{BTreeMap, BTreeSet},
     sync::{Arc, PoisonError, RwLock},
 };
 
@@ -62,7 +62,7 @@ pub enum Products {
     /// Every one, also those to come.
     All,
     /// These.
-    Only(HashSet<Product>),
+    Only(BTreeSet<Product>),
 }
 
 impl Products {

@@ -1,6 +1,6 @@
 //! Which events a client wants: AND between the fields, OR within one, an empty field does not restrict. Pure.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 
 use super::{Labels, Product, TaskId, TaskStatus};
 
@@ -21,8 +21,8 @@ pub trait Selectable {
 pub struct Filter {
     /// Any of these tasks.
     pub task_ids: HashSet<TaskId>,
-    /// Any of these products.
-    pub products: HashSet<Product>,
+    /// Any of these products. Few, mostly one, and looked at for every delivery: not worth a hash.
+    pub products: BTreeSet<Product>,
     /// Any of these statuses.
     pub statuses: Vec<TaskStatus>,
     /// Any of these labels.

@@ -60,6 +60,10 @@ pub struct Record {
     origin: Option<Arc<Origin>>,
 }
 
+/// Events that were published or read together, in the order of the log. They are shared as a whole: to count who holds each
+/// single one would have all cores write to the same places in memory for every delivery.
+pub type Records = Arc<[Record]>;
+
 impl Record {
     /// Lays the parts out at `sequence`.
     pub fn new(sequence: Sequence, parts: &RecordParts<'_>) -> Self {

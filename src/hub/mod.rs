@@ -18,14 +18,14 @@ use std::{
 
 use slab::Slab;
 
-use crate::event::{Filter, Record, Sequence};
+use crate::event::{Filter, Record, Records, Sequence};
 use index::Index;
 
-/// Most matching records handed out by one read.
-const READ_RECORDS_MAX: usize = 64;
-/// Most bytes handed out by one read after its first record: what a stalled reader can hold on to.
-const READ_BYTES_MAX: usize = 64 * 1024;
-/// Most records looked at by one read, so that nobody holds the lock for long.
+/// Most records that are shared as a whole.
+const SHARED_RECORDS_MAX: usize = 64;
+/// Most of their bytes, but for a first one that is larger: what a stalled reader can hold on to.
+const SHARED_BYTES_MAX: usize = 64 * 1024;
+/// Records after which a read looks at no further ones, so that nobody holds the lock for long.
 const READ_SCANNED_MAX: usize = 1_024;
 
 /// See the module's description.
@@ -37,7 +37,9 @@ pub struct Hub {
 
 #[derive(Debug)]
 struct State {
-    ring: VecDeque<Record>,
+    /// In the order of the log, none of them empty.
+    ring: VecDeque<Records>,
+    ring_events: usize,
     ring_bytes: usize,
     ring_bytes_max: usize,
     head: Sequence,
@@ -57,8 +59,8 @@ struct Occupant {
 /// What a seat has found.
 #[derive(Debug)]
 pub enum Read {
-    /// Matching records, in order, and the place up to which all has been looked at.
-    Records(Vec<Record>, Sequence),
+    /// What is next to be looked at, whether it matches or not. Nothing before it does.
+    Records(Records, usize),
     /// Nothing up to this place, the head; the waker is registered.
     Waiting(Sequence),
     /// The ring has moved past: everything up to this place has been seen, the rest is in the log.
@@ -81,6 +83,7 @@ impl Hub {
     pub fn new(head: Sequence, ring_bytes_max: usize) -> Arc<Self> {
         let state = State {
             ring: VecDeque::new(),
+            ring_events: 0,
             ring_bytes: 0,
             ring_bytes_max,
             head,
@@ -98,15 +101,17 @@ impl Hub {
     /// How much the ring holds.
     pub fn ring_size(&self) -> RingSize {
         let state = self.lock();
-        RingSize { events: state.ring.len(), bytes: state.ring_bytes }
+        RingSize { events: state.ring_events, bytes: state.ring_bytes }
     }
 
     /// Takes durable events, in log order, and wakes those who want them.
     pub fn publish(&self, records: &[Record]) {
         let mut woken = Vec::new();
+        let shared: Vec<Records> = split(records).map(Records::from).collect();
         let mut state = self.lock();
-        for record in records {
-            state.push(record, &mut woken);
+        for records in shared {
+            records.iter().for_each(|record| state.notify(record, &mut woken));
+            state.push(records);
         }
         drop(state);
         // Outside the lock: a woken task may start to read at once.
@@ -162,10 +167,10 @@ impl Hub {
 
 impl State {
     fn ring_start(&self) -> Sequence {
-        self.ring.front().map_or(self.head.next(), Record::sequence)
+        self.ring.front().map_or(self.head.next(), |oldest| oldest[0].sequence())
     }
 
-    fn push(&mut self, record: &Record, woken: &mut Vec<Waker>) {
+    fn notify(&mut self, record: &Record, woken: &mut Vec<Waker>) {
         let Self { index, seats, .. } = self;
         index.for_each_candidate(record, |number| {
             let occupant = &mut seats[number];
@@ -174,52 +179,74 @@ impl State {
                 woken.extend(occupant.waker.take());
             }
         });
-        self.head = record.sequence();
-        self.ring_bytes += record.len();
-        self.ring.push_back(record.clone());
+    }
+
+    fn push(&mut self, records: Records) {
+        self.head = last(&records);
+        self.ring_events += records.len();
+        self.ring_bytes += bytes(&records);
+        self.ring.push_back(records);
         while self.ring_bytes > self.ring_bytes_max
             && self.ring.len() > 1
             && let Some(oldest) = self.ring.pop_front()
         {
-            self.ring_bytes -= oldest.len();
+            self.ring_events -= oldest.len();
+            self.ring_bytes -= bytes(&oldest);
         }
     }
 
     fn read(&mut self, number: usize, position: Sequence, waker: &Waker) -> Read {
         let (head, start) = (self.head, self.ring_start());
         let occupant = &mut self.seats[number];
-        let from = occupant.first_match.map(|first| first.max(position.next())).filter(|&from| from <= head);
-        let Some(from) = from else {
-            occupant.first_match = None;
-            occupant.waker = Some(waker.clone());
-            return Read::Waiting(head.max(position));
-        };
-        if from < start {
-            return Read::Behind(from.previous());
+        if let Some(from) = occupant.first_match.map(|first| first.max(position.next())) {
+            if from < start {
+                return Read::Behind(from.previous());
+            }
+            if let Some((records, at)) = find(&self.ring, &occupant.filter, from) {
+                occupant.first_match = (last(&records) < head).then(|| last(&records).next());
+                return Read::Records(records, at);
+            }
         }
-        let at = self.ring.partition_point(|record| record.sequence() < from);
-        let (records, scanned_to) = take(self.ring.range(at..), &occupant.filter, from.previous());
-        occupant.first_match = (scanned_to < head).then(|| scanned_to.next());
-        Read::Records(records, scanned_to)
+        occupant.first_match = None;
+        occupant.waker = Some(waker.clone());
+        Read::Waiting(head.max(position))
     }
 }
 
-fn take<'a>(ring: impl Iterator<Item = &'a Record>, filter: &Filter, from: Sequence) -> (Vec<Record>, Sequence) {
-    let (mut records, mut bytes, mut scanned_to) = (Vec::new(), 0, from);
-    for record in ring.take(READ_SCANNED_MAX) {
-        if filter.matches(record) {
+/// The first of the ring's records that have a match at or behind `from`, and where it is; or those at which to go on later.
+fn find(ring: &VecDeque<Records>, filter: &Filter, from: Sequence) -> Option<(Records, usize)> {
+    let (mut scanned, mut candidates) = (0, ring.range(ring.partition_point(|records| last(records) < from)..));
+    candidates.find_map(|records| {
+        let start = records.partition_point(|record| record.sequence() < from);
+        let found = records[start..].iter().position(|record| filter.matches(record));
+        scanned += records.len() - start;
+        let at = found.map(|place| start + place).or((scanned >= READ_SCANNED_MAX).then_some(records.len()))?;
+        Some((Arc::clone(records), at))
+    })
+}
+
+/// In pieces that are shared as a whole.
+fn split(mut records: &[Record]) -> impl Iterator<Item = &[Record]> {
+    std::iter::from_fn(move || {
+        let mut bytes = 0;
+        let fits = |record: &&Record| {
+            let is_first = bytes == 0;
             bytes += record.len();
-            if !records.is_empty() && bytes > READ_BYTES_MAX {
-                break;
-            }
-            records.push(record.clone());
-        }
-        scanned_to = record.sequence();
-        if records.len() == READ_RECORDS_MAX {
-            break;
-        }
-    }
-    (records, scanned_to)
+            is_first || bytes <= SHARED_BYTES_MAX
+        };
+        let count = records.iter().take(SHARED_RECORDS_MAX).take_while(fits).count();
+        let (piece, rest) = records.split_at(count);
+        records = rest;
+        (!piece.is_empty()).then_some(piece)
+    })
+}
+
+fn last(records: &Records) -> Sequence {
+    records[records.len() - 1].sequence()
+}
+
+fn bytes(records: &Records) -> usize {
+    records.iter().map(Record::len).sum()
 }
 
 /// A place at the live path; given back when dropped.

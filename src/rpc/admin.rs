@@ -52,7 +52,7 @@ impl Admin {
             peer: listed.peer,
             filter: Some(v1::Filter {
                 task_ids: sorted(&filter.task_ids, TASK_IDS_SHOWN),
-                products: sorted(&filter.products, usize::MAX),
+                products: filter.products.iter().map(ToString::to_string).collect(),
                 statuses: filter.statuses.iter().map(|&status| status_to_wire(status).into()).collect(),
                 labels: filter.labels.clone().into_iter().collect(),
             }),

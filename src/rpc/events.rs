@@ -1,17 +1,21 @@
 //! `blobcast.v1.EventService`.
 
-use std::{sync::Arc, time::Duration};
+use std::{future::poll_fn, sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 use tokio::time::{Instant, timeout_at};
-use tokio_stream::StreamExt;
 use tonic::{Request, Response, Status};
 
-use super::{Context, access::Caller, call, deadline, errors, page, peer, stream::EventStream};
+use super::{
+    Context,
+    access::Caller,
+    call, deadline, errors, page, peer,
+    stream::{EventBody, HandedOver},
+};
 use crate::{
     event::{Cursor, Filter, LABELS_MAX, Record, Selectable, Sequence, TaskId},
     store::{Chunk, Keep, ReadError, ReadLimits},
-    subscription::{Message, OnExpired, Opening, Sources, Start, Subscription},
+    subscription::{Control, End, Message, OnExpired, Opening, Sources, Start, Subscription},
     trace,
     wire::{
         Delivery, Frame, Malformed, duration, instant_from_wire, positive_duration,
@@ -94,9 +98,13 @@ impl Events {
 
 #[tonic::async_trait]
 impl event_service_server::EventService for Events {
-    type SubscribeStream = EventStream;
+    /// The events are in the answer's extensions; see [`HandedOver`].
+    type SubscribeStream = tokio_stream::Empty<Result<v1::SubscribeResponse, Status>>;
 
-    async fn subscribe(&self, request: Request<v1::SubscribeRequest>) -> Result<Response<EventStream>, Status> {
+    async fn subscribe(
+        &self,
+        request: Request<v1::SubscribeRequest>,
+    ) -> Result<Response<Self::SubscribeStream>, Status> {
         let (caller, peer, deadline) = (Caller::of(&request)?, peer(&request), deadline::of(&request));
         let call = call(&request);
         let request = request.into_inner();
@@ -127,7 +135,10 @@ impl event_service_server::EventService for Events {
         let subscription = self.open(opening).await?;
         tracing::debug!(subscription_id = subscription.id(), "subscribed");
         let (sources, limits) = (Arc::clone(&self.0.sources), self.subscription_limits(&caller, heartbeat_interval));
-        Ok(Response::new(EventStream::new(sources, subscription, request.include_raw, limits)))
+        let body = EventBody::new(sources, subscription, request.include_raw, limits);
+        let mut answer = Response::new(tokio_stream::empty());
+        answer.extensions_mut().insert(HandedOver::new(body));
+        Ok(answer)
     }
 
     async fn wait_task(&self, request: Request<v1::WaitTaskRequest>) -> Result<Response<Frame>, Status> {
@@ -136,22 +147,20 @@ impl event_service_server::EventService for Events {
         let task_id = parse_task_id(&task_id)?;
         let deadline = Instant::now() + patience(timeout).map_err(errors::malformed)?;
         let mut subscription = self.open_wait(task_id, peer, caller, call).await?;
-        let mut latest: Option<Record> = None;
-        let mut terminal: Option<Record> = None;
-        let mut caught_up = false;
+        let (mut latest, mut terminal, mut caught_up) = (None, None, false);
         // What is retained is read to its end also when the time-out is zero, so "is it done?" can be asked by it.
         while !(caught_up && terminal.is_some()) {
             let next = if caught_up {
-                let Ok(next) = timeout_at(deadline, subscription.next()).await else { break };
+                let Ok(next) = timeout_at(deadline, next(&mut subscription)).await else { break };
                 next
             } else {
-                subscription.next().await
+                next(&mut subscription).await
             };
             match next {
-                Some(Ok(Message::Event(record))) if record.status().is_terminal() => terminal = Some(record),
-                Some(Ok(Message::Event(record))) => latest = Some(record),
-                Some(Ok(Message::CaughtUp { .. })) => caught_up = true,
-                Some(Ok(_)) => {}
+                Some(Ok(Seen::Event(record))) if record.status().is_terminal() => terminal = Some(record),
+                Some(Ok(Seen::Event(record))) => latest = Some(record),
+                Some(Ok(Seen::CaughtUp)) => caught_up = true,
+                Some(Ok(Seen::Other)) => {}
                 Some(Err(end)) => return Err(errors::end(&self.0.sources, &end)),
                 None => return Err(errors::draining()),
             }
@@ -220,6 +229,22 @@ impl event_service_server::EventService for Events {
             retention_bytes_max: self.0.retention().event_bytes_max,
         }))
     }
+}
+
+/// What `WaitTask` looks at in a stream.
+enum Seen {
+    Event(Record),
+    CaughtUp,
+    Other,
+}
+
+async fn next(subscription: &mut Subscription) -> Option<Result<Seen, End>> {
+    let seen = |message: Message<'_>| match message {
+        Message::Event { record, .. } => Seen::Event(record.clone()),
+        Message::Control(Control::CaughtUp { .. }) => Seen::CaughtUp,
+        Message::Control(_) => Seen::Other,
+    };
+    poll_fn(|cx| subscription.poll_message(cx).map(|next| next.map(|message| message.map(seen)))).await
 }
 
 /// Every event of a task that the caller may see; `None` if they are more than one answer holds. What is not to be sent is

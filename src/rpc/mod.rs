@@ -18,6 +18,7 @@ pub use backup::BackupStream;
 pub use deadline::{Deadline, note_deadline};
 pub use errors::{deadline_exceeded, explained, overloaded, request_late};
 pub use events::Events;
+pub use stream::HandedOver;
 use tonic::{Request, Status};
 
 use crate::{

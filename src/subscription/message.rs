@@ -4,7 +4,21 @@ use crate::event::{Record, Sequence};
 
 /// One message of a stream.
 #[derive(Debug)]
-pub enum Message {
+pub enum Message<'a> {
+    /// An event that matches.
+    Event {
+        /// The event.
+        record: &'a Record,
+        /// How many more may follow at once, for making room.
+        ahead: usize,
+    },
+    /// Where the stream is.
+    Control(Control),
+}
+
+/// A message without an event.
+#[derive(Clone, Copy, Debug)]
+pub enum Control {
     /// Always first.
     Subscribed {
         /// Everything that matches behind this place will come.
@@ -14,8 +28,6 @@ pub enum Message {
         /// The newest event.
         head: Sequence,
     },
-    /// An event that matches.
-    Event(Record),
     /// Catching up is over.
     CaughtUp {
         /// Everything up to here has been sent.

@@ -30,15 +30,14 @@ use tokio::{
     task::{JoinError, spawn_blocking},
     time::{Instant, Sleep},
 };
-use tokio_stream::Stream;
 use tokio_util::task::AbortOnDropHandle;
 
-pub use message::{End, Message, Withdrawal};
+pub use message::{Control, End, Message, Withdrawal};
 pub use open::{OnExpired, OpenError, Opening, Start};
 pub use registry::{Listed, Registry, RegistryLimits, State};
 
 use crate::{
-    event::{Filter, Record, Selectable, Sequence, TaskId},
+    event::{Filter, Record, Records, Selectable, Sequence, TaskId},
     hub::{Hub, Read, Seat},
     metrics::Metrics,
     store::{Chunk, ReadError, ReadLimits, Store},
@@ -71,6 +70,23 @@ enum Phase {
     Live(Seat),
 }
 
+/// What was read together, and the first of it that is not handed out.
+#[derive(Default)]
+struct Buffer {
+    records: Option<Records>,
+    next: usize,
+}
+
+impl Buffer {
+    fn new(records: Records, next: usize) -> Self {
+        Self { records: Some(records), next }
+    }
+
+    fn records(&self) -> &[Record] {
+        self.records.as_deref().unwrap_or_default()
+    }
+}
+
 /// See the module's description.
 pub struct Subscription {
     sources: Arc<Sources>,
@@ -83,10 +99,10 @@ pub struct Subscription {
     phase: Phase,
     position: Sequence,
     /// Records read and not yet handed out, and the place reached when they are.
-    buffer: VecDeque<Record>,
+    buffer: Buffer,
     buffer_end: Sequence,
     /// Control messages that come before anything else.
-    outbox: VecDeque<Message>,
+    outbox: VecDeque<Control>,
     end: Option<Option<End>>,
     /// Tasks that are not over yet, if the stream is to end with them.
     pending: Option<HashSet<TaskId>>,
@@ -109,10 +125,11 @@ impl Subscription {
         self.entry.id()
     }
 
-    fn poll_message(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Message, End>>> {
+    /// The next message, or how the stream ends; behind that `None`.
+    pub fn poll_message(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Message<'_>, End>>> {
         loop {
-            if let Some(message) = self.outbox.pop_front() {
-                return Poll::Ready(Some(Ok(message)));
+            if let Some(control) = self.outbox.pop_front() {
+                return Poll::Ready(Some(Ok(Message::Control(control))));
             }
             if let Some(end) = &mut self.end {
                 return Poll::Ready(end.take().map(Err));
@@ -126,8 +143,10 @@ impl Subscription {
                 self.finish(Some(End::Withdrawn(withdrawal)));
                 continue;
             }
-            if let Some(record) = self.next_buffered() {
-                return Poll::Ready(Some(Ok(Message::Event(record))));
+            if let Some(at) = self.next_buffered() {
+                // What is read for the sake of a few tasks is mostly of others.
+                let ahead = if self.filter.task_ids.is_empty() { self.buffered() } else { 0 };
+                return Poll::Ready(Some(Ok(Message::Event { record: &self.buffer.records()[at], ahead })));
             }
             self.check_milestones();
             if self.outbox.is_empty() && self.heartbeat.as_mut().poll(cx).is_ready() {
@@ -142,23 +161,34 @@ impl Subscription {
         }
     }
 
-    /// The next event the client wants; an emptied buffer moves the position to where its read ended.
-    fn next_buffered(&mut self) -> Option<Record> {
-        while let Some(record) = self.buffer.pop_front() {
+    /// Where in the buffer the next event is that the client wants; an emptied one moves the position to where its read ended.
+    fn next_buffered(&mut self) -> Option<usize> {
+        let (records, next) = (self.buffer.records.as_deref().unwrap_or_default(), &mut self.buffer.next);
+        while let Some(record) = records.get(*next) {
+            let at = *next;
+            *next += 1;
             self.position = record.sequence();
+            if !self.scan_filter.matches(record) {
+                continue;
+            }
             if let Some(pending) = &mut self.pending
                 && record.status().is_terminal()
             {
                 pending.remove(record.task_id());
             }
-            if Arc::ptr_eq(&self.filter, &self.scan_filter) || self.filter.matches(&record) {
-                self.entry.delivered(&record);
-                return Some(record);
+            if Arc::ptr_eq(&self.filter, &self.scan_filter) || self.filter.matches(record) {
+                self.entry.delivered(record);
+                return Some(at);
             }
         }
+        self.buffer = Buffer::default();
         self.entry.end_batch();
         self.reach(self.buffer_end);
         None
+    }
+
+    fn buffered(&self) -> usize {
+        self.buffer.records().len() - self.buffer.next
     }
 
     fn reach(&mut self, place: Sequence) {
@@ -176,10 +206,10 @@ impl Subscription {
         if self.catch_up_to.is_some_and(|place| self.position >= place) {
             self.catch_up_to = None;
             self.entry.set_state(State::Live);
-            self.outbox.push_back(Message::CaughtUp { position: self.position });
+            self.outbox.push_back(Control::CaughtUp { position: self.position });
         }
         if self.pending.as_ref().is_some_and(HashSet::is_empty) {
-            self.outbox.push_back(Message::Completed { position: self.position });
+            self.outbox.push_back(Control::Completed { position: self.position });
             self.finish(None);
         }
     }
@@ -187,14 +217,14 @@ impl Subscription {
     fn finish(&mut self, end: Option<End>) {
         self.entry.ended(end.as_ref());
         self.entry.seated(None);
-        self.buffer.clear();
+        self.buffer = Buffer::default();
         self.end = Some(end);
         self.phase = Phase::Planning; // gives the seat back
     }
 
     fn go_away(&mut self) {
         self.look_around();
-        self.outbox.push_back(Message::GoingAway { position: self.position });
+        self.outbox.push_back(Control::GoingAway { position: self.position });
         self.finish(Some(End::Draining));
     }
 
@@ -205,7 +235,7 @@ impl Subscription {
         }
         self.look_around();
         let head = self.sources.hub.head().max(self.position);
-        self.outbox.push_back(Message::Progress { position: self.position, head });
+        self.outbox.push_back(Control::Progress { position: self.position, head });
         let next = now + self.heartbeat_interval;
         self.heartbeat.as_mut().reset(self.deadline.map_or(next, |deadline| deadline.min(next)));
     }
@@ -213,7 +243,7 @@ impl Subscription {
     /// A live stream with an empty buffer has seen everything up to the head, also what did not wake it.
     fn look_around(&mut self) {
         if let Phase::Live(seat) = &self.phase
-            && self.buffer.is_empty()
+            && self.buffered() == 0
         {
             self.reach(seat.seen(self.position));
         }
@@ -230,7 +260,7 @@ impl Subscription {
                 let chunk = joined(ready!(Pin::new(read).poll(cx)))?;
                 self.phase = Phase::Planning;
                 Poll::Ready(self.accept(chunk, |this, chunk| {
-                    this.buffer = chunk.records.into();
+                    this.buffer = Buffer::new(chunk.records.into(), 0);
                     this.buffer_end = chunk.scanned_to;
                 }))
             }
@@ -247,12 +277,12 @@ impl Subscription {
                 Poll::Ready(Ok(()))
             }
             Phase::Live(seat) => match seat.read(self.position, cx.waker()) {
-                Read::Records(records, scanned_to) => {
+                Read::Records(records, at) => {
                     // What is in the buffer is not handed out yet, so the seat knows better than what is true.
                     self.entry.seated(None);
                     self.entry.begin_batch();
-                    self.buffer = records.into();
-                    self.buffer_end = scanned_to;
+                    self.buffer_end = records.last().map_or(self.position, Record::sequence);
+                    self.buffer = Buffer::new(records, at);
                     Poll::Ready(Ok(()))
                 }
                 Read::Waiting(head) => {
@@ -277,7 +307,7 @@ impl Subscription {
         // A stream that had not caught up yet has nothing to take back.
         if self.catch_up_to.is_none() {
             let lag = head.0.saturating_sub(self.position.0);
-            self.outbox.push_back(Message::FellBehind { position: self.position, lag });
+            self.outbox.push_back(Control::FellBehind { position: self.position, lag });
             self.sources.metrics.fell_behind.inc();
             self.entry.set_state(State::CatchingUp);
         }
@@ -366,10 +396,9 @@ impl Subscription {
         self.take_fetched(records);
     }
 
-    fn take_fetched(&mut self, mut records: Vec<Record>) {
+    fn take_fetched(&mut self, records: Vec<Record>) {
         self.buffer_end = records.last().map_or(self.position, Record::sequence);
-        records.retain(|record| self.scan_filter.matches(record)); // the index knows tasks only
-        self.buffer = records.into();
+        self.buffer = Buffer::new(records.into(), 0);
     }
 
     /// Hands what a read found to `then`, or deals with the place being forgotten.
@@ -409,7 +438,7 @@ impl Subscription {
     fn skip_to(&mut self, to: Sequence) {
         let from = self.position;
         self.reach(to);
-        self.outbox.push_back(Message::Gap { from, to: self.position });
+        self.outbox.push_back(Control::Gap { from, to: self.position });
         self.phase = Phase::Planning;
     }
 }
@@ -422,14 +451,6 @@ fn joined<T>(joined: Result<Result<T, ReadError>, JoinError>) -> Result<Result<T
 /// Reads off the async threads; not at all if nobody waits any more before it begins.
 pub fn read_aside<T: Send + 'static>(read: impl FnOnce() -> T + Send + 'static) -> AbortOnDropHandle<T> {
     AbortOnDropHandle::new(spawn_blocking(read))
-}
-
-impl Stream for Subscription {
-    type Item = Result<Message, End>;
-
-    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        self.poll_message(cx)
-    }
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! Opening a subscription: where it starts, and whether it may.
 
 use std::{
-    collections::{HashSet, VecDeque},
+    collections::{BTreeSet, VecDeque},
     sync::Arc,
     time::Duration,
 };
@@ -10,7 +10,7 @@ use jiff::Timestamp;
 use tokio::time::{Instant, sleep_until};
 use uuid::Uuid;
 
-use super::{End, Message, Phase, Sources, Subscription, read_aside, registry::NewEntry};
+use super::{Buffer, Control, End, Phase, Sources, Subscription, read_aside, registry::NewEntry};
 use crate::{
     credentials::{Client, Products},
     event::{Cursor, Filter, Sequence},
@@ -180,7 +180,7 @@ impl Subscription {
         // Of what the client may not see, not even the end counts.
         let visible = match client.as_ref().map(|client| &client.products) {
             Some(Products::Only(products)) => products.clone(),
-            Some(Products::All) | None => HashSet::new(),
+            Some(Products::All) | None => BTreeSet::new(),
         };
         let new = NewEntry { id, client, client_name, peer, call, filter: Arc::clone(&filter), position };
         let entry = sources.registry.enter(new, &sources.metrics)?;
@@ -200,7 +200,7 @@ impl Subscription {
             on_expired,
             phase: Phase::Planning,
             position,
-            buffer: VecDeque::new(),
+            buffer: Buffer::default(),
             buffer_end: position,
             outbox: VecDeque::new(),
             end: None,
@@ -231,7 +231,7 @@ impl Subscription {
     fn announce(&mut self) {
         let hub = &self.sources.hub;
         let first_available = self.sources.first_available();
-        self.outbox.push_back(Message::Subscribed {
+        self.outbox.push_back(Control::Subscribed {
             position: self.position,
             first_available,
             head: hub.head().max(self.position),

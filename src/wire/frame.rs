@@ -1,11 +1,11 @@
-//! Responses that carry events, written straight from stored bytes, and the codec that writes them. Pure.
+//! Responses that carry events, written straight from stored bytes: the messages of a stream, and the codec of the others. Pure.
 //!
 //! Protobuf lets the fields of a message come in any order, so an event on the wire is: what only the log knows (cursor,
 //! revision, conflict), the stored encoding as it is, and the raw body if asked for.
 
-use std::{collections::HashMap, marker::PhantomData};
+use std::{borrow::Borrow, collections::HashMap, marker::PhantomData};
 
-use bytes::BufMut;
+use bytes::{BufMut, BytesMut};
 use prost::{
     Message,
     encoding::{WireType, encode_key, encode_varint, encoded_len_varint, key_len},
@@ -17,13 +17,16 @@ use tonic::{
 
 use tonic_types::{ErrorDetails, StatusExt};
 
-use super::v1;
 use crate::event::{Cursor, Epoch, Record};
 
-/// First buffer of a stream: an idle subscription costs this much, and a busy one grows it once.
+/// First buffer of an answer; a larger one grows it once.
 const BUFFER_BYTES: usize = 512;
-/// A stream hands its buffer to HTTP/2 when it is this full; two frames of the protocol's default size.
+/// A backup hands its buffer to HTTP/2 when it is this full; two frames of the protocol's default size.
 const YIELD_BYTES: usize = 32 * 1024;
+/// What comes before each message of a gRPC stream: whether it is compressed, which none is, and its length.
+const PREFIX_BYTES: usize = 1 + 4;
+/// Most bytes of a field's key and length.
+const KEY_BYTES_MAX: usize = 1 + 5;
 
 // Field numbers of `proto/blobcast/v1`; the test below decodes what they write with the generated code.
 const EVENT_CURSOR: u32 = 2;
@@ -37,23 +40,19 @@ const WAIT_EVENT: u32 = 1;
 const WAIT_DONE: u32 = 2;
 
 /// One event on its way to one client.
-#[derive(Clone, Debug)]
-pub struct Delivery {
+#[derive(Clone, Copy, Debug)]
+pub struct Delivery<R = Record> {
     /// Identity of the log, for the cursor.
     pub epoch: Epoch,
     /// The stored event.
-    pub record: Record,
+    pub record: R,
     /// Also carry the body as received.
     pub include_raw: bool,
 }
 
-/// A response that carries events, or a control message of a stream.
+/// An answer that carries events.
 #[derive(Debug)]
 pub enum Frame {
-    /// `SubscribeResponse` with anything but an event. Boxed: these are rare, and larger than an event's handle.
-    Control(Box<v1::SubscribeResponse>),
-    /// `SubscribeResponse` with an event.
-    Streamed(Delivery),
     /// `WaitTaskResponse`.
     Waited {
         /// The task's latest event.
@@ -70,38 +69,67 @@ pub enum Frame {
     },
 }
 
-impl Delivery {
+impl<R: Borrow<Record>> Delivery<R> {
     /// Size of the event's encoding on the wire, in bytes.
     pub fn encoded_len(&self) -> usize {
-        let revision = u64::from(self.record.revision());
+        let record = self.record.borrow();
+        let revision = u64::from(record.revision());
         let cursor = key_len(EVENT_CURSOR) + 1 + Cursor::TEXT_BYTES;
         let revision = key_len(EVENT_REVISION) + encoded_len_varint(revision);
-        let conflict = if self.record.conflict() { key_len(EVENT_CONFLICT) + 1 } else { 0 };
-        cursor + revision + conflict + self.record.event().len() + self.raw_len()
+        let conflict = if record.conflict() { key_len(EVENT_CONFLICT) + 1 } else { 0 };
+        cursor + revision + conflict + record.event().len() + self.raw_len()
     }
 
     fn raw_len(&self) -> usize {
-        let raw = if self.include_raw { self.record.raw().len() } else { 0 };
+        let raw = if self.include_raw { self.record.borrow().raw().len() } else { 0 };
         if raw == 0 { 0 } else { key_len(EVENT_RAW_BODY) + encoded_len_varint(raw as u64) + raw }
     }
 
+    /// Writes it as a message of `Subscribe`'s stream. Room is made for `ahead` more that are about as large, up to `bytes_max`
+    /// in all: a buffer that grows bit by bit is copied each time.
+    pub fn put_streamed(&self, ahead: usize, bytes_max: usize, buf: &mut BytesMut) {
+        let length = self.encoded_len();
+        let most = PREFIX_BYTES + KEY_BYTES_MAX + length;
+        if buf.capacity() - buf.len() < most {
+            buf.reserve(most.saturating_mul(ahead + 1).min(bytes_max.saturating_sub(buf.len())).max(most));
+        }
+        put_prefix(key_len(SUBSCRIBE_EVENT) + encoded_len_varint(length as u64) + length, buf);
+        self.put_with_length(SUBSCRIBE_EVENT, length, buf);
+    }
+
     fn put(&self, field: u32, buf: &mut impl BufMut) {
-        put_length(field, self.encoded_len(), buf);
-        let cursor = Cursor { epoch: self.epoch, sequence: self.record.sequence() };
+        self.put_with_length(field, self.encoded_len(), buf);
+    }
+
+    fn put_with_length(&self, field: u32, length: usize, buf: &mut impl BufMut) {
+        let record = self.record.borrow();
+        put_length(field, length, buf);
+        let cursor = Cursor { epoch: self.epoch, sequence: record.sequence() };
         put_length(EVENT_CURSOR, Cursor::TEXT_BYTES, buf);
         buf.put_slice(&cursor.to_text());
         encode_key(EVENT_REVISION, WireType::Varint, buf);
-        encode_varint(u64::from(self.record.revision()), buf);
-        if self.record.conflict() {
+        encode_varint(u64::from(record.revision()), buf);
+        if record.conflict() {
             encode_key(EVENT_CONFLICT, WireType::Varint, buf);
             encode_varint(1, buf);
         }
-        buf.put_slice(self.record.event());
+        buf.put_slice(record.event());
         if self.raw_len() > 0 {
-            put_length(EVENT_RAW_BODY, self.record.raw().len(), buf);
-            buf.put_slice(self.record.raw());
+            put_length(EVENT_RAW_BODY, record.raw().len(), buf);
+            buf.put_slice(record.raw());
         }
     }
+}
+
+/// Writes any message as one of a gRPC stream.
+pub fn put_message(message: &impl Message, buf: &mut BytesMut) {
+    put_prefix(message.encoded_len(), buf);
+    message.encode(buf).expect("the buffer grows as needed");
+}
+
+fn put_prefix(length: usize, buf: &mut BytesMut) {
+    buf.put_u8(0);
+    buf.put_u32(u32::try_from(length).expect("an event is bounded by the largest body"));
 }
 
 fn put_length(field: u32, length: usize, buf: &mut impl BufMut) {
@@ -123,9 +151,6 @@ impl<M: prost::Message> Payload for M {
 
 impl Payload for Frame {
     fn write(&self, buf: &mut EncodeBuf<'_>) -> Result<(), Status> {
-        if let Self::Streamed(event) = self {
-            buf.reserve(event.encoded_len() + 8); // one growth at most, key and length included
-        }
         self.put(buf);
         Ok(())
     }
@@ -134,8 +159,6 @@ impl Payload for Frame {
 impl Frame {
     fn put(&self, buf: &mut impl BufMut) {
         match self {
-            Self::Control(message) => message.encode(buf).expect("the buffers here grow as needed"),
-            Self::Streamed(event) => event.put(SUBSCRIBE_EVENT, buf),
             Self::Waited { event, done } => {
                 if let Some(event) = event {
                     event.put(WAIT_EVENT, buf);
@@ -220,11 +243,15 @@ impl<U: prost::Message + Default> Decoder for FrameCodec<(), U> {
 
 #[cfg(test)]
 mod tests {
+    use bytes::Buf;
     use proptest::prelude::*;
     use prost::Message;
 
     use super::*;
-    use crate::event::{Labels, Product, RecordParts, Sequence, TaskId, TaskStatus};
+    use crate::{
+        event::{Labels, Product, RecordParts, Sequence, TaskId, TaskStatus},
+        wire::v1,
+    };
 
     fn delivery(event: &v1::Event, revision: u32, conflict: bool, include_raw: bool) -> Delivery {
         let parts = RecordParts {
@@ -248,6 +275,17 @@ mod tests {
         M::decode(bytes.as_slice()).unwrap()
     }
 
+    /// The messages of a stream.
+    fn messages(mut bytes: BytesMut) -> Vec<v1::SubscribeResponse> {
+        let next = || {
+            let compressed = bytes.try_get_u8().ok()?;
+            assert_eq!(compressed, 0);
+            let length = bytes.get_u32() as usize;
+            Some(v1::SubscribeResponse::decode(bytes.split_to(length)).unwrap())
+        };
+        std::iter::from_fn(next).collect()
+    }
+
     proptest! {
         #[test]
         fn frames_read_back_as_the_generated_messages(
@@ -260,9 +298,11 @@ mod tests {
             let delivery = || delivery(&stored, revision, conflict, include_raw);
             prop_assert_eq!(delivery().encoded_len(), event.encoded_len());
 
-            let streamed: v1::SubscribeResponse = written(&Frame::Streamed(delivery()));
-            let content = v1::subscribe_response::Content::Event(event.clone());
-            prop_assert_eq!(streamed.content, Some(content));
+            let mut streamed = BytesMut::new();
+            delivery().put_streamed(1, 1_000, &mut streamed);
+            put_message(&v1::SubscribeResponse::default(), &mut streamed);
+            let content = Some(v1::subscribe_response::Content::Event(event.clone()));
+            prop_assert_eq!(messages(streamed), [v1::SubscribeResponse { content }, v1::SubscribeResponse::default()]);
 
             let waited: v1::WaitTaskResponse = written(&Frame::Waited { event: Some(delivery()), done });
             prop_assert_eq!(waited, v1::WaitTaskResponse { event: Some(event.clone()), done });

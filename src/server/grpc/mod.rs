@@ -7,8 +7,9 @@ mod spanned;
 use std::sync::Arc;
 
 use axum::{
+    body::Body,
     extract::{Request, State},
-    middleware::{Next, from_fn_with_state},
+    middleware::{Next, from_fn, from_fn_with_state},
     response::Response,
 };
 use tokio::{net::TcpListener, sync::Semaphore, time::timeout_at};
@@ -87,10 +88,20 @@ pub(super) async fn services(context: rpc::Context, config: &Config, tracer: Tra
     let routes = routes
         .routes()
         .into_axum_router()
+        .layer(from_fn(streamed))
         .layer(from_fn_with_state(admission, admit))
         .layer(from_fn_with_state(request_bytes_max, explained))
         .layer(from_fn_with_state(tracer, traced));
     (health, routes.into())
+}
+
+/// Gives the answer to `Subscribe` the body that was handed over with it.
+async fn streamed(request: Request, next: Next) -> Response {
+    let mut answer = next.run(request).await;
+    match answer.extensions_mut().remove::<rpc::HandedOver>().and_then(|handed_over| handed_over.take()) {
+        Some(events) => answer.map(|_| Body::new(events)),
+        None => answer,
+    }
 }
 
 /// Holds requests to their time and their share of memory while they arrive.
