@@ -12,6 +12,7 @@ mod verify;
 
 use std::{
     net::{IpAddr, Ipv4Addr},
+    pin::Pin,
     sync::{Arc, PoisonError, RwLock},
     time::Duration,
 };
@@ -21,7 +22,6 @@ use axum::{
     extract::{Request, State},
     http::{HeaderMap, Method, header},
     response::Response,
-    routing::any,
 };
 use jiff::Timestamp;
 use tokio::{
@@ -137,28 +137,19 @@ impl Ingest {
         self.draining.cancel();
     }
 
-    /// The routes.
+    /// One handler for every path: [`product_of`] tells which are webhooks, once.
     pub fn router(self: &Arc<Self>) -> Router {
-        Router::new()
-            .route("/webhook", any(handle))
-            .route("/webhook/", any(handle))
-            .route("/webhook/{product}", any(handle))
-            .route("/webhook/{product}/", any(handle))
-            .fallback(not_found)
-            .with_state(Arc::clone(self))
+        Router::new().fallback(handle).with_state(Arc::clone(self))
     }
 
     /// Answers one request. The answer has the request's id, and so has every line that is logged about it.
-    async fn serve(&self, request: Request, is_webhook: bool) -> Response {
+    async fn serve(&self, request: Request) -> Response {
         let id = RequestId::new();
         let span = self.tracer.begin_untrusted("callback", id, request.headers().get(TRACEPARENT));
         let mut asked = Asked { id, span };
         let rules = self.rules();
         let client = self.client(&request, &rules);
-        let outcome = match is_webhook {
-            true => self.receive(request, &rules, client, &mut asked).await,
-            false => Err(Outcome::NotFound),
-        };
+        let outcome = self.receive(request, &rules, client, &mut asked).await;
         let mut response = self.respond(outcome.unwrap_or_else(|refused| refused), client, &mut asked);
         response.headers_mut().insert(REQUEST_ID, id.into());
         response
@@ -172,6 +163,7 @@ impl Ingest {
         client: IpAddr,
         asked: &mut Asked,
     ) -> Result<Outcome, Outcome> {
+        let product = product_of(request.uri().path()).ok_or(Outcome::NotFound)?.map(str::to_owned);
         if request.method() != Method::POST {
             return Err(Outcome::MethodNotAllowed { wants_html: answer::wants_html(request.headers()) });
         }
@@ -185,8 +177,6 @@ impl Ingest {
         if is_encoded(request.headers()) {
             return Err(Outcome::UnsupportedEncoding);
         }
-        let path = request.uri().path().trim_end_matches('/');
-        let product = path.strip_prefix("/webhook/").map(str::to_owned);
         let signature = request.headers().get(verify::SIGNATURE).cloned();
         let body = tokio::select! {
             body = body::read(request, &self.limits, &self.inflight) => body?,
@@ -309,12 +299,19 @@ async fn durable<T>(answer: oneshot::Receiver<Result<T, WriteError>>, deadline: 
     }
 }
 
-async fn handle(State(ingest): State<Arc<Ingest>>, request: Request) -> Response {
-    ingest.serve(request, true).await
+/// The product segment of a webhook's path, which may have none; `None` if the path is no webhook's.
+fn product_of(path: &str) -> Option<Option<&str>> {
+    let rest = path.strip_prefix("/webhook")?;
+    let segment = rest.strip_suffix('/').unwrap_or(rest);
+    if matches!(segment, "" | "/") {
+        return Some(None);
+    }
+    segment.strip_prefix('/').filter(|product| !product.contains('/')).map(Some)
 }
 
-async fn not_found(State(ingest): State<Arc<Ingest>>, request: Request) -> Response {
-    ingest.serve(request, false).await
+/// On the heap from the start: it would be copied from layer to layer on its way there.
+fn handle(State(ingest): State<Arc<Ingest>>, request: Request) -> Pin<Box<dyn Future<Output = Response> + Send>> {
+    Box::pin(async move { ingest.serve(request).await })
 }
 
 #[cfg(test)]
@@ -364,6 +361,26 @@ mod tests {
         prepare(&appender);
         let journal = Arc::new(Local::new(appender.clone()));
         (Ingest::new(journal, appender, LIMITS, rules(), metrics, Tracer::default()), (writer, directory))
+    }
+
+    #[test]
+    fn a_webhook_has_one_product_segment_or_none() {
+        for (path, product) in [
+            ("/webhook", Some(None)),
+            ("/webhook/", Some(None)),
+            ("/webhook/veo", Some(Some("veo"))),
+            ("/webhook/veo/", Some(Some("veo"))),
+            ("/webhook/ve%2Fo", Some(Some("ve%2Fo"))),
+            ("/webhook//", Some(None)),
+            ("/webhook///", None),
+            ("/webhook/veo//", None),
+            ("/webhook/veo/x", None),
+            ("/webhooks", None),
+            ("/", None),
+            ("webhook", None),
+        ] {
+            assert_eq!(product_of(path), product, "{path}");
+        }
     }
 
     async fn receive(ingest: &Ingest, body: Body) -> Result<Outcome, Outcome> {

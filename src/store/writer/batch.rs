@@ -2,7 +2,7 @@
 //! changes until it is durable, except `first_available`, which moves ahead of the trim so that readers are never fooled.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{HashMap, HashSet, hash_map},
     sync::atomic::Ordering,
 };
 
@@ -66,10 +66,8 @@ pub(super) struct Batch<'a> {
     write: OwnedWriteBatch,
     totals: Totals,
     head: Sequence,
-    /// Task entries that this batch has looked at, as they will be.
-    tasks: HashMap<TaskId, Vec<TaskEvent>>,
-    /// Those of them that differ from the store; a batch of duplicates changes none, and then writes nothing.
-    changed: HashSet<TaskId>,
+    /// Task entries that this batch has looked at.
+    tasks: HashMap<TaskId, Entry>,
     /// How many callbacks this batch puts into quarantine.
     quarantined: usize,
     /// Numbers that this batch takes out of quarantine.
@@ -77,6 +75,13 @@ pub(super) struct Batch<'a> {
     records: Vec<Record>,
     replies: Vec<Granted>,
     counts: Counts,
+}
+
+/// What the index has of one task, as the batch will leave it.
+struct Entry {
+    events: Vec<TaskEvent>,
+    /// It differs from the store; a batch of duplicates changes none, and then writes nothing.
+    is_changed: bool,
 }
 
 /// A batch whose decisions are made.
@@ -89,19 +94,18 @@ pub(super) struct Sealed {
 }
 
 impl<'a> Batch<'a> {
-    pub(super) fn new(store: &'a Store, retention: &'a Retention) -> Self {
+    pub(super) fn new(store: &'a Store, retention: &'a Retention, commands: usize) -> Self {
         Self {
             store,
             retention,
             write: store.database.batch(),
             totals: *lock(&store.totals),
             head: store.head(),
-            tasks: HashMap::new(),
-            changed: HashSet::new(),
+            tasks: HashMap::with_capacity(commands),
             quarantined: 0,
             discarded: HashSet::new(),
-            records: Vec::new(),
-            replies: Vec::new(),
+            records: Vec::with_capacity(commands),
+            replies: Vec::with_capacity(commands),
             counts: Counts::default(),
         }
     }
@@ -134,8 +138,8 @@ impl<'a> Batch<'a> {
         {
             return Err(WriteError::NotInQuarantine);
         }
-        let known = self.task(&draft.task_id).map_err(failed)?;
-        let (revision, conflict) = match judge(known, &draft.product, draft.status, draft.fingerprint) {
+        let entry = entry(&mut self.tasks, self.store, &draft.task_id).map_err(failed)?;
+        let (revision, conflict) = match judge(&entry.events, &draft.product, draft.status, draft.fingerprint) {
             Verdict::TooMany => return Err(WriteError::TooManyEvents),
             Verdict::Duplicate(original) => {
                 let appended = Appended { event_id: original.event_id, sequence: original.sequence, duplicate: true };
@@ -150,16 +154,16 @@ impl<'a> Batch<'a> {
         self.counts.conflicts += u64::from(conflict);
         let sequence = self.head.next();
         self.insert_record(draft, sequence, revision, conflict);
-        let entry = TaskEvent {
+        let entry = self.tasks.get_mut(&draft.task_id).expect("it was looked at above");
+        entry.is_changed = true;
+        entry.events.push(TaskEvent {
             sequence,
             event_id: draft.event_id,
             fingerprint: draft.fingerprint,
             revision,
             status: draft.status,
             product: draft.product.clone(),
-        };
-        self.tasks.entry(draft.task_id.clone()).or_default().push(entry);
-        self.changed.insert(draft.task_id.clone());
+        });
         Ok(Appended { event_id: draft.event_id, sequence, duplicate: false })
     }
 
@@ -196,18 +200,6 @@ impl<'a> Batch<'a> {
             Some(number) => self.discard(number).map(drop).map_err(failed),
             None => Ok(()),
         }
-    }
-
-    /// The entry of a task as this batch will leave it.
-    fn task(&mut self, task_id: &TaskId) -> Result<&mut Vec<TaskEvent>, ReadError> {
-        if !self.tasks.contains_key(task_id) {
-            let events = match self.store.tasks.get(task_id.as_str())? {
-                Some(bytes) => parse_task(&bytes)?,
-                None => Vec::new(),
-            };
-            self.tasks.insert(task_id.clone(), events);
-        }
-        Ok(self.tasks.entry(task_id.clone()).or_default())
     }
 
     fn quarantine(&mut self, new: &NewQuarantined) -> u64 {
@@ -278,8 +270,9 @@ impl<'a> Batch<'a> {
     fn forget(&mut self, record: &Record) -> Result<(), ReadError> {
         self.totals.forget_event(record.sequence(), record.len() as u64)?;
         if let Ok(task_id) = TaskId::parse(record.task_id()) {
-            self.task(&task_id)?.retain(|event| event.sequence != record.sequence());
-            self.changed.insert(task_id);
+            let entry = entry(&mut self.tasks, self.store, &task_id)?;
+            entry.events.retain(|event| event.sequence != record.sequence());
+            entry.is_changed = true;
         }
         self.write.remove(&self.store.events, sequence_key(record.sequence()));
         self.counts.events_trimmed += 1;
@@ -307,7 +300,7 @@ impl<'a> Batch<'a> {
 
     /// Adds the changed task entries and the totals.
     pub(super) fn seal(mut self) -> Sealed {
-        for (task_id, events) in self.tasks.iter().filter(|(task_id, _)| self.changed.contains(*task_id)) {
+        for (task_id, Entry { events, .. }) in self.tasks.iter().filter(|(_, entry)| entry.is_changed) {
             if events.is_empty() {
                 self.write.remove(&self.store.tasks, task_id.as_str());
             } else {
@@ -320,6 +313,24 @@ impl<'a> Batch<'a> {
         let Self { write, totals, records, replies, counts, .. } = self;
         Sealed { write, totals, records, replies, counts }
     }
+}
+
+/// The entry of a task, read when it is looked at first.
+fn entry<'t>(
+    tasks: &'t mut HashMap<TaskId, Entry>,
+    store: &Store,
+    task_id: &TaskId,
+) -> Result<&'t mut Entry, ReadError> {
+    Ok(match tasks.entry(task_id.clone()) {
+        hash_map::Entry::Occupied(known) => known.into_mut(),
+        hash_map::Entry::Vacant(place) => {
+            let events = match store.tasks.get(task_id.as_str())? {
+                Some(bytes) => parse_task(&bytes)?,
+                None => Vec::with_capacity(1),
+            };
+            place.insert(Entry { events, is_changed: false })
+        }
+    })
 }
 
 fn failed(error: ReadError) -> WriteError {
