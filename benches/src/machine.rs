@@ -24,12 +24,15 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// Looks at this one.
-    pub fn look(bench: &Bench) -> Result<Self> {
+    /// Looks at this one; at the peers only if they are to be measured, since they may have to be fetched.
+    pub fn look(bench: &Bench, with_peers: bool) -> Result<Self> {
         let processor = value_of("/proc/cpuinfo", "model name");
         let kilobytes = value_of("/proc/meminfo", "MemTotal").split(' ').next().map_or(0, |kb| kb.parse().unwrap_or(0));
-        let mut versions = vec![version(Command::new(&bench.server)), version(Command::new(nats::binary(bench)?))];
-        versions.extend(etcd::binary(bench).map(|binary| version(Command::new(binary))));
+        let mut versions = vec![version(Command::new(&bench.server))];
+        if with_peers {
+            versions.push(version(Command::new(nats::binary(bench)?)));
+            versions.extend(etcd::binary(bench).map(|binary| version(Command::new(binary))));
+        }
         Ok(Self {
             processor,
             cores: thread::available_parallelism()?.get(),

@@ -106,7 +106,8 @@ async fn main() -> Result<()> {
     }
     let arguments = Arguments::parse();
     let bench = Bench::new(arguments.server, arguments.rounds, arguments.short)?;
-    let machine = Machine::look(&bench)?;
+    let with_peers = arguments.goals.iter().any(|goal| *goal != Goal::Instructions) || arguments.goals.is_empty();
+    let machine = Machine::look(&bench, with_peers)?;
     println!("{machine}");
     let mut measured = serde_json::Map::new();
     for goal in if arguments.goals.is_empty() { &Goal::ALL } else { arguments.goals.as_slice() } {
