@@ -240,8 +240,20 @@ impl Load {
 
 /// Has the tasks numbered below `count` reported, as fast as they are answered.
 pub async fn fill(ingest: SocketAddr, connections: usize, product: &str, count: u64) -> Result<()> {
-    let load = Load::start(ingest, connections, product, &Supply::up_to(count)).await?;
-    while load.answered()? < count {
+    fill_from(ingest, connections, product, &Supply::up_to(0), count).await
+}
+
+/// The same with those that the supply has left below `count`.
+pub async fn fill_from(
+    ingest: SocketAddr,
+    connections: usize,
+    product: &str,
+    supply: &Arc<Supply>,
+    count: u64,
+) -> Result<()> {
+    let missing = count - supply.end.swap(count, Ordering::Relaxed);
+    let load = Load::start(ingest, connections, product, supply).await?;
+    while load.answered()? < missing {
         sleep(PERMISSION_POLL).await;
     }
     Ok(())

@@ -1,5 +1,5 @@
-//! A log of ten million events: its start, its reading from the beginning, a task and pages out of it, and ingest while the
-//! oldest events are forgotten.
+//! How costs grow with the log, up to ten million events: its start, its reading from the beginning, a task and pages out of it,
+//! and ingest; at the end also while the oldest events are forgotten.
 
 use std::{fmt::Debug, time::Instant};
 
@@ -33,42 +33,55 @@ const PAGE_SIZE: i32 = 100;
 const GET_TASK_PATH: &str = "/blobcast.v1.EventService/GetTask";
 const LIST_EVENTS_PATH: &str = "/blobcast.v1.EventService/ListEvents";
 
-/// Tasks whose callbacks come while the log is trimmed, numbered beyond all others.
-const FIRST_WHILE_TRIMMING: u64 = 500_000_000_000;
+/// Tasks whose callbacks do not belong to the log's size, numbered beyond all others.
+const FIRST_OTHERS: u64 = 500_000_000_000;
+/// More than that many never come in one measurement of ingest.
+const INGEST_COUNT_MAX: u64 = 10_000_000;
 
-const TRIMMING: Who = Who { name: "blobcast, trimming", ..BLOBCAST };
-const KEEPING: Who = Who { name: "blobcast, keeping all", ..BLOBCAST };
+const TRIMMING: Who = Who { name: "trimming the largest", ..BLOBCAST };
+
+/// Sizes of the log, and what they are called.
+const SIZES: [(u64, Who); 4] = [
+    (10_000, Who { name: "10,000 events", ..BLOBCAST }),
+    (100_000, Who { name: "100,000 events", ..BLOBCAST }),
+    (1_000_000, Who { name: "1,000,000 events", ..BLOBCAST }),
+    (10_000_000, Who { name: "10,000,000 events", ..BLOBCAST }),
+];
+const SIZES_SHORT: usize = 2;
 
 /// See the file's description.
 pub async fn run(bench: &Bench) -> Result<Vec<Table>> {
-    let count = bench.either(10_000_000, 100_000);
-    let table = |title: &str, unit, better| Table::new(format!("{count} events: {title}"), unit, better);
+    let table = |title: &str, unit, better| Table::new(format!("by size of the log: {title}"), unit, better);
     let mut start = table("start after kill -9", "s", Better::Less);
     let mut reading = table("one subscription reads all", "events/s", Better::More);
     let mut get_task = table("GetTask in the middle", "ms", Better::Less);
     let mut oldest = table("ListEvents, the oldest 100", "ms", Better::Less);
     let mut newest = table("ListEvents, the newest 100", "ms", Better::Less);
     let mut ingest = table("ingest", "callbacks/s", Better::More);
-    eprintln!("scale-log: {count} events into the log");
     let mut broker = blobcast::start(bench, &KEEP_ALL).await?;
-    load::fill(broker.ingest, INGEST_CONNECTIONS, PRODUCT, count).await?;
-    for (place, round) in bench.rounds("scale-log").enumerate() {
-        broker.process.kill()?;
-        start.add(round.turn(BLOBCAST), timed(broker.restart(bench, &KEEP_ALL)).await?);
-        let all = Reading { first_live: count + place as u64 * LIVE_COUNT_MAX, count };
-        reading.add(BLOBCAST, all.on_blobcast(&broker).await?);
-        let caller = Caller(subscribers::connect(broker.grpc).await?);
-        get_task.add(BLOBCAST, caller.get_task(count / 2).await?);
-        oldest.add(BLOBCAST, caller.list_events(Order::OldestFirst).await?);
-        newest.add(BLOBCAST, caller.list_events(Order::NewestFirst).await?);
+    let supply = Supply::up_to(0);
+    let (mut others, mut kept) = (FIRST_OTHERS, 0);
+    for (count, size) in &SIZES[..bench.either(SIZES.len(), SIZES_SHORT)] {
+        eprintln!("scale-log: {}", size.name);
+        load::fill_from(broker.ingest, INGEST_CONNECTIONS, PRODUCT, &supply, *count).await?;
+        for round in bench.rounds("scale-log") {
+            broker.process.kill()?;
+            start.add(round.turn(*size), timed(broker.restart(bench, &KEEP_ALL)).await?);
+            reading.add(*size, Reading { first_live: others, count: *count }.on_blobcast(&broker).await?);
+            others += LIVE_COUNT_MAX;
+            let caller = Caller(subscribers::connect(broker.grpc).await?);
+            get_task.add(*size, caller.get_task(count / 2).await?);
+            oldest.add(*size, caller.list_events(Order::OldestFirst).await?);
+            newest.add(*size, caller.list_events(Order::NewestFirst).await?);
+            ingest.add(*size, rate(bench, &broker, others).await?);
+            others += INGEST_COUNT_MAX;
+        }
+        kept = *count;
     }
-    let first = FIRST_WHILE_TRIMMING;
-    ingest.add(KEEPING, rate(bench, &broker, first).await?);
     // Once: what is forgotten cannot be forgotten again.
     broker.process.terminate()?;
-    let kept_bytes = (count * KEPT_BYTES_EACH).to_string();
-    broker.restart(bench, &[("log.retention_bytes_max", &kept_bytes)]).await?;
-    ingest.add(TRIMMING, rate(bench, &broker, 2 * first).await?);
+    broker.restart(bench, &[("log.retention_bytes_max", &(kept * KEPT_BYTES_EACH).to_string())]).await?;
+    ingest.add(TRIMMING, rate(bench, &broker, others).await?);
     Ok(vec![start, reading, get_task, oldest, newest, ingest])
 }
 
