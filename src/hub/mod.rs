@@ -133,6 +133,11 @@ impl Hub {
         self.closing.load(Ordering::Acquire)
     }
 
+    /// Whether the ring has what is behind `position`.
+    pub fn reaches(&self, position: Sequence) -> bool {
+        position.next() >= self.lock().ring_start()
+    }
+
     /// Takes a seat for someone who has seen everything up to `position`; `None` if the ring has moved past that place.
     pub fn attach(self: &Arc<Self>, filter: &Arc<Filter>, position: Sequence) -> Option<Seat> {
         let mut state = self.lock();

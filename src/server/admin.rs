@@ -70,7 +70,7 @@ impl Status {
 
     /// Sets the gauges that mirror a state.
     fn refresh(&self) {
-        let Sources { store, hub, registry, metrics } = &*self.sources;
+        let Sources { store, hub, registry, metrics, .. } = &*self.sources;
         let summary = store.summary();
         metrics.log_events.set(signed(summary.event_count));
         metrics.log_bytes.set(signed(summary.event_bytes));

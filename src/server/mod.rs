@@ -41,7 +41,7 @@ use crate::{
     metrics::Metrics,
     rpc,
     store::{Appender, OpenError, Retention, Store, writer},
-    subscription::{Registry, RegistryLimits, Sources},
+    subscription::{Registry, RegistryLimits, Sources, WideReaders},
     wire::FilterLimits,
 };
 use acme::Acme;
@@ -343,7 +343,8 @@ async fn open_sources(config: &Config, metrics: &Arc<Metrics>) -> Result<Arc<Sou
         subscriptions_per_client_max: usize_of(config.grpc.subscriptions_per_client_max),
         task_ids_max: usize_of(config.grpc.task_ids_in_all_max),
     });
-    Ok(Arc::new(Sources { store, hub, registry, metrics: Arc::clone(metrics) }))
+    let (metrics, wide_readers) = (Arc::clone(metrics), WideReaders::default());
+    Ok(Arc::new(Sources { store, hub, registry, metrics, wide_readers }))
 }
 
 fn retention(config: &Config) -> Retention {

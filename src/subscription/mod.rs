@@ -27,6 +27,7 @@ use std::{
 };
 
 use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
     task::{JoinError, spawn_blocking},
     time::{Instant, Sleep},
 };
@@ -48,6 +49,10 @@ use registry::Entry;
 /// One read of the log: enough to amortise a thread hop, and a bound on what a stalled reader holds and a rare filter reads.
 const SCAN: ReadLimits =
     ReadLimits { records_max: 512, bytes_max: 128 * 1024, scanned_max: 8_192, scanned_bytes_max: 8 * 1024 * 1024 };
+/// The same for a few at a time, which read several times as fast, and one read ahead of what they hand out.
+const WIDE_SCAN: ReadLimits = ReadLimits { records_max: 2_048, bytes_max: 1024 * 1024, ..SCAN };
+/// So many: should all of them stall, they hold 64 MB.
+const WIDE_READERS_MAX: usize = 32;
 
 /// What every subscription reads from.
 #[derive(Debug)]
@@ -60,6 +65,18 @@ pub struct Sources {
     pub registry: Registry,
     /// What is counted.
     pub metrics: Arc<Metrics>,
+    /// Who may read much of the log at once.
+    pub wide_readers: WideReaders,
+}
+
+/// The places of those who read much of the log at once.
+#[derive(Clone, Debug)]
+pub struct WideReaders(Arc<Semaphore>);
+
+impl Default for WideReaders {
+    fn default() -> Self {
+        Self(Arc::new(Semaphore::new(WIDE_READERS_MAX)))
+    }
 }
 
 enum Phase {
@@ -101,6 +118,8 @@ pub struct Subscription {
     /// Records read and not yet handed out, and the place reached when they are.
     buffer: Buffer,
     buffer_end: Sequence,
+    /// Held while the log is read, if there was one.
+    wide: Option<OwnedSemaphorePermit>,
     /// Control messages that come before anything else.
     outbox: VecDeque<Control>,
     end: Option<Option<End>>,
@@ -219,6 +238,7 @@ impl Subscription {
         self.entry.seated(None);
         self.buffer = Buffer::default();
         self.end = Some(end);
+        self.wide = None;
         self.phase = Phase::Planning; // gives the seat back
     }
 
@@ -262,6 +282,10 @@ impl Subscription {
                 Poll::Ready(self.accept(chunk, |this, chunk| {
                     this.buffer = Buffer::new(chunk.records.into(), 0);
                     this.buffer_end = chunk.scanned_to;
+                    // The next read is made while this one is handed out.
+                    if this.wide.is_some() && !this.sources.hub.reaches(this.buffer_end) {
+                        this.scan(this.buffer_end);
+                    }
                 }))
             }
             Phase::LookingUp(_, lookup) => {
@@ -326,12 +350,21 @@ impl Subscription {
         if let Some(seat) = hub.attach(&self.scan_filter, self.position) {
             return self.go_live(seat);
         }
+        if self.wide.is_none() {
+            self.wide = Arc::clone(&self.sources.wide_readers.0).try_acquire_owned().ok();
+        }
+        self.scan(self.position);
+    }
+
+    /// Asks the log for what is behind `after`.
+    fn scan(&mut self, after: Sequence) {
         let (store, filter) = (Arc::clone(&self.sources.store), Arc::clone(&self.scan_filter));
-        let (after, up_to) = (self.position, hub.head());
-        self.phase = Phase::Scanning(read_aside(move || store.read_after(after, up_to, &filter, SCAN)));
+        let (up_to, limits) = (self.sources.hub.head(), if self.wide.is_some() { WIDE_SCAN } else { SCAN });
+        self.phase = Phase::Scanning(read_aside(move || store.read_after(after, up_to, &filter, limits)));
     }
 
     fn go_live(&mut self, seat: Seat) {
+        self.wide = None;
         self.entry.seated(Some(seat.number()));
         self.phase = Phase::Live(seat);
         // The head has moved on while the log was read; what the ring has of it is still to come.

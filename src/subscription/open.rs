@@ -201,6 +201,7 @@ impl Subscription {
             phase: Phase::Planning,
             position,
             buffer: Buffer::default(),
+            wide: None,
             buffer_end: position,
             outbox: VecDeque::new(),
             end: None,
