@@ -28,13 +28,19 @@ mod wire {
     tonic::include_proto!("blobcast.v1");
 }
 
-use std::{env, fs, net::SocketAddr, path::PathBuf};
+use std::{
+    env, fs,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context as _, Result};
 use clap::{Parser, ValueEnum};
+use serde::Deserialize;
 use serde_json::json;
 
 use bench::Bench;
+use chart::Picture;
 use machine::Machine;
 use report::Table;
 
@@ -59,6 +65,9 @@ struct Arguments {
     /// Also draw a picture of each goal into this directory.
     #[arg(long, value_name = "DIRECTORY")]
     charts: Option<PathBuf>,
+    /// Measure nothing: draw what an earlier run has written with --json.
+    #[arg(long, value_name = "FILE", requires = "charts", conflicts_with_all = ["goals", "json"])]
+    redraw: Option<PathBuf>,
 }
 
 /// What can be measured.
@@ -105,6 +114,10 @@ async fn main() -> Result<()> {
         return Part::parse_from(words).run().await;
     }
     let arguments = Arguments::parse();
+    if let (Some(file), Some(directory)) = (&arguments.redraw, &arguments.charts) {
+        let Report { goals } = serde_json::from_str(&fs::read_to_string(file)?)?;
+        return goals.into_iter().try_for_each(|(name, tables)| draw(&name, tables, directory));
+    }
     let bench = Bench::new(arguments.server, arguments.rounds, arguments.short)?;
     let with_peers = arguments.goals.iter().any(|goal| *goal != Goal::Instructions) || arguments.goals.is_empty();
     let machine = Machine::look(&bench, with_peers)?;
@@ -114,8 +127,7 @@ async fn main() -> Result<()> {
         let tables = goal.measure(&bench).await.with_context(|| format!("{} could not be measured", goal.name()))?;
         tables.iter().for_each(|table| print!("{}", table.text()));
         if let Some(directory) = &arguments.charts {
-            fs::create_dir_all(directory)?;
-            fs::write(directory.join(goal.name()).with_extension("svg"), chart::svg(&tables))?;
+            draw(&goal.name(), json!(tables), directory)?;
         }
         measured.insert(goal.name(), json!(tables));
         // After each goal, so that nothing is lost should the next one fail.
@@ -125,6 +137,19 @@ async fn main() -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// What a run has written with `--json`, as far as it is drawn.
+#[derive(Debug, Deserialize)]
+struct Report {
+    goals: serde_json::Map<String, serde_json::Value>,
+}
+
+/// Draws the tables of a goal into a file of its name.
+fn draw(name: &str, tables: serde_json::Value, directory: &Path) -> Result<()> {
+    let pictures: Vec<Picture> = serde_json::from_value(tables)?;
+    fs::create_dir_all(directory)?;
+    Ok(fs::write(directory.join(name).with_extension("svg"), chart::svg(&pictures))?)
 }
 
 impl Goal {

@@ -687,3 +687,22 @@ async fn details_that_nest_deeper_than_a_decoder_goes_stop_no_subscriber() {
     assert_eq!(tasks_of(&events), ["t1", "t2"]);
     assert_eq!(events[0].error.as_ref().unwrap().code, "UNSAFE_CONTENT");
 }
+
+#[tokio::test]
+async fn more_than_may_read_far_ahead_at_once_miss_nothing_also_behind_stalled_ones() {
+    const MORE_THAN_WIDE_READERS: usize = 33;
+    let server = Options::default().set("hub.ring_bytes_max", "1MiB").start().await;
+    for number in 0..400 {
+        let prompt = json!({"prompt": "x".repeat(10_000)});
+        server.http().post(&with(completed(&format!("t{number}")), prompt)).await.event_id();
+    }
+    let log = server.log_of_events().await;
+    let mut stalled = Vec::new();
+    for _ in 0..MORE_THAN_WIDE_READERS {
+        stalled.push(server.subscribe_narrowly(request()).await);
+    }
+    assert_eq!(server.subscribe(request()).await.until_caught_up().await, log);
+    for mut sub in stalled {
+        assert_eq!(sub.until_caught_up().await, log);
+    }
+}

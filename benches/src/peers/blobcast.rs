@@ -71,8 +71,16 @@ pub fn of_product(product: &str) -> SubscribeRequest {
     SubscribeRequest { filter: Some(filter), ..SubscribeRequest::default() }
 }
 
+/// What those ask for who wait for a task: as rarely as can be asked for. By default every stream is told every 15 seconds that it
+/// is still there, and a million streams would keep two cores busy with that alone.
+const HEARTBEAT_INTERVAL: prost_types::Duration = prost_types::Duration { seconds: 60, nanos: 0 };
+
 /// One task.
 pub fn of_task(task_id: String) -> SubscribeRequest {
     let filter = Filter { task_ids: vec![task_id], ..Filter::default() };
-    SubscribeRequest { filter: Some(filter), ..SubscribeRequest::default() }
+    SubscribeRequest {
+        filter: Some(filter),
+        heartbeat_interval: Some(HEARTBEAT_INTERVAL),
+        ..SubscribeRequest::default()
+    }
 }
