@@ -137,7 +137,7 @@ impl Ingest {
         self.draining.cancel();
     }
 
-    /// One handler for every path: [`product_of`] tells which are webhooks, once.
+    /// One handler for every path, which tells by itself which are webhooks.
     pub fn router(self: &Arc<Self>) -> Router {
         Router::new().fallback(handle).with_state(Arc::clone(self))
     }
