@@ -99,7 +99,7 @@ impl Events {
 #[tonic::async_trait]
 impl event_service_server::EventService for Events {
     /// The events are in the answer's extensions; see [`HandedOver`].
-    type SubscribeStream = tokio_stream::Empty<Result<v1::SubscribeResponse, Status>>;
+    type SubscribeStream = tokio_stream::Once<Result<v1::SubscribeResponse, Status>>;
 
     async fn subscribe(
         &self,
@@ -136,7 +136,7 @@ impl event_service_server::EventService for Events {
         tracing::debug!(subscription_id = subscription.id(), "subscribed");
         let (sources, limits) = (Arc::clone(&self.0.sources), self.subscription_limits(&caller, heartbeat_interval));
         let body = EventBody::new(sources, subscription, request.include_raw, limits);
-        let mut answer = Response::new(tokio_stream::empty());
+        let mut answer = Response::new(tokio_stream::once(Err(Status::internal("the events were not handed over"))));
         answer.extensions_mut().insert(HandedOver::new(body));
         Ok(answer)
     }

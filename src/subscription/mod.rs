@@ -50,8 +50,9 @@ use registry::Entry;
 const SCAN: ReadLimits =
     ReadLimits { records_max: 512, bytes_max: 128 * 1024, scanned_max: 8_192, scanned_bytes_max: 8 * 1024 * 1024 };
 /// The same for a few at a time, which read several times as fast, and one read ahead of what they hand out.
-const WIDE_SCAN: ReadLimits = ReadLimits { records_max: 2_048, bytes_max: 1024 * 1024, ..SCAN };
-/// So many: should all of them stall, they hold 64 MB.
+const WIDE_SCAN: ReadLimits =
+    ReadLimits { records_max: 2_048, bytes_max: 1024 * 1024, scanned_max: 8_192, scanned_bytes_max: 2 * 1024 * 1024 };
+/// So many: should all of them stall, they hold 128 MB, since an event may hold on to all that was looked at beside it.
 const WIDE_READERS_MAX: usize = 32;
 
 /// What every subscription reads from.
@@ -203,6 +204,7 @@ impl Subscription {
         self.buffer = Buffer::default();
         self.entry.end_batch();
         self.reach(self.buffer_end);
+        self.entry.reached(self.position); // also of a last one that was not wanted
         None
     }
 
