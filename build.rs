@@ -1,7 +1,8 @@
 //! Compiles `proto/` without a system `protoc`: our own protocol, and the one that traces are sent by.
 //!
 //! Our own takes two passes over one descriptor set: the first makes all messages and the clients; the second makes the services, with
-//! the responses that carry events replaced by [`wire::Frame`], which copies an event's stored bytes instead of encoding it.
+//! the answers that carry events replaced by [`wire::Frame`], which copies an event's stored bytes instead of encoding it. The
+//! messages of `Subscribe` are written past the generated code (`rpc::stream`).
 
 use std::{
     env,

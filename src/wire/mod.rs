@@ -1,7 +1,7 @@
 //! The protobuf side: generated code, and the conversions between it and the domain.
 //!
 //! Wire types stop here and in `rpc`; nothing below knows them. An event is encoded once, when it is appended
-//! ([`encode_event`]); every delivery copies those bytes behind a prefix ([`Frame`]). Never does I/O.
+//! ([`encode_event`]); every delivery copies those bytes behind a prefix ([`Delivery`]). Never does I/O.
 
 mod convert;
 pub mod frame;
@@ -23,7 +23,7 @@ pub mod v1 {
     tonic::include_proto!("blobcast.v1");
 }
 
-/// Service traits and servers, generated with [`Frame`] in place of the responses that carry events.
+/// Service traits and servers, generated with [`Frame`] in place of the answers that carry events.
 #[allow(
     missing_docs,
     unreachable_pub,
