@@ -115,6 +115,12 @@ impl Record {
         Self { sequence: self.sequence, bytes, origin: self.origin.clone() }
     }
 
+    /// The same in memory of its own size, and not a part of what it was read with.
+    #[must_use]
+    pub fn compact(self) -> Self {
+        Self { bytes: Bytes::copy_from_slice(&self.bytes), ..self }
+    }
+
     /// The same, as part of its callback's trace while it is in memory.
     #[must_use]
     pub fn with_origin(self, origin: Option<Arc<Origin>>) -> Self {

@@ -361,9 +361,15 @@ fn retention(config: &Config) -> Retention {
 fn start_writer(retention: Retention, sources: &Sources) -> Result<(Appender, thread::JoinHandle<()>), StartError> {
     let hub = Arc::clone(&sources.hub);
     let publish = move |records: &[Record]| hub.publish(records);
-    let (appender, writer) = writer(Arc::clone(&sources.store), retention, publish, Arc::clone(&sources.metrics));
-    let thread = thread::Builder::new().name("writer".into()).spawn(|| writer.run()).map_err(StartError::Thread)?;
-    Ok((appender, thread))
+    let (appender, mut writer) = writer(Arc::clone(&sources.store), retention, publish, Arc::clone(&sources.metrics));
+    let keeper = writer.keeper();
+    let keeping = thread::Builder::new().name("keeper".into()).spawn(|| keeper.run()).map_err(StartError::Thread)?;
+    let write = || {
+        writer.run();
+        let _ = keeping.join().is_ok(); // a panic has ended the process
+    };
+    let writing = thread::Builder::new().name("writer".into()).spawn(write).map_err(StartError::Thread)?;
+    Ok((appender, writing))
 }
 
 fn ingest_limits(config: &Config) -> ingest::Limits {

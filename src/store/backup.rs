@@ -6,8 +6,8 @@
 //! end:    0 (u8)   number of entries (u64)   XXH3 of all before it (u64)
 //! ```
 //!
-//! First come all events, then the task index, then the quarantine, each in the order of its keys; keys and values are those
-//! of the store, and integers are little-endian. The epoch is not in it: what is restored is another log. Without its end a
+//! First come all events, then the task index, then the quarantine, each in the order of its keys. An event's key is its
+//! place (u64, big-endian), its value its record; the others' are those of the store. Integers are little-endian. The epoch is not in it: what is restored is another log. Without its end a
 //! copy is worth nothing, so one that was cut short cannot be taken for a whole one.
 
 use std::collections::VecDeque;
@@ -18,12 +18,15 @@ use xxhash_rust::xxh3::Xxh3;
 
 use super::{
     ReadError, Store,
-    layout::{Damaged, FORMAT, Totals, parse_quarantined, parse_sequence_key, parse_task, sequence_key},
+    layout::{Damaged, Totals, parse_quarantined, parse_sequence_key, parse_task, sequence_key},
     lock,
+    log::Events,
 };
 use crate::event::{Record, Sequence, TaskId};
 
 pub(super) const MAGIC: &[u8; 16] = b"blobcast backup\n";
+/// Of what a backup is made of, whatever a store is made of.
+pub(super) const FORMAT: u64 = 1;
 pub(super) const END: u8 = 0;
 /// One chunk at most: large enough to be quick, small enough that a slow reader holds next to nothing.
 const CHUNK_BYTES: usize = 256 * 1024;
@@ -124,6 +127,8 @@ impl Audit {
 
 /// A backup in the making. Holds a snapshot: what retention forgets meanwhile still takes its disk space until this is gone.
 pub struct Backup {
+    events: Events,
+    /// What follows the events.
     parts: VecDeque<(Part, Iter)>,
     audit: Audit,
     checksum: Xxh3,
@@ -145,13 +150,11 @@ impl Store {
     pub(super) fn backup(&self) -> Backup {
         let snapshot = self.database.snapshot();
         let totals = *lock(&self.totals);
-        // Not from the very first key: retention leaves marks where it has been, and all of them would be waded through.
-        let events = snapshot.range(&self.events, sequence_key(Sequence(totals.first_available))..);
         let tasks = snapshot.iter(&self.tasks);
         let quarantine = snapshot.iter(&self.quarantine);
-        let parts = [(Part::Events, events), (Part::Tasks, tasks), (Part::Quarantine, quarantine)];
         let mut backup = Backup {
-            parts: parts.into(),
+            events: self.log.events(Sequence(totals.first_available)..=self.head()),
+            parts: [(Part::Tasks, tasks), (Part::Quarantine, quarantine)].into(),
             audit: Audit::new(totals),
             checksum: Xxh3::new(),
             buffer: BytesMut::new(),
@@ -182,20 +185,32 @@ impl Backup {
     }
 
     fn put_next_entry(&mut self) -> Result<(), ReadError> {
+        if let Some(record) = self.events.next() {
+            let record = record?;
+            return self.put_entry(Part::Events, &sequence_key(record.sequence()), record.bytes());
+        }
         let Some((part, entries)) = self.parts.front_mut() else { return self.put_end() };
         let part = *part;
-        let Some(entry) = entries.next() else {
-            self.parts.pop_front();
-            return Ok(());
-        };
-        let (key, value) = entry.into_inner()?;
-        self.audit.entry(part, &key, &value)?;
+        match entries.next() {
+            Some(entry) => {
+                let (key, value) = entry.into_inner()?;
+                self.put_entry(part, &key, &value)
+            }
+            None => {
+                self.parts.pop_front();
+                Ok(())
+            }
+        }
+    }
+
+    fn put_entry(&mut self, part: Part, key: &[u8], value: &[u8]) -> Result<(), ReadError> {
+        self.audit.entry(part, key, value)?;
         self.put(&[part as u8]);
         for length in [key.len(), value.len()] {
-            self.put(&(length as u32).to_le_bytes()); // the database has no longer ones
+            self.put(&(length as u32).to_le_bytes()); // bounded by the limits of what is in them
         }
-        self.put(&key);
-        self.put(&value);
+        self.put(key);
+        self.put(value);
         Ok(())
     }
 

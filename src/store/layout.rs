@@ -1,10 +1,9 @@
-//! Keys and values of the keyspaces. Pure.
+//! Keys and values of the database's keyspaces, and the totals that each commit carries. Pure.
 //!
 //! ```text
-//! events      sequence (u64, big-endian)      record (see event::Record)
 //! tasks       task id                         one entry per retained event of the task, oldest first
 //! quarantine  number (u64, big-endian)        header length (u32), header (JSON), body
-//! meta        "format" | "epoch" | "totals"   u64s, little-endian
+//! meta        "format" | "epoch" | "commit"   u64, little-endian; the last is the newest commit that the database was told of
 //! ```
 
 use bytes::{Buf, BufMut};
@@ -14,11 +13,10 @@ use uuid::Uuid;
 use crate::event::{Product, Sequence, TaskStatus};
 
 /// Version of this layout. A store of another version is refused.
-pub(super) const FORMAT: u64 = 1;
+pub(super) const FORMAT: u64 = 2;
 pub(super) const META_FORMAT: &str = "format";
 pub(super) const META_EPOCH: &str = "epoch";
-pub(super) const META_TOTALS: &str = "totals";
-pub(super) const META_PROBE: &str = "probe";
+pub(super) const META_COMMIT: &str = "commit";
 
 /// Identifies what an event says: status, outputs and error. Equal fingerprints of one (product, task) are duplicates.
 pub type Fingerprint = u128;
@@ -89,7 +87,7 @@ pub(super) fn parse_task(mut bytes: &[u8]) -> Result<Vec<TaskEvent>, Damaged> {
 
 const TOTALS_DAMAGED: Damaged = Damaged("totals: they do not fit what there is");
 
-/// Running totals, written with every batch so that starting never scans.
+/// Running totals, written with every commit so that starting never scans.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Totals {
     /// First sequence that may exist; all before it are forgotten.
@@ -106,12 +104,13 @@ pub(super) struct Totals {
 impl Totals {
     pub(super) const BYTES: usize = 56;
 
-    pub(super) fn encode(&self) -> Vec<u8> {
-        let mut bytes = Vec::with_capacity(Self::BYTES);
+    pub(super) fn encode(&self) -> [u8; Self::BYTES] {
+        let mut bytes = [0; Self::BYTES];
+        let mut rest = &mut bytes[..];
         let counts = [self.first_available, self.event_count, self.event_bytes];
         let quarantine = [self.quarantine_next, self.quarantine_count, self.quarantine_bytes];
-        counts.into_iter().chain(quarantine).for_each(|number| bytes.put_u64_le(number));
-        bytes.put_i64_le(self.log_time_micros);
+        counts.into_iter().chain(quarantine).for_each(|number| rest.put_u64_le(number));
+        rest.put_i64_le(self.log_time_micros);
         bytes
     }
 

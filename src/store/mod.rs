@@ -1,15 +1,18 @@
 //! The node's own store: the log of events, the task index, the quarantine, and the log's identity.
 //!
-//! One [`Writer`] decides and commits everything, batch by batch, each with a real fsync ([`writer`]); any number of readers
+//! One [`Writer`] decides and commits everything, batch by batch, each with a real fsync ([`writer`]) of the log (`log`); a
+//! database has the index and the quarantine, which can be told anew from the log (`replay`). Any number of readers
 //! use [`Store`] at the same time. Readers never see beyond [`Store::head`], which moves only after the fsync: what a crash
 //! could take back is never shown. Every function here may block on the disk; callers keep it off the async threads.
 
 mod backup;
 mod dedupe;
 mod layout;
+mod log;
 mod open;
 mod quarantine;
 mod read;
+mod replay;
 mod restore;
 mod torn;
 mod watermark;
@@ -37,13 +40,14 @@ pub use read::{Chunk, Keep, ReadError, ReadLimits, TaskPlace};
 #[cfg(fuzzing)]
 pub(crate) use restore::check as check_backup;
 pub use restore::{RestoreError, restore};
-pub use writer::{Appender, Publish, Retention, WriteError, Writer, writer};
+pub use writer::{Appender, Keeper, Publish, Retention, WriteError, Writer, writer};
 
 use crate::{
     event::{Cursor, Epoch, Labels, Product, Sequence, TaskId, TaskStatus},
     trace::Origin,
 };
 use layout::{FORMAT, Totals};
+use log::Log;
 use watermark::{Mark, Watermark};
 
 /// With less free disk a store that has failed is not opened again: recovery writes, and would fail, too.
@@ -160,8 +164,8 @@ pub struct Summary {
 /// The open store. Reading needs only `&self`.
 pub struct Store {
     path: PathBuf,
+    log: Log,
     database: Database,
-    events: Keyspace,
     tasks: Keyspace,
     quarantine: Keyspace,
     meta: Keyspace,
@@ -170,6 +174,8 @@ pub struct Store {
     first_available: AtomicU64,
     /// No quarantined callback has a lower number. A search that began at 0 would wade through all that were ever deleted.
     quarantine_first: AtomicU64,
+    /// The database's writes below this number are synced.
+    database_next: AtomicU64,
     watermark: Watermark,
     /// The data directory as it was opened.
     identity: Identity,
@@ -206,8 +212,13 @@ impl Store {
 
     /// Everything that has been acknowledged.
     fn mark(&self) -> Mark {
-        let quarantine_next = lock(&self.totals).quarantine_next;
-        Mark { epoch: self.epoch, head: self.head().0, quarantine_next, commit_next: self.database.seqno() }
+        Mark {
+            epoch: self.epoch,
+            head: self.head().0,
+            quarantine_next: lock(&self.totals).quarantine_next,
+            commit_next: self.log.next_commit(),
+            database_next: self.database_next.load(Ordering::Acquire),
+        }
     }
 
     /// Whether writes are taken, as of the last commit or check.

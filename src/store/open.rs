@@ -4,18 +4,21 @@
 //! without its identity, its totals, its task index or its quarantine forgets what it has promised, and says nothing. So what
 //! must fit together is looked at first, by a few reads that do not grow with the log, and what does not fit is refused.
 
-use std::{fmt::Display, fs, io, panic, path::Path};
+use std::{fmt::Display, fs, io, panic, path::Path, sync::atomic::Ordering};
 
-use fjall::{CompressionType, Database, JournalRecoveryError, Keyspace, KeyspaceCreateOptions, PersistMode};
+use fjall::{CompressionType, Database, Keyspace, KeyspaceCreateOptions, PersistMode};
 use uuid::Uuid;
 
 use super::{
     Health, OpenError, ReadError, Store, identity,
     layout::{
-        Damaged, FORMAT, META_EPOCH, META_FORMAT, META_TOTALS, Totals, parse_sequence_key, parse_task, parse_u64,
+        Damaged, FORMAT, META_COMMIT, META_EPOCH, META_FORMAT, Totals, parse_sequence_key, parse_task, parse_u64,
     },
-    lock, torn,
-    watermark::{Mark, Watermark, WatermarkError},
+    lock,
+    log::Log,
+    replay::replay,
+    torn,
+    watermark::{Watermark, WatermarkError},
 };
 use crate::event::{Epoch, Selectable, Sequence};
 
@@ -31,7 +34,7 @@ const TABLES_FOLDER: &str = "tables";
 const CURRENT_FILE: &str = "current";
 
 const META: &str = "meta";
-const KEYSPACES: [&str; 4] = [META, "events", "tasks", "quarantine"];
+const KEYSPACES: [&str; 3] = [META, "tasks", "quarantine"];
 
 impl Store {
     /// Opens the store under `path`, creating it if there is none. `cache_bytes` bounds the block cache.
@@ -53,90 +56,73 @@ impl Store {
         if let (Some(lost), Some(_)) = (lost, acknowledged) {
             return Err(Setup::Corrupt(format!("the keyspace {lost} is lost")));
         }
-        let [meta, events, tasks, quarantine] = keyspaces(&database)?;
-        let (epoch, totals) = match identity_of(&meta)? {
-            Some(known) => known,
-            None if acknowledged.is_none() && events.is_empty()? && tasks.is_empty()? && quarantine.is_empty()? => {
-                let (epoch, totals) = (new_epoch(), Totals { first_available: 1, ..Totals::default() });
-                write_identity(&database, &meta, epoch, &totals)?;
-                (epoch, totals)
+        let [meta, tasks, quarantine] = keyspaces(&database)?;
+        let is_empty = || Ok::<_, Setup>(acknowledged.is_none() && tasks.is_empty()? && quarantine.is_empty()?);
+        let (log, totals) = match (identity_of(&meta)?, Log::open(path, acknowledged)?) {
+            (Some(epoch), Some((log, totals))) if log.epoch() == epoch => (log, totals),
+            (Some(epoch), Some((log, _))) => {
+                return Err(Setup::Corrupt(format!("it is log {}, and its index is that of log {epoch}", log.epoch())));
             }
-            None => return Err(Setup::Corrupt("the log's identity is lost".to_owned())),
+            (Some(_), None) => return Err(Setup::Corrupt("the log is lost".to_owned())),
+            (None, log) if is_empty()? && log.as_ref().is_none_or(|(log, _)| log.is_new()) => {
+                let totals = Totals { first_available: 1, ..Totals::default() };
+                let log = log.map_or_else(|| Log::create(path, new_epoch(), totals), |(log, _)| Ok(log))?;
+                write_identity(&database, &meta, log.epoch())?;
+                (log, totals)
+            }
+            (None, _) => return Err(Setup::Corrupt("the log's identity is lost".to_owned())),
         };
-        // The newest key, or, when retention has forgotten everything, the place before the next event.
-        let head = match events.last_key_value() {
-            Some(entry) => parse_sequence_key(&entry.key()?)?,
-            None => Sequence(totals.first_available).previous(),
-        };
+        check_told(&meta, &log)?;
+        replay(&log, &database, &tasks, &quarantine, &totals)?;
         let store = Self {
             path: path.into(),
             watermark,
-            epoch,
-            tasks,
-            quarantine,
-            head: head.0.into(),
+            epoch: log.epoch(),
+            head: totals.head()?.0.into(),
             first_available: totals.first_available.into(),
             quarantine_first: 0.into(),
+            database_next: 0.into(),
             identity: identity(path),
             totals: totals.into(),
             health: Health::Writable.into(),
+            log,
             database,
-            events,
+            tasks,
+            quarantine,
             meta,
         };
-        store.check(acknowledged)?;
-        // What a killed process wrote but had not synced is read from here on, so it must be durable from here on.
-        store.database.persist(PersistMode::SyncAll)?;
+        store.check_events(&totals)?;
+        store.check_quarantine(&totals)?;
+        store.checkpoint()?;
         if acknowledged.is_none() {
-            if head.0 > 0 {
+            if store.head().0 > 0 {
                 tracing::warn!("nothing tells whether the log is whole: the file `acknowledged` is missing");
             }
             store.watermark.begin(path, store.mark())?;
         }
-        // So its next commit may have a lower number than one that was acknowledged before.
         store.watermark.raise(store.mark());
         sync_names(path)?;
         Ok(store)
     }
 
-    /// Refuses what is less than was acknowledged, and parts that do not fit together.
-    fn check(&self, acknowledged: Option<Mark>) -> Result<(), Setup> {
-        let found = self.mark();
-        if let Some(mark) = acknowledged {
-            let corrupt = |problem: String| Err(Setup::Corrupt(problem));
-            if mark.epoch != found.epoch {
-                return corrupt(format!("it is log {}, and log {} was acknowledged", found.epoch, mark.epoch));
-            }
-            if mark.head > found.head {
-                return corrupt(format!(
-                    "{} events were acknowledged, and the log ends behind {}",
-                    mark.head, found.head
-                ));
-            }
-            if mark.quarantine_next > found.quarantine_next {
-                return corrupt(format!(
-                    "{} quarantined callbacks were acknowledged, and the quarantine ends behind {}",
-                    mark.quarantine_next, found.quarantine_next
-                ));
-            }
-            // Not by the number of the next commit: the database counts other things, too, and forgets how far it was.
-        }
-        let totals = *lock(&self.totals);
-        self.check_events(&totals)?;
-        self.check_quarantine(&totals)
+    /// Makes all that the database was told durable, so that no start has to tell it again; then what is forgotten can go.
+    pub(super) fn checkpoint(&self) -> fjall::Result<()> {
+        // In this order: what was committed meanwhile is synced, too, but not counted.
+        let newest = self.log.newest();
+        let first_available = Sequence(lock(&self.totals).first_available);
+        let database_next = self.database.seqno();
+        self.database.persist(PersistMode::SyncAll)?;
+        self.database_next.store(database_next, Ordering::Release);
+        self.log.checkpoint(newest, first_available);
+        Ok(())
     }
 
     fn check_events(&self, totals: &Totals) -> Result<(), Setup> {
         let (first, head) = (self.first_available(), self.head());
-        if head.next().0.checked_sub(first.0) != Some(totals.event_count) {
-            let Totals { event_count, .. } = totals;
-            let problem = format!("the totals count {event_count} events, and the log has {} to {}", first.0, head.0);
-            return Err(Setup::Corrupt(problem));
-        }
         // A task index that was lost and has begun anew knows neither or only the newest.
         let ends = if totals.event_count > 0 { &[first, head][..] } else { &[] };
         for &place in ends {
-            let record = self.get(place)?.ok_or(ReadError::Expired)?;
+            let record = self.log.get(place)?;
             let entry = self.tasks.get(record.task_id())?.map(|entry| parse_task(&entry)).transpose()?;
             if !entry.unwrap_or_default().iter().any(|event| event.sequence == place) {
                 return Err(Setup::Corrupt(format!("the task index does not know event {}", place.0)));
@@ -196,27 +182,19 @@ fn check_folders(path: &Path) -> Result<(), Setup> {
 
 /// Opens the database, and tells damage from a disk that refuses.
 fn recover_database(path: &Path, cache_bytes: u64) -> Result<Database, Setup> {
+    if Watermark::exists(path)
+        && let (_, Some(mark)) = Watermark::open(path)?
+        && !torn::cut(path, mark.database_next)?
+    {
+        return Err(Setup::broken("its journal is not as it was written"));
+    }
     // It panics where damage breaks what it takes for granted.
-    let open =
-        || panic::catch_unwind(|| open_database(path, cache_bytes)).map_err(|_| Setup::broken("see the panic above"));
-    let opened = match open()? {
-        Err(fjall::Error::JournalRecovery(JournalRecoveryError::ChecksumMismatch)) if cut_torn_commit(path)? => open()?,
-        opened => opened,
-    };
-    opened.map_err(|error| match error {
+    let opened = panic::catch_unwind(|| open_database(path, cache_bytes));
+    opened.map_err(|_| Setup::broken("see the panic above"))?.map_err(|error| match error {
         fjall::Error::Io(cause) | fjall::Error::Storage(fjall::LsmError::Io(cause)) if is_damage(&cause) => {
             Setup::broken(cause)
         }
         other => other.into(),
-    })
-}
-
-/// Whether the journal's last commit was torn, was not acknowledged, and is cut off now.
-fn cut_torn_commit(path: &Path) -> Result<bool, Setup> {
-    let acknowledged = if Watermark::exists(path) { Watermark::open(path)?.1 } else { None };
-    Ok(match acknowledged {
-        Some(mark) => torn::cut(path, mark.commit_next)?,
-        None => false,
     })
 }
 
@@ -241,9 +219,9 @@ fn options() -> KeyspaceCreateOptions {
 }
 
 /// All of them, in the order of their names above.
-pub(super) fn keyspaces(database: &Database) -> fjall::Result<[Keyspace; 4]> {
-    let [meta, events, tasks, quarantine] = KEYSPACES.map(|name| database.keyspace(name, options));
-    Ok([meta?, events?, tasks?, quarantine?])
+pub(super) fn keyspaces(database: &Database) -> fjall::Result<[Keyspace; 3]> {
+    let [meta, tasks, quarantine] = KEYSPACES.map(|name| database.keyspace(name, options));
+    Ok([meta?, tasks?, quarantine?])
 }
 
 fn check_format(meta: &Keyspace) -> Result<(), Setup> {
@@ -253,26 +231,36 @@ fn check_format(meta: &Keyspace) -> Result<(), Setup> {
     }
 }
 
-/// What the store is; `None` if it is none yet.
-fn identity_of(meta: &Keyspace) -> Result<Option<(Epoch, Totals)>, Setup> {
-    match (meta.get(META_FORMAT)?, meta.get(META_EPOCH)?, meta.get(META_TOTALS)?) {
-        (Some(_), Some(epoch), Some(totals)) => Ok(Some((Epoch(parse_u64(&epoch)?), Totals::parse(&totals)?))),
-        (None, None, None) => Ok(None),
+/// What log the database is of; `None` if it is new.
+fn identity_of(meta: &Keyspace) -> Result<Option<Epoch>, Setup> {
+    match (meta.get(META_FORMAT)?, meta.get(META_EPOCH)?) {
+        (Some(_), Some(epoch)) => Ok(Some(Epoch(parse_u64(&epoch)?))),
+        (None, None) => Ok(None),
         _ => Err(Setup::Corrupt("a part of the log's identity is lost".to_owned())),
     }
+}
+
+/// The database hears of a commit when the log has it for good; so a commit that only the database knows is one that was lost.
+fn check_told(meta: &Keyspace, log: &Log) -> Result<(), Setup> {
+    let told = meta.get(META_COMMIT)?.map(|bytes| parse_u64(&bytes)).transpose()?.unwrap_or(0);
+    let newest = log.next_commit() - 1;
+    if told > newest {
+        return Err(Setup::Corrupt(format!("its index knows {told} commits, and the log ends behind {newest}")));
+    }
+    Ok(())
 }
 
 pub(super) fn new_epoch() -> Epoch {
     Epoch(Uuid::new_v4().as_u64_pair().0)
 }
 
-/// Makes the database a store; all of it or nothing.
-pub(super) fn write_identity(database: &Database, meta: &Keyspace, epoch: Epoch, totals: &Totals) -> fjall::Result<()> {
+/// Makes the database that of a log, durably; all of it or nothing.
+pub(super) fn write_identity(database: &Database, meta: &Keyspace, epoch: Epoch) -> fjall::Result<()> {
     let mut batch = database.batch();
     batch.insert(meta, META_FORMAT, FORMAT.to_le_bytes());
     batch.insert(meta, META_EPOCH, epoch.0.to_le_bytes());
-    batch.insert(meta, META_TOTALS, totals.encode());
-    batch.commit()
+    batch.commit()?;
+    database.persist(PersistMode::SyncAll)
 }
 
 /// Why a store cannot be opened, before it is said of which directory.

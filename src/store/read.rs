@@ -1,14 +1,20 @@
 //! Reading the log: in order, backwards, by task and by time. Blocking, bounded, never beyond the head.
 
-use std::ops::RangeInclusive;
+use std::{
+    io,
+    ops::{ControlFlow, RangeInclusive},
+};
 
-use fjall::{Iter, Readable};
+use fjall::Readable;
 
 use super::{
     Store,
-    layout::{Damaged, parse_sequence_key, parse_task, sequence_key},
+    layout::{Damaged, parse_task},
 };
 use crate::event::{Filter, Product, Record, RecordError, Sequence, TaskId, TaskStatus};
+
+/// Read from the log at once when there is more to come.
+const READ_BYTES: u64 = 256 * 1024;
 
 /// Why a part of the log cannot be read.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -24,6 +30,12 @@ pub enum ReadError {
 impl From<fjall::Error> for ReadError {
     fn from(error: fjall::Error) -> Self {
         Self::Corrupt(format!("{error:?}"))
+    }
+}
+
+impl From<io::Error> for ReadError {
+    fn from(error: io::Error) -> Self {
+        Self::Corrupt(error.to_string())
     }
 }
 
@@ -115,16 +127,17 @@ impl Store {
         if after >= up_to {
             return Ok(Chunk { records: Vec::new(), scanned_to: after });
         }
-        let records = self.range(after.next()..=up_to);
-        // Asked after the snapshot was taken, so a trim that the snapshot shows has already moved `first_available`.
-        if after.next() < self.first_available() {
+        let is_expired = || after.next() < self.first_available();
+        if is_expired() {
             return Err(ReadError::Expired);
         }
-        let chunk = collect(records, after, 1, filter, limits)?;
-        if chunk.scanned_to == after {
-            return Err(ReadError::Corrupt(format!("event {} is missing", after.next().0)));
+        let mut collector = Collector::new(after, filter, limits);
+        match self.log.scan(after.next()..=up_to, limits.bytes_to_read(), |record| Ok(collector.take(record))) {
+            Ok(()) => Ok(collector.finish()),
+            // Retention may have passed the place meanwhile.
+            Err(_) if is_expired() => Err(ReadError::Expired),
+            Err(error) => Err(error),
         }
-        Ok(chunk)
     }
 
     /// Reads backwards from before `before` down to and including `first`, as far as it is retained.
@@ -140,9 +153,13 @@ impl Store {
         if before <= first {
             return Ok(Chunk { records: Vec::new(), scanned_to: first });
         }
-        let records = self.range(first..=before.previous());
-        // Retention may have taken the oldest meanwhile: the page then ends there, as it would a moment later.
-        collect(records.rev(), before, -1, filter, limits)
+        let mut collector = Collector::new(before, filter, limits);
+        match self.log.scan_back(first..=before.previous(), |record| Ok(collector.take(record))) {
+            Ok(()) => Ok(collector.finish()),
+            // Retention has taken the oldest meanwhile: the page then ends there, as it would a moment later.
+            Err(_) if collector.chunk.scanned_to <= self.first_available() => Ok(collector.finish()),
+            Err(error) => Err(error),
+        }
     }
 
     /// Where the events of these tasks are, oldest first, as far as `range` goes and `keep` lets it.
@@ -189,10 +206,13 @@ impl Store {
 
     /// The record at `sequence`, or `None` if retention has passed it.
     pub fn get(&self, sequence: Sequence) -> Result<Option<Record>, ReadError> {
-        match self.events.get(sequence_key(sequence))? {
-            Some(bytes) => Ok(Some(Record::from_stored(sequence, bytes.into())?)),
-            None if sequence < self.first_available() => Ok(None),
-            None => Err(ReadError::Corrupt(format!("event {} is missing", sequence.0))),
+        let is_forgotten = || sequence < self.first_available();
+        if is_forgotten() {
+            return Ok(None);
+        }
+        match self.log.get(sequence) {
+            Err(_) if is_forgotten() => Ok(None),
+            found => found.map(Some),
         }
     }
 
@@ -225,44 +245,55 @@ impl Store {
         }
         Ok(Sequence(low).previous())
     }
+}
 
-    fn range(&self, places: RangeInclusive<Sequence>) -> Iter {
-        self.database.snapshot().range(&self.events, sequence_key(*places.start())..=sequence_key(*places.end()))
+impl ReadLimits {
+    fn bytes_to_read(self) -> u64 {
+        READ_BYTES.min(self.scanned_bytes_max as u64)
     }
 }
 
-fn collect(
-    entries: impl Iterator<Item = fjall::Guard>,
-    from: Sequence,
-    step: i64,
-    filter: &Filter,
+/// Takes what a read comes by, until a limit is reached.
+struct Collector<'a> {
+    chunk: Chunk,
+    filter: &'a Filter,
     limits: ReadLimits,
-) -> Result<Chunk, ReadError> {
-    let mut chunk = Chunk { records: Vec::new(), scanned_to: from };
-    let (mut bytes, mut scanned, mut scanned_bytes) = (0, 0, 0);
-    for entry in entries {
-        let (key, value) = entry.into_inner()?;
-        let sequence = parse_sequence_key(&key)?;
-        // The local journal numbers without gaps, so a gap is damage, and skipping it would be a silent loss.
-        if chunk.scanned_to.0.checked_add_signed(step) != Some(sequence.0) {
-            return Err(ReadError::Corrupt(format!("event {} follows event {}", sequence.0, chunk.scanned_to.0)));
-        }
-        let record = Record::from_stored(sequence, value.into())?;
+    bytes: usize,
+    scanned: usize,
+    scanned_bytes: usize,
+}
+
+impl<'a> Collector<'a> {
+    fn new(from: Sequence, filter: &'a Filter, limits: ReadLimits) -> Self {
+        let chunk = Chunk { records: Vec::new(), scanned_to: from };
+        Self { chunk, filter, limits, bytes: 0, scanned: 0, scanned_bytes: 0 }
+    }
+
+    fn take(&mut self, record: Record) -> ControlFlow<()> {
+        let Self { chunk, filter, limits, .. } = self;
         let matching = filter.matches(&record);
-        if matching && !chunk.records.is_empty() && bytes + record.len() > limits.bytes_max {
-            break;
+        if matching && !chunk.records.is_empty() && self.bytes + record.len() > limits.bytes_max {
+            return ControlFlow::Break(());
         }
-        chunk.scanned_to = sequence;
-        scanned += 1;
-        scanned_bytes += record.len();
+        chunk.scanned_to = record.sequence();
+        self.scanned += 1;
+        self.scanned_bytes += record.len();
         if matching {
-            bytes += record.len();
+            self.bytes += record.len();
             chunk.records.push(record);
         }
-        let looked_enough = scanned >= limits.scanned_max || scanned_bytes >= limits.scanned_bytes_max;
+        let looked_enough = self.scanned >= limits.scanned_max || self.scanned_bytes >= limits.scanned_bytes_max;
         if chunk.records.len() >= limits.records_max || looked_enough {
-            break;
+            return ControlFlow::Break(());
         }
+        ControlFlow::Continue(())
     }
-    Ok(chunk)
+
+    fn finish(self) -> Chunk {
+        let Chunk { records, scanned_to } = self.chunk;
+        // A few records must not hold all that was read with them.
+        let is_sparse = 2 * self.bytes < self.scanned_bytes.max(READ_BYTES as usize);
+        let records = if is_sparse { records.into_iter().map(Record::compact).collect() } else { records };
+        Chunk { records, scanned_to }
+    }
 }

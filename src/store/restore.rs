@@ -9,16 +9,19 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use fjall::{Keyspace, PersistMode};
+use fjall::Keyspace;
+use uuid::Uuid;
 use xxhash_rust::xxh3::Xxh3;
 
 use super::{
     OpenError, Store,
-    backup::{Audit, BackupSummary, END, MAGIC, Part},
-    layout::{Damaged, FORMAT, Totals, parse_u64},
+    backup::{Audit, BackupSummary, END, FORMAT, MAGIC, Part},
+    layout::{Damaged, Totals, parse_sequence_key, parse_u64},
+    log::{FrameBuilder, Log},
     open::{Setup, keyspaces, new_epoch, open_database, write_identity},
     watermark::{Mark, Watermark},
 };
+use crate::event::Record;
 
 /// Memory for blocks while restoring: nothing is read twice.
 const CACHE_BYTES: u64 = 8 * 1024 * 1024;
@@ -88,24 +91,40 @@ fn fill(backup: impl Read, path: &Path) -> Result<BackupSummary, RestoreError> {
     let totals = header(&mut input)?;
     let (epoch, head) = (new_epoch(), totals.head()?.0);
     let (watermark, _) = Watermark::open(path).map_err(|error| cannot(error.into()))?;
-    let mark = Mark { epoch, head, quarantine_next: totals.quarantine_next, commit_next: 0 };
+    let mark = Mark { epoch, head, quarantine_next: totals.quarantine_next, commit_next: 0, database_next: 0 };
     watermark.begin(path, mark).map_err(|error| cannot(error.into()))?;
-    let database = open_database(path, CACHE_BYTES).map_err(|error| cannot(error.into()))?;
-    let [meta, parts @ ..] = keyspaces(&database).map_err(|error| cannot(error.into()))?;
-
     let mut audit = Audit::new(totals);
+    let log = Log::create(path, epoch, audit.found).map_err(|error| cannot(error.into()))?;
+    let database = open_database(path, CACHE_BYTES).map_err(|error| cannot(error.into()))?;
+    let [meta, tasks, quarantine] = keyspaces(&database).map_err(|error| cannot(error.into()))?;
+
     let mut more = true;
     while more {
-        let mut batch = database.batch();
-        more = read_batch(&mut input, &mut audit, &parts, &mut batch)?;
+        let before = audit.found;
+        let (mut frame, mut batch) = (FrameBuilder::new(), database.batch());
+        let to = &mut Restored { frame: &mut frame, batch: &mut batch, tasks: &tasks, quarantine: &quarantine };
+        more = read_batch(&mut input, &mut audit, to)?;
+        if !frame.is_empty() {
+            log.append(frame, &before, &audit.found).map_err(|error| cannot(error.into()))?;
+        }
         batch.commit().map_err(|error| cannot(error.into()))?;
     }
-    let complete = write_identity(&database, &meta, epoch, &audit.found);
-    complete.and_then(|()| database.persist(PersistMode::SyncAll)).map_err(|error| cannot(error.into()))?;
-    drop((meta, parts, database));
+    // The index is a part of the backup, so no start may make it anew from these events, of which the log knows only the
+    // records: whatever is told again lies behind them.
+    let finished = log.finish(&audit.found).map_err(Setup::from);
+    finished.and_then(|()| Ok(write_identity(&database, &meta, epoch)?)).map_err(cannot)?;
+    drop((meta, tasks, quarantine, database, log));
     // Starts as the broker would, with all its checks.
     Store::open(path, CACHE_BYTES)?;
     Ok(audit.summary(input.read))
+}
+
+/// Where entries go.
+struct Restored<'a> {
+    frame: &'a mut FrameBuilder,
+    batch: &'a mut fjall::OwnedWriteBatch,
+    tasks: &'a Keyspace,
+    quarantine: &'a Keyspace,
 }
 
 fn header(input: &mut Input<impl Read>) -> Result<Totals, RestoreError> {
@@ -121,23 +140,20 @@ fn header(input: &mut Input<impl Read>) -> Result<Totals, RestoreError> {
 }
 
 /// Takes some entries over; false behind the last one, when the end has been checked.
-fn read_batch(
-    input: &mut Input<impl Read>,
-    audit: &mut Audit,
-    parts: &[Keyspace; 3],
-    batch: &mut fjall::OwnedWriteBatch,
-) -> Result<bool, RestoreError> {
-    let [events, tasks, quarantine] = parts;
+fn read_batch(input: &mut Input<impl Read>, audit: &mut Audit, to: &mut Restored<'_>) -> Result<bool, RestoreError> {
     let mut bytes = 0;
     while bytes < BATCH_BYTES {
         let Some((part, key, value)) = read_entry(input, audit)? else { return Ok(false) };
         bytes += key.len() + value.len();
-        let keyspace = match part {
-            Part::Events => events,
-            Part::Tasks => tasks,
-            Part::Quarantine => quarantine,
-        };
-        batch.insert(keyspace, key, value);
+        match part {
+            Part::Events => {
+                let record =
+                    Record::from_stored(parse_sequence_key(&key)?, value.into()).map_err(|_| Damaged("event"))?;
+                to.frame.event(Uuid::nil(), 0, &record);
+            }
+            Part::Tasks => to.batch.insert(to.tasks, key, value),
+            Part::Quarantine => to.batch.insert(to.quarantine, key, value),
+        }
     }
     Ok(true)
 }

@@ -1,17 +1,17 @@
-//! The torn end of a journal, which a power cut leaves when the sectors of the last write reached the disk in any order.
+//! The torn end of the database's journal, which a power cut leaves when sectors reached the disk in any order.
 //!
-//! The database cuts off a commit that ends too early. One that has its end and a hole before it has a wrong checksum, which
-//! the database refuses, since it cannot know whether a commit that was acknowledged has been damaged. Here it is known: each
-//! commit is synced before the next begins, so only the last can be torn, and the witness ([`super::watermark`]) has the
-//! number from which on none was acknowledged. Without a witness nothing is cut.
+//! The journal is synced at checkpoints only, so a power cut may leave anything of what was written behind the last of them.
+//! The database cuts off what ends too early, and refuses what has a wrong checksum, since it cannot know whether something
+//! that was promised has been damaged. Here it is known: the witness ([`super::watermark`]) has the number below which all is
+//! synced. What is above can go, because the log tells it again; a hole below is damage, also where the database would take it
+//! for an end. Without a witness the database decides alone.
 //!
 //! Reads the journal as fjall 3 writes it, uncompressed: a commit is its start (tag 1; the number of its items, 4 bytes; its
 //! own number, 8), its items, and its end (tag 3; the checksum of the items, 8; four fixed bytes).
 
 use std::{
     fs::{self, File},
-    io::{self, Write},
-    ops::Range,
+    io,
     path::{Path, PathBuf},
 };
 
@@ -27,24 +27,19 @@ const END_MARK: &[u8] = b"FJL\x03";
 /// Of a keyspace.
 const NUMBER_BYTES: usize = 8;
 
-/// Cuts the last commit off the newest journal in a data directory if it is torn, and none of those with a number below
-/// `unacknowledged`; keeps what is cut in a file beside it. Returns whether it was.
-pub(super) fn cut(directory: &Path, unacknowledged: u64) -> io::Result<bool> {
-    let Some(path) = newest_journal(directory)? else { return Ok(false) };
+/// Cuts the newest journal in a data directory where its commits are no longer whole; false if that would take away what is
+/// synced, which is all with numbers below `synced_below`.
+pub(super) fn cut(directory: &Path, synced_below: u64) -> io::Result<bool> {
+    let Some(path) = newest_journal(directory)? else { return Ok(true) };
     let journal = fs::read(&path)?;
-    let Some((number, torn)) = torn_commit(&journal) else { return Ok(false) };
-    if number < unacknowledged {
+    let Some(torn) = torn_end(&journal) else { return Ok(true) };
+    if torn.number < synced_below {
         return Ok(false);
     }
-    let aside = path.with_extension(format!("{}.torn", torn.start));
-    let mut kept = File::create(&aside)?;
-    kept.write_all(&journal[torn.clone()])?;
-    kept.sync_all()?;
     let file = File::options().write(true).open(&path)?;
     file.set_len(torn.start as u64)?;
     file.sync_all()?;
-    let (journal, kept) = (path.display(), aside.display());
-    tracing::warn!(%journal, at = torn.start, %kept, "the last commit was torn by a crash, and has been cut off");
+    tracing::warn!(journal = %path.display(), at = torn.start, "the database's journal was torn by a crash, and is cut off");
     Ok(true)
 }
 
@@ -56,16 +51,25 @@ fn newest_journal(directory: &Path) -> io::Result<Option<PathBuf>> {
     Ok(journals.max_by_key(number))
 }
 
-/// The number of the last commit and where it is, if it has all its parts but not its checksum, and nothing is behind it.
-fn torn_commit(journal: &[u8]) -> Option<(u64, Range<usize>)> {
+/// Where a journal ends too early.
+#[derive(Debug, PartialEq, Eq)]
+struct TornEnd {
+    start: usize,
+    /// Of the commit that is not whole, as far as it can be told: at least this.
+    number: u64,
+}
+
+/// `None` if all commits are whole. The file is longer than what was written to it.
+fn torn_end(journal: &[u8]) -> Option<TornEnd> {
     let mut rest = journal;
+    let mut number_min = 0;
     loop {
-        let start = journal.len() - rest.len();
-        let (number, is_whole) = pass_commit(&mut rest)?;
-        if !is_whole {
-            // The file is longer than what was written to it.
-            let is_last = rest.iter().all(|&byte| byte == 0);
-            return is_last.then_some((number, start..journal.len() - rest.len()));
+        let (start, from) = (journal.len() - rest.len(), rest);
+        match pass_commit(&mut rest) {
+            Some((number, true)) => number_min = number + 1,
+            Some((number, false)) => return Some(TornEnd { start, number: number.max(number_min) }),
+            None if from.iter().all(|&byte| byte == 0) => return None,
+            None => return Some(TornEnd { start, number: number_min }),
         }
     }
 }
@@ -146,23 +150,27 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(20))]
 
         #[test]
-        fn only_a_damaged_last_commit_is_torn(
+        fn the_first_damaged_commit_is_the_end(
             commits in prop::collection::vec(1..4usize, 2..5), damaged in any::<prop::sample::Index>(), at in 60..400usize,
         ) {
             let mut journal = journal_of(&commits);
             let starts = starts(&journal);
             prop_assert_eq!(starts.len(), commits.len() + 1, "each commit is read");
-            prop_assert_eq!(torn_commit(&journal), None, "nothing is torn");
+            prop_assert_eq!(torn_end(&journal), None, "nothing is torn");
             let damaged = damaged.index(commits.len());
+            let number = |at: usize| u64::from_le_bytes(*journal[starts[at] + 5..].first_chunk().unwrap());
+            // Told by itself, or by the one before.
+            let known = if damaged == 0 { 0 } else { number(damaged - 1) + 1 };
+            let known = known..=number(damaged);
             journal[starts[damaged] + at] ^= 1;
-            let last = starts[commits.len() - 1]..starts[commits.len()];
-            let torn = torn_commit(&journal).map(|(_, torn)| torn);
-            prop_assert_eq!(torn, (damaged == commits.len() - 1).then_some(last));
+            let torn = torn_end(&journal).unwrap();
+            prop_assert_eq!(torn.start, starts[damaged]);
+            prop_assert!(known.contains(&torn.number));
         }
 
         #[test]
         fn no_bytes_make_it_panic(bytes: Vec<u8>) {
-            let _ = torn_commit(&[&[START, 1, 0, 0, 0], &bytes[..]].concat());
+            let _ = torn_end(&[&[START, 1, 0, 0, 0], &bytes[..]].concat());
         }
     }
 

@@ -1,7 +1,7 @@
-//! What was ever acknowledged, kept in a file of its own beside the database.
+//! What was ever acknowledged, kept in a file of its own beside log and database.
 //!
-//! The database takes damage in its journal for the torn end of a write, and drops what is behind it. Without a second
-//! witness the log would go on from there: what was acknowledged gone, and its places and numbers given out again. The file
+//! A damaged end of the log looks like the torn end of a write. Without a second witness the log would go on from there: what
+//! was acknowledged gone, and its places and numbers given out again. The same goes for the database's journal. The file
 //! is written after each sync and synced only when it is created, so a power cut can only make it too low, which refuses
 //! nothing. It lies within one sector, so it is never torn.
 //!
@@ -32,15 +32,17 @@ pub(super) struct Mark {
     pub quarantine_next: u64,
     /// The commits with numbers below this, whatever they did.
     pub commit_next: u64,
+    /// The database's own writes with numbers below this are synced.
+    pub database_next: u64,
 }
 
 impl Mark {
-    const BYTES: usize = 40;
+    const BYTES: usize = 48;
 
     fn encode(self) -> [u8; Self::BYTES] {
         let mut bytes = [0; Self::BYTES];
         let mut rest = &mut bytes[..];
-        [self.head, self.quarantine_next, self.commit_next, self.epoch.0]
+        [self.head, self.quarantine_next, self.commit_next, self.database_next, self.epoch.0]
             .into_iter()
             .for_each(|number| rest.put_u64_le(number));
         let checksum = xxh3_64(&bytes[..Self::BYTES - 8]);
@@ -52,8 +54,8 @@ impl Mark {
     fn parse(bytes: &[u8]) -> Option<Self> {
         let mut rest = bytes;
         let mut number = || rest.try_get_u64_le().ok();
-        let (head, quarantine_next, commit_next) = (number()?, number()?, number()?);
-        let mark = Self { head, quarantine_next, commit_next, epoch: Epoch(number()?) };
+        let (head, quarantine_next, commit_next, database_next) = (number()?, number()?, number()?, number()?);
+        let mark = Self { head, quarantine_next, commit_next, database_next, epoch: Epoch(number()?) };
         (mark.encode() == bytes).then_some(mark)
     }
 }
@@ -118,8 +120,8 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_mark_gives_back_its_numbers_and_no_flipped_bit_passes(epoch: u64, head: u64, quarantine_next: u64, commit_next: u64, bit in 0..320usize) {
-            let mark = Mark { epoch: Epoch(epoch), head, quarantine_next, commit_next };
+        fn a_mark_gives_back_its_numbers_and_no_flipped_bit_passes(epoch: u64, head: u64, quarantine_next: u64, commit_next: u64, database_next: u64, bit in 0..384usize) {
+            let mark = Mark { epoch: Epoch(epoch), head, quarantine_next, commit_next, database_next };
             let mut bytes = mark.encode();
             prop_assert_eq!(Mark::parse(&bytes), Some(mark));
             bytes[bit / 8] ^= 1 << (bit % 8);

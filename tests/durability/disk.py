@@ -96,9 +96,9 @@ class Disk:
             return [self.change(file[0], Change(self.line, at=file[0].size if at is None else at, data=data))]
         if name == "ftruncate":
             return [self.change(files[int(descriptor[1])][0], Change(self.line, at=int(LAST.search(text)[1])))]
-        if name == "openat" and "O_TRUNC" in text and inside[0] in self.names:
+        if name == "openat" and "O_TRUNC" in text and self.names.get(inside[0]):
             return [self.change(self.names[inside[0]], Change(self.line, at=0))]
-        if name == "openat" and "O_CREAT" in text and inside[0] not in self.names:
+        if name == "openat" and "O_CREAT" in text and not self.names.get(inside[0]):
             return [self.rename(inside[0], {inside[0]: File()})]
         if name == "mkdir" and inside[0] not in self.names:
             return [self.rename(inside[0], {inside[0]: "directory"})]

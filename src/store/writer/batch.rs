@@ -3,22 +3,24 @@
 
 use std::{
     collections::{HashMap, HashSet, hash_map},
+    ops::ControlFlow,
     sync::atomic::Ordering,
 };
 
 use fjall::OwnedWriteBatch;
 
-use super::{Command, Reply, Retention, TRIM_EVENTS, WriteError};
+use super::{Command, Reply, Retention, TRIM_EVENTS, TRIM_READ_BYTES, WriteError};
 use crate::{
     event::{Record, RecordParts, Selectable, Sequence, TaskId},
     store::{
         Appended, Draft, NewQuarantined, ReadError, Store,
         dedupe::{Verdict, judge},
         layout::{
-            META_PROBE, META_TOTALS, TaskEvent, Totals, encode_quarantined, encode_task, parse_quarantined,
-            parse_sequence_key, parse_task, sequence_key,
+            TaskEvent, Totals, encode_quarantined, encode_task, parse_quarantined, parse_sequence_key, parse_task,
+            sequence_key,
         },
         lock,
+        log::FrameBuilder,
     },
 };
 
@@ -63,7 +65,11 @@ impl Granted {
 pub(super) struct Batch<'a> {
     store: &'a Store,
     retention: &'a Retention,
-    write: OwnedWriteBatch,
+    /// For the log.
+    frame: FrameBuilder,
+    /// For the database.
+    index: OwnedWriteBatch,
+    is_probed: bool,
     totals: Totals,
     head: Sequence,
     /// Task entries that this batch has looked at.
@@ -86,7 +92,8 @@ struct Entry {
 
 /// A batch whose decisions are made.
 pub(super) struct Sealed {
-    pub write: OwnedWriteBatch,
+    /// What the log is told, unless there is nothing to tell; and then the database.
+    pub write: Option<(FrameBuilder, OwnedWriteBatch)>,
     pub totals: Totals,
     pub records: Vec<Record>,
     pub replies: Vec<Granted>,
@@ -98,7 +105,9 @@ impl<'a> Batch<'a> {
         Self {
             store,
             retention,
-            write: store.database.batch(),
+            frame: FrameBuilder::new(),
+            index: store.database.batch(),
+            is_probed: false,
             totals: *lock(&store.totals),
             head: store.head(),
             tasks: HashMap::with_capacity(commands),
@@ -125,7 +134,7 @@ impl<'a> Batch<'a> {
                 Err(error) => Command::Discard(numbers, reply).refuse(failed(error)),
             },
             Command::Probe(reply) => {
-                self.write.insert(&self.store.meta, META_PROBE, 0u64.to_le_bytes());
+                self.is_probed = true;
                 self.replies.push(Granted::Probe(reply));
             }
             Command::Backup(_) | Command::Retain(_) | Command::Stop => {} // the writer's own
@@ -183,7 +192,7 @@ impl<'a> Batch<'a> {
             raw: &draft.raw,
         };
         let record = Record::new(sequence, &parts).with_origin(draft.origin.clone());
-        self.write.insert(&self.store.events, sequence_key(sequence), record.bytes().clone());
+        self.frame.event(draft.event_id, draft.fingerprint, &record);
         self.totals.event_count += 1;
         self.totals.event_bytes += record.len() as u64;
         self.head = sequence;
@@ -209,7 +218,8 @@ impl<'a> Batch<'a> {
         let bytes = encode_quarantined(&new.header, &new.body);
         self.totals.quarantine_count += 1;
         self.totals.quarantine_bytes += bytes.len() as u64;
-        self.write.insert(&self.store.quarantine, sequence_key(Sequence(number)), bytes);
+        self.frame.quarantined(number, &bytes);
+        self.index.insert(&self.store.quarantine, sequence_key(Sequence(number)), bytes);
         number
     }
 
@@ -229,7 +239,8 @@ impl<'a> Batch<'a> {
         }
         self.totals.forget_quarantined(bytes.len() as u64)?;
         self.discarded.insert(number);
-        self.write.remove(&self.store.quarantine, key);
+        self.frame.discarded(number);
+        self.index.remove(&self.store.quarantine, key);
         Ok(true)
     }
 
@@ -252,19 +263,18 @@ impl<'a> Batch<'a> {
     }
 
     fn forget_oldest(&mut self, cutoff: i64) -> Result<(), ReadError> {
-        let budget = TRIM_EVENTS.max(2 * self.records.len());
-        let oldest = sequence_key(Sequence(self.totals.first_available));
-        for entry in self.store.events.range(oldest..).take(budget) {
-            let (key, value) = entry.into_inner()?;
-            let sequence = parse_sequence_key(&key)?;
-            let record = Record::from_stored(sequence, value.into())?;
+        let (oldest, newest) = (Sequence(self.totals.first_available), self.store.head());
+        let mut budget = TRIM_EVENTS.max(2 * self.records.len());
+        let store = self.store;
+        store.log.scan(oldest..=newest, TRIM_READ_BYTES, |record| {
             let too_old = record.log_time_micros() < cutoff;
-            if !too_old && self.totals.event_bytes <= self.retention.event_bytes_max {
-                break;
+            if budget == 0 || !too_old && self.totals.event_bytes <= self.retention.event_bytes_max {
+                return Ok(ControlFlow::Break(()));
             }
+            budget -= 1;
             self.forget(&record)?;
-        }
-        Ok(())
+            Ok(ControlFlow::Continue(()))
+        })
     }
 
     fn forget(&mut self, record: &Record) -> Result<(), ReadError> {
@@ -274,7 +284,6 @@ impl<'a> Batch<'a> {
             entry.events.retain(|event| event.sequence != record.sequence());
             entry.is_changed = true;
         }
-        self.write.remove(&self.store.events, sequence_key(record.sequence()));
         self.counts.events_trimmed += 1;
         Ok(())
     }
@@ -298,20 +307,18 @@ impl<'a> Batch<'a> {
         Ok(())
     }
 
-    /// Adds the changed task entries and the totals.
+    /// Adds the changed task entries.
     pub(super) fn seal(mut self) -> Sealed {
         for (task_id, Entry { events, .. }) in self.tasks.iter().filter(|(_, entry)| entry.is_changed) {
             if events.is_empty() {
-                self.write.remove(&self.store.tasks, task_id.as_str());
+                self.index.remove(&self.store.tasks, task_id.as_str());
             } else {
-                self.write.insert(&self.store.tasks, task_id.as_str(), encode_task(events));
+                self.index.insert(&self.store.tasks, task_id.as_str(), encode_task(events));
             }
         }
-        if self.totals != *lock(&self.store.totals) {
-            self.write.insert(&self.store.meta, META_TOTALS, self.totals.encode());
-        }
-        let Self { write, totals, records, replies, counts, .. } = self;
-        Sealed { write, totals, records, replies, counts }
+        let has_news = !self.frame.is_empty() || self.is_probed || self.totals != *lock(&self.store.totals);
+        let Self { frame, index, totals, records, replies, counts, .. } = self;
+        Sealed { write: has_news.then_some((frame, index)), totals, records, replies, counts }
     }
 }
 

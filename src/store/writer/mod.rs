@@ -1,10 +1,12 @@
 //! The one writer: takes what has queued up while the last commit ran and commits it together, with one fsync.
 //!
-//! For each group: decide (dedupe, revision, conflict), write, fsync, move the head, publish, answer. A reply is sent only
-//! after the fsync, for duplicates too. When a write fails the store takes no more until a restart, because only recovery
-//! can tell what reached the disk. Runs on a thread of its own; [`Appender`] is its door.
+//! For each group: decide (dedupe, revision, conflict), write to the log, fsync, tell the database, move the head, publish,
+//! answer. A reply is sent only after the fsync, for duplicates too. When a write fails the store takes no more until a
+//! restart, because only recovery can tell what reached the disk. Runs on a thread of its own; [`Appender`] is its door. A
+//! second thread does what a group should not wait for ([`keeper`]).
 
 mod batch;
+mod keeper;
 
 use std::{
     fmt, io,
@@ -17,12 +19,16 @@ use std::{
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
-use fjall::PersistMode;
+use fjall::OwnedWriteBatch;
 use tokio::sync::oneshot;
 
-use super::{Appended, Backup, Draft, Health, Mark, NewQuarantined, Store, Totals, lock};
+use super::{
+    Appended, Backup, Draft, Health, Mark, NewQuarantined, Store, Totals, layout::META_COMMIT, lock, log::FrameBuilder,
+};
 use crate::{event::Record, metrics::Metrics};
 use batch::Batch;
+use keeper::Bell;
+pub use keeper::Keeper;
 
 /// Most commands that wait for the writer. More than the connections that may be open, so only a flood from within fills it;
 /// then a callback is refused with 503.
@@ -40,6 +46,8 @@ const TICK: Duration = Duration::from_secs(1);
 const TRIM_FREE_BYTES_MIN: u64 = 16 * 1024 * 1024;
 /// Events forgotten by one commit at least; under load, twice what it appends, so that trimming always gains on appending.
 const TRIM_EVENTS: usize = 256;
+/// Read at once to see what can be forgotten: mostly nothing, so little.
+const TRIM_READ_BYTES: u64 = 16 * 1024;
 
 /// How long and how much is kept, and how much disk is left alone.
 #[derive(Clone, Copy, Debug)]
@@ -231,6 +239,8 @@ pub struct Writer<P> {
     retention: Retention,
     publish: P,
     metrics: Arc<Metrics>,
+    /// Of the keeper, if there is one.
+    bell: Option<Bell>,
 }
 
 impl<P> fmt::Debug for Writer<P> {
@@ -248,13 +258,20 @@ pub fn writer<P: Publish>(
 ) -> (Appender, Writer<P>) {
     let (sender, commands) = mpsc::sync_channel(QUEUE_MAX);
     let queued_bytes = Arc::<AtomicUsize>::default();
-    let sync = |store: &Store| store.database.persist(PersistMode::SyncData).map_err(|error| format!("{error:?}"));
+    let sync = |store: &Store| store.log.sync().map_err(|error| error.to_string());
     let appender = Appender { commands: sender, queued_bytes: Arc::clone(&queued_bytes) };
     let (sync, disk): (Sync, Disk) = (Box::new(sync), Box::new(Store::disk_bytes));
-    (appender, Writer { store, commands, queued_bytes, sync, disk, retention, publish, metrics })
+    (appender, Writer { store, commands, queued_bytes, sync, disk, retention, publish, metrics, bell: None })
 }
 
 impl<P: Publish> Writer<P> {
+    /// The helper of this writer, for a thread of its own, which ends with the writer's.
+    pub fn keeper(&mut self) -> Keeper {
+        let (bell, keeper) = Keeper::new(Arc::clone(&self.store));
+        self.bell = Some(bell);
+        keeper
+    }
+
     /// Writes until it is stopped, or every [`Appender`] is gone.
     pub fn run(mut self) {
         self.check_disk();
@@ -409,12 +426,13 @@ impl<P: Publish> Writer<P> {
         batch.trim(cutoff(self.retention.event_age_max), cutoff(self.retention.quarantine_age_max));
         let batch = batch.seal();
         let trimmed = batch.counts.events_trimmed + batch.counts.quarantine_trimmed;
-        let has_written = !batch.write.is_empty();
-        match self.write(batch.write) {
+        let has_news = batch.write.is_some();
+        let written = batch.write.map_or(Ok(()), |(frame, index)| self.write(frame, index, &batch.totals));
+        match written {
             Ok(()) => {
                 let head = batch.records.last().map_or(self.store.head().0, |last| last.sequence().0);
                 *lock(&self.store.totals) = batch.totals;
-                if has_written {
+                if has_news {
                     self.store.watermark.raise(Mark { head, ..self.store.mark() });
                 }
                 if !batch.records.is_empty() {
@@ -423,6 +441,9 @@ impl<P: Publish> Writer<P> {
                 }
                 self.count(&batch.counts, batch.records.len());
                 batch.replies.into_iter().for_each(|reply| reply.grant());
+                if let Some(bell) = &self.bell {
+                    bell.ring_if_needed(&self.store);
+                }
                 trimmed
             }
             Err(problem) => {
@@ -434,17 +455,19 @@ impl<P: Publish> Writer<P> {
         }
     }
 
-    // Commit and fsync are two steps only so that each can be timed: no reader looks beyond the head, which moves after both.
-    fn write(&mut self, write: fjall::OwnedWriteBatch) -> Result<(), String> {
-        if write.is_empty() {
-            return Ok(());
-        }
+    // The database hears of it only when it is durable: of anything else it could not be rid again.
+    fn write(&mut self, frame: FrameBuilder, mut index: OwnedWriteBatch, totals: &Totals) -> Result<(), String> {
+        let before = *lock(&self.store.totals);
         let started = Instant::now();
-        write.commit().map_err(|error| format!("{error:?}"))?;
-        let committed = Instant::now();
+        let written = self.store.log.append(frame, &before, totals).map_err(|error| error.to_string())?;
+        let appended = Instant::now();
         (self.sync)(&self.store)?;
-        self.metrics.commit_seconds.observe((committed - started).as_secs_f64());
-        self.metrics.fsync_seconds.observe(committed.elapsed().as_secs_f64());
+        let synced = Instant::now();
+        self.store.log.show(&written);
+        index.insert(&self.store.meta, META_COMMIT, written.commit().to_le_bytes());
+        index.commit().map_err(|error| format!("{error:?}"))?;
+        self.metrics.commit_seconds.observe((appended - started + synced.elapsed()).as_secs_f64());
+        self.metrics.fsync_seconds.observe((synced - appended).as_secs_f64());
         Ok(())
     }
 

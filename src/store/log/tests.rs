@@ -1,0 +1,271 @@
+use std::collections::BTreeMap;
+
+use proptest::{collection, prelude::*};
+use uuid::Uuid;
+
+use super::*;
+use crate::event::{Labels, Product, RecordParts, TaskId, TaskStatus};
+
+const EPOCH: Epoch = Epoch(7);
+
+/// A log that is filled, closed and opened again, and what must be in it.
+struct Kept {
+    directory: tempfile::TempDir,
+    log: Log,
+    totals: Totals,
+    /// By place, the bodies.
+    bodies: BTreeMap<u64, Vec<u8>>,
+}
+
+impl Kept {
+    fn new() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let totals = Totals { first_available: 1, ..Totals::default() };
+        let log = Log::create(directory.path(), EPOCH, totals).unwrap();
+        Self { directory, log, totals, bodies: BTreeMap::new() }
+    }
+
+    /// Commits events with bodies of these sizes.
+    fn commit(&mut self, sizes: &[usize]) {
+        let (mut frame, before) = (FrameBuilder::new(), self.totals);
+        for &size in sizes {
+            let sequence = self.totals.head().unwrap().next();
+            let body = vec![sequence.0 as u8 | 1; size];
+            let record = record(sequence, &body);
+            frame.event(Uuid::nil(), 0, &record);
+            self.totals.event_count += 1;
+            self.totals.event_bytes += record.len() as u64;
+            self.bodies.insert(sequence.0, body);
+        }
+        let written = self.log.append(frame, &before, &self.totals).unwrap();
+        self.log.sync().unwrap();
+        self.log.show(&written);
+    }
+
+    fn reopen(&mut self) {
+        let (log, totals) = Log::open(self.directory.path(), Some(self.mark())).unwrap_or_else(|_| panic!()).unwrap();
+        assert_eq!(totals, self.totals);
+        self.log = log;
+    }
+
+    fn mark(&self) -> Mark {
+        let (head, commit_next) = (self.totals.head().unwrap().0, self.log.next_commit());
+        Mark { epoch: EPOCH, head, quarantine_next: 0, commit_next, database_next: 0 }
+    }
+
+    fn files(&self) -> Vec<PathBuf> {
+        let entries = fs::read_dir(self.directory.path().join(FOLDER)).unwrap();
+        let mut paths: Vec<_> = entries.map(|entry| entry.unwrap().path()).collect();
+        paths.sort_unstable();
+        paths
+    }
+
+    /// The places and bodies that reading gives; backwards, they are turned round.
+    fn read(&self, first: u64, last: u64, backwards: bool) -> Vec<(u64, Vec<u8>)> {
+        let mut found = Vec::new();
+        let places = Sequence(first)..=Sequence(last);
+        let each = |record: Record| {
+            found.push((record.sequence().0, record.raw().to_vec()));
+            Ok(ControlFlow::Continue(()))
+        };
+        if backwards {
+            self.log.scan_back(places, each).unwrap();
+            found.reverse();
+        } else {
+            self.log.scan(places, 30_000, each).unwrap();
+        }
+        found
+    }
+}
+
+fn record(sequence: Sequence, raw: &[u8]) -> Record {
+    let parts = RecordParts {
+        product: &Product::parse("veo").unwrap(),
+        task_id: &TaskId::parse("t1").unwrap(),
+        status: TaskStatus::Completed,
+        revision: 1,
+        conflict: false,
+        received_at_micros: 0,
+        log_time_micros: 0,
+        labels: &Labels::new(),
+        event: &[],
+        raw,
+    };
+    Record::new(sequence, &parts)
+}
+
+fn refusal(opened: Result<Option<(Log, Totals)>, Setup>) -> String {
+    match opened {
+        Err(Setup::Corrupt(problem)) => problem,
+        _ => panic!("it must be refused"),
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(20))]
+
+    #[test]
+    fn what_was_committed_is_read_in_both_directions_also_after_opening_it_again(
+        // Some in a row are more than a segment; a commit may have no event.
+        commits in collection::vec((collection::vec(0..200_000usize, 0..5), any::<bool>()), 1..25),
+        from: prop::sample::Index, to: prop::sample::Index,
+    ) {
+        let mut kept = Kept::new();
+        for (sizes, is_opened_again) in &commits {
+            kept.commit(sizes);
+            if *is_opened_again {
+                kept.reopen();
+            }
+        }
+        let count = kept.bodies.len();
+        if count > 0 {
+            let (one, other) = (from.index(count) as u64 + 1, to.index(count) as u64 + 1);
+            let (first, last) = (one.min(other), one.max(other));
+            let expected: Vec<_> = kept.bodies.range(first..=last).map(|(at, body)| (*at, body.clone())).collect();
+            for backwards in [false, true] {
+                prop_assert_eq!(&kept.read(first, last, backwards), &expected);
+            }
+            let one = kept.log.get(Sequence(first)).unwrap();
+            prop_assert_eq!(one.raw(), &expected[0].1[..]);
+            let all: Vec<_> = kept.log.events(Sequence(1)..=Sequence(count as u64)).map(|event| event.unwrap().sequence().0).collect();
+            prop_assert_eq!(all, (1..=count as u64).collect::<Vec<_>>());
+        }
+        let mut replayed = 0;
+        kept.log.replay(|frame| { replayed += frame.header.events; Ok(()) }).unwrap_or_else(|_| panic!());
+        prop_assert_eq!(replayed as usize, count, "without a checkpoint all is told again");
+    }
+
+    #[test]
+    fn a_log_that_was_cut_anywhere_has_whole_commits_or_is_refused(
+        commits in collection::vec(collection::vec(0..3_000usize, 1..4), 2..6), cut: prop::sample::Index, zeroed: bool,
+    ) {
+        let mut kept = Kept::new();
+        let mut ends = vec![(HEADER_BYTES, 0)];
+        for sizes in &commits {
+            kept.commit(sizes);
+            ends.push((lock(&kept.log.active).end as usize, kept.bodies.len() as u64));
+        }
+        let path = &kept.files()[0];
+        let mut bytes = fs::read(path).unwrap();
+        let cut = HEADER_BYTES + cut.index(ends[commits.len()].0 - HEADER_BYTES);
+        if zeroed { bytes[cut..].fill(0) } else { bytes.truncate(cut) }
+        fs::write(path, &bytes).unwrap();
+        let left = ends.iter().rev().find(|(end, _)| *end <= cut).unwrap().1;
+        refusal(Log::open(kept.directory.path(), Some(kept.mark())));
+        let (log, totals) = Log::open(kept.directory.path(), None).unwrap_or_else(|_| panic!()).unwrap();
+        prop_assert_eq!(totals.head().unwrap().0, left);
+        // It goes on from there, and what was cut off never comes back.
+        kept.bodies.retain(|&place, _| place <= left);
+        (kept.log, kept.totals) = (log, totals);
+        kept.commit(&[10, 20]);
+        kept.reopen();
+        let expected: Vec<_> = kept.bodies.clone().into_iter().collect();
+        prop_assert_eq!(kept.read(1, left + 2, false), expected);
+    }
+}
+
+#[test]
+fn segments_grow_and_go_when_they_are_forgotten_and_nobody_reads_them() {
+    let mut kept = Kept::new();
+    (0..60).for_each(|_| kept.commit(&[100_000]));
+    assert_eq!(kept.files().len(), 3, "one of 1 MiB, one of 2, one of 4");
+    let newest = kept.log.newest();
+    assert!(kept.log.needs_checkpoint(Sequence(1)));
+    kept.log.checkpoint(newest, Sequence(1));
+    assert_eq!(kept.files().len(), 3, "nothing is forgotten");
+    assert!(!kept.log.needs_checkpoint(Sequence(1)) && kept.log.needs_checkpoint(Sequence(11)));
+    let reader = kept.log.events(Sequence(1)..=Sequence(60));
+    kept.log.checkpoint(newest, Sequence(31));
+    assert_eq!(kept.files().len(), 3, "somebody reads them");
+    assert_eq!(reader.map(Result::unwrap).count(), 60);
+    assert_eq!(kept.files().len(), 1);
+    assert!(matches!(kept.log.get(Sequence(1)), Err(ReadError::Corrupt(_))));
+    assert_eq!(kept.log.get(Sequence(31)).unwrap().sequence(), Sequence(31));
+    kept.log.checkpoint(newest, Sequence(61));
+    assert_eq!(kept.files().len(), 1, "that which is written to stays");
+    kept.commit(&[1]);
+    kept.reopen();
+    assert_eq!(kept.log.get(Sequence(61)).unwrap().raw().len(), 1);
+    let mut replayed = 0;
+    let count = |frame: Frame| {
+        replayed += u64::from(frame.header.events);
+        Ok(())
+    };
+    kept.log.replay(count).unwrap_or_else(|_| panic!());
+    assert_eq!(replayed, 61 - kept.log.oldest().0 + 1);
+}
+
+#[test]
+fn a_segment_is_made_ahead_when_the_newest_is_half_full_and_used_when_it_is_full() {
+    let mut kept = Kept::new();
+    (0..4).for_each(|_| kept.commit(&[100_000]));
+    kept.log.make_ahead().unwrap();
+    assert_eq!(kept.files().len(), 1);
+    kept.commit(&[200_000]);
+    kept.log.make_ahead().unwrap();
+    assert_eq!(kept.files().len(), 2);
+    kept.reopen();
+    assert_eq!(kept.files().len(), 1, "who opens the log makes it again");
+    kept.log.make_ahead().unwrap();
+    kept.log.make_ahead().unwrap();
+    assert_eq!(kept.files().len(), 2);
+    (0..6).for_each(|_| kept.commit(&[100_000]));
+    assert_eq!((kept.files().len(), kept.log.newest()), (2, 2));
+    // One that is too small for a commit is made anew.
+    (0..10).for_each(|_| kept.commit(&[100_000]));
+    kept.log.make_ahead().unwrap();
+    kept.commit(&[5_000_000]);
+    assert_eq!((kept.files().len(), kept.log.newest()), (3, 3));
+    kept.reopen();
+    assert_eq!(kept.read(1, 22, false).len(), 22);
+}
+
+#[test]
+fn a_first_commit_that_was_cut_off_with_its_segment_is_taken_back_unless_it_was_acknowledged() {
+    let mut kept = Kept::new();
+    (0..10).for_each(|_| kept.commit(&[100_000]));
+    let before = kept.mark();
+    kept.commit(&[100_000]);
+    let after = kept.mark();
+    let path = kept.files()[1].clone();
+    let mut bytes = fs::read(&path).unwrap();
+    bytes[50..10_000].fill(9);
+    fs::write(&path, &bytes).unwrap();
+    let told = refusal(Log::open(kept.directory.path(), Some(after)));
+    assert_eq!(told, "11 events were acknowledged, and the log ends behind 10");
+    assert_eq!(kept.files().len(), 2, "what is refused is left as it is");
+    let (_, totals) = Log::open(kept.directory.path(), Some(before)).unwrap_or_else(|_| panic!()).unwrap();
+    assert_eq!((totals.event_count, kept.files().len()), (10, 1));
+}
+
+#[test]
+fn damage_in_front_of_a_whole_commit_is_told_also_without_a_witness() {
+    let mut kept = Kept::new();
+    (0..16).for_each(|_| kept.commit(&[80_000]));
+    for (file, at) in [(1, 200), (1, 90_000), (1, 30), (0, 500_000), (0, 30)] {
+        let path = kept.files()[file].clone();
+        let whole = fs::read(&path).unwrap();
+        let mut damaged = whole.clone();
+        damaged[at] ^= 1;
+        fs::write(&path, damaged).unwrap();
+        let opened = Log::open(kept.directory.path(), None).and_then(|log| log.unwrap().0.replay(|_| Ok(())));
+        assert!(
+            matches!(opened, Err(Setup::Corrupt(problem)) if problem.contains("not as it was written")),
+            "{file} {at}"
+        );
+        fs::write(&path, whole).unwrap();
+    }
+    assert!(Log::open(kept.directory.path(), None).is_ok());
+}
+
+#[test]
+fn a_lost_segment_is_named() {
+    for (lost, told) in [(0, "segment 1 of the log is lost"), (1, "a segment before "), (2, "events were acknowledged")]
+    {
+        let mut kept = Kept::new();
+        (0..60).for_each(|_| kept.commit(&[100_000]));
+        fs::remove_file(&kept.files()[lost]).unwrap();
+        let problem = refusal(Log::open(kept.directory.path(), Some(kept.mark())));
+        assert!(problem.contains(told), "{problem}");
+    }
+}

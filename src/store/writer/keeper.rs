@@ -1,0 +1,66 @@
+//! What no group of callbacks should wait for: making segments of the log ahead, syncing the database, removing files.
+
+use std::{
+    sync::{
+        Arc,
+        mpsc::{self, Receiver, SyncSender},
+    },
+    thread,
+    time::Duration,
+};
+
+use crate::store::{Health, Store, lock};
+
+/// How long it rests after the disk has refused something.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// The writer's end: rings when there is something to do.
+pub(super) struct Bell(SyncSender<()>);
+
+impl Bell {
+    /// What is not done now is found to be needed behind the next commit, too.
+    pub(super) fn ring_if_needed(&self, store: &Store) {
+        if store.log.needs_care(store.first_available()) {
+            let _ = self.0.try_send(()).is_ok(); // it has been rung already
+        }
+    }
+}
+
+/// The writer's helper; [`Keeper::run`] is its thread. Without it a writer works, but stops for each segment that it makes,
+/// and nothing that is forgotten gives its room back before the next start.
+pub struct Keeper {
+    store: Arc<Store>,
+    rung: Receiver<()>,
+}
+
+impl std::fmt::Debug for Keeper {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Keeper").field("store", &self.store).finish_non_exhaustive()
+    }
+}
+
+impl Keeper {
+    pub(super) fn new(store: Arc<Store>) -> (Bell, Self) {
+        let (bell, rung) = mpsc::sync_channel(1);
+        (Bell(bell), Self { store, rung })
+    }
+
+    /// Works until the writer has ended.
+    pub fn run(self) {
+        while self.rung.recv().is_ok() {
+            if let Err(error) = self.store.log.make_ahead() {
+                // The writer will make it, or say what is wrong.
+                tracing::warn!(%error, "cannot make a segment of the log ahead");
+                thread::sleep(RETRY);
+            }
+            if self.store.log.needs_checkpoint(self.store.first_available())
+                && let Err(error) = self.store.checkpoint()
+            {
+                let problem = format!("{error:?}");
+                tracing::error!(problem, "syncing the index failed: refusing callbacks until a restart");
+                *lock(&self.store.health) = Health::Failed(problem);
+                return;
+            }
+        }
+    }
+}
