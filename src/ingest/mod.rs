@@ -179,6 +179,7 @@ impl Ingest {
         }
         let signature = request.headers().get(verify::SIGNATURE).cloned();
         let body = tokio::select! {
+            biased; // a body that is there needs no look at the rest
             body = body::read(request, &self.limits, &self.inflight) => body?,
             () = self.last_request_over() => return Err(Outcome::Draining),
         };

@@ -25,7 +25,7 @@ use std::{
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicI64, AtomicU64, Ordering},
     },
 };
 
@@ -52,6 +52,9 @@ use watermark::{Mark, Watermark};
 
 /// With less free disk a store that has failed is not opened again: recovery writes, and would fail, too.
 const REOPEN_FREE_BYTES_MIN: u64 = 64 * 1024 * 1024;
+
+/// Older than everything, so that whoever asks looks.
+const UNKNOWN_MICROS: i64 = i64::MIN;
 
 /// An event on its way into the log, already encoded.
 #[derive(Debug)]
@@ -172,6 +175,8 @@ pub struct Store {
     epoch: Epoch,
     head: AtomicU64,
     first_available: AtomicU64,
+    /// The log time of the oldest event, or [`UNKNOWN_MICROS`]. The writer's, which would read the event for each commit.
+    oldest_micros: AtomicI64,
     /// No quarantined callback has a lower number. A search that began at 0 would wade through all that were ever deleted.
     quarantine_first: AtomicU64,
     /// The database's writes below this number are synced.

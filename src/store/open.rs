@@ -10,7 +10,7 @@ use fjall::{CompressionType, Database, Keyspace, KeyspaceCreateOptions, PersistM
 use uuid::Uuid;
 
 use super::{
-    Health, OpenError, ReadError, Store, identity,
+    Health, OpenError, ReadError, Store, UNKNOWN_MICROS, identity,
     layout::{
         Damaged, FORMAT, META_COMMIT, META_EPOCH, META_FORMAT, Totals, parse_sequence_key, parse_task, parse_u64,
     },
@@ -80,6 +80,7 @@ impl Store {
             epoch: log.epoch(),
             head: totals.head()?.0.into(),
             first_available: totals.first_available.into(),
+            oldest_micros: UNKNOWN_MICROS.into(),
             quarantine_first: 0.into(),
             database_next: 0.into(),
             identity: identity(path),

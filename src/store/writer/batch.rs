@@ -13,7 +13,7 @@ use super::{Command, Reply, Retention, TRIM_EVENTS, TRIM_READ_BYTES, WriteError}
 use crate::{
     event::{Record, RecordParts, Selectable, Sequence, TaskId},
     store::{
-        Appended, Draft, NewQuarantined, ReadError, Store,
+        Appended, Draft, NewQuarantined, ReadError, Store, UNKNOWN_MICROS,
         dedupe::{Verdict, judge},
         layout::{
             TaskEvent, Totals, encode_quarantined, encode_task, parse_quarantined, parse_sequence_key, parse_task,
@@ -263,12 +263,18 @@ impl<'a> Batch<'a> {
     }
 
     fn forget_oldest(&mut self, cutoff: i64) -> Result<(), ReadError> {
-        let (oldest, newest) = (Sequence(self.totals.first_available), self.store.head());
-        let mut budget = TRIM_EVENTS.max(2 * self.records.len());
         let store = self.store;
+        let is_full = self.totals.event_bytes > self.retention.event_bytes_max;
+        if !is_full && store.oldest_micros.load(Ordering::Relaxed) >= cutoff {
+            return Ok(());
+        }
+        let (oldest, newest) = (Sequence(self.totals.first_available), store.head());
+        let mut budget = TRIM_EVENTS.max(2 * self.records.len());
+        store.oldest_micros.store(UNKNOWN_MICROS, Ordering::Relaxed);
         store.log.scan(oldest..=newest, TRIM_READ_BYTES, |record| {
             let too_old = record.log_time_micros() < cutoff;
             if budget == 0 || !too_old && self.totals.event_bytes <= self.retention.event_bytes_max {
+                store.oldest_micros.store(record.log_time_micros(), Ordering::Relaxed);
                 return Ok(ControlFlow::Break(()));
             }
             budget -= 1;

@@ -23,7 +23,8 @@ use fjall::OwnedWriteBatch;
 use tokio::sync::oneshot;
 
 use super::{
-    Appended, Backup, Draft, Health, Mark, NewQuarantined, Store, Totals, layout::META_COMMIT, lock, log::FrameBuilder,
+    Appended, Backup, Draft, Health, Mark, NewQuarantined, Store, Totals, UNKNOWN_MICROS, layout::META_COMMIT, lock,
+    log::FrameBuilder,
 };
 use crate::{event::Record, metrics::Metrics};
 use batch::Batch;
@@ -409,7 +410,12 @@ impl<P: Publish> Writer<P> {
         if totals.event_count == 0 {
             return None;
         }
-        self.store.get(self.store.first_available()).ok().flatten().map(|record| record.log_time_micros())
+        match self.store.oldest_micros.load(Ordering::Relaxed) {
+            UNKNOWN_MICROS => {
+                self.store.get(self.store.first_available()).ok().flatten().map(|record| record.log_time_micros())
+            }
+            known => Some(known),
+        }
     }
 
     fn oldest_quarantined_micros(&self) -> Option<i64> {
