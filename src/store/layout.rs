@@ -140,7 +140,6 @@ impl Totals {
     /// Numbers that wrapped would have retention forget everything, so those that do not fit are damage.
     pub(super) fn forget_event(&mut self, sequence: Sequence, bytes: u64) -> Result<(), Damaged> {
         let next = sequence.next().0;
-        // More than one if the log has a hole there, which is forgotten with it.
         let gone = next.checked_sub(self.first_available).ok_or(TOTALS_DAMAGED)?;
         let count = self.event_count.checked_sub(gone).ok_or(TOTALS_DAMAGED)?;
         self.event_bytes = self.event_bytes.checked_sub(bytes).ok_or(TOTALS_DAMAGED)?;

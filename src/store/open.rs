@@ -15,7 +15,7 @@ use super::{
         Damaged, FORMAT, META_COMMIT, META_EPOCH, META_FORMAT, Totals, parse_sequence_key, parse_task, parse_u64,
     },
     lock,
-    log::Log,
+    log::{Indexed, Log},
     replay::replay,
     torn,
     watermark::{Watermark, WatermarkError},
@@ -28,10 +28,11 @@ const REPLAY_BYTES_MAX: u64 = 128 * 1024 * 1024;
 const MEMTABLE_BYTES_MAX: u64 = 32 * 1024 * 1024;
 
 /// The database's own names, below the data directory: a folder for each keyspace, with its tables, and the file without
-/// which it is none.
+/// which it is none; and the file that is locked by who has it.
 const KEYSPACES_FOLDER: &str = "keyspaces";
 const TABLES_FOLDER: &str = "tables";
 const CURRENT_FILE: &str = "current";
+const LOCK_FILE: &str = "lock";
 
 const META: &str = "meta";
 const KEYSPACES: [&str; 3] = [META, "tasks", "quarantine"];
@@ -57,23 +58,21 @@ impl Store {
             return Err(Setup::Corrupt(format!("the keyspace {lost} is lost")));
         }
         let [meta, tasks, quarantine] = keyspaces(&database)?;
-        let is_empty = || Ok::<_, Setup>(acknowledged.is_none() && tasks.is_empty()? && quarantine.is_empty()?);
-        let (log, totals) = match (identity_of(&meta)?, Log::open(path, acknowledged)?) {
-            (Some(epoch), Some((log, totals))) if log.epoch() == epoch => (log, totals),
-            (Some(epoch), Some((log, _))) => {
-                return Err(Setup::Corrupt(format!("it is log {}, and its index is that of log {epoch}", log.epoch())));
-            }
-            (Some(_), None) => return Err(Setup::Corrupt("the log is lost".to_owned())),
-            (None, log) if is_empty()? && log.as_ref().is_none_or(|(log, _)| log.is_new()) => {
+        let indexed = indexed_of(&meta)?;
+        if indexed.is_none() && (acknowledged.is_some() || !tasks.is_empty()? || !quarantine.is_empty()?) {
+            return Err(Setup::Corrupt("the log's identity is lost".to_owned()));
+        }
+        let (log, totals) = match Log::open(path, acknowledged, indexed)? {
+            Some(found) => found,
+            None => {
                 let totals = Totals { first_available: 1, ..Totals::default() };
-                let log = log.map_or_else(|| Log::create(path, new_epoch(), totals), |(log, _)| Ok(log))?;
-                write_identity(&database, &meta, log.epoch())?;
-                (log, totals)
+                (Log::create(path, new_epoch(), totals)?, totals)
             }
-            (None, _) => return Err(Setup::Corrupt("the log's identity is lost".to_owned())),
         };
-        check_told(&meta, &log)?;
-        replay(&log, &database, &tasks, &quarantine, &totals)?;
+        if indexed.is_none() {
+            write_identity(&database, &meta, log.epoch(), 0)?;
+        }
+        replay(&log, &database, [&meta, &tasks, &quarantine], &totals)?;
         let store = Self {
             path: path.into(),
             watermark,
@@ -95,13 +94,11 @@ impl Store {
         store.check_events(&totals)?;
         store.check_quarantine(&totals)?;
         store.checkpoint()?;
-        if acknowledged.is_none() {
-            if store.head().0 > 0 {
-                tracing::warn!("nothing tells whether the log is whole: the file `acknowledged` is missing");
-            }
-            store.watermark.begin(path, store.mark())?;
+        if acknowledged.is_none() && store.head().0 > 0 {
+            tracing::warn!("nothing tells whether the log is whole: the file `acknowledged` is missing");
         }
-        store.watermark.raise(store.mark());
+        // Durably, because the database's numbers may be lower than they were.
+        store.watermark.begin(path, store.mark())?;
         sync_names(path)?;
         Ok(store)
     }
@@ -183,11 +180,20 @@ fn check_folders(path: &Path) -> Result<(), Setup> {
 
 /// Opens the database, and tells damage from a disk that refuses.
 fn recover_database(path: &Path, cache_bytes: u64) -> Result<Database, Setup> {
+    // A witness that cannot be read is told of when it is known that it is one of this format.
     if Watermark::exists(path)
-        && let (_, Some(mark)) = Watermark::open(path)?
-        && !torn::cut(path, mark.database_next)?
+        && let Ok((_, Some(mark))) = Watermark::open(path)
     {
-        return Err(Setup::broken("its journal is not as it was written"));
+        // Not below another process: it is in the middle of writing.
+        let lock = fs::File::open(path.join(LOCK_FILE));
+        if let Ok(lock) = &lock
+            && matches!(lock.try_lock(), Err(fs::TryLockError::WouldBlock))
+        {
+            return Err(fjall::Error::Locked.into());
+        }
+        if !torn::cut(path, mark.database_next)? {
+            return Err(Setup::broken("its journal is not as it was written"));
+        }
     }
     // It panics where damage breaks what it takes for granted.
     let opened = panic::catch_unwind(|| open_database(path, cache_bytes));
@@ -232,34 +238,27 @@ fn check_format(meta: &Keyspace) -> Result<(), Setup> {
     }
 }
 
-/// What log the database is of; `None` if it is new.
-fn identity_of(meta: &Keyspace) -> Result<Option<Epoch>, Setup> {
-    match (meta.get(META_FORMAT)?, meta.get(META_EPOCH)?) {
-        (Some(_), Some(epoch)) => Ok(Some(Epoch(parse_u64(&epoch)?))),
-        (None, None) => Ok(None),
+/// What the database knows of its log; `None` if it is new.
+fn indexed_of(meta: &Keyspace) -> Result<Option<Indexed>, Setup> {
+    match (meta.get(META_FORMAT)?, meta.get(META_EPOCH)?, meta.get(META_COMMIT)?) {
+        (Some(_), Some(epoch), Some(told)) => {
+            Ok(Some(Indexed { epoch: Epoch(parse_u64(&epoch)?), told: parse_u64(&told)? }))
+        }
+        (None, None, None) => Ok(None),
         _ => Err(Setup::Corrupt("a part of the log's identity is lost".to_owned())),
     }
-}
-
-/// The database hears of a commit when the log has it for good; so a commit that only the database knows is one that was lost.
-fn check_told(meta: &Keyspace, log: &Log) -> Result<(), Setup> {
-    let told = meta.get(META_COMMIT)?.map(|bytes| parse_u64(&bytes)).transpose()?.unwrap_or(0);
-    let newest = log.next_commit() - 1;
-    if told > newest {
-        return Err(Setup::Corrupt(format!("its index knows {told} commits, and the log ends behind {newest}")));
-    }
-    Ok(())
 }
 
 pub(super) fn new_epoch() -> Epoch {
     Epoch(Uuid::new_v4().as_u64_pair().0)
 }
 
-/// Makes the database that of a log, durably; all of it or nothing.
-pub(super) fn write_identity(database: &Database, meta: &Keyspace, epoch: Epoch) -> fjall::Result<()> {
+/// Makes the database that of a log, of which it was told up to a commit, durably; all of it or nothing.
+pub(super) fn write_identity(database: &Database, meta: &Keyspace, epoch: Epoch, told: u64) -> fjall::Result<()> {
     let mut batch = database.batch();
     batch.insert(meta, META_FORMAT, FORMAT.to_le_bytes());
     batch.insert(meta, META_EPOCH, epoch.0.to_le_bytes());
+    batch.insert(meta, META_COMMIT, told.to_le_bytes());
     batch.commit()?;
     database.persist(PersistMode::SyncAll)
 }

@@ -10,23 +10,23 @@ use std::{
 use fjall::{Database, Keyspace};
 
 use super::{
-    layout::{Damaged, TaskEvent, Totals, encode_task, parse_task, sequence_key},
+    layout::{Damaged, META_COMMIT, TaskEvent, Totals, encode_task, parse_task, sequence_key},
     log::{Entry, Frame, Log},
     open::Setup,
 };
 use crate::event::{Product, Selectable, Sequence};
 
 /// Changed tasks that are held before they are written.
-const TASKS_MAX: usize = 4_096;
+const TASKS_MAX: usize = 512;
 /// Read from the log at once.
 const READ_BYTES: u64 = 256 * 1024;
 
-/// Brings the database to where the log is; `totals` are those of the log's last commit.
+/// Brings the database to where the log is; `totals` are those of the log's last commit. The keyspaces are in the order of
+/// their names in [`super::open`].
 pub(super) fn replay(
     log: &Log,
     database: &Database,
-    tasks: &Keyspace,
-    quarantine: &Keyspace,
+    [meta, tasks, quarantine]: [&Keyspace; 3],
     totals: &Totals,
 ) -> Result<(), Setup> {
     let mut index = Index::new(database, tasks);
@@ -42,7 +42,8 @@ pub(super) fn replay(
         })?;
         failed.map_or(Ok(()), Err)?;
     }
-    index.write()
+    index.write()?;
+    Ok(meta.insert(META_COMMIT, (log.next_commit() - 1).to_le_bytes())?)
 }
 
 fn tell(index: &mut Index<'_>, quarantine: &Keyspace, frame: &Frame, totals: &Totals) -> Result<(), Setup> {

@@ -25,8 +25,8 @@ use crate::event::Record;
 
 /// Memory for blocks while restoring: nothing is read twice.
 const CACHE_BYTES: u64 = 8 * 1024 * 1024;
-/// Written at once.
-const BATCH_BYTES: usize = 8 * 1024 * 1024;
+/// Written at once. It is also what is read at once of the log that is made.
+const BATCH_BYTES: usize = 64 * 1024;
 /// No key or value has more: the largest body twice, and some.
 const LENGTH_MAX: u32 = 256 * 1024 * 1024;
 
@@ -112,7 +112,8 @@ fn fill(backup: impl Read, path: &Path) -> Result<BackupSummary, RestoreError> {
     // The index is a part of the backup, so no start may make it anew from these events, of which the log knows only the
     // records: whatever is told again lies behind them.
     let finished = log.finish(&audit.found).map_err(Setup::from);
-    finished.and_then(|()| Ok(write_identity(&database, &meta, epoch)?)).map_err(cannot)?;
+    let told = log.next_commit() - 1;
+    finished.and_then(|()| Ok(write_identity(&database, &meta, epoch, told)?)).map_err(cannot)?;
     drop((meta, tasks, quarantine, database, log));
     // Starts as the broker would, with all its checks.
     Store::open(path, CACHE_BYTES)?;

@@ -3,8 +3,9 @@
 //! The journal is synced at checkpoints only, so a power cut may leave anything of what was written behind the last of them.
 //! The database cuts off what ends too early, and refuses what has a wrong checksum, since it cannot know whether something
 //! that was promised has been damaged. Here it is known: the witness ([`super::watermark`]) has the number below which all is
-//! synced. What is above can go, because the log tells it again; a hole below is damage, also where the database would take it
-//! for an end. Without a witness the database decides alone.
+//! synced. What is above can go, because the log tells it again; a hole below is damage. A synced end that is simply not there
+//! any more is noticed when the database is open: it then knows fewer commits than were synced. Without a witness the database
+//! decides alone.
 //!
 //! Reads the journal as fjall 3 writes it, uncompressed: a commit is its start (tag 1; the number of its items, 4 bytes; its
 //! own number, 8), its items, and its end (tag 3; the checksum of the items, 8; four fixed bytes).
@@ -33,7 +34,8 @@ pub(super) fn cut(directory: &Path, synced_below: u64) -> io::Result<bool> {
     let Some(path) = newest_journal(directory)? else { return Ok(true) };
     let journal = fs::read(&path)?;
     let Some(torn) = torn_end(&journal) else { return Ok(true) };
-    if torn.number < synced_below {
+    let first = torn.number.or_else(|| first_number(&journal[torn.start..]));
+    if first.is_some_and(|number| number < synced_below) {
         return Ok(false);
     }
     let file = File::options().write(true).open(&path)?;
@@ -55,23 +57,31 @@ fn newest_journal(directory: &Path) -> io::Result<Option<PathBuf>> {
 #[derive(Debug, PartialEq, Eq)]
 struct TornEnd {
     start: usize,
-    /// Of the commit that is not whole, as far as it can be told: at least this.
-    number: u64,
+    /// Of the commit that is not whole, if it can be told.
+    number: Option<u64>,
 }
 
 /// `None` if all commits are whole. The file is longer than what was written to it.
 fn torn_end(journal: &[u8]) -> Option<TornEnd> {
     let mut rest = journal;
-    let mut number_min = 0;
     loop {
         let (start, from) = (journal.len() - rest.len(), rest);
         match pass_commit(&mut rest) {
-            Some((number, true)) => number_min = number + 1,
-            Some((number, false)) => return Some(TornEnd { start, number: number.max(number_min) }),
+            Some((_, true)) => {}
+            Some((number, false)) => return Some(TornEnd { start, number: Some(number) }),
             None if from.iter().all(|&byte| byte == 0) => return None,
-            None => return Some(TornEnd { start, number: number_min }),
+            None => return Some(TornEnd { start, number: None }),
         }
     }
+}
+
+/// The number of the first whole commit that begins anywhere in these bytes. Numbers rise, so a synced one would be the first.
+fn first_number(bytes: &[u8]) -> Option<u64> {
+    let starts = (0..bytes.len()).filter(|&at| bytes[at] == START);
+    starts
+        .map(|at| pass_commit(&mut &bytes[at..]))
+        .find_map(|found| found.filter(|(_, is_whole)| *is_whole))
+        .map(|(n, _)| n)
 }
 
 /// Passes over a commit, and tells its number and whether its checksum is right; `None` where there is none.
@@ -159,13 +169,14 @@ mod tests {
             prop_assert_eq!(torn_end(&journal), None, "nothing is torn");
             let damaged = damaged.index(commits.len());
             let number = |at: usize| u64::from_le_bytes(*journal[starts[at] + 5..].first_chunk().unwrap());
-            // Told by itself, or by the one before.
-            let known = if damaged == 0 { 0 } else { number(damaged - 1) + 1 };
-            let known = known..=number(damaged);
+            let (own, next) = (number(damaged), (damaged + 1 < commits.len()).then(|| number(damaged + 1)));
             journal[starts[damaged] + at] ^= 1;
             let torn = torn_end(&journal).unwrap();
             prop_assert_eq!(torn.start, starts[damaged]);
-            prop_assert!(known.contains(&torn.number));
+            prop_assert!(torn.number.is_none_or(|number| number == own));
+            journal[starts[damaged]] = 0;
+            prop_assert_eq!(torn_end(&journal), Some(TornEnd { start: starts[damaged], number: None }));
+            prop_assert_eq!(first_number(&journal[starts[damaged]..]), next, "what follows tells");
         }
 
         #[test]

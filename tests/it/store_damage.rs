@@ -344,3 +344,27 @@ async fn a_discard_that_was_acknowledged_is_not_undone_by_a_damaged_value() {
         assert_eq!(opened_with(&data_dir, &damaged, true), None, "byte {at}");
     }
 }
+
+#[tokio::test]
+async fn segments_go_when_nothing_needs_them_and_the_log_is_whole_after_every_kill_9() {
+    let mut server = Server::start().await;
+    let log = server.data_dir().join("log");
+    let files = || {
+        let names = fs::read_dir(&log).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        names.collect::<std::collections::BTreeSet<_>>()
+    };
+    // A log without any event: all it holds is in the database, and synced there with each segment.
+    for number in 1..=12 {
+        assert_eq!(server.http().post_to("/webhook/veo", format!("{number}{}", "?".repeat(400_000))).await.status, 202);
+        server.crash().await;
+        assert_eq!(server.log_info().await.quarantine_count, number);
+    }
+    until("the first segment to go", async || {
+        assert_eq!(server.http().post_to("/webhook/veo", "small").await.status, 202);
+        !files().contains("000000000001.log")
+    })
+    .await;
+    let kept = server.log_info().await.quarantine_count;
+    server.crash().await;
+    assert_eq!(server.log_info().await.quarantine_count, kept);
+}

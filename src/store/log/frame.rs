@@ -192,7 +192,7 @@ pub(super) fn is_followed(epoch: Epoch, bytes: &Bytes, commit: u64) -> bool {
     const LATER: u64 = 1 << 20;
     const NUMBER: usize = CHECKSUM_BYTES + 4 + 4;
     let number = |at: usize| bytes[at + NUMBER..].first_chunk().map_or(0, |number| u64::from_le_bytes(*number));
-    (1..bytes.len().saturating_sub(HEADER_BYTES))
+    (1..(bytes.len() + 1).saturating_sub(HEADER_BYTES))
         .any(|at| number(at).wrapping_sub(commit).wrapping_sub(1) < LATER && Frame::parse(epoch, bytes, at).is_some())
 }
 

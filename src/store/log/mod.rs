@@ -3,7 +3,8 @@
 //! The log is a row of segments ([`segment`]), each a file of commits ([`frame`]). A commit is written behind the last and
 //! synced before anybody hears of it. The database is told afterwards, without a sync; it is synced now and then, and that is
 //! a checkpoint: commits in older segments never have to be told again. A start replays the others, which changes nothing
-//! that is there already. Segments go when all of their events are forgotten, and the database has durably forgotten them.
+//! that is there already. Segments go when all of their events are forgotten, the database has durably forgotten them, and a
+//! commit behind that has noted the checkpoint.
 
 mod frame;
 mod segment;
@@ -31,6 +32,8 @@ use crate::event::{Epoch, Record, Sequence};
 const FIRST_SEGMENT_BYTES: u64 = 1024 * 1024;
 /// What a start may have to replay, and what forgetting frees at once.
 const SEGMENT_BYTES_MAX: u64 = 32 * 1024 * 1024;
+/// Events share the memory that they were read into, unless it is more than this: then one would hold too much of it.
+const LARGE_READ_BYTES: usize = 512 * 1024;
 /// Read at once by who takes everything.
 const EVENTS_READ_BYTES: u64 = 256 * 1024;
 const FOLDER: &str = "log";
@@ -84,8 +87,12 @@ pub(super) struct Log {
     segments: RwLock<VecDeque<Arc<Segment>>>,
     active: Mutex<Active>,
     spare: Mutex<Option<Spare>>,
-    /// The oldest segment that a start has to replay.
+    /// The oldest segment that a start has to replay, as the next commit will say.
     checkpoint: AtomicU64,
+    /// The same, as the last commit has said: what is older is not needed any more.
+    noted: AtomicU64,
+    /// The database has durably forgotten all events before this one.
+    forgotten_before: AtomicU64,
 }
 
 impl Log {
@@ -112,58 +119,69 @@ impl Log {
             active: Mutex::new(active),
             spare: Mutex::default(),
             checkpoint: checkpoint.into(),
+            noted: checkpoint.into(),
+            forgotten_before: 0.into(),
         }
     }
 
-    /// Opens the log of a data directory, with the totals as its last commit left them; `None` if there is none.
+    /// Opens the log of a data directory, with the totals as its last commit left them; `None` if there is none yet. Everything
+    /// is checked before anything is changed.
     ///
-    /// A last commit that is not whole was cut off by a crash, and is taken back; unless it was acknowledged, or another one
-    /// follows it: then the log is damaged.
-    pub(super) fn open(directory: &Path, acknowledged: Option<Mark>) -> Result<Option<(Self, Totals)>, Setup> {
+    /// A last commit that is not whole was cut off by a crash, and is taken back; unless it was acknowledged, or the database
+    /// was told of it, or another one follows it: then the log is damaged.
+    pub(super) fn open(
+        directory: &Path,
+        acknowledged: Option<Mark>,
+        indexed: Option<Indexed>,
+    ) -> Result<Option<(Self, Totals)>, Setup> {
         let folder = directory.join(FOLDER);
-        let Some(Known { mut segments, cut_off }) = Known::look(&folder)? else { return Ok(None) };
-        let header = segments.pop_back().ok_or_else(|| Setup::Corrupt("the log has no segment".to_owned()))?.header;
+        let is_begun = acknowledged.is_some() || indexed.is_some();
+        let mut known = Known::look(&folder, is_begun)?;
+        let Some(header) = known.segments.pop_back().map(|newest| newest.header) else {
+            return if is_begun {
+                Err(Setup::Corrupt("the log is lost".to_owned()))
+            } else {
+                Ok(known.clear().map(|()| None)?)
+            };
+        };
         let newest = Segment::empty(path_of(&folder, header.number), header);
-        let path = newest.path().display();
         let bytes = newest.read_whole()?;
-        let Walked { end, next_commit, checkpoint, totals } = segment::walk(&header, &bytes, |at, frame| {
+        let mut last_commit = 0;
+        let walked = segment::walk(&header, &bytes, |at, frame| {
             newest.show(at as u64, &frame.header);
+            last_commit = at;
             Ok::<_, Setup>(())
         })?;
-        let behind = bytes.slice(end..);
+        let behind = bytes.slice(walked.end..);
         let is_clean = behind.iter().all(|&byte| byte == 0);
-        if !is_clean && frame::is_followed(header.epoch, &behind, next_commit) {
-            return Err(Setup::Corrupt(format!("commit {next_commit} in {path} is not as it was written")));
+        if !is_clean && frame::is_followed(header.epoch, &behind, walked.next_commit) {
+            return Err(not_as_written(walked.next_commit, newest.path()));
         }
-        check_acknowledged(acknowledged, header.epoch, next_commit, &totals)?;
-        if segments.front().map_or(header.number, |oldest| oldest.header.number) > checkpoint {
-            return Err(Setup::Corrupt(format!("segment {checkpoint} of the log is lost")));
-        }
-        let mut file = File::options().read(true).write(true).open(newest.path())?;
-        if !is_clean {
-            tracing::warn!(%path, at = end, commit = next_commit, "the last commit was cut off by a crash, and is taken back");
-            segment::zero_from(&mut file, end as u64)?;
-        }
-        if let Some(path) = cut_off {
-            let path_shown = path.display();
-            tracing::warn!(path = %path_shown, commit = next_commit, "the last commit was cut off by a crash, and is taken back");
-            fs::remove_file(&path)?;
-        }
-        // What a killed process wrote but had not synced is read from here on, so it must be durable from here on.
-        file.sync_all()?;
+        check_acknowledged(acknowledged, header.epoch, walked.next_commit, &walked.totals)?;
         let newest = Arc::new(newest);
-        segments.push_back(Arc::clone(&newest));
+        known.segments.push_back(Arc::clone(&newest));
+        known.check(&walked, indexed)?;
+
+        let path = newest.path();
+        let mut file = File::options().read(true).write(true).open(path)?;
+        if !is_clean {
+            let (path, at, commit) = (path.display(), walked.end, walked.next_commit);
+            tracing::warn!(%path, at, commit, "the last commit was cut off by a crash, and is taken back");
+            segment::zero_from(&mut file, walked.end as u64)?;
+        }
+        // What a killed process wrote but had not synced is read from here on, so it must be durable from here on. It is
+        // written again, because the kernel takes what it once failed to write for written.
+        file.write_all_at(&bytes[..HEADER_BYTES], 0)?;
+        file.write_all_at(&bytes[last_commit..walked.end], last_commit as u64)?;
+        file.sync_all()?;
+        known.clear()?;
+        let Walked { end, next_commit, checkpoint, totals } = walked;
         let active = Active { segment: newest, file, end: end as u64, bytes: bytes.len() as u64, next_commit };
-        Ok(Some((Self::of(folder, segments, active, checkpoint), totals)))
+        Ok(Some((Self::of(folder, known.segments, active, checkpoint), totals)))
     }
 
     pub(super) fn epoch(&self) -> Epoch {
         self.epoch
-    }
-
-    /// Whether nothing was ever committed to it.
-    pub(super) fn is_new(&self) -> bool {
-        self.next_commit() == 1
     }
 
     /// The number of the next commit.
@@ -201,6 +219,7 @@ impl Log {
     /// Lets readers find what was appended and synced.
     pub(super) fn show(&self, written: &Written) {
         written.segment.show(written.at, &written.header);
+        self.noted.store(written.header.checkpoint, Ordering::Release);
     }
 
     /// Makes everything durable and goes on in a segment of its own, from which on starts replay.
@@ -221,8 +240,13 @@ impl Log {
         let Spare { file, bytes } = match spare.take().filter(|spare| spare.bytes >= bytes_min) {
             Some(spare) => spare,
             None => {
-                let bytes = next_bytes(active.bytes).max(bytes_min.next_multiple_of(PAGE_BYTES));
-                Spare { file: segment::create(&path, bytes)?, bytes }
+                let bytes_min = bytes_min.next_multiple_of(PAGE_BYTES);
+                let create = |bytes: u64| Ok(Spare { file: segment::create(&path, bytes)?, bytes });
+                create(next_bytes(active.bytes).max(bytes_min)).or_else(|error: io::Error| match error.kind() {
+                    // To forget something may need a segment, too.
+                    io::ErrorKind::StorageFull => create(FIRST_SEGMENT_BYTES.max(bytes_min)),
+                    _ => Err(error),
+                })?
             }
         };
         let checkpoint = self.checkpoint.load(Ordering::Acquire);
@@ -263,14 +287,16 @@ impl Log {
 
     /// Whether there is something to do beside writing: a segment to make ahead, a checkpoint, a file to remove.
     pub(super) fn needs_care(&self, first_available: Sequence) -> bool {
-        self.needs_spare() || self.needs_checkpoint(first_available)
+        self.needs_spare() || self.needs_checkpoint(first_available) || self.has_forgotten()
     }
 
-    /// Whether a checkpoint would shorten the replay, or free a segment.
+    /// Whether a checkpoint would shorten the replay, or let a segment go.
     pub(super) fn needs_checkpoint(&self, first_available: Sequence) -> bool {
         let segments = self.segments();
         let newest = segments.back().map_or(0, |newest| newest.header.number);
-        newest > self.checkpoint.load(Ordering::Acquire) || is_oldest_forgotten(&segments, first_available)
+        let would_free = |before: u64| segments.get(1).is_some_and(|second| second.first_sequence().0 <= before);
+        newest > self.checkpoint.load(Ordering::Acquire)
+            || would_free(first_available.0) && !would_free(self.forgotten_before.load(Ordering::Acquire))
     }
 
     /// The number of the segment that is written to. All commits in older ones have been applied when the writer is between
@@ -282,14 +308,29 @@ impl Log {
     /// What is before segment `number`, and the forgetting of all events before `first_available`, is durable in the database.
     pub(super) fn checkpoint(&self, number: u64, first_available: Sequence) {
         self.checkpoint.store(number, Ordering::Release);
-        let mut segments = self.segments.write().unwrap_or_else(PoisonError::into_inner);
+        self.forgotten_before.store(first_available.0, Ordering::Release);
+    }
+
+    fn has_forgotten(&self) -> bool {
+        self.is_oldest_forgotten(&self.segments())
+    }
+
+    /// Whether all events of the oldest segment are durably forgotten, and no start can need it: a durable commit says so.
+    fn is_oldest_forgotten(&self, segments: &VecDeque<Arc<Segment>>) -> bool {
+        let forgotten_before = self.forgotten_before.load(Ordering::Acquire);
+        segments.front().is_some_and(|oldest| oldest.header.number < self.noted.load(Ordering::Acquire))
+            && segments.get(1).is_some_and(|second| second.first_sequence().0 <= forgotten_before)
+    }
+
+    /// Lets go of the segments that are forgotten. A last one may have to wait for the next commit.
+    pub(super) fn remove_forgotten(&self) {
         let mut forgotten = Vec::new();
-        while segments.front().is_some_and(|oldest| oldest.header.number < number)
-            && is_oldest_forgotten(&segments, first_available)
         {
-            forgotten.extend(segments.pop_front());
+            let mut segments = self.segments.write().unwrap_or_else(PoisonError::into_inner);
+            while self.is_oldest_forgotten(&segments) {
+                forgotten.extend(segments.pop_front());
+            }
         }
-        drop(segments);
         // A file may take a while to remove.
         forgotten.iter().for_each(|segment| segment.forget());
     }
@@ -304,8 +345,7 @@ impl Log {
             if let Some(next) = segments.get(at + 1)
                 && (walked.next_commit, walked.totals) != (next.header.commit, next.header.totals)
             {
-                let (commit, path) = (walked.next_commit, segment.path().display());
-                return Err(Setup::Corrupt(format!("commit {commit} in {path} is not as it was written")));
+                return Err(not_as_written(walked.next_commit, segment.path()));
             }
         }
         Ok(segments.first().map_or_else(Totals::default, |oldest| oldest.header.totals))
@@ -358,11 +398,9 @@ impl Log {
                 records.push(record);
                 Ok(ControlFlow::Continue(()))
             })?;
-            debug_assert_eq!(
-                all,
-                ControlFlow::Continue(last.next()),
-                "a span ends with the event that it was asked for"
-            );
+            if all != ControlFlow::Continue(last.next()) {
+                return Err(missing(last));
+            }
             for record in records.into_iter().rev() {
                 if each(record)?.is_break() {
                     return Ok(());
@@ -438,6 +476,7 @@ fn scan_span(
     let mut next = *places.start();
     let Some(span) = segment.span(next, bytes)? else { return Err(missing(next)) };
     let read = segment.read(&span)?;
+    let is_large = read.len() > LARGE_READ_BYTES;
     let mut at = 0;
     while at < read.len() && next <= *places.end() {
         let said = frame::Header::parse(&read[at..]).ok_or_else(|| missing(next))?;
@@ -460,6 +499,7 @@ fn scan_span(
                 break;
             }
             next = next.next();
+            let record = if is_large { record.compact() } else { record };
             if each(record)?.is_break() {
                 return Ok(ControlFlow::Break(()));
             }
@@ -472,10 +512,6 @@ fn missing(sequence: Sequence) -> ReadError {
     ReadError::Corrupt(format!("event {} is missing", sequence.0))
 }
 
-fn is_oldest_forgotten(segments: &VecDeque<Arc<Segment>>, first_available: Sequence) -> bool {
-    segments.get(1).is_some_and(|second| second.first_sequence() <= first_available)
-}
-
 fn next_bytes(bytes: u64) -> u64 {
     (2 * bytes).clamp(FIRST_SEGMENT_BYTES, SEGMENT_BYTES_MAX)
 }
@@ -484,19 +520,30 @@ fn path_of(folder: &Path, number: u64) -> PathBuf {
     folder.join(format!("{number:012}.{EXTENSION}"))
 }
 
+/// What the database knows of its log.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Indexed {
+    /// Which log it is of.
+    pub epoch: Epoch,
+    /// The newest commit that it was told of.
+    pub told: u64,
+}
+
 /// What a folder has of a log.
+#[derive(Default)]
 struct Known {
-    /// In order.
+    /// In order, without a gap.
     segments: VecDeque<Arc<Segment>>,
+    /// Files that were made ahead, and those before a gap.
+    stale: Vec<PathBuf>,
     /// The file of one that was begun and not finished.
     cut_off: Option<PathBuf>,
 }
 
 impl Known {
-    /// `None` if there is no folder. Removes a segment that was made ahead.
-    fn look(folder: &Path) -> Result<Option<Self>, Setup> {
+    fn look(folder: &Path, is_begun: bool) -> Result<Self, Setup> {
         let mut paths = match fs::read_dir(folder) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Self::default()),
             entries => entries?.map(|entry| Ok(entry?.path())).collect::<io::Result<Vec<_>>>()?,
         };
         let number_of = |path: &PathBuf| path.file_stem()?.to_str()?.parse::<u64>().ok();
@@ -504,29 +551,80 @@ impl Known {
             path.extension().is_some_and(|extension| extension == EXTENSION) && number_of(path).is_some()
         });
         paths.sort_unstable_by_key(number_of);
+        let mut known = Self::default();
+        while let Some(path) = paths.pop_if(|path| is_unused(path).unwrap_or(false)) {
+            known.stale.push(path);
+        }
         let newest = paths.last().cloned();
-        let mut known = Self { segments: VecDeque::new(), cut_off: None };
         for path in paths {
-            let is_newest = Some(&path) == newest.as_ref();
-            let last = known.segments.back().map(|last| last.header);
             let number = number_of(&path).unwrap_or_default();
-            if last.is_some_and(|last| last.number + 1 != number) {
-                return Err(Setup::Corrupt(format!("a segment before {} is lost", path.display())));
+            if known.segments.back().is_some_and(|last| last.header.number + 1 != number) {
+                // Files of forgotten events go when nobody reads them, in any order. Whether these are such is asked later.
+                known.stale.extend(known.segments.drain(..).map(|segment| segment.path().to_owned()));
             }
+            let last = known.segments.back().map(|last| last.header);
             match read_header(&path)? {
                 Ok(header) if header.number == number && last.is_none_or(|last| follows(&last, &header)) => {
                     known.segments.push_back(Arc::new(Segment::known(path, header)));
                 }
                 Err(Unreadable::Format(found)) => return Err(Setup::Format(found)),
-                Err(Unreadable::Unused) if is_newest => fs::remove_file(path)?,
-                // Whether what was cut off was acknowledged is asked by the caller.
-                Err(Unreadable::Damaged) if is_newest && is_cut_off(last, &known.segments, &path)? => {
+                // Whether what was cut off was acknowledged is asked later.
+                Err(Unreadable::Damaged | Unreadable::Unused)
+                    if Some(&path) == newest.as_ref() && (!is_begun || is_cut_off(&known.segments, &path)?) =>
+                {
                     known.cut_off = Some(path);
                 }
                 _ => return Err(Setup::Corrupt(format!("{} is not as it was written", path.display()))),
             }
         }
-        Ok(Some(known))
+        Ok(known)
+    }
+
+    /// Whether all is there that a start has to replay, all that is retained, and all that the database was told of.
+    fn check(&self, walked: &Walked, indexed: Option<Indexed>) -> Result<(), Setup> {
+        let corrupt = |problem: String| Err(Setup::Corrupt(problem));
+        let Some(oldest) = self.segments.front() else { return Ok(()) };
+        let checkpoint = self.segments.iter().find(|segment| segment.header.number == walked.checkpoint);
+        let (Some(checkpoint), true) = (checkpoint, oldest.first_sequence().0 <= walked.totals.first_available) else {
+            return corrupt(format!("a segment before {} is lost", oldest.path().display()));
+        };
+        let newest = walked.next_commit - 1;
+        match indexed {
+            None if newest > 0 => corrupt("the log's identity is lost".to_owned()),
+            Some(Indexed { epoch, .. }) if epoch != oldest.header.epoch => {
+                corrupt(format!("it is log {}, and its index is that of log {epoch}", oldest.header.epoch))
+            }
+            // It hears of a commit when the log has it for good.
+            Some(Indexed { told, .. }) if told > newest => {
+                corrupt(format!("its index knows {told} commits, and the log ends behind {newest}"))
+            }
+            Some(Indexed { told, .. }) if told + 1 < checkpoint.header.commit => corrupt(format!(
+                "its index ends behind commit {told}, and was synced behind {}",
+                checkpoint.header.commit - 1
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    /// Removes what is none of the log.
+    fn clear(&mut self) -> io::Result<()> {
+        if let Some(path) = self.cut_off.take() {
+            tracing::warn!(path = %path.display(), "a segment was cut off by a crash in its first commit, and is taken back");
+            self.stale.push(path);
+        }
+        self.stale.drain(..).try_for_each(fs::remove_file)
+    }
+}
+
+fn not_as_written(commit: u64, path: &Path) -> Setup {
+    Setup::Corrupt(format!("commit {commit} in {} is not as it was written", path.display()))
+}
+
+/// Whether a file was made ahead, as far as it was made.
+fn is_unused(path: &Path) -> io::Result<bool> {
+    match read_header(path)? {
+        Ok(_) | Err(Unreadable::Format(_)) => Ok(false),
+        Err(_) => Ok(fs::read(path)?.iter().all(|&byte| byte == 0)),
     }
 }
 
@@ -543,10 +641,10 @@ fn follows(last: &segment::Header, next: &segment::Header) -> bool {
 }
 
 /// Whether a segment with a damaged header has no whole commit but, perhaps, the first.
-fn is_cut_off(last: Option<segment::Header>, before: &VecDeque<Arc<Segment>>, path: &Path) -> Result<bool, Setup> {
-    let (Some(header), Some(last)) = (last, before.back()) else { return Ok(false) };
-    let walked = segment::walk(&header, &last.read_whole()?, |_, _| Ok::<_, Setup>(()))?;
-    Ok(!frame::is_followed(header.epoch, &fs::read(path)?.into(), walked.next_commit))
+fn is_cut_off(before: &VecDeque<Arc<Segment>>, path: &Path) -> Result<bool, Setup> {
+    let Some(last) = before.back() else { return Ok(false) };
+    let walked = segment::walk(&last.header, &last.read_whole()?, |_, _| Ok::<_, Setup>(()))?;
+    Ok(!frame::is_followed(last.header.epoch, &fs::read(path)?.into(), walked.next_commit))
 }
 
 fn check_acknowledged(

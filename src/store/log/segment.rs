@@ -223,11 +223,14 @@ impl Drop for Segment {
 fn find_blocks(path: &Path) -> io::Result<Blocks> {
     let file = File::open(path)?;
     let mut blocks = Blocks { starts: Vec::new(), end: HEADER_BYTES as u64 };
+    let bytes = file.metadata()?.len();
     let mut header = [0; frame::HEADER_BYTES];
-    while file.read_exact_at(&mut header, blocks.end).is_ok()
-        && let Some(header) = frame::Header::parse(&header)
-    {
-        blocks.add(blocks.end, &header);
+    while blocks.end + frame::HEADER_BYTES as u64 <= bytes {
+        file.read_exact_at(&mut header, blocks.end)?;
+        match frame::Header::parse(&header) {
+            Some(header) if header.length as u64 <= bytes - blocks.end => blocks.add(blocks.end, &header),
+            _ => break,
+        }
     }
     Ok(blocks)
 }
@@ -257,7 +260,8 @@ pub(super) fn walk<E>(
         }
         each(walked.end, frame)?;
         let end = walked.end + said.length;
-        walked = Walked { end, next_commit: said.commit + 1, checkpoint: said.checkpoint, totals: said.totals };
+        let checkpoint = walked.checkpoint.max(said.checkpoint);
+        walked = Walked { end, next_commit: said.commit + 1, checkpoint, totals: said.totals };
     }
     Ok(walked)
 }

@@ -43,9 +43,14 @@ impl Kept {
     }
 
     fn reopen(&mut self) {
-        let (log, totals) = Log::open(self.directory.path(), Some(self.mark())).unwrap_or_else(|_| panic!()).unwrap();
+        let (log, totals) =
+            Log::open(self.directory.path(), Some(self.mark()), self.indexed()).unwrap_or_else(|_| panic!()).unwrap();
         assert_eq!(totals, self.totals);
         self.log = log;
+    }
+
+    fn indexed(&self) -> Option<Indexed> {
+        Some(Indexed { epoch: EPOCH, told: self.log.next_commit() - 1 })
     }
 
     fn mark(&self) -> Mark {
@@ -151,8 +156,8 @@ proptest! {
         if zeroed { bytes[cut..].fill(0) } else { bytes.truncate(cut) }
         fs::write(path, &bytes).unwrap();
         let left = ends.iter().rev().find(|(end, _)| *end <= cut).unwrap().1;
-        refusal(Log::open(kept.directory.path(), Some(kept.mark())));
-        let (log, totals) = Log::open(kept.directory.path(), None).unwrap_or_else(|_| panic!()).unwrap();
+        refusal(Log::open(kept.directory.path(), Some(kept.mark()), kept.indexed()));
+        let (log, totals) = Log::open(kept.directory.path(), None, Some(Indexed { epoch: EPOCH, told: 0 })).unwrap_or_else(|_| panic!()).unwrap();
         prop_assert_eq!(totals.head().unwrap().0, left);
         // It goes on from there, and what was cut off never comes back.
         kept.bodies.retain(|&place, _| place <= left);
@@ -170,29 +175,39 @@ fn segments_grow_and_go_when_they_are_forgotten_and_nobody_reads_them() {
     (0..60).for_each(|_| kept.commit(&[100_000]));
     assert_eq!(kept.files().len(), 3, "one of 1 MiB, one of 2, one of 4");
     let newest = kept.log.newest();
+    let checkpoint = |kept: &mut Kept, first_available: u64| {
+        kept.log.checkpoint(newest, Sequence(first_available));
+        kept.log.remove_forgotten();
+        kept.totals.first_available = first_available;
+        kept.totals.event_count = kept.bodies.len() as u64 + 1 - first_available;
+    };
     assert!(kept.log.needs_checkpoint(Sequence(1)));
-    kept.log.checkpoint(newest, Sequence(1));
+    checkpoint(&mut kept, 1);
     assert_eq!(kept.files().len(), 3, "nothing is forgotten");
     assert!(!kept.log.needs_checkpoint(Sequence(1)) && kept.log.needs_checkpoint(Sequence(11)));
     let reader = kept.log.events(Sequence(1)..=Sequence(60));
-    kept.log.checkpoint(newest, Sequence(31));
+    checkpoint(&mut kept, 31);
+    assert_eq!(kept.files().len(), 3, "no commit has said that it is not needed");
+    kept.commit(&[1]);
+    assert!(kept.log.needs_care(Sequence(31)) && !kept.log.needs_checkpoint(Sequence(31)));
+    kept.log.remove_forgotten();
     assert_eq!(kept.files().len(), 3, "somebody reads them");
     assert_eq!(reader.map(Result::unwrap).count(), 60);
     assert_eq!(kept.files().len(), 1);
     assert!(matches!(kept.log.get(Sequence(1)), Err(ReadError::Corrupt(_))));
     assert_eq!(kept.log.get(Sequence(31)).unwrap().sequence(), Sequence(31));
-    kept.log.checkpoint(newest, Sequence(61));
+    checkpoint(&mut kept, 62);
     assert_eq!(kept.files().len(), 1, "that which is written to stays");
     kept.commit(&[1]);
     kept.reopen();
-    assert_eq!(kept.log.get(Sequence(61)).unwrap().raw().len(), 1);
+    assert_eq!(kept.log.get(Sequence(62)).unwrap().raw().len(), 1);
     let mut replayed = 0;
     let count = |frame: Frame| {
         replayed += u64::from(frame.header.events);
         Ok(())
     };
     kept.log.replay(count).unwrap_or_else(|_| panic!());
-    assert_eq!(replayed, 61 - kept.log.oldest().0 + 1);
+    assert_eq!(replayed, 62 - kept.log.oldest().0 + 1);
 }
 
 #[test]
@@ -231,10 +246,12 @@ fn a_first_commit_that_was_cut_off_with_its_segment_is_taken_back_unless_it_was_
     let mut bytes = fs::read(&path).unwrap();
     bytes[50..10_000].fill(9);
     fs::write(&path, &bytes).unwrap();
-    let told = refusal(Log::open(kept.directory.path(), Some(after)));
+    let told = refusal(Log::open(kept.directory.path(), Some(after), kept.indexed()));
     assert_eq!(told, "11 events were acknowledged, and the log ends behind 10");
     assert_eq!(kept.files().len(), 2, "what is refused is left as it is");
-    let (_, totals) = Log::open(kept.directory.path(), Some(before)).unwrap_or_else(|_| panic!()).unwrap();
+    let (_, totals) = Log::open(kept.directory.path(), Some(before), Some(Indexed { epoch: EPOCH, told: 10 }))
+        .unwrap_or_else(|_| panic!())
+        .unwrap();
     assert_eq!((totals.event_count, kept.files().len()), (10, 1));
 }
 
@@ -248,24 +265,109 @@ fn damage_in_front_of_a_whole_commit_is_told_also_without_a_witness() {
         let mut damaged = whole.clone();
         damaged[at] ^= 1;
         fs::write(&path, damaged).unwrap();
-        let opened = Log::open(kept.directory.path(), None).and_then(|log| log.unwrap().0.replay(|_| Ok(())));
+        let opened = Log::open(kept.directory.path(), None, Some(Indexed { epoch: EPOCH, told: 0 }))
+            .and_then(|log| log.unwrap().0.replay(|_| Ok(())));
         assert!(
             matches!(opened, Err(Setup::Corrupt(problem)) if problem.contains("not as it was written")),
             "{file} {at}"
         );
         fs::write(&path, whole).unwrap();
     }
-    assert!(Log::open(kept.directory.path(), None).is_ok());
+    assert!(Log::open(kept.directory.path(), None, Some(Indexed { epoch: EPOCH, told: 0 })).is_ok());
 }
 
 #[test]
 fn a_lost_segment_is_named() {
-    for (lost, told) in [(0, "segment 1 of the log is lost"), (1, "a segment before "), (2, "events were acknowledged")]
-    {
+    for (lost, told) in [(0, "a segment before "), (1, "a segment before "), (2, "events were acknowledged")] {
         let mut kept = Kept::new();
         (0..60).for_each(|_| kept.commit(&[100_000]));
         fs::remove_file(&kept.files()[lost]).unwrap();
-        let problem = refusal(Log::open(kept.directory.path(), Some(kept.mark())));
+        let problem = refusal(Log::open(kept.directory.path(), Some(kept.mark()), kept.indexed()));
         assert!(problem.contains(told), "{problem}");
+    }
+    let mut kept = Kept::new();
+    (0..3).for_each(|_| kept.commit(&[1]));
+    fs::remove_file(&kept.files()[0]).unwrap();
+    assert_eq!(refusal(Log::open(kept.directory.path(), None, kept.indexed())), "the log is lost");
+}
+
+#[test]
+fn files_of_forgotten_events_may_be_left_in_any_order() {
+    let mut kept = Kept::new();
+    (0..60).for_each(|_| kept.commit(&[100_000]));
+    kept.log.checkpoint(kept.log.newest(), Sequence(40));
+    (kept.totals.first_available, kept.totals.event_count) = (40, 21);
+    kept.commit(&[1]);
+    fs::remove_file(&kept.files()[1]).unwrap();
+    kept.reopen();
+    assert_eq!(kept.files().len(), 1, "the first was left, and is removed");
+    assert_eq!(kept.read(40, 61, false).len(), 22);
+}
+
+#[test]
+fn a_log_that_was_begun_and_not_finished_is_begun_anew() {
+    for content in [&[][..], &[0; 5_000], &[7; 5_000]] {
+        let directory = tempfile::tempdir().unwrap();
+        fs::create_dir(directory.path().join(FOLDER)).unwrap();
+        fs::write(path_of(&directory.path().join(FOLDER), 1), content).unwrap();
+        let problem = refusal(Log::open(directory.path(), None, Some(Indexed { epoch: EPOCH, told: 0 })));
+        assert!(problem == "the log is lost" || problem.contains("is not as it was written"), "{problem}");
+        assert!(matches!(Log::open(directory.path(), None, None), Ok(None)));
+        assert_eq!(fs::read_dir(directory.path().join(FOLDER)).unwrap().count(), 0);
+    }
+}
+
+#[test]
+fn a_segment_whose_header_reads_as_zeros_is_not_taken_for_one_that_was_made_ahead() {
+    let mut kept = Kept::new();
+    (0..16).for_each(|_| kept.commit(&[80_000]));
+    let path = kept.files()[1].clone();
+    let mut bytes = fs::read(&path).unwrap();
+    bytes[..HEADER_BYTES].fill(0);
+    fs::write(&path, bytes).unwrap();
+    let problem = refusal(Log::open(kept.directory.path(), None, Some(Indexed { epoch: EPOCH, told: 0 })));
+    assert!(problem.contains("is not as it was written"), "{problem}");
+    assert_eq!(kept.files().len(), 2, "what is refused is left as it is");
+}
+
+#[test]
+fn an_index_that_knows_more_than_the_log_or_less_than_was_synced_is_refused() {
+    let mut kept = Kept::new();
+    (0..16).for_each(|_| kept.commit(&[80_000]));
+    kept.log.checkpoint(2, Sequence(1));
+    kept.commit(&[1]);
+    let first = kept.log.segments()[1].header.commit;
+    for (told, problem) in [
+        (17, None),
+        (first - 1, None),
+        (18, Some("its index knows 18 commits, and the log ends behind 17".to_owned())),
+        (first - 2, Some(format!("its index ends behind commit {}, and was synced behind {}", first - 2, first - 1))),
+    ] {
+        let opened = Log::open(kept.directory.path(), None, Some(Indexed { epoch: EPOCH, told }));
+        match problem {
+            Some(problem) => assert_eq!(refusal(opened), problem),
+            None => assert!(opened.is_ok()),
+        }
+    }
+}
+
+#[test]
+fn a_header_that_hides_its_events_is_told_in_both_directions() {
+    let mut kept = Kept::new();
+    let mut ends = Vec::new();
+    for _ in 0..5 {
+        kept.commit(&[10]);
+        ends.push(lock(&kept.log.active).end);
+    }
+    // The number of events of the third and of the last commit.
+    for hidden in [2, 4] {
+        let file = File::options().write(true).open(&kept.files()[0]).unwrap();
+        file.write_all_at(&[0], ends[hidden - 1] + 12).unwrap();
+        let places = || Sequence(1)..=Sequence(5);
+        let go_on = |_| Ok(ControlFlow::Continue(()));
+        assert!(matches!(kept.log.scan(places(), 0, go_on), Err(ReadError::Corrupt(_))), "{hidden}");
+        assert!(matches!(kept.log.scan_back(places(), go_on), Err(ReadError::Corrupt(_))), "{hidden}");
+        file.write_all_at(&[1], ends[hidden - 1] + 12).unwrap();
+        assert_eq!(kept.read(1, 5, true).len(), 5);
     }
 }

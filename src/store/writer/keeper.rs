@@ -1,4 +1,5 @@
-//! What no group of callbacks should wait for: making segments of the log ahead, syncing the database, removing files.
+//! What no group of callbacks should wait for: making segments of the log ahead, syncing the database, removing files. (While
+//! the database syncs, who tells it something waits; that is a few milliseconds for each segment.)
 
 use std::{
     sync::{
@@ -61,6 +62,7 @@ impl Keeper {
                 *lock(&self.store.health) = Health::Failed(problem);
                 return;
             }
+            self.store.log.remove_forgotten();
         }
     }
 }
