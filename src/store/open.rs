@@ -22,10 +22,10 @@ use super::{
 };
 use crate::event::{Epoch, Selectable, Sequence};
 
-/// Journals beyond this are flushed to tables, so that a start replays at most this much: about a second.
-const REPLAY_BYTES_MAX: u64 = 128 * 1024 * 1024;
-/// Each keyspace's share of memory before it is flushed.
-const MEMTABLE_BYTES_MAX: u64 = 32 * 1024 * 1024;
+/// Journals beyond this are flushed to tables, so that a start reads little more than this. The least that there may be.
+const REPLAY_BYTES_MAX: u64 = 64 * 1024 * 1024;
+/// Each keyspace's share of memory before it is flushed; what a start has to put there again takes a fraction of a second.
+const MEMTABLE_BYTES_MAX: u64 = 8 * 1024 * 1024;
 
 /// The database's own names, below the data directory: a folder for each keyspace, with its tables, and the file without
 /// which it is none; and the file that is locked by who has it.
