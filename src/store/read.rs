@@ -10,11 +10,9 @@ use fjall::Readable;
 use super::{
     Store,
     layout::{Damaged, parse_task},
+    log::READ_BYTES,
 };
 use crate::event::{Filter, Product, Record, RecordError, Sequence, TaskId, TaskStatus};
-
-/// Read from the log at once when there is more to come.
-const READ_BYTES: u64 = 256 * 1024;
 
 /// Why a part of the log cannot be read.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

@@ -11,15 +11,13 @@ use fjall::{Database, Keyspace};
 
 use super::{
     layout::{Damaged, META_COMMIT, TaskEvent, Totals, encode_task, parse_task, sequence_key},
-    log::{Entry, Frame, Log},
+    log::{Entry, Frame, Log, READ_BYTES},
     open::Setup,
 };
 use crate::event::{Product, Selectable, Sequence};
 
 /// Changed tasks that are held before they are written.
 const TASKS_MAX: usize = 512;
-/// Read from the log at once.
-const READ_BYTES: u64 = 256 * 1024;
 
 /// Brings the database to where the log is; `totals` are those of the log's last commit. The keyspaces are in the order of
 /// their names in [`super::open`].

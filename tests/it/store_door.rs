@@ -47,7 +47,13 @@ pub fn complaint(output: &Output) -> String {
 #[tokio::test]
 async fn a_second_process_on_a_data_directory_is_told_so_and_the_first_goes_on() {
     let mut server = Server::start().await;
+    // As the journal of the first looks while it is in the middle of writing: that is no torn end.
+    let journal = fs::File::options().read(true).write(true).open(server.data_dir().join("0.jnl")).unwrap();
+    let bytes = journal.metadata().unwrap().len();
+    journal.write_all_at(&[7; 100], bytes - 100).unwrap();
     let told = complaint(&start_in_vain(&server.data_dir()).await);
+    assert_eq!(journal.metadata().unwrap().len(), bytes, "the second has cut it off");
+    journal.write_all_at(&[0; 100], bytes - 100).unwrap();
     assert!(told.contains("in use by another process") && told.contains("--data-dir"), "{told}");
     assert!(told.contains(server.data_dir().to_str().unwrap()), "{told}");
     let event_id = server.http().post(&completed("t1")).await.event_id();

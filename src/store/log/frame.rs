@@ -201,23 +201,7 @@ mod tests {
     use proptest::{collection, prelude::*};
 
     use super::*;
-    use crate::event::{Labels, Product, RecordParts, TaskId, TaskStatus};
-
-    fn record(sequence: Sequence, raw: &[u8]) -> Record {
-        let parts = RecordParts {
-            product: &Product::parse("veo").unwrap(),
-            task_id: &TaskId::parse("t1").unwrap(),
-            status: TaskStatus::Completed,
-            revision: 1,
-            conflict: false,
-            received_at_micros: 1,
-            log_time_micros: 2,
-            labels: &Labels::new(),
-            event: b"event",
-            raw,
-        };
-        Record::new(sequence, &parts)
-    }
+    use crate::store::log::tests::record;
 
     /// A commit with a number, of events with these bodies and quarantined callbacks with these values.
     fn frame(commit: u64, events: &[Vec<u8>], quarantined: &[Vec<u8>]) -> Bytes {

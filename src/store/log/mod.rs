@@ -34,8 +34,8 @@ const FIRST_SEGMENT_BYTES: u64 = 1024 * 1024;
 const SEGMENT_BYTES_MAX: u64 = 32 * 1024 * 1024;
 /// Events share the memory that they were read into, unless it is more than this: then one would hold too much of it.
 const LARGE_READ_BYTES: usize = 512 * 1024;
-/// Read at once by who takes everything.
-const EVENTS_READ_BYTES: u64 = 256 * 1024;
+/// Read at once by who takes much: enough to be quick.
+pub(super) const READ_BYTES: u64 = 256 * 1024;
 const FOLDER: &str = "log";
 const EXTENSION: &str = "log";
 
@@ -435,7 +435,7 @@ impl Events {
     fn read_more(&mut self) -> Result<(), ReadError> {
         let first = *self.places.start();
         let segment = segment_of(&self.segments, first).ok_or_else(|| missing(first))?;
-        let flow = scan_span(&segment, self.epoch, self.places.clone(), EVENTS_READ_BYTES, &mut |record| {
+        let flow = scan_span(&segment, self.epoch, self.places.clone(), READ_BYTES, &mut |record| {
             self.read.push_back(record);
             Ok(ControlFlow::Continue(()))
         })?;

@@ -83,7 +83,8 @@ impl Kept {
     }
 }
 
-fn record(sequence: Sequence, raw: &[u8]) -> Record {
+/// An event with this body at a place.
+pub(super) fn record(sequence: Sequence, raw: &[u8]) -> Record {
     let parts = RecordParts {
         product: &Product::parse("veo").unwrap(),
         task_id: &TaskId::parse("t1").unwrap(),
