@@ -106,8 +106,10 @@ impl Outcome {
             }
             _ => {
                 let body = serde_json::to_string(&self.body()).expect("a struct of texts is always JSON");
-                let json = [(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))];
-                (status, json, body).into_response()
+                let mut response = Response::new(body.into());
+                *response.status_mut() = status;
+                response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+                response
             }
         };
         if let Some((name, value)) = self.extra_header() {

@@ -11,18 +11,17 @@ mod throttle;
 mod verify;
 
 use std::{
-    net::{IpAddr, Ipv4Addr},
-    pin::Pin,
+    net::IpAddr,
     sync::{Arc, PoisonError, RwLock},
     time::Duration,
 };
 
 use axum::{
-    Router,
-    extract::{Request, State},
-    http::{HeaderMap, Method, header},
+    body::HttpBody,
+    http::{HeaderMap, Method, Request, header},
     response::Response,
 };
+use bytes::Bytes;
 use jiff::Timestamp;
 use tokio::{
     sync::{Semaphore, oneshot},
@@ -63,10 +62,6 @@ pub struct Limits {
     pub refusals_per_minute_max: u32,
 }
 
-/// Who is at the other end of a request's connection; whoever accepts connections puts it into the request.
-#[derive(Clone, Copy, Debug)]
-pub struct PeerAddress(pub IpAddr);
-
 /// What a request is found again by.
 struct Asked {
     id: RequestId,
@@ -74,7 +69,7 @@ struct Asked {
     span: Span,
 }
 
-/// The state behind the routes.
+/// The front itself.
 pub struct Ingest {
     journal: Arc<dyn Journal>,
     appender: Appender,
@@ -137,18 +132,17 @@ impl Ingest {
         self.draining.cancel();
     }
 
-    /// One handler for every path, which tells by itself which are webhooks.
-    pub fn router(self: &Arc<Self>) -> Router {
-        Router::new().fallback(handle).with_state(Arc::clone(self))
-    }
-
-    /// Answers one request. The answer has the request's id, and so has every line that is logged about it.
-    async fn serve(&self, request: Request) -> Response {
+    /// Answers one request, to whatever path, of a connection from `peer`. The answer has the request's id, and so has every
+    /// line that is logged about it.
+    pub async fn answer<B>(&self, peer: IpAddr, request: Request<B>) -> Response
+    where
+        B: HttpBody<Data = Bytes> + Unpin,
+    {
         let id = RequestId::new();
         let span = self.tracer.begin_untrusted("callback", id, request.headers().get(TRACEPARENT));
         let mut asked = Asked { id, span };
         let rules = self.rules();
-        let client = self.client(&request, &rules);
+        let client = rules.proxies.client(peer, request.headers());
         let outcome = self.receive(request, &rules, client, &mut asked).await;
         let mut response = self.respond(outcome.unwrap_or_else(|refused| refused), client, &mut asked);
         response.headers_mut().insert(REQUEST_ID, id.into());
@@ -156,13 +150,16 @@ impl Ingest {
     }
 
     /// Takes one request to a webhook; `client` is whom it comes from.
-    async fn receive(
+    async fn receive<B>(
         &self,
-        request: Request,
+        request: Request<B>,
         rules: &Rules,
         client: IpAddr,
         asked: &mut Asked,
-    ) -> Result<Outcome, Outcome> {
+    ) -> Result<Outcome, Outcome>
+    where
+        B: HttpBody<Data = Bytes> + Unpin,
+    {
         let product = product_of(request.uri().path()).ok_or(Outcome::NotFound)?.map(str::to_owned);
         if request.method() != Method::POST {
             return Err(Outcome::MethodNotAllowed { wants_html: answer::wants_html(request.headers()) });
@@ -201,11 +198,6 @@ impl Ingest {
     async fn last_request_over(&self) {
         self.draining.cancelled().await;
         sleep(LAST_REQUEST).await;
-    }
-
-    fn client(&self, request: &Request, rules: &Rules) -> IpAddr {
-        let peer = request.extensions().get().map_or(Ipv4Addr::UNSPECIFIED.into(), |PeerAddress(peer)| *peer);
-        rules.proxies.client(peer, request.headers())
     }
 
     /// Counts what became of a request, and turns away who is refused too often.
@@ -308,11 +300,6 @@ fn product_of(path: &str) -> Option<Option<&str>> {
         return Some(None);
     }
     segment.strip_prefix('/').filter(|product| !product.contains('/')).map(Some)
-}
-
-/// On the heap from the start: it would be copied from layer to layer on its way there.
-fn handle(State(ingest): State<Arc<Ingest>>, request: Request) -> Pin<Box<dyn Future<Output = Response> + Send>> {
-    Box::pin(async move { ingest.serve(request).await })
 }
 
 #[cfg(test)]

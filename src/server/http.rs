@@ -10,6 +10,7 @@ use std::{
     net::IpAddr,
     pin::{Pin, pin},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::{Poll, ready},
     time::Duration,
 };
 
@@ -42,7 +43,7 @@ use tokio_io_timeout::TimeoutStream;
 use super::net::{self, Entrance, Opened, Stream, tls::H2};
 use crate::{
     config,
-    ingest::{LAST_REQUEST, PeerAddress},
+    ingest::LAST_REQUEST,
     metrics::Metrics,
     trace::{REQUEST_ID, RequestId},
 };
@@ -146,11 +147,30 @@ impl Counters {
     }
 }
 
+/// Answers a request of a connection from that address.
+pub(super) trait Responder: Fn(IpAddr, Request<Incoming>) -> Answer + Clone + Send + Sync + 'static {}
+impl<F: Fn(IpAddr, Request<Incoming>) -> Answer + Clone + Send + Sync + 'static> Responder for F {}
+
+/// On the heap from the start: it would be copied from layer to layer on its way there.
+pub(super) type Answer = Pin<Box<dyn Future<Output = Response> + Send>>;
+
+/// By routes, whoever asks.
+pub(super) fn routed(router: Router) -> impl Responder {
+    let service = TowerToHyperService::new(router);
+    move |_, request| {
+        let answer = service.call(request);
+        Box::pin(async move {
+            let Ok(answer) = answer.await;
+            answer
+        })
+    }
+}
+
 /// Serves until `stop`, then lets the requests under way finish.
 pub(super) async fn serve(
     listener: TcpListener,
     entrance: Entrance,
-    router: Router,
+    responder: impl Responder,
     limits: Limits,
     counters: Counters,
     stop: CancellationToken,
@@ -174,7 +194,7 @@ pub(super) async fn serve(
         match Arc::clone(&slots).try_acquire_owned() {
             Ok(slot) => {
                 let (entrance, refused, listener) = (entrance.clone(), counters.refused.clone(), counters.listener);
-                let service = Served { router: router.clone(), limits, callbacks: counters.callbacks.clone() };
+                let service = Served { responder: responder.clone(), limits, callbacks: counters.callbacks.clone() };
                 let stop = stop.clone();
                 let served = async move {
                     let opened = tokio::select! {
@@ -210,7 +230,7 @@ async fn counted(served: impl Future<Output = ()>, slot: OwnedSemaphorePermit, o
     drop(slot);
 }
 
-/// Why a request was refused before the router saw it.
+/// Why a request was refused before it was one.
 #[derive(Clone, Copy, Debug)]
 enum Unread {
     HeadersTooLarge,
@@ -253,15 +273,15 @@ impl Unread {
 }
 
 /// What a connection is served with.
-struct Served {
-    router: Router,
+struct Served<R> {
+    responder: R,
     limits: Limits,
     callbacks: Option<IntCounterVec>,
 }
 
 type Timed = Pin<Box<TimeoutStream<Stream>>>;
 
-impl Served {
+impl<R: Responder> Served<R> {
     async fn serve(self, opened: Opened, stop: CancellationToken) {
         let (is_h2, peer) = (opened.stream.alpn() == Some(H2), opened.client.ip());
         let (stream, _share) = opened.into_parts();
@@ -271,21 +291,19 @@ impl Served {
     }
 
     async fn h1(self, stream: Timed, peer: IpAddr, stop: CancellationToken) {
-        let Self { router, limits, callbacks } = self;
-        let service = TowerToHyperService::new(router);
+        let Self { responder, limits, callbacks } = self;
         let activity = Arc::new(Activity::default());
-        let boxed = service_fn(|mut request: Request<Incoming>| {
-            request.extensions_mut().insert(PeerAddress(peer));
-            let busy = activity.begin();
-            let answer = service.call(request);
+        let counted = service_fn(|request: Request<Incoming>| {
+            let mut busy = activity.begin();
+            let mut answer = responder(peer, request);
             let stop = &stop;
-            Box::pin(async move {
-                let Ok(mut answer) = answer.await;
-                drop(busy);
+            poll_fn(move |cx| {
+                let mut answer = ready!(answer.as_mut().poll(cx));
+                drop(busy.take());
                 if stop.is_cancelled() {
                     answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
                 }
-                Ok::<_, Infallible>(answer)
+                Poll::Ready(Ok::<_, Infallible>(answer))
             })
         });
         let mut connection = http1::Builder::new()
@@ -293,7 +311,7 @@ impl Served {
             .header_read_timeout(limits.header_timeout)
             .max_buf_size(limits.header_bytes_max)
             .max_headers(limits.headers_max)
-            .serve_connection(TokioIo::new(stream), boxed);
+            .serve_connection(TokioIo::new(stream), counted);
         let mut last_request_over = pin!(limits.last_request_over(&stop));
         let (mut is_closing, mut cut_off) = (false, false);
         // `None`: left with an answer that the client does not take.
@@ -332,20 +350,18 @@ impl Served {
     }
 
     async fn h2(self, stream: Timed, peer: IpAddr, stop: CancellationToken) {
-        let Self { router, limits, callbacks } = self;
-        let service = TowerToHyperService::new(router);
+        let Self { responder, limits, callbacks } = self;
         let activity = Arc::new(Activity::default());
-        let counted = service_fn(|mut request: Request<Incoming>| {
+        let counted = service_fn(|request: Request<Incoming>| {
             let (busy, too_many) = (activity.begin(), request.headers().len() > limits.headers_max);
-            request.extensions_mut().insert(PeerAddress(peer));
             if too_many && let Some(callbacks) = &callbacks {
                 callbacks.with_label_values(&[Unread::HeadersTooLarge.as_str()]).inc();
             }
-            let answer = service.call(request);
-            Box::pin(async move {
+            let answer = responder(peer, request);
+            async move {
                 let _busy = busy;
-                if too_many { Ok(too_many_headers()) } else { answer.await }
-            })
+                Ok::<_, Infallible>(if too_many { too_many_headers() } else { answer.await })
+            }
         });
         let connection = http2::Builder::new(TokioExecutor::new())
             .timer(TokioTimer::new())
@@ -515,7 +531,7 @@ mod tests {
         let refused = metrics.connections_refused.with_label_values(&["test", "full"]);
         let (counters, stop) = (Counters::of("test", &metrics), CancellationToken::new());
         let entrance = Entrance::open_to_all(None);
-        tokio::spawn(serve(listener, entrance, Router::new(), limits, counters, stop));
+        tokio::spawn(serve(listener, entrance, routed(Router::new()), limits, counters, stop));
         let mut told = Vec::new();
         for _ in 0..REFUSALS_MAX {
             let mut stream = TcpStream::connect(address).await.unwrap();
@@ -555,7 +571,7 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let (address, stop) = (listener.local_addr().unwrap(), CancellationToken::new());
         let (entrance, counters) = (Entrance::open_to_all(None), Counters::of("test", &Metrics::default()));
-        (address, stop.clone(), tokio::spawn(serve(listener, entrance, router, limits, counters, stop)))
+        (address, stop.clone(), tokio::spawn(serve(listener, entrance, routed(router), limits, counters, stop)))
     }
 
     /// Two connections that are open: nothing was asked on the first one yet, and the last answer on the other one is read.
@@ -631,7 +647,7 @@ mod tests {
         // It is to send a PROXY header first.
         let entrance = Entrance::shared(1, &["127.0.0.1/32".parse().unwrap()], true, None);
         let counters = Counters::of("test", &metrics);
-        let served = tokio::spawn(serve(listener, entrance, Router::new(), AT_THE_END, counters, stop.clone()));
+        let served = tokio::spawn(serve(listener, entrance, routed(Router::new()), AT_THE_END, counters, stop.clone()));
         while metrics.connections.with_label_values(&["test"]).get() == 0 {
             yield_now().await;
         }
@@ -684,7 +700,8 @@ mod tests {
         let opened = Entrance::open_to_all(None).open(stream, peer).await.unwrap();
         let stream = Box::pin(TimeoutStream::new(opened.into_parts().0));
         let router = Router::new().fallback(|| std::future::ready("answered"));
-        let (service, stop) = (Served { router, limits: AT_THE_END, callbacks: None }, CancellationToken::new());
+        let service = Served { responder: routed(router), limits: AT_THE_END, callbacks: None };
+        let stop = CancellationToken::new();
         let served = tokio::spawn(service.h2(stream, peer.ip(), stop.clone()));
         client.write_all(net::PREFACE).await.unwrap();
         client.write_all(&[0, 0, 0, 4, 0, 0, 0, 0, 0]).await.unwrap(); // SETTINGS

@@ -165,7 +165,7 @@ impl Server {
         let limits = http::Limits::ingest(&config.ingest);
         let counters = http::Counters::of_ingest(&metrics);
         let entrance = secured.ingest_entrance(config);
-        let serve = http::serve(ingest_listener, entrance, ingest.router(), limits, counters, stop_ingest.clone());
+        let serve = http::serve(ingest_listener, entrance, callbacks(&ingest), limits, counters, stop_ingest.clone());
         tasks.spawn(named("the ingest listener", serve));
         let open = metrics.connections.with_label_values(&["grpc"]);
         let counters = grpc::Counters { open, refused: metrics.connections_refused.clone() };
@@ -174,7 +174,8 @@ impl Server {
         tasks.spawn(named("the gRPC listener", serve));
         let (limits, counters) = (http::Limits::admin(), http::Counters::of("admin", &metrics));
         let entrance = Entrance::open_to_all(secured.admin.clone());
-        let serve = http::serve(admin_listener, entrance, admin::router(&status), limits, counters, stop_admin.clone());
+        let responder = http::routed(admin::router(&status));
+        let serve = http::serve(admin_listener, entrance, responder, limits, counters, stop_admin.clone());
         tasks.spawn(named("the admin listener", serve));
         let (config, (rereader, asked)) = (Arc::new(Mutex::new(config.clone())), Rereader::new());
         let mut watched = secured.watched(&metrics);
@@ -345,6 +346,15 @@ async fn open_sources(config: &Config, metrics: &Arc<Metrics>) -> Result<Arc<Sou
     });
     let (metrics, wide_readers) = (Arc::clone(metrics), WideReaders::default());
     Ok(Arc::new(Sources { store, hub, registry, metrics, wide_readers }))
+}
+
+/// Answers callbacks.
+fn callbacks(ingest: &Arc<Ingest>) -> impl http::Responder {
+    let ingest = Arc::clone(ingest);
+    move |peer, request| {
+        let ingest = Arc::clone(&ingest);
+        Box::pin(async move { ingest.answer(peer, request).await })
+    }
 }
 
 fn retention(config: &Config) -> Retention {
