@@ -9,7 +9,7 @@ mod record;
 
 pub use cursor::{Cursor, CursorError, Epoch, Sequence};
 pub use filter::{Filter, Selectable};
-pub use record::{Record, RecordError, RecordParts, Records};
+pub use record::{Encoding, Record, RecordError, RecordParts, Records};
 
 use std::{collections::BTreeMap, fmt, sync::Arc};
 

@@ -10,7 +10,10 @@
 //! Integers are little-endian. The encoded event is opaque here: it lacks exactly what only the log knows (cursor, revision,
 //! conflict), so that the bytes stay valid when a restored log gets a new epoch.
 
-use std::sync::Arc;
+use std::{
+    ops::{Deref, Range},
+    sync::{Arc, Mutex, PoisonError, Weak},
+};
 
 use bytes::{BufMut, Bytes};
 
@@ -62,7 +65,68 @@ pub struct Record {
 
 /// Events that were published or read together, in the order of the log. They are shared as a whole: to count who holds each
 /// single one would have all cores write to the same places in memory for every delivery.
-pub type Records = Arc<[Record]>;
+#[derive(Clone, Debug)]
+pub struct Records(Arc<Together>);
+
+#[derive(Debug)]
+struct Together {
+    records: Box<[Record]>,
+    encoding: Mutex<Weak<Encoding>>,
+}
+
+/// Records as clients get them, one behind the other.
+#[derive(Debug, Default)]
+pub struct Encoding {
+    /// All of them.
+    pub bytes: Vec<u8>,
+    /// Where each ends.
+    pub ends: Vec<usize>,
+}
+
+impl Records {
+    /// Whether both are the same, not only equal.
+    pub fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+
+    /// How the records in `range` are encoded. That is done by the first who asks, for all records, and kept as long as
+    /// anybody has some of it.
+    pub fn encoded(&self, range: Range<usize>, encode: impl FnOnce(&[Record]) -> Encoding) -> Bytes {
+        // A panic while the lock is held ends the process, so a poisoned lock is never seen.
+        let mut known = self.0.encoding.lock().unwrap_or_else(PoisonError::into_inner);
+        let encoding = known.upgrade().unwrap_or_else(|| {
+            let encoding = Arc::new(encode(self));
+            *known = Arc::downgrade(&encoding);
+            encoding
+        });
+        drop(known);
+        let end = |count: usize| count.checked_sub(1).map_or(0, |last| encoding.ends[last]);
+        let bytes = end(range.start)..end(range.end);
+        Bytes::from_owner(Shared(encoding)).slice(bytes)
+    }
+}
+
+impl From<Vec<Record>> for Records {
+    fn from(records: Vec<Record>) -> Self {
+        Self(Arc::new(Together { records: records.into(), encoding: Mutex::default() }))
+    }
+}
+
+impl Deref for Records {
+    type Target = [Record];
+
+    fn deref(&self) -> &[Record] {
+        &self.0.records
+    }
+}
+
+struct Shared(Arc<Encoding>);
+
+impl AsRef<[u8]> for Shared {
+    fn as_ref(&self) -> &[u8] {
+        &self.0.bytes
+    }
+}
 
 impl Record {
     /// Lays the parts out at `sequence`.
@@ -296,6 +360,31 @@ mod tests {
             let without_raw = record.without_raw();
             prop_assert_eq!(without_raw.len(), record.len() - raw_len);
             prop_assert_eq!((without_raw.event(), without_raw.raw()), (record.event(), &[][..]));
+        }
+
+        #[test]
+        fn what_is_encoded_together_can_be_had_in_part(lengths in collection::vec(1..9_usize, 1..9), from: prop::sample::Index) {
+            let bytes = |at: usize| vec![at as u8; lengths[at]];
+            let record = |at: usize| Record { sequence: Sequence(at as u64), bytes: bytes(at).into(), origin: None };
+            let records = Records::from((0..lengths.len()).map(record).collect::<Vec<_>>());
+            let calls = std::cell::Cell::new(0);
+            let encode = |records: &[Record]| {
+                calls.set(calls.get() + 1);
+                let mut encoding = Encoding::default();
+                for record in records {
+                    encoding.bytes.extend_from_slice(record.bytes());
+                    encoding.ends.push(encoding.bytes.len());
+                }
+                encoding
+            };
+            let from = from.index(lengths.len());
+            for to in from..=lengths.len() {
+                let all = records.encoded(0..lengths.len(), encode);
+                let expected: Vec<u8> = (from..to).flat_map(bytes).collect();
+                prop_assert_eq!(records.encoded(from..to, encode), expected);
+                prop_assert_eq!(all.len(), lengths.iter().sum::<usize>());
+            }
+            prop_assert!(calls.get() <= lengths.len() + 1 - from, "once for all who have it at the same time");
         }
 
         #[test]

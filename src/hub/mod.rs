@@ -107,7 +107,7 @@ impl Hub {
     /// Takes durable events, in log order, and wakes those who want them.
     pub fn publish(&self, records: &[Record]) {
         let mut woken = Vec::new();
-        let shared: Vec<Records> = split(records).map(Records::from).collect();
+        let shared: Vec<Records> = split(records).map(|records| Records::from(records.to_vec())).collect();
         let mut state = self.lock();
         for records in shared {
             records.iter().for_each(|record| state.notify(record, &mut woken));
@@ -226,7 +226,7 @@ fn find(ring: &VecDeque<Records>, filter: &Filter, from: Sequence) -> Option<(Re
         let found = records[start..].iter().position(|record| filter.matches(record));
         scanned += records.len() - start;
         let at = found.map(|place| start + place).or((scanned >= READ_SCANNED_MAX).then_some(records.len()))?;
-        Some((Arc::clone(records), at))
+        Some((records.clone(), at))
     })
 }
 

@@ -240,7 +240,7 @@ enum Seen {
 
 async fn next(subscription: &mut Subscription) -> Option<Result<Seen, End>> {
     let seen = |message: Message<'_>| match message {
-        Message::Event { record, .. } => Seen::Event(record.clone()),
+        Message::Event { records, at, .. } => Seen::Event(records[at].clone()),
         Message::Control(Control::CaughtUp { .. }) => Seen::CaughtUp,
         Message::Control(_) => Seen::Other,
     };

@@ -1,11 +1,14 @@
 //! A subscription as the body of an answer: messages become bytes, the end becomes a status. Pure but for the polling.
 //!
 //! tonic makes the body of a stream out of owned messages, encoding one after the other. An event goes to many streams, so to
-//! own it costs every delivery a write to memory that other cores write to as well. Here all that is ready is written into one
-//! buffer, straight from where everybody reads it.
+//! own it costs every delivery a write to memory that other cores write to as well. Here whoever wants most of what was
+//! published together hands on one encoding of it, which is shared by all; the rest is written into a buffer, straight from
+//! where everybody reads it.
 
 use std::{
+    collections::VecDeque,
     mem,
+    ops::Range,
     pin::Pin,
     sync::{Arc, Mutex, PoisonError},
     task::{Context, Poll},
@@ -18,16 +21,48 @@ use tonic::Status;
 
 use super::errors::{self, RECONNECT_AFTER};
 use crate::{
-    event::Sequence,
+    event::{Records, Sequence},
     subscription::{Control, Message, Sources, Subscription},
     wire::{
-        Delivery, duration, put_message, timestamp,
+        Delivery, duration, encode_streamed, put_message, timestamp,
         v1::{self, subscribe_response::Content},
     },
 };
 
 /// A buffer is handed to HTTP/2 when it is this full; two frames of the protocol's default size.
 const YIELD_BYTES: usize = 32 * 1024;
+
+/// As little is copied rather than shared: a frame of its own costs HTTP/2 more.
+const SHARED_BYTES_MIN: usize = 4 * 1024;
+
+/// Events that were published together and follow each other, to be handed on.
+#[derive(Debug)]
+struct Run {
+    records: Records,
+    range: Range<usize>,
+    bytes: usize,
+}
+
+impl Run {
+    fn new(records: &Records, at: usize) -> Self {
+        Self { records: records.clone(), range: at..at + 1, bytes: records[at].event().len() }
+    }
+
+    /// Takes the next one, if it is that.
+    fn take(&mut self, records: &Records, at: usize) -> bool {
+        let is_next = self.range.end == at && self.records.is(records);
+        if is_next {
+            self.range.end += 1;
+            self.bytes += records[at].event().len();
+        }
+        is_next
+    }
+
+    /// Encoding all of the records for one who wants a few would be waste.
+    fn is_shared(&self) -> bool {
+        self.bytes >= SHARED_BYTES_MIN && self.range.len() * 2 > self.records.len()
+    }
+}
 
 /// The body of an answer to `Subscribe`.
 #[derive(Debug)]
@@ -36,8 +71,11 @@ pub struct EventBody {
     subscription: Subscription,
     include_raw: bool,
     limits: v1::SubscriptionLimits,
-    /// What is to be handed on. Nothing between two frames, so that a stream which waits holds none.
+    /// What is to be handed on: whole frames, then what was written behind them, then what is not written yet. A stream which
+    /// waits holds none of it.
+    frames: VecDeque<Bytes>,
     buffer: BytesMut,
+    run: Option<Run>,
     /// How the stream has ended.
     status: Option<Status>,
     has_ended: bool,
@@ -50,20 +88,27 @@ impl EventBody {
         include_raw: bool,
         limits: v1::SubscriptionLimits,
     ) -> Self {
-        let (buffer, status, has_ended) = (BytesMut::new(), None, false);
-        Self { sources, subscription, include_raw, limits, buffer, status, has_ended }
+        let (frames, buffer, run) = (VecDeque::new(), BytesMut::new(), None);
+        Self { sources, subscription, include_raw, limits, frames, buffer, run, status: None, has_ended: false }
     }
 
-    /// Writes what is ready, as far as the buffer goes.
+    /// Takes what is ready, as far as a frame goes.
     fn fill(&mut self, cx: &mut Context<'_>) {
-        let (epoch, include_raw) = (self.sources.store.epoch(), self.include_raw);
-        while self.status.is_none() && self.buffer.len() < YIELD_BYTES {
+        while self.status.is_none() && self.frames.is_empty() && self.bytes() < YIELD_BYTES {
             match self.subscription.poll_message(cx) {
-                Poll::Ready(Some(Ok(Message::Event { record, ahead }))) => {
-                    let delivery = Delivery { epoch, record, include_raw };
+                Poll::Ready(Some(Ok(Message::Event { records, at, ahead }))) if self.include_raw => {
+                    let delivery =
+                        Delivery { epoch: self.sources.store.epoch(), record: &records[at], include_raw: true };
                     delivery.put_streamed(ahead, YIELD_BYTES, &mut self.buffer);
                 }
+                Poll::Ready(Some(Ok(Message::Event { records, at, .. }))) => {
+                    if !self.run.as_mut().is_some_and(|run| run.take(records, at)) {
+                        let ended = self.run.replace(Run::new(records, at));
+                        ended.into_iter().for_each(|run| self.hand_on(&run));
+                    }
+                }
                 Poll::Ready(Some(Ok(Message::Control(control)))) => {
+                    self.end_run();
                     let content = Some(self.content(control));
                     put_message(&v1::SubscribeResponse { content }, &mut self.buffer);
                 }
@@ -71,6 +116,33 @@ impl EventBody {
                 Poll::Ready(None) => self.status = Some(Status::ok("")),
                 Poll::Pending => break,
             }
+        }
+        if self.frames.is_empty() {
+            self.end_run();
+        }
+    }
+
+    fn bytes(&self) -> usize {
+        self.buffer.len() + self.run.as_ref().map_or(0, |run| run.bytes)
+    }
+
+    fn end_run(&mut self) {
+        if let Some(run) = self.run.take() {
+            self.hand_on(&run);
+        }
+    }
+
+    fn hand_on(&mut self, run: &Run) {
+        let epoch = self.sources.store.epoch();
+        if run.is_shared() {
+            let written = mem::take(&mut self.buffer).freeze();
+            let shared = run.records.encoded(run.range.clone(), |records| encode_streamed(epoch, records));
+            self.frames.extend([written, shared].into_iter().filter(|bytes| !bytes.is_empty()));
+            return;
+        }
+        for at in run.range.clone() {
+            let delivery = Delivery { epoch, record: &run.records[at], include_raw: false };
+            delivery.put_streamed(run.range.end - at - 1, YIELD_BYTES, &mut self.buffer);
         }
     }
 
@@ -117,6 +189,9 @@ impl Body for EventBody {
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
         self.fill(cx);
+        if let Some(frame) = self.frames.pop_front() {
+            return Poll::Ready(Some(Ok(Frame::data(frame))));
+        }
         if !self.buffer.is_empty() {
             return Poll::Ready(Some(Ok(Frame::data(mem::take(&mut self.buffer).freeze()))));
         }

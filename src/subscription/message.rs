@@ -1,14 +1,16 @@
 //! What a stream says, and how it ends.
 
-use crate::event::{Record, Sequence};
+use crate::event::{Records, Sequence};
 
 /// One message of a stream.
 #[derive(Debug)]
 pub enum Message<'a> {
     /// An event that matches.
     Event {
-        /// The event.
-        record: &'a Record,
+        /// What it was published or read with.
+        records: &'a Records,
+        /// Where it is among them.
+        at: usize,
         /// How many more may follow at once, for making room.
         ahead: usize,
     },

@@ -166,7 +166,8 @@ impl Subscription {
             if let Some(at) = self.next_buffered() {
                 // What is read for the sake of a few tasks is mostly of others.
                 let ahead = if self.filter.task_ids.is_empty() { self.buffered() } else { 0 };
-                return Poll::Ready(Some(Ok(Message::Event { record: &self.buffer.records()[at], ahead })));
+                let records = self.buffer.records.as_ref().expect("there is one in it");
+                return Poll::Ready(Some(Ok(Message::Event { records, at, ahead })));
             }
             self.check_milestones();
             if self.outbox.is_empty() && self.heartbeat.as_mut().poll(cx).is_ready() {

@@ -17,7 +17,7 @@ use tonic::{
 
 use tonic_types::{ErrorDetails, StatusExt};
 
-use crate::event::{Cursor, Epoch, Record};
+use crate::event::{Cursor, Encoding, Epoch, Record};
 
 /// First buffer of an answer; a larger one grows it once.
 const BUFFER_BYTES: usize = 512;
@@ -119,6 +119,18 @@ impl<R: Borrow<Record>> Delivery<R> {
             buf.put_slice(record.raw());
         }
     }
+}
+
+/// Records as messages of `Subscribe`'s streams, without the bodies as received.
+pub fn encode_streamed(epoch: Epoch, records: &[Record]) -> Encoding {
+    const FIELDS_BYTES: usize = PREFIX_BYTES + KEY_BYTES_MAX + 64; // more than what only the log knows takes
+    let bytes = records.iter().map(|record| FIELDS_BYTES + record.event().len()).sum();
+    let (mut buf, mut ends) = (BytesMut::with_capacity(bytes), Vec::with_capacity(records.len()));
+    for record in records {
+        Delivery { epoch, record, include_raw: false }.put_streamed(0, 0, &mut buf);
+        ends.push(buf.len());
+    }
+    Encoding { bytes: buf.into(), ends }
 }
 
 /// Writes any message as one of a gRPC stream.
@@ -303,6 +315,13 @@ mod tests {
             put_message(&v1::SubscribeResponse::default(), &mut streamed);
             let content = Some(v1::subscribe_response::Content::Event(event.clone()));
             prop_assert_eq!(messages(streamed), [v1::SubscribeResponse { content }, v1::SubscribeResponse::default()]);
+
+            let record = delivery().record;
+            let shared = encode_streamed(Epoch(7), &[record.clone(), record]);
+            let (first, second) = shared.bytes.split_at(shared.ends[0]);
+            let mut single = BytesMut::new();
+            Delivery { include_raw: false, ..delivery() }.put_streamed(0, 0, &mut single);
+            prop_assert_eq!((first, second, shared.ends[1]), (&single[..], &single[..], shared.bytes.len()));
 
             let waited: v1::WaitTaskResponse = written(&Frame::Waited { event: Some(delivery()), done });
             prop_assert_eq!(waited, v1::WaitTaskResponse { event: Some(event.clone()), done });

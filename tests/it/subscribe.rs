@@ -7,6 +7,7 @@ use blobcast::wire::v1::{
 };
 use prost_types::Timestamp;
 use serde_json::json;
+use tokio::task::JoinSet;
 use tonic::{Code, Request, Status};
 use tonic_types::StatusExt;
 
@@ -458,6 +459,40 @@ async fn until_terminal_ends_also_if_the_filter_hides_the_last_event() {
             let hidden = events(seen).into_iter().any(|event| event.terminal);
             assert!(!hidden, "{filter:?}");
         }
+    }
+}
+
+#[tokio::test]
+async fn who_wants_all_of_what_comes_most_of_it_or_little_sees_the_same_events() {
+    let server = Server::start().await;
+    let raw = |request| SubscribeRequest { include_raw: true, ..request };
+    let live = |filter| SubscribeRequest { filter: Some(filter), ..latest() };
+    let wanted = [live(Filter::default()), live(of_products(["veo"])), live(of_products(["sora"])), raw(latest())];
+    let mut subs = Vec::new();
+    for request in &wanted {
+        let mut sub = server.subscribe(request.clone()).await;
+        assert_eq!(sub.until_caught_up().await, []);
+        subs.push(sub);
+    }
+    // At once, so that they are committed in groups: mostly of one product, and some large enough to be handed on as they are.
+    let mut posts = JoinSet::new();
+    for number in 0..300 {
+        let http = server.http();
+        let path = if number % 5 == 0 { "/webhook/sora" } else { "/webhook/veo" };
+        let body = bulky(&format!("t{number}"), if number % 50 == 0 { 9_000 } else { 200 });
+        posts.spawn(async move { http.post_to(path, body.to_string()).await.event_id() });
+    }
+    posts.join_all().await;
+    let log = server.log_of_events().await;
+    assert_eq!(log.len(), 300);
+    for (request, mut sub) in wanted.into_iter().zip(subs) {
+        let products = request.filter.unwrap_or_default().products;
+        let is_wanted = |event: &&Event| products.is_empty() || products.contains(&event.product);
+        let expected: Vec<_> = log.iter().filter(is_wanted).cloned().collect();
+        let mut seen = sub.next_events(expected.len()).await;
+        assert!(seen.iter().all(|event| event.raw_body.is_empty() != request.include_raw));
+        seen.iter_mut().for_each(|event| event.raw_body.clear());
+        assert_eq!(seen, expected, "{products:?}");
     }
 }
 

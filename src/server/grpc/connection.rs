@@ -16,9 +16,10 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tonic::transport::server::Connected;
 
+use super::corked::Corked;
 use crate::{
     rpc,
-    server::net::{self, Entrance, Opened, PREFACE},
+    server::net::{self, Entrance, Opened, PREFACE, Share, Stream},
 };
 
 /// Connections that are open and not yet taken by tonic.
@@ -78,7 +79,7 @@ async fn accept(
         tokio::spawn(async move {
             match entrance.open(stream, address).await {
                 // Nobody to hand it to if the listener is going away.
-                Ok(opened) => drop(sender.send(Ok(Connection { opened, replayed: 0, _open: open })).await.is_ok()),
+                Ok(opened) => drop(sender.send(Ok(Connection::new(opened, open))).await.is_ok()),
                 Err(refused) => counters.refused.with_label_values(&["grpc", refused.cause()]).inc(),
             }
         });
@@ -108,17 +109,25 @@ impl Drop for Open {
 /// A connection whose preface was read to see that it comes, and is read again by whom it is for.
 #[derive(Debug)]
 pub(super) struct Connection {
-    opened: Opened,
+    stream: Corked<Stream>,
+    peer: rpc::Peer,
     replayed: usize,
-    _open: Open,
+    _held: (Open, Option<Share>),
+}
+
+impl Connection {
+    fn new(opened: Opened, open: Open) -> Self {
+        let peer = rpc::Peer { address: opened.client, certificate_names: Arc::clone(&opened.certificate_names) };
+        let (stream, share) = opened.into_parts();
+        Self { stream: Corked::new(stream), peer, replayed: 0, _held: (open, share) }
+    }
 }
 
 impl Connected for Connection {
     type ConnectInfo = rpc::Peer;
 
     fn connect_info(&self) -> rpc::Peer {
-        let Opened { client, certificate_names, .. } = &self.opened;
-        rpc::Peer { address: *client, certificate_names: Arc::clone(certificate_names) }
+        self.peer.clone()
     }
 }
 
@@ -131,13 +140,13 @@ impl AsyncRead for Connection {
             self.replayed += count;
             return Poll::Ready(Ok(()));
         }
-        Pin::new(&mut self.opened.stream).poll_read(cx, buf)
+        Pin::new(&mut self.stream).poll_read(cx, buf)
     }
 }
 
 impl AsyncWrite for Connection {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.opened.stream).poll_write(cx, buf)
+        Pin::new(&mut self.stream).poll_write(cx, buf)
     }
 
     fn poll_write_vectored(
@@ -145,18 +154,18 @@ impl AsyncWrite for Connection {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.opened.stream).poll_write_vectored(cx, bufs)
+        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.opened.stream.is_write_vectored()
+        self.stream.is_write_vectored()
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.opened.stream).poll_flush(cx)
+        Pin::new(&mut self.stream).poll_flush(cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.opened.stream).poll_shutdown(cx)
+        Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }

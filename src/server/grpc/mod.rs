@@ -2,6 +2,7 @@
 
 mod admission;
 mod connection;
+mod corked;
 mod spanned;
 
 use std::sync::Arc;

@@ -20,11 +20,8 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use self::{
-    shares::{Share, Shares},
-    tls::Tls,
-};
-pub(super) use stream::Stream;
+pub(super) use self::{shares::Share, stream::Stream};
+use self::{shares::Shares, tls::Tls};
 
 use crate::network;
 

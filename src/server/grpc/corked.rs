@@ -1,0 +1,253 @@
+//! Writes of one turn, sent together.
+//!
+//! h2 writes each frame by itself, and a commit makes a frame for every stream that wants it: a hundred streams, a hundred
+//! system calls, each of which also wakes the client. Here they are copied into one place, and are sent when the connection's
+//! task is polled next, for which it is woken at once; what other tasks have to send until then goes with them.
+
+use std::{
+    io::{self, IoSlice},
+    mem,
+    pin::Pin,
+    task::{Context, Poll, ready},
+};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+/// So much is kept back at most; a write behind it waits until it is sent.
+const BYTES_MAX: usize = 32 * 1024;
+
+/// A stream whose writes are kept back until the next read, or until there are too many of them. A task that reads it each
+/// time it is polled, as h2's does, need not know.
+#[derive(Debug)]
+pub(super) struct Corked<S> {
+    stream: S,
+    /// Of no size while there is nothing, so that idle connections are small.
+    kept: Vec<u8>,
+    /// How much of it is sent.
+    sent: usize,
+    /// The task will be polled again, and reads then.
+    is_due: bool,
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Corked<S> {
+    pub(super) fn new(stream: S) -> Self {
+        Self { stream, kept: Vec::new(), sent: 0, is_due: false }
+    }
+
+    fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.is_due = true; // also by the stream, if it has no room now
+        while self.sent < self.kept.len() {
+            match ready!(Pin::new(&mut self.stream).poll_write(cx, &self.kept[self.sent..]))? {
+                0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                count => self.sent += count,
+            }
+        }
+        self.kept = Vec::new();
+        self.sent = 0;
+        ready!(Pin::new(&mut self.stream).poll_flush(cx))?;
+        self.is_due = false;
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Corked<S> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if self.is_due
+            && let Poll::Ready(sent) = self.poll_send(cx)
+        {
+            sent?;
+        }
+        Pin::new(&mut self.stream).poll_read(cx, buf)
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Corked<S> {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        self.poll_write_vectored(cx, &[IoSlice::new(buf)])
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        if self.kept.len() >= BYTES_MAX {
+            ready!(self.poll_send(cx))?;
+        }
+        if self.kept.capacity() == 0 {
+            self.kept.reserve_exact(BYTES_MAX);
+        }
+        let before = self.kept.len();
+        for buf in bufs {
+            let room = BYTES_MAX - self.kept.len();
+            self.kept.extend_from_slice(&buf[..buf.len().min(room)]);
+        }
+        Poll::Ready(Ok(self.kept.len() - before))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if !self.kept.is_empty() && !mem::replace(&mut self.is_due, true) {
+            cx.waker().wake_by_ref();
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.poll_send(cx))?;
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        sync::{
+            Arc,
+            atomic::{AtomicUsize, Ordering},
+        },
+        task::{Wake, Waker},
+    };
+
+    use proptest::{collection, prelude::*};
+
+    use super::*;
+
+    /// A stream from which nothing comes.
+    #[derive(Default)]
+    struct Deaf {
+        written: Vec<Vec<u8>>,
+        /// What it takes before it is full.
+        room: usize,
+        is_broken: bool,
+    }
+
+    impl AsyncRead for Deaf {
+        fn poll_read(self: Pin<&mut Self>, _: &mut Context<'_>, _: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+            Poll::Pending
+        }
+    }
+
+    impl AsyncWrite for Deaf {
+        fn poll_write(mut self: Pin<&mut Self>, _: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+            if self.is_broken {
+                return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
+            }
+            let count = buf.len().min(self.room);
+            if count == 0 {
+                return Poll::Pending;
+            }
+            self.room -= count;
+            self.written.push(buf[..count].to_vec());
+            Poll::Ready(Ok(count))
+        }
+
+        fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    #[derive(Default)]
+    struct Wakes(AtomicUsize);
+
+    impl Wake for Wakes {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    fn with_room(room: usize) -> Corked<Deaf> {
+        Corked::new(Deaf { room, ..Deaf::default() })
+    }
+
+    fn read(corked: &mut Corked<Deaf>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(corked).poll_read(cx, &mut ReadBuf::new(&mut [0]))
+    }
+
+    fn write(corked: &mut Corked<Deaf>, cx: &mut Context<'_>, bytes: &[u8]) -> Option<usize> {
+        match Pin::new(corked).poll_write(cx, bytes) {
+            Poll::Ready(count) => Some(count.unwrap()),
+            Poll::Pending => None,
+        }
+    }
+
+    fn flush(corked: &mut Corked<Deaf>, cx: &mut Context<'_>) {
+        assert!(Pin::new(corked).poll_flush(cx).is_ready());
+    }
+
+    #[test]
+    fn what_is_written_in_one_turn_is_sent_together_in_the_next_one() {
+        let (mut corked, wakes) = (with_room(1_000), Arc::new(Wakes::default()));
+        let waker = Waker::from(Arc::clone(&wakes));
+        let cx = &mut Context::from_waker(&waker);
+        for turn in 1..4 {
+            for bytes in [b"first ", b"second"] {
+                assert_eq!(write(&mut corked, cx, bytes), Some(6));
+                flush(&mut corked, cx);
+            }
+            assert_eq!((corked.stream.written.len(), wakes.0.load(Ordering::Relaxed)), (turn - 1, turn));
+            assert!(read(&mut corked, cx).is_pending());
+            assert_eq!(corked.stream.written[turn - 1..], [b"first second"]);
+            assert_eq!(corked.kept.capacity(), 0, "idle connections are small");
+        }
+        flush(&mut corked, cx);
+        assert_eq!(wakes.0.load(Ordering::Relaxed), 3, "nobody is woken for nothing");
+    }
+
+    #[test]
+    fn a_stream_that_takes_nothing_is_waited_for_when_so_much_is_kept() {
+        let (mut corked, cx) = (with_room(0), &mut Context::from_waker(Waker::noop()));
+        assert_eq!(write(&mut corked, cx, &[1; BYTES_MAX - 1]), Some(BYTES_MAX - 1));
+        assert_eq!(write(&mut corked, cx, &[2; 2]), Some(1));
+        assert_eq!(write(&mut corked, cx, &[3]), None);
+        corked.stream.room = usize::MAX;
+        assert_eq!(write(&mut corked, cx, &[3]), Some(1));
+        assert_eq!(corked.stream.written.concat().len(), BYTES_MAX);
+    }
+
+    #[test]
+    fn who_reads_hears_that_nothing_can_be_sent() {
+        let (mut corked, cx) = (with_room(0), &mut Context::from_waker(Waker::noop()));
+        corked.stream.is_broken = true;
+        assert_eq!(write(&mut corked, cx, b"lost"), Some(4));
+        flush(&mut corked, cx);
+        assert!(matches!(read(&mut corked, cx), Poll::Ready(Err(error)) if error.kind() == io::ErrorKind::BrokenPipe));
+    }
+
+    proptest! {
+        #[test]
+        fn everything_is_sent_in_its_order_and_nothing_is_forgotten(
+            turns in collection::vec((0..BYTES_MAX, collection::vec(0..BYTES_MAX, 0..4)), 1..8),
+        ) {
+            let (mut corked, wakes) = (with_room(0), Arc::new(Wakes::default()));
+            let waker = Waker::from(Arc::clone(&wakes));
+            let cx = &mut Context::from_waker(&waker);
+            let (mut accepted, mut next) = (Vec::new(), 0_u8);
+            for (room, writes) in turns {
+                corked.stream.room = room;
+                prop_assert!(read(&mut corked, cx).is_pending());
+                let waits_for_room = !corked.kept.is_empty();
+                let before = wakes.0.load(Ordering::Relaxed);
+                for length in writes {
+                    next = next.wrapping_add(1);
+                    let count = write(&mut corked, cx, &vec![next; length]).unwrap_or(0);
+                    accepted.extend(vec![next; count]);
+                    prop_assert!(corked.kept.len() <= BYTES_MAX);
+                    flush(&mut corked, cx);
+                }
+                let is_woken = wakes.0.load(Ordering::Relaxed) > before;
+                prop_assert!(corked.kept.is_empty() || is_woken || waits_for_room || corked.stream.room == 0);
+            }
+            corked.stream.room = usize::MAX;
+            prop_assert!(Pin::new(&mut corked).poll_shutdown(cx).is_ready());
+            prop_assert_eq!(corked.stream.written.concat(), accepted);
+        }
+    }
+}
