@@ -71,6 +71,7 @@ pub struct Records(Arc<Together>);
 #[derive(Debug)]
 struct Together {
     records: Box<[Record]>,
+    event_bytes: usize,
     encoding: Mutex<Weak<Encoding>>,
 }
 
@@ -87,6 +88,11 @@ impl Records {
     /// Whether both are the same, not only equal.
     pub fn is(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.0, &other.0)
+    }
+
+    /// Size of their events' encodings, as [`Record::event`] gives them.
+    pub fn event_bytes(&self) -> usize {
+        self.0.event_bytes
     }
 
     /// How the records in `range` are encoded. That is done by the first who asks, for all records, and kept as long as
@@ -108,7 +114,8 @@ impl Records {
 
 impl From<Vec<Record>> for Records {
     fn from(records: Vec<Record>) -> Self {
-        Self(Arc::new(Together { records: records.into(), encoding: Mutex::default() }))
+        let event_bytes = records.iter().map(|record| record.event().len()).sum();
+        Self(Arc::new(Together { records: records.into(), event_bytes, encoding: Mutex::default() }))
     }
 }
 
@@ -364,7 +371,7 @@ mod tests {
 
         #[test]
         fn what_is_encoded_together_can_be_had_in_part(lengths in collection::vec(1..9_usize, 1..9), from: prop::sample::Index) {
-            let bytes = |at: usize| vec![at as u8; lengths[at]];
+            let bytes = |at: usize| [&[0; HEADER_BYTES][..], &vec![at as u8; lengths[at]]].concat();
             let record = |at: usize| Record { sequence: Sequence(at as u64), bytes: bytes(at).into(), origin: None };
             let records = Records::from((0..lengths.len()).map(record).collect::<Vec<_>>());
             let calls = std::cell::Cell::new(0);
@@ -382,7 +389,7 @@ mod tests {
                 let all = records.encoded(0..lengths.len(), encode);
                 let expected: Vec<u8> = (from..to).flat_map(bytes).collect();
                 prop_assert_eq!(records.encoded(from..to, encode), expected);
-                prop_assert_eq!(all.len(), lengths.iter().sum::<usize>());
+                prop_assert_eq!(all.len(), lengths.iter().map(|length| HEADER_BYTES + length).sum::<usize>());
             }
             prop_assert!(calls.get() <= lengths.len() + 1 - from, "once for all who have it at the same time");
         }

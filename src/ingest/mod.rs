@@ -1,7 +1,7 @@
 //! The public HTTP front: callbacks in, and nothing else.
 //!
 //! A callback is answered 2xx only when its bytes are durable, as an event or in quarantine. What is refused is answered with
-//! a reason and counted; nothing is dropped silently. Owns the routes and answers; connections are the server's.
+//! a reason and counted; nothing is dropped silently. Owns the paths and the answers; connections are the server's.
 
 mod address;
 mod answer;

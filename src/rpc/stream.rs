@@ -32,7 +32,7 @@ use crate::{
 /// A buffer is handed to HTTP/2 when it is this full; two frames of the protocol's default size.
 const YIELD_BYTES: usize = 32 * 1024;
 
-/// As little is copied rather than shared: a frame of its own costs HTTP/2 more.
+/// Less is copied rather than shared: each piece that is shared becomes a frame of HTTP/2 by itself.
 const SHARED_BYTES_MIN: usize = 4 * 1024;
 
 /// Events that were published together and follow each other, to be handed on.
@@ -60,7 +60,7 @@ impl Run {
 
     /// Encoding all of the records for one who wants a few would be waste.
     fn is_shared(&self) -> bool {
-        self.bytes >= SHARED_BYTES_MIN && self.range.len() * 2 > self.records.len()
+        self.bytes >= SHARED_BYTES_MIN && self.bytes * 2 > self.records.event_bytes()
     }
 }
 

@@ -16,7 +16,11 @@ use std::{
 
 use axum::{
     Router,
-    http::{HeaderValue, StatusCode, header::CONNECTION},
+    body::{Body, HttpBody},
+    http::{
+        HeaderValue, Method, StatusCode,
+        header::{CONNECTION, CONTENT_LENGTH},
+    },
     response::{IntoResponse, Response},
 };
 use hyper::{
@@ -354,13 +358,15 @@ impl<R: Responder> Served<R> {
         let activity = Arc::new(Activity::default());
         let counted = service_fn(|request: Request<Incoming>| {
             let (busy, too_many) = (activity.begin(), request.headers().len() > limits.headers_max);
+            let is_head = request.method() == Method::HEAD;
             if too_many && let Some(callbacks) = &callbacks {
                 callbacks.with_label_values(&[Unread::HeadersTooLarge.as_str()]).inc();
             }
             let answer = responder(peer, request);
             async move {
                 let _busy = busy;
-                Ok::<_, Infallible>(if too_many { too_many_headers() } else { answer.await })
+                let answer = if too_many { too_many_headers() } else { answer.await };
+                Ok::<_, Infallible>(if is_head { head_only(answer) } else { answer })
             }
         });
         let connection = http2::Builder::new(TokioExecutor::new())
@@ -480,6 +486,14 @@ fn too_many_headers() -> Response {
     let mut response = StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE.into_response();
     response.headers_mut().insert(REQUEST_ID, unread_id(Unread::HeadersTooLarge.as_str()).into());
     response
+}
+
+/// The answer to HEAD. hyper sees to it for HTTP/1.1 only.
+fn head_only(mut answer: Response) -> Response {
+    if let Some(length) = answer.body().size_hint().exact() {
+        answer.headers_mut().entry(CONTENT_LENGTH).or_insert_with(|| length.into());
+    }
+    answer.map(|_| Body::empty())
 }
 
 /// One of our own answers with an id in it. What hyper answers itself (400, 431) has none, and nothing is logged of it.
@@ -707,6 +721,29 @@ mod tests {
         client.write_all(&[0, 0, 0, 4, 0, 0, 0, 0, 0]).await.unwrap(); // SETTINGS
         client.readable().await.unwrap(); // the server's
         (client, stop, served)
+    }
+
+    #[tokio::test]
+    async fn an_answer_to_head_has_no_body_over_http_2_either() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (stream, peer) = listener.accept().await.unwrap();
+        let opened = Entrance::open_to_all(None).open(stream, peer).await.unwrap();
+        let stream = Box::pin(TimeoutStream::new(opened.into_parts().0));
+        // As the ingest answers, without a router that would take the body away.
+        let responder = |_, _| -> Answer { Box::pin(async { "answered".into_response() }) };
+        let service = Served { responder, limits: AT_THE_END, callbacks: None };
+        tokio::spawn(service.h2(stream, peer.ip(), CancellationToken::new()));
+        let (mut sender, connection) =
+            hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(client)).await.unwrap();
+        tokio::spawn(connection);
+        for (method, bytes) in [(Method::HEAD, 0), (Method::GET, 8)] {
+            let request = Request::builder().method(method).uri("http://x/").body(Body::empty()).unwrap();
+            let answer = sender.send_request(request).await.unwrap();
+            assert_eq!(answer.headers()[CONTENT_LENGTH], "8");
+            let body = http_body_util::BodyExt::collect(answer.into_body()).await.unwrap();
+            assert_eq!(body.to_bytes().len(), bytes);
+        }
     }
 
     #[tokio::test]

@@ -74,9 +74,6 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Corked<S> {
         if self.kept.len() >= BYTES_MAX {
             ready!(self.poll_send(cx))?;
         }
-        if self.kept.capacity() == 0 {
-            self.kept.reserve_exact(BYTES_MAX);
-        }
         let before = self.kept.len();
         for buf in bufs {
             let room = BYTES_MAX - self.kept.len();
