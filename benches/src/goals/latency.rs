@@ -28,7 +28,7 @@ use crate::{
 };
 
 /// Subscriptions, and callbacks a second: what either side can take on two cores.
-const SIZES: [(usize, u32); 3] = [(1, 200), (100, 100), (1_000, 50)];
+const SIZES: [(usize, u32); 3] = [(1, 1_000), (100, 100), (1_000, 50)];
 const PERCENTILES: [f64; 3] = [50.0, 99.0, 99.9];
 /// Subscriptions share so many connections.
 const CONNECTIONS_MAX: usize = 10;
