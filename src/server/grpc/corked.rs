@@ -16,6 +16,9 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 /// So much is kept back at most; a write behind it waits until it is sent.
 const BYTES_MAX: usize = 32 * 1024;
 
+/// Whoever writes so much at once has more to write.
+const BULK_BYTES_MIN: usize = 1024;
+
 /// A stream whose writes are kept back until the next read, or until there are too many of them. A task that reads it each
 /// time it is polled, as h2's does, need not know.
 #[derive(Debug)]
@@ -75,6 +78,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Corked<S> {
             ready!(self.poll_send(cx))?;
         }
         let before = self.kept.len();
+        // At once, since growing is copying; but not for a ping, which idle connections answer.
+        if self.kept.capacity() < BYTES_MAX && bufs.iter().map(|buf| buf.len()).sum::<usize>() >= BULK_BYTES_MIN {
+            self.kept.reserve_exact(BYTES_MAX - before);
+        }
         for buf in bufs {
             let room = BYTES_MAX - self.kept.len();
             self.kept.extend_from_slice(&buf[..buf.len().min(room)]);
