@@ -706,17 +706,22 @@ mod tests {
         assert!(answer.ends_with("answered"), "{answer}");
     }
 
-    /// The client's end of an HTTP/2 connection whose preface is sent, what stops it, and what ends with it.
-    async fn h2_connection() -> (TcpStream, CancellationToken, tokio::task::JoinHandle<()>) {
+    /// The client's end of a connection that is served as HTTP/2, what stops it, and what ends with it.
+    async fn h2_by(responder: impl Responder) -> (TcpStream, CancellationToken, tokio::task::JoinHandle<()>) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
         let (stream, peer) = listener.accept().await.unwrap();
         let opened = Entrance::open_to_all(None).open(stream, peer).await.unwrap();
         let stream = Box::pin(TimeoutStream::new(opened.into_parts().0));
-        let router = Router::new().fallback(|| std::future::ready("answered"));
-        let service = Served { responder: routed(router), limits: AT_THE_END, callbacks: None };
+        let service = Served { responder, limits: AT_THE_END, callbacks: None };
         let stop = CancellationToken::new();
-        let served = tokio::spawn(service.h2(stream, peer.ip(), stop.clone()));
+        (client, stop.clone(), tokio::spawn(service.h2(stream, peer.ip(), stop)))
+    }
+
+    /// The same, when the preface is sent.
+    async fn h2_connection() -> (TcpStream, CancellationToken, tokio::task::JoinHandle<()>) {
+        let router = Router::new().fallback(|| std::future::ready("answered"));
+        let (mut client, stop, served) = h2_by(routed(router)).await;
         client.write_all(net::PREFACE).await.unwrap();
         client.write_all(&[0, 0, 0, 4, 0, 0, 0, 0, 0]).await.unwrap(); // SETTINGS
         client.readable().await.unwrap(); // the server's
@@ -725,15 +730,9 @@ mod tests {
 
     #[tokio::test]
     async fn an_answer_to_head_has_no_body_over_http_2_either() {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
-        let (stream, peer) = listener.accept().await.unwrap();
-        let opened = Entrance::open_to_all(None).open(stream, peer).await.unwrap();
-        let stream = Box::pin(TimeoutStream::new(opened.into_parts().0));
         // As the ingest answers, without a router that would take the body away.
         let responder = |_, _| -> Answer { Box::pin(async { "answered".into_response() }) };
-        let service = Served { responder, limits: AT_THE_END, callbacks: None };
-        tokio::spawn(service.h2(stream, peer.ip(), CancellationToken::new()));
+        let (client, _stop, _served) = h2_by(responder).await;
         let (mut sender, connection) =
             hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(client)).await.unwrap();
         tokio::spawn(connection);

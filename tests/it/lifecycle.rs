@@ -108,6 +108,15 @@ async fn the_banners_curl_line_sends_a_callback_and_its_other_lines_show_it() {
 }
 
 #[tokio::test]
+async fn the_kernel_gives_the_broker_no_large_pages_whose_zeros_a_delivery_would_wait_for() {
+    let server = Server::start().await;
+    let status = std::fs::read_to_string(format!("/proc/{}/status", server.pid())).unwrap();
+    // A kernel that has none has no such line.
+    let enabled = status.lines().find_map(|line| line.strip_prefix("THP_enabled:"));
+    assert_eq!(enabled.map_or("0", str::trim), "0");
+}
+
+#[tokio::test]
 async fn a_busy_port_is_named_with_the_flag_that_changes_it() {
     let server = Server::start().await;
     let directory = tempfile::tempdir().unwrap();

@@ -19,7 +19,7 @@ use crate::{
 /// The limit: what the same HTTP stack does when nothing has to be done.
 pub const EMPTY: Who = Who {
     name: "empty handler",
-    settings: "axum on hyper as in our ingest (HTTP/1.1, same routes, header time-out, no delay); takes the body, answers 200",
+    settings: "axum with its router on hyper, set up as in our ingest, which has no router (HTTP/1.1, header time-out, no delay); takes the body, answers 200",
 };
 /// As long as ours.
 const ANSWER: &str = r#"{"status":"received","event_id":"019a0000-0000-7000-8000-000000000000","duplicate":false}"#;
