@@ -12,15 +12,13 @@ use tokio::signal::unix::{SignalKind, signal};
 use super::{EXIT_INTERRUPTED, output};
 use crate::{
     config::{self, Config, Sources},
-    server::{self, Addresses, Ended, Server},
+    server::{self, Addresses, Ended, Homes, Runtimes, Server},
 };
 
 /// Open files beside the connections of the two large listeners: the third listener's, the store's, and some to spare.
 const OTHER_FILES: u64 = 512;
 /// How long the runtime's threads may take to end before the process starts itself anew; reads of the store take less.
 const LAST_THREADS: Duration = Duration::from_secs(10);
-/// Threads for reads of the store. More would only wait for the same disk; what exceeds them queues.
-const BLOCKING_THREADS: usize = 16;
 
 pub(super) const AFTER_HELP: &str = "\
 Flags go over environment variables (BLOBCAST_…), these over the file, and the file over the defaults. \
@@ -94,28 +92,27 @@ pub(super) fn run(args: ServeArgs) -> anyhow::Result<ExitCode> {
     die_on_panic();
     raise_open_files(&config);
     keep_pages_small();
-    let runtime =
-        tokio::runtime::Builder::new_multi_thread().enable_all().max_blocking_threads(BLOCKING_THREADS).build()?;
-    let served = runtime.block_on(serve(&config, &sources));
+    let runtimes = Runtimes::start()?;
+    let served = runtimes.block_on(serve(&config, &sources, runtimes.ingest()));
     match served? {
         Ended::Stopped => {
             // What is left is connections that the deadline has cut off.
-            runtime.shutdown_background();
+            runtimes.shutdown_background();
             Ok(ExitCode::SUCCESS)
         }
         Ended::ToStartAnew(listeners) => {
             // No thread may be left that closes a file: the sockets are about to take the numbers of some.
-            runtime.shutdown_timeout(LAST_THREADS);
+            runtimes.shutdown_timeout(LAST_THREADS);
             Err(anyhow::Error::from(listeners.start_anew()).context("cannot start anew"))
         }
     }
 }
 
-async fn serve(config: &Config, sources: &Sources) -> anyhow::Result<Ended> {
+async fn serve(config: &Config, sources: &Sources, homes: Homes) -> anyhow::Result<Ended> {
     // Before anything can be interrupted.
     let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
     let mut hangup = signal(SignalKind::hangup())?;
-    let server = Server::start(config).await?;
+    let server = Server::start(config, homes).await?;
     // Whoever started it may not be reading; the broker does not depend on that.
     let _ = output::emit(server.banner(config).as_bytes()).is_ok();
     let Addresses { ingest, grpc, admin } = server.addresses();

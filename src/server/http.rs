@@ -44,7 +44,10 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use tokio_io_timeout::TimeoutStream;
 
-use super::net::{self, Entrance, Opened, Stream, tls::H2};
+use super::{
+    net::{self, Entrance, Opened, Stream, tls::H2},
+    runtimes::Homes,
+};
 use crate::{
     config,
     ingest::LAST_REQUEST,
@@ -173,6 +176,7 @@ pub(super) fn routed(router: Router) -> impl Responder {
 /// Serves until `stop`, then lets the requests under way finish.
 pub(super) async fn serve(
     listener: TcpListener,
+    homes: Homes,
     entrance: Entrance,
     responder: impl Responder,
     limits: Limits,
@@ -183,9 +187,11 @@ pub(super) async fn serve(
     let refusals = Arc::new(Semaphore::new(REFUSALS_MAX));
     let connections = TaskTracker::new();
     loop {
+        // Not yet a stream of this runtime: it may have to live on another one.
+        let accepted = async { listener.accept().await.and_then(|(stream, peer)| Ok((stream.into_std()?, peer))) };
         let (stream, peer) = tokio::select! {
             () = stop.cancelled() => break,
-            accepted = listener.accept() => match accepted {
+            accepted = accepted => match accepted {
                 Ok(accepted) => accepted,
                 Err(error) => {
                     net::accept_failed(&error).await;
@@ -201,8 +207,9 @@ pub(super) async fn serve(
                 let service = Served { responder: responder.clone(), limits, callbacks: counters.callbacks.clone() };
                 let stop = stop.clone();
                 let served = async move {
+                    let opening = async { entrance.open(TcpStream::from_std(stream)?, peer).await };
                     let opened = tokio::select! {
-                        opened = entrance.open(stream, peer) => opened,
+                        opened = opening => opened,
                         () = limits.last_request_over(&stop) => return,
                     };
                     match opened {
@@ -211,14 +218,16 @@ pub(super) async fn serve(
                         Err(error) => refused.with_label_values(&[listener, error.cause()]).inc(),
                     }
                 };
-                connections.spawn(counted(served, slot, counters.open.clone()));
+                connections.spawn_on(counted(served, slot, counters.open.clone()), homes.next());
             }
             // Whoever expects TLS could not read it.
             Err(_) if entrance.has_tls() => counters.refused.with_label_values(&[counters.listener, "full"]).inc(),
             Err(_) => {
                 counters.refused.with_label_values(&[counters.listener, "full"]).inc();
                 let Ok(refusal) = Arc::clone(&refusals).acquire_owned().await else { break };
-                connections.spawn(refuse(stream, limits.linger, refusal));
+                if let Ok(stream) = TcpStream::from_std(stream) {
+                    connections.spawn(refuse(stream, limits.linger, refusal));
+                }
             }
         }
     }
@@ -545,7 +554,7 @@ mod tests {
         let refused = metrics.connections_refused.with_label_values(&["test", "full"]);
         let (counters, stop) = (Counters::of("test", &metrics), CancellationToken::new());
         let entrance = Entrance::open_to_all(None);
-        tokio::spawn(serve(listener, entrance, routed(Router::new()), limits, counters, stop));
+        tokio::spawn(serve(listener, Homes::here(), entrance, routed(Router::new()), limits, counters, stop));
         let mut told = Vec::new();
         for _ in 0..REFUSALS_MAX {
             let mut stream = TcpStream::connect(address).await.unwrap();
@@ -585,7 +594,11 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let (address, stop) = (listener.local_addr().unwrap(), CancellationToken::new());
         let (entrance, counters) = (Entrance::open_to_all(None), Counters::of("test", &Metrics::default()));
-        (address, stop.clone(), tokio::spawn(serve(listener, entrance, routed(router), limits, counters, stop)))
+        (
+            address,
+            stop.clone(),
+            tokio::spawn(serve(listener, Homes::here(), entrance, routed(router), limits, counters, stop)),
+        )
     }
 
     /// Two connections that are open: nothing was asked on the first one yet, and the last answer on the other one is read.
@@ -661,7 +674,15 @@ mod tests {
         // It is to send a PROXY header first.
         let entrance = Entrance::shared(1, &["127.0.0.1/32".parse().unwrap()], true, None);
         let counters = Counters::of("test", &metrics);
-        let served = tokio::spawn(serve(listener, entrance, routed(Router::new()), AT_THE_END, counters, stop.clone()));
+        let served = tokio::spawn(serve(
+            listener,
+            Homes::here(),
+            entrance,
+            routed(Router::new()),
+            AT_THE_END,
+            counters,
+            stop.clone(),
+        ));
         while metrics.connections.with_label_values(&["test"]).get() == 0 {
             yield_now().await;
         }

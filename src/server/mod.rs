@@ -12,6 +12,7 @@ mod logging;
 pub(crate) mod net;
 mod otlp;
 mod recovery;
+mod runtimes;
 mod secured;
 mod supervisor;
 mod watch;
@@ -30,6 +31,7 @@ use tonic_health::server::HealthReporter;
 
 pub use listeners::Listeners;
 pub use logging::init as init_logging;
+pub use runtimes::{Homes, Runtimes};
 
 use crate::{
     config::{self, Config},
@@ -129,8 +131,8 @@ pub struct Server {
 }
 
 impl Server {
-    /// Opens the store, binds the listeners and starts to serve.
-    pub async fn start(config: &Config) -> Result<Self, StartError> {
+    /// Opens the store, binds the listeners and starts to serve; callbacks' connections live on `homes`.
+    pub async fn start(config: &Config, homes: Homes) -> Result<Self, StartError> {
         // Before the store: a busy port should not cost a recovery.
         let listeners = Listeners::open(config)?;
         let addresses = listeners.addresses().map_err(StartError::Socket)?;
@@ -150,22 +152,17 @@ impl Server {
         let (limits, counts) = (ingest_limits(config), Arc::clone(&metrics));
         let ingest = Ingest::new(Arc::clone(&journal), appender.clone(), limits, rules, counts, tracer.clone());
         let status = Arc::new(admin::Status::new(Arc::clone(&sources), Arc::clone(&journal)));
-        let gate = rpc::Gate {
-            credentials: Arc::clone(&credentials),
-            allow_anonymous: config.grpc.allow_anonymous,
-            is_loopback: is_loopback(addresses.grpc),
-            metrics: Arc::clone(&metrics),
-        };
+        let gate = gate(config, &addresses, &credentials, &metrics);
         let base = banner::callback_base(config, &addresses);
         let context = rpc_context(config, &sources, journal, &appender, gate.clone(), base, Arc::clone(&retention));
         let (health, services) = grpc::services(context, config, tracer).await;
 
         let [stop_ingest, stop_grpc, stop_admin] = [(); 3].map(|()| CancellationToken::new());
         let mut tasks = JoinSet::new();
-        let limits = http::Limits::ingest(&config.ingest);
-        let counters = http::Counters::of_ingest(&metrics);
+        let (limits, counters) = (http::Limits::ingest(&config.ingest), http::Counters::of_ingest(&metrics));
         let entrance = secured.ingest_entrance(config);
-        let serve = http::serve(ingest_listener, entrance, callbacks(&ingest), limits, counters, stop_ingest.clone());
+        let stop = stop_ingest.clone();
+        let serve = http::serve(ingest_listener, homes, entrance, callbacks(&ingest), limits, counters, stop);
         tasks.spawn(named("the ingest listener", serve));
         let open = metrics.connections.with_label_values(&["grpc"]);
         let counters = grpc::Counters { open, refused: metrics.connections_refused.clone() };
@@ -175,7 +172,8 @@ impl Server {
         let (limits, counters) = (http::Limits::admin(), http::Counters::of("admin", &metrics));
         let entrance = Entrance::open_to_all(secured.admin.clone());
         let responder = http::routed(admin::router(&status));
-        let serve = http::serve(admin_listener, entrance, responder, limits, counters, stop_admin.clone());
+        let stop = stop_admin.clone();
+        let serve = http::serve(admin_listener, Homes::here(), entrance, responder, limits, counters, stop);
         tasks.spawn(named("the admin listener", serve));
         let (config, (rereader, asked)) = (Arc::new(Mutex::new(config.clone())), Rereader::new());
         let mut watched = secured.watched(&metrics);
@@ -326,6 +324,20 @@ fn review(sources: Arc<Sources>, gate: rpc::Gate) -> impl FnMut() {
             reviewed = (credentials, expired);
             sources.registry.review(&sources.hub, |client, filter| gate.review(client, filter));
         }
+    }
+}
+
+fn gate(
+    config: &Config,
+    addresses: &Addresses,
+    credentials: &Arc<SharedCredentials>,
+    metrics: &Arc<Metrics>,
+) -> rpc::Gate {
+    rpc::Gate {
+        credentials: Arc::clone(credentials),
+        allow_anonymous: config.grpc.allow_anonymous,
+        is_loopback: is_loopback(addresses.grpc),
+        metrics: Arc::clone(metrics),
     }
 }
 

@@ -1,0 +1,110 @@
+//! The runtimes of a broker: one for everything, and one for each core that callbacks' connections live on, each with a single
+//! thread.
+//!
+//! A commit answers dozens of callbacks at once, from the writer's thread. On a runtime of several threads each of these
+//! connections is taken by whichever thread comes first, and the threads wake each other to share them. A connection that stays
+//! with one thread is woken without any of that: a tenth more callbacks a second on two cores.
+
+use std::{
+    io,
+    num::NonZero,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use tokio::runtime::{Builder, Handle, Runtime};
+
+/// Threads for reads of the store. More would only wait for the same disk; what exceeds them queues.
+const BLOCKING_THREADS: usize = 16;
+
+/// See the module's description.
+#[derive(Debug)]
+pub struct Runtimes {
+    main: Runtime,
+    ingest: Vec<Runtime>,
+}
+
+impl Runtimes {
+    /// Starts their threads.
+    pub fn start() -> io::Result<Self> {
+        let main = Builder::new_multi_thread().enable_all().max_blocking_threads(BLOCKING_THREADS).build()?;
+        let cores = thread::available_parallelism().map_or(1, NonZero::get);
+        // Not `new_current_thread`: that one makes a system call for each task that is woken from outside.
+        let one = || Builder::new_multi_thread().worker_threads(1).thread_name("ingest").enable_all().build();
+        Ok(Self { main, ingest: (0..cores).map(|_| one()).collect::<io::Result<_>>()? })
+    }
+
+    /// Runs on the runtime for everything.
+    pub fn block_on<F: Future>(&self, future: F) -> F::Output {
+        self.main.block_on(future)
+    }
+
+    /// Where callbacks' connections are to live.
+    pub fn ingest(&self) -> Homes {
+        Homes::new(self.ingest.iter().map(Runtime::handle).cloned())
+    }
+
+    /// Leaves what still runs to the end of the process.
+    pub fn shutdown_background(self) {
+        self.all().for_each(Runtime::shutdown_background);
+    }
+
+    /// Waits for every thread to end, as long as that.
+    pub fn shutdown_timeout(self, timeout: Duration) {
+        let deadline = Instant::now() + timeout;
+        self.all().for_each(|runtime| runtime.shutdown_timeout(deadline.saturating_duration_since(Instant::now())));
+    }
+
+    fn all(self) -> impl Iterator<Item = Runtime> {
+        [self.main].into_iter().chain(self.ingest)
+    }
+}
+
+/// Runtimes that take a listener's connections in turn.
+#[derive(Clone, Debug)]
+pub struct Homes {
+    runtimes: Arc<[Handle]>,
+    taken: Arc<AtomicUsize>,
+}
+
+impl Homes {
+    fn new(runtimes: impl IntoIterator<Item = Handle>) -> Self {
+        Self { runtimes: runtimes.into_iter().collect(), taken: Arc::default() }
+    }
+
+    /// The runtime that this is called on, for all.
+    pub(super) fn here() -> Self {
+        Self::new([Handle::current()])
+    }
+
+    /// Where the next connection lives.
+    pub(super) fn next(&self) -> &Handle {
+        &self.runtimes[self.taken.fetch_add(1, Ordering::Relaxed) % self.runtimes.len()]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn connections_are_taken_in_turn_by_threads_of_their_own_one_for_each_core() {
+        let runtimes = Runtimes::start().unwrap();
+        let cores = thread::available_parallelism().unwrap().get();
+        let homes = runtimes.ingest();
+        let who = || thread::current().id();
+        let takers = || runtimes.block_on(async { homes.next().spawn(async move { who() }).await.unwrap() });
+        let taken: Vec<_> = (0..3 * cores).map(|_| takers()).collect();
+        let first: std::collections::HashSet<_> = taken[..cores].iter().collect();
+        assert_eq!(first.len(), cores, "each takes one");
+        assert_eq!(taken[..cores], taken[cores..2 * cores], "and then the next");
+        assert_eq!(taken[..cores], taken[2 * cores..]);
+        let main = runtimes.block_on(async { tokio::spawn(async move { who() }).await.unwrap() });
+        assert!(!taken.contains(&main));
+        runtimes.shutdown_timeout(Duration::from_secs(10));
+    }
+}
