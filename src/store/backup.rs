@@ -13,7 +13,7 @@
 use std::collections::VecDeque;
 
 use bytes::{BufMut, Bytes, BytesMut};
-use fjall::{Iter, Readable};
+use fjall::{Readable, Slice};
 use xxhash_rust::xxh3::Xxh3;
 
 use super::{
@@ -125,11 +125,14 @@ impl Audit {
     }
 }
 
+/// Keys and values in the order of the keys.
+type Entries = Box<dyn Iterator<Item = Result<(Slice, Slice), ReadError>> + Send>;
+
 /// A backup in the making. Holds a snapshot: what retention forgets meanwhile still takes its disk space until this is gone.
 pub struct Backup {
     events: Events,
     /// What follows the events.
-    parts: VecDeque<(Part, Iter)>,
+    parts: VecDeque<(Part, Entries)>,
     audit: Audit,
     checksum: Xxh3,
     /// What the next chunks begin with.
@@ -148,10 +151,10 @@ impl Store {
     /// A backup of what is there now. The writer's alone, between two commits: then all that is there is durable, and the
     /// totals are those of it.
     pub(super) fn backup(&self) -> Backup {
-        let snapshot = self.database.snapshot();
         let totals = *lock(&self.totals);
-        let tasks = snapshot.iter(&self.tasks);
-        let quarantine = snapshot.iter(&self.quarantine);
+        let tasks: Entries = Box::new(self.tasks.entries());
+        let quarantine = self.database.snapshot().iter(&self.quarantine);
+        let quarantine: Entries = Box::new(quarantine.map(|entry| Ok(entry.into_inner()?)));
         let mut backup = Backup {
             events: self.log.events(Sequence(totals.first_available)..=self.head()),
             parts: [(Part::Tasks, tasks), (Part::Quarantine, quarantine)].into(),
@@ -193,7 +196,7 @@ impl Backup {
         let part = *part;
         match entries.next() {
             Some(entry) => {
-                let (key, value) = entry.into_inner()?;
+                let (key, value) = entry?;
                 self.put_entry(part, &key, &value)
             }
             None => {

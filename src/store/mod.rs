@@ -1,7 +1,7 @@
 //! The node's own store: the log of events, the task index, the quarantine, and the log's identity.
 //!
 //! One [`Writer`] decides and commits everything, batch by batch, each with a real fsync ([`writer`]) of the log (`log`); a
-//! database has the index and the quarantine, which can be told anew from the log (`replay`). Any number of readers
+//! database has the task index (`tasks`) and the quarantine, which can be told anew from the log (`replay`). Any number of readers
 //! use [`Store`] at the same time. Readers never see beyond [`Store::head`], which moves only after the fsync: what a crash
 //! could take back is never shown. Every function here may block on the disk; callers keep it off the async threads.
 
@@ -14,6 +14,7 @@ mod quarantine;
 mod read;
 mod replay;
 mod restore;
+mod tasks;
 mod torn;
 mod watermark;
 mod writer;
@@ -48,6 +49,7 @@ use crate::{
 };
 use layout::{FORMAT, Totals};
 use log::Log;
+use tasks::Tasks;
 use watermark::{Mark, Watermark};
 
 /// With less free disk a store that has failed is not opened again: recovery writes, and would fail, too.
@@ -169,7 +171,7 @@ pub struct Store {
     path: PathBuf,
     log: Log,
     database: Database,
-    tasks: Keyspace,
+    tasks: Tasks,
     quarantine: Keyspace,
     meta: Keyspace,
     epoch: Epoch,

@@ -11,16 +11,15 @@ use uuid::Uuid;
 
 use super::{
     Health, OpenError, ReadError, Store, UNKNOWN_MICROS, identity,
-    layout::{
-        Damaged, FORMAT, META_COMMIT, META_EPOCH, META_FORMAT, Totals, parse_sequence_key, parse_task, parse_u64,
-    },
+    layout::{Damaged, FORMAT, META_COMMIT, META_EPOCH, META_FORMAT, Totals, parse_sequence_key, parse_u64},
     lock,
     log::{Indexed, Log},
     replay::replay,
+    tasks::{RECENT_MAX, Tasks},
     torn,
     watermark::{Watermark, WatermarkError},
 };
-use crate::event::{Epoch, Selectable, Sequence};
+use crate::event::{Epoch, Selectable, Sequence, TaskId};
 
 /// Journals beyond this are flushed to tables, so that a start reads little more than this. The least that there may be.
 const REPLAY_BYTES_MAX: u64 = 64 * 1024 * 1024;
@@ -72,7 +71,8 @@ impl Store {
         if indexed.is_none() {
             write_identity(&database, &meta, log.epoch(), 0)?;
         }
-        replay(&log, &database, [&meta, &tasks, &quarantine], &totals)?;
+        let tasks = Tasks::new(database.clone(), tasks, RECENT_MAX);
+        replay(&log, &tasks, [&meta, &quarantine], &database, &totals)?;
         let store = Self {
             path: path.into(),
             watermark,
@@ -103,11 +103,13 @@ impl Store {
         Ok(store)
     }
 
-    /// Makes all that the database was told durable, so that no start has to tell it again; then what is forgotten can go.
+    /// Tells the database what it does not know yet and makes all of it durable, so that no start has to tell it again; then
+    /// what is forgotten can go.
     pub(super) fn checkpoint(&self) -> fjall::Result<()> {
         // In this order: what was committed meanwhile is synced, too, but not counted.
         let newest = self.log.newest();
         let first_available = Sequence(lock(&self.totals).first_available);
+        self.tasks.settle()?;
         let database_next = self.database.seqno();
         self.database.persist(PersistMode::SyncAll)?;
         self.database_next.store(database_next, Ordering::Release);
@@ -121,8 +123,8 @@ impl Store {
         let ends = if totals.event_count > 0 { &[first, head][..] } else { &[] };
         for &place in ends {
             let record = self.log.get(place)?;
-            let entry = self.tasks.get(record.task_id())?.map(|entry| parse_task(&entry)).transpose()?;
-            if !entry.unwrap_or_default().iter().any(|event| event.sequence == place) {
+            let task_id = TaskId::parse(record.task_id()).map_err(|_| Damaged("task id of an event"))?;
+            if !self.tasks.get(&task_id)?.iter().any(|event| event.sequence == place) {
                 return Err(Setup::Corrupt(format!("the task index does not know event {}", place.0)));
             }
         }

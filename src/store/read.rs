@@ -5,13 +5,7 @@ use std::{
     ops::{ControlFlow, RangeInclusive},
 };
 
-use fjall::Readable;
-
-use super::{
-    Store,
-    layout::{Damaged, parse_task},
-    log::READ_BYTES,
-};
+use super::{Store, layout::Damaged, log::READ_BYTES};
 use crate::event::{Filter, Product, Record, RecordError, Sequence, TaskId, TaskStatus};
 
 /// Why a part of the log cannot be read.
@@ -186,20 +180,16 @@ impl Store {
         range: RangeInclusive<Sequence>,
         mut each: impl FnMut(TaskPlace),
     ) -> Result<(), ReadError> {
-        let snapshot = self.database.snapshot();
-        for task_id in task_ids {
-            let Some(entry) = snapshot.get(&self.tasks, task_id.as_str())? else { continue };
-            let events = parse_task(&entry)?.into_iter().filter(|event| range.contains(&event.sequence));
-            events.for_each(|event| {
+        self.tasks.each(task_ids, |task_id, events| {
+            for event in events.iter().filter(|event| range.contains(&event.sequence)) {
                 each(TaskPlace {
                     task_id: task_id.clone(),
                     sequence: event.sequence,
                     status: event.status,
-                    product: event.product,
+                    product: event.product.clone(),
                 });
-            });
-        }
-        Ok(())
+            }
+        })
     }
 
     /// The record at `sequence`, or `None` if retention has passed it.

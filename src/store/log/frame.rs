@@ -80,7 +80,14 @@ pub(in crate::store) struct FrameBuilder {
 
 impl FrameBuilder {
     pub(in crate::store) fn new() -> Self {
-        Self { bytes: vec![0; HEADER_BYTES], events: 0 }
+        Self::with_capacity(0)
+    }
+
+    /// With room for so many bytes; it grows if that is too little.
+    pub(in crate::store) fn with_capacity(bytes: usize) -> Self {
+        let mut bytes = Vec::with_capacity(HEADER_BYTES + bytes);
+        bytes.resize(HEADER_BYTES, 0);
+        Self { bytes, events: 0 }
     }
 
     pub(in crate::store) fn is_empty(&self) -> bool {

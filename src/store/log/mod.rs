@@ -1,9 +1,9 @@
 //! The log: every commit, in order, in files of its own; what is durable here is the truth, and the database an index of it.
 //!
 //! The log is a row of segments ([`segment`]), each a file of commits ([`frame`]). A commit is written behind the last and
-//! synced before anybody hears of it. The database is told afterwards, without a sync; it is synced now and then, and that is
-//! a checkpoint: commits in older segments never have to be told again. A start replays the others, which changes nothing
-//! that is there already. Segments go when all of their events are forgotten, the database has durably forgotten them, and a
+//! synced before anybody hears of it. The database is told afterwards, of tasks not before there are many; it is synced now and
+//! then, and that is a checkpoint: commits in older segments never have to be told again. A start replays the others, which
+//! changes nothing that is there already. Segments go when all of their events are forgotten, the database has durably forgotten them, and a
 //! commit behind that has noted the checkpoint.
 
 mod frame;

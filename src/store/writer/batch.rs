@@ -15,14 +15,14 @@ use crate::{
     store::{
         Appended, Draft, NewQuarantined, ReadError, Store, UNKNOWN_MICROS,
         dedupe::{Verdict, judge},
-        layout::{
-            TaskEvent, Totals, encode_quarantined, encode_task, parse_quarantined, parse_sequence_key, parse_task,
-            sequence_key,
-        },
+        layout::{TaskEvent, Totals, encode_quarantined, parse_quarantined, parse_sequence_key, sequence_key},
         lock,
         log::FrameBuilder,
     },
 };
+
+/// What the log has of a command beside the bytes that it brings, roughly: growing a frame means copying it.
+const COMMAND_BYTES: usize = 256;
 
 /// What one commit did, for the metrics.
 #[derive(Debug, Default)]
@@ -92,20 +92,29 @@ struct Entry {
 
 /// A batch whose decisions are made.
 pub(super) struct Sealed {
-    /// What the log is told, unless there is nothing to tell; and then the database.
-    pub write: Option<(FrameBuilder, OwnedWriteBatch)>,
+    /// Unless there is nothing to write.
+    pub write: Option<Write>,
     pub totals: Totals,
     pub records: Vec<Record>,
     pub replies: Vec<Granted>,
     pub counts: Counts,
 }
 
+/// What the log is told; and then the database and the task index.
+pub(super) struct Write {
+    pub frame: FrameBuilder,
+    pub index: OwnedWriteBatch,
+    pub tasks: Vec<(TaskId, Vec<TaskEvent>)>,
+}
+
 impl<'a> Batch<'a> {
-    pub(super) fn new(store: &'a Store, retention: &'a Retention, commands: usize) -> Self {
+    pub(super) fn new(store: &'a Store, retention: &'a Retention, group: &[Command]) -> Self {
+        let commands = group.len();
+        let frame_bytes = group.iter().map(|command| command.bytes() + COMMAND_BYTES).sum();
         Self {
             store,
             retention,
-            frame: FrameBuilder::new(),
+            frame: FrameBuilder::with_capacity(frame_bytes),
             index: store.database.batch(),
             is_probed: false,
             totals: *lock(&store.totals),
@@ -313,18 +322,11 @@ impl<'a> Batch<'a> {
         Ok(())
     }
 
-    /// Adds the changed task entries.
-    pub(super) fn seal(mut self) -> Sealed {
-        for (task_id, Entry { events, .. }) in self.tasks.iter().filter(|(_, entry)| entry.is_changed) {
-            if events.is_empty() {
-                self.index.remove(&self.store.tasks, task_id.as_str());
-            } else {
-                self.index.insert(&self.store.tasks, task_id.as_str(), encode_task(events));
-            }
-        }
+    pub(super) fn seal(self) -> Sealed {
         let has_news = !self.frame.is_empty() || self.is_probed || self.totals != *lock(&self.store.totals);
-        let Self { frame, index, totals, records, replies, counts, .. } = self;
-        Sealed { write: has_news.then_some((frame, index)), totals, records, replies, counts }
+        let Self { frame, index, tasks, totals, records, replies, counts, .. } = self;
+        let write = has_news.then(|| Write { frame, index, tasks: changed(tasks) });
+        Sealed { write, totals, records, replies, counts }
     }
 }
 
@@ -336,14 +338,12 @@ fn entry<'t>(
 ) -> Result<&'t mut Entry, ReadError> {
     Ok(match tasks.entry(task_id.clone()) {
         hash_map::Entry::Occupied(known) => known.into_mut(),
-        hash_map::Entry::Vacant(place) => {
-            let events = match store.tasks.get(task_id.as_str())? {
-                Some(bytes) => parse_task(&bytes)?,
-                None => Vec::with_capacity(1),
-            };
-            place.insert(Entry { events, is_changed: false })
-        }
+        hash_map::Entry::Vacant(place) => place.insert(Entry { events: store.tasks.get(task_id)?, is_changed: false }),
     })
+}
+
+fn changed(tasks: HashMap<TaskId, Entry>) -> Vec<(TaskId, Vec<TaskEvent>)> {
+    tasks.into_iter().filter(|(_, entry)| entry.is_changed).map(|(task_id, entry)| (task_id, entry.events)).collect()
 }
 
 fn failed(error: ReadError) -> WriteError {

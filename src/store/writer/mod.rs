@@ -19,15 +19,13 @@ use std::{
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
-use fjall::OwnedWriteBatch;
 use tokio::sync::oneshot;
 
 use super::{
     Appended, Backup, Draft, Health, Mark, NewQuarantined, Store, Totals, UNKNOWN_MICROS, layout::META_COMMIT, lock,
-    log::FrameBuilder,
 };
 use crate::{event::Record, metrics::Metrics};
-use batch::Batch;
+use batch::{Batch, Write};
 use keeper::Bell;
 pub use keeper::Keeper;
 
@@ -425,7 +423,7 @@ impl<P: Publish> Writer<P> {
 
     // Returns how much retention has forgotten along the way.
     fn commit(&mut self, group: Vec<Command>) -> u64 {
-        let mut batch = Batch::new(&self.store, &self.retention, group.len());
+        let mut batch = Batch::new(&self.store, &self.retention, &group);
         for command in group {
             batch.add(command);
         }
@@ -433,7 +431,7 @@ impl<P: Publish> Writer<P> {
         let batch = batch.seal();
         let trimmed = batch.counts.events_trimmed + batch.counts.quarantine_trimmed;
         let has_news = batch.write.is_some();
-        let written = batch.write.map_or(Ok(()), |(frame, index)| self.write(frame, index, &batch.totals));
+        let written = batch.write.map_or(Ok(()), |write| self.write(write, &batch.totals));
         match written {
             Ok(()) => {
                 let head = batch.records.last().map_or(self.store.head().0, |last| last.sequence().0);
@@ -462,7 +460,8 @@ impl<P: Publish> Writer<P> {
     }
 
     // The database hears of it only when it is durable: of anything else it could not be rid again.
-    fn write(&mut self, frame: FrameBuilder, mut index: OwnedWriteBatch, totals: &Totals) -> Result<(), String> {
+    fn write(&mut self, write: Write, totals: &Totals) -> Result<(), String> {
+        let Write { frame, mut index, tasks } = write;
         let before = *lock(&self.store.totals);
         let started = Instant::now();
         let written = self.store.log.append(frame, &before, totals).map_err(|error| error.to_string())?;
@@ -471,7 +470,7 @@ impl<P: Publish> Writer<P> {
         let synced = Instant::now();
         self.store.log.show(&written);
         index.insert(&self.store.meta, META_COMMIT, written.commit().to_le_bytes());
-        index.commit().map_err(|error| format!("{error:?}"))?;
+        index.commit().and_then(|()| self.store.tasks.change(tasks)).map_err(|error| format!("{error:?}"))?;
         self.metrics.commit_seconds.observe((appended - started + synced.elapsed()).as_secs_f64());
         self.metrics.fsync_seconds.observe((synced - appended).as_secs_f64());
         Ok(())

@@ -1,0 +1,328 @@
+//! The task index: which retained events each task has. What has changed since the last checkpoint is in memory, the rest in
+//! the database.
+//!
+//! The log tells all of it again, so nothing is lost with the memory; and what is written for many tasks at once, in the order of
+//! their ids, costs the database a fraction of what it costs commit by commit: no journal, no sorting, fewer tables to merge.
+
+use std::{
+    cmp::Ordering,
+    collections::HashMap,
+    mem,
+    ops::Deref,
+    sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
+};
+
+use fjall::{Database, Iter, Keyspace, Readable, Slice};
+
+use super::{
+    layout::{TaskEvent, encode_task, parse_task},
+    lock,
+    read::ReadError,
+};
+use crate::event::TaskId;
+
+/// Tasks that may have changed since the last checkpoint, some hundreds of bytes each. Checkpoints usually come before there are a
+/// third of that; beyond it whoever changes more waits for the database.
+pub(super) const RECENT_MAX: usize = 250_000;
+
+type Changes = HashMap<TaskId, Events>;
+
+/// What one task has, oldest first; nothing if all of it is forgotten. Most have one event, which needs no memory of its own.
+#[derive(Clone)]
+enum Events {
+    One([TaskEvent; 1]),
+    Many(Arc<[TaskEvent]>),
+}
+
+impl From<Vec<TaskEvent>> for Events {
+    fn from(events: Vec<TaskEvent>) -> Self {
+        events.try_into().map_or_else(|events: Vec<_>| Self::Many(events.into()), Self::One)
+    }
+}
+
+impl Deref for Events {
+    type Target = [TaskEvent];
+
+    fn deref(&self) -> &[TaskEvent] {
+        match self {
+            Self::One(event) => event,
+            Self::Many(events) => events,
+        }
+    }
+}
+
+/// See the module's description.
+pub(super) struct Tasks {
+    database: Database,
+    stored: Keyspace,
+    recent: RwLock<Recent>,
+    /// Held by who brings what is recent into the database.
+    settling: Mutex<()>,
+    recent_max: usize,
+}
+
+#[derive(Default)]
+struct Recent {
+    changed: Changes,
+    /// On its way into the database, older than what has changed.
+    settling: Arc<Changes>,
+}
+
+impl Recent {
+    fn get(&self, task_id: &TaskId) -> Option<&Events> {
+        self.changed.get(task_id).or_else(|| self.settling.get(task_id))
+    }
+}
+
+impl Tasks {
+    pub(super) fn new(database: Database, stored: Keyspace, recent_max: usize) -> Self {
+        Self { database, stored, recent: RwLock::default(), settling: Mutex::default(), recent_max }
+    }
+
+    /// What is known of a task.
+    pub(super) fn get(&self, task_id: &TaskId) -> Result<Vec<TaskEvent>, ReadError> {
+        let recent = self.recent().get(task_id).cloned();
+        match recent {
+            Some(events) => Ok(events.to_vec()),
+            None => {
+                Ok(self.stored.get(task_id.as_str())?.map_or(Ok(Vec::with_capacity(1)), |entry| parse_task(&entry))?)
+            }
+        }
+    }
+
+    /// Hands over what is known of these tasks, one by one, all as of one moment.
+    pub(super) fn each<'a>(
+        &self,
+        task_ids: impl IntoIterator<Item = &'a TaskId>,
+        mut each: impl FnMut(&'a TaskId, &[TaskEvent]),
+    ) -> Result<(), ReadError> {
+        let (found, snapshot) = {
+            let recent = self.recent();
+            let found: Vec<_> = task_ids.into_iter().map(|task_id| (task_id, recent.get(task_id).cloned())).collect();
+            (found, self.database.snapshot())
+        };
+        for (task_id, events) in found {
+            match events {
+                Some(events) => each(task_id, &events),
+                None => {
+                    let entry = snapshot.get(&self.stored, task_id.as_str())?;
+                    each(task_id, &entry.map_or(Ok(Vec::new()), |entry| parse_task(&entry))?);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes up what these tasks have now. The log must have it for good.
+    pub(super) fn change(
+        &self,
+        changes: impl IntoIterator<Item = (TaskId, Vec<TaskEvent>)>,
+    ) -> Result<(), fjall::Error> {
+        let count = {
+            let mut recent = self.recent_mut();
+            recent.changed.extend(changes.into_iter().map(|(task_id, events)| (task_id, events.into())));
+            recent.changed.len()
+        };
+        if count > self.recent_max { self.settle() } else { Ok(()) }
+    }
+
+    /// Brings all that has changed so far into the database, durably.
+    pub(super) fn settle(&self) -> Result<(), fjall::Error> {
+        let _alone = lock(&self.settling);
+        let settling = self.begin_to_settle();
+        let mut sorted: Vec<_> = settling.iter().collect();
+        sorted.sort_unstable_by_key(|(task_id, _)| *task_id);
+        let mut ingestion = self.stored.start_ingestion()?;
+        for (task_id, events) in sorted {
+            if events.is_empty() {
+                ingestion.write_tombstone(task_id.as_str())?;
+            } else {
+                ingestion.write(task_id.as_str(), encode_task(events))?;
+            }
+        }
+        ingestion.finish()?;
+        self.recent_mut().settling = Arc::default();
+        Ok(())
+    }
+
+    /// From here on what changes is newer than what is settled.
+    fn begin_to_settle(&self) -> Arc<Changes> {
+        // As much will change again, and making room is nothing that a commit should wait for.
+        let room = Changes::with_capacity(self.recent().changed.len());
+        let mut recent = self.recent_mut();
+        let mut changes = mem::replace(&mut recent.changed, room);
+        // What could not be settled before must not be lost from sight, nor come over what is newer.
+        for (task_id, events) in recent.settling.iter() {
+            changes.entry(task_id.clone()).or_insert_with(|| events.clone());
+        }
+        recent.settling = Arc::new(changes);
+        Arc::clone(&recent.settling)
+    }
+
+    /// Everything, as of now.
+    pub(super) fn entries(&self) -> Entries {
+        let (recent, snapshot) = {
+            let recent = self.recent();
+            let mut all = Changes::clone(&recent.settling);
+            all.extend(recent.changed.iter().map(|(task_id, events)| (task_id.clone(), events.clone())));
+            (all, self.database.snapshot())
+        };
+        let mut recent: Vec<_> = recent.into_iter().collect();
+        // Backwards, to be taken from the end.
+        recent.sort_unstable_by(|(a, _), (b, _)| b.cmp(a));
+        Entries { stored: snapshot.iter(&self.stored), next_stored: None, recent }
+    }
+
+    fn recent(&self) -> RwLockReadGuard<'_, Recent> {
+        self.recent.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn recent_mut(&self) -> RwLockWriteGuard<'_, Recent> {
+        self.recent.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The index in the order of its keys, as the database would have it.
+pub(super) struct Entries {
+    stored: Iter,
+    next_stored: Option<(Slice, Slice)>,
+    recent: Vec<(TaskId, Events)>,
+}
+
+impl Entries {
+    fn next_entry(&mut self) -> Result<Option<(Slice, Slice)>, fjall::Error> {
+        loop {
+            if self.next_stored.is_none() {
+                self.next_stored = self.stored.next().map(fjall::Guard::into_inner).transpose()?;
+            }
+            let stored_first = match (&self.next_stored, self.recent.last()) {
+                (Some((key, _)), Some((task_id, _))) => (**key).cmp(task_id.as_str().as_bytes()),
+                (Some(_), None) => Ordering::Less,
+                (None, Some(_)) => Ordering::Greater,
+                (None, None) => return Ok(None),
+            };
+            if stored_first == Ordering::Less {
+                return Ok(self.next_stored.take());
+            }
+            if stored_first == Ordering::Equal {
+                self.next_stored = None;
+            }
+            if let Some((task_id, events)) = self.recent.pop()
+                && !events.is_empty()
+            {
+                return Ok(Some((task_id.as_str().into(), encode_task(&events).into())));
+            }
+        }
+    }
+}
+
+impl Iterator for Entries {
+    type Item = Result<(Slice, Slice), ReadError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        self.next_entry().map_err(Into::into).transpose()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use fjall::KeyspaceCreateOptions;
+    use proptest::{collection::vec, prelude::*};
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::event::{Product, Sequence, TaskStatus};
+
+    fn tasks_in(directory: &std::path::Path, recent_max: usize) -> Tasks {
+        let database = Database::builder(directory).open().unwrap();
+        let stored = database.keyspace("tasks", KeyspaceCreateOptions::default).unwrap();
+        Tasks::new(database, stored, recent_max)
+    }
+
+    fn id(task: u8) -> TaskId {
+        TaskId::parse(&format!("t{task}")).unwrap()
+    }
+
+    fn events(places: &[u64]) -> Vec<TaskEvent> {
+        let event = |&place| TaskEvent {
+            sequence: Sequence(place),
+            event_id: Uuid::from_u128(place.into()),
+            fingerprint: place.into(),
+            revision: 1,
+            status: TaskStatus::Completed,
+            product: Product::parse("veo").unwrap(),
+        };
+        places.iter().map(event).collect()
+    }
+
+    fn places(events: &[TaskEvent]) -> Vec<u64> {
+        events.iter().map(|event| event.sequence.0).collect()
+    }
+
+    /// What is known, by each way of asking: one by one, several at once, and all in order.
+    fn told(tasks: &Tasks) -> [BTreeMap<TaskId, Vec<u64>>; 3] {
+        let ids: Vec<_> = (0..8).map(id).collect();
+        let one_by_one = ids.iter().map(|id| (id.clone(), places(&tasks.get(id).unwrap())));
+        let mut at_once = BTreeMap::new();
+        tasks.each(&ids, |id, events| drop(at_once.insert(id.clone(), places(events)))).unwrap();
+        at_once.retain(|_, places| !places.is_empty());
+        let in_order: Vec<_> = tasks.entries().map(Result::unwrap).collect();
+        assert!(in_order.is_sorted_by(|(a, _), (b, _)| a < b), "each once, in order");
+        let id_of = |key: &Slice| TaskId::parse(std::str::from_utf8(key).unwrap()).unwrap();
+        let all = in_order.iter().map(|(key, value)| (id_of(key), places(&parse_task(value).unwrap())));
+        [one_by_one.filter(|(_, places)| !places.is_empty()).collect(), at_once, all.collect()]
+    }
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        Change(Vec<(u8, Vec<u64>)>),
+        Settle,
+        /// As a settling that has begun and not ended leaves it.
+        BeginToSettle,
+        Reopen,
+    }
+
+    fn any_step() -> impl Strategy<Value = Step> {
+        prop_oneof![
+            6 => vec((0..8u8, vec(1..100u64, 0..3)), 1..4).prop_map(Step::Change),
+            2 => Just(Step::Settle),
+            1 => Just(Step::BeginToSettle),
+            1 => Just(Step::Reopen),
+        ]
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(30))]
+
+        #[test]
+        fn it_tells_what_it_was_told_last_wherever_that_lies(steps in vec(any_step(), 1..25), recent_max in 2..6usize) {
+            let directory = tempfile::tempdir().unwrap();
+            let mut tasks = tasks_in(directory.path(), recent_max);
+            let mut known = BTreeMap::new();
+            for step in steps {
+                match step {
+                    Step::Change(changes) => {
+                        known.extend(changes.iter().map(|(task, places)| (id(*task), places.clone())));
+                        let changes = changes.into_iter().map(|(task, places)| (id(task), events(&places)));
+                        tasks.change(changes).unwrap();
+                        prop_assert!(tasks.recent().changed.len() <= recent_max, "more is brought into the database");
+                    }
+                    Step::Settle => {
+                        tasks.settle().unwrap();
+                        prop_assert!(tasks.recent().changed.is_empty() && tasks.recent().settling.is_empty());
+                    }
+                    Step::BeginToSettle => drop(tasks.begin_to_settle()),
+                    Step::Reopen => {
+                        tasks.settle().unwrap();
+                        drop(tasks);
+                        tasks = tasks_in(directory.path(), recent_max);
+                    }
+                }
+                known.retain(|_, places| !places.is_empty());
+                prop_assert_eq!(told(&tasks), [known.clone(), known.clone(), known.clone()]);
+            }
+        }
+    }
+}
