@@ -134,7 +134,7 @@ impl Ingest {
 
     /// Answers one request, to whatever path, of a connection from `peer`. The answer has the request's id, and so has every
     /// line that is logged about it.
-    pub async fn answer<B>(&self, peer: IpAddr, request: Request<B>) -> Response
+    pub async fn answer<B>(self: Arc<Self>, peer: IpAddr, request: Request<B>) -> Response
     where
         B: HttpBody<Data = Bytes> + Unpin,
     {
@@ -224,7 +224,8 @@ impl Ingest {
     async fn keep(&self, callback: &Callback, deadline: Instant, asked: &mut Asked) -> Outcome {
         let mut draft = match callback.draft(&Corrections::default()) {
             Ok(draft) => draft,
-            Err(rejection) => return self.quarantine(callback, &rejection, deadline, asked.id).await,
+            // Apart on the heap, as few need it: the rest is moved about for each callback.
+            Err(rejection) => return Box::pin(self.quarantine(callback, &rejection, deadline, asked.id)).await,
         };
         asked.span.set("blobcast.product", draft.product.as_str());
         asked.span.set("blobcast.task_id", draft.task_id.as_str());
@@ -233,7 +234,7 @@ impl Ingest {
         match durable(self.journal.append(draft), deadline).await {
             Ok(appended) => Outcome::Received(appended),
             Err(Failure::Write(WriteError::TooManyEvents)) => {
-                self.quarantine(callback, &Rejection::TooManyEvents, deadline, asked.id).await
+                Box::pin(self.quarantine(callback, &Rejection::TooManyEvents, deadline, asked.id)).await
             }
             Err(failure) => Outcome::NotKept(failure),
         }

@@ -322,6 +322,8 @@ impl<R: Responder> Served<R> {
         let mut connection = http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(limits.header_timeout)
+            // Who sends no more may still be waiting for the answer.
+            .half_close(true)
             .max_buf_size(limits.header_bytes_max)
             .max_headers(limits.headers_max)
             .serve_connection(TokioIo::new(stream), counted);

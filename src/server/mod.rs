@@ -363,10 +363,7 @@ async fn open_sources(config: &Config, metrics: &Arc<Metrics>) -> Result<Arc<Sou
 /// Answers callbacks.
 fn callbacks(ingest: &Arc<Ingest>) -> impl http::Responder {
     let ingest = Arc::clone(ingest);
-    move |peer, request| {
-        let ingest = Arc::clone(&ingest);
-        Box::pin(async move { ingest.answer(peer, request).await })
-    }
+    move |peer, request| Box::pin(Arc::clone(&ingest).answer(peer, request))
 }
 
 fn retention(config: &Config) -> Retention {

@@ -153,6 +153,18 @@ async fn an_encoded_body_is_refused_and_an_identity_is_no_encoding() {
 }
 
 #[tokio::test]
+async fn who_has_said_everything_and_sends_no_more_is_answered_all_the_same() {
+    let server = Server::start().await;
+    for number in 0..20 {
+        let mut raw = Raw::connect(server.ingest).await;
+        raw.send(post("/webhook/veo", "", completed(&format!("t{number}")).to_string())).await;
+        raw.finish().await;
+        assert_eq!(raw.reply().await.status, 200);
+        raw.closed().await;
+    }
+}
+
+#[tokio::test]
 async fn pipelined_requests_on_one_connection_are_answered_in_order() {
     let server = Server::start().await;
     let mut raw = Raw::connect(server.ingest).await;
