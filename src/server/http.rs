@@ -94,6 +94,8 @@ pub(super) struct Limits {
     headers_max: usize,
     header_timeout: Duration,
     linger: Duration,
+    /// Whoever sends no more is answered all the same; otherwise he is taken for gone, and nothing is done for him any more.
+    half_close: bool,
     /// How long a connection stays open for a request that may be on its way when the broker stops. Whoever is not being answered
     /// after that is left, so that nobody can hold up a restart by saying nothing, little, or too much.
     last_request: Duration,
@@ -107,6 +109,7 @@ impl Limits {
             headers_max: super::usize_of(config.headers_max),
             header_timeout: config.header_timeout,
             linger: LINGER,
+            half_close: true,
             last_request: LAST_REQUEST,
         }
     }
@@ -119,6 +122,7 @@ impl Limits {
             headers_max: ADMIN_HEADERS_MAX,
             header_timeout: ADMIN_HEADER_TIMEOUT,
             linger: LINGER,
+            half_close: false,            // an answer may take as long as a disk that hangs
             last_request: Duration::ZERO, // scrapers and probes ask again by themselves
         }
     }
@@ -322,8 +326,7 @@ impl<R: Responder> Served<R> {
         let mut connection = http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(limits.header_timeout)
-            // Who sends no more may still be waiting for the answer.
-            .half_close(true)
+            .half_close(limits.half_close)
             .max_buf_size(limits.header_bytes_max)
             .max_headers(limits.headers_max)
             .serve_connection(TokioIo::new(stream), counted);
@@ -650,6 +653,7 @@ mod tests {
         headers_max: 64,
         header_timeout: Duration::from_secs(60),
         linger: Duration::from_millis(10),
+        half_close: true,
         last_request: Duration::from_millis(10),
     };
     /// Far longer than it takes then.

@@ -60,7 +60,8 @@ impl Runtimes {
     }
 
     fn all(self) -> impl Iterator<Item = Runtime> {
-        [self.main].into_iter().chain(self.ingest)
+        // Those without blocking work first, so that they are waited for whatever the other one is held up by.
+        self.ingest.into_iter().chain([self.main])
     }
 }
 

@@ -66,12 +66,13 @@ pub(super) struct Audit {
     pub found: Totals,
     pub entries: u64,
     indexed: u64,
+    last_task: Vec<u8>,
 }
 
 impl Audit {
     pub(super) fn new(expected: Totals) -> Self {
         let empty = Totals { event_count: 0, event_bytes: 0, quarantine_count: 0, quarantine_bytes: 0, ..expected };
-        Self { expected, found: empty, entries: 0, indexed: 0 }
+        Self { expected, found: empty, entries: 0, indexed: 0, last_task: Vec::new() }
     }
 
     pub(super) fn entry(&mut self, part: Part, key: &[u8], value: &[u8]) -> Result<(), Damaged> {
@@ -91,6 +92,10 @@ impl Audit {
                 if !is_task {
                     return Err(Damaged("task index key"));
                 }
+                if key <= self.last_task.as_slice() {
+                    return Err(Damaged("task index: it is not in order"));
+                }
+                self.last_task = key.to_vec();
                 let retained = self.expected.first_available..=self.expected.head()?.0;
                 let events = parse_task(value)?.into_iter().filter(|event| retained.contains(&event.sequence.0));
                 self.indexed += events.count() as u64;

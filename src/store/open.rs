@@ -124,7 +124,7 @@ impl Store {
         for &place in ends {
             let record = self.log.get(place)?;
             let task_id = TaskId::parse(record.task_id()).map_err(|_| Damaged("task id of an event"))?;
-            if !self.tasks.get(&task_id)?.iter().any(|event| event.sequence == place) {
+            if !self.tasks.get::<Setup>(&task_id)?.iter().any(|event| event.sequence == place) {
                 return Err(Setup::Corrupt(format!("the task index does not know event {}", place.0)));
             }
         }

@@ -69,7 +69,7 @@ fn tell(
 
 fn add(tasks: &Tasks, event: TaskEvent, record: &Record) -> Result<(), Setup> {
     let task_id = task_of(record)?;
-    let mut events = tasks.get(&task_id)?;
+    let mut events = tasks.get::<Setup>(&task_id)?;
     if let Err(place) = events.binary_search_by_key(&event.sequence, |known| known.sequence) {
         events.insert(place, event);
         tasks.change([(task_id, events)])?;
@@ -79,7 +79,7 @@ fn add(tasks: &Tasks, event: TaskEvent, record: &Record) -> Result<(), Setup> {
 
 fn forget(tasks: &Tasks, record: &Record) -> Result<(), Setup> {
     let task_id = task_of(record)?;
-    let mut events = tasks.get(&task_id)?;
+    let mut events = tasks.get::<Setup>(&task_id)?;
     if let Ok(place) = events.binary_search_by_key(&record.sequence(), |known| known.sequence) {
         events.remove(place);
         tasks.change([(task_id, events)])?;

@@ -98,17 +98,22 @@ fn fill(backup: impl Read, path: &Path) -> Result<BackupSummary, RestoreError> {
     let database = open_database(path, CACHE_BYTES).map_err(|error| cannot(error.into()))?;
     let [meta, tasks, quarantine] = keyspaces(&database).map_err(|error| cannot(error.into()))?;
 
+    // Past the database's journal, as checkpoints do: what they remove later must not come back from there.
+    let mut index = tasks.start_ingestion().map_err(|error| cannot(error.into()))?;
+    let mut add_task = |key: Vec<u8>, value: Vec<u8>| index.write(key, value);
     let mut more = true;
     while more {
         let before = audit.found;
         let (mut frame, mut batch) = (FrameBuilder::new(), database.batch());
-        let to = &mut Restored { frame: &mut frame, batch: &mut batch, tasks: &tasks, quarantine: &quarantine };
-        more = read_batch(&mut input, &mut audit, to)?;
+        let to =
+            &mut Restored { frame: &mut frame, batch: &mut batch, add_task: &mut add_task, quarantine: &quarantine };
+        more = read_batch(&mut input, &mut audit, to, &cannot)?;
         if !frame.is_empty() {
             log.append(frame, &before, &audit.found).map_err(|error| cannot(error.into()))?;
         }
         batch.commit().map_err(|error| cannot(error.into()))?;
     }
+    index.finish().map_err(|error| cannot(error.into()))?;
     // The index is a part of the backup, so no start may make it anew from these events, of which the log knows only the
     // records: whatever is told again lies behind them.
     let finished = log.finish(&audit.found).map_err(Setup::from);
@@ -124,7 +129,7 @@ fn fill(backup: impl Read, path: &Path) -> Result<BackupSummary, RestoreError> {
 struct Restored<'a> {
     frame: &'a mut FrameBuilder,
     batch: &'a mut fjall::OwnedWriteBatch,
-    tasks: &'a Keyspace,
+    add_task: &'a mut dyn FnMut(Vec<u8>, Vec<u8>) -> fjall::Result<()>,
     quarantine: &'a Keyspace,
 }
 
@@ -141,7 +146,12 @@ fn header(input: &mut Input<impl Read>) -> Result<Totals, RestoreError> {
 }
 
 /// Takes some entries over; false behind the last one, when the end has been checked.
-fn read_batch(input: &mut Input<impl Read>, audit: &mut Audit, to: &mut Restored<'_>) -> Result<bool, RestoreError> {
+fn read_batch(
+    input: &mut Input<impl Read>,
+    audit: &mut Audit,
+    to: &mut Restored<'_>,
+    cannot: impl Fn(Setup) -> RestoreError,
+) -> Result<bool, RestoreError> {
     let mut bytes = 0;
     while bytes < BATCH_BYTES {
         let Some((part, key, value)) = read_entry(input, audit)? else { return Ok(false) };
@@ -152,7 +162,7 @@ fn read_batch(input: &mut Input<impl Read>, audit: &mut Audit, to: &mut Restored
                     Record::from_stored(parse_sequence_key(&key)?, value.into()).map_err(|_| Damaged("event"))?;
                 to.frame.event(Uuid::nil(), 0, &record);
             }
-            Part::Tasks => to.batch.insert(to.tasks, key, value),
+            Part::Tasks => (to.add_task)(key, value).map_err(|error| cannot(error.into()))?,
             Part::Quarantine => to.batch.insert(to.quarantine, key, value),
         }
     }

@@ -15,14 +15,14 @@ use std::{
 use fjall::{Database, Iter, Keyspace, Readable, Slice};
 
 use super::{
-    layout::{TaskEvent, encode_task, parse_task},
+    layout::{Damaged, TaskEvent, encode_task, parse_task},
     lock,
     read::ReadError,
 };
 use crate::event::TaskId;
 
-/// Tasks that may have changed since the last checkpoint, some hundreds of bytes each. Checkpoints usually come before there are a
-/// third of that; beyond it whoever changes more waits for the database.
+/// Events of the tasks that may have changed since the last checkpoint, some hundreds of bytes each. A segment of usual events
+/// has a fifth of that; beyond it whoever changes more waits for the database.
 pub(super) const RECENT_MAX: usize = 250_000;
 
 type Changes = HashMap<TaskId, Events>;
@@ -37,6 +37,12 @@ enum Events {
 impl From<Vec<TaskEvent>> for Events {
     fn from(events: Vec<TaskEvent>) -> Self {
         events.try_into().map_or_else(|events: Vec<_>| Self::Many(events.into()), Self::One)
+    }
+}
+
+impl Events {
+    fn weight(&self) -> usize {
+        self.len().max(1)
     }
 }
 
@@ -64,6 +70,8 @@ pub(super) struct Tasks {
 #[derive(Default)]
 struct Recent {
     changed: Changes,
+    /// Events in it, and tasks without any.
+    weight: usize,
     /// On its way into the database, older than what has changed.
     settling: Arc<Changes>,
 }
@@ -72,6 +80,13 @@ impl Recent {
     fn get(&self, task_id: &TaskId) -> Option<&Events> {
         self.changed.get(task_id).or_else(|| self.settling.get(task_id))
     }
+
+    fn change(&mut self, task_id: TaskId, events: Events) {
+        self.weight += events.weight();
+        if let Some(before) = self.changed.insert(task_id, events) {
+            self.weight -= before.weight();
+        }
+    }
 }
 
 impl Tasks {
@@ -79,8 +94,8 @@ impl Tasks {
         Self { database, stored, recent: RwLock::default(), settling: Mutex::default(), recent_max }
     }
 
-    /// What is known of a task.
-    pub(super) fn get(&self, task_id: &TaskId) -> Result<Vec<TaskEvent>, ReadError> {
+    /// What is known of a task. A disk that refuses is told from damage where that matters.
+    pub(super) fn get<E: From<fjall::Error> + From<Damaged>>(&self, task_id: &TaskId) -> Result<Vec<TaskEvent>, E> {
         let recent = self.recent().get(task_id).cloned();
         match recent {
             Some(events) => Ok(events.to_vec()),
@@ -118,18 +133,22 @@ impl Tasks {
         &self,
         changes: impl IntoIterator<Item = (TaskId, Vec<TaskEvent>)>,
     ) -> Result<(), fjall::Error> {
-        let count = {
+        let weight = {
             let mut recent = self.recent_mut();
-            recent.changed.extend(changes.into_iter().map(|(task_id, events)| (task_id, events.into())));
-            recent.changed.len()
+            changes.into_iter().for_each(|(task_id, events)| recent.change(task_id, events.into()));
+            recent.weight
         };
-        if count > self.recent_max { self.settle() } else { Ok(()) }
+        if weight > self.recent_max { self.settle() } else { Ok(()) }
     }
 
-    /// Brings all that has changed so far into the database, durably.
+    /// Brings all that has changed so far into the database, durably: the end of an ingestion syncs the new table, its folder
+    /// and the list of tables.
     pub(super) fn settle(&self) -> Result<(), fjall::Error> {
         let _alone = lock(&self.settling);
         let settling = self.begin_to_settle();
+        if settling.is_empty() {
+            return Ok(()); // the database would leave an empty file
+        }
         let mut sorted: Vec<_> = settling.iter().collect();
         sorted.sort_unstable_by_key(|(task_id, _)| *task_id);
         let mut ingestion = self.stored.start_ingestion()?;
@@ -150,8 +169,10 @@ impl Tasks {
         // As much will change again, and making room is nothing that a commit should wait for.
         let room = Changes::with_capacity(self.recent().changed.len());
         let mut recent = self.recent_mut();
+        recent.weight = 0;
         let mut changes = mem::replace(&mut recent.changed, room);
-        // What could not be settled before must not be lost from sight, nor come over what is newer.
+        // What could not be settled before fails the store, which reads on: it must not be lost from sight, nor come over what
+        // is newer.
         for (task_id, events) in recent.settling.iter() {
             changes.entry(task_id.clone()).or_insert_with(|| events.clone());
         }
@@ -161,16 +182,16 @@ impl Tasks {
 
     /// Everything, as of now.
     pub(super) fn entries(&self) -> Entries {
-        let (recent, snapshot) = {
-            let recent = self.recent();
-            let mut all = Changes::clone(&recent.settling);
-            all.extend(recent.changed.iter().map(|(task_id, events)| (task_id.clone(), events.clone())));
-            (all, self.database.snapshot())
-        };
-        let mut recent: Vec<_> = recent.into_iter().collect();
-        // Backwards, to be taken from the end.
-        recent.sort_unstable_by(|(a, _), (b, _)| b.cmp(a));
-        Entries { stored: snapshot.iter(&self.stored), next_stored: None, recent }
+        let recent = self.recent();
+        // What is newer comes first.
+        let all = recent.changed.iter().chain(recent.settling.iter());
+        let all = all.map(|(task_id, events)| (task_id.clone(), events.clone())).collect();
+        Entries {
+            stored: self.database.snapshot().iter(&self.stored),
+            next_stored: None,
+            recent: all,
+            is_sorted: false,
+        }
     }
 
     fn recent(&self) -> RwLockReadGuard<'_, Recent> {
@@ -187,10 +208,18 @@ pub(super) struct Entries {
     stored: Iter,
     next_stored: Option<(Slice, Slice)>,
     recent: Vec<(TaskId, Events)>,
+    /// Not before the first is asked for: the writer waits for this to be made, and for nothing more.
+    is_sorted: bool,
 }
 
 impl Entries {
     fn next_entry(&mut self) -> Result<Option<(Slice, Slice)>, fjall::Error> {
+        if !self.is_sorted {
+            self.recent.sort_by(|(a, _), (b, _)| a.cmp(b));
+            self.recent.dedup_by(|(later, _), (first, _)| later == first);
+            self.recent.reverse(); // to be taken from the end
+            self.is_sorted = true;
+        }
         loop {
             if self.next_stored.is_none() {
                 self.next_stored = self.stored.next().map(fjall::Guard::into_inner).transpose()?;
@@ -264,7 +293,7 @@ mod tests {
     /// What is known, by each way of asking: one by one, several at once, and all in order.
     fn told(tasks: &Tasks) -> [BTreeMap<TaskId, Vec<u64>>; 3] {
         let ids: Vec<_> = (0..8).map(id).collect();
-        let one_by_one = ids.iter().map(|id| (id.clone(), places(&tasks.get(id).unwrap())));
+        let one_by_one = ids.iter().map(|id| (id.clone(), places(&tasks.get::<ReadError>(id).unwrap())));
         let mut at_once = BTreeMap::new();
         tasks.each(&ids, |id, events| drop(at_once.insert(id.clone(), places(events)))).unwrap();
         at_once.retain(|_, places| !places.is_empty());
@@ -307,7 +336,9 @@ mod tests {
                         known.extend(changes.iter().map(|(task, places)| (id(*task), places.clone())));
                         let changes = changes.into_iter().map(|(task, places)| (id(task), events(&places)));
                         tasks.change(changes).unwrap();
-                        prop_assert!(tasks.recent().changed.len() <= recent_max, "more is brought into the database");
+                        let held: usize = tasks.recent().changed.values().map(|events| events.len().max(1)).sum();
+                        prop_assert_eq!(tasks.recent().weight, held);
+                        prop_assert!(held <= recent_max, "more is brought into the database");
                     }
                     Step::Settle => {
                         tasks.settle().unwrap();

@@ -19,6 +19,7 @@ use bytes::{Buf, BufMut, Bytes};
 use uuid::Uuid;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
+use super::segment::PAGE_BYTES;
 use crate::{
     event::{Epoch, Record, Sequence},
     store::layout::{Damaged, Fingerprint, Totals},
@@ -85,7 +86,7 @@ impl FrameBuilder {
 
     /// With room for so many bytes; it grows if that is too little.
     pub(in crate::store) fn with_capacity(bytes: usize) -> Self {
-        let mut bytes = Vec::with_capacity(HEADER_BYTES + bytes);
+        let mut bytes = Vec::with_capacity(HEADER_BYTES + bytes + PAGE_BYTES as usize); // it is filled up to a page
         bytes.resize(HEADER_BYTES, 0);
         Self { bytes, events: 0 }
     }

@@ -525,7 +525,7 @@ fn path_of(folder: &Path, number: u64) -> PathBuf {
 pub(super) struct Indexed {
     /// Which log it is of.
     pub epoch: Epoch,
-    /// The newest commit that it was told of.
+    /// The newest commit that it knows to be durable.
     pub told: u64,
 }
 

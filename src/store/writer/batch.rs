@@ -338,7 +338,9 @@ fn entry<'t>(
 ) -> Result<&'t mut Entry, ReadError> {
     Ok(match tasks.entry(task_id.clone()) {
         hash_map::Entry::Occupied(known) => known.into_mut(),
-        hash_map::Entry::Vacant(place) => place.insert(Entry { events: store.tasks.get(task_id)?, is_changed: false }),
+        hash_map::Entry::Vacant(place) => {
+            place.insert(Entry { events: store.tasks.get::<ReadError>(task_id)?, is_changed: false })
+        }
     })
 }
 
