@@ -96,6 +96,8 @@ enum Goal {
 enum Part {
     /// The limit: the HTTP stack and nothing else.
     Empty,
+    /// The limit with durability: bodies are appended to a file, and nothing else is done.
+    Append { path: PathBuf },
     /// What people write by hand.
     Broadcast,
     /// What people write in front of JetStream.
@@ -191,6 +193,7 @@ impl Part {
     async fn run(self) -> Result<()> {
         match self {
             Self::Empty => peers::front::serve_empty().await,
+            Self::Append { path } => peers::append::serve(&path).await,
             Self::Broadcast => peers::broadcast::serve().await,
             Self::Handler { url } => peers::nats::serve_handler(&url).await,
             Self::Hold { grpc, first, count, per_connection } => worker::hold(grpc, first, count, per_connection).await,

@@ -107,7 +107,7 @@ fn fill(backup: impl Read, path: &Path) -> Result<BackupSummary, RestoreError> {
         let (mut frame, mut batch) = (FrameBuilder::new(), database.batch());
         let to =
             &mut Restored { frame: &mut frame, batch: &mut batch, add_task: &mut add_task, quarantine: &quarantine };
-        more = read_batch(&mut input, &mut audit, to, &cannot)?;
+        more = read_batch(&mut input, &mut audit, to, cannot)?;
         if !frame.is_empty() {
             log.append(frame, &before, &audit.found).map_err(|error| cannot(error.into()))?;
         }

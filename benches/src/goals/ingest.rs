@@ -1,7 +1,8 @@
 //! How many callbacks a second are answered 200, each of a task of its own, on 128 keep-alive connections.
 //!
-//! The limit is the same HTTP stack with an empty handler. JetStream is given its messages by its own client, 128 at a time,
-//! without HTTP; and as most people would use it, behind a handler.
+//! The limit is the same HTTP stack with an empty handler, and how much of that is left when bodies become durable and nothing
+//! else is done. JetStream is given its messages by its own client, 128 at a time, without HTTP; and as most people would use it,
+//! behind a handler.
 
 use std::sync::Arc;
 
@@ -13,6 +14,7 @@ use crate::{
     counters::{counters, total},
     load::{self, Load, Supply},
     peers::{
+        append::{self, APPEND},
         blobcast::{self, BLOBCAST},
         front::{EMPTY, Front},
         nats::{self, ALWAYS, DEFAULT, HANDLER, Nats, Sync},
@@ -28,6 +30,7 @@ pub async fn run(bench: &Bench) -> Result<Vec<Table>> {
     for round in bench.rounds("ingest") {
         table.add(round.turn(BLOBCAST), of_front(bench, blobcast::start(bench, &[]).await?, None).await?);
         table.add(round.turn(EMPTY), of_front(bench, Front::own(&["empty"]).await?, None).await?);
+        table.add(round.turn(APPEND), of_front(bench, append::start(bench).await?, None).await?);
         table.add(round.turn(ALWAYS), of_jetstream(bench, Sync::Always).await?);
         table.add(round.turn(DEFAULT), of_jetstream(bench, Sync::Default).await?);
         let nats = Nats::start(bench, Some(Sync::Always)).await?;

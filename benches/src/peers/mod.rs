@@ -1,5 +1,6 @@
 //! Everyone who is measured: the broker, and what one would use instead of it.
 
+pub mod append;
 pub mod blobcast;
 pub mod broadcast;
 pub mod etcd;
