@@ -68,7 +68,10 @@ async fn count(bench: &Bench, callbacks: u64, subscriptions: usize) -> Result<f6
     let directory = harness::directory(&bench.target)?;
     let broker = blobcast::command(&bench.server, directory.path(), &[]);
     let mut command = Command::new("valgrind");
-    command.args(["--tool=callgrind", "--callgrind-out-file=/dev/null"]).arg(&bench.server).args(broker.get_args());
+    command
+        .args(["--tool=callgrind", "--fair-sched=yes", "--callgrind-out-file=/dev/null"])
+        .arg(&bench.server)
+        .args(broker.get_args());
     for (key, value) in broker.get_envs() {
         match value {
             Some(value) => command.env(key, value),

@@ -1,5 +1,5 @@
 //! What no group of callbacks should wait for: making segments of the log ahead, syncing the database, removing files. (While
-//! the database syncs, who tells it something waits; that is a few milliseconds for each segment.)
+//! the database takes in and syncs what has changed, the writer may have to wait for it.)
 
 use std::{
     sync::{
