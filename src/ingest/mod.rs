@@ -224,8 +224,7 @@ impl Ingest {
     async fn keep(&self, callback: &Callback, deadline: Instant, asked: &mut Asked) -> Outcome {
         let mut draft = match callback.draft(&Corrections::default()) {
             Ok(draft) => draft,
-            // Apart on the heap, as few need it: the rest is moved about for each callback.
-            Err(rejection) => return Box::pin(self.quarantine(callback, &rejection, deadline, asked.id)).await,
+            Err(rejection) => return self.quarantine(callback, &rejection, deadline, asked.id).await,
         };
         asked.span.set("blobcast.product", draft.product.as_str());
         asked.span.set("blobcast.task_id", draft.task_id.as_str());
@@ -234,7 +233,7 @@ impl Ingest {
         match durable(self.journal.append(draft), deadline).await {
             Ok(appended) => Outcome::Received(appended),
             Err(Failure::Write(WriteError::TooManyEvents)) => {
-                Box::pin(self.quarantine(callback, &Rejection::TooManyEvents, deadline, asked.id)).await
+                self.quarantine(callback, &Rejection::TooManyEvents, deadline, asked.id).await
             }
             Err(failure) => Outcome::NotKept(failure),
         }

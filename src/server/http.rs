@@ -734,6 +734,27 @@ mod tests {
     }
 
     /// The client's end of a connection that is served as HTTP/2, what stops it, and what ends with it.
+    #[tokio::test]
+    async fn for_who_sends_no_more_only_callbacks_are_gone_on_with() {
+        let metrics = Metrics::default();
+        let slow = || async { sleep(Duration::from_millis(50)).await };
+        for (limits, is_answered) in [(Limits { half_close: true, ..Limits::admin() }, true), (Limits::admin(), false)]
+        {
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let address = listener.local_addr().unwrap();
+            let (counters, stop) = (Counters::of("test", &metrics), CancellationToken::new());
+            let router = Router::new().route("/", axum::routing::get(slow));
+            let entrance = Entrance::open_to_all(None);
+            tokio::spawn(serve(listener, Homes::here(), entrance, routed(router), limits, counters, stop));
+            let mut client = TcpStream::connect(address).await.unwrap();
+            client.write_all(b"GET / HTTP/1.1\r\nhost: test\r\n\r\n").await.unwrap();
+            client.shutdown().await.unwrap();
+            let mut answer = Vec::new();
+            client.read_to_end(&mut answer).await.unwrap();
+            assert_eq!(!answer.is_empty(), is_answered);
+        }
+    }
+
     async fn h2_by(responder: impl Responder) -> (TcpStream, CancellationToken, tokio::task::JoinHandle<()>) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();

@@ -63,7 +63,7 @@ pub(super) struct Tasks {
     stored: Keyspace,
     recent: RwLock<Recent>,
     /// Held by who brings what is recent into the database.
-    settling: Mutex<()>,
+    turn: Mutex<()>,
     recent_max: usize,
 }
 
@@ -91,7 +91,7 @@ impl Recent {
 
 impl Tasks {
     pub(super) fn new(database: Database, stored: Keyspace, recent_max: usize) -> Self {
-        Self { database, stored, recent: RwLock::default(), settling: Mutex::default(), recent_max }
+        Self { database, stored, recent: RwLock::default(), turn: Mutex::default(), recent_max }
     }
 
     /// What is known of a task. A disk that refuses is told from damage where that matters.
@@ -144,7 +144,7 @@ impl Tasks {
     /// Brings all that has changed so far into the database, durably: the end of an ingestion syncs the new table, its folder
     /// and the list of tables.
     pub(super) fn settle(&self) -> Result<(), fjall::Error> {
-        let _alone = lock(&self.settling);
+        let _turn = lock(&self.turn);
         let settling = self.begin_to_settle();
         if settling.is_empty() {
             return Ok(()); // the database would leave an empty file
@@ -181,12 +181,12 @@ impl Tasks {
     }
 
     /// Everything, as of now.
-    pub(super) fn entries(&self) -> Entries {
+    pub(super) fn entries(&self) -> TaskEntries {
         let recent = self.recent();
         // What is newer comes first.
         let all = recent.changed.iter().chain(recent.settling.iter());
         let all = all.map(|(task_id, events)| (task_id.clone(), events.clone())).collect();
-        Entries {
+        TaskEntries {
             stored: self.database.snapshot().iter(&self.stored),
             next_stored: None,
             recent: all,
@@ -204,7 +204,7 @@ impl Tasks {
 }
 
 /// The index in the order of its keys, as the database would have it.
-pub(super) struct Entries {
+pub(super) struct TaskEntries {
     stored: Iter,
     next_stored: Option<(Slice, Slice)>,
     recent: Vec<(TaskId, Events)>,
@@ -212,7 +212,7 @@ pub(super) struct Entries {
     is_sorted: bool,
 }
 
-impl Entries {
+impl TaskEntries {
     fn next_entry(&mut self) -> Result<Option<(Slice, Slice)>, fjall::Error> {
         if !self.is_sorted {
             self.recent.sort_by(|(a, _), (b, _)| a.cmp(b));
@@ -245,7 +245,7 @@ impl Entries {
     }
 }
 
-impl Iterator for Entries {
+impl Iterator for TaskEntries {
     type Item = Result<(Slice, Slice), ReadError>;
 
     fn next(&mut self) -> Option<Self::Item> {
@@ -255,7 +255,11 @@ impl Iterator for Entries {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
+    use std::{
+        collections::BTreeMap,
+        sync::atomic::{AtomicBool, Ordering::Relaxed},
+        thread,
+    };
 
     use fjall::KeyspaceCreateOptions;
     use proptest::{collection::vec, prelude::*};
@@ -320,6 +324,53 @@ mod tests {
             1 => Just(Step::BeginToSettle),
             1 => Just(Step::Reopen),
         ]
+    }
+
+    #[test]
+    fn what_changes_together_is_told_together_and_never_grows_older_while_others_settle() {
+        const ROUNDS: u64 = 300;
+        let directory = tempfile::tempdir().unwrap();
+        let tasks = tasks_in(directory.path(), usize::MAX);
+        let ids = [id(1), id(2)];
+        let is_done = AtomicBool::new(false);
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                while !is_done.load(Relaxed) {
+                    tasks.settle().unwrap();
+                }
+            });
+            scope.spawn(|| {
+                let mut seen = 0;
+                while !is_done.load(Relaxed) {
+                    let mut counts = Vec::new();
+                    tasks.each(&ids, |_, events| counts.push(events.len())).unwrap();
+                    let all = tasks.entries().map(|entry| parse_task(&entry.unwrap().1).unwrap().len());
+                    let all: Vec<_> = all.collect();
+                    assert!(counts[0] == counts[1] && counts[0] >= seen, "{counts:?} behind {seen}");
+                    assert!(all.iter().all(|&count| count == all[0] && count >= counts[0]), "{all:?}");
+                    seen = all.first().copied().unwrap_or_default();
+                }
+            });
+            for round in 1..=ROUNDS {
+                let now = events(&(1..=round).collect::<Vec<_>>());
+                tasks.change(ids.clone().map(|id| (id, now.clone()))).unwrap();
+                assert_eq!(tasks.get::<ReadError>(&ids[0]).unwrap(), now);
+            }
+            is_done.store(true, Relaxed);
+        });
+    }
+
+    #[test]
+    fn settling_nothing_leaves_nothing() {
+        let directory = tempfile::tempdir().unwrap();
+        let tasks = tasks_in(directory.path(), 10);
+        let tables = || std::fs::read_dir(tasks.stored.path().join("tables")).unwrap().count();
+        tasks.settle().unwrap();
+        assert_eq!(tables(), 0);
+        tasks.change([(id(1), events(&[1]))]).unwrap();
+        tasks.settle().unwrap();
+        tasks.settle().unwrap();
+        assert_eq!(tables(), 1);
     }
 
     proptest! {

@@ -152,11 +152,7 @@ struct Json<'a>(&'a str);
 impl<'a> Json<'a> {
     fn text(self) -> Option<Cow<'a, str>> {
         let within = self.0.strip_prefix('"')?.strip_suffix('"')?;
-        let text = if memchr::memchr(b'\\', within.as_bytes()).is_some() {
-            Cow::Owned(unescape(self.0)?)
-        } else {
-            Cow::Borrowed(within)
-        };
+        let text = if within.contains('\\') { Cow::Owned(unescape(self.0)?) } else { Cow::Borrowed(within) };
         (!text.is_empty()).then_some(text)
     }
 

@@ -324,6 +324,20 @@ async fn a_backup_that_lacks_an_entry_or_has_one_twice_is_refused_whatever_its_c
 }
 
 #[tokio::test]
+async fn a_backup_whose_index_is_out_of_order_is_refused_whatever_its_checksum_says() {
+    const TASK: u8 = 2;
+    let backup = small_backup().await;
+    let (header, whole) = (&backup[..HEADER_BYTES], entries(&backup));
+    let of_tasks: Vec<_> = (0..whole.len()).filter(|&number| whole[number][0] == TASK).collect();
+    assert!(of_tasks.len() > 1);
+    for pair in of_tasks.windows(2) {
+        let mut swapped = whole.clone();
+        swapped.swap(pair[0], pair[1]);
+        refused(&sealed(header, &swapped));
+    }
+}
+
+#[tokio::test]
 async fn a_directory_with_anything_in_it_is_not_restored_into() {
     let mut server = Server::start().await;
     let event_id = server.http().post(&completed("t1")).await.event_id();

@@ -19,7 +19,6 @@ use bytes::{Buf, BufMut, Bytes};
 use uuid::Uuid;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
-use super::segment::PAGE_BYTES;
 use crate::{
     event::{Epoch, Record, Sequence},
     store::layout::{Damaged, Fingerprint, Totals},
@@ -81,14 +80,7 @@ pub(in crate::store) struct FrameBuilder {
 
 impl FrameBuilder {
     pub(in crate::store) fn new() -> Self {
-        Self::with_capacity(0)
-    }
-
-    /// With room for so many bytes; it grows if that is too little.
-    pub(in crate::store) fn with_capacity(bytes: usize) -> Self {
-        let mut bytes = Vec::with_capacity(HEADER_BYTES + bytes + PAGE_BYTES as usize); // it is filled up to a page
-        bytes.resize(HEADER_BYTES, 0);
-        Self { bytes, events: 0 }
+        Self { bytes: vec![0; HEADER_BYTES], events: 0 }
     }
 
     pub(in crate::store) fn is_empty(&self) -> bool {

@@ -21,9 +21,6 @@ use crate::{
     },
 };
 
-/// What the log has of a command beside the bytes that it brings, roughly: growing a frame means copying it.
-const COMMAND_BYTES: usize = 256;
-
 /// What one commit did, for the metrics.
 #[derive(Debug, Default)]
 pub(super) struct Counts {
@@ -108,13 +105,11 @@ pub(super) struct Write {
 }
 
 impl<'a> Batch<'a> {
-    pub(super) fn new(store: &'a Store, retention: &'a Retention, group: &[Command]) -> Self {
-        let commands = group.len();
-        let frame_bytes = group.iter().map(|command| command.bytes() + COMMAND_BYTES).sum();
+    pub(super) fn new(store: &'a Store, retention: &'a Retention, commands: usize) -> Self {
         Self {
             store,
             retention,
-            frame: FrameBuilder::with_capacity(frame_bytes),
+            frame: FrameBuilder::new(),
             index: store.database.batch(),
             is_probed: false,
             totals: *lock(&store.totals),

@@ -423,7 +423,7 @@ impl<P: Publish> Writer<P> {
 
     // Returns how much retention has forgotten along the way.
     fn commit(&mut self, group: Vec<Command>) -> u64 {
-        let mut batch = Batch::new(&self.store, &self.retention, &group);
+        let mut batch = Batch::new(&self.store, &self.retention, group.len());
         for command in group {
             batch.add(command);
         }
