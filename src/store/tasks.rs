@@ -326,6 +326,14 @@ mod tests {
         ]
     }
 
+    struct End<'a>(&'a AtomicBool);
+
+    impl Drop for End<'_> {
+        fn drop(&mut self) {
+            self.0.store(true, Relaxed);
+        }
+    }
+
     #[test]
     fn what_changes_together_is_told_together_and_never_grows_older_while_others_settle() {
         const ROUNDS: u64 = 300;
@@ -351,12 +359,13 @@ mod tests {
                     seen = all.first().copied().unwrap_or_default();
                 }
             });
+            // Also when an assertion below fails: the scope waits for the others.
+            let _end = End(&is_done);
             for round in 1..=ROUNDS {
                 let now = events(&(1..=round).collect::<Vec<_>>());
                 tasks.change(ids.clone().map(|id| (id, now.clone()))).unwrap();
                 assert_eq!(tasks.get::<ReadError>(&ids[0]).unwrap(), now);
             }
-            is_done.store(true, Relaxed);
         });
     }
 
