@@ -3,8 +3,8 @@
 //! ```text
 //! tasks       task id                         one entry per retained event of the task, oldest first
 //! quarantine  number (u64, big-endian)        header length (u32), header (JSON), body
-//! meta        "format" | "epoch" | "commit"   u64, little-endian; the last is the newest commit that the database knows to be
-//!                                             durable: of its tasks it may hear later
+//! meta        "format" | "epoch" | "commit"   u64, little-endian; the last is the newest commit that was durable at the last
+//!                                             checkpoint
 //! ```
 
 use bytes::{Buf, BufMut};

@@ -72,7 +72,7 @@ impl Store {
             write_identity(&database, &meta, log.epoch(), 0)?;
         }
         let tasks = Tasks::new(database.clone(), tasks, RECENT_MAX);
-        replay(&log, &tasks, [&meta, &quarantine], &database, &totals)?;
+        replay(&log, &tasks, &quarantine, &database, &totals)?;
         let store = Self {
             path: path.into(),
             watermark,
@@ -95,7 +95,7 @@ impl Store {
         store.check_quarantine(&totals)?;
         store.checkpoint()?;
         if acknowledged.is_none() && store.head().0 > 0 {
-            tracing::warn!("nothing tells whether the log is whole: the file `acknowledged` is missing");
+            tracing::warn!("nothing tells whether the log is whole: the file `acknowledged` and its copy are missing");
         }
         // Durably, because the database's numbers may be lower than they were.
         store.watermark.begin(path, store.mark())?;
@@ -109,7 +109,9 @@ impl Store {
         // In this order: what was committed meanwhile is synced, too, but not counted.
         let newest = self.log.newest();
         let first_available = Sequence(lock(&self.totals).first_available);
+        let durable = self.log.durable();
         self.tasks.settle()?;
+        self.meta.insert(META_COMMIT, durable.to_le_bytes())?;
         let database_next = self.database.seqno();
         self.database.persist(PersistMode::SyncAll)?;
         self.database_next.store(database_next, Ordering::Release);

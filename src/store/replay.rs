@@ -7,7 +7,7 @@ use std::ops::ControlFlow;
 use fjall::{Database, Keyspace};
 
 use super::{
-    layout::{Damaged, META_COMMIT, TaskEvent, Totals, sequence_key},
+    layout::{Damaged, TaskEvent, Totals, sequence_key},
     log::{Entry, Frame, Log, READ_BYTES},
     open::Setup,
     tasks::Tasks,
@@ -18,7 +18,7 @@ use crate::event::{Product, Record, Selectable, Sequence, TaskId};
 pub(super) fn replay(
     log: &Log,
     tasks: &Tasks,
-    [meta, quarantine]: [&Keyspace; 2],
+    quarantine: &Keyspace,
     database: &Database,
     totals: &Totals,
 ) -> Result<(), Setup> {
@@ -34,7 +34,7 @@ pub(super) fn replay(
         })?;
         failed.map_or(Ok(()), Err)?;
     }
-    Ok(meta.insert(META_COMMIT, (log.next_commit() - 1).to_le_bytes())?)
+    Ok(())
 }
 
 fn tell(

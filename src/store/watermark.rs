@@ -1,13 +1,14 @@
-//! What was ever acknowledged, kept in a file of its own beside log and database.
+//! What was ever acknowledged, kept in a file of its own beside log and database, and once more in a copy of that.
 //!
 //! A damaged end of the log looks like the torn end of a write. Without a second witness the log would go on from there: what
-//! was acknowledged gone, and its places and numbers given out again. The same goes for the database's journal. The file
-//! is written after each sync and synced only when it is created, so a power cut can only make it too low, which refuses
-//! nothing. It lies within one sector, so it is never torn.
+//! was acknowledged gone, and its places and numbers given out again. The same goes for the database's journal. The files
+//! are written after each sync and synced only when they are created, so a power cut can only make them too low, which refuses
+//! nothing. Each lies within one sector, so it is never torn.
 //!
 //! A file whose checksum is wrong refuses the start, although a bit may have flipped beside a log that is whole: it lies on
 //! the disk that the log lies on, and to go on without it would be to trust that disk just when it has proved not worth it.
-//! A person who knows better removes the file, which costs a moment; a log that has lost its end costs what it has lost.
+//! A person who knows better removes the file, which costs a moment; a log that has lost its end costs what it has lost, and
+//! then the other file tells.
 
 use std::{
     fs::File,
@@ -50,6 +51,17 @@ impl Mark {
         bytes
     }
 
+    /// What two marks of one log say together. Either may be behind; only the database's numbers may also fall.
+    fn joined(self, other: Self) -> Self {
+        Self {
+            epoch: self.epoch,
+            head: self.head.max(other.head),
+            quarantine_next: self.quarantine_next.max(other.quarantine_next),
+            commit_next: self.commit_next.max(other.commit_next),
+            database_next: self.database_next.min(other.database_next),
+        }
+    }
+
     /// `None` if the bytes are not those of a mark.
     fn parse(bytes: &[u8]) -> Option<Self> {
         let mut rest = bytes;
@@ -73,43 +85,57 @@ impl From<io::Error> for WatermarkError {
 }
 
 #[derive(Debug)]
-pub(super) struct Watermark(File);
+pub(super) struct Watermark([File; 2]);
 
 impl Watermark {
     pub(super) const FILE: &str = "acknowledged";
+    const FILES: [&str; 2] = [Self::FILE, "acknowledged.copy"];
 
-    /// Whether a data directory has the file.
+    /// Whether a data directory has one of the files.
     pub(super) fn exists(directory: &Path) -> bool {
-        directory.join(Self::FILE).metadata().is_ok_and(|metadata| metadata.len() > 0)
+        Self::FILES.iter().any(|file| directory.join(file).metadata().is_ok_and(|metadata| metadata.len() > 0))
     }
 
-    /// Opens the file in the data directory, creating it if need be; with the mark, if there is one.
+    /// Opens the files in the data directory, creating them if need be; with the mark, if there is one.
     pub(super) fn open(directory: &Path) -> Result<(Self, Option<Mark>), WatermarkError> {
-        let path = directory.join(Self::FILE);
-        let mut file = File::options().read(true).write(true).create(true).truncate(false).open(&path)?;
-        let mut bytes = Vec::new();
-        file.read_to_end(&mut bytes)?;
-        // What ended between creating and writing it had acknowledged nothing.
-        if bytes.is_empty() {
-            return Ok((Self(file), None));
-        }
-        let mark = Mark::parse(&bytes).ok_or(WatermarkError::Damaged(path))?;
-        Ok((Self(file), Some(mark)))
+        let [file, copy] = Self::FILES.map(|name| open(directory.join(name)));
+        let ((file, mark), (copy, copied)) = (file?, copy?);
+        let mark = match (mark, copied) {
+            (Some(mark), Some(copied)) if mark.epoch == copied.epoch => Some(mark.joined(copied)),
+            (mark, copied) => mark.or(copied),
+        };
+        Ok((Self([file, copy]), mark))
     }
 
     /// Writes the first mark, durably: from here on a store without what it names is not whole.
     pub(super) fn begin(&self, directory: &Path, mark: Mark) -> io::Result<()> {
-        self.0.write_all_at(&mark.encode(), 0)?;
-        self.0.sync_all()?;
+        for file in &self.0 {
+            file.write_all_at(&mark.encode(), 0)?;
+            file.sync_all()?;
+        }
         File::open(directory)?.sync_all()
     }
 
     /// Raises the mark. A failure costs the witness, not the events, which are durable already.
     pub(super) fn raise(&self, mark: Mark) {
-        if let Err(error) = self.0.write_all_at(&mark.encode(), 0) {
-            tracing::warn!(%error, "cannot note what was acknowledged in the file `{}`", Self::FILE);
+        for (file, name) in self.0.iter().zip(Self::FILES) {
+            if let Err(error) = file.write_all_at(&mark.encode(), 0) {
+                tracing::warn!(%error, "cannot note what was acknowledged in the file `{name}`");
+            }
         }
     }
+}
+
+fn open(path: PathBuf) -> Result<(File, Option<Mark>), WatermarkError> {
+    let mut file = File::options().read(true).write(true).create(true).truncate(false).open(&path)?;
+    let mut bytes = Vec::new();
+    file.read_to_end(&mut bytes)?;
+    // What ended between creating and writing it had acknowledged nothing.
+    if bytes.is_empty() {
+        return Ok((file, None));
+    }
+    let mark = Mark::parse(&bytes).ok_or(WatermarkError::Damaged(path))?;
+    Ok((file, Some(mark)))
 }
 
 #[cfg(test)]
@@ -127,6 +153,36 @@ mod tests {
             bytes[bit / 8] ^= 1 << (bit % 8);
             prop_assert_eq!(Mark::parse(&bytes), None);
             prop_assert_eq!(Mark::parse(&mark.encode()[..bit / 8]), None);
+        }
+    }
+
+    #[test]
+    fn either_file_tells_what_was_acknowledged_and_a_copy_of_another_log_tells_nothing() {
+        let mark = |epoch, number| Mark {
+            epoch: Epoch(epoch),
+            head: number,
+            quarantine_next: number,
+            commit_next: number,
+            database_next: number,
+        };
+        let (low, high, other) = (mark(1, 5), mark(1, 6), mark(2, 7));
+        // The database's numbers may have fallen since the higher mark.
+        let both = Mark { database_next: 5, ..high };
+        for (marks, told) in [
+            ([None, None], None),
+            ([Some(low), None], Some(low)),
+            ([None, Some(low)], Some(low)),
+            ([Some(low), Some(high)], Some(both)),
+            ([Some(high), Some(low)], Some(both)),
+            ([Some(low), Some(other)], Some(low)),
+        ] {
+            let directory = tempfile::tempdir().unwrap();
+            for (name, mark) in Watermark::FILES.iter().zip(marks) {
+                let bytes = mark.map(|mark| mark.encode().to_vec());
+                std::fs::write(directory.path().join(name), bytes.unwrap_or_default()).unwrap();
+            }
+            let opened = Watermark::open(directory.path()).map(|(_, mark)| mark);
+            assert!(matches!(opened, Ok(mark) if mark == told), "{marks:?}");
         }
     }
 }

@@ -40,6 +40,13 @@ fn refused(opened: Result<(u64, u64), OpenError>) -> String {
     told
 }
 
+/// What was acknowledged, and its copy.
+const WITNESSES: [&str; 2] = ["acknowledged", "acknowledged.copy"];
+
+fn remove_witnesses(data_dir: &Path) {
+    WITNESSES.iter().for_each(|name| fs::remove_file(data_dir.join(name)).unwrap());
+}
+
 /// Changes a database past its store.
 fn tamper(data_dir: &Path, keyspace: &str, change: impl FnOnce(&Keyspace)) {
     let database = Database::builder(data_dir).open().unwrap();
@@ -97,7 +104,7 @@ async fn a_lost_part_of_the_store_is_refused_before_the_database_deletes_the_res
         // Tables alone tell that the folder was in use, also when the witness is gone.
         let without_witness = opened_after(&data_dir, |copy| {
             let folder = copy.join(folder.strip_prefix(&data_dir).unwrap());
-            fs::remove_file(copy.join("acknowledged")).unwrap();
+            remove_witnesses(copy);
             fs::remove_file(folder.join("current")).unwrap();
             fs::write(folder.join("tables/0"), "a table").unwrap();
         });
@@ -268,11 +275,19 @@ async fn a_damaged_witness_is_named_and_can_be_removed_if_the_log_is_trusted() {
     assert!(told.contains(witness.to_str().unwrap()), "{told}");
     assert!(told.contains("if the log can be trusted, remove this one file and start again"), "{told}");
     fs::remove_file(&witness).unwrap();
+    let log = log(&server.data_dir());
+    let cut = opened_after(&server.data_dir(), |copy| fs::write(segment(copy), &log[..log.len() - 1]).unwrap());
+    assert!(refused(cut).contains("were acknowledged"), "its copy still tells");
     server.restart().await;
     assert_eq!(server.log_of_events().await.len(), 3);
-    assert!(server.log().contains("the file `acknowledged` is missing"), "{}", server.log());
     let numbers = |witness: &[u8]| witness[..24].to_vec(); // events, quarantine, commits
     assert_eq!(numbers(&fs::read(&witness).unwrap()), numbers(&whole), "it is written anew");
+    server.kill();
+    remove_witnesses(&server.data_dir());
+    server.restart().await;
+    assert_eq!(server.log_of_events().await.len(), 3);
+    let warning = "the file `acknowledged` and its copy are missing";
+    assert!(server.log().contains(warning), "{}", server.log());
 }
 
 #[tokio::test]
@@ -280,7 +295,8 @@ async fn a_last_commit_that_a_power_cut_has_torn_is_cut_off_unless_it_was_acknow
     let mut server = killed_with(3, 0).await;
     let data_dir = server.data_dir();
     let begin = log(&data_dir).len();
-    let [witness, journal] = ["acknowledged", "0.jnl"].map(|name| fs::read(data_dir.join(name)).unwrap());
+    let before = |name: &'static str| (name, fs::read(data_dir.join(name)).unwrap());
+    let (witnesses, journal) = (WITNESSES.map(before), before("0.jnl"));
     server.restart().await;
     server.http().post(&with(completed("torn"), json!({"prompt": "x".repeat(8_000)}))).await.event_id();
     server.kill();
@@ -292,12 +308,14 @@ async fn a_last_commit_that_a_power_cut_has_torn_is_cut_off_unless_it_was_acknow
     };
     let told = refused(opened_after(&data_dir, sector_lost));
     assert!(told.contains("4 events were acknowledged, and the log ends behind 3"), "{told}");
-    // Neither the witness nor the database is synced with each commit, so a power cut takes both back.
+    // Neither the witnesses nor the database are synced with each commit, so a power cut takes them back.
     sector_lost(&data_dir);
-    fs::write(data_dir.join("acknowledged"), witness).unwrap();
-    let told = refused(opened_after(&data_dir, |_| ()));
-    assert!(told.contains("its index knows 4 commits, and the log ends behind 3"), "{told}");
-    fs::write(data_dir.join("0.jnl"), journal).unwrap();
+    for (name, bytes) in witnesses {
+        let told = refused(opened_after(&data_dir, |_| ()));
+        assert!(told.contains("4 events were acknowledged, and the log ends behind 3"), "{told}");
+        fs::write(data_dir.join(name), bytes).unwrap();
+    }
+    fs::write(data_dir.join(journal.0), journal.1).unwrap();
     server.restart().await;
     assert_eq!(server.log_of_events().await.len(), 3);
     server.http().post(&completed("torn")).await.event_id();

@@ -259,7 +259,7 @@ async fn a_damaged_byte_of_the_log_is_refused_with_and_without_the_newest_place_
 }
 
 #[tokio::test]
-async fn a_log_that_has_lost_its_end_is_refused_by_the_newest_place_beside_it_and_by_its_index() {
+async fn a_log_that_has_lost_its_end_is_refused_by_the_newest_place_beside_it_and_by_its_copy() {
     let (server, log) = killed_behind(20).await;
     for end in [0, log.len() / 2, log.len() - 1] {
         for witnessed in [true, false] {

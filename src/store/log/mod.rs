@@ -47,13 +47,6 @@ pub(super) struct Written {
     header: frame::Header,
 }
 
-impl Written {
-    /// The commit's number.
-    pub(super) fn commit(&self) -> u64 {
-        self.header.commit
-    }
-}
-
 /// The segment that is written to. The writer's alone.
 #[derive(Debug)]
 struct Active {
@@ -87,6 +80,8 @@ pub(super) struct Log {
     segments: RwLock<VecDeque<Arc<Segment>>>,
     active: Mutex<Active>,
     spare: Mutex<Option<Spare>>,
+    /// The number of the newest commit that is durable.
+    durable: AtomicU64,
     /// The oldest segment that a start has to replay, as the next commit will say.
     checkpoint: AtomicU64,
     /// The same, as the last commit has said: what is older is not needed any more.
@@ -115,6 +110,7 @@ impl Log {
         Self {
             folder,
             epoch: active.segment.header.epoch,
+            durable: (active.next_commit - 1).into(),
             segments: RwLock::new(segments),
             active: Mutex::new(active),
             spare: Mutex::default(),
@@ -184,6 +180,11 @@ impl Log {
         self.epoch
     }
 
+    /// The number of the newest commit that is durable.
+    pub(super) fn durable(&self) -> u64 {
+        self.durable.load(Ordering::Acquire)
+    }
+
     /// The number of the next commit.
     pub(super) fn next_commit(&self) -> u64 {
         lock(&self.active).next_commit
@@ -219,6 +220,7 @@ impl Log {
     /// Lets readers find what was appended and synced.
     pub(super) fn show(&self, written: &Written) {
         written.segment.show(written.at, &written.header);
+        self.durable.store(written.header.commit, Ordering::Release);
         self.noted.store(written.header.checkpoint, Ordering::Release);
     }
 

@@ -21,9 +21,7 @@ use std::{
 
 use tokio::sync::oneshot;
 
-use super::{
-    Appended, Backup, Draft, Health, Mark, NewQuarantined, Store, Totals, UNKNOWN_MICROS, layout::META_COMMIT, lock,
-};
+use super::{Appended, Backup, Draft, Health, Mark, NewQuarantined, Store, Totals, UNKNOWN_MICROS, lock};
 use crate::{event::Record, metrics::Metrics};
 use batch::{Batch, Write};
 use keeper::Bell;
@@ -461,7 +459,7 @@ impl<P: Publish> Writer<P> {
 
     // The database hears of it only when it is durable: of anything else it could not be rid again.
     fn write(&mut self, write: Write, totals: &Totals) -> Result<(), String> {
-        let Write { frame, mut index, tasks } = write;
+        let Write { frame, index, tasks } = write;
         let before = *lock(&self.store.totals);
         let started = Instant::now();
         let written = self.store.log.append(frame, &before, totals).map_err(|error| error.to_string())?;
@@ -469,7 +467,6 @@ impl<P: Publish> Writer<P> {
         (self.sync)(&self.store)?;
         let synced = Instant::now();
         self.store.log.show(&written);
-        index.insert(&self.store.meta, META_COMMIT, written.commit().to_le_bytes());
         index.commit().and_then(|()| self.store.tasks.change(tasks)).map_err(|error| format!("{error:?}"))?;
         self.metrics.commit_seconds.observe((appended - started + synced.elapsed()).as_secs_f64());
         self.metrics.fsync_seconds.observe((synced - appended).as_secs_f64());

@@ -110,6 +110,19 @@ fn nothing_is_answered_or_shown_before_the_sync_and_duplicates_wait_too() {
 }
 
 #[test]
+fn the_database_hears_of_events_at_checkpoints_only() {
+    let mut held = Held::new();
+    let before = held.store.database.seqno();
+    let answer = held.append("t1", 0);
+    held.run_to_the_sync();
+    held.synced.send(Ok(())).unwrap();
+    answer.blocking_recv().unwrap().unwrap();
+    assert_eq!(held.store.database.seqno(), before, "its journal would grow, and every start read all of it");
+    held.store.checkpoint().unwrap();
+    assert!(held.store.database.seqno() > before);
+}
+
+#[test]
 fn a_failed_sync_refuses_everyone_shows_nothing_and_stops_the_writing() {
     let mut held = Held::new();
     let (one, other) = (held.append("t1", 0), held.append("t2", 0));
