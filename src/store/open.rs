@@ -4,7 +4,12 @@
 //! without its identity, its totals, its task index or its quarantine forgets what it has promised, and says nothing. So what
 //! must fit together is looked at first, by a few reads that do not grow with the log, and what does not fit is refused.
 
-use std::{fmt::Display, fs, io, panic, path::Path, sync::atomic::Ordering};
+use std::{
+    fmt::Display,
+    fs, io, panic,
+    path::{Path, PathBuf},
+    sync::atomic::Ordering,
+};
 
 use fjall::{CompressionType, Database, Keyspace, KeyspaceCreateOptions, PersistMode};
 use uuid::Uuid;
@@ -17,7 +22,7 @@ use super::{
     replay::replay,
     tasks::{RECENT_MAX, Tasks},
     torn,
-    watermark::{Watermark, WatermarkError},
+    watermark::{Watermark, Witnessed},
 };
 use crate::event::{Epoch, Selectable, Sequence, TaskId};
 
@@ -51,7 +56,16 @@ impl Store {
         if database.keyspace_exists(META) {
             check_format(&database.keyspace(META, options)?)?;
         }
-        let (watermark, acknowledged) = Watermark::open(path)?;
+        let acknowledged = match Watermark::read(path)? {
+            Witnessed { mark: None, damaged: Some(file) } => return Err(Setup::Witness(file)),
+            Witnessed { mark, damaged } => {
+                if let Some(file) = damaged {
+                    tracing::warn!(path = %file.display(), "damaged, and replaced by what its other copy says");
+                }
+                mark
+            }
+        };
+        let watermark = Watermark::open(path)?;
         let lost = KEYSPACES.into_iter().find(|name| !database.keyspace_exists(name));
         if let (Some(lost), Some(_)) = (lost, acknowledged) {
             return Err(Setup::Corrupt(format!("the keyspace {lost} is lost")));
@@ -106,13 +120,15 @@ impl Store {
     /// Tells the database what it does not know yet and makes all of it durable, so that no start has to tell it again; then
     /// what is forgotten can go.
     pub(super) fn checkpoint(&self) -> fjall::Result<()> {
-        // In this order: what was committed meanwhile is synced, too, but not counted.
+        // In this order: what was committed meanwhile is synced, too, but not counted; and all commits before the newest segment
+        // have been applied.
         let newest = self.log.newest();
         let first_available = Sequence(lock(&self.totals).first_available);
-        let durable = self.log.durable();
+        let applied = self.log.applied();
         self.tasks.settle()?;
-        self.meta.insert(META_COMMIT, durable.to_le_bytes())?;
+        // Its own work takes numbers, too, which a crash may give out again; but none below that of the entry that is synced here.
         let database_next = self.database.seqno();
+        self.meta.insert(META_COMMIT, applied.to_le_bytes())?;
         self.database.persist(PersistMode::SyncAll)?;
         self.database_next.store(database_next, Ordering::Release);
         self.log.checkpoint(newest, first_available);
@@ -166,7 +182,8 @@ fn sync_names(path: &Path) -> io::Result<()> {
 /// The database takes a folder without its file `current` for a keyspace that was never finished, and deletes it with all its
 /// tables. So this has to be noticed before.
 fn check_folders(path: &Path) -> Result<(), Setup> {
-    let has_acknowledged = Watermark::exists(path);
+    let Witnessed { mark, damaged } = Watermark::read(path)?;
+    let has_acknowledged = mark.is_some() || damaged.is_some();
     let folders = match fs::read_dir(path.join(KEYSPACES_FOLDER)) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         folders => folders?,
@@ -185,9 +202,7 @@ fn check_folders(path: &Path) -> Result<(), Setup> {
 /// Opens the database, and tells damage from a disk that refuses.
 fn recover_database(path: &Path, cache_bytes: u64) -> Result<Database, Setup> {
     // A witness that cannot be read is told of when it is known that it is one of this format.
-    if Watermark::exists(path)
-        && let Ok((_, Some(mark))) = Watermark::open(path)
-    {
+    if let Some(mark) = Watermark::read(path)?.mark {
         // Not below another process: it is in the middle of writing.
         let lock = fs::File::open(path.join(LOCK_FILE));
         if let Ok(lock) = &lock
@@ -272,7 +287,7 @@ pub(super) enum Setup {
     Fjall(fjall::Error),
     Format(u64),
     Corrupt(String),
-    Watermark(WatermarkError),
+    Witness(PathBuf),
 }
 
 impl Setup {
@@ -285,12 +300,13 @@ impl Setup {
         let path = path.to_path_buf();
         match self {
             Self::Fjall(fjall::Error::Locked) => OpenError::Locked(path),
-            Self::Fjall(fjall::Error::Io(source) | fjall::Error::Storage(fjall::LsmError::Io(source)))
-            | Self::Watermark(WatermarkError::Io(source)) => OpenError::Io { path, source },
+            Self::Fjall(fjall::Error::Io(source) | fjall::Error::Storage(fjall::LsmError::Io(source))) => {
+                OpenError::Io { path, source }
+            }
             Self::Fjall(other) => OpenError::Corrupt { path, problem: format!("{other:?}") },
             Self::Format(found) => OpenError::Format { path, found },
             Self::Corrupt(problem) => OpenError::Corrupt { path, problem },
-            Self::Watermark(WatermarkError::Damaged(file)) => OpenError::Witness(file),
+            Self::Witness(file) => OpenError::Witness(file),
         }
     }
 }
@@ -319,11 +335,5 @@ impl From<ReadError> for Setup {
             ReadError::Corrupt(problem) => Self::Corrupt(problem),
             ReadError::Expired => Self::Corrupt(error.to_string()),
         }
-    }
-}
-
-impl From<WatermarkError> for Setup {
-    fn from(error: WatermarkError) -> Self {
-        Self::Watermark(error)
     }
 }

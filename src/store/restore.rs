@@ -90,7 +90,7 @@ fn fill(backup: impl Read, path: &Path) -> Result<BackupSummary, RestoreError> {
     let mut input = Input::new(backup);
     let totals = header(&mut input)?;
     let (epoch, head) = (new_epoch(), totals.head()?.0);
-    let (watermark, _) = Watermark::open(path).map_err(|error| cannot(error.into()))?;
+    let watermark = Watermark::open(path).map_err(|error| cannot(error.into()))?;
     let mark = Mark { epoch, head, quarantine_next: totals.quarantine_next, commit_next: 0, database_next: 0 };
     watermark.begin(path, mark).map_err(|error| cannot(error.into()))?;
     let mut audit = Audit::new(totals);

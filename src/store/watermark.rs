@@ -2,17 +2,17 @@
 //!
 //! A damaged end of the log looks like the torn end of a write. Without a second witness the log would go on from there: what
 //! was acknowledged gone, and its places and numbers given out again. The same goes for the database's journal. The files
-//! are written after each sync and synced only when they are created, so a power cut can only make them too low, which refuses
-//! nothing. Each lies within one sector, so it is never torn.
+//! are written after each sync and synced at starts only, so a power cut can only make them too low, which refuses nothing.
+//! Each lies within one sector, so it is never torn.
 //!
-//! A file whose checksum is wrong refuses the start, although a bit may have flipped beside a log that is whole: it lies on
-//! the disk that the log lies on, and to go on without it would be to trust that disk just when it has proved not worth it.
-//! A person who knows better removes the file, which costs a moment; a log that has lost its end costs what it has lost, and
-//! then the other file tells.
+//! One file that is lost or damaged is replaced by the other. If there is none that can be read, and one whose checksum is wrong,
+//! the start is refused: it lies on the disk that the log lies on, and to go on without it would be to trust that disk just when it
+//! has proved not worth it. A person who knows better removes it; then the log may have lost what is behind the database's last
+//! checkpoint.
 
 use std::{
-    fs::File,
-    io::{self, Read},
+    fs::{self, File},
+    io,
     os::unix::fs::FileExt,
     path::{Path, PathBuf},
 };
@@ -72,18 +72,16 @@ impl Mark {
     }
 }
 
-/// Why the file cannot be used.
-pub(super) enum WatermarkError {
-    Io(io::Error),
-    Damaged(PathBuf),
+/// What is in the files.
+#[derive(Debug, Default)]
+pub(super) struct Witnessed {
+    /// What those say that can be read.
+    pub mark: Option<Mark>,
+    /// The first that cannot.
+    pub damaged: Option<PathBuf>,
 }
 
-impl From<io::Error> for WatermarkError {
-    fn from(error: io::Error) -> Self {
-        Self::Io(error)
-    }
-}
-
+/// The files, to write to.
 #[derive(Debug)]
 pub(super) struct Watermark([File; 2]);
 
@@ -91,26 +89,39 @@ impl Watermark {
     pub(super) const FILE: &str = "acknowledged";
     const FILES: [&str; 2] = [Self::FILE, "acknowledged.copy"];
 
-    /// Whether a data directory has one of the files.
-    pub(super) fn exists(directory: &Path) -> bool {
-        Self::FILES.iter().any(|file| directory.join(file).metadata().is_ok_and(|metadata| metadata.len() > 0))
+    /// What a data directory has of them.
+    pub(super) fn read(directory: &Path) -> io::Result<Witnessed> {
+        let mut witnessed = Witnessed::default();
+        for name in Self::FILES {
+            let path = directory.join(name);
+            let bytes = match fs::read(&path) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                bytes => bytes?,
+            };
+            match (Mark::parse(&bytes), witnessed.mark) {
+                // What ended between creating and writing it had acknowledged nothing.
+                (None, _) if bytes.is_empty() => {}
+                (None, _) => witnessed.damaged = witnessed.damaged.or(Some(path)),
+                (mark, None) => witnessed.mark = mark,
+                (Some(copy), Some(mark)) if copy.epoch == mark.epoch => witnessed.mark = Some(mark.joined(copy)),
+                _ => {} // a copy of another log's
+            }
+        }
+        Ok(witnessed)
     }
 
-    /// Opens the files in the data directory, creating them if need be; with the mark, if there is one.
-    pub(super) fn open(directory: &Path) -> Result<(Self, Option<Mark>), WatermarkError> {
-        let [file, copy] = Self::FILES.map(|name| open(directory.join(name)));
-        let ((file, mark), (copy, copied)) = (file?, copy?);
-        let mark = match (mark, copied) {
-            (Some(mark), Some(copied)) if mark.epoch == copied.epoch => Some(mark.joined(copied)),
-            (mark, copied) => mark.or(copied),
-        };
-        Ok((Self([file, copy]), mark))
+    /// Opens the files in the data directory, creating them if need be.
+    pub(super) fn open(directory: &Path) -> io::Result<Self> {
+        let [file, copy] =
+            Self::FILES.map(|name| File::options().write(true).create(true).truncate(false).open(directory.join(name)));
+        Ok(Self([file?, copy?]))
     }
 
     /// Writes the first mark, durably: from here on a store without what it names is not whole.
     pub(super) fn begin(&self, directory: &Path, mark: Mark) -> io::Result<()> {
         for file in &self.0 {
             file.write_all_at(&mark.encode(), 0)?;
+            file.set_len(Mark::BYTES as u64)?;
             file.sync_all()?;
         }
         File::open(directory)?.sync_all()
@@ -124,18 +135,6 @@ impl Watermark {
             }
         }
     }
-}
-
-fn open(path: PathBuf) -> Result<(File, Option<Mark>), WatermarkError> {
-    let mut file = File::options().read(true).write(true).create(true).truncate(false).open(&path)?;
-    let mut bytes = Vec::new();
-    file.read_to_end(&mut bytes)?;
-    // What ended between creating and writing it had acknowledged nothing.
-    if bytes.is_empty() {
-        return Ok((file, None));
-    }
-    let mark = Mark::parse(&bytes).ok_or(WatermarkError::Damaged(path))?;
-    Ok((file, Some(mark)))
 }
 
 #[cfg(test)]
@@ -181,8 +180,7 @@ mod tests {
                 let bytes = mark.map(|mark| mark.encode().to_vec());
                 std::fs::write(directory.path().join(name), bytes.unwrap_or_default()).unwrap();
             }
-            let opened = Watermark::open(directory.path()).map(|(_, mark)| mark);
-            assert!(matches!(opened, Ok(mark) if mark == told), "{marks:?}");
+            assert_eq!(Watermark::read(directory.path()).unwrap().mark, told, "{marks:?}");
         }
     }
 }

@@ -221,10 +221,10 @@ async fn what_the_database_has_lost_since_the_last_checkpoint_is_told_anew_by_th
 }
 
 /// What a broker's directory opens as with another log; `None` if it is refused.
-fn opened_with(data_dir: &Path, log: &[u8], witnessed: bool) -> Option<(u64, u64)> {
+fn opened_with(data_dir: &Path, log: &[u8], both: bool) -> Option<(u64, u64)> {
     let opened = opened_after(data_dir, |copy| {
         fs::write(segment(copy), log).unwrap();
-        if !witnessed {
+        if !both {
             fs::remove_file(copy.join("acknowledged")).unwrap();
         }
     });
@@ -240,7 +240,7 @@ async fn a_damaged_byte_of_the_log_never_swallows_quarantined_callbacks() {
     for at in find(b"garbage-2") + b"garbage-2".len()..find(b"garbage-3") + b"garbage-3".len() {
         let mut damaged = log.clone();
         damaged[at] ^= 1;
-        let opened = [true, false].map(|witnessed| opened_with(&server.data_dir(), &damaged, witnessed));
+        let opened = [true, false].map(|both| opened_with(&server.data_dir(), &damaged, both));
         assert_eq!(opened, [None, None], "at {at}");
     }
     for end in [find(b"garbage-5"), find(b"garbage-0") - 1, log.len() - 1] {
@@ -260,34 +260,74 @@ async fn a_number_of_the_quarantine_is_witnessed_without_any_event() {
 }
 
 #[tokio::test]
-async fn a_damaged_witness_is_named_and_can_be_removed_if_the_log_is_trusted() {
+async fn damaged_witnesses_are_named_and_can_be_removed_if_the_log_is_trusted() {
     let mut server = killed_with(3, 2).await;
-    let witness = server.data_dir().join("acknowledged");
-    let whole = fs::read(&witness).unwrap();
+    let data_dir = server.data_dir();
+    let whole = fs::read(data_dir.join(WITNESSES[0])).unwrap();
     for at in 0..whole.len() {
         let mut damaged = whole.clone();
         damaged[at] ^= 1 << (at % 8);
-        let opened = opened_after(&server.data_dir(), |copy| fs::write(copy.join("acknowledged"), damaged).unwrap());
+        let opened = opened_after(&data_dir, |copy| {
+            WITNESSES.iter().for_each(|name| fs::write(copy.join(name), &damaged).unwrap());
+        });
         assert!(matches!(opened, Err(OpenError::Witness(_))), "bit {} of byte {at}: {opened:?}", at % 8);
     }
-    fs::write(&witness, &whole[..whole.len() - 1]).unwrap();
-    let told = complaint(&start_in_vain(&server.data_dir()).await);
-    assert!(told.contains(witness.to_str().unwrap()), "{told}");
-    assert!(told.contains("if the log can be trusted, remove this one file and start again"), "{told}");
-    fs::remove_file(&witness).unwrap();
-    let log = log(&server.data_dir());
-    let cut = opened_after(&server.data_dir(), |copy| fs::write(segment(copy), &log[..log.len() - 1]).unwrap());
-    assert!(refused(cut).contains("were acknowledged"), "its copy still tells");
-    server.restart().await;
-    assert_eq!(server.log_of_events().await.len(), 3);
-    let numbers = |witness: &[u8]| witness[..24].to_vec(); // events, quarantine, commits
-    assert_eq!(numbers(&fs::read(&witness).unwrap()), numbers(&whole), "it is written anew");
-    server.kill();
-    remove_witnesses(&server.data_dir());
+    WITNESSES.iter().for_each(|name| fs::write(data_dir.join(name), &whole[..whole.len() - 1]).unwrap());
+    let told = complaint(&start_in_vain(&data_dir).await);
+    assert!(told.contains(data_dir.join("acknowledged").to_str().unwrap()), "{told}");
+    let advice = "if the log can be trusted, remove `acknowledged` and `acknowledged.copy` and start again";
+    assert!(told.contains(advice), "{told}");
+    remove_witnesses(&data_dir);
     server.restart().await;
     assert_eq!(server.log_of_events().await.len(), 3);
     let warning = "the file `acknowledged` and its copy are missing";
     assert!(server.log().contains(warning), "{}", server.log());
+    for name in WITNESSES {
+        let numbers = |witness: &[u8]| witness[..24].to_vec(); // events, quarantine, commits
+        assert_eq!(numbers(&fs::read(data_dir.join(name)).unwrap()), numbers(&whole), "it is written anew");
+    }
+}
+
+#[tokio::test]
+async fn a_witness_that_is_damaged_or_lost_is_replaced_by_the_other() {
+    let mut server = killed_with(3, 2).await;
+    let data_dir = server.data_dir();
+    let whole = fs::read(data_dir.join(WITNESSES[0])).unwrap();
+    let log = log(&data_dir);
+    let cut = |copy: &Path| fs::write(segment(copy), &log[..log.len() - 1]).unwrap();
+    for name in WITNESSES {
+        for damaged in [None, Some(vec![0; whole.len()]), Some(whole[1..].to_vec()), Some([&whole[..], b"x"].concat())]
+        {
+            let damage = |copy: &Path| match &damaged {
+                Some(bytes) => fs::write(copy.join(name), bytes).unwrap(),
+                None => fs::remove_file(copy.join(name)).unwrap(),
+            };
+            let mut written = Vec::new();
+            let opened = opened_after(&data_dir, damage);
+            assert_eq!(opened.unwrap(), (3, 2), "{name} {damaged:?}");
+            let opened = opened_after(&data_dir, |copy| {
+                damage(copy);
+                Store::open(copy, 1 << 20).unwrap();
+                written = fs::read(copy.join(name)).unwrap();
+            });
+            assert_eq!((opened.unwrap(), written.len()), ((3, 2), whole.len()), "{name} {damaged:?}");
+            let opened = opened_after(&data_dir, |copy| {
+                damage(copy);
+                cut(copy);
+            });
+            assert!(refused(opened).contains("were acknowledged"), "{name} {damaged:?}");
+        }
+    }
+    fs::write(data_dir.join(WITNESSES[0]), "x").unwrap();
+    server.restart().await;
+    assert!(server.log().contains("damaged, and replaced by what its other copy says"), "{}", server.log());
+    // What was durable at a checkpoint, as a start makes one, the database knows, too.
+    server.kill();
+    let lost = opened_after(&data_dir, |copy| {
+        remove_witnesses(copy);
+        cut(copy);
+    });
+    assert!(refused(lost).contains("its index knows 5 commits, and the log ends behind 4"));
 }
 
 #[tokio::test]
@@ -295,8 +335,7 @@ async fn a_last_commit_that_a_power_cut_has_torn_is_cut_off_unless_it_was_acknow
     let mut server = killed_with(3, 0).await;
     let data_dir = server.data_dir();
     let begin = log(&data_dir).len();
-    let before = |name: &'static str| (name, fs::read(data_dir.join(name)).unwrap());
-    let (witnesses, journal) = (WITNESSES.map(before), before("0.jnl"));
+    let witnesses = WITNESSES.map(|name| (name, fs::read(data_dir.join(name)).unwrap()));
     server.restart().await;
     server.http().post(&with(completed("torn"), json!({"prompt": "x".repeat(8_000)}))).await.event_id();
     server.kill();
@@ -308,14 +347,13 @@ async fn a_last_commit_that_a_power_cut_has_torn_is_cut_off_unless_it_was_acknow
     };
     let told = refused(opened_after(&data_dir, sector_lost));
     assert!(told.contains("4 events were acknowledged, and the log ends behind 3"), "{told}");
-    // Neither the witnesses nor the database are synced with each commit, so a power cut takes them back.
+    // The witnesses are not synced with each commit, so a power cut takes them back.
     sector_lost(&data_dir);
     for (name, bytes) in witnesses {
         let told = refused(opened_after(&data_dir, |_| ()));
         assert!(told.contains("4 events were acknowledged, and the log ends behind 3"), "{told}");
         fs::write(data_dir.join(name), bytes).unwrap();
     }
-    fs::write(data_dir.join(journal.0), journal.1).unwrap();
     server.restart().await;
     assert_eq!(server.log_of_events().await.len(), 3);
     server.http().post(&completed("torn")).await.event_id();

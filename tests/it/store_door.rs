@@ -228,11 +228,11 @@ pub fn damage_event(data_dir: &Path, task: &str) {
 }
 
 /// Where a log ends that is opened with another content; `None` if it is refused as damaged.
-fn head_with(server: &Server, log: &[u8], witnessed: bool) -> Option<u64> {
+fn head_with(server: &Server, log: &[u8], both: bool) -> Option<u64> {
     let copy = tempfile::tempdir().unwrap();
     copy_directory(&server.data_dir(), copy.path());
     fs::write(segment(copy.path()), log).unwrap();
-    if !witnessed {
+    if !both {
         fs::remove_file(copy.path().join("acknowledged")).unwrap();
     }
     match Store::open(copy.path(), 1 << 20) {
@@ -250,20 +250,20 @@ fn damaged(log: &[u8], trial: usize) -> Vec<u8> {
 }
 
 #[tokio::test]
-async fn a_damaged_byte_of_the_log_is_refused_with_and_without_the_newest_place_beside_it() {
+async fn a_damaged_byte_of_the_log_is_refused_with_one_witness_as_with_both() {
     let (server, log) = killed_behind(40).await;
     for trial in 0..90 {
         assert_eq!(head_with(&server, &damaged(&log, trial), trial % 3 == 0), None, "trial {trial}");
     }
-    assert_eq!([true, false].map(|witnessed| head_with(&server, &log, witnessed)), [Some(40); 2]);
+    assert_eq!([true, false].map(|both| head_with(&server, &log, both)), [Some(40); 2]);
 }
 
 #[tokio::test]
-async fn a_log_that_has_lost_its_end_is_refused_by_the_newest_place_beside_it_and_by_its_copy() {
+async fn a_log_that_has_lost_its_end_is_refused_with_one_witness_as_with_both() {
     let (server, log) = killed_behind(20).await;
     for end in [0, log.len() / 2, log.len() - 1] {
-        for witnessed in [true, false] {
-            assert_eq!(head_with(&server, &log[..end], witnessed), None, "cut at {end}");
+        for both in [true, false] {
+            assert_eq!(head_with(&server, &log[..end], both), None, "cut at {end}");
         }
     }
 }

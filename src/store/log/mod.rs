@@ -80,8 +80,8 @@ pub(super) struct Log {
     segments: RwLock<VecDeque<Arc<Segment>>>,
     active: Mutex<Active>,
     spare: Mutex<Option<Spare>>,
-    /// The number of the newest commit that is durable.
-    durable: AtomicU64,
+    /// The number of the newest commit that is durable, and that the database has heard of.
+    applied: AtomicU64,
     /// The oldest segment that a start has to replay, as the next commit will say.
     checkpoint: AtomicU64,
     /// The same, as the last commit has said: what is older is not needed any more.
@@ -110,7 +110,7 @@ impl Log {
         Self {
             folder,
             epoch: active.segment.header.epoch,
-            durable: (active.next_commit - 1).into(),
+            applied: (active.next_commit - 1).into(),
             segments: RwLock::new(segments),
             active: Mutex::new(active),
             spare: Mutex::default(),
@@ -180,9 +180,14 @@ impl Log {
         self.epoch
     }
 
-    /// The number of the newest commit that is durable.
-    pub(super) fn durable(&self) -> u64 {
-        self.durable.load(Ordering::Acquire)
+    /// Takes note that the database has heard of a commit.
+    pub(super) fn note_applied(&self, written: &Written) {
+        self.applied.store(written.header.commit, Ordering::Release);
+    }
+
+    /// The number of the newest commit that is durable, and that the database has heard of.
+    pub(super) fn applied(&self) -> u64 {
+        self.applied.load(Ordering::Acquire)
     }
 
     /// The number of the next commit.
@@ -220,7 +225,6 @@ impl Log {
     /// Lets readers find what was appended and synced.
     pub(super) fn show(&self, written: &Written) {
         written.segment.show(written.at, &written.header);
-        self.durable.store(written.header.commit, Ordering::Release);
         self.noted.store(written.header.checkpoint, Ordering::Release);
     }
 

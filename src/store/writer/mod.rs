@@ -468,6 +468,7 @@ impl<P: Publish> Writer<P> {
         let synced = Instant::now();
         self.store.log.show(&written);
         index.commit().and_then(|()| self.store.tasks.change(tasks)).map_err(|error| format!("{error:?}"))?;
+        self.store.log.note_applied(&written);
         self.metrics.commit_seconds.observe((appended - started + synced.elapsed()).as_secs_f64());
         self.metrics.fsync_seconds.observe((synced - appended).as_secs_f64());
         Ok(())
