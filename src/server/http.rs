@@ -733,28 +733,39 @@ mod tests {
         assert!(answer.ends_with("answered"), "{answer}");
     }
 
-    /// The client's end of a connection that is served as HTTP/2, what stops it, and what ends with it.
     #[tokio::test]
     async fn for_who_sends_no_more_only_callbacks_are_gone_on_with() {
         let metrics = Metrics::default();
-        let slow = || async { sleep(Duration::from_millis(50)).await };
-        for (limits, is_answered) in [(Limits { half_close: true, ..Limits::admin() }, true), (Limits::admin(), false)]
-        {
+        for (limits, is_answered) in [(AT_THE_END, true), (Limits::admin(), false)] {
             let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
             let address = listener.local_addr().unwrap();
             let (counters, stop) = (Counters::of("test", &metrics), CancellationToken::new());
-            let router = Router::new().route("/", axum::routing::get(slow));
+            let gate = CancellationToken::new();
+            let (waiting, opening) = (gate.clone(), gate);
+            let open = async move || opening.cancel();
+            let router = Router::new()
+                .route("/", axum::routing::get(move || waiting.cancelled_owned()))
+                .route("/open", axum::routing::get(open));
             let entrance = Entrance::open_to_all(None);
             tokio::spawn(serve(listener, Homes::here(), entrance, routed(router), limits, counters, stop));
-            let mut client = TcpStream::connect(address).await.unwrap();
-            client.write_all(b"GET / HTTP/1.1\r\nhost: test\r\n\r\n").await.unwrap();
-            client.shutdown().await.unwrap();
+            let ask = async |path: &str| {
+                let mut client = TcpStream::connect(address).await.unwrap();
+                client.write_all(format!("GET {path} HTTP/1.1\r\nhost: test\r\n\r\n").as_bytes()).await.unwrap();
+                client.shutdown().await.unwrap();
+                client
+            };
+            let mut client = ask("/").await;
+            if is_answered {
+                // When this is answered, the end of the other connection, which came before, has been seen.
+                ask("/open").await.read_to_end(&mut Vec::new()).await.unwrap();
+            }
             let mut answer = Vec::new();
-            client.read_to_end(&mut answer).await.unwrap();
+            timeout(SOON, client.read_to_end(&mut answer)).await.expect("it goes on for nobody").unwrap();
             assert_eq!(!answer.is_empty(), is_answered);
         }
     }
 
+    /// The client's end of a connection that is served as HTTP/2, what stops it, and what ends with it.
     async fn h2_by(responder: impl Responder) -> (TcpStream, CancellationToken, tokio::task::JoinHandle<()>) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();

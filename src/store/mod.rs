@@ -124,7 +124,7 @@ pub enum OpenError {
     },
     /// The witness of what was acknowledged is damaged.
     #[error(
-        "{0} is damaged, and no copy of it can be read: nobody can tell whether the log beside it has lost its end: restore a backup, or, if the log can be trusted, remove `acknowledged` and `acknowledged.copy` and start again"
+        "{0} is damaged, there is no copy of it that can be read, and without one nobody can tell whether the log beside it has lost its end: restore a backup, or, if the log can be trusted, remove `acknowledged` and `acknowledged.copy` and start again"
     )]
     Witness(PathBuf),
     /// The disk refuses.
