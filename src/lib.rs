@@ -23,6 +23,7 @@
 // In reading order, lowest layer first.
 pub mod metrics;
 mod network;
+mod printable;
 pub mod trace;
 
 pub mod event;

@@ -28,6 +28,6 @@ pub(super) async fn run(args: HealthcheckArgs) -> anyhow::Result<ExitCode> {
         anyhow::anyhow!("cannot ask {url}: {error:#}; is `blobcast serve` running? use --admin-url")
     })?;
     let body = String::from_utf8_lossy(&body);
-    output::emit_line(body.trim_end())?;
+    output::emit_lines(body.trim_end())?;
     Ok(if status.is_success() { ExitCode::SUCCESS } else { ExitCode::from(EXIT_OTHER) })
 }

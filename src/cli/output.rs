@@ -3,16 +3,19 @@
 //! Owns colours, tables, how an error looks and what it exits with. Nothing from outside reaches a terminal unfiltered.
 
 use std::{
-    borrow::Cow,
     io::{self, Write},
     process::ExitCode,
 };
 
 use anstyle::{AnsiColor, Style};
 use clap::ValueEnum;
+use serde::Serialize;
 
-use super::{EXIT_OTHER, EXIT_USAGE};
-use crate::config::ConfigErrors;
+use super::{EXIT_OTHER, EXIT_USAGE, columns};
+use crate::{
+    config::ConfigErrors,
+    printable::{printable, printable_json},
+};
 
 /// Pretty for people, JSON for programs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -78,9 +81,29 @@ pub(super) fn write(out: &mut impl Write, bytes: &[u8]) -> anyhow::Result<()> {
     })
 }
 
-/// Writes a line to standard output.
+/// Writes one line of text to standard output, made printable.
 pub(super) fn emit_line(line: &str) -> anyhow::Result<()> {
-    emit(format!("{line}\n").as_bytes())
+    emit(format!("{}\n", printable(line)).as_bytes())
+}
+
+/// Writes text to standard output, each line of it made printable.
+pub(super) fn emit_lines(text: &str) -> anyhow::Result<()> {
+    text.lines().try_for_each(emit_line)
+}
+
+/// Writes one JSON object on one line to standard output.
+pub(super) fn emit_json(value: &impl Serialize) -> anyhow::Result<()> {
+    emit(format!("{}\n", json(value)?).as_bytes())
+}
+
+/// One JSON object on one line. What a terminal would obey or not show is escaped, also in a pipe: it is the same JSON.
+pub(super) fn json(value: &impl Serialize) -> serde_json::Result<String> {
+    Ok(printable_json(&serde_json::to_string(value)?).into_owned())
+}
+
+/// Writes a table to standard output; see [`columns`].
+pub(super) fn emit_table<const N: usize>(header: [&str; N], rows: &[[String; N]]) -> anyhow::Result<()> {
+    emit(columns::table(header, rows, columns::screen_width()).as_bytes())
 }
 
 /// A dim line on standard error: what happens to the stream, not what is in it.
@@ -99,46 +122,9 @@ pub(super) fn stdout_colors() -> bool {
     anstream::AutoStream::choice(&io::stdout()) != anstream::ColorChoice::Never
 }
 
-/// The text without control characters: a callback is not to steer the terminal of whoever reads it.
-pub(super) fn printable(text: &str) -> Cow<'_, str> {
-    if text.chars().any(char::is_control) {
-        text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect::<String>().into()
-    } else {
-        text.into()
-    }
-}
-
-/// A table with aligned columns; the last column is not padded.
-pub(super) fn table<const N: usize>(header: [&str; N], rows: &[[String; N]]) -> String {
-    let header = header.map(str::to_owned);
-    let lines = || std::iter::once(&header).chain(rows);
-    let cell = |line: &[String; N], column: usize| printable(&line[column]).into_owned();
-    let widths: [usize; N] =
-        std::array::from_fn(|column| lines().map(|line| cell(line, column).chars().count()).max().unwrap_or(0));
-    let mut text = String::new();
-    for line in lines() {
-        let cells: Vec<_> = (0..N).map(|column| format!("{:<1$}", cell(line, column), widths[column])).collect();
-        text.push_str(cells.join("  ").trim_end());
-        text.push('\n');
-    }
-    text
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn columns_are_as_wide_as_their_widest_cell() {
-        let rows = [["a".into(), "1".into(), "x".into()], ["äöü".into(), "22".into(), String::new()]];
-        assert_eq!(table(["id", "n", "last"], &rows), "id   n   last\na    1   x\näöü  22\n");
-    }
-
-    #[test]
-    fn control_characters_do_not_reach_the_terminal() {
-        assert_eq!(printable("red \u{1b}[31mand\u{9b}31m\nmore"), "red \u{fffd}[31mand\u{fffd}31m\u{fffd}more");
-        assert!(matches!(printable("plain ü"), Cow::Borrowed(_)));
-    }
 
     #[test]
     fn a_cause_that_the_error_names_is_not_told_again() {

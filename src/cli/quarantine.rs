@@ -1,6 +1,9 @@
 //! `quarantine`: the callbacks that could not be understood, and what to do about them.
 
-use std::process::ExitCode;
+use std::{
+    io::{self, IsTerminal},
+    process::ExitCode,
+};
 
 use clap::{Args, Subcommand, ValueEnum};
 use jiff::Timestamp;
@@ -9,11 +12,12 @@ use serde::Serialize;
 use super::{
     EXIT_OTHER,
     client::{Connection, GrpcArgs},
-    output::{self, Format, note, printable},
+    output::{self, Format, note},
     render::{BodyJson, clock, instant, time_json},
 };
 use crate::{
     event::{Product, TaskId},
+    printable::printable,
     wire::v1::{self, admin_service_client::AdminServiceClient},
 };
 
@@ -117,7 +121,7 @@ async fn list(args: ListArgs) -> anyhow::Result<ExitCode> {
     while let Some(callbacks) = pages.next().await? {
         for callback in &callbacks {
             match args.output {
-                Format::Json => output::emit_line(&json(callback)?)?,
+                Format::Json => output::emit_json(&json(callback))?,
                 Format::Pretty => rows.push(row(callback, now)),
             }
         }
@@ -126,7 +130,7 @@ async fn list(args: ListArgs) -> anyhow::Result<ExitCode> {
         Format::Pretty if rows.is_empty() => note("the quarantine is empty"),
         Format::Pretty => {
             let header = ["ID", "RECEIVED", "REASON", "BYTES", "TARGET", "DETAIL"];
-            output::emit(output::table(header, &rows).as_bytes())?;
+            output::emit_table(header, &rows)?;
         }
         Format::Json => {}
     }
@@ -139,9 +143,9 @@ async fn show(args: ShowArgs) -> anyhow::Result<ExitCode> {
     while let Some(callbacks) = pages.next().await? {
         if let Some(callback) = callbacks.iter().find(|callback| callback.quarantine_id == args.quarantine_id) {
             match args.output {
-                ShowFormat::Pretty => output::emit_line(&pretty(callback))?,
-                ShowFormat::Json => output::emit_line(&json(callback)?)?,
-                ShowFormat::Body => output::emit(&callback.body)?,
+                ShowFormat::Pretty => output::emit_lines(&pretty(callback))?,
+                ShowFormat::Json => output::emit_json(&json(callback))?,
+                ShowFormat::Body => emit_body(&callback.body)?,
             }
             return Ok(ExitCode::SUCCESS);
         }
@@ -177,6 +181,15 @@ async fn discard(args: DiscardArgs) -> anyhow::Result<ExitCode> {
     let asked_count = args.quarantine_ids.len();
     output::emit_line(&format!("{discarded_count} of {asked_count} discarded"))?;
     Ok(if discarded_count == asked_count { ExitCode::SUCCESS } else { ExitCode::from(EXIT_OTHER) })
+}
+
+/// Byte for byte, unless a terminal would obey some of them.
+fn emit_body(body: &[u8]) -> anyhow::Result<()> {
+    let is_harmless = || std::str::from_utf8(body).is_ok_and(|text| text.lines().all(|line| printable(line) == line));
+    if io::stdout().is_terminal() && !is_harmless() {
+        anyhow::bail!("the body has bytes that a terminal may obey: write it to a file, or use --output pretty");
+    }
+    output::emit(body)
 }
 
 /// The quarantine, page by page.
@@ -224,10 +237,9 @@ fn pretty(callback: &v1::QuarantinedCallback) -> String {
         ("detail", callback.detail.clone()),
         ("bytes", callback.body_bytes.to_string()),
     ];
+    // Each on its line, whatever is in it: a target cannot pretend to be another field.
     let head: String = fields.iter().map(|(name, value)| format!("{name:<9} {}\n", printable(value))).collect();
-    let body = String::from_utf8_lossy(&callback.body);
-    let lines: Vec<_> = body.lines().map(printable).collect();
-    format!("{head}\n{}", lines.join("\n"))
+    format!("{head}\n{}", String::from_utf8_lossy(&callback.body))
 }
 
 #[derive(Serialize)]
@@ -242,8 +254,8 @@ struct CallbackJson<'a> {
     body: Option<BodyJson>,
 }
 
-fn json(callback: &v1::QuarantinedCallback) -> serde_json::Result<String> {
-    serde_json::to_string(&CallbackJson {
+fn json(callback: &v1::QuarantinedCallback) -> CallbackJson<'_> {
+    CallbackJson {
         quarantine_id: &callback.quarantine_id,
         reason: &callback.reason,
         detail: &callback.detail,
@@ -251,7 +263,7 @@ fn json(callback: &v1::QuarantinedCallback) -> serde_json::Result<String> {
         received_at: time_json(callback.received_at),
         body_bytes: callback.body_bytes,
         body: BodyJson::new(&callback.body),
-    })
+    }
 }
 
 #[cfg(test)]
@@ -272,8 +284,8 @@ mod tests {
 
     #[test]
     fn a_body_that_is_not_text_is_shown_without_harm_and_kept_in_json() {
-        assert!(pretty(&callback()).ends_with("\n\u{fffd}\u{fffd}"));
-        let value: serde_json::Value = serde_json::from_str(&json(&callback()).unwrap()).unwrap();
+        assert!(pretty(&callback()).ends_with("\n\u{1b}\u{fffd}"));
+        let value = serde_json::to_value(json(&callback())).unwrap();
         assert_eq!((&value["raw_body_hex"], &value["received_at"]), (&"1bff".into(), &"1970-01-01T00:00:00Z".into()));
     }
 

@@ -10,8 +10,13 @@ use jiff::{SignedDuration, Timestamp};
 use serde::Serialize;
 use serde_json::Value;
 
-use super::output::{self, Format, printable};
-use crate::wire::v1;
+use unicode_width::UnicodeWidthStr;
+
+use super::{
+    columns::{cut, pad},
+    output::{self, Format},
+};
+use crate::{printable::printable, wire::v1};
 
 /// Said in the help of every verb that prints events.
 pub(super) const JSON_HELP: &str = "\
@@ -27,6 +32,9 @@ const STATUS_WIDTH: usize = 10;
 
 /// Longest task id that further lines are lined up with: a UUID, which most of the vendor's are.
 const TASK_WIDTH_MAX: usize = 36;
+/// The vendor's own word for a status is shown up to this width, and its message up to that. JSON has the whole.
+const STATUS_WIDTH_MAX: usize = 32;
+const ERROR_WIDTH_MAX: usize = 200;
 
 /// Columns as wide as their widest text so far, so that lines of one kind line up from the second on.
 #[derive(Debug, Default)]
@@ -37,7 +45,7 @@ pub(super) struct Widths {
 
 impl Widths {
     fn task_id(&mut self, text: &str) -> usize {
-        self.task_id = self.task_id.max(text.chars().count().min(TASK_WIDTH_MAX));
+        self.task_id = self.task_id.max(text.width().min(TASK_WIDTH_MAX));
         self.task_id
     }
 
@@ -82,7 +90,9 @@ pub(super) fn pretty(event: &v1::Event, now: Timestamp, colors: bool, widths: &m
     let styled = |style: Style, text: &str| if colors { format!("{style}{text}{style:#}") } else { text.to_owned() };
     let received_at = event.received_at.and_then(instant);
     let status = match event.status() {
-        v1::TaskStatus::Unspecified if !event.status_text.is_empty() => printable(&event.status_text).into_owned(),
+        v1::TaskStatus::Unspecified if !event.status_text.is_empty() => {
+            cut(&printable(&event.status_text), STATUS_WIDTH_MAX).into_owned()
+        }
         status => status_word(status).to_owned(),
     };
     let color = match event.status() {
@@ -94,9 +104,9 @@ pub(super) fn pretty(event: &v1::Event, now: Timestamp, colors: bool, widths: &m
     let task_width = widths.task_id(&task_id);
     let mut parts = vec![
         styled(Style::new().dimmed(), &received_at.map_or_else(|| "-".to_owned(), |time| clock(time, now))),
-        format!("{:<PRODUCT_WIDTH$}", printable(&event.product)),
-        format!("{task_id:<task_width$}"),
-        styled(color.on_default(), &format!("{status:<STATUS_WIDTH$}")),
+        pad(&printable(&event.product), PRODUCT_WIDTH),
+        pad(&task_id, task_width),
+        styled(color.on_default(), &pad(&status, STATUS_WIDTH)),
     ];
     let ended_at = event.completed_at.and_then(instant);
     let latency = ended_at.zip(received_at).map(|(ended, received)| latency(received.duration_since(ended)));
@@ -107,7 +117,7 @@ pub(super) fn pretty(event: &v1::Event, now: Timestamp, colors: bool, widths: &m
     }
     parts.extend(event.outputs.iter().map(|output| printable(&output.url).into_owned()));
     if let Some(error) = &event.error {
-        parts.push(printable(&error_line(error)).into_owned());
+        parts.push(cut(&printable(&error_line(error)), ERROR_WIDTH_MAX).into_owned());
     }
     let markers = [
         (event.conflict, "[conflict]".to_owned()),
@@ -229,7 +239,7 @@ impl BodyJson {
 
 /// One JSON object on one line; [`JSON_HELP`] describes it.
 pub(super) fn json(event: &v1::Event) -> serde_json::Result<String> {
-    serde_json::to_string(&EventJson {
+    output::json(&EventJson {
         event_id: &event.event_id,
         cursor: &event.cursor,
         product: &event.product,
@@ -389,7 +399,7 @@ mod tests {
     #[test]
     fn an_unknown_status_shows_the_vendors_word_and_cannot_steer_the_terminal() {
         let odd = v1::Event { status: 0, status_text: "up\u{1b}[2Jscaling".into(), ..event() };
-        assert!(pretty(&odd, Timestamp::UNIX_EPOCH, false, &mut Widths::default()).contains("up\u{fffd}[2Jscaling"));
+        assert!(pretty(&odd, Timestamp::UNIX_EPOCH, false, &mut Widths::default()).contains("up\\u{1b}[2Jscaling"));
     }
 
     #[test]

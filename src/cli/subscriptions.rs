@@ -33,7 +33,7 @@ pub(super) async fn run(args: SubscriptionsArgs) -> anyhow::Result<ExitCode> {
         let page = answer.map_err(|status| args.grpc.error(&status))?.into_inner();
         for subscription in &page.subscriptions {
             match args.output {
-                Format::Json => output::emit_line(&as_json(subscription).to_string())?,
+                Format::Json => output::emit_json(&as_json(subscription))?,
                 Format::Pretty => rows.push(row(subscription, now)),
             }
         }
@@ -46,7 +46,7 @@ pub(super) async fn run(args: SubscriptionsArgs) -> anyhow::Result<ExitCode> {
         Format::Pretty if rows.is_empty() => note("nobody is subscribed"),
         Format::Pretty => {
             let header = ["ID", "CLIENT", "PEER", "STATE", "LAG", "DELIVERED", "OPENED", "FILTER"];
-            output::emit(output::table(header, &rows).as_bytes())?;
+            output::emit_table(header, &rows)?;
         }
         Format::Json => {}
     }

@@ -112,7 +112,7 @@ pub(super) fn run(args: TokenArgs) -> anyhow::Result<ExitCode> {
     match args.output {
         Format::Json => {
             let json = json!({"section": section, "name": name, "line": line, "secret": secret});
-            output::emit_line(&json.to_string())?;
+            output::emit_json(&json)?;
         }
         Format::Pretty => {
             let told = match args.kind {

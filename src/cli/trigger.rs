@@ -202,7 +202,7 @@ fn line(outcome: &Outcome) -> String {
         Err(error) => format!("not sent: {error}"),
     };
     let attempts = if outcome.attempts > 1 { format!(" ({} attempts)", outcome.attempts) } else { String::new() };
-    output::printable(&format!("{} {answer}{attempts}", outcome.task_id)).into_owned()
+    format!("{} {answer}{attempts}", outcome.task_id)
 }
 
 fn rate(text: &str) -> Result<f64, String> {

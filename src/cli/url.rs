@@ -64,14 +64,11 @@ pub(super) async fn run(args: UrlArgs) -> anyhow::Result<ExitCode> {
             let until = minted.expire_time.and_then(instant).map(|time| clock(time, jiff::Timestamp::now()));
             note(&format!("accepted until {}, signed with {}", until.unwrap_or_default(), minted.key_id));
         }
-        Format::Json => output::emit_line(
-            &json!({
-                "callback_url": minted.callback_url,
-                "expire_time": time_json(minted.expire_time),
-                "key_id": minted.key_id,
-            })
-            .to_string(),
-        )?,
+        Format::Json => output::emit_json(&json!({
+            "callback_url": minted.callback_url,
+            "expire_time": time_json(minted.expire_time),
+            "key_id": minted.key_id,
+        }))?,
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -62,10 +62,10 @@ enum WaitFormat {
 pub(super) async fn run(args: WaitArgs) -> anyhow::Result<ExitCode> {
     let Some(event) = wait(&args).await? else { return Ok(ExitCode::from(EXIT_TIMED_OUT)) };
     if args.output == WaitFormat::Json {
-        output::emit_line(&render::json(&event)?)?;
+        output::emit(format!("{}\n", render::json(&event)?).as_bytes())?;
     } else if event.status() == v1::TaskStatus::Completed {
         for output in &event.outputs {
-            output::emit_line(&output::printable(&output.url))?;
+            output::emit_line(&output.url)?;
         }
         if event.outputs.is_empty() {
             note("the task completed without an output");

@@ -7,10 +7,11 @@ use std::{
 };
 
 /// What each module may import, directly. A module that is not named here may not exist.
-const ALLOWED: [(&str, &[&str]); 21] = [
+const ALLOWED: [(&str, &[&str]); 22] = [
     ("event", &["trace"]),
     ("metrics", &[]),
     ("network", &[]),
+    ("printable", &[]),
     ("trace", &[]),
     ("config", &[]),
     ("checker", &[]),
@@ -43,7 +44,7 @@ const ALLOWED: [(&str, &[&str]); 21] = [
         ],
     ),
     ("simulator", &["event", "vendor"]),
-    ("cli", &["config", "credentials", "event", "server", "simulator", "store", "vendor", "wire"]),
+    ("cli", &["config", "credentials", "event", "printable", "server", "simulator", "store", "vendor", "wire"]),
     ("fuzzing", &["rpc", "server", "store", "wire"]),
     ("lib", &[]),
 ];

@@ -17,6 +17,7 @@ mod configuration;
 mod grpc_front;
 mod guarantees;
 mod history;
+mod hostile_text;
 mod http_front;
 mod journal_contract;
 mod layering;

@@ -1,6 +1,7 @@
 //! The binary as a shell runs it: one command line, what it printed, how it exited.
 
 use std::{
+    fs::File,
     io::{Read, Write},
     net::SocketAddr,
     path::Path,
@@ -9,6 +10,10 @@ use std::{
     thread,
 };
 
+use rustix::{
+    pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt},
+    termios::{Winsize, tcsetwinsize},
+};
 use serde_json::Value;
 
 use super::{Server, until};
@@ -76,6 +81,20 @@ impl Cli {
             thread::spawn(move || pipe.write_all(&bytes).is_ok());
         }
         let (stdout, stderr) = (Pipe::of(child.stdout.take().unwrap()), Pipe::of(child.stderr.take().unwrap()));
+        Running { child, stdout, stderr }
+    }
+
+    /// Starts it with a terminal of so many columns for its standard output.
+    pub fn start_on_terminal(mut self, columns: u16) -> Running {
+        let ours = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
+        grantpt(&ours).unwrap();
+        unlockpt(&ours).unwrap();
+        let name = ptsname(&ours, Vec::new()).unwrap().into_string().unwrap();
+        let theirs = File::options().read(true).write(true).open(name).unwrap();
+        tcsetwinsize(&theirs, Winsize { ws_row: 24, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 }).unwrap();
+        self.command.stdin(Stdio::null()).stdout(theirs).stderr(Stdio::piped());
+        let mut child = self.command.spawn().unwrap();
+        let (stdout, stderr) = (Pipe::of(File::from(ours)), Pipe::of(child.stderr.take().unwrap()));
         Running { child, stdout, stderr }
     }
 

@@ -1,0 +1,146 @@
+//! Columns by what is seen: widths are those on the screen, and no value makes other rows wider than the screen. Pure, but for
+//! asking how wide that is.
+
+use std::{borrow::Cow, io};
+
+use unicode_width::UnicodeWidthStr;
+
+use crate::printable::printable;
+
+/// Widest column where the screen's width is not known.
+const COLUMN_WIDTH_MAX: usize = 64;
+/// No column is made narrower than this, or than its header.
+const COLUMN_WIDTH_MIN: usize = 8;
+/// Between two columns.
+const GAP: usize = 2;
+/// Where something was cut off.
+const ELLIPSIS: &str = "…";
+
+/// Columns of the terminal that standard output is; `None` if it is none.
+pub(super) fn screen_width() -> Option<usize> {
+    let size = rustix::termios::tcgetwinsize(io::stdout()).ok()?;
+    Some(size.ws_col.into()).filter(|&width| width > 0)
+}
+
+/// The text, and spaces up to a width on the screen.
+pub(super) fn pad(text: &str, width: usize) -> String {
+    format!("{text}{:1$}", "", width.saturating_sub(text.width()))
+}
+
+/// The text, or as much of it as fits, with an ellipsis. `text` has to be printable, and `width_max` is not 0.
+pub(super) fn cut(text: &str, width_max: usize) -> Cow<'_, str> {
+    if text.width() <= width_max {
+        return text.into();
+    }
+    let fits = |end: &usize| text[..*end].width() < width_max;
+    let end = text.char_indices().map(|(end, _)| end).take_while(fits).last().unwrap_or_default();
+    format!("{}{ELLIPSIS}", &text[..end]).into()
+}
+
+/// A table with aligned columns that fits a screen, if its header does; the last column is not padded. Whatever is cut off is in
+/// the JSON output. The first column names the row and is not cut.
+pub(super) fn table<const N: usize>(header: [&str; N], rows: &[[String; N]], screen_width: Option<usize>) -> String {
+    let cells: Vec<[Cow<'_, str>; N]> =
+        rows.iter().map(|row| std::array::from_fn(|column| printable(&row[column]))).collect();
+    let widest = |column: usize| cells.iter().map(|row| row[column].width()).max().unwrap_or_default();
+    let needed = std::array::from_fn(|column| widest(column).max(header[column].width()));
+    let widths = fitted(needed, header, screen_width);
+
+    let mut text = String::new();
+    for line in std::iter::once(header.map(Cow::Borrowed)).chain(cells) {
+        let padded: Vec<_> = (0..N).map(|column| pad(&cut(&line[column], widths[column]), widths[column])).collect();
+        text.push_str(padded.join(&" ".repeat(GAP)).trim_end());
+        text.push('\n');
+    }
+    text
+}
+
+/// What columns may have: takes from the widest until all fit.
+fn fitted<const N: usize>(mut widths: [usize; N], header: [&str; N], screen_width: Option<usize>) -> [usize; N] {
+    let least = |column: usize| header[column].width().max(COLUMN_WIDTH_MIN);
+    let room = screen_width.unwrap_or(usize::MAX).saturating_sub(GAP * (N - 1));
+    let widest_max = screen_width.unwrap_or(COLUMN_WIDTH_MAX);
+    for width in &mut widths[1..] {
+        *width = (*width).min(widest_max);
+    }
+    while widths.iter().sum::<usize>() > room {
+        let wide = (1..N).filter(|&column| widths[column] > least(column));
+        let Some(widest) = wide.max_by_key(|&column| widths[column]) else { break };
+        widths[widest] -= 1;
+    }
+    widths
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn columns_are_as_wide_as_their_widest_cell() {
+        let rows = [["a".into(), "1".into(), "x".into()], ["äöü".into(), "22".into(), String::new()]];
+        assert_eq!(table(["id", "n", "last"], &rows, None), "id   n   last\na    1   x\näöü  22\n");
+    }
+
+    #[test]
+    fn columns_line_up_by_what_is_seen() {
+        let rows = [["日本".into(), "1".into()], ["e\u{301}".into(), "2".into()], ["\u{202e}".into(), "3".into()]];
+        assert_eq!(table(["id", "n"], &rows, None), "id        n\n日本      1\ne\u{301}         2\n\\u{202e}  3\n");
+    }
+
+    #[test]
+    fn a_long_value_is_cut_and_leaves_the_other_rows_alone() {
+        let rows = |long: usize| [["1".into(), "x".repeat(long), "y".into()], ["2".into(), "b".into(), "c".into()]];
+        let lines = |long, screen| table(["ID", "TARGET", "DETAIL"], &rows(long), screen);
+        assert_eq!(lines(64, None).lines().nth(1), Some(&*format!("1   {}  y", "x".repeat(64))));
+        assert_eq!(lines(65, None).lines().nth(1), Some(&*format!("1   {}…  y", "x".repeat(63))));
+        // 2 for the id, 6 for the detail, and two gaps.
+        assert_eq!(lines(28, Some(40)).lines().nth(1), Some(&*format!("1   {}  y", "x".repeat(28))));
+        assert_eq!(lines(29, Some(40)).lines().nth(1), Some(&*format!("1   {}…  y", "x".repeat(27))));
+        let cut = lines(15_000, None);
+        assert!(cut.lines().all(|line| line.width() <= 2 + 64 + 6 + 4), "{cut}");
+    }
+
+    #[test]
+    fn the_id_is_never_cut_and_a_header_never() {
+        let rows = [["i".repeat(36), "x".repeat(90), "y".repeat(90)]];
+        let text = table(["ID", "CLIENT", "A LONG FILTER"], &rows, Some(20));
+        assert_eq!(
+            text,
+            format!("{}  CLIENT    A LONG FILTER\n{}  xxxxxxx…  yyyyyyyyyyyy…\n", pad("ID", 36), "i".repeat(36))
+        );
+    }
+
+    #[test]
+    fn a_wide_character_that_fits_in_half_is_left_out() {
+        assert_eq!(cut("日本語", 6), "日本語");
+        assert_eq!(cut("日本語", 5), "日本…");
+        assert_eq!(cut("日本語", 4), "日…");
+        assert_eq!(cut("日", 1), "…");
+    }
+
+    proptest! {
+        #[test]
+        fn a_table_fits_the_screen(
+            cells in prop::collection::vec(prop::array::uniform3(any::<String>()), 1..4),
+            screen in 40_usize..200,
+        ) {
+            let rows: Vec<_> = cells.into_iter().zip(1..).map(|([a, b, c], n)| [n.to_string(), a, b, c]).collect();
+            for screen in [Some(screen), None] {
+                let text = table(["ID", "CLIENT", "STATE", "FILTER"], &rows, screen);
+                prop_assert_eq!(text.lines().count(), rows.len() + 1);
+                for line in text.lines() {
+                    prop_assert!(line.width() <= screen.unwrap_or(2 + 3 * 64 + 6), "{} in {:?}", line, screen);
+                }
+            }
+        }
+
+        #[test]
+        fn what_is_cut_fits(text in any::<String>(), width_max in 1_usize..80) {
+            let text = printable(&text);
+            let cut = cut(&text, width_max);
+            prop_assert!(cut.width() <= width_max && (cut == text || text.width() > width_max), "{}", cut);
+        }
+    }
+}
