@@ -59,7 +59,9 @@ pub enum Rejection {
     )]
     Labels,
     /// The task already has as many events as one may have.
-    #[error("the task has as many events as one may have")]
+    #[error(
+        "the task has as many events of this product that are not terminal as one may have: release it, if it is wanted all the same"
+    )]
     TooManyEvents,
 }
 
@@ -108,6 +110,7 @@ impl Callback {
             event: wire::encode_event(event),
             raw: self.body.clone(),
             releases: None,
+            conceals_duplicates: false,
             origin: None,
         })
     }

@@ -4,16 +4,21 @@ use std::process::ExitCode;
 
 use clap::{Args, ValueEnum};
 use jiff::Timestamp;
+use tonic::Status;
+use tonic_types::StatusExt;
 
 use super::{
     args::{FilterArgs, Moment},
-    client::GrpcArgs,
+    client::{Connection, GrpcArgs},
     output::{Format, Usage},
     render::{EventPrinter, JSON_HELP},
 };
 use crate::{
-    event::TaskId,
-    wire::{timestamp, v1},
+    event::{Product, TaskId},
+    wire::{
+        timestamp,
+        v1::{self, event_service_client::EventServiceClient},
+    },
 };
 
 /// Most events in a page; the broker's own limit.
@@ -21,7 +26,7 @@ const PAGE_EVENTS_MAX: u64 = 256;
 
 const RAW_NEEDS_JSON: &str = "--include-raw needs --output json";
 
-/// Prints every retained event of one task, oldest first.
+/// Prints every retained event of one task, oldest first; without --product, of every product that has the task id.
 #[derive(Args, Debug)]
 #[command(after_help = "Exit codes: 0 printed; 1 no event of the task is retained, or another error; 2 usage.",
     after_long_help = format!("{JSON_HELP}\n\nExit codes: 0 printed; 1 no event of the task is retained, or another error; 2 usage."))]
@@ -29,6 +34,9 @@ pub(super) struct GetArgs {
     /// The vendor's id of the task.
     #[arg(value_parser = TaskId::parse)]
     task_id: TaskId,
+    /// Only events of this product, for example veo.
+    #[arg(long, value_name = "PRODUCT", value_parser = Product::parse)]
+    product: Option<Product>,
     /// How to print events.
     #[arg(long, value_name = "FORMAT", default_value = "pretty")]
     output: Format,
@@ -87,33 +95,65 @@ pub(super) async fn get(args: GetArgs) -> anyhow::Result<ExitCode> {
     if args.include_raw && args.output != Format::Json {
         return Err(Usage(RAW_NEEDS_JSON.into()).into());
     }
-    let request = v1::GetTaskRequest { task_id: args.task_id.to_string(), include_raw: args.include_raw };
-    let response = args.grpc.events()?.get_task(request).await.map_err(|status| args.grpc.error(&status))?;
+    let (task_id, include_raw) = (args.task_id.to_string(), args.include_raw);
+    let product = args.product.as_ref().map(ToString::to_string);
+    let request =
+        v1::GetTaskRequest { task_id: task_id.clone(), include_raw, product: product.clone().unwrap_or_default() };
+    let mut client = args.grpc.events()?;
     let mut printer = EventPrinter::new(args.output);
-    response.into_inner().events.iter().try_for_each(|event| printer.print(event))?;
+    match client.get_task(request).await {
+        Ok(response) => response.into_inner().events.iter().try_for_each(|event| printer.print(event))?,
+        Err(status) if has_reason(&status, "RESPONSE_TOO_LARGE") => {
+            let filter = v1::Filter {
+                task_ids: vec![task_id],
+                products: product.into_iter().collect(),
+                ..v1::Filter::default()
+            };
+            let request =
+                v1::ListEventsRequest { filter: Some(filter), include_raw, ..v1::ListEventsRequest::default() };
+            print_pages(&args.grpc, client, request, &mut printer, u64::MAX).await?;
+        }
+        Err(status) => return Err(args.grpc.error(&status)),
+    }
     Ok(ExitCode::SUCCESS)
 }
 
 pub(super) async fn events(args: EventsArgs) -> anyhow::Result<ExitCode> {
-    let mut request = request(&args, Timestamp::now())?;
-    let mut client = args.grpc.events()?;
+    let request = request(&args, Timestamp::now())?;
     let mut printer = EventPrinter::new(args.output);
-    let mut remaining = args.limit.unwrap_or(u64::MAX);
+    let limit = args.limit.unwrap_or(u64::MAX);
+    print_pages(&args.grpc, args.grpc.events()?, request, &mut printer, limit).await?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Prints a listing page by page, up to `limit` events.
+async fn print_pages(
+    grpc: &GrpcArgs,
+    mut client: EventServiceClient<Connection>,
+    mut request: v1::ListEventsRequest,
+    printer: &mut EventPrinter,
+    limit: u64,
+) -> anyhow::Result<()> {
+    let mut remaining = limit;
     loop {
         let answer = client.list_events(request.clone()).await;
-        let page = answer.map_err(|status| args.grpc.error(&status))?.into_inner();
+        let page = answer.map_err(|status| grpc.error(&status))?.into_inner();
         for event in &page.events {
             printer.print(event)?;
             remaining -= 1;
             if remaining == 0 {
-                return Ok(ExitCode::SUCCESS);
+                return Ok(());
             }
         }
         if page.next_page_token.is_empty() {
-            return Ok(ExitCode::SUCCESS);
+            return Ok(());
         }
         request.page_token = page.next_page_token;
     }
+}
+
+fn has_reason(status: &Status, reason: &str) -> bool {
+    status.get_details_error_info().is_some_and(|info| info.reason == reason)
 }
 
 fn request(args: &EventsArgs, now: Timestamp) -> anyhow::Result<v1::ListEventsRequest> {

@@ -14,7 +14,7 @@ use super::{
     render,
 };
 use crate::{
-    event::TaskId,
+    event::{Product, TaskId},
     wire::{self, v1},
 };
 
@@ -25,9 +25,11 @@ const CALL_SLACK: Duration = Duration::from_secs(5);
 
 const EXAMPLES: &str = "\
 Examples:
-  blobcast wait 7f3a… && echo done
-  url=$(blobcast wait 7f3a… --timeout 15m) && curl -O \"$url\"
-  blobcast wait 7f3a… --output json | jq .outputs
+  blobcast wait 7f3a… --product veo && echo done
+  url=$(blobcast wait 7f3a… --product veo --timeout 15m) && curl -O \"$url\"
+  blobcast wait 7f3a… --output json | jq '.product, .outputs'
+
+Name the product: without it an event of any product that has this task id ends the wait, and standard error says which it was.
 
 The task may have ended before, or be unknown yet. A lost connection is made again until the time is up.
 
@@ -41,6 +43,9 @@ pub(super) struct WaitArgs {
     /// The vendor's id of the task, from the answer to the generate call.
     #[arg(value_parser = TaskId::parse)]
     task_id: TaskId,
+    /// Only events of this product count, for example veo.
+    #[arg(long, value_name = "PRODUCT", value_parser = Product::parse)]
+    product: Option<Product>,
     /// How long to wait, for example 90s or 1h.
     #[arg(long, value_name = "DURATION", default_value = "10m", value_parser = args::duration)]
     timeout: Duration,
@@ -61,6 +66,9 @@ enum WaitFormat {
 
 pub(super) async fn run(args: WaitArgs) -> anyhow::Result<ExitCode> {
     let Some(event) = wait(&args).await? else { return Ok(ExitCode::from(EXIT_TIMED_OUT)) };
+    if args.product.is_none() {
+        note(&format!("product: {}", event.product));
+    }
     if args.output == WaitFormat::Json {
         output::emit(format!("{}\n", render::json(&event)?).as_bytes())?;
     } else if event.status() == v1::TaskStatus::Completed {
@@ -95,6 +103,7 @@ async fn wait(args: &WaitArgs) -> anyhow::Result<Option<v1::Event>> {
             task_id: args.task_id.to_string(),
             timeout: Some(wire::duration(timeout)),
             include_raw: false,
+            product: args.product.as_ref().map(ToString::to_string).unwrap_or_default(),
         };
         let give_up = Instant::now() + timeout + CALL_SLACK;
         let answer = timeout_at(give_up, client.wait_task(request)).await;
@@ -126,7 +135,10 @@ async fn wait(args: &WaitArgs) -> anyhow::Result<Option<v1::Event>> {
 fn timed_out(args: &WaitArgs, latest: Option<&v1::Event>) -> String {
     let waited = humantime::format_duration(args.timeout);
     match latest {
-        Some(event) => format!("not over after {waited}; latest status: {}", render::status_word(event.status())),
+        Some(event) => {
+            let status = render::status_word(event.status());
+            format!("not over after {waited}; latest status: {status} ({})", event.product)
+        }
         None => format!("not over after {waited}; no event of this task yet"),
     }
 }
@@ -142,7 +154,7 @@ mod tests {
     ) -> anyhow::Result<Option<v1::Event>> {
         let (_broker, url) = Scripted::serve(Script { waits, ..Script::default() }).await;
         let task_id = TaskId::parse("t").unwrap();
-        wait(&WaitArgs { task_id, timeout, output: WaitFormat::Urls, grpc: GrpcArgs::at(&url) }).await
+        wait(&WaitArgs { task_id, product: None, timeout, output: WaitFormat::Urls, grpc: GrpcArgs::at(&url) }).await
     }
 
     fn event(status: v1::TaskStatus) -> Option<v1::Event> {

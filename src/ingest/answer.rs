@@ -26,16 +26,36 @@ const HELP: &str = "RunBlob delivers callbacks here by POST. Give it this URL as
 #[derive(Serialize)]
 #[serde(tag = "status", rename_all = "lowercase")]
 enum Answer {
-    Received { event_id: String, duplicate: bool },
-    Quarantined { reason: &'static str },
-    Refused { reason: &'static str, message: &'static str },
+    Received {
+        #[serde(flatten)]
+        told: Option<Told>,
+    },
+    Quarantined {
+        reason: &'static str,
+    },
+    Refused {
+        reason: &'static str,
+        message: &'static str,
+    },
+}
+
+/// What tells whether the task has come before.
+#[derive(Serialize)]
+struct Told {
+    event_id: String,
+    duplicate: bool,
 }
 
 /// What became of one request.
 #[derive(Debug)]
 pub(super) enum Outcome {
     Received(Appended),
-    Quarantined { reason: &'static str },
+    Quarantined {
+        reason: &'static str,
+    },
+    /// As one of the two above, for a signed URL. Its holder is not to learn what others have sent, so the answer is the same
+    /// whatever is known of the task.
+    Concealed(Box<Self>),
     NotKept(Failure),
     Overloaded,
     Draining,
@@ -43,7 +63,9 @@ pub(super) enum Outcome {
     UrlExpired,
     AddressDenied,
     RateLimited,
-    MethodNotAllowed { wants_html: bool },
+    MethodNotAllowed {
+        wants_html: bool,
+    },
     NotFound,
     UnsupportedEncoding,
     BodyTooLarge,
@@ -72,6 +94,7 @@ impl Outcome {
     /// The value of the metric's `outcome`.
     pub(super) fn as_str(&self) -> &'static str {
         match self {
+            Self::Concealed(outcome) => outcome.as_str(),
             Self::Received(appended) if appended.duplicate => "duplicate",
             Self::Received(_) => "accepted",
             Self::Quarantined { .. } => "quarantined",
@@ -123,21 +146,26 @@ impl Outcome {
         let status = self.status();
         span.set("blobcast.outcome", self.as_str());
         span.set("http.response.status_code", i64::from(status.as_u16()));
-        match self {
-            Self::Received(appended) if span.context().is_some() => {
-                span.set("blobcast.event_id", &*appended.event_id.to_string());
-            }
-            Self::Quarantined { reason } => span.set("blobcast.quarantine_reason", *reason),
-            _ => {}
-        }
+        self.describe_kept(span);
         if status.is_server_error() {
             span.fail();
         }
     }
 
+    fn describe_kept(&self, span: &mut Span) {
+        match self {
+            Self::Received(appended) if span.context().is_some() => {
+                span.set("blobcast.event_id", &*appended.event_id.to_string());
+            }
+            Self::Quarantined { reason } => span.set("blobcast.quarantine_reason", *reason),
+            Self::Concealed(outcome) => outcome.describe_kept(span),
+            _ => {}
+        }
+    }
+
     fn status(&self) -> StatusCode {
         match self {
-            Self::Received(_) => StatusCode::OK,
+            Self::Received(_) | Self::Concealed(_) => StatusCode::OK,
             Self::Quarantined { .. } => StatusCode::ACCEPTED,
             Self::NotKept(_) | Self::Overloaded | Self::Draining => StatusCode::SERVICE_UNAVAILABLE,
             Self::Unauthorized => StatusCode::UNAUTHORIZED,
@@ -156,8 +184,9 @@ impl Outcome {
     fn body(&self) -> Answer {
         let message = match self {
             Self::Received(Appended { event_id, duplicate, .. }) => {
-                return Answer::Received { event_id: event_id.to_string(), duplicate: *duplicate };
+                return Answer::Received { told: Some(Told { event_id: event_id.to_string(), duplicate: *duplicate }) };
             }
+            Self::Concealed(_) => return Answer::Received { told: None },
             Self::Quarantined { reason } => return Answer::Quarantined { reason },
             Self::NotKept(Failure::Late) => "not durable in time: send it again",
             Self::NotKept(Failure::Write(_)) => "the store cannot take it now: send it again",

@@ -190,7 +190,8 @@ impl Ingest {
             received_at: Timestamp::now(),
             verification: if by_body { Verification::BodySignature } else { by_url },
         };
-        let outcome = self.keep(&callback, started + self.limits.answer_timeout, asked).await;
+        let conceals = by_url == Verification::SignedUrl;
+        let outcome = self.keep(&callback, conceals, started + self.limits.answer_timeout, asked).await;
         self.metrics.callback_seconds.observe(started.elapsed().as_secs_f64());
         Ok(outcome)
     }
@@ -221,7 +222,8 @@ impl Ingest {
         outcome.response()
     }
 
-    async fn keep(&self, callback: &Callback, deadline: Instant, asked: &mut Asked) -> Outcome {
+    /// Keeps a callback; `conceals` says that whoever sent it may not learn what is known of the task.
+    async fn keep(&self, callback: &Callback, conceals: bool, deadline: Instant, asked: &mut Asked) -> Outcome {
         let mut draft = match callback.draft(&Corrections::default()) {
             Ok(draft) => draft,
             Err(rejection) => return self.quarantine(callback, &rejection, deadline, asked.id).await,
@@ -230,12 +232,17 @@ impl Ingest {
         asked.span.set("blobcast.task_id", draft.task_id.as_str());
         asked.span.note("commit begun");
         draft.origin = asked.span.origin();
-        match durable(self.journal.append(draft), deadline).await {
+        draft.conceals_duplicates = conceals;
+        let outcome = match durable(self.journal.append(draft), deadline).await {
             Ok(appended) => Outcome::Received(appended),
             Err(Failure::Write(WriteError::TooManyEvents)) => {
                 self.quarantine(callback, &Rejection::TooManyEvents, deadline, asked.id).await
             }
             Err(failure) => Outcome::NotKept(failure),
+        };
+        match outcome {
+            Outcome::Received(_) | Outcome::Quarantined { .. } if conceals => Outcome::Concealed(Box::new(outcome)),
+            outcome => outcome,
         }
     }
 

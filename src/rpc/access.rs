@@ -153,11 +153,6 @@ impl Caller {
         Ok(filter)
     }
 
-    /// Whether the caller may know of an event of `product`.
-    pub(super) fn may_see(&self, product: &str) -> bool {
-        self.0.as_ref().is_none_or(|client| client.products.allow(product))
-    }
-
     /// Refuses whoever may not have everything that a backup holds.
     pub(super) fn require_backup(&self) -> Result<(), Status> {
         self.require_admin()?;

@@ -177,14 +177,18 @@ pub(super) fn write(error: &WriteError) -> Status {
     }
 }
 
-pub(super) fn task_not_found(task_id: &str) -> Status {
+pub(super) fn task_not_found(task_id: &str, product: &str) -> Status {
+    let of = if product.is_empty() { String::new() } else { format!(" of {product}") };
     let message =
-        format!("no event of task {task_id} is retained: it may come yet, so use WaitTask or Subscribe to wait");
+        format!("no event of task {task_id}{of} is retained: it may come yet, so use WaitTask or Subscribe to wait");
     status(Code::NotFound, "TASK_NOT_FOUND", message, [], None)
 }
 
 pub(super) fn response_too_large(limit: usize) -> Status {
-    let message = format!("the answer has more than {limit} bytes: use ListEvents, or leave out include_raw");
+    let message = format!(
+        "the answer has more than {limit} bytes: name the product, leave out include_raw, or ask ListEvents with the task \
+         id in filter.task_ids, which answers in pages"
+    );
     status(Code::ResourceExhausted, "RESPONSE_TOO_LARGE", message, [("limit", limit.to_string())], None)
 }
 

@@ -13,7 +13,7 @@ use super::{
     stream::{EventBody, HandedOver},
 };
 use crate::{
-    event::{Cursor, Filter, LABELS_MAX, Record, Selectable, Sequence, TaskId},
+    event::{Cursor, Filter, LABELS_MAX, Product, Record, Selectable, Sequence, TaskId},
     store::{Chunk, Keep, ReadError, ReadLimits},
     subscription::{Control, End, Message, OnExpired, Opening, Sources, Start, Subscription},
     trace,
@@ -64,13 +64,13 @@ impl Events {
     /// The subscription that `WaitTask` is: everything retained of the task, then what comes.
     async fn open_wait(
         &self,
-        task_id: TaskId,
+        filter: Filter,
         peer: String,
         caller: Caller,
         call: Option<trace::Context>,
     ) -> Result<Subscription, Status> {
         self.open(Opening {
-            filter: caller.restrict(Filter { task_ids: [task_id].into(), ..Filter::default() })?,
+            filter: caller.restrict(filter)?,
             client: caller.0,
             start: Start::Default,
             on_expired: OnExpired::Earliest,
@@ -143,10 +143,10 @@ impl event_service_server::EventService for Events {
 
     async fn wait_task(&self, request: Request<v1::WaitTaskRequest>) -> Result<Response<Frame>, Status> {
         let (caller, peer, call) = (Caller::of(&request)?, peer(&request), call(&request));
-        let v1::WaitTaskRequest { task_id, timeout, include_raw } = request.into_inner();
-        let task_id = parse_task_id(&task_id)?;
+        let v1::WaitTaskRequest { task_id, timeout, include_raw, product } = request.into_inner();
+        let filter = one_task(&task_id, &product)?;
         let deadline = Instant::now() + patience(timeout).map_err(errors::malformed)?;
-        let mut subscription = self.open_wait(task_id, peer, caller, call).await?;
+        let mut subscription = self.open_wait(filter, peer, caller, call).await?;
         let (mut latest, mut terminal, mut caught_up) = (None, None, false);
         // What is retained is read to its end also when the time-out is zero, so "is it done?" can be asked by it.
         while !(caught_up && terminal.is_some()) {
@@ -172,13 +172,12 @@ impl event_service_server::EventService for Events {
 
     async fn get_task(&self, request: Request<v1::GetTaskRequest>) -> Result<Response<Frame>, Status> {
         let caller = Caller::of(&request)?;
-        let v1::GetTaskRequest { task_id, include_raw } = request.into_inner();
-        let parsed = parse_task_id(&task_id)?;
-        let read =
-            move |sources: &Sources| task_records(sources, &parsed, include_raw, |product| caller.may_see(product));
+        let v1::GetTaskRequest { task_id, include_raw, product } = request.into_inner();
+        let filter = caller.restrict(one_task(&task_id, &product)?)?;
+        let read = move |sources: &Sources| task_records(sources, &filter, include_raw);
         let records = self.0.read(read).await?.ok_or_else(|| errors::response_too_large(TASK_BYTES_MAX))?;
         if records.is_empty() {
-            return Err(errors::task_not_found(&task_id));
+            return Err(errors::task_not_found(&task_id, &product));
         }
         let events = records.into_iter().map(|record| self.delivery(record, include_raw)).collect();
         Ok(Response::new(Frame::Page { events, next_page_token: String::new() }))
@@ -247,18 +246,14 @@ async fn next(subscription: &mut Subscription) -> Option<Result<Seen, End>> {
     poll_fn(|cx| subscription.poll_message(cx).map(|next| next.map(|message| message.map(seen)))).await
 }
 
-/// Every event of a task that the caller may see; `None` if they are more than one answer holds. What is not to be sent is
-/// not held either.
-fn task_records(
-    sources: &Sources,
-    task_id: &TaskId,
-    include_raw: bool,
-    may_see: impl Fn(&str) -> bool,
-) -> Result<Option<Vec<Record>>, ReadError> {
+/// Every event of a filter's task and products; `None` if they are more than one answer holds. What is not to be sent is not
+/// held either.
+fn task_records(sources: &Sources, filter: &Filter, include_raw: bool) -> Result<Option<Vec<Record>>, ReadError> {
     let store = &sources.store;
-    let places = store.task_events([task_id], Sequence(1)..=store.head(), Keep::All)?;
+    let places = store.task_events(&filter.task_ids, Sequence(1)..=store.head(), Keep::All)?;
     let (mut records, mut bytes) = (Vec::new(), 0);
-    for place in places.into_iter().filter(|place| may_see(place.product.as_str())) {
+    let is_asked_for = |product: &Product| filter.products.is_empty() || filter.products.contains(product);
+    for place in places.into_iter().filter(|place| is_asked_for(&place.product)) {
         // Retention may take one between the two reads; it is then no longer retained.
         let Some(record) = store.get(place.sequence)? else { continue };
         let record = if include_raw { record } else { record.without_raw() };
@@ -370,8 +365,13 @@ fn canonical(request: &v1::ListEventsRequest) -> v1::ListEventsRequest {
     request
 }
 
-fn parse_task_id(raw: &str) -> Result<TaskId, Status> {
-    TaskId::parse(raw).map_err(|error| errors::malformed(Malformed::new("task_id", error.to_string())))
+/// One task, of one product if it is named.
+fn one_task(task_id: &str, product: &str) -> Result<Filter, Status> {
+    let malformed = |field, error: &dyn std::error::Error| errors::malformed(Malformed::new(field, error.to_string()));
+    let task_id = TaskId::parse(task_id).map_err(|error| malformed("task_id", &error))?;
+    let product = (!product.is_empty()).then(|| Product::parse(product));
+    let product = product.transpose().map_err(|error| malformed("product", &error))?;
+    Ok(Filter { task_ids: [task_id].into(), products: product.into_iter().collect(), ..Filter::default() })
 }
 
 fn start(start: Option<subscribe_request::Start>) -> Result<Start, Malformed> {

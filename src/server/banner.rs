@@ -8,7 +8,7 @@ use crate::{config::Config, credentials::Credentials, store::Store};
 /// A callback to try it with: its task id is in the lines that show it.
 const BODY: &str =
     r#"{"generation_id":"demo-1","status":"completed","video_url":"https://cdn.runblob.io/videos/demo-1.mp4"}"#;
-const FILTER: &str = r#"{"filter":{"task_ids":["demo-1"]}}"#;
+const FILTER: &str = r#"{"filter":{"task_ids":["demo-1"],"products":["veo"]}}"#;
 /// Shown where there is no `public_url`: the vendor calls from the internet.
 const NOT_PUBLIC: &str = "
                (for this machine; for RunBlob put an HTTPS proxy in front, and name it by --public-url)";

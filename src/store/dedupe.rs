@@ -2,13 +2,26 @@
 //!
 //! The same (product, task id) with the same status, outputs and error is a duplicate for as long as the event is retained.
 //! Anything else is a new event with the next revision; nothing the vendor says is thrown away.
+//!
+//! Everything is counted by product, because a signed URL is for one: what its holder sends takes no room from another
+//! product's events of the same task id. An index entry is rewritten by each new event, so it is bounded all the same.
+
+use std::collections::HashSet;
 
 use super::layout::{Fingerprint, TaskEvent};
-use crate::event::{Product, TaskStatus};
+use crate::event::{Product, Sequence, TaskStatus};
 
-/// Most retained events of one task. The vendor sends a handful; beyond this the index entry, which is rewritten by each
-/// new event, would make every append slower.
+/// Most retained events of one task of one product that are not terminal, and most terminal ones that the index names. The
+/// vendor sends a handful; beyond this each append would become slower.
 pub(super) const TASK_EVENTS_MAX: usize = 1_000;
+/// With so many events of one task id, of all products together, each product may have [`CROWDED_EVENTS_MAX`] of either kind.
+/// A signed URL cannot bring this about alone.
+const CROWDED_AT: usize = 8 * TASK_EVENTS_MAX;
+/// Enough for a real task.
+const CROWDED_EVENTS_MAX: usize = 32;
+/// Most products with the same task id; ten times what the vendor has. Only a token, which is good for every product, gets
+/// there.
+const TASK_PRODUCTS_MAX: usize = 256;
 
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Verdict<'a> {
@@ -22,12 +35,13 @@ pub(super) fn judge<'a>(
     product: &Product,
     status: TaskStatus,
     fingerprint: Fingerprint,
+    limited: bool,
 ) -> Verdict<'a> {
     let of_product = || known.iter().filter(|event| event.product == *product);
     if let Some(original) = of_product().find(|event| event.fingerprint == fingerprint) {
         return Verdict::Duplicate(original);
     }
-    if known.len() >= TASK_EVENTS_MAX {
+    if limited && is_full(known, product, status) {
         return Verdict::TooMany;
     }
     // A terminal event is the vendor's last word, so a different last word contradicts it.
@@ -36,13 +50,109 @@ pub(super) fn judge<'a>(
     Verdict::New { revision, conflict }
 }
 
+/// Takes up an event that is behind all that are known. A terminal event is always taken, so the index gives up the name of
+/// another one when there are too many: of the terminal events of a product it names the first half and the newest half.
+/// Those between are in the log, and are not found by task.
+pub(super) fn take_up(known: &mut Vec<TaskEvent>, event: TaskEvent) {
+    let (product, is_terminal) = (event.product.clone(), event.status.is_terminal());
+    known.push(event);
+    if is_terminal {
+        give_up_one(known, &product);
+    }
+}
+
+/// See [`take_up`]; also for an event that was put in between.
+pub(super) fn give_up_one(known: &mut Vec<TaskEvent>, product: &Product) {
+    let most = most(known);
+    if known.len() <= most {
+        return;
+    }
+    let is_terminal = |event: &TaskEvent| event.product == *product && event.status.is_terminal();
+    let places: Vec<_> = known.iter().enumerate().filter(|(_, event)| is_terminal(event)).map(|(at, _)| at).collect();
+    if places.len() > most {
+        known.remove(places[places.len() - most / 2 - 1]);
+    }
+}
+
+/// Whether the index may have given up any of this task's terminal events.
+pub(super) fn may_lack_some(known: &[TaskEvent]) -> bool {
+    known.iter().filter(|event| event.status.is_terminal()).count() >= CROWDED_EVENTS_MAX / 2
+}
+
+/// Whether a task has so many terminal events of a product behind `after` that the index may have given one up there.
+pub(super) fn may_lack(known: &[TaskEvent], product: &str, after: Sequence) -> bool {
+    let is_newer =
+        |event: &&TaskEvent| event.product.as_str() == product && event.status.is_terminal() && event.sequence > after;
+    known.iter().filter(is_newer).count() >= CROWDED_EVENTS_MAX / 2
+}
+
+fn is_full(known: &[TaskEvent], product: &Product, status: TaskStatus) -> bool {
+    if known.len() < CROWDED_EVENTS_MAX {
+        return false; // almost always
+    }
+    if known.len() >= TASK_PRODUCTS_MAX && known.iter().all(|event| event.product != *product) {
+        let products: HashSet<_> = known.iter().map(|event| &event.product).collect();
+        if products.len() >= TASK_PRODUCTS_MAX {
+            return true;
+        }
+    }
+    let is_like_it = |event: &&TaskEvent| event.product == *product && !event.status.is_terminal();
+    !status.is_terminal() && known.iter().filter(is_like_it).count() >= most(known)
+}
+
+/// Most events of either kind that a product may have of this task.
+fn most(known: &[TaskEvent]) -> usize {
+    if known.len() >= CROWDED_AT { CROWDED_EVENTS_MAX } else { TASK_EVENTS_MAX }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::{collection, prelude::*};
     use uuid::Uuid;
 
     use super::*;
-    use crate::event::Sequence;
+
+    fn product(number: usize) -> Product {
+        Product::parse(&format!("p{number}")).unwrap()
+    }
+
+    fn event(place: usize, product: &Product, status: TaskStatus) -> TaskEvent {
+        TaskEvent {
+            sequence: Sequence(place as u64),
+            event_id: Uuid::nil(),
+            fingerprint: place as u128,
+            revision: place as u32,
+            status,
+            product: product.clone(),
+        }
+    }
+
+    /// A task's index entry, and how many events the log has.
+    #[derive(Default)]
+    struct Task {
+        known: Vec<TaskEvent>,
+        logged: usize,
+    }
+
+    impl Task {
+        /// Appends what is new as the writer would; false if it is one too many.
+        fn send(&mut self, product: &Product, status: TaskStatus) -> bool {
+            let next = event(self.logged + 1, product, status);
+            match judge(&self.known, product, status, next.fingerprint, true) {
+                Verdict::TooMany => false,
+                Verdict::Duplicate(_) => panic!("each has a fingerprint of its own"),
+                Verdict::New { .. } => {
+                    self.logged += 1;
+                    take_up(&mut self.known, next);
+                    true
+                }
+            }
+        }
+
+        fn has(&self, place: usize) -> bool {
+            self.known.iter().any(|event| event.sequence.0 == place as u64)
+        }
+    }
 
     // Feeds (product, status, fingerprint) triples to the judge as the writer would.
     fn history(input: &[(u8, u8, u8)]) -> Vec<(TaskEvent, bool)> {
@@ -52,7 +162,7 @@ mod tests {
             let product = Product::parse(["veo", "sora"][usize::from(product % 2)]).unwrap();
             let status = TaskStatus::from_number(status % 5).unwrap();
             let fingerprint = u128::from(content % 4) * 8 + status as u128;
-            if let Verdict::New { revision, conflict } = judge(&known, &product, status, fingerprint) {
+            if let Verdict::New { revision, conflict } = judge(&known, &product, status, fingerprint, true) {
                 let sequence = Sequence(kept.len() as u64 + 1);
                 let event = TaskEvent { sequence, event_id: Uuid::nil(), fingerprint, revision, status, product };
                 kept.push((event, conflict));
@@ -91,21 +201,73 @@ mod tests {
     }
 
     #[test]
-    fn a_task_keeps_its_limit_of_events_and_no_more() {
-        let product = Product::parse("veo").unwrap();
-        let event = |n: usize| TaskEvent {
-            sequence: Sequence(n as u64),
-            event_id: Uuid::nil(),
-            fingerprint: n as u128,
-            revision: n as u32,
-            status: TaskStatus::Processing,
-            product: product.clone(),
-        };
-        let known: Vec<_> = (1..=TASK_EVENTS_MAX).map(event).collect();
-        let judged = |known| judge(known, &product, TaskStatus::Processing, u128::MAX);
-        assert_eq!(judged(&known), Verdict::TooMany);
-        assert!(matches!(judged(&known[1..]), Verdict::New { .. }));
-        let duplicate = judge(&known, &product, TaskStatus::Processing, 7);
+    fn a_task_of_one_product_keeps_its_limit_of_events_that_are_not_terminal_and_no_more() {
+        let (veo, sora) = (product(1), product(2));
+        let known: Vec<_> = (1..=TASK_EVENTS_MAX).map(|n| event(n, &veo, TaskStatus::Processing)).collect();
+        let judged = |known, product, status| judge(known, product, status, u128::MAX, true);
+        assert_eq!(judged(&known, &veo, TaskStatus::Processing), Verdict::TooMany);
+        assert!(matches!(judged(&known[1..], &veo, TaskStatus::Processing), Verdict::New { .. }));
+        let new = |revision| Verdict::New { revision, conflict: false };
+        assert_eq!(judged(&known, &veo, TaskStatus::Completed), new(1_001), "a terminal one is always taken");
+        assert_eq!(judged(&known, &sora, TaskStatus::Processing), new(1), "another product has room of its own");
+        assert_eq!(judge(&known, &veo, TaskStatus::Processing, u128::MAX, false), new(1_001), "an operator may");
+        let duplicate = judge(&known, &veo, TaskStatus::Processing, 7, true);
         assert!(matches!(duplicate, Verdict::Duplicate(_)), "a duplicate is one at the limit, too");
+    }
+
+    #[test]
+    fn of_too_many_terminal_events_the_index_names_the_first_and_the_newest() {
+        let (veo, mut task) = (product(1), Task::default());
+        for _ in 0..3 * TASK_EVENTS_MAX {
+            assert!(task.send(&veo, TaskStatus::Completed));
+        }
+        assert_eq!(task.known.len(), TASK_EVENTS_MAX);
+        assert!(task.known.is_sorted_by_key(|event| event.sequence));
+        for (place, is_there) in [(1, true), (500, true), (501, false), (2_500, false), (2_501, true), (3_000, true)] {
+            assert_eq!(task.has(place), is_there, "{place}");
+            assert!(is_there || may_lack(&task.known, veo.as_str(), Sequence(place as u64)));
+        }
+        assert!(!may_lack(&task.known, veo.as_str(), Sequence(2_990)) && !may_lack(&task.known, "sora", Sequence(501)));
+        assert!(may_lack_some(&task.known) && !may_lack_some(&task.known[..15]));
+    }
+
+    #[test]
+    fn what_is_put_in_again_leaves_again() {
+        let (veo, mut task) = (product(1), Task::default());
+        (0..2 * TASK_EVENTS_MAX).for_each(|_| assert!(task.send(&veo, TaskStatus::Failed)));
+        let mut replayed = task.known.clone();
+        for place in [501, 700, 1_500] {
+            let again = event(place, &veo, TaskStatus::Failed);
+            let at = replayed.binary_search_by_key(&again.sequence, |event| event.sequence).unwrap_err();
+            replayed.insert(at, again);
+            give_up_one(&mut replayed, &veo);
+        }
+        assert_eq!(replayed, task.known);
+    }
+
+    #[test]
+    fn an_entry_is_bounded_whatever_a_token_is_used_for_and_each_product_keeps_some_room() {
+        let mut task = Task::default();
+        for number in 0..4 {
+            for _ in 0..TASK_EVENTS_MAX {
+                assert!(task.send(&product(number), TaskStatus::Processing));
+                assert!(task.send(&product(number), TaskStatus::Completed));
+            }
+        }
+        assert_eq!(task.known.len(), CROWDED_AT - 1, "the last was one terminal event too many");
+        for number in 4..TASK_PRODUCTS_MAX {
+            assert!(task.send(&product(number), TaskStatus::Completed));
+            assert!(task.send(&product(number), TaskStatus::Processing));
+        }
+        assert!(!task.send(&product(TASK_PRODUCTS_MAX), TaskStatus::Completed), "one product more");
+        for _ in 0..2 * CROWDED_EVENTS_MAX {
+            assert!(task.send(&product(4), TaskStatus::Completed), "a terminal one is always taken");
+            task.send(&product(4), TaskStatus::Processing);
+        }
+        let of_fourth = task.known.iter().filter(|event| event.product == product(4)).count();
+        assert_eq!(of_fourth, 2 * CROWDED_EVENTS_MAX);
+        let before = task.known.len();
+        assert!(task.send(&product(0), TaskStatus::Completed) && !task.send(&product(0), TaskStatus::Processing));
+        assert_eq!(task.known.len(), before);
     }
 }

@@ -81,6 +81,8 @@ pub struct Draft {
     pub raw: Bytes,
     /// Number of the quarantined callback that this replaces, removed by the same commit.
     pub releases: Option<u64>,
+    /// Whether it takes as long if it is a duplicate: who sent it is not to learn whether its task has come before.
+    pub conceals_duplicates: bool,
     /// The trace that its deliveries are part of; not stored.
     pub origin: Option<Arc<Origin>>,
 }

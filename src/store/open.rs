@@ -15,7 +15,9 @@ use fjall::{CompressionType, Database, Keyspace, KeyspaceCreateOptions, PersistM
 use uuid::Uuid;
 
 use super::{
-    Health, OpenError, ReadError, Store, UNKNOWN_MICROS, identity,
+    Health, OpenError, ReadError, Store, UNKNOWN_MICROS,
+    dedupe::may_lack,
+    identity,
     layout::{Damaged, FORMAT, META_COMMIT, META_EPOCH, META_FORMAT, Totals, parse_sequence_key, parse_u64},
     lock,
     log::{Indexed, Log},
@@ -142,7 +144,10 @@ impl Store {
         for &place in ends {
             let record = self.log.get(place)?;
             let task_id = TaskId::parse(record.task_id()).map_err(|_| Damaged("task id of an event"))?;
-            if !self.tasks.get::<Setup>(&task_id)?.iter().any(|event| event.sequence == place) {
+            let events = self.tasks.get::<Setup>(&task_id)?;
+            let is_known = events.iter().any(|event| event.sequence == place)
+                || (record.status().is_terminal() && may_lack(&events, record.product(), place));
+            if !is_known {
                 return Err(Setup::Corrupt(format!("the task index does not know event {}", place.0)));
             }
         }

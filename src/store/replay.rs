@@ -7,6 +7,7 @@ use std::ops::ControlFlow;
 use fjall::{Database, Keyspace};
 
 use super::{
+    dedupe::give_up_one,
     layout::{Damaged, TaskEvent, Totals, sequence_key},
     log::{Entry, Frame, Log, READ_BYTES},
     open::Setup,
@@ -71,7 +72,11 @@ fn add(tasks: &Tasks, event: TaskEvent, record: &Record) -> Result<(), Setup> {
     let task_id = task_of(record)?;
     let mut events = tasks.get::<Setup>(&task_id)?;
     if let Err(place) = events.binary_search_by_key(&event.sequence, |known| known.sequence) {
+        let (product, is_terminal) = (event.product.clone(), event.status.is_terminal());
         events.insert(place, event);
+        if is_terminal {
+            give_up_one(&mut events, &product);
+        }
         tasks.change([(task_id, events)])?;
     }
     Ok(())

@@ -1,10 +1,6 @@
 //! Opening a subscription: where it starts, and whether it may.
 
-use std::{
-    collections::{BTreeSet, VecDeque},
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 use tokio::time::{Instant, sleep_until};
@@ -12,7 +8,7 @@ use uuid::Uuid;
 
 use super::{Buffer, Control, End, Phase, Sources, Subscription, read_aside, registry::NewEntry};
 use crate::{
-    credentials::{Client, Products},
+    credentials::Client,
     event::{Cursor, Filter, Sequence},
     store::ReadError,
     trace::Context,
@@ -177,16 +173,13 @@ impl Subscription {
         } = opening;
         let filter = Arc::new(filter);
         let id = Uuid::new_v4();
-        // Of what the client may not see, not even the end counts.
-        let visible = match client.as_ref().map(|client| &client.products) {
-            Some(Products::Only(products)) => products.clone(),
-            Some(Products::All) | None => BTreeSet::new(),
-        };
         let new = NewEntry { id, client, client_name, peer, call, filter: Arc::clone(&filter), position };
         let entry = sources.registry.enter(new, &sources.metrics)?;
-        // The end of a task counts even where the client asked not to see it, so the tasks alone decide what is read.
+        // A task's end counts whatever its status and labels are, so tasks and products alone decide what is read. Another
+        // product's event is another task's end; the filter's products are also those that the client may see.
         let scan_filter = if until_terminal {
-            Arc::new(Filter { task_ids: filter.task_ids.clone(), products: visible, ..Filter::default() })
+            let (task_ids, products) = (filter.task_ids.clone(), filter.products.clone());
+            Arc::new(Filter { task_ids, products, ..Filter::default() })
         } else {
             Arc::clone(&filter)
         };

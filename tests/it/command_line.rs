@@ -398,7 +398,11 @@ async fn wait_prints_the_result_urls_of_a_task_whether_it_ended_before_or_after(
     let body = |task: &str| json!({"task_uuid": task, "status": "completed", "output": outputs.clone()});
     post(&server, "seedance", &body("before")).await;
     let ran = server.cli("wait before").run().await;
-    assert_eq!((ran.good(), ran.stderr.as_str()), ("https://x/1.mp4\nhttps://x/2.mp4\nhttps://x/l.png\n", ""));
+    let urls = "https://x/1.mp4\nhttps://x/2.mp4\nhttps://x/l.png\n";
+    assert_eq!((ran.good(), ran.stderr.as_str()), (urls, "product: seedance\n"), "it says of which product they are");
+    let ran = server.cli("wait before --product seedance").run().await;
+    assert_eq!((ran.good(), ran.stderr.as_str()), (urls, ""));
+    assert_eq!(server.cli("wait before --product sora --timeout 10ms").run().await.code, Some(124));
     post(&server, "veo", &processing("after")).await;
     let wait = server.cli("wait after --output json").start();
     until("the wait", || async { !server.subscriptions().await.is_empty() }).await;
@@ -413,7 +417,7 @@ async fn wait_exits_with_10_and_the_reason_if_the_task_failed() {
     let server = Server::start().await;
     post(&server, "veo", &failed("t1")).await;
     let ran = server.cli("wait t1").run().await;
-    assert_eq!((ran.exited(10), ran.stdout.as_str()), ("UNSAFE_CONTENT\n", ""));
+    assert_eq!((ran.exited(10), ran.stdout.as_str()), ("product: veo\nUNSAFE_CONTENT\n", ""));
     let ran = server.cli("wait t1 --output json").run().await;
     ran.exited(10);
     assert_eq!(serde_json::from_str::<Value>(&ran.stdout).unwrap()["error"]["code"], "UNSAFE_CONTENT");
@@ -426,7 +430,7 @@ async fn wait_exits_with_124_and_what_is_known_if_the_task_is_not_over_in_time()
     assert_eq!((ran.exited(124), ran.stdout.as_str()), ("not over after 50ms; no event of this task yet\n", ""));
     post(&server, "veo", &processing("t1")).await;
     let ran = server.cli("wait t1 --timeout 0s").run().await;
-    assert_eq!(ran.exited(124), "not over after 0s; latest status: processing\n");
+    assert_eq!(ran.exited(124), "not over after 0s; latest status: processing (veo)\n");
 }
 
 #[tokio::test]

@@ -192,7 +192,7 @@ async fn a_task_has_all_its_events_oldest_first_across_products() {
     let told: Vec<_> = events.iter().map(|event| (event.product.as_str(), event.revision, event.conflict)).collect();
     assert_eq!(told, [("veo", 1, false), ("sora", 1, false), ("veo", 2, false), ("veo", 3, true)]);
     assert!(events.iter().all(|event| event.raw_body.is_empty()));
-    let with_raw = GetTaskRequest { task_id: "t1".into(), include_raw: true };
+    let with_raw = GetTaskRequest { task_id: "t1".into(), include_raw: true, ..Default::default() };
     let events = client.get_task(with_raw).await.unwrap().into_inner().events;
     assert_eq!(events[0].raw_body, processing("t1").to_string());
 }
@@ -206,9 +206,43 @@ async fn a_task_too_large_for_one_answer_is_refused_with_the_way_out() {
     }
     let status = get(&mut client, "t1").await.unwrap_err();
     assert_eq!(refusal(&status), (Code::ResourceExhausted, "RESPONSE_TOO_LARGE".into()));
+    assert!(status.message().contains("name the product") && status.message().contains("ListEvents"), "{status:?}");
     // Page by page it comes, also to a client with default limits, also with the bodies.
     let listed = list(&mut client, ListEventsRequest { include_raw: true, ..of(of_tasks(["t1"])) }).await;
     assert_eq!(listed.len(), 6);
+    let lines = server.cli("get t1 --output json").run().await;
+    assert_eq!(lines.each("event_id"), listed.iter().map(|event| event.event_id.clone()).collect::<Vec<_>>());
+}
+
+#[tokio::test]
+async fn a_task_is_looked_up_and_waited_for_by_product_or_in_all() {
+    let server = Server::start().await;
+    let mut client = server.events().await;
+    let http = server.http();
+    http.post_to("/webhook/veo", completed("t1").to_string()).await.event_id();
+    http.post_to("/webhook/sora", processing("t1").to_string()).await.event_id();
+    for (product, got, waited) in [
+        ("", vec!["veo", "sora"], (true, Some("veo"))),
+        ("veo", vec!["veo"], (true, Some("veo"))),
+        ("sora", vec!["sora"], (false, Some("sora"))),
+        ("kling", vec![], (false, None)),
+    ] {
+        let get = GetTaskRequest { task_id: "t1".into(), product: product.into(), ..Default::default() };
+        let events = client.get_task(get).await.map(|answer| answer.into_inner().events);
+        match &events {
+            Ok(events) => assert_eq!(events.iter().map(|event| &event.product).collect::<Vec<_>>(), got, "{product}"),
+            Err(status) => {
+                assert_eq!((refusal(status), got.len()), ((Code::NotFound, "TASK_NOT_FOUND".into()), 0));
+                assert!(status.message().contains("t1 of kling"), "{status:?}");
+            }
+        }
+        let answer = wait(&mut client, WaitTaskRequest { product: product.into(), ..wait_for("t1", 0) }).await.unwrap();
+        assert_eq!((answer.done, answer.event.as_ref().map(|event| event.product.as_str())), waited, "{product}");
+    }
+    let get = GetTaskRequest { task_id: "t1".into(), product: "Veo!".into(), ..Default::default() };
+    assert_eq!(violation(&client.get_task(get).await.unwrap_err()), "product");
+    let malformed = WaitTaskRequest { product: "Veo!".into(), ..wait_for("t1", 0) };
+    assert_eq!(violation(&wait(&mut client, malformed).await.unwrap_err()), "product");
 }
 
 #[tokio::test]

@@ -33,4 +33,5 @@ mod supervision;
 mod support;
 mod tls;
 mod traces;
+mod url_reach;
 mod vendor_behaviour;

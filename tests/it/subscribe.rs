@@ -6,7 +6,7 @@ use blobcast::wire::v1::{
     self, Event, Filter, OnExpired, StartPosition, SubscribeRequest, TaskStatus, subscribe_request::Start,
 };
 use prost_types::Timestamp;
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::task::JoinSet;
 use tonic::{Code, Request, Status};
 use tonic_types::StatusExt;
@@ -443,7 +443,6 @@ async fn until_terminal_ends_also_if_the_filter_hides_the_last_event() {
     let filters = [
         Filter { statuses: vec![TaskStatus::Processing.into()], ..of_tasks(["t1"]) },
         Filter { labels: [("team".into(), "ads".into())].into(), ..of_tasks(["t1"]) },
-        Filter { products: vec!["sora".into()], ..of_tasks(["t1"]) },
     ];
     let open = |filter| SubscribeRequest { filter: Some(filter), ..to_the_end(["t1"]) };
     let mut live = Vec::new();
@@ -459,6 +458,35 @@ async fn until_terminal_ends_also_if_the_filter_hides_the_last_event() {
             let hidden = events(seen).into_iter().any(|event| event.terminal);
             assert!(!hidden, "{filter:?}");
         }
+    }
+}
+
+#[tokio::test]
+async fn until_terminal_counts_the_ends_of_the_filters_products_only() {
+    let server = Server::start().await;
+    let http = server.http();
+    let post = async |product: &str, body: Value| {
+        http.post_to(&format!("/webhook/{product}"), body.to_string()).await.event_id();
+    };
+    post("veo", completed("t1")).await;
+    let filter = Filter { products: vec!["sora".into()], ..of_tasks(["t1"]) };
+    let request = SubscribeRequest { filter: Some(filter), ..to_the_end(["t1"]) };
+    let head = Start::AfterCursor(server.log_info().await.head);
+    let mut open = Vec::new();
+    for start in [None, Some(head)] {
+        let mut sub = server.subscribe(SubscribeRequest { start, ..request.clone() }).await;
+        assert_eq!(sub.until_caught_up().await, []);
+        open.push(sub);
+    }
+    post("veo", failed("t1")).await;
+    post("sora", processing("t1")).await;
+    post("sora", completed("t1")).await;
+    for mut sub in open {
+        let seen = sub.end().await.unwrap();
+        assert!(matches!(seen.last(), Some(Seen::Completed(_))));
+        let statuses: Vec<_> = events(seen).iter().map(|event| (event.product.clone(), event.status())).collect();
+        let of_sora = [TaskStatus::Processing, TaskStatus::Completed].map(|status| ("sora".to_owned(), status));
+        assert_eq!(statuses, of_sora);
     }
 }
 

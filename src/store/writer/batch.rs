@@ -14,7 +14,7 @@ use crate::{
     event::{Record, RecordParts, Selectable, Sequence, TaskId},
     store::{
         Appended, Draft, NewQuarantined, ReadError, Store, UNKNOWN_MICROS,
-        dedupe::{Verdict, judge},
+        dedupe::{Verdict, judge, take_up},
         layout::{TaskEvent, Totals, encode_quarantined, parse_quarantined, parse_sequence_key, sequence_key},
         lock,
         log::FrameBuilder,
@@ -152,13 +152,18 @@ impl<'a> Batch<'a> {
             return Err(WriteError::NotInQuarantine);
         }
         let entry = entry(&mut self.tasks, self.store, &draft.task_id).map_err(failed)?;
-        let (revision, conflict) = match judge(&entry.events, &draft.product, draft.status, draft.fingerprint) {
+        // An operator who releases a callback has looked at it.
+        let limited = draft.releases.is_none();
+        let verdict = judge(&entry.events, &draft.product, draft.status, draft.fingerprint, limited);
+        let (revision, conflict) = match verdict {
             Verdict::TooMany => return Err(WriteError::TooManyEvents),
             Verdict::Duplicate(original) => {
                 let appended = Appended { event_id: original.event_id, sequence: original.sequence, duplicate: true };
                 self.release(draft)?;
                 // A release is no callback, and what counts duplicates counts callbacks.
                 self.counts.duplicates += u64::from(draft.releases.is_none());
+                // Without a sync of its own it would be answered sooner than what is new.
+                self.is_probed |= draft.conceals_duplicates;
                 return Ok(appended);
             }
             Verdict::New { revision, conflict } => (revision, conflict),
@@ -169,14 +174,15 @@ impl<'a> Batch<'a> {
         self.insert_record(draft, sequence, revision, conflict);
         let entry = self.tasks.get_mut(&draft.task_id).expect("it was looked at above");
         entry.is_changed = true;
-        entry.events.push(TaskEvent {
+        let event = TaskEvent {
             sequence,
             event_id: draft.event_id,
             fingerprint: draft.fingerprint,
             revision,
             status: draft.status,
             product: draft.product.clone(),
-        });
+        };
+        take_up(&mut entry.events, event);
         Ok(Appended { event_id: draft.event_id, sequence, duplicate: false })
     }
 

@@ -104,8 +104,11 @@ pub enum WriteError {
     /// The callback to release is not in quarantine.
     #[error("the callback is not in quarantine")]
     NotInQuarantine,
-    /// The task has as many retained events as one may have.
-    #[error("the task has {} events, the most one may have", super::dedupe::TASK_EVENTS_MAX)]
+    /// The task has as many retained events of this product as one may have.
+    #[error(
+        "the task has {} events of this product that are not terminal, the most one may have",
+        super::dedupe::TASK_EVENTS_MAX
+    )]
     TooManyEvents,
 }
 

@@ -33,6 +33,7 @@ fn draft(task: &str, raw_bytes: usize) -> Draft {
         event: Bytes::new(),
         raw: vec![0; raw_bytes].into(),
         releases: None,
+        conceals_duplicates: false,
         origin: None,
     }
 }

@@ -197,6 +197,7 @@ func waitDone(ctx context.Context, client blobcast.EventServiceClient) error {
 	for range 2 { // before the callback, then after it
 		response, err := client.WaitTask(ctx, &blobcast.WaitTaskRequest{
 			TaskId:  "wait-1",
+			Product: "veo",
 			Timeout: durationpb.New(30 * time.Second),
 		})
 		if err != nil {

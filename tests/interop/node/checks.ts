@@ -117,7 +117,7 @@ async function subscribeByProduct(): Promise<void> {
 
 async function waitDone(): Promise<void> {
   const history = new History();
-  const request = WaitTaskRequest.fromPartial({ taskId: "wait-1", timeout: { seconds: 30n } });
+  const request = WaitTaskRequest.fromPartial({ taskId: "wait-1", product: "veo", timeout: { seconds: 30n } });
   const waiting = waitTask(request);
   await history.post("veo", "wait-1");
   for (const { done, event } of [await waiting, await waitTask(request)]) {

@@ -58,7 +58,7 @@ def subscribe_by_product(stub):
 
 def wait_done(stub):
     history = History()
-    request = api.WaitTaskRequest(task_id="wait-1", timeout=Duration(seconds=CALL_SECONDS))
+    request = api.WaitTaskRequest(task_id="wait-1", product="veo", timeout=Duration(seconds=CALL_SECONDS))
     waiting = stub.WaitTask.future(request)
     history.post("veo", "wait-1")
     for response in (waiting.result(), stub.WaitTask(request)):
