@@ -31,6 +31,7 @@ mod wait;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
+use rustix::{fs::Mode, process::umask};
 
 /// Anything that went wrong and has no code of its own.
 const EXIT_OTHER: u8 = 1;
@@ -122,6 +123,12 @@ pub fn main() -> ExitCode {
         Command::Completions(args) => completions::run(&args, &mut Cli::command()),
     };
     done.unwrap_or_else(|error| output::report(&error))
+}
+
+/// What this process creates from now on is for its user alone, whatever umask it was started with: the log, the database, whose
+/// library does not ask, and everything beside them. The umask is the whole process's, so this comes before its threads.
+fn keep_files_private() {
+    umask(Mode::RWXG | Mode::RWXO);
 }
 
 fn run_client(command: ClientCommand) -> anyhow::Result<ExitCode> {

@@ -11,7 +11,10 @@ use anyhow::Context;
 use clap::Args;
 
 use super::{backup::STANDARD, output::note};
-use crate::store::{self, BackupSummary};
+use crate::{
+    server,
+    store::{self, BackupSummary},
+};
 
 /// Makes a new data directory from a backup.
 #[derive(Args, Debug)]
@@ -32,6 +35,7 @@ pub(super) struct RestoreArgs {
 }
 
 pub(super) fn run(args: &RestoreArgs) -> anyhow::Result<ExitCode> {
+    super::keep_files_private();
     let RestoreArgs { file, data_dir } = args;
     let backup: Box<dyn Read> = if file == Path::new(STANDARD) {
         Box::new(io::stdin())
@@ -39,6 +43,9 @@ pub(super) fn run(args: &RestoreArgs) -> anyhow::Result<ExitCode> {
         Box::new(File::open(file).with_context(|| format!("cannot read {}", file.display()))?)
     };
     let BackupSummary { event_count, quarantine_count, .. } = store::restore(backup, data_dir)?;
+    if let Some(problem) = server::exposed_directory(data_dir, &server::Reader::of_this_process()) {
+        note(&format!("warning: {problem}"));
+    }
     let data_dir = data_dir.display();
     note(&format!("{event_count} events and {quarantine_count} quarantined callbacks are in {data_dir}"));
     Ok(ExitCode::SUCCESS)

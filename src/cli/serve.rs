@@ -86,10 +86,13 @@ impl ServeArgs {
 
 /// Runs the broker until it is told to stop.
 pub(super) fn run(args: ServeArgs) -> anyhow::Result<ExitCode> {
+    super::keep_files_private();
     let sources = args.sources();
     let config = config::load(&sources)?;
     server::init_logging(&config.logging);
     die_on_panic();
+    let exposures = server::exposures(&config, &server::Reader::of_this_process());
+    exposures.iter().for_each(|problem| server::warn_of_exposure(problem));
     raise_open_files(&config);
     keep_pages_small();
     let runtimes = Runtimes::start()?;
@@ -151,6 +154,8 @@ pub(super) fn check_config(args: CheckConfigArgs) -> anyhow::Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     let config = config::load(&args.serve.sources())?;
+    let exposures = server::exposures(&config, &server::Reader::of_a_broker());
+    exposures.iter().for_each(|problem| output::note(&format!("warning: {problem}")));
     output::emit_line(&format!(
         "the configuration is good: callbacks on {}, gRPC on {}, admin on {}, data in {}",
         config.ingest.listen,

@@ -2,7 +2,7 @@
 
 use std::{fs, sync::Arc};
 
-use super::Addresses;
+use super::{Addresses, exposure};
 use crate::{
     config::{self, Config},
     credentials::{Credentials, SharedCredentials},
@@ -95,6 +95,7 @@ pub(super) fn rules(config: &Config, credentials: Arc<SharedCredentials>) -> Rul
 /// refused from now on, and that is what its owner wants who removes a leaked token.
 pub(super) fn reload(config: &Config, credentials: &SharedCredentials) -> Result<String, String> {
     credentials.set(read(config)?);
+    exposure::warn_of_secrets(&config.credentials_file);
     let new = credentials.get();
     tell_who_is_shut_out(config, &new);
     let [callback_tokens, signing_keys, clients] = new.counts();

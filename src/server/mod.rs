@@ -5,6 +5,7 @@ mod admin;
 mod banner;
 mod credentials;
 mod drain;
+mod exposure;
 mod grpc;
 mod http;
 mod listeners;
@@ -29,6 +30,7 @@ use tokio::task::{JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 use tonic_health::server::HealthReporter;
 
+pub use exposure::{Reader, exposed_directory, exposures, warn as warn_of_exposure};
 pub use listeners::Listeners;
 pub use logging::init as init_logging;
 pub use runtimes::{Homes, Runtimes};

@@ -4,6 +4,7 @@ use std::{path::PathBuf, sync::Arc};
 
 use super::{
     acme::{ACME_TLS, Acme},
+    exposure,
     net::{
         Entrance,
         tls::{Files, H2, HTTP_1_1, Tls},
@@ -90,6 +91,7 @@ impl Secured {
             let metrics = Arc::clone(metrics);
             Watched::new("certificates", paths, move || {
                 let expires = tls.reload(&files, alpn)?;
+                exposure::warn_of_secrets([&files.key]);
                 metrics.certificate_expiry.with_label_values(&[listener]).set(expires);
                 Ok(format!("{listener} listener"))
             })

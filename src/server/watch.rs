@@ -110,9 +110,9 @@ pub(super) async fn watch(
     }
 }
 
-/// What tells one state of a file from another without reading it.
+/// What tells one state of a file from another without reading it; who may read it is a part of that.
 #[derive(Debug, PartialEq)]
-struct State(Result<(u64, u64, SystemTime), io::ErrorKind>);
+struct State(Result<(u64, u64, SystemTime, [u32; 3]), io::ErrorKind>);
 
 fn states(paths: &[PathBuf]) -> Vec<State> {
     paths.iter().map(|path| state(path)).collect()
@@ -121,7 +121,8 @@ fn states(paths: &[PathBuf]) -> Vec<State> {
 fn state(path: &Path) -> State {
     let read = || {
         let metadata = fs::metadata(path)?;
-        Ok::<_, io::Error>((metadata.ino(), metadata.len(), metadata.modified()?))
+        let rights = [metadata.mode(), metadata.uid(), metadata.gid()];
+        Ok::<_, io::Error>((metadata.ino(), metadata.len(), metadata.modified()?, rights))
     };
     State(read().map_err(|error| error.kind()))
 }

@@ -125,7 +125,7 @@ async fn a_busy_port_is_named_with_the_flag_that_changes_it() {
     {
         let mut listen = [free(); 3];
         listen[place] = address;
-        let done = Options::default().command(directory.path(), listen).output().unwrap();
+        let done = Options::default().command(&directory.path().join("data"), listen).output().unwrap();
         let said = String::from_utf8(done.stderr).unwrap();
         assert_eq!(done.status.code(), Some(1), "{said}");
         let expected = format!("error: cannot listen on {address} ({key}.listen): Address already in use (os error ");

@@ -23,6 +23,7 @@ mod journal_contract;
 mod layering;
 mod lifecycle;
 mod permissions;
+mod private_files;
 mod request_ids;
 mod retention;
 mod server_contract;

@@ -61,6 +61,12 @@ impl Cli {
         self
     }
 
+    /// Runs it under a umask, in octal.
+    pub fn umask(mut self, umask: &str) -> Self {
+        self.command = under_umask(&self.command, umask);
+        self
+    }
+
     pub fn stdin(mut self, bytes: impl Into<Vec<u8>>) -> Self {
         self.stdin = Some(bytes.into());
         self
@@ -258,6 +264,20 @@ impl Pipe {
     fn is_closed(&self) -> bool {
         self.0.lock().unwrap().1
     }
+}
+
+/// The same command, started by a shell that sets the umask: it is the whole process's, so a test cannot set its own.
+pub fn under_umask(command: &Command, umask: &str) -> Command {
+    let mut shell = Command::new("sh");
+    shell.arg("-c").arg(format!("umask {umask}; exec \"$0\" \"$@\""));
+    shell.arg(command.get_program()).args(command.get_args());
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => shell.env(name, value),
+            None => shell.env_remove(name),
+        };
+    }
+    shell
 }
 
 /// A port that was free a moment ago, for listeners that must know theirs beforehand.

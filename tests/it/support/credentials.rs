@@ -1,6 +1,10 @@
 //! A credentials file beside a broker, written with `blobcast token new` as an operator would.
 
-use std::{fs, path::PathBuf};
+use std::{
+    fs::{self, Permissions},
+    os::unix::fs::PermissionsExt,
+    path::PathBuf,
+};
 
 use tempfile::TempDir;
 
@@ -48,6 +52,7 @@ impl CredentialsFile {
     pub fn write(&self, text: &str) {
         let new = self.directory.path().join("new");
         fs::write(&new, text).unwrap();
+        fs::set_permissions(&new, Permissions::from_mode(0o600)).unwrap();
         fs::rename(new, self.path()).unwrap();
     }
 

@@ -14,7 +14,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 use tonic::transport::{Channel, Endpoint};
 
-use super::{Http, PATIENCE, until};
+use super::{Http, PATIENCE, command::under_umask, until};
 
 /// An address on which the system chooses the port.
 pub const ANY_PORT: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
@@ -23,6 +23,7 @@ pub const ANY_PORT: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST)
 #[derive(Clone, Debug, Default)]
 pub struct Options {
     env: Vec<(String, String)>,
+    umask: Option<&'static str>,
 }
 
 impl Options {
@@ -35,6 +36,12 @@ impl Options {
     /// Sets a variable that is no key.
     pub fn variable(mut self, name: &str, value: impl ToString) -> Self {
         self.env.push((name.to_owned(), value.to_string()));
+        self
+    }
+
+    /// Starts it under a umask, in octal.
+    pub fn umask(mut self, umask: &'static str) -> Self {
+        self.umask = Some(umask);
         self
     }
 
@@ -64,7 +71,7 @@ impl Options {
         for (flag, address) in ["--ingest-listen", "--grpc-listen", "--admin-listen"].into_iter().zip(listen) {
             command.arg(flag).arg(address.to_string());
         }
-        command
+        if let Some(umask) = self.umask { under_umask(&command, umask) } else { command }
     }
 }
 
