@@ -21,6 +21,7 @@
 //! and takes it down; [`cli`] is the way in.
 
 // In reading order, lowest layer first.
+pub mod budget;
 pub mod metrics;
 mod network;
 mod printable;

@@ -115,6 +115,22 @@ pub struct Metrics {
     pub lag_events_max: IntGauge,
     /// From receiving a callback to handing its event to the transport, live deliveries only.
     pub delivery_seconds: Histogram,
+    /// Bytes of events that streams have read and not handed on.
+    pub reading_bytes: IntGauge,
+    /// Reads that wait for memory.
+    pub reads_waiting: IntGauge,
+    /// Times a stream's memory was taken back because its client took nothing.
+    pub reads_taken_back: IntCounter,
+    /// Bytes that were handed to the transport, and that clients have not taken.
+    pub sending_bytes: IntGauge,
+    /// Bytes of answers that are being made or that clients have not taken.
+    pub answer_bytes: IntGauge,
+    /// Calls refused because answers had all the memory they may have, or as many backups were open as may be.
+    pub answers_refused: IntCounter,
+    /// Answers and backups that were ended because the client took nothing of them.
+    pub answers_stalled: IntCounter,
+    /// Open backups.
+    pub backups: IntGauge,
     /// Spans of traces by `outcome`: what became of them.
     pub trace_spans: IntCounterVec,
     /// Events in the ring.
@@ -329,6 +345,35 @@ impl Metrics {
                  that are handed over together the first.",
                 ANSWER_SECONDS,
             ),
+            reading_bytes: b.gauge(
+                "blobcast_reading_bytes",
+                "Bytes of events that subscriptions have read from the log and not handed to the transport.",
+            ),
+            reads_waiting: b
+                .gauge("blobcast_reads_waiting", "Reads of the log that wait for memory (grpc.reading_bytes_max)."),
+            reads_taken_back: b.counter(
+                "blobcast_reads_taken_back_total",
+                "Times the memory of a subscription whose client took nothing was given to others; it reads again.",
+            ),
+            sending_bytes: b.gauge(
+                "blobcast_sending_bytes",
+                "Bytes that the transport holds because clients have not taken them, but for the first 2 KiB of each \
+                 stream.",
+            ),
+            answer_bytes: b.gauge(
+                "blobcast_answer_bytes",
+                "Bytes of answers other than streams that are being made or that clients have not taken.",
+            ),
+            answers_refused: b.counter(
+                "blobcast_answers_refused_total",
+                "Calls refused because unread answers held grpc.answers_bytes_max or the client's share of it, or because \
+                 too many backups were open.",
+            ),
+            answers_stalled: b.counter(
+                "blobcast_answers_stalled_total",
+                "Answers and backups ended because their client took nothing of them for grpc.stall_timeout.",
+            ),
+            backups: b.gauge("blobcast_backups", "Open backups."),
             trace_spans: b.counters(
                 "blobcast_trace_spans_total",
                 "Spans of traces by what became of them: taken by the collector, refused by it, lost because it could not \

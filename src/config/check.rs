@@ -113,6 +113,10 @@ pub(super) fn ranges(config: &Config) -> Vec<Range> {
         time("grpc.keepalive_timeout", grpc.keepalive_timeout, TIMEOUT_MIN, TIMEOUT_MAX),
         bytes("grpc.request_bytes_max", grpc.request_bytes_max, KIB, 64 * MIB),
         bytes("grpc.inflight_bytes_max", grpc.inflight_bytes_max, MIB, None),
+        // Less would be a few events at a time.
+        bytes("grpc.reading_bytes_max", grpc.reading_bytes_max, 8 * MIB, None),
+        bytes("grpc.answers_bytes_max", grpc.answers_bytes_max, 8 * MIB, None),
+        time("grpc.stall_timeout", grpc.stall_timeout, SECOND, TIMEOUT_MAX),
         time("log.retention_age_max", log.retention_age_max, SECOND, RETENTION_AGE_MAX),
         bytes("log.retention_bytes_max", log.retention_bytes_max, MIB, None),
         count("log.disk_free_min_percent", log.disk_free_min_percent, 0, 100),

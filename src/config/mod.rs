@@ -198,6 +198,15 @@ pub struct Grpc {
     /// Bytes of all requests that are arriving; at least `request_bytes_max`.
     #[serde(deserialize_with = "units::size")]
     pub inflight_bytes_max: u64,
+    /// Bytes that all streams hold of what they read from the log.
+    #[serde(deserialize_with = "units::size")]
+    pub reading_bytes_max: u64,
+    /// Bytes of all answers that clients have not taken.
+    #[serde(deserialize_with = "units::size")]
+    pub answers_bytes_max: u64,
+    /// How long a client may take nothing of an answer or a backup.
+    #[serde(deserialize_with = "units::duration")]
+    pub stall_timeout: Duration,
 }
 
 /// The listener for operators and probes.

@@ -50,7 +50,7 @@ pub fn needs_restart(old: &Config, new: &Config) -> Vec<&'static str> {
         grpc {
             listen, allow_anonymous, tls_certificate_file, tls_key_file, tls_client_ca_file, subscriptions_max,
             subscriptions_per_client_max, task_ids_max, task_ids_in_all_max, products_max, connections_max, keepalive_interval,
-            keepalive_timeout, request_bytes_max, inflight_bytes_max,
+            keepalive_timeout, request_bytes_max, inflight_bytes_max, reading_bytes_max, answers_bytes_max, stall_timeout,
         }
         admin { listen, allow_anonymous, tls_certificate_file, tls_key_file }
         acme { domains, contact, directory_url, directory_ca_file }

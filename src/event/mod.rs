@@ -9,7 +9,7 @@ mod record;
 
 pub use cursor::{Cursor, CursorError, Epoch, Sequence};
 pub use filter::{Filter, Selectable};
-pub use record::{Encoding, Record, RecordError, RecordParts, Records};
+pub use record::{Encoded, Encoding, Record, RecordError, RecordParts, Records, WeakRecords};
 
 use std::{collections::BTreeMap, fmt, sync::Arc};
 

@@ -18,7 +18,10 @@ use std::{
 use bytes::{BufMut, Bytes};
 
 use super::{Labels, Product, Selectable, Sequence, TaskId, TaskStatus};
-use crate::trace::Origin;
+use crate::{
+    budget::{Charge, Loan},
+    trace::Origin,
+};
 
 const LAYOUT: u8 = 1;
 const HEADER_BYTES: usize = 32;
@@ -73,6 +76,19 @@ struct Together {
     records: Box<[Record]>,
     event_bytes: usize,
     encoding: Mutex<Weak<Encoding>>,
+    /// Of the memory they were read into; none of those that the ring has counted.
+    loan: Option<Loan>,
+}
+
+/// Records that may be gone.
+#[derive(Clone, Debug)]
+pub struct WeakRecords(Weak<Together>);
+
+impl WeakRecords {
+    /// The records, if anybody else still has them.
+    pub fn upgrade(&self) -> Option<Records> {
+        self.0.upgrade().map(Records)
+    }
 }
 
 /// Records as clients get them, one behind the other.
@@ -82,9 +98,31 @@ pub struct Encoding {
     pub bytes: Vec<u8>,
     /// Where each ends.
     pub ends: Vec<usize>,
+    /// Held as long as anybody has some of it.
+    pub charge: Option<Charge>,
 }
 
 impl Records {
+    /// Records that were read into borrowed memory.
+    pub fn lent(records: Vec<Record>, loan: Loan) -> Self {
+        Self::new(records, Some(loan))
+    }
+
+    /// Whether their memory is borrowed.
+    pub fn is_lent(&self) -> bool {
+        self.0.loan.is_some()
+    }
+
+    /// Without keeping them in memory.
+    pub fn downgrade(&self) -> WeakRecords {
+        WeakRecords(Arc::downgrade(&self.0))
+    }
+
+    fn new(records: Vec<Record>, loan: Option<Loan>) -> Self {
+        let event_bytes = records.iter().map(|record| record.event().len()).sum();
+        Self(Arc::new(Together { records: records.into(), event_bytes, encoding: Mutex::default(), loan }))
+    }
+
     /// Whether both are the same, not only equal.
     pub fn is(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.0, &other.0)
@@ -97,7 +135,7 @@ impl Records {
 
     /// How the records in `range` are encoded. That is done by the first who asks, for all records, and kept as long as
     /// anybody has some of it.
-    pub fn encoded(&self, range: Range<usize>, encode: impl FnOnce(&[Record]) -> Encoding) -> Bytes {
+    pub fn encoded(&self, range: Range<usize>, encode: impl FnOnce(&[Record]) -> Encoding) -> Encoded {
         // A panic while the lock is held ends the process, so a poisoned lock is never seen.
         let mut known = self.0.encoding.lock().unwrap_or_else(PoisonError::into_inner);
         let encoding = known.upgrade().unwrap_or_else(|| {
@@ -108,14 +146,13 @@ impl Records {
         drop(known);
         let end = |count: usize| count.checked_sub(1).map_or(0, |last| encoding.ends[last]);
         let bytes = end(range.start)..end(range.end);
-        Bytes::from_owner(Shared(encoding)).slice(bytes)
+        Encoded { encoding, bytes }
     }
 }
 
 impl From<Vec<Record>> for Records {
     fn from(records: Vec<Record>) -> Self {
-        let event_bytes = records.iter().map(|record| record.event().len()).sum();
-        Self(Arc::new(Together { records: records.into(), event_bytes, encoding: Mutex::default() }))
+        Self::new(records, None)
     }
 }
 
@@ -127,11 +164,16 @@ impl Deref for Records {
     }
 }
 
-struct Shared(Arc<Encoding>);
+/// A part of an encoding that is shared.
+#[derive(Debug)]
+pub struct Encoded {
+    encoding: Arc<Encoding>,
+    bytes: Range<usize>,
+}
 
-impl AsRef<[u8]> for Shared {
+impl AsRef<[u8]> for Encoded {
     fn as_ref(&self) -> &[u8] {
-        &self.0.bytes
+        &self.encoding.bytes[self.bytes.clone()]
     }
 }
 
@@ -388,8 +430,9 @@ mod tests {
             for to in from..=lengths.len() {
                 let all = records.encoded(0..lengths.len(), encode);
                 let expected: Vec<u8> = (from..to).flat_map(bytes).collect();
-                prop_assert_eq!(records.encoded(from..to, encode), expected);
-                prop_assert_eq!(all.len(), lengths.iter().map(|length| HEADER_BYTES + length).sum::<usize>());
+                let part = records.encoded(from..to, encode);
+                prop_assert_eq!(part.as_ref(), expected);
+                prop_assert_eq!(all.as_ref().len(), lengths.iter().map(|length| HEADER_BYTES + length).sum::<usize>());
             }
             prop_assert!(calls.get() <= lengths.len() + 1 - from, "once for all who have it at the same time");
         }

@@ -6,7 +6,13 @@ use bytes::Bytes;
 use jiff::Timestamp;
 use tonic::{Request, Response, Status};
 
-use super::{Context, access::Caller, backup::BackupStream, errors, page};
+use super::{
+    Context,
+    access::Caller,
+    answers::{Payer, Prepaid, encoded},
+    backup::BackupStream,
+    errors, page,
+};
 use crate::{
     callback::{Callback, Corrections},
     credentials::{MintError, Minted},
@@ -76,9 +82,12 @@ impl admin_service_server::AdminService for Admin {
     async fn backup(&self, request: Request<v1::BackupRequest>) -> Result<Response<BackupStream>, Status> {
         let caller = Caller::of(&request)?;
         caller.require_backup()?;
+        let place = self.0.answers.take_backup(&Payer::of(&request, &caller))?;
         let backup = answered(self.0.appender.backup().await)?;
         tracing::info!(client = caller.0.as_ref().map(|client| &*client.name), "backup begun");
-        Ok(Response::new(BackupStream::new(self.0.clone(), caller, backup)))
+        let mut answer = Response::new(BackupStream::new(self.0.clone(), caller, backup, place));
+        answer.extensions_mut().insert(Prepaid);
+        Ok(answer)
     }
 
     async fn list_subscriptions(
@@ -102,10 +111,13 @@ impl admin_service_server::AdminService for Admin {
         &self,
         request: Request<v1::ListQuarantineRequest>,
     ) -> Result<Response<v1::ListQuarantineResponse>, Status> {
-        Caller::of(&request)?.require_admin()?;
+        let caller = Caller::of(&request)?;
+        caller.require_admin()?;
+        let payer = Payer::of(&request, &caller);
         let v1::ListQuarantineRequest { page_size, page_token, include_body } = request.into_inner();
         let page_size = page::size(page_size).map_err(errors::malformed)?;
         let after = page::place(&page_token, QUARANTINE, u64::MAX).map_err(errors::malformed)?.unwrap_or(0);
+        let granted = self.0.answers.take(&payer, self.0.page_bytes_max()).await?;
         let read = move |sources: &Sources| {
             let found = sources.store.quarantined_after(after, page_size, page::PAGE_BYTES_MAX)?;
             // A page may have ended by count or by bytes; whether there is more, only a look tells.
@@ -113,14 +125,15 @@ impl admin_service_server::AdminService for Admin {
                 Some(last) => !sources.store.quarantined_after(last.number, 1, 0)?.is_empty(),
                 None => false,
             };
-            Ok((found, more))
+            let last = found.last().filter(|_| more).map(|last| last.number);
+            let page = v1::ListQuarantineResponse {
+                next_page_token: last.map(|number| page::token(number, QUARANTINE)).unwrap_or_default(),
+                callbacks: found.into_iter().map(|callback| quarantined(callback, include_body)).collect(),
+            };
+            Ok((encoded(&page), granted))
         };
-        let (found, more) = self.0.read(read).await?;
-        let last = found.last().filter(|_| more).map(|last| last.number);
-        Ok(Response::new(v1::ListQuarantineResponse {
-            next_page_token: last.map(|number| page::token(number, QUARANTINE)).unwrap_or_default(),
-            callbacks: found.into_iter().map(|callback| quarantined(callback, include_body)).collect(),
-        }))
+        let (page, granted) = self.0.read(read).await?;
+        Ok(self.0.answers.respond(page, granted))
     }
 
     async fn release_quarantined(

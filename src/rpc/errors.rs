@@ -69,6 +69,30 @@ pub fn overloaded() -> Status {
     status(Code::ResourceExhausted, "OVERLOADED", message, [], Some(Duration::from_secs(1)))
 }
 
+/// More answers are on their way out than may be held.
+pub(super) fn answers_limit(limit: usize, share: usize) -> Status {
+    let message = format!(
+        "answers that their clients have not taken hold all that they may, {limit} bytes together and {share} of one \
+         client: read the answers to your calls, make fewer at once, or raise grpc.answers_bytes_max"
+    );
+    let limits = [("limit", limit.to_string()), ("share", share.to_string())];
+    status(Code::ResourceExhausted, "ANSWERS_LIMIT", message, limits, Some(Duration::from_secs(1)))
+}
+
+/// As many backups are open as may be.
+pub(super) fn backup_limit(limit: usize, share: usize) -> Status {
+    let message =
+        format!("{limit} backups are open, or {share} of this client, the most there may be: let one end first");
+    let limits = [("limit", limit.to_string()), ("share", share.to_string())];
+    status(Code::ResourceExhausted, "BACKUP_LIMIT", message, limits, Some(RETRY_STORE))
+}
+
+/// The client has not read on.
+pub(super) fn answer_stalled(after: Duration) -> Status {
+    let message = format!("nothing of the answer was taken for {} s: read it, or cancel the call", after.as_secs());
+    status(Code::ResourceExhausted, "ANSWER_STALLED", message, [], None)
+}
+
 /// The request has not arrived in time.
 pub fn request_late() -> Status {
     let message = "the request did not arrive in time: send it as a whole";

@@ -1,7 +1,13 @@
 //! `blobcast.v1.EventService`.
 
-use std::{future::poll_fn, sync::Arc, time::Duration};
+use std::{
+    future::poll_fn,
+    sync::Arc,
+    task::{self, Poll},
+    time::Duration,
+};
 
+use bytes::Bytes;
 use jiff::Timestamp;
 use tokio::time::{Instant, timeout_at};
 use tonic::{Request, Response, Status};
@@ -9,6 +15,7 @@ use tonic::{Request, Response, Status};
 use super::{
     Context,
     access::Caller,
+    answers::Payer,
     call, deadline, errors, page, peer,
     stream::{EventBody, HandedOver},
 };
@@ -51,10 +58,6 @@ impl Events {
         Self(context)
     }
 
-    fn delivery(&self, record: Record, include_raw: bool) -> Delivery {
-        Delivery { epoch: self.0.sources.store.epoch(), record, include_raw }
-    }
-
     async fn open(&self, opening: Opening) -> Result<Subscription, Status> {
         let sources = &self.0.sources;
         let subscription = Subscription::open(Arc::clone(sources), opening).await;
@@ -82,6 +85,38 @@ impl Events {
             call,
         })
         .await
+    }
+
+    /// The answer to `WaitTask`.
+    async fn waited(
+        &self,
+        payer: Payer,
+        found: Found,
+        done: bool,
+        include_raw: bool,
+    ) -> Result<Response<Frame>, Status> {
+        let sources = &self.0.sources;
+        let epoch = sources.store.epoch();
+        let frame = move |record: Option<Record>| Frame::Waited {
+            event: record.map(|record| Delivery { epoch, record, include_raw }),
+            done,
+        };
+        let place = match found {
+            Found::None => return Ok(Response::new(frame(None))),
+            Found::InTheLog(place) => place,
+            Found::Here(record) => {
+                let (place, frame) = (record.sequence(), frame(Some(record)));
+                if let Some(granted) = self.0.answers.try_take(&payer, frame.encoded_len()) {
+                    return Ok(self.0.answers.respond(frame.encoded(), granted));
+                }
+                place // not held while it waits for its turn
+            }
+        };
+        let granted = self.0.answers.take(&payer, 2 * sources.memory.event_bytes_max).await?;
+        // Retention may have taken it meanwhile: the task is over all the same.
+        let read = move |sources: &Sources| Ok((frame(sources.store.get(place)?).encoded(), granted));
+        let (message, granted) = self.0.read(read).await?;
+        Ok(self.0.answers.respond(message, granted))
     }
 
     fn subscription_limits(&self, caller: &Caller, heartbeat_interval: Duration) -> v1::SubscriptionLimits {
@@ -143,48 +178,67 @@ impl event_service_server::EventService for Events {
 
     async fn wait_task(&self, request: Request<v1::WaitTaskRequest>) -> Result<Response<Frame>, Status> {
         let (caller, peer, call) = (Caller::of(&request)?, peer(&request), call(&request));
+        let payer = Payer::of(&request, &caller);
         let v1::WaitTaskRequest { task_id, timeout, include_raw, product } = request.into_inner();
         let filter = one_task(&task_id, &product)?;
         let deadline = Instant::now() + patience(timeout).map_err(errors::malformed)?;
         let mut subscription = self.open_wait(filter, peer, caller, call).await?;
-        let (mut latest, mut terminal, mut caught_up) = (None, None, false);
+        let (mut latest, mut terminal, mut caught_up) = (Found::default(), Found::default(), false);
         // What is retained is read to its end also when the time-out is zero, so "is it done?" can be asked by it.
         while !(caught_up && terminal.is_some()) {
-            let next = if caught_up {
-                let Ok(next) = timeout_at(deadline, next(&mut subscription)).await else { break };
-                next
-            } else {
-                next(&mut subscription).await
+            let seen = match poll_fn(|cx| Poll::Ready(poll_next(&mut subscription, cx))).await {
+                Poll::Ready(seen) => seen,
+                Poll::Pending => {
+                    // Many may wait for tasks with large events.
+                    latest.let_go();
+                    terminal.let_go();
+                    if caught_up {
+                        let Ok(seen) = timeout_at(deadline, next(&mut subscription)).await else { break };
+                        seen
+                    } else {
+                        next(&mut subscription).await
+                    }
+                }
             };
-            match next {
-                Some(Ok(Seen::Event(record))) if record.status().is_terminal() => terminal = Some(record),
-                Some(Ok(Seen::Event(record))) => latest = Some(record),
+            match seen {
+                Some(Ok(Seen::Event(record))) if record.status().is_terminal() => terminal = Found::Here(record),
+                Some(Ok(Seen::Event(record))) => latest = Found::Here(record),
                 Some(Ok(Seen::CaughtUp)) => caught_up = true,
                 Some(Ok(Seen::Other)) => {}
                 Some(Err(end)) => return Err(errors::end(&self.0.sources, &end)),
                 None => return Err(errors::draining()),
             }
         }
+        drop(subscription);
         let done = terminal.is_some();
-        let event = terminal.or(latest).map(|record| self.delivery(record, include_raw));
-        Ok(Response::new(Frame::Waited { event, done }))
+        let found = if done { terminal } else { latest };
+        self.waited(payer, found, done, include_raw).await
     }
 
     async fn get_task(&self, request: Request<v1::GetTaskRequest>) -> Result<Response<Frame>, Status> {
         let caller = Caller::of(&request)?;
+        let payer = Payer::of(&request, &caller);
         let v1::GetTaskRequest { task_id, include_raw, product } = request.into_inner();
         let filter = caller.restrict(one_task(&task_id, &product)?)?;
-        let read = move |sources: &Sources| task_records(sources, &filter, include_raw);
-        let records = self.0.read(read).await?.ok_or_else(|| errors::response_too_large(TASK_BYTES_MAX))?;
-        if records.is_empty() {
-            return Err(errors::task_not_found(&task_id, &product));
+        // Once as it is stored, once as it is sent.
+        let granted = self.0.answers.take(&payer, 2 * TASK_BYTES_MAX).await?;
+        let read = move |sources: &Sources| {
+            let records = task_records(sources, &filter, include_raw)?;
+            let page = |records: Vec<Record>| {
+                (!records.is_empty()).then(|| page_of(sources, records, include_raw, String::new()))
+            };
+            Ok((records.map(page), granted))
+        };
+        let (page, granted) = self.0.read(read).await?;
+        match page.ok_or_else(|| errors::response_too_large(TASK_BYTES_MAX))? {
+            None => Err(errors::task_not_found(&task_id, &product)),
+            Some(page) => Ok(self.0.answers.respond(page, granted)),
         }
-        let events = records.into_iter().map(|record| self.delivery(record, include_raw)).collect();
-        Ok(Response::new(Frame::Page { events, next_page_token: String::new() }))
     }
 
     async fn list_events(&self, request: Request<v1::ListEventsRequest>) -> Result<Response<Frame>, Status> {
         let caller = Caller::of(&request)?;
+        let payer = Payer::of(&request, &caller);
         let mut request = request.into_inner();
         let page_size = page::size(std::mem::take(&mut request.page_size)).map_err(errors::malformed)?;
         let token = std::mem::take(&mut request.page_token);
@@ -202,10 +256,16 @@ impl event_service_server::EventService for Events {
                 scanned_bytes_max: PAGE_SCANNED_BYTES_MAX,
             },
         };
-        let (records, next) = self.0.read(move |sources| listing.page(sources)).await?;
-        let events = records.into_iter().map(|record| self.delivery(record, request.include_raw)).collect();
-        let next_page_token = next.map(|place| page::token(place.0, binding)).unwrap_or_default();
-        Ok(Response::new(Frame::Page { events, next_page_token }))
+        let granted = self.0.answers.take(&payer, self.0.page_bytes_max()).await?;
+        let include_raw = request.include_raw;
+        let read = move |sources: &Sources| {
+            let (records, next) = listing.page(sources)?;
+            let next_page_token = next.map(|place| page::token(place.0, binding)).unwrap_or_default();
+            let page = page_of(sources, records, include_raw, next_page_token);
+            Ok((page, granted))
+        };
+        let (page, granted) = self.0.read(read).await?;
+        Ok(self.0.answers.respond(page, granted))
     }
 
     async fn get_log_info(
@@ -230,6 +290,34 @@ impl event_service_server::EventService for Events {
     }
 }
 
+/// Events as an answer.
+fn page_of(sources: &Sources, records: Vec<Record>, include_raw: bool, next_page_token: String) -> Bytes {
+    let delivery = |record| Delivery { epoch: sources.store.epoch(), record, include_raw };
+    Frame::Page { events: records.into_iter().map(delivery).collect(), next_page_token }.encoded()
+}
+
+/// An event that `WaitTask` has come by.
+#[derive(Default)]
+enum Found {
+    #[default]
+    None,
+    Here(Record),
+    /// Not held while the call waits: it is read again.
+    InTheLog(Sequence),
+}
+
+impl Found {
+    fn is_some(&self) -> bool {
+        !matches!(self, Self::None)
+    }
+
+    fn let_go(&mut self) {
+        if let Self::Here(record) = self {
+            *self = Self::InTheLog(record.sequence());
+        }
+    }
+}
+
 /// What `WaitTask` looks at in a stream.
 enum Seen {
     Event(Record),
@@ -238,12 +326,16 @@ enum Seen {
 }
 
 async fn next(subscription: &mut Subscription) -> Option<Result<Seen, End>> {
+    poll_fn(|cx| poll_next(subscription, cx)).await
+}
+
+fn poll_next(subscription: &mut Subscription, cx: &mut task::Context<'_>) -> Poll<Option<Result<Seen, End>>> {
     let seen = |message: Message<'_>| match message {
         Message::Event { records, at, .. } => Seen::Event(records[at].clone()),
         Message::Control(Control::CaughtUp { .. }) => Seen::CaughtUp,
         Message::Control(_) => Seen::Other,
     };
-    poll_fn(|cx| subscription.poll_message(cx).map(|next| next.map(|message| message.map(seen)))).await
+    subscription.poll_message(cx).map(|next| next.map(|message| message.map(seen)))
 }
 
 /// Every event of a filter's task and products; `None` if they are more than one answer holds. What is not to be sent is not

@@ -2,6 +2,7 @@
 
 mod access;
 mod admin;
+mod answers;
 mod backup;
 mod deadline;
 mod errors;
@@ -14,6 +15,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use access::Caller;
 pub use access::{Gate, LetIn, Peer};
 pub use admin::Admin;
+pub use answers::{AnswerBody, Answers, Payer};
 pub use backup::BackupStream;
 pub use deadline::{Deadline, note_deadline};
 pub use errors::{deadline_exceeded, explained, overloaded, request_late};
@@ -45,6 +47,8 @@ pub struct Context {
     pub callback_base: String,
     /// How many values a filter may have.
     pub filter_limits: FilterLimits,
+    /// What answers may take of memory.
+    pub answers: Arc<Answers>,
     /// Told by `GetLogInfo`; changed by a reload.
     pub retention: Arc<Mutex<Retention>>,
 }
@@ -67,6 +71,11 @@ impl Context {
         let task_ids_max =
             task_ids_max.map_or(self.filter_limits.task_ids_max, |max| max.min(self.filter_limits.task_ids_max));
         FilterLimits { task_ids_max, ..self.filter_limits }
+    }
+
+    /// What a page takes while it is made: as it is stored, and as it is sent.
+    fn page_bytes_max(&self) -> usize {
+        page::PAGE_BYTES_MAX.saturating_add(self.sources.memory.event_bytes_max).saturating_mul(2)
     }
 
     fn retention(&self) -> Retention {

@@ -4,6 +4,10 @@
 //! own it costs every delivery a write to memory that other cores write to as well. Here whoever wants most of what was
 //! published together hands on one encoding of it, which is shared by all; the rest is written into a buffer, straight from
 //! where everybody reads it.
+//!
+//! What the transport was handed cannot be taken back, so it gets little at once: a large event is copied in pieces, and the
+//! event itself stays where others can have its memory when the client stalls. It is copied, since a piece of the event
+//! would keep all of it; every byte is copied on its way to the socket anyway.
 
 use std::{
     collections::VecDeque,
@@ -11,7 +15,7 @@ use std::{
     ops::Range,
     pin::Pin,
     sync::{Arc, Mutex, PoisonError},
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
 };
 
 use bytes::{Bytes, BytesMut};
@@ -21,16 +25,14 @@ use tonic::Status;
 
 use super::errors::{self, RECONNECT_AFTER};
 use crate::{
-    event::{Records, Sequence},
-    subscription::{Control, Message, Sources, Subscription},
+    budget::Flow,
+    event::{Encoding, Records, Sequence},
+    subscription::{Control, End, Message, Sources, Subscription},
     wire::{
         Delivery, duration, encode_streamed, put_message, timestamp,
         v1::{self, subscribe_response::Content},
     },
 };
-
-/// A buffer is handed to HTTP/2 when it is this full; two frames of the protocol's default size.
-const YIELD_BYTES: usize = 32 * 1024;
 
 /// Less is copied rather than shared: each piece that is shared becomes a frame of HTTP/2 by itself.
 const SHARED_BYTES_MIN: usize = 4 * 1024;
@@ -64,6 +66,15 @@ impl Run {
     }
 }
 
+/// An event that is too large to be handed on at once.
+#[derive(Debug)]
+struct Large {
+    sequence: Sequence,
+    /// How much of its message is handed on, and how much there is.
+    done: usize,
+    length: usize,
+}
+
 /// The body of an answer to `Subscribe`.
 #[derive(Debug)]
 pub struct EventBody {
@@ -76,6 +87,10 @@ pub struct EventBody {
     frames: VecDeque<Bytes>,
     buffer: BytesMut,
     run: Option<Run>,
+    /// The event that the client has a part of.
+    large: Option<Large>,
+    /// What HTTP/2 holds of the stream.
+    flow: Flow,
     /// How the stream has ended.
     status: Option<Status>,
     has_ended: bool,
@@ -88,27 +103,52 @@ impl EventBody {
         include_raw: bool,
         limits: v1::SubscriptionLimits,
     ) -> Self {
-        let (frames, buffer, run) = (VecDeque::new(), BytesMut::new(), None);
-        Self { sources, subscription, include_raw, limits, frames, buffer, run, status: None, has_ended: false }
+        let (frames, buffer, flow) = (VecDeque::new(), BytesMut::new(), Flow::new(&sources.memory.transit));
+        Self {
+            sources,
+            subscription,
+            include_raw,
+            limits,
+            frames,
+            buffer,
+            run: None,
+            large: None,
+            flow,
+            status: None,
+            has_ended: false,
+        }
     }
 
-    /// Takes what is ready, as far as a frame goes.
-    fn fill(&mut self, cx: &mut Context<'_>) {
-        while self.status.is_none() && self.frames.is_empty() && self.bytes() < YIELD_BYTES {
-            match self.subscription.poll_message(cx) {
-                Poll::Ready(Some(Ok(Message::Event { records, at, ahead }))) if self.include_raw => {
-                    let delivery =
-                        Delivery { epoch: self.sources.store.epoch(), record: &records[at], include_raw: true };
-                    delivery.put_streamed(ahead, YIELD_BYTES, &mut self.buffer);
+    /// Takes what is ready, as far as there is room.
+    fn fill(&mut self, room: usize, cx: &mut Context<'_>) {
+        while self.status.is_none() && self.frames.is_empty() && self.bytes() < room {
+            if self.large.is_some() {
+                match self.put_piece(room, cx) {
+                    Poll::Ready(Ok(())) => continue,
+                    // The client has a part of a message that there is no rest of.
+                    Poll::Ready(Err(end)) => self.status = Some(errors::end(&self.sources, &end)),
+                    Poll::Pending => break,
                 }
-                Poll::Ready(Some(Ok(Message::Event { records, at, .. }))) => {
-                    if !self.run.as_mut().is_some_and(|run| run.take(records, at)) {
+            }
+            match self.subscription.poll_message(cx) {
+                Poll::Ready(Some(Ok(Message::Event { records, at, ahead }))) => {
+                    let record = &records[at];
+                    let delivery =
+                        Delivery { epoch: self.sources.store.epoch(), record, include_raw: self.include_raw };
+                    // Most are that small whatever is sent of them.
+                    if record.len() > room && delivery.streamed_len() > room {
+                        let (sequence, length) = (record.sequence(), delivery.streamed_len());
+                        self.large = Some(Large { sequence, done: 0, length });
+                        self.end_run(room);
+                    } else if self.include_raw {
+                        delivery.put_streamed(ahead, room, &mut self.buffer);
+                    } else if !self.run.as_mut().is_some_and(|run| run.take(records, at)) {
                         let ended = self.run.replace(Run::new(records, at));
-                        ended.into_iter().for_each(|run| self.hand_on(&run));
+                        ended.into_iter().for_each(|run| self.hand_on(&run, room));
                     }
                 }
                 Poll::Ready(Some(Ok(Message::Control(control)))) => {
-                    self.end_run();
+                    self.end_run(room);
                     let content = Some(self.content(control));
                     put_message(&v1::SubscribeResponse { content }, &mut self.buffer);
                 }
@@ -118,31 +158,51 @@ impl EventBody {
             }
         }
         if self.frames.is_empty() {
-            self.end_run();
+            self.end_run(room);
         }
+    }
+
+    /// Goes on with the large event.
+    fn put_piece(&mut self, room: usize, cx: &mut Context<'_>) -> Poll<Result<(), End>> {
+        let Some(large) = &mut self.large else { return Poll::Ready(Ok(())) };
+        let record = ready!(self.subscription.poll_last(large.sequence, cx))?;
+        let delivery = Delivery { epoch: self.sources.store.epoch(), record, include_raw: self.include_raw };
+        let end = large.length.min(large.done + room.saturating_sub(self.buffer.len()));
+        delivery.put_streamed_part(large.done..end, &mut self.buffer);
+        large.done = end;
+        if large.done == large.length {
+            self.large = None;
+        }
+        Poll::Ready(Ok(()))
     }
 
     fn bytes(&self) -> usize {
         self.buffer.len() + self.run.as_ref().map_or(0, |run| run.bytes)
     }
 
-    fn end_run(&mut self) {
+    fn end_run(&mut self, room: usize) {
         if let Some(run) = self.run.take() {
-            self.hand_on(&run);
+            self.hand_on(&run, room);
         }
     }
 
-    fn hand_on(&mut self, run: &Run) {
+    fn hand_on(&mut self, run: &Run, room: usize) {
         let epoch = self.sources.store.epoch();
         if run.is_shared() {
-            let written = mem::take(&mut self.buffer).freeze();
-            let shared = run.records.encoded(run.range.clone(), |records| encode_streamed(epoch, records));
-            self.frames.extend([written, shared].into_iter().filter(|bytes| !bytes.is_empty()));
+            if !self.buffer.is_empty() {
+                self.frames.push_back(self.flow.hand(mem::take(&mut self.buffer)));
+            }
+            let transit = self.flow.transit();
+            let shared = run.records.encoded(run.range.clone(), |records| {
+                let encoding = encode_streamed(epoch, records);
+                Encoding { charge: Some(transit.charge(encoding.bytes.len())), ..encoding }
+            });
+            self.frames.push_back(self.flow.hand_shared(shared));
             return;
         }
         for at in run.range.clone() {
             let delivery = Delivery { epoch, record: &run.records[at], include_raw: false };
-            delivery.put_streamed(run.range.end - at - 1, YIELD_BYTES, &mut self.buffer);
+            delivery.put_streamed(run.range.end - at - 1, room, &mut self.buffer);
         }
     }
 
@@ -188,12 +248,22 @@ impl Body for EventBody {
     type Error = Status;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        self.fill(cx);
+        if let Some(frame) = self.frames.pop_front() {
+            return Poll::Ready(Some(Ok(Frame::data(frame))));
+        }
+        if self.status.is_none() || !self.buffer.is_empty() {
+            let room = ready!(self.flow.poll_room(cx));
+            self.subscription.resume();
+            self.fill(room, cx);
+            let is_midway = self.large.is_some();
+            self.subscription.rest(is_midway);
+        }
         if let Some(frame) = self.frames.pop_front() {
             return Poll::Ready(Some(Ok(Frame::data(frame))));
         }
         if !self.buffer.is_empty() {
-            return Poll::Ready(Some(Ok(Frame::data(mem::take(&mut self.buffer).freeze()))));
+            let written = mem::take(&mut self.buffer);
+            return Poll::Ready(Some(Ok(Frame::data(self.flow.hand(written)))));
         }
         match &self.status {
             Some(_) if self.has_ended => Poll::Ready(None),

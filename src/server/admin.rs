@@ -20,6 +20,7 @@ use tokio::time::timeout;
 
 use crate::{
     journal::Journal,
+    rpc::Answers,
     store::Health,
     subscription::{Listed, Sources},
 };
@@ -36,6 +37,7 @@ const INDEX: &str = "blobcast, for operators\n\n\
 /// What the routes look at.
 pub(super) struct Status {
     sources: Arc<Sources>,
+    answers: Arc<Answers>,
     journal: Arc<dyn Journal>,
     draining: AtomicBool,
 }
@@ -47,8 +49,8 @@ impl std::fmt::Debug for Status {
 }
 
 impl Status {
-    pub(super) fn new(sources: Arc<Sources>, journal: Arc<dyn Journal>) -> Self {
-        Self { sources, journal, draining: AtomicBool::new(false) }
+    pub(super) fn new(sources: Arc<Sources>, answers: Arc<Answers>, journal: Arc<dyn Journal>) -> Self {
+        Self { sources, answers, journal, draining: AtomicBool::new(false) }
     }
 
     /// Not ready from now on.
@@ -86,6 +88,12 @@ impl Status {
         let ring = hub.ring_size();
         metrics.ring_events.set(signed(ring.events as u64));
         metrics.ring_bytes.set(signed(ring.bytes as u64));
+        let memory = &self.sources.memory;
+        metrics.reading_bytes.set(signed(memory.reading.lent() as u64));
+        metrics.reads_waiting.set(signed(memory.reading.waiting() as u64));
+        metrics.sending_bytes.set(signed(memory.transit.held() as u64));
+        metrics.answer_bytes.set(signed(self.answers.bytes_held() as u64));
+        metrics.backups.set(signed(self.answers.backups() as u64));
         let head = hub.head();
         let lag = |listed: &Listed| head.0.saturating_sub(listed.position.0);
         let lag_max = registry.list(hub, 0, usize::MAX).iter().map(lag).max().unwrap_or_default();

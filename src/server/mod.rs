@@ -45,7 +45,7 @@ use crate::{
     metrics::Metrics,
     rpc,
     store::{Appender, OpenError, Retention, Store, writer},
-    subscription::{Registry, RegistryLimits, Sources, WideReaders},
+    subscription::{Memory, Registry, RegistryLimits, Sources, WideReaders},
     wire::FilterLimits,
 };
 use acme::Acme;
@@ -153,10 +153,12 @@ impl Server {
         let rules = credentials::rules(config, Arc::clone(&credentials));
         let (limits, counts) = (ingest_limits(config), Arc::clone(&metrics));
         let ingest = Ingest::new(Arc::clone(&journal), appender.clone(), limits, rules, counts, tracer.clone());
-        let status = Arc::new(admin::Status::new(Arc::clone(&sources), Arc::clone(&journal)));
         let gate = gate(config, &addresses, &credentials, &metrics);
         let base = banner::callback_base(config, &addresses);
-        let context = rpc_context(config, &sources, journal, &appender, gate.clone(), base, Arc::clone(&retention));
+        let (probed, kept) = (Arc::clone(&journal), Arc::clone(&retention));
+        let context = rpc_context(config, &sources, journal, &appender, gate.clone(), base, kept);
+        let answers = Arc::clone(&context.answers);
+        let status = Arc::new(admin::Status::new(Arc::clone(&sources), Arc::clone(&answers), probed));
         let (health, services) = grpc::services(context, config, tracer).await;
 
         let [stop_ingest, stop_grpc, stop_admin] = [(); 3].map(|()| CancellationToken::new());
@@ -181,6 +183,8 @@ impl Server {
         let mut watched = secured.watched(&metrics);
         watched.extend(watched_credentials(&config, &credentials));
         let review = review(Arc::clone(&sources), gate);
+        let tend = tend_memory(Arc::clone(&sources), answers, stop_admin.clone());
+        tasks.spawn(named("the care of memory", tend));
         exporter.map(|exporter| tasks.spawn(named("the export of traces", exporter.run(stop_admin.clone()))));
         keep_house(&mut tasks, secured.acme.take(), watched, review, asked, metrics, &stop_admin);
         Ok(Self {
@@ -359,7 +363,8 @@ async fn open_sources(config: &Config, metrics: &Arc<Metrics>) -> Result<Arc<Sou
         task_ids_max: usize_of(config.grpc.task_ids_in_all_max),
     });
     let (metrics, wide_readers) = (Arc::clone(metrics), WideReaders::default());
-    Ok(Arc::new(Sources { store, hub, registry, metrics, wide_readers }))
+    let memory = Memory::new(usize_of(config.grpc.reading_bytes_max), usize_of(config.ingest.body_bytes_max));
+    Ok(Arc::new(Sources { store, hub, registry, metrics, wide_readers, memory }))
 }
 
 /// Answers callbacks.
@@ -422,7 +427,22 @@ fn rpc_context(
             task_ids_max: usize_of(config.grpc.task_ids_max),
             products_max: usize_of(config.grpc.products_max),
         },
+        answers: rpc::Answers::new(
+            usize_of(config.grpc.answers_bytes_max),
+            config.grpc.stall_timeout,
+            &sources.memory.transit,
+            &sources.metrics,
+        ),
         retention,
+    }
+}
+
+/// Takes memory back from those who do not use it, until `stop`.
+async fn tend_memory(sources: Arc<Sources>, answers: Arc<rpc::Answers>, stop: CancellationToken) {
+    tokio::select! {
+        () = stop.cancelled() => {}
+        () = sources.tend_memory() => {}
+        () = answers.tend() => {}
     }
 }
 

@@ -37,7 +37,7 @@ use uuid::Uuid;
 pub use backup::{Backup, BackupSummary};
 pub use layout::{Fingerprint, QuarantineHeader};
 pub use quarantine::{NewQuarantined, Quarantined};
-pub use read::{Chunk, Keep, ReadError, ReadLimits, TaskPlace};
+pub use read::{Chunk, Keep, ReadError, ReadLimits, TaskPlace, bytes_held};
 #[cfg(fuzzing)]
 pub(crate) use restore::check as check_backup;
 pub use restore::{RestoreError, restore};

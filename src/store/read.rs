@@ -5,7 +5,11 @@ use std::{
     ops::{ControlFlow, RangeInclusive},
 };
 
-use super::{Store, layout::Damaged, log::READ_BYTES};
+use super::{
+    Store,
+    layout::Damaged,
+    log::{LARGE_READ_BYTES, READ_BYTES},
+};
 use crate::event::{Filter, Product, Record, RecordError, Sequence, TaskId, TaskStatus};
 
 /// Why a part of the log cannot be read.
@@ -83,6 +87,12 @@ impl Keep {
             Self::Newest(count) => drop(places.drain(..places.len().saturating_sub(count))),
         }
     }
+}
+
+/// Memory that records hold which were read: their own, and what they share a block with that nobody wants.
+pub fn bytes_held(records: &[Record]) -> usize {
+    let bytes: usize = records.iter().map(Record::len).sum();
+    bytes + bytes.min(LARGE_READ_BYTES)
 }
 
 /// Where one read stops. At least one record is always looked at.
@@ -236,6 +246,11 @@ impl Store {
 }
 
 impl ReadLimits {
+    /// Most that a read holds, if no event has more than `event_bytes_max`.
+    pub fn bytes_held_max(self, event_bytes_max: usize) -> usize {
+        self.bytes_max.saturating_add(event_bytes_max).saturating_add(LARGE_READ_BYTES)
+    }
+
     fn bytes_to_read(self) -> u64 {
         READ_BYTES.min(self.scanned_bytes_max as u64)
     }

@@ -15,6 +15,7 @@
 mod lookup;
 mod message;
 mod open;
+mod reading;
 mod registry;
 
 use std::{
@@ -35,15 +36,18 @@ use tokio_util::task::AbortOnDropHandle;
 
 pub use message::{Control, End, Message, Withdrawal};
 pub use open::{OnExpired, OpenError, Opening, Start};
+pub use reading::Memory;
 pub use registry::{Listed, Registry, RegistryLimits, State};
 
 use crate::{
-    event::{Filter, Record, Records, Selectable, Sequence, TaskId},
+    budget::{Loan, Shelf},
+    event::{Filter, Record, Records, Selectable, Sequence, TaskId, WeakRecords},
     hub::{Hub, Read, Seat},
     metrics::Metrics,
-    store::{Chunk, ReadError, ReadLimits, Store},
+    store::{ReadError, ReadLimits, Store, bytes_held},
 };
-use lookup::{FETCH_BYTES_MAX, FETCH_RECORDS_MAX, Found, Lookup, look_up};
+use lookup::{FETCH, FETCH_RECORDS_MAX, Found, Lookup, Places, look_up};
+use reading::Reading;
 use registry::Entry;
 
 /// One read of the log: enough to amortise a thread hop, and a bound on what a stalled reader holds and a rare filter reads.
@@ -52,8 +56,14 @@ const SCAN: ReadLimits =
 /// The same for a few at a time, which read several times as fast, and one read ahead of what they hand out.
 const WIDE_SCAN: ReadLimits =
     ReadLimits { records_max: 2_048, bytes_max: 1024 * 1024, scanned_max: 8_192, scanned_bytes_max: 2 * 1024 * 1024 };
-/// So many: should all of them stall, they hold 128 MB, since an event may hold on to all that was looked at beside it.
+/// So many: more of them would take turns at the memory for reads, and gain nothing by it.
 const WIDE_READERS_MAX: usize = 32;
+
+/// A stream that has taken nothing for so long gives its memory to one that waits for some. To read it again costs a
+/// millisecond; so it is short, and a crowd of stalled streams holds up the others for a moment only.
+const IDLE: Duration = Duration::from_millis(200);
+/// After so long it gives it back in any case.
+const IDLE_MAX: Duration = Duration::from_secs(2);
 
 /// What every subscription reads from.
 #[derive(Debug)]
@@ -68,6 +78,8 @@ pub struct Sources {
     pub metrics: Arc<Metrics>,
     /// Who may read much of the log at once.
     pub wide_readers: WideReaders,
+    /// What they may hold in memory.
+    pub memory: Memory,
 }
 
 /// The places of those who read much of the log at once.
@@ -82,10 +94,16 @@ impl Default for WideReaders {
 
 enum Phase {
     Planning,
-    Scanning(AbortOnDropHandle<Result<Chunk, ReadError>>),
-    LookingUp(Lookup, AbortOnDropHandle<Result<Found, ReadError>>),
-    Fetching(Lookup, Option<AbortOnDropHandle<Result<Vec<Record>, ReadError>>>),
+    Scanning(Reading<Scanned>),
+    LookingUp(Lookup, Reading<Found>),
+    Fetching(Lookup, Option<Reading<Records>>),
     Live(Seat),
+}
+
+/// What one read of the log found, and how far it looked.
+struct Scanned {
+    records: Records,
+    to: Sequence,
 }
 
 /// What was read together, and the first of it that is not handed out.
@@ -93,15 +111,37 @@ enum Phase {
 struct Buffer {
     records: Option<Records>,
     next: usize,
+    /// In place of the records while the client takes nothing.
+    rested: Option<Rested>,
+}
+
+/// Records that somebody else may let go of.
+enum Rested {
+    /// The ring has them, or has moved past.
+    Ring(WeakRecords),
+    /// They were read into memory that others may need.
+    Log(Shelf<PutAway>),
+}
+
+/// What a stream that reads the log has in memory.
+struct PutAway {
+    records: Option<Records>,
+    /// Of one that fetches what the index has named.
+    places: Option<Places>,
 }
 
 impl Buffer {
     fn new(records: Records, next: usize) -> Self {
-        Self { records: Some(records), next }
+        Self { records: Some(records), next, rested: None }
     }
 
     fn records(&self) -> &[Record] {
         self.records.as_deref().unwrap_or_default()
+    }
+
+    /// What was handed out last.
+    fn last(&self) -> Option<&Record> {
+        self.records().get(self.next.checked_sub(1)?)
     }
 }
 
@@ -119,6 +159,8 @@ pub struct Subscription {
     /// Records read and not yet handed out, and the place reached when they are.
     buffer: Buffer,
     buffer_end: Sequence,
+    /// The event that was handed out last, if it has to be read again.
+    again: Option<Box<Reading<Records>>>,
     /// Held while the log is read, if there was one.
     wide: Option<OwnedSemaphorePermit>,
     /// Control messages that come before anything else.
@@ -180,6 +222,74 @@ impl Subscription {
                 self.finish(Some(end));
             }
         }
+    }
+
+    /// Goes on after [`Subscription::rest`].
+    pub fn resume(&mut self) {
+        let Some(rested) = self.buffer.rested.take() else { return };
+        let put_away = match rested {
+            Rested::Ring(records) => records.upgrade().map(|records| PutAway { records: Some(records), places: None }),
+            Rested::Log(shelf) => shelf.take(),
+        };
+        let Some(PutAway { records, places }) = put_away else { return self.go_back() };
+        self.buffer.records = records;
+        if let (Phase::Fetching(lookup, _), Some(places)) = (&mut self.phase, places) {
+            lookup.places = places;
+        }
+    }
+
+    /// To be called before the stream may not be polled for a while: lets go of what is in memory for nobody else. A stream
+    /// that comes back to find it gone reads it again. `is_midway`: the event that was handed out last is still needed.
+    pub fn rest(&mut self, is_midway: bool) {
+        let records = self.buffer.records.take();
+        let records = records.filter(|records| self.buffer.next < records.len() || is_midway);
+        if records.is_none() {
+            self.buffer.next = 0;
+        }
+        if let Some(records) = &records
+            && !records.is_lent()
+        {
+            self.buffer.rested = Some(Rested::Ring(records.downgrade()));
+            return;
+        }
+        let places = match &mut self.phase {
+            // A few are not worth the while.
+            Phase::Fetching(lookup, _) if lookup.places.ahead.len() > FETCH_RECORDS_MAX => {
+                Some(std::mem::take(&mut lookup.places))
+            }
+            _ => None,
+        };
+        if records.is_some() || places.is_some() {
+            let put_away = PutAway { records, places };
+            self.buffer.rested = Some(Rested::Log(self.sources.memory.reading.shelve(put_away)));
+        }
+    }
+
+    /// What was in the buffer is gone: what is behind the last event that was handed out has to be found anew.
+    fn go_back(&mut self) {
+        self.buffer = Buffer::default();
+        self.buffer_end = self.position;
+        match std::mem::replace(&mut self.phase, Phase::Planning) {
+            Phase::Live(_) => self.fall_behind(),
+            Phase::Fetching(lookup, _) => self.look_up(lookup),
+            Phase::Planning | Phase::Scanning(_) | Phase::LookingUp(..) => {}
+        }
+    }
+
+    /// The event at `sequence`, which was handed out last, for a client that takes it in pieces.
+    pub fn poll_last(&mut self, sequence: Sequence, cx: &mut Context<'_>) -> Poll<Result<&Record, End>> {
+        while self.buffer.last().is_none_or(|last| last.sequence() != sequence) {
+            let again = self.again.get_or_insert_with(|| Box::new(read_again(&self.sources, sequence)));
+            let read = ready!(again.poll(cx));
+            self.again = None;
+            match read? {
+                Ok(Some(records)) => self.buffer = Buffer::new(records, 1),
+                Ok(None) => {}
+                Err(ReadError::Expired) => return Poll::Ready(Err(End::Expired)),
+                Err(ReadError::Corrupt(problem)) => return Poll::Ready(Err(End::Corrupt(problem))),
+            }
+        }
+        Poll::Ready(Ok(self.buffer.last().expect("it was just found there")))
     }
 
     /// Where in the buffer the next event is that the client wants; an emptied one moves the position to where its read ended.
@@ -280,23 +390,25 @@ impl Subscription {
                 Poll::Ready(Ok(()))
             }
             Phase::Scanning(read) => {
-                let chunk = joined(ready!(Pin::new(read).poll(cx)))?;
+                let scanned = ready!(read.poll(cx))?;
                 self.phase = Phase::Planning;
-                Poll::Ready(self.accept(chunk, |this, chunk| {
-                    this.buffer = Buffer::new(chunk.records.into(), 0);
-                    this.buffer_end = chunk.scanned_to;
+                Poll::Ready(self.accept(scanned, |this, scanned| {
+                    // Planning again, if it was taken back.
+                    let Some(Scanned { records, to }) = scanned else { return };
+                    this.buffer = Buffer::new(records, 0);
+                    this.buffer_end = to;
                     // The next read is made while this one is handed out.
-                    if this.wide.is_some() && !this.sources.hub.reaches(this.buffer_end) {
-                        this.scan(this.buffer_end);
+                    if this.wide.is_some() && !this.sources.hub.reaches(to) {
+                        this.scan(to);
                     }
                 }))
             }
             Phase::LookingUp(_, lookup) => {
-                let found = joined(ready!(Pin::new(lookup).poll(cx)))?;
+                let found = ready!(lookup.poll(cx))?;
                 Poll::Ready(self.accept(found, Self::begin_fetching))
             }
             Phase::Fetching(_, Some(fetch)) => {
-                let records = joined(ready!(Pin::new(fetch).poll(cx)))?;
+                let records = ready!(fetch.poll(cx))?;
                 Poll::Ready(self.accept(records, Self::end_fetching))
             }
             Phase::Fetching(..) => {
@@ -363,7 +475,10 @@ impl Subscription {
     fn scan(&mut self, after: Sequence) {
         let (store, filter) = (Arc::clone(&self.sources.store), Arc::clone(&self.scan_filter));
         let (up_to, limits) = (self.sources.hub.head(), if self.wide.is_some() { WIDE_SCAN } else { SCAN });
-        self.phase = Phase::Scanning(read_aside(move || store.read_after(after, up_to, &filter, limits)));
+        self.phase = Phase::Scanning(self.sources.read(limits, move |loan| {
+            let chunk = store.read_after(after, up_to, &filter, limits)?;
+            Ok(Scanned { records: lent(chunk.records, loan), to: chunk.scanned_to })
+        }));
     }
 
     fn go_live(&mut self, seat: Seat) {
@@ -384,25 +499,26 @@ impl Subscription {
                 break (seat, head);
             }
         };
-        self.look_up(Lookup { seat, end, places: VecDeque::new(), is_cut: false });
+        self.look_up(Lookup { seat, end, places: Places::default() });
     }
 
     /// Asks the index for what is behind `position`.
     fn look_up(&mut self, lookup: Lookup) {
         let (store, filter) = (Arc::clone(&self.sources.store), Arc::clone(&self.scan_filter));
         let (after, end) = (self.position, lookup.end);
-        let found = read_aside(move || look_up(&store, &filter, after, end));
+        let found = self.sources.read(FETCH, move |loan| look_up(&store, &filter, after, end, loan));
         self.phase = Phase::LookingUp(lookup, found);
     }
 
-    fn begin_fetching(&mut self, found: Found) {
+    fn begin_fetching(&mut self, found: Option<Found>) {
+        let Some(found) = found else { return self.go_back_to_lookup() };
         if let Some(pending) = &mut self.pending {
             found.over.iter().for_each(|task_id| {
                 pending.remove(task_id);
             });
         }
         if let Phase::LookingUp(mut lookup, _) = std::mem::replace(&mut self.phase, Phase::Planning) {
-            (lookup.places, lookup.is_cut) = (found.places, found.is_cut);
+            lookup.places = found.places;
             self.phase = Phase::Fetching(lookup, None);
         }
         self.take_fetched(found.records);
@@ -410,31 +526,41 @@ impl Subscription {
 
     fn fetch_more(&mut self) {
         let Phase::Fetching(lookup, _) = std::mem::replace(&mut self.phase, Phase::Planning) else { return };
-        if lookup.places.is_empty() && lookup.is_cut {
+        let Places { ahead, is_cut } = &lookup.places;
+        if ahead.is_empty() && *is_cut {
             return self.look_up(lookup);
         }
-        if lookup.places.is_empty() {
+        if ahead.is_empty() {
             self.reach(lookup.end);
             self.go_live(lookup.seat);
             return;
         }
         let store = Arc::clone(&self.sources.store);
-        let places: Vec<_> = lookup.places.iter().take(FETCH_RECORDS_MAX).copied().collect();
-        let fetch = read_aside(move || store.get_all(&places, FETCH_BYTES_MAX));
+        let places: Vec<_> = ahead.iter().take(FETCH_RECORDS_MAX).copied().collect();
+        let fetch = self.sources.read(FETCH, move |loan| Ok(lent(store.get_all(&places, FETCH.bytes_max)?, loan)));
         self.phase = Phase::Fetching(lookup, Some(fetch));
     }
 
-    fn end_fetching(&mut self, records: Vec<Record>) {
+    /// The same again: what the index said was taken back.
+    fn go_back_to_lookup(&mut self) {
+        if let Phase::LookingUp(lookup, _) = std::mem::replace(&mut self.phase, Phase::Planning) {
+            self.look_up(lookup);
+        }
+    }
+
+    fn end_fetching(&mut self, records: Option<Records>) {
+        let records = records.unwrap_or_else(|| Vec::new().into()); // taken back: it is fetched again
         if let Phase::Fetching(lookup, fetch) = &mut self.phase {
-            lookup.places.drain(..records.len().min(lookup.places.len()));
+            let ahead = &mut lookup.places.ahead;
+            ahead.drain(..records.len().min(ahead.len()));
             *fetch = None;
         }
         self.take_fetched(records);
     }
 
-    fn take_fetched(&mut self, records: Vec<Record>) {
+    fn take_fetched(&mut self, records: Records) {
         self.buffer_end = records.last().map_or(self.position, Record::sequence);
-        self.buffer = Buffer::new(records.into(), 0);
+        self.buffer = Buffer::new(records, 0);
     }
 
     /// Hands what a read found to `then`, or deals with the place being forgotten.
@@ -477,6 +603,37 @@ impl Subscription {
         self.outbox.push_back(Control::Gap { from, to: self.position });
         self.phase = Phase::Planning;
     }
+}
+
+impl Sources {
+    /// Takes memory back from streams whose clients take nothing; never ends.
+    pub async fn tend_memory(&self) {
+        let taken_back = || self.metrics.reads_taken_back.inc();
+        self.memory.reading.tend(IDLE, IDLE_MAX, taken_back).await;
+    }
+
+    /// Reads into memory that it borrows first.
+    fn read<T: Send + 'static>(
+        &self,
+        limits: ReadLimits,
+        read: impl FnOnce(Loan) -> Result<T, ReadError> + Send + 'static,
+    ) -> Reading<T> {
+        Reading::new(&self.memory.reading, self.memory.estimate(limits), read)
+    }
+}
+
+/// Records that hold their loan, which is made as large as they are.
+fn lent(records: Vec<Record>, mut loan: Loan) -> Records {
+    loan.resize(bytes_held(&records));
+    Records::lent(records, loan)
+}
+
+fn read_again(sources: &Sources, sequence: Sequence) -> Reading<Records> {
+    let store = Arc::clone(&sources.store);
+    sources.read(FETCH, move |loan| {
+        let record = store.get(sequence)?.ok_or(ReadError::Expired)?;
+        Ok(lent(vec![record], loan))
+    })
 }
 
 fn joined<T>(joined: Result<Result<T, ReadError>, JoinError>) -> Result<Result<T, ReadError>, End> {

@@ -194,6 +194,7 @@ impl Subscription {
             phase: Phase::Planning,
             position,
             buffer: Buffer::default(),
+            again: None,
             wide: None,
             buffer_end: position,
             outbox: VecDeque::new(),

@@ -3,9 +3,9 @@
 //! Protobuf lets the fields of a message come in any order, so an event on the wire is: what only the log knows (cursor,
 //! revision, conflict), the stored encoding as it is, and the raw body if asked for.
 
-use std::{borrow::Borrow, collections::HashMap, marker::PhantomData};
+use std::{borrow::Borrow, collections::HashMap, marker::PhantomData, ops::Range};
 
-use bytes::{BufMut, BytesMut};
+use bytes::{BufMut, Bytes, BytesMut};
 use prost::{
     Message,
     encoding::{WireType, encode_key, encode_varint, encoded_len_varint, key_len},
@@ -97,6 +97,32 @@ impl<R: Borrow<Record>> Delivery<R> {
         self.put_with_length(SUBSCRIBE_EVENT, length, buf);
     }
 
+    /// Size of its message in `Subscribe`'s stream, with the prefix.
+    pub fn streamed_len(&self) -> usize {
+        let length = self.encoded_len();
+        PREFIX_BYTES + key_len(SUBSCRIBE_EVENT) + encoded_len_varint(length as u64) + length
+    }
+
+    /// Writes a part of that message: the bytes in `range`.
+    pub fn put_streamed_part(&self, range: Range<usize>, buf: &mut BytesMut) {
+        let (length, record) = (self.encoded_len(), self.record.borrow());
+        let (mut head, mut raw_head) = (BytesMut::new(), BytesMut::new());
+        put_prefix(key_len(SUBSCRIBE_EVENT) + encoded_len_varint(length as u64) + length, &mut head);
+        put_length(SUBSCRIBE_EVENT, length, &mut head);
+        self.put_known_by_the_log(&mut head);
+        let raw: &[u8] = if self.raw_len() > 0 { record.raw() } else { b"" };
+        if !raw.is_empty() {
+            put_length(EVENT_RAW_BODY, raw.len(), &mut raw_head);
+        }
+        buf.reserve(range.len());
+        let mut start = 0;
+        for piece in [&head, record.event(), &raw_head, raw] {
+            let within = |at: usize| at.saturating_sub(start).min(piece.len());
+            buf.put_slice(&piece[within(range.start)..within(range.end)]);
+            start += piece.len();
+        }
+    }
+
     fn put(&self, field: u32, buf: &mut impl BufMut) {
         self.put_with_length(field, self.encoded_len(), buf);
     }
@@ -104,6 +130,18 @@ impl<R: Borrow<Record>> Delivery<R> {
     fn put_with_length(&self, field: u32, length: usize, buf: &mut impl BufMut) {
         let record = self.record.borrow();
         put_length(field, length, buf);
+        self.put_known_by_the_log(buf);
+        buf.put_slice(record.event());
+        if self.raw_len() > 0 {
+            put_length(EVENT_RAW_BODY, record.raw().len(), buf);
+            buf.put_slice(record.raw());
+        }
+    }
+
+    /// What the stored encoding lacks.
+    #[inline]
+    fn put_known_by_the_log(&self, buf: &mut impl BufMut) {
+        let record = self.record.borrow();
         let cursor = Cursor { epoch: self.epoch, sequence: record.sequence() };
         put_length(EVENT_CURSOR, Cursor::TEXT_BYTES, buf);
         buf.put_slice(&cursor.to_text());
@@ -112,11 +150,6 @@ impl<R: Borrow<Record>> Delivery<R> {
         if record.conflict() {
             encode_key(EVENT_CONFLICT, WireType::Varint, buf);
             encode_varint(1, buf);
-        }
-        buf.put_slice(record.event());
-        if self.raw_len() > 0 {
-            put_length(EVENT_RAW_BODY, record.raw().len(), buf);
-            buf.put_slice(record.raw());
         }
     }
 }
@@ -130,7 +163,7 @@ pub fn encode_streamed(epoch: Epoch, records: &[Record]) -> Encoding {
         Delivery { epoch, record, include_raw: false }.put_streamed(0, 0, &mut buf);
         ends.push(buf.len());
     }
-    Encoding { bytes: buf.into(), ends }
+    Encoding { bytes: buf.into(), ends, charge: None }
 }
 
 /// Writes any message as one of a gRPC stream.
@@ -168,7 +201,37 @@ impl Payload for Frame {
     }
 }
 
+impl Default for Frame {
+    fn default() -> Self {
+        Self::Waited { event: None, done: false }
+    }
+}
+
 impl Frame {
+    /// As a message of an answer, with its prefix.
+    pub fn encoded(&self) -> Bytes {
+        let mut buf = BytesMut::with_capacity(PREFIX_BYTES + self.encoded_len());
+        put_prefix(self.encoded_len(), &mut buf);
+        self.put(&mut buf);
+        buf.freeze()
+    }
+
+    /// Size of the message, without its prefix.
+    pub fn encoded_len(&self) -> usize {
+        let field = |number: u32, length: usize| key_len(number) + encoded_len_varint(length as u64) + length;
+        match self {
+            Self::Waited { event, done } => {
+                let event = event.as_ref().map_or(0, |event| field(WAIT_EVENT, event.encoded_len()));
+                event + if *done { key_len(WAIT_DONE) + 1 } else { 0 }
+            }
+            Self::Page { events, next_page_token } => {
+                let events: usize = events.iter().map(|event| field(PAGE_EVENTS, event.encoded_len())).sum();
+                let token = next_page_token.len();
+                events + if token > 0 { field(PAGE_NEXT_TOKEN, token) } else { 0 }
+            }
+        }
+    }
+
     fn put(&self, buf: &mut impl BufMut) {
         match self {
             Self::Waited { event, done } => {
@@ -282,9 +345,9 @@ mod tests {
     }
 
     fn written<M: Message + Default>(frame: &Frame) -> M {
-        let mut bytes = Vec::new();
-        frame.put(&mut bytes);
-        M::decode(bytes.as_slice()).unwrap()
+        let mut bytes = frame.encoded();
+        assert_eq!((bytes.get_u8(), bytes.get_u32() as usize), (0, bytes.remaining()));
+        M::decode(bytes).unwrap()
     }
 
     /// The messages of a stream.
@@ -302,6 +365,7 @@ mod tests {
         #[test]
         fn frames_read_back_as_the_generated_messages(
             prompt: String, revision in 1u32.., conflict: bool, include_raw: bool, done: bool, token: String,
+            piece in 1..40_usize,
         ) {
             let stored = v1::Event { task_id: "t1".into(), prompt, seed: Some(-1), ..Default::default() };
             let cursor = Cursor { epoch: Epoch(7), sequence: Sequence(9) }.to_string();
@@ -312,6 +376,11 @@ mod tests {
 
             let mut streamed = BytesMut::new();
             delivery().put_streamed(1, 1_000, &mut streamed);
+            let (length, mut pieces) = (delivery().streamed_len(), BytesMut::new());
+            for start in (0..length).step_by(piece) {
+                delivery().put_streamed_part(start..(start + piece).min(length), &mut pieces);
+            }
+            prop_assert_eq!(&pieces, &streamed);
             put_message(&v1::SubscribeResponse::default(), &mut streamed);
             let content = Some(v1::subscribe_response::Content::Event(event.clone()));
             prop_assert_eq!(messages(streamed), [v1::SubscribeResponse { content }, v1::SubscribeResponse::default()]);

@@ -7,8 +7,9 @@ use std::{
 };
 
 /// What each module may import, directly. A module that is not named here may not exist.
-const ALLOWED: [(&str, &[&str]); 22] = [
-    ("event", &["trace"]),
+const ALLOWED: [(&str, &[&str]); 23] = [
+    ("budget", &[]),
+    ("event", &["budget", "trace"]),
     ("metrics", &[]),
     ("network", &[]),
     ("printable", &[]),
@@ -22,12 +23,16 @@ const ALLOWED: [(&str, &[&str]); 22] = [
     ("journal", &["store"]),
     ("hub", &["event"]),
     ("callback", &["credentials", "event", "vendor", "store", "wire"]),
-    ("subscription", &["credentials", "event", "hub", "metrics", "store", "trace"]),
+    ("subscription", &["budget", "credentials", "event", "hub", "metrics", "store", "trace"]),
     ("ingest", &["credentials", "event", "callback", "journal", "metrics", "network", "store", "trace"]),
-    ("rpc", &["credentials", "event", "callback", "journal", "metrics", "store", "subscription", "trace", "wire"]),
+    (
+        "rpc",
+        &["budget", "credentials", "event", "callback", "journal", "metrics", "store", "subscription", "trace", "wire"],
+    ),
     (
         "server",
         &[
+            "budget",
             "config",
             "credentials",
             "event",

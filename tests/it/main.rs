@@ -22,6 +22,7 @@ mod http_front;
 mod journal_contract;
 mod layering;
 mod lifecycle;
+mod memory;
 mod permissions;
 mod private_files;
 mod request_ids;

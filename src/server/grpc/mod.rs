@@ -10,9 +10,10 @@ use std::sync::Arc;
 use axum::{
     body::Body,
     extract::{Request, State},
-    middleware::{Next, from_fn, from_fn_with_state},
+    middleware::{Next, from_fn_with_state},
     response::Response,
 };
+use hyper::body::Body as _;
 use tokio::{net::TcpListener, sync::Semaphore, time::timeout_at};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
@@ -63,7 +64,7 @@ pub(super) async fn services(context: rpc::Context, config: &Config, tracer: Tra
     let (health, health_service) = health_reporter();
     set_health(&health, tonic_health::ServingStatus::Serving).await;
     let request_bytes_max = super::usize_of(config.grpc.request_bytes_max);
-    let gate = context.gate.clone();
+    let (gate, answers) = (context.gate.clone(), Arc::clone(&context.answers));
     let events = EventServiceServer::new(rpc::Events::new(context.clone()));
     let admin = AdminServiceServer::new(rpc::Admin::new(context));
     let mut routes = RoutesBuilder::default();
@@ -89,20 +90,25 @@ pub(super) async fn services(context: rpc::Context, config: &Config, tracer: Tra
     let routes = routes
         .routes()
         .into_axum_router()
-        .layer(from_fn(streamed))
+        .layer(from_fn_with_state(answers, bounded))
         .layer(from_fn_with_state(admission, admit))
         .layer(from_fn_with_state(request_bytes_max, explained))
         .layer(from_fn_with_state(tracer, traced));
     (health, routes.into())
 }
 
-/// Gives the answer to `Subscribe` the body that was handed over with it.
-async fn streamed(request: Request, next: Next) -> Response {
-    let mut answer = next.run(request).await;
-    match answer.extensions_mut().remove::<rpc::HandedOver>().and_then(|handed_over| handed_over.take()) {
-        Some(events) => answer.map(|_| Body::new(events)),
-        None => answer,
-    }
+/// Gives the answer to `Subscribe` the body that was handed over with it, and every other one that holds its answer to its share
+/// of memory, and to its time.
+async fn bounded(State(answers): State<Arc<rpc::Answers>>, request: Request, next: Next) -> Response {
+    let payer = rpc::Payer::connection(request.extensions().get());
+    let (mut head, body) = next.run(request).await.into_parts();
+    let body = match head.extensions.remove::<rpc::HandedOver>().and_then(|handed_over| handed_over.take()) {
+        Some(events) => Body::new(events),
+        // A refusal is all in its headers.
+        None if body.is_end_stream() => body,
+        None => Body::new(rpc::AnswerBody::new(&answers, payer, &mut head.extensions, body)),
+    };
+    Response::from_parts(head, body)
 }
 
 /// Holds requests to their time and their share of memory while they arrive.

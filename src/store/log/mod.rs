@@ -17,13 +17,13 @@ use std::{
     os::unix::fs::FileExt,
     path::{Path, PathBuf},
     sync::{
-        Arc, Mutex, PoisonError, RwLock,
+        Arc, Condvar, Mutex, PoisonError, RwLock,
         atomic::{AtomicU64, Ordering},
     },
 };
 
 pub(super) use frame::{Entry, Frame, FrameBuilder};
-use segment::{HEADER_BYTES, PAGE_BYTES, Segment, Unreadable, Walked};
+use segment::{HEADER_BYTES, PAGE_BYTES, Segment, Span, Unreadable, Walked};
 
 use super::{layout::Totals, lock, open::Setup, read::ReadError, watermark::Mark};
 use crate::event::{Epoch, Record, Sequence};
@@ -33,7 +33,9 @@ const FIRST_SEGMENT_BYTES: u64 = 1024 * 1024;
 /// What a start may have to replay, and what forgetting frees at once.
 const SEGMENT_BYTES_MAX: u64 = 32 * 1024 * 1024;
 /// Events share the memory that they were read into, unless it is more than this: then one would hold too much of it.
-const LARGE_READ_BYTES: usize = 512 * 1024;
+pub(super) const LARGE_READ_BYTES: usize = 512 * 1024;
+/// So many read more than that at once: a commit may have 8 MiB and another body, and is read as a whole.
+const LARGE_READS_MAX: usize = 4;
 /// Read at once by who takes much: enough to be quick.
 pub(super) const READ_BYTES: u64 = 256 * 1024;
 const FOLDER: &str = "log";
@@ -88,6 +90,37 @@ pub(super) struct Log {
     noted: AtomicU64,
     /// The database has durably forgotten all events before this one.
     forgotten_before: AtomicU64,
+    turns: Arc<Turns>,
+}
+
+/// Turns at reading a large part of a segment. Whoever has one waits for nothing but the disk.
+#[derive(Debug, Default)]
+struct Turns {
+    taken: Mutex<usize>,
+    given_back: Condvar,
+}
+
+impl Turns {
+    /// Waits for a turn, if it takes one to read so much. Blocking.
+    fn take(&self, span: &Span) -> Option<Turn<'_>> {
+        if span.end - span.start <= LARGE_READ_BYTES as u64 {
+            return None;
+        }
+        let taken = lock(&self.taken);
+        let free = self.given_back.wait_while(taken, |taken| *taken == LARGE_READS_MAX);
+        *free.unwrap_or_else(PoisonError::into_inner) += 1;
+        Some(Turn(self))
+    }
+}
+
+/// Given back when dropped.
+struct Turn<'a>(&'a Turns);
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        *lock(&self.0.taken) -= 1;
+        self.0.given_back.notify_one();
+    }
 }
 
 impl Log {
@@ -117,6 +150,7 @@ impl Log {
             checkpoint: checkpoint.into(),
             noted: checkpoint.into(),
             forgotten_before: 0.into(),
+            turns: Arc::default(),
         }
     }
 
@@ -364,7 +398,8 @@ impl Log {
 
     /// The events at these places, one by one, also those that are forgotten meanwhile.
     pub(super) fn events(&self, places: RangeInclusive<Sequence>) -> Events {
-        Events { epoch: self.epoch, segments: self.segments().clone(), places, read: VecDeque::new() }
+        let turns = Arc::clone(&self.turns);
+        Events { epoch: self.epoch, segments: self.segments().clone(), turns, places, read: VecDeque::new() }
     }
 
     /// Hands over the events at these places in order, until told to stop, reading about so many bytes at a time.
@@ -374,13 +409,35 @@ impl Log {
         &self,
         places: RangeInclusive<Sequence>,
         bytes: u64,
+        each: impl FnMut(Record) -> Result<ControlFlow<()>, ReadError>,
+    ) -> Result<(), ReadError> {
+        self.scan_in_turn(Some(&self.turns), places, bytes, each)
+    }
+
+    /// The same for the writer, which waits for no reader.
+    pub(super) fn scan_at_once(
+        &self,
+        places: RangeInclusive<Sequence>,
+        bytes: u64,
+        each: impl FnMut(Record) -> Result<ControlFlow<()>, ReadError>,
+    ) -> Result<(), ReadError> {
+        self.scan_in_turn(None, places, bytes, each)
+    }
+
+    fn scan_in_turn(
+        &self,
+        turns: Option<&Turns>,
+        places: RangeInclusive<Sequence>,
+        bytes: u64,
         mut each: impl FnMut(Record) -> Result<ControlFlow<()>, ReadError>,
     ) -> Result<(), ReadError> {
         let mut next = *places.start();
         while next <= *places.end() {
             let Some(segment) = segment_of(&self.segments(), next) else { return Err(missing(next)) };
             let up_to = *places.end();
-            match scan_span(&segment, self.epoch, next..=up_to, bytes, &mut each)? {
+            let Some(span) = segment.span(next, bytes)? else { return Err(missing(next)) };
+            let _turn = turns.and_then(|turns| turns.take(&span));
+            match scan_span(&segment, &span, self.epoch, next..=up_to, &mut each)? {
                 ControlFlow::Continue(behind) => next = behind,
                 ControlFlow::Break(()) => break,
             }
@@ -398,9 +455,10 @@ impl Log {
         while last >= *places.start() {
             let Some(segment) = segment_of(&self.segments(), last) else { return Err(missing(last)) };
             let Some(span) = segment.span(last, 0)? else { return Err(missing(last)) };
+            let _turn = self.turns.take(&span);
             let first = span.first.max(*places.start());
             let mut records = Vec::new();
-            let all = scan_span(&segment, self.epoch, first..=last, 0, &mut |record| {
+            let all = scan_span(&segment, &span, self.epoch, first..=last, &mut |record| {
                 records.push(record);
                 Ok(ControlFlow::Continue(()))
             })?;
@@ -432,6 +490,7 @@ impl Log {
 pub(super) struct Events {
     epoch: Epoch,
     segments: VecDeque<Arc<Segment>>,
+    turns: Arc<Turns>,
     /// Those that have not been read.
     places: RangeInclusive<Sequence>,
     read: VecDeque<Record>,
@@ -441,7 +500,9 @@ impl Events {
     fn read_more(&mut self) -> Result<(), ReadError> {
         let first = *self.places.start();
         let segment = segment_of(&self.segments, first).ok_or_else(|| missing(first))?;
-        let flow = scan_span(&segment, self.epoch, self.places.clone(), READ_BYTES, &mut |record| {
+        let Some(span) = segment.span(first, READ_BYTES)? else { return Err(missing(first)) };
+        let _turn = self.turns.take(&span);
+        let flow = scan_span(&segment, &span, self.epoch, self.places.clone(), &mut |record| {
             self.read.push_back(record);
             Ok(ControlFlow::Continue(()))
         })?;
@@ -474,14 +535,13 @@ fn segment_of(segments: &VecDeque<Arc<Segment>>, sequence: Sequence) -> Option<A
 /// Hands over the events at these places that lie in one span of a segment; where to go on behind them.
 fn scan_span(
     segment: &Segment,
+    span: &Span,
     epoch: Epoch,
     places: RangeInclusive<Sequence>,
-    bytes: u64,
     each: &mut impl FnMut(Record) -> Result<ControlFlow<()>, ReadError>,
 ) -> Result<ControlFlow<(), Sequence>, ReadError> {
     let mut next = *places.start();
-    let Some(span) = segment.span(next, bytes)? else { return Err(missing(next)) };
-    let read = segment.read(&span)?;
+    let read = segment.read(span)?;
     let is_large = read.len() > LARGE_READ_BYTES;
     let mut at = 0;
     while at < read.len() && next <= *places.end() {

@@ -281,7 +281,7 @@ impl<'a> Batch<'a> {
         let (oldest, newest) = (Sequence(self.totals.first_available), store.head());
         let mut budget = TRIM_EVENTS.max(2 * self.records.len());
         store.oldest_micros.store(UNKNOWN_MICROS, Ordering::Relaxed);
-        store.log.scan(oldest..=newest, TRIM_READ_BYTES, |record| {
+        store.log.scan_at_once(oldest..=newest, TRIM_READ_BYTES, |record| {
             let too_old = record.log_time_micros() < cutoff;
             if budget == 0 || !too_old && self.totals.event_bytes <= self.retention.event_bytes_max {
                 store.oldest_micros.store(record.log_time_micros(), Ordering::Relaxed);

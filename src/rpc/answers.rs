@@ -1,0 +1,319 @@
+//! Answers on their way out. What an answer takes of memory is borrowed before it is made, and given back when the client has it;
+//! one whose client takes nothing for a while is ended. The same for backups, of which there are few at a time.
+
+use std::{
+    collections::HashMap,
+    net::SocketAddr,
+    pin::Pin,
+    sync::{Arc, Mutex, PoisonError},
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use bytes::{Bytes, BytesMut};
+use hyper::{
+    HeaderMap,
+    body::{Body, Frame},
+};
+use prost::Message;
+use tokio::time::timeout;
+use tonic::{Request, Response, Status};
+
+use super::{Peer, access::Caller, errors};
+use crate::{
+    budget::{Budget, FLOOR_BYTES, Flow, Loan, Shelf, Transit},
+    metrics::Metrics,
+    wire::put_message,
+};
+
+/// Of all answers' bytes one client, or one connection of clients without a name, has this part at most.
+const SHARE: usize = 4;
+/// How long a call waits for its turn at them: answers that are read take milliseconds.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// Backups at a time. Each reads the whole log, holds about 10 MB, and keeps on the disk what retention forgets meanwhile.
+const BACKUPS_MAX: usize = 4;
+/// Those of one client: one that is under way, and one that took its place.
+const BACKUPS_PER_CLIENT_MAX: usize = 2;
+/// Clients whose shares are remembered before the idle ones are forgotten.
+const SHARES_KEPT: usize = 1_024;
+
+/// Whose share something is taken from.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Payer {
+    /// A client that is known.
+    Client(Arc<str>),
+    /// A connection, for those who did not have to show anything.
+    Connection(Option<SocketAddr>),
+}
+
+impl Payer {
+    /// The connection of a call.
+    pub fn connection(peer: Option<&Peer>) -> Self {
+        Self::Connection(peer.map(|peer| peer.address))
+    }
+
+    pub(super) fn of<T>(request: &Request<T>, caller: &Caller) -> Self {
+        match &caller.0 {
+            Some(client) => Self::Client(Arc::clone(&client.name)),
+            None => Self::connection(request.extensions().get()),
+        }
+    }
+}
+
+/// A budget of which nobody has more than a share.
+#[derive(Debug)]
+struct Shared {
+    all: Budget,
+    share_max: usize,
+    shares: Mutex<HashMap<Payer, Budget>>,
+}
+
+/// What was taken of both.
+#[derive(Debug)]
+pub(super) struct Granted {
+    all: Loan,
+    share: Loan,
+}
+
+impl Granted {
+    /// Makes it as large as the answer.
+    pub(super) fn resize(&mut self, bytes: usize) {
+        self.all.resize(bytes);
+        self.share.resize(bytes);
+    }
+}
+
+impl Shared {
+    fn new(all: usize, share_max: usize) -> Self {
+        Self { all: Budget::new(all), share_max, shares: Mutex::default() }
+    }
+
+    fn share(&self, payer: &Payer) -> Budget {
+        // A panic while the lock is held ends the process, so a poisoned lock is never seen.
+        let mut shares = self.shares.lock().unwrap_or_else(PoisonError::into_inner);
+        if shares.len() >= SHARES_KEPT {
+            shares.retain(|_, share| !share.is_idle());
+        }
+        shares.entry(payer.clone()).or_insert_with(|| Budget::new(self.share_max)).clone()
+    }
+
+    async fn take(&self, payer: &Payer, amount: usize) -> Granted {
+        // The share first: who waits for it holds up nobody else.
+        let share = self.share(payer).take(amount).await;
+        Granted { share, all: self.all.take(amount).await }
+    }
+
+    fn try_take(&self, payer: &Payer, amount: usize) -> Option<Granted> {
+        Some(Granted { share: self.share(payer).try_take(amount)?, all: self.all.try_take(amount)? })
+    }
+}
+
+/// See the module's description.
+#[derive(Debug)]
+pub struct Answers {
+    bytes: Shared,
+    backups: Shared,
+    stall_timeout: Duration,
+    transit: Arc<Transit>,
+    metrics: Arc<Metrics>,
+}
+
+impl Answers {
+    /// Answers of `bytes_max` together, handed on like events, which are ended if nothing of them is taken for `stall_timeout`.
+    pub fn new(bytes_max: usize, stall_timeout: Duration, transit: &Arc<Transit>, metrics: &Arc<Metrics>) -> Arc<Self> {
+        Arc::new(Self {
+            stall_timeout,
+            bytes: Shared::new(bytes_max, bytes_max / SHARE),
+            backups: Shared::new(BACKUPS_MAX, BACKUPS_PER_CLIENT_MAX),
+            transit: Arc::clone(transit),
+            metrics: Arc::clone(metrics),
+        })
+    }
+
+    /// Bytes of answers that are being made, or that clients have not taken yet.
+    pub fn bytes_held(&self) -> usize {
+        self.bytes.all.lent()
+    }
+
+    /// Open backups.
+    pub fn backups(&self) -> usize {
+        self.backups.all.lent()
+    }
+
+    /// Room for an answer that has `bytes` at most.
+    pub(super) async fn take(&self, payer: &Payer, bytes: usize) -> Result<Granted, Status> {
+        let granted = timeout(PATIENCE, self.bytes.take(payer, bytes)).await;
+        granted.map_err(|_| self.refused())
+    }
+
+    /// The same, if it need not wait.
+    pub(super) fn try_take(&self, payer: &Payer, bytes: usize) -> Option<Granted> {
+        self.bytes.try_take(payer, bytes)
+    }
+
+    /// A place for a backup.
+    pub(super) fn take_backup(&self, payer: &Payer) -> Result<Granted, Status> {
+        self.backups.try_take(payer, 1).ok_or_else(|| {
+            self.metrics.answers_refused.inc();
+            errors::backup_limit(BACKUPS_MAX, BACKUPS_PER_CLIENT_MAX)
+        })
+    }
+
+    fn refused(&self) -> Status {
+        self.metrics.answers_refused.inc();
+        errors::answers_limit(self.bytes.all.bytes_max(), self.bytes.share_max)
+    }
+
+    /// Puts away what a client has to take before it goes on, for as long as one may take nothing.
+    pub(super) fn put_away<T: Send + 'static>(&self, item: T) -> Shelf<T> {
+        self.bytes.all.shelve(item)
+    }
+
+    /// Ends answers and backups that nobody takes; never ends itself.
+    pub async fn tend(&self) {
+        let stalled = || self.metrics.answers_stalled.inc();
+        self.bytes.all.tend(self.stall_timeout, self.stall_timeout, stalled).await;
+    }
+
+    /// How one ends that was not taken.
+    pub(super) fn stalled(&self) -> Status {
+        errors::answer_stalled(self.stall_timeout)
+    }
+
+    /// An answer that is made, in place of the one that tonic would make of `M`.
+    pub(super) fn respond<M: Default>(self: &Arc<Self>, message: Bytes, mut granted: Granted) -> Response<M> {
+        granted.resize(message.len());
+        let whole = Outgoing { bytes: message, _granted: Some(granted) };
+        let mut answer = Response::new(M::default());
+        answer.extensions_mut().insert(Made(Arc::new(Mutex::new(Some(whole)))));
+        answer
+    }
+}
+
+/// A message as an answer has it, encoded.
+pub(super) fn encoded(message: &impl Message) -> Bytes {
+    let mut bytes = BytesMut::with_capacity(message.encoded_len() + 5);
+    put_message(message, &mut bytes);
+    bytes.freeze()
+}
+
+/// An answer on its way past tonic, in the extensions of the one that it replaces.
+#[derive(Clone, Debug)]
+struct Made(Arc<Mutex<Option<Outgoing>>>);
+
+/// In the extensions of an answer whose memory was accounted for when it began.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Prepaid;
+
+/// Bytes that the client has not taken, and their loan.
+#[derive(Debug)]
+struct Outgoing {
+    bytes: Bytes,
+    _granted: Option<Granted>,
+}
+
+/// The body of any answer but the streams of events: what `body` gives, in pieces.
+pub struct AnswerBody<B> {
+    answers: Arc<Answers>,
+    payer: Payer,
+    is_prepaid: bool,
+    body: Option<B>,
+    /// What comes before that.
+    ready: Option<Outgoing>,
+    put_away: Option<Shelf<Outgoing>>,
+    flow: Flow,
+    /// Nothing comes behind `ready` but this.
+    last: Option<Status>,
+}
+
+impl<B> AnswerBody<B> {
+    /// The body of an answer with these extensions.
+    pub fn new(answers: &Arc<Answers>, payer: Payer, extensions: &mut hyper::http::Extensions, body: B) -> Self {
+        let made = extensions.remove::<Made>();
+        let ready = made.and_then(|made| made.0.lock().unwrap_or_else(PoisonError::into_inner).take());
+        let is_prepaid = extensions.remove::<Prepaid>().is_some();
+        Self {
+            answers: Arc::clone(answers),
+            payer,
+            is_prepaid,
+            body: ready.is_none().then_some(body),
+            last: ready.is_some().then(|| Status::ok("")),
+            ready,
+            put_away: None,
+            flow: Flow::new(&answers.transit),
+        }
+    }
+
+    /// What is to be handed on next, of what is there.
+    fn poll_piece(&mut self, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
+        if self.ready.is_none() && self.put_away.is_none() {
+            return Poll::Ready(None);
+        }
+        let room = ready!(self.flow.poll_room(cx));
+        let mut outgoing = match (self.ready.take(), self.put_away.take()) {
+            (Some(whole), _) if whole.bytes.len() <= room => return Poll::Ready(Some(self.flow.hand(whole.bytes))),
+            (Some(whole), _) => whole,
+            (None, put_away) => match put_away.and_then(Shelf::take) {
+                Some(rest) => rest,
+                None => {
+                    // The client has not taken any of it for too long.
+                    self.body = None;
+                    self.last = Some(self.answers.stalled());
+                    return Poll::Ready(None);
+                }
+            },
+        };
+        // Copied: a piece of it would keep all of it.
+        let piece = outgoing.bytes.split_to(room.min(outgoing.bytes.len()));
+        let piece = self.flow.hand(piece.to_vec());
+        if !outgoing.bytes.is_empty() {
+            self.put_away = Some(self.answers.put_away(outgoing));
+        }
+        Poll::Ready(Some(piece))
+    }
+}
+
+impl<B: Body<Data = Bytes> + Unpin> Body for AnswerBody<B> {
+    type Data = Bytes;
+    type Error = B::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
+        loop {
+            if let Some(piece) = ready!(self.poll_piece(cx)) {
+                return Poll::Ready(Some(Ok(Frame::data(piece))));
+            }
+            if let Some(status) = self.last.take() {
+                let mut trailers = HeaderMap::new();
+                // A status of ours has nothing that could not be a header.
+                let _ = status.add_header(&mut trailers).is_ok();
+                return Poll::Ready(Some(Ok(Frame::trailers(trailers))));
+            }
+            let Some(body) = &mut self.body else { return Poll::Ready(None) };
+            let Some(frame) = ready!(Pin::new(body).poll_frame(cx)) else {
+                self.body = None;
+                return Poll::Ready(None);
+            };
+            let bytes = match frame?.into_data() {
+                Ok(bytes) => bytes,
+                Err(trailers) => {
+                    self.body = None;
+                    return Poll::Ready(Some(Ok(trailers)));
+                }
+            };
+            // What fits into the least that each stream may have needs no loan.
+            let is_small = bytes.len() <= FLOOR_BYTES || self.is_prepaid;
+            let granted = if is_small { None } else { self.answers.try_take(&self.payer, bytes.len()) };
+            if granted.is_none() && !is_small {
+                self.body = None;
+                self.last = Some(self.answers.refused());
+                continue;
+            }
+            self.ready = Some(Outgoing { bytes, _granted: granted });
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        let is_all_taken = self.ready.is_none() && self.put_away.is_none() && self.last.is_none();
+        is_all_taken && self.body.as_ref().is_none_or(Body::is_end_stream)
+    }
+}
