@@ -207,8 +207,17 @@ fn cpu_seconds(pid: u32) -> Result<f64> {
 
 /// Memory of a process that is in RAM.
 pub fn resident_bytes(process: &Process) -> Result<u64> {
+    memory_bytes(process, "VmRSS:")
+}
+
+/// The most that it ever was.
+pub fn peak_bytes(process: &Process) -> Result<u64> {
+    memory_bytes(process, "VmHWM:")
+}
+
+fn memory_bytes(process: &Process, name: &'static str) -> Result<u64> {
     let status = fs::read_to_string(format!("/proc/{}/status", process.pid()))?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-    let kilobytes = line.and_then(|rest| rest.trim().strip_suffix(" kB")).ok_or_else(|| anyhow!("no VmRSS"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix(name));
+    let kilobytes = line.and_then(|rest| rest.trim().strip_suffix(" kB")).ok_or_else(|| anyhow!("no {name}"))?;
     Ok(kilobytes.trim().parse::<u64>()? * 1024)
 }

@@ -77,7 +77,10 @@ struct Request {
 
 impl Request {
     fn new(product: &str) -> Self {
-        let body = body(0);
+        Self::of_body(product, body(0))
+    }
+
+    fn of_body(product: &str, body: Vec<u8>) -> Self {
         let head = format!(
             "POST /webhook/{product} HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n",
             body.len()
@@ -136,6 +139,22 @@ fn is_whole(answer: &[u8]) -> Result<bool> {
     let digits = head[at..].iter().take_while(|byte| byte.is_ascii_digit());
     let body_bytes = digits.fold(0, |length, digit| length * 10 + usize::from(digit - b'0'));
     Ok(answer.len() >= head_bytes + 4 + body_bytes)
+}
+
+/// Sends callbacks of tasks whose prompts have so many bytes, one after the other.
+pub async fn send_large(ingest: SocketAddr, product: &str, count: u64, prompt_bytes: usize) -> Result<()> {
+    let body = serde_json::json!({
+        "generation_id": task_id(0),
+        "status": "completed",
+        "prompt": "x".repeat(prompt_bytes),
+        "video_url": "https://cdn.runblob.io/videos/large.mp4",
+    });
+    let mut connection = Connection::open(ingest, product).await?;
+    connection.request = Request::of_body(product, body.to_string().into_bytes());
+    for number in 0..count {
+        connection.post(number).await?;
+    }
+    Ok(())
 }
 
 /// The numbers of the tasks that may be sent, each once.

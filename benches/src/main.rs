@@ -80,6 +80,7 @@ enum Goal {
     Selectivity,
     CatchUp,
     SlowNeighbour,
+    WorstCaseMemory,
     Restart,
     /// Counted by valgrind, and held to what is committed; not among all.
     Instructions,
@@ -156,7 +157,7 @@ fn draw(name: &str, tables: serde_json::Value, directory: &Path) -> Result<()> {
 
 impl Goal {
     /// What users feel; in the order of the reports.
-    const ALL: [Self; 8] = [
+    const ALL: [Self; 9] = [
         Self::FanOut,
         Self::Ingest,
         Self::Latency,
@@ -164,6 +165,7 @@ impl Goal {
         Self::Selectivity,
         Self::CatchUp,
         Self::SlowNeighbour,
+        Self::WorstCaseMemory,
         Self::Restart,
     ];
 
@@ -180,6 +182,7 @@ impl Goal {
             Self::Selectivity => goals::selectivity::run(bench).await,
             Self::CatchUp => goals::catch_up::run(bench).await,
             Self::SlowNeighbour => goals::slow_neighbour::run(bench).await,
+            Self::WorstCaseMemory => goals::worst_case_memory::run(bench).await,
             Self::Restart => goals::restart::run(bench).await,
             Self::Instructions => goals::instructions::run(bench).await,
             Self::ScaleWaiting => goals::scale_waiting::run(bench).await,

@@ -12,3 +12,4 @@ pub mod scale_waiting;
 pub mod selectivity;
 pub mod slow_neighbour;
 pub mod waiting;
+pub mod worst_case_memory;
