@@ -21,7 +21,7 @@ const ANSWER_SECONDS: &[f64] =
 const BATCH_EVENTS: &[f64] = &[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0];
 
 /// Every value of `outcome`: kept, refused for what the request is, refused for what the broker cannot do now.
-const OUTCOMES: [&str; 21] = [
+const OUTCOMES: [&str; 22] = [
     "accepted",
     "duplicate",
     "quarantined",
@@ -29,6 +29,7 @@ const OUTCOMES: [&str; 21] = [
     "url_expired",
     "address_denied",
     "rate_limited",
+    "budget_exceeded",
     "method_not_allowed",
     "not_found",
     "unsupported_encoding",
@@ -81,14 +82,22 @@ pub struct Metrics {
     pub batch_events: Histogram,
     /// Events appended.
     pub events_appended: IntCounter,
-    /// Events forgotten by retention.
-    pub events_trimmed: IntCounter,
-    /// Quarantined callbacks forgotten by retention.
-    pub quarantine_trimmed: IntCounter,
+    /// Events forgotten by retention, by `reason`.
+    pub events_trimmed: IntCounterVec,
+    /// Their bytes.
+    pub bytes_trimmed: IntCounterVec,
+    /// Quarantined callbacks forgotten by retention, by `reason`.
+    pub quarantine_trimmed: IntCounterVec,
+    /// Bytes of callbacks that were let in, and of the events made of them, by the `kind` and `name` of the credential and the `product`.
+    pub callback_bytes: IntCounterVec,
     /// Retained events.
     pub log_events: IntGauge,
     /// Their bytes as stored, before compression.
     pub log_bytes: IntGauge,
+    /// Up to how many bytes of events are kept.
+    pub log_bytes_max: IntGauge,
+    /// Up to which age.
+    pub log_age_max_seconds: IntGauge,
     /// When the oldest retained event was received.
     pub log_oldest_timestamp_seconds: IntGauge,
     /// Callbacks in quarantine.
@@ -221,6 +230,14 @@ impl Default for Metrics {
                 metrics.reloads.with_label_values(&[what, result]);
             }
         }
+        for reason in ["age", "bytes"] {
+            metrics.events_trimmed.with_label_values(&[reason]);
+            metrics.bytes_trimmed.with_label_values(&[reason]);
+        }
+        for reason in ["age", "bytes", "count"] {
+            metrics.quarantine_trimmed.with_label_values(&[reason]);
+        }
+        metrics.callback_bytes.with_label_values(&["unverified", "", ""]);
         for outcome in ["taken", "refused", "lost", "dropped"] {
             metrics.trace_spans.with_label_values(&[outcome]);
         }
@@ -304,11 +321,35 @@ impl Metrics {
             ),
             batch_events: b.histogram("blobcast_append_batch_events", "Events appended by one commit.", BATCH_EVENTS),
             events_appended: b.counter("blobcast_events_appended_total", "Events appended to the log."),
-            events_trimmed: b.counter("blobcast_events_trimmed_total", "Events forgotten by retention."),
-            quarantine_trimmed: b
-                .counter("blobcast_quarantine_trimmed_total", "Quarantined callbacks forgotten by retention."),
+            events_trimmed: b.counters(
+                "blobcast_events_trimmed_total",
+                "Events forgotten by retention, by whether they were too old or too many bytes.",
+                "reason",
+            ),
+            bytes_trimmed: b.counters(
+                "blobcast_events_trimmed_bytes_total",
+                "Bytes of the events forgotten by retention, by whether they were too old or too many bytes.",
+                "reason",
+            ),
+            quarantine_trimmed: b.counters(
+                "blobcast_quarantine_trimmed_total",
+                "Quarantined callbacks forgotten by retention, by whether they were too old, too many bytes, or too many.",
+                "reason",
+            ),
+            callback_bytes: b.register(IntCounterVec::new(
+                Opts::new(
+                    "blobcast_callback_bytes_total",
+                    "Bytes of callbacks within the budget, and of the events made of them, by kind and name of the \
+                     credential that let them in, and by the URL's product, of which the first 64 of each credential \
+                     are named.",
+                ),
+                &["kind", "name", "product"],
+            )),
             log_events: b.gauge("blobcast_log_events", "Retained events."),
             log_bytes: b.gauge("blobcast_log_bytes", "Bytes of the retained events, before compression."),
+            log_bytes_max: b.gauge("blobcast_log_bytes_max", "Bytes of events beyond which the oldest are forgotten."),
+            log_age_max_seconds: b
+                .gauge("blobcast_log_age_max_seconds", "Seconds after which events are forgotten."),
             log_oldest_timestamp_seconds: b.gauge(
                 "blobcast_log_oldest_timestamp_seconds",
                 "Unix time at which the oldest retained event was received; 0 if there is none.",

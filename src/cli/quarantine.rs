@@ -233,6 +233,7 @@ fn pretty(callback: &v1::QuarantinedCallback) -> String {
         ("id", callback.quarantine_id.clone()),
         ("received", time_json(callback.received_at).unwrap_or_default()),
         ("target", callback.target.clone()),
+        ("by", callback.credential.clone()),
         ("reason", callback.reason.clone()),
         ("detail", callback.detail.clone()),
         ("bytes", callback.body_bytes.to_string()),
@@ -248,6 +249,7 @@ struct CallbackJson<'a> {
     reason: &'a str,
     detail: &'a str,
     target: &'a str,
+    credential: &'a str,
     received_at: Option<String>,
     body_bytes: u64,
     #[serde(flatten)]
@@ -260,6 +262,7 @@ fn json(callback: &v1::QuarantinedCallback) -> CallbackJson<'_> {
         reason: &callback.reason,
         detail: &callback.detail,
         target: &callback.target,
+        credential: &callback.credential,
         received_at: time_json(callback.received_at),
         body_bytes: callback.body_bytes,
         body: BodyJson::new(&callback.body),

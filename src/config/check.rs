@@ -95,6 +95,7 @@ pub(super) fn ranges(config: &Config) -> Vec<Range> {
         count("ingest.connections_max", ingest.connections_max, 1, 1_000_000),
         count("ingest.connections_per_address_max", ingest.connections_per_address_max, 1, 1_000_000),
         count("ingest.refusals_per_minute_max", ingest.refusals_per_minute_max, 1, 1_000_000),
+        bytes("ingest.bytes_per_minute_max", ingest.bytes_per_minute_max, 0, None),
         bytes("ingest.body_bytes_max", ingest.body_bytes_max, KIB, 64 * MIB),
         bytes("ingest.header_bytes_max", ingest.header_bytes_max, READ_BUFFER_BYTES_MIN, MIB),
         count("ingest.headers_max", ingest.headers_max, 1, 1000),

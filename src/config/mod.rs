@@ -118,6 +118,9 @@ pub struct Ingest {
     /// Its key, PEM; there exactly if the certificate is.
     #[serde(deserialize_with = "units::optional_path")]
     pub tls_key_file: Option<PathBuf>,
+    /// Bytes that one credential may bring in a minute for one product; 0: any.
+    #[serde(deserialize_with = "units::size")]
+    pub bytes_per_minute_max: u64,
     /// Refused requests of one address in a minute before it is told to slow down.
     #[serde(deserialize_with = "units::count")]
     pub refusals_per_minute_max: u64,

@@ -28,7 +28,7 @@ macro_rules! reloadable {
 }
 
 reloadable! {
-    ingest { body_signature, allowlist, allowed_networks }
+    ingest { body_signature, allowlist, allowed_networks, bytes_per_minute_max }
     log { retention_age_max, retention_bytes_max, disk_free_min_percent }
     quarantine { retention_age_max, retention_bytes_max, retention_count_max }
     logging { level }

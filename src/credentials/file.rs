@@ -11,7 +11,7 @@ use super::{
     CallbackToken, Client, Credentials, KeyId, Lifetime, Products, Proof, Secret, SigningKey, TokenHash,
     secret::{SECRET_BYTES_MIN, TOKEN_PREFIX},
 };
-use crate::event::Product;
+use crate::{config::parse_size, event::Product};
 
 /// Stands for every product.
 const ALL_PRODUCTS: &str = "*";
@@ -47,6 +47,7 @@ struct File {
 #[serde(deny_unknown_fields, expecting = "a table, as `blobcast token new callback` prints it")]
 struct RawToken {
     token: String,
+    bytes_per_minute_max: Option<RawSize>,
     created: Option<Datetime>,
     expires: Option<Datetime>,
 }
@@ -55,8 +56,17 @@ struct RawToken {
 #[serde(deny_unknown_fields, expecting = "a table, as `blobcast token new signing-key` prints it")]
 struct RawKey {
     secret: String,
+    bytes_per_minute_max: Option<RawSize>,
     created: Option<Datetime>,
     expires: Option<Datetime>,
+}
+
+/// As in the configuration.
+#[derive(Deserialize)]
+#[serde(untagged, expecting = "a size like \"128MiB\", or a number of bytes")]
+enum RawSize {
+    Bytes(u64),
+    Text(String),
 }
 
 #[derive(Deserialize)]
@@ -140,7 +150,11 @@ fn entry(table: &'static str, name: String) -> impl FnOnce(Problem) -> Credentia
 }
 
 fn callback_token(raw: &RawToken) -> Result<CallbackToken, Problem> {
-    Ok(CallbackToken { hash: hash(&raw.token)?, lifetime: lifetime(raw.created, raw.expires)? })
+    Ok(CallbackToken {
+        hash: hash(&raw.token)?,
+        lifetime: lifetime(raw.created, raw.expires)?,
+        bytes_per_minute_max: raw.bytes_per_minute_max.as_ref().map(size).transpose()?,
+    })
 }
 
 fn signing_key(name: &str, raw: &RawKey) -> Result<(KeyId, SigningKey), Problem> {
@@ -148,7 +162,9 @@ fn signing_key(name: &str, raw: &RawKey) -> Result<(KeyId, SigningKey), Problem>
     let secret = Secret::parse_base64(&raw.secret).ok_or_else(|| {
         format!("the secret is not base64url of {SECRET_BYTES_MIN} bytes or more: `blobcast token new` makes one")
     })?;
-    Ok((id, SigningKey { secret, lifetime: lifetime(raw.created, raw.expires)? }))
+    let lifetime = lifetime(raw.created, raw.expires)?;
+    let bytes_per_minute_max = raw.bytes_per_minute_max.as_ref().map(size).transpose()?;
+    Ok((id, SigningKey { secret, lifetime, bytes_per_minute_max }))
 }
 
 fn client(name: &str, raw: &RawClient) -> Result<Client, Problem> {
@@ -184,6 +200,15 @@ fn client(name: &str, raw: &RawClient) -> Result<Client, Problem> {
 fn hash(text: &str) -> Result<TokenHash, Problem> {
     let problem = "the token is not `sha256:` and 64 hexadecimal digits: `blobcast token new` makes the line";
     TokenHash::parse(text).ok_or_else(|| problem.to_owned())
+}
+
+fn size(raw: &RawSize) -> Result<u64, Problem> {
+    match raw {
+        RawSize::Bytes(bytes) => Ok(*bytes),
+        // Not what stands there: it may be a secret.
+        RawSize::Text(text) => parse_size(text)
+            .map_err(|_| "bytes_per_minute_max is no size: write \"128MiB\", or 0 for no limit".to_owned()),
+    }
 }
 
 fn lifetime(created: Option<Datetime>, expires: Option<Datetime>) -> Result<Lifetime, Problem> {

@@ -8,7 +8,7 @@
 //! runblob = { token = "sha256:…", created = 2026-01-31, expires = 2027-01-31 }
 //!
 //! [signing_keys]      # …/webhook/veo?exp=…&kid=k1&sig=…, and MintCallbackUrl
-//! k1 = { secret = "…", created = 2026-01-31 }
+//! k1 = { secret = "…", created = 2026-01-31, bytes_per_minute_max = "16MiB" }
 //!
 //! [body_signature]    # X-RunBlob-Signature
 //! secret = "…"
@@ -54,6 +54,7 @@ impl Lifetime {
 pub struct CallbackToken {
     hash: TokenHash,
     lifetime: Lifetime,
+    bytes_per_minute_max: Option<u64>,
 }
 
 /// Which products a client may see.
@@ -144,6 +145,7 @@ impl SharedCredentials {
 struct SigningKey {
     secret: Secret,
     lifetime: Lifetime,
+    bytes_per_minute_max: Option<u64>,
 }
 
 impl Credentials {
@@ -180,6 +182,16 @@ impl Credentials {
             let is_it = token.hash.equals(&hash) & !token.lifetime.is_over(now);
             if is_it { Some(name) } else { found }
         })
+    }
+
+    /// What the line of a callback token says of its budget; `None`: as the configuration says.
+    pub fn callback_token_budget(&self, name: &str) -> Option<u64> {
+        self.callback_tokens.get(name)?.bytes_per_minute_max
+    }
+
+    /// What the line of a signing key says of its budget; `None`: as the configuration says.
+    pub fn signing_key_budget(&self, key_id: &KeyId) -> Option<u64> {
+        self.signing_keys.get(key_id)?.bytes_per_minute_max
     }
 
     /// The client whose bearer token `text` is.

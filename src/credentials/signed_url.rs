@@ -9,7 +9,7 @@
 //! What is signed is the text as it is sent, byte for byte, from `/webhook` to before `&sig=`; `sig` comes last. `exp` is in
 //! seconds since 1970. `tests/data/signed_urls.json` has vectors for implementations in other languages.
 
-use std::{fmt, time::Duration};
+use std::{fmt, sync::Arc, time::Duration};
 
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use jiff::Timestamp;
@@ -28,13 +28,20 @@ const TAG_PARAMETER: &str = "&sig=";
 
 /// Names a signing key: 1 to 32 characters of `a-z A-Z 0-9 . _ -`, so that it stands in a URL as it is.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct KeyId(String);
+pub struct KeyId(Arc<str>);
 
 impl KeyId {
     /// Takes `text` as it is; `None` if it cannot be a key's name.
     pub fn parse(text: &str) -> Option<Self> {
         let allowed = |b: u8| b.is_ascii_alphanumeric() || b"._-".contains(&b);
-        ((1..=KEY_ID_BYTES_MAX).contains(&text.len()) && text.bytes().all(allowed)).then(|| Self(text.to_owned()))
+        ((1..=KEY_ID_BYTES_MAX).contains(&text.len()) && text.bytes().all(allowed)).then(|| Self(text.into()))
+    }
+}
+
+impl KeyId {
+    /// The name, shared.
+    pub fn name(&self) -> &Arc<str> {
+        &self.0
     }
 }
 

@@ -35,6 +35,28 @@ fn key(created: &str, expires: &str) -> String {
 }
 
 #[test]
+fn a_line_may_say_how_many_bytes_a_minute_its_urls_may_bring() {
+    let (token, secret) = (TokenHash::of(&new_secret(true)), new_secret(false));
+    let parse = |budget: &str| {
+        let text = format!(
+            "[callback_tokens]\nt = {{ token = \"{token}\"{budget} }}\n[signing_keys]\nk = {{ secret = \"{secret}\"{budget} }}"
+        );
+        let credentials = Credentials::parse(&text).map_err(|error| error.to_string())?;
+        let key_id = KeyId::parse("k").unwrap();
+        let budgets = (credentials.callback_token_budget("t"), credentials.signing_key_budget(&key_id));
+        Ok::<_, String>(if budgets.0 == budgets.1 { budgets.0 } else { panic!("{budgets:?}") })
+    };
+    assert_eq!(parse(""), Ok(None));
+    for (text, bytes) in [("0", 0), ("1000", 1_000), ("\"16MiB\"", 16 << 20), ("\"0\"", 0)] {
+        assert_eq!(parse(&format!(", bytes_per_minute_max = {text}")), Ok(Some(bytes)), "{text}");
+    }
+    for text in ["-1", "1.5", "\"hunter2\"", "true"] {
+        let told = parse(&format!(", bytes_per_minute_max = {text}")).unwrap_err();
+        assert!(told.contains("128MiB") && !told.contains("hunter2"), "{told}");
+    }
+}
+
+#[test]
 fn the_published_vectors_are_accepted_until_they_expire() {
     let (credentials, vectors) = vectors();
     assert!(vectors.len() >= 5);

@@ -1,12 +1,14 @@
 //! What a callback is answered, in one place: status, headers, body, and the word the metrics count it under. Pure.
 
+use std::time::Duration;
+
 use axum::{
     http::{HeaderMap, HeaderValue, StatusCode, header},
     response::{Html, IntoResponse, Response},
 };
 use serde::Serialize;
 
-use super::Failure;
+use super::{Failure, budget::Credential};
 use crate::{
     store::{Appended, WriteError},
     trace::Span,
@@ -63,6 +65,7 @@ pub(super) enum Outcome {
     UrlExpired,
     AddressDenied,
     RateLimited,
+    BudgetExceeded(Box<Exceeded>),
     MethodNotAllowed {
         wants_html: bool,
     },
@@ -71,6 +74,21 @@ pub(super) enum Outcome {
     BodyTooLarge,
     BodyTimeout,
     BodyAborted,
+}
+
+/// Whose budget is used up, and for how long.
+#[derive(Debug)]
+pub(super) struct Exceeded {
+    pub credential: Credential,
+    pub product: String,
+    pub wait: Duration,
+}
+
+impl Exceeded {
+    /// In whole seconds, rounded up: never too early.
+    fn retry_after(&self) -> u64 {
+        self.wait.as_secs() + u64::from(self.wait.subsec_nanos() > 0)
+    }
 }
 
 pub(super) fn wants_html(headers: &HeaderMap) -> bool {
@@ -107,6 +125,7 @@ impl Outcome {
             Self::UrlExpired => "url_expired",
             Self::AddressDenied => "address_denied",
             Self::RateLimited => "rate_limited",
+            Self::BudgetExceeded(_) => "budget_exceeded",
             Self::MethodNotAllowed { .. } => "method_not_allowed",
             Self::NotFound => "not_found",
             Self::UnsupportedEncoding => "unsupported_encoding",
@@ -137,6 +156,9 @@ impl Outcome {
         };
         if let Some((name, value)) = self.extra_header() {
             response.headers_mut().insert(name, value);
+        }
+        if let Self::BudgetExceeded(exceeded) = self {
+            response.headers_mut().insert(header::RETRY_AFTER, exceeded.retry_after().into());
         }
         response
     }
@@ -171,7 +193,7 @@ impl Outcome {
             Self::Unauthorized => StatusCode::UNAUTHORIZED,
             Self::UrlExpired => StatusCode::GONE,
             Self::AddressDenied => StatusCode::FORBIDDEN,
-            Self::RateLimited => StatusCode::TOO_MANY_REQUESTS,
+            Self::RateLimited | Self::BudgetExceeded(_) => StatusCode::TOO_MANY_REQUESTS,
             Self::MethodNotAllowed { .. } => StatusCode::METHOD_NOT_ALLOWED,
             Self::NotFound => StatusCode::NOT_FOUND,
             Self::UnsupportedEncoding => StatusCode::UNSUPPORTED_MEDIA_TYPE,
@@ -197,6 +219,7 @@ impl Outcome {
             Self::UrlExpired => "the signed callback URL has expired: mint a new one",
             Self::AddressDenied => "callbacks are not taken from this address",
             Self::RateLimited => "too many refused requests from this address: slow down",
+            Self::BudgetExceeded(_) => "more bytes in a minute than this URL may bring: send it again later",
             Self::MethodNotAllowed { .. } => HELP,
             Self::NotFound => "callbacks go to /webhook or /webhook/PRODUCT",
             Self::UnsupportedEncoding => "send the body without Content-Encoding",
@@ -214,9 +237,12 @@ impl Outcome {
             Self::RateLimited => Some((header::RETRY_AFTER, RETRY_RATE_LIMITED_SECONDS)),
             Self::MethodNotAllowed { .. } => Some((header::ALLOW, HeaderValue::from_static("POST"))),
             // What is left of the body is not read, so the connection is of no further use.
-            Self::BodyTooLarge | Self::BodyTimeout | Self::Unauthorized | Self::UrlExpired | Self::AddressDenied => {
-                Some((header::CONNECTION, HeaderValue::from_static("close")))
-            }
+            Self::BodyTooLarge
+            | Self::BodyTimeout
+            | Self::Unauthorized
+            | Self::UrlExpired
+            | Self::AddressDenied
+            | Self::BudgetExceeded(_) => Some((header::CONNECTION, HeaderValue::from_static("close"))),
             Self::UnsupportedEncoding => Some((header::ACCEPT_ENCODING, HeaderValue::from_static("identity"))),
             _ => None,
         }

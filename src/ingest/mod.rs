@@ -6,6 +6,7 @@
 mod address;
 mod answer;
 mod body;
+mod budget;
 mod sampler;
 mod throttle;
 mod verify;
@@ -38,14 +39,19 @@ use crate::{
     trace::{REQUEST_ID, RequestId, Span, TRACEPARENT, Tracer},
 };
 pub use address::{ForwardedHeader, TrustedProxies};
-use answer::Outcome;
+use answer::{Exceeded, Outcome};
+use budget::{Budgets, Sender};
 use sampler::Sampler;
 use throttle::Throttle;
+use verify::LetIn;
 pub use verify::{Allowlist, BodySignature, Rules};
 
 /// How long a request that is on its way when the broker stops may still take to arrive: a lost packet is sent again sooner.
 /// Without it such a request would get no answer; any longer, and a stranger's silence would hold up every restart.
 pub(crate) const LAST_REQUEST: Duration = Duration::from_secs(1);
+
+/// From here on reading a body costs more than asking whether it may be brought.
+const LARGE_BODY_BYTES: u64 = 16 * 1024;
 
 /// What the front needs to know; see the configuration for the meaning of each.
 #[derive(Clone, Copy, Debug)]
@@ -76,6 +82,7 @@ pub struct Ingest {
     limits: Limits,
     rules: RwLock<Arc<Rules>>,
     throttle: Throttle,
+    budgets: Budgets,
     refusals: Sampler,
     quarantines: Sampler,
     /// One permit per byte of body in memory. When none is left callbacks are refused rather than held.
@@ -109,6 +116,7 @@ impl Ingest {
             limits,
             rules: RwLock::new(Arc::new(rules)),
             throttle,
+            budgets: Budgets::new(Instant::now(), Arc::clone(&metrics)),
             refusals: Sampler::default(),
             quarantines: Sampler::default(),
             inflight,
@@ -169,11 +177,14 @@ impl Ingest {
         }
         rules.check_address(client, &self.metrics)?;
         let query = request.uri().query().unwrap_or_default().to_owned();
-        let by_url = rules.check_url(request.uri().path(), &query, &self.metrics)?;
+        let let_in = rules.check_url(request.uri().path(), &query, &self.metrics)?;
         asked.span.note("URL verified");
         if is_encoded(request.headers()) {
             return Err(Outcome::UnsupportedEncoding);
         }
+        let url_product = product.as_deref().unwrap_or_default();
+        // A large body for which there is no budget is not even read.
+        self.check_budget(&let_in.sender, url_product, request.body().size_hint().lower())?;
         let signature = request.headers().get(verify::SIGNATURE).cloned();
         let body = tokio::select! {
             biased; // a body that is there needs no look at the rest
@@ -183,17 +194,26 @@ impl Ingest {
         asked.span.note("body read");
         let started = Instant::now();
         let by_body = rules.check_body(signature.as_ref(), &body.bytes, &self.metrics)?;
+        // Nor looked into, if nobody had said how large it is.
+        self.check_budget(&let_in.sender, url_product, body.bytes.len() as u64)?;
         let callback = Callback {
             product,
             query,
             body: body.bytes.clone(),
             received_at: Timestamp::now(),
-            verification: if by_body { Verification::BodySignature } else { by_url },
+            verification: if by_body { Verification::BodySignature } else { let_in.verification },
         };
-        let conceals = by_url == Verification::SignedUrl;
-        let outcome = self.keep(&callback, conceals, started + self.limits.answer_timeout, asked).await;
+        let outcome = self.keep(&callback, &let_in, started + self.limits.answer_timeout, asked).await;
         self.metrics.callback_seconds.observe(started.elapsed().as_secs_f64());
         Ok(outcome)
+    }
+
+    fn check_budget(&self, sender: &Sender, product: &str, body_bytes: u64) -> Result<(), Outcome> {
+        if body_bytes < LARGE_BODY_BYTES {
+            return Ok(()); // asked when it is taken
+        }
+        let fits = self.budgets.has(sender, product, body_bytes, Instant::now());
+        fits.map_err(|wait| exceeded(sender, product, wait))
     }
 
     async fn last_request_over(&self) {
@@ -214,7 +234,17 @@ impl Ingest {
         if outcome.is_refused()
             && let Some(unlogged) = self.refusals.is_due(word)
         {
-            tracing::warn!(request_id = %asked.id, reason = word, %client, unlogged, "request refused");
+            match &outcome {
+                Outcome::BudgetExceeded(exceeded) => {
+                    let Exceeded { credential, product, .. } = &**exceeded;
+                    tracing::warn!(
+                        request_id = %asked.id, reason = word, %client, %credential, product, unlogged,
+                        "callback refused: more bytes in a minute than the credential may bring for this product; remove it \
+                         if it has leaked, else raise its bytes_per_minute_max"
+                    );
+                }
+                _ => tracing::warn!(request_id = %asked.id, reason = word, %client, unlogged, "request refused"),
+            }
         }
         self.metrics.callbacks.with_label_values(&[word]).inc();
         tracing::debug!(request_id = %asked.id, outcome = word, %client, "request answered");
@@ -222,12 +252,19 @@ impl Ingest {
         outcome.response()
     }
 
-    /// Keeps a callback; `conceals` says that whoever sent it may not learn what is known of the task.
-    async fn keep(&self, callback: &Callback, conceals: bool, deadline: Instant, asked: &mut Asked) -> Outcome {
-        let mut draft = match callback.draft(&Corrections::default()) {
+    async fn keep(&self, callback: &Callback, let_in: &LetIn, deadline: Instant, asked: &mut Asked) -> Outcome {
+        let draft = callback.draft(&Corrections::default());
+        // In bytes of the log, which is what the budget is about: the body is kept, and the event made of it.
+        let bytes = callback.body.len() + draft.as_ref().map_or(0, |draft| draft.event.len());
+        let product = callback.product.as_deref().unwrap_or_default();
+        if let Err(wait) = self.budgets.take(&let_in.sender, product, bytes as u64, Instant::now()) {
+            return exceeded(&let_in.sender, product, wait);
+        }
+        let mut draft = match draft {
             Ok(draft) => draft,
-            Err(rejection) => return self.quarantine(callback, &rejection, deadline, asked.id).await,
+            Err(rejection) => return self.quarantine(callback, &let_in.sender, &rejection, deadline, asked.id).await,
         };
+        let conceals = let_in.verification == Verification::SignedUrl;
         asked.span.set("blobcast.product", draft.product.as_str());
         asked.span.set("blobcast.task_id", draft.task_id.as_str());
         asked.span.note("commit begun");
@@ -236,7 +273,7 @@ impl Ingest {
         let outcome = match durable(self.journal.append(draft), deadline).await {
             Ok(appended) => Outcome::Received(appended),
             Err(Failure::Write(WriteError::TooManyEvents)) => {
-                self.quarantine(callback, &Rejection::TooManyEvents, deadline, asked.id).await
+                self.quarantine(callback, &let_in.sender, &Rejection::TooManyEvents, deadline, asked.id).await
             }
             Err(failure) => Outcome::NotKept(failure),
         };
@@ -249,6 +286,7 @@ impl Ingest {
     async fn quarantine(
         &self,
         callback: &Callback,
+        sender: &Sender,
         rejection: &Rejection,
         deadline: Instant,
         request_id: RequestId,
@@ -259,6 +297,8 @@ impl Ingest {
             target: callback.target(),
             received_at_micros: callback.received_at.as_microsecond(),
             verification: callback.verification as u8,
+            credential: sender.credential.to_string(),
+            product: callback.product.clone().unwrap_or_default(),
         };
         let new = NewQuarantined { header, body: callback.body.clone() };
         match durable(self.appender.quarantine(new), deadline).await {
@@ -272,6 +312,11 @@ impl Ingest {
             Err(failure) => Outcome::NotKept(failure),
         }
     }
+}
+
+fn exceeded(sender: &Sender, product: &str, wait: Duration) -> Outcome {
+    let credential = sender.credential.clone();
+    Outcome::BudgetExceeded(Box::new(Exceeded { credential, product: product.to_owned(), wait }))
 }
 
 /// Whether a body is not simply its bytes, by whichever header says it.
@@ -334,6 +379,8 @@ mod tests {
         inflight_bytes_max: 10_000,
         refusals_per_minute_max: 1,
     };
+    /// Far more than most tests send.
+    const BUDGET: u64 = 6_000;
     const READABLE: &str = r#"{"generation_id":"t1","status":"completed"}"#;
 
     fn rules() -> Rules {
@@ -343,6 +390,7 @@ mod tests {
             allowlist: Allowlist::Off,
             allowed: Vec::new(),
             proxies: TrustedProxies { networks: Vec::new(), header: ForwardedHeader::XForwardedFor },
+            bytes_per_minute_max: BUDGET,
         }
     }
 
@@ -426,6 +474,36 @@ mod tests {
         let (outcome, ()) = tokio::join!(receive(&ingest, never), drain);
         assert_eq!(outcome.unwrap_err().as_str(), "draining");
         assert_eq!(receive(&ingest, Body::from(READABLE)).await.unwrap_err().as_str(), "draining");
+    }
+
+    #[tokio::test]
+    async fn a_budget_that_is_used_up_says_when_there_is_room_and_there_is() {
+        let (mut ingest, _held) = front(|_| {}, false);
+        let seconds = |ingest: &mut Arc<Ingest>, seconds| {
+            Arc::get_mut(ingest).unwrap().budgets.pass(Duration::from_secs(seconds));
+        };
+        let outcome = async |ingest: &Ingest, body| receive(ingest, body).await.unwrap_or_else(|refused| refused);
+        let body = || Body::from(vec![b'x'; 1_000 - budget::CALLBACK_BYTES as usize]);
+        let said = |response: Response| {
+            let header = |name| response.headers()[name].to_str().unwrap().to_owned();
+            (response.status().as_u16(), header(header::RETRY_AFTER), header(header::CONNECTION))
+        };
+        for _ in 0..6 {
+            assert_eq!(outcome(&ingest, body()).await.as_str(), "store_failed", "it was let in");
+        }
+        let refused = outcome(&ingest, body()).await;
+        assert_eq!(refused.as_str(), "budget_exceeded");
+        assert_eq!(said(refused.response()), (429, "10".into(), "close".into()));
+        seconds(&mut ingest, 9);
+        let refused = outcome(&ingest, body()).await;
+        assert_eq!(said(refused.response()), (429, "1".into(), "close".into()), "rounded up");
+        seconds(&mut ingest, 1);
+        assert_eq!(outcome(&ingest, body()).await.as_str(), "store_failed");
+        // Also of a body of unknown length.
+        seconds(&mut ingest, 6);
+        let chunks = tokio_stream::iter([Ok::<_, std::io::Error>(Bytes::from_static(&[b'x'; 400]))]);
+        assert_eq!(outcome(&ingest, Body::from_stream(chunks)).await.as_str(), "budget_exceeded");
+        assert_eq!(ingest.metrics.callback_bytes.with_label_values(&["unverified", "", "veo"]).get(), 7 * 488);
     }
 
     #[tokio::test]

@@ -6,7 +6,11 @@ use axum::http::{HeaderName, HeaderValue};
 use ipnet::IpNet;
 use jiff::Timestamp;
 
-use super::{Outcome, address::TrustedProxies};
+use super::{
+    Outcome,
+    address::TrustedProxies,
+    budget::{Credential, Sender},
+};
 use crate::{
     credentials::{Credentials, SharedCredentials, UrlRefusal},
     event::Verification,
@@ -52,6 +56,15 @@ pub struct Rules {
     pub allowed: Vec<IpNet>,
     /// Who may say for whom a callback is passed on.
     pub proxies: TrustedProxies,
+    /// Bytes that each credential may bring in a minute for each product, unless its line says otherwise; 0: any.
+    pub bytes_per_minute_max: u64,
+}
+
+/// What a callback has shown by its URL.
+#[derive(Clone, Debug)]
+pub(super) struct LetIn {
+    pub verification: Verification,
+    pub sender: Sender,
 }
 
 impl Rules {
@@ -65,17 +78,22 @@ impl Rules {
     }
 
     /// Looks at the URL, as it was sent. One that carries a signature is known by that alone.
-    pub(super) fn check_url(&self, path: &str, query: &str, metrics: &Metrics) -> Result<Verification, Outcome> {
+    pub(super) fn check_url(&self, path: &str, query: &str, metrics: &Metrics) -> Result<LetIn, Outcome> {
         let credentials = self.credentials.get();
+        let let_in = |verification, credential, budget: Option<u64>| {
+            let bytes_per_minute_max = budget.unwrap_or(self.bytes_per_minute_max);
+            LetIn { verification, sender: Sender { credential, bytes_per_minute_max } }
+        };
         if !credentials.verify_urls() {
-            return Ok(Verification::Unverified);
+            return Ok(let_in(Verification::Unverified, Credential::Nothing, None));
         }
         let now = Timestamp::now();
         if parameter(query, "sig").is_some() {
             return match credentials.verify_url(path, query, now) {
                 Ok(key_id) => {
-                    metrics.credential_used("signing_key", &key_id.to_string(), now);
-                    Ok(Verification::SignedUrl)
+                    metrics.credential_used("signing_key", key_id.name(), now);
+                    let credential = Credential::Key(Arc::clone(key_id.name()));
+                    Ok(let_in(Verification::SignedUrl, credential, credentials.signing_key_budget(key_id)))
                 }
                 Err(UrlRefusal::Invalid) => Err(Outcome::Unauthorized),
                 Err(UrlRefusal::Expired) => Err(Outcome::UrlExpired),
@@ -84,7 +102,8 @@ impl Rules {
         let token = parameter(query, "token").ok_or(Outcome::Unauthorized)?;
         let name = credentials.callback_token(&token, now).ok_or(Outcome::Unauthorized)?;
         metrics.credential_used("callback_token", name, now);
-        Ok(Verification::UrlToken)
+        let credential = Credential::Token(Arc::clone(name));
+        Ok(let_in(Verification::UrlToken, credential, credentials.callback_token_budget(name)))
     }
 
     /// Looks at the signature over the body; true if it is a good one.

@@ -249,6 +249,7 @@ fn quarantined(callback: Quarantined, include_body: bool) -> v1::QuarantinedCall
         received_at: Timestamp::from_microsecond(header.received_at_micros).ok().map(timestamp),
         body_bytes: body.len() as u64,
         verification: verification_to_wire(Verification::from_number(header.verification)).into(),
+        credential: header.credential,
         body: if include_body { body } else { Bytes::new() },
     }
 }

@@ -88,6 +88,7 @@ pub(super) fn rules(config: &Config, credentials: Arc<SharedCredentials>) -> Rul
                 config::ForwardedHeader::Forwarded => ForwardedHeader::Forwarded,
             },
         },
+        bytes_per_minute_max: config.ingest.bytes_per_minute_max,
     }
 }
 

@@ -171,6 +171,12 @@ pub struct QuarantineHeader {
     /// How it was authenticated, as the number of the `Verification`.
     #[serde(default)]
     pub verification: u8,
+    /// The credential that let it in, by kind and name.
+    #[serde(default)]
+    pub credential: String,
+    /// The product segment of the URL's path; empty if it had none.
+    #[serde(default)]
+    pub product: String,
 }
 
 pub(super) fn encode_quarantined(header: &QuarantineHeader, body: &[u8]) -> Vec<u8> {
@@ -221,7 +227,10 @@ mod tests {
 
         #[test]
         fn a_quarantine_entry_gives_back_header_and_body(reason: String, target: String, at: i64, body: Vec<u8>) {
-            let header = QuarantineHeader { reason, detail: String::new(), target, received_at_micros: at, verification: 2 };
+            let (credential, product) = (reason.clone(), target.clone());
+            let header = QuarantineHeader {
+                reason, detail: String::new(), target, received_at_micros: at, verification: 2, credential, product,
+            };
             let bytes = encode_quarantined(&header, &body);
             prop_assert_eq!(parse_quarantined(&bytes), Ok((header, body.as_slice())));
         }

@@ -14,6 +14,7 @@ mod quarantine;
 mod read;
 mod replay;
 mod restore;
+mod shares;
 mod tasks;
 mod torn;
 mod watermark;
@@ -49,6 +50,7 @@ use crate::{
 };
 use layout::{FORMAT, Totals};
 use log::Log;
+use shares::Shares;
 use tasks::Tasks;
 use watermark::{Mark, Watermark};
 
@@ -181,8 +183,9 @@ pub struct Store {
     first_available: AtomicU64,
     /// The log time of the oldest event, or [`UNKNOWN_MICROS`]. The writer's, which would read the event for each commit.
     oldest_micros: AtomicI64,
-    /// No quarantined callback has a lower number. A search that began at 0 would wade through all that were ever deleted.
-    quarantine_first: AtomicU64,
+    /// What is in quarantine, and whose it is. The writer changes it ahead of the commit; a reader who finds a number here finds
+    /// its callback in the database, or that it is not there yet or not any more.
+    shares: Mutex<Shares>,
     /// The database's writes below this number are synced.
     database_next: AtomicU64,
     watermark: Watermark,

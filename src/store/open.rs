@@ -18,10 +18,14 @@ use super::{
     Health, OpenError, ReadError, Store, UNKNOWN_MICROS,
     dedupe::may_lack,
     identity,
-    layout::{Damaged, FORMAT, META_COMMIT, META_EPOCH, META_FORMAT, Totals, parse_sequence_key, parse_u64},
+    layout::{
+        Damaged, FORMAT, META_COMMIT, META_EPOCH, META_FORMAT, QuarantineHeader, Totals, parse_quarantined,
+        parse_sequence_key, parse_u64,
+    },
     lock,
     log::{Indexed, Log},
     replay::replay,
+    shares::Shares,
     tasks::{RECENT_MAX, Tasks},
     torn,
     watermark::{Watermark, Witnessed},
@@ -96,7 +100,7 @@ impl Store {
             head: totals.head()?.0.into(),
             first_available: totals.first_available.into(),
             oldest_micros: UNKNOWN_MICROS.into(),
-            quarantine_first: 0.into(),
+            shares: shares_of(&quarantine)?.into(),
             database_next: 0.into(),
             identity: identity(path),
             totals: totals.into(),
@@ -175,6 +179,23 @@ impl Store {
             }
         }
     }
+}
+
+/// Whose the quarantined callbacks are: reads all of them, at most `quarantine.retention_bytes_max`.
+fn shares_of(quarantine: &Keyspace) -> Result<Shares, Setup> {
+    let mut shares = Shares::default();
+    for entry in quarantine.iter() {
+        let (key, value) = entry.into_inner()?;
+        let (number, bytes) = (parse_sequence_key(&key)?.0, value.len() as u64);
+        match parse_quarantined(&value) {
+            Ok((QuarantineHeader { credential, product, received_at_micros, .. }, _)) => {
+                shares.add(number, &credential, &product, bytes, received_at_micros);
+            }
+            // Whoever reads it is told of the damage. It is nobody's, and not forgotten by an age that nobody knows.
+            Err(Damaged(_)) => shares.add(number, "", "", bytes, i64::MAX),
+        }
+    }
+    Ok(shares)
 }
 
 /// Makes the names of what is there durable. A file's own sync does so on most file systems, but none has promised it.

@@ -1,12 +1,11 @@
 //! Reading the quarantine. Writing it is the writer's.
 
-use std::sync::atomic::Ordering;
-
 use bytes::Bytes;
 
 use super::{
     QuarantineHeader, ReadError, Store,
-    layout::{Damaged, parse_quarantined, parse_sequence_key, sequence_key},
+    layout::{Damaged, parse_quarantined, sequence_key},
+    lock,
 };
 use crate::event::Sequence;
 
@@ -45,16 +44,17 @@ impl Store {
         count_max: usize,
         bytes_max: usize,
     ) -> Result<Vec<Quarantined>, ReadError> {
+        let numbers: Vec<_> = lock(&self.shares).after(after).take(count_max).collect();
         let mut found = Vec::new();
         let mut bytes = 0;
-        let first = Sequence(after).next().0.max(self.quarantine_first.load(Ordering::Acquire));
-        for entry in self.quarantine.range(sequence_key(Sequence(first))..).take(count_max) {
-            let (key, value) = entry.into_inner()?;
-            bytes += value.len();
+        for number in numbers {
+            // What is not there is not durable yet, or was forgotten meanwhile.
+            let Some(callback) = self.quarantined(number)? else { continue };
+            bytes += callback.body.len();
             if bytes > bytes_max && !found.is_empty() {
                 break;
             }
-            found.push(read(parse_sequence_key(&key)?.0, &value.into())?);
+            found.push(callback);
         }
         Ok(found)
     }

@@ -422,7 +422,8 @@ async fn next(stream: &mut Streaming<BackupResponse>) -> BackupResponse {
 
 #[tokio::test]
 async fn a_backup_is_of_the_moment_it_began_however_slowly_it_is_read() {
-    let server = bulky_broker(Options::default().set("log.retention_bytes_max", "110MiB")).await;
+    let options = Options::default().set("log.retention_bytes_max", "110MiB").set("ingest.bytes_per_minute_max", 0);
+    let server = bulky_broker(options).await;
     let before = server.log_info().await;
     let mut stream = server.admin_service().await.backup(v1::BackupRequest {}).await.unwrap().into_inner();
     let mut backup = next(&mut stream).await.chunk.to_vec();

@@ -177,7 +177,10 @@ async fn resumable_expired_future_foreign_and_garbled_cursors_are_clear_errors()
     for number in 0..20 {
         http.post(&crate::support::with(completed(&format!("t{number}")), serde_json::json!({"prompt": big}))).await;
     }
-    crate::support::until("retention", || async { server.metric("blobcast_events_trimmed_total").await > 0.0 }).await;
+    crate::support::until("retention", || async {
+        server.metric("blobcast_events_trimmed_total{reason=\"bytes\"}").await > 0.0
+    })
+    .await;
 
     let expired = server.try_subscribe(after(&first)).await.err().unwrap();
     assert_eq!((expired.code(), reason(&expired)), (Code::OutOfRange, "CURSOR_EXPIRED".into()));

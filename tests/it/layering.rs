@@ -16,7 +16,7 @@ const ALLOWED: [(&str, &[&str]); 23] = [
     ("trace", &[]),
     ("config", &[]),
     ("checker", &[]),
-    ("credentials", &["event"]),
+    ("credentials", &["config", "event"]),
     ("vendor", &["event"]),
     ("wire", &["event"]),
     ("store", &["event", "metrics", "trace"]),

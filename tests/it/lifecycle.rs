@@ -277,7 +277,9 @@ async fn metrics_count_what_their_names_say() {
         ("blobcast_append_batch_events_sum", 5.0),
         // One at a time, so one commit each.
         ("blobcast_append_batch_events_count", 5.0),
-        ("blobcast_events_trimmed_total", 0.0),
+        ("blobcast_events_trimmed_total{reason=\"age\"}", 0.0),
+        ("blobcast_log_bytes_max", 10.0 * 1024.0 * 1024.0 * 1024.0),
+        ("blobcast_log_age_max_seconds", 7.0 * 86_400.0),
         ("blobcast_log_events", 5.0),
         ("blobcast_quarantine_callbacks", 1.0),
         ("blobcast_subscriptions{state=\"live\"}", 1.0),

@@ -113,7 +113,7 @@ async fn beyond_the_bytes_the_oldest_go_and_no_more_than_must() {
         let expected = if number >= 60 - log.len() { Ok(1) } else { Err((Code::NotFound, "TASK_NOT_FOUND".into())) };
         assert_eq!(get(&server, &format!("t{number}")).await, expected);
     }
-    assert_eq!(server.metric("blobcast_events_trimmed_total").await, (60 - log.len()) as f64);
+    assert_eq!(server.metric("blobcast_events_trimmed_total{reason=\"bytes\"}").await, (60 - log.len()) as f64);
 
     assert!(server.terminate().await.success());
     assert_eq!(counted(&server), (info.event_count, info.event_bytes));
@@ -160,7 +160,7 @@ async fn forgetting_survives_kill_9_at_any_moment() {
                 }
             }
         });
-        until("a trim", async || server.metric("blobcast_events_trimmed_total").await > 0.0).await;
+        until("a trim", async || server.metric("blobcast_events_trimmed_total{reason=\"bytes\"}").await > 0.0).await;
         server.kill();
         load.await.unwrap();
         let (count, bytes) = counted(&server);
@@ -203,7 +203,7 @@ async fn trimming_under_load_refuses_and_loses_no_callback() {
     let log: Vec<_> = server.log_of_events().await.iter().map(AsObserved::observed).collect();
     assert_eq!(log, observed[600 - log.len()..], "what is left is the newest of what came");
     assert_eq!(info.event_count, log.len() as u64);
-    assert_eq!(server.metric("blobcast_events_trimmed_total").await, (600 - log.len()) as f64);
+    assert_eq!(server.metric("blobcast_events_trimmed_total{reason=\"bytes\"}").await, (600 - log.len()) as f64);
     let streams = vec![Stream { task_ids: None, observed: observed.clone() }];
     // To the checker the stream's view is the log: it saw all, the log keeps the end.
     assert_eq!(check(&History { acknowledged, log: observed, streams }), []);
@@ -229,7 +229,7 @@ async fn the_quarantine_forgets_by_age() {
     server.http().post(&completed("t1")).await;
     until("the quarantine to be empty", async || server.log_info().await.quarantine_count == 0).await;
     assert_eq!(quarantined(&server).await, [""; 0]);
-    assert_eq!(server.metric("blobcast_quarantine_trimmed_total").await, 5.0);
+    assert_eq!(server.metric("blobcast_quarantine_trimmed_total{reason=\"age\"}").await, 5.0);
     assert_eq!(server.metric("blobcast_quarantine_bytes").await, 0.0);
     assert_eq!(server.log_of_events().await.len(), 1, "events have a retention of their own");
 }
@@ -268,7 +268,7 @@ async fn the_quarantine_forgets_by_count_the_oldest_and_no_more_than_must() {
     assert_eq!([kept(2).await.len(), kept(3).await.len()], [2, 3]);
     assert_eq!(kept(4).await, ["bad 2", "bad 3", "bad 4"]);
     assert_eq!(kept(5).await, ["bad 3", "bad 4", "bad 5"]);
-    assert_eq!(server.metric("blobcast_quarantine_trimmed_total").await, 2.0);
+    assert_eq!(server.metric("blobcast_quarantine_trimmed_total{reason=\"count\"}").await, 2.0);
 }
 
 #[tokio::test]

@@ -1,9 +1,13 @@
-//! What the holder of a callback URL reaches, and what stays out of reach: other products' tasks, and what is known of them.
+//! What the holder of a callback URL reaches, and what stays out of reach: other products' tasks, what is known of them, and
+//! everybody's history.
 
-use blobcast::wire::v1::{Event, GetTaskRequest, WaitTaskRequest};
+use blobcast::{
+    credentials::{TokenHash, new_secret},
+    wire::v1::{Event, GetTaskRequest, WaitTaskRequest},
+};
 use serde_json::{Value, json};
 
-use crate::support::{Answer, CredentialsFile, Options, Server, bulky, completed, processing, with};
+use crate::support::{Answer, CredentialsFile, Options, Server, bulky, completed, processing, until, with};
 
 /// A broker with a signing key, and what posts to it by signed URLs.
 struct House {
@@ -97,7 +101,7 @@ async fn a_signed_url_tells_nothing_of_what_is_known_of_a_task_and_a_token_does(
     let mut house = House::new(Options::default()).await;
     let token = house.file.add("callback runblob").await;
     let by_token = format!("/webhook/veo?token={token}");
-    crate::support::until("the token", async || house.post(&by_token, &completed("t0")).await.status == 200).await;
+    until("the token", async || house.post(&by_token, &completed("t0")).await.status == 200).await;
     let veo = house.signed("veo").await;
     let quiet = json!({"status": "received"});
     let original = house.post(&by_token, &completed("t1")).await;
@@ -157,5 +161,133 @@ async fn a_duplicate_by_a_signed_url_takes_a_commit_as_a_new_event_does() {
         let before = commits().await;
         house.post(&veo, &completed(task)).await;
         assert_eq!(commits().await - before, 1.0, "{task}");
+    }
+}
+
+/// How many callbacks of 5,000 bytes are taken before one is refused, each kept with an event of nearly as many; and that
+/// refusal.
+async fn taken(house: &House, target: &str) -> (u64, Answer) {
+    let http = house.server.http();
+    for number in 0..1_000 {
+        let answer = http.post_to(target, bulky(&format!("t{number}"), 4_700).to_string()).await;
+        if answer.status != 200 {
+            return (number, answer);
+        }
+    }
+    panic!("all are taken");
+}
+
+#[tokio::test]
+async fn a_url_brings_so_many_bytes_a_minute_and_uses_up_nobody_elses() {
+    let mut file = CredentialsFile::new();
+    file.add("signing-key k1").await;
+    let (large, unlimited) = (new_secret(true), new_secret(true));
+    for (name, secret, budget) in [("large", &large, "\"200KB\""), ("unlimited", &unlimited, "0")] {
+        let hash = TokenHash::of(secret);
+        let budget = budget.replace("KB", "KiB");
+        file.add_line(
+            "callback_tokens",
+            &format!("{name} = {{ token = \"{hash}\", bytes_per_minute_max = {budget} }}"),
+        );
+    }
+    let options = Options::default().set("ingest.bytes_per_minute_max", "100KiB");
+    let server = options.set("credentials_file", file.path().display()).start().await;
+    let house = House { server, file };
+    let (veo, sora) = (house.signed("veo").await, house.signed("sora").await);
+
+    // 102,400 bytes, and what comes back of them while a slow machine posts.
+    let (count, refused) = taken(&house, &veo).await;
+    assert!((9..=12).contains(&count), "{count}");
+    assert_eq!((refused.status, refused.reason()), (429, "budget_exceeded"));
+    let seconds: u64 = refused.headers["retry-after"].to_str().unwrap().parse().unwrap();
+    assert!((1..=7).contains(&seconds), "about 10,000 bytes are there in 6 s, and not in {seconds}");
+    assert_eq!(house.post(&veo, &completed("small")).await.status, 200, "what is there can be used");
+    assert!((9..=12).contains(&taken(&house, &sora).await.0), "another product's");
+
+    let by = |token: &str, product: &str| format!("/webhook/{product}?token={token}");
+    assert!((19..=24).contains(&taken(&house, &by(&large, "veo")).await.0), "its line says so");
+    let http = house.server.http();
+    for number in 0..30 {
+        let body = bulky(&format!("u{number}"), 4_700).to_string();
+        assert_eq!(http.post_to(&by(&unlimited, "veo"), body).await.status, 200, "0 is no limit");
+    }
+    assert_eq!(house.server.metric("blobcast_callbacks_total{outcome=\"budget_exceeded\"}").await, 3.0);
+    let brought = "blobcast_callback_bytes_total{kind=\"signing_key\",name=\"k1\",product=\"sora\"}";
+    assert!((85_000.0..130_000.0).contains(&house.server.metric(brought).await));
+    let log = house.server.log();
+    let line = log.lines().find(|line| line.contains("budget_exceeded")).unwrap();
+    assert!(line.contains("\"signing_key k1\"") && line.contains("\"product\":\"veo\""), "{line}");
+}
+
+#[tokio::test]
+async fn a_token_makes_up_no_budget_by_making_up_products() {
+    let mut file = CredentialsFile::new();
+    let token = file.add("callback runblob").await;
+    let options = Options::default().set("ingest.bytes_per_minute_max", "20KiB");
+    let server = options.set("credentials_file", file.path().display()).start().await;
+    let mut count = 0;
+    for number in 0..40 {
+        let target = format!("/webhook/p{number}?token={token}");
+        count += u32::from(server.http().post_to(&target, bulky("t1", 4_700).to_string()).await.status == 200);
+    }
+    assert!((7..=9).contains(&count), "four times 20 KiB, not {count}");
+}
+
+#[tokio::test]
+async fn what_is_not_authentic_uses_up_no_budget() {
+    let mut file = CredentialsFile::new();
+    file.add_line("body_signature", "secret = \"hunter2\"");
+    let options = Options::default().set("ingest.bytes_per_minute_max", "20KiB");
+    let options = options.set("ingest.body_signature", "require").set("ingest.refusals_per_minute_max", 1_000);
+    let server = options.set("credentials_file", file.path().display()).start().await;
+    for _ in 0..20 {
+        let answer = server.http().post_to("/webhook/veo", bulky("t1", 4_700).to_string()).await;
+        assert_eq!((answer.status, answer.reason()), (401, "unauthorized"));
+    }
+    assert_eq!(server.metric("blobcast_callbacks_total{outcome=\"budget_exceeded\"}").await, 0.0);
+}
+
+#[tokio::test]
+async fn a_leaked_url_does_not_push_other_products_events_out_of_the_log() {
+    let options = Options::default().set("log.retention_bytes_max", "8MiB").set("ingest.bytes_per_minute_max", "4MiB");
+    let house = House::new(options).await;
+    let (veo, sora) = (house.signed("veo").await, house.signed("sora").await);
+    for number in 0..5 {
+        house.post(&sora, &completed(&format!("sora-{number}"))).await;
+    }
+    let http = house.server.http();
+    let mut refused = 0;
+    for number in 0..40 {
+        let answer = http.post_to(&veo, bulky(&format!("evil-{number}"), 300_000).to_string()).await;
+        refused += u32::from(answer.status == 429);
+    }
+    assert!((25..40).contains(&refused), "24 MB were to be brought, and 4 may be: {refused}");
+    assert_eq!(house.get("sora-0", "sora").await.len(), 1);
+    assert_eq!(house.server.metric("blobcast_events_trimmed_total{reason=\"bytes\"}").await, 0.0);
+    // So a repetition is one, still.
+    house.post(&sora, &completed("sora-0")).await;
+    assert_eq!(house.server.metric("blobcast_duplicates_total").await, 1.0);
+}
+
+#[tokio::test]
+async fn a_leaked_url_does_not_push_what_others_sent_out_of_quarantine() {
+    let mut house = House::new(Options::default().set("quarantine.retention_count_max", 20)).await;
+    let (veo, sora) = (house.signed("veo").await, house.signed("sora").await);
+    let token = house.file.add("callback runblob").await;
+    let by_token = format!("/webhook/veo?token={token}");
+    let http = house.server.http();
+    until("the token", async || http.post_to(&by_token, "by token").await.status == 202).await;
+    http.post_to(&sora, "by sora").await;
+    for number in 0..200 {
+        assert_eq!(http.post_to(&veo, format!("{number}")).await.status, 202);
+    }
+    for last in ["202", "203"] {
+        until("retention", async || house.server.log_info().await.quarantine_count == 20).await;
+        let listed = house.server.cli("quarantine list --output json").run().await;
+        let ids = listed.each("quarantine_id");
+        assert_eq!((&ids[..2], ids.last().unwrap().as_str()), (&["1".to_owned(), "2".to_owned()][..], last));
+        assert_eq!(listed.each("credential")[..3], ["callback_token runblob", "signing_key k1", "signing_key k1"]);
+        house.server.crash().await;
+        house.server.http().post_to(&veo, "one more").await;
     }
 }

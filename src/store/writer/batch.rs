@@ -2,7 +2,7 @@
 //! changes until it is durable, except `first_available`, which moves ahead of the trim so that readers are never fooled.
 
 use std::{
-    collections::{HashMap, HashSet, hash_map},
+    collections::{HashMap, hash_map},
     ops::ControlFlow,
     sync::atomic::Ordering,
 };
@@ -13,11 +13,12 @@ use super::{Command, Reply, Retention, TRIM_EVENTS, TRIM_READ_BYTES, WriteError}
 use crate::{
     event::{Record, RecordParts, Selectable, Sequence, TaskId},
     store::{
-        Appended, Draft, NewQuarantined, ReadError, Store, UNKNOWN_MICROS,
+        Appended, Draft, NewQuarantined, QuarantineHeader, ReadError, Store, UNKNOWN_MICROS,
         dedupe::{Verdict, judge, take_up},
-        layout::{TaskEvent, Totals, encode_quarantined, parse_quarantined, parse_sequence_key, sequence_key},
+        layout::{TaskEvent, Totals, encode_quarantined, sequence_key},
         lock,
         log::FrameBuilder,
+        shares::{Kept, Measure},
     },
 };
 
@@ -26,8 +27,35 @@ use crate::{
 pub(super) struct Counts {
     pub duplicates: u64,
     pub conflicts: u64,
-    pub events_trimmed: u64,
-    pub quarantine_trimmed: u64,
+    pub events_trimmed: ByReason<Forgotten>,
+    pub quarantine_trimmed: ByReason<u64>,
+}
+
+/// Why retention has forgotten something.
+#[derive(Debug, Default)]
+pub(super) struct ByReason<T> {
+    /// It was too old.
+    pub age: T,
+    /// There were too many bytes.
+    pub bytes: T,
+    /// There were too many.
+    pub count: T,
+}
+
+/// Events that retention has forgotten.
+#[derive(Debug, Default)]
+pub(super) struct Forgotten {
+    pub events: u64,
+    pub bytes: u64,
+}
+
+impl Counts {
+    /// How much retention has forgotten, of events and of the quarantine.
+    pub(super) fn trimmed(&self) -> u64 {
+        let Self { events_trimmed, quarantine_trimmed, .. } = self;
+        let events = events_trimmed.age.events + events_trimmed.bytes.events;
+        events + quarantine_trimmed.age + quarantine_trimmed.bytes + quarantine_trimmed.count
+    }
 }
 
 /// An answer that waits for the fsync.
@@ -73,8 +101,6 @@ pub(super) struct Batch<'a> {
     tasks: HashMap<TaskId, Entry>,
     /// How many callbacks this batch puts into quarantine.
     quarantined: usize,
-    /// Numbers that this batch takes out of quarantine.
-    discarded: HashSet<u64>,
     records: Vec<Record>,
     replies: Vec<Granted>,
     counts: Counts,
@@ -116,7 +142,6 @@ impl<'a> Batch<'a> {
             head: store.head(),
             tasks: HashMap::with_capacity(commands),
             quarantined: 0,
-            discarded: HashSet::new(),
             records: Vec::with_capacity(commands),
             replies: Vec::with_capacity(commands),
             counts: Counts::default(),
@@ -147,7 +172,7 @@ impl<'a> Batch<'a> {
 
     fn append(&mut self, draft: &Draft) -> Result<Appended, WriteError> {
         if let Some(number) = draft.releases
-            && !self.is_quarantined(number).map_err(failed)?
+            && self.quarantined_bytes(number).is_none()
         {
             return Err(WriteError::NotInQuarantine);
         }
@@ -209,9 +234,10 @@ impl<'a> Batch<'a> {
         self.records.push(record);
     }
 
-    fn is_quarantined(&self, number: u64) -> Result<bool, ReadError> {
-        let kept = self.store.quarantine.contains_key(sequence_key(Sequence(number)))?;
-        Ok(kept && !self.discarded.contains(&number))
+    /// The size of a quarantined callback; `None` if it is not there, or only since this batch.
+    fn quarantined_bytes(&self, number: u64) -> Option<u64> {
+        let is_older = number <= lock(&self.store.totals).quarantine_next;
+        lock(&self.store.shares).get(number).filter(|_| is_older).map(|kept| kept.bytes)
     }
 
     fn release(&mut self, draft: &Draft) -> Result<(), WriteError> {
@@ -229,6 +255,8 @@ impl<'a> Batch<'a> {
         self.totals.quarantine_count += 1;
         self.totals.quarantine_bytes += bytes.len() as u64;
         self.frame.quarantined(number, &bytes);
+        let QuarantineHeader { credential, product, received_at_micros, .. } = &new.header;
+        lock(&self.store.shares).add(number, credential, product, bytes.len() as u64, *received_at_micros);
         self.index.insert(&self.store.quarantine, sequence_key(Sequence(number)), bytes);
         number
     }
@@ -242,15 +270,11 @@ impl<'a> Batch<'a> {
     }
 
     fn discard(&mut self, number: u64) -> Result<bool, ReadError> {
-        let key = sequence_key(Sequence(number));
-        let Some(bytes) = self.store.quarantine.get(key)? else { return Ok(false) };
-        if self.discarded.contains(&number) {
-            return Ok(false);
-        }
-        self.totals.forget_quarantined(bytes.len() as u64)?;
-        self.discarded.insert(number);
+        let Some(bytes) = self.quarantined_bytes(number) else { return Ok(false) };
+        self.totals.forget_quarantined(bytes)?;
+        lock(&self.store.shares).remove(number);
         self.frame.discarded(number);
-        self.index.remove(&self.store.quarantine, key);
+        self.index.remove(&self.store.quarantine, sequence_key(Sequence(number)));
         Ok(true)
     }
 
@@ -289,6 +313,10 @@ impl<'a> Batch<'a> {
             }
             budget -= 1;
             self.forget(&record)?;
+            let reasons = &mut self.counts.events_trimmed;
+            let forgotten = if too_old { &mut reasons.age } else { &mut reasons.bytes };
+            forgotten.events += 1;
+            forgotten.bytes += record.len() as u64;
             Ok(ControlFlow::Continue(()))
         })
     }
@@ -300,27 +328,43 @@ impl<'a> Batch<'a> {
             entry.events.retain(|event| event.sequence != record.sequence());
             entry.is_changed = true;
         }
-        self.counts.events_trimmed += 1;
         Ok(())
     }
 
     fn trim_quarantine(&mut self, cutoff: i64) -> Result<(), ReadError> {
         if self.totals.quarantine_count == 0 {
-            return Ok(());
+            return Ok(()); // almost always
         }
-        let budget = TRIM_EVENTS.max(2 * self.quarantined);
-        let first = self.store.quarantine_first.load(Ordering::Acquire);
-        for entry in self.store.quarantine.range(sequence_key(Sequence(first))..).take(budget) {
-            let (key, value) = entry.into_inner()?;
-            let (header, _) = parse_quarantined(&value)?;
-            self.store.quarantine_first.store(parse_sequence_key(&key)?.0, Ordering::Release);
-            let too_old = header.received_at_micros < cutoff;
-            if !too_old && !self.retention.quarantine_is_full(&self.totals) {
-                break;
+        let mut budget = TRIM_EVENTS.max(2 * self.quarantined);
+        while budget > 0
+            && let Some((number, kept)) = self.oldest_quarantined()
+            && kept.received_at_micros < cutoff
+            && self.discard(number)?
+        {
+            self.counts.quarantine_trimmed.age += 1;
+            budget -= 1;
+        }
+        while budget > 0
+            && let Some(measure) = self.retention.quarantine_surplus(&self.totals)
+            && let Some(number) = self.first_to_go(measure)
+            // What this very batch brings is for the next one to forget.
+            && self.discard(number)?
+        {
+            match measure {
+                Measure::Bytes => self.counts.quarantine_trimmed.bytes += 1,
+                Measure::Count => self.counts.quarantine_trimmed.count += 1,
             }
-            self.counts.quarantine_trimmed += u64::from(self.discard(parse_sequence_key(&key)?.0)?);
+            budget -= 1;
         }
         Ok(())
+    }
+
+    fn oldest_quarantined(&self) -> Option<(u64, Kept)> {
+        lock(&self.store.shares).oldest()
+    }
+
+    fn first_to_go(&self, measure: Measure) -> Option<u64> {
+        lock(&self.store.shares).first_to_go(measure)
     }
 
     pub(super) fn seal(self) -> Sealed {

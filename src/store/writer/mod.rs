@@ -21,7 +21,9 @@ use std::{
 
 use tokio::sync::oneshot;
 
-use super::{Appended, Backup, Draft, Health, Mark, NewQuarantined, Store, Totals, UNKNOWN_MICROS, lock};
+use super::{
+    Appended, Backup, Draft, Health, Mark, NewQuarantined, Store, Totals, UNKNOWN_MICROS, lock, shares::Measure,
+};
 use crate::{event::Record, metrics::Metrics};
 use batch::{Batch, Write};
 use keeper::Bell;
@@ -64,8 +66,13 @@ pub struct Retention {
 }
 
 impl Retention {
-    fn quarantine_is_full(&self, totals: &Totals) -> bool {
-        totals.quarantine_bytes > self.quarantine_bytes_max || totals.quarantine_count > self.quarantine_count_max
+    /// What there is too much of in quarantine.
+    fn quarantine_surplus(&self, totals: &Totals) -> Option<Measure> {
+        if totals.quarantine_bytes > self.quarantine_bytes_max {
+            Some(Measure::Bytes)
+        } else {
+            (totals.quarantine_count > self.quarantine_count_max).then_some(Measure::Count)
+        }
     }
 }
 
@@ -256,6 +263,7 @@ pub fn writer<P: Publish>(
     publish: P,
     metrics: Arc<Metrics>,
 ) -> (Appender, Writer<P>) {
+    note_limits(&retention, &metrics);
     let (sender, commands) = mpsc::sync_channel(QUEUE_MAX);
     let queued_bytes = Arc::<AtomicUsize>::default();
     let sync = |store: &Store| store.log.sync().map_err(|error| error.to_string());
@@ -338,7 +346,10 @@ impl<P: Publish> Writer<P> {
 
     fn enlist(&mut self, command: Command, group: &mut Vec<Command>) {
         match command {
-            Command::Retain(retention) => self.retention = retention,
+            Command::Retain(retention) => {
+                self.retention = retention;
+                note_limits(&retention, &self.metrics);
+            }
             command => group.push(command),
         }
     }
@@ -399,9 +410,9 @@ impl<P: Publish> Writer<P> {
         let totals = *lock(&self.store.totals);
         let events = totals.event_bytes > self.retention.event_bytes_max
             || self.oldest_event_micros(&totals).is_some_and(|micros| micros < cutoff(self.retention.event_age_max));
-        let quarantined = self.retention.quarantine_is_full(&totals)
-            || (totals.quarantine_count > 0
-                && self.oldest_quarantined_micros().is_some_and(|at| at < cutoff(self.retention.quarantine_age_max)));
+        let oldest_quarantined = lock(&self.store.shares).oldest().map(|(_, kept)| kept.received_at_micros);
+        let quarantined = self.retention.quarantine_surplus(&totals).is_some()
+            || oldest_quarantined.is_some_and(|at| at < cutoff(self.retention.quarantine_age_max));
         events || quarantined
     }
 
@@ -417,11 +428,6 @@ impl<P: Publish> Writer<P> {
         }
     }
 
-    fn oldest_quarantined_micros(&self) -> Option<i64> {
-        let oldest = self.store.quarantined_after(0, 1, 0).ok()?;
-        oldest.first().map(|callback| callback.header.received_at_micros)
-    }
-
     // Returns how much retention has forgotten along the way.
     fn commit(&mut self, group: Vec<Command>) -> u64 {
         let mut batch = Batch::new(&self.store, &self.retention, group.len());
@@ -430,7 +436,7 @@ impl<P: Publish> Writer<P> {
         }
         batch.trim(cutoff(self.retention.event_age_max), cutoff(self.retention.quarantine_age_max));
         let batch = batch.seal();
-        let trimmed = batch.counts.events_trimmed + batch.counts.quarantine_trimmed;
+        let trimmed = batch.counts.trimmed();
         let has_news = batch.write.is_some();
         let written = batch.write.map_or(Ok(()), |write| self.write(write, &batch.totals));
         match written {
@@ -480,13 +486,33 @@ impl<P: Publish> Writer<P> {
     fn count(&self, counts: &batch::Counts, appended: usize) {
         self.metrics.duplicates.inc_by(counts.duplicates);
         self.metrics.conflicts.inc_by(counts.conflicts);
-        self.metrics.events_trimmed.inc_by(counts.events_trimmed);
-        self.metrics.quarantine_trimmed.inc_by(counts.quarantine_trimmed);
+        if counts.trimmed() > 0 {
+            self.count_trimmed(counts);
+        }
         if appended > 0 {
             self.metrics.events_appended.inc_by(appended as u64);
             self.metrics.batch_events.observe(appended as f64);
         }
     }
+
+    fn count_trimmed(&self, counts: &batch::Counts) {
+        let Metrics { events_trimmed, bytes_trimmed, quarantine_trimmed, .. } = &*self.metrics;
+        let batch::ByReason { age, bytes, .. } = &counts.events_trimmed;
+        for (reason, forgotten) in [("age", age), ("bytes", bytes)] {
+            events_trimmed.with_label_values(&[reason]).inc_by(forgotten.events);
+            bytes_trimmed.with_label_values(&[reason]).inc_by(forgotten.bytes);
+        }
+        let batch::ByReason { age, bytes, count } = counts.quarantine_trimmed;
+        for (reason, forgotten) in [("age", age), ("bytes", bytes), ("count", count)] {
+            quarantine_trimmed.with_label_values(&[reason]).inc_by(forgotten);
+        }
+    }
+}
+
+/// What an alert compares with.
+fn note_limits(retention: &Retention, metrics: &Metrics) {
+    metrics.log_bytes_max.set(i64::try_from(retention.event_bytes_max).unwrap_or(i64::MAX));
+    metrics.log_age_max_seconds.set(i64::try_from(retention.event_age_max.as_secs()).unwrap_or(i64::MAX));
 }
 
 fn disk_health(free_bytes: u64, total_bytes: u64, free_min_percent: u64) -> Health {

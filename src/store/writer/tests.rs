@@ -260,12 +260,18 @@ impl Stepped {
     }
 
     fn quarantine(&mut self) -> u64 {
+        self.quarantine_by("", "")
+    }
+
+    fn quarantine_by(&mut self, credential: &str, product: &str) -> u64 {
         let header = QuarantineHeader {
             reason: "not_json".into(),
             detail: String::new(),
             target: String::new(),
             received_at_micros: 0,
             verification: 0,
+            credential: credential.into(),
+            product: product.into(),
         };
         let answer = self.appender.quarantine(NewQuarantined { header, body: Bytes::from_static(b"nonsense") });
         self.step();
@@ -305,28 +311,40 @@ fn a_low_disk_takes_deletions_only_and_an_almost_full_one_not_even_those() {
 }
 
 #[test]
-fn the_quarantine_is_trimmed_from_where_the_last_trim_ended() {
+fn the_quarantine_is_trimmed_from_its_oldest_end_also_after_a_restart() {
     let mut stepped = Stepped::new();
     (1..=6).for_each(|number| assert_eq!(stepped.quarantine(), number));
-    let first = |stepped: &Stepped| stepped.store.quarantine_first.load(Ordering::Relaxed);
     let each = stepped.store.summary().quarantine_bytes / 6;
     stepped.writer.retention.quarantine_bytes_max = 4 * each;
-    assert_eq!((stepped.trim(), first(&stepped), stepped.quarantined()), (2, 3, vec![3, 4, 5, 6]));
-    stepped.writer.retention.quarantine_bytes_max = 3 * each;
-    assert_eq!((stepped.trim(), first(&stepped), stepped.quarantined()), (1, 4, vec![4, 5, 6]));
-
-    // What is before the mark is not looked at; the next start, which knows no mark, finds it again.
-    stepped.store.quarantine_first.store(6, Ordering::Relaxed);
-    stepped.writer.retention.quarantine_bytes_max = 0;
-    assert_eq!(stepped.trim(), 1);
+    assert_eq!((stepped.trim(), stepped.quarantined()), (2, vec![3, 4, 5, 6]));
+    stepped.writer.retention.quarantine_count_max = 3;
+    assert_eq!((stepped.trim(), stepped.quarantined()), (1, vec![4, 5, 6]));
     let summary = stepped.store.summary();
-    assert_eq!((summary.quarantine_count, summary.quarantine_bytes), (2, 2 * each));
     let mut stepped = stepped.reopen();
-    assert_eq!((stepped.store.summary(), stepped.quarantined()), (summary, vec![4, 5]));
+    assert_eq!((stepped.store.summary(), stepped.quarantined()), (summary, vec![4, 5, 6]));
+    let after = |number, count_max| stepped.store.quarantined_after(number, count_max, usize::MAX).unwrap();
+    assert_eq!(after(4, 1).iter().map(|callback| callback.number).collect::<Vec<_>>(), [5]);
     stepped.writer.retention.quarantine_bytes_max = 0;
-    assert_eq!((stepped.trim(), stepped.quarantined()), (2, vec![]));
+    assert_eq!((stepped.trim(), stepped.quarantined()), (3, vec![]));
     assert_eq!(stepped.store.summary().quarantine_bytes, 0);
     assert_eq!(stepped.reopen().quarantine(), 7, "no number is used again");
+}
+
+#[test]
+fn the_quarantine_forgets_first_what_came_by_who_has_most_also_after_a_restart() {
+    let mut stepped = Stepped::new();
+    for (credential, product) in [("a", "veo"), ("b", "sora"), ("b", "veo"), ("a", "sora")] {
+        stepped.quarantine_by(credential, product);
+    }
+    for _ in 0..6 {
+        stepped.quarantine_by("b", "veo");
+    }
+    stepped.writer.retention.quarantine_count_max = 8;
+    assert_eq!((stepped.trim(), stepped.quarantined()), (2, vec![1, 2, 4, 6, 7, 8, 9, 10]), "of b's veo the oldest");
+    let mut stepped = stepped.reopen();
+    stepped.writer.retention.quarantine_count_max = 4;
+    assert_eq!(stepped.trim(), 4);
+    assert_eq!(stepped.quarantined(), [1, 2, 4, 10], "who has little keeps it");
 }
 
 #[test]
