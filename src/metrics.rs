@@ -58,6 +58,8 @@ pub struct Metrics {
     pub body_signatures: IntCounterVec,
     /// Files read again, by `what` they hold and `result`.
     pub reloads: IntCounterVec,
+    /// Log lines that could not be written.
+    pub log_lines_lost: IntCounter,
     /// Until when the certificate of each `listener` is good.
     pub certificate_expiry: IntGaugeVec,
     /// Certificates ordered from the ACME authority, by `result`.
@@ -275,6 +277,10 @@ impl Metrics {
                 ),
                 &["what", "result"],
             )),
+            log_lines_lost: b.counter(
+                "blobcast_log_lines_lost_total",
+                "Log lines lost because standard error took none, or not fast enough, or could not be written.",
+            ),
             certificate_expiry: b.gauges(
                 "blobcast_certificate_expiry_timestamp_seconds",
                 "Unix time until which the certificate is good, by listener.",

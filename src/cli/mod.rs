@@ -115,7 +115,7 @@ enum ClientCommand {
 /// Runs the command line of this process.
 pub fn main() -> ExitCode {
     let done = match Cli::parse().command {
-        Command::Serve(args) => serve::run(args),
+        Command::Serve(args) => return serve::run(args),
         Command::CheckConfig(args) => serve::check_config(args),
         Command::Client(command) => run_client(command),
         Command::Restore(args) => restore::run(&args),

@@ -1,13 +1,25 @@
 //! `serve` and `check-config`: from the command line to a running broker.
 
-use std::{io::IsTerminal, process::ExitCode, time::Duration};
+use std::{
+    backtrace::{Backtrace, BacktraceStatus},
+    io::IsTerminal,
+    panic::PanicHookInfo,
+    process::ExitCode,
+    sync::mpsc,
+    thread,
+    time::Duration,
+};
 
 use clap::Args;
 use rustix::{
     process::{Resource, Rlimit, getrlimit, setrlimit},
     thread::disable_transparent_huge_pages,
 };
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::oneshot,
+    time::timeout,
+};
 
 use super::{EXIT_INTERRUPTED, output};
 use crate::{
@@ -19,6 +31,8 @@ use crate::{
 const OTHER_FILES: u64 = 512;
 /// How long the runtime's threads may take to end before the process starts itself anew; reads of the store take less.
 const LAST_THREADS: Duration = Duration::from_secs(10);
+/// How long the broker waits for a standard output or a standard error that takes nothing.
+const OUTPUT_TIMEOUT: Duration = Duration::from_secs(1);
 
 pub(super) const AFTER_HELP: &str = "\
 Flags go over environment variables (BLOBCAST_…), these over the file, and the file over the defaults. \
@@ -84,12 +98,25 @@ impl ServeArgs {
     }
 }
 
-/// Runs the broker until it is told to stop.
-pub(super) fn run(args: ServeArgs) -> anyhow::Result<ExitCode> {
+/// Runs the broker until it is told to stop. It ends also when standard error is stuck.
+pub(super) fn run(args: ServeArgs) -> ExitCode {
     super::keep_files_private();
+    let ended = run_to_its_end(args);
+    server::flush_log();
+    ended.unwrap_or_else(report)
+}
+
+/// Like [`output::report`], but not for ever.
+fn report(error: anyhow::Error) -> ExitCode {
+    let (done, is_done) = mpsc::channel();
+    thread::spawn(move || done.send(output::report(&error)));
+    is_done.recv_timeout(OUTPUT_TIMEOUT).unwrap_or(ExitCode::FAILURE)
+}
+
+fn run_to_its_end(args: ServeArgs) -> anyhow::Result<ExitCode> {
     let sources = args.sources();
     let config = config::load(&sources)?;
-    server::init_logging(&config.logging);
+    server::init_logging(&config.logging)?;
     die_on_panic();
     let exposures = server::exposures(&config, &server::Reader::of_this_process());
     exposures.iter().for_each(|problem| server::warn_of_exposure(problem));
@@ -106,6 +133,7 @@ pub(super) fn run(args: ServeArgs) -> anyhow::Result<ExitCode> {
         Ended::ToStartAnew(listeners) => {
             // No thread may be left that closes a file: the sockets are about to take the numbers of some.
             runtimes.shutdown_timeout(LAST_THREADS);
+            server::flush_log();
             Err(anyhow::Error::from(listeners.start_anew()).context("cannot start anew"))
         }
     }
@@ -116,8 +144,7 @@ async fn serve(config: &Config, sources: &Sources, homes: Homes) -> anyhow::Resu
     let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
     let mut hangup = signal(SignalKind::hangup())?;
     let server = Server::start(config, homes).await?;
-    // Whoever started it may not be reading; the broker does not depend on that.
-    let _ = output::emit(server.banner(config).as_bytes()).is_ok();
+    print(server.banner(config)).await;
     let Addresses { ingest, grpc, admin } = server.addresses();
     tracing::info!(%ingest, %grpc, %admin, data_dir = %config.data_dir.display(), "ready");
     let shutdown = async {
@@ -127,10 +154,11 @@ async fn serve(config: &Config, sources: &Sources, homes: Homes) -> anyhow::Resu
         }
         // Standard error is a log for machines unless a person is looking.
         if std::io::stderr().is_terminal() {
-            output::note("draining; press Ctrl-C again to end at once");
+            server::note("draining; press Ctrl-C again to end at once");
         }
         tokio::spawn(async move {
             interrupt.recv().await;
+            server::flush_log();
             std::process::exit(EXIT_INTERRUPTED.into());
         });
     };
@@ -145,6 +173,16 @@ async fn serve(config: &Config, sources: &Sources, homes: Homes) -> anyhow::Resu
         }
     };
     Ok(server.run_until(shutdown, hangup, reload).await?)
+}
+
+/// Prints to standard output. Whoever started the broker may not be reading: it depends neither on that nor on an end of it.
+async fn print(text: String) {
+    let (done, is_done) = oneshot::channel();
+    thread::spawn(move || {
+        let _ = output::emit(text.as_bytes()).is_ok();
+        let _ = done.send(()).is_ok();
+    });
+    let _ = timeout(OUTPUT_TIMEOUT, is_done).await.is_ok();
 }
 
 /// Prints what is wrong with the configuration.
@@ -167,14 +205,24 @@ pub(super) fn check_config(args: CheckConfigArgs) -> anyhow::Result<ExitCode> {
 }
 
 /// A broker that has lost a part must not go on as if it had not: a panic anywhere ends the process, and what supervises it
-/// starts a whole one.
+/// starts a whole one. Also when standard error is stuck, on which the standard library's hook would wait for ever.
 fn die_on_panic() {
-    let report = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
-        report(panic);
         tracing::error!(%panic, "a bug: the process ends so that it is not left half alive");
+        server::last_words(&report_of(panic));
         std::process::abort();
     }));
+}
+
+/// What the standard library's hook says.
+fn report_of(panic: &PanicHookInfo<'_>) -> String {
+    let thread = thread::current();
+    let name = thread.name().unwrap_or("<unnamed>");
+    let backtrace = Backtrace::capture();
+    match backtrace.status() {
+        BacktraceStatus::Captured => format!("thread '{name}' {panic}\n{backtrace}\n"),
+        _ => format!("thread '{name}' {panic}\n"),
+    }
 }
 
 /// Each connection is an open file, and the usual soft limit of 1,024 is less than one listener may have.
@@ -203,7 +251,10 @@ fn keep_pages_small() {
 
 #[cfg(test)]
 mod tests {
-    use std::{os::unix::process::ExitStatusExt, process::Command};
+    use std::{
+        os::unix::process::ExitStatusExt,
+        process::{Command, Stdio},
+    };
 
     use super::*;
 
@@ -227,12 +278,37 @@ mod tests {
         }
     }
 
+    #[test]
+    fn a_panic_ends_the_process_although_nobody_reads_standard_error() {
+        if std::env::var(WHERE).is_ok() {
+            panic_in("stuck");
+            return;
+        }
+        let name = "cli::serve::tests::a_panic_ends_the_process_although_nobody_reads_standard_error";
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        command.args(["--exact", name, "--nocapture"]).env(WHERE, "stuck").stdout(Stdio::null()).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        let stuck = child.stderr.take();
+        let ended = std::iter::repeat_with(|| std::thread::sleep(Duration::from_millis(10)))
+            .take(6_000)
+            .find_map(|()| child.try_wait().unwrap());
+        let _ = child.kill();
+        assert_eq!(ended.expect("its end within a minute").signal(), Some(6), "SIGABRT");
+        drop(stuck);
+    }
+
     /// Like the broker: its hook, its logging, its kind of runtime. Whoever catches the panic, the process must not survive it.
     fn panic_in(place: &str) {
-        server::init_logging(&config::load(&Sources::default()).unwrap().logging);
+        server::init_logging(&config::load(&Sources::default()).unwrap().logging).unwrap();
         die_on_panic();
         let message = format!("a bug in a {place}");
-        if place == "thread" {
+        if place == "stuck" {
+            // More than a pipe and the queue take together.
+            for _ in 0..2_000 {
+                tracing::info!("{}", "x".repeat(1_000));
+            }
+        }
+        if place != "task" && place != "blocking" {
             let _ = std::thread::spawn(move || panic!("{message}")).join();
             return;
         }

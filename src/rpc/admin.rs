@@ -209,7 +209,8 @@ impl admin_service_server::AdminService for Admin {
             }
         })?;
         let key_id = key_id.to_string();
-        tracing::info!(key_id, %expires, "callback URL minted");
+        // Not louder: clients decide how many there are.
+        tracing::debug!(key_id, %expires, "callback URL minted");
         Ok(Response::new(v1::MintCallbackUrlResponse {
             callback_url: url,
             expire_time: Some(timestamp(expires)),

@@ -9,6 +9,7 @@ mod exposure;
 mod grpc;
 mod http;
 mod listeners;
+mod log_writer;
 mod logging;
 pub(crate) mod net;
 mod otlp;
@@ -32,7 +33,7 @@ use tonic_health::server::HealthReporter;
 
 pub use exposure::{Reader, exposed_directory, exposures, warn as warn_of_exposure};
 pub use listeners::Listeners;
-pub use logging::init as init_logging;
+pub use logging::{flush as flush_log, init as init_logging, last_words, note};
 pub use runtimes::{Homes, Runtimes};
 
 use crate::{
@@ -143,6 +144,7 @@ impl Server {
         let credentials = Arc::new(SharedCredentials::default());
         credentials.set(credentials::load(config, &addresses).map_err(StartError::Credentials)?);
         let metrics = Arc::new(Metrics::default());
+        logging::count_lost_in(&metrics.log_lines_lost);
         let mut secured = Secured::new(config, &metrics).map_err(StartError::Tls)?;
         let (tracer, exporter) = otlp::tracer(&config.traces, &metrics).map_err(StartError::Traces)?;
         let sources = open_sources(config, &metrics).await?;
