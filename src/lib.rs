@@ -22,6 +22,7 @@
 
 // In reading order, lowest layer first.
 pub mod budget;
+pub mod files;
 pub mod metrics;
 mod network;
 mod printable;

@@ -227,7 +227,7 @@ impl Default for Metrics {
         for result in ["done", "failed"] {
             metrics.acme_orders.with_label_values(&[result]);
         }
-        for what in ["credentials", "certificates"] {
+        for what in ["certificates", "configuration", "credentials"] {
             for result in ["done", "refused"] {
                 metrics.reloads.with_label_values(&[what, result]);
             }

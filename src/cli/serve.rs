@@ -165,14 +165,8 @@ async fn serve(config: &Config, sources: &Sources, homes: Homes) -> anyhow::Resu
     let hangup = async || {
         hangup.recv().await;
     };
-    let reload = || match config::load(sources) {
-        Ok(config) => Some(config),
-        Err(errors) => {
-            errors.problems.iter().for_each(|problem| tracing::error!(%problem, "the configuration stays as it was"));
-            None
-        }
-    };
-    Ok(server.run_until(shutdown, hangup, reload).await?)
+    let sources = sources.clone();
+    Ok(server.run_until(shutdown, hangup, move || config::load(&sources)).await?)
 }
 
 /// Prints to standard output. Whoever started the broker may not be reading: it depends neither on that nor on an end of it.

@@ -5,8 +5,6 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs::File,
-    io::{self, Read},
     path::{Path, PathBuf},
 };
 
@@ -20,6 +18,7 @@ use super::{
     Config, DEFAULT,
     problem::{Origin, Problem, nearest},
 };
+use crate::files;
 
 /// Variables that begin with `BLOBCAST_` and are no keys: the command line reads them itself.
 pub const CLIENT_VARIABLES: [&str; 8] = [
@@ -114,7 +113,7 @@ impl Layers {
     }
 
     pub(super) fn add_file(&mut self, path: &Path) {
-        let text = match read(path) {
+        let text = match files::read_text(path, FILE_BYTES_MAX) {
             Ok(text) => text,
             Err(error) => {
                 let remedy = "name a readable TOML file, or start without one";
@@ -276,15 +275,6 @@ fn in_order<'a, 'i>(table: &'a DeTable<'i>) -> Vec<(&'a Spanned<toml::de::DeStri
     let mut entries: Vec<_> = table.iter().collect();
     entries.sort_by_key(|(name, _)| name.span().start);
     entries
-}
-
-fn read(path: &Path) -> io::Result<String> {
-    let mut text = String::new();
-    let bytes = File::open(path)?.take(FILE_BYTES_MAX + 1).read_to_string(&mut text)? as u64;
-    if bytes > FILE_BYTES_MAX {
-        return Err(io::Error::new(io::ErrorKind::FileTooLarge, format!("it has more than {FILE_BYTES_MAX} bytes")));
-    }
-    Ok(text)
 }
 
 /// Environment and command line know only texts; the default tells what is meant.

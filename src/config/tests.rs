@@ -412,7 +412,15 @@ fn a_file_that_cannot_be_read_is_an_error() {
     let sources = |path: &str| Sources { file: Some(path.into()), ..Sources::default() };
     let missing = errors_of(load(&sources("/nowhere/blobcast.toml")));
     assert!(missing[0].starts_with("/nowhere/blobcast.toml: cannot be read: No such file"), "{missing:?}");
-    assert!(errors_of(load(&sources("/dev/zero")))[0].contains("it has more than 1048576 bytes"));
+    assert!(errors_of(load(&sources("/dev/zero")))[0].contains("it is not a regular file"));
+    let file = |bytes| {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), " ".repeat(bytes)).unwrap();
+        file
+    };
+    let (most, more) = (file(1 << 20), file((1 << 20) + 1));
+    assert!(load(&sources(most.path().to_str().unwrap())).is_ok());
+    assert!(errors_of(load(&sources(more.path().to_str().unwrap())))[0].contains("it has more than 1048576 bytes"));
     assert_eq!(errors_of(load_file(&"#".repeat((1 << 20) + 1))).len(), 1);
     assert!(load_file(&"#".repeat(1 << 20)).is_ok());
 }

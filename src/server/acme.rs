@@ -4,18 +4,15 @@
 use std::{
     collections::HashMap,
     error::Error,
-    fs,
-    io::{self, Write},
     iter::successors,
-    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
     time::Duration,
 };
 
 use instant_acme::{
-    Account, AccountCredentials, AuthorizationStatus, ChallengeType, Identifier, NewAccount, NewOrder, Order,
-    OrderStatus, RetryPolicy,
+    Account, AccountBuilder, AccountCredentials, AuthorizationStatus, ChallengeType, Identifier, NewAccount, NewOrder,
+    Order, OrderStatus, RetryPolicy,
 };
 use jiff::Timestamp;
 use rcgen::{CertificateParams, CustomExtension, KeyPair};
@@ -28,8 +25,11 @@ use serde::{Deserialize, Serialize};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::net::tls::{Identity, provider};
-use crate::{config, metrics::Metrics};
+use super::{
+    aside,
+    net::tls::{Identity, provider},
+};
+use crate::{config, files, metrics::Metrics};
 
 /// What an authority offers by ALPN when it checks a domain, and nobody else does.
 pub(super) const ACME_TLS: &[u8] = b"acme-tls/1";
@@ -47,6 +47,12 @@ const NO_SUCH_ACCOUNT: &str = "urn:ietf:params:acme:error:accountDoesNotExist";
 /// Files in the directory.
 const ACCOUNT_FILE: &str = "account.json";
 const CERTIFICATE_FILE: &str = "certificate.json";
+/// Largest file that is read: hundred times an account or a chain with its key.
+const KEPT_BYTES_MAX: u64 = 1 << 20;
+/// Largest file with the authority's own certificate.
+const DIRECTORY_CA_BYTES_MAX: u64 = 1 << 20;
+/// How long a file may take to be read or written, with a sync of a busy disk.
+const FILE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Finds the certificate for a handshake: an authority's check gets the proof, everybody else the certificate.
 #[derive(Debug, Default)]
@@ -175,7 +181,7 @@ impl Acme {
         let config::Acme { domains, directory_url, .. } = self.config.clone();
         let kept = Kept { directory_url, domains, chain, key };
         self.put_into_use(&kept)?;
-        self.save(CERTIFICATE_FILE, &kept).map_err(at("the certificate cannot be kept"))?;
+        self.save(CERTIFICATE_FILE, &kept).await.map_err(told("the certificate cannot be kept"))?;
         // Or the next order would follow at once.
         let is_fresh = !self.due_in().is_zero();
         is_fresh.then_some(()).ok_or("the new certificate is due already: is this machine's clock right?".to_owned())
@@ -187,7 +193,10 @@ impl Acme {
         let order = match self.account().await?.new_order(&new).await {
             Err(instant_acme::Error::Api(problem)) if problem.r#type.as_deref() == Some(NO_SUCH_ACCOUNT) => {
                 tracing::warn!("the authority does not know the account that was kept: making another");
-                fs::remove_file(self.directory.join(ACCOUNT_FILE)).map_err(at("the account that was kept"))?;
+                let path = self.directory.join(ACCOUNT_FILE);
+                let removed = aside::within(FILE_TIMEOUT, move || files::remove(&path)).await;
+                let removed = removed.and_then(|removed| removed.map_err(|error| error.to_string()));
+                removed.map_err(told("the account that was kept"))?;
                 self.account().await?.new_order(&new).await
             }
             order => order,
@@ -207,12 +216,10 @@ impl Acme {
 
     async fn account(&self) -> Result<Account, String> {
         let config::Acme { directory_url, directory_ca_file, contact, .. } = &self.config;
-        let builder = match directory_ca_file {
-            Some(path) => Account::builder_with_root(path),
-            None => Account::builder(),
-        };
-        let builder = builder.map_err(at("the authority's own certificate cannot be checked"))?;
-        let kept = fs::read(self.directory.join(ACCOUNT_FILE)).ok();
+        let (ca, path) = (directory_ca_file.clone(), self.directory.join(ACCOUNT_FILE));
+        let read = move || (builder(ca.as_deref()), files::read(&path, KEPT_BYTES_MAX).ok());
+        let (builder, kept) = aside::within(FILE_TIMEOUT, read).await.map_err(told("the account that was kept"))?;
+        let builder = builder.map_err(told("the authority's own certificate cannot be checked"))?;
         let kept = kept.and_then(|json| serde_json::from_slice::<KeptAccount>(&json).ok());
         if let Some(kept) = kept.filter(|kept| kept.directory_url == *directory_url) {
             return builder.from_credentials(kept.credentials).await.map_err(at("the authority"));
@@ -222,26 +229,33 @@ impl Acme {
         let (account, credentials) =
             builder.create(&new, directory_url.clone(), None).await.map_err(at("a new account"))?;
         self.save(ACCOUNT_FILE, &KeptAccount { directory_url: directory_url.clone(), credentials })
-            .map_err(at("the account cannot be kept"))?;
+            .await
+            .map_err(told("the account cannot be kept"))?;
         Ok(account)
     }
 
     fn kept(&self) -> Option<Kept> {
-        let json = fs::read(self.directory.join(CERTIFICATE_FILE)).ok()?;
+        let json = files::read(&self.directory.join(CERTIFICATE_FILE), KEPT_BYTES_MAX).ok()?;
         let config::Acme { domains, directory_url, .. } = &self.config;
         let is_wanted = |kept: &Kept| kept.domains == *domains && kept.directory_url == *directory_url;
         serde_json::from_slice(&json).ok().filter(is_wanted)
     }
 
-    /// For the owner's eyes only, and never half written.
-    fn save(&self, name: &str, value: &impl Serialize) -> io::Result<()> {
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.directory)?;
-        let new = self.directory.join(format!("{name}.new"));
-        let mut file = fs::File::options().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
-        file.write_all(&serde_json::to_vec(value)?)?;
-        file.sync_all()?;
-        fs::rename(new, self.directory.join(name))
+    async fn save(&self, name: &'static str, value: &impl Serialize) -> Result<(), String> {
+        let json = serde_json::to_vec(value).map_err(|error| error.to_string())?;
+        let directory = self.directory.clone();
+        let saved = aside::within(FILE_TIMEOUT, move || files::replace_private(&directory, name, &json)).await?;
+        saved.map_err(|error| error.to_string())
     }
+}
+
+/// What speaks with the authority; reads the certificates that it is checked with.
+fn builder(directory_ca: Option<&Path>) -> Result<AccountBuilder, String> {
+    let Some(path) = directory_ca else { return Account::builder().map_err(at("the system's certificates")) };
+    let wrong = |error: &dyn Error| format!("{}: {error}", path.display());
+    // The library reads whatever is there, however much that is.
+    files::read(path, DIRECTORY_CA_BYTES_MAX).map_err(|error| wrong(&error))?;
+    Account::builder_with_root(path).map_err(|error| wrong(&error))
 }
 
 /// What the authority has found wrong with the domains, in its own words.
@@ -275,6 +289,11 @@ fn at<E: Error + 'static>(step: &str) -> impl Fn(E) -> String {
         let causes = successors(Some(&error as &dyn Error), |&cause| cause.source()).map(ToString::to_string);
         format!("{step}: {}", causes.collect::<Vec<_>>().join(": "))
     }
+}
+
+/// The same of what is a text already.
+fn told(step: &str) -> impl Fn(String) -> String {
+    move |problem| format!("{step}: {problem}")
 }
 
 #[cfg(test)]

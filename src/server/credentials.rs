@@ -1,11 +1,18 @@
 //! The credentials file, and what the configuration counts on in it.
 
-use std::{fs, sync::Arc};
+use std::{
+    path::Path,
+    sync::{Arc, Mutex},
+};
 
-use super::{Addresses, exposure};
+use super::{
+    Addresses, exposure, lock,
+    watch::{Change, Files, Watched},
+};
 use crate::{
     config::{self, Config},
     credentials::{Credentials, SharedCredentials},
+    files,
     ingest::{Allowlist, BodySignature, ForwardedHeader, Rules, TrustedProxies},
 };
 
@@ -14,19 +21,14 @@ const FILE_BYTES_MAX: u64 = 4 * 1024 * 1024;
 
 /// Reads the file the configuration names, and checks that it has what the configuration counts on.
 pub(super) fn load(config: &Config, addresses: &Addresses) -> Result<Credentials, String> {
-    let credentials = read(config)?;
+    let credentials = config.credentials_file.as_deref().map(read).transpose()?.unwrap_or_default();
     check(config, addresses, &credentials)?;
     Ok(credentials)
 }
 
-fn read(config: &Config) -> Result<Credentials, String> {
-    let Some(path) = &config.credentials_file else { return Ok(Credentials::default()) };
+fn read(path: &Path) -> Result<Credentials, String> {
     let told = |error: &dyn std::fmt::Display| format!("{}: {error}", path.display());
-    let size = fs::metadata(path).map_err(|error| told(&error))?.len();
-    if size > FILE_BYTES_MAX {
-        return Err(told(&format!("has more than {FILE_BYTES_MAX} bytes")));
-    }
-    let text = fs::read_to_string(path).map_err(|error| told(&error))?;
+    let text = files::read_text(path, FILE_BYTES_MAX).map_err(|error| told(&error))?;
     Credentials::parse(&text).map_err(|error| told(&error))
 }
 
@@ -92,15 +94,27 @@ pub(super) fn rules(config: &Config, credentials: Arc<SharedCredentials>) -> Rul
     }
 }
 
-/// Puts what the file says by now into force. A file that can be read is taken whatever is missing in it: what it has lost is
-/// refused from now on, and that is what its owner wants who removes a leaked token.
-pub(super) fn reload(config: &Config, credentials: &SharedCredentials) -> Result<String, String> {
-    credentials.set(read(config)?);
-    exposure::warn_of_secrets(&config.credentials_file);
+/// The file, if there is one, which is read again when it changes.
+pub(super) fn watched(config: &Arc<Mutex<Config>>, credentials: &Arc<SharedCredentials>) -> Option<Watched> {
+    let path = lock(config).credentials_file.clone()?;
+    let (config, credentials) = (Arc::clone(config), Arc::clone(credentials));
+    let files = Files::new("credentials", [path.clone()]);
+    Some(files.watched(move || {
+        let (new, config, credentials) = (read(&path)?, Arc::clone(&config), Arc::clone(&credentials));
+        exposure::warn_of_secrets([&path]);
+        let change: Change = Box::new(move || put_into_force(new, &lock(&config), &credentials));
+        Ok(change)
+    }))
+}
+
+/// A file that can be read is taken whatever is missing in it: what it has lost is refused from now on, and that is what its owner
+/// wants who removes a leaked token.
+fn put_into_force(new: Credentials, config: &Config, credentials: &SharedCredentials) -> String {
+    credentials.set(new);
     let new = credentials.get();
     tell_who_is_shut_out(config, &new);
     let [callback_tokens, signing_keys, clients] = new.counts();
-    Ok(format!("{callback_tokens} callback tokens, {signing_keys} signing keys, {clients} clients"))
+    format!("{callback_tokens} callback tokens, {signing_keys} signing keys, {clients} clients")
 }
 
 fn tell_who_is_shut_out(config: &Config, credentials: &Credentials) {

@@ -2,6 +2,7 @@
 
 mod acme;
 mod admin;
+mod aside;
 mod banner;
 mod credentials;
 mod drain;
@@ -25,6 +26,7 @@ use std::{
     pin::pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     thread,
+    time::Duration,
 };
 
 use tokio::task::{JoinError, JoinSet};
@@ -37,7 +39,7 @@ pub use logging::{flush as flush_log, init as init_logging, last_words, note};
 pub use runtimes::{Homes, Runtimes};
 
 use crate::{
-    config::{self, Config},
+    config::{self, Config, ConfigErrors},
     credentials::SharedCredentials,
     event::Record,
     hub::Hub,
@@ -53,6 +55,9 @@ use acme::Acme;
 use net::Entrance;
 use secured::Secured;
 use watch::{Asked, Rereader, Watched};
+
+/// How long the files that the start needs may take: a mount may just be coming up.
+const START_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Why the broker does not start.
 #[derive(Debug, thiserror::Error)]
@@ -75,6 +80,9 @@ pub enum StartError {
     /// The credentials file cannot be used.
     #[error("cannot use the credentials: {0}")]
     Credentials(String),
+    /// The files cannot be read in time.
+    #[error("cannot read the credentials and certificates: {0}")]
+    Files(String),
     /// A certificate cannot be used.
     #[error("cannot use the certificate: {0}")]
     Tls(String),
@@ -141,11 +149,10 @@ impl Server {
         let addresses = listeners.addresses().map_err(StartError::Socket)?;
         let [ingest_listener, grpc_listener, admin_listener] =
             listeners.to_accept_from().map_err(StartError::Socket)?;
-        let credentials = Arc::new(SharedCredentials::default());
-        credentials.set(credentials::load(config, &addresses).map_err(StartError::Credentials)?);
         let metrics = Arc::new(Metrics::default());
         logging::count_lost_in(&metrics.log_lines_lost);
-        let mut secured = Secured::new(config, &metrics).map_err(StartError::Tls)?;
+        let shared_config = Arc::new(Mutex::new(config.clone()));
+        let FromFiles { credentials, mut secured, watched } = read_files(&shared_config, addresses, &metrics).await?;
         let (tracer, exporter) = otlp::tracer(&config.traces, &metrics).map_err(StartError::Traces)?;
         let sources = open_sources(config, &metrics).await?;
         let retention = retention(config);
@@ -181,18 +188,17 @@ impl Server {
         let stop = stop_admin.clone();
         let serve = http::serve(admin_listener, Homes::here(), entrance, responder, limits, counters, stop);
         tasks.spawn(named("the admin listener", serve));
-        let (config, (rereader, asked)) = (Arc::new(Mutex::new(config.clone())), Rereader::new());
-        let mut watched = secured.watched(&metrics);
-        watched.extend(watched_credentials(&config, &credentials));
+        let (rereader, asked) = Rereader::new();
         let review = review(Arc::clone(&sources), gate);
         let tend = tend_memory(Arc::clone(&sources), answers, stop_admin.clone());
         tasks.spawn(named("the care of memory", tend));
         exporter.map(|exporter| tasks.spawn(named("the export of traces", exporter.run(stop_admin.clone()))));
-        keep_house(&mut tasks, secured.acme.take(), watched, review, asked, metrics, &stop_admin);
+        tasks.spawn(named("the watchdog", supervisor::watchdog(stop_admin.clone())));
+        keep_files(&mut tasks, secured.acme.take(), watched, review, asked, metrics, &stop_admin);
         Ok(Self {
             listeners,
             addresses,
-            config,
+            config: shared_config,
             rereader,
             retention,
             sources,
@@ -220,13 +226,14 @@ impl Server {
     }
 
     /// Serves until `shutdown` completes, or until a store that has failed can be opened again; then takes everything down in
-    /// order. Whenever `hangup` completes, puts into force what `reload` gives.
+    /// order. Whenever `hangup` completes, puts into force what `reload` gives; that may take any time, and holds nothing up.
     pub async fn run_until(
         mut self,
         shutdown: impl Future<Output = ()>,
         mut hangup: impl AsyncFnMut(),
-        reload: impl Fn() -> Option<Config>,
+        reload: impl Fn() -> Result<Config, ConfigErrors> + Send + Sync + 'static,
     ) -> Result<Ended, RunError> {
+        let reload = Arc::new(reload);
         supervisor::ready();
         let mut shutdown = pin!(shutdown);
         let mut recovery = pin!(recovery::is_possible(Arc::clone(&self.sources.store)));
@@ -237,8 +244,10 @@ impl Server {
                 Some(ended) = self.tasks.join_next() => return Err(RunError::Ended(ended?)),
                 () = hangup() => {
                     supervisor::reloading();
-                    self.reload(reload()).await;
-                    supervisor::ready();
+                    tokio::select! {
+                        () = &mut shutdown => break false,
+                        () = self.reload(&reload) => supervisor::ready(),
+                    }
                 }
             }
         };
@@ -254,17 +263,31 @@ impl Server {
 
     /// Puts into force what can be while everything goes on, and says what cannot. The files go first, so that the configuration
     /// is judged by what they say now.
-    async fn reload(&self, new: Option<Config>) {
+    async fn reload(&self, load: &Arc<impl Fn() -> Result<Config, ConfigErrors> + Send + Sync + 'static>) {
         self.rereader.reread().await;
-        let Some(new) = new else { return };
+
+        let load = Arc::clone(load);
+        let read = match Arc::strong_count(&load) {
+            // Each that hangs has one.
+            ..=watch::HANGING_MAX => aside::within(watch::READ_TIMEOUT, move || load()).await,
+            _ => Err(aside::too_slow(watch::READ_TIMEOUT)),
+        };
+        let problems = match read {
+            Ok(Ok(new)) => self.put_into_force(&new).err().into_iter().collect(),
+            Ok(Err(errors)) => errors.problems.iter().map(ToString::to_string).collect(),
+            Err(problem) => vec![problem],
+        };
+        let result = if problems.is_empty() { "done" } else { "refused" };
+        self.sources.metrics.reloads.with_label_values(&["configuration", result]).inc();
+        problems.iter().for_each(|problem| tracing::error!(problem, "the configuration stays as it was: correct it"));
+    }
+
+    fn put_into_force(&self, new: &Config) -> Result<(), String> {
         let mut config = lock(&self.config);
         // What needs a restart stays as it is, also in what is compared with next time.
-        let in_force = config.take_up(&new);
-        if let Err(problem) = credentials::check(&in_force, &self.addresses, &self.credentials.get()) {
-            tracing::error!(problem, "the configuration stays as it was: correct it");
-            return;
-        }
-        let need_a_restart = config::needs_restart(&in_force, &new);
+        let in_force = config.take_up(new);
+        credentials::check(&in_force, &self.addresses, &self.credentials.get())?;
+        let need_a_restart = config::needs_restart(&in_force, new);
         let retention = retention(&in_force);
         *lock(&self.retention) = retention;
         self.appender.retain(retention);
@@ -276,6 +299,7 @@ impl Server {
         } else {
             tracing::warn!(?need_a_restart, "configuration reloaded, but for what needs a restart");
         }
+        Ok(())
     }
 }
 
@@ -293,8 +317,8 @@ async fn named(name: &'static str, task: impl Future<Output = ()>) -> &'static s
     name
 }
 
-/// What goes on beside the listeners until `stop`: certificates, files that change, and the watchdog.
-fn keep_house(
+/// What goes on beside the listeners until `stop`: certificates, and files that change.
+fn keep_files(
     tasks: &mut JoinSet<&'static str>,
     acme: Option<Acme>,
     watched: Vec<Watched>,
@@ -308,13 +332,33 @@ fn keep_house(
     }
     let watch = watch::watch(watched, review, asked, metrics, stop.clone());
     tasks.spawn(named("the watch of files", watch));
-    tasks.spawn(named("the watchdog", supervisor::watchdog(stop.clone())));
 }
 
-fn watched_credentials(config: &Arc<Mutex<Config>>, credentials: &Arc<SharedCredentials>) -> Option<Watched> {
-    let path = lock(config).credentials_file.clone()?;
-    let (config, credentials) = (Arc::clone(config), Arc::clone(credentials));
-    Some(Watched::new("credentials", vec![path], move || credentials::reload(&lock(&config), &credentials)))
+/// What the start needs from files, and what watches them.
+struct FromFiles {
+    credentials: Arc<SharedCredentials>,
+    secured: Secured,
+    watched: Vec<Watched>,
+}
+
+/// Reads them aside, so that a mount which hangs ends the start with an error.
+async fn read_files(
+    config: &Arc<Mutex<Config>>,
+    addresses: Addresses,
+    metrics: &Arc<Metrics>,
+) -> Result<FromFiles, StartError> {
+    let (shared, metrics) = (Arc::clone(config), Arc::clone(metrics));
+    let read = move || {
+        let config = lock(&shared).clone();
+        let credentials = Arc::new(SharedCredentials::default());
+        let watched = credentials::watched(&shared, &credentials);
+        credentials.set(credentials::load(&config, &addresses).map_err(StartError::Credentials)?);
+
+        let mut secured = Secured::new(&config, &metrics).map_err(StartError::Tls)?;
+        let watched = watched.into_iter().chain(std::mem::take(&mut secured.watched)).collect();
+        Ok(FromFiles { credentials, secured, watched })
+    };
+    aside::within(START_TIMEOUT, read).await.map_err(StartError::Files)?
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

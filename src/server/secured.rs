@@ -7,10 +7,10 @@ use super::{
     exposure,
     net::{
         Entrance,
-        tls::{Files, H2, HTTP_1_1, Tls},
+        tls::{self, H2, HTTP_1_1, Tls},
     },
     usize_of,
-    watch::Watched,
+    watch::{Change, Files, Watched},
 };
 use crate::{config::Config, metrics::Metrics};
 
@@ -27,24 +27,18 @@ pub(super) struct Secured {
     pub admin: Option<Arc<Tls>>,
     /// Keeps the ingest listener's certificate fresh.
     pub acme: Option<Acme>,
-    from_files: Vec<FromFiles>,
-}
-
-struct FromFiles {
-    listener: &'static str,
-    tls: Arc<Tls>,
-    files: Files,
-    alpn: &'static [&'static [u8]],
+    /// The files that are read again when they change.
+    pub watched: Vec<Watched>,
 }
 
 impl Secured {
     /// Reads what the configuration names.
     pub(super) fn new(config: &Config, metrics: &Arc<Metrics>) -> Result<Self, String> {
         let Config { ingest, grpc, admin, acme, data_dir, .. } = config;
-        let mut secured = Self { ingest: None, grpc: None, admin: None, acme: None, from_files: Vec::new() };
+        let mut secured = Self { ingest: None, grpc: None, admin: None, acme: None, watched: Vec::new() };
         let files = |certificate: &Option<PathBuf>, key: &Option<PathBuf>, client_ca: &Option<PathBuf>| {
             let client_ca = client_ca.clone();
-            Some(Files { certificate: certificate.clone()?, key: key.clone()?, client_ca })
+            Some(tls::Files { certificate: certificate.clone()?, key: key.clone()?, client_ca })
         };
         let of_ingest = files(&ingest.tls_certificate_file, &ingest.tls_key_file, &None);
         let of_grpc = files(&grpc.tls_certificate_file, &grpc.tls_key_file, &grpc.tls_client_ca_file);
@@ -63,15 +57,29 @@ impl Secured {
     fn read(
         &mut self,
         listener: &'static str,
-        files: Option<Files>,
+        files: Option<tls::Files>,
         alpn: &'static [&'static [u8]],
         metrics: &Metrics,
     ) -> Result<Option<Arc<Tls>>, String> {
         let Some(files) = files else { return Ok(None) };
+        let paths = [Some(&files.certificate), Some(&files.key), files.client_ca.as_ref()];
+        let watched = Files::new("certificates", paths.into_iter().flatten().cloned());
         let (tls, expires) = Tls::from_files(&files, alpn)?;
-        metrics.certificate_expiry.with_label_values(&[listener]).set(expires);
-        let tls = Arc::new(tls);
-        self.from_files.push(FromFiles { listener, tls: Arc::clone(&tls), files, alpn });
+        let (tls, expiry) = (Arc::new(tls), metrics.certificate_expiry.with_label_values(&[listener]));
+        expiry.set(expires);
+
+        let in_use = Arc::clone(&tls);
+        self.watched.push(watched.watched(move || {
+            let (config, expires) = tls::load(&files, alpn)?;
+            exposure::warn_of_secrets([&files.key]);
+            let (tls, expiry) = (Arc::clone(&in_use), expiry.clone());
+            let change: Change = Box::new(move || {
+                tls.set(config);
+                expiry.set(expires);
+                format!("{listener} listener")
+            });
+            Ok(change)
+        }));
         Ok(Some(tls))
     }
 
@@ -80,22 +88,5 @@ impl Secured {
         let ingest = &config.ingest;
         let each_max = usize_of(ingest.connections_per_address_max);
         Entrance::shared(each_max, &ingest.trusted_proxies, ingest.proxy_protocol, self.ingest.clone())
-    }
-
-    /// The files that are read again when they change.
-    pub(super) fn watched(&mut self, metrics: &Arc<Metrics>) -> Vec<Watched> {
-        let watched = |from: FromFiles| {
-            let FromFiles { listener, tls, files, alpn } = from;
-            let paths = [Some(&files.certificate), Some(&files.key), files.client_ca.as_ref()];
-            let paths = paths.into_iter().flatten().cloned().collect();
-            let metrics = Arc::clone(metrics);
-            Watched::new("certificates", paths, move || {
-                let expires = tls.reload(&files, alpn)?;
-                exposure::warn_of_secrets([&files.key]);
-                metrics.certificate_expiry.with_label_values(&[listener]).set(expires);
-                Ok(format!("{listener} listener"))
-            })
-        };
-        self.from_files.drain(..).map(watched).collect()
     }
 }

@@ -7,14 +7,15 @@ use std::{
 };
 
 /// What each module may import, directly. A module that is not named here may not exist.
-const ALLOWED: [(&str, &[&str]); 23] = [
+const ALLOWED: [(&str, &[&str]); 24] = [
     ("budget", &[]),
     ("event", &["budget", "trace"]),
+    ("files", &[]),
     ("metrics", &[]),
     ("network", &[]),
     ("printable", &[]),
     ("trace", &[]),
-    ("config", &[]),
+    ("config", &["files"]),
     ("checker", &[]),
     ("credentials", &["config", "event"]),
     ("vendor", &["event"]),
@@ -36,6 +37,7 @@ const ALLOWED: [(&str, &[&str]); 23] = [
             "config",
             "credentials",
             "event",
+            "files",
             "hub",
             "ingest",
             "journal",
@@ -103,6 +105,57 @@ fn only_the_server_and_the_command_line_spawn_tasks() {
         let may = ["server", "cli", "simulator"].contains(&module.as_str());
         assert!(!spawns || may, "{module} spawns something that nobody owns");
     }
+}
+
+/// What may wait for a file, for whoever reads an output, or for another thread, without a limit.
+const BLOCKING: [&str; 16] = [
+    "std::fs",
+    "fs::",
+    "File::",
+    "eprint!",
+    "eprintln!",
+    "print!",
+    "println!",
+    "stdout()",
+    "stderr()",
+    "from_pem_file",
+    "thread::sleep",
+    "Condvar",
+    "sync_channel",
+    "recv_timeout",
+    "blocking_send",
+    "blocking_recv",
+];
+
+/// Who may use what of it, and why that does not hold up a thread that serves.
+const MAY_BLOCK: [(&str, &[&str], &str); 6] = [
+    ("files.rs", &["fs::", "File::", "std::fs"], "what reads a file calls it aside, or before anything is served"),
+    ("server/exposure.rs", &["fs::"], "called where files are read"),
+    ("server/log_writer.rs", &["Condvar", "thread::sleep"], "the log's own thread, and the end of the process"),
+    ("server/logging.rs", &["fs::", "stderr()"], "looks what standard error is, and hands it to that thread"),
+    ("server/supervisor.rs", &["sync_channel"], "a thread of its own sends"),
+    ("cli/serve.rs", &["stderr()", "recv_timeout"], "is it a terminal? And the end of the process, which has a limit"),
+];
+
+#[test]
+fn what_serves_does_not_wait_for_files_or_outputs() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut files = Vec::new();
+    collect(&root, &mut files);
+    let mut blocking = Vec::new();
+    for path in files.iter().filter(|path| !is_test(path)) {
+        let name = path.strip_prefix(&root).unwrap().to_string_lossy().into_owned();
+        // The store has threads of its own, clients serve nobody, and neither do what only tests use.
+        let elsewhere = ["store/", "cli/", "simulator", "checker", "fuzzing"].iter().any(|part| name.starts_with(part));
+        if elsewhere && name != "cli/serve.rs" {
+            continue;
+        }
+        let may = MAY_BLOCK.iter().find(|(file, ..)| *file == name).map_or(&[][..], |(_, may, _)| may);
+        let text = code(path);
+        let found = BLOCKING.iter().filter(|what| text.contains(*what) && !may.contains(what));
+        blocking.extend(found.map(|what| format!("{name}: {what}")));
+    }
+    assert!(blocking.is_empty(), "see server/aside.rs for how to wait: {blocking:#?}");
 }
 
 /// Top-level module and code of every source file, without tests and comments.

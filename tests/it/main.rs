@@ -30,6 +30,7 @@ mod retention;
 mod server_contract;
 mod store_damage;
 mod store_door;
+mod stuck_files;
 mod stuck_log;
 mod subscribe;
 mod supervision;

@@ -46,7 +46,7 @@ async fn connect(address: SocketAddr, authority: &Authority, alpn: &[&[u8]]) -> 
 }
 
 /// Which certificate a listener shows.
-async fn shown(address: SocketAddr, authority: &Authority) -> Vec<u8> {
+pub async fn shown(address: SocketAddr, authority: &Authority) -> Vec<u8> {
     let stream = connect(address, authority, &[]).await.unwrap();
     stream.get_ref().1.peer_certificates().unwrap()[0].to_vec()
 }

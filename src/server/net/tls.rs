@@ -2,7 +2,7 @@
 
 use std::{
     io,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{Arc, PoisonError, RwLock},
 };
 
@@ -24,6 +24,15 @@ use x509_cert::{
     ext::pkix::{SubjectAltName, name::GeneralName},
     time::Time,
 };
+
+use crate::files;
+
+/// Largest file with a certificate and its chain: some hundred certificates.
+const CERTIFICATE_BYTES_MAX: u64 = 1 << 20;
+/// Largest file with a key: an RSA key of 16,384 bits has 13 KiB.
+const KEY_BYTES_MAX: u64 = 64 << 10;
+/// Largest file with the authorities of clients: all that a browser trusts are a quarter of a MiB.
+const CLIENT_CA_BYTES_MAX: u64 = 4 << 20;
 
 /// HTTP/2 by ALPN.
 pub(in crate::server) const H2: &[u8] = b"h2";
@@ -86,11 +95,9 @@ impl Tls {
         Self(RwLock::new(Arc::new(config)))
     }
 
-    /// Reads the files again, for the connections to come; until when the certificate is good.
-    pub(in crate::server) fn reload(&self, files: &Files, alpn: &[&[u8]]) -> Result<i64, String> {
-        let (config, expires) = load(files, alpn)?;
+    /// For the connections to come: what [`load`] has read.
+    pub(in crate::server) fn set(&self, config: ServerConfig) {
         *self.0.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(config);
-        Ok(expires)
     }
 
     pub(super) async fn accept(&self, stream: TcpStream) -> io::Result<TlsStream<TcpStream>> {
@@ -104,10 +111,13 @@ pub(in crate::server) fn provider() -> Arc<CryptoProvider> {
     Arc::new(ring::default_provider())
 }
 
-fn load(files: &Files, alpn: &[&[u8]]) -> Result<(ServerConfig, i64), String> {
-    let read = |path: &PathBuf| std::fs::read(path).map_err(|error| format!("{}: {error}", path.display()));
-    let identity = Identity::from_pem(&read(&files.certificate)?, &read(&files.key)?)
-        .map_err(|problem| format!("{}: {problem}", files.certificate.display()))?;
+/// Reads the files; also until when the certificate is good.
+pub(in crate::server) fn load(files: &Files, alpn: &[&[u8]]) -> Result<(ServerConfig, i64), String> {
+    let read =
+        |path: &Path, bytes_max| files::read(path, bytes_max).map_err(|error| format!("{}: {error}", path.display()));
+    let (chain, key) = (read(&files.certificate, CERTIFICATE_BYTES_MAX)?, read(&files.key, KEY_BYTES_MAX)?);
+    let identity =
+        Identity::from_pem(&chain, &key).map_err(|problem| format!("{}: {problem}", files.certificate.display()))?;
     let builder = ServerConfig::builder_with_provider(provider()).with_safe_default_protocol_versions();
     let builder = builder.expect("ring has what every version needs");
     let builder = match &files.client_ca {
@@ -115,7 +125,7 @@ fn load(files: &Files, alpn: &[&[u8]]) -> Result<(ServerConfig, i64), String> {
         Some(path) => {
             let wrong = |problem: String| format!("{}: {problem}", path.display());
             let mut roots = RootCertStore::empty();
-            for certificate in CertificateDer::pem_slice_iter(&read(path)?) {
+            for certificate in CertificateDer::pem_slice_iter(&read(path, CLIENT_CA_BYTES_MAX)?) {
                 roots.add(certificate.map_err(|error| wrong(told(error)))?).map_err(|error| wrong(told(error)))?;
             }
             // Not everybody has one: a token will do, and who has neither is refused with a reason that can be read.

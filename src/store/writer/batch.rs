@@ -166,7 +166,7 @@ impl<'a> Batch<'a> {
                 self.is_probed = true;
                 self.replies.push(Granted::Probe(reply));
             }
-            Command::Backup(_) | Command::Retain(_) | Command::Stop => {} // the writer's own
+            Command::Backup(_) | Command::Retain | Command::Stop => {} // the writer's own
         }
     }
 

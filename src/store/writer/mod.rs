@@ -12,7 +12,7 @@ use std::{
     fmt, io,
     ops::ControlFlow,
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicUsize, Ordering},
         mpsc::{self, Receiver, RecvTimeoutError, SyncSender, TryRecvError, TrySendError},
     },
@@ -133,8 +133,8 @@ enum Command {
     Backup(Reply<Backup>),
     /// Commits a mark, to show that the whole path answers.
     Probe(Reply<()>),
-    /// Keeps as much and as long as this from now on.
-    Retain(Retention),
+    /// Looks what is to be kept from now on.
+    Retain,
     /// Ends the writer behind what was sent before.
     Stop,
 }
@@ -144,7 +144,7 @@ impl Command {
         match self {
             Self::Append(draft, _) => draft.event.len() + draft.raw.len(),
             Self::Quarantine(new, _) => new.body.len(),
-            Self::Discard(..) | Self::Backup(_) | Self::Probe(_) | Self::Retain(_) | Self::Stop => 0,
+            Self::Discard(..) | Self::Backup(_) | Self::Probe(_) | Self::Retain | Self::Stop => 0,
         }
     }
 
@@ -156,7 +156,7 @@ impl Command {
             Self::Discard(_, reply) => reply.send(Err(error)).is_ok(),
             Self::Backup(reply) => reply.send(Err(error)).is_ok(),
             Self::Probe(reply) => reply.send(Err(error)).is_ok(),
-            Self::Retain(_) | Self::Stop => false,
+            Self::Retain | Self::Stop => false,
         };
     }
 }
@@ -166,6 +166,8 @@ impl Command {
 pub struct Appender {
     commands: SyncSender<Command>,
     queued_bytes: Arc<AtomicUsize>,
+    /// What the writer has not taken up yet.
+    new_retention: Arc<Mutex<Option<Retention>>>,
 }
 
 impl fmt::Debug for Appender {
@@ -201,10 +203,11 @@ impl Appender {
         self.send(Command::Probe)
     }
 
-    /// How long and how much is kept from now on. Blocks while the queue is full.
+    /// How long and how much is kept from now on. Never waits.
     pub fn retain(&self, retention: Retention) {
-        // An error means that the writer has ended.
-        let _ = self.commands.send(Command::Retain(retention)).is_ok();
+        *lock(&self.new_retention) = Some(retention);
+        // To wake a writer that is idle. If the queue is full it is not, and if it has ended, nothing is kept or forgotten.
+        let _ = self.commands.try_send(Command::Retain).is_ok();
     }
 
     /// Lets the writer finish what it was sent before, and end; what is sent later is answered [`WriteError::Closed`]. Blocks
@@ -244,6 +247,7 @@ pub struct Writer<P> {
     sync: Sync,
     disk: Disk,
     retention: Retention,
+    new_retention: Arc<Mutex<Option<Retention>>>,
     publish: P,
     metrics: Arc<Metrics>,
     /// Of the keeper, if there is one.
@@ -267,9 +271,15 @@ pub fn writer<P: Publish>(
     let (sender, commands) = mpsc::sync_channel(QUEUE_MAX);
     let queued_bytes = Arc::<AtomicUsize>::default();
     let sync = |store: &Store| store.log.sync().map_err(|error| error.to_string());
-    let appender = Appender { commands: sender, queued_bytes: Arc::clone(&queued_bytes) };
+    let new_retention = Arc::<Mutex<_>>::default();
+    let appender = Appender {
+        commands: sender,
+        queued_bytes: Arc::clone(&queued_bytes),
+        new_retention: Arc::clone(&new_retention),
+    };
     let (sync, disk): (Sync, Disk) = (Box::new(sync), Box::new(Store::disk_bytes));
-    (appender, Writer { store, commands, queued_bytes, sync, disk, retention, publish, metrics, bell: None })
+    let bell = None;
+    (appender, Writer { store, commands, queued_bytes, sync, disk, retention, new_retention, publish, metrics, bell })
 }
 
 impl<P: Publish> Writer<P> {
@@ -324,6 +334,10 @@ impl<P: Publish> Writer<P> {
                 Err(_) => break,
             }
         }
+        if let Some(retention) = lock(&self.new_retention).take() {
+            self.retention = retention;
+            note_limits(&retention, &self.metrics);
+        }
         self.check_disk();
         let (backups, group): (Vec<_>, Vec<_>) =
             group.into_iter().partition(|command| matches!(command, Command::Backup(_)));
@@ -346,10 +360,7 @@ impl<P: Publish> Writer<P> {
 
     fn enlist(&mut self, command: Command, group: &mut Vec<Command>) {
         match command {
-            Command::Retain(retention) => {
-                self.retention = retention;
-                note_limits(&retention, &self.metrics);
-            }
+            Command::Retain => {} // the group begins with it
             command => group.push(command),
         }
     }

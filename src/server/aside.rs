@@ -1,0 +1,35 @@
+//! Work that may wait for any time, such as reading a file on a mount that hangs, on threads that serve nobody. Not on the
+//! runtime's blocking threads: there are few of them, and reads of the store need them.
+
+use std::{io, thread, time::Duration};
+
+use tokio::{sync::oneshot, time::timeout};
+
+/// Does `work` on a thread of its own. The receiver may be dropped, and the work goes on.
+pub(super) fn spawn<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> io::Result<oneshot::Receiver<T>> {
+    let (sender, receiver) = oneshot::channel();
+    let work = || {
+        let _ = sender.send(work()).is_ok(); // who has asked may have given up
+    };
+    thread::Builder::new().name("aside".into()).spawn(work)?;
+    Ok(receiver)
+}
+
+/// Does `work` aside, and gives up waiting for it after `patience`.
+pub(super) async fn within<T: Send + 'static>(
+    patience: Duration,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, String> {
+    let done = spawn(work).map_err(|error| format!("no thread for it: {error}"))?;
+    match timeout(patience, done).await {
+        Ok(Ok(done)) => Ok(done),
+        // A panic has ended the process.
+        Ok(Err(_)) => Err("it was not done".to_owned()),
+        Err(_) => Err(too_slow(patience)),
+    }
+}
+
+/// What is said of a file that hangs.
+pub(super) fn too_slow(patience: Duration) -> String {
+    format!("it was not read within {} s: does its file system hang?", patience.as_secs())
+}
