@@ -18,6 +18,7 @@ use axum::{
 use serde_json::json;
 use tokio::time::timeout;
 
+use super::liveness::Liveness;
 use crate::{
     journal::Journal,
     rpc::Answers,
@@ -29,7 +30,7 @@ use crate::{
 const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
 
 const INDEX: &str = "blobcast, for operators\n\n\
-    /livez    200 while the process answers; never touches the store\n\
+    /livez    200 while the threads that serve do so; never touches the store\n\
     /readyz   200 while callbacks become durable; commits a mark to find out\n\
     /metrics  Prometheus text format\n\
     /version  what runs here\n";
@@ -39,6 +40,7 @@ pub(super) struct Status {
     sources: Arc<Sources>,
     answers: Arc<Answers>,
     journal: Arc<dyn Journal>,
+    liveness: Arc<Liveness>,
     draining: AtomicBool,
 }
 
@@ -49,8 +51,14 @@ impl std::fmt::Debug for Status {
 }
 
 impl Status {
-    pub(super) fn new(sources: Arc<Sources>, answers: Arc<Answers>, journal: Arc<dyn Journal>) -> Self {
-        Self { sources, answers, journal, draining: AtomicBool::new(false) }
+    pub(super) fn new(
+        sources: &Arc<Sources>,
+        answers: &Arc<Answers>,
+        journal: Arc<dyn Journal>,
+        liveness: &Arc<Liveness>,
+    ) -> Self {
+        let (sources, answers, liveness) = (Arc::clone(sources), Arc::clone(answers), Arc::clone(liveness));
+        Self { sources, answers, journal, liveness, draining: AtomicBool::new(false) }
     }
 
     /// Not ready from now on.
@@ -104,12 +112,19 @@ impl Status {
 pub(super) fn router(status: &Arc<Status>) -> Router {
     Router::new()
         .route("/", get(INDEX))
-        .route("/livez", get("ok\n"))
+        .route("/livez", get(livez))
         .route("/readyz", get(readyz))
         .route("/metrics", get(metrics))
         .route("/version", get(version))
         .fallback((StatusCode::NOT_FOUND, INDEX))
         .with_state(Arc::clone(status))
+}
+
+async fn livez(State(status): State<Arc<Status>>) -> Response {
+    match status.liveness.problem().await {
+        None => "ok\n".into_response(),
+        Some(problem) => (StatusCode::SERVICE_UNAVAILABLE, format!("not alive: {problem}\n")).into_response(),
+    }
 }
 
 async fn readyz(State(status): State<Arc<Status>>) -> Response {

@@ -10,6 +10,7 @@ mod exposure;
 mod grpc;
 mod http;
 mod listeners;
+mod liveness;
 mod log_writer;
 mod logging;
 pub(crate) mod net;
@@ -52,6 +53,7 @@ use crate::{
     wire::FilterLimits,
 };
 use acme::Acme;
+use liveness::Liveness;
 use net::Entrance;
 use secured::Secured;
 use watch::{Asked, Rereader, Watched};
@@ -162,12 +164,13 @@ impl Server {
         let rules = credentials::rules(config, Arc::clone(&credentials));
         let (limits, counts) = (ingest_limits(config), Arc::clone(&metrics));
         let ingest = Ingest::new(Arc::clone(&journal), appender.clone(), limits, rules, counts, tracer.clone());
+        let liveness = Arc::new(Liveness::new(&homes));
         let gate = gate(config, &addresses, &credentials, &metrics);
         let base = banner::callback_base(config, &addresses);
         let (probed, kept) = (Arc::clone(&journal), Arc::clone(&retention));
         let context = rpc_context(config, &sources, journal, &appender, gate.clone(), base, kept);
         let answers = Arc::clone(&context.answers);
-        let status = Arc::new(admin::Status::new(Arc::clone(&sources), Arc::clone(&answers), probed));
+        let status = Arc::new(admin::Status::new(&sources, &answers, probed, &liveness));
         let (health, services) = grpc::services(context, config, tracer).await;
 
         let [stop_ingest, stop_grpc, stop_admin] = [(); 3].map(|()| CancellationToken::new());
@@ -193,7 +196,7 @@ impl Server {
         let tend = tend_memory(Arc::clone(&sources), answers, stop_admin.clone());
         tasks.spawn(named("the care of memory", tend));
         exporter.map(|exporter| tasks.spawn(named("the export of traces", exporter.run(stop_admin.clone()))));
-        tasks.spawn(named("the watchdog", supervisor::watchdog(stop_admin.clone())));
+        tasks.spawn(named("the watchdog", supervisor::watchdog(liveness, stop_admin.clone())));
         keep_files(&mut tasks, secured.acme.take(), watched, review, asked, metrics, &stop_admin);
         Ok(Self {
             listeners,

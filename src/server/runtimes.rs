@@ -31,8 +31,13 @@ pub struct Runtimes {
 impl Runtimes {
     /// Starts their threads.
     pub fn start() -> io::Result<Self> {
-        let main = Builder::new_multi_thread().enable_all().max_blocking_threads(BLOCKING_THREADS).build()?;
         let cores = thread::available_parallelism().map_or(1, NonZero::get);
+        // The library starts those that serve first, and the others when they are needed; otherwise they would have one name.
+        let started = AtomicUsize::new(0);
+        let name = move || if started.fetch_add(1, Ordering::Relaxed) < cores { "serve" } else { "reads" }.to_owned();
+        let mut main = Builder::new_multi_thread();
+        let main = main.enable_all().worker_threads(cores).max_blocking_threads(BLOCKING_THREADS);
+        let main = main.thread_name_fn(name).build()?;
         // Not `new_current_thread`: that one makes a system call for each task that is woken from outside.
         let one = || Builder::new_multi_thread().worker_threads(1).thread_name("ingest").enable_all().build();
         Ok(Self { main, ingest: (0..cores).map(|_| one()).collect::<io::Result<_>>()? })
@@ -82,6 +87,11 @@ impl Homes {
         Self::new([Handle::current()])
     }
 
+    /// Every one.
+    pub(super) fn all(&self) -> &[Handle] {
+        &self.runtimes
+    }
+
     /// Where the next connection lives.
     pub(super) fn next(&self) -> &Handle {
         &self.runtimes[self.taken.fetch_add(1, Ordering::Relaxed) % self.runtimes.len()]
@@ -106,6 +116,10 @@ mod tests {
         assert_eq!(taken[..cores], taken[2 * cores..]);
         let main = runtimes.block_on(async { tokio::spawn(async move { who() }).await.unwrap() });
         assert!(!taken.contains(&main));
+        let name = || thread::current().name().unwrap().to_owned();
+        let serves = runtimes.block_on(async { tokio::spawn(async move { name() }).await.unwrap() });
+        let reads = runtimes.block_on(async { tokio::task::spawn_blocking(name).await.unwrap() });
+        assert_eq!((&*serves, &*reads), ("serve", "reads"), "who looks at threads can tell them apart");
         runtimes.shutdown_timeout(Duration::from_secs(10));
     }
 }

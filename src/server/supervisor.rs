@@ -1,47 +1,88 @@
 //! What the broker tells whoever supervises it, by systemd's protocol. Where nobody does, nothing happens.
 
-use std::time::Duration;
+use std::{
+    env,
+    sync::{
+        Arc, OnceLock,
+        mpsc::{SyncSender, sync_channel},
+    },
+    thread,
+    time::Duration,
+};
 
 use sd_notify::NotifyState;
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
+use super::liveness::Liveness;
+
+type Message = Vec<NotifyState<'static>>;
+
+/// Messages that wait for a supervisor that takes none. What exceeds them is dropped: it has enough to catch up with.
+const QUEUE_MAX: usize = 16;
+/// A supervisor is told of life so often in the time after which it gives up: one answer that is late must not be the end.
+const TICKS: u32 = 4;
+
+/// The way to the supervisor: a full socket would hold up whoever sends.
+static SENDER: OnceLock<SyncSender<Message>> = OnceLock::new();
+
 /// Callbacks are taken.
 pub(super) fn ready() {
-    tell(&[NotifyState::Ready]);
+    tell(vec![NotifyState::Ready]);
 }
 
 /// The configuration is being read again; [`ready`] follows.
 pub(super) fn reloading() {
     match NotifyState::monotonic_usec_now() {
-        Ok(now) => tell(&[NotifyState::Reloading, now]),
-        Err(_) => tell(&[NotifyState::Reloading]),
+        Ok(now) => tell(vec![NotifyState::Reloading, now]),
+        Err(_) => tell(vec![NotifyState::Reloading]),
     }
 }
 
 /// Draining.
 pub(super) fn stopping() {
-    tell(&[NotifyState::Stopping]);
+    tell(vec![NotifyState::Stopping]);
 }
 
-/// Says as often as it is asked to that the process is alive. Whether it does anything is for [`super::admin`] to say: a full disk
-/// is no reason to be killed.
-pub(super) async fn watchdog(stop: CancellationToken) {
+/// Says more often than it is asked to that the process is alive, while it is: while its threads do what they are given. Whether
+/// callbacks become durable is for [`super::admin`] to say: a full disk is no reason to be killed.
+pub(super) async fn watchdog(liveness: Arc<Liveness>, stop: CancellationToken) {
     let Some(timeout) = sd_notify::watchdog_enabled().filter(|timeout| *timeout > Duration::ZERO) else {
         return stop.cancelled().await;
     };
-    let mut ticks = interval(timeout / 2);
+    let mut ticks = interval(timeout / TICKS);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
-            _ = ticks.tick() => tell(&[NotifyState::Watchdog]),
+            _ = ticks.tick() => {}
+        }
+        match liveness.problem().await {
+            None => tell(vec![NotifyState::Watchdog]),
+            Some(problem) => tracing::error!(problem, "not alive: the supervisor is not told otherwise"),
         }
     }
 }
 
-fn tell(state: &[NotifyState<'_>]) {
-    if let Err(error) = sd_notify::notify(state) {
+fn tell(message: Message) {
+    if env::var_os("NOTIFY_SOCKET").is_none() {
+        return;
+    }
+    let sender = SENDER.get_or_init(|| {
+        let (sender, messages) = sync_channel::<Message>(QUEUE_MAX);
+        let send = move || messages.into_iter().for_each(|message| send(&message));
+        if let Err(error) = thread::Builder::new().name("supervisor".into()).spawn(send) {
+            tracing::warn!(%error, "no thread to tell the supervisor with");
+        }
+        sender
+    });
+    if let Err(error) = sender.try_send(message) {
+        tracing::warn!(%error, "the supervisor takes no messages");
+    }
+}
+
+fn send(message: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(message) {
         tracing::warn!(%error, "cannot tell the supervisor");
     }
 }

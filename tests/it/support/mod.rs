@@ -14,6 +14,7 @@ mod grpc;
 mod library;
 mod server;
 mod vendor;
+mod watchdog;
 
 use std::time::Duration;
 

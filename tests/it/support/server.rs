@@ -14,7 +14,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 use tonic::transport::{Channel, Endpoint};
 
-use super::{Http, PATIENCE, command::under_umask, until};
+use super::{Http, PATIENCE, command::under_umask, until, watchdog::Watchdog};
 
 /// An address on which the system chooses the port.
 pub const ANY_PORT: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
@@ -81,6 +81,7 @@ pub struct Server {
     options: Options,
     directory: Arc<TempDir>,
     log: Arc<Mutex<String>>,
+    watchdog: Watchdog,
     pub banner: Arc<Mutex<String>>,
     pub ingest: SocketAddr,
     pub grpc: SocketAddr,
@@ -114,7 +115,8 @@ impl Server {
         });
         let addresses = tokio::task::spawn_blocking(move || is_ready.recv_timeout(PATIENCE)).await.unwrap();
         let Ok([ingest, grpc, admin]) = addresses else { panic!("not ready; its log: {}", log.lock().unwrap()) };
-        Self { child, options, directory, log, banner, ingest, grpc, admin }
+        let watchdog = Watchdog::of(child.id());
+        Self { child, options, directory, log, watchdog, banner, ingest, grpc, admin }
     }
 
     /// Where it keeps its data.
@@ -219,6 +221,9 @@ impl Drop for Server {
         let _ = self.child.wait();
         if thread::panicking() {
             eprintln!("--- the broker's log:\n{}", self.log());
+            self.watchdog.found().inspect(|blocked| eprintln!("--- blocked: {blocked}"));
+        } else if let Some(blocked) = self.watchdog.found() {
+            panic!("what serves must not block: {blocked}; the broker's log:\n{}", self.log());
         }
     }
 }
