@@ -158,6 +158,8 @@ class Broker:
     def __init__(self, binary, data_dir, prefix=(), **settings):
         self.binary, self.data_dir, self.prefix = os.path.abspath(binary), str(data_dir), list(prefix)
         clean = {name: value for name, value in os.environ.items() if not name.startswith("BLOBCAST_")}
+        # What a URL may bring is shown elsewhere; here much is brought quickly.
+        clean["BLOBCAST_INGEST__BYTES_PER_MINUTE_MAX"] = "0"
         self.environment = clean | {f"BLOBCAST_{name}": str(value) for name, value in settings.items()}
         self.addresses = {"ingest": "127.0.0.1:0", "grpc": "127.0.0.1:0", "admin": "127.0.0.1:0"}
         self.log = []

@@ -262,7 +262,9 @@ async fn stalled_under_load(
     goes_on: impl Fn(usize) -> bool,
 ) -> History {
     const AT_ONCE: usize = 8;
-    let server = Options::default().set("hub.ring_bytes_max", "1MiB").start().await;
+    // For three minutes more comes than one URL may bring.
+    let options = Options::default().set("hub.ring_bytes_max", "1MiB").set("ingest.bytes_per_minute_max", 0);
+    let server = options.start().await;
     let http = server.http();
     let mut reader = server.subscribe(latest()).await;
     let mut streams = Vec::new();
