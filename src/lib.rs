@@ -27,6 +27,7 @@ pub mod metrics;
 mod network;
 mod printable;
 pub mod trace;
+mod web;
 
 pub mod event;
 

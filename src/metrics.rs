@@ -21,13 +21,14 @@ const ANSWER_SECONDS: &[f64] =
 const BATCH_EVENTS: &[f64] = &[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0];
 
 /// Every value of `outcome`: kept, refused for what the request is, refused for what the broker cannot do now.
-const OUTCOMES: [&str; 22] = [
+const OUTCOMES: [&str; 23] = [
     "accepted",
     "duplicate",
     "quarantined",
     "unauthorized",
     "url_expired",
     "address_denied",
+    "foreign_origin",
     "rate_limited",
     "budget_exceeded",
     "method_not_allowed",
@@ -72,6 +73,8 @@ pub struct Metrics {
     pub connections: IntGaugeVec,
     /// Connections that were not let in, by `listener` and `cause`.
     pub connections_refused: IntCounterVec,
+    /// Connections that had to give way to another one, by `listener`.
+    pub connections_shed: IntCounterVec,
     /// Callbacks answered as duplicates.
     pub duplicates: IntCounter,
     /// Events that contradict an earlier terminal event.
@@ -114,6 +117,14 @@ pub struct Metrics {
     pub store_writable: IntGauge,
     /// Calls refused because they showed nothing, or nothing that is known.
     pub calls_unauthenticated: IntCounter,
+    /// Calls refused for another reason before a service saw them, by `cause`.
+    pub calls_refused: IntCounterVec,
+    /// Requests to the admin listener that were refused, by `cause`.
+    pub admin_refused: IntCounterVec,
+    /// Open `Watch` streams of the health service.
+    pub health_watches: IntGauge,
+    /// When the list of revoked client certificates should be replaced.
+    pub crl_next_update: IntGauge,
     /// Open subscriptions by `state`.
     pub subscriptions: IntGaugeVec,
     /// Ended subscriptions by `cause`.
@@ -221,6 +232,15 @@ impl Default for Metrics {
                 metrics.connections_refused.with_label_values(&[listener, cause]);
             }
         }
+        for listener in ["ingest", "grpc", "admin"] {
+            metrics.connections_shed.with_label_values(&[listener]);
+        }
+        for cause in ["overloaded", "health_limit", "foreign_origin", "content_type"] {
+            metrics.calls_refused.with_label_values(&[cause]);
+        }
+        for cause in ["host", "foreign_origin"] {
+            metrics.admin_refused.with_label_values(&[cause]);
+        }
         for result in ["valid", "invalid", "missing"] {
             metrics.body_signatures.with_label_values(&[result]);
         }
@@ -307,11 +327,16 @@ impl Metrics {
             connections_refused: b.register(IntCounterVec::new(
                 Opts::new(
                     "blobcast_connections_refused_total",
-                    "Connections that were not let in, by listener and cause: all in use (answered 503), the share of \
-                     the address in use, not opened in time, or not understood (TLS, PROXY header).",
+                    "Connections that were not let in, by listener and cause: all in use (answered 503; of grpc: it waits), \
+                     the share of the address in use, not opened in time, or not understood (TLS, PROXY header).",
                 ),
                 &["listener", "cause"],
             )),
+            connections_shed: b.counters(
+                "blobcast_connections_shed_total",
+                "Connections closed for a new one when all places were taken, by listener: nobody was known on them.",
+                "listener",
+            ),
             duplicates: b.counter("blobcast_duplicates_total", "Callbacks answered as duplicates of a retained event."),
             conflicts: b
                 .counter("blobcast_conflicts_total", "Events that contradict an earlier terminal event of their task."),
@@ -369,6 +394,22 @@ impl Metrics {
             calls_unauthenticated: b.counter(
                 "blobcast_grpc_unauthenticated_total",
                 "gRPC calls refused because they showed no token or certificate that is known.",
+            ),
+            calls_refused: b.counters(
+                "blobcast_grpc_calls_refused_total",
+                "gRPC calls refused before a service saw them, by cause: too much on its way in, too many calls of the health \
+                 service, sent by a web page, or not of gRPC's content type.",
+                "cause",
+            ),
+            admin_refused: b.counters(
+                "blobcast_admin_refused_total",
+                "Requests to the admin listener refused by cause: sent to a name that is not in admin.hosts, or by a web page.",
+                "cause",
+            ),
+            health_watches: b.gauge("blobcast_grpc_health_watches", "Open Watch streams of the health service."),
+            crl_next_update: b.gauge(
+                "blobcast_crl_next_update_timestamp_seconds",
+                "Unix time at which the first list of revoked client certificates should be replaced; 0 without any.",
             ),
             subscriptions: b.gauges("blobcast_subscriptions", "Open subscriptions by state.", "state"),
             subscriptions_ended: b.counters(

@@ -31,6 +31,7 @@ pub(super) fn check(config: &Config, layers: &mut Layers) {
     check_the_allowlist_lets_someone_in(config, layers);
     check_tls(config, layers);
     check_acme(config, layers);
+    check_hosts(config, layers);
     check_listeners_differ(config, layers);
     check_one_request_fits(config, layers);
 }
@@ -109,6 +110,7 @@ pub(super) fn ranges(config: &Config) -> Vec<Range> {
         count("grpc.task_ids_in_all_max", grpc.task_ids_in_all_max, 1, 100_000_000),
         count("grpc.products_max", grpc.products_max, 1, 10_000),
         count("grpc.connections_max", grpc.connections_max, 1, 1_000_000),
+        count("grpc.connections_per_address_max", grpc.connections_per_address_max, 1, 1_000_000),
         // Pings closer together would be most of the traffic of a quiet connection.
         time("grpc.keepalive_interval", grpc.keepalive_interval, SECOND, 3600 * SECOND),
         time("grpc.keepalive_timeout", grpc.keepalive_timeout, TIMEOUT_MIN, TIMEOUT_MAX),
@@ -181,6 +183,11 @@ fn check_tls(config: &Config, layers: &mut Layers) {
         let what = "clients show certificates within TLS only, and the listener has none";
         layers.report(layers.origin(key), key, what, "set `grpc.tls_certificate_file` and `grpc.tls_key_file`");
     }
+    if grpc.tls_client_crl_file.is_some() && grpc.tls_client_ca_file.is_none() {
+        let key = "grpc.tls_client_crl_file";
+        let what = "revokes certificates of clients, and nobody asks for those";
+        layers.report(layers.origin(key), key, what, "set `grpc.tls_client_ca_file`");
+    }
 }
 
 fn check_acme(config: &Config, layers: &mut Layers) {
@@ -202,6 +209,19 @@ fn check_acme(config: &Config, layers: &mut Layers) {
     if let Some(wrong) = config.acme.domains.iter().find(|name| !is_name(name)) {
         let what = format!("{wrong:?} is no domain that can be proved: not an address, a wildcard or a URL");
         layers.report(layers.origin(key), key, what, "write it like hooks.example.com");
+    }
+}
+
+fn check_hosts(config: &Config, layers: &mut Layers) {
+    let key = "admin.hosts";
+    let is_host = |host: &str| {
+        let (name, port) = host.split_once(':').map_or((host, None), |(name, port)| (name, Some(port)));
+        let allowed = |b: u8| b.is_ascii_alphanumeric() || b"-._".contains(&b);
+        !name.is_empty() && name.bytes().all(allowed) && port.is_none_or(|port| port.parse::<u16>().is_ok())
+    };
+    if let Some(wrong) = config.admin.hosts.iter().find(|host| !is_host(host)) {
+        let what = format!("{wrong:?} is no name of a host, with or without a port");
+        layers.report(layers.origin(key), key, what, "write it like blobcast.internal or blobcast.internal:9090");
     }
 }
 

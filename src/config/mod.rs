@@ -171,6 +171,9 @@ pub struct Grpc {
     /// Who signs clients' certificates, PEM; only with TLS.
     #[serde(deserialize_with = "units::optional_path")]
     pub tls_client_ca_file: Option<PathBuf>,
+    /// Which of those certificates are revoked, PEM; only with `tls_client_ca_file`.
+    #[serde(deserialize_with = "units::optional_path")]
+    pub tls_client_crl_file: Option<PathBuf>,
     /// Open streams on this broker.
     #[serde(deserialize_with = "units::count")]
     pub subscriptions_max: u64,
@@ -189,6 +192,9 @@ pub struct Grpc {
     /// Open TCP connections.
     #[serde(deserialize_with = "units::count")]
     pub connections_max: u64,
+    /// Those of one address.
+    #[serde(deserialize_with = "units::count")]
+    pub connections_per_address_max: u64,
     /// Silence after which a connection is pinged.
     #[serde(deserialize_with = "units::duration")]
     pub keepalive_interval: Duration,
@@ -221,6 +227,9 @@ pub struct Admin {
     pub listen: SocketAddr,
     /// Whether it may listen beyond loopback.
     pub allow_anonymous: bool,
+    /// Names that it is asked by, with or without a port, besides addresses and `localhost`.
+    #[serde(deserialize_with = "units::texts")]
+    pub hosts: Vec<String>,
     /// The certificate chain, PEM; `None`: no TLS.
     #[serde(deserialize_with = "units::optional_path")]
     pub tls_certificate_file: Option<PathBuf>,

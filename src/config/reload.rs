@@ -48,11 +48,12 @@ pub fn needs_restart(old: &Config, new: &Config) -> Vec<&'static str> {
             headers_max, header_timeout, body_timeout, answer_timeout, inflight_bytes_max,
         }
         grpc {
-            listen, allow_anonymous, tls_certificate_file, tls_key_file, tls_client_ca_file, subscriptions_max,
-            subscriptions_per_client_max, task_ids_max, task_ids_in_all_max, products_max, connections_max, keepalive_interval,
-            keepalive_timeout, request_bytes_max, inflight_bytes_max, reading_bytes_max, answers_bytes_max, stall_timeout,
+            listen, allow_anonymous, tls_certificate_file, tls_key_file, tls_client_ca_file, tls_client_crl_file,
+            subscriptions_max, subscriptions_per_client_max, task_ids_max, task_ids_in_all_max, products_max,
+            connections_max, connections_per_address_max, keepalive_interval, keepalive_timeout, request_bytes_max,
+            inflight_bytes_max, reading_bytes_max, answers_bytes_max, stall_timeout,
         }
-        admin { listen, allow_anonymous, tls_certificate_file, tls_key_file }
+        admin { listen, allow_anonymous, hosts, tls_certificate_file, tls_key_file }
         acme { domains, contact, directory_url, directory_ca_file }
         hub { ring_bytes_max }
         store { cache_bytes }

@@ -41,6 +41,7 @@ const OTHER_VALUES: &[(&str, [&str; 3])] = &[
     ("grpc.task_ids_in_all_max", ["1", "2", "3"]),
     ("grpc.products_max", ["1", "2", "3"]),
     ("grpc.connections_max", ["1", "2", "3"]),
+    ("grpc.connections_per_address_max", ["1", "2", "3"]),
     ("grpc.keepalive_interval", ["1s", "2s", "3s"]),
     ("grpc.keepalive_timeout", ["1s", "2s", "3s"]),
     ("grpc.request_bytes_max", ["1KiB", "2KiB", "3KiB"]),
@@ -49,6 +50,7 @@ const OTHER_VALUES: &[(&str, [&str; 3])] = &[
     ("grpc.answers_bytes_max", ["8MiB", "9MiB", "10MiB"]),
     ("grpc.stall_timeout", ["1s", "2s", "3s"]),
     ("admin.listen", ["127.0.0.1:1", "[::1]:2", "localhost:3"]),
+    ("admin.hosts", ["a.internal", "b", "c.internal:9090,localhost:19090"]),
     ("log.retention_age_max", ["1h", "2d", "3m"]),
     ("log.retention_bytes_max", ["1MiB", "2MiB", "3MiB"]),
     ("log.disk_free_min_percent", ["0", "1", "2"]),
@@ -75,11 +77,11 @@ const TWO_VALUED: &[(&str, [&str; 3])] = &[
     ("logging.format", ["text", "json", "text"]),
 ];
 
-/// Certificate, key and authority of each listener.
-const TLS: [[&str; 3]; 3] = [
-    ["ingest.tls_certificate_file", "ingest.tls_key_file", ""],
-    ["grpc.tls_certificate_file", "grpc.tls_key_file", "grpc.tls_client_ca_file"],
-    ["admin.tls_certificate_file", "admin.tls_key_file", ""],
+/// Certificate, key, authority and revocation lists of each listener.
+const TLS: [[&str; 4]; 3] = [
+    ["ingest.tls_certificate_file", "ingest.tls_key_file", "", ""],
+    ["grpc.tls_certificate_file", "grpc.tls_key_file", "grpc.tls_client_ca_file", "grpc.tls_client_crl_file"],
+    ["admin.tls_certificate_file", "admin.tls_key_file", "", ""],
 ];
 
 /// Key, the values at both ends of its range, and those just outside; `None` where there is no upper end.
@@ -102,6 +104,7 @@ const ENDS: &[Ends] = &[
     ("grpc.task_ids_in_all_max", ["0", "1"], Some(["100000000", "100000001"])),
     ("grpc.products_max", ["0", "1"], Some(["10000", "10001"])),
     ("grpc.connections_max", ["0", "1"], Some(["1000000", "1000001"])),
+    ("grpc.connections_per_address_max", ["0", "1"], Some(["1000000", "1000001"])),
     ("grpc.keepalive_interval", ["999ms", "1s"], Some(["1h", "1h 1ns"])),
     ("grpc.keepalive_timeout", ["99ms", "100ms"], Some(["5m", "5m 1ns"])),
     ("grpc.request_bytes_max", ["1023", "1KiB"], Some(["64MiB", "67108865"])),
@@ -261,8 +264,8 @@ fn every_key_is_overridden_by_file_then_environment_then_flag() {
 #[test]
 fn a_reload_takes_each_key_up_or_says_that_it_needs_a_restart() {
     let alone = |key: &str, value: &str| load(&flag(key, value)).unwrap();
-    let of_tls = TLS.iter().flat_map(|[certificate, key, authority]| {
-        let all = [(*certificate, "/c"), (*key, "/k"), (*authority, "/a")];
+    let of_tls = TLS.iter().flat_map(|[certificate, key, authority, lists]| {
+        let all = [(*certificate, "/c"), (*key, "/k"), (*authority, "/a"), (*lists, "/l")];
         let given: Vec<_> = all.into_iter().filter(|(key, _)| !key.is_empty()).collect();
         let config = load(&flags(&given)).unwrap();
         given.into_iter().map(move |(key, _)| (key.to_owned(), config.clone())).collect::<Vec<_>>()
@@ -531,7 +534,7 @@ fn a_network_is_an_address_with_or_without_its_bits() {
 
 #[test]
 fn a_certificate_comes_with_its_key_and_an_authority_with_both() {
-    for [certificate, key, authority] in TLS {
+    for [certificate, key, authority, lists] in TLS {
         let config = load(&flags(&[(certificate, "/c.pem"), (key, "/k.pem")])).unwrap();
         assert_ne!(config, default_config(), "{certificate} is read");
         for lonely in [certificate, key] {
@@ -539,10 +542,24 @@ fn a_certificate_comes_with_its_key_and_an_authority_with_both() {
             assert!(errors[0].contains("is of no use without"), "{errors:?}");
         }
         if !authority.is_empty() {
-            assert!(load(&flags(&[(certificate, "/c.pem"), (key, "/k.pem"), (authority, "/a.pem")])).is_ok());
+            let all = [(certificate, "/c.pem"), (key, "/k.pem"), (authority, "/a.pem"), (lists, "/l.pem")];
+            assert!(load(&flags(&all)).is_ok() && load(&flags(&all[..3])).is_ok());
             let errors = errors_of(load(&flag(authority, "/a.pem")));
             assert!(errors[0].contains("within TLS only"), "{errors:?}");
+            let errors = errors_of(load(&flags(&[all[0], all[1], all[3]])));
+            assert!(errors[0].contains("nobody asks for those"), "{errors:?}");
         }
+    }
+}
+
+#[test]
+fn the_admin_listeners_hosts_are_names_with_or_without_a_port() {
+    for right in ["blobcast.internal", "localhost:19090", "a_b-c.d", ""] {
+        assert!(load(&flag("admin.hosts", right)).is_ok(), "{right}");
+    }
+    for wrong in ["http://a", "a/b", "a:b", "a:65536", ":9090", "*.a"] {
+        let errors = errors_of(load(&flag("admin.hosts", wrong)));
+        assert!(errors[0].contains("is no name of a host"), "{errors:?}");
     }
 }
 

@@ -194,6 +194,7 @@ fn client(name: &str, raw: &RawClient) -> Result<Client, Problem> {
         task_ids_max: raw.task_ids_max,
         proof,
         lifetime: lifetime(raw.created, raw.expires)?,
+        shown: None,
     })
 }
 

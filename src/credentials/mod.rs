@@ -18,6 +18,7 @@
 //! studio = { certificate = "studio.internal", products = ["*"], admin = true }
 //! ```
 
+mod certificate;
 mod file;
 mod secret;
 mod signed_url;
@@ -30,6 +31,7 @@ use std::{
 use jiff::Timestamp;
 
 use crate::event::Product;
+pub use certificate::Certificate;
 pub use file::CredentialsError;
 pub use secret::{Secret, TokenHash, new_secret};
 pub use signed_url::{KeyId, MintError, Minted, SECRET_PARAMETERS, URL_BYTES_MAX, UrlRefusal};
@@ -100,6 +102,8 @@ pub struct Client {
     pub task_ids_max: Option<usize>,
     proof: Proof,
     lifetime: Lifetime,
+    /// The certificate it was let in by; `None` in the file, and of one with a token.
+    shown: Option<Arc<Certificate>>,
 }
 
 impl Client {
@@ -203,18 +207,24 @@ impl Credentials {
         })
     }
 
-    /// The client that a verified certificate with these names belongs to.
-    pub fn client_of_certificate(&self, names: &[String], now: Timestamp) -> Option<&Arc<Client>> {
-        self.clients.values().find(|client| match &client.proof {
-            Proof::Certificate(name) => names.contains(name) && !client.is_expired(now),
+    /// The client that a certificate belongs to, as long as that is good.
+    pub fn client_of_certificate(&self, certificate: &Arc<Certificate>, now: Timestamp) -> Option<Arc<Client>> {
+        if !certificate.is_good(now) {
+            return None;
+        }
+        let client = self.clients.values().find(|client| match &client.proof {
+            Proof::Certificate(name) => certificate.names().contains(name) && !client.is_expired(now),
             Proof::Token(_) => false,
-        })
+        })?;
+        Some(certificate.lets_in(client))
     }
 
-    /// What has become of a client: it is still the one who shows the same, whatever it may see by now.
+    /// What has become of a client: it is still the one who shows the same, and what it has shown is still good, whatever it may
+    /// see by now.
     pub fn current(&self, client: &Client, now: Timestamp) -> Option<&Arc<Client>> {
         let current = self.clients.get(&client.name)?;
-        (current.proof == client.proof && !current.is_expired(now)).then_some(current)
+        let shown_is_good = client.shown.as_ref().is_none_or(|certificate| certificate.is_good(now));
+        (current.proof == client.proof && !current.is_expired(now) && shown_is_good).then_some(current)
     }
 
     /// How many clients are past their expiry.

@@ -179,11 +179,24 @@ fn a_client_is_found_by_its_token_or_its_certificate() {
     let billing = credentials.client_of_token(&token, at(0)).unwrap();
     assert_eq!((&*billing.name, billing.admin, billing.subscriptions_max), ("billing", false, Some(3)));
     assert!(billing.products.allow("veo") && !billing.products.allow("sora"));
-    let names = ["else".to_owned(), "studio.internal".to_owned()];
-    let studio = credentials.client_of_certificate(&names, at(0)).unwrap();
+    let certificate = |names: &[&str]| Arc::new(Certificate::new(names.iter().map(ToString::to_string).collect(), 9));
+    let shown = certificate(&["else", "studio.internal"]);
+    let studio = credentials.client_of_certificate(&shown, at(0)).unwrap();
     assert!(studio.admin && studio.products.allow("sora"));
     assert!(credentials.client_of_token("studio.internal", at(0)).is_none());
-    assert!(credentials.client_of_certificate(&["billing".to_owned()], at(0)).is_none());
+    assert!(credentials.client_of_certificate(&certificate(&["billing"]), at(0)).is_none());
+
+    // All calls of a connection have the same; those of another one are another's.
+    assert!(Arc::ptr_eq(&studio, &credentials.client_of_certificate(&shown, at(0)).unwrap()));
+    let elsewhere = credentials.client_of_certificate(&certificate(&["studio.internal"]), at(0)).unwrap();
+    assert!(!Arc::ptr_eq(&studio, &elsewhere));
+
+    let is_in = |now| credentials.client_of_certificate(&shown, now).is_some();
+    let goes_on = |client: &Client, now| credentials.current(client, now).is_some();
+    assert_eq!([is_in(at(9)), goes_on(&studio, at(9))], [true; 2], "its last second");
+    assert_eq!([is_in(at(10)), goes_on(&studio, at(10))], [false; 2]);
+    shown.withdraw();
+    assert_eq!([is_in(at(0)), goes_on(&studio, at(0)), goes_on(&elsewhere, at(0))], [false, false, true]);
 }
 
 #[test]

@@ -64,6 +64,7 @@ pub(super) enum Outcome {
     Unauthorized,
     UrlExpired,
     AddressDenied,
+    ForeignOrigin,
     RateLimited,
     BudgetExceeded(Box<Exceeded>),
     MethodNotAllowed {
@@ -104,6 +105,7 @@ impl Outcome {
             Self::Unauthorized
                 | Self::UrlExpired
                 | Self::AddressDenied
+                | Self::ForeignOrigin
                 | Self::MethodNotAllowed { .. }
                 | Self::NotFound
         )
@@ -124,6 +126,7 @@ impl Outcome {
             Self::Unauthorized => "unauthorized",
             Self::UrlExpired => "url_expired",
             Self::AddressDenied => "address_denied",
+            Self::ForeignOrigin => "foreign_origin",
             Self::RateLimited => "rate_limited",
             Self::BudgetExceeded(_) => "budget_exceeded",
             Self::MethodNotAllowed { .. } => "method_not_allowed",
@@ -192,7 +195,7 @@ impl Outcome {
             Self::NotKept(_) | Self::Overloaded | Self::Draining => StatusCode::SERVICE_UNAVAILABLE,
             Self::Unauthorized => StatusCode::UNAUTHORIZED,
             Self::UrlExpired => StatusCode::GONE,
-            Self::AddressDenied => StatusCode::FORBIDDEN,
+            Self::AddressDenied | Self::ForeignOrigin => StatusCode::FORBIDDEN,
             Self::RateLimited | Self::BudgetExceeded(_) => StatusCode::TOO_MANY_REQUESTS,
             Self::MethodNotAllowed { .. } => StatusCode::METHOD_NOT_ALLOWED,
             Self::NotFound => StatusCode::NOT_FOUND,
@@ -218,6 +221,7 @@ impl Outcome {
             Self::Unauthorized => "the callback URL's token or signature, or the body's signature, is missing or wrong",
             Self::UrlExpired => "the signed callback URL has expired: mint a new one",
             Self::AddressDenied => "callbacks are not taken from this address",
+            Self::ForeignOrigin => "a web page has sent this: callbacks come from the vendor's servers",
             Self::RateLimited => "too many refused requests from this address: slow down",
             Self::BudgetExceeded(_) => "more bytes in a minute than this URL may bring: send it again later",
             Self::MethodNotAllowed { .. } => HELP,
@@ -242,6 +246,7 @@ impl Outcome {
             | Self::Unauthorized
             | Self::UrlExpired
             | Self::AddressDenied
+            | Self::ForeignOrigin
             | Self::BudgetExceeded(_) => Some((header::CONNECTION, HeaderValue::from_static("close"))),
             Self::UnsupportedEncoding => Some((header::ACCEPT_ENCODING, HeaderValue::from_static("identity"))),
             _ => None,

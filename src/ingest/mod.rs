@@ -37,6 +37,7 @@ use crate::{
     metrics::Metrics,
     store::{Appender, NewQuarantined, QuarantineHeader, WriteError},
     trace::{REQUEST_ID, RequestId, Span, TRACEPARENT, Tracer},
+    web,
 };
 pub use address::{ForwardedHeader, TrustedProxies};
 use answer::{Exceeded, Outcome};
@@ -174,6 +175,9 @@ impl Ingest {
         }
         if self.draining.is_cancelled() {
             return Err(Outcome::Draining);
+        }
+        if web::is_foreign(&request, rules.public_url.as_deref(), &[]) {
+            return Err(Outcome::ForeignOrigin);
         }
         rules.check_address(client, &self.metrics)?;
         let query = request.uri().query().unwrap_or_default().to_owned();
@@ -391,6 +395,7 @@ mod tests {
             allowed: Vec::new(),
             proxies: TrustedProxies { networks: Vec::new(), header: ForwardedHeader::XForwardedFor },
             bytes_per_minute_max: BUDGET,
+            public_url: None,
         }
     }
 

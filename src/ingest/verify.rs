@@ -58,6 +58,8 @@ pub struct Rules {
     pub proxies: TrustedProxies,
     /// Bytes that each credential may bring in a minute for each product, unless its line says otherwise; 0: any.
     pub bytes_per_minute_max: u64,
+    /// Where the front is known to be reached; no page of another site may send anything.
+    pub public_url: Option<String>,
 }
 
 /// What a callback has shown by its URL.

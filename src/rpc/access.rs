@@ -8,18 +8,18 @@ use std::{
     },
 };
 
+use hyper::header::AUTHORIZATION;
 use jiff::Timestamp;
-use tonic::{Request, Status, service::Interceptor};
+use tonic::{Request, Status};
 
 use super::errors;
 use crate::{
-    credentials::{Client, Credentials, Products, SharedCredentials},
+    credentials::{Certificate, Client, Credentials, Products, SharedCredentials},
     event::Filter,
     metrics::Metrics,
     subscription::Withdrawal,
 };
 
-const AUTHORIZATION: &str = "authorization";
 const BEARER: &str = "bearer ";
 
 /// The other end of a connection, as whoever accepted it knows it.
@@ -27,8 +27,8 @@ const BEARER: &str = "bearer ";
 pub struct Peer {
     /// Where it is.
     pub address: SocketAddr,
-    /// The names in its verified certificate: DNS names, URIs, and the common name.
-    pub certificate_names: Arc<[String]>,
+    /// The certificate that it has shown, and that was good then.
+    pub certificate: Option<Arc<Certificate>>,
 }
 
 /// Put into a call's request by whoever wants to know afterwards whether the gate has let it in.
@@ -42,7 +42,7 @@ impl LetIn {
     }
 }
 
-/// Lets calls in, or not. One for all services.
+/// Lets calls in, or not, by their headers alone, so that it can be asked before anything of a call is read. One for all services.
 #[derive(Clone, Debug)]
 pub struct Gate {
     /// Who is known.
@@ -60,10 +60,10 @@ impl Gate {
         self.allow_anonymous || (self.is_loopback && !credentials.verify_clients())
     }
 
-    fn caller<T>(&self, request: &Request<T>) -> Result<Caller, Status> {
+    fn caller<T>(&self, request: &hyper::Request<T>) -> Result<Caller, Status> {
         let credentials = self.credentials.get();
         let now = Timestamp::now();
-        let client = match request.metadata().get(AUTHORIZATION) {
+        let client = match request.headers().get(AUTHORIZATION) {
             // Somebody who shows something means to be known by it.
             Some(header) => {
                 let token = header.to_str().ok().and_then(|header| {
@@ -71,21 +71,32 @@ impl Gate {
                     scheme.eq_ignore_ascii_case(BEARER).then_some(token.trim())
                 });
                 let client = token.and_then(|token| credentials.client_of_token(token, now));
-                Some(client.ok_or_else(|| errors::token_invalid("the token is not known, or has expired"))?)
+                let client = client.ok_or_else(|| errors::token_invalid("the token is not known, or has expired"))?;
+                Some(Arc::clone(client))
             }
             None => {
-                let peer = request.extensions().get::<Peer>();
-                peer.and_then(|peer| credentials.client_of_certificate(&peer.certificate_names, now))
+                let certificate = request.extensions().get::<Peer>().and_then(|peer| peer.certificate.as_ref());
+                certificate.and_then(|certificate| credentials.client_of_certificate(certificate, now))
             }
         };
         match client {
             Some(client) => {
                 self.metrics.credential_used("client", &client.name, now);
-                Ok(Caller(Some(Arc::clone(client))))
+                Ok(Caller(Some(client)))
             }
             None if self.admits_anonymous(&credentials) => Ok(Caller(None)),
             None => Err(errors::token_invalid("send `authorization: Bearer TOKEN`")),
         }
+    }
+
+    /// Lets a call in, and notes as whom; or says why not.
+    pub fn let_in<T>(&self, request: &mut hyper::Request<T>) -> Result<(), Status> {
+        let caller = self.caller(request)?;
+        if let Some(let_in) = request.extensions().get::<LetIn>() {
+            let_in.0.store(true, Ordering::Relaxed);
+        }
+        request.extensions_mut().insert(caller);
+        Ok(())
     }
 
     /// Whether an open stream may go on; if not, why.
@@ -115,17 +126,6 @@ impl Gate {
         };
         let current = current.ok_or_else(|| errors::token_invalid("the permission was withdrawn, or has expired"))?;
         Caller(current).require_backup()
-    }
-}
-
-impl Interceptor for Gate {
-    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
-        let caller = self.caller(&request).inspect_err(|_| self.metrics.calls_unauthenticated.inc())?;
-        if let Some(let_in) = request.extensions().get::<LetIn>() {
-            let_in.0.store(true, Ordering::Relaxed);
-        }
-        request.extensions_mut().insert(caller);
-        Ok(request)
     }
 }
 

@@ -52,11 +52,7 @@ pub fn explained(status: &Status, request_bytes_max: usize) -> Option<Status> {
             self::status(Code::Unimplemented, "UNKNOWN_METHOD", message, [], None)
         }
         // As other servers say it; OUT_OF_RANGE is about cursors here.
-        Code::OutOfRange => {
-            let message = format!("the request has more than {request_bytes_max} bytes: ask for less");
-            let limit = [("limit", request_bytes_max.to_string())];
-            self::status(Code::ResourceExhausted, "REQUEST_TOO_LARGE", message, limit, None)
-        }
+        Code::OutOfRange => request_too_large(request_bytes_max),
         // The frames around a request are the client's, too.
         Code::Internal => self::status(Code::InvalidArgument, "INVALID_REQUEST", message, [], None),
         _ => return None,
@@ -91,6 +87,18 @@ pub(super) fn backup_limit(limit: usize, share: usize) -> Status {
 pub(super) fn answer_stalled(after: Duration) -> Status {
     let message = format!("nothing of the answer was taken for {} s: read it, or cancel the call", after.as_secs());
     status(Code::ResourceExhausted, "ANSWER_STALLED", message, [], None)
+}
+
+/// The request has more bytes than it may have.
+pub fn request_too_large(bytes_max: usize) -> Status {
+    let message = format!("the request has more than {bytes_max} bytes: ask for less");
+    status(Code::ResourceExhausted, "REQUEST_TOO_LARGE", message, [("limit", bytes_max.to_string())], None)
+}
+
+/// As many calls of the health service are open as there may be.
+pub fn health_limit(limit: usize) -> Status {
+    let message = format!("there may be {limit} such calls of the health service at once: end one of them first");
+    status(Code::ResourceExhausted, "HEALTH_LIMIT", message, [("limit", limit.to_string())], None)
 }
 
 /// The request has not arrived in time.

@@ -18,7 +18,7 @@ pub use admin::Admin;
 pub use answers::{AnswerBody, Answers, Payer};
 pub use backup::BackupStream;
 pub use deadline::{Deadline, note_deadline};
-pub use errors::{deadline_exceeded, explained, overloaded, request_late};
+pub use errors::{deadline_exceeded, explained, health_limit, overloaded, request_late, request_too_large};
 pub use events::Events;
 pub use stream::HandedOver;
 use tonic::{Request, Status};

@@ -10,11 +10,13 @@ use std::{
 
 use axum::{
     Router,
-    extract::State,
+    extract::{Request, State},
     http::{StatusCode, header},
+    middleware::{Next, from_fn_with_state},
     response::{IntoResponse, Response},
     routing::get,
 };
+use prometheus::IntCounterVec;
 use serde_json::json;
 use tokio::time::timeout;
 
@@ -24,6 +26,7 @@ use crate::{
     rpc::Answers,
     store::Health,
     subscription::{Listed, Sources},
+    web,
 };
 
 /// How long the commit path may take to answer a probe before the broker counts as not ready.
@@ -109,7 +112,41 @@ impl Status {
     }
 }
 
-pub(super) fn router(status: &Arc<Status>) -> Router {
+/// By which names the listener may be asked.
+#[derive(Debug)]
+pub(super) struct Door {
+    /// Where it listens.
+    pub port: u16,
+    /// Names besides addresses and `localhost`.
+    pub hosts: Vec<String>,
+    pub refused: IntCounterVec,
+}
+
+/// Refuses what a web page makes its visitor's browser ask: metrics and state are for operators, and `/readyz` writes.
+async fn guarded(State(door): State<Arc<Door>>, request: Request, next: Next) -> Response {
+    let refuse = |cause, answer: (StatusCode, String)| {
+        door.refused.with_label_values(&[cause]).inc();
+        answer.into_response()
+    };
+    // Without any name it was no browser that asked.
+    let is_ours = |name: Option<&str>| name.is_some_and(|name| web::is_ours(name, door.port, &door.hosts));
+    if !web::authorities(&request).all(is_ours) {
+        let message = format!(
+            "this listener answers to IP addresses and to localhost:{}: add other names to admin.hosts\n",
+            door.port
+        );
+        return refuse("host", (StatusCode::MISDIRECTED_REQUEST, message));
+    }
+    if web::is_foreign(&request, None, &door.hosts) && !web::is_navigation(request.headers()) {
+        return refuse(
+            "foreign_origin",
+            (StatusCode::FORBIDDEN, "a web page of another site has asked this\n".to_owned()),
+        );
+    }
+    next.run(request).await
+}
+
+pub(super) fn router(status: &Arc<Status>, door: Door) -> Router {
     Router::new()
         .route("/", get(INDEX))
         .route("/livez", get(livez))
@@ -117,6 +154,7 @@ pub(super) fn router(status: &Arc<Status>) -> Router {
         .route("/metrics", get(metrics))
         .route("/version", get(version))
         .fallback((StatusCode::NOT_FOUND, INDEX))
+        .layer(from_fn_with_state(Arc::new(door), guarded))
         .with_state(Arc::clone(status))
 }
 

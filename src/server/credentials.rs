@@ -83,6 +83,7 @@ pub(super) fn rules(config: &Config, credentials: Arc<SharedCredentials>) -> Rul
             config::Allowlist::Enforce => Allowlist::Enforce,
         },
         allowed: allowed_networks.clone(),
+        public_url: config.public_url.clone(),
         proxies: TrustedProxies {
             networks: trusted_proxies.clone(),
             header: match forwarded_header {

@@ -33,7 +33,7 @@ use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     service::TowerToHyperService,
 };
-use prometheus::{IntCounterVec, IntGauge};
+use prometheus::IntCounterVec;
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     net::{TcpListener, TcpStream},
@@ -45,7 +45,11 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tokio_io_timeout::TimeoutStream;
 
 use super::{
-    net::{self, Entrance, Opened, Stream, tls::H2},
+    net::{
+        self, Entrance, Opened, Refused, Stream,
+        places::{Counted, Patience, Place, Places, Standing},
+        tls::H2,
+    },
     runtimes::Homes,
 };
 use crate::{
@@ -63,6 +67,10 @@ const LINGER: Duration = Duration::from_millis(500);
 const LINGER_BYTES: usize = 256 * 1024;
 /// The admin listener's connections: probes, scrapers and people, and a wide margin; no load balancer comes in here.
 const ADMIN_CONNECTIONS_MAX: usize = 128;
+/// When all places are taken, a connection has so long to ask something before it gives way to a new one: the handshake and the
+/// head of a request take less, also from the other side of the world. Any longer, and who opens connections faster than they
+/// grow old keeps others out. One that has brought a callback stays: the next may be on its way.
+const PATIENCE: Patience = Patience { with_strangers: Some(Duration::from_secs(1)), with_clients: None };
 /// Headers of one of its requests, in bytes and in number: what the ingest listener takes by default.
 const ADMIN_HEADER_BYTES_MAX: usize = 16 * 1024;
 const ADMIN_HEADERS_MAX: usize = 64;
@@ -90,6 +98,7 @@ const HEADER_TIMEOUT: &[u8] = b"HTTP/1.1 408 Request Timeout\r\nconnection: clos
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Limits {
     connections_max: usize,
+    patience: Patience,
     header_bytes_max: usize,
     headers_max: usize,
     header_timeout: Duration,
@@ -105,6 +114,7 @@ impl Limits {
     pub(super) fn ingest(config: &config::Ingest) -> Self {
         Self {
             connections_max: super::usize_of(config.connections_max),
+            patience: PATIENCE,
             header_bytes_max: super::usize_of(config.header_bytes_max),
             headers_max: super::usize_of(config.headers_max),
             header_timeout: config.header_timeout,
@@ -118,6 +128,7 @@ impl Limits {
     pub(super) fn admin() -> Self {
         Self {
             connections_max: ADMIN_CONNECTIONS_MAX,
+            patience: PATIENCE,
             header_bytes_max: ADMIN_HEADER_BYTES_MAX,
             headers_max: ADMIN_HEADERS_MAX,
             header_timeout: ADMIN_HEADER_TIMEOUT,
@@ -134,8 +145,9 @@ impl Limits {
 }
 
 /// What one listener counts.
+#[derive(Clone)]
 pub(super) struct Counters {
-    open: IntGauge,
+    places: Counted,
     /// Connections that were not let in, by listener and cause.
     refused: IntCounterVec,
     /// Requests that ended before their headers were complete, by outcome; of the ingest listener only.
@@ -146,7 +158,7 @@ pub(super) struct Counters {
 impl Counters {
     pub(super) fn of(listener: &'static str, metrics: &Metrics) -> Self {
         Self {
-            open: metrics.connections.with_label_values(&[listener]),
+            places: Counted::of(listener, metrics),
             refused: metrics.connections_refused.clone(),
             callbacks: None,
             listener,
@@ -155,6 +167,10 @@ impl Counters {
 
     pub(super) fn of_ingest(metrics: &Metrics) -> Self {
         Self { callbacks: Some(metrics.callbacks.clone()), ..Self::of("ingest", metrics) }
+    }
+
+    fn refused(&self, refused: &Refused) {
+        self.refused.with_label_values(&[self.listener, refused.cause()]).inc();
     }
 }
 
@@ -187,7 +203,7 @@ pub(super) async fn serve(
     counters: Counters,
     stop: CancellationToken,
 ) {
-    let slots = Arc::new(Semaphore::new(limits.connections_max.min(Semaphore::MAX_PERMITS)));
+    let places = Places::new(limits.connections_max, limits.patience, counters.places.clone());
     let refusals = Arc::new(Semaphore::new(REFUSALS_MAX));
     let connections = TaskTracker::new();
     loop {
@@ -205,29 +221,39 @@ pub(super) async fn serve(
         };
         // Answers are small and complete; waiting to fill a packet only delays them.
         let _ = stream.set_nodelay(true).is_ok();
-        match Arc::clone(&slots).try_acquire_owned() {
-            Ok(slot) => {
-                let (entrance, refused, listener) = (entrance.clone(), counters.refused.clone(), counters.listener);
+        let share = match entrance.share(peer) {
+            Ok(share) => share,
+            Err(refused) => {
+                counters.refused(&refused);
+                continue;
+            }
+        };
+        match places.try_take() {
+            Some(place) => {
+                let (entrance, counters) = (entrance.clone(), counters.clone());
                 let service = Served { responder: responder.clone(), limits, callbacks: counters.callbacks.clone() };
                 let stop = stop.clone();
+                // Its silence begins when there is somebody to listen to it, which takes a while where there is much to do.
+                let unheard = place.standing().begin();
                 let served = async move {
-                    let opening = async { entrance.open(TcpStream::from_std(stream)?, peer).await };
+                    drop(unheard);
+                    let opening = async { entrance.open(TcpStream::from_std(stream)?, peer, share).await };
                     let opened = tokio::select! {
                         opened = opening => opened,
+                        () = place.standing().until_shed() => return,
                         () = limits.last_request_over(&stop) => return,
                     };
                     match opened {
                         // On the heap: a connection that is never opened has no need of it.
-                        Ok(opened) => Box::pin(service.serve(opened, stop)).await,
-                        Err(error) => refused.with_label_values(&[listener, error.cause()]).inc(),
+                        Ok(opened) => Box::pin(service.serve(opened, &place, stop)).await,
+                        Err(refused) => counters.refused(&refused),
                     }
                 };
-                connections.spawn_on(counted(served, slot, counters.open.clone()), homes.next());
+                connections.spawn_on(served, homes.next());
             }
             // Whoever expects TLS could not read it.
-            Err(_) if entrance.has_tls() => counters.refused.with_label_values(&[counters.listener, "full"]).inc(),
-            Err(_) => {
-                counters.refused.with_label_values(&[counters.listener, "full"]).inc();
+            None if entrance.has_tls() => {}
+            None => {
                 let Ok(refusal) = Arc::clone(&refusals).acquire_owned().await else { break };
                 if let Ok(stream) = TcpStream::from_std(stream) {
                     connections.spawn(refuse(stream, limits.linger, refusal));
@@ -238,13 +264,6 @@ pub(super) async fn serve(
     drop(listener);
     connections.close();
     connections.wait().await;
-}
-
-async fn counted(served: impl Future<Output = ()>, slot: OwnedSemaphorePermit, open: IntGauge) {
-    open.inc();
-    served.await;
-    open.dec();
-    drop(slot);
 }
 
 /// Why a request was refused before it was one.
@@ -299,24 +318,28 @@ struct Served<R> {
 type Timed = Pin<Box<TimeoutStream<Stream>>>;
 
 impl<R: Responder> Served<R> {
-    async fn serve(self, opened: Opened, stop: CancellationToken) {
-        let (is_h2, peer) = (opened.stream.alpn() == Some(H2), opened.client.ip());
+    async fn serve(self, opened: Opened, place: &Place, stop: CancellationToken) {
+        let (is_h2, peer, standing) = (opened.stream.alpn() == Some(H2), opened.client.ip(), place.standing());
         let (stream, _share) = opened.into_parts();
         let mut stream = TimeoutStream::new(stream);
         stream.set_write_timeout(Some(WRITE_TIMEOUT));
-        if is_h2 { self.h2(Box::pin(stream), peer, stop).await } else { self.h1(Box::pin(stream), peer, stop).await }
+        let stream = Box::pin(stream);
+        if is_h2 { self.h2(stream, peer, standing, stop).await } else { self.h1(stream, peer, standing, stop).await }
     }
 
-    async fn h1(self, stream: Timed, peer: IpAddr, stop: CancellationToken) {
+    async fn h1(self, stream: Timed, peer: IpAddr, standing: &Arc<Standing>, stop: CancellationToken) {
         let Self { responder, limits, callbacks } = self;
         let activity = Arc::new(Activity::default());
         let counted = service_fn(|request: Request<Incoming>| {
-            let mut busy = activity.begin();
+            let (mut busy, mut answering) = (activity.begin(), Some(standing.begin()));
             let mut answer = responder(peer, request);
             let stop = &stop;
             poll_fn(move |cx| {
                 let mut answer = ready!(answer.as_mut().poll(cx));
-                drop(busy.take());
+                drop((busy.take(), answering.take()));
+                if answer.status().is_success() {
+                    standing.is_known_now();
+                }
                 if stop.is_cancelled() {
                     answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
                 }
@@ -352,6 +375,7 @@ impl<R: Responder> Served<R> {
                     Pin::new(&mut connection).graceful_shutdown();
                 }
                 () = activity.quiet_for(limits.linger), if is_closing => break None,
+                () = standing.until_shed() => return,
             }
         };
         let parts = connection.into_parts();
@@ -367,19 +391,23 @@ impl<R: Responder> Served<R> {
         }
     }
 
-    async fn h2(self, stream: Timed, peer: IpAddr, stop: CancellationToken) {
+    async fn h2(self, stream: Timed, peer: IpAddr, standing: &Arc<Standing>, stop: CancellationToken) {
         let Self { responder, limits, callbacks } = self;
         let activity = Arc::new(Activity::default());
         let counted = service_fn(|request: Request<Incoming>| {
-            let (busy, too_many) = (activity.begin(), request.headers().len() > limits.headers_max);
+            let (busy, answering) = (activity.begin(), standing.begin());
+            let too_many = request.headers().len() > limits.headers_max;
             let is_head = request.method() == Method::HEAD;
             if too_many && let Some(callbacks) = &callbacks {
                 callbacks.with_label_values(&[Unread::HeadersTooLarge.as_str()]).inc();
             }
-            let answer = responder(peer, request);
+            let (answer, standing) = (responder(peer, request), Arc::clone(standing));
             async move {
-                let _busy = busy;
+                let _held = (busy, answering);
                 let answer = if too_many { too_many_headers() } else { answer.await };
+                if answer.status().is_success() {
+                    standing.is_known_now();
+                }
                 Ok::<_, Infallible>(if is_head { head_only(answer) } else { answer })
             }
         });
@@ -398,6 +426,7 @@ impl<R: Responder> Served<R> {
             let patience = if is_closing { limits.linger } else { limits.header_timeout };
             tokio::select! {
                 _ = &mut connection => return,
+                () = standing.until_shed() => return,
                 () = stop.cancelled(), if !is_told => {
                     is_told = true;
                     connection.as_mut().graceful_shutdown();
@@ -649,6 +678,7 @@ mod tests {
     /// Short beside what a client is given otherwise, so that a test that waits for that fails.
     const AT_THE_END: Limits = Limits {
         connections_max: 10,
+        patience: PATIENCE,
         header_bytes_max: 16 * 1024,
         headers_max: 64,
         header_timeout: Duration::from_secs(60),
@@ -770,11 +800,16 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
         let (stream, peer) = listener.accept().await.unwrap();
-        let opened = Entrance::open_to_all(None).open(stream, peer).await.unwrap();
+        let opened = Entrance::open_to_all(None).open(stream, peer, None).await.unwrap();
         let stream = Box::pin(TimeoutStream::new(opened.into_parts().0));
         let service = Served { responder, limits: AT_THE_END, callbacks: None };
         let stop = CancellationToken::new();
-        (client, stop.clone(), tokio::spawn(service.h2(stream, peer.ip(), stop)))
+        let place = Places::new(1, PATIENCE, Counted::of("test", &Metrics::default())).try_take().unwrap();
+        let served = {
+            let stop = stop.clone();
+            async move { service.h2(stream, peer.ip(), place.standing(), stop).await }
+        };
+        (client, stop, tokio::spawn(served))
     }
 
     /// The same, when the preface is sent.

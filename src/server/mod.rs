@@ -54,7 +54,7 @@ use crate::{
 };
 use acme::Acme;
 use liveness::Liveness;
-use net::Entrance;
+use net::{Entrance, tls::Tls};
 use secured::Secured;
 use watch::{Asked, Rereader, Watched};
 
@@ -180,19 +180,19 @@ impl Server {
         let stop = stop_ingest.clone();
         let serve = http::serve(ingest_listener, homes, entrance, callbacks(&ingest), limits, counters, stop);
         tasks.spawn(named("the ingest listener", serve));
-        let open = metrics.connections.with_label_values(&["grpc"]);
-        let counters = grpc::Counters { open, refused: metrics.connections_refused.clone() };
-        let entrance = Entrance::open_to_all(secured.grpc.clone());
+        let (entrance, counters) = (secured.grpc_entrance(config), grpc::Counters::new(&metrics));
         let serve = grpc::serve(grpc_listener, entrance, services, config.grpc.clone(), counters, stop_grpc.clone());
         tasks.spawn(named("the gRPC listener", serve));
         let (limits, counters) = (http::Limits::admin(), http::Counters::of("admin", &metrics));
         let entrance = Entrance::open_to_all(secured.admin.clone());
-        let responder = http::routed(admin::router(&status));
+        let (hosts, refused) = (config.admin.hosts.clone(), metrics.admin_refused.clone());
+        let door = admin::Door { port: addresses.admin.port(), hosts, refused };
+        let responder = http::routed(admin::router(&status, door));
         let stop = stop_admin.clone();
         let serve = http::serve(admin_listener, Homes::here(), entrance, responder, limits, counters, stop);
         tasks.spawn(named("the admin listener", serve));
         let (rereader, asked) = Rereader::new();
-        let review = review(Arc::clone(&sources), gate);
+        let review = review(Arc::clone(&sources), gate, secured.grpc.clone());
         let tend = tend_memory(Arc::clone(&sources), answers, stop_admin.clone());
         tasks.spawn(named("the care of memory", tend));
         exporter.map(|exporter| tasks.spawn(named("the export of traces", exporter.run(stop_admin.clone()))));
@@ -369,14 +369,19 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Cuts off whom the credentials do not let in any more, when they have changed or somebody's have expired.
-fn review(sources: Arc<Sources>, gate: rpc::Gate) -> impl FnMut() {
-    let mut reviewed = (gate.credentials.get(), 0);
+/// Cuts off whom the credentials do not let in any more, when they have changed or somebody's have expired, or a certificate that
+/// was shown is not good any more.
+fn review(sources: Arc<Sources>, gate: rpc::Gate, tls: Option<Arc<Tls>>) -> impl FnMut() {
+    let mut reviewed = (gate.credentials.get(), 0, 0);
     move || {
-        let credentials = gate.credentials.get();
-        let expired = credentials.expired_clients(jiff::Timestamp::now());
-        if !Arc::ptr_eq(&credentials, &reviewed.0) || expired != reviewed.1 {
-            reviewed = (credentials, expired);
+        let (credentials, now) = (gate.credentials.get(), jiff::Timestamp::now());
+        let expired = credentials.expired_clients(now);
+        if let Some(tls) = tls.as_ref().filter(|tls| tls.is_to_verify(now)).cloned() {
+            tokio::task::spawn_blocking(move || tls.verify_again(now));
+        }
+        let withdrawn = tls.as_ref().map_or(0, |tls| tls.no_longer_good(now));
+        if !Arc::ptr_eq(&credentials, &reviewed.0) || (expired, withdrawn) != (reviewed.1, reviewed.2) {
+            reviewed = (credentials, expired, withdrawn);
             sources.registry.review(&sources.hub, |client, filter| gate.review(client, filter));
         }
     }

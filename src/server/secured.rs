@@ -7,7 +7,7 @@ use super::{
     exposure,
     net::{
         Entrance,
-        tls::{self, H2, HTTP_1_1, Tls},
+        tls::{self, Expiry, H2, HTTP_1_1, Tls},
     },
     usize_of,
     watch::{Change, Files, Watched},
@@ -36,13 +36,15 @@ impl Secured {
     pub(super) fn new(config: &Config, metrics: &Arc<Metrics>) -> Result<Self, String> {
         let Config { ingest, grpc, admin, acme, data_dir, .. } = config;
         let mut secured = Self { ingest: None, grpc: None, admin: None, acme: None, watched: Vec::new() };
-        let files = |certificate: &Option<PathBuf>, key: &Option<PathBuf>, client_ca: &Option<PathBuf>| {
-            let client_ca = client_ca.clone();
-            Some(tls::Files { certificate: certificate.clone()?, key: key.clone()?, client_ca })
+        let files = |certificate: &Option<PathBuf>, key: &Option<PathBuf>| {
+            let (certificate, key) = (certificate.clone()?, key.clone()?);
+            Some(tls::Files { certificate, key, client_ca: None, client_crl: None })
         };
-        let of_ingest = files(&ingest.tls_certificate_file, &ingest.tls_key_file, &None);
-        let of_grpc = files(&grpc.tls_certificate_file, &grpc.tls_key_file, &grpc.tls_client_ca_file);
-        let of_admin = files(&admin.tls_certificate_file, &admin.tls_key_file, &None);
+        let of_ingest = files(&ingest.tls_certificate_file, &ingest.tls_key_file);
+        let of_grpc = files(&grpc.tls_certificate_file, &grpc.tls_key_file);
+        let (client_ca, client_crl) = (grpc.tls_client_ca_file.clone(), grpc.tls_client_crl_file.clone());
+        let of_grpc = of_grpc.map(|files| tls::Files { client_ca, client_crl, ..files });
+        let of_admin = files(&admin.tls_certificate_file, &admin.tls_key_file);
         secured.ingest = secured.read("ingest", of_ingest, INGEST_ALPN, metrics)?;
         secured.grpc = secured.read("grpc", of_grpc, GRPC_ALPN, metrics)?;
         secured.admin = secured.read("admin", of_admin, ADMIN_ALPN, metrics)?;
@@ -59,23 +61,22 @@ impl Secured {
         listener: &'static str,
         files: Option<tls::Files>,
         alpn: &'static [&'static [u8]],
-        metrics: &Metrics,
+        metrics: &Arc<Metrics>,
     ) -> Result<Option<Arc<Tls>>, String> {
         let Some(files) = files else { return Ok(None) };
-        let paths = [Some(&files.certificate), Some(&files.key), files.client_ca.as_ref()];
-        let watched = Files::new("certificates", paths.into_iter().flatten().cloned());
-        let (tls, expires) = Tls::from_files(&files, alpn)?;
-        let (tls, expiry) = (Arc::new(tls), metrics.certificate_expiry.with_label_values(&[listener]));
-        expiry.set(expires);
+        let watched = Files::new("certificates", files.paths());
+        let (tls, expiry) = Tls::from_files(&files, alpn)?;
+        note(expiry, listener, metrics);
+        let tls = Arc::new(tls);
 
-        let in_use = Arc::clone(&tls);
+        let (in_use, metrics) = (Arc::clone(&tls), Arc::clone(metrics));
         self.watched.push(watched.watched(move || {
-            let (config, expires) = tls::load(&files, alpn)?;
+            let (loaded, expiry) = tls::load(&files, alpn)?;
             exposure::warn_of_secrets([&files.key]);
-            let (tls, expiry) = (Arc::clone(&in_use), expiry.clone());
+            let (tls, metrics) = (Arc::clone(&in_use), Arc::clone(&metrics));
             let change: Change = Box::new(move || {
-                tls.set(config);
-                expiry.set(expires);
+                tls.set(loaded);
+                note(expiry, listener, &metrics);
                 format!("{listener} listener")
             });
             Ok(change)
@@ -88,5 +89,18 @@ impl Secured {
         let ingest = &config.ingest;
         let each_max = usize_of(ingest.connections_per_address_max);
         Entrance::shared(each_max, &ingest.trusted_proxies, ingest.proxy_protocol, self.ingest.clone())
+    }
+
+    /// What the listener for internal services asks of a connection first. No address is a proxy's here: the share is wide
+    /// enough for those who come through one.
+    pub(super) fn grpc_entrance(&self, config: &Config) -> Entrance {
+        Entrance::shared(usize_of(config.grpc.connections_per_address_max), &[], false, self.grpc.clone())
+    }
+}
+
+fn note(expiry: Expiry, listener: &str, metrics: &Metrics) {
+    metrics.certificate_expiry.with_label_values(&[listener]).set(expiry.certificate);
+    if let Some(replaced) = expiry.crl {
+        metrics.crl_next_update.set(replaced);
     }
 }

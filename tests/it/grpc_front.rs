@@ -2,6 +2,8 @@
 
 mod calls;
 mod frames;
+mod pages;
+mod strangers;
 
 use blobcast::wire::v1::{GetLogInfoRequest, GetLogInfoResponse, GetTaskRequest, WaitTaskRequest};
 use tokio::task::JoinSet;

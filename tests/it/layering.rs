@@ -7,7 +7,7 @@ use std::{
 };
 
 /// What each module may import, directly. A module that is not named here may not exist.
-const ALLOWED: [(&str, &[&str]); 24] = [
+const ALLOWED: [(&str, &[&str]); 25] = [
     ("budget", &[]),
     ("event", &["budget", "trace"]),
     ("files", &[]),
@@ -15,6 +15,7 @@ const ALLOWED: [(&str, &[&str]); 24] = [
     ("network", &[]),
     ("printable", &[]),
     ("trace", &[]),
+    ("web", &[]),
     ("config", &["files"]),
     ("checker", &[]),
     ("credentials", &["config", "event"]),
@@ -25,7 +26,7 @@ const ALLOWED: [(&str, &[&str]); 24] = [
     ("hub", &["event"]),
     ("callback", &["credentials", "event", "vendor", "store", "wire"]),
     ("subscription", &["budget", "credentials", "event", "hub", "metrics", "store", "trace"]),
-    ("ingest", &["credentials", "event", "callback", "journal", "metrics", "network", "store", "trace"]),
+    ("ingest", &["credentials", "event", "callback", "journal", "metrics", "network", "store", "trace", "web"]),
     (
         "rpc",
         &["budget", "credentials", "event", "callback", "journal", "metrics", "store", "subscription", "trace", "wire"],
@@ -47,6 +48,7 @@ const ALLOWED: [(&str, &[&str]); 24] = [
             "store",
             "subscription",
             "trace",
+            "web",
             "wire",
         ],
     ),

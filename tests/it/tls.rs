@@ -1,6 +1,13 @@
 //! TLS on the three listeners: who is trusted, what is spoken, certificates that change, and clients that show one.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{
+    fs,
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use blobcast::wire::v1::{GetLogInfoRequest, event_service_client::EventServiceClient};
 
 use rustls::{
     ClientConfig, RootCertStore,
@@ -11,8 +18,14 @@ use tokio::{
     net::TcpStream,
 };
 use tokio_rustls::{TlsConnector, client::TlsStream};
+use tonic::{
+    Code, Status,
+    transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity},
+};
 
-use crate::support::{Authority, Cli, CredentialsFile, Issued, Options, Server, completed, until, within};
+use crate::support::{
+    Authority, Cli, CredentialsFile, Issued, Options, Server, Sub, completed, refusal, replace, request, until, within,
+};
 
 /// A broker with TLS on every listener.
 async fn secured(authority: &Authority, more: impl FnOnce(Options) -> Options) -> (Server, Issued) {
@@ -115,7 +128,7 @@ async fn a_callback_comes_by_http_2_as_well() {
     assert_eq!(post(0, "x".repeat(1024 * 1024 + 1)).await, 413);
     assert_eq!(cli(&server, &authority, "events --output json").run().await.each("task_id"), ["t1"]);
     let mut admin = connect(server.admin, &authority, &[]).await.unwrap();
-    admin.write_all(b"GET /metrics HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await.unwrap();
+    admin.write_all(b"GET /metrics HTTP/1.1\r\nhost: 127.0.0.1\r\nconnection: close\r\n\r\n").await.unwrap();
     let mut metrics = String::new();
     within("the metrics", admin.read_to_string(&mut metrics)).await.unwrap();
     for (outcome, count) in [("accepted", 1), ("duplicate", 1), ("headers_too_large", 1), ("body_too_large", 1)] {
@@ -278,4 +291,139 @@ async fn what_strangers_send_instead_of_a_handshake_is_counted_and_never_logged(
         until("the refusals", async || server.metric(&metric).await == 3.0).await;
     }
     assert!(!server.log().contains("rustls"), "{}", server.log());
+}
+
+/// A broker that knows `ops` and `veo` by their certificates.
+async fn of_certificates(authority: &Authority, more: impl FnOnce(Options) -> Options) -> (Server, CredentialsFile) {
+    let mut file = CredentialsFile::new();
+    file.add_line("clients", "ops = { certificate = \"ops.internal\", products = [\"*\"], admin = true }");
+    file.add_line("clients", "veo = { certificate = \"veo.internal\", products = [\"veo\"] }");
+    let issued = authority.issue("server", "localhost");
+    let options = Options::default().set("credentials_file", file.path().display());
+    let options = options.set("grpc.tls_certificate_file", issued.certificate.display());
+    let options = options.set("grpc.tls_key_file", issued.key.display());
+    let options = options.set("grpc.tls_client_ca_file", authority.ca_file().display());
+    (more(options).start().await, file)
+}
+
+/// A client on one connection, which shows a certificate.
+fn showing(server: &Server, authority: &str, issued: &Issued) -> EventServiceClient<Channel> {
+    let read = |path| fs::read(path).unwrap();
+    let tls = ClientTlsConfig::new()
+        .ca_certificate(Certificate::from_pem(authority))
+        .identity(Identity::from_pem(read(&issued.certificate), read(&issued.key)))
+        .domain_name("localhost");
+    let endpoint = Endpoint::from_shared(format!("https://{}", server.grpc)).unwrap().tls_config(tls).unwrap();
+    EventServiceClient::new(endpoint.connect_lazy())
+}
+
+fn is_unauthenticated(status: &Status) -> bool {
+    refusal(status) == (Code::Unauthenticated, "TOKEN_INVALID".into())
+}
+
+async fn info(client: &EventServiceClient<Channel>) -> Result<(), Status> {
+    within("an answer", client.clone().get_log_info(GetLogInfoRequest {})).await.map(|_| ())
+}
+
+#[tokio::test]
+async fn a_certificate_that_expires_ends_what_was_begun_with_it() {
+    let authority = Authority::new();
+    let ca = fs::read_to_string(authority.ca_file()).unwrap();
+    let (server, _file) = of_certificates(&authority, |options| options).await;
+    let ops = showing(&server, &ca, &authority.issue("ops", "ops.internal"));
+    let mut goes_on = Sub::open(ops.clone(), request()).await.unwrap();
+    let (issued, expires) = authority.issue_for("veo", "veo.internal", Duration::from_secs(6));
+    let veo = showing(&server, &ca, &issued);
+    let mut ends = Sub::open(veo.clone(), request()).await.unwrap();
+    ends.until_caught_up().await;
+    goes_on.until_caught_up().await;
+    info(&veo).await.unwrap();
+
+    let (_, status) = ends.end().await.unwrap_err();
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+    assert!(is_unauthenticated(&status), "{status:?}");
+    assert!(now.as_secs() > expires, "its last second is over");
+    assert!(now < Duration::from_secs(expires + 1) + Duration::from_secs(5), "and not for long: {now:?}");
+    assert!(is_unauthenticated(&info(&veo).await.unwrap_err()), "the same connection");
+    info(&ops).await.unwrap();
+    server.http().post(&completed("t1")).await;
+    goes_on.next_event().await;
+}
+
+#[tokio::test]
+async fn a_revoked_certificate_ends_what_was_begun_with_it_and_others_go_on() {
+    let authority = Authority::new();
+    let ca = fs::read_to_string(authority.ca_file()).unwrap();
+    let lists = authority.revoke(&[99]);
+    let (server, _file) =
+        of_certificates(&authority, |options| options.set("grpc.tls_client_crl_file", lists.display())).await;
+    let next_update = "blobcast_crl_next_update_timestamp_seconds";
+    assert_eq!(server.metric(next_update).await, 4_070_908_800.0);
+
+    let issued = authority.issue_numbered("veo", "veo.internal", 7);
+    let (veo, ops) =
+        (showing(&server, &ca, &issued), showing(&server, &ca, &authority.issue_numbered("ops", "ops.internal", 8)));
+    let mut ends = Sub::open(veo.clone(), request()).await.unwrap();
+    let mut goes_on = Sub::open(ops.clone(), request()).await.unwrap();
+    ends.until_caught_up().await;
+    goes_on.until_caught_up().await;
+
+    authority.revoke(&[99, 7]);
+    let (_, status) = ends.end().await.unwrap_err();
+    assert!(is_unauthenticated(&status), "{status:?}");
+    assert!(is_unauthenticated(&info(&veo).await.unwrap_err()), "the same connection");
+    let again = showing(&server, &ca, &issued);
+    assert!(info(&again).await.is_err(), "another one");
+    info(&ops).await.unwrap();
+
+    // What cannot be used changes nothing.
+    replace(&lists, "no list");
+    let refused = "blobcast_reloads_total{result=\"refused\",what=\"certificates\"}";
+    until("the refusal", async || server.metric(refused).await >= 1.0).await;
+    assert!(info(&veo).await.is_err());
+    info(&ops).await.unwrap();
+    // Who is revoked no more comes in by a new connection.
+    authority.revoke(&[]);
+    until("it to be let in", async || info(&showing(&server, &ca, &issued)).await.is_ok()).await;
+    assert!(is_unauthenticated(&info(&veo).await.unwrap_err()), "what was withdrawn stays so");
+    server.http().post(&completed("t1")).await;
+    goes_on.next_event().await;
+}
+
+#[tokio::test]
+async fn an_authority_that_is_trusted_no_more_ends_what_it_has_vouched_for() {
+    let (authority, other) = (Authority::new(), Authority::new());
+    let ca = fs::read_to_string(authority.ca_file()).unwrap();
+    let others = fs::read_to_string(other.ca_file()).unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let both = directory.path().join("authorities.pem");
+    replace(&both, &format!("{ca}{others}"));
+    let (server, _file) =
+        of_certificates(&authority, |options| options.set("grpc.tls_client_ca_file", both.display())).await;
+    let veo = showing(&server, &ca, &other.issue("veo", "veo.internal"));
+    let ops = showing(&server, &ca, &authority.issue("ops", "ops.internal"));
+    let mut ends = Sub::open(veo.clone(), request()).await.unwrap();
+    ends.until_caught_up().await;
+    info(&ops).await.unwrap();
+
+    replace(&both, &ca);
+    let (_, status) = ends.end().await.unwrap_err();
+    assert!(is_unauthenticated(&status), "{status:?}");
+    assert!(is_unauthenticated(&info(&veo).await.unwrap_err()));
+    info(&ops).await.unwrap();
+}
+
+#[tokio::test]
+async fn with_lists_a_certificate_that_is_in_the_scope_of_none_is_refused() {
+    let (authority, other) = (Authority::new(), Authority::new());
+    let ca = fs::read_to_string(authority.ca_file()).unwrap();
+    let lists = other.revoke(&[]);
+    let (server, _file) =
+        of_certificates(&authority, |options| options.set("grpc.tls_client_crl_file", lists.display())).await;
+    let ops = showing(&server, &ca, &authority.issue("ops", "ops.internal"));
+    assert!(info(&ops).await.is_err());
+    let text = fs::read_to_string(&lists).unwrap();
+    replace(&lists, &(text + &fs::read_to_string(authority.revoke(&[])).unwrap()));
+    let issued = authority.issue("ops", "ops.internal");
+    until("it to be let in", async || info(&showing(&server, &ca, &issued)).await.is_ok()).await;
 }

@@ -1,6 +1,7 @@
 //! The gRPC listener: services, health, reflection, and the limits of HTTP/2.
 
 mod admission;
+mod backlog;
 mod connection;
 mod corked;
 mod spanned;
@@ -8,18 +9,18 @@ mod spanned;
 use std::sync::Arc;
 
 use axum::{
-    body::Body,
     extract::{Request, State},
+    http::{HeaderValue, StatusCode, header::CONTENT_TYPE},
     middleware::{Next, from_fn_with_state},
-    response::Response,
+    response::{IntoResponse, Response},
 };
-use hyper::body::Body as _;
-use tokio::{net::TcpListener, sync::Semaphore, time::timeout_at};
+use prometheus::IntCounterVec;
+use tokio::{net::TcpListener, time::timeout_at};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{
     Code, Status,
-    service::{InterceptorLayer, Routes, RoutesBuilder, interceptor::InterceptedService},
+    service::{InterceptorLayer, Routes, RoutesBuilder},
 };
 use tonic_health::server::{HealthReporter, health_reporter};
 use tracing::Instrument;
@@ -29,6 +30,7 @@ use crate::{
     config::{self, Config},
     rpc,
     trace::{REQUEST_ID, RequestId, TRACEPARENT, Tracer},
+    web,
     wire::{
         DESCRIPTOR_SET,
         service::{
@@ -65,16 +67,13 @@ pub(super) async fn services(context: rpc::Context, config: &Config, tracer: Tra
     set_health(&health, tonic_health::ServingStatus::Serving).await;
     let request_bytes_max = super::usize_of(config.grpc.request_bytes_max);
     let (gate, answers) = (context.gate.clone(), Arc::clone(&context.answers));
+    let metrics = Arc::clone(&gate.metrics);
     let events = EventServiceServer::new(rpc::Events::new(context.clone()));
     let admin = AdminServiceServer::new(rpc::Admin::new(context));
     let mut routes = RoutesBuilder::default();
     let events = events.max_decoding_message_size(request_bytes_max);
     let admin = admin.max_decoding_message_size(request_bytes_max);
-    routes
-        .add_service(InterceptedService::new(events, gate.clone()))
-        .add_service(InterceptedService::new(admin, gate.clone()))
-        // Probes have no tokens.
-        .add_service(health_service);
+    routes.add_service(events).add_service(admin).add_service(health_service);
     let reflection = || {
         tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(DESCRIPTOR_SET)
@@ -85,36 +84,46 @@ pub(super) async fn services(context: rpc::Context, config: &Config, tracer: Tra
     // Both versions: grpcurl 1.8 and older speak only the second.
     let v1 = reflection().build_v1().expect("the descriptor set is our own, made at build time");
     let v1alpha = reflection().build_v1alpha().expect("the descriptor set is our own, made at build time");
-    routes.add_service(InterceptedService::new(v1, gate.clone())).add_service(InterceptedService::new(v1alpha, gate));
-    let admission = Arc::new(Admission::new(super::usize_of(config.grpc.inflight_bytes_max)));
+    routes.add_service(v1).add_service(v1alpha);
+    let admission = Arc::new(Admission::new(gate, super::usize_of(config.grpc.inflight_bytes_max), answers, &metrics));
     let routes = routes
         .routes()
         .into_axum_router()
-        .layer(from_fn_with_state(answers, bounded))
         .layer(from_fn_with_state(admission, admit))
         .layer(from_fn_with_state(request_bytes_max, explained))
+        .layer(from_fn_with_state(metrics.calls_refused.clone(), only_grpc))
         .layer(from_fn_with_state(tracer, traced));
     (health, routes.into())
 }
 
-/// Gives the answer to `Subscribe` the body that was handed over with it, and every other one that holds its answer to its share
-/// of memory, and to its time.
-async fn bounded(State(answers): State<Arc<rpc::Answers>>, request: Request, next: Next) -> Response {
-    let payer = rpc::Payer::connection(request.extensions().get());
-    let (mut head, body) = next.run(request).await.into_parts();
-    let body = match head.extensions.remove::<rpc::HandedOver>().and_then(|handed_over| handed_over.take()) {
-        Some(events) => Body::new(events),
-        // A refusal is all in its headers.
-        None if body.is_end_stream() => body,
-        None => Body::new(rpc::AnswerBody::new(&answers, payer, &mut head.extensions, body)),
+/// Refuses what no client of gRPC sends, before anything else looks at it. A browser sends a certificate of its user's with
+/// whatever a page asks it to, and a page can make it send any bytes, but not with gRPC's content type.
+async fn only_grpc(State(refused): State<IntCounterVec>, request: Request, next: Next) -> Response {
+    let refuse = |cause, answer: (StatusCode, &'static str)| {
+        refused.with_label_values(&[cause]).inc();
+        answer.into_response()
     };
-    Response::from_parts(head, body)
+    if web::is_foreign(&request, None, &[]) {
+        let message = "a web page has sent this: remove `Origin` in the proxy that speaks for it, if that is wanted\n";
+        return refuse("foreign_origin", (StatusCode::FORBIDDEN, message));
+    }
+    if !is_grpc(request.headers().get(CONTENT_TYPE)) {
+        let message = "this is a gRPC server: it takes application/grpc and application/grpc+proto\n";
+        return refuse("content_type", (StatusCode::UNSUPPORTED_MEDIA_TYPE, message));
+    }
+    next.run(request).await
 }
 
-/// Holds requests to their time and their share of memory while they arrive.
+fn is_grpc(content_type: Option<&HeaderValue>) -> bool {
+    let essence = content_type.and_then(|value| value.as_bytes().split(|&byte| byte == b';').next());
+    let essence = essence.map(<[u8]>::trim_ascii).unwrap_or_default();
+    [&b"application/grpc"[..], b"application/grpc+proto"].iter().any(|ours| essence.eq_ignore_ascii_case(ours))
+}
+
+/// Asks the gate, and holds requests, and then their answers, to their time and their share of memory.
 async fn admit(State(admission): State<Arc<Admission>>, request: Request, next: Next) -> Response {
     match admission.admit(request) {
-        Ok(request) => next.run(request).await,
+        Ok((request, held)) => held.until_its_end(next.run(request).await),
         Err(refused) => refused.into_http(),
     }
 }
@@ -185,19 +194,18 @@ pub(super) async fn serve(
     counters: Counters,
     stop: CancellationToken,
 ) {
-    let connections_max = super::usize_of(config.connections_max).min(Semaphore::MAX_PERMITS);
-    let entrance = entrance.expecting_preface();
-    let (incoming, accepting) = incoming(listener, entrance, connections_max, counters, stop.clone());
     let streams_max = u32::try_from(config.subscriptions_max).unwrap_or(u32::MAX).saturating_add(UNARY_STREAMS);
+    let (keepalive_interval, keepalive_timeout) = (config.keepalive_interval, config.keepalive_timeout);
+    let (incoming, accepting) = incoming(listener, entrance.expecting_preface(), config, counters, stop.clone());
     let server = tonic::transport::Server::builder()
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
         .max_concurrent_streams(streams_max)
-        .http2_keepalive_interval(Some(config.keepalive_interval))
-        .http2_keepalive_timeout(Some(config.keepalive_timeout))
+        .http2_keepalive_interval(Some(keepalive_interval))
+        .http2_keepalive_timeout(Some(keepalive_timeout))
         .http2_max_header_list_size(HEADER_LIST_BYTES)
         .http2_max_pending_accept_reset_streams(Some(PENDING_RESETS_MAX))
-        .layer(InterceptorLayer::new(rpc::note_deadline))
+        .layer(InterceptorLayer::new(|request| rpc::note_deadline(backlog::noted(request))))
         .add_routes(services)
         .serve_with_incoming_shutdown(ReceiverStream::new(incoming), stop.cancelled_owned());
     let (served, ()) = tokio::join!(server, accepting);

@@ -1,6 +1,7 @@
 //! From an accepted socket to a connection that can be spoken on: who is behind it, whether it may have another one, and TLS.
 //! All of it has to be done in one short time, so that a connection which says nothing holds nothing.
 
+pub(super) mod places;
 pub(crate) mod proxy;
 mod shares;
 mod stream;
@@ -23,7 +24,7 @@ use tokio::{
 pub(super) use self::{shares::Share, stream::Stream};
 use self::{shares::Shares, tls::Tls};
 
-use crate::network;
+use crate::{credentials::Certificate, network};
 
 /// From the accept to the end of the TLS handshake; a few round trips, also over a bad line.
 const OPENING_TIMEOUT: Duration = Duration::from_secs(10);
@@ -80,8 +81,8 @@ pub(super) struct Opened {
     pub stream: Stream,
     /// The client; behind a load balancer with a PROXY header, the one that it names.
     pub client: SocketAddr,
-    /// The names in its certificate, if it has shown one that is good.
-    pub certificate_names: Arc<[String]>,
+    /// What it has shown, if that is good.
+    pub certificate: Option<Arc<Certificate>>,
     /// Held while it is open.
     share: Option<Share>,
 }
@@ -118,25 +119,49 @@ impl Entrance {
         network::contains(&self.trusted, address.ip())
     }
 
-    /// Takes a connection in.
-    pub(super) async fn open(&self, stream: TcpStream, peer: SocketAddr) -> Result<Opened, Refused> {
-        timeout(OPENING_TIMEOUT, self.open_unhurried(stream, peer)).await.unwrap_or(Err(Refused::Timeout))
+    /// Its address' share, before anything else is spent on a connection; of one whose client a PROXY header is to name, later.
+    pub(super) fn share(&self, peer: SocketAddr) -> Result<Option<Share>, Refused> {
+        if self.names_client(peer) { Ok(None) } else { self.share_of(peer) }
     }
 
-    async fn open_unhurried(&self, mut stream: TcpStream, peer: SocketAddr) -> Result<Opened, Refused> {
-        let names_client = self.proxy_protocol && self.trusts(peer);
-        let client = if names_client { proxy::read(&mut stream, peer).await? } else { peer };
-        let share = match &self.shares {
-            Some(shares) if !self.trusts(client) => Some(shares.take(client.ip()).ok_or(Refused::Share)?),
-            _ => None,
+    fn share_of(&self, client: SocketAddr) -> Result<Option<Share>, Refused> {
+        match &self.shares {
+            Some(shares) if !self.trusts(client) => shares.take(client.ip()).ok_or(Refused::Share).map(Some),
+            _ => Ok(None),
+        }
+    }
+
+    fn names_client(&self, peer: SocketAddr) -> bool {
+        self.proxy_protocol && self.trusts(peer)
+    }
+
+    /// Takes a connection in, which has its address' `share`.
+    pub(super) async fn open(
+        &self,
+        stream: TcpStream,
+        peer: SocketAddr,
+        share: Option<Share>,
+    ) -> Result<Opened, Refused> {
+        timeout(OPENING_TIMEOUT, self.open_unhurried(stream, peer, share)).await.unwrap_or(Err(Refused::Timeout))
+    }
+
+    async fn open_unhurried(
+        &self,
+        mut stream: TcpStream,
+        peer: SocketAddr,
+        share: Option<Share>,
+    ) -> Result<Opened, Refused> {
+        let (client, share) = if self.names_client(peer) {
+            let client = proxy::read(&mut stream, peer).await?;
+            (client, self.share_of(client)?)
+        } else {
+            (peer, share)
         };
-        let (mut stream, certificate_names) = match &self.tls {
-            None => (Stream::from(stream), Arc::default()),
+        let (mut stream, certificate) = match &self.tls {
+            None => (Stream::from(stream), None),
             Some(tls) => {
-                let stream = tls.accept(stream).await?;
-                let certificates = stream.get_ref().1.peer_certificates();
-                let names = certificates.and_then(<[_]>::first).map(tls::names).unwrap_or_default();
-                (stream.into(), names)
+                let (stream, certificate) = tls.accept(stream).await?;
+                (stream.into(), certificate)
             }
         };
         if self.expects_preface {
@@ -146,7 +171,7 @@ impl Entrance {
                 return Err(io::Error::from(io::ErrorKind::InvalidData).into());
             }
         }
-        Ok(Opened { stream, client, certificate_names, share })
+        Ok(Opened { stream, client, certificate, share })
     }
 }
 
@@ -162,4 +187,26 @@ pub(super) async fn accept_failed(error: &io::Error) {
         tracing::warn!(%error, "cannot accept connections: check the limit of open files");
     }
     sleep(ACCEPT_RETRY).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_that_has_its_share_is_refused_before_anything_is_spent_on_it() {
+        let at = |address: &str| address.parse().unwrap();
+        let entrance = Entrance::shared(2, &["192.0.2.0/24".parse().unwrap()], false, None);
+        let held = [entrance.share(at("198.51.100.7:1")).unwrap(), entrance.share(at("198.51.100.7:2")).unwrap()];
+        assert!(held.iter().all(Option::is_some));
+        assert!(matches!(entrance.share(at("198.51.100.7:3")), Err(Refused::Share)));
+        assert!(entrance.share(at("198.51.100.8:1")).unwrap().is_some(), "another one has its own");
+        drop(held);
+        assert!(entrance.share(at("198.51.100.7:3")).is_ok());
+        // Who stands for many is not counted, nor is one whose client is still to be named.
+        for names_client in [false, true] {
+            let entrance = Entrance { proxy_protocol: names_client, ..entrance.clone() };
+            assert!(entrance.share(at("192.0.2.1:1")).unwrap().is_none());
+        }
+    }
 }

@@ -1,9 +1,10 @@
-//! A connection with or without TLS, as one type; it gives way to others, however much it has to say.
+//! A connection with or without TLS, as one type; it gives way to others, however much it has to say, and it is not listened to
+//! while it does not take what is said to it.
 
 use std::{
     io,
     pin::Pin,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
 };
 
 use tokio::{
@@ -22,6 +23,9 @@ pub(in crate::server) struct Stream {
     kind: Kind,
     /// In this turn.
     read_bytes: usize,
+    /// The other end has taken nothing of the last write. A peer that asks and asks, and reads no answer, would otherwise fill
+    /// the memory with answers: refusals, too, which nobody has to be known for. Whoever reads is heard again at once.
+    is_blocked: bool,
 }
 
 #[derive(Debug)]
@@ -32,13 +36,13 @@ enum Kind {
 
 impl From<TcpStream> for Stream {
     fn from(stream: TcpStream) -> Self {
-        Self { kind: Kind::Plain(stream), read_bytes: 0 }
+        Self { kind: Kind::Plain(stream), read_bytes: 0, is_blocked: false }
     }
 }
 
 impl From<TlsStream<TcpStream>> for Stream {
     fn from(stream: TlsStream<TcpStream>) -> Self {
-        Self { kind: Kind::Tls(Box::new(stream)), read_bytes: 0 }
+        Self { kind: Kind::Tls(Box::new(stream)), read_bytes: 0, is_blocked: false }
     }
 }
 
@@ -50,20 +54,36 @@ impl Stream {
             Kind::Tls(stream) => stream.get_ref().1.alpn_protocol(),
         }
     }
+
+    /// Whether the other end takes anything.
+    fn poll_taken(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &self.kind {
+            Kind::Plain(stream) => stream.poll_write_ready(cx),
+            Kind::Tls(stream) => stream.get_ref().0.poll_write_ready(cx),
+        }
+    }
 }
 
 macro_rules! forward {
-    ($self:ident, $stream:ident => $call:expr) => {
-        match &mut $self.get_mut().kind {
+    ($self:ident, is_write: $is_write:literal, $stream:ident => $call:expr) => {{
+        let this = $self.get_mut();
+        let polled = match &mut this.kind {
             Kind::Plain($stream) => $call,
             Kind::Tls($stream) => $call,
-        }
-    };
+        };
+        // Plain TCP has nothing to flush, so that it does says nothing of the write before.
+        this.is_blocked = if $is_write { polled.is_pending() } else { this.is_blocked || polled.is_pending() };
+        polled
+    }};
 }
 
 impl AsyncRead for Stream {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
+        if this.is_blocked {
+            ready!(this.poll_taken(cx))?;
+            this.is_blocked = false;
+        }
         if this.read_bytes >= TURN_BYTES {
             this.read_bytes = 0;
             cx.waker().wake_by_ref();
@@ -81,7 +101,7 @@ impl AsyncRead for Stream {
 
 impl AsyncWrite for Stream {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        forward!(self, stream => Pin::new(stream).poll_write(cx, buf))
+        forward!(self, is_write: true, stream => Pin::new(stream).poll_write(cx, buf))
     }
 
     fn poll_write_vectored(
@@ -89,7 +109,7 @@ impl AsyncWrite for Stream {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        forward!(self, stream => Pin::new(stream).poll_write_vectored(cx, bufs))
+        forward!(self, is_write: true, stream => Pin::new(stream).poll_write_vectored(cx, bufs))
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -100,10 +120,56 @@ impl AsyncWrite for Stream {
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        forward!(self, stream => Pin::new(stream).poll_flush(cx))
+        forward!(self, is_write: false, stream => Pin::new(stream).poll_flush(cx))
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        forward!(self, stream => Pin::new(stream).poll_shutdown(cx))
+        forward!(self, is_write: false, stream => Pin::new(stream).poll_shutdown(cx))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{future::poll_fn, time::Duration};
+
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        net::TcpListener,
+        time::timeout,
+    };
+
+    use super::*;
+
+    #[tokio::test]
+    async fn who_takes_no_answer_is_heard_again_when_it_does() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let mut stream = Stream::from(listener.accept().await.unwrap().0);
+        client.write_all(b"asked").await.unwrap();
+        let mut buffer = [0; 5];
+        stream.read_exact(&mut buffer).await.unwrap();
+
+        // Until the kernel takes nothing more.
+        let (answer, mut written) = (vec![0; 64 * 1024], 0);
+        while let Ok(count) = timeout(Duration::from_millis(100), stream.write(&answer)).await {
+            written += count.unwrap();
+        }
+        client.write_all(b"again").await.unwrap();
+        let read =
+            |stream: &mut Stream, cx: &mut Context<'_>| Pin::new(stream).poll_read(cx, &mut ReadBuf::new(&mut [0; 5]));
+        for _ in 0..100 {
+            let polled = poll_fn(|cx| Poll::Ready(read(&mut stream, cx).is_pending())).await;
+            assert!(polled, "it is listened to, though it listens to nothing");
+            tokio::task::yield_now().await;
+        }
+
+        let taking = tokio::spawn(async move {
+            let mut taken = vec![0; written];
+            client.read_exact(&mut taken).await.unwrap();
+            client
+        });
+        timeout(Duration::from_secs(60), stream.read_exact(&mut buffer)).await.expect("it is heard").unwrap();
+        assert_eq!(&buffer, b"again");
+        drop(taking.await.unwrap());
     }
 }

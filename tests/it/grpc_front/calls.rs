@@ -50,6 +50,19 @@ impl Calls {
         (status, body.trailers().and_then(Status::from_header_map))
     }
 
+    /// The answer to a request with these headers and no others: its HTTP status, and what it says.
+    pub(super) async fn post(&mut self, path: &str, headers: &[(&str, &str)]) -> (u16, String) {
+        let mut request = Request::post(format!("http://{}{path}", self.authority));
+        for &(name, value) in headers {
+            request = request.header(name, value);
+        }
+        let request = request.body(Full::new(Bytes::from_static(&[0; 5]))).unwrap();
+        let answer = within("an answer", self.sender.send_request(request)).await.unwrap();
+        let status = answer.status().as_u16();
+        let body = within("the answer's end", answer.into_body().collect()).await.unwrap().to_bytes();
+        (status, String::from_utf8_lossy(&body).into_owned())
+    }
+
     /// How large HTTP/2 says that the headers of such a call are, without those of the caller's own.
     pub(super) fn header_list_bytes(&self, path: &str, body: &Bytes) -> usize {
         let pseudo = [(":method", "POST"), (":scheme", "http"), (":authority", &self.authority), (":path", path)];

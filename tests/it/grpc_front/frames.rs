@@ -73,6 +73,14 @@ impl Frames {
         M::decode(&data.payload[5..]).unwrap()
     }
 
+    /// Waits until so many answers have begun; of refusals that is all.
+    pub(super) async fn hears(&mut self, count: usize) {
+        for number in 0..count {
+            let found = self.find(|frame| frame.kind == HEADERS).await;
+            assert!(found.is_some(), "closed behind {number} of {count} answers");
+        }
+    }
+
     /// Waits until the other side has closed.
     pub(super) async fn closed(&mut self) {
         assert!(self.find(|_| false).await.is_none());
@@ -120,16 +128,30 @@ pub(super) fn call(stream: u32, method: &str, request: &impl Message) -> Vec<u8>
 
 /// The head of a call whose request is still to come.
 pub(super) fn begun(stream: u32, method: &str) -> Vec<u8> {
-    let path = format!("/{SERVICE_NAME}/{method}");
+    begun_at(stream, &format!("/{SERVICE_NAME}/{method}"))
+}
+
+/// The same, of any service.
+pub(super) fn begun_at(stream: u32, path: &str) -> Vec<u8> {
     // Indices of HPACK's static table, and literals that are in no index.
     let mut headers = vec![0x83, 0x86];
-    for (name, value) in [(&[0x04][..], path.as_str()), (&[0x01], "test"), (&[0x0f, 0x10], "application/grpc")] {
+    for (name, value) in [(&[0x04][..], path), (&[0x01], "test"), (&[0x0f, 0x10], "application/grpc")] {
         headers.extend(name);
         headers.push(u8::try_from(value.len()).unwrap());
         headers.extend(value.as_bytes());
     }
     headers.extend(b"\x00\x02te\x08trailers");
     frame(HEADERS, END_HEADERS, stream, headers)
+}
+
+/// The rest of a call whose head was sent: a request that says nothing.
+pub(super) fn rest(stream: u32) -> Vec<u8> {
+    frame(DATA, END_STREAM, stream, [0; 5])
+}
+
+/// A request that says more than it may.
+pub(super) fn bytes(stream: u32, count: usize) -> Vec<u8> {
+    frame(DATA, 0, stream, vec![0; count])
 }
 
 /// The end of a call that nobody waits for any more.

@@ -30,6 +30,47 @@ async fn a_new_callback_is_received_and_becomes_an_event() {
 }
 
 #[tokio::test]
+async fn what_a_web_page_sends_is_refused_and_counted() {
+    let server = Options::default().set("public_url", "https://hooks.example.com").start().await;
+    let address = server.ingest.to_string();
+    let send = async |host: &str, header: String| {
+        let mut raw = Raw::connect(server.ingest).await;
+        let body = completed("from-a-page").to_string();
+        let length = body.len();
+        raw.send(format!(
+            "POST /webhook/veo HTTP/1.1\r\nhost: {host}\r\n{header}content-length: {length}\r\n\r\n{body}"
+        ))
+        .await;
+        raw.reply().await
+    };
+    let of_pages = [
+        ("evil.example", "origin: https://evil.example\r\n"), // a name that was made to lead here
+        (&address, "origin: https://evil.example\r\n"),
+        (&address, "origin: null\r\n"),
+        (&address, "sec-fetch-site: cross-site\r\n"),
+        (&address, "content-type: text/plain\r\nsec-fetch-site: cross-site\r\nsec-fetch-mode: no-cors\r\n"),
+    ];
+    for (host, header) in of_pages {
+        let reply = send(host, header.to_owned()).await;
+        assert_eq!((reply.status, reply.reason().as_str()), (403, "foreign_origin"), "{header}");
+        assert_eq!(reply.header("connection"), "close");
+    }
+    nothing_is_kept(&server).await;
+    assert_eq!(counted(&server, "foreign_origin").await, 5.0);
+
+    let of_others = [
+        ("any.name", String::new()),
+        (&address, format!("origin: http://{address}\r\n")),
+        (&address, "origin: https://hooks.example.com\r\n".to_owned()),
+        (&address, "sec-fetch-site: same-origin\r\n".to_owned()),
+        (&address, "sec-fetch-site: none\r\n".to_owned()),
+    ];
+    for (host, header) in of_others {
+        assert_eq!(send(host, header.clone()).await.status, 200, "{header}");
+    }
+}
+
+#[tokio::test]
 async fn a_duplicate_names_the_original_is_counted_and_not_published_again() {
     let server = Server::start().await;
     let original = server.http().post(&completed("t1")).await;

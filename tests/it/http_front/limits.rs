@@ -314,7 +314,7 @@ async fn a_data_directory_that_is_replaced_is_noticed_without_a_callback() {
 #[tokio::test]
 async fn the_admin_listener_has_limits_of_its_own() {
     let server = Server::start().await;
-    let request = |headers: &str| format!("GET /livez HTTP/1.1\r\nhost: test\r\n{headers}\r\n");
+    let request = |headers: &str| format!("GET /livez HTTP/1.1\r\nhost: 127.0.0.1\r\n{headers}\r\n");
     let ask = async |request: String| {
         let mut raw = Raw::connect(server.admin).await;
         raw.send(request).await;
@@ -344,6 +344,76 @@ async fn the_admin_listener_has_limits_of_its_own() {
     excess.closed().await;
     open.pop();
     until("a free place", || async { ask(request("")).await.1 == 200 }).await;
+}
+
+#[tokio::test]
+async fn the_admin_listener_answers_to_addresses_localhost_and_its_hosts_and_to_no_page() {
+    let server = Options::default().set("admin.hosts", "metrics.internal,forwarded.internal:19090").start().await;
+    let (admin, port) = (server.admin, server.admin.port());
+    let ask = async |path: &str, headers: &str| {
+        let mut raw = Raw::connect(admin).await;
+        raw.send(format!("GET {path} HTTP/1.1\r\n{headers}\r\n")).await;
+        raw.reply().await
+    };
+    let ours = [admin.to_string(), "10.0.0.1".into(), format!("localhost:{port}"), "metrics.internal:1".into()];
+    for host in ours.iter().map(String::as_str).chain(["forwarded.internal:19090", "metrics.internal"]) {
+        for path in ["/livez", "/metrics"] {
+            assert_eq!(ask(path, &format!("host: {host}\r\n")).await.status, 200, "{host}");
+        }
+    }
+    // A load balancer's probe may say nothing.
+    let mut raw = Raw::connect(admin).await;
+    raw.send("GET /livez HTTP/1.0\r\n\r\n").await;
+    assert_eq!(raw.reply().await.status, 200);
+
+    let others = ["evil.example", "localhost:1", "forwarded.internal", "metrics.internal.evil.example"];
+    for host in others {
+        for path in ["/livez", "/readyz", "/metrics", "/version", "/", "/nothing"] {
+            let reply = ask(path, &format!("host: {host}\r\n")).await;
+            assert_eq!(reply.status, 421, "{path} at {host}");
+            assert!(reply.body.contains("admin.hosts") && !reply.body.contains("epoch"), "{}", reply.body);
+        }
+    }
+    let reply = ask("http://evil.example/version", &format!("host: {admin}\r\n")).await;
+    assert_eq!(reply.status, 421, "by its target");
+    let refused =
+        async |cause: &str| server.metric(&format!("blobcast_admin_refused_total{{cause=\"{cause}\"}}")).await;
+    assert_eq!((refused("host").await, refused("foreign_origin").await), (25.0, 0.0));
+
+    let of_page = |more: &str| format!("host: {admin}\r\nsec-fetch-site: cross-site\r\n{more}");
+    assert_eq!(ask("/readyz", &of_page("sec-fetch-mode: no-cors\r\n")).await.status, 403, "an image");
+    assert_eq!(ask("/version", &format!("host: {admin}\r\norigin: http://evil.example\r\n")).await.status, 403);
+    assert_eq!(ask("/version", &of_page("sec-fetch-mode: navigate\r\n")).await.status, 200, "a link");
+    assert_eq!(refused("foreign_origin").await, 2.0);
+}
+
+#[tokio::test]
+async fn a_silent_connection_gives_way_to_a_callback() {
+    let server = Options::default().set("ingest.connections_max", 2).set("ingest.header_timeout", "60s").start().await;
+    let mut known = Raw::connect(server.ingest).await;
+    known.send(post("/webhook/veo", "", completed("t1").to_string())).await;
+    assert_eq!(known.reply().await.status, 200);
+    let mut silent = Raw::connect(server.ingest).await;
+    silent.send("POST /webhook/veo HTTP/1.1\r\nhost: x\r\n").await;
+    until("both to be in", async || server.metric("blobcast_connections{listener=\"ingest\"}").await == 2.0).await;
+    let mut new = Raw::connect(server.ingest).await;
+    new.send(post("/webhook/veo", "", completed("t2").to_string())).await;
+    assert_eq!(new.reply().await.status, 503, "it has a moment to go on");
+    until("the callback to be taken", async || {
+        new = Raw::connect(server.ingest).await;
+        new.send(post("/webhook/veo", "", completed("t2").to_string())).await;
+        new.reply().await.status == 200
+    })
+    .await;
+    silent.closed().await;
+    assert_eq!(server.metric("blobcast_connections_shed_total{listener=\"ingest\"}").await, 1.0);
+    // Both have brought a callback, and stay.
+    let mut excess = Raw::connect(server.ingest).await;
+    assert_eq!(excess.reply().await.status, 503);
+    for raw in [&mut known, &mut new] {
+        raw.send(post("/webhook/veo", "", completed("t3").to_string())).await;
+        assert_eq!(raw.reply().await.status, 200);
+    }
 }
 
 #[tokio::test]

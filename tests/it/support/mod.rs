@@ -18,7 +18,7 @@ mod watchdog;
 
 use std::time::Duration;
 
-pub use authority::{Authority, Issued};
+pub use authority::{Authority, Issued, replace};
 pub use client::{AsObserved, Seen, Sub, reason, request, tasks};
 pub use collector::{Collector, Manner, Span, SpanKind, StatusCode, attribute, hex};
 pub use command::{Cli, Ran, Running, free_address};

@@ -1,0 +1,392 @@
+//! The places of a listener: how many connections there may be, and which one gives way to a new one when all are taken.
+//!
+//! A connection takes a place before anybody knows whose it is. So that strangers cannot hold all of them by saying nothing,
+//! the places are not first come, first served: a connection on which nobody was let in yet is a stranger's, and when there is
+//! no place left, the oldest of those that are quiet is closed. A client that was let in gives way only where there is no
+//! stranger at all, if at all, and only while it asks for nothing.
+
+use std::{
+    collections::BTreeMap,
+    future::poll_fn,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{
+            AtomicBool, AtomicU64, AtomicUsize,
+            Ordering::{Relaxed, SeqCst},
+        },
+    },
+    task::{Context, Poll, Waker},
+    time::Duration,
+};
+
+use prometheus::{IntCounter, IntGauge};
+use tokio::{
+    sync::Notify,
+    time::{Instant, timeout_at},
+};
+
+use crate::metrics::Metrics;
+
+/// What a listener counts of its places.
+#[derive(Clone, Debug)]
+pub(in crate::server) struct Counted {
+    /// Connections that are open.
+    open: IntGauge,
+    /// Those that found no place, and wait or are refused.
+    full: IntCounter,
+    /// Those that were closed for another one.
+    shed: IntCounter,
+}
+
+impl Counted {
+    pub(in crate::server) fn of(listener: &str, metrics: &Metrics) -> Self {
+        Self {
+            open: metrics.connections.with_label_values(&[listener]),
+            full: metrics.connections_refused.with_label_values(&[listener, "full"]),
+            shed: metrics.connections_shed.with_label_values(&[listener]),
+        }
+    }
+}
+
+/// How long a connection may be quiet before it has to give way; `None`: for ever.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::server) struct Patience {
+    /// One on which nobody was let in yet.
+    pub with_strangers: Option<Duration>,
+    /// One on which somebody was.
+    pub with_clients: Option<Duration>,
+}
+
+/// The places of one listener.
+#[derive(Clone, Debug)]
+pub(in crate::server) struct Places(Arc<Inner>);
+
+struct Inner {
+    max: usize,
+    patience: Patience,
+    clock: fn() -> Instant,
+    began: Instant,
+    taken: Mutex<Taken>,
+    freed: Notify,
+    counted: Counted,
+}
+
+impl std::fmt::Debug for Inner {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Places").field("max", &self.max).finish_non_exhaustive()
+    }
+}
+
+/// Connections by the order in which they came.
+#[derive(Debug, Default)]
+struct Taken {
+    next: u64,
+    strangers: BTreeMap<u64, Arc<Standing>>,
+    known: BTreeMap<u64, Arc<Standing>>,
+}
+
+impl Places {
+    pub(in crate::server) fn new(max: usize, patience: Patience, counted: Counted) -> Self {
+        Self::by(Instant::now, max, patience, counted)
+    }
+
+    fn by(clock: fn() -> Instant, max: usize, patience: Patience, counted: Counted) -> Self {
+        let (began, taken, freed) = (clock(), Mutex::default(), Notify::new());
+        Self(Arc::new(Inner { max, patience, clock, began, taken, freed, counted }))
+    }
+
+    /// A place as soon as there is one.
+    pub(in crate::server) async fn take(&self) -> Place {
+        let mut has_waited = false;
+        loop {
+            let next_chance = match self.find() {
+                Ok(place) => return place,
+                Err(next_chance) => next_chance,
+            };
+            if !std::mem::replace(&mut has_waited, true) {
+                self.0.counted.full.inc();
+            }
+            let freed = self.0.freed.notified();
+            match next_chance {
+                // Either way there is something to look for.
+                Some(when) => drop(timeout_at(when, freed).await),
+                None => freed.await,
+            }
+        }
+    }
+
+    /// A place, if there is one now.
+    pub(in crate::server) fn try_take(&self) -> Option<Place> {
+        self.find().inspect_err(|_| self.0.counted.full.inc()).ok()
+    }
+
+    /// A place that is free or is made so; otherwise when another look may find one, though none is given back.
+    fn find(&self) -> Result<Place, Option<Instant>> {
+        let mut taken = self.0.taken();
+        if taken.strangers.len() + taken.known.len() >= self.0.max {
+            let victim = self.0.victim(&taken)?;
+            taken.strangers.remove(&victim.number);
+            taken.known.remove(&victim.number);
+            self.0.counted.shed.inc();
+            victim.shed();
+        }
+        let number = taken.next;
+        taken.next += 1;
+        let standing = Arc::new(Standing {
+            places: Arc::clone(&self.0),
+            number,
+            quiet_since_millis: AtomicU64::new(self.0.now_millis()),
+            is_known: AtomicBool::new(false),
+            requests: AtomicUsize::new(0),
+            is_shed: AtomicBool::new(false),
+            waker: Mutex::default(),
+        });
+        taken.strangers.insert(number, Arc::clone(&standing));
+        self.0.counted.open.inc();
+        Ok(Place(standing))
+    }
+}
+
+impl Inner {
+    fn taken(&self) -> MutexGuard<'_, Taken> {
+        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn now_millis(&self) -> u64 {
+        u64::try_from((self.clock)().duration_since(self.began).as_millis()).unwrap_or(u64::MAX)
+    }
+
+    /// The connection that has to give way to a new one; if there is none, when there may be one.
+    fn victim(&self, taken: &Taken) -> Result<Arc<Standing>, Option<Instant>> {
+        let quiet_since = |standing: &&Arc<Standing>| standing.quiet_since_millis.load(Relaxed);
+        let is_quiet = |standing: &&Arc<Standing>| standing.requests.load(SeqCst) == 0;
+        // Strangers stand in the order of their age; nearly always it is the first one.
+        let stranger = taken.strangers.values().find(is_quiet);
+        let (candidate, patience) = match stranger {
+            Some(stranger) => (stranger, self.patience.with_strangers),
+            None if taken.strangers.is_empty() => {
+                let client = taken.known.values().filter(is_quiet).min_by_key(quiet_since);
+                (client.ok_or(None)?, self.patience.with_clients)
+            }
+            None => return Err(None),
+        };
+        let quiet_since = self.began + Duration::from_millis(quiet_since(&candidate));
+        match patience.and_then(|patience| quiet_since.checked_add(patience)) {
+            Some(due) if due <= (self.clock)() => Ok(Arc::clone(candidate)),
+            due => Err(due),
+        }
+    }
+}
+
+/// A connection's place; given back when dropped.
+#[derive(Debug)]
+pub(in crate::server) struct Place(Arc<Standing>);
+
+impl Place {
+    /// What the requests of the connection and its place know of each other.
+    pub(in crate::server) fn standing(&self) -> &Arc<Standing> {
+        &self.0
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let places = &self.0.places;
+        let mut taken = places.taken();
+        taken.strangers.remove(&self.0.number);
+        taken.known.remove(&self.0.number);
+        drop(taken);
+        places.counted.open.dec();
+        places.freed.notify_one();
+    }
+}
+
+/// How a connection stands when places run out.
+pub(in crate::server) struct Standing {
+    places: Arc<Inner>,
+    number: u64,
+    /// When it was taken in, or its last request ended, from when the listener began.
+    quiet_since_millis: AtomicU64,
+    /// Somebody was let in on it.
+    is_known: AtomicBool,
+    /// Requests that are being answered.
+    requests: AtomicUsize,
+    is_shed: AtomicBool,
+    waker: Mutex<Option<Waker>>,
+}
+
+impl std::fmt::Debug for Standing {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Standing").field("number", &self.number).finish_non_exhaustive()
+    }
+}
+
+impl Standing {
+    /// A request begins: until the answer has ended, the connection does not give way.
+    pub(in crate::server) fn begin(self: &Arc<Self>) -> Answering {
+        self.requests.fetch_add(1, SeqCst);
+        Answering(Arc::clone(self))
+    }
+
+    /// A request has shown who sends it.
+    pub(in crate::server) fn is_known_now(&self) {
+        if self.is_known.load(Relaxed) || self.is_known.swap(true, Relaxed) {
+            return;
+        }
+        let mut taken = self.places.taken();
+        // One that has to give way is in neither.
+        if let Some(standing) = taken.strangers.remove(&self.number) {
+            taken.known.insert(self.number, standing);
+        }
+    }
+
+    fn shed(&self) {
+        self.is_shed.store(true, SeqCst);
+        if let Some(waker) = self.lock_waker().take() {
+            waker.wake();
+        }
+    }
+
+    /// Waits until the connection has to give way.
+    pub(in crate::server) async fn until_shed(&self) {
+        let mut registered = None;
+        poll_fn(|cx| self.poll_shed(cx, &mut registered)).await;
+    }
+
+    /// Whether the connection has to give way. `registered` is the caller's, and only his: who is woken for it, so that a
+    /// connection which is polled often takes no lock for it.
+    pub(in crate::server) fn poll_shed(&self, cx: &Context<'_>, registered: &mut Option<Waker>) -> Poll<()> {
+        if !registered.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
+            *self.lock_waker() = Some(cx.waker().clone());
+            *registered = Some(cx.waker().clone());
+        }
+        if self.is_shed.load(SeqCst) { Poll::Ready(()) } else { Poll::Pending }
+    }
+
+    fn lock_waker(&self) -> MutexGuard<'_, Option<Waker>> {
+        self.waker.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A request that is being answered.
+#[derive(Debug)]
+pub(in crate::server) struct Answering(Arc<Standing>);
+
+impl Drop for Answering {
+    fn drop(&mut self) {
+        let Standing { places, quiet_since_millis, requests, .. } = &*self.0;
+        quiet_since_millis.store(places.now_millis(), Relaxed);
+        requests.fetch_sub(1, SeqCst);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+
+    const PATIENCE: Duration = Duration::from_secs(10);
+
+    thread_local! {
+        static NOW: Cell<Instant> = Cell::new(Instant::now());
+    }
+
+    /// Places whose time goes by when a test says so.
+    fn places(max: usize) -> Places {
+        let patience = Patience { with_strangers: Some(PATIENCE), with_clients: Some(PATIENCE) };
+        Places::by(|| NOW.get(), max, patience, Counted::of("test", &Metrics::default()))
+    }
+
+    fn advance(time: Duration) {
+        NOW.set(NOW.get() + time);
+    }
+
+    fn is_shed(place: &Place) -> bool {
+        place.standing().poll_shed(&Context::from_waker(Waker::noop()), &mut None).is_ready()
+    }
+
+    #[test]
+    fn the_oldest_quiet_stranger_gives_way_once_it_was_quiet_for_long_enough() {
+        let places = places(2);
+        let first = places.try_take().unwrap();
+        advance(PATIENCE / 2);
+        let second = places.try_take().unwrap();
+        advance(PATIENCE / 2 - Duration::from_millis(1));
+        assert!(places.try_take().is_none(), "it has a moment left");
+        advance(Duration::from_millis(1));
+        let third = places.try_take().unwrap();
+        assert_eq!([&first, &second, &third].map(is_shed), [true, false, false]);
+        // Its end gives nothing back that is not its own any more.
+        drop(first);
+        assert!(places.try_take().is_none());
+        drop(third);
+        assert!(places.try_take().is_some());
+        let counted = &places.0.counted;
+        assert_eq!((counted.shed.get(), counted.full.get()), (1, 2));
+    }
+
+    #[test]
+    fn a_client_gives_way_last_and_never_while_it_is_answered() {
+        let places = places(3);
+        let [busy, idle, stranger] = [(); 3].map(|()| places.try_take().unwrap());
+        let answering = busy.standing().begin();
+        busy.standing().is_known_now();
+        drop(idle.standing().begin());
+        idle.standing().is_known_now();
+        advance(PATIENCE);
+        let another = places.try_take().unwrap();
+        assert_eq!([&busy, &idle, &stranger].map(is_shed), [false, false, true]);
+        // As long as there is a stranger, it is waited for that one.
+        assert!(places.try_take().is_none() && !is_shed(&idle));
+        another.standing().is_known_now();
+        let last = places.try_take().unwrap();
+        assert_eq!([&busy, &idle, &another].map(is_shed), [false, true, false]);
+        last.standing().is_known_now();
+        drop((answering, another.standing().begin(), last.standing().begin()));
+        assert!(places.try_take().is_none(), "each was answered a moment ago");
+        advance(PATIENCE);
+        assert!(places.try_take().is_some());
+    }
+
+    #[test]
+    fn a_stranger_whose_request_is_being_read_is_not_interrupted() {
+        let places = places(1);
+        let only = places.try_take().unwrap();
+        let answering = only.standing().begin();
+        advance(2 * PATIENCE);
+        assert!(places.try_take().is_none());
+        drop(answering);
+        assert!(places.try_take().is_none(), "its silence begins now");
+        advance(PATIENCE);
+        assert!(places.try_take().is_some() && is_shed(&only));
+    }
+
+    #[tokio::test]
+    async fn who_waits_has_a_place_when_one_is_given_back_or_a_stranger_was_quiet_for_long_enough() {
+        let patience = Duration::from_millis(20);
+        let of_both = Patience { with_strangers: Some(patience), with_clients: None };
+        let places = Places::new(1, of_both, Counted::of("test", &Metrics::default()));
+        let (begun, first) = (Instant::now(), places.try_take().unwrap());
+        let second = places.take().await;
+        assert!(is_shed(&first) && begun.elapsed() >= patience);
+
+        let answering = second.standing().begin();
+        let waiting = tokio::spawn({
+            let places = places.clone();
+            async move { places.take().await }
+        });
+        while places.0.counted.full.get() < 2 {
+            tokio::task::yield_now().await;
+        }
+        assert!(!waiting.is_finished());
+        drop((second, answering));
+        let third = waiting.await.unwrap();
+        assert!(!is_shed(&third));
+        drop(first);
+        assert_eq!(places.0.counted.open.get(), 1);
+        // Clients are waited for, here.
+        third.standing().is_known_now();
+        assert!(matches!(places.find(), Err(None)));
+    }
+}

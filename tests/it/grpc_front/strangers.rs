@@ -1,0 +1,249 @@
+//! Strangers at the gRPC listener: what they can take before anybody knows them, and what clients and probes have beside them.
+
+use blobcast::wire::v1::{GetLogInfoRequest, event_service_client::EventServiceClient, subscribe_response::Content};
+use tonic::{Request, Status, service::interceptor::InterceptedService, transport::Channel};
+use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
+
+use super::{
+    frames::{Frames, begun, begun_at, bytes, cancel, rest},
+    *,
+};
+use crate::support::CredentialsFile;
+
+const CHECK: &str = "/grpc.health.v1.Health/Check";
+const WATCH: &str = "/grpc.health.v1.Health/Watch";
+/// What the broker allows.
+const CHECKS_PER_CONNECTION: usize = 16;
+const CHECKS: usize = 1_024;
+const WATCHES_PER_CONNECTION: usize = 8;
+const WATCHES_OF_STRANGERS: usize = 1_024;
+const HEALTH_BYTES: usize = 1_024;
+
+/// A broker that knows one client, and what that shows.
+struct Guarded {
+    server: Server,
+    token: String,
+    _file: CredentialsFile,
+}
+
+impl Guarded {
+    async fn start(options: Options) -> Self {
+        let mut file = CredentialsFile::new();
+        let token = file.add("client known --all-products").await;
+        let server = options.set("credentials_file", file.path().display()).start().await;
+        Self { server, token, _file: file }
+    }
+
+    /// The client, on a connection of its own.
+    async fn client(
+        &self,
+    ) -> EventServiceClient<
+        InterceptedService<Channel, impl FnMut(Request<()>) -> Result<Request<()>, Status> + Clone + use<>>,
+    > {
+        EventServiceClient::with_interceptor(self.server.channel().await, self.shows_token())
+    }
+
+    fn shows_token(&self) -> impl FnMut(Request<()>) -> Result<Request<()>, Status> + Clone + use<> {
+        let bearer: tonic::metadata::AsciiMetadataValue = format!("Bearer {}", self.token).parse().unwrap();
+        move |mut request| {
+            request.metadata_mut().insert("authorization", bearer.clone());
+            Ok(request)
+        }
+    }
+
+    async fn is_healthy(&self) -> bool {
+        let mut health = HealthClient::new(self.server.channel().await);
+        health.check(HealthCheckRequest::default()).await.is_ok()
+    }
+
+    async fn refused(&self, cause: &str) -> f64 {
+        self.server.metric(&format!("blobcast_grpc_calls_refused_total{{cause=\"{cause}\"}}")).await
+    }
+}
+
+/// Streams of a connection, from the first.
+fn streams(count: usize) -> impl Iterator<Item = u32> {
+    (0..u32::try_from(count).unwrap()).map(|number| 2 * number + 1)
+}
+
+#[tokio::test]
+async fn calls_of_strangers_take_nothing_of_the_memory_for_those_of_clients() {
+    let options = Options::default().set("grpc.inflight_bytes_max", "1MiB").set("grpc.request_bytes_max", "1MiB");
+    let house = Guarded::start(options).await;
+    let mut client = house.client().await;
+    let (mut guarded, mut health) =
+        (Frames::connect(house.server.grpc).await, Frames::connect(house.server.grpc).await);
+    // Of a client's unfinished calls two hundred would fill it.
+    assert!(guarded.send(streams(1_000).flat_map(|stream| begun(stream, "GetLogInfo")).collect::<Vec<_>>()).await);
+    guarded.hears(1_000).await;
+    let begun = streams(1_000).flat_map(|stream| begun_at(stream, CHECK)).collect::<Vec<_>>();
+    assert!(health.send(begun).await);
+    health.hears(1_000 - CHECKS_PER_CONNECTION).await;
+    for _ in 0..50 {
+        client.get_log_info(GetLogInfoRequest {}).await.unwrap();
+    }
+    assert_eq!(house.server.metric("blobcast_grpc_unauthenticated_total").await, 1_000.0);
+    assert_eq!(house.refused("health_limit").await, (1_000 - CHECKS_PER_CONNECTION) as f64);
+    assert_eq!(house.refused("overloaded").await, 0.0);
+    assert!(guarded.is_answered().await && health.is_answered().await, "the connections go on");
+}
+
+#[tokio::test]
+async fn a_client_takes_no_more_than_half_of_the_memory_for_requests_by_one_connection() {
+    let options = Options::default().set("grpc.inflight_bytes_max", "4MiB").set("grpc.request_bytes_max", "1MiB");
+    let server = options.start().await;
+    let mut client = server.events().await;
+    let mut frames = Frames::connect(server.grpc).await;
+    // Each takes 5 KiB and its headers: half of the memory is filled by some four hundred.
+    assert!(frames.send(streams(1_000).flat_map(|stream| begun(stream, "GetLogInfo")).collect::<Vec<_>>()).await);
+    frames.hears(590).await;
+    client.get_log_info(GetLogInfoRequest {}).await.unwrap();
+    let refused = server.metric("blobcast_grpc_calls_refused_total{cause=\"overloaded\"}").await;
+    assert!((590.0..=600.0).contains(&refused), "{refused}");
+}
+
+#[tokio::test]
+async fn a_stranger_may_begin_some_checks_on_a_connection_and_finish_any_number() {
+    let house = Guarded::start(Options::default()).await;
+    let mut frames = Frames::connect(house.server.grpc).await;
+    let all = CHECKS_PER_CONNECTION + 1;
+    assert!(frames.send(streams(all).flat_map(|stream| begun_at(stream, CHECK)).collect::<Vec<_>>()).await);
+    until("one to be refused", async || house.refused("health_limit").await == 1.0).await;
+    // The others are answered, and give their places back.
+    assert!(frames.send(streams(all).flat_map(rest).collect::<Vec<_>>()).await);
+    frames.hears(all).await;
+    for stream in (101..).step_by(2).take(100) {
+        assert!(frames.send([begun_at(stream, CHECK), rest(stream)].concat()).await);
+        frames.hears(1).await;
+    }
+    assert_eq!(house.refused("health_limit").await, 1.0);
+}
+
+#[tokio::test]
+async fn probes_are_answered_beside_more_unfinished_checks_than_there_may_be() {
+    let house = Guarded::start(Options::default()).await;
+    let unfinished = streams(CHECKS_PER_CONNECTION).flat_map(|stream| begun_at(stream, CHECK)).collect::<Vec<_>>();
+    let mut strangers = Vec::new();
+    for number in 1..=CHECKS / CHECKS_PER_CONNECTION + 4 {
+        let mut frames = Frames::connect(house.server.grpc).await;
+        assert!(frames.send(&unfinished).await && frames.is_answered().await);
+        strangers.push(frames);
+        if number * CHECKS_PER_CONNECTION == CHECKS {
+            assert_eq!(house.refused("overloaded").await, 0.0, "they are as many as there may be");
+        }
+    }
+    assert!(house.is_healthy().await);
+    // The oldest had to give way. The others have not long, either.
+    until("the oldest to be refused", async || house.refused("overloaded").await >= 64.0).await;
+    strangers.last_mut().unwrap().hears(CHECKS_PER_CONNECTION).await;
+    assert!(house.is_healthy().await);
+}
+
+#[tokio::test]
+async fn a_strangers_check_is_small() {
+    let house = Guarded::start(Options::default()).await;
+    let mut frames = Frames::connect(house.server.grpc).await;
+    let sent = [begun_at(1, CHECK), bytes(1, HEALTH_BYTES), begun_at(3, CHECK), bytes(3, HEALTH_BYTES + 1)].concat();
+    assert!(frames.send(sent).await);
+    // A message of no bytes, and more behind it.
+    let calls = &mut Calls::connect(&house.server).await;
+    let long = framed(&HealthCheckRequest { service: "x".repeat(HEALTH_BYTES - 8) });
+    let longer = framed(&HealthCheckRequest { service: "x".repeat(HEALTH_BYTES - 7) });
+    assert_eq!((long.len(), longer.len()), (HEALTH_BYTES, HEALTH_BYTES + 1));
+    assert_eq!(calls.call(CHECK, &[], long).await.1.unwrap().code(), Code::NotFound, "it is read");
+    let refused = calls.call(CHECK, &[], longer).await.1.unwrap();
+    assert_eq!(refusal(&refused), (Code::ResourceExhausted, "REQUEST_TOO_LARGE".into()));
+    assert_eq!(told(&refused, "limit"), HEALTH_BYTES.to_string());
+}
+
+#[tokio::test]
+async fn watches_are_few_on_each_connection_and_counted() {
+    let open = "blobcast_grpc_health_watches";
+    // Whoever may do everything has no more of them.
+    let anyone = Server::start().await;
+    let house = Guarded::start(Options::default()).await;
+    for server in [&anyone, &house.server] {
+        let mut frames = Frames::connect(server.grpc).await;
+        let watch = |stream| [begun_at(stream, WATCH), rest(stream)].concat();
+        assert!(frames.send(streams(WATCHES_PER_CONNECTION).flat_map(watch).collect::<Vec<_>>()).await);
+        frames.hears(WATCHES_PER_CONNECTION).await;
+        assert_eq!(server.metric(open).await, WATCHES_PER_CONNECTION as f64);
+
+        let (_, refused) = Calls::connect(server).await.call(CHECK, &[], framed(&HealthCheckRequest::default())).await;
+        assert_eq!(refused.unwrap().code(), Code::Ok, "that is none of these");
+        assert!(frames.send(streams(1_000).skip(100).flat_map(watch).collect::<Vec<_>>()).await);
+        frames.hears(900).await;
+        assert_eq!(server.metric(open).await, WATCHES_PER_CONNECTION as f64);
+
+        assert!(frames.send(cancel(1)).await);
+        until("one to end", async || server.metric(open).await == (WATCHES_PER_CONNECTION - 1) as f64).await;
+        assert!(frames.send(watch(9_001)).await);
+        frames.hears(1).await;
+        assert_eq!(server.metric(open).await, WATCHES_PER_CONNECTION as f64);
+        drop(frames);
+        until("all to end", async || server.metric(open).await == 0.0).await;
+    }
+}
+
+#[tokio::test]
+async fn strangers_have_so_many_watches_in_all_and_clients_their_own() {
+    let house = Guarded::start(Options::default()).await;
+    let watch = |stream| [begun_at(stream, WATCH), rest(stream)].concat();
+    let all = streams(WATCHES_PER_CONNECTION).flat_map(watch).collect::<Vec<_>>();
+    let mut strangers = Vec::new();
+    for _ in 0..WATCHES_OF_STRANGERS / WATCHES_PER_CONNECTION {
+        let mut frames = Frames::connect(house.server.grpc).await;
+        assert!(frames.send(&all).await);
+        frames.hears(WATCHES_PER_CONNECTION).await;
+        strangers.push(frames);
+    }
+    let open = async || house.server.metric("blobcast_grpc_health_watches").await;
+    assert_eq!((open().await, house.refused("health_limit").await), (WATCHES_OF_STRANGERS as f64, 0.0));
+
+    let mut one_more = HealthClient::new(house.server.channel().await);
+    let refused = one_more.watch(HealthCheckRequest::default()).await.unwrap_err();
+    assert_eq!(refusal(&refused), (Code::ResourceExhausted, "HEALTH_LIMIT".into()));
+    assert_eq!(told(&refused, "limit"), WATCHES_OF_STRANGERS.to_string());
+    assert!(house.is_healthy().await);
+    let mut known = HealthClient::with_interceptor(house.server.channel().await, house.shows_token());
+    let mut watching = known.watch(HealthCheckRequest::default()).await.unwrap().into_inner();
+    assert!(watching.message().await.unwrap().is_some());
+    assert_eq!(open().await, (WATCHES_OF_STRANGERS + 1) as f64);
+}
+
+#[tokio::test]
+async fn silent_connections_give_way_to_a_client_which_keeps_its_place() {
+    let house = Guarded::start(Options::default().set("grpc.connections_max", 5)).await;
+    let mut first = house.client().await;
+    let mut open = first.subscribe(request()).await.unwrap().into_inner();
+    open.message().await.unwrap().unwrap();
+    // One of them watches, which nobody has to be known for.
+    let mut silent = Vec::new();
+    for _ in 0..4 {
+        silent.push(Frames::connect(house.server.grpc).await);
+    }
+    assert!(silent[0].send([begun_at(1, WATCH), rest(1)].concat()).await);
+    silent[0].hears(1).await;
+    until("all places to be taken", async || open_connections(&house.server).await == 5.0).await;
+
+    let counted = async |name: &str| house.server.metric(&format!("{name}{{listener=\"grpc\"}}")).await;
+    let full = "blobcast_connections_refused_total{cause=\"full\",listener=\"grpc\"}";
+    let mut others = Vec::new();
+    for count in 1..=4 {
+        let mut client = within("a place", house.client()).await;
+        within("an answer", client.get_log_info(GetLogInfoRequest {})).await.unwrap();
+        others.push(client);
+        assert_eq!(counted("blobcast_connections_shed_total").await, f64::from(count));
+    }
+    assert!(house.server.metric(full).await >= 1.0, "the first had to wait");
+    for mut frames in silent {
+        frames.closed().await;
+    }
+
+    // Of those who were let in only one that is quiet gives way, and only as there is no stranger any more.
+    let mut health = HealthClient::new(house.server.channel().await);
+    within("one that is quiet to give way", health.check(HealthCheckRequest::default())).await.unwrap();
+    assert_eq!(counted("blobcast_connections_shed_total").await, 5.0);
+    house.server.http().post(&completed("t1")).await;
+    while !matches!(open.message().await.unwrap().unwrap().content, Some(Content::Event(_))) {}
+}
