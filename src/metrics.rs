@@ -113,6 +113,8 @@ pub struct Metrics {
     pub disk_free_bytes: IntGauge,
     /// All disk space there.
     pub disk_total_bytes: IntGauge,
+    /// How far the machine's clock is ahead of the log's.
+    pub clock_difference_seconds: IntGauge,
     /// 1 while the store takes writes.
     pub store_writable: IntGauge,
     /// Calls refused because they showed nothing, or nothing that is known.
@@ -390,6 +392,10 @@ impl Metrics {
             disk_free_bytes: b.gauge("blobcast_disk_free_bytes", "Free disk space under the data directory."),
             disk_total_bytes: b
                 .gauge("blobcast_disk_total_bytes", "Disk space on the data directory's disk, free or not."),
+            clock_difference_seconds: b.gauge(
+                "blobcast_clock_difference_seconds",
+                "Seconds by which the machine's clock is ahead of the log's own, which trusts no sudden change of it.",
+            ),
             store_writable: b.gauge("blobcast_store_writable", "1 while the store takes writes, else 0."),
             calls_unauthenticated: b.counter(
                 "blobcast_grpc_unauthenticated_total",

@@ -47,7 +47,8 @@ pub struct RecordParts<'a> {
     pub conflict: bool,
     /// When the callback was received, in microseconds since 1970.
     pub received_at_micros: i64,
-    /// The same, but never less than that of the record before: what the log is searched by.
+    /// When it was appended or received by the log's clock, and never before the record in front of it unless that clock was set
+    /// back: what the log is searched and aged by.
     pub log_time_micros: i64,
     /// The event's labels.
     pub labels: &'a Labels,
@@ -280,7 +281,7 @@ impl Record {
         i64::from_le_bytes(self.array(8))
     }
 
-    /// Like `received_at`, but never falling along the log.
+    /// Like `received_at`, but falling along the log only where its clock was set back.
     pub fn log_time_micros(&self) -> i64 {
         i64::from_le_bytes(self.array(16))
     }

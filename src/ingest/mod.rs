@@ -23,7 +23,6 @@ use axum::{
     response::Response,
 };
 use bytes::Bytes;
-use jiff::Timestamp;
 use tokio::{
     sync::{Semaphore, oneshot},
     time::{Instant, sleep, timeout_at},
@@ -35,7 +34,7 @@ use crate::{
     event::Verification,
     journal::Journal,
     metrics::Metrics,
-    store::{Appender, NewQuarantined, QuarantineHeader, WriteError},
+    store::{Appender, Clock, NewQuarantined, QuarantineHeader, WriteError},
     trace::{REQUEST_ID, RequestId, Span, TRACEPARENT, Tracer},
     web,
 };
@@ -80,6 +79,7 @@ struct Asked {
 pub struct Ingest {
     journal: Arc<dyn Journal>,
     appender: Appender,
+    clock: Arc<Clock>,
     limits: Limits,
     rules: RwLock<Arc<Rules>>,
     throttle: Throttle,
@@ -100,10 +100,11 @@ impl std::fmt::Debug for Ingest {
 }
 
 impl Ingest {
-    /// A front that appends to `journal`, and keeps what it cannot read by `appender`.
+    /// A front that appends to `journal`, keeps what it cannot read by `appender`, and stamps both by the log's `clock`.
     pub fn new(
         journal: Arc<dyn Journal>,
         appender: Appender,
+        clock: Arc<Clock>,
         limits: Limits,
         rules: Rules,
         metrics: Arc<Metrics>,
@@ -114,6 +115,7 @@ impl Ingest {
         Arc::new(Self {
             journal,
             appender,
+            clock,
             limits,
             rules: RwLock::new(Arc::new(rules)),
             throttle,
@@ -181,7 +183,8 @@ impl Ingest {
         }
         rules.check_address(client, &self.metrics)?;
         let query = request.uri().query().unwrap_or_default().to_owned();
-        let let_in = rules.check_url(request.uri().path(), &query, &self.metrics)?;
+        let now = self.clock.earliest();
+        let let_in = rules.check_url(request.uri().path(), &query, now, &self.metrics)?;
         asked.span.note("URL verified");
         if is_encoded(request.headers()) {
             return Err(Outcome::UnsupportedEncoding);
@@ -204,7 +207,7 @@ impl Ingest {
             product,
             query,
             body: body.bytes.clone(),
-            received_at: Timestamp::now(),
+            received_at: self.clock.now(),
             verification: if by_body { Verification::BodySignature } else { let_in.verification },
         };
         let outcome = self.keep(&callback, &let_in, started + self.limits.answer_timeout, asked).await;
@@ -404,11 +407,12 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let store = Arc::new(Store::open(directory.path(), 1 << 20).unwrap());
         let metrics = Arc::new(Metrics::default());
+        let clock = Arc::clone(store.clock());
         let (appender, writer) = writer(store, RETENTION, |_: &[_]| {}, Arc::clone(&metrics));
         let writer = writer_is_there.then_some(writer);
         prepare(&appender);
         let journal = Arc::new(Local::new(appender.clone()));
-        (Ingest::new(journal, appender, LIMITS, rules(), metrics, Tracer::default()), (writer, directory))
+        (Ingest::new(journal, appender, clock, LIMITS, rules(), metrics, Tracer::default()), (writer, directory))
     }
 
     #[test]

@@ -80,7 +80,13 @@ impl Rules {
     }
 
     /// Looks at the URL, as it was sent. One that carries a signature is known by that alone.
-    pub(super) fn check_url(&self, path: &str, query: &str, metrics: &Metrics) -> Result<LetIn, Outcome> {
+    pub(super) fn check_url(
+        &self,
+        path: &str,
+        query: &str,
+        now: Timestamp,
+        metrics: &Metrics,
+    ) -> Result<LetIn, Outcome> {
         let credentials = self.credentials.get();
         let let_in = |verification, credential, budget: Option<u64>| {
             let bytes_per_minute_max = budget.unwrap_or(self.bytes_per_minute_max);
@@ -89,7 +95,6 @@ impl Rules {
         if !credentials.verify_urls() {
             return Ok(let_in(Verification::Unverified, Credential::Nothing, None));
         }
-        let now = Timestamp::now();
         if parameter(query, "sig").is_some() {
             return match credentials.verify_url(path, query, now) {
                 Ok(key_id) => {

@@ -9,7 +9,6 @@ use std::{
 };
 
 use hyper::header::AUTHORIZATION;
-use jiff::Timestamp;
 use tonic::{Request, Status};
 
 use super::errors;
@@ -17,6 +16,7 @@ use crate::{
     credentials::{Certificate, Client, Credentials, Products, SharedCredentials},
     event::Filter,
     metrics::Metrics,
+    store::Clock,
     subscription::Withdrawal,
 };
 
@@ -47,6 +47,8 @@ impl LetIn {
 pub struct Gate {
     /// Who is known.
     pub credentials: Arc<SharedCredentials>,
+    /// By which what they show expires: one wrong reading of the machine's clock must not end every stream.
+    pub clock: Arc<Clock>,
     /// Who shows nothing may do everything, whoever else is known.
     pub allow_anonymous: bool,
     /// The listener can be reached from this machine only.
@@ -62,7 +64,7 @@ impl Gate {
 
     fn caller<T>(&self, request: &hyper::Request<T>) -> Result<Caller, Status> {
         let credentials = self.credentials.get();
-        let now = Timestamp::now();
+        let now = self.clock.earliest();
         let client = match request.headers().get(AUTHORIZATION) {
             // Somebody who shows something means to be known by it.
             Some(header) => {
@@ -105,7 +107,7 @@ impl Gate {
         let Some(client) = client else {
             return (!self.admits_anonymous(&credentials)).then_some(Withdrawal::Identity);
         };
-        match credentials.current(client, Timestamp::now()) {
+        match credentials.current(client, self.clock.earliest()) {
             None => Some(Withdrawal::Identity),
             Some(current) => match &current.products {
                 Products::All => None,
@@ -122,7 +124,7 @@ impl Gate {
         let credentials = self.credentials.get();
         let current = match &caller.0 {
             None => self.admits_anonymous(&credentials).then_some(None),
-            Some(client) => credentials.current(client, Timestamp::now()).cloned().map(Some),
+            Some(client) => credentials.current(client, self.clock.earliest()).cloned().map(Some),
         };
         let current = current.ok_or_else(|| errors::token_invalid("the permission was withdrawn, or has expired"))?;
         Caller(current).require_backup()

@@ -201,7 +201,8 @@ impl admin_service_server::AdminService for Admin {
         let ttl = url_lifetime(ttl).map_err(errors::malformed)?;
         let key_id = (!key_id.is_empty()).then_some(key_id.as_str());
         let credentials = self.0.gate.credentials.get();
-        let minted = credentials.mint(&self.0.callback_base, product.as_ref(), &labels, ttl, key_id, Timestamp::now());
+        let now = self.0.gate.clock.now();
+        let minted = credentials.mint(&self.0.callback_base, product.as_ref(), &labels, ttl, key_id, now);
         let Minted { url, expires, key_id } = minted.map_err(|error| match error {
             MintError::NoKey | MintError::UnknownKey(_) => errors::signing_key_missing(error.to_string()),
             MintError::Reserved(_) | MintError::TooLong(_) => {

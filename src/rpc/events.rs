@@ -398,7 +398,7 @@ impl Listing {
         Ok((records, (scanned_to < last).then_some(scanned_to)))
     }
 
-    /// First and last place of the listing in log order, by the log's own clock, which never goes back.
+    /// First and last place of the listing in log order, by the log's own clock.
     fn bounds(&self, sources: &Sources) -> Result<(Sequence, Sequence), ReadError> {
         let store = &sources.store;
         let seek = |time: Timestamp| store.seek_time(time.as_microsecond());

@@ -14,7 +14,6 @@ use instant_acme::{
     Account, AccountBuilder, AccountCredentials, AuthorizationStatus, ChallengeType, Identifier, NewAccount, NewOrder,
     Order, OrderStatus, RetryPolicy,
 };
-use jiff::Timestamp;
 use rcgen::{CertificateParams, CustomExtension, KeyPair};
 use rustls::{
     pki_types::PrivatePkcs8KeyDer,
@@ -29,7 +28,7 @@ use super::{
     aside,
     net::tls::{Identity, provider},
 };
-use crate::{config, files, metrics::Metrics};
+use crate::{config, files, metrics::Metrics, store::Clock};
 
 /// What an authority offers by ALPN when it checks a domain, and nobody else does.
 pub(super) const ACME_TLS: &[u8] = b"acme-tls/1";
@@ -117,15 +116,16 @@ impl Acme {
         (acme, resolver)
     }
 
-    /// Keeps the certificate fresh until `stop`.
-    pub(super) async fn run(mut self, stop: CancellationToken) {
+    /// Keeps the certificate fresh until `stop`. It is due when both the log's clock and the machine's say so: orders are not
+    /// to be wasted by a clock that is wrong, because authorities limit them for a week.
+    pub(super) async fn run(mut self, clock: Arc<Clock>, stop: CancellationToken) {
         let mut retry = RETRY_MIN;
         loop {
-            let mut pause = self.due_in().min(PERIOD_MAX);
+            let mut pause = self.due_in(&clock).min(PERIOD_MAX);
             if pause.is_zero() {
                 let ordered = tokio::select! {
                     () = stop.cancelled() => return,
-                    ordered = timeout(ORDER_TIMEOUT, self.order()) => ordered,
+                    ordered = timeout(ORDER_TIMEOUT, self.order(&clock)) => ordered,
                 };
                 self.resolver.challenges().clear();
                 let ordered = ordered.unwrap_or_else(|_| Err("the authority does not answer in time".to_owned()));
@@ -148,12 +148,12 @@ impl Acme {
     }
 
     /// How long it is until the certificate is due.
-    fn due_in(&self) -> Duration {
+    fn due_in(&self, clock: &Clock) -> Duration {
         let due = self.life.map_or(0, |(from, until)| until - (until - from) / RENEWAL_PART);
-        Duration::from_secs(u64::try_from(due - Timestamp::now().as_second()).unwrap_or(0))
+        Duration::from_secs(u64::try_from(due - clock.earliest().as_second()).unwrap_or(0))
     }
 
-    async fn order(&mut self) -> Result<(), String> {
+    async fn order(&mut self, clock: &Clock) -> Result<(), String> {
         tracing::info!(domains = ?self.config.domains, "ordering a certificate");
         let mut order = self.new_order().await?;
         let mut authorizations = order.authorizations();
@@ -183,7 +183,7 @@ impl Acme {
         self.put_into_use(&kept)?;
         self.save(CERTIFICATE_FILE, &kept).await.map_err(told("the certificate cannot be kept"))?;
         // Or the next order would follow at once.
-        let is_fresh = !self.due_in().is_zero();
+        let is_fresh = !self.due_in(clock).is_zero();
         is_fresh.then_some(()).ok_or("the new certificate is due already: is this machine's clock right?".to_owned())
     }
 

@@ -95,6 +95,7 @@ impl Status {
             metrics.disk_free_bytes.set(signed(free_bytes));
             metrics.disk_total_bytes.set(signed(total_bytes));
         }
+        metrics.clock_difference_seconds.set(store.clock().difference_micros() / 1_000_000);
         metrics.store_writable.set(i64::from(store.health() == Health::Writable));
         let ring = hub.ring_size();
         metrics.ring_events.set(signed(ring.events as u64));

@@ -48,7 +48,7 @@ use crate::{
     journal::{Journal, Local},
     metrics::Metrics,
     rpc,
-    store::{Appender, OpenError, Retention, Store, writer},
+    store::{Appender, Clock, OpenError, Retention, Store, writer},
     subscription::{Memory, Registry, RegistryLimits, Sources, WideReaders},
     wire::FilterLimits,
 };
@@ -162,10 +162,10 @@ impl Server {
         let retention = Arc::new(Mutex::new(retention));
         let journal: Arc<dyn Journal> = Arc::new(Local::new(appender.clone()));
         let rules = credentials::rules(config, Arc::clone(&credentials));
-        let (limits, counts) = (ingest_limits(config), Arc::clone(&metrics));
-        let ingest = Ingest::new(Arc::clone(&journal), appender.clone(), limits, rules, counts, tracer.clone());
+        let (limits, counts, clock) = (ingest_limits(config), Arc::clone(&metrics), Arc::clone(sources.store.clock()));
+        let ingest = Ingest::new(Arc::clone(&journal), appender.clone(), clock, limits, rules, counts, tracer.clone());
         let liveness = Arc::new(Liveness::new(&homes));
-        let gate = gate(config, &addresses, &credentials, &metrics);
+        let gate = gate(config, &addresses, &credentials, &sources);
         let base = banner::callback_base(config, &addresses);
         let (probed, kept) = (Arc::clone(&journal), Arc::clone(&retention));
         let context = rpc_context(config, &sources, journal, &appender, gate.clone(), base, kept);
@@ -197,7 +197,7 @@ impl Server {
         tasks.spawn(named("the care of memory", tend));
         exporter.map(|exporter| tasks.spawn(named("the export of traces", exporter.run(stop_admin.clone()))));
         tasks.spawn(named("the watchdog", supervisor::watchdog(liveness, stop_admin.clone())));
-        keep_files(&mut tasks, secured.acme.take(), watched, review, asked, metrics, &stop_admin);
+        keep_files(&mut tasks, renewal(&mut secured, &sources), watched, review, asked, metrics, &stop_admin);
         Ok(Self {
             listeners,
             addresses,
@@ -323,18 +323,22 @@ async fn named(name: &'static str, task: impl Future<Output = ()>) -> &'static s
 /// What goes on beside the listeners until `stop`: certificates, and files that change.
 fn keep_files(
     tasks: &mut JoinSet<&'static str>,
-    acme: Option<Acme>,
+    acme: Option<(Acme, Arc<Clock>)>,
     watched: Vec<Watched>,
     review: impl FnMut() + Send + 'static,
     asked: Asked,
     metrics: Arc<Metrics>,
     stop: &CancellationToken,
 ) {
-    if let Some(acme) = acme {
-        tasks.spawn(named("the renewal of certificates", acme.run(stop.clone())));
+    if let Some((acme, clock)) = acme {
+        tasks.spawn(named("the renewal of certificates", acme.run(clock, stop.clone())));
     }
     let watch = watch::watch(watched, review, asked, metrics, stop.clone());
     tasks.spawn(named("the watch of files", watch));
+}
+
+fn renewal(secured: &mut Secured, sources: &Sources) -> Option<(Acme, Arc<Clock>)> {
+    secured.acme.take().map(|acme| (acme, Arc::clone(sources.store.clock())))
 }
 
 /// What the start needs from files, and what watches them.
@@ -374,7 +378,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 fn review(sources: Arc<Sources>, gate: rpc::Gate, tls: Option<Arc<Tls>>) -> impl FnMut() {
     let mut reviewed = (gate.credentials.get(), 0, 0);
     move || {
-        let (credentials, now) = (gate.credentials.get(), jiff::Timestamp::now());
+        let (credentials, now) = (gate.credentials.get(), gate.clock.earliest());
         let expired = credentials.expired_clients(now);
         if let Some(tls) = tls.as_ref().filter(|tls| tls.is_to_verify(now)).cloned() {
             tokio::task::spawn_blocking(move || tls.verify_again(now));
@@ -387,17 +391,13 @@ fn review(sources: Arc<Sources>, gate: rpc::Gate, tls: Option<Arc<Tls>>) -> impl
     }
 }
 
-fn gate(
-    config: &Config,
-    addresses: &Addresses,
-    credentials: &Arc<SharedCredentials>,
-    metrics: &Arc<Metrics>,
-) -> rpc::Gate {
+fn gate(config: &Config, addresses: &Addresses, credentials: &Arc<SharedCredentials>, sources: &Sources) -> rpc::Gate {
     rpc::Gate {
         credentials: Arc::clone(credentials),
         allow_anonymous: config.grpc.allow_anonymous,
         is_loopback: is_loopback(addresses.grpc),
-        metrics: Arc::clone(metrics),
+        clock: Arc::clone(sources.store.clock()),
+        metrics: Arc::clone(&sources.metrics),
     }
 }
 

@@ -27,7 +27,7 @@ use crate::event::{Record, Sequence, TaskId};
 
 pub(super) const MAGIC: &[u8; 16] = b"blobcast backup\n";
 /// Of what a backup is made of, whatever a store is made of.
-pub(super) const FORMAT: u64 = 1;
+pub(super) const FORMAT: u64 = 2;
 pub(super) const END: u8 = 0;
 /// One chunk at most: large enough to be quick, small enough that a slow reader holds next to nothing.
 const CHUNK_BYTES: usize = 256 * 1024;

@@ -11,10 +11,11 @@ use bytes::{Buf, BufMut};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use super::clock::Adoption;
 use crate::event::{Product, Sequence, TaskStatus};
 
 /// Version of this layout. A store of another version is refused.
-pub(super) const FORMAT: u64 = 2;
+pub(super) const FORMAT: u64 = 3;
 pub(super) const META_FORMAT: &str = "format";
 pub(super) const META_EPOCH: &str = "epoch";
 pub(super) const META_COMMIT: &str = "commit";
@@ -98,12 +99,48 @@ pub(super) struct Totals {
     pub quarantine_next: u64,
     pub quarantine_count: u64,
     pub quarantine_bytes: u64,
-    /// Newest `log_time` ever given, in microseconds since 1970.
+    /// The newest time that the log's clock has stamped something with, in microseconds since 1970; lower again only where the
+    /// clock was set back.
     pub log_time_micros: i64,
+    /// The machine's clock disagreed with the log's, so what is stamped may be older or younger than it seems.
+    pub clock_disagrees: bool,
+    /// How what is older than the last step of the log's clock is aged.
+    pub correction: Correction,
+}
+
+/// The log's clock was changed by more than a little: how what was stamped before is aged.
+///
+/// Only the last change is noted. What it says of older ones errs on the safe side: nothing is taken for older than it is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Correction {
+    /// For the events up to this one,
+    pub events: u64,
+    /// and the quarantined callbacks up to this number:
+    pub quarantined: u64,
+    /// they count as received so many microseconds later than they were stamped,
+    pub by_micros: i64,
+    /// but not later than at the time of the change by the changed clock, in microseconds since 1970.
+    pub at_micros: i64,
+}
+
+impl Correction {
+    /// When an event counts as received, in microseconds since 1970.
+    pub(super) fn of_event(&self, sequence: Sequence, log_time_micros: i64) -> i64 {
+        self.corrected(sequence.0 <= self.events, log_time_micros)
+    }
+
+    /// When a quarantined callback counts as received, in microseconds since 1970.
+    pub(super) fn of_quarantined(&self, number: u64, received_at_micros: i64) -> i64 {
+        self.corrected(number <= self.quarantined, received_at_micros)
+    }
+
+    fn corrected(&self, is_older: bool, micros: i64) -> i64 {
+        if is_older { micros.saturating_add(self.by_micros).min(self.at_micros) } else { micros }
+    }
 }
 
 impl Totals {
-    pub(super) const BYTES: usize = 56;
+    pub(super) const BYTES: usize = 96;
 
     pub(super) fn encode(&self) -> [u8; Self::BYTES] {
         let mut bytes = [0; Self::BYTES];
@@ -112,6 +149,10 @@ impl Totals {
         let quarantine = [self.quarantine_next, self.quarantine_count, self.quarantine_bytes];
         counts.into_iter().chain(quarantine).for_each(|number| rest.put_u64_le(number));
         rest.put_i64_le(self.log_time_micros);
+        rest.put_u64_le(self.clock_disagrees.into());
+        let Correction { events, quarantined, by_micros, at_micros } = self.correction;
+        [events, quarantined].into_iter().for_each(|number| rest.put_u64_le(number));
+        [by_micros, at_micros].into_iter().for_each(|number| rest.put_i64_le(number));
         bytes
     }
 
@@ -127,7 +168,31 @@ impl Totals {
             quarantine_count: bytes.get_u64_le(),
             quarantine_bytes: bytes.get_u64_le(),
             log_time_micros: bytes.get_i64_le(),
+            clock_disagrees: bytes.get_u64_le() != 0,
+            correction: Correction {
+                events: bytes.get_u64_le(),
+                quarantined: bytes.get_u64_le(),
+                by_micros: bytes.get_i64_le(),
+                at_micros: bytes.get_i64_le(),
+            },
         })
+    }
+
+    /// Takes note that the log's clock was changed: everything up to the event at `head` was stamped before.
+    pub(super) fn correct(&mut self, head: Sequence, adoption: &Adoption) {
+        let Adoption { at_micros, by_micros, earlier_by_micros } = *adoption;
+        let before = self.correction;
+        let is_in_use =
+            self.first_available <= before.events.min(head.0) || (self.quarantine_count > 0 && before.quarantined > 0);
+        // What was stamped before the last change has to be moved by both.
+        let twice = if is_in_use { before.by_micros.saturating_add(earlier_by_micros) } else { earlier_by_micros };
+        self.correction = Correction {
+            events: head.0,
+            quarantined: self.quarantine_next,
+            by_micros: by_micros.max(earlier_by_micros).max(twice),
+            at_micros,
+        };
+        self.log_time_micros = at_micros;
     }
 
     /// The newest event: the events lie without gaps behind the first.
@@ -251,6 +316,8 @@ mod tests {
             quarantine_count: 5,
             quarantine_bytes: 6,
             log_time_micros: -7,
+            clock_disagrees: true,
+            correction: Correction { events: 8, quarantined: 9, by_micros: -10, at_micros: 11 },
         };
         assert_eq!(Totals::parse(&totals.encode()), Ok(totals));
     }

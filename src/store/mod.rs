@@ -6,6 +6,7 @@
 //! could take back is never shown. Every function here may block on the disk; callers keep it off the async threads.
 
 mod backup;
+mod clock;
 mod dedupe;
 mod layout;
 mod log;
@@ -36,6 +37,7 @@ use fjall::{Database, Keyspace};
 use uuid::Uuid;
 
 pub use backup::{Backup, BackupSummary};
+pub use clock::Clock;
 pub use layout::{Fingerprint, QuarantineHeader};
 pub use quarantine::{NewQuarantined, Quarantined};
 pub use read::{Chunk, Keep, ReadError, ReadLimits, TaskPlace, bytes_held};
@@ -73,7 +75,7 @@ pub struct Draft {
     pub status: TaskStatus,
     /// What the event says, condensed.
     pub fingerprint: Fingerprint,
-    /// When the callback was received, in microseconds since 1970.
+    /// When the callback was received by the log's [`Clock`], in microseconds since 1970.
     pub received_at_micros: i64,
     /// From the callback URL.
     pub labels: Labels,
@@ -181,7 +183,7 @@ pub struct Store {
     epoch: Epoch,
     head: AtomicU64,
     first_available: AtomicU64,
-    /// The log time of the oldest event, or [`UNKNOWN_MICROS`]. The writer's, which would read the event for each commit.
+    /// When the oldest event counts as received, or [`UNKNOWN_MICROS`]. The writer's, which would read the event for each commit.
     oldest_micros: AtomicI64,
     /// What is in quarantine, and whose it is. The writer changes it ahead of the commit; a reader who finds a number here finds
     /// its callback in the database, or that it is not there yet or not any more.
@@ -189,6 +191,7 @@ pub struct Store {
     /// The database's writes below this number are synced.
     database_next: AtomicU64,
     watermark: Watermark,
+    clock: Arc<Clock>,
     /// The data directory as it was opened.
     identity: Identity,
     totals: Mutex<Totals>,
@@ -214,6 +217,11 @@ impl Store {
     /// A place of this log in the form clients hold.
     pub fn cursor(&self, sequence: Sequence) -> Cursor {
         Cursor { epoch: self.epoch, sequence }
+    }
+
+    /// What the log is stamped and aged by.
+    pub fn clock(&self) -> &Arc<Clock> {
+        &self.clock
     }
 
     /// How much is kept.

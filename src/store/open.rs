@@ -8,7 +8,7 @@ use std::{
     fmt::Display,
     fs, io, panic,
     path::{Path, PathBuf},
-    sync::atomic::Ordering,
+    sync::{Arc, atomic::Ordering},
 };
 
 use fjall::{CompressionType, Database, Keyspace, KeyspaceCreateOptions, PersistMode};
@@ -16,6 +16,7 @@ use uuid::Uuid;
 
 use super::{
     Health, OpenError, ReadError, Store, UNKNOWN_MICROS,
+    clock::{Clock, Newest, Source},
     dedupe::may_lack,
     identity,
     layout::{
@@ -50,14 +51,19 @@ const KEYSPACES: [&str; 3] = [META, "tasks", "quarantine"];
 impl Store {
     /// Opens the store under `path`, creating it if there is none. `cache_bytes` bounds the block cache.
     pub fn open(path: &Path, cache_bytes: u64) -> Result<Self, OpenError> {
+        Self::open_by(Source::system(), path, cache_bytes)
+    }
+
+    /// The same by other clocks than the machine's.
+    pub(super) fn open_by(source: Source, path: &Path, cache_bytes: u64) -> Result<Self, OpenError> {
         let opened = fs::create_dir_all(path).map_err(Setup::from).and_then(|()| {
             check_folders(path)?;
-            Self::from_database(path, recover_database(path, cache_bytes)?)
+            Self::from_database(source, path, recover_database(path, cache_bytes)?)
         });
         opened.map_err(|error| error.at(path))
     }
 
-    fn from_database(path: &Path, database: Database) -> Result<Self, Setup> {
+    fn from_database(source: Source, path: &Path, database: Database) -> Result<Self, Setup> {
         // First, because another version may do everything below otherwise.
         if database.keyspace_exists(META) {
             check_format(&database.keyspace(META, options)?)?;
@@ -92,10 +98,13 @@ impl Store {
             write_identity(&database, &meta, log.epoch(), 0)?;
         }
         let tasks = Tasks::new(database.clone(), tasks, RECENT_MAX);
+        let is_new = totals.head()?.0 == 0 && totals.quarantine_next == 0;
+        let newest = Newest { micros: totals.log_time_micros, disagreed: totals.clock_disagrees };
         replay(&log, &tasks, &quarantine, &database, &totals)?;
         let store = Self {
             path: path.into(),
             watermark,
+            clock: Arc::new(Clock::start(source, (!is_new).then_some(newest))),
             epoch: log.epoch(),
             head: totals.head()?.0.into(),
             first_available: totals.first_available.into(),

@@ -7,7 +7,8 @@ use std::{
 
 use super::{
     Store,
-    layout::Damaged,
+    layout::{Correction, Damaged},
+    lock,
     log::{LARGE_READ_BYTES, READ_BYTES},
 };
 use crate::event::{Filter, Product, Record, RecordError, Sequence, TaskId, TaskStatus};
@@ -231,9 +232,15 @@ impl Store {
 
     /// The place before the first event whose log time is at or after `micros` (microseconds since 1970).
     ///
-    /// The log time never falls along the log, so every event received at or after `micros` lies behind that place.
+    /// The log time falls along the log only where the log's clock was set back. So every event received at or after `micros`
+    /// lies behind that place; of what was received by a clock that was ahead, only what came after the time that is meant.
     pub fn seek_time(&self, micros: i64) -> Result<Sequence, ReadError> {
-        let (mut low, mut high) = (self.first_available().0, self.head().0 + 1);
+        let micros = self.clock.meant_by(micros);
+        let Correction { events, at_micros, .. } = lock(&self.totals).correction;
+        let (first, behind) = (self.first_available().0, self.head().0 + 1);
+        let changed_behind = events.saturating_add(1).clamp(first, behind);
+        // The clock was changed to that time, so on either side of the change the times rise.
+        let (mut low, mut high) = if micros > at_micros { (changed_behind, behind) } else { (first, changed_behind) };
         while low < high {
             let middle = low + (high - low) / 2;
             match self.get(Sequence(middle))? {

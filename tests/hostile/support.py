@@ -27,8 +27,9 @@ class Failed(Exception):
 class Broker:
     """The broker's process, with `settings` ("section.key": value) over its defaults, and what starts it again."""
 
-    def __init__(self, binary, directory, settings):
+    def __init__(self, binary, directory, settings, environment=None):
         self.binary, self.directory, self.settings = str(pathlib.Path(binary).resolve()), pathlib.Path(directory), settings
+        self.environment = environment or {}  # besides
         self.directory.mkdir(parents=True, exist_ok=True)
         self.log_path = self.directory / "broker.log"
         self.start()
@@ -38,6 +39,7 @@ class Broker:
         defaults = {f"{name}.listen": "127.0.0.1:0" for name in ("ingest", "grpc", "admin")}
         for key, value in ({"data_dir": self.directory / "data"} | defaults | self.settings).items():
             environment[f"BLOBCAST_{key.upper().replace('.', '__')}"] = str(value)
+        environment |= self.environment
         begin = self.log_path.stat().st_size if self.log_path.exists() else 0
         with self.log_path.open("a", encoding="utf-8") as log:
             self.process = subprocess.Popen(

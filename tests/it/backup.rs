@@ -279,12 +279,12 @@ async fn a_backup_with_a_flipped_bit_is_refused_and_leaves_nothing() {
     }
     let mut newer = backup;
     newer[16] += 1;
-    assert!(matches!(refused(&newer), RestoreError::Format(2)));
+    assert!(matches!(refused(&newer), RestoreError::Format(3)));
     assert!(matches!(refused(b"not a backup at all"), RestoreError::NoBackup));
 }
 
 /// Magic, format and totals.
-const HEADER_BYTES: usize = 80;
+const HEADER_BYTES: usize = 120;
 /// Its mark, the number of entries, and the checksum.
 const END_BYTES: usize = 17;
 
@@ -370,7 +370,7 @@ async fn a_restore_that_is_killed_leaves_nothing_that_starts() {
     let file = shelf.path().join("backup");
     back_up(&server, &file).await.good();
     let backup = fs::read(&file).unwrap();
-    for fed in [100, backup.len() / 2, backup.len() - 1] {
+    for fed in [HEADER_BYTES + 20, backup.len() / 2, backup.len() - 1] {
         let directory = tempfile::tempdir().unwrap();
         let data_dir = directory.path().join("data");
         let mut restore = Command::new(env!("CARGO_BIN_EXE_blobcast"));

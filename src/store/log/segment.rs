@@ -36,7 +36,7 @@ use crate::{
 };
 
 /// Where the commits begin.
-pub(super) const HEADER_BYTES: usize = 128;
+pub(super) const HEADER_BYTES: usize = 256;
 const MAGIC: &[u8; 8] = b"blobcast";
 /// Commits closer together than this are found together.
 const BLOCK_BYTES: u64 = 16 * 1024;

@@ -14,6 +14,7 @@ use crate::{
     event::{Record, RecordParts, Selectable, Sequence, TaskId},
     store::{
         Appended, Draft, NewQuarantined, QuarantineHeader, ReadError, Store, UNKNOWN_MICROS,
+        clock::Adoption,
         dedupe::{Verdict, judge, take_up},
         layout::{TaskEvent, Totals, encode_quarantined, sequence_key},
         lock,
@@ -90,6 +91,8 @@ impl Granted {
 pub(super) struct Batch<'a> {
     store: &'a Store,
     retention: &'a Retention,
+    /// What the log's clock says, in microseconds since 1970.
+    now_micros: i64,
     /// For the log.
     frame: FrameBuilder,
     /// For the database.
@@ -131,15 +134,23 @@ pub(super) struct Write {
 }
 
 impl<'a> Batch<'a> {
-    pub(super) fn new(store: &'a Store, retention: &'a Retention, commands: usize) -> Self {
+    /// A batch for so many commands; the first behind an `adoption` has to note it.
+    pub(super) fn new(store: &'a Store, retention: &'a Retention, commands: usize, adoption: Option<Adoption>) -> Self {
+        let (mut totals, head) = (*lock(&store.totals), store.head());
+        totals.clock_disagrees = store.clock.disagrees();
+        if let Some(adoption) = adoption {
+            totals.correct(head, &adoption);
+            store.oldest_micros.store(UNKNOWN_MICROS, Ordering::Relaxed);
+        }
         Self {
             store,
             retention,
+            now_micros: store.clock.now_micros(),
             frame: FrameBuilder::new(),
             index: store.database.batch(),
             is_probed: false,
-            totals: *lock(&store.totals),
-            head: store.head(),
+            totals,
+            head,
             tasks: HashMap::with_capacity(commands),
             quarantined: 0,
             records: Vec::with_capacity(commands),
@@ -212,8 +223,9 @@ impl<'a> Batch<'a> {
     }
 
     fn insert_record(&mut self, draft: &Draft, sequence: Sequence, revision: u32, conflict: bool) {
-        // A clock that went backwards must not make the log's times fall: the search by time relies on it.
-        self.totals.log_time_micros = self.totals.log_time_micros.max(draft.received_at_micros);
+        // What is released enters the log now: by the time it was received it might be forgotten at once.
+        let received_at = if draft.releases.is_some() { self.now_micros } else { draft.received_at_micros };
+        let log_time_micros = self.stamp(received_at);
         let parts = RecordParts {
             product: &draft.product,
             task_id: &draft.task_id,
@@ -221,7 +233,7 @@ impl<'a> Batch<'a> {
             revision,
             conflict,
             received_at_micros: draft.received_at_micros,
-            log_time_micros: self.totals.log_time_micros,
+            log_time_micros,
             labels: &draft.labels,
             event: &draft.event,
             raw: &draft.raw,
@@ -232,6 +244,14 @@ impl<'a> Batch<'a> {
         self.totals.event_bytes += record.len() as u64;
         self.head = sequence;
         self.records.push(record);
+    }
+
+    /// The time by which something is aged and found: when it was received, but never before what is in the log already, and not
+    /// after now. It may have waited while the log's clock was changed.
+    fn stamp(&mut self, received_at_micros: i64) -> i64 {
+        let newest = self.totals.log_time_micros;
+        self.totals.log_time_micros = received_at_micros.clamp(newest, self.now_micros.max(newest));
+        self.totals.log_time_micros
     }
 
     /// The size of a quarantined callback; `None` if it is not there, or only since this batch.
@@ -251,11 +271,13 @@ impl<'a> Batch<'a> {
         self.quarantined += 1;
         self.totals.quarantine_next += 1;
         let number = self.totals.quarantine_next;
-        let bytes = encode_quarantined(&new.header, &new.body);
+        let received_at_micros = self.stamp(new.header.received_at_micros);
+        let header = QuarantineHeader { received_at_micros, ..new.header.clone() };
+        let bytes = encode_quarantined(&header, &new.body);
         self.totals.quarantine_count += 1;
         self.totals.quarantine_bytes += bytes.len() as u64;
         self.frame.quarantined(number, &bytes);
-        let QuarantineHeader { credential, product, received_at_micros, .. } = &new.header;
+        let QuarantineHeader { credential, product, received_at_micros, .. } = &header;
         lock(&self.store.shares).add(number, credential, product, bytes.len() as u64, *received_at_micros);
         self.index.insert(&self.store.quarantine, sequence_key(Sequence(number)), bytes);
         number
@@ -278,7 +300,7 @@ impl<'a> Batch<'a> {
         Ok(true)
     }
 
-    /// Forgets some of what is too old (received before the cutoffs, microseconds since 1970) or too much.
+    /// Forgets some of what is too old (counts as received before the cutoffs, microseconds since 1970) or too much.
     pub(super) fn trim(&mut self, event_cutoff: i64, quarantine_cutoff: i64) {
         // Retention that cannot be carried out is no reason to refuse callbacks; readers will report the damage.
         if let Err(error) = self.trim_events(event_cutoff) {
@@ -306,9 +328,10 @@ impl<'a> Batch<'a> {
         let mut budget = TRIM_EVENTS.max(2 * self.records.len());
         store.oldest_micros.store(UNKNOWN_MICROS, Ordering::Relaxed);
         store.log.scan_at_once(oldest..=newest, TRIM_READ_BYTES, |record| {
-            let too_old = record.log_time_micros() < cutoff;
+            let received = self.totals.correction.of_event(record.sequence(), record.log_time_micros());
+            let too_old = received < cutoff;
             if budget == 0 || !too_old && self.totals.event_bytes <= self.retention.event_bytes_max {
-                store.oldest_micros.store(record.log_time_micros(), Ordering::Relaxed);
+                store.oldest_micros.store(received, Ordering::Relaxed);
                 return Ok(ControlFlow::Break(()));
             }
             budget -= 1;
@@ -338,7 +361,7 @@ impl<'a> Batch<'a> {
         let mut budget = TRIM_EVENTS.max(2 * self.quarantined);
         while budget > 0
             && let Some((number, kept)) = self.oldest_quarantined()
-            && kept.received_at_micros < cutoff
+            && self.totals.correction.of_quarantined(number, kept.received_at_micros) < cutoff
             && self.discard(number)?
         {
             self.counts.quarantine_trimmed.age += 1;

@@ -16,13 +16,16 @@ use std::{
         atomic::{AtomicUsize, Ordering},
         mpsc::{self, Receiver, RecvTimeoutError, SyncSender, TryRecvError, TrySendError},
     },
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant},
 };
 
 use tokio::sync::oneshot;
 
 use super::{
-    Appended, Backup, Draft, Health, Mark, NewQuarantined, Store, Totals, UNKNOWN_MICROS, lock, shares::Measure,
+    Appended, Backup, Draft, Health, Mark, NewQuarantined, Store, Totals, UNKNOWN_MICROS,
+    clock::{AGREEMENT, Adoption, FAR},
+    lock,
+    shares::Measure,
 };
 use crate::{event::Record, metrics::Metrics};
 use batch::{Batch, Write};
@@ -39,7 +42,7 @@ const QUEUE_BYTES_MAX: usize = 64 * 1024 * 1024;
 const GROUP_MAX: usize = 512;
 /// A commit takes no further command beyond this many bytes, so that a group of large bodies does not delay its first.
 const GROUP_BYTES_MAX: usize = 8 * 1024 * 1024;
-/// How often an idle writer looks at retention and free disk space.
+/// How often an idle writer looks at the clock, retention and free disk space.
 const TICK: Duration = Duration::from_secs(1);
 /// With less free disk nothing is forgotten either, because forgetting writes first, and a write that fails is final.
 const TRIM_FREE_BYTES_MIN: u64 = 16 * 1024 * 1024;
@@ -51,7 +54,7 @@ const TRIM_READ_BYTES: u64 = 16 * 1024;
 /// How long and how much is kept, and how much disk is left alone.
 #[derive(Clone, Copy, Debug)]
 pub struct Retention {
-    /// Events older than this are forgotten.
+    /// Events older than this are forgotten, by the log's clock.
     pub event_age_max: Duration,
     /// The oldest events are forgotten beyond this.
     pub event_bytes_max: u64,
@@ -250,6 +253,10 @@ pub struct Writer<P> {
     new_retention: Arc<Mutex<Option<Retention>>>,
     publish: P,
     metrics: Arc<Metrics>,
+    /// The log's clock has been changed, and the next commit has to note it.
+    adoption: Option<Adoption>,
+    /// The machine's clock was far from the log's when it was last looked at.
+    clock_is_far: bool,
     /// Of the keeper, if there is one.
     bell: Option<Bell>,
 }
@@ -278,8 +285,21 @@ pub fn writer<P: Publish>(
         new_retention: Arc::clone(&new_retention),
     };
     let (sync, disk): (Sync, Disk) = (Box::new(sync), Box::new(Store::disk_bytes));
-    let bell = None;
-    (appender, Writer { store, commands, queued_bytes, sync, disk, retention, new_retention, publish, metrics, bell })
+    let writer = Writer {
+        store,
+        commands,
+        queued_bytes,
+        sync,
+        disk,
+        retention,
+        new_retention,
+        publish,
+        metrics,
+        adoption: None,
+        clock_is_far: false,
+        bell: None,
+    };
+    (appender, writer)
 }
 
 impl<P: Publish> Writer<P> {
@@ -292,7 +312,14 @@ impl<P: Publish> Writer<P> {
 
     /// Writes until it is stopped, or every [`Appender`] is gone.
     pub fn run(mut self) {
-        self.check_disk();
+        if !self.store.clock.is_settled() {
+            let minutes = AGREEMENT / 60_000_000;
+            tracing::info!(
+                minutes,
+                "the clock is far from the newest event: nothing is forgotten by age until it has proved right"
+            );
+        }
+        self.tick();
         loop {
             let first = match self.commands.try_recv() {
                 Ok(first) => Ok(first),
@@ -307,9 +334,18 @@ impl<P: Publish> Writer<P> {
                         break;
                     }
                 }
-                Err(RecvTimeoutError::Timeout) => self.check_disk(),
+                Err(RecvTimeoutError::Timeout) => self.tick(),
                 Err(RecvTimeoutError::Disconnected) => break,
             }
+        }
+    }
+
+    fn tick(&mut self) {
+        self.check_disk();
+        self.check_clock();
+        let is_noted = lock(&self.store.totals).clock_disagrees == self.store.clock.disagrees();
+        if self.adoption.is_some() || !is_noted && may_forget(&self.store.health()) {
+            self.commit(Vec::new());
         }
     }
 
@@ -339,6 +375,7 @@ impl<P: Publish> Writer<P> {
             note_limits(&retention, &self.metrics);
         }
         self.check_disk();
+        self.check_clock();
         let (backups, group): (Vec<_>, Vec<_>) =
             group.into_iter().partition(|command| matches!(command, Command::Backup(_)));
         backups.into_iter().for_each(|command| self.back_up(command));
@@ -414,17 +451,55 @@ impl<P: Publish> Writer<P> {
         *health = now;
     }
 
+    /// Follows the machine's clock, says when it is far away, and adopts its time where it has proved right and that can be noted.
+    fn check_clock(&mut self) {
+        let clock = &self.store.clock;
+        let may_adopt = self.adoption.is_none() && may_forget(&self.store.health());
+        let adoption = clock.look(may_adopt);
+        if let Some(Adoption { by_micros, .. }) = adoption {
+            let by_seconds = by_micros / 1_000_000;
+            tracing::warn!(by_seconds, "the machine's clock has proved right: the log's clock was changed to its time");
+            self.adoption = adoption;
+        }
+        let difference = clock.difference_micros();
+        let is_far = difference.saturating_abs() > FAR;
+        if is_far != self.clock_is_far {
+            let ahead_seconds = difference / 1_000_000;
+            if is_far {
+                tracing::error!(
+                    ahead_seconds,
+                    "the machine's clock was changed by minutes: the log goes by monotonic time; set the clock right"
+                );
+            } else {
+                tracing::info!(ahead_seconds, "the machine's clock and the log's agree again");
+            }
+        }
+        self.clock_is_far = is_far;
+    }
+
     fn trim_is_due(&self) -> bool {
         if !may_forget(&self.store.health()) {
             return false;
         }
         let totals = *lock(&self.store.totals);
         let events = totals.event_bytes > self.retention.event_bytes_max
-            || self.oldest_event_micros(&totals).is_some_and(|micros| micros < cutoff(self.retention.event_age_max));
-        let oldest_quarantined = lock(&self.store.shares).oldest().map(|(_, kept)| kept.received_at_micros);
+            || self.oldest_event_micros(&totals).is_some_and(|at| at < self.cutoff(self.retention.event_age_max));
+        let oldest_quarantined = lock(&self.store.shares).oldest();
         let quarantined = self.retention.quarantine_surplus(&totals).is_some()
-            || oldest_quarantined.is_some_and(|at| at < cutoff(self.retention.quarantine_age_max));
+            || oldest_quarantined.is_some_and(|(number, kept)| {
+                totals.correction.of_quarantined(number, kept.received_at_micros)
+                    < self.cutoff(self.retention.quarantine_age_max)
+            });
         events || quarantined
+    }
+
+    /// What counts as received before this is too old, in microseconds since 1970.
+    fn cutoff(&self, age_max: Duration) -> i64 {
+        let clock = &self.store.clock;
+        if !clock.is_settled() {
+            return i64::MIN; // nobody knows yet how old anything is
+        }
+        clock.now_micros().saturating_sub(i64::try_from(age_max.as_micros()).unwrap_or(i64::MAX))
     }
 
     fn oldest_event_micros(&self, totals: &Totals) -> Option<i64> {
@@ -433,7 +508,8 @@ impl<P: Publish> Writer<P> {
         }
         match self.store.oldest_micros.load(Ordering::Relaxed) {
             UNKNOWN_MICROS => {
-                self.store.get(self.store.first_available()).ok().flatten().map(|record| record.log_time_micros())
+                let oldest = self.store.get(self.store.first_available()).ok().flatten()?;
+                Some(totals.correction.of_event(oldest.sequence(), oldest.log_time_micros()))
             }
             known => Some(known),
         }
@@ -441,11 +517,13 @@ impl<P: Publish> Writer<P> {
 
     // Returns how much retention has forgotten along the way.
     fn commit(&mut self, group: Vec<Command>) -> u64 {
-        let mut batch = Batch::new(&self.store, &self.retention, group.len());
+        let adoption = self.adoption.take();
+        let cutoffs = (self.cutoff(self.retention.event_age_max), self.cutoff(self.retention.quarantine_age_max));
+        let mut batch = Batch::new(&self.store, &self.retention, group.len(), adoption);
         for command in group {
             batch.add(command);
         }
-        batch.trim(cutoff(self.retention.event_age_max), cutoff(self.retention.quarantine_age_max));
+        batch.trim(cutoffs.0, cutoffs.1);
         let batch = batch.seal();
         let trimmed = batch.counts.trimmed();
         let has_news = batch.write.is_some();
@@ -538,17 +616,6 @@ fn may_forget(health: &Health) -> bool {
         Health::DiskLow { free_bytes, .. } => *free_bytes >= TRIM_FREE_BYTES_MIN,
         Health::Failed(_) => false,
     }
-}
-
-// What was received before this, in microseconds since 1970, is too old.
-fn cutoff(age_max: Duration) -> i64 {
-    now_micros().saturating_sub(i64::try_from(age_max.as_micros()).unwrap_or(i64::MAX))
-}
-
-fn now_micros() -> i64 {
-    // A clock before 1970 keeps everything.
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(since.as_micros()).unwrap_or(i64::MAX)
 }
 
 #[cfg(test)]

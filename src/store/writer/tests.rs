@@ -8,7 +8,7 @@ use bytes::Bytes;
 use super::*;
 use crate::{
     event::{Labels, Product, Sequence, TaskId, TaskStatus},
-    store::{QuarantineHeader, Totals},
+    store::{QuarantineHeader, Totals, clock::tests::Machine},
 };
 
 /// Everything is kept, and the disk is never low.
@@ -222,6 +222,7 @@ struct Stepped {
     appender: Appender,
     writer: Writer<fn(&[Record])>,
     free_bytes: Arc<AtomicU64>,
+    machine: Machine,
     directory: tempfile::TempDir,
 }
 
@@ -229,23 +230,23 @@ impl Stepped {
     const DISK_BYTES: u64 = 1_000_000_000_000;
 
     fn new() -> Self {
-        Self::on(tempfile::tempdir().unwrap())
+        Self::on(tempfile::tempdir().unwrap(), Machine::right())
     }
 
-    fn on(directory: tempfile::TempDir) -> Self {
-        let store = Arc::new(Store::open(directory.path(), 1 << 20).unwrap());
+    fn on(directory: tempfile::TempDir, machine: Machine) -> Self {
+        let store = Arc::new(Store::open_by(machine.source(), directory.path(), 1 << 20).unwrap());
         let publish: fn(&[Record]) = |_| {};
         let (appender, mut writer) = writer(Arc::clone(&store), KEEP_ALL, publish, Arc::default());
         let free_bytes = Arc::new(AtomicU64::new(Self::DISK_BYTES));
         let free = Arc::clone(&free_bytes);
         writer.disk = Box::new(move |_| Ok((free.load(Ordering::Relaxed), Self::DISK_BYTES)));
-        Self { store, appender, writer, free_bytes, directory }
+        Self { store, appender, writer, free_bytes, machine, directory }
     }
 
     fn reopen(self) -> Self {
-        let Self { store, appender, writer, directory, .. } = self;
+        let Self { store, appender, writer, directory, machine, .. } = self;
         drop((appender, writer, store));
-        Self::on(directory)
+        Self::on(directory, machine)
     }
 
     /// Handles what was sent, as one group.
@@ -268,7 +269,7 @@ impl Stepped {
             reason: "not_json".into(),
             detail: String::new(),
             target: String::new(),
-            received_at_micros: 0,
+            received_at_micros: self.store.clock().now_micros(),
             verification: 0,
             credential: credential.into(),
             product: product.into(),
@@ -276,6 +277,32 @@ impl Stepped {
         let answer = self.appender.quarantine(NewQuarantined { header, body: Bytes::from_static(b"nonsense") });
         self.step();
         answer.blocking_recv().unwrap().unwrap()
+    }
+
+    /// Appends an event that is received now.
+    fn receive(&mut self, task: &str) {
+        let received_at_micros = self.store.clock().now_micros();
+        let answer = self.appender.append(Draft { received_at_micros, ..draft(task, 0) });
+        self.step();
+        answer.blocking_recv().unwrap().unwrap();
+    }
+
+    /// Time goes by, and each second the writer does what it does when it is idle.
+    fn pass(&mut self, time: Duration) {
+        for _ in 0..time.as_secs() {
+            self.machine.pass(Duration::from_secs(1));
+            self.writer.tick();
+            while self.writer.trim_is_due() && self.trim() > 0 {}
+        }
+    }
+
+    /// The places of the events since a time.
+    fn events_since(&self, micros: i64) -> Vec<u64> {
+        (self.store.seek_time(micros).unwrap().next().0..=self.store.head().0).collect()
+    }
+
+    fn event_count(&self) -> u64 {
+        self.store.summary().event_count
     }
 
     fn quarantined(&self) -> Vec<u64> {
@@ -356,6 +383,7 @@ fn totals_that_count_less_than_there_is_stop_retention_and_never_wrap() {
         assert!(kept.blocking_recv().unwrap().is_ok());
     }
     assert_eq!([stepped.quarantine(), stepped.quarantine()], [1, 2]);
+    stepped.machine.pass(Duration::from_secs(1));
     let whole = *lock(&stepped.store.totals);
     let too_low = [
         Totals { event_count: 0, ..whole },
@@ -431,4 +459,207 @@ fn a_disk_without_any_room_can_be_backed_up() {
     let backup = stepped.appender.backup();
     stepped.step();
     assert_eq!(backed_up(backup.blocking_recv().unwrap().unwrap()), 1, "and nothing was forgotten for it");
+}
+
+const MINUTE: Duration = Duration::from_secs(60);
+const HOUR: Duration = Duration::from_secs(3_600);
+const YEAR_MICROS: i64 = 365 * 86_400 * 1_000_000;
+/// So long until a clock that has been changed is believed, and a moment more.
+const BELIEVED: Duration = Duration::from_secs(5 * 60 + 2);
+
+/// Events and quarantined callbacks are kept for an hour.
+const KEEP_AN_HOUR: Retention = Retention { event_age_max: HOUR, quarantine_age_max: HOUR, ..KEEP_ALL };
+
+#[test]
+fn a_clock_that_is_a_year_ahead_for_seconds_forgets_nothing_and_leaves_no_trace() {
+    let mut stepped = Stepped::new();
+    stepped.writer.retention = KEEP_AN_HOUR;
+    stepped.receive("t1");
+    stepped.quarantine();
+    stepped.pass(MINUTE);
+    stepped.machine.step(YEAR_MICROS);
+    stepped.pass(Duration::from_secs(3));
+    stepped.receive("t2");
+    stepped.quarantine();
+    stepped.machine.step(-YEAR_MICROS);
+    stepped.pass(Duration::from_secs(2));
+    stepped.receive("t3");
+    assert_eq!((stepped.event_count(), stepped.quarantined()), (3, vec![1, 2]));
+    let now = stepped.machine.wall();
+    assert_eq!(stepped.events_since(now - 1_000_000), [3]);
+    assert_eq!(stepped.events_since(now - 3_000_000), [2, 3]);
+    assert_eq!(stepped.events_since(now + 1), [0; 0], "until then all of them");
+
+    // And the hour is an hour.
+    stepped.pass(HOUR - MINUTE - Duration::from_secs(5));
+    assert_eq!((stepped.event_count(), stepped.quarantined()), (3, vec![1, 2]));
+    stepped.pass(Duration::from_secs(1));
+    assert_eq!((stepped.event_count(), stepped.quarantined()), (2, vec![2]));
+    stepped.pass(MINUTE + MINUTE);
+    assert_eq!((stepped.event_count(), stepped.quarantined()), (0, vec![]));
+}
+
+#[test]
+fn a_clock_that_is_changed_for_good_is_taken_over_durably_and_ages_nothing() {
+    for by in [YEAR_MICROS, -2 * YEAR_MICROS] {
+        let mut stepped = Stepped::new();
+        stepped.writer.retention = KEEP_AN_HOUR;
+        stepped.receive("t1");
+        stepped.quarantine();
+        stepped.pass(10 * MINUTE);
+        stepped.receive("t2");
+        stepped.machine.step(by);
+        stepped.pass(BELIEVED);
+        stepped.receive("t3");
+        let received = |at: u64| stepped.store.get(Sequence(at)).unwrap().unwrap().log_time_micros();
+        assert_eq!(received(3), stepped.machine.wall(), "{by}: events are stamped by the new time");
+        assert_eq!(stepped.events_since(stepped.machine.wall()), [3]);
+        if by > 0 {
+            assert_eq!(stepped.events_since(received(1)), [1, 2, 3], "times before the change are found as they were");
+            assert_eq!(stepped.events_since(received(1) + 1), [2, 3]);
+        } else {
+            assert_eq!(stepped.events_since(received(1)), [0; 0], "by the new time that is in the future");
+            assert_eq!(stepped.events_since(received(3) - 500_000), [3]);
+        }
+
+        // The note outlives the process, and events still live their hour.
+        let mut stepped = stepped.reopen();
+        stepped.writer.retention = KEEP_AN_HOUR;
+        stepped.pass(HOUR - 10 * MINUTE - BELIEVED);
+        assert_eq!((stepped.event_count(), stepped.quarantined()), (3, vec![1]), "{by}");
+        stepped.pass(Duration::from_secs(1));
+        assert_eq!((stepped.event_count(), stepped.quarantined()), (2, vec![]), "{by}");
+        stepped.pass(10 * MINUTE);
+        assert_eq!(stepped.event_count(), 1, "{by}");
+        stepped.pass(BELIEVED);
+        assert_eq!(stepped.event_count(), 0, "{by}");
+    }
+}
+
+#[test]
+fn a_machine_that_boots_in_1970_keeps_what_it_had_and_what_it_got() {
+    let right = Machine::right();
+    // A log that is new there, and one that was there before.
+    for old in [0, 1] {
+        let (machine, now) = (right.clone(), right.wall());
+        let mut stepped = Stepped::on(tempfile::tempdir().unwrap(), machine);
+        (0..old).for_each(|n| stepped.receive(&format!("old{n}")));
+        stepped.machine.set(86_400_000_000);
+        let mut stepped = stepped.reopen();
+        stepped.writer.retention = KEEP_AN_HOUR;
+        stepped.receive("at-boot");
+        stepped.pass(MINUTE);
+        stepped.machine.set(now + 86_400_000_000);
+        stepped.pass(BELIEVED);
+        stepped.receive("afterwards");
+        assert_eq!(stepped.event_count(), old + 2);
+        assert_eq!(stepped.events_since(stepped.machine.wall()), [old + 2]);
+        stepped.pass(HOUR - MINUTE - BELIEVED);
+        assert_eq!(stepped.event_count(), old + 2);
+        stepped.pass(MINUTE);
+        assert_eq!(stepped.event_count(), 1, "what came since the boot is an hour old, too");
+        right.set(now);
+    }
+}
+
+#[test]
+fn a_start_forgets_by_age_only_when_the_clock_has_been_right_for_minutes() {
+    let mut stepped = Stepped::new();
+    stepped.writer.retention = KEEP_AN_HOUR;
+    stepped.receive("t1");
+    stepped.quarantine();
+
+    // A start a year ahead, with a callback; then one with the right time.
+    stepped.machine.step(YEAR_MICROS);
+    let mut stepped = stepped.reopen();
+    stepped.writer.retention = KEEP_AN_HOUR;
+    stepped.pass(MINUTE);
+    stepped.receive("from-the-future");
+    assert_eq!(stepped.event_count(), 2);
+    stepped.machine.step(-YEAR_MICROS);
+    let mut stepped = stepped.reopen();
+    stepped.writer.retention = KEEP_AN_HOUR;
+    stepped.pass(Duration::from_secs(1));
+    stepped.receive("t3");
+    let now = stepped.machine.wall();
+    stepped.pass(MINUTE);
+    assert_eq!(stepped.events_since(now), [3], "before it is believed, too");
+    stepped.pass(BELIEVED);
+    assert_eq!((stepped.event_count(), stepped.quarantined()), (3, vec![1]));
+    stepped.receive("t4");
+    assert_eq!(stepped.events_since(stepped.machine.wall()), [4]);
+    stepped.pass(HOUR - 3 * MINUTE - BELIEVED);
+    assert_eq!(stepped.event_count(), 4);
+
+    // A night off is believed after some minutes, and then counts.
+    stepped.machine.pass(8 * HOUR);
+    let mut stepped = stepped.reopen();
+    stepped.writer.retention = KEEP_AN_HOUR;
+    stepped.receive("t5");
+    assert_eq!(stepped.events_since(stepped.machine.wall()), [5], "the time is taken at once");
+    stepped.pass(4 * MINUTE);
+    assert_eq!((stepped.event_count(), stepped.quarantined()), (5, vec![1]));
+    stepped.pass(2 * MINUTE);
+    assert_eq!((stepped.event_count(), stepped.quarantined()), (1, vec![]));
+}
+
+#[test]
+fn bytes_and_numbers_are_bounded_whatever_the_clock_says() {
+    let mut stepped = Stepped::new();
+    ["t1", "t2"].into_iter().for_each(|task| stepped.receive(task));
+    assert_eq!([stepped.quarantine(), stepped.quarantine()], [1, 2]);
+    stepped.machine.step(YEAR_MICROS);
+    let mut stepped = stepped.reopen();
+    stepped.writer.retention = Retention { event_bytes_max: 0, quarantine_count_max: 1, ..KEEP_AN_HOUR };
+    stepped.pass(Duration::from_secs(1));
+    assert_eq!((stepped.event_count(), stepped.quarantined()), (0, vec![2]));
+}
+
+#[test]
+fn what_waited_while_the_clock_was_changed_is_stamped_by_the_new_time() {
+    for by in [YEAR_MICROS, -YEAR_MICROS] {
+        let mut stepped = Stepped::new();
+        stepped.writer.retention = KEEP_AN_HOUR;
+        stepped.receive("t1");
+        let received_at_micros = stepped.store.clock().now_micros();
+        stepped.machine.step(by);
+        stepped.pass(BELIEVED);
+        let waited = stepped.appender.append(Draft { received_at_micros, ..draft("t2", 0) });
+        stepped.step();
+        waited.blocking_recv().unwrap().unwrap();
+        let stamped = stepped.store.get(Sequence(2)).unwrap().unwrap().log_time_micros();
+        assert!((0..=2_000_000).contains(&(stepped.machine.wall() - stamped)), "{by}: {stamped}");
+        stepped.pass(MINUTE);
+        assert_eq!(stepped.event_count(), 2);
+    }
+}
+
+#[test]
+fn what_is_released_from_quarantine_is_as_young_as_its_release() {
+    let mut stepped = Stepped::new();
+    stepped.writer.retention = Retention { quarantine_age_max: Duration::MAX, ..KEEP_AN_HOUR };
+    let received_at_micros = stepped.store.clock().now_micros();
+    let number = stepped.quarantine();
+    stepped.pass(2 * HOUR);
+    let released = stepped.appender.append(Draft { received_at_micros, releases: Some(number), ..draft("t1", 0) });
+    stepped.step();
+    assert!(released.blocking_recv().unwrap().is_ok());
+    stepped.pass(HOUR);
+    assert_eq!(stepped.event_count(), 1);
+    stepped.pass(Duration::from_secs(1));
+    assert_eq!(stepped.event_count(), 0);
+}
+
+#[test]
+fn a_change_that_cannot_be_noted_is_not_taken_over() {
+    let mut stepped = Stepped::new();
+    stepped.writer.retention = Retention { disk_free_min_percent: 50, ..KEEP_AN_HOUR };
+    stepped.receive("t1");
+    stepped.machine.step(YEAR_MICROS);
+    stepped.free_bytes.store(TRIM_FREE_BYTES_MIN - 1, Ordering::Relaxed);
+    stepped.pass(2 * BELIEVED);
+    assert_eq!(stepped.store.clock().difference_micros(), YEAR_MICROS);
+    stepped.free_bytes.store(TRIM_FREE_BYTES_MIN, Ordering::Relaxed);
+    stepped.pass(Duration::from_secs(1));
+    assert_eq!((stepped.store.clock().difference_micros(), stepped.event_count()), (0, 1));
 }

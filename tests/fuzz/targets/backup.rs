@@ -76,7 +76,9 @@ fuzz_target!(|input: Input<'_>| {
 fn written(input: &Input<'_>, lie: Option<&Lie>) -> Vec<u8> {
     let first = u64::from(input.first_available) + 1;
     let mut entries = entries(input, first);
-    let mut header = [1, first, input.events.len() as u64, 0, 9, input.quarantined.len() as u64, 0, 0];
+    let clock = [0; 6];
+    let mut header =
+        [&[2, first, input.events.len() as u64, 0, 9, input.quarantined.len() as u64, 0], &clock[..]].concat();
     let mut entry_count = None;
     let position = |at: u8| usize::from(at) % entries.len().max(1);
     match lie {
