@@ -174,7 +174,7 @@ impl Subscription {
         let filter = Arc::new(filter);
         let id = Uuid::new_v4();
         let new = NewEntry { id, client, client_name, peer, call, filter: Arc::clone(&filter), position };
-        let entry = sources.registry.enter(new, &sources.metrics)?;
+        let entry = sources.registry.enter(new, sources.store.clock(), &sources.metrics)?;
         // A task's end counts whatever its status and labels are, so tasks and products alone decide what is read. Another
         // product's event is another task's end; the filter's products are also those that the client may see.
         let scan_filter = if until_terminal {

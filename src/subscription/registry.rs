@@ -21,6 +21,7 @@ use crate::{
     event::{Filter, Record, Sequence},
     hub::Hub,
     metrics::Metrics,
+    store::Clock,
     trace::Context,
 };
 
@@ -197,7 +198,7 @@ impl Registry {
         page.into_iter().map(|(number, info)| info.listed(number, hub)).collect()
     }
 
-    pub(super) fn enter(&self, new: NewEntry, metrics: &Arc<Metrics>) -> Result<Entry, OpenError> {
+    pub(super) fn enter(&self, new: NewEntry, clock: &Arc<Clock>, metrics: &Arc<Metrics>) -> Result<Entry, OpenError> {
         let info = Arc::new(Info {
             id: new.id.to_string(),
             client: new.client,
@@ -205,7 +206,7 @@ impl Registry {
             peer: new.peer,
             call: new.call,
             filter: new.filter,
-            opened_at: Timestamp::now(),
+            opened_at: clock.now(),
             position: AtomicU64::new(new.position.0),
             delivered: AtomicU64::new(0),
             state: AtomicU8::new(State::CatchingUp as u8),
@@ -226,8 +227,8 @@ impl Registry {
         open.subscriptions.insert(number, Arc::clone(&info));
         drop(open);
         metrics.subscriptions.with_label_values(&[State::CatchingUp.as_str()]).inc();
-        let (registry, metrics) = (Arc::clone(&self.open), Arc::clone(metrics));
-        Ok(Entry { registry, number, info, metrics, cause: "client_gone", uncounted: 0, is_first: false })
+        let (registry, clock, metrics) = (Arc::clone(&self.open), Arc::clone(clock), Arc::clone(metrics));
+        Ok(Entry { registry, number, info, clock, metrics, cause: "client_gone", uncounted: 0, is_first: false })
     }
 }
 
@@ -259,6 +260,7 @@ pub(super) struct Entry {
     registry: Arc<Mutex<Open>>,
     number: u64,
     info: Arc<Info>,
+    clock: Arc<Clock>,
     metrics: Arc<Metrics>,
     cause: &'static str,
     /// Deliveries that the metric, which all streams share, has not been told of.
@@ -295,7 +297,7 @@ impl Entry {
         }
         // The first has waited longest; the others follow at once.
         if std::mem::take(&mut self.is_first) && self.info.state() == State::Live {
-            let micros = Timestamp::now().as_microsecond() - record.received_at_micros();
+            let micros = self.clock.now_micros() - record.received_at_micros();
             self.metrics.delivery_seconds.observe(micros.max(0) as f64 / 1e6); // a clock set back reads as 0
         }
     }
