@@ -19,8 +19,8 @@ use crate::{
 const STREAMS: usize = 1_000;
 const STREAMS_SHORT: usize = 200;
 const CONNECTIONS: usize = 10;
-/// Events of 1 MB in the log.
-const EVENTS: u64 = 64;
+/// Events of 1 MB in the log, which has twice that of each: the body is kept, too.
+const EVENTS: u64 = 32;
 const EVENTS_SHORT: u64 = 16;
 const PROMPT_BYTES: usize = 1_000_000;
 /// `grpc.reading_bytes_max`, and 256 MiB for everything else.
