@@ -1,6 +1,6 @@
 //! Reads files that somebody else may change, and that may be anything by the time they are read: only a regular file, and never
-//! more of it than a limit. A FIFO, a device or a directory is an error at once. A file system that hangs is not: whoever must not
-//! wait reads elsewhere.
+//! more of it than a limit. A FIFO, a device or a directory is an error at once. A file system that hangs blocks the caller: a
+//! thread that serves must not call this (`server::aside`).
 
 use std::{
     fs::{self, File, Metadata},

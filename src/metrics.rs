@@ -93,7 +93,7 @@ pub struct Metrics {
     pub bytes_trimmed: IntCounterVec,
     /// Quarantined callbacks forgotten by retention, by `reason`.
     pub quarantine_trimmed: IntCounterVec,
-    /// Bytes of callbacks that were let in, and of the events made of them, by the `kind` and `name` of the credential and the `product`.
+    /// Bytes of callbacks that were let in, and of the events made of them, by `kind` and `name` of the credential, and `product`.
     pub callback_bytes: IntCounterVec,
     /// Retained events.
     pub log_events: IntGauge,
@@ -117,7 +117,7 @@ pub struct Metrics {
     pub clock_difference_seconds: IntGauge,
     /// 1 while the store takes writes.
     pub store_writable: IntGauge,
-    /// Calls refused because they showed nothing, or nothing that is known.
+    /// Calls refused because they showed no credential, or an unknown one.
     pub calls_unauthenticated: IntCounter,
     /// Calls refused for another reason before a service saw them, by `cause`.
     pub calls_refused: IntCounterVec,

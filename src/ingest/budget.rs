@@ -1,10 +1,9 @@
-//! How many bytes a credential may bring into the log in a minute, by product; beyond it, when to come again. Pure, and bounded
-//! in memory.
+//! Rate limit on the bytes that a credential may bring into the log, by product; beyond it, when to come again. Pure, and
+//! bounded in memory. Not the budget of memory: that is `crate::budget`.
 //!
-//! A bucket for each (credential, product): full, it takes a minute's bytes at once; it fills up again as time goes by. A signed
-//! URL names its product, so its holder has one bucket and no other. Who has a token, or posts where nothing is asked, chooses
-//! the product: all of such a credential's products together have a few times as much, or making up products would make up
-//! budget.
+//! A token bucket for each (credential, product): full, it takes a minute's bytes at once, and it is refilled steadily. A signed
+//! URL names its product, so it has one bucket. The holder of a token, or any sender where nothing is asked, chooses the product.
+//! So all products of such a credential share one more bucket of a few times the size: made-up products bring no more budget.
 
 use std::{
     collections::HashMap,
@@ -75,7 +74,7 @@ impl fmt::Display for Credential {
     }
 }
 
-/// Whoever brings a callback, and how much may come from there.
+/// The credential that a callback was let in by, and its budget.
 #[derive(Clone, Debug)]
 pub(super) struct Sender {
     pub credential: Credential,

@@ -233,7 +233,7 @@ impl Ingest {
         if outcome.is_unauthenticated() && self.throttle.is_too_much(client, std::time::Instant::now()) {
             outcome = Outcome::RateLimited;
         }
-        // Who has shown nothing is not to decide what is traced: nor are others to be dropped for him.
+        // Unauthenticated requests are never traced: they must not crowd out real spans.
         if outcome.is_unauthenticated() || matches!(outcome, Outcome::RateLimited) {
             asked.span.discard();
         }

@@ -47,7 +47,7 @@ impl LetIn {
 pub struct Gate {
     /// Who is known.
     pub credentials: Arc<SharedCredentials>,
-    /// By which what they show expires: one wrong reading of the machine's clock must not end every stream.
+    /// Credentials expire by this clock: one wrong reading of the machine's clock must not end every stream.
     pub clock: Arc<Clock>,
     /// Who shows nothing may do everything, whoever else is known.
     pub allow_anonymous: bool,

@@ -30,7 +30,7 @@ use crate::{
 const SHARE: usize = 4;
 /// How long a call waits for its turn at them: answers that are read take milliseconds.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// Backups at a time. Each reads the whole log, holds about 10 MB, and keeps on the disk what retention forgets meanwhile.
+/// Backups at a time. Each reads the whole log, holds up to 20 MiB (SECURITY.md), and keeps on the disk what retention forgets.
 const BACKUPS_MAX: usize = 4;
 /// Those of one client: one that is under way, and one that took its place.
 const BACKUPS_PER_CLIENT_MAX: usize = 2;

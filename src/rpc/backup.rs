@@ -1,5 +1,5 @@
-//! A backup as a gRPC stream. Each chunk is read off the async threads when the client has taken the one before. A client that
-//! takes nothing loses its backup, which would keep on the disk what retention forgets.
+//! A backup as a gRPC stream. Each chunk is read off the async threads when the client has taken the one before. If the client
+//! takes nothing for too long, the backup is ended: as long as it is open, the disk keeps what retention forgets.
 
 use std::{
     mem,

@@ -103,7 +103,7 @@ pub(super) struct Limits {
     headers_max: usize,
     header_timeout: Duration,
     linger: Duration,
-    /// Whoever sends no more is answered all the same; otherwise he is taken for gone, and nothing is done for him any more.
+    /// A client that has closed its sending side is still answered; if false, it counts as gone, and its requests are dropped.
     half_close: bool,
     /// How long a connection stays open for a request that may be on its way when the broker stops. Whoever is not being answered
     /// after that is left, so that nobody can hold up a restart by saying nothing, little, or too much.
@@ -583,7 +583,7 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let metrics = Metrics::default();
-        // Nobody has room, and who was told so keeps a place until he has closed.
+        // There is no room, and a refused client keeps one of the refusals' places until it has closed.
         let limits = Limits { connections_max: 0, linger: Duration::MAX, ..Limits::admin() };
         let refused = metrics.connections_refused.with_label_values(&["test", "full"]);
         let (counters, stop) = (Counters::of("test", &metrics), CancellationToken::new());

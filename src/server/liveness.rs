@@ -1,5 +1,5 @@
-//! Whether the threads that serve do what they are given: a trivial task on each runtime has to run in time. Never touches the
-//! store or the disk, so a full disk is no reason to be killed.
+//! Whether the serving threads run: a trivial task on each runtime has to run in time. Never touches the store or the disk, so a
+//! full disk is no reason to be killed.
 
 use std::{
     sync::{

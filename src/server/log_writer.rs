@@ -1,8 +1,8 @@
-//! The way of the log to standard error: a bounded queue, and a thread of its own that empties it. Whoever logs never waits: while
-//! nobody reads standard error, and the queue is full, lines are lost and counted. One line says how many, once it is read again.
+//! The way of the log to standard error: a bounded queue, and a thread of its own that empties it. Logging never blocks: while
+//! nobody reads standard error and the queue is full, lines are lost and counted. One line says how many, once it is read again.
 //!
-//! Own code, because `tracing-appender` bounds lines and not bytes, tells nothing of what it dropped, and complains on standard
-//! output when it cannot end, which may be stuck, too.
+//! Own code, because `tracing-appender` bounds lines and not bytes, logs nothing about what it dropped, and reports a failed
+//! shutdown on standard output, which may be stuck, too.
 
 use std::{
     io::{self, Write},

@@ -1,5 +1,6 @@
-//! The broker's own diagnostics: text for people, JSON for machines, always on standard error, by a thread of their own: nobody who
-//! logs waits for whoever reads. systemd's journal is told how grave each line is, so that `journalctl -p err` finds the errors.
+//! The broker's own diagnostics: text for people, JSON for machines, always on standard error. [`LogWriter`] writes them on a thread
+//! of its own, so that logging never blocks. For systemd's journal each line begins with its priority, so that
+//! `journalctl -p err` finds the errors.
 
 use std::{
     env,

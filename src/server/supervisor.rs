@@ -20,10 +20,10 @@ type Message = Vec<NotifyState<'static>>;
 
 /// Messages that wait for a supervisor that takes none. What exceeds them is dropped: it has enough to catch up with.
 const QUEUE_MAX: usize = 16;
-/// A supervisor is told of life so often in the time after which it gives up: one answer that is late must not be the end.
+/// Keep-alives within the supervisor's time-out: one that is late must not be the end.
 const TICKS: u32 = 4;
 
-/// The way to the supervisor: a full socket would hold up whoever sends.
+/// The way to the supervisor: a full socket would block the sender.
 static SENDER: OnceLock<SyncSender<Message>> = OnceLock::new();
 
 /// Callbacks are taken.
@@ -44,8 +44,8 @@ pub(super) fn stopping() {
     tell(vec![NotifyState::Stopping]);
 }
 
-/// Says more often than it is asked to that the process is alive, while it is: while its threads do what they are given. Whether
-/// callbacks become durable is for [`super::admin`] to say: a full disk is no reason to be killed.
+/// Sends keep-alives as long as every serving thread runs what it is given. Whether callbacks become durable does not matter here:
+/// a full disk is no reason to be killed, and [`super::admin`] reports it.
 pub(super) async fn watchdog(liveness: Arc<Liveness>, stop: CancellationToken) {
     let Some(timeout) = sd_notify::watchdog_enabled().filter(|timeout| *timeout > Duration::ZERO) else {
         return stop.cancelled().await;

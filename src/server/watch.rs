@@ -257,7 +257,7 @@ impl Set {
         let news = change();
         let what = self.watched.files.what;
         self.problem = None;
-        // Before it is told: who reads of it may look at the count.
+        // Before it is logged: a reader of the line may look at the count.
         self.metrics.reloads.with_label_values(&[what, "done"]).inc();
         tracing::info!(news, "reloaded the {what}");
     }

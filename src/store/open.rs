@@ -190,7 +190,7 @@ impl Store {
     }
 }
 
-/// Whose the quarantined callbacks are: reads all of them, at most `quarantine.retention_bytes_max`.
+/// Shares of the quarantined callbacks: reads all of them, at most `quarantine.retention_bytes_max`.
 fn shares_of(quarantine: &Keyspace) -> Result<Shares, Setup> {
     let mut shares = Shares::default();
     for entry in quarantine.iter() {
@@ -200,7 +200,7 @@ fn shares_of(quarantine: &Keyspace) -> Result<Shares, Setup> {
             Ok((QuarantineHeader { credential, product, received_at_micros, .. }, _)) => {
                 shares.add(number, &credential, &product, bytes, received_at_micros);
             }
-            // Whoever reads it is told of the damage. It is nobody's, and not forgotten by an age that nobody knows.
+            // Reading it reports the damage. It belongs to no credential, and its age is unknown, so age does not forget it.
             Err(Damaged(_)) => shares.add(number, "", "", bytes, i64::MAX),
         }
     }

@@ -1,8 +1,9 @@
-//! Whose callbacks are in quarantine, and whose is forgotten first when there are too many: the oldest of whoever has most. Pure.
+//! Which callbacks of each credential are in quarantine, and which is forgotten first when there are too many: the oldest of the
+//! credential that has most. Pure.
 //!
 //! Shares are by the credential that let a callback in, and within one by the URL's product. So a flood by one credential takes
 //! nothing from another that has less than its share, and a flood for one product nothing from another product's. Kept in
-//! memory, some 100 bytes for each callback, and made anew from the callbacks when the store is opened.
+//! memory, about 150 bytes for each callback, and made anew from the callbacks when the store is opened.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},

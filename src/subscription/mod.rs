@@ -11,6 +11,9 @@
 //! The order of events is the order of the log in every phase, and `position` only rises: everything that matches up to it has
 //! been handed out. A filter with tasks takes its seat first and then looks up what the index has up to the head of that
 //! moment; any other filter reads the log until its place lies within the ring. Either way nothing falls between.
+//!
+//! Events that were read from the log are held in borrowed memory ([`Memory`]). Between two polls they lie on a shelf, from which
+//! the memory may be taken back for others; the stream then reads them again.
 
 mod lookup;
 mod message;

@@ -1,5 +1,5 @@
-//! Reads of the log into borrowed memory. Whoever reads waits for its loan first, and what was read waits to be fetched on a
-//! shelf: a stalled stream that nobody polls gives it back like any other.
+//! Reads of the log into borrowed memory. A read waits for its loan first, and its result waits on a shelf until the stream is
+//! polled: so memory can be taken back from a stalled stream, too, which nobody polls.
 
 use std::{
     pin::Pin,

@@ -1,8 +1,8 @@
-//! Calls on their way in. Whether one is let in is decided by its headers, before anything else is spent on it: a call that is
-//! not let in takes from no pool that others need. The few that nobody has to be known for, those of the health service, have
-//! small pools of their own.
+//! Calls on their way in. The headers of a call decide whether it is let in, before anything else is spent on it: a call that is
+//! not let in takes from no pool that clients need. Calls of the health service need no credential, so they have small pools of
+//! their own.
 //!
-//! What a call of a client has sent counts from its first header until its message is whole, so that many calls that are never
+//! Memory of a client's call is counted from its first header until its message is whole, so that many calls that are never
 //! finished cost no more than a few.
 
 use std::{
@@ -36,7 +36,7 @@ const CALL_BYTES: usize = 5 * 1024;
 /// Reflection talks back and forth on one call, for as long as somebody looks around.
 const UNHURRIED: &str = "/grpc.reflection.";
 
-/// Nobody has to be known for these two: probes have no tokens.
+/// These two need no credential: probes have no tokens.
 const HEALTH_CHECK: &str = "/grpc.health.v1.Health/Check";
 const HEALTH_WATCH: &str = "/grpc.health.v1.Health/Watch";
 /// Of a stranger's call to them: the name of a service, and a wide margin.
@@ -152,7 +152,7 @@ impl Admission {
         Ok(self.arriving(request, room, deadline))
     }
 
-    /// A call that nobody has to be known for: small, soon whole, and few of them at once.
+    /// A call without a credential: small, soon whole, and few of them at once.
     fn of_stranger(&self, origin: &Origin, request: Request) -> Result<Request, Status> {
         let permit = Arc::clone(&origin.limits.health_calls).try_acquire_owned().map_err(|_| {
             self.counted.health_limit.inc();
@@ -207,8 +207,8 @@ impl ConnectionLimits {
     }
 }
 
-/// Unfinished calls of strangers in the order in which they began. There is no end to strangers, so a pool that refuses when it
-/// is full would refuse the probes; this one refuses whoever is in it for the longest time.
+/// Unfinished calls of strangers in the order in which they began. Strangers can fill any pool, so one that refuses new calls
+/// when it is full would refuse the probes; this one refuses its oldest call instead.
 #[derive(Debug)]
 struct Turns {
     max: usize,

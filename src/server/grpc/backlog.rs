@@ -1,7 +1,7 @@
-//! Calls of a connection that have arrived, and that nothing has looked at yet. HTTP/2 reads on as long as there is something to
-//! read, and takes any call; whether it is let in is decided by a task of its own. Where calls come faster than these tasks have
-//! their turn, strangers' calls would pile up in memory, and clients' would wait behind them. So a connection is read on only
-//! when most of its calls were looked at.
+//! Backpressure for calls that have arrived and wait for admission. HTTP/2 reads as long as there is something to read, and
+//! accepts any call; a task for each call decides whether it is let in. If calls came faster than these tasks run, strangers'
+//! calls would pile up in memory, and clients' would wait behind them. So a connection is read on only while few of its calls
+//! wait.
 
 use std::{
     sync::{

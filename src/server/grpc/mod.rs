@@ -162,7 +162,7 @@ async fn traced(State(tracer): State<Tracer>, mut request: Request, next: Next) 
         tracing::error_span!("call", request_id = %id, method, trace_id = span.trace_id().map(tracing::field::display));
     let mut answer = next.run(request).instrument(of_lines.clone()).await;
     answer.headers_mut().insert(REQUEST_ID, id.into());
-    // Who is not let in is not to decide what is traced: nor are others to be dropped for him.
+    // Unauthenticated calls are never traced: they must not crowd out real spans.
     if !let_in.get() {
         span.discard();
     }

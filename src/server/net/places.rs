@@ -1,9 +1,9 @@
 //! The places of a listener: how many connections there may be, and which one gives way to a new one when all are taken.
 //!
-//! A connection takes a place before anybody knows whose it is. So that strangers cannot hold all of them by saying nothing,
-//! the places are not first come, first served: a connection on which nobody was let in yet is a stranger's, and when there is
-//! no place left, the oldest of those that are quiet is closed. A client that was let in gives way only where there is no
-//! stranger at all, if at all, and only while it asks for nothing.
+//! A connection takes a place before it is authenticated. So that strangers cannot hold all places by staying silent, they are
+//! not first come, first served. A connection is a *stranger's* until a request on it was let in. When there is no place left,
+//! the oldest stranger's connection that is quiet is closed (*shed*). An authenticated connection is shed only if there are no
+//! strangers, only where [`Patience`] allows it, and only while it has no request.
 
 use std::{
     collections::BTreeMap,
@@ -253,8 +253,8 @@ impl Standing {
         poll_fn(|cx| self.poll_shed(cx, &mut registered)).await;
     }
 
-    /// Whether the connection has to give way. `registered` is the caller's, and only his: who is woken for it, so that a
-    /// connection which is polled often takes no lock for it.
+    /// Whether the connection has to give way. `registered` is a slot that the caller keeps between calls: the waker that is
+    /// registered already, so that a connection which is polled often takes no lock for it.
     pub(in crate::server) fn poll_shed(&self, cx: &Context<'_>, registered: &mut Option<Waker>) -> Poll<()> {
         if !registered.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
             *self.lock_waker() = Some(cx.waker().clone());

@@ -1,5 +1,5 @@
-//! A connection with or without TLS, as one type; it gives way to others, however much it has to say, and it is not listened to
-//! while it does not take what is said to it.
+//! A connection with or without TLS, as one type. It yields to others after each turn, and it is not read while its peer does not
+//! take what is written to it.
 
 use std::{
     io,
@@ -23,8 +23,8 @@ pub(in crate::server) struct Stream {
     kind: Kind,
     /// In this turn.
     read_bytes: usize,
-    /// The other end has taken nothing of the last write. A peer that asks and asks, and reads no answer, would otherwise fill
-    /// the memory with answers: refusals, too, which nobody has to be known for. Whoever reads is heard again at once.
+    /// The peer has taken nothing of the last write. One that keeps sending requests and reads no answer would otherwise fill
+    /// the memory with answers, also with refusals, for which it needs no credential. As soon as it reads, it is read again.
     is_blocked: bool,
 }
 
