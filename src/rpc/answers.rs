@@ -47,15 +47,19 @@ pub enum Payer {
 }
 
 impl Payer {
-    /// The connection of a call.
-    pub fn connection(peer: Option<&Peer>) -> Self {
-        Self::Connection(peer.map(|peer| peer.address))
+    /// The client that the gate has let in, or else the connection of the call.
+    pub fn of_call<T>(request: &hyper::Request<T>) -> Self {
+        Self::of_extensions(request.extensions().get(), request.extensions().get())
     }
 
     pub(super) fn of<T>(request: &Request<T>, caller: &Caller) -> Self {
-        match &caller.0 {
+        Self::of_extensions(Some(caller), request.extensions().get())
+    }
+
+    fn of_extensions(caller: Option<&Caller>, peer: Option<&Peer>) -> Self {
+        match caller.and_then(|caller| caller.0.as_ref()) {
             Some(client) => Self::Client(Arc::clone(&client.name)),
-            None => Self::connection(request.extensions().get()),
+            None => Self::Connection(peer.map(|peer| peer.address)),
         }
     }
 }

@@ -30,7 +30,10 @@ use std::{
     time::Duration,
 };
 
-use tokio::task::{JoinError, JoinSet};
+use tokio::{
+    sync::oneshot::{self, error::TryRecvError},
+    task::{JoinError, JoinSet},
+};
 use tokio_util::sync::CancellationToken;
 use tonic_health::server::HealthReporter;
 
@@ -373,15 +376,24 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+fn is_over(work: &mut oneshot::Receiver<()>) -> bool {
+    !matches!(work.try_recv(), Err(TryRecvError::Empty))
+}
+
 /// Cuts off whom the credentials do not let in any more, when they have changed or somebody's have expired, or a certificate that
 /// was shown is not good any more.
 fn review(sources: Arc<Sources>, gate: rpc::Gate, tls: Option<Arc<Tls>>) -> impl FnMut() {
     let mut reviewed = (gate.credentials.get(), 0, 0);
+    let mut verifying = None;
     move || {
         let (credentials, now) = (gate.credentials.get(), gate.clock.earliest());
         let expired = credentials.expired_clients(now);
-        if let Some(tls) = tls.as_ref().filter(|tls| tls.is_to_verify(now)).cloned() {
-            tokio::task::spawn_blocking(move || tls.verify_again(now));
+        if let Some(tls) = tls.as_ref().filter(|tls| tls.is_to_verify(now)).cloned()
+            && verifying.as_mut().is_none_or(is_over)
+        {
+            // Not on the runtime's blocking threads: reads of the store must not delay a revocation.
+            let begun = aside::spawn(move || tls.verify_again(now));
+            verifying = begun.inspect_err(|error| tracing::warn!(%error, "cannot verify certificates again yet")).ok();
         }
         let withdrawn = tls.as_ref().map_or(0, |tls| tls.no_longer_good(now));
         if !Arc::ptr_eq(&credentials, &reviewed.0) || (expired, withdrawn) != (reviewed.1, reviewed.2) {

@@ -130,7 +130,7 @@ impl Admission {
             origin.standing.begin()
         });
         let watch = is_watch.then(|| self.watch(&origin, is_client)).transpose()?;
-        let payer = rpc::Payer::connection(Some(&origin.peer));
+        let payer = rpc::Payer::of_call(&request);
         let held = Held { answers: Arc::clone(&self.answers), payer, answering, watch };
 
         let request = if is_client { self.of_client(&origin, request)? } else { self.of_stranger(&origin, request)? };

@@ -4,10 +4,7 @@
 use std::{
     io,
     path::{Path, PathBuf},
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak,
-        atomic::{AtomicBool, Ordering::SeqCst},
-    },
+    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak},
     time::Duration,
 };
 
@@ -107,8 +104,6 @@ pub(in crate::server) struct Tls {
     loaded: RwLock<Loaded>,
     /// Of the clients that are connected and have shown one.
     shown: Mutex<Vec<Arc<Shown>>>,
-    /// Those are being verified again.
-    is_verifying: AtomicBool,
 }
 
 /// What was read of the files.
@@ -139,10 +134,7 @@ impl Tls {
     /// With the certificate in `files`; also how long that is good.
     pub(in crate::server) fn from_files(files: &Files, alpn: &[&[u8]]) -> Result<(Self, Expiry), String> {
         let (loaded, expiry) = load(files, alpn)?;
-        Ok((
-            Self { loaded: RwLock::new(loaded), shown: Mutex::default(), is_verifying: AtomicBool::new(false) },
-            expiry,
-        ))
+        Ok((Self { loaded: RwLock::new(loaded), shown: Mutex::default() }, expiry))
     }
 
     /// With the certificates that `resolver` has.
@@ -152,7 +144,7 @@ impl Tls {
         let mut config = builder.with_cert_resolver(resolver);
         config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
         let loaded = Loaded { config: Arc::new(config), verifier: None };
-        Self { loaded: RwLock::new(loaded), shown: Mutex::default(), is_verifying: AtomicBool::new(false) }
+        Self { loaded: RwLock::new(loaded), shown: Mutex::default() }
     }
 
     /// From now on: what [`load`] has read.
@@ -170,20 +162,16 @@ impl Tls {
     /// Whether some of them have to be verified again: what vouches for them has changed, or a part of their chain has expired.
     pub(in crate::server) fn is_to_verify(&self, now: Timestamp) -> bool {
         let Some(verifier) = self.loaded().verifier else { return false };
-        self.shown().iter().any(|shown| shown.is_due(&verifier, now)) && !self.is_verifying.load(SeqCst)
+        self.shown().iter().any(|shown| shown.is_due(&verifier, now))
     }
 
     /// Does that, and withdraws those that are not good any more. It takes the time of as many signatures: not for a thread that
     /// serves.
     pub(in crate::server) fn verify_again(&self, now: Timestamp) {
         let Some(verifier) = self.loaded().verifier else { return };
-        if self.is_verifying.swap(true, SeqCst) {
-            return;
-        }
         // Without the lock: nobody who connects is to wait for it.
         let due: Vec<_> = self.shown().iter().filter(|shown| shown.is_due(&verifier, now)).cloned().collect();
         due.iter().for_each(|shown| shown.verify(&verifier, now));
-        self.is_verifying.store(false, SeqCst);
     }
 
     /// Speaks with a client; also the certificate that it has shown, if it has.
