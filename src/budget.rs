@@ -99,6 +99,11 @@ impl Budget {
         self.0.lock().waiting.len()
     }
 
+    /// Somebody else has it, too, and may be about to borrow.
+    pub fn is_shared(&self) -> bool {
+        Arc::strong_count(&self.0) > 1
+    }
+
     /// Nothing is lent, and nobody waits.
     pub fn is_idle(&self) -> bool {
         let state = self.0.lock();

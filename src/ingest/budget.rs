@@ -179,12 +179,11 @@ impl Budgets {
 
     /// Takes a callback of so many bytes out of the budget, or says when it would fit. `product` is the URL's; empty if it has none.
     pub(super) fn take(&self, sender: &Sender, product: &str, bytes: u64, now: Instant) -> Result<(), Duration> {
-        let now = self.nanoseconds(now);
+        let (now, weight) = (self.nanoseconds(now), bytes.saturating_add(CALLBACK_BYTES));
         self.with_account(sender, product, now, |purse, account| {
             if sender.bytes_per_minute_max > 0 {
                 let all = sender.bytes_per_minute_max.saturating_mul(PRODUCTS_SHARE);
-                let (all, own) =
-                    (cost(bytes + CALLBACK_BYTES, all), cost(bytes + CALLBACK_BYTES, sender.bytes_per_minute_max));
+                let (all, own) = (cost(weight, all), cost(weight, sender.bytes_per_minute_max));
                 account.bucket.take(own, now)?;
                 if sender.credential.is_for_all_products() {
                     purse.all.take(all, now).inspect_err(|_| account.bucket.give_back(own))?;
@@ -195,17 +194,17 @@ impl Budgets {
         })
     }
 
-    /// Whether a callback of so many bytes would fit; takes nothing.
+    /// Whether a callback of so many bytes would fit; takes nothing. The number may be what a header claims, so any.
     pub(super) fn has(&self, sender: &Sender, product: &str, bytes: u64, now: Instant) -> Result<(), Duration> {
         if sender.bytes_per_minute_max == 0 {
             return Ok(());
         }
-        let now = self.nanoseconds(now);
+        let (now, weight) = (self.nanoseconds(now), bytes.saturating_add(CALLBACK_BYTES));
         self.with_account(sender, product, now, |purse, account| {
             let all = sender.bytes_per_minute_max.saturating_mul(PRODUCTS_SHARE);
-            account.bucket.has(cost(bytes + CALLBACK_BYTES, sender.bytes_per_minute_max), now)?;
+            account.bucket.has(cost(weight, sender.bytes_per_minute_max), now)?;
             if sender.credential.is_for_all_products() {
-                purse.all.has(cost(bytes + CALLBACK_BYTES, all), now)?;
+                purse.all.has(cost(weight, all), now)?;
             }
             Ok(())
         })
@@ -317,6 +316,18 @@ mod tests {
         assert_eq!(budgets.take(&one, "veo", body(1_000), now), Err(seconds(61)));
         assert_eq!(budgets.take(&one, "veo", body(2 * BUDGET), now), Err(seconds(120)));
         assert_eq!(budgets.take(&one, "veo", body(2 * BUDGET), now + seconds(120)), Ok(()));
+    }
+
+    #[test]
+    fn any_number_of_bytes_can_be_asked_for() {
+        let (budgets, now) = budgets();
+        for bytes in [u64::MAX, u64::MAX - CALLBACK_BYTES, u64::MAX / 2] {
+            for sender in [key("k1"), token("t1")] {
+                assert_eq!(budgets.has(&sender, "veo", bytes, now), Ok(()), "all of the budget is there");
+            }
+        }
+        assert_eq!(budgets.take(&key("k1"), "veo", u64::MAX, now), Ok(()));
+        assert!(budgets.has(&key("k1"), "veo", u64::MAX, now).is_err());
     }
 
     #[test]

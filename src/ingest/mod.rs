@@ -190,8 +190,11 @@ impl Ingest {
             return Err(Outcome::UnsupportedEncoding);
         }
         let url_product = product.as_deref().unwrap_or_default();
-        // A large body for which there is no budget is not even read.
-        self.check_budget(&let_in.sender, url_product, request.body().size_hint().lower())?;
+        // A large body for which there is no budget is not even read; nor is one that is too large, which has its own answer.
+        let claimed = request.body().size_hint().lower();
+        if claimed <= self.limits.body_bytes_max as u64 {
+            self.check_budget(&let_in.sender, url_product, claimed)?;
+        }
         let signature = request.headers().get(verify::SIGNATURE).cloned();
         let body = tokio::select! {
             biased; // a body that is there needs no look at the rest

@@ -96,7 +96,7 @@ impl Shared {
         // A panic while the lock is held ends the process, so a poisoned lock is never seen.
         let mut shares = self.shares.lock().unwrap_or_else(PoisonError::into_inner);
         if shares.len() >= SHARES_KEPT {
-            shares.retain(|_, share| !share.is_idle());
+            shares.retain(|_, share| share.is_shared() || !share.is_idle());
         }
         shares.entry(payer.clone()).or_insert_with(|| Budget::new(self.share_max)).clone()
     }

@@ -69,8 +69,10 @@ const LINGER_BYTES: usize = 256 * 1024;
 const ADMIN_CONNECTIONS_MAX: usize = 128;
 /// When all places are taken, a connection has so long to ask something before it gives way to a new one: the handshake and the
 /// head of a request take less, also from the other side of the world. Any longer, and who opens connections faster than they
-/// grow old keeps others out. One that has brought a callback stays: the next may be on its way.
-const PATIENCE: Patience = Patience { with_strangers: Some(Duration::from_secs(1)), with_clients: None };
+/// grow old keeps others out. One that has brought a callback stays for longer, because the next may be on its way; but
+/// not for ever, or a few senders would hold all places.
+const PATIENCE: Patience =
+    Patience { with_strangers: Some(Duration::from_secs(1)), with_clients: Some(Duration::from_secs(5)) };
 /// Headers of one of its requests, in bytes and in number: what the ingest listener takes by default.
 const ADMIN_HEADER_BYTES_MAX: usize = 16 * 1024;
 const ADMIN_HEADERS_MAX: usize = 64;

@@ -383,7 +383,7 @@ fn is_over(work: &mut oneshot::Receiver<()>) -> bool {
 /// Cuts off whom the credentials do not let in any more, when they have changed or somebody's have expired, or a certificate that
 /// was shown is not good any more.
 fn review(sources: Arc<Sources>, gate: rpc::Gate, tls: Option<Arc<Tls>>) -> impl FnMut() {
-    let mut reviewed = (gate.credentials.get(), 0, 0);
+    let mut reviewed = (gate.credentials.get(), 0);
     let mut verifying = None;
     move || {
         let (credentials, now) = (gate.credentials.get(), gate.clock.earliest());
@@ -395,9 +395,9 @@ fn review(sources: Arc<Sources>, gate: rpc::Gate, tls: Option<Arc<Tls>>) -> impl
             let begun = aside::spawn(move || tls.verify_again(now));
             verifying = begun.inspect_err(|error| tracing::warn!(%error, "cannot verify certificates again yet")).ok();
         }
-        let withdrawn = tls.as_ref().map_or(0, |tls| tls.no_longer_good(now));
-        if !Arc::ptr_eq(&credentials, &reviewed.0) || (expired, withdrawn) != (reviewed.1, reviewed.2) {
-            reviewed = (credentials, expired, withdrawn);
+        let have_changed = tls.as_ref().is_some_and(|tls| tls.have_changed(now));
+        if !Arc::ptr_eq(&credentials, &reviewed.0) || expired != reviewed.1 || have_changed {
+            reviewed = (credentials, expired);
             sources.registry.review(&sources.hub, |client, filter| gate.review(client, filter));
         }
     }

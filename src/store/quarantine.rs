@@ -44,17 +44,20 @@ impl Store {
         count_max: usize,
         bytes_max: usize,
     ) -> Result<Vec<Quarantined>, ReadError> {
-        let numbers: Vec<_> = lock(&self.shares).after(after).take(count_max).collect();
-        let mut found = Vec::new();
-        let mut bytes = 0;
-        for number in numbers {
-            // What is not there is not durable yet, or was forgotten meanwhile.
-            let Some(callback) = self.quarantined(number)? else { continue };
-            bytes += callback.body.len();
-            if bytes > bytes_max && !found.is_empty() {
-                break;
+        let (mut found, mut bytes, mut looked_at) = (Vec::new(), 0, after);
+        // Some at a time: what is not there is not durable yet, or was forgotten meanwhile, and the next ones are looked at.
+        while found.len() < count_max {
+            let numbers: Vec<_> = lock(&self.shares).after(looked_at).take(count_max - found.len()).collect();
+            let Some(&last) = numbers.last() else { break };
+            looked_at = last;
+            for number in numbers {
+                let Some(callback) = self.quarantined(number)? else { continue };
+                bytes += callback.body.len();
+                if bytes > bytes_max && !found.is_empty() {
+                    return Ok(found);
+                }
+                found.push(callback);
             }
-            found.push(callback);
         }
         Ok(found)
     }

@@ -27,6 +27,9 @@ use tokio::{
 
 use crate::metrics::Metrics;
 
+/// How often it is looked for a place while every connection is busy.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
+
 /// What a listener counts of its places.
 #[derive(Clone, Debug)]
 pub(in crate::server) struct Counted {
@@ -106,12 +109,9 @@ impl Places {
             if !std::mem::replace(&mut has_waited, true) {
                 self.0.counted.full.inc();
             }
-            let freed = self.0.freed.notified();
-            match next_chance {
-                // Either way there is something to look for.
-                Some(when) => drop(timeout_at(when, freed).await),
-                None => freed.await,
-            }
+            // Either way there is something to look for. A connection that is busy now may be quiet later, and tells nobody.
+            let next_look = next_chance.unwrap_or_else(|| Instant::now() + LOOK_AGAIN);
+            let _ = timeout_at(next_look, self.0.freed.notified()).await.is_ok();
         }
     }
 
@@ -360,6 +360,32 @@ mod tests {
         assert!(places.try_take().is_none(), "its silence begins now");
         advance(PATIENCE);
         assert!(places.try_take().is_some() && is_shed(&only));
+    }
+
+    #[tokio::test]
+    async fn who_waits_has_a_place_when_clients_that_were_busy_have_been_quiet_for_long_enough() {
+        let patience = Duration::from_millis(20);
+        let of_both = Patience { with_strangers: Some(patience), with_clients: Some(patience) };
+        let places = Places::new(2, of_both, Counted::of("test", &Metrics::default()));
+        let clients = [(); 2].map(|()| places.try_take().unwrap());
+        let answering = clients.each_ref().map(|client| {
+            client.standing().is_known_now();
+            client.standing().begin()
+        });
+        let waiting = tokio::spawn({
+            let places = places.clone();
+            async move { places.take().await }
+        });
+        while places.0.counted.full.get() == 0 {
+            tokio::task::yield_now().await;
+        }
+        assert!(!waiting.is_finished(), "both are busy");
+
+        // No connection ends; each waits for its next call.
+        drop(answering);
+        let third = tokio::time::timeout(60 * LOOK_AGAIN, waiting).await.expect("another look").unwrap();
+        assert_eq!(clients.iter().filter(|client| is_shed(client)).count(), 1);
+        drop(third);
     }
 
     #[tokio::test]

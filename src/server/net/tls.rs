@@ -4,7 +4,10 @@
 use std::{
     io,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
     time::Duration,
 };
 
@@ -121,6 +124,8 @@ struct Shown {
     certificate: Weak<Certificate>,
     chain: Vec<CertificateDer<'static>>,
     verified: Mutex<Verified>,
+    /// As of the last look.
+    was_good: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -152,11 +157,13 @@ impl Tls {
         *self.loaded.write().unwrap_or_else(PoisonError::into_inner) = loaded;
     }
 
-    /// How many certificates of clients that are connected are not good any more.
-    pub(in crate::server) fn no_longer_good(&self, now: Timestamp) -> usize {
+    /// Whether there are certificates of connected clients that were good when this was asked last, and are not any more, or
+    /// the other way round.
+    pub(in crate::server) fn have_changed(&self, now: Timestamp) -> bool {
         let mut shown = self.shown();
         shown.retain(|shown| shown.certificate.strong_count() > 0);
-        shown.iter().filter(|shown| !shown.is_good(now)).count()
+        // Looks at all of them: each change is told once.
+        shown.iter().filter(|shown| shown.has_changed(now)).count() > 0
     }
 
     /// Whether some of them have to be verified again: what vouches for them has changed, or a part of their chain has expired.
@@ -187,7 +194,12 @@ impl Tls {
                 let certificate = Arc::new(certificate(first).map_err(io::Error::other)?);
                 let verified =
                     Mutex::new(Verified { by: verified_by, good_until: good_until(&chain, Timestamp::now()) });
-                self.shown().push(Arc::new(Shown { certificate: Arc::downgrade(&certificate), chain, verified }));
+                self.shown().push(Arc::new(Shown {
+                    certificate: Arc::downgrade(&certificate),
+                    chain,
+                    verified,
+                    was_good: true.into(),
+                }));
                 Some(certificate)
             }
             _ => None,
@@ -207,6 +219,12 @@ impl Tls {
 impl Shown {
     fn is_good(&self, now: Timestamp) -> bool {
         self.certificate.upgrade().is_none_or(|certificate| certificate.is_good(now))
+    }
+
+    /// Since this was asked last.
+    fn has_changed(&self, now: Timestamp) -> bool {
+        let is_good = self.is_good(now);
+        self.was_good.swap(is_good, Relaxed) != is_good
     }
 
     fn is_due(&self, verifier: &Arc<dyn ClientCertVerifier>, now: Timestamp) -> bool {

@@ -407,7 +407,9 @@ async fn a_silent_connection_gives_way_to_a_callback() {
     .await;
     silent.closed().await;
     assert_eq!(server.metric("blobcast_connections_shed_total{listener=\"ingest\"}").await, 1.0);
-    // Both have brought a callback, and stay.
+    // Both have brought a callback a moment ago, and stay.
+    known.send(post("/webhook/veo", "", completed("t1").to_string())).await;
+    assert_eq!(known.reply().await.status, 200);
     let mut excess = Raw::connect(server.ingest).await;
     assert_eq!(excess.reply().await.status, 503);
     for raw in [&mut known, &mut new] {
