@@ -250,7 +250,7 @@ impl Ingest {
                     tracing::warn!(
                         request_id = %asked.id, reason = word, %client, %credential, product, unlogged,
                         "callback refused: more bytes in a minute than the credential may bring for this product; remove it \
-                         if it has leaked, else raise its bytes_per_minute_max"
+                         if it has leaked, else raise its bytes_per_minute_max, or ingest.bytes_per_minute_max"
                     );
                 }
                 _ => tracing::warn!(request_id = %asked.id, reason = word, %client, unlogged, "request refused"),

@@ -2,10 +2,10 @@
 
 use std::{
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use axum::{
@@ -31,6 +31,9 @@ use crate::{
 
 /// How long the commit path may take to answer a probe before the broker counts as not ready.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How often a refused name is logged.
+const COMPLAINT: Duration = Duration::from_secs(60);
 
 const INDEX: &str = "blobcast, for operators\n\n\
     /livez    200 while the threads that serve do so; never touches the store\n\
@@ -121,6 +124,24 @@ pub(super) struct Door {
     /// Names besides addresses and `localhost`.
     pub hosts: Vec<String>,
     pub refused: IntCounterVec,
+    /// When a refused name was logged last.
+    pub told: Mutex<Option<Instant>>,
+}
+
+impl Door {
+    /// Names what was asked for in the log, now and then: Prometheus cannot count its own refusals.
+    fn tell(&self, request: &Request) {
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        if told.is_none_or(|told| told.elapsed() >= COMPLAINT) {
+            *told = Some(Instant::now());
+            let name = web::authorities(request).flatten().find(|name| !web::is_ours(name, self.port, &self.hosts));
+            tracing::warn!(
+                ?name,
+                "refused a request to the admin listener by a name that is not known: add the name to admin.hosts and restart, \
+                 or use an IP address"
+            );
+        }
+    }
 }
 
 /// Refuses what a web page makes its visitor's browser ask: metrics and state are for operators, and `/readyz` writes.
@@ -133,9 +154,10 @@ async fn guarded(State(door): State<Arc<Door>>, request: Request, next: Next) ->
     let is_ours = |name: Option<&str>| name.is_some_and(|name| web::is_ours(name, door.port, &door.hosts));
     if !web::authorities(&request).all(is_ours) {
         let message = format!(
-            "this listener answers to IP addresses and to localhost:{}: add other names to admin.hosts\n",
+            "this listener answers to IP addresses and to localhost:{}: add other names to admin.hosts and restart\n",
             door.port
         );
+        door.tell(&request);
         return refuse("host", (StatusCode::MISDIRECTED_REQUEST, message));
     }
     if web::is_foreign(&request, None, &door.hosts) && !web::is_navigation(request.headers()) {

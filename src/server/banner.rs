@@ -55,7 +55,7 @@ Send a callback:
   curl -H 'content-type: application/json' -d '{BODY}' {curl_url}
 See it:
   grpcurl {plaintext}{bearer}-d '{FILTER}' {grpc_here} blobcast.v1.EventService/Subscribe
-  {variable}blobcast listen --task demo-1 --grpc-url {grpc_scheme}://{grpc_here}
+  {variable}blobcast listen --product veo --task demo-1 --grpc-url {grpc_scheme}://{grpc_here}
 
 ",
         version = env!("CARGO_PKG_VERSION"),

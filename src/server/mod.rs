@@ -189,7 +189,7 @@ impl Server {
         let (limits, counters) = (http::Limits::admin(), http::Counters::of("admin", &metrics));
         let entrance = Entrance::open_to_all(secured.admin.clone());
         let (hosts, refused) = (config.admin.hosts.clone(), metrics.admin_refused.clone());
-        let door = admin::Door { port: addresses.admin.port(), hosts, refused };
+        let door = admin::Door { port: addresses.admin.port(), hosts, refused, told: Mutex::default() };
         let responder = http::routed(admin::router(&status, door));
         let stop = stop_admin.clone();
         let serve = http::serve(admin_listener, Homes::here(), entrance, responder, limits, counters, stop);
