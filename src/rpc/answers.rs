@@ -34,6 +34,9 @@ const PATIENCE: Duration = Duration::from_secs(5);
 const BACKUPS_MAX: usize = 4;
 /// Those of one client: one that is under way, and one that took its place.
 const BACKUPS_PER_CLIENT_MAX: usize = 2;
+/// Answers that one client, or one connection of clients without a name, has not taken, of any size: each takes 5 KiB beside its
+/// bytes. Eight times what a connection has for calls that are answered at once.
+pub const UNREAD_PER_CLIENT_MAX: usize = 8_192;
 /// Clients whose shares are remembered before the idle ones are forgotten.
 const SHARES_KEPT: usize = 1_024;
 
@@ -117,6 +120,7 @@ impl Shared {
 pub struct Answers {
     bytes: Shared,
     backups: Shared,
+    unread: Shared,
     stall_timeout: Duration,
     transit: Arc<Transit>,
     metrics: Arc<Metrics>,
@@ -129,6 +133,8 @@ impl Answers {
             stall_timeout,
             bytes: Shared::new(bytes_max, bytes_max / SHARE),
             backups: Shared::new(BACKUPS_MAX, BACKUPS_PER_CLIENT_MAX),
+            // In all they are counted by connection, in the order in which they began.
+            unread: Shared::new(usize::MAX, UNREAD_PER_CLIENT_MAX),
             transit: Arc::clone(transit),
             metrics: Arc::clone(metrics),
         })
@@ -137,6 +143,14 @@ impl Answers {
     /// Bytes of answers that are being made, or that clients have not taken yet.
     pub fn bytes_held(&self) -> usize {
         self.bytes.all.lent()
+    }
+
+    /// Counts an answer of any size until it was taken.
+    pub fn begin(&self, payer: &Payer) -> Result<Unread, Status> {
+        self.unread.share(payer).try_take(1).map(Unread).ok_or_else(|| {
+            self.metrics.answers_refused.inc();
+            errors::unread_limit(UNREAD_PER_CLIENT_MAX)
+        })
     }
 
     /// Open backups.
@@ -208,6 +222,15 @@ struct Made(Arc<Mutex<Option<Outgoing>>>);
 /// In the extensions of an answer whose memory was accounted for when it began.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Prepaid;
+
+/// Whether an answer with these extensions was accounted for when it began.
+pub fn is_prepaid(extensions: &hyper::http::Extensions) -> bool {
+    extensions.get::<Prepaid>().is_some()
+}
+
+/// An answer that is counted until this is dropped.
+#[derive(Debug)]
+pub struct Unread(#[allow(dead_code, reason = "it is there to be dropped")] Loan);
 
 /// Bytes that the client has not taken, and their loan.
 #[derive(Debug)]
@@ -304,7 +327,7 @@ impl<B: Body<Data = Bytes> + Unpin> Body for AnswerBody<B> {
                     return Poll::Ready(Some(Ok(trailers)));
                 }
             };
-            // What fits into the least that each stream may have needs no loan.
+            // What fits into the least that each stream may have needs no loan: the answer is counted.
             let is_small = bytes.len() <= FLOOR_BYTES || self.is_prepaid;
             let granted = if is_small { None } else { self.answers.try_take(&self.payer, bytes.len()) };
             if granted.is_none() && !is_small {

@@ -75,6 +75,14 @@ pub(super) fn answers_limit(limit: usize, share: usize) -> Status {
     status(Code::ResourceExhausted, "ANSWERS_LIMIT", message, limits, Some(Duration::from_secs(1)))
 }
 
+/// More answers of a client are on their way out than there may be.
+pub(super) fn unread_limit(share: usize) -> Status {
+    let message =
+        format!("{share} answers to this client's calls were not taken: read them, or make fewer calls at once");
+    let limits = [("limit", share.to_string()), ("share", share.to_string())];
+    status(Code::ResourceExhausted, "ANSWERS_LIMIT", message, limits, Some(Duration::from_secs(1)))
+}
+
 /// As many backups are open as may be.
 pub(super) fn backup_limit(limit: usize, share: usize) -> Status {
     let message =

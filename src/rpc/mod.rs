@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use access::Caller;
 pub use access::{Gate, LetIn, Peer};
 pub use admin::Admin;
-pub use answers::{AnswerBody, Answers, Payer};
+pub use answers::{AnswerBody, Answers, Payer, UNREAD_PER_CLIENT_MAX, Unread, is_prepaid};
 pub use backup::BackupStream;
 pub use deadline::{Deadline, note_deadline};
 pub use errors::{deadline_exceeded, explained, health_limit, overloaded, request_late, request_too_large};

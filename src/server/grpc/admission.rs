@@ -3,7 +3,8 @@
 //! their own.
 //!
 //! Memory of a client's call is counted from its first header until its message is whole, so that many calls that are never
-//! finished cost no more than a few.
+//! finished cost no more than a few. Answers that nobody reads are counted until they have been handed to the transport: HTTP/2
+//! does not ask for the body of an answer before there is a window for it, so that no timer of the body's could end it.
 
 use std::{
     collections::BTreeMap,
@@ -27,7 +28,11 @@ use super::{
     backlog::{Backlog, Unseen},
     connection::Origin,
 };
-use crate::{metrics::Metrics, rpc, server::net::places::Answering};
+use crate::{
+    metrics::Metrics,
+    rpc,
+    server::net::places::{Answering, Standing},
+};
 
 /// Time for a whole request; they are small, and only a connection that hardly works takes longer.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
@@ -43,14 +48,18 @@ const HEALTH_WATCH: &str = "/grpc.health.v1.Health/Watch";
 const HEALTH_BYTES_MAX: usize = 1024;
 /// Time for it to be whole: it fits into the packet of its headers.
 const HEALTH_TIMEOUT: Duration = Duration::from_secs(2);
-/// Calls of strangers that are not whole yet: on one connection, where a probe has one or a few, and in all, 5 MiB. Beyond the
-/// latter the oldest is refused: a probe's is whole at once, so that it is never the oldest for long.
+/// Calls of strangers that are not whole yet, or whose answers were not taken: on one connection, where a probe has one or a few,
+/// and in all, 5 MiB. Beyond the latter the oldest is refused, or its connection closed if its answer is what is waited for: a
+/// probe's is whole and taken at once, so that it is never the oldest for long.
 pub(super) const HEALTH_CALLS_PER_CONNECTION_MAX: usize = 16;
 const HEALTH_CALLS_MAX: usize = 1_024;
 /// `Watch` streams: on one connection, where there are three names to watch; in all, of strangers, and of clients. Each takes 6 KiB.
 pub(super) const WATCHES_PER_CONNECTION_MAX: usize = 8;
 const WATCHES_OF_STRANGERS_MAX: usize = 1_024;
 const WATCHES_OF_CLIENTS_MAX: usize = 8_192;
+/// Answers that clients have not taken, in all, of 5 KiB and what `grpc.answers_bytes_max` counts; of one client there may be half
+/// as many. Beyond it the connection with the oldest is closed, so that no few clients can have the others refused.
+const UNREAD_MAX: usize = 2 * rpc::UNREAD_PER_CLIENT_MAX;
 
 /// See the module's description.
 #[derive(Debug)]
@@ -60,6 +69,7 @@ pub(super) struct Admission {
     inflight: Arc<Semaphore>,
     answers: Arc<rpc::Answers>,
     turns: Arc<Turns>,
+    unread: Arc<Turns>,
     watches_of_strangers: Pool,
     watches_of_clients: Pool,
     counted: Counted,
@@ -96,7 +106,8 @@ impl Admission {
             gate,
             answers,
             inflight: Arc::new(Semaphore::new(inflight_bytes_max.min(Semaphore::MAX_PERMITS))),
-            turns: Arc::new(Turns { max: HEALTH_CALLS_MAX, waiting: Mutex::default() }),
+            turns: Turns::new(HEALTH_CALLS_MAX, false),
+            unread: Turns::new(UNREAD_MAX, true),
             watches_of_strangers: Pool::new(WATCHES_OF_STRANGERS_MAX),
             watches_of_clients: Pool::new(WATCHES_OF_CLIENTS_MAX),
             counted: Counted {
@@ -131,10 +142,12 @@ impl Admission {
         });
         let watch = is_watch.then(|| self.watch(&origin, is_client)).transpose()?;
         let payer = rpc::Payer::of_call(&request);
-        let held = Held { answers: Arc::clone(&self.answers), payer, answering, watch };
+        let unread = (is_client && !is_watch).then(|| (Arc::clone(&self.unread), Arc::clone(&origin.standing)));
 
-        let request = if is_client { self.of_client(&origin, request)? } else { self.of_stranger(&origin, request)? };
-        Ok((request, held))
+        let (request, checked) =
+            if is_client { (self.of_client(&origin, request)?, None) } else { self.of_stranger(&origin, request)? };
+        let ending = Ending { _answering: answering, _watch: watch, _checked: checked, unread: None };
+        Ok((request, Held { answers: Arc::clone(&self.answers), payer, unread, ending }))
     }
 
     /// A call of a client: its share, and its time.
@@ -152,14 +165,20 @@ impl Admission {
         Ok(self.arriving(request, room, deadline))
     }
 
-    /// A call without a credential: small, soon whole, and few of them at once.
-    fn of_stranger(&self, origin: &Origin, request: Request) -> Result<Request, Status> {
+    /// A call without a credential: small, soon whole, and few of them at once. Also what a check holds until its answer was taken.
+    fn of_stranger(&self, origin: &Origin, request: Request) -> Result<(Request, Option<Checked>), Status> {
         let permit = Arc::clone(&origin.limits.health_calls).try_acquire_owned().map_err(|_| {
             self.counted.health_limit.inc();
             rpc::health_limit(HEALTH_CALLS_PER_CONNECTION_MAX)
         })?;
-        let room = Room::Stranger { left: HEALTH_BYTES_MAX, turn: Turns::begin(&self.turns), _permit: permit };
-        Ok(self.arriving(request, room, Some(Box::pin(sleep(HEALTH_TIMEOUT)))))
+        let (turn, is_over) = self.turns.begin(&origin.standing);
+        let checked = Checked { _turn: turn, _permit: permit };
+        // The answer to a `Watch` lasts, and is counted as one.
+        let is_watch = request.uri().path() == HEALTH_WATCH;
+        let (of_request, of_answer) = if is_watch { (Some(checked), None) } else { (None, Some(checked)) };
+
+        let room = Room::Stranger { left: HEALTH_BYTES_MAX, is_over, _checked: of_request };
+        Ok((self.arriving(request, room, Some(Box::pin(sleep(HEALTH_TIMEOUT)))), of_answer))
     }
 
     fn arriving(&self, request: Request, room: Room, deadline: Option<Pin<Box<Sleep>>>) -> Request {
@@ -186,7 +205,7 @@ impl Admission {
 pub(super) struct ConnectionLimits {
     /// Bytes of its requests on their way in.
     inflight: Arc<Semaphore>,
-    /// Health calls of strangers that are not whole.
+    /// Health calls of strangers that are not whole, or whose answers were not taken.
     health_calls: Arc<Semaphore>,
     watches: Arc<Semaphore>,
     /// Calls that nothing has looked at yet.
@@ -207,31 +226,43 @@ impl ConnectionLimits {
     }
 }
 
-/// Unfinished calls of strangers in the order in which they began. Strangers can fill any pool, so one that refuses new calls
-/// when it is full would refuse the probes; this one refuses its oldest call instead.
+/// Calls that are not done with, in the order in which they began. Strangers can fill any pool, so one that refuses new calls
+/// when it is full would refuse the probes; this one ends its oldest call instead.
 #[derive(Debug)]
 struct Turns {
     max: usize,
+    closes_clients: bool,
     waiting: Mutex<Waiting>,
 }
 
 #[derive(Debug, Default)]
 struct Waiting {
     next: u64,
-    calls: BTreeMap<u64, oneshot::Sender<()>>,
+    calls: BTreeMap<u64, (oneshot::Sender<()>, Arc<Standing>)>,
 }
 
 impl Turns {
-    fn begin(self: &Arc<Self>) -> Turn {
+    fn new(max: usize, closes_clients: bool) -> Arc<Self> {
+        Arc::new(Self { max, closes_clients, waiting: Mutex::default() })
+    }
+
+    /// A place, and what completes when it was given to another call while this one's request arrives.
+    fn begin(self: &Arc<Self>, standing: &Arc<Standing>) -> (Turn, oneshot::Receiver<()>) {
         let (begun, is_over) = oneshot::channel();
         let mut waiting = self.lock();
-        if waiting.calls.len() >= self.max {
-            waiting.calls.pop_first(); // its call hears of it
-        }
+        let oldest = if waiting.calls.len() >= self.max { waiting.calls.pop_first() } else { None };
         let number = waiting.next;
         waiting.next += 1;
-        waiting.calls.insert(number, begun);
-        Turn { turns: Arc::clone(self), number, is_over }
+        waiting.calls.insert(number, (begun, Arc::clone(standing)));
+        drop(waiting);
+
+        // Of a call that has arrived nobody hears: only with its connection its answer goes.
+        if let Some((_, (begun, standing))) = oldest
+            && begun.send(()).is_err()
+        {
+            standing.close_unread(self.closes_clients);
+        }
+        (Turn { turns: Arc::clone(self), number }, is_over)
     }
 
     fn lock(&self) -> MutexGuard<'_, Waiting> {
@@ -244,14 +275,20 @@ impl Turns {
 struct Turn {
     turns: Arc<Turns>,
     number: u64,
-    /// Completes when the place was given to another call.
-    is_over: oneshot::Receiver<()>,
 }
 
 impl Drop for Turn {
     fn drop(&mut self) {
-        self.turns.lock().calls.remove(&self.number);
+        let removed = self.turns.lock().calls.remove(&self.number);
+        drop(removed); // not within the lock
     }
+}
+
+/// A stranger's check.
+#[derive(Debug)]
+struct Checked {
+    _turn: Turn,
+    _permit: OwnedSemaphorePermit,
 }
 
 /// Bytes of a client's call.
@@ -283,7 +320,7 @@ impl Taken {
 #[derive(Debug)]
 enum Room {
     Client(Taken),
-    Stranger { left: usize, turn: Turn, _permit: OwnedSemaphorePermit },
+    Stranger { left: usize, is_over: oneshot::Receiver<()>, _checked: Option<Checked> },
 }
 
 /// A request's body; gives back what it has taken when it is read, or nobody reads it any more.
@@ -314,8 +351,8 @@ impl Arriving {
         if self.deadline.as_mut().is_some_and(|deadline| deadline.as_mut().poll(cx).is_ready()) {
             return Poll::Ready(rpc::request_late());
         }
-        if let Room::Stranger { turn, .. } = &mut self.room
-            && Pin::new(&mut turn.is_over).poll(cx).is_ready()
+        if let Room::Stranger { is_over, .. } = &mut self.room
+            && Pin::new(is_over).poll(cx).is_ready()
         {
             self.overloaded.inc();
             return Poll::Ready(rpc::overloaded());
@@ -372,24 +409,41 @@ impl Drop for Watch {
 pub(super) struct Held {
     answers: Arc<rpc::Answers>,
     payer: rpc::Payer,
-    answering: Option<Answering>,
-    watch: Option<Watch>,
+    /// Where the answer to a client is counted while it is unread.
+    unread: Option<(Arc<Turns>, Arc<Standing>)>,
+    ending: Ending,
+}
+
+/// The part of it that is only there to be dropped.
+#[derive(Debug)]
+struct Ending {
+    _answering: Option<Answering>,
+    _watch: Option<Watch>,
+    _checked: Option<Checked>,
+    #[allow(dead_code, reason = "it is there to be dropped")]
+    unread: Option<(rpc::Unread, Turn)>,
 }
 
 impl Held {
     /// The answer, with what is held: to `Subscribe` with the body that was handed over with it, and every other one with one
     /// that holds it to its share of memory, and to its time.
     pub(super) fn until_its_end(self, answer: Response) -> Response {
-        let Self { answers, payer, answering, watch } = self;
-        let _held = (answering, watch);
+        let Self { answers, payer, unread, ending: mut held } = self;
         let (mut head, body) = answer.into_parts();
         let body = match head.extensions.remove::<rpc::HandedOver>().and_then(|handed_over| handed_over.take()) {
-            Some(body) => Body::new(Holding { body, _held }),
+            Some(body) => Body::new(Holding { body, _held: held }),
             // A refusal is all in its headers.
             None if hyper::body::Body::is_end_stream(&body) => body,
             None => {
+                // A backup has a place of its own.
+                if let Some((turns, standing)) = unread.filter(|_| !rpc::is_prepaid(&head.extensions)) {
+                    match answers.begin(&payer) {
+                        Ok(unread) => held.unread = Some((unread, turns.begin(&standing).0)),
+                        Err(refused) => return refused.into_http(),
+                    }
+                }
                 let body = rpc::AnswerBody::new(&answers, payer, &mut head.extensions, body);
-                Body::new(Holding { body, _held })
+                Body::new(Holding { body, _held: held })
             }
         };
         Response::from_parts(head, body)
@@ -399,7 +453,7 @@ impl Held {
 /// A body that holds something until it is dropped.
 struct Holding<B> {
     body: B,
-    _held: (Option<Answering>, Option<Watch>),
+    _held: Ending,
 }
 
 impl<B: hyper::body::Body + Unpin> hyper::body::Body for Holding<B> {

@@ -60,6 +60,8 @@ const HEADER_LIST_BYTES: u32 = 16 * 1024;
 const PENDING_RESETS_MAX: usize = 128;
 /// Streams of one connection beyond the subscriptions: calls that are answered at once.
 const UNARY_STREAMS: u32 = 1_024;
+/// Says why a request is refused that no client of gRPC sends.
+const MESSAGE: &str = "x-blobcast-message";
 
 /// All services on `context`, and the handle that reports their health: serving.
 pub(super) async fn services(context: rpc::Context, config: &Config, tracer: Tracer) -> (HealthReporter, Routes) {
@@ -99,17 +101,18 @@ pub(super) async fn services(context: rpc::Context, config: &Config, tracer: Tra
 /// Refuses what no client of gRPC sends, before anything else looks at it. A browser sends a certificate of its user's with
 /// whatever a page asks it to, and a page can make it send any bytes, but not with gRPC's content type.
 async fn only_grpc(State(refused): State<IntCounterVec>, request: Request, next: Next) -> Response {
-    let refuse = |cause, answer: (StatusCode, &'static str)| {
+    // In a header: a body would wait in memory until it is taken.
+    let refuse = |cause, status: StatusCode, message| {
         refused.with_label_values(&[cause]).inc();
-        answer.into_response()
+        (status, [(MESSAGE, message)]).into_response()
     };
     if web::is_foreign(&request, None, &[]) {
-        let message = "a web page has sent this: remove `Origin` in the proxy that speaks for it, if that is wanted\n";
-        return refuse("foreign_origin", (StatusCode::FORBIDDEN, message));
+        let message = "a web page has sent this: remove `Origin` in the proxy that speaks for it, if that is wanted";
+        return refuse("foreign_origin", StatusCode::FORBIDDEN, message);
     }
     if !is_grpc(request.headers().get(CONTENT_TYPE)) {
-        let message = "this is a gRPC server: it takes application/grpc and application/grpc+proto\n";
-        return refuse("content_type", (StatusCode::UNSUPPORTED_MEDIA_TYPE, message));
+        let message = "this is a gRPC server: it takes application/grpc and application/grpc+proto";
+        return refuse("content_type", StatusCode::UNSUPPORTED_MEDIA_TYPE, message);
     }
     next.run(request).await
 }

@@ -240,6 +240,15 @@ impl Standing {
         }
     }
 
+    /// Closes the connection, as its answers lie unread; one on which somebody was let in only if that `is_for_clients`, too.
+    pub(in crate::server) fn close_unread(&self, is_for_clients: bool) {
+        let may_close = is_for_clients || self.places.taken().strangers.contains_key(&self.number);
+        if may_close && !self.is_shed.load(SeqCst) {
+            self.places.counted.shed.inc();
+            self.shed();
+        }
+    }
+
     fn shed(&self) {
         self.is_shed.store(true, SeqCst);
         if let Some(waker) = self.lock_waker().take() {

@@ -22,6 +22,7 @@ const END_STREAM: u8 = 1;
 const ACK: u8 = 1;
 const END_HEADERS: u8 = 4;
 const CANCEL: u32 = 8;
+const INITIAL_WINDOW_SIZE: u8 = 4;
 
 /// One connection. It answers nothing by itself.
 pub(super) struct Frames {
@@ -39,10 +40,20 @@ struct Frame {
 impl Frames {
     pub(super) async fn connect(address: SocketAddr) -> Self {
         let stream = within("a connection", TcpStream::connect(address)).await.unwrap();
+        Self::begin(stream, &[]).await
+    }
+
+    /// One that reads the heads of answers, and takes nothing of their bodies.
+    pub(super) async fn without_window(address: SocketAddr) -> Self {
+        let stream = within("a connection", TcpStream::connect(address)).await.unwrap();
+        Self::begin(stream, &[0, INITIAL_WINDOW_SIZE, 0, 0, 0, 0]).await
+    }
+
+    async fn begin(stream: TcpStream, settings: &[u8]) -> Self {
         let mut frames = Self { stream, read: Vec::new() };
         // Whatever the server sends on its streams fits.
         let window = frame(WINDOW_UPDATE, 0, 0, (1_u32 << 30).to_be_bytes());
-        assert!(frames.send([PREFACE, &frame(SETTINGS, 0, 0, []), &window].concat()).await);
+        assert!(frames.send([PREFACE, &frame(SETTINGS, 0, 0, settings), &window].concat()).await);
         frames
     }
 

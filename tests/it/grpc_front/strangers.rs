@@ -247,3 +247,60 @@ async fn silent_connections_give_way_to_a_client_which_keeps_its_place() {
     house.server.http().post(&completed("t1")).await;
     while !matches!(open.message().await.unwrap().unwrap().content, Some(Content::Event(_))) {}
 }
+
+/// Whole calls on so many streams from the given one, by a peer that takes no bodies.
+async fn ask(frames: &mut Frames, path: &str, from: u32, count: usize) {
+    let whole = |stream| [begun_at(stream, path), rest(stream)].concat();
+    let calls = streams(count).flat_map(|stream| whole(2 * from + stream)).collect::<Vec<_>>();
+    assert!(frames.send(calls).await);
+    frames.hears(count).await;
+}
+
+#[tokio::test]
+async fn checks_whose_answers_are_not_taken_count_until_they_are() {
+    let house = Guarded::start(Options::default()).await;
+    let mut frames = Frames::without_window(house.server.grpc).await;
+    ask(&mut frames, CHECK, 0, CHECKS_PER_CONNECTION).await;
+    assert_eq!(house.refused("health_limit").await, 0.0);
+    ask(&mut frames, CHECK, 100, 1_000).await;
+    assert_eq!(house.refused("health_limit").await, 1_000.0);
+
+    // Of many connections the one with the oldest is closed, and only that.
+    let shed = async || house.server.metric("blobcast_connections_shed_total{listener=\"grpc\"}").await;
+    let mut others = Vec::new();
+    for _ in 1..CHECKS / CHECKS_PER_CONNECTION {
+        let mut frames = Frames::without_window(house.server.grpc).await;
+        ask(&mut frames, CHECK, 0, CHECKS_PER_CONNECTION).await;
+        others.push(frames);
+    }
+    assert!(frames.is_answered().await);
+    assert_eq!(shed().await, 0.0);
+    assert!(house.is_healthy().await);
+    frames.closed().await;
+    assert_eq!(shed().await, 1.0);
+    assert!(others[0].is_answered().await);
+    house.client().await.get_log_info(GetLogInfoRequest {}).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_client_may_leave_so_many_small_answers_unread_and_others_get_theirs() {
+    let server = Options::default().start().await;
+    let refused = async || server.metric("blobcast_answers_refused_total").await;
+    let path = "/blobcast.v1.EventService/GetLogInfo";
+    let mut frames = Frames::without_window(server.grpc).await;
+    let (batch, unread) = (512, 8_192);
+    for number in 0..unread / batch {
+        ask(&mut frames, path, u32::try_from(number * batch).unwrap(), batch).await;
+    }
+    assert_eq!(refused().await, 0.0);
+    ask(&mut frames, path, u32::try_from(unread).unwrap(), batch).await;
+    assert_eq!(refused().await, batch as f64);
+
+    // Answers that are taken are no burden, however many are asked for at once.
+    let mut reader = Frames::connect(server.grpc).await;
+    for number in 0..20 {
+        ask(&mut reader, path, number * 1_000, 1_000).await;
+    }
+    assert_eq!(refused().await, batch as f64);
+    drop(frames);
+}
