@@ -1,5 +1,5 @@
 //! Reads of the log into borrowed memory. A read waits for its loan first, and its result waits on a shelf until the stream is
-//! polled: so memory can be taken back from a stalled stream, too, which nobody polls.
+//! polled. Neither needs the stream: so memory can be taken back from a stalled one, too, which nobody polls.
 
 use std::{
     pin::Pin,
@@ -7,6 +7,7 @@ use std::{
     task::{Context, Poll, ready},
 };
 
+use tokio::task::JoinError;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::{End, joined, read_aside};
@@ -49,52 +50,121 @@ impl Memory {
     }
 }
 
-type Read<T> = Box<dyn FnOnce(Loan) -> Result<T, ReadError> + Send>;
+/// A read that has its loan, and what it read.
+type Aside<T> = AbortOnDropHandle<Result<Shelf<T>, ReadError>>;
 
 /// A read that waits for its loan, or is under way, or lies on its shelf.
-pub(super) struct Reading<T: Send + 'static> {
-    budget: Budget,
-    loan: Option<Pin<Box<dyn Future<Output = Loan> + Send>>>,
-    read: Option<Read<T>>,
-    under_way: Option<AbortOnDropHandle<Result<Shelf<T>, ReadError>>>,
+pub(super) enum Reading<T: Send + 'static> {
+    /// It goes on whether it is polled or not. A loan that is granted to a stalled stream would be lent for ever otherwise:
+    /// only what is read, and lies on its shelf, can be taken back.
+    Queued(AbortOnDropHandle<Result<Result<Shelf<T>, ReadError>, JoinError>>),
+    UnderWay(Aside<T>),
 }
 
 impl<T: Send + 'static> Reading<T> {
-    /// Reads at once, or as soon as it is polled and there is memory.
+    /// Reads at once, or as soon as there is memory.
     pub(super) fn new(
         budget: &Budget,
         bytes: usize,
         read: impl FnOnce(Loan) -> Result<T, ReadError> + Send + 'static,
     ) -> Self {
-        let mut reading = Self { budget: budget.clone(), loan: None, read: Some(Box::new(read)), under_way: None };
+        let budget = budget.clone();
         match budget.try_take(bytes) {
-            Some(loan) => reading.begin(loan),
-            None => {
-                let budget = budget.clone();
-                reading.loan = Some(Box::pin(async move { budget.take(bytes).await }));
-            }
+            Some(loan) => Self::UnderWay(begin(budget, loan, read)),
+            None => Self::Queued(AbortOnDropHandle::new(tokio::spawn(async move {
+                let loan = budget.take(bytes).await;
+                begin(budget, loan, read).await
+            }))),
         }
-        reading
-    }
-
-    fn begin(&mut self, loan: Loan) {
-        self.loan = None;
-        let budget = self.budget.clone();
-        self.under_way = self.read.take().map(|read| read_aside(move || Ok(budget.shelve(read(loan)?))));
     }
 
     /// What was read; `None` if it was taken back, and has to be read again.
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<Result<Option<T>, ReadError>, End>> {
-        if let Some(loan) = &mut self.loan {
-            let loan = ready!(loan.as_mut().poll(cx));
-            self.begin(loan);
+        let read = match self {
+            Self::Queued(queued) => ready!(Pin::new(queued).poll(cx)).flatten(),
+            Self::UnderWay(under_way) => ready!(Pin::new(under_way).poll(cx)),
+        };
+        Poll::Ready(joined(read).map(|read| read.map(Shelf::take)))
+    }
+}
+
+fn begin<T: Send + 'static>(
+    budget: Budget,
+    loan: Loan,
+    read: impl FnOnce(Loan) -> Result<T, ReadError> + Send + 'static,
+) -> Aside<T> {
+    read_aside(move || Ok(budget.shelve(read(loan)?)))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{future::poll_fn, task::Waker, time::Duration};
+
+    use tokio::{
+        task::yield_now,
+        time::{Instant, timeout},
+    };
+
+    use super::*;
+
+    const BYTES_MAX: usize = 10;
+    const IDLE: Duration = Duration::from_millis(20);
+    const NEVER: Duration = Duration::from_secs(3_600);
+    const LONG: Duration = Duration::from_secs(10);
+
+    fn queued(budget: &Budget) -> Reading<Loan> {
+        let mut reading = Reading::new(budget, BYTES_MAX, Ok);
+        assert!(reading.poll(&mut Context::from_waker(Waker::noop())).is_pending());
+        reading
+    }
+
+    #[tokio::test]
+    async fn a_queued_read_that_is_never_polled_again_gives_its_loan_to_who_waits() {
+        let budget = Budget::new(BYTES_MAX);
+        let tended = budget.clone();
+        let _tending = AbortOnDropHandle::new(tokio::spawn(async move { tended.tend(IDLE, NEVER, || ()).await }));
+        let lent = budget.try_take(BYTES_MAX).unwrap();
+        let mut stalled = queued(&budget);
+        // It asks before the next one does.
+        while budget.waiting() == 0 {
+            yield_now().await;
         }
-        match &mut self.under_way {
-            Some(under_way) => {
-                let read = joined(ready!(Pin::new(under_way).poll(cx)))?;
-                Poll::Ready(Ok(read.map(Shelf::take)))
+        drop(lent);
+
+        let asked = Instant::now();
+        let loan = timeout(LONG, budget.take(BYTES_MAX)).await.expect("the loan to be taken back");
+        assert!(asked.elapsed() >= IDLE / 2, "the queued read was passed over");
+        drop(loan);
+        // Its owner has to read again.
+        assert!(poll_fn(|cx| stalled.poll(cx)).await.unwrap().unwrap().is_none());
+    }
+
+    #[tokio::test]
+    async fn a_queued_read_that_is_polled_has_what_it_read() {
+        let budget = Budget::new(BYTES_MAX);
+        let lent = budget.try_take(BYTES_MAX).unwrap();
+        let mut reading = queued(&budget);
+        drop(lent);
+        let read = timeout(LONG, poll_fn(|cx| reading.poll(cx))).await.expect("the read to end");
+        assert!(read.unwrap().unwrap().is_some());
+    }
+
+    #[tokio::test]
+    async fn a_queued_read_that_is_dropped_leaves_the_queue() {
+        let budget = Budget::new(BYTES_MAX);
+        let lent = budget.try_take(BYTES_MAX).unwrap();
+        let reading = queued(&budget);
+        while budget.waiting() == 0 {
+            yield_now().await;
+        }
+        drop(reading);
+        let left = async {
+            while budget.waiting() > 0 {
+                yield_now().await;
             }
-            None => Poll::Ready(Ok(Ok(None))),
-        }
+        };
+        timeout(LONG, left).await.expect("it to leave the queue");
+        drop(lent);
+        assert!(budget.is_idle());
     }
 }

@@ -102,7 +102,10 @@ fn libraries_stay_in_their_layers() {
 
 #[test]
 fn only_the_server_and_the_command_line_spawn_tasks() {
+    /// A read in the queue for memory: it has to go on while nobody polls its stream, and is gone with it.
+    const OWNED: (&str, &str) = ("subscription", "AbortOnDropHandle::new(tokio::spawn(");
     for (module, text) in sources() {
+        let text = if module == OWNED.0 { text.replacen(OWNED.1, "", 1) } else { text };
         let spawns = ["tokio::spawn(", "thread::spawn(", ".spawn("].into_iter().any(|call| text.contains(call));
         let may = ["server", "cli", "simulator"].contains(&module.as_str());
         assert!(!spawns || may, "{module} spawns something that nobody owns");

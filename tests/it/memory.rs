@@ -2,7 +2,7 @@
 //! `tests/hostile/memory`.
 
 use blobcast::wire::v1::{
-    BackupRequest, BackupResponse, GetTaskRequest, ListEventsRequest, SubscribeRequest, WaitTaskRequest,
+    BackupRequest, BackupResponse, Filter, GetTaskRequest, ListEventsRequest, SubscribeRequest, WaitTaskRequest,
     admin_service_client::AdminServiceClient, event_service_client::EventServiceClient,
 };
 use tonic::{
@@ -69,6 +69,36 @@ async fn streams_that_stall_give_their_memory_to_others_and_miss_nothing_when_th
         }
     }
     until("all memory to be given back", async || server.metric("blobcast_reading_bytes").await == 0.0).await;
+}
+
+#[tokio::test]
+async fn streams_that_stall_while_they_wait_for_memory_do_not_keep_what_they_are_granted() {
+    /// More than one read looks at, so that a filter that matches nothing of it has to read again.
+    const EVENTS: usize = 8;
+    let server = small().start().await;
+    server.http().post_bulky(0..EVENTS, PROMPT_CHARS).await;
+    let endpoint = Endpoint::from_shared(format!("http://{}", server.grpc)).unwrap();
+    let closed = endpoint.initial_stream_window_size(0).connect().await.unwrap();
+    // All at once, so that they wait for memory. Each has its first message on the way when it asks for its next read, and is
+    // not polled until the client takes it.
+    let rare = Filter { products: vec!["rare".into()], ..Default::default() };
+    let calls: Vec<_> = (0..100)
+        .map(|_| {
+            let mut client = EventServiceClient::new(closed.clone());
+            let request = SubscribeRequest { filter: Some(rare.clone()), ..request() };
+            tokio::spawn(async move { client.subscribe(request).await })
+        })
+        .collect();
+    let mut stalled = Vec::new();
+    for call in calls {
+        stalled.push(within("an answer", call).await.unwrap().unwrap().into_inner());
+    }
+
+    let mut reader = server.subscribe(from_the_start()).await;
+    assert_eq!(within("all events", reader.until_caught_up()).await.len(), EVENTS);
+    drop(stalled);
+    until("all memory to be given back", async || server.metric("blobcast_reading_bytes").await == 0.0).await;
+    until("nobody to wait", async || server.metric("blobcast_reads_waiting").await == 0.0).await;
 }
 
 #[tokio::test]
