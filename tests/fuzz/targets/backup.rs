@@ -76,9 +76,9 @@ fuzz_target!(|input: Input<'_>| {
 fn written(input: &Input<'_>, lie: Option<&Lie>) -> Vec<u8> {
     let first = u64::from(input.first_available) + 1;
     let mut entries = entries(input, first);
-    let clock = [0; 6];
-    let mut header =
-        [&[2, first, input.events.len() as u64, 0, 9, input.quarantined.len() as u64, 0], &clock[..]].concat();
+    let counts = [first, input.events.len() as u64, 0, 9, input.quarantined.len() as u64, 0];
+    // The newest time, whether the clocks disagreed, and the four numbers of a correction.
+    let mut header = [&[2][..], &counts, &[0; 6]].concat();
     let mut entry_count = None;
     let position = |at: u8| usize::from(at) % entries.len().max(1);
     match lie {
