@@ -8,8 +8,9 @@
 //! backwards, and the writer notes in the log how older events are to be aged from then on (`Correction`).
 //!
 //! At a start nobody knows how long the machine was off. The wall clock is taken at its word for new events, unless it says
-//! that no time or more than [`DOWNTIME_MAX`] has passed; but retention by age waits until it has agreed with itself. If the
-//! clocks disagreed when the broker was stopped, nobody will know: then everything counts as received after the start.
+//! that no time or more than [`DOWNTIME_MAX`] has passed; but retention by age waits until it has agreed with itself. The log
+//! says if it waited, so that the next start waits, too. If the clocks disagreed, nobody will ever know how long the machine was
+//! off: then everything counts as received after the start.
 //!
 //! [`Judge`] decides and is pure; [`Clock`] reads the clocks. Only the writer has it look and adopt; everybody reads it. Time
 //! while the machine sleeps is not monotonic time here: after a longer sleep the log takes over the new time as after any step.
@@ -72,8 +73,26 @@ struct Judge {
 pub(super) struct Newest {
     /// Its newest time, in microseconds since 1970.
     pub micros: i64,
-    /// The clocks disagreed.
-    pub disagreed: bool,
+    /// What its last commit knew of its times.
+    pub trust: Trust,
+}
+
+/// How far the times in a log can be trusted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Trust {
+    /// They are right.
+    #[default]
+    Known = 0,
+    /// A start did not know yet how long the machine had been off.
+    Waiting = 1,
+    /// The clocks disagreed, so what was stamped may be older or younger than it seems.
+    Doubted = 2,
+}
+
+impl Trust {
+    pub(super) fn from_number(number: u64) -> Option<Self> {
+        [Self::Known, Self::Waiting, Self::Doubted].into_iter().find(|trust| *trust as u64 == number)
+    }
 }
 
 /// A clock that is in step with monotonic time.
@@ -88,20 +107,20 @@ struct Stretch {
 impl Judge {
     fn start(wall: i64, monotonic: i64, newest: Option<Newest>) -> Self {
         let wall_offset = wall.saturating_sub(monotonic);
-        let (offset, is_near) = match newest {
+        let (offset, is_settled) = match newest {
             None => (wall_offset, true),
-            Some(Newest { micros, .. }) => {
+            Some(Newest { micros, trust }) => {
                 let downtime = wall.saturating_sub(micros);
                 let is_plausible = (-TOLERANCE..=DOWNTIME_MAX).contains(&downtime);
                 let offset = if is_plausible { wall_offset } else { micros.saturating_sub(monotonic) };
-                (offset, (-FAR..=FAR).contains(&downtime))
+                (offset, (-FAR..=FAR).contains(&downtime) && trust == Trust::Known)
             }
         };
         Self {
             offset,
             period: Stretch { offset, since: monotonic },
             wall: Stretch { offset: wall_offset, since: monotonic },
-            downtime_from: newest.filter(|_| !is_near),
+            downtime_from: newest.filter(|_| !is_settled),
             started: monotonic,
         }
     }
@@ -111,8 +130,19 @@ impl Judge {
         self.downtime_from.is_none()
     }
 
-    fn disagrees(&self, wall: i64, monotonic: i64) -> bool {
-        !is_within(wall.saturating_sub(monotonic), self.offset, TOLERANCE)
+    /// Nobody will know how long the machine was off.
+    fn is_doubted(&self) -> bool {
+        self.downtime_from.is_some_and(|newest| newest.trust == Trust::Doubted)
+    }
+
+    fn trust(&self, wall: i64, monotonic: i64) -> Trust {
+        if self.is_doubted() || !is_within(wall.saturating_sub(monotonic), self.offset, TOLERANCE) {
+            Trust::Doubted
+        } else if self.is_settled() {
+            Trust::Known
+        } else {
+            Trust::Waiting
+        }
     }
 
     fn look(&mut self, wall: i64, monotonic: i64, may_adopt: bool) -> Option<Adoption> {
@@ -127,7 +157,7 @@ impl Judge {
             if !has_agreed {
                 return None;
             }
-            if !self.downtime_from.is_some_and(|newest| newest.disagreed) {
+            if !self.is_doubted() {
                 self.downtime_from = None;
                 return None;
             }
@@ -148,10 +178,10 @@ impl Judge {
         let by_micros = wall_offset.saturating_sub(self.offset);
         let earlier_by_micros = match self.downtime_from.take() {
             None => by_micros,
-            Some(Newest { micros, disagreed }) => {
+            Some(Newest { micros, trust }) => {
                 let downtime = wall_offset.saturating_add(self.started).saturating_sub(micros);
                 // Backwards needs no more: nothing counts as stamped later than now.
-                if downtime <= DOWNTIME_MAX && !disagreed { 0 } else { i64::MAX }
+                if downtime <= DOWNTIME_MAX && trust != Trust::Doubted { 0 } else { i64::MAX }
             }
         };
         self.offset = wall_offset;
@@ -217,7 +247,7 @@ pub struct Clock {
     /// The judge's, for those who only read.
     offset: AtomicI64,
     is_settled: AtomicBool,
-    disagrees: AtomicBool,
+    trust: Mutex<Trust>,
 }
 
 impl fmt::Debug for Clock {
@@ -232,8 +262,8 @@ impl Clock {
         let (wall, monotonic) = source.read();
         let judge = Judge::start(wall, monotonic, newest);
         let (offset, is_settled) = (judge.offset.into(), judge.is_settled().into());
-        let disagrees = judge.disagrees(wall, monotonic).into();
-        Self { source, judge: Mutex::new(judge), offset, is_settled, disagrees }
+        let trust = Mutex::new(judge.trust(wall, monotonic));
+        Self { source, judge: Mutex::new(judge), offset, is_settled, trust }
     }
 
     /// What it says, in microseconds since 1970.
@@ -263,9 +293,9 @@ impl Clock {
         self.is_settled.load(Ordering::Relaxed)
     }
 
-    /// Whether it did not agree with the machine's clock when it was last looked at.
-    pub(super) fn disagrees(&self) -> bool {
-        self.disagrees.load(Ordering::Relaxed)
+    /// How far its times could be trusted when it was last looked at.
+    pub(super) fn trust(&self) -> Trust {
+        *lock(&self.trust)
     }
 
     /// Compares it with the machine's clock. If it adopts that one's time, nothing may be stamped or aged by it before the log
@@ -276,7 +306,7 @@ impl Clock {
         let adoption = judge.look(wall, monotonic, may_adopt);
         self.offset.store(judge.offset, Ordering::Relaxed);
         self.is_settled.store(judge.is_settled(), Ordering::Relaxed);
-        self.disagrees.store(judge.disagrees(wall, monotonic), Ordering::Relaxed);
+        *lock(&self.trust) = judge.trust(wall, monotonic);
         adoption
     }
 

@@ -11,7 +11,7 @@ use bytes::{Buf, BufMut};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::clock::Adoption;
+use super::clock::{Adoption, Trust};
 use crate::event::{Product, Sequence, TaskStatus};
 
 /// Version of this layout. A store of another version is refused.
@@ -102,8 +102,8 @@ pub(super) struct Totals {
     /// The newest time that the log's clock has stamped something with, in microseconds since 1970; lower again only where the
     /// clock was set back.
     pub log_time_micros: i64,
-    /// The machine's clock disagreed with the log's, so what is stamped may be older or younger than it seems.
-    pub clock_disagrees: bool,
+    /// How far the times of what is in the log can be trusted.
+    pub trust: Trust,
     /// How what is older than the last step of the log's clock is aged.
     pub correction: Correction,
 }
@@ -149,7 +149,7 @@ impl Totals {
         let quarantine = [self.quarantine_next, self.quarantine_count, self.quarantine_bytes];
         counts.into_iter().chain(quarantine).for_each(|number| rest.put_u64_le(number));
         rest.put_i64_le(self.log_time_micros);
-        rest.put_u64_le(self.clock_disagrees.into());
+        rest.put_u64_le(self.trust as u64);
         let Correction { events, quarantined, by_micros, at_micros } = self.correction;
         [events, quarantined].into_iter().for_each(|number| rest.put_u64_le(number));
         [by_micros, at_micros].into_iter().for_each(|number| rest.put_i64_le(number));
@@ -168,7 +168,7 @@ impl Totals {
             quarantine_count: bytes.get_u64_le(),
             quarantine_bytes: bytes.get_u64_le(),
             log_time_micros: bytes.get_i64_le(),
-            clock_disagrees: bytes.get_u64_le() != 0,
+            trust: Trust::from_number(bytes.get_u64_le()).ok_or(Damaged("totals"))?,
             correction: Correction {
                 events: bytes.get_u64_le(),
                 quarantined: bytes.get_u64_le(),
@@ -316,7 +316,7 @@ mod tests {
             quarantine_count: 5,
             quarantine_bytes: 6,
             log_time_micros: -7,
-            clock_disagrees: true,
+            trust: Trust::Doubted,
             correction: Correction { events: 8, quarantined: 9, by_micros: -10, at_micros: 11 },
         };
         assert_eq!(Totals::parse(&totals.encode()), Ok(totals));

@@ -99,7 +99,7 @@ impl Store {
         }
         let tasks = Tasks::new(database.clone(), tasks, RECENT_MAX);
         let is_new = totals.head()?.0 == 0 && totals.quarantine_next == 0;
-        let newest = Newest { micros: totals.log_time_micros, disagreed: totals.clock_disagrees };
+        let newest = Newest { micros: totals.log_time_micros, trust: totals.trust };
         replay(&log, &tasks, &quarantine, &database, &totals)?;
         let store = Self {
             path: path.into(),

@@ -137,7 +137,7 @@ impl<'a> Batch<'a> {
     /// A batch for so many commands; the first behind an `adoption` has to note it.
     pub(super) fn new(store: &'a Store, retention: &'a Retention, commands: usize, adoption: Option<Adoption>) -> Self {
         let (mut totals, head) = (*lock(&store.totals), store.head());
-        totals.clock_disagrees = store.clock.disagrees();
+        totals.trust = store.clock.trust();
         if let Some(adoption) = adoption {
             totals.correct(head, &adoption);
             store.oldest_micros.store(UNKNOWN_MICROS, Ordering::Relaxed);

@@ -343,7 +343,7 @@ impl<P: Publish> Writer<P> {
     fn tick(&mut self) {
         self.check_disk();
         self.check_clock();
-        let is_noted = lock(&self.store.totals).clock_disagrees == self.store.clock.disagrees();
+        let is_noted = lock(&self.store.totals).trust == self.store.clock.trust();
         if self.adoption.is_some() || !is_noted && may_forget(&self.store.health()) {
             self.commit(Vec::new());
         }
