@@ -146,7 +146,7 @@ impl Budget {
     /// has lain for `idle_max`; never ends.
     pub async fn tend(&self, idle: Duration, idle_max: Duration, mut taken_back: impl FnMut()) {
         loop {
-            // Whoever begins to wait is looked after at once.
+            // A new waiter wakes this at once.
             let _ = timeout(idle_max / 4, self.0.wanted.notified()).await.is_ok();
             while self.waiting() > 0 {
                 while self.0.is_short() && self.0.clear_oldest(idle) {

@@ -169,7 +169,7 @@ async fn serve(config: &Config, sources: &Sources, homes: Homes) -> anyhow::Resu
     Ok(server.run_until(shutdown, hangup, move || config::load(&sources)).await?)
 }
 
-/// Prints to standard output. Whoever started the broker may not be reading: it depends neither on that nor on an end of it.
+/// Prints to standard output. Standard output may be closed or stuck, so nothing waits for the write or depends on it.
 async fn print(text: String) {
     let (done, is_done) = oneshot::channel();
     thread::spawn(move || {

@@ -112,7 +112,7 @@ fn only_the_server_and_the_command_line_spawn_tasks() {
     }
 }
 
-/// What may wait for a file, for whoever reads an output, or for another thread, without a limit.
+/// Calls that may block without a limit: on a file, on the reader of an output, or on another thread.
 const BLOCKING: [&str; 16] = [
     "std::fs",
     "fs::",

@@ -93,7 +93,7 @@ pub(super) struct Log {
     turns: Arc<Turns>,
 }
 
-/// Turns at reading a large part of a segment. Whoever has one waits for nothing but the disk.
+/// Limits concurrent reads of large parts of segments. The holder of a turn waits for the disk only.
 #[derive(Debug, Default)]
 struct Turns {
     taken: Mutex<usize>,

@@ -159,7 +159,7 @@ async fn a_strangers_check_is_small() {
 #[tokio::test]
 async fn watches_are_few_on_each_connection_and_counted() {
     let open = "blobcast_grpc_health_watches";
-    // Whoever may do everything has no more of them.
+    // The limit of one connection also holds for callers that are allowed everything.
     let anyone = Server::start().await;
     let house = Guarded::start(Options::default()).await;
     for server in [&anyone, &house.server] {
