@@ -15,7 +15,7 @@ const PROTOS: [&str; 3] =
     ["blobcast/v1/event.proto", "blobcast/v1/event_service.proto", "blobcast/v1/admin_service.proto"];
 /// What traces are sent by: version 1.10.0 of github.com/open-telemetry/opentelemetry-proto (Apache-2.0), unchanged.
 const OTLP: [&str; 1] = ["opentelemetry/proto/collector/trace/v1/trace_service.proto"];
-const FRAMES: [&str; 3] = ["WaitTaskResponse", "GetTaskResponse", "ListEventsResponse"];
+const FRAMES: [&str; 4] = ["WaitTaskResponse", "GetTaskResponse", "ListEventsResponse", "GetRawBodyResponse"];
 
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo:rerun-if-changed=proto");
@@ -29,7 +29,9 @@ fn main() -> Result<(), Box<dyn Error>> {
     tonic_prost_build::configure()
         .build_server(false)
         .bytes(".blobcast.v1.Event.raw_body")
+        .bytes(".blobcast.v1.GetRawBodyResponse.chunk")
         .bytes(".blobcast.v1.QuarantinedCallback.body")
+        .bytes(".blobcast.v1.ReleaseQuarantinedRequest.body")
         .bytes(".blobcast.v1.BackupResponse.chunk")
         .compile_fds(descriptors.clone())?;
 

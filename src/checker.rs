@@ -47,6 +47,9 @@ pub struct History {
     /// Every subscriber.
     #[serde(default)]
     pub streams: Vec<Stream>,
+    /// Every event that was erased before the log was read; streams may have seen it before that.
+    #[serde(default)]
+    pub erased: HashSet<String>,
 }
 
 /// A guarantee that does not hold.
@@ -98,6 +101,12 @@ pub enum Violation {
         /// Its cursor.
         cursor: String,
     },
+    /// Erased means gone.
+    #[error("event {event_id} was erased and is in the log")]
+    NotErased {
+        /// The event.
+        event_id: String,
+    },
     /// Only what was asked for.
     #[error("stream {stream} saw event {event_id}, which it did not ask for or the log does not have")]
     Uninvited {
@@ -117,9 +126,10 @@ pub fn check(history: &History) -> Vec<Violation> {
     }
     check_names(history, &mut violations);
     check_acknowledged(history, &mut violations);
+    check_erased(history, &mut violations);
     if !history.log.is_empty() {
         for (number, stream) in history.streams.iter().enumerate() {
-            check_complete(number, stream, &history.log, &mut violations);
+            check_complete(number, stream, history, &mut violations);
         }
     }
     violations
@@ -154,23 +164,29 @@ fn check_names(history: &History, violations: &mut Vec<Violation>) {
 fn check_acknowledged(history: &History, violations: &mut Vec<Violation>) {
     let seen: HashSet<_> = everything(history).map(|seen| (&seen.event_id, &seen.task_id)).collect();
     for Acknowledged { event_id, task_id } in &history.acknowledged {
-        if !seen.contains(&(event_id, task_id)) {
+        if !seen.contains(&(event_id, task_id)) && !history.erased.contains(event_id) {
             violations.push(Violation::Lost { event_id: event_id.clone(), task_id: task_id.clone() });
         }
     }
 }
 
-/// Between its first and its last event a stream has exactly what the log has for it.
-fn check_complete(number: usize, stream: &Stream, log: &[Observed], violations: &mut Vec<Violation>) {
+fn check_erased(history: &History, violations: &mut Vec<Violation>) {
+    for Observed { event_id, .. } in history.log.iter().filter(|seen| history.erased.contains(&seen.event_id)) {
+        violations.push(Violation::NotErased { event_id: event_id.clone() });
+    }
+}
+
+/// Between its first and its last event a stream has exactly what the log has for it, and maybe what was erased later.
+fn check_complete(number: usize, stream: &Stream, history: &History, violations: &mut Vec<Violation>) {
     let wanted = |seen: &&Observed| stream.task_ids.as_ref().is_none_or(|ids| ids.contains(&seen.task_id));
     let (Some(first), Some(last)) = (stream.observed.first(), stream.observed.last()) else { return };
     let within = |seen: &&Observed| seen.cursor >= first.cursor && seen.cursor <= last.cursor;
-    let expected: HashSet<_> = log.iter().filter(wanted).filter(within).collect();
+    let expected: HashSet<_> = history.log.iter().filter(wanted).filter(within).collect();
     let got: HashSet<_> = stream.observed.iter().collect();
     for &Observed { event_id, cursor, .. } in expected.difference(&got) {
         violations.push(Violation::LeftOut { stream: number, event_id: event_id.clone(), cursor: cursor.clone() });
     }
-    for seen in got.difference(&expected) {
+    for seen in got.difference(&expected).filter(|seen| !history.erased.contains(&seen.event_id)) {
         violations.push(Violation::Uninvited { stream: number, event_id: seen.event_id.clone() });
     }
 }
@@ -200,7 +216,7 @@ mod tests {
             Stream { task_ids: None, observed: log[size / 2..].to_vec() },
             Stream { task_ids: Some(["t1".to_owned()].into()), observed: of_task("t1") },
         ];
-        History { acknowledged: acknowledged.collect(), streams, log }
+        History { acknowledged: acknowledged.collect(), streams, log, ..History::default() }
     }
 
     proptest! {
@@ -216,6 +232,18 @@ mod tests {
             history.streams.iter_mut().for_each(|stream| stream.observed.retain(|seen| *seen != lost));
             let lost = Violation::Lost { event_id: lost.event_id, task_id: lost.task_id };
             prop_assert_eq!(check(&history), [lost]);
+        }
+
+        #[test]
+        fn an_erased_event_may_have_been_seen_and_is_not_in_the_log(size in 6usize..60, which: prop::sample::Index) {
+            let mut history = good(size);
+            let erased = history.log[which.index(size)].clone();
+            history.erased.insert(erased.event_id.clone());
+            prop_assert_eq!(check(&history), [Violation::NotErased { event_id: erased.event_id.clone() }]);
+            history.log.retain(|seen| *seen != erased);
+            prop_assert_eq!(check(&history), []);
+            history.streams.iter_mut().for_each(|stream| stream.observed.retain(|seen| *seen != erased));
+            prop_assert_eq!(check(&history), []);
         }
 
         #[test]

@@ -3,7 +3,7 @@
 //! thread that serves must not call this (`server::aside`).
 
 use std::{
-    fs::{self, File, Metadata},
+    fs::{self, File, Metadata, OpenOptions},
     io::{self, Read, Write},
     os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt},
     path::Path,
@@ -16,9 +16,8 @@ use rustix::fs::OFlags;
 pub fn read(path: &Path, bytes_max: u64) -> io::Result<Vec<u8>> {
     // Looked at first: opening a device may do something to it.
     check(&fs::metadata(path)?, bytes_max)?;
-    // And looked at again, because it may have been replaced. Should it be a FIFO by now, this does not wait for its other end.
-    let flags = (OFlags::NONBLOCK | OFlags::NOCTTY).bits();
-    let file = File::options().read(true).custom_flags(flags.cast_signed()).open(path)?;
+    // And looked at again, because it may have been replaced.
+    let file = open_regular(path, File::options().read(true), OFlags::empty())?;
     check(&file.metadata()?, bytes_max)?;
 
     // Some files of /proc say that they are empty, and one may grow while it is read.
@@ -27,18 +26,29 @@ pub fn read(path: &Path, bytes_max: u64) -> io::Result<Vec<u8>> {
     if count as u64 > bytes_max { Err(too_large(bytes_max)) } else { Ok(bytes) }
 }
 
+/// Opens the file at `path` with `options` and `flags`, and refuses it if it is not a regular one. A FIFO is not waited for.
+pub fn open_regular(path: &Path, options: &mut OpenOptions, flags: OFlags) -> io::Result<File> {
+    let flags = flags | OFlags::NONBLOCK | OFlags::NOCTTY;
+    let file = options.custom_flags(flags.bits().cast_signed()).open(path)?;
+    check_is_regular(&file.metadata()?)?;
+    Ok(file)
+}
+
 /// Like [`read`], for text.
 pub fn read_text(path: &Path, bytes_max: u64) -> io::Result<String> {
     String::from_utf8(read(path, bytes_max)?).map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "it is not UTF-8"))
 }
 
-fn check(metadata: &Metadata, bytes_max: u64) -> io::Result<()> {
+fn check_is_regular(metadata: &Metadata) -> io::Result<()> {
     if metadata.is_dir() {
         return Err(io::ErrorKind::IsADirectory.into());
     }
-    if !metadata.is_file() {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a regular file"));
-    }
+    let is_regular = metadata.is_file();
+    is_regular.then_some(()).ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "it is not a regular file"))
+}
+
+fn check(metadata: &Metadata, bytes_max: u64) -> io::Result<()> {
+    check_is_regular(metadata)?;
     if metadata.len() > bytes_max { Err(too_large(bytes_max)) } else { Ok(()) }
 }
 

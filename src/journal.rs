@@ -15,10 +15,17 @@ use crate::store::{Appended, Appender, Draft, WriteError};
 /// Comes when the event is durable. A dropped sender means that the journal has stopped.
 pub type Answer = oneshot::Receiver<Result<Appended, WriteError>>;
 
+/// Like [`Answer`], one of each event, in order.
+pub type Released = oneshot::Receiver<Result<Vec<Appended>, WriteError>>;
+
 /// See the module's description. Its methods never block.
 pub trait Journal: Send + Sync + 'static {
     /// Appends an event, or finds its original.
     fn append(&self, draft: Draft) -> Answer;
+
+    /// Appends the events that the quarantined callback with this number has become, and takes it out of quarantine: all of it
+    /// or nothing.
+    fn release(&self, number: u64, drafts: Vec<Draft>) -> Released;
 
     /// Answers when the whole path to durability has.
     fn probe(&self) -> oneshot::Receiver<Result<(), WriteError>>;
@@ -38,6 +45,10 @@ impl Local {
 impl Journal for Local {
     fn append(&self, draft: Draft) -> Answer {
         self.0.append(draft)
+    }
+
+    fn release(&self, number: u64, drafts: Vec<Draft>) -> Released {
+        self.0.release(number, drafts)
     }
 
     fn probe(&self) -> oneshot::Receiver<Result<(), WriteError>> {

@@ -19,18 +19,26 @@
 //! To read the source, follow a callback: [`ingest`] takes the request, [`callback`] makes a draft of it with the rules in
 //! [`vendor`], [`journal`] hands it to the writer in [`store`], which decides, commits, and publishes to the [`hub`]. Then
 //! follow a reader: [`rpc`] opens a [`subscription`], whose messages [`wire`] puts into frames. [`server`] builds all of it
-//! and takes it down; [`cli`] is the way in.
+//! and takes it down; [`cli`] is the way in. Beside them, [`audit`] records who did what, and [`sizing`]
+//! computes what a configuration takes of disk and memory.
 //!
-//! Below all of them, [`budget`] lends memory that streams and answers share, [`files`] reads files that may change, `printable`
-//! escapes text of others, and `web` tells requests of web pages from those of clients.
+//! Below all of them, [`budget`] lends memory that streams and answers share, [`transit`] counts what the transport holds of them,
+//! [`files`] reads files that may change, `accounts` names the users of the machine, `printable` escapes text of others, `sampler` keeps
+//! lines that others can cause few, `size` reads sizes, and `web` tells requests of web
+//! pages from those of clients.
 
 // In reading order, lowest layer first.
 pub mod budget;
 pub mod files;
 pub mod metrics;
+mod accounts;
+mod causes;
 mod network;
 mod printable;
+mod sampler;
+mod size;
 pub mod trace;
+pub mod transit;
 mod web;
 
 pub mod event;
@@ -44,6 +52,7 @@ pub mod store;
 pub mod hub;
 pub mod journal;
 
+pub mod audit;
 pub mod callback;
 pub mod subscription;
 
@@ -51,6 +60,7 @@ pub mod ingest;
 pub mod rpc;
 
 pub mod config;
+pub mod sizing;
 pub mod server;
 
 pub mod checker;

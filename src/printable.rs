@@ -8,6 +8,8 @@ use std::borrow::Cow;
 
 /// Most marks on one character: Tibetan and pointed Hebrew use six at most.
 const MARKS_MAX: usize = 8;
+/// Most characters of a text of others in a line of the log: whole names of clients (128) and most paths.
+const BEGINNING_CHARS_MAX: usize = 200;
 
 /// The text with `\u{202e}` in place of such a character, on one line: `\n` and `\t` are escapes, too.
 pub(crate) fn printable(text: &str) -> Cow<'_, str> {
@@ -15,6 +17,24 @@ pub(crate) fn printable(text: &str) -> Cow<'_, str> {
         '\n' | '\r' | '\t' => out.extend(c.escape_default()),
         _ => out.extend(c.escape_unicode()),
     })
+}
+
+/// The same of the first characters of a text, with a mark if there were more: others decide how long theirs is, and it is for one
+/// line of the log.
+pub(crate) fn printable_beginning(text: &str) -> String {
+    let end = text.char_indices().nth(BEGINNING_CHARS_MAX).map_or(text.len(), |(end, _)| end);
+    let mut shown = printable(&text[..end]).into_owned();
+    let is_cut = match shown.char_indices().nth(BEGINNING_CHARS_MAX) {
+        Some((end, _)) => {
+            shown.truncate(end); // escapes are longer than what they stand for
+            true
+        }
+        None => end < text.len(),
+    };
+    if is_cut {
+        shown.push('…');
+    }
+    shown
 }
 
 /// The same JSON with `\u202e` in place of such a character. In `json` they can only be inside strings.
@@ -132,6 +152,21 @@ mod tests {
         let stacked = format!("a{}", "\u{301}".repeat(MARKS_MAX));
         assert_eq!(printable(&stacked), stacked);
         assert_eq!(printable(&format!("{stacked}\u{301}")), format!("{stacked}\\u{{301}}"));
+    }
+
+    #[test]
+    fn of_a_long_text_the_beginning_is_shown_and_marked() {
+        for (text, is_cut) in [
+            ("é".repeat(BEGINNING_CHARS_MAX), false),
+            ("é".repeat(BEGINNING_CHARS_MAX + 1), true),
+            ("x".repeat(1024 * 1024), true),
+            ("\u{202e}".repeat(BEGINNING_CHARS_MAX / 8 + 1), true),
+        ] {
+            let shown = printable_beginning(&text);
+            assert_eq!(shown.ends_with('…'), is_cut, "{shown}");
+            assert_eq!(shown.chars().count(), BEGINNING_CHARS_MAX + usize::from(is_cut));
+        }
+        assert_eq!(printable_beginning("a\nb"), "a\\nb");
     }
 
     #[test]

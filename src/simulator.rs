@@ -23,7 +23,10 @@ use tokio::{
 };
 use tokio_stream::StreamExt;
 
-use crate::vendor::sample::{Sample, SampleStatus, Shape};
+use crate::{
+    causes::causes,
+    vendor::sample::{Sample, SampleStatus, Shape},
+};
 
 /// The vendor tries a callback this often at most (tests/data/vendor/VENDOR.md, "Delivery").
 pub const ATTEMPTS_MAX: usize = 5;
@@ -152,14 +155,28 @@ pub fn retry_gaps(product: &str) -> Vec<Duration> {
 /// A base without a path gets `/webhook/{product}`; one with a path is a whole callback URL and stays as it is. Its query is
 /// kept, and the labels are added to it.
 pub fn callback_url(base: &Uri, product: &str, labels: &[(String, String)]) -> Uri {
-    let path = match base.path() {
-        "" | "/" => format!("/webhook/{}", percent_encoded(product)),
-        path => path.to_owned(),
-    };
-    let labels = labels.iter().map(|(key, value)| format!("{}={}", percent_encoded(key), percent_encoded(value)));
-    let query: Vec<_> = base.query().map(str::to_owned).into_iter().chain(labels).collect();
-    let target = if query.is_empty() { path } else { format!("{path}?{}", query.join("&")) };
-    let mut parts = base.clone().into_parts();
+    match base.path() {
+        "" | "/" => with_target(base, &format!("/webhook/{}", percent_encoded(product)), labels),
+        path => with_target(base, path, labels),
+    }
+}
+
+/// The URL with labels added to its query.
+pub fn with_labels(url: &Uri, labels: &[(String, String)]) -> Uri {
+    with_target(url, url.path(), labels)
+}
+
+/// Labels as in the query of a URL, percent-encoded: `ref=42&team=ads`.
+pub fn labels_query(labels: &[(String, String)]) -> String {
+    let pair = |(key, value): &(String, String)| format!("{}={}", percent_encoded(key), percent_encoded(value));
+    labels.iter().map(pair).collect::<Vec<_>>().join("&")
+}
+
+fn with_target(url: &Uri, path: &str, labels: &[(String, String)]) -> Uri {
+    let query: Vec<_> = url.query().map(str::to_owned).into_iter().chain([labels_query(labels)]).collect();
+    let query = query.into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join("&");
+    let target = if query.is_empty() { path.to_owned() } else { format!("{path}?{query}") };
+    let mut parts = url.clone().into_parts();
     parts.path_and_query = Some(target.parse().expect("a valid path and percent-encoded pairs make a valid target"));
     Uri::from_parts(parts).expect("only the target of a whole URI was replaced")
 }
@@ -358,12 +375,6 @@ fn cut_body(part: Bytes) -> Body {
         piece
     });
     StreamBody::new(pieces).boxed_unsync()
-}
-
-/// An error with everything that caused it: hyper's own words alone say only at which stage it failed.
-fn causes(error: &(dyn Error + 'static)) -> String {
-    let chain = std::iter::successors(Some(error), |&error| error.source());
-    chain.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
 
 /// SplitMix64: a generator of ten lines that is the same everywhere, which spares a dependency.

@@ -1,8 +1,8 @@
 //! What a request is found again by: its id, and, of a sampled share, a trace.
 //!
-//! Every request has an id of its own, which its answer and its log lines carry. Ids of callers are never taken over: whoever
+//! Every request has an id of its own, which its answer and its log lines carry. Ids of callers are never taken over: a caller that
 //! chose one could make two requests look like one. A sampled request also has a [`Span`]; the id of a trace that begins here
-//! is that of its request. Spans that have ended are handed to whoever exports them; when that one is slow they are dropped
+//! is that of its request. Spans that have ended are handed to the exporter; when it is slow they are dropped
 //! and counted, so that nobody ever waits for a trace. Nothing is recorded that authenticates, no body and no URL.
 //!
 //! Knows nothing of the rest of the crate, nor of any protocol to export by. While tracing is off, or a request is not
@@ -37,12 +37,18 @@ impl RequestId {
     pub fn new() -> Self {
         Self(Uuid::new_v4())
     }
+
+    /// As text.
+    pub fn digits(self) -> [u8; 32] {
+        let mut digits = [0; 32];
+        self.0.simple().encode_lower(&mut digits);
+        digits
+    }
 }
 
 impl From<RequestId> for HeaderValue {
     fn from(id: RequestId) -> Self {
-        let mut digits = [0; 32];
-        Self::from_str(id.0.simple().encode_lower(&mut digits)).expect("digits are fit for a header")
+        Self::from_bytes(&id.digits()).expect("digits are fit for a header")
     }
 }
 
@@ -80,7 +86,7 @@ pub struct Context {
     pub trace_id: TraceId,
     /// The span itself.
     pub span_id: SpanId,
-    /// Whether whoever began it records it.
+    /// Whether the service that began it records it.
     pub is_sampled: bool,
 }
 
@@ -157,7 +163,7 @@ pub struct Ended {
     pub is_error: bool,
 }
 
-/// Where spans that have ended go; full when whoever exports them is behind.
+/// Where spans that have ended go; full when the exporter is behind.
 #[derive(Debug)]
 struct Exit {
     queue: Sender<Ended>,

@@ -9,7 +9,7 @@ use clap::{
 use hyper::Uri;
 use jiff::Timestamp;
 
-use super::output::Usage;
+use super::{output::Usage, user_info::without_user_text};
 use crate::{
     event::{Cursor, Product, TaskId, TaskStatus},
     wire::{status_to_wire, v1},
@@ -147,10 +147,14 @@ pub(super) fn key_value(text: &str) -> Result<(String, String), String> {
 pub(super) fn http_url(text: &str) -> Result<Uri, String> {
     let full = if text.contains("://") { text.to_owned() } else { format!("http://{text}") };
     let uri: Uri = full.parse().map_err(|error| format!("not a URL: {error}"))?;
-    match uri.scheme_str() {
-        Some("http" | "https") if uri.host().is_some_and(|host| !host.is_empty()) => Ok(uri),
-        _ => Err("not an http:// or https:// URL with a host".into()),
+    let has_scheme = matches!(uri.scheme_str(), Some("http" | "https"));
+    let authority = uri.authority().filter(|authority| has_scheme && !authority.host().is_empty());
+    let authority = authority.ok_or("not an http:// or https:// URL with a host")?;
+    // It may be a password with a slash in it, whose rest would be taken for a path, and shown.
+    if without_user_text(authority).1 != authority.host() && authority.port_u16().is_none() {
+        return Err("not a URL: it has a port that cannot be".into());
     }
+    Ok(uri)
 }
 
 /// Reads a duration such as `10m`, `1h 30m` or `500ms`.
@@ -210,6 +214,9 @@ mod tests {
     fn only_http_and_https_urls_are_taken() {
         assert_eq!(http_url("localhost:50051").unwrap().to_string(), "http://localhost:50051/");
         assert_eq!(http_url("https://example.com").unwrap().to_string(), "https://example.com/");
-        assert!(http_url("ftp://example.com").is_err() && http_url("http://").is_err() && http_url("").is_err());
+        assert_eq!(http_url("user:pw@[::1]:50051").unwrap().to_string(), "http://user:pw@[::1]:50051/");
+        for wrong in ["ftp://example.com", "http://", "", "http://a:b", "http://user:p/w@a", "http://user:pw@a:b/"] {
+            assert!(http_url(wrong).is_err(), "{wrong}");
+        }
     }
 }

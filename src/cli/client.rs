@@ -1,4 +1,4 @@
-//! Talking to a broker: where it is, how to reach it, and what its errors mean for a person.
+//! Talking to a broker: where it is, how to reach it, what its errors mean for a person, and which of them pass.
 
 use std::{path::PathBuf, time::Duration};
 
@@ -11,9 +11,15 @@ use tonic::{
     service::{Interceptor, interceptor::InterceptedService},
     transport::{Channel, ClientTlsConfig, Endpoint, Identity},
 };
-use tonic_types::StatusExt;
+use tonic_types::{ErrorInfo, StatusExt};
 
-use super::args;
+use super::{
+    args,
+    output::unreadable,
+    proxy::{ForeignAnswer, GrpcOnly},
+    user_info::Shown,
+};
+use crate::causes::{innermost, untrusted};
 use crate::wire::v1::{admin_service_client::AdminServiceClient, event_service_client::EventServiceClient};
 
 /// A local or data-centre address answers in milliseconds; what takes longer is not there.
@@ -22,8 +28,13 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(20);
 /// And has this long to answer.
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
-/// Longest response: a task with many revisions, each with a body of 1 MiB. tonic's default of 4 MiB is not enough for it.
+/// Longest response. The broker's events and answers stay below tonic's default of 4 MiB; lists of the quarantine may not.
 const RESPONSE_BYTES_MAX: usize = 64 * 1024 * 1024;
+
+/// The domain of every reason that a broker gives.
+const DOMAIN: &str = "blobcast";
+/// So many refusals in a row end a client, if they are not a broker's: while something restarts, a proxy may say anything once.
+const REFUSALS_MAX: u32 = 3;
 
 /// A token, for those who have no file for it.
 const TOKEN_VARIABLE: &str = "BLOBCAST_TOKEN";
@@ -32,7 +43,7 @@ const TOKEN_VARIABLE: &str = "BLOBCAST_TOKEN";
 #[derive(Args, Clone, Debug)]
 pub(super) struct GrpcArgs {
     /// Address of the broker's gRPC listener.
-    #[arg(long, value_name = "URL", env = "BLOBCAST_GRPC_URL", default_value = "http://127.0.0.1:50051", value_parser = args::http_url)]
+    #[arg(long, value_name = "URL", env = "BLOBCAST_GRPC_URL", default_value = "http://127.0.0.1:50051", value_parser = args::http_url, hide_env_values = true)]
     grpc_url: Uri,
     /// File with the token to show. `blobcast token new client` makes one; BLOBCAST_TOKEN may hold the token itself.
     #[arg(long, value_name = "PATH", env = "BLOBCAST_TOKEN_FILE")]
@@ -45,8 +56,8 @@ pub(super) struct GrpcArgs {
     tls_key_file: Option<PathBuf>,
 }
 
-/// A channel that shows a token with each call, if there is one.
-pub(super) type Connection = InterceptedService<Channel, Bearer>;
+/// A channel that shows a token with each call, if there is one, and takes only gRPC for an answer.
+pub(super) type Connection = InterceptedService<GrpcOnly<Channel>, Bearer>;
 
 /// See [`Connection`].
 #[derive(Clone)]
@@ -85,18 +96,18 @@ impl GrpcArgs {
 
     /// The one-line error of a call that this broker refused or could not be reached for.
     pub(super) fn error(&self, status: &Status) -> anyhow::Error {
-        status_error(status, self.grpc_url.to_string().trim_end_matches('/'))
+        status_error(status, Shown(&self.grpc_url).to_string().trim_end_matches('/'))
     }
 
     fn connection(&self) -> anyhow::Result<Connection> {
-        Ok(InterceptedService::new(self.channel()?, Bearer(self.bearer()?)))
+        Ok(InterceptedService::new(GrpcOnly(self.channel()?), Bearer(self.bearer()?)))
     }
 
     fn bearer(&self) -> anyhow::Result<Option<AsciiMetadataValue>> {
         let token = match &self.token_file {
             Some(path) => {
                 let read = std::fs::read_to_string(path);
-                Some(read.with_context(|| format!("cannot read the token in {}", path.display()))?)
+                Some(read.map_err(|error| unreadable("the token in", path, &error))?)
             }
             // Not a flag: a command line can be seen by every user of the machine.
             None => std::env::var(TOKEN_VARIABLE).ok(),
@@ -111,8 +122,9 @@ impl GrpcArgs {
     fn tls(&self) -> anyhow::Result<ClientTlsConfig> {
         let tls = ClientTlsConfig::new().with_native_roots();
         let (Some(certificate), Some(key)) = (&self.tls_certificate_file, &self.tls_key_file) else { return Ok(tls) };
-        let read = |path: &PathBuf| std::fs::read(path).with_context(|| format!("cannot read {}", path.display()));
-        Ok(tls.identity(Identity::from_pem(read(certificate)?, read(key)?)))
+        let read = |flag, path: &PathBuf| std::fs::read(path).map_err(|error| unreadable(flag, path, &error));
+        let certificate = read("--tls-certificate-file", certificate)?;
+        Ok(tls.identity(Identity::from_pem(certificate, read("--tls-key-file", key)?)))
     }
 
     fn channel(&self) -> anyhow::Result<Channel> {
@@ -130,14 +142,45 @@ impl GrpcArgs {
     }
 }
 
-/// True if trying again cannot help: the request itself, or what it asks for, has to change.
-pub(super) fn is_final(status: &Status) -> bool {
+/// Decides which errors end a client that would go on for ever. By who said it: what has no reason of a broker came from
+/// something in between, and passes, unless that refuses again and again; what has one is decided by it.
+#[derive(Debug, Default)]
+pub(super) struct Judge {
+    /// In a row, and not a broker's.
+    refusals: u32,
+}
+
+impl Judge {
+    /// True if trying again cannot help.
+    pub(super) fn is_final(&mut self, status: &Status) -> bool {
+        if let Some(foreign) = ForeignAnswer::behind(status)
+            && foreign.is_the_brokers()
+        {
+            return true;
+        }
+        if reason(status).is_some() {
+            self.refusals = 0;
+            return is_final_for_the_broker(status);
+        }
+
+        let is_refusal = matches!(status.code(), Code::Unauthenticated | Code::PermissionDenied | Code::Unimplemented);
+        self.refusals = if is_refusal { self.refusals + 1 } else { 0 };
+        self.refusals == REFUSALS_MAX
+    }
+
+    /// A broker has answered.
+    pub(super) fn reset(&mut self) {
+        self.refusals = 0;
+    }
+}
+
+/// The request itself, or what it asks for, has to change.
+fn is_final_for_the_broker(status: &Status) -> bool {
     // A limit on the request names the field; a limit on the server does not, and may have room again.
     let too_large = status.code() == Code::ResourceExhausted
-        && status
-            .get_details_error_info()
-            .is_some_and(|info| info.metadata.contains_key("field") || info.reason == "REQUEST_TOO_LARGE");
+        && reason(status).is_some_and(|info| info.metadata.contains_key("field") || info.reason == "REQUEST_TOO_LARGE");
     too_large
+        || is_ended(status)
         || matches!(
             status.code(),
             Code::InvalidArgument
@@ -150,6 +193,16 @@ pub(super) fn is_final(status: &Status) -> bool {
         )
 }
 
+/// Whether an administrator has ended the stream, who does not want it back at once.
+pub(super) fn is_ended(status: &Status) -> bool {
+    reason(status).is_some_and(|info| info.reason == "SUBSCRIPTION_ENDED")
+}
+
+/// The broker's reason; none if the status is not a broker's.
+fn reason(status: &Status) -> Option<ErrorInfo> {
+    status.get_details_error_info().filter(|info| info.domain == DOMAIN)
+}
+
 /// How long the broker asks to be left alone.
 pub(super) fn retry_delay(status: &Status) -> Option<Duration> {
     status.get_details_retry_info()?.retry_delay
@@ -157,7 +210,10 @@ pub(super) fn retry_delay(status: &Status) -> Option<Duration> {
 
 /// `CODE REASON: message (details); what to do next`, on one line.
 pub(super) fn status_error(status: &Status, url: &str) -> anyhow::Error {
-    let reason = status.get_details_error_info();
+    if let Some(foreign) = ForeignAnswer::behind(status) {
+        return foreign_answer(foreign, url);
+    }
+    let reason = reason(status);
     if reason.is_none()
         && let Some(error) = connection_error(status, url)
     {
@@ -198,16 +254,16 @@ fn next_step(code: Code, reason: &str) -> Option<&'static str> {
             "the cursor is of another log, recreated or restored since; start again with `--from earliest`"
         }
         "SUBSCRIPTION_LIMIT" => "close other subscriptions, ask for less, or have the server's limit raised",
-        "TOKEN_INVALID" => {
-            "show a token with --token-file or BLOBCAST_TOKEN; whoever operates the broker hands them out"
-        }
-        "ADMIN_DENIED" => "use the token of a client with `admin = true`",
+        "TOKEN_INVALID" => "show a token with --token-file or BLOBCAST_TOKEN; the broker's operator hands them out",
+        "ADMIN_DENIED" => "use the token of a client that has this right",
         "SIGNING_KEY_MISSING" => "`blobcast token new signing-key NAME` makes a line for the credentials file",
-        "PRODUCT_DENIED" => "ask whoever operates the broker for this product",
+        "PRODUCT_DENIED" => "ask the broker's operator for this product",
+        "LABEL_DENIED" => "start it again, behind the last cursor",
         "DRAINING" => "try again in a moment",
-        "STORE_READ_ONLY" => "try again later; whoever operates the broker has to look at its disk",
-        "LOG_CORRUPT" => "whoever operates the broker has to look at its log messages",
+        "STORE_READ_ONLY" => "try again later; the broker's operator has to look at its disk",
+        "LOG_CORRUPT" => "the broker's operator has to look at its log",
         "TASK_NOT_FOUND" => "`blobcast wait` waits for a task that is to come",
+        "SUBSCRIPTION_NOT_FOUND" => "`blobcast subscriptions` shows what is open",
         "QUARANTINE_NOT_FOUND" => "`blobcast quarantine list` shows what there is",
         _ if code == Code::Unimplemented => {
             "is this a blobcast gRPC address, and as new as this client? see --grpc-url"
@@ -216,9 +272,22 @@ fn next_step(code: Code, reason: &str) -> Option<&'static str> {
     })
 }
 
+fn foreign_answer(foreign: &ForeignAnswer, url: &str) -> anyhow::Error {
+    if foreign.is_the_brokers() {
+        return anyhow::anyhow!("{url}: {foreign}");
+    }
+    if foreign.is_a_gateways() {
+        return anyhow::anyhow!("{url}: {foreign}; the broker behind it is away, or it is not set up for gRPC");
+    }
+    anyhow::anyhow!("{url}: {foreign}; is it a blobcast gRPC address? use --grpc-url")
+}
+
 /// What is wrong with the connection, if that is what the status tells of: a code from the broker has no source.
 fn connection_error(status: &Status, url: &str) -> Option<anyhow::Error> {
     let cause = cause(status);
+    if let Some(step) = untrusted(status) {
+        return Some(anyhow::anyhow!("cannot reach {url}: {cause}; {step}"));
+    }
     if status.code() == Code::Unavailable {
         return Some(anyhow::anyhow!("cannot reach {url}: {cause}; is `blobcast serve` running? use --grpc-url"));
     }
@@ -234,11 +303,7 @@ fn connection_error(status: &Status, url: &str) -> Option<anyhow::Error> {
 
 // The status of a failed connection says little ("transport error"); its innermost source says why.
 fn cause(status: &Status) -> String {
-    let mut cause: &dyn std::error::Error = status;
-    while let Some(source) = cause.source() {
-        cause = source;
-    }
-    if std::error::Error::source(status).is_some() { cause.to_string() } else { status.message().to_owned() }
+    if std::error::Error::source(status).is_some() { innermost(status) } else { status.message().to_owned() }
 }
 
 /// The code as the gRPC documents spell it: `OUT_OF_RANGE`.
@@ -297,19 +362,39 @@ mod tests {
         assert_eq!(names, ["OK", "OUT_OF_RANGE", "DATA_LOSS", "UNAUTHENTICATED"]);
     }
 
+    fn of_broker(code: Code, reason: &str, key: &str) -> Status {
+        let metadata = HashMap::from([(key.to_owned(), "1".to_owned())]);
+        Status::with_error_details(code, "", ErrorDetails::with_error_info(reason, DOMAIN, metadata))
+    }
+
     #[test]
-    fn only_errors_that_a_retry_cannot_help_are_final() {
-        let of_reason = |reason: &str, key: &str| {
-            let metadata = HashMap::from([(key.to_owned(), "1".to_owned())]);
-            let details = ErrorDetails::with_error_info(reason, "blobcast", metadata);
-            is_final(&Status::with_error_details(Code::ResourceExhausted, "", details))
-        };
-        assert!(of_reason("REQUEST_TOO_LARGE", "limit") && of_reason("SUBSCRIPTION_LIMIT", "field"));
-        assert!(!of_reason("SUBSCRIPTION_LIMIT", "limit"), "the server may have room again");
-        let finals = (0..17).map(Code::from).filter(|&code| is_final(&Status::new(code, "")));
+    fn only_errors_of_a_broker_that_a_retry_cannot_help_are_final() {
+        let is_final = |reason, key| Judge::default().is_final(&of_broker(Code::ResourceExhausted, reason, key));
+        assert!(is_final("REQUEST_TOO_LARGE", "limit") && is_final("SUBSCRIPTION_LIMIT", "field"));
+        assert!(!is_final("SUBSCRIPTION_LIMIT", "limit"), "the server may have room again");
+        let by_admin = |reason| Judge::default().is_final(&of_broker(Code::Aborted, reason, "k"));
+        assert!(by_admin("SUBSCRIPTION_ENDED") && !by_admin("REPLACED"));
+        let finals = (0..17).map(Code::from).filter(|&code| Judge::default().is_final(&of_broker(code, "R", "k")));
         let expected =
             ["INVALID_ARGUMENT", "PERMISSION_DENIED", "FAILED_PRECONDITION", "OUT_OF_RANGE", "UNIMPLEMENTED"];
         let expected: Vec<_> = expected.into_iter().chain(["DATA_LOSS", "UNAUTHENTICATED"]).collect();
         assert_eq!(finals.map(code_name).collect::<Vec<_>>(), expected);
+    }
+
+    #[test]
+    fn an_error_that_is_not_a_brokers_passes_unless_it_is_a_refusal_and_comes_three_times() {
+        for code in (1..17).map(Code::from) {
+            let mut judge = Judge::default();
+            let finals = (0..4).map(|_| judge.is_final(&Status::new(code, ""))).collect::<Vec<_>>();
+            let is_refusal = ["UNAUTHENTICATED", "PERMISSION_DENIED", "UNIMPLEMENTED"].contains(&&*code_name(code));
+            assert_eq!(finals, [false, false, is_refusal, false], "{code:?}");
+        }
+        let mut judge = Judge::default();
+        let mut says = |code| judge.is_final(&Status::new(code, ""));
+        use Code::{Unavailable, Unimplemented};
+        let codes = [Unimplemented, Unimplemented, Unavailable, Unimplemented, Unimplemented, Unimplemented];
+        assert_eq!(codes.map(&mut says), [false, false, false, false, false, true]);
+        let of_another = ErrorDetails::with_error_info("R", "envoy", HashMap::new());
+        assert!(!Judge::default().is_final(&Status::with_error_details(Code::OutOfRange, "", of_another)));
     }
 }

@@ -37,14 +37,20 @@ pub(super) fn cut(text: &str, width_max: usize) -> Cow<'_, str> {
     format!("{}{ELLIPSIS}", &text[..end]).into()
 }
 
-/// A table with aligned columns that fits a screen, if its header does; the last column is not padded. Whatever is cut off is in
-/// the JSON output. The first column names the row and is not cut.
+/// A table with aligned columns that fits a screen; the last column is not padded. Where the screen is too narrow for its
+/// columns, each row is a block of lines instead, a line for each column. Whatever is cut off is in the JSON output. The first
+/// column names the row and is not cut.
 pub(super) fn table<const N: usize>(header: [&str; N], rows: &[[String; N]], screen_width: Option<usize>) -> String {
     let cells: Vec<[Cow<'_, str>; N]> =
         rows.iter().map(|row| std::array::from_fn(|column| printable(&row[column]))).collect();
     let widest = |column: usize| cells.iter().map(|row| row[column].width()).max().unwrap_or_default();
     let needed = std::array::from_fn(|column| widest(column).max(header[column].width()));
     let widths = fitted(needed, header, screen_width);
+    if let Some(screen) = screen_width
+        && widths.iter().sum::<usize>() + GAP * (N - 1) > screen
+    {
+        return blocks(header, &cells, screen);
+    }
 
     let mut text = String::new();
     for line in std::iter::once(header.map(Cow::Borrowed)).chain(cells) {
@@ -53,6 +59,19 @@ pub(super) fn table<const N: usize>(header: [&str; N], rows: &[[String; N]], scr
         text.push('\n');
     }
     text
+}
+
+/// Each row as lines of a name and a value, with an empty line between two rows.
+fn blocks<const N: usize>(header: [&str; N], rows: &[[Cow<'_, str>; N]], screen_width: usize) -> String {
+    let names = header.iter().map(|name| name.width()).max().unwrap_or_default();
+    let room = screen_width.saturating_sub(names + GAP).max(COLUMN_WIDTH_MIN);
+    let block = |row: &[Cow<'_, str>; N]| -> String {
+        let shown = |column: usize| if column == 0 { row[0].clone() } else { cut(&row[column], room) };
+        let line =
+            |column| format!("{}{}", pad(header[column], names + GAP), shown(column)).trim_end().to_owned() + "\n";
+        (0..N).map(line).collect()
+    };
+    rows.iter().map(block).collect::<Vec<_>>().join("\n")
 }
 
 /// What columns may have: takes from the widest until all fit.
@@ -103,13 +122,21 @@ mod tests {
     }
 
     #[test]
-    fn the_id_is_never_cut_and_a_header_never() {
-        let rows = [["i".repeat(36), "x".repeat(90), "y".repeat(90)]];
-        let text = table(["ID", "CLIENT", "A LONG FILTER"], &rows, Some(20));
-        assert_eq!(
-            text,
-            format!("{}  CLIENT    A LONG FILTER\n{}  xxxxxxx…  yyyyyyyyyyyy…\n", pad("ID", 36), "i".repeat(36))
-        );
+    fn columns_that_do_not_fit_become_lines_and_the_id_is_never_cut() {
+        let id = "i".repeat(36);
+        let rows = [[id.clone(), "x".repeat(90), "y".into()], ["2".into(), String::new(), "z".into()]];
+        let header = ["ID", "CLIENT", "A LONG FILTER"];
+        // The id, two gaps, the least of a column, and a header.
+        let narrow = 36 + 4 + 8 + 13;
+        let text = table(header, &rows, Some(narrow));
+        assert_eq!(text.lines().nth(1), Some(&*format!("{id}  xxxxxxx…  y")));
+        let text = table(header, &rows, Some(narrow - 1));
+        let x = "x".repeat(narrow - 1 - 15 - 1);
+        let blocks = [
+            format!("ID             {id}\nCLIENT         {x}…\nA LONG FILTER  y\n"),
+            "ID             2\nCLIENT\nA LONG FILTER  z\n".to_owned(),
+        ];
+        assert_eq!(text, blocks.join("\n"));
     }
 
     #[test]
@@ -133,6 +160,19 @@ mod tests {
                 for line in text.lines() {
                     prop_assert!(line.width() <= screen.unwrap_or(2 + 3 * 64 + 6), "{} in {:?}", line, screen);
                 }
+            }
+        }
+
+        #[test]
+        fn a_table_fits_a_screen_that_is_too_narrow_for_its_columns(
+            cells in prop::collection::vec(prop::array::uniform7(any::<String>()), 1..4),
+            screen in 48_usize..130,
+        ) {
+            let header = ["ID", "CLIENT", "PEER", "STATE", "LAG", "DELIVERED", "OPENED", "FILTER"];
+            let row = |[a, b, c, d, e, f, g]: [String; 7]| ["1".repeat(36), a, b, c, d, e, f, g];
+            let rows: Vec<_> = cells.into_iter().map(row).collect();
+            for line in table(header, &rows, Some(screen)).lines() {
+                prop_assert!(line.width() <= screen, "{} in {}", line, screen);
             }
         }
 

@@ -1,24 +1,67 @@
 //! `listen --forward-to`: posts each event's original body to an endpoint, as the vendor would, in order, one at a time.
 //!
-//! Never skips an event that the endpoint did not get: what may be better later is tried again until it is.
+//! Never skips an event that the endpoint did not get: what may be better later is tried again until it is. Never prints the
+//! user and password of a URL, nor its query.
 
-use std::time::{Duration, Instant};
+use std::{
+    path::Path,
+    sync::OnceLock,
+    time::{Duration, Instant},
+};
 
 use bytes::Bytes;
 use http_body_util::Full;
-use hyper::{Request, StatusCode, Uri, header};
+use hyper::{
+    Request, Response, StatusCode, Uri,
+    header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue, LOCATION, RETRY_AFTER},
+    http::uri::Scheme,
+};
+use jiff::{Timestamp, fmt::rfc2822};
+use ring::hmac;
 
-use super::{backoff::Backoff, http, output};
-use crate::wire::v1;
+use super::{
+    args,
+    backoff::Backoff,
+    http::{self, HttpClient},
+    output::{self, Usage},
+    user_info::{Shown, without_user},
+};
+use crate::{
+    simulator::{labels_query, with_labels},
+    wire::v1,
+};
+
+/// Said in the long help of `listen`.
+pub(super) const FORWARD_HELP: &str = "\
+--forward-to posts what RunBlob posted: the body byte for byte, and the labels of the callback's URL added to the query. \
+http:// and https:// work; whom to trust is the system's to say, or SSL_CERT_FILE's. A user and a password in the URL are \
+sent as `Authorization: Basic`. With --forward-secret-file the body is signed as RunBlob does it: X-RunBlob-Signature has \
+its HMAC-SHA256 in lower-case hexadecimal. Each request also has:
+  x-blobcast-event-id   the same when an event is posted again
+  x-blobcast-cursor     the event's place, for --from
+  x-blobcast-product    the product
+  x-blobcast-task-id    the task
+  x-blobcast-labels     the labels as in the query, if there are any: ref=42&team=ads
+An event counts as taken when it is answered 2xx. On no answer, 408, 425, 429 and 5xx it is posted again until it is taken, \
+not before Retry-After says; the next events wait. 307 and 308 to the same host are followed. Any other answer refuses the \
+event: it is told, and the next one follows.";
 
 /// As long as the vendor waits for an answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
+/// Longest wait that an endpoint can ask for: a mistake in Retry-After must not look like a client that hangs.
+const RETRY_AFTER_MAX: Duration = Duration::from_secs(3600);
+/// Most redirects of one request; more are a circle.
+const REDIRECTS_MAX: usize = 5;
 
 /// One endpoint.
-#[derive(Debug)]
 pub(super) struct Forwarder {
-    client: http::HttpClient,
+    client: HttpClient,
+    /// For a redirect from http:// to https://; made when there is one, since reading whom to trust takes a while.
+    secure_client: OnceLock<HttpClient>,
+    /// Without user and password.
     url: Uri,
+    authorization: Option<HeaderValue>,
+    secret: Option<hmac::Key>,
 }
 
 /// What an answer means.
@@ -30,8 +73,26 @@ enum Verdict {
 }
 
 impl Forwarder {
-    pub(super) fn new(url: Uri) -> Self {
-        Self { client: http::client(&url), url }
+    /// `url` may hold a user and a password; the file has the secret that bodies are signed with.
+    pub(super) fn new(url: &str, secret_file: Option<&Path>) -> anyhow::Result<Self> {
+        let problem = |problem| Usage(format!("--forward-to: {problem}"));
+        let (url, authorization) = without_user(args::http_url(url).map_err(problem)?);
+        let secret = secret_file.map(|path| {
+            let read = std::fs::read(path).map_err(|error| output::unreadable("the secret in", path, &error))?;
+            let named = path.display();
+            anyhow::ensure!(
+                !read.trim_ascii().is_empty(),
+                "the secret in {named} is empty: put what signs bodies there"
+            );
+            Ok(hmac::Key::new(hmac::HMAC_SHA256, read.trim_ascii()))
+        });
+        Ok(Self {
+            client: http::client(&url),
+            secure_client: OnceLock::new(),
+            url,
+            authorization,
+            secret: secret.transpose()?,
+        })
     }
 
     /// Returns when the endpoint has taken or refused the event. `event` must carry its raw body.
@@ -39,98 +100,230 @@ impl Forwarder {
         let mut backoff = Backoff::default();
         loop {
             let started = Instant::now();
-            let answer = http::send(&self.client, self.request(event)?, ANSWER_TIMEOUT).await;
+            let answer = self.post(event).await;
             let took = format!("{} ms", started.elapsed().as_millis());
-            let said = match answer {
-                Ok((status, _)) => match verdict(status) {
+            let (said, retry_after) = match answer {
+                Ok(answer) => match verdict(answer.status()) {
                     Verdict::Taken => {
-                        output::note(&format!("forwarded {}: {status} in {took}", event.task_id));
+                        output::note(&format!("forwarded {}: {} in {took}", event.task_id, answer.status()));
                         return Ok(());
                     }
                     Verdict::Refused => {
-                        output::note(&format!("refused {}: {status} in {took}; going on with the next", event.task_id));
+                        let answer = refusal(&answer);
+                        output::note(&format!("refused {}: {answer} in {took}; going on with the next", event.task_id));
                         return Ok(());
                     }
-                    Verdict::TryAgain => format!("{status} in {took}"),
+                    Verdict::TryAgain => {
+                        (format!("{} in {took}", answer.status()), retry_after(&answer, Timestamp::now()))
+                    }
                 },
-                Err(error) => format!("{error:#}"),
+                Err(error) => (format!("{error:#}"), None),
             };
-            let delay = backoff.next(None);
+            let delay = backoff.next(retry_after);
             let again = format!("same event again in {:.1} s", delay.as_secs_f64());
-            output::note(&format!("cannot forward {} to {}: {said}; {again}", event.task_id, self.url));
+            output::note(&format!("cannot forward {} to {}: {said}; {again}", event.task_id, Shown(&self.url)));
             tokio::time::sleep(delay).await;
         }
     }
 
-    fn request(&self, event: &v1::Event) -> anyhow::Result<Request<Full<Bytes>>> {
-        let request = Request::post(self.url.clone())
-            .header(header::CONTENT_TYPE, "application/json")
+    /// Posts the event once, to where it is redirected.
+    async fn post(&self, event: &v1::Event) -> anyhow::Result<Response<Bytes>> {
+        let labels = labels(event);
+        let mut url = with_labels(&self.url, &labels);
+        for _ in 0..=REDIRECTS_MAX {
+            let answer = http::send(self.client_for(&url), self.request(&url, &labels, event)?, ANSWER_TIMEOUT).await?;
+            match redirect(&url, &answer) {
+                Some(target) => url = target,
+                None => return Ok(answer),
+            }
+        }
+        anyhow::bail!("redirected more than {REDIRECTS_MAX} times")
+    }
+
+    fn client_for(&self, url: &Uri) -> &HttpClient {
+        if url.scheme() == self.url.scheme() {
+            return &self.client;
+        }
+        self.secure_client.get_or_init(|| http::client(url))
+    }
+
+    fn request(
+        &self,
+        url: &Uri,
+        labels: &[(String, String)],
+        event: &v1::Event,
+    ) -> anyhow::Result<Request<Full<Bytes>>> {
+        let mut request = Request::post(url.clone())
+            .header(CONTENT_TYPE, "application/json")
             .header("x-blobcast-event-id", &event.event_id)
             .header("x-blobcast-cursor", &event.cursor)
             .header("x-blobcast-product", &event.product)
             // A task id is printable but maybe not ASCII; header values are bytes.
             .header("x-blobcast-task-id", event.task_id.as_bytes());
+        if !labels.is_empty() {
+            request = request.header("x-blobcast-labels", labels_query(labels));
+        }
+        if let Some(authorization) = &self.authorization {
+            request = request.header(AUTHORIZATION, authorization);
+        }
+        if let Some(secret) = &self.secret {
+            let tag = hmac::sign(secret, &event.raw_body);
+            let hex: String = tag.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
+            request = request.header("x-runblob-signature", hex);
+        }
         Ok(request.body(Full::new(event.raw_body.clone()))?)
     }
 }
 
 fn verdict(status: StatusCode) -> Verdict {
-    if status.is_server_error() {
-        Verdict::TryAgain
-    } else if status.is_success() {
-        Verdict::Taken
-    } else {
-        Verdict::Refused
+    match status.as_u16() {
+        200..=299 => Verdict::Taken,
+        // Too slow, too early, too many: of the moment, not of the event.
+        408 | 425 | 429 | 500..=599 => Verdict::TryAgain,
+        _ => Verdict::Refused,
     }
+}
+
+fn refusal(answer: &Response<Bytes>) -> String {
+    let status = answer.status();
+    let target = answer.headers().get(LOCATION).and_then(|target| target.to_str().ok()?.parse().ok());
+    match target {
+        Some(target) if status.is_redirection() => format!("{status} to {}, which is not followed,", Shown(&target)),
+        _ => status.to_string(),
+    }
+}
+
+/// The wait that the endpoint asks for, in seconds or by its clock.
+fn retry_after(answer: &Response<Bytes>, now: Timestamp) -> Option<Duration> {
+    let text = answer.headers().get(RETRY_AFTER)?.to_str().ok()?.trim();
+    let asked = match text.parse() {
+        Ok(seconds) => Duration::from_secs(seconds),
+        Err(_) => {
+            let then = rfc2822::parse(text).ok()?.timestamp();
+            then.duration_since(now).try_into().unwrap_or_default()
+        }
+    };
+    Some(asked.min(RETRY_AFTER_MAX))
+}
+
+/// Where 307 and 308 lead, if to the same host and port, or from http:// to https:// by their usual ports.
+fn redirect(from: &Uri, answer: &Response<Bytes>) -> Option<Uri> {
+    if !matches!(answer.status(), StatusCode::TEMPORARY_REDIRECT | StatusCode::PERMANENT_REDIRECT) {
+        return None;
+    }
+    let location = answer.headers().get(LOCATION)?.to_str().ok()?;
+    let (scheme, host) = (from.scheme_str()?, from.authority()?.as_str());
+    let has_scheme = location.split(['/', '?', '#']).next().is_some_and(|begin| begin.ends_with(':'));
+    let absolute = if has_scheme {
+        location.to_owned()
+    } else if location.starts_with("//") {
+        format!("{scheme}:{location}")
+    } else if location.starts_with('/') {
+        format!("{scheme}://{host}{location}")
+    } else if location.starts_with('?') {
+        format!("{scheme}://{host}{}{location}", from.path())
+    } else {
+        let folder = &from.path()[..=from.path().rfind('/')?];
+        format!("{scheme}://{host}{folder}{location}")
+    };
+    let (target, _) = without_user(args::http_url(&absolute).ok()?);
+
+    let is_secured = from.scheme() == Some(&Scheme::HTTP) && target.scheme() == Some(&Scheme::HTTPS);
+    let same_host = from.host()?.eq_ignore_ascii_case(target.host()?);
+    let (old, new) = (port(from), port(&target));
+    let same_place = from.scheme() == target.scheme() && old == new;
+    (same_host && (same_place || (is_secured && (old, new) == (80, 443)))).then_some(target)
+}
+
+fn port(url: &Uri) -> u16 {
+    url.port_u16().unwrap_or(if url.scheme() == Some(&Scheme::HTTPS) { 443 } else { 80 })
+}
+
+fn labels(event: &v1::Event) -> Vec<(String, String)> {
+    let mut labels: Vec<_> = event.labels.iter().map(|(key, value)| (key.clone(), value.clone())).collect();
+    labels.sort();
+    labels
 }
 
 #[cfg(test)]
 mod tests {
-    use std::sync::{Arc, Mutex};
-
-    use axum::{Router, routing::post};
+    use base64::{Engine, prelude::BASE64_STANDARD};
 
     use super::*;
 
+    fn answer(status: u16, headers: &[(&'static str, &str)]) -> Response<Bytes> {
+        let with = |answer: hyper::http::response::Builder, &(name, value): &(_, &str)| answer.header(name, value);
+        headers.iter().fold(Response::builder().status(status), with).body(Bytes::new()).unwrap()
+    }
+
     #[test]
-    fn only_server_errors_are_worth_another_try() {
+    fn what_is_of_the_moment_is_worth_another_try() {
         let verdict = |code| verdict(StatusCode::from_u16(code).unwrap());
         assert_eq!([200, 204].map(verdict), [Verdict::Taken, Verdict::Taken]);
-        assert_eq!([302, 404, 422, 429].map(verdict), [const { Verdict::Refused }; 4]);
-        assert_eq!([500, 503].map(verdict), [Verdict::TryAgain, Verdict::TryAgain]);
+        assert_eq!([302, 307, 400, 404, 413, 422].map(verdict), [const { Verdict::Refused }; 6]);
+        assert_eq!([408, 425, 429, 500, 503].map(verdict), [const { Verdict::TryAgain }; 5]);
     }
 
     #[test]
-    fn a_forwarded_event_is_its_body_with_its_names_in_headers() {
-        let event = v1::Event {
-            event_id: "e".into(),
-            cursor: "c".into(),
-            product: "veo".into(),
-            task_id: "tä".into(),
-            ..v1::Event::default()
-        };
-        let request = Forwarder::new(Uri::from_static("http://localhost:3000/hook")).request(&event).unwrap();
-        assert_eq!(request.headers()["x-blobcast-task-id"].as_bytes(), "tä".as_bytes());
-        assert_eq!(request.headers()["content-type"], "application/json");
+    fn retry_after_is_in_seconds_or_a_date_and_has_an_end() {
+        let now = "2026-01-31T12:00:00Z".parse().unwrap();
+        let cases = [
+            ("7", Some(7)),
+            ("Sat, 31 Jan 2026 12:01:00 GMT", Some(60)),
+            ("Sat, 31 Jan 2026 11:00:00 GMT", Some(0)),
+            ("86400", Some(3600)),
+            ("soon", None),
+            ("-1", None),
+        ];
+        for (text, seconds) in cases {
+            let asked = retry_after(&answer(429, &[("retry-after", text)]), now);
+            assert_eq!(asked, seconds.map(Duration::from_secs), "{text}");
+        }
+        assert_eq!(retry_after(&answer(429, &[]), now), None);
     }
 
-    #[tokio::test]
-    async fn an_event_that_the_endpoint_could_not_take_is_sent_again_before_the_next() {
-        let seen = Arc::new(Mutex::new(Vec::new()));
-        let record = Arc::clone(&seen);
-        let answer = move |body: String| async move {
-            let mut seen = record.lock().unwrap();
-            seen.push(body);
-            if seen.len() == 1 { StatusCode::BAD_GATEWAY } else { StatusCode::NO_CONTENT }
+    #[test]
+    fn only_redirects_that_keep_the_method_and_the_host_are_followed() {
+        let from = Uri::from_static("http://example.com/a/hook?x=1");
+        let followed = |status, location: &str| {
+            redirect(&from, &answer(status, &[("location", location)])).map(|target| target.to_string())
         };
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let url = format!("http://{}/hook", listener.local_addr().unwrap()).parse().unwrap();
-        tokio::spawn(async move { axum::serve(listener, Router::new().route("/hook", post(answer))).await });
-        let forwarder = Forwarder::new(url);
-        for body in ["1", "2"] {
-            let event = v1::Event { raw_body: body.into(), ..v1::Event::default() };
-            forwarder.forward(&event).await.unwrap();
+        for (location, target) in [
+            ("http://example.com/b?y=2", "http://example.com/b?y=2"),
+            ("http://EXAMPLE.com:80/b", "http://EXAMPLE.com:80/b"),
+            ("https://example.com/b", "https://example.com/b"),
+            ("//example.com/b", "http://example.com/b"),
+            ("/b?y=2", "http://example.com/b?y=2"),
+            ("b", "http://example.com/a/b"),
+            ("/b?next=https://example.org/", "http://example.com/b?next=https://example.org/"),
+            ("b?next=https://example.org/", "http://example.com/a/b?next=https://example.org/"),
+            ("?y=2", "http://example.com/a/hook?y=2"),
+            ("http://u:p@example.com/b", "http://example.com/b"),
+        ] {
+            assert_eq!(followed(307, location).as_deref(), Some(target), "{location}");
+            assert_eq!(followed(308, location).as_deref(), Some(target), "{location}");
+            assert_eq!(followed(302, location), None, "{location}");
         }
-        assert_eq!(*seen.lock().unwrap(), ["1", "1", "2"]);
+        for location in
+            ["http://example.org/b", "http://example.com:81/b", "https://example.com:8443/b", "ftp://example.com"]
+        {
+            assert_eq!(followed(308, location), None, "{location}");
+        }
+        let secure = Uri::from_static("https://example.com/hook");
+        assert_eq!(redirect(&secure, &answer(308, &[("location", "http://example.com/hook")])), None);
+        assert_eq!(redirect(&secure, &answer(308, &[])), None);
+    }
+
+    #[test]
+    fn a_user_and_a_password_become_a_header_and_are_not_shown() {
+        let forwarder = Forwarder::new("https://us%3Aer:p%40ss+w@example.com:1/hook?token=t", None).unwrap();
+        assert_eq!(forwarder.url, "https://example.com:1/hook?token=t");
+        assert_eq!(Shown(&forwarder.url).to_string(), "https://example.com:1/hook?…");
+        let header = forwarder.authorization.as_ref().unwrap();
+        assert_eq!(header, &format!("Basic {}", BASE64_STANDARD.encode("us:er:p@ss+w")));
+        assert_eq!(format!("{header:?}"), "Sensitive");
+        assert_eq!(Forwarder::new("example.com", None).unwrap().authorization, None);
+        let wrong = Forwarder::new("ftp://user:hunter2@example.com", None).err().unwrap();
+        assert!(wrong.is::<Usage>() && !wrong.to_string().contains("hunter2"), "{wrong}");
     }
 }

@@ -10,8 +10,9 @@ use tonic_types::StatusExt;
 use super::{
     args::{FilterArgs, Moment},
     client::{Connection, GrpcArgs},
-    output::{Format, Usage},
-    render::{EventPrinter, JSON_HELP},
+    output::{self, Format, Usage},
+    raw,
+    render::{EventPrinter, JSON_HELP, JSON_HELP_OF_BODY},
 };
 use crate::{
     event::{Product, TaskId},
@@ -29,7 +30,7 @@ const RAW_NEEDS_JSON: &str = "--include-raw needs --output json";
 /// Prints every retained event of one task, oldest first; without --product, of every product that has the task id.
 #[derive(Args, Debug)]
 #[command(after_help = "Exit codes: 0 printed; 1 no event of the task is retained, or another error; 2 usage.",
-    after_long_help = format!("{JSON_HELP}\n\nExit codes: 0 printed; 1 no event of the task is retained, or another error; 2 usage."))]
+    after_long_help = format!("{JSON_HELP} {JSON_HELP_OF_BODY}\n\nExit codes: 0 printed; 1 no event of the task is retained, or another error; 2 usage."))]
 pub(super) struct GetArgs {
     /// The vendor's id of the task.
     #[arg(value_parser = TaskId::parse)]
@@ -43,6 +44,9 @@ pub(super) struct GetArgs {
     /// Also print each callback's body as received (only with --output json).
     #[arg(long)]
     include_raw: bool,
+    /// Print the body of the task's newest callback as received, and nothing else. It may have any size.
+    #[arg(long, conflicts_with_all = ["include_raw", "output"])]
+    raw: bool,
     #[command(flatten)]
     grpc: GrpcArgs,
 }
@@ -57,7 +61,7 @@ Exit codes: 0 printed, also if there was nothing; 1 an error; 2 usage.";
 
 /// Prints retained events that match, and ends.
 #[derive(Args, Debug)]
-#[command(after_help = EXAMPLES, after_long_help = format!("{EXAMPLES}\n\n{JSON_HELP}"))]
+#[command(after_help = EXAMPLES, after_long_help = format!("{EXAMPLES}\n\n{JSON_HELP} {JSON_HELP_OF_BODY}"))]
 pub(super) struct EventsArgs {
     #[command(flatten)]
     filter: FilterArgs,
@@ -101,21 +105,59 @@ pub(super) async fn get(args: GetArgs) -> anyhow::Result<ExitCode> {
         v1::GetTaskRequest { task_id: task_id.clone(), include_raw, product: product.clone().unwrap_or_default() };
     let mut client = args.grpc.events()?;
     let mut printer = EventPrinter::new(args.output);
+    let of_task = || v1::ListEventsRequest {
+        filter: Some(v1::Filter {
+            task_ids: vec![task_id.clone()],
+            products: product.clone().into_iter().collect(),
+            ..v1::Filter::default()
+        }),
+        include_raw,
+        ..v1::ListEventsRequest::default()
+    };
+    if args.raw {
+        return print_raw(&args.grpc, client, of_task()).await;
+    }
     match client.get_task(request).await {
-        Ok(response) => response.into_inner().events.iter().try_for_each(|event| printer.print(event))?,
+        Ok(response) => {
+            for event in response.into_inner().events {
+                print_event(&args.grpc, &mut client, &mut printer, event, include_raw).await?;
+            }
+        }
         Err(status) if has_reason(&status, "RESPONSE_TOO_LARGE") => {
-            let filter = v1::Filter {
-                task_ids: vec![task_id],
-                products: product.into_iter().collect(),
-                ..v1::Filter::default()
-            };
-            let request =
-                v1::ListEventsRequest { filter: Some(filter), include_raw, ..v1::ListEventsRequest::default() };
-            print_pages(&args.grpc, client, request, &mut printer, u64::MAX).await?;
+            print_pages(&args.grpc, client, of_task(), &mut printer, u64::MAX).await?;
         }
         Err(status) => return Err(args.grpc.error(&status)),
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Prints the body of the newest event, piece by piece.
+async fn print_raw(
+    grpc: &GrpcArgs,
+    mut client: EventServiceClient<Connection>,
+    of_task: v1::ListEventsRequest,
+) -> anyhow::Result<ExitCode> {
+    let newest = v1::ListEventsRequest { page_size: 1, order: v1::Order::NewestFirst.into(), ..of_task };
+    let page = client.list_events(newest).await.map_err(|status| grpc.error(&status))?.into_inner();
+    let event = page.events.first().ok_or_else(|| anyhow::anyhow!("no event of the task is retained"))?;
+    let mut pieces = raw::Pieces::new(&mut client, &event.cursor);
+    while let Some(piece) = pieces.next().await.map_err(|status| grpc.error(&status))? {
+        output::emit(&piece)?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn print_event(
+    grpc: &GrpcArgs,
+    client: &mut EventServiceClient<Connection>,
+    printer: &mut EventPrinter,
+    mut event: v1::Event,
+    include_raw: bool,
+) -> anyhow::Result<()> {
+    if include_raw {
+        raw::complete(client, &mut event).await.map_err(|status| grpc.error(&status))?;
+    }
+    printer.print(&event)
 }
 
 pub(super) async fn events(args: EventsArgs) -> anyhow::Result<ExitCode> {
@@ -138,8 +180,8 @@ async fn print_pages(
     loop {
         let answer = client.list_events(request.clone()).await;
         let page = answer.map_err(|status| grpc.error(&status))?.into_inner();
-        for event in &page.events {
-            printer.print(event)?;
+        for event in page.events {
+            print_event(grpc, &mut client, printer, event, request.include_raw).await?;
             remaining -= 1;
             if remaining == 0 {
                 return Ok(());

@@ -4,10 +4,13 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
-use hyper::{Request, StatusCode, Uri};
+use hyper::{Request, Response, Uri};
 use hyper_util::{client::legacy::Client, rt::TokioExecutor};
 
-use crate::simulator::{Connector, connector};
+use crate::{
+    causes::{innermost, untrusted},
+    simulator::{Connector, connector},
+};
 
 /// Longest answer that is read: more than any health check or acknowledgement says.
 const ANSWER_BYTES_MAX: usize = 64 * 1024;
@@ -25,12 +28,16 @@ pub(super) async fn send(
     client: &HttpClient,
     request: Request<Full<Bytes>>,
     timeout: Duration,
-) -> anyhow::Result<(StatusCode, Bytes)> {
+) -> anyhow::Result<Response<Bytes>> {
     let exchange = async {
-        let answer = client.request(request).await?;
-        let status = answer.status();
-        let body = Limited::new(answer.into_body(), ANSWER_BYTES_MAX).collect().await;
-        Ok((status, body.map(|body| body.to_bytes()).unwrap_or_default()))
+        let answer = client.request(request).await.map_err(|error| {
+            let step = untrusted(&error);
+            let cause = innermost(&error);
+            step.map_or_else(|| anyhow::anyhow!("{error}: {cause}"), |step| anyhow::anyhow!("{error}: {cause}; {step}"))
+        })?;
+        let (head, body) = answer.into_parts();
+        let body = Limited::new(body, ANSWER_BYTES_MAX).collect().await;
+        Ok(Response::from_parts(head, body.map(|body| body.to_bytes()).unwrap_or_default()))
     };
     match tokio::time::timeout(timeout, exchange).await {
         Ok(done) => done,

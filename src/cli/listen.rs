@@ -3,28 +3,30 @@
 //! Owns the client's half of "resumable": the last cursor, and what to ask for after a break. A cursor counts as reached only
 //! after its event was printed and forwarded, so a break repeats events and never leaves one out.
 
-use std::{process::ExitCode, time::Duration};
+use std::{path::PathBuf, process::ExitCode, time::Duration};
 
 use clap::{Args, ValueEnum};
-use hyper::Uri;
 use jiff::Timestamp;
 use tonic::{Status, Streaming};
 
 use super::{
     EXIT_INTERRUPTED,
-    args::{self, FilterArgs, From},
+    args::{FilterArgs, From},
     backoff::Backoff,
-    client::{self, Connection, GrpcArgs},
-    forward::Forwarder,
+    client::{self, Connection, GrpcArgs, Judge},
+    forward::{FORWARD_HELP, Forwarder},
     output::{Format, Usage, note},
-    render::{EventPrinter, JSON_HELP},
+    raw,
+    render::{EventPrinter, JSON_HELP, JSON_HELP_OF_BODY},
 };
 use crate::wire::v1::{
     self, event_service_client::EventServiceClient, subscribe_request::Start, subscribe_response::Content,
 };
 
-/// A stream says something at least every 15 s, its heartbeat; after four of them missing it is dead, whatever TCP thinks.
-const SILENCE_MAX: Duration = Duration::from_secs(60);
+/// A quiet stream says something this often, unless it told otherwise.
+const HEARTBEAT: Duration = Duration::from_secs(15);
+/// So many heartbeats missing and a stream is dead, whatever TCP thinks, and whatever a proxy answers to pings.
+const HEARTBEATS_MISSING_MAX: u32 = 3;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -44,7 +46,7 @@ Exit codes: 0 done (--count, --until-terminal) or nobody reads on; 1 an error th
 
 /// Prints events as they come.
 #[derive(Args, Debug)]
-#[command(after_help = EXAMPLES, after_long_help = format!("{EXAMPLES}\n\n{JSON_HELP}"))]
+#[command(after_help = EXAMPLES, after_long_help = format!("{EXAMPLES}\n\n{FORWARD_HELP}\n\n{JSON_HELP} {JSON_HELP_OF_BODY}"))]
 pub(super) struct ListenArgs {
     #[command(flatten)]
     filter: FilterArgs,
@@ -60,9 +62,13 @@ pub(super) struct ListenArgs {
     /// End after N events [default: no end].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     count: Option<u64>,
-    /// Also POST each event's original body to this http:// URL, in order; tried again until it is answered other than 5xx.
-    #[arg(long, value_name = "URL", value_parser = args::http_url)]
-    forward_to: Option<Uri>,
+    /// Also POST each event's original body to this http:// or https:// URL, in order, each until it is taken (see --help).
+    // Not parsed by clap, which prints what it cannot parse: it may hold a password.
+    #[arg(long, value_name = "URL")]
+    forward_to: Option<String>,
+    /// File with the secret to sign forwarded bodies with, as RunBlob does: X-RunBlob-Signature.
+    #[arg(long, value_name = "PATH", requires = "forward_to")]
+    forward_secret_file: Option<PathBuf>,
     /// How to print events.
     #[arg(long, value_name = "FORMAT", default_value = "pretty")]
     output: Format,
@@ -120,11 +126,15 @@ struct Listener {
     print_raw: bool,
     forwarder: Option<Forwarder>,
     backoff: Backoff,
+    judge: Judge,
+    heartbeat: Duration,
 }
 
 impl Listener {
     fn new(args: ListenArgs, now: Timestamp) -> anyhow::Result<Self> {
         let request = request(&args, now)?;
+        let forwarder = args.forward_to.as_deref().map(|url| Forwarder::new(url, args.forward_secret_file.as_deref()));
+        let forwarder = forwarder.transpose()?;
         Ok(Self {
             client: args.grpc.events()?,
             grpc: args.grpc,
@@ -132,8 +142,10 @@ impl Listener {
             remaining: args.count,
             printer: EventPrinter::new(args.output),
             print_raw: args.include_raw,
-            forwarder: args.forward_to.map(Forwarder::new),
+            forwarder,
             backoff: Backoff::default(),
+            judge: Judge::default(),
+            heartbeat: HEARTBEAT,
         })
     }
 
@@ -154,13 +166,14 @@ impl Listener {
     /// One stream, from its opening to its end.
     async fn follow(&mut self) -> anyhow::Result<End> {
         let request = self.place.next_request();
-        let mut stream = match within(self.client.subscribe(request)).await {
+        self.heartbeat = HEARTBEAT;
+        let mut stream = match within(self.silence_max(), self.client.subscribe(request)).await {
             Some(Ok(response)) => response.into_inner(),
             Some(Err(status)) => return self.judge(&status),
             None => return Ok(End::broken("the broker does not answer")),
         };
         loop {
-            let content = match within(Streaming::message(&mut stream)).await {
+            let content = match within(self.silence_max(), Streaming::message(&mut stream)).await {
                 Some(Ok(Some(message))) => message.content,
                 Some(Ok(None)) => return Ok(End::broken("the stream ended early")),
                 Some(Err(status)) => return self.judge(&status),
@@ -176,13 +189,18 @@ impl Listener {
     }
 
     async fn take(&mut self, content: Content) -> anyhow::Result<Option<End>> {
+        self.judge.reset();
         // A broker that greets and hangs up, again and again, is still failing.
         if !matches!(content, Content::Subscribed(_) | Content::GoingAway(_)) {
             self.backoff.reset();
         }
         match content {
             Content::Event(event) => return self.take_event(event).await,
-            Content::Subscribed(subscribed) => self.place.subscribed(subscribed.cursor),
+            Content::Subscribed(subscribed) => {
+                let told = subscribed.limits.and_then(|limits| limits.heartbeat_interval);
+                self.heartbeat = told.and_then(|interval| interval.try_into().ok()).unwrap_or(HEARTBEAT);
+                self.place.subscribed(subscribed.cursor);
+            }
             Content::CaughtUp(caught_up) => {
                 note(&format!("caught up at {}", caught_up.cursor));
                 self.place.reached(caught_up.cursor);
@@ -193,8 +211,8 @@ impl Listener {
             }
             Content::Progress(progress) => self.place.reached(progress.cursor),
             Content::Gap(gap) => {
-                note(&format!("gap: events behind {} up to {} are gone ({})", gap.from, gap.to, gap.reason));
-                self.place.reached(gap.to);
+                note(&format!("gap: events behind {} up to {} are gone ({})", gap.after, gap.through, gap.reason));
+                self.place.reached(gap.through);
             }
             Content::GoingAway(going_away) => {
                 self.place.reached(going_away.cursor);
@@ -210,6 +228,11 @@ impl Listener {
     }
 
     async fn take_event(&mut self, mut event: v1::Event) -> anyhow::Result<Option<End>> {
+        if self.place.request.include_raw
+            && let Err(status) = raw::complete(&mut self.client, &mut event).await
+        {
+            return self.judge(&status).map(Some);
+        }
         if let Some(forwarder) = &self.forwarder {
             forwarder.forward(&event).await?;
         }
@@ -222,9 +245,16 @@ impl Listener {
         Ok((self.remaining == Some(0)).then_some(End::Finished))
     }
 
-    fn judge(&self, status: &Status) -> anyhow::Result<End> {
+    fn silence_max(&self) -> Duration {
+        self.heartbeat.saturating_mul(HEARTBEATS_MISSING_MAX)
+    }
+
+    fn judge(&mut self, status: &Status) -> anyhow::Result<End> {
         let error = self.grpc.error(status);
-        if client::is_final(status) {
+        if self.judge.is_final(status) {
+            if let (true, Some(cursor)) = (client::is_ended(status), &self.place.cursor) {
+                note(&format!("continue with --from {cursor}"));
+            }
             return Err(error);
         }
         Ok(End::Broken { why: format!("{error:#}"), reconnect_after: client::retry_delay(status) })
@@ -253,12 +283,16 @@ impl Place {
         }
     }
 
-    /// A stream that begins at the head would begin at a later head after a break. One that looks its tasks up by index is
-    /// asked to look again instead: nothing was delivered yet, and its events lie behind no one cursor.
+    /// A stream that begins at the head would begin at a later head after a break. Any other is asked for again as it was: nothing
+    /// was delivered yet, and retention may pass the place where it began.
     fn subscribed(&mut self, cursor: String) {
-        let looked_up =
-            self.request.start.is_none() && self.request.filter.as_ref().is_some_and(|f| !f.task_ids.is_empty());
-        if !looked_up {
+        let names_tasks = self.request.filter.as_ref().is_some_and(|filter| !filter.task_ids.is_empty());
+        let begins_at_head = match &self.request.start {
+            Some(Start::Position(position)) => *position == i32::from(v1::StartPosition::Latest),
+            Some(_) => false,
+            None => !names_tasks,
+        };
+        if begins_at_head && self.cursor.is_none() {
             self.reached(cursor);
         }
     }
@@ -288,8 +322,8 @@ fn request(args: &ListenArgs, now: Timestamp) -> anyhow::Result<v1::SubscribeReq
     })
 }
 
-async fn within<T>(work: impl Future<Output = T>) -> Option<T> {
-    tokio::time::timeout(SILENCE_MAX, work).await.ok()
+async fn within<T>(silence_max: Duration, work: impl Future<Output = T>) -> Option<T> {
+    tokio::time::timeout(silence_max, work).await.ok()
 }
 
 #[cfg(test)]

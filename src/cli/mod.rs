@@ -7,28 +7,41 @@
 mod args;
 mod backoff;
 mod backup;
+mod backup_directory;
+mod body;
+mod check_config;
 mod client;
 mod columns;
 mod completions;
+mod erase;
 mod forward;
 mod healthcheck;
 mod history;
 mod http;
 mod listen;
+mod man;
 mod output;
+mod proxy;
 mod quarantine;
+mod raw;
 mod render;
 mod restore;
+mod rotate;
 #[cfg(test)]
 mod scripted;
 mod serve;
+mod size;
 mod subscriptions;
 mod token;
 mod trigger;
 mod url;
+mod user_info;
 mod wait;
 
-use std::process::ExitCode;
+use std::{
+    io::{self, IsTerminal},
+    process::ExitCode,
+};
 
 use clap::{CommandFactory, Parser, Subcommand};
 use rustix::{fs::Mode, process::umask};
@@ -58,7 +71,7 @@ Environment:
   BLOBCAST_TOKEN       the token the client verbs show; --token-file or BLOBCAST_TOKEN_FILE names a file with one
   BLOBCAST_INGEST_URL  where `trigger` sends callbacks; --ingest-url goes first
   BLOBCAST_ADMIN_URL   what `healthcheck` asks; --admin-url goes first
-  BLOBCAST_CONFIG      the configuration file of `serve` and `check-config`; --config goes first
+  BLOBCAST_CONFIG      the configuration file of `serve`, `check-config` and `size`; --config goes first
   NO_COLOR             any value: no colours";
 
 /// One callback URL in, typed event streams out: a broker for RunBlob's webhooks, and its client.
@@ -75,9 +88,11 @@ enum Command {
     /// Run the broker.
     #[command(after_help = serve::AFTER_HELP)]
     Serve(serve::ServeArgs),
-    /// Check the configuration that `serve` would run with, without running it.
-    #[command(after_help = serve::CHECK_CONFIG_EXAMPLES)]
-    CheckConfig(serve::CheckConfigArgs),
+    /// Check whether `serve` would start, without starting it.
+    #[command(after_help = check_config::AFTER_HELP)]
+    CheckConfig(check_config::CheckConfigArgs),
+    /// Say how much disk and memory a broker needs, and which limit comes first.
+    Size(size::SizeArgs),
     #[command(flatten)]
     Client(ClientCommand),
     /// Make a new data directory from a backup.
@@ -86,6 +101,8 @@ enum Command {
     Token(token::TokenArgs),
     /// Print a completion script for a shell.
     Completions(completions::CompletionsArgs),
+    /// Write man pages.
+    Man(man::ManArgs),
 }
 
 #[derive(Debug, Subcommand)]
@@ -102,6 +119,8 @@ enum ClientCommand {
     Events(history::EventsArgs),
     /// Look at and deal with callbacks that could not be understood.
     Quarantine(quarantine::QuarantineArgs),
+    /// Erase the content of every retained event of one task.
+    Erase(erase::EraseArgs),
     /// Copy everything the broker keeps into one file, while it runs.
     Backup(backup::BackupArgs),
     /// List the open subscriptions, oldest first.
@@ -114,13 +133,25 @@ enum ClientCommand {
 
 /// Runs the command line of this process.
 pub fn main() -> ExitCode {
-    let done = match Cli::parse().command {
-        Command::Serve(args) => return serve::run(args),
-        Command::CheckConfig(args) => serve::check_config(args),
+    // Before anything that takes its time: until then a signal ends the process, a SIGHUP too. The other verbs are to end by one.
+    let signals = std::env::args_os().nth(1).filter(|verb| verb == "serve").map(|_| serve::Signals::new());
+    let parsed = Cli::try_parse().map_err(user_info::without_secrets).map_err(|error| match signals {
+        Some(_) if error.use_stderr() && !io::stderr().is_terminal() => serve::log_usage(&error),
+        _ => error.exit(),
+    });
+    let command = match parsed {
+        Ok(cli) => cli.command,
+        Err(code) => return code,
+    };
+    let done = match command {
+        Command::Serve(args) => return serve::run(args, signals),
+        Command::CheckConfig(args) => check_config::run(args),
+        Command::Size(args) => size::run(args),
         Command::Client(command) => run_client(command),
         Command::Restore(args) => restore::run(&args),
         Command::Token(args) => token::run(args),
         Command::Completions(args) => completions::run(&args, &mut Cli::command()),
+        Command::Man(args) => man::run(&args, Cli::command()),
     };
     done.unwrap_or_else(|error| output::report(&error))
 }
@@ -142,6 +173,7 @@ fn run_client(command: ClientCommand) -> anyhow::Result<ExitCode> {
             ClientCommand::Get(args) => history::get(args).await,
             ClientCommand::Events(args) => history::events(args).await,
             ClientCommand::Quarantine(args) => quarantine::run(args).await,
+            ClientCommand::Erase(args) => erase::run(args).await,
             ClientCommand::Backup(args) => backup::run(args).await,
             ClientCommand::Subscriptions(args) => subscriptions::run(args).await,
             ClientCommand::Url(args) => url::run(args).await,
@@ -179,12 +211,17 @@ mod tests {
         for line in [
             "serve --config a.toml --data-dir d --ingest-listen a --grpc-listen b --admin-listen c --public-url u",
             "check-config --config a.toml",
+            "check-config --config a.toml --as-user blobcast",
+            "size --rate 50 --body 3k --days 7",
+            "size --rate 0.5 --body 3KiB --days 12h --streams 2000 --config a.toml --output json",
             "listen --task a --task b --product veo --status failed --label k=v --from 2h --count 3 --output json",
             "listen --task a --until-terminal --from latest --forward-to http://localhost:3000/hook --include-raw",
+            "listen --forward-to https://user:password@localhost/hook --forward-secret-file secret",
             "wait 7f3a --timeout 10m --output json",
             "trigger --product sora --status timeout --task-id t --set a.b=1 --label k=v --count 2 --rate 10",
             "trigger --shape legacy --retry --retry-interval 1s --duplicate 2",
             "get 7f3a",
+            "get 7f3a --product veo --raw",
             "events --since 2h --until 2026-01-01T00:00:00Z --order newest --limit 10",
             "url --product veo --label k=v --ttl 2h --key-id k1",
             "token new client billing --product veo --expires-in 90d",
@@ -193,12 +230,14 @@ mod tests {
             "quarantine show id",
             "quarantine release id --product veo --task-id t --drop-labels",
             "quarantine discard a b",
+            "erase veo 7f3a --grpc-url http://localhost:50051",
             "subscriptions --output json",
             "backup events.backup --grpc-url http://localhost:50051",
             "backup -",
             "restore events.backup --data-dir new-data",
             "healthcheck --admin-url http://localhost:9090",
             "completions zsh",
+            "man share/man/man1",
         ] {
             let parsed = Cli::try_parse_from(std::iter::once("blobcast").chain(line.split(' ')));
             assert!(parsed.is_ok(), "{line}: {}", parsed.unwrap_err());

@@ -3,7 +3,8 @@
 //! Owns colours, tables, how an error looks and what it exits with. Nothing from outside reaches a terminal unfiltered.
 
 use std::{
-    io::{self, Write},
+    io::{self, IsTerminal, Write},
+    path::Path,
     process::ExitCode,
 };
 
@@ -31,7 +32,7 @@ pub(super) enum Format {
 #[error("{0}")]
 pub(super) struct Usage(pub(super) String);
 
-/// Whoever read standard output has had enough, as `head` does. Not an error.
+/// The reader of standard output has had enough, as `head` does. Not an error.
 #[derive(Debug, thiserror::Error)]
 #[error("standard output is closed")]
 struct OutputClosed;
@@ -42,14 +43,18 @@ pub(super) fn report(error: &anyhow::Error) -> ExitCode {
         return ExitCode::SUCCESS;
     }
     let bold = AnsiColor::Red.on_default().bold();
-    let lines = match error.downcast_ref::<ConfigErrors>() {
-        Some(errors) => errors.problems.iter().map(ToString::to_string).collect(),
-        None => vec![chain(error)],
-    };
-    for line in lines {
+    for line in problems(error) {
         say(format_args!("{bold}error:{bold:#} {}", printable(&line)));
     }
     ExitCode::from(exit_code(error))
+}
+
+/// What is wrong, a line for each thing.
+pub(super) fn problems(error: &anyhow::Error) -> Vec<String> {
+    match error.downcast_ref::<ConfigErrors>() {
+        Some(errors) => errors.problems.iter().map(ToString::to_string).collect(),
+        None => vec![chain(error)],
+    }
 }
 
 /// The error and its causes, without those that it has told already.
@@ -63,8 +68,20 @@ fn chain(error: &anyhow::Error) -> String {
     text
 }
 
-fn exit_code(error: &anyhow::Error) -> u8 {
+pub(super) fn exit_code(error: &anyhow::Error) -> u8 {
     if error.is::<Usage>() { EXIT_USAGE } else { EXIT_OTHER }
+}
+
+/// The error of a file that a command line names, with the next step; `what` says what is in it.
+pub(super) fn unreadable(what: &str, path: &Path, error: &io::Error) -> anyhow::Error {
+    let step = match error.kind() {
+        io::ErrorKind::NotFound => "correct the path",
+        io::ErrorKind::PermissionDenied => "run this as a user that may read it",
+        io::ErrorKind::IsADirectory => "name the file in it",
+        io::ErrorKind::FileTooLarge => "is it the right file?",
+        _ => "name a regular file that this user can read",
+    };
+    anyhow::anyhow!("cannot read {what} {}: {error}; {step}", path.display())
 }
 
 /// Writes bytes to standard output and flushes them: a reader at the other end of a pipe waits for each line.
@@ -115,6 +132,11 @@ pub(super) fn note(text: &str) {
 fn say(line: std::fmt::Arguments<'_>) {
     // Nobody is left to tell when standard error is closed.
     let _ = writeln!(anstream::stderr(), "{line}");
+}
+
+/// Whether a person sees standard output.
+pub(super) fn stdout_is_terminal() -> bool {
+    io::stdout().is_terminal()
 }
 
 /// Whether colours are wanted on standard output: a terminal, and no `NO_COLOR`.

@@ -1,16 +1,18 @@
 //! `quarantine`: the callbacks that could not be understood, and what to do about them.
 
 use std::{
+    collections::BTreeMap,
     io::{self, IsTerminal},
     process::ExitCode,
 };
 
+use bytes::Bytes;
 use clap::{Args, Subcommand, ValueEnum};
 use jiff::Timestamp;
 use serde::Serialize;
 
 use super::{
-    EXIT_OTHER,
+    EXIT_OTHER, body,
     client::{Connection, GrpcArgs},
     output::{self, Format, note},
     render::{BodyJson, clock, instant, time_json},
@@ -18,6 +20,7 @@ use super::{
 use crate::{
     event::{Product, TaskId},
     printable::printable,
+    vendor::StatusWord,
     wire::v1::{self, admin_service_client::AdminServiceClient},
 };
 
@@ -31,6 +34,8 @@ Examples:
   blobcast quarantine list
   blobcast quarantine show 7 --output body | jq .
   blobcast quarantine release 7 --task-id 7f3a…
+  blobcast quarantine show 7 --output body > body.json   # repair it, then:
+  blobcast quarantine release 7 --body body.json
   blobcast quarantine discard 7 8")]
 pub(super) struct QuarantineArgs {
     #[command(subcommand)]
@@ -43,7 +48,7 @@ enum QuarantineCommand {
     List(ListArgs),
     /// Print one callback with its body.
     Show(ShowArgs),
-    /// Read a callback again, with corrections if given, and make it an event.
+    /// Read a callback again, with corrections if given, and make it an event, or several if its body is an array.
     Release(ReleaseArgs),
     /// Delete callbacks for good.
     Discard(DiscardArgs),
@@ -89,7 +94,13 @@ struct ReleaseArgs {
     /// Use this task id where the body has none that can be used.
     #[arg(long, value_name = "TASK_ID", value_parser = TaskId::parse)]
     task_id: Option<TaskId>,
-    /// Ignore the callback URL's labels.
+    /// Use this status word instead of the body's: completed, failed, or another that the vendor uses.
+    #[arg(long, value_name = "WORD")]
+    status: Option<StatusWord>,
+    /// Read this file instead of the callback's body, which stays the event's raw body; `-` is standard input.
+    #[arg(long, value_name = "FILE")]
+    body: Option<String>,
+    /// Ignore the callback URL's labels; those that its credential is bound to stay.
     #[arg(long)]
     drop_labels: bool,
     #[command(flatten)]
@@ -154,18 +165,27 @@ async fn show(args: ShowArgs) -> anyhow::Result<ExitCode> {
 }
 
 async fn release(args: ReleaseArgs) -> anyhow::Result<ExitCode> {
+    let body = args.body.as_deref().map(body::read).transpose()?;
+    if body.as_ref().is_some_and(Bytes::is_empty) {
+        anyhow::bail!("--body is empty, and an empty body is no event");
+    }
     let request = v1::ReleaseQuarantinedRequest {
         quarantine_id: args.quarantine_id,
         product: args.product.map(|product| product.to_string()).unwrap_or_default(),
         task_id: args.task_id.map(|task_id| task_id.to_string()).unwrap_or_default(),
         drop_labels: args.drop_labels,
+        body: body.unwrap_or_default(),
+        status: args.status.map(|word| word.as_str().to_owned()).unwrap_or_default(),
     };
     let answer = args.grpc.admin()?.release_quarantined(request).await;
-    let v1::ReleaseQuarantinedResponse { event_id, duplicate } =
-        answer.map_err(|status| args.grpc.error(&status))?.into_inner();
-    output::emit_line(&event_id)?;
-    if duplicate {
-        note("the log already had this event");
+    let released = answer.map_err(|status| args.grpc.error(&status))?.into_inner().events;
+    for event in &released {
+        output::emit_line(&event.event_id)?;
+    }
+    match released.iter().filter(|event| event.duplicate).count() {
+        0 => {}
+        1 if released.len() == 1 => note("the log already had this event"),
+        duplicates => note(&format!("the log already had {duplicates} of these {} events", released.len())),
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -180,6 +200,12 @@ async fn discard(args: DiscardArgs) -> anyhow::Result<ExitCode> {
     }
     let asked_count = args.quarantine_ids.len();
     output::emit_line(&format!("{discarded_count} of {asked_count} discarded"))?;
+    if discarded_count < asked_count {
+        note(
+            "the others are not in quarantine: they were released, discarded or forgotten before; `blobcast quarantine list` shows what \
+             is there",
+        );
+    }
     Ok(if discarded_count == asked_count { ExitCode::SUCCESS } else { ExitCode::from(EXIT_OTHER) })
 }
 
@@ -202,8 +228,9 @@ struct Pages<'a> {
 
 impl<'a> Pages<'a> {
     fn new(grpc: &'a GrpcArgs, include_body: bool) -> anyhow::Result<Self> {
-        let request = Some(v1::ListQuarantineRequest { include_body, ..v1::ListQuarantineRequest::default() });
-        Ok(Self { grpc, client: grpc.admin()?, request })
+        let include_large_bodies = include_body;
+        let request = v1::ListQuarantineRequest { include_body, include_large_bodies, ..Default::default() };
+        Ok(Self { grpc, client: grpc.admin()?, request: Some(request) })
     }
 
     async fn next(&mut self) -> anyhow::Result<Option<Vec<v1::QuarantinedCallback>>> {
@@ -229,18 +256,30 @@ fn row(callback: &v1::QuarantinedCallback, now: Timestamp) -> [String; 6] {
 }
 
 fn pretty(callback: &v1::QuarantinedCallback) -> String {
+    let bound = bound_text(callback);
     let fields = [
         ("id", callback.quarantine_id.clone()),
         ("received", time_json(callback.received_at).unwrap_or_default()),
         ("target", callback.target.clone()),
         ("by", callback.credential.clone()),
+        ("bound to", bound),
         ("reason", callback.reason.clone()),
         ("detail", callback.detail.clone()),
         ("bytes", callback.body_bytes.to_string()),
     ];
     // Each on its line, whatever is in it: a target cannot pretend to be another field.
-    let head: String = fields.iter().map(|(name, value)| format!("{name:<9} {}\n", printable(value))).collect();
+    let said = fields.iter().filter(|(name, value)| *name != "bound to" || !value.is_empty());
+    let head: String = said.map(|(name, value)| format!("{name:<9} {}\n", printable(value))).collect();
     format!("{head}\n{}", String::from_utf8_lossy(&callback.body))
+}
+
+/// `products=veo labels=team:ads`; empty if it is bound to nothing.
+fn bound_text(callback: &v1::QuarantinedCallback) -> String {
+    let mut labels: Vec<_> = callback.bound_labels.iter().map(|(key, value)| format!("{key}:{value}")).collect();
+    labels.sort();
+    let fields = [("products", &callback.bound_products), ("labels", &labels)];
+    let set = fields.iter().filter(|(_, values)| !values.is_empty());
+    set.map(|(name, values)| format!("{name}={}", values.join(","))).collect::<Vec<_>>().join(" ")
 }
 
 #[derive(Serialize)]
@@ -250,6 +289,8 @@ struct CallbackJson<'a> {
     detail: &'a str,
     target: &'a str,
     credential: &'a str,
+    bound_labels: BTreeMap<&'a str, &'a str>,
+    bound_products: &'a [String],
     received_at: Option<String>,
     body_bytes: u64,
     #[serde(flatten)]
@@ -263,6 +304,8 @@ fn json(callback: &v1::QuarantinedCallback) -> CallbackJson<'_> {
         detail: &callback.detail,
         target: &callback.target,
         credential: &callback.credential,
+        bound_labels: callback.bound_labels.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect(),
+        bound_products: &callback.bound_products,
         received_at: time_json(callback.received_at),
         body_bytes: callback.body_bytes,
         body: BodyJson::new(&callback.body),

@@ -22,8 +22,11 @@ use crate::{printable::printable, wire::v1};
 pub(super) const JSON_HELP: &str = "\
 JSON output: one object a line, with the field names of `blobcast.v1.Event`. Enums are their names \
 (TASK_STATUS_COMPLETED), times are RFC 3339, numbers are numbers. Fields that the event does not have (error, seed, \
-created_at, completed_at) are left out. With --include-raw the callback's body is in `raw_body` if it is UTF-8, else in \
-hexadecimal in `raw_body_hex`.";
+created_at, completed_at) are left out. `truncated` is true if the event has left out what would have made it too large for a \
+message; `blobcast get TASK --raw` prints the whole callback.";
+/// What is to follow where a callback's body can be asked for.
+pub(super) const JSON_HELP_OF_BODY: &str = "\
+With --include-raw the callback's body is in `raw_body` if it is UTF-8, else in hexadecimal in `raw_body_hex`.";
 
 /// Longest product name that still lines up with the next line's: chatgpt-images and kling-o1-photo.
 const PRODUCT_WIDTH: usize = 14;
@@ -121,8 +124,10 @@ pub(super) fn pretty(event: &v1::Event, now: Timestamp, colors: bool, widths: &m
     }
     let markers = [
         (event.conflict, "[conflict]".to_owned()),
+        (event.corrected, "[corrected]".to_owned()),
         (event.revision > 1, format!("[revision {}]", event.revision)),
         (event.product_inferred, "[product inferred]".to_owned()),
+        (event.truncated, "[truncated]".to_owned()),
     ];
     let marked = markers.into_iter().filter(|(applies, _)| *applies);
     parts.extend(marked.map(|(_, marker)| styled(AnsiColor::Yellow.on_default(), &marker)));
@@ -193,10 +198,14 @@ struct EventJson<'a> {
     received_at: Option<String>,
     revision: u32,
     conflict: bool,
+    corrected: bool,
     product_inferred: bool,
     verification: Value,
+    #[serde(skip_serializing_if = "str::is_empty")]
+    credential: &'a str,
     // Ordered, so that equal events print equally.
     labels: BTreeMap<&'a str, &'a str>,
+    truncated: bool,
     #[serde(flatten)]
     raw_body: Option<BodyJson>,
 }
@@ -257,9 +266,12 @@ pub(super) fn json(event: &v1::Event) -> serde_json::Result<String> {
         received_at: time_json(event.received_at),
         revision: event.revision,
         conflict: event.conflict,
+        corrected: event.corrected,
         product_inferred: event.product_inferred,
         verification: name(event.verification, v1::Verification::as_str_name),
+        credential: &event.credential,
         labels: event.labels.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect(),
+        truncated: event.truncated,
         raw_body: BodyJson::new(&event.raw_body),
     })
 }
@@ -323,7 +335,8 @@ mod tests {
             completed_at: at(60, 0),
             received_at: at(61, 250_000_000),
             revision: 1,
-            verification: v1::Verification::Unverified.into(),
+            verification: v1::Verification::SignedUrl.into(),
+            credential: "signing_key k1".into(),
             labels: [("team".to_owned(), "ads".to_owned())].into(),
             ..v1::Event::default()
         }
@@ -427,8 +440,8 @@ mod tests {
             "status_text": "completed", "terminal": true,
             "outputs": [{"kind": "OUTPUT_KIND_VIDEO", "url": "https://x/v.mp4"}],
             "prompt": "", "model": "", "seed": 42, "completed_at": "1970-01-01T00:01:00Z",
-            "received_at": "1970-01-01T00:01:01.25Z", "revision": 1, "conflict": false, "product_inferred": false,
-            "verification": "VERIFICATION_UNVERIFIED", "labels": {"team": "ads"},
+            "received_at": "1970-01-01T00:01:01.25Z", "revision": 1, "conflict": false, "corrected": false, "truncated": false, "product_inferred": false,
+            "verification": "VERIFICATION_SIGNED_URL", "credential": "signing_key k1", "labels": {"team": "ads"},
         });
         assert_eq!(value, expected);
     }

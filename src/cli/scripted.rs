@@ -1,10 +1,14 @@
 //! A broker that follows a script, for tests of the client: one answer for each call, and a record of what was asked.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
 
 use prost::Message;
 use tokio_stream::wrappers::TcpListenerStream;
-use tonic::{Request, Response, Status};
+use tonic::{Code, Request, Response, Status};
+use tonic_types::{ErrorDetails, StatusExt};
 
 use crate::{
     event::{Epoch, Labels, Product, Record, RecordParts, Sequence, TaskId, TaskStatus},
@@ -17,7 +21,7 @@ use crate::{
 
 type Stream = tokio_stream::Iter<std::vec::IntoIter<Result<v1::SubscribeResponse, Status>>>;
 
-/// What the broker does, call by call; a call for which the script has nothing is answered INVALID_ARGUMENT, which ends a client.
+/// What the broker does, call by call; a call for which the script has nothing is answered with a reason that ends a client.
 #[derive(Debug, Default)]
 pub(super) struct Script {
     /// Messages of each stream, and the status behind them.
@@ -26,6 +30,8 @@ pub(super) struct Script {
     pub(super) waits: Vec<Result<v1::WaitTaskResponse, Status>>,
     /// What the streams were asked for.
     pub(super) subscribed: Vec<v1::SubscribeRequest>,
+    /// What `WaitTask` was asked for.
+    pub(super) waited: Vec<v1::WaitTaskRequest>,
 }
 
 /// Shared with the test, which looks at it afterwards.
@@ -48,8 +54,13 @@ impl Scripted {
     }
 }
 
+/// An error as a broker makes it, with a reason.
+pub(super) fn refusal(code: Code, message: &str) -> Status {
+    Status::with_error_details(code, message, ErrorDetails::with_error_info("SCRIPTED", "blobcast", HashMap::new()))
+}
+
 fn next<T>(answers: &mut Vec<T>) -> Result<T, Status> {
-    if answers.is_empty() { Err(Status::invalid_argument("the script is over")) } else { Ok(answers.remove(0)) }
+    if answers.is_empty() { Err(refusal(Code::InvalidArgument, "the script is over")) } else { Ok(answers.remove(0)) }
 }
 
 // Frames carry stored events; what the record itself adds is overwritten by the event's own fields behind it.
@@ -66,7 +77,7 @@ fn delivery(event: &v1::Event) -> Delivery {
         event: &event.encode_to_vec(),
         raw: &[],
     };
-    Delivery { epoch: Epoch(1), record: Record::new(Sequence(1), &parts), include_raw: false }
+    Delivery::new(Epoch(1), Record::new(Sequence(1), &parts), false)
 }
 
 #[tonic::async_trait]
@@ -82,16 +93,22 @@ impl EventService for Scripted {
         Ok(Response::new(tokio_stream::iter(messages)))
     }
 
-    async fn wait_task(&self, _: Request<v1::WaitTaskRequest>) -> Result<Response<Frame>, Status> {
-        let v1::WaitTaskResponse { event, done } = next(&mut self.script().waits)??;
+    async fn wait_task(&self, request: Request<v1::WaitTaskRequest>) -> Result<Response<Frame>, Status> {
+        let mut script = self.script();
+        script.waited.push(request.into_inner());
+        let v1::WaitTaskResponse { event, done } = next(&mut script.waits)??;
         Ok(Response::new(Frame::Waited { event: event.as_ref().map(delivery), done }))
     }
 
     async fn get_task(&self, _: Request<v1::GetTaskRequest>) -> Result<Response<Frame>, Status> {
-        Err(Status::invalid_argument("not scripted"))
+        Err(refusal(Code::InvalidArgument, "not scripted"))
     }
 
     async fn list_events(&self, _: Request<v1::ListEventsRequest>) -> Result<Response<Frame>, Status> {
+        Err(refusal(Code::InvalidArgument, "not scripted"))
+    }
+
+    async fn get_raw_body(&self, _: Request<v1::GetRawBodyRequest>) -> Result<Response<Frame>, Status> {
         Err(Status::invalid_argument("not scripted"))
     }
 
@@ -99,6 +116,6 @@ impl EventService for Scripted {
         &self,
         _: Request<v1::GetLogInfoRequest>,
     ) -> Result<Response<v1::GetLogInfoResponse>, Status> {
-        Err(Status::invalid_argument("not scripted"))
+        Err(refusal(Code::InvalidArgument, "not scripted"))
     }
 }

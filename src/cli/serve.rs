@@ -1,8 +1,8 @@
-//! `serve` and `check-config`: from the command line to a running broker.
+//! `serve`: from the command line to a running broker.
 
 use std::{
     backtrace::{Backtrace, BacktraceStatus},
-    io::IsTerminal,
+    io::{self, IsTerminal},
     panic::PanicHookInfo,
     process::ExitCode,
     sync::mpsc,
@@ -10,21 +10,23 @@ use std::{
     time::Duration,
 };
 
+use anyhow::Context;
 use clap::Args;
 use rustix::{
     process::{Resource, Rlimit, getrlimit, setrlimit},
     thread::disable_transparent_huge_pages,
 };
 use tokio::{
-    signal::unix::{SignalKind, signal},
+    runtime,
+    signal::unix::{Signal, SignalKind, signal},
     sync::oneshot,
     time::timeout,
 };
 
-use super::{EXIT_INTERRUPTED, output};
+use super::{EXIT_INTERRUPTED, EXIT_USAGE, output};
 use crate::{
     config::{self, Config, Sources},
-    server::{self, Addresses, Ended, Homes, Runtimes, Server},
+    server::{self, Addresses, Ended, Homes, RunError, Runtimes, Server},
 };
 
 /// Open files beside the connections of the two large listeners: the third listener's, the store's, and some to spare.
@@ -41,15 +43,8 @@ Flags go over environment variables (BLOBCAST_…), these over the file, and the
 SIGTERM or Ctrl-C: finish what has begun, tell every stream, exit with 0. Ctrl-C again: exit with 130 at once; what was \
 answered 200 is safe.";
 
-pub(super) const CHECK_CONFIG_EXAMPLES: &str = "\
-Examples:
-  blobcast check-config --config blobcast.toml
-  blobcast check-config --print-default > blobcast.toml
-
-Exit codes: 0 the configuration is good; 1 it is not, and standard error names each mistake; 2 usage.";
-
 /// What `serve` runs with.
-#[derive(Args, Debug)]
+#[derive(Args, Debug, Default)]
 pub(super) struct ServeArgs {
     /// Configuration file (TOML) [default: none; the defaults work on loopback].
     #[arg(long, value_name = "PATH", env = "BLOBCAST_CONFIG")]
@@ -71,18 +66,8 @@ pub(super) struct ServeArgs {
     pub(super) public_url: Option<String>,
 }
 
-/// The same flags: what is checked is what `serve` would run with.
-#[derive(Args, Debug)]
-pub(super) struct CheckConfigArgs {
-    #[command(flatten)]
-    pub(super) serve: ServeArgs,
-    /// Print the documented default file instead: every key, what it means, and its default.
-    #[arg(long)]
-    pub(super) print_default: bool,
-}
-
 impl ServeArgs {
-    fn sources(self) -> Sources {
+    pub(super) fn sources(self) -> Sources {
         let flags = [
             ("data_dir", self.data_dir),
             ("ingest.listen", self.ingest_listen),
@@ -99,11 +84,42 @@ impl ServeArgs {
 }
 
 /// Runs the broker until it is told to stop. It ends also when standard error is stuck.
-pub(super) fn run(args: ServeArgs) -> ExitCode {
+pub(super) fn run(args: ServeArgs, signals: Option<io::Result<Signals>>) -> ExitCode {
     super::keep_files_private();
-    let ended = run_to_its_end(args);
+    let sources = args.sources();
+    let config = config::load(&sources);
+    // Before anything can fail: that is to be a line of the log.
+    let logging = config.as_ref().map_or_else(|_| config::logging(&sources), |config| config.logging.clone());
+    if let Err(error) = server::init_logging(&logging) {
+        return report(anyhow::Error::from(error).context("cannot begin to log"));
+    }
+    let signals = signals.unwrap_or_else(Signals::new);
+    let ended = config.map_err(Into::into).and_then(|config| run_to_its_end(&config, &sources, signals));
+    let code = ended.unwrap_or_else(|error| {
+        if !io::stderr().is_terminal() {
+            let has_served = error.is::<RunError>();
+            output::problems(&error).iter().for_each(|problem| server::log_fatal(has_served, problem));
+            return ExitCode::from(output::exit_code(&error));
+        }
+        server::flush_log();
+        report(error)
+    });
     server::flush_log();
-    ended.unwrap_or_else(report)
+    code
+}
+
+/// A command line that was not understood, for a log: a supervisor's journal is searched by priority.
+pub(super) fn log_usage(error: &clap::Error) -> ExitCode {
+    let environment = ServeArgs::default().sources();
+    if server::init_logging(&config::logging(&environment)).is_err() {
+        error.exit();
+    }
+    let text = error.to_string();
+    let what = text.split("\n\n").next().unwrap_or_default().trim_start_matches("error: ");
+    let what = what.split_whitespace().collect::<Vec<_>>().join(" ");
+    server::log_fatal(false, &format!("{what}: `blobcast serve --help` lists the flags"));
+    server::flush_log();
+    ExitCode::from(EXIT_USAGE)
 }
 
 /// Like [`output::report`], but not for ever.
@@ -113,17 +129,15 @@ fn report(error: anyhow::Error) -> ExitCode {
     is_done.recv_timeout(OUTPUT_TIMEOUT).unwrap_or(ExitCode::FAILURE)
 }
 
-fn run_to_its_end(args: ServeArgs) -> anyhow::Result<ExitCode> {
-    let sources = args.sources();
-    let config = config::load(&sources)?;
-    server::init_logging(&config.logging)?;
+fn run_to_its_end(config: &Config, sources: &Sources, signals: io::Result<Signals>) -> anyhow::Result<ExitCode> {
+    let signals = signals.context("cannot listen to signals")?;
     die_on_panic();
-    let exposures = server::exposures(&config, &server::Reader::of_this_process());
+    let exposures = server::exposures(config, &server::Reader::of_this_process());
     exposures.iter().for_each(|problem| server::warn_of_exposure(problem));
-    raise_open_files(&config);
+    raise_open_files(config);
     keep_pages_small();
     let runtimes = Runtimes::start()?;
-    let served = runtimes.block_on(serve(&config, &sources, runtimes.ingest()));
+    let served = runtimes.block_on(serve(config, sources, runtimes.ingest(), signals));
     match served? {
         Ended::Stopped => {
             // What is left is connections that the deadline has cut off.
@@ -134,17 +148,37 @@ fn run_to_its_end(args: ServeArgs) -> anyhow::Result<ExitCode> {
             // No thread may be left that closes a file: the sockets are about to take the numbers of some.
             runtimes.shutdown_timeout(LAST_THREADS);
             server::flush_log();
-            Err(anyhow::Error::from(listeners.start_anew()).context("cannot start anew"))
+            Err(RunError::StartAnew(listeners.start_anew()).into())
         }
     }
 }
 
-async fn serve(config: &Config, sources: &Sources, homes: Homes) -> anyhow::Result<Ended> {
-    // Before anything can be interrupted.
-    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
-    let mut hangup = signal(SignalKind::hangup())?;
+/// What the broker is told by signals. What arrives before somebody listens is not lost.
+pub(super) struct Signals {
+    interrupt: Signal,
+    terminate: Signal,
+    hangup: Signal,
+}
+
+impl Signals {
+    /// The handlers are the process's; the runtime that they are made on need not be the one that listens.
+    pub(super) fn new() -> io::Result<Self> {
+        let runtime = runtime::Builder::new_current_thread().enable_io().build()?;
+        let _entered = runtime.enter();
+        Ok(Self {
+            interrupt: signal(SignalKind::interrupt())?,
+            terminate: signal(SignalKind::terminate())?,
+            hangup: signal(SignalKind::hangup())?,
+        })
+    }
+}
+
+async fn serve(config: &Config, sources: &Sources, homes: Homes, signals: Signals) -> anyhow::Result<Ended> {
+    let Signals { mut interrupt, mut terminate, mut hangup } = signals;
     let server = Server::start(config, homes).await?;
-    print(server.banner(config)).await;
+    if output::stdout_is_terminal() {
+        print(server.banner(config)).await;
+    }
     let Addresses { ingest, grpc, admin } = server.addresses();
     tracing::info!(%ingest, %grpc, %admin, data_dir = %config.data_dir.display(), "ready");
     let shutdown = async {
@@ -153,7 +187,7 @@ async fn serve(config: &Config, sources: &Sources, homes: Homes) -> anyhow::Resu
             _ = terminate.recv() => {}
         }
         // Standard error is a log for machines unless a person is looking.
-        if std::io::stderr().is_terminal() {
+        if io::stderr().is_terminal() {
             server::note("draining; press Ctrl-C again to end at once");
         }
         tokio::spawn(async move {
@@ -179,43 +213,27 @@ async fn print(text: String) {
     let _ = timeout(OUTPUT_TIMEOUT, is_done).await.is_ok();
 }
 
-/// Prints what is wrong with the configuration.
-pub(super) fn check_config(args: CheckConfigArgs) -> anyhow::Result<ExitCode> {
-    if args.print_default {
-        output::emit(config::DEFAULT.as_bytes())?;
-        return Ok(ExitCode::SUCCESS);
-    }
-    let config = config::load(&args.serve.sources())?;
-    let exposures = server::exposures(&config, &server::Reader::of_a_broker());
-    exposures.iter().for_each(|problem| output::note(&format!("warning: {problem}")));
-    output::emit_line(&format!(
-        "the configuration is good: callbacks on {}, gRPC on {}, admin on {}, data in {}",
-        config.ingest.listen,
-        config.grpc.listen,
-        config.admin.listen,
-        config.data_dir.display()
-    ))?;
-    Ok(ExitCode::SUCCESS)
-}
-
 /// A broker that has lost a part must not go on as if it had not: a panic anywhere ends the process, and what supervises it
 /// starts a whole one. Also when standard error is stuck, on which the standard library's hook would wait for ever.
 fn die_on_panic() {
     std::panic::set_hook(Box::new(move |panic| {
-        tracing::error!(%panic, "a bug: the process ends so that it is not left half alive");
-        server::last_words(&report_of(panic));
+        tell_panic(panic);
+        server::flush_log();
         std::process::abort();
     }));
 }
 
-/// What the standard library's hook says.
-fn report_of(panic: &PanicHookInfo<'_>) -> String {
+/// One line of the log; at a terminal also what the standard library's hook says.
+fn tell_panic(panic: &PanicHookInfo<'_>) {
     let thread = thread::current();
     let name = thread.name().unwrap_or("<unnamed>");
     let backtrace = Backtrace::capture();
-    match backtrace.status() {
-        BacktraceStatus::Captured => format!("thread '{name}' {panic}\n{backtrace}\n"),
-        _ => format!("thread '{name}' {panic}\n"),
+    let backtrace = (backtrace.status() == BacktraceStatus::Captured).then(|| backtrace.to_string());
+    if io::stderr().is_terminal() {
+        server::log_panic("the message of the panic follows", name, None);
+        server::last_words(&format!("thread '{name}' {panic}\n{}\n", backtrace.unwrap_or_default()));
+    } else {
+        server::log_panic(&panic.to_string().replace('\n', " "), name, backtrace.as_deref());
     }
 }
 
@@ -236,7 +254,7 @@ fn raise_open_files(config: &Config) {
     }
 }
 
-/// A page of 2 MiB is filled with zeros when it is touched first, which holds whoever does so up for milliseconds: it was what
+/// A page of 2 MiB is filled with zeros when it is touched first, which takes milliseconds of the thread that does so: it was what
 /// the slowest of a thousand deliveries had waited for. Nothing was slower without.
 fn keep_pages_small() {
     // A kernel that has no large pages refuses, and need not be told.
@@ -291,7 +309,7 @@ mod tests {
         drop(stuck);
     }
 
-    /// Like the broker: its hook, its logging, its kind of runtime. Whoever catches the panic, the process must not survive it.
+    /// Like the broker: its hook, its logging, its kind of runtime. The process must not survive the panic, even if something catches it.
     fn panic_in(place: &str) {
         server::init_logging(&config::load(&Sources::default()).unwrap().logging).unwrap();
         die_on_panic();

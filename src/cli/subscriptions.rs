@@ -1,21 +1,39 @@
-//! `subscriptions`: who is listening, to what, and how far behind.
+//! `subscriptions`: who is listening, to what, and how far behind; and the end of some of them.
 
 use std::process::ExitCode;
 
-use clap::Args;
+use clap::{Args, builder::NonEmptyStringValueParser};
 use jiff::Timestamp;
 use serde_json::{Value, json};
+use tonic::Code;
 
 use super::{
+    EXIT_OTHER,
     client::GrpcArgs,
     output::{self, Format, note},
     render::{clock, instant, name, status_word, time_json},
 };
 use crate::wire::v1;
 
-/// Lists the open subscriptions, oldest first.
+/// Lists the open subscriptions, oldest first, or ends some of them.
 #[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  blobcast subscriptions
+  blobcast subscriptions --end 2f1c… --end 77ab…
+  blobcast subscriptions --end-client billing
+
+A stream that is ended tells its client so (ABORTED SUBSCRIPTION_ENDED), and is printed as it was. A client that opens another one, \
+behind its last cursor, gets what it has missed: to keep it out, remove its line from the credentials file.
+
+Exit codes: 0 done; 1 one of those to be ended was not there, or an error; 2 usage.")]
 pub(super) struct SubscriptionsArgs {
+    /// End the stream of this id instead; repeat it for more.
+    #[arg(long, value_name = "ID")]
+    end: Vec<String>,
+    /// End all streams, and waits, of the client of this name in the credentials file.
+    #[arg(long, value_name = "NAME", conflicts_with = "end", value_parser = NonEmptyStringValueParser::new())]
+    end_client: Option<String>,
     /// How to print the list: a table, or one JSON object a line.
     #[arg(long, value_name = "FORMAT", default_value = "pretty")]
     output: Format,
@@ -24,33 +42,111 @@ pub(super) struct SubscriptionsArgs {
 }
 
 pub(super) async fn run(args: SubscriptionsArgs) -> anyhow::Result<ExitCode> {
+    if let Some(name) = &args.end_client {
+        return end_client(&args, name).await;
+    }
+    if !args.end.is_empty() {
+        return end(&args, &args.end, Missing::IsTold).await;
+    }
+    list(&args).await
+}
+
+/// What becomes of an id that is not there.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Missing {
+    /// It was asked for.
+    IsTold,
+    /// It has ended by itself since it was listed.
+    IsDone,
+}
+
+async fn end(args: &SubscriptionsArgs, ids: &[String], missing: Missing) -> anyhow::Result<ExitCode> {
+    let mut client = args.grpc.admin()?;
+    let (mut rows, mut all_were_there) = (Vec::new(), true);
+    let now = Timestamp::now();
+    for id in ids {
+        let request = v1::EndSubscriptionRequest { subscription_id: id.clone() };
+        let ended = match client.end_subscription(request).await {
+            Ok(answer) => answer.into_inner().subscription.unwrap_or_default(),
+            Err(status) if status.code() == Code::NotFound && missing == Missing::IsDone => continue,
+            Err(status) if status.code() == Code::NotFound => {
+                note(&format!("{id}: {:#}", args.grpc.error(&status)));
+                all_were_there = false;
+                continue;
+            }
+            Err(status) => {
+                // What was ended is told in any case.
+                print_table(args.output, &rows)?;
+                return Err(args.grpc.error(&status));
+            }
+        };
+        match args.output {
+            Format::Json => output::emit_json(&as_json(&ended))?,
+            Format::Pretty => rows.push(row(&ended, now)),
+        }
+    }
+    print_table(args.output, &rows)?;
+    Ok(if all_were_there { ExitCode::SUCCESS } else { ExitCode::from(EXIT_OTHER) })
+}
+
+async fn end_client(args: &SubscriptionsArgs, name: &str) -> anyhow::Result<ExitCode> {
+    let mut ids = Vec::new();
+    each(args, |subscription| {
+        if subscription.client == name {
+            ids.push(subscription.subscription_id.clone());
+        }
+        Ok(())
+    })
+    .await?;
+    if ids.is_empty() {
+        note(&format!("{name} has no stream open"));
+        return Ok(ExitCode::from(EXIT_OTHER));
+    }
+    end(args, &ids, Missing::IsDone).await
+}
+
+/// Hands over every open subscription, page by page.
+async fn each(
+    args: &SubscriptionsArgs,
+    mut each: impl FnMut(&v1::Subscription) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
     let mut client = args.grpc.admin()?;
     let mut request = v1::ListSubscriptionsRequest::default();
-    let mut rows = Vec::new();
-    let now = Timestamp::now();
     loop {
         let answer = client.list_subscriptions(request.clone()).await;
         let page = answer.map_err(|status| args.grpc.error(&status))?.into_inner();
-        for subscription in &page.subscriptions {
-            match args.output {
-                Format::Json => output::emit_json(&as_json(subscription))?,
-                Format::Pretty => rows.push(row(subscription, now)),
-            }
-        }
+        page.subscriptions.iter().try_for_each(&mut each)?;
         if page.next_page_token.is_empty() {
-            break;
+            return Ok(());
         }
         request.page_token = page.next_page_token;
     }
-    match args.output {
-        Format::Pretty if rows.is_empty() => note("nobody is subscribed"),
-        Format::Pretty => {
-            let header = ["ID", "CLIENT", "PEER", "STATE", "LAG", "DELIVERED", "OPENED", "FILTER"];
-            output::emit_table(header, &rows)?;
+}
+
+async fn list(args: &SubscriptionsArgs) -> anyhow::Result<ExitCode> {
+    let mut rows = Vec::new();
+    let now = Timestamp::now();
+    each(args, |subscription| {
+        match args.output {
+            Format::Json => output::emit_json(&as_json(subscription))?,
+            Format::Pretty => rows.push(row(subscription, now)),
         }
-        Format::Json => {}
+        Ok(())
+    })
+    .await?;
+    if args.output == Format::Pretty && rows.is_empty() {
+        note("nobody is subscribed");
     }
+    print_table(args.output, &rows)?;
     Ok(ExitCode::SUCCESS)
+}
+
+fn print_table(format: Format, rows: &[[String; 8]]) -> anyhow::Result<()> {
+    if format == Format::Json || rows.is_empty() {
+        return Ok(());
+    }
+    let header = ["ID", "CLIENT", "PEER", "STATE", "LAG", "DELIVERED", "OPENED", "FILTER"];
+    output::emit_table(header, rows)
 }
 
 fn row(subscription: &v1::Subscription, now: Timestamp) -> [String; 8] {
@@ -58,6 +154,7 @@ fn row(subscription: &v1::Subscription, now: Timestamp) -> [String; 8] {
         v1::SubscriptionState::Unspecified => "-",
         v1::SubscriptionState::CatchingUp => "catching up",
         v1::SubscriptionState::Live => "live",
+        v1::SubscriptionState::Stalled => "stalled",
     };
     [
         subscription.subscription_id.clone(),
@@ -74,7 +171,7 @@ fn row(subscription: &v1::Subscription, now: Timestamp) -> [String; 8] {
     ]
 }
 
-/// `products=veo,sora statuses=failed`; `everything` if nothing restricts it.
+/// `products=veo,sora statuses=failed`, and `bound=team:ads` of a client that is bound to labels; `everything` if nothing restricts it.
 fn filter_text(subscription: &v1::Subscription) -> String {
     let filter = subscription.filter.clone().unwrap_or_default();
     let statuses: Vec<_> = filter.statuses().map(|status| status_word(status).to_owned()).collect();
@@ -85,7 +182,10 @@ fn filter_text(subscription: &v1::Subscription) -> String {
         ([one], 0 | 1) => vec![one.clone()],
         (_, count) => vec![format!("{count} ids")],
     };
-    let fields = [("tasks", tasks), ("products", filter.products), ("statuses", statuses), ("labels", labels)];
+    let mut bound: Vec<_> = subscription.bound_labels.iter().map(|(key, value)| format!("{key}:{value}")).collect();
+    bound.sort();
+    let fields =
+        [("tasks", tasks), ("products", filter.products), ("statuses", statuses), ("labels", labels), ("bound", bound)];
     let set = fields.iter().filter(|(_, values)| !values.is_empty());
     let text = set.map(|(name, values)| format!("{name}={}", values.join(","))).collect::<Vec<_>>().join(" ");
     if text.is_empty() { "everything".to_owned() } else { text }
@@ -105,6 +205,7 @@ fn as_json(subscription: &v1::Subscription) -> Value {
             "statuses": statuses,
             "labels": filter.labels,
         },
+        "bound_labels": subscription.bound_labels,
         "task_id_count": subscription.task_id_count,
         "state": name(subscription.state, v1::SubscriptionState::as_str_name),
         "cursor": subscription.cursor,
@@ -137,6 +238,11 @@ mod tests {
     fn a_filter_is_told_in_few_words() {
         assert_eq!(filter_text(&subscription()), "products=veo,sora statuses=failed");
         assert_eq!(filter_text(&v1::Subscription::default()), "everything");
+        let bound_labels = [("team".to_owned(), "ads".to_owned())].into();
+        assert_eq!(
+            filter_text(&v1::Subscription { bound_labels, ..subscription() }),
+            "products=veo,sora statuses=failed bound=team:ads"
+        );
         let task_ids = (0..16).map(|n| n.to_string()).collect();
         let many = v1::Filter { task_ids, ..v1::Filter::default() };
         let many = v1::Subscription { filter: Some(many), task_id_count: 9000, ..v1::Subscription::default() };

@@ -1,13 +1,7 @@
 //! `trigger`: callbacks like the vendor's, to try things without the vendor. Flags for the [`simulator`](crate::simulator).
 
-use std::{
-    fs::File,
-    io::{self, Read},
-    process::ExitCode,
-    time::Duration,
-};
+use std::{process::ExitCode, time::Duration};
 
-use anyhow::Context;
 use bytes::Bytes;
 use clap::{
     Args,
@@ -18,7 +12,7 @@ use jiff::Timestamp;
 use serde_json::{Map, Value};
 use uuid::Uuid;
 
-use super::{EXIT_OTHER, args, output, output::Usage};
+use super::{EXIT_OTHER, args, body, output, output::Usage, user_info::without_user_text};
 use crate::{
     event::{Product, TaskId},
     simulator::{ATTEMPTS_MAX, Callback, Outcome, Plan, Vendor, retry_gaps},
@@ -31,8 +25,6 @@ use crate::{
 /// With --rate, callbacks do not wait for each other's answers; so many may be open at once, well below the broker's
 /// 1,024 connections.
 const IN_FLIGHT_MAX: usize = 256;
-/// Longest body that is read: the most that a broker can be set to take.
-const BODY_BYTES_MAX: u64 = 64 * 1024 * 1024;
 
 /// All bodies are made before the first is sent; so many take about half a gigabyte.
 const COUNT_MAX: i64 = 1_000_000;
@@ -109,19 +101,22 @@ pub(super) async fn run(args: TriggerArgs) -> anyhow::Result<ExitCode> {
     let deliveries = plan(&args).deliveries(&callbacks);
     let in_flight_max = if args.rate.is_some() { IN_FLIGHT_MAX } else { 1 };
     let vendor = Vendor::new(args.ingest_url.clone(), args.labels, in_flight_max);
-    let (mut all_taken, mut all_answered) = (true, true);
+    let (mut count, mut refused, mut unanswered) = (0, 0, 0);
     let print = |outcome: &Outcome| {
-        all_taken &= outcome.acknowledged().is_some();
-        all_answered &= outcome.answer.is_ok();
+        count += 1;
+        refused += usize::from(outcome.acknowledged().is_none());
+        unanswered += usize::from(outcome.answer.is_err());
         output::emit_line(&line(outcome))
     };
     vendor.send_each(deliveries, print).await?;
-    if !all_answered {
+    if unanswered > 0 {
         // Without path and query: a callback URL may hold a token.
-        let broker = args.ingest_url.authority().map(ToString::to_string).unwrap_or_default();
-        output::note(&format!("not everything reached {broker}; is `blobcast serve` running? use --ingest-url"));
+        let broker = args.ingest_url.authority().map(|authority| without_user_text(authority).1).unwrap_or_default();
+        output::note(&format!(
+            "{unanswered} of {count} callbacks had no answer from {broker}; is `blobcast serve` running? use --ingest-url"
+        ));
     }
-    Ok(if all_taken { ExitCode::SUCCESS } else { ExitCode::from(EXIT_OTHER) })
+    Ok(if refused == 0 { ExitCode::SUCCESS } else { ExitCode::from(EXIT_OTHER) })
 }
 
 fn plan(args: &TriggerArgs) -> Plan {
@@ -137,7 +132,7 @@ fn plan(args: &TriggerArgs) -> Plan {
 fn callbacks(args: &TriggerArgs) -> anyhow::Result<Vec<Callback>> {
     let product = args.product.to_string();
     if let Some(path) = &args.body {
-        let body = read_body(path).with_context(|| format!("cannot read --body {path}"))?;
+        let body = body::read(path)?;
         // The id is only for what is printed; a body without one is what the quarantine is for.
         let task_id = vendor::read(&body).map_or_else(|_| "-".to_owned(), |report| report.task_id.to_string());
         return Ok(vec![Callback { product, task_id, body, status: None }; args.count as usize]);
@@ -164,18 +159,6 @@ fn body(args: &TriggerArgs, task_id: &str, at: Timestamp) -> Bytes {
         set(&mut body, path, value);
     }
     Value::Object(body).to_string().into()
-}
-
-fn read_body(path: &str) -> io::Result<Bytes> {
-    let mut body = Vec::new();
-    let count = match path {
-        "-" => io::stdin().lock().take(BODY_BYTES_MAX + 1).read_to_end(&mut body)?,
-        _ => File::open(path)?.take(BODY_BYTES_MAX + 1).read_to_end(&mut body)?,
-    };
-    if count as u64 > BODY_BYTES_MAX {
-        return Err(io::Error::new(io::ErrorKind::FileTooLarge, format!("it has more than {BODY_BYTES_MAX} bytes")));
-    }
-    Ok(body.into())
 }
 
 /// Sets `a.b.c`; what is in the way and not an object becomes one.

@@ -23,18 +23,18 @@ Examples:
   blobcast url --product veo --label team=ads --ttl 2h
   curl … -d \"{\\\"callback_url\\\": \\\"$(blobcast url --product veo)\\\", …}\"
 
-Prints the URL alone on standard output. It is a secret: whoever has it can send callbacks until it expires.")]
+Prints the URL alone on standard output. It is a secret: anybody who has it can send callbacks until it expires.")]
 pub(super) struct UrlArgs {
-    /// The product that callbacks are of, for example veo [default: inferred from each callback].
+    /// The product that callbacks are of, for example veo [default: the only one of the key, or inferred from each callback].
     #[arg(long, value_name = "PRODUCT", value_parser = Product::parse)]
     product: Option<Product>,
-    /// A label that every event will carry; repeat it for more.
+    /// A label that every event will carry; repeat it for more. Those that the key is bound to need not be named.
     #[arg(long = "label", value_name = "KEY=VALUE", value_parser = args::key_value)]
     labels: Vec<(String, String)>,
     /// How long callbacks are accepted, 1s to 366d.
     #[arg(long, value_name = "DURATION", default_value = "24h", value_parser = args::duration)]
     ttl: Duration,
-    /// Name of the key to sign with [default: the one that was created last].
+    /// Name of the key to sign with [default: the one created last of those that are bound to nothing, or the only one].
     #[arg(long, value_name = "KEY_ID", default_value = "", hide_default_value = true)]
     key_id: String,
     /// The URL alone, or one JSON object with its expiry and key.

@@ -2,6 +2,7 @@
 
 use std::{process::ExitCode, time::Duration};
 
+use anyhow::bail;
 use clap::{Args, ValueEnum};
 use tokio::time::{Instant, sleep_until, timeout_at};
 use tonic::{Code, Status};
@@ -9,7 +10,7 @@ use tonic::{Code, Status};
 use super::{
     EXIT_TASK_FAILED, EXIT_TIMED_OUT, args,
     backoff::Backoff,
-    client::{self, GrpcArgs},
+    client::{self, GrpcArgs, Judge},
     output::{self, note},
     render,
 };
@@ -18,8 +19,8 @@ use crate::{
     wire::{self, v1},
 };
 
-/// Longest wait of one call; the broker's own limit.
-const CALL_TIMEOUT_MAX: Duration = Duration::from_secs(3600);
+/// Longest wait of one call; below the 60 s after which proxies end a call that says nothing.
+const CALL_TIMEOUT_MAX: Duration = Duration::from_secs(50);
 /// How much longer than asked for a call may take before it is given up: the way there and back, and a busy broker.
 const CALL_SLACK: Duration = Duration::from_secs(5);
 
@@ -31,10 +32,15 @@ Examples:
 
 Name the product: without it an event of any product that has this task id ends the wait, and standard error says which it was.
 
-The task may have ended before, or be unknown yet. A lost connection is made again until the time is up.
+The task may have ended before, or be unknown yet. It is asked for again every 50 s, and a lost connection is made again, \
+until the time is up.
 
-Exit codes: 0 completed; 10 failed, with `CODE: message` on standard error; 124 not over in time; 1 other errors; \
-2 usage.";
+Exit codes: 0 completed; 10 failed, with `CODE: message` on standard error; 124 not over in time; 1 other errors, also if \
+the event that ended the task was erased, or no broker has answered in all that time; 2 usage.";
+
+/// Why a wait ends without an event, although the task is over: asking again would get the same answer at once, for ever.
+const ERASED: &str = "the task is over, and the event that ended it was erased, so its result is not here any more: ask the \
+vendor for it";
 
 /// Waits until a task is over and prints its result URLs, one a line.
 #[derive(Args, Debug)]
@@ -95,8 +101,8 @@ async fn wait(args: &WaitArgs) -> anyhow::Result<Option<v1::Event>> {
     let started = Instant::now();
     // A century is for ever, and fits the clock.
     let deadline = started + args.timeout.min(Duration::from_secs(100 * 366 * 86_400));
-    let mut backoff = Backoff::default();
-    let mut latest = None;
+    let (mut backoff, mut judge) = (Backoff::default(), Judge::default());
+    let mut known = Err(anyhow::anyhow!("there was no time to ask"));
     loop {
         let timeout = deadline.saturating_duration_since(Instant::now()).min(CALL_TIMEOUT_MAX);
         let request = v1::WaitTaskRequest {
@@ -110,22 +116,27 @@ async fn wait(args: &WaitArgs) -> anyhow::Result<Option<v1::Event>> {
         match answer.unwrap_or_else(|_| Err(Status::new(Code::DeadlineExceeded, "the broker does not answer"))) {
             Ok(response) => match response.into_inner() {
                 v1::WaitTaskResponse { event: Some(event), done: true } => return Ok(Some(event)),
-                v1::WaitTaskResponse { event, .. } => {
-                    latest = event;
+                v1::WaitTaskResponse { event: None, done: true } => bail!(ERASED),
+                v1::WaitTaskResponse { event, done: false } => {
+                    known = Ok(event);
                     backoff.reset();
+                    judge.reset();
                 }
             },
             Err(status) => {
                 let error = args.grpc.error(&status);
-                if client::is_final(&status) {
+                if judge.is_final(&status) {
                     return Err(error);
                 }
                 let delay = backoff.next(client::retry_delay(&status));
                 note(&format!("{error:#}; trying again in {:.1} s", delay.as_secs_f64()));
+                known = known.or(Err(error));
                 sleep_until(deadline.min(Instant::now() + delay)).await;
             }
         }
         if Instant::now() >= deadline {
+            let waited = humantime::format_duration(args.timeout);
+            let latest = known.map_err(|error| error.context(format!("no broker has answered within {waited}")))?;
             note(&timed_out(args, latest.as_ref()));
             return Ok(None);
         }
@@ -146,15 +157,19 @@ fn timed_out(args: &WaitArgs, latest: Option<&v1::Event>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cli::scripted::{Script, Scripted};
+    use crate::cli::scripted::{Script, Scripted, refusal};
+
+    fn args(timeout: Duration, url: &str) -> WaitArgs {
+        let task_id = TaskId::parse("t").unwrap();
+        WaitArgs { task_id, product: None, timeout, output: WaitFormat::Urls, grpc: GrpcArgs::at(url) }
+    }
 
     async fn waited(
         timeout: Duration,
         waits: Vec<Result<v1::WaitTaskResponse, Status>>,
     ) -> anyhow::Result<Option<v1::Event>> {
         let (_broker, url) = Scripted::serve(Script { waits, ..Script::default() }).await;
-        let task_id = TaskId::parse("t").unwrap();
-        wait(&WaitArgs { task_id, product: None, timeout, output: WaitFormat::Urls, grpc: GrpcArgs::at(&url) }).await
+        wait(&args(timeout, &url)).await
     }
 
     fn event(status: v1::TaskStatus) -> Option<v1::Event> {
@@ -178,8 +193,36 @@ mod tests {
 
     #[tokio::test]
     async fn a_wait_ends_at_once_where_a_retry_cannot_help() {
-        let refused = waited(Duration::from_secs(60), vec![Err(Status::permission_denied("no"))]).await;
-        assert_eq!(refused.unwrap_err().to_string(), "PERMISSION_DENIED: no");
+        let refused = waited(Duration::from_secs(60), vec![Err(refusal(Code::PermissionDenied, "no"))]).await;
+        assert_eq!(refused.unwrap_err().to_string(), "PERMISSION_DENIED SCRIPTED: no");
+    }
+
+    #[tokio::test]
+    async fn a_wait_asks_for_less_than_the_minute_that_proxies_give_it() {
+        let not_yet = || Ok(v1::WaitTaskResponse { event: None, done: false });
+        let done = Ok(v1::WaitTaskResponse { event: event(v1::TaskStatus::Completed), done: true });
+        let script = Script { waits: vec![not_yet(), not_yet(), done], ..Script::default() };
+        let (broker, url) = Scripted::serve(script).await;
+        wait(&args(Duration::from_secs(3600), &url)).await.unwrap().unwrap();
+        let asked: Vec<_> = broker.script().waited.iter().map(|request| request.timeout.unwrap().seconds).collect();
+        assert_eq!(asked, [50; 3]);
+    }
+
+    #[tokio::test]
+    async fn a_wait_that_no_broker_answered_does_not_say_that_there_was_no_event() {
+        let gone = || Err(Status::unavailable("gone"));
+        let error = waited(Duration::from_millis(100), vec![gone(), gone(), gone()]).await.unwrap_err();
+        assert!(format!("{error:#}").starts_with("no broker has answered within 100ms: cannot reach "), "{error:#}");
+        // One answer is enough to know.
+        let early = Ok(v1::WaitTaskResponse { event: None, done: false });
+        assert_eq!(waited(Duration::from_millis(100), vec![early, gone(), gone(), gone()]).await.unwrap(), None);
+    }
+
+    #[tokio::test]
+    async fn a_wait_for_a_task_whose_end_was_erased_ends_with_an_error() {
+        let erased = Ok(v1::WaitTaskResponse { event: None, done: true });
+        let error = waited(Duration::from_secs(60), vec![erased]).await.unwrap_err().to_string();
+        assert!(error.starts_with("the task is over, and the event that ended it was erased"), "{error}");
     }
 
     #[test]

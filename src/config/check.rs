@@ -5,11 +5,8 @@ use std::{
     time::Duration,
 };
 
-use super::{
-    Allowlist, Config,
-    layers::Layers,
-    units::{duration_text, size_text},
-};
+use super::{Allowlist, Config, layers::Layers, units::duration_text};
+use crate::size::size_text;
 
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
@@ -18,8 +15,20 @@ const TIMEOUT_MIN: Duration = Duration::from_millis(100);
 const TIMEOUT_MAX: Duration = Duration::from_secs(5 * 60);
 /// Ten years: beyond any retention, and within every calendar arithmetic.
 const RETENTION_AGE_MAX: Duration = Duration::from_secs(3650 * 86_400);
+/// A day less, as an event must not become younger than the file it is in.
+const SEGMENT_AGE_MAX: Duration = Duration::from_secs(3649 * 86_400);
 /// hyper panics at a read buffer below this (`http1::Builder::max_buf_size`).
 const READ_BUFFER_BYTES_MIN: u64 = 8 * KIB;
+/// curl sends five with a callback, and a proxy adds some.
+const HEADERS_MIN: u64 = 8;
+/// Four clients' shares of the largest answer of `GetTask` while it is made, as stored and as sent.
+const ANSWERS_BYTES_MIN: u64 = 32 * MIB;
+/// What an event has beside its body as received, and what it says of that; and a quarantined callback beside its body and URL.
+const REST_BYTES: u64 = 64 * KIB;
+/// Four shares of a page of a listing while it is made, as stored and as sent: its least size, and the event that it ends with.
+const ANSWERS_BYTES_BASE: u64 = 4 * 2 * (MIB + REST_BYTES);
+/// … and that event has the body as received, and what it says.
+const ANSWERS_PER_BODY: u64 = 4 * 2 * 2;
 
 /// Reports every value out of its range and every broken rule.
 pub(super) fn check(config: &Config, layers: &mut Layers) {
@@ -31,9 +40,12 @@ pub(super) fn check(config: &Config, layers: &mut Layers) {
     check_the_allowlist_lets_someone_in(config, layers);
     check_tls(config, layers);
     check_acme(config, layers);
+    check_audit(config, layers);
     check_hosts(config, layers);
     check_listeners_differ(config, layers);
     check_one_request_fits(config, layers);
+    check_one_callback_fits(config, layers);
+    check_segments_go_in_time(config, layers);
 }
 
 #[derive(Clone, Copy)]
@@ -99,8 +111,9 @@ pub(super) fn ranges(config: &Config) -> Vec<Range> {
         bytes("ingest.bytes_per_minute_max", ingest.bytes_per_minute_max, 0, None),
         bytes("ingest.body_bytes_max", ingest.body_bytes_max, KIB, 64 * MIB),
         bytes("ingest.header_bytes_max", ingest.header_bytes_max, READ_BUFFER_BYTES_MIN, MIB),
-        count("ingest.headers_max", ingest.headers_max, 1, 1000),
+        count("ingest.headers_max", ingest.headers_max, HEADERS_MIN, 1000),
         time("ingest.header_timeout", ingest.header_timeout, TIMEOUT_MIN, TIMEOUT_MAX),
+        time("ingest.idle_timeout", ingest.idle_timeout, TIMEOUT_MIN, 3600 * SECOND),
         time("ingest.body_timeout", ingest.body_timeout, TIMEOUT_MIN, TIMEOUT_MAX),
         time("ingest.answer_timeout", ingest.answer_timeout, TIMEOUT_MIN, TIMEOUT_MAX),
         bytes("ingest.inflight_bytes_max", ingest.inflight_bytes_max, MIB, None),
@@ -118,10 +131,11 @@ pub(super) fn ranges(config: &Config) -> Vec<Range> {
         bytes("grpc.inflight_bytes_max", grpc.inflight_bytes_max, MIB, None),
         // Less would be a few events at a time.
         bytes("grpc.reading_bytes_max", grpc.reading_bytes_max, 8 * MIB, None),
-        bytes("grpc.answers_bytes_max", grpc.answers_bytes_max, 8 * MIB, None),
+        bytes("grpc.answers_bytes_max", grpc.answers_bytes_max, ANSWERS_BYTES_MIN, None),
         time("grpc.stall_timeout", grpc.stall_timeout, SECOND, TIMEOUT_MAX),
         time("log.retention_age_max", log.retention_age_max, SECOND, RETENTION_AGE_MAX),
         bytes("log.retention_bytes_max", log.retention_bytes_max, MIB, None),
+        time("log.segment_age_max", log.segment_age_max, SECOND, SEGMENT_AGE_MAX),
         count("log.disk_free_min_percent", log.disk_free_min_percent, 0, 100),
         time("quarantine.retention_age_max", quarantine.retention_age_max, SECOND, RETENTION_AGE_MAX),
         bytes("quarantine.retention_bytes_max", quarantine.retention_bytes_max, MIB, None),
@@ -135,22 +149,23 @@ pub(super) fn ranges(config: &Config) -> Vec<Range> {
 /// An address that other machines can reach, unprotected, must be asked for by name.
 fn check_exposure(config: &Config, layers: &mut Layers) {
     let Config { ingest, grpc, admin, .. } = config;
-    // What the credentials file asks for is for whoever reads it to say.
+    // What the credentials file asks for is checked where it is read.
     let is_verified =
         ingest.allow_unverified || config.credentials_file.is_some() || ingest.allowlist == Allowlist::Enforce;
     let has_clients = grpc.allow_anonymous || config.credentials_file.is_some();
+    let credentials = "name a `credentials_file` (`blobcast token new` makes its lines), ";
     let listeners = [
-        ("ingest.listen", ingest.listen, "ingest.allow_unverified", is_verified, "make up events"),
-        ("grpc.listen", grpc.listen, "grpc.allow_anonymous", has_clients, "read every event"),
-        ("admin.listen", admin.listen, "admin.allow_anonymous", admin.allow_anonymous, "read metrics and state"),
+        ("ingest.listen", ingest.listen, "ingest.allow_unverified", is_verified, "make up events", credentials),
+        ("grpc.listen", grpc.listen, "grpc.allow_anonymous", has_clients, "read every event", credentials),
+        ("admin.listen", admin.listen, "admin.allow_anonymous", admin.allow_anonymous, "read metrics and state", ""),
     ];
-    for (key, address, consent, given, danger) in listeners {
+    for (key, address, consent, given, danger, protection) in listeners {
         // A consent that could not be read is reported already.
         if address.ip().to_canonical().is_loopback() || given || !layers.is_readable(consent) {
             continue;
         }
-        let what = format!("{address} is not loopback: whoever can reach it could {danger}");
-        let remedy = format!("listen on 127.0.0.1, or set `{consent} = true` if that is wanted");
+        let what = format!("{address} is not loopback: anybody who can reach it could {danger}");
+        let remedy = format!("{protection}listen on 127.0.0.1, or set `{consent} = true` if that is wanted");
         layers.report(layers.origin(key), key, what, remedy);
     }
 }
@@ -212,6 +227,14 @@ fn check_acme(config: &Config, layers: &mut Layers) {
     }
 }
 
+fn check_audit(config: &Config, layers: &mut Layers) {
+    let key = "audit.required";
+    if config.audit.required && config.audit.file.is_none() {
+        let what = "is of no use without `audit.file`: lines of the log may be lost";
+        layers.report(layers.origin(key), key, what, "name a file, or leave it off");
+    }
+}
+
 fn check_hosts(config: &Config, layers: &mut Layers) {
     let key = "admin.hosts";
     let is_host = |host: &str| {
@@ -255,4 +278,62 @@ fn check_one_request_fits(config: &Config, layers: &mut Layers) {
             layers.report(layers.origin(key), key, what, "raise it, or lower the other: one must fit");
         }
     }
+}
+
+/// A file of the log goes when all that is in it is forgotten: with a longer age the oldest would stay for more than twice as long as
+/// it is kept. The default gives way by itself.
+fn check_segments_go_in_time(config: &Config, layers: &mut Layers) {
+    let (key, age_key) = ("log.segment_age_max", "log.retention_age_max");
+    let super::Log { segment_age_max, retention_age_max, .. } = &config.log;
+    let is_set = layers.origin(key) != super::Origin::Default;
+    if is_set && segment_age_max >= retention_age_max && layers.is_readable(age_key) {
+        let [age, kept] = [segment_age_max, retention_age_max].map(|age| duration_text(age.as_nanos()));
+        let what = format!(
+            "{age} is not less than `{age_key}`, {kept}: events would be on the disk for twice as long as kept"
+        );
+        layers.report(layers.origin(key), key, what, "lower it, or leave it out");
+    }
+}
+
+/// A log that is smaller than one event forgets it as soon as it is answered, and an answer with it may need memory that another
+/// client's unread answers have.
+fn check_one_callback_fits(config: &Config, layers: &mut Layers) {
+    let Config { ingest, grpc, log, quarantine, .. } = config;
+    let key = "ingest.body_bytes_max";
+    if !layers.is_readable(key) {
+        return;
+    }
+    let forgotten = "a callback of that size would be forgotten as soon as it was answered";
+    let beside = ingest.header_bytes_max.saturating_add(REST_BYTES);
+    // Each needs so much, and so many times the body.
+    for (all_key, all, base, times, what) in [
+        ("log.retention_bytes_max", log.retention_bytes_max, REST_BYTES, 2, forgotten),
+        ("quarantine.retention_bytes_max", quarantine.retention_bytes_max, beside, 1, forgotten),
+        (
+            "grpc.answers_bytes_max",
+            grpc.answers_bytes_max,
+            ANSWERS_BYTES_BASE,
+            ANSWERS_PER_BODY,
+            "one client's unread answers with callbacks of that size could keep all others' waiting",
+        ),
+    ] {
+        let needed = base.saturating_add(ingest.body_bytes_max.saturating_mul(times));
+        // A smaller one is out of its range.
+        let body_bytes = all.saturating_sub(base) / times / KIB * KIB;
+        if all >= needed || body_bytes == 0 {
+            continue;
+        }
+        let what =
+            format!("{} is too little for `{key}`, {}: {what}", size_text(all), size_text(ingest.body_bytes_max));
+        let needed = size_text(needed.div_ceil(MIB).saturating_mul(MIB));
+        let remedy = format!("raise it to {needed}, or lower `{key}` to {}", size_text(body_bytes));
+        layers.report(layers.origin(all_key), all_key, what, remedy);
+    }
+}
+
+/// For the test in `rpc` that these are its own numbers: memory for answers at which one client's unread ones keep nobody waiting, if bodies have so many bytes: a client's share, a
+/// quarter, has room for the largest answer (`rpc`).
+#[cfg(test)]
+pub(crate) fn answers_bytes_min(body_bytes_max: u64) -> u64 {
+    ANSWERS_BYTES_BASE.saturating_add(body_bytes_max.saturating_mul(ANSWERS_PER_BODY)).max(ANSWERS_BYTES_MIN)
 }

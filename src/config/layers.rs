@@ -15,7 +15,7 @@ use toml::{
 };
 
 use super::{
-    Config, DEFAULT,
+    Config, DEFAULT, Sources,
     problem::{Origin, Problem, nearest},
 };
 use crate::files;
@@ -52,6 +52,16 @@ pub(super) struct Layers {
 }
 
 impl Layers {
+    pub(super) fn of(sources: &Sources) -> Self {
+        let mut layers = Self::defaults();
+        if let Some(path) = &sources.file {
+            layers.add_file(path);
+        }
+        layers.add_environment(&sources.env);
+        layers.add_flags(&sources.flags);
+        layers
+    }
+
     pub(super) fn defaults() -> Self {
         let document = DeTable::parse(DEFAULT).expect(DEFAULT_IS_VALID);
         let (mut keys, mut sections) = (Vec::new(), Vec::new());

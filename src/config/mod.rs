@@ -12,10 +12,14 @@ mod reload;
 mod tests;
 mod units;
 
+pub use crate::size::{SizeError, parse_size};
+#[cfg(test)]
+pub(crate) use check::answers_bytes_min;
 pub use layers::CLIENT_VARIABLES;
 pub use problem::{ConfigErrors, Origin, Problem};
 pub use reload::{RELOADABLE, needs_restart};
-pub use units::{Ratio, UnitError, parse_duration, parse_listen, parse_size};
+pub(crate) use units::without_secrets as url_without_secrets;
+pub use units::{Ratio, UnitError, parse_duration, parse_listen};
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
@@ -38,18 +42,18 @@ pub struct Sources {
 
 /// Puts the layers over one another and checks the outcome; the error holds every problem found, not just the first.
 pub fn load(sources: &Sources) -> Result<Config, ConfigErrors> {
-    let mut layers = layers::Layers::defaults();
-    if let Some(path) = &sources.file {
-        layers.add_file(path);
-    }
-    layers.add_environment(&sources.env);
-    layers.add_flags(&sources.flags);
+    let mut layers = layers::Layers::of(sources);
     let config = layers.config();
     check::check(&config, &mut layers);
     match layers.into_problems() {
         problems if problems.is_empty() => Ok(config),
         problems => Err(ConfigErrors { problems }),
     }
+}
+
+/// How to log that a configuration is refused: as it says itself, as far as that can be read.
+pub fn logging(sources: &Sources) -> Logging {
+    layers::Layers::of(sources).config().logging
 }
 
 /// A configuration. One that [`load`] returned is within all limits; `default.toml` tells what happens at each.
@@ -73,6 +77,8 @@ pub struct Config {
     pub admin: Admin,
     /// The public listener's certificate.
     pub acme: Acme,
+    /// Who did what.
+    pub audit: Audit,
     /// The event log.
     pub log: Log,
     /// Callbacks that were not understood.
@@ -142,6 +148,9 @@ pub struct Ingest {
     /// Time for all headers to arrive.
     #[serde(deserialize_with = "units::duration")]
     pub header_timeout: Duration,
+    /// Time between an answer and the next request on its connection.
+    #[serde(deserialize_with = "units::duration")]
+    pub idle_timeout: Duration,
     /// Time for the body to arrive after the headers.
     #[serde(deserialize_with = "units::duration")]
     pub body_timeout: Duration,
@@ -255,6 +264,17 @@ pub struct Acme {
     pub directory_ca_file: Option<PathBuf>,
 }
 
+/// Records of who did what.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Audit {
+    /// JSON lines, beside the log; `None`: the log only.
+    #[serde(deserialize_with = "units::optional_path")]
+    pub file: Option<PathBuf>,
+    /// Whether calls that cannot be recorded in the file are refused; only with a file.
+    pub required: bool,
+}
+
 /// The event log.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -265,9 +285,21 @@ pub struct Log {
     /// Bytes of events kept.
     #[serde(deserialize_with = "units::size")]
     pub retention_bytes_max: u64,
+    /// Age up to which the newest file of the log is written to, as it was set: see [`Log::segment_age`].
+    #[serde(deserialize_with = "units::duration")]
+    pub segment_age_max: Duration,
+    /// Whether a start without a log is refused.
+    pub expect_existing: bool,
     /// Free disk space in percent below which callbacks are answered 503; 0 is off.
     #[serde(deserialize_with = "units::count")]
     pub disk_free_min_percent: u64,
+}
+
+impl Log {
+    /// Age up to which the newest file of the log is written to: no longer than events are kept.
+    pub fn segment_age(&self) -> Duration {
+        self.segment_age_max.min(self.retention_age_max)
+    }
 }
 
 /// Callbacks that were authentic but not understood.

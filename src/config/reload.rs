@@ -23,13 +23,23 @@ macro_rules! reloadable {
                 $($(in_force.$section.$key.clone_from(&new.$section.$key);)*)*
                 in_force
             }
+
+            /// What differs of these keys, as `KEY: OLD -> NEW`. None of them holds a secret.
+            pub fn changes_to(&self, new: &Self) -> Vec<String> {
+                let mut changes = Vec::new();
+                $($(if self.$section.$key != new.$section.$key {
+                    let key = concat!(stringify!($section), ".", stringify!($key));
+                    changes.push(format!("{key}: {:?} -> {:?}", self.$section.$key, new.$section.$key));
+                })*)*
+                changes
+            }
         }
     };
 }
 
 reloadable! {
     ingest { body_signature, allowlist, allowed_networks, bytes_per_minute_max }
-    log { retention_age_max, retention_bytes_max, disk_free_min_percent }
+    log { retention_age_max, retention_bytes_max, segment_age_max, disk_free_min_percent }
     quarantine { retention_age_max, retention_bytes_max, retention_count_max }
     logging { level }
 }
@@ -45,7 +55,7 @@ pub fn needs_restart(old: &Config, new: &Config) -> Vec<&'static str> {
         ingest {
             listen, allow_unverified, trusted_proxies, forwarded_header, proxy_protocol, tls_certificate_file, tls_key_file,
             refusals_per_minute_max, connections_max, connections_per_address_max, body_bytes_max, header_bytes_max,
-            headers_max, header_timeout, body_timeout, answer_timeout, inflight_bytes_max,
+            headers_max, header_timeout, idle_timeout, body_timeout, answer_timeout, inflight_bytes_max,
         }
         grpc {
             listen, allow_anonymous, tls_certificate_file, tls_key_file, tls_client_ca_file, tls_client_crl_file,
@@ -55,6 +65,8 @@ pub fn needs_restart(old: &Config, new: &Config) -> Vec<&'static str> {
         }
         admin { listen, allow_anonymous, hosts, tls_certificate_file, tls_key_file }
         acme { domains, contact, directory_url, directory_ca_file }
+        audit { file, required }
+        log { expect_existing }
         hub { ring_bytes_max }
         store { cache_bytes }
         shutdown { drain_timeout }

@@ -5,11 +5,8 @@ use std::collections::BTreeSet;
 use proptest::prelude::*;
 use toml::Value;
 
-use super::{
-    layers::Layers,
-    units::{duration_text, size_text},
-    *,
-};
+use super::{layers::Layers, units::duration_text, *};
+use crate::size::size_text;
 
 /// What a key may be set to besides its default: valid alone, and different in each column.
 const OTHER_VALUES: &[(&str, [&str; 3])] = &[
@@ -26,11 +23,13 @@ const OTHER_VALUES: &[(&str, [&str; 3])] = &[
     ("acme.contact", ["mailto:a@example.com", "mailto:b@example.com", "mailto:c@example.com"]),
     ("acme.directory_url", ["https://a", "https://b", "https://c"]),
     ("acme.directory_ca_file", ["/a", "/b", "/c"]),
+    ("audit.file", ["/a", "b", "/c"]),
     ("ingest.connections_max", ["1", "2", "3"]),
     ("ingest.body_bytes_max", ["1KiB", "2KiB", "3000"]),
     ("ingest.header_bytes_max", ["8KiB", "9KiB", "10KiB"]),
-    ("ingest.headers_max", ["1", "2", "3"]),
+    ("ingest.headers_max", ["8", "9", "10"]),
     ("ingest.header_timeout", ["1s", "2s", "300ms"]),
+    ("ingest.idle_timeout", ["1s", "2s", "300ms"]),
     ("ingest.body_timeout", ["1s", "2s", "300ms"]),
     ("ingest.answer_timeout", ["1s", "2s", "300ms"]),
     ("ingest.inflight_bytes_max", ["1MiB", "2MiB", "3MiB"]),
@@ -47,15 +46,16 @@ const OTHER_VALUES: &[(&str, [&str; 3])] = &[
     ("grpc.request_bytes_max", ["1KiB", "2KiB", "3KiB"]),
     ("grpc.inflight_bytes_max", ["4MiB", "5MiB", "6MiB"]),
     ("grpc.reading_bytes_max", ["8MiB", "9MiB", "10MiB"]),
-    ("grpc.answers_bytes_max", ["8MiB", "9MiB", "10MiB"]),
+    ("grpc.answers_bytes_max", ["32MiB", "33MiB", "34MiB"]),
     ("grpc.stall_timeout", ["1s", "2s", "3s"]),
     ("admin.listen", ["127.0.0.1:1", "[::1]:2", "localhost:3"]),
     ("admin.hosts", ["a.internal", "b", "c.internal:9090,localhost:19090"]),
     ("log.retention_age_max", ["1h", "2d", "3m"]),
-    ("log.retention_bytes_max", ["1MiB", "2MiB", "3MiB"]),
+    ("log.retention_bytes_max", ["3MiB", "4MiB", "5MiB"]),
+    ("log.segment_age_max", ["30m", "1h", "1m"]),
     ("log.disk_free_min_percent", ["0", "1", "2"]),
     ("quarantine.retention_age_max", ["1h", "2d", "3m"]),
-    ("quarantine.retention_bytes_max", ["1MiB", "2MiB", "3MiB"]),
+    ("quarantine.retention_bytes_max", ["2MiB", "3MiB", "4MiB"]),
     ("quarantine.retention_count_max", ["1", "2", "3"]),
     ("hub.ring_bytes_max", ["1MiB", "2MiB", "3MiB"]),
     ("store.cache_bytes", ["1MiB", "2MiB", "3MiB"]),
@@ -74,6 +74,7 @@ const TWO_VALUED: &[(&str, [&str; 3])] = &[
     ("ingest.forwarded_header", ["forwarded", "x-forwarded-for", "forwarded"]),
     ("grpc.allow_anonymous", ["true", "false", "true"]),
     ("admin.allow_anonymous", ["true", "false", "true"]),
+    ("log.expect_existing", ["true", "false", "true"]),
     ("logging.format", ["text", "json", "text"]),
 ];
 
@@ -93,8 +94,9 @@ const ENDS: &[Ends] = &[
     ("ingest.bytes_per_minute_max", ["-1", "0"], None),
     ("ingest.body_bytes_max", ["1023", "1KiB"], Some(["64MiB", "67108865"])),
     ("ingest.header_bytes_max", ["8191", "8KiB"], Some(["1MiB", "1048577"])),
-    ("ingest.headers_max", ["0", "1"], Some(["1000", "1001"])),
+    ("ingest.headers_max", ["7", "8"], Some(["1000", "1001"])),
     ("ingest.header_timeout", ["99ms", "100ms"], Some(["5m", "5m 1ns"])),
+    ("ingest.idle_timeout", ["99ms", "100ms"], Some(["1h", "1h 1ns"])),
     ("ingest.body_timeout", ["99ms", "100ms"], Some(["5m", "5m 1ns"])),
     ("ingest.answer_timeout", ["99ms", "100ms"], Some(["5m", "5m 1ns"])),
     ("ingest.inflight_bytes_max", ["1048575", "1MiB"], None),
@@ -110,10 +112,11 @@ const ENDS: &[Ends] = &[
     ("grpc.request_bytes_max", ["1023", "1KiB"], Some(["64MiB", "67108865"])),
     ("grpc.inflight_bytes_max", ["1048575", "1MiB"], None),
     ("grpc.reading_bytes_max", ["8388607", "8MiB"], None),
-    ("grpc.answers_bytes_max", ["8388607", "8MiB"], None),
+    ("grpc.answers_bytes_max", ["33554431", "32MiB"], None),
     ("grpc.stall_timeout", ["999ms", "1s"], Some(["5m", "5m 1ns"])),
     ("log.retention_age_max", ["999ms", "1s"], Some(["3650d", "3650d 1ns"])),
     ("log.retention_bytes_max", ["1048575", "1MiB"], None),
+    ("log.segment_age_max", ["999ms", "1s"], Some(["3649d", "3649d 1ns"])),
     ("log.disk_free_min_percent", ["-1", "0"], Some(["100", "101"])),
     ("quarantine.retention_age_max", ["999ms", "1s"], Some(["3650d", "3650d 1ns"])),
     ("quarantine.retention_bytes_max", ["1048575", "1MiB"], None),
@@ -224,7 +227,9 @@ fn every_key_of_the_configuration_is_in_the_default_file() {
 
 #[test]
 fn a_key_that_nothing_reads_cannot_exist() {
-    for section in ["", "ingest", "grpc", "admin", "acme", "log", "quarantine", "hub", "store", "shutdown", "logging"] {
+    for section in
+        ["", "ingest", "grpc", "admin", "acme", "audit", "log", "quarantine", "hub", "store", "shutdown", "logging"]
+    {
         let mut table: toml::Table = toml::from_str(DEFAULT).unwrap();
         let inner = if section.is_empty() { &mut table } else { table[section].as_table_mut().unwrap() };
         inner.insert("unread".into(), Value::Boolean(true));
@@ -238,6 +243,8 @@ fn every_key_is_overridden_by_file_then_environment_then_flag() {
     let mut covered: BTreeSet<_> = tables.clone().map(|(key, _)| (*key).to_owned()).collect();
     // These go by twos and threes only; their own test sets them together.
     covered.extend(TLS.iter().flat_map(|keys| keys.iter().filter(|key| !key.is_empty()).map(|key| (*key).to_owned())));
+    // Only with a file; so has this.
+    covered.insert("audit.required".to_owned());
     assert_eq!(covered, keys().into_iter().collect(), "the table covers every key");
     for (key, [in_file, in_environment, in_flag]) in tables {
         // What a value makes of the defaults when nothing else is set.
@@ -279,6 +286,8 @@ fn a_reload_takes_each_key_up_or_says_that_it_needs_a_restart() {
         let in_force = default_config().take_up(&config);
         assert_eq!(in_force, if needs_restart { default_config() } else { config }, "{key}");
     }
+    let both = load(&flags(&[("audit.file", "/a"), ("audit.required", "true")])).unwrap();
+    assert_eq!(needs_restart(&default_config(), &both), ["audit.file", "audit.required"]);
     assert_eq!(needs_restart(&default_config(), &default_config()), [""; 0]);
 }
 
@@ -446,11 +455,63 @@ fn every_range_holds_on_both_sides_of_its_ends() {
     }
 }
 
-/// The flag, in a configuration where one body always fits.
+/// The flag, in a configuration where one body always fits, and a file of the log is always younger than what is kept.
 fn roomy(key: &str, value: &str) -> Sources {
-    let small = [("ingest.body_bytes_max", "1KiB"), ("grpc.request_bytes_max", "1KiB")];
-    let large = [("ingest.inflight_bytes_max", "1GiB"), ("grpc.inflight_bytes_max", "1GiB")];
+    let small =
+        [("ingest.body_bytes_max", "1KiB"), ("grpc.request_bytes_max", "1KiB"), ("log.retention_age_max", "3650d")];
+    let large =
+        ["ingest.inflight_bytes_max", "grpc.inflight_bytes_max", "grpc.answers_bytes_max"].map(|key| (key, "2GiB"));
     flags(&[&small[..], &large[..], &[(key, value)]].concat())
+}
+
+#[test]
+fn a_file_of_the_log_ends_before_what_is_in_it_is_forgotten() {
+    let load =
+        |segment: &str, kept: &str| load(&flags(&[("log.segment_age_max", segment), ("log.retention_age_max", kept)]));
+    assert!(load("59m 59s", "1h").is_ok());
+    let errors = errors_of(load("1h", "1h"));
+    assert_eq!(errors.len(), 1, "{errors:?}");
+    assert!(
+        errors[0].contains("`log.segment_age_max`") && errors[0].contains("not less than `log.retention_age_max`, 1h")
+    );
+    // The default gives way by itself.
+    let config = super::load(&flag("log.retention_age_max", "2h")).unwrap();
+    assert_eq!(config.log.segment_age(), Duration::from_secs(7_200));
+    assert_eq!(default_config().log.segment_age(), Duration::from_secs(86_400));
+}
+
+#[test]
+fn what_is_kept_and_what_is_answered_have_room_for_the_largest_callback() {
+    const KIB: u64 = 1024;
+    const MIB: u64 = 1024 * KIB;
+    for (key, body, enough, advised) in [
+        ("log.retention_bytes_max", MIB, 2 * MIB + 64 * KIB, "3MiB"),
+        ("log.retention_bytes_max", 64 * MIB, 128 * MIB + 64 * KIB, "129MiB"),
+        ("quarantine.retention_bytes_max", MIB, MIB + 80 * KIB, "2MiB"),
+        ("grpc.answers_bytes_max", 8 * MIB, 4 * 2 * (17 * MIB + 64 * KIB), "137MiB"),
+        ("grpc.answers_bytes_max", 64 * MIB, 4 * 2 * (129 * MIB + 64 * KIB), "1033MiB"),
+    ] {
+        let load = |body: u64, all: u64| {
+            let flags = flags(&[
+                ("ingest.inflight_bytes_max", "1GiB"),
+                ("grpc.answers_bytes_max", "2GiB"),
+                ("ingest.body_bytes_max", &body.to_string()),
+                (key, &all.to_string()),
+            ]);
+            load(&flags)
+        };
+        assert!(load(body, enough).is_ok(), "{key} = {enough}");
+        let errors = errors_of(load(body, enough - 1));
+        assert_eq!(errors.len(), 1, "{errors:?}");
+        assert!(errors[0].contains(&format!("`{key}`")) && errors[0].contains("too little"), "{errors:?}");
+
+        // Both ways out that it names are ways out.
+        let (raised, lowered) = errors[0].split_once("raise it to ").unwrap().1.split_once(", or lower").unwrap();
+        assert_eq!(raised, advised);
+        assert!(load(body, parse_size(raised).unwrap()).is_ok(), "{errors:?}");
+        let lowered = parse_size(lowered.rsplit_once(' ').unwrap().1).unwrap();
+        assert!(load(lowered, enough - 1).is_ok(), "{errors:?}");
+    }
 }
 
 #[test]
@@ -488,7 +549,7 @@ fn beyond_loopback_a_listener_needs_consent() {
         for exposed in ["0.0.0.0:7000", "[::]:7000", "10.0.0.1:7000", "[::ffff:10.0.0.1]:7000"] {
             let errors = errors_of(load(&flag(listen, exposed)));
             assert_eq!(errors.len(), 1, "{errors:?}");
-            assert!(errors[0].contains("is not loopback: whoever can reach it could "), "{errors:?}");
+            assert!(errors[0].contains("is not loopback: anybody who can reach it could "), "{errors:?}");
             assert!(errors[0].contains(&format!("set `{consent} = true`")), "{errors:?}");
             assert!(load(&flags(&[(listen, exposed), (consent, "true")])).is_ok());
             assert!(load(&flags(&[(listen, exposed), (consent, "false")])).is_err());
@@ -553,6 +614,21 @@ fn a_certificate_comes_with_its_key_and_an_authority_with_both() {
 }
 
 #[test]
+fn records_that_are_required_need_a_file() {
+    let [problem] = &errors_of(load(&flag("audit.required", "true")))[..] else { panic!("one problem") };
+    assert!(problem.contains("audit.required") && problem.contains("`audit.file`"), "{problem}");
+    let config = load(&flags(&[("audit.file", "/a"), ("audit.required", "true")])).unwrap();
+    assert!(config.audit.required);
+}
+
+#[test]
+fn a_reload_says_what_it_has_changed() {
+    let new = load(&flags(&[("log.retention_age_max", "9d"), ("grpc.task_ids_max", "7")])).unwrap();
+    assert_eq!(default_config().changes_to(&new), ["log.retention_age_max: 604800s -> 777600s"]);
+    assert_eq!(new.changes_to(&new), [""; 0]);
+}
+
+#[test]
 fn the_admin_listeners_hosts_are_names_with_or_without_a_port() {
     for right in ["blobcast.internal", "localhost:19090", "a_b-c.d", ""] {
         assert!(load(&flag("admin.hosts", right)).is_ok(), "{right}");
@@ -594,8 +670,12 @@ fn two_listeners_on_one_port_are_refused_at_the_one_that_was_set() {
 
 #[test]
 fn a_single_body_fits_into_the_memory_for_all() {
-    assert!(load(&flags(&[("ingest.body_bytes_max", "64MiB"), ("ingest.inflight_bytes_max", "64MiB")])).is_ok());
-    let errors = errors_of(load(&flags(&[("ingest.body_bytes_max", "64MiB"), ("ingest.inflight_bytes_max", "63MiB")])));
+    let load = |all| {
+        let answers = ("grpc.answers_bytes_max", "2GiB");
+        load(&flags(&[("ingest.body_bytes_max", "64MiB"), ("ingest.inflight_bytes_max", all), answers]))
+    };
+    assert!(load("64MiB").is_ok());
+    let errors = errors_of(load("63MiB"));
     assert_eq!(errors.len(), 1);
     assert!(errors[0].contains("63MiB is less than `ingest.body_bytes_max`, 64MiB"), "{errors:?}");
 }

@@ -12,8 +12,8 @@ use ipnet::IpNet;
 use serde::de::{Deserializer, Error, SeqAccess, Unexpected, Visitor};
 use tracing_subscriber::EnvFilter;
 
-/// Units of size, largest first.
-const SIZE_UNITS: [(&str, u64); 5] = [("TiB", 1 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10), ("B", 1)];
+use crate::size::{SizeError, parse_size};
+
 /// Units of time in nanoseconds, largest first.
 const TIME_UNITS: [(&str, u128); 7] = [
     ("d", 86_400_000_000_000),
@@ -28,15 +28,9 @@ const TIME_UNITS: [(&str, u128); 7] = [
 /// A text that is not the value it should be.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum UnitError {
-    /// No whole number in front.
-    #[error("{0:?} is not a size: it begins with a whole number, like 64MiB")]
-    SizeNumber(String),
-    /// A unit that does not exist here; MB is not MiB.
-    #[error("{0:?} is not a size: its unit is one of B, KiB, MiB, GiB, TiB")]
-    SizeUnit(String),
-    /// More bytes than 64 bits count.
-    #[error("{0:?} is too large for a size")]
-    SizeTooLarge(String),
+    /// Not a size.
+    #[error(transparent)]
+    Size(#[from] SizeError),
     /// Not a duration.
     #[error("{0:?} is not a duration: {1}")]
     Duration(String, String),
@@ -61,31 +55,6 @@ pub enum UnitError {
     /// Not a log filter.
     #[error("{0:?} is not a log filter: {1}")]
     Level(String, String),
-}
-
-/// Bytes of a text like `64MiB`, `64 MiB`, `512B` or `512`.
-pub fn parse_size(raw: &str) -> Result<u64, UnitError> {
-    let text = raw.trim();
-    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
-    let (number, unit) = text.split_at(digits);
-    if number.is_empty() {
-        return Err(UnitError::SizeNumber(raw.to_owned()));
-    }
-    let factor = match unit.trim_start() {
-        "" => 1,
-        unit => {
-            let known = SIZE_UNITS.iter().find(|(name, _)| *name == unit);
-            known.ok_or_else(|| UnitError::SizeUnit(raw.to_owned()))?.1
-        }
-    };
-    let bytes = number.parse::<u64>().ok().and_then(|number| number.checked_mul(factor));
-    bytes.ok_or_else(|| UnitError::SizeTooLarge(raw.to_owned()))
-}
-
-/// The size in the largest unit that states it exactly; [`parse_size`] reads it back.
-pub(super) fn size_text(bytes: u64) -> String {
-    let exact = SIZE_UNITS.iter().find(|(_, factor)| bytes != 0 && bytes.is_multiple_of(*factor));
-    exact.map_or_else(|| "0B".to_owned(), |(unit, factor)| format!("{}{unit}", bytes / factor))
 }
 
 /// A duration like `15s`, `1h 30m` or `7d`, as the `humantime` crate reads it.
@@ -146,7 +115,7 @@ impl Ratio {
 }
 
 /// A URL without what may be a secret in it: user name and password, and a query.
-fn without_secrets(raw: &str) -> String {
+pub(crate) fn without_secrets(raw: &str) -> String {
     let (scheme, rest) = raw.split_once("://").map_or(("", raw), |(scheme, rest)| (&raw[..scheme.len() + 3], rest));
     // A password may have any character in it when it is not written as it should be.
     let (userinfo, rest) = rest.rsplit_once('@').map_or(("", rest), |(_, rest)| ("…@", rest));
@@ -237,7 +206,8 @@ pub(super) fn count<'de, D: Deserializer<'de>>(from: D) -> Result<u64, D::Error>
 }
 
 pub(super) fn size<'de, D: Deserializer<'de>>(from: D) -> Result<u64, D::Error> {
-    from.deserialize_any(Leaf { expected: "a size", text: Some(parse_size), number: Some(|number| number) })
+    let text: Parse<u64> = |text| Ok(parse_size(text)?);
+    from.deserialize_any(Leaf { expected: "a size", text: Some(text), number: Some(|number| number) })
 }
 
 pub(super) fn duration<'de, D: Deserializer<'de>>(from: D) -> Result<Duration, D::Error> {

@@ -36,7 +36,12 @@ impl Certificate {
 
     /// Whether it has neither expired nor been withdrawn.
     pub fn is_good(&self, now: Timestamp) -> bool {
-        now.as_second() <= self.expires && !self.is_withdrawn.load(Relaxed)
+        now.as_second() <= self.expires && !self.is_withdrawn()
+    }
+
+    /// Whether it was withdrawn, which says nothing about its time.
+    pub(super) fn is_withdrawn(&self) -> bool {
+        self.is_withdrawn.load(Relaxed)
     }
 
     /// From now on it is not good: it was revoked, or nobody who is trusted vouches for it any more.

@@ -1,6 +1,9 @@
 //! Which events a client wants: AND between the fields, OR within one, an empty field does not restrict. Pure.
 
-use std::collections::{BTreeSet, HashSet};
+use std::{
+    collections::{BTreeSet, HashSet},
+    sync::Arc,
+};
 
 use super::{Labels, Product, TaskId, TaskStatus};
 
@@ -27,6 +30,8 @@ pub struct Filter {
     pub statuses: Vec<TaskStatus>,
     /// Any of these labels.
     pub labels: Labels,
+    /// All of these labels: what the client is bound to, whatever it asks for. Shared by all of its streams.
+    pub bound: Option<Arc<Labels>>,
 }
 
 impl Filter {
@@ -36,6 +41,24 @@ impl Filter {
             && (self.products.is_empty() || self.products.contains(event.product()))
             && (self.statuses.is_empty() || self.statuses.contains(&event.status()))
             && (self.labels.is_empty() || self.labels.iter().any(|(key, value)| event.has_label(key, value)))
+            && self.bound.as_deref().is_none_or(|bound| bound.iter().all(|(key, value)| event.has_label(key, value)))
+    }
+
+    /// Whether it passes no event that a filter bound to `bound` does not pass.
+    pub fn is_within(&self, bound: Option<&Labels>) -> bool {
+        let has = |(key, value): (&String, &String)| self.bound.as_deref().and_then(|own| own.get(key)) == Some(value);
+        bound.is_none_or(|bound| bound.iter().all(has))
+    }
+
+    /// The memory it takes, in task ids of usual length: one for each, and one for each further 256 bytes of it; of products and
+    /// labels one for each 256 bytes behind the first KiB, which every filter may have. What it is bound to is shared.
+    pub fn size_in_task_ids(&self) -> usize {
+        const EACH: usize = 256;
+        const FREE: usize = 4;
+        let of_ids: usize = self.task_ids.iter().map(|id| 1 + id.as_str().len() / EACH).sum();
+        let products: usize = self.products.iter().map(|product| product.as_str().len() + 32).sum();
+        let labels: usize = self.labels.iter().map(|(key, value)| key.len() + value.len() + 64).sum();
+        of_ids + ((products + labels) / EACH).saturating_sub(FREE)
     }
 }
 
@@ -50,7 +73,7 @@ mod tests {
         task_id: &'static str,
         product: &'static str,
         status: TaskStatus,
-        label: (&'static str, &'static str),
+        labels: Vec<(&'static str, &'static str)>,
     }
 
     impl Selectable for Plain {
@@ -64,8 +87,26 @@ mod tests {
             self.status
         }
         fn has_label(&self, key: &str, value: &str) -> bool {
-            self.label == (key, value)
+            self.labels.contains(&(key, value))
         }
+    }
+
+    #[test]
+    fn a_filter_counts_as_its_task_ids_and_more_if_it_is_large() {
+        let ids = |of: &[String]| of.iter().map(|id| TaskId::parse(id).unwrap()).collect();
+        let small = Filter {
+            task_ids: ids(&["t1".into(), "t2".into()]),
+            products: [Product::parse("veo").unwrap()].into(),
+            labels: [("team".to_owned(), "ads".to_owned())].into(),
+            ..Filter::default()
+        };
+        assert_eq!((Filter::default().size_in_task_ids(), small.size_in_task_ids()), (0, 2));
+        let long = Filter { task_ids: ids(&["😀".repeat(128), "x".repeat(128)]), ..Filter::default() };
+        assert_eq!(long.size_in_task_ids(), 3 + 1);
+        let labels = (0..16).map(|n| (format!("{n:02}{}", "😀".repeat(62)), "😀".repeat(256))).collect();
+        let products = (0..64).map(|n| Product::parse(&format!("p{n:062}")).unwrap()).collect();
+        let largest = Filter { labels, products, ..Filter::default() };
+        assert!((100..110).contains(&largest.size_in_task_ids()), "{}", largest.size_in_task_ids());
     }
 
     const TASKS: [&str; 3] = ["t1", "t2", "t3"];
@@ -73,23 +114,31 @@ mod tests {
     const LABELS: [(&str, &str); 3] = [("team", "ads"), ("team", "film"), ("ref", "42")];
 
     fn any_event() -> impl Strategy<Value = Plain> {
-        (0..3usize, 0..3usize, 0..5u8, 0..3usize).prop_map(|(task, product, status, label)| Plain {
+        let labels = collection::vec(0..3usize, 0..3);
+        (0..3usize, 0..3usize, 0..5u8, labels).prop_map(|(task, product, status, labels)| Plain {
             task_id: TASKS[task],
             product: PRODUCTS[product],
             status: TaskStatus::from_number(status).unwrap(),
-            label: LABELS[label],
+            labels: labels.into_iter().map(|label| LABELS[label]).collect(),
         })
     }
 
+    fn subset() -> impl Strategy<Value = Vec<usize>> {
+        collection::vec(0..3usize, 0..3)
+    }
+
+    fn labels(chosen: Vec<usize>) -> Labels {
+        chosen.into_iter().map(|i| (LABELS[i].0.into(), LABELS[i].1.into())).collect()
+    }
+
     fn any_filter() -> impl Strategy<Value = Filter> {
-        let subset = || collection::vec(0..3usize, 0..3);
-        (subset(), subset(), collection::vec(0..5u8, 0..3), subset()).prop_map(|(tasks, products, statuses, labels)| {
-            Filter {
-                task_ids: tasks.into_iter().map(|i| TaskId::parse(TASKS[i]).unwrap()).collect(),
-                products: products.into_iter().map(|i| Product::parse(PRODUCTS[i]).unwrap()).collect(),
-                statuses: statuses.into_iter().map(|n| TaskStatus::from_number(n).unwrap()).collect(),
-                labels: labels.into_iter().map(|i| (LABELS[i].0.into(), LABELS[i].1.into())).collect(),
-            }
+        let asked = (subset(), subset(), collection::vec(0..5u8, 0..3), subset());
+        (asked, subset()).prop_map(|((tasks, products, statuses, chosen), bound)| Filter {
+            task_ids: tasks.into_iter().map(|i| TaskId::parse(TASKS[i]).unwrap()).collect(),
+            products: products.into_iter().map(|i| Product::parse(PRODUCTS[i]).unwrap()).collect(),
+            statuses: statuses.into_iter().map(|n| TaskStatus::from_number(n).unwrap()).collect(),
+            labels: labels(chosen),
+            bound: (!bound.is_empty()).then(|| Arc::new(labels(bound))),
         })
     }
 
@@ -101,15 +150,42 @@ mod tests {
 
         #[test]
         fn a_filter_is_the_conjunction_of_its_fields(filter in any_filter(), event in any_event()) {
-            let Filter { task_ids, products, statuses, labels } = filter.clone();
+            let Filter { task_ids, products, statuses, labels, bound } = filter.clone();
             let only = Filter::default;
             let each = [
                 Filter { task_ids, ..only() },
                 Filter { products, ..only() },
                 Filter { statuses, ..only() },
                 Filter { labels, ..only() },
+                Filter { bound, ..only() },
             ];
             prop_assert_eq!(filter.matches(&event), each.iter().all(|field| field.matches(&event)));
+        }
+
+        #[test]
+        fn a_bound_filter_passes_what_the_other_passes_and_carries_all_of_the_labels(
+            filter in any_filter(),
+            event in any_event(),
+        ) {
+            let free = Filter { bound: None, ..filter.clone() };
+            let bound = filter.bound.clone().unwrap_or_default();
+            let carries_all = bound.iter().all(|(key, value)| event.has_label(key, value));
+            prop_assert_eq!(filter.matches(&event), free.matches(&event) && carries_all);
+        }
+
+        #[test]
+        fn what_is_within_a_binding_passes_nothing_that_lacks_a_label_of_it(
+            filter in any_filter(),
+            bound in subset().prop_map(labels),
+            event in any_event(),
+        ) {
+            let is_within = filter.is_within(Some(&bound));
+            let carries_all = bound.iter().all(|(key, value)| event.has_label(key, value));
+            prop_assert!(!(is_within && filter.matches(&event)) || carries_all);
+            prop_assert_eq!(is_within, bound.iter().all(|(key, value)| {
+                filter.bound.as_ref().is_some_and(|own| own.get(key) == Some(value))
+            }));
+            prop_assert!(filter.is_within(None) && filter.is_within(filter.bound.as_deref()));
         }
 
         #[test]

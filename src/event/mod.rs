@@ -5,10 +5,12 @@
 
 mod cursor;
 mod filter;
+mod fingerprint;
 mod record;
 
 pub use cursor::{Cursor, CursorError, Epoch, Sequence};
 pub use filter::{Filter, Selectable};
+pub use fingerprint::Fingerprint;
 pub use record::{Encoded, Encoding, Record, RecordError, RecordParts, Records, WeakRecords};
 
 use std::{collections::BTreeMap, fmt, sync::Arc};
@@ -16,7 +18,6 @@ use std::{collections::BTreeMap, fmt, sync::Arc};
 use jiff::Timestamp;
 use serde_json::Value;
 use uuid::Uuid;
-use xxhash_rust::xxh3::Xxh3;
 
 /// Longest task id in characters. The vendor's are UUIDs or shorter; the rest is room for products to come.
 pub const TASK_ID_CHARS_MAX: usize = 128;
@@ -175,8 +176,23 @@ pub struct TaskError {
     pub code: String,
     /// Explanation, maybe empty.
     pub message: String,
-    /// The vendor's `details`, whatever JSON value it was; `None` if absent or null.
+    /// The vendor's `details`, whatever JSON value it was, or all of an error whose shape is not known; `None` if there is no more
+    /// than the two above.
     pub details: Option<Value>,
+}
+
+impl TaskError {
+    /// The code of an error that has none.
+    pub const NO_CODE: &str = "UNSPECIFIED";
+
+    /// Whether the vendor said more than that the task has failed.
+    pub fn gives_a_reason(&self) -> bool {
+        let is_empty = |details: &Value| {
+            details.as_object().is_some_and(serde_json::Map::is_empty) || details.as_array().is_some_and(Vec::is_empty)
+        };
+        let has_details = self.details.as_ref().is_some_and(|details| !is_empty(details));
+        self.code != Self::NO_CODE || !self.message.is_empty() || has_details
+    }
 }
 
 /// How a callback was authenticated.
@@ -242,26 +258,9 @@ pub struct Report {
 }
 
 impl Report {
-    /// Condenses what the report says: status, outputs and error. Two reports of one task with the same fingerprint are
-    /// duplicates. Stored, so the rule must not change within a format version.
-    pub fn fingerprint(&self) -> u128 {
-        let mut hasher = Xxh3::new();
-        let mut text = |text: &str| {
-            hasher.update(&(text.len() as u64).to_le_bytes());
-            hasher.update(text.as_bytes());
-        };
-        text(self.status.as_str());
-        // Of a status that is not understood, the word is all there is to tell two reports apart.
-        text(if self.status == TaskStatus::Unspecified { &self.status_text } else { "" });
-        for output in &self.outputs {
-            text(&output.url);
-        }
-        if let Some(error) = &self.error {
-            text(&error.code);
-            text(&error.message);
-            text(&error.details.as_ref().map(Value::to_string).unwrap_or_default());
-        }
-        hasher.digest128()
+    /// Condenses what the report, read from that body, says, to tell repeats and contradictions.
+    pub fn fingerprint(&self, body: &[u8]) -> Fingerprint {
+        Fingerprint::of(self, body)
     }
 }
 
@@ -282,4 +281,8 @@ pub struct Event {
     pub verification: Verification,
     /// From the callback URL.
     pub labels: Labels,
+    /// An operator has corrected something of it.
+    pub corrected: bool,
+    /// Kind and name of the credential it came by; empty without any.
+    pub credential: String,
 }

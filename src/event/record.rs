@@ -7,8 +7,9 @@
 //! then: product, task id, labels (u16 length + text, key and value in turn), encoded event, raw body (the rest)
 //! ```
 //!
-//! Integers are little-endian. The encoded event is opaque here: it lacks exactly what only the log knows (cursor, revision,
-//! conflict), so that the bytes stay valid when a restored log gets a new epoch.
+//! Integers are little-endian. Of the flags, 1 is a conflict, and 2 an event that was erased, which ends behind its task id. The
+//! encoded event is opaque here: it lacks exactly what only the log knows (cursor, revision, conflict), so that the bytes stay valid
+//! when a restored log gets a new epoch.
 
 use std::{
     ops::{Deref, Range},
@@ -18,14 +19,15 @@ use std::{
 use bytes::{BufMut, Bytes};
 
 use super::{Labels, Product, Selectable, Sequence, TaskId, TaskStatus};
-use crate::{
-    budget::{Charge, Loan},
-    trace::Origin,
-};
+use crate::{budget::Loan, trace::Origin, transit::Charge};
 
 const LAYOUT: u8 = 1;
 const HEADER_BYTES: usize = 32;
+const LABELS_LENGTH: Range<usize> = 26..28;
+const EVENT_LENGTH: Range<usize> = 28..32;
 const FLAG_CONFLICT: u8 = 1;
+/// Its labels, its event and its body were erased.
+const FLAG_ERASED: u8 = 2;
 
 /// What the layout cannot hold is prevented by the parsers of the domain; this is only the decoder's complaint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -222,6 +224,35 @@ impl Record {
         Ok(record)
     }
 
+    /// What is left of an event whose body was erased: `kept` are its first [`Self::kept_len`] bytes.
+    pub fn from_kept(sequence: Sequence, kept: &[u8]) -> Result<Self, RecordError> {
+        if kept.len() < HEADER_BYTES {
+            return Err(RecordError("shorter than its header says"));
+        }
+        let mut bytes = kept.to_vec();
+        bytes[2] |= FLAG_ERASED;
+        bytes[LABELS_LENGTH].fill(0);
+        bytes[EVENT_LENGTH].fill(0);
+        Self::from_stored(sequence, bytes.into())
+    }
+
+    /// The same with nothing but its keys and numbers: what is left of it once it is erased.
+    #[must_use]
+    pub fn erased(&self) -> Self {
+        Self::from_kept(self.sequence, &self.bytes[..self.kept_len()])
+            .expect("a record has a header, and its keys were checked")
+    }
+
+    /// Whether its labels, its event and its body were erased.
+    pub fn is_erased(&self) -> bool {
+        self.bytes[2] & FLAG_ERASED != 0
+    }
+
+    /// Bytes at its beginning that stay when it is erased: the header, the product and the task id.
+    pub fn kept_len(&self) -> usize {
+        self.labels_start()
+    }
+
     /// The same without the callback's body, in memory of its own size.
     #[must_use]
     pub fn without_raw(&self) -> Self {
@@ -327,6 +358,13 @@ impl Record {
         std::str::from_utf8(&self.bytes[range]).unwrap_or_default()
     }
 
+    /// The event's labels; none of an event that was erased.
+    pub fn labels(&self) -> Labels {
+        let texts: Vec<_> = self.label_texts().map(str::to_owned).collect();
+        let pair = |pair: &[String]| Some((pair.first()?.clone(), pair.get(1)?.clone()));
+        texts.chunks(2).filter_map(pair).collect()
+    }
+
     /// The labels, key and value in turn.
     fn label_texts(&self) -> impl Iterator<Item = &str> {
         let end = self.event_start();
@@ -397,8 +435,8 @@ mod tests {
             };
             let record = Record::new(Sequence(9), &parts);
             let record = Record::from_stored(Sequence(9), record.bytes().clone()).unwrap();
-            prop_assert_eq!(record.product(), product);
-            prop_assert_eq!(record.task_id(), task);
+            prop_assert_eq!(record.product(), &*product);
+            prop_assert_eq!(record.task_id(), &*task);
             prop_assert_eq!(record.status() as u8, status);
             prop_assert_eq!((record.revision(), record.conflict()), (revision, conflict));
             prop_assert_eq!((record.received_at_micros(), record.log_time_micros()), times);
@@ -406,7 +444,18 @@ mod tests {
             let raw_len = raw.len();
             prop_assert_eq!(record.raw(), raw);
             prop_assert!(labels.iter().all(|(key, value)| record.has_label(key, value)));
+            prop_assert_eq!(&record.labels(), &labels);
+            prop_assert!(record.erased().labels().is_empty());
             prop_assert!(!record.has_label("no such key", ""));
+            let erased = record.erased();
+            prop_assert!(erased.is_erased() && !record.is_erased());
+            prop_assert_eq!(erased.bytes().len(), record.kept_len());
+            prop_assert_eq!((erased.product(), erased.task_id(), erased.status() as u8), (&*product, &*task, status));
+            prop_assert_eq!((erased.revision(), erased.conflict()), (revision, conflict));
+            prop_assert_eq!((erased.received_at_micros(), erased.log_time_micros()), times);
+            prop_assert_eq!((erased.event(), erased.raw(), erased.label_texts().count()), (&[][..], &[][..], 0));
+            let again = Record::from_stored(Sequence(9), erased.bytes().clone()).unwrap();
+            prop_assert!(again.is_erased() && again.erased().bytes() == erased.bytes());
             let without_raw = record.without_raw();
             prop_assert_eq!(without_raw.len(), record.len() - raw_len);
             prop_assert_eq!((without_raw.event(), without_raw.raw()), (record.event(), &[][..]));

@@ -118,10 +118,16 @@ impl Hub {
         woken.into_iter().for_each(Waker::wake);
     }
 
+    /// Puts what is left of events that were erased in their place. A stream that has them from before looks again by itself.
+    pub fn erase(&self, erased: &[Record]) {
+        let mut state = self.lock();
+        erased.iter().for_each(|record| state.erase(record));
+    }
+
     /// Tells every seat, now and from now on, that the server is going away.
     pub fn close(&self) {
         let mut state = self.lock();
-        // Within the lock: whoever registers a waker after this has seen it.
+        // Within the lock: a stream that registers a waker after this has seen it.
         self.closing.store(true, Ordering::Release);
         let woken: Vec<_> = state.seats.iter_mut().filter_map(|(_, occupant)| occupant.waker.take()).collect();
         drop(state);
@@ -158,7 +164,7 @@ impl Hub {
         seen.unwrap_or_default().max(position)
     }
 
-    /// Wakes whoever waits on a seat, which finds out itself what for.
+    /// Wakes the stream that waits on a seat. It finds out itself what for.
     pub fn wake(&self, number: usize) {
         let waker = self.lock().seats.get_mut(number).and_then(|occupant| occupant.waker.take());
         waker.into_iter().for_each(Waker::wake);
@@ -198,6 +204,16 @@ impl State {
             self.ring_events -= oldest.len();
             self.ring_bytes -= bytes(&oldest);
         }
+    }
+
+    fn erase(&mut self, erased: &Record) {
+        let place = erased.sequence();
+        let at = self.ring.partition_point(|records| last(records) < place);
+        let Some(records) = self.ring.get_mut(at).filter(|records| records[0].sequence() <= place) else { return };
+        let put = |record: &Record| if record.sequence() == place { erased.clone() } else { record.clone() };
+        let replaced = Records::from(records.iter().map(put).collect::<Vec<_>>());
+        self.ring_bytes = self.ring_bytes - bytes(records) + bytes(&replaced);
+        *records = replaced;
     }
 
     fn read(&mut self, number: usize, position: Sequence, waker: &Waker) -> Read {

@@ -185,6 +185,27 @@ fn one_read_is_bounded_by_count_and_by_bytes() {
 }
 
 #[test]
+fn what_is_erased_is_no_more_in_the_ring_and_stays_at_its_place() {
+    let hub = Hub::new(Sequence(0), 64 * 1024 * 1024);
+    hub.publish(&(1..=100).map(|at| record(at, 1, 10)).collect::<Vec<_>>());
+    let before = hub.ring_size();
+    let (first, last_one) = (record(1, 1, 10), record(100, 1, 10));
+    hub.erase(&[first.erased(), last_one.erased(), record(101, 1, 10).erased()]);
+    let after = hub.ring_size();
+    assert_eq!((after.events, after.bytes), (before.events, before.bytes - 20));
+    let seat = hub.attach(&filter(&[1], None), Sequence(0)).unwrap();
+    let mut position = Sequence(0);
+    while let Read::Records(records, at) = seat.read(position, Waker::noop()) {
+        for record in &records[at..] {
+            assert_eq!(record.sequence(), position.next());
+            assert_eq!(record.is_erased(), [1, 100].contains(&record.sequence().0));
+            position = record.sequence();
+        }
+    }
+    assert_eq!(position, Sequence(100));
+}
+
+#[test]
 fn closing_wakes_everyone_and_is_seen_by_all() {
     let hub = Hub::new(Sequence(0), 1_000);
     let seat = hub.attach(&filter(&[1], None), Sequence(0)).unwrap();

@@ -19,6 +19,12 @@ pub(super) struct InFlight<'a> {
     _permit: SemaphorePermit<'a>,
 }
 
+impl<'a> InFlight<'a> {
+    pub(super) fn new(bytes: Bytes, permit: SemaphorePermit<'a>) -> Self {
+        Self { bytes, _permit: permit }
+    }
+}
+
 pub(super) async fn read<'a, B>(
     request: Request<B>,
     limits: &Limits,
@@ -30,25 +36,16 @@ where
     let deadline = Instant::now() + limits.body_timeout;
     let content_length = request.headers().get(header::CONTENT_LENGTH);
     let declared = content_length.and_then(|length| length.to_str().ok()?.parse::<usize>().ok()).unwrap_or(0);
-    // A client that waits for 100 Continue is told at once; one that is already sending hears better when it is done.
-    let waits = request.headers().contains_key(header::EXPECT);
-    let mut body = request.into_body();
     if declared > limits.body_bytes_max {
-        if !waits {
-            discard(&mut body, limits.body_bytes_max.saturating_mul(2), deadline).await;
-        }
-        return Err(Outcome::BodyTooLarge);
+        return Err(Outcome::BodyTooLarge); // what is on its way is the listener's to deal with
     }
-    let whole = timeout_at(deadline, collect(&mut body, declared, limits.body_bytes_max, inflight)).await;
-    if matches!(whole, Ok(Err(Outcome::BodyTooLarge))) {
-        discard(&mut body, limits.body_bytes_max, deadline).await;
-    }
+    let whole = timeout_at(deadline, collect(request.into_body(), declared, limits.body_bytes_max, inflight)).await;
     whole.unwrap_or(Err(Outcome::BodyTimeout))
 }
 
 /// Bytes are counted as they come, so that a promise of a large body takes nothing from others.
 async fn collect<'a, B>(
-    body: &mut B,
+    mut body: B,
     declared: usize,
     bytes_max: usize,
     inflight: &'a Semaphore,
@@ -63,23 +60,14 @@ where
         if bytes.len() + data.len() > bytes_max {
             return Err(Outcome::BodyTooLarge);
         }
-        let count = u32::try_from(data.len()).map_err(|_| Outcome::BodyTooLarge)?;
-        permit.merge(inflight.try_acquire_many(count).map_err(|_| Outcome::Overloaded)?);
+        permit.merge(acquire(inflight, data.len())?);
         bytes.extend_from_slice(&data);
     }
-    Ok(InFlight { bytes: bytes.freeze(), _permit: permit })
+    Ok(InFlight::new(bytes.freeze(), permit))
 }
 
-/// Reads on until it was twice what is allowed, so that a sender who does not look before it has sent all gets its answer.
-async fn discard<B>(body: &mut B, mut left: usize, deadline: Instant)
-where
-    B: HttpBody<Data = Bytes> + Unpin,
-{
-    while let Ok(Some(Ok(frame))) = timeout_at(deadline, body.frame()).await {
-        let length = frame.data_ref().map_or(0, Bytes::len);
-        match left.checked_sub(length) {
-            Some(rest) => left = rest,
-            None => return,
-        }
-    }
+/// Room for so many bytes.
+pub(super) fn acquire(inflight: &Semaphore, bytes: usize) -> Result<SemaphorePermit<'_>, Outcome> {
+    let count = u32::try_from(bytes).map_err(|_| Outcome::BodyTooLarge)?;
+    inflight.try_acquire_many(count).map_err(|_| Outcome::Overloaded)
 }

@@ -18,20 +18,21 @@ use std::{
 use prometheus::IntCounter;
 use tokio::time::Instant;
 
-use crate::{event::Product, metrics::Metrics};
+use crate::{event::Product, metrics::Metrics, store::CREDENTIAL_PRODUCTS_MAX};
 
 /// What a callback counts besides its body and its event: about what the log and the index take around them.
 pub(super) const CALLBACK_BYTES: u64 = 512;
-/// Products of one credential that have a bucket of their own; several times what the vendor has. The rest share one.
-const PRODUCTS_MAX: usize = 64;
 /// Where the sender chooses the product, all of them together have so many times the budget of one.
 const PRODUCTS_SHARE: u64 = 4;
 /// With more credentials than this, those that have brought nothing for a minute are dropped first. The credentials file bounds
 /// how many there can be.
 const IDLE_CREDENTIALS_MAX: usize = 1_024;
 const MINUTE: u64 = 60_000_000_000;
-/// Stands for the products beyond [`PRODUCTS_MAX`], and for what is no product.
+/// Stands for the products beyond [`CREDENTIAL_PRODUCTS_MAX`], and for what is no product.
 const OTHER: &str = "other products";
+
+/// What an event came by whose URL had nothing to show.
+const BODY_SIGNATURE: &str = "body_signature";
 
 /// What let a callback in.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -58,6 +59,15 @@ impl Credential {
         match self {
             Self::Nothing => "",
             Self::Token(name) | Self::Key(name) => name,
+        }
+    }
+
+    /// As an event has it: nothing where nothing was shown but, perhaps, a good signature over the body.
+    pub(super) fn on_event(&self, is_body_signed: bool) -> String {
+        match self {
+            Self::Nothing if is_body_signed => BODY_SIGNATURE.to_owned(),
+            Self::Nothing => String::new(),
+            Self::Token(name) | Self::Key(name) => [self.kind(), " ", name].concat(),
         }
     }
 
@@ -108,8 +118,7 @@ struct Account {
 struct Bucket(AtomicU64);
 
 impl Bucket {
-    /// Takes what costs so much of a minute, or says how long it takes until that is there. What is more than a minute's worth
-    /// passes when the bucket is full.
+    /// Takes what costs so much of a minute, or says how long it takes until that is there: a minute at most.
     fn take(&self, cost: u64, now: u64) -> Result<(), u64> {
         let taken = self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |full_at| {
             let full_at = full_at.max(now);
@@ -139,9 +148,14 @@ fn lacking(used: u64, cost: u64) -> u64 {
     used.saturating_add(cost).saturating_sub(MINUTE).min(used)
 }
 
-/// Which part of a minute so many bytes are.
+/// Which part of a minute so many bytes are. A body larger than the budget takes all of a full bucket, and no more: otherwise one
+/// sent under a budget that was too low by mistake would have to be waited for, for days, also when the budget is right again.
 fn cost(bytes: u64, per_minute_max: u64) -> u64 {
-    u64::try_from(u128::from(bytes) * u128::from(MINUTE) / u128::from(per_minute_max)).unwrap_or(u64::MAX)
+    if bytes >= per_minute_max {
+        return MINUTE;
+    }
+    let cost = u128::from(bytes) * u128::from(MINUTE) / u128::from(per_minute_max);
+    u64::try_from(cost).unwrap_or(MINUTE) // it is less
 }
 
 impl Purse {
@@ -153,8 +167,9 @@ impl Purse {
     /// The account of a product; `None` if it has none yet, and is to have one.
     fn account(&self, product: &str) -> Option<&Account> {
         let own = self.products.get(product);
-        let has_none =
-            || self.products.len() >= PRODUCTS_MAX || !(product.is_empty() || Product::parse(product).is_ok());
+        let has_none = || {
+            self.products.len() >= CREDENTIAL_PRODUCTS_MAX || !(product.is_empty() || Product::parse(product).is_ok())
+        };
         own.or_else(|| has_none().then_some(&self.rest))
     }
 
@@ -309,13 +324,28 @@ mod tests {
     }
 
     #[test]
-    fn what_is_larger_than_the_budget_passes_when_there_is_all_of_it() {
+    fn what_is_larger_than_the_budget_passes_when_there_is_all_of_it_and_takes_no_more() {
         let (budgets, now) = budgets();
         let (one, seconds) = (key("k1"), Duration::from_secs);
-        assert_eq!(budgets.take(&one, "veo", body(2 * BUDGET), now), Ok(()));
-        assert_eq!(budgets.take(&one, "veo", body(1_000), now), Err(seconds(61)));
-        assert_eq!(budgets.take(&one, "veo", body(2 * BUDGET), now), Err(seconds(120)));
-        assert_eq!(budgets.take(&one, "veo", body(2 * BUDGET), now + seconds(120)), Ok(()));
+        assert_eq!(budgets.take(&one, "veo", body(1_000 * BUDGET), now), Ok(()));
+        assert_eq!(budgets.take(&one, "veo", body(1_000), now), Err(seconds(1)));
+        assert_eq!(budgets.take(&one, "veo", body(2 * BUDGET), now), Err(seconds(60)));
+        assert_eq!(budgets.take(&one, "veo", body(2 * BUDGET), now + seconds(59)), Err(seconds(1)));
+        assert_eq!(budgets.take(&one, "veo", body(2 * BUDGET), now + seconds(60)), Ok(()));
+    }
+
+    #[test]
+    fn what_was_let_in_is_waited_for_a_minute_at_most_whatever_the_budget_is_by_then() {
+        for (before, after) in [(1, BUDGET), (1, u64::MAX), (BUDGET, 1), (BUDGET, BUDGET)] {
+            for sender in [key("k1"), token("t1")] {
+                let (budgets, now) = budgets();
+                let of = |bytes_per_minute_max| Sender { bytes_per_minute_max, ..sender.clone() };
+                budgets.take(&of(before), "veo", 1_000_000, now).unwrap();
+                let wait = budgets.has(&of(after), "veo", 1_000_000, now).err().unwrap_or_default();
+                assert!(wait <= Duration::from_secs(60), "{before} to {after}: {wait:?}");
+                assert_eq!(budgets.take(&of(after), "veo", 1_000_000, now + wait), Ok(()), "{before} to {after}");
+            }
+        }
     }
 
     #[test]
@@ -351,9 +381,9 @@ mod tests {
         assert_eq!(fill(&token("t")), 2 * PRODUCTS_SHARE);
         assert_eq!(budgets.take(&token("other"), "veo", body(BUDGET), now), Ok(()), "nobody else's");
         // A key has signed each; even so the table does not grow.
-        assert_eq!(fill(&key("k")), PRODUCTS_MAX as u64 + 2);
+        assert_eq!(fill(&key("k")), CREDENTIAL_PRODUCTS_MAX as u64 + 2);
         let purses = budgets.purses.read().unwrap();
-        assert_eq!(purses[&key("k").credential].products.len(), PRODUCTS_MAX);
+        assert_eq!(purses[&key("k").credential].products.len(), CREDENTIAL_PRODUCTS_MAX);
     }
 
     #[test]
@@ -408,21 +438,23 @@ mod tests {
     proptest! {
         #[test]
         fn in_no_time_more_is_taken_than_a_minutes_worth_and_what_has_come_since(
-            bodies in collection::vec((0..BUDGET, 0u64..20_000), 1..200),
+            bodies in collection::vec((0..2 * BUDGET, 0u64..20_000), 1..200),
         ) {
             let (budgets, began) = budgets();
             let (mut now, mut taken) = (began, 0);
             for (bytes, milliseconds) in bodies {
                 now += Duration::from_millis(milliseconds);
                 match budgets.take(&key("k"), "veo", bytes, now) {
-                    Ok(()) => taken += bytes + CALLBACK_BYTES,
+                    // More than the budget counts as all of it.
+                    Ok(()) => taken += (bytes + CALLBACK_BYTES).min(BUDGET),
                     Err(wait) => {
                         let fits = |wait| budgets.has(&key("k"), "veo", bytes, now + wait).is_ok();
                         prop_assert!(fits(wait) && !fits(wait - Duration::from_nanos(1)));
+                        prop_assert!(wait <= Duration::from_secs(60));
                     }
                 }
                 let elapsed = now.duration_since(began).as_millis() as u64;
-                prop_assert!(taken <= BUDGET + BUDGET * elapsed / 60_000 + CALLBACK_BYTES + BUDGET);
+                prop_assert!(taken <= BUDGET + BUDGET * elapsed / 60_000 + 1);
             }
         }
     }

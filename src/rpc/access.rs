@@ -3,35 +3,41 @@
 use std::{
     net::SocketAddr,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicBool, Ordering},
     },
 };
 
-use hyper::header::AUTHORIZATION;
+use hyper::{
+    HeaderMap,
+    header::{AUTHORIZATION, HeaderValue},
+};
 use tonic::{Request, Status};
 
 use super::errors;
 use crate::{
-    credentials::{Certificate, Client, Credentials, Products, SharedCredentials},
-    event::Filter,
+    audit::Who,
+    credentials::{Certificate, Client, Credentials, Denial, Products, SharedCredentials},
+    event::{Filter, Product},
     metrics::Metrics,
     store::Clock,
-    subscription::Withdrawal,
+    subscription::{Heard, Withdrawal},
 };
 
 const BEARER: &str = "bearer ";
 
-/// The other end of a connection, as whoever accepted it knows it.
+/// The other end of a connection, as the listener that accepted it knows it.
 #[derive(Clone, Debug)]
 pub struct Peer {
     /// Where it is.
     pub address: SocketAddr,
     /// The certificate that it has shown, and that was good then.
     pub certificate: Option<Arc<Certificate>>,
+    /// When something came from it last.
+    pub heard: Heard,
 }
 
-/// Put into a call's request by whoever wants to know afterwards whether the gate has let it in.
+/// Put into a call's request by code that needs to know afterwards whether the gate has let it in.
 #[derive(Clone, Debug, Default)]
 pub struct LetIn(Arc<AtomicBool>);
 
@@ -42,14 +48,38 @@ impl LetIn {
     }
 }
 
-/// Lets calls in, or not, by their headers alone, so that it can be asked before anything of a call is read. One for all services.
+/// Put into a call's request by code that needs to know what the client calls itself, which one of its messages says.
+#[derive(Clone, Debug, Default)]
+pub struct ClientName(Arc<OnceLock<String>>);
+
+impl ClientName {
+    /// The name, once it is known.
+    pub fn get(&self) -> Option<&str> {
+        self.0.get().map(String::as_str)
+    }
+
+    /// Tells the code that has asked.
+    pub(super) fn note<T>(request: &Request<T>, name: &str) {
+        if let Some(asked) = request.extensions().get::<Self>() {
+            let _ = asked.0.set(name.to_owned()).is_ok();
+        }
+    }
+}
+
+/// The name of the client that a call was let in as.
+pub fn client_of<T>(request: &hyper::Request<T>) -> Option<Arc<str>> {
+    request.extensions().get::<Caller>()?.0.as_ref().map(|client| Arc::clone(&client.name))
+}
+
+/// Lets calls in, or not, by their headers alone, so that it can be asked before anything of a call is read. The message of a call may
+/// come seconds later, so services ask once more, see `Gate::caller_of`. One for all services.
 #[derive(Clone, Debug)]
 pub struct Gate {
     /// Who is known.
     pub credentials: Arc<SharedCredentials>,
     /// Credentials expire by this clock: one wrong reading of the machine's clock must not end every stream.
     pub clock: Arc<Clock>,
-    /// Who shows nothing may do everything, whoever else is known.
+    /// A client without credentials may do everything, also where some clients are known.
     pub allow_anonymous: bool,
     /// The listener can be reached from this machine only.
     pub is_loopback: bool,
@@ -62,42 +92,70 @@ impl Gate {
         self.allow_anonymous || (self.is_loopback && !credentials.verify_clients())
     }
 
-    fn caller<T>(&self, request: &hyper::Request<T>) -> Result<Caller, Status> {
-        let credentials = self.credentials.get();
+    /// Whom `credentials` know by what a call shows.
+    fn caller(&self, headers: &HeaderMap, peer: Option<&Peer>, credentials: &Credentials) -> Result<Caller, Status> {
         let now = self.clock.earliest();
-        let client = match request.headers().get(AUTHORIZATION) {
+        let client = match headers.get(AUTHORIZATION) {
             // Somebody who shows something means to be known by it.
             Some(header) => {
-                let token = header.to_str().ok().and_then(|header| {
-                    let (scheme, token) = header.split_at_checked(BEARER.len())?;
-                    scheme.eq_ignore_ascii_case(BEARER).then_some(token.trim())
-                });
-                let client = token.and_then(|token| credentials.client_of_token(token, now));
+                let client = bearer(header).and_then(|token| credentials.client_of_token(token, now));
                 let client = client.ok_or_else(|| errors::token_invalid("the token is not known, or has expired"))?;
                 Some(Arc::clone(client))
             }
             None => {
-                let certificate = request.extensions().get::<Peer>().and_then(|peer| peer.certificate.as_ref());
+                let certificate = peer.and_then(|peer| peer.certificate.as_ref());
                 certificate.and_then(|certificate| credentials.client_of_certificate(certificate, now))
             }
         };
+
         match client {
             Some(client) => {
-                self.metrics.credential_used("client", &client.name, now);
+                self.metrics.credential_used("client", &client.name, client.generation().as_str(), now);
                 Ok(Caller(Some(client)))
             }
-            None if self.admits_anonymous(&credentials) => Ok(Caller(None)),
+            None if self.admits_anonymous(credentials) => Ok(Caller(None)),
             None => Err(errors::token_invalid("send `authorization: Bearer TOKEN`")),
+        }
+    }
+
+    /// Who makes a call whose message has arrived, by the credentials in force now: they may have changed, and what the call shows may
+    /// have expired, since its headers let it in. A call that went past the gate may do nothing.
+    pub(super) fn caller_of<T>(&self, request: &Request<T>) -> Result<Caller, Status> {
+        let extensions = request.extensions();
+        let (Some(caller), Some(LetInBy(before))) = (extensions.get::<Caller>(), extensions.get::<LetInBy>()) else {
+            return Err(errors::token_invalid("the call was not authenticated"));
+        };
+
+        let (credentials, now) = (self.credentials.get(), self.clock.earliest());
+        let is_good = caller.0.as_ref().is_none_or(|client| client.is_good(now));
+        if is_good && Arc::ptr_eq(&credentials, before) {
+            return Ok(caller.clone());
+        }
+
+        let judged = self.caller(request.metadata().as_ref(), extensions.get(), &credentials);
+        judged.inspect_err(|_| self.metrics.calls_unauthenticated.inc())
+    }
+
+    /// Why a call was not let in. For the log: the caller does not learn it.
+    pub fn denial<T>(&self, request: &hyper::Request<T>) -> Denial {
+        let credentials = self.credentials.get();
+        let certificate = request.extensions().get::<Peer>().and_then(|peer| peer.certificate.as_ref());
+        match (request.headers().get(AUTHORIZATION), certificate) {
+            (Some(header), _) => credentials.denial_of_client(bearer(header)),
+            (None, Some(certificate)) => credentials.denial_of_certificate(certificate),
+            (None, None) => Denial::Missing,
         }
     }
 
     /// Lets a call in, and notes as whom; or says why not.
     pub fn let_in<T>(&self, request: &mut hyper::Request<T>) -> Result<(), Status> {
-        let caller = self.caller(request)?;
+        let credentials = self.credentials.get();
+        let caller = self.caller(request.headers(), request.extensions().get(), &credentials)?;
         if let Some(let_in) = request.extensions().get::<LetIn>() {
             let_in.0.store(true, Ordering::Relaxed);
         }
         request.extensions_mut().insert(caller);
+        request.extensions_mut().insert(LetInBy(credentials));
         Ok(())
     }
 
@@ -109,13 +167,24 @@ impl Gate {
         };
         match credentials.current(client, self.clock.earliest()) {
             None => Some(Withdrawal::Identity),
-            Some(current) => match &current.products {
-                Products::All => None,
-                Products::Only(products) => {
-                    let within = !filter.products.is_empty() && filter.products.is_subset(products);
-                    (!within).then_some(Withdrawal::Products)
+            Some(current) => {
+                let products_within = match &current.products {
+                    Products::All => true,
+                    Products::Only(products) => !filter.products.is_empty() && filter.products.is_subset(products),
+                };
+                if !products_within {
+                    return Some(Withdrawal::Products);
                 }
-            },
+                (!filter.is_within(current.labels.as_deref())).then_some(Withdrawal::Labels)
+            }
+        }
+    }
+
+    /// Notes that this client has a stream open: what it was let in by is in use.
+    pub fn note_in_use(&self, client: &Client) {
+        let (credentials, now) = (self.credentials.get(), self.clock.earliest());
+        if let Some(current) = credentials.current(client, now) {
+            self.metrics.credential_used("client", &current.name, current.generation().as_str(), now);
         }
     }
 
@@ -131,40 +200,68 @@ impl Gate {
     }
 }
 
+fn bearer(header: &HeaderValue) -> Option<&str> {
+    let (scheme, token) = header.to_str().ok()?.split_at_checked(BEARER.len())?;
+    scheme.eq_ignore_ascii_case(BEARER).then_some(token.trim())
+}
+
+/// The credentials that were in force when the headers of a call let it in.
+#[derive(Clone, Debug)]
+struct LetInBy(Arc<Credentials>);
+
 /// Whom a call was let in as; anonymous without a client.
 #[derive(Clone, Debug)]
 pub(super) struct Caller(pub(super) Option<Arc<Client>>);
 
 impl Caller {
-    /// As the gate has noted; a call that went past it may do nothing.
-    pub(super) fn of<T>(request: &Request<T>) -> Result<Self, Status> {
-        let caller = request.extensions().get().cloned();
-        caller.ok_or_else(|| errors::token_invalid("the call was not authenticated"))
-    }
-
-    /// Leaves of a filter what the caller may see. Asking for more by name is refused.
+    /// Leaves of a filter what the caller may see. Asking for more products by name is refused. Whatever a client learns of events
+    /// goes through a filter that was made here.
     pub(super) fn restrict(&self, mut filter: Filter) -> Result<Filter, Status> {
-        if let Some(Products::Only(products)) = self.0.as_ref().map(|client| &client.products) {
+        let Some(client) = &self.0 else { return Ok(filter) };
+        if let Products::Only(products) = &client.products {
             if let Some(denied) = filter.products.iter().filter(|product| !products.contains(*product)).min() {
                 return Err(errors::product_denied(denied.as_str()));
+            }
+            // An empty filter would restrict nothing.
+            if products.is_empty() {
+                return Err(errors::no_products());
             }
             if filter.products.is_empty() {
                 filter.products.clone_from(products);
             }
         }
+        filter.bound.clone_from(&client.labels);
         Ok(filter)
     }
 
-    /// Refuses whoever may not have everything that a backup holds.
-    pub(super) fn require_backup(&self) -> Result<(), Status> {
-        self.require_admin()?;
-        match self.0.as_ref().map(|client| &client.products) {
-            Some(Products::Only(_)) => Err(errors::backup_denied()),
-            _ => Ok(()),
+    /// Whether the caller may see events of a product, if they have the labels that it is bound to.
+    pub(super) fn may_see_product(&self, product: &Product) -> bool {
+        self.0.as_ref().is_none_or(|client| client.products.allow(product.as_str()))
+    }
+
+    /// As an audit record names the caller of `request`.
+    pub(super) fn who<T>(&self, request: &Request<T>) -> Who {
+        let client = self.0.as_ref();
+        Who {
+            client: client.map(|client| Arc::clone(&client.name)),
+            certificate: client.and_then(|client| client.certificate_name()).map(str::to_owned),
+            peer: request.extensions().get::<Peer>().map(|peer| peer.address),
+            request_id: request.extensions().get().copied(),
         }
     }
 
-    /// Refuses whoever is not an administrator.
+    /// Refuses a client that may not have everything that a backup holds: it needs `backup = true`, or to be an administrator
+    /// of all products.
+    pub(super) fn require_backup(&self) -> Result<(), Status> {
+        match self.0.as_deref() {
+            None | Some(Client { backup: true, .. }) => Ok(()),
+            Some(client) if !client.admin => Err(errors::backup_denied(&client.name)),
+            Some(client) if client.sees_all() => Ok(()),
+            Some(_) => Err(errors::backup_of_all_denied()),
+        }
+    }
+
+    /// Refuses a client that is not an administrator.
     pub(super) fn require_admin(&self) -> Result<(), Status> {
         match &self.0 {
             Some(client) if !client.admin => Err(errors::admin_denied(&client.name)),

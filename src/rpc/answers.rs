@@ -3,7 +3,6 @@
 
 use std::{
     collections::HashMap,
-    net::SocketAddr,
     pin::Pin,
     sync::{Arc, Mutex, PoisonError},
     task::{Context, Poll, ready},
@@ -21,13 +20,14 @@ use tonic::{Request, Response, Status};
 
 use super::{Peer, access::Caller, errors};
 use crate::{
-    budget::{Budget, FLOOR_BYTES, Flow, Loan, Shelf, Transit},
+    budget::{Budget, Loan, Payer, Shelf},
     metrics::Metrics,
+    transit::{FLOOR_BYTES, Flow, Transit},
     wire::put_message,
 };
 
 /// Of all answers' bytes one client, or one connection of clients without a name, has this part at most.
-const SHARE: usize = 4;
+pub(super) const SHARE: usize = 4;
 /// How long a call waits for its turn at them: answers that are read take milliseconds.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// Backups at a time. Each reads the whole log, holds up to 20 MiB (SECURITY.md), and keeps on the disk what retention forgets.
@@ -39,15 +39,6 @@ const BACKUPS_PER_CLIENT_MAX: usize = 2;
 pub const UNREAD_PER_CLIENT_MAX: usize = 8_192;
 /// Clients whose shares are remembered before the idle ones are forgotten.
 const SHARES_KEPT: usize = 1_024;
-
-/// Whose share something is taken from.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub enum Payer {
-    /// A client that is known.
-    Client(Arc<str>),
-    /// A connection, for those who did not have to show anything.
-    Connection(Option<SocketAddr>),
-}
 
 impl Payer {
     /// The client that the gate has let in, or else the connection of the call.
@@ -106,8 +97,8 @@ impl Shared {
 
     async fn take(&self, payer: &Payer, amount: usize) -> Granted {
         // The share first: who waits for it holds up nobody else.
-        let share = self.share(payer).take(amount).await;
-        Granted { share, all: self.all.take(amount).await }
+        let share = self.share(payer).take(payer, amount).await;
+        Granted { share, all: self.all.take(payer, amount).await }
     }
 
     fn try_take(&self, payer: &Payer, amount: usize) -> Option<Granted> {
@@ -151,6 +142,11 @@ impl Answers {
             self.metrics.answers_refused.inc();
             errors::unread_limit(UNREAD_PER_CLIENT_MAX)
         })
+    }
+
+    /// How long an answer may lie before it is ended.
+    pub fn stall_timeout(&self) -> Duration {
+        self.stall_timeout
     }
 
     /// Open backups.

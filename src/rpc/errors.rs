@@ -6,9 +6,11 @@ use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
 use crate::{
+    callback::Unreleasable,
+    credentials::MintError,
     event::Sequence,
     store::{ReadError, WriteError},
-    subscription::{End, OpenError, Sources, Withdrawal},
+    subscription::{End, LimitReached, OpenError, Sources, Withdrawal},
     wire::{FilterRefusal, Malformed},
 };
 
@@ -17,6 +19,11 @@ const DOMAIN: &str = "blobcast";
 pub(super) const RECONNECT_AFTER: Duration = Duration::from_secs(2);
 /// When to try again what the store cannot take: as long as a full disk takes at least.
 const RETRY_STORE: Duration = Duration::from_secs(30);
+/// The log is as it will stay.
+const RETRY_ERASED: Duration = Duration::from_secs(1);
+
+/// When to try again where every place is taken: after about that time the place of a connection that was lost is free, too.
+const RETRY_PLACE: Duration = Duration::from_secs(10);
 
 fn status<const N: usize>(
     code: Code,
@@ -31,6 +38,11 @@ fn status<const N: usize>(
         details.set_retry_info(retry_after);
     }
     Status::with_error_details(code, message, details)
+}
+
+/// The reason that is part of the contract, of a status made here.
+pub fn reason(status: &Status) -> Option<String> {
+    status.get_details_error_info().map(|info| info.reason)
 }
 
 /// What is refused before a service sees it, in our words instead of tonic's; `None` if they are ours already.
@@ -121,6 +133,18 @@ pub fn deadline_exceeded() -> Status {
     status(Code::DeadlineExceeded, "DEADLINE_EXCEEDED", message, [], None)
 }
 
+/// The call cannot be recorded, and has to be.
+pub(super) fn audit_unavailable() -> Status {
+    let message = "the call could not be recorded, and audit.required is set, so nothing was done: the broker's log says what is \
+                   wrong with audit.file";
+    status(Code::Unavailable, "AUDIT_UNAVAILABLE", message, [], Some(RETRY_STORE))
+}
+
+/// How an audit record tells that a call was refused.
+pub(super) fn result(status: &Status) -> String {
+    reason(status).unwrap_or_else(|| format!("{:?}", status.code()))
+}
+
 pub(super) fn malformed(malformed: Malformed) -> Status {
     let message = malformed.to_string();
     let mut details = ErrorDetails::with_bad_request_violation(malformed.field, malformed.problem);
@@ -142,7 +166,10 @@ pub(super) fn draining() -> Status {
     status(Code::Unavailable, "DRAINING", "the server is shutting down: reconnect", [], Some(RECONNECT_AFTER))
 }
 
-fn corrupt(problem: &str) -> Status {
+/// Counted and logged here, where every read that meets damage passes: the operator has to know.
+fn corrupt(sources: &Sources, problem: &str) -> Status {
+    sources.metrics.log_damage_met.inc();
+    sources.registry.tell_damage(problem);
     let message = format!("the log is damaged ({problem}): tell the operator");
     status(Code::DataLoss, "LOG_CORRUPT", message, [], None)
 }
@@ -158,8 +185,11 @@ fn expired(sources: &Sources, message: impl Into<String>) -> Status {
 pub(super) fn open(sources: &Sources, error: &OpenError) -> Status {
     let message = error.to_string();
     match error {
-        OpenError::TooMany { limit } | OpenError::TooManyTaskIds { limit } => {
-            status(Code::ResourceExhausted, "SUBSCRIPTION_LIMIT", message, [("limit", limit.to_string())], None)
+        OpenError::TooMany(reached) => {
+            let LimitReached { limit, open, setting, .. } = reached;
+            let of_limit = [("limit", limit.to_string()), ("open", open.to_string()), ("setting", setting.clone())];
+            let retry = reached.may_pass().then_some(RETRY_PLACE);
+            status(Code::ResourceExhausted, "SUBSCRIPTION_LIMIT", message, of_limit, retry)
         }
         OpenError::EpochMismatch => status(
             Code::FailedPrecondition,
@@ -174,7 +204,7 @@ pub(super) fn open(sources: &Sources, error: &OpenError) -> Status {
         }
         OpenError::CursorExpired => expired(sources, message),
         OpenError::Draining => draining(),
-        OpenError::Corrupt(problem) => corrupt(problem),
+        OpenError::Corrupt(problem) => corrupt(sources, problem),
     }
 }
 
@@ -182,11 +212,31 @@ pub(super) fn end(sources: &Sources, end: &End) -> Status {
     match end {
         End::Expired => expired(sources, "retention has passed this stream: set on_expired, or read faster"),
         End::Draining => draining(),
-        End::Corrupt(problem) => corrupt(problem),
+        End::Corrupt(problem) => corrupt(sources, problem),
+        End::Erased => {
+            let message =
+                "the event was erased while it was sent, and there is no rest of it: go on behind the last cursor";
+            status(Code::Unavailable, "EVENT_ERASED", message, [], Some(RETRY_ERASED))
+        }
         End::Withdrawn(Withdrawal::Identity) => token_invalid("the token was withdrawn, or has expired"),
         End::Withdrawn(Withdrawal::Products) => {
             let message = "the permission to see some of this stream's products was withdrawn";
             status(Code::PermissionDenied, "PRODUCT_DENIED", message, [], None)
+        }
+        End::Withdrawn(Withdrawal::Labels) => {
+            let message = "the client was bound to other labels, and this stream has events without them: open it again to see those \
+                           that have them";
+            status(Code::PermissionDenied, "LABEL_DENIED", message, [], None)
+        }
+        End::Withdrawn(Withdrawal::Place) => {
+            let message = "a newer stream with this client_name took this one's place, whose connection had fallen silent: that is \
+                           usually the same reader, which has reconnected; readers that run at once need names of their own";
+            status(Code::Aborted, "REPLACED", message, [], None)
+        }
+        // No RetryInfo: an administrator ended the stream, and does not want it back at once.
+        End::Withdrawn(Withdrawal::Stream) => {
+            let message = "an administrator of the broker has ended this stream: ask why before you open it again, behind the last cursor";
+            status(Code::Aborted, "SUBSCRIPTION_ENDED", message, [], None)
         }
         End::DeadlineExceeded => deadline_exceeded(),
     }
@@ -195,11 +245,11 @@ pub(super) fn end(sources: &Sources, end: &End) -> Status {
 pub(super) fn read(sources: &Sources, error: &ReadError) -> Status {
     match error {
         ReadError::Expired => expired(sources, error.to_string()),
-        ReadError::Corrupt(problem) => corrupt(problem),
+        ReadError::Corrupt(problem) => corrupt(sources, problem),
     }
 }
 
-pub(super) fn write(error: &WriteError) -> Status {
+pub(super) fn write(sources: &Sources, error: &WriteError) -> Status {
     match error {
         WriteError::Closed => draining(),
         // The caller, who knows the id, has a better word for it.
@@ -211,6 +261,7 @@ pub(super) fn write(error: &WriteError) -> Status {
             [("reason", "too_many_events".into())],
             None,
         ),
+        WriteError::Corrupt(problem) => corrupt(sources, problem),
         WriteError::Overloaded | WriteError::DiskLow { .. } | WriteError::Failed(_) => {
             status(Code::Unavailable, "STORE_READ_ONLY", error.to_string(), [], Some(RETRY_STORE))
         }
@@ -219,22 +270,41 @@ pub(super) fn write(error: &WriteError) -> Status {
 
 pub(super) fn task_not_found(task_id: &str, product: &str) -> Status {
     let of = if product.is_empty() { String::new() } else { format!(" of {product}") };
-    let message =
-        format!("no event of task {task_id}{of} is retained: it may come yet, so use WaitTask or Subscribe to wait");
+    let message = format!(
+        "no event of task {task_id}{of} is here: one may come yet (WaitTask waits for it), or all were erased or forgotten"
+    );
     status(Code::NotFound, "TASK_NOT_FOUND", message, [], None)
 }
 
-pub(super) fn response_too_large(limit: usize) -> Status {
+/// The events of a task are more than one answer holds. Only what would make the answer smaller is advised.
+pub(super) fn task_too_large(limit: usize, product: &str, include_raw: bool) -> Status {
+    let (of_product, raw) = (
+        if product.is_empty() { "name the product, " } else { "" },
+        if include_raw { "leave out include_raw, " } else { "" },
+    );
+    let or = if of_product.is_empty() && raw.is_empty() { "" } else { "or " };
+    let products = if product.is_empty() { String::new() } else { format!(" and {product} in filter.products") };
     let message = format!(
-        "the answer has more than {limit} bytes: name the product, leave out include_raw, or ask ListEvents with the task \
-         id in filter.task_ids, which answers in pages"
+        "the task's events have more than {limit} bytes together: {of_product}{raw}{or}ask ListEvents with the task id in \
+         filter.task_ids{products}, which answers in pages that any client takes"
     );
     status(Code::ResourceExhausted, "RESPONSE_TOO_LARGE", message, [("limit", limit.to_string())], None)
+}
+
+pub(super) fn event_not_found() -> Status {
+    let message =
+        "no event of this cursor that the client may see is retained: take the cursor of an event, not of a heartbeat";
+    status(Code::NotFound, "EVENT_NOT_FOUND", message, [], None)
 }
 
 pub(super) fn quarantine_not_found(id: &str) -> Status {
     let message = format!("no callback {id} is in quarantine: it was released, discarded or forgotten");
     status(Code::NotFound, "QUARANTINE_NOT_FOUND", message, [], None)
+}
+
+pub(super) fn subscription_not_found() -> Status {
+    let message = "no subscription of this id is open: it has ended, or ListSubscriptions shows what its id is";
+    status(Code::NotFound, "SUBSCRIPTION_NOT_FOUND", message, [], None)
 }
 
 pub(super) fn token_invalid(message: &str) -> Status {
@@ -246,9 +316,26 @@ pub(super) fn product_denied(product: &str) -> Status {
     status(Code::PermissionDenied, "PRODUCT_DENIED", message, [("product", product.to_owned())], None)
 }
 
-pub(super) fn backup_denied() -> Status {
-    let message = "a backup holds every product: the client's line in the credentials file needs `products = [\"*\"]`";
+pub(super) fn product_denied_by_key(product: &str, denied: &MintError) -> Status {
+    let metadata = [("product", product.to_owned())];
+    status(Code::PermissionDenied, "PRODUCT_DENIED", denied.to_string(), metadata, None)
+}
+
+pub(super) fn no_products() -> Status {
+    let message = "this client may take backups, and see no events: its line in the credentials file needs `products`";
     status(Code::PermissionDenied, "PRODUCT_DENIED", message, [], None)
+}
+
+/// Of an administrator of some products.
+pub(super) fn backup_of_all_denied() -> Status {
+    let message = "a backup holds every product: the client's line in the credentials file needs `backup = true`, or \
+                   `products = [\"*\"]` and no `labels` besides `admin = true`";
+    status(Code::PermissionDenied, "PRODUCT_DENIED", message, [], None)
+}
+
+pub(super) fn backup_denied(client: &str) -> Status {
+    let message = format!("{client} may not take backups: its line in the credentials file needs `backup = true`");
+    status(Code::PermissionDenied, "ADMIN_DENIED", message, [], None)
 }
 
 pub(super) fn admin_denied(client: &str) -> Status {
@@ -260,7 +347,7 @@ pub(super) fn signing_key_missing(message: String) -> Status {
     status(Code::FailedPrecondition, "SIGNING_KEY_MISSING", message, [], None)
 }
 
-pub(super) fn not_understood(reason: &str, detail: &str) -> Status {
-    let message = format!("still not understood ({detail}): correct it with product, task_id or drop_labels");
-    status(Code::FailedPrecondition, "NOT_UNDERSTOOD", message, [("reason", reason.to_owned())], None)
+pub(super) fn not_understood(refusal: &Unreleasable) -> Status {
+    let message = format!("still not understood: {refusal}");
+    status(Code::FailedPrecondition, "NOT_UNDERSTOOD", message, [("reason", refusal.reason().to_owned())], None)
 }

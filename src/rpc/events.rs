@@ -7,25 +7,24 @@ use std::{
     time::Duration,
 };
 
-use bytes::Bytes;
 use jiff::Timestamp;
 use tokio::time::{Instant, timeout_at};
 use tonic::{Request, Response, Status};
 
 use super::{
     Context,
-    access::Caller,
-    answers::Payer,
-    call, deadline, errors, page, peer,
+    access::{Caller, ClientName},
+    call, deadline, errors, page, peer, raw_body,
     stream::{EventBody, HandedOver},
 };
 use crate::{
+    budget::Payer,
     event::{Cursor, Filter, LABELS_MAX, Product, Record, Selectable, Sequence, TaskId},
     store::{Chunk, Keep, ReadError, ReadLimits},
-    subscription::{Control, End, Message, OnExpired, Opening, Sources, Start, Subscription},
+    subscription::{Control, End, Heard, Message, OnExpired, Opening, Sources, Start, Subscription, WAIT_NAME},
     trace,
     wire::{
-        Delivery, Frame, Malformed, duration, instant_from_wire, positive_duration,
+        Delivery, Frame, Malformed, Raw, duration, instant_from_wire, positive_duration,
         service::event_service_server,
         v1::{self, subscribe_request},
     },
@@ -34,15 +33,19 @@ use crate::{
 /// Heartbeats of a stream that asks for none in particular: well below the idle time-outs of common proxies.
 const HEARTBEAT_DEFAULT: Duration = Duration::from_secs(15);
 const HEARTBEAT_MIN: Duration = Duration::from_secs(1);
-const HEARTBEAT_MAX: Duration = Duration::from_secs(60);
-/// How long `WaitTask` waits if not told.
-const WAIT_DEFAULT: Duration = Duration::from_secs(60);
+/// Proxies cut a stream on which nothing came for a minute.
+const HEARTBEAT_MAX: Duration = Duration::from_secs(45);
+/// How long `WaitTask` waits if not told: proxies cut a call that is not answered within a minute.
+const WAIT_DEFAULT: Duration = Duration::from_secs(50);
 /// How long `WaitTask` waits at most: longer than any generation takes (RunBlob gives up after 15 minutes).
 const WAIT_MAX: Duration = Duration::from_secs(3600);
+/// So much before the call's own deadline `WaitTask` answers, or a tenth of the time that is left if that is less: the client's clock
+/// began to run before the call arrived, and runs on until the answer has arrived.
+const WAIT_MARGIN_MAX: Duration = Duration::from_secs(1);
 /// A name for people need not be longer.
 const CLIENT_NAME_CHARS_MAX: usize = 128;
 /// `GetTask` answers in one message; clients take 4 MiB by default, and some room is for framing.
-const TASK_BYTES_MAX: usize = 4 * 1024 * 1024 - 64 * 1024;
+pub(super) const TASK_BYTES_MAX: usize = 4 * 1024 * 1024 - 64 * 1024;
 /// Records one page of `ListEvents` looks at before it ends early, so that a rare filter does not hold a thread.
 const PAGE_SCANNED_MAX: usize = 16_384;
 /// The same in bytes.
@@ -61,27 +64,36 @@ impl Events {
     async fn open(&self, opening: Opening) -> Result<Subscription, Status> {
         let sources = &self.0.sources;
         let subscription = Subscription::open(Arc::clone(sources), opening).await;
-        subscription.map_err(|error| errors::open(sources, &error))
+        let mut subscription = subscription.map_err(|error| errors::open(sources, &error))?;
+
+        // A change of the credentials is first put into force; then the streams that are open are reviewed. A stream that this review
+        // has missed is found here.
+        let reviewed = subscription.review(|client, filter| self.0.gate.review(client, filter));
+        reviewed.map_err(|end| errors::end(sources, &end))?;
+        Ok(subscription)
     }
 
     /// The subscription that `WaitTask` is: everything retained of the task, then what comes.
     async fn open_wait(
         &self,
         filter: Filter,
-        peer: String,
+        (peer, heard): (String, Heard),
         caller: Caller,
+        payer: Payer,
         call: Option<trace::Context>,
     ) -> Result<Subscription, Status> {
         self.open(Opening {
             filter: caller.restrict(filter)?,
             client: caller.0,
+            payer,
             start: Start::Default,
             on_expired: OnExpired::Earliest,
             until_terminal: false,
             heartbeat_interval: WAIT_MAX,
             deadline: None,
-            client_name: "WaitTask".to_owned(),
+            client_name: WAIT_NAME.to_owned(),
             peer,
+            heard,
             call,
         })
         .await
@@ -98,7 +110,7 @@ impl Events {
         let sources = &self.0.sources;
         let epoch = sources.store.epoch();
         let frame = move |record: Option<Record>| Frame::Waited {
-            event: record.map(|record| Delivery { epoch, record, include_raw }),
+            event: record.map(|record| Delivery::new(epoch, record, include_raw)),
             done,
         };
         let place = match found {
@@ -113,8 +125,11 @@ impl Events {
             }
         };
         let granted = self.0.answers.take(&payer, 2 * sources.memory.event_bytes_max).await?;
-        // Retention may have taken it meanwhile: the task is over all the same.
-        let read = move |sources: &Sources| Ok((frame(sources.store.get(place)?).encoded(), granted));
+        // Retention may have taken it meanwhile, or it was erased: the task is over all the same.
+        let read = move |sources: &Sources| {
+            let record = sources.store.get(place)?.filter(|record| !record.is_erased());
+            Ok((frame(record).encoded(), granted))
+        };
         let (message, granted) = self.0.read(read).await?;
         Ok(self.0.answers.respond(message, granted))
     }
@@ -140,8 +155,14 @@ impl event_service_server::EventService for Events {
         &self,
         request: Request<v1::SubscribeRequest>,
     ) -> Result<Response<Self::SubscribeStream>, Status> {
-        let (caller, peer, deadline) = (Caller::of(&request)?, peer(&request), deadline::of(&request));
-        let call = call(&request);
+        let (caller, (peer, heard), deadline) =
+            (self.0.gate.caller_of(&request)?, peer(&request), deadline::of(&request));
+        let (payer, call) = (Payer::of(&request, &caller), call(&request));
+        if request.get_ref().client_name.chars().count() > CLIENT_NAME_CHARS_MAX {
+            let problem = format!("at most {CLIENT_NAME_CHARS_MAX} characters");
+            return Err(errors::malformed(Malformed::new("client_name", problem)));
+        }
+        ClientName::note(&request, &request.get_ref().client_name);
         let request = request.into_inner();
         let start = start(request.start).map_err(errors::malformed)?;
         let on_expired = on_expired(request.on_expired).map_err(errors::malformed)?;
@@ -151,10 +172,6 @@ impl event_service_server::EventService for Events {
             let problem = "needs filter.task_ids: it ends the stream when those tasks are over";
             return Err(errors::malformed(Malformed::new("until_terminal", problem)));
         }
-        if request.client_name.chars().count() > CLIENT_NAME_CHARS_MAX {
-            let problem = format!("at most {CLIENT_NAME_CHARS_MAX} characters");
-            return Err(errors::malformed(Malformed::new("client_name", problem)));
-        }
         let opening = Opening {
             filter,
             start,
@@ -163,12 +180,14 @@ impl event_service_server::EventService for Events {
             heartbeat_interval,
             deadline,
             client: caller.0.clone(),
+            payer,
             client_name: request.client_name,
             peer,
+            heard,
             call,
         };
-        let subscription = self.open(opening).await?;
-        tracing::debug!(subscription_id = subscription.id(), "subscribed");
+        let mut subscription = self.open(opening).await?;
+        subscription.note_opened();
         let (sources, limits) = (Arc::clone(&self.0.sources), self.subscription_limits(&caller, heartbeat_interval));
         let body = EventBody::new(sources, subscription, request.include_raw, limits);
         let mut answer = Response::new(tokio_stream::once(Err(Status::internal("the events were not handed over"))));
@@ -177,12 +196,13 @@ impl event_service_server::EventService for Events {
     }
 
     async fn wait_task(&self, request: Request<v1::WaitTaskRequest>) -> Result<Response<Frame>, Status> {
-        let (caller, peer, call) = (Caller::of(&request)?, peer(&request), call(&request));
-        let payer = Payer::of(&request, &caller);
+        let (caller, peer, call) = (self.0.gate.caller_of(&request)?, peer(&request), call(&request));
+        let (payer, call_deadline) = (Payer::of(&request, &caller), deadline::of(&request));
         let v1::WaitTaskRequest { task_id, timeout, include_raw, product } = request.into_inner();
         let filter = one_task(&task_id, &product)?;
-        let deadline = Instant::now() + patience(timeout).map_err(errors::malformed)?;
-        let mut subscription = self.open_wait(filter, peer, caller, call).await?;
+        let deadline = wait_until(Instant::now(), patience(timeout).map_err(errors::malformed)?, call_deadline);
+        let of_task = caller.restrict(filter.clone())?;
+        let mut subscription = self.open_wait(filter, peer, caller, payer.clone(), call).await?;
         let (mut latest, mut terminal, mut caught_up) = (Found::default(), Found::default(), false);
         // What is retained is read to its end also when the time-out is zero, so "is it done?" can be asked by it.
         while !(caught_up && terminal.is_some()) {
@@ -203,7 +223,16 @@ impl event_service_server::EventService for Events {
             match seen {
                 Some(Ok(Seen::Event(record))) if record.status().is_terminal() => terminal = Found::Here(record),
                 Some(Ok(Seen::Event(record))) => latest = Found::Here(record),
-                Some(Ok(Seen::CaughtUp)) => caught_up = true,
+                Some(Ok(Seen::CaughtUp)) => {
+                    caught_up = true;
+                    let of_task = of_task.clone();
+                    // What was erased does not come, but it has ended its task.
+                    if !terminal.is_some()
+                        && self.0.read(move |sources| was_terminal_event_erased(sources, &of_task)).await?
+                    {
+                        return self.waited(payer, Found::None, true, include_raw).await;
+                    }
+                }
                 Some(Ok(Seen::Other)) => {}
                 Some(Err(end)) => return Err(errors::end(&self.0.sources, &end)),
                 None => return Err(errors::draining()),
@@ -216,28 +245,28 @@ impl event_service_server::EventService for Events {
     }
 
     async fn get_task(&self, request: Request<v1::GetTaskRequest>) -> Result<Response<Frame>, Status> {
-        let caller = Caller::of(&request)?;
+        let caller = self.0.gate.caller_of(&request)?;
         let payer = Payer::of(&request, &caller);
         let v1::GetTaskRequest { task_id, include_raw, product } = request.into_inner();
         let filter = caller.restrict(one_task(&task_id, &product)?)?;
         // Once as it is stored, once as it is sent.
         let granted = self.0.answers.take(&payer, 2 * TASK_BYTES_MAX).await?;
         let read = move |sources: &Sources| {
-            let records = task_records(sources, &filter, include_raw)?;
-            let page = |records: Vec<Record>| {
-                (!records.is_empty()).then(|| page_of(sources, records, include_raw, String::new()))
+            let events = task_events(sources, &filter, include_raw)?;
+            let page = |events: Vec<Delivery>| {
+                (!events.is_empty()).then(|| Frame::Page { events, next_page_token: String::new() }.encoded())
             };
-            Ok((records.map(page), granted))
+            Ok((events.map(page), granted))
         };
         let (page, granted) = self.0.read(read).await?;
-        match page.ok_or_else(|| errors::response_too_large(TASK_BYTES_MAX))? {
+        match page.ok_or_else(|| errors::task_too_large(TASK_BYTES_MAX, &product, include_raw))? {
             None => Err(errors::task_not_found(&task_id, &product)),
             Some(page) => Ok(self.0.answers.respond(page, granted)),
         }
     }
 
     async fn list_events(&self, request: Request<v1::ListEventsRequest>) -> Result<Response<Frame>, Status> {
-        let caller = Caller::of(&request)?;
+        let caller = self.0.gate.caller_of(&request)?;
         let payer = Payer::of(&request, &caller);
         let mut request = request.into_inner();
         let page_size = page::size(std::mem::take(&mut request.page_size)).map_err(errors::malformed)?;
@@ -261,18 +290,23 @@ impl event_service_server::EventService for Events {
         let read = move |sources: &Sources| {
             let (records, next) = listing.page(sources)?;
             let next_page_token = next.map(|place| page::token(place.0, binding)).unwrap_or_default();
-            let page = page_of(sources, records, include_raw, next_page_token);
-            Ok((page, granted))
+            let delivery = |record| Delivery::new(sources.store.epoch(), record, include_raw);
+            let events = records.into_iter().map(delivery).collect();
+            Ok((Frame::Page { events, next_page_token }.encoded(), granted))
         };
         let (page, granted) = self.0.read(read).await?;
         Ok(self.0.answers.respond(page, granted))
+    }
+
+    async fn get_raw_body(&self, request: Request<v1::GetRawBodyRequest>) -> Result<Response<Frame>, Status> {
+        raw_body::get(&self.0, request).await
     }
 
     async fn get_log_info(
         &self,
         request: Request<v1::GetLogInfoRequest>,
     ) -> Result<Response<v1::GetLogInfoResponse>, Status> {
-        Caller::of(&request)?;
+        self.0.gate.caller_of(&request)?;
         let store = &self.0.sources.store;
         let head = store.head();
         let summary = store.summary();
@@ -288,12 +322,6 @@ impl event_service_server::EventService for Events {
             retention_bytes_max: self.0.retention().event_bytes_max,
         }))
     }
-}
-
-/// Events as an answer.
-fn page_of(sources: &Sources, records: Vec<Record>, include_raw: bool, next_page_token: String) -> Bytes {
-    let delivery = |record| Delivery { epoch: sources.store.epoch(), record, include_raw };
-    Frame::Page { events: records.into_iter().map(delivery).collect(), next_page_token }.encoded()
 }
 
 /// An event that `WaitTask` has come by.
@@ -338,24 +366,42 @@ fn poll_next(subscription: &mut Subscription, cx: &mut task::Context<'_>) -> Pol
     subscription.poll_message(cx).map(|next| next.map(|message| message.map(seen)))
 }
 
+/// Whether a terminal event of a filter's task and products was erased. Its labels were, too: so to a client that is bound to some it
+/// is as if it had never been.
+fn was_terminal_event_erased(sources: &Sources, filter: &Filter) -> Result<bool, ReadError> {
+    if filter.bound.is_some() {
+        return Ok(false);
+    }
+    let mut was_erased = false;
+    sources.store.each_task_event(&filter.task_ids, Sequence(1)..=sources.store.head(), |event| {
+        let is_asked_for = filter.products.is_empty() || filter.products.contains(&event.product);
+        was_erased |= is_asked_for && event.is_erased && event.status.is_terminal();
+    })?;
+    Ok(was_erased)
+}
+
 /// Every event of a filter's task and products; `None` if they are more than one answer holds. What is not to be sent is not
 /// held either.
-fn task_records(sources: &Sources, filter: &Filter, include_raw: bool) -> Result<Option<Vec<Record>>, ReadError> {
+fn task_events(sources: &Sources, filter: &Filter, include_raw: bool) -> Result<Option<Vec<Delivery>>, ReadError> {
     let store = &sources.store;
     let places = store.task_events(&filter.task_ids, Sequence(1)..=store.head(), Keep::All)?;
-    let (mut records, mut bytes) = (Vec::new(), 0);
+    let (mut events, mut bytes) = (Vec::new(), 0);
     let is_asked_for = |product: &Product| filter.products.is_empty() || filter.products.contains(product);
     for place in places.into_iter().filter(|place| is_asked_for(&place.product)) {
         // Retention may take one between the two reads; it is then no longer retained.
-        let Some(record) = store.get(place.sequence)? else { continue };
-        let record = if include_raw { record } else { record.without_raw() };
-        bytes += Delivery { epoch: store.epoch(), record: record.clone(), include_raw }.encoded_len();
+        let found = store.get(place.sequence)?;
+        let Some(record) = found.filter(|record| filter.matches(record) && !record.is_erased()) else { continue };
+        let mut event = Delivery::new(store.epoch(), record, include_raw);
+        if event.raw != Raw::Sent {
+            event.record = event.record.without_raw();
+        }
+        bytes += event.encoded_len();
         if bytes > TASK_BYTES_MAX {
             return Ok(None);
         }
-        records.push(record);
+        events.push(event);
     }
-    Ok(Some(records))
+    Ok(Some(events))
 }
 
 /// One page of a listing, as a question to the store.
@@ -433,7 +479,7 @@ impl Listing {
             }
             let record = sources.store.get(place)?;
             scanned_bytes += record.as_ref().map_or(0, Record::len);
-            let record = record.filter(|record| self.filter.matches(record));
+            let record = record.filter(|record| self.filter.matches(record) && !record.is_erased());
             bytes += record.as_ref().map_or(0, Record::len);
             let is_full = records.len() >= records_max || bytes > bytes_max;
             if is_full && !records.is_empty() {
@@ -515,6 +561,13 @@ fn patience(requested: Option<prost_types::Duration>) -> Result<Duration, Malfor
     }
 }
 
+/// When `WaitTask` stops waiting.
+fn wait_until(now: Instant, patience: Duration, call_deadline: Option<Instant>) -> Instant {
+    let Some(call_deadline) = call_deadline else { return now + patience };
+    let left = call_deadline.saturating_duration_since(now);
+    now + patience.min(left - WAIT_MARGIN_MAX.min(left / 10))
+}
+
 fn instant(field: &str, time: Option<prost_types::Timestamp>) -> Result<Option<Timestamp>, Malformed> {
     time.map(|time| instant_from_wire(field, time)).transpose()
 }
@@ -526,7 +579,7 @@ mod tests {
     #[test]
     fn a_wait_has_a_default_and_a_maximum_and_is_not_negative() {
         let asked = |seconds, nanos| patience(Some(prost_types::Duration { seconds, nanos }));
-        assert_eq!(patience(None), Ok(Duration::from_secs(60)));
+        assert_eq!(patience(None), Ok(Duration::from_secs(50)));
         let cases = [
             ((0, 0), Duration::ZERO),
             ((0, 1), Duration::from_nanos(1)),
@@ -541,5 +594,17 @@ mod tests {
         for (seconds, nanos) in [(-1, 0), (0, -1), (i64::MIN, i32::MIN)] {
             assert_eq!(asked(seconds, nanos).unwrap_err().field, "timeout", "{seconds} s {nanos} ns");
         }
+    }
+
+    #[test]
+    fn a_wait_ends_a_little_before_the_deadline_of_its_call() {
+        let now = Instant::now();
+        let waited = |patience: u64, deadline: Option<u64>| {
+            let deadline = deadline.map(|millis| now + Duration::from_millis(millis));
+            wait_until(now, Duration::from_millis(patience), deadline).duration_since(now).as_millis()
+        };
+        assert_eq!((waited(50_000, None), waited(50_000, Some(60_000))), (50_000, 50_000));
+        assert_eq!((waited(50_000, Some(30_000)), waited(50_000, Some(2_000))), (29_000, 1_800));
+        assert_eq!((waited(50_000, Some(10)), waited(0, Some(10)), waited(50_000, Some(0))), (9, 0, 0));
     }
 }

@@ -8,26 +8,28 @@ mod deadline;
 mod errors;
 mod events;
 pub(crate) mod page;
+mod raw_body;
 mod stream;
 
 use std::sync::{Arc, Mutex, PoisonError};
 
 use access::Caller;
-pub use access::{Gate, LetIn, Peer};
+pub use access::{ClientName, Gate, LetIn, Peer, client_of};
 pub use admin::Admin;
-pub use answers::{AnswerBody, Answers, Payer, UNREAD_PER_CLIENT_MAX, Unread, is_prepaid};
+pub use answers::{AnswerBody, Answers, UNREAD_PER_CLIENT_MAX, Unread, is_prepaid};
 pub use backup::BackupStream;
 pub use deadline::{Deadline, note_deadline};
-pub use errors::{deadline_exceeded, explained, health_limit, overloaded, request_late, request_too_large};
+pub use errors::{deadline_exceeded, explained, health_limit, overloaded, reason, request_late, request_too_large};
 pub use events::Events;
 pub use stream::HandedOver;
 use tonic::{Request, Status};
 
 use crate::{
+    audit::Audit,
     event::Filter,
     journal::Journal,
     store::{Appender, ReadError, Retention},
-    subscription::{Sources, read_aside},
+    subscription::{Heard, Sources, read_aside},
     trace,
     wire::{self, FilterLimits, v1},
 };
@@ -49,6 +51,8 @@ pub struct Context {
     pub filter_limits: FilterLimits,
     /// What answers may take of memory.
     pub answers: Arc<Answers>,
+    /// Where calls of `AdminService` are recorded.
+    pub audit: Arc<Audit>,
     /// Told by `GetLogInfo`; changed by a reload.
     pub retention: Arc<Mutex<Retention>>,
 }
@@ -73,9 +77,8 @@ impl Context {
         FilterLimits { task_ids_max, ..self.filter_limits }
     }
 
-    /// What a page takes while it is made: as it is stored, and as it is sent.
     fn page_bytes_max(&self) -> usize {
-        page::PAGE_BYTES_MAX.saturating_add(self.sources.memory.event_bytes_max).saturating_mul(2)
+        page_bytes_max(self.sources.memory.event_bytes_max)
     }
 
     fn retention(&self) -> Retention {
@@ -95,11 +98,35 @@ impl Context {
     }
 }
 
-fn peer<T>(request: &Request<T>) -> String {
-    request.extensions().get::<Peer>().map(|peer| peer.address.to_string()).unwrap_or_default()
+/// What a page takes while it is made: as it is stored, and as it is sent.
+fn page_bytes_max(event_bytes_max: usize) -> usize {
+    page::PAGE_BYTES_MAX.saturating_add(event_bytes_max).saturating_mul(2)
 }
 
-/// The span of a call, as whoever began it has noted; `None` if it is not sampled.
+/// Address and silence of the client's connection.
+fn peer<T>(request: &Request<T>) -> (String, Heard) {
+    let peer = request.extensions().get::<Peer>();
+    peer.map(|peer| (peer.address.to_string(), peer.heard.clone())).unwrap_or_default()
+}
+
+/// The span of a call, as the server noted it when the call began; `None` if it is not sampled.
 fn call<T>(request: &Request<T>) -> Option<trace::Context> {
     request.extensions().get().copied()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{config, subscription::Memory};
+
+    #[test]
+    fn the_least_memory_that_answers_may_have_is_four_times_what_the_largest_takes() {
+        for body_bytes_max in [1 << 10, 1 << 20, 8 << 20, 64 << 20] {
+            let event_bytes_max = Memory::new(0, body_bytes_max).event_bytes_max;
+            let largest =
+                [2 * event_bytes_max, 2 * events::TASK_BYTES_MAX, page_bytes_max(event_bytes_max)].into_iter().max();
+            let least = config::answers_bytes_min(body_bytes_max as u64) as usize;
+            assert!(answers::SHARE * largest.unwrap() <= least, "{body_bytes_max}: {least}");
+        }
+    }
 }

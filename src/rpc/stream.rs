@@ -1,7 +1,7 @@
 //! A subscription as the body of an answer: messages become bytes, the end becomes a status. Pure but for the polling.
 //!
 //! tonic makes the body of a stream out of owned messages, encoding one after the other. An event goes to many streams, so to
-//! own it costs every delivery a write to memory that other cores write to as well. Here whoever wants most of what was
+//! own it costs every delivery a write to memory that other cores write to as well. Here a stream that wants most of what was
 //! published together hands on one encoding of it, which is shared by all; the rest is written into a buffer, straight from
 //! where everybody reads it.
 //!
@@ -20,14 +20,13 @@ use std::{
 
 use bytes::{Bytes, BytesMut};
 use hyper::body::{Body, Frame};
-use jiff::Timestamp;
 use tonic::Status;
 
 use super::errors::{self, RECONNECT_AFTER};
 use crate::{
-    budget::Flow,
     event::{Encoding, Records, Sequence},
     subscription::{Control, End, Message, Sources, Subscription},
+    transit::Flow,
     wire::{
         Delivery, duration, encode_streamed, put_message, timestamp,
         v1::{self, subscribe_response::Content},
@@ -133,8 +132,7 @@ impl EventBody {
             match self.subscription.poll_message(cx) {
                 Poll::Ready(Some(Ok(Message::Event { records, at, ahead }))) => {
                     let record = &records[at];
-                    let delivery =
-                        Delivery { epoch: self.sources.store.epoch(), record, include_raw: self.include_raw };
+                    let delivery = Delivery::new(self.sources.store.epoch(), record, self.include_raw);
                     // Most are that small whatever is sent of them.
                     if record.len() > room && delivery.streamed_len() > room {
                         let (sequence, length) = (record.sequence(), delivery.streamed_len());
@@ -166,7 +164,7 @@ impl EventBody {
     fn put_piece(&mut self, room: usize, cx: &mut Context<'_>) -> Poll<Result<(), End>> {
         let Some(large) = &mut self.large else { return Poll::Ready(Ok(())) };
         let record = ready!(self.subscription.poll_last(large.sequence, cx))?;
-        let delivery = Delivery { epoch: self.sources.store.epoch(), record, include_raw: self.include_raw };
+        let delivery = Delivery::new(self.sources.store.epoch(), record, self.include_raw);
         let end = large.length.min(large.done + room.saturating_sub(self.buffer.len()));
         delivery.put_streamed_part(large.done..end, &mut self.buffer);
         large.done = end;
@@ -201,7 +199,7 @@ impl EventBody {
             return;
         }
         for at in run.range.clone() {
-            let delivery = Delivery { epoch, record: &run.records[at], include_raw: false };
+            let delivery = Delivery::new(epoch, &run.records[at], false);
             delivery.put_streamed(run.range.end - at - 1, room, &mut self.buffer);
         }
     }
@@ -211,7 +209,8 @@ impl EventBody {
     }
 
     fn content(&self, control: Control) -> Content {
-        let now = || Some(timestamp(Timestamp::now()));
+        // By the clock that stamps events.
+        let now = || Some(timestamp(self.sources.store.clock().now()));
         match control {
             Control::Subscribed { position, first_available, head } => Content::Subscribed(v1::Subscribed {
                 subscription_id: self.subscription.id().to_owned(),
@@ -230,9 +229,9 @@ impl EventBody {
             Control::Progress { position, head } => {
                 Content::Progress(v1::Progress { cursor: self.cursor(position), head: self.cursor(head), time: now() })
             }
-            Control::Gap { from, to } => {
+            Control::Gap { after, through } => {
                 let reason = "CURSOR_EXPIRED".to_owned();
-                Content::Gap(v1::Gap { from: self.cursor(from), to: self.cursor(to), reason })
+                Content::Gap(v1::Gap { after: self.cursor(after), through: self.cursor(through), reason })
             }
             Control::GoingAway { position } => Content::GoingAway(v1::GoingAway {
                 cursor: self.cursor(position),
@@ -249,6 +248,7 @@ impl Body for EventBody {
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
         if let Some(frame) = self.frames.pop_front() {
+            self.subscription.handed_on();
             return Poll::Ready(Some(Ok(Frame::data(frame))));
         }
         if self.status.is_none() || !self.buffer.is_empty() {
@@ -259,9 +259,11 @@ impl Body for EventBody {
             self.subscription.rest(is_midway);
         }
         if let Some(frame) = self.frames.pop_front() {
+            self.subscription.handed_on();
             return Poll::Ready(Some(Ok(Frame::data(frame))));
         }
         if !self.buffer.is_empty() {
+            self.subscription.handed_on();
             let written = mem::take(&mut self.buffer);
             return Poll::Ready(Some(Ok(Frame::data(self.flow.hand(written)))));
         }
@@ -273,7 +275,10 @@ impl Body for EventBody {
                 self.has_ended = true;
                 Poll::Ready(Some(Ok(Frame::trailers(trailers))))
             }
-            None => Poll::Pending,
+            None => {
+                self.subscription.handed_all();
+                Poll::Pending
+            }
         }
     }
 

@@ -4,18 +4,21 @@
 use std::{
     collections::HashMap,
     error::Error,
-    iter::successors,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
     time::Duration,
 };
 
+use hyper_rustls::HttpsConnectorBuilder;
+use hyper_util::{client::legacy::Client, rt::TokioExecutor};
 use instant_acme::{
     Account, AccountBuilder, AccountCredentials, AuthorizationStatus, ChallengeType, Identifier, NewAccount, NewOrder,
     Order, OrderStatus, RetryPolicy,
 };
+use jiff::Timestamp;
 use rcgen::{CertificateParams, CustomExtension, KeyPair};
 use rustls::{
+    ClientConfig,
     pki_types::PrivatePkcs8KeyDer,
     server::{ClientHello, ResolvesServerCert},
     sign::CertifiedKey,
@@ -26,9 +29,17 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     aside,
-    net::tls::{Identity, provider},
+    net::tls::{Identity, load_roots, provider},
+    refusal::{Refusal, What},
+    watch::{Change, Files, News, Watched},
 };
-use crate::{config, files, metrics::Metrics, store::Clock};
+use crate::{
+    audit::{self, Audit},
+    causes::causes,
+    config, files,
+    metrics::Metrics,
+    store::Clock,
+};
 
 /// What an authority offers by ALPN when it checks a domain, and nobody else does.
 pub(super) const ACME_TLS: &[u8] = b"acme-tls/1";
@@ -43,13 +54,13 @@ const RETRY_MAX: Duration = Duration::from_secs(6 * 3600);
 const RENEWAL_PART: i64 = 3;
 /// How an authority says that it does not know an account (RFC 8555, section 6.7).
 const NO_SUCH_ACCOUNT: &str = "urn:ietf:params:acme:error:accountDoesNotExist";
+/// Below the data directory.
+pub(super) const DIRECTORY: &str = "acme";
 /// Files in the directory.
 const ACCOUNT_FILE: &str = "account.json";
 const CERTIFICATE_FILE: &str = "certificate.json";
 /// Largest file that is read: hundred times an account or a chain with its key.
 const KEPT_BYTES_MAX: u64 = 1 << 20;
-/// Largest file with the authority's own certificate.
-const DIRECTORY_CA_BYTES_MAX: u64 = 1 << 20;
 /// How long a file may take to be read or written, with a sync of a busy disk.
 const FILE_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -76,9 +87,59 @@ impl Resolver {
     }
 }
 
+/// By what the authority's own certificate is checked.
+pub(super) struct Authorities {
+    /// Where they are, and those in force; `None`: the system knows.
+    own: Option<(PathBuf, Arc<RwLock<Arc<ClientConfig>>>)>,
+    /// As they were before they were read.
+    files: Option<Files>,
+}
+
+impl Authorities {
+    /// Reads what the configuration names.
+    pub(super) fn load(config: &config::Acme) -> Result<Self, Refusal> {
+        let Some(path) = config.directory_ca_file.clone() else { return Ok(Self { own: None, files: None }) };
+        let files = Files::new([(What::AcmeCa, path.clone())]);
+        let in_force = Arc::new(RwLock::new(trusting(&path)?));
+        Ok(Self { own: Some((path, in_force)), files: Some(files) })
+    }
+
+    /// The file, if there is one, which is read again when it changes.
+    pub(super) fn watched(&mut self) -> Option<Watched> {
+        let (path, in_force) = self.own.clone()?;
+        let read = move || {
+            let (new, in_force) = (trusting(&path).map_err(|refusal| vec![refusal])?, Arc::clone(&in_force));
+            let change: Change = Box::new(move || {
+                *in_force.write().unwrap_or_else(PoisonError::into_inner) = new;
+                News { summary: "for the next order".to_owned(), changes: Vec::new() }
+            });
+            Ok(change)
+        };
+        Some(self.files.take()?.watched(read))
+    }
+
+    /// What speaks with the authority. May read the system's certificates.
+    fn builder(&self) -> Result<AccountBuilder, String> {
+        let Some((_, in_force)) = &self.own else {
+            return Account::builder().map_err(at("the system's certificates"));
+        };
+        let config = ClientConfig::clone(&in_force.read().unwrap_or_else(PoisonError::into_inner));
+        let connector = HttpsConnectorBuilder::new().with_tls_config(config).https_only().enable_http1().build();
+        Ok(Account::builder_with_http(Box::new(Client::builder(TokioExecutor::new()).build(connector))))
+    }
+}
+
+fn trusting(path: &Path) -> Result<Arc<ClientConfig>, Refusal> {
+    let roots = load_roots(What::AcmeCa, "acme.directory_ca_file", path)?;
+    let builder = ClientConfig::builder_with_provider(provider()).with_safe_default_protocol_versions();
+    let builder = builder.expect("ring has what every version needs");
+    Ok(Arc::new(builder.with_root_certificates(roots).with_no_client_auth()))
+}
+
 /// Orders and keeps the certificate.
 pub(super) struct Acme {
     config: config::Acme,
+    authorities: Arc<Authorities>,
     directory: PathBuf,
     resolver: Arc<Resolver>,
     metrics: Arc<Metrics>,
@@ -104,10 +165,16 @@ struct KeptAccount {
 
 impl Acme {
     /// Takes up the certificate that is kept below `data_dir`, if it is of this authority and for these domains.
-    pub(super) fn new(config: &config::Acme, data_dir: &Path, metrics: Arc<Metrics>) -> (Self, Arc<Resolver>) {
+    pub(super) fn new(
+        config: &config::Acme,
+        data_dir: &Path,
+        authorities: Authorities,
+        metrics: Arc<Metrics>,
+    ) -> (Self, Arc<Resolver>) {
         let resolver = Arc::<Resolver>::default();
-        let (config, directory) = (config.clone(), data_dir.join("acme"));
-        let mut acme = Self { config, directory, resolver: Arc::clone(&resolver), metrics, life: None };
+        let (config, authorities) = (config.clone(), Arc::new(authorities));
+        let (directory, in_use) = (data_dir.join(DIRECTORY), Arc::clone(&resolver));
+        let mut acme = Self { config, authorities, directory, resolver: in_use, metrics, life: None };
         if let Some(kept) = acme.kept()
             && let Err(error) = acme.put_into_use(&kept)
         {
@@ -118,7 +185,7 @@ impl Acme {
 
     /// Keeps the certificate fresh until `stop`. It is due when both the log's clock and the machine's say so: orders are not
     /// to be wasted by a clock that is wrong, because authorities limit them for a week.
-    pub(super) async fn run(mut self, clock: Arc<Clock>, stop: CancellationToken) {
+    pub(super) async fn run(mut self, clock: Arc<Clock>, audit: Arc<Audit>, stop: CancellationToken) {
         let mut retry = RETRY_MIN;
         loop {
             let mut pause = self.due_in(&clock).min(PERIOD_MAX);
@@ -132,7 +199,10 @@ impl Acme {
                 let result = if ordered.is_ok() { "done" } else { "failed" };
                 self.metrics.acme_orders.with_label_values(&[result]).inc();
                 match ordered {
-                    Ok(()) => retry = RETRY_MIN,
+                    Ok(()) => {
+                        retry = RETRY_MIN;
+                        self.record(&audit);
+                    }
                     Err(error) => {
                         tracing::error!(error, retry_seconds = retry.as_secs(), "no certificate");
                         pause = retry;
@@ -145,6 +215,16 @@ impl Acme {
                 () = sleep(pause) => {}
             }
         }
+    }
+
+    /// That another certificate is in use.
+    fn record(&self, audit: &Arc<Audit>) {
+        let mut entry = audit.entry("certificates");
+        let until = self.life.and_then(|(_, until)| Timestamp::from_second(until).ok());
+        entry.note("by", "acme");
+        entry.note("domains", self.config.domains.clone());
+        entry.note("expires", until.map(|until| until.to_string()));
+        entry.end_now(audit::OK);
     }
 
     /// How long it is until the certificate is due.
@@ -215,9 +295,9 @@ impl Acme {
     }
 
     async fn account(&self) -> Result<Account, String> {
-        let config::Acme { directory_url, directory_ca_file, contact, .. } = &self.config;
-        let (ca, path) = (directory_ca_file.clone(), self.directory.join(ACCOUNT_FILE));
-        let read = move || (builder(ca.as_deref()), files::read(&path, KEPT_BYTES_MAX).ok());
+        let config::Acme { directory_url, contact, .. } = &self.config;
+        let (authorities, path) = (Arc::clone(&self.authorities), self.directory.join(ACCOUNT_FILE));
+        let read = move || (authorities.builder(), files::read(&path, KEPT_BYTES_MAX).ok());
         let (builder, kept) = aside::within(FILE_TIMEOUT, read).await.map_err(told("the account that was kept"))?;
         let builder = builder.map_err(told("the authority's own certificate cannot be checked"))?;
         let kept = kept.and_then(|json| serde_json::from_slice::<KeptAccount>(&json).ok());
@@ -249,15 +329,6 @@ impl Acme {
     }
 }
 
-/// What speaks with the authority; reads the certificates that it is checked with.
-fn builder(directory_ca: Option<&Path>) -> Result<AccountBuilder, String> {
-    let Some(path) = directory_ca else { return Account::builder().map_err(at("the system's certificates")) };
-    let wrong = |error: &dyn Error| format!("{}: {error}", path.display());
-    // The library reads whatever is there, however much that is.
-    files::read(path, DIRECTORY_CA_BYTES_MAX).map_err(|error| wrong(&error))?;
-    Account::builder_with_root(path).map_err(|error| wrong(&error))
-}
-
 /// What the authority has found wrong with the domains, in its own words.
 async fn findings(order: &mut Order) -> Option<String> {
     let mut findings = Vec::new();
@@ -285,10 +356,7 @@ fn proof(domain: &str, digest: &[u8]) -> Result<Arc<CertifiedKey>, String> {
 
 /// Says at which step something failed, and each cause behind it.
 fn at<E: Error + 'static>(step: &str) -> impl Fn(E) -> String {
-    move |error| {
-        let causes = successors(Some(&error as &dyn Error), |&cause| cause.source()).map(ToString::to_string);
-        format!("{step}: {}", causes.collect::<Vec<_>>().join(": "))
-    }
+    move |error| format!("{step}: {}", causes(&error))
 }
 
 /// The same of what is a text already.

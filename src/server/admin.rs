@@ -2,10 +2,10 @@
 
 use std::{
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc,
         atomic::{AtomicBool, Ordering},
     },
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use axum::{
@@ -18,28 +18,36 @@ use axum::{
 };
 use prometheus::IntCounterVec;
 use serde_json::json;
-use tokio::time::timeout;
+use tokio::{sync::Semaphore, time::timeout};
 
 use super::liveness::Liveness;
 use crate::{
     journal::Journal,
+    metrics::REVISION,
+    printable::printable_beginning,
     rpc::Answers,
-    store::Health,
-    subscription::{Listed, Sources},
+    sampler::Sampler,
+    store::{Health, ReadError},
+    subscription::{Listed, Sources, State as SubscriptionState, read_aside},
     web,
 };
 
-/// How long the commit path may take to answer a probe before the broker counts as not ready.
+/// How long the commit path, or a read of the log, may take to answer a probe before the broker counts as not ready.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// How often a refused name is logged.
-const COMPLAINT: Duration = Duration::from_secs(60);
+/// How often a refusal is logged, for each cause.
+pub(super) const COMPLAINT: Duration = Duration::from_secs(60);
+
+/// What the probes say from SIGTERM on.
+const DRAINING: &str = "draining";
 
 const INDEX: &str = "blobcast, for operators\n\n\
-    /livez    200 while the threads that serve do so; never touches the store\n\
-    /readyz   200 while callbacks become durable; commits a mark to find out\n\
-    /metrics  Prometheus text format\n\
-    /version  what runs here\n";
+    /livez          200 while the threads that serve do so; never touches the store\n\
+    /readyz         200 while both of these are\n\
+    /readyz/ingest  200 while callbacks become durable; commits a mark to find out\n\
+    /readyz/grpc    200 while events can be read; reads the newest to find out\n\
+    /metrics        Prometheus text format\n\
+    /version        what runs here\n";
 
 /// What the routes look at.
 pub(super) struct Status {
@@ -47,6 +55,8 @@ pub(super) struct Status {
     answers: Arc<Answers>,
     journal: Arc<dyn Journal>,
     liveness: Arc<Liveness>,
+    /// One read by a probe at a time: on a disk that hangs each would keep a thread that subscriptions need.
+    reading: Arc<Semaphore>,
     draining: AtomicBool,
 }
 
@@ -64,7 +74,8 @@ impl Status {
         liveness: &Arc<Liveness>,
     ) -> Self {
         let (sources, answers, liveness) = (Arc::clone(sources), Arc::clone(answers), Arc::clone(liveness));
-        Self { sources, answers, journal, liveness, draining: AtomicBool::new(false) }
+        let reading = Arc::new(Semaphore::new(1));
+        Self { sources, answers, journal, liveness, reading, draining: AtomicBool::new(false) }
     }
 
     /// Not ready from now on.
@@ -72,9 +83,10 @@ impl Status {
         self.draining.store(true, Ordering::Release);
     }
 
-    async fn problem(&self) -> Option<String> {
-        if self.draining.load(Ordering::Acquire) {
-            return Some("draining".to_owned());
+    /// Why callbacks would be refused.
+    async fn problem_of_ingest(&self) -> Option<String> {
+        if self.is_draining() {
+            return Some(DRAINING.to_owned());
         }
         match timeout(PROBE_TIMEOUT, self.journal.probe()).await {
             Ok(Ok(Ok(()))) => None,
@@ -82,6 +94,33 @@ impl Status {
             Ok(Err(_)) => Some("the store is closed".to_owned()),
             Err(_) => Some(format!("the commit path has not answered for {} s", PROBE_TIMEOUT.as_secs())),
         }
+    }
+
+    /// Why readers would be refused. A full disk is no reason: what is kept can be read.
+    async fn problem_of_grpc(&self) -> Option<String> {
+        if self.is_draining() {
+            return Some(DRAINING.to_owned());
+        }
+        let (sources, reading) = (Arc::clone(&self.sources), Arc::clone(&self.reading));
+        let read = async move {
+            let permit = reading.acquire_owned().await;
+            read_aside(move || {
+                let _permit = permit;
+                sources.store.get(sources.store.head())
+            })
+            .await
+        };
+        match timeout(PROBE_TIMEOUT, read).await {
+            // An empty log, or one whose newest event is forgotten, has nothing to read.
+            Ok(Ok(Ok(_) | Err(ReadError::Expired))) => None,
+            Ok(Ok(Err(error))) => Some(error.to_string()),
+            Ok(Err(_)) => Some(DRAINING.to_owned()), // only a runtime that shuts down cancels it
+            Err(_) => Some(format!("a read of the log has not answered for {} s", PROBE_TIMEOUT.as_secs())),
+        }
+    }
+
+    fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Acquire)
     }
 
     /// Sets the gauges that mirror a state.
@@ -109,10 +148,17 @@ impl Status {
         metrics.sending_bytes.set(signed(memory.transit.held() as u64));
         metrics.answer_bytes.set(signed(self.answers.bytes_held() as u64));
         metrics.backups.set(signed(self.answers.backups() as u64));
+        let (taken, failed_at) = store.backup_results().last();
+        metrics.backup_last_success.set(taken.at);
+        metrics.backup_last_seconds.set(signed(taken.seconds));
+        metrics.backup_last_bytes.set(signed(taken.bytes));
+        metrics.backup_last_failure.set(failed_at);
         let head = hub.head();
         let lag = |listed: &Listed| head.0.saturating_sub(listed.position.0);
-        let lag_max = registry.list(hub, 0, usize::MAX).iter().map(lag).max().unwrap_or_default();
-        metrics.lag_events_max.set(signed(lag_max));
+        let listed = registry.list(hub, 0, usize::MAX);
+        metrics.lag_events_max.set(signed(listed.iter().map(lag).max().unwrap_or_default()));
+        let stalled = listed.iter().filter(|listed| listed.state == SubscriptionState::Stalled).count();
+        metrics.subscriptions_stalled.set(signed(stalled as u64));
     }
 }
 
@@ -124,32 +170,25 @@ pub(super) struct Door {
     /// Names besides addresses and `localhost`.
     pub hosts: Vec<String>,
     pub refused: IntCounterVec,
-    /// When a refused name was logged last.
-    pub told: Mutex<Option<Instant>>,
+    /// What was logged of them.
+    pub log: Sampler,
 }
 
 impl Door {
-    /// Names what was asked for in the log, now and then: Prometheus cannot count its own refusals.
-    fn tell(&self, request: &Request) {
-        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
-        if told.is_none_or(|told| told.elapsed() >= COMPLAINT) {
-            *told = Some(Instant::now());
-            let name = web::authorities(request).flatten().find(|name| !web::is_ours(name, self.port, &self.hosts));
-            tracing::warn!(
-                ?name,
-                "refused a request to the admin listener by a name that is not known: add the name to admin.hosts and restart, \
-                 or use an IP address"
-            );
+    /// Refuses a request. The log tells of one now and then, since Prometheus cannot count what it is refused itself.
+    fn refuse(&self, cause: &'static str, name: Option<&str>, why: &str, answer: (StatusCode, String)) -> Response {
+        self.refused.with_label_values(&[cause]).inc();
+        if let Some(unlogged) = self.log.due(cause) {
+            let name = name.map(printable_beginning);
+            tracing::warn!(cause, name, unlogged, "refused a request to the admin listener {why}");
         }
+
+        answer.into_response()
     }
 }
 
 /// Refuses what a web page makes its visitor's browser ask: metrics and state are for operators, and `/readyz` writes.
 async fn guarded(State(door): State<Arc<Door>>, request: Request, next: Next) -> Response {
-    let refuse = |cause, answer: (StatusCode, String)| {
-        door.refused.with_label_values(&[cause]).inc();
-        answer.into_response()
-    };
     // Without any name it was no browser that asked.
     let is_ours = |name: Option<&str>| name.is_some_and(|name| web::is_ours(name, door.port, &door.hosts));
     if !web::authorities(&request).all(is_ours) {
@@ -157,14 +196,16 @@ async fn guarded(State(door): State<Arc<Door>>, request: Request, next: Next) ->
             "this listener answers to IP addresses and to localhost:{}: add other names to admin.hosts and restart\n",
             door.port
         );
-        door.tell(&request);
-        return refuse("host", (StatusCode::MISDIRECTED_REQUEST, message));
+        let name = web::authorities(&request).flatten().find(|name| !is_ours(Some(name)));
+        let why = "by a name that is not known: add the name to admin.hosts and restart, or use an IP address";
+        return door.refuse("host", name, why, (StatusCode::MISDIRECTED_REQUEST, message));
     }
+
     if web::is_foreign(&request, None, &door.hosts) && !web::is_navigation(request.headers()) {
-        return refuse(
-            "foreign_origin",
-            (StatusCode::FORBIDDEN, "a web page of another site has asked this\n".to_owned()),
-        );
+        let message = "a web page of another site has asked this\n".to_owned();
+        let origin = request.headers().get(header::ORIGIN).and_then(|origin| origin.to_str().ok());
+        let why = "that a web page of another site has made: look at who can reach the listener";
+        return door.refuse("foreign_origin", origin, why, (StatusCode::FORBIDDEN, message));
     }
     next.run(request).await
 }
@@ -174,6 +215,8 @@ pub(super) fn router(status: &Arc<Status>, door: Door) -> Router {
         .route("/", get(INDEX))
         .route("/livez", get(livez))
         .route("/readyz", get(readyz))
+        .route("/readyz/ingest", get(readyz_ingest))
+        .route("/readyz/grpc", get(readyz_grpc))
         .route("/metrics", get(metrics))
         .route("/version", get(version))
         .fallback((StatusCode::NOT_FOUND, INDEX))
@@ -189,7 +232,20 @@ async fn livez(State(status): State<Arc<Status>>) -> Response {
 }
 
 async fn readyz(State(status): State<Arc<Status>>) -> Response {
-    match status.problem().await {
+    let (ingest, grpc) = tokio::join!(status.problem_of_ingest(), status.problem_of_grpc());
+    readiness(ingest.or(grpc))
+}
+
+async fn readyz_ingest(State(status): State<Arc<Status>>) -> Response {
+    readiness(status.problem_of_ingest().await)
+}
+
+async fn readyz_grpc(State(status): State<Arc<Status>>) -> Response {
+    readiness(status.problem_of_grpc().await)
+}
+
+fn readiness(problem: Option<String>) -> Response {
+    match problem {
         None => "ready\n".into_response(),
         Some(problem) => (StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {problem}\n")).into_response(),
     }
@@ -211,6 +267,7 @@ async fn version(State(status): State<Arc<Status>>) -> Response {
     let version = json!({
         "name": env!("CARGO_PKG_NAME"),
         "version": env!("CARGO_PKG_VERSION"),
+        "revision": REVISION,
         "epoch": status.sources.store.epoch().to_string(),
         "head": status.sources.store.cursor(status.sources.store.head()).to_string(),
     });

@@ -3,67 +3,100 @@
 use std::{
     path::Path,
     sync::{Arc, Mutex},
+    thread,
+    time::Duration,
 };
 
 use super::{
     Addresses, exposure, lock,
-    watch::{Change, Files, Watched},
+    refusal::{Refusal, What},
+    watch::{Change, Files, News, Watched},
 };
 use crate::{
     config::{self, Config},
-    credentials::{Credentials, SharedCredentials},
+    credentials::{Credentials, FILE_BYTES_MAX, Intruders, SharedCredentials},
     files,
     ingest::{Allowlist, BodySignature, ForwardedHeader, Rules, TrustedProxies},
 };
 
-/// Largest file that is read: room for ten thousand clients.
-const FILE_BYTES_MAX: u64 = 4 * 1024 * 1024;
+/// A file that is empty is read again after this time, because a program that writes it in place empties it first. Shorter than
+/// the time limit of a read.
+const EMPTY_PAUSE: Duration = Duration::from_millis(1_500);
 
-/// Reads the file the configuration names, and checks that it has what the configuration counts on.
-pub(super) fn load(config: &Config, addresses: &Addresses) -> Result<Credentials, String> {
-    let credentials = config.credentials_file.as_deref().map(read).transpose()?.unwrap_or_default();
-    check(config, addresses, &credentials)?;
-    Ok(credentials)
+/// Enough to begin with, and a line that is not too long.
+const NAMED_MAX: usize = 5;
+
+/// Reads the file the configuration names, and checks that it has what the configuration counts on, wherever it listens.
+pub(super) fn load(config: &Config, places: &[Addresses]) -> Result<Credentials, Vec<Refusal>> {
+    let read = config.credentials_file.as_deref().map(read).transpose();
+    let credentials = read.map_err(|refusal| vec![refusal])?.unwrap_or_default();
+    let mut refusals = Vec::new();
+    for problem in places.iter().flat_map(|addresses| problems(config, addresses, &credentials)) {
+        let refusal = Refusal::new(What::Credentials, problem);
+        if !refusals.contains(&refusal) {
+            refusals.push(refusal);
+        }
+    }
+    if refusals.is_empty() { Ok(credentials) } else { Err(refusals) }
 }
 
-fn read(path: &Path) -> Result<Credentials, String> {
-    let told = |error: &dyn std::fmt::Display| format!("{}: {error}", path.display());
-    let text = files::read_text(path, FILE_BYTES_MAX).map_err(|error| told(&error))?;
-    Credentials::parse(&text).map_err(|error| told(&error))
+fn read(path: &Path) -> Result<Credentials, Refusal> {
+    parse(path, &text(path)?)
 }
 
-/// Whether the credentials have what the configuration counts on. Where the listeners are is for the sockets to say: those that
+/// The same for a file that somebody may be writing just now. Takes a while if the file is empty.
+fn read_again(path: &Path) -> Result<Credentials, Refusal> {
+    let mut found = text(path)?;
+    if found.is_empty() {
+        thread::sleep(EMPTY_PAUSE);
+        found = text(path)?;
+    }
+    parse(path, &found)
+}
+
+fn text(path: &Path) -> Result<String, Refusal> {
+    let unreadable = |error| Refusal::unreadable(What::Credentials, "credentials_file", path, &error);
+    files::read_text(path, FILE_BYTES_MAX).map_err(unreadable)
+}
+
+fn parse(path: &Path, text: &str) -> Result<Credentials, Refusal> {
+    let wrong = |error| Refusal::new(What::Credentials, format!("credentials_file: {}: {error}", path.display()));
+    Credentials::parse(text).map_err(wrong)
+}
+
+/// What the configuration counts on and the credentials do not have. Where the listeners are is for the sockets to say: those that
 /// were inherited may be anywhere.
-pub(super) fn check(config: &Config, addresses: &Addresses, credentials: &Credentials) -> Result<(), String> {
+pub(super) fn problems(config: &Config, addresses: &Addresses, credentials: &Credentials) -> Vec<String> {
     let Config { ingest, grpc, admin, .. } = config;
-    if ingest.body_signature != config::BodySignature::Off && credentials.body_secret().is_none() {
+    let mut problems = Vec::new();
+    if ingest.body_signature != config::BodySignature::Off && !credentials.has_body_secret() {
         let needed = "ingest.body_signature needs the vendor's secret: add [body_signature] to the credentials file";
-        return Err(needed.to_owned());
+        problems.push(needed.to_owned());
     }
     let asks_something = ingest.body_signature == config::BodySignature::Require
         || ingest.allowlist == config::Allowlist::Enforce
         || credentials.verify_urls();
     if !super::is_loopback(addresses.ingest) && !ingest.allow_unverified && !asks_something {
-        return Err(format!(
+        problems.push(format!(
             "ingest.listen: {} is not loopback, and nothing is asked of callbacks: add [callback_tokens] or \
              [signing_keys] to the credentials file, or set ingest.allow_unverified",
             addresses.ingest
         ));
     }
     if !super::is_loopback(addresses.grpc) && !grpc.allow_anonymous && !credentials.verify_clients() {
-        return Err(format!(
+        problems.push(format!(
             "grpc.listen: {} is not loopback, and nobody is known: add [clients] to the credentials file, or set \
              grpc.allow_anonymous",
             addresses.grpc
         ));
     }
     if !super::is_loopback(addresses.admin) && !admin.allow_anonymous {
-        return Err(format!(
+        problems.push(format!(
             "admin.listen: {} is not loopback: listen on 127.0.0.1, or set admin.allow_anonymous",
             addresses.admin
         ));
     }
-    Ok(())
+    problems
 }
 
 /// What callbacks have to show, by the configuration.
@@ -99,23 +132,88 @@ pub(super) fn rules(config: &Config, credentials: Arc<SharedCredentials>) -> Rul
 pub(super) fn watched(config: &Arc<Mutex<Config>>, credentials: &Arc<SharedCredentials>) -> Option<Watched> {
     let path = lock(config).credentials_file.clone()?;
     let (config, credentials) = (Arc::clone(config), Arc::clone(credentials));
-    let files = Files::new("credentials", [path.clone()]);
+    let files = Files::new([(What::Credentials, path.clone())]);
     Some(files.watched(move || {
-        let (new, config, credentials) = (read(&path)?, Arc::clone(&config), Arc::clone(&credentials));
+        let new = read_again(&path).map_err(|refusal| vec![refusal])?;
+        // Of many lines it takes a while.
+        let intruders = new.intruders();
+        let (config, credentials) = (Arc::clone(&config), Arc::clone(&credentials));
         exposure::warn_of_secrets([&path]);
-        let change: Change = Box::new(move || put_into_force(new, &lock(&config), &credentials));
+        let change: Change = Box::new(move || put_into_force(new, &intruders, &lock(&config), &credentials));
         Ok(change)
     }))
 }
 
 /// A file that can be read is taken whatever is missing in it: what it has lost is refused from now on, and that is what its owner
 /// wants who removes a leaked token.
-fn put_into_force(new: Credentials, config: &Config, credentials: &SharedCredentials) -> String {
+fn put_into_force(new: Credentials, intruders: &Intruders, config: &Config, credentials: &SharedCredentials) -> News {
+    let old = credentials.get();
     credentials.set(new);
     let new = credentials.get();
     tell_who_is_shut_out(config, &new);
+    warn_of_tenants(config, &new, intruders);
     let [callback_tokens, signing_keys, clients] = new.counts();
-    format!("{callback_tokens} callback tokens, {signing_keys} signing keys, {clients} clients")
+    let summary = format!("{callback_tokens} callback tokens, {signing_keys} signing keys, {clients} clients");
+    News { summary, changes: new.changes_from(&old) }
+}
+
+/// Logs [`not_isolated`].
+pub(super) fn warn_of_tenants(config: &Config, credentials: &Credentials, intruders: &Intruders) {
+    for problem in not_isolated(config, credentials, intruders) {
+        tracing::warn!(problem, "tenants are not isolated from each other");
+    }
+}
+
+/// A warning each if clients are bound to something, and others may read or write it all the same.
+pub(super) fn not_isolated(config: &Config, credentials: &Credentials, intruders: &Intruders) -> Vec<String> {
+    anonymous(config, credentials).into_iter().chain(writers(credentials, intruders)).collect()
+}
+
+fn anonymous(config: &Config, credentials: &Credentials) -> Option<String> {
+    let mut bound = credentials.clients_that_are_bound().peekable();
+    if !config.grpc.allow_anonymous || bound.peek().is_none() {
+        return None;
+    }
+    let named = first(&bound.map(|name| format!("client {name}")).collect::<Vec<_>>());
+    Some(format!(
+        "grpc.allow_anonymous: a caller without a token reads every event and may call AdminService, so `products` and `labels` of \
+         clients keep nothing from anybody ({named}): set it to false"
+    ))
+}
+
+/// Clients are bound to labels that others may write, too.
+fn writers(credentials: &Credentials, intruders: &Intruders) -> Option<String> {
+    if !credentials.has_bound_clients() {
+        return None;
+    }
+    if !credentials.verify_urls() {
+        let problem = "credentials_file: clients are bound to labels, and a callback needs no token and no signature, so anybody \
+                       may write any label: add [callback_tokens] with `labels`";
+        return Some(problem.to_owned());
+    }
+    let Intruders { found, is_all } = intruders;
+    if found.is_empty() && *is_all {
+        return None;
+    }
+    if found.is_empty() {
+        let problem = "credentials_file: there are too many clients and callback credentials to compare each with each, and those \
+                       compared are isolated: give tenants brokers of their own, or fewer credentials";
+        return Some(problem.to_owned());
+    }
+    let named = first(&found.iter().map(ToString::to_string).collect::<Vec<_>>());
+    Some(format!(
+        "credentials_file: clients are bound to labels that others may write, by {named}: give the credential `labels` with a value \
+         for each key that the client is bound to, or `products` that the client may not see, or take it out"
+    ))
+}
+
+/// The first of them, and how many more there are.
+fn first(names: &[String]) -> String {
+    let named = names.iter().take(NAMED_MAX).map(String::as_str).collect::<Vec<_>>().join(", ");
+    match names.len().saturating_sub(NAMED_MAX) {
+        0 => named,
+        count => format!("{named} and {count} more"),
+    }
 }
 
 fn tell_who_is_shut_out(config: &Config, credentials: &Credentials) {
@@ -126,7 +224,7 @@ fn tell_who_is_shut_out(config: &Config, credentials: &Credentials) {
              (`blobcast token new callback NAME`)"
         );
     }
-    if config.ingest.body_signature == config::BodySignature::Require && credentials.body_secret().is_none() {
+    if config.ingest.body_signature == config::BodySignature::Require && !credentials.has_body_secret() {
         tracing::warn!(
             "no callback is let in any more: the credentials file has no [body_signature] left, which \
              ingest.body_signature needs; add it"

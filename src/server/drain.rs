@@ -1,7 +1,7 @@
 //! Taking the broker down: not ready, no new callbacks, finish commits, tell every stream, close the store, in that order, and
 //! all of it before a deadline, because a dead peer can hold a graceful shutdown up for ever.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use tokio::time::{Instant, sleep, timeout_at};
 
@@ -54,14 +54,18 @@ pub(super) async fn drain(server: Server, drain_timeout: Duration, to_start_anew
     let _ = timeout_at(closing, tasks.join_next()).await.is_ok(); // what has not closed by then is cut off
 
     // Behind everything that was sent before; nothing is sent any more.
+    let store = Arc::clone(&sources.store);
     let stopped = tokio::task::spawn_blocking(move || {
         appender.stop();
-        writer.join().is_ok()
+        let _ = writer.join().is_ok(); // a panic has ended the process
+        store.close();
     });
     let committed = timeout_at(deadline, stopped).await.is_ok();
     server.stop_admin.cancel();
     let others = async { while tasks.join_next().await.is_some() {} };
     let _ = timeout_at(deadline.min(Instant::now() + CLOSING), others).await.is_ok();
+    // Behind the calls that were cut off, which have records, too.
+    let _ = timeout_at(deadline.max(Instant::now() + CLOSING), server.audit.flush()).await.is_ok();
     let seconds = started.elapsed().as_secs_f64();
     if ingest_done && committed && cut_off == 0 {
         tracing::info!(seconds, "drained");

@@ -1,15 +1,17 @@
-//! HTTP/1.1 on a listener, and HTTP/2 where TLS has agreed on it: bounded connections, headers, header time and time to take an
-//! answer, and answers that arrive.
+//! HTTP/1.1 on a listener, and HTTP/2 where TLS has agreed on it: bounded connections, headers, header time, idle time and time to
+//! take an answer, and answers that arrive.
 //!
 //! An accept loop of our own, because the usual `serve` waits for ever for a first byte and takes any number of connections.
+
+mod activity;
+mod rest;
 
 use std::{
     convert::Infallible,
     future::poll_fn,
-    io,
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     pin::{Pin, pin},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     task::{Poll, ready},
     time::Duration,
 };
@@ -18,7 +20,7 @@ use axum::{
     Router,
     body::{Body, HttpBody},
     http::{
-        HeaderValue, Method, StatusCode,
+        Method, StatusCode,
         header::{CONNECTION, CONTENT_LENGTH},
     },
     response::{IntoResponse, Response},
@@ -35,18 +37,23 @@ use hyper_util::{
 };
 use prometheus::IntCounterVec;
 use tokio::{
-    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
+    io::AsyncWriteExt,
     net::{TcpListener, TcpStream},
     sync::{OwnedSemaphorePermit, Semaphore},
-    time::{Instant, sleep, sleep_until, timeout},
+    time::{sleep, timeout},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use tokio_io_timeout::TimeoutStream;
 
+pub(super) use self::rest::RequestBody;
+use self::{
+    activity::{Activity, Watched},
+    rest::{Rest, Settling, linger},
+};
 use super::{
     net::{
-        self, Entrance, Opened, Refused, Stream,
+        self, Entrance, Floods, Opened, Refused, Stream, TurnedAway,
         places::{Counted, Patience, Place, Places, Standing},
         tls::H2,
     },
@@ -54,17 +61,17 @@ use super::{
 };
 use crate::{
     config,
-    ingest::LAST_REQUEST,
+    ingest::{LAST_REQUEST, ToAnybody},
     metrics::Metrics,
     trace::{REQUEST_ID, RequestId},
 };
 
 /// Connections beyond the limit that are being told so. When these are used up, too, the rest waits in the kernel's queue.
 const REFUSALS_MAX: usize = 256;
-/// How long a closing connection reads on, so that its last answer is not lost to a reset.
-const LINGER: Duration = Duration::from_millis(500);
-/// How much it reads.
-const LINGER_BYTES: usize = 256 * 1024;
+/// How long a closing connection reads on, so that its last answer is not lost to a reset: a large body takes its time.
+const LINGER: Duration = Duration::from_secs(2);
+/// The same where others wait for it: when the broker stops, and where there was no place for the connection.
+const FAREWELL: Duration = Duration::from_millis(500);
 /// The admin listener's connections: probes, scrapers and people, and a wide margin; no load balancer comes in here.
 const ADMIN_CONNECTIONS_MAX: usize = 128;
 /// When all places are taken, a connection has so long to ask something before it gives way to a new one: the handshake and the
@@ -77,7 +84,7 @@ const PATIENCE: Patience =
 const ADMIN_HEADER_BYTES_MAX: usize = 16 * 1024;
 const ADMIN_HEADERS_MAX: usize = 64;
 /// Time for them to arrive, and for an idle connection to ask again: longer than the usual 15 s between two scrapes.
-const ADMIN_HEADER_TIMEOUT: Duration = Duration::from_secs(30);
+const ADMIN_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long a client may take to take some of an answer: they are small, so only one that does not read at all needs longer.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Requests at once on one HTTP/2 connection.
@@ -103,11 +110,14 @@ pub(super) struct Limits {
     patience: Patience,
     header_bytes_max: usize,
     headers_max: usize,
-    header_timeout: Duration,
+    quiet: activity::Patience,
     linger: Duration,
+    farewell: Duration,
+    /// A success shows that its client was let in. If false, nobody has to show anything: all are strangers to each other.
+    lets_in: bool,
     /// A client that has closed its sending side is still answered; if false, it counts as gone, and its requests are dropped.
     half_close: bool,
-    /// How long a connection stays open for a request that may be on its way when the broker stops. Whoever is not being answered
+    /// How long a connection stays open for a request that may be on its way when the broker stops. A client that is not being answered
     /// after that is left, so that nobody can hold up a restart by saying nothing, little, or too much.
     last_request: Duration,
 }
@@ -119,8 +129,10 @@ impl Limits {
             patience: PATIENCE,
             header_bytes_max: super::usize_of(config.header_bytes_max),
             headers_max: super::usize_of(config.headers_max),
-            header_timeout: config.header_timeout,
+            quiet: activity::Patience { header_timeout: config.header_timeout, idle_timeout: config.idle_timeout },
             linger: LINGER,
+            farewell: FAREWELL,
+            lets_in: true,
             half_close: true,
             last_request: LAST_REQUEST,
         }
@@ -133,10 +145,19 @@ impl Limits {
             patience: PATIENCE,
             header_bytes_max: ADMIN_HEADER_BYTES_MAX,
             headers_max: ADMIN_HEADERS_MAX,
-            header_timeout: ADMIN_HEADER_TIMEOUT,
+            quiet: activity::Patience { header_timeout: ADMIN_TIMEOUT, idle_timeout: ADMIN_TIMEOUT },
             linger: LINGER,
+            farewell: FAREWELL,
+            lets_in: false,
             half_close: false,            // an answer may take as long as a disk that hangs
             last_request: Duration::ZERO, // scrapers and probes ask again by themselves
+        }
+    }
+
+    /// A sender whose request was accepted is a known client from then on.
+    fn note_client(&self, standing: &Standing, answer: &Response) {
+        if self.lets_in && answer.status().is_success() && answer.extensions().get::<ToAnybody>().is_none() {
+            standing.is_known_now();
         }
     }
 
@@ -144,46 +165,47 @@ impl Limits {
         stop.cancelled().await;
         sleep(self.last_request).await;
     }
+
+    /// A connection that closes is not waited for any longer.
+    async fn farewell_over(&self, stop: &CancellationToken) {
+        stop.cancelled().await;
+        sleep(self.farewell).await;
+    }
 }
 
 /// What one listener counts.
 #[derive(Clone)]
 pub(super) struct Counters {
     places: Counted,
-    /// Connections that were not let in, by listener and cause.
-    refused: IntCounterVec,
+    turned_away: TurnedAway,
     /// Requests that ended before their headers were complete, by outcome; of the ingest listener only.
     callbacks: Option<IntCounterVec>,
-    listener: &'static str,
+    floods: Floods,
 }
 
 impl Counters {
     pub(super) fn of(listener: &'static str, metrics: &Metrics) -> Self {
         Self {
             places: Counted::of(listener, metrics),
-            refused: metrics.connections_refused.clone(),
+            turned_away: TurnedAway::of(listener, metrics),
             callbacks: None,
-            listener,
+            floods: Floods::of(listener, metrics),
         }
     }
 
     pub(super) fn of_ingest(metrics: &Metrics) -> Self {
         Self { callbacks: Some(metrics.callbacks.clone()), ..Self::of("ingest", metrics) }
     }
-
-    fn refused(&self, refused: &Refused) {
-        self.refused.with_label_values(&[self.listener, refused.cause()]).inc();
-    }
 }
 
 /// Answers a request of a connection from that address.
-pub(super) trait Responder: Fn(IpAddr, Request<Incoming>) -> Answer + Clone + Send + Sync + 'static {}
-impl<F: Fn(IpAddr, Request<Incoming>) -> Answer + Clone + Send + Sync + 'static> Responder for F {}
+pub(super) trait Responder: Fn(IpAddr, Request<RequestBody>) -> Answer + Clone + Send + Sync + 'static {}
+impl<F: Fn(IpAddr, Request<RequestBody>) -> Answer + Clone + Send + Sync + 'static> Responder for F {}
 
 /// On the heap from the start: it would be copied from layer to layer on its way there.
 pub(super) type Answer = Pin<Box<dyn Future<Output = Response> + Send>>;
 
-/// By routes, whoever asks.
+/// By routes, for every client.
 pub(super) fn routed(router: Router) -> impl Responder {
     let service = TowerToHyperService::new(router);
     move |_, request| {
@@ -226,20 +248,27 @@ pub(super) async fn serve(
         let share = match entrance.share(peer) {
             Ok(share) => share,
             Err(refused) => {
-                counters.refused(&refused);
+                counters.turned_away.note(&refused, peer);
                 continue;
             }
         };
         match places.try_take() {
             Some(place) => {
                 let (entrance, counters) = (entrance.clone(), counters.clone());
-                let service = Served { responder: responder.clone(), limits, callbacks: counters.callbacks.clone() };
+                let service = Served {
+                    responder: responder.clone(),
+                    limits,
+                    callbacks: counters.callbacks.clone(),
+                    floods: counters.floods.clone(),
+                    turned_away: counters.turned_away.clone(),
+                };
                 let stop = stop.clone();
                 // Its silence begins when there is somebody to listen to it, which takes a while where there is much to do.
                 let unheard = place.standing().begin();
                 let served = async move {
                     drop(unheard);
-                    let opening = async { entrance.open(TcpStream::from_std(stream)?, peer, share).await };
+                    let Ok(stream) = TcpStream::from_std(stream) else { return };
+                    let opening = entrance.open(stream, peer, share);
                     let opened = tokio::select! {
                         opened = opening => opened,
                         () = place.standing().until_shed() => return,
@@ -248,17 +277,17 @@ pub(super) async fn serve(
                     match opened {
                         // On the heap: a connection that is never opened has no need of it.
                         Ok(opened) => Box::pin(service.serve(opened, &place, stop)).await,
-                        Err(refused) => counters.refused(&refused),
+                        Err(refused) => counters.turned_away.note(&refused, peer),
                     }
                 };
                 connections.spawn_on(served, homes.next());
             }
-            // Whoever expects TLS could not read it.
+            // A client that expects TLS could not read it.
             None if entrance.has_tls() => {}
             None => {
                 let Ok(refusal) = Arc::clone(&refusals).acquire_owned().await else { break };
                 if let Ok(stream) = TcpStream::from_std(stream) {
-                    connections.spawn(refuse(stream, limits.linger, refusal));
+                    connections.spawn(refuse(stream, limits.farewell, refusal));
                 }
             }
         }
@@ -279,13 +308,13 @@ enum Unread {
 
 impl Unread {
     /// From how the connection ended. `begun`: part of a request's head was read; `cut_off`: it would not be read further.
-    fn of(ended: &hyper::Result<()>, begun: bool, cut_off: bool) -> Option<Self> {
+    fn of(ended: &Ended, begun: bool, cut_off: bool) -> Option<Self> {
         match ended {
             // An idle connection that times out has asked nothing, so it is owed no answer.
-            Err(error) if error.is_timeout() => begun.then_some(Self::HeaderTimeout),
-            Err(error) if error.is_parse_too_large() => Some(Self::HeadersTooLarge),
-            Err(error) if error.is_parse() => Some(Self::Malformed),
-            _ => (begun && cut_off).then_some(Self::Draining),
+            Ended::Overdue => begun.then_some(Self::HeaderTimeout),
+            Ended::ByHttp(Err(error)) if error.is_parse_too_large() => Some(Self::HeadersTooLarge),
+            Ended::ByHttp(Err(error)) if error.is_parse() => Some(Self::Malformed),
+            Ended::ByHttp(_) => (begun && cut_off).then_some(Self::Draining),
         }
     }
 
@@ -296,6 +325,35 @@ impl Unread {
             Self::HeaderTimeout => "header_timeout",
             Self::Malformed => "malformed_request",
             Self::Draining => "draining",
+        }
+    }
+
+    /// For the log; `None`: what comes with every restart.
+    fn explanation(self) -> Option<&'static str> {
+        match self {
+            Self::HeadersTooLarge => Some(
+                "its headers are more than ingest.header_bytes_max or ingest.headers_max: raise these if they are a proxy's",
+            ),
+            Self::HeaderTimeout => {
+                Some("its headers took longer than ingest.header_timeout: a stranger, or a line that hardly works")
+            }
+            Self::Malformed => Some("it is no HTTP/1.1: a scanner, or a proxy that is set up for something else"),
+            Self::Draining => None,
+        }
+    }
+
+    /// Counts and logs it, and also a client that speaks something else altogether.
+    fn tell(self, read: &[u8], peer: SocketAddr, turned_away: &TurnedAway, callbacks: Option<&IntCounterVec>) {
+        if matches!(self, Self::Malformed)
+            && let Some(refused) = Refused::by_beginning(read)
+        {
+            turned_away.note(&refused, peer);
+        }
+        if let Some(callbacks) = callbacks {
+            if let Some(explanation) = self.explanation() {
+                turned_away.note_unread(self.as_str(), explanation, peer);
+            }
+            callbacks.with_label_values(&[self.as_str()]).inc();
         }
     }
 
@@ -310,91 +368,114 @@ impl Unread {
     }
 }
 
+/// How an HTTP/1.1 connection came to its end.
+enum Ended {
+    ByHttp(hyper::Result<()>),
+    /// It was quiet for too long.
+    Overdue,
+}
+
 /// What a connection is served with.
 struct Served<R> {
     responder: R,
     limits: Limits,
     callbacks: Option<IntCounterVec>,
+    floods: Floods,
+    turned_away: TurnedAway,
 }
 
 type Timed = Pin<Box<TimeoutStream<Stream>>>;
 
 impl<R: Responder> Served<R> {
     async fn serve(self, opened: Opened, place: &Place, stop: CancellationToken) {
-        let (is_h2, peer, standing) = (opened.stream.alpn() == Some(H2), opened.client.ip(), place.standing());
+        let (is_h2, peer, standing) = (opened.stream.alpn() == Some(H2), opened.client, place.standing());
         let (stream, _share) = opened.into_parts();
         let mut stream = TimeoutStream::new(stream);
         stream.set_write_timeout(Some(WRITE_TIMEOUT));
         let stream = Box::pin(stream);
-        if is_h2 { self.h2(stream, peer, standing, stop).await } else { self.h1(stream, peer, standing, stop).await }
+        if is_h2 {
+            self.h2(stream, peer.ip(), standing, stop).await;
+        } else {
+            self.h1(stream, peer, standing, stop).await;
+        }
     }
 
-    async fn h1(self, stream: Timed, peer: IpAddr, standing: &Arc<Standing>, stop: CancellationToken) {
-        let Self { responder, limits, callbacks } = self;
-        let activity = Arc::new(Activity::default());
+    async fn h1(self, stream: Timed, peer: SocketAddr, standing: &Arc<Standing>, stop: CancellationToken) {
+        let Self { responder, limits, callbacks, turned_away, .. } = self;
+        let (activity, rest) = (Arc::new(Activity::default()), Rest::default());
         let counted = service_fn(|request: Request<Incoming>| {
             let (mut busy, mut answering) = (activity.begin(), Some(standing.begin()));
-            let mut answer = responder(peer, request);
-            let stop = &stop;
+            let mut answer = responder(peer.ip(), rest.of(request));
+            let (rest, stop, mut settling) = (&rest, &stop, None::<Settling>);
             poll_fn(move |cx| {
-                let mut answer = ready!(answer.as_mut().poll(cx));
-                drop((busy.take(), answering.take()));
-                if answer.status().is_success() {
-                    standing.is_known_now();
-                }
-                if stop.is_cancelled() {
-                    answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
-                }
-                Poll::Ready(Ok::<_, Infallible>(answer))
+                let settled = match &mut settling {
+                    Some(settling) => ready!(settling.as_mut().poll(cx)),
+                    None => {
+                        let answer = ready!(answer.as_mut().poll(cx));
+                        limits.note_client(standing, &answer);
+                        drop(answering.take());
+                        match rest.settle(answer, stop) {
+                            Ok(answer) => answer,
+                            Err(later) => ready!(settling.insert(later).as_mut().poll(cx)),
+                        }
+                    }
+                };
+                drop(busy.take());
+                Poll::Ready(Ok::<_, Infallible>(settled))
             })
         });
         let mut connection = http1::Builder::new()
             .timer(TokioTimer::new())
-            .header_read_timeout(limits.header_timeout)
+            .header_read_timeout(None) // it would be for the silence before a head, too
             .half_close(limits.half_close)
             .max_buf_size(limits.header_bytes_max)
             .max_headers(limits.headers_max)
-            .serve_connection(TokioIo::new(stream), counted);
+            .serve_connection(TokioIo::new(Watched { stream, activity: Arc::clone(&activity) }), counted);
         let mut last_request_over = pin!(limits.last_request_over(&stop));
+        let mut timer = pin!(sleep(limits.quiet.header_timeout));
         let (mut is_closing, mut cut_off) = (false, false);
         // `None`: left with an answer that the client does not take.
         let ended = loop {
+            let served = poll_fn(|cx| match connection.poll_without_shutdown(cx) {
+                Poll::Pending => activity.poll_overdue(limits.quiet, timer.as_mut(), cx).map(|()| Ended::Overdue),
+                ended => ended.map(Ended::ByHttp),
+            });
             tokio::select! {
-                ended = poll_fn(|cx| connection.poll_without_shutdown(cx)) => break Some(ended),
+                ended = served => break Some(ended),
                 () = &mut last_request_over, if !is_closing => {
                     // What has arrived meanwhile is taken up first.
                     let arrived = poll_fn(|cx| connection.poll_without_shutdown(cx));
                     if let Ok(ended) = timeout(Duration::ZERO, arrived).await {
-                        break Some(ended);
+                        break Some(Ended::ByHttp(ended));
                     }
                     is_closing = true;
                     cut_off = activity.quiet_since().is_some();
                     if activity.is_unasked() {
-                        break Some(Ok(())); // hyper would wait for the rest of a first head
+                        break Some(Ended::ByHttp(Ok(()))); // hyper would wait for the rest of a first head
                     }
                     activity.close();
                     // hyper closes a connection between two requests at once, also when the next has begun to arrive.
                     Pin::new(&mut connection).graceful_shutdown();
                 }
-                () = activity.quiet_for(limits.linger), if is_closing => break None,
+                () = activity.quiet_for(limits.farewell), if is_closing => break None,
                 () = standing.until_shed() => return,
             }
         };
         let parts = connection.into_parts();
-        let unread = ended.and_then(|ended| Unread::of(&ended, !parts.read_buf.is_empty(), cut_off));
-        if let (Some(unread), Some(callbacks)) = (unread, callbacks) {
-            callbacks.with_label_values(&[unread.as_str()]).inc();
+        let has_begun = parts.read_buf.iter().any(|byte| !activity::LINE_END.contains(byte));
+        let unread = ended.and_then(|ended| Unread::of(&ended, has_begun, cut_off));
+        if let Some(unread) = unread {
+            unread.tell(&parts.read_buf, peer, &turned_away, callbacks.as_ref());
         }
-        let mut stream = parts.io.into_inner();
-        let answer = unread.map(|unread| identified(unread.answer(), unread.as_str())).unwrap_or_default();
-        // Whoever has left answers unread may have no room for this one either.
-        if timeout(limits.linger, stream.write_all(&answer)).await.is_ok_and(|written| written.is_ok()) {
-            linger(stream, limits.linger).await;
+        tokio::select! {
+            () = part(parts.io.into_inner().stream, unread, limits) => {}
+            () = standing.until_shed() => {} // it holds its place meanwhile
+            () = limits.farewell_over(&stop) => {}
         }
     }
 
     async fn h2(self, stream: Timed, peer: IpAddr, standing: &Arc<Standing>, stop: CancellationToken) {
-        let Self { responder, limits, callbacks } = self;
+        let Self { responder, limits, callbacks, floods, .. } = self;
         let activity = Arc::new(Activity::default());
         let counted = service_fn(|request: Request<Incoming>| {
             let (busy, answering) = (activity.begin(), standing.begin());
@@ -403,13 +484,20 @@ impl<R: Responder> Served<R> {
             if too_many && let Some(callbacks) = &callbacks {
                 callbacks.with_label_values(&[Unread::HeadersTooLarge.as_str()]).inc();
             }
-            let (answer, standing) = (responder(peer, request), Arc::clone(standing));
+            let rest = Rest::default();
+            let answer = responder(peer, rest.of(request));
+            let (standing, stop) = (Arc::clone(standing), stop.clone());
             async move {
-                let _held = (busy, answering);
+                let _busy = busy;
                 let answer = if too_many { too_many_headers() } else { answer.await };
-                if answer.status().is_success() {
-                    standing.is_known_now();
-                }
+                limits.note_client(&standing, &answer);
+                drop(answering);
+                // What is not read away is refused by a reset of the stream without an error, behind the answer.
+                let mut answer = match rest.settle(answer, &stop) {
+                    Ok(answer) => answer,
+                    Err(settling) => settling.await,
+                };
+                answer.headers_mut().remove(CONNECTION);
                 Ok::<_, Infallible>(if is_head { head_only(answer) } else { answer })
             }
         });
@@ -423,101 +511,56 @@ impl<R: Responder> Served<R> {
             .serve_connection(TokioIo::new(stream), counted);
         let mut connection = pin!(connection);
         let mut last_request_over = pin!(limits.last_request_over(&stop));
-        let (mut is_told, mut is_closing) = (false, false);
+        // It was told that the connection closes; it has had its time; nothing more is waited for.
+        let (mut is_told, mut is_leaving, mut is_closing) = (false, false, false);
         loop {
-            let patience = if is_closing { limits.linger } else { limits.header_timeout };
+            let quiet = async {
+                if is_leaving {
+                    activity.quiet_for(limits.farewell).await;
+                } else {
+                    activity.overdue(limits.quiet).await;
+                }
+            };
             tokio::select! {
-                _ = &mut connection => return,
+                ended = &mut connection => return note_flood(&floods, peer, &ended),
                 () = standing.until_shed() => return,
                 () = stop.cancelled(), if !is_told => {
                     is_told = true;
                     connection.as_mut().graceful_shutdown();
                 }
                 () = &mut last_request_over, if !is_closing => {
-                    is_closing = true;
+                    (is_leaving, is_closing) = (true, true);
                     activity.close();
                 }
-                () = activity.quiet_for(patience) => {
-                    if is_closing {
-                        return; // it was told, and has had its time
+                () = quiet => {
+                    if is_leaving {
+                        return;
                     }
-                    (is_told, is_closing) = (true, true);
+                    // What it asks before it has heard is answered yet.
+                    (is_told, is_leaving) = (true, true);
+                    activity.begin_quiet();
                     connection.as_mut().graceful_shutdown();
-                    activity.close();
                 }
             }
         }
     }
 }
 
-/// The requests that are being answered on one connection.
-struct Activity(Mutex<Answering>);
-
-struct Answering {
-    count: usize,
-    /// When `count` was changed last.
-    since: Instant,
-    is_unasked: bool,
-    is_closed: bool,
-}
-
-impl Default for Activity {
-    fn default() -> Self {
-        Self(Mutex::new(Answering { count: 0, since: Instant::now(), is_unasked: true, is_closed: false }))
+/// Counts and tells of a connection that was ended for what its client sent. By h2's own words: this crate does not use it by name.
+fn note_flood(floods: &Floods, peer: IpAddr, ended: &hyper::Result<()>) {
+    let Err(error) = ended else { return };
+    let error = format!("{error:?}");
+    if error.contains("ENHANCE_YOUR_CALM") && error.contains("Library") {
+        floods.note(peer);
     }
 }
 
-impl Activity {
-    /// One more; not counted any more when closed, so that a client that asks on and on is not waited for.
-    fn begin(self: &Arc<Self>) -> Option<Busy> {
-        let mut state = self.lock();
-        state.is_unasked = false;
-        if state.is_closed {
-            return None;
-        }
-        state.count += 1;
-        Some(Busy(Arc::clone(self)))
-    }
-
-    /// Waits only for what has begun before; the quiet begins now, if it has not to wait for that.
-    fn close(&self) {
-        let mut state = self.lock();
-        (state.is_closed, state.since) = (true, Instant::now());
-    }
-
-    fn is_unasked(&self) -> bool {
-        self.lock().is_unasked
-    }
-
-    fn quiet_since(&self) -> Option<Instant> {
-        let state = self.lock();
-        (state.count == 0).then_some(state.since)
-    }
-
-    async fn quiet_for(&self, patience: Duration) {
-        loop {
-            let quiet_until = self.quiet_since().and_then(|since| since.checked_add(patience));
-            match quiet_until {
-                Some(until) if until <= Instant::now() => return,
-                Some(until) => sleep_until(until).await,
-                None => sleep(patience).await,
-            }
-        }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Answering> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// A request that is being answered.
-struct Busy(Arc<Activity>);
-
-impl Drop for Busy {
-    fn drop(&mut self) {
-        let mut state = self.0.lock();
-        state.count -= 1;
-        state.since = Instant::now();
+/// Sends the last answer on a connection, if there is one, and closes it.
+async fn part(mut stream: Timed, unread: Option<Unread>, limits: Limits) {
+    let answer = unread.map(|unread| identified(unread.answer(), unread.as_str())).unwrap_or_default();
+    // A client that does not read its answers may not take this one either.
+    if timeout(limits.farewell, stream.write_all(&answer)).await.is_ok_and(|written| written.is_ok()) {
+        linger(stream, limits.linger).await;
     }
 }
 
@@ -556,27 +599,9 @@ fn unread_id(outcome: &str) -> RequestId {
     id
 }
 
-/// Closes so that what was written arrives: a socket closed with unread data resets the connection, answer and all.
-async fn linger(mut stream: impl AsyncRead + AsyncWrite + Unpin, patience: Duration) {
-    let mut discard = async || -> io::Result<()> {
-        stream.shutdown().await?;
-        let mut buffer = [0; 4096];
-        let mut left = LINGER_BYTES;
-        while left > 0 {
-            match stream.read(&mut buffer).await? {
-                0 => break,
-                count => left = left.saturating_sub(count),
-            }
-        }
-        Ok(())
-    };
-    // Either way the connection is over.
-    let _ = timeout(patience, discard()).await.is_ok();
-}
-
 #[cfg(test)]
 mod tests {
-    use tokio::task::yield_now;
+    use tokio::{io::AsyncReadExt, task::yield_now};
 
     use super::*;
 
@@ -586,7 +611,7 @@ mod tests {
         let address = listener.local_addr().unwrap();
         let metrics = Metrics::default();
         // There is no room, and a refused client keeps one of the refusals' places until it has closed.
-        let limits = Limits { connections_max: 0, linger: Duration::MAX, ..Limits::admin() };
+        let limits = Limits { connections_max: 0, farewell: Duration::MAX, ..Limits::admin() };
         let refused = metrics.connections_refused.with_label_values(&["test", "full"]);
         let (counters, stop) = (Counters::of("test", &metrics), CancellationToken::new());
         let entrance = Entrance::open_to_all(None);
@@ -683,8 +708,10 @@ mod tests {
         patience: PATIENCE,
         header_bytes_max: 16 * 1024,
         headers_max: 64,
-        header_timeout: Duration::from_secs(60),
-        linger: Duration::from_millis(10),
+        quiet: activity::Patience { header_timeout: Duration::from_secs(60), idle_timeout: Duration::from_secs(60) },
+        linger: Duration::from_secs(60),
+        farewell: Duration::from_millis(10),
+        lets_in: true,
         half_close: true,
         last_request: Duration::from_millis(10),
     };
@@ -741,6 +768,50 @@ mod tests {
         timeout(SOON, served).await.expect("nobody is waited for").unwrap();
     }
 
+    /// Refuses everything, and reads no body.
+    fn refusing() -> Router {
+        Router::new().fallback(|| std::future::ready(StatusCode::NOT_FOUND))
+    }
+
+    /// A client that has read its answer, and goes on with a body that is too large to be read away.
+    async fn refused_in_mid_body(address: std::net::SocketAddr) -> TcpStream {
+        let mut client = TcpStream::connect(address).await.unwrap();
+        client.write_all(b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 100000000\r\n\r\n").await.unwrap();
+        let mut answer = String::new();
+        client.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.starts_with("HTTP/1.1 404 ") && answer.contains("connection: close\r\n"), "{answer}");
+        client.write_all(&[0; 4096]).await.unwrap();
+        client
+    }
+
+    #[tokio::test]
+    async fn who_sends_on_behind_a_refusal_does_not_hold_the_end_up() {
+        let (address, stop, served) = serving(AT_THE_END, refusing()).await;
+        let _client = refused_in_mid_body(address).await;
+        stop.cancel();
+        timeout(SOON, served).await.expect("nobody is waited for").unwrap();
+    }
+
+    #[tokio::test]
+    async fn who_sends_on_behind_a_refusal_gives_way_to_others() {
+        let patience = Patience { with_strangers: Some(Duration::from_millis(1)), with_clients: None };
+        let limits = Limits { connections_max: 1, patience, ..AT_THE_END };
+        let (address, _stop, _served) = serving(limits, refusing()).await;
+        let mut client = refused_in_mid_body(address).await;
+        let others = async || while refused_status(address).await != "404" {};
+        timeout(SOON, others()).await.expect("its place");
+        // Until it is closed, what it sends is taken.
+        let sent = async { while client.write_all(&[0; 4096]).await.is_ok() {} };
+        timeout(SOON, sent).await.expect("closed");
+    }
+
+    async fn refused_status(address: std::net::SocketAddr) -> String {
+        let (mut client, mut answer) = (TcpStream::connect(address).await.unwrap(), String::new());
+        let _ = client.write_all(b"GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await.is_ok();
+        let _ = client.read_to_string(&mut answer).await.is_ok();
+        answer.split(' ').nth(1).unwrap_or_default().to_owned()
+    }
+
     #[tokio::test]
     async fn a_request_that_is_being_answered_at_the_end_is_waited_for() {
         let (asked, go_on) = (CancellationToken::new(), CancellationToken::new());
@@ -758,7 +829,7 @@ mod tests {
         connection.write_all(REQUEST).await.unwrap();
         asked.cancelled().await;
         stop.cancel();
-        assert!(timeout(4 * (AT_THE_END.last_request + AT_THE_END.linger), served).await.is_err());
+        assert!(timeout(4 * (AT_THE_END.last_request + AT_THE_END.farewell), served).await.is_err());
         go_on.cancel();
         let mut answer = String::new();
         connection.read_to_string(&mut answer).await.unwrap();
@@ -804,7 +875,13 @@ mod tests {
         let (stream, peer) = listener.accept().await.unwrap();
         let opened = Entrance::open_to_all(None).open(stream, peer, None).await.unwrap();
         let stream = Box::pin(TimeoutStream::new(opened.into_parts().0));
-        let service = Served { responder, limits: AT_THE_END, callbacks: None };
+        let service = Served {
+            responder,
+            limits: AT_THE_END,
+            callbacks: None,
+            floods: Floods::of("ingest", &Metrics::default()),
+            turned_away: TurnedAway::of("ingest", &Metrics::default()),
+        };
         let stop = CancellationToken::new();
         let place = Places::new(1, PATIENCE, Counted::of("test", &Metrics::default())).try_take().unwrap();
         let served = {

@@ -17,7 +17,7 @@ use super::{Addresses, StartError};
 use crate::config::Config;
 
 /// What the sockets are called in `LISTEN_FDNAMES`, in the order they are handed on.
-const NAMES: [&str; 3] = ["ingest", "grpc", "admin"];
+pub(super) const NAMES: [&str; 3] = ["ingest", "grpc", "admin"];
 /// The first descriptor that is handed on, by systemd's protocol.
 const FIRST_DESCRIPTOR: i32 = 3;
 /// Connections that wait in the kernel to be accepted: the most that Linux allows by default. Beyond it a rush ends in SYN
@@ -32,18 +32,25 @@ impl Listeners {
     /// Takes what was inherited under each name, and binds what was not.
     pub(super) fn open(config: &Config) -> Result<Self, StartError> {
         let mut inherited = inherited().map_err(StartError::Socket)?;
-        let mut open = |name: &str, address: SocketAddr, key: &'static str, flag: &'static str| {
-            let position = inherited.iter().position(|(inherited, _)| inherited == name);
-            match position {
-                Some(position) => Ok(inherited.swap_remove(position).1),
-                None => bind(address).map_err(|source| StartError::Listen { address, key, flag, source }),
-            }
+        let mut open = |name: &str, address: SocketAddr, key: &'static str, flag: &'static str| match take(
+            &mut inherited,
+            name,
+            address,
+        )
+        .map_err(StartError::Socket)?
+        {
+            Some(socket) => Ok(socket),
+            None => bind(address).map_err(|source| StartError::Listen { address, key, flag, source }),
         };
-        Ok(Self([
+        let listeners = Self([
             open(NAMES[0], config.ingest.listen, "ingest.listen", "--ingest-listen")?,
             open(NAMES[1], config.grpc.listen, "grpc.listen", "--grpc-listen")?,
             open(NAMES[2], config.admin.listen, "admin.listen", "--admin-listen")?,
-        ]))
+        ]);
+        for (name, socket) in &inherited {
+            tell_unused(name, socket);
+        }
+        Ok(listeners)
     }
 
     /// Where they listen.
@@ -80,6 +87,64 @@ impl Listeners {
             Ok(command) => command.exec(),
             Err(error) => io::Error::other(error),
         }
+    }
+}
+
+/// The socket with a name, and of several the one that listens where the configuration says.
+fn take(
+    inherited: &mut Vec<(String, StdListener)>,
+    name: &str,
+    configured: SocketAddr,
+) -> io::Result<Option<StdListener>> {
+    let named = |(inherited, _): &(String, StdListener)| inherited == name;
+    let fits = |(_, socket): &(String, StdListener)| socket.local_addr().is_ok_and(|at| is_meant(configured, at));
+    let fitting = inherited.iter().position(|socket| named(socket) && fits(socket));
+    let Some(position) = fitting.or_else(|| inherited.iter().position(named)) else { return Ok(None) };
+
+    let (_, socket) = inherited.remove(position);
+    if fitting.is_none() {
+        let (unit, inherited) = (unit_of(name), socket.local_addr()?);
+        tracing::warn!(
+            listener = name,
+            unit,
+            %inherited,
+            %configured,
+            "listening where the socket of the unit does, and not where the configuration says: set {name}.listen to the same, or \
+             change the unit with `systemctl edit {unit}`, an empty ListenStream= before the new one"
+        );
+    }
+    Ok(Some(socket))
+}
+
+/// Whether a socket is where the configuration says; port 0 is any.
+pub(super) fn is_meant(configured: SocketAddr, found: SocketAddr) -> bool {
+    let is_port_meant = configured.port() == 0 || configured.port() == found.port();
+    configured.ip().to_canonical() == found.ip().to_canonical() && is_port_meant
+}
+
+/// The unit that a socket of this name comes from, as it is shipped.
+pub(super) fn unit_of(name: &str) -> String {
+    format!("blobcast-{name}.socket")
+}
+
+/// The supervisor keeps a socket open that nobody accepts from, so that who connects to it waits for ever.
+fn tell_unused(name: &str, socket: &StdListener) {
+    let address = socket.local_addr().map(|address| address.to_string()).unwrap_or_default();
+    if NAMES.contains(&name) {
+        let unit = unit_of(name);
+        tracing::warn!(
+            listener = name,
+            unit,
+            address,
+            "this socket is not served: the unit has more than one address, and only one is served; take the others away with \
+             `systemctl edit {unit}`, an empty ListenStream= before the one that is meant"
+        );
+    } else {
+        tracing::warn!(
+            name,
+            address,
+            "this socket is not served: its name is none of ingest, grpc and admin; set FileDescriptorName= in its unit"
+        );
     }
 }
 

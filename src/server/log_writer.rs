@@ -62,8 +62,8 @@ impl LogWriter {
     }
 
     /// Takes the last words of the process, however full the queue is.
-    pub(super) fn push_at_any_rate(&self, text: &str) {
-        self.lock().take("", text.as_bytes());
+    pub(super) fn push_at_any_rate(&self, priority: &str, line: &[u8]) {
+        self.lock().take(priority, line);
         self.changed.notify_all();
     }
 
@@ -314,8 +314,8 @@ mod tests {
         stepped.writer.push("", b"first\n");
         assert_eq!(stepped.writes(), "first\n");
         stepped.writer.push("", &vec![b'x'; QUEUE_BYTES_MAX]);
-        stepped.writer.push_at_any_rate("last words\n");
+        stepped.writer.push_at_any_rate("<3>", b"last words\n");
         stepped.takes("first\n");
-        assert!(stepped.writes().ends_with("xlast words\n"));
+        assert!(stepped.writes().ends_with("x<3>last words\n"));
     }
 }

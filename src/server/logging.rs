@@ -1,6 +1,6 @@
 //! The broker's own diagnostics: text for people, JSON for machines, always on standard error. [`LogWriter`] writes them on a thread
 //! of its own, so that logging never blocks. For systemd's journal each line begins with its priority, so that
-//! `journalctl -p err` finds the errors.
+//! `journalctl -p err` finds the errors, also the one that ends the process.
 
 use std::{
     env,
@@ -20,6 +20,9 @@ use crate::config::{LogFormat, Logging};
 
 /// How long the end of the process waits for a standard error that takes nothing.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// The target of lines about what ends the process. They are written whatever `logging.level` says, and however full the queue is.
+const FATAL: &str = "blobcast::fatal";
 
 /// The one way to standard error while the broker runs.
 static WRITER: LogWriter = LogWriter::new();
@@ -60,10 +63,21 @@ pub fn note(line: &str) {
     WRITER.push("", format!("{line}\n").as_bytes());
 }
 
-/// Writes last words in their turn, and waits for them as [`flush`] does. For a process that is about to abort.
+/// Logs why the process ends, which may have served before.
+pub fn log_fatal(has_served: bool, problem: &str) {
+    let what = if has_served { "the broker ends" } else { "the broker does not start" };
+    tracing::error!(target: FATAL, "{what}: {problem}");
+}
+
+/// Logs a panic, which ends the process.
+pub fn log_panic(panic: &str, thread: &str, backtrace: Option<&str>) {
+    let what = "a bug: the process ends so that it is not left half alive";
+    tracing::error!(target: FATAL, panic, thread, backtrace, "{what}");
+}
+
+/// Writes last words that are no line of the log, in their turn. For a process that is about to abort.
 pub fn last_words(text: &str) {
-    WRITER.push_at_any_rate(text);
-    flush();
+    WRITER.push_at_any_rate("", text.as_bytes());
 }
 
 /// Counts the lines that are lost there.
@@ -88,7 +102,7 @@ pub(super) fn set_level(config: &Logging) {
 fn filter(config: &Logging) -> EnvFilter {
     // The store's library tells of its own house-keeping at "info"; who wants that names it: "info,fjall=info".
     // Those of HTTP/2 and TLS warn of what strangers send, and quote it: they would decide how much is logged, and what.
-    let directives = format!("fjall=warn,lsm_tree=warn,h2=error,rustls=off,{}", config.level);
+    let directives = format!("{FATAL}=error,fjall=warn,lsm_tree=warn,h2=error,rustls=off,{}", config.level);
     EnvFilter::try_new(directives).unwrap_or_else(|_| EnvFilter::new("info"))
 }
 
@@ -107,29 +121,35 @@ impl MakeWriter<'_> for Lines {
     type Writer = Line;
 
     fn make_writer(&self) -> Line {
-        Line(if self.is_graded { "<6>" } else { "" })
+        Line { priority: if self.is_graded { "<6>" } else { "" }, is_fatal: false }
     }
 
     fn make_writer_for(&self, line: &Metadata<'_>) -> Line {
-        if !self.is_graded {
-            return Line("");
-        }
-        Line(match *line.level() {
+        let priority = match *line.level() {
+            _ if !self.is_graded => "",
             Level::ERROR => "<3>",
             Level::WARN => "<4>",
             Level::INFO => "<6>",
             _ => "<7>",
-        })
+        };
+        Line { priority, is_fatal: line.target() == FATAL }
     }
 }
 
 /// Behind its priority.
-struct Line(&'static str);
+struct Line {
+    priority: &'static str,
+    is_fatal: bool,
+}
 
 impl Write for Line {
     /// Takes a whole line: the library makes it first, and writes it at once.
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        WRITER.push(self.0, line);
+        if self.is_fatal {
+            WRITER.push_at_any_rate(self.priority, line);
+        } else {
+            WRITER.push(self.priority, line);
+        }
         Ok(line.len())
     }
 

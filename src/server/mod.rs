@@ -3,10 +3,13 @@
 mod acme;
 mod admin;
 mod aside;
+mod audit;
 mod banner;
+mod cgroup;
 mod credentials;
 mod drain;
 mod exposure;
+mod from_files;
 mod grpc;
 mod http;
 mod listeners;
@@ -16,8 +19,12 @@ mod logging;
 pub(crate) mod net;
 mod otlp;
 mod recovery;
+mod refusal;
+mod rehearsal;
+mod resources;
 mod runtimes;
 mod secured;
+mod socket_units;
 mod supervisor;
 mod watch;
 
@@ -25,9 +32,9 @@ use std::{
     io,
     net::SocketAddr,
     pin::pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc::SyncSender},
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use tokio::{
@@ -39,36 +46,47 @@ use tonic_health::server::HealthReporter;
 
 pub use exposure::{Reader, exposed_directory, exposures, warn as warn_of_exposure};
 pub use listeners::Listeners;
-pub use logging::{flush as flush_log, init as init_logging, last_words, note};
+pub use logging::{flush as flush_log, init as init_logging, last_words, log_fatal, log_panic, note};
+pub use rehearsal::{Rehearsal, rehearse};
 pub use runtimes::{Homes, Runtimes};
 
 use crate::{
+    audit::{Audit, Command, Entry, OK, REFUSED},
     config::{self, Config, ConfigErrors},
-    credentials::SharedCredentials,
+    credentials::{Credentials, SharedCredentials},
     event::Record,
     hub::Hub,
     ingest::{self, Ingest},
     journal::{Journal, Local},
     metrics::Metrics,
     rpc,
-    store::{Appender, Clock, OpenError, Retention, Store, writer},
+    sampler::Sampler,
+    store::{Appender, BackupResult, Clock, OpenError, Publish, Retention, Started, Store, Summary, writer},
     subscription::{Memory, Registry, RegistryLimits, Sources, WideReaders},
+    trace::Tracer,
     wire::FilterLimits,
 };
 use acme::Acme;
+use from_files::FromFiles;
 use liveness::Liveness;
 use net::{Entrance, tls::Tls};
+use refusal::{Refusal, Refusals, Source, What};
 use secured::Secured;
-use watch::{Asked, Rereader, Watched};
+use watch::{Asked, Rereader, Told, Watched};
 
+/// Time for a client's answer to a ping over a bad line; a client that takes longer has missed a keepalive, though its connection may have
+/// more patience.
+const PONG_TIME: Duration = Duration::from_secs(2);
 /// How long the files that the start needs may take: a mount may just be coming up.
 const START_TIMEOUT: Duration = Duration::from_secs(10);
+/// How often it is noted which credentials open streams use: an operator who rotates one looks at that over hours.
+const USE_NOTED: Duration = Duration::from_secs(10);
 
 /// Why the broker does not start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     /// A listener cannot be had.
-    #[error("cannot listen on {address} ({key}): {source}; choose another address with {flag}")]
+    #[error("cannot listen on {address} ({key}): {source}; {}choose another address with {flag}", holder(source, *address))]
     Listen {
         /// The address.
         address: SocketAddr,
@@ -82,18 +100,15 @@ pub enum StartError {
     /// The store cannot be had.
     #[error(transparent)]
     Store(#[from] OpenError),
-    /// The credentials file cannot be used.
-    #[error("cannot use the credentials: {0}")]
-    Credentials(String),
     /// The files cannot be read in time.
     #[error("cannot read the credentials and certificates: {0}")]
     Files(String),
-    /// A certificate cannot be used.
-    #[error("cannot use the certificate: {0}")]
-    Tls(String),
-    /// Traces cannot be sent.
-    #[error("cannot send traces (traces.otlp_endpoint): {0}")]
-    Traces(String),
+    /// What is done cannot be recorded.
+    #[error("cannot open audit.file: {0}")]
+    Audit(String),
+    /// Something that the configuration names cannot be used.
+    #[error("{}", refusal::joined(.0))]
+    Refused(Vec<Refusal>),
     /// A listener that was opened cannot be used.
     #[error("cannot use a listening socket: {0}")]
     Socket(io::Error),
@@ -102,9 +117,23 @@ pub enum StartError {
     Thread(io::Error),
 }
 
+/// Who may have a port that is in use, and how to see it.
+fn holder(error: &io::Error, address: SocketAddr) -> String {
+    if error.kind() != io::ErrorKind::AddrInUse {
+        return String::new();
+    }
+    format!(
+        "another broker may be running there (`ss -ltnp 'sport = :{}'` shows the process): stop it, or ",
+        address.port()
+    )
+}
+
 /// Why a running broker ends otherwise than by request.
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
+    /// The process was to start itself anew, and cannot.
+    #[error("cannot start anew: {0}")]
+    StartAnew(io::Error),
     /// A part that must live as long as the process has ended.
     #[error("{0} has ended unexpectedly")]
     Ended(&'static str),
@@ -132,9 +161,11 @@ pub struct Server {
     /// As of the last reload.
     config: Arc<Mutex<Config>>,
     rereader: Rereader,
+    refusals: Arc<Refusals>,
     retention: Arc<Mutex<Retention>>,
     sources: Arc<Sources>,
     credentials: Arc<SharedCredentials>,
+    audit: Arc<Audit>,
     ingest: Arc<Ingest>,
     appender: Appender,
     status: Arc<admin::Status>,
@@ -157,21 +188,22 @@ impl Server {
         let metrics = Arc::new(Metrics::default());
         logging::count_lost_in(&metrics.log_lines_lost);
         let shared_config = Arc::new(Mutex::new(config.clone()));
-        let FromFiles { credentials, mut secured, watched } = read_files(&shared_config, addresses, &metrics).await?;
-        let (tracer, exporter) = otlp::tracer(&config.traces, &metrics).map_err(StartError::Traces)?;
+        let FromFiles { credentials, mut secured, collector, mut watched } =
+            read_files(&shared_config, addresses, &metrics).await?;
+        let audit_file = open_audit(config, &metrics).await?;
+        let (tracer, exporter) = otlp::tracer(&config.traces, collector, &metrics);
+        watched.extend(exporter.as_ref().and_then(|exporter| exporter.watched(&config.traces)));
         let sources = open_sources(config, &metrics).await?;
-        let retention = retention(config);
-        let (appender, writer) = start_writer(retention, &sources)?;
-        let retention = Arc::new(Mutex::new(retention));
+        let audit = recorder(config, audit_file, &sources);
+        let retention = Arc::new(Mutex::new(retention(config)));
+        let (appender, writer) = start_writer(*lock(&retention), &sources)?;
         let journal: Arc<dyn Journal> = Arc::new(Local::new(appender.clone()));
-        let rules = credentials::rules(config, Arc::clone(&credentials));
-        let (limits, counts, clock) = (ingest_limits(config), Arc::clone(&metrics), Arc::clone(sources.store.clock()));
-        let ingest = Ingest::new(Arc::clone(&journal), appender.clone(), clock, limits, rules, counts, tracer.clone());
+        let ingest = front(config, &credentials, &journal, &appender, &sources, tracer.clone());
         let liveness = Arc::new(Liveness::new(&homes));
         let gate = gate(config, &addresses, &credentials, &sources);
-        let base = banner::callback_base(config, &addresses);
-        let (probed, kept) = (Arc::clone(&journal), Arc::clone(&retention));
-        let context = rpc_context(config, &sources, journal, &appender, gate.clone(), base, kept);
+        let (base, probed) = (banner::callback_base(config, &addresses), Arc::clone(&journal));
+        let context =
+            rpc_context(config, &sources, journal, &appender, gate.clone(), base, Arc::clone(&retention), &audit);
         let answers = Arc::clone(&context.answers);
         let status = Arc::new(admin::Status::new(&sources, &answers, probed, &liveness));
         let (health, services) = grpc::services(context, config, tracer).await;
@@ -179,36 +211,35 @@ impl Server {
         let [stop_ingest, stop_grpc, stop_admin] = [(); 3].map(|()| CancellationToken::new());
         let mut tasks = JoinSet::new();
         let (limits, counters) = (http::Limits::ingest(&config.ingest), http::Counters::of_ingest(&metrics));
-        let entrance = secured.ingest_entrance(config);
-        let stop = stop_ingest.clone();
+        let (entrance, stop) = (secured.ingest_entrance(config), stop_ingest.clone());
         let serve = http::serve(ingest_listener, homes, entrance, callbacks(&ingest), limits, counters, stop);
         tasks.spawn(named("the ingest listener", serve));
         let (entrance, counters) = (secured.grpc_entrance(config), grpc::Counters::new(&metrics));
         let serve = grpc::serve(grpc_listener, entrance, services, config.grpc.clone(), counters, stop_grpc.clone());
         tasks.spawn(named("the gRPC listener", serve));
         let (limits, counters) = (http::Limits::admin(), http::Counters::of("admin", &metrics));
-        let entrance = Entrance::open_to_all(secured.admin.clone());
-        let (hosts, refused) = (config.admin.hosts.clone(), metrics.admin_refused.clone());
-        let door = admin::Door { port: addresses.admin.port(), hosts, refused, told: Mutex::default() };
-        let responder = http::routed(admin::router(&status, door));
-        let stop = stop_admin.clone();
+        let (entrance, stop) = (Entrance::open_to_all(secured.admin.clone()), stop_admin.clone());
+        let responder = http::routed(admin::router(&status, door(config, &addresses, &metrics)));
         let serve = http::serve(admin_listener, Homes::here(), entrance, responder, limits, counters, stop);
         tasks.spawn(named("the admin listener", serve));
-        let (rereader, asked) = Rereader::new();
-        let review = review(Arc::clone(&sources), gate, secured.grpc.clone());
-        let tend = tend_memory(Arc::clone(&sources), answers, stop_admin.clone());
-        tasks.spawn(named("the care of memory", tend));
+        let (review, (rereader, asked)) = (review(Arc::clone(&sources), gate, secured.grpc.clone()), Rereader::new());
+        tasks.spawn(named("the care of memory", tend_memory(Arc::clone(&sources), answers, stop_admin.clone())));
         exporter.map(|exporter| tasks.spawn(named("the export of traces", exporter.run(stop_admin.clone()))));
         tasks.spawn(named("the watchdog", supervisor::watchdog(liveness, stop_admin.clone())));
-        keep_files(&mut tasks, renewal(&mut secured, &sources), watched, review, asked, metrics, &stop_admin);
+        let (refusals, renewal) = (Arc::new(Refusals::new(metrics)), renewal(&mut secured, &sources));
+        let told = Told { refusals: Arc::clone(&refusals), audit: Arc::clone(&audit) };
+        keep_files(&mut tasks, renewal, watched, review, asked, told, &stop_admin);
+        note_start(config, &audit, &credentials.get());
         Ok(Self {
             listeners,
             addresses,
             config: shared_config,
             rereader,
+            refusals,
             retention,
             sources,
             credentials,
+            audit,
             ingest,
             appender,
             status,
@@ -240,7 +271,7 @@ impl Server {
         reload: impl Fn() -> Result<Config, ConfigErrors> + Send + Sync + 'static,
     ) -> Result<Ended, RunError> {
         let reload = Arc::new(reload);
-        supervisor::ready();
+        self.refusals.tell_ready();
         let mut shutdown = pin!(shutdown);
         let mut recovery = pin!(recovery::is_possible(Arc::clone(&self.sources.store)));
         let recovers = loop {
@@ -270,40 +301,72 @@ impl Server {
     /// Puts into force what can be while everything goes on, and says what cannot. The files go first, so that the configuration
     /// is judged by what they say now.
     async fn reload(&self, load: &Arc<impl Fn() -> Result<Config, ConfigErrors> + Send + Sync + 'static>) {
-        self.rereader.reread().await;
+        let mut refused: Vec<_> = self.rereader.reread().await.into_iter().map(What::label).collect();
+        refused.extend(self.reopen_audit().await);
 
-        let load = Arc::clone(load);
-        let read = match Arc::strong_count(&load) {
-            // Each that hangs has one.
-            ..=watch::HANGING_MAX => aside::within(watch::READ_TIMEOUT, move || load()).await,
-            _ => Err(aside::too_slow(watch::READ_TIMEOUT)),
-        };
-        let problems = match read {
-            Ok(Ok(new)) => self.put_into_force(&new).err().into_iter().collect(),
+        let before = lock(&self.config).clone();
+        let read = self.rereader.read(load).await;
+        let mut entry = self.audit.entry("configuration");
+        entry.note("by", "SIGHUP");
+        let problems: Vec<String> = match read {
+            Ok(Ok(new)) => self.put_into_force(&new, &refused, &mut entry).err().unwrap_or_default(),
             Ok(Err(errors)) => errors.problems.iter().map(ToString::to_string).collect(),
             Err(problem) => vec![problem],
         };
-        let result = if problems.is_empty() { "done" } else { "refused" };
-        self.sources.metrics.reloads.with_label_values(&["configuration", result]).inc();
+        entry.note("problems", problems.clone());
+        entry.end_now(if problems.is_empty() { OK } else { REFUSED });
+        self.refusals.count(What::Configuration, if problems.is_empty() { "done" } else { "refused" });
         problems.iter().for_each(|problem| tracing::error!(problem, "the configuration stays as it was: correct it"));
+        let refusals = problems.iter().map(|problem| Refusal::new(What::Configuration, problem));
+        self.refusals.set(Source::Configuration, refusals.collect());
+
+        let in_force = lock(&self.config).clone();
+        if in_force.log != before.log || in_force.quarantine != before.quarantine {
+            resources::warn_of_disk(&in_force, self.sources.store.summary()).await;
+        }
     }
 
-    fn put_into_force(&self, new: &Config) -> Result<(), String> {
+    /// The file of audit records may have been moved away. Its name if it cannot be opened.
+    async fn reopen_audit(&self) -> Option<&'static str> {
+        let what = What::AuditFile;
+        let opened = self.audit.reopen().await?;
+        self.refusals.count(what, if opened.is_ok() { "done" } else { "refused" });
+        let problem = opened.err();
+        let refusals =
+            problem.iter().map(|problem| Refusal::new(what, format!("audit.file: {problem}; mend it and reload")));
+        self.refusals.set(Source::Audit, refusals.collect());
+        let problem = problem?;
+        tracing::error!(problem, "the audit file stays the one that was open: mend it and reload");
+        Some(what.label())
+    }
+
+    /// `refused` are the files that stay as they were.
+    fn put_into_force(&self, new: &Config, refused: &[&str], entry: &mut Entry) -> Result<(), Vec<String>> {
         let mut config = lock(&self.config);
         // What needs a restart stays as it is, also in what is compared with next time.
         let in_force = config.take_up(new);
-        credentials::check(&in_force, &self.addresses, &self.credentials.get())?;
+        let problems = credentials::problems(&in_force, &self.addresses, &self.credentials.get());
+        if !problems.is_empty() {
+            return Err(problems);
+        }
         let need_a_restart = config::needs_restart(&in_force, new);
+        entry.note("changes", config.changes_to(&in_force));
+        entry.note("need_a_restart", need_a_restart.clone());
+        self.refusals.set_needs_restart(need_a_restart.clone());
         let retention = retention(&in_force);
         *lock(&self.retention) = retention;
         self.appender.retain(retention);
         logging::set_level(&in_force.logging);
         self.ingest.set_rules(credentials::rules(&in_force, Arc::clone(&self.credentials)));
         *config = in_force;
-        if need_a_restart.is_empty() {
-            tracing::info!("configuration reloaded");
-        } else {
-            tracing::warn!(?need_a_restart, "configuration reloaded, but for what needs a restart");
+        match (need_a_restart.is_empty(), refused.is_empty()) {
+            (true, true) => tracing::info!("configuration reloaded"),
+            (false, true) => tracing::warn!(?need_a_restart, "configuration reloaded, but for what needs a restart"),
+            (_, false) => tracing::error!(
+                ?refused,
+                ?need_a_restart,
+                "configuration reloaded, but for files that could not be read or used: the error before this says why"
+            ),
         }
         Ok(())
     }
@@ -330,25 +393,18 @@ fn keep_files(
     watched: Vec<Watched>,
     review: impl FnMut() + Send + 'static,
     asked: Asked,
-    metrics: Arc<Metrics>,
+    told: Told,
     stop: &CancellationToken,
 ) {
     if let Some((acme, clock)) = acme {
-        tasks.spawn(named("the renewal of certificates", acme.run(clock, stop.clone())));
+        tasks.spawn(named("the renewal of certificates", acme.run(clock, Arc::clone(&told.audit), stop.clone())));
     }
-    let watch = watch::watch(watched, review, asked, metrics, stop.clone());
+    let watch = watch::watch(watched, review, asked, told, stop.clone());
     tasks.spawn(named("the watch of files", watch));
 }
 
 fn renewal(secured: &mut Secured, sources: &Sources) -> Option<(Acme, Arc<Clock>)> {
     secured.acme.take().map(|acme| (acme, Arc::clone(sources.store.clock())))
-}
-
-/// What the start needs from files, and what watches them.
-struct FromFiles {
-    credentials: Arc<SharedCredentials>,
-    secured: Secured,
-    watched: Vec<Watched>,
 }
 
 /// Reads them aside, so that a mount which hangs ends the start with an error.
@@ -358,17 +414,31 @@ async fn read_files(
     metrics: &Arc<Metrics>,
 ) -> Result<FromFiles, StartError> {
     let (shared, metrics) = (Arc::clone(config), Arc::clone(metrics));
-    let read = move || {
-        let config = lock(&shared).clone();
-        let credentials = Arc::new(SharedCredentials::default());
-        let watched = credentials::watched(&shared, &credentials);
-        credentials.set(credentials::load(&config, &addresses).map_err(StartError::Credentials)?);
+    let read = move || FromFiles::read(&shared, &[addresses], &metrics);
+    aside::within(START_TIMEOUT, read).await.map_err(StartError::Files)?.map_err(StartError::Refused)
+}
 
-        let mut secured = Secured::new(&config, &metrics).map_err(StartError::Tls)?;
-        let watched = watched.into_iter().chain(std::mem::take(&mut secured.watched)).collect();
-        Ok(FromFiles { credentials, secured, watched })
-    };
-    aside::within(START_TIMEOUT, read).await.map_err(StartError::Files)?
+/// Opens the file of audit records aside: its file system may hang, too.
+async fn open_audit(config: &Config, metrics: &Arc<Metrics>) -> Result<Option<SyncSender<Command>>, StartError> {
+    let Some(path) = config.audit.file.clone() else { return Ok(None) };
+    let records = metrics.audit_records.clone();
+    let opened = aside::within(START_TIMEOUT, move || audit::start(&path, &records)).await;
+    opened.and_then(|opened| opened).map(Some).map_err(StartError::Audit)
+}
+
+fn recorder(config: &Config, file: Option<SyncSender<Command>>, sources: &Sources) -> Arc<Audit> {
+    let clock = Arc::clone(sources.store.clock());
+    Audit::new(file, config.audit.required, move || clock.now(), Arc::clone(&sources.metrics))
+}
+
+/// Records what the broker starts with, since credentials may have changed while none ran, and warns of tenants that are not apart.
+fn note_start(config: &Config, audit: &Arc<Audit>, credentials: &Credentials) {
+    credentials::warn_of_tenants(config, credentials, &credentials.intruders());
+
+    let mut entry = audit.entry("start");
+    entry.note("version", env!("CARGO_PKG_VERSION"));
+    entry.note("credentials", credentials.names());
+    entry.end_now(OK);
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -381,10 +451,12 @@ fn is_over(work: &mut oneshot::Receiver<()>) -> bool {
 }
 
 /// Cuts off whom the credentials do not let in any more, when they have changed or somebody's have expired, or a certificate that
-/// was shown is not good any more.
+/// was shown is not good any more. Notes which credentials open streams use.
 fn review(sources: Arc<Sources>, gate: rpc::Gate, tls: Option<Arc<Tls>>) -> impl FnMut() {
     let mut reviewed = (gate.credentials.get(), 0);
     let mut verifying = None;
+    let mut noted_at = Instant::now();
+    gate.metrics.set_credential_expiries(reviewed.0.expiries());
     move || {
         let (credentials, now) = (gate.credentials.get(), gate.clock.earliest());
         let expired = credentials.expired_clients(now);
@@ -398,7 +470,12 @@ fn review(sources: Arc<Sources>, gate: rpc::Gate, tls: Option<Arc<Tls>>) -> impl
         let have_changed = tls.as_ref().is_some_and(|tls| tls.have_changed(now));
         if !Arc::ptr_eq(&credentials, &reviewed.0) || expired != reviewed.1 || have_changed {
             reviewed = (credentials, expired);
+            gate.metrics.set_credential_expiries(reviewed.0.expiries());
             sources.registry.review(&sources.hub, |client, filter| gate.review(client, filter));
+        }
+        if noted_at.elapsed() >= USE_NOTED {
+            noted_at = Instant::now();
+            sources.registry.clients().iter().for_each(|client| gate.note_in_use(client));
         }
     }
 }
@@ -419,18 +496,60 @@ fn is_loopback(address: SocketAddr) -> bool {
 }
 
 async fn open_sources(config: &Config, metrics: &Arc<Metrics>) -> Result<Arc<Sources>, StartError> {
-    let (path, cache_bytes) = (config.data_dir.clone(), config.store.cache_bytes);
-    let opened = tokio::task::spawn_blocking(move || Store::open(&path, cache_bytes)).await;
+    // What needs a restart is compared with the configuration as it was set, so this one is not kept.
+    let config = &resources::fitted_to_memory(config, metrics);
+    let (path, cache_bytes, is_expected) =
+        (config.data_dir.clone(), config.store.cache_bytes, config.log.expect_existing);
+    let opened = tokio::task::spawn_blocking(move || Store::open_to_serve(&path, cache_bytes, is_expected)).await;
     let store = Arc::new(opened.map_err(|error| StartError::Thread(io::Error::other(error)))??);
+    tell_start(&store, metrics);
+    resources::warn_of_disk(config, store.summary()).await;
+
     let hub = Hub::new(store.head(), usize_of(config.hub.ring_bytes_max));
     let registry = Registry::new(RegistryLimits {
         subscriptions_max: usize_of(config.grpc.subscriptions_max),
         subscriptions_per_client_max: usize_of(config.grpc.subscriptions_per_client_max),
         task_ids_max: usize_of(config.grpc.task_ids_in_all_max),
+        silence_max: config.grpc.keepalive_interval + PONG_TIME.min(config.grpc.keepalive_timeout),
     });
     let (metrics, wide_readers) = (Arc::clone(metrics), WideReaders::default());
     let memory = Memory::new(usize_of(config.grpc.reading_bytes_max), usize_of(config.ingest.body_bytes_max));
     Ok(Arc::new(Sources { store, hub, registry, metrics, wide_readers, memory }))
+}
+
+/// Says how the log was found: a new one is never a surprise.
+fn tell_start(store: &Store, metrics: &Metrics) {
+    let Started { found, version_before, cut } = store.started();
+    let (found, epoch, version_before) = (found.as_str(), store.epoch().to_string(), version_before.as_deref());
+    metrics.started(found, version_before.unwrap_or_default(), &epoch);
+    let Summary { event_count: events, quarantine_count: quarantined, .. } = store.summary();
+    let version_before = version_before.unwrap_or("none");
+    tracing::info!(found, epoch, events, quarantined, version_before, %cut, "log opened");
+    for result in store.backup_results().found() {
+        metrics.backups_finished.with_label_values(&[result.as_str()]).inc();
+        if *result == BackupResult::Interrupted {
+            tracing::warn!("a backup was cut off when the last broker ended: it has failed; take another one");
+        }
+    }
+}
+
+fn door(config: &Config, addresses: &Addresses, metrics: &Metrics) -> admin::Door {
+    let (hosts, refused) = (config.admin.hosts.clone(), metrics.admin_refused.clone());
+    admin::Door { port: addresses.admin.port(), hosts, refused, log: Sampler::every(admin::COMPLAINT) }
+}
+
+/// The front that callbacks come to.
+fn front(
+    config: &Config,
+    credentials: &Arc<SharedCredentials>,
+    journal: &Arc<dyn Journal>,
+    appender: &Appender,
+    sources: &Sources,
+    tracer: Tracer,
+) -> Arc<Ingest> {
+    let rules = credentials::rules(config, Arc::clone(credentials));
+    let (clock, metrics) = (Arc::clone(sources.store.clock()), Arc::clone(&sources.metrics));
+    Ingest::new(Arc::clone(journal), appender.clone(), clock, ingest_limits(config), rules, metrics, tracer)
 }
 
 /// Answers callbacks.
@@ -443,6 +562,7 @@ fn retention(config: &Config) -> Retention {
     Retention {
         event_age_max: config.log.retention_age_max,
         event_bytes_max: config.log.retention_bytes_max,
+        segment_age_max: config.log.segment_age(),
         quarantine_age_max: config.quarantine.retention_age_max,
         quarantine_bytes_max: config.quarantine.retention_bytes_max,
         quarantine_count_max: config.quarantine.retention_count_max,
@@ -450,9 +570,21 @@ fn retention(config: &Config) -> Retention {
     }
 }
 
+/// Publishes to the live path.
+struct ToHub(Arc<Hub>);
+
+impl Publish for ToHub {
+    fn publish(&mut self, records: &[Record]) {
+        self.0.publish(records);
+    }
+
+    fn erase(&mut self, erased: &[Record]) {
+        self.0.erase(erased);
+    }
+}
+
 fn start_writer(retention: Retention, sources: &Sources) -> Result<(Appender, thread::JoinHandle<()>), StartError> {
-    let hub = Arc::clone(&sources.hub);
-    let publish = move |records: &[Record]| hub.publish(records);
+    let publish = ToHub(Arc::clone(&sources.hub));
     let (appender, mut writer) = writer(Arc::clone(&sources.store), retention, publish, Arc::clone(&sources.metrics));
     let keeper = writer.keeper();
     let keeping = thread::Builder::new().name("keeper".into()).spawn(|| keeper.run()).map_err(StartError::Thread)?;
@@ -474,6 +606,7 @@ fn ingest_limits(config: &Config) -> ingest::Limits {
     }
 }
 
+#[allow(clippy::too_many_arguments, reason = "what the services work on, each of it once")]
 fn rpc_context(
     config: &Config,
     sources: &Arc<Sources>,
@@ -482,11 +615,13 @@ fn rpc_context(
     gate: rpc::Gate,
     callback_base: String,
     retention: Arc<Mutex<Retention>>,
+    audit: &Arc<Audit>,
 ) -> rpc::Context {
     rpc::Context {
         sources: Arc::clone(sources),
         journal,
         appender: appender.clone(),
+        audit: Arc::clone(audit),
         gate,
         callback_base,
         filter_limits: FilterLimits {
@@ -503,11 +638,12 @@ fn rpc_context(
     }
 }
 
-/// Takes memory back from those who do not use it, until `stop`.
+/// Takes memory back from those who do not use it, and notes who takes nothing, until `stop`.
 async fn tend_memory(sources: Arc<Sources>, answers: Arc<rpc::Answers>, stop: CancellationToken) {
     tokio::select! {
         () = stop.cancelled() => {}
         () = sources.tend_memory() => {}
+        () = sources.look_for_stalled() => {}
         () = answers.tend() => {}
     }
 }

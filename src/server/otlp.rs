@@ -6,8 +6,7 @@
 
 use std::{
     error::Error,
-    iter::successors,
-    sync::Arc,
+    sync::{Arc, Mutex},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -22,7 +21,13 @@ use tonic::{
 };
 use uuid::Uuid;
 
+use super::{
+    lock,
+    refusal::{Refusal, What},
+    watch::{Change, Files, News, Watched},
+};
 use crate::{
+    causes::causes,
     config,
     metrics::Metrics,
     trace::{Context, Ended, Kind, Tracer, Value},
@@ -69,7 +74,7 @@ const COMPLAINT_INTERVAL: Duration = Duration::from_secs(60);
 pub(super) struct Exporter {
     ended: Receiver<Ended>,
     batch: Vec<Ended>,
-    client: TraceServiceClient<Channel>,
+    client: Arc<Mutex<TraceServiceClient<Channel>>>,
     endpoint: String,
     resource: Resource,
     metrics: Arc<Metrics>,
@@ -77,29 +82,60 @@ pub(super) struct Exporter {
     complained: Option<Instant>,
 }
 
-/// What begins spans, and, if they are to be sent anywhere, what sends them.
-pub(super) fn tracer(config: &config::Traces, metrics: &Arc<Metrics>) -> Result<(Tracer, Option<Exporter>), String> {
-    let Some(endpoint) = config.otlp_endpoint.clone() else { return Ok((Tracer::default(), None)) };
-    let client = TraceServiceClient::new(channel(&endpoint).map_err(|error| with_causes("the channel", &error))?);
+/// What begins spans, and, if there is a way to a collector, what sends them. Within a runtime.
+pub(super) fn tracer(
+    config: &config::Traces,
+    way: Option<Endpoint>,
+    metrics: &Arc<Metrics>,
+) -> (Tracer, Option<Exporter>) {
+    let (Some(way), Some(endpoint)) = (way, config.otlp_endpoint.clone()) else { return (Tracer::default(), None) };
+    let client = Arc::new(Mutex::new(TraceServiceClient::new(way.connect_lazy())));
     let dropped = metrics.trace_spans.with_label_values(&["dropped"]);
     let (tracer, ended) = Tracer::new(config.sampling_ratio.get(), QUEUE_MAX, dropped);
     let metrics = Arc::clone(metrics);
     let exporter =
         Exporter { ended, batch: Vec::new(), client, endpoint, resource: resource(), metrics, complained: None };
-    Ok((tracer, Some(exporter)))
+    (tracer, Some(exporter))
+}
+
+/// The way to the collector, if one is named. Reads the system's certificates if that is checked with them.
+pub(super) fn way(config: &config::Traces) -> Result<Option<Endpoint>, Refusal> {
+    let Some(endpoint) = &config.otlp_endpoint else { return Ok(None) };
+    way_to(endpoint).map(Some).map_err(|error| {
+        let problem = with_causes("no way to the collector", &error);
+        let remedy = "install ca-certificates, or name the collector's authorities by SSL_CERT_FILE";
+        Refusal::new(What::Traces, format!("traces.otlp_endpoint: {endpoint}: {problem}; {remedy}"))
+    })
 }
 
 /// Connects with the first batch, and again after a failure.
-fn channel(endpoint: &str) -> Result<Channel, tonic::transport::Error> {
+fn way_to(endpoint: &str) -> Result<Endpoint, tonic::transport::Error> {
     let is_https = endpoint.starts_with("https://");
     let endpoint = Endpoint::from_shared(endpoint.to_owned())?
         .user_agent(concat!("blobcast/", env!("CARGO_PKG_VERSION")))?
         .connect_timeout(CONNECT_TIMEOUT);
-    let endpoint = if is_https { endpoint.tls_config(ClientTlsConfig::new().with_native_roots())? } else { endpoint };
-    Ok(endpoint.connect_lazy())
+    if is_https { endpoint.tls_config(ClientTlsConfig::new().with_native_roots()) } else { Ok(endpoint) }
 }
 
 impl Exporter {
+    /// The certificates that the collector is checked with, which are read again when somebody asks for it.
+    pub(super) fn watched(&self, config: &config::Traces) -> Option<Watched> {
+        let (client, config) = (Arc::clone(&self.client), config.clone());
+        let is_checked = config.otlp_endpoint.as_ref().is_some_and(|endpoint| endpoint.starts_with("https://"));
+        is_checked.then(|| {
+            Files::on_demand(What::Traces).watched(move || {
+                let (way, client) = (way(&config).map_err(|refusal| vec![refusal])?, Arc::clone(&client));
+                let change: Change = Box::new(move || {
+                    if let Some(way) = way {
+                        *lock(&client) = TraceServiceClient::new(way.connect_lazy());
+                    }
+                    News { summary: "for the next connection".to_owned(), changes: Vec::new() }
+                });
+                Ok(change)
+            })
+        })
+    }
+
     /// Sends until `stop`, and then for a moment longer what is left.
     pub(super) async fn run(mut self, stop: CancellationToken) {
         tracing::info!(endpoint = self.endpoint, "sending traces");
@@ -155,7 +191,8 @@ impl Exporter {
         let scope_spans = vec![ScopeSpans { scope: Some(scope), spans, ..Default::default() }];
         let resource_spans = ResourceSpans { resource: Some(self.resource.clone()), scope_spans, ..Default::default() };
         let request = ExportTraceServiceRequest { resource_spans: vec![resource_spans] };
-        let answer = timeout(EXPORT_TIMEOUT, self.client.export(request)).await;
+        let mut client = lock(&self.client).clone();
+        let answer = timeout(EXPORT_TIMEOUT, client.export(request)).await;
         let answer = answer.unwrap_or_else(|_| Err(Status::deadline_exceeded("it does not answer")));
         let count = self.batch.len();
         self.batch.clear();
@@ -196,11 +233,12 @@ impl Exporter {
 }
 
 /// What has failed and why: tonic itself says no more than that the transport has.
-fn with_causes(failure: &str, error: &dyn Error) -> String {
-    let causes = successors(error.source(), |&cause| cause.source()).map(ToString::to_string);
-    let mut texts: Vec<_> = [failure.to_owned()].into_iter().chain(causes).collect();
-    texts.dedup();
-    texts.join(": ")
+fn with_causes(failure: &str, error: &(dyn Error + 'static)) -> String {
+    match error.source() {
+        Some(source) if failure != source.to_string() => format!("{failure}: {}", causes(source)),
+        Some(source) => causes(source),
+        None => failure.to_owned(),
+    }
 }
 
 /// Who sends: this process, for as long as it runs.

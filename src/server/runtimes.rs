@@ -21,6 +21,9 @@ use tokio::runtime::{Builder, Handle, Runtime};
 /// Threads for reads of the store. More would only wait for the same disk; what exceeds them queues.
 const BLOCKING_THREADS: usize = 16;
 
+/// How often a start looks whether its threads serve: they take less.
+const LOOK_PERIOD: Duration = Duration::from_micros(100);
+
 /// See the module's description.
 #[derive(Debug)]
 pub struct Runtimes {
@@ -38,6 +41,7 @@ impl Runtimes {
         let mut main = Builder::new_multi_thread();
         let main = main.enable_all().worker_threads(cores).max_blocking_threads(BLOCKING_THREADS);
         let main = main.thread_name_fn(name).build()?;
+        all_serve(&main, cores);
         // Not `new_current_thread`: that one makes a system call for each task that is woken from outside.
         let one = || Builder::new_multi_thread().worker_threads(1).thread_name("ingest").enable_all().build();
         Ok(Self { main, ingest: (0..cores).map(|_| one()).collect::<io::Result<_>>()? })
@@ -67,6 +71,15 @@ impl Runtimes {
     fn all(self) -> impl Iterator<Item = Runtime> {
         // Those without blocking work first, so that they are waited for whatever the other one is held up by.
         self.ingest.into_iter().chain([self.main])
+    }
+}
+
+/// Waits until each of these threads serves: until then one that was started for a read may serve in its place. A thread that serves
+/// and has nothing to do parks. (Tasks that wait for each other would not do: one thread may take them all, and wait for ever.)
+fn all_serve(runtime: &Runtime, threads: usize) {
+    let metrics = runtime.metrics();
+    while (0..threads).any(|thread| metrics.worker_park_count(thread) == 0) {
+        thread::sleep(LOOK_PERIOD);
     }
 }
 

@@ -1,4 +1,4 @@
-//! What the broker tells whoever supervises it, by systemd's protocol. Where nobody does, nothing happens.
+//! What the broker tells its supervisor, by systemd's protocol. Without a supervisor nothing happens.
 
 use std::{
     env,
@@ -16,7 +16,11 @@ use tokio_util::sync::CancellationToken;
 
 use super::liveness::Liveness;
 
-type Message = Vec<NotifyState<'static>>;
+enum Message {
+    States(Vec<NotifyState<'static>>),
+    Status(String),
+    ReadyAndStatus(String),
+}
 
 /// Messages that wait for a supervisor that takes none. What exceeds them is dropped: it has enough to catch up with.
 const QUEUE_MAX: usize = 16;
@@ -26,22 +30,32 @@ const TICKS: u32 = 4;
 /// The way to the supervisor: a full socket would block the sender.
 static SENDER: OnceLock<SyncSender<Message>> = OnceLock::new();
 
-/// Callbacks are taken.
+/// The configuration has been read again.
 pub(super) fn ready() {
-    tell(vec![NotifyState::Ready]);
+    tell(Message::States(vec![NotifyState::Ready]));
+}
+
+/// Callbacks are taken; and what [`status`] says, in one message. Returns whether that is on its way.
+pub(super) fn ready_and_status(line: String) -> bool {
+    take(Message::ReadyAndStatus(line))
 }
 
 /// The configuration is being read again; [`ready`] follows.
 pub(super) fn reloading() {
     match NotifyState::monotonic_usec_now() {
-        Ok(now) => tell(vec![NotifyState::Reloading, now]),
-        Err(_) => tell(vec![NotifyState::Reloading]),
+        Ok(now) => tell(Message::States(vec![NotifyState::Reloading, now])),
+        Err(_) => tell(Message::States(vec![NotifyState::Reloading])),
     }
+}
+
+/// What `systemctl status` says of the broker: one line. Returns whether it is on its way.
+pub(super) fn status(line: String) -> bool {
+    take(Message::Status(line))
 }
 
 /// Draining.
 pub(super) fn stopping() {
-    tell(vec![NotifyState::Stopping]);
+    tell(Message::States(vec![NotifyState::Stopping]));
 }
 
 /// Sends keep-alives as long as every serving thread runs what it is given. Whether callbacks become durable does not matter here:
@@ -58,15 +72,21 @@ pub(super) async fn watchdog(liveness: Arc<Liveness>, stop: CancellationToken) {
             _ = ticks.tick() => {}
         }
         match liveness.problem().await {
-            None => tell(vec![NotifyState::Watchdog]),
+            None => tell(Message::States(vec![NotifyState::Watchdog])),
             Some(problem) => tracing::error!(problem, "not alive: the supervisor is not told otherwise"),
         }
     }
 }
 
+/// What gets lost is told again in a while, or is not needed any more.
 fn tell(message: Message) {
+    take(message);
+}
+
+/// Whether it is on its way, if there is anybody to tell.
+fn take(message: Message) -> bool {
     if env::var_os("NOTIFY_SOCKET").is_none() {
-        return;
+        return true;
     }
     let sender = SENDER.get_or_init(|| {
         let (sender, messages) = sync_channel::<Message>(QUEUE_MAX);
@@ -76,13 +96,20 @@ fn tell(message: Message) {
         }
         sender
     });
-    if let Err(error) = sender.try_send(message) {
+    let sent = sender.try_send(message);
+    if let Err(error) = &sent {
         tracing::warn!(%error, "the supervisor takes no messages");
     }
+    sent.is_ok()
 }
 
-fn send(message: &[NotifyState<'_>]) {
-    if let Err(error) = sd_notify::notify(message) {
+fn send(message: &Message) {
+    let sent = match message {
+        Message::States(states) => sd_notify::notify(states),
+        Message::Status(line) => sd_notify::notify(&[NotifyState::Status(line)]),
+        Message::ReadyAndStatus(line) => sd_notify::notify(&[NotifyState::Ready, NotifyState::Status(line)]),
+    };
+    if let Err(error) = sent {
         tracing::warn!(%error, "cannot tell the supervisor");
     }
 }

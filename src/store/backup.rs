@@ -7,7 +7,8 @@
 //! ```
 //!
 //! First come all events, then the task index, then the quarantine, each in the order of its keys. An event's key is its
-//! place (u64, big-endian), its value its record; the others' are those of the store. Integers are little-endian. The epoch is not in it: what is restored is another log. Without its end a
+//! place (u64, big-endian), its value its record, which says so itself if it was erased; the others' are those of the store, of the
+//! quarantine in plain. Integers are little-endian. The epoch is not in it: what is restored is another log. Without its end a
 //! copy is worth nothing, so one that was cut short cannot be taken for a whole one.
 
 use std::{cmp::Ordering, collections::VecDeque};
@@ -27,7 +28,7 @@ use crate::event::{Record, Sequence, TaskId};
 
 pub(super) const MAGIC: &[u8; 16] = b"blobcast backup\n";
 /// Of what a backup is made of, whatever a store is made of.
-pub(super) const FORMAT: u64 = 2;
+pub(super) const FORMAT: u64 = 4;
 pub(super) const END: u8 = 0;
 /// One chunk at most: large enough to be quick, small enough that a slow reader holds next to nothing.
 const CHUNK_BYTES: usize = 256 * 1024;
@@ -165,11 +166,17 @@ impl std::fmt::Debug for Backup {
 impl Store {
     /// A backup of what is there now. The writer's alone, between two commits: then all that is there is durable, and the
     /// totals are those of it.
-    pub(super) fn backup(&self) -> Backup {
+    pub(super) fn backup(&self) -> Result<Backup, ReadError> {
         let totals = *lock(&self.totals);
         let tasks: Entries = Box::new(self.tasks.entries());
-        let quarantine = self.database.snapshot().iter(&self.quarantine);
-        let quarantine: Entries = Box::new(quarantine.map(|entry| Ok(entry.into_inner()?)));
+        // By the keys as they are now: what is discarded meanwhile is still a part of it.
+        let keys = self.quarantine_keys.copy()?;
+        let quarantine = self.database.snapshot().iter(&self.quarantine).map(move |entry| {
+            let (key, sealed) = entry.into_inner()?;
+            let value = keys.unseal(parse_sequence_key(&key)?.0, &sealed)?;
+            Ok((key, value.into()))
+        });
+        let quarantine: Entries = Box::new(quarantine);
         let mut backup = Backup {
             events: self.log.events(Sequence(totals.first_available)..=self.head()),
             parts: [(Part::Tasks, tasks), (Part::Quarantine, quarantine)].into(),
@@ -182,7 +189,7 @@ impl Store {
         backup.put(MAGIC);
         backup.put(&FORMAT.to_le_bytes());
         backup.put(&totals.encode());
-        backup
+        Ok(backup)
     }
 }
 

@@ -31,7 +31,7 @@ use super::lock;
 const SECOND: i64 = 1_000_000;
 /// So far the log's clock follows the wall clock at once; what a first synchronisation of a good clock changes is less. It is
 /// also the most that it gains on monotonic time in [`AGREEMENT`].
-const TOLERANCE: i64 = 10 * SECOND;
+pub(super) const TOLERANCE: i64 = 10 * SECOND;
 /// So long a wall clock has to agree with itself before it is believed: longer than a mistake that somebody watches, or than
 /// a machine needs from its boot to its first synchronisation.
 pub(super) const AGREEMENT: i64 = 5 * 60 * SECOND;

@@ -8,20 +8,22 @@
 
 use std::collections::HashSet;
 
-use super::layout::{Fingerprint, TaskEvent};
-use crate::event::{Product, Sequence, TaskStatus};
+use super::layout::TaskEvent;
+use crate::event::{Fingerprint, Product, Sequence, TaskStatus};
 
-/// Most retained events of one task of one product that are not terminal, and most terminal ones that the index names. The
-/// vendor sends a handful; beyond this each append would become slower.
-pub(super) const TASK_EVENTS_MAX: usize = 1_000;
+/// Most retained events of one task of one product that are not terminal: a step for each percent, and some. Each new event of
+/// a task rewrites all that the index names of it, some 70 bytes each, so this is also what an append costs at most.
+pub(super) const TASK_EVENTS_MAX: usize = 128;
+/// Most terminal events of one task of one product that the index names. The vendor sends one.
+pub(super) const TERMINAL_EVENTS_NAMED: usize = 64;
 /// With so many events of one task id, of all products together, each product may have [`CROWDED_EVENTS_MAX`] of either kind.
 /// A signed URL cannot bring this about alone.
-const CROWDED_AT: usize = 8 * TASK_EVENTS_MAX;
+const CROWDED_AT: usize = 2 * (TASK_EVENTS_MAX + TERMINAL_EVENTS_NAMED);
 /// Enough for a real task.
-const CROWDED_EVENTS_MAX: usize = 32;
-/// Most products with the same task id; ten times what the vendor has. Only a token, which is good for every product, gets
-/// there.
-const TASK_PRODUCTS_MAX: usize = 256;
+const CROWDED_EVENTS_MAX: usize = 8;
+/// Most products with the same task id; the vendor has fewer, and a task is of one. Only a token that is bound to no product
+/// gets there.
+const TASK_PRODUCTS_MAX: usize = 32;
 
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Verdict<'a> {
@@ -38,40 +40,48 @@ pub(super) fn judge<'a>(
     limited: bool,
 ) -> Verdict<'a> {
     let of_product = || known.iter().filter(|event| event.product == *product);
-    if let Some(original) = of_product().find(|event| event.fingerprint == fingerprint) {
+    if let Some(original) = of_product().find(|event| fingerprint.repeats(event.fingerprint)) {
         return Verdict::Duplicate(original);
     }
     if limited && is_full(known, product, status) {
         return Verdict::TooMany;
     }
-    // A terminal event is the vendor's last word, so a different last word contradicts it.
-    let conflict = status.is_terminal() && of_product().any(|event| event.status.is_terminal());
+    // A terminal event is the vendor's last word, so a different terminal event contradicts it: unless URLs were only signed anew,
+    // or a reason was added.
+    let contradicts = |event: &TaskEvent| event.status.is_terminal() && fingerprint.contradicts(event.fingerprint);
+    let conflict = status.is_terminal() && of_product().any(contradicts);
     let revision = of_product().map(|event| event.revision).max().unwrap_or(0) + 1;
     Verdict::New { revision, conflict }
 }
 
 /// Takes up an event that is behind all that are known. A terminal event is always taken, so the index gives up the name of
 /// another one when there are too many: of the terminal events of a product it names the first half and the newest half.
-/// Those between are in the log, and are not found by task.
+/// Those between are in the log, are not found by task, and a repetition of one is news.
 pub(super) fn take_up(known: &mut Vec<TaskEvent>, event: TaskEvent) {
     let (product, is_terminal) = (event.product.clone(), event.status.is_terminal());
     known.push(event);
     if is_terminal {
-        give_up_one(known, &product);
+        give_up_surplus(known, &product);
     }
 }
 
-/// See [`take_up`]; also for an event that was put in between.
-pub(super) fn give_up_one(known: &mut Vec<TaskEvent>, product: &Product) {
-    let most = most(known);
+/// See [`take_up`]; also for an event that was put in between, and for an entry from when there might be more.
+pub(super) fn give_up_surplus(known: &mut Vec<TaskEvent>, product: &Product) {
+    name_at_most(TERMINAL_EVENTS_NAMED, known, product);
+    if is_crowded(known) {
+        name_at_most(CROWDED_EVENTS_MAX, known, product);
+    }
+}
+
+fn name_at_most(most: usize, known: &mut Vec<TaskEvent>, product: &Product) {
     if known.len() <= most {
-        return;
+        return; // almost always
     }
     let is_terminal = |event: &TaskEvent| event.product == *product && event.status.is_terminal();
-    let places: Vec<_> = known.iter().enumerate().filter(|(_, event)| is_terminal(event)).map(|(at, _)| at).collect();
-    if places.len() > most {
-        known.remove(places[places.len() - most / 2 - 1]);
-    }
+    let count = known.iter().filter(|event| is_terminal(event)).count();
+    let surplus = most / 2..(count + most / 2).saturating_sub(most);
+    let mut places = 0..;
+    known.retain(|event| !is_terminal(event) || places.next().is_none_or(|place: usize| !surplus.contains(&place)));
 }
 
 /// Whether the index may have given up any of this task's terminal events.
@@ -97,12 +107,12 @@ fn is_full(known: &[TaskEvent], product: &Product, status: TaskStatus) -> bool {
         }
     }
     let is_like_it = |event: &&TaskEvent| event.product == *product && !event.status.is_terminal();
-    !status.is_terminal() && known.iter().filter(is_like_it).count() >= most(known)
+    let most = if is_crowded(known) { CROWDED_EVENTS_MAX } else { TASK_EVENTS_MAX };
+    !status.is_terminal() && known.iter().filter(is_like_it).count() >= most
 }
 
-/// Most events of either kind that a product may have of this task.
-fn most(known: &[TaskEvent]) -> usize {
-    if known.len() >= CROWDED_AT { CROWDED_EVENTS_MAX } else { TASK_EVENTS_MAX }
+fn is_crowded(known: &[TaskEvent]) -> bool {
+    known.len() >= CROWDED_AT
 }
 
 #[cfg(test)]
@@ -111,6 +121,7 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
+    use crate::store::layout::encode_task;
 
     fn product(number: usize) -> Product {
         Product::parse(&format!("p{number}")).unwrap()
@@ -120,10 +131,11 @@ mod tests {
         TaskEvent {
             sequence: Sequence(place as u64),
             event_id: Uuid::nil(),
-            fingerprint: place as u128,
+            fingerprint: (place as u128).into(),
             revision: place as u32,
             status,
             product: product.clone(),
+            is_erased: false,
         }
     }
 
@@ -161,10 +173,11 @@ mod tests {
             let known: Vec<_> = kept.iter().map(|(event, _)| event.clone()).collect();
             let product = Product::parse(["veo", "sora"][usize::from(product % 2)]).unwrap();
             let status = TaskStatus::from_number(status % 5).unwrap();
-            let fingerprint = u128::from(content % 4) * 8 + status as u128;
+            let fingerprint = Fingerprint::from(u128::from(content % 4) * 8 + status as u128);
             if let Verdict::New { revision, conflict } = judge(&known, &product, status, fingerprint, true) {
                 let sequence = Sequence(kept.len() as u64 + 1);
-                let event = TaskEvent { sequence, event_id: Uuid::nil(), fingerprint, revision, status, product };
+                let event_id = Uuid::nil();
+                let event = TaskEvent { sequence, event_id, fingerprint, revision, status, product, is_erased: false };
                 kept.push((event, conflict));
             }
         }
@@ -198,76 +211,128 @@ mod tests {
                 prop_assert!(of_product.filter(|(e, _)| !e.status.is_terminal()).all(|(_, conflict)| !conflict));
             }
         }
+
+        #[test]
+        fn of_each_product_what_is_not_terminal_and_the_first_and_newest_terminal_events_are_named(
+            input in collection::vec((prop_oneof![9 => Just(0_usize), 1 => Just(1)], any::<bool>()), 0..700),
+        ) {
+            let (mut task, mut taken) = (Task::default(), Vec::new());
+            for (number, is_terminal) in input {
+                let status = if is_terminal { TaskStatus::Completed } else { TaskStatus::Processing };
+                let is_taken = task.send(&product(number), status);
+                prop_assert!(is_taken || !is_terminal);
+                if is_taken {
+                    taken.push((task.logged, product(number), is_terminal));
+                }
+            }
+            for number in 0..2 {
+                let places = |terminal| {
+                    let of_kind = taken.iter().filter(move |(_, of, kind)| (of, *kind) == (&product(number), terminal));
+                    of_kind.map(|(place, ..)| *place).collect::<Vec<_>>()
+                };
+                let (steps, ends, half) = (places(false), places(true), TERMINAL_EVENTS_NAMED / 2);
+                prop_assert!(steps.len() <= TASK_EVENTS_MAX && steps.iter().all(|&place| task.has(place)));
+                for (at, &place) in ends.iter().enumerate() {
+                    prop_assert_eq!(task.has(place), at < half || at + half >= ends.len(), "{} of {}", at, ends.len());
+                }
+            }
+            prop_assert!(task.known.is_sorted_by_key(|event| event.sequence));
+        }
     }
 
     #[test]
     fn a_task_of_one_product_keeps_its_limit_of_events_that_are_not_terminal_and_no_more() {
         let (veo, sora) = (product(1), product(2));
         let known: Vec<_> = (1..=TASK_EVENTS_MAX).map(|n| event(n, &veo, TaskStatus::Processing)).collect();
-        let judged = |known, product, status| judge(known, product, status, u128::MAX, true);
+        let judged = |known, product, status| judge(known, product, status, u128::MAX.into(), true);
         assert_eq!(judged(&known, &veo, TaskStatus::Processing), Verdict::TooMany);
         assert!(matches!(judged(&known[1..], &veo, TaskStatus::Processing), Verdict::New { .. }));
         let new = |revision| Verdict::New { revision, conflict: false };
-        assert_eq!(judged(&known, &veo, TaskStatus::Completed), new(1_001), "a terminal one is always taken");
+        let next = TASK_EVENTS_MAX as u32 + 1;
+        assert_eq!(judged(&known, &veo, TaskStatus::Completed), new(next), "a terminal one is always taken");
         assert_eq!(judged(&known, &sora, TaskStatus::Processing), new(1), "another product has room of its own");
-        assert_eq!(judge(&known, &veo, TaskStatus::Processing, u128::MAX, false), new(1_001), "an operator may");
-        let duplicate = judge(&known, &veo, TaskStatus::Processing, 7, true);
+        assert_eq!(judge(&known, &veo, TaskStatus::Processing, u128::MAX.into(), false), new(next), "an operator may");
+        let duplicate = judge(&known, &veo, TaskStatus::Processing, 7.into(), true);
         assert!(matches!(duplicate, Verdict::Duplicate(_)), "a duplicate is one at the limit, too");
     }
 
     #[test]
     fn of_too_many_terminal_events_the_index_names_the_first_and_the_newest() {
         let (veo, mut task) = (product(1), Task::default());
-        for _ in 0..3 * TASK_EVENTS_MAX {
+        for _ in 0..1_000 {
             assert!(task.send(&veo, TaskStatus::Completed));
         }
-        assert_eq!(task.known.len(), TASK_EVENTS_MAX);
         assert!(task.known.is_sorted_by_key(|event| event.sequence));
-        for (place, is_there) in [(1, true), (500, true), (501, false), (2_500, false), (2_501, true), (3_000, true)] {
+        for (place, is_there) in [(1, true), (32, true), (33, false), (968, false), (969, true), (1_000, true)] {
             assert_eq!(task.has(place), is_there, "{place}");
             assert!(is_there || may_lack(&task.known, veo.as_str(), Sequence(place as u64)));
+            let again = judge(&task.known, &veo, TaskStatus::Completed, (place as u128).into(), true);
+            assert_eq!(matches!(again, Verdict::Duplicate(_)), is_there, "a repetition of {place}");
         }
-        assert!(!may_lack(&task.known, veo.as_str(), Sequence(2_990)) && !may_lack(&task.known, "sora", Sequence(501)));
-        assert!(may_lack_some(&task.known) && !may_lack_some(&task.known[..15]));
+        assert!(!may_lack(&task.known, veo.as_str(), Sequence(998)) && !may_lack(&task.known, "sora", Sequence(33)));
+        assert!(may_lack_some(&task.known) && !may_lack_some(&task.known[..3]));
     }
 
     #[test]
     fn what_is_put_in_again_leaves_again() {
         let (veo, mut task) = (product(1), Task::default());
-        (0..2 * TASK_EVENTS_MAX).for_each(|_| assert!(task.send(&veo, TaskStatus::Failed)));
+        (0..1_000).for_each(|_| assert!(task.send(&veo, TaskStatus::Failed)));
         let mut replayed = task.known.clone();
-        for place in [501, 700, 1_500] {
+        for place in [33, 70, 900] {
             let again = event(place, &veo, TaskStatus::Failed);
             let at = replayed.binary_search_by_key(&again.sequence, |event| event.sequence).unwrap_err();
             replayed.insert(at, again);
-            give_up_one(&mut replayed, &veo);
+            give_up_surplus(&mut replayed, &veo);
         }
         assert_eq!(replayed, task.known);
     }
 
     #[test]
+    fn an_entry_that_names_more_than_it_may_shrinks_with_its_next_terminal_event() {
+        let veo = product(1);
+        let known: Vec<_> = (1..=1_000).map(|place| event(place, &veo, TaskStatus::Completed)).collect();
+        let mut task = Task { known, logged: 1_000 };
+        assert!(task.send(&veo, TaskStatus::Completed));
+        assert_eq!(task.known.len(), TERMINAL_EVENTS_NAMED);
+        assert!(task.has(1) && task.has(32) && !task.has(33) && !task.has(969) && task.has(970) && task.has(1_001));
+    }
+
+    /// Each new event of a task rewrites its entry.
+    #[test]
+    fn what_a_signed_url_makes_of_an_entry_costs_an_append_13_kilobytes_at_most() {
+        let (veo, mut task) = (Product::parse("veo").unwrap(), Task::default());
+        for _ in 0..1_000 {
+            assert!(task.send(&veo, TaskStatus::Completed));
+            task.send(&veo, TaskStatus::Processing);
+        }
+        assert_eq!(task.known.len(), TASK_EVENTS_MAX + TERMINAL_EVENTS_NAMED);
+        assert!(encode_task(&task.known).len() < 13_000, "{}", encode_task(&task.known).len());
+    }
+
+    #[test]
     fn an_entry_is_bounded_whatever_a_token_is_used_for_and_each_product_keeps_some_room() {
         let mut task = Task::default();
-        for number in 0..4 {
-            for _ in 0..TASK_EVENTS_MAX {
+        for number in 0..2 {
+            for place in 0..TASK_EVENTS_MAX {
                 assert!(task.send(&product(number), TaskStatus::Processing));
-                assert!(task.send(&product(number), TaskStatus::Completed));
+                assert!(place >= TERMINAL_EVENTS_NAMED || task.send(&product(number), TaskStatus::Completed));
             }
         }
-        assert_eq!(task.known.len(), CROWDED_AT - 1, "the last was one terminal event too many");
-        for number in 4..TASK_PRODUCTS_MAX {
+        assert_eq!(task.known.len(), CROWDED_AT);
+        for number in 2..TASK_PRODUCTS_MAX {
             assert!(task.send(&product(number), TaskStatus::Completed));
             assert!(task.send(&product(number), TaskStatus::Processing));
         }
         assert!(!task.send(&product(TASK_PRODUCTS_MAX), TaskStatus::Completed), "one product more");
         for _ in 0..2 * CROWDED_EVENTS_MAX {
-            assert!(task.send(&product(4), TaskStatus::Completed), "a terminal one is always taken");
-            task.send(&product(4), TaskStatus::Processing);
+            for number in 2..TASK_PRODUCTS_MAX {
+                assert!(task.send(&product(number), TaskStatus::Completed), "a terminal one is always taken");
+                task.send(&product(number), TaskStatus::Processing);
+            }
         }
-        let of_fourth = task.known.iter().filter(|event| event.product == product(4)).count();
-        assert_eq!(of_fourth, 2 * CROWDED_EVENTS_MAX);
-        let before = task.known.len();
+        let of_third = task.known.iter().filter(|event| event.product == product(2)).count();
+        assert_eq!(of_third, 2 * CROWDED_EVENTS_MAX);
+        assert!(task.known.len() <= CROWDED_AT + TASK_PRODUCTS_MAX * 2 * CROWDED_EVENTS_MAX);
         assert!(task.send(&product(0), TaskStatus::Completed) && !task.send(&product(0), TaskStatus::Processing));
-        assert_eq!(task.known.len(), before);
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! tasks       task id                         one entry per retained event of the task, oldest first
-//! quarantine  number (u64, big-endian)        header length (u32), header (JSON), body
+//! quarantine  number (u64, big-endian)        header length (u32), header (JSON), body; encrypted (see `quarantine_keys`)
 //! meta        "format" | "epoch" | "commit"   u64, little-endian; the last is the newest commit that was durable at the last
 //!                                             checkpoint
 //! ```
@@ -12,16 +12,13 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::clock::{Adoption, Trust};
-use crate::event::{Product, Sequence, TaskStatus};
+use crate::event::{Fingerprint, Labels, Product, Sequence, TaskStatus};
 
 /// Version of this layout. A store of another version is refused.
-pub(super) const FORMAT: u64 = 3;
+pub(super) const FORMAT: u64 = 5;
 pub(super) const META_FORMAT: &str = "format";
 pub(super) const META_EPOCH: &str = "epoch";
 pub(super) const META_COMMIT: &str = "commit";
-
-/// Identifies what an event says: status, outputs and error. Equal fingerprints of one (product, task) are duplicates.
-pub type Fingerprint = u128;
 
 /// What the task index knows of one retained event.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,7 +29,12 @@ pub(super) struct TaskEvent {
     pub revision: u32,
     pub status: TaskStatus,
     pub product: Product,
+    /// It has nothing but its keys any more; it is here so that a repetition is told.
+    pub is_erased: bool,
 }
+
+/// In the byte with the status.
+const ERASED: u8 = 0x80;
 
 /// Bytes that this version cannot read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -52,13 +54,13 @@ pub(super) fn parse_u64(value: &[u8]) -> Result<u64, Damaged> {
 }
 
 pub(super) fn encode_task(events: &[TaskEvent]) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(events.len() * 56);
+    let mut bytes = Vec::with_capacity(events.len() * 72);
     for event in events {
         bytes.put_u64_le(event.sequence.0);
         bytes.put_u128_le(event.event_id.as_u128());
-        bytes.put_u128_le(event.fingerprint);
+        event.fingerprint.put(&mut bytes);
         bytes.put_u32_le(event.revision);
-        bytes.put_u8(event.status as u8);
+        bytes.put_u8(event.status as u8 | if event.is_erased { ERASED } else { 0 });
         bytes.put_u8(event.product.as_str().len() as u8); // at most 63
         bytes.put_slice(event.product.as_str().as_bytes());
     }
@@ -67,19 +69,29 @@ pub(super) fn encode_task(events: &[TaskEvent]) -> Vec<u8> {
 
 pub(super) fn parse_task(mut bytes: &[u8]) -> Result<Vec<TaskEvent>, Damaged> {
     const DAMAGED: Damaged = Damaged("task index entry");
-    let mut events = Vec::with_capacity(1);
+    let mut events = Vec::<TaskEvent>::with_capacity(1);
     while bytes.has_remaining() {
+        let sequence = Sequence(bytes.try_get_u64_le().map_err(|_| DAMAGED)?);
+        let event_id = Uuid::from_u128(bytes.try_get_u128_le().map_err(|_| DAMAGED)?);
+        let fingerprint = Fingerprint::take(&mut bytes).ok_or(DAMAGED)?;
+        let revision = bytes.try_get_u32_le().map_err(|_| DAMAGED)?;
+        let status = bytes.try_get_u8().map_err(|_| DAMAGED)?;
         let event = TaskEvent {
-            sequence: Sequence(bytes.try_get_u64_le().map_err(|_| DAMAGED)?),
-            event_id: Uuid::from_u128(bytes.try_get_u128_le().map_err(|_| DAMAGED)?),
-            fingerprint: bytes.try_get_u128_le().map_err(|_| DAMAGED)?,
-            revision: bytes.try_get_u32_le().map_err(|_| DAMAGED)?,
-            status: bytes.try_get_u8().ok().and_then(TaskStatus::from_number).ok_or(DAMAGED)?,
+            sequence,
+            event_id,
+            fingerprint,
+            revision,
+            status: TaskStatus::from_number(status & !ERASED).ok_or(DAMAGED)?,
+            is_erased: status & ERASED != 0,
             product: {
                 let length = usize::from(bytes.try_get_u8().map_err(|_| DAMAGED)?);
                 let text = bytes.get(..length).and_then(|text| std::str::from_utf8(text).ok()).ok_or(DAMAGED)?;
                 bytes = &bytes[length..];
-                Product::parse(text).map_err(|_| DAMAGED)?
+                // Mostly that of the event before: a long entry is not to have as many allocations.
+                match events.last() {
+                    Some(last) if last.product.as_str() == text => last.product.clone(),
+                    _ => Product::parse(text).map_err(|_| DAMAGED)?,
+                }
             },
         };
         events.push(event);
@@ -223,7 +235,7 @@ impl Totals {
 }
 
 /// Everything about a quarantined callback but its body.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct QuarantineHeader {
     /// Stable word for the cause.
     pub reason: String,
@@ -242,6 +254,32 @@ pub struct QuarantineHeader {
     /// The product segment of the URL's path; empty if it had none.
     #[serde(default)]
     pub product: String,
+    /// What the line of the credential bound it to, when it was received.
+    #[serde(default, skip_serializing_if = "Bound::is_nothing")]
+    pub bound: Bound,
+}
+
+/// What a quarantined callback is bound to, also when it is released.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Bound {
+    /// Its events carry these labels.
+    #[serde(default)]
+    pub labels: Labels,
+    /// They are of one of these products, unless an operator says otherwise; empty: of any.
+    #[serde(default)]
+    pub products: Vec<String>,
+}
+
+impl Bound {
+    fn is_nothing(&self) -> bool {
+        self.labels.is_empty() && self.products.is_empty()
+    }
+
+    /// Bytes of it.
+    pub(super) fn bytes(&self) -> usize {
+        let labels: usize = self.labels.iter().map(|(key, value)| key.len() + value.len()).sum();
+        labels + self.products.iter().map(String::len).sum::<usize>()
+    }
 }
 
 pub(super) fn encode_quarantined(header: &QuarantineHeader, body: &[u8]) -> Vec<u8> {
@@ -267,15 +305,15 @@ mod tests {
     use super::*;
 
     fn any_task_event() -> impl Strategy<Value = TaskEvent> {
-        (any::<(u64, u128, u128, u32)>(), 0u8..5, "[a-z0-9][a-z0-9-]{0,62}").prop_map(|(numbers, status, product)| {
-            TaskEvent {
-                sequence: Sequence(numbers.0),
-                event_id: Uuid::from_u128(numbers.1),
-                fingerprint: numbers.2,
-                revision: numbers.3,
-                status: TaskStatus::from_number(status).unwrap(),
-                product: Product::parse(&product).unwrap(),
-            }
+        let product = "[a-z0-9][a-z0-9-]{0,62}";
+        (any::<(u64, u128, u128, u32, bool)>(), 0u8..5, product).prop_map(|(numbers, status, product)| TaskEvent {
+            sequence: Sequence(numbers.0),
+            event_id: Uuid::from_u128(numbers.1),
+            fingerprint: numbers.2.into(),
+            revision: numbers.3,
+            status: TaskStatus::from_number(status).unwrap(),
+            product: Product::parse(&product).unwrap(),
+            is_erased: numbers.4,
         })
     }
 
@@ -291,10 +329,18 @@ mod tests {
         }
 
         #[test]
-        fn a_quarantine_entry_gives_back_header_and_body(reason: String, target: String, at: i64, body: Vec<u8>) {
+        fn a_quarantine_entry_gives_back_header_and_body(
+            reason: String,
+            target: String,
+            at: i64,
+            labels in collection::btree_map("\\PC{0,9}", "\\PC{0,9}", 0..3),
+            products in collection::vec("[a-z]{1,9}", 0..3),
+            body: Vec<u8>,
+        ) {
             let (credential, product) = (reason.clone(), target.clone());
             let header = QuarantineHeader {
                 reason, detail: String::new(), target, received_at_micros: at, verification: 2, credential, product,
+                bound: Bound { labels, products },
             };
             let bytes = encode_quarantined(&header, &body);
             prop_assert_eq!(parse_quarantined(&bytes), Ok((header, body.as_slice())));

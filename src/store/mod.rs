@@ -5,7 +5,9 @@
 //! use [`Store`] at the same time. Readers never see beyond [`Store::head`], which moves only after the fsync: what a crash
 //! could take back is never shown. Every function here may block on the disk; callers keep it off the async threads.
 
+mod append;
 mod backup;
+mod backup_results;
 mod clock;
 mod dedupe;
 mod layout;
@@ -15,7 +17,10 @@ mod quarantine;
 mod read;
 mod replay;
 mod restore;
+mod quarantine_keys;
+mod same;
 mod shares;
+mod started;
 mod tasks;
 mod torn;
 mod watermark;
@@ -36,22 +41,29 @@ use bytes::Bytes;
 use fjall::{Database, Keyspace};
 use uuid::Uuid;
 
+pub use append::{AppendError, AppendSummary, WhenRunning};
 pub use backup::{Backup, BackupSummary};
+pub use backup_results::{BackupResult, BackupResults, BackupTaken};
 pub use clock::Clock;
-pub use layout::{Fingerprint, QuarantineHeader};
+pub use layout::{Bound, QuarantineHeader};
 pub use quarantine::{NewQuarantined, Quarantined};
 pub use read::{Chunk, Keep, ReadError, ReadLimits, TaskPlace, bytes_held};
 #[cfg(fuzzing)]
 pub(crate) use restore::check as check_backup;
-pub use restore::{RestoreError, restore};
-pub use writer::{Appender, Keeper, Publish, Retention, WriteError, Writer, writer};
+pub use restore::{RestoreError, restore, restore_and_append};
+pub use shares::CREDENTIAL_PRODUCTS_MAX;
+pub use started::{Cut, Found, Started, check_expected, is_part};
+pub use writer::{
+    Appender, ERASURE_PLACES_MAX, Erased, Erasure, Keeper, Publish, Retention, WriteError, Writer, writer,
+};
 
 use crate::{
-    event::{Cursor, Epoch, Labels, Product, Sequence, TaskId, TaskStatus},
+    event::{Cursor, Epoch, Fingerprint, Labels, Product, Sequence, TaskId, TaskStatus},
     trace::Origin,
 };
 use layout::{FORMAT, Totals};
 use log::Log;
+use quarantine_keys::QuarantineKeys;
 use shares::Shares;
 use tasks::Tasks;
 use watermark::{Mark, Watermark};
@@ -59,7 +71,7 @@ use watermark::{Mark, Watermark};
 /// With less free disk a store that has failed is not opened again: recovery writes, and would fail, too.
 const REOPEN_FREE_BYTES_MIN: u64 = 64 * 1024 * 1024;
 
-/// Older than everything, so that whoever asks looks.
+/// Older than everything, so that a reader looks.
 const UNKNOWN_MICROS: i64 = i64::MIN;
 
 /// An event on its way into the log, already encoded.
@@ -83,12 +95,19 @@ pub struct Draft {
     pub event: Bytes,
     /// The callback's body.
     pub raw: Bytes,
-    /// Number of the quarantined callback that this replaces, removed by the same commit.
-    pub releases: Option<u64>,
+    /// It says that the task is completed, and names no output.
+    pub lacks_output: bool,
     /// Whether it takes as long if it is a duplicate: who sent it is not to learn whether its task has come before.
     pub conceals_duplicates: bool,
     /// The trace that its deliveries are part of; not stored.
     pub origin: Option<Arc<Origin>>,
+}
+
+impl Draft {
+    /// Bytes that it will have in the log, but for its keys.
+    fn bytes(&self) -> usize {
+        self.event.len() + self.raw.len()
+    }
 }
 
 /// What became of a draft.
@@ -110,7 +129,9 @@ pub enum OpenError {
     Locked(PathBuf),
     /// Written by another version.
     #[error(
-        "{path} has format {found}, this version reads format {FORMAT}: run the version that wrote it, or start with an empty --data-dir"
+        "{path} has format {found}, this version reads format {FORMAT}: run the version that wrote it, or start with an empty --data-dir: in place of this one, {anew}",
+        path = path.display(),
+        anew = started::to_begin_anew(path)
     )]
     Format {
         /// The data directory.
@@ -118,9 +139,49 @@ pub enum OpenError {
         /// Its format.
         found: u64,
     },
+    /// There is no log where the configuration says that one is.
+    #[error(
+        "{0} has no log, and log.expect_existing says that it has one: mount the disk that it is on, correct data_dir, or restore a backup with `blobcast restore`; to begin a new log, start once with `log.expect_existing = false`"
+    )]
+    Expected(PathBuf),
+    /// There is no log where a start has left one.
+    #[error(
+        "{path} has no log, and it had one ({said:?}): mount the disk that it is on, or restore a backup with `blobcast restore`; to begin a new log, remove {marker}",
+        path = path.display(),
+        marker = marker.display()
+    )]
+    Vanished {
+        /// The data directory.
+        path: PathBuf,
+        /// What is beside it.
+        marker: PathBuf,
+        /// What that says.
+        said: String,
+    },
+    /// Half of a restored log.
+    #[error(
+        "{0} was being restored, and that did not come to its end: remove everything in it, and run `blobcast restore` again"
+    )]
+    Unfinished(PathBuf),
+    /// Its callbacks are in another log.
+    #[error(
+        "{path} is used up: its callbacks were appended to {to} by `blobcast restore`: start the broker on that one; to use this directory all the same, remove {mark}",
+        path = path.display(),
+        mark = mark.display()
+    )]
+    UsedUp {
+        /// The data directory.
+        path: PathBuf,
+        /// Where its callbacks are, as that was called.
+        to: String,
+        /// The file that says so.
+        mark: PathBuf,
+    },
     /// Damaged.
     #[error(
-        "{path} is damaged ({problem}): move it away, and restore a backup with `blobcast restore` or start with an empty log"
+        "{path} is damaged ({problem}): move it away, and restore a backup with `blobcast restore` or start with an empty log: for that, {anew}",
+        path = path.display(),
+        anew = started::to_begin_anew(path)
     )]
     Corrupt {
         /// The data directory.
@@ -188,9 +249,15 @@ pub struct Store {
     /// What is in quarantine, and whose it is. The writer changes it ahead of the commit; a reader who finds a number here finds
     /// its callback in the database, or that it is not there yet or not any more.
     shares: Mutex<Shares>,
+    /// What it is encrypted by in the database.
+    quarantine_keys: QuarantineKeys,
+    /// How often events were erased since this was opened: a reader of some before that looks again.
+    erasures: AtomicU64,
     /// The database's writes below this number are synced.
     database_next: AtomicU64,
     watermark: Watermark,
+    started: Started,
+    backup_results: BackupResults,
     clock: Arc<Clock>,
     /// The data directory as it was opened.
     identity: Identity,
@@ -219,6 +286,26 @@ impl Store {
         Cursor { epoch: self.epoch, sequence }
     }
 
+    /// How it was found when it was opened.
+    pub fn started(&self) -> &Started {
+        &self.started
+    }
+
+    /// What became of its backups.
+    pub fn backup_results(&self) -> &BackupResults {
+        &self.backup_results
+    }
+
+    /// Notes that nothing is written any more, and that everything was. The writer must have ended.
+    pub fn close(&self) {
+        if matches!(self.health(), Health::Failed(_)) {
+            return;
+        }
+        if let Err(error) = started::note_closed(&self.path, self.epoch) {
+            tracing::warn!(%error, "cannot note that the log was closed: the next start takes it for one after a crash");
+        }
+    }
+
     /// What the log is stamped and aged by.
     pub fn clock(&self) -> &Arc<Clock> {
         &self.clock
@@ -228,6 +315,11 @@ impl Store {
     pub fn summary(&self) -> Summary {
         let Totals { event_count, event_bytes, quarantine_count, quarantine_bytes, .. } = *lock(&self.totals);
         Summary { event_count, event_bytes, quarantine_count, quarantine_bytes }
+    }
+
+    /// How often events were erased since the store was opened. What was read from it before that must not be handed out.
+    pub fn erasures(&self) -> u64 {
+        self.erasures.load(Ordering::Acquire)
     }
 
     /// Everything that has been acknowledged.

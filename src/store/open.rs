@@ -15,7 +15,7 @@ use fjall::{CompressionType, Database, Keyspace, KeyspaceCreateOptions, PersistM
 use uuid::Uuid;
 
 use super::{
-    Health, OpenError, ReadError, Store, UNKNOWN_MICROS,
+    BackupResults, Health, OpenError, ReadError, Store, UNKNOWN_MICROS,
     clock::{Clock, Newest, Source},
     dedupe::may_lack,
     identity,
@@ -25,11 +25,14 @@ use super::{
     },
     lock,
     log::{Indexed, Log},
-    replay::replay,
+    quarantine_keys::{self, OVERHEAD_BYTES, QuarantineKeys},
+    replay::{Told, replay},
+    restore,
     shares::Shares,
+    started::{self, Cut},
     tasks::{RECENT_MAX, Tasks},
     torn,
-    watermark::{Watermark, Witnessed},
+    watermark::{Mark, Watermark, Witnessed},
 };
 use crate::event::{Epoch, Selectable, Sequence, TaskId};
 
@@ -43,7 +46,7 @@ const MEMTABLE_BYTES_MAX: u64 = 8 * 1024 * 1024;
 const KEYSPACES_FOLDER: &str = "keyspaces";
 const TABLES_FOLDER: &str = "tables";
 const CURRENT_FILE: &str = "current";
-const LOCK_FILE: &str = "lock";
+pub(super) const LOCK_FILE: &str = "lock";
 
 const META: &str = "meta";
 const KEYSPACES: [&str; 3] = [META, "tasks", "quarantine"];
@@ -54,29 +57,43 @@ impl Store {
         Self::open_by(Source::system(), path, cache_bytes)
     }
 
+    /// The same for a broker: refuses a directory whose log is not there any more, and notes beside it that it has one.
+    /// `is_expected`: the log must be there in any case.
+    pub fn open_to_serve(path: &Path, cache_bytes: u64, is_expected: bool) -> Result<Self, OpenError> {
+        started::check_expected(path, is_expected)?;
+        let store = Self::open(path, cache_bytes)?;
+        started::mark(path, store.epoch());
+        Ok(store)
+    }
+
     /// The same by other clocks than the machine's.
     pub(super) fn open_by(source: Source, path: &Path, cache_bytes: u64) -> Result<Self, OpenError> {
+        if path.join(restore::UNFINISHED).symlink_metadata().is_ok() {
+            return Err(OpenError::Unfinished(path.into()));
+        }
+        started::check_not_used_up(path)?;
+        let store = Self::open_unfinished(source, path, cache_bytes)?;
+        // Again: a restore may have let go of the lock only now.
+        started::check_not_used_up(path)?;
+        Ok(store)
+    }
+
+    /// The same of one that is being restored.
+    pub(super) fn open_unfinished(source: Source, path: &Path, cache_bytes: u64) -> Result<Self, OpenError> {
         let opened = fs::create_dir_all(path).map_err(Setup::from).and_then(|()| {
             check_folders(path)?;
-            Self::from_database(source, path, recover_database(path, cache_bytes)?)
+            let (database, journal_bytes) = recover_database(path, cache_bytes)?;
+            Self::from_database(source, path, database, journal_bytes)
         });
         opened.map_err(|error| error.at(path))
     }
 
-    fn from_database(source: Source, path: &Path, database: Database) -> Result<Self, Setup> {
+    fn from_database(source: Source, path: &Path, database: Database, journal_bytes: u64) -> Result<Self, Setup> {
         // First, because another version may do everything below otherwise.
         if database.keyspace_exists(META) {
             check_format(&database.keyspace(META, options)?)?;
         }
-        let acknowledged = match Watermark::read(path)? {
-            Witnessed { mark: None, damaged: Some(file) } => return Err(Setup::Witness(file)),
-            Witnessed { mark, damaged } => {
-                if let Some(file) = damaged {
-                    tracing::warn!(path = %file.display(), "damaged, and replaced by what its other copy says");
-                }
-                mark
-            }
-        };
+        let acknowledged = acknowledged(path)?;
         let watermark = Watermark::open(path)?;
         let lost = KEYSPACES.into_iter().find(|name| !database.keyspace_exists(name));
         if let (Some(lost), Some(_)) = (lost, acknowledged) {
@@ -87,29 +104,41 @@ impl Store {
         if indexed.is_none() && (acknowledged.is_some() || !tasks.is_empty()? || !quarantine.is_empty()?) {
             return Err(Setup::Corrupt("the log's identity is lost".to_owned()));
         }
-        let (log, totals) = match Log::open(path, acknowledged, indexed)? {
-            Some(found) => found,
-            None => {
-                let totals = Totals { first_available: 1, ..Totals::default() };
-                (Log::create(path, new_epoch(), totals)?, totals)
-            }
-        };
+        let OpenedLog { log, totals, cut_bytes, is_new: begins } = open_or_begin(path, acknowledged, indexed)?;
+        let started = started::judge(path, log.epoch(), begins, Cut { log_bytes: cut_bytes, journal_bytes });
         if indexed.is_none() {
             write_identity(&database, &meta, log.epoch(), 0)?;
         }
+        let quarantine_keys = open_quarantine_keys(path, &totals)?;
         let tasks = Tasks::new(database.clone(), tasks, RECENT_MAX);
         let is_new = totals.head()?.0 == 0 && totals.quarantine_next == 0;
         let newest = Newest { micros: totals.log_time_micros, trust: totals.trust };
-        replay(&log, &tasks, &quarantine, &database, &totals)?;
+        let told = Told {
+            tasks: &tasks,
+            quarantine: &quarantine,
+            quarantine_keys: &quarantine_keys,
+            database: &database,
+            totals: &totals,
+        };
+        let to_erase = replay(&log, &told)?;
+        // What is damaged is no reason to refuse everything else: it has been logged.
+        log.erase(&to_erase.places, &to_erase.numbers)?;
+        let shares = shares_of(&quarantine, &quarantine_keys)?;
+        quarantine_keys.erase_unused_keys()?;
+        let clock = Arc::new(Clock::start(source, (!is_new).then_some(newest)));
         let store = Self {
             path: path.into(),
             watermark,
-            clock: Arc::new(Clock::start(source, (!is_new).then_some(newest))),
+            started,
+            backup_results: BackupResults::open(path, log.epoch(), clock.now()),
+            clock,
             epoch: log.epoch(),
             head: totals.head()?.0.into(),
             first_available: totals.first_available.into(),
             oldest_micros: UNKNOWN_MICROS.into(),
-            shares: shares_of(&quarantine)?.into(),
+            shares: shares.into(),
+            quarantine_keys,
+            erasures: 0.into(),
             database_next: 0.into(),
             identity: identity(path),
             totals: totals.into(),
@@ -128,6 +157,7 @@ impl Store {
         }
         // Durably, because the database's numbers may be lower than they were.
         store.watermark.begin(path, store.mark())?;
+        started::note_open(path, store.epoch())?;
         sync_names(path)?;
         Ok(store)
     }
@@ -135,18 +165,20 @@ impl Store {
     /// Tells the database what it does not know yet and makes all of it durable, so that no start has to tell it again; then
     /// what is forgotten can go.
     pub(super) fn checkpoint(&self) -> fjall::Result<()> {
-        // In this order: what was committed meanwhile is synced, too, but not counted; and all commits before the newest segment
-        // have been applied.
-        let newest = self.log.newest();
+        // In this order: what was committed meanwhile is synced, too, but not counted; and all commits before that segment have
+        // been applied.
+        let up_to = self.log.checkpoint_max();
         let first_available = Sequence(lock(&self.totals).first_available);
         let applied = self.log.applied();
         self.tasks.settle()?;
+        // What the database has must not be readable by nothing.
+        self.quarantine_keys.sync()?;
         // Its own work takes numbers, too, which a crash may give out again; but none below that of the entry that is synced here.
         let database_next = self.database.seqno();
         self.meta.insert(META_COMMIT, applied.to_le_bytes())?;
         self.database.persist(PersistMode::SyncAll)?;
         self.database_next.store(database_next, Ordering::Release);
-        self.log.checkpoint(newest, first_available);
+        self.log.checkpoint(up_to, first_available);
         Ok(())
     }
 
@@ -190,14 +222,55 @@ impl Store {
     }
 }
 
-/// Shares of the quarantined callbacks: reads all of them, at most `quarantine.retention_bytes_max`.
-fn shares_of(quarantine: &Keyspace) -> Result<Shares, Setup> {
+/// What the witness says; `None` if there is none.
+fn acknowledged(path: &Path) -> Result<Option<Mark>, Setup> {
+    let Witnessed { mark, damaged } = Watermark::read(path)?;
+    match (mark, damaged) {
+        (None, Some(file)) => Err(Setup::Witness(file)),
+        (mark, None) => Ok(mark),
+        (mark, Some(file)) => {
+            tracing::warn!(path = %file.display(), "damaged, and replaced by what its other copy says");
+            Ok(mark)
+        }
+    }
+}
+
+/// The log of a data directory.
+struct OpenedLog {
+    log: Log,
+    totals: Totals,
+    /// Of a last commit that a crash has torn.
+    cut_bytes: u64,
+    is_new: bool,
+}
+
+/// Opens the log, or begins one where none is and none has to be.
+fn open_or_begin(path: &Path, acknowledged: Option<Mark>, indexed: Option<Indexed>) -> Result<OpenedLog, Setup> {
+    if let Some((log, totals, cut_bytes)) = Log::open(path, acknowledged, indexed)? {
+        return Ok(OpenedLog { log, totals, cut_bytes, is_new: false });
+    }
+
+    let totals = Totals { first_available: 1, ..Totals::default() };
+    Ok(OpenedLog { log: Log::create(path, new_epoch(), totals)?, totals, cut_bytes: 0, is_new: true })
+}
+
+/// The keys of the quarantine; without them nothing of it can be read.
+fn open_quarantine_keys(path: &Path, totals: &Totals) -> Result<QuarantineKeys, Setup> {
+    if totals.quarantine_count > 0 && !path.join(quarantine_keys::FILE).try_exists()? {
+        return Err(Setup::Corrupt(format!("the keys of the quarantine ({}) are lost", quarantine_keys::FILE)));
+    }
+    Ok(QuarantineKeys::open(path)?)
+}
+
+/// Shares of the quarantined callbacks: reads all of them, at most `quarantine.retention_bytes_max`. Notes their keys.
+fn shares_of(quarantine: &Keyspace, quarantine_keys: &QuarantineKeys) -> Result<Shares, Setup> {
     let mut shares = Shares::default();
     for entry in quarantine.iter() {
         let (key, value) = entry.into_inner()?;
-        let (number, bytes) = (parse_sequence_key(&key)?.0, value.len() as u64);
-        match parse_quarantined(&value) {
-            Ok((QuarantineHeader { credential, product, received_at_micros, .. }, _)) => {
+        let (number, bytes) = (parse_sequence_key(&key)?.0, value.len().saturating_sub(OVERHEAD_BYTES) as u64);
+        quarantine_keys.note(number, &value);
+        match quarantine_keys.unseal(number, &value).and_then(|value| Ok(parse_quarantined(&value)?.0)) {
+            Ok(QuarantineHeader { credential, product, received_at_micros, .. }) => {
                 shares.add(number, &credential, &product, bytes, received_at_micros);
             }
             // Reading it reports the damage. It belongs to no credential, and its age is unknown, so age does not forget it.
@@ -234,8 +307,9 @@ fn check_folders(path: &Path) -> Result<(), Setup> {
     Ok(())
 }
 
-/// Opens the database, and tells damage from a disk that refuses.
-fn recover_database(path: &Path, cache_bytes: u64) -> Result<Database, Setup> {
+/// Opens the database, and tells damage from a disk that refuses; also how many bytes of its journal a crash had torn.
+fn recover_database(path: &Path, cache_bytes: u64) -> Result<(Database, u64), Setup> {
+    let mut cut = 0;
     // A witness that cannot be read is told of when it is known that it is one of this format.
     if let Some(mark) = Watermark::read(path)?.mark {
         // Not below another process: it is in the middle of writing.
@@ -245,18 +319,18 @@ fn recover_database(path: &Path, cache_bytes: u64) -> Result<Database, Setup> {
         {
             return Err(fjall::Error::Locked.into());
         }
-        if !torn::cut(path, mark.database_next)? {
-            return Err(Setup::broken("its journal is not as it was written"));
-        }
+        let torn = torn::cut(path, mark.database_next)?;
+        cut = torn.ok_or_else(|| Setup::broken("its journal is not as it was written"))?;
     }
     // It panics where damage breaks what it takes for granted.
     let opened = panic::catch_unwind(|| open_database(path, cache_bytes));
-    opened.map_err(|_| Setup::broken("see the panic above"))?.map_err(|error| match error {
+    let opened = opened.map_err(|_| Setup::broken("see the panic above"))?.map_err(|error| match error {
         fjall::Error::Io(cause) | fjall::Error::Storage(fjall::LsmError::Io(cause)) if is_damage(&cause) => {
             Setup::broken(cause)
         }
         other => other.into(),
-    })
+    });
+    opened.map(|database| (database, cut))
 }
 
 /// What reading says of files that are not as they were written; a disk that refuses says other things.

@@ -29,15 +29,28 @@ pub struct Quarantined {
     pub body: Bytes,
 }
 
+impl Quarantined {
+    /// About what it takes in a message.
+    fn bytes(&self) -> usize {
+        let QuarantineHeader { reason, detail, target, credential, bound, .. } = &self.header;
+        reason.len() + detail.len() + target.len() + credential.len() + bound.bytes() + self.body.len()
+    }
+}
+
 impl Store {
     /// The quarantined callback with this number, if it exists.
     pub fn quarantined(&self, number: u64) -> Result<Option<Quarantined>, ReadError> {
-        let found = self.quarantine.get(sequence_key(Sequence(number)))?;
-        found.map(|bytes| read(number, &bytes.into())).transpose().map_err(Into::into)
+        let key = sequence_key(Sequence(number));
+        let Some(sealed) = self.quarantine.get(key)? else { return Ok(None) };
+        match self.quarantine_keys.unseal(number, &sealed).and_then(|bytes| read(number, &bytes)) {
+            // It was taken out meanwhile, and its key with it.
+            Err(_) if !self.quarantine.contains_key(key)? => Ok(None),
+            read => Ok(Some(read?)),
+        }
     }
 
     /// Quarantined callbacks with numbers above `after`, oldest first: at most `count_max`, and at most `bytes_max` after the
-    /// first.
+    /// first, of bodies and all else.
     pub fn quarantined_after(
         &self,
         after: u64,
@@ -52,7 +65,7 @@ impl Store {
             looked_at = last;
             for number in numbers {
                 let Some(callback) = self.quarantined(number)? else { continue };
-                bytes += callback.body.len();
+                bytes += callback.bytes();
                 if bytes > bytes_max && !found.is_empty() {
                     return Ok(found);
                 }

@@ -7,11 +7,12 @@ use std::{
 
 use super::{
     Store,
+    dedupe::may_lack_some,
     layout::{Correction, Damaged},
     lock,
     log::{LARGE_READ_BYTES, READ_BYTES},
 };
-use crate::event::{Filter, Product, Record, RecordError, Sequence, TaskId, TaskStatus};
+use crate::event::{Filter, Product, Record, RecordError, Selectable, Sequence, TaskId, TaskStatus};
 
 /// Why a part of the log cannot be read.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -59,6 +60,8 @@ pub struct TaskPlace {
     pub status: TaskStatus,
     /// Of which product.
     pub product: Product,
+    /// Its content was erased: nothing but this is left of it.
+    pub is_erased: bool,
 }
 
 /// How many of a task list's places are wanted.
@@ -165,7 +168,7 @@ impl Store {
         }
     }
 
-    /// Where the events of these tasks are, oldest first, as far as `range` goes and `keep` lets it.
+    /// Where the events of these tasks are that were not erased, oldest first, as far as `range` goes and `keep` lets it.
     pub fn task_events<'a>(
         &self,
         task_ids: impl IntoIterator<Item = &'a TaskId>,
@@ -174,6 +177,9 @@ impl Store {
     ) -> Result<Vec<TaskPlace>, ReadError> {
         let mut places = Vec::new();
         self.each_task_event(task_ids, range, |place| {
+            if place.is_erased {
+                return;
+            }
             places.push(place);
             // Now and then, so that it costs little and what is held stays near what is kept.
             if places.len() > keep.most().saturating_mul(2) {
@@ -184,7 +190,7 @@ impl Store {
         Ok(places)
     }
 
-    /// Hands on where the events of these tasks are, task by task, all as of one moment.
+    /// Hands on where the events of these tasks are, erased or not, task by task, all as of one moment.
     pub fn each_task_event<'a>(
         &self,
         task_ids: impl IntoIterator<Item = &'a TaskId>,
@@ -198,9 +204,34 @@ impl Store {
                     sequence: event.sequence,
                     status: event.status,
                     product: event.product.clone(),
+                    is_erased: event.is_erased,
                 });
             }
         })
+    }
+
+    /// Where all retained events of a product's task are, erased or not. The index may not name all of them; then the whole log is read.
+    pub fn places_of_task(&self, task_id: &TaskId, product: &Product) -> Result<Vec<Sequence>, ReadError> {
+        let named = self.tasks.get::<ReadError>(task_id)?;
+        if !may_lack_some(&named) {
+            let of_product = named.into_iter().filter(|event| event.product == *product);
+            return Ok(of_product.map(|event| event.sequence).collect());
+        }
+        let (mut next, head, mut places) = (self.first_available(), self.head(), Vec::new());
+        loop {
+            let scanned = self.log.scan(next..=head, READ_BYTES, |record| {
+                next = record.sequence().next();
+                if record.task_id() == task_id.as_str() && record.product() == product.as_str() {
+                    places.push(record.sequence());
+                }
+                Ok(ControlFlow::Continue(()))
+            });
+            match scanned {
+                // Retention has passed the place meanwhile. Anything else is damage, and stays so.
+                Err(_) if next < self.first_available() => next = self.first_available(),
+                scanned => return scanned.map(|()| places),
+            }
+        }
     }
 
     /// The record at `sequence`, or `None` if retention has passed it.
@@ -230,12 +261,20 @@ impl Store {
         Ok(records)
     }
 
+    /// The log time that is meant by a time of the machine's, both in microseconds since 1970.
+    pub fn log_time(&self, micros: i64) -> i64 {
+        self.clock.meant_by(micros)
+    }
+
     /// The place before the first event whose log time is at or after `micros` (microseconds since 1970).
     ///
     /// The log time falls along the log only where the log's clock was set back. So every event received at or after `micros`
     /// lies behind that place; of what was received by a clock that was ahead, only what came after the time that is meant.
+    ///
+    /// Only the newest change of the clock is noted. If the log still has events from before an older one, the place is exact for
+    /// times since then, and may be off by as much as that change for times before.
     pub fn seek_time(&self, micros: i64) -> Result<Sequence, ReadError> {
-        let micros = self.clock.meant_by(micros);
+        let micros = self.log_time(micros);
         let Correction { events, at_micros, .. } = lock(&self.totals).correction;
         let (first, behind) = (self.first_available().0, self.head().0 + 1);
         let changed_behind = events.saturating_add(1).clamp(first, behind);
@@ -281,7 +320,8 @@ impl<'a> Collector<'a> {
 
     fn take(&mut self, record: Record) -> ControlFlow<()> {
         let Self { chunk, filter, limits, .. } = self;
-        let matching = filter.matches(&record);
+        // What was erased is as if retention had forgotten it.
+        let matching = filter.matches(&record) && !record.is_erased();
         if matching && !chunk.records.is_empty() && self.bytes + record.len() > limits.bytes_max {
             return ControlFlow::Break(());
         }

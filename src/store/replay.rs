@@ -4,68 +4,104 @@
 
 use std::ops::ControlFlow;
 
-use fjall::{Database, Keyspace};
+use fjall::{Database, Keyspace, OwnedWriteBatch};
 
 use super::{
-    dedupe::give_up_one,
+    dedupe::give_up_surplus,
     layout::{Damaged, TaskEvent, Totals, sequence_key},
     log::{Entry, Frame, Log, READ_BYTES},
     open::Setup,
+    quarantine_keys::QuarantineKeys,
     tasks::Tasks,
 };
 use crate::event::{Product, Record, Selectable, Sequence, TaskId};
 
-/// Brings them to where the log is; `totals` are those of the log's last commit.
-pub(super) fn replay(
-    log: &Log,
-    tasks: &Tasks,
-    quarantine: &Keyspace,
-    database: &Database,
-    totals: &Totals,
-) -> Result<(), Setup> {
-    let before = log.replay(|frame| tell(tasks, quarantine, database, &frame, totals))?;
+/// What is erased, as the commits say that were told: the overwriting may have been cut off.
+#[derive(Debug, Default)]
+pub(super) struct ToErase {
+    pub places: Vec<Sequence>,
+    /// Of callbacks that were in quarantine.
+    pub numbers: Vec<u64>,
+}
+
+/// Where commits are told.
+pub(super) struct Told<'a> {
+    pub tasks: &'a Tasks,
+    pub quarantine: &'a Keyspace,
+    pub quarantine_keys: &'a QuarantineKeys,
+    pub database: &'a Database,
+    /// Of the log's last commit.
+    pub totals: &'a Totals,
+}
+
+/// Brings the index and the quarantine to where the log is.
+pub(super) fn replay(log: &Log, told: &Told<'_>) -> Result<ToErase, Setup> {
+    let mut to_erase = ToErase::default();
+    let before = log.replay(|frame| told.tell(&frame, &mut to_erase))?;
     // Files that are gone were removed behind a checkpoint, which had the index forget their events.
     let first = before.first_available.max(log.oldest().0);
-    if first < totals.first_available {
-        let places = Sequence(first)..=Sequence(totals.first_available).previous();
+    let first_available = told.totals.first_available;
+    if first < first_available {
+        let places = Sequence(first)..=Sequence(first_available).previous();
         let mut failed = None;
         log.scan(places, READ_BYTES, |record| {
-            failed = forget(tasks, &record).err();
+            failed = forget(told.tasks, &record).err();
             Ok(if failed.is_none() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) })
         })?;
         failed.map_or(Ok(()), Err)?;
     }
-    Ok(())
-}
-
-fn tell(
-    tasks: &Tasks,
-    quarantine: &Keyspace,
-    database: &Database,
-    frame: &Frame,
-    totals: &Totals,
-) -> Result<(), Setup> {
-    let mut batch = database.batch();
-    for entry in frame.entries() {
-        match entry? {
-            Entry::Event { record, .. } if record.sequence().0 < totals.first_available => {}
-            Entry::Event { event_id, fingerprint, record } => {
-                let event = TaskEvent {
-                    sequence: record.sequence(),
-                    event_id,
-                    fingerprint,
-                    revision: record.revision(),
-                    status: record.status(),
-                    product: Product::parse(record.product()).map_err(|_| Damaged("product of an event"))?,
-                };
-                add(tasks, event, &record)?;
-            }
-            Entry::Quarantined { number, value } => batch.insert(quarantine, sequence_key(Sequence(number)), value),
-            Entry::Discarded { number } => batch.remove(quarantine, sequence_key(Sequence(number))),
+    to_erase.places.sort_unstable();
+    to_erase.places.dedup();
+    for &place in to_erase.places.iter().filter(|place| place.0 >= first_available) {
+        match log.get(place) {
+            Ok(record) => note_erased(told.tasks, &record)?,
+            // It cannot be erased in the log either, which says so.
+            Err(error) => tracing::error!(place = place.0, %error, "cannot note in the index what is erased"),
         }
     }
-    batch.commit()?;
-    Ok(())
+    Ok(to_erase)
+}
+
+impl Told<'_> {
+    fn tell(&self, frame: &Frame, to_erase: &mut ToErase) -> Result<(), Setup> {
+        let mut batch = self.database.batch();
+        for entry in frame.entries() {
+            match entry? {
+                Entry::Event { record, .. } if record.sequence().0 < self.totals.first_available => {}
+                Entry::Event { event_id, fingerprint, record } => {
+                    let event = TaskEvent {
+                        sequence: record.sequence(),
+                        event_id,
+                        fingerprint,
+                        revision: record.revision(),
+                        status: record.status(),
+                        product: Product::parse(record.product()).map_err(|_| Damaged("product of an event"))?,
+                        is_erased: record.is_erased(),
+                    };
+                    add(self.tasks, event, &record)?;
+                }
+                Entry::Quarantined { number, value: Some(value) } => {
+                    let sealed = self.quarantine_keys.seal(number, &value)?;
+                    batch.insert(self.quarantine, sequence_key(Sequence(number)), sealed);
+                }
+                // The commit that has taken it out of quarantine is still to come.
+                Entry::Quarantined { value: None, .. } => {}
+                Entry::Expired { number } => self.take_out(number, &mut batch)?,
+                Entry::Removed { number } => {
+                    self.take_out(number, &mut batch)?;
+                    to_erase.numbers.push(number);
+                }
+                Entry::Erased { place } => to_erase.places.push(place),
+            }
+        }
+        batch.commit()?;
+        Ok(())
+    }
+
+    fn take_out(&self, number: u64, batch: &mut OwnedWriteBatch) -> Result<(), Setup> {
+        batch.remove(self.quarantine, sequence_key(Sequence(number)));
+        Ok(self.quarantine_keys.forget(&[number])?)
+    }
 }
 
 fn add(tasks: &Tasks, event: TaskEvent, record: &Record) -> Result<(), Setup> {
@@ -75,8 +111,21 @@ fn add(tasks: &Tasks, event: TaskEvent, record: &Record) -> Result<(), Setup> {
         let (product, is_terminal) = (event.product.clone(), event.status.is_terminal());
         events.insert(place, event);
         if is_terminal {
-            give_up_one(&mut events, &product);
+            give_up_surplus(&mut events, &product);
         }
+        tasks.change([(task_id, events)])?;
+    }
+    Ok(())
+}
+
+fn note_erased(tasks: &Tasks, record: &Record) -> Result<(), Setup> {
+    let task_id = task_of(record)?;
+    let mut events = tasks.get::<Setup>(&task_id)?;
+    // It need not name all terminal ones.
+    if let Ok(place) = events.binary_search_by_key(&record.sequence(), |known| known.sequence)
+        && !events[place].is_erased
+    {
+        events[place].is_erased = true;
         tasks.change([(task_id, events)])?;
     }
     Ok(())

@@ -1,28 +1,39 @@
 //! A new store from a backup. Works without a broker, in a directory of its own.
 //!
 //! The first thing written is the witness of what the store is to have, the last its identity, after everything has been
-//! checked: what is cut off in between is refused by every start.
+//! checked: what is cut off in between is refused by every start. Where another log is appended, what is restored has to be opened
+//! before it is whole; then a file says until the end that it is not, and every start refuses that, too.
 
 use std::{
     fs::{self, File},
     io::{self, BufReader, Read},
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use fjall::Keyspace;
+use jiff::Timestamp;
 use uuid::Uuid;
 use xxhash_rust::xxh3::Xxh3;
 
 use super::{
-    OpenError, Store,
+    AppendError, AppendSummary, OpenError, Store,
+    append::{self, Stopped, WhenRunning},
     backup::{Audit, BackupSummary, END, FORMAT, MAGIC, Part},
+    backup_results,
+    clock::Source,
     layout::{Damaged, Totals, parse_sequence_key, parse_u64},
+    lock,
     log::{FrameBuilder, Log},
     open::{Setup, keyspaces, new_epoch, open_database, write_identity},
+    quarantine_keys::QuarantineKeys,
+    started,
     watermark::{Mark, Watermark},
 };
-use crate::event::Record;
+use crate::event::{Fingerprint, Record};
 
+/// There while a log is appended to what was restored.
+pub(super) const UNFINISHED: &str = "restore-unfinished";
 /// Memory for blocks while restoring: nothing is read twice.
 const CACHE_BYTES: u64 = 8 * 1024 * 1024;
 /// Written at once. It is also what is read at once of the log that is made.
@@ -54,6 +65,9 @@ pub enum RestoreError {
     /// The directory cannot be had.
     #[error(transparent)]
     Store(#[from] OpenError),
+    /// What is to be appended cannot be.
+    #[error(transparent)]
+    Append(#[from] AppendError),
 }
 
 impl From<Damaged> for RestoreError {
@@ -71,18 +85,105 @@ impl From<io::Error> for RestoreError {
 /// Makes a new store of a backup, with an epoch of its own, in a directory that is empty or does not exist; durable when this
 /// returns. If it fails, it leaves the directory empty.
 pub fn restore(backup: impl Read, path: &Path) -> Result<BackupSummary, RestoreError> {
+    make_empty(path)?;
+    settled(fill(backup, path), path)
+}
+
+/// The same, and adds behind it what the data directory of another broker has, which must not run. At the end a file
+/// in that directory says that it is used up; else nothing of it is changed.
+pub fn restore_and_append(
+    backup: impl Read,
+    path: &Path,
+    other: &Path,
+    when_running: WhenRunning<'_>,
+) -> Result<(BackupSummary, AppendSummary), RestoreError> {
+    // Before the backup is read, which may take an hour.
+    append::check_apart(path, other)?;
+    append::check_usable(other)?;
+    make_empty(path)?;
+    let stopped = match when_running {
+        WhenRunning::Refuse => Some(Stopped::hold(other)?),
+        WhenRunning::Wait(_) => None,
+    };
+    settled(fill_and_append(backup, path, || stopped_by_then(stopped, other, when_running)), path)
+}
+
+fn stopped_by_then(
+    stopped: Option<Stopped>,
+    other: &Path,
+    when_running: WhenRunning<'_>,
+) -> Result<Stopped, AppendError> {
+    match (stopped, when_running) {
+        (Some(stopped), _) => Ok(stopped),
+        (None, WhenRunning::Wait(tell)) => Stopped::wait(other, tell),
+        (None, WhenRunning::Refuse) => Stopped::hold(other),
+    }
+}
+
+fn make_empty(path: &Path) -> Result<(), RestoreError> {
     let cannot = |error: io::Error| RestoreError::Store(Setup::from(error).at(path));
     fs::create_dir_all(path).map_err(cannot)?;
     if fs::read_dir(path).map_err(cannot)?.next().is_some() {
         return Err(RestoreError::NotEmpty(path.into()));
     }
-    let restored = fill(backup, path);
+    Ok(())
+}
+
+/// Makes a restored directory durable, or empties it.
+fn settled<T>(restored: Result<T, RestoreError>, path: &Path) -> Result<T, RestoreError> {
+    let cannot = |error: io::Error| RestoreError::Store(Setup::from(error).at(path));
     match &restored {
         Ok(_) => sync_directory(path.canonicalize().map_err(cannot)?.parent()).map_err(cannot)?,
         // What cannot be removed is still no store.
         Err(_) => drop(clear(path)),
     }
     restored
+}
+
+fn fill_and_append(
+    backup: impl Read,
+    path: &Path,
+    other: impl FnOnce() -> Result<Stopped, AppendError>,
+) -> Result<(BackupSummary, AppendSummary), RestoreError> {
+    let cannot = |error: io::Error| RestoreError::Store(Setup::from(error).at(path));
+    let unfinished = path.join(UNFINISHED);
+    File::create(&unfinished).and_then(|file| file.sync_all()).map_err(cannot)?;
+    sync_directory(Some(path)).map_err(cannot)?;
+    let summary = fill(backup, path)?;
+
+    // Held until all of it is appended: nothing comes that would not be.
+    let stopped = other()?;
+    let other = stopped.copy(path)?;
+    let store = Arc::new(Store::open_unfinished(Source::system(), path, CACHE_BYTES)?);
+    let backed_up_micros = lock(&store.totals).log_time_micros;
+    let appended = other.append_to(&store)?;
+    let checkpoint = store.checkpoint().map_err(|error| RestoreError::Store(Setup::from(error).at(path)));
+    let epoch = store.epoch();
+    drop((store, other));
+    checkpoint?;
+
+    started::note_restored(path, epoch).map_err(cannot)?;
+    if !appended.is_nothing() {
+        // No backup has what was appended: the newest is as old as the newest event of the one that was restored.
+        // Not 0, which would say that there has been none.
+        let at = Timestamp::from_microsecond(backed_up_micros.max(1_000_000)).unwrap_or_default();
+        backup_results::note_restored(path, epoch, at, summary.backup_bytes).map_err(cannot)?;
+    }
+    fs::remove_dir_all(path.join(append::COPY)).map_err(cannot)?;
+    sync_directory(Some(path)).map_err(cannot)?;
+
+    // Before this is a log, and while nobody else can start there.
+    if let Err(error) = stopped.mark_used_up(path) {
+        stopped.unmark(); // it may be there although it is not durable
+        return Err(error.into());
+    }
+    // From here on it is a log.
+    let done = fs::remove_file(unfinished).and_then(|()| sync_directory(Some(path)));
+    if done.is_err() {
+        stopped.unmark();
+    }
+    done.map_err(cannot)?;
+    Ok((summary, appended))
 }
 
 fn fill(backup: impl Read, path: &Path) -> Result<BackupSummary, RestoreError> {
@@ -97,6 +198,7 @@ fn fill(backup: impl Read, path: &Path) -> Result<BackupSummary, RestoreError> {
     let log = Log::create(path, epoch, audit.found).map_err(|error| cannot(error.into()))?;
     let database = open_database(path, CACHE_BYTES).map_err(|error| cannot(error.into()))?;
     let [meta, tasks, quarantine] = keyspaces(&database).map_err(|error| cannot(error.into()))?;
+    let quarantine_keys = QuarantineKeys::open(path).map_err(|error| cannot(error.into()))?;
 
     // Past the database's journal, as checkpoints do: what they remove later must not come back from there.
     let mut index = tasks.start_ingestion().map_err(|error| cannot(error.into()))?;
@@ -105,8 +207,13 @@ fn fill(backup: impl Read, path: &Path) -> Result<BackupSummary, RestoreError> {
     while more {
         let before = audit.found;
         let (mut frame, mut batch) = (FrameBuilder::new(), database.batch());
-        let to =
-            &mut Restored { frame: &mut frame, batch: &mut batch, add_task: &mut add_task, quarantine: &quarantine };
+        let to = &mut Restored {
+            frame: &mut frame,
+            batch: &mut batch,
+            add_task: &mut add_task,
+            quarantine: &quarantine,
+            quarantine_keys: &quarantine_keys,
+        };
         more = read_batch(&mut input, &mut audit, to, cannot)?;
         if !frame.is_empty() {
             log.append(frame, &before, &audit.found).map_err(|error| cannot(error.into()))?;
@@ -116,12 +223,14 @@ fn fill(backup: impl Read, path: &Path) -> Result<BackupSummary, RestoreError> {
     index.finish().map_err(|error| cannot(error.into()))?;
     // The index is a part of the backup, so no start may make it anew from these events, of which the log knows only the
     // records: whatever is told again lies behind them.
-    let finished = log.finish(&audit.found).map_err(Setup::from);
+    let finished = log.finish(&audit.found).and_then(|()| quarantine_keys.sync()).map_err(Setup::from);
     let told = log.next_commit() - 1;
     finished.and_then(|()| Ok(write_identity(&database, &meta, epoch, told)?)).map_err(cannot)?;
     drop((meta, tasks, quarantine, database, log));
     // Starts as the broker would, with all its checks.
-    Store::open(path, CACHE_BYTES)?;
+    let now = Store::open_unfinished(Source::system(), path, CACHE_BYTES)?.clock().now();
+    backup_results::note_restored(path, epoch, now, input.read).map_err(|error| cannot(error.into()))?;
+    started::note_restored(path, epoch).map_err(|error| cannot(error.into()))?;
     Ok(audit.summary(input.read))
 }
 
@@ -131,6 +240,7 @@ struct Restored<'a> {
     batch: &'a mut fjall::OwnedWriteBatch,
     add_task: &'a mut dyn FnMut(Vec<u8>, Vec<u8>) -> fjall::Result<()>,
     quarantine: &'a Keyspace,
+    quarantine_keys: &'a QuarantineKeys,
 }
 
 fn header(input: &mut Input<impl Read>) -> Result<Totals, RestoreError> {
@@ -160,10 +270,16 @@ fn read_batch(
             Part::Events => {
                 let record =
                     Record::from_stored(parse_sequence_key(&key)?, value.into()).map_err(|_| Damaged("event"))?;
-                to.frame.event(Uuid::nil(), 0, &record);
+                to.frame.event(Uuid::nil(), Fingerprint::default(), &record);
             }
             Part::Tasks => (to.add_task)(key, value).map_err(|error| cannot(error.into()))?,
-            Part::Quarantine => to.batch.insert(to.quarantine, key, value),
+            Part::Quarantine => {
+                let sealed = to
+                    .quarantine_keys
+                    .seal(parse_sequence_key(&key)?.0, &value)
+                    .map_err(|error| cannot(error.into()))?;
+                to.batch.insert(to.quarantine, key, sealed);
+            }
         }
     }
     Ok(true)
@@ -246,17 +362,23 @@ impl<R: Read> Input<R> {
     }
 }
 
-/// Removes what was put into a directory that was empty before; last the witness, which refuses a start until then.
+/// Removes what was put into a directory that was empty before; last what refuses a start until then.
 fn clear(path: &Path) -> io::Result<()> {
     for entry in fs::read_dir(path)? {
         let entry = entry?;
         if entry.file_type()?.is_dir() {
             fs::remove_dir_all(entry.path())?;
-        } else if entry.file_name() != Watermark::FILE {
+        } else if ![Watermark::FILE, UNFINISHED].iter().any(|last| entry.file_name() == *last) {
             fs::remove_file(entry.path())?;
         }
     }
-    fs::remove_file(path.join(Watermark::FILE))
+    for last in [Watermark::FILE, UNFINISHED] {
+        match fs::remove_file(path.join(last)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 fn sync_directory(path: Option<&Path>) -> io::Result<()> {

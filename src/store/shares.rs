@@ -3,15 +3,16 @@
 //!
 //! Shares are by the credential that let a callback in, and within one by the URL's product. So a flood by one credential takes
 //! nothing from another that has less than its share, and a flood for one product nothing from another product's. Kept in
-//! memory, about 150 bytes for each callback, and made anew from the callbacks when the store is opened.
+//! memory, about 150 bytes for each callback (and 50 for its key), and made anew from the callbacks when the store is opened.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     ops::Bound,
 };
 
-/// Products of one credential that have a share each; several times what the vendor has. The rest share one.
-const PRODUCTS_MAX: usize = 64;
+/// Products of one credential that are told apart, here and in what it may bring a minute; several times what the vendor has. The
+/// rest are one.
+pub const CREDENTIAL_PRODUCTS_MAX: usize = 64;
 
 /// What there may be too much of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,7 +69,7 @@ struct Credential {
     tally: Tally,
     /// Places in `shares`.
     products: HashMap<Box<str>, usize>,
-    /// Of the products beyond [`PRODUCTS_MAX`].
+    /// Of the products beyond [`CREDENTIAL_PRODUCTS_MAX`].
     rest: Option<usize>,
 }
 
@@ -150,7 +151,7 @@ impl Shares {
         if let Some(&place) = of_credential.products.get(product) {
             return place;
         }
-        let is_full = of_credential.products.len() >= PRODUCTS_MAX;
+        let is_full = of_credential.products.len() >= CREDENTIAL_PRODUCTS_MAX;
         if let Some(place) = of_credential.rest.filter(|_| is_full) {
             return place;
         }
@@ -247,7 +248,7 @@ mod tests {
             for (number, ((credential, product), bytes)) in (1u64..).zip(&callbacks) {
                 shares.add(number, &format!("c{credential}"), &format!("p{product}"), *bytes, 0);
             }
-            prop_assert!(shares.credentials.values().all(|of| of.products.len() <= PRODUCTS_MAX));
+            prop_assert!(shares.credentials.values().all(|of| of.products.len() <= CREDENTIAL_PRODUCTS_MAX));
             (1..=callbacks.len() as u64).for_each(|number| shares.remove(number));
             prop_assert!(shares.credentials.is_empty() && shares.kept.is_empty());
             prop_assert_eq!(shares.free.len(), shares.shares.len());

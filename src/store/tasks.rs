@@ -22,7 +22,7 @@ use super::{
 use crate::event::TaskId;
 
 /// Events of the tasks that may have changed since the last checkpoint, some hundreds of bytes each. A segment of usual events
-/// has a fifth of that; beyond it whoever changes more waits for the database.
+/// has a fifth of that; beyond it a change of more waits for the database.
 pub(super) const RECENT_MAX: usize = 250_000;
 
 type Changes = HashMap<TaskId, Events>;
@@ -282,10 +282,11 @@ mod tests {
         let event = |&place| TaskEvent {
             sequence: Sequence(place),
             event_id: Uuid::from_u128(place.into()),
-            fingerprint: place.into(),
+            fingerprint: u128::from(place).into(),
             revision: 1,
             status: TaskStatus::Completed,
             product: Product::parse("veo").unwrap(),
+            is_erased: false,
         };
         places.iter().map(event).collect()
     }

@@ -28,21 +28,22 @@ const END_MARK: &[u8] = b"FJL\x03";
 /// Of a keyspace.
 const NUMBER_BYTES: usize = 8;
 
-/// Cuts the newest journal in a data directory where its commits are no longer whole; false if that would take away what is
-/// synced, which is all with numbers below `synced_below`.
-pub(super) fn cut(directory: &Path, synced_below: u64) -> io::Result<bool> {
-    let Some(path) = newest_journal(directory)? else { return Ok(true) };
+/// Cuts the newest journal in a data directory where its commits are no longer whole, and tells how many bytes that took; `None`
+/// if it would take away what is synced, which is all with numbers below `synced_below`.
+pub(super) fn cut(directory: &Path, synced_below: u64) -> io::Result<Option<u64>> {
+    let Some(path) = newest_journal(directory)? else { return Ok(Some(0)) };
     let journal = fs::read(&path)?;
-    let Some(torn) = torn_end(&journal) else { return Ok(true) };
+    let Some(torn) = torn_end(&journal) else { return Ok(Some(0)) };
     let first = torn.number.or_else(|| first_number(&journal[torn.start..]));
     if first.is_some_and(|number| number < synced_below) {
-        return Ok(false);
+        return Ok(None);
     }
     let file = File::options().write(true).open(&path)?;
     file.set_len(torn.start as u64)?;
     file.sync_all()?;
     tracing::warn!(journal = %path.display(), at = torn.start, "the database's journal was torn by a crash, and is cut off");
-    Ok(true)
+    let written = journal.iter().rposition(|&byte| byte != 0).map_or(0, |last| last + 1);
+    Ok(Some(written.saturating_sub(torn.start) as u64))
 }
 
 /// The one that the database was writing to: that with the highest number.

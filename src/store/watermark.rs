@@ -87,7 +87,7 @@ pub(super) struct Watermark([File; 2]);
 
 impl Watermark {
     pub(super) const FILE: &str = "acknowledged";
-    const FILES: [&str; 2] = [Self::FILE, "acknowledged.copy"];
+    pub(super) const FILES: [&str; 2] = [Self::FILE, "acknowledged.copy"];
 
     /// What a data directory has of them.
     pub(super) fn read(directory: &Path) -> io::Result<Witnessed> {

@@ -52,9 +52,9 @@ pub enum Control {
     /// Events that retention took before they could be sent.
     Gap {
         /// Exclusive.
-        from: Sequence,
+        after: Sequence,
         /// Inclusive.
-        to: Sequence,
+        through: Sequence,
     },
     /// The server is going away.
     GoingAway {
@@ -75,6 +75,12 @@ pub enum Withdrawal {
     Identity,
     /// Some of the products that the stream is about.
     Products,
+    /// To see events without a label that it is bound to now.
+    Labels,
+    /// Its place, to a newer stream: this one's connection had fallen silent.
+    Place,
+    /// This stream: an administrator has ended it.
+    Stream,
 }
 
 /// Why a stream ends otherwise than by `Completed`.
@@ -89,6 +95,9 @@ pub enum End {
     /// The log is damaged.
     #[error("the log is damaged: {0}")]
     Corrupt(String),
+    /// The client has a part of an event that was erased.
+    #[error("the event was erased while it was sent")]
+    Erased,
     /// The client may not see this any more.
     #[error("the permission was withdrawn")]
     Withdrawn(Withdrawal),

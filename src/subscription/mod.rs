@@ -1,4 +1,4 @@
-//! One open stream of events: a cursor and a phase, driven by whoever polls it. Not a task, and no queue of its own.
+//! One open stream of events: a cursor and a phase, driven by its poller. Not a task, and no queue of its own.
 //!
 //! ```text
 //!            ┌────────────▶ scanning ─────────┐ position within the ring
@@ -15,11 +15,13 @@
 //! Events that were read from the log are held in borrowed memory ([`Memory`]). Between two polls they lie on a shelf, from which
 //! the memory may be taken back for others; the stream then reads them again.
 
+mod heard;
 mod lookup;
 mod message;
 mod open;
 mod reading;
 mod registry;
+mod stream_log;
 
 use std::{
     collections::{HashSet, VecDeque},
@@ -33,23 +35,25 @@ use std::{
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
     task::{JoinError, spawn_blocking},
-    time::{Instant, Sleep},
+    time::{Instant, Sleep, sleep},
 };
 use tokio_util::task::AbortOnDropHandle;
 
+pub use heard::Heard;
 pub use message::{Control, End, Message, Withdrawal};
 pub use open::{OnExpired, OpenError, Opening, Start};
 pub use reading::Memory;
-pub use registry::{Listed, Registry, RegistryLimits, State};
+pub use registry::{LimitReached, Listed, Registry, RegistryLimits, State, WAIT_NAME};
 
 use crate::{
-    budget::{Loan, Shelf},
+    budget::{Loan, Payer, Shelf},
+    credentials::Client,
     event::{Filter, Record, Records, Selectable, Sequence, TaskId, WeakRecords},
     hub::{Hub, Read, Seat},
     metrics::Metrics,
     store::{ReadError, ReadLimits, Store, bytes_held},
 };
-use lookup::{FETCH, FETCH_RECORDS_MAX, Found, Lookup, Places, look_up};
+use lookup::{FETCH, FETCH_RECORDS_MAX, Found, Lookup, Places, Question, look_up};
 use reading::Reading;
 use registry::Entry;
 
@@ -68,6 +72,9 @@ const WIDE_READERS_MAX: usize = 32;
 const IDLE: Duration = Duration::from_millis(500);
 /// After so long it gives it back in any case.
 const IDLE_MAX: Duration = Duration::from_secs(2);
+
+/// How often it is looked whose client takes nothing. A look at a million streams takes some milliseconds.
+const LOOK_INTERVAL: Duration = Duration::from_secs(2);
 
 /// What every subscription reads from.
 #[derive(Debug)]
@@ -153,11 +160,15 @@ impl Buffer {
 pub struct Subscription {
     sources: Arc<Sources>,
     entry: Entry,
+    /// Who takes turns with others at the memory for reads.
+    payer: Payer,
     /// What the client wants to see.
     filter: Arc<Filter>,
     /// What is read: wider than `filter` where a task's end must be noticed although the client does not want to see it.
     scan_filter: Arc<Filter>,
     on_expired: OnExpired,
+    /// Until an event has come that was received at this log time or later, those before are not wanted.
+    since: Option<i64>,
     phase: Phase,
     position: Sequence,
     /// Records read and not yet handed out, and the place reached when they are.
@@ -165,6 +176,8 @@ pub struct Subscription {
     buffer_end: Sequence,
     /// The event that was handed out last, if it has to be read again.
     again: Option<Box<Reading<Records>>>,
+    /// How often events had been erased when what is in memory was read.
+    erasures: u64,
     /// Held while the log is read, if there was one.
     wide: Option<OwnedSemaphorePermit>,
     /// Control messages that come before anything else.
@@ -172,6 +185,8 @@ pub struct Subscription {
     end: Option<Option<End>>,
     /// Tasks that are not over yet, if the stream is to end with them.
     pending: Option<HashSet<TaskId>>,
+    /// The last words up to here are looked at, if the index alone does not tell what they are.
+    over_through: Sequence,
     /// When reached, the stream has caught up; `None` while it has.
     catch_up_to: Option<Sequence>,
     heartbeat: Pin<Box<Sleep>>,
@@ -191,10 +206,24 @@ impl Subscription {
         self.entry.id()
     }
 
+    /// Asks whether it may go on, as [`Registry::review`] asks for all of them; if not, how it ends.
+    ///
+    /// # Errors
+    ///
+    /// [`End::Withdrawn`]; the subscription is then to be dropped.
+    pub fn review(&mut self, verdict: impl FnOnce(Option<&Client>, &Filter) -> Option<Withdrawal>) -> Result<(), End> {
+        let Some(withdrawal) = self.entry.review(verdict) else { return Ok(()) };
+
+        let end = End::Withdrawn(withdrawal);
+        self.entry.ended(Some(&end));
+        Err(end)
+    }
+
     /// The next message, or how the stream ends; behind that `None`.
     pub fn poll_message(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Message<'_>, End>>> {
         loop {
             if let Some(control) = self.outbox.pop_front() {
+                self.note(&control);
                 return Poll::Ready(Some(Ok(Message::Control(control))));
             }
             if let Some(end) = &mut self.end {
@@ -209,6 +238,7 @@ impl Subscription {
                 self.finish(Some(End::Withdrawn(withdrawal)));
                 continue;
             }
+            self.mind_erasures();
             if let Some(at) = self.next_buffered() {
                 // What is read for the sake of a few tasks is mostly of others.
                 let ahead = if self.filter.task_ids.is_empty() { self.buffered() } else { 0 };
@@ -226,6 +256,30 @@ impl Subscription {
                 self.finish(Some(end));
             }
         }
+    }
+
+    /// Tells the log of what the client is told.
+    fn note(&self, control: &Control) {
+        match *control {
+            Control::FellBehind { position, lag } => self.entry.fell_behind(position, lag),
+            Control::Gap { after, through } => self.entry.lost("gap", after, through),
+            _ => {}
+        }
+    }
+
+    /// Tells the log that the stream is open.
+    pub fn note_opened(&mut self) {
+        self.entry.subscribed(self.position);
+    }
+
+    /// Something was handed to the transport: if that does not ask for more soon, the client takes nothing.
+    pub fn handed_on(&self) {
+        self.entry.handed_on();
+    }
+
+    /// The transport has asked for more, and there is nothing.
+    pub fn handed_all(&self) {
+        self.entry.handed_all();
     }
 
     /// Goes on after [`Subscription::rest`].
@@ -269,29 +323,58 @@ impl Subscription {
         }
     }
 
+    /// Lets go of what was read before something was erased: it may be that.
+    fn mind_erasures(&mut self) {
+        let erasures = self.sources.store.erasures();
+        if erasures != self.erasures {
+            self.erasures = erasures;
+            self.again = None;
+            // The ring has nothing of it any more.
+            if !matches!(self.phase, Phase::Live(_)) || self.buffered() > 0 {
+                self.go_back();
+            }
+        }
+    }
+
     /// What was in the buffer is gone: what is behind the last event that was handed out has to be found anew.
     fn go_back(&mut self) {
         self.buffer = Buffer::default();
         self.buffer_end = self.position;
         match std::mem::replace(&mut self.phase, Phase::Planning) {
             Phase::Live(_) => self.fall_behind(),
-            Phase::Fetching(lookup, _) => self.look_up(lookup),
-            Phase::Planning | Phase::Scanning(_) | Phase::LookingUp(..) => {}
+            Phase::Fetching(lookup, _) | Phase::LookingUp(lookup, _) => self.look_up(lookup),
+            Phase::Planning | Phase::Scanning(_) => {}
         }
     }
 
-    /// The event at `sequence`, which was handed out last, for a client that takes it in pieces.
+    /// The event at `sequence`, which was handed out last, for a client that takes it in pieces; or how the stream ends, since
+    /// there is no rest of it.
     pub fn poll_last(&mut self, sequence: Sequence, cx: &mut Context<'_>) -> Poll<Result<&Record, End>> {
+        let erasures = self.sources.store.erasures();
+        if erasures != self.erasures {
+            self.erasures = erasures;
+            self.again = None;
+            self.go_back();
+        }
         while self.buffer.last().is_none_or(|last| last.sequence() != sequence) {
-            let again = self.again.get_or_insert_with(|| Box::new(read_again(&self.sources, sequence)));
+            let again = self.again.get_or_insert_with(|| Box::new(read_again(&self.sources, &self.payer, sequence)));
             let read = ready!(again.poll(cx));
             self.again = None;
-            match read? {
-                Ok(Some(records)) => self.buffer = Buffer::new(records, 1),
-                Ok(None) => {}
-                Err(ReadError::Expired) => return Poll::Ready(Err(End::Expired)),
-                Err(ReadError::Corrupt(problem)) => return Poll::Ready(Err(End::Corrupt(problem))),
-            }
+            let end = match read {
+                Ok(Ok(Some(records))) if records[0].is_erased() => End::Erased,
+                Ok(Ok(Some(records))) => {
+                    self.buffer = Buffer::new(records, 1);
+                    continue;
+                }
+                Ok(Ok(None)) => continue,
+                Ok(Err(ReadError::Expired)) => End::Expired,
+                Ok(Err(ReadError::Corrupt(problem))) => End::Corrupt(problem),
+                Err(end) => end,
+            };
+            self.position = sequence.previous(); // the client has no use for a part
+            self.entry.reached(self.position);
+            self.finish(Some(end.clone()));
+            return Poll::Ready(Err(end));
         }
         Poll::Ready(Ok(self.buffer.last().expect("it was just found there")))
     }
@@ -310,6 +393,15 @@ impl Subscription {
                 && record.status().is_terminal()
             {
                 pending.remove(record.task_id());
+            }
+            if record.is_erased() {
+                continue;
+            }
+            if let Some(since) = self.since {
+                if record.log_time_micros() < since {
+                    continue;
+                }
+                self.since = None;
             }
             if Arc::ptr_eq(&self.filter, &self.scan_filter) || self.filter.matches(record) {
                 self.entry.delivered(record);
@@ -351,6 +443,9 @@ impl Subscription {
     }
 
     fn finish(&mut self, end: Option<End>) {
+        if matches!(end, Some(End::Expired)) {
+            self.entry.lost("overtaken", self.position, self.sources.store.first_available().previous());
+        }
         self.entry.ended(end.as_ref());
         self.entry.seated(None);
         self.buffer = Buffer::default();
@@ -479,7 +574,7 @@ impl Subscription {
     fn scan(&mut self, after: Sequence) {
         let (store, filter) = (Arc::clone(&self.sources.store), Arc::clone(&self.scan_filter));
         let (up_to, limits) = (self.sources.hub.head(), if self.wide.is_some() { WIDE_SCAN } else { SCAN });
-        self.phase = Phase::Scanning(self.sources.read(limits, move |loan| {
+        self.phase = Phase::Scanning(self.sources.read(&self.payer, limits, move |loan| {
             let chunk = store.read_after(after, up_to, &filter, limits)?;
             Ok(Scanned { records: lent(chunk.records, loan), to: chunk.scanned_to })
         }));
@@ -508,14 +603,20 @@ impl Subscription {
 
     /// Asks the index for what is behind `position`.
     fn look_up(&mut self, lookup: Lookup) {
-        let (store, filter) = (Arc::clone(&self.sources.store), Arc::clone(&self.scan_filter));
-        let (after, end) = (self.position, lookup.end);
-        let found = self.sources.read(FETCH, move |loan| look_up(&store, &filter, after, end, loan));
+        let store = Arc::clone(&self.sources.store);
+        let question = Question {
+            filter: Arc::clone(&self.scan_filter),
+            after: self.position,
+            end: lookup.end,
+            over_behind: self.pending.as_ref().map(|_| self.over_through),
+        };
+        let found = self.sources.read(&self.payer, FETCH, move |loan| look_up(&store, &question, loan));
         self.phase = Phase::LookingUp(lookup, found);
     }
 
     fn begin_fetching(&mut self, found: Option<Found>) {
         let Some(found) = found else { return self.go_back_to_lookup() };
+        self.over_through = self.over_through.max(found.over_through);
         if let Some(pending) = &mut self.pending {
             found.over.iter().for_each(|task_id| {
                 pending.remove(task_id);
@@ -541,7 +642,8 @@ impl Subscription {
         }
         let store = Arc::clone(&self.sources.store);
         let places: Vec<_> = ahead.iter().take(FETCH_RECORDS_MAX).copied().collect();
-        let fetch = self.sources.read(FETCH, move |loan| Ok(lent(store.get_all(&places, FETCH.bytes_max)?, loan)));
+        let fetch =
+            self.sources.read(&self.payer, FETCH, move |loan| Ok(lent(store.get_all(&places, FETCH.bytes_max)?, loan)));
         self.phase = Phase::Fetching(lookup, Some(fetch));
     }
 
@@ -602,14 +704,22 @@ impl Subscription {
     }
 
     fn skip_to(&mut self, to: Sequence) {
-        let from = self.position;
+        let after = self.position;
         self.reach(to);
-        self.outbox.push_back(Control::Gap { from, to: self.position });
+        self.outbox.push_back(Control::Gap { after, through: self.position });
         self.phase = Phase::Planning;
     }
 }
 
 impl Sources {
+    /// Looks now and then whose clients take nothing; never ends.
+    pub async fn look_for_stalled(&self) {
+        loop {
+            sleep(LOOK_INTERVAL).await;
+            self.registry.look_for_stalled(&self.hub).await;
+        }
+    }
+
     /// Takes memory back from streams whose clients take nothing; never ends.
     pub async fn tend_memory(&self) {
         let taken_back = || self.metrics.reads_taken_back.inc();
@@ -619,10 +729,11 @@ impl Sources {
     /// Reads into memory that it borrows first.
     fn read<T: Send + 'static>(
         &self,
+        payer: &Payer,
         limits: ReadLimits,
         read: impl FnOnce(Loan) -> Result<T, ReadError> + Send + 'static,
     ) -> Reading<T> {
-        Reading::new(&self.memory.reading, self.memory.estimate(limits), read)
+        Reading::new(&self.memory.reading, payer, self.memory.estimate(limits), read)
     }
 }
 
@@ -632,9 +743,9 @@ fn lent(records: Vec<Record>, mut loan: Loan) -> Records {
     Records::lent(records, loan)
 }
 
-fn read_again(sources: &Sources, sequence: Sequence) -> Reading<Records> {
+fn read_again(sources: &Sources, payer: &Payer, sequence: Sequence) -> Reading<Records> {
     let store = Arc::clone(&sources.store);
-    sources.read(FETCH, move |loan| {
+    sources.read(payer, FETCH, move |loan| {
         let record = store.get(sequence)?.ok_or(ReadError::Expired)?;
         Ok(lent(vec![record], loan))
     })

@@ -6,8 +6,12 @@ use jiff::Timestamp;
 use tokio::time::{Instant, sleep_until};
 use uuid::Uuid;
 
-use super::{Buffer, Control, End, Phase, Sources, Subscription, read_aside, registry::NewEntry};
+use super::{
+    Buffer, Control, End, Heard, LimitReached, Phase, Sources, Subscription, read_aside, registry::NewEntry,
+    stream_log::Who,
+};
 use crate::{
+    budget::Payer,
     credentials::Client,
     event::{Cursor, Filter, Sequence},
     store::ReadError,
@@ -27,6 +31,16 @@ pub enum Start {
     Earliest,
     /// At the head.
     Latest,
+}
+
+impl Start {
+    /// The log time before which no event is wanted: a time that has not come yet lies behind every place there is.
+    fn since(self, sources: &Sources) -> Option<i64> {
+        match self {
+            Self::Since(time) => Some(sources.store.log_time(time.as_microsecond())),
+            _ => None,
+        }
+    }
 }
 
 /// What to do when retention has passed the position.
@@ -68,10 +82,14 @@ pub struct Opening {
     pub deadline: Option<Instant>,
     /// Whom the client was let in as; what it may not see the filter already leaves out.
     pub client: Option<Arc<Client>>,
+    /// Whose share of the memory for reads it takes.
+    pub payer: Payer,
     /// As the client names itself.
     pub client_name: String,
     /// The client's address.
     pub peer: String,
+    /// The client's connection.
+    pub heard: Heard,
     /// The span of the client's call, if it is sampled.
     pub call: Option<Context>,
 }
@@ -79,18 +97,9 @@ pub struct Opening {
 /// Why a subscription cannot be opened.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum OpenError {
-    /// As many are open as may be.
-    #[error("{limit} subscriptions are open, the most there may be: end some, or raise grpc.subscriptions_max")]
-    TooMany {
-        /// The limit.
-        limit: usize,
-    },
-    /// As many task ids are waited for as may be.
-    #[error("open streams may name {limit} task ids together: wait for some to end, or raise grpc.task_ids_in_all_max")]
-    TooManyTaskIds {
-        /// The limit.
-        limit: usize,
-    },
+    /// As many are open, or name as many task ids, as may be.
+    #[error("{0}")]
+    TooMany(LimitReached),
     /// Of another log.
     #[error("the cursor belongs to another log: this one was restored or created anew since; start without it")]
     EpochMismatch,
@@ -126,6 +135,16 @@ impl Sources {
         }
     }
 
+    /// A client that comes back with a cursor which retention has passed has lost what was behind it.
+    fn note_loss(&self, opening: &Opening, error: &OpenError) {
+        if let (Start::After(cursor), OpenError::CursorExpired) = (opening.start, error) {
+            let Opening { client, client_name, peer, .. } = opening;
+            let who = Who { client: client.as_ref(), client_name, peer };
+            let through = self.store.first_available().previous();
+            self.registry.log().lost(&who, "cursor_expired", cursor.sequence, through, &self.metrics);
+        }
+    }
+
     async fn start(self: &Arc<Self>, opening: &Opening) -> Result<Sequence, OpenError> {
         let earliest = || self.store.first_available().previous();
         match opening.start {
@@ -157,8 +176,11 @@ impl Subscription {
         if sources.hub.is_closing() {
             return Err(OpenError::Draining);
         }
-        let position = sources.start(&opening).await?;
+        // Before anything is read.
+        let erasures = sources.store.erasures();
+        let position = sources.start(&opening).await.inspect_err(|error| sources.note_loss(&opening, error))?;
         let may_move = !matches!(opening.start, Start::After(_));
+        let since = opening.start.since(&sources);
         let Opening {
             filter,
             on_expired,
@@ -166,40 +188,39 @@ impl Subscription {
             heartbeat_interval,
             deadline,
             client,
+            payer,
             client_name,
             peer,
+            heard,
             call,
             ..
         } = opening;
         let filter = Arc::new(filter);
         let id = Uuid::new_v4();
-        let new = NewEntry { id, client, client_name, peer, call, filter: Arc::clone(&filter), position };
-        let entry = sources.registry.enter(new, sources.store.clock(), &sources.metrics)?;
-        // A task's end counts whatever its status and labels are, so tasks and products alone decide what is read. Another
-        // product's event is another task's end; the filter's products are also those that the client may see.
-        let scan_filter = if until_terminal {
-            let (task_ids, products) = (filter.task_ids.clone(), filter.products.clone());
-            Arc::new(Filter { task_ids, products, ..Filter::default() })
-        } else {
-            Arc::clone(&filter)
-        };
+        let new = NewEntry { id, client, client_name, peer, heard, call, filter: Arc::clone(&filter), position };
+        let entry = sources.registry.enter(new, &sources.hub, sources.store.clock(), &sources.metrics)?;
+        let scan_filter = if until_terminal { scan_for_ends(&filter) } else { Arc::clone(&filter) };
         let pending = until_terminal.then(|| filter.task_ids.clone());
         let first_beat = Instant::now() + jittered(heartbeat_interval, id);
         let (head, first_available) = (sources.hub.head(), sources.store.first_available());
         let mut subscription = Self {
             entry,
+            payer,
             filter,
             scan_filter,
             on_expired,
+            since,
             phase: Phase::Planning,
             position,
             buffer: Buffer::default(),
             again: None,
+            erasures,
             wide: None,
             buffer_end: position,
             outbox: VecDeque::new(),
             end: None,
             pending,
+            over_through: Sequence::default(),
             catch_up_to: Some(head),
             heartbeat: Box::pin(sleep_until(deadline.map_or(first_beat, |deadline| deadline.min(first_beat)))),
             heartbeat_interval,
@@ -232,6 +253,13 @@ impl Subscription {
             head: hub.head().max(self.position),
         });
     }
+}
+
+/// A task's end counts whatever its status and labels are, so tasks and products alone decide what is read, and what the client may
+/// see. Another product's event is another task's end; the filter's products are also those that the client may see.
+fn scan_for_ends(filter: &Filter) -> Arc<Filter> {
+    let (task_ids, products, bound) = (filter.task_ids.clone(), filter.products.clone(), filter.bound.clone());
+    Arc::new(Filter { task_ids, products, bound, ..Filter::default() })
 }
 
 // Spreads the first heartbeats of streams that were opened together over half an interval.

@@ -12,8 +12,9 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::{End, joined, read_aside};
 use crate::{
-    budget::{Budget, Loan, Shelf, Transit},
+    budget::{Budget, Loan, Payer, Shelf},
     store::{ReadError, ReadLimits},
+    transit::Transit,
 };
 
 /// What streams may take of memory, all together.
@@ -65,17 +66,19 @@ impl<T: Send + 'static> Reading<T> {
     /// Reads at once, or as soon as there is memory.
     pub(super) fn new(
         budget: &Budget,
+        payer: &Payer,
         bytes: usize,
         read: impl FnOnce(Loan) -> Result<T, ReadError> + Send + 'static,
     ) -> Self {
         let budget = budget.clone();
-        match budget.try_take(bytes) {
-            Some(loan) => Self::UnderWay(begin(budget, loan, read)),
-            None => Self::Queued(AbortOnDropHandle::new(tokio::spawn(async move {
-                let loan = budget.take(bytes).await;
-                begin(budget, loan, read).await
-            }))),
+        if let Some(loan) = budget.try_take(bytes) {
+            return Self::UnderWay(begin(budget, loan, read));
         }
+        let payer = payer.clone();
+        Self::Queued(AbortOnDropHandle::new(tokio::spawn(async move {
+            let loan = budget.take(&payer, bytes).await;
+            begin(budget, loan, read).await
+        })))
     }
 
     /// What was read; `None` if it was taken back, and has to be read again.
@@ -108,12 +111,13 @@ mod tests {
     use super::*;
 
     const BYTES_MAX: usize = 10;
+    const SOMEBODY: Payer = Payer::Connection(None);
     const IDLE: Duration = Duration::from_millis(20);
     const NEVER: Duration = Duration::from_secs(3_600);
     const LONG: Duration = Duration::from_secs(10);
 
     fn queued(budget: &Budget) -> Reading<Loan> {
-        let mut reading = Reading::new(budget, BYTES_MAX, Ok);
+        let mut reading = Reading::new(budget, &SOMEBODY, BYTES_MAX, Ok);
         assert!(reading.poll(&mut Context::from_waker(Waker::noop())).is_pending());
         reading
     }
@@ -132,7 +136,7 @@ mod tests {
         drop(lent);
 
         let asked = Instant::now();
-        let loan = timeout(LONG, budget.take(BYTES_MAX)).await.expect("the loan to be taken back");
+        let loan = timeout(LONG, budget.take(&SOMEBODY, BYTES_MAX)).await.expect("the loan to be taken back");
         assert!(asked.elapsed() >= IDLE / 2, "the queued read was passed over");
         drop(loan);
         // Its owner has to read again.

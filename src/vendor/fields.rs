@@ -4,11 +4,11 @@
 //! for; and it is safe, since a number that no type can hold, or half of a surrogate pair, cannot spoil the fields beside it.
 //! Of duplicate keys the last counts; null counts as absent, except for [`Fields::has`].
 
-use std::{borrow::Cow, fmt};
+use std::{borrow::Cow, collections::BTreeMap, fmt};
 
 use serde::{
     Deserialize, Deserializer,
-    de::{self, MapAccess, Visitor},
+    de::{self, MapAccess, SeqAccess, Visitor},
 };
 use serde_json::{Value, value::RawValue};
 
@@ -25,21 +25,28 @@ pub(super) enum Key {
     Status,
     Success,
     VideoUrl,
+    VideoUrls,
     ResultImageUrl,
     ImageUrl,
-    ResultImageUrls,
-    Output,
-    VideoUrls,
     ImageUrls,
+    ResultImageUrls,
+    Images,
+    Videos,
+    Output,
     LastFrameUrl,
     Url,
+    Urls,
     Result,
     Error,
     Code,
+    Msg,
     Details,
+    ErrorCode,
     ErrorMessage,
+    ErrorMsg,
     Message,
     Description,
+    Detail,
     Prompt,
     Model,
     Seed,
@@ -50,17 +57,20 @@ pub(super) enum Key {
 }
 
 /// The values of one JSON object, by key.
-#[derive(Default)]
 pub(super) struct Fields<'a> {
     values: [Option<Json<'a>>; Key::Unknown as usize],
     too_deep: bool,
 }
 
+impl Default for Fields<'_> {
+    fn default() -> Self {
+        Self { values: [None; Key::Unknown as usize], too_deep: false }
+    }
+}
+
 impl<'a> Fields<'a> {
-    /// Cuts a body, or says why it is not an object that can be read.
-    pub(super) fn of_body(body: &'a [u8]) -> Result<Self, Unreadable> {
-        // The whole body at once: serde_json does not check the texts it skips.
-        let text = std::str::from_utf8(body).map_err(|_| Unreadable::NotJson)?;
+    /// Cuts a body's text, or says why it is not an object that can be read.
+    pub(super) fn of_text(text: &'a str) -> Result<Self, Unreadable> {
         if !text.trim_start().starts_with('{') {
             return Err(not_an_object(text));
         }
@@ -75,23 +85,18 @@ impl<'a> Fields<'a> {
 
     /// A text that is not empty.
     pub(super) fn text(&self, key: Key) -> Option<Cow<'a, str>> {
-        self.get(key)?.text()
+        self.json(key)?.text()
     }
 
     /// A text that is not empty, or a number as it is written.
     pub(super) fn text_or_number(&self, key: Key) -> Option<Cow<'a, str>> {
-        let value = self.get(key)?;
+        let value = self.json(key)?;
         value.text().or_else(|| value.number().map(Cow::Borrowed))
     }
 
-    /// The texts of an array; whatever else is in it is skipped.
-    pub(super) fn texts(&self, key: Key) -> Vec<Cow<'a, str>> {
-        self.get(key).map(Json::texts).unwrap_or_default()
-    }
-
-    /// True or false.
-    pub(super) fn boolean(&self, key: Key) -> Option<bool> {
-        self.get(key)?.0.parse().ok()
+    /// Whatever is there but null.
+    pub(super) fn json(&self, key: Key) -> Option<Json<'a>> {
+        self.values[key as usize].filter(|value| value.0 != "null")
     }
 
     /// A whole number, also if it is written as a text or with a fraction of zero.
@@ -102,17 +107,7 @@ impl<'a> Fields<'a> {
 
     /// The fields of an object within this one.
     pub(super) fn object(&self, key: Key) -> Option<Self> {
-        serde_json::from_str(self.get(key)?.object()?).ok()
-    }
-
-    /// Any value, to be kept. One that serde_json cannot hold (1e400, half of a surrogate pair) is kept as its JSON text.
-    pub(super) fn value(&self, key: Key) -> Option<Value> {
-        let json = self.get(key)?.0;
-        Some(serde_json::from_str(json).unwrap_or_else(|_| Value::from(json)))
-    }
-
-    fn get(&self, key: Key) -> Option<Json<'a>> {
-        self.values[key as usize].filter(|value| value.0 != "null")
+        self.json(key)?.fields()
     }
 }
 
@@ -147,31 +142,73 @@ impl<'de> Visitor<'de> for FieldsVisitor {
 
 /// One value as it stands in the body: well-formed, without space around it, not yet looked into.
 #[derive(Clone, Copy)]
-struct Json<'a>(&'a str);
+pub(super) struct Json<'a>(pub &'a str);
 
 impl<'a> Json<'a> {
-    fn text(self) -> Option<Cow<'a, str>> {
+    /// A text that is not empty.
+    pub(super) fn text(self) -> Option<Cow<'a, str>> {
         let within = self.0.strip_prefix('"')?.strip_suffix('"')?;
         let text = if within.contains('\\') { Cow::Owned(unescape(self.0)?) } else { Cow::Borrowed(within) };
         (!text.is_empty()).then_some(text)
     }
 
-    fn number(self) -> Option<&'a str> {
+    pub(super) fn is_text(self) -> bool {
+        self.0.starts_with('"')
+    }
+
+    /// A number as it is written.
+    pub(super) fn number(self) -> Option<&'a str> {
         self.0.starts_with(|first: char| first == '-' || first.is_ascii_digit()).then_some(self.0)
     }
 
-    fn object(self) -> Option<&'a str> {
-        self.0.starts_with('{').then_some(self.0)
+    /// True or false.
+    pub(super) fn boolean(self) -> Option<bool> {
+        self.0.parse().ok()
     }
 
-    fn texts(self) -> Vec<Cow<'a, str>> {
-        let values: Vec<&RawValue> = serde_json::from_str(self.0).unwrap_or_default();
-        values.into_iter().filter_map(|value| Json(value.get()).text()).collect()
+    /// The fields of an object.
+    pub(super) fn fields(self) -> Option<Fields<'a>> {
+        if self.0.starts_with('{') { serde_json::from_str(self.0).ok() } else { None }
+    }
+
+    /// The values of an array.
+    pub(super) fn elements(self) -> Option<Vec<Self>> {
+        if !self.0.starts_with('[') {
+            return None;
+        }
+        let elements: Vec<&RawValue> = serde_json::from_str(self.0).ok()?;
+        Some(elements.into_iter().map(|element| Self(element.get())).collect())
+    }
+
+    /// The first values of an array, `count_max` at most, and how many there are: for arrays that may be as long as a body.
+    pub(super) fn first_elements(self, count_max: usize) -> Option<(Vec<Self>, usize)> {
+        if !self.0.starts_with('[') {
+            return None;
+        }
+        let mut deserializer = serde_json::Deserializer::from_str(self.0);
+        let elements = deserializer.deserialize_seq(FirstElements { count_max }).ok()?;
+        deserializer.end().ok()?;
+        Some(elements)
+    }
+
+    /// The values of an object that are not null, by key: also those under keys that we do not know.
+    pub(super) fn entries(self) -> Option<BTreeMap<String, Self>> {
+        if !self.0.starts_with('{') {
+            return None;
+        }
+        let entries: BTreeMap<String, &RawValue> = serde_json::from_str(self.0).ok()?;
+        let entries = entries.into_iter().map(|(key, value)| (key, Self(value.get())));
+        Some(entries.filter(|(_, value)| value.0 != "null").collect())
+    }
+
+    /// Any value, to be kept. One that serde_json cannot hold (1e400, half of a surrogate pair) is kept as its JSON text.
+    pub(super) fn value(self) -> Value {
+        serde_json::from_str(self.0).unwrap_or_else(|_| Value::from(self.0))
     }
 
     /// serde_json skips a value without recursion, and so without a limit: the stack is safe, and the limit is ours to keep.
-    fn nests_deeper_than(self, levels_max: usize) -> bool {
-        let (mut levels, mut in_text, mut escaped) = (0, false, false);
+    pub(super) fn nests_deeper_than(self, levels_max: usize) -> bool {
+        let (mut levels, mut in_text, mut escaped) = (0_usize, false, false);
         if !self.0.starts_with(['[', '{']) {
             return false;
         }
@@ -181,7 +218,7 @@ impl<'a> Json<'a> {
                 b'\\' => escaped = true,
                 b'"' => in_text = !in_text,
                 b'[' | b'{' if !in_text => levels += 1,
-                b']' | b'}' if !in_text => levels -= 1,
+                b']' | b'}' if !in_text => levels = levels.saturating_sub(1), // it may be no JSON
                 _ => {}
             }
             levels > levels_max
@@ -189,9 +226,33 @@ impl<'a> Json<'a> {
     }
 }
 
+struct FirstElements {
+    count_max: usize,
+}
+
+impl<'de> Visitor<'de> for FirstElements {
+    type Value = (Vec<Json<'de>>, usize);
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an array")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut elements: A) -> Result<Self::Value, A::Error> {
+        let (mut first, mut count) = (Vec::new(), 0);
+        while let Some(element) = elements.next_element::<&RawValue>()? {
+            if count < self.count_max {
+                first.push(Json(element.get()));
+            }
+            count += 1;
+        }
+        Ok((first, count))
+    }
+}
+
 fn not_an_object(text: &str) -> Unreadable {
     match serde_json::from_str::<&RawValue>(text) {
         Ok(value) if Json(value.get()).nests_deeper_than(NESTING_LEVELS_MAX) => Unreadable::TooDeeplyNested,
+        Ok(value) if Json(value.get()).first_elements(0).is_some_and(|(_, count)| count > 0) => Unreadable::Array,
         Ok(_) => Unreadable::NotAnObject,
         Err(_) => Unreadable::NotJson,
     }

@@ -2,44 +2,108 @@
 
 use std::{borrow::Cow, collections::HashSet};
 
-use super::fields::{Fields, Key};
+use super::fields::{Fields, Json, Key};
 use crate::event::{Output, OutputKind};
 
 const VIDEO: Option<OutputKind> = Some(OutputKind::Video);
 const IMAGE: Option<OutputKind> = Some(OutputKind::Image);
 const BY_EXTENSION: Option<OutputKind> = None;
 
+const BEFORE_OUTPUT: [(Key, Option<OutputKind>); 8] = [
+    (Key::VideoUrl, VIDEO),
+    (Key::VideoUrls, VIDEO),
+    (Key::ResultImageUrl, IMAGE),
+    (Key::ImageUrl, IMAGE),
+    (Key::ImageUrls, IMAGE),
+    (Key::ResultImageUrls, IMAGE),
+    (Key::Images, IMAGE),
+    (Key::Videos, VIDEO),
+];
+/// The members of the object under `output`; without them it is like any other place.
+const WITHIN_OUTPUT: [(Key, Option<OutputKind>); 5] = [
+    (Key::VideoUrls, VIDEO),
+    (Key::ImageUrls, IMAGE),
+    (Key::Images, IMAGE),
+    (Key::Videos, VIDEO),
+    (Key::LastFrameUrl, IMAGE),
+];
+const BEHIND_OUTPUT: [(Key, Option<OutputKind>); 3] =
+    [(Key::Url, BY_EXTENSION), (Key::Urls, BY_EXTENSION), (Key::Result, BY_EXTENSION)];
+
+type Found<'a> = Vec<(Option<OutputKind>, Cow<'a, str>)>;
+
 /// All outputs in the documented order, each once.
 pub(super) fn read(fields: &Fields<'_>) -> Vec<Output> {
-    let within = fields.object(Key::Output).unwrap_or_default();
     let mut found = Vec::new();
-    found.extend(one(fields, Key::VideoUrl, VIDEO));
-    found.extend(one(fields, Key::ResultImageUrl, IMAGE));
-    found.extend(one(fields, Key::ImageUrl, IMAGE));
-    found.extend(many(fields, Key::ResultImageUrls, IMAGE));
-    found.extend(many(&within, Key::VideoUrls, VIDEO));
-    found.extend(many(&within, Key::ImageUrls, IMAGE));
-    found.extend(one(&within, Key::LastFrameUrl, IMAGE));
-    found.extend(one(fields, Key::Url, BY_EXTENSION));
-    found.extend(one(fields, Key::Result, BY_EXTENSION));
-    found.extend(many(fields, Key::Result, BY_EXTENSION));
+    take_all(fields, &BEFORE_OUTPUT, &mut found);
+    if let Some(output) = fields.json(Key::Output) {
+        take_output(output, &mut found);
+    }
+    take_all(fields, &BEHIND_OUTPUT, &mut found);
+
     if found.len() > 1 {
         // A set, since comparing each with each would let one body of a megabyte hold up all others.
         let mut seen = HashSet::new();
         found.retain(|(_, url)| seen.insert(url.clone()));
     }
-    let output = |(kind, url): Found<'_>| Output { kind: kind.unwrap_or_else(|| kind_of(&url)), url: url.into_owned() };
+    let output = |(kind, url): (Option<OutputKind>, Cow<'_, str>)| Output {
+        kind: kind.unwrap_or_else(|| kind_of(&url)),
+        url: url.into_owned(),
+    };
     found.into_iter().map(output).collect()
 }
 
-type Found<'a> = (Option<OutputKind>, Cow<'a, str>);
-
-fn one<'a>(fields: &Fields<'a>, key: Key, kind: Option<OutputKind>) -> Option<Found<'a>> {
-    fields.text(key).map(|url| (kind, url))
+fn take_all<'a>(fields: &Fields<'a>, places: &[(Key, Option<OutputKind>)], found: &mut Found<'a>) {
+    for &(key, kind) in places {
+        if let Some(value) = fields.json(key) {
+            take(value, kind, found);
+        }
+    }
 }
 
-fn many<'a>(fields: &Fields<'a>, key: Key, kind: Option<OutputKind>) -> impl Iterator<Item = Found<'a>> {
-    fields.texts(key).into_iter().map(move |url| (kind, url))
+fn take_output<'a>(output: Json<'a>, found: &mut Found<'a>) {
+    let Some(within) = output.fields() else { return take(output, BY_EXTENSION, found) };
+    take_all(&within, &WITHIN_OUTPUT, found);
+    take_url(&within, BY_EXTENSION, found);
+}
+
+/// A text, an object with `url`, or an array of either.
+fn take<'a>(value: Json<'a>, kind: Option<OutputKind>, found: &mut Found<'a>) {
+    match value.elements() {
+        Some(elements) => elements.into_iter().for_each(|element| take_one(element, kind, found)),
+        None => take_one(value, kind, found),
+    }
+}
+
+fn take_one<'a>(value: Json<'a>, kind: Option<OutputKind>, found: &mut Found<'a>) {
+    if let Some(text) = value.text() {
+        take_text(text, kind, found);
+    } else if let Some(fields) = value.fields() {
+        take_url(&fields, kind, found);
+    }
+}
+
+fn take_url<'a>(fields: &Fields<'a>, kind: Option<OutputKind>, found: &mut Found<'a>) {
+    if let Some(text) = fields.text(Key::Url) {
+        take_text(text, kind, found);
+    }
+}
+
+fn take_text<'a>(text: Cow<'a, str>, kind: Option<OutputKind>, found: &mut Found<'a>) {
+    if is_url(&text) {
+        found.push((kind, text));
+    }
+}
+
+/// Absolute, http or https, and with a host. What has blanks or control characters is a sentence about a URL, or a mistake.
+fn is_url(text: &str) -> bool {
+    let has_scheme = |scheme: &str| text.get(..scheme.len()).is_some_and(|start| start.eq_ignore_ascii_case(scheme));
+    let scheme = ["https://", "http://"].into_iter().find(|scheme| has_scheme(scheme));
+    let host = scheme.and_then(|scheme| text[scheme.len()..].chars().next());
+    // Nearly all are ASCII, which is looked through faster.
+    let is_graphic = || text.bytes().all(|b| b.is_ascii_graphic());
+    host.is_some_and(|first| !matches!(first, '/' | '?' | '#'))
+        && (is_graphic() || text.chars().all(|c| !c.is_whitespace() && !c.is_control()))
 }
 
 /// By the extension of the URL's path; a query or fragment says nothing about the file.

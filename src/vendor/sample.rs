@@ -362,7 +362,7 @@ impl Broken {
         match self {
             Self::NotJson | Self::Truncated | Self::InvalidUtf8 => Unreadable::NotJson,
             Self::DeeplyNested => Unreadable::TooDeeplyNested,
-            Self::NotAnObject => Unreadable::NotAnObject,
+            Self::NotAnObject => Unreadable::Array,
             Self::NoTaskId => Unreadable::NoTaskId,
             Self::NoStatus => Unreadable::NoStatus,
         }

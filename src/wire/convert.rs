@@ -6,7 +6,7 @@ use prost::Message;
 use serde_json::Value;
 use std::time::Duration;
 
-use super::v1;
+use super::{frame::EVENT_BYTES_MAX, v1};
 use crate::event::{Event, Output, OutputKind, TaskError, TaskStatus, Verification};
 
 /// Largest `details` of an error, as encoded. JSON numbers grow five times on their way into a `Struct`, so a body of a
@@ -17,10 +17,13 @@ const DETAILS_BYTES_MAX: usize = 1024 * 1024;
 /// here becomes three messages, and some are around it. One event beyond would stop every subscriber that meets it.
 const DETAILS_LEVELS_MAX: usize = 24;
 
-/// Encodes an event without what only the log knows: cursor, revision, conflict, and without the raw body.
+/// Encodes an event without what only the log knows: cursor, revision, conflict, and without the raw body. What makes it larger than
+/// [`EVENT_BYTES_MAX`] is left out, and said to be.
 pub fn encode_event(event: Event) -> Bytes {
-    let Event { event_id, product, product_inferred, report, received_at, verification, labels } = event;
-    let wire = v1::Event {
+    let Event { event_id, product, product_inferred, report, received_at, verification, labels, corrected, credential } =
+        event;
+    let (error, lacks_details) = error_to_wire(report.error);
+    let event = v1::Event {
         event_id: event_id.to_string(),
         cursor: String::new(),
         product: product.as_str().to_owned(),
@@ -29,7 +32,7 @@ pub fn encode_event(event: Event) -> Bytes {
         status_text: report.status_text,
         terminal: report.status.is_terminal(),
         outputs: report.outputs.into_iter().map(output).collect(),
-        error: report.error.map(error),
+        error,
         prompt: report.prompt,
         model: report.model,
         seed: report.seed,
@@ -42,8 +45,32 @@ pub fn encode_event(event: Event) -> Bytes {
         verification: verification_to_wire(verification).into(),
         labels: labels.into_iter().collect(),
         raw_body: Bytes::new(),
+        corrected,
+        truncated: lacks_details,
+        credential,
     };
-    wire.encode_to_vec().into()
+    let encoded = event.encode_to_vec();
+    if encoded.len() <= EVENT_BYTES_MAX { encoded.into() } else { shortened(event).encode_to_vec().into() }
+}
+
+/// The event without as many of its large fields as it takes, the dispensable ones first: none of them is cut in the middle.
+fn shortened(mut event: v1::Event) -> v1::Event {
+    event.truncated = true;
+    let leave_out: [fn(&mut v1::Event); 6] = [
+        |event| event.error.iter_mut().for_each(|error| error.details = None),
+        |event| event.prompt.clear(),
+        |event| event.error.iter_mut().for_each(|error| error.message.clear()),
+        |event| event.model.clear(),
+        |event| event.status_text.clear(),
+        |event| event.outputs.clear(),
+    ];
+    for leave_out in leave_out {
+        if event.encoded_len() <= EVENT_BYTES_MAX {
+            break;
+        }
+        leave_out(&mut event);
+    }
+    event
 }
 
 /// A point in time, to the nanosecond.
@@ -93,10 +120,14 @@ fn output(output: Output) -> v1::Output {
     v1::Output { kind: kind.into(), url: output.url }
 }
 
-fn error(error: TaskError) -> v1::TaskError {
-    let shallow = error.details.filter(|value| levels(value) <= DETAILS_LEVELS_MAX);
-    let details = shallow.map(details).filter(|details| details.encoded_len() <= DETAILS_BYTES_MAX);
-    v1::TaskError { code: error.code, message: error.message, details }
+/// The error, and whether it lacks details that the vendor sent.
+fn error_to_wire(error: Option<TaskError>) -> (Option<v1::TaskError>, bool) {
+    let Some(TaskError { code, message, details }) = error else { return (None, false) };
+    let has_details = details.is_some();
+    let shallow = details.filter(|value| levels(value) <= DETAILS_LEVELS_MAX);
+    let details = shallow.map(self::details).filter(|details| details.encoded_len() <= DETAILS_BYTES_MAX);
+    let lacks_details = has_details && details.is_none();
+    (Some(v1::TaskError { code, message, details }), lacks_details)
 }
 
 // As deep as the reader of the body lets a value be, which the stack can take.
@@ -160,8 +191,13 @@ mod tests {
     #[test]
     fn details_are_kept_up_to_what_every_decoder_can_take() {
         let nested = |levels| (0..levels).fold(serde_json::json!(1), |inner, _| serde_json::json!({ "a": inner }));
-        let told =
-            |details| error(TaskError { code: "X".into(), message: String::new(), details: Some(details) }).details;
+        let told = |details| {
+            let error = TaskError { code: "X".into(), message: String::new(), details: Some(details) };
+            let (error, lacks_details) = error_to_wire(Some(error));
+            let details = error.unwrap().details;
+            assert_eq!(lacks_details, details.is_none());
+            details
+        };
         let event =
             |details| v1::Event { error: Some(v1::TaskError { details, ..Default::default() }), ..Default::default() };
         let deepest = told(nested(DETAILS_LEVELS_MAX));
@@ -173,6 +209,41 @@ mod tests {
         let numbers = |count: usize| serde_json::json!({ "numbers": vec![1; count] });
         let (fits, exceeds) = (told(numbers(80_000)), told(numbers(120_000)));
         assert!(fits.is_some() && exceeds.is_none(), "11 bytes a number, about a megabyte in between");
+    }
+
+    #[test]
+    fn an_event_is_made_to_fit_by_leaving_out_as_few_fields_as_it_takes() {
+        let text = |bytes| "x".repeat(bytes);
+        let url = |bytes| v1::Output { url: text(bytes), ..Default::default() };
+        let fields = [("value".to_owned(), json_value(Value::from(text(1_000_000))))];
+        let details = Some(prost_types::Struct { fields: fields.into() });
+        let error = Some(v1::TaskError { code: "X".into(), message: text(1_000_000), details });
+        let event = |prompt, outputs| {
+            let outputs = (0..outputs).map(|_| url(1_000_000)).collect();
+            v1::Event {
+                error: error.clone(),
+                prompt: text(prompt),
+                outputs,
+                task_id: "t1".into(),
+                ..Default::default()
+            }
+        };
+        for (prompt, outputs, details, prompt_left, message_left, outputs_left) in [
+            (2_500_000, 0, false, true, true, 0),
+            (4_500_000, 0, false, false, true, 0),
+            (10, 3, false, true, true, 3),
+            (10, 4, false, false, false, 4),
+            (10, 5, false, false, false, 0),
+        ] {
+            let event = event(prompt, outputs);
+            let left = shortened(event.clone());
+            assert!(left.truncated && left.encoded_len() <= EVENT_BYTES_MAX && left.task_id == "t1");
+            let error = left.error.unwrap();
+            let seen =
+                (error.details.is_some(), !left.prompt.is_empty(), !error.message.is_empty(), left.outputs.len());
+            let case = format!("{prompt} {outputs}");
+            assert_eq!(seen, (details, prompt_left, message_left, outputs_left), "{case}");
+        }
     }
 
     #[test]

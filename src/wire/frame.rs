@@ -33,11 +33,27 @@ const EVENT_CURSOR: u32 = 2;
 const EVENT_REVISION: u32 = 16;
 const EVENT_CONFLICT: u32 = 17;
 const EVENT_RAW_BODY: u32 = 21;
+const EVENT_TRUNCATED: u32 = 23;
 const SUBSCRIBE_EVENT: u32 = 2;
 const PAGE_EVENTS: u32 = 1;
 const PAGE_NEXT_TOKEN: u32 = 2;
 const WAIT_EVENT: u32 = 1;
 const WAIT_DONE: u32 = 2;
+
+/// Largest event on the wire, a stored encoding and a raw body together: clients take messages of 4 MiB by default, and what is around
+/// an event is within the margin, also where one answer has others beside it.
+pub const EVENT_BYTES_MAX: usize = 4 * 1024 * 1024 - 128 * 1024;
+
+/// What becomes of a callback's body.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Raw {
+    /// It was not asked for.
+    Unwanted,
+    /// It is sent.
+    Sent,
+    /// It was asked for, and event and body together would be too large for a client.
+    LeftOut,
+}
 
 /// One event on its way to one client.
 #[derive(Clone, Copy, Debug)]
@@ -46,8 +62,8 @@ pub struct Delivery<R = Record> {
     pub epoch: Epoch,
     /// The stored event.
     pub record: R,
-    /// Also carry the body as received.
-    pub include_raw: bool,
+    /// Whether the body as received goes along.
+    pub raw: Raw,
 }
 
 /// An answer that carries events.
@@ -70,6 +86,17 @@ pub enum Frame {
 }
 
 impl<R: Borrow<Record>> Delivery<R> {
+    /// A delivery for a client that wants the body as received, or does not; one that would make the event too large is left out.
+    pub fn new(epoch: Epoch, record: R, include_raw: bool) -> Self {
+        let fits = |record: &Record| record.event().len() + record.raw().len() <= EVENT_BYTES_MAX;
+        let raw = match include_raw {
+            false => Raw::Unwanted,
+            true if fits(record.borrow()) => Raw::Sent,
+            true => Raw::LeftOut,
+        };
+        Self { epoch, record, raw }
+    }
+
     /// Size of the event's encoding on the wire, in bytes.
     pub fn encoded_len(&self) -> usize {
         let record = self.record.borrow();
@@ -77,11 +104,12 @@ impl<R: Borrow<Record>> Delivery<R> {
         let cursor = key_len(EVENT_CURSOR) + 1 + Cursor::TEXT_BYTES;
         let revision = key_len(EVENT_REVISION) + encoded_len_varint(revision);
         let conflict = if record.conflict() { key_len(EVENT_CONFLICT) + 1 } else { 0 };
-        cursor + revision + conflict + record.event().len() + self.raw_len()
+        let truncated = if self.raw == Raw::LeftOut { key_len(EVENT_TRUNCATED) + 1 } else { 0 };
+        cursor + revision + conflict + truncated + record.event().len() + self.raw_len()
     }
 
     fn raw_len(&self) -> usize {
-        let raw = if self.include_raw { self.record.borrow().raw().len() } else { 0 };
+        let raw = if self.raw == Raw::Sent { self.record.borrow().raw().len() } else { 0 };
         if raw == 0 { 0 } else { key_len(EVENT_RAW_BODY) + encoded_len_varint(raw as u64) + raw }
     }
 
@@ -151,6 +179,10 @@ impl<R: Borrow<Record>> Delivery<R> {
             encode_key(EVENT_CONFLICT, WireType::Varint, buf);
             encode_varint(1, buf);
         }
+        if self.raw == Raw::LeftOut {
+            encode_key(EVENT_TRUNCATED, WireType::Varint, buf);
+            encode_varint(1, buf);
+        }
     }
 }
 
@@ -160,7 +192,7 @@ pub fn encode_streamed(epoch: Epoch, records: &[Record]) -> Encoding {
     let bytes = records.iter().map(|record| FIELDS_BYTES + record.event().len()).sum();
     let (mut buf, mut ends) = (BytesMut::with_capacity(bytes), Vec::with_capacity(records.len()));
     for record in records {
-        Delivery { epoch, record, include_raw: false }.put_streamed(0, 0, &mut buf);
+        Delivery { epoch, record, raw: Raw::Unwanted }.put_streamed(0, 0, &mut buf);
         ends.push(buf.len());
     }
     Encoding { bytes: buf.into(), ends, charge: None }
@@ -341,7 +373,7 @@ mod tests {
             event: &event.encode_to_vec(),
             raw: b"{}",
         };
-        Delivery { epoch: Epoch(7), record: Record::new(Sequence(9), &parts), include_raw }
+        Delivery::new(Epoch(7), Record::new(Sequence(9), &parts), include_raw)
     }
 
     fn written<M: Message + Default>(frame: &Frame) -> M {
@@ -389,7 +421,7 @@ mod tests {
             let shared = encode_streamed(Epoch(7), &[record.clone(), record]);
             let (first, second) = shared.bytes.split_at(shared.ends[0]);
             let mut single = BytesMut::new();
-            Delivery { include_raw: false, ..delivery() }.put_streamed(0, 0, &mut single);
+            Delivery { raw: Raw::Unwanted, ..delivery() }.put_streamed(0, 0, &mut single);
             prop_assert_eq!((first, second, shared.ends[1]), (&single[..], &single[..], shared.bytes.len()));
 
             let waited: v1::WaitTaskResponse = written(&Frame::Waited { event: Some(delivery()), done });

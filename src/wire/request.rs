@@ -71,6 +71,7 @@ pub fn filter_from_wire(filter: Option<v1::Filter>, limits: FilterLimits) -> Res
             status.ok_or_else(|| format!("no status has the number {number}"))
         })?,
         labels: labels.into_iter().collect(),
+        bound: None,
     })
 }
 

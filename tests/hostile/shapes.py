@@ -4,6 +4,7 @@ import gzip
 import socket
 import ssl
 import subprocess
+import zlib
 
 import support
 from attacks import proxy_header
@@ -103,8 +104,11 @@ def shapes(path):
     # Who sends far too much and does not look may be cut off before the answer reaches it.
     yield "a length of 1 TiB", head(b"content-length: 1099511627776") + large * 2, [NOTHING, 413]
     bomb = gzip.compress(bytes(64 * 1024 * 1024))
-    for encoding in (b"gzip", b"deflate", b"br", b"zstd", b"gzip, gzip"):
-        yield f"{len(bomb)} bytes of {encoding}", head(b"content-encoding: " + encoding, b"content-length: %d" % len(bomb)) + bomb, [415]
-    yield "another protocol, by Upgrade", head(b"connection: upgrade, http2-settings", b"upgrade: h2c", b"http2-settings: AAMAAABkAAQAAP__", b"connection: close", line=b"GET / HTTP/1.1"), [404]
+    bombs = ((b"gzip", bomb), (b"deflate", zlib.compress(bytes(64 * 1024 * 1024))), (b"gzip, gzip", gzip.compress(bomb)))
+    for encoding, body in bombs:
+        yield f"{len(body)} bytes of {encoding}", head(b"connection: close", b"content-encoding: " + encoding, b"content-length: %d" % len(body)) + body, [413]
+    for encoding in (b"br", b"zstd", b"gzip, br", b"gzip, gzip, gzip, gzip"):
+        yield f"{len(bomb)} bytes of {encoding}", head(b"connection: close", b"content-encoding: " + encoding, b"content-length: %d" % len(bomb)) + bomb, [415]
+    yield "another protocol, by Upgrade", head(b"connection: upgrade, http2-settings", b"upgrade: h2c", b"http2-settings: AAMAAABkAAQAAP__", b"connection: close", line=b"GET / HTTP/1.1"), [200]
     yield "CONNECT", head(b"connection: close", line=b"CONNECT 127.0.0.1:22 HTTP/1.1") + hidden, [400, 404, 405]
     yield "HTTP/2 without having agreed on it", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(64), [NOTHING, 400, 505]

@@ -1,8 +1,8 @@
 """Runs one client against a broker of its own: fresh data, ports nobody else has. Owns the broker's process.
 
-    drive.py BROKER WORK_DIR COMMAND...
+    drive.py [--through nginx|haproxy] BROKER WORK_DIR COMMAND...
 
-The client finds everything in its environment: BLOBCAST_GRPC (host:port), BLOBCAST_INGEST (URL), INTEROP_HISTORY (the
+The client finds everything in its environment: BLOBCAST_GRPC (host:port, of the proxy if there is one), BLOBCAST_INGEST (URL), INTEROP_HISTORY (the
 file for what it saw), and INTEROP_CONTROL, a URL that takes three POSTs and answers when the broker is ready again, with
 the same addresses:
 
@@ -11,6 +11,7 @@ the same addresses:
     /replace   kill -9, then start on fresh data: another log
 """
 
+import argparse
 import http.server
 import json
 import os
@@ -21,6 +22,8 @@ import subprocess
 import sys
 import threading
 import time
+
+from proxies import Proxy
 
 READY_SECONDS = 60  # a debug build on a busy two-core machine needs about one
 CLIENT_SECONDS = 180  # every client needs well under thirty
@@ -110,29 +113,47 @@ def control(broker):
     return f"http://127.0.0.1:{server.server_address[1]}"
 
 
-def main():
-    binary, work_dir, *command = sys.argv[1:]
-    work_dir = pathlib.Path(work_dir).resolve()
-    work_dir.mkdir(parents=True)
-    broker = Broker(pathlib.Path(binary).resolve(), work_dir)
+def run(arguments, broker, proxy):
+    """Runs the client and then stops the broker; returns what to exit with."""
     environment = os.environ | {
-        "BLOBCAST_GRPC": broker.addresses["grpc"],
+        "BLOBCAST_GRPC": proxy.address if proxy else broker.addresses["grpc"],
         "BLOBCAST_INGEST": f"http://{broker.addresses['ingest']}",
         "INTEROP_CONTROL": control(broker),
-        "INTEROP_HISTORY": str(work_dir / "history.jsonl"),
+        "INTEROP_HISTORY": str(broker.work_dir / "history.jsonl"),
     }
     try:
-        try:
-            code = subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, timeout=CLIENT_SECONDS).returncode
-        except subprocess.TimeoutExpired:
-            print(f"not ok within {CLIENT_SECONDS} s")
-            code = 1
-        if code == 0:
-            broker.stop(signal.SIGTERM)
-            code = broker.process.returncode
-            print("ok the broker drains and exits 0" if code == 0 else f"not ok the broker exited with {code}")
+        code = subprocess.run(
+            arguments.command, env=environment, stdin=subprocess.DEVNULL, timeout=CLIENT_SECONDS
+        ).returncode
+    except subprocess.TimeoutExpired:
+        print(f"not ok within {CLIENT_SECONDS} s")
+        code = 1
+    if code == 0:
+        broker.stop(signal.SIGTERM)
+        code = broker.process.returncode
+        print("ok the broker drains and exits 0" if code == 0 else f"not ok the broker exited with {code}")
+    return code
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--through", choices=["nginx", "haproxy"])
+    parser.add_argument("broker", type=pathlib.Path)
+    parser.add_argument("work_dir", type=pathlib.Path)
+    parser.add_argument("command", nargs=argparse.REMAINDER)
+    arguments = parser.parse_args()
+    work_dir = arguments.work_dir.resolve()
+    work_dir.mkdir(parents=True)
+    broker = Broker(arguments.broker.resolve(), work_dir)
+    proxy = None
+    try:
+        if arguments.through:
+            proxy = Proxy(arguments.through, work_dir, broker.addresses["grpc"])
+        code = run(arguments, broker, proxy)
     finally:
         broker.process.kill()
+        if proxy:
+            proxy.stop()
     if code != 0:
         print(f"the broker's last words:\n{broker.log_tail()}")
     sys.exit(1 if code else 0)

@@ -4,15 +4,16 @@ use std::collections::HashSet;
 
 use blobcast::wire::v1::{
     DiscardQuarantinedRequest, Filter, ListQuarantineRequest, ListQuarantineResponse, ListSubscriptionsRequest,
-    ListSubscriptionsResponse, QuarantinedCallback, ReleaseQuarantinedRequest, ReleaseQuarantinedResponse,
-    SubscribeRequest, Subscription, SubscriptionState, TaskStatus, admin_service_client::AdminServiceClient,
+    ListSubscriptionsResponse, QuarantinedCallback, ReleaseQuarantinedRequest, ReleasedEvent, SubscribeRequest,
+    Subscription, SubscriptionState, TaskStatus, admin_service_client::AdminServiceClient,
 };
+use prost::Message;
 use serde_json::json;
 use tonic::{Code, Status, transport::Channel};
 
 use crate::support::{
-    Server, Sub, after, completed, latest, matching, of_labels, of_tasks, place, refusal, request, tasks, told, until,
-    violation, with,
+    Options, Server, Sub, after, completed, latest, matching, of_labels, of_tasks, place, refusal, request, tasks,
+    told, until, violation, with,
 };
 
 type Client = AdminServiceClient<Channel>;
@@ -40,16 +41,24 @@ async fn quarantine(client: &mut Client) -> Vec<QuarantinedCallback> {
     quarantine_pages(client, ListQuarantineRequest { include_body: true, ..Default::default() }).await.concat()
 }
 
-async fn release(
-    client: &mut Client,
-    request: ReleaseQuarantinedRequest,
-) -> Result<ReleaseQuarantinedResponse, Status> {
-    Ok(client.release_quarantined(request).await?.into_inner())
+async fn release_all(client: &mut Client, request: ReleaseQuarantinedRequest) -> Result<Vec<ReleasedEvent>, Status> {
+    Ok(client.release_quarantined(request).await?.into_inner().events)
+}
+
+/// The one event that a callback becomes.
+async fn release(client: &mut Client, request: ReleaseQuarantinedRequest) -> Result<ReleasedEvent, Status> {
+    let events = release_all(client, request).await?;
+    let [event] = &events[..] else { panic!("{events:?}") };
+    Ok(event.clone())
 }
 
 async fn discard(client: &mut Client, quarantine_ids: &[&str]) -> Result<u32, Status> {
     let quarantine_ids = quarantine_ids.iter().map(ToString::to_string).collect();
     Ok(client.discard_quarantined(DiscardQuarantinedRequest { quarantine_ids }).await?.into_inner().discarded_count)
+}
+
+fn with_raw(request: SubscribeRequest) -> SubscribeRequest {
+    SubscribeRequest { include_raw: true, ..request }
 }
 
 fn of(quarantine_id: &str) -> ReleaseQuarantinedRequest {
@@ -108,7 +117,8 @@ async fn a_stalled_subscription_shows_its_state_and_its_lag() {
         listed == before
     })
     .await;
-    assert_eq!(listed.state(), SubscriptionState::CatchingUp);
+    // Stalled, if the machine has taken 10 s to get here.
+    assert!([SubscriptionState::CatchingUp, SubscriptionState::Stalled].contains(&listed.state()), "{listed:?}");
     assert!(listed.lag > 0);
     assert_eq!((listed.lag, listed.delivered_count), (200 - place(&listed.cursor), place(&listed.cursor)));
 
@@ -135,7 +145,7 @@ async fn a_live_subscription_that_is_not_read_shows_its_lag() {
             listed == before
         })
         .await;
-        assert_eq!(listed.state(), SubscriptionState::Live);
+        assert!([SubscriptionState::Live, SubscriptionState::Stalled].contains(&listed.state()), "{listed:?}");
         assert!(listed.lag > 0);
         assert_eq!((listed.lag, listed.delivered_count), (410 - place(&listed.cursor), place(&listed.cursor) - 10));
         assert_eq!(server.metric("blobcast_subscription_lag_events_max").await, listed.lag as f64);
@@ -234,6 +244,49 @@ async fn the_quarantine_is_paged_by_count_and_by_bytes() {
 }
 
 #[tokio::test]
+async fn a_page_of_the_quarantine_counts_more_than_bodies() {
+    let server = Server::start().await;
+    let mut admin = server.admin_service().await;
+    let http = server.http();
+    let target = format!("/webhook/veo?x={}", "y".repeat(15_000));
+    for number in 0..100 {
+        assert_eq!(http.post_to(&target, number.to_string()).await.status, 202);
+    }
+    let mut request = ListQuarantineRequest::default();
+    let mut count = 0;
+    while count < 100 {
+        let page = admin.list_quarantine(request.clone()).await.unwrap().into_inner();
+        assert!(page.encoded_len() <= 1024 * 1024 + 16 * 1024, "{} bytes", page.encoded_len());
+        count += page.callbacks.len();
+        request.page_token = page.next_page_token;
+    }
+    assert_eq!((count, request.page_token.as_str()), (100, ""));
+}
+
+#[tokio::test]
+async fn any_client_takes_a_page_of_the_quarantine_and_large_bodies_come_where_they_are_asked_for() {
+    let options = Options::default().set("ingest.body_bytes_max", "8MiB").set("ingest.body_timeout", "60s");
+    let server = options.set("ingest.answer_timeout", "60s").set("grpc.answers_bytes_max", "512MiB").start().await;
+    let mut admin = server.admin_service().await;
+    let fitting = 4 * 1024 * 1024 - 128 * 1024;
+    for length in [fitting, fitting + 1, 10] {
+        assert_eq!(server.http().post_to("/webhook/veo", "x".repeat(length)).await.status, 202);
+    }
+    let lengths = |kept: &[QuarantinedCallback]| {
+        kept.iter().map(|callback| (callback.body_bytes as usize, callback.body.len())).collect::<Vec<_>>()
+    };
+    let kept = quarantine(&mut admin).await;
+    assert_eq!(lengths(&kept), [(fitting, fitting), (fitting + 1, 0), (10, 10)]);
+
+    let large = ListQuarantineRequest { include_body: true, include_large_bodies: true, ..Default::default() };
+    let mut taking = admin.clone().max_decoding_message_size(9 * 1024 * 1024);
+    let kept = quarantine_pages(&mut taking, large).await.concat();
+    assert_eq!(lengths(&kept), [(fitting, fitting), (fitting + 1, fitting + 1), (10, 10)]);
+    let shown = server.cli(&format!("quarantine show {} --output body", kept[1].quarantine_id)).run().await;
+    assert_eq!((shown.code, shown.stdout.len()), (Some(0), fitting + 1));
+}
+
+#[tokio::test]
 async fn a_released_callback_becomes_an_event_with_the_corrections_and_is_gone() {
     let mut server = Server::start().await;
     let mut admin = server.admin_service().await;
@@ -267,7 +320,7 @@ async fn a_released_callback_becomes_an_event_with_the_corrections_and_is_gone()
     assert!(!released.duplicate);
     let event = live.next_event().await;
     assert_eq!((&event.event_id, event.product.as_str()), (&released.event_id, "veo"));
-    assert!(event.labels.is_empty() && !event.product_inferred);
+    assert!(event.labels.is_empty() && !event.product_inferred && event.corrected);
     // When the callback was received is when the event was, whenever somebody looked at it.
     let micros = |time: prost_types::Timestamp| (time.seconds, time.nanos / 1000);
     assert_eq!(event.received_at.map(micros), kept.received_at.map(micros));
@@ -293,7 +346,7 @@ async fn a_released_callback_that_the_log_already_has_is_a_duplicate_and_leaves_
     let kept = quarantine(&mut admin).await.remove(0);
     let request = ReleaseQuarantinedRequest { product: "veo".into(), ..of(&kept.quarantine_id) };
     let released = release(&mut admin, request).await.unwrap();
-    assert_eq!(released, ReleaseQuarantinedResponse { event_id, duplicate: true });
+    assert_eq!(released, ReleasedEvent { event_id, task_id: "t1".into(), duplicate: true });
     assert_eq!(quarantine(&mut admin).await, []);
     assert_eq!(server.log_of_events().await.len(), 1);
 }
@@ -309,6 +362,7 @@ async fn a_release_with_malformed_corrections_or_of_nothing_is_refused() {
         (of("first"), "quarantine_id"),
         (ReleaseQuarantinedRequest { product: "Veo".into(), ..of(&id) }, "product"),
         (ReleaseQuarantinedRequest { task_id: "a b".into(), ..of(&id) }, "task_id"),
+        (ReleaseQuarantinedRequest { status: "ok".into(), ..of(&id) }, "status"),
     ];
     for (request, field) in malformed {
         assert_eq!(violation(&release(&mut admin, request).await.unwrap_err()), field);
@@ -354,16 +408,130 @@ async fn what_is_one_event_too_many_for_its_task_can_be_released_at_once() {
     let mut admin = server.admin_service().await;
     let http = server.http();
     let event = |number: usize| with(completed("t1"), json!({"status": format!("step {number}")}));
-    for number in 0..1_000 {
+    for number in 0..128 {
         http.post(&event(number)).await.event_id();
     }
-    assert_eq!(http.post(&event(1_000)).await.reason(), "too_many_events");
+    assert_eq!(http.post(&event(128)).await.reason(), "too_many_events");
     let kept = quarantine(&mut admin).await.remove(0);
     assert_eq!((kept.reason.as_str(), kept.detail.contains("release")), ("too_many_events", true), "{}", kept.detail);
     let mut live = server.subscribe(after(&server.log_info().await.head)).await;
     let released = release(&mut admin, of(&kept.quarantine_id)).await.unwrap();
     let event = live.next_event().await;
-    assert_eq!((event.event_id, event.revision), (released.event_id, 1_001));
+    assert_eq!((event.event_id, event.revision, event.corrected), (released.event_id, 129, false));
+}
+
+#[tokio::test]
+async fn every_reason_has_a_correction_that_helps_and_the_listing_and_the_refusal_name_it() {
+    let server = Server::start().await;
+    let mut admin = server.admin_service().await;
+    let good = completed("t1").to_string();
+    let repaired = |body: &str| ReleaseQuarantinedRequest { body: body.to_owned().into(), ..of("") };
+    let deep = format!("{{\"id\":{}{}}}", "[".repeat(200), "]".repeat(200));
+    let cases: [(&str, &str, &str, ReleaseQuarantinedRequest); 9] = [
+        ("/webhook/veo", "{\"id\": \"t1\", \"status\": \"done\"", "--body", repaired(&good)),
+        ("/webhook/veo", &deep, "--body", repaired(&good)),
+        ("/webhook/veo", "17", "--body", repaired(&good)),
+        ("/webhook/veo", "[]", "--body", repaired(&good)),
+        (
+            "/webhook/veo",
+            "{\"status\":\"done\"}",
+            "--task-id",
+            ReleaseQuarantinedRequest { task_id: "t1".into(), ..of("") },
+        ),
+        (
+            "/webhook/veo",
+            "{\"id\":\"a b\",\"status\":\"done\"}",
+            "--task-id",
+            ReleaseQuarantinedRequest { task_id: "t1".into(), ..of("") },
+        ),
+        (
+            "/webhook/veo",
+            "{\"id\":\"t1\"}",
+            "--status",
+            ReleaseQuarantinedRequest { status: " Expired".into(), ..of("") },
+        ),
+        ("/webhook/Veo", &good, "--product", ReleaseQuarantinedRequest { product: "veo".into(), ..of("") }),
+        ("/webhook/veo?=x", &good, "--drop-labels", ReleaseQuarantinedRequest { drop_labels: true, ..of("") }),
+    ];
+    for (target, body, remedy, correction) in cases {
+        assert_eq!(server.http().post_to(target, body.to_owned()).await.status, 202, "{body}");
+        let kept = quarantine(&mut admin).await.remove(0);
+        assert!(kept.detail.contains(remedy), "{remedy}: {}", kept.detail);
+        let refused = release(&mut admin, of(&kept.quarantine_id)).await.unwrap_err();
+        assert!(refused.message().contains(remedy), "{remedy}: {}", refused.message());
+        assert_eq!(told(&refused, "reason"), kept.reason);
+
+        let mut live = server.subscribe(with_raw(after(&server.log_info().await.head))).await;
+        let request = ReleaseQuarantinedRequest { quarantine_id: kept.quarantine_id, ..correction };
+        let released = release(&mut admin, request.clone()).await.unwrap();
+        assert_eq!(released.task_id, "t1");
+        if !released.duplicate {
+            let event = live.next_event().await;
+            assert!(event.corrected, "{remedy}");
+            assert_eq!((&event.event_id, &event.raw_body[..]), (&released.event_id, body.as_bytes()), "as it came");
+            let expected = if request.status.is_empty() { TaskStatus::Completed } else { TaskStatus::Failed };
+            assert_eq!(event.status(), expected);
+        }
+        assert_eq!(quarantine(&mut admin).await, []);
+    }
+}
+
+#[tokio::test]
+async fn an_array_is_released_as_several_events_or_not_at_all() {
+    let mut server = Server::start().await;
+    let mut admin = server.admin_service().await;
+    let bodies: Vec<_> = (0..3).map(|number| format!("{{ \"id\": \"t{number}\", \"status\": \"failed\" }}")).collect();
+    let array = format!("\u{feff}[{}, {}]", bodies.join(" ,"), bodies[0]);
+    assert_eq!(server.http().post_to("/webhook/veo?team=ads", array.clone()).await.reason(), "not_an_object");
+    let kept = quarantine(&mut admin).await.remove(0);
+    let of_one = ReleaseQuarantinedRequest { task_id: "t".into(), ..of(&kept.quarantine_id) };
+    let broken =
+        ReleaseQuarantinedRequest { body: "[{\"id\":\"t\",\"status\":\"done\"},{}]".into(), ..of(&kept.quarantine_id) };
+    let many = ReleaseQuarantinedRequest { body: format!("[{}1]", "1,".repeat(256)).into(), ..of(&kept.quarantine_id) };
+    let unbalanced = ReleaseQuarantinedRequest { body: "[]]".into(), ..of(&kept.quarantine_id) };
+    for (request, reason, words) in [
+        (unbalanced, "not_json", "repaired"),
+        (of_one, "not_an_object", "4 elements"),
+        (broken, "no_task_id", "element 1 of the body"),
+        (many, "not_an_object", "at most 256 events"),
+    ] {
+        let refused = release_all(&mut admin, request).await.unwrap_err();
+        assert_eq!(refusal(&refused), (Code::FailedPrecondition, "NOT_UNDERSTOOD".into()));
+        assert_eq!(
+            (told(&refused, "reason").as_str(), refused.message().contains(words)),
+            (reason, true),
+            "{refused:?}"
+        );
+    }
+    assert_eq!(quarantine(&mut admin).await, std::slice::from_ref(&kept), "what was refused stays");
+    assert_eq!(server.log_of_events().await, [], "and nothing of it is an event");
+
+    let released = release_all(&mut admin, of(&kept.quarantine_id)).await.unwrap();
+    let each: Vec<_> = released.iter().map(|event| (event.task_id.as_str(), event.duplicate)).collect();
+    assert_eq!(each, [("t0", false), ("t1", false), ("t2", false), ("t0", true)]);
+    for _ in 0..2 {
+        let mut live = server.subscribe(with_raw(request())).await;
+        for (event, body) in released.iter().zip(&bodies) {
+            let got = live.next_event().await;
+            assert_eq!((&got.event_id, &got.raw_body[..]), (&event.event_id, body.as_bytes()));
+            assert_eq!((got.labels.len(), got.corrected), (1, false), "its URL is its URL, and nothing was corrected");
+        }
+        assert_eq!(quarantine(&mut admin).await, []);
+        server.crash().await;
+        admin = server.admin_service().await;
+    }
+
+    // A repaired body becomes several, too; their raw body is what came.
+    server.http().post_to("/webhook/veo", "{\"id\": \"a\", ").await;
+    let kept = quarantine(&mut admin).await.remove(0);
+    let body = format!("[{}]", bodies[1..].join(",").replace("t1", "t8").replace("t2", "t9"));
+    let request = ReleaseQuarantinedRequest { body: body.into(), ..of(&kept.quarantine_id) };
+    let mut live = server.subscribe(with_raw(after(&server.log_info().await.head))).await;
+    assert_eq!(release_all(&mut admin, request).await.unwrap().len(), 2);
+    for task in ["t8", "t9"] {
+        let event = live.next_event().await;
+        assert_eq!((event.task_id.as_str(), event.corrected, &event.raw_body), (task, true, &kept.body));
+    }
 }
 
 #[tokio::test]

@@ -27,7 +27,7 @@ use crate::{
 };
 
 /// Every event with its body, and its place instead of its cursor, which another log spells otherwise.
-async fn log_of(server: &Server) -> Vec<(u64, Event)> {
+pub async fn log_of(server: &Server) -> Vec<(u64, Event)> {
     let (mut client, mut log, mut page_token) = (server.events().await, Vec::new(), String::new());
     loop {
         let request = ListEventsRequest { page_token, include_raw: true, ..Default::default() };
@@ -41,7 +41,7 @@ async fn log_of(server: &Server) -> Vec<(u64, Event)> {
     }
 }
 
-async fn quarantine_of(server: &Server) -> Vec<QuarantinedCallback> {
+pub async fn quarantine_of(server: &Server) -> Vec<QuarantinedCallback> {
     let (mut client, mut kept, mut page_token) = (server.admin_service().await, Vec::new(), String::new());
     loop {
         let request = ListQuarantineRequest { include_body: true, page_token, ..Default::default() };
@@ -55,17 +55,17 @@ async fn quarantine_of(server: &Server) -> Vec<QuarantinedCallback> {
 }
 
 /// Where a test keeps its backups.
-fn shelf() -> TempDir {
+pub fn shelf() -> TempDir {
     tempfile::tempdir().unwrap()
 }
 
 /// The names in a directory; none if it is not there.
-fn names(directory: &Path) -> Vec<String> {
+pub fn names(directory: &Path) -> Vec<String> {
     let entries = fs::read_dir(directory).into_iter().flatten();
     entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
 }
 
-async fn back_up(server: &Server, file: &Path) -> Ran {
+pub async fn back_up(server: &Server, file: &Path) -> Ran {
     server.cli("backup").arg(file).run().await
 }
 
@@ -129,7 +129,8 @@ async fn a_backup_under_load_has_all_that_was_answered_before_and_no_holes() {
 
 #[tokio::test]
 async fn a_restored_log_is_the_same_but_for_its_cursors() {
-    let server = Options::default().set("log.retention_bytes_max", "1MiB").start().await;
+    let server =
+        Options::default().set("log.retention_bytes_max", "1MiB").set("ingest.body_bytes_max", "480KiB").start().await;
     let (http, shelf) = (server.http(), shelf());
     // Retention has been here, a task has revisions and a conflict, and the quarantine has lost its oldest and its newest.
     http.post_bulky(0..40, 20_000).await;
@@ -279,7 +280,7 @@ async fn a_backup_with_a_flipped_bit_is_refused_and_leaves_nothing() {
     }
     let mut newer = backup;
     newer[16] += 1;
-    assert!(matches!(refused(&newer), RestoreError::Format(3)));
+    assert!(matches!(refused(&newer), RestoreError::Format(5)));
     assert!(matches!(refused(b"not a backup at all"), RestoreError::NoBackup));
 }
 
@@ -466,4 +467,60 @@ async fn a_low_disk_can_be_backed_up_and_a_damaged_log_cannot() {
     assert_eq!(names(shelf.path()), ["backup"]);
     let unwritable = back_up(&server, Path::new("/nowhere/file")).await;
     assert!(unwritable.exited(1).contains("cannot write /nowhere/file.partial"), "{unwritable:?}");
+}
+
+#[tokio::test]
+async fn a_directory_of_backups_keeps_the_newest_and_touches_nothing_else() {
+    let (mut server, shelf) = (Server::start().await, shelf());
+    server.http().post(&completed("t1")).await.event_id();
+    let log = server.log_info().await.head[..8].to_owned();
+    let of_log = |time: &str| format!("blobcast-{time}-{log}.backup");
+    let old = [of_log("20200101T000000Z"), of_log("20200102T000000Z")];
+    // Of another log, of no date, and of a time yet to come.
+    let kept = [
+        "blobcast-20190101T000000Z-00000007.backup".to_owned(),
+        of_log("20191301T000000Z"),
+        of_log("29990101T000000Z"),
+    ];
+    let cut_off = ["blobcast-20200103T000000Z.backup.partial", "blobcast-20200104T000000Z.backup.partial"];
+    let others = ["notes.txt", "mine.backup"];
+    for name in old.iter().chain(&kept).map(String::as_str).chain(cut_off).chain(others) {
+        fs::write(shelf.path().join(name), "x").unwrap();
+    }
+    let writing = fs::File::open(shelf.path().join(cut_off[1])).unwrap();
+    writing.try_lock().unwrap();
+    let back_up = async |server: &Server| server.cli("backup --keep 2 --directory").arg(shelf.path()).run().await;
+    let sorted = || {
+        let mut names = names(shelf.path());
+        names.sort();
+        names
+    };
+
+    let told = back_up(&server).await;
+    told.good();
+    let is_old = |name: &str| ["2019", "2020", "2999"].iter().any(|year| name.starts_with(&format!("blobcast-{year}")));
+    let new = sorted().into_iter().find(|name| name.starts_with("blobcast-") && !is_old(name)).unwrap();
+    assert!(new.ends_with(&format!("Z-{log}.backup")), "{new}");
+    assert_eq!(sorted(), [&kept[0], &kept[1], &old[1], cut_off[1], &new, &kept[2], others[1], others[0]]);
+    assert!(told.stderr.contains(&new) && told.stderr.contains("1 events"), "{told:?}");
+    assert!(told.stderr.contains(&format!("removed {}", shelf.path().join(&old[0]).display())), "{told:?}");
+    assert!(told.stderr.contains("another backup writes"), "the one that is locked is another's: {told:?}");
+    assert_eq!(log_of(&started_from(&shelf.path().join(&new)).await).await, log_of(&server).await);
+    let mode = std::os::unix::fs::PermissionsExt::mode(&fs::metadata(shelf.path().join(&new)).unwrap().permissions());
+    assert_eq!(mode & 0o777, 0o600);
+
+    // One that fails removes none.
+    server.kill();
+    let before = sorted();
+    assert!(back_up(&server).await.exited(1).contains("cannot reach"));
+    assert_eq!(sorted(), before);
+    let told = server.cli("backup --directory /nowhere").run().await;
+    assert!(told.exited(1).contains("cannot read /nowhere: name a directory that is there"), "{told:?}");
+}
+
+#[tokio::test]
+async fn a_backup_needs_one_place_and_keeps_one_at_least() {
+    for line in ["backup", "backup --keep 2 file", "backup --directory . --keep 0", "backup --directory . file"] {
+        Cli::new(line).run().await.exited(2);
+    }
 }

@@ -1,6 +1,11 @@
 //! Who may send callbacks: URL tokens, signed URLs, the signature over the body, and addresses; and what each refusal says.
 
-use blobcast::wire::v1::Verification;
+use std::io::Write;
+
+use blobcast::{
+    credentials::{TokenHash, new_secret},
+    wire::v1::Verification,
+};
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::Request;
@@ -36,7 +41,9 @@ fn task(id: &str) -> String {
 async fn a_callback_needs_a_token_that_is_in_force() {
     let mut file = CredentialsFile::new();
     let token = file.add("callback runblob").await;
-    let expired = file.add("callback old --expires-in 0s").await;
+    let expired = new_secret(true);
+    let hash = TokenHash::of(&expired);
+    file.add_line("callback_tokens", &format!("old = {{ token = \"{hash}\", expires = 2026-01-01 }}"));
     let server = options(&file).start().await;
     for (target, reason) in [
         ("/webhook/veo".to_owned(), "unauthorized"),
@@ -52,10 +59,11 @@ async fn a_callback_needs_a_token_that_is_in_force() {
     let answer = post(&server, &format!("/webhook/veo?team=ads&token={token}"), &[], &task("t1")).await;
     assert_eq!(answer.status, 200);
     let [event] = &server.log_of_events().await[..] else { panic!("one event") };
-    assert_eq!(event.verification(), Verification::UrlToken);
+    assert_eq!((event.verification(), event.credential.as_str()), (Verification::UrlToken, "callback_token runblob"));
     assert_eq!(event.labels.keys().collect::<Vec<_>>(), ["team"]);
     assert_eq!(outcome(&server, "unauthorized").await, 5.0);
-    let used = "blobcast_credential_last_used_timestamp_seconds{kind=\"callback_token\",name=\"runblob\"}";
+    let used =
+        "blobcast_credential_last_used_timestamp_seconds{kind=\"callback_token\",name=\"runblob\",secret=\"current\"}";
     assert!(server.metric(used).await > 1.7e9, "last use is shown");
 }
 
@@ -81,6 +89,7 @@ async fn a_signed_url_is_good_for_what_was_signed_and_until_it_expires() {
     }
     let [event] = &server.log_of_events().await[..] else { panic!("one event") };
     assert_eq!((event.verification(), event.product.as_str()), (Verification::SignedUrl, "veo"));
+    assert_eq!(event.credential, "signing_key k1");
     assert_eq!(event.labels, [("ref".to_owned(), "42".to_owned()), ("team".to_owned(), "ads".to_owned())].into());
 
     let short = mint("--ttl 1s").await;
@@ -123,8 +132,8 @@ async fn a_file_that_cannot_be_used_changes_nothing_and_is_told() {
     let token = file.add("callback runblob").await;
     let server = options(&file).start().await;
     file.write("[callback_tokens]\nrunblob = { token = \"hunter2\" }\n");
-    until("the complaint", || async { server.log().contains("the credentials stay as they were") }).await;
-    assert!(server.log().contains("[callback_tokens] runblob: the token is not"), "{}", server.log());
+    let complaint = server.logged("the credentials stay as they were", 1).await.remove(0);
+    assert!(complaint.contains("[callback_tokens] runblob: the token is not"), "{complaint}");
     assert!(!server.log().contains("hunter2"));
     assert_eq!(post(&server, &format!("/webhook/veo?token={token}"), &[], &task("t1")).await.status, 200);
     assert_eq!(post(&server, "/webhook/veo", &[], &task("t1")).await.status, 401);
@@ -160,8 +169,30 @@ async fn the_signature_over_the_body_is_observed_or_required() {
             assert_eq!(server.metric(&metric).await, count, "{mode} {result}");
         }
         let log = server.log_of_events().await;
-        let first = if mode == "observe" { Verification::Unverified } else { Verification::BodySignature };
-        assert_eq!(log.iter().map(|event| event.verification()).collect::<Vec<_>>(), [first], "{mode}");
+        let first = match mode {
+            "observe" => (Verification::Unverified, ""),
+            _ => (Verification::BodySignature, "body_signature"),
+        };
+        let seen: Vec<_> = log.iter().map(|event| (event.verification(), event.credential.as_str())).collect();
+        assert_eq!(seen, [first], "{mode}");
+    }
+}
+
+#[tokio::test]
+async fn the_signature_may_be_over_a_body_as_it_came_or_as_it_is_decompressed() {
+    let mut file = CredentialsFile::new();
+    file.add_line("body_signature", "secret = \"hunter2\"");
+    let server = options(&file).set("ingest.body_signature", "require").start().await;
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+    encoder.write_all(SIGNED_BODY.as_bytes()).unwrap();
+    let compressed = encoder.finish().unwrap();
+    let key = ring::hmac::Key::new(ring::hmac::HMAC_SHA256, b"hunter2");
+    let over_wire: String = ring::hmac::sign(&key, &compressed).as_ref().iter().map(|b| format!("{b:02x}")).collect();
+    for (signature, status) in [(BODY_SIGNATURE, 200), (&over_wire, 200), (&BODY_SIGNATURE.replace('a', "b"), 401)] {
+        let request = Request::post(format!("http://{}/webhook/veo", server.ingest)).header("content-encoding", "gzip");
+        let request = request.header("x-runblob-signature", signature);
+        let request = request.body(Full::new(Bytes::from(compressed.clone()))).unwrap();
+        assert_eq!(server.http().send(request).await.unwrap().status, status, "{signature}");
     }
 }
 
@@ -211,6 +242,7 @@ async fn whoever_is_refused_too_often_is_told_to_slow_down_and_nobody_else() {
     for _ in 0..50 {
         from("203.0.113.9", "/webhook/veo").await;
     }
+    until("a line", async || server.log().contains("rate_limited")).await;
     let lines = server.log().lines().filter(|line| line.contains("rate_limited")).count();
     assert!((1..=5).contains(&lines), "{lines} lines");
 }
@@ -223,7 +255,8 @@ async fn what_is_released_from_quarantine_is_as_verified_as_it_was() {
     let answer = post(&server, &format!("/webhook/veo?token={token}"), &[], r#"{"status":"completed"}"#).await;
     assert_eq!(answer.status, 202);
     server.cli("quarantine release 1 --task-id t1").run().await.good();
-    assert_eq!(server.log_of_events().await[0].verification(), Verification::UrlToken);
+    let event = server.log_of_events().await.remove(0);
+    assert_eq!((event.verification(), event.credential.as_str()), (Verification::UrlToken, "callback_token runblob"));
 }
 
 #[tokio::test]
@@ -286,7 +319,9 @@ async fn secrets_are_in_no_log_trace_metric_listing_error_or_answer() {
     let collector = Collector::start().await;
     let endpoint = format!("http://{}", collector.address);
     let options = options(&file).set("logging.level", "trace").set("traces.otlp_endpoint", endpoint);
-    let mut server = options.set("ingest.body_signature", "observe").start().await;
+    let (directory, options) = (tempfile::tempdir().unwrap(), options.set("ingest.body_signature", "observe"));
+    let audit_file = directory.path().join("audit.jsonl");
+    let mut server = options.set("audit.file", audit_file.display()).start().await;
     let ask = async |line: &str, token: &str| server.cli(line).env("BLOBCAST_TOKEN", token).run().await;
     let minted = ask("url --product veo", &client).await.good().trim_end().to_owned();
     let signature = minted.split("&sig=").nth(1).unwrap().to_owned();
@@ -313,6 +348,9 @@ async fn secrets_are_in_no_log_trace_metric_listing_error_or_answer() {
     until("the complaint", || async { server.log().contains("the credentials stay as they were") }).await;
     assert!(server.terminate().await.success());
     shown += &server.log();
+    let records = std::fs::read_to_string(&audit_file).unwrap();
+    assert!(records.contains("MintCallbackUrl") && records.contains("\"refused\""), "{records}");
+    shown += &records;
     let spans = collector.spans();
     let traced = spans.iter().filter(|span| span.name == "callback").count();
     assert_eq!(traced, 6, "those that are authentic; what is not traced proves nothing");

@@ -1,17 +1,7 @@
 //! Every verb, as a shell runs it, against a real broker: what it prints, how it exits, and what it leaves in the log.
 
-use std::{
-    collections::BTreeMap,
-    net::SocketAddr,
-    sync::{Arc, Mutex},
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
-use axum::{
-    Router,
-    http::{HeaderMap, HeaderValue, StatusCode},
-    routing,
-};
 use blobcast::{
     checker::{History, Observed, Stream, check},
     simulator::{Callback, Plan, Vendor},
@@ -23,7 +13,7 @@ use rustix::process::Signal;
 use serde_json::{Value, json};
 
 use crate::support::{
-    AsObserved, Cli, Running, Server, completed, failed, free_address, processing, until, with, within,
+    AsObserved, Cli, Endpoint, Running, Server, completed, failed, free_address, processing, until, with, within,
 };
 
 /// Posts a body to `/webhook/` and what follows it; the event's id.
@@ -62,6 +52,7 @@ async fn listen_prints_an_event_as_one_json_object_with_the_names_of_the_proto()
             "received_at": received_at,
             "revision": 1,
             "conflict": false,
+            "corrected": false, "truncated": false,
             "product_inferred": false,
             "verification": "VERIFICATION_UNVERIFIED",
             "labels": {"ref": "42", "team": "ads"},
@@ -220,7 +211,7 @@ async fn listen_goes_on_across_kill_9_and_misses_and_repeats_nothing() {
     let acknowledged = acknowledged
         .into_iter()
         .map(|one| blobcast::checker::Acknowledged { event_id: one.event_id.unwrap(), task_id: one.task_id });
-    assert_eq!(check(&History { acknowledged: acknowledged.collect(), log, streams }), []);
+    assert_eq!(check(&History { acknowledged: acknowledged.collect(), log, streams, ..History::default() }), []);
 }
 
 fn observed(lines: &[Value]) -> Vec<Observed> {
@@ -292,6 +283,8 @@ async fn a_command_line_that_makes_no_sense_exits_with_2_and_names_the_flag() {
         ("trigger --rate 0", "not a number of callbacks per second"),
         ("events --since yesterday", "neither a duration (2h, 30m) nor a time"),
         ("quarantine discard", "<QUARANTINE_ID>"),
+        ("token new callback old --expires-in 0s", "--expires-in is at least 1s"),
+        ("token new callback old --expires-in 999ms", "--expires-in is at least 1s"),
         ("completions tcsh", "[possible values: "),
         ("", "Usage: blobcast"),
     ] {
@@ -299,94 +292,6 @@ async fn a_command_line_that_makes_no_sense_exits_with_2_and_names_the_flag() {
         assert!(ran.exited(2).contains(named), "`{line}` does not say `{named}`: {}", ran.stderr);
         assert_eq!(ran.stdout, "", "{line}");
     }
-}
-
-// --- listen --forward-to ---
-
-/// Headers by name, and the body.
-type Posted = (BTreeMap<String, String>, String);
-
-/// An endpoint that records each request and answers as it is told to.
-#[derive(Clone, Default)]
-struct Endpoint {
-    seen: Arc<Mutex<Vec<Posted>>>,
-    answers: Arc<Mutex<Vec<u16>>>,
-}
-
-impl Endpoint {
-    /// Answers these, and 204 from then on.
-    fn answering(answers: &[u16]) -> Self {
-        let answers = Arc::new(Mutex::new(answers.iter().rev().copied().collect()));
-        Self { answers, ..Self::default() }
-    }
-
-    async fn open(&self, address: SocketAddr) {
-        let endpoint = self.clone();
-        let take = move |headers: HeaderMap, body: String| async move {
-            let text = |value: &HeaderValue| String::from_utf8_lossy(value.as_bytes()).into_owned();
-            let headers = headers.iter().map(|(name, value)| (name.to_string(), text(value))).collect();
-            endpoint.seen.lock().unwrap().push((headers, body));
-            StatusCode::from_u16(endpoint.answers.lock().unwrap().pop().unwrap_or(204)).unwrap()
-        };
-        let listener = tokio::net::TcpListener::bind(address).await.unwrap();
-        tokio::spawn(async move { axum::serve(listener, Router::new().route("/hook", routing::post(take))).await });
-    }
-
-    fn bodies(&self) -> Vec<String> {
-        self.seen.lock().unwrap().iter().map(|(_, body)| body.clone()).collect()
-    }
-}
-
-#[tokio::test]
-async fn forward_to_posts_each_original_body_in_order_and_tries_again_until_it_is_taken() {
-    let server = Server::start().await;
-    let bodies: Vec<_> = (0..4).map(|n| format!(" {}\n", completed(&format!("t{n}")))).collect();
-    for body in &bodies {
-        server.http().post_to("/webhook/veo", body.clone()).await.event_id();
-    }
-    let (endpoint, address) = (Endpoint::answering(&[200, 500, 503, 422]), free_address());
-    let line = format!("listen --from earliest --count 4 --output json --forward-to http://{address}/hook");
-    let listen = server.cli(&line).start();
-    // Nobody listens there yet.
-    listen.says(&format!("cannot forward t0 to http://{address}/hook: ")).await;
-    assert!(listen.stderr().contains("same event again in "), "{}", listen.stderr());
-    endpoint.open(address).await;
-    let ran = listen.ended().await;
-    // Taken, failed twice and taken, refused, taken.
-    let expected = [0, 1, 1, 1, 2, 3].map(|number| bodies[number].clone());
-    assert_eq!(endpoint.bodies(), expected);
-    assert_eq!(ran.each("task_id"), ["t0", "t1", "t2", "t3"]);
-    assert!(ran.json_lines().iter().all(|event| event.get("raw_body").is_none()), "asked for by nobody");
-    for said in ["forwarded t0: 200 OK in ", "cannot forward t1 to ", ": 500 Internal Server Error in "] {
-        assert!(ran.stderr.contains(said), "no `{said}` in {}", ran.stderr);
-    }
-    let log = server.log_of_events().await;
-    let (headers, _) = &endpoint.seen.lock().unwrap()[0];
-    for (name, value) in [
-        ("content-type", "application/json"),
-        ("x-blobcast-event-id", &log[0].event_id),
-        ("x-blobcast-cursor", &log[0].cursor),
-        ("x-blobcast-product", "veo"),
-        ("x-blobcast-task-id", "t0"),
-    ] {
-        assert_eq!(headers[name], value, "{name}");
-    }
-}
-
-#[tokio::test]
-async fn forward_to_repeats_after_a_break_only_what_was_not_taken() {
-    let mut server = Server::start().await;
-    let (endpoint, address) = (Endpoint::default(), free_address());
-    endpoint.open(address).await;
-    let listen = server.cli(&format!("listen --from earliest --forward-to {address}/hook")).start();
-    for round in 0..3 {
-        server.http().post(&completed(&format!("t{round}"))).await.event_id();
-        listen.prints_lines(round + 1).await;
-        server.crash().await;
-    }
-    server.http().post(&completed("t3")).await.event_id();
-    listen.prints_lines(4).await;
-    assert_eq!(endpoint.bodies(), (0..4).map(|n| completed(&format!("t{n}")).to_string()).collect::<Vec<_>>());
 }
 
 // --- wait ---
@@ -454,8 +359,8 @@ async fn wait_exits_with_1_where_no_broker_of_ours_answers() {
     let incoming = tokio_stream::wrappers::TcpListenerStream::new(listener);
     tokio::spawn(tonic::transport::Server::builder().add_service(health).serve_with_incoming(incoming));
     let ran = Cli::new(&format!("wait t1 --grpc-url http://{address}")).run().await;
-    let said = ran.exited(1);
-    assert!(said.starts_with("error: UNIMPLEMENTED") && said.contains("see --grpc-url"), "{said}");
+    let last = ran.exited(1).lines().last().unwrap();
+    assert!(last.starts_with("error: UNIMPLEMENTED") && last.contains("see --grpc-url"), "{ran:?}");
 }
 
 // --- trigger ---
@@ -568,7 +473,12 @@ async fn trigger_sets_fields_adds_labels_and_sends_any_body() {
     let ran = server.cli("trigger --product sora --body -").stdin("nonsense").run().await;
     assert!(ran.good().starts_with("- 202 "), "{ran:?}");
     let ran = server.cli("trigger --body /no/such/file").run().await;
-    assert!(ran.exited(1).starts_with("error: cannot read --body /no/such/file: No such file"), "{ran:?}");
+    assert!(
+        ran.exited(1).starts_with(
+            "error: cannot read --body /no/such/file: No such file or directory (os error 2); correct the path"
+        ),
+        "{ran:?}"
+    );
 }
 
 #[tokio::test]
@@ -679,7 +589,7 @@ async fn quarantine_shows_releases_and_discards_what_was_not_understood() {
 
     // What is wrong is still wrong, until it is corrected.
     let ran = server.cli(&format!("quarantine release {}", ids[0])).run().await;
-    assert!(ran.exited(1).contains("correct it with product, task_id or drop_labels"), "{ran:?}");
+    assert!(ran.exited(1).contains("release it with its `task_id` (--task-id)"), "{ran:?}");
     let ran = server.cli(&format!("quarantine release {} --task-id t1", ids[0])).run().await;
     let event_id = ran.good().trim_end().to_owned();
     let got = server.cli("get t1 --output json").run().await;
@@ -690,13 +600,43 @@ async fn quarantine_shows_releases_and_discards_what_was_not_understood() {
     let ran = server.cli(&format!("quarantine release {} --task-id t1", ids[0])).run().await;
     assert!(ran.exited(1).contains("`blobcast quarantine list` shows what there is"), "{ran:?}");
 
+    // A body that nobody can read is repaired, and stays what the event came from.
+    let repaired = tempfile::NamedTempFile::new().unwrap();
+    let release =
+        |flags: &str| server.cli(&format!("quarantine release {} {flags} --body", ids[1])).arg(repaired.path()).run();
+    let ran = release("").await;
+    assert!(ran.exited(1).contains("--body is empty"), "{ran:?}");
+    std::fs::write(repaired.path(), r#"[{"id": "t4"}, {"id": "t5", "video_url": "https://x/5.mp4"}]"#).unwrap();
+    let ran = release("").await;
+    assert!(ran.exited(1).contains("element 0 of the body: no status"), "{ran:?}");
+    release("--status whatever").await.exited(2);
+    let ran = release("--status rejected").await;
+    let event_ids: Vec<_> = ran.good().lines().map(str::to_owned).collect();
+    for (task, event_id) in ["t4", "t5"].iter().zip(event_ids) {
+        let got = server.cli(&format!("get {task} --include-raw --output json")).run().await;
+        assert_eq!(got.each("event_id"), [event_id]);
+        assert_eq!(
+            (got.each("raw_body"), got.each("status_text")),
+            (vec!["<html>\u{7}".to_owned()], vec!["rejected".to_owned()])
+        );
+        assert_eq!(got.json_lines()[0]["corrected"], true);
+        let pretty = server.cli(&format!("get {task}")).run().await;
+        assert!(pretty.good().contains("corrected"), "{pretty:?}");
+    }
+
+    server.http().post_to("/webhook/sora", "{").await;
+    let ids = [ids[0].clone(), server.cli("quarantine list --output json").run().await.each("quarantine_id").remove(0)];
     let ran = server.cli(&format!("quarantine discard {} 424242", ids[1])).run().await;
     ran.exited(1);
     assert_eq!(ran.stdout, "1 of 2 discarded\n");
+    assert!(
+        ran.stderr.contains("the others are not in quarantine") && ran.stderr.contains("`blobcast quarantine list`"),
+        "{ran:?}"
+    );
     assert_eq!(server.cli("quarantine list").run().await.good(), "");
 }
 
-// --- subscriptions, healthcheck, completions ---
+// --- subscriptions, healthcheck, completions, man ---
 
 #[tokio::test]
 async fn subscriptions_tells_who_listens_to_what_and_how_far_behind() {
@@ -761,6 +701,29 @@ async fn completions_are_there_for_every_shell_and_bash_takes_them() {
     }
 }
 
+#[tokio::test]
+async fn man_writes_a_page_for_each_command() {
+    let directory = tempfile::tempdir().unwrap();
+    let pages = directory.path().join("share/man/man1");
+    let ran = Cli::new("man").arg(&pages).run().await;
+    assert_eq!((ran.good(), ran.stderr.contains(" man pages are in ")), ("", true), "{ran:?}");
+
+    let read = |name: &str| std::fs::read_to_string(pages.join(name)).unwrap_or_else(|error| panic!("{name}: {error}"));
+    let (all, listen, new) = (read("blobcast.1"), read("blobcast-listen.1"), read("blobcast-token-new-client.1"));
+    for section in
+        ["NAME", "SYNOPSIS", "DESCRIPTION", "OPTIONS", "SUBCOMMANDS", "\"EXIT STATUS\"", "ENVIRONMENT", "FILES"]
+    {
+        assert!(all.contains(&format!("\n.SH {section}\n")), "blobcast.1 has no {section}: {all}");
+    }
+    assert!(listen.contains(r"\fB\-\-forward\-to\fR") && listen.contains("\n.SH EXAMPLES\n.EX\n"), "{listen}");
+    assert!(new.contains(r"\fBblobcast\-token\-new\fR(1)"), "{new}");
+
+    // Again, over those that are there; and where nothing can be made.
+    Cli::new("man").arg(&pages).run().await.good();
+    let ran = Cli::new("man").arg(pages.join("blobcast.1")).run().await;
+    assert!(ran.exited(1).contains("blobcast.1: name a directory of yours: "), "{ran:?}");
+}
+
 // --- everything ---
 
 #[tokio::test]
@@ -811,13 +774,18 @@ async fn an_address_without_a_broker_is_named_with_the_next_step() {
     let listen = Cli::new(&format!("listen --grpc-url {nowhere}")).start();
     listen.says("is `blobcast serve` running? use --grpc-url; connecting again in ").await;
     let ran = Cli::new(&format!("wait t1 --timeout 10ms --grpc-url {nowhere}")).run().await;
-    assert!(ran.exited(124).contains("is `blobcast serve` running? use --grpc-url; trying again in "), "{ran:?}");
+    assert!(ran.exited(1).contains("is `blobcast serve` running? use --grpc-url; trying again in "), "{ran:?}");
+    let last = ran.stderr.lines().last().unwrap();
+    assert!(
+        last.starts_with(&format!("error: no broker has answered within 10ms: cannot reach http://{nowhere}")),
+        "{last}"
+    );
 }
 
 #[tokio::test]
 async fn every_verb_has_help_with_what_it_is_for() {
-    let verbs = "serve check-config listen wait trigger get events quarantine subscriptions url token healthcheck \
-                 completions";
+    let verbs = "serve check-config size listen wait trigger get events quarantine subscriptions url token backup \
+                 restore healthcheck completions man";
     let all = Cli::new("--help").run().await;
     for verb in verbs.split(' ') {
         assert!(all.good().contains(&format!("\n  {verb} ")), "{verb} is not in the help");
@@ -826,6 +794,8 @@ async fn every_verb_has_help_with_what_it_is_for() {
         let long = Cli::new(&format!("{verb} --help")).run().await;
         let words = |text: &str| text.split_whitespace().count();
         assert!(words(long.good()) >= words(&short.stdout), "{verb}");
+        let is_option = ["get", "events", "listen"].contains(&verb);
+        assert_eq!(long.stdout.contains("--include-raw"), is_option, "{verb}");
         assert!(short.stdout.lines().all(|line| line.chars().count() <= 110), "{verb}: {}", short.stdout);
     }
     let version = Cli::new("--version").run().await;
@@ -839,4 +809,40 @@ async fn flags_go_before_variables_where_the_broker_is() {
     let ran = other.cli(&format!("events --output json --grpc-url {}", server.grpc)).run().await;
     assert_eq!(ran.each("task_id"), ["t1"]);
     assert_eq!(other.cli("events --output json").run().await.good(), "");
+}
+
+#[tokio::test]
+async fn no_complaint_about_the_command_line_repeats_a_password() {
+    for line in [
+        "listen --grpc-url ftp://user:hunter2@broker",
+        "listen --grpc-url=user:hunter2@broker:x",
+        "get t1 --grpc-url http://user:hunter2@broker:x",
+        "healthcheck --admin-url ftp://user:hunter2@broker/",
+        "trigger --ingest-url http://user:hun/ter2hunter2@broker?token=hunter2",
+        "listen --forward-to ftp://user:hunter2@hook",
+        "listen --forward-to user:hunter2@hook:x",
+        "listen http://user:hunter2@broker",
+        "listen --http://user:hunter2@broker",
+        "listen --grpc-ulr=http://user:hunter2@broker",
+        "listen --output http://user:hunter2@broker",
+        "wait t1 http://user:hunter2@broker",
+        "http://user:hunter2@broker",
+        "serve --public-url http://user:hunter2@broker",
+        "serve --traces-otlp-endpoint http://user:hunter2@broker",
+    ] {
+        let ran = Cli::new(line).run().await;
+        assert!(ran.code.is_some_and(|code| code != 0), "{line}: {ran:?}");
+        // Without a terminal `serve` tells it as a line of its log.
+        let told = if line.starts_with("serve") { "\"level\":\"ERROR\"" } else { "error: " };
+        assert!(!ran.stderr.contains("hunter2") && ran.stderr.contains(told), "{line}: {}", ran.stderr);
+    }
+    for (variable, line) in
+        [("BLOBCAST_GRPC_URL", "get t1"), ("BLOBCAST_ADMIN_URL", "healthcheck"), ("BLOBCAST_INGEST_URL", "trigger")]
+    {
+        let wrong = Cli::new(line).env(variable, "ftp://user:hunter2@broker").run().await;
+        assert!(wrong.code == Some(2) && wrong.stderr.contains("'ftp://…@broker'"), "{variable}: {}", wrong.stderr);
+        assert!(!wrong.stderr.contains("hunter2"), "{variable}: {}", wrong.stderr);
+        let help = Cli::new(&format!("{line} --help")).env(variable, "http://user:hunter2@broker").run().await;
+        assert!(help.code == Some(0) && !help.stdout.contains("hunter2"), "{variable}: {}", help.stdout);
+    }
 }

@@ -4,7 +4,7 @@ use std::{fs, path::PathBuf};
 
 use tempfile::TempDir;
 
-use crate::support::{Cli, Options, Ran, Server};
+use crate::support::{Cli, Options, Ran, Server, fatal};
 
 /// A directory with a configuration file in it.
 fn file(text: &str) -> (TempDir, PathBuf) {
@@ -67,7 +67,7 @@ async fn an_unknown_key_is_told_with_its_line_and_the_nearest_key() {
     let (_directory, path) = file(text);
     for verb in ["check-config", "serve"] {
         let ran = Cli::new(&format!("{verb} --config")).arg(&path).run().await;
-        let said = ran.exited(1);
+        let said = if verb == "serve" { fatal(ran.exited(1).as_bytes()) } else { ran.exited(1).to_owned() };
         let lines: Vec<_> = said.trim_end().lines().collect();
         assert_eq!(lines.len(), 2, "one line for each problem: {said}");
         let path = path.display();
@@ -106,8 +106,8 @@ async fn all_mistakes_are_told_at_once_each_with_where_it_is_and_what_to_do() {
 #[tokio::test]
 async fn a_file_that_is_not_there_or_not_toml_is_told_so() {
     let ran = Cli::new("serve --config /no/such/file.toml").run().await;
-    let said = ran.exited(1);
-    assert!(said.starts_with("error: /no/such/file.toml: ") && said.contains("No such file"), "{said}");
+    let said = fatal(ran.exited(1).as_bytes());
+    assert!(said.starts_with("/no/such/file.toml: ") && said.contains("No such file"), "{said}");
     let (_directory, path) = file("[ingest\nlisten = 1\n");
     let ran = Cli::new("check-config --config").arg(&path).run().await;
     let said = ran.exited(1);

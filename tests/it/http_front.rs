@@ -2,9 +2,12 @@
 
 mod answers;
 mod bad_input;
+mod encodings;
 mod limits;
+mod near_misses;
 mod overload;
 mod raw;
+mod refusals;
 
 use blobcast::wire::v1::{ListQuarantineRequest, QuarantinedCallback};
 

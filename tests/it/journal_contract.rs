@@ -1,4 +1,4 @@
-//! What every journal promises, whoever decides order and durability. A new implementation adds one line at the end.
+//! What every journal promises, wherever order and durability are decided. A new implementation adds one line at the end.
 
 use std::{fs, path::Path};
 

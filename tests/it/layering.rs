@@ -7,34 +7,72 @@ use std::{
 };
 
 /// What each module may import, directly. A module that is not named here may not exist.
-const ALLOWED: [(&str, &[&str]); 25] = [
+const ALLOWED: [(&str, &[&str]); 32] = [
+    ("accounts", &["files"]),
+    ("audit", &["metrics", "printable", "sampler", "trace"]),
     ("budget", &[]),
-    ("event", &["budget", "trace"]),
+    ("event", &["budget", "trace", "transit"]),
+    ("causes", &[]),
     ("files", &[]),
     ("metrics", &[]),
     ("network", &[]),
     ("printable", &[]),
+    ("sampler", &[]),
+    ("size", &[]),
     ("trace", &[]),
+    ("transit", &[]),
     ("web", &[]),
-    ("config", &["files"]),
+    ("config", &["files", "size"]),
+    ("sizing", &["config"]),
     ("checker", &[]),
-    ("credentials", &["config", "event"]),
+    ("credentials", &["event", "size"]),
     ("vendor", &["event"]),
     ("wire", &["event"]),
-    ("store", &["event", "metrics", "trace"]),
+    ("store", &["event", "files", "metrics", "trace"]),
     ("journal", &["store"]),
     ("hub", &["event"]),
-    ("callback", &["credentials", "event", "vendor", "store", "wire"]),
-    ("subscription", &["budget", "credentials", "event", "hub", "metrics", "store", "trace"]),
-    ("ingest", &["credentials", "event", "callback", "journal", "metrics", "network", "store", "trace", "web"]),
+    ("callback", &["credentials", "event", "printable", "vendor", "store", "wire"]),
+    ("subscription", &["budget", "credentials", "event", "hub", "metrics", "printable", "store", "trace", "transit"]),
+    (
+        "ingest",
+        &[
+            "credentials",
+            "event",
+            "callback",
+            "journal",
+            "metrics",
+            "network",
+            "sampler",
+            "store",
+            "trace",
+            "vendor",
+            "web",
+        ],
+    ),
     (
         "rpc",
-        &["budget", "credentials", "event", "callback", "journal", "metrics", "store", "subscription", "trace", "wire"],
+        &[
+            "audit",
+            "budget",
+            "credentials",
+            "event",
+            "callback",
+            "journal",
+            "metrics",
+            "store",
+            "subscription",
+            "trace",
+            "transit",
+            "wire",
+        ],
     ),
     (
         "server",
         &[
+            "accounts",
+            "audit",
             "budget",
+            "causes",
             "config",
             "credentials",
             "event",
@@ -44,7 +82,11 @@ const ALLOWED: [(&str, &[&str]); 25] = [
             "journal",
             "metrics",
             "network",
+            "printable",
             "rpc",
+            "sampler",
+            "size",
+            "sizing",
             "store",
             "subscription",
             "trace",
@@ -52,8 +94,25 @@ const ALLOWED: [(&str, &[&str]); 25] = [
             "wire",
         ],
     ),
-    ("simulator", &["event", "vendor"]),
-    ("cli", &["config", "credentials", "event", "printable", "server", "simulator", "store", "vendor", "wire"]),
+    ("simulator", &["causes", "event", "vendor"]),
+    (
+        "cli",
+        &[
+            "accounts",
+            "causes",
+            "config",
+            "credentials",
+            "event",
+            "files",
+            "printable",
+            "server",
+            "simulator",
+            "sizing",
+            "store",
+            "vendor",
+            "wire",
+        ],
+    ),
     ("fuzzing", &["rpc", "server", "store", "wire"]),
     ("lib", &[]),
 ];
@@ -112,6 +171,29 @@ fn only_the_server_and_the_command_line_spawn_tasks() {
     }
 }
 
+/// Who reads the machine's clock, and what for.
+const READS_CLOCK: [(&str, &str); 5] = [
+    ("store/clock.rs", "the log's clock is made of it"),
+    ("metrics.rs", "when the process has started"),
+    ("trace.rs", "traces of several machines are put together"),
+    ("server/net/tls.rs", "certificates are good by it"),
+    ("cli/", "clients"),
+];
+
+/// What is told of events, cursors and credentials has to agree with itself while the machine's clock is wrong.
+#[test]
+fn times_are_told_by_the_logs_clock() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut files = Vec::new();
+    collect(&root, &mut files);
+    for path in files.iter().filter(|path| !is_test(path)) {
+        let name = path.strip_prefix(&root).unwrap().to_string_lossy().into_owned();
+        let may = READS_CLOCK.iter().any(|(file, _)| name.starts_with(file));
+        let reads = ["Timestamp::now", "SystemTime::now", "Zoned::now"].iter().any(|call| code(path).contains(call));
+        assert!(!reads || may, "{name} reads the machine's clock");
+    }
+}
+
 /// Calls that may block without a limit: on a file, on the reader of an output, or on another thread.
 const BLOCKING: [&str; 16] = [
     "std::fs",
@@ -133,11 +215,17 @@ const BLOCKING: [&str; 16] = [
 ];
 
 /// Who may use what of it, and why that does not hold up a thread that serves.
-const MAY_BLOCK: [(&str, &[&str], &str); 6] = [
+const MAY_BLOCK: [(&str, &[&str], &str); 12] = [
     ("files.rs", &["fs::", "File::", "std::fs"], "what reads a file calls it aside, or before anything is served"),
+    ("server/audit.rs", &["std::fs", "fs::", "File::", "sync_channel"], "a thread of its own, and the start"),
+    ("server/credentials.rs", &["thread::sleep"], "aside, where the file is read again"),
     ("server/exposure.rs", &["fs::"], "called where files are read"),
     ("server/log_writer.rs", &["Condvar", "thread::sleep"], "the log's own thread, and the end of the process"),
     ("server/logging.rs", &["fs::", "stderr()"], "looks what standard error is, and hands it to that thread"),
+    ("server/rehearsal.rs", &["fs::"], "nothing is served while a start is rehearsed"),
+    ("server/resources.rs", &["fs::"], "a start before anything is served, and aside"),
+    ("server/runtimes.rs", &["thread::sleep"], "a start, before anything is served"),
+    ("server/socket_units.rs", &["fs::"], "read by a rehearsal only"),
     ("server/supervisor.rs", &["sync_channel"], "a thread of its own sends"),
     ("cli/serve.rs", &["stderr()", "recv_timeout"], "is it a terminal? And the end of the process, which has a limit"),
 ];

@@ -19,18 +19,18 @@ use tonic::Code;
 use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 
 use crate::support::{
-    AsObserved, Cli, Collector, Http, Options, Running, Seen, Server, completed, failed, free_address, reason, request,
-    tasks, until, with, within,
+    AsObserved, Cli, Collector, Http, Options, Running, Seen, Server, completed, failed, fatal, free_address, reason,
+    request, tasks, until, with, within,
 };
 
 fn free() -> SocketAddr {
     "127.0.0.1:0".parse().unwrap()
 }
 
-/// Everything the broker has printed on standard output once it holds `text`.
+/// Everything the broker has printed on its terminal once it holds `text`.
 async fn banner_with(server: &Server, text: &str) -> String {
-    until(text, || std::future::ready(server.banner.lock().unwrap().contains(text))).await;
-    server.banner.lock().unwrap().clone()
+    until(text, || std::future::ready(server.printed().contains(text))).await;
+    server.printed()
 }
 
 /// The line of the banner that begins with this word, without indentation.
@@ -43,7 +43,7 @@ fn command_of(banner: &str, word: &str) -> String {
 
 #[tokio::test]
 async fn the_banner_names_every_address_with_its_audience_and_what_to_paste() {
-    let server = Server::start().await;
+    let server = Options::default().on_terminal().start().await;
     let banner = banner_with(&server, "EventService/Subscribe\n").await;
     let Server { ingest, grpc, admin, .. } = &server;
     let data = server.data_dir().display().to_string();
@@ -63,7 +63,7 @@ async fn the_banner_names_every_address_with_its_audience_and_what_to_paste() {
 
 #[tokio::test]
 async fn the_banner_gives_the_callback_url_by_which_the_vendor_reaches_it() {
-    let server = Options::default().set("public_url", "https://hooks.example.com/run/").start().await;
+    let server = Options::default().on_terminal().set("public_url", "https://hooks.example.com/run/").start().await;
     let banner = banner_with(&server, "EventService/Subscribe\n").await;
     let line = command_of(&banner, "callback_url");
     assert!(line.ends_with("  https://hooks.example.com/run/webhook/veo"), "{line}");
@@ -73,7 +73,7 @@ async fn the_banner_gives_the_callback_url_by_which_the_vendor_reaches_it() {
 
 #[tokio::test]
 async fn the_banners_curl_line_sends_a_callback_and_its_other_lines_show_it() {
-    let server = Server::start().await;
+    let server = Options::default().on_terminal().start().await;
     let banner = banner_with(&server, "EventService/Subscribe\n").await;
     let path = std::env::var("PATH").unwrap_or_default();
     let has = |program: &str| std::env::split_paths(&path).any(|directory| directory.join(program).is_file());
@@ -126,13 +126,137 @@ async fn a_busy_port_is_named_with_the_flag_that_changes_it() {
         let mut listen = [free(); 3];
         listen[place] = address;
         let done = Options::default().command(&directory.path().join("data"), listen).output().unwrap();
-        let said = String::from_utf8(done.stderr).unwrap();
+        let said = fatal(&done.stderr);
         assert_eq!(done.status.code(), Some(1), "{said}");
-        let expected = format!("error: cannot listen on {address} ({key}.listen): Address already in use (os error ");
+        let expected = format!("cannot listen on {address} ({key}.listen): Address already in use (os error ");
         assert!(said.starts_with(&expected), "{said}");
-        assert!(said.ends_with(&format!("); choose another address with --{key}-listen\n")), "{said}");
+        let step = format!(
+            "); another broker may be running there (`ss -ltnp 'sport = :{}'` shows the process): stop it, or choose another \
+             address with --{key}-listen\n",
+            address.port()
+        );
+        assert!(said.ends_with(&step), "{said}");
         assert_eq!(done.stdout, b"", "no banner of a broker that is not there");
     }
+}
+
+/// What the log and the metrics say of how this start found its log.
+async fn found(server: &Server) -> (Value, String) {
+    let opened = |log: String| {
+        let lines = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok()).collect::<Vec<_>>();
+        lines.into_iter().find(|line| line["message"] == "log opened")
+    };
+    until("the line about the log", || std::future::ready(opened(server.log()).is_some())).await;
+    let (_, metrics) = server.admin_get("/metrics").await;
+    let info = metrics.lines().find(|line| line.starts_with("blobcast_start_info{")).unwrap_or_default().to_owned();
+    (opened(server.log()).unwrap(), info)
+}
+
+#[tokio::test]
+async fn a_start_says_how_it_found_the_log_and_whose_it_is() {
+    const VERSION: &str = env!("CARGO_PKG_VERSION");
+    let mut server = Server::start().await;
+    let epoch = server.log_info().await.epoch;
+    let told = async |server: &Server, expected: &str, version_before: &str, events: u64| {
+        let (line, info) = found(server).await;
+        assert_eq!((&line["found"], &line["epoch"]), (&json!(expected), &json!(epoch)), "{line}");
+        let before = if version_before.is_empty() { "none" } else { version_before };
+        assert_eq!((&line["events"], &line["version_before"]), (&json!(events), &json!(before)), "{line}");
+        let labels =
+            [("epoch", &*epoch), ("found", expected), ("version", VERSION), ("version_before", version_before)];
+        let labels = labels.map(|(name, value)| format!("{name}=\"{value}\"")).join(",");
+        assert_eq!(info, format!("blobcast_start_info{{{labels}}} 1"));
+        line["cut"].as_str().unwrap().to_owned()
+    };
+    assert_eq!(told(&server, "new", "", 0).await, "nothing");
+    server.http().post(&completed("t1")).await.event_id();
+    assert!(server.terminate().await.success());
+    server.restart().await;
+    assert_eq!(told(&server, "clean", VERSION, 1).await, "nothing");
+    server.crash().await;
+    assert_eq!(told(&server, "recovered", VERSION, 1).await, "nothing");
+    server.kill();
+    // A last commit that a power cut has torn.
+    let segment = server.data_dir().join("log/000000000001.log");
+    let mut bytes = std::fs::read(&segment).unwrap();
+    let end = bytes.iter().rposition(|&byte| byte != 0).unwrap() + 1;
+    bytes[end + 64..end + 80].fill(7);
+    std::fs::write(&segment, bytes).unwrap();
+    server.restart().await;
+    let cut = told(&server, "recovered", VERSION, 1).await;
+    assert!(cut.ends_with(" bytes of a torn last commit"), "{cut}");
+
+    assert!(server.terminate().await.success());
+    let last = server.data_dir().join("last-start.json");
+    let text = std::fs::read_to_string(&last).unwrap();
+    assert!(text.contains(r#""left":"closed""#), "{text}");
+    std::fs::write(&last, text.replace(VERSION, "0.0.1")).unwrap();
+    server.restart().await;
+    told(&server, "upgraded", "0.0.1", 1).await;
+}
+
+#[tokio::test]
+async fn a_restored_log_says_so_once_and_has_an_epoch_of_its_own() {
+    let server = Server::start().await;
+    server.http().post(&completed("t1")).await.event_id();
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("backup");
+    let backup = Cli::new("backup").arg(&file).arg(format!("--grpc-url=http://{}", server.grpc)).run().await;
+    assert_eq!(backup.code, Some(0), "{}", backup.stderr);
+    let restore = Cli::new("restore").arg(&file).arg("--data-dir").arg(directory.path().join("data")).run().await;
+    assert_eq!(restore.code, Some(0), "{}", restore.stderr);
+    let mut restored = Options::default().start_in(directory).await;
+    let (line, _) = found(&restored).await;
+    assert_eq!((&line["found"], &line["events"]), (&json!("restored"), &json!(1)), "{line}");
+    assert_ne!(line["epoch"], server.log_info().await.epoch);
+    assert!(restored.terminate().await.success());
+    restored.restart().await;
+    assert_eq!(found(&restored).await.0["found"], "clean");
+}
+
+#[tokio::test]
+async fn an_empty_data_directory_where_the_last_start_had_a_log_is_refused_with_the_next_step() {
+    let mut server = Server::start().await;
+    let epoch = server.log_info().await.epoch;
+    server.http().post(&completed("t1")).await.event_id();
+    assert!(server.terminate().await.success());
+    // As if the disk that it is on were not mounted.
+    let (data_dir, aside) = (server.data_dir(), server.data_dir().with_extension("aside"));
+    std::fs::rename(&data_dir, &aside).unwrap();
+    let refused = |options: Options| {
+        let done = options.command(&data_dir, [free(); 3]).output().unwrap();
+        assert_eq!(done.status.code(), Some(1));
+        fatal(&done.stderr)
+    };
+    let marker = data_dir.with_file_name(".data.has-log");
+    for exists in [false, true] {
+        if exists {
+            std::fs::create_dir(&data_dir).unwrap();
+        }
+        let said = refused(Options::default());
+        for part in ["has no log, and it had one", &epoch, "mount the disk", &format!("remove {}", marker.display())] {
+            assert!(said.contains(part), "no {part} in {said}");
+        }
+        let rehearsed = Cli::new("check-config").arg("--data-dir").arg(&data_dir).run().await;
+        assert!(rehearsed.exited(1).contains("has no log, and it had one"), "{rehearsed:?}");
+        std::fs::remove_file(&marker).unwrap();
+        let said = refused(Options::default().set("log.expect_existing", true));
+        assert!(said.contains("log.expect_existing") && said.contains("restore a backup"), "{said}");
+        assert_eq!(data_dir.exists(), exists, "nothing was created");
+        std::fs::write(&marker, format!("blobcast had log {epoch}")).unwrap();
+    }
+    std::fs::remove_dir(&data_dir).unwrap();
+    std::fs::rename(&aside, &data_dir).unwrap();
+    server.restart_with(Options::default().set("log.expect_existing", true)).await;
+    assert_eq!(server.log_info().await.epoch, epoch);
+
+    // Whoever means it removes what the message names.
+    assert!(server.terminate().await.success());
+    std::fs::rename(&data_dir, &aside).unwrap();
+    std::fs::remove_file(&marker).unwrap();
+    server.restart_with(Options::default()).await;
+    assert_eq!(found(&server).await.0["found"], "new");
+    assert_ne!(server.log_info().await.epoch, epoch);
 }
 
 #[tokio::test]
@@ -147,12 +271,13 @@ async fn an_address_that_others_can_reach_is_refused_unless_it_is_asked_for_by_n
         let mut listen = [free(); 3];
         listen[place] = any;
         let done = Options::default().command(directory.path(), listen).output().unwrap();
-        let said = String::from_utf8(done.stderr).unwrap();
+        let said = fatal(&done.stderr);
         assert_eq!(done.status.code(), Some(1), "{said}");
-        assert!(said.starts_with(&format!("error: {flag}: ")), "{said}");
+        assert!(said.starts_with(&format!("{flag}: ")), "{said}");
         assert!(said.contains(&format!("set `{consent} = true`")), "{said}");
     }
-    let server = Options::default().set("ingest.allow_unverified", true).start_on([any, free(), free()]).await;
+    let server =
+        Options::default().on_terminal().set("ingest.allow_unverified", true).start_on([any, free(), free()]).await;
     assert_eq!(server.ingest.ip(), any.ip());
     let banner = banner_with(&server, "EventService/Subscribe\n").await;
     assert!(command_of(&banner, "curl").ends_with(&format!(" http://127.0.0.1:{}/webhook/veo", server.ingest.port())));
@@ -163,9 +288,9 @@ async fn an_address_that_others_can_reach_is_refused_unless_it_is_asked_for_by_n
 async fn a_second_process_on_a_directory_is_told_so_and_harms_nothing() {
     let server = Server::start().await;
     let done = Options::default().command(&server.data_dir(), [free(); 3]).output().unwrap();
-    let said = String::from_utf8(done.stderr).unwrap();
+    let said = fatal(&done.stderr);
     assert_eq!(done.status.code(), Some(1), "{said}");
-    let expected = format!("error: {} is in use by another process: ", server.data_dir().display());
+    let expected = format!("{} is in use by another process: ", server.data_dir().display());
     assert!(said.starts_with(&expected) && said.contains("--data-dir"), "{said}");
     server.http().post(&completed("t1")).await.event_id();
 }
@@ -185,32 +310,61 @@ async fn standard_output_and_error_that_nobody_reads_do_not_end_the_broker() {
     assert!(broker.is_running());
 }
 
+#[tokio::test]
+async fn a_fatal_error_is_a_line_of_the_log_whatever_is_logged_and_standard_output_stays_empty() {
+    let server = Server::start().await;
+    let refused = |options: Options| options.command(&server.data_dir(), [free(); 3]).output().unwrap();
+    for level in ["info", "off", "blobcast=off"] {
+        let ended = refused(Options::default().set("logging.level", level));
+        assert!(fatal(&ended.stderr).contains("in use by another process"), "{level}");
+        assert_eq!((ended.status.code(), &*ended.stdout), (Some(1), &b""[..]));
+    }
+    // A configuration that is refused says how its mistakes are to be told, one a line.
+    let mistakes = Options::default().set("grpc.task_ids_max", "many").set("grpc.nothing", 1);
+    assert_eq!(fatal(&refused(mistakes.clone()).stderr).lines().count(), 2);
+    let told = String::from_utf8(refused(mistakes.set("logging.format", "text")).stderr).unwrap();
+    let is_line = |line: &str| line.contains(" ERROR the broker does not start: environment variable BLOBCAST_GRPC__");
+    assert!(told.lines().count() == 2 && told.lines().all(is_line), "{told}");
+
+    let misread = Command::new(env!("CARGO_BIN_EXE_blobcast")).args(["serve", "--data-dri", "d"]).output().unwrap();
+    assert_eq!(misread.status.code(), Some(2));
+    assert!(fatal(&misread.stderr).starts_with("unexpected argument '--data-dri' found"), "{misread:?}");
+    assert_eq!(server.printed(), "", "there is no terminal");
+}
+
 // --- what it tells operators ---
 
 #[tokio::test]
 async fn the_admin_listener_says_alive_ready_and_which_version() {
     let server = Server::start().await;
     assert_eq!(server.admin_get("/livez").await, (200, "ok\n".into()));
-    assert_eq!(server.admin_get("/readyz").await, (200, "ready\n".into()));
+    for path in ["/readyz", "/readyz/ingest", "/readyz/grpc"] {
+        assert_eq!(server.admin_get(path).await, (200, "ready\n".into()), "{path} of an empty log");
+    }
     server.http().post(&completed("t1")).await;
     let (status, version) = server.admin_get("/version").await;
     let version: Value = serde_json::from_str(&version).unwrap();
     let event = &server.log_of_events().await[0];
     let epoch = server.subscribe(request()).await.subscribed.epoch;
     assert_eq!(status, 200);
-    let expected =
-        json!({"name": "blobcast", "version": env!("CARGO_PKG_VERSION"), "epoch": epoch, "head": event.cursor});
+    let (release, revision) = (env!("CARGO_PKG_VERSION"), option_env!("BLOBCAST_REVISION").unwrap_or_default());
+    let expected = json!({
+        "name": "blobcast", "version": release, "revision": revision, "epoch": epoch, "head": event.cursor,
+    });
     assert_eq!(version, expected);
+    let build = format!("blobcast_build_info{{revision=\"{revision}\",version=\"{release}\"}}");
+    assert_eq!(server.metric(&build).await, 1.0);
     let (status, index) = server.admin_get("/").await;
     assert_eq!(status, 200);
-    for path in ["/livez", "/readyz", "/metrics", "/version"] {
+    for path in ["/livez", "/readyz", "/readyz/ingest", "/readyz/grpc", "/metrics", "/version"] {
         assert!(index.contains(path), "{index}");
     }
     assert_eq!(server.admin_get("/nothing").await, (404, index));
 }
 
 /// Every metric of the contract, as its samples begin.
-const METRICS: [&str; 19] = [
+const METRICS: [&str; 21] = [
+    "blobcast_build_info{",
     "blobcast_callbacks_total{",
     "blobcast_commit_seconds_bucket{",
     "blobcast_fsync_seconds_bucket{",
@@ -227,6 +381,7 @@ const METRICS: [&str; 19] = [
     "blobcast_webhook_to_delivery_seconds_bucket{",
     "blobcast_subscriptions_ended_total{",
     "blobcast_reloads_total{result=\"refused\",what=\"certificates\"} 0",
+    "blobcast_reload_refused{what=\"acme_ca\"} 0",
     "blobcast_disk_total_bytes ",
     "process_resident_memory_bytes ",
     "process_start_time_seconds ",
@@ -315,7 +470,8 @@ async fn the_log_is_json_on_a_pipe_and_neither_it_nor_a_trace_holds_a_prompt_a_b
     let collector = Collector::start().await;
     let mut server = collector.options().set("logging.level", "trace").start().await;
     let http = server.http();
-    let marked = |task: &str| with(completed(task), json!({"prompt": "MARKED-PROMPT", "video_url": "MARKED-URL"}));
+    let marked =
+        |task: &str| with(completed(task), json!({"prompt": "MARKED-PROMPT", "video_url": "https://MARKED-URL/1.mp4"}));
     let target = "/webhook/veo?token=MARKED-TOKEN&sig=MARKED-SIGNATURE&team=ads";
     let mut sub = server.subscribe(request()).await;
     assert_eq!(http.post_to(target, marked("t1").to_string()).await.status, 200);
@@ -324,7 +480,7 @@ async fn the_log_is_json_on_a_pipe_and_neither_it_nor_a_trace_holds_a_prompt_a_b
     for body in ["MARKED-BODY", "[\"MARKED-BODY\"]", "{\"prompt\":\"MARKED-BODY\"}", "{\"id\":\"MARKED BODY\"}"] {
         assert_eq!(http.post_to(target, body).await.status, 202);
     }
-    let encoded = hyper::Request::post(format!("http://{}{target}", server.ingest)).header("content-encoding", "gzip");
+    let encoded = hyper::Request::post(format!("http://{}{target}", server.ingest)).header("content-encoding", "br");
     assert_eq!(http.send(encoded.body("MARKED-BODY".into()).unwrap()).await.unwrap().status, 415);
     let bearer =
         hyper::Request::post(format!("http://{}{target}", server.ingest)).header("authorization", "MARKED-KEY");
@@ -386,7 +542,7 @@ async fn sigterm_under_load_loses_nothing_that_was_answered_and_tells_every_stre
     let acknowledged = acknowledged
         .into_iter()
         .map(|one| blobcast::checker::Acknowledged { event_id: one.event_id.unwrap(), task_id: one.task_id });
-    assert_eq!(check(&History { acknowledged: acknowledged.collect(), log, streams }), []);
+    assert_eq!(check(&History { acknowledged: acknowledged.collect(), log, streams, ..History::default() }), []);
 }
 
 #[tokio::test]
@@ -408,7 +564,9 @@ async fn a_drain_is_not_ready_takes_no_more_finishes_what_it_has_and_then_says_g
     server.signal(Signal::TERM);
 
     until("not ready", || async { server.admin_get("/readyz").await.0 == 503 }).await;
-    assert_eq!(server.admin_get("/readyz").await, (503, "not ready: draining\n".into()));
+    for path in ["/readyz", "/readyz/ingest", "/readyz/grpc"] {
+        assert_eq!(server.admin_get(path).await, (503, "not ready: draining\n".into()), "{path}");
+    }
     assert_eq!(server.admin_get("/livez").await.0, 200);
     until("new connections to be refused", || async { TcpStream::connect(server.ingest).is_err() }).await;
     let answer = within("health", health.check(HealthCheckRequest::default())).await.unwrap().into_inner();

@@ -9,13 +9,15 @@ use tonic::{
     transport::Channel,
 };
 
+use tonic_types::StatusExt;
+
 use crate::support::{CredentialsFile, Options, Server, Sub, completed, processing, reason, request, until, within};
 
-type Authenticated = InterceptedService<Channel, Bearer>;
+pub type Authenticated = InterceptedService<Channel, Bearer>;
 
 /// Shows a token with each call, or nothing.
 #[derive(Clone)]
-struct Bearer(Option<String>);
+pub struct Bearer(Option<String>);
 
 impl tonic::service::Interceptor for Bearer {
     fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
@@ -27,15 +29,15 @@ impl tonic::service::Interceptor for Bearer {
     }
 }
 
-async fn events_as(server: &Server, token: Option<&str>) -> EventServiceClient<Authenticated> {
+pub async fn events_as(server: &Server, token: Option<&str>) -> EventServiceClient<Authenticated> {
     EventServiceClient::with_interceptor(server.channel().await, Bearer(token.map(str::to_owned)))
 }
 
-async fn admin_as(server: &Server, token: Option<&str>) -> AdminServiceClient<Authenticated> {
+pub async fn admin_as(server: &Server, token: Option<&str>) -> AdminServiceClient<Authenticated> {
     AdminServiceClient::with_interceptor(server.channel().await, Bearer(token.map(str::to_owned)))
 }
 
-async fn subscribe_as(server: &Server, token: Option<&str>, filter: Filter) -> Result<Sub, Status> {
+pub async fn subscribe_as(server: &Server, token: Option<&str>, filter: Filter) -> Result<Sub, Status> {
     Sub::open(events_as(server, token).await, v1::SubscribeRequest { filter: Some(filter), ..request() }).await
 }
 
@@ -48,7 +50,7 @@ fn tasks_of<'a>(events: impl IntoIterator<Item = &'a Event>) -> Vec<&'a str> {
 }
 
 /// The code and reason of a refusal, or `ok`.
-fn told<T>(answer: Result<T, Status>) -> String {
+pub fn told<T>(answer: Result<T, Status>) -> String {
     match answer {
         Ok(_) => "ok".to_owned(),
         Err(status) => format!("{:?} {}", status.code(), reason(&status)),
@@ -176,17 +178,88 @@ async fn only_administrators_use_the_admin_service() {
         let mut client = admin_as(&house.server, token.map(String::as_str)).await;
         assert_eq!(told(client.list_subscriptions(v1::ListSubscriptionsRequest::default()).await), expected);
         assert_eq!(told(client.list_quarantine(v1::ListQuarantineRequest::default()).await), expected);
+        let end = v1::EndSubscriptionRequest { subscription_id: "nobody".into() };
         let or = |ok: &str| if expected == "ok" { ok.to_owned() } else { expected.to_owned() };
+        assert_eq!(told(client.end_subscription(end).await), or("NotFound SUBSCRIPTION_NOT_FOUND"));
         let release = v1::ReleaseQuarantinedRequest { quarantine_id: "9".into(), ..Default::default() };
         assert_eq!(told(client.release_quarantined(release).await), or("NotFound QUARANTINE_NOT_FOUND"));
         let discard = v1::DiscardQuarantinedRequest { quarantine_ids: vec!["9".into()] };
         assert_eq!(told(client.discard_quarantined(discard).await), expected);
+        let erase = v1::EraseTaskRequest { product: "veo".into(), task_id: "nobody".into() };
+        assert_eq!(told(client.erase_task(erase).await), or("NotFound TASK_NOT_FOUND"));
         // A backup holds every product, and this administrator may see one.
         let backup = told(client.backup(v1::BackupRequest {}).await);
         assert_eq!(backup, or("PermissionDenied PRODUCT_DENIED"));
         let mint = v1::MintCallbackUrlRequest::default();
         assert_eq!(told(client.mint_callback_url(mint).await), or("FailedPrecondition SIGNING_KEY_MISSING"));
     }
+}
+
+#[tokio::test]
+async fn a_client_with_the_right_to_take_backups_takes_them_and_does_nothing_else() {
+    let mut house = House::new().await;
+    let nightly = house.file.add("client nightly --backup").await;
+    let reader = house.file.add("client reader --product veo --backup").await;
+    until("the new clients", async || {
+        let mut client = events_as(&house.server, Some(&reader)).await;
+        client.get_log_info(v1::GetLogInfoRequest {}).await.is_ok()
+    })
+    .await;
+
+    for token in [&nightly, &reader] {
+        let mut client = admin_as(&house.server, Some(token)).await;
+        let mut backup = client.backup(v1::BackupRequest {}).await.unwrap().into_inner();
+        let mut summary = None;
+        while let Some(message) = backup.message().await.unwrap() {
+            summary = message.summary;
+        }
+        assert_eq!(summary.unwrap().event_count, 3, "of every product");
+
+        let refused = "PermissionDenied ADMIN_DENIED";
+        assert_eq!(told(client.list_subscriptions(v1::ListSubscriptionsRequest::default()).await), refused);
+        assert_eq!(told(client.list_quarantine(v1::ListQuarantineRequest::default()).await), refused);
+        assert_eq!(told(client.release_quarantined(v1::ReleaseQuarantinedRequest::default()).await), refused);
+        assert_eq!(told(client.discard_quarantined(v1::DiscardQuarantinedRequest::default()).await), refused);
+        assert_eq!(told(client.erase_task(v1::EraseTaskRequest::default()).await), refused);
+        assert_eq!(told(client.mint_callback_url(v1::MintCallbackUrlRequest::default()).await), refused);
+    }
+
+    // Without products it sees no event, however it asks.
+    let mut client = events_as(&house.server, Some(&nightly)).await;
+    let refused = "PermissionDenied PRODUCT_DENIED";
+    for filter in [Filter::default(), products(["veo"])] {
+        let list = ListEventsRequest { filter: Some(filter.clone()), ..Default::default() };
+        assert_eq!(told(client.list_events(list).await), refused);
+        assert_eq!(told(subscribe_as(&house.server, Some(&nightly), filter).await), refused);
+    }
+    assert_eq!(told(client.get_task(GetTaskRequest { task_id: "v1".into(), ..Default::default() }).await), refused);
+    let wait = WaitTaskRequest { task_id: "v1".into(), ..Default::default() };
+    assert_eq!(told(client.wait_task(wait).await), refused);
+    let mut all = events_as(&house.server, Some(&house.all)).await;
+    let page = all.list_events(ListEventsRequest::default()).await.unwrap().into_inner();
+    let cursor = page.events[0].cursor.clone();
+    let raw = client.get_raw_body(v1::GetRawBodyRequest { cursor, ..Default::default() }).await;
+    assert_eq!(told(raw), refused);
+
+    // The other one sees what its products show.
+    let mut sub = subscribe_as(&house.server, Some(&reader), Filter::default()).await.unwrap();
+    assert_eq!(tasks_of(&sub.until_caught_up().await), ["v1"]);
+}
+
+#[tokio::test]
+async fn a_client_without_the_right_to_take_backups_is_told_which_it_needs() {
+    let house = House::new().await;
+    let shelf = tempfile::tempdir().unwrap();
+    let told = async |token: &str| {
+        let ran = house.server.cli("backup").arg(shelf.path().join("file")).env("BLOBCAST_TOKEN", token).run().await;
+        ran.exited(1).to_owned()
+    };
+    let refused = told(&house.all).await;
+    assert!(refused.contains("ADMIN_DENIED") && refused.contains("all may not take backups"), "{refused}");
+    assert!(refused.contains("needs `backup = true`") && !refused.contains("admin = true"), "{refused}");
+    let refused = told(&house.admin).await;
+    assert!(refused.contains("PRODUCT_DENIED") && refused.contains("needs `backup = true`, or"), "{refused}");
+    assert!(std::fs::read_dir(shelf.path()).unwrap().next().is_none(), "nothing is left");
 }
 
 #[tokio::test]
@@ -208,7 +281,7 @@ async fn who_shows_nothing_or_nothing_known_is_refused_every_call_but_health() {
     let request = tonic_health::pb::HealthCheckRequest { service: String::new() };
     assert!(health.check(request).await.is_ok(), "probes have no tokens");
     assert_eq!(house.server.metric("blobcast_grpc_unauthenticated_total").await, 15.0);
-    let used = "blobcast_credential_last_used_timestamp_seconds{kind=\"client\",name=\"veo\"}";
+    let used = "blobcast_credential_last_used_timestamp_seconds{kind=\"client\",name=\"veo\",secret=\"current\"}";
     assert_eq!(house.server.metric(used).await, 0.0);
     events_as(&house.server, Some(&house.veo)).await.get_log_info(v1::GetLogInfoRequest {}).await.unwrap();
     assert!(house.server.metric(used).await > 1.7e9);
@@ -322,13 +395,19 @@ async fn all_streams_together_name_so_many_task_ids_and_one_client_half_of_them(
     let ids = |count: usize| Filter { task_ids: (0..count).map(|n| format!("t{n}")).collect(), ..Filter::default() };
     let open = async |token: &str, count| subscribe_as(&server, Some(token), ids(count)).await;
     let limit = "ResourceExhausted SUBSCRIPTION_LIMIT";
-    assert_eq!(told(open(&one, 6).await), limit, "more than half");
+    let refused = open(&one, 6).await.err().unwrap();
+    assert_eq!(told(Err::<(), _>(refused.clone())), limit, "more than half");
+    assert!(refused.get_details_retry_info().is_none(), "it never fits: {refused:?}");
     let three = open(&one, 3).await.unwrap();
     assert_eq!(told(open(&one, 3).await), limit, "with those that are open");
     let _two = open(&one, 2).await.unwrap();
     let _five = open(&other, 5).await.unwrap();
     assert_eq!(told(open(&other, 1).await), limit, "all are taken");
     assert!(open(&other, 0).await.is_ok(), "a stream without task ids takes none");
+    let labels = |chars: usize| (0..16).map(|n| (format!("label{n}"), "x".repeat(chars))).collect();
+    let labelled = |chars| Filter { labels: labels(chars), ..Filter::default() };
+    assert!(subscribe_as(&server, Some(&other), labelled(8)).await.is_ok(), "nor does one with a few labels");
+    assert_eq!(told(subscribe_as(&server, Some(&other), labelled(256)).await), limit, "a large filter counts");
     drop(three);
     until("room", || async { open(&one, 3).await.is_ok() }).await;
 }
@@ -373,13 +452,19 @@ async fn no_client_takes_more_than_its_share_of_streams_and_ids() {
     file.write(&text.replace(line, &line.replace(" }", ", subscriptions_max = 1, task_ids_max = 2 }")));
     let options = Options::default().set("credentials_file", file.path().display());
     let server = options.set("grpc.subscriptions_per_client_max", 2).start().await;
-    for (token, limit) in [(&some, 2), (&own, 1)] {
+    let of_own = "subscriptions_max in the line of own in the credentials file";
+    for (token, limit, setting) in [(&some, 2, "grpc.subscriptions_per_client_max"), (&own, 1, of_own)] {
         let mut open = Vec::new();
         for _ in 0..limit {
             open.push(subscribe_as(&server, Some(token), Filter::default()).await.unwrap());
         }
-        let refused = subscribe_as(&server, Some(token), Filter::default()).await;
-        assert_eq!(told(refused), "ResourceExhausted SUBSCRIPTION_LIMIT");
+        let refused = subscribe_as(&server, Some(token), Filter::default()).await.err().unwrap();
+        assert_eq!(reason(&refused), "SUBSCRIPTION_LIMIT");
+        let metadata = refused.get_details_error_info().unwrap().metadata;
+        assert_eq!((metadata["limit"].clone(), metadata["open"].clone()), (limit.to_string(), limit.to_string()));
+        assert_eq!(metadata["setting"], setting);
+        assert!(refused.message().contains(setting) && refused.message().contains("this client"), "{refused:?}");
+        assert!(refused.get_details_retry_info().unwrap().retry_delay.is_some_and(|delay| !delay.is_zero()));
         drop(open);
         until("the share to come back", || async {
             subscribe_as(&server, Some(token), Filter::default()).await.is_ok()

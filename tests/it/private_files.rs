@@ -8,12 +8,12 @@ use std::{
 };
 
 use rustix::{
-    fs::{CWD, FileType, Mode, mknodat},
+    fs::{CWD, FileType, Mode, makedev, mknodat},
     process::{Gid, Uid, geteuid},
 };
 use tempfile::TempDir;
 
-use crate::support::{Cli, CredentialsFile, Options, Server, completed, until};
+use crate::support::{Authority, Cli, CredentialsFile, Options, Server, completed, until};
 
 /// The rights of everything below a directory, and of itself, that are not their user's alone.
 fn exposed(directory: &Path) -> Vec<String> {
@@ -101,7 +101,7 @@ async fn a_backup_writes_into_nothing_that_somebody_else_has_put_in_its_place() 
 }
 
 #[tokio::test]
-async fn a_backup_replaces_what_one_has_left_and_writes_through_no_link() {
+async fn a_backup_replaces_what_one_has_left_and_writes_through_no_second_name() {
     let (server, _shelf, [file, partial, victim]) = before_a_backup().await;
     fs::write(&partial, "cut off").unwrap();
     server.cli("backup").arg(&file).run().await.good();
@@ -111,12 +111,35 @@ async fn a_backup_replaces_what_one_has_left_and_writes_through_no_link() {
     // Under another name it is a file of one's own that must stay as it is.
     fs::hard_link(&victim, &partial).unwrap();
     server.cli("backup").arg(&file).run().await.good();
-    fs::remove_file(&file).unwrap();
-    symlink(&victim, &file).unwrap();
-    server.cli("backup").arg(&file).run().await.good();
     assert_eq!(fs::read_to_string(&victim).unwrap(), "precious");
-    assert!(fs::symlink_metadata(&file).unwrap().is_file(), "the link itself was replaced");
     assert_eq!(fs::read(&file).unwrap().len(), whole.len());
+}
+
+#[tokio::test]
+async fn a_backup_replaces_no_link_device_fifo_or_directory() {
+    let (server, _shelf, [file, partial, victim]) = before_a_backup().await;
+    for what in ["a link", "a link to nothing", "a FIFO", "a device", "a directory"] {
+        match what {
+            "a link" => symlink(&victim, &file).unwrap(),
+            "a link to nothing" => symlink(victim.with_extension("new"), &file).unwrap(),
+            "a FIFO" => mknodat(CWD, &file, FileType::Fifo, Mode::RWXU, 0).unwrap(),
+            // Only root can make one: like /dev/null.
+            "a device" if !geteuid().is_root() => continue,
+            "a device" => mknodat(CWD, &file, FileType::CharacterDevice, Mode::RWXU, makedev(1, 3)).unwrap(),
+            _ => fs::create_dir(&file).unwrap(),
+        }
+        let planted = fs::symlink_metadata(&file).unwrap().ino();
+        let refused = server.cli("backup").arg(&file).run().await;
+        let said = refused.exited(1);
+        assert!(
+            said.contains("no regular file that could be replaced: name another file, or write -"),
+            "{what}: {said}"
+        );
+        assert_eq!(fs::symlink_metadata(&file).unwrap().ino(), planted, "{what} is left as it was");
+        assert!(!partial.exists() && !victim.with_extension("new").exists(), "{what}");
+        assert_eq!(fs::read_to_string(&victim).unwrap(), "precious", "{what}");
+        if what == "a directory" { fs::remove_dir(&file).unwrap() } else { fs::remove_file(&file).unwrap() }
+    }
 }
 
 #[tokio::test]
@@ -137,11 +160,6 @@ async fn a_backup_whose_file_was_replaced_meanwhile_touches_what_has_replaced_it
     assert!(!file.exists());
 }
 
-/// How often the log says it.
-fn count(server: &Server, text: &str) -> usize {
-    server.log().lines().filter(|line| line.contains(text)).count()
-}
-
 #[tokio::test]
 async fn a_credentials_file_that_others_can_use_is_warned_about_at_start_and_once_for_each_change() {
     let mut credentials = CredentialsFile::new();
@@ -150,8 +168,9 @@ async fn a_credentials_file_that_others_can_use_is_warned_about_at_start_and_onc
     set_mode(&path, 0o644);
     let server = Options::default().set("credentials_file", path.display()).start().await;
     let (readable, changeable) = ("can be read by every user", "can be changed by every user");
-    assert_eq!((count(&server, readable), count(&server, changeable)), (1, 0), "{}", server.log());
-    assert!(server.log().contains(&format!("{} can be read", path.display())), "{}", server.log());
+    let warning = server.logged(readable, 1).await.remove(0);
+    assert!(warning.contains(&format!("{} can be read", path.display())), "{warning}");
+    server.logged(changeable, 0).await;
 
     let reloads = async |done: f64| {
         let metric = "blobcast_reloads_total{result=\"done\",what=\"credentials\"}";
@@ -161,26 +180,32 @@ async fn a_credentials_file_that_others_can_use_is_warned_about_at_start_and_onc
     reloads(1.0).await;
     set_mode(&path, 0o646);
     reloads(2.0).await;
-    assert_eq!((count(&server, readable), count(&server, changeable)), (2, 1), "{}", server.log());
+    server.logged(changeable, 1).await;
+    server.logged(readable, 2).await;
     // A file that is all right again says so by saying nothing.
     credentials.add("callback vendor").await;
     reloads(3.0).await;
-    assert_eq!((count(&server, readable), count(&server, changeable)), (2, 1), "{}", server.log());
+    server.logged("reloaded the credentials", 3).await;
+    server.logged(changeable, 1).await;
+    server.logged(readable, 2).await;
 }
 
 #[tokio::test]
 async fn check_config_warns_about_what_others_can_use() {
     let credentials = CredentialsFile::new();
-    let shelf = tempfile::tempdir().unwrap();
-    let (key, data_dir) = (shelf.path().join("key.pem"), shelf.path().join("data"));
-    File::create(&key).unwrap();
+    let (shelf, authority) = (tempfile::tempdir().unwrap(), Authority::new());
+    let issued = authority.issue("server", "localhost");
+    let (certificate, key, data_dir) =
+        (shelf.path().join("certificate.pem"), shelf.path().join("key.pem"), shelf.path().join("data"));
+    fs::copy(issued.certificate, &certificate).unwrap();
+    fs::copy(issued.key, &key).unwrap();
     set_mode(&key, 0o600);
     fs::create_dir(&data_dir).unwrap();
     set_mode(&data_dir, 0o700);
     let check = async || {
         let cli = Cli::new("check-config").env("BLOBCAST_CREDENTIALS_FILE", credentials.path().display());
         let cli = cli.env("BLOBCAST_GRPC__TLS_KEY_FILE", key.display()).env("BLOBCAST_DATA_DIR", data_dir.display());
-        let ran = cli.env("BLOBCAST_GRPC__TLS_CERTIFICATE_FILE", key.display()).run().await;
+        let ran = cli.env("BLOBCAST_GRPC__TLS_CERTIFICATE_FILE", certificate.display()).run().await;
         assert!(ran.good().contains("the configuration is good"), "{ran:?}");
         ran.stderr
     };
@@ -221,7 +246,7 @@ async fn a_data_directory_that_others_can_enter_is_warned_about_and_left_as_it_i
     fs::create_dir(&data_dir).unwrap();
     set_mode(&data_dir, 0o755);
     let server = Options::default().start_in(directory).await;
-    assert_eq!(count(&server, "can be entered by others (mode 755)"), 1, "{}", server.log());
+    server.logged("can be entered by others (mode 755)", 1).await;
     assert_eq!(fs::metadata(&data_dir).unwrap().mode() & 0o777, 0o755);
-    assert_eq!(count(&Server::start().await, "can be entered"), 0);
+    Server::start().await.logged("can be entered", 0).await;
 }

@@ -6,11 +6,12 @@ use blobcast::{
     store::{ReadLimits, Store},
     wire::v1::{DiscardQuarantinedRequest, GetTaskRequest, ListQuarantineRequest, WaitTaskRequest},
 };
+use serde_json::{Value, json};
 use tonic::Code;
 
 use crate::support::{
-    AsObserved, Options, Server, bulky, completed, failed, latest, place, places, processing, refusal, request, tasks,
-    until,
+    AsObserved, Options, Server, bulky, completed, draft, failed, is_on_disk, latest, node, place, places, processing,
+    refusal, request, tasks, until, with,
 };
 
 async fn forgotten(server: &Server) {
@@ -53,6 +54,20 @@ fn counted(server: &Server) -> (u64, u64) {
 }
 
 #[tokio::test]
+async fn what_is_forgotten_by_age_is_gone_from_the_disk_within_a_minute() {
+    const PROMPT: &str = "a portrait that nobody keeps";
+    let ages = Options::default().set("log.retention_age_max", "4s").set("log.segment_age_max", "1s");
+    let server = ages.start().await;
+    let directory = server.data_dir();
+    server.http().post(&with(completed("t1"), json!({ "prompt": PROMPT }))).await.event_id();
+    assert!(is_on_disk(&directory, PROMPT));
+
+    // `until` waits for a minute at most. No other callback comes: a quiet broker removes what it has forgotten, too.
+    forgotten(&server).await;
+    until("the prompt to be gone from the disk", async || !is_on_disk(&directory, PROMPT)).await;
+}
+
+#[tokio::test]
 async fn what_is_too_old_is_forgotten_with_all_that_pointed_at_it() {
     let server = Options::default().set("log.retention_age_max", "1s").start().await;
     let http = server.http();
@@ -64,6 +79,10 @@ async fn what_is_too_old_is_forgotten_with_all_that_pointed_at_it() {
     let info = server.log_info().await;
     assert_eq!((info.first_available.as_str(), place(&info.head), info.event_bytes), ("", 3, 0));
     assert_eq!(server.log_of_events().await, []);
+    let trimmed = async |reason: &str| {
+        server.metric(&format!("blobcast_events_trimmed_bytes_total{{reason=\"{reason}\"}}")).await
+    };
+    assert!(trimmed("age").await > 3.0 * 300.0 && trimmed("bytes").await == 0.0, "{}", trimmed("age").await);
     assert_eq!(get(&server, "t1").await, Err((Code::NotFound, "TASK_NOT_FOUND".into())));
     let mut sub = server.subscribe(tasks(["t1"])).await;
     assert_eq!(sub.until_caught_up().await, []);
@@ -80,7 +99,8 @@ async fn what_is_too_old_is_forgotten_with_all_that_pointed_at_it() {
 
 #[tokio::test]
 async fn a_task_keeps_the_events_that_are_young_enough_and_counts_on_from_them() {
-    let server = Options::default().set("log.retention_bytes_max", "1MiB").start().await;
+    let server =
+        Options::default().set("log.retention_bytes_max", "1MiB").set("ingest.body_bytes_max", "480KiB").start().await;
     let http = server.http();
     http.post(&processing("t1")).await;
     http.post_bulky(2..12, 20_000).await;
@@ -99,7 +119,8 @@ async fn a_task_keeps_the_events_that_are_young_enough_and_counts_on_from_them()
 
 #[tokio::test]
 async fn beyond_the_bytes_the_oldest_go_and_no_more_than_must() {
-    let mut server = Options::default().set("log.retention_bytes_max", "1MiB").start().await;
+    let mut server =
+        Options::default().set("log.retention_bytes_max", "1MiB").set("ingest.body_bytes_max", "480KiB").start().await;
     let http = server.http();
     http.post_bulky(0..60, 20_000).await;
     let info = server.trimmed().await;
@@ -113,7 +134,13 @@ async fn beyond_the_bytes_the_oldest_go_and_no_more_than_must() {
         let expected = if number >= 60 - log.len() { Ok(1) } else { Err((Code::NotFound, "TASK_NOT_FOUND".into())) };
         assert_eq!(get(&server, &format!("t{number}")).await, expected);
     }
-    assert_eq!(server.metric("blobcast_events_trimmed_total{reason=\"bytes\"}").await, (60 - log.len()) as f64);
+    let gone = 60 - log.len() as u64;
+    assert_eq!(server.metric("blobcast_events_trimmed_total{reason=\"bytes\"}").await, gone as f64);
+    // All events are of nearly the same size.
+    let bytes_gone = gone * (info.event_bytes / info.event_count);
+    let counted_bytes = server.metric("blobcast_events_trimmed_bytes_total{reason=\"bytes\"}").await as u64;
+    assert!(counted_bytes.abs_diff(bytes_gone) < 100 * gone, "{counted_bytes}, not {bytes_gone}");
+    assert_eq!(server.metric("blobcast_events_trimmed_bytes_total{reason=\"age\"}").await, 0.0);
 
     assert!(server.terminate().await.success());
     assert_eq!(counted(&server), (info.event_count, info.event_bytes));
@@ -148,7 +175,8 @@ async fn no_place_is_used_again_though_everything_was_forgotten_and_the_broker_r
 
 #[tokio::test]
 async fn forgetting_survives_kill_9_at_any_moment() {
-    let mut server = Options::default().set("log.retention_bytes_max", "1MiB").start().await;
+    let mut server =
+        Options::default().set("log.retention_bytes_max", "1MiB").set("ingest.body_bytes_max", "480KiB").start().await;
     let mut posted = 0;
     for round in 0..5 {
         let http = server.http();
@@ -180,7 +208,8 @@ async fn forgetting_survives_kill_9_at_any_moment() {
 
 #[tokio::test]
 async fn trimming_under_load_refuses_and_loses_no_callback() {
-    let server = Options::default().set("log.retention_bytes_max", "1MiB").start().await;
+    let server =
+        Options::default().set("log.retention_bytes_max", "1MiB").set("ingest.body_bytes_max", "480KiB").start().await;
     let mut live = server.subscribe(latest()).await;
     let senders = (0..8).map(|sender| {
         let http = server.http();
@@ -206,7 +235,7 @@ async fn trimming_under_load_refuses_and_loses_no_callback() {
     assert_eq!(server.metric("blobcast_events_trimmed_total{reason=\"bytes\"}").await, (600 - log.len()) as f64);
     let streams = vec![Stream { task_ids: None, observed: observed.clone() }];
     // To the checker the stream's view is the log: it saw all, the log keeps the end.
-    assert_eq!(check(&History { acknowledged, log: observed, streams }), []);
+    assert_eq!(check(&History { acknowledged, log: observed, streams, ..History::default() }), []);
 }
 
 #[tokio::test]
@@ -215,9 +244,42 @@ async fn a_smaller_limit_takes_effect_at_the_next_start() {
     server.http().post_bulky(0..60, 20_000).await;
     assert_eq!(server.log_info().await.event_count, 60);
     assert!(server.terminate().await.success());
-    server.restart_with(Options::default().set("log.retention_bytes_max", "1MiB")).await;
+    server
+        .restart_with(Options::default().set("log.retention_bytes_max", "1MiB").set("ingest.body_bytes_max", "480KiB"))
+        .await;
     let info = server.trimmed().await;
     assert_eq!(server.subscribe(request()).await.until_caught_up().await.len() as u64, info.event_count);
+}
+
+#[tokio::test]
+async fn a_start_says_what_its_clock_would_forget_while_that_can_be_prevented() {
+    let directory = tempfile::tempdir().unwrap();
+    let node = node(&directory.path().join("data"));
+    for (task, days) in [("t1", 5), ("t2", 4), ("t3", 2)] {
+        let received_at = jiff::Timestamp::now() - jiff::SignedDuration::from_hours(24 * days);
+        node.journal.append(draft(&completed(task), received_at)).await.unwrap().unwrap();
+    }
+    (node.stop)();
+    drop((node.journal, node.store));
+
+    // By the machine's clock it was off for two days, and nobody knows yet whether that is right.
+    let mut server = Options::default().set("log.retention_age_max", "3d").start_in(directory).await;
+    let told = "too old by this machine's clock";
+    until("a word", async || server.log().contains(told)).await;
+    let log = server.log();
+    let line: Value = serde_json::from_str(log.lines().find(|line| line.contains(told)).unwrap()).unwrap();
+    assert_eq!(
+        (&line["level"], &line["events"], &line["quarantined"], &line["minutes"]),
+        (&json!("ERROR"), &json!(2), &json!(0), &json!(5))
+    );
+    assert!(line["message"].as_str().unwrap().contains("set it right or stop the broker before that"), "{line}");
+    assert_eq!(server.log_info().await.event_count, 3, "not yet");
+
+    // Where that is little or nothing, it is no error.
+    server.terminate().await;
+    server.restart_with(Options::default().set("log.retention_age_max", "6d")).await;
+    until("a word", async || server.log().contains("nothing is forgotten by age until")).await;
+    assert!(!server.log().contains(told), "{}", server.log());
 }
 
 #[tokio::test]
@@ -236,7 +298,11 @@ async fn the_quarantine_forgets_by_age() {
 
 #[tokio::test]
 async fn the_quarantine_forgets_by_bytes_the_oldest_and_no_more_than_must() {
-    let server = Options::default().set("quarantine.retention_bytes_max", "1MiB").start().await;
+    let server = Options::default()
+        .set("quarantine.retention_bytes_max", "1MiB")
+        .set("ingest.body_bytes_max", "480KiB")
+        .start()
+        .await;
     let http = server.http();
     for number in 0..200 {
         http.post_to("/webhook/veo", format!("small {number}")).await;
@@ -280,7 +346,10 @@ async fn a_low_disk_takes_nothing_but_still_forgets_and_discards() {
     }
     assert!(server.terminate().await.success());
     // No disk is free altogether, so this is too little on every machine.
-    let low = Options::default().set("log.disk_free_min_percent", 100).set("log.retention_bytes_max", "1MiB");
+    let low = Options::default()
+        .set("log.disk_free_min_percent", 100)
+        .set("log.retention_bytes_max", "1MiB")
+        .set("ingest.body_bytes_max", "480KiB");
     server.restart_with(low).await;
     let info = server.trimmed().await;
     assert!(info.event_count < 60);

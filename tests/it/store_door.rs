@@ -19,8 +19,8 @@ use tonic::Code;
 use tonic_types::StatusExt;
 
 use crate::support::{
-    ANY_PORT, Options, PATIENCE, Server, completed, draft, matching, node, of_tasks, place, refusal, request, stored,
-    with,
+    ANY_PORT, Options, PATIENCE, Server, completed, draft, fatal, matching, node, of_tasks, place, refusal, request,
+    stored, with,
 };
 
 /// What becomes of a broker that is started on a directory that it cannot have.
@@ -39,8 +39,8 @@ pub async fn start_in_vain(data_dir: &Path) -> Output {
 }
 
 pub fn complaint(output: &Output) -> String {
-    let text = String::from_utf8(output.stderr.clone()).unwrap();
-    assert!(!text.contains("panicked"), "{text}");
+    let text = fatal(&output.stderr);
+    assert!(!text.contains("a bug"), "{text}");
     text
 }
 
@@ -295,6 +295,9 @@ async fn a_hole_in_the_log_is_told_as_corruption_and_never_stepped_over() {
     let get = |task: &str| v1::GetTaskRequest { task_id: task.into(), ..Default::default() };
     assert_eq!(refusal(&client.get_task(get("second")).await.unwrap_err()), corrupt);
     assert!(client.get_task(get("third")).await.is_ok(), "what is whole is still to be had");
+    assert_eq!(server.metric("blobcast_log_damage_met_total").await, 2.0);
+    let told = server.logged("a part of the log is damaged", 2).await;
+    assert!(told[0].contains("ERROR") && told[0].contains("problem"), "{told:?}");
 }
 
 #[tokio::test]

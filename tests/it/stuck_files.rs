@@ -112,6 +112,35 @@ async fn whatever_is_in_the_place_of_the_credentials_those_in_force_stay_until_o
     assert!(grown < GROWTH_KIB_MAX, "{grown} KiB more");
 }
 
+/// Threads that read files.
+fn reading(server: &Server) -> usize {
+    let tasks = fs::read_dir(format!("/proc/{}/task", server.pid())).unwrap();
+    let names = tasks.filter_map(|task| fs::read_to_string(task.unwrap().path().join("comm")).ok());
+    names.filter(|name| name.trim() == "aside").count()
+}
+
+#[tokio::test]
+async fn credentials_that_are_being_written_in_place_stay_in_force() {
+    let mut file = CredentialsFile::new();
+    let client = file.add("client billing --all-products").await;
+    let text = fs::read_to_string(file.path()).unwrap();
+    let server = Options::default().set("credentials_file", file.path().display()).start().await;
+    let done = async || server.metric("blobcast_reloads_total{result=\"done\",what=\"credentials\"}").await;
+
+    // Whoever writes it has emptied it first, and takes a while.
+    fs::write(file.path(), "").unwrap();
+    until("the empty file to be seen", async || reading(&server) > 0 || done().await > 0.0).await;
+    assert!(calls(&server, &client).await);
+    fs::write(file.path(), &text).unwrap();
+    until("the file to be read", async || done().await > 0.0).await;
+    assert!(calls(&server, &client).await);
+    assert!(!server.log().contains(" 0 clients"), "{}", server.log());
+
+    // One that stays empty counts.
+    fs::write(file.path(), "").unwrap();
+    until("the client to be gone", async || !calls(&server, &client).await).await;
+}
+
 #[tokio::test]
 async fn a_credentials_file_may_be_as_large_as_its_limit() {
     let mut file = CredentialsFile::new();
@@ -140,10 +169,10 @@ async fn whatever_is_in_the_place_of_a_certificate_the_one_in_force_is_shown_unt
 
     let files: [PathBuf; 3] = [issued.certificate.clone(), issued.key.clone(), client_ca];
     for (path, bad) in files.iter().flat_map(|path| [(path, Bad::Fifo), (path, Bad::Endless)]) {
-        let (old, text, before) =
-            (shown().await, fs::read_to_string(path).unwrap(), refused(&server, "certificates").await);
+        let what = if path.ends_with("client-ca.pem") { "client_ca" } else { "certificates" };
+        let (old, text, before) = (shown().await, fs::read_to_string(path).unwrap(), refused(&server, what).await);
         bad.replace(path);
-        until_refused(&server, "certificates", before, bad).await;
+        until_refused(&server, what, before, bad).await;
         assert_eq!(shown().await, old, "{bad:?} at {}", path.display());
         assert_eq!(server.http().post(&completed("t1")).await.status, 200);
 

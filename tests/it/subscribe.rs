@@ -251,9 +251,35 @@ async fn a_stalled_live_stream_falls_behind_says_by_how_much_and_catches_up_with
 }
 
 #[tokio::test]
+async fn a_start_in_the_future_means_the_same_as_in_a_listing() {
+    let server = Server::start().await;
+    let from = jiff::Timestamp::now() + Duration::from_secs(2);
+    let from = Timestamp { seconds: from.as_second(), nanos: 0 };
+    let mut subs = [
+        server.subscribe(since(from)).await,
+        server.subscribe(SubscribeRequest { filter: Some(of_products(["veo"])), ..since(from) }).await,
+    ];
+    let list = || v1::ListEventsRequest { since: Some(from), ..Default::default() };
+    let listed = async || server.events().await.list_events(list()).await.unwrap().into_inner().events;
+    // Until the time has come.
+    let mut posted = 0;
+    until("an event of that time", async || {
+        server.http().post(&completed(&format!("t{posted}"))).await.event_id();
+        posted += 1;
+        listed().await.len() == 3
+    })
+    .await;
+    assert!(posted > 3, "some were early");
+    let expected = listed().await;
+    for sub in &mut subs {
+        assert_eq!(places(&sub.next_events(3).await), places(&expected));
+    }
+}
+
+#[tokio::test]
 async fn the_heartbeat_has_a_default_and_is_clamped_visibly() {
     let server = Server::start().await;
-    let cases = [(0, 0, 1), (0, 999_999_999, 1), (1, 0, 1), (30, 0, 30), (60, 0, 60), (61, 0, 60), (86_400, 0, 60)];
+    let cases = [(0, 0, 1), (0, 999_999_999, 1), (1, 0, 1), (30, 0, 30), (45, 0, 45), (46, 0, 45), (86_400, 0, 45)];
     for (seconds, nanos, effective) in cases {
         let limits = server.subscribe(heartbeat(seconds, nanos)).await.subscribed.limits.unwrap();
         assert_eq!(limits.heartbeat_interval, Some(prost_types::Duration { seconds: effective, nanos: 0 }));
@@ -281,7 +307,8 @@ async fn a_quiet_stream_beats_with_the_head_as_its_bookmark() {
 
 #[tokio::test]
 async fn an_expired_cursor_is_refused_or_announces_a_gap_as_the_client_chose() {
-    let server = Options::default().set("log.retention_bytes_max", "1MiB").start().await;
+    let server =
+        Options::default().set("log.retention_bytes_max", "1MiB").set("ingest.body_bytes_max", "480KiB").start().await;
     server.http().post_bulky(0..20, 100_000).await;
     let info = server.trimmed().await;
     let log = server.log_of_events().await;
@@ -300,13 +327,13 @@ async fn an_expired_cursor_is_refused_or_announces_a_gap_as_the_client_chose() {
         let mut sub = server.subscribe(expired(request.clone(), OnExpired::Earliest)).await;
         assert_eq!(sub.subscribed.cursor, old);
         let Some(Seen::Gap(gap)) = sub.next().await.unwrap() else { panic!("no gap") };
-        assert_eq!((gap.from, place(&gap.to)), (old.clone(), place(&info.first_available) - 1));
+        assert_eq!((gap.after, place(&gap.through)), (old.clone(), place(&info.first_available) - 1));
         assert_eq!(gap.reason, "CURSOR_EXPIRED");
         assert_eq!(sub.until_caught_up().await, log);
 
         let mut sub = server.subscribe(expired(request.clone(), OnExpired::Latest)).await;
         let Some(Seen::Gap(gap)) = sub.next().await.unwrap() else { panic!("no gap") };
-        assert_eq!((gap.from, gap.to), (old.clone(), info.head.clone()));
+        assert_eq!((gap.after, gap.through), (old.clone(), info.head.clone()));
         assert_eq!(sub.until_caught_up().await, []);
     }
     // The place right before the oldest event has lost nothing.
@@ -332,7 +359,7 @@ async fn passed_by_retention(on_expired: OnExpired, by_task: bool) -> (Vec<u64>,
     loop {
         match stalled.next().await {
             Ok(Some(Seen::Event(event))) => seen.push(place(&event.cursor)),
-            Ok(Some(Seen::Gap(gap))) => gaps.push((place(&gap.from), place(&gap.to))),
+            Ok(Some(Seen::Gap(gap))) => gaps.push((place(&gap.after), place(&gap.through))),
             Ok(Some(Seen::CaughtUp(at))) if at.cursor == info.head => return (seen, gaps, None),
             Ok(seen) => assert!(seen.is_some(), "a stream without until_terminal ends with an error"),
             Err(status) => return (seen, gaps, Some(status)),
@@ -348,6 +375,27 @@ async fn retention_that_passes_a_stalled_stream_ends_it_with_a_clear_error() {
         assert_eq!(seen, (1..=seen.len() as u64).collect::<Vec<_>>(), "what came came without a hole");
         assert!(gaps.is_empty());
     }
+}
+
+#[tokio::test]
+async fn a_stream_that_is_overtaken_within_an_event_ends_as_expired_and_its_loss_is_counted() {
+    let options = Options::default().set("log.retention_bytes_max", "4MiB").set("hub.ring_bytes_max", "1MiB");
+    let server = options.start().await;
+    let mut stalled = server.subscribe_narrowly(expired(request(), OnExpired::Earliest)).await;
+    // Larger than what the client lets the broker send, so it has a part of it.
+    server.http().post_bulky(0..1, 500_000).await;
+    until("the event to be begun", async || server.subscriptions().await[0].delivered_count == 1).await;
+    server.http().post_bulky(1..200, 30_000).await;
+    server.trimmed().await;
+    let (seen, status) = stalled.end().await.unwrap_err();
+    assert_eq!(refusal(&status), (Code::OutOfRange, "CURSOR_EXPIRED".into()), "{seen:?}");
+    until("its end to be counted", async || {
+        server.metric("blobcast_subscriptions_ended_total{cause=\"expired\"}").await == 1.0
+    })
+    .await;
+    assert_eq!(server.metric("blobcast_losses_total{client=\"\",kind=\"overtaken\"}").await, 1.0);
+    let ended = server.logged("subscription ended", 1).await.remove(0);
+    assert!(ended.contains("\"cause\":\"expired\"") && ended.contains("\"position\":0,"), "{ended}");
 }
 
 #[tokio::test]
@@ -376,7 +424,8 @@ async fn retention_that_passes_a_stalled_stream_can_send_it_to_the_head() {
 
 #[tokio::test]
 async fn a_start_that_the_broker_chose_never_expires_however_fast_retention_runs() {
-    let server = Options::default().set("log.retention_bytes_max", "1MiB").start().await;
+    let server =
+        Options::default().set("log.retention_bytes_max", "1MiB").set("ingest.body_bytes_max", "480KiB").start().await;
     let http = server.http();
     http.post_bulky(0..30, 20_000).await;
     let load = tokio::spawn(async move { http.post_bulky(30..600, 20_000).await });
@@ -617,7 +666,8 @@ async fn as_many_streams_as_allowed_are_open_and_a_cancelled_one_makes_room() {
     }
     let status = open().await.err().unwrap();
     assert_eq!(refusal(&status), (Code::ResourceExhausted, "SUBSCRIPTION_LIMIT".into()));
-    assert_eq!(told(&status, "limit"), "3");
+    let said = ["limit", "open", "setting"].map(|key| told(&status, key));
+    assert_eq!(said, ["3", "3", "grpc.subscriptions_max"]);
     assert_eq!(subs[0].subscribed.limits.unwrap().subscriptions_max, 3);
     subs.pop();
     until("room for another", async || open().await.is_ok()).await;

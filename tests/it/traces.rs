@@ -38,9 +38,7 @@ async fn counted(server: &Server, outcome: &str) -> f64 {
     server.metric(&format!("blobcast_trace_spans_total{{outcome=\"{outcome}\"}}")).await
 }
 
-fn complaints(server: &Server) -> usize {
-    server.log().matches("the collector does not take spans").count()
-}
+const COMPLAINT: &str = "the collector does not take spans";
 
 #[tokio::test]
 async fn a_callback_and_its_deliveries_are_one_trace() {
@@ -95,7 +93,7 @@ async fn a_trace_is_continued_from_within_and_only_linked_from_outside() {
     assert_eq!((&delivery.trace_id, &delivery.links[0].span_id), (&callback.trace_id, &wait.span_id));
     // The lines of the log name the trace, too.
     let traced = |line: &Value| line["span"]["trace_id"] == TRACE && line["message"] == "call answered";
-    assert!(server.log().lines().any(|line| traced(&serde_json::from_str(line).unwrap())), "{}", server.log());
+    until("the line", async || server.log().lines().any(|line| traced(&serde_json::from_str(line).unwrap()))).await;
 }
 
 #[tokio::test]
@@ -199,8 +197,8 @@ async fn a_collector_that_is_away_or_refuses_is_one_line_and_a_number() {
         server.http().post(&completed(number)).await.event_id();
         until("the span to be lost", async || counted(&server, "lost").await == lost).await;
     }
-    assert_eq!(complaints(&server), 1, "{}", server.log());
-    assert!(server.log().contains("Connection refused"), "{}", server.log());
+    let complaint = server.logged(COMPLAINT, 1).await.remove(0);
+    assert!(complaint.contains("Connection refused"), "{complaint}");
 
     let manners = [Manner::Refuse, Manner::TakeAllBut(1), Manner::Take, Manner::Refuse];
     let collector = Collector::that(&manners).await;
@@ -216,7 +214,7 @@ async fn a_collector_that_is_away_or_refuses_is_one_line_and_a_number() {
         until(outcome, async || counted(&server, outcome).await == count).await;
         until(said, || ready(server.log().contains(said))).await;
     }
-    assert_eq!(complaints(&server), 2, "{}", server.log());
+    server.logged(COMPLAINT, 2).await;
     assert_eq!((counted(&server, "taken").await, counted(&server, "dropped").await), (1.0, 0.0));
 }
 

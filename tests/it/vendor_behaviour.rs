@@ -53,7 +53,7 @@ async fn judged(server: &Server, acknowledged: &[Acknowledged], streams: Vec<Str
         task_id: acknowledged.task_id.clone(),
     });
     let log = events.iter().map(AsObserved::observed).collect();
-    assert_eq!(check(&History { acknowledged: acknowledged.collect(), log, streams }), []);
+    assert_eq!(check(&History { acknowledged: acknowledged.collect(), log, streams, ..History::default() }), []);
     events
 }
 

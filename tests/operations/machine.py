@@ -20,11 +20,11 @@ CLEAN_UP = """mount -t cgroup2 none /sys/fs/cgroup; find "$0" -depth -type d -ex
 ENVIRONMENT = ["PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LANG=C.UTF-8", "SYSTEMD_COLORS=0", "DEBIAN_FRONTEND=noninteractive"]
 
 
-def bootstrap(root, suite):
-    """The smallest that boots."""
+def bootstrap(root, suite, packages=()):
+    """The smallest that boots, and these packages."""
     if not (root / "etc/debian_version").exists():
-        packages = "--include=systemd,systemd-sysv,dbus,ca-certificates"
-        command = ["debootstrap", "--variant=minbase", packages, suite, root]
+        included = ",".join(("systemd", "systemd-sysv", "dbus", "ca-certificates", *packages))
+        command = ["debootstrap", "--variant=minbase", f"--include={included}", suite, root]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
 
 

@@ -22,9 +22,9 @@ use super::front;
 use crate::{
     report::Who,
     wire::{
-        CaughtUp, Event, Filter, GetLogInfoRequest, GetLogInfoResponse, GetTaskRequest, GetTaskResponse,
-        ListEventsRequest, ListEventsResponse, Output, OutputKind, SubscribeRequest, SubscribeResponse, TaskStatus,
-        WaitTaskRequest, WaitTaskResponse,
+        CaughtUp, Event, Filter, GetLogInfoRequest, GetLogInfoResponse, GetRawBodyRequest, GetRawBodyResponse,
+        GetTaskRequest, GetTaskResponse, ListEventsRequest, ListEventsResponse, Output, OutputKind, SubscribeRequest,
+        SubscribeResponse, TaskStatus, WaitTaskRequest, WaitTaskResponse,
         event_service_server::{EventService, EventServiceServer},
         subscribe_response::Content,
     },
@@ -127,6 +127,10 @@ impl EventService for Events {
     }
 
     async fn list_events(&self, _: Request<ListEventsRequest>) -> Result<Response<ListEventsResponse>, Status> {
+        Err(Status::unimplemented("nothing is kept"))
+    }
+
+    async fn get_raw_body(&self, _: Request<GetRawBodyRequest>) -> Result<Response<GetRawBodyResponse>, Status> {
         Err(Status::unimplemented("nothing is kept"))
     }
 

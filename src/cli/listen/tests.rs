@@ -44,10 +44,20 @@ fn after_a_break_the_stream_goes_on_behind_the_last_cursor() {
 }
 
 #[test]
-fn a_look_up_by_task_is_made_again_until_something_was_delivered() {
-    let mut place = place(&["t"], None);
+fn a_stream_that_does_not_begin_at_the_head_is_asked_for_again_until_something_was_delivered() {
+    let earliest = Some(Start::Position(v1::StartPosition::Earliest.into()));
+    let since = Some(Start::Since(prost_types::Timestamp::default()));
+    for (task_ids, start) in [(&["t"][..], None), (&[][..], earliest), (&[][..], since), (&[][..], after("c0"))] {
+        let mut place = place(task_ids, start.clone());
+        place.subscribed("first".into());
+        assert_eq!(place.next_request().start, start);
+        place.reached("c1".into());
+        place.subscribed("c1".into());
+        assert_eq!(place.next_request().start, after("c1"));
+    }
+    let mut place = place(&[], None);
     place.subscribed("head".into());
-    assert_eq!(place.next_request().start, None);
+    assert_eq!(place.next_request().start, after("head"));
 }
 
 #[derive(Parser)]
@@ -150,4 +160,16 @@ fn flags_that_make_no_sense_together_are_refused() {
         let args = Line::try_parse_from(["listen", flags]).unwrap_or_else(|error| panic!("{error}")).args;
         assert!(request(&args, Timestamp::UNIX_EPOCH).unwrap_err().is::<Usage>(), "{flags}");
     }
+}
+
+#[tokio::test]
+async fn an_error_without_a_brokers_reason_is_a_break_like_any_other() {
+    // What proxies make of a broker that is gone: nginx, HAProxy, and a route that is not there yet.
+    let broken = [Status::internal("reset"), Status::unknown("no trailers"), Status::unimplemented("404")];
+    let streams = broken.into_iter().map(|status| (vec![subscribed("c0")], Err(status)));
+    let last = (vec![Content::Event(event("a", "c1", true))], Ok(()));
+    let script = Script { streams: streams.chain([last]).collect(), ..Script::default() };
+    let (ended, printed, requests) = listen("--count 1", script).await;
+    ended.unwrap();
+    assert_eq!((printed.as_slice(), requests.len()), (&["c1".to_owned()][..], 4));
 }

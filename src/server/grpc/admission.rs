@@ -3,18 +3,19 @@
 //! their own.
 //!
 //! Memory of a client's call is counted from its first header until its message is whole, so that many calls that are never
-//! finished cost no more than a few. Answers that nobody reads are counted until they have been handed to the transport: HTTP/2
-//! does not ask for the body of an answer before there is a window for it, so that no timer of the body's could end it.
+//! finished cost no more than a few ([`Inflight`]). Calls that last have places of their own ([`Streams`]). Answers that nobody
+//! reads are counted until they have been handed to the transport: HTTP/2 does not ask for the body of an answer before there is
+//! a window for it, so that no timer of the body's could end it.
 
 use std::{
     collections::BTreeMap,
     pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
     time::Duration,
 };
 
-use axum::{body::Body, extract::Request, response::Response};
+use axum::{body::Body, extract::Request, http::HeaderMap, response::Response};
 use bytes::Bytes;
 use hyper::body::{Frame, SizeHint};
 use prometheus::{IntCounter, IntGauge};
@@ -25,10 +26,13 @@ use tokio::{
 use tonic::Status;
 
 use super::{
-    backlog::{Backlog, Unseen},
     connection::Origin,
+    inflight::{BytesTaken, Inflight},
+    refused::{Call, RefusedCalls},
+    streams::{Full, Limits, OpenStream, Streams},
 };
 use crate::{
+    budget::Payer,
     metrics::Metrics,
     rpc,
     server::net::places::{Answering, Standing},
@@ -37,9 +41,16 @@ use crate::{
 /// Time for a whole request; they are small, and only a connection that hardly works takes longer.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 /// What a call takes beside its headers, with its stream and its task.
-const CALL_BYTES: usize = 5 * 1024;
-/// Reflection talks back and forth on one call, for as long as somebody looks around.
-const UNHURRIED: &str = "/grpc.reflection.";
+pub(super) const CALL_BYTES: usize = 5 * 1024;
+/// Reflection talks back and forth on one call. It takes what HTTP/2 holds of the client's messages while nobody reads them.
+const REFLECTION: &str = "/grpc.reflection.";
+/// Its calls in all, of 384 KiB: people look around, and few at once. As many more may be ending, so that a tool which asks for
+/// everything at once is served.
+const REFLECTIONS_MAX: usize = 32;
+/// What one that has to end for another has left to finish: a call of a burst is there before its message is.
+const REFLECTION_GRACE: Duration = Duration::from_secs(1);
+/// Time for one of them. Tools have asked all they want within a second, and call again later.
+const REFLECTION_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// These two need no credential: probes have no tokens.
 const HEALTH_CHECK: &str = "/grpc.health.v1.Health/Check";
@@ -53,10 +64,15 @@ const HEALTH_TIMEOUT: Duration = Duration::from_secs(2);
 /// probe's is whole and taken at once, so that it is never the oldest for long.
 pub(super) const HEALTH_CALLS_PER_CONNECTION_MAX: usize = 16;
 const HEALTH_CALLS_MAX: usize = 1_024;
-/// `Watch` streams: on one connection, where there are three names to watch; in all, of strangers, and of clients. Each takes 6 KiB.
-pub(super) const WATCHES_PER_CONNECTION_MAX: usize = 8;
+/// `Watch` streams, each of which takes 6 KiB: on one connection, of strangers, who have three names to watch, and of clients, of
+/// which a proxy may put many on one; and in all.
+const WATCHES_OF_STRANGERS_PER_CONNECTION_MAX: usize = 8;
+const WATCHES_OF_CLIENTS_PER_CONNECTION_MAX: usize = 256;
 const WATCHES_OF_STRANGERS_MAX: usize = 1_024;
 const WATCHES_OF_CLIENTS_MAX: usize = 8_192;
+/// Of these, a part of so many more may be ending. Nothing of their requests is waited for, and a status always fits a window: those
+/// that have not ended when there are more are stuck.
+const WATCHES_ENDING: usize = 8;
 /// Answers that clients have not taken, in all, of 5 KiB and what `grpc.answers_bytes_max` counts; of one client there may be half
 /// as many. Beyond it the connection with the oldest is closed, so that no few clients can have the others refused.
 const UNREAD_MAX: usize = 2 * rpc::UNREAD_PER_CLIENT_MAX;
@@ -65,14 +81,15 @@ const UNREAD_MAX: usize = 2 * rpc::UNREAD_PER_CLIENT_MAX;
 #[derive(Debug)]
 pub(super) struct Admission {
     gate: rpc::Gate,
-    /// One permit per byte.
-    inflight: Arc<Semaphore>,
+    inflight: Inflight,
     answers: Arc<rpc::Answers>,
     turns: Arc<Turns>,
     unread: Arc<Turns>,
-    watches_of_strangers: Pool,
-    watches_of_clients: Pool,
+    reflections: Arc<Streams>,
+    watches_of_strangers: Arc<Streams>,
+    watches_of_clients: Arc<Streams>,
     counted: Counted,
+    pub(super) refused: RefusedCalls,
 }
 
 #[derive(Clone, Debug)]
@@ -82,47 +99,35 @@ struct Counted {
     watches: IntGauge,
 }
 
-#[derive(Debug)]
-struct Pool {
-    free: Arc<Semaphore>,
-    max: usize,
-}
-
-impl Pool {
-    fn new(max: usize) -> Self {
-        Self { free: Arc::new(Semaphore::new(max)), max }
-    }
-}
-
 impl Admission {
-    pub(super) fn new(
-        gate: rpc::Gate,
-        inflight_bytes_max: usize,
-        answers: Arc<rpc::Answers>,
-        metrics: &Metrics,
-    ) -> Self {
+    pub(super) fn new(gate: rpc::Gate, inflight: Inflight, answers: Arc<rpc::Answers>, metrics: &Metrics) -> Self {
         let refused = |cause| metrics.calls_refused.with_label_values(&[cause]);
         Self {
             gate,
-            answers,
-            inflight: Arc::new(Semaphore::new(inflight_bytes_max.min(Semaphore::MAX_PERMITS))),
+            inflight,
             turns: Turns::new(HEALTH_CALLS_MAX, false),
             unread: Turns::new(UNREAD_MAX, true),
-            watches_of_strangers: Pool::new(WATCHES_OF_STRANGERS_MAX),
-            watches_of_clients: Pool::new(WATCHES_OF_CLIENTS_MAX),
+            reflections: Streams::new(Limits {
+                open_max: REFLECTIONS_MAX,
+                ending_max: REFLECTIONS_MAX,
+                stuck_after: REFLECTION_GRACE + answers.stall_timeout(),
+            }),
+            watches_of_strangers: watches(WATCHES_OF_STRANGERS_MAX),
+            watches_of_clients: watches(WATCHES_OF_CLIENTS_MAX),
+            answers,
             counted: Counted {
                 overloaded: refused("overloaded"),
                 health_limit: refused("health_limit"),
                 watches: metrics.health_watches.clone(),
             },
+            refused: RefusedCalls::default(),
         }
     }
 
     /// Takes a call whose headers have arrived; also what is to be held until its answer has ended.
-    pub(super) fn admit(&self, mut request: Request) -> Result<(Request, Held), Status> {
+    pub(super) fn admit(&self, mut request: Request) -> Result<(Request, Call, Held), Status> {
         let origin = request.extensions_mut().remove::<Origin>();
         let origin = origin.expect("each connection says what it is, see `Connected`");
-        drop(request.extensions_mut().remove::<Unseen>());
         request.extensions_mut().insert(origin.peer.clone());
         let path = request.uri().path();
         let (is_check, is_watch) = (path == HEALTH_CHECK, path == HEALTH_WATCH);
@@ -132,37 +137,74 @@ impl Admission {
             Err(_) if is_check || is_watch => false,
             Err(refused) => {
                 self.gate.metrics.calls_unauthenticated.inc();
+                self.refused.note_denied(&Call::of(&mut request), &self.gate.denial(&request));
                 return Err(refused);
             }
         };
 
+        let call = Call::of(&mut request);
+        let (request, held) = self
+            .take_in(&origin, request, is_client, is_watch)
+            .inspect_err(|refused| self.refused.note(&call, refused))?;
+        Ok((request, call, held))
+    }
+
+    /// Takes a call of a client, or one that a stranger may make, if there is room for it.
+    fn take_in(
+        &self,
+        origin: &Origin,
+        request: Request,
+        is_client: bool,
+        is_watch: bool,
+    ) -> Result<(Request, Held), Status> {
         let answering = is_client.then(|| {
             origin.standing.is_known_now();
             origin.standing.begin()
         });
-        let watch = is_watch.then(|| self.watch(&origin, is_client)).transpose()?;
-        let payer = rpc::Payer::of_call(&request);
+        let payer = Payer::of_call(&request);
+        let (watch, is_over) = is_watch.then(|| self.watch(origin, &payer, is_client)).transpose()?.unzip();
         let unread = (is_client && !is_watch).then(|| (Arc::clone(&self.unread), Arc::clone(&origin.standing)));
 
-        let (request, checked) =
-            if is_client { (self.of_client(&origin, request)?, None) } else { self.of_stranger(&origin, request)? };
-        let ending = Ending { _answering: answering, _watch: watch, _checked: checked, unread: None };
-        Ok((request, Held { answers: Arc::clone(&self.answers), payer, unread, ending }))
+        let mut ending = Ending { _answering: answering, _watch: watch, checked: None, reflection: None, unread: None };
+        let request = if is_client && request.uri().path().starts_with(REFLECTION) {
+            let (request, reflection) = self.reflection(origin, &payer, request)?;
+            ending.reflection = Some(reflection);
+            request
+        } else if is_client {
+            self.of_client(&payer, request)?
+        } else {
+            let (request, checked) = self.of_stranger(origin, request)?;
+            ending.checked = checked;
+            request
+        };
+        Ok((request, Held { answers: Arc::clone(&self.answers), payer, unread, is_over, ending }))
     }
 
     /// A call of a client: its share, and its time.
-    fn of_client(&self, origin: &Origin, request: Request) -> Result<Request, Status> {
+    fn of_client(&self, payer: &Payer, request: Request) -> Result<Request, Status> {
         let headers: usize = request.headers().iter().map(|(name, value)| name.as_str().len() + value.len()).sum();
-        let mut taken =
-            Taken { all: Arc::clone(&self.inflight), share: Arc::clone(&origin.limits.inflight), permits: Vec::new() };
+        let mut taken = self.inflight.of(payer);
         if !taken.take(headers + CALL_BYTES) {
             self.counted.overloaded.inc();
             return Err(rpc::overloaded());
         }
-        let is_hurried = !request.uri().path().starts_with(UNHURRIED);
-        let deadline = is_hurried.then(|| Box::pin(sleep(REQUEST_TIMEOUT)));
-        let room = Room::Client(taken);
-        Ok(self.arriving(request, room, deadline))
+        Ok(self.arriving(request, Room::Client(taken), REQUEST_TIMEOUT))
+    }
+
+    /// A call of reflection: its place, which is held until both its request and its answer have ended.
+    fn reflection(
+        &self,
+        origin: &Origin,
+        payer: &Payer,
+        request: Request,
+    ) -> Result<(Request, Arc<OpenStream>), Status> {
+        let (open, is_over) = self.reflections.begin(payer, &origin.standing).map_err(|Full| {
+            self.counted.overloaded.inc();
+            rpc::overloaded()
+        })?;
+        let open = Arc::new(open);
+        let room = Room::Reflection { ends: Ends::After(is_over), _open: Arc::clone(&open) };
+        Ok((self.arriving(request, room, REFLECTION_TIMEOUT), open))
     }
 
     /// A call without a credential: small, soon whole, and few of them at once. Also what a check holds until its answer was taken.
@@ -178,50 +220,54 @@ impl Admission {
         let (of_request, of_answer) = if is_watch { (Some(checked), None) } else { (None, Some(checked)) };
 
         let room = Room::Stranger { left: HEALTH_BYTES_MAX, is_over, _checked: of_request };
-        Ok((self.arriving(request, room, Some(Box::pin(sleep(HEALTH_TIMEOUT)))), of_answer))
+        Ok((self.arriving(request, room, HEALTH_TIMEOUT), of_answer))
     }
 
-    fn arriving(&self, request: Request, room: Room, deadline: Option<Pin<Box<Sleep>>>) -> Request {
-        let overloaded = self.counted.overloaded.clone();
+    fn arriving(&self, request: Request, room: Room, patience: Duration) -> Request {
+        let (deadline, overloaded) = (Box::pin(sleep(patience)), self.counted.overloaded.clone());
         request.map(|body| Body::new(Arriving { body, room, deadline, overloaded }))
     }
 
-    fn watch(&self, origin: &Origin, is_client: bool) -> Result<Watch, Status> {
-        let pool = if is_client { &self.watches_of_clients } else { &self.watches_of_strangers };
-        let take = |free: &Arc<Semaphore>, limit| {
-            Arc::clone(free).try_acquire_owned().map_err(|_| {
-                self.counted.health_limit.inc();
-                rpc::health_limit(limit)
-            })
+    fn watch(&self, origin: &Origin, payer: &Payer, is_client: bool) -> Result<(Watch, IsOver), Status> {
+        let limits = &origin.limits;
+        let (streams, on_connection, most) = if is_client {
+            (&self.watches_of_clients, &limits.watches_of_clients, WATCHES_OF_CLIENTS_PER_CONNECTION_MAX)
+        } else {
+            (&self.watches_of_strangers, &limits.watches_of_strangers, WATCHES_OF_STRANGERS_PER_CONNECTION_MAX)
         };
-        let permits = [take(&origin.limits.watches, WATCHES_PER_CONNECTION_MAX)?, take(&pool.free, pool.max)?];
+        let permit = Arc::clone(on_connection).try_acquire_owned().map_err(|_| {
+            self.counted.health_limit.inc();
+            rpc::health_limit(most)
+        })?;
+        let (open, is_over) = streams.begin(payer, &origin.standing).map_err(|Full| {
+            self.counted.health_limit.inc();
+            rpc::health_limit(streams.max())
+        })?;
         self.counted.watches.inc();
-        Ok(Watch { open: self.counted.watches.clone(), _permits: permits })
+        let watch = Watch { counted: self.counted.watches.clone(), _held: (permit, open) };
+        Ok((watch, IsOver { is_over, limit: streams.max(), refused: self.counted.health_limit.clone() }))
     }
+}
+
+fn watches(open_max: usize) -> Arc<Streams> {
+    Streams::new(Limits { open_max, ending_max: open_max / WATCHES_ENDING, stuck_after: Duration::ZERO })
 }
 
 /// What one connection may have.
 #[derive(Clone, Debug)]
 pub(super) struct ConnectionLimits {
-    /// Bytes of its requests on their way in.
-    inflight: Arc<Semaphore>,
     /// Health calls of strangers that are not whole, or whose answers were not taken.
     health_calls: Arc<Semaphore>,
-    watches: Arc<Semaphore>,
-    /// Calls that nothing has looked at yet.
-    pub backlog: Arc<Backlog>,
+    watches_of_strangers: Arc<Semaphore>,
+    watches_of_clients: Arc<Semaphore>,
 }
 
 impl ConnectionLimits {
-    /// No connection takes more than half of the memory for requests, unless one request needs it.
-    pub(super) fn new(inflight_bytes_max: usize, request_bytes_max: usize) -> Self {
-        let one_request = request_bytes_max.saturating_add(CALL_BYTES + super::HEADER_LIST_BYTES as usize);
-        let share = (inflight_bytes_max / 2).max(one_request).min(Semaphore::MAX_PERMITS);
+    pub(super) fn new() -> Self {
         Self {
-            inflight: Arc::new(Semaphore::new(share)),
             health_calls: Arc::new(Semaphore::new(HEALTH_CALLS_PER_CONNECTION_MAX)),
-            watches: Arc::new(Semaphore::new(WATCHES_PER_CONNECTION_MAX)),
-            backlog: Arc::default(),
+            watches_of_strangers: Arc::new(Semaphore::new(WATCHES_OF_STRANGERS_PER_CONNECTION_MAX)),
+            watches_of_clients: Arc::new(Semaphore::new(WATCHES_OF_CLIENTS_PER_CONNECTION_MAX)),
         }
     }
 }
@@ -291,43 +337,49 @@ struct Checked {
     _permit: OwnedSemaphorePermit,
 }
 
-/// Bytes of a client's call.
-#[derive(Debug)]
-struct Taken {
-    all: Arc<Semaphore>,
-    share: Arc<Semaphore>,
-    permits: Vec<OwnedSemaphorePermit>,
-}
-
-impl Taken {
-    /// False if there is no room for so many more.
-    fn take(&mut self, bytes: usize) -> bool {
-        let Ok(bytes) = u32::try_from(bytes) else { return false };
-        let take = |from: &Arc<Semaphore>| Arc::clone(from).try_acquire_many_owned(bytes).ok();
-        let (Some(of_share), Some(of_all)) = (take(&self.share), take(&self.all)) else { return false };
-        match &mut self.permits[..] {
-            [share, all] => {
-                share.merge(of_share);
-                all.merge(of_all);
-            }
-            _ => self.permits = vec![of_share, of_all],
-        }
-        true
-    }
-}
-
 /// Where a request has room while it arrives.
 #[derive(Debug)]
 enum Room {
-    Client(Taken),
-    Stranger { left: usize, is_over: oneshot::Receiver<()>, _checked: Option<Checked> },
+    Client(BytesTaken),
+    Stranger {
+        left: usize,
+        is_over: oneshot::Receiver<()>,
+        _checked: Option<Checked>,
+    },
+    /// It has a place, and its messages are small.
+    Reflection {
+        ends: Ends,
+        _open: Arc<OpenStream>,
+    },
+}
+
+/// When a call ends for another one.
+#[derive(Debug)]
+enum Ends {
+    /// Some time after this completes.
+    After(oneshot::Receiver<()>),
+    At(Pin<Box<Sleep>>),
+}
+
+impl Ends {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        loop {
+            match self {
+                Self::After(is_over) => {
+                    let _ = ready!(Pin::new(is_over).poll(cx)).is_ok(); // either way it is over
+                    *self = Self::At(Box::pin(sleep(REFLECTION_GRACE)));
+                }
+                Self::At(end) => return end.as_mut().poll(cx),
+            }
+        }
+    }
 }
 
 /// A request's body; gives back what it has taken when it is read, or nobody reads it any more.
 struct Arriving {
     body: Body,
     room: Room,
-    deadline: Option<Pin<Box<Sleep>>>,
+    deadline: Pin<Box<Sleep>>,
     overloaded: IntCounter,
 }
 
@@ -343,21 +395,24 @@ impl Arriving {
                 *left = left.checked_sub(bytes).ok_or_else(|| rpc::request_too_large(HEALTH_BYTES_MAX))?;
                 Ok(())
             }
+            Room::Reflection { .. } => Ok(()),
         }
     }
 
     /// Why the rest is not waited for any longer, if it is not.
     fn poll_given_up(&mut self, cx: &mut Context<'_>) -> Poll<Status> {
-        if self.deadline.as_mut().is_some_and(|deadline| deadline.as_mut().poll(cx).is_ready()) {
+        if self.deadline.as_mut().poll(cx).is_ready() {
             return Poll::Ready(rpc::request_late());
         }
-        if let Room::Stranger { is_over, .. } = &mut self.room
-            && Pin::new(is_over).poll(cx).is_ready()
-        {
-            self.overloaded.inc();
-            return Poll::Ready(rpc::overloaded());
+        match &mut self.room {
+            Room::Client(_) => return Poll::Pending,
+            Room::Stranger { is_over, .. } => {
+                let _ = ready!(Pin::new(is_over).poll(cx)).is_ok(); // either way it is over
+            }
+            Room::Reflection { ends, .. } => ready!(ends.poll(cx)),
         }
-        Poll::Pending
+        self.overloaded.inc();
+        Poll::Ready(rpc::overloaded())
     }
 }
 
@@ -394,13 +449,31 @@ impl hyper::body::Body for Arriving {
 /// An open `Watch` stream.
 #[derive(Debug)]
 struct Watch {
-    open: IntGauge,
-    _permits: [OwnedSemaphorePermit; 2],
+    counted: IntGauge,
+    _held: (OwnedSemaphorePermit, OpenStream),
 }
 
 impl Drop for Watch {
     fn drop(&mut self) {
-        self.open.dec();
+        self.counted.dec();
+    }
+}
+
+/// Completes when a `Watch` stream has to end for another one.
+#[derive(Debug)]
+struct IsOver {
+    is_over: oneshot::Receiver<()>,
+    limit: usize,
+    refused: IntCounter,
+}
+
+impl IsOver {
+    /// How the stream ends then.
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Status> {
+        Pin::new(&mut self.is_over).poll(cx).map(|_| {
+            self.refused.inc();
+            rpc::health_limit(self.limit)
+        })
     }
 }
 
@@ -408,9 +481,10 @@ impl Drop for Watch {
 #[derive(Debug)]
 pub(super) struct Held {
     answers: Arc<rpc::Answers>,
-    payer: rpc::Payer,
+    payer: Payer,
     /// Where the answer to a client is counted while it is unread.
     unread: Option<(Arc<Turns>, Arc<Standing>)>,
+    is_over: Option<IsOver>,
     ending: Ending,
 }
 
@@ -419,7 +493,10 @@ pub(super) struct Held {
 struct Ending {
     _answering: Option<Answering>,
     _watch: Option<Watch>,
-    _checked: Option<Checked>,
+    #[allow(dead_code, reason = "it is there to be dropped")]
+    checked: Option<Checked>,
+    #[allow(dead_code, reason = "it is there to be dropped")]
+    reflection: Option<Arc<OpenStream>>,
     #[allow(dead_code, reason = "it is there to be dropped")]
     unread: Option<(rpc::Unread, Turn)>,
 }
@@ -428,10 +505,10 @@ impl Held {
     /// The answer, with what is held: to `Subscribe` with the body that was handed over with it, and every other one with one
     /// that holds it to its share of memory, and to its time.
     pub(super) fn until_its_end(self, answer: Response) -> Response {
-        let Self { answers, payer, unread, ending: mut held } = self;
+        let Self { answers, payer, unread, is_over, ending: mut held } = self;
         let (mut head, body) = answer.into_parts();
         let body = match head.extensions.remove::<rpc::HandedOver>().and_then(|handed_over| handed_over.take()) {
-            Some(body) => Body::new(Holding { body, _held: held }),
+            Some(body) => Body::new(Holding { body, is_over, _held: held }),
             // A refusal is all in its headers.
             None if hyper::body::Body::is_end_stream(&body) => body,
             None => {
@@ -443,16 +520,17 @@ impl Held {
                     }
                 }
                 let body = rpc::AnswerBody::new(&answers, payer, &mut head.extensions, body);
-                Body::new(Holding { body, _held: held })
+                Body::new(Holding { body, is_over, _held: held })
             }
         };
         Response::from_parts(head, body)
     }
 }
 
-/// A body that holds something until it is dropped.
+/// A body that holds something until it is dropped, and may have to end before its time.
 struct Holding<B> {
     body: B,
+    is_over: Option<IsOver>,
     _held: Ending,
 }
 
@@ -461,7 +539,14 @@ impl<B: hyper::body::Body + Unpin> hyper::body::Body for Holding<B> {
     type Error = B::Error;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
-        Pin::new(&mut self.body).poll_frame(cx)
+        let frame = Pin::new(&mut self.body).poll_frame(cx);
+        let (Poll::Pending, Some(is_over)) = (&frame, &mut self.is_over) else { return frame };
+        let status = ready!(is_over.poll(cx));
+        self.is_over = None;
+        let mut trailers = HeaderMap::new();
+        // A status of ours has nothing that could not be a header.
+        let _ = status.add_header(&mut trailers).is_ok();
+        Poll::Ready(Some(Ok(Frame::trailers(trailers))))
     }
 
     fn is_end_stream(&self) -> bool {
@@ -470,5 +555,36 @@ impl<B: hyper::body::Body + Unpin> hyper::body::Body for Holding<B> {
 
     fn size_hint(&self) -> SizeHint {
         self.body.size_hint()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::task::Waker;
+
+    use super::*;
+    use crate::server::net::places::{Counted, Patience, Places};
+
+    #[test]
+    fn one_unread_answer_too_many_closes_the_connection_with_the_oldest_one() {
+        let patience = Patience { with_strangers: None, with_clients: None };
+        let places = Places::new(3, patience, Counted::of("test", &Metrics::default()));
+        let connections = [(); 3].map(|()| places.try_take().unwrap());
+        let is_closed = || {
+            let cx = &Context::from_waker(Waker::noop());
+            connections.each_ref().map(|place| place.standing().poll_shed(cx, &mut None).is_ready())
+        };
+        connections.iter().for_each(|place| place.standing().is_known_now());
+        let unread = Turns::new(UNREAD_MAX, true);
+        // Its request has arrived, so that nobody waits to hear that it has to go.
+        let begin = |connection: usize| unread.begin(connections[connection].standing()).0;
+
+        let taken = begin(0);
+        let mut answers: Vec<_> = (1..UNREAD_MAX).map(|number| begin(1 + number / (UNREAD_MAX / 2))).collect();
+        drop(taken);
+        answers.push(begin(2));
+        assert_eq!((answers.len(), is_closed()), (UNREAD_MAX, [false; 3]));
+        answers.push(begin(0));
+        assert_eq!(is_closed(), [false, true, false]);
     }
 }

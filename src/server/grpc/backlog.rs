@@ -1,72 +1,127 @@
-//! Backpressure for calls that have arrived and wait for admission. HTTP/2 reads as long as there is something to read, and
-//! accepts any call; a task for each call decides whether it is let in. If calls came faster than these tasks run, strangers'
-//! calls would pile up in memory, and clients' would wait behind them. So a connection is read on only while few of its calls
-//! wait.
+//! Backpressure for calls that wait for admission, and for answers that wait for the socket. HTTP/2 reads as long as there is
+//! something to read, accepts any call, and keeps the head of any answer until it is written; a task for each call decides
+//! whether it is let in. If calls came faster than these tasks run, or than the client takes answers, strangers' calls would pile
+//! up in memory, and clients' would wait behind them. So a connection is read on only while few of both wait ([`Backlog`]), and
+//! little at a time ([`Turn`]): calls can be counted only when h2 hands them on, which it does when there is nothing left to read.
 
 use std::{
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc,
         atomic::{AtomicUsize, Ordering::SeqCst},
     },
-    task::{Context, Poll, Waker},
+    task::{Context, Poll, ready},
 };
 
-use tonic::Request;
+use atomic_waker::AtomicWaker;
+use axum::http::HeaderValue;
+use bytes::Bytes;
 
-use super::connection::Origin;
+/// So many calls and answers wait at most, and what was read together with the last one. Two are the connection's own.
+const WAITING_MAX: usize = 128;
+/// So much is read before all calls in it are handed on: 500 of the shortest.
+const TURN_BYTES: usize = 8 * 1024;
 
-/// So many wait at most, and what was read together with the last one, 16 KiB.
-const UNSEEN_MAX: usize = 128;
-
-/// See the module's description.
+/// The calls and answers of one connection that wait.
 #[derive(Debug, Default)]
 pub(super) struct Backlog {
-    unseen: AtomicUsize,
-    reader: Mutex<Option<Waker>>,
+    waiting: AtomicUsize,
+    /// How often one was cloned, ever.
+    clones: AtomicUsize,
+    reader: AtomicWaker,
 }
 
 impl Backlog {
-    /// Ready when the connection may be read on.
-    pub(super) fn poll_room(&self, cx: &Context<'_>) -> Poll<()> {
-        let is_full = || self.unseen.load(SeqCst) >= UNSEEN_MAX;
+    /// Ready while there is room for another call.
+    fn poll_room(&self, cx: &Context<'_>) -> Poll<()> {
+        let is_full = || self.waiting.load(SeqCst) >= WAITING_MAX;
         if !is_full() {
             return Poll::Ready(());
         }
-        *self.reader() = Some(cx.waker().clone());
-        // Once more: the last one may have been looked at before there was anybody to wake.
+        self.reader.register(cx.waker());
+        // Once more: the last one may have gone before there was anybody to wake.
         if is_full() { Poll::Pending } else { Poll::Ready(()) }
-    }
-
-    fn reader(&self) -> MutexGuard<'_, Option<Waker>> {
-        self.reader.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// A call that waits, in its extensions until it is looked at.
-#[derive(Clone, Debug)]
-pub(super) struct Unseen(#[allow(dead_code, reason = "it is there to be dropped")] Arc<Waiting>);
-
+/// Counts until it is dropped; so does each clone. A call has one in its [`Origin`](super::connection::Origin), of which tonic
+/// makes a clone when h2 hands the call on, and which goes when the call was looked at.
 #[derive(Debug)]
-struct Waiting(Arc<Backlog>);
+pub(super) struct Waiting(Arc<Backlog>);
+
+impl Waiting {
+    pub(super) fn new(backlog: &Arc<Backlog>) -> Self {
+        backlog.waiting.fetch_add(1, SeqCst);
+        Self(Arc::clone(backlog))
+    }
+
+    pub(super) fn backlog(&self) -> &Arc<Backlog> {
+        &self.0
+    }
+}
+
+impl Clone for Waiting {
+    fn clone(&self) -> Self {
+        self.0.clones.fetch_add(1, SeqCst);
+        Self::new(&self.0)
+    }
+}
 
 impl Drop for Waiting {
     fn drop(&mut self) {
-        if self.0.unseen.fetch_sub(1, SeqCst) == UNSEEN_MAX
-            && let Some(reader) = self.0.reader().take()
-        {
-            reader.wake();
+        if self.0.waiting.fetch_sub(1, SeqCst) == WAITING_MAX {
+            self.0.reader.wake();
         }
     }
 }
 
-/// Notes that a call has arrived; to be asked where calls are taken from the connection.
-pub(super) fn noted(mut request: Request<()>) -> Request<()> {
-    if let Some(origin) = request.extensions().get::<Origin>() {
-        let backlog = Arc::clone(&origin.limits.backlog);
-        backlog.unseen.fetch_add(1, SeqCst);
-        request.extensions_mut().insert(Unseen(Arc::new(Waiting(backlog))));
+/// What was read of a connection since all calls in it were handed on.
+#[derive(Debug, Default)]
+pub(super) struct Turn {
+    bytes: usize,
+    /// How many clones there were at the last look.
+    clones: Option<usize>,
+}
+
+impl Turn {
+    /// Ready when the connection may be read on.
+    pub(super) fn poll_room(&mut self, backlog: &Backlog, cx: &Context<'_>) -> Poll<()> {
+        ready!(backlog.poll_room(cx));
+        if self.bytes < TURN_BYTES {
+            return Poll::Ready(());
+        }
+        // h2 looks for something to read before it hands on each call. If none was handed on since the last look, none is left.
+        let clones = backlog.clones.load(SeqCst);
+        if self.clones.replace(clones) == Some(clones) {
+            *self = Self::default();
+            return Poll::Ready(());
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
     }
-    request
+
+    pub(super) fn has_read(&mut self, bytes: usize) {
+        self.bytes += bytes;
+    }
+}
+
+/// The value of a header, which counts until the head that it is in is written, or never will be. As a sensitive one, which HPACK
+/// keeps in no table.
+pub(super) fn until_written<V: AsRef<[u8]> + Send + 'static>(value: V, backlog: &Arc<Backlog>) -> HeaderValue {
+    let unwritten = Unwritten { value, _waiting: Waiting::new(backlog) };
+    let mut value = HeaderValue::from_maybe_shared(Bytes::from_owner(unwritten)).expect("it is fit for a header");
+    value.set_sensitive(true);
+    value
+}
+
+struct Unwritten<V> {
+    value: V,
+    _waiting: Waiting,
+}
+
+impl<V: AsRef<[u8]>> AsRef<[u8]> for Unwritten<V> {
+    fn as_ref(&self) -> &[u8] {
+        self.value.as_ref()
+    }
 }
 
 #[cfg(test)]
@@ -87,22 +142,47 @@ mod tests {
         }
     }
 
+    impl Woken {
+        fn take(&self) -> bool {
+            self.0.swap(false, SeqCst)
+        }
+    }
+
     #[test]
     fn a_connection_is_read_on_when_there_is_room_for_another_call() {
         let (backlog, woken) = (Arc::new(Backlog::default()), Arc::new(Woken::default()));
         let waker = Waker::from(Arc::clone(&woken));
         let may_read = || backlog.poll_room(&Context::from_waker(&waker)).is_ready();
-        let arrived = || {
-            backlog.unseen.fetch_add(1, SeqCst);
-            Waiting(Arc::clone(&backlog))
-        };
-        let mut waiting: Vec<_> = (1..UNSEEN_MAX).map(|_| arrived()).collect();
+        let mut waiting: Vec<_> = (1..WAITING_MAX).map(|_| Waiting::new(&backlog)).collect();
         assert!(may_read());
-        waiting.extend([arrived(), arrived()]);
+        waiting.extend([Waiting::new(&backlog), Waiting::new(&backlog)]);
         assert!(!may_read());
         waiting.pop();
-        assert!(!may_read() && !woken.0.load(SeqCst));
+        assert!(!may_read() && !woken.take());
         waiting.pop();
-        assert!(woken.0.load(SeqCst) && may_read());
+        assert!(woken.take() && may_read());
+        let head = until_written(*b"1", &backlog);
+        assert!(!may_read() && head == "1");
+        drop(head);
+        assert!(woken.take() && may_read());
+    }
+
+    #[test]
+    fn no_more_is_read_before_all_calls_are_handed_on() {
+        let (origin, woken) = (Waiting::new(&Arc::default()), Arc::new(Woken::default()));
+        let waker = Waker::from(Arc::clone(&woken));
+        let mut turn = Turn::default();
+        let mut may_read = |read| {
+            turn.has_read(read);
+            turn.poll_room(origin.backlog(), &Context::from_waker(&waker)).is_ready()
+        };
+        assert!(may_read(TURN_BYTES - 1) && !woken.take());
+        assert!(!may_read(1) && woken.take(), "it looks again by itself");
+        let mut calls = Vec::new();
+        for _ in 0..10 {
+            calls.push(origin.clone());
+            assert!(!may_read(0) && woken.take());
+        }
+        assert!(may_read(0) && may_read(1) && !woken.take());
     }
 }

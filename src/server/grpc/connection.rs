@@ -8,7 +8,6 @@ use std::{
     time::Duration,
 };
 
-use prometheus::IntCounterVec;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpListener,
@@ -17,18 +16,23 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tonic::transport::server::Connected;
 
-use super::{admission::ConnectionLimits, corked::Corked};
+use super::{
+    admission::ConnectionLimits,
+    backlog::{Turn, Waiting},
+    corked::Corked,
+};
 use crate::{
     config,
     metrics::Metrics,
     rpc,
     server::{
         net::{
-            self, Entrance, Opened, PREFACE, Refused, Share, Stream,
+            self, Entrance, Floods, Opened, PREFACE, Share, Stream, TurnedAway,
             places::{Counted, Patience, Place, Places, Standing},
         },
         usize_of,
     },
+    subscription::Heard,
 };
 
 /// Connections that are open and not yet taken by tonic.
@@ -43,17 +47,17 @@ const PATIENCE: Patience =
 #[derive(Clone, Debug)]
 pub(in crate::server) struct Counters {
     places: Counted,
-    /// Connections that were not let in, by listener and cause.
-    refused: IntCounterVec,
+    turned_away: TurnedAway,
+    floods: Floods,
 }
 
 impl Counters {
     pub(in crate::server) fn new(metrics: &Metrics) -> Self {
-        Self { places: Counted::of("grpc", metrics), refused: metrics.connections_refused.clone() }
-    }
-
-    fn refused(&self, refused: &Refused) {
-        self.refused.with_label_values(&["grpc", refused.cause()]).inc();
+        Self {
+            places: Counted::of("grpc", metrics),
+            turned_away: TurnedAway::of("grpc", metrics),
+            floods: Floods::of("grpc", metrics),
+        }
     }
 }
 
@@ -98,7 +102,7 @@ async fn accept(
         let share = match entrance.share(address) {
             Ok(share) => share,
             Err(refused) => {
-                counters.refused(&refused);
+                counters.turned_away.note(&refused, address);
                 continue;
             }
         };
@@ -106,7 +110,7 @@ async fn accept(
         // Events are wanted now, not when a packet is full. One that is gone already will be noticed by its reader.
         let _ = stream.set_nodelay(true).is_ok();
 
-        let limits = ConnectionLimits::new(usize_of(config.inflight_bytes_max), usize_of(config.request_bytes_max));
+        let limits = ConnectionLimits::new();
         let (entrance, sender, counters) = (entrance.clone(), sender.clone(), counters.clone());
         tokio::spawn(async move {
             let opened = tokio::select! {
@@ -115,8 +119,11 @@ async fn accept(
             };
             match opened {
                 // Nobody to hand it to if the listener is going away.
-                Ok(opened) => drop(sender.send(Ok(Connection::new(opened, place, limits))).await.is_ok()),
-                Err(refused) => counters.refused(&refused),
+                Ok(opened) => {
+                    let connection = Connection::new(opened, place, limits, counters.floods);
+                    let _ = sender.send(Ok(connection)).await.is_ok();
+                }
+                Err(refused) => counters.turned_away.note(&refused, address),
             }
         });
     }
@@ -128,6 +135,7 @@ pub(super) struct Origin {
     pub peer: rpc::Peer,
     pub standing: Arc<Standing>,
     pub limits: ConnectionLimits,
+    pub waiting: Waiting,
 }
 
 /// A connection whose preface was read to see that it comes, and is read again by whom it is for. It breaks off when it has to
@@ -137,17 +145,39 @@ pub(super) struct Connection {
     stream: Corked<Stream>,
     origin: Origin,
     replayed: usize,
+    turn: Turn,
     /// Who is woken when it has to give way.
     registered: Option<Waker>,
+    floods: Floods,
+    /// It was looked at how it ends.
+    has_ended: bool,
     _held: (Place, Option<Share>),
 }
 
 impl Connection {
-    fn new(opened: Opened, place: Place, limits: ConnectionLimits) -> Self {
-        let peer = rpc::Peer { address: opened.client, certificate: opened.certificate.clone() };
-        let origin = Origin { peer, standing: Arc::clone(place.standing()), limits };
+    fn new(opened: Opened, place: Place, limits: ConnectionLimits, floods: Floods) -> Self {
+        let heard = Heard::default();
+        let peer = rpc::Peer { address: opened.client, certificate: opened.certificate.clone(), heard };
+        let waiting = Waiting::new(&Arc::default());
+        let origin = Origin { peer, standing: Arc::clone(place.standing()), limits, waiting };
         let (stream, share) = opened.into_parts();
-        Self { stream: Corked::new(stream), origin, replayed: 0, registered: None, _held: (place, share) }
+        Self {
+            stream: Corked::new(stream),
+            origin,
+            replayed: 0,
+            turn: Turn::default(),
+            registered: None,
+            floods,
+            has_ended: false,
+            _held: (place, share),
+        }
+    }
+
+    /// Counts and tells of a connection that is ended for what its client sent.
+    fn note_flood(&mut self) {
+        if !std::mem::replace(&mut self.has_ended, true) && ends_with_calm(self.stream.unsent()) {
+            self.floods.note(self.origin.peer.address.ip());
+        }
     }
 }
 
@@ -168,12 +198,16 @@ impl AsyncRead for Connection {
             self.replayed += count;
             return Poll::Ready(Ok(()));
         }
-        let Self { origin, registered, .. } = &mut *self;
+        let Self { stream, origin, turn, registered, .. } = &mut *self;
         if origin.standing.poll_shed(cx, registered).is_ready() {
             return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
         }
-        ready!(origin.limits.backlog.poll_room(cx));
-        Pin::new(&mut self.stream).poll_read(cx, buf)
+        ready!(turn.poll_room(origin.waiting.backlog(), cx));
+        let before = buf.filled().len();
+        ready!(Pin::new(stream).poll_read(cx, buf))?;
+        turn.has_read(buf.filled().len() - before);
+        origin.peer.heard.note();
+        Poll::Ready(Ok(()))
     }
 }
 
@@ -199,6 +233,44 @@ impl AsyncWrite for Connection {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.note_flood();
         Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+/// Whether what is sent last is HTTP/2's GOAWAY with ENHANCE_YOUR_CALM (RFC 9113, sections 6.8 and 7): h2 ends so what it takes for a
+/// flood, and says so to nobody else.
+fn ends_with_calm(sent: &[u8]) -> bool {
+    const KIND: u8 = 7;
+    const CALM: [u8; 4] = [0, 0, 0, 11];
+    const HEAD_BYTES: usize = 9;
+    const DEBUG_BYTES_MAX: usize = 64; // h2 says in a word or two what it was
+    let shortest = HEAD_BYTES + 8;
+    let longest = sent.len().min(shortest + DEBUG_BYTES_MAX);
+    (shortest..=longest).any(|length| {
+        let frame = &sent[sent.len() - length..];
+        let payload = u32::from_be_bytes([0, frame[0], frame[1], frame[2]]) as usize;
+        payload + HEAD_BYTES == length && frame[3..HEAD_BYTES] == [KIND, 0, 0, 0, 0, 0] && frame[13..17] == CALM
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_connection_that_ends_as_a_flood_is_told_from_others() {
+        let goaway = |code: u8, debug: &[u8]| {
+            let length = u8::try_from(8 + debug.len()).unwrap();
+            [&[0, 0, length, 7, 0, 0, 0, 0, 0, 0, 0, 0, 5, 0, 0, 0, code], debug].concat()
+        };
+        let ping = [0, 0, 8, 6, 0, 0, 0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8];
+        for debug in [&b""[..], b"too_many_resets", &[b'x'; 64]] {
+            assert!(ends_with_calm(&goaway(11, debug)));
+            assert!(ends_with_calm(&[&ping, &goaway(11, debug)[..]].concat()));
+            assert!(!ends_with_calm(&goaway(0, debug)), "it is only over");
+            assert!(!ends_with_calm(&[&goaway(11, debug)[..], &ping].concat()), "something came behind it");
+        }
+        assert!(!ends_with_calm(b"") && !ends_with_calm(&ping));
     }
 }

@@ -16,7 +16,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 /// So much is kept back at most; a write behind it waits until it is sent.
 const BYTES_MAX: usize = 32 * 1024;
 
-/// Whoever writes so much at once has more to write.
+/// A writer of so much at once has more to write.
 const BULK_BYTES_MIN: usize = 1024;
 
 /// A stream whose writes are kept back until the next read, or until there are too many of them. A task that reads it each
@@ -35,6 +35,11 @@ pub(super) struct Corked<S> {
 impl<S: AsyncRead + AsyncWrite + Unpin> Corked<S> {
     pub(super) fn new(stream: S) -> Self {
         Self { stream, kept: Vec::new(), sent: 0, is_due: false }
+    }
+
+    /// What is kept back.
+    pub(super) fn unsent(&self) -> &[u8] {
+        &self.kept[self.sent..]
     }
 
     fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

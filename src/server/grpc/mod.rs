@@ -3,26 +3,32 @@
 mod admission;
 mod backlog;
 mod connection;
+mod content;
 mod corked;
+mod health;
+mod inflight;
+mod refused;
 mod spanned;
+mod streams;
 
 use std::sync::Arc;
 
 use axum::{
     extract::{Request, State},
-    http::{HeaderValue, StatusCode, header::CONTENT_TYPE},
     middleware::{Next, from_fn_with_state},
-    response::{IntoResponse, Response},
+    response::Response,
 };
-use prometheus::IntCounterVec;
-use tokio::{net::TcpListener, time::timeout_at};
+use tokio::{
+    net::TcpListener,
+    time::{Instant, timeout_at},
+};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{
     Code, Status,
     service::{InterceptorLayer, Routes, RoutesBuilder},
 };
-use tonic_health::server::{HealthReporter, health_reporter};
+use tonic_health::{pb::health_server::HealthServer, server::HealthReporter};
 use tracing::Instrument;
 
 use super::net::Entrance;
@@ -30,7 +36,6 @@ use crate::{
     config::{self, Config},
     rpc,
     trace::{REQUEST_ID, RequestId, TRACEPARENT, Tracer},
-    web,
     wire::{
         DESCRIPTOR_SET,
         service::{
@@ -41,8 +46,12 @@ use crate::{
 };
 
 use admission::Admission;
+use backlog::until_written;
 pub(super) use connection::Counters;
-use connection::incoming;
+use connection::{Origin, incoming};
+use content::{Refusals, only_grpc};
+use health::Health;
+use inflight::Inflight;
 
 /// Names whose health can be asked; the empty one is the whole server.
 const HEALTH_NAMES: [&str; 3] = ["", EVENTS, ADMIN];
@@ -60,12 +69,13 @@ const HEADER_LIST_BYTES: u32 = 16 * 1024;
 const PENDING_RESETS_MAX: usize = 128;
 /// Streams of one connection beyond the subscriptions: calls that are answered at once.
 const UNARY_STREAMS: u32 = 1_024;
-/// Says why a request is refused that no client of gRPC sends.
-const MESSAGE: &str = "x-blobcast-message";
+/// Of one message of reflection: a name, and a wide margin.
+const REFLECTION_BYTES_MAX: usize = 4 * 1024;
 
 /// All services on `context`, and the handle that reports their health: serving.
 pub(super) async fn services(context: rpc::Context, config: &Config, tracer: Tracer) -> (HealthReporter, Routes) {
-    let (health, health_service) = health_reporter();
+    let health = HealthReporter::new();
+    let health_service = HealthServer::new(Health::of(&health));
     set_health(&health, tonic_health::ServingStatus::Serving).await;
     let request_bytes_max = super::usize_of(config.grpc.request_bytes_max);
     let (gate, answers) = (context.gate.clone(), Arc::clone(&context.answers));
@@ -86,47 +96,32 @@ pub(super) async fn services(context: rpc::Context, config: &Config, tracer: Tra
     // Both versions: grpcurl 1.8 and older speak only the second.
     let v1 = reflection().build_v1().expect("the descriptor set is our own, made at build time");
     let v1alpha = reflection().build_v1alpha().expect("the descriptor set is our own, made at build time");
-    routes.add_service(v1).add_service(v1alpha);
-    let admission = Arc::new(Admission::new(gate, super::usize_of(config.grpc.inflight_bytes_max), answers, &metrics));
+    routes
+        .add_service(v1.max_decoding_message_size(REFLECTION_BYTES_MAX))
+        .add_service(v1alpha.max_decoding_message_size(REFLECTION_BYTES_MAX));
+    let one_request = request_bytes_max.saturating_add(admission::CALL_BYTES + HEADER_LIST_BYTES as usize);
+    let inflight = Inflight::new(super::usize_of(config.grpc.inflight_bytes_max), one_request);
+    let admission = Arc::new(Admission::new(gate, inflight, answers, &metrics));
     let routes = routes
         .routes()
         .into_axum_router()
         .layer(from_fn_with_state(admission, admit))
         .layer(from_fn_with_state(request_bytes_max, explained))
-        .layer(from_fn_with_state(metrics.calls_refused.clone(), only_grpc))
+        .layer(from_fn_with_state(Refusals::new(metrics.calls_refused.clone()), only_grpc))
         .layer(from_fn_with_state(tracer, traced));
     (health, routes.into())
-}
-
-/// Refuses what no client of gRPC sends, before anything else looks at it. A browser sends a certificate of its user's with
-/// whatever a page asks it to, and a page can make it send any bytes, but not with gRPC's content type.
-async fn only_grpc(State(refused): State<IntCounterVec>, request: Request, next: Next) -> Response {
-    // In a header: a body would wait in memory until it is taken.
-    let refuse = |cause, status: StatusCode, message| {
-        refused.with_label_values(&[cause]).inc();
-        (status, [(MESSAGE, message)]).into_response()
-    };
-    if web::is_foreign(&request, None, &[]) {
-        let message = "a web page has sent this: remove `Origin` in the proxy that speaks for it, if that is wanted";
-        return refuse("foreign_origin", StatusCode::FORBIDDEN, message);
-    }
-    if !is_grpc(request.headers().get(CONTENT_TYPE)) {
-        let message = "this is a gRPC server: it takes application/grpc and application/grpc+proto";
-        return refuse("content_type", StatusCode::UNSUPPORTED_MEDIA_TYPE, message);
-    }
-    next.run(request).await
-}
-
-fn is_grpc(content_type: Option<&HeaderValue>) -> bool {
-    let essence = content_type.and_then(|value| value.as_bytes().split(|&byte| byte == b';').next());
-    let essence = essence.map(<[u8]>::trim_ascii).unwrap_or_default();
-    [&b"application/grpc"[..], b"application/grpc+proto"].iter().any(|ours| essence.eq_ignore_ascii_case(ours))
 }
 
 /// Asks the gate, and holds requests, and then their answers, to their time and their share of memory.
 async fn admit(State(admission): State<Arc<Admission>>, request: Request, next: Next) -> Response {
     match admission.admit(request) {
-        Ok((request, held)) => held.until_its_end(next.run(request).await),
+        Ok((request, call, held)) => {
+            let answer = next.run(request).await;
+            if let Some(status) = Status::from_header_map(answer.headers()) {
+                admission.refused.note(&call, &status);
+            }
+            held.until_its_end(answer)
+        }
         Err(refused) => refused.into_http(),
     }
 }
@@ -136,11 +131,13 @@ async fn explained(State(request_bytes_max): State<usize>, request: Request, nex
     let deadline = request.extensions().get().copied();
     let answer = next.run(request);
     let answer = match deadline {
+        // Nothing arrives in time any more, even if an answer is at hand.
+        Some(rpc::Deadline(deadline)) if deadline <= Instant::now() => None,
         // tonic has a timer of its own, which would answer CANCELLED.
-        Some(rpc::Deadline(deadline)) => timeout_at(deadline, answer).await,
-        None => Ok(answer.await),
+        Some(rpc::Deadline(deadline)) => timeout_at(deadline, answer).await.ok(),
+        None => Some(answer.await),
     };
-    let Ok(answer) = answer else { return rpc::deadline_exceeded().into_http() };
+    let Some(answer) = answer else { return rpc::deadline_exceeded().into_http() };
     let refusal = Status::from_header_map(answer.headers());
     match refusal.and_then(|refusal| rpc::explained(&refusal, request_bytes_max)) {
         Some(explained) => explained.into_http(),
@@ -153,9 +150,12 @@ async fn explained(State(request_bytes_max): State<usize>, request: Request, nex
 async fn traced(State(tracer): State<Tracer>, mut request: Request, next: Next) -> Response {
     let id = RequestId::new();
     let uri = request.uri().clone();
+    let origin = request.extensions().get::<Origin>().expect("each connection says what it is, see `Connected`");
+    let backlog = Arc::clone(origin.waiting.backlog());
     let method = uri.path().trim_start_matches('/');
     let mut span = tracer.begin(method, id, request.headers().get(TRACEPARENT));
     let let_in = rpc::LetIn::default();
+    request.extensions_mut().insert(id);
     if let Some(context) = span.context() {
         request.extensions_mut().insert(context);
         request.extensions_mut().insert(let_in.clone());
@@ -164,7 +164,7 @@ async fn traced(State(tracer): State<Tracer>, mut request: Request, next: Next) 
     let of_lines =
         tracing::error_span!("call", request_id = %id, method, trace_id = span.trace_id().map(tracing::field::display));
     let mut answer = next.run(request).instrument(of_lines.clone()).await;
-    answer.headers_mut().insert(REQUEST_ID, id.into());
+    answer.headers_mut().insert(REQUEST_ID, until_written(id.digits(), &backlog));
     // Unauthenticated calls are never traced: they must not crowd out real spans.
     if !let_in.get() {
         span.discard();
@@ -208,7 +208,7 @@ pub(super) async fn serve(
         .http2_keepalive_timeout(Some(keepalive_timeout))
         .http2_max_header_list_size(HEADER_LIST_BYTES)
         .http2_max_pending_accept_reset_streams(Some(PENDING_RESETS_MAX))
-        .layer(InterceptorLayer::new(|request| rpc::note_deadline(backlog::noted(request))))
+        .layer(InterceptorLayer::new(rpc::note_deadline))
         .add_routes(services)
         .serve_with_incoming_shutdown(ReceiverStream::new(incoming), stop.cancelled_owned());
     let (served, ()) = tokio::join!(server, accepting);

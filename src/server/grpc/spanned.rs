@@ -39,7 +39,7 @@ fn end(span: &mut Span, code: Code) {
     span.set("rpc.grpc.status_code", i64::from(code as i32));
 }
 
-/// A body that holds a span, which ends when the body is dropped, whoever ends it.
+/// A body that holds a span. The span ends when the body is dropped, by either side.
 struct Spanned {
     body: Body,
     span: Span,

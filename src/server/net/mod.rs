@@ -1,11 +1,14 @@
 //! From an accepted socket to a connection that can be spoken on: who is behind it, whether it may have another one, and TLS.
 //! All of it has to be done in one short time, so that a connection which says nothing holds nothing.
 
+mod floods;
 pub(super) mod places;
+mod preface;
 pub(crate) mod proxy;
 mod shares;
 mod stream;
 pub(super) mod tls;
+mod turned_away;
 
 use std::{
     io,
@@ -16,13 +19,18 @@ use std::{
 
 use ipnet::IpNet;
 use tokio::{
-    io::AsyncReadExt,
     net::TcpStream,
     time::{sleep, timeout},
 };
 
-pub(super) use self::{shares::Share, stream::Stream};
-use self::{shares::Shares, tls::Tls};
+pub(super) use self::{
+    floods::Floods,
+    preface::PREFACE,
+    shares::Share,
+    stream::Stream,
+    turned_away::{Refused, TurnedAway},
+};
+use self::{shares::Shares, tls::Tls, turned_away::Beginning};
 
 use crate::{credentials::Certificate, network};
 
@@ -45,34 +53,6 @@ pub(super) struct Entrance {
     tls: Option<Arc<Tls>>,
     /// HTTP/2 is to follow, and is waited for.
     expects_preface: bool,
-}
-
-/// What every HTTP/2 connection begins with (RFC 9113, section 3.4).
-pub(super) const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-
-/// Why a connection was turned away.
-#[derive(Debug, thiserror::Error)]
-pub(super) enum Refused {
-    /// Its address has as many as it may.
-    #[error("too many connections of one address")]
-    Share,
-    /// It did not say in time what it is.
-    #[error("the connection was not opened in time")]
-    Timeout,
-    /// Not a PROXY header, from somebody who has to send one, or not TLS.
-    #[error(transparent)]
-    Io(#[from] io::Error),
-}
-
-impl Refused {
-    /// The value of the metric's `cause`.
-    pub(super) fn cause(&self) -> &'static str {
-        match self {
-            Self::Share => "address_share",
-            Self::Timeout => "timeout",
-            Self::Io(_) => "not_understood",
-        }
-    }
 }
 
 /// A connection to be served.
@@ -126,7 +106,9 @@ impl Entrance {
 
     fn share_of(&self, client: SocketAddr) -> Result<Option<Share>, Refused> {
         match &self.shares {
-            Some(shares) if !self.trusts(client) => shares.take(client.ip()).ok_or(Refused::Share).map(Some),
+            Some(shares) if !self.trusts(client) => {
+                shares.take(client.ip()).ok_or(Refused::Share(client.ip())).map(Some)
+            }
             _ => Ok(None),
         }
     }
@@ -152,24 +134,33 @@ impl Entrance {
         share: Option<Share>,
     ) -> Result<Opened, Refused> {
         let (client, share) = if self.names_client(peer) {
-            let client = proxy::read(&mut stream, peer).await?;
+            Beginning::of_stream(&stream).await?;
+            let client = proxy::read(&mut stream, peer).await.map_err(|_| Refused::ProxyHeaderMissing)?;
             (client, self.share_of(client)?)
         } else {
             (peer, share)
         };
+        let mut begun = Beginning::Other;
+        if self.tls.is_some() || self.expects_preface {
+            begun = Beginning::of_stream(&stream).await?;
+        }
+        if begun == Beginning::ProxyHeader {
+            return Err(Refused::ProxyHeaderUnexpected);
+        }
         let (mut stream, certificate) = match &self.tls {
             None => (Stream::from(stream), None),
             Some(tls) => {
-                let (stream, certificate) = tls.accept(stream).await?;
+                let accepted = tls.accept(stream).await;
+                let (stream, certificate) = accepted.map_err(|error| Refused::by_tls(&error, begun))?;
                 (stream.into(), certificate)
             }
         };
         if self.expects_preface {
-            let mut preface = [0; PREFACE.len()];
-            stream.read_exact(&mut preface).await?;
-            if preface != *PREFACE {
-                return Err(io::Error::from(io::ErrorKind::InvalidData).into());
-            }
+            preface::read(&mut stream).await.map_err(|_| match begun {
+                Beginning::Tls if self.tls.is_none() => Refused::TlsUnexpected,
+                Beginning::Text => Refused::NotHttp2,
+                _ => Refused::NotUnderstood,
+            })?;
         }
         Ok(Opened { stream, client, certificate, share })
     }
@@ -199,7 +190,7 @@ mod tests {
         let entrance = Entrance::shared(2, &["192.0.2.0/24".parse().unwrap()], false, None);
         let held = [entrance.share(at("198.51.100.7:1")).unwrap(), entrance.share(at("198.51.100.7:2")).unwrap()];
         assert!(held.iter().all(Option::is_some));
-        assert!(matches!(entrance.share(at("198.51.100.7:3")), Err(Refused::Share)));
+        assert!(matches!(entrance.share(at("198.51.100.7:3")), Err(Refused::Share(_))));
         assert!(entrance.share(at("198.51.100.8:1")).unwrap().is_some(), "another one has its own");
         drop(held);
         assert!(entrance.share(at("198.51.100.7:3")).is_ok());

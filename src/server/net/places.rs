@@ -2,8 +2,9 @@
 //!
 //! A connection takes a place before it is authenticated. So that strangers cannot hold all places by staying silent, they are
 //! not first come, first served. A connection is a *stranger's* until a request on it was let in. When there is no place left,
-//! the oldest stranger's connection that is quiet is closed (*shed*). An authenticated connection is shed only if there are no
-//! strangers, only where [`Patience`] allows it, and only while it has no request.
+//! the oldest stranger's connection that has no request is closed (*shed*). Requests that were refused buy it no time: otherwise
+//! strangers that keep asking would hold all places. An authenticated connection is shed only if no stranger is without a request,
+//! only where [`Patience`] allows it, and only while it has no request; the one that has been idle longest is the first.
 
 use std::{
     collections::BTreeMap,
@@ -54,7 +55,7 @@ impl Counted {
 /// How long a connection may be quiet before it has to give way; `None`: for ever.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::server) struct Patience {
-    /// One on which nobody was let in yet.
+    /// One on which nobody was let in yet, from its beginning.
     pub with_strangers: Option<Duration>,
     /// One on which somebody was.
     pub with_clients: Option<Duration>,
@@ -125,8 +126,7 @@ impl Places {
         let mut taken = self.0.taken();
         if taken.strangers.len() + taken.known.len() >= self.0.max {
             let victim = self.0.victim(&taken)?;
-            taken.strangers.remove(&victim.number);
-            taken.known.remove(&victim.number);
+            taken.remove(victim.number);
             self.0.counted.shed.inc();
             victim.shed();
         }
@@ -147,6 +147,14 @@ impl Places {
     }
 }
 
+impl Taken {
+    /// Nothing, if it had to give way before.
+    fn remove(&mut self, number: u64) {
+        self.strangers.remove(&number);
+        self.known.remove(&number);
+    }
+}
+
 impl Inner {
     fn taken(&self) -> MutexGuard<'_, Taken> {
         self.taken.lock().unwrap_or_else(PoisonError::into_inner)
@@ -164,11 +172,10 @@ impl Inner {
         let stranger = taken.strangers.values().find(is_quiet);
         let (candidate, patience) = match stranger {
             Some(stranger) => (stranger, self.patience.with_strangers),
-            None if taken.strangers.is_empty() => {
+            None => {
                 let client = taken.known.values().filter(is_quiet).min_by_key(quiet_since);
                 (client.ok_or(None)?, self.patience.with_clients)
             }
-            None => return Err(None),
         };
         let quiet_since = self.began + Duration::from_millis(quiet_since(&candidate));
         match patience.and_then(|patience| quiet_since.checked_add(patience)) {
@@ -192,10 +199,7 @@ impl Place {
 impl Drop for Place {
     fn drop(&mut self) {
         let places = &self.0.places;
-        let mut taken = places.taken();
-        taken.strangers.remove(&self.0.number);
-        taken.known.remove(&self.0.number);
-        drop(taken);
+        places.taken().remove(self.0.number);
         places.counted.open.dec();
         places.freed.notify_one();
     }
@@ -205,7 +209,7 @@ impl Drop for Place {
 pub(in crate::server) struct Standing {
     places: Arc<Inner>,
     number: u64,
-    /// When it was taken in, or its last request ended, from when the listener began.
+    /// When it was taken in, or, of a client, its last request ended; from when the listener began.
     quiet_since_millis: AtomicU64,
     /// Somebody was let in on it.
     is_known: AtomicBool,
@@ -283,8 +287,10 @@ pub(in crate::server) struct Answering(Arc<Standing>);
 
 impl Drop for Answering {
     fn drop(&mut self) {
-        let Standing { places, quiet_since_millis, requests, .. } = &*self.0;
-        quiet_since_millis.store(places.now_millis(), Relaxed);
+        let Standing { places, quiet_since_millis, requests, is_known, .. } = &*self.0;
+        if is_known.load(Relaxed) {
+            quiet_since_millis.store(places.now_millis(), Relaxed);
+        }
         requests.fetch_sub(1, SeqCst);
     }
 }
@@ -359,6 +365,36 @@ mod tests {
     }
 
     #[test]
+    fn strangers_that_keep_asking_protect_neither_themselves_nor_others() {
+        let places = places(2);
+        let [asking, silent] = [(); 2].map(|()| places.try_take().unwrap());
+        for _ in 0..PATIENCE.as_secs() {
+            assert!(places.try_take().is_none());
+            advance(Duration::from_secs(1));
+            drop(asking.standing().begin());
+        }
+        let third = places.try_take().expect("the oldest one has had its time");
+        assert_eq!([&asking, &silent, &third].map(is_shed), [true, false, false]);
+        let _fourth = places.try_take().expect("so has the other one");
+        assert_eq!([&silent, &third].map(is_shed), [true, false]);
+    }
+
+    #[test]
+    fn where_all_strangers_are_busy_the_client_that_was_idle_longest_gives_way() {
+        let places = places(3);
+        let [older, newer, stranger] = [(); 3].map(|()| places.try_take().unwrap());
+        let _busy = stranger.standing().begin();
+        for client in [&newer, &older] {
+            client.standing().is_known_now();
+            drop(client.standing().begin());
+            advance(PATIENCE / 2);
+        }
+        let _third = places.try_take().expect("one has been idle for long enough");
+        assert_eq!([&older, &newer, &stranger].map(is_shed), [false, true, false]);
+        assert!(places.try_take().is_none(), "the other client has a moment left");
+    }
+
+    #[test]
     fn a_stranger_whose_request_is_being_read_is_not_interrupted() {
         let places = places(1);
         let only = places.try_take().unwrap();
@@ -366,9 +402,7 @@ mod tests {
         advance(2 * PATIENCE);
         assert!(places.try_take().is_none());
         drop(answering);
-        assert!(places.try_take().is_none(), "its silence begins now");
-        advance(PATIENCE);
-        assert!(places.try_take().is_some() && is_shed(&only));
+        assert!(places.try_take().is_some() && is_shed(&only), "nobody was let in");
     }
 
     #[tokio::test]

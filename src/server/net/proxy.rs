@@ -50,6 +50,11 @@ pub(crate) async fn read(stream: &mut (impl AsyncRead + Unpin), peer: SocketAddr
     })
 }
 
+/// Whether what begins so is a header, of either version.
+pub(super) fn is_header(bytes: &[u8]) -> bool {
+    bytes.starts_with(b"PROXY ") || bytes.starts_with(V2_PREFIX)
+}
+
 fn source_v2(addresses: &v2::Addresses, peer: SocketAddr) -> SocketAddr {
     match addresses {
         v2::Addresses::IPv4(addresses) => (IpAddr::from(addresses.source_address), addresses.source_port).into(),

@@ -28,7 +28,7 @@ impl Shares {
         Self { each_max, open: Arc::default() }
     }
 
-    /// A place, or `None` if the address has as many as it may. This machine's own are not counted: whoever runs here can do
+    /// A place, or `None` if the address has as many as it may. Those by loopback are not counted: a process that runs here can do
     /// worse, and a proxy beside the broker stands for everybody.
     pub(super) fn take(&self, address: IpAddr) -> Option<Share> {
         let is_here = address.to_canonical().is_loopback();

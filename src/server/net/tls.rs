@@ -15,8 +15,9 @@ use jiff::Timestamp;
 use rustls::{
     RootCertStore, ServerConfig,
     crypto::{CryptoProvider, ring},
-    pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer, UnixTime, pem::PemObject},
+    pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer, UnixTime, pem, pem::PemObject},
     server::{NoServerSessionStorage, ResolvesServerCert, WebPkiClientVerifier, danger::ClientCertVerifier},
+    sign::{CertifiedKey, SingleCertAndKey},
 };
 use tokio::net::TcpStream;
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
@@ -28,17 +29,18 @@ use x509_cert::{
         oid::db::rfc4519::COMMON_NAME,
     },
     ext::pkix::{SubjectAltName, name::GeneralName},
-    time::Time,
+    time::{Time, Validity},
 };
 
+use super::super::refusal::{Refusal, What};
 use crate::{credentials::Certificate, files};
 
 /// Largest file with a certificate and its chain: some hundred certificates.
 const CERTIFICATE_BYTES_MAX: u64 = 1 << 20;
 /// Largest file with a key: an RSA key of 16,384 bits has 13 KiB.
 const KEY_BYTES_MAX: u64 = 64 << 10;
-/// Largest file with the authorities of clients: all that a browser trusts are a quarter of a MiB.
-const CLIENT_CA_BYTES_MAX: u64 = 4 << 20;
+/// Largest file with authorities: all that a browser trusts are a quarter of a MiB.
+const CA_BYTES_MAX: u64 = 4 << 20;
 /// Largest file with revocation lists: an entry takes some 40 bytes.
 const CLIENT_CRL_BYTES_MAX: u64 = 16 << 20;
 
@@ -50,31 +52,21 @@ pub(in crate::server) const HTTP_1_1: &[u8] = b"http/1.1";
 /// Where a listener's certificate comes from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(in crate::server) struct Files {
+    /// The section of the configuration that names them.
+    pub listener: &'static str,
     /// The chain, PEM, the listener's own certificate first.
     pub certificate: PathBuf,
     /// Its key, PEM.
     pub key: PathBuf,
-    /// Who may have signed clients' certificates, PEM; `None`: clients are not asked for any.
-    pub client_ca: Option<PathBuf>,
-    /// Which of those are revoked, PEM, one list or more; only beside `client_ca`.
-    pub client_crl: Option<PathBuf>,
 }
 
-impl Files {
-    /// All of them.
-    pub(in crate::server) fn paths(&self) -> Vec<PathBuf> {
-        let Self { certificate, key, client_ca, client_crl } = self;
-        [Some(certificate), Some(key), client_ca.as_ref(), client_crl.as_ref()].into_iter().flatten().cloned().collect()
-    }
-}
-
-/// How long what was read is good, in seconds since 1970.
-#[derive(Clone, Copy, Debug)]
-pub(in crate::server) struct Expiry {
-    /// The listener's certificate.
-    pub certificate: i64,
-    /// When the first of the revocation lists should be replaced; `None`: there is none, or it does not say.
-    pub crl: Option<i64>,
+/// Where what vouches for clients comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(in crate::server) struct ClientFiles {
+    /// Who may have signed clients' certificates, PEM.
+    pub ca: PathBuf,
+    /// Which of those are revoked, PEM, one list or more.
+    pub crl: Option<PathBuf>,
 }
 
 /// A certificate chain with its key; from and until when it is good, in seconds since 1970.
@@ -89,15 +81,17 @@ pub(in crate::server) struct Identity {
 impl Identity {
     /// From PEM texts.
     pub(in crate::server) fn from_pem(chain: &[u8], key: &[u8]) -> Result<Self, String> {
-        let chain: Vec<_> = CertificateDer::pem_slice_iter(chain).collect::<Result<_, _>>().map_err(told)?;
-        let key = PrivateKeyDer::from_pem_slice(key).map_err(|error| format!("its key: {error}"))?;
-        let validity = parse(chain.first().ok_or("there is no certificate in it")?)?.tbs_certificate.validity;
+        let (chain, validity) = chain_of(chain)?;
+        let key = key_of(key).map_err(|error| format!("its key: {error}"))?;
         Ok(Self { chain, key, issued: seconds(validity.not_before), expires: seconds(validity.not_after) })
     }
 
-    pub(in crate::server) fn certified(self) -> Result<Arc<rustls::sign::CertifiedKey>, String> {
-        let key = rustls::sign::CertifiedKey::from_der(self.chain, self.key, &provider()).map_err(told)?;
-        Ok(Arc::new(key))
+    pub(in crate::server) fn certified(self) -> Result<Arc<CertifiedKey>, String> {
+        self.with_its_key().map_err(told)
+    }
+
+    fn with_its_key(self) -> Result<Arc<CertifiedKey>, rustls::Error> {
+        CertifiedKey::from_der(self.chain, self.key, &provider()).map(Arc::new)
     }
 }
 
@@ -109,12 +103,15 @@ pub(in crate::server) struct Tls {
     shown: Mutex<Vec<Arc<Shown>>>,
 }
 
+/// What is believed about clients.
+pub(in crate::server) type Verifier = Arc<dyn ClientCertVerifier>;
+
 /// What was read of the files.
 #[derive(Clone, Debug)]
-pub(in crate::server) struct Loaded {
+struct Loaded {
     config: Arc<ServerConfig>,
-    /// Whom it believes about clients; `None`: they are not asked.
-    verifier: Option<Arc<dyn ClientCertVerifier>>,
+    /// `None`: clients are not asked for certificates.
+    verifier: Option<Verifier>,
 }
 
 /// A client's certificate, with what it takes to verify it once more.
@@ -136,25 +133,32 @@ struct Verified {
 }
 
 impl Tls {
-    /// With the certificate in `files`; also how long that is good.
-    pub(in crate::server) fn from_files(files: &Files, alpn: &[&[u8]]) -> Result<(Self, Expiry), String> {
-        let (loaded, expiry) = load(files, alpn)?;
-        Ok((Self { loaded: RwLock::new(loaded), shown: Mutex::default() }, expiry))
+    /// With one certificate; clients are asked for theirs if there is a `verifier`.
+    pub(in crate::server) fn new(certificate: Arc<CertifiedKey>, verifier: Option<Verifier>, alpn: &[&[u8]]) -> Self {
+        Self::of(only(certificate), verifier, alpn)
     }
 
     /// With the certificates that `resolver` has.
     pub(in crate::server) fn from_resolver(resolver: Arc<dyn ResolvesServerCert>, alpn: &[&[u8]]) -> Self {
-        let builder = ServerConfig::builder_with_provider(provider()).with_safe_default_protocol_versions();
-        let builder = builder.expect("ring has what every version needs").with_no_client_auth();
-        let mut config = builder.with_cert_resolver(resolver);
-        config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
-        let loaded = Loaded { config: Arc::new(config), verifier: None };
-        Self { loaded: RwLock::new(loaded), shown: Mutex::default() }
+        Self::of(resolver, None, alpn)
     }
 
-    /// From now on: what [`load`] has read.
-    pub(in crate::server) fn set(&self, loaded: Loaded) {
-        *self.loaded.write().unwrap_or_else(PoisonError::into_inner) = loaded;
+    fn of(resolver: Arc<dyn ResolvesServerCert>, verifier: Option<Verifier>, alpn: &[&[u8]]) -> Self {
+        let alpn = alpn.iter().map(|name| name.to_vec()).collect();
+        Self { loaded: RwLock::new(Loaded::new(resolver, verifier, alpn)), shown: Mutex::default() }
+    }
+
+    /// Shows this one from now on.
+    pub(in crate::server) fn set_certificate(&self, certificate: Arc<CertifiedKey>) {
+        let mut loaded = self.loaded.write().unwrap_or_else(PoisonError::into_inner);
+        *loaded = Loaded::new(only(certificate), loaded.verifier.clone(), loaded.config.alpn_protocols.clone());
+    }
+
+    /// Believes this one about clients from now on.
+    pub(in crate::server) fn set_verifier(&self, verifier: Verifier) {
+        let mut loaded = self.loaded.write().unwrap_or_else(PoisonError::into_inner);
+        let resolver = Arc::clone(&loaded.config.cert_resolver);
+        *loaded = Loaded::new(resolver, Some(verifier), loaded.config.alpn_protocols.clone());
     }
 
     /// Whether there are certificates of connected clients that were good when this was asked last, and are not any more, or
@@ -216,6 +220,29 @@ impl Tls {
     }
 }
 
+impl Loaded {
+    fn new(resolver: Arc<dyn ResolvesServerCert>, verifier: Option<Verifier>, alpn: Vec<Vec<u8>>) -> Self {
+        let builder = ServerConfig::builder_with_provider(provider()).with_safe_default_protocol_versions();
+        let builder = builder.expect("ring has what every version needs");
+        let builder = match &verifier {
+            None => builder.with_no_client_auth(),
+            Some(verifier) => builder.with_client_cert_verifier(Arc::clone(verifier)),
+        };
+        let mut config = builder.with_cert_resolver(resolver);
+        config.alpn_protocols = alpn;
+        if verifier.is_some() {
+            // A session that is resumed brings its certificate with it, which is not verified again.
+            config.session_storage = Arc::new(NoServerSessionStorage {});
+            config.send_tls13_tickets = 0;
+        }
+        Self { config: Arc::new(config), verifier }
+    }
+}
+
+fn only(certificate: Arc<CertifiedKey>) -> Arc<dyn ResolvesServerCert> {
+    Arc::new(SingleCertAndKey::from(certificate))
+}
+
 impl Shown {
     fn is_good(&self, now: Timestamp) -> bool {
         self.certificate.upgrade().is_none_or(|certificate| certificate.is_good(now))
@@ -261,78 +288,189 @@ pub(in crate::server) fn provider() -> Arc<CryptoProvider> {
     Arc::new(ring::default_provider())
 }
 
-/// Reads the files; also how long they are good.
-pub(in crate::server) fn load(files: &Files, alpn: &[&[u8]]) -> Result<(Loaded, Expiry), String> {
-    let (chain, key) = (read(&files.certificate, CERTIFICATE_BYTES_MAX)?, read(&files.key, KEY_BYTES_MAX)?);
-    let Identity { chain, key, expires, .. } = Identity::from_pem(&chain, &key).map_err(in_file(&files.certificate))?;
-    let (verifier, crl) = match &files.client_ca {
-        None => (None, None),
-        Some(path) => {
-            let (lists, replaced) = files.client_crl.as_deref().map(revoked).transpose()?.unwrap_or_default();
-            (Some(verifier(path, lists)?), replaced)
-        }
-    };
+/// Reads a listener's certificate and its key; also until when it is good, in seconds since 1970.
+pub(in crate::server) fn load_certificate(files: &Files) -> Result<(Arc<CertifiedKey>, i64), Vec<Refusal>> {
+    let (what, of) = (What::Certificates, |name: &str| format!("{}.{name}", files.listener));
+    let (of_chain, of_key) = (of("tls_certificate_file"), of("tls_key_file"));
+    let chain = read(what, &of_chain, &files.certificate, CERTIFICATE_BYTES_MAX, chain_of);
+    let key = read(what, &of_key, &files.key, KEY_BYTES_MAX, key_of);
+    let ((chain, validity), key) = both(chain, key)?;
 
-    let builder = ServerConfig::builder_with_provider(provider()).with_safe_default_protocol_versions();
-    let builder = builder.expect("ring has what every version needs");
-    let builder = match &verifier {
-        None => builder.with_no_client_auth(),
-        Some(verifier) => builder.with_client_cert_verifier(Arc::clone(verifier)),
-    };
-    let mut config = builder.with_single_cert(chain, key).map_err(told).map_err(in_file(&files.certificate))?;
-    config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
-    if verifier.is_some() {
-        // A session that is resumed brings its certificate with it, which is not verified again.
-        config.session_storage = Arc::new(NoServerSessionStorage {});
-        config.send_tls13_tickets = 0;
-    }
-
-    Ok((Loaded { config: Arc::new(config), verifier }, Expiry { certificate: expires, crl }))
+    let (issued, expires) = (seconds(validity.not_before), seconds(validity.not_after));
+    let certified = Identity { chain, key, issued, expires }.with_its_key().map_err(|error| {
+        let is_mismatch = matches!(error, rustls::Error::InconsistentKeys(_));
+        let (certificate, key) = (files.certificate.display(), files.key.display());
+        let why = if is_mismatch {
+            format!("{of_key}: {key} is not the key of {certificate}; put the two that belong together there")
+        } else {
+            format!("{of_key}: {key} cannot be used: {error}; make one of a usual kind, RSA or P-256")
+        };
+        vec![Refusal { may_settle: is_mismatch, ..Refusal::new(what, why) }]
+    })?;
+    Ok((certified, expires))
 }
 
-fn read(path: &Path, bytes_max: u64) -> Result<Vec<u8>, String> {
-    files::read(path, bytes_max).map_err(told).map_err(in_file(path))
+const CLIENT_CRL: &str = "grpc.tls_client_crl_file";
+
+/// What vouches for clients, as it was read last and could be used. Each part comes from a file of its own, and is replaced alone: a
+/// revocation must not wait until somebody mends the authorities' file.
+#[derive(Clone, Debug)]
+pub(in crate::server) struct Vouching {
+    roots: Arc<RootCertStore>,
+    lists: Arc<Lists>,
 }
 
-fn in_file(path: &Path) -> impl Fn(String) -> String {
-    let path = path.display().to_string();
-    move |problem| format!("{path}: {problem}")
-}
-
-/// Who believes the authorities in a file about clients, but for what is revoked.
-fn verifier(
-    path: &Path,
+/// Lists of revoked certificates.
+#[derive(Debug, Default)]
+pub(in crate::server) struct Lists {
+    path: PathBuf,
     lists: Vec<CertificateRevocationListDer<'static>>,
-) -> Result<Arc<dyn ClientCertVerifier>, String> {
-    let mut roots = RootCertStore::empty();
-    for certificate in CertificateDer::pem_slice_iter(&read(path, CLIENT_CA_BYTES_MAX)?) {
-        let added = certificate.map_err(told).and_then(|certificate| roots.add(certificate).map_err(told));
-        added.map_err(in_file(path))?;
+    /// When the first of them should be replaced, in seconds since 1970, if one says so.
+    replaced: Option<i64>,
+}
+
+/// What one of the files holds.
+#[derive(Clone, Debug)]
+pub(in crate::server) enum Part {
+    Roots(Arc<RootCertStore>),
+    Lists(Arc<Lists>),
+}
+
+impl Vouching {
+    /// Reads both files; also what to verify clients with.
+    pub(in crate::server) fn load(files: &ClientFiles) -> Result<(Self, Verifier), Vec<Refusal>> {
+        let lists = files.crl.as_deref().map(load_client_lists).transpose();
+        let (roots, lists) = both(load_client_roots(&files.ca), lists)?;
+        let vouching = Self { roots, lists: lists.unwrap_or_default() };
+        let verifier = vouching.verifier().map_err(|refusal| vec![refusal])?;
+        Ok((vouching, verifier))
     }
-    // Not everybody has one: a token will do, and who has neither is refused with a reason that can be read. With lists, each
-    // certificate of a chain has to be in the scope of one: what nobody answers for may be revoked. A list that is late still
-    // counts: it is better than none, and the metric tells; to refuse everybody for a job that did not run would be worse.
-    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider()).with_crls(lists);
-    verifier.allow_unauthenticated().build().map_err(told).map_err(in_file(path))
+
+    pub(in crate::server) fn with(&self, part: Part) -> Self {
+        match part {
+            Part::Roots(roots) => Self { roots, lists: Arc::clone(&self.lists) },
+            Part::Lists(lists) => Self { roots: Arc::clone(&self.roots), lists },
+        }
+    }
+
+    /// Whether it is of the same reads.
+    pub(in crate::server) fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.roots, &other.roots) && Arc::ptr_eq(&self.lists, &other.lists)
+    }
+
+    /// See [`Lists::replaced`].
+    pub(in crate::server) fn lists_replaced(&self) -> Option<i64> {
+        self.lists.replaced
+    }
+
+    pub(in crate::server) fn verifier(&self) -> Result<Verifier, Refusal> {
+        let (roots, lists) = (Arc::clone(&self.roots), self.lists.lists.iter().cloned());
+        // Not everybody has one: a token will do, and who has neither is refused with a reason that can be read. With lists, each
+        // certificate of a chain has to be in the scope of one: what nobody answers for may be revoked. A list that is late still
+        // counts: it is better than none, and the metric tells; to refuse everybody for a job that did not run would be worse.
+        let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider()).with_crls(lists);
+        verifier.allow_unauthenticated().build().map_err(|error| {
+            // There are authorities: they were read before.
+            let path = self.lists.path.display();
+            Refusal::new(What::ClientCrl, format!("{CLIENT_CRL}: {path}: {error}; have the authority write it anew"))
+        })
+    }
+}
+
+/// Reads who may have signed clients' certificates.
+pub(in crate::server) fn load_client_roots(path: &Path) -> Result<Arc<RootCertStore>, Refusal> {
+    load_roots(What::ClientCa, "grpc.tls_client_ca_file", path).map(Arc::new)
+}
+
+/// Reads which of those are revoked.
+pub(in crate::server) fn load_client_lists(path: &Path) -> Result<Arc<Lists>, Refusal> {
+    let read = read(What::ClientCrl, CLIENT_CRL, path, CLIENT_CRL_BYTES_MAX, lists_of);
+    read.map(|(lists, replaced)| Arc::new(Lists { path: path.to_owned(), lists, replaced }))
+}
+
+/// Reads authorities from a PEM file.
+pub(in crate::server) fn load_roots(what: What, key: &str, path: &Path) -> Result<RootCertStore, Refusal> {
+    read(what, key, path, CA_BYTES_MAX, roots_of)
+}
+
+fn read<T>(
+    what: What,
+    key: &str,
+    path: &Path,
+    bytes_max: u64,
+    parse: impl FnOnce(&[u8]) -> Result<T, String>,
+) -> Result<T, Refusal> {
+    let bytes = files::read(path, bytes_max).map_err(|error| Refusal::unreadable(what, key, path, &error))?;
+    parse(&bytes).map_err(|problem| Refusal::new(what, format!("{key}: {}: {problem}", path.display())))
+}
+
+/// Both, or what is wrong with either.
+fn both<A, B>(one: Result<A, Refusal>, other: Result<B, Refusal>) -> Result<(A, B), Vec<Refusal>> {
+    match (one, other) {
+        (Ok(one), Ok(other)) => Ok((one, other)),
+        (one, other) => Err(one.err().into_iter().chain(other.err()).collect()),
+    }
+}
+
+fn chain_of(text: &[u8]) -> Result<(Vec<CertificateDer<'static>>, Validity), String> {
+    let chain: Vec<_> =
+        CertificateDer::pem_slice_iter(text).collect::<Result<_, _>>().map_err(|error| no_pem(&error))?;
+    let first = chain.first().ok_or("there is no certificate in it; write the chain as PEM, its own first")?;
+    let validity = parse(first)?.tbs_certificate.validity;
+    Ok((chain, validity))
+}
+
+fn key_of(text: &[u8]) -> Result<PrivateKeyDer<'static>, String> {
+    const ENCRYPTED: &[u8] = b"-----BEGIN ENCRYPTED PRIVATE KEY-----";
+    PrivateKeyDer::from_pem_slice(text).map_err(|error| match error {
+        pem::Error::NoItemsFound if text.windows(ENCRYPTED.len()).any(|found| found == ENCRYPTED) => {
+            "it is encrypted; write it without a passphrase, with `openssl pkey`".to_owned()
+        }
+        pem::Error::NoItemsFound => "there is no private key in it; write it as PEM".to_owned(),
+        error => no_pem(&error),
+    })
+}
+
+fn roots_of(text: &[u8]) -> Result<RootCertStore, String> {
+    let mut roots = RootCertStore::empty();
+    for certificate in CertificateDer::pem_slice_iter(text) {
+        let added = roots.add(certificate.map_err(|error| no_pem(&error))?);
+        added.map_err(|error| {
+            format!("number {} in it is no authority's certificate ({error}); take it out", roots.len() + 1)
+        })?;
+    }
+    if roots.is_empty() {
+        return Err("there is no certificate in it; write the authorities as PEM".to_owned());
+    }
+    Ok(roots)
 }
 
 /// Lists of revoked certificates, and when the first of them should be replaced.
-fn revoked(path: &Path) -> Result<(Vec<CertificateRevocationListDer<'static>>, Option<i64>), String> {
-    let (wrong, text) = (in_file(path), read(path, CLIENT_CRL_BYTES_MAX)?);
-    let lists: Vec<_> =
-        CertificateRevocationListDer::pem_slice_iter(&text).collect::<Result<_, _>>().map_err(told).map_err(&wrong)?;
+fn lists_of(text: &[u8]) -> Result<(Vec<CertificateRevocationListDer<'static>>, Option<i64>), String> {
+    let lists = CertificateRevocationListDer::pem_slice_iter(text).collect::<Result<Vec<_>, _>>();
+    let lists = lists.map_err(|error| no_pem(&error))?;
     if lists.is_empty() {
-        return Err(wrong("there is no revocation list in it".to_owned()));
+        return Err("there is no revocation list in it; write the authority's as PEM".to_owned());
     }
 
     let mut replaced = None;
     for list in &lists {
-        let list =
-            CertificateList::from_der(list).map_err(|error| wrong(format!("it is no revocation list: {error}")))?;
+        let list = CertificateList::from_der(list)
+            .map_err(|error| format!("it is no revocation list: {error}; have the authority write it anew"))?;
         let next = list.tbs_cert_list.next_update.map(seconds);
         replaced = replaced.into_iter().chain(next).min();
     }
     Ok((lists, replaced))
+}
+
+/// Never quotes the text: it may be a key.
+fn no_pem(error: &pem::Error) -> String {
+    let problem = match error {
+        pem::Error::MissingSectionEnd { .. } => "it ends too early",
+        pem::Error::Base64Decode(_) => "it is damaged",
+        _ => "it is not PEM",
+    };
+    format!("{problem}; copy it once more, whole")
 }
 
 /// What a verified certificate stands for: DNS names, URIs, and the common name.

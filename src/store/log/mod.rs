@@ -10,23 +10,27 @@ mod frame;
 mod segment;
 
 use std::{
-    collections::VecDeque,
+    collections::{BTreeMap, HashSet, VecDeque},
     fs::{self, File},
-    io,
-    ops::{ControlFlow, RangeInclusive},
+    io, mem,
+    ops::{ControlFlow, Range, RangeInclusive},
     os::unix::fs::FileExt,
     path::{Path, PathBuf},
     sync::{
         Arc, Condvar, Mutex, PoisonError, RwLock,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
+    time::Duration,
 };
 
+use bytes::Bytes;
+use frame::Body;
 pub(super) use frame::{Entry, Frame, FrameBuilder};
 use segment::{HEADER_BYTES, PAGE_BYTES, Segment, Span, Unreadable, Walked};
+use uuid::Uuid;
 
-use super::{layout::Totals, lock, open::Setup, read::ReadError, watermark::Mark};
-use crate::event::{Epoch, Record, Sequence};
+use super::{clock::TOLERANCE, layout::Totals, lock, open::Setup, read::ReadError, watermark::Mark};
+use crate::event::{Epoch, Fingerprint, Record, Sequence};
 
 /// The first segment is small, as most logs are; each further one is twice as large as the one before, up to the largest.
 const FIRST_SEGMENT_BYTES: u64 = 1024 * 1024;
@@ -58,12 +62,14 @@ struct Active {
     end: u64,
     bytes: u64,
     next_commit: u64,
+    /// The log time at its first commit that brought content, in microseconds since 1970: no content in it is older.
+    since_micros: Option<i64>,
 }
 
 impl Active {
     fn at_start(segment: Arc<Segment>, file: File, bytes: u64) -> Self {
         let next_commit = segment.header.commit;
-        Self { segment, file, end: HEADER_BYTES as u64, bytes, next_commit }
+        Self { segment, file, end: HEADER_BYTES as u64, bytes, next_commit, since_micros: None }
     }
 }
 
@@ -80,8 +86,12 @@ pub(super) struct Log {
     epoch: Epoch,
     /// Oldest first; never empty.
     segments: RwLock<VecDeque<Arc<Segment>>>,
+    /// Locked before `spare`, never after it: the writer begins a segment while it holds this.
     active: Mutex<Active>,
+    /// Locked after `active`, or alone. Held while a segment is made, which takes as long as the disk does.
     spare: Mutex<Option<Spare>>,
+    /// The active segment is as old as it may become, and the next commit goes into one of its own once that is made ahead.
+    is_old: AtomicBool,
     /// The number of the newest commit that is durable, and that the database has heard of.
     applied: AtomicU64,
     /// The oldest segment that a start has to replay, as the next commit will say.
@@ -90,7 +100,18 @@ pub(super) struct Log {
     noted: AtomicU64,
     /// The database has durably forgotten all events before this one.
     forgotten_before: AtomicU64,
+    /// What was announced to be erased and may not be overwritten yet.
+    announced: Mutex<VecDeque<Announced>>,
     turns: Arc<Turns>,
+}
+
+/// What one commit has announced to be erased.
+#[derive(Debug)]
+struct Announced {
+    /// The segment that the commit is in: a start has to find it there until all is overwritten.
+    number: u64,
+    /// Of events.
+    places: Vec<Sequence>,
 }
 
 /// Limits concurrent reads of large parts of segments. The holder of a turn waits for the disk only.
@@ -147,15 +168,17 @@ impl Log {
             segments: RwLock::new(segments),
             active: Mutex::new(active),
             spare: Mutex::default(),
+            is_old: false.into(),
             checkpoint: checkpoint.into(),
             noted: checkpoint.into(),
             forgotten_before: 0.into(),
+            announced: Mutex::default(),
             turns: Arc::default(),
         }
     }
 
-    /// Opens the log of a data directory, with the totals as its last commit left them; `None` if there is none yet. Everything
-    /// is checked before anything is changed.
+    /// Opens the log of a data directory, with the totals as its last commit left them, and how many bytes behind that were taken
+    /// back; `None` if there is none yet. Everything is checked before anything is changed.
     ///
     /// A last commit that is not whole was cut off by a crash, and is taken back; unless it was acknowledged, or the database
     /// was told of it, or another one follows it: then the log is damaged.
@@ -163,7 +186,7 @@ impl Log {
         directory: &Path,
         acknowledged: Option<Mark>,
         indexed: Option<Indexed>,
-    ) -> Result<Option<(Self, Totals)>, Setup> {
+    ) -> Result<Option<(Self, Totals, u64)>, Setup> {
         let folder = directory.join(FOLDER);
         let is_begun = acknowledged.is_some() || indexed.is_some();
         let mut known = Known::look(&folder, is_begun)?;
@@ -176,14 +199,17 @@ impl Log {
         };
         let newest = Segment::empty(path_of(&folder, header.number), header);
         let bytes = newest.read_whole()?;
-        let mut last_commit = 0;
+        let (mut last_commit, mut since_micros, mut before) = (0, None, header.totals);
         let walked = segment::walk(&header, &bytes, |at, frame| {
             newest.show(at as u64, &frame.header);
             last_commit = at;
+            since_micros = since_micros.or_else(|| frame.header.brought_at(&before));
+            before = frame.header.totals;
             Ok::<_, Setup>(())
         })?;
         let behind = bytes.slice(walked.end..);
-        let is_clean = behind.iter().all(|&byte| byte == 0);
+        let torn_bytes = behind.iter().rposition(|&byte| byte != 0).map_or(0, |last| last as u64 + 1);
+        let is_clean = torn_bytes == 0;
         if !is_clean && frame::is_followed(header.epoch, &behind, walked.next_commit) {
             return Err(not_as_written(walked.next_commit, newest.path()));
         }
@@ -206,8 +232,9 @@ impl Log {
         file.sync_all()?;
         known.clear()?;
         let Walked { end, next_commit, checkpoint, totals } = walked;
-        let active = Active { segment: newest, file, end: end as u64, bytes: bytes.len() as u64, next_commit };
-        Ok(Some((Self::of(folder, known.segments, active, checkpoint), totals)))
+        let (end, bytes) = (end as u64, bytes.len() as u64);
+        let active = Active { segment: newest, file, end, bytes, next_commit, since_micros };
+        Ok(Some((Self::of(folder, known.segments, active, checkpoint), totals, torn_bytes)))
     }
 
     pub(super) fn epoch(&self) -> Epoch {
@@ -238,7 +265,8 @@ impl Log {
         let mut active = lock(&self.active);
         let checkpoint = self.checkpoint.load(Ordering::Acquire);
         let (mut bytes, header) = frame.finish(self.epoch, active.next_commit, checkpoint, *after);
-        if active.bytes - active.end < header.length as u64 {
+        let is_full = active.bytes - active.end < header.length as u64;
+        if is_full || self.is_old.load(Ordering::Acquire) && self.has_spare() {
             self.begin_segment(&mut active, before, HEADER_BYTES as u64 + header.length as u64)?;
         }
         // With the zeros behind it up to the end of a page, which are there already, but not in memory.
@@ -248,6 +276,7 @@ impl Log {
         let written = Written { segment: Arc::clone(&active.segment), at: active.end, header };
         active.end += header.length as u64;
         active.next_commit += 1;
+        active.since_micros = active.since_micros.or_else(|| header.brought_at(before));
         Ok(written)
     }
 
@@ -298,49 +327,88 @@ impl Log {
         let segment = Arc::new(Segment::empty(path, header));
         self.segments.write().unwrap_or_else(PoisonError::into_inner).push_back(Arc::clone(&segment));
         *active = Active::at_start(segment, file, bytes);
+        self.is_old.store(false, Ordering::Release);
         Ok(())
     }
 
-    /// Makes the next segment ahead, once this one is half full.
+    /// Takes note of the log's time, in microseconds since 1970: what is in the active segment must not become older there than
+    /// `age_max`, or it stays on the disk long after it was forgotten.
+    pub(super) fn look_at_age(&self, now_micros: i64, age_max: Duration) {
+        let age_max = i64::try_from(age_max.as_micros()).unwrap_or(i64::MAX);
+        let since = lock(&self.active).since_micros;
+        // A time in the future comes from a clock that has been set right since: nobody knows how old its content is.
+        let is_unknown = |since: i64| since.saturating_sub(now_micros) > TOLERANCE;
+        let is_old = since.is_some_and(|since| is_unknown(since) || now_micros.saturating_sub(since) >= age_max);
+        self.is_old.store(is_old, Ordering::Release);
+    }
+
+    /// Whether the next commit is needed for what it says of the log, whatever else is in it: it begins a segment in place of an
+    /// old one, or notes the checkpoint that lets forgotten ones go.
+    pub(super) fn needs_commit(&self) -> bool {
+        self.is_old.load(Ordering::Acquire) && self.has_spare() || self.awaits_note()
+    }
+
+    fn has_spare(&self) -> bool {
+        // While it is being made, there is none.
+        self.spare.try_lock().is_ok_and(|spare| spare.is_some())
+    }
+
+    fn awaits_note(&self) -> bool {
+        let (checkpoint, noted) = (self.checkpoint.load(Ordering::Acquire), self.noted.load(Ordering::Acquire));
+        noted < checkpoint && self.is_oldest_forgotten(&self.segments(), checkpoint)
+    }
+
+    /// Makes the next segment ahead, once this one is half full, or old.
     pub(super) fn make_ahead(&self) -> io::Result<()> {
-        if !self.needs_spare() {
-            return Ok(());
-        }
+        // Asked before `spare` is locked. If the writer begins a segment meanwhile, this is made for the one after it.
+        let Some(bytes) = self.needs_spare() else { return Ok(()) };
         let mut spare = lock(&self.spare);
         let newest = self.segments().back().cloned();
         if let (None, Some(newest)) = (&*spare, newest) {
-            let bytes = next_bytes(newest.path().metadata()?.len());
             let file = segment::create(&path_of(&self.folder, newest.header.number + 1), bytes)?;
             *spare = Some(Spare { file, bytes });
         }
         Ok(())
     }
 
-    fn needs_spare(&self) -> bool {
-        let is_half_full = {
+    /// How large the next segment should be, if it is time to make it.
+    fn needs_spare(&self) -> Option<u64> {
+        let (end, bytes) = {
             let active = lock(&self.active);
-            active.end > active.bytes / 2
+            (active.end, active.bytes)
         };
+        let is_half_full = end > bytes / 2;
         // While it is being made, none is needed.
-        is_half_full && self.spare.try_lock().is_ok_and(|spare| spare.is_none())
+        let is_needed = (is_half_full || self.is_old.load(Ordering::Acquire))
+            && self.spare.try_lock().is_ok_and(|spare| spare.is_none());
+        // One that was full is followed by a larger one, one that grew old by what it would have needed.
+        is_needed.then(|| next_bytes(if is_half_full { bytes } else { end.next_multiple_of(PAGE_BYTES) }))
     }
 
     /// Whether there is something to do beside writing: a segment to make ahead, a checkpoint, a file to remove.
     pub(super) fn needs_care(&self, first_available: Sequence) -> bool {
-        self.needs_spare() || self.needs_checkpoint(first_available) || self.has_forgotten()
+        self.needs_spare().is_some() || self.needs_checkpoint(first_available) || self.has_forgotten()
     }
 
     /// Whether a checkpoint would shorten the replay, or let a segment go.
     pub(super) fn needs_checkpoint(&self, first_available: Sequence) -> bool {
+        let checkpoint_max = self.checkpoint_max();
         let segments = self.segments();
-        let newest = segments.back().map_or(0, |newest| newest.header.number);
         let would_free = |before: u64| segments.get(1).is_some_and(|second| second.first_sequence().0 <= before);
-        newest > self.checkpoint.load(Ordering::Acquire)
+        checkpoint_max > self.checkpoint.load(Ordering::Acquire)
             || would_free(first_available.0) && !would_free(self.forgotten_before.load(Ordering::Acquire))
     }
 
-    /// The number of the segment that is written to. All commits in older ones have been applied when the writer is between
-    /// two commits or in the first of this segment.
+    /// The segment up to which a checkpoint may go: the one that is written to, or an older one that has announced what is not
+    /// overwritten yet. All commits in older ones have been applied when the writer is between two commits or in the first of
+    /// this segment.
+    pub(super) fn checkpoint_max(&self) -> u64 {
+        // In this order: what is announced later is not in an older segment.
+        let newest = self.newest();
+        lock(&self.announced).front().map_or(newest, |oldest| oldest.number.min(newest))
+    }
+
+    /// The number of the segment that is written to.
     pub(super) fn newest(&self) -> u64 {
         self.segments().back().map_or(0, |newest| newest.header.number)
     }
@@ -352,13 +420,14 @@ impl Log {
     }
 
     fn has_forgotten(&self) -> bool {
-        self.is_oldest_forgotten(&self.segments())
+        self.is_oldest_forgotten(&self.segments(), self.noted.load(Ordering::Acquire))
     }
 
-    /// Whether all events of the oldest segment are durably forgotten, and no start can need it: a durable commit says so.
-    fn is_oldest_forgotten(&self, segments: &VecDeque<Arc<Segment>>) -> bool {
+    /// Whether all events of the oldest segment are durably forgotten, and no start would need it if a durable commit had noted
+    /// that checkpoint.
+    fn is_oldest_forgotten(&self, segments: &VecDeque<Arc<Segment>>, noted: u64) -> bool {
         let forgotten_before = self.forgotten_before.load(Ordering::Acquire);
-        segments.front().is_some_and(|oldest| oldest.header.number < self.noted.load(Ordering::Acquire))
+        segments.front().is_some_and(|oldest| oldest.header.number < noted)
             && segments.get(1).is_some_and(|second| second.first_sequence().0 <= forgotten_before)
     }
 
@@ -367,7 +436,7 @@ impl Log {
         let mut forgotten = Vec::new();
         {
             let mut segments = self.segments.write().unwrap_or_else(PoisonError::into_inner);
-            while self.is_oldest_forgotten(&segments) {
+            while self.is_oldest_forgotten(&segments, self.noted.load(Ordering::Acquire)) {
                 forgotten.extend(segments.pop_front());
             }
         }
@@ -391,6 +460,141 @@ impl Log {
         Ok(segments.first().map_or_else(Totals::default, |oldest| oldest.header.totals))
     }
 
+    /// Finds the bodies of those events at these places that are meant, and of the quarantined callbacks with these numbers, as far
+    /// as there are files that should have them. Both are in order, and none comes twice. Every commit is proven.
+    pub(super) fn find(
+        &self,
+        places: &[Sequence],
+        numbers: &[u64],
+        mut is_meant: impl FnMut(&Record) -> bool,
+    ) -> Found {
+        let mut found = Found::default();
+        let segments = self.segments().clone();
+        for (at, segment) in segments.iter().enumerate() {
+            let next = segments.get(at + 1);
+            let behind = next.map_or(Sequence(u64::MAX), |next| next.first_sequence());
+            let number_last = next.map_or(u64::MAX, |next| next.header.totals.quarantine_next);
+            let places = slice(places, segment.first_sequence(), behind.previous());
+            let numbers = slice(numbers, segment.header.totals.quarantine_next + 1, number_last);
+            if !places.is_empty() || !numbers.is_empty() {
+                self.find_in(segment, places, numbers, &mut is_meant, &mut found);
+            }
+        }
+        found
+    }
+
+    fn find_in(
+        &self,
+        segment: &Arc<Segment>,
+        places: &[Sequence],
+        numbers: &[u64],
+        is_meant: &mut impl FnMut(&Record) -> bool,
+        found: &mut Found,
+    ) {
+        let of_places = places.iter().map(|&place| segment.span(place, 0));
+        let of_numbers = numbers.iter().map(|&number| segment.span_of_number(number));
+        let mut blocks = BTreeMap::new();
+        for span in of_places.chain(of_numbers) {
+            match span {
+                Ok(span) => blocks.extend(span.map(|span| (span.start, span))),
+                Err(error) => found.problem = Some(error.to_string()),
+            }
+        }
+
+        let (mut count, mut bodies) = (0, Vec::new());
+        for span in blocks.values() {
+            let read = segment.read(span).map_err(|error| found.problem = Some(error.to_string()));
+            let Ok(read) = read else { continue };
+            self.each_body(&read, span.number, places, numbers, |entry, at, body| {
+                count += 1;
+                if !matches!(entry, Entry::Event { record, .. } if !is_meant(record)) {
+                    let place = |in_frame: usize| span.start + (at + in_frame) as u64;
+                    bodies.push((place(body.mark), place(body.range.start)..place(body.range.end)));
+                }
+            });
+        }
+        let lost = (places.len() + numbers.len()).saturating_sub(count);
+        if lost > 0 {
+            found.lost += lost;
+            let path = segment.path().display();
+            found.problem.get_or_insert_with(|| format!("{lost} bodies in {path} are not as they were written"));
+        }
+        if !bodies.is_empty() {
+            found.segments.entry(segment.header.number).or_insert((Arc::clone(segment), Vec::new())).1.extend(bodies);
+        }
+    }
+
+    /// Hands over the bodies at these places and with these numbers in some commits, with where their commit begins. Those that are
+    /// damaged are passed over.
+    fn each_body(
+        &self,
+        read: &Bytes,
+        mut number: u64,
+        places: &[Sequence],
+        numbers: &[u64],
+        mut each: impl FnMut(&Entry, usize, Body),
+    ) {
+        let mut at = 0;
+        while let Some(said) = read.get(at..).and_then(frame::Header::parse) {
+            let start = at;
+            at += said.length;
+            let before = mem::replace(&mut number, said.totals.quarantine_next);
+            let has_some = !slice(places, said.first_sequence(), said.head()).is_empty()
+                || !slice(numbers, before + 1, number).is_empty();
+            let Some(frame) = has_some.then(|| Frame::parse(self.epoch, read, start)).flatten() else { continue };
+            for (entry, body) in frame.bodies() {
+                let is_sought = match &entry {
+                    Entry::Event { record, .. } => places.binary_search(&record.sequence()).is_ok(),
+                    Entry::Quarantined { number, .. } => numbers.binary_search(number).is_ok(),
+                    _ => false,
+                };
+                if is_sought {
+                    each(&entry, start, body);
+                }
+            }
+        }
+    }
+
+    /// Erases again what was announced, durably, and says how much of it cannot be found. Also what seems to be erased: a kernel that
+    /// has failed to write it shows it as written, until it reads it from the disk again.
+    pub(super) fn erase(&self, places: &[Sequence], numbers: &[u64]) -> io::Result<usize> {
+        let (mut places, mut numbers) = (places.to_vec(), numbers.to_vec());
+        places.sort_unstable();
+        places.dedup();
+        numbers.sort_unstable();
+        numbers.dedup();
+        let found = self.find(&places, &numbers, |_| true);
+        if let Some(problem) = &found.problem {
+            tracing::error!(count = found.lost, %problem, "cannot erase what is damaged in the log: it may be on the disk still");
+        }
+        for (segment, bodies) in found.segments() {
+            segment.erase(bodies)?;
+        }
+        Ok(found.lost)
+    }
+
+    /// Takes note that the commit which was appended last has announced to erase what is at these places: no checkpoint passes it
+    /// before [`Self::note_overwritten`].
+    pub(super) fn note_announced(&self, places: Vec<Sequence>) {
+        let number = self.newest();
+        lock(&self.announced).push_back(Announced { number, places });
+    }
+
+    /// Takes note that everything which the oldest noted commit has announced is overwritten.
+    pub(super) fn note_overwritten(&self) {
+        lock(&self.announced).pop_front();
+    }
+
+    /// How many commits have announced what may not be overwritten yet.
+    pub(super) fn announced(&self) -> usize {
+        lock(&self.announced).len()
+    }
+
+    /// The places of events that are announced and may not be overwritten yet.
+    pub(super) fn announced_places(&self) -> HashSet<Sequence> {
+        lock(&self.announced).iter().flat_map(|announced| announced.places.iter().copied()).collect()
+    }
+
     /// The oldest event that a file still has, forgotten or not.
     pub(super) fn oldest(&self) -> Sequence {
         self.segments().front().map_or(Sequence(0), |oldest| oldest.first_sequence())
@@ -404,7 +608,7 @@ impl Log {
 
     /// Hands over the events at these places in order, until told to stop, reading about so many bytes at a time.
     ///
-    /// A place without its event is damage, or forgotten meanwhile: whoever asks has to look.
+    /// A place without its event is damage, or forgotten meanwhile: the caller has to look.
     pub(super) fn scan(
         &self,
         places: RangeInclusive<Sequence>,
@@ -475,6 +679,31 @@ impl Log {
         Ok(())
     }
 
+    /// Id and fingerprint of the event at `sequence`, as its commit has them; neither is known of what came from a backup.
+    pub(super) fn identity(&self, sequence: Sequence) -> Result<(Uuid, Fingerprint), ReadError> {
+        let segment = segment_of(&self.segments(), sequence).ok_or_else(|| missing(sequence))?;
+        let span = segment.span(sequence, 0)?.ok_or_else(|| missing(sequence))?;
+        let read = segment.read(&span)?;
+        let mut at = 0;
+        while let Some(said) = read.get(at..).and_then(frame::Header::parse) {
+            let start = at;
+            at += said.length;
+            if said.events == 0 || said.head() < sequence {
+                continue;
+            }
+            let frame = Frame::parse(self.epoch, &read, start).ok_or_else(|| missing(sequence))?;
+            for entry in frame.entries() {
+                match entry? {
+                    Entry::Event { event_id, fingerprint, record } if record.sequence() == sequence => {
+                        return Ok((event_id, fingerprint));
+                    }
+                    _ => {}
+                }
+            }
+        }
+        Err(missing(sequence))
+    }
+
     /// The event at `sequence`, in memory of its own.
     pub(super) fn get(&self, sequence: Sequence) -> Result<Record, ReadError> {
         let mut found = None;
@@ -525,6 +754,48 @@ impl Iterator for Events {
         }
         self.read.pop_front().map(Ok)
     }
+}
+
+/// Bodies in the files of the log.
+#[derive(Debug, Default)]
+pub(super) struct Found {
+    /// By the number of the segment.
+    segments: BTreeMap<u64, (Arc<Segment>, Bodies)>,
+    /// How many of those that were looked for are not there, or not as they were written.
+    lost: usize,
+    /// Why, of one of them.
+    problem: Option<String>,
+}
+
+/// Where bodies lie in a segment, each with where its mark goes.
+type Bodies = Vec<(u64, Range<u64>)>;
+
+impl Found {
+    /// Itself, if nothing is lost.
+    pub(super) fn whole(self) -> Result<Self, ReadError> {
+        self.problem.map_or(Ok(Self { problem: None, ..self }), |problem| Err(ReadError::Corrupt(problem)))
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.segments.is_empty()
+    }
+
+    pub(super) fn add(&mut self, other: Self) {
+        for (number, (segment, bodies)) in other.segments {
+            self.segments.entry(number).or_insert((segment, Vec::new())).1.extend(bodies);
+        }
+    }
+
+    pub(super) fn segments(&self) -> impl Iterator<Item = (&Segment, &[(u64, Range<u64>)])> {
+        self.segments.values().map(|(segment, bodies)| (&**segment, &bodies[..]))
+    }
+}
+
+/// Those of some, which are in order, from the first to the last.
+fn slice<T: Ord + Copy>(all: &[T], first: T, last: T) -> &[T] {
+    let start = all.partition_point(|it| *it < first);
+    let end = all.partition_point(|it| *it <= last);
+    all.get(start..end).unwrap_or_default()
 }
 
 fn segment_of(segments: &VecDeque<Arc<Segment>>, sequence: Sequence) -> Option<Arc<Segment>> {

@@ -17,6 +17,7 @@
 use std::{
     fs::{self, File},
     io::{self, Seek, Write},
+    ops::Range,
     os::unix::fs::{FileExt, OpenOptionsExt},
     path::{Path, PathBuf},
     sync::{
@@ -106,20 +107,47 @@ impl Header {
 }
 
 /// Where events are: commits that lie close together are one block.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Blocks {
-    /// The first event behind the start of each block, and where the block starts; both grow.
-    starts: Vec<(Sequence, u64)>,
+    /// None of what they say falls.
+    starts: Vec<Start>,
     /// Behind the last commit.
     end: u64,
+    /// The newest number of the quarantine up to there.
+    number: u64,
+}
+
+/// Where a block starts.
+#[derive(Clone, Copy, Debug)]
+struct Start {
+    at: u64,
+    /// The first event behind.
+    first: Sequence,
+    /// The newest number of the quarantine before.
+    number: u64,
 }
 
 impl Blocks {
+    /// Of a segment without commits.
+    fn none(header: &Header) -> Self {
+        Self { starts: Vec::new(), end: HEADER_BYTES as u64, number: header.totals.quarantine_next }
+    }
+
     fn add(&mut self, at: u64, frame: &frame::Header) {
-        if self.starts.last().is_none_or(|&(_, start)| at - start >= BLOCK_BYTES) {
-            self.starts.push((frame.first_sequence(), at));
+        if self.starts.last().is_none_or(|start| at - start.at >= BLOCK_BYTES) {
+            self.starts.push(Start { at, first: frame.first_sequence(), number: self.number });
         }
         self.end = at + frame.length as u64;
+        self.number = frame.totals.quarantine_next;
+    }
+
+    /// The last block that starts so, and those behind it as far as it takes for so many bytes.
+    fn span(&self, starts_before: impl Fn(&Start) -> bool, bytes: u64) -> Option<Span> {
+        let block = self.starts.partition_point(starts_before).checked_sub(1)?;
+        let Start { at: start, first, number } = self.starts[block];
+        let behind = &self.starts[block + 1..];
+        let end = behind.iter().map(|next| next.at).find(|at| at - start >= bytes).unwrap_or(self.end);
+        (start < end).then_some(Span { first, number, start, end })
     }
 }
 
@@ -128,6 +156,8 @@ impl Blocks {
 pub(super) struct Span {
     /// The first event in it, if it has any.
     pub first: Sequence,
+    /// The newest number of the quarantine before it.
+    pub number: u64,
     pub start: u64,
     pub end: u64,
 }
@@ -139,19 +169,26 @@ pub(in crate::store) struct Segment {
     pub(super) header: Header,
     /// None until somebody needs them.
     blocks: RwLock<Option<Blocks>>,
+    /// Held to write while a part of the file is overwritten, so that a read never finds one half of that.
+    overwriting: RwLock<()>,
     is_forgotten: AtomicBool,
 }
 
 impl Segment {
     /// One without commits as yet.
     pub(super) fn empty(path: PathBuf, header: Header) -> Self {
-        let blocks = Blocks { starts: Vec::new(), end: HEADER_BYTES as u64 };
-        Self { path, header, blocks: RwLock::new(Some(blocks)), is_forgotten: false.into() }
+        Self {
+            path,
+            header,
+            blocks: RwLock::new(Some(Blocks::none(&header))),
+            overwriting: RwLock::default(),
+            is_forgotten: false.into(),
+        }
     }
 
     /// One that was written before.
     pub(super) fn known(path: PathBuf, header: Header) -> Self {
-        Self { path, header, blocks: RwLock::default(), is_forgotten: false.into() }
+        Self { path, header, blocks: RwLock::default(), overwriting: RwLock::default(), is_forgotten: false.into() }
     }
 
     pub(super) fn path(&self) -> &Path {
@@ -166,7 +203,7 @@ impl Segment {
     /// Lets readers find a commit. It must be durable.
     pub(super) fn show(&self, at: u64, frame: &frame::Header) {
         let mut blocks = self.blocks.write().unwrap_or_else(PoisonError::into_inner);
-        blocks.get_or_insert_default().add(at, frame);
+        blocks.get_or_insert_with(|| Blocks::none(&self.header)).add(at, frame);
     }
 
     /// Has the file removed as soon as nobody reads it.
@@ -181,20 +218,36 @@ impl Segment {
 
     /// Where to read to find the event at `sequence`, if it is here: from the start of its block, for at least so many bytes.
     pub(super) fn span(&self, sequence: Sequence, bytes: u64) -> io::Result<Option<Span>> {
-        self.with_blocks(|blocks| {
-            let block = blocks.starts.partition_point(|&(first, _)| first <= sequence).checked_sub(1)?;
-            let (first, start) = blocks.starts[block];
-            let behind = &blocks.starts[block + 1..];
-            let end = behind.iter().map(|&(_, at)| at).find(|at| at - start >= bytes).unwrap_or(blocks.end);
-            (start < end).then_some(Span { first, start, end })
-        })
+        self.with_blocks(|blocks| blocks.span(|start| start.first <= sequence, bytes))
+    }
+
+    /// The same for the quarantined callback with this number: its block.
+    pub(super) fn span_of_number(&self, number: u64) -> io::Result<Option<Span>> {
+        self.with_blocks(|blocks| blocks.span(|start| start.number < number, 0))
     }
 
     /// Reads a part of it.
     pub(super) fn read(&self, span: &Span) -> io::Result<Bytes> {
         let mut bytes = vec![0; (span.end - span.start) as usize]; // a segment fits into memory
+        let _whole = self.overwriting.read().unwrap_or_else(PoisonError::into_inner);
         File::open(&self.path)?.read_exact_at(&mut bytes, span.start)?;
         Ok(bytes.into())
+    }
+
+    /// Erases bodies, each with where its mark goes, durably: all marks are written and synced first, so that no crash makes damage of
+    /// it.
+    pub(in crate::store) fn erase(&self, bodies: &[(u64, Range<u64>)]) -> io::Result<()> {
+        let file = File::options().write(true).open(&self.path)?;
+        {
+            let _alone = self.overwriting.write().unwrap_or_else(PoisonError::into_inner);
+            bodies.iter().try_for_each(|(mark, _)| file.write_all_at(&frame::MARK, *mark))?;
+        }
+        file.sync_data()?;
+        {
+            let _alone = self.overwriting.write().unwrap_or_else(PoisonError::into_inner);
+            bodies.iter().try_for_each(|(_, body)| overwrite(&file, body))?;
+        }
+        file.sync_data()
     }
 
     fn with_blocks<T>(&self, look: impl Fn(&Blocks) -> Option<T>) -> io::Result<Option<T>> {
@@ -203,7 +256,7 @@ impl Segment {
         }
         let mut blocks = self.blocks.write().unwrap_or_else(PoisonError::into_inner);
         if blocks.is_none() {
-            *blocks = Some(find_blocks(&self.path)?);
+            *blocks = Some(find_blocks(&self.path, &self.header)?);
         }
         Ok(blocks.as_ref().and_then(look))
     }
@@ -220,9 +273,9 @@ impl Drop for Segment {
 }
 
 /// Goes from commit to commit. What is damaged is noticed when it is read.
-fn find_blocks(path: &Path) -> io::Result<Blocks> {
+fn find_blocks(path: &Path, header: &Header) -> io::Result<Blocks> {
     let file = File::open(path)?;
-    let mut blocks = Blocks { starts: Vec::new(), end: HEADER_BYTES as u64 };
+    let mut blocks = Blocks::none(header);
     let bytes = file.metadata()?.len();
     let mut header = [0; frame::HEADER_BYTES];
     while blocks.end + frame::HEADER_BYTES as u64 <= bytes {
@@ -298,6 +351,17 @@ pub(super) fn zero_from(file: &mut File, at: u64) -> io::Result<()> {
     file.seek(io::SeekFrom::Start(at))?;
     fill(file, bytes.saturating_sub(at))?;
     file.sync_all()
+}
+
+/// With zeros; what is behind it stays.
+fn overwrite(file: &File, range: &Range<u64>) -> io::Result<()> {
+    let mut at = range.start;
+    while at < range.end {
+        let piece = ZEROS.0.len().min(usize::try_from(range.end - at).unwrap_or(usize::MAX));
+        file.write_all_at(&ZEROS.0[..piece], at)?;
+        at += piece as u64;
+    }
+    Ok(())
 }
 
 fn fill(file: &mut File, mut bytes: u64) -> io::Result<()> {

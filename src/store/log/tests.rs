@@ -1,10 +1,10 @@
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::mpsc, thread};
 
 use proptest::{collection, prelude::*};
 use uuid::Uuid;
 
 use super::*;
-use crate::event::{Labels, Product, RecordParts, TaskId, TaskStatus};
+use crate::event::{Fingerprint, Labels, Product, RecordParts, TaskId, TaskStatus};
 
 const EPOCH: Epoch = Epoch(7);
 
@@ -32,7 +32,7 @@ impl Kept {
             let sequence = self.totals.head().unwrap().next();
             let body = vec![sequence.0 as u8 | 1; size];
             let record = record(sequence, &body);
-            frame.event(Uuid::nil(), 0, &record);
+            frame.event(Uuid::nil(), Fingerprint::default(), &record);
             self.totals.event_count += 1;
             self.totals.event_bytes += record.len() as u64;
             self.bodies.insert(sequence.0, body);
@@ -43,7 +43,7 @@ impl Kept {
     }
 
     fn reopen(&mut self) {
-        let (log, totals) =
+        let (log, totals, _) =
             Log::open(self.directory.path(), Some(self.mark()), self.indexed()).unwrap_or_else(|_| panic!()).unwrap();
         assert_eq!(totals, self.totals);
         self.log = log;
@@ -100,7 +100,45 @@ pub(super) fn record(sequence: Sequence, raw: &[u8]) -> Record {
     Record::new(sequence, &parts)
 }
 
-fn refusal(opened: Result<Option<(Log, Totals)>, Setup>) -> String {
+#[test]
+fn what_is_erased_is_gone_from_its_file_and_all_else_is_read_as_before() {
+    let mut kept = Kept::new();
+    // Over several segments, of which one begins with a commit of several events.
+    for _ in 0..12 {
+        kept.commit(&[200_000, 3, 0, 70_000]);
+    }
+    assert!(kept.files().len() > 2);
+    let marked = |kept: &Kept| {
+        let mut left = Vec::new();
+        kept.log
+            .scan(Sequence(1)..=kept.totals.head().unwrap(), 30_000, |record| {
+                left.push((record.is_erased(), record.raw().to_vec()));
+                Ok(ControlFlow::Continue(()))
+            })
+            .unwrap();
+        left
+    };
+    let erased = [1, 2, 3, 17, 25, 48].map(Sequence);
+    kept.log.erase(&erased, &[]).unwrap();
+    for is_opened_again in [false, true] {
+        if is_opened_again {
+            kept.log.erase(&erased, &[7]).unwrap(); // also twice, and what is not there
+            kept.reopen();
+        }
+        for (place, (is_erased, raw)) in (1..).zip(marked(&kept)) {
+            assert_eq!(is_erased, erased.contains(&Sequence(place)), "{place}");
+            assert_eq!(raw, if is_erased { Vec::new() } else { kept.bodies[&place].clone() });
+        }
+        assert!(kept.log.get(Sequence(17)).unwrap().is_erased() && !kept.log.get(Sequence(18)).unwrap().is_erased());
+    }
+    // Each body repeats a byte of its own.
+    let files: Vec<u8> = kept.files().into_iter().flat_map(|path| fs::read(path).unwrap()).collect();
+    let count = |byte: u8| files.iter().filter(|&&found| found == byte).count();
+    // (and so does the event before it, of 70,000 bytes)
+    assert!(count(17) < 80_000 && count(25) < 80_000 && count(21) > 260_000, "{} {}", count(17), count(25));
+}
+
+fn refusal(opened: Result<Option<(Log, Totals, u64)>, Setup>) -> String {
     match opened {
         Err(Setup::Corrupt(problem)) => problem,
         _ => panic!("it must be refused"),
@@ -158,7 +196,7 @@ proptest! {
         fs::write(path, &bytes).unwrap();
         let left = ends.iter().rev().find(|(end, _)| *end <= cut).unwrap().1;
         refusal(Log::open(kept.directory.path(), Some(kept.mark()), kept.indexed()));
-        let (log, totals) = Log::open(kept.directory.path(), None, Some(Indexed { epoch: EPOCH, told: 0 })).unwrap_or_else(|_| panic!()).unwrap();
+        let (log, totals, _) = Log::open(kept.directory.path(), None, Some(Indexed { epoch: EPOCH, told: 0 })).unwrap_or_else(|_| panic!()).unwrap();
         prop_assert_eq!(totals.head().unwrap().0, left);
         // It goes on from there, and what was cut off never comes back.
         kept.bodies.retain(|&place, _| place <= left);
@@ -250,7 +288,7 @@ fn a_first_commit_that_was_cut_off_with_its_segment_is_taken_back_unless_it_was_
     let told = refusal(Log::open(kept.directory.path(), Some(after), kept.indexed()));
     assert_eq!(told, "11 events were acknowledged, and the log ends behind 10");
     assert_eq!(kept.files().len(), 2, "what is refused is left as it is");
-    let (_, totals) = Log::open(kept.directory.path(), Some(before), Some(Indexed { epoch: EPOCH, told: 10 }))
+    let (_, totals, _) = Log::open(kept.directory.path(), Some(before), Some(Indexed { epoch: EPOCH, told: 10 }))
         .unwrap_or_else(|_| panic!())
         .unwrap();
     assert_eq!((totals.event_count, kept.files().len()), (10, 1));
@@ -371,4 +409,72 @@ fn a_header_that_hides_its_events_is_told_in_both_directions() {
         file.write_all_at(&[1], ends[hidden - 1] + 12).unwrap();
         assert_eq!(kept.read(1, 5, true).len(), 5);
     }
+}
+
+#[test]
+fn a_segment_is_old_by_the_content_in_it_and_by_no_clock_that_was_wrong() {
+    let mut kept = Kept::new();
+    let hour = Duration::from_secs(3_600);
+    let micros = |duration: Duration| duration.as_micros() as i64;
+    let is_old = |kept: &Kept, now: i64| {
+        kept.log.look_at_age(now, hour);
+        kept.log.is_old.load(Ordering::Acquire)
+    };
+    kept.totals.log_time_micros = 1;
+    let mut frame = FrameBuilder::new();
+    frame.expired(1);
+    kept.log.append(frame, &kept.totals, &kept.totals).unwrap();
+    assert!(!is_old(&kept, i64::MAX), "it has no content");
+    let stamped = micros(10 * hour);
+    kept.totals.log_time_micros = stamped;
+    let before = kept.totals;
+    kept.totals.quarantine_next += 1;
+    let mut frame = FrameBuilder::new();
+    frame.quarantined(1, b"body");
+    kept.log.append(frame, &before, &kept.totals).unwrap();
+    assert!(!is_old(&kept, stamped + micros(hour) - 1) && is_old(&kept, stamped + micros(hour)));
+    // Within its tolerance the clock may go back a little.
+    assert!(!is_old(&kept, stamped - TOLERANCE) && is_old(&kept, stamped - TOLERANCE - 1));
+}
+
+#[test]
+fn a_segment_that_is_full_while_the_next_is_made_ahead_blocks_nobody() {
+    let Kept { directory: _directory, log, mut totals, .. } = Kept::new();
+    let log = Arc::new(log);
+    let (ended, end) = mpsc::channel();
+    let keeper = thread::spawn({
+        let log = Arc::clone(&log);
+        // Each segment is old at once, so none becomes large.
+        move || {
+            while end.try_recv() == Err(mpsc::TryRecvError::Empty) {
+                log.look_at_age(i64::MAX, Duration::ZERO);
+                log.make_ahead().unwrap();
+            }
+        }
+    });
+    let (worked, works) = mpsc::channel();
+    let writer = thread::spawn({
+        let log = Arc::clone(&log);
+        move || {
+            // The second fills half a segment, and the third does not fit any more.
+            for size in [10_000, 700_000, 700_000].into_iter().cycle().take(90) {
+                let (mut frame, before) = (FrameBuilder::new(), totals);
+                let record = record(totals.head().unwrap().next(), &vec![1; size]);
+                frame.event(Uuid::nil(), Fingerprint::default(), &record);
+                totals.event_count += 1;
+                totals.event_bytes += record.len() as u64;
+                let written = log.append(frame, &before, &totals).unwrap();
+                log.sync().unwrap();
+                log.show(&written);
+                worked.send(()).unwrap();
+            }
+        }
+    });
+    // By the time since the last commit: the disk may be slow.
+    let commits = std::iter::from_fn(|| works.recv_timeout(Duration::from_secs(30)).ok()).count();
+    assert_eq!(commits, 90, "the writer and the keeper wait for each other");
+    writer.join().unwrap();
+    ended.send(()).unwrap();
+    keeper.join().unwrap();
+    assert!(log.newest() > 3, "segments were begun");
 }

@@ -2,23 +2,24 @@
 //! changes until it is durable, except `first_available`, which moves ahead of the trim so that readers are never fooled.
 
 use std::{
-    collections::{HashMap, hash_map},
+    collections::{BTreeSet, HashMap, HashSet, hash_map},
+    io,
     ops::ControlFlow,
     sync::atomic::Ordering,
 };
 
 use fjall::OwnedWriteBatch;
 
-use super::{Command, Reply, Retention, TRIM_EVENTS, TRIM_READ_BYTES, WriteError};
+use super::{Command, Erased, Erasure, Imported, Reply, Retention, TRIM_EVENTS, TRIM_READ_BYTES, WriteError};
 use crate::{
     event::{Record, RecordParts, Selectable, Sequence, TaskId},
     store::{
         Appended, Draft, NewQuarantined, QuarantineHeader, ReadError, Store, UNKNOWN_MICROS,
         clock::Adoption,
         dedupe::{Verdict, judge, take_up},
-        layout::{TaskEvent, Totals, encode_quarantined, sequence_key},
+        layout::{Damaged, TaskEvent, Totals, encode_quarantined, sequence_key},
         lock,
-        log::FrameBuilder,
+        log::{Found, FrameBuilder},
         shares::{Kept, Measure},
     },
 };
@@ -28,8 +29,19 @@ use crate::{
 pub(super) struct Counts {
     pub duplicates: u64,
     pub conflicts: u64,
+    /// New events, and repetitions, of tasks of which something was erased.
+    pub after_erasure: AfterErasure,
     pub events_trimmed: ByReason<Forgotten>,
     pub quarantine_trimmed: ByReason<u64>,
+}
+
+/// Callbacks of tasks of which something was erased.
+#[derive(Debug, Default)]
+pub(super) struct AfterErasure {
+    /// They have brought content again.
+    pub new: u64,
+    /// They have repeated what was erased, and brought nothing.
+    pub duplicates: u64,
 }
 
 /// Why retention has forgotten something.
@@ -62,8 +74,10 @@ impl Counts {
 /// An answer that waits for the fsync.
 pub(super) enum Granted {
     Append(Reply<Appended>, Appended),
+    Release(Reply<Vec<Appended>>, Vec<Appended>),
     Quarantine(Reply<u64>, u64),
     Discard(Reply<u32>, u32),
+    Erase(Reply<Erased>, Erased),
     Probe(Reply<()>),
 }
 
@@ -72,17 +86,26 @@ impl Granted {
         // A receiver that is gone timed out; the repeated callback will find its event as a duplicate.
         let _ = match self {
             Self::Append(reply, appended) => reply.send(Ok(appended)).is_ok(),
+            Self::Release(reply, appended) => reply.send(Ok(appended)).is_ok(),
             Self::Quarantine(reply, number) => reply.send(Ok(number)).is_ok(),
             Self::Discard(reply, count) => reply.send(Ok(count)).is_ok(),
+            Self::Erase(reply, erased) => reply.send(Ok(erased)).is_ok(),
             Self::Probe(reply) => reply.send(Ok(())).is_ok(),
         };
+    }
+
+    /// Whether it says that something is erased.
+    pub(super) fn is_of_erasure(&self) -> bool {
+        matches!(self, Self::Release(..) | Self::Discard(..) | Self::Erase(..))
     }
 
     pub(super) fn refuse(self, error: WriteError) {
         let _ = match self {
             Self::Append(reply, _) => reply.send(Err(error)).is_ok(),
+            Self::Release(reply, _) => reply.send(Err(error)).is_ok(),
             Self::Quarantine(reply, _) => reply.send(Err(error)).is_ok(),
             Self::Discard(reply, _) => reply.send(Err(error)).is_ok(),
+            Self::Erase(reply, _) => reply.send(Err(error)).is_ok(),
             Self::Probe(reply) => reply.send(Err(error)).is_ok(),
         };
     }
@@ -97,16 +120,60 @@ pub(super) struct Batch<'a> {
     frame: FrameBuilder,
     /// For the database.
     index: OwnedWriteBatch,
+    /// There is something to write, if only that nothing was.
     is_probed: bool,
     totals: Totals,
     head: Sequence,
+    /// Places that were announced to be erased, by this batch or an earlier one, and may not be overwritten yet: what is read there
+    /// still has its content, which the totals have not.
+    announced: HashSet<Sequence>,
     /// Task entries that this batch has looked at.
     tasks: HashMap<TaskId, Entry>,
     /// How many callbacks this batch puts into quarantine.
     quarantined: usize,
     records: Vec<Record>,
+    gone: Gone,
     replies: Vec<Granted>,
     counts: Counts,
+}
+
+/// What is to be made unreadable once the commit is durable.
+#[derive(Debug, Default)]
+pub(super) struct Gone {
+    /// What is left of events that are erased.
+    pub erased: Vec<Record>,
+    /// Where the log has what is to be overwritten.
+    pub found: Found,
+    /// All that have left the quarantine: their keys go.
+    pub unkept: Vec<u64>,
+}
+
+/// Where a draft comes from.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Source {
+    Callback,
+    Quarantine,
+    /// Another log.
+    Log {
+        log_time_micros: i64,
+        is_erased: bool,
+    },
+}
+
+impl Source {
+    /// Nothing but the event's keys is left.
+    fn is_erased(self) -> bool {
+        matches!(self, Self::Log { is_erased: true, .. })
+    }
+}
+
+/// How a callback leaves the quarantine.
+#[derive(Clone, Copy)]
+enum Leave {
+    /// By retention: in the log it goes with its segment.
+    Expired,
+    /// It was released or discarded: it is erased there, too.
+    Removed,
 }
 
 /// What the index has of one task, as the batch will leave it.
@@ -122,6 +189,7 @@ pub(super) struct Sealed {
     pub write: Option<Write>,
     pub totals: Totals,
     pub records: Vec<Record>,
+    pub gone: Gone,
     pub replies: Vec<Granted>,
     pub counts: Counts,
 }
@@ -151,9 +219,11 @@ impl<'a> Batch<'a> {
             is_probed: false,
             totals,
             head,
+            announced: store.log.announced_places(),
             tasks: HashMap::with_capacity(commands),
             quarantined: 0,
             records: Vec::with_capacity(commands),
+            gone: Gone::default(),
             replies: Vec::with_capacity(commands),
             counts: Counts::default(),
         }
@@ -165,13 +235,25 @@ impl<'a> Batch<'a> {
                 Ok(appended) => self.replies.push(Granted::Append(reply, appended)),
                 Err(error) => Command::Append(draft, reply).refuse(error),
             },
-            Command::Quarantine(new, reply) => {
-                let number = self.quarantine(&new);
-                self.replies.push(Granted::Quarantine(reply, number));
-            }
+            Command::Import(imported, reply) => match self.import(&imported) {
+                Ok(appended) => self.replies.push(Granted::Append(reply, appended)),
+                Err(error) => Command::Import(imported, reply).refuse(error),
+            },
+            Command::Release(number, drafts, reply) => match self.release(number, &drafts) {
+                Ok(appended) => self.replies.push(Granted::Release(reply, appended)),
+                Err(error) => Command::Release(number, drafts, reply).refuse(error),
+            },
+            Command::Quarantine(new, reply) => match self.quarantine(&new) {
+                Ok(number) => self.replies.push(Granted::Quarantine(reply, number)),
+                Err(error) => Command::Quarantine(new, reply).refuse(WriteError::Failed(error.to_string())),
+            },
             Command::Discard(numbers, reply) => match self.discard_all(&numbers) {
                 Ok(count) => self.replies.push(Granted::Discard(reply, count)),
-                Err(error) => Command::Discard(numbers, reply).refuse(failed(error)),
+                Err(error) => Command::Discard(numbers, reply).refuse(not_erased(error)),
+            },
+            Command::Erase(erasure, reply) => match self.erase(&erasure) {
+                Ok(erased) => self.replies.push(Granted::Erase(reply, erased)),
+                Err(error) => Command::Erase(erasure, reply).refuse(not_erased(error)),
             },
             Command::Probe(reply) => {
                 self.is_probed = true;
@@ -182,32 +264,58 @@ impl<'a> Batch<'a> {
     }
 
     fn append(&mut self, draft: &Draft) -> Result<Appended, WriteError> {
-        if let Some(number) = draft.releases
-            && self.quarantined_bytes(number).is_none()
-        {
+        let appended = self.append_as(draft, Source::Callback)?;
+        if appended.duplicate {
+            self.counts.duplicates += 1;
+            // Without a sync of its own it would be answered sooner than what is new.
+            self.is_probed |= draft.conceals_duplicates;
+        }
+        Ok(appended)
+    }
+
+    fn import(&mut self, imported: &Imported) -> Result<Appended, WriteError> {
+        let Imported { draft, log_time_micros, is_erased } = imported;
+        self.append_as(draft, Source::Log { log_time_micros: *log_time_micros, is_erased: *is_erased })
+    }
+
+    fn release(&mut self, number: u64, drafts: &[Draft]) -> Result<Vec<Appended>, WriteError> {
+        if self.quarantined_bytes(number).is_none() {
             return Err(WriteError::NotInQuarantine);
         }
+        // Whatever can fail comes first: all of the events are appended, or none.
+        for draft in drafts {
+            entry(&mut self.tasks, self.store, &draft.task_id).map_err(failed)?;
+        }
+        self.discard_all(&[number]).map_err(not_erased)?;
+        drafts.iter().map(|draft| self.append_as(draft, Source::Quarantine)).collect()
+    }
+
+    fn append_as(&mut self, draft: &Draft, source: Source) -> Result<Appended, WriteError> {
         let entry = entry(&mut self.tasks, self.store, &draft.task_id).map_err(failed)?;
-        // An operator who releases a callback has looked at it.
-        let limited = draft.releases.is_none();
+        // An operator who releases a callback has looked at it, and another log has taken what it has.
+        let limited = source == Source::Callback;
         let verdict = judge(&entry.events, &draft.product, draft.status, draft.fingerprint, limited);
+        // Almost never.
+        let was_erased = entry.events.iter().any(|event| event.is_erased && event.product == draft.product);
         let (revision, conflict) = match verdict {
             Verdict::TooMany => return Err(WriteError::TooManyEvents),
             Verdict::Duplicate(original) => {
-                let appended = Appended { event_id: original.event_id, sequence: original.sequence, duplicate: true };
-                self.release(draft)?;
-                // A release is no callback, and what counts duplicates counts callbacks.
-                self.counts.duplicates += u64::from(draft.releases.is_none());
-                // Without a sync of its own it would be answered sooner than what is new.
-                self.is_probed |= draft.conceals_duplicates;
-                return Ok(appended);
+                if original.is_erased {
+                    self.counts.after_erasure.duplicates += 1;
+                    tracing::info!(event_id = %original.event_id, "a callback has repeated an erased event, which stays erased");
+                }
+                return Ok(Appended { event_id: original.event_id, sequence: original.sequence, duplicate: true });
             }
             Verdict::New { revision, conflict } => (revision, conflict),
         };
-        self.release(draft)?;
         self.counts.conflicts += u64::from(conflict);
+        if was_erased && !source.is_erased() {
+            self.counts.after_erasure.new += 1;
+            let (event_id, product) = (draft.event_id, &draft.product);
+            tracing::warn!(%event_id, %product, "a callback has brought new content of an erased task: erase it again if need be");
+        }
         let sequence = self.head.next();
-        self.insert_record(draft, sequence, revision, conflict);
+        self.insert_record(draft, sequence, revision, conflict, source);
         let entry = self.tasks.get_mut(&draft.task_id).expect("it was looked at above");
         entry.is_changed = true;
         let event = TaskEvent {
@@ -217,14 +325,19 @@ impl<'a> Batch<'a> {
             revision,
             status: draft.status,
             product: draft.product.clone(),
+            is_erased: source.is_erased(),
         };
         take_up(&mut entry.events, event);
         Ok(Appended { event_id: draft.event_id, sequence, duplicate: false })
     }
 
-    fn insert_record(&mut self, draft: &Draft, sequence: Sequence, revision: u32, conflict: bool) {
+    fn insert_record(&mut self, draft: &Draft, sequence: Sequence, revision: u32, conflict: bool, source: Source) {
         // What is released enters the log now: by the time it was received it might be forgotten at once.
-        let received_at = if draft.releases.is_some() { self.now_micros } else { draft.received_at_micros };
+        let received_at = match source {
+            Source::Callback => draft.received_at_micros,
+            Source::Quarantine => self.now_micros,
+            Source::Log { log_time_micros, .. } => log_time_micros,
+        };
         let log_time_micros = self.stamp(received_at);
         let parts = RecordParts {
             product: &draft.product,
@@ -239,6 +352,7 @@ impl<'a> Batch<'a> {
             raw: &draft.raw,
         };
         let record = Record::new(sequence, &parts).with_origin(draft.origin.clone());
+        let record = if source.is_erased() { record.erased() } else { record };
         self.frame.event(draft.event_id, draft.fingerprint, &record);
         self.totals.event_count += 1;
         self.totals.event_bytes += record.len() as u64;
@@ -260,44 +374,97 @@ impl<'a> Batch<'a> {
         lock(&self.store.shares).get(number).filter(|_| is_older).map(|kept| kept.bytes)
     }
 
-    fn release(&mut self, draft: &Draft) -> Result<(), WriteError> {
-        match draft.releases {
-            Some(number) => self.discard(number).map(drop).map_err(failed),
-            None => Ok(()),
-        }
-    }
-
-    fn quarantine(&mut self, new: &NewQuarantined) -> u64 {
-        self.quarantined += 1;
-        self.totals.quarantine_next += 1;
-        let number = self.totals.quarantine_next;
+    fn quarantine(&mut self, new: &NewQuarantined) -> io::Result<u64> {
+        let number = self.totals.quarantine_next + 1;
         let received_at_micros = self.stamp(new.header.received_at_micros);
         let header = QuarantineHeader { received_at_micros, ..new.header.clone() };
         let bytes = encode_quarantined(&header, &new.body);
+        let sealed = self.store.quarantine_keys.seal(number, &bytes)?;
+        self.quarantined += 1;
+        self.totals.quarantine_next = number;
         self.totals.quarantine_count += 1;
         self.totals.quarantine_bytes += bytes.len() as u64;
         self.frame.quarantined(number, &bytes);
         let QuarantineHeader { credential, product, received_at_micros, .. } = &header;
         lock(&self.store.shares).add(number, credential, product, bytes.len() as u64, *received_at_micros);
-        self.index.insert(&self.store.quarantine, sequence_key(Sequence(number)), bytes);
-        number
+        self.index.insert(&self.store.quarantine, sequence_key(Sequence(number)), sealed);
+        Ok(number)
     }
 
     fn discard_all(&mut self, numbers: &[u64]) -> Result<u32, ReadError> {
+        let mut known: Vec<_> = numbers.iter().copied().filter(|&it| self.quarantined_bytes(it).is_some()).collect();
+        known.sort_unstable();
+        known.dedup();
+        // Whatever can fail comes first: all are discarded, or none.
+        let found = self.store.log.find(&[], &known, |_| true).whole()?;
+        let mut totals = self.totals;
+        for &number in &known {
+            totals.forget_quarantined(self.quarantined_bytes(number).unwrap_or_default())?;
+        }
+        self.gone.found.add(found);
         let mut count = 0;
-        for &number in numbers {
-            count += u32::from(self.discard(number)?);
+        for number in known {
+            count += u32::from(self.discard(number, Leave::Removed)?);
         }
         Ok(count)
     }
 
-    fn discard(&mut self, number: u64) -> Result<bool, ReadError> {
+    fn discard(&mut self, number: u64, leave: Leave) -> Result<bool, ReadError> {
         let Some(bytes) = self.quarantined_bytes(number) else { return Ok(false) };
         self.totals.forget_quarantined(bytes)?;
         lock(&self.store.shares).remove(number);
-        self.frame.discarded(number);
+        match leave {
+            Leave::Expired => self.frame.expired(number),
+            Leave::Removed => self.frame.removed(number),
+        }
+        self.gone.unkept.push(number);
         self.index.remove(&self.store.quarantine, sequence_key(Sequence(number)));
         Ok(true)
+    }
+
+    /// Has it written whatever it did.
+    pub(super) fn mark(&mut self) {
+        self.is_probed = true;
+    }
+
+    /// Announces that all events of a task are erased, those that the index names and those at the places that are given.
+    fn erase(&mut self, erasure: &Erasure) -> Result<Erased, ReadError> {
+        let Erasure { task_id, product, places } = erasure;
+        let entry = entry(&mut self.tasks, self.store, task_id)?;
+        let is_meant = |event: &TaskEvent| event.product == *product && !event.is_erased;
+        let named = entry.events.iter().filter(|event| is_meant(event)).map(|event| event.sequence);
+        let all: BTreeSet<_> = places.iter().copied().chain(named).collect();
+        let is_there = |place: &Sequence| place.0 >= self.totals.first_available && !self.announced.contains(place);
+        let all: Vec<_> = all.into_iter().filter(is_there).collect();
+
+        // Whatever can fail comes first: all of them are erased, or none.
+        let (mut erased, mut bytes) = (Vec::new(), 0);
+        let found = self.store.log.find(&all, &[], |record| {
+            let is_of_task = record.task_id() == task_id.as_str() && record.product() == product.as_str();
+            let is_to_erase = is_of_task && !record.is_erased();
+            if is_to_erase {
+                let left = record.erased();
+                bytes += (record.len() - left.len()) as u64;
+                erased.push(left);
+            }
+            is_to_erase
+        });
+        let found = found.whole()?;
+        let rest = self.totals.event_bytes.checked_sub(bytes);
+        self.totals.event_bytes = rest.ok_or(Damaged("totals: they do not fit what there is"))?;
+
+        for event in entry.events.iter_mut().filter(|event| is_meant(event)) {
+            event.is_erased = true;
+            entry.is_changed = true;
+        }
+        let events = erased.len() as u32; // as many as a command may have
+        for record in erased {
+            self.frame.erased(record.sequence());
+            self.announced.insert(record.sequence());
+            self.gone.erased.push(record);
+        }
+        self.gone.found.add(found);
+        Ok(Erased { events, bytes })
     }
 
     /// Forgets some of what is too old (counts as received before the cutoffs, microseconds since 1970) or too much.
@@ -328,6 +495,9 @@ impl<'a> Batch<'a> {
         let mut budget = TRIM_EVENTS.max(2 * self.records.len());
         store.oldest_micros.store(UNKNOWN_MICROS, Ordering::Relaxed);
         store.log.scan_at_once(oldest..=newest, TRIM_READ_BYTES, |record| {
+            if self.announced.contains(&record.sequence()) {
+                return Ok(ControlFlow::Break(())); // once it is overwritten
+            }
             let received = self.totals.correction.of_event(record.sequence(), record.log_time_micros());
             let too_old = received < cutoff;
             if budget == 0 || !too_old && self.totals.event_bytes <= self.retention.event_bytes_max {
@@ -362,7 +532,7 @@ impl<'a> Batch<'a> {
         while budget > 0
             && let Some((number, kept)) = self.oldest_quarantined()
             && self.totals.correction.of_quarantined(number, kept.received_at_micros) < cutoff
-            && self.discard(number)?
+            && self.discard(number, Leave::Expired)?
         {
             self.counts.quarantine_trimmed.age += 1;
             budget -= 1;
@@ -371,7 +541,7 @@ impl<'a> Batch<'a> {
             && let Some(measure) = self.retention.quarantine_surplus(&self.totals)
             && let Some(number) = self.first_to_go(measure)
             // What this very batch brings is for the next one to forget.
-            && self.discard(number)?
+            && self.discard(number, Leave::Expired)?
         {
             match measure {
                 Measure::Bytes => self.counts.quarantine_trimmed.bytes += 1,
@@ -392,9 +562,9 @@ impl<'a> Batch<'a> {
 
     pub(super) fn seal(self) -> Sealed {
         let has_news = !self.frame.is_empty() || self.is_probed || self.totals != *lock(&self.store.totals);
-        let Self { frame, index, tasks, totals, records, replies, counts, .. } = self;
+        let Self { frame, index, tasks, totals, records, gone, replies, counts, .. } = self;
         let write = has_news.then(|| Write { frame, index, tasks: changed(tasks) });
-        Sealed { write, totals, records, replies, counts }
+        Sealed { write, totals, records, gone, replies, counts }
     }
 }
 
@@ -414,6 +584,14 @@ fn entry<'t>(
 
 fn changed(tasks: HashMap<TaskId, Entry>) -> Vec<(TaskId, Vec<TaskEvent>)> {
     tasks.into_iter().filter(|(_, entry)| entry.is_changed).map(|(task_id, entry)| (task_id, entry.events)).collect()
+}
+
+/// Why nothing is erased.
+fn not_erased(error: ReadError) -> WriteError {
+    match error {
+        ReadError::Corrupt(problem) => WriteError::Corrupt(problem),
+        ReadError::Expired => WriteError::Failed(error.to_string()),
+    }
 }
 
 fn failed(error: ReadError) -> WriteError {

@@ -6,7 +6,10 @@
 //! second thread does what a group should not wait for ([`keeper`]).
 
 mod batch;
+mod import;
 mod keeper;
+mod overdue;
+mod overwriting;
 
 use std::{
     fmt, io,
@@ -23,14 +26,19 @@ use tokio::sync::oneshot;
 
 use super::{
     Appended, Backup, Draft, Health, Mark, NewQuarantined, Store, Totals, UNKNOWN_MICROS,
-    clock::{AGREEMENT, Adoption, FAR},
+    clock::{Adoption, FAR},
     lock,
     shares::Measure,
 };
-use crate::{event::Record, metrics::Metrics};
-use batch::{Batch, Write};
+use crate::{
+    event::{Product, Record, Sequence, TaskId},
+    metrics::Metrics,
+};
+use batch::{Batch, Gone, Granted, Write};
+pub(super) use import::{Import, Imported};
 use keeper::Bell;
 pub use keeper::Keeper;
+use overwriting::Overwriting;
 
 /// Most commands that wait for the writer. More than the connections that may be open, so only a flood from within fills it;
 /// then a callback is refused with 503.
@@ -42,6 +50,8 @@ const QUEUE_BYTES_MAX: usize = 64 * 1024 * 1024;
 const GROUP_MAX: usize = 512;
 /// A commit takes no further command beyond this many bytes, so that a group of large bodies does not delay its first.
 const GROUP_BYTES_MAX: usize = 8 * 1024 * 1024;
+/// Most commits whose announcements wait to be overwritten: each may be for many events. More are refused, as by a full queue.
+const ANNOUNCED_MAX: usize = 64;
 /// How often an idle writer looks at the clock, retention and free disk space.
 const TICK: Duration = Duration::from_secs(1);
 /// With less free disk nothing is forgotten either, because forgetting writes first, and a write that fails is final.
@@ -58,6 +68,8 @@ pub struct Retention {
     pub event_age_max: Duration,
     /// The oldest events are forgotten beyond this.
     pub event_bytes_max: u64,
+    /// What is in one segment of the log spans no more than this; it is removed as a whole.
+    pub segment_age_max: Duration,
     /// Quarantined callbacks older than this are forgotten.
     pub quarantine_age_max: Duration,
     /// The oldest quarantined callbacks are forgotten beyond this.
@@ -69,6 +81,17 @@ pub struct Retention {
 }
 
 impl Retention {
+    /// Nothing is forgotten, and the disk is never low.
+    pub const KEEP_ALL: Self = Self {
+        event_age_max: Duration::MAX,
+        event_bytes_max: u64::MAX,
+        segment_age_max: Duration::MAX,
+        quarantine_age_max: Duration::MAX,
+        quarantine_bytes_max: u64::MAX,
+        quarantine_count_max: u64::MAX,
+        disk_free_min_percent: 0,
+    };
+
     /// What there is too much of in quarantine.
     fn quarantine_surplus(&self, totals: &Totals) -> Option<Measure> {
         if totals.quarantine_bytes > self.quarantine_bytes_max {
@@ -79,10 +102,36 @@ impl Retention {
     }
 }
 
+/// Most places that one erasure names, so that nobody waits long for the commit that announces them.
+pub const ERASURE_PLACES_MAX: usize = 1_024;
+
+/// What is to be erased.
+#[derive(Clone, Debug)]
+pub struct Erasure {
+    /// Of this task,
+    pub task_id: TaskId,
+    /// as far as it is of this product: all events that the index names,
+    pub product: Product,
+    /// and those at these places, at most [`ERASURE_PLACES_MAX`].
+    pub places: Vec<Sequence>,
+}
+
+/// What was erased.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Erased {
+    /// Events that had something to erase.
+    pub events: u32,
+    /// The bytes of them that were overwritten.
+    pub bytes: u64,
+}
+
 /// Where committed events go, on the writer's thread, in log order, before their callbacks are answered.
 pub trait Publish: Send {
     /// Takes the events of one commit; never blocks.
     fn publish(&mut self, records: &[Record]);
+
+    /// Takes what is left of events that were erased, in place of what it has of them. By default it keeps none.
+    fn erase(&mut self, _erased: &[Record]) {}
 }
 
 impl<F: FnMut(&[Record]) + Send> Publish for F {
@@ -108,6 +157,9 @@ pub enum WriteError {
     /// A write failed.
     #[error("writing to the store failed ({0}): it is opened again when the disk can be written")]
     Failed(String),
+    /// What is to be erased cannot be found in the log, or not as it was written: nothing was erased.
+    #[error("what is to be erased cannot be read in the log ({0})")]
+    Corrupt(String),
     /// The writer has stopped.
     #[error("the store is closed")]
     Closed,
@@ -130,8 +182,13 @@ type Reply<T> = oneshot::Sender<Result<T, WriteError>>;
 
 enum Command {
     Append(Box<Draft>, Reply<Appended>),
+    /// Takes over an event of another log.
+    Import(Box<Imported>, Reply<Appended>),
+    /// Takes a callback out of quarantine, and appends what it has become.
+    Release(u64, Vec<Draft>, Reply<Vec<Appended>>),
     Quarantine(NewQuarantined, Reply<u64>),
     Discard(Vec<u64>, Reply<u32>),
+    Erase(Erasure, Reply<Erased>),
     /// Takes a backup of what is durable by then.
     Backup(Reply<Backup>),
     /// Commits a mark, to show that the whole path answers.
@@ -145,18 +202,28 @@ enum Command {
 impl Command {
     fn bytes(&self) -> usize {
         match self {
-            Self::Append(draft, _) => draft.event.len() + draft.raw.len(),
+            Self::Append(draft, _) => draft.bytes(),
+            Self::Import(imported, _) => imported.draft.bytes(),
+            Self::Release(_, drafts, _) => drafts.iter().map(Draft::bytes).sum(),
             Self::Quarantine(new, _) => new.body.len(),
-            Self::Discard(..) | Self::Backup(_) | Self::Probe(_) | Self::Retain | Self::Stop => 0,
+            Self::Discard(numbers, _) => size_of_val(&numbers[..]),
+            Self::Erase(erasure, _) => size_of_val(&erasure.places[..]),
+            Self::Backup(_) | Self::Probe(_) | Self::Retain | Self::Stop => 0,
         }
+    }
+
+    fn is_erasure(&self) -> bool {
+        matches!(self, Self::Release(..) | Self::Discard(..) | Self::Erase(..))
     }
 
     fn refuse(self, error: WriteError) {
         // A receiver that is gone has given up; its callback is not answered 200, so nothing is owed.
         let _ = match self {
-            Self::Append(_, reply) => reply.send(Err(error)).is_ok(),
+            Self::Append(_, reply) | Self::Import(_, reply) => reply.send(Err(error)).is_ok(),
+            Self::Release(_, _, reply) => reply.send(Err(error)).is_ok(),
             Self::Quarantine(_, reply) => reply.send(Err(error)).is_ok(),
             Self::Discard(_, reply) => reply.send(Err(error)).is_ok(),
+            Self::Erase(_, reply) => reply.send(Err(error)).is_ok(),
             Self::Backup(reply) => reply.send(Err(error)).is_ok(),
             Self::Probe(reply) => reply.send(Err(error)).is_ok(),
             Self::Retain | Self::Stop => false,
@@ -185,12 +252,23 @@ impl Appender {
         self.send(|reply| Command::Append(Box::new(draft), reply))
     }
 
+    /// Takes the callback with this number out of quarantine and appends the events it has become, all by one commit. Each is
+    /// answered like [`Self::append`], but is taken however many events its task has.
+    pub fn release(&self, number: u64, drafts: Vec<Draft>) -> oneshot::Receiver<Result<Vec<Appended>, WriteError>> {
+        self.send(|reply| Command::Release(number, drafts, reply))
+    }
+
     /// Keeps a callback in quarantine; answers its number.
     pub fn quarantine(&self, new: NewQuarantined) -> oneshot::Receiver<Result<u64, WriteError>> {
         self.send(|reply| Command::Quarantine(new, reply))
     }
 
-    /// Deletes from quarantine; answers how many existed.
+    /// Erases the content of a task's events: answers when nothing of it is left in the log, nor in what [`Publish`] has.
+    pub fn erase(&self, erasure: Erasure) -> oneshot::Receiver<Result<Erased, WriteError>> {
+        self.send(|reply| Command::Erase(erasure, reply))
+    }
+
+    /// Deletes from quarantine, and erases what is deleted; answers how many existed.
     pub fn discard(&self, numbers: Vec<u64>) -> oneshot::Receiver<Result<u32, WriteError>> {
         self.send(|reply| Command::Discard(numbers, reply))
     }
@@ -313,11 +391,7 @@ impl<P: Publish> Writer<P> {
     /// Writes until it is stopped, or every [`Appender`] is gone.
     pub fn run(mut self) {
         if !self.store.clock.is_settled() {
-            let minutes = AGREEMENT / 60_000_000;
-            tracing::info!(
-                minutes,
-                "the clock is far from the newest event: nothing is forgotten by age until it has proved right"
-            );
+            overdue::tell(&self.store, &self.retention);
         }
         self.tick();
         loop {
@@ -344,9 +418,16 @@ impl<P: Publish> Writer<P> {
         self.check_disk();
         self.check_clock();
         let is_noted = lock(&self.store.totals).trust == self.store.clock.trust();
-        if self.adoption.is_some() || !is_noted && may_forget(&self.store.health()) {
+        self.look_at_age();
+        if self.adoption.is_some() || (!is_noted || self.store.log.needs_commit()) && may_forget(&self.store.health()) {
             self.commit(Vec::new());
+        } else if let Some(bell) = &self.bell {
+            bell.ring_if_needed(&self.store); // behind a commit it is rung anyway
         }
+    }
+
+    fn look_at_age(&self) {
+        self.store.log.look_at_age(self.store.clock.now_micros(), self.retention.segment_age_max);
     }
 
     fn commit_group(&mut self, first: Command) -> ControlFlow<()> {
@@ -376,23 +457,38 @@ impl<P: Publish> Writer<P> {
         }
         self.check_disk();
         self.check_clock();
+        self.look_at_age();
         let (backups, group): (Vec<_>, Vec<_>) =
             group.into_iter().partition(|command| matches!(command, Command::Backup(_)));
         backups.into_iter().for_each(|command| self.back_up(command));
+        let mut group = group;
+        if self.store.log.announced() >= ANNOUNCED_MAX {
+            let refused = group.extract_if(.., |command| command.is_erasure());
+            refused.for_each(|command| command.refuse(WriteError::Overloaded));
+        }
+        // What is erased has to lie in the log, so it is by a commit of its own.
+        let (erasures, group): (Vec<_>, Vec<_>) =
+            group.into_iter().partition(|command| matches!(command, Command::Erase(..)));
+        self.commit_or_refuse(group);
+        self.commit_or_refuse(erasures);
+        flow
+    }
+
+    fn commit_or_refuse(&mut self, group: Vec<Command>) {
         match self.refusal() {
+            _ if group.is_empty() => {}
             None => {
                 self.commit(group);
             }
-            // Deleting from quarantine is a way to free some disk.
+            // Deleting from quarantine is a way to free some disk, and what is to be erased must not wait for space.
             Some(error) if may_forget(&self.store.health()) => {
-                let (discards, others): (Vec<_>, Vec<_>) =
-                    group.into_iter().partition(|command| matches!(command, Command::Discard(..)));
+                let is_deletion = |command: &Command| matches!(command, Command::Discard(..) | Command::Erase(..));
+                let (deletions, others): (Vec<_>, Vec<_>) = group.into_iter().partition(is_deletion);
                 others.into_iter().for_each(|command| command.refuse(error.clone()));
-                self.commit(discards);
+                self.commit(deletions);
             }
             Some(error) => group.into_iter().for_each(|command| command.refuse(error.clone())),
         }
-        flow
     }
 
     fn enlist(&mut self, command: Command, group: &mut Vec<Command>) {
@@ -407,7 +503,7 @@ impl<P: Publish> Writer<P> {
         let Command::Backup(reply) = command else { return };
         let answer = match self.refusal() {
             Some(error @ WriteError::Failed(_)) => Err(error),
-            _ => Ok(self.store.backup()),
+            _ => self.store.backup().map_err(|error| WriteError::Failed(error.to_string())),
         };
         let _ = reply.send(answer).is_ok(); // a receiver that is gone has given up
     }
@@ -520,15 +616,22 @@ impl<P: Publish> Writer<P> {
         let adoption = self.adoption.take();
         let cutoffs = (self.cutoff(self.retention.event_age_max), self.cutoff(self.retention.quarantine_age_max));
         let mut batch = Batch::new(&self.store, &self.retention, group.len(), adoption);
+        // What it erases is not overwritten yet: it would be forgotten with all of its bytes.
+        let may_trim = !group.iter().any(|command| matches!(command, Command::Erase(..)));
         for command in group {
             batch.add(command);
         }
-        batch.trim(cutoffs.0, cutoffs.1);
+        if may_trim {
+            batch.trim(cutoffs.0, cutoffs.1);
+        }
+        if self.store.log.needs_commit() {
+            batch.mark();
+        }
         let batch = batch.seal();
         let trimmed = batch.counts.trimmed();
         let has_news = batch.write.is_some();
         let written = batch.write.map_or(Ok(()), |write| self.write(write, &batch.totals));
-        match written {
+        match written.and_then(|()| self.forget_keys(&batch.gone.unkept)) {
             Ok(()) => {
                 let head = batch.records.last().map_or(self.store.head().0, |last| last.sequence().0);
                 *lock(&self.store.totals) = batch.totals;
@@ -540,7 +643,8 @@ impl<P: Publish> Writer<P> {
                     self.publish.publish(&batch.records);
                 }
                 self.count(&batch.counts, batch.records.len());
-                batch.replies.into_iter().for_each(|reply| reply.grant());
+                self.metrics.events_erased.inc_by(batch.gone.erased.len() as u64);
+                self.grant(batch.gone, batch.replies);
                 if let Some(bell) = &self.bell {
                     bell.ring_if_needed(&self.store);
                 }
@@ -572,9 +676,43 @@ impl<P: Publish> Writer<P> {
         Ok(())
     }
 
+    fn forget_keys(&self, numbers: &[u64]) -> Result<(), String> {
+        if numbers.is_empty() {
+            return Ok(()); // almost always
+        }
+        self.store.quarantine_keys.forget(numbers).map_err(|error| error.to_string())
+    }
+
+    /// Answers what the commit that is durable now was for; what it has announced to be erased is overwritten first, without
+    /// holding up other commits. If that fails or a crash comes before, the next start does it.
+    fn grant(&mut self, gone: Gone, mut replies: Vec<Granted>) {
+        let Gone { erased, found, .. } = gone;
+        // What an earlier commit has announced is not erased either until that is overwritten.
+        let is_announced = !found.is_empty() || self.store.log.announced() > 0;
+        let waiting: Vec<_> =
+            if is_announced { replies.extract_if(.., |reply| reply.is_of_erasure()).collect() } else { Vec::new() };
+        replies.into_iter().for_each(Granted::grant);
+        if found.is_empty() && waiting.is_empty() {
+            return; // almost always
+        }
+
+        self.store.log.note_announced(erased.iter().map(Record::sequence).collect());
+        if !erased.is_empty() {
+            self.publish.erase(&erased);
+        }
+        let overwriting = Overwriting { found, has_events: !erased.is_empty(), replies: waiting };
+        match &self.bell {
+            Some(bell) => bell.overwrite(overwriting),
+            None => {
+                overwriting.run(&self.store, || Ok(()));
+            }
+        }
+    }
+
     fn count(&self, counts: &batch::Counts, appended: usize) {
         self.metrics.duplicates.inc_by(counts.duplicates);
         self.metrics.conflicts.inc_by(counts.conflicts);
+        self.metrics.callbacks_after_erasure(counts.after_erasure.new, counts.after_erasure.duplicates);
         if counts.trimmed() > 0 {
             self.count_trimmed(counts);
         }

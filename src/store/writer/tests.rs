@@ -7,18 +7,8 @@ use bytes::Bytes;
 
 use super::*;
 use crate::{
-    event::{Labels, Product, Sequence, TaskId, TaskStatus},
+    event::{Labels, TaskStatus},
     store::{QuarantineHeader, Totals, clock::tests::Machine},
-};
-
-/// Everything is kept, and the disk is never low.
-const KEEP_ALL: Retention = Retention {
-    event_age_max: Duration::MAX,
-    event_bytes_max: u64::MAX,
-    quarantine_age_max: Duration::MAX,
-    quarantine_bytes_max: u64::MAX,
-    quarantine_count_max: u64::MAX,
-    disk_free_min_percent: 0,
 };
 
 fn draft(task: &str, raw_bytes: usize) -> Draft {
@@ -27,12 +17,12 @@ fn draft(task: &str, raw_bytes: usize) -> Draft {
         product: Product::parse("veo").unwrap(),
         task_id: TaskId::parse(task).unwrap(),
         status: TaskStatus::Completed,
-        fingerprint: 7,
+        fingerprint: 7.into(),
         received_at_micros: 0,
         labels: Labels::new(),
         event: Bytes::new(),
         raw: vec![0; raw_bytes].into(),
-        releases: None,
+        lacks_output: false,
         conceals_duplicates: false,
         origin: None,
     }
@@ -67,7 +57,7 @@ impl Held {
         let published = Arc::<Mutex<Vec<usize>>>::default();
         let counts = Arc::clone(&published);
         let publish = move |records: &[Record]| counts.lock().unwrap().push(records.len());
-        let (appender, mut writer) = writer(Arc::clone(&store), KEEP_ALL, publish, Arc::default());
+        let (appender, mut writer) = writer(Arc::clone(&store), Retention::KEEP_ALL, publish, Arc::default());
         let ((begun, syncing), (synced, verdict)) = (mpsc::channel(), mpsc::channel());
         writer.sync = Box::new(move |_| {
             let _ = begun.send(()).is_ok();
@@ -236,7 +226,7 @@ impl Stepped {
     fn on(directory: tempfile::TempDir, machine: Machine) -> Self {
         let store = Arc::new(Store::open_by(machine.source(), directory.path(), 1 << 20).unwrap());
         let publish: fn(&[Record]) = |_| {};
-        let (appender, mut writer) = writer(Arc::clone(&store), KEEP_ALL, publish, Arc::default());
+        let (appender, mut writer) = writer(Arc::clone(&store), Retention::KEEP_ALL, publish, Arc::default());
         let free_bytes = Arc::new(AtomicU64::new(Self::DISK_BYTES));
         let free = Arc::clone(&free_bytes);
         writer.disk = Box::new(move |_| Ok((free.load(Ordering::Relaxed), Self::DISK_BYTES)));
@@ -253,6 +243,14 @@ impl Stepped {
     fn step(&mut self) {
         let first = self.writer.commands.try_recv().unwrap();
         assert!(self.writer.commit_group(first).is_continue());
+    }
+
+    /// Ends the segment that is written to, and begins the next one with an event of `t2`.
+    fn begin_segment(&mut self) {
+        self.store.checkpoint().unwrap();
+        let totals = *lock(&self.store.totals);
+        self.store.log.finish(&totals).unwrap();
+        self.receive("t2");
     }
 
     /// Lets retention do a commit's worth; how much it has forgotten.
@@ -273,6 +271,7 @@ impl Stepped {
             verification: 0,
             credential: credential.into(),
             product: product.into(),
+            ..QuarantineHeader::default()
         };
         let answer = self.appender.quarantine(NewQuarantined { header, body: Bytes::from_static(b"nonsense") });
         self.step();
@@ -294,6 +293,25 @@ impl Stepped {
             self.writer.tick();
             while self.writer.trim_is_due() && self.trim() > 0 {}
         }
+    }
+
+    /// The same, with what the keeper does when it is rung.
+    fn pass_with_a_keeper(&mut self, time: Duration) {
+        for _ in 0..time.as_secs() {
+            self.pass(Duration::from_secs(1));
+            let store = &self.store;
+            store.log.make_ahead().unwrap();
+            if store.log.needs_checkpoint(store.first_available()) {
+                store.checkpoint().unwrap();
+            }
+            store.log.remove_forgotten();
+        }
+    }
+
+    /// Whether a text is anywhere in the files of the log.
+    fn log_has(&self, text: &str) -> bool {
+        let files = std::fs::read_dir(self.directory.path().join("log")).unwrap();
+        files.map(|file| std::fs::read(file.unwrap().path()).unwrap()).any(|bytes| has(&bytes, text))
     }
 
     /// The places of the events since a time.
@@ -318,7 +336,7 @@ fn a_low_disk_takes_deletions_only_and_an_almost_full_one_not_even_those() {
     stepped.step();
     assert!(kept.blocking_recv().unwrap().is_ok());
     assert_eq!([stepped.quarantine(), stepped.quarantine()], [1, 2]);
-    stepped.writer.retention = Retention { event_bytes_max: 0, disk_free_min_percent: 100, ..KEEP_ALL };
+    stepped.writer.retention = Retention { event_bytes_max: 0, disk_free_min_percent: 100, ..Retention::KEEP_ALL };
     let low = |free_bytes| WriteError::DiskLow { free_bytes, needed_bytes: Stepped::DISK_BYTES };
 
     for (free_bytes, deleted, left) in
@@ -395,22 +413,22 @@ fn totals_that_count_less_than_there_is_stop_retention_and_never_wrap() {
         *lock(&stepped.store.totals) = totals;
         let events = totals.event_count != whole.event_count || totals.event_bytes != whole.event_bytes;
         let everything = if events {
-            Retention { event_age_max: Duration::ZERO, ..KEEP_ALL }
+            Retention { event_age_max: Duration::ZERO, ..Retention::KEEP_ALL }
         } else {
-            Retention { quarantine_age_max: Duration::ZERO, ..KEEP_ALL }
+            Retention { quarantine_age_max: Duration::ZERO, ..Retention::KEEP_ALL }
         };
         stepped.writer.retention = everything;
         assert_eq!((stepped.trim(), *lock(&stepped.store.totals)), (0, totals));
         if !events {
             let discard = stepped.appender.discard(vec![1]);
             stepped.step();
-            assert!(matches!(discard.blocking_recv().unwrap(), Err(WriteError::Failed(_))));
+            assert!(matches!(discard.blocking_recv().unwrap(), Err(WriteError::Corrupt(_))));
         }
     }
     assert_eq!((stepped.store.get(Sequence(1)).unwrap().is_some(), stepped.quarantined()), (true, vec![1, 2]));
     *lock(&stepped.store.totals) = whole;
     stepped.writer.retention =
-        Retention { event_age_max: Duration::ZERO, quarantine_age_max: Duration::ZERO, ..KEEP_ALL };
+        Retention { event_age_max: Duration::ZERO, quarantine_age_max: Duration::ZERO, ..Retention::KEEP_ALL };
     assert_eq!(stepped.trim(), 5);
 }
 
@@ -454,7 +472,7 @@ fn a_disk_without_any_room_can_be_backed_up() {
     let kept = stepped.appender.append(draft("t1", 0));
     stepped.step();
     assert!(kept.blocking_recv().unwrap().is_ok());
-    stepped.writer.retention = Retention { event_bytes_max: 0, disk_free_min_percent: 100, ..KEEP_ALL };
+    stepped.writer.retention = Retention { event_bytes_max: 0, disk_free_min_percent: 100, ..Retention::KEEP_ALL };
     stepped.free_bytes.store(0, Ordering::Relaxed);
     let backup = stepped.appender.backup();
     stepped.step();
@@ -468,7 +486,7 @@ const YEAR_MICROS: i64 = 365 * 86_400 * 1_000_000;
 const BELIEVED: Duration = Duration::from_secs(5 * 60 + 2);
 
 /// Events and quarantined callbacks are kept for an hour.
-const KEEP_AN_HOUR: Retention = Retention { event_age_max: HOUR, quarantine_age_max: HOUR, ..KEEP_ALL };
+const KEEP_AN_HOUR: Retention = Retention { event_age_max: HOUR, quarantine_age_max: HOUR, ..Retention::KEEP_ALL };
 
 #[test]
 fn a_clock_that_is_a_year_ahead_for_seconds_forgets_nothing_and_leaves_no_trace() {
@@ -649,13 +667,300 @@ fn what_is_released_from_quarantine_is_as_young_as_its_release() {
     let received_at_micros = stepped.store.clock().now_micros();
     let number = stepped.quarantine();
     stepped.pass(2 * HOUR);
-    let released = stepped.appender.append(Draft { received_at_micros, releases: Some(number), ..draft("t1", 0) });
+    let released = stepped.appender.release(number, vec![Draft { received_at_micros, ..draft("t1", 0) }]);
     stepped.step();
     assert!(released.blocking_recv().unwrap().is_ok());
     stepped.pass(HOUR);
     assert_eq!(stepped.event_count(), 1);
     stepped.pass(Duration::from_secs(1));
     assert_eq!(stepped.event_count(), 0);
+}
+
+fn has(bytes: &[u8], text: &str) -> bool {
+    bytes.windows(text.len()).any(|window| window == text.as_bytes())
+}
+
+#[test]
+fn on_a_quiet_broker_what_is_forgotten_is_gone_from_the_disk_within_the_age_of_a_segment() {
+    let (kept, segment, minutes) = (Duration::from_secs(1_000), Duration::from_secs(300), Duration::from_secs(5));
+    let mut stepped = Stepped::new();
+    stepped.writer.retention = Retention { event_age_max: kept, segment_age_max: segment, ..Retention::KEEP_ALL };
+    let say = |stepped: &mut Stepped, task: &str| {
+        let received_at_micros = stepped.store.clock().now_micros();
+        let raw = format!("what {task} said").into();
+        let answer = stepped.appender.append(Draft { received_at_micros, raw, ..draft(task, 0) });
+        stepped.step();
+        answer.blocking_recv().unwrap().unwrap();
+    };
+    say(&mut stepped, "t1");
+    stepped.pass_with_a_keeper(segment - minutes);
+    say(&mut stepped, "t2");
+    assert_eq!(stepped.store.log.newest(), 1);
+    stepped.pass_with_a_keeper(2 * minutes);
+    assert_eq!(stepped.store.log.newest(), 2, "it has the age that a segment may have");
+    say(&mut stepped, "t3");
+    // Nothing comes any more. Both events of the first segment go when the younger one is too old.
+    stepped.pass_with_a_keeper(kept - 2 * minutes);
+    assert!(stepped.log_has("what t1 said") && stepped.log_has("what t2 said"));
+    stepped.pass_with_a_keeper(2 * minutes);
+    assert!(!stepped.log_has("what t1 said") && !stepped.log_has("what t2 said"));
+    assert_eq!((stepped.event_count(), stepped.log_has("what t3 said")), (1, true));
+    stepped.pass_with_a_keeper(segment);
+    assert!(!stepped.log_has("what t3 said"));
+    // What says nothing is no reason for a segment, however old.
+    let newest = stepped.store.log.newest();
+    stepped.pass_with_a_keeper(3 * segment);
+    assert_eq!(stepped.store.log.newest(), newest);
+    let mut stepped = stepped.reopen();
+    say(&mut stepped, "t4");
+    assert_eq!(stepped.store.head().0, 4);
+}
+
+#[test]
+fn what_a_commit_has_announced_is_erased_by_the_next_start_if_a_crash_came_between() {
+    let mut stepped = Stepped::new();
+    for task in ["t1", "t2"] {
+        let raw = format!("what {task} said").into();
+        let answer = stepped.appender.append(Draft { raw, ..draft(task, 0) });
+        stepped.step();
+        answer.blocking_recv().unwrap().unwrap();
+    }
+    let number = stepped.quarantine();
+    stepped.store.checkpoint().unwrap();
+    assert!(stepped.log_has("what t1 said") && stepped.log_has("nonsense"));
+
+    // The commit, and nothing of what follows it.
+    let before = stepped.store.summary();
+    let (store, retention) = (Arc::clone(&stepped.store), stepped.writer.retention);
+    let mut batch = Batch::new(&store, &retention, 2, None);
+    let (reply, _erased) = oneshot::channel();
+    let (task_id, product) = (TaskId::parse("t1").unwrap(), Product::parse("veo").unwrap());
+    batch.add(Command::Erase(Erasure { task_id: task_id.clone(), product, places: Vec::new() }, reply));
+    let (reply, _discarded) = oneshot::channel();
+    batch.add(Command::Discard(vec![number], reply));
+    let sealed = batch.seal();
+    stepped.writer.write(sealed.write.unwrap(), &sealed.totals).unwrap();
+    drop((sealed.replies, store));
+    assert!(stepped.log_has("what t1 said") && stepped.log_has("nonsense"));
+
+    let stepped = stepped.reopen();
+    assert!(!stepped.log_has("what t1 said") && !stepped.log_has("nonsense") && stepped.log_has("what t2 said"));
+    let record = stepped.store.get(Sequence(1)).unwrap().unwrap();
+    assert!(record.is_erased() && !stepped.store.get(Sequence(2)).unwrap().unwrap().is_erased());
+    let after = stepped.store.summary();
+    assert_eq!((after.event_count, after.quarantine_count), (before.event_count, 0));
+    assert_eq!(before.event_bytes - after.event_bytes, "what t1 said".len() as u64);
+    let range = Sequence(1)..=Sequence(2);
+    assert_eq!(stepped.store.task_events([&task_id], range, crate::store::Keep::All).unwrap(), []);
+    assert_eq!(stepped.quarantined(), [0; 0]);
+    let mut stepped = stepped.reopen();
+    let again = stepped.appender.append(draft("t1", 0));
+    stepped.step();
+    assert!(again.blocking_recv().unwrap().unwrap().duplicate, "the index still knows it");
+}
+
+#[test]
+fn a_task_with_more_terminal_events_than_the_index_names_is_erased_as_a_whole() {
+    const EVENTS: u64 = 200;
+    let mut stepped = Stepped::new();
+    for number in 0..EVENTS {
+        let raw = format!("what t1 said {number}").into();
+        let fingerprint = u128::from(number).into();
+        let answer = stepped.appender.append(Draft { raw, fingerprint, ..draft("t1", 0) });
+        stepped.step();
+        answer.blocking_recv().unwrap().unwrap();
+    }
+    let (task_id, product) = (TaskId::parse("t1").unwrap(), Product::parse("veo").unwrap());
+    let places = stepped.store.places_of_task(&task_id, &product).unwrap();
+    assert_eq!(places.len() as u64, EVENTS);
+    let answer = stepped.appender.erase(Erasure { task_id, product, places });
+    stepped.step();
+    assert_eq!(u64::from(answer.blocking_recv().unwrap().unwrap().events), EVENTS);
+    assert!(!stepped.log_has("what t1 said") && stepped.store.erasures() == 1);
+    assert_eq!(stepped.event_count(), EVENTS);
+    // Forgetting them takes what is left of them, and no more.
+    stepped.writer.retention = Retention { event_bytes_max: 0, ..Retention::KEEP_ALL };
+    while stepped.trim() > 0 {}
+    assert_eq!((stepped.event_count(), stepped.store.summary().event_bytes), (0, 0));
+}
+
+/// Changes a byte of a text in the file of the log's first segment.
+fn damage(stepped: &Stepped, text: &str) {
+    let path = stepped.directory.path().join("log/000000000001.log");
+    let mut bytes = std::fs::read(&path).unwrap();
+    let at = bytes.windows(text.len()).position(|window| window == text.as_bytes()).unwrap();
+    bytes[at + text.len() / 2] ^= 1 << 7;
+    std::fs::write(path, bytes).unwrap();
+}
+
+/// Two events, of which the second says something, and a quarantined callback in a segment that no start has to replay.
+fn with_an_older_segment() -> (Stepped, u64) {
+    let mut stepped = Stepped::new();
+    stepped.receive("t0");
+    let answer = stepped.appender.append(Draft { raw: "what t1 said".into(), ..draft("t1", 0) });
+    stepped.step();
+    answer.blocking_recv().unwrap().unwrap();
+    let number = stepped.quarantine();
+    stepped.begin_segment();
+    (stepped, number)
+}
+
+fn erasure_of(task: &str) -> Erasure {
+    Erasure { task_id: TaskId::parse(task).unwrap(), product: Product::parse("veo").unwrap(), places: Vec::new() }
+}
+
+#[test]
+fn what_is_damaged_is_not_said_to_be_erased_and_stops_neither_the_writer_nor_a_start() {
+    let (mut stepped, number) = with_an_older_segment();
+    let before = stepped.store.summary();
+    let whole = std::fs::read(stepped.directory.path().join("log/000000000001.log")).unwrap();
+    damage(&stepped, "nonsense");
+    damage(&stepped, "t1 said");
+    let discarded = stepped.appender.discard(vec![number]);
+    stepped.step();
+    assert!(matches!(discarded.blocking_recv().unwrap(), Err(WriteError::Corrupt(_))));
+    let released = stepped.appender.release(number, vec![draft("t3", 0)]);
+    stepped.step();
+    assert!(matches!(released.blocking_recv().unwrap(), Err(WriteError::Corrupt(_))));
+    let erased = stepped.appender.erase(erasure_of("t1"));
+    stepped.step();
+    assert!(matches!(erased.blocking_recv().unwrap(), Err(WriteError::Corrupt(_))));
+    assert_eq!((stepped.quarantined(), stepped.store.summary()), (vec![number], before));
+    stepped.receive("t3");
+
+    // It was announced, and is damaged when a start is to erase it.
+    let path = stepped.directory.path().join("log/000000000001.log");
+    let damaged = std::fs::read(&path).unwrap();
+    std::fs::write(&path, whole).unwrap();
+    let (store, retention) = (Arc::clone(&stepped.store), stepped.writer.retention);
+    let mut batch = Batch::new(&store, &retention, 2, None);
+    let (reply, _erased) = oneshot::channel();
+    batch.add(Command::Erase(erasure_of("t1"), reply));
+    let (reply, _discarded) = oneshot::channel();
+    batch.add(Command::Discard(vec![number], reply));
+    let sealed = batch.seal();
+    stepped.writer.write(sealed.write.unwrap(), &sealed.totals).unwrap();
+    drop((sealed.replies, store));
+    std::fs::write(&path, damaged).unwrap();
+    let mut stepped = stepped.reopen();
+    assert_eq!(stepped.quarantined(), [0; 0]);
+    stepped.receive("t4");
+    assert!(stepped.store.get(Sequence(3)).unwrap().is_some());
+}
+
+#[test]
+fn a_start_erases_again_what_seems_to_be_erased() {
+    let (mut stepped, _) = with_an_older_segment();
+    let erased = stepped.appender.erase(erasure_of("t1"));
+    stepped.step();
+    assert_eq!(erased.blocking_recv().unwrap().unwrap().events, 1);
+    let path = stepped.directory.path().join("log/000000000001.log");
+    let written = |path: &std::path::Path| std::fs::metadata(path).unwrap().modified().unwrap();
+    let long_ago = std::time::SystemTime::UNIX_EPOCH;
+    std::fs::File::options().write(true).open(&path).unwrap().set_modified(long_ago).unwrap();
+    // The kernel may have told that it is erased, and failed to write it.
+    let stepped = stepped.reopen();
+    assert!(written(&path) > long_ago, "it was left as it seemed to be");
+    assert!(stepped.store.get(Sequence(2)).unwrap().unwrap().is_erased());
+}
+
+#[test]
+fn commits_go_on_while_the_keeper_erases_and_no_checkpoint_passes_what_it_has_not_erased() {
+    let (mut stepped, number) = with_an_older_segment();
+    let keeper = stepped.writer.keeper();
+    let before = stepped.store.summary();
+    let mut erased = stepped.appender.erase(erasure_of("t1"));
+    stepped.step();
+    let mut discarded = stepped.appender.discard(vec![number]);
+    stepped.step();
+    // To erase it twice is to wait for the first, too.
+    let mut again = stepped.appender.erase(erasure_of("t1"));
+    stepped.step();
+    stepped.receive("t3");
+    assert!(erased.try_recv().is_err() && discarded.try_recv().is_err() && again.try_recv().is_err());
+    assert!(stepped.log_has("what t1 said") && stepped.log_has("nonsense"));
+
+    // Retention does not count what it has not been rid of: it forgets what is before that.
+    stepped.writer.retention = Retention { event_bytes_max: 0, ..Retention::KEEP_ALL };
+    assert_eq!((stepped.trim(), stepped.trim(), stepped.event_count()), (1, 0, before.event_count));
+    stepped.writer.retention = Retention::KEEP_ALL;
+
+    // The next segment begins, and a checkpoint stays where the announcement is.
+    stepped.writer.retention = Retention { segment_age_max: Duration::ZERO, ..Retention::KEEP_ALL };
+    stepped.writer.look_at_age();
+    stepped.store.log.make_ahead().unwrap();
+    stepped.receive("t4");
+    let log = &stepped.store.log;
+    assert_eq!((log.newest(), log.checkpoint_max()), (3, 2));
+    stepped.store.checkpoint().unwrap();
+    assert!(!stepped.store.log.needs_checkpoint(Sequence(1)), "it would get no further");
+    stepped.receive("t5");
+
+    // A crash comes: the start does it.
+    let Stepped { store, appender, writer, machine, directory, .. } = stepped;
+    drop((appender, writer, keeper, store));
+    assert!(erased.blocking_recv().is_err(), "nobody has said that it is erased");
+    let mut stepped = Stepped::on(directory, machine);
+    assert!(!stepped.log_has("what t1 said") && !stepped.log_has("nonsense"));
+
+    // And without a crash the keeper does, to the end.
+    let keeper = stepped.writer.keeper();
+    let answer = stepped.appender.append(Draft { raw: "what t6 said".into(), ..draft("t6", 0) });
+    stepped.step();
+    answer.blocking_recv().unwrap().unwrap();
+    let erased = stepped.appender.erase(erasure_of("t6"));
+    stepped.step();
+    assert!(stepped.log_has("what t6 said"));
+    stepped.writer.bell = None;
+    keeper.run();
+    assert_eq!(erased.blocking_recv().unwrap().unwrap().events, 1);
+    assert!(!stepped.log_has("what t6 said"));
+    assert_eq!(stepped.store.log.checkpoint_max(), stepped.store.log.newest());
+}
+
+#[test]
+fn erasures_are_refused_while_as_many_as_may_be_wait_to_be_overwritten() {
+    let (mut stepped, number) = with_an_older_segment();
+    let tasks: Vec<_> = (0..=ANNOUNCED_MAX).map(|n| format!("task-{n}")).collect();
+    tasks.iter().for_each(|task_id| stepped.receive(task_id));
+    stepped.begin_segment();
+    let keeper = stepped.writer.keeper();
+    let mut erase = |task_id: &str| {
+        let erased = stepped.appender.erase(erasure_of(task_id));
+        stepped.step();
+        erased
+    };
+    let waiting: Vec<_> = tasks[..ANNOUNCED_MAX].iter().map(|task_id| erase(task_id)).collect();
+
+    let refused = erase(&tasks[ANNOUNCED_MAX]);
+    assert!(matches!(refused.blocking_recv().unwrap(), Err(WriteError::Overloaded)));
+    let discarded = stepped.appender.discard(vec![number]);
+    stepped.step();
+    assert!(matches!(discarded.blocking_recv().unwrap(), Err(WriteError::Overloaded)), "it is overwritten, too");
+    stepped.receive("taken-as-ever");
+
+    // Those that wait are done, and then there is room again.
+    stepped.writer.bell = None;
+    keeper.run();
+    waiting.into_iter().for_each(|erased| assert_eq!(erased.blocking_recv().unwrap().unwrap().events, 1));
+    let erased = stepped.appender.erase(erasure_of(&tasks[ANNOUNCED_MAX]));
+    stepped.step();
+    assert_eq!(erased.blocking_recv().unwrap().unwrap().events, 1);
+}
+
+#[test]
+fn the_age_of_a_segment_outlasts_a_restart() {
+    let segment = Duration::from_secs(300);
+    let mut stepped = Stepped::new();
+    let retention = Retention { segment_age_max: segment, ..Retention::KEEP_ALL };
+    stepped.writer.retention = retention;
+    stepped.receive("t1");
+    stepped.pass_with_a_keeper(segment - Duration::from_secs(10));
+    let mut stepped = stepped.reopen();
+    stepped.writer.retention = retention;
+    assert_eq!(stepped.store.log.newest(), 1);
+    stepped.pass_with_a_keeper(Duration::from_secs(20));
+    assert_eq!(stepped.store.log.newest(), 2);
 }
 
 #[test]

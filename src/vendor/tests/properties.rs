@@ -9,7 +9,7 @@ use serde_json::Value;
 use super::*;
 use crate::vendor::sample::{Broken, PRODUCTS, Sample, SampleStatus, Shape, broken};
 
-const KEYS: [&str; 27] = [
+const KEYS: [&str; 34] = [
     "generation_id",
     "task_uuid",
     "task_id",
@@ -17,27 +17,36 @@ const KEYS: [&str; 27] = [
     "status",
     "success",
     "video_url",
+    "video_urls",
     "result_image_url",
     "image_url",
-    "result_image_urls",
-    "output",
-    "video_urls",
     "image_urls",
+    "result_image_urls",
+    "images",
+    "videos",
+    "output",
     "last_frame_url",
     "url",
+    "urls",
     "result",
     "error",
     "code",
+    "msg",
     "details",
+    "error_code",
     "error_message",
+    "error_msg",
     "message",
     "description",
+    "detail",
     "prompt",
     "model",
     "seed",
     "created_at",
     "completed_at",
 ];
+/// Where a reason may be.
+const REASONS: [&str; 7] = ["error", "error_code", "error_message", "error_msg", "message", "description", "detail"];
 
 fn any_key() -> impl Strategy<Value = String> {
     prop_oneof![4 => select(&KEYS[..]).prop_map(String::from), 1 => ".{0,12}"]
@@ -97,7 +106,24 @@ fn consistent(report: &Report) -> bool {
     let distinct: std::collections::HashSet<_> = report.outputs.iter().map(|output| &output.url).collect();
     (report.status == TaskStatus::Failed) == report.error.is_some()
         && distinct.len() == report.outputs.len()
-        && report.outputs.iter().all(|output| !output.url.is_empty())
+        && report.outputs.iter().all(|output| output.url.to_ascii_lowercase().starts_with("http"))
+}
+
+/// Every text and number in a value, but for blanks.
+fn said(value: &Value) -> Vec<String> {
+    match value {
+        Value::String(text) => vec![text.trim().to_owned()],
+        // A fraction may change in its last digit when it is read.
+        Value::Number(number) if !number.is_f64() => vec![number.to_string()],
+        Value::Array(values) => values.iter().flat_map(said).collect(),
+        Value::Object(map) => map.values().flat_map(said).collect(),
+        Value::Null | Value::Bool(_) | Value::Number(_) => Vec::new(),
+    }
+}
+
+fn utf16(text: &[u8], unit: fn(u16) -> [u8; 2]) -> Vec<u8> {
+    let text = std::str::from_utf8(text).unwrap();
+    [0xfeff].into_iter().chain(text.encode_utf16()).flat_map(unit).collect()
 }
 
 proptest! {
@@ -175,6 +201,59 @@ proptest! {
             SampleStatus::ModerationBlocked => prop_assert_eq!(code.as_deref(), Some("MODERATION_BLOCKED")),
             _ => prop_assert!(code.is_none_or(|code| !["TIMEOUT", "MODERATION_BLOCKED"].contains(&&*code))),
         }
+    }
+
+    #[test]
+    fn a_byte_order_mark_changes_nothing(object in any_object()) {
+        let body = body(&object);
+        let expected = read(&body);
+        let marked = [b"\xef\xbb\xbf", body.as_slice()].concat();
+        for body in [marked, utf16(&body, u16::to_be_bytes), utf16(&body, u16::to_le_bytes)] {
+            prop_assert_eq!(&read(&body), &expected);
+        }
+    }
+
+    #[test]
+    fn whatever_is_said_of_an_error_is_its_code_its_message_or_in_its_details(
+        reasons in vec((select(&REASONS[..]).prop_map(String::from), any_value()), 1..4),
+    ) {
+        let mut object: BTreeMap<String, Value> = reasons.into_iter().collect();
+        let all: Vec<_> = object.values().flat_map(said).filter(|text| !text.is_empty()).collect();
+        object.extend([("id".into(), "t".into()), ("status".into(), "failed".into())]);
+        let error = read(&body(&object)).unwrap().error.unwrap();
+
+        let mut told = vec![error.code, error.message.trim().to_owned(), error.message.trim().to_ascii_uppercase()];
+        told.extend(error.details.iter().flat_map(said));
+        for text in all {
+            prop_assert!(told.contains(&text) || told.contains(&text.to_ascii_uppercase()), "{:?} is not in {:?}", text, told);
+        }
+    }
+
+    #[test]
+    fn a_stated_code_has_its_neighbour_for_a_message_word_for_word(
+        code in "[A-Za-z0-9_. -]{1,20}[a-z]", message in "\\PC{0,20}[a-z!]", others in vec((select(&REASONS[1..]).prop_map(String::from), any_value()), 0..4),
+        key in select(&["message", "msg", "detail"][..]),
+    ) {
+        let mut object: BTreeMap<String, Value> = others.into_iter().collect();
+        let error = serde_json::json!({"code": code, key: message});
+        object.extend([("id".into(), "t".into()), ("status".into(), "failed".into()), ("error".into(), error)]);
+        let error = read(&body(&object)).unwrap().error.unwrap();
+        prop_assert_eq!((error.code, error.message), (code.trim().to_ascii_uppercase(), message));
+    }
+
+    #[test]
+    fn a_time_is_the_same_however_it_is_written(micros in 1_000_000_000_000_000..9_999_999_999_000_000_i64, zeros in 0..9_usize) {
+        let at = Timestamp::from_microsecond(micros).unwrap();
+        let text = format!("{at:.6}");
+        let naive = text.trim_end_matches('Z');
+        let zeros = "0".repeat(zeros);
+        for written in [text.clone(), format!("{naive}{zeros}+0000"), format!("{naive}{zeros}+00"), naive.replace('T', " ")] {
+            prop_assert_eq!(crate::vendor::time::read(&written), Some(at), "{}", written);
+        }
+        let (seconds, fraction) = (micros / 1_000_000, micros % 1_000_000);
+        prop_assert_eq!(crate::vendor::time::of_number(&format!("{seconds}.{fraction:06}{zeros}")), Some(at));
+        let milliseconds = Timestamp::from_millisecond(micros / 1_000).unwrap();
+        prop_assert_eq!(crate::vendor::time::read(&(micros / 1_000).to_string()), Some(milliseconds));
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use serde_json::json;
 
 use super::*;
-use crate::vendor::{NESTING_LEVELS_MAX, time};
+use crate::vendor::{NESTING_LEVELS_MAX, StatusWord, time};
 
 fn report(body: &str) -> Report {
     read(body.as_bytes()).unwrap_or_else(|e| panic!("{e}: {body}"))
@@ -47,15 +47,14 @@ fn urls(fields: &str) -> Vec<String> {
 }
 
 fn inferred(fields: &str) -> String {
-    report(&format!(r#"{{"id": "t", "video_url": "v", {fields}}}"#)).inferred_product.as_str().to_owned()
+    report(&format!(r#"{{"id": "t", "video_url": "https://a/v", {fields}}}"#)).inferred_product.as_str().to_owned()
 }
 
 // What is JSON at all.
 
 #[test]
 fn what_is_not_one_json_value_is_refused_as_not_json() {
-    let bodies =
-        ["", " ", "{", "hello", "{'id': 1}", "{\"id\": \"t\",}", "{\"id\": 01}", "{} {}", "[1", "\u{feff}{}", "nul"];
+    let bodies = ["", " ", "{", "hello", "{'id': 1}", "{\"id\": \"t\",}", "{\"id\": 01}", "{} {}", "[1", "nul"];
     for body in bodies {
         assert_eq!(refusal(body), Unreadable::NotJson, "{body}");
     }
@@ -63,9 +62,47 @@ fn what_is_not_one_json_value_is_refused_as_not_json() {
 
 #[test]
 fn json_that_is_not_an_object_is_refused_as_such() {
-    for body in ["[]", "null", "true", "5", "1e400", "\"text\"", " [{\"id\": \"t\", \"status\": \"done\"}] "] {
+    for body in ["null", "true", "5", "1e400", "\"text\"", "[]", "[ ]"] {
         assert_eq!(refusal(body), Unreadable::NotAnObject, "{body}");
     }
+    for body in ["[0]", " [{\"id\": \"t\", \"status\": \"done\"}] "] {
+        assert_eq!((refusal(body), refusal(body).reason()), (Unreadable::Array, "not_an_object"), "{body}");
+    }
+}
+
+#[test]
+fn a_byte_order_mark_is_skipped_and_says_how_the_body_is_encoded() {
+    let body = r#"{"id": "t", "status": "done", "prompt": "кот 😀"}"#;
+    let expected = report(body);
+    let units = || body.encode_utf16();
+    let big: Vec<u8> = [0xfeff].into_iter().chain(units()).flat_map(u16::to_be_bytes).collect();
+    let little: Vec<u8> = [0xfeff].into_iter().chain(units()).flat_map(u16::to_le_bytes).collect();
+    assert_eq!(read(format!("\u{feff}{body}").as_bytes()).as_ref(), Ok(&expected));
+    assert_eq!((read(&big).as_ref(), read(&little).as_ref()), (Ok(&expected), Ok(&expected)));
+    for cut in 1..big.len() {
+        assert_eq!(read(&big[..cut]), Err(Unreadable::NotJson), "{cut}");
+    }
+    // The mark is no part of a text, so there is one; and UTF-16 without it is no text.
+    assert_eq!(read(format!("\u{feff}\u{feff}{body}").as_bytes()), Err(Unreadable::NotJson));
+    assert_eq!(read(&big[2..]), Err(Unreadable::NotJson));
+}
+
+#[test]
+fn an_array_gives_its_elements_as_they_stand_in_it() {
+    let elements = |body: &str| crate::vendor::elements(body.as_bytes(), 3);
+    let body = " [ {\"a\": 1} ,[2],\"é\"]\n";
+    assert_eq!(elements(body).unwrap(), (vec!["{\"a\": 1}".into(), "[2]".into(), "\"é\"".into()], 3));
+    assert_eq!(elements("\u{feff}[1]").unwrap(), (vec!["1".into()], 1));
+    for other in ["[]", "{}", "5", "[1", "[1]]", "[1,2,3,4", "", &"[".repeat(100_000)] {
+        assert_eq!(elements(other), None, "{other:.9}");
+    }
+}
+
+#[test]
+fn of_a_long_array_no_more_is_taken_than_was_asked_for() {
+    let long = format!("[{}7]", "7,".repeat(999_999));
+    let (first, count) = crate::vendor::elements(long.as_bytes(), 2).unwrap();
+    assert_eq!((first.as_slice(), first.capacity() < 8, count), (&["7", "7"].map(Into::into)[..], true, 1_000_000));
 }
 
 #[test]
@@ -83,7 +120,7 @@ fn the_nesting_limit_holds_on_both_sides_and_everywhere() {
             assert_eq!(refusal(&body(key, levels)), Unreadable::TooDeeplyNested, "{key} {levels}");
         }
     }
-    assert_eq!(refusal(&nested(NESTING_LEVELS_MAX)), Unreadable::NotAnObject);
+    assert_eq!(refusal(&nested(NESTING_LEVELS_MAX)), Unreadable::Array);
     assert_eq!(refusal(&nested(NESTING_LEVELS_MAX + 1)), Unreadable::TooDeeplyNested);
     assert_eq!(refusal(&"[".repeat(1_000_000)).reason(), "not_json");
 }
@@ -105,7 +142,8 @@ fn details_at_the_nesting_limit_are_still_read() {
 fn a_number_that_no_type_can_hold_spoils_nothing() {
     let digits = "9".repeat(400);
     for number in ["1e400", "-1e400", "1e99999999999999999999", &digits] {
-        for key in ["x", "seed", "prompt", "video_url", "error", "created_at", "success", "output", "message"] {
+        for key in ["x", "seed", "prompt", "video_url", "error", "created_at", "success", "output", "message", "images"]
+        {
             let expected = with(r#""x": null"#);
             let read = with(&format!(r#""{key}": {number}"#));
             let inferred_product = expected.inferred_product.clone();
@@ -185,27 +223,45 @@ fn an_id_with_spaces_or_of_the_wrong_length_is_bad_even_beside_a_good_one() {
 // Rule 2: the status.
 
 #[test]
-fn every_documented_word_has_its_status_in_any_case() {
+fn every_documented_word_has_its_status_in_any_case_and_with_blanks_around_it() {
+    let completed = ["completed", "complete", "done", "success", "succeeded", "succeed", "finished"];
+    let failed = [
+        ["failed", "failure", "error", "internal_error", "timeout", "expired"],
+        ["canceled", "cancelled", "rejected", "blocked", "filtered", "moderated"],
+        ["moderation_blocked", "safety_blocked", "nsfw", "Failed", "CANCELED", "Nsfw"],
+    ];
     let words = [
-        (TaskStatus::Completed, vec!["completed", "done", "success"]),
-        (TaskStatus::Failed, vec!["failed", "error", "timeout", "moderation_blocked"]),
+        (TaskStatus::Completed, completed.to_vec()),
+        (TaskStatus::Failed, failed.concat()),
         (TaskStatus::Pending, vec!["pending", "queued"]),
         (TaskStatus::Processing, vec!["processing", "running"]),
     ];
     for (expected, word) in words.into_iter().flat_map(|(s, words)| words.into_iter().map(move |word| (s, word))) {
         for word in [word.to_owned(), word.to_uppercase(), word.replacen(&word[..1], &word[..1].to_uppercase(), 1)] {
-            assert_eq!(status(&format!(r#""status": "{word}""#)), (expected, word));
+            for blanks in ["", " ", "\\n", "\\u00a0"] {
+                assert_eq!(status(&format!(r#""status": "{blanks}{word}{blanks}""#)), (expected, word.clone()));
+            }
+            assert_eq!(word.parse::<StatusWord>().unwrap().status(), expected);
         }
     }
 }
 
 #[test]
-fn any_other_word_is_kept_and_never_guessed_at() {
-    for word in ["complete", "cancelled", "ok", "true", " completed", "готово"] {
-        let report = report(&format!(r#"{{"id": "t", "status": "{word}", "video_url": "v", "error": {{}}}}"#));
+fn any_other_word_or_type_is_kept_and_never_guessed_at() {
+    for word in ["completing", "ok", "true", "false", "not failed", "готово"] {
+        let body = format!(r#"{{"id": "t", "status": "{word}", "video_url": "https://a/v", "error": {{}}}}"#);
+        let report = report(&body);
         assert_eq!((report.status, report.status_text.as_str()), (TaskStatus::Unspecified, word));
         assert_eq!(report.error, None);
+        assert!(word.parse::<StatusWord>().is_err());
     }
+    for value in ["5", "200", "{}", "[\"failed\"]", "{\"state\":\"done\"}"] {
+        for key in ["status", "success"] {
+            let body = format!(r#""{key}": {value}, "video_url": "https://a/v""#);
+            assert_eq!(status(&body), (TaskStatus::Unspecified, value.to_owned()), "{key}");
+        }
+    }
+    assert_eq!(status(r#""success": "yes""#), (TaskStatus::Unspecified, "yes".into()));
 }
 
 #[test]
@@ -214,20 +270,23 @@ fn true_and_false_are_statuses_without_a_word() {
         assert_eq!(status(&format!(r#""{key}": true"#)), (TaskStatus::Completed, String::new()));
         assert_eq!(status(&format!(r#""{key}": false"#)), (TaskStatus::Failed, String::new()));
     }
+    for (text, expected) in [("true", TaskStatus::Completed), (" FALSE ", TaskStatus::Failed)] {
+        assert_eq!(status(&format!(r#""success": "{text}""#)), (expected, String::new()));
+    }
 }
 
 #[test]
 fn status_goes_before_success_unless_it_says_nothing() {
     assert_eq!(status(r#""success": true, "status": "failed""#).0, TaskStatus::Failed);
-    for nothing in ["null", "\"\"", "5", "{}", "[\"failed\"]"] {
+    for nothing in ["null", "\"\"", "\" \"", "5", "200", "{}", "[\"failed\"]"] {
         assert_eq!(status(&format!(r#""success": true, "status": {nothing}"#)).0, TaskStatus::Completed);
     }
 }
 
 #[test]
 fn without_a_status_an_output_or_an_error_implies_one() {
-    assert_eq!(status(r#""video_url": "v", "error": {}"#), (TaskStatus::Completed, String::new()));
-    assert_eq!(status(r#""output": {"video_urls": ["v"]}"#).0, TaskStatus::Completed);
+    assert_eq!(status(r#""video_url": "https://a/v", "error": {}"#), (TaskStatus::Completed, String::new()));
+    assert_eq!(status(r#""output": {"video_urls": ["https://a/v"]}"#).0, TaskStatus::Completed);
     assert_eq!(status(r#""video_url": null, "error": {}"#), (TaskStatus::Failed, String::new()));
     assert_eq!(status(r#""error_message": "no""#).0, TaskStatus::Failed);
 }
@@ -237,11 +296,12 @@ fn without_anything_that_implies_a_status_the_body_is_refused() {
     for fields in [
         r#""x": 1"#,
         r#""status": null"#,
-        r#""status": 5, "success": null"#,
+        r#""status": " ", "success": null"#,
         r#""error": null, "error_message": null"#,
         r#""message": "TASK_FAILED""#,
         r#""error_message": """#,
         r#""video_url": """#,
+        r#""video_url": "soon", "result": "no luck""#,
     ] {
         assert_eq!(refusal(&format!(r#"{{"id": "t", {fields}}}"#)), Unreadable::NoStatus, "{fields}");
     }
@@ -252,20 +312,76 @@ fn without_anything_that_implies_a_status_the_body_is_refused() {
 #[test]
 fn outputs_come_in_the_documented_order_whatever_the_order_in_the_body() {
     let body = r#"
-        "result": ["k", "l"], "url": "j",
-        "output": {"last_frame_url": "i", "image_urls": ["g", "h"], "video_urls": ["e", "f"]},
-        "result_image_urls": ["c", "d"], "image_url": "b2", "result_image_url": "b", "video_url": "a""#;
-    assert_eq!(urls(body), ["a", "b", "b2", "c", "d", "e", "f", "g", "h", "i", "j", "k", "l"]);
+        "result": ["http://q", "http://r"], "urls": "http://p", "url": "http://o",
+        "output": {
+            "url": "http://n", "last_frame_url": "http://m", "videos": "http://l", "images": ["http://k"],
+            "image_urls": ["http://j"], "video_urls": ["http://i"]
+        },
+        "videos": ["http://h"], "images": [{"url": "http://g"}], "result_image_urls": ["http://f"], "image_urls": {"url": "http://e"},
+        "image_url": "http://d", "result_image_url": "http://c", "video_urls": ["http://b"], "video_url": "http://a""#;
+    let letters: Vec<_> = urls(body).iter().map(|url| url.trim_start_matches("http://").to_owned()).collect();
+    assert_eq!(letters.concat(), "abcdefghijklmnopqr");
+}
+
+#[test]
+fn an_output_may_be_a_text_an_object_or_an_array_of_either_wherever_it_stands() {
+    let keys = [
+        ["video_url", "video_urls", "result_image_url", "image_url"],
+        ["image_urls", "result_image_urls", "images", "videos"],
+        ["output", "url", "urls", "result"],
+    ];
+    for key in keys.as_flattened() {
+        for value in [
+            r#""https://a/b""#,
+            r#"{"url": "https://a/b", "width": 5}"#,
+            r#"["https://a/b", null, 5, ["https://a/c"]]"#,
+            r#"[{"url": "https://a/b"}, {"url": null}, {"uri": "https://a/c"}]"#,
+        ] {
+            assert_eq!(urls(&format!(r#""{key}": {value}"#)), ["https://a/b"], "{key}: {value}");
+            assert_eq!(urls(&format!(r#""{key}": [{value}]"#)).len(), usize::from(!value.starts_with('[')), "{key}");
+        }
+    }
+}
+
+#[test]
+fn only_an_absolute_http_or_https_url_is_an_output() {
+    for url in ["https://a/b?c=d#e", "HTTP://a", "https://a:8080/ü", "http://[::1]/", "https://u:p@a"] {
+        assert_eq!(urls(&format!(r#""video_url": "{url}", "result": ["{url}"]"#)), [url]);
+    }
+    for other in [
+        "",
+        " ",
+        "v",
+        "/videos/1.mp4",
+        "//a/b",
+        "a/b.mp4",
+        "ftp://a/b",
+        "data:image/png;base64,AAAA",
+        "s3://a/b",
+        "https:a",
+        "https://",
+        "https:///b",
+        "http://?x",
+        "https://a/b could not be written",
+        "https://a/b\\n",
+        "done",
+    ] {
+        assert_eq!(urls(&format!(r#""video_url": "{other}", "result": ["{other}"]"#)), [""; 0], "{other}");
+    }
 }
 
 #[test]
 fn the_kind_of_an_output_comes_from_its_key() {
     let body = r#"
-        "video_url": "1.png", "result_image_url": "2.mp4", "image_url": "3", "result_image_urls": ["4"],
-        "output": {"video_urls": ["5"], "image_urls": ["6"], "last_frame_url": "7"}"#;
+        "video_url": "http://1.png", "video_urls": "http://2", "result_image_url": "http://3/a.mp4", "image_url": "http://4",
+        "image_urls": "http://5", "result_image_urls": ["http://6"], "images": "http://7", "videos": "http://8",
+        "output": {"video_urls": ["http://9"], "image_urls": ["http://10"], "images": "http://11", "videos": "http://12",
+                   "last_frame_url": "http://13", "url": "http://14/a.mp4"}"#;
     use OutputKind::{Image, Video};
     let kinds: Vec<_> = with(body).outputs.into_iter().map(|output| output.kind).collect();
-    assert_eq!(kinds, [Video, Image, Image, Image, Video, Image, Image]);
+    let expected =
+        [[Video, Video, Image, Image, Image, Image, Image], [Video, Video, Image, Image, Video, Image, Video]];
+    assert_eq!(kinds, expected.concat());
 }
 
 #[test]
@@ -279,7 +395,6 @@ fn the_kind_of_a_neutral_output_comes_from_its_extension() {
         ("https://a.mp4/b", OutputKind::Other),
         ("https://a/b.zip", OutputKind::Other),
         ("https://a/b", OutputKind::Other),
-        ("?", OutputKind::Other),
     ];
     for (url, kind) in kinds {
         for value in [format!(r#""url": "{url}""#), format!(r#""result": "{url}""#), format!(r#""result": ["{url}"]"#)]
@@ -290,22 +405,25 @@ fn the_kind_of_a_neutral_output_comes_from_its_extension() {
 }
 
 #[test]
-fn empty_null_repeated_and_wrong_outputs_are_skipped() {
-    assert_eq!(urls(r#""video_url": "", "url": null, "image_url": {"url": "x"}, "result": 5"#), [""; 0]);
-    assert_eq!(urls(r#""video_url": ["x"], "result_image_urls": "y", "output": "z""#), [""; 0]);
-    assert_eq!(urls(r#""output": {"video_urls": [null, "", 5, {}, "a", "a", ["b"], "c"]}"#), ["a", "c"]);
-    assert_eq!(urls(r#""video_url": "a", "url": "a", "result": ["a", "b"]"#), ["a", "b"]);
+fn empty_null_and_repeated_outputs_are_skipped() {
+    assert_eq!(urls(r#""video_url": "", "url": null, "image_url": {"href": "http://x"}, "result": 5"#), [""; 0]);
+    let within = r#""output": {"video_urls": [null, "", 5, {}, "http://a", "http://a", ["http://b"], "http://c"]}"#;
+    assert_eq!(urls(within), ["http://a", "http://c"]);
+    assert_eq!(
+        urls(r#""video_url": "http://a", "url": "http://a", "result": ["http://a", "http://b"]"#),
+        ["http://a", "http://b"]
+    );
 }
 
 #[test]
 fn an_output_found_twice_keeps_the_kind_of_the_first() {
-    assert_eq!(with(r#""url": "a", "image_url": "a""#).outputs, [output(OutputKind::Image, "a")]);
+    assert_eq!(with(r#""url": "http://a", "image_url": "http://a""#).outputs, [output(OutputKind::Image, "http://a")]);
 }
 
 #[test]
 fn completed_without_an_output_and_failed_with_one_are_legal() {
     assert_eq!(with(r#""video_url": null"#).outputs, []);
-    assert_eq!(report(r#"{"id": "t", "status": "failed", "video_url": "v"}"#).outputs.len(), 1);
+    assert_eq!(report(r#"{"id": "t", "status": "failed", "video_url": "https://a/v"}"#).outputs.len(), 1);
 }
 
 // Rule 4: errors.
@@ -322,11 +440,31 @@ fn one_word_is_a_code_and_anything_else_a_sentence() {
         ("失敗しました", "UNSPECIFIED", "失敗しました"),
     ] {
         let expected = pair(code, message);
-        for key in ["error", "error_message", "message", "description"] {
+        for key in ["error", "error_code", "error_message", "error_msg", "message", "description", "detail"] {
             assert_eq!(reason(&format!(r#""{key}": "{text}""#)), expected, "{key}");
         }
-        assert_eq!(reason(&format!(r#""error": {{"message": "{text}"}}"#)), expected);
+        for key in ["message", "msg", "detail"] {
+            for shape in [
+                r#"{"KEY": TEXT}"#,
+                r#"[{"KEY": TEXT}]"#,
+                r#"{"error": {"KEY": TEXT}}"#,
+                r#"{"KEY": {"message": TEXT}}"#,
+            ] {
+                let error = shape.replace("KEY", key).replace("TEXT", &format!("\"{text}\""));
+                assert_eq!(reason(&format!(r#""error": {error}"#)), expected, "{error}");
+            }
+        }
+        assert_eq!(reason(&format!(r#""error": ["{text}"]"#)), expected);
     }
+}
+
+#[test]
+fn a_text_as_long_as_no_code_is_a_sentence() {
+    let (longest, longer) = ("A".repeat(256), "A".repeat(257));
+    assert_eq!(reason(&format!(r#""message": "{longest}""#)), pair(&longest, &longest));
+    assert_eq!(reason(&format!(r#""message": "{longer}""#)), pair("UNSPECIFIED", &longer));
+    assert_eq!(reason(&format!(r#""error": {{"code": "{longest}"}}"#)).0, longest);
+    assert_eq!(reason(&format!(r#""error": {{"code": "{longer}"}}"#)), pair("UNSPECIFIED", &longer));
 }
 
 #[test]
@@ -341,9 +479,12 @@ fn code_and_sentence_may_come_from_different_places() {
 fn places_are_searched_in_the_documented_order() {
     let mut places = [
         (r#""error": {"message": "M1"}"#, "M1"),
-        (r#""error_message": "M2""#, "M2"),
-        (r#""message": "M3""#, "M3"),
-        (r#""description": "M4""#, "M4"),
+        (r#""error_code": "M2""#, "M2"),
+        (r#""error_message": "M3""#, "M3"),
+        (r#""error_msg": "M4""#, "M4"),
+        (r#""message": "M5""#, "M5"),
+        (r#""description": "M6""#, "M6"),
+        (r#""detail": "M7""#, "M7"),
     ];
     places.reverse();
     for last in 1..=places.len() {
@@ -355,7 +496,12 @@ fn places_are_searched_in_the_documented_order() {
 #[test]
 fn the_code_of_the_error_object_goes_before_any_other() {
     assert_eq!(reason(r#""error": {"code": "a_b", "message": "no luck"}, "message": "X""#), pair("A_B", "no luck"));
-    assert_eq!(reason(r#""error": {"code": "A", "message": "B"}"#), pair("A", "A"));
+    assert_eq!(reason(r#""error": {"code": "A", "message": "Overloaded"}"#), pair("A", "Overloaded"));
+    assert_eq!(reason(r#""error": {"code": "A", "msg": "B", "message": null}, "message": "no luck""#), pair("A", "B"));
+    assert_eq!(reason(r#""error": {"error": {"code": "A", "detail": " B "}}"#), pair("A", " B "));
+    assert_eq!(reason(r#""error": [{"code": "A"}], "message": "no luck""#), pair("A", "no luck"));
+    assert_eq!(reason(r#""error": {"code": "A"}, "error_code": "B""#), pair("A", "A"));
+    assert_eq!(reason(r#""error_code": 500, "error_message": "no luck""#), pair("500", "no luck"));
     assert_eq!(reason(r#""error": {"code": 500, "message": "no luck"}"#), pair("500", "no luck"));
     assert_eq!(reason(r#""error": {"code": "content-policy"}"#), pair("CONTENT-POLICY", "content-policy"));
     for none in ["null", "\"\"", "\" \"", "{}", "true"] {
@@ -373,6 +519,12 @@ fn a_status_word_is_the_code_only_if_there_is_no_other() {
     assert_eq!(reason(r#"{"id": "t", "status": "moderation_blocked"}"#), pair("MODERATION_BLOCKED", ""));
     assert_eq!(reason(r#"{"id": "t", "status": "timeout", "message": "too slow"}"#), pair("TIMEOUT", "too slow"));
     assert_eq!(reason(r#"{"id": "t", "status": "timeout", "message": "API_ERROR"}"#), pair("API_ERROR", "API_ERROR"));
+    for word in ["internal_error", "Expired", "canceled", "rejected", "safety_blocked", "nsfw"] {
+        assert_eq!(reason(&format!(r#"{{"id": "t", "status": " {word} "}}"#)), pair(&word.to_uppercase(), ""));
+    }
+    for plain in [r#""FAILED""#, r#""failure""#, r#"" error""#, "false"] {
+        assert_eq!(reason(&format!(r#"{{"id": "t", "status": {plain}}}"#)), pair("UNSPECIFIED", ""));
+    }
 }
 
 #[test]
@@ -382,11 +534,55 @@ fn a_failure_without_any_reason_is_unspecified() {
         r#""x": 1"#,
         r#""error": null"#,
         r#""error": {}"#,
-        r#""error": [1]"#,
-        r#""error": 5, "message": {}, "description": " ""#,
-        r#""error": {"message": {"code": "A"}, "details": null}"#,
+        r#""error": []"#,
+        r#""error": " ", "message": {}, "description": " ""#,
+        r#""error": {"message": {"code": null}, "details": null}"#,
     ] {
         assert_eq!(error(fields), expected, "{fields}");
+        assert!(!error(fields).gives_a_reason());
+    }
+}
+
+#[test]
+fn what_the_rule_does_not_use_up_is_kept_in_the_details() {
+    let details = |fields: &str| error(fields).details;
+    // The error alone, as it is.
+    for shape in [
+        r#"{"type": "overloaded", "reason": "gpu"}"#,
+        r#"{"code": "A", "message": "b c", "type": "x"}"#,
+        r#"{"code": "A", "message": "b c", "details": {"d": 1}, "request_id": "r"}"#,
+        r#"{"message": "b c", "msg": "other words"}"#,
+        r#"{"code": "A", "error": {"code": "B"}}"#,
+        r#"{"unsafe": {"code": "A", "message": "b c"}}"#,
+        r#"{"code": {"value": 5}}"#,
+        r#"["b c", "d e"]"#,
+        r#"[{"code": "A"}, {"code": "B"}]"#,
+        r#"[[[[[{"code": "A"}]]]]]"#,
+        "5",
+        "true",
+    ] {
+        let expected: serde_json::Value = serde_json::from_str(shape).unwrap();
+        assert_eq!(details(&format!(r#""error": {shape}"#)), Some(expected), "{shape}");
+    }
+    // Whatever else was said, under its name.
+    for (fields, expected) in [
+        (r#""error": {"code": "A", "message": "b"}, "message": "c d""#, json!({"message": "c d"})),
+        (r#""error": {"code": "A", "details": [1]}, "error_code": "B""#, json!({"error_code": "B", "details": [1]})),
+        (r#""error": ["x y", "z"], "message": "c d""#, json!({"error": ["x y", "z"], "message": "c d"})),
+        (r#""detail": [{"loc": ["body"], "msg": "bad"}]"#, json!({"detail": [{"loc": ["body"], "msg": "bad"}]})),
+        (r#""error_message": "a b", "message": "c d""#, json!({"message": "c d"})),
+    ] {
+        assert_eq!(details(fields), Some(expected), "{fields}");
+    }
+    // Nothing, where all of it is told.
+    for fields in [
+        r#""error": {"code": "A", "message": "b c"}, "message": "A""#,
+        r#""error": "TASK_FAILED", "message": "b c", "description": " b c""#,
+        r#""error": {"error": {"code": "A", "message": "b c"}}"#,
+        r#""error": [{"message": "A", "msg": null}], "detail": {}"#,
+        r#""error_code": "A", "error_msg": "b c", "message": " ""#,
+    ] {
+        assert_eq!(details(fields), None, "{fields}");
     }
 }
 
@@ -419,6 +615,13 @@ fn times_are_read_with_any_fraction_and_any_zone() {
         ("2025-12-06T21:43:03.1+05:30", "2025-12-06T16:13:03.1Z"),
         ("2025-12-06T21:43:03-08:00", "2025-12-07T05:43:03Z"),
         ("2024-02-29T00:00:00-00:00", "2024-02-29T00:00:00Z"),
+        ("2025-12-06T21:43:03+0530", "2025-12-06T16:13:03Z"),
+        ("2025-12-06 21:43:03.25-0800", "2025-12-07T05:43:03.25Z"),
+        ("2025-12-06T21:43:03+05", "2025-12-06T16:43:03Z"),
+        ("2025-12-06T21:43:03.1234567891234Z", "2025-12-06T21:43:03.123456789Z"),
+        ("2025-12-06T21:43:03.99999999999999", "2025-12-06T21:43:03.999999999Z"),
+        ("1733521383", "2024-12-06T21:43:03Z"),
+        ("1733521383250", "2024-12-06T21:43:03.25Z"),
         ("2016-12-31T23:59:60Z", "2016-12-31T23:59:59Z"),
         ("0001-01-01T00:00:00Z", "0001-01-01T00:00:00Z"),
     ] {
@@ -431,15 +634,21 @@ fn an_unreadable_time_is_absent() {
     for text in [
         "yesterday",
         "",
-        "1733521383",
         "2025-12-06",
         "2025-12-06T21:43",
         "20251206T214303Z",
+        "20251206",
+        "20251206214303",
+        "173352138",
+        "17335213830",
+        "-173352138",
+        "1733521383.5",
+        "2025-12-06T21:43:03+5",
+        "2025-12-06T21:43:03+053",
+        "2025-12-06T21:43:03+05:3",
         "2025-12-06T21:43:03.",
-        "2025-12-06T21:43:03.1234567890Z",
         "2025-12-06T21:43:03,5Z",
         "2025-12-06T21:43:03Z[UTC]",
-        "2025-12-06T21:43:03+0530",
         "2025-12-06T21:43:03 Z",
         " 2025-12-06T21:43:03Z",
         "2025-13-06T21:43:03Z",
@@ -454,7 +663,29 @@ fn an_unreadable_time_is_absent() {
     ] {
         assert_eq!(time::read(text), None, "{text}");
     }
-    assert_eq!(with(r#""created_at": "soon", "completed_at": 1733521383"#), with(r#""x": 1"#));
+    assert_eq!(with(r#""created_at": "soon", "completed_at": {"at": 5}"#), with(r#""x": 1"#));
+}
+
+#[test]
+fn a_number_is_seconds_or_beyond_the_year_5000_milliseconds() {
+    for (number, expected) in [
+        ("1733521383", Some("2024-12-06T21:43:03Z")),
+        ("1733521383.25", Some("2024-12-06T21:43:03.25Z")),
+        ("1733521383.1234567891", Some("2024-12-06T21:43:03.123456789Z")),
+        ("1.733521383e9", Some("2024-12-06T21:43:03Z")),
+        ("1733521383250", Some("2024-12-06T21:43:03.25Z")),
+        ("95617583999", Some("4999-12-31T23:59:59Z")),
+        ("95617584000", Some("1973-01-11T16:26:24Z")),
+        ("0", Some("1970-01-01T00:00:00Z")),
+        ("-1.5", Some("1969-12-31T23:59:58.5Z")),
+        ("1733521383250000", None),
+        ("1e400", None),
+        ("-1e300", None),
+        ("true", None),
+    ] {
+        let read = with(&format!(r#""created_at": {number}"#)).created_at;
+        assert_eq!(read, expected.map(|time| time.parse().unwrap()), "{number}");
+    }
 }
 
 // Rule 6 and the plain fields.
@@ -490,7 +721,7 @@ fn a_seed_is_a_whole_number_however_it_is_written() {
 
 #[test]
 fn fields_of_the_wrong_type_are_absent() {
-    for value in ["5", "true", "{}", "[]", "[\"x\"]", "null"] {
+    for value in ["true", "{}", "[]", "[\"x\"]", "null"] {
         let report = with(&format!(r#""prompt": {value}, "model": {value}, "created_at": {value}"#));
         assert_eq!(report, with(r#""x": 1"#));
     }

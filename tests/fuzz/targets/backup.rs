@@ -78,7 +78,7 @@ fn written(input: &Input<'_>, lie: Option<&Lie>) -> Vec<u8> {
     let mut entries = entries(input, first);
     let counts = [first, input.events.len() as u64, 0, 9, input.quarantined.len() as u64, 0];
     // The newest time, whether the clocks disagreed, and the four numbers of a correction.
-    let mut header = [&[2][..], &counts, &[0; 6]].concat();
+    let mut header = [&[4][..], &counts, &[0; 6]].concat();
     let mut entry_count = None;
     let position = |at: u8| usize::from(at) % entries.len().max(1);
     match lie {
@@ -140,7 +140,7 @@ fn entries(input: &Input<'_>, first: u64) -> Vec<Entry> {
         let record = Record::new(Sequence(sequence), &parts);
         events.push(Entry { part: EVENTS, key: sequence.to_be_bytes().into(), value: record.bytes().to_vec() });
         // Sequence, event id, fingerprint, revision, status, product.
-        let index = [&sequence.to_le_bytes()[..], &[0; 32], &1u32.to_le_bytes(), &[3, 3], b"veo"].concat();
+        let index = [&sequence.to_le_bytes()[..], &[0; 48], &1u32.to_le_bytes(), &[3, 3], b"veo"].concat();
         tasks.push(Entry { part: TASKS, key: task_id.as_str().into(), value: index });
     }
     let quarantined = input.quarantined.iter().zip(0u64..).map(|((target, body), number)| {

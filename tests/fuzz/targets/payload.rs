@@ -11,7 +11,7 @@ use blobcast::{
         Verification,
     },
     store::Draft,
-    vendor,
+    vendor::{self, Known, Unreadable},
     wire::{status_to_wire, timestamp, v1},
 };
 use bytes::Bytes;
@@ -31,33 +31,55 @@ fuzz_target!(|input: &[u8]| {
     let line = input.iter().position(|&byte| byte == b'\n').unwrap_or(0);
     let (product, body) = (String::from_utf8_lossy(&input[..line]), input.get(line + 1..).unwrap_or_default());
     let callback = Callback {
+        near_miss: None,
         product: (!product.is_empty()).then(|| product.into_owned()),
         query: String::new(),
         body: Bytes::copy_from_slice(body),
         received_at: Timestamp::UNIX_EPOCH,
         verification: Verification::Unverified,
+        credential: String::new(),
+        bound: None,
     };
     let read = vendor::read(body);
     assert_eq!(vendor::read(body), read, "read twice");
-    assert_eq!(vendor::read(&[b" ", body, b"\n"].concat()), read, "with space around it");
+    match body {
+        [0xef, 0xbb, 0xbf, ..] | [0xfe, 0xff, ..] | [0xff, 0xfe, ..] => {}
+        _ => {
+            assert_eq!(vendor::read(&[b" ", body, b"\n"].concat()), read, "with space around it");
+            assert_eq!(vendor::read(&[b"\xef\xbb\xbf", body].concat()), read, "behind a byte order mark");
+        }
+    }
+    check_elements(body);
     let draft = callback.draft(&Corrections::default());
     let product = callback.product.as_deref().map(Product::parse).transpose();
     match (&read, product) {
         (Ok(report), Ok(product)) => {
             check_report(report);
             let draft = draft.expect("a good product and a body that can be read");
-            assert_eq!(draft.fingerprint, report.fingerprint());
+            assert_eq!(draft.fingerprint, report.fingerprint(body));
             assert_eq!(draft.product, product.unwrap_or_else(|| report.inferred_product.clone()));
             check_event(report, &draft, callback.product.is_none());
             check_record(&draft);
             let renamed = TaskId::parse("another").unwrap();
             let expected = Report { task_id: renamed.clone(), ..report.clone() };
-            assert_eq!(vendor::read_as(body, renamed), Ok(expected));
+            let known = Known { task_id: Some(renamed), status: None };
+            assert_eq!(vendor::read_as(body, &known), Ok(expected));
         }
         (_, Err(_)) => assert_eq!(draft.unwrap_err().reason(), "bad_product"),
         (Err(reason), _) => assert_eq!(draft.unwrap_err().reason(), reason.reason()),
     }
 });
+
+/// Only an array has elements, and what they are cut out of is what they are read as.
+fn check_elements(body: &[u8]) {
+    let elements = vendor::elements(body, 3);
+    assert_eq!(elements.is_some(), vendor::read(body) == Err(Unreadable::Array));
+    let Some((first, count)) = elements else { return };
+    assert_eq!(first.len(), count.min(3));
+    for element in first {
+        assert!(serde_json::from_slice::<&serde_json::value::RawValue>(&element).is_ok());
+    }
+}
 
 fn check_report(report: &Report) {
     assert_eq!(report.status == TaskStatus::Failed, report.error.is_some());
@@ -99,6 +121,7 @@ fn check_event(report: &Report, draft: &Draft, product_inferred: bool) {
         received_at: Some(timestamp(Timestamp::UNIX_EPOCH)),
         product_inferred,
         verification: v1::Verification::Unverified.into(),
+        truncated: event.truncated, // of details that cannot be held
         ..v1::Event::default()
     };
     assert_eq!(event, expected);

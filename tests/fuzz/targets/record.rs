@@ -37,7 +37,7 @@ fuzz_target!(|input: &[u8]| {
 
 /// What it takes on the wire is what is counted for it: the bytes of the event, the body, and little else.
 fn check_delivery(record: &Record) {
-    let delivery = |include_raw| Delivery { epoch: Epoch(1), record: record.clone(), include_raw };
+    let delivery = |include_raw| Delivery::new(Epoch(1), record.clone(), include_raw);
     let (bare, whole) = (delivery(false).encoded_len(), delivery(true).encoded_len());
     assert!((record.event().len()..record.event().len() + 64).contains(&bare));
     assert!((bare + record.raw().len()..=bare + record.raw().len() + 8).contains(&whole));

@@ -86,7 +86,7 @@ fn mint(input: &Input<'_>, now: Timestamp) -> Option<String> {
         assert_eq!(verify(&target, time), expected, "{target} at {time}");
     }
     let callback =
-        Callback::from_target(&target, Bytes::from_static(BODY), Timestamp::UNIX_EPOCH, Verification::SignedUrl);
+        Callback::from_target(&target, Bytes::from_static(BODY), Timestamp::UNIX_EPOCH, Verification::SignedUrl, "");
     match callback.draft(&Corrections::default()) {
         Ok(draft) => {
             assert_eq!(draft.labels, labels);
@@ -129,7 +129,7 @@ fn check_any(target: &str, now: Timestamp) {
 
 fn verify(target: &str, now: Timestamp) -> Result<String, UrlRefusal> {
     let (path, query) = target.split_once('?').unwrap_or((target, ""));
-    CREDENTIALS.verify_url(path, query, now).map(ToString::to_string)
+    CREDENTIALS.verify_url(path, query, now).map(|(key_id, _)| key_id.to_string())
 }
 
 fn signed(target: &str) -> Vec<u8> {

@@ -346,6 +346,13 @@ func main() {
 	}
 	defer connection.Close()
 	client := blobcast.NewEventServiceClient(connection)
+	if slices.Equal(os.Args[1:], []string{"print"}) {
+		if err := printEvents(context.Background(), client); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		return
+	}
 	for _, check := range checks {
 		ctx, cancel := context.WithTimeout(context.Background(), checkTime)
 		err := check.run(ctx, client)

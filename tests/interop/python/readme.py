@@ -28,7 +28,7 @@ from history import CALL_SECONDS, History, control, run
 from lib import Broker
 
 PRINTED_ADDRESS = "127.0.0.1:50051"
-EACH = 3  # callbacks before and after the restart
+EACH = 3  # callbacks before and after each outage
 
 
 def blocks(text):
@@ -45,7 +45,7 @@ def generate(text, directory):
 
 
 def follow(code, directory):
-    """The loop prints each event, across a restart of the broker."""
+    """The loop prints each event, across a broker that is killed and one that restarts."""
     assert code.count(PRINTED_ADDRESS) == 1
     (directory / "follow.py").write_text(code.replace(PRINTED_ADDRESS, os.environ["BLOBCAST_GRPC"]))
     process = subprocess.Popen([sys.executable, "-u", "follow.py"], cwd=directory, stdout=subprocess.PIPE, text=True)
@@ -56,12 +56,12 @@ def follow(code, directory):
         try:
             skip_to_live(history, lines)
             posted = []
-            for part in ("before", "after"):
+            for part, how in (("before", "crash"), ("between", "restart"), ("after", None)):
                 posted += [f"{part}-{number}" for number in range(EACH)]
                 for task_id in posted[-EACH:]:
                     history.post("veo", task_id)
-                if part == "before":
-                    control("restart")
+                if how:
+                    control(how)
             history.post("sora", "another-product")
             printed = [lines.get(timeout=CALL_SECONDS) for _ in posted]
             assert printed == [f"{task_id} ['https://cdn.example/{task_id}.mp4']" for task_id in posted], printed
@@ -123,7 +123,7 @@ def main(binary, readme):
         run(
             {
                 "README.md generates the stubs": lambda: generate(text, directory),
-                "README.md follows a stream across a restart": lambda: follow(code["follow"], directory),
+                "README.md follows a stream across kill -9 and a restart": lambda: follow(code["follow"], directory),
                 "README.md mints a callback URL": lambda: callback_url(code["callback_url"], binary, directory),
             }
         )

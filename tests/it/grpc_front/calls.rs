@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
-use hyper::{Request, body::Body, client::conn::http2};
+use hyper::{Request, client::conn::http2};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use prost::Message;
 use tokio::net::TcpStream;
@@ -50,9 +50,14 @@ impl Calls {
         (status, body.trailers().and_then(Status::from_header_map))
     }
 
-    /// The answer to a request with these headers and no others: its HTTP status, and why it is refused. A refusal is all in
-    /// its headers.
+    /// The answer to a request with these headers and no others: its HTTP status, and why it is refused.
     pub(super) async fn post(&mut self, path: &str, headers: &[(&str, &str)]) -> (u16, String) {
+        let (status, message, _) = self.post_for_body(path, headers).await;
+        (status, message)
+    }
+
+    /// The same, with the body, which says it once more.
+    pub(super) async fn post_for_body(&mut self, path: &str, headers: &[(&str, &str)]) -> (u16, String, String) {
         let mut request = Request::post(format!("http://{}{path}", self.authority));
         for &(name, value) in headers {
             request = request.header(name, value);
@@ -61,8 +66,8 @@ impl Calls {
         let answer = within("an answer", self.sender.send_request(request)).await.unwrap();
         let status = answer.status().as_u16();
         let message = answer.headers().get("x-blobcast-message").map(|value| value.to_str().unwrap().to_owned());
-        assert!(message.is_none() || answer.body().is_end_stream(), "{message:?}");
-        (status, message.unwrap_or_default())
+        let body = within("its body", answer.into_body().collect()).await.unwrap().to_bytes();
+        (status, message.unwrap_or_default(), String::from_utf8_lossy(&body).into_owned())
     }
 
     /// How large HTTP/2 says that the headers of such a call are, without those of the caller's own.

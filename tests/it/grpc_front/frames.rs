@@ -84,6 +84,16 @@ impl Frames {
         M::decode(&data.payload[5..]).unwrap()
     }
 
+    /// The next messages, on whichever streams they come.
+    pub(super) async fn messages<M: Message + Default>(&mut self, count: usize) -> Vec<M> {
+        let mut messages = Vec::new();
+        while messages.len() < count {
+            let data = self.find(|frame| frame.kind == DATA && !frame.payload.is_empty()).await.expect("a message");
+            messages.push(M::decode(&data.payload[5..]).unwrap());
+        }
+        messages
+    }
+
     /// Waits until so many answers have begun; of refusals that is all.
     pub(super) async fn hears(&mut self, count: usize) {
         for number in 0..count {
@@ -144,6 +154,18 @@ pub(super) fn begun(stream: u32, method: &str) -> Vec<u8> {
 
 /// The same, of any service.
 pub(super) fn begun_at(stream: u32, path: &str) -> Vec<u8> {
+    begun_with(stream, path, b"")
+}
+
+/// The same, by a client that shows a token.
+pub(super) fn begun_by(token: &str, stream: u32, path: &str) -> Vec<u8> {
+    let bearer = format!("Bearer {token}");
+    let length = u8::try_from(bearer.len()).unwrap();
+    assert!(length < 127, "one byte of HPACK");
+    begun_with(stream, path, &[&[0x0f, 0x08, length], bearer.as_bytes()].concat())
+}
+
+fn begun_with(stream: u32, path: &str, more: &[u8]) -> Vec<u8> {
     // Indices of HPACK's static table, and literals that are in no index.
     let mut headers = vec![0x83, 0x86];
     for (name, value) in [(&[0x04][..], path), (&[0x01], "test"), (&[0x0f, 0x10], "application/grpc")] {
@@ -152,6 +174,7 @@ pub(super) fn begun_at(stream: u32, path: &str) -> Vec<u8> {
         headers.extend(value.as_bytes());
     }
     headers.extend(b"\x00\x02te\x08trailers");
+    headers.extend(more);
     frame(HEADERS, END_HEADERS, stream, headers)
 }
 
@@ -163,6 +186,13 @@ pub(super) fn rest(stream: u32) -> Vec<u8> {
 /// A request that says more than it may.
 pub(super) fn bytes(stream: u32, count: usize) -> Vec<u8> {
     frame(DATA, 0, stream, vec![0; count])
+}
+
+/// A whole message, with more to come.
+pub(super) fn message(stream: u32, message: &impl Message) -> Vec<u8> {
+    let message = message.encode_to_vec();
+    let length = u32::try_from(message.len()).unwrap().to_be_bytes();
+    frame(DATA, 0, stream, [&[0], &length[..], &message].concat())
 }
 
 /// The end of a call that nobody waits for any more.

@@ -53,7 +53,6 @@ async fn what_a_web_page_sends_is_refused_and_counted() {
     for (host, header) in of_pages {
         let reply = send(host, header.to_owned()).await;
         assert_eq!((reply.status, reply.reason().as_str()), (403, "foreign_origin"), "{header}");
-        assert_eq!(reply.header("connection"), "close");
     }
     nothing_is_kept(&server).await;
     assert_eq!(counted(&server, "foreign_origin").await, 5.0);
@@ -159,7 +158,7 @@ async fn a_browser_gets_a_page_that_says_what_the_url_is_for() {
 #[tokio::test]
 async fn unknown_paths_are_not_found_and_the_admin_routes_are_among_them() {
     let server = Server::start().await;
-    let paths = ["/", "/webhooks", "/webhook/veo/more", "/Webhook", "/metrics", "/readyz", "/favicon.ico"];
+    let paths = ["/", "/veo", "/my-webhook", "/webhoo/veo", "/metrics", "/readyz", "/favicon.ico"];
     for path in paths {
         let answer = server.http().post_to(path, completed("t1").to_string()).await;
         assert_eq!((answer.status, answer.reason()), (404, "not_found"), "{path}");
@@ -170,27 +169,58 @@ async fn unknown_paths_are_not_found_and_the_admin_routes_are_among_them() {
 }
 
 #[tokio::test]
-async fn an_encoded_body_is_refused_and_an_identity_is_no_encoding() {
+async fn urls_signed_anew_and_an_added_reason_are_revisions_and_no_conflict_also_after_a_crash() {
+    let mut server = Server::start().await;
+    let signed = |query: &str| with(completed("t1"), json!({"video_url": format!("https://x/1.mp4?{query}")}));
+    let failed = |error: serde_json::Value| json!({"id": "t2", "status": "failed", "error": error});
+    let last_words = [
+        (signed("sig=a"), false),
+        (signed("sig=b&exp=1"), false),
+        (with(completed("t1"), json!({"video_url": "https://x/1.mp4"})), false),
+        (with(completed("t1"), json!({"video_url": "https://x/2.mp4?sig=a"})), true),
+        (failed(json!(null)), false),
+        (failed(json!("TASK_FAILED")), false),
+        (failed(json!("upstream down")), true),
+    ];
+    for (body, _) in &last_words {
+        assert!(!server.http().post(body).await.duplicate(), "{body}");
+        server.crash().await;
+    }
+    for (body, _) in &last_words {
+        assert!(server.http().post(body).await.duplicate(), "a true repeat of any is one: {body}");
+    }
+    let log = server.log_of_events().await;
+    let conflicts: Vec<_> = log.iter().map(|event| event.conflict).collect();
+    assert_eq!(conflicts, last_words.map(|(_, conflict)| conflict));
+    assert_eq!(log.iter().map(|event| event.revision).collect::<Vec<_>>(), [1, 2, 3, 4, 1, 2, 3]);
+}
+
+#[tokio::test]
+async fn completed_tasks_without_an_output_are_events_counted_by_product_and_logged() {
     let server = Server::start().await;
-    for encoding in ["gzip", "br", "gzip, identity"] {
-        let mut raw = Raw::connect(server.ingest).await;
-        let headers = format!("content-encoding: {encoding}\r\n");
-        raw.send(post("/webhook/veo", &headers, completed("t1").to_string())).await;
-        let reply = raw.reply().await;
-        assert_eq!((reply.status, reply.reason().as_str()), (415, "unsupported_encoding"));
-        assert_eq!(reply.header("accept-encoding"), "identity");
+    let of_product = |product: &str| format!("blobcast_completed_without_output_total{{product=\"{product}\"}}");
+    assert_eq!(server.metric(&of_product("veo")).await, 0.0, "there from the start");
+    for number in 0..3 {
+        let without = json!({"id": format!("t{number}"), "status": "completed", "video_url": "see the console"});
+        for _ in 0..2 {
+            assert_eq!(server.http().post_to("/webhook/veo", without.to_string()).await.status, 200);
+        }
     }
-    let mut raw = Raw::connect(server.ingest).await;
-    raw.send(head("/webhook/veo", "transfer-encoding: gzip, chunked\r\n")).await;
-    assert_eq!(raw.reply().await.status, 415, "whichever header says it");
-    assert_eq!(counted(&server, "unsupported_encoding").await, 4.0);
-    nothing_is_kept(&server).await;
-    for (number, encoding) in ["identity", "Identity"].into_iter().enumerate() {
-        let mut raw = Raw::connect(server.ingest).await;
-        let headers = format!("content-encoding: {encoding}\r\n");
-        raw.send(post("/webhook/veo", &headers, completed(&format!("t{number}")).to_string())).await;
-        assert_eq!(raw.reply().await.status, 200);
+    for body in [completed("t4"), failed("t5"), processing("t6")] {
+        assert_eq!(server.http().post(&body).await.status, 200);
     }
+    assert_eq!(server.metric(&of_product("veo")).await, 3.0, "new events, not repeats");
+    assert_eq!(server.log_of_events().await.iter().filter(|event| event.outputs.is_empty()).count(), 5);
+    // A flood is one line.
+    server.logged("its callback has no output", 1).await;
+
+    // Senders name products, so only so many are counted by name.
+    for number in 0..80 {
+        let body = json!({"id": format!("p{number}"), "status": "completed"}).to_string();
+        server.http().post_to(&format!("/webhook/p{number}"), body).await;
+    }
+    assert_eq!(server.metric(&of_product("p0")).await, 1.0);
+    assert_eq!(server.metric(&of_product("other")).await, 80.0 - (64.0 - 11.0));
 }
 
 #[tokio::test]
@@ -258,7 +288,7 @@ async fn who_expects_100_continue_gets_it_before_sending_the_body() {
         ("/webhook/veo", "content-length: 1048577\r\n", 413),
         // The largest that HTTP libraries take.
         ("/webhook/veo", "content-length: 18446744073709551613\r\n", 413),
-        ("/webhook/veo", "content-length: 9\r\ncontent-encoding: gzip\r\n", 415),
+        ("/webhook/veo", "content-length: 9\r\ncontent-encoding: br\r\n", 415),
         ("/nowhere", "content-length: 9\r\n", 404),
     ] {
         let mut raw = Raw::connect(server.ingest).await;

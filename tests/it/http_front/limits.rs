@@ -1,6 +1,9 @@
 //! Every limit of the front, at it and beyond it.
 
-use std::{fs, time::Duration};
+use std::{
+    fs,
+    time::{Duration, Instant},
+};
 
 use tokio::time::timeout;
 
@@ -28,8 +31,6 @@ async fn too_large(server: &Server, request: Vec<u8>) {
     raw.send(request).await;
     let reply = raw.reply().await;
     assert_eq!((reply.status, reply.reason().as_str()), (413, "body_too_large"));
-    assert_eq!(reply.header("connection"), "close");
-    raw.closed().await;
     assert_eq!(counted(server, "body_too_large").await, before + 1.0);
     nothing_is_kept(server).await;
 }
@@ -133,13 +134,52 @@ async fn headers_that_take_too_long_are_answered_408_even_if_they_trickle() {
 
 #[tokio::test]
 async fn a_connection_that_asks_nothing_for_too_long_is_closed_without_a_word() {
-    let server = Options::default().set("ingest.header_timeout", "200ms").start().await;
+    let options = Options::default().set("ingest.header_timeout", "200ms").set("ingest.idle_timeout", "300ms");
+    let server = options.start().await;
     Raw::connect(server.ingest).await.closed().await;
     let mut used = Raw::connect(server.ingest).await;
     used.send(post("/webhook/veo", "", completed("t1").to_string())).await;
+    let answered = Instant::now();
     assert_eq!(used.reply().await.status, 200);
     used.closed().await;
+    assert!(answered.elapsed() >= Duration::from_millis(300));
     assert_eq!(counted(&server, "header_timeout").await, 0.0);
+}
+
+#[tokio::test]
+async fn a_connection_that_was_used_is_kept_while_others_come_and_go_by_the_time_for_headers() {
+    let server = Options::default().set("ingest.header_timeout", "200ms").start().await;
+    let request = |task: &str| post("/webhook/veo", "", completed(task).to_string());
+    let mut kept = Vec::new();
+    for number in 0..50 {
+        let mut raw = Raw::connect(server.ingest).await;
+        raw.send(request(&format!("first-{number}"))).await;
+        assert_eq!(raw.reply().await.status, 200);
+        kept.push(raw);
+    }
+    // Connections that ask nothing show that the time has gone by, more than once.
+    for _ in 0..3 {
+        Raw::connect(server.ingest).await.closed().await;
+    }
+    for (number, raw) in kept.iter_mut().enumerate() {
+        raw.send(request(&format!("second-{number}"))).await;
+        assert_eq!(raw.reply().await.status, 200);
+    }
+    // A line end behind a body is no head.
+    let ended = &mut kept[2];
+    ended.send("\r\n").await;
+    Raw::connect(server.ingest).await.closed().await;
+    ended.send(request("third")).await;
+    assert_eq!(ended.reply().await.status, 200);
+    // The next head has the time for headers from its first byte on, however long it was idle before.
+    let [trickling, stalled, ..] = &mut kept[..] else { panic!("they are there") };
+    stalled.send(&request("t3")[..20]).await;
+    trickling.send("POST /webhook/veo HTTP/1.1\r\nx: ").await;
+    for reply in [trickling.trickle().await, stalled.reply().await] {
+        assert_eq!((reply.status, reply.header("connection")), (408, "close"));
+    }
+    until("both to be counted", || async { counted(&server, "header_timeout").await == 2.0 }).await;
+    assert_eq!(server.log_of_events().await.len(), 101);
 }
 
 #[tokio::test]
@@ -251,6 +291,10 @@ async fn low_disk_refuses_callbacks_until_there_is_space_and_still_serves_what_i
     let (status, text) = server.admin_get("/readyz").await;
     assert_eq!(status, 503);
     assert!(text.contains("free some space"), "{text}");
+    assert_eq!(server.admin_get("/readyz/ingest").await, (503, text));
+    assert_eq!(server.admin_get("/readyz/grpc").await, (200, "ready\n".into()), "readers go on to be served");
+    assert!(server.cli("healthcheck --listener ingest").run().await.stdout.contains("free some space"));
+    server.cli("healthcheck --listener grpc").run().await.good();
     assert_eq!(server.admin_get("/livez").await.0, 200);
     assert_eq!(server.metric("blobcast_store_writable").await, 0.0);
     assert_eq!(server.log_of_events().await.len(), 1);
@@ -290,7 +334,7 @@ async fn assert_refuses_until_it_is_back(server: Server, replaced: bool) {
     .await;
     assert!(!server.http().post(&completed("t2")).await.duplicate());
     assert_eq!(server.pid(), pid, "the same process, for whoever supervises it");
-    assert!(server.log().contains("starting anew"), "{}", server.log());
+    until("a word", async || server.log().contains("starting anew")).await;
 }
 
 #[tokio::test]
@@ -385,6 +429,10 @@ async fn the_admin_listener_answers_to_addresses_localhost_and_its_hosts_and_to_
     assert_eq!(ask("/version", &format!("host: {admin}\r\norigin: http://evil.example\r\n")).await.status, 403);
     assert_eq!(ask("/version", &of_page("sec-fetch-mode: navigate\r\n")).await.status, 200, "a link");
     assert_eq!(refused("foreign_origin").await, 2.0);
+    // One line for each cause, however many there are.
+    let told = server.logged("refused a request to the admin listener", 2).await;
+    assert!(told[0].contains(r#""cause":"host","name":"evil.example""#), "{told:?}");
+    assert!(told[1].contains(r#""cause":"foreign_origin""#), "{told:?}");
 }
 
 #[tokio::test]
@@ -416,6 +464,57 @@ async fn a_silent_connection_gives_way_to_a_callback() {
         raw.send(post("/webhook/veo", "", completed("t3").to_string())).await;
         assert_eq!(raw.reply().await.status, 200);
     }
+}
+
+/// Keeps asking on all these connections until somebody else is answered 200 on a new one.
+async fn ask_until_another_is_let_in(asking: &mut [Raw], ask: &[u8], other: impl AsyncFn() -> u16) {
+    until("another one to be let in", async || {
+        for raw in &mut *asking {
+            raw.send(ask).await;
+            let _ = raw.try_reply_to("GET").await.is_some();
+        }
+        other().await == 200
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn strangers_that_keep_asking_give_way_to_a_callback() {
+    // Neither a refusal nor a load balancer's check makes anybody known.
+    for path in ["/x", "/"] {
+        let server = Options::default().set("ingest.connections_max", 3).start().await;
+        let mut asking = Vec::new();
+        for _ in 0..3 {
+            asking.push(Raw::connect(server.ingest).await);
+        }
+        ask_until_another_is_let_in(&mut asking, &get(path), async || {
+            let mut raw = Raw::connect(server.ingest).await;
+            raw.send(post("/webhook/veo", "", completed("t1").to_string())).await;
+            raw.reply().await.status
+        })
+        .await;
+        assert!(server.metric("blobcast_connections_shed_total{listener=\"ingest\"}").await >= 1.0);
+    }
+}
+
+#[tokio::test]
+async fn probes_are_answered_beside_connections_that_keep_asking() {
+    let server = Server::start().await;
+    let mut asking = Vec::new();
+    for _ in 0..128 {
+        asking.push(Raw::connect(server.admin).await);
+    }
+    ask_until_another_is_let_in(&mut asking, &get("/livez"), async || {
+        let mut raw = Raw::connect(server.admin).await;
+        raw.send(get("/livez")).await;
+        raw.try_reply_to("GET").await.map_or(0, |reply| reply.status)
+    })
+    .await;
+    assert!(server.metric("blobcast_connections_shed_total{listener=\"admin\"}").await >= 1.0);
+}
+
+fn get(path: &str) -> Vec<u8> {
+    format!("GET {path} HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\n").into_bytes()
 }
 
 #[tokio::test]
@@ -465,7 +564,8 @@ async fn a_load_balancer_says_by_a_proxy_header_whom_it_passes_on() {
     let mut raw = Raw::connect(server.ingest).await;
     raw.send(post("/webhook/veo", "x-forwarded-for: 198.51.100.7\r\n", completed("t2").to_string())).await;
     assert!(raw.try_reply().await.is_none());
-    let refused = "blobcast_connections_refused_total{cause=\"not_understood\",listener=\"ingest\"}";
+    let refused = "blobcast_connections_refused_total{cause=\"proxy_header_missing\",listener=\"ingest\"}";
+    server.logged("a trusted proxy sends no PROXY header", 1).await; // it is counted before
     assert_eq!(server.metric(refused).await, 1.0);
 }
 
@@ -478,6 +578,9 @@ async fn a_stranger_is_not_asked_for_a_proxy_header_and_not_believed_one() {
     let mut raw = on_behalf_of(&server, "198.51.100.7").await;
     raw.send(post("/webhook/veo", "", completed("t2").to_string())).await;
     assert_eq!(raw.reply().await.status, 400, "it is no HTTP");
+    server.logged("begins with a PROXY header, which is not expected of this address", 1).await;
+    let refused = "blobcast_connections_refused_total{cause=\"proxy_header_unexpected\",listener=\"ingest\"}";
+    assert_eq!(server.metric(refused).await, 1.0);
 }
 
 #[tokio::test]
@@ -497,5 +600,5 @@ async fn one_address_has_its_share_of_the_connections_and_no_more() {
     drop(one);
     until("the share to come back", async || ask("198.51.100.7").await.1 == Some(200)).await;
     let refused = "blobcast_connections_refused_total{cause=\"address_share\",listener=\"ingest\"}";
-    assert!(server.metric(refused).await >= 1.0);
+    until("it to be counted", async || server.metric(refused).await >= 1.0).await;
 }

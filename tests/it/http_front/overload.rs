@@ -63,7 +63,7 @@ async fn sixty_four_times_more_connections_than_the_limit_neither_lose_nor_grow(
     acknowledged.push(http.post(&completed("after")).await.acknowledged("after"));
     server.crash().await;
     let log: Vec<_> = server.log_of_events().await.iter().map(AsObserved::observed).collect();
-    assert_eq!(check(&History { acknowledged, log, streams: vec![] }), []);
+    assert_eq!(check(&History { acknowledged, log, streams: vec![], ..History::default() }), []);
 }
 
 /// All at once, each with a connection of its own; how many were answered with which status.

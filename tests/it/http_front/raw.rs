@@ -56,6 +56,11 @@ impl Raw {
         let _ = within("the other side to take bytes", self.stream.write_all(bytes.as_ref())).await.is_ok();
     }
 
+    /// Sends all of it, or says why not.
+    pub(super) async fn try_send(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.stream.write_all(bytes).await
+    }
+
     /// Sends no more, but listens on.
     pub(super) async fn finish(&mut self) {
         self.stream.shutdown().await.unwrap();

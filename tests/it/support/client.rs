@@ -112,7 +112,7 @@ impl Sub {
                 | Content::Progress(v1::Progress { cursor, .. })
                 | Content::GoingAway(v1::GoingAway { cursor, .. })
                 | Content::Completed(v1::Completed { cursor, .. })
-                | Content::Gap(v1::Gap { to: cursor, .. }),
+                | Content::Gap(v1::Gap { through: cursor, .. }),
             ) => self.cursor.clone_from(cursor),
             Some(Content::Subscribed(again)) => panic!("subscribed twice: {again:?}"),
             None => {}

@@ -92,15 +92,10 @@ impl Cli {
 
     /// Starts it with a terminal of so many columns for its standard output.
     pub fn start_on_terminal(mut self, columns: u16) -> Running {
-        let ours = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
-        grantpt(&ours).unwrap();
-        unlockpt(&ours).unwrap();
-        let name = ptsname(&ours, Vec::new()).unwrap().into_string().unwrap();
-        let theirs = File::options().read(true).write(true).open(name).unwrap();
-        tcsetwinsize(&theirs, Winsize { ws_row: 24, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 }).unwrap();
+        let (ours, theirs) = terminal(columns);
         self.command.stdin(Stdio::null()).stdout(theirs).stderr(Stdio::piped());
         let mut child = self.command.spawn().unwrap();
-        let (stdout, stderr) = (Pipe::of(File::from(ours)), Pipe::of(child.stderr.take().unwrap()));
+        let (stdout, stderr) = (Pipe::of(ours), Pipe::of(child.stderr.take().unwrap()));
         Running { child, stdout, stderr }
     }
 
@@ -264,6 +259,34 @@ impl Pipe {
     fn is_closed(&self) -> bool {
         self.0.lock().unwrap().1
     }
+}
+
+/// Why a `serve` ended that had no terminal: one problem a line, out of the last lines of its log.
+pub fn fatal(log: &[u8]) -> String {
+    let log = std::str::from_utf8(log).unwrap();
+    let lines = log.lines().map(|line| serde_json::from_str::<Value>(line).unwrap_or_else(|_| panic!("{log}")));
+    let fatal = lines.filter(|line| line["target"] == "blobcast::fatal" && line["level"] == "ERROR");
+    let problem = |line: Value| {
+        let message = line["message"].as_str().unwrap().to_owned();
+        let told =
+            ["the broker does not start: ", "the broker ends: "].iter().find_map(|head| message.strip_prefix(head));
+        told.unwrap_or_else(|| panic!("{message}")).to_owned() + "\n"
+    };
+    let told = fatal.map(problem);
+    let told: String = told.collect();
+    assert!(!told.is_empty(), "no fatal line in {log}");
+    told
+}
+
+/// A terminal of so many columns: our end, and the one that a command writes to.
+pub fn terminal(columns: u16) -> (File, File) {
+    let ours = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
+    grantpt(&ours).unwrap();
+    unlockpt(&ours).unwrap();
+    let name = ptsname(&ours, Vec::new()).unwrap().into_string().unwrap();
+    let theirs = File::options().read(true).write(true).open(name).unwrap();
+    tcsetwinsize(&theirs, Winsize { ws_row: 24, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 }).unwrap();
+    (File::from(ours), theirs)
 }
 
 /// The same command, started by a shell that sets the umask: it is the whole process's, so a test cannot set its own.

@@ -8,7 +8,7 @@ use std::{
 
 use tempfile::TempDir;
 
-use super::Cli;
+use super::{Cli, Ran};
 
 /// The file, and the secrets behind its lines.
 pub struct CredentialsFile {
@@ -40,6 +40,14 @@ impl CredentialsFile {
     pub fn add_line(&mut self, section: &str, line: &str) {
         self.sections.push((section.to_owned(), line.to_owned()));
         self.save();
+    }
+
+    /// Has `blobcast token` change the file itself, as an operator would: what it printed.
+    pub async fn change(&mut self, words: &str) -> Ran {
+        let ran =
+            Cli::new(&format!("token {words}")).env("BLOBCAST_CREDENTIALS_FILE", self.path().display()).run().await;
+        ran.good();
+        ran
     }
 
     /// Removes every line that holds a text.

@@ -26,6 +26,7 @@ pub fn node(path: &Path) -> Node {
     let retention = Retention {
         event_age_max: Duration::from_secs(7 * 24 * 3600),
         event_bytes_max: u64::MAX,
+        segment_age_max: Duration::MAX,
         quarantine_age_max: Duration::from_secs(7 * 24 * 3600),
         quarantine_bytes_max: u64::MAX,
         quarantine_count_max: u64::MAX,
@@ -49,11 +50,14 @@ fn open(path: &Path) -> Arc<Store> {
 /// A callback for veo that was received at a time, ready to be appended.
 pub fn draft(body: &Value, received_at: Timestamp) -> Draft {
     let callback = Callback {
+        near_miss: None,
         product: Some("veo".into()),
         query: String::new(),
         body: body.to_string().into(),
         received_at,
         verification: Verification::Unverified,
+        credential: String::new(),
+        bound: None,
     };
     callback.draft(&Corrections::default()).unwrap()
 }

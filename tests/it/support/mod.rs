@@ -10,19 +10,21 @@ mod client;
 mod collector;
 mod command;
 mod credentials;
+mod endpoint;
 mod grpc;
 mod library;
 mod server;
 mod vendor;
 mod watchdog;
 
-use std::time::Duration;
+use std::{fs, path::Path, time::Duration};
 
 pub use authority::{Authority, Issued, replace};
 pub use client::{AsObserved, Seen, Sub, reason, request, tasks};
 pub use collector::{Collector, Manner, Span, SpanKind, StatusCode, attribute, hex};
-pub use command::{Cli, Ran, Running, free_address};
+pub use command::{Cli, Ran, Running, fatal, free_address};
 pub use credentials::CredentialsFile;
+pub use endpoint::Endpoint;
 pub use grpc::*;
 pub use library::{Node, draft, node, stored};
 pub use server::{ANY_PORT, Options, Server};
@@ -45,4 +47,18 @@ pub async fn until(what: &str, mut asked: impl AsyncFnMut() -> bool) {
         }
     })
     .await;
+}
+
+/// Whether a text is anywhere in the files below a directory, as it is. A file that goes meanwhile has nothing any more.
+pub fn is_on_disk(directory: &Path, text: &str) -> bool {
+    let entries = fs::read_dir(directory).into_iter().flatten();
+    entries.map_while(Result::ok).any(|entry| {
+        let path = entry.path();
+        if path.is_dir() {
+            return is_on_disk(&path, text);
+        }
+
+        let bytes = fs::read(path).unwrap_or_default();
+        bytes.windows(text.len()).any(|window| window == text.as_bytes())
+    })
 }

@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
     sync::{Arc, Mutex, mpsc},
-    thread,
+    thread::{self, JoinHandle},
 };
 
 use blobcast::wire::v1::{admin_service_client::AdminServiceClient, event_service_client::EventServiceClient};
@@ -14,7 +14,12 @@ use serde_json::Value;
 use tempfile::TempDir;
 use tonic::transport::{Channel, Endpoint};
 
-use super::{Http, PATIENCE, command::under_umask, until, watchdog::Watchdog};
+use super::{
+    Http, PATIENCE,
+    command::{terminal, under_umask},
+    until,
+    watchdog::Watchdog,
+};
 
 /// An address on which the system chooses the port.
 pub const ANY_PORT: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
@@ -24,6 +29,7 @@ pub const ANY_PORT: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST)
 pub struct Options {
     env: Vec<(String, String)>,
     umask: Option<&'static str>,
+    on_terminal: bool,
 }
 
 impl Options {
@@ -42,6 +48,12 @@ impl Options {
     /// Starts it under a umask, in octal.
     pub fn umask(mut self, umask: &'static str) -> Self {
         self.umask = Some(umask);
+        self
+    }
+
+    /// Starts it with a terminal for its standard output.
+    pub fn on_terminal(mut self) -> Self {
+        self.on_terminal = true;
         self
     }
 
@@ -81,8 +93,9 @@ pub struct Server {
     options: Options,
     directory: Arc<TempDir>,
     log: Arc<Mutex<String>>,
+    log_reader: Option<JoinHandle<()>>,
     watchdog: Watchdog,
-    pub banner: Arc<Mutex<String>>,
+    printed: Arc<Mutex<String>>,
     pub ingest: SocketAddr,
     pub grpc: SocketAddr,
     pub admin: SocketAddr,
@@ -96,12 +109,14 @@ impl Server {
 
     async fn launch(options: Options, directory: Arc<TempDir>, listen: [SocketAddr; 3]) -> Self {
         let mut command = options.command(&directory.path().join("data"), listen);
-        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-        let banner = collect(child.stdout.take().unwrap());
+        let (ours, theirs) = options.on_terminal.then(|| terminal(200)).unzip();
+        command.stdout(theirs.map_or_else(Stdio::piped, Stdio::from)).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        let printed = child.stdout.take().map(collect).or(ours.map(collect)).unwrap();
         let log = Arc::new(Mutex::new(String::new()));
         let (ready, is_ready) = mpsc::channel();
         let (stderr, lines) = (child.stderr.take().unwrap(), Arc::clone(&log));
-        thread::spawn(move || {
+        let log_reader = thread::spawn(move || {
             for line in BufReader::new(stderr).lines().map_while(Result::ok) {
                 let parsed: Value = serde_json::from_str(&line).unwrap_or_default();
                 if parsed["message"] == "ready" {
@@ -116,7 +131,7 @@ impl Server {
         let addresses = tokio::task::spawn_blocking(move || is_ready.recv_timeout(PATIENCE)).await.unwrap();
         let Ok([ingest, grpc, admin]) = addresses else { panic!("not ready; its log: {}", log.lock().unwrap()) };
         let watchdog = Watchdog::of(child.id());
-        Self { child, options, directory, log, watchdog, banner, ingest, grpc, admin }
+        Self { child, options, directory, log, log_reader: Some(log_reader), watchdog, printed, ingest, grpc, admin }
     }
 
     /// Where it keeps its data.
@@ -124,9 +139,27 @@ impl Server {
         self.directory.path().join("data")
     }
 
-    /// Everything it has logged so far.
+    /// What has come of its log so far, all of it once it has ended. A line may come later than what it tells of: see
+    /// [`Server::logged`].
     pub fn log(&self) -> String {
         self.log.lock().unwrap().clone()
+    }
+
+    /// The lines of its log that contain `text`, as soon as there are `count` of them; more are a failure.
+    pub async fn logged(&self, text: &str, count: usize) -> Vec<String> {
+        let mut lines = Vec::new();
+        until(text, || {
+            lines = self.log().lines().filter(|line| line.contains(text)).map(str::to_owned).collect();
+            std::future::ready(lines.len() >= count)
+        })
+        .await;
+        assert_eq!(lines.len(), count, "{text}: {lines:#?}");
+        lines
+    }
+
+    /// Everything it has printed on standard output so far.
+    pub fn printed(&self) -> String {
+        self.printed.lock().unwrap().clone()
     }
 
     /// Its process id.
@@ -154,6 +187,10 @@ impl Server {
             std::future::ready(status.is_some())
         })
         .await;
+        // Its last lines are still on their way.
+        if let Some(log_reader) = self.log_reader.take() {
+            log_reader.join().unwrap();
+        }
         status.unwrap()
     }
 
@@ -234,7 +271,8 @@ fn collect(mut from: impl Read + Send + 'static) -> Arc<Mutex<String>> {
     thread::spawn(move || {
         let mut buffer = [0; 4096];
         while let Ok(count @ 1..) = from.read(&mut buffer) {
-            into.lock().unwrap().push_str(&String::from_utf8_lossy(&buffer[..count]));
+            // A terminal makes two characters of a line end.
+            into.lock().unwrap().push_str(&String::from_utf8_lossy(&buffer[..count]).replace('\r', ""));
         }
     });
     text

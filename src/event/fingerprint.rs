@@ -1,0 +1,228 @@
+//! What an event says, condensed: enough to tell a repeat, a contradiction, and neither. Owns the rules for both.
+
+use bytes::{Buf, BufMut};
+use serde_json::Value;
+use xxhash_rust::xxh3::{Xxh3, xxh3_64, xxh3_64_with_seed, xxh3_128};
+
+use super::{Labels, Report, TaskError, TaskStatus};
+
+/// Identifies what an event says, for as long as its task has it. Stored, so the rules must not change within a format version.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Fingerprint {
+    /// Status, outputs and error: two reports of one task with the same are duplicates. The whole body, if a task is over and there
+    /// is neither an output nor a reason: what it does say may be in a place that nobody reads yet.
+    exact: u128,
+    /// Status and outputs, without the queries of their URLs: to sign a URL anew is to say nothing new.
+    result: u64,
+    /// The error; 0 if there is none, or one without any reason.
+    reason: u64,
+}
+
+impl Fingerprint {
+    /// Size as stored.
+    pub const BYTES: usize = 32;
+
+    /// Of what a report says, and the body that it was read from.
+    pub fn of(report: &Report, body: &[u8]) -> Self {
+        let error = report.error.as_ref();
+        let details = error.and_then(|error| error.details.as_ref()).map(Value::to_string).unwrap_or_default();
+        Self { exact: exact(report, &details, body), result: result(report), reason: reason(error, &details) }
+    }
+
+    /// The same for an event whose credential is bound to `labels`: what one tenant repeats of another is no repeat, or the other's
+    /// event would never be seen. Without any it stays as it is.
+    #[must_use]
+    pub fn of_tenant(self, labels: Option<&Labels>) -> Self {
+        let Some(labels) = labels.filter(|labels| !labels.is_empty()) else { return self };
+        let mut hasher = Xxh3::new();
+        hasher.update(&self.exact.to_le_bytes());
+        for text in labels.iter().flat_map(|(key, value)| [key, value]) {
+            hasher.update(&(text.len() as u64).to_le_bytes());
+            hasher.update(text.as_bytes());
+        }
+        Self { exact: hasher.digest128(), ..self }
+    }
+
+    /// Of an event whose report is not known any more: it repeats only the same bytes.
+    pub fn of_bytes(bytes: &[u8]) -> Self {
+        Self { exact: xxh3_128(bytes), result: xxh3_64(bytes), reason: 0 }
+    }
+
+    /// Whether two reports say the same, so that the later one is a repeat.
+    pub fn repeats(self, earlier: Self) -> bool {
+        self.exact == earlier.exact
+    }
+
+    /// Whether a terminal event differs from an earlier one by more than signatures in URLs, or a reason where there was none.
+    pub fn contradicts(self, earlier: Self) -> bool {
+        self.result != earlier.result || (earlier.reason != 0 && self.reason != earlier.reason)
+    }
+
+    /// Writes [`Self::BYTES`] bytes.
+    pub fn put(self, bytes: &mut impl BufMut) {
+        bytes.put_u128_le(self.exact);
+        bytes.put_u64_le(self.result);
+        bytes.put_u64_le(self.reason);
+    }
+
+    /// Reads what [`Self::put`] has written; `None` if there is less.
+    pub fn take(bytes: &mut impl Buf) -> Option<Self> {
+        Some(Self {
+            exact: bytes.try_get_u128_le().ok()?,
+            result: bytes.try_get_u64_le().ok()?,
+            reason: bytes.try_get_u64_le().ok()?,
+        })
+    }
+}
+
+#[cfg(test)]
+impl From<u128> for Fingerprint {
+    /// One that neither repeats nor agrees with that of another number.
+    fn from(number: u128) -> Self {
+        Self { exact: number, result: number as u64, reason: 0 }
+    }
+}
+
+fn exact(report: &Report, details: &str, body: &[u8]) -> u128 {
+    let mut hasher = Xxh3::new();
+    let mut text = |text: &str| {
+        hasher.update(&(text.len() as u64).to_le_bytes());
+        hasher.update(text.as_bytes());
+    };
+    text(report.status.as_str());
+    // Of a status that is not understood, the word is all there is to tell two reports apart.
+    text(if report.status == TaskStatus::Unspecified { &report.status_text } else { "" });
+    for output in &report.outputs {
+        text(&output.url);
+    }
+    if let Some(error) = &report.error {
+        text(&error.code);
+        text(&error.message);
+        text(details);
+    }
+    if says_nothing_else(report) {
+        hasher.update(body);
+    }
+    hasher.digest128()
+}
+
+/// Whether all that was understood is that the task is over.
+fn says_nothing_else(report: &Report) -> bool {
+    match report.status {
+        TaskStatus::Completed => report.outputs.is_empty(),
+        TaskStatus::Failed => !report.error.as_ref().is_some_and(TaskError::gives_a_reason),
+        _ => false,
+    }
+}
+
+fn result(report: &Report) -> u64 {
+    let without_query = |url: &str| url.find('?').unwrap_or(url.len());
+    let urls = report.outputs.iter().map(|output| &output.url.as_bytes()[..without_query(&output.url)]);
+    urls.fold(report.status as u64, |seed, url| xxh3_64_with_seed(url, seed))
+}
+
+fn reason(error: Option<&TaskError>, details: &str) -> u64 {
+    let Some(error) = error.filter(|error| error.gives_a_reason()) else { return 0 };
+    let mut hasher = Xxh3::new();
+    for text in [&error.code, &error.message, details] {
+        hasher.update(&xxh3_64(text.as_bytes()).to_le_bytes());
+    }
+    hasher.digest().max(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::{collection::vec, prelude::*};
+
+    use super::*;
+    use crate::event::{Output, OutputKind, Product, TaskId};
+
+    fn report(status: TaskStatus, urls: &[String], error: Option<TaskError>) -> Report {
+        let output = |url: &String| Output { kind: OutputKind::Other, url: url.clone() };
+        Report {
+            task_id: TaskId::parse("t").unwrap(),
+            inferred_product: Product::parse("veo").unwrap(),
+            status,
+            status_text: String::new(),
+            outputs: urls.iter().map(output).collect(),
+            error,
+            prompt: String::new(),
+            model: String::new(),
+            seed: None,
+            created_at: None,
+            completed_at: None,
+        }
+    }
+
+    fn completed(urls: &[String]) -> Fingerprint {
+        Fingerprint::of(&report(TaskStatus::Completed, urls, None), b"{}")
+    }
+
+    fn failed(code: &str, message: &str, details: Option<Value>) -> Fingerprint {
+        let error = TaskError { code: code.into(), message: message.into(), details };
+        Fingerprint::of(&report(TaskStatus::Failed, &[], Some(error)), b"{}")
+    }
+
+    #[test]
+    fn where_nothing_else_was_understood_the_body_tells_reports_apart() {
+        let none = TaskError { code: "UNSPECIFIED".into(), message: String::new(), details: None };
+        let blocked = TaskError { message: "blocked".into(), ..none.clone() };
+        let urls = ["https://x/1".to_owned()];
+        for (report, is_told_apart) in [
+            (report(TaskStatus::Completed, &[], None), true),
+            (report(TaskStatus::Failed, &[], Some(none)), true),
+            (report(TaskStatus::Failed, &[], None), true),
+            (report(TaskStatus::Completed, &urls, None), false),
+            (report(TaskStatus::Failed, &[], Some(blocked)), false),
+            (report(TaskStatus::Processing, &[], None), false),
+        ] {
+            let [one, other] = [b"{\"a\":1}", b"{\"a\":2}"].map(|body| Fingerprint::of(&report, body));
+            assert_eq!(!other.repeats(one), is_told_apart, "{report:?}");
+            assert!(!other.contradicts(one) && one.repeats(one));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn urls_signed_anew_are_no_repeat_and_no_contradiction(
+            paths in vec("https://[a-z]{1,8}/[a-z/]{0,12}", 1..4),
+            queries in ("[a-z=&?]{0,12}", "[a-z=&?]{1,12}"),
+            other in "https://[0-9]{1,8}/",
+        ) {
+            let signed = |query: &str| paths.iter().map(|path| format!("{path}?{query}")).collect::<Vec<_>>();
+            let (first, second) = (completed(&signed(&queries.0)), completed(&signed(&queries.1)));
+            prop_assert_eq!(second.repeats(first), queries.0 == queries.1);
+            prop_assert!(!second.contradicts(first) && !first.contradicts(second));
+            prop_assert!(!completed(&paths).contradicts(first), "nor without a signature");
+
+            let mut changed = paths.clone();
+            changed[0] = other;
+            prop_assert!(completed(&changed).contradicts(first) && completed(&[]).contradicts(first));
+            changed.push(paths[0].clone());
+            prop_assert!(completed(&changed).contradicts(first));
+        }
+
+        #[test]
+        fn a_reason_where_there_was_none_is_no_contradiction_and_another_reason_is(
+            code in "[A-Z_]{1,20}", message in ".{0,20}", details in proptest::option::of("[a-z]{1,9}"),
+        ) {
+            let none = failed("UNSPECIFIED", "", None);
+            let given = failed(&code, &message, details.map(Value::from));
+            prop_assert!(!given.repeats(none) && !given.contradicts(none));
+            prop_assert!(none.contradicts(given), "nothing takes a reason back");
+            let other = failed(&(code + "X"), &message, None);
+            prop_assert!(other.contradicts(given));
+            prop_assert!(given.contradicts(completed(&[])) && completed(&[]).contradicts(given));
+        }
+
+        #[test]
+        fn a_fingerprint_is_read_back_as_it_was_written(exact: u128, result: u64, reason: u64) {
+            let fingerprint = Fingerprint { exact, result, reason };
+            let mut bytes = Vec::new();
+            fingerprint.put(&mut bytes);
+            prop_assert_eq!(bytes.len(), Fingerprint::BYTES);
+            prop_assert_eq!(Fingerprint::take(&mut &bytes[..]), Some(fingerprint));
+            prop_assert_eq!(Fingerprint::take(&mut &bytes[1..]), None);
+        }
+    }
+}

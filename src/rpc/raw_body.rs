@@ -1,0 +1,43 @@
+//! `GetRawBody`: the body of one callback in pieces, for bodies that no client takes in one message. Keeps nothing between two pieces.
+
+use bytes::BytesMut;
+use tonic::{Request, Response, Status};
+
+use super::{Context, errors, page::PAGE_BYTES_MAX};
+use crate::{
+    budget::Payer,
+    event::{Cursor, Filter, Record},
+    subscription::Sources,
+    wire::{Frame, Malformed, put_message, v1},
+};
+
+/// The piece of a body from an offset on.
+pub(super) async fn get(context: &Context, request: Request<v1::GetRawBodyRequest>) -> Result<Response<Frame>, Status> {
+    let caller = context.gate.caller_of(&request)?;
+    let payer = Payer::of(&request, &caller);
+    let v1::GetRawBodyRequest { cursor, offset } = request.into_inner();
+    let malformed = |field, problem: String| errors::malformed(Malformed::new(field, problem));
+    let cursor = Cursor::parse(&cursor).map_err(|error| malformed("cursor", error.to_string()))?;
+    let place = context.sources.place(cursor).map_err(|error| errors::open(&context.sources, &error))?;
+
+    let visible = caller.restrict(Filter::default())?;
+
+    // As it is stored, and the piece.
+    let granted = context.answers.take(&payer, context.page_bytes_max()).await?;
+    let read = move |sources: &Sources| Ok((sources.store.get(place)?, granted));
+    let (record, granted) = context.read(read).await?;
+    let is_there = |record: &Record| visible.matches(record) && !record.is_erased();
+    let record = record.filter(is_there).ok_or_else(errors::event_not_found)?;
+    let piece = piece(&record, offset)
+        .ok_or_else(|| malformed("offset", format!("is beyond the body, which has {} bytes", record.raw().len())))?;
+    Ok(context.answers.respond(piece, granted))
+}
+
+/// The message with the piece; `None` if the body ends before it.
+fn piece(record: &Record, offset: u64) -> Option<bytes::Bytes> {
+    let rest = record.raw().get(usize::try_from(offset).ok()?..)?;
+    let chunk = rest[..rest.len().min(PAGE_BYTES_MAX)].to_vec().into();
+    let (mut message, total_bytes) = (BytesMut::new(), record.raw().len() as u64);
+    put_message(&v1::GetRawBodyResponse { chunk, total_bytes }, &mut message);
+    Some(message.freeze())
+}

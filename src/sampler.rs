@@ -1,0 +1,91 @@
+//! A line for what strangers can cause, often enough to be seen and too seldom to fill a disk.
+
+use std::{
+    collections::HashMap,
+    hash::Hash,
+    sync::{Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+/// One line for each reason in this time, unless it is told another; the rest is counted.
+const INTERVAL: Duration = Duration::from_secs(10);
+
+/// Remembers by reason when a line was written, and how many were not since. Without a limit there have to be few reasons.
+#[derive(Debug)]
+pub(crate) struct Sampler<R = &'static str> {
+    interval: Duration,
+    /// With so many reasons, those whose interval is over are forgotten.
+    kept_max: usize,
+    reasons: Mutex<HashMap<R, (Instant, u64)>>,
+}
+
+impl<R> Default for Sampler<R> {
+    fn default() -> Self {
+        Self::every(INTERVAL)
+    }
+}
+
+impl<R> Sampler<R> {
+    /// One line for each reason in `interval`.
+    pub(crate) fn every(interval: Duration) -> Self {
+        Self { interval, kept_max: usize::MAX, reasons: Mutex::default() }
+    }
+
+    /// The same, and with `kept_max` reasons those are forgotten whose interval is over.
+    pub(crate) fn keeping(self, kept_max: usize) -> Self {
+        Self { kept_max, ..self }
+    }
+}
+
+impl<R: Eq + Hash> Sampler<R> {
+    /// How many were not logged since the last line; `None` if this one is not to be logged either.
+    pub(crate) fn due(&self, reason: R) -> Option<u64> {
+        self.due_at(reason, Instant::now())
+    }
+
+    /// At a time that a test chooses.
+    pub(crate) fn due_at(&self, reason: R, now: Instant) -> Option<u64> {
+        let mut reasons = self.reasons.lock().unwrap_or_else(PoisonError::into_inner);
+        if reasons.len() >= self.kept_max {
+            reasons.retain(|_, (logged, _)| now.duration_since(*logged) < self.interval);
+        }
+        match reasons.get_mut(&reason) {
+            Some((logged, unlogged)) if now.duration_since(*logged) < self.interval => {
+                *unlogged += 1;
+                None
+            }
+            _ => Some(reasons.insert(reason, (now, 0)).map_or(0, |(_, unlogged)| unlogged)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_reason_has_a_line_in_ten_seconds_and_says_how_many_had_none() {
+        let log = Sampler::default();
+        let began = Instant::now();
+        let at = |seconds| began + Duration::from_secs(seconds);
+        assert_eq!(log.due_at("a", at(0)), Some(0));
+        assert_eq!((log.due_at("a", at(1)), log.due_at("a", at(9))), (None, None));
+        assert_eq!(log.due_at("b", at(9)), Some(0));
+        assert_eq!(log.due_at("a", at(10)), Some(2));
+        assert_eq!(log.due_at("a", at(30)), Some(0));
+    }
+
+    #[test]
+    fn with_too_many_reasons_those_that_are_over_are_forgotten_and_no_others() {
+        let log = Sampler::every(INTERVAL).keeping(3);
+        let began = Instant::now();
+        let at = |seconds| began + Duration::from_secs(seconds);
+        for (reason, seconds) in [("a", 0), ("a", 1), ("b", 8), ("b", 9)] {
+            log.due_at(reason, at(seconds));
+        }
+        assert_eq!(log.due_at("a", at(10)), Some(1), "there is room for it");
+        log.due_at("c", at(18));
+        assert_eq!(log.due_at("b", at(19)), Some(0), "it was forgotten, with its count");
+        assert_eq!(log.due_at("a", at(19)), None, "its interval is not over");
+    }
+}

@@ -1,0 +1,278 @@
+//! What a broker takes of the disk, and for how long its limits keep events.
+//!
+//! ```text
+//! event      2 × body + 96                           as `log.retention_bytes_max` and `blobcast_log_bytes` count it, at most
+//! on disk    event + 201 (its commit) + 2 × 110 (index)
+//! directory  events × on disk + 2 × quarantine + 224 MiB (segments made ahead or about to go, the database's journals)
+//! disk       directory ÷ (1 − log.disk_free_min_percent)
+//! ```
+//!
+//! The constants below were measured on a log of 300,000 of the vendor's examples (tests/data/vendor), and on 2,000 and 4,000 of them
+//! with prompts of 2,800 characters. `cargo test --test it sizing` measures again, and fails where they are wrong.
+
+use std::time::Duration;
+
+use crate::config::Config;
+
+const MIB: u64 = 1 << 20;
+const GIB: u64 = 1 << 30;
+
+/// The body as received, and what the event has of it: as much again where the prompt and URLs are its bulk.
+const EVENT_PER_BODY: u64 = 2;
+/// What an event has beside that: ids, product, times, names of fields. Measured: 55 for bodies of 210 bytes, 48 for those of 3,006.
+/// The rest is for some labels and the name of a credential.
+const EVENT_BYTES_BESIDE: u64 = 96;
+/// An entry of the log (73), and the head of a commit (128), which a busy broker shares between events. Measured: 201 where each had
+/// a commit of its own, 99 with five in one.
+const FRAME_BYTES: u64 = 201;
+/// An entry of the task index. Measured: 108 in 300,000 tasks, when the database was at rest.
+const INDEX_BYTES: u64 = 110;
+/// While it rewrites its tables, the database has both. Measured: 217 bytes for a task.
+const INDEX_COPIES: u64 = 2;
+/// A quarantined callback is in the log, and encrypted in the database.
+const QUARANTINE_COPIES: u64 = 2;
+/// Segments of 32 MiB: one that is written to, one made ahead, one about to be removed. The database's journals, twice 64 MiB.
+const FIXED_BYTES: u64 = 3 * 32 * MIB + 2 * 64 * MIB;
+/// A body where nothing is known of those that come. The vendor's examples have 200 to 350 bytes; a long prompt makes it 3 kB.
+pub const TYPICAL_BODY_BYTES: u64 = 3_000;
+
+/// What comes.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Traffic {
+    /// Callbacks a second that become an event: no duplicates.
+    pub per_second: f64,
+    /// Bytes of a body, on average.
+    pub body_bytes: u64,
+}
+
+impl Traffic {
+    /// Bytes of events a second, as retention counts them.
+    pub fn bytes_per_second(self) -> f64 {
+        self.per_second * event_bytes(self.body_bytes) as f64
+    }
+
+    /// How long it takes to bring so many bytes of events.
+    pub fn time_to_bring(self, bytes: u64) -> Duration {
+        // More than a duration can be is for ever.
+        Duration::try_from_secs_f64(bytes as f64 / self.bytes_per_second()).unwrap_or(Duration::MAX)
+    }
+
+    /// Bytes of events that come in this time.
+    pub fn bytes_in(self, time: Duration) -> u64 {
+        (self.bytes_per_second() * time.as_secs_f64()).ceil() as u64
+    }
+}
+
+/// Bytes of an event with such a body, as retention counts them: at most.
+pub fn event_bytes(body_bytes: u64) -> u64 {
+    body_bytes.saturating_mul(EVENT_PER_BODY).saturating_add(EVENT_BYTES_BESIDE)
+}
+
+/// What lies in the data directory, part by part.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Directory {
+    /// Events, as retention counts them.
+    pub events: u64,
+    /// What the log has beside them.
+    pub frames: u64,
+    /// The task index.
+    pub index: u64,
+    /// Quarantined callbacks, in the log and in the database.
+    pub quarantine: u64,
+    /// What does not depend on what comes.
+    pub fixed: u64,
+}
+
+impl Directory {
+    /// With so many bytes of events, each of `event_bytes`, and as many of quarantined callbacks as there may be.
+    pub fn of(bytes: u64, event_bytes: u64, quarantine_bytes: u64) -> Self {
+        let events = bytes.div_ceil(event_bytes.max(1));
+        Self {
+            events: bytes,
+            frames: events.saturating_mul(FRAME_BYTES),
+            index: events.saturating_mul(INDEX_BYTES * INDEX_COPIES),
+            quarantine: quarantine_bytes.saturating_mul(QUARANTINE_COPIES),
+            fixed: FIXED_BYTES,
+        }
+    }
+
+    /// All of it.
+    pub fn bytes(&self) -> u64 {
+        let Self { events, frames, index, quarantine, fixed } = *self;
+        [frames, index, quarantine, fixed].into_iter().fold(events, u64::saturating_add)
+    }
+}
+
+/// Bytes of a disk on which a directory leaves free what `log.disk_free_min_percent` asks for; `None` if none is large enough.
+pub fn disk_bytes(directory_bytes: u64, free_min_percent: u64) -> Option<u64> {
+    let used_percent = 100_u64.checked_sub(free_min_percent).filter(|&percent| percent > 0)?;
+    let bytes = (u128::from(directory_bytes) * 100).div_ceil(used_percent.into());
+    Some(u64::try_from(bytes).unwrap_or(u64::MAX))
+}
+
+/// A disk as it is, and what the data directory has of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Space {
+    /// All of it.
+    pub total: u64,
+    /// Free for the broker's user.
+    pub free: u64,
+    /// What the data directory has already.
+    pub own: u64,
+}
+
+impl Space {
+    /// What the data directory may have before callbacks are refused.
+    fn available(self, free_min_percent: u64) -> u64 {
+        // As the writer reckons it.
+        let kept_free = (self.total / 100).saturating_mul(free_min_percent);
+        self.free.saturating_add(self.own).saturating_sub(kept_free)
+    }
+}
+
+/// A log that is larger than its disk: callbacks are refused before it is full.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TooLarge {
+    /// What the data directory takes when log and quarantine are full.
+    pub needed: u64,
+    /// What it can have.
+    pub available: u64,
+    /// The most that `log.retention_bytes_max` may be here; `None` if that is less than it can be.
+    pub retention_bytes_max: Option<u64>,
+}
+
+/// Whether the disk has room for what the configuration allows, if an event has so many bytes.
+pub fn too_large(config: &Config, space: Space, event_bytes: u64) -> Option<TooLarge> {
+    let (log, quarantine) = (&config.log, &config.quarantine);
+    let needed = Directory::of(log.retention_bytes_max, event_bytes, quarantine.retention_bytes_max).bytes();
+    let available = space.available(log.disk_free_min_percent);
+    if needed <= available {
+        return None;
+    }
+
+    let beside = Directory::of(0, event_bytes, quarantine.retention_bytes_max).bytes();
+    let for_events = u128::from(available.saturating_sub(beside));
+    let on_disk = u128::from(event_bytes) + u128::from(FRAME_BYTES + INDEX_BYTES * INDEX_COPIES);
+    // One event less, as the last one is counted as a whole.
+    let fits = for_events * u128::from(event_bytes) / on_disk.max(1);
+    let fits = u64::try_from(fits).unwrap_or(u64::MAX).saturating_sub(event_bytes);
+    let unit = if fits >= GIB { GIB } else { MIB };
+    let retention_bytes_max = Some(fits / unit * unit).filter(|&bytes| bytes >= retention_bytes_min(config));
+    Some(TooLarge { needed, available, retention_bytes_max })
+}
+
+/// The least that `log.retention_bytes_max` may be.
+pub fn retention_bytes_min(config: &Config) -> u64 {
+    event_bytes_max(config).max(MIB)
+}
+
+/// As `config/check` has it: an event of the largest body.
+fn event_bytes_max(config: &Config) -> u64 {
+    config.ingest.body_bytes_max.saturating_mul(2).saturating_add(64 * 1024)
+}
+
+/// `log.retention_bytes_max` for so many bytes of events: in whole units that are easy to read, and not less than it may be.
+pub fn retention_bytes_for(config: &Config, bytes: u64) -> u64 {
+    let unit = if bytes >= GIB { GIB } else { MIB };
+    let whole = bytes.div_ceil(unit).saturating_mul(unit);
+    whole.max(retention_bytes_min(config).div_ceil(MIB).saturating_mul(MIB))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::config::{self, Sources};
+
+    fn defaults() -> Config {
+        config::load(&Sources::default()).unwrap()
+    }
+
+    #[test]
+    fn ten_gib_are_less_than_half_a_day_of_fifty_a_second() {
+        let traffic = Traffic { per_second: 50.0, body_bytes: 3_000 };
+        let hours = traffic.time_to_bring(10 * GIB).as_secs_f64() / 3600.0;
+        assert!((9.0..9.9).contains(&hours), "measured were 9.9 h with an event that is twice its body: {hours}");
+    }
+
+    #[test]
+    fn the_free_part_is_of_the_disk_and_not_of_the_directory() {
+        assert_eq!(disk_bytes(95 * GIB, 5), Some(100 * GIB));
+        assert_eq!(disk_bytes(95 * GIB, 0), Some(95 * GIB));
+        assert_eq!(disk_bytes(GIB, 99), Some(100 * GIB));
+        assert_eq!((disk_bytes(1, 100), disk_bytes(1, u64::MAX)), (None, None));
+        assert_eq!(disk_bytes(u64::MAX, 5), Some(u64::MAX));
+    }
+
+    #[test]
+    fn a_log_is_too_large_for_a_disk_from_one_byte_on() {
+        let config = defaults();
+        let event = event_bytes(TYPICAL_BODY_BYTES);
+        let needed = Directory::of(10 * GIB, event, GIB).bytes();
+        let total = 100 * needed;
+        let kept_free = total / 100 * 5;
+        let space = |free| Space { total, free, own: 0 };
+        assert_eq!(too_large(&config, space(kept_free + needed), event), None);
+        let told = too_large(&config, space(kept_free + needed - 1), event).unwrap();
+        assert_eq!((told.needed, told.available), (needed, needed - 1));
+        assert_eq!(told.retention_bytes_max, Some(9 * GIB));
+        // What the log has already is its own.
+        let own = 7 * GIB;
+        assert_eq!(too_large(&config, Space { total, free: kept_free + needed - own, own }, event), None);
+    }
+
+    #[test]
+    fn a_disk_without_room_for_any_log_names_no_size() {
+        let config = defaults();
+        for free in [0, GIB, 3 * GIB / 2] {
+            let told = too_large(&config, Space { total: 10 * GIB, free, own: 0 }, 1_000).unwrap();
+            assert_eq!(told.retention_bytes_max, None, "{free}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_named_fits(
+            free in 0..200 * GIB, more in 0..200 * GIB, own in 0..100 * GIB, percent in 0..100_u64,
+            event in 100..3_000_000_u64, quarantine in MIB..10 * GIB, retention in 3 * MIB..1024 * GIB,
+        ) {
+            let mut config = defaults();
+            config.log.retention_bytes_max = retention;
+            config.log.disk_free_min_percent = percent;
+            config.quarantine.retention_bytes_max = quarantine;
+            let space = Space { total: free + own + more, free, own };
+            if let Some(told) = too_large(&config, space, event) {
+                prop_assert!(told.needed > told.available);
+                if let Some(bytes) = told.retention_bytes_max {
+                    prop_assert!(bytes < retention, "{} is not lower", bytes);
+                    config.log.retention_bytes_max = bytes;
+                    prop_assert_eq!(too_large(&config, space, event), None);
+                }
+            }
+        }
+
+        #[test]
+        fn no_number_is_too_large(
+            free: u64, total: u64, own: u64, percent: u64, event: u64, quarantine: u64, retention: u64, body: u64,
+            per_second in 0.000_001..1e9_f64, seconds: u64,
+        ) {
+            let mut config = defaults();
+            config.log.retention_bytes_max = retention;
+            config.log.disk_free_min_percent = percent;
+            config.quarantine.retention_bytes_max = quarantine;
+            config.ingest.body_bytes_max = body;
+            let _ = too_large(&config, Space { total, free, own }, event);
+            let traffic = Traffic { per_second, body_bytes: body };
+            let _ = (traffic.time_to_bring(retention), retention_bytes_for(&config, retention));
+            let bytes = traffic.bytes_in(Duration::from_secs(seconds));
+            prop_assert!(Directory::of(bytes, event_bytes(body), quarantine).bytes() >= bytes);
+        }
+
+        #[test]
+        fn what_is_set_for_some_bytes_has_room_for_them(bytes in 0..u64::MAX / 2) {
+            let set = retention_bytes_for(&defaults(), bytes);
+            prop_assert!(set >= bytes && set <= bytes.max(3 * MIB) + GIB);
+        }
+    }
+}

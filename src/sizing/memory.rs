@@ -1,0 +1,298 @@
+//! What the broker takes of memory at most, when every limit is used up at once: the sum that SECURITY.md shows, and what to lower
+//! where that is more than there is.
+
+use crate::config::Config;
+
+const KIB: u64 = 1 << 10;
+const MIB: u64 = 1 << 20;
+
+/// A commit takes commands up to 8 MiB (`store/writer`), and one more, with the body as received and what the event has of it.
+const COMMIT_BYTES_BESIDE_BODY: u64 = 8 * MIB;
+/// The queue of commands that wait for the writer (`store/writer`).
+const QUEUE_BYTES: u64 = 64 * MIB;
+/// Open backups, each of which reads a commit and has one on the way (`rpc/answers`).
+const BACKUPS: u64 = 4;
+/// Reads of more than 512 KiB at once, each of a commit (`store/log`).
+const LARGE_READS: u64 = 4;
+/// Other reads of the log at once: one for each of the runtime's threads for reads.
+const READS: u64 = 16;
+const READ_BYTES: u64 = MIB;
+/// A subscription that waits for a task: its state, and what may always be sent to it. Measured with 100,000 of them; another one
+/// takes 5 KiB.
+const SUBSCRIPTION_BYTES: u64 = 17 * KIB;
+/// A task id of a filter, in the index of the live path.
+const TASK_ID_BYTES: u64 = 320;
+/// The task index in memory, 250,000 tasks (`store/tasks`), and what the database takes beside its cache.
+const INDEX_BYTES: u64 = 168 * MIB;
+/// Number, credential, product, time and size of one quarantined callback (`store/shares`).
+const QUARANTINED_BYTES: u64 = 200;
+/// A connection of the gRPC listener with TLS; without it 71 KiB.
+const GRPC_CONNECTION_BYTES: u64 = 92 * KIB;
+/// A connection of the public listener.
+const INGEST_CONNECTION_BYTES: u64 = 100 * KIB;
+/// Health checks of unauthenticated clients (`server/grpc/admission`).
+const HEALTH_BYTES: u64 = 5 * MIB;
+/// `Watch` streams of unauthenticated clients and of clients, and an eighth that is ending.
+const WATCHES: u64 = (1_024 + 8_192) / 8 * 9;
+const WATCH_BYTES: u64 = 6 * KIB;
+/// Calls of reflection, and as many that are ending.
+const REFLECTIONS: u64 = 2 * 32;
+const REFLECTION_BYTES: u64 = 384 * KIB;
+/// Answers of any size that clients have not taken.
+const UNREAD_ANSWERS: u64 = 16_384;
+const UNREAD_ANSWER_BYTES: u64 = 7 * KIB;
+/// Code, stacks, tables, and what the allocator keeps.
+const PROCESS_BYTES: u64 = 40 * MIB;
+
+/// One line of the sum.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Part {
+    /// What takes it.
+    pub what: &'static str,
+    /// Keys of the configuration that bound it, and how.
+    pub limit: &'static str,
+    /// At most.
+    pub bytes: u64,
+}
+
+/// What takes memory, in the order of SECURITY.md.
+#[allow(clippy::too_many_lines, reason = "a table of what takes memory, and how much")]
+pub fn parts(config: &Config) -> Vec<Part> {
+    let Config { ingest, grpc, quarantine, hub, store, .. } = config;
+    let commit_bytes = COMMIT_BYTES_BESIDE_BODY.saturating_add(ingest.body_bytes_max.saturating_mul(2));
+    let part = |what, limit, bytes: &[u64]| Part { what, limit, bytes: sum(bytes) };
+
+    vec![
+        part("events read for streams", "grpc.reading_bytes_max", &[grpc.reading_bytes_max]),
+        part(
+            "streams, with their filters",
+            "grpc.subscriptions_max × 17 KiB, task_ids_in_all_max × 320 B",
+            &[
+                grpc.subscriptions_max.saturating_mul(SUBSCRIPTION_BYTES),
+                grpc.task_ids_in_all_max.saturating_mul(TASK_ID_BYTES),
+            ],
+        ),
+        part("answers", "grpc.answers_bytes_max", &[grpc.answers_bytes_max]),
+        part(
+            "open backups",
+            "4 of two commits (each 8 MiB + 2 × ingest.body_bytes_max)",
+            &[commit_bytes.saturating_mul(2 * BACKUPS)],
+        ),
+        part(
+            "reads of the log",
+            "4 of two commits, 16 of 1 MiB",
+            &[commit_bytes.saturating_mul(2 * LARGE_READS), READS * READ_BYTES],
+        ),
+        part("recent events", "hub.ring_bytes_max, two commits", &[hub.ring_bytes_max, commit_bytes, commit_bytes]),
+        part(
+            "requests on their way in",
+            "ingest.inflight_bytes_max, grpc.inflight_bytes_max",
+            &[ingest.inflight_bytes_max, grpc.inflight_bytes_max],
+        ),
+        part("the writer and its queue", "64 MiB, two commits", &[QUEUE_BYTES, commit_bytes, commit_bytes]),
+        part("the database and the task index", "store.cache_bytes, 168 MiB", &[store.cache_bytes, INDEX_BYTES]),
+        part(
+            "owners of quarantined callbacks",
+            "quarantine.retention_count_max × 200 B",
+            &[quarantine.retention_count_max.saturating_mul(QUARANTINED_BYTES)],
+        ),
+        part(
+            "connections",
+            "grpc.connections_max × 92 KiB, ingest.connections_max × 100 KiB",
+            &[
+                grpc.connections_max.saturating_mul(GRPC_CONNECTION_BYTES),
+                ingest.connections_max.saturating_mul(INGEST_CONNECTION_BYTES),
+            ],
+        ),
+        part(
+            "health checks and Watch streams",
+            "5 MiB, 9,216 of 6 KiB, and an eighth of those",
+            &[HEALTH_BYTES, WATCHES * WATCH_BYTES],
+        ),
+        part("calls of reflection", "64 of 384 KiB", &[REFLECTIONS * REFLECTION_BYTES]),
+        part("answers that clients have not taken", "16,384 of 7 KiB", &[UNREAD_ANSWERS * UNREAD_ANSWER_BYTES]),
+        part("the process itself", "", &[PROCESS_BYTES]),
+    ]
+}
+
+/// What the broker takes at most.
+pub fn bytes_max(config: &Config) -> u64 {
+    sum(&parts(config).iter().map(|part| part.bytes).collect::<Vec<_>>())
+}
+
+fn sum(bytes: &[u64]) -> u64 {
+    bytes.iter().fold(0, |sum, bytes| sum.saturating_add(*bytes))
+}
+
+/// A bound that only makes the broker faster. Lowering it refuses nothing and breaks no promise: streams read the log in turns, or
+/// read from the log what the ring does not have. All other bounds are what clients were promised, or refuse something when lower.
+struct Cache {
+    key: &'static str,
+    /// Less would be of little use.
+    bytes_min: u64,
+    of: fn(&mut Config) -> &mut u64,
+}
+
+/// In the order in which they give way: first the one that matters only when it is used up.
+const CACHES: [Cache; 3] = [
+    // Some forty wide reads at once.
+    Cache { key: "grpc.reading_bytes_max", bytes_min: 64 * MIB, of: |config| &mut config.grpc.reading_bytes_max },
+    // Seconds of a busy broker: a stream that is just behind needs no file.
+    Cache { key: "hub.ring_bytes_max", bytes_min: 8 * MIB, of: |config| &mut config.hub.ring_bytes_max },
+    // The blocks of the index that every look-up passes.
+    Cache { key: "store.cache_bytes", bytes_min: 8 * MIB, of: |config| &mut config.store.cache_bytes },
+];
+
+/// A configuration as it is in force where memory is limited.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fitted {
+    /// What is in force.
+    pub config: Config,
+    /// What was lowered for it.
+    pub lowered: Vec<Lowered>,
+    /// What it takes at most.
+    pub bytes_max: u64,
+}
+
+/// A key that is lower in force than it was set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Lowered {
+    /// The key.
+    pub key: &'static str,
+    /// As it was set.
+    pub from: u64,
+    /// As it is in force.
+    pub to: u64,
+}
+
+/// Lowers caches until the sum is no more than `limit`, or none can be lowered any more. Never raises one.
+pub fn fitted(config: &Config, limit: u64) -> Fitted {
+    let (mut config, mut lowered) = (config.clone(), Vec::new());
+    for Cache { key, bytes_min, of } in CACHES {
+        let excess = bytes_max(&config).saturating_sub(limit);
+        let bytes = of(&mut config);
+        let from = *bytes;
+        // Whole MiB, which are easier to read.
+        let to = (from.saturating_sub(excess) / MIB * MIB).max(bytes_min);
+        if excess == 0 || to >= from {
+            continue;
+        }
+        *bytes = to;
+        lowered.push(Lowered { key, from, to });
+    }
+    let bytes_max = bytes_max(&config);
+    Fitted { config, lowered, bytes_max }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::config::{self, Sources};
+
+    fn defaults() -> Config {
+        config::load(&Sources::default()).unwrap()
+    }
+
+    /// The rows of the table in a document: their cells, without marks.
+    fn rows(text: &str) -> Vec<Vec<String>> {
+        let lines = text.lines().map(str::trim).filter(|line| line.starts_with('|'));
+        let cells = |line: &str| line.trim_matches('|').split('|').map(|cell| cell.trim().replace('`', "")).collect();
+        lines.map(cells).collect()
+    }
+
+    /// A part as a row has it.
+    fn row(part: &Part) -> Vec<String> {
+        let mib = part.bytes.div_ceil(MIB);
+        let mib = if mib >= 1_000 { format!("{},{:03}", mib / 1_000, mib % 1_000) } else { mib.to_string() };
+        vec![part.what.to_owned(), part.limit.to_owned(), mib]
+    }
+
+    #[test]
+    fn security_md_shows_the_sum_of_the_defaults() {
+        let text = include_str!("../../SECURITY.md");
+        let table =
+            text.split_once("most, MiB |").and_then(|(_, rest)| rest.split_once("together")).expect("the table").0;
+        let expected: Vec<_> = parts(&defaults()).iter().map(row).collect();
+        assert_eq!(rows(table)[1..], expected, "SECURITY.md, \"Memory\"");
+
+        let total =
+            format!("together {:.1} GiB, below `MemoryMax=5G`", bytes_max(&defaults()) as f64 / f64::from(1 << 30));
+        assert!(text.contains(&total), "SECURITY.md has to say: {total}");
+    }
+
+    #[test]
+    fn the_unit_allows_what_the_defaults_take() {
+        let unit = include_str!("../../deploy/systemd/blobcast.service");
+        let limit = unit.lines().find_map(|line| line.strip_prefix("MemoryMax=")?.strip_suffix('G')).unwrap();
+        let limit = limit.parse::<u64>().unwrap() << 30;
+        assert!(bytes_max(&defaults()) < limit && limit < bytes_max(&defaults()) / 2 * 3, "MemoryMax={limit}");
+    }
+
+    #[test]
+    fn a_limit_that_is_enough_lowers_nothing() {
+        let config = defaults();
+        let enough = bytes_max(&config);
+        assert_eq!(fitted(&config, enough), Fitted { config: config.clone(), lowered: vec![], bytes_max: enough });
+        // One byte less lowers the one that gives way first, and by no more than has to be.
+        let fitted = fitted(&config, enough - 1);
+        let from = config.grpc.reading_bytes_max;
+        assert_eq!(fitted.lowered, [Lowered { key: "grpc.reading_bytes_max", from, to: from - MIB }]);
+    }
+
+    #[test]
+    fn caches_give_way_one_after_the_other_and_no_further_than_to_their_least() {
+        let config = defaults();
+        let lowered = |limit| fitted(&config, limit).lowered.iter().map(|it| (it.key, it.to / MIB)).collect::<Vec<_>>();
+        let all = bytes_max(&config);
+        assert_eq!(lowered(all - 448 * MIB), [("grpc.reading_bytes_max", 64)]);
+        assert_eq!(lowered(all - 449 * MIB), [("grpc.reading_bytes_max", 64), ("hub.ring_bytes_max", 63)]);
+        let least = [("grpc.reading_bytes_max", 64), ("hub.ring_bytes_max", 8), ("store.cache_bytes", 8)];
+        for limit in [all - 528 * MIB, 768 * MIB, MIB, 0] {
+            assert_eq!(lowered(limit), least, "{limit}");
+        }
+    }
+
+    #[test]
+    fn what_was_set_below_the_least_stays_as_it_is() {
+        let mut config = defaults();
+        (config.grpc.reading_bytes_max, config.hub.ring_bytes_max, config.store.cache_bytes) = (8 * MIB, MIB, MIB);
+        assert_eq!(fitted(&config, 0).lowered, []);
+    }
+
+    #[test]
+    fn no_sum_overflows() {
+        let mut config = defaults();
+        config.grpc.reading_bytes_max = u64::MAX;
+        config.hub.ring_bytes_max = u64::MAX;
+        config.grpc.subscriptions_max = u64::MAX;
+        config.ingest.body_bytes_max = u64::MAX;
+        assert_eq!(bytes_max(&config), u64::MAX);
+        assert_eq!(fitted(&config, 1 << 30).lowered.len(), 3);
+    }
+
+    proptest! {
+        #[test]
+        fn only_caches_are_lowered_and_only_as_far_as_it_helps(
+            limit in 0..8 * 1024 * MIB, reading in MIB..4096 * MIB, ring in MIB..1024 * MIB, cache in MIB..1024 * MIB,
+        ) {
+            let mut config = defaults();
+            (config.grpc.reading_bytes_max, config.hub.ring_bytes_max, config.store.cache_bytes) = (reading, ring, cache);
+            let fitted = fitted(&config, limit);
+            prop_assert_eq!(fitted.bytes_max, bytes_max(&fitted.config));
+
+            let lowered: Vec<_> = fitted.lowered.iter().map(|it| it.key).collect();
+            let mut changed = config::needs_restart(&config, &fitted.config);
+            changed.sort_by_key(|key| CACHES.iter().position(|cache| cache.key == *key));
+            prop_assert_eq!(&changed, &lowered, "nothing else");
+            prop_assert!(fitted.lowered.iter().all(|it| it.to < it.from));
+
+            // Either it fits, and with no more than a MiB to spare if anything was lowered, or nothing is left to lower.
+            let mut in_force = fitted.config.clone();
+            let is_least = CACHES.iter().all(|cache| *(cache.of)(&mut in_force) <= cache.bytes_min);
+            prop_assert!(fitted.bytes_max <= limit || is_least);
+            prop_assert!(lowered.is_empty() || is_least || fitted.bytes_max + MIB > limit);
+        }
+    }
+}

@@ -1,0 +1,202 @@
+//! What the log says of streams: whose each is, why it ended and where, who fell behind, who stands still, who has lost events, and
+//! that a read has met damage.
+//! Never of an event: a stream that is well has two lines, one where it opens and one where it ends. Bounded for each client,
+//! because one that reconnects in a loop must not push the lines of others out.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use tokio::time::Instant;
+
+use crate::{credentials::Client, event::Sequence, metrics::Metrics, printable::printable};
+
+/// Lines of one kind about one client in this time; the next one says how many there were more. Enough for a service that
+/// reconnects all of its streams, once.
+const LINES_MAX: u64 = 100;
+const INTERVAL: Duration = Duration::from_secs(60);
+
+/// Whose a stream is.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Who<'a> {
+    pub client: Option<&'a Arc<Client>>,
+    /// As the client names itself.
+    pub client_name: &'a str,
+    pub peer: &'a str,
+}
+
+impl Who<'_> {
+    fn client(&self) -> Option<&str> {
+        self.client.map(|client| &*client.name)
+    }
+}
+
+/// Where a stream ended.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Ended<'a> {
+    pub subscription_id: &'a str,
+    pub cause: &'static str,
+    pub position: Sequence,
+    pub lag: u64,
+    pub delivered: u64,
+    pub open_seconds: i64,
+}
+
+/// A stream, and where it is in the log.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct At<'a> {
+    pub who: Who<'a>,
+    pub subscription_id: &'a str,
+    pub position: Sequence,
+    pub lag: u64,
+}
+
+/// Writes a line about a stream, if it is due. A macro, since a line's level has to be known when it is compiled.
+macro_rules! stream_line {
+    ($level:ident, $unlogged:expr, $at:expr, $message:literal) => {
+        if let Some(unlogged) = $unlogged {
+            let At { who, subscription_id, position: Sequence(position), lag } = *$at;
+            let (client, name, peer) = (who.client(), printable(who.client_name), who.peer);
+            tracing::$level!(client, client_name = &*name, peer, subscription_id, position, lag, unlogged, $message);
+        }
+    };
+}
+
+/// How many lines of one kind about one client there were in this interval, and how many were left out since the last line.
+#[derive(Debug)]
+struct RateWindow {
+    began: Instant,
+    lines: u64,
+    unlogged: u64,
+}
+
+/// By kind of line, and by client.
+type RateWindows = HashMap<(&'static str, Option<Arc<str>>), RateWindow>;
+
+/// Writes the lines, and remembers how many there were.
+#[derive(Debug, Default)]
+pub(super) struct StreamLog(Mutex<RateWindows>);
+
+impl StreamLog {
+    /// How many were not logged before this one; `None` if this one is not to be either.
+    fn due(&self, kind: &'static str, who: &Who<'_>) -> Option<u64> {
+        self.due_at(kind, who, Instant::now())
+    }
+
+    fn due_at(&self, kind: &'static str, who: &Who<'_>, now: Instant) -> Option<u64> {
+        let key = (kind, who.client.map(|client| Arc::clone(&client.name)));
+        let mut windows = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let window = windows.entry(key).or_insert(RateWindow { began: now, lines: 0, unlogged: 0 });
+        if now.duration_since(window.began) >= INTERVAL {
+            (window.began, window.lines) = (now, 0);
+        }
+        window.lines += 1;
+        if window.lines > LINES_MAX {
+            window.unlogged += 1;
+            return None;
+        }
+        Some(std::mem::take(&mut window.unlogged))
+    }
+
+    pub(super) fn subscribed(&self, at: &At<'_>) {
+        stream_line!(info, self.due("subscribed", &at.who), at, "subscribed");
+    }
+
+    pub(super) fn ended(&self, who: &Who<'_>, ended: Ended<'_>) {
+        let Ended { subscription_id, cause, position: Sequence(position), lag, delivered, open_seconds } = ended;
+        let Some(unlogged) = self.due("ended", who) else { return };
+        let (client, name, peer) = (who.client(), printable(who.client_name), who.peer);
+        tracing::info!(
+            client,
+            client_name = &*name,
+            peer,
+            subscription_id,
+            cause,
+            position,
+            lag,
+            delivered,
+            open_seconds,
+            unlogged,
+            "subscription ended"
+        );
+    }
+
+    pub(super) fn fell_behind(&self, at: &At<'_>) {
+        stream_line!(
+            info,
+            self.due("fell_behind", &at.who),
+            at,
+            "subscription fell behind: it reads slower than events come, and goes on from the log"
+        );
+    }
+
+    pub(super) fn stands_still(&self, at: &At<'_>) {
+        stream_line!(
+            warn,
+            self.due("stands_still", &at.who),
+            at,
+            "subscription stands still: its client is connected and takes nothing; look at that service"
+        );
+    }
+
+    pub(super) fn reads_again(&self, at: &At<'_>) {
+        stream_line!(info, self.due("reads_again", &at.who), at, "subscription reads again");
+    }
+
+    /// Tells that a read has met a part of the log that is damaged. It is one line for all readers.
+    pub(super) fn damaged(&self, problem: &str) {
+        let everybody = Who { client: None, client_name: "", peer: "" };
+        let Some(unlogged) = self.due("damaged", &everybody) else { return };
+        tracing::error!(
+            problem,
+            unlogged,
+            "a part of the log is damaged: stop the broker, copy its data directory, and check the disk before anything else is \
+             written; then restore the last backup"
+        );
+    }
+
+    /// Counts and tells that a client misses what was between two places. They are places of the whole log: of the client's
+    /// events there may be fewer.
+    pub(super) fn lost(
+        &self,
+        who: &Who<'_>,
+        kind: &'static str,
+        after: Sequence,
+        through: Sequence,
+        metrics: &Metrics,
+    ) {
+        metrics.losses.with_label_values(&[who.client().unwrap_or_default(), kind]).inc();
+        let Some(unlogged) = self.due("lost", who) else { return };
+        let (client, name, peer) = (who.client(), printable(who.client_name), who.peer);
+        let (after, through) = (after.0, through.0);
+        tracing::warn!(
+            client,
+            client_name = &*name,
+            peer,
+            kind,
+            after,
+            through,
+            unlogged,
+            "events were forgotten before this client had read them: ask the vendor for what it missed, and raise \
+             log.retention_age_max or log.retention_bytes_max above its longest outage"
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_client_that_comes_and_goes_in_a_loop_has_so_many_lines_and_others_have_theirs() {
+        let log = StreamLog::default();
+        let (who, began) = (Who { client: None, client_name: "loop", peer: "" }, Instant::now());
+        let due = |kind, after| log.due_at(kind, &who, began + after);
+        assert!((0..LINES_MAX).all(|_| due("ended", Duration::ZERO) == Some(0)));
+        assert!((0..5).all(|_| due("ended", INTERVAL - Duration::from_millis(1)).is_none()));
+        assert_eq!(due("subscribed", Duration::ZERO), Some(0), "another kind");
+        assert_eq!((due("ended", INTERVAL), due("ended", INTERVAL)), (Some(5), Some(0)));
+    }
+}
