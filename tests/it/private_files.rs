@@ -207,7 +207,7 @@ async fn check_config_warns_about_what_others_can_use() {
         let cli = cli.env("BLOBCAST_GRPC__TLS_KEY_FILE", key.display()).env("BLOBCAST_DATA_DIR", data_dir.display());
         let ran = cli.env("BLOBCAST_GRPC__TLS_CERTIFICATE_FILE", certificate.display()).run().await;
         assert!(ran.good().contains("the configuration is good"), "{ran:?}");
-        ran.stderr
+        ran.warnings().join("\n")
     };
     assert_eq!(check().await, "");
     let in_writable = shelf.path().join("shared");

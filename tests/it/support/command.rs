@@ -126,6 +126,12 @@ impl Ran {
         &self.stdout
     }
 
+    /// The lines of its standard error, without the warnings that go by the size of this machine's disk and memory.
+    pub fn warnings(&self) -> Vec<&str> {
+        let by_machine = ["callbacks are refused before the log is full", "the limits allow"];
+        self.stderr.lines().filter(|line| !by_machine.iter().any(|part| line.contains(part))).collect()
+    }
+
     /// Panics unless it exited with `code`; its standard error.
     pub fn exited(&self, code: i32) -> &str {
         assert_eq!(self.code, Some(code), "{self:#?}");
