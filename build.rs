@@ -11,19 +11,33 @@ use std::{
     path::{Path, PathBuf},
 };
 
-const PROTOS: [&str; 3] =
-    ["blobcast/v1/event.proto", "blobcast/v1/event_service.proto", "blobcast/v1/admin_service.proto"];
+const PROTOS: [&str; 3] = [
+    "blobcast/v1/event.proto",
+    "blobcast/v1/event_service.proto",
+    "blobcast/v1/admin_service.proto",
+];
 /// What traces are sent by: version 1.10.0 of github.com/open-telemetry/opentelemetry-proto (Apache-2.0), unchanged.
 const OTLP: [&str; 1] = ["opentelemetry/proto/collector/trace/v1/trace_service.proto"];
-const FRAMES: [&str; 4] = ["WaitTaskResponse", "GetTaskResponse", "ListEventsResponse", "GetRawBodyResponse"];
+const FRAMES: [&str; 4] = [
+    "WaitTaskResponse",
+    "GetTaskResponse",
+    "ListEventsResponse",
+    "GetRawBodyResponse",
+];
 
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo:rerun-if-changed=proto");
     let out = PathBuf::from(env::var("OUT_DIR")?);
     let mut compiler = protox::Compiler::new(["proto"])?;
-    compiler.include_imports(true).include_source_info(true).open_files(PROTOS)?;
+    compiler
+        .include_imports(true)
+        .include_source_info(true)
+        .open_files(PROTOS)?;
     // The set with imports is what reflection serves; its encoding keeps what prost's own types would drop.
-    fs::write(out.join("descriptor_set.bin"), compiler.encode_file_descriptor_set())?;
+    fs::write(
+        out.join("descriptor_set.bin"),
+        compiler.encode_file_descriptor_set(),
+    )?;
     let descriptors = compiler.file_descriptor_set();
 
     tonic_prost_build::configure()
@@ -55,6 +69,9 @@ fn compile_otlp(out: &Path) -> Result<(), Box<dyn Error>> {
     let mut compiler = protox::Compiler::new(["proto"])?;
     compiler.include_imports(true).open_files(OTLP)?;
     // The server is for the tests, which take what is sent.
-    tonic_prost_build::configure().out_dir(out).include_file("mod.rs").compile_fds(compiler.file_descriptor_set())?;
+    tonic_prost_build::configure()
+        .out_dir(out)
+        .include_file("mod.rs")
+        .compile_fds(compiler.file_descriptor_set())?;
     Ok(())
 }

@@ -19,15 +19,29 @@ fn main() -> anyhow::Result<ExitCode> {
     let mut events = 0;
     for path in env::args().skip(1) {
         for line in fs::read_to_string(&path)?.lines() {
-            let Line { acknowledged, observed } = serde_json::from_str(line)?;
+            let Line {
+                acknowledged,
+                observed,
+            } = serde_json::from_str(line)?;
             events += observed.len();
-            let streams = vec![Stream { task_ids: None, observed }];
-            for violation in check(&History { acknowledged, streams, ..History::default() }) {
+            let streams = vec![Stream {
+                task_ids: None,
+                observed,
+            }];
+            for violation in check(&History {
+                acknowledged,
+                streams,
+                ..History::default()
+            }) {
                 println!("{path}: {violation}");
                 violations += 1;
             }
         }
     }
     println!("{events} events checked, {violations} violations");
-    Ok(if violations == 0 && events > 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if violations == 0 && events > 0 {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
 }

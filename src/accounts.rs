@@ -31,20 +31,30 @@ impl Account {
 
     fn parse(line: &str) -> Option<Self> {
         let mut fields = line.split(':');
-        let (name, uid, gid) = (fields.next()?.to_owned(), fields.nth(1)?.parse().ok()?, fields.next()?.parse().ok()?);
+        let (name, uid, gid) = (
+            fields.next()?.to_owned(),
+            fields.nth(1)?.parse().ok()?,
+            fields.next()?.parse().ok()?,
+        );
         Some(Self { name, uid, gid })
     }
 
     /// Its own group, and those that name it as a member.
     pub(crate) fn groups(&self) -> io::Result<Vec<u32>> {
         let text = text(GROUP)?;
-        Ok([self.gid].into_iter().chain(text.lines().filter_map(|line| self.group(line))).collect())
+        Ok([self.gid]
+            .into_iter()
+            .chain(text.lines().filter_map(|line| self.group(line)))
+            .collect())
     }
 
     fn group(&self, line: &str) -> Option<u32> {
         let mut fields = line.split(':');
         let (gid, members) = (fields.nth(2)?.parse().ok()?, fields.next()?);
-        members.split(',').any(|member| member == self.name).then_some(gid)
+        members
+            .split(',')
+            .any(|member| member == self.name)
+            .then_some(gid)
     }
 }
 
@@ -61,8 +71,14 @@ mod tests {
 
     #[test]
     fn a_user_has_the_groups_that_name_it() {
-        let account = Account::parse("blobcast:x:990:991:blobcast broker:/var/lib/blobcast:/usr/sbin/nologin").unwrap();
-        assert_eq!((account.name.as_str(), account.uid, account.gid), ("blobcast", 990, 991));
+        let account = Account::parse(
+            "blobcast:x:990:991:blobcast broker:/var/lib/blobcast:/usr/sbin/nologin",
+        )
+        .unwrap();
+        assert_eq!(
+            (account.name.as_str(), account.uid, account.gid),
+            ("blobcast", 990, 991)
+        );
         for (line, group) in [
             ("ssl-cert:x:104:www,blobcast", Some(104)),
             ("ssl-cert:x:104:blobcast2", None),

@@ -80,7 +80,9 @@ pub struct Audit {
 
 impl fmt::Debug for Audit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Audit").field("is_required", &self.is_required).finish_non_exhaustive()
+        f.debug_struct("Audit")
+            .field("is_required", &self.is_required)
+            .finish_non_exhaustive()
     }
 }
 
@@ -104,7 +106,13 @@ impl Audit {
 
     /// Begins a record of `action`.
     pub fn entry(self: &Arc<Self>, action: &'static str) -> Entry {
-        Entry { audit: Arc::clone(self), action, who: Who::default(), details: Map::new(), is_over: false }
+        Entry {
+            audit: Arc::clone(self),
+            action,
+            who: Who::default(),
+            details: Map::new(),
+            is_over: false,
+        }
     }
 
     /// Has the file opened anew, or says what is wrong; `None` if there is no file. Waits a while at most.
@@ -116,9 +124,10 @@ impl Audit {
         }
         Some(match timeout(RECORD_TIMEOUT, is_done).await {
             Ok(opened) => opened.unwrap_or_else(|_| Err("nobody writes it any more".to_owned())),
-            Err(_) => {
-                Err(format!("it was not opened within {} s: does its file system hang?", RECORD_TIMEOUT.as_secs()))
-            }
+            Err(_) => Err(format!(
+                "it was not opened within {} s: does its file system hang?",
+                RECORD_TIMEOUT.as_secs()
+            )),
         })
     }
 
@@ -131,9 +140,15 @@ impl Audit {
     fn write(&self, line: Vec<u8>) -> Option<oneshot::Receiver<bool>> {
         let is_record = !line.is_empty(); // not what `flush` sends
         let (done, is_done) = oneshot::channel();
-        let taken = self.file.as_ref().is_some_and(|file| file.try_send(Command::Write(line, done)).is_ok());
+        let taken = self
+            .file
+            .as_ref()
+            .is_some_and(|file| file.try_send(Command::Write(line, done)).is_ok());
         if !taken && is_record {
-            self.metrics.audit_records.with_label_values(&["lost"]).inc();
+            self.metrics
+                .audit_records
+                .with_label_values(&["lost"])
+                .inc();
         }
         taken.then_some(is_done)
     }
@@ -147,7 +162,10 @@ impl Audit {
             Ok(Ok(true)) => Ok(()),
             Ok(_) => Err(Unrecorded::Lost), // the thread has counted and logged it
             Err(_) => {
-                self.metrics.audit_records.with_label_values(&["late"]).inc();
+                self.metrics
+                    .audit_records
+                    .with_label_values(&["late"])
+                    .inc();
                 self.complain();
                 Err(Unrecorded::Late)
             }
@@ -155,7 +173,10 @@ impl Audit {
     }
 
     fn complain(&self) {
-        let mut complained = self.complained.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut complained = self
+            .complained
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         if complained.is_none_or(|at| at.elapsed() >= COMPLAINT) {
             *complained = Some(Instant::now());
             tracing::error!(
@@ -215,7 +236,11 @@ impl Entry {
 
     /// Before anything is done: records that it is about to be, if it has to be recorded, and waits for that.
     pub async fn begin(self) -> Result<Self, Unrecorded> {
-        if self.audit.is_required { self.begin_in_any_case().await } else { Ok(self) }
+        if self.audit.is_required {
+            self.begin_in_any_case().await
+        } else {
+            Ok(self)
+        }
     }
 
     /// The same of what takes long. Only what has to be recorded can fail.
@@ -250,7 +275,9 @@ impl Entry {
     /// Records that it was refused because of who calls.
     pub fn deny(mut self, reason: &str) {
         self.is_over = true;
-        let Some(client) = &self.who.client else { return };
+        let Some(client) = &self.who.client else {
+            return;
+        };
         if let Some(unrecorded) = self.audit.denials.due((Arc::clone(client), self.action)) {
             if unrecorded > 0 {
                 self.note("unrecorded", unrecorded);
@@ -268,7 +295,12 @@ impl Entry {
     }
 
     fn log(&self, result: &str) {
-        let Who { client, certificate, peer, request_id } = &self.who;
+        let Who {
+            client,
+            certificate,
+            peer,
+            request_id,
+        } = &self.who;
         tracing::info!(
             target: "blobcast::audit",
             action = self.action,
@@ -283,7 +315,12 @@ impl Entry {
     }
 
     fn line(&self, result: &str) -> Vec<u8> {
-        let Who { client, certificate, peer, request_id } = &self.who;
+        let Who {
+            client,
+            certificate,
+            peer,
+            request_id,
+        } = &self.who;
         let line = Line {
             time: (self.audit.now)().to_string(),
             action: self.action,
@@ -329,8 +366,15 @@ struct Line<'a> {
 /// terminal is escaped.
 fn shown(details: &Map<String, Value>) -> String {
     let word = |text: &str| {
-        let is_plain = !text.is_empty() && text.bytes().all(|b| b.is_ascii_graphic() && !b"\"',=".contains(&b));
-        if is_plain { text.to_owned() } else { format!("{text:?}") }
+        let is_plain = !text.is_empty()
+            && text
+                .bytes()
+                .all(|b| b.is_ascii_graphic() && !b"\"',=".contains(&b));
+        if is_plain {
+            text.to_owned()
+        } else {
+            format!("{text:?}")
+        }
     };
     let one = |value: &Value| match value {
         Value::String(text) => word(text),
@@ -344,7 +388,11 @@ fn shown(details: &Map<String, Value>) -> String {
         }
         other => one(other),
     };
-    details.iter().map(|(key, found)| format!("{key}={}", value(found))).collect::<Vec<_>>().join(" ")
+    details
+        .iter()
+        .map(|(key, found)| format!("{key}={}", value(found)))
+        .collect::<Vec<_>>()
+        .join(" ")
 }
 
 /// A record has some hundred bytes, whatever a request holds.
@@ -363,8 +411,16 @@ fn bounded(value: Value) -> Value {
         }
         Value::Object(values) => {
             let left_out = values.len().saturating_sub(TEXTS_MAX);
-            let rest = (left_out > 0).then(|| ("…".to_owned(), Value::String(format!("and {left_out} more"))));
-            let kept = values.into_iter().take(TEXTS_MAX).map(|(key, value)| (cut(key), bounded(value)));
+            let rest = (left_out > 0).then(|| {
+                (
+                    "…".to_owned(),
+                    Value::String(format!("and {left_out} more")),
+                )
+            });
+            let kept = values
+                .into_iter()
+                .take(TEXTS_MAX)
+                .map(|(key, value)| (cut(key), bounded(value)));
             kept.chain(rest).collect()
         }
         other => other,
@@ -381,24 +437,42 @@ mod tests {
 
     fn audit(is_required: bool) -> (Arc<Audit>, Receiver<Command>) {
         let (file, commands) = sync_channel(QUEUE_MAX);
-        (Audit::new(Some(file), is_required, || Timestamp::UNIX_EPOCH, Arc::default()), commands)
+        (
+            Audit::new(
+                Some(file),
+                is_required,
+                || Timestamp::UNIX_EPOCH,
+                Arc::default(),
+            ),
+            commands,
+        )
     }
 
     fn of_client(audit: &Arc<Audit>, name: &str) -> Entry {
         let peer = Some("192.0.2.7:4711".parse().unwrap());
-        audit.entry("Discard").by(Who { client: Some(name.into()), peer, ..Who::default() })
+        audit.entry("Discard").by(Who {
+            client: Some(name.into()),
+            peer,
+            ..Who::default()
+        })
     }
 
     /// The next record, which the file takes or not.
     fn taken(commands: &Receiver<Command>, is_written: bool) -> Value {
-        let Ok(Command::Write(line, done)) = commands.try_recv() else { panic!("a record") };
+        let Ok(Command::Write(line, done)) = commands.try_recv() else {
+            panic!("a record")
+        };
         let _ = done.send(is_written);
         assert!(line.ends_with(b"\n"));
         serde_json::from_slice(&line).unwrap()
     }
 
     fn lost(audit: &Audit) -> u64 {
-        audit.metrics.audit_records.with_label_values(&["lost"]).get()
+        audit
+            .metrics
+            .audit_records
+            .with_label_values(&["lost"])
+            .get()
     }
 
     #[test]
@@ -413,7 +487,11 @@ mod tests {
             "time": "1970-01-01T00:00:00Z", "action": "Discard", "result": "ok", "client": "ops", "peer": "192.0.2.7:4711",
             "quarantine_ids": ["1", "2"], "count": 2,
         });
-        assert_eq!(taken(&commands, true), expected, "and nothing that it does not know");
+        assert_eq!(
+            taken(&commands, true),
+            expected,
+            "and nothing that it does not know"
+        );
     }
 
     #[test]
@@ -440,17 +518,34 @@ mod tests {
             let entry = entry.await.unwrap();
             assert_eq!(entry.is_ok(), is_begun);
             drop(entry);
-            assert_eq!(commands.try_recv().is_ok(), is_begun, "only what was begun can be abandoned");
+            assert_eq!(
+                commands.try_recv().is_ok(),
+                is_begun,
+                "only what was begun can be abandoned"
+            );
         }
     }
 
     #[tokio::test]
-    async fn what_has_to_be_recorded_and_is_not_in_time_is_counted_and_its_record_says_that_nothing_was_done() {
+    async fn what_has_to_be_recorded_and_is_not_in_time_is_counted_and_its_record_says_that_nothing_was_done()
+     {
         let (audit, commands) = audit(true);
-        assert!(matches!(of_client(&audit, "ops").begin().await, Err(Unrecorded::Late)));
-        assert_eq!(audit.metrics.audit_records.with_label_values(&["late"]).get(), 1);
+        assert!(matches!(
+            of_client(&audit, "ops").begin().await,
+            Err(Unrecorded::Late)
+        ));
+        assert_eq!(
+            audit
+                .metrics
+                .audit_records
+                .with_label_values(&["late"])
+                .get(),
+            1
+        );
         let results = commands.try_iter().map(|command| match command {
-            Command::Write(line, _) => serde_json::from_slice::<Value>(&line).unwrap()["result"].clone(),
+            Command::Write(line, _) => {
+                serde_json::from_slice::<Value>(&line).unwrap()["result"].clone()
+            }
             Command::Reopen(_) => panic!("nobody asks for that"),
         });
         assert_eq!(results.collect::<Vec<_>>(), ["begun", "AUDIT_UNAVAILABLE"]);
@@ -476,7 +571,11 @@ mod tests {
         of_client(&audit, "ops").end_now(OK);
         assert!(of_client(&audit, "ops").begin().await.is_err());
         audit.flush().await;
-        assert_eq!((lost(&audit), commands.try_iter().count()), (2, QUEUE_MAX), "what is no record cannot be lost");
+        assert_eq!(
+            (lost(&audit), commands.try_iter().count()),
+            (2, QUEUE_MAX),
+            "what is no record cannot be lost"
+        );
     }
 
     #[test]
@@ -484,12 +583,28 @@ mod tests {
         let (audit, _commands) = audit(false);
         let (client, began) = (Arc::<str>::from("billing"), Instant::now());
         let denied = |client: &Arc<str>, action, seconds| {
-            audit.denials.due_at((Arc::clone(client), action), began + Duration::from_secs(seconds))
+            audit.denials.due_at(
+                (Arc::clone(client), action),
+                began + Duration::from_secs(seconds),
+            )
         };
         assert_eq!(denied(&client, "Backup", 0), Some(0));
-        assert_eq!((denied(&client, "Backup", 1), denied(&client, "Backup", 9)), (None, None));
-        assert_eq!((denied(&client, "Discard", 9), denied(&"other".into(), "Backup", 9)), (Some(0), Some(0)));
-        assert_eq!(denied(&client, "Backup", 10), Some(2), "and it is told how many there were");
+        assert_eq!(
+            (denied(&client, "Backup", 1), denied(&client, "Backup", 9)),
+            (None, None)
+        );
+        assert_eq!(
+            (
+                denied(&client, "Discard", 9),
+                denied(&"other".into(), "Backup", 9)
+            ),
+            (Some(0), Some(0))
+        );
+        assert_eq!(
+            denied(&client, "Backup", 10),
+            Some(2),
+            "and it is told how many there were"
+        );
     }
 
     #[test]
@@ -499,12 +614,29 @@ mod tests {
         entry.note("quarantine_ids", vec!["x".repeat(1 << 20); 1_000]);
         entry.note("product", "veo\u{202e}\n");
         entry.note("labels", json!({"team": "a b", "ref": "42"}));
-        assert_eq!(entry.details["quarantine_ids"].as_array().unwrap().len(), TEXTS_MAX + 1);
+        assert_eq!(
+            entry.details["quarantine_ids"].as_array().unwrap().len(),
+            TEXTS_MAX + 1
+        );
         assert_eq!(entry.details["quarantine_ids"][TEXTS_MAX], "… and 744 more");
-        assert_eq!(entry.details["quarantine_ids"][0].as_str().unwrap().chars().count(), TEXT_CHARS_MAX + 1);
+        assert_eq!(
+            entry.details["quarantine_ids"][0]
+                .as_str()
+                .unwrap()
+                .chars()
+                .count(),
+            TEXT_CHARS_MAX + 1
+        );
         entry.details.remove("quarantine_ids");
-        assert_eq!(shown(&entry.details), r#"labels=ref:42,team:"a b" product="veo\u{202e}\n""#);
-        assert!(String::from_utf8(entry.line(OK)).unwrap().contains(r#""product":"veo\u202e\n""#));
+        assert_eq!(
+            shown(&entry.details),
+            r#"labels=ref:42,team:"a b" product="veo\u{202e}\n""#
+        );
+        assert!(
+            String::from_utf8(entry.line(OK))
+                .unwrap()
+                .contains(r#""product":"veo\u202e\n""#)
+        );
         drop(entry);
         drop(commands);
     }

@@ -66,7 +66,9 @@ struct Waiter {
 
 impl fmt::Debug for Shared {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Budget").field("bytes_max", &self.bytes_max).finish_non_exhaustive()
+        f.debug_struct("Budget")
+            .field("bytes_max", &self.bytes_max)
+            .finish_non_exhaustive()
     }
 }
 
@@ -83,17 +85,23 @@ impl State {
 
     fn turn(&mut self, payer: &Payer, bytes: usize) -> Turn {
         // A client that has had nothing for a while does not save its turns up.
-        let due = self.next_due.get(payer).map_or(self.due, |&next| next.max(self.due));
+        let due = self
+            .next_due
+            .get(payer)
+            .map_or(self.due, |&next| next.max(self.due));
         if self.next_due.len() > 2 * self.waiting.len() {
             self.next_due.retain(|_, next| *next > self.due);
         }
-        self.next_due.insert(payer.clone(), due.saturating_add(bytes as u64));
+        self.next_due
+            .insert(payer.clone(), due.saturating_add(bytes as u64));
         (due, self.number())
     }
 
     /// Takes one out of the queue; its client's next one is not due later for what was never lent. False if it was granted.
     fn give_up(&mut self, payer: &Payer, turn: Turn) -> bool {
-        let Some(waiter) = self.waiting.remove(&turn) else { return false };
+        let Some(waiter) = self.waiting.remove(&turn) else {
+            return false;
+        };
         if let Some(next) = self.next_due.get_mut(payer) {
             *next = next.saturating_sub(waiter.bytes as u64);
         }
@@ -121,7 +129,11 @@ impl State {
 impl Budget {
     /// So much to borrow from.
     pub fn new(bytes_max: usize) -> Self {
-        Self(Arc::new(Shared { bytes_max, state: Mutex::default(), wanted: Notify::new() }))
+        Self(Arc::new(Shared {
+            bytes_max,
+            state: Mutex::default(),
+            wanted: Notify::new(),
+        }))
     }
 
     /// How much there is in all.
@@ -166,12 +178,19 @@ impl Budget {
             }
             let (turn, (grant, granted)) = (state.turn(payer, bytes), oneshot::channel());
             state.waiting.insert(turn, Waiter { bytes, grant });
-            Waiting { shared: Arc::clone(&self.0), payer: payer.clone(), turn, granted }
+            Waiting {
+                shared: Arc::clone(&self.0),
+                payer: payer.clone(),
+                turn,
+                granted,
+            }
         };
         // It may be the next one now, and need less than the one that was.
         self.0.grant();
         self.0.wanted.notify_one();
-        (&mut waiting.granted).await.expect("a waiter leaves the queue with its loan, or by being dropped")
+        (&mut waiting.granted)
+            .await
+            .expect("a waiter leaves the queue with its loan, or by being dropped")
     }
 
     /// Puts away what its owner cannot use now. It may be gone when the owner comes back.
@@ -181,7 +200,11 @@ impl Budget {
         let mut state = self.0.lock();
         let number = state.number();
         state.shelves.insert(number, (Instant::now(), cleared));
-        Shelf { slot, number, shared: Arc::clone(&self.0) }
+        Shelf {
+            slot,
+            number,
+            shared: Arc::clone(&self.0),
+        }
     }
 
     /// Takes back what has lain for `idle`, the oldest first, as long as somebody waits and gets nothing, and in any case what
@@ -189,7 +212,9 @@ impl Budget {
     pub async fn tend(&self, idle: Duration, idle_max: Duration, mut taken_back: impl FnMut()) {
         loop {
             // A new waiter wakes this at once.
-            let _ = timeout(idle_max / 4, self.0.wanted.notified()).await.is_ok();
+            let _ = timeout(idle_max / 4, self.0.wanted.notified())
+                .await
+                .is_ok();
             while self.waiting() > 0 {
                 while self.0.is_short() && self.0.clear_oldest(idle) {
                     taken_back();
@@ -211,20 +236,28 @@ impl Shared {
 
     fn lend(self: &Arc<Self>, state: &mut State, bytes: usize) -> Loan {
         state.lent += bytes;
-        Loan { shared: Arc::clone(self), bytes }
+        Loan {
+            shared: Arc::clone(self),
+            bytes,
+        }
     }
 
     /// The first of those who wait gets nothing.
     fn is_short(&self) -> bool {
         let state = self.lock();
-        state.waiting.first_key_value().is_some_and(|(_, first)| !state.fits(first.bytes, self.bytes_max))
+        state
+            .waiting
+            .first_key_value()
+            .is_some_and(|(_, first)| !state.fits(first.bytes, self.bytes_max))
     }
 
     /// Lends to those who wait, as far as it goes.
     fn grant(self: &Arc<Self>) {
         loop {
             let mut state = self.lock();
-            let Some(waiter) = state.next_waiter(self.bytes_max) else { return };
+            let Some(waiter) = state.next_waiter(self.bytes_max) else {
+                return;
+            };
             let loan = self.lend(&mut state, waiter.bytes);
             drop(state);
             // One who has just stopped waiting does not get it; not by dropping it, which would lead back here.
@@ -238,7 +271,9 @@ impl Shared {
     fn clear_oldest(&self, idle: Duration) -> bool {
         loop {
             let mut state = self.lock();
-            let Some(oldest) = state.shelves.first_entry() else { return false };
+            let Some(oldest) = state.shelves.first_entry() else {
+                return false;
+            };
             if oldest.get().0.elapsed() < idle {
                 return false;
             }
@@ -335,7 +370,9 @@ impl<T> Shelf<T> {
 
 impl<T> fmt::Debug for Shelf<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Shelf").field("number", &self.number).finish_non_exhaustive()
+        f.debug_struct("Shelf")
+            .field("number", &self.number)
+            .finish_non_exhaustive()
     }
 }
 
@@ -372,12 +409,20 @@ mod tests {
     fn a_client_is_granted_loans_in_the_order_of_asking_and_never_beyond_the_budget() {
         let budget = Budget::new(10);
         let first = budget.try_take(8).unwrap();
-        let (mut large, mut small) = (pin!(budget.take(&SOMEBODY, 10)), pin!(budget.take(&SOMEBODY, 1)));
+        let (mut large, mut small) = (
+            pin!(budget.take(&SOMEBODY, 10)),
+            pin!(budget.take(&SOMEBODY, 1)),
+        );
         assert!(poll(large.as_mut()).is_pending());
-        assert!(poll(small.as_mut()).is_pending(), "it would fit, but others wait");
+        assert!(
+            poll(small.as_mut()).is_pending(),
+            "it would fit, but others wait"
+        );
         assert!(budget.try_take(1).is_none());
         drop(first);
-        let Poll::Ready(large) = poll(large.as_mut()) else { panic!("all of it is free") };
+        let Poll::Ready(large) = poll(large.as_mut()) else {
+            panic!("all of it is free")
+        };
         assert!(poll(small.as_mut()).is_pending());
         assert_eq!((budget.lent(), budget.waiting()), (10, 1));
         drop(large);
@@ -404,14 +449,19 @@ mod tests {
                 ask(&mut waiting, "late");
             }
             drop(lent.take());
-            let at = waiting.iter_mut().position(|(_, asked)| match poll(asked.as_mut()) {
-                Poll::Ready(loan) => lent.replace(loan).is_none(),
-                Poll::Pending => false,
-            });
+            let at = waiting
+                .iter_mut()
+                .position(|(_, asked)| match poll(asked.as_mut()) {
+                    Poll::Ready(loan) => lent.replace(loan).is_none(),
+                    Poll::Pending => false,
+                });
             served.push(waiting.remove(at.unwrap()).0);
         }
         // One that comes late does not get what it could have had before.
-        assert_eq!(served, ["many", "few", "many", "few", "many", "late", "many", "many"]);
+        assert_eq!(
+            served,
+            ["many", "few", "many", "few", "many", "late", "many", "many"]
+        );
     }
 
     #[test]
@@ -419,7 +469,10 @@ mod tests {
         let budget = Budget::new(10);
         let lent = budget.try_take(10);
         let (one, other) = (client("one"), client("other"));
-        let (mut first, mut second) = (Box::pin(budget.take(&other, 10)), Box::pin(budget.take(&other, 10)));
+        let (mut first, mut second) = (
+            Box::pin(budget.take(&other, 10)),
+            Box::pin(budget.take(&other, 10)),
+        );
         assert!(poll(first.as_mut()).is_pending() && poll(second.as_mut()).is_pending());
         for _ in 0..100 {
             let mut given_up = Box::pin(budget.take(&one, 10));
@@ -440,7 +493,9 @@ mod tests {
         let [mut first, mut second] = [(); 2].map(|()| Box::pin(budget.take(&many, 6)));
         assert!(poll(first.as_mut()).is_pending() && poll(second.as_mut()).is_pending());
         drop(lent);
-        let Poll::Ready(_lent) = poll(first.as_mut()) else { panic!("all of it is free") };
+        let Poll::Ready(_lent) = poll(first.as_mut()) else {
+            panic!("all of it is free")
+        };
         assert!(poll(second.as_mut()).is_pending());
         assert!(poll(pin!(budget.take(&few, 4))).is_ready());
     }
@@ -498,7 +553,9 @@ mod tests {
             assert!(poll(large.as_mut()).is_pending());
             assert!(poll(small.as_mut()).is_pending());
         }
-        let Poll::Ready(small) = poll(small.as_mut()) else { panic!("nobody is before it") };
+        let Poll::Ready(small) = poll(small.as_mut()) else {
+            panic!("nobody is before it")
+        };
         // One that was granted its loan and never looked gives it back.
         let mut granted = Box::pin(budget.take(&SOMEBODY, 1));
         assert!(poll(granted.as_mut()).is_pending());

@@ -14,8 +14,8 @@ use uuid::Uuid;
 use crate::{
     credentials::{Binding, Products, SECRET_PARAMETERS},
     event::{
-        Event, LABEL_KEY_CHARS_MAX, LABEL_VALUE_CHARS_MAX, LABELS_MAX, Labels, Product, ProductError, TaskId,
-        TaskStatus, Verification, labels_fit,
+        Event, LABEL_KEY_CHARS_MAX, LABEL_VALUE_CHARS_MAX, LABELS_MAX, Labels, Product,
+        ProductError, TaskId, TaskStatus, Verification, labels_fit,
     },
     store::{Bound, Draft},
     vendor::{self, Known, StatusWord, Unreadable},
@@ -73,7 +73,9 @@ pub enum Rejection {
     #[error(transparent)]
     Body(#[from] Unreadable),
     /// The URL's path is nearly a webhook's.
-    #[error("the URL's path is neither /webhook nor /webhook/PRODUCT, but close: correct the callback URL")]
+    #[error(
+        "the URL's path is neither /webhook nor /webhook/PRODUCT, but close: correct the callback URL"
+    )]
     Path,
     /// The URL's product is not a slug.
     #[error("the URL's product is malformed: {0}")]
@@ -113,11 +115,15 @@ impl Rejection {
     /// What makes it an event all the same: the way to release it, by the fields of the request and the flags of the command line.
     pub fn remedy(&self) -> &'static str {
         match self {
-            Self::Body(Unreadable::Array) => "release it as it is, and each object in it becomes an event",
-            Self::Body(Unreadable::NotJson | Unreadable::TooDeeplyNested | Unreadable::NotAnObject) => {
-                "release it with a repaired `body` (--body FILE)"
+            Self::Body(Unreadable::Array) => {
+                "release it as it is, and each object in it becomes an event"
             }
-            Self::Body(Unreadable::NoTaskId | Unreadable::BadTaskId) => "release it with its `task_id` (--task-id)",
+            Self::Body(
+                Unreadable::NotJson | Unreadable::TooDeeplyNested | Unreadable::NotAnObject,
+            ) => "release it with a repaired `body` (--body FILE)",
+            Self::Body(Unreadable::NoTaskId | Unreadable::BadTaskId) => {
+                "release it with its `task_id` (--task-id)"
+            }
             Self::Body(Unreadable::NoStatus) => "release it with its `status` (--status)",
             Self::Path | Self::Product(_) | Self::OtherProduct(_) | Self::NoProduct(_) => {
                 "release it with a `product` (--product)"
@@ -175,7 +181,9 @@ impl Unreleasable {
     pub fn reason(&self) -> &'static str {
         match self {
             Self::Rejected(rejection) | Self::Element { rejection, .. } => rejection.reason(),
-            Self::OneTaskId { .. } | Self::TooManyElements { .. } | Self::TooLarge { .. } => "not_an_object",
+            Self::OneTaskId { .. } | Self::TooManyElements { .. } | Self::TooLarge { .. } => {
+                "not_an_object"
+            }
         }
     }
 }
@@ -183,7 +191,9 @@ impl Unreleasable {
 /// Of an array a task id would be that of all elements; a status may be.
 fn remedy_of_element(rejection: &Rejection) -> &'static str {
     match rejection {
-        Rejection::Body(Unreadable::NoStatus) => "release it with one `status` for all of them (--status)",
+        Rejection::Body(Unreadable::NoStatus) => {
+            "release it with one `status` for all of them (--status)"
+        }
         _ => "release it with a repaired `body` (--body FILE)",
     }
 }
@@ -191,7 +201,11 @@ fn remedy_of_element(rejection: &Rejection) -> &'static str {
 impl Callback {
     /// Makes the event that the callback stands for.
     pub fn draft(&self, corrections: &Corrections) -> Result<Draft, Rejection> {
-        self.draft_of(corrections.body.as_ref().unwrap_or(&self.body), &self.body, corrections)
+        self.draft_of(
+            corrections.body.as_ref().unwrap_or(&self.body),
+            &self.body,
+            corrections,
+        )
     }
 
     /// Makes what a callback is released as: one event, or one of each element if the body is an array. The raw body of such an
@@ -209,22 +223,38 @@ impl Callback {
             return Err(Unreleasable::OneTaskId { count });
         }
         let draft = |(element, read): (usize, &Bytes)| {
-            let raw = if corrections.body.is_some() { &self.body } else { read };
+            let raw = if corrections.body.is_some() {
+                &self.body
+            } else {
+                read
+            };
             let draft = self.draft_of(read, raw, corrections);
             draft.map_err(|rejection| match rejection {
                 Rejection::Body(_) => Unreleasable::Element { element, rejection },
                 of_url => of_url.into(),
             })
         };
-        let drafts: Vec<_> = elements.iter().enumerate().map(draft).collect::<Result<_, _>>()?;
-        let bytes = drafts.iter().map(|draft| draft.event.len() + draft.raw.len()).sum();
+        let drafts: Vec<_> = elements
+            .iter()
+            .enumerate()
+            .map(draft)
+            .collect::<Result<_, _>>()?;
+        let bytes = drafts
+            .iter()
+            .map(|draft| draft.event.len() + draft.raw.len())
+            .sum();
         if count > 1 && bytes > RELEASED_BYTES_MAX {
             return Err(Unreleasable::TooLarge { count, bytes });
         }
         Ok(drafts)
     }
 
-    fn draft_of(&self, read: &[u8], raw: &Bytes, corrections: &Corrections) -> Result<Draft, Rejection> {
+    fn draft_of(
+        &self,
+        read: &[u8],
+        raw: &Bytes,
+        corrections: &Corrections,
+    ) -> Result<Draft, Rejection> {
         let url_product = match (&corrections.product, &self.product) {
             (Some(product), _) => Some(product.clone()),
             (None, _) if self.near_miss.is_some() => return Err(Rejection::Path),
@@ -232,7 +262,10 @@ impl Callback {
             (None, None) => None,
         };
         let labels = self.labels(corrections.drop_labels)?;
-        let known = Known { task_id: corrections.task_id.clone(), status: corrections.status.clone() };
+        let known = Known {
+            task_id: corrections.task_id.clone(),
+            status: corrections.status.clone(),
+        };
         let report = vendor::read_as(read, &known)?;
         let product_inferred = url_product.is_none();
         let product = match url_product {
@@ -254,13 +287,17 @@ impl Callback {
             corrected: *corrections != Corrections::default(),
             credential: self.credential.clone(),
         };
-        let lacks_output = event.report.status == TaskStatus::Completed && event.report.outputs.is_empty();
+        let lacks_output =
+            event.report.status == TaskStatus::Completed && event.report.outputs.is_empty();
         Ok(Draft {
             event_id: event.event_id,
             product: event.product.clone(),
             task_id: event.report.task_id.clone(),
             status: event.report.status,
-            fingerprint: event.report.fingerprint(read).of_tenant(self.bound.as_deref().map(|bound| &bound.labels)),
+            fingerprint: event
+                .report
+                .fingerprint(read)
+                .of_tenant(self.bound.as_deref().map(|bound| &bound.labels)),
             received_at_micros: self.received_at.as_microsecond(),
             labels: event.labels.clone(),
             event: wire::encode_event(event),
@@ -283,8 +320,13 @@ impl Callback {
             (None, Some(product)) => format!("/webhook/{product}"),
             (None, None) => "/webhook".to_owned(),
         };
-        let is_secret = |pair: &str| parameters(pair).any(|(key, _)| SECRET_PARAMETERS.contains(&key.as_str()));
-        let kept: Vec<_> = self.query.split('&').filter(|pair| !pair.is_empty() && !is_secret(pair)).collect();
+        let is_secret =
+            |pair: &str| parameters(pair).any(|(key, _)| SECRET_PARAMETERS.contains(&key.as_str()));
+        let kept: Vec<_> = self
+            .query
+            .split('&')
+            .filter(|pair| !pair.is_empty() && !is_secret(pair))
+            .collect();
         if !kept.is_empty() {
             target.push('?');
             target.push_str(&kept.join("&"));
@@ -302,20 +344,37 @@ impl Callback {
     ) -> Self {
         let (path, query) = target.split_once('?').unwrap_or((target, ""));
         // Nothing else is kept; if it were, it would be for an operator to say what it is.
-        let unknown = || WebhookPath { product: None, near_miss: Some(path.to_owned()) };
+        let unknown = || WebhookPath {
+            product: None,
+            near_miss: Some(path.to_owned()),
+        };
         let WebhookPath { product, near_miss } = WebhookPath::parse(path).unwrap_or_else(unknown);
         let (query, credential) = (query.to_owned(), credential.to_owned());
-        Self { product, near_miss, query, body, received_at, verification, credential, bound: None }
+        Self {
+            product,
+            near_miss,
+            query,
+            body,
+            received_at,
+            verification,
+            credential,
+            bound: None,
+        }
     }
 
     /// What the quarantine keeps of what it is bound to.
     pub fn kept_bound(&self) -> Bound {
-        let Some(bound) = &self.bound else { return Bound::default() };
+        let Some(bound) = &self.bound else {
+            return Bound::default();
+        };
         let products = match &bound.products {
             Products::All => Vec::new(),
             Products::Only(products) => products.iter().map(ToString::to_string).collect(),
         };
-        Bound { labels: bound.labels.clone(), products }
+        Bound {
+            labels: bound.labels.clone(),
+            products,
+        }
     }
 
     /// The same, bound as [`Callback::kept_bound`] says.
@@ -326,10 +385,20 @@ impl Callback {
         }
         let products = match kept.products.as_slice() {
             [] => Products::All,
-            some => Products::Only(some.iter().filter_map(|product| Product::parse(product).ok()).collect()),
+            some => Products::Only(
+                some.iter()
+                    .filter_map(|product| Product::parse(product).ok())
+                    .collect(),
+            ),
         };
-        let bound = Binding { products, labels: kept.labels.clone() };
-        Self { bound: Some(Arc::new(bound)), ..self }
+        let bound = Binding {
+            products,
+            labels: kept.labels.clone(),
+        };
+        Self {
+            bound: Some(Arc::new(bound)),
+            ..self
+        }
     }
 
     /// The product of a callback whose URL names none. The body is a guess, and what the credential is bound to is none: a guess that
@@ -345,24 +414,33 @@ impl Callback {
 
     /// Whether the credential that it came by is good for a product.
     fn may_be_of(&self, product: &Product) -> bool {
-        self.bound.as_ref().is_none_or(|bound| bound.products.allow(product.as_str()))
+        self.bound
+            .as_ref()
+            .is_none_or(|bound| bound.products.allow(product.as_str()))
     }
 
     /// All query parameters but the secret ones, unless they are dropped; of equal keys the last counts. And what the credential is
     /// bound to, which nothing drops.
     fn labels(&self, are_dropped: bool) -> Result<Labels, Rejection> {
-        let is_label = |(key, _): &(String, String)| !are_dropped && !SECRET_PARAMETERS.contains(&key.as_str());
+        let is_label = |(key, _): &(String, String)| {
+            !are_dropped && !SECRET_PARAMETERS.contains(&key.as_str())
+        };
         let of_url: Labels = parameters(&self.query).filter(is_label).collect();
         let labels = match &self.bound {
             Some(bound) => bound.with(of_url),
             None => of_url,
         };
-        if labels_fit(&labels) { Ok(labels) } else { Err(Rejection::Labels) }
+        if labels_fit(&labels) {
+            Ok(labels)
+        } else {
+            Err(Rejection::Labels)
+        }
     }
 }
 
 fn parameters(query: &str) -> impl Iterator<Item = (String, String)> {
-    form_urlencoded::parse(query.as_bytes()).map(|(key, value)| (key.into_owned(), value.into_owned()))
+    form_urlencoded::parse(query.as_bytes())
+        .map(|(key, value)| (key.into_owned(), value.into_owned()))
 }
 
 #[cfg(test)]
@@ -371,7 +449,8 @@ mod tests {
 
     use super::*;
 
-    const BODY: &[u8] = br#"{"generation_id":"t1","status":"completed","video_url":"https://x/v.mp4"}"#;
+    const BODY: &[u8] =
+        br#"{"generation_id":"t1","status":"completed","video_url":"https://x/v.mp4"}"#;
 
     fn callback(product: Option<&str>, query: &str) -> Callback {
         Callback {
@@ -387,42 +466,97 @@ mod tests {
     }
 
     fn reason(callback: &Callback) -> &'static str {
-        callback.draft(&Corrections::default()).unwrap_err().reason()
+        callback
+            .draft(&Corrections::default())
+            .unwrap_err()
+            .reason()
     }
 
     #[test]
     fn query_parameters_become_labels_and_secrets_do_not() {
-        let draft = callback(Some("veo"), "team=ads&token=s3cret&ref=order%2042&sig=x&exp=1&kid=k&team=film");
+        let draft = callback(
+            Some("veo"),
+            "team=ads&token=s3cret&ref=order%2042&sig=x&exp=1&kid=k&team=film",
+        );
         let draft = draft.draft(&Corrections::default()).unwrap();
-        let labels: Vec<_> = draft.labels.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
+        let labels: Vec<_> = draft
+            .labels
+            .iter()
+            .map(|(k, v)| (k.as_str(), v.as_str()))
+            .collect();
         assert_eq!(labels, [("ref", "order 42"), ("team", "film")]);
     }
 
     #[test]
     fn the_kept_target_has_no_secrets_even_percent_encoded() {
-        let target = callback(Some("veo"), "team=ads&token=s3cret&%74oken=s3cret&sig=x&&ref=a%26b").target();
+        let target = callback(
+            Some("veo"),
+            "team=ads&token=s3cret&%74oken=s3cret&sig=x&&ref=a%26b",
+        )
+        .target();
         assert_eq!(target, "/webhook/veo?team=ads&ref=a%26b");
-        let again = Callback::from_target(&target, Bytes::new(), Timestamp::UNIX_EPOCH, Verification::UrlToken, "");
-        assert_eq!((again.target(), again.product.as_deref()), (target, Some("veo")));
+        let again = Callback::from_target(
+            &target,
+            Bytes::new(),
+            Timestamp::UNIX_EPOCH,
+            Verification::UrlToken,
+            "",
+        );
+        assert_eq!(
+            (again.target(), again.product.as_deref()),
+            (target, Some("veo"))
+        );
     }
 
     #[test]
     fn the_kept_target_has_no_secrets_of_a_query_that_was_taken_for_a_product() {
         for (sent, kept) in [
             ("/webhook/veo&token=s3cret", "/webhook/veo&token="),
-            ("/webhook/veo&token=s3cret&team=ads&sig=s3cret", "/webhook/veo&token=&team=ads&sig="),
-            ("/webhook/veo%26TOKEN%3Ds3cret%26team=ads", "/webhook/veo%26TOKEN%3D%26team=ads"),
-            ("/webhook/veo%3f%74oken=s3%63ret;kid=s3cret", "/webhook/veo%3f%74oken=;kid="),
-            ("/webhook/veo/exp=s3cret?team=ads", "/webhook/veo-exp=?team=ads"),
+            (
+                "/webhook/veo&token=s3cret&team=ads&sig=s3cret",
+                "/webhook/veo&token=&team=ads&sig=",
+            ),
+            (
+                "/webhook/veo%26TOKEN%3Ds3cret%26team=ads",
+                "/webhook/veo%26TOKEN%3D%26team=ads",
+            ),
+            (
+                "/webhook/veo%3f%74oken=s3%63ret;kid=s3cret",
+                "/webhook/veo%3f%74oken=;kid=",
+            ),
+            (
+                "/webhook/veo/exp=s3cret?team=ads",
+                "/webhook/veo-exp=?team=ads",
+            ),
             ("/webhook/bcast_s3cret", "/webhook/bcast_"),
-            ("/webhook/veo&x=%62cast_s3cret&y=1", "/webhook/veo&x=%62cast_&y=1"),
-            ("/webhook/veo&mytoken=1&a=token", "/webhook/veo&mytoken=1&a=token"),
+            (
+                "/webhook/veo&x=%62cast_s3cret&y=1",
+                "/webhook/veo&x=%62cast_&y=1",
+            ),
+            (
+                "/webhook/veo&mytoken=1&a=token",
+                "/webhook/veo&mytoken=1&a=token",
+            ),
         ] {
             let read = |target: &str| {
-                Callback::from_target(target, BODY.into(), Timestamp::UNIX_EPOCH, Verification::UrlToken, "")
+                Callback::from_target(
+                    target,
+                    BODY.into(),
+                    Timestamp::UNIX_EPOCH,
+                    Verification::UrlToken,
+                    "",
+                )
             };
-            assert_eq!((read(sent).target().as_str(), reason(&read(sent))), (kept, "bad_product"), "{sent}");
-            assert_eq!((read(kept).target().as_str(), reason(&read(kept))), (kept, "bad_product"), "{sent}");
+            assert_eq!(
+                (read(sent).target().as_str(), reason(&read(sent))),
+                (kept, "bad_product"),
+                "{sent}"
+            );
+            assert_eq!(
+                (read(kept).target().as_str(), reason(&read(kept))),
+                (kept, "bad_product"),
+                "{sent}"
+            );
         }
     }
 
@@ -433,11 +567,16 @@ mod tests {
             (0..count).map(label).collect::<Vec<_>>().join("&")
         };
         for (count, key, value) in [(16, 64, 256), (1, 1, 0), (0, 1, 0)] {
-            let draft = callback(None, &query(count, key, value)).draft(&Corrections::default()).unwrap();
+            let draft = callback(None, &query(count, key, value))
+                .draft(&Corrections::default())
+                .unwrap();
             assert_eq!(draft.labels.len(), count);
         }
         for (count, key, value) in [(17, 64, 256), (1, 65, 0), (1, 1, 257)] {
-            assert_eq!(reason(&callback(None, &query(count, key, value))), "bad_labels");
+            assert_eq!(
+                reason(&callback(None, &query(count, key, value))),
+                "bad_labels"
+            );
         }
         assert_eq!(reason(&callback(None, "=x")), "bad_labels");
     }
@@ -445,9 +584,16 @@ mod tests {
     fn bound(products: &[&str], labels: &[(&str, &str)]) -> Option<Arc<Binding>> {
         let products = match products {
             [] => Products::All,
-            some => Products::Only(some.iter().map(|product| Product::parse(product).unwrap()).collect()),
+            some => Products::Only(
+                some.iter()
+                    .map(|product| Product::parse(product).unwrap())
+                    .collect(),
+            ),
         };
-        let labels = labels.iter().map(|&(key, value)| (key.to_owned(), value.to_owned())).collect();
+        let labels = labels
+            .iter()
+            .map(|&(key, value)| (key.to_owned(), value.to_owned()))
+            .collect();
         Some(Arc::new(Binding { products, labels }))
     }
 
@@ -457,38 +603,85 @@ mod tests {
         for (query, drop_labels, expected) in [
             ("", false, vec![("team", "ads")]),
             ("ref=42", false, vec![("ref", "42"), ("team", "ads")]),
-            ("ref=42&team=ads", false, vec![("ref", "42"), ("team", "ads")]),
+            (
+                "ref=42&team=ads",
+                false,
+                vec![("ref", "42"), ("team", "ads")],
+            ),
             // Refused before it gets here; if it did, this is what counts.
             ("team=film", false, vec![("team", "ads")]),
             ("ref=42", true, vec![("team", "ads")]),
         ] {
-            let callback = Callback { bound: ads.clone(), ..callback(Some("veo"), query) };
-            let draft = callback.draft(&Corrections { drop_labels, ..Corrections::default() }).unwrap();
-            let labels: Vec<_> = draft.labels.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
+            let callback = Callback {
+                bound: ads.clone(),
+                ..callback(Some("veo"), query)
+            };
+            let draft = callback
+                .draft(&Corrections {
+                    drop_labels,
+                    ..Corrections::default()
+                })
+                .unwrap();
+            let labels: Vec<_> = draft
+                .labels
+                .iter()
+                .map(|(k, v)| (k.as_str(), v.as_str()))
+                .collect();
             assert_eq!(labels, expected, "{query}");
         }
-        let of_url = |count: usize| (0..count).map(|n| format!("l{n}=")).collect::<Vec<_>>().join("&");
+        let of_url = |count: usize| {
+            (0..count)
+                .map(|n| format!("l{n}="))
+                .collect::<Vec<_>>()
+                .join("&")
+        };
         for (count, fits) in [(15, true), (16, false)] {
-            let callback = Callback { bound: ads.clone(), ..callback(Some("veo"), &of_url(count)) };
+            let callback = Callback {
+                bound: ads.clone(),
+                ..callback(Some("veo"), &of_url(count))
+            };
             assert_eq!(
-                callback.draft(&Corrections::default()).map(|draft| draft.labels.len()).ok(),
+                callback
+                    .draft(&Corrections::default())
+                    .map(|draft| draft.labels.len())
+                    .ok(),
                 fits.then_some(16)
             );
-            let dropped = callback.draft(&Corrections { drop_labels: true, ..Corrections::default() }).unwrap();
-            assert_eq!(dropped.labels.len(), 1, "the way out of quarantine leaves what is bound");
+            let dropped = callback
+                .draft(&Corrections {
+                    drop_labels: true,
+                    ..Corrections::default()
+                })
+                .unwrap();
+            assert_eq!(
+                dropped.labels.len(),
+                1,
+                "the way out of quarantine leaves what is bound"
+            );
         }
     }
 
     #[test]
-    fn a_callback_is_of_a_product_that_its_credential_is_bound_to_unless_an_operator_says_otherwise() {
+    fn a_callback_is_of_a_product_that_its_credential_is_bound_to_unless_an_operator_says_otherwise()
+     {
         // Of the shape of veo's.
         let body = Bytes::from_static(br#"{"generation_id":"t1","status":"completed","seed":7}"#);
-        let callback = |product: Option<&str>, query: &str| Callback { body: body.clone(), ..callback(product, query) };
+        let callback = |product: Option<&str>, query: &str| Callback {
+            body: body.clone(),
+            ..callback(product, query)
+        };
         let veo = bound(&["veo"], &[]);
-        let of = |product: Option<&str>| Callback { bound: veo.clone(), ..callback(product, "") };
+        let of = |product: Option<&str>| Callback {
+            bound: veo.clone(),
+            ..callback(product, "")
+        };
         for product in [Some("veo"), None] {
             assert_eq!(
-                of(product).draft(&Corrections::default()).unwrap().product.as_str(),
+                of(product)
+                    .draft(&Corrections::default())
+                    .unwrap()
+                    .product
+                    .as_str(),
                 "veo",
                 "named or inferred"
             );
@@ -496,53 +689,107 @@ mod tests {
         assert_eq!(reason(&of(Some("sora"))), "product_denied");
         let drafted = |callback: &Callback| {
             let draft = callback.draft(&Corrections::default());
-            draft.map(|draft| draft.product.to_string()).map_err(|rejection| rejection.reason())
+            draft
+                .map(|draft| draft.product.to_string())
+                .map_err(|rejection| rejection.reason())
         };
         // What is inferred is a guess: of one product the credential says which, of several an operator does.
         let unknown = Bytes::from_static(br#"{"generation_id":"t1","status":"completed"}"#);
         for body in [body.clone(), unknown] {
-            let one = Callback { bound: bound(&["sora"], &[]), body: body.clone(), ..callback(None, "") };
+            let one = Callback {
+                bound: bound(&["sora"], &[]),
+                body: body.clone(),
+                ..callback(None, "")
+            };
             assert_eq!(drafted(&one).as_deref(), Ok("sora"));
-            let several = Callback { bound: bound(&["sora", "kling"], &[]), ..one };
+            let several = Callback {
+                bound: bound(&["sora", "kling"], &[]),
+                ..one
+            };
             assert_eq!(drafted(&several), Err("no_product"));
         }
-        let fitting = Callback { bound: bound(&["sora", "veo"], &[]), ..callback(None, "") };
+        let fitting = Callback {
+            bound: bound(&["sora", "veo"], &[]),
+            ..callback(None, "")
+        };
         assert_eq!(drafted(&fitting).as_deref(), Ok("veo"));
-        let other = Callback { bound: bound(&["sora", "gemini"], &[]), ..callback(None, "") };
-        let corrections = Corrections { product: Some(Product::parse("kling").unwrap()), ..Corrections::default() };
-        assert_eq!(other.released(&corrections).unwrap()[0].product.as_str(), "kling");
-        assert_eq!(other.released(&Corrections::default()).unwrap_err().reason(), "no_product");
+        let other = Callback {
+            bound: bound(&["sora", "gemini"], &[]),
+            ..callback(None, "")
+        };
+        let corrections = Corrections {
+            product: Some(Product::parse("kling").unwrap()),
+            ..Corrections::default()
+        };
+        assert_eq!(
+            other.released(&corrections).unwrap()[0].product.as_str(),
+            "kling"
+        );
+        assert_eq!(
+            other
+                .released(&Corrections::default())
+                .unwrap_err()
+                .reason(),
+            "no_product"
+        );
     }
 
     #[test]
     fn the_same_words_of_two_tenants_are_two_events_and_of_one_a_repeat() {
         let fingerprint = |bound: Option<Arc<Binding>>| {
-            Callback { bound, ..callback(Some("veo"), "") }.draft(&Corrections::default()).unwrap().fingerprint
+            Callback {
+                bound,
+                ..callback(Some("veo"), "")
+            }
+            .draft(&Corrections::default())
+            .unwrap()
+            .fingerprint
         };
-        let labels: [&[(&str, &str)]; 5] =
-            [&[], &[("team", "ads")], &[("team", "film")], &[("tea", "mads")], &[("team", "ads"), ("site", "b")]];
+        let labels: [&[(&str, &str)]; 5] = [
+            &[],
+            &[("team", "ads")],
+            &[("team", "film")],
+            &[("tea", "mads")],
+            &[("team", "ads"), ("site", "b")],
+        ];
         for (at, one) in labels.iter().enumerate() {
             for (other_at, other) in labels.iter().enumerate() {
-                let is_repeat = fingerprint(bound(&[], one)).repeats(fingerprint(bound(&["veo"], other)));
+                let is_repeat =
+                    fingerprint(bound(&[], one)).repeats(fingerprint(bound(&["veo"], other)));
                 assert_eq!(is_repeat, at == other_at, "{one:?} {other:?}");
                 assert!(!fingerprint(bound(&[], one)).contradicts(fingerprint(bound(&[], other))));
             }
         }
-        assert!(fingerprint(None).repeats(fingerprint(bound(&["veo"], &[]))), "products alone make no tenant");
+        assert!(
+            fingerprint(None).repeats(fingerprint(bound(&["veo"], &[]))),
+            "products alone make no tenant"
+        );
     }
 
     #[test]
     fn what_a_callback_is_bound_to_is_kept_with_it() {
-        for bound in
-            [None, bound(&["veo", "sora"], &[]), bound(&[], &[("team", "ads")]), bound(&["veo"], &[("a", "b")])]
-        {
-            let bound = Callback { bound, ..callback(Some("veo"), "") };
+        for bound in [
+            None,
+            bound(&["veo", "sora"], &[]),
+            bound(&[], &[("team", "ads")]),
+            bound(&["veo"], &[("a", "b")]),
+        ] {
+            let bound = Callback {
+                bound,
+                ..callback(Some("veo"), "")
+            };
             let again = callback(Some("veo"), "").bound_as_kept(&bound.kept_bound());
             assert_eq!(again.bound, bound.bound);
         }
         // What cannot be read binds to no product at all, rather than to any.
-        let damaged = Bound { products: vec!["?".to_owned()], ..Bound::default() };
-        assert_eq!(reason(&callback(Some("veo"), "").bound_as_kept(&damaged)), "product_denied");
+        let damaged = Bound {
+            products: vec!["?".to_owned()],
+            ..Bound::default()
+        };
+        assert_eq!(
+            reason(&callback(Some("veo"), "").bound_as_kept(&damaged)),
+            "product_denied"
+        );
     }
 
     #[test]
@@ -553,14 +800,19 @@ mod tests {
         let numbers = ["1"; 87_000].join(",");
         for part in ["A", "é", r"\u00e9", r"\ud83d", r"\ud83d\ude00", r"\n"] {
             let body = |code: &str| {
-                format!(r#"{{"id":"t","status":"failed","error":{{"code":"{code}","details":{{"a":[{numbers}]}}}}}}"#)
+                format!(
+                    r#"{{"id":"t","status":"failed","error":{{"code":"{code}","details":{{"a":[{numbers}]}}}}}}"#
+                )
             };
             let room = BODY_BYTES - body("").len();
             let mut callback = callback(Some("veo"), "");
             callback.body = body(&part.repeat(room / part.len())).into();
             let draft = callback.draft(&Corrections::default()).unwrap();
             let bytes = draft.event.len() + draft.raw.len();
-            assert!(draft.event.len() > 900_000 && bytes < 4 * 1024 * 1024 - 64 * 1024, "{part}: {bytes} bytes");
+            assert!(
+                draft.event.len() > 900_000 && bytes < 4 * 1024 * 1024 - 64 * 1024,
+                "{part}: {bytes} bytes"
+            );
         }
     }
 
@@ -576,15 +828,34 @@ mod tests {
             ..Corrections::default()
         };
         let draft = wrong.draft(&corrections).unwrap();
-        assert_eq!((draft.product.as_str(), draft.task_id.as_str()), ("veo", "t9"));
+        assert_eq!(
+            (draft.product.as_str(), draft.task_id.as_str()),
+            ("veo", "t9")
+        );
     }
 
     #[test]
     fn a_near_miss_is_kept_as_it_came_and_read_once_its_product_is_named() {
-        for target in ["/Webhook/veo?team=ads", "/api/webhook/kling/o1-video", "/webhooks"] {
-            let near = Callback::from_target(target, BODY.into(), Timestamp::UNIX_EPOCH, Verification::UrlToken, "");
-            assert_eq!((near.target().as_str(), reason(&near)), (target, "bad_path"));
-            let corrections = Corrections { product: Some(Product::parse("veo").unwrap()), ..Default::default() };
+        for target in [
+            "/Webhook/veo?team=ads",
+            "/api/webhook/kling/o1-video",
+            "/webhooks",
+        ] {
+            let near = Callback::from_target(
+                target,
+                BODY.into(),
+                Timestamp::UNIX_EPOCH,
+                Verification::UrlToken,
+                "",
+            );
+            assert_eq!(
+                (near.target().as_str(), reason(&near)),
+                (target, "bad_path")
+            );
+            let corrections = Corrections {
+                product: Some(Product::parse("veo").unwrap()),
+                ..Default::default()
+            };
             assert_eq!(near.draft(&corrections).unwrap().product.as_str(), "veo");
         }
     }

@@ -108,7 +108,9 @@ pub enum Violation {
         event_id: String,
     },
     /// Only what was asked for.
-    #[error("stream {stream} saw event {event_id}, which it did not ask for or the log does not have")]
+    #[error(
+        "stream {stream} saw event {event_id}, which it did not ask for or the log does not have"
+    )]
     Uninvited {
         /// Index of the stream.
         stream: usize,
@@ -120,7 +122,10 @@ pub enum Violation {
 /// All violations of the guarantees in a history; none means that they held.
 pub fn check(history: &History) -> Vec<Violation> {
     let mut violations = Vec::new();
-    let log = Stream { task_ids: None, observed: history.log.clone() };
+    let log = Stream {
+        task_ids: None,
+        observed: history.log.clone(),
+    };
     for (number, stream) in history.streams.iter().chain([&log]).enumerate() {
         check_rising(number, stream, &mut violations);
     }
@@ -136,13 +141,24 @@ pub fn check(history: &History) -> Vec<Violation> {
 }
 
 fn check_rising(number: usize, stream: &Stream, violations: &mut Vec<Violation>) {
-    for pair in stream.observed.windows(2).filter(|pair| pair[0].cursor >= pair[1].cursor) {
-        violations.push(Violation::NotRising { stream: number, cursor: pair[1].cursor.clone() });
+    for pair in stream
+        .observed
+        .windows(2)
+        .filter(|pair| pair[0].cursor >= pair[1].cursor)
+    {
+        violations.push(Violation::NotRising {
+            stream: number,
+            cursor: pair[1].cursor.clone(),
+        });
     }
 }
 
 fn everything(history: &History) -> impl Iterator<Item = &Observed> {
-    history.streams.iter().flat_map(|stream| &stream.observed).chain(&history.log)
+    history
+        .streams
+        .iter()
+        .flat_map(|stream| &stream.observed)
+        .chain(&history.log)
 }
 
 fn check_names(history: &History, violations: &mut Vec<Violation>) {
@@ -156,38 +172,78 @@ fn check_names(history: &History, violations: &mut Vec<Violation>) {
         let one = *by_event.entry(&seen.event_id).or_insert(&seen.cursor);
         if *one != seen.cursor {
             let (event_id, one, other) = (seen.event_id.clone(), one.clone(), seen.cursor.clone());
-            violations.push(Violation::EventMoved { event_id, one, other });
+            violations.push(Violation::EventMoved {
+                event_id,
+                one,
+                other,
+            });
         }
     }
 }
 
 fn check_acknowledged(history: &History, violations: &mut Vec<Violation>) {
-    let seen: HashSet<_> = everything(history).map(|seen| (&seen.event_id, &seen.task_id)).collect();
+    let seen: HashSet<_> = everything(history)
+        .map(|seen| (&seen.event_id, &seen.task_id))
+        .collect();
     for Acknowledged { event_id, task_id } in &history.acknowledged {
         if !seen.contains(&(event_id, task_id)) && !history.erased.contains(event_id) {
-            violations.push(Violation::Lost { event_id: event_id.clone(), task_id: task_id.clone() });
+            violations.push(Violation::Lost {
+                event_id: event_id.clone(),
+                task_id: task_id.clone(),
+            });
         }
     }
 }
 
 fn check_erased(history: &History, violations: &mut Vec<Violation>) {
-    for Observed { event_id, .. } in history.log.iter().filter(|seen| history.erased.contains(&seen.event_id)) {
-        violations.push(Violation::NotErased { event_id: event_id.clone() });
+    for Observed { event_id, .. } in history
+        .log
+        .iter()
+        .filter(|seen| history.erased.contains(&seen.event_id))
+    {
+        violations.push(Violation::NotErased {
+            event_id: event_id.clone(),
+        });
     }
 }
 
 /// Between its first and its last event a stream has exactly what the log has for it, and maybe what was erased later.
-fn check_complete(number: usize, stream: &Stream, history: &History, violations: &mut Vec<Violation>) {
-    let wanted = |seen: &&Observed| stream.task_ids.as_ref().is_none_or(|ids| ids.contains(&seen.task_id));
-    let (Some(first), Some(last)) = (stream.observed.first(), stream.observed.last()) else { return };
+fn check_complete(
+    number: usize,
+    stream: &Stream,
+    history: &History,
+    violations: &mut Vec<Violation>,
+) {
+    let wanted = |seen: &&Observed| {
+        stream
+            .task_ids
+            .as_ref()
+            .is_none_or(|ids| ids.contains(&seen.task_id))
+    };
+    let (Some(first), Some(last)) = (stream.observed.first(), stream.observed.last()) else {
+        return;
+    };
     let within = |seen: &&Observed| seen.cursor >= first.cursor && seen.cursor <= last.cursor;
     let expected: HashSet<_> = history.log.iter().filter(wanted).filter(within).collect();
     let got: HashSet<_> = stream.observed.iter().collect();
-    for &Observed { event_id, cursor, .. } in expected.difference(&got) {
-        violations.push(Violation::LeftOut { stream: number, event_id: event_id.clone(), cursor: cursor.clone() });
+    for &Observed {
+        event_id, cursor, ..
+    } in expected.difference(&got)
+    {
+        violations.push(Violation::LeftOut {
+            stream: number,
+            event_id: event_id.clone(),
+            cursor: cursor.clone(),
+        });
     }
-    for seen in got.difference(&expected).filter(|seen| !history.erased.contains(&seen.event_id)) {
-        violations.push(Violation::Uninvited { stream: number, event_id: seen.event_id.clone() });
+    for seen in got
+        .difference(&expected)
+        .filter(|seen| !history.erased.contains(&seen.event_id))
+    {
+        violations.push(Violation::Uninvited {
+            stream: number,
+            event_id: seen.event_id.clone(),
+        });
     }
 }
 
@@ -208,15 +264,31 @@ mod tests {
     /// A run in which everything was as promised.
     fn good(size: usize) -> History {
         let log: Vec<_> = (0..size).map(event).collect();
-        let acknowledged =
-            log.iter().map(|e| Acknowledged { event_id: e.event_id.clone(), task_id: e.task_id.clone() });
+        let acknowledged = log.iter().map(|e| Acknowledged {
+            event_id: e.event_id.clone(),
+            task_id: e.task_id.clone(),
+        });
         let of_task = |task: &str| log.iter().filter(|e| e.task_id == task).cloned().collect();
         let streams = vec![
-            Stream { task_ids: None, observed: log.clone() },
-            Stream { task_ids: None, observed: log[size / 2..].to_vec() },
-            Stream { task_ids: Some(["t1".to_owned()].into()), observed: of_task("t1") },
+            Stream {
+                task_ids: None,
+                observed: log.clone(),
+            },
+            Stream {
+                task_ids: None,
+                observed: log[size / 2..].to_vec(),
+            },
+            Stream {
+                task_ids: Some(["t1".to_owned()].into()),
+                observed: of_task("t1"),
+            },
         ];
-        History { acknowledged: acknowledged.collect(), streams, log, ..History::default() }
+        History {
+            acknowledged: acknowledged.collect(),
+            streams,
+            log,
+            ..History::default()
+        }
     }
 
     proptest! {
@@ -288,6 +360,12 @@ mod tests {
     fn an_event_of_another_task_is_noticed() {
         let mut history = good(20);
         history.streams[2].observed.insert(1, event(2));
-        assert_eq!(check(&history), [Violation::Uninvited { stream: 2, event_id: "e2".into() }]);
+        assert_eq!(
+            check(&history),
+            [Violation::Uninvited {
+                stream: 2,
+                event_id: "e2".into()
+            }]
+        );
     }
 }

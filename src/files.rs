@@ -22,21 +22,30 @@ pub fn read(path: &Path, bytes_max: u64) -> io::Result<Vec<u8>> {
 
     // Some files of /proc say that they are empty, and one may grow while it is read.
     let mut bytes = Vec::new();
-    let count = file.take(bytes_max.saturating_add(1)).read_to_end(&mut bytes)?;
-    if count as u64 > bytes_max { Err(too_large(bytes_max)) } else { Ok(bytes) }
+    let count = file
+        .take(bytes_max.saturating_add(1))
+        .read_to_end(&mut bytes)?;
+    if count as u64 > bytes_max {
+        Err(too_large(bytes_max))
+    } else {
+        Ok(bytes)
+    }
 }
 
 /// Opens the file at `path` with `options` and `flags`, and refuses it if it is not a regular one. A FIFO is not waited for.
 pub fn open_regular(path: &Path, options: &mut OpenOptions, flags: OFlags) -> io::Result<File> {
     let flags = flags | OFlags::NONBLOCK | OFlags::NOCTTY;
-    let file = options.custom_flags(flags.bits().cast_signed()).open(path)?;
+    let file = options
+        .custom_flags(flags.bits().cast_signed())
+        .open(path)?;
     check_is_regular(&file.metadata()?)?;
     Ok(file)
 }
 
 /// Like [`read`], for text.
 pub fn read_text(path: &Path, bytes_max: u64) -> io::Result<String> {
-    String::from_utf8(read(path, bytes_max)?).map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "it is not UTF-8"))
+    String::from_utf8(read(path, bytes_max)?)
+        .map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "it is not UTF-8"))
 }
 
 fn check_is_regular(metadata: &Metadata) -> io::Result<()> {
@@ -44,16 +53,25 @@ fn check_is_regular(metadata: &Metadata) -> io::Result<()> {
         return Err(io::ErrorKind::IsADirectory.into());
     }
     let is_regular = metadata.is_file();
-    is_regular.then_some(()).ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "it is not a regular file"))
+    is_regular
+        .then_some(())
+        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "it is not a regular file"))
 }
 
 fn check(metadata: &Metadata, bytes_max: u64) -> io::Result<()> {
     check_is_regular(metadata)?;
-    if metadata.len() > bytes_max { Err(too_large(bytes_max)) } else { Ok(()) }
+    if metadata.len() > bytes_max {
+        Err(too_large(bytes_max))
+    } else {
+        Ok(())
+    }
 }
 
 fn too_large(bytes_max: u64) -> io::Error {
-    io::Error::new(io::ErrorKind::FileTooLarge, format!("it has more than {bytes_max} bytes"))
+    io::Error::new(
+        io::ErrorKind::FileTooLarge,
+        format!("it has more than {bytes_max} bytes"),
+    )
 }
 
 /// What tells one state of a file from another without reading it.
@@ -63,7 +81,8 @@ pub struct Stamp(Result<[i128; 5], io::ErrorKind>);
 impl Stamp {
     /// As of now. That it is not there, or not allowed, is a state, too.
     pub fn of(path: &Path) -> Self {
-        let nanoseconds = |seconds: i64, more: i64| i128::from(seconds) * 1_000_000_000 + i128::from(more);
+        let nanoseconds =
+            |seconds: i64, more: i64| i128::from(seconds) * 1_000_000_000 + i128::from(more);
         let stamp = fs::metadata(path).map(|it| {
             [
                 it.dev().into(),
@@ -80,9 +99,17 @@ impl Stamp {
 
 /// Replaces `directory/name`, both for the owner's eyes only, and the file never half written.
 pub fn replace_private(directory: &Path, name: &str, bytes: &[u8]) -> io::Result<()> {
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(directory)?;
     let new = directory.join(format!("{name}.new"));
-    let mut file = File::options().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
+    let mut file = File::options()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(&new)?;
     file.write_all(bytes)?;
     file.sync_all()?;
     fs::rename(new, directory.join(name))
@@ -126,8 +153,14 @@ mod tests {
         for device in ["/dev/zero", "/dev/tty"] {
             assert_eq!(refusal(Path::new(device)), "it is not a regular file");
         }
-        assert_eq!(read(directory.path(), 10).unwrap_err().kind(), io::ErrorKind::IsADirectory);
-        assert_eq!(read(&directory.path().join("none"), 10).unwrap_err().kind(), io::ErrorKind::NotFound);
+        assert_eq!(
+            read(directory.path(), 10).unwrap_err().kind(),
+            io::ErrorKind::IsADirectory
+        );
+        assert_eq!(
+            read(&directory.path().join("none"), 10).unwrap_err().kind(),
+            io::ErrorKind::NotFound
+        );
     }
 
     #[test]

@@ -15,7 +15,10 @@ use crate::{
 };
 
 /// Reads a PROXY header from the front of a connection of `peer`.
-pub async fn read_proxy_header(stream: &mut (impl AsyncRead + Unpin), peer: SocketAddr) -> io::Result<SocketAddr> {
+pub async fn read_proxy_header(
+    stream: &mut (impl AsyncRead + Unpin),
+    peer: SocketAddr,
+) -> io::Result<SocketAddr> {
     proxy::read(stream, peer).await
 }
 

@@ -11,18 +11,21 @@ use std::{
 
 use jiff::Timestamp;
 use prometheus::{
-    Encoder, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
+    Encoder, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
+    Registry, TextEncoder,
     core::{Collector, Desc},
     process_collector::ProcessCollector,
     proto::{Gauge, MetricFamily},
 };
 
 /// Buckets for what the disk does, in seconds.
-const DISK_SECONDS: &[f64] =
-    &[0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 4.0];
+const DISK_SECONDS: &[f64] = &[
+    0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 4.0,
+];
 /// Buckets for what a client waits for, in seconds; 4 s is the longest answer to a callback.
-const ANSWER_SECONDS: &[f64] =
-    &[0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 4.0, 10.0];
+const ANSWER_SECONDS: &[f64] = &[
+    0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 4.0, 10.0,
+];
 /// Buckets for how many events one commit took.
 const BATCH_EVENTS: &[f64] = &[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0];
 
@@ -34,8 +37,16 @@ pub const REVISION: &str = match option_env!("BLOBCAST_REVISION") {
 };
 
 /// Every value of `what` of what is read again while the broker runs.
-pub(crate) const READ_AGAIN: [&str; 8] =
-    ["audit_file", "configuration", "credentials", "certificates", "client_ca", "client_crl", "acme_ca", "traces"];
+pub(crate) const READ_AGAIN: [&str; 8] = [
+    "audit_file",
+    "configuration",
+    "credentials",
+    "certificates",
+    "client_ca",
+    "client_crl",
+    "acme_ca",
+    "traces",
+];
 
 /// Every value of `outcome`: kept, refused for what the request is, refused for what the broker cannot do now.
 const OUTCOMES: [&str; 23] = [
@@ -80,8 +91,18 @@ const REFUSALS: [&str; 11] = [
 ];
 
 /// How backups end; see `store::BackupResult`.
-pub(crate) const BACKUP_RESULTS: [&str; 10] =
-    ["ok", "abandoned", "stalled", "damaged", "withdrawn", "stopped", "interrupted", "refused", "failed", "unknown"];
+pub(crate) const BACKUP_RESULTS: [&str; 10] = [
+    "ok",
+    "abandoned",
+    "stalled",
+    "damaged",
+    "withdrawn",
+    "stopped",
+    "interrupted",
+    "refused",
+    "failed",
+    "unknown",
+];
 
 /// How a client misses events.
 const LOSSES: [&str; 3] = ["cursor_expired", "gap", "overtaken"];
@@ -290,7 +311,10 @@ struct Process {
 
 impl Process {
     fn new() -> Self {
-        Self { collector: ProcessCollector::for_self(), started: Timestamp::now() }
+        Self {
+            collector: ProcessCollector::for_self(),
+            started: Timestamp::now(),
+        }
     }
 }
 
@@ -301,10 +325,16 @@ impl Collector for Process {
 
     fn collect(&self) -> Vec<MetricFamily> {
         let mut families = self.collector.collect();
-        for family in families.iter_mut().filter(|family| family.name() == "process_start_time_seconds") {
+        for family in families
+            .iter_mut()
+            .filter(|family| family.name() == "process_start_time_seconds")
+        {
             let mut gauge = Gauge::default();
             gauge.set_value(self.started.as_second() as f64);
-            family.mut_metric().iter_mut().for_each(|metric| metric.set_gauge(gauge.clone()));
+            family
+                .mut_metric()
+                .iter_mut()
+                .for_each(|metric| metric.set_gauge(gauge.clone()));
         }
         families
     }
@@ -314,8 +344,11 @@ struct Builder(Registry);
 
 impl Builder {
     fn register<C: Collector + Clone + 'static>(&self, metric: prometheus::Result<C>) -> C {
-        let metric = metric.expect("metric names and labels are constants of this file, checked by its test");
-        self.0.register(Box::new(metric.clone())).expect("each name is registered once");
+        let metric = metric
+            .expect("metric names and labels are constants of this file, checked by its test");
+        self.0
+            .register(Box::new(metric.clone()))
+            .expect("each name is registered once");
         metric
     }
 
@@ -336,31 +369,45 @@ impl Builder {
     }
 
     fn histogram(&self, name: &str, help: &str, buckets: &[f64]) -> Histogram {
-        self.register(Histogram::with_opts(HistogramOpts::new(name, help).buckets(buckets.to_vec())))
+        self.register(Histogram::with_opts(
+            HistogramOpts::new(name, help).buckets(buckets.to_vec()),
+        ))
     }
 }
 
 impl Default for Metrics {
     fn default() -> Self {
         let metrics = Self::registered();
-        metrics.build_info.with_label_values(&[env!("CARGO_PKG_VERSION"), REVISION]).set(1);
+        metrics
+            .build_info
+            .with_label_values(&[env!("CARGO_PKG_VERSION"), REVISION])
+            .set(1);
         // There from the first scrape on: nothing can be told of a series that appears with its first count.
         for outcome in OUTCOMES {
             metrics.callbacks.with_label_values(&[outcome]);
         }
         for cause in REFUSALS {
-            metrics.callbacks_refused.with_label_values(&[cause, "", "", ""]);
+            metrics
+                .callbacks_refused
+                .with_label_values(&[cause, "", "", ""]);
         }
         for listener in ["ingest", "grpc", "admin"] {
             for cause in TURNED_AWAY {
-                metrics.connections_refused.with_label_values(&[listener, cause]);
+                metrics
+                    .connections_refused
+                    .with_label_values(&[listener, cause]);
             }
         }
         for listener in ["ingest", "grpc", "admin"] {
             metrics.connections_shed.with_label_values(&[listener]);
             metrics.connections_flooded.with_label_values(&[listener]);
         }
-        for cause in ["overloaded", "health_limit", "foreign_origin", "content_type"] {
+        for cause in [
+            "overloaded",
+            "health_limit",
+            "foreign_origin",
+            "content_type",
+        ] {
             metrics.calls_refused.with_label_values(&[cause]);
         }
         for cause in ["host", "foreign_origin"] {
@@ -391,7 +438,9 @@ impl Default for Metrics {
         for reason in ["age", "bytes", "count"] {
             metrics.quarantine_trimmed.with_label_values(&[reason]);
         }
-        metrics.callback_bytes.with_label_values(&["unverified", "", ""]);
+        metrics
+            .callback_bytes
+            .with_label_values(&["unverified", "", ""]);
         for outcome in ["taken", "refused", "lost", "dropped"] {
             metrics.trace_spans.with_label_values(&[outcome]);
         }
@@ -432,7 +481,9 @@ impl Metrics {
     /// Counts a callback that was not kept. Anybody may bring any product, so only those that are named already are named here.
     pub fn count_refused(&self, cause: &str, kind: &str, name: &str, product: &str) {
         let product = self.label_of(product);
-        self.callbacks_refused.with_label_values(&[cause, kind, name, product]).inc();
+        self.callbacks_refused
+            .with_label_values(&[cause, kind, name, product])
+            .inc();
     }
 
     /// A product as metrics name it: there are only so many, whatever strangers name.
@@ -442,20 +493,25 @@ impl Metrics {
     }
 
     fn named_products(&self) -> MutexGuard<'_, HashSet<String>> {
-        self.named_products.lock().unwrap_or_else(PoisonError::into_inner)
+        self.named_products
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     fn completed_without_output_of(&self, product: &str) -> IntCounter {
         let mut named = self.named_products();
-        let is_named = named.contains(product) || named.len() < NAMED_PRODUCTS_MAX && named.insert(product.to_owned());
-        self.completed_without_output.with_label_values(&[if is_named { product } else { "other" }])
+        let is_named = named.contains(product)
+            || named.len() < NAMED_PRODUCTS_MAX && named.insert(product.to_owned());
+        self.completed_without_output
+            .with_label_values(&[if is_named { product } else { "other" }])
     }
 
     #[allow(clippy::too_many_lines, reason = "a table of names and what they mean")]
     fn registered() -> Self {
         let b = Builder(Registry::new());
         // Memory, processor time, open files and start of the process, by the names that every exporter gives them.
-        b.0.register(Box::new(Process::new())).expect("its names begin with process_");
+        b.0.register(Box::new(Process::new()))
+            .expect("its names begin with process_");
         Self {
             build_info: b.register(IntGaugeVec::new(
                 Opts::new("blobcast_build_info", "Always 1, labelled with the version and the commit that run here."),
@@ -768,19 +824,28 @@ impl Metrics {
     /// Counts callbacks of tasks of which something was erased.
     pub fn callbacks_after_erasure(&self, new: u64, duplicates: u64) {
         // Almost always none, and a label costs a look-up.
-        for (outcome, count) in [("new", new), ("duplicate", duplicates)].into_iter().filter(|(_, count)| *count > 0) {
-            self.after_erasure.with_label_values(&[outcome]).inc_by(count);
+        for (outcome, count) in [("new", new), ("duplicate", duplicates)]
+            .into_iter()
+            .filter(|(_, count)| *count > 0)
+        {
+            self.after_erasure
+                .with_label_values(&[outcome])
+                .inc_by(count);
         }
     }
 
     /// Notes how the start found its log.
     pub fn started(&self, found: &str, version_before: &str, epoch: &str) {
-        self.start_info.with_label_values(&[found, env!("CARGO_PKG_VERSION"), version_before, epoch]).set(1);
+        self.start_info
+            .with_label_values(&[found, env!("CARGO_PKG_VERSION"), version_before, epoch])
+            .set(1);
     }
 
     /// Notes that a credential was accepted, by which of its secrets.
     pub fn credential_used(&self, kind: &str, name: &str, secret: &str, now: Timestamp) {
-        self.credential_last_used.with_label_values(&[kind, name, secret]).set(now.as_second());
+        self.credential_last_used
+            .with_label_values(&[kind, name, secret])
+            .set(now.as_second());
     }
 
     /// Tells of exactly these credentials, by kind and name, when they expire.
@@ -788,18 +853,25 @@ impl Metrics {
         let mut expiring = self.expiring.lock().unwrap_or_else(PoisonError::into_inner);
         let gone = mem::take(&mut *expiring);
         for (kind, name, expires) in expiries {
-            self.credential_expiry.with_label_values(&[kind, &*name]).set(expires.as_second());
+            self.credential_expiry
+                .with_label_values(&[kind, &*name])
+                .set(expires.as_second());
             expiring.insert((kind, name));
         }
         for (kind, name) in gone.difference(&expiring) {
-            let _ = self.credential_expiry.remove_label_values(&[*kind, &**name]).is_ok(); // it was there
+            let _ = self
+                .credential_expiry
+                .remove_label_values(&[*kind, &**name])
+                .is_ok(); // it was there
         }
     }
 
     /// The Prometheus text format, version 0.0.4.
     pub fn render(&self) -> Vec<u8> {
         let mut text = Vec::new();
-        TextEncoder::new().encode(&self.registry.gather(), &mut text).expect("writing to memory cannot fail");
+        TextEncoder::new()
+            .encode(&self.registry.gather(), &mut text)
+            .expect("writing to memory cannot fail");
         text
     }
 }

@@ -43,7 +43,11 @@ mod tests {
     fn a_network_holds_its_addresses_however_they_are_written() {
         let networks = ["198.51.100.0/24", "2001:db8::/32"].map(|network| network.parse().unwrap());
         let contains = |text: &str| contains(&networks, text.parse().unwrap());
-        assert!(contains("198.51.100.0") && contains("198.51.100.255") && contains("::ffff:198.51.100.7"));
+        assert!(
+            contains("198.51.100.0")
+                && contains("198.51.100.255")
+                && contains("::ffff:198.51.100.7")
+        );
         assert!(contains("2001:db8::") && contains("2001:db8:ffff::1"));
         assert!(!contains("198.51.99.255") && !contains("198.51.101.0") && !contains("2001:db9::"));
     }

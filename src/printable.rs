@@ -22,7 +22,10 @@ pub(crate) fn printable(text: &str) -> Cow<'_, str> {
 /// The same of the first characters of a text, with a mark if there were more: others decide how long theirs is, and it is for one
 /// line of the log.
 pub(crate) fn printable_beginning(text: &str) -> String {
-    let end = text.char_indices().nth(BEGINNING_CHARS_MAX).map_or(text.len(), |(end, _)| end);
+    let end = text
+        .char_indices()
+        .nth(BEGINNING_CHARS_MAX)
+        .map_or(text.len(), |(end, _)| end);
     let mut shown = printable(&text[..end]).into_owned();
     let is_cut = match shown.char_indices().nth(BEGINNING_CHARS_MAX) {
         Some((end, _)) => {
@@ -54,7 +57,11 @@ fn rewritten(text: &str, escape: impl Fn(char, &mut String)) -> Cow<'_, str> {
 
     let (mut scan, mut out) = (Scan::default(), String::with_capacity(text.len()));
     for c in text.chars() {
-        if scan.must_escape(c) { escape(c, &mut out) } else { out.push(c) }
+        if scan.must_escape(c) {
+            escape(c, &mut out)
+        } else {
+            out.push(c)
+        }
     }
     out.into()
 }
@@ -81,7 +88,9 @@ impl Scan {
             }
             Kind::Mark => self.base.is_some() && self.marks < MARKS_MAX,
             // A heart is red or black by it. Behind a letter it shows nothing, and a row of them can hide a message.
-            Kind::Presentation => self.marks == 0 && self.base.is_some_and(|base| !base.is_alphanumeric()),
+            Kind::Presentation => {
+                self.marks == 0 && self.base.is_some_and(|base| !base.is_alphanumeric())
+            }
             Kind::Hidden => false,
         };
         self.marks += 1;
@@ -137,21 +146,48 @@ mod tests {
     #[test]
     fn what_steers_or_hides_is_shown_as_an_escape() {
         for (text, shown) in [
-            ("a\u{202e}b\u{2066}c\u{200f}", "a\\u{202e}b\\u{2066}c\\u{200f}"),
-            ("\u{200b}\u{200d}\u{2060}\u{feff}\u{ad}", "\\u{200b}\\u{200d}\\u{2060}\\u{feff}\\u{ad}"),
-            ("a\u{2028}b\u{2029}c\u{85}d", "a\\u{2028}b\\u{2029}c\\u{85}d"),
-            ("\u{1b}[31m\u{9b}31m\u{7f}\0\r\n\t", "\\u{1b}[31m\\u{9b}31m\\u{7f}\\u{0}\\r\\n\\t"),
-            ("\u{1f3f4}\u{e0067}\u{e007f}", "\u{1f3f4}\\u{e0067}\\u{e007f}"),
-            ("a\u{fe0f} \u{2764}\u{fe0f}\u{fe0f}\u{e0100}", "a\\u{fe0f} \u{2764}\u{fe0f}\\u{fe0f}\\u{e0100}"),
-            ("\u{3164}\u{115f}\u{2800}\u{34f}", "\\u{3164}\\u{115f}\\u{2800}\\u{34f}"),
-            ("\u{301}a\u{301}\u{200b}\u{301}", "\\u{301}a\u{301}\\u{200b}\\u{301}"),
+            (
+                "a\u{202e}b\u{2066}c\u{200f}",
+                "a\\u{202e}b\\u{2066}c\\u{200f}",
+            ),
+            (
+                "\u{200b}\u{200d}\u{2060}\u{feff}\u{ad}",
+                "\\u{200b}\\u{200d}\\u{2060}\\u{feff}\\u{ad}",
+            ),
+            (
+                "a\u{2028}b\u{2029}c\u{85}d",
+                "a\\u{2028}b\\u{2029}c\\u{85}d",
+            ),
+            (
+                "\u{1b}[31m\u{9b}31m\u{7f}\0\r\n\t",
+                "\\u{1b}[31m\\u{9b}31m\\u{7f}\\u{0}\\r\\n\\t",
+            ),
+            (
+                "\u{1f3f4}\u{e0067}\u{e007f}",
+                "\u{1f3f4}\\u{e0067}\\u{e007f}",
+            ),
+            (
+                "a\u{fe0f} \u{2764}\u{fe0f}\u{fe0f}\u{e0100}",
+                "a\\u{fe0f} \u{2764}\u{fe0f}\\u{fe0f}\\u{e0100}",
+            ),
+            (
+                "\u{3164}\u{115f}\u{2800}\u{34f}",
+                "\\u{3164}\\u{115f}\\u{2800}\\u{34f}",
+            ),
+            (
+                "\u{301}a\u{301}\u{200b}\u{301}",
+                "\\u{301}a\u{301}\\u{200b}\\u{301}",
+            ),
             ("\u{e000}\u{10ffff}", "\\u{e000}\\u{10ffff}"),
         ] {
             assert_eq!(printable(text), shown, "{text:?}");
         }
         let stacked = format!("a{}", "\u{301}".repeat(MARKS_MAX));
         assert_eq!(printable(&stacked), stacked);
-        assert_eq!(printable(&format!("{stacked}\u{301}")), format!("{stacked}\\u{{301}}"));
+        assert_eq!(
+            printable(&format!("{stacked}\u{301}")),
+            format!("{stacked}\\u{{301}}")
+        );
     }
 
     #[test]
@@ -164,7 +200,10 @@ mod tests {
         ] {
             let shown = printable_beginning(&text);
             assert_eq!(shown.ends_with('…'), is_cut, "{shown}");
-            assert_eq!(shown.chars().count(), BEGINNING_CHARS_MAX + usize::from(is_cut));
+            assert_eq!(
+                shown.chars().count(),
+                BEGINNING_CHARS_MAX + usize::from(is_cut)
+            );
         }
         assert_eq!(printable_beginning("a\nb"), "a\\nb");
     }
@@ -180,7 +219,11 @@ mod tests {
             "日本語　空白 한국어",
             "a\u{301} \u{1f600} \u{1f44d}\u{1f3fd} \u{2764}\u{fe0f} \u{1f1e9}\u{1f1ea}",
         ] {
-            assert!(matches!(printable(text), Cow::Borrowed(_)), "{}", printable(text));
+            assert!(
+                matches!(printable(text), Cow::Borrowed(_)),
+                "{}",
+                printable(text)
+            );
         }
     }
 
@@ -188,8 +231,11 @@ mod tests {
     fn hostile() -> impl Strategy<Value = String> {
         let odd = "[\u{0}-\u{1f}\u{7f}-\u{9f}\u{ad}\u{300}-\u{36f}\u{600}-\u{605}\u{61c}\u{180b}-\u{180f}\u{200b}-\u{200f}]|\
                    [\u{2028}-\u{202e}\u{2060}-\u{206f}\u{fe00}-\u{fe0f}\u{feff}\u{fff9}-\u{fffb}\u{e0000}-\u{e0fff}]";
-        prop::collection::vec(prop_oneof![odd, any::<char>().prop_map(String::from), "[ -~]"], 0..40)
-            .prop_map(|parts| parts.concat())
+        prop::collection::vec(
+            prop_oneof![odd, any::<char>().prop_map(String::from), "[ -~]"],
+            0..40,
+        )
+        .prop_map(|parts| parts.concat())
     }
 
     /// By ranges of the Unicode database, not by the code above.
@@ -197,7 +243,14 @@ mod tests {
         c.is_control()
             || matches!(
                 c,
-                '\u{ad}' | '\u{61c}' | '\u{6dd}' | '\u{70f}' | '\u{180e}' | '\u{feff}' | '\u{110bd}' | '\u{110cd}'
+                '\u{ad}'
+                    | '\u{61c}'
+                    | '\u{6dd}'
+                    | '\u{70f}'
+                    | '\u{180e}'
+                    | '\u{feff}'
+                    | '\u{110bd}'
+                    | '\u{110cd}'
             )
             || matches!(c, '\u{600}'..='\u{605}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}')
             || matches!(c, '\u{fff9}'..='\u{fffb}' | '\u{1d173}'..='\u{1d17a}' | '\u{e0000}'..='\u{e0fff}')

@@ -28,7 +28,11 @@ impl<R> Default for Sampler<R> {
 impl<R> Sampler<R> {
     /// One line for each reason in `interval`.
     pub(crate) fn every(interval: Duration) -> Self {
-        Self { interval, kept_max: usize::MAX, reasons: Mutex::default() }
+        Self {
+            interval,
+            kept_max: usize::MAX,
+            reasons: Mutex::default(),
+        }
     }
 
     /// The same, and with `kept_max` reasons those are forgotten whose interval is over.
@@ -54,7 +58,11 @@ impl<R: Eq + Hash> Sampler<R> {
                 *unlogged += 1;
                 None
             }
-            _ => Some(reasons.insert(reason, (now, 0)).map_or(0, |(_, unlogged)| unlogged)),
+            _ => Some(
+                reasons
+                    .insert(reason, (now, 0))
+                    .map_or(0, |(_, unlogged)| unlogged),
+            ),
         }
     }
 }
@@ -69,7 +77,10 @@ mod tests {
         let began = Instant::now();
         let at = |seconds| began + Duration::from_secs(seconds);
         assert_eq!(log.due_at("a", at(0)), Some(0));
-        assert_eq!((log.due_at("a", at(1)), log.due_at("a", at(9))), (None, None));
+        assert_eq!(
+            (log.due_at("a", at(1)), log.due_at("a", at(9))),
+            (None, None)
+        );
         assert_eq!(log.due_at("b", at(9)), Some(0));
         assert_eq!(log.due_at("a", at(10)), Some(2));
         assert_eq!(log.due_at("a", at(30)), Some(0));
@@ -85,7 +96,11 @@ mod tests {
         }
         assert_eq!(log.due_at("a", at(10)), Some(1), "there is room for it");
         log.due_at("c", at(18));
-        assert_eq!(log.due_at("b", at(19)), Some(0), "it was forgotten, with its count");
+        assert_eq!(
+            log.due_at("b", at(19)),
+            Some(0),
+            "it was forgotten, with its count"
+        );
         assert_eq!(log.due_at("a", at(19)), None, "its interval is not over");
     }
 }

@@ -51,19 +51,38 @@ pub struct Callback {
 impl Callback {
     /// A callback with the product's documented body.
     pub fn sample(product: &str, task_id: &str, status: SampleStatus, at: Timestamp) -> Self {
-        let body = Sample { product, shape: Shape::Documented, status, task_id, at }.body();
+        let body = Sample {
+            product,
+            shape: Shape::Documented,
+            status,
+            task_id,
+            at,
+        }
+        .body();
         let body = Value::Object(body).to_string().into();
-        Self { product: product.to_owned(), task_id: task_id.to_owned(), body, status: Some(status) }
+        Self {
+            product: product.to_owned(),
+            task_id: task_id.to_owned(),
+            body,
+            status: Some(status),
+        }
     }
 
     /// The same task's other end: failed after completed and the reverse; none for what is not an end.
     fn contradiction(&self) -> Option<Self> {
         let opposite = match self.status? {
             SampleStatus::Completed => SampleStatus::Failed,
-            SampleStatus::Failed | SampleStatus::Timeout | SampleStatus::ModerationBlocked => SampleStatus::Completed,
+            SampleStatus::Failed | SampleStatus::Timeout | SampleStatus::ModerationBlocked => {
+                SampleStatus::Completed
+            }
             SampleStatus::Pending | SampleStatus::Processing => return None,
         };
-        Some(Self::sample(&self.product, &self.task_id, opposite, Timestamp::UNIX_EPOCH))
+        Some(Self::sample(
+            &self.product,
+            &self.task_id,
+            opposite,
+            Timestamp::UNIX_EPOCH,
+        ))
     }
 }
 
@@ -123,19 +142,35 @@ impl Plan {
             .map(|(place, callback)| (place + dice.below(self.reorder_span + 1), callback))
             .collect();
         placed.sort_by_key(|(place, _)| *place);
-        let spacing = |place: usize| self.spacing.saturating_mul(u32::try_from(place).unwrap_or(u32::MAX));
+        let spacing = |place: usize| {
+            self.spacing
+                .saturating_mul(u32::try_from(place).unwrap_or(u32::MAX))
+        };
         let delivery = |(place, (_, callback)): (usize, (usize, Callback))| {
             let cut = dice.percent(self.cut_percent) && callback.body.len() > 1;
             let cut_after = cut.then(|| 1 + dice.below(callback.body.len() - 1));
-            Delivery { start: spacing(place), attempts: self.attempts(cut_after), callback }
+            Delivery {
+                start: spacing(place),
+                attempts: self.attempts(cut_after),
+                callback,
+            }
         };
         placed.into_iter().enumerate().map(delivery).collect()
     }
 
     fn attempts(&self, cut_after: Option<usize>) -> Vec<Attempt> {
-        let first = Attempt { wait: Duration::ZERO, cut_after };
-        let later = self.retry_gaps.iter().map(|&wait| Attempt { wait, cut_after: None });
-        std::iter::once(first).chain(later).take(ATTEMPTS_MAX).collect()
+        let first = Attempt {
+            wait: Duration::ZERO,
+            cut_after,
+        };
+        let later = self.retry_gaps.iter().map(|&wait| Attempt {
+            wait,
+            cut_after: None,
+        });
+        std::iter::once(first)
+            .chain(later)
+            .take(ATTEMPTS_MAX)
+            .collect()
     }
 }
 
@@ -147,7 +182,10 @@ pub fn retry_gaps(product: &str) -> Vec<Duration> {
         _ if product.starts_with("kling") => &[30, 60, 120, 240],
         _ => &[30, 30, 30, 30],
     };
-    seconds.iter().map(|&seconds| Duration::from_secs(seconds)).collect()
+    seconds
+        .iter()
+        .map(|&seconds| Duration::from_secs(seconds))
+        .collect()
 }
 
 /// The URL that a product's callbacks go to.
@@ -156,7 +194,11 @@ pub fn retry_gaps(product: &str) -> Vec<Duration> {
 /// kept, and the labels are added to it.
 pub fn callback_url(base: &Uri, product: &str, labels: &[(String, String)]) -> Uri {
     match base.path() {
-        "" | "/" => with_target(base, &format!("/webhook/{}", percent_encoded(product)), labels),
+        "" | "/" => with_target(
+            base,
+            &format!("/webhook/{}", percent_encoded(product)),
+            labels,
+        ),
         path => with_target(base, path, labels),
     }
 }
@@ -168,23 +210,44 @@ pub fn with_labels(url: &Uri, labels: &[(String, String)]) -> Uri {
 
 /// Labels as in the query of a URL, percent-encoded: `ref=42&team=ads`.
 pub fn labels_query(labels: &[(String, String)]) -> String {
-    let pair = |(key, value): &(String, String)| format!("{}={}", percent_encoded(key), percent_encoded(value));
+    let pair = |(key, value): &(String, String)| {
+        format!("{}={}", percent_encoded(key), percent_encoded(value))
+    };
     labels.iter().map(pair).collect::<Vec<_>>().join("&")
 }
 
 fn with_target(url: &Uri, path: &str, labels: &[(String, String)]) -> Uri {
-    let query: Vec<_> = url.query().map(str::to_owned).into_iter().chain([labels_query(labels)]).collect();
-    let query = query.into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join("&");
-    let target = if query.is_empty() { path.to_owned() } else { format!("{path}?{query}") };
+    let query: Vec<_> = url
+        .query()
+        .map(str::to_owned)
+        .into_iter()
+        .chain([labels_query(labels)])
+        .collect();
+    let query = query
+        .into_iter()
+        .filter(|part| !part.is_empty())
+        .collect::<Vec<_>>()
+        .join("&");
+    let target = if query.is_empty() {
+        path.to_owned()
+    } else {
+        format!("{path}?{query}")
+    };
     let mut parts = url.clone().into_parts();
-    parts.path_and_query = Some(target.parse().expect("a valid path and percent-encoded pairs make a valid target"));
+    parts.path_and_query = Some(
+        target
+            .parse()
+            .expect("a valid path and percent-encoded pairs make a valid target"),
+    );
     Uri::from_parts(parts).expect("only the target of a whole URI was replaced")
 }
 
 // What RFC 3986 calls unreserved stays; everything else is safe only when encoded.
 fn percent_encoded(text: &str) -> String {
     let encode = |byte: u8| match byte {
-        b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => char::from(byte).to_string(),
+        b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => {
+            char::from(byte).to_string()
+        }
         other => format!("%{other:02X}"),
     };
     text.bytes().map(encode).collect()
@@ -230,7 +293,11 @@ pub struct Acknowledged {
 impl Outcome {
     /// The acknowledgement, if the callback was answered 2xx.
     pub fn acknowledged(&self) -> Option<Acknowledged> {
-        let answer = self.answer.as_ref().ok().filter(|answer| (200..300).contains(&answer.http_status))?;
+        let answer = self
+            .answer
+            .as_ref()
+            .ok()
+            .filter(|answer| (200..300).contains(&answer.http_status))?;
         let body: Value = serde_json::from_str(&answer.body).unwrap_or_default();
         Some(Acknowledged {
             task_id: self.task_id.clone(),
@@ -251,10 +318,13 @@ pub type Connector = HttpsConnector<HttpConnector>;
 pub fn connector(url: &Uri) -> Connector {
     // Reading whom the system trusts takes a while, and is of no use where nobody has to be trusted.
     let roots = || HttpsConnectorBuilder::new().with_native_roots().ok();
-    let builder = (url.scheme_str() == Some("https")).then(roots).flatten().unwrap_or_else(|| {
-        let nobody = ClientConfig::builder().with_root_certificates(RootCertStore::empty());
-        HttpsConnectorBuilder::new().with_tls_config(nobody.with_no_client_auth())
-    });
+    let builder = (url.scheme_str() == Some("https"))
+        .then(roots)
+        .flatten()
+        .unwrap_or_else(|| {
+            let nobody = ClientConfig::builder().with_root_certificates(RootCertStore::empty());
+            HttpsConnectorBuilder::new().with_tls_config(nobody.with_no_client_auth())
+        });
     builder.https_or_http().enable_http1().build()
 }
 
@@ -270,7 +340,12 @@ pub struct Vendor {
 impl Vendor {
     /// Sends to `base`, see [`callback_url`]; one delivery after the other unless `in_flight_max` is more than 1.
     pub fn new(base: Uri, labels: Vec<(String, String)>, in_flight_max: usize) -> Self {
-        Self { client: Client::builder(TokioExecutor::new()).build(connector(&base)), base, labels, in_flight_max }
+        Self {
+            client: Client::builder(TokioExecutor::new()).build(connector(&base)),
+            base,
+            labels,
+            in_flight_max,
+        }
     }
 
     /// Makes all deliveries and returns what was acknowledged, in the order of the answers.
@@ -313,22 +388,37 @@ impl Vendor {
     }
 
     async fn deliver(self, delivery: Delivery) -> Outcome {
-        let Delivery { callback, attempts, .. } = delivery;
+        let Delivery {
+            callback, attempts, ..
+        } = delivery;
         let url = callback_url(&self.base, &callback.product, &self.labels);
         let mut made = 0;
         let mut answer = Err("no attempt was made".to_owned());
         for attempt in attempts {
             sleep(attempt.wait).await;
             made += 1;
-            answer = match timeout(ATTEMPT_TIMEOUT, self.post(&url, callback.body.clone(), attempt.cut_after)).await {
+            answer = match timeout(
+                ATTEMPT_TIMEOUT,
+                self.post(&url, callback.body.clone(), attempt.cut_after),
+            )
+            .await
+            {
                 Ok(answered) => answered.map_err(|error| causes(error.as_ref())),
                 Err(_) => Err(format!("no answer within {} s", ATTEMPT_TIMEOUT.as_secs())),
             };
-            if answer.as_ref().is_ok_and(|answer| (200..300).contains(&answer.http_status)) {
+            if answer
+                .as_ref()
+                .is_ok_and(|answer| (200..300).contains(&answer.http_status))
+            {
                 break;
             }
         }
-        Outcome { product: callback.product, task_id: callback.task_id, attempts: made, answer }
+        Outcome {
+            product: callback.product,
+            task_id: callback.task_id,
+            attempts: made,
+            answer,
+        }
     }
 
     async fn post(
@@ -343,12 +433,20 @@ impl Vendor {
             .header(header::CONTENT_LENGTH, body.len());
         let body = match cut_after {
             Some(bytes) => cut_body(body.slice(..bytes.min(body.len()))),
-            None => Full::new(body).map_err(|never: Infallible| match never {}).boxed_unsync(),
+            None => Full::new(body)
+                .map_err(|never: Infallible| match never {})
+                .boxed_unsync(),
         };
         let answer = self.client.request(request.body(body)?).await?;
         let http_status = answer.status().as_u16();
-        let body = Limited::new(answer.into_body(), ANSWER_BYTES_MAX).collect().await?.to_bytes();
-        Ok(Answer { http_status, body: String::from_utf8_lossy(&body).into_owned() })
+        let body = Limited::new(answer.into_body(), ANSWER_BYTES_MAX)
+            .collect()
+            .await?
+            .to_bytes();
+        Ok(Answer {
+            http_status,
+            body: String::from_utf8_lossy(&body).into_owned(),
+        })
     }
 }
 
@@ -366,7 +464,10 @@ async fn tell_next<E>(
 
 /// A body that breaks off; the client then closes the connection.
 fn cut_body(part: Bytes) -> Body {
-    let pieces = [Ok(Frame::data(part)), Err(io::Error::other("cut by the plan"))];
+    let pieces = [
+        Ok(Frame::data(part)),
+        Err(io::Error::other("cut by the plan")),
+    ];
     let pieces = tokio_stream::iter(pieces).then(|piece| async {
         if piece.is_err() {
             // Lets the client write the part before it hears that there is no more.

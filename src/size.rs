@@ -1,7 +1,13 @@
 //! The text of a size in bytes, as the configuration and the credentials file have it. Pure.
 
 /// Units of size, largest first.
-const SIZE_UNITS: [(&str, u64); 5] = [("TiB", 1 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10), ("B", 1)];
+const SIZE_UNITS: [(&str, u64); 5] = [
+    ("TiB", 1 << 40),
+    ("GiB", 1 << 30),
+    ("MiB", 1 << 20),
+    ("KiB", 1 << 10),
+    ("B", 1),
+];
 
 /// A text that is not a size.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -32,12 +38,20 @@ pub fn parse_size(raw: &str) -> Result<u64, SizeError> {
             known.ok_or_else(|| SizeError::Unit(raw.to_owned()))?.1
         }
     };
-    let bytes = number.parse::<u64>().ok().and_then(|number| number.checked_mul(factor));
+    let bytes = number
+        .parse::<u64>()
+        .ok()
+        .and_then(|number| number.checked_mul(factor));
     bytes.ok_or_else(|| SizeError::TooLarge(raw.to_owned()))
 }
 
 /// The size in the largest unit that states it exactly; [`parse_size`] reads it back.
 pub(crate) fn size_text(bytes: u64) -> String {
-    let exact = SIZE_UNITS.iter().find(|(_, factor)| bytes != 0 && bytes.is_multiple_of(*factor));
-    exact.map_or_else(|| "0B".to_owned(), |(unit, factor)| format!("{}{unit}", bytes / factor))
+    let exact = SIZE_UNITS
+        .iter()
+        .find(|(_, factor)| bytes != 0 && bytes.is_multiple_of(*factor));
+    exact.map_or_else(
+        || "0B".to_owned(),
+        |(unit, factor)| format!("{}{unit}", bytes / factor),
+    )
 }

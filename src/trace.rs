@@ -33,7 +33,10 @@ pub struct RequestId(Uuid);
 
 impl RequestId {
     /// One that nobody has.
-    #[allow(clippy::new_without_default, reason = "no two are the same, so there is no default")]
+    #[allow(
+        clippy::new_without_default,
+        reason = "no two are the same, so there is no default"
+    )]
     pub fn new() -> Self {
         Self(Uuid::new_v4())
     }
@@ -94,17 +97,32 @@ impl Context {
     /// What a `traceparent` names; `None` if it is malformed. Of later versions what they have in common with this one is read.
     pub fn parse(traceparent: &[u8]) -> Option<Self> {
         let text = std::str::from_utf8(traceparent).ok()?;
-        let is_hex = |text: &str| text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
+        let is_hex = |text: &str| {
+            text.bytes()
+                .all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
+        };
         let mut parts = text.splitn(5, '-');
-        let mut part = |len| parts.next().filter(|part| part.len() == len && is_hex(part));
+        let mut part = |len| {
+            parts
+                .next()
+                .filter(|part| part.len() == len && is_hex(part))
+        };
         let (version, trace_id, span_id, flags) = (part(2)?, part(32)?, part(16)?, part(2)?);
         if version == "ff" || (version == "00" && parts.next().is_some()) {
             return None;
         }
-        let trace_id = u128::from_str_radix(trace_id, 16).ok().filter(|&id| id != 0)?;
-        let span_id = u64::from_str_radix(span_id, 16).ok().filter(|&id| id != 0)?;
+        let trace_id = u128::from_str_radix(trace_id, 16)
+            .ok()
+            .filter(|&id| id != 0)?;
+        let span_id = u64::from_str_radix(span_id, 16)
+            .ok()
+            .filter(|&id| id != 0)?;
         let is_sampled = u8::from_str_radix(flags, 16).ok()? & 1 != 0;
-        Some(Self { trace_id: TraceId(trace_id), span_id: SpanId(span_id), is_sampled })
+        Some(Self {
+            trace_id: TraceId(trace_id),
+            span_id: SpanId(span_id),
+            is_sampled,
+        })
     }
 }
 
@@ -196,13 +214,26 @@ impl Tracer {
     pub fn new(share: f64, queue_max: usize, dropped: IntCounter) -> (Self, Receiver<Ended>) {
         let (queue, ended) = mpsc::channel(queue_max);
         let below = (share * (1_u64 << SAMPLED_BITS) as f64) as u64;
-        (Self(Some(Sampling { exit: Arc::new(Exit { queue, dropped }), below })), ended)
+        (
+            Self(Some(Sampling {
+                exit: Arc::new(Exit { queue, dropped }),
+                below,
+            })),
+            ended,
+        )
     }
 
     /// Begins the span of a request from outside. The trace that it says to be part of is linked, and no more: anybody could
     /// name any.
-    pub fn begin_untrusted(&self, name: &str, id: RequestId, traceparent: Option<&HeaderValue>) -> Span {
-        let Some(sampling) = &self.0 else { return Span(None) };
+    pub fn begin_untrusted(
+        &self,
+        name: &str,
+        id: RequestId,
+        traceparent: Option<&HeaderValue>,
+    ) -> Span {
+        let Some(sampling) = &self.0 else {
+            return Span(None);
+        };
         let mut span = sampling.begin(name, id, None);
         if let Some(open) = &mut span.0 {
             open.ended.link = traceparent.and_then(|header| Context::parse(header.as_bytes()));
@@ -212,8 +243,14 @@ impl Tracer {
 
     /// Begins the span of a request from within: part of the trace that it names, and sampled if that is.
     pub fn begin(&self, name: &str, id: RequestId, traceparent: Option<&HeaderValue>) -> Span {
-        let Some(sampling) = &self.0 else { return Span(None) };
-        sampling.begin(name, id, traceparent.and_then(|header| Context::parse(header.as_bytes())))
+        let Some(sampling) = &self.0 else {
+            return Span(None);
+        };
+        sampling.begin(
+            name,
+            id,
+            traceparent.and_then(|header| Context::parse(header.as_bytes())),
+        )
     }
 }
 
@@ -229,7 +266,11 @@ impl Sampling {
         }
         let now = SystemTime::now();
         let ended = Ended {
-            context: Context { trace_id, span_id: SpanId::new(), is_sampled },
+            context: Context {
+                trace_id,
+                span_id: SpanId::new(),
+                is_sampled,
+            },
             parent: parent.map(|parent| parent.span_id),
             link: None,
             kind: Kind::Server,
@@ -240,7 +281,10 @@ impl Sampling {
             events: Vec::new(),
             is_error: false,
         };
-        Span(Some(Box::new(Open { ended, exit: Arc::clone(&self.exit) })))
+        Span(Some(Box::new(Open {
+            ended,
+            exit: Arc::clone(&self.exit),
+        })))
     }
 }
 
@@ -301,7 +345,10 @@ impl Span {
     /// What the deliveries of its event are to be part of.
     pub fn origin(&self) -> Option<Arc<Origin>> {
         let open = self.0.as_ref()?;
-        Some(Arc::new(Origin { context: open.ended.context, exit: Arc::clone(&open.exit) }))
+        Some(Arc::new(Origin {
+            context: open.ended.context,
+            exit: Arc::clone(&open.exit),
+        }))
     }
 }
 
@@ -334,11 +381,15 @@ impl Origin {
     ) {
         self.exit.send(|| {
             let ended = SystemTime::now();
-            let since_1970 = Duration::from_micros(u64::try_from(received_at_micros).unwrap_or_default());
+            let since_1970 =
+                Duration::from_micros(u64::try_from(received_at_micros).unwrap_or_default());
             let mut attributes = vec![("blobcast.subscription_id", subscription_id.into())];
             attributes.extend(client.map(|client| ("blobcast.client", client.into())));
             Ended {
-                context: Context { span_id: SpanId::new(), ..self.context },
+                context: Context {
+                    span_id: SpanId::new(),
+                    ..self.context
+                },
                 parent: Some(self.context.span_id),
                 link: call,
                 kind: Kind::Producer,
@@ -378,14 +429,24 @@ mod tests {
         assert_ne!(one, other);
         assert_eq!(HeaderValue::from(one), one.to_string());
         assert_eq!(one.to_string().len(), 32);
-        assert!(one.to_string().bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b)));
+        assert!(
+            one.to_string()
+                .bytes()
+                .all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
+        );
     }
 
     #[test]
     fn a_traceparent_is_read_as_the_standard_says() {
         let context = Context::parse(PARENT.as_bytes()).unwrap();
-        assert_eq!(context.trace_id.to_string(), "0af7651916cd43dd8448eb211c80319c");
-        assert_eq!((context.span_id, context.is_sampled), (SpanId(0xb7ad_6b71_6920_3331), true));
+        assert_eq!(
+            context.trace_id.to_string(),
+            "0af7651916cd43dd8448eb211c80319c"
+        );
+        assert_eq!(
+            (context.span_id, context.is_sampled),
+            (SpanId(0xb7ad_6b71_6920_3331), true)
+        );
         for (good, is_sampled) in [
             (PARENT.replace("-01", "-00"), false),
             (PARENT.replace("-01", "-ff"), true),
@@ -393,7 +454,11 @@ mod tests {
             (PARENT.replace("00-", "cc-") + "-more-of-it", true),
             (PARENT.replace("00-", "cc-"), true),
         ] {
-            assert_eq!(Context::parse(good.as_bytes()).map(|context| context.is_sampled), Some(is_sampled), "{good}");
+            assert_eq!(
+                Context::parse(good.as_bytes()).map(|context| context.is_sampled),
+                Some(is_sampled),
+                "{good}"
+            );
         }
         for bad in [
             String::new(),
@@ -414,16 +479,27 @@ mod tests {
 
     #[test]
     fn nothing_comes_of_a_tracer_that_is_off() {
-        let mut span = Tracer::default().begin("a call", RequestId::new(), traceparent(PARENT).as_ref());
+        let mut span =
+            Tracer::default().begin("a call", RequestId::new(), traceparent(PARENT).as_ref());
         span.note("something");
         assert_eq!((span.context(), span.origin().is_none()), (None, true));
     }
 
     #[test]
     fn the_share_that_was_asked_for_is_sampled() {
-        for (share, expected) in [(0.0, 0..=0), (0.1, 800..=1_200), (0.5, 4_700..=5_300), (1.0, 10_000..=10_000)] {
+        for (share, expected) in [
+            (0.0, 0..=0),
+            (0.1, 800..=1_200),
+            (0.5, 4_700..=5_300),
+            (1.0, 10_000..=10_000),
+        ] {
             let (tracer, ..) = tracer(share, 10_000);
-            let sampled = (0..10_000).filter(|_| tracer.begin("a call", RequestId::new(), None).context().is_some());
+            let sampled = (0..10_000).filter(|_| {
+                tracer
+                    .begin("a call", RequestId::new(), None)
+                    .context()
+                    .is_some()
+            });
             let count = sampled.count();
             assert!(expected.contains(&count), "{count} at {share}");
         }
@@ -435,16 +511,26 @@ mod tests {
         let parent = Context::parse(PARENT.as_bytes()).unwrap();
         drop(tracer.begin("a call", RequestId::new(), traceparent(PARENT).as_ref()));
         let span = ended.try_recv().unwrap();
-        assert_eq!((span.context.trace_id, span.parent, span.link), (parent.trace_id, Some(parent.span_id), None));
+        assert_eq!(
+            (span.context.trace_id, span.parent, span.link),
+            (parent.trace_id, Some(parent.span_id), None)
+        );
         // Neither may somebody who is not recorded himself have others record.
-        drop(tracer.begin("a call", RequestId::new(), traceparent(&PARENT.replace("-01", "-00")).as_ref()));
+        drop(tracer.begin(
+            "a call",
+            RequestId::new(),
+            traceparent(&PARENT.replace("-01", "-00")).as_ref(),
+        ));
         drop(tracer.begin_untrusted("a request", RequestId::new(), traceparent(PARENT).as_ref()));
         assert!(ended.try_recv().is_err());
         let (tracer, mut ended, _) = self::tracer(1.0, 10);
         let id = RequestId::new();
         drop(tracer.begin_untrusted("a request", id, traceparent(PARENT).as_ref()));
         let span = ended.try_recv().unwrap();
-        assert_eq!((span.context.trace_id.to_string(), span.parent, span.link), (id.to_string(), None, Some(parent)));
+        assert_eq!(
+            (span.context.trace_id.to_string(), span.parent, span.link),
+            (id.to_string(), None, Some(parent))
+        );
     }
 
     #[test]
@@ -459,10 +545,17 @@ mod tests {
         }
         assert_eq!(ended.try_recv().unwrap().context, context);
         while let Ok(delivery) = ended.try_recv() {
-            assert_eq!((delivery.context.trace_id, delivery.parent), (context.trace_id, Some(context.span_id)));
+            assert_eq!(
+                (delivery.context.trace_id, delivery.parent),
+                (context.trace_id, Some(context.span_id))
+            );
             assert_eq!(delivery.link, call);
             assert!(delivery.began <= delivery.ended);
-            assert!(delivery.attributes.contains(&("blobcast.subscription_id", "s1".into())));
+            assert!(
+                delivery
+                    .attributes
+                    .contains(&("blobcast.subscription_id", "s1".into()))
+            );
         }
     }
 

@@ -36,7 +36,10 @@ pub struct Transit {
 impl Transit {
     /// Room for so much, and for [`FLOOR_BYTES`] of each stream besides.
     pub fn new(bytes_max: usize) -> Arc<Self> {
-        Arc::new(Self { bytes_max, held: AtomicUsize::new(0) })
+        Arc::new(Self {
+            bytes_max,
+            held: AtomicUsize::new(0),
+        })
     }
 
     /// How much it holds, but for the first [`FLOOR_BYTES`] of each stream.
@@ -47,7 +50,10 @@ impl Transit {
     /// Counts bytes that many streams share until the charge is dropped.
     pub fn charge(self: &Arc<Self>, bytes: usize) -> Charge {
         self.held.fetch_add(bytes, Ordering::Relaxed);
-        Charge { transit: Arc::clone(self), bytes }
+        Charge {
+            transit: Arc::clone(self),
+            bytes,
+        }
     }
 
     /// What it may hold of one stream as things are.
@@ -86,7 +92,10 @@ struct Held {
 impl Flow {
     /// Of a stream of which the transport holds nothing.
     pub fn new(transit: &Arc<Transit>) -> Self {
-        Self { transit: Arc::clone(transit), held: Arc::default() }
+        Self {
+            transit: Arc::clone(transit),
+            held: Arc::default(),
+        }
     }
 
     /// What is counted here is counted in.
@@ -124,7 +133,12 @@ impl Flow {
         let length = bytes.as_ref().len();
         let before = self.held.bytes.fetch_add(length, Ordering::SeqCst);
         let charge = (is_own && before + length > FLOOR_BYTES).then(|| self.transit.charge(length));
-        Bytes::from_owner(Handed { bytes, length, held: Arc::clone(&self.held), _charge: charge })
+        Bytes::from_owner(Handed {
+            bytes,
+            length,
+            held: Arc::clone(&self.held),
+            _charge: charge,
+        })
     }
 }
 
@@ -145,7 +159,9 @@ impl<B: AsRef<[u8]>> AsRef<[u8]> for Handed<B> {
 impl<B> Drop for Handed<B> {
     fn drop(&mut self) {
         self.held.bytes.fetch_sub(self.length, Ordering::SeqCst);
-        if self.held.is_waited_for.load(Ordering::SeqCst) && self.held.is_waited_for.swap(false, Ordering::SeqCst) {
+        if self.held.is_waited_for.load(Ordering::SeqCst)
+            && self.held.is_waited_for.swap(false, Ordering::SeqCst)
+        {
             self.held.waker.wake();
         }
     }
@@ -192,7 +208,10 @@ mod tests {
     #[test]
     fn however_many_streams_stall_the_transport_holds_little_more_than_it_may_and_each_gets_on() {
         const BYTES_MAX: usize = 16 * 1024 * 1024;
-        let (transit, cx) = (Transit::new(BYTES_MAX), &mut Context::from_waker(Waker::noop()));
+        let (transit, cx) = (
+            Transit::new(BYTES_MAX),
+            &mut Context::from_waker(Waker::noop()),
+        );
         let streams: Vec<_> = (0..5_000)
             .map(|_| {
                 let (flow, mut held) = (Flow::new(&transit), Vec::new());
@@ -203,20 +222,31 @@ mod tests {
                 (flow, held)
             })
             .collect();
-        let held: usize = streams.iter().flat_map(|(_, held)| held).map(Bytes::len).sum();
+        let held: usize = streams
+            .iter()
+            .flat_map(|(_, held)| held)
+            .map(Bytes::len)
+            .sum();
         assert!(transit.held() <= BYTES_MAX, "{}", transit.held());
         assert!(held <= BYTES_MAX + streams.len() * FLOOR_BYTES, "{held}");
     }
 
     #[test]
     fn small_pieces_are_counted_like_large_ones() {
-        let (transit, cx) = (Transit::new(1024 * 1024 * 1024), &mut Context::from_waker(Waker::noop()));
+        let (transit, cx) = (
+            Transit::new(1024 * 1024 * 1024),
+            &mut Context::from_waker(Waker::noop()),
+        );
         let flow = Flow::new(&transit);
         let mut held = Vec::new();
         while flow.poll_room(cx).is_ready() {
             held.push(flow.hand([0; 700]));
         }
         let bytes = held.len() * 700;
-        assert!(bytes <= STREAM_BYTES_MAX && transit.held() + FLOOR_BYTES >= bytes, "{bytes} {}", transit.held());
+        assert!(
+            bytes <= STREAM_BYTES_MAX && transit.held() + FLOOR_BYTES >= bytes,
+            "{bytes} {}",
+            transit.held()
+        );
     }
 }

@@ -19,28 +19,53 @@ const SEC_FETCH_MODE: &str = "sec-fetch-mode";
 
 /// Where a request says it is sent to: by HTTP/2 or an absolute URL, then by each `Host`; `None` of one that cannot be read.
 pub(crate) fn authorities<B>(request: &Request<B>) -> impl Iterator<Item = Option<&str>> {
-    let of_target = request.uri().authority().map(|authority| Some(authority.as_str()));
-    of_target.into_iter().chain(request.headers().get_all(HOST).iter().map(|host| host.to_str().ok()))
+    let of_target = request
+        .uri()
+        .authority()
+        .map(|authority| Some(authority.as_str()));
+    of_target.into_iter().chain(
+        request
+            .headers()
+            .get_all(HOST)
+            .iter()
+            .map(|host| host.to_str().ok()),
+    )
 }
 
 /// Whether a page has made a browser send a request, and not one of ours: of the origin of `public_url`, or of the origin that the
 /// request is sent to, if that is an address, `localhost`, or one of `hosts`.
-pub(crate) fn is_foreign<B>(request: &Request<B>, public_url: Option<&str>, hosts: &[String]) -> bool {
+pub(crate) fn is_foreign<B>(
+    request: &Request<B>,
+    public_url: Option<&str>,
+    hosts: &[String],
+) -> bool {
     let headers = request.headers();
     if says(headers, SEC_FETCH_SITE, "cross-site") {
         return true;
     }
     headers.get_all(ORIGIN).iter().any(|origin| {
         // `null` is the origin of a page that hides it.
-        let Some(origin) = origin.to_str().ok().and_then(|origin| origin.parse::<Uri>().ok()) else { return true };
-        let is_public = public_url.and_then(|url| url.parse().ok()).is_some_and(|url| place(&url) == place(&origin));
+        let Some(origin) = origin
+            .to_str()
+            .ok()
+            .and_then(|origin| origin.parse::<Uri>().ok())
+        else {
+            return true;
+        };
+        let is_public = public_url
+            .and_then(|url| url.parse().ok())
+            .is_some_and(|url| place(&url) == place(&origin));
         let is_here = || {
-            let (Some(scheme), Some(Some(authority))) = (origin.scheme_str(), authorities(request).next()) else {
+            let (Some(scheme), Some(Some(authority))) =
+                (origin.scheme_str(), authorities(request).next())
+            else {
                 return false;
             };
             let here = format!("{scheme}://{authority}").parse::<Uri>().ok();
             here.is_some_and(|here| place(&here) == place(&origin))
-                && origin.authority().is_some_and(|name| is_no_name(name) || is_one_of(name, hosts))
+                && origin
+                    .authority()
+                    .is_some_and(|name| is_no_name(name) || is_one_of(name, hosts))
         };
         place(&origin).is_none() || !(is_public || is_here())
     })
@@ -54,21 +79,31 @@ pub(crate) fn is_navigation(headers: &HeaderMap) -> bool {
 /// Whether `authority` names a listener on `port`: by an address, whatever the port, which another one may have been forwarded
 /// from; as `localhost` with the port; or by one of `hosts`.
 pub(crate) fn is_ours(authority: &str, port: u16, hosts: &[String]) -> bool {
-    let Some(authority) = authority.parse::<Authority>().ok().filter(|authority| !authority.as_str().contains('@'))
+    let Some(authority) = authority
+        .parse::<Authority>()
+        .ok()
+        .filter(|authority| !authority.as_str().contains('@'))
     else {
         return false;
     };
     let is_localhost = authority.host().eq_ignore_ascii_case("localhost")
-        && authority.port_u16().map_or([80, 443].contains(&port), |of_request| of_request == port);
+        && authority
+            .port_u16()
+            .map_or([80, 443].contains(&port), |of_request| of_request == port);
     address(&authority).is_some() || is_localhost || is_one_of(&authority, hosts)
 }
 
 /// Whether `authority` is one of `hosts`, which have a port or are meant with any.
 fn is_one_of(authority: &Authority, hosts: &[String]) -> bool {
-    hosts.iter().filter_map(|host| host.parse::<Authority>().ok()).any(|host| {
-        host.host().eq_ignore_ascii_case(authority.host())
-            && host.port_u16().is_none_or(|port| authority.port_u16() == Some(port))
-    })
+    hosts
+        .iter()
+        .filter_map(|host| host.parse::<Authority>().ok())
+        .any(|host| {
+            host.host().eq_ignore_ascii_case(authority.host())
+                && host
+                    .port_u16()
+                    .is_none_or(|port| authority.port_u16() == Some(port))
+        })
 }
 
 /// Host and port of a URL.
@@ -78,7 +113,10 @@ fn place(url: &Uri) -> Option<(String, u16)> {
         "https" => 443,
         _ => return None,
     };
-    Some((url.host()?.to_ascii_lowercase(), url.port_u16().unwrap_or(default)))
+    Some((
+        url.host()?.to_ascii_lowercase(),
+        url.port_u16().unwrap_or(default),
+    ))
 }
 
 fn is_no_name(authority: &Authority) -> bool {
@@ -87,11 +125,18 @@ fn is_no_name(authority: &Authority) -> bool {
 
 fn address(authority: &Authority) -> Option<IpAddr> {
     let host = authority.host();
-    host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host).parse().ok()
+    host.strip_prefix('[')
+        .and_then(|host| host.strip_suffix(']'))
+        .unwrap_or(host)
+        .parse()
+        .ok()
 }
 
 fn says(headers: &HeaderMap, name: &str, word: &str) -> bool {
-    headers.get_all(name).iter().any(|value| value.as_bytes().eq_ignore_ascii_case(word.as_bytes()))
+    headers
+        .get_all(name)
+        .iter()
+        .any(|value| value.as_bytes().eq_ignore_ascii_case(word.as_bytes()))
 }
 
 #[cfg(test)]
@@ -100,16 +145,33 @@ mod tests {
 
     fn request(host: &str, headers: &[(&str, &str)]) -> Request<()> {
         let request = Request::post("/webhook").header(HOST, host);
-        headers.iter().fold(request, |request, &(name, value)| request.header(name, value)).body(()).unwrap()
+        headers
+            .iter()
+            .fold(request, |request, &(name, value)| {
+                request.header(name, value)
+            })
+            .body(())
+            .unwrap()
     }
 
     #[test]
     fn clients_which_say_nothing_of_pages_are_no_pages() {
-        for headers in [&[][..], &[("sec-fetch-site", "none")], &[("sec-fetch-site", "same-origin")]] {
-            assert!(!is_foreign(&request("hooks.example.com", headers), None, &[]), "{headers:?}");
+        for headers in [
+            &[][..],
+            &[("sec-fetch-site", "none")],
+            &[("sec-fetch-site", "same-origin")],
+        ] {
+            assert!(
+                !is_foreign(&request("hooks.example.com", headers), None, &[]),
+                "{headers:?}"
+            );
         }
         for word in ["cross-site", "Cross-Site"] {
-            assert!(is_foreign(&request("127.0.0.1:8080", &[("sec-fetch-site", word)]), None, &[]));
+            assert!(is_foreign(
+                &request("127.0.0.1:8080", &[("sec-fetch-site", word)]),
+                None,
+                &[]
+            ));
         }
     }
 
@@ -130,23 +192,39 @@ mod tests {
             ("127.0.0.1:8080", "moz-extension://127.0.0.1:8080", false),
             ("127.0.0.1:8080", "https://evil.example", false),
             ("evil.example:8080", "http://evil.example:8080", false), // a name that was made to lead here
-            ("127.0.0.1:8080", "https://hooks.example.com", true),    // behind a proxy that changes the name
+            ("127.0.0.1:8080", "https://hooks.example.com", true), // behind a proxy that changes the name
             ("hooks.example.com", "https://hooks.example.com:443", true),
             ("hooks.example.com", "http://hooks.example.com", false),
-            ("hooks.example.com", "https://hooks.example.com.evil.example", false),
+            (
+                "hooks.example.com",
+                "https://hooks.example.com.evil.example",
+                false,
+            ),
         ] {
             let foreign = is_foreign(&request(host, &[("origin", origin)]), public, &[]);
             assert_eq!(!foreign, is_own, "{origin} at {host}");
         }
-        let both = [("origin", "http://127.0.0.1:8080"), ("origin", "https://evil.example")];
+        let both = [
+            ("origin", "http://127.0.0.1:8080"),
+            ("origin", "https://evil.example"),
+        ];
         assert!(is_foreign(&request("127.0.0.1:8080", &both), public, &[]));
-        let named = request("console.internal:9090", &[("origin", "http://console.internal:9090")]);
-        assert!(is_foreign(&named, None, &[]) && !is_foreign(&named, None, &["console.internal".into()]));
+        let named = request(
+            "console.internal:9090",
+            &[("origin", "http://console.internal:9090")],
+        );
+        assert!(
+            is_foreign(&named, None, &[])
+                && !is_foreign(&named, None, &["console.internal".into()])
+        );
     }
 
     #[test]
     fn a_listener_is_named_by_an_address_localhost_with_its_port_or_one_of_its_hosts() {
-        let hosts = ["metrics.internal".to_owned(), "forwarded.internal:19090".to_owned()];
+        let hosts = [
+            "metrics.internal".to_owned(),
+            "forwarded.internal:19090".to_owned(),
+        ];
         for (authority, is_it) in [
             ("127.0.0.1:9090", true),
             ("127.0.0.1:19090", true),

@@ -35,13 +35,23 @@ pub struct Bench {
 impl Bench {
     /// Finds the binary, and says how to build it if it is not there.
     pub fn new(server: Option<PathBuf>, rounds: Option<u32>, short: bool) -> Result<Self> {
-        let root =
-            Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("the benches are a directory of the project")?;
+        let root = Path::new(env!("CARGO_MANIFEST_DIR"))
+            .parent()
+            .context("the benches are a directory of the project")?;
         let target = env::var_os("CARGO_TARGET_DIR").map_or(root.join("target"), PathBuf::from);
         let server = server.unwrap_or_else(|| target.join("release/blobcast"));
-        ensure!(server.is_file(), "{} is missing: build it with `cargo build --release`", server.display());
+        ensure!(
+            server.is_file(),
+            "{} is missing: build it with `cargo build --release`",
+            server.display()
+        );
         let rounds = rounds.unwrap_or(if short { 2 } else { 5 }) as usize;
-        Ok(Self { server: server.canonicalize()?, target, rounds, short })
+        Ok(Self {
+            server: server.canonicalize()?,
+            target,
+            rounds,
+            short,
+        })
     }
 
     /// One thing or the other.
@@ -70,7 +80,10 @@ impl Bench {
         let (meter, before) = (Meter::start(servers, workers)?, count()?);
         sleep(self.measured()).await;
         let (after, cost) = (count()?, meter.read()?);
-        Ok(Sample { value: (after - before) as f64 / cost.seconds, cost })
+        Ok(Sample {
+            value: (after - before) as f64 / cost.seconds,
+            cost,
+        })
     }
 
     /// The rounds of a goal: in each of them all sides have a turn.
@@ -92,7 +105,10 @@ impl Round {
     /// Begins the turn of a side, when what others have written is on disk.
     pub fn turn(&self, who: Who) -> Who {
         rustix::fs::sync();
-        eprintln!("{}: round {} of {}: {}", self.goal, self.number, self.last, who.name);
+        eprintln!(
+            "{}: round {} of {}: {}",
+            self.goal, self.number, self.last, who.name
+        );
         who
     }
 }

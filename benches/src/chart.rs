@@ -60,8 +60,15 @@ pub fn svg(pictures: &[Picture]) -> String {
 /// Draws a table from `y` on; returns where it ends.
 fn draw(picture: &Picture, mut y: usize, body: &mut String) -> usize {
     let spread = |bar: &Bar| Spread::of(bar.samples.iter().map(|sample| sample.value));
-    let spreads: Vec<_> = picture.sides.iter().filter_map(|bar| Some((&bar.name, spread(bar)?))).collect();
-    let longest = spreads.iter().map(|(_, spread)| spread.max).fold(f64::MIN_POSITIVE, f64::max);
+    let spreads: Vec<_> = picture
+        .sides
+        .iter()
+        .filter_map(|bar| Some((&bar.name, spread(bar)?)))
+        .collect();
+    let longest = spreads
+        .iter()
+        .map(|(_, spread)| spread.max)
+        .fold(f64::MIN_POSITIVE, f64::max);
     let x = |value: f64| BARS_X as f64 + value / longest * BARS_WIDTH;
     let _ = writeln!(
         body,
@@ -75,7 +82,11 @@ fn draw(picture: &Picture, mut y: usize, body: &mut String) -> usize {
         let class = if place == 0 { "first" } else { "other" };
         let (text_y, middle_y, name) = (y + 13, y + BAR_HEIGHT / 2, escaped(name));
         let width = (x(median) - BARS_X as f64).max(1.0);
-        let _ = writeln!(body, "<text x=\"{}\" y=\"{text_y}\" text-anchor=\"end\">{name}</text>", BARS_X - 10);
+        let _ = writeln!(
+            body,
+            "<text x=\"{}\" y=\"{text_y}\" text-anchor=\"end\">{name}</text>",
+            BARS_X - 10
+        );
         let _ = writeln!(
             body,
             "<rect x=\"{BARS_X}\" y=\"{y}\" width=\"{width:.1}\" height=\"{BAR_HEIGHT}\" rx=\"2\" class=\"{class}\"/>"
@@ -86,7 +97,12 @@ fn draw(picture: &Picture, mut y: usize, body: &mut String) -> usize {
             x(min),
             x(max)
         );
-        let _ = writeln!(body, "<text x=\"{:.1}\" y=\"{text_y}\">{}</text>", x(max) + 8.0, number(median));
+        let _ = writeln!(
+            body,
+            "<text x=\"{:.1}\" y=\"{text_y}\">{}</text>",
+            x(max) + 8.0,
+            number(median)
+        );
         y += ROW_HEIGHT;
     }
     draw_axis(longest, &picture.unit, y, &x, body);
@@ -96,15 +112,32 @@ fn draw(picture: &Picture, mut y: usize, body: &mut String) -> usize {
 /// Draws the axis below the bars, with its marks and its unit.
 fn draw_axis(longest: f64, unit: &str, y: usize, x: &impl Fn(f64) -> f64, body: &mut String) {
     let (end, marks_y) = (x(longest), y + 16);
-    let _ = writeln!(body, "<line x1=\"{BARS_X}\" x2=\"{end:.1}\" y1=\"{y}\" y2=\"{y}\" class=\"axis\"/>");
+    let _ = writeln!(
+        body,
+        "<line x1=\"{BARS_X}\" x2=\"{end:.1}\" y1=\"{y}\" y2=\"{y}\" class=\"axis\"/>"
+    );
     let step = step(longest);
-    for mark in (0..).map(|count| f64::from(count) * step).take_while(|mark| *mark <= longest) {
+    for mark in (0..)
+        .map(|count| f64::from(count) * step)
+        .take_while(|mark| *mark <= longest)
+    {
         let (at, text) = (x(mark), number(mark));
-        let _ = writeln!(body, "<line x1=\"{at:.1}\" x2=\"{at:.1}\" y1=\"{y}\" y2=\"{}\" class=\"axis\"/>", y + 4);
-        let _ =
-            writeln!(body, "<text x=\"{at:.1}\" y=\"{marks_y}\" text-anchor=\"middle\" class=\"mark\">{text}</text>");
+        let _ = writeln!(
+            body,
+            "<line x1=\"{at:.1}\" x2=\"{at:.1}\" y1=\"{y}\" y2=\"{}\" class=\"axis\"/>",
+            y + 4
+        );
+        let _ = writeln!(
+            body,
+            "<text x=\"{at:.1}\" y=\"{marks_y}\" text-anchor=\"middle\" class=\"mark\">{text}</text>"
+        );
     }
-    let _ = writeln!(body, "<text x=\"{:.1}\" y=\"{marks_y}\" class=\"mark\">{}</text>", end + 30.0, escaped(unit));
+    let _ = writeln!(
+        body,
+        "<text x=\"{:.1}\" y=\"{marks_y}\" class=\"mark\">{}</text>",
+        end + 30.0,
+        escaped(unit)
+    );
 }
 
 /// The distance of marks on an axis up to `longest`.
@@ -135,10 +168,20 @@ mod tests {
     fn a_picture_shows_every_side_over_an_axis_with_its_unit() {
         let mut table = Table::new("a & b", "x/s", Better::More);
         for (name, value) in [("ours", 2.0), ("theirs", 1.0)] {
-            table.add(Who { name, settings: "" }, Sample { value, cost: Cost::default() });
+            table.add(
+                Who { name, settings: "" },
+                Sample {
+                    value,
+                    cost: Cost::default(),
+                },
+            );
         }
         let picture = svg(&[serde_json::from_value(json!(table)).unwrap()]);
-        assert!(picture.contains("a &amp; b") && picture.contains(">ours<") && picture.contains(">theirs<"));
+        assert!(
+            picture.contains("a &amp; b")
+                && picture.contains(">ours<")
+                && picture.contains(">theirs<")
+        );
         assert!(picture.contains("width=\"440.0\"") && picture.contains("width=\"220.0\""));
         for mark in [">0<", ">0.500<", ">1.00<", ">1.50<", ">2.00<", ">x/s<"] {
             assert!(picture.contains(mark), "{mark}");
@@ -147,6 +190,9 @@ mod tests {
 
     #[test]
     fn marks_are_few_and_round() {
-        assert_eq!([0.9, 1.0, 3.0, 7.0, 40.0, 126_000.0].map(step), [0.2, 0.2, 1.0, 2.0, 10.0, 50_000.0]);
+        assert_eq!(
+            [0.9, 1.0, 3.0, 7.0, 40.0, 126_000.0].map(step),
+            [0.2, 0.2, 1.0, 2.0, 10.0, 50_000.0]
+        );
     }
 }

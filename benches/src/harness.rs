@@ -42,15 +42,30 @@ pub struct Process {
 impl Process {
     /// Starts a process and follows what it says.
     pub fn start(mut command: Command, says: Says) -> Result<Self> {
-        command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::inherit());
+        command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::inherit());
         match says {
             Says::Stdout => command.stdout(Stdio::piped()),
             Says::Stderr => command.stderr(Stdio::piped()),
         };
-        let mut child = command.spawn().with_context(|| format!("cannot start {}", command.get_program().display()))?;
+        let mut child = command
+            .spawn()
+            .with_context(|| format!("cannot start {}", command.get_program().display()))?;
         let from: Box<dyn Read + Send> = match says {
-            Says::Stdout => Box::new(child.stdout.take().context("standard output was asked for")?),
-            Says::Stderr => Box::new(child.stderr.take().context("standard error was asked for")?),
+            Says::Stdout => Box::new(
+                child
+                    .stdout
+                    .take()
+                    .context("standard output was asked for")?,
+            ),
+            Says::Stderr => Box::new(
+                child
+                    .stderr
+                    .take()
+                    .context("standard error was asked for")?,
+            ),
         };
         let (sender, lines) = mpsc::unbounded_channel();
         let last_lines = Arc::<Mutex<VecDeque<String>>>::default();
@@ -65,7 +80,11 @@ impl Process {
                 let _ = sender.send(line).is_ok();
             }
         });
-        Ok(Self { child, lines, last_lines })
+        Ok(Self {
+            child,
+            lines,
+            last_lines,
+        })
     }
 
     /// Waits for a line that says something.
@@ -106,7 +125,11 @@ impl Process {
     }
 
     fn last_lines(&self) -> String {
-        let lines = self.last_lines.lock().map(|lines| Vec::from(lines.clone())).unwrap_or_default();
+        let lines = self
+            .last_lines
+            .lock()
+            .map(|lines| Vec::from(lines.clone()))
+            .unwrap_or_default();
         lines.join("\n")
     }
 }
@@ -165,7 +188,11 @@ impl Meter {
     /// Starts counting: `workers` generate load beside this process.
     pub fn start(servers: &[&Process], workers: &[&Process]) -> Result<Self> {
         let servers: Vec<_> = servers.iter().map(|server| server.pid()).collect();
-        let workers: Vec<_> = workers.iter().map(|worker| worker.pid()).chain([process::id()]).collect();
+        let workers: Vec<_> = workers
+            .iter()
+            .map(|worker| worker.pid())
+            .chain([process::id()])
+            .collect();
         Ok(Self {
             started: Instant::now(),
             server_cpu_seconds: cpu_seconds_of(&servers)?,
@@ -200,8 +227,15 @@ fn cpu_seconds_of(pids: &[u32]) -> Result<f64> {
 fn cpu_seconds(pid: u32) -> Result<f64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
     // The second field is a name in parentheses, which may have spaces.
-    let fields = stat.rsplit_once(')').map_or("", |(_, fields)| fields).split_whitespace();
-    let ticks = fields.skip(11).take(2).map(str::parse::<u64>).sum::<Result<u64, _>>()?;
+    let fields = stat
+        .rsplit_once(')')
+        .map_or("", |(_, fields)| fields)
+        .split_whitespace();
+    let ticks = fields
+        .skip(11)
+        .take(2)
+        .map(str::parse::<u64>)
+        .sum::<Result<u64, _>>()?;
     Ok(ticks as f64 / rustix::param::clock_ticks_per_second() as f64)
 }
 
@@ -218,6 +252,8 @@ pub fn peak_bytes(process: &Process) -> Result<u64> {
 fn memory_bytes(process: &Process, name: &'static str) -> Result<u64> {
     let status = fs::read_to_string(format!("/proc/{}/status", process.pid()))?;
     let line = status.lines().find_map(|line| line.strip_prefix(name));
-    let kilobytes = line.and_then(|rest| rest.trim().strip_suffix(" kB")).ok_or_else(|| anyhow!("no {name}"))?;
+    let kilobytes = line
+        .and_then(|rest| rest.trim().strip_suffix(" kB"))
+        .ok_or_else(|| anyhow!("no {name}"))?;
     Ok(kilobytes.trim().parse::<u64>()? * 1024)
 }

@@ -86,7 +86,9 @@ impl Request {
             body.len()
         );
         let bytes = [head.into_bytes(), body].concat();
-        let places = memchr::memmem::find_iter(&bytes, TASK_PREFIX).map(|at| at + TASK_PREFIX.len()).collect();
+        let places = memchr::memmem::find_iter(&bytes, TASK_PREFIX)
+            .map(|at| at + TASK_PREFIX.len())
+            .collect();
         Self { bytes, places }
     }
 
@@ -114,7 +116,11 @@ impl Connection {
     async fn open(ingest: SocketAddr, product: &str) -> Result<Self> {
         let stream = TcpStream::connect(ingest).await?;
         stream.set_nodelay(true)?;
-        Ok(Self { stream, request: Request::new(product), answer: Vec::with_capacity(4096) })
+        Ok(Self {
+            stream,
+            request: Request::new(product),
+            answer: Vec::with_capacity(4096),
+        })
     }
 
     /// Sends a callback and waits for its answer, which has to be 200.
@@ -122,7 +128,10 @@ impl Connection {
         self.stream.write_all(self.request.of_task(number)).await?;
         self.answer.clear();
         while !is_whole(&self.answer)? {
-            ensure!(self.stream.read_buf(&mut self.answer).await? > 0, "the connection was closed");
+            ensure!(
+                self.stream.read_buf(&mut self.answer).await? > 0,
+                "the connection was closed"
+            );
         }
         if !self.answer.starts_with(b"HTTP/1.1 200 ") {
             bail!("answered {}", String::from_utf8_lossy(&self.answer));
@@ -133,16 +142,25 @@ impl Connection {
 
 fn is_whole(answer: &[u8]) -> Result<bool> {
     const LENGTH: &[u8] = b"content-length: ";
-    let Some(head_bytes) = memchr::memmem::find(answer, b"\r\n\r\n") else { return Ok(false) };
+    let Some(head_bytes) = memchr::memmem::find(answer, b"\r\n\r\n") else {
+        return Ok(false);
+    };
     let head = &answer[..head_bytes];
-    let at = memchr::memmem::find(head, LENGTH).ok_or_else(|| anyhow!("an answer without a length"))? + LENGTH.len();
+    let at = memchr::memmem::find(head, LENGTH)
+        .ok_or_else(|| anyhow!("an answer without a length"))?
+        + LENGTH.len();
     let digits = head[at..].iter().take_while(|byte| byte.is_ascii_digit());
     let body_bytes = digits.fold(0, |length, digit| length * 10 + usize::from(digit - b'0'));
     Ok(answer.len() >= head_bytes + 4 + body_bytes)
 }
 
 /// Sends callbacks of tasks whose prompts have so many bytes, one after the other.
-pub async fn send_large(ingest: SocketAddr, product: &str, count: u64, prompt_bytes: usize) -> Result<()> {
+pub async fn send_large(
+    ingest: SocketAddr,
+    product: &str,
+    count: u64,
+    prompt_bytes: usize,
+) -> Result<()> {
     let body = serde_json::json!({
         "generation_id": task_id(0),
         "status": "completed",
@@ -172,12 +190,18 @@ impl Supply {
 
     /// The same, from some number on.
     pub fn from(first: u64) -> Arc<Self> {
-        Arc::new(Self { next: AtomicU64::new(first), end: AtomicU64::new(u64::MAX) })
+        Arc::new(Self {
+            next: AtomicU64::new(first),
+            end: AtomicU64::new(u64::MAX),
+        })
     }
 
     /// Those below `end`, until it is moved.
     pub fn up_to(end: u64) -> Arc<Self> {
-        Arc::new(Self { next: AtomicU64::new(0), end: AtomicU64::new(end) })
+        Arc::new(Self {
+            next: AtomicU64::new(0),
+            end: AtomicU64::new(end),
+        })
     }
 
     /// The next number, when it is allowed.
@@ -185,7 +209,10 @@ impl Supply {
         loop {
             let end = self.end.load(Ordering::Relaxed);
             let next = |next| (next < end).then_some(next + 1);
-            match self.next.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next) {
+            match self
+                .next
+                .fetch_update(Ordering::Relaxed, Ordering::Relaxed, next)
+            {
                 Ok(taken) => return taken,
                 Err(_) => sleep(PERMISSION_POLL).await,
             }
@@ -211,11 +238,16 @@ impl Window {
         let mut mover = JoinSet::new();
         mover.spawn(async move {
             loop {
-                moved.end.store(slowest(&received) + ahead, Ordering::Relaxed);
+                moved
+                    .end
+                    .store(slowest(&received) + ahead, Ordering::Relaxed);
                 sleep(PERMISSION_POLL).await;
             }
         });
-        Self { supply, _mover: mover }
+        Self {
+            supply,
+            _mover: mover,
+        }
     }
 }
 
@@ -229,12 +261,24 @@ pub struct Load {
 
 impl Load {
     /// Opens the connections, and sends on each one callback after the other.
-    pub async fn start(ingest: SocketAddr, connections: usize, product: &str, supply: &Arc<Supply>) -> Result<Self> {
-        let (answered, failure) = (Arc::<AtomicU64>::default(), Arc::<Mutex<Option<anyhow::Error>>>::default());
+    pub async fn start(
+        ingest: SocketAddr,
+        connections: usize,
+        product: &str,
+        supply: &Arc<Supply>,
+    ) -> Result<Self> {
+        let (answered, failure) = (
+            Arc::<AtomicU64>::default(),
+            Arc::<Mutex<Option<anyhow::Error>>>::default(),
+        );
         let mut tasks = JoinSet::new();
         for _ in 0..connections {
             let mut connection = Connection::open(ingest, product).await?;
-            let (supply, answered, failure) = (Arc::clone(supply), Arc::clone(&answered), Arc::clone(&failure));
+            let (supply, answered, failure) = (
+                Arc::clone(supply),
+                Arc::clone(&answered),
+                Arc::clone(&failure),
+            );
             tasks.spawn(async move {
                 loop {
                     if let Err(error) = connection.post(supply.take().await).await {
@@ -245,7 +289,11 @@ impl Load {
                 }
             });
         }
-        Ok(Self { answered, failure, _tasks: tasks })
+        Ok(Self {
+            answered,
+            failure,
+            _tasks: tasks,
+        })
     }
 
     /// How many were answered 200 so far; an error if any was not.
@@ -279,7 +327,11 @@ pub async fn fill_from(
 }
 
 /// Has these tasks reported, one after the other.
-pub async fn send_each(ingest: SocketAddr, product: &str, numbers: impl IntoIterator<Item = u64>) -> Result<()> {
+pub async fn send_each(
+    ingest: SocketAddr,
+    product: &str,
+    numbers: impl IntoIterator<Item = u64>,
+) -> Result<()> {
     let mut connection = Connection::open(ingest, product).await?;
     for number in numbers {
         connection.post(number).await?;
@@ -301,7 +353,12 @@ impl Schedule {
     pub fn new(first: u64, per_second: u32, duration: Duration) -> Self {
         let interval = Duration::from_secs(1) / per_second;
         let count = (duration.as_secs_f64() * f64::from(per_second)) as u64;
-        Self { start: Instant::now() + START_DELAY, interval, first, count }
+        Self {
+            start: Instant::now() + START_DELAY,
+            interval,
+            first,
+            count,
+        }
     }
 
     /// When a task is due.
@@ -316,7 +373,12 @@ impl Schedule {
 }
 
 /// Sends each callback when it is due, whatever became of those before, and returns when all were answered 200.
-pub async fn send_on_schedule(ingest: SocketAddr, connections: usize, product: &str, schedule: Schedule) -> Result<()> {
+pub async fn send_on_schedule(
+    ingest: SocketAddr,
+    connections: usize,
+    product: &str,
+    schedule: Schedule,
+) -> Result<()> {
     let (mut doors, mut tasks) = (Vec::new(), JoinSet::new());
     for _ in 0..connections {
         let mut connection = Connection::open(ingest, product).await?;
@@ -332,7 +394,11 @@ pub async fn send_on_schedule(ingest: SocketAddr, connections: usize, product: &
     // A thread, because the runtime's timers are right to a millisecond only.
     thread::spawn(move || {
         for (number, door) in schedule.numbers().zip(doors.iter().cycle()) {
-            thread::sleep(schedule.due(number).saturating_duration_since(Instant::now()));
+            thread::sleep(
+                schedule
+                    .due(number)
+                    .saturating_duration_since(Instant::now()),
+            );
             if door.send(number).is_err() {
                 return; // a connection that has failed is told of below
             }

@@ -104,7 +104,12 @@ enum Part {
     /// What people write in front of JetStream.
     Handler { url: String },
     /// Subscriptions that wait.
-    Hold { grpc: SocketAddr, first: u64, count: usize, per_connection: usize },
+    Hold {
+        grpc: SocketAddr,
+        first: u64,
+        count: usize,
+        per_connection: usize,
+    },
 }
 
 /// The first word of the command line that asks for a [`Part`].
@@ -119,15 +124,28 @@ async fn main() -> Result<()> {
     let arguments = Arguments::parse();
     if let (Some(file), Some(directory)) = (&arguments.redraw, &arguments.charts) {
         let Report { goals } = serde_json::from_str(&fs::read_to_string(file)?)?;
-        return goals.into_iter().try_for_each(|(name, tables)| draw(&name, tables, directory));
+        return goals
+            .into_iter()
+            .try_for_each(|(name, tables)| draw(&name, tables, directory));
     }
     let bench = Bench::new(arguments.server, arguments.rounds, arguments.short)?;
-    let with_peers = arguments.goals.iter().any(|goal| *goal != Goal::Instructions) || arguments.goals.is_empty();
+    let with_peers = arguments
+        .goals
+        .iter()
+        .any(|goal| *goal != Goal::Instructions)
+        || arguments.goals.is_empty();
     let machine = Machine::look(&bench, with_peers)?;
     println!("{machine}");
     let mut measured = serde_json::Map::new();
-    for goal in if arguments.goals.is_empty() { &Goal::ALL } else { arguments.goals.as_slice() } {
-        let tables = goal.measure(&bench).await.with_context(|| format!("{} could not be measured", goal.name()))?;
+    for goal in if arguments.goals.is_empty() {
+        &Goal::ALL
+    } else {
+        arguments.goals.as_slice()
+    } {
+        let tables = goal
+            .measure(&bench)
+            .await
+            .with_context(|| format!("{} could not be measured", goal.name()))?;
         tables.iter().for_each(|table| print!("{}", table.text()));
         if let Some(directory) = &arguments.charts {
             draw(&goal.name(), json!(tables), directory)?;
@@ -152,7 +170,10 @@ struct Report {
 fn draw(name: &str, tables: serde_json::Value, directory: &Path) -> Result<()> {
     let pictures: Vec<Picture> = serde_json::from_value(tables)?;
     fs::create_dir_all(directory)?;
-    Ok(fs::write(directory.join(name).with_extension("svg"), chart::svg(&pictures))?)
+    Ok(fs::write(
+        directory.join(name).with_extension("svg"),
+        chart::svg(&pictures),
+    )?)
 }
 
 impl Goal {
@@ -170,7 +191,9 @@ impl Goal {
     ];
 
     fn name(self) -> String {
-        self.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default()
+        self.to_possible_value()
+            .map(|value| value.get_name().to_owned())
+            .unwrap_or_default()
     }
 
     async fn measure(self, bench: &Bench) -> Result<Vec<Table>> {
@@ -199,7 +222,12 @@ impl Part {
             Self::Append { path } => peers::append::serve(&path).await,
             Self::Broadcast => peers::broadcast::serve().await,
             Self::Handler { url } => peers::nats::serve_handler(&url).await,
-            Self::Hold { grpc, first, count, per_connection } => worker::hold(grpc, first, count, per_connection).await,
+            Self::Hold {
+                grpc,
+                first,
+                count,
+                per_connection,
+            } => worker::hold(grpc, first, count, per_connection).await,
         }
     }
 }

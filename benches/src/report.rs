@@ -77,13 +77,27 @@ impl Side {
 
     /// The first side's values by those of this one, each by that of the same round.
     fn ratio_of(&self, first: &Self) -> Option<Spread> {
-        Spread::of(first.samples.iter().zip(&self.samples).map(|(first, this)| first.value / this.value))
+        Spread::of(
+            first
+                .samples
+                .iter()
+                .zip(&self.samples)
+                .map(|(first, this)| first.value / this.value),
+        )
     }
 
     /// Cores that the servers and the generator kept busy; `None` where no time was taken.
     fn cores(&self) -> Option<[f64; 2]> {
-        let sum = |of: fn(&Cost) -> f64| self.samples.iter().map(|sample| of(&sample.cost)).sum::<f64>();
-        let (server, generator) = (sum(|cost| cost.server_cpu_seconds), sum(|cost| cost.generator_cpu_seconds));
+        let sum = |of: fn(&Cost) -> f64| {
+            self.samples
+                .iter()
+                .map(|sample| of(&sample.cost))
+                .sum::<f64>()
+        };
+        let (server, generator) = (
+            sum(|cost| cost.server_cpu_seconds),
+            sum(|cost| cost.generator_cpu_seconds),
+        );
         let seconds = sum(|cost| cost.seconds);
         (server + generator > 0.0).then(|| [server / seconds, generator / seconds])
     }
@@ -92,18 +106,30 @@ impl Side {
 impl Table {
     /// Nothing measured yet.
     pub fn new(title: impl Into<String>, unit: &'static str, better: Better) -> Self {
-        Self { title: title.into(), unit, better, sides: Vec::new(), goals: Vec::new() }
+        Self {
+            title: title.into(),
+            unit,
+            better,
+            sides: Vec::new(),
+            goals: Vec::new(),
+        }
     }
 
     /// Wants the first side's ratio to `against` to be no worse than `bound`.
     pub fn goal_against(mut self, against: Who, bound: f64) -> Self {
-        self.goals.push(Goal { against: Some(against), bound });
+        self.goals.push(Goal {
+            against: Some(against),
+            bound,
+        });
         self
     }
 
     /// Wants the first side's value to be no worse than `bound`.
     pub fn goal(mut self, bound: f64) -> Self {
-        self.goals.push(Goal { against: None, bound });
+        self.goals.push(Goal {
+            against: None,
+            bound,
+        });
         self
     }
 
@@ -111,7 +137,10 @@ impl Table {
     pub fn add(&mut self, who: Who, sample: Sample) {
         match self.sides.iter_mut().find(|side| side.who == who) {
             Some(side) => side.samples.push(sample),
-            None => self.sides.push(Side { who, samples: vec![sample] }),
+            None => self.sides.push(Side {
+                who,
+                samples: vec![sample],
+            }),
         }
     }
 
@@ -122,7 +151,12 @@ impl Table {
             Better::More => "more",
             Better::Less => "less",
         };
-        let width = self.sides.iter().map(|side| side.who.name.chars().count()).max().unwrap_or_default();
+        let width = self
+            .sides
+            .iter()
+            .map(|side| side.who.name.chars().count())
+            .max()
+            .unwrap_or_default();
         let (title, unit) = (&self.title, self.unit);
         let _ = writeln!(text, "\n{title}: {unit}, {better} is better");
         let _ = writeln!(
@@ -131,11 +165,18 @@ impl Table {
             "", "median", "min", "max", "blobcast by it", "server cores", "load cores"
         );
         for side in &self.sides {
-            let Some(Spread { median, min, max }) = side.spread() else { continue };
-            let ratio =
-                self.sides[..1].iter().find_map(|first| side.ratio_of(first)).filter(|_| side.who != self.sides[0].who);
+            let Some(Spread { median, min, max }) = side.spread() else {
+                continue;
+            };
+            let ratio = self.sides[..1]
+                .iter()
+                .find_map(|first| side.ratio_of(first))
+                .filter(|_| side.who != self.sides[0].who);
             let ratio = ratio.map(spread_text).unwrap_or_default();
-            let [server, load] = side.cores().map(|cores| cores.map(|cores| format!("{cores:.2}"))).unwrap_or_default();
+            let [server, load] = side
+                .cores()
+                .map(|cores| cores.map(|cores| format!("{cores:.2}")))
+                .unwrap_or_default();
             let [median, min, max] = [median, min, max].map(number);
             let name = side.who.name;
             let _ = writeln!(
@@ -146,7 +187,11 @@ impl Table {
         for goal in &self.goals {
             let _ = writeln!(text, "  {}", self.judged(goal));
         }
-        for Side { who: Who { name, settings }, .. } in &self.sides {
+        for Side {
+            who: Who { name, settings },
+            ..
+        } in &self.sides
+        {
             let _ = writeln!(text, "  {name}: {settings}");
         }
         text
@@ -154,7 +199,10 @@ impl Table {
 
     /// Whether everything is as good as it was to be.
     pub fn is_met(&self) -> bool {
-        self.goals.iter().all(|goal| self.found(goal).is_some_and(|found| self.is_good_enough(found, goal)))
+        self.goals.iter().all(|goal| {
+            self.found(goal)
+                .is_some_and(|found| self.is_good_enough(found, goal))
+        })
     }
 
     fn is_good_enough(&self, found: Spread, goal: &Goal) -> bool {
@@ -181,19 +229,33 @@ impl Table {
             Some(against) => format!("goal {sign} {bound} × {}", against.name),
             None => format!("goal {sign} {bound} {}", self.unit),
         };
-        let Some(found) = self.found(goal) else { return format!("{what}: not measured") };
-        let verdict = if self.is_good_enough(found, goal) { "met" } else { "MISSED" };
+        let Some(found) = self.found(goal) else {
+            return format!("{what}: not measured");
+        };
+        let verdict = if self.is_good_enough(found, goal) {
+            "met"
+        } else {
+            "MISSED"
+        };
         format!("{what}: {}: {verdict}", spread_text(found))
     }
 
     fn ratio_to(&self, against: Who) -> Option<Spread> {
-        self.sides.iter().find(|side| side.who == against)?.ratio_of(self.sides.first()?)
+        self.sides
+            .iter()
+            .find(|side| side.who == against)?
+            .ratio_of(self.sides.first()?)
     }
 }
 
 impl Serialize for Table {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let ratios: Vec<_> = self.sides.iter().skip(1).map(|side| (side.who.name, self.ratio_to(side.who))).collect();
+        let ratios: Vec<_> = self
+            .sides
+            .iter()
+            .skip(1)
+            .map(|side| (side.who.name, self.ratio_to(side.who)))
+            .collect();
         let goals: Vec<_> = self.goals.iter().map(|goal| self.judged(goal)).collect();
         let mut table = serializer.serialize_struct("Table", 6)?;
         table.serialize_field("title", &self.title)?;
@@ -208,7 +270,11 @@ impl Serialize for Table {
 
 fn spread_text(spread: Spread) -> String {
     let [median, min, max] = [spread.median, spread.min, spread.max].map(number);
-    if min == max { median } else { format!("{median} ({min} to {max})") }
+    if min == max {
+        median
+    } else {
+        format!("{median} ({min} to {max})")
+    }
 }
 
 /// Three digits that count, and thousands apart.
@@ -220,7 +286,9 @@ pub fn number(value: f64) -> String {
         _ => 3,
     };
     let text = format!("{value:.decimals$}");
-    let (whole, rest) = text.split_once('.').map_or((text.as_str(), None), |(whole, rest)| (whole, Some(rest)));
+    let (whole, rest) = text
+        .split_once('.')
+        .map_or((text.as_str(), None), |(whole, rest)| (whole, Some(rest)));
     let mut grouped = String::new();
     for (place, digit) in whole.chars().enumerate() {
         if place > 0 && (whole.len() - place) % 3 == 0 && digit.is_ascii_digit() {
@@ -238,11 +306,20 @@ pub fn number(value: f64) -> String {
 mod tests {
     use super::*;
 
-    const A: Who = Who { name: "a", settings: "" };
-    const B: Who = Who { name: "b", settings: "" };
+    const A: Who = Who {
+        name: "a",
+        settings: "",
+    };
+    const B: Who = Who {
+        name: "b",
+        settings: "",
+    };
 
     fn sample(value: f64) -> Sample {
-        Sample { value, cost: Cost::default() }
+        Sample {
+            value,
+            cost: Cost::default(),
+        }
     }
 
     #[test]
@@ -252,8 +329,21 @@ mod tests {
             table.add(A, sample(a));
             table.add(B, sample(b));
         }
-        assert_eq!(table.ratio_to(B), Some(Spread { median: 2.0, min: 1.0, max: 3.0 }));
-        assert!(table.text().contains("goal ≥ 1.50 × b: 2.00 (1.00 to 3.00): met"), "{}", table.text());
+        assert_eq!(
+            table.ratio_to(B),
+            Some(Spread {
+                median: 2.0,
+                min: 1.0,
+                max: 3.0
+            })
+        );
+        assert!(
+            table
+                .text()
+                .contains("goal ≥ 1.50 × b: 2.00 (1.00 to 3.00): met"),
+            "{}",
+            table.text()
+        );
     }
 
     #[test]
@@ -266,6 +356,9 @@ mod tests {
     #[test]
     fn numbers_have_three_digits_that_count() {
         let texts = [0.0, 0.1234, 1.234, 12.34, 123.4, 1234.5, 1_234_567.0].map(number);
-        assert_eq!(texts, ["0", "0.123", "1.23", "12.3", "123", "1,234", "1,234,567"]);
+        assert_eq!(
+            texts,
+            ["0", "0.123", "1.23", "12.3", "123", "1,234", "1,234,567"]
+        );
     }
 }

@@ -26,7 +26,11 @@ impl Spread {
         values.sort_unstable_by(f64::total_cmp);
         let (min, max) = (*values.first()?, *values.last()?);
         let middle = values.len() / 2;
-        let median = if values.len() % 2 == 1 { values[middle] } else { (values[middle - 1] + values[middle]) / 2.0 };
+        let median = if values.len() % 2 == 1 {
+            values[middle]
+        } else {
+            (values[middle - 1] + values[middle]) / 2.0
+        };
         Some(Self { median, min, max })
     }
 }
@@ -42,7 +46,11 @@ impl Latencies {
     /// None yet.
     pub fn new() -> Self {
         // Three digits: a tenth of a percent, far below the noise.
-        Self((0..SHARDS).map(|_| Mutex::new(Histogram::new(3).expect("three digits are allowed"))).collect())
+        Self(
+            (0..SHARDS)
+                .map(|_| Mutex::new(Histogram::new(3).expect("three digits are allowed")))
+                .collect(),
+        )
     }
 
     /// Counts one; `by` is whoever saw it.
@@ -56,7 +64,9 @@ impl Latencies {
     pub fn total(&self) -> Histogram<u64> {
         let mut total = Histogram::new(3).expect("three digits are allowed");
         for shard in self.0.iter() {
-            total.add(&*shard.lock().expect("nobody panics with it")).expect("the total grows as needed");
+            total
+                .add(&*shard.lock().expect("nobody panics with it"))
+                .expect("the total grows as needed");
         }
         total
     }
@@ -75,7 +85,14 @@ mod tests {
     fn the_median_is_in_the_middle_and_none_has_none() {
         let spread = |values: &[f64]| Spread::of(values.iter().copied());
         assert_eq!(spread(&[]), None);
-        assert_eq!(spread(&[3.0, 1.0, 2.0]), Some(Spread { median: 2.0, min: 1.0, max: 3.0 }));
+        assert_eq!(
+            spread(&[3.0, 1.0, 2.0]),
+            Some(Spread {
+                median: 2.0,
+                min: 1.0,
+                max: 3.0
+            })
+        );
         assert_eq!(spread(&[4.0, 1.0, 2.0, 3.0]).unwrap().median, 2.5);
     }
 

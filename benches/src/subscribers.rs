@@ -72,7 +72,12 @@ pub struct Seats {
 impl Seats {
     /// Streams that are all read.
     pub fn new(grpc: SocketAddr, connections: usize, per_connection: usize) -> Self {
-        Self { grpc, connections, per_connection, stalled_per_connection: 0 }
+        Self {
+            grpc,
+            connections,
+            per_connection,
+            stalled_per_connection: 0,
+        }
     }
 
     /// How many are read.
@@ -89,13 +94,19 @@ impl Subscribers {
         on_event: impl OnEvent,
     ) -> Result<Self> {
         let live = Arc::<AtomicUsize>::default();
-        let mut this =
-            Self { live: Arc::clone(&live), count: seats.count(), tasks: JoinSet::new(), stalled: Vec::new() };
+        let mut this = Self {
+            live: Arc::clone(&live),
+            count: seats.count(),
+            tasks: JoinSet::new(),
+            stalled: Vec::new(),
+        };
         for connection in 0..seats.connections {
             let channel = connect(seats.grpc).await?;
             let open = |number| subscribe(&channel, number, request(number), &live, &on_event);
             let first = connection * seats.per_connection;
-            let mut opened = stream::iter(first..first + seats.per_connection).map(open).buffer_unordered(OPENING_MAX);
+            let mut opened = stream::iter(first..first + seats.per_connection)
+                .map(open)
+                .buffer_unordered(OPENING_MAX);
             while let Some(stream) = opened.try_next().await? {
                 this.tasks.spawn(read(stream));
             }
@@ -111,7 +122,12 @@ impl Subscribers {
     async fn all_live(&mut self) -> Result<()> {
         let deadline = Instant::now() + PATIENCE;
         while self.live.load(Ordering::Relaxed) < self.count {
-            ensure!(Instant::now() < deadline, "only {:?} of {} streams are live", self.live, self.count);
+            ensure!(
+                Instant::now() < deadline,
+                "only {:?} of {} streams are live",
+                self.live,
+                self.count
+            );
             if let Some(ended) = self.tasks.try_join_next() {
                 ended?.context("a stream was refused")?;
             }
@@ -137,11 +153,18 @@ async fn subscribe(
     live: &Arc<AtomicUsize>,
     on_event: &impl OnEvent,
 ) -> Result<Streaming<()>> {
-    let codec = Looking { number, live: Arc::clone(live), on_event: on_event.clone() };
+    let codec = Looking {
+        number,
+        live: Arc::clone(live),
+        on_event: on_event.clone(),
+    };
     let mut client = Grpc::new(channel.clone());
     client.ready().await?;
     let path = PathAndQuery::from_static(SUBSCRIBE);
-    Ok(client.server_streaming(Request::new(request), path, codec).await?.into_inner())
+    Ok(client
+        .server_streaming(Request::new(request), path, codec)
+        .await?
+        .into_inner())
 }
 
 async fn read(mut stream: Streaming<()>) -> Result<(), Status> {
@@ -201,7 +224,8 @@ impl Encoder for Requests {
     type Error = Status;
 
     fn encode(&mut self, item: SubscribeRequest, buf: &mut EncodeBuf<'_>) -> Result<(), Status> {
-        item.encode(buf).map_err(|error| Status::internal(error.to_string()))
+        item.encode(buf)
+            .map_err(|error| Status::internal(error.to_string()))
     }
 
     fn buffer_settings(&self) -> BufferSettings {

@@ -37,13 +37,27 @@ pub struct Waiting {
 
 impl Waiting {
     /// Opens them, with so many on one connection, and waits until all are live.
-    pub async fn open(grpc: SocketAddr, first: u64, count: usize, per_connection: usize) -> Result<Self> {
-        let mut this = Self { processes: Vec::new() };
+    pub async fn open(
+        grpc: SocketAddr,
+        first: u64,
+        count: usize,
+        per_connection: usize,
+    ) -> Result<Self> {
+        let mut this = Self {
+            processes: Vec::new(),
+        };
         for begin in (0..count).step_by(PER_PROCESS) {
             let part = PER_PROCESS.min(count - begin);
-            let numbers = [first + begin as u64, part as u64, per_connection.min(part) as u64];
+            let numbers = [
+                first + begin as u64,
+                part as u64,
+                per_connection.min(part) as u64,
+            ];
             let mut command = Command::new(env::current_exe()?);
-            command.args([crate::PART, "hold"]).arg(grpc.to_string()).args(numbers.map(|number| number.to_string()));
+            command
+                .args([crate::PART, "hold"])
+                .arg(grpc.to_string())
+                .args(numbers.map(|number| number.to_string()));
             this.processes.push(Process::start(command, Says::Stdout)?);
         }
         for process in &mut this.processes {
@@ -64,7 +78,11 @@ impl Waiting {
             for process in &mut self.processes {
                 let of_line = |line: &str| line.strip_prefix(RECEIVED).map(str::to_owned);
                 let micros = process.hears(of_line).await?;
-                millis.extend(micros.split_whitespace().map(|micros| micros.parse::<f64>().map(|micros| micros / 1e3)));
+                millis.extend(
+                    micros
+                        .split_whitespace()
+                        .map(|micros| micros.parse::<f64>().map(|micros| micros / 1e3)),
+                );
             }
             if millis.len() as u64 >= count {
                 let millis: Vec<_> = millis.into_iter().collect::<Result<_, _>>()?;
@@ -76,27 +94,40 @@ impl Waiting {
 
 /// From when the broker had the callback; 0 of another server's events, which do not say.
 fn micros_since_arrival(event: &[u8]) -> u128 {
-    let arrival = SubscribeResponse::decode(event).ok().and_then(|response| match response.content? {
-        Content::Event(event) => SystemTime::try_from(event.received_at?).ok(),
-        _ => None,
-    });
-    arrival.and_then(|arrival| arrival.elapsed().ok()).map_or(0, |elapsed| elapsed.as_micros())
+    let arrival =
+        SubscribeResponse::decode(event)
+            .ok()
+            .and_then(|response| match response.content? {
+                Content::Event(event) => SystemTime::try_from(event.received_at?).ok(),
+                _ => None,
+            });
+    arrival
+        .and_then(|arrival| arrival.elapsed().ok())
+        .map_or(0, |elapsed| elapsed.as_micros())
 }
 
 /// One of the processes. Ends with whoever has started it.
 pub async fn hold(grpc: SocketAddr, first: u64, count: usize, per_connection: usize) -> Result<()> {
     let received = Arc::<Mutex<Vec<u128>>>::default();
     let noted = Arc::clone(&received);
-    let on_event =
-        move |_, event: &[u8]| noted.lock().expect("nobody panics with it").push(micros_since_arrival(event));
+    let on_event = move |_, event: &[u8]| {
+        noted
+            .lock()
+            .expect("nobody panics with it")
+            .push(micros_since_arrival(event))
+    };
     let request = |number| blobcast::of_task(task_id(first + number as u64));
     let seats = Seats::new(grpc, count / per_connection, per_connection);
     let _subscribers = Subscribers::open(seats, request, on_event).await?;
     println!("live");
     let report = async {
         loop {
-            let micros: Vec<_> =
-                received.lock().expect("nobody panics with it").iter().map(ToString::to_string).collect();
+            let micros: Vec<_> = received
+                .lock()
+                .expect("nobody panics with it")
+                .iter()
+                .map(ToString::to_string)
+                .collect();
             println!("{RECEIVED}{}", micros.join(" "));
             sleep(REPORT_INTERVAL).await;
         }

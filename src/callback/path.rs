@@ -30,7 +30,10 @@ impl WebhookPath {
         match path.strip_prefix("/webhook/") {
             // Nearly always.
             Some(product) if !product.is_empty() && !product.contains(['/', '%']) => {
-                return Some(Self { product: Some(product.to_owned()), near_miss: None });
+                return Some(Self {
+                    product: Some(product.to_owned()),
+                    near_miss: None,
+                });
             }
             _ if !path.starts_with('/') => return None,
             _ => {}
@@ -39,13 +42,22 @@ impl WebhookPath {
         let whole = with_slashes(path);
         let mut parts = parts(&whole);
         if parts.next() == Some(ROOT) {
-            return Some(Self { product: joined(parts), near_miss: None });
+            return Some(Self {
+                product: joined(parts),
+                near_miss: None,
+            });
         }
         let kept = without_query(path);
         let whole = with_slashes(kept);
         let mut parts = self::parts(&whole);
-        parts.find(|part| part.get(..ROOT.len()).is_some_and(|begin| begin.eq_ignore_ascii_case(ROOT)))?;
-        Some(Self { product: joined(parts), near_miss: Some(kept.to_owned()) })
+        parts.find(|part| {
+            part.get(..ROOT.len())
+                .is_some_and(|begin| begin.eq_ignore_ascii_case(ROOT))
+        })?;
+        Some(Self {
+            product: joined(parts),
+            near_miss: Some(kept.to_owned()),
+        })
     }
 
     /// The path as it should have been.
@@ -65,7 +77,11 @@ pub fn shown(path: &str) -> String {
 
 /// Escaped slashes are slashes, too.
 fn with_slashes(path: &str) -> Cow<'_, str> {
-    if path.contains('%') { path.replace("%2F", "/").replace("%2f", "/").into() } else { path.into() }
+    if path.contains('%') {
+        path.replace("%2F", "/").replace("%2f", "/").into()
+    } else {
+        path.into()
+    }
 }
 
 /// Between the slashes; several are one.
@@ -81,10 +97,15 @@ fn joined<'a>(parts: impl Iterator<Item = &'a str>) -> Option<String> {
 fn without_query(path: &str) -> &str {
     let is_mark = |at: &usize| {
         let rest = &path.as_bytes()[*at..];
-        QUERY_MARKS.iter().any(|mark| rest.get(..mark.len()).is_some_and(|b| b.eq_ignore_ascii_case(mark.as_bytes())))
+        QUERY_MARKS.iter().any(|mark| {
+            rest.get(..mark.len())
+                .is_some_and(|b| b.eq_ignore_ascii_case(mark.as_bytes()))
+        })
     };
     // A mark is ASCII, so it begins a character.
-    (0..path.len()).find(is_mark).map_or(path, |end| &path[..end])
+    (0..path.len())
+        .find(is_mark)
+        .map_or(path, |end| &path[..end])
 }
 
 /// A product without the values of secret parameters, if somebody has written a query into the path: names and marks stay, so that
@@ -103,7 +124,10 @@ pub(super) fn without_secrets(product: &str) -> Cow<'_, str> {
         if !begins_secret(&bytes[..at]) {
             continue;
         }
-        at = bytes[at..].iter().position(is_end).map_or(bytes.len(), |length| at + length);
+        at = bytes[at..]
+            .iter()
+            .position(is_end)
+            .map_or(bytes.len(), |length| at + length);
         kept.push_str(&product[copied..value]);
         copied = bytes.get(at).map_or(product.len(), |&(_, begin, _)| begin);
     }
@@ -132,12 +156,17 @@ fn decoded(text: &str) -> impl Iterator<Item = (u8, usize, usize)> {
 fn begins_secret(before: &[(u8, usize, usize)]) -> bool {
     let ends_with = |word: &str| {
         let begin = before.len().checked_sub(word.len());
-        let end = begin.map(|begin| before[begin..].iter().map(|&(byte, ..)| byte.to_ascii_lowercase()));
+        let end = begin.map(|begin| {
+            before[begin..]
+                .iter()
+                .map(|&(byte, ..)| byte.to_ascii_lowercase())
+        });
         end.is_some_and(|end| end.eq(word.bytes()))
     };
     let is_named = |name: &&str| {
         let name_begins = before.len().checked_sub(name.len() + 1);
-        let is_whole = name_begins.is_some_and(|begin| begin == 0 || !before[begin - 1].0.is_ascii_alphanumeric());
+        let is_whole = name_begins
+            .is_some_and(|begin| begin == 0 || !before[begin - 1].0.is_ascii_alphanumeric());
         is_whole && ends_with(&format!("{name}="))
     };
     match before.last() {
@@ -206,13 +235,26 @@ mod tests {
 
     #[test]
     fn what_belongs_into_a_query_is_not_shown_nor_kept() {
-        for path in ["/Webhook/veo&token=s", "/Webhook/veo%3ftoken=s", "/Webhook/veo%3Ftoken%3Ds", "/Webhook/veo=s"] {
+        for path in [
+            "/Webhook/veo&token=s",
+            "/Webhook/veo%3ftoken=s",
+            "/Webhook/veo%3Ftoken%3Ds",
+            "/Webhook/veo=s",
+        ] {
             assert_eq!(shown(path), "/Webhook/veo", "{path}");
-            assert_eq!(WebhookPath::parse(path).unwrap().near_miss.as_deref(), Some("/Webhook/veo"), "{path}");
+            assert_eq!(
+                WebhookPath::parse(path).unwrap().near_miss.as_deref(),
+                Some("/Webhook/veo"),
+                "{path}"
+            );
         }
         assert_eq!(shown("/BCAST_abc"), "/");
         assert_eq!(shown("/a\u{202e}b"), "/a\\u{202e}b");
-        assert_eq!(shown(&"é".repeat(1_000)).chars().count(), 201, "with a mark that there was more");
+        assert_eq!(
+            shown(&"é".repeat(1_000)).chars().count(),
+            201,
+            "with a mark that there was more"
+        );
     }
 
     proptest! {

@@ -38,13 +38,24 @@ impl FilterArgs {
         let mut filter = v1::Filter {
             task_ids: self.tasks.iter().map(ToString::to_string).collect(),
             products: self.products.iter().map(ToString::to_string).collect(),
-            statuses: self.statuses.iter().map(|&status| status_to_wire(status).into()).collect(),
+            statuses: self
+                .statuses
+                .iter()
+                .map(|&status| status_to_wire(status).into())
+                .collect(),
             ..v1::Filter::default()
         };
         for (key, value) in &self.labels {
             // The filter is a map: a second value would silently replace the first.
-            if filter.labels.insert(key.clone(), value.clone()).is_some_and(|earlier| earlier != *value) {
-                return Err(Usage(format!("--label {key}=… is given twice: a filter takes one value per key")).into());
+            if filter
+                .labels
+                .insert(key.clone(), value.clone())
+                .is_some_and(|earlier| earlier != *value)
+            {
+                return Err(Usage(format!(
+                    "--label {key}=… is given twice: a filter takes one value per key"
+                ))
+                .into());
             }
         }
         Ok(filter)
@@ -53,7 +64,9 @@ impl FilterArgs {
 
 fn status_parser() -> impl TypedValueParser<Value = TaskStatus> {
     PossibleValuesParser::new(TaskStatus::ALL.map(TaskStatus::as_str)).try_map(|word| {
-        let status = TaskStatus::ALL.into_iter().find(|status| status.as_str() == word);
+        let status = TaskStatus::ALL
+            .into_iter()
+            .find(|status| status.as_str() == word);
         status.ok_or("not a status")
     })
 }
@@ -80,8 +93,12 @@ impl From {
             "latest" => return Ok(Self::Latest),
             "earliest" => return Ok(Self::Earliest),
             // Only a cursor is that long, so a damaged one is called that and not a strange duration.
-            _ if text.len() == Cursor::TEXT_BYTES && text.bytes().all(|b| b.is_ascii_hexdigit()) => {
-                return Cursor::parse(text).map(Self::After).map_err(|error| error.to_string());
+            _ if text.len() == Cursor::TEXT_BYTES
+                && text.bytes().all(|b| b.is_ascii_hexdigit()) =>
+            {
+                return Cursor::parse(text)
+                    .map(Self::After)
+                    .map_err(|error| error.to_string());
             }
             _ => {}
         }
@@ -123,7 +140,9 @@ impl Moment {
             return Ok(Self::Ago(ago));
         }
         let time = text.parse().map(Self::At);
-        time.map_err(|_| "neither a duration (2h, 30m) nor a time (2026-01-31T12:00:00Z)".to_owned())
+        time.map_err(|_| {
+            "neither a duration (2h, 30m) nor a time (2026-01-31T12:00:00Z)".to_owned()
+        })
     }
 
     /// The point in time; further back than time goes is its beginning.
@@ -145,10 +164,18 @@ pub(super) fn key_value(text: &str) -> Result<(String, String), String> {
 
 /// Reads an `http://` or `https://` URL; a bare `host:port` is taken as the former.
 pub(super) fn http_url(text: &str) -> Result<Uri, String> {
-    let full = if text.contains("://") { text.to_owned() } else { format!("http://{text}") };
-    let uri: Uri = full.parse().map_err(|error| format!("not a URL: {error}"))?;
+    let full = if text.contains("://") {
+        text.to_owned()
+    } else {
+        format!("http://{text}")
+    };
+    let uri: Uri = full
+        .parse()
+        .map_err(|error| format!("not a URL: {error}"))?;
     let has_scheme = matches!(uri.scheme_str(), Some("http" | "https"));
-    let authority = uri.authority().filter(|authority| has_scheme && !authority.host().is_empty());
+    let authority = uri
+        .authority()
+        .filter(|authority| has_scheme && !authority.host().is_empty());
     let authority = authority.ok_or("not an http:// or https:// URL with a host")?;
     // It may be a password with a slash in it, whose rest would be taken for a path, and shown.
     if without_user_text(authority).1 != authority.host() && authority.port_u16().is_none() {
@@ -159,7 +186,8 @@ pub(super) fn http_url(text: &str) -> Result<Uri, String> {
 
 /// Reads a duration such as `10m`, `1h 30m` or `500ms`.
 pub(super) fn duration(text: &str) -> Result<Duration, String> {
-    humantime::parse_duration(text).map_err(|error| format!("{error}; write it like 10m, 30s or 500ms"))
+    humantime::parse_duration(text)
+        .map_err(|error| format!("{error}; write it like 10m, 30s or 500ms"))
 }
 
 #[cfg(test)]
@@ -171,7 +199,10 @@ mod tests {
 
     #[test]
     fn from_takes_each_of_its_forms() {
-        let cursor = Cursor { epoch: Epoch(7), sequence: Sequence(42) };
+        let cursor = Cursor {
+            epoch: Epoch(7),
+            sequence: Sequence(42),
+        };
         assert_eq!(From::parse("latest"), Ok(From::Latest));
         assert_eq!(From::parse("earliest"), Ok(From::Earliest));
         assert_eq!(From::parse("2h"), Ok(From::Ago(Duration::from_secs(7200))));
@@ -191,7 +222,13 @@ mod tests {
     fn a_duration_counts_back_from_now() {
         use v1::subscribe_request::Start;
         let start = From::parse("90s").unwrap().to_wire(NOW);
-        assert_eq!(start, Start::Since(prost_types::Timestamp { seconds: -90, nanos: 0 }));
+        assert_eq!(
+            start,
+            Start::Since(prost_types::Timestamp {
+                seconds: -90,
+                nanos: 0
+            })
+        );
         assert_eq!(Moment::Ago(Duration::MAX).resolve(NOW), Timestamp::MIN);
     }
 
@@ -205,17 +242,43 @@ mod tests {
     #[test]
     fn a_filter_refuses_two_values_for_one_label() {
         let label = |value: &str| ("team".to_owned(), value.to_owned());
-        let filter = |labels| FilterArgs { labels, ..FilterArgs::default() }.to_wire();
+        let filter = |labels| {
+            FilterArgs {
+                labels,
+                ..FilterArgs::default()
+            }
+            .to_wire()
+        };
         assert!(filter(vec![label("ads"), label("ads")]).is_ok());
-        assert!(filter(vec![label("ads"), label("film")]).unwrap_err().is::<Usage>());
+        assert!(
+            filter(vec![label("ads"), label("film")])
+                .unwrap_err()
+                .is::<Usage>()
+        );
     }
 
     #[test]
     fn only_http_and_https_urls_are_taken() {
-        assert_eq!(http_url("localhost:50051").unwrap().to_string(), "http://localhost:50051/");
-        assert_eq!(http_url("https://example.com").unwrap().to_string(), "https://example.com/");
-        assert_eq!(http_url("user:pw@[::1]:50051").unwrap().to_string(), "http://user:pw@[::1]:50051/");
-        for wrong in ["ftp://example.com", "http://", "", "http://a:b", "http://user:p/w@a", "http://user:pw@a:b/"] {
+        assert_eq!(
+            http_url("localhost:50051").unwrap().to_string(),
+            "http://localhost:50051/"
+        );
+        assert_eq!(
+            http_url("https://example.com").unwrap().to_string(),
+            "https://example.com/"
+        );
+        assert_eq!(
+            http_url("user:pw@[::1]:50051").unwrap().to_string(),
+            "http://user:pw@[::1]:50051/"
+        );
+        for wrong in [
+            "ftp://example.com",
+            "http://",
+            "",
+            "http://a:b",
+            "http://user:p/w@a",
+            "http://user:pw@a:b/",
+        ] {
             assert!(http_url(wrong).is_err(), "{wrong}");
         }
     }

@@ -32,7 +32,9 @@ impl Backoff {
 // Anywhere between the shortest wait and a bound that doubles, so that clients that failed together do not return together.
 // Where the server asked for a wait, it is stretched by up to a fifth for the same reason, never shortened.
 fn delay(failures: u32, asked: Option<Duration>, dice: f64) -> Duration {
-    let bound = DELAY_MIN.saturating_mul(2u32.saturating_pow(failures.saturating_add(1))).min(DELAY_MAX);
+    let bound = DELAY_MIN
+        .saturating_mul(2u32.saturating_pow(failures.saturating_add(1)))
+        .min(DELAY_MAX);
     let drawn = DELAY_MIN + (bound - DELAY_MIN).mul_f64(dice);
     let asked = asked.unwrap_or_default();
     drawn.max(asked.saturating_add((asked / 5).mul_f64(dice)))

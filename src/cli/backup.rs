@@ -60,7 +60,12 @@ pub(super) struct BackupArgs {
     #[arg(long, value_name = "DIRECTORY", conflicts_with = "file")]
     directory: Option<PathBuf>,
     /// How many of the same log to keep there, the new one included; the oldest are removed [default: all].
-    #[arg(long, value_name = "N", requires = "directory", conflicts_with = "file")]
+    #[arg(
+        long,
+        value_name = "N",
+        requires = "directory",
+        conflicts_with = "file"
+    )]
     keep: Option<NonZeroUsize>,
     #[command(flatten)]
     grpc: GrpcArgs,
@@ -71,9 +76,15 @@ pub(super) async fn run(args: BackupArgs) -> anyhow::Result<ExitCode> {
     let file = file(&args, began)?;
     let mut target = Target::create(&file)?;
     let answer = args.grpc.admin()?.backup(v1::BackupRequest {}).await;
-    let mut stream = answer.map_err(|status| args.grpc.error(&status))?.into_inner();
+    let mut stream = answer
+        .map_err(|status| args.grpc.error(&status))?
+        .into_inner();
     let (mut summary, mut bytes) = (None, 0);
-    while let Some(message) = stream.message().await.map_err(|status| args.grpc.error(&status))? {
+    while let Some(message) = stream
+        .message()
+        .await
+        .map_err(|status| args.grpc.error(&status))?
+    {
         bytes += message.chunk.len() as u64;
         target.write(&message.chunk)?;
         summary = message.summary;
@@ -81,26 +92,43 @@ pub(super) async fn run(args: BackupArgs) -> anyhow::Result<ExitCode> {
     let Some(summary) = summary.filter(|summary| summary.backup_bytes == bytes) else {
         anyhow::bail!("the backup has ended early: try again");
     };
-    let v1::BackupSummary { event_count, quarantine_count, backup_bytes, head } = summary;
+    let v1::BackupSummary {
+        event_count,
+        quarantine_count,
+        backup_bytes,
+        head,
+    } = summary;
     let file = match &args.directory {
         Some(directory) => {
-            let head = Cursor::parse(&head).context("the broker's answer is not a backup's: is it of this version?")?;
+            let head = Cursor::parse(&head)
+                .context("the broker's answer is not a backup's: is it of this version?")?;
             directory.join(name(began, head.epoch))
         }
         None => file.clone(),
     };
     target.finish(&file)?;
-    let of_directory = args.directory.as_ref().map(|_| format!("{}: ", file.display())).unwrap_or_default();
-    let counts = format!("{event_count} events and {quarantine_count} quarantined callbacks in {backup_bytes} bytes");
+    let of_directory = args
+        .directory
+        .as_ref()
+        .map(|_| format!("{}: ", file.display()))
+        .unwrap_or_default();
+    let counts = format!(
+        "{event_count} events and {quarantine_count} quarantined callbacks in {backup_bytes} bytes"
+    );
     note(&format!("{of_directory}{counts}"));
-    let Some(keep) = args.keep else { return Ok(ExitCode::SUCCESS) };
+    let Some(keep) = args.keep else {
+        return Ok(ExitCode::SUCCESS);
+    };
     Ok(match remove_surplus(&file, keep.get()) {
         Ok(gone) => {
-            gone.iter().for_each(|path| note(&format!("removed {}", path.display())));
+            gone.iter()
+                .for_each(|path| note(&format!("removed {}", path.display())));
             ExitCode::SUCCESS
         }
         Err(error) => {
-            note(&format!("the new backup is whole, but of the older ones more than {keep} are left: {error:#}"));
+            note(&format!(
+                "the new backup is whole, but of the older ones more than {keep} are left: {error:#}"
+            ));
             ExitCode::from(NOT_REMOVED)
         }
     })
@@ -108,7 +136,9 @@ pub(super) async fn run(args: BackupArgs) -> anyhow::Result<ExitCode> {
 
 /// Where the backup goes.
 fn file(args: &BackupArgs, began: Timestamp) -> anyhow::Result<PathBuf> {
-    let Some(directory) = &args.directory else { return Ok(args.file.clone().unwrap_or_else(|| STANDARD.into())) };
+    let Some(directory) = &args.directory else {
+        return Ok(args.file.clone().unwrap_or_else(|| STANDARD.into()));
+    };
     for partial in cut_off(directory, PARTIAL)? {
         // Another one may just be writing it.
         match remove_what_was_cut_off(&partial) {
@@ -122,7 +152,11 @@ fn file(args: &BackupArgs, began: Timestamp) -> anyhow::Result<PathBuf> {
 /// A file that gets its name when it is whole, and is removed if it does not get that far; or standard output.
 enum Target {
     Standard,
-    File { file: File, partial: PathBuf, is_whole: bool },
+    File {
+        file: File,
+        partial: PathBuf,
+        is_whole: bool,
+    },
 }
 
 impl Target {
@@ -137,14 +171,25 @@ impl Target {
         remove_what_was_cut_off(&partial)?;
 
         // Only into a file of its own making, whatever is at that name by now; and nobody else's to read: it has what the log has.
-        let file = match File::options().write(true).create_new(true).mode(0o600).open(&partial) {
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => anyhow::bail!(another_writes(&partial)),
+        let file = match File::options()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(&partial)
+        {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                anyhow::bail!(another_writes(&partial))
+            }
             opened => opened.with_context(|| cannot_write(&partial))?,
         };
         // Before it had the lock, another backup may have taken the file for one that was cut off.
         let is_free = is_free(&file) && is_at(&file, &partial);
         let told = another_writes(&partial);
-        let target = Self::File { file, partial, is_whole: false };
+        let target = Self::File {
+            file,
+            partial,
+            is_whole: false,
+        };
         anyhow::ensure!(is_free, told);
         Ok(target)
     }
@@ -152,14 +197,26 @@ impl Target {
     fn write(&mut self, bytes: &[u8]) -> anyhow::Result<()> {
         match self {
             Self::Standard => output::write(&mut io::stdout(), bytes),
-            Self::File { file, partial, .. } => file.write_all(bytes).with_context(|| cannot_write(partial)),
+            Self::File { file, partial, .. } => {
+                file.write_all(bytes).with_context(|| cannot_write(partial))
+            }
         }
     }
 
     /// Makes it durable under its own name, `path`, beside the one that it has until then.
     fn finish(mut self, path: &Path) -> anyhow::Result<()> {
-        let Self::File { file, partial, is_whole } = &mut self else { return Ok(()) };
-        let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let Self::File {
+            file,
+            partial,
+            is_whole,
+        } = &mut self
+        else {
+            return Ok(());
+        };
+        let parent = path
+            .parent()
+            .filter(|parent| !parent.as_os_str().is_empty())
+            .unwrap_or(Path::new("."));
         file.sync_all().with_context(|| cannot_write(partial))?;
         anyhow::ensure!(
             is_at(file, partial),
@@ -170,13 +227,20 @@ impl Target {
         check_may_be_replaced(path)?;
         fs::rename(partial, path).with_context(|| cannot_write(path))?;
         *is_whole = true;
-        File::open(parent).and_then(|parent| parent.sync_all()).with_context(|| cannot_write(path))
+        File::open(parent)
+            .and_then(|parent| parent.sync_all())
+            .with_context(|| cannot_write(path))
     }
 }
 
 impl Drop for Target {
     fn drop(&mut self) {
-        if let Self::File { file, partial, is_whole: false, .. } = self
+        if let Self::File {
+            file,
+            partial,
+            is_whole: false,
+            ..
+        } = self
             && is_at(file, partial)
         {
             // Should it stay, its name still says what it is.
@@ -189,7 +253,10 @@ impl Drop for Target {
 fn check_may_be_replaced(path: &Path) -> anyhow::Result<()> {
     let is_free = match fs::symlink_metadata(path) {
         Ok(metadata) => metadata.is_file(),
-        Err(error) => matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory),
+        Err(error) => matches!(
+            error.kind(),
+            io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
+        ),
     };
     anyhow::ensure!(
         is_free,
@@ -205,7 +272,10 @@ fn remove_what_was_cut_off(partial: &Path) -> anyhow::Result<()> {
     // Does not wait for the other end of a FIFO either.
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let foreign = || {
-        format!("{} is there, and no backup of yours has made it: remove it, or name another file", partial.display())
+        format!(
+            "{} is there, and no backup of yours has made it: remove it, or name another file",
+            partial.display()
+        )
     };
     let file = match rustix::fs::open(partial, flags, Mode::empty()) {
         Ok(file) => File::from(file),
@@ -214,8 +284,14 @@ fn remove_what_was_cut_off(partial: &Path) -> anyhow::Result<()> {
     };
 
     let metadata = file.metadata().with_context(foreign)?;
-    anyhow::ensure!(metadata.is_file() && metadata.uid() == geteuid().as_raw(), foreign());
-    anyhow::ensure!(is_free(&file) && is_at(&file, partial), another_writes(partial));
+    anyhow::ensure!(
+        metadata.is_file() && metadata.uid() == geteuid().as_raw(),
+        foreign()
+    );
+    anyhow::ensure!(
+        is_free(&file) && is_at(&file, partial),
+        another_writes(partial)
+    );
     fs::remove_file(partial).with_context(|| cannot_write(partial))
 }
 
@@ -227,14 +303,23 @@ fn is_free(file: &File) -> bool {
 /// Whether a name still is this file's.
 fn is_at(file: &File, path: &Path) -> bool {
     let place = |metadata: fs::Metadata| (metadata.dev(), metadata.ino());
-    let (opened, named) = (file.metadata().map(place), fs::symlink_metadata(path).map(place));
+    let (opened, named) = (
+        file.metadata().map(place),
+        fs::symlink_metadata(path).map(place),
+    );
     matches!((opened, named), (Ok(opened), Ok(named)) if opened == named)
 }
 
 fn another_writes(partial: &Path) -> String {
-    format!("another backup writes {}: let it end first", partial.display())
+    format!(
+        "another backup writes {}: let it end first",
+        partial.display()
+    )
 }
 
 fn cannot_write(path: &Path) -> String {
-    format!("cannot write {}: name a file in a directory with room for the whole log", path.display())
+    format!(
+        "cannot write {}: name a file in a directory with room for the whole log",
+        path.display()
+    )
 }

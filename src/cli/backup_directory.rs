@@ -30,7 +30,11 @@ pub(super) fn name_of_begun(time: Timestamp) -> String {
 
 /// The name of a backup of a log that began at `time`.
 pub(super) fn name(time: Timestamp, epoch: Epoch) -> String {
-    format!("{PREFIX}{}-{}{SUFFIX}", stamp(time), &epoch.to_string()[..LOG_DIGITS])
+    format!(
+        "{PREFIX}{}-{}{SUFFIX}",
+        stamp(time),
+        &epoch.to_string()[..LOG_DIGITS]
+    )
 }
 
 fn stamp(time: Timestamp) -> String {
@@ -39,8 +43,15 @@ fn stamp(time: Timestamp) -> String {
 
 /// The time in a name, if it is a date, and what follows it.
 fn time_of(text: &str) -> Option<(Timestamp, &str)> {
-    let (time, rest) = text.strip_prefix(PREFIX)?.strip_suffix(SUFFIX)?.split_at_checked(TIME_BYTES)?;
-    let at = DateTime::strptime(TIME, time).ok()?.to_zoned(TimeZone::UTC).ok()?.timestamp();
+    let (time, rest) = text
+        .strip_prefix(PREFIX)?
+        .strip_suffix(SUFFIX)?
+        .split_at_checked(TIME_BYTES)?;
+    let at = DateTime::strptime(TIME, time)
+        .ok()?
+        .to_zoned(TimeZone::UTC)
+        .ok()?
+        .timestamp();
     (stamp(at) == time).then_some((at, rest))
 }
 
@@ -48,15 +59,22 @@ fn time_of(text: &str) -> Option<(Timestamp, &str)> {
 fn parts_of(text: &str) -> Option<(Timestamp, &str)> {
     let (at, rest) = time_of(text)?;
     let digits = rest.strip_prefix('-')?;
-    let are_digits = digits.len() == LOG_DIGITS && digits.bytes().all(|it| matches!(it, b'0'..=b'9' | b'a'..=b'f'));
+    let are_digits = digits.len() == LOG_DIGITS
+        && digits
+            .bytes()
+            .all(|it| matches!(it, b'0'..=b'9' | b'a'..=b'f'));
     are_digits.then_some((at, digits))
 }
 
 /// Which of these names go when `keep` are kept and the one called `new` is among them, the oldest first. Only backups of the same log
 /// count, so a new log takes nothing from an older one; and none that is said to be of a time that is yet to come.
 fn surplus(names: &[String], new: &str, keep: usize, now: Timestamp) -> Vec<String> {
-    let Some((_, log)) = parts_of(new) else { return Vec::new() };
-    let counts = |name: &String| name != new && parts_of(name).is_some_and(|(at, of)| at <= now && of == log);
+    let Some((_, log)) = parts_of(new) else {
+        return Vec::new();
+    };
+    let counts = |name: &String| {
+        name != new && parts_of(name).is_some_and(|(at, of)| at <= now && of == log)
+    };
     let mut others: Vec<_> = names.iter().filter(|name| counts(name)).cloned().collect();
     others.sort_unstable();
     // Whatever the clock says, the new one stays.
@@ -80,7 +98,9 @@ pub(super) fn remove_surplus(new: &Path, keep: usize) -> anyhow::Result<Vec<Path
 /// Paths of what earlier runs have left that did not come to their end: those with `partial` behind such a name.
 pub(super) fn cut_off(directory: &Path, partial: &str) -> anyhow::Result<Vec<PathBuf>> {
     let names = names(directory)?;
-    let of_backups = names.iter().filter(|name| name.strip_suffix(partial).is_some_and(is_begun));
+    let of_backups = names
+        .iter()
+        .filter(|name| name.strip_suffix(partial).is_some_and(is_begun));
     Ok(of_backups.map(|name| directory.join(name)).collect())
 }
 
@@ -91,7 +111,12 @@ fn is_begun(name: &str) -> bool {
 
 /// Names of regular files.
 fn names(directory: &Path) -> anyhow::Result<Vec<String>> {
-    let cannot = || format!("cannot read {}: name a directory that is there", directory.display());
+    let cannot = || {
+        format!(
+            "cannot read {}: name a directory that is there",
+            directory.display()
+        )
+    };
     let mut names = Vec::new();
     for entry in fs::read_dir(directory).with_context(cannot)? {
         let entry = entry.with_context(cannot)?;

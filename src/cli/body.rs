@@ -20,11 +20,19 @@ pub(super) fn read(path: &str) -> anyhow::Result<Bytes> {
 fn read_all(path: &str) -> io::Result<Bytes> {
     let mut body = Vec::new();
     let count = match path {
-        "-" => io::stdin().lock().take(BODY_BYTES_MAX + 1).read_to_end(&mut body)?,
-        _ => File::open(path)?.take(BODY_BYTES_MAX + 1).read_to_end(&mut body)?,
+        "-" => io::stdin()
+            .lock()
+            .take(BODY_BYTES_MAX + 1)
+            .read_to_end(&mut body)?,
+        _ => File::open(path)?
+            .take(BODY_BYTES_MAX + 1)
+            .read_to_end(&mut body)?,
     };
     if count as u64 > BODY_BYTES_MAX {
-        return Err(io::Error::new(io::ErrorKind::FileTooLarge, format!("it has more than {BODY_BYTES_MAX} bytes")));
+        return Err(io::Error::new(
+            io::ErrorKind::FileTooLarge,
+            format!("it has more than {BODY_BYTES_MAX} bytes"),
+        ));
     }
     Ok(body.into())
 }

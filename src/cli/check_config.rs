@@ -62,7 +62,11 @@ pub(super) fn run(args: CheckConfigArgs) -> anyhow::Result<ExitCode> {
     let config = config::load(&args.serve.sources())?;
     let exposures = server::exposures(&config, &server::Reader::of_a_broker());
     let Rehearsal { problems, warnings } = server::rehearse(&config);
-    let as_root = args.as_user.is_none().then(|| checked_as_root(&config)).flatten();
+    let as_root = args
+        .as_user
+        .is_none()
+        .then(|| checked_as_root(&config))
+        .flatten();
     for warning in exposures.into_iter().chain(warnings).chain(as_root) {
         output::note(&format!("warning: {warning}"));
     }
@@ -84,13 +88,15 @@ pub(super) fn run(args: CheckConfigArgs) -> anyhow::Result<ExitCode> {
 }
 
 fn reload(pid: i32) -> anyhow::Result<()> {
-    let name_the_brokers = || format!("--reload: cannot signal process {pid}: name the broker's process id");
+    let name_the_brokers =
+        || format!("--reload: cannot signal process {pid}: name the broker's process id");
     let process = Pid::from_raw(pid).with_context(name_the_brokers)?;
     // Held before it is looked at: the number may be another process's by the time of the signal.
     let held = pidfd_open(process, PidfdFlags::empty()).with_context(name_the_brokers)?;
     check_is_broker(pid)?;
-    pidfd_send_signal(&held, Signal::HUP)
-        .with_context(|| format!("--reload: cannot signal process {pid}: it has to be a broker of the same user"))?;
+    pidfd_send_signal(&held, Signal::HUP).with_context(|| {
+        format!("--reload: cannot signal process {pid}: it has to be a broker of the same user")
+    })?;
     thread::sleep(NOTICE);
     Ok(())
 }
@@ -98,18 +104,29 @@ fn reload(pid: i32) -> anyhow::Result<()> {
 /// SIGHUP ends a process that does not expect it: so none but a broker is to get it.
 fn check_is_broker(pid: i32) -> anyhow::Result<()> {
     let read = |process: &str, file: &str| fs::read(format!("/proc/{process}/{file}"));
-    let (process, text) = (pid.to_string(), |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned());
+    let (process, text) = (pid.to_string(), |bytes: Vec<u8>| {
+        String::from_utf8_lossy(&bytes).into_owned()
+    });
     let (status, line) = match (read(&process, "status"), read(&process, "cmdline")) {
         (Ok(status), Ok(line)) => (text(status), line),
         // The unit's sandbox hides the broker from what systemd runs beside it; but it is systemd that names it.
         _ if env::var("MAINPID").is_ok_and(|main| main == process) => return Ok(()),
         (Err(error), _) | (_, Err(error)) => {
-            return Err(error)
-                .with_context(|| format!("--reload: cannot look at process {pid}: run it as its user, or as root"));
+            return Err(error).with_context(|| {
+                format!("--reload: cannot look at process {pid}: run it as its user, or as root")
+            });
         }
     };
-    if !expects_hangup(&status) || !serves(&status, &line, &read("self", "status").map(text).unwrap_or_default()) {
-        bail!("--reload: process {pid} is no broker that serves: nothing was sent; name the broker's");
+    if !expects_hangup(&status)
+        || !serves(
+            &status,
+            &line,
+            &read("self", "status").map(text).unwrap_or_default(),
+        )
+    {
+        bail!(
+            "--reload: process {pid} is no broker that serves: nothing was sent; name the broker's"
+        );
     }
     Ok(())
 }
@@ -125,12 +142,20 @@ fn expects_hangup(status: &str) -> bool {
 fn serves(status: &str, line: &[u8], own_status: &str) -> bool {
     const LINK: &str = "exe";
     let name = field(status, "Name:");
-    let is_blobcast = name.is_some_and(|name| name == LINK || Some(name) == field(own_status, "Name:"));
-    is_blobcast && line.split(|&byte| byte == 0).skip(1).any(|word| word == b"serve")
+    let is_blobcast =
+        name.is_some_and(|name| name == LINK || Some(name) == field(own_status, "Name:"));
+    is_blobcast
+        && line
+            .split(|&byte| byte == 0)
+            .skip(1)
+            .any(|word| word == b"serve")
 }
 
 fn field<'a>(status: &'a str, name: &str) -> Option<&'a str> {
-    status.lines().find_map(|line| line.strip_prefix(name)).map(str::trim)
+    status
+        .lines()
+        .find_map(|line| line.strip_prefix(name))
+        .map(str::trim)
 }
 
 /// Root can read everything; whose the data is can perhaps not.
@@ -149,15 +174,24 @@ fn checked_as_root(config: &Config) -> Option<String> {
 /// Makes this process one of that user's. The ids are this thread's and of those that it starts, and it has started none.
 fn become_user(name: &str) -> anyhow::Result<()> {
     let Some(account) = Account::find(|account| account.name == name).context("--as-user")? else {
-        bail!("--as-user: there is no user {name} in /etc/passwd: install the package, or name another");
+        bail!(
+            "--as-user: there is no user {name} in /etc/passwd: install the package, or name another"
+        );
     };
     if !geteuid().is_root() {
         if getuid().as_raw() == account.uid {
             return Ok(());
         }
-        bail!("--as-user: only root can check as {name}: run it with sudo, or as that user without the flag");
+        bail!(
+            "--as-user: only root can check as {name}: run it with sudo, or as that user without the flag"
+        );
     }
-    let groups: Vec<_> = account.groups().context("--as-user")?.into_iter().map(Gid::from_raw).collect();
+    let groups: Vec<_> = account
+        .groups()
+        .context("--as-user")?
+        .into_iter()
+        .map(Gid::from_raw)
+        .collect();
     let (uid, gid) = (Uid::from_raw(account.uid), Gid::from_raw(account.gid));
     set_thread_groups(&groups)
         .and_then(|()| set_thread_res_gid(gid, gid, gid))
@@ -171,14 +205,27 @@ mod tests {
 
     #[test]
     fn only_a_broker_that_expects_the_signal_gets_it() {
-        let status = |name: &str, mask: &str| format!("Name:\t{name}\nSigIgn:\t0000000000000001\nSigCgt:\t{mask}\n");
-        let (broker, own) = (status("blobcast", "0000000000004003"), status("blobcast", "0"));
+        let status = |name: &str, mask: &str| {
+            format!("Name:\t{name}\nSigIgn:\t0000000000000001\nSigCgt:\t{mask}\n")
+        };
+        let (broker, own) = (
+            status("blobcast", "0000000000004003"),
+            status("blobcast", "0"),
+        );
         assert!(expects_hangup(&broker));
         for mask in ["0000000000004002", "0", "", "x"] {
             assert!(!expects_hangup(&status("blobcast", mask)), "{mask}");
         }
-        assert!(serves(&broker, b"/usr/bin/blobcast\0serve\0--config\0a.toml\0", &own));
-        assert!(serves(&status("exe", "1"), b"/proc/self/exe\0serve\0", &own));
+        assert!(serves(
+            &broker,
+            b"/usr/bin/blobcast\0serve\0--config\0a.toml\0",
+            &own
+        ));
+        assert!(serves(
+            &status("exe", "1"),
+            b"/proc/self/exe\0serve\0",
+            &own
+        ));
         assert!(!serves(&broker, b"blobcast\0listen\0", &own));
         assert!(!serves(&broker, b"serve\0", &own));
         assert!(!serves(&status("caddy", "1"), b"caddy\0serve\0", &own));

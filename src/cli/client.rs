@@ -20,7 +20,9 @@ use super::{
     user_info::Shown,
 };
 use crate::causes::{innermost, untrusted};
-use crate::wire::v1::{admin_service_client::AdminServiceClient, event_service_client::EventServiceClient};
+use crate::wire::v1::{
+    admin_service_client::AdminServiceClient, event_service_client::EventServiceClient,
+};
 
 /// A local or data-centre address answers in milliseconds; what takes longer is not there.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -49,10 +51,20 @@ pub(super) struct GrpcArgs {
     #[arg(long, value_name = "PATH", env = "BLOBCAST_TOKEN_FILE")]
     token_file: Option<PathBuf>,
     /// File with a certificate to show to an https:// broker, PEM. Whom to trust is the system's to say, or SSL_CERT_FILE's.
-    #[arg(long, value_name = "PATH", env = "BLOBCAST_TLS_CERTIFICATE_FILE", requires = "tls_key_file")]
+    #[arg(
+        long,
+        value_name = "PATH",
+        env = "BLOBCAST_TLS_CERTIFICATE_FILE",
+        requires = "tls_key_file"
+    )]
     tls_certificate_file: Option<PathBuf>,
     /// File with its key, PEM.
-    #[arg(long, value_name = "PATH", env = "BLOBCAST_TLS_KEY_FILE", requires = "tls_certificate_file")]
+    #[arg(
+        long,
+        value_name = "PATH",
+        env = "BLOBCAST_TLS_KEY_FILE",
+        requires = "tls_certificate_file"
+    )]
     tls_key_file: Option<PathBuf>,
 }
 
@@ -66,7 +78,9 @@ pub(super) struct Bearer(Option<AsciiMetadataValue>);
 impl Interceptor for Bearer {
     fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
         if let Some(header) = &self.0 {
-            request.metadata_mut().insert("authorization", header.clone());
+            request
+                .metadata_mut()
+                .insert("authorization", header.clone());
         }
         Ok(request)
     }
@@ -86,21 +100,29 @@ impl GrpcArgs {
 
     /// A client of the event service. Connects with the first call, and again after a failure.
     pub(super) fn events(&self) -> anyhow::Result<EventServiceClient<Connection>> {
-        Ok(EventServiceClient::new(self.connection()?).max_decoding_message_size(RESPONSE_BYTES_MAX))
+        Ok(EventServiceClient::new(self.connection()?)
+            .max_decoding_message_size(RESPONSE_BYTES_MAX))
     }
 
     /// A client of the admin service, likewise.
     pub(super) fn admin(&self) -> anyhow::Result<AdminServiceClient<Connection>> {
-        Ok(AdminServiceClient::new(self.connection()?).max_decoding_message_size(RESPONSE_BYTES_MAX))
+        Ok(AdminServiceClient::new(self.connection()?)
+            .max_decoding_message_size(RESPONSE_BYTES_MAX))
     }
 
     /// The one-line error of a call that this broker refused or could not be reached for.
     pub(super) fn error(&self, status: &Status) -> anyhow::Error {
-        status_error(status, Shown(&self.grpc_url).to_string().trim_end_matches('/'))
+        status_error(
+            status,
+            Shown(&self.grpc_url).to_string().trim_end_matches('/'),
+        )
     }
 
     fn connection(&self) -> anyhow::Result<Connection> {
-        Ok(InterceptedService::new(GrpcOnly(self.channel()?), Bearer(self.bearer()?)))
+        Ok(InterceptedService::new(
+            GrpcOnly(self.channel()?),
+            Bearer(self.bearer()?),
+        ))
     }
 
     fn bearer(&self) -> anyhow::Result<Option<AsciiMetadataValue>> {
@@ -112,7 +134,9 @@ impl GrpcArgs {
             // Not a flag: a command line can be seen by every user of the machine.
             None => std::env::var(TOKEN_VARIABLE).ok(),
         };
-        let Some(token) = token.filter(|token| !token.trim().is_empty()) else { return Ok(None) };
+        let Some(token) = token.filter(|token| !token.trim().is_empty()) else {
+            return Ok(None);
+        };
         let header = AsciiMetadataValue::try_from(format!("Bearer {}", token.trim()));
         let mut header = header.context("the token has characters that no token has")?;
         header.set_sensitive(true);
@@ -121,10 +145,18 @@ impl GrpcArgs {
 
     fn tls(&self) -> anyhow::Result<ClientTlsConfig> {
         let tls = ClientTlsConfig::new().with_native_roots();
-        let (Some(certificate), Some(key)) = (&self.tls_certificate_file, &self.tls_key_file) else { return Ok(tls) };
-        let read = |flag, path: &PathBuf| std::fs::read(path).map_err(|error| unreadable(flag, path, &error));
+        let (Some(certificate), Some(key)) = (&self.tls_certificate_file, &self.tls_key_file)
+        else {
+            return Ok(tls);
+        };
+        let read = |flag, path: &PathBuf| {
+            std::fs::read(path).map_err(|error| unreadable(flag, path, &error))
+        };
         let certificate = read("--tls-certificate-file", certificate)?;
-        Ok(tls.identity(Identity::from_pem(certificate, read("--tls-key-file", key)?)))
+        Ok(tls.identity(Identity::from_pem(
+            certificate,
+            read("--tls-key-file", key)?,
+        )))
     }
 
     fn channel(&self) -> anyhow::Result<Channel> {
@@ -135,7 +167,9 @@ impl GrpcArgs {
             .keep_alive_timeout(KEEPALIVE_TIMEOUT)
             .keep_alive_while_idle(true);
         let endpoint = match self.grpc_url.scheme_str() {
-            Some("https") => endpoint.tls_config(self.tls()?).context("TLS cannot be used")?,
+            Some("https") => endpoint
+                .tls_config(self.tls()?)
+                .context("TLS cannot be used")?,
             _ => endpoint,
         };
         Ok(endpoint.connect_lazy())
@@ -163,7 +197,10 @@ impl Judge {
             return is_final_for_the_broker(status);
         }
 
-        let is_refusal = matches!(status.code(), Code::Unauthenticated | Code::PermissionDenied | Code::Unimplemented);
+        let is_refusal = matches!(
+            status.code(),
+            Code::Unauthenticated | Code::PermissionDenied | Code::Unimplemented
+        );
         self.refusals = if is_refusal { self.refusals + 1 } else { 0 };
         self.refusals == REFUSALS_MAX
     }
@@ -178,7 +215,9 @@ impl Judge {
 fn is_final_for_the_broker(status: &Status) -> bool {
     // A limit on the request names the field; a limit on the server does not, and may have room again.
     let too_large = status.code() == Code::ResourceExhausted
-        && reason(status).is_some_and(|info| info.metadata.contains_key("field") || info.reason == "REQUEST_TOO_LARGE");
+        && reason(status).is_some_and(|info| {
+            info.metadata.contains_key("field") || info.reason == "REQUEST_TOO_LARGE"
+        });
     too_large
         || is_ended(status)
         || matches!(
@@ -200,7 +239,9 @@ pub(super) fn is_ended(status: &Status) -> bool {
 
 /// The broker's reason; none if the status is not a broker's.
 fn reason(status: &Status) -> Option<ErrorInfo> {
-    status.get_details_error_info().filter(|info| info.domain == DOMAIN)
+    status
+        .get_details_error_info()
+        .filter(|info| info.domain == DOMAIN)
 }
 
 /// How long the broker asks to be left alone.
@@ -220,17 +261,33 @@ pub(super) fn status_error(status: &Status, url: &str) -> anyhow::Error {
         return error;
     }
     let mut text = code_name(status.code());
-    let (reason, metadata) = reason.map(|info| (info.reason, info.metadata)).unwrap_or_default();
+    let (reason, metadata) = reason
+        .map(|info| (info.reason, info.metadata))
+        .unwrap_or_default();
     if !reason.is_empty() {
         text = format!("{text} {reason}");
     }
     let mut message = status.message().to_owned();
-    let violations = status.get_details_bad_request().map(|bad| bad.field_violations).unwrap_or_default();
-    let named = violations.iter().map(|v| format!("{}: {}", v.field, v.description)).collect::<Vec<_>>().join(", ");
+    let violations = status
+        .get_details_bad_request()
+        .map(|bad| bad.field_violations)
+        .unwrap_or_default();
+    let named = violations
+        .iter()
+        .map(|v| format!("{}: {}", v.field, v.description))
+        .collect::<Vec<_>>()
+        .join(", ");
     if !named.is_empty() && !message.contains(&named) {
-        message = if message.is_empty() { named } else { format!("{message} ({named})") };
+        message = if message.is_empty() {
+            named
+        } else {
+            format!("{message} ({named})")
+        };
     }
-    let mut metadata: Vec<_> = metadata.iter().map(|(key, value)| format!("{key}={value}")).collect();
+    let mut metadata: Vec<_> = metadata
+        .iter()
+        .map(|(key, value)| format!("{key}={value}"))
+        .collect();
     metadata.sort();
     if !metadata.is_empty() {
         message = format!("{message} [{}]", metadata.join(" "));
@@ -249,14 +306,22 @@ fn next_step(code: Code, reason: &str) -> Option<&'static str> {
         "CURSOR_EXPIRED" => {
             "start with what is left with `--from earliest`, or pass `--on-expired earliest` to be told of the gap and go on"
         }
-        "CURSOR_AHEAD" => "the log ends before it; was it restored? start again with `--from earliest`",
+        "CURSOR_AHEAD" => {
+            "the log ends before it; was it restored? start again with `--from earliest`"
+        }
         "EPOCH_MISMATCH" => {
             "the cursor is of another log, recreated or restored since; start again with `--from earliest`"
         }
-        "SUBSCRIPTION_LIMIT" => "close other subscriptions, ask for less, or have the server's limit raised",
-        "TOKEN_INVALID" => "show a token with --token-file or BLOBCAST_TOKEN; the broker's operator hands them out",
+        "SUBSCRIPTION_LIMIT" => {
+            "close other subscriptions, ask for less, or have the server's limit raised"
+        }
+        "TOKEN_INVALID" => {
+            "show a token with --token-file or BLOBCAST_TOKEN; the broker's operator hands them out"
+        }
         "ADMIN_DENIED" => "use the token of a client that has this right",
-        "SIGNING_KEY_MISSING" => "`blobcast token new signing-key NAME` makes a line for the credentials file",
+        "SIGNING_KEY_MISSING" => {
+            "`blobcast token new signing-key NAME` makes a line for the credentials file"
+        }
         "PRODUCT_DENIED" => "ask the broker's operator for this product",
         "LABEL_DENIED" => "start it again, behind the last cursor",
         "DRAINING" => "try again in a moment",
@@ -277,7 +342,9 @@ fn foreign_answer(foreign: &ForeignAnswer, url: &str) -> anyhow::Error {
         return anyhow::anyhow!("{url}: {foreign}");
     }
     if foreign.is_a_gateways() {
-        return anyhow::anyhow!("{url}: {foreign}; the broker behind it is away, or it is not set up for gRPC");
+        return anyhow::anyhow!(
+            "{url}: {foreign}; the broker behind it is away, or it is not set up for gRPC"
+        );
     }
     anyhow::anyhow!("{url}: {foreign}; is it a blobcast gRPC address? use --grpc-url")
 }
@@ -289,13 +356,17 @@ fn connection_error(status: &Status, url: &str) -> Option<anyhow::Error> {
         return Some(anyhow::anyhow!("cannot reach {url}: {cause}; {step}"));
     }
     if status.code() == Code::Unavailable {
-        return Some(anyhow::anyhow!("cannot reach {url}: {cause}; is `blobcast serve` running? use --grpc-url"));
+        return Some(anyhow::anyhow!(
+            "cannot reach {url}: {cause}; is `blobcast serve` running? use --grpc-url"
+        ));
     }
     std::error::Error::source(status)?;
     Some(match status.message() {
         // Connected, and then not understood.
         "transport error" => {
-            anyhow::anyhow!("cannot talk to {url}: {cause}; is it a blobcast gRPC address? use --grpc-url")
+            anyhow::anyhow!(
+                "cannot talk to {url}: {cause}; is it a blobcast gRPC address? use --grpc-url"
+            )
         }
         _ => anyhow::anyhow!("the connection to {url} broke: {cause}"),
     })
@@ -303,7 +374,11 @@ fn connection_error(status: &Status, url: &str) -> Option<anyhow::Error> {
 
 // The status of a failed connection says little ("transport error"); its innermost source says why.
 fn cause(status: &Status) -> String {
-    if std::error::Error::source(status).is_some() { innermost(status) } else { status.message().to_owned() }
+    if std::error::Error::source(status).is_some() {
+        innermost(status)
+    } else {
+        status.message().to_owned()
+    }
 }
 
 /// The code as the gRPC documents spell it: `OUT_OF_RANGE`.
@@ -332,19 +407,35 @@ mod tests {
 
     #[test]
     fn an_error_names_code_reason_message_details_and_the_next_step() {
-        let metadata =
-            HashMap::from([("head".to_owned(), "ff".to_owned()), ("first_available".to_owned(), "0a".to_owned())]);
+        let metadata = HashMap::from([
+            ("head".to_owned(), "ff".to_owned()),
+            ("first_available".to_owned(), "0a".to_owned()),
+        ]);
         let details = ErrorDetails::with_error_info("CURSOR_EXPIRED", "blobcast", metadata);
-        let text = rendered(&Status::with_error_details(Code::OutOfRange, "too old", details));
-        assert!(text.starts_with("OUT_OF_RANGE CURSOR_EXPIRED: too old [first_available=0a head=ff]; "), "{text}");
+        let text = rendered(&Status::with_error_details(
+            Code::OutOfRange,
+            "too old",
+            details,
+        ));
+        assert!(
+            text.starts_with("OUT_OF_RANGE CURSOR_EXPIRED: too old [first_available=0a head=ff]; "),
+            "{text}"
+        );
         assert!(text.contains("--from earliest"), "{text}");
     }
 
     #[test]
     fn a_bad_request_names_its_fields() {
         let details = ErrorDetails::with_bad_request_violation("filter.task_ids[0]", "too long");
-        let text = rendered(&Status::with_error_details(Code::InvalidArgument, "malformed", details));
-        assert_eq!(text, "INVALID_ARGUMENT: malformed (filter.task_ids[0]: too long)");
+        let text = rendered(&Status::with_error_details(
+            Code::InvalidArgument,
+            "malformed",
+            details,
+        ));
+        assert_eq!(
+            text,
+            "INVALID_ARGUMENT: malformed (filter.task_ids[0]: too long)"
+        );
     }
 
     #[test]
@@ -358,26 +449,54 @@ mod tests {
 
     #[test]
     fn codes_are_spelt_as_in_the_documents() {
-        let names = [Code::Ok, Code::OutOfRange, Code::DataLoss, Code::Unauthenticated].map(code_name);
-        assert_eq!(names, ["OK", "OUT_OF_RANGE", "DATA_LOSS", "UNAUTHENTICATED"]);
+        let names = [
+            Code::Ok,
+            Code::OutOfRange,
+            Code::DataLoss,
+            Code::Unauthenticated,
+        ]
+        .map(code_name);
+        assert_eq!(
+            names,
+            ["OK", "OUT_OF_RANGE", "DATA_LOSS", "UNAUTHENTICATED"]
+        );
     }
 
     fn of_broker(code: Code, reason: &str, key: &str) -> Status {
         let metadata = HashMap::from([(key.to_owned(), "1".to_owned())]);
-        Status::with_error_details(code, "", ErrorDetails::with_error_info(reason, DOMAIN, metadata))
+        Status::with_error_details(
+            code,
+            "",
+            ErrorDetails::with_error_info(reason, DOMAIN, metadata),
+        )
     }
 
     #[test]
     fn only_errors_of_a_broker_that_a_retry_cannot_help_are_final() {
-        let is_final = |reason, key| Judge::default().is_final(&of_broker(Code::ResourceExhausted, reason, key));
+        let is_final = |reason, key| {
+            Judge::default().is_final(&of_broker(Code::ResourceExhausted, reason, key))
+        };
         assert!(is_final("REQUEST_TOO_LARGE", "limit") && is_final("SUBSCRIPTION_LIMIT", "field"));
-        assert!(!is_final("SUBSCRIPTION_LIMIT", "limit"), "the server may have room again");
+        assert!(
+            !is_final("SUBSCRIPTION_LIMIT", "limit"),
+            "the server may have room again"
+        );
         let by_admin = |reason| Judge::default().is_final(&of_broker(Code::Aborted, reason, "k"));
         assert!(by_admin("SUBSCRIPTION_ENDED") && !by_admin("REPLACED"));
-        let finals = (0..17).map(Code::from).filter(|&code| Judge::default().is_final(&of_broker(code, "R", "k")));
-        let expected =
-            ["INVALID_ARGUMENT", "PERMISSION_DENIED", "FAILED_PRECONDITION", "OUT_OF_RANGE", "UNIMPLEMENTED"];
-        let expected: Vec<_> = expected.into_iter().chain(["DATA_LOSS", "UNAUTHENTICATED"]).collect();
+        let finals = (0..17)
+            .map(Code::from)
+            .filter(|&code| Judge::default().is_final(&of_broker(code, "R", "k")));
+        let expected = [
+            "INVALID_ARGUMENT",
+            "PERMISSION_DENIED",
+            "FAILED_PRECONDITION",
+            "OUT_OF_RANGE",
+            "UNIMPLEMENTED",
+        ];
+        let expected: Vec<_> = expected
+            .into_iter()
+            .chain(["DATA_LOSS", "UNAUTHENTICATED"])
+            .collect();
         assert_eq!(finals.map(code_name).collect::<Vec<_>>(), expected);
     }
 
@@ -385,16 +504,33 @@ mod tests {
     fn an_error_that_is_not_a_brokers_passes_unless_it_is_a_refusal_and_comes_three_times() {
         for code in (1..17).map(Code::from) {
             let mut judge = Judge::default();
-            let finals = (0..4).map(|_| judge.is_final(&Status::new(code, ""))).collect::<Vec<_>>();
-            let is_refusal = ["UNAUTHENTICATED", "PERMISSION_DENIED", "UNIMPLEMENTED"].contains(&&*code_name(code));
+            let finals = (0..4)
+                .map(|_| judge.is_final(&Status::new(code, "")))
+                .collect::<Vec<_>>();
+            let is_refusal = ["UNAUTHENTICATED", "PERMISSION_DENIED", "UNIMPLEMENTED"]
+                .contains(&&*code_name(code));
             assert_eq!(finals, [false, false, is_refusal, false], "{code:?}");
         }
         let mut judge = Judge::default();
         let mut says = |code| judge.is_final(&Status::new(code, ""));
         use Code::{Unavailable, Unimplemented};
-        let codes = [Unimplemented, Unimplemented, Unavailable, Unimplemented, Unimplemented, Unimplemented];
-        assert_eq!(codes.map(&mut says), [false, false, false, false, false, true]);
+        let codes = [
+            Unimplemented,
+            Unimplemented,
+            Unavailable,
+            Unimplemented,
+            Unimplemented,
+            Unimplemented,
+        ];
+        assert_eq!(
+            codes.map(&mut says),
+            [false, false, false, false, false, true]
+        );
         let of_another = ErrorDetails::with_error_info("R", "envoy", HashMap::new());
-        assert!(!Judge::default().is_final(&Status::with_error_details(Code::OutOfRange, "", of_another)));
+        assert!(!Judge::default().is_final(&Status::with_error_details(
+            Code::OutOfRange,
+            "",
+            of_another
+        )));
     }
 }

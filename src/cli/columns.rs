@@ -33,17 +33,34 @@ pub(super) fn cut(text: &str, width_max: usize) -> Cow<'_, str> {
         return text.into();
     }
     let fits = |end: &usize| text[..*end].width() < width_max;
-    let end = text.char_indices().map(|(end, _)| end).take_while(fits).last().unwrap_or_default();
+    let end = text
+        .char_indices()
+        .map(|(end, _)| end)
+        .take_while(fits)
+        .last()
+        .unwrap_or_default();
     format!("{}{ELLIPSIS}", &text[..end]).into()
 }
 
 /// A table with aligned columns that fits a screen; the last column is not padded. Where the screen is too narrow for its
 /// columns, each row is a block of lines instead, a line for each column. Whatever is cut off is in the JSON output. The first
 /// column names the row and is not cut.
-pub(super) fn table<const N: usize>(header: [&str; N], rows: &[[String; N]], screen_width: Option<usize>) -> String {
-    let cells: Vec<[Cow<'_, str>; N]> =
-        rows.iter().map(|row| std::array::from_fn(|column| printable(&row[column]))).collect();
-    let widest = |column: usize| cells.iter().map(|row| row[column].width()).max().unwrap_or_default();
+pub(super) fn table<const N: usize>(
+    header: [&str; N],
+    rows: &[[String; N]],
+    screen_width: Option<usize>,
+) -> String {
+    let cells: Vec<[Cow<'_, str>; N]> = rows
+        .iter()
+        .map(|row| std::array::from_fn(|column| printable(&row[column])))
+        .collect();
+    let widest = |column: usize| {
+        cells
+            .iter()
+            .map(|row| row[column].width())
+            .max()
+            .unwrap_or_default()
+    };
     let needed = std::array::from_fn(|column| widest(column).max(header[column].width()));
     let widths = fitted(needed, header, screen_width);
     if let Some(screen) = screen_width
@@ -54,7 +71,9 @@ pub(super) fn table<const N: usize>(header: [&str; N], rows: &[[String; N]], scr
 
     let mut text = String::new();
     for line in std::iter::once(header.map(Cow::Borrowed)).chain(cells) {
-        let padded: Vec<_> = (0..N).map(|column| pad(&cut(&line[column], widths[column]), widths[column])).collect();
+        let padded: Vec<_> = (0..N)
+            .map(|column| pad(&cut(&line[column], widths[column]), widths[column]))
+            .collect();
         text.push_str(padded.join(&" ".repeat(GAP)).trim_end());
         text.push('\n');
     }
@@ -62,29 +81,57 @@ pub(super) fn table<const N: usize>(header: [&str; N], rows: &[[String; N]], scr
 }
 
 /// Each row as lines of a name and a value, with an empty line between two rows.
-fn blocks<const N: usize>(header: [&str; N], rows: &[[Cow<'_, str>; N]], screen_width: usize) -> String {
-    let names = header.iter().map(|name| name.width()).max().unwrap_or_default();
-    let room = screen_width.saturating_sub(names + GAP).max(COLUMN_WIDTH_MIN);
+fn blocks<const N: usize>(
+    header: [&str; N],
+    rows: &[[Cow<'_, str>; N]],
+    screen_width: usize,
+) -> String {
+    let names = header
+        .iter()
+        .map(|name| name.width())
+        .max()
+        .unwrap_or_default();
+    let room = screen_width
+        .saturating_sub(names + GAP)
+        .max(COLUMN_WIDTH_MIN);
     let block = |row: &[Cow<'_, str>; N]| -> String {
-        let shown = |column: usize| if column == 0 { row[0].clone() } else { cut(&row[column], room) };
-        let line =
-            |column| format!("{}{}", pad(header[column], names + GAP), shown(column)).trim_end().to_owned() + "\n";
+        let shown = |column: usize| {
+            if column == 0 {
+                row[0].clone()
+            } else {
+                cut(&row[column], room)
+            }
+        };
+        let line = |column| {
+            format!("{}{}", pad(header[column], names + GAP), shown(column))
+                .trim_end()
+                .to_owned()
+                + "\n"
+        };
         (0..N).map(line).collect()
     };
     rows.iter().map(block).collect::<Vec<_>>().join("\n")
 }
 
 /// What columns may have: takes from the widest until all fit.
-fn fitted<const N: usize>(mut widths: [usize; N], header: [&str; N], screen_width: Option<usize>) -> [usize; N] {
+fn fitted<const N: usize>(
+    mut widths: [usize; N],
+    header: [&str; N],
+    screen_width: Option<usize>,
+) -> [usize; N] {
     let least = |column: usize| header[column].width().max(COLUMN_WIDTH_MIN);
-    let room = screen_width.unwrap_or(usize::MAX).saturating_sub(GAP * (N - 1));
+    let room = screen_width
+        .unwrap_or(usize::MAX)
+        .saturating_sub(GAP * (N - 1));
     let widest_max = screen_width.unwrap_or(COLUMN_WIDTH_MAX);
     for width in &mut widths[1..] {
         *width = (*width).min(widest_max);
     }
     while widths.iter().sum::<usize>() > room {
         let wide = (1..N).filter(|&column| widths[column] > least(column));
-        let Some(widest) = wide.max_by_key(|&column| widths[column]) else { break };
+        let Some(widest) = wide.max_by_key(|&column| widths[column]) else {
+            break;
+        };
         widths[widest] -= 1;
     }
     widths
@@ -98,33 +145,69 @@ mod tests {
 
     #[test]
     fn columns_are_as_wide_as_their_widest_cell() {
-        let rows = [["a".into(), "1".into(), "x".into()], ["äöü".into(), "22".into(), String::new()]];
-        assert_eq!(table(["id", "n", "last"], &rows, None), "id   n   last\na    1   x\näöü  22\n");
+        let rows = [
+            ["a".into(), "1".into(), "x".into()],
+            ["äöü".into(), "22".into(), String::new()],
+        ];
+        assert_eq!(
+            table(["id", "n", "last"], &rows, None),
+            "id   n   last\na    1   x\näöü  22\n"
+        );
     }
 
     #[test]
     fn columns_line_up_by_what_is_seen() {
-        let rows = [["日本".into(), "1".into()], ["e\u{301}".into(), "2".into()], ["\u{202e}".into(), "3".into()]];
-        assert_eq!(table(["id", "n"], &rows, None), "id        n\n日本      1\ne\u{301}         2\n\\u{202e}  3\n");
+        let rows = [
+            ["日本".into(), "1".into()],
+            ["e\u{301}".into(), "2".into()],
+            ["\u{202e}".into(), "3".into()],
+        ];
+        assert_eq!(
+            table(["id", "n"], &rows, None),
+            "id        n\n日本      1\ne\u{301}         2\n\\u{202e}  3\n"
+        );
     }
 
     #[test]
     fn a_long_value_is_cut_and_leaves_the_other_rows_alone() {
-        let rows = |long: usize| [["1".into(), "x".repeat(long), "y".into()], ["2".into(), "b".into(), "c".into()]];
+        let rows = |long: usize| {
+            [
+                ["1".into(), "x".repeat(long), "y".into()],
+                ["2".into(), "b".into(), "c".into()],
+            ]
+        };
         let lines = |long, screen| table(["ID", "TARGET", "DETAIL"], &rows(long), screen);
-        assert_eq!(lines(64, None).lines().nth(1), Some(&*format!("1   {}  y", "x".repeat(64))));
-        assert_eq!(lines(65, None).lines().nth(1), Some(&*format!("1   {}…  y", "x".repeat(63))));
+        assert_eq!(
+            lines(64, None).lines().nth(1),
+            Some(&*format!("1   {}  y", "x".repeat(64)))
+        );
+        assert_eq!(
+            lines(65, None).lines().nth(1),
+            Some(&*format!("1   {}…  y", "x".repeat(63)))
+        );
         // 2 for the id, 6 for the detail, and two gaps.
-        assert_eq!(lines(28, Some(40)).lines().nth(1), Some(&*format!("1   {}  y", "x".repeat(28))));
-        assert_eq!(lines(29, Some(40)).lines().nth(1), Some(&*format!("1   {}…  y", "x".repeat(27))));
+        assert_eq!(
+            lines(28, Some(40)).lines().nth(1),
+            Some(&*format!("1   {}  y", "x".repeat(28)))
+        );
+        assert_eq!(
+            lines(29, Some(40)).lines().nth(1),
+            Some(&*format!("1   {}…  y", "x".repeat(27)))
+        );
         let cut = lines(15_000, None);
-        assert!(cut.lines().all(|line| line.width() <= 2 + 64 + 6 + 4), "{cut}");
+        assert!(
+            cut.lines().all(|line| line.width() <= 2 + 64 + 6 + 4),
+            "{cut}"
+        );
     }
 
     #[test]
     fn columns_that_do_not_fit_become_lines_and_the_id_is_never_cut() {
         let id = "i".repeat(36);
-        let rows = [[id.clone(), "x".repeat(90), "y".into()], ["2".into(), String::new(), "z".into()]];
+        let rows = [
+            [id.clone(), "x".repeat(90), "y".into()],
+            ["2".into(), String::new(), "z".into()],
+        ];
         let header = ["ID", "CLIENT", "A LONG FILTER"];
         // The id, two gaps, the least of a column, and a header.
         let narrow = 36 + 4 + 8 + 13;

@@ -39,12 +39,21 @@ pub(super) struct EraseArgs {
 }
 
 pub(super) async fn run(args: EraseArgs) -> anyhow::Result<ExitCode> {
-    let request = v1::EraseTaskRequest { product: args.product.to_string(), task_id: args.task_id.to_string() };
+    let request = v1::EraseTaskRequest {
+        product: args.product.to_string(),
+        task_id: args.task_id.to_string(),
+    };
     let answer = args.grpc.admin()?.erase_task(request).await;
-    let v1::EraseTaskResponse { erased_count, erased_bytes } =
-        answer.map_err(|status| args.grpc.error(&status))?.into_inner();
+    let v1::EraseTaskResponse {
+        erased_count,
+        erased_bytes,
+    } = answer
+        .map_err(|status| args.grpc.error(&status))?
+        .into_inner();
     let events = if erased_count == 1 { "event" } else { "events" };
-    output::emit_line(&format!("{erased_count} {events} erased, {erased_bytes} bytes"))?;
+    output::emit_line(&format!(
+        "{erased_count} {events} erased, {erased_bytes} bytes"
+    ))?;
     note("backups that were taken before still have them");
     Ok(ExitCode::SUCCESS)
 }

@@ -78,7 +78,8 @@ impl Forwarder {
         let problem = |problem| Usage(format!("--forward-to: {problem}"));
         let (url, authorization) = without_user(args::http_url(url).map_err(problem)?);
         let secret = secret_file.map(|path| {
-            let read = std::fs::read(path).map_err(|error| output::unreadable("the secret in", path, &error))?;
+            let read = std::fs::read(path)
+                .map_err(|error| output::unreadable("the secret in", path, &error))?;
             let named = path.display();
             anyhow::ensure!(
                 !read.trim_ascii().is_empty(),
@@ -105,23 +106,35 @@ impl Forwarder {
             let (said, retry_after) = match answer {
                 Ok(answer) => match verdict(answer.status()) {
                     Verdict::Taken => {
-                        output::note(&format!("forwarded {}: {} in {took}", event.task_id, answer.status()));
+                        output::note(&format!(
+                            "forwarded {}: {} in {took}",
+                            event.task_id,
+                            answer.status()
+                        ));
                         return Ok(());
                     }
                     Verdict::Refused => {
                         let answer = refusal(&answer);
-                        output::note(&format!("refused {}: {answer} in {took}; going on with the next", event.task_id));
+                        output::note(&format!(
+                            "refused {}: {answer} in {took}; going on with the next",
+                            event.task_id
+                        ));
                         return Ok(());
                     }
-                    Verdict::TryAgain => {
-                        (format!("{} in {took}", answer.status()), retry_after(&answer, Timestamp::now()))
-                    }
+                    Verdict::TryAgain => (
+                        format!("{} in {took}", answer.status()),
+                        retry_after(&answer, Timestamp::now()),
+                    ),
                 },
                 Err(error) => (format!("{error:#}"), None),
             };
             let delay = backoff.next(retry_after);
             let again = format!("same event again in {:.1} s", delay.as_secs_f64());
-            output::note(&format!("cannot forward {} to {}: {said}; {again}", event.task_id, Shown(&self.url)));
+            output::note(&format!(
+                "cannot forward {} to {}: {said}; {again}",
+                event.task_id,
+                Shown(&self.url)
+            ));
             tokio::time::sleep(delay).await;
         }
     }
@@ -131,7 +144,12 @@ impl Forwarder {
         let labels = labels(event);
         let mut url = with_labels(&self.url, &labels);
         for _ in 0..=REDIRECTS_MAX {
-            let answer = http::send(self.client_for(&url), self.request(&url, &labels, event)?, ANSWER_TIMEOUT).await?;
+            let answer = http::send(
+                self.client_for(&url),
+                self.request(&url, &labels, event)?,
+                ANSWER_TIMEOUT,
+            )
+            .await?;
             match redirect(&url, &answer) {
                 Some(target) => url = target,
                 None => return Ok(answer),
@@ -168,7 +186,11 @@ impl Forwarder {
         }
         if let Some(secret) = &self.secret {
             let tag = hmac::sign(secret, &event.raw_body);
-            let hex: String = tag.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
+            let hex: String = tag
+                .as_ref()
+                .iter()
+                .map(|byte| format!("{byte:02x}"))
+                .collect();
             request = request.header("x-runblob-signature", hex);
         }
         Ok(request.body(Full::new(event.raw_body.clone()))?)
@@ -186,9 +208,14 @@ fn verdict(status: StatusCode) -> Verdict {
 
 fn refusal(answer: &Response<Bytes>) -> String {
     let status = answer.status();
-    let target = answer.headers().get(LOCATION).and_then(|target| target.to_str().ok()?.parse().ok());
+    let target = answer
+        .headers()
+        .get(LOCATION)
+        .and_then(|target| target.to_str().ok()?.parse().ok());
     match target {
-        Some(target) if status.is_redirection() => format!("{status} to {}, which is not followed,", Shown(&target)),
+        Some(target) if status.is_redirection() => {
+            format!("{status} to {}, which is not followed,", Shown(&target))
+        }
         _ => status.to_string(),
     }
 }
@@ -208,12 +235,18 @@ fn retry_after(answer: &Response<Bytes>, now: Timestamp) -> Option<Duration> {
 
 /// Where 307 and 308 lead, if to the same host and port, or from http:// to https:// by their usual ports.
 fn redirect(from: &Uri, answer: &Response<Bytes>) -> Option<Uri> {
-    if !matches!(answer.status(), StatusCode::TEMPORARY_REDIRECT | StatusCode::PERMANENT_REDIRECT) {
+    if !matches!(
+        answer.status(),
+        StatusCode::TEMPORARY_REDIRECT | StatusCode::PERMANENT_REDIRECT
+    ) {
         return None;
     }
     let location = answer.headers().get(LOCATION)?.to_str().ok()?;
     let (scheme, host) = (from.scheme_str()?, from.authority()?.as_str());
-    let has_scheme = location.split(['/', '?', '#']).next().is_some_and(|begin| begin.ends_with(':'));
+    let has_scheme = location
+        .split(['/', '?', '#'])
+        .next()
+        .is_some_and(|begin| begin.ends_with(':'));
     let absolute = if has_scheme {
         location.to_owned()
     } else if location.starts_with("//") {
@@ -228,7 +261,8 @@ fn redirect(from: &Uri, answer: &Response<Bytes>) -> Option<Uri> {
     };
     let (target, _) = without_user(args::http_url(&absolute).ok()?);
 
-    let is_secured = from.scheme() == Some(&Scheme::HTTP) && target.scheme() == Some(&Scheme::HTTPS);
+    let is_secured =
+        from.scheme() == Some(&Scheme::HTTP) && target.scheme() == Some(&Scheme::HTTPS);
     let same_host = from.host()?.eq_ignore_ascii_case(target.host()?);
     let (old, new) = (port(from), port(&target));
     let same_place = from.scheme() == target.scheme() && old == new;
@@ -236,11 +270,20 @@ fn redirect(from: &Uri, answer: &Response<Bytes>) -> Option<Uri> {
 }
 
 fn port(url: &Uri) -> u16 {
-    url.port_u16().unwrap_or(if url.scheme() == Some(&Scheme::HTTPS) { 443 } else { 80 })
+    url.port_u16()
+        .unwrap_or(if url.scheme() == Some(&Scheme::HTTPS) {
+            443
+        } else {
+            80
+        })
 }
 
 fn labels(event: &v1::Event) -> Vec<(String, String)> {
-    let mut labels: Vec<_> = event.labels.iter().map(|(key, value)| (key.clone(), value.clone())).collect();
+    let mut labels: Vec<_> = event
+        .labels
+        .iter()
+        .map(|(key, value)| (key.clone(), value.clone()))
+        .collect();
     labels.sort();
     labels
 }
@@ -252,16 +295,28 @@ mod tests {
     use super::*;
 
     fn answer(status: u16, headers: &[(&'static str, &str)]) -> Response<Bytes> {
-        let with = |answer: hyper::http::response::Builder, &(name, value): &(_, &str)| answer.header(name, value);
-        headers.iter().fold(Response::builder().status(status), with).body(Bytes::new()).unwrap()
+        let with = |answer: hyper::http::response::Builder, &(name, value): &(_, &str)| {
+            answer.header(name, value)
+        };
+        headers
+            .iter()
+            .fold(Response::builder().status(status), with)
+            .body(Bytes::new())
+            .unwrap()
     }
 
     #[test]
     fn what_is_of_the_moment_is_worth_another_try() {
         let verdict = |code| verdict(StatusCode::from_u16(code).unwrap());
         assert_eq!([200, 204].map(verdict), [Verdict::Taken, Verdict::Taken]);
-        assert_eq!([302, 307, 400, 404, 413, 422].map(verdict), [const { Verdict::Refused }; 6]);
-        assert_eq!([408, 425, 429, 500, 503].map(verdict), [const { Verdict::TryAgain }; 5]);
+        assert_eq!(
+            [302, 307, 400, 404, 413, 422].map(verdict),
+            [const { Verdict::Refused }; 6]
+        );
+        assert_eq!(
+            [408, 425, 429, 500, 503].map(verdict),
+            [const { Verdict::TryAgain }; 5]
+        );
     }
 
     #[test]
@@ -286,7 +341,8 @@ mod tests {
     fn only_redirects_that_keep_the_method_and_the_host_are_followed() {
         let from = Uri::from_static("http://example.com/a/hook?x=1");
         let followed = |status, location: &str| {
-            redirect(&from, &answer(status, &[("location", location)])).map(|target| target.to_string())
+            redirect(&from, &answer(status, &[("location", location)]))
+                .map(|target| target.to_string())
         };
         for (location, target) in [
             ("http://example.com/b?y=2", "http://example.com/b?y=2"),
@@ -295,35 +351,73 @@ mod tests {
             ("//example.com/b", "http://example.com/b"),
             ("/b?y=2", "http://example.com/b?y=2"),
             ("b", "http://example.com/a/b"),
-            ("/b?next=https://example.org/", "http://example.com/b?next=https://example.org/"),
-            ("b?next=https://example.org/", "http://example.com/a/b?next=https://example.org/"),
+            (
+                "/b?next=https://example.org/",
+                "http://example.com/b?next=https://example.org/",
+            ),
+            (
+                "b?next=https://example.org/",
+                "http://example.com/a/b?next=https://example.org/",
+            ),
             ("?y=2", "http://example.com/a/hook?y=2"),
             ("http://u:p@example.com/b", "http://example.com/b"),
         ] {
-            assert_eq!(followed(307, location).as_deref(), Some(target), "{location}");
-            assert_eq!(followed(308, location).as_deref(), Some(target), "{location}");
+            assert_eq!(
+                followed(307, location).as_deref(),
+                Some(target),
+                "{location}"
+            );
+            assert_eq!(
+                followed(308, location).as_deref(),
+                Some(target),
+                "{location}"
+            );
             assert_eq!(followed(302, location), None, "{location}");
         }
-        for location in
-            ["http://example.org/b", "http://example.com:81/b", "https://example.com:8443/b", "ftp://example.com"]
-        {
+        for location in [
+            "http://example.org/b",
+            "http://example.com:81/b",
+            "https://example.com:8443/b",
+            "ftp://example.com",
+        ] {
             assert_eq!(followed(308, location), None, "{location}");
         }
         let secure = Uri::from_static("https://example.com/hook");
-        assert_eq!(redirect(&secure, &answer(308, &[("location", "http://example.com/hook")])), None);
+        assert_eq!(
+            redirect(
+                &secure,
+                &answer(308, &[("location", "http://example.com/hook")])
+            ),
+            None
+        );
         assert_eq!(redirect(&secure, &answer(308, &[])), None);
     }
 
     #[test]
     fn a_user_and_a_password_become_a_header_and_are_not_shown() {
-        let forwarder = Forwarder::new("https://us%3Aer:p%40ss+w@example.com:1/hook?token=t", None).unwrap();
+        let forwarder =
+            Forwarder::new("https://us%3Aer:p%40ss+w@example.com:1/hook?token=t", None).unwrap();
         assert_eq!(forwarder.url, "https://example.com:1/hook?token=t");
-        assert_eq!(Shown(&forwarder.url).to_string(), "https://example.com:1/hook?…");
+        assert_eq!(
+            Shown(&forwarder.url).to_string(),
+            "https://example.com:1/hook?…"
+        );
         let header = forwarder.authorization.as_ref().unwrap();
-        assert_eq!(header, &format!("Basic {}", BASE64_STANDARD.encode("us:er:p@ss+w")));
+        assert_eq!(
+            header,
+            &format!("Basic {}", BASE64_STANDARD.encode("us:er:p@ss+w"))
+        );
         assert_eq!(format!("{header:?}"), "Sensitive");
-        assert_eq!(Forwarder::new("example.com", None).unwrap().authorization, None);
-        let wrong = Forwarder::new("ftp://user:hunter2@example.com", None).err().unwrap();
-        assert!(wrong.is::<Usage>() && !wrong.to_string().contains("hunter2"), "{wrong}");
+        assert_eq!(
+            Forwarder::new("example.com", None).unwrap().authorization,
+            None
+        );
+        let wrong = Forwarder::new("ftp://user:hunter2@example.com", None)
+            .err()
+            .unwrap();
+        assert!(
+            wrong.is::<Usage>() && !wrong.to_string().contains("hunter2"),
+            "{wrong}"
+        );
     }
 }

@@ -59,5 +59,9 @@ pub(super) async fn run(args: HealthcheckArgs) -> anyhow::Result<ExitCode> {
     })?;
     let body = String::from_utf8_lossy(answer.body());
     output::emit_lines(body.trim_end())?;
-    Ok(if answer.status().is_success() { ExitCode::SUCCESS } else { ExitCode::from(EXIT_OTHER) })
+    Ok(if answer.status().is_success() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::from(EXIT_OTHER)
+    })
 }

@@ -101,8 +101,11 @@ pub(super) async fn get(args: GetArgs) -> anyhow::Result<ExitCode> {
     }
     let (task_id, include_raw) = (args.task_id.to_string(), args.include_raw);
     let product = args.product.as_ref().map(ToString::to_string);
-    let request =
-        v1::GetTaskRequest { task_id: task_id.clone(), include_raw, product: product.clone().unwrap_or_default() };
+    let request = v1::GetTaskRequest {
+        task_id: task_id.clone(),
+        include_raw,
+        product: product.clone().unwrap_or_default(),
+    };
     let mut client = args.grpc.events()?;
     let mut printer = EventPrinter::new(args.output);
     let of_task = || v1::ListEventsRequest {
@@ -137,9 +140,20 @@ async fn print_raw(
     mut client: EventServiceClient<Connection>,
     of_task: v1::ListEventsRequest,
 ) -> anyhow::Result<ExitCode> {
-    let newest = v1::ListEventsRequest { page_size: 1, order: v1::Order::NewestFirst.into(), ..of_task };
-    let page = client.list_events(newest).await.map_err(|status| grpc.error(&status))?.into_inner();
-    let event = page.events.first().ok_or_else(|| anyhow::anyhow!("no event of the task is retained"))?;
+    let newest = v1::ListEventsRequest {
+        page_size: 1,
+        order: v1::Order::NewestFirst.into(),
+        ..of_task
+    };
+    let page = client
+        .list_events(newest)
+        .await
+        .map_err(|status| grpc.error(&status))?
+        .into_inner();
+    let event = page
+        .events
+        .first()
+        .ok_or_else(|| anyhow::anyhow!("no event of the task is retained"))?;
     let mut pieces = raw::Pieces::new(&mut client, &event.cursor);
     while let Some(piece) = pieces.next().await.map_err(|status| grpc.error(&status))? {
         output::emit(&piece)?;
@@ -155,7 +169,9 @@ async fn print_event(
     include_raw: bool,
 ) -> anyhow::Result<()> {
     if include_raw {
-        raw::complete(client, &mut event).await.map_err(|status| grpc.error(&status))?;
+        raw::complete(client, &mut event)
+            .await
+            .map_err(|status| grpc.error(&status))?;
     }
     printer.print(&event)
 }
@@ -164,7 +180,14 @@ pub(super) async fn events(args: EventsArgs) -> anyhow::Result<ExitCode> {
     let request = request(&args, Timestamp::now())?;
     let mut printer = EventPrinter::new(args.output);
     let limit = args.limit.unwrap_or(u64::MAX);
-    print_pages(&args.grpc, args.grpc.events()?, request, &mut printer, limit).await?;
+    print_pages(
+        &args.grpc,
+        args.grpc.events()?,
+        request,
+        &mut printer,
+        limit,
+    )
+    .await?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -195,7 +218,9 @@ async fn print_pages(
 }
 
 fn has_reason(status: &Status, reason: &str) -> bool {
-    status.get_details_error_info().is_some_and(|info| info.reason == reason)
+    status
+        .get_details_error_info()
+        .is_some_and(|info| info.reason == reason)
 }
 
 fn request(args: &EventsArgs, now: Timestamp) -> anyhow::Result<v1::ListEventsRequest> {

@@ -33,11 +33,17 @@ pub(super) async fn send(
         let answer = client.request(request).await.map_err(|error| {
             let step = untrusted(&error);
             let cause = innermost(&error);
-            step.map_or_else(|| anyhow::anyhow!("{error}: {cause}"), |step| anyhow::anyhow!("{error}: {cause}; {step}"))
+            step.map_or_else(
+                || anyhow::anyhow!("{error}: {cause}"),
+                |step| anyhow::anyhow!("{error}: {cause}; {step}"),
+            )
         })?;
         let (head, body) = answer.into_parts();
         let body = Limited::new(body, ANSWER_BYTES_MAX).collect().await;
-        Ok(Response::from_parts(head, body.map(|body| body.to_bytes()).unwrap_or_default()))
+        Ok(Response::from_parts(
+            head,
+            body.map(|body| body.to_bytes()).unwrap_or_default(),
+        ))
     };
     match tokio::time::timeout(timeout, exchange).await {
         Ok(done) => done,

@@ -20,7 +20,8 @@ use super::{
     render::{EventPrinter, JSON_HELP, JSON_HELP_OF_BODY},
 };
 use crate::wire::v1::{
-    self, event_service_client::EventServiceClient, subscribe_request::Start, subscribe_response::Content,
+    self, event_service_client::EventServiceClient, subscribe_request::Start,
+    subscribe_response::Content,
 };
 
 /// A quiet stream says something this often, unless it told otherwise.
@@ -108,12 +109,18 @@ pub(super) async fn run(args: ListenArgs) -> anyhow::Result<ExitCode> {
 #[derive(Debug)]
 enum End {
     Finished,
-    Broken { why: String, reconnect_after: Option<Duration> },
+    Broken {
+        why: String,
+        reconnect_after: Option<Duration>,
+    },
 }
 
 impl End {
     fn broken(why: impl Into<String>) -> Self {
-        Self::Broken { why: why.into(), reconnect_after: None }
+        Self::Broken {
+            why: why.into(),
+            reconnect_after: None,
+        }
     }
 }
 
@@ -133,12 +140,18 @@ struct Listener {
 impl Listener {
     fn new(args: ListenArgs, now: Timestamp) -> anyhow::Result<Self> {
         let request = request(&args, now)?;
-        let forwarder = args.forward_to.as_deref().map(|url| Forwarder::new(url, args.forward_secret_file.as_deref()));
+        let forwarder = args
+            .forward_to
+            .as_deref()
+            .map(|url| Forwarder::new(url, args.forward_secret_file.as_deref()));
         let forwarder = forwarder.transpose()?;
         Ok(Self {
             client: args.grpc.events()?,
             grpc: args.grpc,
-            place: Place { request, cursor: None },
+            place: Place {
+                request,
+                cursor: None,
+            },
             remaining: args.count,
             printer: EventPrinter::new(args.output),
             print_raw: args.include_raw,
@@ -153,10 +166,21 @@ impl Listener {
         loop {
             match self.follow().await? {
                 End::Finished => return Ok(()),
-                End::Broken { why, reconnect_after } => {
+                End::Broken {
+                    why,
+                    reconnect_after,
+                } => {
                     let delay = self.backoff.next(reconnect_after);
-                    let from = self.place.cursor.as_ref().map(|cursor| format!(" from {cursor}")).unwrap_or_default();
-                    note(&format!("{why}; connecting again in {:.1} s{from}", delay.as_secs_f64()));
+                    let from = self
+                        .place
+                        .cursor
+                        .as_ref()
+                        .map(|cursor| format!(" from {cursor}"))
+                        .unwrap_or_default();
+                    note(&format!(
+                        "{why}; connecting again in {:.1} s{from}",
+                        delay.as_secs_f64()
+                    ));
                     tokio::time::sleep(delay).await;
                 }
             }
@@ -197,8 +221,12 @@ impl Listener {
         match content {
             Content::Event(event) => return self.take_event(event).await,
             Content::Subscribed(subscribed) => {
-                let told = subscribed.limits.and_then(|limits| limits.heartbeat_interval);
-                self.heartbeat = told.and_then(|interval| interval.try_into().ok()).unwrap_or(HEARTBEAT);
+                let told = subscribed
+                    .limits
+                    .and_then(|limits| limits.heartbeat_interval);
+                self.heartbeat = told
+                    .and_then(|interval| interval.try_into().ok())
+                    .unwrap_or(HEARTBEAT);
                 self.place.subscribed(subscribed.cursor);
             }
             Content::CaughtUp(caught_up) => {
@@ -206,18 +234,29 @@ impl Listener {
                 self.place.reached(caught_up.cursor);
             }
             Content::FellBehind(fell_behind) => {
-                note(&format!("fell behind by {} events; reading them from the log", fell_behind.lag));
+                note(&format!(
+                    "fell behind by {} events; reading them from the log",
+                    fell_behind.lag
+                ));
                 self.place.reached(fell_behind.cursor);
             }
             Content::Progress(progress) => self.place.reached(progress.cursor),
             Content::Gap(gap) => {
-                note(&format!("gap: events behind {} up to {} are gone ({})", gap.after, gap.through, gap.reason));
+                note(&format!(
+                    "gap: events behind {} up to {} are gone ({})",
+                    gap.after, gap.through, gap.reason
+                ));
                 self.place.reached(gap.through);
             }
             Content::GoingAway(going_away) => {
                 self.place.reached(going_away.cursor);
-                let reconnect_after = going_away.reconnect_after.and_then(|after| after.try_into().ok());
-                return Ok(Some(End::Broken { why: "the broker is going away".to_owned(), reconnect_after }));
+                let reconnect_after = going_away
+                    .reconnect_after
+                    .and_then(|after| after.try_into().ok());
+                return Ok(Some(End::Broken {
+                    why: "the broker is going away".to_owned(),
+                    reconnect_after,
+                }));
             }
             Content::Completed(completed) => {
                 self.place.reached(completed.cursor);
@@ -257,7 +296,10 @@ impl Listener {
             }
             return Err(error);
         }
-        Ok(End::Broken { why: format!("{error:#}"), reconnect_after: client::retry_delay(status) })
+        Ok(End::Broken {
+            why: format!("{error:#}"),
+            reconnect_after: client::retry_delay(status),
+        })
     }
 }
 
@@ -286,7 +328,11 @@ impl Place {
     /// A stream that begins at the head would begin at a later head after a break. Any other is asked for again as it was: nothing
     /// was delivered yet, and retention may pass the place where it began.
     fn subscribed(&mut self, cursor: String) {
-        let names_tasks = self.request.filter.as_ref().is_some_and(|filter| !filter.task_ids.is_empty());
+        let names_tasks = self
+            .request
+            .filter
+            .as_ref()
+            .is_some_and(|filter| !filter.task_ids.is_empty());
         let begins_at_head = match &self.request.start {
             Some(Start::Position(position)) => *position == i32::from(v1::StartPosition::Latest),
             Some(_) => false,
@@ -301,7 +347,9 @@ impl Place {
 fn request(args: &ListenArgs, now: Timestamp) -> anyhow::Result<v1::SubscribeRequest> {
     let filter = args.filter.to_wire()?;
     if args.until_terminal && filter.task_ids.is_empty() {
-        return Err(Usage("--until-terminal needs --task: name the tasks to wait for".into()).into());
+        return Err(
+            Usage("--until-terminal needs --task: name the tasks to wait for".into()).into(),
+        );
     }
     if args.include_raw && args.output != Format::Json {
         return Err(Usage("--include-raw needs --output json".into()).into());

@@ -45,16 +45,26 @@ pub(super) fn run(args: &ManArgs, command: Command) -> anyhow::Result<ExitCode> 
     let directory = &args.directory;
     let pages = pages(command)?;
 
-    write(directory, &pages)
-        .with_context(|| format!("cannot write into {}: name a directory of yours", directory.display()))?;
+    write(directory, &pages).with_context(|| {
+        format!(
+            "cannot write into {}: name a directory of yours",
+            directory.display()
+        )
+    })?;
 
-    output::note(&format!("{} man pages are in {}", pages.len(), directory.display()));
+    output::note(&format!(
+        "{} man pages are in {}",
+        pages.len(),
+        directory.display()
+    ));
     Ok(ExitCode::SUCCESS)
 }
 
 fn write(directory: &Path, pages: &[Page]) -> io::Result<()> {
     fs::create_dir_all(directory)?;
-    pages.iter().try_for_each(|page| fs::write(directory.join(&page.file), &page.text))
+    pages
+        .iter()
+        .try_for_each(|page| fs::write(directory.join(&page.file), &page.text))
 }
 
 struct Page {
@@ -73,21 +83,34 @@ fn pages(command: Command) -> io::Result<Vec<Page>> {
 
 fn add_pages(command: &Command, parents: &[String], pages: &mut Vec<Page>) -> io::Result<()> {
     let name = name(command);
-    pages.push(Page { file: format!("{name}.{SECTION}"), text: page(command, parents)? });
+    pages.push(Page {
+        file: format!("{name}.{SECTION}"),
+        text: page(command, parents)?,
+    });
 
     let parents: Vec<_> = parents.iter().cloned().chain([name]).collect();
-    command.get_subcommands().try_for_each(|subcommand| add_pages(subcommand, &parents, pages))
+    command
+        .get_subcommands()
+        .try_for_each(|subcommand| add_pages(subcommand, &parents, pages))
 }
 
 /// With a dash between the words: `blobcast-token-new`.
 fn name(command: &Command) -> String {
-    command.get_display_name().unwrap_or_else(|| command.get_name()).to_owned()
+    command
+        .get_display_name()
+        .unwrap_or_else(|| command.get_name())
+        .to_owned()
 }
 
 fn page(command: &Command, parents: &[String]) -> io::Result<Vec<u8>> {
     let source = concat!("blobcast ", env!("CARGO_PKG_VERSION"));
-    let man = Man::new(command.clone()).section(SECTION).source(source).manual("blobcast");
-    let help = command.get_after_long_help().or_else(|| command.get_after_help());
+    let man = Man::new(command.clone())
+        .section(SECTION)
+        .source(source)
+        .manual("blobcast");
+    let help = command
+        .get_after_long_help()
+        .or_else(|| command.get_after_help());
     let help = Help::parse(&help.map(ToString::to_string).unwrap_or_default());
 
     let mut text = Vec::new();
@@ -101,8 +124,10 @@ fn page(command: &Command, parents: &[String]) -> io::Result<Vec<u8>> {
         man.render_subcommands_section(&mut text)?;
     }
 
-    let (examples, mut sections): (Vec<_>, Vec<_>) =
-        help.sections.into_iter().partition(|section| section.title == EXAMPLES);
+    let (examples, mut sections): (Vec<_>, Vec<_>) = help
+        .sections
+        .into_iter()
+        .partition(|section| section.title == EXAMPLES);
     if parents.is_empty() {
         sections.extend(Help::parse(FILES).sections);
     }
@@ -176,7 +201,10 @@ impl Help {
         if !prose.is_empty() {
             self.prose.push(prose.trim_end().to_owned());
         }
-        let section = exit_codes.map(|text| Section { title: EXIT_STATUS, lines: vec![text.trim().to_owned()] });
+        let section = exit_codes.map(|text| Section {
+            title: EXIT_STATUS,
+            lines: vec![text.trim().to_owned()],
+        });
         self.sections.extend(section);
     }
 }
@@ -191,8 +219,13 @@ impl Section {
             "Files:" => "FILES",
             _ => return None,
         };
-        let lines = rest.lines().map(|line| line.strip_prefix("  ").map(str::to_owned));
-        Some(Self { title, lines: lines.collect::<Option<_>>()? })
+        let lines = rest
+            .lines()
+            .map(|line| line.strip_prefix("  ").map(str::to_owned));
+        Some(Self {
+            title,
+            lines: lines.collect::<Option<_>>()?,
+        })
     }
 
     fn to_roff(&self) -> Roff {
@@ -209,7 +242,10 @@ impl Section {
 
         for line in &self.lines {
             match line.split_once("  ") {
-                Some((term, meaning)) => roff.control("TP", []).text([bold(term)]).text([roman(meaning.trim_start())]),
+                Some((term, meaning)) => roff
+                    .control("TP", [])
+                    .text([bold(term)])
+                    .text([roman(meaning.trim_start())]),
                 None => roff.text([roman(line)]),
             };
         }
@@ -228,12 +264,26 @@ mod tests {
             "It waits.\n\nExamples:\n  blobcast wait 7  one\n  blobcast wait 8\n\nLast word.\nExit codes: 0 done; 1 not.\n\n\
              Environment:\n  A  what a is\n\nNo section:\nnot indented",
         );
-        assert_eq!(help.prose, ["It waits.", "Last word.", "No section:\nnot indented"]);
-        let sections: Vec<_> = help.sections.iter().map(|section| (section.title, section.lines.as_slice())).collect();
+        assert_eq!(
+            help.prose,
+            ["It waits.", "Last word.", "No section:\nnot indented"]
+        );
+        let sections: Vec<_> = help
+            .sections
+            .iter()
+            .map(|section| (section.title, section.lines.as_slice()))
+            .collect();
         assert_eq!(
             sections,
             [
-                (EXAMPLES, ["blobcast wait 7  one".to_owned(), "blobcast wait 8".to_owned()].as_slice()),
+                (
+                    EXAMPLES,
+                    [
+                        "blobcast wait 7  one".to_owned(),
+                        "blobcast wait 8".to_owned()
+                    ]
+                    .as_slice()
+                ),
                 (EXIT_STATUS, ["0 done; 1 not.".to_owned()].as_slice()),
                 ("ENVIRONMENT", ["A  what a is".to_owned()].as_slice()),
             ]
@@ -243,20 +293,43 @@ mod tests {
     #[test]
     fn no_word_of_a_help_is_lost_and_no_section_is_there_twice() {
         fn check(command: &Command) {
-            let help = command.get_after_long_help().or_else(|| command.get_after_help());
+            let help = command
+                .get_after_long_help()
+                .or_else(|| command.get_after_help());
             let text = help.map(ToString::to_string).unwrap_or_default();
             let parsed = Help::parse(&text);
 
-            let titles: Vec<_> = parsed.sections.iter().map(|section| section.title).collect();
-            let is_once = titles.iter().all(|title| titles.iter().filter(|other| other == &title).count() == 1);
+            let titles: Vec<_> = parsed
+                .sections
+                .iter()
+                .map(|section| section.title)
+                .collect();
+            let is_once = titles
+                .iter()
+                .all(|title| titles.iter().filter(|other| other == &title).count() == 1);
             assert!(is_once, "`{}` has {titles:?}", command.get_name());
 
-            let words = |text: &str| text.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
+            let words = |text: &str| {
+                text.split_whitespace()
+                    .map(str::to_owned)
+                    .collect::<Vec<_>>()
+            };
             let lines = parsed.sections.iter().flat_map(|section| &section.lines);
-            let kept = parsed.prose.iter().chain(lines).flat_map(|line| words(line)).count();
-            let heads = ["Example:", "Examples:", "Environment:"].map(|head| text.matches(head).count());
+            let kept = parsed
+                .prose
+                .iter()
+                .chain(lines)
+                .flat_map(|line| words(line))
+                .count();
+            let heads =
+                ["Example:", "Examples:", "Environment:"].map(|head| text.matches(head).count());
             let head_words = heads.iter().sum::<usize>() + 2 * text.matches(EXIT_CODES).count();
-            assert_eq!(kept + head_words, words(&text).len(), "`{}`: {parsed:?}", command.get_name());
+            assert_eq!(
+                kept + head_words,
+                words(&text).len(),
+                "`{}`: {parsed:?}",
+                command.get_name()
+            );
 
             command.get_subcommands().for_each(check);
         }

@@ -134,11 +134,18 @@ enum ClientCommand {
 /// Runs the command line of this process.
 pub fn main() -> ExitCode {
     // Before anything that takes its time: until then a signal ends the process, a SIGHUP too. The other verbs are to end by one.
-    let signals = std::env::args_os().nth(1).filter(|verb| verb == "serve").map(|_| serve::Signals::new());
-    let parsed = Cli::try_parse().map_err(user_info::without_secrets).map_err(|error| match signals {
-        Some(_) if error.use_stderr() && !io::stderr().is_terminal() => serve::log_usage(&error),
-        _ => error.exit(),
-    });
+    let signals = std::env::args_os()
+        .nth(1)
+        .filter(|verb| verb == "serve")
+        .map(|_| serve::Signals::new());
+    let parsed = Cli::try_parse()
+        .map_err(user_info::without_secrets)
+        .map_err(|error| match signals {
+            Some(_) if error.use_stderr() && !io::stderr().is_terminal() => {
+                serve::log_usage(&error)
+            }
+            _ => error.exit(),
+        });
     let command = match parsed {
         Ok(cli) => cli.command,
         Err(code) => return code,
@@ -164,7 +171,9 @@ fn keep_files_private() {
 
 fn run_client(command: ClientCommand) -> anyhow::Result<ExitCode> {
     // One thread: a client does one thing at a time, and starts faster.
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
     let done = runtime.block_on(async {
         match command {
             ClientCommand::Listen(args) => listen::run(args).await,
@@ -197,9 +206,18 @@ mod tests {
     #[test]
     fn every_flag_says_what_it_is_for() {
         fn check(command: &clap::Command) {
-            assert!(command.get_about().is_some(), "`{}` has no description", command.get_name());
+            assert!(
+                command.get_about().is_some(),
+                "`{}` has no description",
+                command.get_name()
+            );
             for arg in command.get_arguments() {
-                assert!(arg.get_help().is_some(), "{} of `{}` has no help", arg.get_id(), command.get_name());
+                assert!(
+                    arg.get_help().is_some(),
+                    "{} of `{}` has no help",
+                    arg.get_id(),
+                    command.get_name()
+                );
             }
             command.get_subcommands().for_each(check);
         }

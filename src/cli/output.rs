@@ -60,7 +60,12 @@ pub(super) fn problems(error: &anyhow::Error) -> Vec<String> {
 /// The error and its causes, without those that it has told already.
 fn chain(error: &anyhow::Error) -> String {
     let mut text = error.to_string();
-    for cause in error.chain().skip(1).map(ToString::to_string).filter(|cause| !cause.is_empty()) {
+    for cause in error
+        .chain()
+        .skip(1)
+        .map(ToString::to_string)
+        .filter(|cause| !cause.is_empty())
+    {
         if !text.contains(&cause) {
             text = format!("{text}: {cause}");
         }
@@ -69,7 +74,11 @@ fn chain(error: &anyhow::Error) -> String {
 }
 
 pub(super) fn exit_code(error: &anyhow::Error) -> u8 {
-    if error.is::<Usage>() { EXIT_USAGE } else { EXIT_OTHER }
+    if error.is::<Usage>() {
+        EXIT_USAGE
+    } else {
+        EXIT_OTHER
+    }
 }
 
 /// The error of a file that a command line names, with the next step; `what` says what is in it.
@@ -119,7 +128,10 @@ pub(super) fn json(value: &impl Serialize) -> serde_json::Result<String> {
 }
 
 /// Writes a table to standard output; see [`columns`].
-pub(super) fn emit_table<const N: usize>(header: [&str; N], rows: &[[String; N]]) -> anyhow::Result<()> {
+pub(super) fn emit_table<const N: usize>(
+    header: [&str; N],
+    rows: &[[String; N]],
+) -> anyhow::Result<()> {
     emit(columns::table(header, rows, columns::screen_width()).as_bytes())
 }
 
@@ -151,7 +163,8 @@ mod tests {
     #[test]
     fn a_cause_that_the_error_names_is_not_told_again() {
         let cause = || io::Error::other("busy");
-        let named = anyhow::Error::from(cause()).context("cannot listen: busy; choose another port");
+        let named =
+            anyhow::Error::from(cause()).context("cannot listen: busy; choose another port");
         assert_eq!(chain(&named), "cannot listen: busy; choose another port");
         let unnamed = anyhow::Error::from(cause()).context("cannot listen");
         assert_eq!(chain(&unnamed), "cannot listen: busy");
@@ -165,6 +178,9 @@ mod tests {
 
     #[test]
     fn a_closed_standard_output_is_no_error() {
-        assert_eq!(format!("{:?}", report(&OutputClosed.into())), format!("{:?}", ExitCode::SUCCESS));
+        assert_eq!(
+            format!("{:?}", report(&OutputClosed.into())),
+            format!("{:?}", ExitCode::SUCCESS)
+        );
     }
 }

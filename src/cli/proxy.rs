@@ -42,7 +42,12 @@ pub(super) struct GrpcOnly<S>(pub(super) S);
 
 impl<S, Sent, Received> Service<Request<Sent>> for GrpcOnly<S>
 where
-    S: Service<Request<Sent>, Response = Response<Received>, Error: Into<StdError>, Future: Send + 'static>,
+    S: Service<
+            Request<Sent>,
+            Response = Response<Received>,
+            Error: Into<StdError>,
+            Future: Send + 'static,
+        >,
 {
     type Response = Response<Readable<Received>>;
     type Error = StdError;
@@ -67,7 +72,10 @@ where
 
 /// tonic panics at details that are no Base64. Without them the status has its code and its message, and no broker's reason.
 fn leave_out_bad_details(headers: &mut HeaderMap) {
-    if headers.get(DETAILS).is_some_and(|details| BASE64.decode(details).is_err()) {
+    if headers
+        .get(DETAILS)
+        .is_some_and(|details| BASE64.decode(details).is_err())
+    {
         headers.remove(DETAILS);
     }
 }
@@ -80,7 +88,10 @@ impl<B: Body + Unpin> Body for Readable<B> {
     type Data = B::Data;
     type Error = B::Error;
 
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
         Pin::new(&mut self.0).poll_frame(cx).map_ok(|mut frame| {
             if let Some(trailers) = frame.trailers_mut() {
                 leave_out_bad_details(trailers);
@@ -111,14 +122,22 @@ pub(super) struct ForeignAnswer {
 impl ForeignAnswer {
     /// None if it is gRPC's.
     fn of(status: StatusCode, headers: &HeaderMap) -> Option<Self> {
-        let text = |name: &str| Some(String::from_utf8_lossy(headers.get(name)?.as_bytes()).into_owned());
+        let text =
+            |name: &str| Some(String::from_utf8_lossy(headers.get(name)?.as_bytes()).into_owned());
         let content_type = text(CONTENT_TYPE.as_str());
-        let is_grpc = content_type.as_deref().is_some_and(|content| content.starts_with("application/grpc"));
+        let is_grpc = content_type
+            .as_deref()
+            .is_some_and(|content| content.starts_with("application/grpc"));
         if headers.contains_key("grpc-status") || (status == StatusCode::OK && is_grpc) {
             return None;
         }
 
-        Some(Self { status, content_type, server: text(SERVER.as_str()), broker_message: text(BROKER_MESSAGE) })
+        Some(Self {
+            status,
+            content_type,
+            server: text(SERVER.as_str()),
+            broker_message: text(BROKER_MESSAGE),
+        })
     }
 
     /// What the status was made of, if that was an answer which is not gRPC's.
@@ -171,7 +190,9 @@ impl fmt::Display for ForeignAnswer {
         }
         write!(f, " answered {}", self.status)?;
         match &self.content_type {
-            Some(content_type) if self.status.is_success() => write!(f, " with {content_type}, which is not gRPC"),
+            Some(content_type) if self.status.is_success() => {
+                write!(f, " with {content_type}, which is not gRPC")
+            }
             None if self.status.is_success() => f.write_str(" with something that is not gRPC"),
             _ => Ok(()),
         }
@@ -183,29 +204,44 @@ mod tests {
     use super::*;
 
     fn seen(status: u16, headers: &[(&'static str, &'static str)]) -> Option<String> {
-        let headers = headers.iter().map(|&(name, value)| (name.parse().unwrap(), value.parse().unwrap())).collect();
-        ForeignAnswer::of(StatusCode::from_u16(status).unwrap(), &headers).map(|answer| answer.to_string())
+        let headers = headers
+            .iter()
+            .map(|&(name, value)| (name.parse().unwrap(), value.parse().unwrap()))
+            .collect();
+        ForeignAnswer::of(StatusCode::from_u16(status).unwrap(), &headers)
+            .map(|answer| answer.to_string())
     }
 
     #[test]
     fn an_answer_of_grpc_is_let_through() {
         assert_eq!(seen(200, &[("content-type", "application/grpc")]), None);
-        assert_eq!(seen(200, &[("content-type", "application/grpc+proto")]), None);
+        assert_eq!(
+            seen(200, &[("content-type", "application/grpc+proto")]),
+            None
+        );
         // A status that is told at once; some proxies add an HTTP status of their own.
         assert_eq!(seen(503, &[("grpc-status", "14")]), None);
     }
 
     #[test]
     fn details_are_left_out_where_tonic_would_panic_and_only_there() {
-        for (details, is_left_out) in
-            [("", false), ("CAU", false), ("CAU=", false), ("CAU-", true), ("<html>", true), ("CAU=,CAU=", true)]
-        {
+        for (details, is_left_out) in [
+            ("", false),
+            ("CAU", false),
+            ("CAU=", false),
+            ("CAU-", true),
+            ("<html>", true),
+            ("CAU=,CAU=", true),
+        ] {
             let mut headers = HeaderMap::new();
             headers.insert("grpc-status", "14".parse().unwrap());
             headers.insert(DETAILS, details.parse().unwrap());
             leave_out_bad_details(&mut headers);
             assert_eq!(!headers.contains_key(DETAILS), is_left_out, "{details}");
-            assert_eq!(Status::from_header_map(&headers).unwrap().code(), Code::Unavailable);
+            assert_eq!(
+                Status::from_header_map(&headers).unwrap().code(),
+                Code::Unavailable
+            );
         }
     }
 
@@ -213,13 +249,25 @@ mod tests {
     fn any_other_answer_is_told_by_its_status() {
         let html = ("content-type", "text/html");
         let nginx = ("server", "nginx/1.22.1");
-        assert_eq!(seen(504, &[html, nginx]).unwrap(), "the proxy (nginx/1.22.1) answered 504 Gateway Timeout");
-        assert_eq!(seen(502, &[]).unwrap(), "the proxy answered 502 Bad Gateway");
+        assert_eq!(
+            seen(504, &[html, nginx]).unwrap(),
+            "the proxy (nginx/1.22.1) answered 504 Gateway Timeout"
+        );
+        assert_eq!(
+            seen(502, &[]).unwrap(),
+            "the proxy answered 502 Bad Gateway"
+        );
         assert_eq!(
             seen(200, &[html]).unwrap(),
             "something else than a broker, or a proxy before it, answered 200 OK with text/html, which is not gRPC"
         );
-        let said = [("x-blobcast-message", "calls of web pages are refused"), html];
-        assert_eq!(seen(403, &said).unwrap(), "the broker answered 403 Forbidden: calls of web pages are refused");
+        let said = [
+            ("x-blobcast-message", "calls of web pages are refused"),
+            html,
+        ];
+        assert_eq!(
+            seen(403, &said).unwrap(),
+            "the broker answered 403 Forbidden: calls of web pages are refused"
+        );
     }
 }

@@ -152,7 +152,10 @@ async fn show(args: ShowArgs) -> anyhow::Result<ExitCode> {
     // There is no call for one callback: the quarantine is small and looked at rarely.
     let mut pages = Pages::new(&args.grpc, true)?;
     while let Some(callbacks) = pages.next().await? {
-        if let Some(callback) = callbacks.iter().find(|callback| callback.quarantine_id == args.quarantine_id) {
+        if let Some(callback) = callbacks
+            .iter()
+            .find(|callback| callback.quarantine_id == args.quarantine_id)
+        {
             match args.output {
                 ShowFormat::Pretty => output::emit_lines(&pretty(callback))?,
                 ShowFormat::Json => output::emit_json(&json(callback))?,
@@ -161,7 +164,10 @@ async fn show(args: ShowArgs) -> anyhow::Result<ExitCode> {
             return Ok(ExitCode::SUCCESS);
         }
     }
-    anyhow::bail!("{} is not in quarantine; `blobcast quarantine list` shows what is", args.quarantine_id)
+    anyhow::bail!(
+        "{} is not in quarantine; `blobcast quarantine list` shows what is",
+        args.quarantine_id
+    )
 }
 
 async fn release(args: ReleaseArgs) -> anyhow::Result<ExitCode> {
@@ -171,21 +177,36 @@ async fn release(args: ReleaseArgs) -> anyhow::Result<ExitCode> {
     }
     let request = v1::ReleaseQuarantinedRequest {
         quarantine_id: args.quarantine_id,
-        product: args.product.map(|product| product.to_string()).unwrap_or_default(),
-        task_id: args.task_id.map(|task_id| task_id.to_string()).unwrap_or_default(),
+        product: args
+            .product
+            .map(|product| product.to_string())
+            .unwrap_or_default(),
+        task_id: args
+            .task_id
+            .map(|task_id| task_id.to_string())
+            .unwrap_or_default(),
         drop_labels: args.drop_labels,
         body: body.unwrap_or_default(),
-        status: args.status.map(|word| word.as_str().to_owned()).unwrap_or_default(),
+        status: args
+            .status
+            .map(|word| word.as_str().to_owned())
+            .unwrap_or_default(),
     };
     let answer = args.grpc.admin()?.release_quarantined(request).await;
-    let released = answer.map_err(|status| args.grpc.error(&status))?.into_inner().events;
+    let released = answer
+        .map_err(|status| args.grpc.error(&status))?
+        .into_inner()
+        .events;
     for event in &released {
         output::emit_line(&event.event_id)?;
     }
     match released.iter().filter(|event| event.duplicate).count() {
         0 => {}
         1 if released.len() == 1 => note("the log already had this event"),
-        duplicates => note(&format!("the log already had {duplicates} of these {} events", released.len())),
+        duplicates => note(&format!(
+            "the log already had {duplicates} of these {} events",
+            released.len()
+        )),
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -194,8 +215,13 @@ async fn discard(args: DiscardArgs) -> anyhow::Result<ExitCode> {
     let mut client = args.grpc.admin()?;
     let mut discarded_count = 0;
     for ids in args.quarantine_ids.chunks(DISCARD_IDS_MAX) {
-        let request = v1::DiscardQuarantinedRequest { quarantine_ids: ids.to_vec() };
-        let answer = client.discard_quarantined(request).await.map_err(|status| args.grpc.error(&status))?;
+        let request = v1::DiscardQuarantinedRequest {
+            quarantine_ids: ids.to_vec(),
+        };
+        let answer = client
+            .discard_quarantined(request)
+            .await
+            .map_err(|status| args.grpc.error(&status))?;
         discarded_count += answer.into_inner().discarded_count as usize;
     }
     let asked_count = args.quarantine_ids.len();
@@ -206,14 +232,22 @@ async fn discard(args: DiscardArgs) -> anyhow::Result<ExitCode> {
              is there",
         );
     }
-    Ok(if discarded_count == asked_count { ExitCode::SUCCESS } else { ExitCode::from(EXIT_OTHER) })
+    Ok(if discarded_count == asked_count {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::from(EXIT_OTHER)
+    })
 }
 
 /// Byte for byte, unless a terminal would obey some of them.
 fn emit_body(body: &[u8]) -> anyhow::Result<()> {
-    let is_harmless = || std::str::from_utf8(body).is_ok_and(|text| text.lines().all(|line| printable(line) == line));
+    let is_harmless = || {
+        std::str::from_utf8(body).is_ok_and(|text| text.lines().all(|line| printable(line) == line))
+    };
     if io::stdout().is_terminal() && !is_harmless() {
-        anyhow::bail!("the body has bytes that a terminal may obey: write it to a file, or use --output pretty");
+        anyhow::bail!(
+            "the body has bytes that a terminal may obey: write it to a file, or use --output pretty"
+        );
     }
     output::emit(body)
 }
@@ -229,16 +263,31 @@ struct Pages<'a> {
 impl<'a> Pages<'a> {
     fn new(grpc: &'a GrpcArgs, include_body: bool) -> anyhow::Result<Self> {
         let include_large_bodies = include_body;
-        let request = v1::ListQuarantineRequest { include_body, include_large_bodies, ..Default::default() };
-        Ok(Self { grpc, client: grpc.admin()?, request: Some(request) })
+        let request = v1::ListQuarantineRequest {
+            include_body,
+            include_large_bodies,
+            ..Default::default()
+        };
+        Ok(Self {
+            grpc,
+            client: grpc.admin()?,
+            request: Some(request),
+        })
     }
 
     async fn next(&mut self) -> anyhow::Result<Option<Vec<v1::QuarantinedCallback>>> {
-        let Some(request) = self.request.take() else { return Ok(None) };
+        let Some(request) = self.request.take() else {
+            return Ok(None);
+        };
         let answer = self.client.list_quarantine(request.clone()).await;
-        let page = answer.map_err(|status| self.grpc.error(&status))?.into_inner();
+        let page = answer
+            .map_err(|status| self.grpc.error(&status))?
+            .into_inner();
         if !page.next_page_token.is_empty() {
-            self.request = Some(v1::ListQuarantineRequest { page_token: page.next_page_token, ..request });
+            self.request = Some(v1::ListQuarantineRequest {
+                page_token: page.next_page_token,
+                ..request
+            });
         }
         Ok(Some(page.callbacks))
     }
@@ -247,7 +296,10 @@ impl<'a> Pages<'a> {
 fn row(callback: &v1::QuarantinedCallback, now: Timestamp) -> [String; 6] {
     [
         callback.quarantine_id.clone(),
-        callback.received_at.and_then(instant).map_or_else(|| "-".to_owned(), |time| clock(time, now)),
+        callback
+            .received_at
+            .and_then(instant)
+            .map_or_else(|| "-".to_owned(), |time| clock(time, now)),
         callback.reason.clone(),
         callback.body_bytes.to_string(),
         callback.target.clone(),
@@ -259,7 +311,10 @@ fn pretty(callback: &v1::QuarantinedCallback) -> String {
     let bound = bound_text(callback);
     let fields = [
         ("id", callback.quarantine_id.clone()),
-        ("received", time_json(callback.received_at).unwrap_or_default()),
+        (
+            "received",
+            time_json(callback.received_at).unwrap_or_default(),
+        ),
         ("target", callback.target.clone()),
         ("by", callback.credential.clone()),
         ("bound to", bound),
@@ -268,18 +323,28 @@ fn pretty(callback: &v1::QuarantinedCallback) -> String {
         ("bytes", callback.body_bytes.to_string()),
     ];
     // Each on its line, whatever is in it: a target cannot pretend to be another field.
-    let said = fields.iter().filter(|(name, value)| *name != "bound to" || !value.is_empty());
-    let head: String = said.map(|(name, value)| format!("{name:<9} {}\n", printable(value))).collect();
+    let said = fields
+        .iter()
+        .filter(|(name, value)| *name != "bound to" || !value.is_empty());
+    let head: String = said
+        .map(|(name, value)| format!("{name:<9} {}\n", printable(value)))
+        .collect();
     format!("{head}\n{}", String::from_utf8_lossy(&callback.body))
 }
 
 /// `products=veo labels=team:ads`; empty if it is bound to nothing.
 fn bound_text(callback: &v1::QuarantinedCallback) -> String {
-    let mut labels: Vec<_> = callback.bound_labels.iter().map(|(key, value)| format!("{key}:{value}")).collect();
+    let mut labels: Vec<_> = callback
+        .bound_labels
+        .iter()
+        .map(|(key, value)| format!("{key}:{value}"))
+        .collect();
     labels.sort();
     let fields = [("products", &callback.bound_products), ("labels", &labels)];
     let set = fields.iter().filter(|(_, values)| !values.is_empty());
-    set.map(|(name, values)| format!("{name}={}", values.join(","))).collect::<Vec<_>>().join(" ")
+    set.map(|(name, values)| format!("{name}={}", values.join(",")))
+        .collect::<Vec<_>>()
+        .join(" ")
 }
 
 #[derive(Serialize)]
@@ -304,7 +369,11 @@ fn json(callback: &v1::QuarantinedCallback) -> CallbackJson<'_> {
         detail: &callback.detail,
         target: &callback.target,
         credential: &callback.credential,
-        bound_labels: callback.bound_labels.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect(),
+        bound_labels: callback
+            .bound_labels
+            .iter()
+            .map(|(key, value)| (key.as_str(), value.as_str()))
+            .collect(),
         bound_products: &callback.bound_products,
         received_at: time_json(callback.received_at),
         body_bytes: callback.body_bytes,
@@ -321,7 +390,10 @@ mod tests {
             quarantine_id: "q1".into(),
             reason: "not_json".into(),
             target: "/webhook/veo".into(),
-            received_at: Some(prost_types::Timestamp { seconds: 0, nanos: 0 }),
+            received_at: Some(prost_types::Timestamp {
+                seconds: 0,
+                nanos: 0,
+            }),
             body_bytes: 2,
             body: b"\x1b\xff".as_slice().into(),
             ..v1::QuarantinedCallback::default()
@@ -332,12 +404,18 @@ mod tests {
     fn a_body_that_is_not_text_is_shown_without_harm_and_kept_in_json() {
         assert!(pretty(&callback()).ends_with("\n\u{1b}\u{fffd}"));
         let value = serde_json::to_value(json(&callback())).unwrap();
-        assert_eq!((&value["raw_body_hex"], &value["received_at"]), (&"1bff".into(), &"1970-01-01T00:00:00Z".into()));
+        assert_eq!(
+            (&value["raw_body_hex"], &value["received_at"]),
+            (&"1bff".into(), &"1970-01-01T00:00:00Z".into())
+        );
     }
 
     #[test]
     fn a_row_tells_what_came_when_and_why_it_is_there() {
         let row = row(&callback(), Timestamp::UNIX_EPOCH);
-        assert_eq!(row, ["q1", "00:00:00Z", "not_json", "2", "/webhook/veo", ""]);
+        assert_eq!(
+            row,
+            ["q1", "00:00:00Z", "not_json", "2", "/webhook/veo", ""]
+        );
     }
 }

@@ -23,7 +23,13 @@ pub(super) struct Pieces<'a> {
 impl<'a> Pieces<'a> {
     /// The body of the event at `cursor`, from its beginning.
     pub(super) fn new(client: &'a mut EventServiceClient<Connection>, cursor: &str) -> Self {
-        Self { client, cursor: cursor.to_owned(), offset: 0, is_whole: false, piece_timeout: PIECE_TIMEOUT }
+        Self {
+            client,
+            cursor: cursor.to_owned(),
+            offset: 0,
+            is_whole: false,
+            piece_timeout: PIECE_TIMEOUT,
+        }
     }
 
     /// The next piece; `None` at the end.
@@ -31,10 +37,16 @@ impl<'a> Pieces<'a> {
         if self.is_whole {
             return Ok(None);
         }
-        let request = v1::GetRawBodyRequest { cursor: self.cursor.clone(), offset: self.offset };
+        let request = v1::GetRawBodyRequest {
+            cursor: self.cursor.clone(),
+            offset: self.offset,
+        };
         let time = self.piece_timeout;
         let late = |_| Status::unavailable(format!("no answer to GetRawBody within {time:?}"));
-        let piece = timeout(time, self.client.get_raw_body(request)).await.map_err(late)??.into_inner();
+        let piece = timeout(time, self.client.get_raw_body(request))
+            .await
+            .map_err(late)??
+            .into_inner();
         self.offset += piece.chunk.len() as u64;
         self.is_whole = self.offset >= piece.total_bytes || piece.chunk.is_empty();
         Ok(Some(piece.chunk.into()))
@@ -42,7 +54,10 @@ impl<'a> Pieces<'a> {
 }
 
 /// Fetches the body that was asked for with an event, if it was too large to come along.
-pub(super) async fn complete(client: &mut EventServiceClient<Connection>, event: &mut v1::Event) -> Result<(), Status> {
+pub(super) async fn complete(
+    client: &mut EventServiceClient<Connection>,
+    event: &mut v1::Event,
+) -> Result<(), Status> {
     if !event.truncated || !event.raw_body.is_empty() {
         return Ok(());
     }
@@ -73,7 +88,10 @@ mod tests {
         assert_eq!(pieces.piece_timeout, PIECE_TIMEOUT);
         pieces.piece_timeout = Duration::from_millis(50);
         let late = pieces.next().await.unwrap_err();
-        assert_eq!((late.code(), late.message()), (Code::Unavailable, "no answer to GetRawBody within 50ms"));
+        assert_eq!(
+            (late.code(), late.message()),
+            (Code::Unavailable, "no answer to GetRawBody within 50ms")
+        );
 
         // Nothing of it is taken for a piece.
         assert_eq!((pieces.offset, pieces.is_whole), (0, false));

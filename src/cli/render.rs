@@ -69,13 +69,23 @@ pub(super) struct EventPrinter {
 impl EventPrinter {
     /// For this process's standard output.
     pub(super) fn new(format: Format) -> Self {
-        Self { format, colors: output::stdout_colors(), widths: Widths::default(), out: Box::new(io::stdout()) }
+        Self {
+            format,
+            colors: output::stdout_colors(),
+            widths: Widths::default(),
+            out: Box::new(io::stdout()),
+        }
     }
 
     /// To somewhere else, as JSON.
     #[cfg(test)]
     pub(super) fn json_to(out: impl Write + 'static) -> Self {
-        Self { format: Format::Json, colors: false, widths: Widths::default(), out: Box::new(out) }
+        Self {
+            format: Format::Json,
+            colors: false,
+            widths: Widths::default(),
+            out: Box::new(out),
+        }
     }
 
     /// Prints one event.
@@ -89,8 +99,19 @@ impl EventPrinter {
 }
 
 /// One line for people. Times are UTC; the date is left out if it is that of `now`.
-pub(super) fn pretty(event: &v1::Event, now: Timestamp, colors: bool, widths: &mut Widths) -> String {
-    let styled = |style: Style, text: &str| if colors { format!("{style}{text}{style:#}") } else { text.to_owned() };
+pub(super) fn pretty(
+    event: &v1::Event,
+    now: Timestamp,
+    colors: bool,
+    widths: &mut Widths,
+) -> String {
+    let styled = |style: Style, text: &str| {
+        if colors {
+            format!("{style}{text}{style:#}")
+        } else {
+            text.to_owned()
+        }
+    };
     let received_at = event.received_at.and_then(instant);
     let status = match event.status() {
         v1::TaskStatus::Unspecified if !event.status_text.is_empty() => {
@@ -106,19 +127,29 @@ pub(super) fn pretty(event: &v1::Event, now: Timestamp, colors: bool, widths: &m
     let task_id = printable(&event.task_id);
     let task_width = widths.task_id(&task_id);
     let mut parts = vec![
-        styled(Style::new().dimmed(), &received_at.map_or_else(|| "-".to_owned(), |time| clock(time, now))),
+        styled(
+            Style::new().dimmed(),
+            &received_at.map_or_else(|| "-".to_owned(), |time| clock(time, now)),
+        ),
         pad(&printable(&event.product), PRODUCT_WIDTH),
         pad(&task_id, task_width),
         styled(color.on_default(), &pad(&status, STATUS_WIDTH)),
     ];
     let ended_at = event.completed_at.and_then(instant);
-    let latency = ended_at.zip(received_at).map(|(ended, received)| latency(received.duration_since(ended)));
+    let latency = ended_at
+        .zip(received_at)
+        .map(|(ended, received)| latency(received.duration_since(ended)));
     let latency = latency.unwrap_or_default();
     let latency_width = widths.latency(&latency);
     if latency_width > 0 {
         parts.push(format!("{latency:<latency_width$}"));
     }
-    parts.extend(event.outputs.iter().map(|output| printable(&output.url).into_owned()));
+    parts.extend(
+        event
+            .outputs
+            .iter()
+            .map(|output| printable(&output.url).into_owned()),
+    );
     if let Some(error) = &event.error {
         parts.push(cut(&printable(&error_line(error)), ERROR_WIDTH_MAX).into_owned());
     }
@@ -137,7 +168,11 @@ pub(super) fn pretty(event: &v1::Event, now: Timestamp, colors: bool, widths: &m
 /// `CODE: message`, or only the code where the message says no more.
 pub(super) fn error_line(error: &v1::TaskError) -> String {
     let says_more = !error.message.is_empty() && !error.message.eq_ignore_ascii_case(&error.code);
-    if says_more { format!("{}: {}", error.code, error.message) } else { error.code.clone() }
+    if says_more {
+        format!("{}: {}", error.code, error.message)
+    } else {
+        error.code.clone()
+    }
 }
 
 /// The status as on the command line.
@@ -154,7 +189,11 @@ pub(super) fn status_word(status: v1::TaskStatus) -> &'static str {
 /// Time of day in UTC, with the date if it is not that of `now`.
 pub(super) fn clock(time: Timestamp, now: Timestamp) -> String {
     let date = |time: Timestamp| time.strftime("%F").to_string();
-    if date(time) == date(now) { time.strftime("%TZ").to_string() } else { time.strftime("%FT%TZ").to_string() }
+    if date(time) == date(now) {
+        time.strftime("%TZ").to_string()
+    } else {
+        time.strftime("%FT%TZ").to_string()
+    }
 }
 
 /// A point in time from the wire; none if it is out of range.
@@ -241,7 +280,9 @@ impl BodyJson {
         match std::str::from_utf8(body) {
             Ok("") => None,
             Ok(text) => Some(Self::Text(text.to_owned())),
-            Err(_) => Some(Self::Hex(body.iter().map(|byte| format!("{byte:02x}")).collect())),
+            Err(_) => Some(Self::Hex(
+                body.iter().map(|byte| format!("{byte:02x}")).collect(),
+            )),
         }
     }
 }
@@ -270,14 +311,21 @@ pub(super) fn json(event: &v1::Event) -> serde_json::Result<String> {
         product_inferred: event.product_inferred,
         verification: name(event.verification, v1::Verification::as_str_name),
         credential: &event.credential,
-        labels: event.labels.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect(),
+        labels: event
+            .labels
+            .iter()
+            .map(|(key, value)| (key.as_str(), value.as_str()))
+            .collect(),
         truncated: event.truncated,
         raw_body: BodyJson::new(&event.raw_body),
     })
 }
 
 /// An enum's name; a number that this client is too old to know stays one.
-pub(super) fn name<E: TryFrom<i32>>(number: i32, as_str_name: impl Fn(&E) -> &'static str) -> Value {
+pub(super) fn name<E: TryFrom<i32>>(
+    number: i32,
+    as_str_name: impl Fn(&E) -> &'static str,
+) -> Value {
     E::try_from(number).map_or_else(|_| number.into(), |value| as_str_name(&value).into())
 }
 
@@ -287,16 +335,33 @@ pub(super) fn time_json(time: Option<prost_types::Timestamp>) -> Option<String> 
 }
 
 fn output_json(output: &v1::Output) -> OutputJson<'_> {
-    OutputJson { kind: name(output.kind, v1::OutputKind::as_str_name), url: &output.url }
+    OutputJson {
+        kind: name(output.kind, v1::OutputKind::as_str_name),
+        url: &output.url,
+    }
 }
 
 fn error_json(error: &v1::TaskError) -> ErrorJson<'_> {
-    let v1::TaskError { code, message, details } = error;
-    ErrorJson { code, message, details: details.as_ref().map(struct_json) }
+    let v1::TaskError {
+        code,
+        message,
+        details,
+    } = error;
+    ErrorJson {
+        code,
+        message,
+        details: details.as_ref().map(struct_json),
+    }
 }
 
 fn struct_json(details: &prost_types::Struct) -> Value {
-    Value::Object(details.fields.iter().map(|(key, value)| (key.clone(), value_json(value))).collect())
+    Value::Object(
+        details
+            .fields
+            .iter()
+            .map(|(key, value)| (key.clone(), value_json(value)))
+            .collect(),
+    )
 }
 
 fn value_json(value: &prost_types::Value) -> Value {
@@ -306,7 +371,9 @@ fn value_json(value: &prost_types::Value) -> Value {
     match &value.kind {
         None | Some(Kind::NullValue(_)) => Value::Null,
         Some(Kind::BoolValue(value)) => (*value).into(),
-        Some(Kind::NumberValue(number)) if number.fract() == 0.0 && number.abs() < EXACT_MAX => (*number as i64).into(),
+        Some(Kind::NumberValue(number)) if number.fract() == 0.0 && number.abs() < EXACT_MAX => {
+            (*number as i64).into()
+        }
         Some(Kind::NumberValue(number)) => (*number).into(),
         Some(Kind::StringValue(text)) => text.clone().into(),
         Some(Kind::ListValue(list)) => list.values.iter().map(value_json).collect(),
@@ -330,7 +397,10 @@ mod tests {
             status: v1::TaskStatus::Completed.into(),
             status_text: "completed".into(),
             terminal: true,
-            outputs: vec![v1::Output { kind: v1::OutputKind::Video.into(), url: "https://x/v.mp4".into() }],
+            outputs: vec![v1::Output {
+                kind: v1::OutputKind::Video.into(),
+                url: "https://x/v.mp4".into(),
+            }],
             seed: Some(42),
             completed_at: at(60, 0),
             received_at: at(61, 250_000_000),
@@ -344,9 +414,15 @@ mod tests {
 
     fn failed() -> v1::Event {
         use prost_types::value::Kind;
-        let fields = [("retryable", Kind::BoolValue(false)), ("after", Kind::NumberValue(30.0))];
+        let fields = [
+            ("retryable", Kind::BoolValue(false)),
+            ("after", Kind::NumberValue(30.0)),
+        ];
         let value = |kind| prost_types::Value { kind: Some(kind) };
-        let fields = fields.into_iter().map(|(key, kind)| (key.to_owned(), value(kind))).collect();
+        let fields = fields
+            .into_iter()
+            .map(|(key, kind)| (key.to_owned(), value(kind)))
+            .collect();
         v1::Event {
             status: v1::TaskStatus::Failed.into(),
             outputs: vec![],
@@ -364,13 +440,26 @@ mod tests {
 
     #[test]
     fn a_completed_event_fits_a_line() {
-        let line = pretty(&event(), Timestamp::UNIX_EPOCH, false, &mut Widths::default());
-        assert_eq!(line, "00:01:01Z veo            t1 completed  +1.2s https://x/v.mp4");
+        let line = pretty(
+            &event(),
+            Timestamp::UNIX_EPOCH,
+            false,
+            &mut Widths::default(),
+        );
+        assert_eq!(
+            line,
+            "00:01:01Z veo            t1 completed  +1.2s https://x/v.mp4"
+        );
     }
 
     #[test]
     fn a_failed_event_tells_why_and_what_is_odd_about_it() {
-        let line = pretty(&failed(), Timestamp::UNIX_EPOCH, false, &mut Widths::default());
+        let line = pretty(
+            &failed(),
+            Timestamp::UNIX_EPOCH,
+            false,
+            &mut Widths::default(),
+        );
         let end = "failed     +1.2s TIMEOUT: too slow [conflict] [revision 2] [product inferred]";
         assert!(line.ends_with(end), "{line}");
     }
@@ -382,42 +471,90 @@ mod tests {
             message: message.into(),
             ..v1::TaskError::default()
         };
-        assert_eq!(error_line(&error("MAINTENANCE", "Maintenance")), "MAINTENANCE");
+        assert_eq!(
+            error_line(&error("MAINTENANCE", "Maintenance")),
+            "MAINTENANCE"
+        );
         assert_eq!(error_line(&error("TIMEOUT", "")), "TIMEOUT");
-        assert_eq!(error_line(&error("TIMEOUT", "too slow")), "TIMEOUT: too slow");
+        assert_eq!(
+            error_line(&error("TIMEOUT", "too slow")),
+            "TIMEOUT: too slow"
+        );
     }
 
     #[test]
     fn lines_of_one_stream_line_up() {
         let mut widths = Widths::default();
         let mut line = |event: &v1::Event| pretty(event, Timestamp::UNIX_EPOCH, false, &mut widths);
-        line(&v1::Event { task_id: "a-longer-id".into(), ..event() });
-        assert_eq!(line(&event()), "00:01:01Z veo            t1          completed  +1.2s https://x/v.mp4");
-        let without_times = v1::Event { completed_at: None, ..event() };
-        assert_eq!(line(&without_times), "00:01:01Z veo            t1          completed        https://x/v.mp4");
+        line(&v1::Event {
+            task_id: "a-longer-id".into(),
+            ..event()
+        });
+        assert_eq!(
+            line(&event()),
+            "00:01:01Z veo            t1          completed  +1.2s https://x/v.mp4"
+        );
+        let without_times = v1::Event {
+            completed_at: None,
+            ..event()
+        };
+        assert_eq!(
+            line(&without_times),
+            "00:01:01Z veo            t1          completed        https://x/v.mp4"
+        );
     }
 
     #[test]
     fn an_event_of_another_day_shows_its_date() {
         let now = Timestamp::UNIX_EPOCH + SignedDuration::from_hours(24);
-        assert!(pretty(&event(), now, false, &mut Widths::default()).starts_with("1970-01-01T00:01:01Z "));
+        assert!(
+            pretty(&event(), now, false, &mut Widths::default())
+                .starts_with("1970-01-01T00:01:01Z ")
+        );
     }
 
     #[test]
     fn colours_are_used_only_where_they_are_wanted() {
-        assert!(pretty(&event(), Timestamp::UNIX_EPOCH, true, &mut Widths::default()).contains("\u{1b}[32mcompleted"));
-        assert!(!pretty(&failed(), Timestamp::UNIX_EPOCH, false, &mut Widths::default()).contains('\u{1b}'));
+        assert!(
+            pretty(
+                &event(),
+                Timestamp::UNIX_EPOCH,
+                true,
+                &mut Widths::default()
+            )
+            .contains("\u{1b}[32mcompleted")
+        );
+        assert!(
+            !pretty(
+                &failed(),
+                Timestamp::UNIX_EPOCH,
+                false,
+                &mut Widths::default()
+            )
+            .contains('\u{1b}')
+        );
     }
 
     #[test]
     fn an_unknown_status_shows_the_vendors_word_and_cannot_steer_the_terminal() {
-        let odd = v1::Event { status: 0, status_text: "up\u{1b}[2Jscaling".into(), ..event() };
-        assert!(pretty(&odd, Timestamp::UNIX_EPOCH, false, &mut Widths::default()).contains("up\\u{1b}[2Jscaling"));
+        let odd = v1::Event {
+            status: 0,
+            status_text: "up\u{1b}[2Jscaling".into(),
+            ..event()
+        };
+        assert!(
+            pretty(&odd, Timestamp::UNIX_EPOCH, false, &mut Widths::default())
+                .contains("up\\u{1b}[2Jscaling")
+        );
     }
 
     #[test]
     fn an_event_without_times_has_no_latency() {
-        let bare = v1::Event { completed_at: None, received_at: None, ..event() };
+        let bare = v1::Event {
+            completed_at: None,
+            received_at: None,
+            ..event()
+        };
         assert_eq!(
             pretty(&bare, Timestamp::UNIX_EPOCH, false, &mut Widths::default()),
             "- veo            t1 completed  https://x/v.mp4"
@@ -426,7 +563,12 @@ mod tests {
 
     #[test]
     fn latencies_are_short() {
-        let cases = [(1_240, "+1.2s"), (-300, "-0.3s"), (125_000, "+2m5s"), (7_380_000, "+2h3m")];
+        let cases = [
+            (1_240, "+1.2s"),
+            (-300, "-0.3s"),
+            (125_000, "+2m5s"),
+            (7_380_000, "+2h3m"),
+        ];
         for (millis, text) in cases {
             assert_eq!(latency(SignedDuration::from_millis(millis)), text);
         }
@@ -448,16 +590,28 @@ mod tests {
 
     #[test]
     fn json_keeps_the_vendors_details_and_numbers_it_does_not_know() {
-        let event = v1::Event { status: 99, ..failed() };
+        let event = v1::Event {
+            status: 99,
+            ..failed()
+        };
         let value: Value = serde_json::from_str(&json(&event).unwrap()).unwrap();
         assert_eq!(value["status"], 99);
         let details = json!({"retryable": false, "after": 30});
-        assert_eq!(value["error"], json!({"code": "TIMEOUT", "message": "too slow", "details": details}));
+        assert_eq!(
+            value["error"],
+            json!({"code": "TIMEOUT", "message": "too slow", "details": details})
+        );
     }
 
     #[test]
     fn a_raw_body_is_text_or_hexadecimal() {
-        let line = |raw: &'static [u8]| json(&v1::Event { raw_body: raw.into(), ..event() }).unwrap();
+        let line = |raw: &'static [u8]| {
+            json(&v1::Event {
+                raw_body: raw.into(),
+                ..event()
+            })
+            .unwrap()
+        };
         assert!(line(b"{\"a\":1}").contains(r#""raw_body":"{\"a\":1}""#));
         assert!(line(b"\xff\x00").contains(r#""raw_body_hex":"ff00""#));
     }

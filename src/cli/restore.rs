@@ -52,7 +52,12 @@ pub(super) struct RestoreArgs {
 pub(super) fn run(args: &RestoreArgs) -> anyhow::Result<ExitCode> {
     super::keep_files_private();
     let began = Instant::now();
-    let RestoreArgs { file, data_dir, append, wait } = args;
+    let RestoreArgs {
+        file,
+        data_dir,
+        append,
+        wait,
+    } = args;
     let backup: Box<dyn Read> = if file == Path::new(STANDARD) {
         Box::new(io::stdin())
     } else {
@@ -68,15 +73,25 @@ pub(super) fn run(args: &RestoreArgs) -> anyhow::Result<ExitCode> {
                     other.display()
                 ));
             };
-            let when_running = if *wait { WhenRunning::Wait(&tell) } else { WhenRunning::Refuse };
-            let (restored, appended) = store::restore_and_append(backup, data_dir, other, when_running)?;
+            let when_running = if *wait {
+                WhenRunning::Wait(&tell)
+            } else {
+                WhenRunning::Refuse
+            };
+            let (restored, appended) =
+                store::restore_and_append(backup, data_dir, other, when_running)?;
             (restored, Some((other, appended)))
         }
     };
     if let Some(problem) = server::exposed_directory(data_dir, &server::Reader::of_this_process()) {
         note(&format!("warning: {problem}"));
     }
-    let BackupSummary { event_count, quarantine_count, backup_bytes, .. } = restored;
+    let BackupSummary {
+        event_count,
+        quarantine_count,
+        backup_bytes,
+        ..
+    } = restored;
     let data_dir = data_dir.display();
     let seconds = began.elapsed().as_secs_f64();
     let rate = backup_bytes as f64 / 1e6 / seconds.max(0.001);
@@ -105,12 +120,18 @@ fn note_appended(other: &Path, appended: &AppendSummary) {
         "appended {event_count} events and {quarantine_count} quarantined callbacks of {other}; {duplicate_count} events and \
          {quarantine_duplicate_count} quarantined callbacks were there already"
     ));
-    note(&format!("no broker starts on {other} any more: start it on the new directory"));
+    note(&format!(
+        "no broker starts on {other} any more: start it on the new directory"
+    ));
     if *erased_count > 0 {
-        note(&format!("erased {erased_count} events of the backup, whose tasks were erased in {other}"));
+        note(&format!(
+            "erased {erased_count} events of the backup, whose tasks were erased in {other}"
+        ));
     }
     if *after_erasure_count > 0 {
-        note(&format!("{after_erasure_count} erased tasks have new content from {other}: erase it again if need be"));
+        note(&format!(
+            "{after_erasure_count} erased tasks have new content from {other}: erase it again if need be"
+        ));
         for (product, task_id) in after_erasure {
             note(&format!("  blobcast erase {product} {task_id}"));
         }

@@ -66,7 +66,12 @@ pub(super) struct RetireArgs {
 #[derive(Args, Debug)]
 struct FileArgs {
     /// The credentials file, which is replaced as a whole, with the same owner and mode.
-    #[arg(long, value_name = "PATH", env = "BLOBCAST_CREDENTIALS_FILE", global = true)]
+    #[arg(
+        long,
+        value_name = "PATH",
+        env = "BLOBCAST_CREDENTIALS_FILE",
+        global = true
+    )]
     credentials_file: Option<PathBuf>,
 }
 
@@ -111,11 +116,19 @@ pub(super) fn rotate(args: RotateArgs) -> anyhow::Result<ExitCode> {
     let (target, secret, text) = match args.target {
         RotateTarget::Client(Named { name }) => {
             let secret = new_secret(true);
-            (Target::Client(name), Some(secret.clone()), TokenHash::of(&secret).to_string())
+            (
+                Target::Client(name),
+                Some(secret.clone()),
+                TokenHash::of(&secret).to_string(),
+            )
         }
         RotateTarget::Callback(Named { name }) => {
             let secret = new_secret(true);
-            (Target::CallbackToken(name), Some(secret.clone()), TokenHash::of(&secret).to_string())
+            (
+                Target::CallbackToken(name),
+                Some(secret.clone()),
+                TokenHash::of(&secret).to_string(),
+            )
         }
         RotateTarget::SigningKey(Named { name }) => {
             let secret = new_secret(false);
@@ -128,8 +141,13 @@ pub(super) fn rotate(args: RotateArgs) -> anyhow::Result<ExitCode> {
     };
     let now = Timestamp::now();
     let after = |duration: Option<Duration>, flag: &str| match duration {
-        Some(duration) if duration < Duration::from_secs(1) => Err(Usage(format!("{flag} is at least 1s"))),
-        Some(duration) => now.checked_add(duration).map(Some).map_err(|_| Usage(format!("{flag} is too long"))),
+        Some(duration) if duration < Duration::from_secs(1) => {
+            Err(Usage(format!("{flag} is at least 1s")))
+        }
+        Some(duration) => now
+            .checked_add(duration)
+            .map(Some)
+            .map_err(|_| Usage(format!("{flag} is too long"))),
         None => Ok(None),
     };
     let new = NewSecret {
@@ -138,16 +156,22 @@ pub(super) fn rotate(args: RotateArgs) -> anyhow::Result<ExitCode> {
         expires: after(args.expires_in, "--expires-in")?,
         previous_expires: after(args.keep_old_for, "--keep-old-for")?,
     };
-    args.file.change(|text| credentials::rotate(text, &target, &new))?;
+    args.file
+        .change(|text| credentials::rotate(text, &target, &new))?;
 
-    let until = new.previous_expires.and_then(|until| Timestamp::from_second(until.as_second()).ok());
+    let until = new
+        .previous_expires
+        .and_then(|until| Timestamp::from_second(until.as_second()).ok());
     match args.output {
         Format::Json => {
-            output::emit_json(&json!({"secret": secret, "previous_expires": until.map(|it| it.to_string())}))?;
+            output::emit_json(
+                &json!({"secret": secret, "previous_expires": until.map(|it| it.to_string())}),
+            )?;
         }
         Format::Pretty => {
-            let told =
-                secret.map(|secret| format!("The new one, shown this once:\n\n  {secret}\n\n")).unwrap_or_default();
+            let told = secret
+                .map(|secret| format!("The new one, shown this once:\n\n  {secret}\n\n"))
+                .unwrap_or_default();
             let until = match until {
                 Some(until) => format!("until {until} at the latest"),
                 None => "until it expires, or `blobcast token retire` takes it out".to_owned(),
@@ -165,44 +189,64 @@ pub(super) fn retire(args: RetireArgs) -> anyhow::Result<ExitCode> {
         RetireTarget::SigningKey(Named { name }) => Target::SigningKey(name),
         RetireTarget::BodySignature => Target::BodySignature,
     };
-    args.file.change(|text| credentials::retire(text, &target))?;
+    args.file
+        .change(|text| credentials::retire(text, &target))?;
     output::emit_line("The old one is refused from now on.")?;
     Ok(ExitCode::SUCCESS)
 }
 
 fn vendor_secret(path: &Path) -> anyhow::Result<String> {
     let is_stdin = path == Path::new("-");
-    let read = if is_stdin { secret_of_stdin() } else { files::read_text(path, SECRET_BYTES_MAX) };
+    let read = if is_stdin {
+        secret_of_stdin()
+    } else {
+        files::read_text(path, SECRET_BYTES_MAX)
+    };
     let text = read.map_err(|error| unreadable("--secret-file", path, &error))?;
     let secret = text.trim_end_matches(['\r', '\n']);
     if secret.is_empty() {
-        bail!("--secret-file {} is empty: take the secret from your RunBlob account", path.display());
+        bail!(
+            "--secret-file {} is empty: take the secret from your RunBlob account",
+            path.display()
+        );
     }
     Ok(secret.to_owned())
 }
 
 fn secret_of_stdin() -> io::Result<String> {
     let mut text = String::new();
-    let count = io::stdin().take(SECRET_BYTES_MAX + 1).read_to_string(&mut text)?;
+    let count = io::stdin()
+        .take(SECRET_BYTES_MAX + 1)
+        .read_to_string(&mut text)?;
     // Cut off it would be another secret.
     if count as u64 > SECRET_BYTES_MAX {
-        return Err(io::Error::new(io::ErrorKind::FileTooLarge, format!("it has more than {SECRET_BYTES_MAX} bytes")));
+        return Err(io::Error::new(
+            io::ErrorKind::FileTooLarge,
+            format!("it has more than {SECRET_BYTES_MAX} bytes"),
+        ));
     }
     Ok(text)
 }
 
 impl FileArgs {
     /// Puts what `change` makes of the file in its place, or leaves it as it is.
-    fn change(&self, change: impl FnOnce(&str) -> Result<String, credentials::RotationError>) -> anyhow::Result<()> {
+    fn change(
+        &self,
+        change: impl FnOnce(&str) -> Result<String, credentials::RotationError>,
+    ) -> anyhow::Result<()> {
         let named = "name the credentials file: --credentials-file, or BLOBCAST_CREDENTIALS_FILE";
-        let path = self.credentials_file.as_ref().ok_or_else(|| Usage(named.to_owned()))?;
+        let path = self
+            .credentials_file
+            .as_ref()
+            .ok_or_else(|| Usage(named.to_owned()))?;
         let told = path.display();
         let unreadable = |error| unreadable("the credentials file", path, &error);
         // Behind a link: that is to go on to lead there.
         let path = path.canonicalize().map_err(unreadable)?;
         let text = files::read_text(&path, credentials::FILE_BYTES_MAX).map_err(unreadable)?;
         let changed = change(&text).with_context(|| told.to_string())?;
-        replace(&path, &text, &changed).with_context(|| format!("cannot replace {told}, which stays as it was"))
+        replace(&path, &text, &changed)
+            .with_context(|| format!("cannot replace {told}, which stays as it was"))
     }
 }
 
@@ -219,7 +263,11 @@ fn replace(path: &Path, old: &str, new: &str) -> anyhow::Result<()> {
 
 fn write_beside(path: &Path, beside: &Path, old: &str, new: &str) -> anyhow::Result<()> {
     let before = fs::metadata(path)?;
-    let mut file = File::options().write(true).create_new(true).mode(0o600).open(beside)?;
+    let mut file = File::options()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(beside)?;
     let made = file.metadata()?;
     if (made.uid(), made.gid()) != (before.uid(), before.gid()) {
         let owner = "its owner cannot be kept: run this as root, or as whom the file belongs to";
@@ -233,6 +281,8 @@ fn write_beside(path: &Path, beside: &Path, old: &str, new: &str) -> anyhow::Res
     }
     fs::rename(beside, path)?;
     // What is printed next must not be lost by a power cut. Not every file system syncs directories.
-    let _ = path.parent().is_some_and(|directory| File::open(directory).and_then(|it| it.sync_all()).is_ok());
+    let _ = path
+        .parent()
+        .is_some_and(|directory| File::open(directory).and_then(|it| it.sync_all()).is_ok());
     Ok(())
 }

@@ -48,7 +48,8 @@ impl Scripted {
         let scripted = Self(Arc::new(Mutex::new(script)));
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
-        let server = tonic::transport::Server::builder().add_service(EventServiceServer::new(scripted.clone()));
+        let server = tonic::transport::Server::builder()
+            .add_service(EventServiceServer::new(scripted.clone()));
         tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
         (scripted, url)
     }
@@ -56,11 +57,19 @@ impl Scripted {
 
 /// An error as a broker makes it, with a reason.
 pub(super) fn refusal(code: Code, message: &str) -> Status {
-    Status::with_error_details(code, message, ErrorDetails::with_error_info("SCRIPTED", "blobcast", HashMap::new()))
+    Status::with_error_details(
+        code,
+        message,
+        ErrorDetails::with_error_info("SCRIPTED", "blobcast", HashMap::new()),
+    )
 }
 
 fn next<T>(answers: &mut Vec<T>) -> Result<T, Status> {
-    if answers.is_empty() { Err(refusal(Code::InvalidArgument, "the script is over")) } else { Ok(answers.remove(0)) }
+    if answers.is_empty() {
+        Err(refusal(Code::InvalidArgument, "the script is over"))
+    } else {
+        Ok(answers.remove(0))
+    }
 }
 
 // Frames carry stored events; what the record itself adds is overwritten by the event's own fields behind it.
@@ -84,31 +93,54 @@ fn delivery(event: &v1::Event) -> Delivery {
 impl EventService for Scripted {
     type SubscribeStream = Stream;
 
-    async fn subscribe(&self, request: Request<v1::SubscribeRequest>) -> Result<Response<Stream>, Status> {
+    async fn subscribe(
+        &self,
+        request: Request<v1::SubscribeRequest>,
+    ) -> Result<Response<Stream>, Status> {
         let mut script = self.script();
         script.subscribed.push(request.into_inner());
         let (contents, end) = next(&mut script.streams)?;
-        let message = |content| Ok(v1::SubscribeResponse { content: Some(content) });
-        let messages: Vec<_> = contents.into_iter().map(message).chain(end.err().map(Err)).collect();
+        let message = |content| {
+            Ok(v1::SubscribeResponse {
+                content: Some(content),
+            })
+        };
+        let messages: Vec<_> = contents
+            .into_iter()
+            .map(message)
+            .chain(end.err().map(Err))
+            .collect();
         Ok(Response::new(tokio_stream::iter(messages)))
     }
 
-    async fn wait_task(&self, request: Request<v1::WaitTaskRequest>) -> Result<Response<Frame>, Status> {
+    async fn wait_task(
+        &self,
+        request: Request<v1::WaitTaskRequest>,
+    ) -> Result<Response<Frame>, Status> {
         let mut script = self.script();
         script.waited.push(request.into_inner());
         let v1::WaitTaskResponse { event, done } = next(&mut script.waits)??;
-        Ok(Response::new(Frame::Waited { event: event.as_ref().map(delivery), done }))
+        Ok(Response::new(Frame::Waited {
+            event: event.as_ref().map(delivery),
+            done,
+        }))
     }
 
     async fn get_task(&self, _: Request<v1::GetTaskRequest>) -> Result<Response<Frame>, Status> {
         Err(refusal(Code::InvalidArgument, "not scripted"))
     }
 
-    async fn list_events(&self, _: Request<v1::ListEventsRequest>) -> Result<Response<Frame>, Status> {
+    async fn list_events(
+        &self,
+        _: Request<v1::ListEventsRequest>,
+    ) -> Result<Response<Frame>, Status> {
         Err(refusal(Code::InvalidArgument, "not scripted"))
     }
 
-    async fn get_raw_body(&self, _: Request<v1::GetRawBodyRequest>) -> Result<Response<Frame>, Status> {
+    async fn get_raw_body(
+        &self,
+        _: Request<v1::GetRawBodyRequest>,
+    ) -> Result<Response<Frame>, Status> {
         Err(Status::invalid_argument("not scripted"))
     }
 

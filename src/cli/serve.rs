@@ -75,11 +75,18 @@ impl ServeArgs {
             ("admin.listen", self.admin_listen),
             ("public_url", self.public_url),
         ];
-        let given = flags.into_iter().filter_map(|(key, value)| Some((key.to_owned(), value?))).collect();
+        let given = flags
+            .into_iter()
+            .filter_map(|(key, value)| Some((key.to_owned(), value?)))
+            .collect();
         // A variable that is not UTF-8 cannot be one of ours.
-        let env =
-            std::env::vars_os().filter_map(|(key, value)| Some((key.into_string().ok()?, value.into_string().ok()?)));
-        Sources { file: self.config.map(Into::into), env: env.collect(), flags: given }
+        let env = std::env::vars_os()
+            .filter_map(|(key, value)| Some((key.into_string().ok()?, value.into_string().ok()?)));
+        Sources {
+            file: self.config.map(Into::into),
+            env: env.collect(),
+            flags: given,
+        }
     }
 }
 
@@ -89,16 +96,23 @@ pub(super) fn run(args: ServeArgs, signals: Option<io::Result<Signals>>) -> Exit
     let sources = args.sources();
     let config = config::load(&sources);
     // Before anything can fail: that is to be a line of the log.
-    let logging = config.as_ref().map_or_else(|_| config::logging(&sources), |config| config.logging.clone());
+    let logging = config.as_ref().map_or_else(
+        |_| config::logging(&sources),
+        |config| config.logging.clone(),
+    );
     if let Err(error) = server::init_logging(&logging) {
         return report(anyhow::Error::from(error).context("cannot begin to log"));
     }
     let signals = signals.unwrap_or_else(Signals::new);
-    let ended = config.map_err(Into::into).and_then(|config| run_to_its_end(&config, &sources, signals));
+    let ended = config
+        .map_err(Into::into)
+        .and_then(|config| run_to_its_end(&config, &sources, signals));
     let code = ended.unwrap_or_else(|error| {
         if !io::stderr().is_terminal() {
             let has_served = error.is::<RunError>();
-            output::problems(&error).iter().for_each(|problem| server::log_fatal(has_served, problem));
+            output::problems(&error)
+                .iter()
+                .for_each(|problem| server::log_fatal(has_served, problem));
             return ExitCode::from(output::exit_code(&error));
         }
         server::flush_log();
@@ -115,9 +129,16 @@ pub(super) fn log_usage(error: &clap::Error) -> ExitCode {
         error.exit();
     }
     let text = error.to_string();
-    let what = text.split("\n\n").next().unwrap_or_default().trim_start_matches("error: ");
+    let what = text
+        .split("\n\n")
+        .next()
+        .unwrap_or_default()
+        .trim_start_matches("error: ");
     let what = what.split_whitespace().collect::<Vec<_>>().join(" ");
-    server::log_fatal(false, &format!("{what}: `blobcast serve --help` lists the flags"));
+    server::log_fatal(
+        false,
+        &format!("{what}: `blobcast serve --help` lists the flags"),
+    );
     server::flush_log();
     ExitCode::from(EXIT_USAGE)
 }
@@ -126,14 +147,22 @@ pub(super) fn log_usage(error: &clap::Error) -> ExitCode {
 fn report(error: anyhow::Error) -> ExitCode {
     let (done, is_done) = mpsc::channel();
     thread::spawn(move || done.send(output::report(&error)));
-    is_done.recv_timeout(OUTPUT_TIMEOUT).unwrap_or(ExitCode::FAILURE)
+    is_done
+        .recv_timeout(OUTPUT_TIMEOUT)
+        .unwrap_or(ExitCode::FAILURE)
 }
 
-fn run_to_its_end(config: &Config, sources: &Sources, signals: io::Result<Signals>) -> anyhow::Result<ExitCode> {
+fn run_to_its_end(
+    config: &Config,
+    sources: &Sources,
+    signals: io::Result<Signals>,
+) -> anyhow::Result<ExitCode> {
     let signals = signals.context("cannot listen to signals")?;
     die_on_panic();
     let exposures = server::exposures(config, &server::Reader::of_this_process());
-    exposures.iter().for_each(|problem| server::warn_of_exposure(problem));
+    exposures
+        .iter()
+        .for_each(|problem| server::warn_of_exposure(problem));
     raise_open_files(config);
     keep_pages_small();
     let runtimes = Runtimes::start()?;
@@ -173,13 +202,26 @@ impl Signals {
     }
 }
 
-async fn serve(config: &Config, sources: &Sources, homes: Homes, signals: Signals) -> anyhow::Result<Ended> {
-    let Signals { mut interrupt, mut terminate, mut hangup } = signals;
+async fn serve(
+    config: &Config,
+    sources: &Sources,
+    homes: Homes,
+    signals: Signals,
+) -> anyhow::Result<Ended> {
+    let Signals {
+        mut interrupt,
+        mut terminate,
+        mut hangup,
+    } = signals;
     let server = Server::start(config, homes).await?;
     if output::stdout_is_terminal() {
         print(server.banner(config)).await;
     }
-    let Addresses { ingest, grpc, admin } = server.addresses();
+    let Addresses {
+        ingest,
+        grpc,
+        admin,
+    } = server.addresses();
     tracing::info!(%ingest, %grpc, %admin, data_dir = %config.data_dir.display(), "ready");
     let shutdown = async {
         tokio::select! {
@@ -200,7 +242,9 @@ async fn serve(config: &Config, sources: &Sources, homes: Homes, signals: Signal
         hangup.recv().await;
     };
     let sources = sources.clone();
-    Ok(server.run_until(shutdown, hangup, move || config::load(&sources)).await?)
+    Ok(server
+        .run_until(shutdown, hangup, move || config::load(&sources))
+        .await?)
 }
 
 /// Prints to standard output. Standard output may be closed or stuck, so nothing waits for the write or depends on it.
@@ -228,12 +272,20 @@ fn tell_panic(panic: &PanicHookInfo<'_>) {
     let thread = thread::current();
     let name = thread.name().unwrap_or("<unnamed>");
     let backtrace = Backtrace::capture();
-    let backtrace = (backtrace.status() == BacktraceStatus::Captured).then(|| backtrace.to_string());
+    let backtrace =
+        (backtrace.status() == BacktraceStatus::Captured).then(|| backtrace.to_string());
     if io::stderr().is_terminal() {
         server::log_panic("the message of the panic follows", name, None);
-        server::last_words(&format!("thread '{name}' {panic}\n{}\n", backtrace.unwrap_or_default()));
+        server::last_words(&format!(
+            "thread '{name}' {panic}\n{}\n",
+            backtrace.unwrap_or_default()
+        ));
     } else {
-        server::log_panic(&panic.to_string().replace('\n', " "), name, backtrace.as_deref());
+        server::log_panic(
+            &panic.to_string().replace('\n', " "),
+            name,
+            backtrace.as_deref(),
+        );
     }
 }
 
@@ -249,7 +301,13 @@ fn raise_open_files(config: &Config) {
              lower grpc.connections_max and ingest.connections_max"
         );
     }
-    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limits.maximum, maximum: limits.maximum }) {
+    if let Err(error) = setrlimit(
+        Resource::Nofile,
+        Rlimit {
+            current: limits.maximum,
+            maximum: limits.maximum,
+        },
+    ) {
         tracing::warn!(%error, open_files = ?limits.current, "cannot raise the limit of open files");
     }
 }
@@ -280,13 +338,25 @@ mod tests {
             return;
         }
         for place in ["task", "thread", "blocking"] {
-            let name = "cli::serve::tests::a_panic_in_a_task_or_a_thread_ends_the_process_with_a_word";
+            let name =
+                "cli::serve::tests::a_panic_in_a_task_or_a_thread_ends_the_process_with_a_word";
             let mut child = Command::new(std::env::current_exe().unwrap());
-            let done = child.args(["--exact", name, "--nocapture"]).env(WHERE, place).output().unwrap();
+            let done = child
+                .args(["--exact", name, "--nocapture"])
+                .env(WHERE, place)
+                .output()
+                .unwrap();
             let said = String::from_utf8(done.stderr).unwrap();
-            assert_eq!(done.status.signal(), Some(6), "SIGABRT after a panic in a {place}: {said}");
+            assert_eq!(
+                done.status.signal(),
+                Some(6),
+                "SIGABRT after a panic in a {place}: {said}"
+            );
             assert!(said.contains(&format!("a bug in a {place}")), "{said}");
-            assert!(said.contains("the process ends so that it is not left half alive"), "{said}");
+            assert!(
+                said.contains("the process ends so that it is not left half alive"),
+                "{said}"
+            );
         }
     }
 
@@ -296,16 +366,25 @@ mod tests {
             panic_in("stuck");
             return;
         }
-        let name = "cli::serve::tests::a_panic_ends_the_process_although_nobody_reads_standard_error";
+        let name =
+            "cli::serve::tests::a_panic_ends_the_process_although_nobody_reads_standard_error";
         let mut command = Command::new(std::env::current_exe().unwrap());
-        command.args(["--exact", name, "--nocapture"]).env(WHERE, "stuck").stdout(Stdio::null()).stderr(Stdio::piped());
+        command
+            .args(["--exact", name, "--nocapture"])
+            .env(WHERE, "stuck")
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped());
         let mut child = command.spawn().unwrap();
         let stuck = child.stderr.take();
         let ended = std::iter::repeat_with(|| std::thread::sleep(Duration::from_millis(10)))
             .take(6_000)
             .find_map(|()| child.try_wait().unwrap());
         let _ = child.kill();
-        assert_eq!(ended.expect("its end within a minute").signal(), Some(6), "SIGABRT");
+        assert_eq!(
+            ended.expect("its end within a minute").signal(),
+            Some(6),
+            "SIGABRT"
+        );
         drop(stuck);
     }
 

@@ -32,7 +32,12 @@ const RATE_MAX: f64 = 1e6;
 /// As the configuration has it.
 const DAYS_MAX: u64 = 3_650;
 /// Units of 1,000, beside those of the configuration.
-const DECIMAL_UNITS: [(&str, u64); 4] = [("k", 1_000), ("kB", 1_000), ("M", 1_000_000), ("MB", 1_000_000)];
+const DECIMAL_UNITS: [(&str, u64); 4] = [
+    ("k", 1_000),
+    ("kB", 1_000),
+    ("M", 1_000_000),
+    ("MB", 1_000_000),
+];
 /// What a limit of memory has above the sum, in tenths: the kernel counts buffers of sockets and files, too.
 const MEMORY_TENTHS: u64 = 11;
 
@@ -71,8 +76,16 @@ pub(super) struct SizeArgs {
 }
 
 fn rate(text: &str) -> Result<f64, String> {
-    let rate = text.parse().ok().filter(|rate| *rate > 0.0 && *rate <= RATE_MAX);
-    rate.ok_or_else(|| format!("it is a number of callbacks a second, above 0 and up to {}", grouped(RATE_MAX as u64)))
+    let rate = text
+        .parse()
+        .ok()
+        .filter(|rate| *rate > 0.0 && *rate <= RATE_MAX);
+    rate.ok_or_else(|| {
+        format!(
+            "it is a number of callbacks a second, above 0 and up to {}",
+            grouped(RATE_MAX as u64)
+        )
+    })
 }
 
 fn body(text: &str) -> Result<u64, String> {
@@ -81,35 +94,57 @@ fn body(text: &str) -> Result<u64, String> {
         number.checked_mul(*factor)
     });
     let bytes = decimal.map_or_else(|| parse_size(text), Ok).map_err(|_| {
-        "it is a whole number of bytes: 800, 3k or 3kB (3,000 bytes), 3KiB (3,072 bytes), 1MiB".to_owned()
+        "it is a whole number of bytes: 800, 3k or 3kB (3,000 bytes), 3KiB (3,072 bytes), 1MiB"
+            .to_owned()
     })?;
-    if bytes == 0 { Err("a callback has a body".to_owned()) } else { Ok(bytes) }
+    if bytes == 0 {
+        Err("a callback has a body".to_owned())
+    } else {
+        Ok(bytes)
+    }
 }
 
 fn days(text: &str) -> Result<Duration, String> {
-    let by_number = text.parse::<f64>().ok().map(|days| Duration::try_from_secs_f64(days * DAY as f64));
+    let by_number = text
+        .parse::<f64>()
+        .ok()
+        .map(|days| Duration::try_from_secs_f64(days * DAY as f64));
     let time = match by_number {
         Some(time) => time.ok(),
         None => args::duration(text).ok(),
     };
     let range = Duration::from_secs(1)..=Duration::from_secs(DAYS_MAX * DAY);
     let time = time.filter(|time| range.contains(time));
-    time.ok_or_else(|| format!("it is a number of days up to {}, or a duration such as 12h", grouped(DAYS_MAX)))
+    time.ok_or_else(|| {
+        format!(
+            "it is a number of days up to {}, or a duration such as 12h",
+            grouped(DAYS_MAX)
+        )
+    })
 }
 
 /// Answers for the configuration as `serve` would have it.
 pub(super) fn run(args: SizeArgs) -> anyhow::Result<ExitCode> {
-    let sources = ServeArgs { config: args.config, ..ServeArgs::default() }.sources();
+    let sources = ServeArgs {
+        config: args.config,
+        ..ServeArgs::default()
+    }
+    .sources();
     let mut config = config::load(&sources)?;
     if args.body > config.ingest.body_bytes_max {
         let most = bytes_text(config.ingest.body_bytes_max);
-        let problem = format!("--body: ingest.body_bytes_max refuses what has more than {most}: raise that one first");
+        let problem = format!(
+            "--body: ingest.body_bytes_max refuses what has more than {most}: raise that one first"
+        );
         return Err(Usage(problem).into());
     }
 
     let streams_before = config.grpc.subscriptions_max;
     config.grpc.subscriptions_max = args.streams.unwrap_or(streams_before);
-    let traffic = Traffic { per_second: args.rate, body_bytes: args.body };
+    let traffic = Traffic {
+        per_second: args.rate,
+        body_bytes: args.body,
+    };
     let answer = Answer::new(config, traffic, args.days, streams_before);
     match args.output {
         Format::Json => output::emit_json(&answer.as_json())?,
@@ -169,28 +204,46 @@ impl Answer {
         let Config { log, grpc, .. } = &self.config;
         let mut settings = Vec::new();
         if log.retention_age_max != self.time {
-            settings.push(("log", "retention_age_max", format!("\"{}\"", time_key(self.time))));
+            settings.push((
+                "log",
+                "retention_age_max",
+                format!("\"{}\"", time_key(self.time)),
+            ));
         }
         let bytes = disk::retention_bytes_for(&self.config, self.directory.events);
         if log.retention_bytes_max < bytes {
-            settings.push(("log", "retention_bytes_max", format!("\"{}\"", size_key(bytes))));
+            settings.push((
+                "log",
+                "retention_bytes_max",
+                format!("\"{}\"", size_key(bytes)),
+            ));
         }
         if grpc.subscriptions_max != self.streams_before {
-            settings.push(("grpc", "subscriptions_max", grpc.subscriptions_max.to_string()));
+            settings.push((
+                "grpc",
+                "subscriptions_max",
+                grpc.subscriptions_max.to_string(),
+            ));
         }
         settings
     }
 
     /// A limit for the cgroup: the unit's has as much to spare.
     fn memory_max(&self) -> String {
-        let gib = self.memory_bytes.saturating_mul(MEMORY_TENTHS).div_ceil(10 * GIB);
+        let gib = self
+            .memory_bytes
+            .saturating_mul(MEMORY_TENTHS)
+            .div_ceil(10 * GIB);
         format!("{gib}G")
     }
 
     /// Which limit forgets first, and what that means.
     fn first(&self) -> String {
         let log = &self.config.log;
-        let (bytes, age) = (bytes_text(log.retention_bytes_max), time_text(log.retention_age_max));
+        let (bytes, age) = (
+            bytes_text(log.retention_bytes_max),
+            time_text(log.retention_age_max),
+        );
         if self.bytes_come_first() {
             let kept = time_text(self.until_full);
             format!(
@@ -222,22 +275,54 @@ impl Answer {
     }
 
     fn disk_rows(&self) -> Vec<[String; 3]> {
-        let Directory { events, frames, index, quarantine, fixed } = self.directory;
+        let Directory {
+            events,
+            frames,
+            index,
+            quarantine,
+            fixed,
+        } = self.directory;
         let row = |what: &str, bytes: String, from: String| [what.to_owned(), bytes, from];
         let percent = self.config.log.disk_free_min_percent;
-        let disk = self.disk_bytes.map_or_else(|| "none is enough".to_owned(), bytes_text);
+        let disk = self
+            .disk_bytes
+            .map_or_else(|| "none is enough".to_owned(), bytes_text);
         vec![
             row(
                 "events, as retention counts them",
                 bytes_text(events),
-                format!("{} × {} bytes", grouped(self.events), grouped(self.event_bytes)),
+                format!(
+                    "{} × {} bytes",
+                    grouped(self.events),
+                    grouped(self.event_bytes)
+                ),
             ),
-            row("beside them in the log", bytes_text(frames), "by event".to_owned()),
+            row(
+                "beside them in the log",
+                bytes_text(frames),
+                "by event".to_owned(),
+            ),
             row("index by task", bytes_text(index), "by event".to_owned()),
-            row("quarantine, when it is full", bytes_text(quarantine), "2 × quarantine.retention_bytes_max".to_owned()),
-            row("files made ahead, journals", bytes_text(fixed), "at most".to_owned()),
-            row("data directory", bytes_text(self.directory.bytes()), "together".to_owned()),
-            row("disk", disk, format!("{percent} % stay free: log.disk_free_min_percent")),
+            row(
+                "quarantine, when it is full",
+                bytes_text(quarantine),
+                "2 × quarantine.retention_bytes_max".to_owned(),
+            ),
+            row(
+                "files made ahead, journals",
+                bytes_text(fixed),
+                "at most".to_owned(),
+            ),
+            row(
+                "data directory",
+                bytes_text(self.directory.bytes()),
+                "together".to_owned(),
+            ),
+            row(
+                "disk",
+                disk,
+                format!("{percent} % stay free: log.disk_free_min_percent"),
+            ),
         ]
     }
 
@@ -252,9 +337,22 @@ impl Answer {
         output::emit_line("")?;
 
         let rows = memory::parts(&self.config).into_iter();
-        let rows = rows.map(|part| [part.what.to_owned(), bytes_text(part.bytes), part.limit.to_owned()]);
-        let total = ["together, when every limit is used up".to_owned(), bytes_text(self.memory_bytes), String::new()];
-        output::emit_table(["MEMORY", "BYTES", "LIMIT"], &rows.chain([total]).collect::<Vec<_>>())?;
+        let rows = rows.map(|part| {
+            [
+                part.what.to_owned(),
+                bytes_text(part.bytes),
+                part.limit.to_owned(),
+            ]
+        });
+        let total = [
+            "together, when every limit is used up".to_owned(),
+            bytes_text(self.memory_bytes),
+            String::new(),
+        ];
+        output::emit_table(
+            ["MEMORY", "BYTES", "LIMIT"],
+            &rows.chain([total]).collect::<Vec<_>>(),
+        )?;
         output::emit_line("")?;
 
         output::emit_line(&self.first())?;
@@ -275,7 +373,11 @@ impl Answer {
             time_text(self.time),
             self.memory_max()
         );
-        if self.settings().is_empty() { format!("{all}; the limits are enough.") } else { format!("{all}, and set:") }
+        if self.settings().is_empty() {
+            format!("{all}; the limits are enough.")
+        } else {
+            format!("{all}, and set:")
+        }
     }
 
     fn toml(&self) -> String {
@@ -291,13 +393,21 @@ impl Answer {
     }
 
     fn as_json(&self) -> Value {
-        let Directory { events, frames, index, quarantine, fixed } = self.directory;
+        let Directory {
+            events,
+            frames,
+            index,
+            quarantine,
+            fixed,
+        } = self.directory;
         let log = &self.config.log;
         let parts = memory::parts(&self.config).into_iter();
-        let parts = parts.map(|part| json!({"what": part.what, "limit": part.limit, "bytes": part.bytes}));
+        let parts =
+            parts.map(|part| json!({"what": part.what, "limit": part.limit, "bytes": part.bytes}));
         let settings = self.settings().into_iter();
-        let settings =
-            settings.map(|(section, key, value)| (format!("{section}.{key}"), value.trim_matches('"').into()));
+        let settings = settings.map(|(section, key, value)| {
+            (format!("{section}.{key}"), value.trim_matches('"').into())
+        });
         json!({
             "rate": self.traffic.per_second,
             "body_bytes": self.traffic.body_bytes,
@@ -329,16 +439,25 @@ impl Answer {
 /// A size as the configuration takes it.
 fn size_key(bytes: u64) -> String {
     let units = [(GIB, "GiB"), (MIB, "MiB"), (KIB, "KiB")];
-    let exact = units.into_iter().find(|(unit, _)| bytes.is_multiple_of(*unit));
-    exact.map_or_else(|| bytes.to_string(), |(unit, name)| format!("{}{name}", bytes / unit))
+    let exact = units
+        .into_iter()
+        .find(|(unit, _)| bytes.is_multiple_of(*unit));
+    exact.map_or_else(
+        || bytes.to_string(),
+        |(unit, name)| format!("{}{name}", bytes / unit),
+    )
 }
 
 /// A duration as the configuration takes it, in whole seconds at least as long.
 fn time_key(time: Duration) -> String {
     let seconds = time.as_secs() + u64::from(time.subsec_nanos() > 0);
     let units = [(DAY, "d"), (HOUR, "h"), (MINUTE, "m"), (1, "s")];
-    let exact = units.into_iter().find(|(unit, _)| seconds.is_multiple_of(*unit));
-    exact.map_or_else(String::new, |(unit, name)| format!("{}{name}", seconds / unit))
+    let exact = units
+        .into_iter()
+        .find(|(unit, _)| seconds.is_multiple_of(*unit));
+    exact.map_or_else(String::new, |(unit, name)| {
+        format!("{}{name}", seconds / unit)
+    })
 }
 
 /// A duration for people: one unit, and a digit behind the point where it is not whole.
@@ -348,8 +467,12 @@ fn time_text(time: Duration) -> String {
         return "more than 1,000 years".to_owned();
     }
     let seconds = time.as_secs_f64();
-    let units =
-        [(2 * YEAR, YEAR, "years"), (2 * DAY, DAY, "days"), (2 * HOUR, HOUR, "hours"), (2 * MINUTE, MINUTE, "minutes")];
+    let units = [
+        (2 * YEAR, YEAR, "years"),
+        (2 * DAY, DAY, "days"),
+        (2 * HOUR, HOUR, "hours"),
+        (2 * MINUTE, MINUTE, "minutes"),
+    ];
     let (factor, unit) = units
         .into_iter()
         .find(|(from, ..)| seconds >= *from as f64)
@@ -362,5 +485,8 @@ fn time_text(time: Duration) -> String {
 fn grouped(number: u64) -> String {
     let digits = number.to_string();
     let comma = |at: usize| at > 0 && (digits.len() - at).is_multiple_of(3);
-    digits.char_indices().flat_map(|(at, digit)| comma(at).then_some(',').into_iter().chain([digit])).collect()
+    digits
+        .char_indices()
+        .flat_map(|(at, digit)| comma(at).then_some(',').into_iter().chain([digit]))
+        .collect()
 }

@@ -60,15 +60,23 @@ enum Missing {
     IsDone,
 }
 
-async fn end(args: &SubscriptionsArgs, ids: &[String], missing: Missing) -> anyhow::Result<ExitCode> {
+async fn end(
+    args: &SubscriptionsArgs,
+    ids: &[String],
+    missing: Missing,
+) -> anyhow::Result<ExitCode> {
     let mut client = args.grpc.admin()?;
     let (mut rows, mut all_were_there) = (Vec::new(), true);
     let now = Timestamp::now();
     for id in ids {
-        let request = v1::EndSubscriptionRequest { subscription_id: id.clone() };
+        let request = v1::EndSubscriptionRequest {
+            subscription_id: id.clone(),
+        };
         let ended = match client.end_subscription(request).await {
             Ok(answer) => answer.into_inner().subscription.unwrap_or_default(),
-            Err(status) if status.code() == Code::NotFound && missing == Missing::IsDone => continue,
+            Err(status) if status.code() == Code::NotFound && missing == Missing::IsDone => {
+                continue;
+            }
             Err(status) if status.code() == Code::NotFound => {
                 note(&format!("{id}: {:#}", args.grpc.error(&status)));
                 all_were_there = false;
@@ -86,7 +94,11 @@ async fn end(args: &SubscriptionsArgs, ids: &[String], missing: Missing) -> anyh
         }
     }
     print_table(args.output, &rows)?;
-    Ok(if all_were_there { ExitCode::SUCCESS } else { ExitCode::from(EXIT_OTHER) })
+    Ok(if all_were_there {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::from(EXIT_OTHER)
+    })
 }
 
 async fn end_client(args: &SubscriptionsArgs, name: &str) -> anyhow::Result<ExitCode> {
@@ -114,7 +126,9 @@ async fn each(
     let mut request = v1::ListSubscriptionsRequest::default();
     loop {
         let answer = client.list_subscriptions(request.clone()).await;
-        let page = answer.map_err(|status| args.grpc.error(&status))?.into_inner();
+        let page = answer
+            .map_err(|status| args.grpc.error(&status))?
+            .into_inner();
         page.subscriptions.iter().try_for_each(&mut each)?;
         if page.next_page_token.is_empty() {
             return Ok(());
@@ -145,7 +159,16 @@ fn print_table(format: Format, rows: &[[String; 8]]) -> anyhow::Result<()> {
     if format == Format::Json || rows.is_empty() {
         return Ok(());
     }
-    let header = ["ID", "CLIENT", "PEER", "STATE", "LAG", "DELIVERED", "OPENED", "FILTER"];
+    let header = [
+        "ID",
+        "CLIENT",
+        "PEER",
+        "STATE",
+        "LAG",
+        "DELIVERED",
+        "OPENED",
+        "FILTER",
+    ];
     output::emit_table(header, rows)
 }
 
@@ -158,7 +181,10 @@ fn row(subscription: &v1::Subscription, now: Timestamp) -> [String; 8] {
     };
     [
         subscription.subscription_id.clone(),
-        match (subscription.client.as_str(), subscription.client_name.as_str()) {
+        match (
+            subscription.client.as_str(),
+            subscription.client_name.as_str(),
+        ) {
             ("", name) | (name, "") => name.to_owned(),
             (client, name) => format!("{client} ({name})"),
         },
@@ -166,7 +192,10 @@ fn row(subscription: &v1::Subscription, now: Timestamp) -> [String; 8] {
         state.to_owned(),
         subscription.lag.to_string(),
         subscription.delivered_count.to_string(),
-        subscription.opened_at.and_then(instant).map_or_else(|| "-".to_owned(), |time| clock(time, now)),
+        subscription
+            .opened_at
+            .and_then(instant)
+            .map_or_else(|| "-".to_owned(), |time| clock(time, now)),
         filter_text(subscription),
     ]
 }
@@ -174,26 +203,53 @@ fn row(subscription: &v1::Subscription, now: Timestamp) -> [String; 8] {
 /// `products=veo,sora statuses=failed`, and `bound=team:ads` of a client that is bound to labels; `everything` if nothing restricts it.
 fn filter_text(subscription: &v1::Subscription) -> String {
     let filter = subscription.filter.clone().unwrap_or_default();
-    let statuses: Vec<_> = filter.statuses().map(|status| status_word(status).to_owned()).collect();
-    let mut labels: Vec<_> = filter.labels.iter().map(|(key, value)| format!("{key}:{value}")).collect();
+    let statuses: Vec<_> = filter
+        .statuses()
+        .map(|status| status_word(status).to_owned())
+        .collect();
+    let mut labels: Vec<_> = filter
+        .labels
+        .iter()
+        .map(|(key, value)| format!("{key}:{value}"))
+        .collect();
     labels.sort();
     let tasks = match (filter.task_ids.as_slice(), subscription.task_id_count) {
         ([], 0) => vec![],
         ([one], 0 | 1) => vec![one.clone()],
         (_, count) => vec![format!("{count} ids")],
     };
-    let mut bound: Vec<_> = subscription.bound_labels.iter().map(|(key, value)| format!("{key}:{value}")).collect();
+    let mut bound: Vec<_> = subscription
+        .bound_labels
+        .iter()
+        .map(|(key, value)| format!("{key}:{value}"))
+        .collect();
     bound.sort();
-    let fields =
-        [("tasks", tasks), ("products", filter.products), ("statuses", statuses), ("labels", labels), ("bound", bound)];
+    let fields = [
+        ("tasks", tasks),
+        ("products", filter.products),
+        ("statuses", statuses),
+        ("labels", labels),
+        ("bound", bound),
+    ];
     let set = fields.iter().filter(|(_, values)| !values.is_empty());
-    let text = set.map(|(name, values)| format!("{name}={}", values.join(","))).collect::<Vec<_>>().join(" ");
-    if text.is_empty() { "everything".to_owned() } else { text }
+    let text = set
+        .map(|(name, values)| format!("{name}={}", values.join(",")))
+        .collect::<Vec<_>>()
+        .join(" ");
+    if text.is_empty() {
+        "everything".to_owned()
+    } else {
+        text
+    }
 }
 
 fn as_json(subscription: &v1::Subscription) -> Value {
     let filter = subscription.filter.clone().unwrap_or_default();
-    let statuses: Vec<_> = filter.statuses.iter().map(|&status| name(status, v1::TaskStatus::as_str_name)).collect();
+    let statuses: Vec<_> = filter
+        .statuses
+        .iter()
+        .map(|&status| name(status, v1::TaskStatus::as_str_name))
+        .collect();
     json!({
         "subscription_id": subscription.subscription_id,
         "client": subscription.client,
@@ -236,16 +292,29 @@ mod tests {
 
     #[test]
     fn a_filter_is_told_in_few_words() {
-        assert_eq!(filter_text(&subscription()), "products=veo,sora statuses=failed");
+        assert_eq!(
+            filter_text(&subscription()),
+            "products=veo,sora statuses=failed"
+        );
         assert_eq!(filter_text(&v1::Subscription::default()), "everything");
         let bound_labels = [("team".to_owned(), "ads".to_owned())].into();
         assert_eq!(
-            filter_text(&v1::Subscription { bound_labels, ..subscription() }),
+            filter_text(&v1::Subscription {
+                bound_labels,
+                ..subscription()
+            }),
             "products=veo,sora statuses=failed bound=team:ads"
         );
         let task_ids = (0..16).map(|n| n.to_string()).collect();
-        let many = v1::Filter { task_ids, ..v1::Filter::default() };
-        let many = v1::Subscription { filter: Some(many), task_id_count: 9000, ..v1::Subscription::default() };
+        let many = v1::Filter {
+            task_ids,
+            ..v1::Filter::default()
+        };
+        let many = v1::Subscription {
+            filter: Some(many),
+            task_id_count: 9000,
+            ..v1::Subscription::default()
+        };
         assert_eq!(filter_text(&many), "tasks=9000 ids");
     }
 

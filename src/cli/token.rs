@@ -115,21 +115,36 @@ fn new(args: &NewArgs) -> anyhow::Result<ExitCode> {
     let (section, name, rest, secret) = match &args.kind {
         Kind::Client(client) => {
             let secret = new_secret(true);
-            ("clients", &client.name, client_fields(client, &secret)?, secret)
+            (
+                "clients",
+                &client.name,
+                client_fields(client, &secret)?,
+                secret,
+            )
         }
         Kind::Callback(callback) => {
             let secret = new_secret(true);
-            let fields = format!("token = \"{}\"{}", TokenHash::of(&secret), bound_fields(callback)?);
+            let fields = format!(
+                "token = \"{}\"{}",
+                TokenHash::of(&secret),
+                bound_fields(callback)?
+            );
             ("callback_tokens", &callback.name, fields, secret)
         }
         Kind::SigningKey(callback) => {
             let name = &callback.name;
             if KeyId::parse(name).is_none() {
-                let problem = "a key's name has 1 to 32 characters of a-z, A-Z, 0-9, '.', '_' and '-'";
+                let problem =
+                    "a key's name has 1 to 32 characters of a-z, A-Z, 0-9, '.', '_' and '-'";
                 return Err(Usage(problem.to_owned()).into());
             }
             let secret = new_secret(false);
-            ("signing_keys", name, format!("secret = \"{secret}\"{}", bound_fields(callback)?), secret)
+            (
+                "signing_keys",
+                name,
+                format!("secret = \"{secret}\"{}", bound_fields(callback)?),
+                secret,
+            )
         }
     };
     let now = Timestamp::now();
@@ -137,15 +152,20 @@ fn new(args: &NewArgs) -> anyhow::Result<ExitCode> {
     let mut line = format!("{} = {{ {rest}, created = {}", toml_key(name), seconds(now));
     if let Some(expires_in) = args.expires_in {
         if expires_in < Duration::from_secs(1) {
-            return Err(Usage("--expires-in is at least 1s: what has expired lets nobody in".to_owned()).into());
+            return Err(Usage(
+                "--expires-in is at least 1s: what has expired lets nobody in".to_owned(),
+            )
+            .into());
         }
-        let expires =
-            now.checked_add(expires_in).map_err(|_| Usage("--expires-in is beyond the year 9999".to_owned()))?;
+        let expires = now
+            .checked_add(expires_in)
+            .map_err(|_| Usage("--expires-in is beyond the year 9999".to_owned()))?;
         line += &format!(", expires = {}", seconds(expires));
     }
     line += " }";
     // What the broker would refuse is refused here.
-    Credentials::parse(&format!("[{section}]\n{line}\n")).map_err(|error| Usage(error.to_string()))?;
+    Credentials::parse(&format!("[{section}]\n{line}\n"))
+        .map_err(|error| Usage(error.to_string()))?;
     match args.output {
         Format::Json => {
             let json = json!({"section": section, "name": name, "line": line, "secret": secret});
@@ -156,7 +176,10 @@ fn new(args: &NewArgs) -> anyhow::Result<ExitCode> {
                 Kind::SigningKey(_) => String::new(), // the line has it
                 _ => format!("The token, shown this once:\n\n  {secret}\n\n"),
             };
-            output::emit(format!("{told}The line for the credentials file:\n\n  [{section}]\n  {line}\n").as_bytes())?;
+            output::emit(
+                format!("{told}The line for the credentials file:\n\n  [{section}]\n  {line}\n")
+                    .as_bytes(),
+            )?;
         }
     }
     Ok(ExitCode::SUCCESS)
@@ -168,8 +191,7 @@ fn client_fields(client: &ClientArgs, secret: &str) -> anyhow::Result<String> {
         // Without any it may do nothing but this.
         [] if client.backup && !client.admin => String::new(),
         [] => {
-            let problem =
-                "name what it may see: --product veo, or --all-products; or --backup alone for what takes backups";
+            let problem = "name what it may see: --product veo, or --all-products; or --backup alone for what takes backups";
             return Err(Usage(problem.to_owned()).into());
         }
         some => format!(", products = [{}]", quoted(some)),
@@ -177,7 +199,10 @@ fn client_fields(client: &ClientArgs, secret: &str) -> anyhow::Result<String> {
     let labels = labels_field(&client.labels)?;
     let admin = if client.admin { ", admin = true" } else { "" };
     let backup = if client.backup { ", backup = true" } else { "" };
-    Ok(format!("token = \"{}\"{products}{labels}{admin}{backup}", TokenHash::of(secret)))
+    Ok(format!(
+        "token = \"{}\"{products}{labels}{admin}{backup}",
+        TokenHash::of(secret)
+    ))
 }
 
 fn bound_fields(callback: &CallbackArgs) -> anyhow::Result<String> {
@@ -189,7 +214,11 @@ fn bound_fields(callback: &CallbackArgs) -> anyhow::Result<String> {
 }
 
 fn quoted(products: &[Product]) -> String {
-    products.iter().map(|product| format!("\"{product}\"")).collect::<Vec<_>>().join(", ")
+    products
+        .iter()
+        .map(|product| format!("\"{product}\""))
+        .collect::<Vec<_>>()
+        .join(", ")
 }
 
 /// `, labels = { team = "ads" }`, if there are any.
@@ -197,18 +226,34 @@ fn labels_field(labels: &[(String, String)]) -> anyhow::Result<String> {
     let mut sorted = BTreeMap::new();
     for (key, value) in labels {
         if sorted.insert(key, value).is_some() {
-            return Err(Usage(format!("--label {key}=… is given twice: a label has one value")).into());
+            return Err(Usage(format!(
+                "--label {key}=… is given twice: a label has one value"
+            ))
+            .into());
         }
     }
-    let label = |(key, value): (&String, &String)| format!("{} = {}", toml_key(key), toml::Value::from(value.as_str()));
+    let label = |(key, value): (&String, &String)| {
+        format!("{} = {}", toml_key(key), toml::Value::from(value.as_str()))
+    };
     let labels: Vec<_> = sorted.into_iter().map(label).collect();
-    Ok(if labels.is_empty() { String::new() } else { format!(", labels = {{ {} }}", labels.join(", ")) })
+    Ok(if labels.is_empty() {
+        String::new()
+    } else {
+        format!(", labels = {{ {} }}", labels.join(", "))
+    })
 }
 
 /// Bare where TOML allows it.
 fn toml_key(name: &str) -> String {
-    let bare = !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-');
-    if bare { name.to_owned() } else { toml::Value::from(name).to_string() }
+    let bare = !name.is_empty()
+        && name
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-');
+    if bare {
+        name.to_owned()
+    } else {
+        toml::Value::from(name).to_string()
+    }
 }
 
 #[cfg(test)]

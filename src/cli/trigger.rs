@@ -99,7 +99,11 @@ enum BodyShape {
 pub(super) async fn run(args: TriggerArgs) -> anyhow::Result<ExitCode> {
     let callbacks = callbacks(&args)?;
     let deliveries = plan(&args).deliveries(&callbacks);
-    let in_flight_max = if args.rate.is_some() { IN_FLIGHT_MAX } else { 1 };
+    let in_flight_max = if args.rate.is_some() {
+        IN_FLIGHT_MAX
+    } else {
+        1
+    };
     let vendor = Vendor::new(args.ingest_url.clone(), args.labels, in_flight_max);
     let (mut count, mut refused, mut unanswered) = (0, 0, 0);
     let print = |outcome: &Outcome| {
@@ -111,12 +115,20 @@ pub(super) async fn run(args: TriggerArgs) -> anyhow::Result<ExitCode> {
     vendor.send_each(deliveries, print).await?;
     if unanswered > 0 {
         // Without path and query: a callback URL may hold a token.
-        let broker = args.ingest_url.authority().map(|authority| without_user_text(authority).1).unwrap_or_default();
+        let broker = args
+            .ingest_url
+            .authority()
+            .map(|authority| without_user_text(authority).1)
+            .unwrap_or_default();
         output::note(&format!(
             "{unanswered} of {count} callbacks had no answer from {broker}; is `blobcast serve` running? use --ingest-url"
         ));
     }
-    Ok(if refused == 0 { ExitCode::SUCCESS } else { ExitCode::from(EXIT_OTHER) })
+    Ok(if refused == 0 {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::from(EXIT_OTHER)
+    })
 }
 
 fn plan(args: &TriggerArgs) -> Plan {
@@ -125,8 +137,16 @@ fn plan(args: &TriggerArgs) -> Plan {
         None => retry_gaps(args.product.as_str()),
         Some(interval) => vec![interval; ATTEMPTS_MAX - 1],
     };
-    let spacing = args.rate.map(|rate| Duration::from_secs_f64(1.0 / rate)).unwrap_or_default();
-    Plan { spacing, retry_gaps, duplicates: args.duplicate as usize, ..Plan::default() }
+    let spacing = args
+        .rate
+        .map(|rate| Duration::from_secs_f64(1.0 / rate))
+        .unwrap_or_default();
+    Plan {
+        spacing,
+        retry_gaps,
+        duplicates: args.duplicate as usize,
+        ..Plan::default()
+    }
 }
 
 fn callbacks(args: &TriggerArgs) -> anyhow::Result<Vec<Callback>> {
@@ -134,16 +154,36 @@ fn callbacks(args: &TriggerArgs) -> anyhow::Result<Vec<Callback>> {
     if let Some(path) = &args.body {
         let body = body::read(path)?;
         // The id is only for what is printed; a body without one is what the quarantine is for.
-        let task_id = vendor::read(&body).map_or_else(|_| "-".to_owned(), |report| report.task_id.to_string());
-        return Ok(vec![Callback { product, task_id, body, status: None }; args.count as usize]);
+        let task_id = vendor::read(&body)
+            .map_or_else(|_| "-".to_owned(), |report| report.task_id.to_string());
+        return Ok(vec![
+            Callback {
+                product,
+                task_id,
+                body,
+                status: None
+            };
+            args.count as usize
+        ]);
     }
     if matches!(args.shape, BodyShape::Broken(_)) && !args.sets.is_empty() {
-        return Err(Usage("--set needs a whole body: leave it out, or use --shape documented or legacy".into()).into());
+        return Err(Usage(
+            "--set needs a whole body: leave it out, or use --shape documented or legacy".into(),
+        )
+        .into());
     }
     let at = Timestamp::now();
     let callback = |_| {
-        let task_id = args.task_id.as_ref().map_or_else(|| Uuid::new_v4().to_string(), ToString::to_string);
-        Callback { body: body(args, &task_id, at), product: product.clone(), task_id, status: None }
+        let task_id = args
+            .task_id
+            .as_ref()
+            .map_or_else(|| Uuid::new_v4().to_string(), ToString::to_string);
+        Callback {
+            body: body(args, &task_id, at),
+            product: product.clone(),
+            task_id,
+            status: None,
+        }
     };
     Ok((0..args.count).map(callback).collect())
 }
@@ -153,7 +193,14 @@ fn body(args: &TriggerArgs, task_id: &str, at: Timestamp) -> Bytes {
         BodyShape::Broken(kind) => return broken(kind, task_id).into(),
         BodyShape::Good(shape) => shape,
     };
-    let mut body = Sample { product: args.product.as_str(), shape, status: args.status, task_id, at }.body();
+    let mut body = Sample {
+        product: args.product.as_str(),
+        shape,
+        status: args.status,
+        task_id,
+        at,
+    }
+    .body();
     for (path, text) in &args.sets {
         let value = serde_json::from_str(text).unwrap_or_else(|_| Value::String(text.clone()));
         set(&mut body, path, value);
@@ -181,30 +228,42 @@ fn set(fields: &mut Map<String, Value>, path: &str, value: Value) {
 
 fn line(outcome: &Outcome) -> String {
     let answer = match &outcome.answer {
-        Ok(answer) => format!("{} {}", answer.http_status, answer.body.trim_end()).trim_end().to_owned(),
+        Ok(answer) => format!("{} {}", answer.http_status, answer.body.trim_end())
+            .trim_end()
+            .to_owned(),
         Err(error) => format!("not sent: {error}"),
     };
-    let attempts = if outcome.attempts > 1 { format!(" ({} attempts)", outcome.attempts) } else { String::new() };
+    let attempts = if outcome.attempts > 1 {
+        format!(" ({} attempts)", outcome.attempts)
+    } else {
+        String::new()
+    };
     format!("{} {answer}{attempts}", outcome.task_id)
 }
 
 fn rate(text: &str) -> Result<f64, String> {
     let rate = text.strip_suffix("/s").unwrap_or(text).parse::<f64>().ok();
     // Below one a day, or above one a microsecond, somebody mistyped.
-    rate.filter(|rate| (1e-5..=1e6).contains(rate)).ok_or_else(|| "not a number of callbacks per second".to_owned())
+    rate.filter(|rate| (1e-5..=1e6).contains(rate))
+        .ok_or_else(|| "not a number of callbacks per second".to_owned())
 }
 
 fn status_parser() -> impl TypedValueParser<Value = SampleStatus> {
     // The vendor's spelling is shown, the kebab-case of our own names is taken too.
     let statuses = SampleStatus::ALL.map(|status| match status {
-        SampleStatus::ModerationBlocked => PossibleValue::new("moderation_blocked").alias(status.as_str()),
+        SampleStatus::ModerationBlocked => {
+            PossibleValue::new("moderation_blocked").alias(status.as_str())
+        }
         other => PossibleValue::new(other.as_str()),
     });
     PossibleValuesParser::new(statuses).try_map(|word| word.parse())
 }
 
 fn body_shape_parser() -> impl TypedValueParser<Value = BodyShape> {
-    let names = Shape::ALL.map(Shape::as_str).into_iter().chain(Broken::ALL.map(Broken::as_str));
+    let names = Shape::ALL
+        .map(Shape::as_str)
+        .into_iter()
+        .chain(Broken::ALL.map(Broken::as_str));
     PossibleValuesParser::new(names).try_map(|word| {
         let good = word.parse().map(BodyShape::Good);
         good.or_else(|_| word.parse().map(BodyShape::Broken))
@@ -227,26 +286,46 @@ mod tests {
 
     fn parse(line: &str) -> TriggerArgs {
         let words = std::iter::once("trigger").chain(line.split_whitespace());
-        Line::try_parse_from(words).map(|line| line.args).unwrap_or_else(|error| panic!("{line}: {error}"))
+        Line::try_parse_from(words)
+            .map(|line| line.args)
+            .unwrap_or_else(|error| panic!("{line}: {error}"))
     }
 
     #[test]
     fn every_status_and_shape_can_be_asked_for() {
         for status in SampleStatus::ALL {
-            assert_eq!(parse(&format!("--status {}", status.as_str())).status, status);
+            assert_eq!(
+                parse(&format!("--status {}", status.as_str())).status,
+                status
+            );
         }
-        assert_eq!(parse("--status moderation_blocked").status, SampleStatus::ModerationBlocked);
+        assert_eq!(
+            parse("--status moderation_blocked").status,
+            SampleStatus::ModerationBlocked
+        );
         for kind in Broken::ALL {
-            assert_eq!(parse(&format!("--shape {}", kind.as_str())).shape, BodyShape::Broken(kind));
+            assert_eq!(
+                parse(&format!("--shape {}", kind.as_str())).shape,
+                BodyShape::Broken(kind)
+            );
         }
-        assert_eq!(parse("--shape legacy").shape, BodyShape::Good(Shape::Legacy));
+        assert_eq!(
+            parse("--shape legacy").shape,
+            BodyShape::Good(Shape::Legacy)
+        );
     }
 
     #[test]
     fn a_triggered_callback_says_what_was_asked_for() {
-        let sent = callbacks(&parse("--product sora --status failed --task-id t1 --set prompt=hello")).unwrap();
+        let sent = callbacks(&parse(
+            "--product sora --status failed --task-id t1 --set prompt=hello",
+        ))
+        .unwrap();
         let report = vendor::read(&sent[0].body).unwrap();
-        assert_eq!((report.task_id.as_str(), report.status), ("t1", TaskStatus::Failed));
+        assert_eq!(
+            (report.task_id.as_str(), report.status),
+            ("t1", TaskStatus::Failed)
+        );
         assert_eq!(report.prompt, "hello");
     }
 
@@ -264,14 +343,20 @@ mod tests {
         set(&mut fields, "a.b.c", json!(1));
         set(&mut fields, "a.d", json!("x"));
         set(&mut fields, "a.b.c.e", Value::Null);
-        assert_eq!(Value::Object(fields), json!({"a": {"b": {"c": {"e": null}}, "d": "x"}}));
+        assert_eq!(
+            Value::Object(fields),
+            json!({"a": {"b": {"c": {"e": null}}, "d": "x"}})
+        );
     }
 
     #[test]
     fn a_value_is_json_where_it_can_be_and_text_elsewhere() {
         let sent = callbacks(&parse("--set a=1 --set b=null --set c=word --set d=[1]")).unwrap();
         let body: Value = serde_json::from_slice(&sent[0].body).unwrap();
-        assert_eq!(json!([body["a"], body["b"], body["c"], body["d"]]), json!([1, null, "word", [1]]));
+        assert_eq!(
+            json!([body["a"], body["b"], body["c"], body["d"]]),
+            json!([1, null, "word", [1]])
+        );
     }
 
     #[test]
@@ -282,24 +367,50 @@ mod tests {
 
     #[test]
     fn retries_and_rate_become_a_plan() {
-        let gaps = |line| plan(&parse(line)).retry_gaps.iter().map(Duration::as_secs).collect::<Vec<_>>();
+        let gaps = |line| {
+            plan(&parse(line))
+                .retry_gaps
+                .iter()
+                .map(Duration::as_secs)
+                .collect::<Vec<_>>()
+        };
         assert_eq!(gaps("--retry"), [30; 4]);
         assert_eq!(gaps("--retry --product gemini"), [30; 2]);
         assert_eq!(gaps("--retry --product sora"), [30, 60, 120, 240]);
         assert!(gaps("").is_empty());
-        let plan = plan(&parse("--retry --retry-interval 2s --rate 4/s --duplicate 3"));
+        let plan = plan(&parse(
+            "--retry --retry-interval 2s --rate 4/s --duplicate 3",
+        ));
         assert_eq!(plan.retry_gaps, [Duration::from_secs(2); 4]);
-        assert_eq!((plan.spacing, plan.duplicates), (Duration::from_millis(250), 3));
-        assert!(["0", "-1", "NaN", "inf", "x"].iter().all(|text| rate(text).is_err()));
+        assert_eq!(
+            (plan.spacing, plan.duplicates),
+            (Duration::from_millis(250), 3)
+        );
+        assert!(
+            ["0", "-1", "NaN", "inf", "x"]
+                .iter()
+                .all(|text| rate(text).is_err())
+        );
     }
 
     #[test]
     fn a_line_tells_the_task_and_the_answer() {
-        let answer = Ok(Answer { http_status: 200, body: "{}\n".into() });
-        let mut outcome = Outcome { product: "veo".into(), task_id: "t".into(), attempts: 1, answer };
+        let answer = Ok(Answer {
+            http_status: 200,
+            body: "{}\n".into(),
+        });
+        let mut outcome = Outcome {
+            product: "veo".into(),
+            task_id: "t".into(),
+            attempts: 1,
+            answer,
+        };
         assert_eq!(line(&outcome), "t 200 {}");
         outcome.attempts = 3;
         outcome.answer = Err("connection refused".into());
-        assert_eq!(line(&outcome), "t not sent: connection refused (3 attempts)");
+        assert_eq!(
+            line(&outcome),
+            "t not sent: connection refused (3 attempts)"
+        );
     }
 }

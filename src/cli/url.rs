@@ -35,7 +35,12 @@ pub(super) struct UrlArgs {
     #[arg(long, value_name = "DURATION", default_value = "24h", value_parser = args::duration)]
     ttl: Duration,
     /// Name of the key to sign with [default: the one created last of those that are bound to nothing, or the only one].
-    #[arg(long, value_name = "KEY_ID", default_value = "", hide_default_value = true)]
+    #[arg(
+        long,
+        value_name = "KEY_ID",
+        default_value = "",
+        hide_default_value = true
+    )]
     key_id: String,
     /// The URL alone, or one JSON object with its expiry and key.
     #[arg(long, value_name = "FORMAT", default_value = "pretty")]
@@ -46,23 +51,38 @@ pub(super) struct UrlArgs {
 
 pub(super) async fn run(args: UrlArgs) -> anyhow::Result<ExitCode> {
     let mut request = v1::MintCallbackUrlRequest {
-        product: args.product.map(|product| product.to_string()).unwrap_or_default(),
+        product: args
+            .product
+            .map(|product| product.to_string())
+            .unwrap_or_default(),
         ttl: Some(wire::duration(args.ttl)),
         key_id: args.key_id,
         ..Default::default()
     };
     for (key, value) in args.labels {
         if request.labels.insert(key.clone(), value).is_some() {
-            return Err(Usage(format!("--label {key}=… is given twice: a label has one value")).into());
+            return Err(Usage(format!(
+                "--label {key}=… is given twice: a label has one value"
+            ))
+            .into());
         }
     }
     let answer = args.grpc.admin()?.mint_callback_url(request).await;
-    let minted = answer.map_err(|status| args.grpc.error(&status))?.into_inner();
+    let minted = answer
+        .map_err(|status| args.grpc.error(&status))?
+        .into_inner();
     match args.output {
         Format::Pretty => {
             output::emit_line(&minted.callback_url)?;
-            let until = minted.expire_time.and_then(instant).map(|time| clock(time, jiff::Timestamp::now()));
-            note(&format!("accepted until {}, signed with {}", until.unwrap_or_default(), minted.key_id));
+            let until = minted
+                .expire_time
+                .and_then(instant)
+                .map(|time| clock(time, jiff::Timestamp::now()));
+            note(&format!(
+                "accepted until {}, signed with {}",
+                until.unwrap_or_default(),
+                minted.key_id
+            ));
         }
         Format::Json => output::emit_json(&json!({
             "callback_url": minted.callback_url,

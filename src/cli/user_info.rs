@@ -26,9 +26,15 @@ pub(super) fn without_user(url: Uri) -> (Uri, Option<HeaderValue>) {
     if let Some(authority) = parts.authority.take() {
         let (user, host) = without_user_text(&authority);
         authorization = user.map(basic);
-        parts.authority = Some(host.parse().expect("the host of a URL is one without its user"));
+        parts.authority = Some(
+            host.parse()
+                .expect("the host of a URL is one without its user"),
+        );
     }
-    (Uri::from_parts(parts).expect("only the user of a whole URL was taken away"), authorization)
+    (
+        Uri::from_parts(parts).expect("only the user of a whole URL was taken away"),
+        authorization,
+    )
 }
 
 /// `user:password` and `host:port`.
@@ -42,7 +48,10 @@ pub(super) fn without_user_text(authority: &Authority) -> (Option<&str>, &str) {
 /// `user:password` as the value of `Authorization`.
 fn basic(user: &str) -> HeaderValue {
     let (name, password) = user.split_once(':').unwrap_or((user, ""));
-    let pair: Vec<u8> = percent_decode_str(name).chain([b':']).chain(percent_decode_str(password)).collect();
+    let pair: Vec<u8> = percent_decode_str(name)
+        .chain([b':'])
+        .chain(percent_decode_str(password))
+        .collect();
     let mut header = HeaderValue::from_str(&format!("Basic {}", BASE64_STANDARD.encode(pair)))
         .expect("Base64 is made of what a header may hold");
     header.set_sensitive(true);
@@ -51,18 +60,30 @@ fn basic(user: &str) -> HeaderValue {
 
 /// clap's complaint about a command line, which repeats what it complains about: of URLs without what may be secret.
 pub(super) fn without_secrets(mut complaint: Error) -> Error {
-    let is_of_url = complaint.get(ContextKind::InvalidArg).is_some_and(|arg| arg.to_string().ends_with("<URL>"));
+    let is_of_url = complaint
+        .get(ContextKind::InvalidArg)
+        .is_some_and(|arg| arg.to_string().ends_with("<URL>"));
     let shown = |text: &str| {
-        if is_of_url || text.contains("://") { config::url_without_secrets(text) } else { text.to_owned() }
+        if is_of_url || text.contains("://") {
+            config::url_without_secrets(text)
+        } else {
+            text.to_owned()
+        }
     };
-    let told: Vec<_> = complaint.context().map(|(kind, value)| (kind, value.clone())).collect();
+    let told: Vec<_> = complaint
+        .context()
+        .map(|(kind, value)| (kind, value.clone()))
+        .collect();
     for (kind, value) in told {
         let value = match value {
             ContextValue::String(text) => ContextValue::String(shown(&text)),
-            ContextValue::Strings(texts) => ContextValue::Strings(texts.iter().map(|text| shown(text)).collect()),
+            ContextValue::Strings(texts) => {
+                ContextValue::Strings(texts.iter().map(|text| shown(text)).collect())
+            }
             // Advice that repeats a word of the command line.
             ContextValue::StyledStrs(texts) => {
-                let is_harmless = |text: &clap::builder::StyledStr| !text.to_string().contains("://");
+                let is_harmless =
+                    |text: &clap::builder::StyledStr| !text.to_string().contains("://");
                 ContextValue::StyledStrs(texts.into_iter().filter(is_harmless).collect())
             }
             other => other,
@@ -85,9 +106,13 @@ mod tests {
             let pair = header.to_str().unwrap().strip_prefix("Basic ").unwrap();
             String::from_utf8(BASE64_STANDARD.decode(pair).unwrap()).unwrap()
         };
-        for (user, pair) in
-            [("100%", "100%:"), ("u:%4", "u:%4"), ("u:%+4", "u:%+4"), ("%zz%41:%25", "%zzA:%"), ("u%3a:%C3%A4", "u::ä")]
-        {
+        for (user, pair) in [
+            ("100%", "100%:"),
+            ("u:%4", "u:%4"),
+            ("u:%+4", "u:%+4"),
+            ("%zz%41:%25", "%zzA:%"),
+            ("u%3a:%C3%A4", "u::ä"),
+        ] {
             assert_eq!(sent(user), pair);
         }
     }

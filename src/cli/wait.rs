@@ -71,7 +71,9 @@ enum WaitFormat {
 }
 
 pub(super) async fn run(args: WaitArgs) -> anyhow::Result<ExitCode> {
-    let Some(event) = wait(&args).await? else { return Ok(ExitCode::from(EXIT_TIMED_OUT)) };
+    let Some(event) = wait(&args).await? else {
+        return Ok(ExitCode::from(EXIT_TIMED_OUT));
+    };
     if args.product.is_none() {
         note(&format!("product: {}", event.product));
     }
@@ -86,13 +88,22 @@ pub(super) async fn run(args: WaitArgs) -> anyhow::Result<ExitCode> {
         }
     }
     if event.status() != v1::TaskStatus::Completed {
-        note(&event.error.as_ref().map_or_else(|| "UNSPECIFIED".to_owned(), render::error_line));
+        note(
+            &event
+                .error
+                .as_ref()
+                .map_or_else(|| "UNSPECIFIED".to_owned(), render::error_line),
+        );
     }
     Ok(ExitCode::from(exit_code(event.status())))
 }
 
 fn exit_code(status: v1::TaskStatus) -> u8 {
-    if status == v1::TaskStatus::Completed { 0 } else { EXIT_TASK_FAILED }
+    if status == v1::TaskStatus::Completed {
+        0
+    } else {
+        EXIT_TASK_FAILED
+    }
 }
 
 /// The task's terminal event; none if the time is up.
@@ -104,19 +115,36 @@ async fn wait(args: &WaitArgs) -> anyhow::Result<Option<v1::Event>> {
     let (mut backoff, mut judge) = (Backoff::default(), Judge::default());
     let mut known = Err(anyhow::anyhow!("there was no time to ask"));
     loop {
-        let timeout = deadline.saturating_duration_since(Instant::now()).min(CALL_TIMEOUT_MAX);
+        let timeout = deadline
+            .saturating_duration_since(Instant::now())
+            .min(CALL_TIMEOUT_MAX);
         let request = v1::WaitTaskRequest {
             task_id: args.task_id.to_string(),
             timeout: Some(wire::duration(timeout)),
             include_raw: false,
-            product: args.product.as_ref().map(ToString::to_string).unwrap_or_default(),
+            product: args
+                .product
+                .as_ref()
+                .map(ToString::to_string)
+                .unwrap_or_default(),
         };
         let give_up = Instant::now() + timeout + CALL_SLACK;
         let answer = timeout_at(give_up, client.wait_task(request)).await;
-        match answer.unwrap_or_else(|_| Err(Status::new(Code::DeadlineExceeded, "the broker does not answer"))) {
+        match answer.unwrap_or_else(|_| {
+            Err(Status::new(
+                Code::DeadlineExceeded,
+                "the broker does not answer",
+            ))
+        }) {
             Ok(response) => match response.into_inner() {
-                v1::WaitTaskResponse { event: Some(event), done: true } => return Ok(Some(event)),
-                v1::WaitTaskResponse { event: None, done: true } => bail!(ERASED),
+                v1::WaitTaskResponse {
+                    event: Some(event),
+                    done: true,
+                } => return Ok(Some(event)),
+                v1::WaitTaskResponse {
+                    event: None,
+                    done: true,
+                } => bail!(ERASED),
                 v1::WaitTaskResponse { event, done: false } => {
                     known = Ok(event);
                     backoff.reset();
@@ -129,14 +157,19 @@ async fn wait(args: &WaitArgs) -> anyhow::Result<Option<v1::Event>> {
                     return Err(error);
                 }
                 let delay = backoff.next(client::retry_delay(&status));
-                note(&format!("{error:#}; trying again in {:.1} s", delay.as_secs_f64()));
+                note(&format!(
+                    "{error:#}; trying again in {:.1} s",
+                    delay.as_secs_f64()
+                ));
                 known = known.or(Err(error));
                 sleep_until(deadline.min(Instant::now() + delay)).await;
             }
         }
         if Instant::now() >= deadline {
             let waited = humantime::format_duration(args.timeout);
-            let latest = known.map_err(|error| error.context(format!("no broker has answered within {waited}")))?;
+            let latest = known.map_err(|error| {
+                error.context(format!("no broker has answered within {waited}"))
+            })?;
             note(&timed_out(args, latest.as_ref()));
             return Ok(None);
         }
@@ -148,7 +181,10 @@ fn timed_out(args: &WaitArgs, latest: Option<&v1::Event>) -> String {
     match latest {
         Some(event) => {
             let status = render::status_word(event.status());
-            format!("not over after {waited}; latest status: {status} ({})", event.product)
+            format!(
+                "not over after {waited}; latest status: {status} ({})",
+                event.product
+            )
         }
         None => format!("not over after {waited}; no event of this task yet"),
     }
@@ -161,68 +197,148 @@ mod tests {
 
     fn args(timeout: Duration, url: &str) -> WaitArgs {
         let task_id = TaskId::parse("t").unwrap();
-        WaitArgs { task_id, product: None, timeout, output: WaitFormat::Urls, grpc: GrpcArgs::at(url) }
+        WaitArgs {
+            task_id,
+            product: None,
+            timeout,
+            output: WaitFormat::Urls,
+            grpc: GrpcArgs::at(url),
+        }
     }
 
     async fn waited(
         timeout: Duration,
         waits: Vec<Result<v1::WaitTaskResponse, Status>>,
     ) -> anyhow::Result<Option<v1::Event>> {
-        let (_broker, url) = Scripted::serve(Script { waits, ..Script::default() }).await;
+        let (_broker, url) = Scripted::serve(Script {
+            waits,
+            ..Script::default()
+        })
+        .await;
         wait(&args(timeout, &url)).await
     }
 
     fn event(status: v1::TaskStatus) -> Option<v1::Event> {
-        Some(v1::Event { event_id: "e".into(), status: status.into(), ..v1::Event::default() })
+        Some(v1::Event {
+            event_id: "e".into(),
+            status: status.into(),
+            ..v1::Event::default()
+        })
     }
 
     #[tokio::test]
     async fn a_wait_goes_on_after_lost_connections_and_early_answers() {
-        let done = Ok(v1::WaitTaskResponse { event: event(v1::TaskStatus::Failed), done: true });
-        let early = Ok(v1::WaitTaskResponse { event: event(v1::TaskStatus::Processing), done: false });
+        let done = Ok(v1::WaitTaskResponse {
+            event: event(v1::TaskStatus::Failed),
+            done: true,
+        });
+        let early = Ok(v1::WaitTaskResponse {
+            event: event(v1::TaskStatus::Processing),
+            done: false,
+        });
         let answers = vec![Err(Status::unavailable("restarting")), early, done];
-        let event = waited(Duration::from_secs(60), answers).await.unwrap().unwrap();
-        assert_eq!((event.event_id.as_str(), event.status()), ("e", v1::TaskStatus::Failed));
+        let event = waited(Duration::from_secs(60), answers)
+            .await
+            .unwrap()
+            .unwrap();
+        assert_eq!(
+            (event.event_id.as_str(), event.status()),
+            ("e", v1::TaskStatus::Failed)
+        );
     }
 
     #[tokio::test]
     async fn a_wait_without_time_asks_once() {
-        let early = Ok(v1::WaitTaskResponse { event: event(v1::TaskStatus::Processing), done: false });
+        let early = Ok(v1::WaitTaskResponse {
+            event: event(v1::TaskStatus::Processing),
+            done: false,
+        });
         assert_eq!(waited(Duration::ZERO, vec![early]).await.unwrap(), None);
     }
 
     #[tokio::test]
     async fn a_wait_ends_at_once_where_a_retry_cannot_help() {
-        let refused = waited(Duration::from_secs(60), vec![Err(refusal(Code::PermissionDenied, "no"))]).await;
-        assert_eq!(refused.unwrap_err().to_string(), "PERMISSION_DENIED SCRIPTED: no");
+        let refused = waited(
+            Duration::from_secs(60),
+            vec![Err(refusal(Code::PermissionDenied, "no"))],
+        )
+        .await;
+        assert_eq!(
+            refused.unwrap_err().to_string(),
+            "PERMISSION_DENIED SCRIPTED: no"
+        );
     }
 
     #[tokio::test]
     async fn a_wait_asks_for_less_than_the_minute_that_proxies_give_it() {
-        let not_yet = || Ok(v1::WaitTaskResponse { event: None, done: false });
-        let done = Ok(v1::WaitTaskResponse { event: event(v1::TaskStatus::Completed), done: true });
-        let script = Script { waits: vec![not_yet(), not_yet(), done], ..Script::default() };
+        let not_yet = || {
+            Ok(v1::WaitTaskResponse {
+                event: None,
+                done: false,
+            })
+        };
+        let done = Ok(v1::WaitTaskResponse {
+            event: event(v1::TaskStatus::Completed),
+            done: true,
+        });
+        let script = Script {
+            waits: vec![not_yet(), not_yet(), done],
+            ..Script::default()
+        };
         let (broker, url) = Scripted::serve(script).await;
-        wait(&args(Duration::from_secs(3600), &url)).await.unwrap().unwrap();
-        let asked: Vec<_> = broker.script().waited.iter().map(|request| request.timeout.unwrap().seconds).collect();
+        wait(&args(Duration::from_secs(3600), &url))
+            .await
+            .unwrap()
+            .unwrap();
+        let asked: Vec<_> = broker
+            .script()
+            .waited
+            .iter()
+            .map(|request| request.timeout.unwrap().seconds)
+            .collect();
         assert_eq!(asked, [50; 3]);
     }
 
     #[tokio::test]
     async fn a_wait_that_no_broker_answered_does_not_say_that_there_was_no_event() {
         let gone = || Err(Status::unavailable("gone"));
-        let error = waited(Duration::from_millis(100), vec![gone(), gone(), gone()]).await.unwrap_err();
-        assert!(format!("{error:#}").starts_with("no broker has answered within 100ms: cannot reach "), "{error:#}");
+        let error = waited(Duration::from_millis(100), vec![gone(), gone(), gone()])
+            .await
+            .unwrap_err();
+        assert!(
+            format!("{error:#}").starts_with("no broker has answered within 100ms: cannot reach "),
+            "{error:#}"
+        );
         // One answer is enough to know.
-        let early = Ok(v1::WaitTaskResponse { event: None, done: false });
-        assert_eq!(waited(Duration::from_millis(100), vec![early, gone(), gone(), gone()]).await.unwrap(), None);
+        let early = Ok(v1::WaitTaskResponse {
+            event: None,
+            done: false,
+        });
+        assert_eq!(
+            waited(
+                Duration::from_millis(100),
+                vec![early, gone(), gone(), gone()]
+            )
+            .await
+            .unwrap(),
+            None
+        );
     }
 
     #[tokio::test]
     async fn a_wait_for_a_task_whose_end_was_erased_ends_with_an_error() {
-        let erased = Ok(v1::WaitTaskResponse { event: None, done: true });
-        let error = waited(Duration::from_secs(60), vec![erased]).await.unwrap_err().to_string();
-        assert!(error.starts_with("the task is over, and the event that ended it was erased"), "{error}");
+        let erased = Ok(v1::WaitTaskResponse {
+            event: None,
+            done: true,
+        });
+        let error = waited(Duration::from_secs(60), vec![erased])
+            .await
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.starts_with("the task is over, and the event that ended it was erased"),
+            "{error}"
+        );
     }
 
     #[test]

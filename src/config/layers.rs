@@ -71,7 +71,11 @@ impl Layers {
                 continue;
             };
             sections.push(name.get_ref().to_string());
-            keys.extend(in_order(section).iter().map(|(key, _)| format!("{}.{}", name.get_ref(), key.get_ref())));
+            keys.extend(
+                in_order(section)
+                    .iter()
+                    .map(|(key, _)| format!("{}.{}", name.get_ref(), key.get_ref())),
+            );
         }
         let defaults: Table = toml::from_str(DEFAULT).expect(DEFAULT_IS_VALID);
         Self {
@@ -111,15 +115,29 @@ impl Layers {
 
     /// What the layers amount to; a key that cannot be read has its next lower layer's value.
     pub(super) fn config(&self) -> Config {
-        self.values.clone().try_into().expect("each value was read on its own before")
+        self.values
+            .clone()
+            .try_into()
+            .expect("each value was read on its own before")
     }
 
     pub(super) fn into_problems(self) -> Vec<Problem> {
         self.problems
     }
 
-    pub(super) fn report(&mut self, origin: Origin, key: &str, what: impl Into<String>, remedy: impl Into<String>) {
-        self.problems.push(Problem { origin, key: Some(key.to_owned()), what: what.into(), remedy: remedy.into() });
+    pub(super) fn report(
+        &mut self,
+        origin: Origin,
+        key: &str,
+        what: impl Into<String>,
+        remedy: impl Into<String>,
+    ) {
+        self.problems.push(Problem {
+            origin,
+            key: Some(key.to_owned()),
+            what: what.into(),
+            remedy: remedy.into(),
+        });
     }
 
     pub(super) fn add_file(&mut self, path: &Path) {
@@ -127,10 +145,17 @@ impl Layers {
             Ok(text) => text,
             Err(error) => {
                 let remedy = "name a readable TOML file, or start without one";
-                return self.report_file(Origin::File(path.into()), format!("cannot be read: {error}"), remedy);
+                return self.report_file(
+                    Origin::File(path.into()),
+                    format!("cannot be read: {error}"),
+                    remedy,
+                );
             }
         };
-        let file = Document { path: path.into(), text: &text };
+        let file = Document {
+            path: path.into(),
+            text: &text,
+        };
         let (table, errors) = DeTable::parse_recoverable(&text);
         // What the parser made of a broken file may not be what was meant.
         if errors.is_empty() {
@@ -141,14 +166,27 @@ impl Layers {
             let (line, column) = position(&text, error.span().map_or(0, |span| span.start));
             // One mistake makes the parser stumble several times over its line.
             if lines.insert(line) {
-                let origin = Origin::Line { path: path.into(), line, column: Some(column) };
-                self.report_file(origin, format!("is not TOML: {}", error.message()), "correct the line");
+                let origin = Origin::Line {
+                    path: path.into(),
+                    line,
+                    column: Some(column),
+                };
+                self.report_file(
+                    origin,
+                    format!("is not TOML: {}", error.message()),
+                    "correct the line",
+                );
             }
         }
     }
 
     fn report_file(&mut self, origin: Origin, what: String, remedy: &str) {
-        self.problems.push(Problem { origin, key: None, what, remedy: remedy.to_owned() });
+        self.problems.push(Problem {
+            origin,
+            key: None,
+            what,
+            remedy: remedy.to_owned(),
+        });
     }
 
     fn add_table(&mut self, file: &Document<'_>, table: &DeTable<'_>, section: Option<&str>) {
@@ -159,8 +197,12 @@ impl Layers {
             };
             let origin = file.line_of(name.span().start);
             match value.get_ref() {
-                DeValue::Table(table) if self.sections.contains(&key) => self.add_table(file, table, Some(&key)),
-                DeValue::Table(_) if self.default_of(&key).is_none() => self.report_unknown_section(origin, &key),
+                DeValue::Table(table) if self.sections.contains(&key) => {
+                    self.add_table(file, table, Some(&key))
+                }
+                DeValue::Table(_) if self.default_of(&key).is_none() => {
+                    self.report_unknown_section(origin, &key)
+                }
                 _ => match Value::deserialize(ValueDeserializer::from(value.clone())) {
                     Ok(value) => self.add(origin, &key, |_| Ok(value)),
                     Err(error) => self.add(origin, &key, |_| Err(error.message().to_owned())),
@@ -171,11 +213,16 @@ impl Layers {
 
     pub(super) fn add_environment(&mut self, variables: &[(String, String)]) {
         let mut seen = BTreeMap::new();
-        let mut variables: Vec<_> = variables.iter().map(|(name, value)| (name.to_uppercase(), name, value)).collect();
+        let mut variables: Vec<_> = variables
+            .iter()
+            .map(|(name, value)| (name.to_uppercase(), name, value))
+            .collect();
         // The process gives them in no order; problems are to come in the same one each time.
         variables.sort();
         for (upper, name, raw) in variables {
-            let Some(rest) = upper.strip_prefix(VARIABLE_PREFIX) else { continue };
+            let Some(rest) = upper.strip_prefix(VARIABLE_PREFIX) else {
+                continue;
+            };
             if CLIENT_VARIABLES.contains(&upper.as_str()) {
                 continue;
             }
@@ -192,12 +239,19 @@ impl Layers {
 
     pub(super) fn add_flags(&mut self, flags: &[(String, String)]) {
         for (key, raw) in flags {
-            self.add(Origin::Flag(flag_name(key)), key, |default| from_text(raw, default));
+            self.add(Origin::Flag(flag_name(key)), key, |default| {
+                from_text(raw, default)
+            });
         }
     }
 
     /// Lays one value over what is there; `read` makes it from the default's example.
-    fn add(&mut self, origin: Origin, key: &str, read: impl FnOnce(&Value) -> Result<Value, String>) {
+    fn add(
+        &mut self,
+        origin: Origin,
+        key: &str,
+        read: impl FnOnce(&Value) -> Result<Value, String>,
+    ) {
         let Some(default) = self.default_of(key).filter(|default| !default.is_table()) else {
             return self.report_unknown_key(origin, key);
         };
@@ -208,8 +262,12 @@ impl Layers {
             }
             Err(what) => {
                 let remedy = match default {
-                    Value::String(text) if text.is_empty() => "correct it, or leave it empty".to_owned(),
-                    Value::Array(_) => "write it like [\"198.51.100.0/24\", \"2001:db8::7\"]".to_owned(),
+                    Value::String(text) if text.is_empty() => {
+                        "correct it, or leave it empty".to_owned()
+                    }
+                    Value::Array(_) => {
+                        "write it like [\"198.51.100.0/24\", \"2001:db8::7\"]".to_owned()
+                    }
                     _ => format!("write it like the default, {default}"),
                 };
                 self.unreadable.insert(key.to_owned());
@@ -245,19 +303,28 @@ impl Layers {
             Origin::Flag(_) => nearest(key, keys).map(flag_name),
             _ => nearest(key, keys).map(str::to_owned),
         };
-        let remedy = suggestion.map_or_else(|| SEE_DEFAULT.to_owned(), |name| format!("did you mean `{name}`?"));
+        let remedy = suggestion.map_or_else(
+            || SEE_DEFAULT.to_owned(),
+            |name| format!("did you mean `{name}`?"),
+        );
         self.report(origin, key, "unknown key", remedy);
     }
 
     fn report_unknown_section(&mut self, origin: Origin, key: &str) {
         let section = nearest(key, self.sections.iter().map(String::as_str));
-        let remedy = section.map_or_else(|| SEE_DEFAULT.to_owned(), |section| format!("did you mean `[{section}]`?"));
+        let remedy = section.map_or_else(
+            || SEE_DEFAULT.to_owned(),
+            |section| format!("did you mean `[{section}]`?"),
+        );
         self.report(origin, key, "unknown section", remedy);
     }
 
     fn first_key_of<'a>(&'a self, section: &'a str) -> &'a str {
         let inside = |key: &&String| key.split_once('.').is_some_and(|(head, _)| head == section);
-        self.keys.iter().find(inside).map_or(section, String::as_str)
+        self.keys
+            .iter()
+            .find(inside)
+            .map_or(section, String::as_str)
     }
 }
 
@@ -269,7 +336,11 @@ struct Document<'a> {
 
 impl Document<'_> {
     fn line_of(&self, offset: usize) -> Origin {
-        Origin::Line { path: self.path.clone(), line: position(self.text, offset).0, column: None }
+        Origin::Line {
+            path: self.path.clone(),
+            line: position(self.text, offset).0,
+            column: None,
+        }
     }
 }
 
@@ -277,11 +348,19 @@ impl Document<'_> {
 fn position(text: &str, offset: usize) -> (usize, usize) {
     let before = text.get(..offset).unwrap_or(text);
     let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
-    (before.matches('\n').count() + 1, before[line_start..].chars().count() + 1)
+    (
+        before.matches('\n').count() + 1,
+        before[line_start..].chars().count() + 1,
+    )
 }
 
 /// The entries as the file has them; the table itself sorts them by name.
-fn in_order<'a, 'i>(table: &'a DeTable<'i>) -> Vec<(&'a Spanned<toml::de::DeString<'i>>, &'a Spanned<DeValue<'i>>)> {
+fn in_order<'a, 'i>(
+    table: &'a DeTable<'i>,
+) -> Vec<(
+    &'a Spanned<toml::de::DeString<'i>>,
+    &'a Spanned<DeValue<'i>>,
+)> {
     let mut entries: Vec<_> = table.iter().collect();
     entries.sort_by_key(|(name, _)| name.span().start);
     entries
@@ -290,8 +369,14 @@ fn in_order<'a, 'i>(table: &'a DeTable<'i>) -> Vec<(&'a Spanned<toml::de::DeStri
 /// Environment and command line know only texts; the default tells what is meant.
 fn from_text(raw: &str, default: &Value) -> Result<Value, String> {
     match default {
-        Value::Boolean(_) => raw.parse().map(Value::Boolean).map_err(|_| format!("{raw:?} is neither true nor false")),
-        Value::Integer(_) => raw.parse().map(Value::Integer).map_err(|_| format!("{raw:?} is not a whole number")),
+        Value::Boolean(_) => raw
+            .parse()
+            .map(Value::Boolean)
+            .map_err(|_| format!("{raw:?} is neither true nor false")),
+        Value::Integer(_) => raw
+            .parse()
+            .map(Value::Integer)
+            .map_err(|_| format!("{raw:?} is not a whole number")),
         _ => Ok(Value::String(raw.to_owned())),
     }
 }

@@ -29,8 +29,16 @@ impl fmt::Display for Origin {
         match self {
             Self::Default => f.write_str("default"),
             Self::File(path) => write!(f, "{}", path.display()),
-            Self::Line { path, line, column: None } => write!(f, "{}:{line}", path.display()),
-            Self::Line { path, line, column: Some(column) } => write!(f, "{}:{line}:{column}", path.display()),
+            Self::Line {
+                path,
+                line,
+                column: None,
+            } => write!(f, "{}:{line}", path.display()),
+            Self::Line {
+                path,
+                line,
+                column: Some(column),
+            } => write!(f, "{}:{line}:{column}", path.display()),
             Self::Environment(name) => write!(f, "environment variable {name}"),
             Self::Flag(name) => f.write_str(name),
         }
@@ -52,11 +60,19 @@ pub struct Problem {
 
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let key = self.key.as_ref().map(|key| format!("`{key}`: ")).unwrap_or_default();
+        let key = self
+            .key
+            .as_ref()
+            .map(|key| format!("`{key}`: "))
+            .unwrap_or_default();
         let line = format!("{}: {key}{}; {}", self.origin, self.what, self.remedy);
         // Keys and values are the user's, and may hold anything; a problem stays on its line.
         for c in line.chars() {
-            if c.is_control() { write!(f, "{}", c.escape_default())? } else { write!(f, "{c}")? }
+            if c.is_control() {
+                write!(f, "{}", c.escape_default())?
+            } else {
+                write!(f, "{c}")?
+            }
         }
         Ok(())
     }
@@ -85,7 +101,10 @@ impl std::error::Error for ConfigErrors {}
 const LIKENESS_MIN: f64 = 0.8;
 
 /// The known key that `unknown` most likely means.
-pub(super) fn nearest<'a>(unknown: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+pub(super) fn nearest<'a>(
+    unknown: &str,
+    known: impl IntoIterator<Item = &'a str>,
+) -> Option<&'a str> {
     let mut best = None;
     for key in known {
         let likeness = likeness(unknown, key);
@@ -100,10 +119,15 @@ pub(super) fn nearest<'a>(unknown: &str, known: impl IntoIterator<Item = &'a str
 fn likeness(unknown: &str, key: &str) -> f64 {
     let (section, name) = unknown.rsplit_once('.').unwrap_or(("", unknown));
     let (known_section, known_name) = key.rsplit_once('.').unwrap_or(("", key));
-    let by_part = 0.4 * strsim::jaro_winkler(section, known_section) + 0.6 * strsim::jaro_winkler(name, known_name);
+    let by_part = 0.4 * strsim::jaro_winkler(section, known_section)
+        + 0.6 * strsim::jaro_winkler(name, known_name);
     // `grpc_listen` for `grpc.listen`: the parts do not line up, the whole does.
     let whole = strsim::normalized_damerau_levenshtein(unknown, key);
     // A name that exists, in the wrong section; of several the one whose section is most alike.
-    let misplaced = if name == known_name { 0.9 + by_part / 10.0 } else { 0.0 };
+    let misplaced = if name == known_name {
+        0.9 + by_part / 10.0
+    } else {
+        0.0
+    };
     by_part.max(whole).max(misplaced)
 }

@@ -49,7 +49,10 @@ pub fn needs_restart(old: &Config, new: &Config) -> Vec<&'static str> {
     let top = [
         ("data_dir", old.data_dir != new.data_dir),
         ("public_url", old.public_url != new.public_url),
-        ("credentials_file", old.credentials_file != new.credentials_file),
+        (
+            "credentials_file",
+            old.credentials_file != new.credentials_file,
+        ),
     ];
     let changed = changed! { old, new:
         ingest {
@@ -73,5 +76,9 @@ pub fn needs_restart(old: &Config, new: &Config) -> Vec<&'static str> {
         logging { format }
         traces { otlp_endpoint, sampling_ratio }
     };
-    top.into_iter().chain(changed).filter(|(_, changed)| *changed).map(|(key, _)| key).collect()
+    top.into_iter()
+        .chain(changed)
+        .filter(|(_, changed)| *changed)
+        .map(|(key, _)| key)
+        .collect()
 }

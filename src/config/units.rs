@@ -59,19 +59,28 @@ pub enum UnitError {
 
 /// A duration like `15s`, `1h 30m` or `7d`, as the `humantime` crate reads it.
 pub fn parse_duration(raw: &str) -> Result<Duration, UnitError> {
-    humantime::parse_duration(raw).map_err(|error| UnitError::Duration(raw.to_owned(), error.to_string()))
+    humantime::parse_duration(raw)
+        .map_err(|error| UnitError::Duration(raw.to_owned(), error.to_string()))
 }
 
 /// The duration in the largest unit that states it exactly; [`parse_duration`] reads it back.
 pub(super) fn duration_text(nanoseconds: u128) -> String {
-    let exact = TIME_UNITS.iter().find(|(_, factor)| nanoseconds != 0 && nanoseconds.is_multiple_of(*factor));
-    exact.map_or_else(|| "0s".to_owned(), |(unit, factor)| format!("{}{unit}", nanoseconds / factor))
+    let exact = TIME_UNITS
+        .iter()
+        .find(|(_, factor)| nanoseconds != 0 && nanoseconds.is_multiple_of(*factor));
+    exact.map_or_else(
+        || "0s".to_owned(),
+        |(unit, factor)| format!("{}{unit}", nanoseconds / factor),
+    )
 }
 
 /// An address to listen on. Of names only `localhost` is taken, as 127.0.0.1: others would depend on the DNS.
 pub fn parse_listen(raw: &str) -> Result<SocketAddr, UnitError> {
     let address = match raw.strip_prefix("localhost:") {
-        Some(port) => port.parse().ok().map(|port: u16| (Ipv4Addr::LOCALHOST, port).into()),
+        Some(port) => port
+            .parse()
+            .ok()
+            .map(|port: u16| (Ipv4Addr::LOCALHOST, port).into()),
         None => raw.parse().ok(),
     };
     address.ok_or_else(|| UnitError::Listen(raw.to_owned()))
@@ -83,14 +92,22 @@ fn parse_public_url(raw: &str) -> Result<Option<String>, UnitError> {
 
 fn parse_otlp_endpoint(raw: &str) -> Result<Option<String>, UnitError> {
     let wrong = |why| UnitError::OtlpEndpoint(without_secrets(raw), why);
-    let Some(url) = http_url(raw).map_err(wrong)? else { return Ok(None) };
-    let uri: hyper::Uri = url.parse().map_err(|_| wrong("has a host that cannot be"))?;
-    let is_port = |authority: &Authority| authority.as_str() == authority.host() || authority.port_u16().is_some();
+    let Some(url) = http_url(raw).map_err(wrong)? else {
+        return Ok(None);
+    };
+    let uri: hyper::Uri = url
+        .parse()
+        .map_err(|_| wrong("has a host that cannot be"))?;
+    let is_port = |authority: &Authority| {
+        authority.as_str() == authority.host() || authority.port_u16().is_some()
+    };
     if !uri.authority().is_some_and(is_port) {
         return Err(wrong("has a port that cannot be"));
     }
     if uri.path() != "/" {
-        return Err(wrong("must have no path: traces are sent by gRPC, usually to port 4317, not by HTTP"));
+        return Err(wrong(
+            "must have no path: traces are sent by gRPC, usually to port 4317, not by HTTP",
+        ));
     }
     Ok(Some(url))
 }
@@ -105,7 +122,11 @@ impl Eq for Ratio {}
 impl Ratio {
     fn new(number: f64) -> Result<Self, UnitError> {
         let is_share = (0.0..=1.0).contains(&number);
-        if is_share { Ok(Self(number)) } else { Err(UnitError::Ratio(number.to_string())) }
+        if is_share {
+            Ok(Self(number))
+        } else {
+            Err(UnitError::Ratio(number.to_string()))
+        }
     }
 
     /// The number.
@@ -116,10 +137,16 @@ impl Ratio {
 
 /// A URL without what may be a secret in it: user name and password, and a query.
 pub(crate) fn without_secrets(raw: &str) -> String {
-    let (scheme, rest) = raw.split_once("://").map_or(("", raw), |(scheme, rest)| (&raw[..scheme.len() + 3], rest));
+    let (scheme, rest) = raw
+        .split_once("://")
+        .map_or(("", raw), |(scheme, rest)| (&raw[..scheme.len() + 3], rest));
     // A password may have any character in it when it is not written as it should be.
-    let (userinfo, rest) = rest.rsplit_once('@').map_or(("", rest), |(_, rest)| ("…@", rest));
-    let (rest, query) = rest.find(['?', '#']).map_or((rest, ""), |end| (&rest[..=end], "…"));
+    let (userinfo, rest) = rest
+        .rsplit_once('@')
+        .map_or(("", rest), |(_, rest)| ("…@", rest));
+    let (rest, query) = rest
+        .find(['?', '#'])
+        .map_or((rest, ""), |end| (&rest[..=end], "…"));
     format!("{scheme}{userinfo}{rest}{query}")
 }
 
@@ -128,7 +155,10 @@ fn http_url(raw: &str) -> Result<Option<String>, &'static str> {
     if raw.is_empty() {
         return Ok(None);
     }
-    let Some(rest) = raw.strip_prefix("https://").or_else(|| raw.strip_prefix("http://")) else {
+    let Some(rest) = raw
+        .strip_prefix("https://")
+        .or_else(|| raw.strip_prefix("http://"))
+    else {
         return Err("must begin with http:// or https://");
     };
     if !raw.bytes().all(|byte| byte.is_ascii_graphic()) {
@@ -149,13 +179,20 @@ fn http_url(raw: &str) -> Result<Option<String>, &'static str> {
 }
 
 fn parse_path(raw: &str) -> Result<PathBuf, UnitError> {
-    if raw.is_empty() { Err(UnitError::EmptyPath) } else { Ok(raw.into()) }
+    if raw.is_empty() {
+        Err(UnitError::EmptyPath)
+    } else {
+        Ok(raw.into())
+    }
 }
 
 fn parse_level(raw: &str) -> Result<String, UnitError> {
     // tracing-subscriber 0.3.23 panics at some of these: it cuts the text in the middle of a character.
     if !raw.is_ascii() {
-        return Err(UnitError::Level(raw.to_owned(), "it has characters other than ASCII".to_owned()));
+        return Err(UnitError::Level(
+            raw.to_owned(),
+            "it has characters other than ASCII".to_owned(),
+        ));
     }
     match EnvFilter::try_new(raw) {
         Ok(_) => Ok(raw.to_owned()),
@@ -180,12 +217,16 @@ impl<T> Visitor<'_> for Leaf<T> {
     }
 
     fn visit_str<E: Error>(self, raw: &str) -> Result<T, E> {
-        let parse = self.text.ok_or_else(|| E::invalid_type(Unexpected::Str(raw), &self))?;
+        let parse = self
+            .text
+            .ok_or_else(|| E::invalid_type(Unexpected::Str(raw), &self))?;
         parse(raw).map_err(E::custom)
     }
 
     fn visit_u64<E: Error>(self, number: u64) -> Result<T, E> {
-        let take = self.number.ok_or_else(|| E::invalid_type(Unexpected::Unsigned(number), &self))?;
+        let take = self
+            .number
+            .ok_or_else(|| E::invalid_type(Unexpected::Unsigned(number), &self))?;
         Ok(take(number))
     }
 
@@ -197,17 +238,33 @@ impl<T> Visitor<'_> for Leaf<T> {
     }
 }
 
-fn text<'de, D: Deserializer<'de>, T>(from: D, expected: &'static str, parse: Parse<T>) -> Result<T, D::Error> {
-    from.deserialize_any(Leaf { expected, text: Some(parse), number: None })
+fn text<'de, D: Deserializer<'de>, T>(
+    from: D,
+    expected: &'static str,
+    parse: Parse<T>,
+) -> Result<T, D::Error> {
+    from.deserialize_any(Leaf {
+        expected,
+        text: Some(parse),
+        number: None,
+    })
 }
 
 pub(super) fn count<'de, D: Deserializer<'de>>(from: D) -> Result<u64, D::Error> {
-    from.deserialize_any(Leaf { expected: "a whole number, 0 or more", text: None, number: Some(|number| number) })
+    from.deserialize_any(Leaf {
+        expected: "a whole number, 0 or more",
+        text: None,
+        number: Some(|number| number),
+    })
 }
 
 pub(super) fn size<'de, D: Deserializer<'de>>(from: D) -> Result<u64, D::Error> {
     let text: Parse<u64> = |text| Ok(parse_size(text)?);
-    from.deserialize_any(Leaf { expected: "a size", text: Some(text), number: Some(|number| number) })
+    from.deserialize_any(Leaf {
+        expected: "a size",
+        text: Some(text),
+        number: Some(|number| number),
+    })
 }
 
 pub(super) fn duration<'de, D: Deserializer<'de>>(from: D) -> Result<Duration, D::Error> {
@@ -222,7 +279,9 @@ pub(super) fn public_url<'de, D: Deserializer<'de>>(from: D) -> Result<Option<St
     text(from, "a URL, or an empty string", parse_public_url)
 }
 
-pub(super) fn otlp_endpoint<'de, D: Deserializer<'de>>(from: D) -> Result<Option<String>, D::Error> {
+pub(super) fn otlp_endpoint<'de, D: Deserializer<'de>>(
+    from: D,
+) -> Result<Option<String>, D::Error> {
     text(from, "a URL, or an empty string", parse_otlp_endpoint)
 }
 
@@ -241,7 +300,10 @@ impl Visitor<'_> for RatioVisitor {
     }
 
     fn visit_str<E: Error>(self, raw: &str) -> Result<Ratio, E> {
-        let number = raw.trim().parse().map_err(|_| E::custom(UnitError::Ratio(raw.to_owned())))?;
+        let number = raw
+            .trim()
+            .parse()
+            .map_err(|_| E::custom(UnitError::Ratio(raw.to_owned())))?;
         self.visit_f64(number)
     }
 
@@ -258,16 +320,26 @@ pub(super) fn path<'de, D: Deserializer<'de>>(from: D) -> Result<PathBuf, D::Err
     text(from, "a path", parse_path)
 }
 
-pub(super) fn optional_path<'de, D: Deserializer<'de>>(from: D) -> Result<Option<PathBuf>, D::Error> {
-    text(from, "a path, or an empty string", |raw| Ok((!raw.is_empty()).then(|| raw.into())))
+pub(super) fn optional_path<'de, D: Deserializer<'de>>(
+    from: D,
+) -> Result<Option<PathBuf>, D::Error> {
+    text(from, "a path, or an empty string", |raw| {
+        Ok((!raw.is_empty()).then(|| raw.into()))
+    })
 }
 
 pub(super) fn networks<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<IpNet>, D::Error> {
-    from.deserialize_any(List { expected: "a list of networks", parse: network })
+    from.deserialize_any(List {
+        expected: "a list of networks",
+        parse: network,
+    })
 }
 
 pub(super) fn texts<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<String>, D::Error> {
-    from.deserialize_any(List { expected: "a list of texts", parse: |raw| Ok(raw.to_owned()) })
+    from.deserialize_any(List {
+        expected: "a list of texts",
+        parse: |raw| Ok(raw.to_owned()),
+    })
 }
 
 /// A list of texts, or one with commas, as environment and command line have it.
@@ -303,7 +375,10 @@ impl<'de, T> Visitor<'de> for List<T> {
 /// An address is the network of itself alone.
 fn network(raw: &str) -> Result<IpNet, UnitError> {
     let alone = || raw.parse::<IpAddr>().ok().map(IpNet::from);
-    raw.parse().ok().or_else(alone).ok_or_else(|| UnitError::Network(raw.to_owned()))
+    raw.parse()
+        .ok()
+        .or_else(alone)
+        .ok_or_else(|| UnitError::Network(raw.to_owned()))
 }
 
 pub(super) fn level<'de, D: Deserializer<'de>>(from: D) -> Result<String, D::Error> {

@@ -3,7 +3,9 @@
 use std::{borrow::Cow, collections::BTreeSet};
 
 use super::SECRET_PARAMETERS;
-use crate::event::{LABEL_KEY_CHARS_MAX, LABEL_VALUE_CHARS_MAX, LABELS_MAX, Labels, Product, labels_fit};
+use crate::event::{
+    LABEL_KEY_CHARS_MAX, LABEL_VALUE_CHARS_MAX, LABELS_MAX, Labels, Product, labels_fit,
+};
 
 /// Stands for every product.
 const ALL_PRODUCTS: &str = "*";
@@ -46,8 +48,15 @@ pub struct Binding {
 
 impl Binding {
     /// Whether a URL with these labels gives one of the bound ones another value.
-    pub fn is_contradicted_by<'a>(&self, labels: impl IntoIterator<Item = (Cow<'a, str>, Cow<'a, str>)>) -> bool {
-        labels.into_iter().any(|(key, value)| self.labels.get(&*key).is_some_and(|bound| **bound != *value))
+    pub fn is_contradicted_by<'a>(
+        &self,
+        labels: impl IntoIterator<Item = (Cow<'a, str>, Cow<'a, str>)>,
+    ) -> bool {
+        labels.into_iter().any(|(key, value)| {
+            self.labels
+                .get(&*key)
+                .is_some_and(|bound| **bound != *value)
+        })
     }
 
     /// The labels of an event whose URL has `labels`.
@@ -64,9 +73,15 @@ pub(super) fn products(raw: &[String]) -> Result<Products, String> {
         [] => Err("may see nothing: name `products`, or [\"*\"] for all".to_owned()),
         some => {
             let parse = |(index, raw): (usize, &String)| {
-                Product::parse(raw).map_err(|error| format!("number {} of `products`: {error}", index + 1))
+                Product::parse(raw)
+                    .map_err(|error| format!("number {} of `products`: {error}", index + 1))
             };
-            Ok(Products::Only(some.iter().enumerate().map(parse).collect::<Result<_, _>>()?))
+            Ok(Products::Only(
+                some.iter()
+                    .enumerate()
+                    .map(parse)
+                    .collect::<Result<_, _>>()?,
+            ))
         }
     }
 }
@@ -83,14 +98,23 @@ pub(super) fn labels(raw: Option<Labels>) -> Result<Option<Labels>, String> {
              {LABEL_VALUE_CHARS_MAX}"
         ));
     }
-    if labels.keys().any(|key| SECRET_PARAMETERS.contains(&key.as_str())) {
-        return Err("no label is called `token`, `exp`, `kid` or `sig`: those authenticate a callback URL".to_owned());
+    if labels
+        .keys()
+        .any(|key| SECRET_PARAMETERS.contains(&key.as_str()))
+    {
+        return Err(
+            "no label is called `token`, `exp`, `kid` or `sig`: those authenticate a callback URL"
+                .to_owned(),
+        );
     }
     Ok(Some(labels))
 }
 
 /// What a line for callbacks binds to; `None`: to nothing.
-pub(super) fn binding(raw_products: Option<&[String]>, raw_labels: Option<Labels>) -> Result<Option<Binding>, String> {
+pub(super) fn binding(
+    raw_products: Option<&[String]>,
+    raw_labels: Option<Labels>,
+) -> Result<Option<Binding>, String> {
     let products = match raw_products {
         Some([]) => return Err("may bring nothing: name `products`, or leave it out".to_owned()),
         Some(some) => products(some)?,

@@ -26,7 +26,12 @@ pub struct Certificate {
 impl Certificate {
     /// One that stands for `names` (DNS names, URIs, and the common name) up to and with that second.
     pub fn new(names: Vec<String>, expires: i64) -> Self {
-        Self { names, expires, is_withdrawn: AtomicBool::new(false), let_in: Mutex::default() }
+        Self {
+            names,
+            expires,
+            is_withdrawn: AtomicBool::new(false),
+            let_in: Mutex::default(),
+        }
     }
 
     /// What it stands for.
@@ -52,11 +57,16 @@ impl Certificate {
     /// `client` as one that has shown this certificate; the same for all calls of a connection, so that each costs little.
     pub(super) fn lets_in(self: &Arc<Self>, client: &Arc<Client>) -> Arc<Client> {
         let mut let_in = self.let_in.lock().unwrap_or_else(PoisonError::into_inner);
-        let known =
-            let_in.as_ref().filter(|(known, _)| Arc::ptr_eq(known, client)).and_then(|(_, shown)| shown.upgrade());
+        let known = let_in
+            .as_ref()
+            .filter(|(known, _)| Arc::ptr_eq(known, client))
+            .and_then(|(_, shown)| shown.upgrade());
 
         known.unwrap_or_else(|| {
-            let shown = Arc::new(Client { shown: Some(Arc::clone(self)), ..Client::clone(client) });
+            let shown = Arc::new(Client {
+                shown: Some(Arc::clone(self)),
+                ..Client::clone(client)
+            });
             *let_in = Some((Arc::clone(client), Arc::downgrade(&shown)));
             shown
         })

@@ -3,7 +3,8 @@
 use std::{collections::BTreeMap, fmt::Display, sync::Arc};
 
 use super::{
-    Binding, BodySecret, CallbackToken, Client, Credentials, Known, Lifetime, Previous, Products, Proof, SigningKey,
+    Binding, BodySecret, CallbackToken, Client, Credentials, Known, Lifetime, Previous, Products,
+    Proof, SigningKey,
 };
 use crate::event::Labels;
 
@@ -13,13 +14,38 @@ type Fields<const N: usize> = [(&'static str, bool); N];
 impl Credentials {
     /// What differs from those before, each by kind and name: added, removed, or changed, and then in which fields.
     pub fn changes_from(&self, old: &Self) -> Vec<String> {
-        let body_secret = |credentials: &Self| credentials.body_secret.clone().map(|secret| ("", secret));
-        let body_secret = |credentials: &Self| body_secret(credentials).into_iter().collect::<BTreeMap<_, _>>();
+        let body_secret =
+            |credentials: &Self| credentials.body_secret.clone().map(|secret| ("", secret));
+        let body_secret = |credentials: &Self| {
+            body_secret(credentials)
+                .into_iter()
+                .collect::<BTreeMap<_, _>>()
+        };
 
-        let mut changes = changes("callback_token ", &old.callback_tokens, &self.callback_tokens, of_callback_token);
-        changes.extend(self::changes("signing_key ", &old.signing_keys, &self.signing_keys, of_signing_key));
-        changes.extend(self::changes("body_signature", &body_secret(old), &body_secret(self), of_body_secret));
-        changes.extend(self::changes("client ", &old.clients, &self.clients, of_client));
+        let mut changes = changes(
+            "callback_token ",
+            &old.callback_tokens,
+            &self.callback_tokens,
+            of_callback_token,
+        );
+        changes.extend(self::changes(
+            "signing_key ",
+            &old.signing_keys,
+            &self.signing_keys,
+            of_signing_key,
+        ));
+        changes.extend(self::changes(
+            "body_signature",
+            &body_secret(old),
+            &body_secret(self),
+            of_body_secret,
+        ));
+        changes.extend(self::changes(
+            "client ",
+            &old.clients,
+            &self.clients,
+            of_client,
+        ));
         changes
     }
 }
@@ -30,12 +56,21 @@ fn changes<K: Ord + Display, V: PartialEq, const N: usize>(
     new: &BTreeMap<K, V>,
     fields: impl Fn(&V, &V) -> Fields<N>,
 ) -> Vec<String> {
-    let removed = old.keys().filter(|name| !new.contains_key(name)).map(|name| format!("{kind}{name} removed"));
+    let removed = old
+        .keys()
+        .filter(|name| !new.contains_key(name))
+        .map(|name| format!("{kind}{name} removed"));
     let others = new.iter().filter_map(|(name, value)| match old.get(name) {
         None => Some(format!("{kind}{name} added")),
         Some(before) if before != value => {
-            let changed = fields(before, value).into_iter().filter(|(_, differs)| *differs).map(|(field, _)| field);
-            Some(format!("{kind}{name} changed: {}", changed.collect::<Vec<_>>().join(", ")))
+            let changed = fields(before, value)
+                .into_iter()
+                .filter(|(_, differs)| *differs)
+                .map(|(field, _)| field);
+            Some(format!(
+                "{kind}{name} changed: {}",
+                changed.collect::<Vec<_>>().join(", ")
+            ))
         }
         Some(_) => None,
     });
@@ -45,24 +80,60 @@ fn changes<K: Ord + Display, V: PartialEq, const N: usize>(
 // Each takes the whole apart, so that a new field is not forgotten here.
 
 fn of_callback_token(old: &CallbackToken, new: &CallbackToken) -> Fields<7> {
-    let [old, new] = [old, new].map(|CallbackToken { hash, lifetime, previous, bytes_per_minute_max, bound }| {
-        (("token", hash), *lifetime, previous, *bytes_per_minute_max, bound.as_ref())
-    });
+    let [old, new] = [old, new].map(
+        |CallbackToken {
+             hash,
+             lifetime,
+             previous,
+             bytes_per_minute_max,
+             bound,
+         }| {
+            (
+                ("token", hash),
+                *lifetime,
+                previous,
+                *bytes_per_minute_max,
+                bound.as_ref(),
+            )
+        },
+    );
     of_callback_credential(old, new)
 }
 
 fn of_signing_key(old: &SigningKey, new: &SigningKey) -> Fields<7> {
-    let [old, new] = [old, new].map(|SigningKey { secret, lifetime, previous, bytes_per_minute_max, bound }| {
-        (("secret", secret), *lifetime, previous, *bytes_per_minute_max, bound.as_ref())
-    });
+    let [old, new] = [old, new].map(
+        |SigningKey {
+             secret,
+             lifetime,
+             previous,
+             bytes_per_minute_max,
+             bound,
+         }| {
+            (
+                ("secret", secret),
+                *lifetime,
+                previous,
+                *bytes_per_minute_max,
+                bound.as_ref(),
+            )
+        },
+    );
     of_callback_credential(old, new)
 }
 
 /// A secret and its field, its lifetime, the one before, `bytes_per_minute_max`, and what it is bound to.
-type CallbackCredential<'a, S> =
-    ((&'static str, &'a S), Lifetime, &'a Previous<S>, Option<u64>, Option<&'a Arc<Binding>>);
+type CallbackCredential<'a, S> = (
+    (&'static str, &'a S),
+    Lifetime,
+    &'a Previous<S>,
+    Option<u64>,
+    Option<&'a Arc<Binding>>,
+);
 
-fn of_callback_credential<S: PartialEq>(old: CallbackCredential<'_, S>, new: CallbackCredential<'_, S>) -> Fields<7> {
+fn of_callback_credential<S: PartialEq>(
+    old: CallbackCredential<'_, S>,
+    new: CallbackCredential<'_, S>,
+) -> Fields<7> {
     let ((field, secret), lifetime, previous, bytes_per_minute_max, bound) = old;
     let [created, expires] = of_lifetime(lifetime, new.1);
     let [products, labels] = of_binding(bound, new.4);
@@ -78,9 +149,18 @@ fn of_callback_credential<S: PartialEq>(old: CallbackCredential<'_, S>, new: Cal
 }
 
 fn of_body_secret(old: &BodySecret, new: &BodySecret) -> Fields<4> {
-    let BodySecret { secret, lifetime, previous } = old;
+    let BodySecret {
+        secret,
+        lifetime,
+        previous,
+    } = old;
     let [created, expires] = of_lifetime(*lifetime, new.lifetime);
-    [("secret", *secret != new.secret), created, expires, ("previous", *previous != new.previous)]
+    [
+        ("secret", *secret != new.secret),
+        created,
+        expires,
+        ("previous", *previous != new.previous),
+    ]
 }
 
 fn of_client(old: &Known, new: &Known) -> Fields<11> {
@@ -102,11 +182,20 @@ fn of_client(old: &Known, new: &Known) -> Fields<11> {
         shown: _,
     } = &**old;
 
-    let token = |proof: &Proof| if let Proof::Token(hash) = proof { Some(hash.clone()) } else { None };
+    let token = |proof: &Proof| {
+        if let Proof::Token(hash) = proof {
+            Some(hash.clone())
+        } else {
+            None
+        }
+    };
     let [created, expires] = of_lifetime(*lifetime, new.lifetime);
     [
         ("token", token(proof) != token(&new.proof)),
-        ("certificate", old.certificate_name() != new.certificate_name()),
+        (
+            "certificate",
+            old.certificate_name() != new.certificate_name(),
+        ),
         created,
         expires,
         ("previous", differs_before),
@@ -114,19 +203,31 @@ fn of_client(old: &Known, new: &Known) -> Fields<11> {
         ("labels", *labels != new.labels),
         ("admin", *admin != new.admin),
         ("backup", *backup != new.backup),
-        ("subscriptions_max", *subscriptions_max != new.subscriptions_max),
+        (
+            "subscriptions_max",
+            *subscriptions_max != new.subscriptions_max,
+        ),
         ("task_ids_max", *task_ids_max != new.task_ids_max),
     ]
 }
 
 fn of_lifetime(old: Lifetime, new: Lifetime) -> Fields<2> {
     let Lifetime { created, expires } = old;
-    [("created", created != new.created), ("expires", expires != new.expires)]
+    [
+        ("created", created != new.created),
+        ("expires", expires != new.expires),
+    ]
 }
 
 /// A line that binds to nothing is for every product.
 fn of_binding(old: Option<&Arc<Binding>>, new: Option<&Arc<Binding>>) -> Fields<2> {
-    let unbound = Binding { products: Products::All, labels: Labels::new() };
+    let unbound = Binding {
+        products: Products::All,
+        labels: Labels::new(),
+    };
     let [old, new] = [old, new].map(|bound| bound.map_or(&unbound, |bound| &**bound));
-    [("products", old.products != new.products), ("labels", old.labels != new.labels)]
+    [
+        ("products", old.products != new.products),
+        ("labels", old.labels != new.labels),
+    ]
 }

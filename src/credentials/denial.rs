@@ -7,7 +7,8 @@ use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use jiff::Timestamp;
 
 use super::{
-    CallbackToken, Certificate, Client, Credentials, KeyId, Known, Proof, Secret, SigningKey, TokenHash, signed_url,
+    CallbackToken, Certificate, Client, Credentials, KeyId, Known, Proof, Secret, SigningKey,
+    TokenHash, signed_url,
 };
 
 /// Most that are remembered of what was removed, of each kind; beyond it the first is forgotten. A file has a handful.
@@ -55,7 +56,10 @@ impl Denial {
     /// The name of a credential that is, or was, in the file, and was shown: there are only so many.
     pub fn name(&self) -> Option<&Arc<str>> {
         match self {
-            Self::Expired(name) | Self::Removed(name) | Self::Withdrawn(name) | Self::Late(name) => Some(name),
+            Self::Expired(name)
+            | Self::Removed(name)
+            | Self::Withdrawn(name)
+            | Self::Late(name) => Some(name),
             Self::Missing
             | Self::UnknownToken
             | Self::UnknownCertificate
@@ -77,9 +81,17 @@ pub(super) struct Removed {
 impl Removed {
     /// As it is when `new` takes the place of `old`.
     pub(super) fn between(old: &Credentials, new: &Credentials) -> Self {
-        let Self { callback_tokens, signing_keys, clients } = &old.removed;
+        let Self {
+            callback_tokens,
+            signing_keys,
+            clients,
+        } = &old.removed;
         Self {
-            callback_tokens: removed(callback_tokens, old.callback_hashes(), &new.callback_hashes()),
+            callback_tokens: removed(
+                callback_tokens,
+                old.callback_hashes(),
+                &new.callback_hashes(),
+            ),
             signing_keys: removed(signing_keys, old.key_secrets(), &new.key_secrets()),
             clients: removed(clients, old.client_hashes(), &new.client_hashes()),
         }
@@ -87,7 +99,11 @@ impl Removed {
 }
 
 /// What was removed before, and what is now; of those that have come back none.
-fn removed<N: Clone, S: Clone + PartialEq>(before: &[(N, S)], old: Vec<(N, S)>, new: &[(N, S)]) -> Vec<(N, S)> {
+fn removed<N: Clone, S: Clone + PartialEq>(
+    before: &[(N, S)],
+    old: Vec<(N, S)>,
+    new: &[(N, S)],
+) -> Vec<(N, S)> {
     let is_back = |secret: &S| new.iter().any(|(_, there)| there == secret);
     let all = before.iter().cloned().chain(old);
     let mut removed: Vec<_> = all.filter(|(_, secret)| !is_back(secret)).collect();
@@ -98,14 +114,26 @@ fn removed<N: Clone, S: Clone + PartialEq>(before: &[(N, S)], old: Vec<(N, S)>, 
 impl Credentials {
     /// Why a callback token was not accepted.
     pub fn denial_of_token(&self, token: Option<&str>) -> Denial {
-        let Some(token) = token else { return Denial::Missing };
-        denial(&TokenHash::of(token), &self.callback_hashes(), &self.removed.callback_tokens)
+        let Some(token) = token else {
+            return Denial::Missing;
+        };
+        denial(
+            &TokenHash::of(token),
+            &self.callback_hashes(),
+            &self.removed.callback_tokens,
+        )
     }
 
     /// Why a client's token was not accepted.
     pub fn denial_of_client(&self, token: Option<&str>) -> Denial {
-        let Some(token) = token else { return Denial::Missing };
-        denial(&TokenHash::of(token), &self.client_hashes(), &self.removed.clients)
+        let Some(token) = token else {
+            return Denial::Missing;
+        };
+        denial(
+            &TokenHash::of(token),
+            &self.client_hashes(),
+            &self.removed.clients,
+        )
     }
 
     /// Why a client's certificate was not accepted.
@@ -114,28 +142,44 @@ impl Credentials {
             Proof::Certificate(name) => certificate.names().contains(name),
             Proof::Token(_) => false,
         };
-        let client = self.clients.values().map(|known| &known.client).find(is_its);
-        let denial = if certificate.is_withdrawn() { Denial::Withdrawn } else { Denial::Expired };
-        client.map_or(Denial::UnknownCertificate, |client| denial(Arc::clone(&client.name)))
+        let client = self
+            .clients
+            .values()
+            .map(|known| &known.client)
+            .find(is_its);
+        let denial = if certificate.is_withdrawn() {
+            Denial::Withdrawn
+        } else {
+            Denial::Expired
+        };
+        client.map_or(Denial::UnknownCertificate, |client| {
+            denial(Arc::clone(&client.name))
+        })
     }
 
     /// Why the signature of a request for one of these `paths` and `query` was not accepted.
     pub fn denial_of_url(&self, paths: &[&str], query: &str, now: Timestamp) -> Denial {
-        let Some((before, tag, exp, key_id)) = signed_url::parts(query) else { return Denial::BadSignature(None) };
+        let Some((before, tag, exp, key_id)) = signed_url::parts(query) else {
+            return Denial::BadSignature(None);
+        };
         let tag = URL_SAFE_NO_PAD.decode(tag).unwrap_or_default();
         let is_by = |secret: &Secret| {
-            let signed = |path: &&str| secret.verify(&signed_url::signed(&format!("{path}?{before}")), &tag);
+            let signed =
+                |path: &&str| secret.verify(&signed_url::signed(&format!("{path}?{before}")), &tag);
             paths.iter().any(signed)
         };
         let found = self.signing_keys.get_key_value(key_id.as_str());
-        let by = found.and_then(|(id, key)| Some((id, key.secrets().find(|(secret, _)| is_by(secret))?.1)));
+        let by = found
+            .and_then(|(id, key)| Some((id, key.secrets().find(|(secret, _)| is_by(secret))?.1)));
         match by {
             Some((id, lifetime)) if lifetime.is_over(now) => Denial::Expired(Arc::clone(id.name())),
             Some((id, _)) if exp <= now.as_second() => Denial::Late(Arc::clone(id.name())),
             Some((id, _)) => Denial::BadSignature(Some(id.clone())),
             None => {
                 let removed = self.removed.signing_keys.iter();
-                let by_removed = removed.rev().find(|(id, secret)| **id.name() == *key_id && is_by(secret));
+                let by_removed = removed
+                    .rev()
+                    .find(|(id, secret)| **id.name() == *key_id && is_by(secret));
                 match (by_removed, found, KeyId::parse(&key_id)) {
                     (Some((id, _)), ..) => Denial::Removed(Arc::clone(id.name())),
                     (None, Some((id, _)), _) => Denial::BadSignature(Some(id.clone())),
@@ -150,14 +194,17 @@ impl Credentials {
         let of = |(name, token): (&Arc<str>, &CallbackToken)| {
             let previous = token.previous.as_ref().map(|(hash, _)| hash);
             let all = [Some(&token.hash), previous].into_iter().flatten();
-            all.map(|hash| (Arc::clone(name), hash.clone())).collect::<Vec<_>>()
+            all.map(|hash| (Arc::clone(name), hash.clone()))
+                .collect::<Vec<_>>()
         };
         self.callback_tokens.iter().flat_map(of).collect()
     }
 
     fn key_secrets(&self) -> Vec<(KeyId, Secret)> {
         let of = |(id, key): (&KeyId, &SigningKey)| {
-            key.secrets().map(|(secret, _)| (id.clone(), secret.clone())).collect::<Vec<_>>()
+            key.secrets()
+                .map(|(secret, _)| (id.clone(), secret.clone()))
+                .collect::<Vec<_>>()
         };
         self.signing_keys.iter().flat_map(of).collect()
     }
@@ -167,15 +214,29 @@ impl Credentials {
             Proof::Token(hash) => Some((Arc::clone(&client.name), hash.clone())),
             Proof::Certificate(_) => None,
         };
-        self.clients.values().flat_map(Known::all).filter_map(of).collect()
+        self.clients
+            .values()
+            .flat_map(Known::all)
+            .filter_map(of)
+            .collect()
     }
 }
 
 /// A token that is in the file, and was refused, has expired.
-fn denial(shown: &TokenHash, there: &[(Arc<str>, TokenHash)], removed: &[(Arc<str>, TokenHash)]) -> Denial {
+fn denial(
+    shown: &TokenHash,
+    there: &[(Arc<str>, TokenHash)],
+    removed: &[(Arc<str>, TokenHash)],
+) -> Denial {
     // Every entry is compared, so that the time tells nothing of which one it was.
     let find = |all: &[(Arc<str>, TokenHash)]| {
-        all.iter().fold(None, |found, (name, hash)| if hash.equals(shown) { Some(Arc::clone(name)) } else { found })
+        all.iter().fold(None, |found, (name, hash)| {
+            if hash.equals(shown) {
+                Some(Arc::clone(name))
+            } else {
+                found
+            }
+        })
     };
     match (find(there), find(removed)) {
         (Some(name), _) => Denial::Expired(name),

@@ -11,8 +11,8 @@ use serde::Deserialize;
 use toml::{Spanned, value::Datetime};
 
 use super::{
-    BodySecret, CallbackToken, Client, Credentials, Generation, KeyId, Known, Lifetime, Previous, Products, Proof,
-    Secret, SigningKey, TokenHash,
+    BodySecret, CallbackToken, Client, Credentials, Generation, KeyId, Known, Lifetime, Previous,
+    Products, Proof, Secret, SigningKey, TokenHash,
     binding::{binding, labels, products},
     secret::{SECRET_BYTES_MIN, TOKEN_PREFIX},
 };
@@ -49,7 +49,10 @@ struct File {
 }
 
 #[derive(Deserialize)]
-#[serde(deny_unknown_fields, expecting = "a table, as `blobcast token new callback` prints it")]
+#[serde(
+    deny_unknown_fields,
+    expecting = "a table, as `blobcast token new callback` prints it"
+)]
 struct RawToken {
     token: String,
     previous: Option<RawPreviousToken>,
@@ -61,7 +64,10 @@ struct RawToken {
 }
 
 #[derive(Deserialize)]
-#[serde(deny_unknown_fields, expecting = "a table, as `blobcast token new signing-key` prints it")]
+#[serde(
+    deny_unknown_fields,
+    expecting = "a table, as `blobcast token new signing-key` prints it"
+)]
 struct RawKey {
     secret: String,
     previous: Option<RawPreviousSecret>,
@@ -90,7 +96,10 @@ struct RawBodySignature {
 }
 
 #[derive(Deserialize)]
-#[serde(deny_unknown_fields, expecting = "a table with `token`, as `blobcast token rotate` writes it")]
+#[serde(
+    deny_unknown_fields,
+    expecting = "a table with `token`, as `blobcast token rotate` writes it"
+)]
 struct RawPreviousToken {
     token: String,
     created: Option<Datetime>,
@@ -98,7 +107,10 @@ struct RawPreviousToken {
 }
 
 #[derive(Deserialize)]
-#[serde(deny_unknown_fields, expecting = "a table with `secret`, as `blobcast token rotate` writes it")]
+#[serde(
+    deny_unknown_fields,
+    expecting = "a table with `secret`, as `blobcast token rotate` writes it"
+)]
 struct RawPreviousSecret {
     secret: String,
     created: Option<Datetime>,
@@ -106,7 +118,10 @@ struct RawPreviousSecret {
 }
 
 #[derive(Deserialize)]
-#[serde(deny_unknown_fields, expecting = "a table, as `blobcast token new client` prints it")]
+#[serde(
+    deny_unknown_fields,
+    expecting = "a table, as `blobcast token new client` prints it"
+)]
 struct RawClient {
     token: Option<String>,
     previous: Option<RawPreviousToken>,
@@ -128,12 +143,16 @@ type Problem = String;
 
 pub(super) fn parse(text: &str) -> Result<Credentials, CredentialsError> {
     // The parser quotes the line it stumbles over, and that may be one with a secret.
-    let file: File = toml::from_str(text).map_err(|error| CredentialsError::Form(without_secrets(text, &error)))?;
+    let file: File = toml::from_str(text)
+        .map_err(|error| CredentialsError::Form(without_secrets(text, &error)))?;
     let entry = |table, name: &Spanned<String>| entry(table, told(text, name));
     let mut credentials = Credentials::default();
     for (name, raw) in file.callback_tokens {
-        let token = callback_token(name.get_ref(), &raw).map_err(entry("callback_tokens", &name))?;
-        credentials.callback_tokens.insert(name.into_inner().into(), token);
+        let token =
+            callback_token(name.get_ref(), &raw).map_err(entry("callback_tokens", &name))?;
+        credentials
+            .callback_tokens
+            .insert(name.into_inner().into(), token);
     }
     for (name, raw) in file.signing_keys {
         let (id, key) = signing_key(name.get_ref(), &raw).map_err(entry("signing_keys", &name))?;
@@ -147,7 +166,9 @@ pub(super) fn parse(text: &str) -> Result<Credentials, CredentialsError> {
         let known = known(name.get_ref(), &raw).map_err(entry("clients", &name))?;
         for client in known.all() {
             if let Some((_, other)) = names.iter().find(|(proof, _)| *proof == client.proof) {
-                let problem = format!("shows the same as {other}: give each client its own token or certificate");
+                let problem = format!(
+                    "shows the same as {other}: give each client its own token or certificate"
+                );
                 return Err(entry("clients", &name)(problem));
             }
             names.push((client.proof.clone(), told(text, &name)));
@@ -159,9 +180,14 @@ pub(super) fn parse(text: &str) -> Result<Credentials, CredentialsError> {
 
 /// What a message says: never what stands in the file where it is not expected, for that may be a secret.
 fn without_secrets(text: &str, error: &toml::de::Error) -> String {
-    let line = error.span().map(|span| format!("line {}: ", line(text, span.start))).unwrap_or_default();
+    let line = error
+        .span()
+        .map(|span| format!("line {}: ", line(text, span.start)))
+        .unwrap_or_default();
     match error.message().rsplit_once(", expected ") {
-        Some((found, expected)) if found.starts_with("invalid ") => format!("{line}expected {expected}"),
+        Some((found, expected)) if found.starts_with("invalid ") => {
+            format!("{line}expected {expected}")
+        }
         Some((found, expected)) if found.starts_with("unknown field ") => {
             format!("{line}unknown field, expected {expected}")
         }
@@ -171,17 +197,31 @@ fn without_secrets(text: &str, error: &toml::de::Error) -> String {
 
 /// Counted from 1.
 fn line(text: &str, offset: usize) -> usize {
-    text.as_bytes().iter().take(offset).filter(|byte| **byte == b'\n').count() + 1
+    text.as_bytes()
+        .iter()
+        .take(offset)
+        .filter(|byte| **byte == b'\n')
+        .count()
+        + 1
 }
 
 /// A name that looks like one, or its line: a secret in its place is longer, or a token.
 fn told(text: &str, name: &Spanned<String>) -> String {
-    let is_name = KeyId::parse(name.get_ref()).is_some() && !name.get_ref().starts_with(TOKEN_PREFIX);
-    if is_name { name.get_ref().clone() } else { format!("line {}", line(text, name.span().start)) }
+    let is_name =
+        KeyId::parse(name.get_ref()).is_some() && !name.get_ref().starts_with(TOKEN_PREFIX);
+    if is_name {
+        name.get_ref().clone()
+    } else {
+        format!("line {}", line(text, name.span().start))
+    }
 }
 
 fn entry(table: &'static str, name: String) -> impl FnOnce(Problem) -> CredentialsError {
-    move |problem| CredentialsError::Entry { table, name, problem }
+    move |problem| CredentialsError::Entry {
+        table,
+        name,
+        problem,
+    }
 }
 
 fn callback_token(name: &str, raw: &RawToken) -> Result<CallbackToken, Problem> {
@@ -196,22 +236,37 @@ fn callback_token(name: &str, raw: &RawToken) -> Result<CallbackToken, Problem> 
 }
 
 fn signing_key(name: &str, raw: &RawKey) -> Result<(KeyId, SigningKey), Problem> {
-    let id = KeyId::parse(name).ok_or("a key's name has 1 to 32 characters of a-z, A-Z, 0-9, '.', '_' and '-'")?;
+    let id = KeyId::parse(name)
+        .ok_or("a key's name has 1 to 32 characters of a-z, A-Z, 0-9, '.', '_' and '-'")?;
     let parse = |secret: &str| {
         let problem = || {
-            format!("the secret is not base64url of {SECRET_BYTES_MIN} bytes or more: `blobcast token new` makes one")
+            format!(
+                "the secret is not base64url of {SECRET_BYTES_MIN} bytes or more: `blobcast token new` makes one"
+            )
         };
         Secret::parse_base64(secret).ok_or_else(problem)
     };
     let previous = |raw: &RawPreviousSecret| {
-        Ok::<_, Problem>((in_previous(parse(&raw.secret))?, lifetime(raw.created, raw.expires)?))
+        Ok::<_, Problem>((
+            in_previous(parse(&raw.secret))?,
+            lifetime(raw.created, raw.expires)?,
+        ))
     };
     let secret = parse(&raw.secret)?;
     let previous = raw.previous.as_ref().map(previous).transpose()?;
     let lifetime = lifetime(raw.created, raw.expires)?;
     let bytes_per_minute_max = raw.bytes_per_minute_max.as_ref().map(size).transpose()?;
     let bound = binding(raw.products.as_deref(), raw.labels.clone())?.map(Arc::new);
-    Ok((id, SigningKey { secret, lifetime, previous, bytes_per_minute_max, bound }))
+    Ok((
+        id,
+        SigningKey {
+            secret,
+            lifetime,
+            previous,
+            bytes_per_minute_max,
+            bound,
+        },
+    ))
 }
 
 fn body_secret(raw: &RawBodySignature) -> Result<BodySecret, CredentialsError> {
@@ -219,7 +274,10 @@ fn body_secret(raw: &RawBodySignature) -> Result<BodySecret, CredentialsError> {
     let empty = || "is empty: take it from your RunBlob account".to_owned();
     let previous = raw.previous.as_ref().map(|raw| {
         let secret = Secret::of_text(&raw.secret).ok_or_else(|| of("previous")(empty()))?;
-        Ok::<_, CredentialsError>((secret, lifetime(raw.created, raw.expires).map_err(of("previous"))?))
+        Ok::<_, CredentialsError>((
+            secret,
+            lifetime(raw.created, raw.expires).map_err(of("previous"))?,
+        ))
     });
     Ok(BodySecret {
         secret: Secret::of_text(&raw.secret).ok_or_else(|| of("secret")(empty()))?,
@@ -229,7 +287,10 @@ fn body_secret(raw: &RawBodySignature) -> Result<BodySecret, CredentialsError> {
 }
 
 fn previous_token(raw: &RawPreviousToken) -> Result<(TokenHash, Lifetime), Problem> {
-    Ok((in_previous(hash(&raw.token))?, lifetime(raw.created, raw.expires)?))
+    Ok((
+        in_previous(hash(&raw.token))?,
+        lifetime(raw.created, raw.expires)?,
+    ))
 }
 
 fn in_previous<T>(parsed: Result<T, Problem>) -> Result<T, Problem> {
@@ -238,7 +299,8 @@ fn in_previous<T>(parsed: Result<T, Problem>) -> Result<T, Problem> {
 
 fn check_name(name: &str) -> Result<(), Problem> {
     let fits = name.len() <= NAME_BYTES_MAX;
-    fits.then_some(()).ok_or_else(|| format!("a name has at most {NAME_BYTES_MAX} bytes"))
+    fits.then_some(())
+        .ok_or_else(|| format!("a name has at most {NAME_BYTES_MAX} bytes"))
 }
 
 /// The client, and the same as it is let in by the token before.
@@ -248,14 +310,24 @@ fn known(name: &str, raw: &RawClient) -> Result<Known, Problem> {
         (None, _) => None,
         (Some(previous), Proof::Token(_)) => Some(previous_token(previous)?),
         (Some(_), Proof::Certificate(_)) => {
-            return Err("has a `previous` token, and is known by its certificate: leave it out".to_owned());
+            return Err(
+                "has a `previous` token, and is known by its certificate: leave it out".to_owned(),
+            );
         }
     };
     let previous = previous.map(|(hash, lifetime)| {
         let (proof, generation) = (Proof::Token(hash), Generation::Previous);
-        Arc::new(Client { proof, lifetime, generation, ..client.clone() })
+        Arc::new(Client {
+            proof,
+            lifetime,
+            generation,
+            ..client.clone()
+        })
     });
-    Ok(Known { client: Arc::new(client), previous })
+    Ok(Known {
+        client: Arc::new(client),
+        previous,
+    })
 }
 
 fn client(name: &str, raw: &RawClient) -> Result<Client, Problem> {
@@ -269,21 +341,27 @@ fn client(name: &str, raw: &RawClient) -> Result<Client, Problem> {
         // It takes backups, and reads nothing else.
         [] if raw.backup => Products::Only(BTreeSet::new()),
         [] => {
-            let problem =
-                "may see nothing: name `products`, [\"*\"] for all, or `backup = true` for what takes backups only";
+            let problem = "may see nothing: name `products`, [\"*\"] for all, or `backup = true` for what takes backups only";
             return Err(problem.to_owned());
         }
         some => products(some)?,
     };
     let labels = labels(raw.labels.clone())?;
     if raw.admin && labels.is_some() {
-        return Err("is bound to `labels`, and an administrator sees everything: leave out one of them".to_owned());
+        return Err(
+            "is bound to `labels`, and an administrator sees everything: leave out one of them"
+                .to_owned(),
+        );
     }
     if raw.backup && labels.is_some() {
-        return Err("is bound to `labels`, and a backup holds everything: leave out one of them".to_owned());
+        return Err(
+            "is bound to `labels`, and a backup holds everything: leave out one of them".to_owned(),
+        );
     }
     if raw.subscriptions_max == Some(0) || raw.task_ids_max == Some(0) {
-        return Err("a limit of 0 lets nothing through: leave it out, or remove the client".to_owned());
+        return Err(
+            "a limit of 0 lets nothing through: leave it out, or remove the client".to_owned(),
+        );
     }
     Ok(Client {
         name: name.into(),
@@ -301,7 +379,8 @@ fn client(name: &str, raw: &RawClient) -> Result<Client, Problem> {
 }
 
 fn hash(text: &str) -> Result<TokenHash, Problem> {
-    let problem = "the token is not `sha256:` and 64 hexadecimal digits: `blobcast token new` makes the line";
+    let problem =
+        "the token is not `sha256:` and 64 hexadecimal digits: `blobcast token new` makes the line";
     TokenHash::parse(text).ok_or_else(|| problem.to_owned())
 }
 
@@ -309,19 +388,27 @@ fn size(raw: &RawSize) -> Result<u64, Problem> {
     match raw {
         RawSize::Bytes(bytes) => Ok(*bytes),
         // Not what stands there: it may be a secret.
-        RawSize::Text(text) => parse_size(text)
-            .map_err(|_| "bytes_per_minute_max is no size: write \"128MiB\", or 0 for no limit".to_owned()),
+        RawSize::Text(text) => parse_size(text).map_err(|_| {
+            "bytes_per_minute_max is no size: write \"128MiB\", or 0 for no limit".to_owned()
+        }),
     }
 }
 
 fn lifetime(created: Option<Datetime>, expires: Option<Datetime>) -> Result<Lifetime, Problem> {
-    Ok(Lifetime { created: created.map(timestamp).transpose()?, expires: expires.map(timestamp).transpose()? })
+    Ok(Lifetime {
+        created: created.map(timestamp).transpose()?,
+        expires: expires.map(timestamp).transpose()?,
+    })
 }
 
 /// A date stands for its beginning, and a time without an offset is UTC.
 pub(super) fn timestamp(time: Datetime) -> Result<Timestamp, Problem> {
     let text = time.to_string();
     let utc = |civil: civil::DateTime| civil.to_zoned(TimeZone::UTC).map(|zoned| zoned.timestamp());
-    let parsed = text.parse::<Timestamp>().or_else(|_| text.parse::<civil::DateTime>().and_then(utc));
-    parsed.map_err(|_| format!("{text} is no point in time: write 2026-01-31 or 2026-01-31T12:00:00Z"))
+    let parsed = text
+        .parse::<Timestamp>()
+        .or_else(|_| text.parse::<civil::DateTime>().and_then(utc));
+    parsed.map_err(|_| {
+        format!("{text} is no point in time: write 2026-01-31 or 2026-01-31T12:00:00Z")
+    })
 }

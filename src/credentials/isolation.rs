@@ -22,7 +22,11 @@ pub struct Intruder {
 
 impl fmt::Display for Intruder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { credential, client, others } = self;
+        let Self {
+            credential,
+            client,
+            others,
+        } = self;
         match others {
             0 => write!(f, "{credential} (client {client})"),
             others => write!(f, "{credential} (client {client} and {others} more)"),
@@ -42,13 +46,18 @@ pub struct Intruders {
 impl Credentials {
     /// Whether some client is bound to labels.
     pub fn has_bound_clients(&self) -> bool {
-        self.clients.values().any(|known| known.client.labels.is_some())
+        self.clients
+            .values()
+            .any(|known| known.client.labels.is_some())
     }
 
     /// The names of the clients that see only a part, and may take no backup, which has everything.
     pub fn clients_that_are_bound(&self) -> impl Iterator<Item = &Arc<str>> {
         let is_bound = |client: &Client| !client.sees_all() && !client.backup;
-        self.clients.iter().filter(move |(_, known)| is_bound(&known.client)).map(|(name, _)| name)
+        self.clients
+            .iter()
+            .filter(move |(_, known)| is_bound(&known.client))
+            .map(|(name, _)| name)
     }
 
     /// The callback credentials whose holders may write events that clients with other labels see.
@@ -57,21 +66,41 @@ impl Credentials {
     }
 
     fn intruders_of(&self, pairs_max: usize) -> Intruders {
-        let clients: Vec<_> = self.clients.values().map(|known| &*known.client).filter_map(labels_of).collect();
-        let tokens = self.callback_tokens.iter().map(|(name, token)| ("callback_token", &**name, &token.bound));
-        let keys = self.signing_keys.iter().map(|(id, key)| ("signing_key", &**id.name(), &key.bound));
+        let clients: Vec<_> = self
+            .clients
+            .values()
+            .map(|known| &*known.client)
+            .filter_map(labels_of)
+            .collect();
+        let tokens = self
+            .callback_tokens
+            .iter()
+            .map(|(name, token)| ("callback_token", &**name, &token.bound));
+        let keys = self
+            .signing_keys
+            .iter()
+            .map(|(id, key)| ("signing_key", &**id.name(), &key.bound));
 
-        let mut intruders = Intruders { found: Vec::new(), is_all: true };
+        let mut intruders = Intruders {
+            found: Vec::new(),
+            is_all: true,
+        };
         let mut pairs_left = pairs_max;
         for (kind, name, bound) in tokens.chain(keys) {
             let compared = &clients[..clients.len().min(pairs_left)];
             pairs_left -= compared.len();
             intruders.is_all &= compared.len() == clients.len();
 
-            let mut seen_by = compared.iter().filter(|(client, labels)| may_intrude(client, labels, bound.as_deref()));
+            let mut seen_by = compared
+                .iter()
+                .filter(|(client, labels)| may_intrude(client, labels, bound.as_deref()));
             if let Some((client, _)) = seen_by.next() {
                 let (credential, client) = (format!("{kind} {name}"), Arc::clone(&client.name));
-                intruders.found.push(Intruder { credential, client, others: seen_by.count() });
+                intruders.found.push(Intruder {
+                    credential,
+                    client,
+                    others: seen_by.count(),
+                });
             }
         }
         intruders
@@ -86,8 +115,12 @@ fn labels_of(client: &Client) -> Option<(&Client, &Labels)> {
 /// is bound to.
 fn may_intrude(client: &Client, labels: &Labels, bound: Option<&Binding>) -> bool {
     let Some(bound) = bound else { return true };
-    let is_other_tenants = labels.iter().any(|(key, value)| bound.labels.get(key).is_some_and(|other| other != value));
-    let is_own = labels.iter().all(|(key, value)| bound.labels.get(key) == Some(value));
+    let is_other_tenants = labels
+        .iter()
+        .any(|(key, value)| bound.labels.get(key).is_some_and(|other| other != value));
+    let is_own = labels
+        .iter()
+        .all(|(key, value)| bound.labels.get(key) == Some(value));
     !is_other_tenants && !is_own && overlap(&client.products, &bound.products)
 }
 
@@ -95,7 +128,11 @@ fn overlap(one: &Products, other: &Products) -> bool {
     match (one, other) {
         (Products::All, _) | (_, Products::All) => true,
         (Products::Only(one), Products::Only(other)) => {
-            let (few, many) = if one.len() <= other.len() { (one, other) } else { (other, one) };
+            let (few, many) = if one.len() <= other.len() {
+                (one, other)
+            } else {
+                (other, one)
+            };
             few.iter().any(|product| many.contains(product))
         }
     }
@@ -117,7 +154,10 @@ mod tests {
             write!(text, ", products = {products:?}").unwrap();
         }
         if !labels.is_empty() {
-            let labels: Vec<_> = labels.iter().map(|(key, value)| format!("{key} = \"{value}\"")).collect();
+            let labels: Vec<_> = labels
+                .iter()
+                .map(|(key, value)| format!("{key} = \"{value}\""))
+                .collect();
             write!(text, ", labels = {{ {} }}", labels.join(", ")).unwrap();
         }
         text.push_str(" }\n");
@@ -132,13 +172,21 @@ mod tests {
         }
         text.push_str("[callback_tokens]\n");
         for (number, (products, labels)) in tokens.iter().enumerate() {
-            line(&mut text, &format!("t{number}"), (!products.is_empty()).then_some(*products), labels);
+            line(
+                &mut text,
+                &format!("t{number}"),
+                (!products.is_empty()).then_some(*products),
+                labels,
+            );
         }
         Credentials::parse(&text).unwrap()
     }
 
     fn pairs(labels: &Labels) -> Vec<(&str, &str)> {
-        labels.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect()
+        labels
+            .iter()
+            .map(|(key, value)| (key.as_str(), value.as_str()))
+            .collect()
     }
 
     #[test]
@@ -162,25 +210,46 @@ mod tests {
             ((&["veo"], &[]), (&[], &[]), false),
         ] {
             let intruders = file(&[client], &[token]).intruders();
-            assert_eq!(!intruders.found.is_empty(), intrudes, "{client:?} {token:?}");
+            assert_eq!(
+                !intruders.found.is_empty(),
+                intrudes,
+                "{client:?} {token:?}"
+            );
             assert!(intruders.is_all);
         }
     }
 
     #[test]
     fn each_credential_is_told_once_with_a_client_that_sees_it() {
-        let clients: [Line<'_>; 3] =
-            [(&["*"], &[("team", "ads")]), (&["*"], &[("team", "film")]), (&["*"], &[("site", "b")])];
+        let clients: [Line<'_>; 3] = [
+            (&["*"], &[("team", "ads")]),
+            (&["*"], &[("team", "film")]),
+            (&["*"], &[("site", "b")]),
+        ];
         let tokens: [Line<'_>; 2] = [(&[], &[]), (&[], &[("team", "ads")])];
         let credentials = file(&clients, &tokens);
         let told = |pairs_max| {
             let Intruders { found, is_all } = credentials.intruders_of(pairs_max);
-            (found.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "), is_all)
+            (
+                found
+                    .iter()
+                    .map(ToString::to_string)
+                    .collect::<Vec<_>>()
+                    .join(", "),
+                is_all,
+            )
         };
         let all = "callback_token t0 (client c0 and 2 more), callback_token t1 (client c2)";
         assert_eq!(told(PAIRS_MAX), (all.to_owned(), true));
-        assert_eq!(told(6), (all.to_owned(), true), "three clients and two tokens");
-        assert_eq!(told(5), ("callback_token t0 (client c0 and 2 more)".to_owned(), false));
+        assert_eq!(
+            told(6),
+            (all.to_owned(), true),
+            "three clients and two tokens"
+        );
+        assert_eq!(
+            told(5),
+            ("callback_token t0 (client c0 and 2 more)".to_owned(), false)
+        );
     }
 
     proptest! {

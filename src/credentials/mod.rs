@@ -161,7 +161,9 @@ impl Client {
     }
 
     fn shown_is_good(&self, now: Timestamp) -> bool {
-        self.shown.as_ref().is_none_or(|certificate| certificate.is_good(now))
+        self.shown
+            .as_ref()
+            .is_none_or(|certificate| certificate.is_good(now))
     }
 
     /// Whether it is past its expiry.
@@ -180,7 +182,9 @@ struct Known {
 impl Known {
     /// By whatever it shows.
     fn all(&self) -> impl Iterator<Item = &Arc<Client>> {
-        [Some(&self.client), self.previous.as_ref()].into_iter().flatten()
+        [Some(&self.client), self.previous.as_ref()]
+            .into_iter()
+            .flatten()
     }
 }
 
@@ -238,8 +242,13 @@ struct SigningKey {
 impl SigningKey {
     /// Those that it signs with, and has signed with, and how long each is good.
     fn secrets(&self) -> impl Iterator<Item = (&Secret, Lifetime)> {
-        let previous = self.previous.as_ref().map(|(secret, lifetime)| (secret, *lifetime));
-        [Some((&self.secret, self.lifetime)), previous].into_iter().flatten()
+        let previous = self
+            .previous
+            .as_ref()
+            .map(|(secret, lifetime)| (secret, *lifetime));
+        [Some((&self.secret, self.lifetime)), previous]
+            .into_iter()
+            .flatten()
     }
 }
 
@@ -251,7 +260,8 @@ impl Credentials {
 
     /// Whether callback URLs are to carry something.
     pub fn verify_urls(&self) -> bool {
-        self.urls_were_verified || !(self.callback_tokens.is_empty() && self.signing_keys.is_empty())
+        self.urls_were_verified
+            || !(self.callback_tokens.is_empty() && self.signing_keys.is_empty())
     }
 
     /// Whether clients are to show something.
@@ -262,11 +272,21 @@ impl Credentials {
     /// Kind and name of each.
     pub fn names(&self) -> Vec<String> {
         let named = |kind: &'static str, name: &dyn Display| format!("{kind} {name}");
-        let tokens = self.callback_tokens.keys().map(|name| named("callback_token", name));
-        let keys = self.signing_keys.keys().map(|name| named("signing_key", name));
+        let tokens = self
+            .callback_tokens
+            .keys()
+            .map(|name| named("callback_token", name));
+        let keys = self
+            .signing_keys
+            .keys()
+            .map(|name| named("signing_key", name));
         let body_secret = self.body_secret.iter().map(|_| "body_signature".to_owned());
         let clients = self.clients.keys().map(|name| named("client", name));
-        tokens.chain(keys).chain(body_secret).chain(clients).collect()
+        tokens
+            .chain(keys)
+            .chain(body_secret)
+            .chain(clients)
+            .collect()
     }
 
     /// Whether it is known what bodies are signed with.
@@ -276,43 +296,76 @@ impl Credentials {
 
     /// Which secret `tag` is the signature over `body` by; `None` if it is by none that is good.
     pub fn verify_body(&self, body: &[u8], tag: &[u8], now: Timestamp) -> Option<Generation> {
-        let BodySecret { secret, lifetime, previous } = self.body_secret.as_ref()?;
-        let is_by = |secret: &Secret, lifetime: &Lifetime| !lifetime.is_over(now) && secret.verify(body, tag);
+        let BodySecret {
+            secret,
+            lifetime,
+            previous,
+        } = self.body_secret.as_ref()?;
+        let is_by = |secret: &Secret, lifetime: &Lifetime| {
+            !lifetime.is_over(now) && secret.verify(body, tag)
+        };
         if is_by(secret, lifetime) {
             return Some(Generation::Current);
         }
-        let is_by_previous = previous.as_ref().is_some_and(|(secret, lifetime)| is_by(secret, lifetime));
+        let is_by_previous = previous
+            .as_ref()
+            .is_some_and(|(secret, lifetime)| is_by(secret, lifetime));
         is_by_previous.then_some(Generation::Previous)
     }
 
     /// Kind, name and expiry of each that expires. Not of what is being replaced: that is to end.
     pub fn expiries(&self) -> Vec<(&'static str, Arc<str>, Timestamp)> {
-        let of = |kind, name: &Arc<str>, lifetime: &Lifetime| Some((kind, Arc::clone(name), lifetime.expires?));
-        let tokens = self.callback_tokens.iter().filter_map(|(name, it)| of("callback_token", name, &it.lifetime));
-        let keys = self.signing_keys.iter().filter_map(|(id, it)| of("signing_key", id.name(), &it.lifetime));
-        let body = self.body_secret.iter().filter_map(|it| of("body_signature", &Arc::from(""), &it.lifetime));
-        let clients = self.clients.iter().filter_map(|(name, it)| of("client", name, &it.client.lifetime));
+        let of = |kind, name: &Arc<str>, lifetime: &Lifetime| {
+            Some((kind, Arc::clone(name), lifetime.expires?))
+        };
+        let tokens = self
+            .callback_tokens
+            .iter()
+            .filter_map(|(name, it)| of("callback_token", name, &it.lifetime));
+        let keys = self
+            .signing_keys
+            .iter()
+            .filter_map(|(id, it)| of("signing_key", id.name(), &it.lifetime));
+        let body = self
+            .body_secret
+            .iter()
+            .filter_map(|it| of("body_signature", &Arc::from(""), &it.lifetime));
+        let clients = self
+            .clients
+            .iter()
+            .filter_map(|(name, it)| of("client", name, &it.client.lifetime));
         tokens.chain(keys).chain(body).chain(clients).collect()
     }
 
     /// How many of each, for people: callback tokens, signing keys, clients.
     pub fn counts(&self) -> [usize; 3] {
-        [self.callback_tokens.len(), self.signing_keys.len(), self.clients.len()]
+        [
+            self.callback_tokens.len(),
+            self.signing_keys.len(),
+            self.clients.len(),
+        ]
     }
 
     /// The name of the callback token that `text` is, and which of its secrets.
     pub fn callback_token(&self, text: &str, now: Timestamp) -> Option<(&Arc<str>, Generation)> {
         let hash = TokenHash::of(text);
         // Every entry is compared, so that the time tells nothing of which one it was.
-        self.callback_tokens.iter().fold(None, |found, (name, token)| {
-            let is_it = |known: &TokenHash, lifetime: &Lifetime| known.equals(&hash) & !lifetime.is_over(now);
-            let is_previous = token.previous.as_ref().is_some_and(|(known, lifetime)| is_it(known, lifetime));
-            match (is_it(&token.hash, &token.lifetime), is_previous) {
-                (true, _) => Some((name, Generation::Current)),
-                (false, true) => Some((name, Generation::Previous)),
-                (false, false) => found,
-            }
-        })
+        self.callback_tokens
+            .iter()
+            .fold(None, |found, (name, token)| {
+                let is_it = |known: &TokenHash, lifetime: &Lifetime| {
+                    known.equals(&hash) & !lifetime.is_over(now)
+                };
+                let is_previous = token
+                    .previous
+                    .as_ref()
+                    .is_some_and(|(known, lifetime)| is_it(known, lifetime));
+                match (is_it(&token.hash, &token.lifetime), is_previous) {
+                    (true, _) => Some((name, Generation::Current)),
+                    (false, true) => Some((name, Generation::Previous)),
+                    (false, false) => found,
+                }
+            })
     }
 
     /// What the line of a callback token says of its budget; `None`: as the configuration says.
@@ -338,21 +391,36 @@ impl Credentials {
     /// The client whose bearer token `text` is.
     pub fn client_of_token(&self, text: &str, now: Timestamp) -> Option<&Arc<Client>> {
         let hash = TokenHash::of(text);
-        self.clients.values().flat_map(Known::all).fold(None, |found, client| match &client.proof {
-            Proof::Token(token) if token.equals(&hash) & !client.is_expired(now) => Some(client),
-            _ => found,
-        })
+        self.clients
+            .values()
+            .flat_map(Known::all)
+            .fold(None, |found, client| match &client.proof {
+                Proof::Token(token) if token.equals(&hash) & !client.is_expired(now) => {
+                    Some(client)
+                }
+                _ => found,
+            })
     }
 
     /// The client that a certificate belongs to, as long as that is good.
-    pub fn client_of_certificate(&self, certificate: &Arc<Certificate>, now: Timestamp) -> Option<Arc<Client>> {
+    pub fn client_of_certificate(
+        &self,
+        certificate: &Arc<Certificate>,
+        now: Timestamp,
+    ) -> Option<Arc<Client>> {
         if !certificate.is_good(now) {
             return None;
         }
-        let client = self.clients.values().map(|known| &known.client).find(|client| match &client.proof {
-            Proof::Certificate(name) => certificate.names().contains(name) && !client.is_expired(now),
-            Proof::Token(_) => false,
-        })?;
+        let client =
+            self.clients
+                .values()
+                .map(|known| &known.client)
+                .find(|client| match &client.proof {
+                    Proof::Certificate(name) => {
+                        certificate.names().contains(name) && !client.is_expired(now)
+                    }
+                    Proof::Token(_) => false,
+                })?;
         Some(certificate.lets_in(client))
     }
 
@@ -360,13 +428,19 @@ impl Credentials {
     /// see by now.
     pub fn current(&self, client: &Client, now: Timestamp) -> Option<&Arc<Client>> {
         let shown_is_good = client.shown_is_good(now);
-        let is_it = |current: &&Arc<Client>| current.proof == client.proof && !current.is_expired(now) && shown_is_good;
+        let is_it = |current: &&Arc<Client>| {
+            current.proof == client.proof && !current.is_expired(now) && shown_is_good
+        };
         self.clients.get(&client.name)?.all().find(is_it)
     }
 
     /// How many clients are past their expiry, by one of their tokens.
     pub fn expired_clients(&self, now: Timestamp) -> usize {
-        self.clients.values().flat_map(Known::all).filter(|client| client.is_expired(now)).count()
+        self.clients
+            .values()
+            .flat_map(Known::all)
+            .filter(|client| client.is_expired(now))
+            .count()
     }
 }
 

@@ -77,7 +77,9 @@ pub enum RotationError {
     #[error("[{0}] has no such name: correct it, or let `blobcast token new` make a line for it")]
     Unknown(&'static str),
     /// A certificate is not ours to make.
-    #[error("it is known by its certificate: have its authority issue another one for the same name")]
+    #[error(
+        "it is known by its certificate: have its authority issue another one for the same name"
+    )]
     NoToken,
     /// A third one would shut somebody out.
     #[error(
@@ -86,13 +88,19 @@ pub enum RotationError {
     )]
     Rotating,
     /// There is only one.
-    #[error("there is one secret only, so there is nothing to retire: `blobcast token rotate` makes a second one")]
+    #[error(
+        "there is one secret only, so there is nothing to retire: `blobcast token rotate` makes a second one"
+    )]
     NoPrevious,
     /// The vendor's secret is not there.
-    #[error("it has no [body_signature]: write that line, and below it `secret = \"…\"` from your RunBlob account")]
+    #[error(
+        "it has no [body_signature]: write that line, and below it `secret = \"…\"` from your RunBlob account"
+    )]
     NoBodySignature,
     /// Written in a way that is not changed here.
-    #[error("its entry is written in an unusual way: write it as `blobcast token new` prints it, and try again")]
+    #[error(
+        "its entry is written in an unusual way: write it as `blobcast token new` prints it, and try again"
+    )]
     Form,
 }
 
@@ -108,15 +116,26 @@ pub fn rotate(text: &str, target: &Target, new: &NewSecret) -> Result<String, Ro
         }
 
         let mut old = vec![(target.field(), entry.secret()?.to_owned())];
-        old.extend(entry.text(CREATED).map(|created| (CREATED, created.to_owned())));
+        old.extend(
+            entry
+                .text(CREATED)
+                .map(|created| (CREATED, created.to_owned())),
+        );
         let expires = match (new.previous_expires, entry.time(EXPIRES)) {
             (Some(wanted), Some(given)) => Some(wanted.min(given)),
             (wanted, given) => wanted.or(given),
         };
         old.extend(expires.map(|expires| (EXPIRES, seconds(expires))));
-        let old = old.iter().map(|(key, value)| format!("{key} = {value}")).collect::<Vec<_>>().join(", ");
+        let old = old
+            .iter()
+            .map(|(key, value)| format!("{key} = {value}"))
+            .collect::<Vec<_>>()
+            .join(", ");
 
-        entry.set(target.field(), &toml::Value::from(new.text.as_str()).to_string())?;
+        entry.set(
+            target.field(),
+            &toml::Value::from(new.text.as_str()).to_string(),
+        )?;
         entry.set(CREATED, &seconds(new.created))?;
         match new.expires {
             Some(expires) => entry.set(EXPIRES, &seconds(expires))?,
@@ -156,17 +175,26 @@ fn change(
 }
 
 fn is_over(previous: &DeValue<'_>, now: Timestamp) -> bool {
-    let DeValue::Table(previous) = previous else { return false };
-    previous.get(EXPIRES).and_then(|expires| time(expires.get_ref())).is_some_and(|expires| expires <= now)
+    let DeValue::Table(previous) = previous else {
+        return false;
+    };
+    previous
+        .get(EXPIRES)
+        .and_then(|expires| time(expires.get_ref()))
+        .is_some_and(|expires| expires <= now)
 }
 
 fn time(value: &DeValue<'_>) -> Option<Timestamp> {
-    let DeValue::Datetime(time) = value else { return None };
+    let DeValue::Datetime(time) = value else {
+        return None;
+    };
     super::file::timestamp(*time).ok()
 }
 
 fn seconds(time: Timestamp) -> String {
-    Timestamp::from_second(time.as_second()).unwrap_or(time).to_string()
+    Timestamp::from_second(time.as_second())
+        .unwrap_or(time)
+        .to_string()
 }
 
 /// One field of an entry.
@@ -189,12 +217,18 @@ struct Entry<'a> {
 }
 
 impl<'a> Entry<'a> {
-    fn find(text: &'a str, document: &'a DeTable<'a>, target: &Target) -> Result<Self, RotationError> {
+    fn find(
+        text: &'a str,
+        document: &'a DeTable<'a>,
+        target: &Target,
+    ) -> Result<Self, RotationError> {
         let unknown = match target {
             Target::BodySignature => RotationError::NoBodySignature,
             named => RotationError::Unknown(named.section()),
         };
-        let table = |value: Option<&'a Spanned<DeValue<'a>>>| match value.map(|value| (value.span(), value.get_ref())) {
+        let table = |value: Option<&'a Spanned<DeValue<'a>>>| match value
+            .map(|value| (value.span(), value.get_ref()))
+        {
             Some((span, DeValue::Table(table))) => Some((span, table)),
             _ => None,
         };
@@ -203,7 +237,10 @@ impl<'a> Entry<'a> {
             Some(name) => table(section.1.get(name)).ok_or(unknown)?,
             None => section,
         };
-        let field = |(key, value): (&'a Spanned<toml::de::DeString<'a>>, &'a Spanned<DeValue<'a>>)| Field {
+        let field = |(key, value): (
+            &'a Spanned<toml::de::DeString<'a>>,
+            &'a Spanned<DeValue<'a>>,
+        )| Field {
             key: key.span(),
             name: key.get_ref().as_ref(),
             at: value.span(),
@@ -212,7 +249,13 @@ impl<'a> Entry<'a> {
         let mut fields: Vec<_> = entry.iter().map(field).collect();
         fields.sort_by_key(|field| field.key.start);
         let is_inline = text[span].starts_with('{');
-        Ok(Self { text, fields, is_inline, secret: target.field(), edits: Vec::new() })
+        Ok(Self {
+            text,
+            fields,
+            is_inline,
+            secret: target.field(),
+            edits: Vec::new(),
+        })
     }
 
     fn position(&self, name: &str) -> Option<usize> {
@@ -225,7 +268,8 @@ impl<'a> Entry<'a> {
 
     /// As it is written.
     fn text(&self, name: &str) -> Option<&'a str> {
-        self.position(name).map(|at| &self.text[self.fields[at].at.clone()])
+        self.position(name)
+            .map(|at| &self.text[self.fields[at].at.clone()])
     }
 
     fn time(&self, name: &str) -> Option<Timestamp> {
@@ -248,13 +292,21 @@ impl<'a> Entry<'a> {
                     (end..end, format!(", {name} = {value}"))
                 } else {
                     let end = self.line(secret)?.end;
-                    let before = if self.text[..end].ends_with('\n') { "" } else { "\n" };
+                    let before = if self.text[..end].ends_with('\n') {
+                        ""
+                    } else {
+                        "\n"
+                    };
                     (end..end, format!("{before}{name} = {value}\n"))
                 }
             }
         };
         // Two that are put at one place are one edit.
-        match self.edits.iter_mut().find(|(range, _)| range.is_empty() && *range == edit.0) {
+        match self
+            .edits
+            .iter_mut()
+            .find(|(range, _)| range.is_empty() && *range == edit.0)
+        {
             Some((_, text)) => text.push_str(&edit.1),
             None => self.edits.push(edit),
         }
@@ -263,12 +315,16 @@ impl<'a> Entry<'a> {
 
     fn is_removed(&self, at: usize) -> bool {
         let key = self.fields[at].key.start;
-        self.edits.iter().any(|(range, new)| new.is_empty() && range.contains(&key))
+        self.edits
+            .iter()
+            .any(|(range, new)| new.is_empty() && range.contains(&key))
     }
 
     /// Takes a field out, if it is there; never the secret.
     fn remove(&mut self, name: &str) -> Result<(), RotationError> {
-        let Some(at) = self.position(name) else { return Ok(()) };
+        let Some(at) = self.position(name) else {
+            return Ok(());
+        };
         let range = if !self.is_inline {
             self.line(at)?
         } else if at > 0 {
@@ -285,7 +341,9 @@ impl<'a> Entry<'a> {
     fn line(&self, at: usize) -> Result<Range<usize>, RotationError> {
         let Field { key, at: value, .. } = &self.fields[at];
         let start = self.text[..key.start].rfind('\n').map_or(0, |end| end + 1);
-        let end = self.text[value.end..].find('\n').map_or(self.text.len(), |end| value.end + end + 1);
+        let end = self.text[value.end..]
+            .find('\n')
+            .map_or(self.text.len(), |end| value.end + end + 1);
         let is_alone = self.text[start..key.start].trim().is_empty();
         is_alone.then_some(start..end).ok_or(RotationError::Form)
     }
@@ -303,7 +361,12 @@ mod tests {
     }
 
     fn new(text: &str) -> NewSecret {
-        NewSecret { text: text.to_owned(), created: at(NOW), expires: None, previous_expires: None }
+        NewSecret {
+            text: text.to_owned(),
+            created: at(NOW),
+            expires: None,
+            previous_expires: None,
+        }
     }
 
     fn hash(token: &str) -> String {
@@ -315,7 +378,10 @@ mod tests {
     }
 
     fn lets_in(text: &str, token: &str, now: &str) -> bool {
-        Credentials::parse(text).unwrap().client_of_token(token, at(now)).is_some()
+        Credentials::parse(text)
+            .unwrap()
+            .client_of_token(token, at(now))
+            .is_some()
     }
 
     #[test]
@@ -333,26 +399,38 @@ mod tests {
                  previous = { token = \"OLD\", expires = 2027-01-31T00:00:00Z }\nproducts = [\"veo\"]\n",
             ),
         ] {
-            let secrets = |text: &str| text.replace("OLD", &hash("old")).replace("NEW", &hash("new"));
+            let secrets = |text: &str| {
+                text.replace("OLD", &hash("old"))
+                    .replace("NEW", &hash("new"))
+            };
             let text = format!("{}{rest}", secrets(entry));
             let both = rotate(&text, &client(), &new(&hash("new"))).unwrap();
             assert_eq!(both, format!("{}{rest}", secrets(rotated)));
             assert!(lets_in(&both, "old", NOW) && lets_in(&both, "new", NOW));
-            assert_eq!(rotate(&both, &client(), &new(&hash("third"))), Err(RotationError::Rotating));
+            assert_eq!(
+                rotate(&both, &client(), &new(&hash("third"))),
+                Err(RotationError::Rotating)
+            );
 
             let one = retire(&both, &client()).unwrap();
-            assert!(!lets_in(&one, "old", NOW) && lets_in(&one, "new", NOW), "{one}");
+            assert!(
+                !lets_in(&one, "old", NOW) && lets_in(&one, "new", NOW),
+                "{one}"
+            );
             assert_eq!(retire(&one, &client()), Err(RotationError::NoPrevious));
         }
     }
 
     #[test]
     fn an_old_secret_ends_when_it_is_told_to_and_never_later_than_before() {
-        let text =
-            format!("[clients]\nbilling = {{ token = \"{}\", products = [\"*\"], expires = 2026-06-01 }}", hash("old"));
-        for (wanted, until) in
-            [("2026-05-08T00:00:00Z", "2026-05-08T00:00:00Z"), ("2027-01-01T00:00:00Z", "2026-06-01T00:00:00Z")]
-        {
+        let text = format!(
+            "[clients]\nbilling = {{ token = \"{}\", products = [\"*\"], expires = 2026-06-01 }}",
+            hash("old")
+        );
+        for (wanted, until) in [
+            ("2026-05-08T00:00:00Z", "2026-05-08T00:00:00Z"),
+            ("2027-01-01T00:00:00Z", "2026-06-01T00:00:00Z"),
+        ] {
             let new = NewSecret {
                 previous_expires: Some(at(wanted)),
                 expires: Some(at("2028-01-01T00:00:00Z")),
@@ -360,14 +438,29 @@ mod tests {
             };
             let both = rotate(&text, &client(), &new).unwrap();
             let before = (at(until) - jiff::SignedDuration::from_secs(1)).to_string();
-            assert!(lets_in(&both, "old", &before) && !lets_in(&both, "old", until), "{both}");
-            assert!(lets_in(&both, "new", "2027-12-31T00:00:00Z") && !lets_in(&both, "new", "2028-01-01T00:00:00Z"));
+            assert!(
+                lets_in(&both, "old", &before) && !lets_in(&both, "old", until),
+                "{both}"
+            );
+            assert!(
+                lets_in(&both, "new", "2027-12-31T00:00:00Z")
+                    && !lets_in(&both, "new", "2028-01-01T00:00:00Z")
+            );
             // What has ended makes room for the next.
-            let later = NewSecret { created: at(until), ..new.clone() };
-            let later = NewSecret { text: hash("third"), previous_expires: None, ..later };
+            let later = NewSecret {
+                created: at(until),
+                ..new.clone()
+            };
+            let later = NewSecret {
+                text: hash("third"),
+                previous_expires: None,
+                ..later
+            };
             let next = rotate(&both, &client(), &later).unwrap();
             assert!(
-                lets_in(&next, "new", until) && lets_in(&next, "third", until) && !lets_in(&next, "old", NOW),
+                lets_in(&next, "new", until)
+                    && lets_in(&next, "third", until)
+                    && !lets_in(&next, "old", NOW),
                 "{next}"
             );
         }
@@ -381,12 +474,22 @@ mod tests {
              [signing_keys]\nk1 = {{ secret = \"{old}\" }}\n[body_signature]\nsecret = \"hunter2\"\n",
             hash("old")
         );
-        let text = rotate(&text, &Target::CallbackToken("run blob".to_owned()), &new(&hash("new"))).unwrap();
+        let text = rotate(
+            &text,
+            &Target::CallbackToken("run blob".to_owned()),
+            &new(&hash("new")),
+        )
+        .unwrap();
         let text = rotate(&text, &Target::SigningKey("k1".to_owned()), &new(&fresh)).unwrap();
         let text = rotate(&text, &Target::BodySignature, &new("hunter\"3")).unwrap();
         let credentials = Credentials::parse(&text).unwrap();
         for token in ["old", "new"] {
-            assert_eq!(credentials.callback_token(token, at(NOW)).map(|(name, _)| &**name), Some("run blob"));
+            assert_eq!(
+                credentials
+                    .callback_token(token, at(NOW))
+                    .map(|(name, _)| &**name),
+                Some("run blob")
+            );
         }
         assert_eq!(credentials.callback_token_budget("run blob"), Some(1 << 20));
         let tag = |secret: &str| {
@@ -394,11 +497,25 @@ mod tests {
             ring::hmac::sign(&key, b"body").as_ref().to_vec()
         };
         use super::super::Generation::{Current, Previous};
-        assert_eq!(credentials.verify_body(b"body", &tag("hunter2"), at(NOW)), Some(Previous));
-        assert_eq!(credentials.verify_body(b"body", &tag("hunter\"3"), at(NOW)), Some(Current));
-        assert_eq!(credentials.verify_body(b"body", &tag("hunter"), at(NOW)), None);
+        assert_eq!(
+            credentials.verify_body(b"body", &tag("hunter2"), at(NOW)),
+            Some(Previous)
+        );
+        assert_eq!(
+            credentials.verify_body(b"body", &tag("hunter\"3"), at(NOW)),
+            Some(Current)
+        );
+        assert_eq!(
+            credentials.verify_body(b"body", &tag("hunter"), at(NOW)),
+            None
+        );
         let one = retire(&text, &Target::BodySignature).unwrap();
-        assert_eq!(Credentials::parse(&one).unwrap().verify_body(b"body", &tag("hunter2"), at(NOW)), None);
+        assert_eq!(
+            Credentials::parse(&one)
+                .unwrap()
+                .verify_body(b"body", &tag("hunter2"), at(NOW)),
+            None
+        );
     }
 
     #[test]
@@ -414,10 +531,15 @@ mod tests {
         ] {
             assert_eq!(rotate(text, &client(), &new(&hash)), Err(error), "{text}");
         }
-        for change in [rotate("", &Target::BodySignature, &new("hunter2")), retire("[clients]", &Target::BodySignature)]
-        {
+        for change in [
+            rotate("", &Target::BodySignature, &new("hunter2")),
+            retire("[clients]", &Target::BodySignature),
+        ] {
             assert_eq!(change, Err(RotationError::NoBodySignature));
         }
-        assert!(matches!(rotate("nonsense", &client(), &new(&hash)), Err(RotationError::Unusable(_))));
+        assert!(matches!(
+            rotate("nonsense", &client(), &new(&hash)),
+            Err(RotationError::Unusable(_))
+        ));
     }
 }

@@ -25,7 +25,9 @@ impl TokenHash {
 
     /// Reads `sha256:` and 64 hexadecimal digits.
     pub(super) fn parse(text: &str) -> Option<Self> {
-        let hex = text.strip_prefix(HASH_PREFIX).filter(|hex| hex.len() == 64 && hex.is_ascii())?;
+        let hex = text
+            .strip_prefix(HASH_PREFIX)
+            .filter(|hex| hex.len() == 64 && hex.is_ascii())?;
         let mut bytes = [0; 32];
         for (byte, pair) in bytes.iter_mut().zip(hex.as_bytes().chunks(2)) {
             *byte = u8::from_str_radix(str::from_utf8(pair).ok()?, 16).ok()?;
@@ -92,7 +94,9 @@ impl fmt::Debug for Secret {
 /// A new token and a new signing secret come from here: 256 random bits as base64url, behind a prefix if it is a token.
 pub fn new_secret(is_token: bool) -> String {
     let mut bytes = [0; 32];
-    ring::rand::SystemRandom::new().fill(&mut bytes).expect("the system gives random bytes");
+    ring::rand::SystemRandom::new()
+        .fill(&mut bytes)
+        .expect("the system gives random bytes");
     let prefix = if is_token { TOKEN_PREFIX } else { "" };
     format!("{prefix}{}", URL_SAFE_NO_PAD.encode(bytes))
 }

@@ -34,7 +34,8 @@ impl KeyId {
     /// Takes `text` as it is; `None` if it cannot be a key's name.
     pub fn parse(text: &str) -> Option<Self> {
         let allowed = |b: u8| b.is_ascii_alphanumeric() || b"._-".contains(&b);
-        ((1..=KEY_ID_BYTES_MAX).contains(&text.len()) && text.bytes().all(allowed)).then(|| Self(text.into()))
+        ((1..=KEY_ID_BYTES_MAX).contains(&text.len()) && text.bytes().all(allowed))
+            .then(|| Self(text.into()))
     }
 }
 
@@ -78,10 +79,14 @@ pub enum MintError {
     )]
     UnknownKey(String),
     /// Each of them is bound to products or labels: the request has to name the key.
-    #[error("each signing key is bound to products or labels: name the one to sign with (`key_id`, --key-id)")]
+    #[error(
+        "each signing key is bound to products or labels: name the one to sign with (`key_id`, --key-id)"
+    )]
     AllBound,
     /// The key is bound to other products.
-    #[error("signing key {key_id} is bound to other products than {product}: name one of its own, or another key")]
+    #[error(
+        "signing key {key_id} is bound to other products than {product}: name one of its own, or another key"
+    )]
     OtherProduct {
         /// The key.
         key_id: KeyId,
@@ -95,22 +100,30 @@ pub enum MintError {
         key_id: KeyId,
     },
     /// The key is bound to a label of this name with another value.
-    #[error("signing key {key_id} is bound to another value of a label that is asked for: leave it out")]
+    #[error(
+        "signing key {key_id} is bound to another value of a label that is asked for: leave it out"
+    )]
     OtherLabel {
         /// The key.
         key_id: KeyId,
     },
     /// With those that the key is bound to there are too many.
-    #[error("with the labels that signing key {key_id} is bound to there are more than {LABELS_MAX}: use fewer")]
+    #[error(
+        "with the labels that signing key {key_id} is bound to there are more than {LABELS_MAX}: use fewer"
+    )]
     TooManyLabels {
         /// The key.
         key_id: KeyId,
     },
     /// A label that could not be told from what authenticates.
-    #[error("a label cannot be called {0:?}: it has a meaning of its own in a callback URL, so give it another name")]
+    #[error(
+        "a label cannot be called {0:?}: it has a meaning of its own in a callback URL, so give it another name"
+    )]
     Reserved(String),
     /// Too long.
-    #[error("the URL would have {0} bytes, the most is {URL_BYTES_MAX}: use fewer or shorter labels")]
+    #[error(
+        "the URL would have {0} bytes, the most is {URL_BYTES_MAX}: use fewer or shorter labels"
+    )]
     TooLong(usize),
 }
 
@@ -139,29 +152,44 @@ impl Credentials {
         now: Timestamp,
     ) -> Result<Minted, MintError> {
         let (key_id, key) = self.signing_key(key_id, now)?;
-        if let Some(name) = labels.keys().find(|name| SECRET_PARAMETERS.contains(&name.as_str())) {
+        if let Some(name) = labels
+            .keys()
+            .find(|name| SECRET_PARAMETERS.contains(&name.as_str()))
+        {
             return Err(MintError::Reserved(name.clone()));
         }
         let product = product_of(key_id, key.bound.as_deref(), product)?;
         check_labels(key_id, key.bound.as_deref(), labels)?;
         // In whole seconds, rounded up: never shorter than asked for.
-        let seconds = i64::try_from(ttl.as_secs()).unwrap_or(i64::MAX).saturating_add(now.as_second() + 1);
+        let seconds = i64::try_from(ttl.as_secs())
+            .unwrap_or(i64::MAX)
+            .saturating_add(now.as_second() + 1);
         let expires = Timestamp::from_second(seconds).unwrap_or(Timestamp::MAX);
         let mut query = form_urlencoded::Serializer::new(String::new());
         query.extend_pairs(labels);
         query.append_pair("exp", &expires.as_second().to_string());
         query.append_pair("kid", &key_id.0);
-        let product = product.map(|product| format!("/{product}")).unwrap_or_default();
+        let product = product
+            .map(|product| format!("/{product}"))
+            .unwrap_or_default();
         let target = format!("/webhook{product}?{}", query.finish());
         let tag = URL_SAFE_NO_PAD.encode(key.secret.sign(&signed(&target)));
         let url = format!("{base}{target}{TAG_PARAMETER}{tag}");
         if url.len() > URL_BYTES_MAX {
             return Err(MintError::TooLong(url.len()));
         }
-        Ok(Minted { url, expires, key_id: key_id.clone() })
+        Ok(Minted {
+            url,
+            expires,
+            key_id: key_id.clone(),
+        })
     }
 
-    fn signing_key(&self, wanted: Option<&str>, now: Timestamp) -> Result<(&KeyId, &SigningKey), MintError> {
+    fn signing_key(
+        &self,
+        wanted: Option<&str>,
+        now: Timestamp,
+    ) -> Result<(&KeyId, &SigningKey), MintError> {
         let usable = |(_, key): &(&KeyId, &SigningKey)| !key.lifetime.is_over(now);
         match wanted {
             Some(id) => {
@@ -173,30 +201,56 @@ impl Credentials {
                 if let [only] = keys[..] {
                     return Ok(only);
                 }
-                let error = if keys.is_empty() { MintError::NoKey } else { MintError::AllBound };
+                let error = if keys.is_empty() {
+                    MintError::NoKey
+                } else {
+                    MintError::AllBound
+                };
                 let unbound = keys.into_iter().filter(|(_, key)| key.bound.is_none());
-                unbound.max_by_key(|(id, key)| (key.lifetime.created, *id)).ok_or(error)
+                unbound
+                    .max_by_key(|(id, key)| (key.lifetime.created, *id))
+                    .ok_or(error)
             }
         }
     }
 
     /// Checks the signature of a request for `path` and `query`, as they were sent: the key's name, and which of its secrets has
     /// signed it.
-    pub fn verify_url(&self, path: &str, query: &str, now: Timestamp) -> Result<(&KeyId, Generation), UrlRefusal> {
+    pub fn verify_url(
+        &self,
+        path: &str,
+        query: &str,
+        now: Timestamp,
+    ) -> Result<(&KeyId, Generation), UrlRefusal> {
         let (before, tag, exp, key_id) = parts(query).ok_or(UrlRefusal::Invalid)?;
-        let (key_id, key) = self.signing_keys.get_key_value(key_id.as_str()).ok_or(UrlRefusal::Invalid)?;
-        let tag = URL_SAFE_NO_PAD.decode(tag).map_err(|_| UrlRefusal::Invalid)?;
+        let (key_id, key) = self
+            .signing_keys
+            .get_key_value(key_id.as_str())
+            .ok_or(UrlRefusal::Invalid)?;
+        let tag = URL_SAFE_NO_PAD
+            .decode(tag)
+            .map_err(|_| UrlRefusal::Invalid)?;
         let signed = signed(&format!("{path}?{before}"));
-        let is_by = |secret: &Secret, lifetime: &Lifetime| !lifetime.is_over(now) && secret.verify(&signed, &tag);
+        let is_by = |secret: &Secret, lifetime: &Lifetime| {
+            !lifetime.is_over(now) && secret.verify(&signed, &tag)
+        };
         let generation = if is_by(&key.secret, &key.lifetime) {
             Generation::Current
-        } else if key.previous.as_ref().is_some_and(|(secret, lifetime)| is_by(secret, lifetime)) {
+        } else if key
+            .previous
+            .as_ref()
+            .is_some_and(|(secret, lifetime)| is_by(secret, lifetime))
+        {
             Generation::Previous
         } else {
             return Err(UrlRefusal::Invalid);
         };
         // Behind the signature: only who could sign learns that it is too late.
-        if exp <= now.as_second() { Err(UrlRefusal::Expired) } else { Ok((key_id, generation)) }
+        if exp <= now.as_second() {
+            Err(UrlRefusal::Expired)
+        } else {
+            Ok((key_id, generation))
+        }
     }
 }
 
@@ -206,21 +260,31 @@ fn product_of<'a>(
     bound: Option<&'a Binding>,
     wanted: Option<&'a Product>,
 ) -> Result<Option<&'a Product>, MintError> {
-    let Some(products) = bound.map(|bound| &bound.products) else { return Ok(wanted) };
+    let Some(products) = bound.map(|bound| &bound.products) else {
+        return Ok(wanted);
+    };
     let key_id = key_id.clone();
     match (wanted, products) {
         (Some(product), products) if !products.allow(product.as_str()) => {
-            Err(MintError::OtherProduct { key_id, product: product.clone() })
+            Err(MintError::OtherProduct {
+                key_id,
+                product: product.clone(),
+            })
         }
         (Some(product), _) => Ok(Some(product)),
         (None, Products::All) => Ok(None),
-        (None, products) => products.only().map(Some).ok_or(MintError::NoProduct { key_id }),
+        (None, products) => products
+            .only()
+            .map(Some)
+            .ok_or(MintError::NoProduct { key_id }),
     }
 }
 
 /// Whether a callback by a URL with these labels would be let in.
 fn check_labels(key_id: &KeyId, bound: Option<&Binding>, labels: &Labels) -> Result<(), MintError> {
-    let (Some(bound), key_id) = (bound, key_id.clone()) else { return Ok(()) };
+    let (Some(bound), key_id) = (bound, key_id.clone()) else {
+        return Ok(());
+    };
     if bound.is_contradicted_by(labels.iter().map(|(key, value)| (key.into(), value.into()))) {
         return Err(MintError::OtherLabel { key_id });
     }

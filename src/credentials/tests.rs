@@ -20,7 +20,12 @@ fn refusal(text: &str) -> String {
 fn vectors() -> (Credentials, Vec<Value>) {
     let vectors: Value = serde_json::from_str(VECTORS).unwrap();
     let line = |(id, secret): (&String, &Value)| format!("\"{id}\" = {{ secret = {secret} }}\n");
-    let keys: String = vectors["keys"].as_object().unwrap().iter().map(line).collect();
+    let keys: String = vectors["keys"]
+        .as_object()
+        .unwrap()
+        .iter()
+        .map(line)
+        .collect();
     let credentials = Credentials::parse(&format!("[signing_keys]\n{keys}")).unwrap();
     (credentials, vectors["vectors"].as_array().unwrap().clone())
 }
@@ -31,7 +36,10 @@ fn target(url: &str) -> (&str, &str) {
 }
 
 fn key(created: &str, expires: &str) -> String {
-    format!("{{ secret = \"{}\", created = {created}, expires = {expires} }}", new_secret(false))
+    format!(
+        "{{ secret = \"{}\", created = {created}, expires = {expires} }}",
+        new_secret(false)
+    )
 }
 
 #[test]
@@ -43,16 +51,35 @@ fn a_line_may_say_how_many_bytes_a_minute_its_urls_may_bring() {
         );
         let credentials = Credentials::parse(&text).map_err(|error| error.to_string())?;
         let key_id = KeyId::parse("k").unwrap();
-        let budgets = (credentials.callback_token_budget("t"), credentials.signing_key_budget(&key_id));
-        Ok::<_, String>(if budgets.0 == budgets.1 { budgets.0 } else { panic!("{budgets:?}") })
+        let budgets = (
+            credentials.callback_token_budget("t"),
+            credentials.signing_key_budget(&key_id),
+        );
+        Ok::<_, String>(if budgets.0 == budgets.1 {
+            budgets.0
+        } else {
+            panic!("{budgets:?}")
+        })
     };
     assert_eq!(parse(""), Ok(None));
-    for (text, bytes) in [("0", 0), ("1000", 1_000), ("\"16MiB\"", 16 << 20), ("\"0\"", 0)] {
-        assert_eq!(parse(&format!(", bytes_per_minute_max = {text}")), Ok(Some(bytes)), "{text}");
+    for (text, bytes) in [
+        ("0", 0),
+        ("1000", 1_000),
+        ("\"16MiB\"", 16 << 20),
+        ("\"0\"", 0),
+    ] {
+        assert_eq!(
+            parse(&format!(", bytes_per_minute_max = {text}")),
+            Ok(Some(bytes)),
+            "{text}"
+        );
     }
     for text in ["-1", "1.5", "\"hunter2\"", "true"] {
         let told = parse(&format!(", bytes_per_minute_max = {text}")).unwrap_err();
-        assert!(told.contains("128MiB") && !told.contains("hunter2"), "{told}");
+        assert!(
+            told.contains("128MiB") && !told.contains("hunter2"),
+            "{told}"
+        );
     }
 }
 
@@ -63,10 +90,28 @@ fn the_published_vectors_are_accepted_until_they_expire() {
     for vector in vectors {
         let url = vector["url"].as_str().unwrap();
         let (path, query) = target(url);
-        let expires: i64 = query.split_once("exp=").unwrap().1.split('&').next().unwrap().parse().unwrap();
-        let verified = credentials.verify_url(path, query, at(expires - 1)).map(|(key_id, _)| key_id.to_string());
-        assert_eq!(verified.as_deref(), Ok(vector["key_id"].as_str().unwrap()), "{url}");
-        assert_eq!(credentials.verify_url(path, query, at(expires)), Err(UrlRefusal::Expired), "{url}");
+        let expires: i64 = query
+            .split_once("exp=")
+            .unwrap()
+            .1
+            .split('&')
+            .next()
+            .unwrap()
+            .parse()
+            .unwrap();
+        let verified = credentials
+            .verify_url(path, query, at(expires - 1))
+            .map(|(key_id, _)| key_id.to_string());
+        assert_eq!(
+            verified.as_deref(),
+            Ok(vector["key_id"].as_str().unwrap()),
+            "{url}"
+        );
+        assert_eq!(
+            credentials.verify_url(path, query, at(expires)),
+            Err(UrlRefusal::Expired),
+            "{url}"
+        );
     }
 }
 
@@ -78,12 +123,29 @@ fn a_signed_url_is_refused_with_any_byte_changed() {
         for index in 0..query.len() {
             let mut changed = query.as_bytes().to_vec();
             changed[index] ^= 1;
-            let Ok(changed) = String::from_utf8(changed) else { continue };
-            assert_eq!(credentials.verify_url(path, &changed, at(0)), Err(UrlRefusal::Invalid), "{changed}");
+            let Ok(changed) = String::from_utf8(changed) else {
+                continue;
+            };
+            assert_eq!(
+                credentials.verify_url(path, &changed, at(0)),
+                Err(UrlRefusal::Invalid),
+                "{changed}"
+            );
         }
-        assert_eq!(credentials.verify_url("/webhook/other", query, at(0)), Err(UrlRefusal::Invalid));
-        for added in [format!("{query}&team=film"), format!("team=film&{query}"), format!("{query}&sig=AAAA")] {
-            assert_eq!(credentials.verify_url(path, &added, at(0)), Err(UrlRefusal::Invalid), "{added}");
+        assert_eq!(
+            credentials.verify_url("/webhook/other", query, at(0)),
+            Err(UrlRefusal::Invalid)
+        );
+        for added in [
+            format!("{query}&team=film"),
+            format!("team=film&{query}"),
+            format!("{query}&sig=AAAA"),
+        ] {
+            assert_eq!(
+                credentials.verify_url(path, &added, at(0)),
+                Err(UrlRefusal::Invalid),
+                "{added}"
+            );
         }
     }
 }
@@ -91,8 +153,19 @@ fn a_signed_url_is_refused_with_any_byte_changed() {
 #[test]
 fn a_url_without_one_of_the_parameters_is_no_signed_url() {
     let (credentials, _) = vectors();
-    for query in ["", "sig=AAAA", "exp=1&kid=k1", "kid=k1&sig=AAAA", "exp=1&sig=AAAA", "exp=1&exp=2&kid=k1&sig=AAAA"] {
-        assert_eq!(credentials.verify_url("/webhook", query, at(0)), Err(UrlRefusal::Invalid), "{query}");
+    for query in [
+        "",
+        "sig=AAAA",
+        "exp=1&kid=k1",
+        "kid=k1&sig=AAAA",
+        "exp=1&sig=AAAA",
+        "exp=1&exp=2&kid=k1&sig=AAAA",
+    ] {
+        assert_eq!(
+            credentials.verify_url("/webhook", query, at(0)),
+            Err(UrlRefusal::Invalid),
+            "{query}"
+        );
     }
 }
 
@@ -107,12 +180,22 @@ fn urls_are_signed_by_the_newest_key_that_has_not_expired() {
     let credentials = Credentials::parse(&text).unwrap();
     let now: Timestamp = "2026-05-01T00:00:00Z".parse().unwrap();
     let mint = |key: Option<&str>| {
-        let minted = credentials.mint(BASE, None, &Labels::new(), Duration::from_secs(60), key, now);
+        let minted = credentials.mint(
+            BASE,
+            None,
+            &Labels::new(),
+            Duration::from_secs(60),
+            key,
+            now,
+        );
         minted.map(|minted| minted.key_id.to_string())
     };
     assert_eq!(mint(None).as_deref(), Ok("new"));
     assert_eq!(mint(Some("old")).as_deref(), Ok("old"));
-    assert_eq!(mint(Some("gone")), Err(MintError::UnknownKey("gone".into())));
+    assert_eq!(
+        mint(Some("gone")),
+        Err(MintError::UnknownKey("gone".into()))
+    );
     let none = Credentials::default().mint(BASE, None, &Labels::new(), Duration::ZERO, None, now);
     assert_eq!(none, Err(MintError::NoKey));
 }
@@ -128,23 +211,52 @@ fn a_bound_key_signs_for_what_it_may_and_only_where_it_is_meant() {
     let unbound = format!("free = {}\n", bound("created = 2026-01-01"));
     let mint = |text: &str, product: Option<&str>, labels: &[(&str, &str)], key: Option<&str>| {
         let product = product.map(|product| Product::parse(product).unwrap());
-        let labels = labels.iter().map(|&(key, value)| (key.to_owned(), value.to_owned())).collect();
-        let minted =
-            Credentials::parse(text).unwrap().mint(BASE, product.as_ref(), &labels, Duration::ZERO, key, at(0));
+        let labels = labels
+            .iter()
+            .map(|&(key, value)| (key.to_owned(), value.to_owned()))
+            .collect();
+        let minted = Credentials::parse(text).unwrap().mint(
+            BASE,
+            product.as_ref(),
+            &labels,
+            Duration::ZERO,
+            key,
+            at(0),
+        );
         minted.map(|minted| minted.key_id.to_string())
     };
     assert_eq!(mint(&text, None, &[], None), Err(MintError::AllBound));
-    assert_eq!(mint(&(text.clone() + &unbound), None, &[], None).as_deref(), Ok("free"), "not the newest");
+    assert_eq!(
+        mint(&(text.clone() + &unbound), None, &[], None).as_deref(),
+        Ok("free"),
+        "not the newest"
+    );
     let only = text.lines().take(2).collect::<Vec<_>>().join("\n");
-    assert_eq!(mint(&only, None, &[], None).as_deref(), Ok("ads"), "there is no other");
+    assert_eq!(
+        mint(&only, None, &[], None).as_deref(),
+        Ok("ads"),
+        "there is no other"
+    );
 
     let key = || KeyId::parse("ads").unwrap();
     let ads = |product, labels: &[(&str, &str)]| mint(&text, product, labels, Some("ads"));
     let sora = Product::parse("sora").unwrap();
-    assert_eq!(ads(Some("sora"), &[]), Err(MintError::OtherProduct { key_id: key(), product: sora }));
-    assert_eq!(ads(Some("veo"), &[("team", "film")]), Err(MintError::OtherLabel { key_id: key() }));
+    assert_eq!(
+        ads(Some("sora"), &[]),
+        Err(MintError::OtherProduct {
+            key_id: key(),
+            product: sora
+        })
+    );
+    assert_eq!(
+        ads(Some("veo"), &[("team", "film")]),
+        Err(MintError::OtherLabel { key_id: key() })
+    );
     assert!(ads(Some("veo"), &[("team", "ads"), ("ref", "1")]).is_ok() && ads(None, &[]).is_ok());
-    assert!(mint(&text, Some("sora"), &[], Some("film")).is_ok(), "bound to labels alone");
+    assert!(
+        mint(&text, Some("sora"), &[], Some("film")).is_ok(),
+        "bound to labels alone"
+    );
 
     let target = |products: &str, product: Option<&str>| {
         let product = product.map(|product| Product::parse(product).unwrap());
@@ -159,37 +271,70 @@ fn a_bound_key_signs_for_what_it_may_and_only_where_it_is_meant() {
         );
         minted.map(|minted| target(&minted.url).0.to_owned())
     };
-    let no_product = MintError::NoProduct { key_id: KeyId::parse("k").unwrap() };
+    let no_product = MintError::NoProduct {
+        key_id: KeyId::parse("k").unwrap(),
+    };
     for (products, wanted, expected) in [
         ("products = [\"veo\"]", None, Ok("/webhook/veo")),
         ("products = [\"veo\", \"sora\"]", None, Err(no_product)),
-        ("products = [\"veo\", \"sora\"]", Some("sora"), Ok("/webhook/sora")),
+        (
+            "products = [\"veo\", \"sora\"]",
+            Some("sora"),
+            Ok("/webhook/sora"),
+        ),
         ("labels = { team = \"ads\" }", None, Ok("/webhook")),
         ("created = 2026-01-01", None, Ok("/webhook")),
     ] {
-        assert_eq!(target(products, wanted), expected.map(str::to_owned), "{products}");
+        assert_eq!(
+            target(products, wanted),
+            expected.map(str::to_owned),
+            "{products}"
+        );
     }
 }
 
 #[test]
 fn a_line_for_callbacks_binds_to_nothing_unless_it_says_so() {
     let of = |rest: &str| {
-        let text = format!("[callback_tokens]\na = {{ token = \"{}\"{rest} }}", TokenHash::of("x"));
-        Credentials::parse(&text)
-            .map(|credentials| credentials.callback_token_binding("a").map(|bound| (**bound).clone()))
+        let text = format!(
+            "[callback_tokens]\na = {{ token = \"{}\"{rest} }}",
+            TokenHash::of("x")
+        );
+        Credentials::parse(&text).map(|credentials| {
+            credentials
+                .callback_token_binding("a")
+                .map(|bound| (**bound).clone())
+        })
     };
     let team = Labels::from([("team".to_owned(), "ads".to_owned())]);
     assert_eq!(of(""), Ok(None));
     assert_eq!(of(", products = [\"*\"]"), Ok(None));
     let bound = of(", labels = { team = \"ads\" }").unwrap().unwrap();
-    assert_eq!(bound, Binding { products: Products::All, labels: team });
+    assert_eq!(
+        bound,
+        Binding {
+            products: Products::All,
+            labels: team
+        }
+    );
     let bound = of(", products = [\"veo\"]").unwrap().unwrap();
-    assert!(bound.products.allow("veo") && !bound.products.allow("sora") && bound.labels.is_empty());
+    assert!(
+        bound.products.allow("veo") && !bound.products.allow("sora") && bound.labels.is_empty()
+    );
     for (rest, expected) in [
         (", products = []", "[callback_tokens] a: may bring nothing"),
-        (", labels = {}", "[callback_tokens] a: `labels` binds to nothing"),
-        (", products = [\"V\"]", "[callback_tokens] a: number 1 of `products`"),
-        (", labels = { sig = \"x\" }", "[callback_tokens] a: no label is called `token`"),
+        (
+            ", labels = {}",
+            "[callback_tokens] a: `labels` binds to nothing",
+        ),
+        (
+            ", products = [\"V\"]",
+            "[callback_tokens] a: number 1 of `products`",
+        ),
+        (
+            ", labels = { sig = \"x\" }",
+            "[callback_tokens] a: no label is called `token`",
+        ),
     ] {
         let refused = of(rest).unwrap_err().to_string();
         assert!(refused.starts_with(expected), "{rest}: {refused}");
@@ -200,11 +345,24 @@ fn a_line_for_callbacks_binds_to_nothing_unless_it_says_so() {
 fn a_key_that_has_expired_verifies_nothing() {
     let text = format!("[signing_keys]\nk = {}\n", key("2026-01-01", "2026-02-01"));
     let credentials = Credentials::parse(&text).unwrap();
-    let [before, after]: [Timestamp; 2] = ["2026-01-31T23:59:59Z", "2026-02-01T00:00:00Z"].map(|t| t.parse().unwrap());
-    let minted = credentials.mint(BASE, None, &Labels::new(), Duration::from_secs(86_400), None, before).unwrap();
+    let [before, after]: [Timestamp; 2] =
+        ["2026-01-31T23:59:59Z", "2026-02-01T00:00:00Z"].map(|t| t.parse().unwrap());
+    let minted = credentials
+        .mint(
+            BASE,
+            None,
+            &Labels::new(),
+            Duration::from_secs(86_400),
+            None,
+            before,
+        )
+        .unwrap();
     let (path, query) = target(&minted.url);
     assert!(credentials.verify_url(path, query, before).is_ok());
-    assert_eq!(credentials.verify_url(path, query, after), Err(UrlRefusal::Invalid));
+    assert_eq!(
+        credentials.verify_url(path, query, after),
+        Err(UrlRefusal::Invalid)
+    );
 }
 
 #[test]
@@ -212,11 +370,23 @@ fn a_url_has_at_most_512_bytes() {
     let (credentials, _) = vectors();
     let mint = |value: usize| {
         let labels = Labels::from([("l".to_owned(), "x".repeat(value))]);
-        credentials.mint(BASE, None, &labels, Duration::from_secs(1), Some("k1"), at(0)).map(|minted| minted.url.len())
+        credentials
+            .mint(
+                BASE,
+                None,
+                &labels,
+                Duration::from_secs(1),
+                Some("k1"),
+                at(0),
+            )
+            .map(|minted| minted.url.len())
     };
     let overhead = mint(0).unwrap();
     assert_eq!(mint(URL_BYTES_MAX - overhead), Ok(URL_BYTES_MAX));
-    assert_eq!(mint(URL_BYTES_MAX - overhead + 1), Err(MintError::TooLong(URL_BYTES_MAX + 1)));
+    assert_eq!(
+        mint(URL_BYTES_MAX - overhead + 1),
+        Err(MintError::TooLong(URL_BYTES_MAX + 1))
+    );
 }
 
 #[test]
@@ -238,12 +408,27 @@ fn a_token_is_known_by_its_hash_until_it_expires() {
         TokenHash::of(&other)
     );
     let credentials = Credentials::parse(&text).unwrap();
-    let name = |token: &str, now| credentials.callback_token(token, now).map(|(name, _)| name.to_string());
-    let [before, after]: [Timestamp; 2] = ["2025-12-31T23:59:59Z", "2026-01-01T00:00:00Z"].map(|t| t.parse().unwrap());
-    assert_eq!((name(&token, before), name(&other, before)), (Some("a".into()), Some("b".into())));
-    assert_eq!((name(&token, after), name(&other, after)), (Some("a".into()), None));
+    let name = |token: &str, now| {
+        credentials
+            .callback_token(token, now)
+            .map(|(name, _)| name.to_string())
+    };
+    let [before, after]: [Timestamp; 2] =
+        ["2025-12-31T23:59:59Z", "2026-01-01T00:00:00Z"].map(|t| t.parse().unwrap());
+    assert_eq!(
+        (name(&token, before), name(&other, before)),
+        (Some("a".into()), Some("b".into()))
+    );
+    assert_eq!(
+        (name(&token, after), name(&other, after)),
+        (Some("a".into()), None)
+    );
     assert_eq!(name("", before), None);
-    assert_eq!(name(&TokenHash::of(&token).to_string(), before), None, "the hash is not the token");
+    assert_eq!(
+        name(&TokenHash::of(&token).to_string(), before),
+        None,
+        "the hash is not the token"
+    );
 }
 
 #[test]
@@ -256,30 +441,62 @@ fn a_client_is_found_by_its_token_or_its_certificate() {
     );
     let credentials = Credentials::parse(&text).unwrap();
     let billing = credentials.client_of_token(&token, at(0)).unwrap();
-    assert_eq!((&*billing.name, billing.admin, billing.subscriptions_max), ("billing", false, Some(3)));
+    assert_eq!(
+        (&*billing.name, billing.admin, billing.subscriptions_max),
+        ("billing", false, Some(3))
+    );
     assert!(billing.products.allow("veo") && !billing.products.allow("sora"));
-    let certificate = |names: &[&str]| Arc::new(Certificate::new(names.iter().map(ToString::to_string).collect(), 9));
+    let certificate = |names: &[&str]| {
+        Arc::new(Certificate::new(
+            names.iter().map(ToString::to_string).collect(),
+            9,
+        ))
+    };
     let shown = certificate(&["else", "studio.internal"]);
     let studio = credentials.client_of_certificate(&shown, at(0)).unwrap();
     assert!(studio.admin && studio.products.allow("sora"));
-    assert!(credentials.client_of_token("studio.internal", at(0)).is_none());
-    assert!(credentials.client_of_certificate(&certificate(&["billing"]), at(0)).is_none());
+    assert!(
+        credentials
+            .client_of_token("studio.internal", at(0))
+            .is_none()
+    );
+    assert!(
+        credentials
+            .client_of_certificate(&certificate(&["billing"]), at(0))
+            .is_none()
+    );
 
     // All calls of a connection have the same; those of another one are another's.
-    assert!(Arc::ptr_eq(&studio, &credentials.client_of_certificate(&shown, at(0)).unwrap()));
-    let elsewhere = credentials.client_of_certificate(&certificate(&["studio.internal"]), at(0)).unwrap();
+    assert!(Arc::ptr_eq(
+        &studio,
+        &credentials.client_of_certificate(&shown, at(0)).unwrap()
+    ));
+    let elsewhere = credentials
+        .client_of_certificate(&certificate(&["studio.internal"]), at(0))
+        .unwrap();
     assert!(!Arc::ptr_eq(&studio, &elsewhere));
 
     let is_in = |now| credentials.client_of_certificate(&shown, now).is_some();
     let goes_on = |client: &Client, now| credentials.current(client, now).is_some();
-    assert_eq!([is_in(at(9)), goes_on(&studio, at(9))], [true; 2], "its last second");
+    assert_eq!(
+        [is_in(at(9)), goes_on(&studio, at(9))],
+        [true; 2],
+        "its last second"
+    );
     assert_eq!([is_in(at(10)), goes_on(&studio, at(10))], [false; 2]);
     let denial = |certificate: &Certificate| credentials.denial_of_certificate(certificate);
     assert_eq!(denial(&shown), Denial::Expired("studio".into()));
     shown.withdraw();
     assert_eq!(denial(&shown), Denial::Withdrawn("studio".into()));
     assert_eq!(denial(&certificate(&["else"])), Denial::UnknownCertificate);
-    assert_eq!([is_in(at(0)), goes_on(&studio, at(0)), goes_on(&elsewhere, at(0))], [false, false, true]);
+    assert_eq!(
+        [
+            is_in(at(0)),
+            goes_on(&studio, at(0)),
+            goes_on(&elsewhere, at(0))
+        ],
+        [false, false, true]
+    );
 }
 
 #[test]
@@ -294,16 +511,30 @@ fn a_client_that_takes_backups_needs_no_products_and_another_does() {
     let credentials = Credentials::parse(&text).unwrap();
     let client = |token: &str| credentials.client_of_token(token, at(0)).unwrap();
     let (nightly, both) = (client(&nightly), client(&both));
-    assert_eq!([nightly.backup, nightly.admin, nightly.products.allow("veo")], [true, false, false]);
     assert_eq!(
-        [both.backup, both.admin, both.products.allow("veo"), both.products.allow("sora")],
+        [nightly.backup, nightly.admin, nightly.products.allow("veo")],
+        [true, false, false]
+    );
+    assert_eq!(
+        [
+            both.backup,
+            both.admin,
+            both.products.allow("veo"),
+            both.products.allow("sora")
+        ],
         [true, false, true, false]
     );
 
     for line in ["", ", products = []", ", backup = false", ", admin = true"] {
-        let text = format!("[clients]\na = {{ token = \"{}\"{line} }}", TokenHash::of("x"));
+        let text = format!(
+            "[clients]\na = {{ token = \"{}\"{line} }}",
+            TokenHash::of("x")
+        );
         let refused = refusal(&text);
-        assert!(refused.contains("[clients] a: may see nothing") && refused.contains("`backup = true`"), "{refused}");
+        assert!(
+            refused.contains("[clients] a: may see nothing") && refused.contains("`backup = true`"),
+            "{refused}"
+        );
     }
 }
 
@@ -312,17 +543,37 @@ fn each_mistake_in_the_file_is_told_by_its_place_and_without_its_secret() {
     let hash = TokenHash::of("x");
     let hash = hash.to_string();
     for (text, expected) in [
-        ("[callback_tokens]\na = { token = \"hunter2\" }".to_owned(), "[callback_tokens] a: the token is not"),
-        ("[signing_keys]\nk1 = { secret = \"c2hvcnQ\" }".to_owned(), "[signing_keys] k1: the secret is not base64url"),
         (
-            format!("[signing_keys]\n\"k 1\" = {{ secret = \"{}\" }}", new_secret(false)),
+            "[callback_tokens]\na = { token = \"hunter2\" }".to_owned(),
+            "[callback_tokens] a: the token is not",
+        ),
+        (
+            "[signing_keys]\nk1 = { secret = \"c2hvcnQ\" }".to_owned(),
+            "[signing_keys] k1: the secret is not base64url",
+        ),
+        (
+            format!(
+                "[signing_keys]\n\"k 1\" = {{ secret = \"{}\" }}",
+                new_secret(false)
+            ),
             "[signing_keys] line 2: a key's name has",
         ),
-        ("[body_signature]\nsecret = \"\"".to_owned(), "[body_signature] secret: is empty"),
-        ("[clients]\na = { products = [\"*\"] }".to_owned(), "[clients] a: needs either"),
-        (format!("[clients]\na = {{ token = \"{hash}\", products = [] }}"), "[clients] a: may see nothing"),
         (
-            format!("[callback_tokens]\na = {{ token = \"{hash}\", previous = {{ token = \"hunter2\" }} }}"),
+            "[body_signature]\nsecret = \"\"".to_owned(),
+            "[body_signature] secret: is empty",
+        ),
+        (
+            "[clients]\na = { products = [\"*\"] }".to_owned(),
+            "[clients] a: needs either",
+        ),
+        (
+            format!("[clients]\na = {{ token = \"{hash}\", products = [] }}"),
+            "[clients] a: may see nothing",
+        ),
+        (
+            format!(
+                "[callback_tokens]\na = {{ token = \"{hash}\", previous = {{ token = \"hunter2\" }} }}"
+            ),
             "[callback_tokens] a: in `previous`, the token is not",
         ),
         (
@@ -332,20 +583,29 @@ fn each_mistake_in_the_file_is_told_by_its_place_and_without_its_secret() {
             "[clients] a: has a `previous` token, and is known by its certificate",
         ),
         (
-            format!("[clients]\na = {{ token = \"{hash}\", previous = {{ token = \"{hash}\" }}, products = [\"*\"] }}"),
+            format!(
+                "[clients]\na = {{ token = \"{hash}\", previous = {{ token = \"{hash}\" }}, products = [\"*\"] }}"
+            ),
             "[clients] a: shows the same as a",
         ),
         (
             format!("[clients]\na = {{ token = \"{hash}\", products = [\"V\"] }}"),
             "[clients] a: number 1 of `products`: a product has",
         ),
-        (format!("[clients]\na = {{ token = \"{hash}\", products = [\"*\"], task_ids_max = 0 }}"), "a limit of 0"),
+        (
+            format!(
+                "[clients]\na = {{ token = \"{hash}\", products = [\"*\"], task_ids_max = 0 }}"
+            ),
+            "a limit of 0",
+        ),
         (
             format!("[clients]\na = {{ token = \"{hash}\", products = [\"*\"], labels = {{}} }}"),
             "[clients] a: `labels` binds to nothing",
         ),
         (
-            format!("[clients]\na = {{ token = \"{hash}\", products = [\"*\"], labels = {{ token = \"hunter2\" }} }}"),
+            format!(
+                "[clients]\na = {{ token = \"{hash}\", products = [\"*\"], labels = {{ token = \"hunter2\" }} }}"
+            ),
             "[clients] a: no label is called `token`",
         ),
         (
@@ -361,7 +621,9 @@ fn each_mistake_in_the_file_is_told_by_its_place_and_without_its_secret() {
             "[clients] a: is bound to `labels`, and a backup holds everything",
         ),
         (
-            format!("[clients]\na={{token=\"{hash}\",products=[\"*\"]}}\nb={{token=\"{hash}\",products=[\"*\"]}}"),
+            format!(
+                "[clients]\na={{token=\"{hash}\",products=[\"*\"]}}\nb={{token=\"{hash}\",products=[\"*\"]}}"
+            ),
             "[clients] b: shows the same as a",
         ),
         (
@@ -372,7 +634,10 @@ fn each_mistake_in_the_file_is_told_by_its_place_and_without_its_secret() {
             "\n[signing_keys]\nk1 = { secrt = \"hunter2\" }".to_owned(),
             "line 3: unknown field, expected one of `secret`, ",
         ),
-        ("[signing_keys]\nk1 = { secret = \"hunter2".to_owned(), "line 2"),
+        (
+            "[signing_keys]\nk1 = { secret = \"hunter2".to_owned(),
+            "line 2",
+        ),
     ] {
         let refused = refusal(&text);
         assert!(refused.contains(expected), "{refused}");
@@ -394,7 +659,10 @@ fn a_line_binds_to_as_many_and_as_long_labels_as_an_event_may_have() {
     }
     for (count, key, value) in [(17, 64, 256), (1, 65, 0), (1, 1, 257)] {
         let refused = bound(count, key, value).unwrap_err().to_string();
-        assert!(refused.starts_with("[clients] a: `labels` are at most 16; a key has 1 to 64"), "{refused}");
+        assert!(
+            refused.starts_with("[clients] a: `labels` are at most 16; a key has 1 to 64"),
+            "{refused}"
+        );
     }
 }
 
@@ -402,41 +670,98 @@ fn a_line_binds_to_as_many_and_as_long_labels_as_an_event_may_have() {
 fn a_secret_in_the_wrong_place_is_not_repeated() {
     for (text, expected) in [
         ("callback_tokens = \"hunter2\"", "line 1: expected"),
-        ("[callback_tokens]\nrunblob = \"hunter2\"", "line 2: expected"),
+        (
+            "[callback_tokens]\nrunblob = \"hunter2\"",
+            "line 2: expected",
+        ),
         ("[signing_keys]\nk1 = \"hunter2\"", "line 2: expected"),
-        ("[signing_keys]\nk1 = { secret = \"x\", created = \"hunter2, expected y\" }", "line 2: expected"),
-        ("[clients]\na = { token = \"x\", products = \"hunter2\" }", "line 2: expected a sequence"),
-        ("[body_signature]\nsecret = 4711", "line 2: expected a string"),
+        (
+            "[signing_keys]\nk1 = { secret = \"x\", created = \"hunter2, expected y\" }",
+            "line 2: expected",
+        ),
+        (
+            "[clients]\na = { token = \"x\", products = \"hunter2\" }",
+            "line 2: expected a sequence",
+        ),
+        (
+            "[body_signature]\nsecret = 4711",
+            "line 2: expected a string",
+        ),
         ("body_signature = \"hunter2\"", "line 1: expected"),
-        ("hunter2 = 1", "line 1: unknown field, expected one of `callback_tokens`, "),
-        ("\n[hunter2]\n", "line 2: unknown field, expected one of `callback_tokens`, "),
-        ("[body_signature]\nhunter2 = 1", "line 2: unknown field, expected one of `secret`, "),
+        (
+            "hunter2 = 1",
+            "line 1: unknown field, expected one of `callback_tokens`, ",
+        ),
+        (
+            "\n[hunter2]\n",
+            "line 2: unknown field, expected one of `callback_tokens`, ",
+        ),
+        (
+            "[body_signature]\nhunter2 = 1",
+            "line 2: unknown field, expected one of `secret`, ",
+        ),
         (
             "[body_signature]\nsecret = \"x\"\n\"hunter2, expected y\" = 1",
             "line 3: unknown field, expected one of `secret`, ",
         ),
-        ("[body_signature]\nsecret = \"x\"\nprevious = \"hunter2\"", "line 3: expected a table with `secret`"),
-        ("[body_signature]\nsecret = \"x\"\nprevious = { secret = \"\" }", "[body_signature] previous: is empty"),
-        ("[clients]\na = { certificate = \"a\", products = [\"*\"], labels = \"hunter2\" }", "line 2: expected a map"),
+        (
+            "[body_signature]\nsecret = \"x\"\nprevious = \"hunter2\"",
+            "line 3: expected a table with `secret`",
+        ),
+        (
+            "[body_signature]\nsecret = \"x\"\nprevious = { secret = \"\" }",
+            "[body_signature] previous: is empty",
+        ),
+        (
+            "[clients]\na = { certificate = \"a\", products = [\"*\"], labels = \"hunter2\" }",
+            "line 2: expected a map",
+        ),
         (
             "[clients]\na = { certificate = \"a\", products = [\"*\"], labels = { t = 4711 } }",
             "line 2: expected a string",
         ),
-        ("[clients]\na = { hunter2 = 1 }", "line 2: unknown field, expected one of `token`, "),
-        ("[clients.a]\nhunter2 = 1\nhunter2 = 2", "line 3: duplicate key"),
+        (
+            "[clients]\na = { hunter2 = 1 }",
+            "line 2: unknown field, expected one of `token`, ",
+        ),
+        (
+            "[clients.a]\nhunter2 = 1\nhunter2 = 2",
+            "line 3: duplicate key",
+        ),
         ("hunter2", "line 1: "),
         ("[clients]\na = hunter2", "line 2: "),
-        ("[clients]\na = { products = [], created = hunter2 }", "line 2: "),
-        ("[clients]\nbcast_hunter2 = { products = [] }", "[clients] line 2: needs either"),
-        ("\n\n[clients.bcast_hunter2]\nproducts = []", "[clients] line 3: needs either"),
-        ("[clients]\n\"hunter2 \" = { products = [] }", "[clients] line 2: needs either"),
-        ("[clients]\nhunter2_89_123456789_123456789_123 = { products = [] }", "[clients] line 2: needs either"),
+        (
+            "[clients]\na = { products = [], created = hunter2 }",
+            "line 2: ",
+        ),
+        (
+            "[clients]\nbcast_hunter2 = { products = [] }",
+            "[clients] line 2: needs either",
+        ),
+        (
+            "\n\n[clients.bcast_hunter2]\nproducts = []",
+            "[clients] line 3: needs either",
+        ),
+        (
+            "[clients]\n\"hunter2 \" = { products = [] }",
+            "[clients] line 2: needs either",
+        ),
+        (
+            "[clients]\nhunter2_89_123456789_123456789_123 = { products = [] }",
+            "[clients] line 2: needs either",
+        ),
         (
             "[clients]\nname_6789_123456789_123456789_12 = { products = [] }",
             "[clients] name_6789_123456789_123456789_12:",
         ),
-        ("[signing_keys]\nbcast_hunter2 = { secret = \"x\" }", "[signing_keys] line 2: the secret is not"),
-        ("[callback_tokens]\nbcast_hunter2 = { token = \"x\" }", "[callback_tokens] line 2: the token is not"),
+        (
+            "[signing_keys]\nbcast_hunter2 = { secret = \"x\" }",
+            "[signing_keys] line 2: the secret is not",
+        ),
+        (
+            "[callback_tokens]\nbcast_hunter2 = { token = \"x\" }",
+            "[callback_tokens] line 2: the token is not",
+        ),
         (
             "[clients]\na = { certificate = \"a\", products = [\"veo\", \"Hunter2 hunter2\"] }",
             "[clients] a: number 2 of `products`: ",
@@ -449,7 +774,10 @@ fn a_secret_in_the_wrong_place_is_not_repeated() {
     ] {
         let error = Credentials::parse(text).unwrap_err().to_string();
         assert!(error.starts_with(expected), "{text}: {error}");
-        assert!(!error.contains("hunter2") && !error.contains("4711"), "{text}: {error}");
+        assert!(
+            !error.contains("hunter2") && !error.contains("4711"),
+            "{text}: {error}"
+        );
     }
 }
 
@@ -464,28 +792,73 @@ fn beside_a_secret_the_one_before_is_good_for_its_own_time() {
             hash(&old)
         )
     };
-    let text = format!("[callback_tokens]\n{}[clients]\n{}", entry(""), entry(", products = [\"*\"]"));
+    let text = format!(
+        "[callback_tokens]\n{}[clients]\n{}",
+        entry(""),
+        entry(", products = [\"*\"]")
+    );
     let credentials = Credentials::parse(&text).unwrap();
-    let times = ["2025-12-31T23:59:59Z", "2026-01-01T00:00:00Z", "2027-01-01T00:00:00Z"].map(|t| t.parse().unwrap());
-    let of_url = |token: &str| times.map(|now| credentials.callback_token(token, now).map(|(_, which)| which));
-    let of_client = |token: &str| times.map(|now| credentials.client_of_token(token, now).map(|it| it.generation()));
+    let times = [
+        "2025-12-31T23:59:59Z",
+        "2026-01-01T00:00:00Z",
+        "2027-01-01T00:00:00Z",
+    ]
+    .map(|t| t.parse().unwrap());
+    let of_url = |token: &str| {
+        times.map(|now| {
+            credentials
+                .callback_token(token, now)
+                .map(|(_, which)| which)
+        })
+    };
+    let of_client = |token: &str| {
+        times.map(|now| {
+            credentials
+                .client_of_token(token, now)
+                .map(|it| it.generation())
+        })
+    };
     let (current, previous) = (Some(Generation::Current), Some(Generation::Previous));
-    for (token, expected) in [(&old, [previous, None, None]), (&new, [current, current, None])] {
+    for (token, expected) in [
+        (&old, [previous, None, None]),
+        (&new, [current, current, None]),
+    ] {
         assert_eq!((of_url(token), of_client(token)), (expected, expected));
     }
-    assert_eq!((credentials.counts(), credentials.expired_clients(times[1])), ([1, 0, 1], 1));
+    assert_eq!(
+        (credentials.counts(), credentials.expired_clients(times[1])),
+        ([1, 0, 1], 1)
+    );
 
     // A stream that was let in by the one or the other goes on as long as that is good.
     for (token, goes_on) in [(&old, [true, false, false]), (&new, [true, true, false])] {
         let client = credentials.client_of_token(token, times[0]).unwrap();
-        assert_eq!(times.map(|now| credentials.current(client, now).is_some()), goes_on);
+        assert_eq!(
+            times.map(|now| credentials.current(client, now).is_some()),
+            goes_on
+        );
     }
-    let before =
-        Credentials::parse(&format!("[clients]\na = {{ token = \"{}\", products = [\"*\"] }}", hash(&old))).unwrap();
-    assert!(credentials.current(&before.clients["a"].client, times[0]).is_some(), "nor does the rotation end one");
-    let expiries = credentials.expiries().into_iter().map(|(kind, name, at)| (kind, name.to_string(), at));
+    let before = Credentials::parse(&format!(
+        "[clients]\na = {{ token = \"{}\", products = [\"*\"] }}",
+        hash(&old)
+    ))
+    .unwrap();
+    assert!(
+        credentials
+            .current(&before.clients["a"].client, times[0])
+            .is_some(),
+        "nor does the rotation end one"
+    );
+    let expiries = credentials
+        .expiries()
+        .into_iter()
+        .map(|(kind, name, at)| (kind, name.to_string(), at));
     let expected = ["callback_token", "client"].map(|kind| (kind, "a".to_owned(), times[2]));
-    assert_eq!(expiries.collect::<Vec<_>>(), expected, "what is being replaced is to end");
+    assert_eq!(
+        expiries.collect::<Vec<_>>(),
+        expected,
+        "what is being replaced is to end"
+    );
 }
 
 #[test]
@@ -494,7 +867,17 @@ fn a_url_that_the_secret_before_has_signed_is_good_as_long_as_that_is() {
     let now: Timestamp = "2026-05-01T00:00:00Z".parse().unwrap();
     let mint = |text: &str| {
         let credentials = Credentials::parse(text).unwrap();
-        credentials.mint(BASE, None, &Labels::new(), Duration::from_secs(86_400), None, now).unwrap().url
+        credentials
+            .mint(
+                BASE,
+                None,
+                &Labels::new(),
+                Duration::from_secs(86_400),
+                None,
+                now,
+            )
+            .unwrap()
+            .url
     };
     let before = format!("[signing_keys]\nk = {{ secret = \"{old}\" }}");
     let both = format!(
@@ -503,30 +886,52 @@ fn a_url_that_the_secret_before_has_signed_is_good_as_long_as_that_is() {
     let credentials = Credentials::parse(&both).unwrap();
     let by = |url: &str, now: Timestamp| {
         let (path, query) = target(url);
-        credentials.verify_url(path, query, now).map(|(_, which)| which)
+        credentials
+            .verify_url(path, query, now)
+            .map(|(_, which)| which)
     };
     let noon = "2026-05-01T12:00:00Z".parse().unwrap();
     let (by_old, by_new) = (mint(&before), mint(&both));
-    assert_eq!((by(&by_old, now), by(&by_new, now)), (Ok(Generation::Previous), Ok(Generation::Current)));
-    assert_eq!((by(&by_old, noon), by(&by_new, noon)), (Err(UrlRefusal::Invalid), Ok(Generation::Current)));
+    assert_eq!(
+        (by(&by_old, now), by(&by_new, now)),
+        (Ok(Generation::Previous), Ok(Generation::Current))
+    );
+    assert_eq!(
+        (by(&by_old, noon), by(&by_new, noon)),
+        (Err(UrlRefusal::Invalid), Ok(Generation::Current))
+    );
 }
 
 #[test]
 fn a_name_fits_into_every_event() {
-    let line = |name: &str, rest: &str| format!("{name} = {{ token = \"{}\"{rest} }}\n", TokenHash::of("x"));
+    let line = |name: &str, rest: &str| {
+        format!("{name} = {{ token = \"{}\"{rest} }}\n", TokenHash::of("x"))
+    };
     for (section, rest) in [("callback_tokens", ""), ("clients", ", products = [\"*\"]")] {
-        let parse = |bytes: usize| Credentials::parse(&format!("[{section}]\n{}", line(&"n".repeat(bytes), rest)));
+        let parse = |bytes: usize| {
+            Credentials::parse(&format!("[{section}]\n{}", line(&"n".repeat(bytes), rest)))
+        };
         assert!(parse(128).is_ok());
-        assert!(parse(129).unwrap_err().to_string().contains("at most 128 bytes"));
+        assert!(
+            parse(129)
+                .unwrap_err()
+                .to_string()
+                .contains("at most 128 bytes")
+        );
     }
 }
 
 #[test]
 fn secrets_are_not_shown_by_debug() {
     let secret = new_secret(false);
-    let text = format!("[signing_keys]\nk1 = {{ secret = \"{secret}\" }}\n[body_signature]\nsecret = \"hunter2\"\n");
+    let text = format!(
+        "[signing_keys]\nk1 = {{ secret = \"{secret}\" }}\n[body_signature]\nsecret = \"hunter2\"\n"
+    );
     let shown = format!("{:?}", Credentials::parse(&text).unwrap());
-    assert!(!shown.contains("hunter2") && !shown.contains(&secret) && shown.contains("Secret(…)"), "{shown}");
+    assert!(
+        !shown.contains("hunter2") && !shown.contains(&secret) && shown.contains("Secret(…)"),
+        "{shown}"
+    );
 }
 
 #[test]
@@ -537,11 +942,25 @@ fn a_client_stays_itself_as_long_as_it_shows_the_same_and_has_not_expired() {
     };
     let before = parse(&old, "products = [\"veo\"]");
     let client = &before.clients["a"].client;
-    assert!(parse(&old, "products = [\"sora\"], subscriptions_max = 1").current(client, at(0)).is_some());
-    assert!(parse(&new, "products = [\"veo\"]").current(client, at(0)).is_none());
+    assert!(
+        parse(&old, "products = [\"sora\"], subscriptions_max = 1")
+            .current(client, at(0))
+            .is_some()
+    );
+    assert!(
+        parse(&new, "products = [\"veo\"]")
+            .current(client, at(0))
+            .is_none()
+    );
     let expired = parse(&old, "products = [\"veo\"], expires = 1960-01-01");
     assert!(expired.current(client, at(0)).is_none());
-    assert_eq!((expired.expired_clients(at(0)), before.expired_clients(at(0))), (1, 0));
+    assert_eq!(
+        (
+            expired.expired_clients(at(0)),
+            before.expired_clients(at(0))
+        ),
+        (1, 0)
+    );
     assert!(Credentials::default().current(client, at(0)).is_none());
 }
 
@@ -550,7 +969,10 @@ fn what_was_asked_for_before_goes_on_to_be_asked_for() {
     let hash = TokenHash::of("secret");
     let (token, client) = ("[callback_tokens]\na = ", "[clients]\na = ");
     let token = Credentials::parse(&format!("{token}{{ token = \"{hash}\" }}")).unwrap();
-    let client = Credentials::parse(&format!("{client}{{ token = \"{hash}\", products = [\"*\"] }}")).unwrap();
+    let client = Credentials::parse(&format!(
+        "{client}{{ token = \"{hash}\", products = [\"*\"] }}"
+    ))
+    .unwrap();
     let shared = SharedCredentials::default();
     let asked = |credentials: &Credentials| {
         shared.set(credentials.clone());
@@ -558,7 +980,17 @@ fn what_was_asked_for_before_goes_on_to_be_asked_for() {
     };
     let nothing = Credentials::default();
     let told = [&nothing, &token, &nothing, &nothing, &client, &nothing].map(asked);
-    assert_eq!(told, [(false, false), (true, false), (true, false), (true, false), (true, true), (true, true)]);
+    assert_eq!(
+        told,
+        [
+            (false, false),
+            (true, false),
+            (true, false),
+            (true, false),
+            (true, true),
+            (true, true)
+        ]
+    );
     assert!(shared.get().callback_token("secret", at(0)).is_none());
     assert!(shared.get().client_of_token("secret", at(0)).is_none());
 }
@@ -566,41 +998,78 @@ fn what_was_asked_for_before_goes_on_to_be_asked_for() {
 #[test]
 fn a_refusal_has_a_cause_and_the_name_of_what_is_or_was_in_the_file() {
     let shared = SharedCredentials::default();
-    let line = |name: &str, token: &str| format!("{name} = {{ token = \"{}\" }}\n", TokenHash::of(token));
+    let line =
+        |name: &str, token: &str| format!("{name} = {{ token = \"{}\" }}\n", TokenHash::of(token));
     let set = |lines: &[String]| {
         shared.set(Credentials::parse(&format!("[callback_tokens]\n{}", lines.concat())).unwrap());
     };
     let cause = |token: &str| {
         let denial = shared.get().denial_of_token(Some(token));
-        (denial.cause(), denial.name().map(ToString::to_string).unwrap_or_default())
+        (
+            denial.cause(),
+            denial.name().map(ToString::to_string).unwrap_or_default(),
+        )
     };
     set(&[line("a", "first"), line("b", "other")]);
-    assert_eq!(cause("first"), ("expired", "a".into()), "what is there, and was refused, has expired");
+    assert_eq!(
+        cause("first"),
+        ("expired", "a".into()),
+        "what is there, and was refused, has expired"
+    );
     set(&[line("a", "second")]);
-    assert_eq!((cause("first"), cause("other")), (("removed", "a".into()), ("removed", "b".into())));
+    assert_eq!(
+        (cause("first"), cause("other")),
+        (("removed", "a".into()), ("removed", "b".into()))
+    );
     assert_eq!(cause("third"), ("unknown_token", String::new()));
     set(&[line("c", "first")]);
-    assert_eq!((cause("first"), cause("second")), (("expired", "c".into()), ("removed", "a".into())), "it is back");
+    assert_eq!(
+        (cause("first"), cause("second")),
+        (("expired", "c".into()), ("removed", "a".into())),
+        "it is back"
+    );
     assert_eq!(shared.get().denial_of_token(None), Denial::Missing);
     // As many are remembered as may be, the last ones.
     for number in 0..=256 {
         set(&[line("n", &format!("token {number}"))]);
     }
-    assert_eq!((cause("second").0, cause("token 0").0, cause("token 255").0), ("unknown_token", "removed", "removed"));
+    assert_eq!(
+        (cause("second").0, cause("token 0").0, cause("token 255").0),
+        ("unknown_token", "removed", "removed")
+    );
     set(&[line("n", "token 257")]);
-    assert_eq!((cause("token 0").0, cause("token 1").0), ("unknown_token", "removed"));
+    assert_eq!(
+        (cause("token 0").0, cause("token 1").0),
+        ("unknown_token", "removed")
+    );
 }
 
 #[test]
 fn a_refused_url_has_the_name_of_its_key_only_where_the_signature_proves_it() {
     let keys = |lines: &str| Credentials::parse(&format!("[signing_keys]\n{lines}")).unwrap();
-    let (k1, old) = (key("2026-01-01", "2027-01-01"), key("2020-01-01", "2021-01-01"));
+    let (k1, old) = (
+        key("2026-01-01", "2027-01-01"),
+        key("2020-01-01", "2021-01-01"),
+    );
     let all = keys(&format!("k1 = {k1}\nold = {old}\n"));
     let (then, now) = (at(1_600_000_000), at(1_790_000_000));
     let minted = |key: &str, now, seconds| {
-        all.mint(BASE, None, &Labels::default(), Duration::from_secs(seconds), Some(key), now).unwrap().url
+        all.mint(
+            BASE,
+            None,
+            &Labels::default(),
+            Duration::from_secs(seconds),
+            Some(key),
+            now,
+        )
+        .unwrap()
+        .url
     };
-    let (good, late, expired) = (minted("k1", now, 100), minted("k1", now, 0), minted("old", then, 1 << 30));
+    let (good, late, expired) = (
+        minted("k1", now, 100),
+        minted("k1", now, 0),
+        minted("old", then, 1 << 30),
+    );
     let shared = SharedCredentials::default();
     shared.set(all.clone());
     let cause = |url: &str, now| {
@@ -611,13 +1080,25 @@ fn a_refused_url_has_the_name_of_its_key_only_where_the_signature_proves_it() {
     let later = at(1_790_000_010);
     assert_eq!(cause(&late, later), ("url_expired", Some("k1".into())));
     assert_eq!(cause(&expired, now), ("expired", Some("old".into())));
-    assert_eq!(cause(&good.replace("/webhook?", "/webhook/veo?"), now), ("bad_signature", None));
-    assert_eq!(cause(&good.replace("kid=k1", "kid=k9"), now), ("unknown_key", None));
-    assert_eq!(cause(&good.replace("kid=k1&", ""), now), ("bad_signature", None));
+    assert_eq!(
+        cause(&good.replace("/webhook?", "/webhook/veo?"), now),
+        ("bad_signature", None)
+    );
+    assert_eq!(
+        cause(&good.replace("kid=k1", "kid=k9"), now),
+        ("unknown_key", None)
+    );
+    assert_eq!(
+        cause(&good.replace("kid=k1&", ""), now),
+        ("bad_signature", None)
+    );
     shared.set(keys(&format!("old = {old}\n")));
     assert_eq!(cause(&good, now), ("removed", Some("k1".into())));
     // That a name was there proves nothing: anybody may know it.
-    assert_eq!(cause(&good.replace("exp=1", "exp=2"), now), ("unknown_key", None));
+    assert_eq!(
+        cause(&good.replace("exp=1", "exp=2"), now),
+        ("unknown_key", None)
+    );
 }
 
 proptest! {
@@ -654,7 +1135,9 @@ proptest! {
 fn a_change_is_told_by_the_fields_that_differ_and_by_no_value() {
     let [token, other] = [TokenHash::of("a"), TokenHash::of("b")].map(|hash| hash.to_string());
     let changes = |section: &str, old: &str, new: &str| {
-        let parse = |fields: &str| Credentials::parse(&format!("[{section}]\nit = {{ {fields} }}")).unwrap();
+        let parse = |fields: &str| {
+            Credentials::parse(&format!("[{section}]\nit = {{ {fields} }}")).unwrap()
+        };
         parse(new).changes_from(&parse(old))
     };
     let time = "2030-01-01T00:00:00Z";
@@ -662,48 +1145,98 @@ fn a_change_is_told_by_the_fields_that_differ_and_by_no_value() {
     let client = format!("token = \"{token}\", products = [\"veo\"]");
     for (new, fields) in [
         (client.replace(&token, &other), "token"),
-        (client.replace(&format!("token = \"{token}\""), "certificate = \"it.internal\""), "token, certificate"),
+        (
+            client.replace(
+                &format!("token = \"{token}\""),
+                "certificate = \"it.internal\"",
+            ),
+            "token, certificate",
+        ),
         (format!("{client}, created = {time}"), "created"),
         (format!("{client}, expires = {time}"), "expires"),
-        (format!("{client}, previous = {{ token = \"{other}\", expires = {time} }}"), "previous"),
+        (
+            format!("{client}, previous = {{ token = \"{other}\", expires = {time} }}"),
+            "previous",
+        ),
         (client.replace("\"veo\"", "\"*\""), "products"),
         (format!("{client}, labels = {{ team = \"ads\" }}"), "labels"),
         (format!("{client}, admin = true"), "admin"),
         (format!("{client}, backup = true"), "backup"),
-        (format!("{client}, subscriptions_max = 7"), "subscriptions_max"),
+        (
+            format!("{client}, subscriptions_max = 7"),
+            "subscriptions_max",
+        ),
         (format!("{client}, task_ids_max = 7"), "task_ids_max"),
-        (format!("token = \"{other}\", products = [\"*\"], admin = true"), "token, products, admin"),
+        (
+            format!("token = \"{other}\", products = [\"*\"], admin = true"),
+            "token, products, admin",
+        ),
     ] {
-        assert_eq!(changes("clients", &client, &new), [format!("client it changed: {fields}")]);
-        assert_eq!(changes("clients", &new, &client), [format!("client it changed: {fields}")]);
+        assert_eq!(
+            changes("clients", &client, &new),
+            [format!("client it changed: {fields}")]
+        );
+        assert_eq!(
+            changes("clients", &new, &client),
+            [format!("client it changed: {fields}")]
+        );
     }
     assert!(changes("clients", &client, &client).is_empty());
 
     // While its token is rotated, what the client may see is a field of its own as well.
     let rotated = format!("{client}, previous = {{ token = \"{other}\", expires = {time} }}");
-    assert_eq!(changes("clients", &rotated, &rotated.replace("veo", "sora")), ["client it changed: products"]);
+    assert_eq!(
+        changes("clients", &rotated, &rotated.replace("veo", "sora")),
+        ["client it changed: products"]
+    );
 
     let secret = new_secret(false);
     for (section, kind, field, value, replaced) in [
         ("callback_tokens", "callback_token", "token", &token, &other),
-        ("signing_keys", "signing_key", "secret", &secret, &new_secret(false)),
+        (
+            "signing_keys",
+            "signing_key",
+            "secret",
+            &secret,
+            &new_secret(false),
+        ),
     ] {
         let line = format!("{field} = \"{value}\"");
         for (new, fields) in [
             (line.replace(value.as_str(), replaced), field),
             (format!("{line}, created = {time}"), "created"),
             (format!("{line}, expires = {time}"), "expires"),
-            (format!("{line}, previous = {{ {field} = \"{replaced}\", expires = {time} }}"), "previous"),
-            (format!("{line}, bytes_per_minute_max = \"1MiB\""), "bytes_per_minute_max"),
+            (
+                format!("{line}, previous = {{ {field} = \"{replaced}\", expires = {time} }}"),
+                "previous",
+            ),
+            (
+                format!("{line}, bytes_per_minute_max = \"1MiB\""),
+                "bytes_per_minute_max",
+            ),
             (format!("{line}, products = [\"veo\"]"), "products"),
             (format!("{line}, labels = {{ team = \"ads\" }}"), "labels"),
         ] {
-            assert_eq!(changes(section, &line, &new), [format!("{kind} it changed: {fields}")]);
-            assert_eq!(changes(section, &new, &line), [format!("{kind} it changed: {fields}")]);
+            assert_eq!(
+                changes(section, &line, &new),
+                [format!("{kind} it changed: {fields}")]
+            );
+            assert_eq!(
+                changes(section, &new, &line),
+                [format!("{kind} it changed: {fields}")]
+            );
         }
     }
 
-    let body = |secret: &str| Credentials::parse(&format!("[body_signature]\nsecret = \"{secret}\"")).unwrap();
-    assert_eq!(body("one secret").changes_from(&body("another")), ["body_signature changed: secret"]);
-    assert_eq!(body("one secret").changes_from(&Credentials::default()), ["body_signature added"]);
+    let body = |secret: &str| {
+        Credentials::parse(&format!("[body_signature]\nsecret = \"{secret}\"")).unwrap()
+    };
+    assert_eq!(
+        body("one secret").changes_from(&body("another")),
+        ["body_signature changed: secret"]
+    );
+    assert_eq!(
+        body("one secret").changes_from(&Credentials::default()),
+        ["body_signature added"]
+    );
 }

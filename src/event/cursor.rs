@@ -53,14 +53,27 @@ impl Cursor {
     pub fn parse(text: &str) -> Result<Self, CursorError> {
         let hex = |range| {
             let digits: &str = text.get(range).ok_or(CursorError)?;
-            let lower = digits.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
-            if lower { u64::from_str_radix(digits, 16).map_err(|_| CursorError) } else { Err(CursorError) }
+            let lower = digits
+                .bytes()
+                .all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+            if lower {
+                u64::from_str_radix(digits, 16).map_err(|_| CursorError)
+            } else {
+                Err(CursorError)
+            }
         };
         if text.len() != Self::TEXT_BYTES {
             return Err(CursorError);
         }
-        let cursor = Self { epoch: Epoch(hex(0..16)?), sequence: Sequence(hex(16..32)?) };
-        if hex(32..36)? == u64::from(cursor.check()) { Ok(cursor) } else { Err(CursorError) }
+        let cursor = Self {
+            epoch: Epoch(hex(0..16)?),
+            sequence: Sequence(hex(16..32)?),
+        };
+        if hex(32..36)? == u64::from(cursor.check()) {
+            Ok(cursor)
+        } else {
+            Err(CursorError)
+        }
     }
 
     /// Writes the text form without allocating: this runs once per delivery.
@@ -75,7 +88,8 @@ impl Cursor {
     // Folds a 64-bit multiplicative hash to 16 bits: a slip is caught with 65,535 chances in 65,536.
     fn check(self) -> u16 {
         const ODD: u64 = 0x9e37_79b9_7f4a_7c15;
-        let mixed = (self.epoch.0.rotate_left(32) ^ self.sequence.0.wrapping_mul(ODD)).wrapping_mul(ODD);
+        let mixed =
+            (self.epoch.0.rotate_left(32) ^ self.sequence.0.wrapping_mul(ODD)).wrapping_mul(ODD);
         (mixed >> 48) as u16
     }
 }
@@ -97,7 +111,9 @@ fn digits(number: u64) -> [u8; 16] {
 
 impl fmt::Display for Cursor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.to_text().iter().try_for_each(|&digit| fmt::Write::write_char(f, char::from(digit)))
+        self.to_text()
+            .iter()
+            .try_for_each(|&digit| fmt::Write::write_char(f, char::from(digit)))
     }
 }
 
@@ -130,13 +146,21 @@ mod tests {
 
     #[test]
     fn a_changed_digit_is_noticed() {
-        let changes = (1..2_000u64).flat_map(|sequence| (0..36).map(move |digit| (sequence, digit)));
+        let changes =
+            (1..2_000u64).flat_map(|sequence| (0..36).map(move |digit| (sequence, digit)));
         let mut missed = 0;
         for (sequence, digit) in changes {
-            let mut text = Cursor { epoch: Epoch(7), sequence: Sequence(sequence) }.to_text();
+            let mut text = Cursor {
+                epoch: Epoch(7),
+                sequence: Sequence(sequence),
+            }
+            .to_text();
             text[digit] = if text[digit] == b'0' { b'1' } else { b'0' };
             missed += u32::from(Cursor::parse(std::str::from_utf8(&text).unwrap()).is_ok());
         }
-        assert!(missed < 10, "{missed} of 72,000 slips look like cursors; a 16-bit check misses about one");
+        assert!(
+            missed < 10,
+            "{missed} of 72,000 slips look like cursors; a 16-bit check misses about one"
+        );
     }
 }

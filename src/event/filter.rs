@@ -40,13 +40,22 @@ impl Filter {
         (self.task_ids.is_empty() || self.task_ids.contains(event.task_id()))
             && (self.products.is_empty() || self.products.contains(event.product()))
             && (self.statuses.is_empty() || self.statuses.contains(&event.status()))
-            && (self.labels.is_empty() || self.labels.iter().any(|(key, value)| event.has_label(key, value)))
-            && self.bound.as_deref().is_none_or(|bound| bound.iter().all(|(key, value)| event.has_label(key, value)))
+            && (self.labels.is_empty()
+                || self
+                    .labels
+                    .iter()
+                    .any(|(key, value)| event.has_label(key, value)))
+            && self
+                .bound
+                .as_deref()
+                .is_none_or(|bound| bound.iter().all(|(key, value)| event.has_label(key, value)))
     }
 
     /// Whether it passes no event that a filter bound to `bound` does not pass.
     pub fn is_within(&self, bound: Option<&Labels>) -> bool {
-        let has = |(key, value): (&String, &String)| self.bound.as_deref().and_then(|own| own.get(key)) == Some(value);
+        let has = |(key, value): (&String, &String)| {
+            self.bound.as_deref().and_then(|own| own.get(key)) == Some(value)
+        };
         bound.is_none_or(|bound| bound.iter().all(has))
     }
 
@@ -55,9 +64,21 @@ impl Filter {
     pub fn size_in_task_ids(&self) -> usize {
         const EACH: usize = 256;
         const FREE: usize = 4;
-        let of_ids: usize = self.task_ids.iter().map(|id| 1 + id.as_str().len() / EACH).sum();
-        let products: usize = self.products.iter().map(|product| product.as_str().len() + 32).sum();
-        let labels: usize = self.labels.iter().map(|(key, value)| key.len() + value.len() + 64).sum();
+        let of_ids: usize = self
+            .task_ids
+            .iter()
+            .map(|id| 1 + id.as_str().len() / EACH)
+            .sum();
+        let products: usize = self
+            .products
+            .iter()
+            .map(|product| product.as_str().len() + 32)
+            .sum();
+        let labels: usize = self
+            .labels
+            .iter()
+            .map(|(key, value)| key.len() + value.len() + 64)
+            .sum();
         of_ids + ((products + labels) / EACH).saturating_sub(FREE)
     }
 }
@@ -100,13 +121,34 @@ mod tests {
             labels: [("team".to_owned(), "ads".to_owned())].into(),
             ..Filter::default()
         };
-        assert_eq!((Filter::default().size_in_task_ids(), small.size_in_task_ids()), (0, 2));
-        let long = Filter { task_ids: ids(&["😀".repeat(128), "x".repeat(128)]), ..Filter::default() };
+        assert_eq!(
+            (
+                Filter::default().size_in_task_ids(),
+                small.size_in_task_ids()
+            ),
+            (0, 2)
+        );
+        let long = Filter {
+            task_ids: ids(&["😀".repeat(128), "x".repeat(128)]),
+            ..Filter::default()
+        };
         assert_eq!(long.size_in_task_ids(), 3 + 1);
-        let labels = (0..16).map(|n| (format!("{n:02}{}", "😀".repeat(62)), "😀".repeat(256))).collect();
-        let products = (0..64).map(|n| Product::parse(&format!("p{n:062}")).unwrap()).collect();
-        let largest = Filter { labels, products, ..Filter::default() };
-        assert!((100..110).contains(&largest.size_in_task_ids()), "{}", largest.size_in_task_ids());
+        let labels = (0..16)
+            .map(|n| (format!("{n:02}{}", "😀".repeat(62)), "😀".repeat(256)))
+            .collect();
+        let products = (0..64)
+            .map(|n| Product::parse(&format!("p{n:062}")).unwrap())
+            .collect();
+        let largest = Filter {
+            labels,
+            products,
+            ..Filter::default()
+        };
+        assert!(
+            (100..110).contains(&largest.size_in_task_ids()),
+            "{}",
+            largest.size_in_task_ids()
+        );
     }
 
     const TASKS: [&str; 3] = ["t1", "t2", "t3"];
@@ -128,15 +170,27 @@ mod tests {
     }
 
     fn labels(chosen: Vec<usize>) -> Labels {
-        chosen.into_iter().map(|i| (LABELS[i].0.into(), LABELS[i].1.into())).collect()
+        chosen
+            .into_iter()
+            .map(|i| (LABELS[i].0.into(), LABELS[i].1.into()))
+            .collect()
     }
 
     fn any_filter() -> impl Strategy<Value = Filter> {
         let asked = (subset(), subset(), collection::vec(0..5u8, 0..3), subset());
         (asked, subset()).prop_map(|((tasks, products, statuses, chosen), bound)| Filter {
-            task_ids: tasks.into_iter().map(|i| TaskId::parse(TASKS[i]).unwrap()).collect(),
-            products: products.into_iter().map(|i| Product::parse(PRODUCTS[i]).unwrap()).collect(),
-            statuses: statuses.into_iter().map(|n| TaskStatus::from_number(n).unwrap()).collect(),
+            task_ids: tasks
+                .into_iter()
+                .map(|i| TaskId::parse(TASKS[i]).unwrap())
+                .collect(),
+            products: products
+                .into_iter()
+                .map(|i| Product::parse(PRODUCTS[i]).unwrap())
+                .collect(),
+            statuses: statuses
+                .into_iter()
+                .map(|n| TaskStatus::from_number(n).unwrap())
+                .collect(),
             labels: labels(chosen),
             bound: (!bound.is_empty()).then(|| Arc::new(labels(bound))),
         })

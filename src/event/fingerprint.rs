@@ -25,27 +25,43 @@ impl Fingerprint {
     /// Of what a report says, and the body that it was read from.
     pub fn of(report: &Report, body: &[u8]) -> Self {
         let error = report.error.as_ref();
-        let details = error.and_then(|error| error.details.as_ref()).map(Value::to_string).unwrap_or_default();
-        Self { exact: exact(report, &details, body), result: result(report), reason: reason(error, &details) }
+        let details = error
+            .and_then(|error| error.details.as_ref())
+            .map(Value::to_string)
+            .unwrap_or_default();
+        Self {
+            exact: exact(report, &details, body),
+            result: result(report),
+            reason: reason(error, &details),
+        }
     }
 
     /// The same for an event whose credential is bound to `labels`: what one tenant repeats of another is no repeat, or the other's
     /// event would never be seen. Without any it stays as it is.
     #[must_use]
     pub fn of_tenant(self, labels: Option<&Labels>) -> Self {
-        let Some(labels) = labels.filter(|labels| !labels.is_empty()) else { return self };
+        let Some(labels) = labels.filter(|labels| !labels.is_empty()) else {
+            return self;
+        };
         let mut hasher = Xxh3::new();
         hasher.update(&self.exact.to_le_bytes());
         for text in labels.iter().flat_map(|(key, value)| [key, value]) {
             hasher.update(&(text.len() as u64).to_le_bytes());
             hasher.update(text.as_bytes());
         }
-        Self { exact: hasher.digest128(), ..self }
+        Self {
+            exact: hasher.digest128(),
+            ..self
+        }
     }
 
     /// Of an event whose report is not known any more: it repeats only the same bytes.
     pub fn of_bytes(bytes: &[u8]) -> Self {
-        Self { exact: xxh3_128(bytes), result: xxh3_64(bytes), reason: 0 }
+        Self {
+            exact: xxh3_128(bytes),
+            result: xxh3_64(bytes),
+            reason: 0,
+        }
     }
 
     /// Whether two reports say the same, so that the later one is a repeat.
@@ -79,7 +95,11 @@ impl Fingerprint {
 impl From<u128> for Fingerprint {
     /// One that neither repeats nor agrees with that of another number.
     fn from(number: u128) -> Self {
-        Self { exact: number, result: number as u64, reason: 0 }
+        Self {
+            exact: number,
+            result: number as u64,
+            reason: 0,
+        }
     }
 }
 
@@ -91,7 +111,11 @@ fn exact(report: &Report, details: &str, body: &[u8]) -> u128 {
     };
     text(report.status.as_str());
     // Of a status that is not understood, the word is all there is to tell two reports apart.
-    text(if report.status == TaskStatus::Unspecified { &report.status_text } else { "" });
+    text(if report.status == TaskStatus::Unspecified {
+        &report.status_text
+    } else {
+        ""
+    });
     for output in &report.outputs {
         text(&output.url);
     }
@@ -117,12 +141,19 @@ fn says_nothing_else(report: &Report) -> bool {
 
 fn result(report: &Report) -> u64 {
     let without_query = |url: &str| url.find('?').unwrap_or(url.len());
-    let urls = report.outputs.iter().map(|output| &output.url.as_bytes()[..without_query(&output.url)]);
-    urls.fold(report.status as u64, |seed, url| xxh3_64_with_seed(url, seed))
+    let urls = report
+        .outputs
+        .iter()
+        .map(|output| &output.url.as_bytes()[..without_query(&output.url)]);
+    urls.fold(report.status as u64, |seed, url| {
+        xxh3_64_with_seed(url, seed)
+    })
 }
 
 fn reason(error: Option<&TaskError>, details: &str) -> u64 {
-    let Some(error) = error.filter(|error| error.gives_a_reason()) else { return 0 };
+    let Some(error) = error.filter(|error| error.gives_a_reason()) else {
+        return 0;
+    };
     let mut hasher = Xxh3::new();
     for text in [&error.code, &error.message, details] {
         hasher.update(&xxh3_64(text.as_bytes()).to_le_bytes());
@@ -138,7 +169,10 @@ mod tests {
     use crate::event::{Output, OutputKind, Product, TaskId};
 
     fn report(status: TaskStatus, urls: &[String], error: Option<TaskError>) -> Report {
-        let output = |url: &String| Output { kind: OutputKind::Other, url: url.clone() };
+        let output = |url: &String| Output {
+            kind: OutputKind::Other,
+            url: url.clone(),
+        };
         Report {
             task_id: TaskId::parse("t").unwrap(),
             inferred_product: Product::parse("veo").unwrap(),
@@ -159,14 +193,25 @@ mod tests {
     }
 
     fn failed(code: &str, message: &str, details: Option<Value>) -> Fingerprint {
-        let error = TaskError { code: code.into(), message: message.into(), details };
+        let error = TaskError {
+            code: code.into(),
+            message: message.into(),
+            details,
+        };
         Fingerprint::of(&report(TaskStatus::Failed, &[], Some(error)), b"{}")
     }
 
     #[test]
     fn where_nothing_else_was_understood_the_body_tells_reports_apart() {
-        let none = TaskError { code: "UNSPECIFIED".into(), message: String::new(), details: None };
-        let blocked = TaskError { message: "blocked".into(), ..none.clone() };
+        let none = TaskError {
+            code: "UNSPECIFIED".into(),
+            message: String::new(),
+            details: None,
+        };
+        let blocked = TaskError {
+            message: "blocked".into(),
+            ..none.clone()
+        };
         let urls = ["https://x/1".to_owned()];
         for (report, is_told_apart) in [
             (report(TaskStatus::Completed, &[], None), true),
@@ -176,7 +221,8 @@ mod tests {
             (report(TaskStatus::Failed, &[], Some(blocked)), false),
             (report(TaskStatus::Processing, &[], None), false),
         ] {
-            let [one, other] = [b"{\"a\":1}", b"{\"a\":2}"].map(|body| Fingerprint::of(&report, body));
+            let [one, other] =
+                [b"{\"a\":1}", b"{\"a\":2}"].map(|body| Fingerprint::of(&report, body));
             assert_eq!(!other.repeats(one), is_told_apart, "{report:?}");
             assert!(!other.contradicts(one) && one.repeats(one));
         }

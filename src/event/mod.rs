@@ -77,16 +77,23 @@ pub struct Product(Arc<str>);
 
 /// A text that cannot be a product.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("a product has 1 to {PRODUCT_BYTES_MAX} characters of a-z, 0-9 and '-', and does not begin with '-'")]
+#[error(
+    "a product has 1 to {PRODUCT_BYTES_MAX} characters of a-z, 0-9 and '-', and does not begin with '-'"
+)]
 pub struct ProductError;
 
 impl Product {
     /// Takes `raw` as it is, or says why not. Any well-formed slug is a product: the vendor adds new ones.
     pub fn parse(raw: &str) -> Result<Self, ProductError> {
         let allowed = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
-        let well_formed =
-            (1..=PRODUCT_BYTES_MAX).contains(&raw.len()) && raw.bytes().all(allowed) && !raw.starts_with('-');
-        if well_formed { Ok(Self(raw.into())) } else { Err(ProductError) }
+        let well_formed = (1..=PRODUCT_BYTES_MAX).contains(&raw.len())
+            && raw.bytes().all(allowed)
+            && !raw.starts_with('-');
+        if well_formed {
+            Ok(Self(raw.into()))
+        } else {
+            Err(ProductError)
+        }
     }
 
     /// The slug.
@@ -125,7 +132,13 @@ pub enum TaskStatus {
 
 impl TaskStatus {
     /// Every status, in the order of its number.
-    pub const ALL: [Self; 5] = [Self::Unspecified, Self::Pending, Self::Processing, Self::Completed, Self::Failed];
+    pub const ALL: [Self; 5] = [
+        Self::Unspecified,
+        Self::Pending,
+        Self::Processing,
+        Self::Completed,
+        Self::Failed,
+    ];
 
     /// True if nothing more is to be expected of the task.
     pub fn is_terminal(self) -> bool {
@@ -188,9 +201,13 @@ impl TaskError {
     /// Whether the vendor said more than that the task has failed.
     pub fn gives_a_reason(&self) -> bool {
         let is_empty = |details: &Value| {
-            details.as_object().is_some_and(serde_json::Map::is_empty) || details.as_array().is_some_and(Vec::is_empty)
+            details.as_object().is_some_and(serde_json::Map::is_empty)
+                || details.as_array().is_some_and(Vec::is_empty)
         };
-        let has_details = self.details.as_ref().is_some_and(|details| !is_empty(details));
+        let has_details = self
+            .details
+            .as_ref()
+            .is_some_and(|details| !is_empty(details));
         self.code != Self::NO_CODE || !self.message.is_empty() || has_details
     }
 }
@@ -211,11 +228,20 @@ pub enum Verification {
 }
 
 impl Verification {
-    const ALL: [Self; 5] = [Self::Unverified, Self::UrlToken, Self::SignedUrl, Self::BodySignature, Self::VendorApi];
+    const ALL: [Self; 5] = [
+        Self::Unverified,
+        Self::UrlToken,
+        Self::SignedUrl,
+        Self::BodySignature,
+        Self::VendorApi,
+    ];
 
     /// The one whose discriminant `number` is; a number of none is not to be trusted.
     pub fn from_number(number: u8) -> Self {
-        Self::ALL.into_iter().find(|verification| *verification as u8 == number).unwrap_or(Self::Unverified)
+        Self::ALL
+            .into_iter()
+            .find(|verification| *verification as u8 == number)
+            .unwrap_or(Self::Unverified)
     }
 }
 
@@ -225,7 +251,8 @@ pub type Labels = BTreeMap<String, String>;
 /// Whether an event may have these labels.
 pub fn labels_fit(labels: &Labels) -> bool {
     let fits = |(key, value): (&String, &String)| {
-        (1..=LABEL_KEY_CHARS_MAX).contains(&key.chars().count()) && value.chars().count() <= LABEL_VALUE_CHARS_MAX
+        (1..=LABEL_KEY_CHARS_MAX).contains(&key.chars().count())
+            && value.chars().count() <= LABEL_VALUE_CHARS_MAX
     };
     labels.len() <= LABELS_MAX && labels.iter().all(fits)
 }

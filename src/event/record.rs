@@ -123,7 +123,12 @@ impl Records {
 
     fn new(records: Vec<Record>, loan: Option<Loan>) -> Self {
         let event_bytes = records.iter().map(|record| record.event().len()).sum();
-        Self(Arc::new(Together { records: records.into(), event_bytes, encoding: Mutex::default(), loan }))
+        Self(Arc::new(Together {
+            records: records.into(),
+            event_bytes,
+            encoding: Mutex::default(),
+            loan,
+        }))
     }
 
     /// Whether both are the same, not only equal.
@@ -138,9 +143,17 @@ impl Records {
 
     /// How the records in `range` are encoded. That is done by the first who asks, for all records, and kept as long as
     /// anybody has some of it.
-    pub fn encoded(&self, range: Range<usize>, encode: impl FnOnce(&[Record]) -> Encoding) -> Encoded {
+    pub fn encoded(
+        &self,
+        range: Range<usize>,
+        encode: impl FnOnce(&[Record]) -> Encoding,
+    ) -> Encoded {
         // A panic while the lock is held ends the process, so a poisoned lock is never seen.
-        let mut known = self.0.encoding.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = self
+            .0
+            .encoding
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         let encoding = known.upgrade().unwrap_or_else(|| {
             let encoding = Arc::new(encode(self));
             *known = Arc::downgrade(&encoding);
@@ -184,8 +197,17 @@ impl Record {
     /// Lays the parts out at `sequence`.
     pub fn new(sequence: Sequence, parts: &RecordParts<'_>) -> Self {
         let (product, task) = (parts.product.as_str(), parts.task_id.as_str());
-        let labels_bytes: usize = parts.labels.iter().map(|(key, value)| 4 + key.len() + value.len()).sum();
-        let capacity = HEADER_BYTES + product.len() + task.len() + labels_bytes + parts.event.len() + parts.raw.len();
+        let labels_bytes: usize = parts
+            .labels
+            .iter()
+            .map(|(key, value)| 4 + key.len() + value.len())
+            .sum();
+        let capacity = HEADER_BYTES
+            + product.len()
+            + task.len()
+            + labels_bytes
+            + parts.event.len()
+            + parts.raw.len();
         let mut bytes = Vec::with_capacity(capacity);
         bytes.put_u8(LAYOUT);
         bytes.put_u8(parts.status as u8);
@@ -205,7 +227,11 @@ impl Record {
         }
         bytes.put_slice(parts.event);
         bytes.put_slice(parts.raw);
-        Self { sequence, bytes: bytes.into(), origin: None }
+        Self {
+            sequence,
+            bytes: bytes.into(),
+            origin: None,
+        }
     }
 
     /// Takes stored bytes after checking that every offset lies within them and the keys are UTF-8.
@@ -213,12 +239,17 @@ impl Record {
         if bytes.len() < HEADER_BYTES || bytes[0] != LAYOUT {
             return Err(RecordError("unknown layout"));
         }
-        let record = Self { sequence, bytes, origin: None };
+        let record = Self {
+            sequence,
+            bytes,
+            origin: None,
+        };
         if record.raw_start() > record.bytes.len() {
             return Err(RecordError("shorter than its header says"));
         }
         let keys = &record.bytes[HEADER_BYTES..record.labels_start()];
-        if TaskStatus::from_number(record.bytes[1]).is_none() || std::str::from_utf8(keys).is_err() {
+        if TaskStatus::from_number(record.bytes[1]).is_none() || std::str::from_utf8(keys).is_err()
+        {
             return Err(RecordError("its keys are damaged"));
         }
         Ok(record)
@@ -257,13 +288,20 @@ impl Record {
     #[must_use]
     pub fn without_raw(&self) -> Self {
         let bytes = Bytes::copy_from_slice(&self.bytes[..self.raw_start()]);
-        Self { sequence: self.sequence, bytes, origin: self.origin.clone() }
+        Self {
+            sequence: self.sequence,
+            bytes,
+            origin: self.origin.clone(),
+        }
     }
 
     /// The same in memory of its own size, and not a part of what it was read with.
     #[must_use]
     pub fn compact(self) -> Self {
-        Self { bytes: Bytes::copy_from_slice(&self.bytes), ..self }
+        Self {
+            bytes: Bytes::copy_from_slice(&self.bytes),
+            ..self
+        }
     }
 
     /// The same, as part of its callback's trace while it is in memory.
@@ -371,7 +409,9 @@ impl Record {
         let mut at = self.labels_start();
         std::iter::from_fn(move || {
             let start = at + 2;
-            let stop = (start <= end).then(|| start + self.u16_at(at)).filter(|&stop| stop <= end)?;
+            let stop = (start <= end)
+                .then(|| start + self.u16_at(at))
+                .filter(|&stop| stop <= end)?;
             at = stop;
             Some(self.text(start..stop))
         })

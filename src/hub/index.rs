@@ -17,11 +17,17 @@ impl Index {
         if !filter.task_ids.is_empty() {
             for task_id in &filter.task_ids {
                 // One waiter is the rule, so the list starts with room for one.
-                self.by_task.entry(task_id.clone()).or_insert_with(|| Vec::with_capacity(1)).push(number);
+                self.by_task
+                    .entry(task_id.clone())
+                    .or_insert_with(|| Vec::with_capacity(1))
+                    .push(number);
             }
         } else if !filter.products.is_empty() {
             for product in &filter.products {
-                self.by_product.entry(product.clone()).or_default().push(number);
+                self.by_product
+                    .entry(product.clone())
+                    .or_default()
+                    .push(number);
             }
         } else {
             self.rest.push(number);
@@ -31,13 +37,21 @@ impl Index {
     pub(super) fn remove(&mut self, filter: &Filter, number: usize) {
         if !filter.task_ids.is_empty() {
             for task_id in &filter.task_ids {
-                if self.by_task.get_mut(task_id).is_some_and(|seats| leaves_empty(seats, number)) {
+                if self
+                    .by_task
+                    .get_mut(task_id)
+                    .is_some_and(|seats| leaves_empty(seats, number))
+                {
                     self.by_task.remove(task_id);
                 }
             }
         } else if !filter.products.is_empty() {
             for product in &filter.products {
-                if self.by_product.get_mut(product).is_some_and(|seats| leaves_empty(seats, number)) {
+                if self
+                    .by_product
+                    .get_mut(product)
+                    .is_some_and(|seats| leaves_empty(seats, number))
+                {
                     self.by_product.remove(product);
                 }
             }
@@ -49,7 +63,11 @@ impl Index {
     pub(super) fn for_each_candidate(&self, record: &Record, visit: impl FnMut(usize)) {
         let by_task = self.by_task.get(record.task_id()).into_iter().flatten();
         let by_product = self.by_product.get(record.product()).into_iter().flatten();
-        by_task.chain(by_product).chain(&self.rest).copied().for_each(visit);
+        by_task
+            .chain(by_product)
+            .chain(&self.rest)
+            .copied()
+            .for_each(visit);
     }
 }
 

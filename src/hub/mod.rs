@@ -90,7 +90,10 @@ impl Hub {
             seats: Slab::new(),
             index: Index::default(),
         };
-        Arc::new(Self { state: Mutex::new(state), closing: AtomicBool::new(false) })
+        Arc::new(Self {
+            state: Mutex::new(state),
+            closing: AtomicBool::new(false),
+        })
     }
 
     /// The newest published event.
@@ -101,16 +104,23 @@ impl Hub {
     /// How much the ring holds.
     pub fn ring_size(&self) -> RingSize {
         let state = self.lock();
-        RingSize { events: state.ring_events, bytes: state.ring_bytes }
+        RingSize {
+            events: state.ring_events,
+            bytes: state.ring_bytes,
+        }
     }
 
     /// Takes durable events, in log order, and wakes those who want them.
     pub fn publish(&self, records: &[Record]) {
         let mut woken = Vec::new();
-        let shared: Vec<Records> = split(records).map(|records| Records::from(records.to_vec())).collect();
+        let shared: Vec<Records> = split(records)
+            .map(|records| Records::from(records.to_vec()))
+            .collect();
         let mut state = self.lock();
         for records in shared {
-            records.iter().for_each(|record| state.notify(record, &mut woken));
+            records
+                .iter()
+                .for_each(|record| state.notify(record, &mut woken));
             state.push(records);
         }
         drop(state);
@@ -129,7 +139,11 @@ impl Hub {
         let mut state = self.lock();
         // Within the lock: a stream that registers a waker after this has seen it.
         self.closing.store(true, Ordering::Release);
-        let woken: Vec<_> = state.seats.iter_mut().filter_map(|(_, occupant)| occupant.waker.take()).collect();
+        let woken: Vec<_> = state
+            .seats
+            .iter_mut()
+            .filter_map(|(_, occupant)| occupant.waker.take())
+            .collect();
         drop(state);
         woken.into_iter().for_each(Waker::wake);
     }
@@ -151,22 +165,36 @@ impl Hub {
             return None;
         }
         let first_match = (position < state.head).then(|| position.next());
-        let occupant = Occupant { filter: Arc::clone(filter), first_match, waker: None };
+        let occupant = Occupant {
+            filter: Arc::clone(filter),
+            first_match,
+            waker: None,
+        };
         let number = state.seats.insert(occupant);
         state.index.insert(filter, number);
-        Some(Seat { hub: Arc::clone(self), number })
+        Some(Seat {
+            hub: Arc::clone(self),
+            number,
+        })
     }
 
     /// Like [`Seat::seen`], for onlookers: the number may have been given back, in which case `position` it is.
     pub fn seen(&self, number: usize, position: Sequence) -> Sequence {
         let state = self.lock();
-        let seen = state.seats.get(number).map(|occupant| occupant.first_match.map_or(state.head, Sequence::previous));
+        let seen = state
+            .seats
+            .get(number)
+            .map(|occupant| occupant.first_match.map_or(state.head, Sequence::previous));
         seen.unwrap_or_default().max(position)
     }
 
     /// Wakes the stream that waits on a seat. It finds out itself what for.
     pub fn wake(&self, number: usize) {
-        let waker = self.lock().seats.get_mut(number).and_then(|occupant| occupant.waker.take());
+        let waker = self
+            .lock()
+            .seats
+            .get_mut(number)
+            .and_then(|occupant| occupant.waker.take());
         waker.into_iter().for_each(Waker::wake);
     }
 
@@ -178,7 +206,9 @@ impl Hub {
 
 impl State {
     fn ring_start(&self) -> Sequence {
-        self.ring.front().map_or(self.head.next(), |oldest| oldest[0].sequence())
+        self.ring
+            .front()
+            .map_or(self.head.next(), |oldest| oldest[0].sequence())
     }
 
     fn notify(&mut self, record: &Record, woken: &mut Vec<Waker>) {
@@ -209,8 +239,20 @@ impl State {
     fn erase(&mut self, erased: &Record) {
         let place = erased.sequence();
         let at = self.ring.partition_point(|records| last(records) < place);
-        let Some(records) = self.ring.get_mut(at).filter(|records| records[0].sequence() <= place) else { return };
-        let put = |record: &Record| if record.sequence() == place { erased.clone() } else { record.clone() };
+        let Some(records) = self
+            .ring
+            .get_mut(at)
+            .filter(|records| records[0].sequence() <= place)
+        else {
+            return;
+        };
+        let put = |record: &Record| {
+            if record.sequence() == place {
+                erased.clone()
+            } else {
+                record.clone()
+            }
+        };
         let replaced = Records::from(records.iter().map(put).collect::<Vec<_>>());
         self.ring_bytes = self.ring_bytes - bytes(records) + bytes(&replaced);
         *records = replaced;
@@ -236,12 +278,19 @@ impl State {
 
 /// The first of the ring's records that have a match at or behind `from`, and where it is; or those at which to go on later.
 fn find(ring: &VecDeque<Records>, filter: &Filter, from: Sequence) -> Option<(Records, usize)> {
-    let (mut scanned, mut candidates) = (0, ring.range(ring.partition_point(|records| last(records) < from)..));
+    let (mut scanned, mut candidates) = (
+        0,
+        ring.range(ring.partition_point(|records| last(records) < from)..),
+    );
     candidates.find_map(|records| {
         let start = records.partition_point(|record| record.sequence() < from);
-        let found = records[start..].iter().position(|record| filter.matches(record));
+        let found = records[start..]
+            .iter()
+            .position(|record| filter.matches(record));
         scanned += records.len() - start;
-        let at = found.map(|place| start + place).or((scanned >= READ_SCANNED_MAX).then_some(records.len()))?;
+        let at = found
+            .map(|place| start + place)
+            .or((scanned >= READ_SCANNED_MAX).then_some(records.len()))?;
         Some((records.clone(), at))
     })
 }
@@ -255,7 +304,11 @@ fn split(mut records: &[Record]) -> impl Iterator<Item = &[Record]> {
             bytes += record.len();
             is_first || bytes <= SHARED_BYTES_MAX
         };
-        let count = records.iter().take(SHARED_RECORDS_MAX).take_while(fits).count();
+        let count = records
+            .iter()
+            .take(SHARED_RECORDS_MAX)
+            .take_while(fits)
+            .count();
         let (piece, rest) = records.split_at(count);
         records = rest;
         (!piece.is_empty()).then_some(piece)
@@ -281,7 +334,11 @@ impl Seat {
     /// Reads on from behind `position`; registers the waker if there is nothing to read.
     pub fn read(&self, position: Sequence, waker: &Waker) -> Read {
         let mut state = self.hub.lock();
-        if self.hub.is_closing() { Read::Closing } else { state.read(self.number, position, waker) }
+        if self.hub.is_closing() {
+            Read::Closing
+        } else {
+            state.read(self.number, position, waker)
+        }
     }
 
     /// Up to where someone who has seen everything up to `position` has nothing to read.

@@ -25,8 +25,14 @@ fn record(sequence: u64, task: u8, padding: usize) -> Record {
 
 fn filter(tasks: &[u8], product: Option<&str>) -> Arc<Filter> {
     Arc::new(Filter {
-        task_ids: tasks.iter().map(|task| TaskId::parse(&format!("t{task}")).unwrap()).collect(),
-        products: product.into_iter().map(|slug| Product::parse(slug).unwrap()).collect(),
+        task_ids: tasks
+            .iter()
+            .map(|task| TaskId::parse(&format!("t{task}")).unwrap())
+            .collect(),
+        products: product
+            .into_iter()
+            .map(|slug| Product::parse(slug).unwrap())
+            .collect(),
         ..Filter::default()
     })
 }
@@ -82,10 +88,19 @@ impl Reader {
                 .collect::<Vec<_>>()
         };
         self.waits_since = None;
-        match self.seat.read(self.position, &Arc::clone(&self.wake).into()) {
+        match self
+            .seat
+            .read(self.position, &Arc::clone(&self.wake).into())
+        {
             Read::Records(records, at) => {
-                let (to, matching) = (last(&records), records[at..].iter().filter(|r| self.filter.matches(*r)));
-                assert_eq!(matching.map(Record::sequence).collect::<Vec<_>>(), expected(self.position, to));
+                let (to, matching) = (
+                    last(&records),
+                    records[at..].iter().filter(|r| self.filter.matches(*r)),
+                );
+                assert_eq!(
+                    matching.map(Record::sequence).collect::<Vec<_>>(),
+                    expected(self.position, to)
+                );
                 self.position = to;
             }
             Read::Waiting(head) => {
@@ -97,7 +112,9 @@ impl Reader {
             Read::Behind(to) => {
                 assert_eq!(expected(self.position, to), []);
                 let head = hub.head();
-                self.seat = hub.attach(&self.filter, head).expect("the head is always within the ring");
+                self.seat = hub
+                    .attach(&self.filter, head)
+                    .expect("the head is always within the ring");
                 self.position = head;
             }
         }
@@ -161,10 +178,17 @@ fn a_place_before_the_ring_gets_no_seat_and_its_first_place_does() {
     let hub = Hub::new(Sequence(0), 1_000);
     (1..=20).for_each(|at| hub.publish(&[record(at, 1, 200)]));
     let kept = 1_000 / size;
-    assert!(hub.attach(&filter(&[], None), Sequence(20 - kept - 1)).is_none());
-    let seat = hub.attach(&filter(&[], None), Sequence(20 - kept)).expect("the place before the ring's first event");
+    assert!(
+        hub.attach(&filter(&[], None), Sequence(20 - kept - 1))
+            .is_none()
+    );
+    let seat = hub
+        .attach(&filter(&[], None), Sequence(20 - kept))
+        .expect("the place before the ring's first event");
     for at in 20 - kept..20 {
-        let Read::Records(records, 0) = seat.read(Sequence(at), Waker::noop()) else { panic!("nothing to read") };
+        let Read::Records(records, 0) = seat.read(Sequence(at), Waker::noop()) else {
+            panic!("nothing to read")
+        };
         assert_eq!(last(&records), Sequence(at + 1));
     }
 }
@@ -173,14 +197,31 @@ fn a_place_before_the_ring_gets_no_seat_and_its_first_place_does() {
 fn one_read_is_bounded_by_count_and_by_bytes() {
     let hub = Hub::new(Sequence(0), 64 * 1024 * 1024);
     hub.publish(&(1..=100).map(|at| record(at, 1, 10)).collect::<Vec<_>>());
-    hub.publish(&(101..=110).map(|at| record(at, 2, 50_000)).collect::<Vec<_>>());
+    hub.publish(
+        &(101..=110)
+            .map(|at| record(at, 2, 50_000))
+            .collect::<Vec<_>>(),
+    );
     let seat = hub.attach(&filter(&[], None), Sequence(0)).unwrap();
-    let Read::Records(records, at) = seat.read(Sequence(0), Waker::noop()) else { panic!() };
-    assert_eq!((records.len(), at, last(&records)), (SHARED_RECORDS_MAX, 0, Sequence(64)));
-    let Read::Records(records, at) = seat.read(Sequence(70), Waker::noop()) else { panic!() };
+    let Read::Records(records, at) = seat.read(Sequence(0), Waker::noop()) else {
+        panic!()
+    };
+    assert_eq!(
+        (records.len(), at, last(&records)),
+        (SHARED_RECORDS_MAX, 0, Sequence(64))
+    );
+    let Read::Records(records, at) = seat.read(Sequence(70), Waker::noop()) else {
+        panic!()
+    };
     assert_eq!((records.len(), at, last(&records)), (36, 6, Sequence(100)));
-    let Read::Records(records, 0) = seat.read(Sequence(100), Waker::noop()) else { panic!() };
-    assert_eq!((records.len(), last(&records)), (1, Sequence(101)), "the second would exceed the bytes");
+    let Read::Records(records, 0) = seat.read(Sequence(100), Waker::noop()) else {
+        panic!()
+    };
+    assert_eq!(
+        (records.len(), last(&records)),
+        (1, Sequence(101)),
+        "the second would exceed the bytes"
+    );
     assert_eq!(records[0].task_id(), "t2");
 }
 
@@ -190,9 +231,16 @@ fn what_is_erased_is_no_more_in_the_ring_and_stays_at_its_place() {
     hub.publish(&(1..=100).map(|at| record(at, 1, 10)).collect::<Vec<_>>());
     let before = hub.ring_size();
     let (first, last_one) = (record(1, 1, 10), record(100, 1, 10));
-    hub.erase(&[first.erased(), last_one.erased(), record(101, 1, 10).erased()]);
+    hub.erase(&[
+        first.erased(),
+        last_one.erased(),
+        record(101, 1, 10).erased(),
+    ]);
     let after = hub.ring_size();
-    assert_eq!((after.events, after.bytes), (before.events, before.bytes - 20));
+    assert_eq!(
+        (after.events, after.bytes),
+        (before.events, before.bytes - 20)
+    );
     let seat = hub.attach(&filter(&[1], None), Sequence(0)).unwrap();
     let mut position = Sequence(0);
     while let Read::Records(records, at) = seat.read(position, Waker::noop()) {
@@ -210,8 +258,14 @@ fn closing_wakes_everyone_and_is_seen_by_all() {
     let hub = Hub::new(Sequence(0), 1_000);
     let seat = hub.attach(&filter(&[1], None), Sequence(0)).unwrap();
     let wake = Arc::<Counter>::default();
-    assert!(matches!(seat.read(Sequence(0), &Arc::clone(&wake).into()), Read::Waiting(Sequence(0))));
+    assert!(matches!(
+        seat.read(Sequence(0), &Arc::clone(&wake).into()),
+        Read::Waiting(Sequence(0))
+    ));
     hub.close();
     assert_eq!(wake.count(), 1);
-    assert!(matches!(seat.read(Sequence(0), Waker::noop()), Read::Closing));
+    assert!(matches!(
+        seat.read(Sequence(0), Waker::noop()),
+        Read::Closing
+    ));
 }

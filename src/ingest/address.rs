@@ -42,8 +42,12 @@ impl TrustedProxies {
             return client;
         }
         let hops = match self.header {
-            ForwardedHeader::XForwardedFor => elements(headers, &X_FORWARDED_FOR).map(node).collect::<Vec<_>>(),
-            ForwardedHeader::Forwarded => elements(headers, &FORWARDED).map(forwarded_for).collect(),
+            ForwardedHeader::XForwardedFor => elements(headers, &X_FORWARDED_FOR)
+                .map(node)
+                .collect::<Vec<_>>(),
+            ForwardedHeader::Forwarded => {
+                elements(headers, &FORWARDED).map(forwarded_for).collect()
+            }
         };
         for hop in hops.into_iter().rev() {
             // What cannot be read ends the walk: the proxy that wrote it is the last that is known.
@@ -60,14 +64,21 @@ impl TrustedProxies {
 /// The comma-separated elements of all headers of that name, in order. Cut before they are read, so that what a client has
 /// sent never spoils what its proxy has written behind it.
 fn elements<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item = &'a str> {
-    let elements = headers.get_all(name).iter().flat_map(|value| value.as_bytes().split(|&byte| byte == b','));
+    let elements = headers
+        .get_all(name)
+        .iter()
+        .flat_map(|value| value.as_bytes().split(|&byte| byte == b','));
     elements.map(|element| str::from_utf8(element).unwrap_or("?").trim())
 }
 
 /// The `for` of one element of `Forwarded`.
 fn forwarded_for(element: &str) -> Option<IpAddr> {
-    let pairs = element.split(';').filter_map(|pair| pair.trim().split_once('='));
-    let (_, value) = pairs.into_iter().find(|(name, _)| name.eq_ignore_ascii_case("for"))?;
+    let pairs = element
+        .split(';')
+        .filter_map(|pair| pair.trim().split_once('='));
+    let (_, value) = pairs
+        .into_iter()
+        .find(|(name, _)| name.eq_ignore_ascii_case("for"))?;
     node(value.trim_matches('"'))
 }
 
@@ -76,7 +87,9 @@ fn node(text: &str) -> Option<IpAddr> {
     let ip = || text.parse::<IpAddr>().ok();
     let with_port = || text.parse::<SocketAddr>().ok().map(|address| address.ip());
     let bracketed = || text.strip_prefix('[')?.strip_suffix(']')?.parse().ok();
-    ip().or_else(with_port).or_else(bracketed).map(|address| address.to_canonical())
+    ip().or_else(with_port)
+        .or_else(bracketed)
+        .map(|address| address.to_canonical())
 }
 
 #[cfg(test)]
@@ -85,14 +98,24 @@ mod tests {
 
     use super::*;
 
-    fn client(header: ForwardedHeader, peer: &str, headers: &[(&'static str, &'static str)]) -> String {
-        let networks = ["10.0.0.0/8", "fd00::/8"].map(|network| network.parse().unwrap()).to_vec();
-        let headers = headers.iter().map(|(name, value)| (HeaderName::from_static(name), value.parse().unwrap()));
+    fn client(
+        header: ForwardedHeader,
+        peer: &str,
+        headers: &[(&'static str, &'static str)],
+    ) -> String {
+        let networks = ["10.0.0.0/8", "fd00::/8"]
+            .map(|network| network.parse().unwrap())
+            .to_vec();
+        let headers = headers
+            .iter()
+            .map(|(name, value)| (HeaderName::from_static(name), value.parse().unwrap()));
         let headers = headers.fold(HeaderMap::new(), |mut map, (name, value)| {
             map.append(name, value);
             map
         });
-        TrustedProxies { networks, header }.client(peer.parse().unwrap(), &headers).to_string()
+        TrustedProxies { networks, header }
+            .client(peer.parse().unwrap(), &headers)
+            .to_string()
     }
 
     #[test]
@@ -101,18 +124,33 @@ mod tests {
         let xff = |value| [("x-forwarded-for", value)];
         assert_eq!(client("10.0.0.1", &[]), "10.0.0.1");
         assert_eq!(client("10.0.0.1", &xff("198.51.100.7")), "198.51.100.7");
-        assert_eq!(client("10.0.0.1", &xff("203.0.113.9, 198.51.100.7, 10.2.3.4")), "198.51.100.7");
+        assert_eq!(
+            client("10.0.0.1", &xff("203.0.113.9, 198.51.100.7, 10.2.3.4")),
+            "198.51.100.7"
+        );
         assert_eq!(client("10.0.0.1", &xff("10.9.9.9,10.2.3.4")), "10.9.9.9");
-        let two = [("x-forwarded-for", "203.0.113.9"), ("x-forwarded-for", "198.51.100.7")];
+        let two = [
+            ("x-forwarded-for", "203.0.113.9"),
+            ("x-forwarded-for", "198.51.100.7"),
+        ];
         assert_eq!(client("10.0.0.1", &two), "198.51.100.7");
         assert_eq!(client("fd00::1", &xff("2001:db8::7")), "2001:db8::7");
-        assert_eq!(client("10.0.0.1", &xff("[2001:db8::7]:443, 10.0.0.9:80")), "2001:db8::7");
-        assert_eq!(client("::ffff:10.0.0.1", &xff("::ffff:198.51.100.7")), "198.51.100.7");
+        assert_eq!(
+            client("10.0.0.1", &xff("[2001:db8::7]:443, 10.0.0.9:80")),
+            "2001:db8::7"
+        );
+        assert_eq!(
+            client("::ffff:10.0.0.1", &xff("::ffff:198.51.100.7")),
+            "198.51.100.7"
+        );
     }
 
     #[test]
     fn a_stranger_is_not_believed() {
-        let xff = [("x-forwarded-for", "198.51.100.7"), ("forwarded", "for=198.51.100.7")];
+        let xff = [
+            ("x-forwarded-for", "198.51.100.7"),
+            ("forwarded", "for=198.51.100.7"),
+        ];
         for header in [ForwardedHeader::XForwardedFor, ForwardedHeader::Forwarded] {
             assert_eq!(client(header, "203.0.113.1", &xff), "203.0.113.1");
         }
@@ -120,14 +158,29 @@ mod tests {
 
     #[test]
     fn only_the_header_that_the_proxies_write_is_believed() {
-        let both = [("x-forwarded-for", "198.51.100.7"), ("forwarded", "for=203.0.113.9")];
-        assert_eq!(client(ForwardedHeader::XForwardedFor, "10.0.0.1", &both), "198.51.100.7");
-        assert_eq!(client(ForwardedHeader::Forwarded, "10.0.0.1", &both), "203.0.113.9");
+        let both = [
+            ("x-forwarded-for", "198.51.100.7"),
+            ("forwarded", "for=203.0.113.9"),
+        ];
+        assert_eq!(
+            client(ForwardedHeader::XForwardedFor, "10.0.0.1", &both),
+            "198.51.100.7"
+        );
+        assert_eq!(
+            client(ForwardedHeader::Forwarded, "10.0.0.1", &both),
+            "203.0.113.9"
+        );
     }
 
     #[test]
     fn what_cannot_be_read_ends_the_walk() {
-        let client = |value| client(ForwardedHeader::XForwardedFor, "10.0.0.1", &[("x-forwarded-for", value)]);
+        let client = |value| {
+            client(
+                ForwardedHeader::XForwardedFor,
+                "10.0.0.1",
+                &[("x-forwarded-for", value)],
+            )
+        };
         assert_eq!(client("198.51.100.7, unknown"), "10.0.0.1");
         assert_eq!(client("198.51.100.7, unknown, 10.3.3.3"), "10.3.3.3");
         assert_eq!(client(""), "10.0.0.1");
@@ -136,8 +189,19 @@ mod tests {
     #[test]
     fn nothing_that_a_client_sends_hides_it_behind_its_proxy() {
         let networks = vec!["10.0.0.0/8".parse().unwrap()];
-        let proxies = TrustedProxies { networks, header: ForwardedHeader::XForwardedFor };
-        for sent in [&b"\xff"[..], "ümlaut".as_bytes(), b"10.0.0.7", b"\"", b"a\tb", b",", b""] {
+        let proxies = TrustedProxies {
+            networks,
+            header: ForwardedHeader::XForwardedFor,
+        };
+        for sent in [
+            &b"\xff"[..],
+            "ümlaut".as_bytes(),
+            b"10.0.0.7",
+            b"\"",
+            b"a\tb",
+            b",",
+            b"",
+        ] {
             let value = HeaderValue::from_bytes(&[sent, b", 198.51.100.7"].concat()).unwrap();
             let headers = HeaderMap::from_iter([(X_FORWARDED_FOR, value)]);
             let client = proxies.client([10, 0, 0, 1].into(), &headers).to_string();
@@ -147,10 +211,25 @@ mod tests {
 
     #[test]
     fn forwarded_is_read_as_its_rfc_has_it() {
-        let client = |value| client(ForwardedHeader::Forwarded, "10.0.0.1", &[("forwarded", value)]);
-        assert_eq!(client("for=198.51.100.7;proto=https;by=10.0.0.1"), "198.51.100.7");
-        assert_eq!(client("For=\"[2001:db8:cafe::17]:4711\""), "2001:db8:cafe::17");
-        assert_eq!(client("for=203.0.113.9, for=198.51.100.7, for=10.2.2.2"), "198.51.100.7");
+        let client = |value| {
+            client(
+                ForwardedHeader::Forwarded,
+                "10.0.0.1",
+                &[("forwarded", value)],
+            )
+        };
+        assert_eq!(
+            client("for=198.51.100.7;proto=https;by=10.0.0.1"),
+            "198.51.100.7"
+        );
+        assert_eq!(
+            client("For=\"[2001:db8:cafe::17]:4711\""),
+            "2001:db8:cafe::17"
+        );
+        assert_eq!(
+            client("for=203.0.113.9, for=198.51.100.7, for=10.2.2.2"),
+            "198.51.100.7"
+        );
         assert_eq!(client("for=_hidden"), "10.0.0.1");
         assert_eq!(client("proto=https"), "10.0.0.1");
     }

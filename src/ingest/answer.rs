@@ -34,7 +34,11 @@ pub(crate) struct ToAnybody;
 
 /// Whether it is what load balancers ask for by default: haproxy by OPTIONS, others by GET or HEAD.
 pub(super) fn is_probe<B>(request: &Request<B>) -> bool {
-    request.uri().path() == "/" && matches!(*request.method(), Method::GET | Method::HEAD | Method::OPTIONS)
+    request.uri().path() == "/"
+        && matches!(
+            *request.method(),
+            Method::GET | Method::HEAD | Method::OPTIONS
+        )
 }
 
 pub(super) fn to_probe() -> Response {
@@ -121,23 +125,38 @@ enum Why {
 impl Denied {
     pub(super) fn of(denial: Denial, kind: impl FnOnce(Arc<str>) -> Credential) -> Box<Self> {
         let credential = denial.name().cloned().map(kind);
-        Box::new(Self { why: Why::Url(denial), credential })
+        Box::new(Self {
+            why: Why::Url(denial),
+            credential,
+        })
     }
 
     pub(super) fn other_product(credential: Credential) -> Box<Self> {
-        Box::new(Self { why: Why::OtherProduct, credential: Some(credential) })
+        Box::new(Self {
+            why: Why::OtherProduct,
+            credential: Some(credential),
+        })
     }
 
     pub(super) fn other_label(credential: Credential) -> Box<Self> {
-        Box::new(Self { why: Why::OtherLabel, credential: Some(credential) })
+        Box::new(Self {
+            why: Why::OtherLabel,
+            credential: Some(credential),
+        })
     }
 
     pub(super) fn without_body_signature() -> Box<Self> {
-        Box::new(Self { why: Why::NoBodySignature, credential: None })
+        Box::new(Self {
+            why: Why::NoBodySignature,
+            credential: None,
+        })
     }
 
     pub(super) fn by_body_signature() -> Box<Self> {
-        Box::new(Self { why: Why::BadBodySignature, credential: None })
+        Box::new(Self {
+            why: Why::BadBodySignature,
+            credential: None,
+        })
     }
 
     fn cause(&self) -> &'static str {
@@ -153,7 +172,9 @@ impl Denied {
     /// The key that the URL names. Anybody can name any.
     fn key_id(&self) -> Option<String> {
         match &self.why {
-            Why::Url(Denial::UnknownKey(key_id) | Denial::BadSignature(Some(key_id))) => Some(key_id.to_string()),
+            Why::Url(Denial::UnknownKey(key_id) | Denial::BadSignature(Some(key_id))) => {
+                Some(key_id.to_string())
+            }
             _ => None,
         }
     }
@@ -223,7 +244,9 @@ fn seconds(wait: Duration) -> u64 {
 }
 
 pub(super) fn wants_html(headers: &HeaderMap) -> bool {
-    let accept = headers.get(header::ACCEPT).and_then(|accept| accept.to_str().ok());
+    let accept = headers
+        .get(header::ACCEPT)
+        .and_then(|accept| accept.to_str().ok());
     accept.is_some_and(|accept| accept.contains("text/html"))
 }
 
@@ -249,7 +272,9 @@ impl Outcome {
             Self::Received(_) => "accepted",
             Self::Quarantined { .. } => "quarantined",
             Self::NotKept(Failure::Late) => "late",
-            Self::NotKept(Failure::Write(WriteError::Overloaded)) | Self::Overloaded => "overloaded",
+            Self::NotKept(Failure::Write(WriteError::Overloaded)) | Self::Overloaded => {
+                "overloaded"
+            }
             Self::NotKept(Failure::Write(WriteError::DiskLow { .. })) => "disk_low",
             Self::NotKept(Failure::Write(_)) => "store_failed",
             Self::Draining => "draining",
@@ -272,10 +297,14 @@ impl Outcome {
     pub(super) fn refusal(&self, let_in: Option<&Credential>) -> Option<Refusal> {
         let denied = match self {
             Self::Received(_) | Self::Quarantined { .. } | Self::Concealed(_) => return None,
-            Self::Unauthorized(denied) | Self::UrlExpired(denied) | Self::NotFound(Some(denied)) => Some(denied),
+            Self::Unauthorized(denied)
+            | Self::UrlExpired(denied)
+            | Self::NotFound(Some(denied)) => Some(denied),
             _ => None,
         };
-        let credential = denied.and_then(|denied| denied.credential.clone()).or_else(|| let_in.cloned());
+        let credential = denied
+            .and_then(|denied| denied.credential.clone())
+            .or_else(|| let_in.cloned());
         let explanation = match (denied, self) {
             (Some(denied), _) => denied.explanation(),
             (None, Self::BudgetExceeded(_)) => {
@@ -291,7 +320,9 @@ impl Outcome {
             (None, Self::NotKept(Failure::Write(WriteError::Failed(_)))) => {
                 "the store takes no writes: /readyz says why"
             }
-            (None, Self::NotKept(Failure::Late)) => "the disk took longer than ingest.answer_timeout",
+            (None, Self::NotKept(Failure::Late)) => {
+                "the disk took longer than ingest.answer_timeout"
+            }
             (None, Self::MethodNotAllowed { .. }) => "callbacks come by POST",
             (None, refused) => match refused.body() {
                 Answer::Refused { message, .. } => message,
@@ -300,20 +331,33 @@ impl Outcome {
         };
         let key_id = denied.and_then(|denied| denied.key_id());
         let cause = denied.map_or_else(|| self.as_str(), |denied| denied.cause());
-        Some(Refusal { cause, credential, key_id, explanation })
+        Some(Refusal {
+            cause,
+            credential,
+            key_id,
+            explanation,
+        })
     }
 
     pub(super) fn response(&self) -> Response {
         let status = self.status();
         let mut response = match self {
-            Self::MethodNotAllowed { wants_html: true } => {
-                (status, Html(format!("<!doctype html><title>blobcast</title><p>{HELP}</p>\n"))).into_response()
-            }
+            Self::MethodNotAllowed { wants_html: true } => (
+                status,
+                Html(format!(
+                    "<!doctype html><title>blobcast</title><p>{HELP}</p>\n"
+                )),
+            )
+                .into_response(),
             _ => {
-                let body = serde_json::to_string(&self.body()).expect("a struct of texts is always JSON");
+                let body =
+                    serde_json::to_string(&self.body()).expect("a struct of texts is always JSON");
                 let mut response = Response::new(body.into());
                 *response.status_mut() = status;
-                response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+                response.headers_mut().insert(
+                    header::CONTENT_TYPE,
+                    HeaderValue::from_static("application/json"),
+                );
                 response
             }
         };
@@ -321,7 +365,9 @@ impl Outcome {
             response.headers_mut().insert(name, value);
         }
         if let Self::BudgetExceeded(wait) = self {
-            response.headers_mut().insert(header::RETRY_AFTER, seconds(*wait).into());
+            response
+                .headers_mut()
+                .insert(header::RETRY_AFTER, seconds(*wait).into());
         }
         response
     }
@@ -368,8 +414,17 @@ impl Outcome {
 
     fn body(&self) -> Answer {
         let message = match self {
-            Self::Received(Appended { event_id, duplicate, .. }) => {
-                return Answer::Received { told: Some(Told { event_id: event_id.to_string(), duplicate: *duplicate }) };
+            Self::Received(Appended {
+                event_id,
+                duplicate,
+                ..
+            }) => {
+                return Answer::Received {
+                    told: Some(Told {
+                        event_id: event_id.to_string(),
+                        duplicate: *duplicate,
+                    }),
+                };
             }
             Self::Concealed(_) => return Answer::Received { told: None },
             Self::Quarantined { reason } => return Answer::Quarantined { reason },
@@ -383,17 +438,28 @@ impl Outcome {
             }
             Self::UrlExpired(_) => "the signed callback URL has expired: mint a new one",
             Self::AddressDenied => "callbacks are not taken from this address",
-            Self::ForeignOrigin => "a web page has sent this: callbacks come from the vendor's servers",
+            Self::ForeignOrigin => {
+                "a web page has sent this: callbacks come from the vendor's servers"
+            }
             Self::RateLimited => "too many refused requests from this address: slow down",
-            Self::BudgetExceeded(_) => "more bytes in a minute than this URL may bring: send it again later",
+            Self::BudgetExceeded(_) => {
+                "more bytes in a minute than this URL may bring: send it again later"
+            }
             Self::MethodNotAllowed { .. } => HELP,
             Self::NotFound(_) => "callbacks go to /webhook or /webhook/PRODUCT",
-            Self::UnsupportedEncoding => "send the body as it is, or with Content-Encoding gzip or deflate",
-            Self::BodyTooLarge => "the body is larger than ingest.body_bytes_max, perhaps once decompressed",
+            Self::UnsupportedEncoding => {
+                "send the body as it is, or with Content-Encoding gzip or deflate"
+            }
+            Self::BodyTooLarge => {
+                "the body is larger than ingest.body_bytes_max, perhaps once decompressed"
+            }
             Self::BodyTimeout => "the body took longer than ingest.body_timeout",
             Self::BodyAborted => "the body broke off",
         };
-        Answer::Refused { reason: self.as_str(), message }
+        Answer::Refused {
+            reason: self.as_str(),
+            message,
+        }
     }
 
     fn extra_header(&self) -> Option<(header::HeaderName, HeaderValue)> {
@@ -401,10 +467,15 @@ impl Outcome {
             Self::NotKept(_) | Self::Overloaded => Some((header::RETRY_AFTER, RETRY_SECONDS)),
             Self::Draining => Some((header::RETRY_AFTER, RETRY_DRAINING_SECONDS)),
             Self::RateLimited => Some((header::RETRY_AFTER, RETRY_RATE_LIMITED_SECONDS)),
-            Self::MethodNotAllowed { .. } => Some((header::ALLOW, HeaderValue::from_static("POST"))),
+            Self::MethodNotAllowed { .. } => {
+                Some((header::ALLOW, HeaderValue::from_static("POST")))
+            }
             // The sender was too slow for its body, so the rest of it is not waited for either.
             Self::BodyTimeout => Some((header::CONNECTION, HeaderValue::from_static("close"))),
-            Self::UnsupportedEncoding => Some((header::ACCEPT_ENCODING, HeaderValue::from_static("gzip, deflate"))),
+            Self::UnsupportedEncoding => Some((
+                header::ACCEPT_ENCODING,
+                HeaderValue::from_static("gzip, deflate"),
+            )),
             _ => None,
         }
     }

@@ -21,7 +21,10 @@ pub(super) struct InFlight<'a> {
 
 impl<'a> InFlight<'a> {
     pub(super) fn new(bytes: Bytes, permit: SemaphorePermit<'a>) -> Self {
-        Self { bytes, _permit: permit }
+        Self {
+            bytes,
+            _permit: permit,
+        }
     }
 }
 
@@ -35,11 +38,22 @@ where
 {
     let deadline = Instant::now() + limits.body_timeout;
     let content_length = request.headers().get(header::CONTENT_LENGTH);
-    let declared = content_length.and_then(|length| length.to_str().ok()?.parse::<usize>().ok()).unwrap_or(0);
+    let declared = content_length
+        .and_then(|length| length.to_str().ok()?.parse::<usize>().ok())
+        .unwrap_or(0);
     if declared > limits.body_bytes_max {
         return Err(Outcome::BodyTooLarge); // what is on its way is the listener's to deal with
     }
-    let whole = timeout_at(deadline, collect(request.into_body(), declared, limits.body_bytes_max, inflight)).await;
+    let whole = timeout_at(
+        deadline,
+        collect(
+            request.into_body(),
+            declared,
+            limits.body_bytes_max,
+            inflight,
+        ),
+    )
+    .await;
     whole.unwrap_or(Err(Outcome::BodyTimeout))
 }
 
@@ -53,10 +67,14 @@ async fn collect<'a, B>(
 where
     B: HttpBody<Data = Bytes> + Unpin,
 {
-    let mut permit = inflight.try_acquire_many(0).map_err(|_| Outcome::Overloaded)?;
+    let mut permit = inflight
+        .try_acquire_many(0)
+        .map_err(|_| Outcome::Overloaded)?;
     let mut bytes = BytesMut::with_capacity(declared.min(16 * 1024));
     while let Some(frame) = body.frame().await {
-        let Ok(data) = frame.map_err(|_| Outcome::BodyAborted)?.into_data() else { continue };
+        let Ok(data) = frame.map_err(|_| Outcome::BodyAborted)?.into_data() else {
+            continue;
+        };
         if bytes.len() + data.len() > bytes_max {
             return Err(Outcome::BodyTooLarge);
         }
@@ -69,5 +87,7 @@ where
 /// Room for so many bytes.
 pub(super) fn acquire(inflight: &Semaphore, bytes: usize) -> Result<SemaphorePermit<'_>, Outcome> {
     let count = u32::try_from(bytes).map_err(|_| Outcome::BodyTooLarge)?;
-    inflight.try_acquire_many(count).map_err(|_| Outcome::Overloaded)
+    inflight
+        .try_acquire_many(count)
+        .map_err(|_| Outcome::Overloaded)
 }

@@ -80,7 +80,11 @@ impl Credential {
 impl fmt::Display for Credential {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (kind, name) = (self.kind(), self.name());
-        if name.is_empty() { f.write_str(kind) } else { write!(f, "{kind} {name}") }
+        if name.is_empty() {
+            f.write_str(kind)
+        } else {
+            write!(f, "{kind} {name}")
+        }
     }
 }
 
@@ -120,11 +124,15 @@ struct Bucket(AtomicU64);
 impl Bucket {
     /// Takes what costs so much of a minute, or says how long it takes until that is there: a minute at most.
     fn take(&self, cost: u64, now: u64) -> Result<(), u64> {
-        let taken = self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |full_at| {
-            let full_at = full_at.max(now);
-            (lacking(full_at - now, cost) == 0).then(|| full_at.saturating_add(cost))
-        });
-        taken.map(drop).map_err(|full_at| lacking(full_at.saturating_sub(now), cost))
+        let taken = self
+            .0
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |full_at| {
+                let full_at = full_at.max(now);
+                (lacking(full_at - now, cost) == 0).then(|| full_at.saturating_add(cost))
+            });
+        taken
+            .map(drop)
+            .map_err(|full_at| lacking(full_at.saturating_sub(now), cost))
     }
 
     fn has(&self, cost: u64, now: u64) -> Result<(), u64> {
@@ -161,14 +169,19 @@ fn cost(bytes: u64, per_minute_max: u64) -> u64 {
 impl Purse {
     fn new(credential: &Credential, metrics: &Metrics) -> Self {
         let rest = Account::new(credential, OTHER, metrics);
-        Self { all: Bucket::default(), products: HashMap::new(), rest }
+        Self {
+            all: Bucket::default(),
+            products: HashMap::new(),
+            rest,
+        }
     }
 
     /// The account of a product; `None` if it has none yet, and is to have one.
     fn account(&self, product: &str) -> Option<&Account> {
         let own = self.products.get(product);
         let has_none = || {
-            self.products.len() >= CREDENTIAL_PRODUCTS_MAX || !(product.is_empty() || Product::parse(product).is_ok())
+            self.products.len() >= CREDENTIAL_PRODUCTS_MAX
+                || !(product.is_empty() || Product::parse(product).is_ok())
         };
         own.or_else(|| has_none().then_some(&self.rest))
     }
@@ -183,17 +196,30 @@ impl Purse {
 impl Account {
     fn new(credential: &Credential, product: &str, metrics: &Metrics) -> Self {
         let labels = [credential.kind(), credential.name(), product];
-        Self { bucket: Bucket::default(), bytes: metrics.callback_bytes.with_label_values(&labels) }
+        Self {
+            bucket: Bucket::default(),
+            bytes: metrics.callback_bytes.with_label_values(&labels),
+        }
     }
 }
 
 impl Budgets {
     pub(super) fn new(now: Instant, metrics: Arc<Metrics>) -> Self {
-        Self { began: now, purses: RwLock::default(), metrics }
+        Self {
+            began: now,
+            purses: RwLock::default(),
+            metrics,
+        }
     }
 
     /// Takes a callback of so many bytes out of the budget, or says when it would fit. `product` is the URL's; empty if it has none.
-    pub(super) fn take(&self, sender: &Sender, product: &str, bytes: u64, now: Instant) -> Result<(), Duration> {
+    pub(super) fn take(
+        &self,
+        sender: &Sender,
+        product: &str,
+        bytes: u64,
+        now: Instant,
+    ) -> Result<(), Duration> {
         let (now, weight) = (self.nanoseconds(now), bytes.saturating_add(CALLBACK_BYTES));
         self.with_account(sender, product, now, |purse, account| {
             if sender.bytes_per_minute_max > 0 {
@@ -201,7 +227,10 @@ impl Budgets {
                 let (all, own) = (cost(weight, all), cost(weight, sender.bytes_per_minute_max));
                 account.bucket.take(own, now)?;
                 if sender.credential.is_for_all_products() {
-                    purse.all.take(all, now).inspect_err(|_| account.bucket.give_back(own))?;
+                    purse
+                        .all
+                        .take(all, now)
+                        .inspect_err(|_| account.bucket.give_back(own))?;
                 }
             }
             account.bytes.inc_by(bytes);
@@ -210,14 +239,22 @@ impl Budgets {
     }
 
     /// Whether a callback of so many bytes would fit; takes nothing. The number may be what a header claims, so any.
-    pub(super) fn has(&self, sender: &Sender, product: &str, bytes: u64, now: Instant) -> Result<(), Duration> {
+    pub(super) fn has(
+        &self,
+        sender: &Sender,
+        product: &str,
+        bytes: u64,
+        now: Instant,
+    ) -> Result<(), Duration> {
         if sender.bytes_per_minute_max == 0 {
             return Ok(());
         }
         let (now, weight) = (self.nanoseconds(now), bytes.saturating_add(CALLBACK_BYTES));
         self.with_account(sender, product, now, |purse, account| {
             let all = sender.bytes_per_minute_max.saturating_mul(PRODUCTS_SHARE);
-            account.bucket.has(cost(weight, sender.bytes_per_minute_max), now)?;
+            account
+                .bucket
+                .has(cost(weight, sender.bytes_per_minute_max), now)?;
             if sender.credential.is_for_all_products() {
                 purse.all.has(cost(weight, all), now)?;
             }
@@ -241,7 +278,10 @@ impl Budgets {
             let mut purses = self.purses.write().unwrap_or_else(PoisonError::into_inner);
             let purse = self.purse_of(&mut purses, &sender.credential, now);
             if purse.account(product).is_none() {
-                purse.products.insert(product.into(), Account::new(&sender.credential, product, &self.metrics));
+                purse.products.insert(
+                    product.into(),
+                    Account::new(&sender.credential, product, &self.metrics),
+                );
             }
             look(purse, purse.account(product).unwrap_or(&purse.rest))
         });
@@ -258,15 +298,26 @@ impl Budgets {
             purses.retain(|credential, purse| {
                 let stays = !purse.is_idle(now);
                 if !stays {
-                    purse.products.keys().map(|product| &**product).chain([OTHER]).for_each(|product| {
-                        let labels = [credential.kind(), credential.name(), product];
-                        let _ = self.metrics.callback_bytes.remove_label_values(&labels).is_ok(); // else it is gone
-                    });
+                    purse
+                        .products
+                        .keys()
+                        .map(|product| &**product)
+                        .chain([OTHER])
+                        .for_each(|product| {
+                            let labels = [credential.kind(), credential.name(), product];
+                            let _ = self
+                                .metrics
+                                .callback_bytes
+                                .remove_label_values(&labels)
+                                .is_ok(); // else it is gone
+                        });
                 }
                 stays
             });
         }
-        purses.entry(credential.clone()).or_insert_with(|| Purse::new(credential, &self.metrics))
+        purses
+            .entry(credential.clone())
+            .or_insert_with(|| Purse::new(credential, &self.metrics))
     }
 
     /// Lets time go by.
@@ -291,11 +342,17 @@ mod tests {
     const BUDGET: u64 = 60_000;
 
     fn key(name: &str) -> Sender {
-        Sender { credential: Credential::Key(name.into()), bytes_per_minute_max: BUDGET }
+        Sender {
+            credential: Credential::Key(name.into()),
+            bytes_per_minute_max: BUDGET,
+        }
     }
 
     fn token(name: &str) -> Sender {
-        Sender { credential: Credential::Token(name.into()), bytes_per_minute_max: BUDGET }
+        Sender {
+            credential: Credential::Token(name.into()),
+            bytes_per_minute_max: BUDGET,
+        }
     }
 
     fn budgets() -> (Budgets, Instant) {
@@ -313,14 +370,34 @@ mod tests {
         let (budgets, now) = budgets();
         let (one, seconds) = (key("k1"), Duration::from_secs);
         assert_eq!(budgets.take(&one, "veo", body(BUDGET / 2), now), Ok(()));
-        assert_eq!(budgets.has(&one, "veo", body(BUDGET / 2), now), Ok(()), "asking takes nothing");
-        assert_eq!(budgets.has(&one, "veo", body(BUDGET / 2 + 1_000), now), Err(seconds(1)));
+        assert_eq!(
+            budgets.has(&one, "veo", body(BUDGET / 2), now),
+            Ok(()),
+            "asking takes nothing"
+        );
+        assert_eq!(
+            budgets.has(&one, "veo", body(BUDGET / 2 + 1_000), now),
+            Err(seconds(1))
+        );
         assert_eq!(budgets.take(&one, "veo", body(BUDGET / 2), now), Ok(()));
         assert_eq!(budgets.take(&one, "veo", body(2_000), now), Err(seconds(2)));
-        assert_eq!(budgets.take(&one, "veo", body(2_000), now + seconds(1)), Err(seconds(1)));
-        assert_eq!(budgets.take(&one, "veo", body(2_000), now + seconds(2)), Ok(()));
-        assert_eq!(budgets.take(&one, "veo", body(BUDGET), now + seconds(62)), Ok(()), "full again, and not fuller");
-        assert_eq!(budgets.take(&one, "veo", body(1_000), now + seconds(62)), Err(seconds(1)));
+        assert_eq!(
+            budgets.take(&one, "veo", body(2_000), now + seconds(1)),
+            Err(seconds(1))
+        );
+        assert_eq!(
+            budgets.take(&one, "veo", body(2_000), now + seconds(2)),
+            Ok(())
+        );
+        assert_eq!(
+            budgets.take(&one, "veo", body(BUDGET), now + seconds(62)),
+            Ok(()),
+            "full again, and not fuller"
+        );
+        assert_eq!(
+            budgets.take(&one, "veo", body(1_000), now + seconds(62)),
+            Err(seconds(1))
+        );
     }
 
     #[test]
@@ -329,9 +406,18 @@ mod tests {
         let (one, seconds) = (key("k1"), Duration::from_secs);
         assert_eq!(budgets.take(&one, "veo", body(1_000 * BUDGET), now), Ok(()));
         assert_eq!(budgets.take(&one, "veo", body(1_000), now), Err(seconds(1)));
-        assert_eq!(budgets.take(&one, "veo", body(2 * BUDGET), now), Err(seconds(60)));
-        assert_eq!(budgets.take(&one, "veo", body(2 * BUDGET), now + seconds(59)), Err(seconds(1)));
-        assert_eq!(budgets.take(&one, "veo", body(2 * BUDGET), now + seconds(60)), Ok(()));
+        assert_eq!(
+            budgets.take(&one, "veo", body(2 * BUDGET), now),
+            Err(seconds(60))
+        );
+        assert_eq!(
+            budgets.take(&one, "veo", body(2 * BUDGET), now + seconds(59)),
+            Err(seconds(1))
+        );
+        assert_eq!(
+            budgets.take(&one, "veo", body(2 * BUDGET), now + seconds(60)),
+            Ok(())
+        );
     }
 
     #[test]
@@ -339,11 +425,24 @@ mod tests {
         for (before, after) in [(1, BUDGET), (1, u64::MAX), (BUDGET, 1), (BUDGET, BUDGET)] {
             for sender in [key("k1"), token("t1")] {
                 let (budgets, now) = budgets();
-                let of = |bytes_per_minute_max| Sender { bytes_per_minute_max, ..sender.clone() };
+                let of = |bytes_per_minute_max| Sender {
+                    bytes_per_minute_max,
+                    ..sender.clone()
+                };
                 budgets.take(&of(before), "veo", 1_000_000, now).unwrap();
-                let wait = budgets.has(&of(after), "veo", 1_000_000, now).err().unwrap_or_default();
-                assert!(wait <= Duration::from_secs(60), "{before} to {after}: {wait:?}");
-                assert_eq!(budgets.take(&of(after), "veo", 1_000_000, now + wait), Ok(()), "{before} to {after}");
+                let wait = budgets
+                    .has(&of(after), "veo", 1_000_000, now)
+                    .err()
+                    .unwrap_or_default();
+                assert!(
+                    wait <= Duration::from_secs(60),
+                    "{before} to {after}: {wait:?}"
+                );
+                assert_eq!(
+                    budgets.take(&of(after), "veo", 1_000_000, now + wait),
+                    Ok(()),
+                    "{before} to {after}"
+                );
             }
         }
     }
@@ -353,7 +452,11 @@ mod tests {
         let (budgets, now) = budgets();
         for bytes in [u64::MAX, u64::MAX - CALLBACK_BYTES, u64::MAX / 2] {
             for sender in [key("k1"), token("t1")] {
-                assert_eq!(budgets.has(&sender, "veo", bytes, now), Ok(()), "all of the budget is there");
+                assert_eq!(
+                    budgets.has(&sender, "veo", bytes, now),
+                    Ok(()),
+                    "all of the budget is there"
+                );
             }
         }
         assert_eq!(budgets.take(&key("k1"), "veo", u64::MAX, now), Ok(()));
@@ -363,37 +466,75 @@ mod tests {
     #[test]
     fn each_credential_and_product_has_a_budget_of_its_own() {
         let (budgets, now) = budgets();
-        for (sender, product) in [(key("k1"), "veo"), (key("k1"), "sora"), (key("k2"), "veo"), (token("k1"), "veo")] {
-            assert_eq!(budgets.take(&sender, product, body(BUDGET), now), Ok(()), "{sender:?} {product}");
-            assert!(budgets.take(&sender, product, 0, now).is_err(), "{sender:?} {product}");
+        for (sender, product) in [
+            (key("k1"), "veo"),
+            (key("k1"), "sora"),
+            (key("k2"), "veo"),
+            (token("k1"), "veo"),
+        ] {
+            assert_eq!(
+                budgets.take(&sender, product, body(BUDGET), now),
+                Ok(()),
+                "{sender:?} {product}"
+            );
+            assert!(
+                budgets.take(&sender, product, 0, now).is_err(),
+                "{sender:?} {product}"
+            );
         }
-        let unlimited = Sender { bytes_per_minute_max: 0, ..key("k1") };
-        assert_eq!(budgets.take(&unlimited, "veo", body(1_000 * BUDGET), now), Ok(()), "0 is no limit");
+        let unlimited = Sender {
+            bytes_per_minute_max: 0,
+            ..key("k1")
+        };
+        assert_eq!(
+            budgets.take(&unlimited, "veo", body(1_000 * BUDGET), now),
+            Ok(()),
+            "0 is no limit"
+        );
     }
 
     #[test]
     fn making_up_products_makes_up_no_budget() {
         let (budgets, now) = budgets();
         let fill = |sender: &Sender| {
-            let taken = |product: String| budgets.take(sender, &product, body(BUDGET / 2), now).is_ok();
-            (0..1_000).map(|number| format!("p{number}")).filter(|product| taken(product.clone())).count() as u64
+            let taken = |product: String| {
+                budgets
+                    .take(sender, &product, body(BUDGET / 2), now)
+                    .is_ok()
+            };
+            (0..1_000)
+                .map(|number| format!("p{number}"))
+                .filter(|product| taken(product.clone()))
+                .count() as u64
         };
         assert_eq!(fill(&token("t")), 2 * PRODUCTS_SHARE);
-        assert_eq!(budgets.take(&token("other"), "veo", body(BUDGET), now), Ok(()), "nobody else's");
+        assert_eq!(
+            budgets.take(&token("other"), "veo", body(BUDGET), now),
+            Ok(()),
+            "nobody else's"
+        );
         // A key has signed each; even so the table does not grow.
         assert_eq!(fill(&key("k")), CREDENTIAL_PRODUCTS_MAX as u64 + 2);
         let purses = budgets.purses.read().unwrap();
-        assert_eq!(purses[&key("k").credential].products.len(), CREDENTIAL_PRODUCTS_MAX);
+        assert_eq!(
+            purses[&key("k").credential].products.len(),
+            CREDENTIAL_PRODUCTS_MAX
+        );
     }
 
     #[test]
     fn what_is_refused_takes_nothing_of_any_bucket() {
         let (budgets, now) = budgets();
         for product in ["a", "b", "c", "d"] {
-            assert_eq!(budgets.take(&token("t"), product, body(BUDGET), now), Ok(()));
+            assert_eq!(
+                budgets.take(&token("t"), product, body(BUDGET), now),
+                Ok(())
+            );
         }
         assert!(
-            (0..100).all(|_| budgets.take(&token("t"), "e", body(BUDGET / 2), now).is_err()),
+            (0..100).all(|_| budgets
+                .take(&token("t"), "e", body(BUDGET / 2), now)
+                .is_err()),
             "all of it is used up"
         );
         let later = now + Duration::from_secs(60);
@@ -406,31 +547,60 @@ mod tests {
         for number in 0..200 {
             let _ = budgets.take(&key("k"), &format!("Not/{number}"), body(1_000), now);
         }
-        assert!(budgets.take(&key("k"), "Not/again", body(1_000), now).is_err());
-        assert_eq!(budgets.take(&key("k"), "", body(BUDGET), now), Ok(()), "without a product is one of its own");
-        assert_eq!(budgets.purses.read().unwrap()[&key("k").credential].products.len(), 1);
+        assert!(
+            budgets
+                .take(&key("k"), "Not/again", body(1_000), now)
+                .is_err()
+        );
+        assert_eq!(
+            budgets.take(&key("k"), "", body(BUDGET), now),
+            Ok(()),
+            "without a product is one of its own"
+        );
+        assert_eq!(
+            budgets.purses.read().unwrap()[&key("k").credential]
+                .products
+                .len(),
+            1
+        );
     }
 
     #[test]
     fn credentials_that_are_idle_make_room_for_new_ones() {
         let (budgets, now) = budgets();
         for number in 0..IDLE_CREDENTIALS_MAX {
-            budgets.take(&key(&format!("k{number}")), "veo", body(BUDGET), now).unwrap();
+            budgets
+                .take(&key(&format!("k{number}")), "veo", body(BUDGET), now)
+                .unwrap();
         }
         let later = now + Duration::from_secs(61);
-        budgets.take(&key("k0"), "veo", body(BUDGET), later).unwrap();
-        budgets.take(&key("new"), "veo", body(BUDGET), later).unwrap();
+        budgets
+            .take(&key("k0"), "veo", body(BUDGET), later)
+            .unwrap();
+        budgets
+            .take(&key("new"), "veo", body(BUDGET), later)
+            .unwrap();
         assert_eq!(budgets.purses.read().unwrap().len(), 2);
-        assert!(budgets.take(&key("k0"), "veo", body(1_000), later).is_err(), "who is not idle stays");
+        assert!(
+            budgets.take(&key("k0"), "veo", body(1_000), later).is_err(),
+            "who is not idle stays"
+        );
     }
 
     #[test]
     fn threads_together_take_no_more_than_there_is() {
         let (budgets, now) = budgets();
         let taken: usize = thread::scope(|scope| {
-            let take = || (0..100).filter(|_| budgets.take(&token("t"), "veo", body(1_000), now).is_ok()).count();
+            let take = || {
+                (0..100)
+                    .filter(|_| budgets.take(&token("t"), "veo", body(1_000), now).is_ok())
+                    .count()
+            };
             let threads: Vec<_> = (0..4).map(|_| scope.spawn(take)).collect();
-            threads.into_iter().map(|thread| thread.join().unwrap()).sum()
+            threads
+                .into_iter()
+                .map(|thread| thread.join().unwrap())
+                .sum()
         });
         assert_eq!(taken as u64, BUDGET / 1_000);
     }

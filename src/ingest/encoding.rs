@@ -37,7 +37,11 @@ pub(super) struct Encodings(Vec<Encoding>);
 /// The encodings of a body, or that one of them is not known. `utf-8` is none, but what some write for one.
 pub(super) fn of(headers: &HeaderMap) -> Result<Encodings, Outcome> {
     let is_chunked = |value: &[u8]| value.eq_ignore_ascii_case(b"chunked");
-    if !headers.get_all(header::TRANSFER_ENCODING).iter().all(|value| is_chunked(value.as_bytes())) {
+    if !headers
+        .get_all(header::TRANSFER_ENCODING)
+        .iter()
+        .all(|value| is_chunked(value.as_bytes()))
+    {
         return Err(Outcome::UnsupportedEncoding);
     }
     let mut encodings = Vec::new();
@@ -70,7 +74,10 @@ impl Encodings {
     ) -> Result<Option<InFlight<'a>>, Outcome> {
         let mut decoded: Option<InFlight<'a>> = None;
         for encoding in &self.0 {
-            let bytes = decoded.as_ref().map_or(body, |decoded| &decoded.bytes).clone();
+            let bytes = decoded
+                .as_ref()
+                .map_or(body, |decoded| &decoded.bytes)
+                .clone();
             // Most bodies have no encoding, and should not carry the memory of one from place to place.
             decoded = Box::pin(encoding.decode(&bytes, bytes_max, inflight)).await?;
             if decoded.is_none() {
@@ -98,7 +105,8 @@ impl Encoding {
             Self::Gzip => decode(MultiGzDecoder::new(bytes), |_| true, bytes_max, inflight).await,
             Self::Deflate => {
                 let zlib = ZlibDecoder::new(bytes.clone());
-                let decoded = decode(zlib, |zlib| zlib.get_ref().is_at_end(), bytes_max, inflight).await?;
+                let decoded =
+                    decode(zlib, |zlib| zlib.get_ref().is_at_end(), bytes_max, inflight).await?;
                 if decoded.is_some() {
                     return Ok(decoded);
                 }
@@ -120,7 +128,10 @@ struct Slices<'a> {
 
 impl<'a> Slices<'a> {
     fn of(rest: &'a [u8]) -> Self {
-        Self { rest, left: READ_BYTES }
+        Self {
+            rest,
+            left: READ_BYTES,
+        }
     }
 
     fn is_at_end(&self) -> bool {
@@ -207,7 +218,10 @@ mod tests {
         let body = Bytes::from(body);
         let mut decoding = pin!(encodings.decode(&body, 1 << 20, &inflight));
         for turns in 0.. {
-            if let Poll::Ready(decoded) = decoding.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+            if let Poll::Ready(decoded) = decoding
+                .as_mut()
+                .poll(&mut Context::from_waker(Waker::noop()))
+            {
                 return (decoded.unwrap().map(|decoded| decoded.bytes), turns);
             }
         }
@@ -233,7 +247,11 @@ mod tests {
                 encoder.finish().unwrap()
             };
             let (decoded, _) = decoded([stored(length), gzip(b"y")].concat());
-            assert_eq!(decoded.unwrap(), [vec![b'x'; length], b"y".to_vec()].concat(), "{length}");
+            assert_eq!(
+                decoded.unwrap(),
+                [vec![b'x'; length], b"y".to_vec()].concat(),
+                "{length}"
+            );
         }
     }
 }

@@ -101,7 +101,9 @@ pub struct Ingest {
 
 impl std::fmt::Debug for Ingest {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Ingest").field("limits", &self.limits).finish_non_exhaustive()
+        f.debug_struct("Ingest")
+            .field("limits", &self.limits)
+            .finish_non_exhaustive()
     }
 }
 
@@ -116,7 +118,10 @@ impl Ingest {
         metrics: Arc<Metrics>,
         tracer: Tracer,
     ) -> Arc<Self> {
-        vendor::sample::PRODUCTS.iter().chain(&["unknown"]).for_each(|product| metrics.name_product(product));
+        vendor::sample::PRODUCTS
+            .iter()
+            .chain(&["unknown"])
+            .for_each(|product| metrics.name_product(product));
         let inflight = Semaphore::new(limits.inflight_bytes_max.min(Semaphore::MAX_PERMITS));
         let throttle = Throttle::new(limits.refusals_per_minute_max, std::time::Instant::now());
         Arc::new(Self {
@@ -163,12 +168,23 @@ impl Ingest {
             response.headers_mut().insert(REQUEST_ID, id.into());
             return response;
         }
-        let span = self.tracer.begin_untrusted("callback", id, request.headers().get(TRACEPARENT));
-        let mut asked = Asked { id, path: request.uri().path().to_owned(), let_in: None, span };
+        let span = self
+            .tracer
+            .begin_untrusted("callback", id, request.headers().get(TRACEPARENT));
+        let mut asked = Asked {
+            id,
+            path: request.uri().path().to_owned(),
+            let_in: None,
+            span,
+        };
         let rules = self.rules();
         let client = rules.proxies.client(peer, request.headers());
         let outcome = self.receive(request, &rules, client, &mut asked).await;
-        let mut response = self.respond(outcome.unwrap_or_else(|refused| refused), client, &mut asked);
+        let mut response = self.respond(
+            outcome.unwrap_or_else(|refused| refused),
+            client,
+            &mut asked,
+        );
         response.headers_mut().insert(REQUEST_ID, id.into());
         response
     }
@@ -195,7 +211,9 @@ impl Ingest {
             if is_near_miss {
                 return Err(Outcome::NotFound(None));
             }
-            return Err(Outcome::MethodNotAllowed { wants_html: answer::wants_html(request.headers()) });
+            return Err(Outcome::MethodNotAllowed {
+                wants_html: answer::wants_html(request.headers()),
+            });
         }
         if self.draining.is_cancelled() {
             return Err(Outcome::Draining);
@@ -206,7 +224,9 @@ impl Ingest {
         rules.check_address(client, &self.metrics)?;
         let query = request.uri().query().unwrap_or_default().to_owned();
         let now = self.clock.earliest();
-        let let_in = rules.check_url(request.uri().path(), &path, &query, now, &self.metrics).map_err(refused)?;
+        let let_in = rules
+            .check_url(request.uri().path(), &path, &query, now, &self.metrics)
+            .map_err(refused)?;
         let let_in = asked.let_in.insert(let_in);
         asked.span.note("URL verified");
         let encodings = encoding::of(request.headers())?;
@@ -224,9 +244,16 @@ impl Ingest {
         };
         asked.span.note("body read");
         let started = Instant::now();
-        let decoded = encodings.decode(&body.bytes, self.limits.body_bytes_max, &self.inflight).await?;
-        let either = [Some(&body.bytes), decoded.as_ref().map(|decoded| &decoded.bytes)];
-        let by_body = rules.check_body(signature.as_ref(), either, now, &self.metrics).map_err(refused)?;
+        let decoded = encodings
+            .decode(&body.bytes, self.limits.body_bytes_max, &self.inflight)
+            .await?;
+        let either = [
+            Some(&body.bytes),
+            decoded.as_ref().map(|decoded| &decoded.bytes),
+        ];
+        let by_body = rules
+            .check_body(signature.as_ref(), either, now, &self.metrics)
+            .map_err(refused)?;
         let body = decoded.unwrap_or(body);
         // Nor looked into, if nobody had said how large it is.
         self.check_budget(&let_in.sender, url_product, body.bytes.len() as u64)?;
@@ -236,13 +263,21 @@ impl Ingest {
             query,
             body: body.bytes.clone(),
             received_at: self.clock.now(),
-            verification: if by_body { Verification::BodySignature } else { let_in.verification },
+            verification: if by_body {
+                Verification::BodySignature
+            } else {
+                let_in.verification
+            },
             credential: let_in.sender.credential.on_event(by_body),
             bound: let_in.bound.clone(),
         };
         let deadline = started + self.limits.answer_timeout;
-        let outcome = self.keep(&callback, let_in, deadline, &mut asked.span, asked.id).await;
-        self.metrics.callback_seconds.observe(started.elapsed().as_secs_f64());
+        let outcome = self
+            .keep(&callback, let_in, deadline, &mut asked.span, asked.id)
+            .await;
+        self.metrics
+            .callback_seconds
+            .observe(started.elapsed().as_secs_f64());
         Ok(outcome)
     }
 
@@ -250,7 +285,9 @@ impl Ingest {
         if body_bytes < LARGE_BODY_BYTES {
             return Ok(()); // asked when it is taken
         }
-        let fits = self.budgets.has(sender, product, body_bytes, Instant::now());
+        let fits = self
+            .budgets
+            .has(sender, product, body_bytes, Instant::now());
         fits.map_err(Outcome::BudgetExceeded)
     }
 
@@ -261,8 +298,15 @@ impl Ingest {
 
     /// Counts what became of a request, and turns away who is refused too often.
     fn respond(&self, mut outcome: Outcome, client: IpAddr, asked: &mut Asked) -> Response {
-        let refusal = outcome.refusal(asked.let_in.as_ref().map(|let_in| &let_in.sender.credential));
-        if outcome.is_unauthenticated() && self.throttle.is_too_much(client, std::time::Instant::now()) {
+        let refusal = outcome.refusal(
+            asked
+                .let_in
+                .as_ref()
+                .map(|let_in| &let_in.sender.credential),
+        );
+        if outcome.is_unauthenticated()
+            && self.throttle.is_too_much(client, std::time::Instant::now())
+        {
             outcome = Outcome::RateLimited;
         }
         // Unauthenticated requests are never traced: they must not crowd out real spans.
@@ -282,15 +326,28 @@ impl Ingest {
     /// Counts a request that was not kept by its cause, whose it is, and its product; a line for each of these in ten seconds says
     /// more.
     fn note_refusal(&self, reason: &'static str, refusal: &Refusal, client: IpAddr, asked: &Asked) {
-        let Refusal { cause, credential, key_id, explanation } = refusal;
+        let Refusal {
+            cause,
+            credential,
+            key_id,
+            explanation,
+        } = refusal;
         let named = WebhookPath::parse(&asked.path).and_then(|path| path.product);
         let product = named.as_deref().map_or("", shown_product);
-        let (kind, name) = credential.as_ref().map_or(("", ""), |of| (of.kind(), of.name()));
+        let (kind, name) = credential
+            .as_ref()
+            .map_or(("", ""), |of| (of.kind(), of.name()));
         self.metrics.count_refused(cause, kind, name, product);
 
         let counted = self.metrics.label_of(product).to_owned();
-        if let Some(unlogged) = self.refusals.due((reason, cause, credential.clone(), counted)) {
-            let (path, credential) = (shown_path(&asked.path), credential.as_ref().map(tracing::field::display));
+        if let Some(unlogged) = self
+            .refusals
+            .due((reason, cause, credential.clone(), counted))
+        {
+            let (path, credential) = (
+                shown_path(&asked.path),
+                credential.as_ref().map(tracing::field::display),
+            );
             tracing::warn!(
                 request_id = %asked.id, reason, cause, %client, path, product, credential, key_id, unlogged,
                 "request refused: {explanation}"
@@ -310,12 +367,19 @@ impl Ingest {
         // In bytes of the log, which is what the budget is about: the body is kept, and the event made of it.
         let bytes = callback.body.len() + draft.as_ref().map_or(0, |draft| draft.event.len());
         let product = callback.product.as_deref().unwrap_or_default();
-        if let Err(wait) = self.budgets.take(&let_in.sender, product, bytes as u64, Instant::now()) {
+        if let Err(wait) = self
+            .budgets
+            .take(&let_in.sender, product, bytes as u64, Instant::now())
+        {
             return Outcome::BudgetExceeded(wait);
         }
         let mut draft = match draft {
             Ok(draft) => draft,
-            Err(rejection) => return self.quarantine(callback, &let_in.sender, &rejection, deadline, id).await,
+            Err(rejection) => {
+                return self
+                    .quarantine(callback, &let_in.sender, &rejection, deadline, id)
+                    .await;
+            }
         };
         let conceals = let_in.conceals();
         span.set("blobcast.product", draft.product.as_str());
@@ -332,19 +396,29 @@ impl Ingest {
                 Outcome::Received(appended)
             }
             Err(Failure::Write(WriteError::TooManyEvents)) => {
-                self.quarantine(callback, &let_in.sender, &Rejection::TooManyEvents, deadline, id).await
+                self.quarantine(
+                    callback,
+                    &let_in.sender,
+                    &Rejection::TooManyEvents,
+                    deadline,
+                    id,
+                )
+                .await
             }
             Err(failure) => Outcome::NotKept(failure),
         };
         match outcome {
-            Outcome::Received(_) | Outcome::Quarantined { .. } if conceals => Outcome::Concealed(Box::new(outcome)),
+            Outcome::Received(_) | Outcome::Quarantined { .. } if conceals => {
+                Outcome::Concealed(Box::new(outcome))
+            }
             outcome => outcome,
         }
     }
 
     /// Legal, and perhaps the first sign that the vendor has changed where outputs are.
     fn note_lacking_output(&self, product: &Product, appended: &Appended, request_id: RequestId) {
-        self.metrics.count_completed_without_output(product.as_str());
+        self.metrics
+            .count_completed_without_output(product.as_str());
         if let Some(unlogged) = self.lacking_output.due("completed_without_output") {
             let event_id = appended.event_id;
             tracing::warn!(
@@ -375,7 +449,10 @@ impl Ingest {
             product: callback.kept_product().unwrap_or_default().into_owned(),
             bound: callback.kept_bound(),
         };
-        let new = NewQuarantined { header, body: callback.body.clone() };
+        let new = NewQuarantined {
+            header,
+            body: callback.body.clone(),
+        };
         match durable(self.appender.quarantine(new), deadline).await {
             Ok(number) => {
                 let reason = rejection.reason();
@@ -391,7 +468,11 @@ impl Ingest {
 
 /// A product for the log. What is none may be anything, a secret at the wrong place for one.
 fn shown_product(named: &str) -> &str {
-    if Product::parse(named).is_ok() { named } else { "other" }
+    if Product::parse(named).is_ok() {
+        named
+    } else {
+        "other"
+    }
 }
 
 /// Why a callback is not known to be durable.
@@ -402,7 +483,10 @@ enum Failure {
     Late,
 }
 
-async fn durable<T>(answer: oneshot::Receiver<Result<T, WriteError>>, deadline: Instant) -> Result<T, Failure> {
+async fn durable<T>(
+    answer: oneshot::Receiver<Result<T, WriteError>>,
+    deadline: Instant,
+) -> Result<T, Failure> {
     match timeout_at(deadline, answer).await {
         Ok(Ok(Ok(value))) => Ok(value),
         Ok(Ok(Err(error))) => Err(Failure::Write(error)),
@@ -438,7 +522,10 @@ mod tests {
             body_signature: BodySignature::Off,
             allowlist: Allowlist::Off,
             allowed: Vec::new(),
-            proxies: TrustedProxies { networks: Vec::new(), header: ForwardedHeader::XForwardedFor },
+            proxies: TrustedProxies {
+                networks: Vec::new(),
+                header: ForwardedHeader::XForwardedFor,
+            },
             bytes_per_minute_max: BUDGET,
             public_url: None,
         }
@@ -450,21 +537,47 @@ mod tests {
         let store = Arc::new(Store::open(directory.path(), 1 << 20).unwrap());
         let metrics = Arc::new(Metrics::default());
         let clock = Arc::clone(store.clock());
-        let (appender, writer) = writer(store, Retention::KEEP_ALL, |_: &[_]| {}, Arc::clone(&metrics));
+        let (appender, writer) = writer(
+            store,
+            Retention::KEEP_ALL,
+            |_: &[_]| {},
+            Arc::clone(&metrics),
+        );
         let writer = writer_is_there.then_some(writer);
         prepare(&appender);
         let journal = Arc::new(Local::new(appender.clone()));
-        (Ingest::new(journal, appender, clock, LIMITS, rules(), metrics, Tracer::default()), (writer, directory))
+        (
+            Ingest::new(
+                journal,
+                appender,
+                clock,
+                LIMITS,
+                rules(),
+                metrics,
+                Tracer::default(),
+            ),
+            (writer, directory),
+        )
     }
 
     async fn receive(ingest: &Ingest, body: Body) -> Result<Outcome, Outcome> {
         let request = Request::post("/webhook/veo").body(body).unwrap();
-        let mut asked = Asked { id: RequestId::new(), path: String::new(), let_in: None, span: Span::default() };
-        ingest.receive(request, &ingest.rules(), [127, 0, 0, 1].into(), &mut asked).await
+        let mut asked = Asked {
+            id: RequestId::new(),
+            path: String::new(),
+            let_in: None,
+            span: Span::default(),
+        };
+        ingest
+            .receive(request, &ingest.rules(), [127, 0, 0, 1].into(), &mut asked)
+            .await
     }
 
     /// What a front answers to a callback that can be read and to one that cannot, if its writer never runs or is gone.
-    async fn answers(prepare: impl FnOnce(&Appender), writer_is_there: bool) -> Vec<(&'static str, Response)> {
+    async fn answers(
+        prepare: impl FnOnce(&Appender),
+        writer_is_there: bool,
+    ) -> Vec<(&'static str, Response)> {
         let (ingest, _held) = front(prepare, writer_is_there);
         let mut answers = Vec::new();
         for body in [READABLE, "nonsense"] {
@@ -489,7 +602,11 @@ mod tests {
     #[tokio::test]
     async fn what_the_writer_has_no_room_for_is_to_be_sent_again() {
         let fill = |appender: &Appender| {
-            while appender.probe().try_recv().is_err_and(|empty| empty == oneshot::error::TryRecvError::Empty) {}
+            while appender
+                .probe()
+                .try_recv()
+                .is_err_and(|empty| empty == oneshot::error::TryRecvError::Empty)
+            {}
         };
         assert_refused(answers(fill, true).await, "overloaded");
     }
@@ -497,30 +614,48 @@ mod tests {
     #[tokio::test]
     async fn a_body_that_is_still_arriving_at_the_end_has_a_moment() {
         let (ingest, _held) = front(|_| {}, true);
-        let never = Body::from_stream(tokio_stream::pending::<Result<bytes::Bytes, std::io::Error>>());
+        let never =
+            Body::from_stream(tokio_stream::pending::<Result<bytes::Bytes, std::io::Error>>());
         let drain = async {
             tokio::task::yield_now().await; // it is being read by now
             ingest.drain();
         };
         let (outcome, ()) = tokio::join!(receive(&ingest, never), drain);
         assert_eq!(outcome.unwrap_err().as_str(), "draining");
-        assert_eq!(receive(&ingest, Body::from(READABLE)).await.unwrap_err().as_str(), "draining");
+        assert_eq!(
+            receive(&ingest, Body::from(READABLE))
+                .await
+                .unwrap_err()
+                .as_str(),
+            "draining"
+        );
     }
 
     #[tokio::test]
     async fn a_budget_that_is_used_up_says_when_there_is_room_and_there_is() {
         let (mut ingest, _held) = front(|_| {}, false);
         let seconds = |ingest: &mut Arc<Ingest>, seconds| {
-            Arc::get_mut(ingest).unwrap().budgets.pass(Duration::from_secs(seconds));
+            Arc::get_mut(ingest)
+                .unwrap()
+                .budgets
+                .pass(Duration::from_secs(seconds));
         };
-        let outcome = async |ingest: &Ingest, body| receive(ingest, body).await.unwrap_or_else(|refused| refused);
+        let outcome = async |ingest: &Ingest, body| {
+            receive(ingest, body)
+                .await
+                .unwrap_or_else(|refused| refused)
+        };
         let body = || Body::from(vec![b'x'; 1_000 - budget::CALLBACK_BYTES as usize]);
         let said = |response: Response| {
             let header = |name| response.headers()[name].to_str().unwrap().to_owned();
             (response.status().as_u16(), header(header::RETRY_AFTER))
         };
         for _ in 0..6 {
-            assert_eq!(outcome(&ingest, body()).await.as_str(), "store_failed", "it was let in");
+            assert_eq!(
+                outcome(&ingest, body()).await.as_str(),
+                "store_failed",
+                "it was let in"
+            );
         }
         let refused = outcome(&ingest, body()).await;
         assert_eq!(refused.as_str(), "budget_exceeded");
@@ -532,9 +667,20 @@ mod tests {
         assert_eq!(outcome(&ingest, body()).await.as_str(), "store_failed");
         // Also of a body of unknown length.
         seconds(&mut ingest, 6);
-        let chunks = tokio_stream::iter([Ok::<_, std::io::Error>(Bytes::from_static(&[b'x'; 400]))]);
-        assert_eq!(outcome(&ingest, Body::from_stream(chunks)).await.as_str(), "budget_exceeded");
-        assert_eq!(ingest.metrics.callback_bytes.with_label_values(&["unverified", "", "veo"]).get(), 7 * 488);
+        let chunks =
+            tokio_stream::iter([Ok::<_, std::io::Error>(Bytes::from_static(&[b'x'; 400]))]);
+        assert_eq!(
+            outcome(&ingest, Body::from_stream(chunks)).await.as_str(),
+            "budget_exceeded"
+        );
+        assert_eq!(
+            ingest
+                .metrics
+                .callback_bytes
+                .with_label_values(&["unverified", "", "veo"])
+                .get(),
+            7 * 488
+        );
     }
 
     #[tokio::test]

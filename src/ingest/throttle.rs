@@ -31,8 +31,16 @@ struct Counts {
 
 impl Throttle {
     pub(super) fn new(per_minute_max: u32, now: Instant) -> Self {
-        let counts = Counts { window_began: now, current: HashMap::new(), previous: HashMap::new() };
-        Self { per_minute_max, addresses_max: ADDRESSES_MAX, counts: Mutex::new(counts) }
+        let counts = Counts {
+            window_began: now,
+            current: HashMap::new(),
+            previous: HashMap::new(),
+        };
+        Self {
+            per_minute_max,
+            addresses_max: ADDRESSES_MAX,
+            counts: Mutex::new(counts),
+        }
     }
 
     /// Counts a refusal; true if the address has had more than its share.
@@ -47,7 +55,8 @@ impl Throttle {
         *count = count.saturating_add(1);
         let (count, before) = (*count, counts.previous.get(&key).copied().unwrap_or(0));
         // What the last window counted fades out as this one goes by.
-        let left = 1.0 - now.duration_since(counts.window_began).as_secs_f64() / WINDOW.as_secs_f64();
+        let left =
+            1.0 - now.duration_since(counts.window_began).as_secs_f64() / WINDOW.as_secs_f64();
         f64::from(before) * left + f64::from(count) > f64::from(self.per_minute_max)
     }
 }
@@ -88,9 +97,18 @@ mod tests {
         let one = address("198.51.100.7");
         let at = |seconds| began + Duration::from_secs(seconds);
         (0..4).for_each(|_| assert!(!throttle.is_too_much(one, at(0))));
-        assert!(throttle.is_too_much(one, at(60)), "four a moment ago, and one");
-        assert!(!throttle.is_too_much(one, at(105)), "a quarter of four, and two");
-        assert!(!throttle.is_too_much(one, at(240)), "nothing for more than a minute");
+        assert!(
+            throttle.is_too_much(one, at(60)),
+            "four a moment ago, and one"
+        );
+        assert!(
+            !throttle.is_too_much(one, at(105)),
+            "a quarter of four, and two"
+        );
+        assert!(
+            !throttle.is_too_much(one, at(240)),
+            "nothing for more than a minute"
+        );
     }
 
     #[test]
@@ -107,8 +125,13 @@ mod tests {
     #[test]
     fn a_full_table_counts_the_rest_together_and_never_grows() {
         let now = Instant::now();
-        let throttle = Throttle { addresses_max: 2, ..Throttle::new(1, now) };
-        let answers: Vec<_> = (1..6).map(|n| throttle.is_too_much(address(&format!("192.0.2.{n}")), now)).collect();
+        let throttle = Throttle {
+            addresses_max: 2,
+            ..Throttle::new(1, now)
+        };
+        let answers: Vec<_> = (1..6)
+            .map(|n| throttle.is_too_much(address(&format!("192.0.2.{n}")), now))
+            .collect();
         assert_eq!(answers, [false, false, false, true, true]);
         assert!(throttle.counts.lock().unwrap().current.len() <= 3);
     }

@@ -83,8 +83,13 @@ impl LetIn {
     /// Looks at what the URL says of product and labels. A product that is none waits in quarantine, for an operator to name one; so
     /// does a callback without any, if the body is taken for another product than those that it may be of.
     fn within_bounds(self, read: &WebhookPath, query: &str) -> Result<Self, Outcome> {
-        let Some(bound) = &self.bound else { return Ok(self) };
-        let product = read.product.as_deref().and_then(|product| Product::parse(product).ok());
+        let Some(bound) = &self.bound else {
+            return Ok(self);
+        };
+        let product = read
+            .product
+            .as_deref()
+            .and_then(|product| Product::parse(product).ok());
         let denied = if product.is_some_and(|product| !bound.products.allow(product.as_str())) {
             Denied::other_product
         } else if bound.is_contradicted_by(form_urlencoded::parse(query.as_bytes())) {
@@ -103,7 +108,11 @@ impl Rules {
             return Ok(());
         }
         metrics.callbacks_from_strangers.inc();
-        if self.allowlist == Allowlist::Enforce { Err(Outcome::AddressDenied) } else { Ok(()) }
+        if self.allowlist == Allowlist::Enforce {
+            Err(Outcome::AddressDenied)
+        } else {
+            Ok(())
+        }
     }
 
     /// Looks at the URL, as it was sent. One that carries a signature is known by that alone. `read` is what the callback is taken
@@ -117,13 +126,26 @@ impl Rules {
         metrics: &Metrics,
     ) -> Result<LetIn, Outcome> {
         let credentials = self.credentials.get();
-        let let_in = |verification, credential, budget: Option<u64>, bound: Option<&Arc<Binding>>| {
-            let bytes_per_minute_max = budget.unwrap_or(self.bytes_per_minute_max);
-            let sender = Sender { credential, bytes_per_minute_max };
-            LetIn { verification, sender, bound: bound.map(Arc::clone) }
-        };
+        let let_in =
+            |verification, credential, budget: Option<u64>, bound: Option<&Arc<Binding>>| {
+                let bytes_per_minute_max = budget.unwrap_or(self.bytes_per_minute_max);
+                let sender = Sender {
+                    credential,
+                    bytes_per_minute_max,
+                };
+                LetIn {
+                    verification,
+                    sender,
+                    bound: bound.map(Arc::clone),
+                }
+            };
         if !credentials.verify_urls() {
-            return Ok(let_in(Verification::Unverified, Credential::Nothing, None, None));
+            return Ok(let_in(
+                Verification::Unverified,
+                Credential::Nothing,
+                None,
+                None,
+            ));
         }
         if parameter(query, "sig").is_some() {
             let verified = credentials.verify_url(path, query, now);
@@ -140,8 +162,12 @@ impl Rules {
                     metrics.credential_used("signing_key", key_id.name(), generation.as_str(), now);
                     let credential = Credential::Key(Arc::clone(key_id.name()));
                     let bound = credentials.signing_key_binding(key_id);
-                    let let_in =
-                        let_in(Verification::SignedUrl, credential, credentials.signing_key_budget(key_id), bound);
+                    let let_in = let_in(
+                        Verification::SignedUrl,
+                        credential,
+                        credentials.signing_key_budget(key_id),
+                        bound,
+                    );
                     let_in.within_bounds(read, query)
                 }
                 Err(UrlRefusal::Invalid) => Err(Outcome::Unauthorized(denied())),
@@ -149,7 +175,9 @@ impl Rules {
             };
         }
         let token = parameter(query, "token");
-        let shown = token.as_deref().and_then(|token| credentials.callback_token(token, now));
+        let shown = token
+            .as_deref()
+            .and_then(|token| credentials.callback_token(token, now));
         let Some((name, generation)) = shown else {
             let denial = credentials.denial_of_token(token.as_deref());
             return Err(Outcome::Unauthorized(Denied::of(denial, Credential::Token)));
@@ -157,7 +185,12 @@ impl Rules {
         metrics.credential_used("callback_token", name, generation.as_str(), now);
         let credential = Credential::Token(Arc::clone(name));
         let bound = credentials.callback_token_binding(name);
-        let let_in = let_in(Verification::UrlToken, credential, credentials.callback_token_budget(name), bound);
+        let let_in = let_in(
+            Verification::UrlToken,
+            credential,
+            credentials.callback_token_budget(name),
+            bound,
+        );
         let_in.within_bounds(read, query)
     }
 
@@ -174,7 +207,12 @@ impl Rules {
             return Ok(false);
         }
         let credentials = self.credentials.get();
-        let by = |signature| bodies.iter().flatten().find_map(|body| signed_by(&credentials, signature, body, now));
+        let by = |signature| {
+            bodies
+                .iter()
+                .flatten()
+                .find_map(|body| signed_by(&credentials, signature, body, now))
+        };
         let result = match signature.map(by) {
             None => "missing",
             Some(Some(generation)) => {
@@ -186,7 +224,9 @@ impl Rules {
         metrics.body_signatures.with_label_values(&[result]).inc();
         match (result, self.body_signature) {
             ("valid", _) => Ok(true),
-            ("missing", BodySignature::Require) => Err(Outcome::Unauthorized(Denied::without_body_signature())),
+            ("missing", BodySignature::Require) => {
+                Err(Outcome::Unauthorized(Denied::without_body_signature()))
+            }
             (_, BodySignature::Require) => Err(Outcome::Unauthorized(Denied::by_body_signature())),
             _ => Ok(false),
         }
@@ -194,16 +234,25 @@ impl Rules {
 }
 
 /// By which secret a body is signed. The vendor's signature is hexadecimal digits of either case, perhaps behind `sha256=`.
-fn signed_by(credentials: &Credentials, signature: &HeaderValue, body: &[u8], now: Timestamp) -> Option<Generation> {
+fn signed_by(
+    credentials: &Credentials,
+    signature: &HeaderValue,
+    body: &[u8],
+    now: Timestamp,
+) -> Option<Generation> {
     let tag = signature.to_str().ok().and_then(|text| {
         let hex = text.strip_prefix("sha256=").unwrap_or(text);
         let digits = hex.bytes().all(|b| b.is_ascii_hexdigit()) && hex.len() == 64;
         let pair = |at: usize| u8::from_str_radix(&hex[at..at + 2], 16).ok();
-        digits.then(|| (0..64).step_by(2).map(pair).collect::<Option<Vec<_>>>()).flatten()
+        digits
+            .then(|| (0..64).step_by(2).map(pair).collect::<Option<Vec<_>>>())
+            .flatten()
     });
     credentials.verify_body(body, &tag?, now)
 }
 
 fn parameter(query: &str, name: &str) -> Option<String> {
-    form_urlencoded::parse(query.as_bytes()).find(|(key, _)| key == name).map(|(_, value)| value.into_owned())
+    form_urlencoded::parse(query.as_bytes())
+        .find(|(key, _)| key == name)
+        .map(|(_, value)| value.into_owned())
 }

@@ -68,7 +68,12 @@ impl ClientName {
 
 /// The name of the client that a call was let in as.
 pub fn client_of<T>(request: &hyper::Request<T>) -> Option<Arc<str>> {
-    request.extensions().get::<Caller>()?.0.as_ref().map(|client| Arc::clone(&client.name))
+    request
+        .extensions()
+        .get::<Caller>()?
+        .0
+        .as_ref()
+        .map(|client| Arc::clone(&client.name))
 }
 
 /// Lets calls in, or not, by their headers alone, so that it can be asked before anything of a call is read. The message of a call may
@@ -93,24 +98,38 @@ impl Gate {
     }
 
     /// Whom `credentials` know by what a call shows.
-    fn caller(&self, headers: &HeaderMap, peer: Option<&Peer>, credentials: &Credentials) -> Result<Caller, Status> {
+    fn caller(
+        &self,
+        headers: &HeaderMap,
+        peer: Option<&Peer>,
+        credentials: &Credentials,
+    ) -> Result<Caller, Status> {
         let now = self.clock.earliest();
         let client = match headers.get(AUTHORIZATION) {
             // Somebody who shows something means to be known by it.
             Some(header) => {
-                let client = bearer(header).and_then(|token| credentials.client_of_token(token, now));
-                let client = client.ok_or_else(|| errors::token_invalid("the token is not known, or has expired"))?;
+                let client =
+                    bearer(header).and_then(|token| credentials.client_of_token(token, now));
+                let client = client.ok_or_else(|| {
+                    errors::token_invalid("the token is not known, or has expired")
+                })?;
                 Some(Arc::clone(client))
             }
             None => {
                 let certificate = peer.and_then(|peer| peer.certificate.as_ref());
-                certificate.and_then(|certificate| credentials.client_of_certificate(certificate, now))
+                certificate
+                    .and_then(|certificate| credentials.client_of_certificate(certificate, now))
             }
         };
 
         match client {
             Some(client) => {
-                self.metrics.credential_used("client", &client.name, client.generation().as_str(), now);
+                self.metrics.credential_used(
+                    "client",
+                    &client.name,
+                    client.generation().as_str(),
+                    now,
+                );
                 Ok(Caller(Some(client)))
             }
             None if self.admits_anonymous(credentials) => Ok(Caller(None)),
@@ -122,7 +141,9 @@ impl Gate {
     /// have expired, since its headers let it in. A call that went past the gate may do nothing.
     pub(super) fn caller_of<T>(&self, request: &Request<T>) -> Result<Caller, Status> {
         let extensions = request.extensions();
-        let (Some(caller), Some(LetInBy(before))) = (extensions.get::<Caller>(), extensions.get::<LetInBy>()) else {
+        let (Some(caller), Some(LetInBy(before))) =
+            (extensions.get::<Caller>(), extensions.get::<LetInBy>())
+        else {
             return Err(errors::token_invalid("the call was not authenticated"));
         };
 
@@ -139,7 +160,10 @@ impl Gate {
     /// Why a call was not let in. For the log: the caller does not learn it.
     pub fn denial<T>(&self, request: &hyper::Request<T>) -> Denial {
         let credentials = self.credentials.get();
-        let certificate = request.extensions().get::<Peer>().and_then(|peer| peer.certificate.as_ref());
+        let certificate = request
+            .extensions()
+            .get::<Peer>()
+            .and_then(|peer| peer.certificate.as_ref());
         match (request.headers().get(AUTHORIZATION), certificate) {
             (Some(header), _) => credentials.denial_of_client(bearer(header)),
             (None, Some(certificate)) => credentials.denial_of_certificate(certificate),
@@ -170,7 +194,9 @@ impl Gate {
             Some(current) => {
                 let products_within = match &current.products {
                     Products::All => true,
-                    Products::Only(products) => !filter.products.is_empty() && filter.products.is_subset(products),
+                    Products::Only(products) => {
+                        !filter.products.is_empty() && filter.products.is_subset(products)
+                    }
                 };
                 if !products_within {
                     return Some(Withdrawal::Products);
@@ -184,7 +210,12 @@ impl Gate {
     pub fn note_in_use(&self, client: &Client) {
         let (credentials, now) = (self.credentials.get(), self.clock.earliest());
         if let Some(current) = credentials.current(client, now) {
-            self.metrics.credential_used("client", &current.name, current.generation().as_str(), now);
+            self.metrics.credential_used(
+                "client",
+                &current.name,
+                current.generation().as_str(),
+                now,
+            );
         }
     }
 
@@ -193,9 +224,13 @@ impl Gate {
         let credentials = self.credentials.get();
         let current = match &caller.0 {
             None => self.admits_anonymous(&credentials).then_some(None),
-            Some(client) => credentials.current(client, self.clock.earliest()).cloned().map(Some),
+            Some(client) => credentials
+                .current(client, self.clock.earliest())
+                .cloned()
+                .map(Some),
         };
-        let current = current.ok_or_else(|| errors::token_invalid("the permission was withdrawn, or has expired"))?;
+        let current = current
+            .ok_or_else(|| errors::token_invalid("the permission was withdrawn, or has expired"))?;
         Caller(current).require_backup()
     }
 }
@@ -217,9 +252,16 @@ impl Caller {
     /// Leaves of a filter what the caller may see. Asking for more products by name is refused. Whatever a client learns of events
     /// goes through a filter that was made here.
     pub(super) fn restrict(&self, mut filter: Filter) -> Result<Filter, Status> {
-        let Some(client) = &self.0 else { return Ok(filter) };
+        let Some(client) = &self.0 else {
+            return Ok(filter);
+        };
         if let Products::Only(products) = &client.products {
-            if let Some(denied) = filter.products.iter().filter(|product| !products.contains(*product)).min() {
+            if let Some(denied) = filter
+                .products
+                .iter()
+                .filter(|product| !products.contains(*product))
+                .min()
+            {
                 return Err(errors::product_denied(denied.as_str()));
             }
             // An empty filter would restrict nothing.
@@ -236,7 +278,9 @@ impl Caller {
 
     /// Whether the caller may see events of a product, if they have the labels that it is bound to.
     pub(super) fn may_see_product(&self, product: &Product) -> bool {
-        self.0.as_ref().is_none_or(|client| client.products.allow(product.as_str()))
+        self.0
+            .as_ref()
+            .is_none_or(|client| client.products.allow(product.as_str()))
     }
 
     /// As an audit record names the caller of `request`.
@@ -244,7 +288,9 @@ impl Caller {
         let client = self.0.as_ref();
         Who {
             client: client.map(|client| Arc::clone(&client.name)),
-            certificate: client.and_then(|client| client.certificate_name()).map(str::to_owned),
+            certificate: client
+                .and_then(|client| client.certificate_name())
+                .map(str::to_owned),
             peer: request.extensions().get::<Peer>().map(|peer| peer.address),
             request_id: request.extensions().get().copied(),
         }

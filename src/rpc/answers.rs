@@ -83,7 +83,11 @@ impl Granted {
 
 impl Shared {
     fn new(all: usize, share_max: usize) -> Self {
-        Self { all: Budget::new(all), share_max, shares: Mutex::default() }
+        Self {
+            all: Budget::new(all),
+            share_max,
+            shares: Mutex::default(),
+        }
     }
 
     fn share(&self, payer: &Payer) -> Budget {
@@ -92,17 +96,26 @@ impl Shared {
         if shares.len() >= SHARES_KEPT {
             shares.retain(|_, share| share.is_shared() || !share.is_idle());
         }
-        shares.entry(payer.clone()).or_insert_with(|| Budget::new(self.share_max)).clone()
+        shares
+            .entry(payer.clone())
+            .or_insert_with(|| Budget::new(self.share_max))
+            .clone()
     }
 
     async fn take(&self, payer: &Payer, amount: usize) -> Granted {
         // The share first: who waits for it holds up nobody else.
         let share = self.share(payer).take(payer, amount).await;
-        Granted { share, all: self.all.take(payer, amount).await }
+        Granted {
+            share,
+            all: self.all.take(payer, amount).await,
+        }
     }
 
     fn try_take(&self, payer: &Payer, amount: usize) -> Option<Granted> {
-        Some(Granted { share: self.share(payer).try_take(amount)?, all: self.all.try_take(amount)? })
+        Some(Granted {
+            share: self.share(payer).try_take(amount)?,
+            all: self.all.try_take(amount)?,
+        })
     }
 }
 
@@ -119,7 +132,12 @@ pub struct Answers {
 
 impl Answers {
     /// Answers of `bytes_max` together, handed on like events, which are ended if nothing of them is taken for `stall_timeout`.
-    pub fn new(bytes_max: usize, stall_timeout: Duration, transit: &Arc<Transit>, metrics: &Arc<Metrics>) -> Arc<Self> {
+    pub fn new(
+        bytes_max: usize,
+        stall_timeout: Duration,
+        transit: &Arc<Transit>,
+        metrics: &Arc<Metrics>,
+    ) -> Arc<Self> {
         Arc::new(Self {
             stall_timeout,
             bytes: Shared::new(bytes_max, bytes_max / SHARE),
@@ -138,10 +156,14 @@ impl Answers {
 
     /// Counts an answer of any size until it was taken.
     pub fn begin(&self, payer: &Payer) -> Result<Unread, Status> {
-        self.unread.share(payer).try_take(1).map(Unread).ok_or_else(|| {
-            self.metrics.answers_refused.inc();
-            errors::unread_limit(UNREAD_PER_CLIENT_MAX)
-        })
+        self.unread
+            .share(payer)
+            .try_take(1)
+            .map(Unread)
+            .ok_or_else(|| {
+                self.metrics.answers_refused.inc();
+                errors::unread_limit(UNREAD_PER_CLIENT_MAX)
+            })
     }
 
     /// How long an answer may lie before it is ended.
@@ -186,7 +208,10 @@ impl Answers {
     /// Ends answers and backups that nobody takes; never ends itself.
     pub async fn tend(&self) {
         let stalled = || self.metrics.answers_stalled.inc();
-        self.bytes.all.tend(self.stall_timeout, self.stall_timeout, stalled).await;
+        self.bytes
+            .all
+            .tend(self.stall_timeout, self.stall_timeout, stalled)
+            .await;
     }
 
     /// How one ends that was not taken.
@@ -195,11 +220,20 @@ impl Answers {
     }
 
     /// An answer that is made, in place of the one that tonic would make of `M`.
-    pub(super) fn respond<M: Default>(self: &Arc<Self>, message: Bytes, mut granted: Granted) -> Response<M> {
+    pub(super) fn respond<M: Default>(
+        self: &Arc<Self>,
+        message: Bytes,
+        mut granted: Granted,
+    ) -> Response<M> {
         granted.resize(message.len());
-        let whole = Outgoing { bytes: message, _granted: Some(granted) };
+        let whole = Outgoing {
+            bytes: message,
+            _granted: Some(granted),
+        };
         let mut answer = Response::new(M::default());
-        answer.extensions_mut().insert(Made(Arc::new(Mutex::new(Some(whole)))));
+        answer
+            .extensions_mut()
+            .insert(Made(Arc::new(Mutex::new(Some(whole)))));
         answer
     }
 }
@@ -251,9 +285,15 @@ pub struct AnswerBody<B> {
 
 impl<B> AnswerBody<B> {
     /// The body of an answer with these extensions.
-    pub fn new(answers: &Arc<Answers>, payer: Payer, extensions: &mut hyper::http::Extensions, body: B) -> Self {
+    pub fn new(
+        answers: &Arc<Answers>,
+        payer: Payer,
+        extensions: &mut hyper::http::Extensions,
+        body: B,
+    ) -> Self {
         let made = extensions.remove::<Made>();
-        let ready = made.and_then(|made| made.0.lock().unwrap_or_else(PoisonError::into_inner).take());
+        let ready =
+            made.and_then(|made| made.0.lock().unwrap_or_else(PoisonError::into_inner).take());
         let is_prepaid = extensions.remove::<Prepaid>().is_some();
         Self {
             answers: Arc::clone(answers),
@@ -274,7 +314,9 @@ impl<B> AnswerBody<B> {
         }
         let room = ready!(self.flow.poll_room(cx));
         let mut outgoing = match (self.ready.take(), self.put_away.take()) {
-            (Some(whole), _) if whole.bytes.len() <= room => return Poll::Ready(Some(self.flow.hand(whole.bytes))),
+            (Some(whole), _) if whole.bytes.len() <= room => {
+                return Poll::Ready(Some(self.flow.hand(whole.bytes)));
+            }
             (Some(whole), _) => whole,
             (None, put_away) => match put_away.and_then(Shelf::take) {
                 Some(rest) => rest,
@@ -300,7 +342,10 @@ impl<B: Body<Data = Bytes> + Unpin> Body for AnswerBody<B> {
     type Data = Bytes;
     type Error = B::Error;
 
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
         loop {
             if let Some(piece) = ready!(self.poll_piece(cx)) {
                 return Poll::Ready(Some(Ok(Frame::data(piece))));
@@ -311,7 +356,9 @@ impl<B: Body<Data = Bytes> + Unpin> Body for AnswerBody<B> {
                 let _ = status.add_header(&mut trailers).is_ok();
                 return Poll::Ready(Some(Ok(Frame::trailers(trailers))));
             }
-            let Some(body) = &mut self.body else { return Poll::Ready(None) };
+            let Some(body) = &mut self.body else {
+                return Poll::Ready(None);
+            };
             let Some(frame) = ready!(Pin::new(body).poll_frame(cx)) else {
                 self.body = None;
                 return Poll::Ready(None);
@@ -325,13 +372,20 @@ impl<B: Body<Data = Bytes> + Unpin> Body for AnswerBody<B> {
             };
             // What fits into the least that each stream may have needs no loan: the answer is counted.
             let is_small = bytes.len() <= FLOOR_BYTES || self.is_prepaid;
-            let granted = if is_small { None } else { self.answers.try_take(&self.payer, bytes.len()) };
+            let granted = if is_small {
+                None
+            } else {
+                self.answers.try_take(&self.payer, bytes.len())
+            };
             if granted.is_none() && !is_small {
                 self.body = None;
                 self.last = Some(self.answers.refused());
                 continue;
             }
-            self.ready = Some(Outgoing { bytes, _granted: granted });
+            self.ready = Some(Outgoing {
+                bytes,
+                _granted: granted,
+            });
         }
     }
 

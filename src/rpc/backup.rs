@@ -56,12 +56,18 @@ pub(super) struct Begun {
 impl Begun {
     /// Notes that it begins, before anything is sent.
     pub(super) async fn note(context: &super::Context) -> Self {
-        let begun = Self { context: context.clone(), at: context.gate.clock.now(), is_over: false };
+        let begun = Self {
+            context: context.clone(),
+            at: context.gate.clock.now(),
+            is_over: false,
+        };
         let sources = Arc::clone(&context.sources);
         // Before the wait, during which the call may end: its end has to find it.
         sources.store.backup_results().begin(begun.at);
         // Only a runtime that shuts down cancels it.
-        let _ = spawn_blocking(move || sources.store.backup_results().save()).await.is_ok();
+        let _ = spawn_blocking(move || sources.store.backup_results().save())
+            .await
+            .is_ok();
         begun
     }
 
@@ -75,23 +81,50 @@ impl Begun {
             return;
         }
         let (begun, now) = (self.at, self.context.gate.clock.now());
-        let (word, seconds) = (result.as_str(), now.as_second().saturating_sub(begun.as_second()));
-        self.context.gate.metrics.backups_finished.with_label_values(&[word]).inc();
+        let (word, seconds) = (
+            result.as_str(),
+            now.as_second().saturating_sub(begun.as_second()),
+        );
+        self.context
+            .gate
+            .metrics
+            .backups_finished
+            .with_label_values(&[word])
+            .inc();
         if result == BackupResult::Ok {
             tracing::info!(bytes, seconds, "a backup is whole");
         } else {
-            tracing::warn!(result = word, bytes, seconds, "a backup has failed: take another one");
+            tracing::warn!(
+                result = word,
+                bytes,
+                seconds,
+                "a backup has failed: take another one"
+            );
         }
         let sources = Arc::clone(&self.context.sources);
-        let note = move || sources.store.backup_results().end(begun, now, bytes, result);
+        let note = move || {
+            sources
+                .store
+                .backup_results()
+                .end(begun, now, bytes, result)
+        };
         // What is not noted because the broker ends is found open by the next start, and has failed, too.
-        let _ = Handle::try_current().map(|runtime| drop(runtime.spawn_blocking(note))).is_ok();
+        let _ = Handle::try_current()
+            .map(|runtime| drop(runtime.spawn_blocking(note)))
+            .is_ok();
     }
 
     /// Ends it before all was sent.
     fn cut_off(&mut self, bytes: u64) {
         let is_stopping = self.context.sources.hub.is_closing();
-        self.end(bytes, if is_stopping { BackupResult::Stopped } else { BackupResult::Abandoned });
+        self.end(
+            bytes,
+            if is_stopping {
+                BackupResult::Stopped
+            } else {
+                BackupResult::Abandoned
+            },
+        );
     }
 }
 
@@ -132,8 +165,18 @@ impl BackupStream {
         record: Entry,
         begun: Begun,
     ) -> Self {
-        let state = State::Reading(read(InTheMaking { backup, _place: place }));
-        Self { context, caller, state, record: Some(record), begun, backup_bytes: 0 }
+        let state = State::Reading(read(InTheMaking {
+            backup,
+            _place: place,
+        }));
+        Self {
+            context,
+            caller,
+            state,
+            record: Some(record),
+            begun,
+            backup_bytes: 0,
+        }
     }
 
     fn message(&mut self, making: InTheMaking, chunk: Option<Bytes>) -> v1::BackupResponse {
@@ -141,7 +184,10 @@ impl BackupStream {
             Some(chunk) => {
                 self.backup_bytes += chunk.len() as u64;
                 self.state = State::PutAway(self.context.answers.put_away(making));
-                v1::BackupResponse { chunk, summary: None }
+                v1::BackupResponse {
+                    chunk,
+                    summary: None,
+                }
             }
             None => {
                 let summary = summary(&self.context.sources, &making.backup.summary());
@@ -151,7 +197,10 @@ impl BackupStream {
                 }
                 self.end(audit::OK);
                 self.begun.end(self.backup_bytes, BackupResult::Ok);
-                v1::BackupResponse { chunk: Bytes::new(), summary: Some(summary) }
+                v1::BackupResponse {
+                    chunk: Bytes::new(),
+                    summary: Some(summary),
+                }
             }
         }
     }
@@ -198,8 +247,18 @@ fn read(mut making: InTheMaking) -> Reading {
 }
 
 fn summary(sources: &Arc<Sources>, summary: &BackupSummary) -> v1::BackupSummary {
-    let BackupSummary { event_count, quarantine_count, head, backup_bytes } = *summary;
-    v1::BackupSummary { event_count, quarantine_count, head: sources.store.cursor(head).to_string(), backup_bytes }
+    let BackupSummary {
+        event_count,
+        quarantine_count,
+        head,
+        backup_bytes,
+    } = *summary;
+    v1::BackupSummary {
+        event_count,
+        quarantine_count,
+        head: sources.store.cursor(head).to_string(),
+        backup_bytes,
+    }
 }
 
 impl Stream for BackupStream {
@@ -216,15 +275,21 @@ impl Stream for BackupStream {
             };
             self.state = State::Reading(read(making));
         }
-        let State::Reading(reading) = &mut self.state else { return Poll::Ready(None) };
+        let State::Reading(reading) = &mut self.state else {
+            return Poll::Ready(None);
+        };
         let joined = ready!(Pin::new(reading).poll(cx));
         self.state = State::Over;
-        let message = self.context.gate.review_backup(&self.caller).and_then(|()| {
-            // Only a runtime that shuts down cancels a read; a panic has ended the process.
-            let (making, chunk) = joined.map_err(|_| errors::draining())?;
-            let chunk = chunk.map_err(|error| errors::read(&self.context.sources, &error))?;
-            Ok(self.message(making, chunk))
-        });
+        let message = self
+            .context
+            .gate
+            .review_backup(&self.caller)
+            .and_then(|()| {
+                // Only a runtime that shuts down cancels a read; a panic has ended the process.
+                let (making, chunk) = joined.map_err(|_| errors::draining())?;
+                let chunk = chunk.map_err(|error| errors::read(&self.context.sources, &error))?;
+                Ok(self.message(making, chunk))
+            });
         if let Err(status) = &message {
             self.fail(status);
         }

@@ -12,7 +12,9 @@ pub struct Deadline(pub Instant);
 /// Notes the deadline of a call that has one. To be asked before tonic starts its own timer, which ends a call without a
 /// reason, and a stream not at all: what is noted here is then never later.
 pub fn note_deadline(mut request: Request<()>) -> Result<Request<()>, Status> {
-    if let Some(deadline) = timeout(request.metadata()).and_then(|timeout| Instant::now().checked_add(timeout)) {
+    if let Some(deadline) =
+        timeout(request.metadata()).and_then(|timeout| Instant::now().checked_add(timeout))
+    {
         request.extensions_mut().insert(Deadline(deadline));
     }
     Ok(request)
@@ -20,7 +22,10 @@ pub fn note_deadline(mut request: Request<()>) -> Result<Request<()>, Status> {
 
 /// The deadline that was noted.
 pub(super) fn of<T>(request: &Request<T>) -> Option<Instant> {
-    request.extensions().get().map(|&Deadline(deadline)| deadline)
+    request
+        .extensions()
+        .get()
+        .map(|&Deadline(deadline)| deadline)
 }
 
 fn timeout(metadata: &MetadataMap) -> Option<Duration> {
@@ -44,17 +49,40 @@ mod tests {
 
     fn timeout_of(text: &'static str) -> Option<Duration> {
         let mut request = Request::new(());
-        request.metadata_mut().insert("grpc-timeout", text.parse().unwrap());
+        request
+            .metadata_mut()
+            .insert("grpc-timeout", text.parse().unwrap());
         timeout(request.metadata())
     }
 
     #[test]
     fn a_timeout_has_a_number_and_one_of_six_units() {
-        let good = [("1H", 3_600_000), ("2M", 120_000), ("3S", 3_000), ("4m", 4), ("5000u", 5), ("6000000n", 6)];
+        let good = [
+            ("1H", 3_600_000),
+            ("2M", 120_000),
+            ("3S", 3_000),
+            ("4m", 4),
+            ("5000u", 5),
+            ("6000000n", 6),
+        ];
         for (text, millis) in good {
-            assert_eq!(timeout_of(text), Some(Duration::from_millis(millis)), "{text}");
+            assert_eq!(
+                timeout_of(text),
+                Some(Duration::from_millis(millis)),
+                "{text}"
+            );
         }
-        for text in ["", "S", "5", "5s", "-5S", "1.5S", "5 S", "18446744073709551615H", "18446744073709551616n"] {
+        for text in [
+            "",
+            "S",
+            "5",
+            "5s",
+            "-5S",
+            "1.5S",
+            "5 S",
+            "18446744073709551615H",
+            "18446744073709551616n",
+        ] {
             assert_eq!(timeout_of(text), None, "{text}");
         }
     }
@@ -63,8 +91,14 @@ mod tests {
     fn a_timeout_beyond_the_clock_is_no_deadline() {
         for (text, has_deadline) in [("1H", true), ("18446744073709551615S", false)] {
             let mut request = Request::new(());
-            request.metadata_mut().insert("grpc-timeout", text.parse().unwrap());
-            assert_eq!(of(&note_deadline(request).unwrap()).is_some(), has_deadline, "{text}");
+            request
+                .metadata_mut()
+                .insert("grpc-timeout", text.parse().unwrap());
+            assert_eq!(
+                of(&note_deadline(request).unwrap()).is_some(),
+                has_deadline,
+                "{text}"
+            );
         }
         assert!(of(&note_deadline(Request::new(())).unwrap()).is_none());
     }

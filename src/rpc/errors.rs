@@ -32,7 +32,10 @@ fn status<const N: usize>(
     metadata: [(&str, String); N],
     retry_after: Option<Duration>,
 ) -> Status {
-    let metadata: HashMap<_, _> = metadata.into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
+    let metadata: HashMap<_, _> = metadata
+        .into_iter()
+        .map(|(key, value)| (key.to_owned(), value))
+        .collect();
     let mut details = ErrorDetails::with_error_info(reason, DOMAIN, metadata);
     if retry_after.is_some() {
         details.set_retry_info(retry_after);
@@ -54,7 +57,13 @@ pub fn explained(status: &Status, request_bytes_max: usize) -> Option<Status> {
     Some(match status.code() {
         Code::Unimplemented if status.metadata().contains_key("grpc-accept-encoding") => {
             let message = "send the request without compression";
-            let mut explained = self::status(Code::Unimplemented, "UNSUPPORTED_ENCODING", message, [], None);
+            let mut explained = self::status(
+                Code::Unimplemented,
+                "UNSUPPORTED_ENCODING",
+                message,
+                [],
+                None,
+            );
             // What it would be is for the client's library, not only for people.
             *explained.metadata_mut() = status.metadata().clone();
             explained
@@ -74,7 +83,13 @@ pub fn explained(status: &Status, request_bytes_max: usize) -> Option<Status> {
 /// More is on its way in than may be held; it passes.
 pub fn overloaded() -> Status {
     let message = "too many requests are on their way at once: send it again";
-    status(Code::ResourceExhausted, "OVERLOADED", message, [], Some(Duration::from_secs(1)))
+    status(
+        Code::ResourceExhausted,
+        "OVERLOADED",
+        message,
+        [],
+        Some(Duration::from_secs(1)),
+    )
 }
 
 /// More answers are on their way out than may be held.
@@ -84,41 +99,78 @@ pub(super) fn answers_limit(limit: usize, share: usize) -> Status {
          client: read the answers to your calls, make fewer at once, or raise grpc.answers_bytes_max"
     );
     let limits = [("limit", limit.to_string()), ("share", share.to_string())];
-    status(Code::ResourceExhausted, "ANSWERS_LIMIT", message, limits, Some(Duration::from_secs(1)))
+    status(
+        Code::ResourceExhausted,
+        "ANSWERS_LIMIT",
+        message,
+        limits,
+        Some(Duration::from_secs(1)),
+    )
 }
 
 /// More answers of a client are on their way out than there may be.
 pub(super) fn unread_limit(share: usize) -> Status {
-    let message =
-        format!("{share} answers to this client's calls were not taken: read them, or make fewer calls at once");
+    let message = format!(
+        "{share} answers to this client's calls were not taken: read them, or make fewer calls at once"
+    );
     let limits = [("limit", share.to_string()), ("share", share.to_string())];
-    status(Code::ResourceExhausted, "ANSWERS_LIMIT", message, limits, Some(Duration::from_secs(1)))
+    status(
+        Code::ResourceExhausted,
+        "ANSWERS_LIMIT",
+        message,
+        limits,
+        Some(Duration::from_secs(1)),
+    )
 }
 
 /// As many backups are open as may be.
 pub(super) fn backup_limit(limit: usize, share: usize) -> Status {
-    let message =
-        format!("{limit} backups are open, or {share} of this client, the most there may be: let one end first");
+    let message = format!(
+        "{limit} backups are open, or {share} of this client, the most there may be: let one end first"
+    );
     let limits = [("limit", limit.to_string()), ("share", share.to_string())];
-    status(Code::ResourceExhausted, "BACKUP_LIMIT", message, limits, Some(RETRY_STORE))
+    status(
+        Code::ResourceExhausted,
+        "BACKUP_LIMIT",
+        message,
+        limits,
+        Some(RETRY_STORE),
+    )
 }
 
 /// The client has not read on.
 pub(super) fn answer_stalled(after: Duration) -> Status {
-    let message = format!("nothing of the answer was taken for {} s: read it, or cancel the call", after.as_secs());
+    let message = format!(
+        "nothing of the answer was taken for {} s: read it, or cancel the call",
+        after.as_secs()
+    );
     status(Code::ResourceExhausted, "ANSWER_STALLED", message, [], None)
 }
 
 /// The request has more bytes than it may have.
 pub fn request_too_large(bytes_max: usize) -> Status {
     let message = format!("the request has more than {bytes_max} bytes: ask for less");
-    status(Code::ResourceExhausted, "REQUEST_TOO_LARGE", message, [("limit", bytes_max.to_string())], None)
+    status(
+        Code::ResourceExhausted,
+        "REQUEST_TOO_LARGE",
+        message,
+        [("limit", bytes_max.to_string())],
+        None,
+    )
 }
 
 /// As many calls of the health service are open as there may be.
 pub fn health_limit(limit: usize) -> Status {
-    let message = format!("there may be {limit} such calls of the health service at once: end one of them first");
-    status(Code::ResourceExhausted, "HEALTH_LIMIT", message, [("limit", limit.to_string())], None)
+    let message = format!(
+        "there may be {limit} such calls of the health service at once: end one of them first"
+    );
+    status(
+        Code::ResourceExhausted,
+        "HEALTH_LIMIT",
+        message,
+        [("limit", limit.to_string())],
+        None,
+    )
 }
 
 /// The request has not arrived in time.
@@ -130,14 +182,26 @@ pub fn request_late() -> Status {
 /// The call's own deadline has passed.
 pub fn deadline_exceeded() -> Status {
     let message = End::DeadlineExceeded.to_string();
-    status(Code::DeadlineExceeded, "DEADLINE_EXCEEDED", message, [], None)
+    status(
+        Code::DeadlineExceeded,
+        "DEADLINE_EXCEEDED",
+        message,
+        [],
+        None,
+    )
 }
 
 /// The call cannot be recorded, and has to be.
 pub(super) fn audit_unavailable() -> Status {
     let message = "the call could not be recorded, and audit.required is set, so nothing was done: the broker's log says what is \
                    wrong with audit.file";
-    status(Code::Unavailable, "AUDIT_UNAVAILABLE", message, [], Some(RETRY_STORE))
+    status(
+        Code::Unavailable,
+        "AUDIT_UNAVAILABLE",
+        message,
+        [],
+        Some(RETRY_STORE),
+    )
 }
 
 /// How an audit record tells that a call was refused.
@@ -157,13 +221,25 @@ pub(super) fn filter(refusal: FilterRefusal) -> Status {
         FilterRefusal::Malformed(problem) => malformed(problem),
         FilterRefusal::TooMany { field, limit } => {
             let metadata = [("limit", limit.to_string()), ("field", field.to_owned())];
-            status(Code::ResourceExhausted, "SUBSCRIPTION_LIMIT", refusal.to_string(), metadata, None)
+            status(
+                Code::ResourceExhausted,
+                "SUBSCRIPTION_LIMIT",
+                refusal.to_string(),
+                metadata,
+                None,
+            )
         }
     }
 }
 
 pub(super) fn draining() -> Status {
-    status(Code::Unavailable, "DRAINING", "the server is shutting down: reconnect", [], Some(RECONNECT_AFTER))
+    status(
+        Code::Unavailable,
+        "DRAINING",
+        "the server is shutting down: reconnect",
+        [],
+        Some(RECONNECT_AFTER),
+    )
 }
 
 /// Counted and logged here, where every read that meets damage passes: the operator has to know.
@@ -178,7 +254,10 @@ fn expired(sources: &Sources, message: impl Into<String>) -> Status {
     let cursor = |sequence: Sequence| sources.store.cursor(sequence).to_string();
     // Empty if the log holds nothing, as everywhere in the API.
     let first_available = sources.first_available().map(cursor).unwrap_or_default();
-    let ends = [("first_available", first_available), ("head", cursor(sources.store.head()))];
+    let ends = [
+        ("first_available", first_available),
+        ("head", cursor(sources.store.head())),
+    ];
     status(Code::OutOfRange, "CURSOR_EXPIRED", message, ends, None)
 }
 
@@ -186,10 +265,25 @@ pub(super) fn open(sources: &Sources, error: &OpenError) -> Status {
     let message = error.to_string();
     match error {
         OpenError::TooMany(reached) => {
-            let LimitReached { limit, open, setting, .. } = reached;
-            let of_limit = [("limit", limit.to_string()), ("open", open.to_string()), ("setting", setting.clone())];
+            let LimitReached {
+                limit,
+                open,
+                setting,
+                ..
+            } = reached;
+            let of_limit = [
+                ("limit", limit.to_string()),
+                ("open", open.to_string()),
+                ("setting", setting.clone()),
+            ];
             let retry = reached.may_pass().then_some(RETRY_PLACE);
-            status(Code::ResourceExhausted, "SUBSCRIPTION_LIMIT", message, of_limit, retry)
+            status(
+                Code::ResourceExhausted,
+                "SUBSCRIPTION_LIMIT",
+                message,
+                of_limit,
+                retry,
+            )
         }
         OpenError::EpochMismatch => status(
             Code::FailedPrecondition,
@@ -200,7 +294,13 @@ pub(super) fn open(sources: &Sources, error: &OpenError) -> Status {
         ),
         OpenError::CursorAhead => {
             let head = sources.store.cursor(sources.store.head()).to_string();
-            status(Code::OutOfRange, "CURSOR_AHEAD", message, [("head", head)], None)
+            status(
+                Code::OutOfRange,
+                "CURSOR_AHEAD",
+                message,
+                [("head", head)],
+                None,
+            )
         }
         OpenError::CursorExpired => expired(sources, message),
         OpenError::Draining => draining(),
@@ -210,15 +310,25 @@ pub(super) fn open(sources: &Sources, error: &OpenError) -> Status {
 
 pub(super) fn end(sources: &Sources, end: &End) -> Status {
     match end {
-        End::Expired => expired(sources, "retention has passed this stream: set on_expired, or read faster"),
+        End::Expired => expired(
+            sources,
+            "retention has passed this stream: set on_expired, or read faster",
+        ),
         End::Draining => draining(),
         End::Corrupt(problem) => corrupt(sources, problem),
         End::Erased => {
-            let message =
-                "the event was erased while it was sent, and there is no rest of it: go on behind the last cursor";
-            status(Code::Unavailable, "EVENT_ERASED", message, [], Some(RETRY_ERASED))
+            let message = "the event was erased while it was sent, and there is no rest of it: go on behind the last cursor";
+            status(
+                Code::Unavailable,
+                "EVENT_ERASED",
+                message,
+                [],
+                Some(RETRY_ERASED),
+            )
         }
-        End::Withdrawn(Withdrawal::Identity) => token_invalid("the token was withdrawn, or has expired"),
+        End::Withdrawn(Withdrawal::Identity) => {
+            token_invalid("the token was withdrawn, or has expired")
+        }
         End::Withdrawn(Withdrawal::Products) => {
             let message = "the permission to see some of this stream's products was withdrawn";
             status(Code::PermissionDenied, "PRODUCT_DENIED", message, [], None)
@@ -262,14 +372,22 @@ pub(super) fn write(sources: &Sources, error: &WriteError) -> Status {
             None,
         ),
         WriteError::Corrupt(problem) => corrupt(sources, problem),
-        WriteError::Overloaded | WriteError::DiskLow { .. } | WriteError::Failed(_) => {
-            status(Code::Unavailable, "STORE_READ_ONLY", error.to_string(), [], Some(RETRY_STORE))
-        }
+        WriteError::Overloaded | WriteError::DiskLow { .. } | WriteError::Failed(_) => status(
+            Code::Unavailable,
+            "STORE_READ_ONLY",
+            error.to_string(),
+            [],
+            Some(RETRY_STORE),
+        ),
     }
 }
 
 pub(super) fn task_not_found(task_id: &str, product: &str) -> Status {
-    let of = if product.is_empty() { String::new() } else { format!(" of {product}") };
+    let of = if product.is_empty() {
+        String::new()
+    } else {
+        format!(" of {product}")
+    };
     let message = format!(
         "no event of task {task_id}{of} is here: one may come yet (WaitTask waits for it), or all were erased or forgotten"
     );
@@ -279,26 +397,48 @@ pub(super) fn task_not_found(task_id: &str, product: &str) -> Status {
 /// The events of a task are more than one answer holds. Only what would make the answer smaller is advised.
 pub(super) fn task_too_large(limit: usize, product: &str, include_raw: bool) -> Status {
     let (of_product, raw) = (
-        if product.is_empty() { "name the product, " } else { "" },
-        if include_raw { "leave out include_raw, " } else { "" },
+        if product.is_empty() {
+            "name the product, "
+        } else {
+            ""
+        },
+        if include_raw {
+            "leave out include_raw, "
+        } else {
+            ""
+        },
     );
-    let or = if of_product.is_empty() && raw.is_empty() { "" } else { "or " };
-    let products = if product.is_empty() { String::new() } else { format!(" and {product} in filter.products") };
+    let or = if of_product.is_empty() && raw.is_empty() {
+        ""
+    } else {
+        "or "
+    };
+    let products = if product.is_empty() {
+        String::new()
+    } else {
+        format!(" and {product} in filter.products")
+    };
     let message = format!(
         "the task's events have more than {limit} bytes together: {of_product}{raw}{or}ask ListEvents with the task id in \
          filter.task_ids{products}, which answers in pages that any client takes"
     );
-    status(Code::ResourceExhausted, "RESPONSE_TOO_LARGE", message, [("limit", limit.to_string())], None)
+    status(
+        Code::ResourceExhausted,
+        "RESPONSE_TOO_LARGE",
+        message,
+        [("limit", limit.to_string())],
+        None,
+    )
 }
 
 pub(super) fn event_not_found() -> Status {
-    let message =
-        "no event of this cursor that the client may see is retained: take the cursor of an event, not of a heartbeat";
+    let message = "no event of this cursor that the client may see is retained: take the cursor of an event, not of a heartbeat";
     status(Code::NotFound, "EVENT_NOT_FOUND", message, [], None)
 }
 
 pub(super) fn quarantine_not_found(id: &str) -> Status {
-    let message = format!("no callback {id} is in quarantine: it was released, discarded or forgotten");
+    let message =
+        format!("no callback {id} is in quarantine: it was released, discarded or forgotten");
     status(Code::NotFound, "QUARANTINE_NOT_FOUND", message, [], None)
 }
 
@@ -312,13 +452,27 @@ pub(super) fn token_invalid(message: &str) -> Status {
 }
 
 pub(super) fn product_denied(product: &str) -> Status {
-    let message = format!("this client may not see {product}: leave it out, or have it added to the client's products");
-    status(Code::PermissionDenied, "PRODUCT_DENIED", message, [("product", product.to_owned())], None)
+    let message = format!(
+        "this client may not see {product}: leave it out, or have it added to the client's products"
+    );
+    status(
+        Code::PermissionDenied,
+        "PRODUCT_DENIED",
+        message,
+        [("product", product.to_owned())],
+        None,
+    )
 }
 
 pub(super) fn product_denied_by_key(product: &str, denied: &MintError) -> Status {
     let metadata = [("product", product.to_owned())];
-    status(Code::PermissionDenied, "PRODUCT_DENIED", denied.to_string(), metadata, None)
+    status(
+        Code::PermissionDenied,
+        "PRODUCT_DENIED",
+        denied.to_string(),
+        metadata,
+        None,
+    )
 }
 
 pub(super) fn no_products() -> Status {
@@ -334,20 +488,36 @@ pub(super) fn backup_of_all_denied() -> Status {
 }
 
 pub(super) fn backup_denied(client: &str) -> Status {
-    let message = format!("{client} may not take backups: its line in the credentials file needs `backup = true`");
+    let message = format!(
+        "{client} may not take backups: its line in the credentials file needs `backup = true`"
+    );
     status(Code::PermissionDenied, "ADMIN_DENIED", message, [], None)
 }
 
 pub(super) fn admin_denied(client: &str) -> Status {
-    let message = format!("{client} is no administrator: its line in the credentials file needs `admin = true`");
+    let message = format!(
+        "{client} is no administrator: its line in the credentials file needs `admin = true`"
+    );
     status(Code::PermissionDenied, "ADMIN_DENIED", message, [], None)
 }
 
 pub(super) fn signing_key_missing(message: String) -> Status {
-    status(Code::FailedPrecondition, "SIGNING_KEY_MISSING", message, [], None)
+    status(
+        Code::FailedPrecondition,
+        "SIGNING_KEY_MISSING",
+        message,
+        [],
+        None,
+    )
 }
 
 pub(super) fn not_understood(refusal: &Unreleasable) -> Status {
     let message = format!("still not understood: {refusal}");
-    status(Code::FailedPrecondition, "NOT_UNDERSTOOD", message, [("reason", refusal.reason().to_owned())], None)
+    status(
+        Code::FailedPrecondition,
+        "NOT_UNDERSTOOD",
+        message,
+        [("reason", refusal.reason().to_owned())],
+        None,
+    )
 }

@@ -21,7 +21,9 @@ use crate::{
     budget::Payer,
     event::{Cursor, Filter, LABELS_MAX, Product, Record, Selectable, Sequence, TaskId},
     store::{Chunk, Keep, ReadError, ReadLimits},
-    subscription::{Control, End, Heard, Message, OnExpired, Opening, Sources, Start, Subscription, WAIT_NAME},
+    subscription::{
+        Control, End, Heard, Message, OnExpired, Opening, Sources, Start, Subscription, WAIT_NAME,
+    },
     trace,
     wire::{
         Delivery, Frame, Malformed, Raw, duration, instant_from_wire, positive_duration,
@@ -124,17 +126,28 @@ impl Events {
                 place // not held while it waits for its turn
             }
         };
-        let granted = self.0.answers.take(&payer, 2 * sources.memory.event_bytes_max).await?;
+        let granted = self
+            .0
+            .answers
+            .take(&payer, 2 * sources.memory.event_bytes_max)
+            .await?;
         // Retention may have taken it meanwhile, or it was erased: the task is over all the same.
         let read = move |sources: &Sources| {
-            let record = sources.store.get(place)?.filter(|record| !record.is_erased());
+            let record = sources
+                .store
+                .get(place)?
+                .filter(|record| !record.is_erased());
             Ok((frame(record).encoded(), granted))
         };
         let (message, granted) = self.0.read(read).await?;
         Ok(self.0.answers.respond(message, granted))
     }
 
-    fn subscription_limits(&self, caller: &Caller, heartbeat_interval: Duration) -> v1::SubscriptionLimits {
+    fn subscription_limits(
+        &self,
+        caller: &Caller,
+        heartbeat_interval: Duration,
+    ) -> v1::SubscriptionLimits {
         let count = |limit: usize| u32::try_from(limit).unwrap_or(u32::MAX);
         v1::SubscriptionLimits {
             heartbeat_interval: Some(duration(heartbeat_interval)),
@@ -155,8 +168,11 @@ impl event_service_server::EventService for Events {
         &self,
         request: Request<v1::SubscribeRequest>,
     ) -> Result<Response<Self::SubscribeStream>, Status> {
-        let (caller, (peer, heard), deadline) =
-            (self.0.gate.caller_of(&request)?, peer(&request), deadline::of(&request));
+        let (caller, (peer, heard), deadline) = (
+            self.0.gate.caller_of(&request)?,
+            peer(&request),
+            deadline::of(&request),
+        );
         let (payer, call) = (Payer::of(&request, &caller), call(&request));
         if request.get_ref().client_name.chars().count() > CLIENT_NAME_CHARS_MAX {
             let problem = format!("at most {CLIENT_NAME_CHARS_MAX} characters");
@@ -166,7 +182,8 @@ impl event_service_server::EventService for Events {
         let request = request.into_inner();
         let start = start(request.start).map_err(errors::malformed)?;
         let on_expired = on_expired(request.on_expired).map_err(errors::malformed)?;
-        let heartbeat_interval = heartbeat(request.heartbeat_interval).map_err(errors::malformed)?;
+        let heartbeat_interval =
+            heartbeat(request.heartbeat_interval).map_err(errors::malformed)?;
         let filter = self.0.filter(request.filter, &caller)?;
         if request.until_terminal && filter.task_ids.is_empty() {
             let problem = "needs filter.task_ids: it ends the stream when those tasks are over";
@@ -188,21 +205,44 @@ impl event_service_server::EventService for Events {
         };
         let mut subscription = self.open(opening).await?;
         subscription.note_opened();
-        let (sources, limits) = (Arc::clone(&self.0.sources), self.subscription_limits(&caller, heartbeat_interval));
+        let (sources, limits) = (
+            Arc::clone(&self.0.sources),
+            self.subscription_limits(&caller, heartbeat_interval),
+        );
         let body = EventBody::new(sources, subscription, request.include_raw, limits);
-        let mut answer = Response::new(tokio_stream::once(Err(Status::internal("the events were not handed over"))));
+        let mut answer = Response::new(tokio_stream::once(Err(Status::internal(
+            "the events were not handed over",
+        ))));
         answer.extensions_mut().insert(HandedOver::new(body));
         Ok(answer)
     }
 
-    async fn wait_task(&self, request: Request<v1::WaitTaskRequest>) -> Result<Response<Frame>, Status> {
-        let (caller, peer, call) = (self.0.gate.caller_of(&request)?, peer(&request), call(&request));
+    async fn wait_task(
+        &self,
+        request: Request<v1::WaitTaskRequest>,
+    ) -> Result<Response<Frame>, Status> {
+        let (caller, peer, call) = (
+            self.0.gate.caller_of(&request)?,
+            peer(&request),
+            call(&request),
+        );
         let (payer, call_deadline) = (Payer::of(&request, &caller), deadline::of(&request));
-        let v1::WaitTaskRequest { task_id, timeout, include_raw, product } = request.into_inner();
+        let v1::WaitTaskRequest {
+            task_id,
+            timeout,
+            include_raw,
+            product,
+        } = request.into_inner();
         let filter = one_task(&task_id, &product)?;
-        let deadline = wait_until(Instant::now(), patience(timeout).map_err(errors::malformed)?, call_deadline);
+        let deadline = wait_until(
+            Instant::now(),
+            patience(timeout).map_err(errors::malformed)?,
+            call_deadline,
+        );
         let of_task = caller.restrict(filter.clone())?;
-        let mut subscription = self.open_wait(filter, peer, caller, payer.clone(), call).await?;
+        let mut subscription = self
+            .open_wait(filter, peer, caller, payer.clone(), call)
+            .await?;
         let (mut latest, mut terminal, mut caught_up) = (Found::default(), Found::default(), false);
         // What is retained is read to its end also when the time-out is zero, so "is it done?" can be asked by it.
         while !(caught_up && terminal.is_some()) {
@@ -213,7 +253,9 @@ impl event_service_server::EventService for Events {
                     latest.let_go();
                     terminal.let_go();
                     if caught_up {
-                        let Ok(seen) = timeout_at(deadline, next(&mut subscription)).await else { break };
+                        let Ok(seen) = timeout_at(deadline, next(&mut subscription)).await else {
+                            break;
+                        };
                         seen
                     } else {
                         next(&mut subscription).await
@@ -221,14 +263,19 @@ impl event_service_server::EventService for Events {
                 }
             };
             match seen {
-                Some(Ok(Seen::Event(record))) if record.status().is_terminal() => terminal = Found::Here(record),
+                Some(Ok(Seen::Event(record))) if record.status().is_terminal() => {
+                    terminal = Found::Here(record)
+                }
                 Some(Ok(Seen::Event(record))) => latest = Found::Here(record),
                 Some(Ok(Seen::CaughtUp)) => {
                     caught_up = true;
                     let of_task = of_task.clone();
                     // What was erased does not come, but it has ended its task.
                     if !terminal.is_some()
-                        && self.0.read(move |sources| was_terminal_event_erased(sources, &of_task)).await?
+                        && self
+                            .0
+                            .read(move |sources| was_terminal_event_erased(sources, &of_task))
+                            .await?
                     {
                         return self.waited(payer, Found::None, true, include_raw).await;
                     }
@@ -244,17 +291,30 @@ impl event_service_server::EventService for Events {
         self.waited(payer, found, done, include_raw).await
     }
 
-    async fn get_task(&self, request: Request<v1::GetTaskRequest>) -> Result<Response<Frame>, Status> {
+    async fn get_task(
+        &self,
+        request: Request<v1::GetTaskRequest>,
+    ) -> Result<Response<Frame>, Status> {
         let caller = self.0.gate.caller_of(&request)?;
         let payer = Payer::of(&request, &caller);
-        let v1::GetTaskRequest { task_id, include_raw, product } = request.into_inner();
+        let v1::GetTaskRequest {
+            task_id,
+            include_raw,
+            product,
+        } = request.into_inner();
         let filter = caller.restrict(one_task(&task_id, &product)?)?;
         // Once as it is stored, once as it is sent.
         let granted = self.0.answers.take(&payer, 2 * TASK_BYTES_MAX).await?;
         let read = move |sources: &Sources| {
             let events = task_events(sources, &filter, include_raw)?;
             let page = |events: Vec<Delivery>| {
-                (!events.is_empty()).then(|| Frame::Page { events, next_page_token: String::new() }.encoded())
+                (!events.is_empty()).then(|| {
+                    Frame::Page {
+                        events,
+                        next_page_token: String::new(),
+                    }
+                    .encoded()
+                })
             };
             Ok((events.map(page), granted))
         };
@@ -265,15 +325,24 @@ impl event_service_server::EventService for Events {
         }
     }
 
-    async fn list_events(&self, request: Request<v1::ListEventsRequest>) -> Result<Response<Frame>, Status> {
+    async fn list_events(
+        &self,
+        request: Request<v1::ListEventsRequest>,
+    ) -> Result<Response<Frame>, Status> {
         let caller = self.0.gate.caller_of(&request)?;
         let payer = Payer::of(&request, &caller);
         let mut request = request.into_inner();
-        let page_size = page::size(std::mem::take(&mut request.page_size)).map_err(errors::malformed)?;
+        let page_size =
+            page::size(std::mem::take(&mut request.page_size)).map_err(errors::malformed)?;
         let token = std::mem::take(&mut request.page_token);
-        let (binding, head) = (page::binding(&canonical(&request)), self.0.sources.store.head());
+        let (binding, head) = (
+            page::binding(&canonical(&request)),
+            self.0.sources.store.head(),
+        );
         let listing = Listing {
-            from: page::place(&token, binding, head.0).map_err(errors::malformed)?.map(Sequence),
+            from: page::place(&token, binding, head.0)
+                .map_err(errors::malformed)?
+                .map(Sequence),
             newest_first: newest_first(request.order).map_err(errors::malformed)?,
             since: instant("since", request.since).map_err(errors::malformed)?,
             until: instant("until", request.until).map_err(errors::malformed)?,
@@ -289,16 +358,28 @@ impl event_service_server::EventService for Events {
         let include_raw = request.include_raw;
         let read = move |sources: &Sources| {
             let (records, next) = listing.page(sources)?;
-            let next_page_token = next.map(|place| page::token(place.0, binding)).unwrap_or_default();
+            let next_page_token = next
+                .map(|place| page::token(place.0, binding))
+                .unwrap_or_default();
             let delivery = |record| Delivery::new(sources.store.epoch(), record, include_raw);
             let events = records.into_iter().map(delivery).collect();
-            Ok((Frame::Page { events, next_page_token }.encoded(), granted))
+            Ok((
+                Frame::Page {
+                    events,
+                    next_page_token,
+                }
+                .encoded(),
+                granted,
+            ))
         };
         let (page, granted) = self.0.read(read).await?;
         Ok(self.0.answers.respond(page, granted))
     }
 
-    async fn get_raw_body(&self, request: Request<v1::GetRawBodyRequest>) -> Result<Response<Frame>, Status> {
+    async fn get_raw_body(
+        &self,
+        request: Request<v1::GetRawBodyRequest>,
+    ) -> Result<Response<Frame>, Status> {
         raw_body::get(&self.0, request).await
     }
 
@@ -310,7 +391,11 @@ impl event_service_server::EventService for Events {
         let store = &self.0.sources.store;
         let head = store.head();
         let summary = store.summary();
-        let first_available = self.0.sources.first_available().map(|place| store.cursor(place).to_string());
+        let first_available = self
+            .0
+            .sources
+            .first_available()
+            .map(|place| store.cursor(place).to_string());
         Ok(Response::new(v1::GetLogInfoResponse {
             epoch: store.epoch().to_string(),
             first_available: first_available.unwrap_or_default(),
@@ -357,13 +442,18 @@ async fn next(subscription: &mut Subscription) -> Option<Result<Seen, End>> {
     poll_fn(|cx| poll_next(subscription, cx)).await
 }
 
-fn poll_next(subscription: &mut Subscription, cx: &mut task::Context<'_>) -> Poll<Option<Result<Seen, End>>> {
+fn poll_next(
+    subscription: &mut Subscription,
+    cx: &mut task::Context<'_>,
+) -> Poll<Option<Result<Seen, End>>> {
     let seen = |message: Message<'_>| match message {
         Message::Event { records, at, .. } => Seen::Event(records[at].clone()),
         Message::Control(Control::CaughtUp { .. }) => Seen::CaughtUp,
         Message::Control(_) => Seen::Other,
     };
-    subscription.poll_message(cx).map(|next| next.map(|message| message.map(seen)))
+    subscription
+        .poll_message(cx)
+        .map(|next| next.map(|message| message.map(seen)))
 }
 
 /// Whether a terminal event of a filter's task and products was erased. Its labels were, too: so to a client that is bound to some it
@@ -373,24 +463,40 @@ fn was_terminal_event_erased(sources: &Sources, filter: &Filter) -> Result<bool,
         return Ok(false);
     }
     let mut was_erased = false;
-    sources.store.each_task_event(&filter.task_ids, Sequence(1)..=sources.store.head(), |event| {
-        let is_asked_for = filter.products.is_empty() || filter.products.contains(&event.product);
-        was_erased |= is_asked_for && event.is_erased && event.status.is_terminal();
-    })?;
+    sources.store.each_task_event(
+        &filter.task_ids,
+        Sequence(1)..=sources.store.head(),
+        |event| {
+            let is_asked_for =
+                filter.products.is_empty() || filter.products.contains(&event.product);
+            was_erased |= is_asked_for && event.is_erased && event.status.is_terminal();
+        },
+    )?;
     Ok(was_erased)
 }
 
 /// Every event of a filter's task and products; `None` if they are more than one answer holds. What is not to be sent is not
 /// held either.
-fn task_events(sources: &Sources, filter: &Filter, include_raw: bool) -> Result<Option<Vec<Delivery>>, ReadError> {
+fn task_events(
+    sources: &Sources,
+    filter: &Filter,
+    include_raw: bool,
+) -> Result<Option<Vec<Delivery>>, ReadError> {
     let store = &sources.store;
     let places = store.task_events(&filter.task_ids, Sequence(1)..=store.head(), Keep::All)?;
     let (mut events, mut bytes) = (Vec::new(), 0);
-    let is_asked_for = |product: &Product| filter.products.is_empty() || filter.products.contains(product);
-    for place in places.into_iter().filter(|place| is_asked_for(&place.product)) {
+    let is_asked_for =
+        |product: &Product| filter.products.is_empty() || filter.products.contains(product);
+    for place in places
+        .into_iter()
+        .filter(|place| is_asked_for(&place.product))
+    {
         // Retention may take one between the two reads; it is then no longer retained.
         let found = store.get(place.sequence)?;
-        let Some(record) = found.filter(|record| filter.matches(record) && !record.is_erased()) else { continue };
+        let Some(record) = found.filter(|record| filter.matches(record) && !record.is_erased())
+        else {
+            continue;
+        };
         let mut event = Delivery::new(store.epoch(), record, include_raw);
         if event.raw != Raw::Sent {
             event.record = event.record.without_raw();
@@ -435,12 +541,18 @@ impl Listing {
         }
         if self.newest_first {
             let before = self.from.map_or(last.next(), |from| from.min(last.next()));
-            let Chunk { records, scanned_to } = store.read_before(before, first, &self.filter, self.limits)?;
+            let Chunk {
+                records,
+                scanned_to,
+            } = store.read_before(before, first, &self.filter, self.limits)?;
             return Ok((records, (scanned_to > first).then_some(scanned_to)));
         }
         // A page token that retention has passed continues with what is left: a listing shows what is retained.
         let after = self.from.unwrap_or_default().max(first.previous());
-        let Chunk { records, scanned_to } = store.read_after(after, last, &self.filter, self.limits)?;
+        let Chunk {
+            records,
+            scanned_to,
+        } = store.read_after(after, last, &self.filter, self.limits)?;
         Ok((records, (scanned_to < last).then_some(scanned_to)))
     }
 
@@ -448,8 +560,16 @@ impl Listing {
     fn bounds(&self, sources: &Sources) -> Result<(Sequence, Sequence), ReadError> {
         let store = &sources.store;
         let seek = |time: Timestamp| store.seek_time(time.as_microsecond());
-        let first = self.since.map(seek).transpose()?.map_or(Sequence(1), Sequence::next);
-        let last = self.until.map(seek).transpose()?.unwrap_or(Sequence(u64::MAX));
+        let first = self
+            .since
+            .map(seek)
+            .transpose()?
+            .map_or(Sequence(1), Sequence::next);
+        let last = self
+            .until
+            .map(seek)
+            .transpose()?
+            .unwrap_or(Sequence(u64::MAX));
         Ok((first.max(store.first_available()), last.min(store.head())))
     }
 
@@ -459,14 +579,21 @@ impl Listing {
         first: Sequence,
         last: Sequence,
     ) -> Result<(Vec<Record>, Option<Sequence>), ReadError> {
-        let ReadLimits { records_max, bytes_max, scanned_max, scanned_bytes_max } = self.limits;
+        let ReadLimits {
+            records_max,
+            bytes_max,
+            scanned_max,
+            scanned_bytes_max,
+        } = self.limits;
         let (range, keep) = match (self.from, self.newest_first) {
             (None, false) => (first..=last, Keep::Oldest(scanned_max)),
             (Some(from), false) => (first.max(from.next())..=last, Keep::Oldest(scanned_max)),
             (None, true) => (first..=last, Keep::Newest(scanned_max)),
             (Some(from), true) => (first..=last.min(from.previous()), Keep::Newest(scanned_max)),
         };
-        let mut places = sources.store.task_events(&self.filter.task_ids, range, keep)?;
+        let mut places = sources
+            .store
+            .task_events(&self.filter.task_ids, range, keep)?;
         if self.newest_first {
             places.reverse();
         }
@@ -498,18 +625,30 @@ fn canonical(request: &v1::ListEventsRequest) -> v1::ListEventsRequest {
     if let Some(filter) = &mut request.filter {
         let mut labels: Vec<_> = std::mem::take(&mut filter.labels).into_iter().collect();
         labels.sort_unstable();
-        filter.products.extend(labels.into_iter().map(|(key, value)| format!("{key}\0{value}")));
+        filter.products.extend(
+            labels
+                .into_iter()
+                .map(|(key, value)| format!("{key}\0{value}")),
+        );
     }
     request
 }
 
 /// One task, of one product if it is named.
 fn one_task(task_id: &str, product: &str) -> Result<Filter, Status> {
-    let malformed = |field, error: &dyn std::error::Error| errors::malformed(Malformed::new(field, error.to_string()));
+    let malformed = |field, error: &dyn std::error::Error| {
+        errors::malformed(Malformed::new(field, error.to_string()))
+    };
     let task_id = TaskId::parse(task_id).map_err(|error| malformed("task_id", &error))?;
     let product = (!product.is_empty()).then(|| Product::parse(product));
-    let product = product.transpose().map_err(|error| malformed("product", &error))?;
-    Ok(Filter { task_ids: [task_id].into(), products: product.into_iter().collect(), ..Filter::default() })
+    let product = product
+        .transpose()
+        .map_err(|error| malformed("product", &error))?;
+    Ok(Filter {
+        task_ids: [task_id].into(),
+        products: product.into_iter().collect(),
+        ..Filter::default()
+    })
 }
 
 fn start(start: Option<subscribe_request::Start>) -> Result<Start, Malformed> {
@@ -517,15 +656,24 @@ fn start(start: Option<subscribe_request::Start>) -> Result<Start, Malformed> {
         None => Ok(Start::Default),
         Some(subscribe_request::Start::AfterCursor(text)) => {
             let cursor = Cursor::parse(&text);
-            cursor.map(Start::After).map_err(|error| Malformed::new("after_cursor", error.to_string()))
+            cursor
+                .map(Start::After)
+                .map_err(|error| Malformed::new("after_cursor", error.to_string()))
         }
-        Some(subscribe_request::Start::Since(time)) => Ok(Start::Since(instant_from_wire("since", time)?)),
-        Some(subscribe_request::Start::Position(number)) => match v1::StartPosition::try_from(number) {
-            Ok(v1::StartPosition::Unspecified) => Ok(Start::Default),
-            Ok(v1::StartPosition::Earliest) => Ok(Start::Earliest),
-            Ok(v1::StartPosition::Latest) => Ok(Start::Latest),
-            Err(_) => Err(Malformed::new("position", format!("no position has the number {number}"))),
-        },
+        Some(subscribe_request::Start::Since(time)) => {
+            Ok(Start::Since(instant_from_wire("since", time)?))
+        }
+        Some(subscribe_request::Start::Position(number)) => {
+            match v1::StartPosition::try_from(number) {
+                Ok(v1::StartPosition::Unspecified) => Ok(Start::Default),
+                Ok(v1::StartPosition::Earliest) => Ok(Start::Earliest),
+                Ok(v1::StartPosition::Latest) => Ok(Start::Latest),
+                Err(_) => Err(Malformed::new(
+                    "position",
+                    format!("no position has the number {number}"),
+                )),
+            }
+        }
     }
 }
 
@@ -534,7 +682,10 @@ fn on_expired(number: i32) -> Result<OnExpired, Malformed> {
         Ok(v1::OnExpired::Unspecified | v1::OnExpired::Fail) => Ok(OnExpired::Fail),
         Ok(v1::OnExpired::Earliest) => Ok(OnExpired::Earliest),
         Ok(v1::OnExpired::Latest) => Ok(OnExpired::Latest),
-        Err(_) => Err(Malformed::new("on_expired", format!("no choice has the number {number}"))),
+        Err(_) => Err(Malformed::new(
+            "on_expired",
+            format!("no choice has the number {number}"),
+        )),
     }
 }
 
@@ -542,14 +693,20 @@ fn newest_first(number: i32) -> Result<bool, Malformed> {
     match v1::Order::try_from(number) {
         Ok(v1::Order::Unspecified | v1::Order::OldestFirst) => Ok(false),
         Ok(v1::Order::NewestFirst) => Ok(true),
-        Err(_) => Err(Malformed::new("order", format!("no order has the number {number}"))),
+        Err(_) => Err(Malformed::new(
+            "order",
+            format!("no order has the number {number}"),
+        )),
     }
 }
 
 fn heartbeat(requested: Option<prost_types::Duration>) -> Result<Duration, Malformed> {
     match requested {
         None => Ok(HEARTBEAT_DEFAULT),
-        Some(requested) => Ok(positive_duration("heartbeat_interval", requested)?.clamp(HEARTBEAT_MIN, HEARTBEAT_MAX)),
+        Some(requested) => {
+            Ok(positive_duration("heartbeat_interval", requested)?
+                .clamp(HEARTBEAT_MIN, HEARTBEAT_MAX))
+        }
     }
 }
 
@@ -563,12 +720,17 @@ fn patience(requested: Option<prost_types::Duration>) -> Result<Duration, Malfor
 
 /// When `WaitTask` stops waiting.
 fn wait_until(now: Instant, patience: Duration, call_deadline: Option<Instant>) -> Instant {
-    let Some(call_deadline) = call_deadline else { return now + patience };
+    let Some(call_deadline) = call_deadline else {
+        return now + patience;
+    };
     let left = call_deadline.saturating_duration_since(now);
     now + patience.min(left - WAIT_MARGIN_MAX.min(left / 10))
 }
 
-fn instant(field: &str, time: Option<prost_types::Timestamp>) -> Result<Option<Timestamp>, Malformed> {
+fn instant(
+    field: &str,
+    time: Option<prost_types::Timestamp>,
+) -> Result<Option<Timestamp>, Malformed> {
     time.map(|time| instant_from_wire(field, time)).transpose()
 }
 
@@ -592,7 +754,11 @@ mod tests {
             assert_eq!(asked(seconds, nanos), Ok(waited), "{seconds} s {nanos} ns");
         }
         for (seconds, nanos) in [(-1, 0), (0, -1), (i64::MIN, i32::MIN)] {
-            assert_eq!(asked(seconds, nanos).unwrap_err().field, "timeout", "{seconds} s {nanos} ns");
+            assert_eq!(
+                asked(seconds, nanos).unwrap_err().field,
+                "timeout",
+                "{seconds} s {nanos} ns"
+            );
         }
     }
 
@@ -601,10 +767,25 @@ mod tests {
         let now = Instant::now();
         let waited = |patience: u64, deadline: Option<u64>| {
             let deadline = deadline.map(|millis| now + Duration::from_millis(millis));
-            wait_until(now, Duration::from_millis(patience), deadline).duration_since(now).as_millis()
+            wait_until(now, Duration::from_millis(patience), deadline)
+                .duration_since(now)
+                .as_millis()
         };
-        assert_eq!((waited(50_000, None), waited(50_000, Some(60_000))), (50_000, 50_000));
-        assert_eq!((waited(50_000, Some(30_000)), waited(50_000, Some(2_000))), (29_000, 1_800));
-        assert_eq!((waited(50_000, Some(10)), waited(0, Some(10)), waited(50_000, Some(0))), (9, 0, 0));
+        assert_eq!(
+            (waited(50_000, None), waited(50_000, Some(60_000))),
+            (50_000, 50_000)
+        );
+        assert_eq!(
+            (waited(50_000, Some(30_000)), waited(50_000, Some(2_000))),
+            (29_000, 1_800)
+        );
+        assert_eq!(
+            (
+                waited(50_000, Some(10)),
+                waited(0, Some(10)),
+                waited(50_000, Some(0))
+            ),
+            (9, 0, 0)
+        );
     }
 }

@@ -19,7 +19,9 @@ pub use admin::Admin;
 pub use answers::{AnswerBody, Answers, UNREAD_PER_CLIENT_MAX, Unread, is_prepaid};
 pub use backup::BackupStream;
 pub use deadline::{Deadline, note_deadline};
-pub use errors::{deadline_exceeded, explained, health_limit, overloaded, reason, request_late, request_too_large};
+pub use errors::{
+    deadline_exceeded, explained, health_limit, overloaded, reason, request_late, request_too_large,
+};
 pub use events::Events;
 pub use stream::HandedOver;
 use tonic::{Request, Status};
@@ -59,22 +61,29 @@ pub struct Context {
 
 impl std::fmt::Debug for Context {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Context").field("sources", &self.sources).finish_non_exhaustive()
+        f.debug_struct("Context")
+            .field("sources", &self.sources)
+            .finish_non_exhaustive()
     }
 }
 
 impl Context {
     /// What a request asks for, as far as the caller may.
     fn filter(&self, filter: Option<v1::Filter>, caller: &Caller) -> Result<Filter, Status> {
-        let filter = wire::filter_from_wire(filter, self.limits_of(caller)).map_err(errors::filter)?;
+        let filter =
+            wire::filter_from_wire(filter, self.limits_of(caller)).map_err(errors::filter)?;
         caller.restrict(filter)
     }
 
     fn limits_of(&self, caller: &Caller) -> FilterLimits {
         let task_ids_max = caller.0.as_ref().and_then(|client| client.task_ids_max);
-        let task_ids_max =
-            task_ids_max.map_or(self.filter_limits.task_ids_max, |max| max.min(self.filter_limits.task_ids_max));
-        FilterLimits { task_ids_max, ..self.filter_limits }
+        let task_ids_max = task_ids_max.map_or(self.filter_limits.task_ids_max, |max| {
+            max.min(self.filter_limits.task_ids_max)
+        });
+        FilterLimits {
+            task_ids_max,
+            ..self.filter_limits
+        }
     }
 
     fn page_bytes_max(&self) -> usize {
@@ -82,7 +91,10 @@ impl Context {
     }
 
     fn retention(&self) -> Retention {
-        *self.retention.lock().unwrap_or_else(PoisonError::into_inner)
+        *self
+            .retention
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Runs a read of the store off the async threads; not at all if the call is cancelled before it begins.
@@ -100,13 +112,16 @@ impl Context {
 
 /// What a page takes while it is made: as it is stored, and as it is sent.
 fn page_bytes_max(event_bytes_max: usize) -> usize {
-    page::PAGE_BYTES_MAX.saturating_add(event_bytes_max).saturating_mul(2)
+    page::PAGE_BYTES_MAX
+        .saturating_add(event_bytes_max)
+        .saturating_mul(2)
 }
 
 /// Address and silence of the client's connection.
 fn peer<T>(request: &Request<T>) -> (String, Heard) {
     let peer = request.extensions().get::<Peer>();
-    peer.map(|peer| (peer.address.to_string(), peer.heard.clone())).unwrap_or_default()
+    peer.map(|peer| (peer.address.to_string(), peer.heard.clone()))
+        .unwrap_or_default()
 }
 
 /// The span of a call, as the server noted it when the call began; `None` if it is not sampled.
@@ -123,10 +138,18 @@ mod tests {
     fn the_least_memory_that_answers_may_have_is_four_times_what_the_largest_takes() {
         for body_bytes_max in [1 << 10, 1 << 20, 8 << 20, 64 << 20] {
             let event_bytes_max = Memory::new(0, body_bytes_max).event_bytes_max;
-            let largest =
-                [2 * event_bytes_max, 2 * events::TASK_BYTES_MAX, page_bytes_max(event_bytes_max)].into_iter().max();
+            let largest = [
+                2 * event_bytes_max,
+                2 * events::TASK_BYTES_MAX,
+                page_bytes_max(event_bytes_max),
+            ]
+            .into_iter()
+            .max();
             let least = config::answers_bytes_min(body_bytes_max as u64) as usize;
-            assert!(answers::SHARE * largest.unwrap() <= least, "{body_bytes_max}: {least}");
+            assert!(
+                answers::SHARE * largest.unwrap() <= least,
+                "{body_bytes_max}: {least}"
+            );
         }
     }
 }

@@ -33,7 +33,12 @@ pub(crate) fn place(token: &str, binding: u64, last: u64) -> Result<Option<u64>,
     if token.is_empty() {
         return Ok(None);
     }
-    let malformed = || Malformed::new("page_token", "not a token of this listing: pass next_page_token unchanged");
+    let malformed = || {
+        Malformed::new(
+            "page_token",
+            "not a token of this listing: pass next_page_token unchanged",
+        )
+    };
     let (place, bound) = token.split_at_checked(16).ok_or_else(malformed)?;
     let place = u64::from_str_radix(place, 16).map_err(|_| malformed())?;
     if place > last {
@@ -41,7 +46,10 @@ pub(crate) fn place(token: &str, binding: u64, last: u64) -> Result<Option<u64>,
     } else if self::token(place, binding) == token {
         Ok(Some(place))
     } else if bound.len() == 16 {
-        Err(Malformed::new("page_token", "belongs to another request: repeat the request exactly, with its own token"))
+        Err(Malformed::new(
+            "page_token",
+            "belongs to another request: repeat the request exactly, with its own token",
+        ))
     } else {
         Err(malformed())
     }

@@ -12,24 +12,39 @@ use crate::{
 };
 
 /// The piece of a body from an offset on.
-pub(super) async fn get(context: &Context, request: Request<v1::GetRawBodyRequest>) -> Result<Response<Frame>, Status> {
+pub(super) async fn get(
+    context: &Context,
+    request: Request<v1::GetRawBodyRequest>,
+) -> Result<Response<Frame>, Status> {
     let caller = context.gate.caller_of(&request)?;
     let payer = Payer::of(&request, &caller);
     let v1::GetRawBodyRequest { cursor, offset } = request.into_inner();
     let malformed = |field, problem: String| errors::malformed(Malformed::new(field, problem));
     let cursor = Cursor::parse(&cursor).map_err(|error| malformed("cursor", error.to_string()))?;
-    let place = context.sources.place(cursor).map_err(|error| errors::open(&context.sources, &error))?;
+    let place = context
+        .sources
+        .place(cursor)
+        .map_err(|error| errors::open(&context.sources, &error))?;
 
     let visible = caller.restrict(Filter::default())?;
 
     // As it is stored, and the piece.
-    let granted = context.answers.take(&payer, context.page_bytes_max()).await?;
+    let granted = context
+        .answers
+        .take(&payer, context.page_bytes_max())
+        .await?;
     let read = move |sources: &Sources| Ok((sources.store.get(place)?, granted));
     let (record, granted) = context.read(read).await?;
     let is_there = |record: &Record| visible.matches(record) && !record.is_erased();
-    let record = record.filter(is_there).ok_or_else(errors::event_not_found)?;
-    let piece = piece(&record, offset)
-        .ok_or_else(|| malformed("offset", format!("is beyond the body, which has {} bytes", record.raw().len())))?;
+    let record = record
+        .filter(is_there)
+        .ok_or_else(errors::event_not_found)?;
+    let piece = piece(&record, offset).ok_or_else(|| {
+        malformed(
+            "offset",
+            format!("is beyond the body, which has {} bytes", record.raw().len()),
+        )
+    })?;
     Ok(context.answers.respond(piece, granted))
 }
 

@@ -46,7 +46,11 @@ struct Run {
 
 impl Run {
     fn new(records: &Records, at: usize) -> Self {
-        Self { records: records.clone(), range: at..at + 1, bytes: records[at].event().len() }
+        Self {
+            records: records.clone(),
+            range: at..at + 1,
+            bytes: records[at].event().len(),
+        }
     }
 
     /// Takes the next one, if it is that.
@@ -102,7 +106,11 @@ impl EventBody {
         include_raw: bool,
         limits: v1::SubscriptionLimits,
     ) -> Self {
-        let (frames, buffer, flow) = (VecDeque::new(), BytesMut::new(), Flow::new(&sources.memory.transit));
+        let (frames, buffer, flow) = (
+            VecDeque::new(),
+            BytesMut::new(),
+            Flow::new(&sources.memory.transit),
+        );
         Self {
             sources,
             subscription,
@@ -132,11 +140,16 @@ impl EventBody {
             match self.subscription.poll_message(cx) {
                 Poll::Ready(Some(Ok(Message::Event { records, at, ahead }))) => {
                     let record = &records[at];
-                    let delivery = Delivery::new(self.sources.store.epoch(), record, self.include_raw);
+                    let delivery =
+                        Delivery::new(self.sources.store.epoch(), record, self.include_raw);
                     // Most are that small whatever is sent of them.
                     if record.len() > room && delivery.streamed_len() > room {
                         let (sequence, length) = (record.sequence(), delivery.streamed_len());
-                        self.large = Some(Large { sequence, done: 0, length });
+                        self.large = Some(Large {
+                            sequence,
+                            done: 0,
+                            length,
+                        });
                         self.end_run(room);
                     } else if self.include_raw {
                         delivery.put_streamed(ahead, room, &mut self.buffer);
@@ -162,10 +175,14 @@ impl EventBody {
 
     /// Goes on with the large event.
     fn put_piece(&mut self, room: usize, cx: &mut Context<'_>) -> Poll<Result<(), End>> {
-        let Some(large) = &mut self.large else { return Poll::Ready(Ok(())) };
+        let Some(large) = &mut self.large else {
+            return Poll::Ready(Ok(()));
+        };
         let record = ready!(self.subscription.poll_last(large.sequence, cx))?;
         let delivery = Delivery::new(self.sources.store.epoch(), record, self.include_raw);
-        let end = large.length.min(large.done + room.saturating_sub(self.buffer.len()));
+        let end = large
+            .length
+            .min(large.done + room.saturating_sub(self.buffer.len()));
         delivery.put_streamed_part(large.done..end, &mut self.buffer);
         large.done = end;
         if large.done == large.length {
@@ -188,12 +205,16 @@ impl EventBody {
         let epoch = self.sources.store.epoch();
         if run.is_shared() {
             if !self.buffer.is_empty() {
-                self.frames.push_back(self.flow.hand(mem::take(&mut self.buffer)));
+                self.frames
+                    .push_back(self.flow.hand(mem::take(&mut self.buffer)));
             }
             let transit = self.flow.transit();
             let shared = run.records.encoded(run.range.clone(), |records| {
                 let encoding = encode_streamed(epoch, records);
-                Encoding { charge: Some(transit.charge(encoding.bytes.len())), ..encoding }
+                Encoding {
+                    charge: Some(transit.charge(encoding.bytes.len())),
+                    ..encoding
+                }
             });
             self.frames.push_back(self.flow.hand_shared(shared));
             return;
@@ -212,32 +233,49 @@ impl EventBody {
         // By the clock that stamps events.
         let now = || Some(timestamp(self.sources.store.clock().now()));
         match control {
-            Control::Subscribed { position, first_available, head } => Content::Subscribed(v1::Subscribed {
+            Control::Subscribed {
+                position,
+                first_available,
+                head,
+            } => Content::Subscribed(v1::Subscribed {
                 subscription_id: self.subscription.id().to_owned(),
                 cursor: self.cursor(position),
-                first_available: first_available.map(|place| self.cursor(place)).unwrap_or_default(),
+                first_available: first_available
+                    .map(|place| self.cursor(place))
+                    .unwrap_or_default(),
                 head: self.cursor(head),
                 epoch: self.sources.store.epoch().to_string(),
                 limits: Some(self.limits),
             }),
-            Control::CaughtUp { position } => {
-                Content::CaughtUp(v1::CaughtUp { cursor: self.cursor(position), time: now() })
-            }
-            Control::FellBehind { position, lag } => {
-                Content::FellBehind(v1::FellBehind { cursor: self.cursor(position), time: now(), lag })
-            }
-            Control::Progress { position, head } => {
-                Content::Progress(v1::Progress { cursor: self.cursor(position), head: self.cursor(head), time: now() })
-            }
+            Control::CaughtUp { position } => Content::CaughtUp(v1::CaughtUp {
+                cursor: self.cursor(position),
+                time: now(),
+            }),
+            Control::FellBehind { position, lag } => Content::FellBehind(v1::FellBehind {
+                cursor: self.cursor(position),
+                time: now(),
+                lag,
+            }),
+            Control::Progress { position, head } => Content::Progress(v1::Progress {
+                cursor: self.cursor(position),
+                head: self.cursor(head),
+                time: now(),
+            }),
             Control::Gap { after, through } => {
                 let reason = "CURSOR_EXPIRED".to_owned();
-                Content::Gap(v1::Gap { after: self.cursor(after), through: self.cursor(through), reason })
+                Content::Gap(v1::Gap {
+                    after: self.cursor(after),
+                    through: self.cursor(through),
+                    reason,
+                })
             }
             Control::GoingAway { position } => Content::GoingAway(v1::GoingAway {
                 cursor: self.cursor(position),
                 reconnect_after: Some(duration(RECONNECT_AFTER)),
             }),
-            Control::Completed { position } => Content::Completed(v1::Completed { cursor: self.cursor(position) }),
+            Control::Completed { position } => Content::Completed(v1::Completed {
+                cursor: self.cursor(position),
+            }),
         }
     }
 }
@@ -246,7 +284,10 @@ impl Body for EventBody {
     type Data = Bytes;
     type Error = Status;
 
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
         if let Some(frame) = self.frames.pop_front() {
             self.subscription.handed_on();
             return Poll::Ready(Some(Ok(Frame::data(frame))));

@@ -12,8 +12,8 @@ use std::{
 use hyper_rustls::HttpsConnectorBuilder;
 use hyper_util::{client::legacy::Client, rt::TokioExecutor};
 use instant_acme::{
-    Account, AccountBuilder, AccountCredentials, AuthorizationStatus, ChallengeType, Identifier, NewAccount, NewOrder,
-    Order, OrderStatus, RetryPolicy,
+    Account, AccountBuilder, AccountCredentials, AuthorizationStatus, ChallengeType, Identifier,
+    NewAccount, NewOrder, Order, OrderStatus, RetryPolicy,
 };
 use jiff::Timestamp;
 use rcgen::{CertificateParams, CustomExtension, KeyPair};
@@ -73,17 +73,24 @@ pub(super) struct Resolver {
 
 impl ResolvesServerCert for Resolver {
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        let is_check = hello.alpn().is_some_and(|mut names| names.any(|name| name == ACME_TLS));
+        let is_check = hello
+            .alpn()
+            .is_some_and(|mut names| names.any(|name| name == ACME_TLS));
         if is_check {
             return self.challenges().get(hello.server_name()?).cloned();
         }
-        self.current.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.current
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 }
 
 impl Resolver {
     fn challenges(&self) -> MutexGuard<'_, HashMap<String, Arc<CertifiedKey>>> {
-        self.challenges.lock().unwrap_or_else(PoisonError::into_inner)
+        self.challenges
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -98,20 +105,34 @@ pub(super) struct Authorities {
 impl Authorities {
     /// Reads what the configuration names.
     pub(super) fn load(config: &config::Acme) -> Result<Self, Refusal> {
-        let Some(path) = config.directory_ca_file.clone() else { return Ok(Self { own: None, files: None }) };
+        let Some(path) = config.directory_ca_file.clone() else {
+            return Ok(Self {
+                own: None,
+                files: None,
+            });
+        };
         let files = Files::new([(What::AcmeCa, path.clone())]);
         let in_force = Arc::new(RwLock::new(trusting(&path)?));
-        Ok(Self { own: Some((path, in_force)), files: Some(files) })
+        Ok(Self {
+            own: Some((path, in_force)),
+            files: Some(files),
+        })
     }
 
     /// The file, if there is one, which is read again when it changes.
     pub(super) fn watched(&mut self) -> Option<Watched> {
         let (path, in_force) = self.own.clone()?;
         let read = move || {
-            let (new, in_force) = (trusting(&path).map_err(|refusal| vec![refusal])?, Arc::clone(&in_force));
+            let (new, in_force) = (
+                trusting(&path).map_err(|refusal| vec![refusal])?,
+                Arc::clone(&in_force),
+            );
             let change: Change = Box::new(move || {
                 *in_force.write().unwrap_or_else(PoisonError::into_inner) = new;
-                News { summary: "for the next order".to_owned(), changes: Vec::new() }
+                News {
+                    summary: "for the next order".to_owned(),
+                    changes: Vec::new(),
+                }
             });
             Ok(change)
         };
@@ -124,16 +145,25 @@ impl Authorities {
             return Account::builder().map_err(at("the system's certificates"));
         };
         let config = ClientConfig::clone(&in_force.read().unwrap_or_else(PoisonError::into_inner));
-        let connector = HttpsConnectorBuilder::new().with_tls_config(config).https_only().enable_http1().build();
-        Ok(Account::builder_with_http(Box::new(Client::builder(TokioExecutor::new()).build(connector))))
+        let connector = HttpsConnectorBuilder::new()
+            .with_tls_config(config)
+            .https_only()
+            .enable_http1()
+            .build();
+        Ok(Account::builder_with_http(Box::new(
+            Client::builder(TokioExecutor::new()).build(connector),
+        )))
     }
 }
 
 fn trusting(path: &Path) -> Result<Arc<ClientConfig>, Refusal> {
     let roots = load_roots(What::AcmeCa, "acme.directory_ca_file", path)?;
-    let builder = ClientConfig::builder_with_provider(provider()).with_safe_default_protocol_versions();
+    let builder =
+        ClientConfig::builder_with_provider(provider()).with_safe_default_protocol_versions();
     let builder = builder.expect("ring has what every version needs");
-    Ok(Arc::new(builder.with_root_certificates(roots).with_no_client_auth()))
+    Ok(Arc::new(
+        builder.with_root_certificates(roots).with_no_client_auth(),
+    ))
 }
 
 /// Orders and keeps the certificate.
@@ -174,7 +204,14 @@ impl Acme {
         let resolver = Arc::<Resolver>::default();
         let (config, authorities) = (config.clone(), Arc::new(authorities));
         let (directory, in_use) = (data_dir.join(DIRECTORY), Arc::clone(&resolver));
-        let mut acme = Self { config, authorities, directory, resolver: in_use, metrics, life: None };
+        let mut acme = Self {
+            config,
+            authorities,
+            directory,
+            resolver: in_use,
+            metrics,
+            life: None,
+        };
         if let Some(kept) = acme.kept()
             && let Err(error) = acme.put_into_use(&kept)
         {
@@ -185,7 +222,12 @@ impl Acme {
 
     /// Keeps the certificate fresh until `stop`. It is due when both the log's clock and the machine's say so: orders are not
     /// to be wasted by a clock that is wrong, because authorities limit them for a week.
-    pub(super) async fn run(mut self, clock: Arc<Clock>, audit: Arc<Audit>, stop: CancellationToken) {
+    pub(super) async fn run(
+        mut self,
+        clock: Arc<Clock>,
+        audit: Arc<Audit>,
+        stop: CancellationToken,
+    ) {
         let mut retry = RETRY_MIN;
         loop {
             let mut pause = self.due_in(&clock).min(PERIOD_MAX);
@@ -195,7 +237,8 @@ impl Acme {
                     ordered = timeout(ORDER_TIMEOUT, self.order(&clock)) => ordered,
                 };
                 self.resolver.challenges().clear();
-                let ordered = ordered.unwrap_or_else(|_| Err("the authority does not answer in time".to_owned()));
+                let ordered = ordered
+                    .unwrap_or_else(|_| Err("the authority does not answer in time".to_owned()));
                 let result = if ordered.is_ok() { "done" } else { "failed" };
                 self.metrics.acme_orders.with_label_values(&[result]).inc();
                 match ordered {
@@ -220,7 +263,9 @@ impl Acme {
     /// That another certificate is in use.
     fn record(&self, audit: &Arc<Audit>) {
         let mut entry = audit.entry("certificates");
-        let until = self.life.and_then(|(_, until)| Timestamp::from_second(until).ok());
+        let until = self
+            .life
+            .and_then(|(_, until)| Timestamp::from_second(until).ok());
         entry.note("by", "acme");
         entry.note("domains", self.config.domains.clone());
         entry.note("expires", until.map(|until| until.to_string()));
@@ -229,7 +274,9 @@ impl Acme {
 
     /// How long it is until the certificate is due.
     fn due_in(&self, clock: &Clock) -> Duration {
-        let due = self.life.map_or(0, |(from, until)| until - (until - from) / RENEWAL_PART);
+        let due = self
+            .life
+            .map_or(0, |(from, until)| until - (until - from) / RENEWAL_PART);
         Duration::from_secs(u64::try_from(due - clock.earliest().as_second()).unwrap_or(0))
     }
 
@@ -243,7 +290,8 @@ impl Acme {
                 continue;
             }
             let challenge = authorization.challenge(ChallengeType::TlsAlpn01);
-            let mut challenge = challenge.ok_or("the authority offers no tls-alpn-01 for this domain")?;
+            let mut challenge =
+                challenge.ok_or("the authority offers no tls-alpn-01 for this domain")?;
             let domain = challenge.identifier().to_string();
             let proof = proof(&domain, challenge.key_authorization().digest().as_ref())?;
             self.resolver.challenges().insert(domain, proof);
@@ -252,30 +300,62 @@ impl Acme {
         let patience = RetryPolicy::default();
         let checked = order.poll_ready(&patience).await;
         if !matches!(checked, Ok(OrderStatus::Ready)) {
-            let findings = findings(&mut order).await.or(checked.err().map(at("the order"))).unwrap_or_default();
+            let findings = findings(&mut order)
+                .await
+                .or(checked.err().map(at("the order")))
+                .unwrap_or_default();
             let question = "does port 443 of each domain lead to this listener?";
-            return Err(format!("the authority's check has failed: {findings}; {question}"));
+            return Err(format!(
+                "the authority's check has failed: {findings}; {question}"
+            ));
         }
         let key = order.finalize().await.map_err(at("the signing request"))?;
-        let chain = order.poll_certificate(&patience).await.map_err(at("the certificate"))?;
-        let config::Acme { domains, directory_url, .. } = self.config.clone();
-        let kept = Kept { directory_url, domains, chain, key };
+        let chain = order
+            .poll_certificate(&patience)
+            .await
+            .map_err(at("the certificate"))?;
+        let config::Acme {
+            domains,
+            directory_url,
+            ..
+        } = self.config.clone();
+        let kept = Kept {
+            directory_url,
+            domains,
+            chain,
+            key,
+        };
         self.put_into_use(&kept)?;
-        self.save(CERTIFICATE_FILE, &kept).await.map_err(told("the certificate cannot be kept"))?;
+        self.save(CERTIFICATE_FILE, &kept)
+            .await
+            .map_err(told("the certificate cannot be kept"))?;
         // Or the next order would follow at once.
         let is_fresh = !self.due_in(clock).is_zero();
-        is_fresh.then_some(()).ok_or("the new certificate is due already: is this machine's clock right?".to_owned())
+        is_fresh
+            .then_some(())
+            .ok_or("the new certificate is due already: is this machine's clock right?".to_owned())
     }
 
     async fn new_order(&self) -> Result<Order, String> {
-        let identifiers: Vec<_> = self.config.domains.iter().cloned().map(Identifier::Dns).collect();
+        let identifiers: Vec<_> = self
+            .config
+            .domains
+            .iter()
+            .cloned()
+            .map(Identifier::Dns)
+            .collect();
         let new = NewOrder::new(&identifiers);
         let order = match self.account().await?.new_order(&new).await {
-            Err(instant_acme::Error::Api(problem)) if problem.r#type.as_deref() == Some(NO_SUCH_ACCOUNT) => {
-                tracing::warn!("the authority does not know the account that was kept: making another");
+            Err(instant_acme::Error::Api(problem))
+                if problem.r#type.as_deref() == Some(NO_SUCH_ACCOUNT) =>
+            {
+                tracing::warn!(
+                    "the authority does not know the account that was kept: making another"
+                );
                 let path = self.directory.join(ACCOUNT_FILE);
                 let removed = aside::within(FILE_TIMEOUT, move || files::remove(&path)).await;
-                let removed = removed.and_then(|removed| removed.map_err(|error| error.to_string()));
+                let removed =
+                    removed.and_then(|removed| removed.map_err(|error| error.to_string()));
                 removed.map_err(told("the account that was kept"))?;
                 self.account().await?.new_order(&new).await
             }
@@ -287,44 +367,88 @@ impl Acme {
     fn put_into_use(&mut self, kept: &Kept) -> Result<(), String> {
         let identity = Identity::from_pem(kept.chain.as_bytes(), kept.key.as_bytes())?;
         let (issued, expires) = (identity.issued, identity.expires);
-        *self.resolver.current.write().unwrap_or_else(PoisonError::into_inner) = Some(identity.certified()?);
+        *self
+            .resolver
+            .current
+            .write()
+            .unwrap_or_else(PoisonError::into_inner) = Some(identity.certified()?);
         self.life = Some((issued, expires));
-        self.metrics.certificate_expiry.with_label_values(&["ingest"]).set(expires);
+        self.metrics
+            .certificate_expiry
+            .with_label_values(&["ingest"])
+            .set(expires);
         tracing::info!(domains = ?kept.domains, expires, "certificate in use");
         Ok(())
     }
 
     async fn account(&self) -> Result<Account, String> {
-        let config::Acme { directory_url, contact, .. } = &self.config;
-        let (authorities, path) = (Arc::clone(&self.authorities), self.directory.join(ACCOUNT_FILE));
-        let read = move || (authorities.builder(), files::read(&path, KEPT_BYTES_MAX).ok());
-        let (builder, kept) = aside::within(FILE_TIMEOUT, read).await.map_err(told("the account that was kept"))?;
+        let config::Acme {
+            directory_url,
+            contact,
+            ..
+        } = &self.config;
+        let (authorities, path) = (
+            Arc::clone(&self.authorities),
+            self.directory.join(ACCOUNT_FILE),
+        );
+        let read = move || {
+            (
+                authorities.builder(),
+                files::read(&path, KEPT_BYTES_MAX).ok(),
+            )
+        };
+        let (builder, kept) = aside::within(FILE_TIMEOUT, read)
+            .await
+            .map_err(told("the account that was kept"))?;
         let builder = builder.map_err(told("the authority's own certificate cannot be checked"))?;
         let kept = kept.and_then(|json| serde_json::from_slice::<KeptAccount>(&json).ok());
         if let Some(kept) = kept.filter(|kept| kept.directory_url == *directory_url) {
-            return builder.from_credentials(kept.credentials).await.map_err(at("the authority"));
+            return builder
+                .from_credentials(kept.credentials)
+                .await
+                .map_err(at("the authority"));
         }
         let contact: Vec<_> = contact.iter().map(String::as_str).collect();
-        let new = NewAccount { contact: &contact, terms_of_service_agreed: true, only_return_existing: false };
-        let (account, credentials) =
-            builder.create(&new, directory_url.clone(), None).await.map_err(at("a new account"))?;
-        self.save(ACCOUNT_FILE, &KeptAccount { directory_url: directory_url.clone(), credentials })
+        let new = NewAccount {
+            contact: &contact,
+            terms_of_service_agreed: true,
+            only_return_existing: false,
+        };
+        let (account, credentials) = builder
+            .create(&new, directory_url.clone(), None)
             .await
-            .map_err(told("the account cannot be kept"))?;
+            .map_err(at("a new account"))?;
+        self.save(
+            ACCOUNT_FILE,
+            &KeptAccount {
+                directory_url: directory_url.clone(),
+                credentials,
+            },
+        )
+        .await
+        .map_err(told("the account cannot be kept"))?;
         Ok(account)
     }
 
     fn kept(&self) -> Option<Kept> {
         let json = files::read(&self.directory.join(CERTIFICATE_FILE), KEPT_BYTES_MAX).ok()?;
-        let config::Acme { domains, directory_url, .. } = &self.config;
-        let is_wanted = |kept: &Kept| kept.domains == *domains && kept.directory_url == *directory_url;
+        let config::Acme {
+            domains,
+            directory_url,
+            ..
+        } = &self.config;
+        let is_wanted =
+            |kept: &Kept| kept.domains == *domains && kept.directory_url == *directory_url;
         serde_json::from_slice(&json).ok().filter(is_wanted)
     }
 
     async fn save(&self, name: &'static str, value: &impl Serialize) -> Result<(), String> {
         let json = serde_json::to_vec(value).map_err(|error| error.to_string())?;
         let directory = self.directory.clone();
-        let saved = aside::within(FILE_TIMEOUT, move || files::replace_private(&directory, name, &json)).await?;
+        let saved = aside::within(FILE_TIMEOUT, move || {
+            files::replace_private(&directory, name, &json)
+        })
+        .await?;
         saved.map_err(|error| error.to_string())
     }
 }
@@ -335,7 +459,10 @@ async fn findings(order: &mut Order) -> Option<String> {
     let mut authorizations = order.authorizations();
     while let Some(Ok(mut authorization)) = authorizations.next().await {
         if let Ok(state) = authorization.refresh().await {
-            let problems = state.challenges.iter().filter_map(|challenge| challenge.error.as_ref());
+            let problems = state
+                .challenges
+                .iter()
+                .filter_map(|challenge| challenge.error.as_ref());
             findings.extend(problems.map(|problem| format!("{}: {problem}", state.identifier())));
         }
     }
@@ -347,9 +474,16 @@ fn proof(domain: &str, digest: &[u8]) -> Result<Arc<CertifiedKey>, String> {
     let mut params = CertificateParams::new([domain.to_owned()]).map_err(at("the proof"))?;
     params.custom_extensions = vec![CustomExtension::new_acme_identifier(digest)];
     let key = KeyPair::generate().map_err(at("the proof"))?;
-    let certificate = params.self_signed(&key).map_err(at("the proof"))?.der().clone();
+    let certificate = params
+        .self_signed(&key)
+        .map_err(at("the proof"))?
+        .der()
+        .clone();
     let key = PrivatePkcs8KeyDer::from(key.serialize_der()).into();
-    let key = provider().key_provider.load_private_key(key).map_err(at("the proof"))?;
+    let key = provider()
+        .key_provider
+        .load_private_key(key)
+        .map_err(at("the proof"))?;
     // Not `from_der`: it reads the certificate, and refuses the proof as a critical extension that it does not know.
     Ok(Arc::new(CertifiedKey::new(vec![certificate], key)))
 }

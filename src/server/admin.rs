@@ -62,7 +62,9 @@ pub(super) struct Status {
 
 impl std::fmt::Debug for Status {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Status").field("draining", &self.draining).finish_non_exhaustive()
+        f.debug_struct("Status")
+            .field("draining", &self.draining)
+            .finish_non_exhaustive()
     }
 }
 
@@ -73,9 +75,20 @@ impl Status {
         journal: Arc<dyn Journal>,
         liveness: &Arc<Liveness>,
     ) -> Self {
-        let (sources, answers, liveness) = (Arc::clone(sources), Arc::clone(answers), Arc::clone(liveness));
+        let (sources, answers, liveness) = (
+            Arc::clone(sources),
+            Arc::clone(answers),
+            Arc::clone(liveness),
+        );
         let reading = Arc::new(Semaphore::new(1));
-        Self { sources, answers, journal, liveness, reading, draining: AtomicBool::new(false) }
+        Self {
+            sources,
+            answers,
+            journal,
+            liveness,
+            reading,
+            draining: AtomicBool::new(false),
+        }
     }
 
     /// Not ready from now on.
@@ -92,7 +105,10 @@ impl Status {
             Ok(Ok(Ok(()))) => None,
             Ok(Ok(Err(error))) => Some(error.to_string()),
             Ok(Err(_)) => Some("the store is closed".to_owned()),
-            Err(_) => Some(format!("the commit path has not answered for {} s", PROBE_TIMEOUT.as_secs())),
+            Err(_) => Some(format!(
+                "the commit path has not answered for {} s",
+                PROBE_TIMEOUT.as_secs()
+            )),
         }
     }
 
@@ -115,7 +131,10 @@ impl Status {
             Ok(Ok(Ok(_) | Err(ReadError::Expired))) => None,
             Ok(Ok(Err(error))) => Some(error.to_string()),
             Ok(Err(_)) => Some(DRAINING.to_owned()), // only a runtime that shuts down cancels it
-            Err(_) => Some(format!("a read of the log has not answered for {} s", PROBE_TIMEOUT.as_secs())),
+            Err(_) => Some(format!(
+                "a read of the log has not answered for {} s",
+                PROBE_TIMEOUT.as_secs()
+            )),
         }
     }
 
@@ -125,28 +144,54 @@ impl Status {
 
     /// Sets the gauges that mirror a state.
     fn refresh(&self) {
-        let Sources { store, hub, registry, metrics, .. } = &*self.sources;
+        let Sources {
+            store,
+            hub,
+            registry,
+            metrics,
+            ..
+        } = &*self.sources;
         let summary = store.summary();
         metrics.log_events.set(signed(summary.event_count));
         metrics.log_bytes.set(signed(summary.event_bytes));
-        metrics.quarantine_callbacks.set(signed(summary.quarantine_count));
-        metrics.quarantine_bytes.set(signed(summary.quarantine_bytes));
-        let oldest = (summary.event_count > 0).then(|| store.get(store.first_available()).ok().flatten()).flatten();
-        metrics.log_oldest_timestamp_seconds.set(oldest.map_or(0, |record| record.received_at_micros() / 1_000_000));
+        metrics
+            .quarantine_callbacks
+            .set(signed(summary.quarantine_count));
+        metrics
+            .quarantine_bytes
+            .set(signed(summary.quarantine_bytes));
+        let oldest = (summary.event_count > 0)
+            .then(|| store.get(store.first_available()).ok().flatten())
+            .flatten();
+        metrics
+            .log_oldest_timestamp_seconds
+            .set(oldest.map_or(0, |record| record.received_at_micros() / 1_000_000));
         if let Ok((free_bytes, total_bytes)) = store.disk_bytes() {
             metrics.disk_free_bytes.set(signed(free_bytes));
             metrics.disk_total_bytes.set(signed(total_bytes));
         }
-        metrics.clock_difference_seconds.set(store.clock().difference_micros() / 1_000_000);
-        metrics.store_writable.set(i64::from(store.health() == Health::Writable));
+        metrics
+            .clock_difference_seconds
+            .set(store.clock().difference_micros() / 1_000_000);
+        metrics
+            .store_writable
+            .set(i64::from(store.health() == Health::Writable));
         let ring = hub.ring_size();
         metrics.ring_events.set(signed(ring.events as u64));
         metrics.ring_bytes.set(signed(ring.bytes as u64));
         let memory = &self.sources.memory;
-        metrics.reading_bytes.set(signed(memory.reading.lent() as u64));
-        metrics.reads_waiting.set(signed(memory.reading.waiting() as u64));
-        metrics.sending_bytes.set(signed(memory.transit.held() as u64));
-        metrics.answer_bytes.set(signed(self.answers.bytes_held() as u64));
+        metrics
+            .reading_bytes
+            .set(signed(memory.reading.lent() as u64));
+        metrics
+            .reads_waiting
+            .set(signed(memory.reading.waiting() as u64));
+        metrics
+            .sending_bytes
+            .set(signed(memory.transit.held() as u64));
+        metrics
+            .answer_bytes
+            .set(signed(self.answers.bytes_held() as u64));
         metrics.backups.set(signed(self.answers.backups() as u64));
         let (taken, failed_at) = store.backup_results().last();
         metrics.backup_last_success.set(taken.at);
@@ -156,8 +201,13 @@ impl Status {
         let head = hub.head();
         let lag = |listed: &Listed| head.0.saturating_sub(listed.position.0);
         let listed = registry.list(hub, 0, usize::MAX);
-        metrics.lag_events_max.set(signed(listed.iter().map(lag).max().unwrap_or_default()));
-        let stalled = listed.iter().filter(|listed| listed.state == SubscriptionState::Stalled).count();
+        metrics
+            .lag_events_max
+            .set(signed(listed.iter().map(lag).max().unwrap_or_default()));
+        let stalled = listed
+            .iter()
+            .filter(|listed| listed.state == SubscriptionState::Stalled)
+            .count();
         metrics.subscriptions_stalled.set(signed(stalled as u64));
     }
 }
@@ -176,11 +226,22 @@ pub(super) struct Door {
 
 impl Door {
     /// Refuses a request. The log tells of one now and then, since Prometheus cannot count what it is refused itself.
-    fn refuse(&self, cause: &'static str, name: Option<&str>, why: &str, answer: (StatusCode, String)) -> Response {
+    fn refuse(
+        &self,
+        cause: &'static str,
+        name: Option<&str>,
+        why: &str,
+        answer: (StatusCode, String),
+    ) -> Response {
         self.refused.with_label_values(&[cause]).inc();
         if let Some(unlogged) = self.log.due(cause) {
             let name = name.map(printable_beginning);
-            tracing::warn!(cause, name, unlogged, "refused a request to the admin listener {why}");
+            tracing::warn!(
+                cause,
+                name,
+                unlogged,
+                "refused a request to the admin listener {why}"
+            );
         }
 
         answer.into_response()
@@ -190,22 +251,38 @@ impl Door {
 /// Refuses what a web page makes its visitor's browser ask: metrics and state are for operators, and `/readyz` writes.
 async fn guarded(State(door): State<Arc<Door>>, request: Request, next: Next) -> Response {
     // Without any name it was no browser that asked.
-    let is_ours = |name: Option<&str>| name.is_some_and(|name| web::is_ours(name, door.port, &door.hosts));
+    let is_ours =
+        |name: Option<&str>| name.is_some_and(|name| web::is_ours(name, door.port, &door.hosts));
     if !web::authorities(&request).all(is_ours) {
         let message = format!(
             "this listener answers to IP addresses and to localhost:{}: add other names to admin.hosts and restart\n",
             door.port
         );
-        let name = web::authorities(&request).flatten().find(|name| !is_ours(Some(name)));
+        let name = web::authorities(&request)
+            .flatten()
+            .find(|name| !is_ours(Some(name)));
         let why = "by a name that is not known: add the name to admin.hosts and restart, or use an IP address";
-        return door.refuse("host", name, why, (StatusCode::MISDIRECTED_REQUEST, message));
+        return door.refuse(
+            "host",
+            name,
+            why,
+            (StatusCode::MISDIRECTED_REQUEST, message),
+        );
     }
 
     if web::is_foreign(&request, None, &door.hosts) && !web::is_navigation(request.headers()) {
         let message = "a web page of another site has asked this\n".to_owned();
-        let origin = request.headers().get(header::ORIGIN).and_then(|origin| origin.to_str().ok());
+        let origin = request
+            .headers()
+            .get(header::ORIGIN)
+            .and_then(|origin| origin.to_str().ok());
         let why = "that a web page of another site has made: look at who can reach the listener";
-        return door.refuse("foreign_origin", origin, why, (StatusCode::FORBIDDEN, message));
+        return door.refuse(
+            "foreign_origin",
+            origin,
+            why,
+            (StatusCode::FORBIDDEN, message),
+        );
     }
     next.run(request).await
 }
@@ -227,7 +304,11 @@ pub(super) fn router(status: &Arc<Status>, door: Door) -> Router {
 async fn livez(State(status): State<Arc<Status>>) -> Response {
     match status.liveness.problem().await {
         None => "ok\n".into_response(),
-        Some(problem) => (StatusCode::SERVICE_UNAVAILABLE, format!("not alive: {problem}\n")).into_response(),
+        Some(problem) => (
+            StatusCode::SERVICE_UNAVAILABLE,
+            format!("not alive: {problem}\n"),
+        )
+            .into_response(),
     }
 }
 
@@ -247,7 +328,11 @@ async fn readyz_grpc(State(status): State<Arc<Status>>) -> Response {
 fn readiness(problem: Option<String>) -> Response {
     match problem {
         None => "ready\n".into_response(),
-        Some(problem) => (StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {problem}\n")).into_response(),
+        Some(problem) => (
+            StatusCode::SERVICE_UNAVAILABLE,
+            format!("not ready: {problem}\n"),
+        )
+            .into_response(),
     }
 }
 
@@ -271,7 +356,11 @@ async fn version(State(status): State<Arc<Status>>) -> Response {
         "epoch": status.sources.store.epoch().to_string(),
         "head": status.sources.store.cursor(status.sources.store.head()).to_string(),
     });
-    ([(header::CONTENT_TYPE, "application/json")], format!("{version}\n")).into_response()
+    (
+        [(header::CONTENT_TYPE, "application/json")],
+        format!("{version}\n"),
+    )
+        .into_response()
 }
 
 fn signed(number: u64) -> i64 {

@@ -6,7 +6,9 @@ use std::{io, thread, time::Duration};
 use tokio::{sync::oneshot, time::timeout};
 
 /// Does `work` on a thread of its own. The receiver may be dropped, and the work goes on.
-pub(super) fn spawn<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> io::Result<oneshot::Receiver<T>> {
+pub(super) fn spawn<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> io::Result<oneshot::Receiver<T>> {
     let (sender, receiver) = oneshot::channel();
     let work = || {
         let _ = sender.send(work()).is_ok(); // who has asked may have given up
@@ -31,5 +33,8 @@ pub(super) async fn within<T: Send + 'static>(
 
 /// What is said of a file that hangs.
 pub(super) fn too_slow(patience: Duration) -> String {
-    format!("it was not read within {} s: does its file system hang?", patience.as_secs())
+    format!(
+        "it was not read within {} s: does its file system hang?",
+        patience.as_secs()
+    )
 }

@@ -39,7 +39,12 @@ pub(super) fn start(path: &Path, records: &IntCounterVec) -> Result<SyncSender<C
     })?;
     let (sender, commands) = sync_channel(QUEUE_MAX);
     let [written, lost] = ["written", "lost"].map(|result| records.with_label_values(&[result]));
-    let mut log = Log { path: path.to_owned(), file, is_torn: false, complained: None };
+    let mut log = Log {
+        path: path.to_owned(),
+        file,
+        is_torn: false,
+        complained: None,
+    };
     let run = move || {
         while let Ok(first) = commands.recv() {
             let count = |is_written, records| {
@@ -49,7 +54,10 @@ pub(super) fn start(path: &Path, records: &IntCounterVec) -> Result<SyncSender<C
             log.take(first, &commands, count);
         }
     };
-    thread::Builder::new().name("audit".into()).spawn(run).map_err(told)?;
+    thread::Builder::new()
+        .name("audit".into())
+        .spawn(run)
+        .map_err(told)?;
     Ok(sender)
 }
 
@@ -70,19 +78,26 @@ fn open(path: &Path) -> io::Result<File> {
     }
     if metadata.len() == 0 {
         // So that a power cut does not take a new file with everything in it. Not every file system syncs directories.
-        let _ = File::open(directory_of(path)).and_then(|directory| directory.sync_all()).is_ok();
+        let _ = File::open(directory_of(path))
+            .and_then(|directory| directory.sync_all())
+            .is_ok();
     }
     Ok(file)
 }
 
 /// The directory that a new file is made in.
 pub(super) fn directory_of(path: &Path) -> &Path {
-    path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
+    path.parent()
+        .filter(|parent| !parent.as_os_str().is_empty())
+        .unwrap_or(Path::new("."))
 }
 
 /// What lets the file be opened.
 pub(super) fn remedy(path: &Path) -> String {
-    let (directory, user) = (directory_of(path).display(), accounts::name_of(geteuid().as_raw()));
+    let (directory, user) = (
+        directory_of(path).display(),
+        accounts::name_of(geteuid().as_raw()),
+    );
     format!(
         "{directory} has to be there, and user {user} has to write in it: `install -d -o {user} -m 750 {directory}`"
     )
@@ -112,7 +127,11 @@ impl Log {
                     let _ = done.send(self.reopen()).is_ok(); // who has asked may have given up
                 }
             }
-            next = if waiting.len() < BATCH_MAX { commands.try_recv().ok() } else { None };
+            next = if waiting.len() < BATCH_MAX {
+                commands.try_recv().ok()
+            } else {
+                None
+            };
         }
         self.write(&mut lines, &mut waiting, &count);
     }
@@ -123,11 +142,17 @@ impl Log {
         waiting: &mut Vec<(oneshot::Sender<bool>, bool)>,
         count: &impl Fn(bool, u64),
     ) {
-        let written = if lines.is_empty() { Ok(()) } else { self.append(lines) };
+        let written = if lines.is_empty() {
+            Ok(())
+        } else {
+            self.append(lines)
+        };
         let records = waiting.iter().filter(|(_, is_record)| *is_record).count() as u64;
         count(written.is_ok(), records);
         if let Err(error) = &written
-            && self.complained.is_none_or(|complained| complained.elapsed() >= COMPLAINT)
+            && self
+                .complained
+                .is_none_or(|complained| complained.elapsed() >= COMPLAINT)
         {
             self.complained = Some(Instant::now());
             let path = self.path.display();
@@ -145,7 +170,8 @@ impl Log {
 
     /// After the file was moved away. If there can be no other, that one goes on to be written.
     fn reopen(&mut self) -> Result<(), String> {
-        self.file = open(&self.path).map_err(|error| format!("{}: {error}", self.path.display()))?;
+        self.file =
+            open(&self.path).map_err(|error| format!("{}: {error}", self.path.display()))?;
         (self.is_torn, self.complained) = (false, None);
         Ok(())
     }
@@ -154,7 +180,10 @@ impl Log {
     fn append(&mut self, lines: &[u8]) -> io::Result<()> {
         let length = self.file.metadata()?.len();
         let end: &[u8] = if self.is_torn { b"\n" } else { b"" };
-        let written = self.file.write_all(&[end, lines].concat()).and_then(|()| self.file.sync_data());
+        let written = self
+            .file
+            .write_all(&[end, lines].concat())
+            .and_then(|()| self.file.sync_data());
         match &written {
             Ok(()) => self.is_torn = false,
             Err(_) => self.is_torn |= self.file.set_len(length).is_err(),

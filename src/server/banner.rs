@@ -6,15 +6,23 @@ use super::Addresses;
 use crate::{config::Config, credentials::Credentials, store::Store};
 
 /// A callback to try it with: its task id is in the lines that show it.
-const BODY: &str =
-    r#"{"generation_id":"demo-1","status":"completed","video_url":"https://cdn.runblob.io/videos/demo-1.mp4"}"#;
+const BODY: &str = r#"{"generation_id":"demo-1","status":"completed","video_url":"https://cdn.runblob.io/videos/demo-1.mp4"}"#;
 const FILTER: &str = r#"{"filter":{"task_ids":["demo-1"],"products":["veo"]}}"#;
 /// Shown where there is no `public_url`: the vendor calls from the internet.
 const NOT_PUBLIC: &str = "
                (for this machine; for RunBlob put an HTTPS proxy in front, and name it by --public-url)";
 
-pub(super) fn text(config: &Config, addresses: &Addresses, store: &Store, credentials: &Credentials) -> String {
-    let Addresses { ingest, grpc, admin } = addresses;
+pub(super) fn text(
+    config: &Config,
+    addresses: &Addresses,
+    store: &Store,
+    credentials: &Credentials,
+) -> String {
+    let Addresses {
+        ingest,
+        grpc,
+        admin,
+    } = addresses;
     let (ingest_here, grpc_here) = (from_here(*ingest), from_here(*grpc));
     let ingest_scheme = scheme(ingest_has_tls(config));
     let (grpc_scheme, plaintext) = match &config.grpc.tls_certificate_file {
@@ -23,13 +31,28 @@ pub(super) fn text(config: &Config, addresses: &Addresses, store: &Store, creden
     };
     let admin_scheme = scheme(config.admin.tls_certificate_file.is_some());
     let base = callback_base(config, addresses);
-    let hint = if config.public_url.is_none() { NOT_PUBLIC } else { "" };
+    let hint = if config.public_url.is_none() {
+        NOT_PUBLIC
+    } else {
+        ""
+    };
     // Secrets are not kept, so they cannot be shown; where one belongs can.
-    let token = if credentials.verify_urls() { "?token=CALLBACK_TOKEN" } else { "" };
+    let token = if credentials.verify_urls() {
+        "?token=CALLBACK_TOKEN"
+    } else {
+        ""
+    };
     let curl_url = format!("{ingest_scheme}://{ingest_here}/webhook/veo{token}");
-    let curl_url = if token.is_empty() { curl_url } else { format!("'{curl_url}'") };
+    let curl_url = if token.is_empty() {
+        curl_url
+    } else {
+        format!("'{curl_url}'")
+    };
     let (bearer, variable) = match credentials.verify_clients() && !config.grpc.allow_anonymous {
-        true => ("-H 'authorization: Bearer CLIENT_TOKEN' ", "BLOBCAST_TOKEN=CLIENT_TOKEN "),
+        true => (
+            "-H 'authorization: Bearer CLIENT_TOKEN' ",
+            "BLOBCAST_TOKEN=CLIENT_TOKEN ",
+        ),
         false => ("", ""),
     };
     let events = store.summary().event_count;
@@ -39,12 +62,30 @@ pub(super) fn text(config: &Config, addresses: &Addresses, store: &Store, creden
             format!("{ingest_scheme}://{ingest}/webhook/PRODUCT"),
             "for RunBlob: the only address to make public",
         ),
-        ("gRPC", grpc.to_string(), "for your services: blobcast.v1.EventService"),
-        ("admin", format!("{admin_scheme}://{admin}"), "for operators: /livez /readyz /metrics /version"),
-        ("data", config.data_dir.display().to_string(), &format!("log {}, {events} events", store.epoch())),
+        (
+            "gRPC",
+            grpc.to_string(),
+            "for your services: blobcast.v1.EventService",
+        ),
+        (
+            "admin",
+            format!("{admin_scheme}://{admin}"),
+            "for operators: /livez /readyz /metrics /version",
+        ),
+        (
+            "data",
+            config.data_dir.display().to_string(),
+            &format!("log {}, {events} events", store.epoch()),
+        ),
     ];
-    let width = rows.iter().map(|(_, place, _)| place.chars().count()).max().unwrap_or_default();
-    let rows = rows.map(|(what, place, audience)| format!("  {what:<12} {place:<width$}   {audience}\n")).concat();
+    let width = rows
+        .iter()
+        .map(|(_, place, _)| place.chars().count())
+        .max()
+        .unwrap_or_default();
+    let rows = rows
+        .map(|(what, place, audience)| format!("  {what:<12} {place:<width$}   {audience}\n"))
+        .concat();
     format!(
         "blobcast {version} is ready
 
@@ -64,7 +105,13 @@ See it:
 
 /// What callback URLs begin with.
 pub(super) fn callback_base(config: &Config, addresses: &Addresses) -> String {
-    let here = || format!("{}://{}", scheme(ingest_has_tls(config)), from_here(addresses.ingest));
+    let here = || {
+        format!(
+            "{}://{}",
+            scheme(ingest_has_tls(config)),
+            from_here(addresses.ingest)
+        )
+    };
     config.public_url.clone().unwrap_or_else(here)
 }
 

@@ -28,8 +28,16 @@ pub(super) fn memory_limit() -> Option<Limit> {
 
 fn memory_limit_of(own_cgroups: &Path, root: &Path) -> Option<Limit> {
     let text = files::read_text(own_cgroups, FILE_BYTES_MAX).ok()?;
-    let files = text.lines().filter_map(|line| Hierarchy::parse(line, root)).flat_map(|it| it.files());
-    let limits = files.filter_map(|file| Some(Limit { bytes: limit_in(&file)?, file }));
+    let files = text
+        .lines()
+        .filter_map(|line| Hierarchy::parse(line, root))
+        .flat_map(|it| it.files());
+    let limits = files.filter_map(|file| {
+        Some(Limit {
+            bytes: limit_in(&file)?,
+            file,
+        })
+    });
     limits.min_by_key(|limit| limit.bytes)
 }
 
@@ -55,7 +63,10 @@ impl Hierarchy {
         let (number, controllers, path) = (fields.next()?, fields.next()?, fields.next()?);
         let (root, file) = if number == "0" && controllers.is_empty() {
             (root.to_owned(), "memory.max")
-        } else if controllers.split(',').any(|controller| controller == "memory") {
+        } else if controllers
+            .split(',')
+            .any(|controller| controller == "memory")
+        {
             (root.join("memory"), "memory.limit_in_bytes")
         } else {
             return None;
@@ -63,13 +74,20 @@ impl Hierarchy {
         // A path out of the namespace, "/../…", is not there for us; what limits the namespace is at its root.
         let mut parts = Path::new(path).components();
         let is_within = parts.all(|part| matches!(part, Component::RootDir | Component::Normal(_)));
-        let path = if is_within { path.trim_start_matches('/').into() } else { PathBuf::new() };
+        let path = if is_within {
+            path.trim_start_matches('/').into()
+        } else {
+            PathBuf::new()
+        };
         Some(Self { root, path, file })
     }
 
     /// Its own and those of all above it. In a container its own may be at the root, wherever the path says it is.
     fn files(&self) -> Vec<PathBuf> {
-        self.path.ancestors().map(|path| self.root.join(path).join(self.file)).collect()
+        self.path
+            .ancestors()
+            .map(|path| self.root.join(path).join(self.file))
+            .collect()
     }
 }
 
@@ -100,7 +118,15 @@ mod tests {
             let own_cgroups = self.0.path().join("own");
             fs::write(&own_cgroups, own).unwrap();
             let limit = memory_limit_of(&own_cgroups, self.0.path())?;
-            Some((limit.bytes, limit.file.strip_prefix(self.0.path()).unwrap().display().to_string()))
+            Some((
+                limit.bytes,
+                limit
+                    .file
+                    .strip_prefix(self.0.path())
+                    .unwrap()
+                    .display()
+                    .to_string(),
+            ))
         }
     }
 
@@ -118,8 +144,14 @@ mod tests {
             ("small.slice/blobcast.service/memory.max", "2097152\n"),
         ]);
         let own = "system.slice/blobcast.service/memory.max";
-        assert_eq!(tree.limit("0::/system.slice/blobcast.service\n"), found(5_368_709_120, own));
-        assert_eq!(tree.limit("0::/small.slice/blobcast.service\n"), found(1_048_576, "small.slice/memory.max"));
+        assert_eq!(
+            tree.limit("0::/system.slice/blobcast.service\n"),
+            found(5_368_709_120, own)
+        );
+        assert_eq!(
+            tree.limit("0::/small.slice/blobcast.service\n"),
+            found(1_048_576, "small.slice/memory.max")
+        );
         assert_eq!(tree.limit("0::/system.slice\n"), None, "max");
         assert_eq!(tree.limit("0::/\n"), None, "no file");
     }
@@ -141,16 +173,32 @@ mod tests {
             ("cpu/a/memory.limit_in_bytes", "1\n"),
         ]);
         let lines = "9:name=systemd:/a\n4:memory:/a/b\n1:cpu,cpuacct:/a\n0::/\n";
-        assert_eq!(tree.limit(lines), found(805_306_368, "memory/a/b/memory.limit_in_bytes"));
-        assert_eq!(tree.limit("4:cpuset,memory:/a/b\n").unwrap().0, 805_306_368, "mounted together");
+        assert_eq!(
+            tree.limit(lines),
+            found(805_306_368, "memory/a/b/memory.limit_in_bytes")
+        );
+        assert_eq!(
+            tree.limit("4:cpuset,memory:/a/b\n").unwrap().0,
+            805_306_368,
+            "mounted together"
+        );
         assert_eq!(tree.limit("4:memory:/a\n"), None, "the number for no limit");
     }
 
     #[test]
     fn of_both_versions_the_least_counts() {
-        let tree = Tree::new(&[("memory/a/memory.limit_in_bytes", "2097152"), ("a/memory.max", "1048576")]);
-        assert_eq!(tree.limit("4:memory:/a\n0::/a\n"), found(1_048_576, "a/memory.max"));
-        assert_eq!(tree.limit("4:memory:/a\n0::/b\n"), found(2_097_152, "memory/a/memory.limit_in_bytes"));
+        let tree = Tree::new(&[
+            ("memory/a/memory.limit_in_bytes", "2097152"),
+            ("a/memory.max", "1048576"),
+        ]);
+        assert_eq!(
+            tree.limit("4:memory:/a\n0::/a\n"),
+            found(1_048_576, "a/memory.max")
+        );
+        assert_eq!(
+            tree.limit("4:memory:/a\n0::/b\n"),
+            found(2_097_152, "memory/a/memory.limit_in_bytes")
+        );
     }
 
     #[test]
@@ -163,7 +211,15 @@ mod tests {
             ("two/memory.max", "1 2"),
             ("directory/memory.max/file", "1"),
         ]);
-        for own in ["empty", "word", "negative", "large", "two", "directory", "missing"] {
+        for own in [
+            "empty",
+            "word",
+            "negative",
+            "large",
+            "two",
+            "directory",
+            "missing",
+        ] {
             assert_eq!(tree.limit(&format!("0::/{own}\n")), None, "{own}");
         }
         fs::write(tree.0.path().join("memory.max"), [0xff, 0xfe]).unwrap();
@@ -171,14 +227,24 @@ mod tests {
             assert_eq!(tree.limit(own), None, "{own:?}");
         }
         fs::write(tree.0.path().join("memory.max"), "0").unwrap();
-        assert_eq!(tree.limit("0::/\n"), found(0, "memory.max"), "nothing is a limit, too");
-        assert_eq!(memory_limit_of(&tree.0.path().join("missing"), tree.0.path()), None);
+        assert_eq!(
+            tree.limit("0::/\n"),
+            found(0, "memory.max"),
+            "nothing is a limit, too"
+        );
+        assert_eq!(
+            memory_limit_of(&tree.0.path().join("missing"), tree.0.path()),
+            None
+        );
     }
 
     #[test]
     fn the_largest_number_that_is_a_limit_is_one() {
         let tree = Tree::new(&[]);
-        for (text, limit) in [((UNLIMITED - 1).to_string(), Some(UNLIMITED - 1)), (UNLIMITED.to_string(), None)] {
+        for (text, limit) in [
+            ((UNLIMITED - 1).to_string(), Some(UNLIMITED - 1)),
+            (UNLIMITED.to_string(), None),
+        ] {
             fs::write(tree.0.path().join("memory.max"), text).unwrap();
             assert_eq!(tree.limit("0::/\n").map(|it| it.0), limit);
         }

@@ -31,13 +31,20 @@ pub(super) fn load(config: &Config, places: &[Addresses]) -> Result<Credentials,
     let read = config.credentials_file.as_deref().map(read).transpose();
     let credentials = read.map_err(|refusal| vec![refusal])?.unwrap_or_default();
     let mut refusals = Vec::new();
-    for problem in places.iter().flat_map(|addresses| problems(config, addresses, &credentials)) {
+    for problem in places
+        .iter()
+        .flat_map(|addresses| problems(config, addresses, &credentials))
+    {
         let refusal = Refusal::new(What::Credentials, problem);
         if !refusals.contains(&refusal) {
             refusals.push(refusal);
         }
     }
-    if refusals.is_empty() { Ok(credentials) } else { Err(refusals) }
+    if refusals.is_empty() {
+        Ok(credentials)
+    } else {
+        Err(refusals)
+    }
 }
 
 fn read(path: &Path) -> Result<Credentials, Refusal> {
@@ -55,19 +62,34 @@ fn read_again(path: &Path) -> Result<Credentials, Refusal> {
 }
 
 fn text(path: &Path) -> Result<String, Refusal> {
-    let unreadable = |error| Refusal::unreadable(What::Credentials, "credentials_file", path, &error);
+    let unreadable =
+        |error| Refusal::unreadable(What::Credentials, "credentials_file", path, &error);
     files::read_text(path, FILE_BYTES_MAX).map_err(unreadable)
 }
 
 fn parse(path: &Path, text: &str) -> Result<Credentials, Refusal> {
-    let wrong = |error| Refusal::new(What::Credentials, format!("credentials_file: {}: {error}", path.display()));
+    let wrong = |error| {
+        Refusal::new(
+            What::Credentials,
+            format!("credentials_file: {}: {error}", path.display()),
+        )
+    };
     Credentials::parse(text).map_err(wrong)
 }
 
 /// What the configuration counts on and the credentials do not have. Where the listeners are is for the sockets to say: those that
 /// were inherited may be anywhere.
-pub(super) fn problems(config: &Config, addresses: &Addresses, credentials: &Credentials) -> Vec<String> {
-    let Config { ingest, grpc, admin, .. } = config;
+pub(super) fn problems(
+    config: &Config,
+    addresses: &Addresses,
+    credentials: &Credentials,
+) -> Vec<String> {
+    let Config {
+        ingest,
+        grpc,
+        admin,
+        ..
+    } = config;
     let mut problems = Vec::new();
     if ingest.body_signature != config::BodySignature::Off && !credentials.has_body_secret() {
         let needed = "ingest.body_signature needs the vendor's secret: add [body_signature] to the credentials file";
@@ -83,7 +105,8 @@ pub(super) fn problems(config: &Config, addresses: &Addresses, credentials: &Cre
             addresses.ingest
         ));
     }
-    if !super::is_loopback(addresses.grpc) && !grpc.allow_anonymous && !credentials.verify_clients() {
+    if !super::is_loopback(addresses.grpc) && !grpc.allow_anonymous && !credentials.verify_clients()
+    {
         problems.push(format!(
             "grpc.listen: {} is not loopback, and nobody is known: add [clients] to the credentials file, or set \
              grpc.allow_anonymous",
@@ -101,8 +124,14 @@ pub(super) fn problems(config: &Config, addresses: &Addresses, credentials: &Cre
 
 /// What callbacks have to show, by the configuration.
 pub(super) fn rules(config: &Config, credentials: Arc<SharedCredentials>) -> Rules {
-    let config::Ingest { body_signature, allowlist, allowed_networks, trusted_proxies, forwarded_header, .. } =
-        &config.ingest;
+    let config::Ingest {
+        body_signature,
+        allowlist,
+        allowed_networks,
+        trusted_proxies,
+        forwarded_header,
+        ..
+    } = &config.ingest;
     Rules {
         credentials,
         body_signature: match body_signature {
@@ -129,7 +158,10 @@ pub(super) fn rules(config: &Config, credentials: Arc<SharedCredentials>) -> Rul
 }
 
 /// The file, if there is one, which is read again when it changes.
-pub(super) fn watched(config: &Arc<Mutex<Config>>, credentials: &Arc<SharedCredentials>) -> Option<Watched> {
+pub(super) fn watched(
+    config: &Arc<Mutex<Config>>,
+    credentials: &Arc<SharedCredentials>,
+) -> Option<Watched> {
     let path = lock(config).credentials_file.clone()?;
     let (config, credentials) = (Arc::clone(config), Arc::clone(credentials));
     let files = Files::new([(What::Credentials, path.clone())]);
@@ -139,22 +171,33 @@ pub(super) fn watched(config: &Arc<Mutex<Config>>, credentials: &Arc<SharedCrede
         let intruders = new.intruders();
         let (config, credentials) = (Arc::clone(&config), Arc::clone(&credentials));
         exposure::warn_of_secrets([&path]);
-        let change: Change = Box::new(move || put_into_force(new, &intruders, &lock(&config), &credentials));
+        let change: Change =
+            Box::new(move || put_into_force(new, &intruders, &lock(&config), &credentials));
         Ok(change)
     }))
 }
 
 /// A file that can be read is taken whatever is missing in it: what it has lost is refused from now on, and that is what its owner
 /// wants who removes a leaked token.
-fn put_into_force(new: Credentials, intruders: &Intruders, config: &Config, credentials: &SharedCredentials) -> News {
+fn put_into_force(
+    new: Credentials,
+    intruders: &Intruders,
+    config: &Config,
+    credentials: &SharedCredentials,
+) -> News {
     let old = credentials.get();
     credentials.set(new);
     let new = credentials.get();
     tell_who_is_shut_out(config, &new);
     warn_of_tenants(config, &new, intruders);
     let [callback_tokens, signing_keys, clients] = new.counts();
-    let summary = format!("{callback_tokens} callback tokens, {signing_keys} signing keys, {clients} clients");
-    News { summary, changes: new.changes_from(&old) }
+    let summary = format!(
+        "{callback_tokens} callback tokens, {signing_keys} signing keys, {clients} clients"
+    );
+    News {
+        summary,
+        changes: new.changes_from(&old),
+    }
 }
 
 /// Logs [`not_isolated`].
@@ -165,8 +208,15 @@ pub(super) fn warn_of_tenants(config: &Config, credentials: &Credentials, intrud
 }
 
 /// A warning each if clients are bound to something, and others may read or write it all the same.
-pub(super) fn not_isolated(config: &Config, credentials: &Credentials, intruders: &Intruders) -> Vec<String> {
-    anonymous(config, credentials).into_iter().chain(writers(credentials, intruders)).collect()
+pub(super) fn not_isolated(
+    config: &Config,
+    credentials: &Credentials,
+    intruders: &Intruders,
+) -> Vec<String> {
+    anonymous(config, credentials)
+        .into_iter()
+        .chain(writers(credentials, intruders))
+        .collect()
 }
 
 fn anonymous(config: &Config, credentials: &Credentials) -> Option<String> {
@@ -174,7 +224,11 @@ fn anonymous(config: &Config, credentials: &Credentials) -> Option<String> {
     if !config.grpc.allow_anonymous || bound.peek().is_none() {
         return None;
     }
-    let named = first(&bound.map(|name| format!("client {name}")).collect::<Vec<_>>());
+    let named = first(
+        &bound
+            .map(|name| format!("client {name}"))
+            .collect::<Vec<_>>(),
+    );
     Some(format!(
         "grpc.allow_anonymous: a caller without a token reads every event and may call AdminService, so `products` and `labels` of \
          clients keep nothing from anybody ({named}): set it to false"
@@ -209,7 +263,12 @@ fn writers(credentials: &Credentials, intruders: &Intruders) -> Option<String> {
 
 /// The first of them, and how many more there are.
 fn first(names: &[String]) -> String {
-    let named = names.iter().take(NAMED_MAX).map(String::as_str).collect::<Vec<_>>().join(", ");
+    let named = names
+        .iter()
+        .take(NAMED_MAX)
+        .map(String::as_str)
+        .collect::<Vec<_>>()
+        .join(", ");
     match names.len().saturating_sub(NAMED_MAX) {
         0 => named,
         count => format!("{named} and {count} more"),
@@ -224,7 +283,9 @@ fn tell_who_is_shut_out(config: &Config, credentials: &Credentials) {
              (`blobcast token new callback NAME`)"
         );
     }
-    if config.ingest.body_signature == config::BodySignature::Require && !credentials.has_body_secret() {
+    if config.ingest.body_signature == config::BodySignature::Require
+        && !credentials.has_body_secret()
+    {
         tracing::warn!(
             "no callback is let in any more: the credentials file has no [body_signature] left, which \
              ingest.body_signature needs; add it"

@@ -20,21 +20,41 @@ const POLL: Duration = Duration::from_millis(10);
 
 /// Takes everything down. Who connects meanwhile is refused, or, if this is `to_start_anew`, waits for the listeners
 /// that are given back.
-pub(super) async fn drain(server: Server, drain_timeout: Duration, to_start_anew: bool) -> Option<Listeners> {
-    let Server { listeners, sources, ingest, appender, status, mut health, writer, mut tasks, .. } = server;
+pub(super) async fn drain(
+    server: Server,
+    drain_timeout: Duration,
+    to_start_anew: bool,
+) -> Option<Listeners> {
+    let Server {
+        listeners,
+        sources,
+        ingest,
+        appender,
+        status,
+        mut health,
+        writer,
+        mut tasks,
+        ..
+    } = server;
     let listeners = to_start_anew.then_some(listeners);
     let started = Instant::now();
     let deadline = started + drain_timeout;
     let by_quarter = |quarters| started + drain_timeout / 4 * quarters;
     let subscriptions = sources.registry.len();
-    tracing::info!(subscriptions, drain_timeout_seconds = drain_timeout.as_secs_f64(), "draining");
+    tracing::info!(
+        subscriptions,
+        drain_timeout_seconds = drain_timeout.as_secs_f64(),
+        "draining"
+    );
 
     status.drain();
     grpc::set_health(&health, tonic_health::ServingStatus::NotServing).await;
     ingest.drain();
     server.stop_ingest.cancel();
     // The ingest listener ends when its last request is answered, which is when its commit is.
-    let ingest_done = timeout_at(by_quarter(REQUESTS_QUARTERS), tasks.join_next()).await.is_ok();
+    let ingest_done = timeout_at(by_quarter(REQUESTS_QUARTERS), tasks.join_next())
+        .await
+        .is_ok();
 
     sources.hub.close();
     tracing::info!(subscriptions = sources.registry.len(), "ending streams");
@@ -63,9 +83,13 @@ pub(super) async fn drain(server: Server, drain_timeout: Duration, to_start_anew
     let committed = timeout_at(deadline, stopped).await.is_ok();
     server.stop_admin.cancel();
     let others = async { while tasks.join_next().await.is_some() {} };
-    let _ = timeout_at(deadline.min(Instant::now() + CLOSING), others).await.is_ok();
+    let _ = timeout_at(deadline.min(Instant::now() + CLOSING), others)
+        .await
+        .is_ok();
     // Behind the calls that were cut off, which have records, too.
-    let _ = timeout_at(deadline.max(Instant::now() + CLOSING), server.audit.flush()).await.is_ok();
+    let _ = timeout_at(deadline.max(Instant::now() + CLOSING), server.audit.flush())
+        .await
+        .is_ok();
     let seconds = started.elapsed().as_secs_f64();
     if ingest_done && committed && cut_off == 0 {
         tracing::info!(seconds, "drained");

@@ -23,22 +23,42 @@ const STICKY: u32 = 0o1000;
 
 /// A warning for each file and directory of the configuration that others can use, with the next step.
 pub fn exposures(config: &Config, reader: &Reader) -> Vec<String> {
-    let Config { data_dir, credentials_file, ingest, grpc, admin, .. } = config;
-    let keys = [&ingest.tls_key_file, &grpc.tls_key_file, &admin.tls_key_file];
+    let Config {
+        data_dir,
+        credentials_file,
+        ingest,
+        grpc,
+        admin,
+        ..
+    } = config;
+    let keys = [
+        &ingest.tls_key_file,
+        &grpc.tls_key_file,
+        &admin.tls_key_file,
+    ];
     let secrets = keys.into_iter().chain([credentials_file]).flatten();
     let secrets = secrets.filter_map(|path| exposed_secret(path, reader));
-    exposed_directory(data_dir, reader).into_iter().chain(secrets).collect()
+    exposed_directory(data_dir, reader)
+        .into_iter()
+        .chain(secrets)
+        .collect()
 }
 
 /// Logs what is wrong with these files, which have just been read.
 pub(super) fn warn_of_secrets<'a>(secrets: impl IntoIterator<Item = &'a PathBuf>) {
     let reader = Reader::of_this_process();
-    secrets.into_iter().filter_map(|path| exposed_secret(path, &reader)).for_each(|problem| warn(&problem));
+    secrets
+        .into_iter()
+        .filter_map(|path| exposed_secret(path, &reader))
+        .for_each(|problem| warn(&problem));
 }
 
 /// Logs one of [`exposures`].
 pub fn warn(problem: &str) {
-    tracing::warn!(problem, "others can get at what should be the broker's alone");
+    tracing::warn!(
+        problem,
+        "others can get at what should be the broker's alone"
+    );
 }
 
 /// A warning if others can enter a data directory; `None` if they cannot, or if there is none.
@@ -49,7 +69,10 @@ pub fn exposed_directory(path: &Path, reader: &Reader) -> Option<String> {
         0 => return None,
         _ => format!("can be entered by others (mode {:o})", found.mode & 0o7777),
     };
-    Some(format!("{} {what}: make it the broker's, and chmod -R go= it", path.display()))
+    Some(format!(
+        "{} {what}: make it the broker's, and chmod -R go= it",
+        path.display()
+    ))
 }
 
 /// The same of a file with secrets.
@@ -62,15 +85,27 @@ fn exposed_secret(path: &Path, reader: &Reader) -> Option<String> {
         return None;
     }
     let advice = "chmod 600 it, or give it to root and chmod 640 it with the broker's group";
-    Some(format!("{} {}: {advice}", path.display(), problems.join(", ")))
+    Some(format!(
+        "{} {}: {advice}",
+        path.display(),
+        problems.join(", ")
+    ))
 }
 
 /// Whether others could put another file in its place, where it is named and, behind symbolic links, where it is.
 fn exposed_place(path: &Path, reader: &Reader) -> Option<&'static str> {
     let folder_of = |path: &Path| path.parent().map(|folder| Path::new(".").join(folder));
-    let folders = [folder_of(path), path.canonicalize().ok().as_deref().and_then(folder_of)];
-    let found = folders.into_iter().flatten().filter_map(|folder| fs::metadata(folder).ok());
-    found.into_iter().find_map(|metadata| Found::of(&metadata).problem_of_folder(reader))
+    let folders = [
+        folder_of(path),
+        path.canonicalize().ok().as_deref().and_then(folder_of),
+    ];
+    let found = folders
+        .into_iter()
+        .flatten()
+        .filter_map(|folder| fs::metadata(folder).ok());
+    found
+        .into_iter()
+        .find_map(|metadata| Found::of(&metadata).problem_of_folder(reader))
 }
 
 /// Who is to use the files.
@@ -84,15 +119,25 @@ pub struct Reader {
 impl Reader {
     /// The user of this process.
     pub fn of_this_process() -> Self {
-        let mut groups: Vec<_> = getgroups().unwrap_or_default().iter().map(|group| group.as_raw()).collect();
+        let mut groups: Vec<_> = getgroups()
+            .unwrap_or_default()
+            .iter()
+            .map(|group| group.as_raw())
+            .collect();
         groups.push(getegid().as_raw());
-        Self { user: Some(geteuid().as_raw()), groups }
+        Self {
+            user: Some(geteuid().as_raw()),
+            groups,
+        }
     }
 
     /// The user of a broker that is configured by this process: root does that for others.
     pub fn of_a_broker() -> Self {
         let this = Self::of_this_process();
-        Self { user: this.user.filter(|&user| user != ROOT), ..this }
+        Self {
+            user: this.user.filter(|&user| user != ROOT),
+            ..this
+        }
     }
 
     fn trusts(&self, owner: u32) -> bool {
@@ -110,32 +155,56 @@ struct Found {
 
 impl Found {
     fn of(metadata: &Metadata) -> Self {
-        Self { mode: metadata.mode(), owner: metadata.uid(), group: metadata.gid() }
+        Self {
+            mode: metadata.mode(),
+            owner: metadata.uid(),
+            group: metadata.gid(),
+        }
     }
 
     fn problems_of_file(self, reader: &Reader) -> Vec<&'static str> {
         let may = |bit| self.mode & bit != 0;
         // How a broker reads what is root's. Only root is in root's own group, and an access list shows as the group's right.
-        let group_is_meant =
-            self.owner == ROOT && (self.group == ROOT || reader.user.is_none() || reader.groups.contains(&self.group));
+        let group_is_meant = self.owner == ROOT
+            && (self.group == ROOT || reader.user.is_none() || reader.groups.contains(&self.group));
         let problems = [
             (!reader.trusts(self.owner), "belongs to another user"),
             (may(ALL_MAY_READ), "can be read by every user"),
-            (may(GROUP_MAY_READ) && !may(ALL_MAY_READ) && !group_is_meant, "can be read by its group"),
+            (
+                may(GROUP_MAY_READ) && !may(ALL_MAY_READ) && !group_is_meant,
+                "can be read by its group",
+            ),
             (may(ALL_MAY_WRITE), "can be changed by every user"),
-            (may(GROUP_MAY_WRITE) && !may(ALL_MAY_WRITE), "can be changed by its group"),
+            (
+                may(GROUP_MAY_WRITE) && !may(ALL_MAY_WRITE),
+                "can be changed by its group",
+            ),
         ];
-        problems.into_iter().filter_map(|(applies, problem)| applies.then_some(problem)).collect()
+        problems
+            .into_iter()
+            .filter_map(|(applies, problem)| applies.then_some(problem))
+            .collect()
     }
 
     fn problem_of_folder(self, reader: &Reader) -> Option<&'static str> {
         let may = |bit| self.mode & bit != 0 && self.mode & STICKY == 0;
         let problems = [
-            (!reader.trusts(self.owner), "can be replaced by the owner of its directory"),
-            (may(ALL_MAY_WRITE), "can be replaced by every user (its directory is theirs to write)"),
-            (may(GROUP_MAY_WRITE) && self.group != ROOT, "can be replaced by the group of its directory"),
+            (
+                !reader.trusts(self.owner),
+                "can be replaced by the owner of its directory",
+            ),
+            (
+                may(ALL_MAY_WRITE),
+                "can be replaced by every user (its directory is theirs to write)",
+            ),
+            (
+                may(GROUP_MAY_WRITE) && self.group != ROOT,
+                "can be replaced by the group of its directory",
+            ),
         ];
-        problems.into_iter().find_map(|(applies, problem)| applies.then_some(problem))
+        problems
+            .into_iter()
+            .find_map(|(applies, problem)| applies.then_some(problem))
     }
 }
 
@@ -147,11 +216,16 @@ mod tests {
     const STRANGER: u32 = 1000;
 
     fn file(owner: u32, group: u32, mode: u32, reader: &Reader) -> String {
-        Found { mode, owner, group }.problems_of_file(reader).join(", ")
+        Found { mode, owner, group }
+            .problems_of_file(reader)
+            .join(", ")
     }
 
     fn broker() -> Reader {
-        Reader { user: Some(BROKER), groups: vec![BROKER] }
+        Reader {
+            user: Some(BROKER),
+            groups: vec![BROKER],
+        }
     }
 
     #[test]
@@ -165,7 +239,11 @@ mod tests {
             (ROOT, ROOT, 0o440),
             (ROOT, ROOT, 0o400),
         ] {
-            assert_eq!(file(owner, group, mode, &broker()), "", "{owner}:{group} {mode:o}");
+            assert_eq!(
+                file(owner, group, mode, &broker()),
+                "",
+                "{owner}:{group} {mode:o}"
+            );
         }
     }
 
@@ -177,19 +255,31 @@ mod tests {
             (BROKER, BROKER, 0o604, "can be read by every user"),
             (BROKER, BROKER, 0o620, "can be changed by its group"),
             (BROKER, BROKER, 0o602, "can be changed by every user"),
-            (BROKER, BROKER, 0o666, "can be read by every user, can be changed by every user"),
+            (
+                BROKER,
+                BROKER,
+                0o666,
+                "can be read by every user, can be changed by every user",
+            ),
             (ROOT, BROKER, 0o660, "can be changed by its group"),
             (ROOT, STRANGER, 0o640, "can be read by its group"),
             (ROOT, ROOT, 0o644, "can be read by every user"),
             (STRANGER, BROKER, 0o600, "belongs to another user"),
         ] {
-            assert_eq!(file(owner, group, mode, &broker()), problem, "{owner}:{group} {mode:o}");
+            assert_eq!(
+                file(owner, group, mode, &broker()),
+                problem,
+                "{owner}:{group} {mode:o}"
+            );
         }
     }
 
     #[test]
     fn a_check_by_root_reports_only_what_is_wrong_for_any_user() {
-        let unknown = Reader { user: None, groups: vec![ROOT] };
+        let unknown = Reader {
+            user: None,
+            groups: vec![ROOT],
+        };
         for (owner, group, mode, problem) in [
             (BROKER, BROKER, 0o600, ""),
             (ROOT, BROKER, 0o640, ""),
@@ -197,13 +287,21 @@ mod tests {
             (ROOT, BROKER, 0o644, "can be read by every user"),
             (ROOT, BROKER, 0o660, "can be changed by its group"),
         ] {
-            assert_eq!(file(owner, group, mode, &unknown), problem, "{owner}:{group} {mode:o}");
+            assert_eq!(
+                file(owner, group, mode, &unknown),
+                problem,
+                "{owner}:{group} {mode:o}"
+            );
         }
     }
 
     #[test]
     fn a_directory_in_which_others_can_replace_the_file_is_a_problem() {
-        let folder = |owner, group, mode| Found { mode, owner, group }.problem_of_folder(&broker()).unwrap_or_default();
+        let folder = |owner, group, mode| {
+            Found { mode, owner, group }
+                .problem_of_folder(&broker())
+                .unwrap_or_default()
+        };
         for mode in [0o700, 0o755, 0o1777, 0o1770] {
             assert_eq!(folder(ROOT, STRANGER, mode), "", "{mode:o}");
         }

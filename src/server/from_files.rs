@@ -5,7 +5,9 @@ use std::sync::{Arc, Mutex};
 
 use tonic::transport::Endpoint;
 
-use super::{Addresses, credentials, lock, otlp, refusal::Refusal, secured::Secured, watch::Watched};
+use super::{
+    Addresses, credentials, lock, otlp, refusal::Refusal, secured::Secured, watch::Watched,
+};
 use crate::{config::Config, credentials::SharedCredentials, metrics::Metrics};
 
 /// See the module's description.
@@ -27,7 +29,9 @@ impl FromFiles {
     ) -> Result<Self, Vec<Refusal>> {
         let config = lock(shared).clone();
         let credentials = Arc::new(SharedCredentials::default());
-        let mut watched: Vec<_> = credentials::watched(shared, &credentials).into_iter().collect();
+        let mut watched: Vec<_> = credentials::watched(shared, &credentials)
+            .into_iter()
+            .collect();
         let loaded = credentials::load(&config, places);
         let secured = Secured::new(&config, metrics);
         let collector = otlp::way(&config.traces);
@@ -36,10 +40,19 @@ impl FromFiles {
             (Ok(loaded), Ok(mut secured), Ok(collector)) => {
                 credentials.set(loaded);
                 watched.append(&mut secured.watched);
-                Ok(Self { credentials, secured, collector, watched })
+                Ok(Self {
+                    credentials,
+                    secured,
+                    collector,
+                    watched,
+                })
             }
             (loaded, secured, collector) => {
-                let refusals = [loaded.err(), secured.err(), collector.err().map(|refusal| vec![refusal])];
+                let refusals = [
+                    loaded.err(),
+                    secured.err(),
+                    collector.err().map(|refusal| vec![refusal]),
+                ];
                 Err(refusals.into_iter().flatten().flatten().collect())
             }
         }

@@ -78,8 +78,10 @@ const ADMIN_CONNECTIONS_MAX: usize = 128;
 /// head of a request take less, also from the other side of the world. Any longer, and who opens connections faster than they
 /// grow old keeps others out. One that has brought a callback stays for longer, because the next may be on its way; but
 /// not for ever, or a few senders would hold all places.
-const PATIENCE: Patience =
-    Patience { with_strangers: Some(Duration::from_secs(1)), with_clients: Some(Duration::from_secs(5)) };
+const PATIENCE: Patience = Patience {
+    with_strangers: Some(Duration::from_secs(1)),
+    with_clients: Some(Duration::from_secs(5)),
+};
 /// Headers of one of its requests, in bytes and in number: what the ingest listener takes by default.
 const ADMIN_HEADER_BYTES_MAX: usize = 16 * 1024;
 const ADMIN_HEADERS_MAX: usize = 64;
@@ -98,10 +100,12 @@ const H2_PENDING_RESETS_MAX: usize = 20;
 const REFUSAL: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 30\r\nconnection: close\r\n\
     content-type: application/json\r\ncontent-length: 100\r\n\r\n\
     {\"status\":\"refused\",\"reason\":\"too_many_connections\",\"message\":\"too many connections: send it again\"}";
-const DRAINING: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 5\r\nconnection: close\r\n\
+const DRAINING: &[u8] =
+    b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 5\r\nconnection: close\r\n\
     content-type: application/json\r\ncontent-length: 78\r\n\r\n\
     {\"status\":\"refused\",\"reason\":\"draining\",\"message\":\"restarting: send it again\"}";
-const HEADER_TIMEOUT: &[u8] = b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
+const HEADER_TIMEOUT: &[u8] =
+    b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
 
 /// What one listener allows.
 #[derive(Clone, Copy, Debug)]
@@ -129,7 +133,10 @@ impl Limits {
             patience: PATIENCE,
             header_bytes_max: super::usize_of(config.header_bytes_max),
             headers_max: super::usize_of(config.headers_max),
-            quiet: activity::Patience { header_timeout: config.header_timeout, idle_timeout: config.idle_timeout },
+            quiet: activity::Patience {
+                header_timeout: config.header_timeout,
+                idle_timeout: config.idle_timeout,
+            },
             linger: LINGER,
             farewell: FAREWELL,
             lets_in: true,
@@ -145,18 +152,24 @@ impl Limits {
             patience: PATIENCE,
             header_bytes_max: ADMIN_HEADER_BYTES_MAX,
             headers_max: ADMIN_HEADERS_MAX,
-            quiet: activity::Patience { header_timeout: ADMIN_TIMEOUT, idle_timeout: ADMIN_TIMEOUT },
+            quiet: activity::Patience {
+                header_timeout: ADMIN_TIMEOUT,
+                idle_timeout: ADMIN_TIMEOUT,
+            },
             linger: LINGER,
             farewell: FAREWELL,
             lets_in: false,
-            half_close: false,            // an answer may take as long as a disk that hangs
+            half_close: false, // an answer may take as long as a disk that hangs
             last_request: Duration::ZERO, // scrapers and probes ask again by themselves
         }
     }
 
     /// A sender whose request was accepted is a known client from then on.
     fn note_client(&self, standing: &Standing, answer: &Response) {
-        if self.lets_in && answer.status().is_success() && answer.extensions().get::<ToAnybody>().is_none() {
+        if self.lets_in
+            && answer.status().is_success()
+            && answer.extensions().get::<ToAnybody>().is_none()
+        {
             standing.is_known_now();
         }
     }
@@ -194,13 +207,22 @@ impl Counters {
     }
 
     pub(super) fn of_ingest(metrics: &Metrics) -> Self {
-        Self { callbacks: Some(metrics.callbacks.clone()), ..Self::of("ingest", metrics) }
+        Self {
+            callbacks: Some(metrics.callbacks.clone()),
+            ..Self::of("ingest", metrics)
+        }
     }
 }
 
 /// Answers a request of a connection from that address.
-pub(super) trait Responder: Fn(IpAddr, Request<RequestBody>) -> Answer + Clone + Send + Sync + 'static {}
-impl<F: Fn(IpAddr, Request<RequestBody>) -> Answer + Clone + Send + Sync + 'static> Responder for F {}
+pub(super) trait Responder:
+    Fn(IpAddr, Request<RequestBody>) -> Answer + Clone + Send + Sync + 'static
+{
+}
+impl<F: Fn(IpAddr, Request<RequestBody>) -> Answer + Clone + Send + Sync + 'static> Responder
+    for F
+{
+}
 
 /// On the heap from the start: it would be copied from layer to layer on its way there.
 pub(super) type Answer = Pin<Box<dyn Future<Output = Response> + Send>>;
@@ -227,12 +249,21 @@ pub(super) async fn serve(
     counters: Counters,
     stop: CancellationToken,
 ) {
-    let places = Places::new(limits.connections_max, limits.patience, counters.places.clone());
+    let places = Places::new(
+        limits.connections_max,
+        limits.patience,
+        counters.places.clone(),
+    );
     let refusals = Arc::new(Semaphore::new(REFUSALS_MAX));
     let connections = TaskTracker::new();
     loop {
         // Not yet a stream of this runtime: it may have to live on another one.
-        let accepted = async { listener.accept().await.and_then(|(stream, peer)| Ok((stream.into_std()?, peer))) };
+        let accepted = async {
+            listener
+                .accept()
+                .await
+                .and_then(|(stream, peer)| Ok((stream.into_std()?, peer)))
+        };
         let (stream, peer) = tokio::select! {
             () = stop.cancelled() => break,
             accepted = accepted => match accepted {
@@ -267,7 +298,9 @@ pub(super) async fn serve(
                 let unheard = place.standing().begin();
                 let served = async move {
                     drop(unheard);
-                    let Ok(stream) = TcpStream::from_std(stream) else { return };
+                    let Ok(stream) = TcpStream::from_std(stream) else {
+                        return;
+                    };
                     let opening = entrance.open(stream, peer, share);
                     let opened = tokio::select! {
                         opened = opening => opened,
@@ -285,7 +318,9 @@ pub(super) async fn serve(
             // A client that expects TLS could not read it.
             None if entrance.has_tls() => {}
             None => {
-                let Ok(refusal) = Arc::clone(&refusals).acquire_owned().await else { break };
+                let Ok(refusal) = Arc::clone(&refusals).acquire_owned().await else {
+                    break;
+                };
                 if let Ok(stream) = TcpStream::from_std(stream) {
                     connections.spawn(refuse(stream, limits.farewell, refusal));
                 }
@@ -334,16 +369,24 @@ impl Unread {
             Self::HeadersTooLarge => Some(
                 "its headers are more than ingest.header_bytes_max or ingest.headers_max: raise these if they are a proxy's",
             ),
-            Self::HeaderTimeout => {
-                Some("its headers took longer than ingest.header_timeout: a stranger, or a line that hardly works")
+            Self::HeaderTimeout => Some(
+                "its headers took longer than ingest.header_timeout: a stranger, or a line that hardly works",
+            ),
+            Self::Malformed => {
+                Some("it is no HTTP/1.1: a scanner, or a proxy that is set up for something else")
             }
-            Self::Malformed => Some("it is no HTTP/1.1: a scanner, or a proxy that is set up for something else"),
             Self::Draining => None,
         }
     }
 
     /// Counts and logs it, and also a client that speaks something else altogether.
-    fn tell(self, read: &[u8], peer: SocketAddr, turned_away: &TurnedAway, callbacks: Option<&IntCounterVec>) {
+    fn tell(
+        self,
+        read: &[u8],
+        peer: SocketAddr,
+        turned_away: &TurnedAway,
+        callbacks: Option<&IntCounterVec>,
+    ) {
         if matches!(self, Self::Malformed)
             && let Some(refused) = Refused::by_beginning(read)
         {
@@ -388,7 +431,11 @@ type Timed = Pin<Box<TimeoutStream<Stream>>>;
 
 impl<R: Responder> Served<R> {
     async fn serve(self, opened: Opened, place: &Place, stop: CancellationToken) {
-        let (is_h2, peer, standing) = (opened.stream.alpn() == Some(H2), opened.client, place.standing());
+        let (is_h2, peer, standing) = (
+            opened.stream.alpn() == Some(H2),
+            opened.client,
+            place.standing(),
+        );
         let (stream, _share) = opened.into_parts();
         let mut stream = TimeoutStream::new(stream);
         stream.set_write_timeout(Some(WRITE_TIMEOUT));
@@ -400,8 +447,20 @@ impl<R: Responder> Served<R> {
         }
     }
 
-    async fn h1(self, stream: Timed, peer: SocketAddr, standing: &Arc<Standing>, stop: CancellationToken) {
-        let Self { responder, limits, callbacks, turned_away, .. } = self;
+    async fn h1(
+        self,
+        stream: Timed,
+        peer: SocketAddr,
+        standing: &Arc<Standing>,
+        stop: CancellationToken,
+    ) {
+        let Self {
+            responder,
+            limits,
+            callbacks,
+            turned_away,
+            ..
+        } = self;
         let (activity, rest) = (Arc::new(Activity::default()), Rest::default());
         let counted = service_fn(|request: Request<Incoming>| {
             let (mut busy, mut answering) = (activity.begin(), Some(standing.begin()));
@@ -430,14 +489,22 @@ impl<R: Responder> Served<R> {
             .half_close(limits.half_close)
             .max_buf_size(limits.header_bytes_max)
             .max_headers(limits.headers_max)
-            .serve_connection(TokioIo::new(Watched { stream, activity: Arc::clone(&activity) }), counted);
+            .serve_connection(
+                TokioIo::new(Watched {
+                    stream,
+                    activity: Arc::clone(&activity),
+                }),
+                counted,
+            );
         let mut last_request_over = pin!(limits.last_request_over(&stop));
         let mut timer = pin!(sleep(limits.quiet.header_timeout));
         let (mut is_closing, mut cut_off) = (false, false);
         // `None`: left with an answer that the client does not take.
         let ended = loop {
             let served = poll_fn(|cx| match connection.poll_without_shutdown(cx) {
-                Poll::Pending => activity.poll_overdue(limits.quiet, timer.as_mut(), cx).map(|()| Ended::Overdue),
+                Poll::Pending => activity
+                    .poll_overdue(limits.quiet, timer.as_mut(), cx)
+                    .map(|()| Ended::Overdue),
                 ended => ended.map(Ended::ByHttp),
             });
             tokio::select! {
@@ -462,7 +529,10 @@ impl<R: Responder> Served<R> {
             }
         };
         let parts = connection.into_parts();
-        let has_begun = parts.read_buf.iter().any(|byte| !activity::LINE_END.contains(byte));
+        let has_begun = parts
+            .read_buf
+            .iter()
+            .any(|byte| !activity::LINE_END.contains(byte));
         let unread = ended.and_then(|ended| Unread::of(&ended, has_begun, cut_off));
         if let Some(unread) = unread {
             unread.tell(&parts.read_buf, peer, &turned_away, callbacks.as_ref());
@@ -474,22 +544,40 @@ impl<R: Responder> Served<R> {
         }
     }
 
-    async fn h2(self, stream: Timed, peer: IpAddr, standing: &Arc<Standing>, stop: CancellationToken) {
-        let Self { responder, limits, callbacks, floods, .. } = self;
+    async fn h2(
+        self,
+        stream: Timed,
+        peer: IpAddr,
+        standing: &Arc<Standing>,
+        stop: CancellationToken,
+    ) {
+        let Self {
+            responder,
+            limits,
+            callbacks,
+            floods,
+            ..
+        } = self;
         let activity = Arc::new(Activity::default());
         let counted = service_fn(|request: Request<Incoming>| {
             let (busy, answering) = (activity.begin(), standing.begin());
             let too_many = request.headers().len() > limits.headers_max;
             let is_head = request.method() == Method::HEAD;
             if too_many && let Some(callbacks) = &callbacks {
-                callbacks.with_label_values(&[Unread::HeadersTooLarge.as_str()]).inc();
+                callbacks
+                    .with_label_values(&[Unread::HeadersTooLarge.as_str()])
+                    .inc();
             }
             let rest = Rest::default();
             let answer = responder(peer, rest.of(request));
             let (standing, stop) = (Arc::clone(standing), stop.clone());
             async move {
                 let _busy = busy;
-                let answer = if too_many { too_many_headers() } else { answer.await };
+                let answer = if too_many {
+                    too_many_headers()
+                } else {
+                    answer.await
+                };
                 limits.note_client(&standing, &answer);
                 drop(answering);
                 // What is not read away is refused by a reset of the stream without an error, behind the answer.
@@ -557,36 +645,53 @@ fn note_flood(floods: &Floods, peer: IpAddr, ended: &hyper::Result<()>) {
 
 /// Sends the last answer on a connection, if there is one, and closes it.
 async fn part(mut stream: Timed, unread: Option<Unread>, limits: Limits) {
-    let answer = unread.map(|unread| identified(unread.answer(), unread.as_str())).unwrap_or_default();
+    let answer = unread
+        .map(|unread| identified(unread.answer(), unread.as_str()))
+        .unwrap_or_default();
     // A client that does not read its answers may not take this one either.
-    if timeout(limits.farewell, stream.write_all(&answer)).await.is_ok_and(|written| written.is_ok()) {
+    if timeout(limits.farewell, stream.write_all(&answer))
+        .await
+        .is_ok_and(|written| written.is_ok())
+    {
         linger(stream, limits.linger).await;
     }
 }
 
 async fn refuse(mut stream: TcpStream, patience: Duration, _refusal: OwnedSemaphorePermit) {
-    if stream.write_all(&identified(REFUSAL, "too_many_connections")).await.is_ok() {
+    if stream
+        .write_all(&identified(REFUSAL, "too_many_connections"))
+        .await
+        .is_ok()
+    {
         linger(stream, patience).await;
     }
 }
 
 fn too_many_headers() -> Response {
     let mut response = StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE.into_response();
-    response.headers_mut().insert(REQUEST_ID, unread_id(Unread::HeadersTooLarge.as_str()).into());
+    response.headers_mut().insert(
+        REQUEST_ID,
+        unread_id(Unread::HeadersTooLarge.as_str()).into(),
+    );
     response
 }
 
 /// The answer to HEAD. hyper sees to it for HTTP/1.1 only.
 fn head_only(mut answer: Response) -> Response {
     if let Some(length) = answer.body().size_hint().exact() {
-        answer.headers_mut().entry(CONTENT_LENGTH).or_insert_with(|| length.into());
+        answer
+            .headers_mut()
+            .entry(CONTENT_LENGTH)
+            .or_insert_with(|| length.into());
     }
     answer.map(|_| Body::empty())
 }
 
 /// One of our own answers with an id in it. What hyper answers itself (400, 431) has none, and nothing is logged of it.
 fn identified(answer: &[u8], outcome: &str) -> Vec<u8> {
-    let Some(end) = answer.windows(2).position(|bytes| bytes == b"\r\n") else { return Vec::new() };
+    let Some(end) = answer.windows(2).position(|bytes| bytes == b"\r\n") else {
+        return Vec::new();
+    };
     let (status, rest) = answer.split_at(end);
     let id = format!("\r\n{REQUEST_ID}: {}", unread_id(outcome));
     [status, id.as_bytes(), rest].concat()
@@ -611,11 +716,25 @@ mod tests {
         let address = listener.local_addr().unwrap();
         let metrics = Metrics::default();
         // There is no room, and a refused client keeps one of the refusals' places until it has closed.
-        let limits = Limits { connections_max: 0, farewell: Duration::MAX, ..Limits::admin() };
-        let refused = metrics.connections_refused.with_label_values(&["test", "full"]);
+        let limits = Limits {
+            connections_max: 0,
+            farewell: Duration::MAX,
+            ..Limits::admin()
+        };
+        let refused = metrics
+            .connections_refused
+            .with_label_values(&["test", "full"]);
         let (counters, stop) = (Counters::of("test", &metrics), CancellationToken::new());
         let entrance = Entrance::open_to_all(None);
-        tokio::spawn(serve(listener, Homes::here(), entrance, routed(Router::new()), limits, counters, stop));
+        tokio::spawn(serve(
+            listener,
+            Homes::here(),
+            entrance,
+            routed(Router::new()),
+            limits,
+            counters,
+            stop,
+        ));
         let mut told = Vec::new();
         for _ in 0..REFUSALS_MAX {
             let mut stream = TcpStream::connect(address).await.unwrap();
@@ -637,28 +756,62 @@ mod tests {
     async fn assert_refused(stream: &mut TcpStream) {
         let mut answer = Vec::new();
         // Far longer than it takes.
-        timeout(Duration::from_secs(60), stream.read_to_end(&mut answer)).await.expect("an answer").unwrap();
+        timeout(Duration::from_secs(60), stream.read_to_end(&mut answer))
+            .await
+            .expect("an answer")
+            .unwrap();
         let answer = String::from_utf8(answer).unwrap();
-        let lines: Vec<_> = answer.split_inclusive("\r\n").filter(|line| !line.starts_with("x-request-id: ")).collect();
-        assert_eq!((lines.concat().as_bytes(), lines.len() + 1), (REFUSAL, answer.split_inclusive("\r\n").count()));
+        let lines: Vec<_> = answer
+            .split_inclusive("\r\n")
+            .filter(|line| !line.starts_with("x-request-id: "))
+            .collect();
+        assert_eq!(
+            (lines.concat().as_bytes(), lines.len() + 1),
+            (REFUSAL, answer.split_inclusive("\r\n").count())
+        );
     }
 
     /// A listener with these limits, and what stops it.
-    async fn answering(limits: Limits) -> (std::net::SocketAddr, CancellationToken, tokio::task::JoinHandle<()>) {
-        serving(limits, Router::new().fallback(|| std::future::ready("answered"))).await
+    async fn answering(
+        limits: Limits,
+    ) -> (
+        std::net::SocketAddr,
+        CancellationToken,
+        tokio::task::JoinHandle<()>,
+    ) {
+        serving(
+            limits,
+            Router::new().fallback(|| std::future::ready("answered")),
+        )
+        .await
     }
 
     async fn serving(
         limits: Limits,
         router: Router,
-    ) -> (std::net::SocketAddr, CancellationToken, tokio::task::JoinHandle<()>) {
+    ) -> (
+        std::net::SocketAddr,
+        CancellationToken,
+        tokio::task::JoinHandle<()>,
+    ) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let (address, stop) = (listener.local_addr().unwrap(), CancellationToken::new());
-        let (entrance, counters) = (Entrance::open_to_all(None), Counters::of("test", &Metrics::default()));
+        let (entrance, counters) = (
+            Entrance::open_to_all(None),
+            Counters::of("test", &Metrics::default()),
+        );
         (
             address,
             stop.clone(),
-            tokio::spawn(serve(listener, Homes::here(), entrance, routed(router), limits, counters, stop)),
+            tokio::spawn(serve(
+                listener,
+                Homes::here(),
+                entrance,
+                routed(router),
+                limits,
+                counters,
+                stop,
+            )),
         )
     }
 
@@ -669,7 +822,11 @@ mod tests {
         used.write_all(REQUEST).await.unwrap();
         let mut answer = Vec::new();
         while !answer.ends_with(b"answered") {
-            assert_ne!(used.read_buf(&mut answer).await.unwrap(), 0, "it stays open");
+            assert_ne!(
+                used.read_buf(&mut answer).await.unwrap(),
+                0,
+                "it stays open"
+            );
         }
         [fresh, used] // they were taken up in this order
     }
@@ -678,22 +835,32 @@ mod tests {
 
     #[tokio::test]
     async fn a_request_that_is_on_its_way_at_the_end_is_answered() {
-        let (address, stop, served) = answering(Limits { last_request: Duration::MAX, ..Limits::admin() }).await;
+        let (address, stop, served) = answering(Limits {
+            last_request: Duration::MAX,
+            ..Limits::admin()
+        })
+        .await;
         let connections = one_fresh_and_one_used(address).await;
         stop.cancel();
         for mut connection in connections {
             connection.write_all(REQUEST).await.unwrap();
             let mut answer = String::new();
             connection.read_to_string(&mut answer).await.unwrap();
-            assert!(answer.contains("connection: close\r\n") && answer.ends_with("answered"), "{answer}");
+            assert!(
+                answer.contains("connection: close\r\n") && answer.ends_with("answered"),
+                "{answer}"
+            );
         }
         served.await.unwrap();
     }
 
     #[tokio::test]
     async fn connections_on_which_nothing_is_asked_hold_the_end_up_for_a_moment_only() {
-        let (address, stop, served) =
-            answering(Limits { last_request: Duration::from_millis(1), ..Limits::admin() }).await;
+        let (address, stop, served) = answering(Limits {
+            last_request: Duration::from_millis(1),
+            ..Limits::admin()
+        })
+        .await;
         let connections = one_fresh_and_one_used(address).await;
         stop.cancel();
         for mut connection in connections {
@@ -708,7 +875,10 @@ mod tests {
         patience: PATIENCE,
         header_bytes_max: 16 * 1024,
         headers_max: 64,
-        quiet: activity::Patience { header_timeout: Duration::from_secs(60), idle_timeout: Duration::from_secs(60) },
+        quiet: activity::Patience {
+            header_timeout: Duration::from_secs(60),
+            idle_timeout: Duration::from_secs(60),
+        },
         linger: Duration::from_secs(60),
         farewell: Duration::from_millis(10),
         lets_in: true,
@@ -722,19 +892,30 @@ mod tests {
     async fn half_a_head_is_told_at_the_end_to_come_again() {
         let (address, stop, served) = answering(AT_THE_END).await;
         let mut trickling = TcpStream::connect(address).await.unwrap();
-        trickling.write_all(b"GET / HTTP/1.1\r\nhost: x\r\na: b\r\n").await.unwrap();
+        trickling
+            .write_all(b"GET / HTTP/1.1\r\nhost: x\r\na: b\r\n")
+            .await
+            .unwrap();
         let _taken_up = one_fresh_and_one_used(address).await;
         stop.cancel();
-        timeout(SOON, served).await.expect("nobody is waited for").unwrap();
+        timeout(SOON, served)
+            .await
+            .expect("nobody is waited for")
+            .unwrap();
         let mut answer = String::new();
         trickling.read_to_string(&mut answer).await.unwrap();
-        assert!(answer.starts_with("HTTP/1.1 503 ") && answer.ends_with("restarting: send it again\"}"), "{answer}");
+        assert!(
+            answer.starts_with("HTTP/1.1 503 ") && answer.ends_with("restarting: send it again\"}"),
+            "{answer}"
+        );
     }
 
     #[tokio::test]
     async fn a_connection_that_is_not_opened_yet_does_not_hold_the_end_up() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let mut client = TcpStream::connect(listener.local_addr().unwrap())
+            .await
+            .unwrap();
         let (metrics, stop) = (Metrics::default(), CancellationToken::new());
         // It is to send a PROXY header first.
         let entrance = Entrance::shared(1, &["127.0.0.1/32".parse().unwrap()], true, None);
@@ -752,7 +933,10 @@ mod tests {
             yield_now().await;
         }
         stop.cancel();
-        timeout(SOON, served).await.expect("nobody is waited for").unwrap();
+        timeout(SOON, served)
+            .await
+            .expect("nobody is waited for")
+            .unwrap();
         assert_eq!(client.read(&mut [0]).await.unwrap(), 0);
     }
 
@@ -765,7 +949,10 @@ mod tests {
         unread.write_all(&REQUEST.repeat(2)).await.unwrap();
         unread.readable().await.unwrap(); // the answer has begun
         stop.cancel();
-        timeout(SOON, served).await.expect("nobody is waited for").unwrap();
+        timeout(SOON, served)
+            .await
+            .expect("nobody is waited for")
+            .unwrap();
     }
 
     /// Refuses everything, and reads no body.
@@ -776,10 +963,16 @@ mod tests {
     /// A client that has read its answer, and goes on with a body that is too large to be read away.
     async fn refused_in_mid_body(address: std::net::SocketAddr) -> TcpStream {
         let mut client = TcpStream::connect(address).await.unwrap();
-        client.write_all(b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 100000000\r\n\r\n").await.unwrap();
+        client
+            .write_all(b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 100000000\r\n\r\n")
+            .await
+            .unwrap();
         let mut answer = String::new();
         client.read_to_string(&mut answer).await.unwrap();
-        assert!(answer.starts_with("HTTP/1.1 404 ") && answer.contains("connection: close\r\n"), "{answer}");
+        assert!(
+            answer.starts_with("HTTP/1.1 404 ") && answer.contains("connection: close\r\n"),
+            "{answer}"
+        );
         client.write_all(&[0; 4096]).await.unwrap();
         client
     }
@@ -789,13 +982,23 @@ mod tests {
         let (address, stop, served) = serving(AT_THE_END, refusing()).await;
         let _client = refused_in_mid_body(address).await;
         stop.cancel();
-        timeout(SOON, served).await.expect("nobody is waited for").unwrap();
+        timeout(SOON, served)
+            .await
+            .expect("nobody is waited for")
+            .unwrap();
     }
 
     #[tokio::test]
     async fn who_sends_on_behind_a_refusal_gives_way_to_others() {
-        let patience = Patience { with_strangers: Some(Duration::from_millis(1)), with_clients: None };
-        let limits = Limits { connections_max: 1, patience, ..AT_THE_END };
+        let patience = Patience {
+            with_strangers: Some(Duration::from_millis(1)),
+            with_clients: None,
+        };
+        let limits = Limits {
+            connections_max: 1,
+            patience,
+            ..AT_THE_END
+        };
         let (address, _stop, _served) = serving(limits, refusing()).await;
         let mut client = refused_in_mid_body(address).await;
         let others = async || while refused_status(address).await != "404" {};
@@ -807,7 +1010,10 @@ mod tests {
 
     async fn refused_status(address: std::net::SocketAddr) -> String {
         let (mut client, mut answer) = (TcpStream::connect(address).await.unwrap(), String::new());
-        let _ = client.write_all(b"GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await.is_ok();
+        let _ = client
+            .write_all(b"GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+            .await
+            .is_ok();
         let _ = client.read_to_string(&mut answer).await.is_ok();
         answer.split(' ').nth(1).unwrap_or_default().to_owned()
     }
@@ -829,7 +1035,11 @@ mod tests {
         connection.write_all(REQUEST).await.unwrap();
         asked.cancelled().await;
         stop.cancel();
-        assert!(timeout(4 * (AT_THE_END.last_request + AT_THE_END.farewell), served).await.is_err());
+        assert!(
+            timeout(4 * (AT_THE_END.last_request + AT_THE_END.farewell), served)
+                .await
+                .is_err()
+        );
         go_on.cancel();
         let mut answer = String::new();
         connection.read_to_string(&mut answer).await.unwrap();
@@ -850,30 +1060,55 @@ mod tests {
                 .route("/", axum::routing::get(move || waiting.cancelled_owned()))
                 .route("/open", axum::routing::get(open));
             let entrance = Entrance::open_to_all(None);
-            tokio::spawn(serve(listener, Homes::here(), entrance, routed(router), limits, counters, stop));
+            tokio::spawn(serve(
+                listener,
+                Homes::here(),
+                entrance,
+                routed(router),
+                limits,
+                counters,
+                stop,
+            ));
             let ask = async |path: &str| {
                 let mut client = TcpStream::connect(address).await.unwrap();
-                client.write_all(format!("GET {path} HTTP/1.1\r\nhost: test\r\n\r\n").as_bytes()).await.unwrap();
+                client
+                    .write_all(format!("GET {path} HTTP/1.1\r\nhost: test\r\n\r\n").as_bytes())
+                    .await
+                    .unwrap();
                 client.shutdown().await.unwrap();
                 client
             };
             let mut client = ask("/").await;
             if is_answered {
                 // When this is answered, the end of the other connection, which came before, has been seen.
-                ask("/open").await.read_to_end(&mut Vec::new()).await.unwrap();
+                ask("/open")
+                    .await
+                    .read_to_end(&mut Vec::new())
+                    .await
+                    .unwrap();
             }
             let mut answer = Vec::new();
-            timeout(SOON, client.read_to_end(&mut answer)).await.expect("it goes on for nobody").unwrap();
+            timeout(SOON, client.read_to_end(&mut answer))
+                .await
+                .expect("it goes on for nobody")
+                .unwrap();
             assert_eq!(!answer.is_empty(), is_answered);
         }
     }
 
     /// The client's end of a connection that is served as HTTP/2, what stops it, and what ends with it.
-    async fn h2_by(responder: impl Responder) -> (TcpStream, CancellationToken, tokio::task::JoinHandle<()>) {
+    async fn h2_by(
+        responder: impl Responder,
+    ) -> (TcpStream, CancellationToken, tokio::task::JoinHandle<()>) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap())
+            .await
+            .unwrap();
         let (stream, peer) = listener.accept().await.unwrap();
-        let opened = Entrance::open_to_all(None).open(stream, peer, None).await.unwrap();
+        let opened = Entrance::open_to_all(None)
+            .open(stream, peer, None)
+            .await
+            .unwrap();
         let stream = Box::pin(TimeoutStream::new(opened.into_parts().0));
         let service = Served {
             responder,
@@ -883,7 +1118,9 @@ mod tests {
             turned_away: TurnedAway::of("ingest", &Metrics::default()),
         };
         let stop = CancellationToken::new();
-        let place = Places::new(1, PATIENCE, Counted::of("test", &Metrics::default())).try_take().unwrap();
+        let place = Places::new(1, PATIENCE, Counted::of("test", &Metrics::default()))
+            .try_take()
+            .unwrap();
         let served = {
             let stop = stop.clone();
             async move { service.h2(stream, peer.ip(), place.standing(), stop).await }
@@ -896,7 +1133,10 @@ mod tests {
         let router = Router::new().fallback(|| std::future::ready("answered"));
         let (mut client, stop, served) = h2_by(routed(router)).await;
         client.write_all(net::PREFACE).await.unwrap();
-        client.write_all(&[0, 0, 0, 4, 0, 0, 0, 0, 0]).await.unwrap(); // SETTINGS
+        client
+            .write_all(&[0, 0, 0, 4, 0, 0, 0, 0, 0])
+            .await
+            .unwrap(); // SETTINGS
         client.readable().await.unwrap(); // the server's
         (client, stop, served)
     }
@@ -907,13 +1147,21 @@ mod tests {
         let responder = |_, _| -> Answer { Box::pin(async { "answered".into_response() }) };
         let (client, _stop, _served) = h2_by(responder).await;
         let (mut sender, connection) =
-            hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(client)).await.unwrap();
+            hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(client))
+                .await
+                .unwrap();
         tokio::spawn(connection);
         for (method, bytes) in [(Method::HEAD, 0), (Method::GET, 8)] {
-            let request = Request::builder().method(method).uri("http://x/").body(Body::empty()).unwrap();
+            let request = Request::builder()
+                .method(method)
+                .uri("http://x/")
+                .body(Body::empty())
+                .unwrap();
             let answer = sender.send_request(request).await.unwrap();
             assert_eq!(answer.headers()[CONTENT_LENGTH], "8");
-            let body = http_body_util::BodyExt::collect(answer.into_body()).await.unwrap();
+            let body = http_body_util::BodyExt::collect(answer.into_body())
+                .await
+                .unwrap();
             assert_eq!(body.to_bytes().len(), bytes);
         }
     }
@@ -922,7 +1170,10 @@ mod tests {
     async fn an_http_2_connection_that_says_nothing_does_not_hold_the_end_up() {
         let (_client, stop, served) = h2_connection().await;
         stop.cancel();
-        timeout(SOON, served).await.expect("nobody is waited for").unwrap();
+        timeout(SOON, served)
+            .await
+            .expect("nobody is waited for")
+            .unwrap();
     }
 
     #[tokio::test]
@@ -942,13 +1193,19 @@ mod tests {
             }
         };
         let ended = async { tokio::join!(asking, served).1 };
-        timeout(SOON, ended).await.expect("nobody is waited for").unwrap();
+        timeout(SOON, ended)
+            .await
+            .expect("nobody is waited for")
+            .unwrap();
     }
 
     #[test]
     fn our_own_answers_state_their_length() {
         for answer in [super::REFUSAL, super::DRAINING, super::HEADER_TIMEOUT] {
-            let (head, body) = std::str::from_utf8(answer).unwrap().split_once("\r\n\r\n").unwrap();
+            let (head, body) = std::str::from_utf8(answer)
+                .unwrap()
+                .split_once("\r\n\r\n")
+                .unwrap();
             assert!(head.contains(&format!("content-length: {}", body.len())));
         }
     }

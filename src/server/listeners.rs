@@ -32,20 +32,36 @@ impl Listeners {
     /// Takes what was inherited under each name, and binds what was not.
     pub(super) fn open(config: &Config) -> Result<Self, StartError> {
         let mut inherited = inherited().map_err(StartError::Socket)?;
-        let mut open = |name: &str, address: SocketAddr, key: &'static str, flag: &'static str| match take(
-            &mut inherited,
-            name,
-            address,
-        )
-        .map_err(StartError::Socket)?
-        {
-            Some(socket) => Ok(socket),
-            None => bind(address).map_err(|source| StartError::Listen { address, key, flag, source }),
-        };
+        let mut open =
+            |name: &str, address: SocketAddr, key: &'static str, flag: &'static str| match take(
+                &mut inherited,
+                name,
+                address,
+            )
+            .map_err(StartError::Socket)?
+            {
+                Some(socket) => Ok(socket),
+                None => bind(address).map_err(|source| StartError::Listen {
+                    address,
+                    key,
+                    flag,
+                    source,
+                }),
+            };
         let listeners = Self([
-            open(NAMES[0], config.ingest.listen, "ingest.listen", "--ingest-listen")?,
+            open(
+                NAMES[0],
+                config.ingest.listen,
+                "ingest.listen",
+                "--ingest-listen",
+            )?,
             open(NAMES[1], config.grpc.listen, "grpc.listen", "--grpc-listen")?,
-            open(NAMES[2], config.admin.listen, "admin.listen", "--admin-listen")?,
+            open(
+                NAMES[2],
+                config.admin.listen,
+                "admin.listen",
+                "--admin-listen",
+            )?,
         ]);
         for (name, socket) in &inherited {
             tell_unused(name, socket);
@@ -56,7 +72,11 @@ impl Listeners {
     /// Where they listen.
     pub(super) fn addresses(&self) -> io::Result<Addresses> {
         let [ingest, grpc, admin] = &self.0;
-        Ok(Addresses { ingest: ingest.local_addr()?, grpc: grpc.local_addr()?, admin: admin.local_addr()? })
+        Ok(Addresses {
+            ingest: ingest.local_addr()?,
+            grpc: grpc.local_addr()?,
+            admin: admin.local_addr()?,
+        })
     }
 
     /// The same sockets once more, to accept from.
@@ -76,8 +96,10 @@ impl Listeners {
         let program = env::current_exe().ok().filter(|program| program.exists());
         let program = program.unwrap_or_else(|| "/proc/self/exe".into());
         let descriptors = self.0.into_iter().zip(FIRST_DESCRIPTOR..);
-        let mappings =
-            descriptors.map(|(listener, child_fd)| FdMapping { parent_fd: OwnedFd::from(listener), child_fd });
+        let mappings = descriptors.map(|(listener, child_fd)| FdMapping {
+            parent_fd: OwnedFd::from(listener),
+            child_fd,
+        });
         let mut command = Command::new(program);
         command.args(env::args_os().skip(1));
         command.env("LISTEN_FDS", NAMES.len().to_string());
@@ -97,9 +119,15 @@ fn take(
     configured: SocketAddr,
 ) -> io::Result<Option<StdListener>> {
     let named = |(inherited, _): &(String, StdListener)| inherited == name;
-    let fits = |(_, socket): &(String, StdListener)| socket.local_addr().is_ok_and(|at| is_meant(configured, at));
-    let fitting = inherited.iter().position(|socket| named(socket) && fits(socket));
-    let Some(position) = fitting.or_else(|| inherited.iter().position(named)) else { return Ok(None) };
+    let fits = |(_, socket): &(String, StdListener)| {
+        socket.local_addr().is_ok_and(|at| is_meant(configured, at))
+    };
+    let fitting = inherited
+        .iter()
+        .position(|socket| named(socket) && fits(socket));
+    let Some(position) = fitting.or_else(|| inherited.iter().position(named)) else {
+        return Ok(None);
+    };
 
     let (_, socket) = inherited.remove(position);
     if fitting.is_none() {
@@ -129,7 +157,10 @@ pub(super) fn unit_of(name: &str) -> String {
 
 /// The supervisor keeps a socket open that nobody accepts from, so that who connects to it waits for ever.
 fn tell_unused(name: &str, socket: &StdListener) {
-    let address = socket.local_addr().map(|address| address.to_string()).unwrap_or_default();
+    let address = socket
+        .local_addr()
+        .map(|address| address.to_string())
+        .unwrap_or_default();
     if NAMES.contains(&name) {
         let unit = unit_of(name);
         tracing::warn!(
@@ -158,14 +189,24 @@ fn inherited() -> io::Result<Vec<(String, StdListener)>> {
     }
     let mut take = |(index, name): (usize, &&str)| {
         // One that was handed on and is none must not be bound again on the quiet.
-        let socket = sockets.take_tcp_listener(index).map_err(|error| io::Error::other(format!("{name}: {error}")))?;
+        let socket = sockets
+            .take_tcp_listener(index)
+            .map_err(|error| io::Error::other(format!("{name}: {error}")))?;
         Ok(socket.map(|socket| ((*name).to_owned(), socket)))
     };
-    names.iter().enumerate().filter_map(|named| take(named).transpose()).collect()
+    names
+        .iter()
+        .enumerate()
+        .filter_map(|named| take(named).transpose())
+        .collect()
 }
 
 fn bind(address: SocketAddr) -> io::Result<StdListener> {
-    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    let socket = if address.is_ipv4() {
+        TcpSocket::new_v4()?
+    } else {
+        TcpSocket::new_v6()?
+    };
     // So that a restart need not wait for the last one's connections to be forgotten.
     socket.set_reuseaddr(true)?;
     socket.bind(address)?;

@@ -29,7 +29,8 @@ impl Liveness {
     pub(super) fn new(ingest: &Homes) -> Self {
         let main = Pulse::new("everything but callbacks".to_owned(), Handle::current());
         let homes = ingest.all().iter().enumerate();
-        let pulses = homes.map(|(number, home)| Pulse::new(format!("callbacks, number {number}"), home.clone()));
+        let pulses = homes
+            .map(|(number, home)| Pulse::new(format!("callbacks, number {number}"), home.clone()));
         Self([main].into_iter().chain(pulses).collect())
     }
 
@@ -40,7 +41,9 @@ impl Liveness {
         for pulse in &self.0 {
             if timeout_at(deadline, pulse.answer()).await.is_err() {
                 let (name, patience) = (&pulse.name, PATIENCE.as_secs());
-                return Some(format!("the threads for {name} have done nothing for {patience} s"));
+                return Some(format!(
+                    "the threads for {name} have done nothing for {patience} s"
+                ));
             }
         }
         None
@@ -63,7 +66,11 @@ struct Beat {
 
 impl Pulse {
     fn new(name: String, home: Handle) -> Self {
-        Self { name, home, beat: Arc::default() }
+        Self {
+            name,
+            home,
+            beat: Arc::default(),
+        }
     }
 
     fn ask(&self) {
@@ -111,7 +118,10 @@ mod tests {
             });
             is_held.await.unwrap();
             let told = liveness.problem().await.unwrap();
-            assert_eq!(told, "the threads for callbacks, number 0 have done nothing for 2 s");
+            assert_eq!(
+                told,
+                "the threads for callbacks, number 0 have done nothing for 2 s"
+            );
             release.send(()).unwrap();
             liveness.0[1].answer().await;
             assert_eq!(liveness.problem().await, None);

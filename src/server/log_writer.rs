@@ -46,8 +46,19 @@ struct State {
 
 impl LogWriter {
     pub(super) const fn new() -> Self {
-        let state = State { text: Vec::new(), lines: 0, pushed: 0, done: 0, untold: 0, uncounted: 0, counter: None };
-        Self { state: Mutex::new(state), changed: Condvar::new() }
+        let state = State {
+            text: Vec::new(),
+            lines: 0,
+            pushed: 0,
+            done: 0,
+            untold: 0,
+            uncounted: 0,
+            counter: None,
+        };
+        Self {
+            state: Mutex::new(state),
+            changed: Condvar::new(),
+        }
     }
 
     /// Takes a line, ending included, behind its priority, or loses it. Never waits for standard error.
@@ -71,7 +82,9 @@ impl LogWriter {
     pub(super) fn flush(&self, timeout: Duration) -> bool {
         let state = self.lock();
         let pushed = state.pushed;
-        let waited = self.changed.wait_timeout_while(state, timeout, |state| state.done < pushed);
+        let waited = self
+            .changed
+            .wait_timeout_while(state, timeout, |state| state.done < pushed);
         !waited.unwrap_or_else(PoisonError::into_inner).1.timed_out()
     }
 
@@ -98,11 +111,19 @@ impl LogWriter {
             }
 
             // A line that was torn by an error must not run into the next one.
-            let written = if is_whole { Ok(()) } else { write_all(&mut out, b"\n").map_err(|(error, _)| (error, 0)) };
+            let written = if is_whole {
+                Ok(())
+            } else {
+                write_all(&mut out, b"\n").map_err(|(error, _)| (error, 0))
+            };
             let written = written.and_then(|()| write_all(&mut out, &batch));
             works = written.is_ok();
             if let Err((_, count)) = written {
-                is_whole = if count == 0 { is_whole } else { batch[count - 1] == b'\n' };
+                is_whole = if count == 0 {
+                    is_whole
+                } else {
+                    batch[count - 1] == b'\n'
+                };
                 failed += lines;
             } else {
                 is_whole = true;
@@ -125,7 +146,10 @@ impl LogWriter {
     fn next(&self, batch: &mut Vec<u8>) -> (u64, u64) {
         batch.clear();
         let empty = |state: &mut State| state.text.is_empty();
-        let mut state = self.changed.wait_while(self.lock(), empty).unwrap_or_else(PoisonError::into_inner);
+        let mut state = self
+            .changed
+            .wait_while(self.lock(), empty)
+            .unwrap_or_else(PoisonError::into_inner);
         mem::swap(&mut state.text, batch);
         (mem::take(&mut state.lines), mem::take(&mut state.untold))
     }
@@ -184,7 +208,9 @@ mod tests {
 
     impl Write for Gate {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            self.arrived.send(String::from_utf8(bytes.to_vec()).unwrap()).unwrap();
+            self.arrived
+                .send(String::from_utf8(bytes.to_vec()).unwrap())
+                .unwrap();
             self.ends.recv().unwrap_or_else(|_| {
                 loop {
                     thread::park();
@@ -211,10 +237,21 @@ mod tests {
             let running = Arc::clone(&writer);
             thread::spawn(move || {
                 let tell = |lost| running.push("", format!("lost {lost}\n").as_bytes());
-                running.run(Gate { arrived: arriving, ends: ending }, tell);
+                running.run(
+                    Gate {
+                        arrived: arriving,
+                        ends: ending,
+                    },
+                    tell,
+                );
             });
             let counter = IntCounter::new("lost", "for the test").unwrap();
-            Self { writer, counter, arrived, ends }
+            Self {
+                writer,
+                counter,
+                arrived,
+                ends,
+            }
         }
 
         /// What the writer is about to write.
@@ -228,18 +265,24 @@ mod tests {
         }
 
         fn fails(&self) {
-            self.ends.send(Err(io::ErrorKind::BrokenPipe.into())).unwrap();
+            self.ends
+                .send(Err(io::ErrorKind::BrokenPipe.into()))
+                .unwrap();
         }
     }
 
     #[test]
-    fn while_standard_error_is_stuck_lines_are_taken_up_to_the_limit_and_then_lost_counted_and_told() {
+    fn while_standard_error_is_stuck_lines_are_taken_up_to_the_limit_and_then_lost_counted_and_told()
+     {
         let stepped = Stepped::new();
         stepped.writer.push("<6>", b"first\n");
         assert_eq!(stepped.writes(), "<6>first\n");
 
         // Stuck in the first write: the queue takes exactly its limit, in whole lines.
-        let line = vec![b'x'; 1023].into_iter().chain([b'\n']).collect::<Vec<_>>();
+        let line = vec![b'x'; 1023]
+            .into_iter()
+            .chain([b'\n'])
+            .collect::<Vec<_>>();
         for _ in 0..QUEUE_BYTES_MAX / line.len() {
             stepped.writer.push("", &line);
         }
@@ -248,14 +291,21 @@ mod tests {
         stepped.writer.push("", b"x");
         stepped.writer.push("", b"y");
         assert_eq!(stepped.counter.get(), 2);
-        assert!(!stepped.writer.flush(Duration::from_millis(10)), "it must not wait for ever");
+        assert!(
+            !stepped.writer.flush(Duration::from_millis(10)),
+            "it must not wait for ever"
+        );
 
         stepped.takes("<6>first\n");
         let batch = stepped.writes();
         assert_eq!(batch.len(), QUEUE_BYTES_MAX);
         stepped.writer.push("", b"later\n");
         stepped.takes(&batch);
-        assert_eq!(stepped.writes(), "lost 2\nlater\n", "where they would have stood");
+        assert_eq!(
+            stepped.writes(),
+            "lost 2\nlater\n",
+            "where they would have stood"
+        );
         stepped.takes("lost 2\nlater\n");
         assert!(stepped.writer.flush(PATIENCE));
         stepped.writer.push("", b"well\n");
@@ -268,9 +318,16 @@ mod tests {
         stepped.writer.push("", b"a\n");
         assert_eq!(stepped.writes(), "a\n");
         stepped.fails();
-        assert!(stepped.writer.flush(PATIENCE), "what is lost is not waited for");
+        assert!(
+            stepped.writer.flush(PATIENCE),
+            "what is lost is not waited for"
+        );
         stepped.writer.count_lost_in(stepped.counter.clone());
-        assert_eq!(stepped.counter.get(), 1, "also what was lost before there was a counter");
+        assert_eq!(
+            stepped.counter.get(),
+            1,
+            "also what was lost before there was a counter"
+        );
 
         stepped.writer.push("", b"b\n");
         assert_eq!(stepped.writes(), "b\n", "telling would only be lost, too");
@@ -302,7 +359,10 @@ mod tests {
         let stepped = Stepped::new();
         stepped.writer.push("", b"line\n");
         assert_eq!(stepped.writes(), "line\n");
-        stepped.ends.send(Err(io::ErrorKind::WouldBlock.into())).unwrap();
+        stepped
+            .ends
+            .send(Err(io::ErrorKind::WouldBlock.into()))
+            .unwrap();
         assert_eq!(stepped.writes(), "line\n");
         stepped.takes("line\n");
         assert!(stepped.writer.flush(PATIENCE));

@@ -13,7 +13,9 @@ use std::{
 use prometheus::IntCounter;
 
 use tracing::{Level, Metadata};
-use tracing_subscriber::{EnvFilter, Registry, fmt::MakeWriter, layer::SubscriberExt, reload, util::SubscriberInitExt};
+use tracing_subscriber::{
+    EnvFilter, Registry, fmt::MakeWriter, layer::SubscriberExt, reload, util::SubscriberInitExt,
+};
 
 use super::log_writer::LogWriter;
 use crate::config::{LogFormat, Logging};
@@ -40,15 +42,31 @@ pub fn init(config: &Logging) -> io::Result<()> {
         LogFormat::Text => true,
         LogFormat::Json => false,
     };
-    thread::Builder::new().name("log".into()).spawn(|| WRITER.run(io::stderr(), tell_lost))?;
+    thread::Builder::new()
+        .name("log".into())
+        .spawn(|| WRITER.run(io::stderr(), tell_lost))?;
     // The library would tell of its own errors on standard error, too.
-    let lines = Lines { is_graded: journal_reads() };
-    let lines = tracing_subscriber::fmt::layer().log_internal_errors(false).with_writer(lines);
+    let lines = Lines {
+        is_graded: journal_reads(),
+    };
+    let lines = tracing_subscriber::fmt::layer()
+        .log_internal_errors(false)
+        .with_writer(lines);
     let registry = tracing_subscriber::registry().with(filter);
     if text {
-        registry.with(lines.with_ansi(terminal).with_target(false)).init();
+        registry
+            .with(lines.with_ansi(terminal).with_target(false))
+            .init();
     } else {
-        registry.with(lines.json().flatten_event(true).with_current_span(true).with_span_list(false)).init();
+        registry
+            .with(
+                lines
+                    .json()
+                    .flatten_event(true)
+                    .with_current_span(true)
+                    .with_span_list(false),
+            )
+            .init();
     }
     Ok(())
 }
@@ -65,7 +83,11 @@ pub fn note(line: &str) {
 
 /// Logs why the process ends, which may have served before.
 pub fn log_fatal(has_served: bool, problem: &str) {
-    let what = if has_served { "the broker ends" } else { "the broker does not start" };
+    let what = if has_served {
+        "the broker ends"
+    } else {
+        "the broker does not start"
+    };
     tracing::error!(target: FATAL, "{what}: {problem}");
 }
 
@@ -102,14 +124,20 @@ pub(super) fn set_level(config: &Logging) {
 fn filter(config: &Logging) -> EnvFilter {
     // The store's library tells of its own house-keeping at "info"; who wants that names it: "info,fjall=info".
     // Those of HTTP/2 and TLS warn of what strangers send, and quote it: they would decide how much is logged, and what.
-    let directives = format!("{FATAL}=error,fjall=warn,lsm_tree=warn,h2=error,rustls=off,{}", config.level);
+    let directives = format!(
+        "{FATAL}=error,fjall=warn,lsm_tree=warn,h2=error,rustls=off,{}",
+        config.level
+    );
     EnvFilter::try_new(directives).unwrap_or_else(|_| EnvFilter::new("info"))
 }
 
 /// Whether standard error leads to systemd's journal, which says in a variable which file that is.
 fn journal_reads() -> bool {
-    let Ok(stat) = rustix::fs::fstat(io::stderr()) else { return false };
-    env::var("JOURNAL_STREAM").is_ok_and(|stream| stream == format!("{}:{}", stat.st_dev, stat.st_ino))
+    let Ok(stat) = rustix::fs::fstat(io::stderr()) else {
+        return false;
+    };
+    env::var("JOURNAL_STREAM")
+        .is_ok_and(|stream| stream == format!("{}:{}", stat.st_dev, stat.st_ino))
 }
 
 /// Makes what takes a line. For the journal each begins with its syslog priority, as in sd-daemon(3).
@@ -121,7 +149,10 @@ impl MakeWriter<'_> for Lines {
     type Writer = Line;
 
     fn make_writer(&self) -> Line {
-        Line { priority: if self.is_graded { "<6>" } else { "" }, is_fatal: false }
+        Line {
+            priority: if self.is_graded { "<6>" } else { "" },
+            is_fatal: false,
+        }
     }
 
     fn make_writer_for(&self, line: &Metadata<'_>) -> Line {
@@ -132,7 +163,10 @@ impl MakeWriter<'_> for Lines {
             Level::INFO => "<6>",
             _ => "<7>",
         };
-        Line { priority, is_fatal: line.target() == FATAL }
+        Line {
+            priority,
+            is_fatal: line.target() == FATAL,
+        }
     }
 }
 

@@ -46,7 +46,9 @@ use tonic_health::server::HealthReporter;
 
 pub use exposure::{Reader, exposed_directory, exposures, warn as warn_of_exposure};
 pub use listeners::Listeners;
-pub use logging::{flush as flush_log, init as init_logging, last_words, log_fatal, log_panic, note};
+pub use logging::{
+    flush as flush_log, init as init_logging, last_words, log_fatal, log_panic, note,
+};
 pub use rehearsal::{Rehearsal, rehearse};
 pub use runtimes::{Homes, Runtimes};
 
@@ -61,7 +63,10 @@ use crate::{
     metrics::Metrics,
     rpc,
     sampler::Sampler,
-    store::{Appender, BackupResult, Clock, OpenError, Publish, Retention, Started, Store, Summary, writer},
+    store::{
+        Appender, BackupResult, Clock, OpenError, Publish, Retention, Started, Store, Summary,
+        writer,
+    },
     subscription::{Memory, Registry, RegistryLimits, Sources, WideReaders},
     trace::Tracer,
     wire::FilterLimits,
@@ -188,47 +193,130 @@ impl Server {
         let metrics = Arc::new(Metrics::default());
         logging::count_lost_in(&metrics.log_lines_lost);
         let shared_config = Arc::new(Mutex::new(config.clone()));
-        let FromFiles { credentials, mut secured, collector, mut watched } =
-            read_files(&shared_config, addresses, &metrics).await?;
+        let FromFiles {
+            credentials,
+            mut secured,
+            collector,
+            mut watched,
+        } = read_files(&shared_config, addresses, &metrics).await?;
         let audit_file = open_audit(config, &metrics).await?;
         let (tracer, exporter) = otlp::tracer(&config.traces, collector, &metrics);
-        watched.extend(exporter.as_ref().and_then(|exporter| exporter.watched(&config.traces)));
+        watched.extend(
+            exporter
+                .as_ref()
+                .and_then(|exporter| exporter.watched(&config.traces)),
+        );
         let sources = open_sources(config, &metrics).await?;
         let audit = recorder(config, audit_file, &sources);
         let retention = Arc::new(Mutex::new(retention(config)));
         let (appender, writer) = start_writer(*lock(&retention), &sources)?;
         let journal: Arc<dyn Journal> = Arc::new(Local::new(appender.clone()));
-        let ingest = front(config, &credentials, &journal, &appender, &sources, tracer.clone());
+        let ingest = front(
+            config,
+            &credentials,
+            &journal,
+            &appender,
+            &sources,
+            tracer.clone(),
+        );
         let liveness = Arc::new(Liveness::new(&homes));
         let gate = gate(config, &addresses, &credentials, &sources);
-        let (base, probed) = (banner::callback_base(config, &addresses), Arc::clone(&journal));
-        let context =
-            rpc_context(config, &sources, journal, &appender, gate.clone(), base, Arc::clone(&retention), &audit);
+        let (base, probed) = (
+            banner::callback_base(config, &addresses),
+            Arc::clone(&journal),
+        );
+        let context = rpc_context(
+            config,
+            &sources,
+            journal,
+            &appender,
+            gate.clone(),
+            base,
+            Arc::clone(&retention),
+            &audit,
+        );
         let answers = Arc::clone(&context.answers);
         let status = Arc::new(admin::Status::new(&sources, &answers, probed, &liveness));
         let (health, services) = grpc::services(context, config, tracer).await;
 
         let [stop_ingest, stop_grpc, stop_admin] = [(); 3].map(|()| CancellationToken::new());
         let mut tasks = JoinSet::new();
-        let (limits, counters) = (http::Limits::ingest(&config.ingest), http::Counters::of_ingest(&metrics));
+        let (limits, counters) = (
+            http::Limits::ingest(&config.ingest),
+            http::Counters::of_ingest(&metrics),
+        );
         let (entrance, stop) = (secured.ingest_entrance(config), stop_ingest.clone());
-        let serve = http::serve(ingest_listener, homes, entrance, callbacks(&ingest), limits, counters, stop);
+        let serve = http::serve(
+            ingest_listener,
+            homes,
+            entrance,
+            callbacks(&ingest),
+            limits,
+            counters,
+            stop,
+        );
         tasks.spawn(named("the ingest listener", serve));
         let (entrance, counters) = (secured.grpc_entrance(config), grpc::Counters::new(&metrics));
-        let serve = grpc::serve(grpc_listener, entrance, services, config.grpc.clone(), counters, stop_grpc.clone());
+        let serve = grpc::serve(
+            grpc_listener,
+            entrance,
+            services,
+            config.grpc.clone(),
+            counters,
+            stop_grpc.clone(),
+        );
         tasks.spawn(named("the gRPC listener", serve));
         let (limits, counters) = (http::Limits::admin(), http::Counters::of("admin", &metrics));
-        let (entrance, stop) = (Entrance::open_to_all(secured.admin.clone()), stop_admin.clone());
+        let (entrance, stop) = (
+            Entrance::open_to_all(secured.admin.clone()),
+            stop_admin.clone(),
+        );
         let responder = http::routed(admin::router(&status, door(config, &addresses, &metrics)));
-        let serve = http::serve(admin_listener, Homes::here(), entrance, responder, limits, counters, stop);
+        let serve = http::serve(
+            admin_listener,
+            Homes::here(),
+            entrance,
+            responder,
+            limits,
+            counters,
+            stop,
+        );
         tasks.spawn(named("the admin listener", serve));
-        let (review, (rereader, asked)) = (review(Arc::clone(&sources), gate, secured.grpc.clone()), Rereader::new());
-        tasks.spawn(named("the care of memory", tend_memory(Arc::clone(&sources), answers, stop_admin.clone())));
-        exporter.map(|exporter| tasks.spawn(named("the export of traces", exporter.run(stop_admin.clone()))));
-        tasks.spawn(named("the watchdog", supervisor::watchdog(liveness, stop_admin.clone())));
-        let (refusals, renewal) = (Arc::new(Refusals::new(metrics)), renewal(&mut secured, &sources));
-        let told = Told { refusals: Arc::clone(&refusals), audit: Arc::clone(&audit) };
-        keep_files(&mut tasks, renewal, watched, review, asked, told, &stop_admin);
+        let (review, (rereader, asked)) = (
+            review(Arc::clone(&sources), gate, secured.grpc.clone()),
+            Rereader::new(),
+        );
+        tasks.spawn(named(
+            "the care of memory",
+            tend_memory(Arc::clone(&sources), answers, stop_admin.clone()),
+        ));
+        exporter.map(|exporter| {
+            tasks.spawn(named(
+                "the export of traces",
+                exporter.run(stop_admin.clone()),
+            ))
+        });
+        tasks.spawn(named(
+            "the watchdog",
+            supervisor::watchdog(liveness, stop_admin.clone()),
+        ));
+        let (refusals, renewal) = (
+            Arc::new(Refusals::new(metrics)),
+            renewal(&mut secured, &sources),
+        );
+        let told = Told {
+            refusals: Arc::clone(&refusals),
+            audit: Arc::clone(&audit),
+        };
+        keep_files(
+            &mut tasks,
+            renewal,
+            watched,
+            review,
+            asked,
+            told,
+            &stop_admin,
+        );
         note_start(config, &audit, &credentials.get());
         Ok(Self {
             listeners,
@@ -259,7 +347,12 @@ impl Server {
 
     /// What a person sees after the start.
     pub fn banner(&self, config: &Config) -> String {
-        banner::text(config, &self.addresses, &self.sources.store, &self.credentials.get())
+        banner::text(
+            config,
+            &self.addresses,
+            &self.sources.store,
+            &self.credentials.get(),
+        )
     }
 
     /// Serves until `shutdown` completes, or until a store that has failed can be opened again; then takes everything down in
@@ -300,8 +393,17 @@ impl Server {
 
     /// Puts into force what can be while everything goes on, and says what cannot. The files go first, so that the configuration
     /// is judged by what they say now.
-    async fn reload(&self, load: &Arc<impl Fn() -> Result<Config, ConfigErrors> + Send + Sync + 'static>) {
-        let mut refused: Vec<_> = self.rereader.reread().await.into_iter().map(What::label).collect();
+    async fn reload(
+        &self,
+        load: &Arc<impl Fn() -> Result<Config, ConfigErrors> + Send + Sync + 'static>,
+    ) {
+        let mut refused: Vec<_> = self
+            .rereader
+            .reread()
+            .await
+            .into_iter()
+            .map(What::label)
+            .collect();
         refused.extend(self.reopen_audit().await);
 
         let before = lock(&self.config).clone();
@@ -309,15 +411,29 @@ impl Server {
         let mut entry = self.audit.entry("configuration");
         entry.note("by", "SIGHUP");
         let problems: Vec<String> = match read {
-            Ok(Ok(new)) => self.put_into_force(&new, &refused, &mut entry).err().unwrap_or_default(),
+            Ok(Ok(new)) => self
+                .put_into_force(&new, &refused, &mut entry)
+                .err()
+                .unwrap_or_default(),
             Ok(Err(errors)) => errors.problems.iter().map(ToString::to_string).collect(),
             Err(problem) => vec![problem],
         };
         entry.note("problems", problems.clone());
         entry.end_now(if problems.is_empty() { OK } else { REFUSED });
-        self.refusals.count(What::Configuration, if problems.is_empty() { "done" } else { "refused" });
-        problems.iter().for_each(|problem| tracing::error!(problem, "the configuration stays as it was: correct it"));
-        let refusals = problems.iter().map(|problem| Refusal::new(What::Configuration, problem));
+        self.refusals.count(
+            What::Configuration,
+            if problems.is_empty() {
+                "done"
+            } else {
+                "refused"
+            },
+        );
+        problems.iter().for_each(|problem| {
+            tracing::error!(problem, "the configuration stays as it was: correct it")
+        });
+        let refusals = problems
+            .iter()
+            .map(|problem| Refusal::new(What::Configuration, problem));
         self.refusals.set(Source::Configuration, refusals.collect());
 
         let in_force = lock(&self.config).clone();
@@ -330,18 +446,28 @@ impl Server {
     async fn reopen_audit(&self) -> Option<&'static str> {
         let what = What::AuditFile;
         let opened = self.audit.reopen().await?;
-        self.refusals.count(what, if opened.is_ok() { "done" } else { "refused" });
+        self.refusals
+            .count(what, if opened.is_ok() { "done" } else { "refused" });
         let problem = opened.err();
-        let refusals =
-            problem.iter().map(|problem| Refusal::new(what, format!("audit.file: {problem}; mend it and reload")));
+        let refusals = problem.iter().map(|problem| {
+            Refusal::new(what, format!("audit.file: {problem}; mend it and reload"))
+        });
         self.refusals.set(Source::Audit, refusals.collect());
         let problem = problem?;
-        tracing::error!(problem, "the audit file stays the one that was open: mend it and reload");
+        tracing::error!(
+            problem,
+            "the audit file stays the one that was open: mend it and reload"
+        );
         Some(what.label())
     }
 
     /// `refused` are the files that stay as they were.
-    fn put_into_force(&self, new: &Config, refused: &[&str], entry: &mut Entry) -> Result<(), Vec<String>> {
+    fn put_into_force(
+        &self,
+        new: &Config,
+        refused: &[&str],
+        entry: &mut Entry,
+    ) -> Result<(), Vec<String>> {
         let mut config = lock(&self.config);
         // What needs a restart stays as it is, also in what is compared with next time.
         let in_force = config.take_up(new);
@@ -357,11 +483,15 @@ impl Server {
         *lock(&self.retention) = retention;
         self.appender.retain(retention);
         logging::set_level(&in_force.logging);
-        self.ingest.set_rules(credentials::rules(&in_force, Arc::clone(&self.credentials)));
+        self.ingest
+            .set_rules(credentials::rules(&in_force, Arc::clone(&self.credentials)));
         *config = in_force;
         match (need_a_restart.is_empty(), refused.is_empty()) {
             (true, true) => tracing::info!("configuration reloaded"),
-            (false, true) => tracing::warn!(?need_a_restart, "configuration reloaded, but for what needs a restart"),
+            (false, true) => tracing::warn!(
+                ?need_a_restart,
+                "configuration reloaded, but for what needs a restart"
+            ),
             (_, false) => tracing::error!(
                 ?refused,
                 ?need_a_restart,
@@ -397,14 +527,20 @@ fn keep_files(
     stop: &CancellationToken,
 ) {
     if let Some((acme, clock)) = acme {
-        tasks.spawn(named("the renewal of certificates", acme.run(clock, Arc::clone(&told.audit), stop.clone())));
+        tasks.spawn(named(
+            "the renewal of certificates",
+            acme.run(clock, Arc::clone(&told.audit), stop.clone()),
+        ));
     }
     let watch = watch::watch(watched, review, asked, told, stop.clone());
     tasks.spawn(named("the watch of files", watch));
 }
 
 fn renewal(secured: &mut Secured, sources: &Sources) -> Option<(Acme, Arc<Clock>)> {
-    secured.acme.take().map(|acme| (acme, Arc::clone(sources.store.clock())))
+    secured
+        .acme
+        .take()
+        .map(|acme| (acme, Arc::clone(sources.store.clock())))
 }
 
 /// Reads them aside, so that a mount which hangs ends the start with an error.
@@ -415,20 +551,36 @@ async fn read_files(
 ) -> Result<FromFiles, StartError> {
     let (shared, metrics) = (Arc::clone(config), Arc::clone(metrics));
     let read = move || FromFiles::read(&shared, &[addresses], &metrics);
-    aside::within(START_TIMEOUT, read).await.map_err(StartError::Files)?.map_err(StartError::Refused)
+    aside::within(START_TIMEOUT, read)
+        .await
+        .map_err(StartError::Files)?
+        .map_err(StartError::Refused)
 }
 
 /// Opens the file of audit records aside: its file system may hang, too.
-async fn open_audit(config: &Config, metrics: &Arc<Metrics>) -> Result<Option<SyncSender<Command>>, StartError> {
-    let Some(path) = config.audit.file.clone() else { return Ok(None) };
+async fn open_audit(
+    config: &Config,
+    metrics: &Arc<Metrics>,
+) -> Result<Option<SyncSender<Command>>, StartError> {
+    let Some(path) = config.audit.file.clone() else {
+        return Ok(None);
+    };
     let records = metrics.audit_records.clone();
     let opened = aside::within(START_TIMEOUT, move || audit::start(&path, &records)).await;
-    opened.and_then(|opened| opened).map(Some).map_err(StartError::Audit)
+    opened
+        .and_then(|opened| opened)
+        .map(Some)
+        .map_err(StartError::Audit)
 }
 
 fn recorder(config: &Config, file: Option<SyncSender<Command>>, sources: &Sources) -> Arc<Audit> {
     let clock = Arc::clone(sources.store.clock());
-    Audit::new(file, config.audit.required, move || clock.now(), Arc::clone(&sources.metrics))
+    Audit::new(
+        file,
+        config.audit.required,
+        move || clock.now(),
+        Arc::clone(&sources.metrics),
+    )
 }
 
 /// Records what the broker starts with, since credentials may have changed while none ran, and warns of tenants that are not apart.
@@ -465,22 +617,35 @@ fn review(sources: Arc<Sources>, gate: rpc::Gate, tls: Option<Arc<Tls>>) -> impl
         {
             // Not on the runtime's blocking threads: reads of the store must not delay a revocation.
             let begun = aside::spawn(move || tls.verify_again(now));
-            verifying = begun.inspect_err(|error| tracing::warn!(%error, "cannot verify certificates again yet")).ok();
+            verifying = begun
+                .inspect_err(|error| tracing::warn!(%error, "cannot verify certificates again yet"))
+                .ok();
         }
         let have_changed = tls.as_ref().is_some_and(|tls| tls.have_changed(now));
         if !Arc::ptr_eq(&credentials, &reviewed.0) || expired != reviewed.1 || have_changed {
             reviewed = (credentials, expired);
             gate.metrics.set_credential_expiries(reviewed.0.expiries());
-            sources.registry.review(&sources.hub, |client, filter| gate.review(client, filter));
+            sources
+                .registry
+                .review(&sources.hub, |client, filter| gate.review(client, filter));
         }
         if noted_at.elapsed() >= USE_NOTED {
             noted_at = Instant::now();
-            sources.registry.clients().iter().for_each(|client| gate.note_in_use(client));
+            sources
+                .registry
+                .clients()
+                .iter()
+                .for_each(|client| gate.note_in_use(client));
         }
     }
 }
 
-fn gate(config: &Config, addresses: &Addresses, credentials: &Arc<SharedCredentials>, sources: &Sources) -> rpc::Gate {
+fn gate(
+    config: &Config,
+    addresses: &Addresses,
+    credentials: &Arc<SharedCredentials>,
+    sources: &Sources,
+) -> rpc::Gate {
     rpc::Gate {
         credentials: Arc::clone(credentials),
         allow_anonymous: config.grpc.allow_anonymous,
@@ -498,9 +663,14 @@ fn is_loopback(address: SocketAddr) -> bool {
 async fn open_sources(config: &Config, metrics: &Arc<Metrics>) -> Result<Arc<Sources>, StartError> {
     // What needs a restart is compared with the configuration as it was set, so this one is not kept.
     let config = &resources::fitted_to_memory(config, metrics);
-    let (path, cache_bytes, is_expected) =
-        (config.data_dir.clone(), config.store.cache_bytes, config.log.expect_existing);
-    let opened = tokio::task::spawn_blocking(move || Store::open_to_serve(&path, cache_bytes, is_expected)).await;
+    let (path, cache_bytes, is_expected) = (
+        config.data_dir.clone(),
+        config.store.cache_bytes,
+        config.log.expect_existing,
+    );
+    let opened =
+        tokio::task::spawn_blocking(move || Store::open_to_serve(&path, cache_bytes, is_expected))
+            .await;
     let store = Arc::new(opened.map_err(|error| StartError::Thread(io::Error::other(error)))??);
     tell_start(&store, metrics);
     resources::warn_of_disk(config, store.summary()).await;
@@ -513,29 +683,61 @@ async fn open_sources(config: &Config, metrics: &Arc<Metrics>) -> Result<Arc<Sou
         silence_max: config.grpc.keepalive_interval + PONG_TIME.min(config.grpc.keepalive_timeout),
     });
     let (metrics, wide_readers) = (Arc::clone(metrics), WideReaders::default());
-    let memory = Memory::new(usize_of(config.grpc.reading_bytes_max), usize_of(config.ingest.body_bytes_max));
-    Ok(Arc::new(Sources { store, hub, registry, metrics, wide_readers, memory }))
+    let memory = Memory::new(
+        usize_of(config.grpc.reading_bytes_max),
+        usize_of(config.ingest.body_bytes_max),
+    );
+    Ok(Arc::new(Sources {
+        store,
+        hub,
+        registry,
+        metrics,
+        wide_readers,
+        memory,
+    }))
 }
 
 /// Says how the log was found: a new one is never a surprise.
 fn tell_start(store: &Store, metrics: &Metrics) {
-    let Started { found, version_before, cut } = store.started();
-    let (found, epoch, version_before) = (found.as_str(), store.epoch().to_string(), version_before.as_deref());
+    let Started {
+        found,
+        version_before,
+        cut,
+    } = store.started();
+    let (found, epoch, version_before) = (
+        found.as_str(),
+        store.epoch().to_string(),
+        version_before.as_deref(),
+    );
     metrics.started(found, version_before.unwrap_or_default(), &epoch);
-    let Summary { event_count: events, quarantine_count: quarantined, .. } = store.summary();
+    let Summary {
+        event_count: events,
+        quarantine_count: quarantined,
+        ..
+    } = store.summary();
     let version_before = version_before.unwrap_or("none");
     tracing::info!(found, epoch, events, quarantined, version_before, %cut, "log opened");
     for result in store.backup_results().found() {
-        metrics.backups_finished.with_label_values(&[result.as_str()]).inc();
+        metrics
+            .backups_finished
+            .with_label_values(&[result.as_str()])
+            .inc();
         if *result == BackupResult::Interrupted {
-            tracing::warn!("a backup was cut off when the last broker ended: it has failed; take another one");
+            tracing::warn!(
+                "a backup was cut off when the last broker ended: it has failed; take another one"
+            );
         }
     }
 }
 
 fn door(config: &Config, addresses: &Addresses, metrics: &Metrics) -> admin::Door {
     let (hosts, refused) = (config.admin.hosts.clone(), metrics.admin_refused.clone());
-    admin::Door { port: addresses.admin.port(), hosts, refused, log: Sampler::every(admin::COMPLAINT) }
+    admin::Door {
+        port: addresses.admin.port(),
+        hosts,
+        refused,
+        log: Sampler::every(admin::COMPLAINT),
+    }
 }
 
 /// The front that callbacks come to.
@@ -548,8 +750,19 @@ fn front(
     tracer: Tracer,
 ) -> Arc<Ingest> {
     let rules = credentials::rules(config, Arc::clone(credentials));
-    let (clock, metrics) = (Arc::clone(sources.store.clock()), Arc::clone(&sources.metrics));
-    Ingest::new(Arc::clone(journal), appender.clone(), clock, ingest_limits(config), rules, metrics, tracer)
+    let (clock, metrics) = (
+        Arc::clone(sources.store.clock()),
+        Arc::clone(&sources.metrics),
+    );
+    Ingest::new(
+        Arc::clone(journal),
+        appender.clone(),
+        clock,
+        ingest_limits(config),
+        rules,
+        metrics,
+        tracer,
+    )
 }
 
 /// Answers callbacks.
@@ -583,16 +796,30 @@ impl Publish for ToHub {
     }
 }
 
-fn start_writer(retention: Retention, sources: &Sources) -> Result<(Appender, thread::JoinHandle<()>), StartError> {
+fn start_writer(
+    retention: Retention,
+    sources: &Sources,
+) -> Result<(Appender, thread::JoinHandle<()>), StartError> {
     let publish = ToHub(Arc::clone(&sources.hub));
-    let (appender, mut writer) = writer(Arc::clone(&sources.store), retention, publish, Arc::clone(&sources.metrics));
+    let (appender, mut writer) = writer(
+        Arc::clone(&sources.store),
+        retention,
+        publish,
+        Arc::clone(&sources.metrics),
+    );
     let keeper = writer.keeper();
-    let keeping = thread::Builder::new().name("keeper".into()).spawn(|| keeper.run()).map_err(StartError::Thread)?;
+    let keeping = thread::Builder::new()
+        .name("keeper".into())
+        .spawn(|| keeper.run())
+        .map_err(StartError::Thread)?;
     let write = || {
         writer.run();
         let _ = keeping.join().is_ok(); // a panic has ended the process
     };
-    let writing = thread::Builder::new().name("writer".into()).spawn(write).map_err(StartError::Thread)?;
+    let writing = thread::Builder::new()
+        .name("writer".into())
+        .spawn(write)
+        .map_err(StartError::Thread)?;
     Ok((appender, writing))
 }
 
@@ -602,11 +829,15 @@ fn ingest_limits(config: &Config) -> ingest::Limits {
         body_timeout: config.ingest.body_timeout,
         answer_timeout: config.ingest.answer_timeout,
         inflight_bytes_max: usize_of(config.ingest.inflight_bytes_max),
-        refusals_per_minute_max: u32::try_from(config.ingest.refusals_per_minute_max).unwrap_or(u32::MAX),
+        refusals_per_minute_max: u32::try_from(config.ingest.refusals_per_minute_max)
+            .unwrap_or(u32::MAX),
     }
 }
 
-#[allow(clippy::too_many_arguments, reason = "what the services work on, each of it once")]
+#[allow(
+    clippy::too_many_arguments,
+    reason = "what the services work on, each of it once"
+)]
 fn rpc_context(
     config: &Config,
     sources: &Arc<Sources>,

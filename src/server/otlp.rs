@@ -88,23 +88,38 @@ pub(super) fn tracer(
     way: Option<Endpoint>,
     metrics: &Arc<Metrics>,
 ) -> (Tracer, Option<Exporter>) {
-    let (Some(way), Some(endpoint)) = (way, config.otlp_endpoint.clone()) else { return (Tracer::default(), None) };
+    let (Some(way), Some(endpoint)) = (way, config.otlp_endpoint.clone()) else {
+        return (Tracer::default(), None);
+    };
     let client = Arc::new(Mutex::new(TraceServiceClient::new(way.connect_lazy())));
     let dropped = metrics.trace_spans.with_label_values(&["dropped"]);
     let (tracer, ended) = Tracer::new(config.sampling_ratio.get(), QUEUE_MAX, dropped);
     let metrics = Arc::clone(metrics);
-    let exporter =
-        Exporter { ended, batch: Vec::new(), client, endpoint, resource: resource(), metrics, complained: None };
+    let exporter = Exporter {
+        ended,
+        batch: Vec::new(),
+        client,
+        endpoint,
+        resource: resource(),
+        metrics,
+        complained: None,
+    };
     (tracer, Some(exporter))
 }
 
 /// The way to the collector, if one is named. Reads the system's certificates if that is checked with them.
 pub(super) fn way(config: &config::Traces) -> Result<Option<Endpoint>, Refusal> {
-    let Some(endpoint) = &config.otlp_endpoint else { return Ok(None) };
+    let Some(endpoint) = &config.otlp_endpoint else {
+        return Ok(None);
+    };
     way_to(endpoint).map(Some).map_err(|error| {
         let problem = with_causes("no way to the collector", &error);
-        let remedy = "install ca-certificates, or name the collector's authorities by SSL_CERT_FILE";
-        Refusal::new(What::Traces, format!("traces.otlp_endpoint: {endpoint}: {problem}; {remedy}"))
+        let remedy =
+            "install ca-certificates, or name the collector's authorities by SSL_CERT_FILE";
+        Refusal::new(
+            What::Traces,
+            format!("traces.otlp_endpoint: {endpoint}: {problem}; {remedy}"),
+        )
     })
 }
 
@@ -114,22 +129,35 @@ fn way_to(endpoint: &str) -> Result<Endpoint, tonic::transport::Error> {
     let endpoint = Endpoint::from_shared(endpoint.to_owned())?
         .user_agent(concat!("blobcast/", env!("CARGO_PKG_VERSION")))?
         .connect_timeout(CONNECT_TIMEOUT);
-    if is_https { endpoint.tls_config(ClientTlsConfig::new().with_native_roots()) } else { Ok(endpoint) }
+    if is_https {
+        endpoint.tls_config(ClientTlsConfig::new().with_native_roots())
+    } else {
+        Ok(endpoint)
+    }
 }
 
 impl Exporter {
     /// The certificates that the collector is checked with, which are read again when somebody asks for it.
     pub(super) fn watched(&self, config: &config::Traces) -> Option<Watched> {
         let (client, config) = (Arc::clone(&self.client), config.clone());
-        let is_checked = config.otlp_endpoint.as_ref().is_some_and(|endpoint| endpoint.starts_with("https://"));
+        let is_checked = config
+            .otlp_endpoint
+            .as_ref()
+            .is_some_and(|endpoint| endpoint.starts_with("https://"));
         is_checked.then(|| {
             Files::on_demand(What::Traces).watched(move || {
-                let (way, client) = (way(&config).map_err(|refusal| vec![refusal])?, Arc::clone(&client));
+                let (way, client) = (
+                    way(&config).map_err(|refusal| vec![refusal])?,
+                    Arc::clone(&client),
+                );
                 let change: Change = Box::new(move || {
                     if let Some(way) = way {
                         *lock(&client) = TraceServiceClient::new(way.connect_lazy());
                     }
-                    News { summary: "for the next connection".to_owned(), changes: Vec::new() }
+                    News {
+                        summary: "for the next connection".to_owned(),
+                        changes: Vec::new(),
+                    }
                 });
                 Ok(change)
             })
@@ -169,8 +197,11 @@ impl Exporter {
         let Self { ended, batch, .. } = self;
         let filled = async {
             ended.recv_many(batch, BATCH_MAX).await;
-            let rest =
-                async { while batch.len() < BATCH_MAX && ended.recv_many(batch, BATCH_MAX - batch.len()).await > 0 {} };
+            let rest = async {
+                while batch.len() < BATCH_MAX
+                    && ended.recv_many(batch, BATCH_MAX - batch.len()).await > 0
+                {}
+            };
             let _ = timeout(GATHER, rest).await.is_ok(); // either way there is something
         };
         tokio::select! {
@@ -187,19 +218,35 @@ impl Exporter {
 
     async fn send(&mut self) {
         let spans = self.batch.iter().map(encoded).collect();
-        let scope = InstrumentationScope { name: "blobcast".to_owned(), ..Default::default() };
-        let scope_spans = vec![ScopeSpans { scope: Some(scope), spans, ..Default::default() }];
-        let resource_spans = ResourceSpans { resource: Some(self.resource.clone()), scope_spans, ..Default::default() };
-        let request = ExportTraceServiceRequest { resource_spans: vec![resource_spans] };
+        let scope = InstrumentationScope {
+            name: "blobcast".to_owned(),
+            ..Default::default()
+        };
+        let scope_spans = vec![ScopeSpans {
+            scope: Some(scope),
+            spans,
+            ..Default::default()
+        }];
+        let resource_spans = ResourceSpans {
+            resource: Some(self.resource.clone()),
+            scope_spans,
+            ..Default::default()
+        };
+        let request = ExportTraceServiceRequest {
+            resource_spans: vec![resource_spans],
+        };
         let mut client = lock(&self.client).clone();
         let answer = timeout(EXPORT_TIMEOUT, client.export(request)).await;
-        let answer = answer.unwrap_or_else(|_| Err(Status::deadline_exceeded("it does not answer")));
+        let answer =
+            answer.unwrap_or_else(|_| Err(Status::deadline_exceeded("it does not answer")));
         let count = self.batch.len();
         self.batch.clear();
         match answer {
             Ok(answer) => {
                 let partial = answer.into_inner().partial_success.unwrap_or_default();
-                let refused = usize::try_from(partial.rejected_spans).unwrap_or_default().min(count);
+                let refused = usize::try_from(partial.rejected_spans)
+                    .unwrap_or_default()
+                    .min(count);
                 self.count("taken", count - refused);
                 self.count("refused", refused);
                 if refused > 0 {
@@ -216,11 +263,17 @@ impl Exporter {
     }
 
     fn count(&self, outcome: &str, spans: usize) {
-        self.metrics.trace_spans.with_label_values(&[outcome]).inc_by(spans as u64);
+        self.metrics
+            .trace_spans
+            .with_label_values(&[outcome])
+            .inc_by(spans as u64);
     }
 
     fn complain(&mut self, spans: usize, error: &str) {
-        if self.complained.is_none_or(|at| at.elapsed() >= COMPLAINT_INTERVAL) {
+        if self
+            .complained
+            .is_none_or(|at| at.elapsed() >= COMPLAINT_INTERVAL)
+        {
             self.complained = Some(Instant::now());
             tracing::warn!(
                 endpoint = self.endpoint,
@@ -250,11 +303,16 @@ fn resource() -> Resource {
         ("service.instance.id", &instance),
     ];
     let attributes = attributes.map(|(key, text)| key_value(key, &text.into()));
-    Resource { attributes: attributes.into(), ..Default::default() }
+    Resource {
+        attributes: attributes.into(),
+        ..Default::default()
+    }
 }
 
 fn encoded(ended: &Ended) -> Span {
-    let Context { trace_id, span_id, .. } = ended.context;
+    let Context {
+        trace_id, span_id, ..
+    } = ended.context;
     let link = |link: Context| span::Link {
         trace_id: link.trace_id.0.to_be_bytes().into(),
         span_id: link.span_id.0.to_be_bytes().into(),
@@ -266,8 +324,10 @@ fn encoded(ended: &Ended) -> Span {
         time_unix_nano: nanoseconds(at),
         ..Default::default()
     };
-    let status =
-        ended.is_error.then(|| otlp::trace::v1::Status { code: StatusCode::Error.into(), ..Default::default() });
+    let status = ended.is_error.then(|| otlp::trace::v1::Status {
+        code: StatusCode::Error.into(),
+        ..Default::default()
+    });
     let kind = match ended.kind {
         Kind::Server => span::SpanKind::Server,
         Kind::Producer => span::SpanKind::Producer,
@@ -275,13 +335,20 @@ fn encoded(ended: &Ended) -> Span {
     Span {
         trace_id: trace_id.0.to_be_bytes().into(),
         span_id: span_id.0.to_be_bytes().into(),
-        parent_span_id: ended.parent.map(|parent| parent.0.to_be_bytes().into()).unwrap_or_default(),
+        parent_span_id: ended
+            .parent
+            .map(|parent| parent.0.to_be_bytes().into())
+            .unwrap_or_default(),
         flags: 1, // sampled
         name: ended.name.clone(),
         kind: kind.into(),
         start_time_unix_nano: nanoseconds(ended.began),
         end_time_unix_nano: nanoseconds(ended.ended),
-        attributes: ended.attributes.iter().map(|(key, value)| key_value(key, value)).collect(),
+        attributes: ended
+            .attributes
+            .iter()
+            .map(|(key, value)| key_value(key, value))
+            .collect(),
         events: ended.events.iter().map(event).collect(),
         links: ended.link.into_iter().map(link).collect(),
         status,
@@ -294,7 +361,11 @@ fn key_value(key: &str, value: &Value) -> KeyValue {
         Value::Text(text) => any_value::Value::StringValue(text.clone()),
         Value::Number(number) => any_value::Value::IntValue(*number),
     };
-    KeyValue { key: key.to_owned(), value: Some(AnyValue { value: Some(value) }), ..Default::default() }
+    KeyValue {
+        key: key.to_owned(),
+        value: Some(AnyValue { value: Some(value) }),
+        ..Default::default()
+    }
 }
 
 fn nanoseconds(time: SystemTime) -> u64 {

@@ -90,12 +90,19 @@ pub struct Refusal {
 
 impl Refusal {
     pub(super) fn new(what: What, why: impl Into<String>) -> Self {
-        Self { what, why: why.into(), may_settle: false }
+        Self {
+            what,
+            why: why.into(),
+            may_settle: false,
+        }
     }
 
     /// Of a file that cannot be read.
     pub(super) fn unreadable(what: What, key: &str, path: &Path, error: &io::Error) -> Self {
-        Self::new(what, format!("{key}: {}: {error}; {}", path.display(), remedy(error)))
+        Self::new(
+            what,
+            format!("{key}: {}: {error}; {}", path.display(), remedy(error)),
+        )
     }
 }
 
@@ -121,7 +128,11 @@ fn remedy(error: &io::Error) -> String {
 
 /// All of them, in one text.
 pub(super) fn joined(refusals: &[Refusal]) -> String {
-    refusals.iter().map(ToString::to_string).collect::<Vec<_>>().join("; and ")
+    refusals
+        .iter()
+        .map(ToString::to_string)
+        .collect::<Vec<_>>()
+        .join("; and ")
 }
 
 /// Where a refusal comes from.
@@ -150,11 +161,17 @@ struct Standing {
 
 impl Refusals {
     pub(super) fn new(metrics: Arc<Metrics>) -> Self {
-        Self { metrics, standing: Mutex::default() }
+        Self {
+            metrics,
+            standing: Mutex::default(),
+        }
     }
 
     pub(super) fn count(&self, what: What, result: &str) {
-        self.metrics.reloads.with_label_values(&[what.label(), result]).inc();
+        self.metrics
+            .reloads
+            .with_label_values(&[what.label(), result])
+            .inc();
     }
 
     /// Tells the supervisor that callbacks are taken, and what stands. Always: of a process that has started itself anew it has what
@@ -172,8 +189,15 @@ impl Refusals {
         let mut standing = lock(&self.standing);
         standing.refusals.insert(source, refusals);
         for what in What::ALL {
-            let stands = standing.refusals.values().flatten().any(|refusal| refusal.what == what);
-            self.metrics.reload_refused.with_label_values(&[what.label()]).set(stands.into());
+            let stands = standing
+                .refusals
+                .values()
+                .flatten()
+                .any(|refusal| refusal.what == what);
+            self.metrics
+                .reload_refused
+                .with_label_values(&[what.label()])
+                .set(stands.into());
         }
         standing.tell();
     }
@@ -189,7 +213,11 @@ impl Refusals {
 impl Standing {
     fn tell(&mut self) {
         let status = self.status();
-        let is_news = if self.told.is_empty() { status != IN_FORCE } else { status != self.told };
+        let is_news = if self.told.is_empty() {
+            status != IN_FORCE
+        } else {
+            status != self.told
+        };
         // What the supervisor did not take is told again with the next change.
         if is_news && supervisor::status(status.clone()) {
             self.told = status;
@@ -198,15 +226,27 @@ impl Standing {
 
     /// One line.
     fn status(&self) -> String {
-        let mut parts: Vec<_> = self.refusals.values().flatten().map(ToString::to_string).collect();
+        let mut parts: Vec<_> = self
+            .refusals
+            .values()
+            .flatten()
+            .map(ToString::to_string)
+            .collect();
         if !self.needs_restart.is_empty() {
-            parts.push(format!("a restart is needed for {}", self.needs_restart.join(", ")));
+            parts.push(format!(
+                "a restart is needed for {}",
+                self.needs_restart.join(", ")
+            ));
         }
         if parts.is_empty() {
             return IN_FORCE.to_owned();
         }
         let status = format!("not in force: {}", parts.join("; and "));
-        status.chars().map(|c| if c.is_control() { ' ' } else { c }).take(STATUS_CHARS_MAX).collect()
+        status
+            .chars()
+            .map(|c| if c.is_control() { ' ' } else { c })
+            .take(STATUS_CHARS_MAX)
+            .collect()
     }
 }
 
@@ -225,7 +265,10 @@ mod tests {
         let refusals = Refusals::new(Arc::default());
         refusals.set(Source::Configuration, Vec::new());
         assert_eq!(status(&refusals), "", "there was nothing to say");
-        let refusal = Refusal::new(What::Credentials, "credentials_file: /a: no\nsuch file; put it there");
+        let refusal = Refusal::new(
+            What::Credentials,
+            "credentials_file: /a: no\nsuch file; put it there",
+        );
         refusals.set(Source::Files(0), vec![refusal]);
         refusals.set_needs_restart(vec!["grpc.listen"]);
         assert_eq!(
@@ -234,7 +277,10 @@ mod tests {
              for grpc.listen"
         );
         refusals.set(Source::Files(0), Vec::new());
-        assert_eq!(status(&refusals), "not in force: a restart is needed for grpc.listen");
+        assert_eq!(
+            status(&refusals),
+            "not in force: a restart is needed for grpc.listen"
+        );
         refusals.set_needs_restart(Vec::new());
         assert_eq!(status(&refusals), IN_FORCE);
     }

@@ -54,27 +54,52 @@ pub fn rehearse(config: &Config) -> Rehearsal {
 
 impl Rehearsal {
     fn refused(problem: String) -> Self {
-        Self { problems: vec![problem], ..Self::default() }
+        Self {
+            problems: vec![problem],
+            ..Self::default()
+        }
     }
 }
 
 fn look(config: &Config) -> Rehearsal {
     let units = Units::read();
-    let configured = [config.ingest.listen, config.grpc.listen, config.admin.listen];
+    let configured = [
+        config.ingest.listen,
+        config.grpc.listen,
+        config.admin.listen,
+    ];
     let (held, mut warnings) = held(configured, &units.sockets);
     warnings.extend(privileged(configured, &held));
 
     let places =
-        [configured, held.map(|(_, address)| address)].map(|[ingest, grpc, admin]| Addresses { ingest, grpc, admin });
-    let read = FromFiles::read(&Arc::new(Mutex::new(config.clone())), &places, &Arc::new(Metrics::default()));
+        [configured, held.map(|(_, address)| address)].map(|[ingest, grpc, admin]| Addresses {
+            ingest,
+            grpc,
+            admin,
+        });
+    let read = FromFiles::read(
+        &Arc::new(Mutex::new(config.clone())),
+        &places,
+        &Arc::new(Metrics::default()),
+    );
     if let Ok(read) = &read {
         let credentials = read.credentials.get();
-        warnings.extend(credentials::not_isolated(config, &credentials, &credentials.intruders()));
+        warnings.extend(credentials::not_isolated(
+            config,
+            &credentials,
+            &credentials.intruders(),
+        ));
     }
     let refusals = read.err().unwrap_or_default();
     let mut problems: Vec<_> = refusals.iter().map(ToString::to_string).collect();
-    let is_ours = |name: &OsStr| store::is_part(name) || !config.acme.domains.is_empty() && name == acme::DIRECTORY;
-    problems.extend(problem_of_data_dir(&config.data_dir, &units.state_directories, is_ours));
+    let is_ours = |name: &OsStr| {
+        store::is_part(name) || !config.acme.domains.is_empty() && name == acme::DIRECTORY
+    };
+    problems.extend(problem_of_data_dir(
+        &config.data_dir,
+        &units.state_directories,
+        is_ours,
+    ));
     problems.extend(config.audit.file.as_deref().and_then(problem_of_audit_file));
     let missing = store::check_expected(&config.data_dir, config.log.expect_existing);
     problems.extend(missing.err().map(|error| error.to_string()));
@@ -83,7 +108,10 @@ fn look(config: &Config) -> Rehearsal {
 }
 
 /// Where each listener would be, and whether it is systemd that holds it; with what is not as the configuration says.
-fn held(configured: [SocketAddr; 3], sockets: &[Option<SocketUnit>; 3]) -> ([(bool, SocketAddr); 3], Vec<String>) {
+fn held(
+    configured: [SocketAddr; 3],
+    sockets: &[Option<SocketUnit>; 3],
+) -> ([(bool, SocketAddr); 3], Vec<String>) {
     let (mut held, mut warnings) = (configured.map(|address| (false, address)), Vec::new());
     for ((place, name), socket) in held.iter_mut().zip(NAMES).zip(sockets) {
         let Some(socket) = socket else { continue };
@@ -111,9 +139,12 @@ fn held(configured: [SocketAddr; 3], sockets: &[Option<SocketUnit>; 3]) -> ([(bo
 
 /// Ports that this user may not listen on, and that nobody holds for it.
 fn privileged(configured: [SocketAddr; 3], held: &[(bool, SocketAddr); 3]) -> Vec<String> {
-    let first = fs::read_to_string(PRIVILEGED_PORTS_FILE).ok().and_then(|text| text.trim().parse().ok());
+    let first = fs::read_to_string(PRIVILEGED_PORTS_FILE)
+        .ok()
+        .and_then(|text| text.trim().parse().ok());
     let first: u16 = first.unwrap_or(PRIVILEGED_PORTS);
-    let is_refused = |address: SocketAddr| address.port() != 0 && address.port() < first && !geteuid().is_root();
+    let is_refused =
+        |address: SocketAddr| address.port() != 0 && address.port() < first && !geteuid().is_root();
     let listeners = NAMES.into_iter().zip(configured).zip(held);
     let refused = listeners.filter(|((_, address), (is_held, _))| !is_held && is_refused(*address));
     let told = refused.map(|((name, address), _)| {
@@ -126,20 +157,34 @@ fn privileged(configured: [SocketAddr; 3], held: &[(bool, SocketAddr); 3]) -> Ve
 }
 
 /// Why the log cannot be written where the configuration says. What is in it is not read: a broker may be writing it.
-fn problem_of_data_dir(path: &Path, made_by_systemd: &[PathBuf], is_ours: impl Fn(&OsStr) -> bool) -> Option<String> {
+fn problem_of_data_dir(
+    path: &Path,
+    made_by_systemd: &[PathBuf],
+    is_ours: impl Fn(&OsStr) -> bool,
+) -> Option<String> {
     let (user, is_made_by_systemd) = (geteuid(), made_by_systemd.iter().any(|made| made == path));
     let metadata = match fs::metadata(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            return if is_made_by_systemd { None } else { problem_of_making(path) };
+            return if is_made_by_systemd {
+                None
+            } else {
+                problem_of_making(path)
+            };
         }
         Err(error) => {
             let user = accounts::name_of(user.as_raw());
-            return Some(format!("data_dir: {}: {error}; user {user} has to reach it", path.display()));
+            return Some(format!(
+                "data_dir: {}: {error}; user {user} has to reach it",
+                path.display()
+            ));
         }
         Ok(metadata) => metadata,
     };
     if !metadata.is_dir() {
-        return Some(format!("data_dir: {} is no directory; name another", path.display()));
+        return Some(format!(
+            "data_dir: {} is no directory; name another",
+            path.display()
+        ));
     }
     // systemd gives all of it to the user, as long as the directory itself belongs to another.
     if is_made_by_systemd && metadata.uid() != user.as_raw() {
@@ -148,7 +193,11 @@ fn problem_of_data_dir(path: &Path, made_by_systemd: &[PathBuf], is_ours: impl F
     let (refused, count) = refused_below(path, is_ours);
     let (first, error) = refused?;
     let user = accounts::name_of(user.as_raw());
-    let others = if count > 1 { format!(" and {} more", count - 1) } else { String::new() };
+    let others = if count > 1 {
+        format!(" and {} more", count - 1)
+    } else {
+        String::new()
+    };
     Some(format!(
         "data_dir: {}{others}: {error}; user {user} has to read and write all of it: chown -R it to that user",
         first.display()
@@ -159,17 +208,33 @@ fn problem_of_data_dir(path: &Path, made_by_systemd: &[PathBuf], is_ours: impl F
 fn problem_of_audit_file(path: &Path) -> Option<String> {
     let (place, needed) = match fs::metadata(path) {
         Ok(metadata) if metadata.is_file() => (path, Access::READ_OK | Access::WRITE_OK),
-        Ok(_) => return Some(format!("audit.file: {} is no regular file; name another", path.display())),
-        Err(_) => (audit::directory_of(path), Access::WRITE_OK | Access::EXEC_OK),
+        Ok(_) => {
+            return Some(format!(
+                "audit.file: {} is no regular file; name another",
+                path.display()
+            ));
+        }
+        Err(_) => (
+            audit::directory_of(path),
+            Access::WRITE_OK | Access::EXEC_OK,
+        ),
     };
     let error = access(place, needed).err()?;
-    Some(format!("audit.file: {}: {}: {error}; {}", path.display(), place.display(), audit::remedy(path)))
+    Some(format!(
+        "audit.file: {}: {}: {error}; {}",
+        path.display(),
+        place.display(),
+        audit::remedy(path)
+    ))
 }
 
 /// Why a directory that is missing cannot be made.
 fn problem_of_making(path: &Path) -> Option<String> {
     let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
-    let there = absolute.ancestors().skip(1).find(|ancestor| ancestor.exists())?;
+    let there = absolute
+        .ancestors()
+        .skip(1)
+        .find(|ancestor| ancestor.exists())?;
     let error = access(there, Access::WRITE_OK | Access::EXEC_OK).err()?;
     let user = accounts::name_of(geteuid().as_raw());
     Some(format!(
@@ -182,13 +247,23 @@ fn problem_of_making(path: &Path) -> Option<String> {
 
 /// The first of what this user cannot use in a data directory, itself included, and how many there are. What others have put there
 /// is nothing to the broker.
-fn refused_below(directory: &Path, is_ours: impl Fn(&OsStr) -> bool) -> (Option<(PathBuf, io::Error)>, usize) {
+fn refused_below(
+    directory: &Path,
+    is_ours: impl Fn(&OsStr) -> bool,
+) -> (Option<(PathBuf, io::Error)>, usize) {
     let (mut first, mut count, mut seen) = (None, 0, 0);
     let mut open = vec![directory.to_owned()];
     while let Some(path) = open.pop() {
         let is_directory = fs::symlink_metadata(&path).is_ok_and(|metadata| metadata.is_dir());
         let needed = Access::READ_OK | Access::WRITE_OK;
-        let refused = access(&path, if is_directory { needed | Access::EXEC_OK } else { needed });
+        let refused = access(
+            &path,
+            if is_directory {
+                needed | Access::EXEC_OK
+            } else {
+                needed
+            },
+        );
         match refused {
             // What a running broker has removed meanwhile is nobody's business.
             Err(error) if error != rustix::io::Errno::NOENT => {
@@ -198,7 +273,10 @@ fn refused_below(directory: &Path, is_ours: impl Fn(&OsStr) -> bool) -> (Option<
             _ if is_directory => {
                 let entries = fs::read_dir(&path).into_iter().flatten().flatten();
                 let ours = entries.filter(|entry| path != directory || is_ours(&entry.file_name()));
-                open.extend(ours.map(|entry| entry.path()).take(DATA_FILES_MAX.saturating_sub(seen)));
+                open.extend(
+                    ours.map(|entry| entry.path())
+                        .take(DATA_FILES_MAX.saturating_sub(seen)),
+                );
             }
             _ => {}
         }
@@ -216,27 +294,41 @@ mod tests {
 
     fn socket(streams: &[&str]) -> Option<SocketUnit> {
         let streams = streams.iter().map(ToString::to_string).collect();
-        Some(SocketUnit { unit: "blobcast-ingest.socket".to_owned(), streams })
+        Some(SocketUnit {
+            unit: "blobcast-ingest.socket".to_owned(),
+            streams,
+        })
     }
 
     #[test]
     fn a_socket_unit_is_compared_with_the_listener() {
-        let configured = ["0.0.0.0:443", "127.0.0.1:50051", "127.0.0.1:9090"].map(|address| address.parse().unwrap());
+        let configured = ["0.0.0.0:443", "127.0.0.1:50051", "127.0.0.1:9090"]
+            .map(|address| address.parse().unwrap());
         let found = |streams: &[&str]| {
             let ([(_, ingest), ..], warnings) = held(configured, &[socket(streams), None, None]);
             (ingest.to_string(), warnings.join("\n"))
         };
-        assert_eq!(found(&["0.0.0.0:443"]), ("0.0.0.0:443".to_owned(), String::new()));
+        assert_eq!(
+            found(&["0.0.0.0:443"]),
+            ("0.0.0.0:443".to_owned(), String::new())
+        );
         let (address, told) = found(&["127.0.0.1:8080"]);
         assert_eq!(address, "127.0.0.1:8080");
         assert!(
-            told.contains("blobcast-ingest.socket listens on 127.0.0.1:8080, and ingest.listen is 0.0.0.0:443"),
+            told.contains(
+                "blobcast-ingest.socket listens on 127.0.0.1:8080, and ingest.listen is 0.0.0.0:443"
+            ),
             "{told}"
         );
         // The packaged one was not taken away.
         let (address, told) = found(&["127.0.0.1:8080", "0.0.0.0:443"]);
         assert_eq!(address, "0.0.0.0:443");
-        assert!(told.contains("2 addresses (127.0.0.1:8080, 0.0.0.0:443), of which 0.0.0.0:443 is answered"), "{told}");
+        assert!(
+            told.contains(
+                "2 addresses (127.0.0.1:8080, 0.0.0.0:443), of which 0.0.0.0:443 is answered"
+            ),
+            "{told}"
+        );
         for streams in [&["/run/blobcast"][..], &[]] {
             let (address, told) = found(streams);
             assert_eq!(address, "0.0.0.0:443");
@@ -254,7 +346,10 @@ mod tests {
         assert!(told(shelf.path().to_owned()).contains("is no regular file"));
         assert!(told(shelf.path().join("none/audit.log")).contains("none: No such file"));
         let user = accounts::name_of(geteuid().as_raw());
-        let expected = format!("{}/none has to be there, and user {user} has to write in it", shelf.path().display());
+        let expected = format!(
+            "{}/none has to be there, and user {user} has to write in it",
+            shelf.path().display()
+        );
         assert!(told(shelf.path().join("none/audit.log")).contains(&expected));
     }
 
@@ -262,10 +357,22 @@ mod tests {
     fn a_data_directory_is_judged_by_what_is_there() {
         let shelf = tempfile::tempdir().unwrap();
         let path = shelf.path().join("data");
-        assert_eq!(problem_of_data_dir(&path, &[], store::is_part), None, "it can be made");
+        assert_eq!(
+            problem_of_data_dir(&path, &[], store::is_part),
+            None,
+            "it can be made"
+        );
         fs::write(&path, "").unwrap();
-        assert!(problem_of_data_dir(&path, &[], store::is_part).unwrap().contains("is no directory"));
-        assert!(problem_of_data_dir(&path.join("below"), &[], store::is_part).unwrap().contains("Not a directory"));
+        assert!(
+            problem_of_data_dir(&path, &[], store::is_part)
+                .unwrap()
+                .contains("is no directory")
+        );
+        assert!(
+            problem_of_data_dir(&path.join("below"), &[], store::is_part)
+                .unwrap()
+                .contains("Not a directory")
+        );
         fs::remove_file(&path).unwrap();
         fs::create_dir(&path).unwrap();
         fs::write(path.join("segment"), "").unwrap();

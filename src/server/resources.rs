@@ -29,17 +29,28 @@ pub(super) fn fitted_to_memory(config: &Config, metrics: &Metrics) -> Config {
     let limit_bytes = limit.as_ref().map_or(0, |limit| limit.bytes);
     metrics.memory_limit_bytes.set(signed(limit_bytes));
 
-    let fitted = limit.as_ref().map(|limit| memory::fitted(config, limit.bytes));
-    let bytes_max = fitted.as_ref().map_or_else(|| memory::bytes_max(config), |fitted| fitted.bytes_max);
+    let fitted = limit
+        .as_ref()
+        .map(|limit| memory::fitted(config, limit.bytes));
+    let bytes_max = fitted
+        .as_ref()
+        .map_or_else(|| memory::bytes_max(config), |fitted| fitted.bytes_max);
     metrics.memory_bytes_max.set(signed(bytes_max));
 
-    let (Some(limit), Some(fitted)) = (limit, fitted) else { return config.clone() };
+    let (Some(limit), Some(fitted)) = (limit, fitted) else {
+        return config.clone();
+    };
     if let Some(problem) = too_much_memory(config, &limit) {
         tracing::warn!(limit = limit.bytes, file = %limit.file.display(), problem, "the cgroup has too little memory");
     }
     for Lowered { key, from, to } in &fitted.lowered {
         let (from, to) = (size_text(*from), size_text(*to));
-        tracing::warn!(key, from, to, "a cache is lower than it was set, because of the cgroup's limit");
+        tracing::warn!(
+            key,
+            from,
+            to,
+            "a cache is lower than it was set, because of the cgroup's limit"
+        );
     }
     fitted.config
 }
@@ -54,22 +65,31 @@ pub(super) async fn warn_of_disk(config: &Config, summary: Summary) {
         Ok(Ok(Some(problem))) => {
             tracing::warn!(data_dir = %config.data_dir.display(), problem, "the log is larger than its disk");
         }
-        Ok(Err(error)) => tracing::warn!(%error, "cannot tell how large the disk of the data directory is"),
-        Err(error) => tracing::warn!(error, "cannot tell how large the disk of the data directory is"),
+        Ok(Err(error)) => {
+            tracing::warn!(%error, "cannot tell how large the disk of the data directory is")
+        }
+        Err(error) => tracing::warn!(
+            error,
+            "cannot tell how large the disk of the data directory is"
+        ),
     }
 }
 
 /// The warnings of a rehearsal. Nothing is known of the log then: a broker may have it.
 pub(super) fn warnings(config: &Config) -> Vec<String> {
     let memory = cgroup::memory_limit().and_then(|limit| too_much_memory(config, &limit));
-    let disk = too_little_disk(config, disk::event_bytes(TYPICAL_BODY_BYTES)).ok().flatten();
+    let disk = too_little_disk(config, disk::event_bytes(TYPICAL_BODY_BYTES))
+        .ok()
+        .flatten();
     disk.into_iter().chain(memory).collect()
 }
 
 /// Bytes of an event of this log on average; of an empty one what is typical.
 fn event_bytes(summary: Summary) -> u64 {
     let average = summary.event_bytes.checked_div(summary.event_count);
-    average.filter(|&bytes| bytes > 0).unwrap_or_else(|| disk::event_bytes(TYPICAL_BODY_BYTES))
+    average
+        .filter(|&bytes| bytes > 0)
+        .unwrap_or_else(|| disk::event_bytes(TYPICAL_BODY_BYTES))
 }
 
 /// What to do if the sum of the limits is more than the cgroup's; `None` if it fits.
@@ -79,19 +99,40 @@ fn too_much_memory(config: &Config, limit: &cgroup::Limit) -> Option<String> {
         return None;
     }
 
-    let Fitted { lowered, bytes_max, .. } = memory::fitted(config, limit.bytes);
-    let caches = lowered.iter().map(|it| format!("{} to {}", it.key, size_text(it.to))).collect::<Vec<_>>().join(", ");
-    let caches = if caches.is_empty() { String::new() } else { format!("; a start lowers {caches}") };
+    let Fitted {
+        lowered, bytes_max, ..
+    } = memory::fitted(config, limit.bytes);
+    let caches = lowered
+        .iter()
+        .map(|it| format!("{} to {}", it.key, size_text(it.to)))
+        .collect::<Vec<_>>()
+        .join(", ");
+    let caches = if caches.is_empty() {
+        String::new()
+    } else {
+        format!("; a start lowers {caches}")
+    };
     let (file, has) = (limit.file.display(), bytes_text(limit.bytes));
-    let all = format!("the limits allow {} of memory, and {file} allows {has}{caches}", bytes_text(needed));
+    let all = format!(
+        "the limits allow {} of memory, and {file} allows {has}{caches}",
+        bytes_text(needed)
+    );
     if bytes_max <= limit.bytes {
-        return Some(format!("{all}, and then they allow {}", bytes_text(bytes_max)));
+        return Some(format!(
+            "{all}, and then they allow {}",
+            bytes_text(bytes_max)
+        ));
     }
 
     let mut parts = memory::parts(config);
     parts.sort_by_key(|part| std::cmp::Reverse(part.bytes));
-    let parts = parts.iter().filter(|part| part.limit.contains('_')).take(PARTS_NAMED);
-    let parts: Vec<_> = parts.map(|part| format!("{} ({})", bytes_text(part.bytes), part.limit)).collect();
+    let parts = parts
+        .iter()
+        .filter(|part| part.limit.contains('_'))
+        .take(PARTS_NAMED);
+    let parts: Vec<_> = parts
+        .map(|part| format!("{} ({})", bytes_text(part.bytes), part.limit))
+        .collect();
     Some(format!(
         "{all}, which leaves {}: beyond the cgroup's limit the kernel kills the broker. Give it {} (MemoryMax=), or lower what takes \
          most: {}; `blobcast size` shows the sum",
@@ -104,11 +145,17 @@ fn too_much_memory(config: &Config, limit: &cgroup::Limit) -> Option<String> {
 /// What to do if the disk of the data directory has no room for log and quarantine; `None` if it has.
 fn too_little_disk(config: &Config, event_bytes: u64) -> io::Result<Option<String>> {
     let space = space_of(&config.data_dir)?;
-    let Some(told) = disk::too_large(config, space, event_bytes) else { return Ok(None) };
+    let Some(told) = disk::too_large(config, space, event_bytes) else {
+        return Ok(None);
+    };
 
     let remedy = match told.retention_bytes_max {
-        Some(bytes) => format!("set log.retention_bytes_max = \"{}\", or give it", size_text(bytes)),
-        None => "lower log.retention_bytes_max and quarantine.retention_bytes_max, or give it".to_owned(),
+        Some(bytes) => format!(
+            "set log.retention_bytes_max = \"{}\", or give it",
+            size_text(bytes)
+        ),
+        None => "lower log.retention_bytes_max and quarantine.retention_bytes_max, or give it"
+            .to_owned(),
     };
     let percent = config.log.disk_free_min_percent;
     let larger = disk::disk_bytes(told.needed, percent);
@@ -130,10 +177,17 @@ fn too_little_disk(config: &Config, event_bytes: u64) -> io::Result<Option<Strin
 /// The disk that a data directory is on, or will be on.
 fn space_of(data_dir: &Path) -> io::Result<Space> {
     let absolute = std::path::absolute(data_dir)?;
-    let there = absolute.ancestors().find(|ancestor| ancestor.exists()).unwrap_or(Path::new("/"));
+    let there = absolute
+        .ancestors()
+        .find(|ancestor| ancestor.exists())
+        .unwrap_or(Path::new("/"));
     let stat = rustix::fs::statvfs(there)?;
     let bytes = |blocks: u64| blocks.saturating_mul(stat.f_frsize);
-    Ok(Space { total: bytes(stat.f_blocks), free: bytes(stat.f_bavail), own: own_bytes(&absolute) })
+    Ok(Space {
+        total: bytes(stat.f_blocks),
+        free: bytes(stat.f_bavail),
+        own: own_bytes(&absolute),
+    })
 }
 
 /// What a data directory takes of its disk. What goes meanwhile is not counted.
@@ -142,11 +196,17 @@ fn own_bytes(data_dir: &Path) -> u64 {
     let data_dir = fs::canonicalize(data_dir).unwrap_or_else(|_| data_dir.to_owned());
     let (mut open, mut bytes, mut seen) = (vec![data_dir], 0_u64, 0);
     while let Some(path) = open.pop() {
-        let Ok(metadata) = fs::symlink_metadata(&path) else { continue };
+        let Ok(metadata) = fs::symlink_metadata(&path) else {
+            continue;
+        };
         seen += 1;
         if metadata.is_dir() {
             let entries = fs::read_dir(&path).into_iter().flatten().flatten();
-            open.extend(entries.map(|entry| entry.path()).take(DATA_FILES_MAX.saturating_sub(seen)));
+            open.extend(
+                entries
+                    .map(|entry| entry.path())
+                    .take(DATA_FILES_MAX.saturating_sub(seen)),
+            );
         }
         bytes = bytes.saturating_add(metadata.blocks().saturating_mul(BLOCK_BYTES));
         if seen >= DATA_FILES_MAX {
@@ -172,21 +232,36 @@ mod tests {
     }
 
     fn limit(bytes: u64) -> cgroup::Limit {
-        cgroup::Limit { bytes, file: "/sys/fs/cgroup/memory.max".into() }
+        cgroup::Limit {
+            bytes,
+            file: "/sys/fs/cgroup/memory.max".into(),
+        }
     }
 
     #[test]
     fn a_cgroup_with_enough_memory_is_no_problem() {
         let config = defaults();
-        assert_eq!(too_much_memory(&config, &limit(memory::bytes_max(&config))), None);
+        assert_eq!(
+            too_much_memory(&config, &limit(memory::bytes_max(&config))),
+            None
+        );
     }
 
     #[test]
     fn where_lower_caches_are_enough_they_are_named() {
         let config = defaults();
-        let told = too_much_memory(&config, &limit(memory::bytes_max(&config) - 100 * MIB)).unwrap();
-        assert!(told.contains("/sys/fs/cgroup/memory.max allows 4."), "{told}");
-        assert!(told.contains("; a start lowers grpc.reading_bytes_max to 412MiB, and then they allow 4."), "{told}");
+        let told =
+            too_much_memory(&config, &limit(memory::bytes_max(&config) - 100 * MIB)).unwrap();
+        assert!(
+            told.contains("/sys/fs/cgroup/memory.max allows 4."),
+            "{told}"
+        );
+        assert!(
+            told.contains(
+                "; a start lowers grpc.reading_bytes_max to 412MiB, and then they allow 4."
+            ),
+            "{told}"
+        );
         assert!(!told.contains("kernel"), "{told}");
     }
 
@@ -208,9 +283,16 @@ mod tests {
 
     #[test]
     fn an_event_of_an_empty_log_is_a_typical_one() {
-        let summary =
-            |event_count, event_bytes| Summary { event_count, event_bytes, quarantine_count: 0, quarantine_bytes: 0 };
-        assert_eq!(event_bytes(summary(0, 0)), disk::event_bytes(TYPICAL_BODY_BYTES));
+        let summary = |event_count, event_bytes| Summary {
+            event_count,
+            event_bytes,
+            quarantine_count: 0,
+            quarantine_bytes: 0,
+        };
+        assert_eq!(
+            event_bytes(summary(0, 0)),
+            disk::event_bytes(TYPICAL_BODY_BYTES)
+        );
         assert_eq!(event_bytes(summary(3, 3_000)), 1_000);
     }
 
@@ -220,20 +302,39 @@ mod tests {
         let mut config = defaults();
         config.data_dir = shelf.path().join("none/yet");
         config.log.disk_free_min_percent = 0;
-        (config.log.retention_bytes_max, config.quarantine.retention_bytes_max) = (3 * MIB, MIB);
-        assert_eq!(too_little_disk(&config, 6_000).unwrap(), None, "this disk has half a GiB free");
+        (
+            config.log.retention_bytes_max,
+            config.quarantine.retention_bytes_max,
+        ) = (3 * MIB, MIB);
+        assert_eq!(
+            too_little_disk(&config, 6_000).unwrap(),
+            None,
+            "this disk has half a GiB free"
+        );
 
         config.log.retention_bytes_max = 1 << 62;
         let told = too_little_disk(&config, 6_000).unwrap().unwrap();
-        assert!(told.contains("with log.retention_bytes_max = 4194304TiB and the quarantine"), "{told}");
-        let set = told.split("set log.retention_bytes_max = \"").nth(1).and_then(|rest| rest.split('"').next());
+        assert!(
+            told.contains("with log.retention_bytes_max = 4194304TiB and the quarantine"),
+            "{told}"
+        );
+        let set = told
+            .split("set log.retention_bytes_max = \"")
+            .nth(1)
+            .and_then(|rest| rest.split('"').next());
         config.log.retention_bytes_max = config::parse_size(set.unwrap()).unwrap();
         assert_eq!(too_little_disk(&config, 6_000).unwrap(), None, "{told}");
 
         config.log.disk_free_min_percent = 100;
         let told = too_little_disk(&config, 6_000).unwrap().unwrap();
-        assert!(told.contains("lower log.retention_bytes_max and quarantine.retention_bytes_max"), "{told}");
-        assert!(told.ends_with("or give it a lower log.disk_free_min_percent"), "{told}");
+        assert!(
+            told.contains("lower log.retention_bytes_max and quarantine.retention_bytes_max"),
+            "{told}"
+        );
+        assert!(
+            told.ends_with("or give it a lower log.disk_free_min_percent"),
+            "{told}"
+        );
     }
 
     #[test]
@@ -250,6 +351,10 @@ mod tests {
         let elsewhere = tempfile::tempdir().unwrap();
         let link = elsewhere.path().join("data");
         std::os::unix::fs::symlink(shelf.path(), &link).unwrap();
-        assert_eq!(own_bytes(&link), own_bytes(shelf.path()), "the data directory may be a link");
+        assert_eq!(
+            own_bytes(&link),
+            own_bytes(shelf.path()),
+            "the data directory may be a link"
+        );
     }
 }

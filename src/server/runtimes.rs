@@ -37,14 +37,33 @@ impl Runtimes {
         let cores = thread::available_parallelism().map_or(1, NonZero::get);
         // The library starts those that serve first, and the others when they are needed; otherwise they would have one name.
         let started = AtomicUsize::new(0);
-        let name = move || if started.fetch_add(1, Ordering::Relaxed) < cores { "serve" } else { "reads" }.to_owned();
+        let name = move || {
+            if started.fetch_add(1, Ordering::Relaxed) < cores {
+                "serve"
+            } else {
+                "reads"
+            }
+            .to_owned()
+        };
         let mut main = Builder::new_multi_thread();
-        let main = main.enable_all().worker_threads(cores).max_blocking_threads(BLOCKING_THREADS);
+        let main = main
+            .enable_all()
+            .worker_threads(cores)
+            .max_blocking_threads(BLOCKING_THREADS);
         let main = main.thread_name_fn(name).build()?;
         all_serve(&main, cores);
         // Not `new_current_thread`: that one makes a system call for each task that is woken from outside.
-        let one = || Builder::new_multi_thread().worker_threads(1).thread_name("ingest").enable_all().build();
-        Ok(Self { main, ingest: (0..cores).map(|_| one()).collect::<io::Result<_>>()? })
+        let one = || {
+            Builder::new_multi_thread()
+                .worker_threads(1)
+                .thread_name("ingest")
+                .enable_all()
+                .build()
+        };
+        Ok(Self {
+            main,
+            ingest: (0..cores).map(|_| one()).collect::<io::Result<_>>()?,
+        })
     }
 
     /// Runs on the runtime for everything.
@@ -65,7 +84,9 @@ impl Runtimes {
     /// Waits for every thread to end, as long as that.
     pub fn shutdown_timeout(self, timeout: Duration) {
         let deadline = Instant::now() + timeout;
-        self.all().for_each(|runtime| runtime.shutdown_timeout(deadline.saturating_duration_since(Instant::now())));
+        self.all().for_each(|runtime| {
+            runtime.shutdown_timeout(deadline.saturating_duration_since(Instant::now()))
+        });
     }
 
     fn all(self) -> impl Iterator<Item = Runtime> {
@@ -92,7 +113,10 @@ pub struct Homes {
 
 impl Homes {
     fn new(runtimes: impl IntoIterator<Item = Handle>) -> Self {
-        Self { runtimes: runtimes.into_iter().collect(), taken: Arc::default() }
+        Self {
+            runtimes: runtimes.into_iter().collect(),
+            taken: Arc::default(),
+        }
     }
 
     /// The runtime that this is called on, for all.
@@ -121,7 +145,8 @@ mod tests {
         let cores = thread::available_parallelism().unwrap().get();
         let homes = runtimes.ingest();
         let who = || thread::current().id();
-        let takers = || runtimes.block_on(async { homes.next().spawn(async move { who() }).await.unwrap() });
+        let takers =
+            || runtimes.block_on(async { homes.next().spawn(async move { who() }).await.unwrap() });
         let taken: Vec<_> = (0..3 * cores).map(|_| takers()).collect();
         let first: std::collections::HashSet<_> = taken[..cores].iter().collect();
         assert_eq!(first.len(), cores, "each takes one");
@@ -130,9 +155,14 @@ mod tests {
         let main = runtimes.block_on(async { tokio::spawn(async move { who() }).await.unwrap() });
         assert!(!taken.contains(&main));
         let name = || thread::current().name().unwrap().to_owned();
-        let serves = runtimes.block_on(async { tokio::spawn(async move { name() }).await.unwrap() });
+        let serves =
+            runtimes.block_on(async { tokio::spawn(async move { name() }).await.unwrap() });
         let reads = runtimes.block_on(async { tokio::task::spawn_blocking(name).await.unwrap() });
-        assert_eq!((&*serves, &*reads), ("serve", "reads"), "who looks at threads can tell them apart");
+        assert_eq!(
+            (&*serves, &*reads),
+            ("serve", "reads"),
+            "who looks at threads can tell them apart"
+        );
         runtimes.shutdown_timeout(Duration::from_secs(10));
     }
 }

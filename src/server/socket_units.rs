@@ -12,8 +12,12 @@ use super::listeners::{NAMES, unit_of};
 use crate::files;
 
 /// Where systemd looks, the first first.
-const DIRECTORIES: [&str; 4] =
-    ["/etc/systemd/system", "/run/systemd/system", "/usr/local/lib/systemd/system", "/usr/lib/systemd/system"];
+const DIRECTORIES: [&str; 4] = [
+    "/etc/systemd/system",
+    "/run/systemd/system",
+    "/usr/local/lib/systemd/system",
+    "/usr/lib/systemd/system",
+];
 /// What systemd's own tools look in instead, separated by colons.
 const DIRECTORIES_VARIABLE: &str = "SYSTEMD_UNIT_PATH";
 const SERVICE: &str = "blobcast.service";
@@ -59,33 +63,56 @@ impl Units {
         let sockets = NAMES.map(|name| {
             let unit = unit_of(name);
             let text = text(directories, &unit)?;
-            let is_started = pulled_in.split_whitespace().any(|name| name == unit) || is_enabled(directories, &unit);
-            is_started.then(|| SocketUnit { streams: values(&text, "Socket", "ListenStream"), unit })
+            let is_started = pulled_in.split_whitespace().any(|name| name == unit)
+                || is_enabled(directories, &unit);
+            is_started.then(|| SocketUnit {
+                streams: values(&text, "Socket", "ListenStream"),
+                unit,
+            })
         });
         let states = values(&service, "Service", "StateDirectory").join(" ");
-        let state_directories = states.split_whitespace().map(|name| Path::new(STATE_DIRECTORIES).join(name));
-        Self { sockets, state_directories: state_directories.collect() }
+        let state_directories = states
+            .split_whitespace()
+            .map(|name| Path::new(STATE_DIRECTORIES).join(name));
+        Self {
+            sockets,
+            state_directories: state_directories.collect(),
+        }
     }
 }
 
 impl SocketUnit {
     /// The first, unless another one is where the configuration says; the others are served by nobody.
     pub(super) fn address(&self, is_meant: impl Fn(SocketAddr) -> bool) -> Option<SocketAddr> {
-        let addresses: Vec<_> = self.streams.iter().filter_map(|stream| address(stream)).collect();
-        addresses.iter().copied().find(|&address| is_meant(address)).or(addresses.first().copied())
+        let addresses: Vec<_> = self
+            .streams
+            .iter()
+            .filter_map(|stream| address(stream))
+            .collect();
+        addresses
+            .iter()
+            .copied()
+            .find(|&address| is_meant(address))
+            .or(addresses.first().copied())
     }
 }
 
 /// As systemd reads it: a port alone is every address, both of IPv4 and of IPv6.
 fn address(stream: &str) -> Option<SocketAddr> {
     let of_port = |port: u16| SocketAddr::from((Ipv6Addr::UNSPECIFIED, port));
-    stream.parse().ok().or_else(|| stream.parse().ok().map(of_port))
+    stream
+        .parse()
+        .ok()
+        .or_else(|| stream.parse().ok().map(of_port))
 }
 
 /// A unit with all that is added to it; `None` if there is none, or if it is masked.
 fn text(directories: &[PathBuf], unit: &str) -> Option<String> {
     let read = |path: &Path| files::read_text(path, UNIT_BYTES_MAX).unwrap_or_default();
-    let path = directories.iter().map(|directory| directory.join(unit)).find(|path| path.exists())?;
+    let path = directories
+        .iter()
+        .map(|directory| directory.join(unit))
+        .find(|path| path.exists())?;
     let mut text = read(&path);
     if text.is_empty() {
         return None;
@@ -94,9 +121,16 @@ fn text(directories: &[PathBuf], unit: &str) -> Option<String> {
     // Of several with the same name the first counts; they are added in the order of their names, wherever they are.
     let mut additions = BTreeMap::new();
     for directory in directories {
-        let entries = fs::read_dir(directory.join(format!("{unit}.d"))).into_iter().flatten().flatten();
-        for entry in entries.filter(|entry| entry.path().extension().is_some_and(|end| end == "conf")) {
-            additions.entry(entry.file_name()).or_insert_with(|| entry.path());
+        let entries = fs::read_dir(directory.join(format!("{unit}.d")))
+            .into_iter()
+            .flatten()
+            .flatten();
+        for entry in
+            entries.filter(|entry| entry.path().extension().is_some_and(|end| end == "conf"))
+        {
+            additions
+                .entry(entry.file_name())
+                .or_insert_with(|| entry.path());
         }
     }
     for path in additions.values() {
@@ -108,16 +142,24 @@ fn text(directories: &[PathBuf], unit: &str) -> Option<String> {
 
 /// Whether systemd holds a socket although no service asks for it.
 fn is_enabled(directories: &[PathBuf], unit: &str) -> bool {
-    directories.iter().any(|directory| directory.join(ENABLED).join(unit).is_symlink())
+    directories
+        .iter()
+        .any(|directory| directory.join(ENABLED).join(unit).is_symlink())
 }
 
 /// What a setting in a section is given; an empty one takes back those before it.
 fn values(text: &str, section: &str, key: &str) -> Vec<String> {
     let (mut values, mut is_inside) = (Vec::new(), false);
     for line in text.lines().map(str::trim) {
-        if let Some(name) = line.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
+        if let Some(name) = line
+            .strip_prefix('[')
+            .and_then(|rest| rest.strip_suffix(']'))
+        {
             is_inside = name == section;
-        } else if let Some((_, value)) = line.split_once('=').filter(|(name, _)| is_inside && name.trim() == key) {
+        } else if let Some((_, value)) = line
+            .split_once('=')
+            .filter(|(name, _)| is_inside && name.trim() == key)
+        {
             match value.trim() {
                 "" => values.clear(),
                 value => values.push(value.to_owned()),
@@ -152,29 +194,64 @@ mod tests {
 
     #[test]
     fn the_shipped_units_are_read() {
-        let found = units(&[("usr/blobcast-ingest.socket", SHIPPED), ("usr/blobcast.service", SERVICE_TEXT)]);
+        let found = units(&[
+            ("usr/blobcast-ingest.socket", SHIPPED),
+            ("usr/blobcast.service", SERVICE_TEXT),
+        ]);
         let [ingest, grpc, admin] = found.sockets;
-        let (unit, streams) = ("blobcast-ingest.socket".to_owned(), vec!["127.0.0.1:8080".to_owned()]);
+        let (unit, streams) = (
+            "blobcast-ingest.socket".to_owned(),
+            vec!["127.0.0.1:8080".to_owned()],
+        );
         assert_eq!(ingest, Some(SocketUnit { unit, streams }));
         assert_eq!((grpc, admin), (None, None));
-        assert_eq!(found.state_directories, [PathBuf::from("/var/lib/blobcast")]);
+        assert_eq!(
+            found.state_directories,
+            [PathBuf::from("/var/lib/blobcast")]
+        );
     }
 
     #[test]
     fn what_is_added_to_a_unit_counts_as_systemd_counts_it() {
         let shipped = ("usr/blobcast-ingest.socket", SHIPPED);
         let added = "[Socket]\nListenStream=443\n";
-        let replaced = "# mine\n[Socket]\nListenStream=\nListenStream=443\n[Install]\nListenStream=1\n";
+        let replaced =
+            "# mine\n[Socket]\nListenStream=\nListenStream=443\n[Install]\nListenStream=1\n";
         let service = ("usr/blobcast.service", SERVICE_TEXT);
         let of = |more: &[(&str, &str)]| streams(&[&[shipped, service], more].concat()).unwrap();
-        assert_eq!(of(&[("etc/blobcast-ingest.socket.d/override.conf", added)]), ["127.0.0.1:8080", "443"]);
-        assert_eq!(of(&[("etc/blobcast-ingest.socket.d/override.conf", replaced)]), ["443"]);
-        assert_eq!(of(&[("etc/blobcast-ingest.socket.d/override.bak", replaced)]), ["127.0.0.1:8080"]);
+        assert_eq!(
+            of(&[("etc/blobcast-ingest.socket.d/override.conf", added)]),
+            ["127.0.0.1:8080", "443"]
+        );
+        assert_eq!(
+            of(&[("etc/blobcast-ingest.socket.d/override.conf", replaced)]),
+            ["443"]
+        );
+        assert_eq!(
+            of(&[("etc/blobcast-ingest.socket.d/override.bak", replaced)]),
+            ["127.0.0.1:8080"]
+        );
         assert_eq!(of(&[("etc/blobcast-ingest.socket", added)]), ["443"]);
-        let (first, second) = ("etc/blobcast-ingest.socket.d/10.conf", "usr/blobcast-ingest.socket.d/20.conf");
-        assert_eq!(of(&[(first, replaced), (second, "[Socket]\nListenStream=444\n")]), ["443", "444"]);
-        assert_eq!(of(&[(first, replaced), ("usr/blobcast-ingest.socket.d/10.conf", added)]), ["443"]);
-        assert_eq!(streams(&[shipped, service, ("etc/blobcast-ingest.socket", "")]), None, "masked");
+        let (first, second) = (
+            "etc/blobcast-ingest.socket.d/10.conf",
+            "usr/blobcast-ingest.socket.d/20.conf",
+        );
+        assert_eq!(
+            of(&[(first, replaced), (second, "[Socket]\nListenStream=444\n")]),
+            ["443", "444"]
+        );
+        assert_eq!(
+            of(&[
+                (first, replaced),
+                ("usr/blobcast-ingest.socket.d/10.conf", added)
+            ]),
+            ["443"]
+        );
+        assert_eq!(
+            streams(&[shipped, service, ("etc/blobcast-ingest.socket", "")]),
+            None,
+            "masked"
+        );
         assert_eq!(streams(&[]), None);
     }
 
@@ -182,22 +259,40 @@ mod tests {
     fn a_socket_that_nothing_starts_is_not_held() {
         let shipped = ("usr/blobcast-ingest.socket", SHIPPED);
         assert_eq!(streams(&[shipped]), None);
-        let other = ("usr/blobcast.service", "[Service]\nSockets=blobcast-ingest.socket\nSockets=\nSockets=a.socket\n");
+        let other = (
+            "usr/blobcast.service",
+            "[Service]\nSockets=blobcast-ingest.socket\nSockets=\nSockets=a.socket\n",
+        );
         assert_eq!(streams(&[shipped, other]), None);
-        assert!(streams(&[shipped, ("usr/blobcast.service", SERVICE_TEXT)]).is_some(), "the service takes it along");
+        assert!(
+            streams(&[shipped, ("usr/blobcast.service", SERVICE_TEXT)]).is_some(),
+            "the service takes it along"
+        );
 
         let directory = tempfile::tempdir().unwrap();
         let wants = directory.path().join(ENABLED);
         fs::create_dir(&wants).unwrap();
-        std::os::unix::fs::symlink("../blobcast-ingest.socket", wants.join("blobcast-ingest.socket")).unwrap();
+        std::os::unix::fs::symlink(
+            "../blobcast-ingest.socket",
+            wants.join("blobcast-ingest.socket"),
+        )
+        .unwrap();
         fs::write(directory.path().join("blobcast-ingest.socket"), SHIPPED).unwrap();
         let [ingest, ..] = Units::read_in(&[directory.path().to_owned()]).sockets;
-        assert_eq!(ingest.map(|unit| unit.streams), Some(vec!["127.0.0.1:8080".to_owned()]), "it is enabled");
+        assert_eq!(
+            ingest.map(|unit| unit.streams),
+            Some(vec!["127.0.0.1:8080".to_owned()]),
+            "it is enabled"
+        );
     }
 
     #[test]
     fn an_address_is_read_as_systemd_reads_it() {
-        let read = |text: &str| address(text).map(|address| address.to_string()).unwrap_or_default();
+        let read = |text: &str| {
+            address(text)
+                .map(|address| address.to_string())
+                .unwrap_or_default()
+        };
         for (text, found) in [
             ("443", "[::]:443"),
             ("0.0.0.0:443", "0.0.0.0:443"),

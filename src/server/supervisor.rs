@@ -61,7 +61,8 @@ pub(super) fn stopping() {
 /// Sends keep-alives as long as every serving thread runs what it is given. Whether callbacks become durable does not matter here:
 /// a full disk is no reason to be killed, and [`super::admin`] reports it.
 pub(super) async fn watchdog(liveness: Arc<Liveness>, stop: CancellationToken) {
-    let Some(timeout) = sd_notify::watchdog_enabled().filter(|timeout| *timeout > Duration::ZERO) else {
+    let Some(timeout) = sd_notify::watchdog_enabled().filter(|timeout| *timeout > Duration::ZERO)
+    else {
         return stop.cancelled().await;
     };
     let mut ticks = interval(timeout / TICKS);
@@ -73,7 +74,9 @@ pub(super) async fn watchdog(liveness: Arc<Liveness>, stop: CancellationToken) {
         }
         match liveness.problem().await {
             None => tell(Message::States(vec![NotifyState::Watchdog])),
-            Some(problem) => tracing::error!(problem, "not alive: the supervisor is not told otherwise"),
+            Some(problem) => {
+                tracing::error!(problem, "not alive: the supervisor is not told otherwise")
+            }
         }
     }
 }
@@ -107,7 +110,9 @@ fn send(message: &Message) {
     let sent = match message {
         Message::States(states) => sd_notify::notify(states),
         Message::Status(line) => sd_notify::notify(&[NotifyState::Status(line)]),
-        Message::ReadyAndStatus(line) => sd_notify::notify(&[NotifyState::Ready, NotifyState::Status(line)]),
+        Message::ReadyAndStatus(line) => {
+            sd_notify::notify(&[NotifyState::Ready, NotifyState::Status(line)])
+        }
     };
     if let Err(error) = sent {
         tracing::warn!(%error, "cannot tell the supervisor");

@@ -77,17 +77,31 @@ impl Files {
         let paths: Arc<[_]> = paths.into_iter().collect();
         let mut whats: Vec<_> = paths.iter().map(|(what, _)| *what).collect();
         whats.dedup();
-        Self { whats, seen: stamps(&paths), paths }
+        Self {
+            whats,
+            seen: stamps(&paths),
+            paths,
+        }
     }
 
     /// What is not in files that can be looked at, and is read again only when somebody asks for it.
     pub(super) fn on_demand(what: What) -> Self {
-        Self { whats: vec![what], paths: Arc::default(), seen: Vec::new() }
+        Self {
+            whats: vec![what],
+            paths: Arc::default(),
+            seen: Vec::new(),
+        }
     }
 
     /// `read` reads them again, aside.
-    pub(super) fn watched(self, read: impl Fn() -> Result<Change, Vec<Refusal>> + Send + Sync + 'static) -> Watched {
-        Watched { files: self, read: Arc::new(read) }
+    pub(super) fn watched(
+        self,
+        read: impl Fn() -> Result<Change, Vec<Refusal>> + Send + Sync + 'static,
+    ) -> Watched {
+        Watched {
+            files: self,
+            read: Arc::new(read),
+        }
     }
 }
 
@@ -116,7 +130,13 @@ impl Rereader {
     /// And where it is asked for.
     pub(super) fn new() -> (Self, Asked) {
         let (ask, asked) = mpsc::channel(1); // nobody asks twice at once
-        (Self { ask, hung_at: Mutex::default() }, Asked(asked))
+        (
+            Self {
+                ask,
+                hung_at: Mutex::default(),
+            },
+            Asked(asked),
+        )
     }
 
     /// Returns when what the files say is in force, or was refused: then with what they are.
@@ -197,7 +217,10 @@ fn pause_beside(hanging: usize, hung_at: Option<Instant>, now: Instant) -> Optio
 
 /// Why nothing is read although it was asked for.
 fn already_hanging(count: usize, pause: Duration) -> String {
-    format!("not read: {count} reads hang already, the next may begin in {} s", pause.as_secs() + 1)
+    format!(
+        "not read: {count} reads hang already, the next may begin in {} s",
+        pause.as_secs() + 1
+    )
 }
 
 /// What a look has found.
@@ -250,7 +273,12 @@ struct Trouble {
 }
 
 impl Set {
-    fn new(place: usize, watched: Watched, report: mpsc::UnboundedSender<Report>, told: Told) -> Self {
+    fn new(
+        place: usize,
+        watched: Watched,
+        report: mpsc::UnboundedSender<Report>,
+        told: Told,
+    ) -> Self {
         Self {
             place,
             watched,
@@ -282,11 +310,21 @@ impl Set {
     }
 
     fn tick(&mut self, now: Instant) {
-        if let Some(look) = self.look.take_if(|look| now.duration_since(look.begun) >= READ_TIMEOUT) {
+        if let Some(look) = self
+            .look
+            .take_if(|look| now.duration_since(look.begun) >= READ_TIMEOUT)
+        {
             let since = *self.hanging_since.get_or_insert(look.begun);
             self.hanging_pause = (self.hanging_pause * 2).min(HANGING_PAUSE_MAX);
-            self.retry_at = now + self.hanging_pause.max(now.duration_since(since) / HANGING_PART);
-            self.refuse(self.all(&aside::too_slow(READ_TIMEOUT)), look.is_asked_for, now);
+            self.retry_at = now
+                + self
+                    .hanging_pause
+                    .max(now.duration_since(since) / HANGING_PART);
+            self.refuse(
+                self.all(&aside::too_slow(READ_TIMEOUT)),
+                look.is_asked_for,
+                now,
+            );
             self.begin_if_asked(now);
         }
         let is_to_look = !self.watched.files.paths.is_empty() || self.trouble.is_some();
@@ -297,7 +335,12 @@ impl Set {
 
     /// The same of everything in the files: it is not known which of them it is.
     fn all(&self, why: &str) -> Vec<Refusal> {
-        self.watched.files.whats.iter().map(|&what| Refusal::new(what, why)).collect()
+        self.watched
+            .files
+            .whats
+            .iter()
+            .map(|&what| Refusal::new(what, why))
+            .collect()
     }
 
     /// Threads of looks that were given up. That of the present one may be gone before it is heard of.
@@ -313,34 +356,60 @@ impl Set {
         if hanging < HANGING_MAX || now >= self.retry_at {
             self.begin(true, now);
         } else {
-            self.refuse(self.all(&already_hanging(hanging, self.retry_at.duration_since(now))), true, now);
+            self.refuse(
+                self.all(&already_hanging(hanging, self.retry_at.duration_since(now))),
+                true,
+                now,
+            );
         }
     }
 
     fn begin(&mut self, is_asked_for: bool, now: Instant) {
         self.looks += 1;
         let (place, look, report) = (self.place, self.looks, self.report.clone());
-        let Watched { files: Files { paths, seen, .. }, read } = &self.watched;
-        let (paths, read, thread) = (Arc::clone(paths), Arc::clone(read), Arc::clone(&self.threads));
+        let Watched {
+            files: Files { paths, seen, .. },
+            read,
+        } = &self.watched;
+        let (paths, read, thread) = (
+            Arc::clone(paths),
+            Arc::clone(read),
+            Arc::clone(&self.threads),
+        );
         let must_read = is_asked_for || self.trouble.is_some() && now >= self.retry_at;
         let seen = (!must_read).then(|| seen.clone());
         let looking = aside::spawn(move || {
             // Before they are read: what changes meanwhile is seen next time.
             let stamps = stamps(&paths);
-            let found =
-                if seen.is_some_and(|seen| seen == stamps) { Found::Unchanged } else { Found::Changed(stamps, read()) };
+            let found = if seen.is_some_and(|seen| seen == stamps) {
+                Found::Unchanged
+            } else {
+                Found::Changed(stamps, read())
+            };
             drop(thread);
             let _ = report.send(Report { place, look, found }).is_ok(); // nobody listens at the end
         });
         match looking {
-            Ok(_) => self.look = Some(Look { number: look, begun: now, is_asked_for }),
-            Err(error) => self.refuse(self.all(&format!("no thread to read them: {error}")), is_asked_for, now),
+            Ok(_) => {
+                self.look = Some(Look {
+                    number: look,
+                    begun: now,
+                    is_asked_for,
+                })
+            }
+            Err(error) => self.refuse(
+                self.all(&format!("no thread to read them: {error}")),
+                is_asked_for,
+                now,
+            ),
         }
     }
 
     fn take(&mut self, number: u64, found: Found, now: Instant) {
         // What was given up may be older than what has been read since.
-        let Some(look) = self.look.take_if(|look| look.number == number) else { return };
+        let Some(look) = self.look.take_if(|look| look.number == number) else {
+            return;
+        };
         let hung = self.hanging_since.take().is_some();
         self.hanging_pause = HANGING_PAUSE_MIN;
         if hung && self.trouble.is_some() {
@@ -352,7 +421,9 @@ impl Set {
             self.watched.files.seen = stamps;
             match outcome {
                 Ok(change) => self.put_into_force(change, &changed, look.is_asked_for),
-                Err(refusals) if self.may_settle(&refusals, &look, now) => self.wait_for_the_other(refusals, now),
+                Err(refusals) if self.may_settle(&refusals, &look, now) => {
+                    self.wait_for_the_other(refusals, now)
+                }
                 Err(refusals) => {
                     self.retry_at = now + RETRY;
                     self.refuse(refusals, !changed.is_empty(), now);
@@ -369,11 +440,18 @@ impl Set {
             let mut stamps = paths.iter().zip(seen.iter().zip(stamps));
             stamps.any(|((of, _), (old, new))| *of == what && old != new)
         };
-        whats.iter().copied().filter(|&what| is_asked_for || differs(what)).collect()
+        whats
+            .iter()
+            .copied()
+            .filter(|&what| is_asked_for || differs(what))
+            .collect()
     }
 
     fn may_settle(&self, refusals: &[Refusal], look: &Look, now: Instant) -> bool {
-        let is_in_time = self.trouble.as_ref().is_none_or(|it| !it.is_told && now.duration_since(it.since) < SETTLE);
+        let is_in_time = self
+            .trouble
+            .as_ref()
+            .is_none_or(|it| !it.is_told && now.duration_since(it.since) < SETTLE);
         is_in_time && !look.is_asked_for && refusals.iter().all(|refusal| refusal.may_settle)
     }
 
@@ -381,21 +459,41 @@ impl Set {
     fn wait_for_the_other(&mut self, refusals: Vec<Refusal>, now: Instant) {
         let since = self.trouble.as_ref().map_or(now, |trouble| trouble.since);
         for Refusal { what, why, .. } in &refusals {
-            tracing::info!(problem = why, "the {} stay as they were until the other file is there, too", what.name());
+            tracing::info!(
+                problem = why,
+                "the {} stay as they were until the other file is there, too",
+                what.name()
+            );
         }
         self.retry_at = since + SETTLE;
-        self.trouble = Some(Trouble { refusals, since, is_told: false });
+        self.trouble = Some(Trouble {
+            refusals,
+            since,
+            is_told: false,
+        });
     }
 
     fn put_into_force(&mut self, change: Change, changed: &[What], is_asked_for: bool) {
-        let News { summary: news, changes } = change();
+        let News {
+            summary: news,
+            changes,
+        } = change();
         let was_refused: Vec<_> = self.refused().collect();
         self.trouble = None;
-        self.told.refusals.set(Source::Files(self.place), Vec::new());
+        self.told
+            .refusals
+            .set(Source::Files(self.place), Vec::new());
         for &what in &self.watched.files.whats {
             if changed.contains(&what) || was_refused.contains(&what) {
                 let mut entry = self.entry(what);
-                entry.note("by", if is_asked_for { "SIGHUP" } else { "a changed file" });
+                entry.note(
+                    "by",
+                    if is_asked_for {
+                        "SIGHUP"
+                    } else {
+                        "a changed file"
+                    },
+                );
                 entry.note("changes", changes.clone());
                 entry.end_now(audit::OK);
                 // Before it is logged: a reader of the line may look at the count.
@@ -407,25 +505,47 @@ impl Set {
 
     fn entry(&self, what: What) -> Entry {
         let mut entry = self.told.audit.entry(what.label());
-        let paths = self.watched.files.paths.iter().filter(|(of, _)| *of == what);
-        entry.note("files", paths.map(|(_, path)| path.display().to_string()).collect::<Vec<_>>());
+        let paths = self
+            .watched
+            .files
+            .paths
+            .iter()
+            .filter(|(of, _)| *of == what);
+        entry.note(
+            "files",
+            paths
+                .map(|(_, path)| path.display().to_string())
+                .collect::<Vec<_>>(),
+        );
         entry
     }
 
     /// Tells a problem once, unless it is news all the same.
     fn refuse(&mut self, refusals: Vec<Refusal>, is_news: bool, now: Instant) {
         let told = self.trouble.as_ref().filter(|trouble| trouble.is_told);
-        let is_new = |refusal: &Refusal| is_news || !told.is_some_and(|told| told.refusals.contains(refusal));
+        let is_new = |refusal: &Refusal| {
+            is_news || !told.is_some_and(|told| told.refusals.contains(refusal))
+        };
         for refusal in refusals.iter().filter(|refusal| is_new(refusal)) {
             let mut entry = self.entry(refusal.what);
             entry.note("problem", refusal.why.as_str());
             entry.end_now(audit::REFUSED);
             self.told.refusals.count(refusal.what, "refused");
-            tracing::error!(problem = refusal.why, "the {} stay as they were: correct the file", refusal.what.name());
+            tracing::error!(
+                problem = refusal.why,
+                "the {} stay as they were: correct the file",
+                refusal.what.name()
+            );
         }
         let since = self.trouble.as_ref().map_or(now, |trouble| trouble.since);
-        self.told.refusals.set(Source::Files(self.place), refusals.clone());
-        self.trouble = Some(Trouble { refusals, since, is_told: true });
+        self.told
+            .refusals
+            .set(Source::Files(self.place), refusals.clone());
+        self.trouble = Some(Trouble {
+            refusals,
+            since,
+            is_told: true,
+        });
     }
 }
 
@@ -464,21 +584,37 @@ mod tests {
             let directory = tempfile::tempdir().unwrap();
             let path = directory.path().join("file");
             fs::write(&path, "first").unwrap();
-            let (hangs, reads, in_force) =
-                (Arc::<(Mutex<bool>, Condvar)>::default(), Arc::<AtomicUsize>::default(), Arc::<Mutex<_>>::default());
-            let (hanging, counted, forced) = (Arc::clone(&hangs), Arc::clone(&reads), Arc::clone(&in_force));
+            let (hangs, reads, in_force) = (
+                Arc::<(Mutex<bool>, Condvar)>::default(),
+                Arc::<AtomicUsize>::default(),
+                Arc::<Mutex<_>>::default(),
+            );
+            let (hanging, counted, forced) = (
+                Arc::clone(&hangs),
+                Arc::clone(&reads),
+                Arc::clone(&in_force),
+            );
             let refusal = |text: &str| vec![Refusal::new(What::Certificates, text)];
             let watched = Files::new([(What::Certificates, path.clone())]).watched(move || {
-                let text = fs::read_to_string(&path).map_err(|error| refusal(&error.to_string()))?;
+                let text =
+                    fs::read_to_string(&path).map_err(|error| refusal(&error.to_string()))?;
                 counted.fetch_add(1, Ordering::SeqCst);
                 if text != ELSEWHERE {
-                    drop(hanging.1.wait_while(hanging.0.lock().unwrap(), |hangs| *hangs).unwrap());
+                    drop(
+                        hanging
+                            .1
+                            .wait_while(hanging.0.lock().unwrap(), |hangs| *hangs)
+                            .unwrap(),
+                    );
                 }
                 if text == "wrong" {
                     return Err(refusal(&text));
                 }
                 if text == ANOTHERS {
-                    return Err(vec![Refusal { may_settle: true, ..refusal(&text).remove(0) }]);
+                    return Err(vec![Refusal {
+                        may_settle: true,
+                        ..refusal(&text).remove(0)
+                    }]);
                 }
                 let forced = Arc::clone(&forced);
                 let change: Change = Box::new(move || {
@@ -489,15 +625,40 @@ mod tests {
             });
             let (report, reports) = mpsc::unbounded_channel();
             let metrics = Arc::<Metrics>::default();
-            let audit = Audit::new(None, false, || jiff::Timestamp::UNIX_EPOCH, Arc::clone(&metrics));
-            let set =
-                Set::new(0, watched, report, Told { refusals: Arc::new(Refusals::new(Arc::clone(&metrics))), audit });
-            Self { directory, hangs, reads, in_force, metrics, set, now: Instant::now(), reports }
+            let audit = Audit::new(
+                None,
+                false,
+                || jiff::Timestamp::UNIX_EPOCH,
+                Arc::clone(&metrics),
+            );
+            let set = Set::new(
+                0,
+                watched,
+                report,
+                Told {
+                    refusals: Arc::new(Refusals::new(Arc::clone(&metrics))),
+                    audit,
+                },
+            );
+            Self {
+                directory,
+                hangs,
+                reads,
+                in_force,
+                metrics,
+                set,
+                now: Instant::now(),
+                reports,
+            }
         }
 
         fn write(&self, text: &str) {
             fs::write(self.directory.path().join("new"), text).unwrap();
-            fs::rename(self.directory.path().join("new"), self.directory.path().join("file")).unwrap();
+            fs::rename(
+                self.directory.path().join("new"),
+                self.directory.path().join("file"),
+            )
+            .unwrap();
         }
 
         fn hang(&self, hangs: bool) {
@@ -521,11 +682,20 @@ mod tests {
         }
 
         fn counts(&self) -> [u64; 2] {
-            ["done", "refused"].map(|result| self.metrics.reloads.with_label_values(&["certificates", result]).get())
+            ["done", "refused"].map(|result| {
+                self.metrics
+                    .reloads
+                    .with_label_values(&["certificates", result])
+                    .get()
+            })
         }
 
         fn stands_refused(&self) -> bool {
-            self.metrics.reload_refused.with_label_values(&["certificates"]).get() == 1
+            self.metrics
+                .reload_refused
+                .with_label_values(&["certificates"])
+                .get()
+                == 1
         }
 
         async fn look(&mut self) {
@@ -539,12 +709,18 @@ mod tests {
         let mut watching = Watching::new();
         watching.set.tick(watching.now);
         watching.report().await;
-        assert_eq!((watching.reads.load(Ordering::SeqCst), watching.counts()), (0, [0, 0]));
+        assert_eq!(
+            (watching.reads.load(Ordering::SeqCst), watching.counts()),
+            (0, [0, 0])
+        );
         watching.set.reread(watching.now);
         assert!(watching.set.is_rereading());
         watching.report().await;
         assert!(!watching.set.is_rereading());
-        assert_eq!((watching.in_force(), watching.counts()), ("first".to_owned(), [1, 0]));
+        assert_eq!(
+            (watching.in_force(), watching.counts()),
+            ("first".to_owned(), [1, 0])
+        );
     }
 
     #[tokio::test]
@@ -570,7 +746,10 @@ mod tests {
         watching.hang(false);
         watching.report().await;
         watching.report().await;
-        assert_eq!((watching.in_force(), watching.counts()), ("revoked".to_owned(), [1, 1]));
+        assert_eq!(
+            (watching.in_force(), watching.counts()),
+            ("revoked".to_owned(), [1, 1])
+        );
     }
 
     #[tokio::test]
@@ -608,7 +787,10 @@ mod tests {
             watching.now += PERIOD;
             watching.set.tick(watching.now);
         }
-        assert!(watching.stands_refused() && watching.now < watching.set.retry_at, "the next try is far off");
+        assert!(
+            watching.stands_refused() && watching.now < watching.set.retry_at,
+            "the next try is far off"
+        );
 
         let hanging = Arc::strong_count(&watching.set.threads) - 1;
         watching.until_it_reads(hanging).await;
@@ -638,7 +820,12 @@ mod tests {
         watching.set.reread(watching.now);
         assert!(!watching.set.is_rereading(), "nobody is left waiting");
         assert_eq!(watching.counts(), [0, refused + 1]);
-        let told = watching.set.trouble.as_ref().map(|trouble| trouble.refusals[0].why.clone()).unwrap();
+        let told = watching
+            .set
+            .trouble
+            .as_ref()
+            .map(|trouble| trouble.refusals[0].why.clone())
+            .unwrap();
         assert!(told.contains("8 reads hang already"), "{told}");
         assert!(watching.stands_refused());
 
@@ -653,11 +840,20 @@ mod tests {
 
     #[test]
     fn reads_that_are_asked_for_hang_a_few_at_once_and_are_tried_again_in_a_while() {
-        let (last, later) = (Instant::now(), |seconds| Instant::now() + Duration::from_secs(seconds));
+        let (last, later) = (Instant::now(), |seconds| {
+            Instant::now() + Duration::from_secs(seconds)
+        });
         assert_eq!(pause_beside(0, None, last), None);
         assert_eq!(pause_beside(HANGING_MAX - 1, Some(last), last), None);
-        assert_eq!(pause_beside(HANGING_MAX, Some(last), last), Some(HANGING_PAUSE_MAX));
-        assert_eq!(pause_beside(100 * HANGING_MAX, Some(last), later(61)), None, "it may hang no more");
+        assert_eq!(
+            pause_beside(HANGING_MAX, Some(last), last),
+            Some(HANGING_PAUSE_MAX)
+        );
+        assert_eq!(
+            pause_beside(100 * HANGING_MAX, Some(last), later(61)),
+            None,
+            "it may hang no more"
+        );
     }
 
     #[tokio::test]
@@ -674,12 +870,18 @@ mod tests {
         watching.now += RETRY;
         watching.set.tick(watching.now);
         watching.report().await;
-        assert_eq!((watching.reads.load(Ordering::SeqCst), watching.counts()), (2, [0, 1]));
+        assert_eq!(
+            (watching.reads.load(Ordering::SeqCst), watching.counts()),
+            (2, [0, 1])
+        );
 
         watching.write("right");
         watching.set.tick(watching.now);
         watching.report().await;
-        assert_eq!((watching.in_force(), watching.counts()), ("right".to_owned(), [1, 1]));
+        assert_eq!(
+            (watching.in_force(), watching.counts()),
+            ("right".to_owned(), [1, 1])
+        );
     }
 
     #[tokio::test]
@@ -705,23 +907,38 @@ mod tests {
         watching.look().await;
         watching.now += Duration::from_secs(2);
         watching.look().await;
-        assert_eq!((watching.counts(), watching.stands_refused()), ([0, 0], false));
+        assert_eq!(
+            (watching.counts(), watching.stands_refused()),
+            ([0, 0], false)
+        );
         watching.write("both");
         watching.look().await;
-        assert_eq!((watching.in_force(), watching.counts()), ("both".to_owned(), [1, 0]));
+        assert_eq!(
+            (watching.in_force(), watching.counts()),
+            ("both".to_owned(), [1, 0])
+        );
 
         // If they stay so, they are, once.
         watching.write(ANOTHERS);
         watching.look().await;
         watching.now += SETTLE - PERIOD;
         watching.look().await;
-        assert_eq!((watching.counts(), watching.stands_refused()), ([1, 0], false));
+        assert_eq!(
+            (watching.counts(), watching.stands_refused()),
+            ([1, 0], false)
+        );
         watching.now += PERIOD;
         watching.look().await;
-        assert_eq!((watching.counts(), watching.stands_refused()), ([1, 1], true));
+        assert_eq!(
+            (watching.counts(), watching.stands_refused()),
+            ([1, 1], true)
+        );
         watching.now += RETRY;
         watching.look().await;
-        assert_eq!((watching.counts(), watching.stands_refused()), ([1, 1], true));
+        assert_eq!(
+            (watching.counts(), watching.stands_refused()),
+            ([1, 1], true)
+        );
     }
 
     #[tokio::test]
@@ -730,6 +947,9 @@ mod tests {
         watching.write(ANOTHERS);
         watching.set.reread(watching.now);
         watching.report().await;
-        assert_eq!((watching.counts(), watching.stands_refused()), ([0, 1], true));
+        assert_eq!(
+            (watching.counts(), watching.stands_refused()),
+            ([0, 1], true)
+        );
     }
 }

@@ -15,23 +15,47 @@ use super::*;
 
 fn callbacks(count: usize) -> Vec<Callback> {
     let all = SampleStatus::ALL;
-    let one = |n: usize| Callback::sample("veo", &format!("task-{n}"), all[n % all.len()], Timestamp::UNIX_EPOCH);
+    let one = |n: usize| {
+        Callback::sample(
+            "veo",
+            &format!("task-{n}"),
+            all[n % all.len()],
+            Timestamp::UNIX_EPOCH,
+        )
+    };
     (0..count).map(one).collect()
 }
 
 fn any_plan() -> impl Strategy<Value = Plan> {
     let gaps = proptest::collection::vec((0u64..600).prop_map(Duration::from_secs), 0..8);
-    (any::<u64>(), 0u64..1000, gaps, 0usize..3, 0u8..=100, 0usize..10, 0u8..=100).prop_map(
-        |(seed, millis, retry_gaps, duplicates, conflict_percent, reorder_span, cut_percent)| Plan {
-            seed,
-            spacing: Duration::from_millis(millis),
-            retry_gaps,
-            duplicates,
-            conflict_percent,
-            reorder_span,
-            cut_percent,
-        },
+    (
+        any::<u64>(),
+        0u64..1000,
+        gaps,
+        0usize..3,
+        0u8..=100,
+        0usize..10,
+        0u8..=100,
     )
+        .prop_map(
+            |(
+                seed,
+                millis,
+                retry_gaps,
+                duplicates,
+                conflict_percent,
+                reorder_span,
+                cut_percent,
+            )| Plan {
+                seed,
+                spacing: Duration::from_millis(millis),
+                retry_gaps,
+                duplicates,
+                conflict_percent,
+                reorder_span,
+                cut_percent,
+            },
+        )
 }
 
 fn bodies<'a>(callbacks: impl Iterator<Item = &'a Callback>) -> BTreeMap<&'a [u8], usize> {
@@ -94,16 +118,29 @@ proptest! {
 
 #[test]
 fn a_whole_callback_url_is_used_as_it_is() {
-    let url = |base: &'static str, labels| callback_url(&Uri::from_static(base), "veo", labels).to_string();
+    let url = |base: &'static str, labels| {
+        callback_url(&Uri::from_static(base), "veo", labels).to_string()
+    };
     let label = [("team".to_owned(), "a b".to_owned())];
     assert_eq!(url("http://h:1/", &[]), "http://h:1/webhook/veo");
-    assert_eq!(url("http://h?token=x", &label), "http://h/webhook/veo?token=x&team=a%20b");
-    assert_eq!(url("http://h/webhook?token=x", &[]), "http://h/webhook?token=x");
+    assert_eq!(
+        url("http://h?token=x", &label),
+        "http://h/webhook/veo?token=x&team=a%20b"
+    );
+    assert_eq!(
+        url("http://h/webhook?token=x", &[]),
+        "http://h/webhook?token=x"
+    );
 }
 
 #[test]
 fn the_vendors_waits_depend_on_the_product() {
-    let seconds = |product| retry_gaps(product).iter().map(Duration::as_secs).collect::<Vec<_>>();
+    let seconds = |product| {
+        retry_gaps(product)
+            .iter()
+            .map(Duration::as_secs)
+            .collect::<Vec<_>>()
+    };
     assert_eq!(seconds("veo"), [30; 4]);
     assert_eq!(seconds("kling-o1-video"), [30, 60, 120, 240]);
     assert_eq!(seconds("gemini"), [30, 30]);
@@ -117,19 +154,29 @@ async fn broker(failures: usize) -> (Uri, Arc<AtomicUsize>) {
         if seen.fetch_add(1, Ordering::SeqCst) < failures {
             return (StatusCode::SERVICE_UNAVAILABLE, "{}");
         }
-        (StatusCode::OK, r#"{"status":"received","event_id":"e1","duplicate":true}"#)
+        (
+            StatusCode::OK,
+            r#"{"status":"received","event_id":"e1","duplicate":true}"#,
+        )
     };
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    tokio::spawn(async move { axum::serve(listener, Router::new().route("/webhook/veo", post(answer))).await });
+    tokio::spawn(async move {
+        axum::serve(listener, Router::new().route("/webhook/veo", post(answer))).await
+    });
     (format!("http://{address}").parse().unwrap(), whole)
 }
 
 #[tokio::test]
 async fn a_callback_is_tried_again_until_it_is_acknowledged() {
     let (url, whole) = broker(2).await;
-    let plan = Plan { retry_gaps: vec![Duration::ZERO; 9], ..Plan::default() };
-    let acknowledged = Vendor::new(url, vec![], 1).send(plan.deliveries(&callbacks(1))).await;
+    let plan = Plan {
+        retry_gaps: vec![Duration::ZERO; 9],
+        ..Plan::default()
+    };
+    let acknowledged = Vendor::new(url, vec![], 1)
+        .send(plan.deliveries(&callbacks(1)))
+        .await;
     let expected = Acknowledged {
         task_id: "task-0".into(),
         product: "veo".into(),
@@ -137,32 +184,54 @@ async fn a_callback_is_tried_again_until_it_is_acknowledged() {
         duplicate: true,
         http_status: 200,
     };
-    assert_eq!((acknowledged, whole.load(Ordering::SeqCst)), (vec![expected], 3));
+    assert_eq!(
+        (acknowledged, whole.load(Ordering::SeqCst)),
+        (vec![expected], 3)
+    );
 }
 
 #[tokio::test]
 async fn a_callback_that_is_never_taken_is_given_up_after_five_attempts() {
     let (url, whole) = broker(usize::MAX).await;
-    let plan = Plan { retry_gaps: vec![Duration::ZERO; 9], ..Plan::default() };
-    assert_eq!(Vendor::new(url, vec![], 1).send(plan.deliveries(&callbacks(1))).await, []);
+    let plan = Plan {
+        retry_gaps: vec![Duration::ZERO; 9],
+        ..Plan::default()
+    };
+    assert_eq!(
+        Vendor::new(url, vec![], 1)
+            .send(plan.deliveries(&callbacks(1)))
+            .await,
+        []
+    );
     assert_eq!(whole.load(Ordering::SeqCst), ATTEMPTS_MAX);
 }
 
 #[tokio::test]
 async fn a_body_that_is_cut_never_arrives_whole() {
     let (url, whole) = broker(0).await;
-    let cut = Plan { cut_percent: 100, ..Plan::default() };
+    let cut = Plan {
+        cut_percent: 100,
+        ..Plan::default()
+    };
     let vendor = Vendor::new(url, vec![], 4);
     assert_eq!(vendor.send(cut.deliveries(&callbacks(5))).await, []);
     assert_eq!(whole.load(Ordering::SeqCst), 0);
-    let retried = Plan { retry_gaps: vec![Duration::ZERO], ..cut };
-    assert_eq!(vendor.send(retried.deliveries(&callbacks(5))).await.len(), 5);
+    let retried = Plan {
+        retry_gaps: vec![Duration::ZERO],
+        ..cut
+    };
+    assert_eq!(
+        vendor.send(retried.deliveries(&callbacks(5))).await.len(),
+        5
+    );
 }
 
 #[tokio::test]
 async fn a_broker_that_is_not_there_acknowledges_nothing_and_says_why() {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let url: Uri = format!("http://{}", listener.local_addr().unwrap()).parse().unwrap();
+    let url: Uri = format!("http://{}", listener.local_addr().unwrap())
+        .parse()
+        .unwrap();
     drop(listener);
     let mut said = vec![];
     let deliveries = Plan::default().deliveries(&callbacks(1));
@@ -170,6 +239,11 @@ async fn a_broker_that_is_not_there_acknowledges_nothing_and_says_why() {
         said.push(outcome.clone());
         Ok(())
     };
-    let Ok(()) = Vendor::new(url, vec![], 1).send_each(deliveries, tell).await;
-    assert!(said[0].answer.as_ref().unwrap_err().contains("refused"), "{said:?}");
+    let Ok(()) = Vendor::new(url, vec![], 1)
+        .send_each(deliveries, tell)
+        .await;
+    assert!(
+        said[0].answer.as_ref().unwrap_err().contains("refused"),
+        "{said:?}"
+    );
 }

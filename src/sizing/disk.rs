@@ -65,7 +65,9 @@ impl Traffic {
 
 /// Bytes of an event with such a body, as retention counts them: at most.
 pub fn event_bytes(body_bytes: u64) -> u64 {
-    body_bytes.saturating_mul(EVENT_PER_BODY).saturating_add(EVENT_BYTES_BESIDE)
+    body_bytes
+        .saturating_mul(EVENT_PER_BODY)
+        .saturating_add(EVENT_BYTES_BESIDE)
 }
 
 /// What lies in the data directory, part by part.
@@ -98,14 +100,24 @@ impl Directory {
 
     /// All of it.
     pub fn bytes(&self) -> u64 {
-        let Self { events, frames, index, quarantine, fixed } = *self;
-        [frames, index, quarantine, fixed].into_iter().fold(events, u64::saturating_add)
+        let Self {
+            events,
+            frames,
+            index,
+            quarantine,
+            fixed,
+        } = *self;
+        [frames, index, quarantine, fixed]
+            .into_iter()
+            .fold(events, u64::saturating_add)
     }
 }
 
 /// Bytes of a disk on which a directory leaves free what `log.disk_free_min_percent` asks for; `None` if none is large enough.
 pub fn disk_bytes(directory_bytes: u64, free_min_percent: u64) -> Option<u64> {
-    let used_percent = 100_u64.checked_sub(free_min_percent).filter(|&percent| percent > 0)?;
+    let used_percent = 100_u64
+        .checked_sub(free_min_percent)
+        .filter(|&percent| percent > 0)?;
     let bytes = (u128::from(directory_bytes) * 100).div_ceil(used_percent.into());
     Some(u64::try_from(bytes).unwrap_or(u64::MAX))
 }
@@ -144,7 +156,12 @@ pub struct TooLarge {
 /// Whether the disk has room for what the configuration allows, if an event has so many bytes.
 pub fn too_large(config: &Config, space: Space, event_bytes: u64) -> Option<TooLarge> {
     let (log, quarantine) = (&config.log, &config.quarantine);
-    let needed = Directory::of(log.retention_bytes_max, event_bytes, quarantine.retention_bytes_max).bytes();
+    let needed = Directory::of(
+        log.retention_bytes_max,
+        event_bytes,
+        quarantine.retention_bytes_max,
+    )
+    .bytes();
     let available = space.available(log.disk_free_min_percent);
     if needed <= available {
         return None;
@@ -155,10 +172,17 @@ pub fn too_large(config: &Config, space: Space, event_bytes: u64) -> Option<TooL
     let on_disk = u128::from(event_bytes) + u128::from(FRAME_BYTES + INDEX_BYTES * INDEX_COPIES);
     // One event less, as the last one is counted as a whole.
     let fits = for_events * u128::from(event_bytes) / on_disk.max(1);
-    let fits = u64::try_from(fits).unwrap_or(u64::MAX).saturating_sub(event_bytes);
+    let fits = u64::try_from(fits)
+        .unwrap_or(u64::MAX)
+        .saturating_sub(event_bytes);
     let unit = if fits >= GIB { GIB } else { MIB };
-    let retention_bytes_max = Some(fits / unit * unit).filter(|&bytes| bytes >= retention_bytes_min(config));
-    Some(TooLarge { needed, available, retention_bytes_max })
+    let retention_bytes_max =
+        Some(fits / unit * unit).filter(|&bytes| bytes >= retention_bytes_min(config));
+    Some(TooLarge {
+        needed,
+        available,
+        retention_bytes_max,
+    })
 }
 
 /// The least that `log.retention_bytes_max` may be.
@@ -168,14 +192,22 @@ pub fn retention_bytes_min(config: &Config) -> u64 {
 
 /// As `config/check` has it: an event of the largest body.
 fn event_bytes_max(config: &Config) -> u64 {
-    config.ingest.body_bytes_max.saturating_mul(2).saturating_add(64 * 1024)
+    config
+        .ingest
+        .body_bytes_max
+        .saturating_mul(2)
+        .saturating_add(64 * 1024)
 }
 
 /// `log.retention_bytes_max` for so many bytes of events: in whole units that are easy to read, and not less than it may be.
 pub fn retention_bytes_for(config: &Config, bytes: u64) -> u64 {
     let unit = if bytes >= GIB { GIB } else { MIB };
     let whole = bytes.div_ceil(unit).saturating_mul(unit);
-    whole.max(retention_bytes_min(config).div_ceil(MIB).saturating_mul(MIB))
+    whole.max(
+        retention_bytes_min(config)
+            .div_ceil(MIB)
+            .saturating_mul(MIB),
+    )
 }
 
 #[cfg(test)]
@@ -191,9 +223,15 @@ mod tests {
 
     #[test]
     fn ten_gib_are_less_than_half_a_day_of_fifty_a_second() {
-        let traffic = Traffic { per_second: 50.0, body_bytes: 3_000 };
+        let traffic = Traffic {
+            per_second: 50.0,
+            body_bytes: 3_000,
+        };
         let hours = traffic.time_to_bring(10 * GIB).as_secs_f64() / 3600.0;
-        assert!((9.0..9.9).contains(&hours), "measured were 9.9 h with an event that is twice its body: {hours}");
+        assert!(
+            (9.0..9.9).contains(&hours),
+            "measured were 9.9 h with an event that is twice its body: {hours}"
+        );
     }
 
     #[test]
@@ -212,21 +250,45 @@ mod tests {
         let needed = Directory::of(10 * GIB, event, GIB).bytes();
         let total = 100 * needed;
         let kept_free = total / 100 * 5;
-        let space = |free| Space { total, free, own: 0 };
+        let space = |free| Space {
+            total,
+            free,
+            own: 0,
+        };
         assert_eq!(too_large(&config, space(kept_free + needed), event), None);
         let told = too_large(&config, space(kept_free + needed - 1), event).unwrap();
         assert_eq!((told.needed, told.available), (needed, needed - 1));
         assert_eq!(told.retention_bytes_max, Some(9 * GIB));
         // What the log has already is its own.
         let own = 7 * GIB;
-        assert_eq!(too_large(&config, Space { total, free: kept_free + needed - own, own }, event), None);
+        assert_eq!(
+            too_large(
+                &config,
+                Space {
+                    total,
+                    free: kept_free + needed - own,
+                    own
+                },
+                event
+            ),
+            None
+        );
     }
 
     #[test]
     fn a_disk_without_room_for_any_log_names_no_size() {
         let config = defaults();
         for free in [0, GIB, 3 * GIB / 2] {
-            let told = too_large(&config, Space { total: 10 * GIB, free, own: 0 }, 1_000).unwrap();
+            let told = too_large(
+                &config,
+                Space {
+                    total: 10 * GIB,
+                    free,
+                    own: 0,
+                },
+                1_000,
+            )
+            .unwrap();
             assert_eq!(told.retention_bytes_max, None, "{free}");
         }
     }

@@ -56,14 +56,33 @@ pub struct Part {
 }
 
 /// What takes memory, in the order of SECURITY.md.
-#[allow(clippy::too_many_lines, reason = "a table of what takes memory, and how much")]
+#[allow(
+    clippy::too_many_lines,
+    reason = "a table of what takes memory, and how much"
+)]
 pub fn parts(config: &Config) -> Vec<Part> {
-    let Config { ingest, grpc, quarantine, hub, store, .. } = config;
-    let commit_bytes = COMMIT_BYTES_BESIDE_BODY.saturating_add(ingest.body_bytes_max.saturating_mul(2));
-    let part = |what, limit, bytes: &[u64]| Part { what, limit, bytes: sum(bytes) };
+    let Config {
+        ingest,
+        grpc,
+        quarantine,
+        hub,
+        store,
+        ..
+    } = config;
+    let commit_bytes =
+        COMMIT_BYTES_BESIDE_BODY.saturating_add(ingest.body_bytes_max.saturating_mul(2));
+    let part = |what, limit, bytes: &[u64]| Part {
+        what,
+        limit,
+        bytes: sum(bytes),
+    };
 
     vec![
-        part("events read for streams", "grpc.reading_bytes_max", &[grpc.reading_bytes_max]),
+        part(
+            "events read for streams",
+            "grpc.reading_bytes_max",
+            &[grpc.reading_bytes_max],
+        ),
         part(
             "streams, with their filters",
             "grpc.subscriptions_max × 17 KiB, task_ids_in_all_max × 320 B",
@@ -72,7 +91,11 @@ pub fn parts(config: &Config) -> Vec<Part> {
                 grpc.task_ids_in_all_max.saturating_mul(TASK_ID_BYTES),
             ],
         ),
-        part("answers", "grpc.answers_bytes_max", &[grpc.answers_bytes_max]),
+        part(
+            "answers",
+            "grpc.answers_bytes_max",
+            &[grpc.answers_bytes_max],
+        ),
         part(
             "open backups",
             "4 of two commits (each 8 MiB + 2 × ingest.body_bytes_max)",
@@ -81,27 +104,46 @@ pub fn parts(config: &Config) -> Vec<Part> {
         part(
             "reads of the log",
             "4 of two commits, 16 of 1 MiB",
-            &[commit_bytes.saturating_mul(2 * LARGE_READS), READS * READ_BYTES],
+            &[
+                commit_bytes.saturating_mul(2 * LARGE_READS),
+                READS * READ_BYTES,
+            ],
         ),
-        part("recent events", "hub.ring_bytes_max, two commits", &[hub.ring_bytes_max, commit_bytes, commit_bytes]),
+        part(
+            "recent events",
+            "hub.ring_bytes_max, two commits",
+            &[hub.ring_bytes_max, commit_bytes, commit_bytes],
+        ),
         part(
             "requests on their way in",
             "ingest.inflight_bytes_max, grpc.inflight_bytes_max",
             &[ingest.inflight_bytes_max, grpc.inflight_bytes_max],
         ),
-        part("the writer and its queue", "64 MiB, two commits", &[QUEUE_BYTES, commit_bytes, commit_bytes]),
-        part("the database and the task index", "store.cache_bytes, 168 MiB", &[store.cache_bytes, INDEX_BYTES]),
+        part(
+            "the writer and its queue",
+            "64 MiB, two commits",
+            &[QUEUE_BYTES, commit_bytes, commit_bytes],
+        ),
+        part(
+            "the database and the task index",
+            "store.cache_bytes, 168 MiB",
+            &[store.cache_bytes, INDEX_BYTES],
+        ),
         part(
             "owners of quarantined callbacks",
             "quarantine.retention_count_max × 200 B",
-            &[quarantine.retention_count_max.saturating_mul(QUARANTINED_BYTES)],
+            &[quarantine
+                .retention_count_max
+                .saturating_mul(QUARANTINED_BYTES)],
         ),
         part(
             "connections",
             "grpc.connections_max × 92 KiB, ingest.connections_max × 100 KiB",
             &[
                 grpc.connections_max.saturating_mul(GRPC_CONNECTION_BYTES),
-                ingest.connections_max.saturating_mul(INGEST_CONNECTION_BYTES),
+                ingest
+                    .connections_max
+                    .saturating_mul(INGEST_CONNECTION_BYTES),
             ],
         ),
         part(
@@ -109,19 +151,32 @@ pub fn parts(config: &Config) -> Vec<Part> {
             "5 MiB, 9,216 of 6 KiB, and an eighth of those",
             &[HEALTH_BYTES, WATCHES * WATCH_BYTES],
         ),
-        part("calls of reflection", "64 of 384 KiB", &[REFLECTIONS * REFLECTION_BYTES]),
-        part("answers that clients have not taken", "16,384 of 7 KiB", &[UNREAD_ANSWERS * UNREAD_ANSWER_BYTES]),
+        part(
+            "calls of reflection",
+            "64 of 384 KiB",
+            &[REFLECTIONS * REFLECTION_BYTES],
+        ),
+        part(
+            "answers that clients have not taken",
+            "16,384 of 7 KiB",
+            &[UNREAD_ANSWERS * UNREAD_ANSWER_BYTES],
+        ),
         part("the process itself", "", &[PROCESS_BYTES]),
     ]
 }
 
 /// What the broker takes at most.
 pub fn bytes_max(config: &Config) -> u64 {
-    sum(&parts(config).iter().map(|part| part.bytes).collect::<Vec<_>>())
+    sum(&parts(config)
+        .iter()
+        .map(|part| part.bytes)
+        .collect::<Vec<_>>())
 }
 
 fn sum(bytes: &[u64]) -> u64 {
-    bytes.iter().fold(0, |sum, bytes| sum.saturating_add(*bytes))
+    bytes
+        .iter()
+        .fold(0, |sum, bytes| sum.saturating_add(*bytes))
 }
 
 /// A bound that only makes the broker faster. Lowering it refuses nothing and breaks no promise: streams read the log in turns, or
@@ -136,11 +191,23 @@ struct Cache {
 /// In the order in which they give way: first the one that matters only when it is used up.
 const CACHES: [Cache; 3] = [
     // Some forty wide reads at once.
-    Cache { key: "grpc.reading_bytes_max", bytes_min: 64 * MIB, of: |config| &mut config.grpc.reading_bytes_max },
+    Cache {
+        key: "grpc.reading_bytes_max",
+        bytes_min: 64 * MIB,
+        of: |config| &mut config.grpc.reading_bytes_max,
+    },
     // Seconds of a busy broker: a stream that is just behind needs no file.
-    Cache { key: "hub.ring_bytes_max", bytes_min: 8 * MIB, of: |config| &mut config.hub.ring_bytes_max },
+    Cache {
+        key: "hub.ring_bytes_max",
+        bytes_min: 8 * MIB,
+        of: |config| &mut config.hub.ring_bytes_max,
+    },
     // The blocks of the index that every look-up passes.
-    Cache { key: "store.cache_bytes", bytes_min: 8 * MIB, of: |config| &mut config.store.cache_bytes },
+    Cache {
+        key: "store.cache_bytes",
+        bytes_min: 8 * MIB,
+        of: |config| &mut config.store.cache_bytes,
+    },
 ];
 
 /// A configuration as it is in force where memory is limited.
@@ -181,7 +248,11 @@ pub fn fitted(config: &Config, limit: u64) -> Fitted {
         lowered.push(Lowered { key, from, to });
     }
     let bytes_max = bytes_max(&config);
-    Fitted { config, lowered, bytes_max }
+    Fitted {
+        config,
+        lowered,
+        bytes_max,
+    }
 }
 
 #[cfg(test)]
@@ -197,58 +268,108 @@ mod tests {
 
     /// The rows of the table in a document: their cells, without marks.
     fn rows(text: &str) -> Vec<Vec<String>> {
-        let lines = text.lines().map(str::trim).filter(|line| line.starts_with('|'));
-        let cells = |line: &str| line.trim_matches('|').split('|').map(|cell| cell.trim().replace('`', "")).collect();
+        let lines = text
+            .lines()
+            .map(str::trim)
+            .filter(|line| line.starts_with('|'));
+        let cells = |line: &str| {
+            line.trim_matches('|')
+                .split('|')
+                .map(|cell| cell.trim().replace('`', ""))
+                .collect()
+        };
         lines.map(cells).collect()
     }
 
     /// A part as a row has it.
     fn row(part: &Part) -> Vec<String> {
         let mib = part.bytes.div_ceil(MIB);
-        let mib = if mib >= 1_000 { format!("{},{:03}", mib / 1_000, mib % 1_000) } else { mib.to_string() };
+        let mib = if mib >= 1_000 {
+            format!("{},{:03}", mib / 1_000, mib % 1_000)
+        } else {
+            mib.to_string()
+        };
         vec![part.what.to_owned(), part.limit.to_owned(), mib]
     }
 
     #[test]
     fn security_md_shows_the_sum_of_the_defaults() {
         let text = include_str!("../../SECURITY.md");
-        let table =
-            text.split_once("most, MiB |").and_then(|(_, rest)| rest.split_once("together")).expect("the table").0;
+        let table = text
+            .split_once("most, MiB |")
+            .and_then(|(_, rest)| rest.split_once("together"))
+            .expect("the table")
+            .0;
         let expected: Vec<_> = parts(&defaults()).iter().map(row).collect();
         assert_eq!(rows(table)[1..], expected, "SECURITY.md, \"Memory\"");
 
-        let total =
-            format!("together {:.1} GiB, below `MemoryMax=5G`", bytes_max(&defaults()) as f64 / f64::from(1 << 30));
+        let total = format!(
+            "together {:.1} GiB, below `MemoryMax=5G`",
+            bytes_max(&defaults()) as f64 / f64::from(1 << 30)
+        );
         assert!(text.contains(&total), "SECURITY.md has to say: {total}");
     }
 
     #[test]
     fn the_unit_allows_what_the_defaults_take() {
         let unit = include_str!("../../deploy/systemd/blobcast.service");
-        let limit = unit.lines().find_map(|line| line.strip_prefix("MemoryMax=")?.strip_suffix('G')).unwrap();
+        let limit = unit
+            .lines()
+            .find_map(|line| line.strip_prefix("MemoryMax=")?.strip_suffix('G'))
+            .unwrap();
         let limit = limit.parse::<u64>().unwrap() << 30;
-        assert!(bytes_max(&defaults()) < limit && limit < bytes_max(&defaults()) / 2 * 3, "MemoryMax={limit}");
+        assert!(
+            bytes_max(&defaults()) < limit && limit < bytes_max(&defaults()) / 2 * 3,
+            "MemoryMax={limit}"
+        );
     }
 
     #[test]
     fn a_limit_that_is_enough_lowers_nothing() {
         let config = defaults();
         let enough = bytes_max(&config);
-        assert_eq!(fitted(&config, enough), Fitted { config: config.clone(), lowered: vec![], bytes_max: enough });
+        assert_eq!(
+            fitted(&config, enough),
+            Fitted {
+                config: config.clone(),
+                lowered: vec![],
+                bytes_max: enough
+            }
+        );
         // One byte less lowers the one that gives way first, and by no more than has to be.
         let fitted = fitted(&config, enough - 1);
         let from = config.grpc.reading_bytes_max;
-        assert_eq!(fitted.lowered, [Lowered { key: "grpc.reading_bytes_max", from, to: from - MIB }]);
+        assert_eq!(
+            fitted.lowered,
+            [Lowered {
+                key: "grpc.reading_bytes_max",
+                from,
+                to: from - MIB
+            }]
+        );
     }
 
     #[test]
     fn caches_give_way_one_after_the_other_and_no_further_than_to_their_least() {
         let config = defaults();
-        let lowered = |limit| fitted(&config, limit).lowered.iter().map(|it| (it.key, it.to / MIB)).collect::<Vec<_>>();
+        let lowered = |limit| {
+            fitted(&config, limit)
+                .lowered
+                .iter()
+                .map(|it| (it.key, it.to / MIB))
+                .collect::<Vec<_>>()
+        };
         let all = bytes_max(&config);
         assert_eq!(lowered(all - 448 * MIB), [("grpc.reading_bytes_max", 64)]);
-        assert_eq!(lowered(all - 449 * MIB), [("grpc.reading_bytes_max", 64), ("hub.ring_bytes_max", 63)]);
-        let least = [("grpc.reading_bytes_max", 64), ("hub.ring_bytes_max", 8), ("store.cache_bytes", 8)];
+        assert_eq!(
+            lowered(all - 449 * MIB),
+            [("grpc.reading_bytes_max", 64), ("hub.ring_bytes_max", 63)]
+        );
+        let least = [
+            ("grpc.reading_bytes_max", 64),
+            ("hub.ring_bytes_max", 8),
+            ("store.cache_bytes", 8),
+        ];
         for limit in [all - 528 * MIB, 768 * MIB, MIB, 0] {
             assert_eq!(lowered(limit), least, "{limit}");
         }
@@ -257,7 +378,11 @@ mod tests {
     #[test]
     fn what_was_set_below_the_least_stays_as_it_is() {
         let mut config = defaults();
-        (config.grpc.reading_bytes_max, config.hub.ring_bytes_max, config.store.cache_bytes) = (8 * MIB, MIB, MIB);
+        (
+            config.grpc.reading_bytes_max,
+            config.hub.ring_bytes_max,
+            config.store.cache_bytes,
+        ) = (8 * MIB, MIB, MIB);
         assert_eq!(fitted(&config, 0).lowered, []);
     }
 

@@ -93,7 +93,9 @@ pub enum WhenRunning<'a> {
 #[derive(Debug, thiserror::Error)]
 pub enum AppendError {
     /// There is nothing to append.
-    #[error("{0} has no log: name the data directory of the broker that has taken callbacks meanwhile")]
+    #[error(
+        "{0} has no log: name the data directory of the broker that has taken callbacks meanwhile"
+    )]
     NoLog(PathBuf),
     /// A broker runs on it.
     #[error(
@@ -172,7 +174,10 @@ pub(super) struct Stopped {
 impl Stopped {
     /// Refuses one that a broker runs on.
     pub(super) fn hold(path: &Path) -> Result<Self, AppendError> {
-        Ok(Self { path: path.into(), _lock: locked(path)? })
+        Ok(Self {
+            path: path.into(),
+            _lock: locked(path)?,
+        })
     }
 
     /// Waits until no broker runs on it; says so once if it has to.
@@ -197,7 +202,10 @@ impl Stopped {
             files::replace_private(&self.path, USED_UP, to.as_os_str().as_bytes())?;
             File::open(&self.path)?.sync_all()
         });
-        marked.map_err(|source| AppendError::Mark { path: self.path.join(USED_UP), source })
+        marked.map_err(|source| AppendError::Mark {
+            path: self.path.join(USED_UP),
+            source,
+        })
     }
 
     /// Takes that back: nothing was restored.
@@ -214,7 +222,10 @@ impl Stopped {
     /// Copies it into the directory at `to`, and opens the copy.
     pub(super) fn copy(&self, to: &Path) -> Result<Other, AppendError> {
         let path = &self.path;
-        let copied = |source| AppendError::Copy { path: path.clone(), source };
+        let copied = |source| AppendError::Copy {
+            path: path.clone(),
+            source,
+        };
         let copy = to.join(COPY);
         fs::create_dir(&copy).map_err(copied)?;
         for entry in fs::read_dir(path).map_err(copied)? {
@@ -228,12 +239,27 @@ impl Stopped {
         }
 
         let store = Store::open(&copy, CACHE_BYTES).map_err(|error| match error {
-            OpenError::Format { found, .. } => AppendError::Format { path: path.clone(), found },
-            OpenError::Corrupt { problem, .. } => AppendError::Damaged { path: path.clone(), problem },
-            OpenError::Io { source, .. } => AppendError::Copy { path: path.clone(), source },
-            other => AppendError::Damaged { path: path.clone(), problem: other.to_string() },
+            OpenError::Format { found, .. } => AppendError::Format {
+                path: path.clone(),
+                found,
+            },
+            OpenError::Corrupt { problem, .. } => AppendError::Damaged {
+                path: path.clone(),
+                problem,
+            },
+            OpenError::Io { source, .. } => AppendError::Copy {
+                path: path.clone(),
+                source,
+            },
+            other => AppendError::Damaged {
+                path: path.clone(),
+                problem: other.to_string(),
+            },
         })?;
-        Ok(Other { store, path: path.clone() })
+        Ok(Other {
+            store,
+            path: path.clone(),
+        })
     }
 }
 
@@ -241,25 +267,47 @@ impl Other {
     /// Adds all of it to a store that nobody else writes to.
     pub(super) fn append_to(&self, store: &Arc<Store>) -> Result<AppendSummary, RestoreError> {
         // The broker forgets what is too old when it starts.
-        let (_, mut writer) = writer(Arc::clone(store), Retention::KEEP_ALL, |_: &[Record]| {}, Arc::default());
+        let (_, mut writer) = writer(
+            Arc::clone(store),
+            Retention::KEEP_ALL,
+            |_: &[Record]| {},
+            Arc::default(),
+        );
         let mut before = Before::new(store, &self.store);
         let correction = lock(&self.store.totals).correction;
-        let (mut appending, mut pending) = (Appending::new(store, &mut writer), Pending::new(&self.store));
+        let (mut appending, mut pending) = (
+            Appending::new(store, &mut writer),
+            Pending::new(&self.store),
+        );
         while let Some(next) = pending.next().map_err(|error| self.damaged(&error))? {
             match next {
                 Next::Event(record) => {
-                    let (imported, known) = self.imported(&record).map_err(|error| self.damaged(&error))?;
+                    let (imported, known) = self
+                        .imported(&record)
+                        .map_err(|error| self.damaged(&error))?;
                     appending.event(&record, imported, &known, &mut before)?;
                 }
                 Next::Quarantined(callback) => {
-                    if before.has_quarantined(&callback).map_err(|error| not_written(&error))? {
+                    if before
+                        .has_quarantined(&callback)
+                        .map_err(|error| not_written(&error))?
+                    {
                         appending.summary.quarantine_duplicate_count += 1;
                         continue;
                     }
-                    let Quarantined { number, mut header, body, .. } = callback;
-                    header.received_at_micros = correction.of_quarantined(number, header.received_at_micros);
+                    let Quarantined {
+                        number,
+                        mut header,
+                        body,
+                        ..
+                    } = callback;
+                    header.received_at_micros =
+                        correction.of_quarantined(number, header.received_at_micros);
                     let bytes = body.len();
-                    appending.add(Import::Quarantined(Box::new(NewQuarantined { header, body })), bytes)?;
+                    appending.add(
+                        Import::Quarantined(Box::new(NewQuarantined { header, body })),
+                        bytes,
+                    )?;
                 }
             }
         }
@@ -268,13 +316,19 @@ impl Other {
     }
 
     fn damaged(&self, error: &ReadError) -> RestoreError {
-        AppendError::Damaged { path: self.path.clone(), problem: error.to_string() }.into()
+        AppendError::Damaged {
+            path: self.path.clone(),
+            problem: error.to_string(),
+        }
+        .into()
     }
 
     /// An event as its callback was, with what the log has made of it; and what its index has of the task.
     fn imported(&self, record: &Record) -> Result<(Imported, Vec<TaskEvent>), ReadError> {
-        let task_id = TaskId::parse(record.task_id()).map_err(|_| Damaged("task id of an event"))?;
-        let product = Product::parse(record.product()).map_err(|_| Damaged("product of an event"))?;
+        let task_id =
+            TaskId::parse(record.task_id()).map_err(|_| Damaged("task id of an event"))?;
+        let product =
+            Product::parse(record.product()).map_err(|_| Damaged("product of an event"))?;
         let known = self.store.tasks.get::<ReadError>(&task_id)?;
         let (event_id, fingerprint) = self.identity(record, &known)?;
         let correction = lock(&self.store.totals).correction;
@@ -301,13 +355,27 @@ impl Other {
 
     /// What tells a repetition. The index has it, but for some of very many terminal events of a task; of those the log has it, unless
     /// they came from a backup. What neither has repeats nothing but itself.
-    fn identity(&self, record: &Record, known: &[TaskEvent]) -> Result<(Uuid, Fingerprint), ReadError> {
-        if let Some(event) = known.iter().find(|event| event.sequence == record.sequence()) {
+    fn identity(
+        &self,
+        record: &Record,
+        known: &[TaskEvent],
+    ) -> Result<(Uuid, Fingerprint), ReadError> {
+        if let Some(event) = known
+            .iter()
+            .find(|event| event.sequence == record.sequence())
+        {
             return Ok((event.event_id, event.fingerprint));
         }
         let (event_id, fingerprint) = self.store.log.identity(record.sequence())?;
         let is_told = fingerprint != Fingerprint::default();
-        Ok((event_id, if is_told { fingerprint } else { Fingerprint::of_bytes(record.bytes()) }))
+        Ok((
+            event_id,
+            if is_told {
+                fingerprint
+            } else {
+                Fingerprint::of_bytes(record.bytes())
+            },
+        ))
     }
 }
 
@@ -316,15 +384,28 @@ fn locked(path: &Path) -> Result<File, AppendError> {
     let file = match File::open(path.join(LOCK_FILE)) {
         Ok(file) if path.join("log").is_dir() => file,
         Ok(_) => return Err(AppendError::NoLog(path.into())),
-        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+        Err(error)
+            if matches!(
+                error.kind(),
+                io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
+            ) =>
+        {
             return Err(AppendError::NoLog(path.into()));
         }
-        Err(source) => return Err(AppendError::Copy { path: path.into(), source }),
+        Err(source) => {
+            return Err(AppendError::Copy {
+                path: path.into(),
+                source,
+            });
+        }
     };
     match file.try_lock() {
         Ok(()) => Ok(file),
         Err(TryLockError::WouldBlock) => Err(AppendError::Running(path.into())),
-        Err(TryLockError::Error(source)) => Err(AppendError::Copy { path: path.into(), source }),
+        Err(TryLockError::Error(source)) => Err(AppendError::Copy {
+            path: path.into(),
+            source,
+        }),
     }
 }
 
@@ -341,13 +422,20 @@ pub(super) fn check_usable(other: &Path) -> Result<(), AppendError> {
 
 /// Refuses a directory without a log, and a place where restoring would write into what is to be read.
 pub(super) fn check_apart(path: &Path, other: &Path) -> Result<(), AppendError> {
-    let Ok(whole_other) = other.canonicalize() else { return Err(AppendError::NoLog(other.into())) };
+    let Ok(whole_other) = other.canonicalize() else {
+        return Err(AppendError::NoLog(other.into()));
+    };
     if !whole_other.join("log").is_dir() {
         return Err(AppendError::NoLog(other.into()));
     }
-    let whole = std::path::absolute(path).map_err(|source| AppendError::Copy { path: other.into(), source })?;
+    let whole = std::path::absolute(path).map_err(|source| AppendError::Copy {
+        path: other.into(),
+        source,
+    })?;
     // What is not there yet will be in the first of these that is.
-    let there = whole.ancestors().find_map(|ancestor| ancestor.canonicalize().ok());
+    let there = whole
+        .ancestors()
+        .find_map(|ancestor| ancestor.canonicalize().ok());
     if there.is_some_and(|there| there.starts_with(whole_other)) {
         return Err(AppendError::Within(path.into(), other.into()));
     }
@@ -389,7 +477,14 @@ struct Pending<'a> {
 impl<'a> Pending<'a> {
     fn new(store: &'a Store) -> Self {
         let events = store.log.events(store.first_available()..=store.head());
-        Self { store, events, event: None, quarantined: Vec::new().into_iter(), callback: None, read_to: 0 }
+        Self {
+            store,
+            events,
+            event: None,
+            quarantined: Vec::new().into_iter(),
+            callback: None,
+            read_to: 0,
+        }
     }
 
     fn next(&mut self) -> Result<Option<Next>, ReadError> {
@@ -420,7 +515,9 @@ impl<'a> Pending<'a> {
         if let Some(next) = self.quarantined.next() {
             return Ok(Some(next));
         }
-        let page = self.store.quarantined_after(self.read_to, QUARANTINE_PAGE, GROUP_BYTES_MAX)?;
+        let page = self
+            .store
+            .quarantined_after(self.read_to, QUARANTINE_PAGE, GROUP_BYTES_MAX)?;
         if let Some(last) = page.last() {
             self.read_to = last.number;
         }
@@ -465,34 +562,63 @@ impl<'a, P: super::Publish> Appending<'a, P> {
         known: &[TaskEvent],
         before: &mut Before<'_>,
     ) -> Result<(), RestoreError> {
-        let Draft { product, task_id, event, raw, fingerprint, .. } = &imported.draft;
+        let Draft {
+            product,
+            task_id,
+            event,
+            raw,
+            fingerprint,
+            ..
+        } = &imported.draft;
         let task = (product.clone(), task_id.clone());
         if imported.is_erased && self.erased.insert(task.clone()) {
             self.erase(product, task_id)?;
         }
-        let restored = self.store.tasks.get::<ReadError>(task_id).map_err(|error| not_written(&error))?;
-        if before.has_event(record, *fingerprint, [known, &restored]).map_err(|error| not_written(&error))? {
+        let restored = self
+            .store
+            .tasks
+            .get::<ReadError>(task_id)
+            .map_err(|error| not_written(&error))?;
+        if before
+            .has_event(record, *fingerprint, [known, &restored])
+            .map_err(|error| not_written(&error))?
+        {
             self.summary.duplicate_count += 1;
             return Ok(());
         }
 
-        let was_erased =
-            self.erased.contains(&task) || restored.iter().any(|event| event.is_erased && event.product == *product);
-        self.group_after_erasure.push((was_erased && !imported.is_erased).then_some(task));
+        let was_erased = self.erased.contains(&task)
+            || restored
+                .iter()
+                .any(|event| event.is_erased && event.product == *product);
+        self.group_after_erasure
+            .push((was_erased && !imported.is_erased).then_some(task));
         let bytes = event.len() + raw.len();
         self.add(Import::Event(Box::new(imported)), bytes)
     }
 
     fn into_summary(self) -> AppendSummary {
         let after_erasure_count = self.after_erasure.len() as u64;
-        let after_erasure = self.after_erasure.into_iter().take(TASKS_NAMED_MAX).collect();
-        AppendSummary { after_erasure_count, after_erasure, ..self.summary }
+        let after_erasure = self
+            .after_erasure
+            .into_iter()
+            .take(TASKS_NAMED_MAX)
+            .collect();
+        AppendSummary {
+            after_erasure_count,
+            after_erasure,
+            ..self.summary
+        }
     }
 
     fn add(&mut self, import: Import, bytes: usize) -> Result<(), RestoreError> {
         self.group.push(import);
         self.group_bytes += bytes;
-        if self.group.len() >= GROUP_MAX || self.group_bytes >= GROUP_BYTES_MAX { self.flush() } else { Ok(()) }
+        if self.group.len() >= GROUP_MAX || self.group_bytes >= GROUP_BYTES_MAX {
+            self.flush()
+        } else {
+            Ok(())
+        }
     }
 
     fn flush(&mut self) -> Result<(), RestoreError> {
@@ -500,16 +626,33 @@ impl<'a, P: super::Publish> Appending<'a, P> {
             return Ok(());
         }
         self.group_bytes = 0;
-        let taken = self.writer.import(std::mem::take(&mut self.group)).map_err(|error| not_written(&error))?;
-        for (is_new, after_erasure) in taken.are_new.into_iter().zip(std::mem::take(&mut self.group_after_erasure)) {
-            let count = if is_new { &mut self.summary.event_count } else { &mut self.summary.duplicate_count };
+        let taken = self
+            .writer
+            .import(std::mem::take(&mut self.group))
+            .map_err(|error| not_written(&error))?;
+        for (is_new, after_erasure) in taken
+            .are_new
+            .into_iter()
+            .zip(std::mem::take(&mut self.group_after_erasure))
+        {
+            let count = if is_new {
+                &mut self.summary.event_count
+            } else {
+                &mut self.summary.duplicate_count
+            };
             *count += 1;
             self.after_erasure.extend(after_erasure.filter(|_| is_new));
         }
         self.summary.quarantine_count += taken.quarantined;
         // Otherwise a start would have to replay all of it.
-        if self.store.log.needs_checkpoint(self.store.first_available()) {
-            self.store.checkpoint().map_err(|error| not_written(&format!("{error:?}")))?;
+        if self
+            .store
+            .log
+            .needs_checkpoint(self.store.first_available())
+        {
+            self.store
+                .checkpoint()
+                .map_err(|error| not_written(&format!("{error:?}")))?;
         }
         Ok(())
     }
@@ -517,10 +660,20 @@ impl<'a, P: super::Publish> Appending<'a, P> {
     /// Erases all that is there of a task which the other log has erased.
     fn erase(&mut self, product: &Product, task_id: &TaskId) -> Result<(), RestoreError> {
         self.flush()?;
-        let places = self.store.places_of_task(task_id, product).map_err(|error| not_written(&error))?;
+        let places = self
+            .store
+            .places_of_task(task_id, product)
+            .map_err(|error| not_written(&error))?;
         for places in places.chunks(ERASURE_PLACES_MAX) {
-            let erasure = Erasure { task_id: task_id.clone(), product: product.clone(), places: places.to_vec() };
-            let erased = self.writer.erase(erasure).map_err(|error| not_written(&error))?;
+            let erasure = Erasure {
+                task_id: task_id.clone(),
+                product: product.clone(),
+                places: places.to_vec(),
+            };
+            let erased = self
+                .writer
+                .erase(erasure)
+                .map_err(|error| not_written(&error))?;
             self.summary.erased_count += u64::from(erased.events);
         }
         Ok(())

@@ -56,7 +56,9 @@ pub(super) enum Part {
 
 impl Part {
     pub(super) fn from_number(number: u8) -> Option<Self> {
-        [Self::Events, Self::Tasks, Self::Quarantine].into_iter().find(|part| *part as u8 == number)
+        [Self::Events, Self::Tasks, Self::Quarantine]
+            .into_iter()
+            .find(|part| *part as u8 == number)
     }
 }
 
@@ -75,8 +77,21 @@ pub(super) struct Audit {
 
 impl Audit {
     pub(super) fn new(expected: Totals) -> Self {
-        let empty = Totals { event_count: 0, event_bytes: 0, quarantine_count: 0, quarantine_bytes: 0, ..expected };
-        Self { expected, found: empty, entries: 0, indexed: 0, is_crowded: false, last_task: Vec::new() }
+        let empty = Totals {
+            event_count: 0,
+            event_bytes: 0,
+            quarantine_count: 0,
+            quarantine_bytes: 0,
+            ..expected
+        };
+        Self {
+            expected,
+            found: empty,
+            entries: 0,
+            indexed: 0,
+            is_crowded: false,
+            last_task: Vec::new(),
+        }
     }
 
     pub(super) fn entry(&mut self, part: Part, key: &[u8], value: &[u8]) -> Result<(), Damaged> {
@@ -84,7 +99,8 @@ impl Audit {
         match part {
             Part::Events => {
                 let sequence = parse_sequence_key(key)?;
-                Record::from_stored(sequence, Bytes::copy_from_slice(value)).map_err(|_| Damaged("event"))?;
+                Record::from_stored(sequence, Bytes::copy_from_slice(value))
+                    .map_err(|_| Damaged("event"))?;
                 if sequence != self.found.head()?.next() {
                     return Err(Damaged("log: events are missing"));
                 }
@@ -136,8 +152,17 @@ impl Audit {
     }
 
     pub(super) fn summary(&self, backup_bytes: u64) -> BackupSummary {
-        let Totals { event_count, quarantine_count, .. } = self.found;
-        BackupSummary { event_count, quarantine_count, head: self.found.head().unwrap_or_default(), backup_bytes }
+        let Totals {
+            event_count,
+            quarantine_count,
+            ..
+        } = self.found;
+        BackupSummary {
+            event_count,
+            quarantine_count,
+            head: self.found.head().unwrap_or_default(),
+            backup_bytes,
+        }
     }
 }
 
@@ -159,7 +184,9 @@ pub struct Backup {
 
 impl std::fmt::Debug for Backup {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Backup").field("summary", &self.summary()).finish_non_exhaustive()
+        f.debug_struct("Backup")
+            .field("summary", &self.summary())
+            .finish_non_exhaustive()
     }
 }
 
@@ -171,14 +198,20 @@ impl Store {
         let tasks: Entries = Box::new(self.tasks.entries());
         // By the keys as they are now: what is discarded meanwhile is still a part of it.
         let keys = self.quarantine_keys.copy()?;
-        let quarantine = self.database.snapshot().iter(&self.quarantine).map(move |entry| {
-            let (key, sealed) = entry.into_inner()?;
-            let value = keys.unseal(parse_sequence_key(&key)?.0, &sealed)?;
-            Ok((key, value.into()))
-        });
+        let quarantine = self
+            .database
+            .snapshot()
+            .iter(&self.quarantine)
+            .map(move |entry| {
+                let (key, sealed) = entry.into_inner()?;
+                let value = keys.unseal(parse_sequence_key(&key)?.0, &sealed)?;
+                Ok((key, value.into()))
+            });
         let quarantine: Entries = Box::new(quarantine);
         let mut backup = Backup {
-            events: self.log.events(Sequence(totals.first_available)..=self.head()),
+            events: self
+                .log
+                .events(Sequence(totals.first_available)..=self.head()),
             parts: [(Part::Tasks, tasks), (Part::Quarantine, quarantine)].into(),
             audit: Audit::new(totals),
             checksum: Xxh3::new(),
@@ -199,7 +232,10 @@ impl Backup {
         while self.buffer.len() < CHUNK_BYTES && !self.has_ended {
             self.put_next_entry()?;
         }
-        let chunk = self.buffer.split_to(self.buffer.len().min(CHUNK_BYTES)).freeze();
+        let chunk = self
+            .buffer
+            .split_to(self.buffer.len().min(CHUNK_BYTES))
+            .freeze();
         self.backup_bytes += chunk.len() as u64;
         Ok((!chunk.is_empty()).then_some(chunk))
     }
@@ -212,9 +248,15 @@ impl Backup {
     fn put_next_entry(&mut self) -> Result<(), ReadError> {
         if let Some(record) = self.events.next() {
             let record = record?;
-            return self.put_entry(Part::Events, &sequence_key(record.sequence()), record.bytes());
+            return self.put_entry(
+                Part::Events,
+                &sequence_key(record.sequence()),
+                record.bytes(),
+            );
         }
-        let Some((part, entries)) = self.parts.front_mut() else { return self.put_end() };
+        let Some((part, entries)) = self.parts.front_mut() else {
+            return self.put_end();
+        };
         let part = *part;
         match entries.next() {
             Some(entry) => {

@@ -104,7 +104,10 @@ pub struct BackupResults {
 impl BackupResults {
     /// As the file in a data directory says. What was open when the last broker ended has failed.
     pub(super) fn open(directory: &Path, epoch: Epoch, now: Timestamp) -> Self {
-        let new = || Known { epoch: epoch.to_string(), ..Known::default() };
+        let new = || Known {
+            epoch: epoch.to_string(),
+            ..Known::default()
+        };
         let (mut known, found) = match read(directory) {
             Ok(Some(mut known)) if known.epoch == new().epoch => {
                 let open = std::mem::take(&mut known.open);
@@ -123,7 +126,10 @@ impl BackupResults {
             known.failed_at = now.as_second();
         }
         // Otherwise no alert would say, until then, that there is no newer one.
-        for at in [&mut known.taken.at, &mut known.failed_at].into_iter().filter(|at| **at > now.as_second()) {
+        for at in [&mut known.taken.at, &mut known.failed_at]
+            .into_iter()
+            .filter(|at| **at > now.as_second())
+        {
             tracing::warn!(
                 said = *at,
                 "a backup is said to have ended in the future: it counts as of now; look at the clock"
@@ -131,7 +137,12 @@ impl BackupResults {
             // In memory only: this clock may be the one that is wrong.
             *at = now.as_second();
         }
-        let results = Self { directory: directory.into(), known: known.into(), turn: Mutex::default(), found };
+        let results = Self {
+            directory: directory.into(),
+            known: known.into(),
+            turn: Mutex::default(),
+            found,
+        };
         if has_failures {
             results.save();
         }
@@ -158,13 +169,25 @@ impl BackupResults {
     pub fn end(&self, begun: Timestamp, now: Timestamp, bytes: u64, result: BackupResult) {
         {
             let mut known = lock(&self.known);
-            if let Some(at) = known.open.iter().position(|&open| open == begun.as_second()) {
+            if let Some(at) = known
+                .open
+                .iter()
+                .position(|&open| open == begun.as_second())
+            {
                 known.open.remove(at);
             }
             match result {
                 BackupResult::Ok => {
-                    let seconds = now.as_second().saturating_sub(begun.as_second()).try_into().unwrap_or(0);
-                    known.taken = BackupTaken { at: now.as_second(), seconds, bytes };
+                    let seconds = now
+                        .as_second()
+                        .saturating_sub(begun.as_second())
+                        .try_into()
+                        .unwrap_or(0);
+                    known.taken = BackupTaken {
+                        at: now.as_second(),
+                        seconds,
+                        bytes,
+                    };
                 }
                 _ => known.failed_at = now.as_second(),
             }
@@ -184,9 +207,25 @@ impl BackupResults {
 }
 
 /// Notes in the data directory of a restored log that a backup has everything which is in it now.
-pub(super) fn note_restored(directory: &Path, epoch: Epoch, now: Timestamp, bytes: u64) -> io::Result<()> {
-    let taken = BackupTaken { at: now.as_second(), seconds: 0, bytes };
-    write(directory, &Known { epoch: epoch.to_string(), taken, ..Known::default() })
+pub(super) fn note_restored(
+    directory: &Path,
+    epoch: Epoch,
+    now: Timestamp,
+    bytes: u64,
+) -> io::Result<()> {
+    let taken = BackupTaken {
+        at: now.as_second(),
+        seconds: 0,
+        bytes,
+    };
+    write(
+        directory,
+        &Known {
+            epoch: epoch.to_string(),
+            taken,
+            ..Known::default()
+        },
+    )
 }
 
 fn read(directory: &Path) -> io::Result<Option<Known>> {
@@ -210,10 +249,25 @@ mod tests {
     #[test]
     fn every_result_has_a_counter() {
         use BackupResult::{
-            Abandoned, Damaged, Failed, Interrupted, Ok, Refused, Stalled, Stopped, Unknown, Withdrawn,
+            Abandoned, Damaged, Failed, Interrupted, Ok, Refused, Stalled, Stopped, Unknown,
+            Withdrawn,
         };
-        let all = [Ok, Abandoned, Stalled, Damaged, Withdrawn, Stopped, Interrupted, Refused, Failed, Unknown];
-        assert_eq!(all.map(BackupResult::as_str), crate::metrics::BACKUP_RESULTS);
+        let all = [
+            Ok,
+            Abandoned,
+            Stalled,
+            Damaged,
+            Withdrawn,
+            Stopped,
+            Interrupted,
+            Refused,
+            Failed,
+            Unknown,
+        ];
+        assert_eq!(
+            all.map(BackupResult::as_str),
+            crate::metrics::BACKUP_RESULTS
+        );
     }
 
     fn at(second: i64) -> Timestamp {
@@ -225,14 +279,24 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let open = |now| BackupResults::open(directory.path(), EPOCH, at(now));
         let first = open(1);
-        assert_eq!((first.last(), first.found()), ((BackupTaken::default(), 0), &[][..]));
-        assert!(!directory.path().join(FILE).exists(), "a broker without backups writes nothing");
+        assert_eq!(
+            (first.last(), first.found()),
+            ((BackupTaken::default(), 0), &[][..])
+        );
+        assert!(
+            !directory.path().join(FILE).exists(),
+            "a broker without backups writes nothing"
+        );
         first.begin(at(2));
         first.end(at(2), at(5), 70, BackupResult::Ok);
         first.begin(at(6));
         first.end(at(6), at(9), 10, BackupResult::Stalled);
 
-        let taken = BackupTaken { at: 5, seconds: 3, bytes: 70 };
+        let taken = BackupTaken {
+            at: 5,
+            seconds: 3,
+            bytes: 70,
+        };
         let second = open(20);
         assert_eq!((second.last(), second.found()), ((taken, 9), &[][..]));
         second.begin(at(30));
@@ -243,7 +307,17 @@ mod tests {
         for (start, found) in [(40, 2), (50, 0)] {
             let next = open(start);
             assert_eq!(next.found(), vec![BackupResult::Interrupted; found]);
-            assert_eq!(next.last(), (BackupTaken { at: 32, seconds: 2, bytes: 70 }, 40));
+            assert_eq!(
+                next.last(),
+                (
+                    BackupTaken {
+                        at: 32,
+                        seconds: 2,
+                        bytes: 70
+                    },
+                    40
+                )
+            );
         }
     }
 
@@ -253,19 +327,40 @@ mod tests {
             let directory = tempfile::tempdir().unwrap();
             std::fs::write(directory.path().join(FILE), bytes).unwrap();
             let results = BackupResults::open(directory.path(), EPOCH, at(3));
-            assert_eq!((results.found(), results.last().1), (&[BackupResult::Unknown][..], 3), "{bytes:?}");
+            assert_eq!(
+                (results.found(), results.last().1),
+                (&[BackupResult::Unknown][..], 3),
+                "{bytes:?}"
+            );
             let again = BackupResults::open(directory.path(), EPOCH, at(9));
-            assert_eq!((again.found(), again.last().1), (&[][..], 3), "it is mended");
+            assert_eq!(
+                (again.found(), again.last().1),
+                (&[][..], 3),
+                "it is mended"
+            );
         }
         let directory = tempfile::tempdir().unwrap();
         let mode = rustix::fs::Mode::from_raw_mode(0o600);
         rustix::fs::mkfifoat(rustix::fs::CWD, directory.path().join(FILE), mode).unwrap();
-        assert_eq!(BackupResults::open(directory.path(), EPOCH, at(3)).found(), [BackupResult::Unknown], "a FIFO");
+        assert_eq!(
+            BackupResults::open(directory.path(), EPOCH, at(3)).found(),
+            [BackupResult::Unknown],
+            "a FIFO"
+        );
 
         let directory = tempfile::tempdir().unwrap();
         note_restored(directory.path(), EPOCH, at(8), 70).unwrap();
-        assert_eq!(BackupResults::open(directory.path(), EPOCH, at(9)).last().0.at, 8);
-        assert_eq!(BackupResults::open(directory.path(), Epoch(8), at(9)).last(), (BackupTaken::default(), 0));
+        assert_eq!(
+            BackupResults::open(directory.path(), EPOCH, at(9))
+                .last()
+                .0
+                .at,
+            8
+        );
+        assert_eq!(
+            BackupResults::open(directory.path(), Epoch(8), at(9)).last(),
+            (BackupTaken::default(), 0)
+        );
     }
 
     #[test]

@@ -91,7 +91,9 @@ pub(super) enum Trust {
 
 impl Trust {
     pub(super) fn from_number(number: u64) -> Option<Self> {
-        [Self::Known, Self::Waiting, Self::Doubted].into_iter().find(|trust| *trust as u64 == number)
+        [Self::Known, Self::Waiting, Self::Doubted]
+            .into_iter()
+            .find(|trust| *trust as u64 == number)
     }
 }
 
@@ -112,14 +114,27 @@ impl Judge {
             Some(Newest { micros, trust }) => {
                 let downtime = wall.saturating_sub(micros);
                 let is_plausible = (-TOLERANCE..=DOWNTIME_MAX).contains(&downtime);
-                let offset = if is_plausible { wall_offset } else { micros.saturating_sub(monotonic) };
-                (offset, (-FAR..=FAR).contains(&downtime) && trust == Trust::Known)
+                let offset = if is_plausible {
+                    wall_offset
+                } else {
+                    micros.saturating_sub(monotonic)
+                };
+                (
+                    offset,
+                    (-FAR..=FAR).contains(&downtime) && trust == Trust::Known,
+                )
             }
         };
         Self {
             offset,
-            period: Stretch { offset, since: monotonic },
-            wall: Stretch { offset: wall_offset, since: monotonic },
+            period: Stretch {
+                offset,
+                since: monotonic,
+            },
+            wall: Stretch {
+                offset: wall_offset,
+                since: monotonic,
+            },
             downtime_from: newest.filter(|_| !is_settled),
             started: monotonic,
         }
@@ -132,7 +147,8 @@ impl Judge {
 
     /// Nobody will know how long the machine was off.
     fn is_doubted(&self) -> bool {
-        self.downtime_from.is_some_and(|newest| newest.trust == Trust::Doubted)
+        self.downtime_from
+            .is_some_and(|newest| newest.trust == Trust::Doubted)
     }
 
     fn trust(&self, wall: i64, monotonic: i64) -> Trust {
@@ -148,7 +164,10 @@ impl Judge {
     fn look(&mut self, wall: i64, monotonic: i64, may_adopt: bool) -> Option<Adoption> {
         let wall_offset = wall.saturating_sub(monotonic);
         if !is_within(wall_offset, self.wall.offset, TOLERANCE) {
-            self.wall = Stretch { offset: wall_offset, since: monotonic };
+            self.wall = Stretch {
+                offset: wall_offset,
+                since: monotonic,
+            };
         }
         let has_agreed = monotonic - self.wall.since >= AGREEMENT;
 
@@ -167,7 +186,10 @@ impl Judge {
 
     fn follow(&mut self, wall_offset: i64, monotonic: i64) {
         if monotonic - self.period.since >= AGREEMENT {
-            self.period = Stretch { offset: self.offset, since: monotonic };
+            self.period = Stretch {
+                offset: self.offset,
+                since: monotonic,
+            };
         }
         if !is_within(wall_offset, self.offset, READING) {
             self.offset = wall_offset.min(self.period.offset.saturating_add(TOLERANCE));
@@ -179,14 +201,27 @@ impl Judge {
         let earlier_by_micros = match self.downtime_from.take() {
             None => by_micros,
             Some(Newest { micros, trust }) => {
-                let downtime = wall_offset.saturating_add(self.started).saturating_sub(micros);
+                let downtime = wall_offset
+                    .saturating_add(self.started)
+                    .saturating_sub(micros);
                 // Backwards needs no more: nothing counts as stamped later than now.
-                if downtime <= DOWNTIME_MAX && trust != Trust::Doubted { 0 } else { i64::MAX }
+                if downtime <= DOWNTIME_MAX && trust != Trust::Doubted {
+                    0
+                } else {
+                    i64::MAX
+                }
             }
         };
         self.offset = wall_offset;
-        self.period = Stretch { offset: wall_offset, since: monotonic };
-        Adoption { at_micros: wall_offset.saturating_add(monotonic), by_micros, earlier_by_micros }
+        self.period = Stretch {
+            offset: wall_offset,
+            since: monotonic,
+        };
+        Adoption {
+            at_micros: wall_offset.saturating_add(monotonic),
+            by_micros,
+            earlier_by_micros,
+        }
     }
 
     /// The time of the log's clock that is meant by a time of the wall clock. They differ only while the clocks disagree: then a
@@ -200,7 +235,11 @@ impl Judge {
             return time;
         }
         let moved = time.saturating_sub(difference);
-        if moved > now && time <= now { time } else { moved }
+        if moved > now && time <= now {
+            time
+        } else {
+            moved
+        }
     }
 }
 
@@ -225,7 +264,10 @@ impl Source {
             Ok(since) => micros(since.as_micros()),
             Err(before) => -micros(before.duration().as_micros()),
         };
-        Self { wall: Box::new(wall), monotonic: Box::new(move || micros(began.elapsed().as_micros())) }
+        Self {
+            wall: Box::new(wall),
+            monotonic: Box::new(move || micros(began.elapsed().as_micros())),
+        }
     }
 
     /// Both, read within so short a time that they belong together, if the machine is not too busy for that.
@@ -252,7 +294,9 @@ pub struct Clock {
 
 impl fmt::Debug for Clock {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Clock").field("judge", &self.judge).finish_non_exhaustive()
+        f.debug_struct("Clock")
+            .field("judge", &self.judge)
+            .finish_non_exhaustive()
     }
 }
 
@@ -263,12 +307,20 @@ impl Clock {
         let judge = Judge::start(wall, monotonic, newest);
         let (offset, is_settled) = (judge.offset.into(), judge.is_settled().into());
         let trust = Mutex::new(judge.trust(wall, monotonic));
-        Self { source, judge: Mutex::new(judge), offset, is_settled, trust }
+        Self {
+            source,
+            judge: Mutex::new(judge),
+            offset,
+            is_settled,
+            trust,
+        }
     }
 
     /// What it says, in microseconds since 1970.
     pub fn now_micros(&self) -> i64 {
-        self.offset.load(Ordering::Relaxed).saturating_add((self.source.monotonic)())
+        self.offset
+            .load(Ordering::Relaxed)
+            .saturating_add((self.source.monotonic)())
     }
 
     /// What it says.
@@ -285,7 +337,11 @@ impl Clock {
     /// How far the machine's clock is ahead of this one, in microseconds.
     pub fn difference_micros(&self) -> i64 {
         let (wall, monotonic) = self.source.read();
-        wall.saturating_sub(self.offset.load(Ordering::Relaxed).saturating_add(monotonic))
+        wall.saturating_sub(
+            self.offset
+                .load(Ordering::Relaxed)
+                .saturating_add(monotonic),
+        )
     }
 
     /// Whether ages count. Not after a start, until it is known how long the broker was down.
@@ -318,7 +374,11 @@ impl Clock {
 }
 
 fn timestamp(micros: i64) -> Timestamp {
-    let end = if micros < 0 { Timestamp::MIN } else { Timestamp::MAX };
+    let end = if micros < 0 {
+        Timestamp::MIN
+    } else {
+        Timestamp::MAX
+    };
     Timestamp::from_microsecond(micros).unwrap_or(end)
 }
 

@@ -48,7 +48,9 @@ pub(super) fn judge<'a>(
     }
     // A terminal event is the vendor's last word, so a different terminal event contradicts it: unless URLs were only signed anew,
     // or a reason was added.
-    let contradicts = |event: &TaskEvent| event.status.is_terminal() && fingerprint.contradicts(event.fingerprint);
+    let contradicts = |event: &TaskEvent| {
+        event.status.is_terminal() && fingerprint.contradicts(event.fingerprint)
+    };
     let conflict = status.is_terminal() && of_product().any(contradicts);
     let revision = of_product().map(|event| event.revision).max().unwrap_or(0) + 1;
     Verdict::New { revision, conflict }
@@ -81,18 +83,28 @@ fn name_at_most(most: usize, known: &mut Vec<TaskEvent>, product: &Product) {
     let count = known.iter().filter(|event| is_terminal(event)).count();
     let surplus = most / 2..(count + most / 2).saturating_sub(most);
     let mut places = 0..;
-    known.retain(|event| !is_terminal(event) || places.next().is_none_or(|place: usize| !surplus.contains(&place)));
+    known.retain(|event| {
+        !is_terminal(event)
+            || places
+                .next()
+                .is_none_or(|place: usize| !surplus.contains(&place))
+    });
 }
 
 /// Whether the index may have given up any of this task's terminal events.
 pub(super) fn may_lack_some(known: &[TaskEvent]) -> bool {
-    known.iter().filter(|event| event.status.is_terminal()).count() >= CROWDED_EVENTS_MAX / 2
+    known
+        .iter()
+        .filter(|event| event.status.is_terminal())
+        .count()
+        >= CROWDED_EVENTS_MAX / 2
 }
 
 /// Whether a task has so many terminal events of a product behind `after` that the index may have given one up there.
 pub(super) fn may_lack(known: &[TaskEvent], product: &str, after: Sequence) -> bool {
-    let is_newer =
-        |event: &&TaskEvent| event.product.as_str() == product && event.status.is_terminal() && event.sequence > after;
+    let is_newer = |event: &&TaskEvent| {
+        event.product.as_str() == product && event.status.is_terminal() && event.sequence > after
+    };
     known.iter().filter(is_newer).count() >= CROWDED_EVENTS_MAX / 2
 }
 
@@ -107,7 +119,11 @@ fn is_full(known: &[TaskEvent], product: &Product, status: TaskStatus) -> bool {
         }
     }
     let is_like_it = |event: &&TaskEvent| event.product == *product && !event.status.is_terminal();
-    let most = if is_crowded(known) { CROWDED_EVENTS_MAX } else { TASK_EVENTS_MAX };
+    let most = if is_crowded(known) {
+        CROWDED_EVENTS_MAX
+    } else {
+        TASK_EVENTS_MAX
+    };
     !status.is_terminal() && known.iter().filter(is_like_it).count() >= most
 }
 
@@ -162,7 +178,9 @@ mod tests {
         }
 
         fn has(&self, place: usize) -> bool {
-            self.known.iter().any(|event| event.sequence.0 == place as u64)
+            self.known
+                .iter()
+                .any(|event| event.sequence.0 == place as u64)
         }
     }
 
@@ -174,10 +192,20 @@ mod tests {
             let product = Product::parse(["veo", "sora"][usize::from(product % 2)]).unwrap();
             let status = TaskStatus::from_number(status % 5).unwrap();
             let fingerprint = Fingerprint::from(u128::from(content % 4) * 8 + status as u128);
-            if let Verdict::New { revision, conflict } = judge(&known, &product, status, fingerprint, true) {
+            if let Verdict::New { revision, conflict } =
+                judge(&known, &product, status, fingerprint, true)
+            {
                 let sequence = Sequence(kept.len() as u64 + 1);
                 let event_id = Uuid::nil();
-                let event = TaskEvent { sequence, event_id, fingerprint, revision, status, product, is_erased: false };
+                let event = TaskEvent {
+                    sequence,
+                    event_id,
+                    fingerprint,
+                    revision,
+                    status,
+                    product,
+                    is_erased: false,
+                };
                 kept.push((event, conflict));
             }
         }
@@ -243,17 +271,49 @@ mod tests {
     #[test]
     fn a_task_of_one_product_keeps_its_limit_of_events_that_are_not_terminal_and_no_more() {
         let (veo, sora) = (product(1), product(2));
-        let known: Vec<_> = (1..=TASK_EVENTS_MAX).map(|n| event(n, &veo, TaskStatus::Processing)).collect();
+        let known: Vec<_> = (1..=TASK_EVENTS_MAX)
+            .map(|n| event(n, &veo, TaskStatus::Processing))
+            .collect();
         let judged = |known, product, status| judge(known, product, status, u128::MAX.into(), true);
-        assert_eq!(judged(&known, &veo, TaskStatus::Processing), Verdict::TooMany);
-        assert!(matches!(judged(&known[1..], &veo, TaskStatus::Processing), Verdict::New { .. }));
-        let new = |revision| Verdict::New { revision, conflict: false };
+        assert_eq!(
+            judged(&known, &veo, TaskStatus::Processing),
+            Verdict::TooMany
+        );
+        assert!(matches!(
+            judged(&known[1..], &veo, TaskStatus::Processing),
+            Verdict::New { .. }
+        ));
+        let new = |revision| Verdict::New {
+            revision,
+            conflict: false,
+        };
         let next = TASK_EVENTS_MAX as u32 + 1;
-        assert_eq!(judged(&known, &veo, TaskStatus::Completed), new(next), "a terminal one is always taken");
-        assert_eq!(judged(&known, &sora, TaskStatus::Processing), new(1), "another product has room of its own");
-        assert_eq!(judge(&known, &veo, TaskStatus::Processing, u128::MAX.into(), false), new(next), "an operator may");
+        assert_eq!(
+            judged(&known, &veo, TaskStatus::Completed),
+            new(next),
+            "a terminal one is always taken"
+        );
+        assert_eq!(
+            judged(&known, &sora, TaskStatus::Processing),
+            new(1),
+            "another product has room of its own"
+        );
+        assert_eq!(
+            judge(
+                &known,
+                &veo,
+                TaskStatus::Processing,
+                u128::MAX.into(),
+                false
+            ),
+            new(next),
+            "an operator may"
+        );
         let duplicate = judge(&known, &veo, TaskStatus::Processing, 7.into(), true);
-        assert!(matches!(duplicate, Verdict::Duplicate(_)), "a duplicate is one at the limit, too");
+        assert!(
+            matches!(duplicate, Verdict::Duplicate(_)),
+            "a duplicate is one at the limit, too"
+        );
     }
 
     #[test]
@@ -263,13 +323,33 @@ mod tests {
             assert!(task.send(&veo, TaskStatus::Completed));
         }
         assert!(task.known.is_sorted_by_key(|event| event.sequence));
-        for (place, is_there) in [(1, true), (32, true), (33, false), (968, false), (969, true), (1_000, true)] {
+        for (place, is_there) in [
+            (1, true),
+            (32, true),
+            (33, false),
+            (968, false),
+            (969, true),
+            (1_000, true),
+        ] {
             assert_eq!(task.has(place), is_there, "{place}");
             assert!(is_there || may_lack(&task.known, veo.as_str(), Sequence(place as u64)));
-            let again = judge(&task.known, &veo, TaskStatus::Completed, (place as u128).into(), true);
-            assert_eq!(matches!(again, Verdict::Duplicate(_)), is_there, "a repetition of {place}");
+            let again = judge(
+                &task.known,
+                &veo,
+                TaskStatus::Completed,
+                (place as u128).into(),
+                true,
+            );
+            assert_eq!(
+                matches!(again, Verdict::Duplicate(_)),
+                is_there,
+                "a repetition of {place}"
+            );
         }
-        assert!(!may_lack(&task.known, veo.as_str(), Sequence(998)) && !may_lack(&task.known, "sora", Sequence(33)));
+        assert!(
+            !may_lack(&task.known, veo.as_str(), Sequence(998))
+                && !may_lack(&task.known, "sora", Sequence(33))
+        );
         assert!(may_lack_some(&task.known) && !may_lack_some(&task.known[..3]));
     }
 
@@ -280,7 +360,9 @@ mod tests {
         let mut replayed = task.known.clone();
         for place in [33, 70, 900] {
             let again = event(place, &veo, TaskStatus::Failed);
-            let at = replayed.binary_search_by_key(&again.sequence, |event| event.sequence).unwrap_err();
+            let at = replayed
+                .binary_search_by_key(&again.sequence, |event| event.sequence)
+                .unwrap_err();
             replayed.insert(at, again);
             give_up_surplus(&mut replayed, &veo);
         }
@@ -290,11 +372,23 @@ mod tests {
     #[test]
     fn an_entry_that_names_more_than_it_may_shrinks_with_its_next_terminal_event() {
         let veo = product(1);
-        let known: Vec<_> = (1..=1_000).map(|place| event(place, &veo, TaskStatus::Completed)).collect();
-        let mut task = Task { known, logged: 1_000 };
+        let known: Vec<_> = (1..=1_000)
+            .map(|place| event(place, &veo, TaskStatus::Completed))
+            .collect();
+        let mut task = Task {
+            known,
+            logged: 1_000,
+        };
         assert!(task.send(&veo, TaskStatus::Completed));
         assert_eq!(task.known.len(), TERMINAL_EVENTS_NAMED);
-        assert!(task.has(1) && task.has(32) && !task.has(33) && !task.has(969) && task.has(970) && task.has(1_001));
+        assert!(
+            task.has(1)
+                && task.has(32)
+                && !task.has(33)
+                && !task.has(969)
+                && task.has(970)
+                && task.has(1_001)
+        );
     }
 
     /// Each new event of a task rewrites its entry.
@@ -306,7 +400,11 @@ mod tests {
             task.send(&veo, TaskStatus::Processing);
         }
         assert_eq!(task.known.len(), TASK_EVENTS_MAX + TERMINAL_EVENTS_NAMED);
-        assert!(encode_task(&task.known).len() < 13_000, "{}", encode_task(&task.known).len());
+        assert!(
+            encode_task(&task.known).len() < 13_000,
+            "{}",
+            encode_task(&task.known).len()
+        );
     }
 
     #[test]
@@ -315,7 +413,10 @@ mod tests {
         for number in 0..2 {
             for place in 0..TASK_EVENTS_MAX {
                 assert!(task.send(&product(number), TaskStatus::Processing));
-                assert!(place >= TERMINAL_EVENTS_NAMED || task.send(&product(number), TaskStatus::Completed));
+                assert!(
+                    place >= TERMINAL_EVENTS_NAMED
+                        || task.send(&product(number), TaskStatus::Completed)
+                );
             }
         }
         assert_eq!(task.known.len(), CROWDED_AT);
@@ -323,16 +424,29 @@ mod tests {
             assert!(task.send(&product(number), TaskStatus::Completed));
             assert!(task.send(&product(number), TaskStatus::Processing));
         }
-        assert!(!task.send(&product(TASK_PRODUCTS_MAX), TaskStatus::Completed), "one product more");
+        assert!(
+            !task.send(&product(TASK_PRODUCTS_MAX), TaskStatus::Completed),
+            "one product more"
+        );
         for _ in 0..2 * CROWDED_EVENTS_MAX {
             for number in 2..TASK_PRODUCTS_MAX {
-                assert!(task.send(&product(number), TaskStatus::Completed), "a terminal one is always taken");
+                assert!(
+                    task.send(&product(number), TaskStatus::Completed),
+                    "a terminal one is always taken"
+                );
                 task.send(&product(number), TaskStatus::Processing);
             }
         }
-        let of_third = task.known.iter().filter(|event| event.product == product(2)).count();
+        let of_third = task
+            .known
+            .iter()
+            .filter(|event| event.product == product(2))
+            .count();
         assert_eq!(of_third, 2 * CROWDED_EVENTS_MAX);
         assert!(task.known.len() <= CROWDED_AT + TASK_PRODUCTS_MAX * 2 * CROWDED_EVENTS_MAX);
-        assert!(task.send(&product(0), TaskStatus::Completed) && !task.send(&product(0), TaskStatus::Processing));
+        assert!(
+            task.send(&product(0), TaskStatus::Completed)
+                && !task.send(&product(0), TaskStatus::Processing)
+        );
     }
 }

@@ -46,11 +46,16 @@ pub(super) fn sequence_key(sequence: Sequence) -> [u8; 8] {
 }
 
 pub(super) fn parse_sequence_key(key: &[u8]) -> Result<Sequence, Damaged> {
-    key.try_into().map(|key| Sequence(u64::from_be_bytes(key))).map_err(|_| Damaged("event key"))
+    key.try_into()
+        .map(|key| Sequence(u64::from_be_bytes(key)))
+        .map_err(|_| Damaged("event key"))
 }
 
 pub(super) fn parse_u64(value: &[u8]) -> Result<u64, Damaged> {
-    value.try_into().map(u64::from_le_bytes).map_err(|_| Damaged("meta value"))
+    value
+        .try_into()
+        .map(u64::from_le_bytes)
+        .map_err(|_| Damaged("meta value"))
 }
 
 pub(super) fn encode_task(events: &[TaskEvent]) -> Vec<u8> {
@@ -85,7 +90,10 @@ pub(super) fn parse_task(mut bytes: &[u8]) -> Result<Vec<TaskEvent>, Damaged> {
             is_erased: status & ERASED != 0,
             product: {
                 let length = usize::from(bytes.try_get_u8().map_err(|_| DAMAGED)?);
-                let text = bytes.get(..length).and_then(|text| std::str::from_utf8(text).ok()).ok_or(DAMAGED)?;
+                let text = bytes
+                    .get(..length)
+                    .and_then(|text| std::str::from_utf8(text).ok())
+                    .ok_or(DAMAGED)?;
                 bytes = &bytes[length..];
                 // Mostly that of the event before: a long entry is not to have as many allocations.
                 match events.last() {
@@ -147,7 +155,11 @@ impl Correction {
     }
 
     fn corrected(&self, is_older: bool, micros: i64) -> i64 {
-        if is_older { micros.saturating_add(self.by_micros).min(self.at_micros) } else { micros }
+        if is_older {
+            micros.saturating_add(self.by_micros).min(self.at_micros)
+        } else {
+            micros
+        }
     }
 }
 
@@ -158,13 +170,29 @@ impl Totals {
         let mut bytes = [0; Self::BYTES];
         let mut rest = &mut bytes[..];
         let counts = [self.first_available, self.event_count, self.event_bytes];
-        let quarantine = [self.quarantine_next, self.quarantine_count, self.quarantine_bytes];
-        counts.into_iter().chain(quarantine).for_each(|number| rest.put_u64_le(number));
+        let quarantine = [
+            self.quarantine_next,
+            self.quarantine_count,
+            self.quarantine_bytes,
+        ];
+        counts
+            .into_iter()
+            .chain(quarantine)
+            .for_each(|number| rest.put_u64_le(number));
         rest.put_i64_le(self.log_time_micros);
         rest.put_u64_le(self.trust as u64);
-        let Correction { events, quarantined, by_micros, at_micros } = self.correction;
-        [events, quarantined].into_iter().for_each(|number| rest.put_u64_le(number));
-        [by_micros, at_micros].into_iter().for_each(|number| rest.put_i64_le(number));
+        let Correction {
+            events,
+            quarantined,
+            by_micros,
+            at_micros,
+        } = self.correction;
+        [events, quarantined]
+            .into_iter()
+            .for_each(|number| rest.put_u64_le(number));
+        [by_micros, at_micros]
+            .into_iter()
+            .for_each(|number| rest.put_i64_le(number));
         bytes
     }
 
@@ -192,12 +220,20 @@ impl Totals {
 
     /// Takes note that the log's clock was changed: everything up to the event at `head` was stamped before.
     pub(super) fn correct(&mut self, head: Sequence, adoption: &Adoption) {
-        let Adoption { at_micros, by_micros, earlier_by_micros } = *adoption;
+        let Adoption {
+            at_micros,
+            by_micros,
+            earlier_by_micros,
+        } = *adoption;
         let before = self.correction;
-        let is_in_use =
-            self.first_available <= before.events.min(head.0) || (self.quarantine_count > 0 && before.quarantined > 0);
+        let is_in_use = self.first_available <= before.events.min(head.0)
+            || (self.quarantine_count > 0 && before.quarantined > 0);
         // What was stamped before the last change has to be moved by both.
-        let twice = if is_in_use { before.by_micros.saturating_add(earlier_by_micros) } else { earlier_by_micros };
+        let twice = if is_in_use {
+            before.by_micros.saturating_add(earlier_by_micros)
+        } else {
+            earlier_by_micros
+        };
         self.correction = Correction {
             events: head.0,
             quarantined: self.quarantine_next,
@@ -210,7 +246,9 @@ impl Totals {
     /// The newest event: the events lie without gaps behind the first.
     pub(super) fn head(&self) -> Result<Sequence, Damaged> {
         let next = self.first_available.checked_add(self.event_count);
-        next.and_then(|next| next.checked_sub(1)).map(Sequence).ok_or(TOTALS_DAMAGED)
+        next.and_then(|next| next.checked_sub(1))
+            .map(Sequence)
+            .ok_or(TOTALS_DAMAGED)
     }
 
     /// Takes the oldest events out, up to and including the one at `sequence`, which has so many bytes.
@@ -218,7 +256,9 @@ impl Totals {
     /// Numbers that wrapped would have retention forget everything, so those that do not fit are damage.
     pub(super) fn forget_event(&mut self, sequence: Sequence, bytes: u64) -> Result<(), Damaged> {
         let next = sequence.next().0;
-        let gone = next.checked_sub(self.first_available).ok_or(TOTALS_DAMAGED)?;
+        let gone = next
+            .checked_sub(self.first_available)
+            .ok_or(TOTALS_DAMAGED)?;
         let count = self.event_count.checked_sub(gone).ok_or(TOTALS_DAMAGED)?;
         self.event_bytes = self.event_bytes.checked_sub(bytes).ok_or(TOTALS_DAMAGED)?;
         (self.event_count, self.first_available) = (count, next);
@@ -228,7 +268,10 @@ impl Totals {
     /// Takes one callback of so many bytes out of quarantine.
     pub(super) fn forget_quarantined(&mut self, bytes: u64) -> Result<(), Damaged> {
         let count = self.quarantine_count.checked_sub(1).ok_or(TOTALS_DAMAGED)?;
-        self.quarantine_bytes = self.quarantine_bytes.checked_sub(bytes).ok_or(TOTALS_DAMAGED)?;
+        self.quarantine_bytes = self
+            .quarantine_bytes
+            .checked_sub(bytes)
+            .ok_or(TOTALS_DAMAGED)?;
         self.quarantine_count = count;
         Ok(())
     }
@@ -277,7 +320,11 @@ impl Bound {
 
     /// Bytes of it.
     pub(super) fn bytes(&self) -> usize {
-        let labels: usize = self.labels.iter().map(|(key, value)| key.len() + value.len()).sum();
+        let labels: usize = self
+            .labels
+            .iter()
+            .map(|(key, value)| key.len() + value.len())
+            .sum();
         labels + self.products.iter().map(String::len).sum::<usize>()
     }
 }
@@ -294,7 +341,9 @@ pub(super) fn encode_quarantined(header: &QuarantineHeader, body: &[u8]) -> Vec<
 pub(super) fn parse_quarantined(bytes: &[u8]) -> Result<(QuarantineHeader, &[u8]), Damaged> {
     const DAMAGED: Damaged = Damaged("quarantine entry");
     let (length, rest) = bytes.split_first_chunk().ok_or(DAMAGED)?;
-    let (header, body) = rest.split_at_checked(u32::from_le_bytes(*length) as usize).ok_or(DAMAGED)?;
+    let (header, body) = rest
+        .split_at_checked(u32::from_le_bytes(*length) as usize)
+        .ok_or(DAMAGED)?;
     Ok((serde_json::from_slice(header).map_err(|_| DAMAGED)?, body))
 }
 
@@ -306,15 +355,17 @@ mod tests {
 
     fn any_task_event() -> impl Strategy<Value = TaskEvent> {
         let product = "[a-z0-9][a-z0-9-]{0,62}";
-        (any::<(u64, u128, u128, u32, bool)>(), 0u8..5, product).prop_map(|(numbers, status, product)| TaskEvent {
-            sequence: Sequence(numbers.0),
-            event_id: Uuid::from_u128(numbers.1),
-            fingerprint: numbers.2.into(),
-            revision: numbers.3,
-            status: TaskStatus::from_number(status).unwrap(),
-            product: Product::parse(&product).unwrap(),
-            is_erased: numbers.4,
-        })
+        (any::<(u64, u128, u128, u32, bool)>(), 0u8..5, product).prop_map(
+            |(numbers, status, product)| TaskEvent {
+                sequence: Sequence(numbers.0),
+                event_id: Uuid::from_u128(numbers.1),
+                fingerprint: numbers.2.into(),
+                revision: numbers.3,
+                status: TaskStatus::from_number(status).unwrap(),
+                product: Product::parse(&product).unwrap(),
+                is_erased: numbers.4,
+            },
+        )
     }
 
     proptest! {
@@ -363,7 +414,12 @@ mod tests {
             quarantine_bytes: 6,
             log_time_micros: -7,
             trust: Trust::Doubted,
-            correction: Correction { events: 8, quarantined: 9, by_micros: -10, at_micros: 11 },
+            correction: Correction {
+                events: 8,
+                quarantined: 9,
+                by_micros: -10,
+                at_micros: 11,
+            },
         };
         assert_eq!(Totals::parse(&totals.encode()), Ok(totals));
     }

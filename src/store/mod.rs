@@ -54,7 +54,8 @@ pub use restore::{RestoreError, restore, restore_and_append};
 pub use shares::CREDENTIAL_PRODUCTS_MAX;
 pub use started::{Cut, Found, Started, check_expected, is_part};
 pub use writer::{
-    Appender, ERASURE_PLACES_MAX, Erased, Erasure, Keeper, Publish, Retention, WriteError, Writer, writer,
+    Appender, ERASURE_PLACES_MAX, Erased, Erasure, Keeper, Publish, Retention, WriteError, Writer,
+    writer,
 };
 
 use crate::{
@@ -195,7 +196,9 @@ pub enum OpenError {
     )]
     Witness(PathBuf),
     /// The disk refuses.
-    #[error("cannot open {path}: {source}; it has to be a directory that can be written: choose it with --data-dir")]
+    #[error(
+        "cannot open {path}: {source}; it has to be a directory that can be written: choose it with --data-dir"
+    )]
     Io {
         /// The data directory.
         path: PathBuf,
@@ -283,7 +286,10 @@ impl Store {
 
     /// A place of this log in the form clients hold.
     pub fn cursor(&self, sequence: Sequence) -> Cursor {
-        Cursor { epoch: self.epoch, sequence }
+        Cursor {
+            epoch: self.epoch,
+            sequence,
+        }
     }
 
     /// How it was found when it was opened.
@@ -313,8 +319,19 @@ impl Store {
 
     /// How much is kept.
     pub fn summary(&self) -> Summary {
-        let Totals { event_count, event_bytes, quarantine_count, quarantine_bytes, .. } = *lock(&self.totals);
-        Summary { event_count, event_bytes, quarantine_count, quarantine_bytes }
+        let Totals {
+            event_count,
+            event_bytes,
+            quarantine_count,
+            quarantine_bytes,
+            ..
+        } = *lock(&self.totals);
+        Summary {
+            event_count,
+            event_bytes,
+            quarantine_count,
+            quarantine_bytes,
+        }
     }
 
     /// How often events were erased since the store was opened. What was read from it before that must not be handed out.
@@ -351,7 +368,9 @@ impl Store {
         }
         match self.disk_bytes() {
             Ok((free_bytes, _)) if free_bytes < REOPEN_FREE_BYTES_MIN => {
-                return Err(format!("{free_bytes} bytes of disk are free, {REOPEN_FREE_BYTES_MIN} must be"));
+                return Err(format!(
+                    "{free_bytes} bytes of disk are free, {REOPEN_FREE_BYTES_MIN} must be"
+                ));
             }
             Ok(_) => {}
             Err(error) => return Err(error.to_string()),
@@ -374,7 +393,10 @@ impl Store {
 
 impl std::fmt::Debug for Store {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Store").field("path", &self.path).field("epoch", &self.epoch).finish_non_exhaustive()
+        f.debug_struct("Store")
+            .field("path", &self.path)
+            .field("epoch", &self.epoch)
+            .finish_non_exhaustive()
     }
 }
 

@@ -20,8 +20,8 @@ use super::{
     dedupe::may_lack,
     identity,
     layout::{
-        Damaged, FORMAT, META_COMMIT, META_EPOCH, META_FORMAT, QuarantineHeader, Totals, parse_quarantined,
-        parse_sequence_key, parse_u64,
+        Damaged, FORMAT, META_COMMIT, META_EPOCH, META_FORMAT, QuarantineHeader, Totals,
+        parse_quarantined, parse_sequence_key, parse_u64,
     },
     lock,
     log::{Indexed, Log},
@@ -59,7 +59,11 @@ impl Store {
 
     /// The same for a broker: refuses a directory whose log is not there any more, and notes beside it that it has one.
     /// `is_expected`: the log must be there in any case.
-    pub fn open_to_serve(path: &Path, cache_bytes: u64, is_expected: bool) -> Result<Self, OpenError> {
+    pub fn open_to_serve(
+        path: &Path,
+        cache_bytes: u64,
+        is_expected: bool,
+    ) -> Result<Self, OpenError> {
         started::check_expected(path, is_expected)?;
         let store = Self::open(path, cache_bytes)?;
         started::mark(path, store.epoch());
@@ -67,7 +71,11 @@ impl Store {
     }
 
     /// The same by other clocks than the machine's.
-    pub(super) fn open_by(source: Source, path: &Path, cache_bytes: u64) -> Result<Self, OpenError> {
+    pub(super) fn open_by(
+        source: Source,
+        path: &Path,
+        cache_bytes: u64,
+    ) -> Result<Self, OpenError> {
         if path.join(restore::UNFINISHED).symlink_metadata().is_ok() {
             return Err(OpenError::Unfinished(path.into()));
         }
@@ -79,40 +87,71 @@ impl Store {
     }
 
     /// The same of one that is being restored.
-    pub(super) fn open_unfinished(source: Source, path: &Path, cache_bytes: u64) -> Result<Self, OpenError> {
-        let opened = fs::create_dir_all(path).map_err(Setup::from).and_then(|()| {
-            check_folders(path)?;
-            let (database, journal_bytes) = recover_database(path, cache_bytes)?;
-            Self::from_database(source, path, database, journal_bytes)
-        });
+    pub(super) fn open_unfinished(
+        source: Source,
+        path: &Path,
+        cache_bytes: u64,
+    ) -> Result<Self, OpenError> {
+        let opened = fs::create_dir_all(path)
+            .map_err(Setup::from)
+            .and_then(|()| {
+                check_folders(path)?;
+                let (database, journal_bytes) = recover_database(path, cache_bytes)?;
+                Self::from_database(source, path, database, journal_bytes)
+            });
         opened.map_err(|error| error.at(path))
     }
 
-    fn from_database(source: Source, path: &Path, database: Database, journal_bytes: u64) -> Result<Self, Setup> {
+    fn from_database(
+        source: Source,
+        path: &Path,
+        database: Database,
+        journal_bytes: u64,
+    ) -> Result<Self, Setup> {
         // First, because another version may do everything below otherwise.
         if database.keyspace_exists(META) {
             check_format(&database.keyspace(META, options)?)?;
         }
         let acknowledged = acknowledged(path)?;
         let watermark = Watermark::open(path)?;
-        let lost = KEYSPACES.into_iter().find(|name| !database.keyspace_exists(name));
+        let lost = KEYSPACES
+            .into_iter()
+            .find(|name| !database.keyspace_exists(name));
         if let (Some(lost), Some(_)) = (lost, acknowledged) {
             return Err(Setup::Corrupt(format!("the keyspace {lost} is lost")));
         }
         let [meta, tasks, quarantine] = keyspaces(&database)?;
         let indexed = indexed_of(&meta)?;
-        if indexed.is_none() && (acknowledged.is_some() || !tasks.is_empty()? || !quarantine.is_empty()?) {
+        if indexed.is_none()
+            && (acknowledged.is_some() || !tasks.is_empty()? || !quarantine.is_empty()?)
+        {
             return Err(Setup::Corrupt("the log's identity is lost".to_owned()));
         }
-        let OpenedLog { log, totals, cut_bytes, is_new: begins } = open_or_begin(path, acknowledged, indexed)?;
-        let started = started::judge(path, log.epoch(), begins, Cut { log_bytes: cut_bytes, journal_bytes });
+        let OpenedLog {
+            log,
+            totals,
+            cut_bytes,
+            is_new: begins,
+        } = open_or_begin(path, acknowledged, indexed)?;
+        let started = started::judge(
+            path,
+            log.epoch(),
+            begins,
+            Cut {
+                log_bytes: cut_bytes,
+                journal_bytes,
+            },
+        );
         if indexed.is_none() {
             write_identity(&database, &meta, log.epoch(), 0)?;
         }
         let quarantine_keys = open_quarantine_keys(path, &totals)?;
         let tasks = Tasks::new(database.clone(), tasks, RECENT_MAX);
         let is_new = totals.head()?.0 == 0 && totals.quarantine_next == 0;
-        let newest = Newest { micros: totals.log_time_micros, trust: totals.trust };
+        let newest = Newest {
+            micros: totals.log_time_micros,
+            trust: totals.trust,
+        };
         let told = Told {
             tasks: &tasks,
             quarantine: &quarantine,
@@ -153,7 +192,9 @@ impl Store {
         store.check_quarantine(&totals)?;
         store.checkpoint()?;
         if acknowledged.is_none() && store.head().0 > 0 {
-            tracing::warn!("nothing tells whether the log is whole: the file `acknowledged` and its copy are missing");
+            tracing::warn!(
+                "nothing tells whether the log is whole: the file `acknowledged` and its copy are missing"
+            );
         }
         // Durably, because the database's numbers may be lower than they were.
         store.watermark.begin(path, store.mark())?;
@@ -185,15 +226,23 @@ impl Store {
     fn check_events(&self, totals: &Totals) -> Result<(), Setup> {
         let (first, head) = (self.first_available(), self.head());
         // A task index that was lost and has begun anew knows neither or only the newest.
-        let ends = if totals.event_count > 0 { &[first, head][..] } else { &[] };
+        let ends = if totals.event_count > 0 {
+            &[first, head][..]
+        } else {
+            &[]
+        };
         for &place in ends {
             let record = self.log.get(place)?;
-            let task_id = TaskId::parse(record.task_id()).map_err(|_| Damaged("task id of an event"))?;
+            let task_id =
+                TaskId::parse(record.task_id()).map_err(|_| Damaged("task id of an event"))?;
             let events = self.tasks.get::<Setup>(&task_id)?;
             let is_known = events.iter().any(|event| event.sequence == place)
                 || (record.status().is_terminal() && may_lack(&events, record.product(), place));
             if !is_known {
-                return Err(Setup::Corrupt(format!("the task index does not know event {}", place.0)));
+                return Err(Setup::Corrupt(format!(
+                    "the task index does not know event {}",
+                    place.0
+                )));
             }
         }
         Ok(())
@@ -207,15 +256,22 @@ impl Store {
             Some(entry) => Ok::<_, Setup>(Some(parse_sequence_key(&entry.key()?)?.0)),
             None => Ok(None),
         };
-        let ends = (number(self.quarantine.first_key_value())?, number(self.quarantine.last_key_value())?);
+        let ends = (
+            number(self.quarantine.first_key_value())?,
+            number(self.quarantine.last_key_value())?,
+        );
         match ends {
             (Some(oldest), Some(newest))
-                if newest <= totals.quarantine_next && newest - oldest >= totals.quarantine_count - 1 =>
+                if newest <= totals.quarantine_next
+                    && newest - oldest >= totals.quarantine_count - 1 =>
             {
                 Ok(())
             }
             _ => {
-                let problem = format!("{} callbacks must be in quarantine, and are not", totals.quarantine_count);
+                let problem = format!(
+                    "{} callbacks must be in quarantine, and are not",
+                    totals.quarantine_count
+                );
                 Err(Setup::Corrupt(problem))
             }
         }
@@ -245,19 +301,39 @@ struct OpenedLog {
 }
 
 /// Opens the log, or begins one where none is and none has to be.
-fn open_or_begin(path: &Path, acknowledged: Option<Mark>, indexed: Option<Indexed>) -> Result<OpenedLog, Setup> {
+fn open_or_begin(
+    path: &Path,
+    acknowledged: Option<Mark>,
+    indexed: Option<Indexed>,
+) -> Result<OpenedLog, Setup> {
     if let Some((log, totals, cut_bytes)) = Log::open(path, acknowledged, indexed)? {
-        return Ok(OpenedLog { log, totals, cut_bytes, is_new: false });
+        return Ok(OpenedLog {
+            log,
+            totals,
+            cut_bytes,
+            is_new: false,
+        });
     }
 
-    let totals = Totals { first_available: 1, ..Totals::default() };
-    Ok(OpenedLog { log: Log::create(path, new_epoch(), totals)?, totals, cut_bytes: 0, is_new: true })
+    let totals = Totals {
+        first_available: 1,
+        ..Totals::default()
+    };
+    Ok(OpenedLog {
+        log: Log::create(path, new_epoch(), totals)?,
+        totals,
+        cut_bytes: 0,
+        is_new: true,
+    })
 }
 
 /// The keys of the quarantine; without them nothing of it can be read.
 fn open_quarantine_keys(path: &Path, totals: &Totals) -> Result<QuarantineKeys, Setup> {
     if totals.quarantine_count > 0 && !path.join(quarantine_keys::FILE).try_exists()? {
-        return Err(Setup::Corrupt(format!("the keys of the quarantine ({}) are lost", quarantine_keys::FILE)));
+        return Err(Setup::Corrupt(format!(
+            "the keys of the quarantine ({}) are lost",
+            quarantine_keys::FILE
+        )));
     }
     Ok(QuarantineKeys::open(path)?)
 }
@@ -267,10 +343,21 @@ fn shares_of(quarantine: &Keyspace, quarantine_keys: &QuarantineKeys) -> Result<
     let mut shares = Shares::default();
     for entry in quarantine.iter() {
         let (key, value) = entry.into_inner()?;
-        let (number, bytes) = (parse_sequence_key(&key)?.0, value.len().saturating_sub(OVERHEAD_BYTES) as u64);
+        let (number, bytes) = (
+            parse_sequence_key(&key)?.0,
+            value.len().saturating_sub(OVERHEAD_BYTES) as u64,
+        );
         quarantine_keys.note(number, &value);
-        match quarantine_keys.unseal(number, &value).and_then(|value| Ok(parse_quarantined(&value)?.0)) {
-            Ok(QuarantineHeader { credential, product, received_at_micros, .. }) => {
+        match quarantine_keys
+            .unseal(number, &value)
+            .and_then(|value| Ok(parse_quarantined(&value)?.0))
+        {
+            Ok(QuarantineHeader {
+                credential,
+                product,
+                received_at_micros,
+                ..
+            }) => {
                 shares.add(number, &credential, &product, bytes, received_at_micros);
             }
             // Reading it reports the damage. It belongs to no credential, and its age is unknown, so age does not forget it.
@@ -282,9 +369,17 @@ fn shares_of(quarantine: &Keyspace, quarantine_keys: &QuarantineKeys) -> Result<
 
 /// Makes the names of what is there durable. A file's own sync does so on most file systems, but none has promised it.
 fn sync_names(path: &Path) -> io::Result<()> {
-    let folders = [Some(path.join(KEYSPACES_FOLDER)), Some(path.to_path_buf()), path.parent().map(Path::to_path_buf)];
+    let folders = [
+        Some(path.join(KEYSPACES_FOLDER)),
+        Some(path.to_path_buf()),
+        path.parent().map(Path::to_path_buf),
+    ];
     let is_named = |folder: &std::path::PathBuf| !folder.as_os_str().is_empty();
-    folders.into_iter().flatten().filter(is_named).try_for_each(|folder| fs::File::open(folder)?.sync_all())
+    folders
+        .into_iter()
+        .flatten()
+        .filter(is_named)
+        .try_for_each(|folder| fs::File::open(folder)?.sync_all())
 }
 
 /// The database takes a folder without its file `current` for a keyspace that was never finished, and deletes it with all its
@@ -298,7 +393,9 @@ fn check_folders(path: &Path) -> Result<(), Setup> {
     };
     for folder in folders {
         let folder = folder?.path();
-        let has_tables = || fs::read_dir(folder.join(TABLES_FOLDER)).is_ok_and(|mut tables| tables.next().is_some());
+        let has_tables = || {
+            fs::read_dir(folder.join(TABLES_FOLDER)).is_ok_and(|mut tables| tables.next().is_some())
+        };
         let current = folder.join(CURRENT_FILE);
         if folder.is_dir() && !current.try_exists()? && (has_acknowledged || has_tables()) {
             return Err(Setup::Corrupt(format!("{} is lost", current.display())));
@@ -324,19 +421,26 @@ fn recover_database(path: &Path, cache_bytes: u64) -> Result<(Database, u64), Se
     }
     // It panics where damage breaks what it takes for granted.
     let opened = panic::catch_unwind(|| open_database(path, cache_bytes));
-    let opened = opened.map_err(|_| Setup::broken("see the panic above"))?.map_err(|error| match error {
-        fjall::Error::Io(cause) | fjall::Error::Storage(fjall::LsmError::Io(cause)) if is_damage(&cause) => {
-            Setup::broken(cause)
-        }
-        other => other.into(),
-    });
+    let opened = opened
+        .map_err(|_| Setup::broken("see the panic above"))?
+        .map_err(|error| match error {
+            fjall::Error::Io(cause) | fjall::Error::Storage(fjall::LsmError::Io(cause))
+                if is_damage(&cause) =>
+            {
+                Setup::broken(cause)
+            }
+            other => other.into(),
+        });
     opened.map(|database| (database, cut))
 }
 
 /// What reading says of files that are not as they were written; a disk that refuses says other things.
 fn is_damage(error: &io::Error) -> bool {
     use io::ErrorKind::{InvalidData, InvalidInput, NotFound, UnexpectedEof};
-    matches!(error.kind(), InvalidData | InvalidInput | NotFound | UnexpectedEof)
+    matches!(
+        error.kind(),
+        InvalidData | InvalidInput | NotFound | UnexpectedEof
+    )
 }
 
 pub(super) fn open_database(path: &Path, cache_bytes: u64) -> fjall::Result<Database> {
@@ -360,7 +464,11 @@ pub(super) fn keyspaces(database: &Database) -> fjall::Result<[Keyspace; 3]> {
 }
 
 fn check_format(meta: &Keyspace) -> Result<(), Setup> {
-    match meta.get(META_FORMAT)?.map(|bytes| parse_u64(&bytes)).transpose()? {
+    match meta
+        .get(META_FORMAT)?
+        .map(|bytes| parse_u64(&bytes))
+        .transpose()?
+    {
         Some(FORMAT) | None => Ok(()),
         Some(other) => Err(Setup::Format(other)),
     }
@@ -368,12 +476,19 @@ fn check_format(meta: &Keyspace) -> Result<(), Setup> {
 
 /// What the database knows of its log; `None` if it is new.
 fn indexed_of(meta: &Keyspace) -> Result<Option<Indexed>, Setup> {
-    match (meta.get(META_FORMAT)?, meta.get(META_EPOCH)?, meta.get(META_COMMIT)?) {
-        (Some(_), Some(epoch), Some(told)) => {
-            Ok(Some(Indexed { epoch: Epoch(parse_u64(&epoch)?), told: parse_u64(&told)? }))
-        }
+    match (
+        meta.get(META_FORMAT)?,
+        meta.get(META_EPOCH)?,
+        meta.get(META_COMMIT)?,
+    ) {
+        (Some(_), Some(epoch), Some(told)) => Ok(Some(Indexed {
+            epoch: Epoch(parse_u64(&epoch)?),
+            told: parse_u64(&told)?,
+        })),
         (None, None, None) => Ok(None),
-        _ => Err(Setup::Corrupt("a part of the log's identity is lost".to_owned())),
+        _ => Err(Setup::Corrupt(
+            "a part of the log's identity is lost".to_owned(),
+        )),
     }
 }
 
@@ -382,7 +497,12 @@ pub(super) fn new_epoch() -> Epoch {
 }
 
 /// Makes the database that of a log, of which it was told up to a commit, durably; all of it or nothing.
-pub(super) fn write_identity(database: &Database, meta: &Keyspace, epoch: Epoch, told: u64) -> fjall::Result<()> {
+pub(super) fn write_identity(
+    database: &Database,
+    meta: &Keyspace,
+    epoch: Epoch,
+    told: u64,
+) -> fjall::Result<()> {
     let mut batch = database.batch();
     batch.insert(meta, META_FORMAT, FORMAT.to_le_bytes());
     batch.insert(meta, META_EPOCH, epoch.0.to_le_bytes());
@@ -409,10 +529,13 @@ impl Setup {
         let path = path.to_path_buf();
         match self {
             Self::Fjall(fjall::Error::Locked) => OpenError::Locked(path),
-            Self::Fjall(fjall::Error::Io(source) | fjall::Error::Storage(fjall::LsmError::Io(source))) => {
-                OpenError::Io { path, source }
-            }
-            Self::Fjall(other) => OpenError::Corrupt { path, problem: format!("{other:?}") },
+            Self::Fjall(
+                fjall::Error::Io(source) | fjall::Error::Storage(fjall::LsmError::Io(source)),
+            ) => OpenError::Io { path, source },
+            Self::Fjall(other) => OpenError::Corrupt {
+                path,
+                problem: format!("{other:?}"),
+            },
             Self::Format(found) => OpenError::Format { path, found },
             Self::Corrupt(problem) => OpenError::Corrupt { path, problem },
             Self::Witness(file) => OpenError::Witness(file),

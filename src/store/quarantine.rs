@@ -32,8 +32,20 @@ pub struct Quarantined {
 impl Quarantined {
     /// About what it takes in a message.
     fn bytes(&self) -> usize {
-        let QuarantineHeader { reason, detail, target, credential, bound, .. } = &self.header;
-        reason.len() + detail.len() + target.len() + credential.len() + bound.bytes() + self.body.len()
+        let QuarantineHeader {
+            reason,
+            detail,
+            target,
+            credential,
+            bound,
+            ..
+        } = &self.header;
+        reason.len()
+            + detail.len()
+            + target.len()
+            + credential.len()
+            + bound.bytes()
+            + self.body.len()
     }
 }
 
@@ -41,8 +53,14 @@ impl Store {
     /// The quarantined callback with this number, if it exists.
     pub fn quarantined(&self, number: u64) -> Result<Option<Quarantined>, ReadError> {
         let key = sequence_key(Sequence(number));
-        let Some(sealed) = self.quarantine.get(key)? else { return Ok(None) };
-        match self.quarantine_keys.unseal(number, &sealed).and_then(|bytes| read(number, &bytes)) {
+        let Some(sealed) = self.quarantine.get(key)? else {
+            return Ok(None);
+        };
+        match self
+            .quarantine_keys
+            .unseal(number, &sealed)
+            .and_then(|bytes| read(number, &bytes))
+        {
             // It was taken out meanwhile, and its key with it.
             Err(_) if !self.quarantine.contains_key(key)? => Ok(None),
             read => Ok(Some(read?)),
@@ -60,11 +78,16 @@ impl Store {
         let (mut found, mut bytes, mut looked_at) = (Vec::new(), 0, after);
         // Some at a time: what is not there is not durable yet, or was forgotten meanwhile, and the next ones are looked at.
         while found.len() < count_max {
-            let numbers: Vec<_> = lock(&self.shares).after(looked_at).take(count_max - found.len()).collect();
+            let numbers: Vec<_> = lock(&self.shares)
+                .after(looked_at)
+                .take(count_max - found.len())
+                .collect();
             let Some(&last) = numbers.last() else { break };
             looked_at = last;
             for number in numbers {
-                let Some(callback) = self.quarantined(number)? else { continue };
+                let Some(callback) = self.quarantined(number)? else {
+                    continue;
+                };
                 bytes += callback.bytes();
                 if bytes > bytes_max && !found.is_empty() {
                     return Ok(found);
@@ -79,5 +102,9 @@ impl Store {
 fn read(number: u64, bytes: &Bytes) -> Result<Quarantined, Damaged> {
     let (header, body) = parse_quarantined(bytes)?;
     let body = bytes.slice_ref(body);
-    Ok(Quarantined { number, header, body })
+    Ok(Quarantined {
+        number,
+        header,
+        body,
+    })
 }

@@ -58,18 +58,33 @@ struct Slots {
 impl QuarantineKeys {
     /// Opens the keys of a data directory, or begins them. Which are in use is told by [`Self::erase_unused_keys`].
     pub(super) fn open(directory: &Path) -> io::Result<Self> {
-        let file = File::options().read(true).write(true).create(true).truncate(false).open(directory.join(FILE))?;
+        let file = File::options()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(directory.join(FILE))?;
         // A last one that is cut off was never in use.
-        let count = u32::try_from(file.metadata()?.len().div_ceil(KEY_BYTES as u64)).map_err(io::Error::other)?;
+        let count = u32::try_from(file.metadata()?.len().div_ceil(KEY_BYTES as u64))
+            .map_err(io::Error::other)?;
         file.set_len(place_of(count))?;
-        let slots = Slots { count, ..Slots::default() };
-        Ok(Self { file, random: SystemRandom::new(), slots: slots.into() })
+        let slots = Slots {
+            count,
+            ..Slots::default()
+        };
+        Ok(Self {
+            file,
+            random: SystemRandom::new(),
+            slots: slots.into(),
+        })
     }
 
     /// Encrypts a callback by a new key. One that the number had before is still there, until [`Self::erase_unused_keys`].
     pub(super) fn seal(&self, number: u64, value: &[u8]) -> io::Result<Vec<u8>> {
         let mut key = NONE;
-        self.random.fill(&mut key).map_err(|_| io::Error::other("the system gives no random numbers"))?;
+        self.random
+            .fill(&mut key)
+            .map_err(|_| io::Error::other("the system gives no random numbers"))?;
         // The lock is held: a copy of the keys must not come between.
         let mut slots = lock(&self.slots);
         let slot = slots.free.last().copied().unwrap_or(slots.count);
@@ -82,15 +97,24 @@ impl QuarantineKeys {
         let mut sealed = Vec::with_capacity(value.len() + OVERHEAD_BYTES);
         sealed.put_u32_le(slot);
         sealed.put_slice(value);
-        let tag = cipher(&key).seal_in_place_separate_tag(nonce(), aad(number), &mut sealed[SLOT_BYTES..]);
-        sealed.put_slice(tag.map_err(|_| io::Error::other("a callback is too large to be encrypted"))?.as_ref());
+        let tag = cipher(&key).seal_in_place_separate_tag(
+            nonce(),
+            aad(number),
+            &mut sealed[SLOT_BYTES..],
+        );
+        sealed.put_slice(
+            tag.map_err(|_| io::Error::other("a callback is too large to be encrypted"))?
+                .as_ref(),
+        );
         Ok(sealed)
     }
 
     /// Decrypts a callback.
     pub(super) fn unseal(&self, number: u64, sealed: &[u8]) -> Result<Bytes, Damaged> {
         let mut key = NONE;
-        self.file.read_exact_at(&mut key, place_of(slot_of(sealed)?)).map_err(|_| DAMAGED)?;
+        self.file
+            .read_exact_at(&mut key, place_of(slot_of(sealed)?))
+            .map_err(|_| DAMAGED)?;
         unseal(&key, number, sealed)
     }
 
@@ -105,8 +129,13 @@ impl QuarantineKeys {
     pub(super) fn erase_unused_keys(&self) -> io::Result<()> {
         let mut slots = lock(&self.slots);
         let taken: std::collections::HashSet<_> = slots.taken.values().copied().collect();
-        slots.free = (0..slots.count).filter(|slot| !taken.contains(slot)).collect();
-        slots.free.iter().try_for_each(|&slot| self.file.write_all_at(&NONE, place_of(slot)))
+        slots.free = (0..slots.count)
+            .filter(|slot| !taken.contains(slot))
+            .collect();
+        slots
+            .free
+            .iter()
+            .try_for_each(|&slot| self.file.write_all_at(&NONE, place_of(slot)))
     }
 
     /// Overwrites the keys of callbacks: nobody can read them any more, wherever the database still has them.
@@ -143,7 +172,11 @@ impl Keys {
     /// Decrypts a callback.
     pub(super) fn unseal(&self, number: u64, sealed: &[u8]) -> Result<Bytes, Damaged> {
         let start = usize::try_from(place_of(slot_of(sealed)?)).map_err(|_| DAMAGED)?;
-        let key = self.0.get(start..).and_then(|keys| keys.first_chunk()).ok_or(DAMAGED)?;
+        let key = self
+            .0
+            .get(start..)
+            .and_then(|keys| keys.first_chunk())
+            .ok_or(DAMAGED)?;
         unseal(key, number, sealed)
     }
 }
@@ -153,7 +186,10 @@ fn place_of(slot: u32) -> u64 {
 }
 
 fn slot_of(sealed: &[u8]) -> Result<u32, Damaged> {
-    sealed.first_chunk().map(|slot| u32::from_le_bytes(*slot)).ok_or(DAMAGED)
+    sealed
+        .first_chunk()
+        .map(|slot| u32::from_le_bytes(*slot))
+        .ok_or(DAMAGED)
 }
 
 fn unseal(key: &[u8; KEY_BYTES], number: u64, sealed: &[u8]) -> Result<Bytes, Damaged> {
@@ -162,13 +198,18 @@ fn unseal(key: &[u8; KEY_BYTES], number: u64, sealed: &[u8]) -> Result<Bytes, Da
         return Err(DAMAGED);
     }
     let mut value = sealed.get(SLOT_BYTES..).ok_or(DAMAGED)?.to_vec();
-    let length = cipher(key).open_in_place(nonce(), aad(number), &mut value).map_err(|_| DAMAGED)?.len();
+    let length = cipher(key)
+        .open_in_place(nonce(), aad(number), &mut value)
+        .map_err(|_| DAMAGED)?
+        .len();
     value.truncate(length);
     Ok(value.into())
 }
 
 fn cipher(key: &[u8; KEY_BYTES]) -> LessSafeKey {
-    LessSafeKey::new(UnboundKey::new(&CHACHA20_POLY1305, key).expect("the cipher takes keys of 32 bytes"))
+    LessSafeKey::new(
+        UnboundKey::new(&CHACHA20_POLY1305, key).expect("the cipher takes keys of 32 bytes"),
+    )
 }
 
 fn nonce() -> Nonce {
@@ -273,9 +314,15 @@ mod tests {
         quarantine_keys.seal(1, b"body").unwrap();
         // As if there was no space.
         let read_only = File::open(directory.path().join(FILE)).unwrap();
-        let quarantine_keys = QuarantineKeys { file: read_only, ..quarantine_keys };
+        let quarantine_keys = QuarantineKeys {
+            file: read_only,
+            ..quarantine_keys
+        };
         assert!(quarantine_keys.seal(2, b"body").is_err());
-        assert!(quarantine_keys.copy().is_ok(), "a backup has all keys that there are");
+        assert!(
+            quarantine_keys.copy().is_ok(),
+            "a backup has all keys that there are"
+        );
         let slots = lock(&quarantine_keys.slots);
         assert_eq!((slots.count, slots.taken.len()), (1, 1));
     }

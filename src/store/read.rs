@@ -12,7 +12,9 @@ use super::{
     lock,
     log::{LARGE_READ_BYTES, READ_BYTES},
 };
-use crate::event::{Filter, Product, Record, RecordError, Selectable, Sequence, TaskId, TaskStatus};
+use crate::event::{
+    Filter, Product, Record, RecordError, Selectable, Sequence, TaskId, TaskStatus,
+};
 
 /// Why a part of the log cannot be read.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -131,14 +133,21 @@ impl Store {
         limits: ReadLimits,
     ) -> Result<Chunk, ReadError> {
         if after >= up_to {
-            return Ok(Chunk { records: Vec::new(), scanned_to: after });
+            return Ok(Chunk {
+                records: Vec::new(),
+                scanned_to: after,
+            });
         }
         let is_expired = || after.next() < self.first_available();
         if is_expired() {
             return Err(ReadError::Expired);
         }
         let mut collector = Collector::new(after, filter, limits);
-        match self.log.scan(after.next()..=up_to, limits.bytes_to_read(), |record| Ok(collector.take(record))) {
+        match self
+            .log
+            .scan(after.next()..=up_to, limits.bytes_to_read(), |record| {
+                Ok(collector.take(record))
+            }) {
             Ok(()) => Ok(collector.finish()),
             // Retention may have passed the place meanwhile.
             Err(_) if is_expired() => Err(ReadError::Expired),
@@ -157,13 +166,20 @@ impl Store {
         let before = before.min(self.head().next());
         let first = first.max(self.first_available());
         if before <= first {
-            return Ok(Chunk { records: Vec::new(), scanned_to: first });
+            return Ok(Chunk {
+                records: Vec::new(),
+                scanned_to: first,
+            });
         }
         let mut collector = Collector::new(before, filter, limits);
-        match self.log.scan_back(first..=before.previous(), |record| Ok(collector.take(record))) {
+        match self.log.scan_back(first..=before.previous(), |record| {
+            Ok(collector.take(record))
+        }) {
             Ok(()) => Ok(collector.finish()),
             // Retention has taken the oldest meanwhile: the page then ends there, as it would a moment later.
-            Err(_) if collector.chunk.scanned_to <= self.first_available() => Ok(collector.finish()),
+            Err(_) if collector.chunk.scanned_to <= self.first_available() => {
+                Ok(collector.finish())
+            }
             Err(error) => Err(error),
         }
     }
@@ -198,7 +214,10 @@ impl Store {
         mut each: impl FnMut(TaskPlace),
     ) -> Result<(), ReadError> {
         self.tasks.each(task_ids, |task_id, events| {
-            for event in events.iter().filter(|event| range.contains(&event.sequence)) {
+            for event in events
+                .iter()
+                .filter(|event| range.contains(&event.sequence))
+            {
                 each(TaskPlace {
                     task_id: task_id.clone(),
                     sequence: event.sequence,
@@ -211,7 +230,11 @@ impl Store {
     }
 
     /// Where all retained events of a product's task are, erased or not. The index may not name all of them; then the whole log is read.
-    pub fn places_of_task(&self, task_id: &TaskId, product: &Product) -> Result<Vec<Sequence>, ReadError> {
+    pub fn places_of_task(
+        &self,
+        task_id: &TaskId,
+        product: &Product,
+    ) -> Result<Vec<Sequence>, ReadError> {
         let named = self.tasks.get::<ReadError>(task_id)?;
         if !may_lack_some(&named) {
             let of_product = named.into_iter().filter(|event| event.product == *product);
@@ -275,11 +298,17 @@ impl Store {
     /// times since then, and may be off by as much as that change for times before.
     pub fn seek_time(&self, micros: i64) -> Result<Sequence, ReadError> {
         let micros = self.log_time(micros);
-        let Correction { events, at_micros, .. } = lock(&self.totals).correction;
+        let Correction {
+            events, at_micros, ..
+        } = lock(&self.totals).correction;
         let (first, behind) = (self.first_available().0, self.head().0 + 1);
         let changed_behind = events.saturating_add(1).clamp(first, behind);
         // The clock was changed to that time, so on either side of the change the times rise.
-        let (mut low, mut high) = if micros > at_micros { (changed_behind, behind) } else { (first, changed_behind) };
+        let (mut low, mut high) = if micros > at_micros {
+            (changed_behind, behind)
+        } else {
+            (first, changed_behind)
+        };
         while low < high {
             let middle = low + (high - low) / 2;
             match self.get(Sequence(middle))? {
@@ -294,7 +323,9 @@ impl Store {
 impl ReadLimits {
     /// Most that a read holds, if no event has more than `event_bytes_max`.
     pub fn bytes_held_max(self, event_bytes_max: usize) -> usize {
-        self.bytes_max.saturating_add(event_bytes_max).saturating_add(LARGE_READ_BYTES)
+        self.bytes_max
+            .saturating_add(event_bytes_max)
+            .saturating_add(LARGE_READ_BYTES)
     }
 
     fn bytes_to_read(self) -> u64 {
@@ -314,12 +345,27 @@ struct Collector<'a> {
 
 impl<'a> Collector<'a> {
     fn new(from: Sequence, filter: &'a Filter, limits: ReadLimits) -> Self {
-        let chunk = Chunk { records: Vec::new(), scanned_to: from };
-        Self { chunk, filter, limits, bytes: 0, scanned: 0, scanned_bytes: 0 }
+        let chunk = Chunk {
+            records: Vec::new(),
+            scanned_to: from,
+        };
+        Self {
+            chunk,
+            filter,
+            limits,
+            bytes: 0,
+            scanned: 0,
+            scanned_bytes: 0,
+        }
     }
 
     fn take(&mut self, record: Record) -> ControlFlow<()> {
-        let Self { chunk, filter, limits, .. } = self;
+        let Self {
+            chunk,
+            filter,
+            limits,
+            ..
+        } = self;
         // What was erased is as if retention had forgotten it.
         let matching = filter.matches(&record) && !record.is_erased();
         if matching && !chunk.records.is_empty() && self.bytes + record.len() > limits.bytes_max {
@@ -332,7 +378,8 @@ impl<'a> Collector<'a> {
             self.bytes += record.len();
             chunk.records.push(record);
         }
-        let looked_enough = self.scanned >= limits.scanned_max || self.scanned_bytes >= limits.scanned_bytes_max;
+        let looked_enough =
+            self.scanned >= limits.scanned_max || self.scanned_bytes >= limits.scanned_bytes_max;
         if chunk.records.len() >= limits.records_max || looked_enough {
             return ControlFlow::Break(());
         }
@@ -340,10 +387,20 @@ impl<'a> Collector<'a> {
     }
 
     fn finish(self) -> Chunk {
-        let Chunk { records, scanned_to } = self.chunk;
+        let Chunk {
+            records,
+            scanned_to,
+        } = self.chunk;
         // A few records must not hold all that was read with them.
         let is_sparse = 2 * self.bytes < self.scanned_bytes.max(READ_BYTES as usize);
-        let records = if is_sparse { records.into_iter().map(Record::compact).collect() } else { records };
-        Chunk { records, scanned_to }
+        let records = if is_sparse {
+            records.into_iter().map(Record::compact).collect()
+        } else {
+            records
+        };
+        Chunk {
+            records,
+            scanned_to,
+        }
     }
 }

@@ -46,17 +46,27 @@ pub(super) fn replay(log: &Log, told: &Told<'_>) -> Result<ToErase, Setup> {
         let mut failed = None;
         log.scan(places, READ_BYTES, |record| {
             failed = forget(told.tasks, &record).err();
-            Ok(if failed.is_none() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) })
+            Ok(if failed.is_none() {
+                ControlFlow::Continue(())
+            } else {
+                ControlFlow::Break(())
+            })
         })?;
         failed.map_or(Ok(()), Err)?;
     }
     to_erase.places.sort_unstable();
     to_erase.places.dedup();
-    for &place in to_erase.places.iter().filter(|place| place.0 >= first_available) {
+    for &place in to_erase
+        .places
+        .iter()
+        .filter(|place| place.0 >= first_available)
+    {
         match log.get(place) {
             Ok(record) => note_erased(told.tasks, &record)?,
             // It cannot be erased in the log either, which says so.
-            Err(error) => tracing::error!(place = place.0, %error, "cannot note in the index what is erased"),
+            Err(error) => {
+                tracing::error!(place = place.0, %error, "cannot note in the index what is erased")
+            }
         }
     }
     Ok(to_erase)
@@ -67,20 +77,29 @@ impl Told<'_> {
         let mut batch = self.database.batch();
         for entry in frame.entries() {
             match entry? {
-                Entry::Event { record, .. } if record.sequence().0 < self.totals.first_available => {}
-                Entry::Event { event_id, fingerprint, record } => {
+                Entry::Event { record, .. }
+                    if record.sequence().0 < self.totals.first_available => {}
+                Entry::Event {
+                    event_id,
+                    fingerprint,
+                    record,
+                } => {
                     let event = TaskEvent {
                         sequence: record.sequence(),
                         event_id,
                         fingerprint,
                         revision: record.revision(),
                         status: record.status(),
-                        product: Product::parse(record.product()).map_err(|_| Damaged("product of an event"))?,
+                        product: Product::parse(record.product())
+                            .map_err(|_| Damaged("product of an event"))?,
                         is_erased: record.is_erased(),
                     };
                     add(self.tasks, event, &record)?;
                 }
-                Entry::Quarantined { number, value: Some(value) } => {
+                Entry::Quarantined {
+                    number,
+                    value: Some(value),
+                } => {
                     let sealed = self.quarantine_keys.seal(number, &value)?;
                     batch.insert(self.quarantine, sequence_key(Sequence(number)), sealed);
                 }

@@ -51,7 +51,9 @@ pub enum RestoreError {
     #[error("this is no backup: take a file that `blobcast backup` has written")]
     NoBackup,
     /// Of another version.
-    #[error("the backup has format {0}, this version reads format {FORMAT}: use the version that wrote it")]
+    #[error(
+        "the backup has format {0}, this version reads format {FORMAT}: use the version that wrote it"
+    )]
     Format(u64),
     /// Not what was written.
     #[error("the backup is damaged ({0}), and nothing was restored: take another one")]
@@ -105,7 +107,12 @@ pub fn restore_and_append(
         WhenRunning::Refuse => Some(Stopped::hold(other)?),
         WhenRunning::Wait(_) => None,
     };
-    settled(fill_and_append(backup, path, || stopped_by_then(stopped, other, when_running)), path)
+    settled(
+        fill_and_append(backup, path, || {
+            stopped_by_then(stopped, other, when_running)
+        }),
+        path,
+    )
 }
 
 fn stopped_by_then(
@@ -147,7 +154,9 @@ fn fill_and_append(
 ) -> Result<(BackupSummary, AppendSummary), RestoreError> {
     let cannot = |error: io::Error| RestoreError::Store(Setup::from(error).at(path));
     let unfinished = path.join(UNFINISHED);
-    File::create(&unfinished).and_then(|file| file.sync_all()).map_err(cannot)?;
+    File::create(&unfinished)
+        .and_then(|file| file.sync_all())
+        .map_err(cannot)?;
     sync_directory(Some(path)).map_err(cannot)?;
     let summary = fill(backup, path)?;
 
@@ -157,7 +166,9 @@ fn fill_and_append(
     let store = Arc::new(Store::open_unfinished(Source::system(), path, CACHE_BYTES)?);
     let backed_up_micros = lock(&store.totals).log_time_micros;
     let appended = other.append_to(&store)?;
-    let checkpoint = store.checkpoint().map_err(|error| RestoreError::Store(Setup::from(error).at(path)));
+    let checkpoint = store
+        .checkpoint()
+        .map_err(|error| RestoreError::Store(Setup::from(error).at(path)));
     let epoch = store.epoch();
     drop((store, other));
     checkpoint?;
@@ -192,8 +203,16 @@ fn fill(backup: impl Read, path: &Path) -> Result<BackupSummary, RestoreError> {
     let totals = header(&mut input)?;
     let (epoch, head) = (new_epoch(), totals.head()?.0);
     let watermark = Watermark::open(path).map_err(|error| cannot(error.into()))?;
-    let mark = Mark { epoch, head, quarantine_next: totals.quarantine_next, commit_next: 0, database_next: 0 };
-    watermark.begin(path, mark).map_err(|error| cannot(error.into()))?;
+    let mark = Mark {
+        epoch,
+        head,
+        quarantine_next: totals.quarantine_next,
+        commit_next: 0,
+        database_next: 0,
+    };
+    watermark
+        .begin(path, mark)
+        .map_err(|error| cannot(error.into()))?;
     let mut audit = Audit::new(totals);
     let log = Log::create(path, epoch, audit.found).map_err(|error| cannot(error.into()))?;
     let database = open_database(path, CACHE_BYTES).map_err(|error| cannot(error.into()))?;
@@ -201,7 +220,9 @@ fn fill(backup: impl Read, path: &Path) -> Result<BackupSummary, RestoreError> {
     let quarantine_keys = QuarantineKeys::open(path).map_err(|error| cannot(error.into()))?;
 
     // Past the database's journal, as checkpoints do: what they remove later must not come back from there.
-    let mut index = tasks.start_ingestion().map_err(|error| cannot(error.into()))?;
+    let mut index = tasks
+        .start_ingestion()
+        .map_err(|error| cannot(error.into()))?;
     let mut add_task = |key: Vec<u8>, value: Vec<u8>| index.write(key, value);
     let mut more = true;
     while more {
@@ -216,20 +237,29 @@ fn fill(backup: impl Read, path: &Path) -> Result<BackupSummary, RestoreError> {
         };
         more = read_batch(&mut input, &mut audit, to, cannot)?;
         if !frame.is_empty() {
-            log.append(frame, &before, &audit.found).map_err(|error| cannot(error.into()))?;
+            log.append(frame, &before, &audit.found)
+                .map_err(|error| cannot(error.into()))?;
         }
         batch.commit().map_err(|error| cannot(error.into()))?;
     }
     index.finish().map_err(|error| cannot(error.into()))?;
     // The index is a part of the backup, so no start may make it anew from these events, of which the log knows only the
     // records: whatever is told again lies behind them.
-    let finished = log.finish(&audit.found).and_then(|()| quarantine_keys.sync()).map_err(Setup::from);
+    let finished = log
+        .finish(&audit.found)
+        .and_then(|()| quarantine_keys.sync())
+        .map_err(Setup::from);
     let told = log.next_commit() - 1;
-    finished.and_then(|()| Ok(write_identity(&database, &meta, epoch, told)?)).map_err(cannot)?;
+    finished
+        .and_then(|()| Ok(write_identity(&database, &meta, epoch, told)?))
+        .map_err(cannot)?;
     drop((meta, tasks, quarantine, database, log));
     // Starts as the broker would, with all its checks.
-    let now = Store::open_unfinished(Source::system(), path, CACHE_BYTES)?.clock().now();
-    backup_results::note_restored(path, epoch, now, input.read).map_err(|error| cannot(error.into()))?;
+    let now = Store::open_unfinished(Source::system(), path, CACHE_BYTES)?
+        .clock()
+        .now();
+    backup_results::note_restored(path, epoch, now, input.read)
+        .map_err(|error| cannot(error.into()))?;
     started::note_restored(path, epoch).map_err(|error| cannot(error.into()))?;
     Ok(audit.summary(input.read))
 }
@@ -264,12 +294,14 @@ fn read_batch(
 ) -> Result<bool, RestoreError> {
     let mut bytes = 0;
     while bytes < BATCH_BYTES {
-        let Some((part, key, value)) = read_entry(input, audit)? else { return Ok(false) };
+        let Some((part, key, value)) = read_entry(input, audit)? else {
+            return Ok(false);
+        };
         bytes += key.len() + value.len();
         match part {
             Part::Events => {
-                let record =
-                    Record::from_stored(parse_sequence_key(&key)?, value.into()).map_err(|_| Damaged("event"))?;
+                let record = Record::from_stored(parse_sequence_key(&key)?, value.into())
+                    .map_err(|_| Damaged("event"))?;
                 to.frame.event(Uuid::nil(), Fingerprint::default(), &record);
             }
             Part::Tasks => (to.add_task)(key, value).map_err(|error| cannot(error.into()))?,
@@ -289,7 +321,10 @@ fn read_batch(
 type Entry = (Part, Vec<u8>, Vec<u8>);
 
 /// The next entry, checked; `None` behind the last one, when the end has been checked.
-fn read_entry(input: &mut Input<impl Read>, audit: &mut Audit) -> Result<Option<Entry>, RestoreError> {
+fn read_entry(
+    input: &mut Input<impl Read>,
+    audit: &mut Audit,
+) -> Result<Option<Entry>, RestoreError> {
     let tag = input.take(1)?[0];
     if tag == END {
         end(input, audit)?;
@@ -335,13 +370,23 @@ struct Input<R> {
 
 impl<R: Read> Input<R> {
     fn new(backup: R) -> Self {
-        Self { from: BufReader::new(backup), checksum: Xxh3::new(), read: 0 }
+        Self {
+            from: BufReader::new(backup),
+            checksum: Xxh3::new(),
+            read: 0,
+        }
     }
 
     fn take(&mut self, length: usize) -> Result<Vec<u8>, RestoreError> {
         // Grows with what comes, not with what a damaged length claims.
         let mut bytes = Vec::new();
-        if self.from.by_ref().take(length as u64).read_to_end(&mut bytes)? < length {
+        if self
+            .from
+            .by_ref()
+            .take(length as u64)
+            .read_to_end(&mut bytes)?
+            < length
+        {
             return Err(RestoreError::CutShort);
         }
         self.checksum.update(&bytes);
@@ -354,7 +399,10 @@ impl<R: Read> Input<R> {
     }
 
     fn length(&mut self) -> Result<usize, RestoreError> {
-        let bytes = self.take(4)?.try_into().map_err(|_| RestoreError::CutShort)?;
+        let bytes = self
+            .take(4)?
+            .try_into()
+            .map_err(|_| RestoreError::CutShort)?;
         match u32::from_le_bytes(bytes) {
             length if length <= LENGTH_MAX => Ok(length as usize),
             _ => Err(RestoreError::Damaged("length")),
@@ -368,7 +416,10 @@ fn clear(path: &Path) -> io::Result<()> {
         let entry = entry?;
         if entry.file_type()?.is_dir() {
             fs::remove_dir_all(entry.path())?;
-        } else if ![Watermark::FILE, UNFINISHED].iter().any(|last| entry.file_name() == *last) {
+        } else if ![Watermark::FILE, UNFINISHED]
+            .iter()
+            .any(|last| entry.file_name() == *last)
+        {
             fs::remove_file(entry.path())?;
         }
     }

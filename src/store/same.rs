@@ -36,7 +36,9 @@ struct Had {
 impl Had {
     fn has(&self, record: &Record, fingerprint: Fingerprint) -> bool {
         let moment = moment(record);
-        self.fingerprints.iter().any(|&named| fingerprint.repeats(named))
+        self.fingerprints
+            .iter()
+            .any(|&named| fingerprint.repeats(named))
             || self.husks.contains(&moment)
             || if record.is_erased() {
                 self.moments.contains(&moment)
@@ -84,11 +86,20 @@ impl<'a> Before<'a> {
             let shares = lock(&restored.shares);
             for number in shares.after(0) {
                 if let Some(kept) = shares.get(number) {
-                    quarantined.entry(kept.received_at_micros).or_default().push(number);
+                    quarantined
+                        .entry(kept.received_at_micros)
+                        .or_default()
+                        .push(number);
                 }
             }
         }
-        Self { restored, other, head: restored.head(), crowded: None, quarantined }
+        Self {
+            restored,
+            other,
+            head: restored.head(),
+            crowded: None,
+            quarantined,
+        }
     }
 
     /// Whether an event of the other log was there, though the index may not say so. `known`: what both indexes have of its task.
@@ -107,7 +118,9 @@ impl<'a> Before<'a> {
             None => self.read_crowded(record.sequence())?,
         };
         let crowded = self.crowded.insert(crowded);
-        Ok(crowded.get(&task_of(record)).is_some_and(|had| had.has(record, fingerprint)))
+        Ok(crowded
+            .get(&task_of(record))
+            .is_some_and(|had| had.has(record, fingerprint)))
     }
 
     /// All such tasks that the other log has from a place on, and what the restored one had of them. Until then it has been given no
@@ -116,16 +129,30 @@ impl<'a> Before<'a> {
         let mut crowded = HashMap::new();
         for record in self.other.log.events(from..=self.other.head()) {
             let record = record?;
-            let Ok(task_id) = TaskId::parse(record.task_id()) else { continue };
+            let Ok(task_id) = TaskId::parse(record.task_id()) else {
+                continue;
+            };
             if !record.status().is_terminal() || crowded.contains_key(&task_of(&record)) {
                 continue;
             }
             let named = self.restored.tasks.get::<ReadError>(&task_id)?;
-            if may_lack_some(&named) || may_lack_some(&self.other.tasks.get::<ReadError>(&task_id)?) {
-                let Ok(product) = Product::parse(record.product()) else { continue };
-                let fingerprints =
-                    named.iter().filter(|event| event.product == product).map(|event| event.fingerprint).collect();
-                crowded.insert(task_of(&record), Had { fingerprints, ..Had::default() });
+            if may_lack_some(&named) || may_lack_some(&self.other.tasks.get::<ReadError>(&task_id)?)
+            {
+                let Ok(product) = Product::parse(record.product()) else {
+                    continue;
+                };
+                let fingerprints = named
+                    .iter()
+                    .filter(|event| event.product == product)
+                    .map(|event| event.fingerprint)
+                    .collect();
+                crowded.insert(
+                    task_of(&record),
+                    Had {
+                        fingerprints,
+                        ..Had::default()
+                    },
+                );
             }
         }
 
@@ -143,10 +170,17 @@ impl<'a> Before<'a> {
 
     /// Whether a callback in the other quarantine was in the restored one: received at the same microsecond, with the same body.
     pub(super) fn has_quarantined(&mut self, callback: &Quarantined) -> Result<bool, ReadError> {
-        let Some(numbers) = self.quarantined.get_mut(&callback.header.received_at_micros) else { return Ok(false) };
+        let Some(numbers) = self
+            .quarantined
+            .get_mut(&callback.header.received_at_micros)
+        else {
+            return Ok(false);
+        };
         for at in 0..numbers.len() {
             let same = self.restored.quarantined(numbers[at])?;
-            if same.is_some_and(|same| same.body == callback.body && same.header.target == callback.header.target) {
+            if same.is_some_and(|same| {
+                same.body == callback.body && same.header.target == callback.header.target
+            }) {
                 numbers.swap_remove(at);
                 return Ok(true);
             }

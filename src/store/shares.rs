@@ -85,23 +85,46 @@ pub(super) struct Shares {
 
 impl Shares {
     /// Takes up a callback.
-    pub(super) fn add(&mut self, number: u64, credential: &str, product: &str, bytes: u64, received_at_micros: i64) {
+    pub(super) fn add(
+        &mut self,
+        number: u64,
+        credential: &str,
+        product: &str,
+        bytes: u64,
+        received_at_micros: i64,
+    ) {
         let share = self.share(credential, product);
         self.shares[share].tally.add(bytes);
         self.shares[share].numbers.insert(number);
         if let Some(credential) = self.credentials.get_mut(credential) {
             credential.tally.add(bytes);
         }
-        self.kept.insert(number, Kept { bytes, received_at_micros, share });
+        self.kept.insert(
+            number,
+            Kept {
+                bytes,
+                received_at_micros,
+                share,
+            },
+        );
     }
 
     /// Forgets a callback.
     pub(super) fn remove(&mut self, number: u64) {
-        let Some(Kept { bytes, share: place, .. }) = self.kept.remove(&number) else { return };
+        let Some(Kept {
+            bytes,
+            share: place,
+            ..
+        }) = self.kept.remove(&number)
+        else {
+            return;
+        };
         let share = &mut self.shares[place];
         share.tally.remove(bytes);
         share.numbers.remove(&number);
-        let Some(credential) = self.credentials.get_mut(&share.credential) else { return };
+        let Some(credential) = self.credentials.get_mut(&share.credential) else {
+            return;
+        };
         credential.tally.remove(bytes);
         if !share.numbers.is_empty() {
             return;
@@ -124,30 +147,48 @@ impl Shares {
 
     /// The oldest of all.
     pub(super) fn oldest(&self) -> Option<(u64, Kept)> {
-        self.kept.first_key_value().map(|(&number, &kept)| (number, kept))
+        self.kept
+            .first_key_value()
+            .map(|(&number, &kept)| (number, kept))
     }
 
     /// Numbers above `number`, oldest first.
     pub(super) fn after(&self, number: u64) -> impl Iterator<Item = u64> {
-        self.kept.range((Bound::Excluded(number), Bound::Unbounded)).map(|(&number, _)| number)
+        self.kept
+            .range((Bound::Excluded(number), Bound::Unbounded))
+            .map(|(&number, _)| number)
     }
 
     /// What is forgotten first: the oldest of the product that has most, of the credential that has most.
     pub(super) fn first_to_go(&self, measure: Measure) -> Option<u64> {
-        let credential = self.credentials.values().max_by_key(|credential| credential.tally.by(measure))?;
-        let shares = credential.products.values().chain(&credential.rest).map(|&place| &self.shares[place]);
+        let credential = self
+            .credentials
+            .values()
+            .max_by_key(|credential| credential.tally.by(measure))?;
+        let shares = credential
+            .products
+            .values()
+            .chain(&credential.rest)
+            .map(|&place| &self.shares[place]);
         // Of equals the one with the oldest, so that the order does not hang on a hash.
         let most = shares.max_by_key(|share| {
-            (share.tally.by(measure), std::cmp::Reverse(share.numbers.first().copied().unwrap_or(u64::MAX)))
+            (
+                share.tally.by(measure),
+                std::cmp::Reverse(share.numbers.first().copied().unwrap_or(u64::MAX)),
+            )
         });
         most?.numbers.first().copied()
     }
 
     fn share(&mut self, credential: &str, product: &str) -> usize {
         if !self.credentials.contains_key(credential) {
-            self.credentials.insert(credential.into(), Credential::default());
+            self.credentials
+                .insert(credential.into(), Credential::default());
         }
-        let of_credential = self.credentials.get_mut(credential).expect("it was put there above");
+        let of_credential = self
+            .credentials
+            .get_mut(credential)
+            .expect("it was put there above");
         if let Some(&place) = of_credential.products.get(product) {
             return place;
         }
@@ -187,7 +228,14 @@ mod tests {
     use super::*;
 
     /// Adds a callback and forgets what is too much; whose were forgotten.
-    fn add(shares: &mut Shares, number: u64, whose: (u8, u8), bytes: u64, measure: Measure, most: u64) -> Vec<u64> {
+    fn add(
+        shares: &mut Shares,
+        number: u64,
+        whose: (u8, u8),
+        bytes: u64,
+        measure: Measure,
+        most: u64,
+    ) -> Vec<u64> {
         let (credential, product) = (format!("c{}", whose.0), format!("p{}", whose.1));
         shares.add(number, &credential, &product, bytes, 0);
         let total = |shares: &Shares| match measure {
@@ -259,10 +307,19 @@ mod tests {
     fn within_one_share_the_oldest_goes_first() {
         let mut shares = Shares::default();
         for number in 1..=4 {
-            assert_eq!(add(&mut shares, number, (1, 1), 10, Measure::Bytes, 40), [0; 0]);
+            assert_eq!(
+                add(&mut shares, number, (1, 1), 10, Measure::Bytes, 40),
+                [0; 0]
+            );
         }
-        assert_eq!(add(&mut shares, 5, (1, 1), 25, Measure::Bytes, 40), [1, 2, 3]);
+        assert_eq!(
+            add(&mut shares, 5, (1, 1), 25, Measure::Bytes, 40),
+            [1, 2, 3]
+        );
         assert_eq!(shares.after(4).collect::<Vec<_>>(), [5]);
-        assert_eq!((shares.get(4).map(|kept| kept.bytes), shares.get(1)), (Some(10), None));
+        assert_eq!(
+            (shares.get(4).map(|kept| kept.bytes), shares.get(1)),
+            (Some(10), None)
+        );
     }
 }

@@ -17,7 +17,10 @@ use std::{
 use rustix::fs::OFlags;
 use serde::{Deserialize, Serialize};
 
-use super::{OpenError, append, backup_results, open::LOCK_FILE, quarantine_keys, restore, watermark::Watermark};
+use super::{
+    OpenError, append, backup_results, open::LOCK_FILE, quarantine_keys, restore,
+    watermark::Watermark,
+};
 use crate::{event::Epoch, files};
 
 /// Who had the log last.
@@ -73,7 +76,10 @@ impl fmt::Display for Cut {
             (0, 0) => f.write_str("nothing"),
             (log, 0) => write!(f, "{log} bytes of a torn last commit"),
             (0, journal) => write!(f, "{journal} bytes of the index's journal"),
-            (log, journal) => write!(f, "{log} bytes of a torn last commit, {journal} bytes of the index's journal"),
+            (log, journal) => write!(
+                f,
+                "{log} bytes of a torn last commit, {journal} bytes of the index's journal"
+            ),
         }
     }
 }
@@ -110,18 +116,38 @@ struct Last {
 /// Judges by what the file in a data directory says; `is_new`: the log begins with this start.
 pub(super) fn judge(directory: &Path, epoch: Epoch, is_new: bool, cut: Cut) -> Started {
     if is_new {
-        return Started { found: Found::New, version_before: None, cut };
+        return Started {
+            found: Found::New,
+            version_before: None,
+            cut,
+        };
     }
     // One of another log was copied there.
     let last = read(directory).filter(|last| last.epoch == epoch.to_string());
     let version_before = last.as_ref().map(|last| last.version.clone());
     let found = match last {
-        Some(Last { left: Left::Restored, .. }) => Found::Restored,
-        Some(Last { left: Left::Closed, version, .. }) if version != env!("CARGO_PKG_VERSION") => Found::Upgraded,
-        Some(Last { left: Left::Closed, .. }) => Found::Clean,
-        Some(Last { left: Left::Open, .. }) | None => Found::Recovered,
+        Some(Last {
+            left: Left::Restored,
+            ..
+        }) => Found::Restored,
+        Some(Last {
+            left: Left::Closed,
+            version,
+            ..
+        }) if version != env!("CARGO_PKG_VERSION") => Found::Upgraded,
+        Some(Last {
+            left: Left::Closed, ..
+        }) => Found::Clean,
+        Some(Last {
+            left: Left::Open, ..
+        })
+        | None => Found::Recovered,
     };
-    Started { found, version_before, cut }
+    Started {
+        found,
+        version_before,
+        cut,
+    }
 }
 
 fn read(directory: &Path) -> Option<Last> {
@@ -144,7 +170,11 @@ pub(super) fn note_restored(directory: &Path, epoch: Epoch) -> io::Result<()> {
 }
 
 fn write(directory: &Path, epoch: Epoch, left: Left) -> io::Result<()> {
-    let last = Last { version: env!("CARGO_PKG_VERSION").to_owned(), epoch: epoch.to_string(), left };
+    let last = Last {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        epoch: epoch.to_string(),
+        left,
+    };
     // A lost one says that the log was not closed, which is safe.
     files::replace_private(directory, FILE, &serde_json::to_vec(&last)?)
 }
@@ -162,7 +192,10 @@ pub fn is_part(name: &OsStr) -> bool {
         append::USED_UP,
     ];
     let mut names = PARTS.into_iter().chain(Watermark::FILES).chain(others);
-    names.any(|part| name == part) || Path::new(name).extension().is_some_and(|end| end == JOURNAL_EXTENSION)
+    names.any(|part| name == part)
+        || Path::new(name)
+            .extension()
+            .is_some_and(|end| end == JOURNAL_EXTENSION)
 }
 
 /// Refuses a directory without a log if there should be one. Changes nothing.
@@ -177,7 +210,11 @@ pub fn check_expected(directory: &Path, is_expected: bool) -> Result<(), OpenErr
     let Some(marker) = marker_of(directory).filter(|marker| may_be_there(marker)) else {
         return Ok(());
     };
-    Err(OpenError::Vanished { path: directory.into(), said: said_by(&marker), marker })
+    Err(OpenError::Vanished {
+        path: directory.into(),
+        said: said_by(&marker),
+        marker,
+    })
 }
 
 /// Whether an entry is there, as far as can be seen. One that cannot be looked at is not taken for missing: a log behind a failing
@@ -187,7 +224,11 @@ fn may_be_there(path: &Path) -> bool {
         Ok(_) => true,
         Err(error) => {
             // Of these the system says that there can be no such entry.
-            let is_missing = [io::ErrorKind::NotFound, io::ErrorKind::NotADirectory, io::ErrorKind::InvalidFilename];
+            let is_missing = [
+                io::ErrorKind::NotFound,
+                io::ErrorKind::NotADirectory,
+                io::ErrorKind::InvalidFilename,
+            ];
             !is_missing.contains(&error.kind())
         }
     }
@@ -195,16 +236,33 @@ fn may_be_there(path: &Path) -> bool {
 
 /// Notes beside a data directory that it has a log; where that cannot be written, nothing is noted.
 pub(super) fn mark(directory: &Path, epoch: Epoch) {
-    let Some(path) = marker_of(directory) else { return };
-    let name = directory.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    let text = format!("blobcast {} had log {epoch} in {name}\n", env!("CARGO_PKG_VERSION"));
+    let Some(path) = marker_of(directory) else {
+        return;
+    };
+    let name = directory
+        .file_name()
+        .unwrap_or_default()
+        .to_string_lossy()
+        .into_owned();
+    let text = format!(
+        "blobcast {} had log {epoch} in {name}\n",
+        env!("CARGO_PKG_VERSION")
+    );
     if let Err(error) = write_marker(&path, text.as_bytes()) {
         tracing::debug!(path = %path.display(), %error, "nothing beside the data directory notes that it has a log");
     }
 }
 
 fn write_marker(path: &Path, text: &[u8]) -> io::Result<()> {
-    let mut file = open_marker(path, File::options().read(true).write(true).create(true).truncate(false).mode(0o600))?;
+    let mut file = open_marker(
+        path,
+        File::options()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600),
+    )?;
     if read_marker(&file)? == text {
         return Ok(());
     }
@@ -231,7 +289,11 @@ pub(super) fn check_not_used_up(directory: &Path) -> Result<(), OpenError> {
     if fs::symlink_metadata(&mark).is_err() {
         return Ok(());
     }
-    Err(OpenError::UsedUp { path: directory.into(), to: said_by(&mark), mark })
+    Err(OpenError::UsedUp {
+        path: directory.into(),
+        to: said_by(&mark),
+        mark,
+    })
 }
 
 /// What lets a new log begin where a data directory had one, in words.
@@ -255,7 +317,9 @@ fn marker_of(directory: &Path) -> Option<PathBuf> {
 
 fn said_by(marker: &Path) -> String {
     let said = open_marker(marker, File::options().read(true)).and_then(|file| read_marker(&file));
-    String::from_utf8_lossy(&said.unwrap_or_default()).trim().to_owned()
+    String::from_utf8_lossy(&said.unwrap_or_default())
+        .trim()
+        .to_owned()
 }
 
 #[cfg(test)]
@@ -273,9 +337,16 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path();
         assert_eq!(judge(path, EPOCH, true, Cut::default()).found, Found::New);
-        assert_eq!(found(path), Found::Recovered, "nothing tells that it was closed");
+        assert_eq!(
+            found(path),
+            Found::Recovered,
+            "nothing tells that it was closed"
+        );
         for (note, expected) in [
-            (note_open as fn(&Path, Epoch) -> io::Result<()>, Found::Recovered),
+            (
+                note_open as fn(&Path, Epoch) -> io::Result<()>,
+                Found::Recovered,
+            ),
             (note_closed, Found::Clean),
             (note_restored, Found::Restored),
         ] {
@@ -285,8 +356,16 @@ mod tests {
             assert_eq!(before.as_deref(), Some(env!("CARGO_PKG_VERSION")));
         }
         note_closed(path, Epoch(8)).unwrap();
-        assert_eq!(found(path), Found::Recovered, "it was another log that was closed");
-        fs::write(path.join(FILE), r#"{"version":"0.0.1","epoch":"0000000000000007","left":"closed"}"#).unwrap();
+        assert_eq!(
+            found(path),
+            Found::Recovered,
+            "it was another log that was closed"
+        );
+        fs::write(
+            path.join(FILE),
+            r#"{"version":"0.0.1","epoch":"0000000000000007","left":"closed"}"#,
+        )
+        .unwrap();
         assert_eq!(found(path), Found::Upgraded);
         for bytes in ["", "{", "[]", "\u{0}"] {
             fs::write(path.join(FILE), bytes).unwrap();
@@ -299,11 +378,17 @@ mod tests {
         let parent = tempfile::tempdir().unwrap();
         let path = parent.path().join("data");
         assert!(check_expected(&path, false).is_ok(), "nothing tells");
-        assert!(matches!(check_expected(&path, true), Err(OpenError::Expected(_))));
+        assert!(matches!(
+            check_expected(&path, true),
+            Err(OpenError::Expected(_))
+        ));
         mark(&path, EPOCH);
         let refused = check_expected(&path, false).unwrap_err().to_string();
         let marker = parent.path().join(".data.has-log");
-        assert!(refused.contains(&marker.display().to_string()) && refused.contains(&EPOCH.to_string()), "{refused}");
+        assert!(
+            refused.contains(&marker.display().to_string()) && refused.contains(&EPOCH.to_string()),
+            "{refused}"
+        );
         // A file system of its own is mounted there.
         fs::create_dir_all(path.join("lost+found")).unwrap();
         assert!(check_expected(&path, false).is_err());
@@ -321,13 +406,22 @@ mod tests {
         let parent = tempfile::tempdir().unwrap();
         let endless = parent.path().join("data");
         std::os::unix::fs::symlink(&endless, &endless).unwrap();
-        assert!(fs::symlink_metadata(endless.join("log")).is_err_and(|error| error.kind() != io::ErrorKind::NotFound));
-        assert!(check_expected(&endless, true).is_ok(), "opening it tells what is wrong");
+        assert!(
+            fs::symlink_metadata(endless.join("log"))
+                .is_err_and(|error| error.kind() != io::ErrorKind::NotFound)
+        );
+        assert!(
+            check_expected(&endless, true).is_ok(),
+            "opening it tells what is wrong"
+        );
         // No entry can have such a name, or be below a file.
         let long = parent.path().join("d".repeat(250));
         assert!(check_expected(&long, false).is_ok());
         fs::write(parent.path().join("file"), "").unwrap();
-        assert!(matches!(check_expected(&parent.path().join("file"), true), Err(OpenError::Expected(_))));
+        assert!(matches!(
+            check_expected(&parent.path().join("file"), true),
+            Err(OpenError::Expected(_))
+        ));
     }
 
     #[test]
@@ -343,7 +437,10 @@ mod tests {
     #[test]
     fn a_marker_of_somebody_else_is_neither_waited_for_nor_read_without_a_limit() {
         let parent = tempfile::tempdir().unwrap();
-        let (path, marker) = (parent.path().join("data"), parent.path().join(".data.has-log"));
+        let (path, marker) = (
+            parent.path().join("data"),
+            parent.path().join(".data.has-log"),
+        );
         let (ended, end) = std::sync::mpsc::channel();
         let look = |path: PathBuf| {
             let ended = ended.clone();
@@ -351,19 +448,29 @@ mod tests {
                 mark(&path, EPOCH);
                 ended.send(check_expected(&path, false)).unwrap();
             });
-            end.recv_timeout(std::time::Duration::from_secs(30)).expect("it blocks")
+            end.recv_timeout(std::time::Duration::from_secs(30))
+                .expect("it blocks")
         };
         let mode = rustix::fs::Mode::from_raw_mode(0o600);
         rustix::fs::mkfifoat(rustix::fs::CWD, &marker, mode).unwrap();
-        assert!(matches!(look(path.clone()), Err(OpenError::Vanished { said, .. }) if said.is_empty()));
+        assert!(
+            matches!(look(path.clone()), Err(OpenError::Vanished { said, .. }) if said.is_empty())
+        );
         fs::remove_file(&marker).unwrap();
 
         // A sparse file of 1 TiB: nobody has the memory for all of it.
         File::create(&marker).unwrap().set_len(1 << 40).unwrap();
         let refused = check_expected(&path, false);
-        assert!(matches!(refused, Err(OpenError::Vanished { said, .. }) if said.len() == MARKER_BYTES_MAX as usize));
-        assert!(matches!(look(path), Err(OpenError::Vanished { said, .. }) if said.contains(&EPOCH.to_string())));
-        assert!(fs::metadata(&marker).unwrap().len() < MARKER_BYTES_MAX, "the marker has replaced it");
+        assert!(
+            matches!(refused, Err(OpenError::Vanished { said, .. }) if said.len() == MARKER_BYTES_MAX as usize)
+        );
+        assert!(
+            matches!(look(path), Err(OpenError::Vanished { said, .. }) if said.contains(&EPOCH.to_string()))
+        );
+        assert!(
+            fs::metadata(&marker).unwrap().len() < MARKER_BYTES_MAX,
+            "the marker has replaced it"
+        );
     }
 
     #[test]
@@ -374,12 +481,23 @@ mod tests {
         // It was moved away.
         assert!(check_expected(&path, false).is_err());
         let advice = [
-            OpenError::Corrupt { path: path.clone(), problem: String::new() }.to_string(),
-            OpenError::Format { path: path.clone(), found: 1 }.to_string(),
+            OpenError::Corrupt {
+                path: path.clone(),
+                problem: String::new(),
+            }
+            .to_string(),
+            OpenError::Format {
+                path: path.clone(),
+                found: 1,
+            }
+            .to_string(),
         ];
         let marker = parent.path().join(".data.has-log");
         for advice in advice {
-            assert!(advice.contains(&format!("remove {}", marker.display())), "{advice}");
+            assert!(
+                advice.contains(&format!("remove {}", marker.display())),
+                "{advice}"
+            );
             assert!(advice.contains("log.expect_existing = false"), "{advice}");
         }
         fs::remove_file(marker).unwrap();
@@ -388,10 +506,19 @@ mod tests {
 
     #[test]
     fn what_was_cut_is_told_in_words() {
-        let told = |log_bytes, journal_bytes| Cut { log_bytes, journal_bytes }.to_string();
+        let told = |log_bytes, journal_bytes| {
+            Cut {
+                log_bytes,
+                journal_bytes,
+            }
+            .to_string()
+        };
         assert_eq!(told(0, 0), "nothing");
         assert_eq!(told(3, 0), "3 bytes of a torn last commit");
         assert_eq!(told(0, 4), "4 bytes of the index's journal");
-        assert_eq!(told(3, 4), "3 bytes of a torn last commit, 4 bytes of the index's journal");
+        assert_eq!(
+            told(3, 4),
+            "3 bytes of a torn last commit, 4 bytes of the index's journal"
+        );
     }
 }

@@ -36,7 +36,9 @@ enum Events {
 
 impl From<Vec<TaskEvent>> for Events {
     fn from(events: Vec<TaskEvent>) -> Self {
-        events.try_into().map_or_else(|events: Vec<_>| Self::Many(events.into()), Self::One)
+        events
+            .try_into()
+            .map_or_else(|events: Vec<_>| Self::Many(events.into()), Self::One)
     }
 }
 
@@ -78,7 +80,9 @@ struct Recent {
 
 impl Recent {
     fn get(&self, task_id: &TaskId) -> Option<&Events> {
-        self.changed.get(task_id).or_else(|| self.settling.get(task_id))
+        self.changed
+            .get(task_id)
+            .or_else(|| self.settling.get(task_id))
     }
 
     fn change(&mut self, task_id: TaskId, events: Events) {
@@ -91,17 +95,27 @@ impl Recent {
 
 impl Tasks {
     pub(super) fn new(database: Database, stored: Keyspace, recent_max: usize) -> Self {
-        Self { database, stored, recent: RwLock::default(), turn: Mutex::default(), recent_max }
+        Self {
+            database,
+            stored,
+            recent: RwLock::default(),
+            turn: Mutex::default(),
+            recent_max,
+        }
     }
 
     /// What is known of a task. A disk that refuses is told from damage where that matters.
-    pub(super) fn get<E: From<fjall::Error> + From<Damaged>>(&self, task_id: &TaskId) -> Result<Vec<TaskEvent>, E> {
+    pub(super) fn get<E: From<fjall::Error> + From<Damaged>>(
+        &self,
+        task_id: &TaskId,
+    ) -> Result<Vec<TaskEvent>, E> {
         let recent = self.recent().get(task_id).cloned();
         match recent {
             Some(events) => Ok(events.to_vec()),
-            None => {
-                Ok(self.stored.get(task_id.as_str())?.map_or(Ok(Vec::with_capacity(1)), |entry| parse_task(&entry))?)
-            }
+            None => Ok(self
+                .stored
+                .get(task_id.as_str())?
+                .map_or(Ok(Vec::with_capacity(1)), |entry| parse_task(&entry))?),
         }
     }
 
@@ -113,7 +127,10 @@ impl Tasks {
     ) -> Result<(), ReadError> {
         let (found, snapshot) = {
             let recent = self.recent();
-            let found: Vec<_> = task_ids.into_iter().map(|task_id| (task_id, recent.get(task_id).cloned())).collect();
+            let found: Vec<_> = task_ids
+                .into_iter()
+                .map(|task_id| (task_id, recent.get(task_id).cloned()))
+                .collect();
             (found, self.database.snapshot())
         };
         for (task_id, events) in found {
@@ -121,7 +138,10 @@ impl Tasks {
                 Some(events) => each(task_id, &events),
                 None => {
                     let entry = snapshot.get(&self.stored, task_id.as_str())?;
-                    each(task_id, &entry.map_or(Ok(Vec::new()), |entry| parse_task(&entry))?);
+                    each(
+                        task_id,
+                        &entry.map_or(Ok(Vec::new()), |entry| parse_task(&entry))?,
+                    );
                 }
             }
         }
@@ -135,10 +155,16 @@ impl Tasks {
     ) -> Result<(), fjall::Error> {
         let weight = {
             let mut recent = self.recent_mut();
-            changes.into_iter().for_each(|(task_id, events)| recent.change(task_id, events.into()));
+            changes
+                .into_iter()
+                .for_each(|(task_id, events)| recent.change(task_id, events.into()));
             recent.weight
         };
-        if weight > self.recent_max { self.settle() } else { Ok(()) }
+        if weight > self.recent_max {
+            self.settle()
+        } else {
+            Ok(())
+        }
     }
 
     /// Brings all that has changed so far into the database, durably: the end of an ingestion syncs the new table, its folder
@@ -174,7 +200,9 @@ impl Tasks {
         // What could not be settled before fails the store, which reads on: it must not be lost from sight, nor come over what
         // is newer.
         for (task_id, events) in recent.settling.iter() {
-            changes.entry(task_id.clone()).or_insert_with(|| events.clone());
+            changes
+                .entry(task_id.clone())
+                .or_insert_with(|| events.clone());
         }
         recent.settling = Arc::new(changes);
         Arc::clone(&recent.settling)
@@ -185,7 +213,9 @@ impl Tasks {
         let recent = self.recent();
         // What is newer comes first.
         let all = recent.changed.iter().chain(recent.settling.iter());
-        let all = all.map(|(task_id, events)| (task_id.clone(), events.clone())).collect();
+        let all = all
+            .map(|(task_id, events)| (task_id.clone(), events.clone()))
+            .collect();
         TaskEntries {
             stored: self.database.snapshot().iter(&self.stored),
             next_stored: None,
@@ -216,13 +246,18 @@ impl TaskEntries {
     fn next_entry(&mut self) -> Result<Option<(Slice, Slice)>, fjall::Error> {
         if !self.is_sorted {
             self.recent.sort_by(|(a, _), (b, _)| a.cmp(b));
-            self.recent.dedup_by(|(later, _), (first, _)| later == first);
+            self.recent
+                .dedup_by(|(later, _), (first, _)| later == first);
             self.recent.reverse(); // to be taken from the end
             self.is_sorted = true;
         }
         loop {
             if self.next_stored.is_none() {
-                self.next_stored = self.stored.next().map(fjall::Guard::into_inner).transpose()?;
+                self.next_stored = self
+                    .stored
+                    .next()
+                    .map(fjall::Guard::into_inner)
+                    .transpose()?;
             }
             let stored_first = match (&self.next_stored, self.recent.last()) {
                 (Some((key, _)), Some((task_id, _))) => (**key).cmp(task_id.as_str().as_bytes()),
@@ -270,7 +305,9 @@ mod tests {
 
     fn tasks_in(directory: &std::path::Path, recent_max: usize) -> Tasks {
         let database = Database::builder(directory).open().unwrap();
-        let stored = database.keyspace("tasks", KeyspaceCreateOptions::default).unwrap();
+        let stored = database
+            .keyspace("tasks", KeyspaceCreateOptions::default)
+            .unwrap();
         Tasks::new(database, stored, recent_max)
     }
 
@@ -298,15 +335,32 @@ mod tests {
     /// What is known, by each way of asking: one by one, several at once, and all in order.
     fn told(tasks: &Tasks) -> [BTreeMap<TaskId, Vec<u64>>; 3] {
         let ids: Vec<_> = (0..8).map(id).collect();
-        let one_by_one = ids.iter().map(|id| (id.clone(), places(&tasks.get::<ReadError>(id).unwrap())));
+        let one_by_one = ids
+            .iter()
+            .map(|id| (id.clone(), places(&tasks.get::<ReadError>(id).unwrap())));
         let mut at_once = BTreeMap::new();
-        tasks.each(&ids, |id, events| drop(at_once.insert(id.clone(), places(events)))).unwrap();
+        tasks
+            .each(&ids, |id, events| {
+                drop(at_once.insert(id.clone(), places(events)))
+            })
+            .unwrap();
         at_once.retain(|_, places| !places.is_empty());
         let in_order: Vec<_> = tasks.entries().map(Result::unwrap).collect();
-        assert!(in_order.is_sorted_by(|(a, _), (b, _)| a < b), "each once, in order");
+        assert!(
+            in_order.is_sorted_by(|(a, _), (b, _)| a < b),
+            "each once, in order"
+        );
         let id_of = |key: &Slice| TaskId::parse(std::str::from_utf8(key).unwrap()).unwrap();
-        let all = in_order.iter().map(|(key, value)| (id_of(key), places(&parse_task(value).unwrap())));
-        [one_by_one.filter(|(_, places)| !places.is_empty()).collect(), at_once, all.collect()]
+        let all = in_order
+            .iter()
+            .map(|(key, value)| (id_of(key), places(&parse_task(value).unwrap())));
+        [
+            one_by_one
+                .filter(|(_, places)| !places.is_empty())
+                .collect(),
+            at_once,
+            all.collect(),
+        ]
     }
 
     #[derive(Clone, Debug)]
@@ -352,11 +406,22 @@ mod tests {
                 let mut seen = 0;
                 while !is_done.load(Relaxed) {
                     let mut counts = Vec::new();
-                    tasks.each(&ids, |_, events| counts.push(events.len())).unwrap();
-                    let all = tasks.entries().map(|entry| parse_task(&entry.unwrap().1).unwrap().len());
+                    tasks
+                        .each(&ids, |_, events| counts.push(events.len()))
+                        .unwrap();
+                    let all = tasks
+                        .entries()
+                        .map(|entry| parse_task(&entry.unwrap().1).unwrap().len());
                     let all: Vec<_> = all.collect();
-                    assert!(counts[0] == counts[1] && counts[0] >= seen, "{counts:?} behind {seen}");
-                    assert!(all.iter().all(|&count| count == all[0] && count >= counts[0]), "{all:?}");
+                    assert!(
+                        counts[0] == counts[1] && counts[0] >= seen,
+                        "{counts:?} behind {seen}"
+                    );
+                    assert!(
+                        all.iter()
+                            .all(|&count| count == all[0] && count >= counts[0]),
+                        "{all:?}"
+                    );
                     seen = all.first().copied().unwrap_or_default();
                 }
             });
@@ -364,7 +429,9 @@ mod tests {
             let _end = End(&is_done);
             for round in 1..=ROUNDS {
                 let now = events(&(1..=round).collect::<Vec<_>>());
-                tasks.change(ids.clone().map(|id| (id, now.clone()))).unwrap();
+                tasks
+                    .change(ids.clone().map(|id| (id, now.clone())))
+                    .unwrap();
                 assert_eq!(tasks.get::<ReadError>(&ids[0]).unwrap(), now);
             }
         });
@@ -374,7 +441,11 @@ mod tests {
     fn settling_nothing_leaves_nothing() {
         let directory = tempfile::tempdir().unwrap();
         let tasks = tasks_in(directory.path(), 10);
-        let tables = || std::fs::read_dir(tasks.stored.path().join("tables")).unwrap().count();
+        let tables = || {
+            std::fs::read_dir(tasks.stored.path().join("tables"))
+                .unwrap()
+                .count()
+        };
         tasks.settle().unwrap();
         assert_eq!(tables(), 0);
         tasks.change([(id(1), events(&[1]))]).unwrap();

@@ -31,9 +31,13 @@ const NUMBER_BYTES: usize = 8;
 /// Cuts the newest journal in a data directory where its commits are no longer whole, and tells how many bytes that took; `None`
 /// if it would take away what is synced, which is all with numbers below `synced_below`.
 pub(super) fn cut(directory: &Path, synced_below: u64) -> io::Result<Option<u64>> {
-    let Some(path) = newest_journal(directory)? else { return Ok(Some(0)) };
+    let Some(path) = newest_journal(directory)? else {
+        return Ok(Some(0));
+    };
     let journal = fs::read(&path)?;
-    let Some(torn) = torn_end(&journal) else { return Ok(Some(0)) };
+    let Some(torn) = torn_end(&journal) else {
+        return Ok(Some(0));
+    };
     let first = torn.number.or_else(|| first_number(&journal[torn.start..]));
     if first.is_some_and(|number| number < synced_below) {
         return Ok(None);
@@ -42,15 +46,23 @@ pub(super) fn cut(directory: &Path, synced_below: u64) -> io::Result<Option<u64>
     file.set_len(torn.start as u64)?;
     file.sync_all()?;
     tracing::warn!(journal = %path.display(), at = torn.start, "the database's journal was torn by a crash, and is cut off");
-    let written = journal.iter().rposition(|&byte| byte != 0).map_or(0, |last| last + 1);
+    let written = journal
+        .iter()
+        .rposition(|&byte| byte != 0)
+        .map_or(0, |last| last + 1);
     Ok(Some(written.saturating_sub(torn.start) as u64))
 }
 
 /// The one that the database was writing to: that with the highest number.
 fn newest_journal(directory: &Path) -> io::Result<Option<PathBuf>> {
-    let paths: Vec<_> = fs::read_dir(directory)?.map(|entry| Ok(entry?.path())).collect::<io::Result<_>>()?;
+    let paths: Vec<_> = fs::read_dir(directory)?
+        .map(|entry| Ok(entry?.path()))
+        .collect::<io::Result<_>>()?;
     let number = |path: &PathBuf| path.file_stem()?.to_str()?.parse::<u64>().ok();
-    let journals = paths.into_iter().filter(|path| path.extension().is_some_and(|extension| extension == EXTENSION));
+    let journals = paths.into_iter().filter(|path| {
+        path.extension()
+            .is_some_and(|extension| extension == EXTENSION)
+    });
     Ok(journals.max_by_key(number))
 }
 
@@ -69,9 +81,19 @@ fn torn_end(journal: &[u8]) -> Option<TornEnd> {
         let (start, from) = (journal.len() - rest.len(), rest);
         match pass_commit(&mut rest) {
             Some((_, true)) => {}
-            Some((number, false)) => return Some(TornEnd { start, number: Some(number) }),
+            Some((number, false)) => {
+                return Some(TornEnd {
+                    start,
+                    number: Some(number),
+                });
+            }
             None if from.iter().all(|&byte| byte == 0) => return None,
-            None => return Some(TornEnd { start, number: None }),
+            None => {
+                return Some(TornEnd {
+                    start,
+                    number: None,
+                });
+            }
         }
     }
 }
@@ -101,7 +123,8 @@ fn pass_commit(rest: &mut &[u8]) -> Option<(u64, bool)> {
     let checksum = rest.try_get_u64_le().ok()?;
     let mark = *rest;
     pass(rest, END_MARK.len())?;
-    mark.starts_with(END_MARK).then_some((number, checksum == xxh3_64(items)))
+    mark.starts_with(END_MARK)
+        .then_some((number, checksum == xxh3_64(items)))
 }
 
 /// Passes over an item: tag, kind, compression, keyspace, three lengths, key, value; or the clearing of a keyspace.
@@ -134,13 +157,22 @@ mod tests {
     /// What the database writes for commits with so many items each.
     fn journal_of(commits: &[usize]) -> Vec<u8> {
         let directory = tempfile::tempdir().unwrap();
-        let database = Database::builder(directory.path()).journal_compression(CompressionType::None).open().unwrap();
-        let keyspace = database.keyspace("events", KeyspaceCreateOptions::default).unwrap();
+        let database = Database::builder(directory.path())
+            .journal_compression(CompressionType::None)
+            .open()
+            .unwrap();
+        let keyspace = database
+            .keyspace("events", KeyspaceCreateOptions::default)
+            .unwrap();
         for (number, &items) in commits.iter().enumerate() {
             let mut batch = database.batch();
             for item in 0..items {
                 // A value may look like the end of a commit.
-                batch.insert(&keyspace, format!("{number}-{item}"), END_MARK.repeat(100 + item));
+                batch.insert(
+                    &keyspace,
+                    format!("{number}-{item}"),
+                    END_MARK.repeat(100 + item),
+                );
             }
             batch.commit().unwrap();
         }
@@ -192,6 +224,9 @@ mod tests {
         for name in ["9.jnl", "10.jnl", "11.torn", "acknowledged"] {
             fs::write(directory.path().join(name), "").unwrap();
         }
-        assert_eq!(newest_journal(directory.path()).unwrap(), Some(directory.path().join("10.jnl")));
+        assert_eq!(
+            newest_journal(directory.path()).unwrap(),
+            Some(directory.path().join("10.jnl"))
+        );
     }
 }

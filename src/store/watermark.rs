@@ -43,9 +43,15 @@ impl Mark {
     fn encode(self) -> [u8; Self::BYTES] {
         let mut bytes = [0; Self::BYTES];
         let mut rest = &mut bytes[..];
-        [self.head, self.quarantine_next, self.commit_next, self.database_next, self.epoch.0]
-            .into_iter()
-            .for_each(|number| rest.put_u64_le(number));
+        [
+            self.head,
+            self.quarantine_next,
+            self.commit_next,
+            self.database_next,
+            self.epoch.0,
+        ]
+        .into_iter()
+        .for_each(|number| rest.put_u64_le(number));
         let checksum = xxh3_64(&bytes[..Self::BYTES - 8]);
         bytes[Self::BYTES - 8..].copy_from_slice(&checksum.to_le_bytes());
         bytes
@@ -66,8 +72,15 @@ impl Mark {
     fn parse(bytes: &[u8]) -> Option<Self> {
         let mut rest = bytes;
         let mut number = || rest.try_get_u64_le().ok();
-        let (head, quarantine_next, commit_next, database_next) = (number()?, number()?, number()?, number()?);
-        let mark = Self { head, quarantine_next, commit_next, database_next, epoch: Epoch(number()?) };
+        let (head, quarantine_next, commit_next, database_next) =
+            (number()?, number()?, number()?, number()?);
+        let mark = Self {
+            head,
+            quarantine_next,
+            commit_next,
+            database_next,
+            epoch: Epoch(number()?),
+        };
         (mark.encode() == bytes).then_some(mark)
     }
 }
@@ -103,7 +116,9 @@ impl Watermark {
                 (None, _) if bytes.is_empty() => {}
                 (None, _) => witnessed.damaged = witnessed.damaged.or(Some(path)),
                 (mark, None) => witnessed.mark = mark,
-                (Some(copy), Some(mark)) if copy.epoch == mark.epoch => witnessed.mark = Some(mark.joined(copy)),
+                (Some(copy), Some(mark)) if copy.epoch == mark.epoch => {
+                    witnessed.mark = Some(mark.joined(copy))
+                }
                 _ => {} // a copy of another log's
             }
         }
@@ -112,8 +127,13 @@ impl Watermark {
 
     /// Opens the files in the data directory, creating them if need be.
     pub(super) fn open(directory: &Path) -> io::Result<Self> {
-        let [file, copy] =
-            Self::FILES.map(|name| File::options().write(true).create(true).truncate(false).open(directory.join(name)));
+        let [file, copy] = Self::FILES.map(|name| {
+            File::options()
+                .write(true)
+                .create(true)
+                .truncate(false)
+                .open(directory.join(name))
+        });
         Ok(Self([file?, copy?]))
     }
 
@@ -166,7 +186,10 @@ mod tests {
         };
         let (low, high, other) = (mark(1, 5), mark(1, 6), mark(2, 7));
         // The database's numbers may have fallen since the higher mark.
-        let both = Mark { database_next: 5, ..high };
+        let both = Mark {
+            database_next: 5,
+            ..high
+        };
         for (marks, told) in [
             ([None, None], None),
             ([Some(low), None], Some(low)),
@@ -180,7 +203,11 @@ mod tests {
                 let bytes = mark.map(|mark| mark.encode().to_vec());
                 std::fs::write(directory.path().join(name), bytes.unwrap_or_default()).unwrap();
             }
-            assert_eq!(Watermark::read(directory.path()).unwrap().mark, told, "{marks:?}");
+            assert_eq!(
+                Watermark::read(directory.path()).unwrap().mark,
+                told,
+                "{marks:?}"
+            );
         }
     }
 }

@@ -23,7 +23,10 @@ struct Noted {
 
 impl Default for Heard {
     fn default() -> Self {
-        Self(Arc::new(Noted { began: Instant::now(), last_millis: AtomicU64::new(0) }))
+        Self(Arc::new(Noted {
+            began: Instant::now(),
+            last_millis: AtomicU64::new(0),
+        }))
     }
 }
 
@@ -35,7 +38,10 @@ impl Heard {
 
     /// How long nothing has come.
     pub fn silent_for(&self) -> Duration {
-        Duration::from_millis(self.millis().saturating_sub(self.0.last_millis.load(Relaxed)))
+        Duration::from_millis(
+            self.millis()
+                .saturating_sub(self.0.last_millis.load(Relaxed)),
+        )
     }
 
     fn millis(&self) -> u64 {

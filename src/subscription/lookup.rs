@@ -65,7 +65,12 @@ pub(super) struct Question {
 
 /// Asks the index for the filter's tasks.
 pub(super) fn look_up(store: &Store, question: &Question, loan: Loan) -> Result<Found, ReadError> {
-    let Question { filter, after, end, over_behind } = question;
+    let Question {
+        filter,
+        after,
+        end,
+        over_behind,
+    } = question;
     let (after, end) = (*after, *end);
     let (mut places, mut over) = (Vec::new(), Over::new(filter, *over_behind));
     store.each_task_event(&filter.task_ids, Sequence(1)..=end, |event| {
@@ -86,8 +91,16 @@ pub(super) fn look_up(store: &Store, question: &Question, loan: Loan) -> Result<
     })?;
     let (over, over_through) = over.found(store, after)?;
     if over_through < after {
-        let places = Places { ahead: VecDeque::new(), is_cut: true };
-        return Ok(Found { records: lent(Vec::new(), loan), places, over, over_through });
+        let places = Places {
+            ahead: VecDeque::new(),
+            is_cut: true,
+        };
+        return Ok(Found {
+            records: lent(Vec::new(), loan),
+            places,
+            over,
+            over_through,
+        });
     }
     // Asked after the index was read: had anything behind `after` been forgotten by then, this would show it.
     if after.next() < store.first_available() {
@@ -96,10 +109,18 @@ pub(super) fn look_up(store: &Store, question: &Question, loan: Loan) -> Result<
     keep_oldest(&mut places);
     let is_cut = places.len() == PLACES_MAX;
     // With the same trip to the disk: most tasks have no more than these.
-    let records = store.get_all(&places[..places.len().min(FETCH_RECORDS_MAX)], FETCH.bytes_max)?;
+    let records = store.get_all(
+        &places[..places.len().min(FETCH_RECORDS_MAX)],
+        FETCH.bytes_max,
+    )?;
     let mut ahead = VecDeque::from(places);
     ahead.drain(..records.len());
-    Ok(Found { records: lent(records, loan), places: Places { ahead, is_cut }, over, over_through })
+    Ok(Found {
+        records: lent(records, loan),
+        places: Places { ahead, is_cut },
+        over,
+        over_through,
+    })
 }
 
 /// Which tasks were over, as they are found.
@@ -109,7 +130,11 @@ enum Over<'a> {
     /// By the index alone.
     Known(Vec<TaskId>),
     /// For a client that is bound to labels, which the index does not know: terminal events that are still to be looked at.
-    Unread { filter: &'a Filter, behind: Sequence, words: Vec<(Sequence, TaskId)> },
+    Unread {
+        filter: &'a Filter,
+        behind: Sequence,
+        words: Vec<(Sequence, TaskId)>,
+    },
 }
 
 impl<'a> Over<'a> {
@@ -117,7 +142,11 @@ impl<'a> Over<'a> {
         match (over_behind, &filter.bound) {
             (None, _) => Self::Unasked,
             (Some(_), None) => Self::Known(Vec::new()),
-            (Some(behind), Some(_)) => Self::Unread { filter, behind, words: Vec::new() },
+            (Some(behind), Some(_)) => Self::Unread {
+                filter,
+                behind,
+                words: Vec::new(),
+            },
         }
     }
 
@@ -154,7 +183,9 @@ impl<'a> Over<'a> {
                 return Ok((over, through.unwrap_or(after)));
             }
             through = Some(place);
-            let Some(record) = store.get(place)? else { continue }; // forgotten meanwhile
+            let Some(record) = store.get(place)? else {
+                continue;
+            }; // forgotten meanwhile
             bytes += record.len();
             if filter.matches(&record) {
                 over.push(task_id);

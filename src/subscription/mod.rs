@@ -58,11 +58,19 @@ use reading::Reading;
 use registry::Entry;
 
 /// One read of the log: enough to amortise a thread hop, and a bound on what a stalled reader holds and a rare filter reads.
-const SCAN: ReadLimits =
-    ReadLimits { records_max: 512, bytes_max: 128 * 1024, scanned_max: 8_192, scanned_bytes_max: 8 * 1024 * 1024 };
+const SCAN: ReadLimits = ReadLimits {
+    records_max: 512,
+    bytes_max: 128 * 1024,
+    scanned_max: 8_192,
+    scanned_bytes_max: 8 * 1024 * 1024,
+};
 /// The same for a few at a time, which read several times as fast, and one read ahead of what they hand out.
-const WIDE_SCAN: ReadLimits =
-    ReadLimits { records_max: 2_048, bytes_max: 1024 * 1024, scanned_max: 8_192, scanned_bytes_max: 2 * 1024 * 1024 };
+const WIDE_SCAN: ReadLimits = ReadLimits {
+    records_max: 2_048,
+    bytes_max: 1024 * 1024,
+    scanned_max: 8_192,
+    scanned_bytes_max: 2 * 1024 * 1024,
+};
 /// So many: more of them would take turns at the memory for reads, and gain nothing by it.
 const WIDE_READERS_MAX: usize = 32;
 
@@ -143,7 +151,11 @@ struct PutAway {
 
 impl Buffer {
     fn new(records: Records, next: usize) -> Self {
-        Self { records: Some(records), next, rested: None }
+        Self {
+            records: Some(records),
+            next,
+            rested: None,
+        }
     }
 
     fn records(&self) -> &[Record] {
@@ -196,7 +208,10 @@ pub struct Subscription {
 
 impl std::fmt::Debug for Subscription {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Subscription").field("id", &self.id()).field("position", &self.position).finish_non_exhaustive()
+        f.debug_struct("Subscription")
+            .field("id", &self.id())
+            .field("position", &self.position)
+            .finish_non_exhaustive()
     }
 }
 
@@ -211,8 +226,13 @@ impl Subscription {
     /// # Errors
     ///
     /// [`End::Withdrawn`]; the subscription is then to be dropped.
-    pub fn review(&mut self, verdict: impl FnOnce(Option<&Client>, &Filter) -> Option<Withdrawal>) -> Result<(), End> {
-        let Some(withdrawal) = self.entry.review(verdict) else { return Ok(()) };
+    pub fn review(
+        &mut self,
+        verdict: impl FnOnce(Option<&Client>, &Filter) -> Option<Withdrawal>,
+    ) -> Result<(), End> {
+        let Some(withdrawal) = self.entry.review(verdict) else {
+            return Ok(());
+        };
 
         let end = End::Withdrawn(withdrawal);
         self.entry.ended(Some(&end));
@@ -241,7 +261,11 @@ impl Subscription {
             self.mind_erasures();
             if let Some(at) = self.next_buffered() {
                 // What is read for the sake of a few tasks is mostly of others.
-                let ahead = if self.filter.task_ids.is_empty() { self.buffered() } else { 0 };
+                let ahead = if self.filter.task_ids.is_empty() {
+                    self.buffered()
+                } else {
+                    0
+                };
                 let records = self.buffer.records.as_ref().expect("there is one in it");
                 return Poll::Ready(Some(Ok(Message::Event { records, at, ahead })));
             }
@@ -284,12 +308,19 @@ impl Subscription {
 
     /// Goes on after [`Subscription::rest`].
     pub fn resume(&mut self) {
-        let Some(rested) = self.buffer.rested.take() else { return };
+        let Some(rested) = self.buffer.rested.take() else {
+            return;
+        };
         let put_away = match rested {
-            Rested::Ring(records) => records.upgrade().map(|records| PutAway { records: Some(records), places: None }),
+            Rested::Ring(records) => records.upgrade().map(|records| PutAway {
+                records: Some(records),
+                places: None,
+            }),
             Rested::Log(shelf) => shelf.take(),
         };
-        let Some(PutAway { records, places }) = put_away else { return self.go_back() };
+        let Some(PutAway { records, places }) = put_away else {
+            return self.go_back();
+        };
         self.buffer.records = records;
         if let (Phase::Fetching(lookup, _), Some(places)) = (&mut self.phase, places) {
             lookup.places = places;
@@ -349,15 +380,25 @@ impl Subscription {
 
     /// The event at `sequence`, which was handed out last, for a client that takes it in pieces; or how the stream ends, since
     /// there is no rest of it.
-    pub fn poll_last(&mut self, sequence: Sequence, cx: &mut Context<'_>) -> Poll<Result<&Record, End>> {
+    pub fn poll_last(
+        &mut self,
+        sequence: Sequence,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<&Record, End>> {
         let erasures = self.sources.store.erasures();
         if erasures != self.erasures {
             self.erasures = erasures;
             self.again = None;
             self.go_back();
         }
-        while self.buffer.last().is_none_or(|last| last.sequence() != sequence) {
-            let again = self.again.get_or_insert_with(|| Box::new(read_again(&self.sources, &self.payer, sequence)));
+        while self
+            .buffer
+            .last()
+            .is_none_or(|last| last.sequence() != sequence)
+        {
+            let again = self
+                .again
+                .get_or_insert_with(|| Box::new(read_again(&self.sources, &self.payer, sequence)));
             let read = ready!(again.poll(cx));
             self.again = None;
             let end = match read {
@@ -381,7 +422,10 @@ impl Subscription {
 
     /// Where in the buffer the next event is that the client wants; an emptied one moves the position to where its read ended.
     fn next_buffered(&mut self) -> Option<usize> {
-        let (records, next) = (self.buffer.records.as_deref().unwrap_or_default(), &mut self.buffer.next);
+        let (records, next) = (
+            self.buffer.records.as_deref().unwrap_or_default(),
+            &mut self.buffer.next,
+        );
         while let Some(record) = records.get(*next) {
             let at = *next;
             *next += 1;
@@ -434,17 +478,25 @@ impl Subscription {
         if self.catch_up_to.is_some_and(|place| self.position >= place) {
             self.catch_up_to = None;
             self.entry.set_state(State::Live);
-            self.outbox.push_back(Control::CaughtUp { position: self.position });
+            self.outbox.push_back(Control::CaughtUp {
+                position: self.position,
+            });
         }
         if self.pending.as_ref().is_some_and(HashSet::is_empty) {
-            self.outbox.push_back(Control::Completed { position: self.position });
+            self.outbox.push_back(Control::Completed {
+                position: self.position,
+            });
             self.finish(None);
         }
     }
 
     fn finish(&mut self, end: Option<End>) {
         if matches!(end, Some(End::Expired)) {
-            self.entry.lost("overtaken", self.position, self.sources.store.first_available().previous());
+            self.entry.lost(
+                "overtaken",
+                self.position,
+                self.sources.store.first_available().previous(),
+            );
         }
         self.entry.ended(end.as_ref());
         self.entry.seated(None);
@@ -456,7 +508,9 @@ impl Subscription {
 
     fn go_away(&mut self) {
         self.look_around();
-        self.outbox.push_back(Control::GoingAway { position: self.position });
+        self.outbox.push_back(Control::GoingAway {
+            position: self.position,
+        });
         self.finish(Some(End::Draining));
     }
 
@@ -467,9 +521,14 @@ impl Subscription {
         }
         self.look_around();
         let head = self.sources.hub.head().max(self.position);
-        self.outbox.push_back(Control::Progress { position: self.position, head });
+        self.outbox.push_back(Control::Progress {
+            position: self.position,
+            head,
+        });
         let next = now + self.heartbeat_interval;
-        self.heartbeat.as_mut().reset(self.deadline.map_or(next, |deadline| deadline.min(next)));
+        self.heartbeat
+            .as_mut()
+            .reset(self.deadline.map_or(next, |deadline| deadline.min(next)));
     }
 
     /// A live stream with an empty buffer has seen everything up to the head, also what did not wake it.
@@ -493,7 +552,9 @@ impl Subscription {
                 self.phase = Phase::Planning;
                 Poll::Ready(self.accept(scanned, |this, scanned| {
                     // Planning again, if it was taken back.
-                    let Some(Scanned { records, to }) = scanned else { return };
+                    let Some(Scanned { records, to }) = scanned else {
+                        return;
+                    };
                     this.buffer = Buffer::new(records, 0);
                     this.buffer_end = to;
                     // The next read is made while this one is handed out.
@@ -528,7 +589,11 @@ impl Subscription {
                     self.reach(head);
                     self.check_milestones();
                     let must_look = !self.outbox.is_empty() || self.entry.withdrawal().is_some();
-                    if must_look { Poll::Ready(Ok(())) } else { Poll::Pending }
+                    if must_look {
+                        Poll::Ready(Ok(()))
+                    } else {
+                        Poll::Pending
+                    }
                 }
                 Read::Behind(seen) => {
                     self.reach(seen);
@@ -545,7 +610,10 @@ impl Subscription {
         // A stream that had not caught up yet has nothing to take back.
         if self.catch_up_to.is_none() {
             let lag = head.0.saturating_sub(self.position.0);
-            self.outbox.push_back(Control::FellBehind { position: self.position, lag });
+            self.outbox.push_back(Control::FellBehind {
+                position: self.position,
+                lag,
+            });
             self.sources.metrics.fell_behind.inc();
             self.entry.set_state(State::CatchingUp);
         }
@@ -556,7 +624,11 @@ impl Subscription {
 
     /// Decides how to get on from `position`.
     fn plan(&mut self) {
-        if self.filter.task_ids.is_empty() { self.plan_scan() } else { self.plan_lookup() }
+        if self.filter.task_ids.is_empty() {
+            self.plan_scan()
+        } else {
+            self.plan_lookup()
+        }
     }
 
     fn plan_scan(&mut self) {
@@ -565,18 +637,29 @@ impl Subscription {
             return self.go_live(seat);
         }
         if self.wide.is_none() {
-            self.wide = Arc::clone(&self.sources.wide_readers.0).try_acquire_owned().ok();
+            self.wide = Arc::clone(&self.sources.wide_readers.0)
+                .try_acquire_owned()
+                .ok();
         }
         self.scan(self.position);
     }
 
     /// Asks the log for what is behind `after`.
     fn scan(&mut self, after: Sequence) {
-        let (store, filter) = (Arc::clone(&self.sources.store), Arc::clone(&self.scan_filter));
-        let (up_to, limits) = (self.sources.hub.head(), if self.wide.is_some() { WIDE_SCAN } else { SCAN });
+        let (store, filter) = (
+            Arc::clone(&self.sources.store),
+            Arc::clone(&self.scan_filter),
+        );
+        let (up_to, limits) = (
+            self.sources.hub.head(),
+            if self.wide.is_some() { WIDE_SCAN } else { SCAN },
+        );
         self.phase = Phase::Scanning(self.sources.read(&self.payer, limits, move |loan| {
             let chunk = store.read_after(after, up_to, &filter, limits)?;
-            Ok(Scanned { records: lent(chunk.records, loan), to: chunk.scanned_to })
+            Ok(Scanned {
+                records: lent(chunk.records, loan),
+                to: chunk.scanned_to,
+            })
         }));
     }
 
@@ -598,7 +681,11 @@ impl Subscription {
                 break (seat, head);
             }
         };
-        self.look_up(Lookup { seat, end, places: Places::default() });
+        self.look_up(Lookup {
+            seat,
+            end,
+            places: Places::default(),
+        });
     }
 
     /// Asks the index for what is behind `position`.
@@ -610,19 +697,24 @@ impl Subscription {
             end: lookup.end,
             over_behind: self.pending.as_ref().map(|_| self.over_through),
         };
-        let found = self.sources.read(&self.payer, FETCH, move |loan| look_up(&store, &question, loan));
+        let found = self.sources.read(&self.payer, FETCH, move |loan| {
+            look_up(&store, &question, loan)
+        });
         self.phase = Phase::LookingUp(lookup, found);
     }
 
     fn begin_fetching(&mut self, found: Option<Found>) {
-        let Some(found) = found else { return self.go_back_to_lookup() };
+        let Some(found) = found else {
+            return self.go_back_to_lookup();
+        };
         self.over_through = self.over_through.max(found.over_through);
         if let Some(pending) = &mut self.pending {
             found.over.iter().for_each(|task_id| {
                 pending.remove(task_id);
             });
         }
-        if let Phase::LookingUp(mut lookup, _) = std::mem::replace(&mut self.phase, Phase::Planning) {
+        if let Phase::LookingUp(mut lookup, _) = std::mem::replace(&mut self.phase, Phase::Planning)
+        {
             lookup.places = found.places;
             self.phase = Phase::Fetching(lookup, None);
         }
@@ -630,7 +722,9 @@ impl Subscription {
     }
 
     fn fetch_more(&mut self) {
-        let Phase::Fetching(lookup, _) = std::mem::replace(&mut self.phase, Phase::Planning) else { return };
+        let Phase::Fetching(lookup, _) = std::mem::replace(&mut self.phase, Phase::Planning) else {
+            return;
+        };
         let Places { ahead, is_cut } = &lookup.places;
         if ahead.is_empty() && *is_cut {
             return self.look_up(lookup);
@@ -642,8 +736,9 @@ impl Subscription {
         }
         let store = Arc::clone(&self.sources.store);
         let places: Vec<_> = ahead.iter().take(FETCH_RECORDS_MAX).copied().collect();
-        let fetch =
-            self.sources.read(&self.payer, FETCH, move |loan| Ok(lent(store.get_all(&places, FETCH.bytes_max)?, loan)));
+        let fetch = self.sources.read(&self.payer, FETCH, move |loan| {
+            Ok(lent(store.get_all(&places, FETCH.bytes_max)?, loan))
+        });
         self.phase = Phase::Fetching(lookup, Some(fetch));
     }
 
@@ -670,7 +765,11 @@ impl Subscription {
     }
 
     /// Hands what a read found to `then`, or deals with the place being forgotten.
-    fn accept<T>(&mut self, read: Result<T, ReadError>, then: impl FnOnce(&mut Self, T)) -> Result<(), End> {
+    fn accept<T>(
+        &mut self,
+        read: Result<T, ReadError>,
+        then: impl FnOnce(&mut Self, T),
+    ) -> Result<(), End> {
         match read {
             Ok(found) => {
                 then(self, found);
@@ -678,7 +777,10 @@ impl Subscription {
             }
             Err(ReadError::Corrupt(problem)) => Err(End::Corrupt(problem)),
             Err(ReadError::Expired) => {
-                let to = self.on_expired.continue_at(&self.sources).ok_or(End::Expired)?;
+                let to = self
+                    .on_expired
+                    .continue_at(&self.sources)
+                    .ok_or(End::Expired)?;
                 self.skip_to(to);
                 Ok(())
             }
@@ -706,7 +808,10 @@ impl Subscription {
     fn skip_to(&mut self, to: Sequence) {
         let after = self.position;
         self.reach(to);
-        self.outbox.push_back(Control::Gap { after, through: self.position });
+        self.outbox.push_back(Control::Gap {
+            after,
+            through: self.position,
+        });
         self.phase = Phase::Planning;
     }
 }
@@ -733,7 +838,12 @@ impl Sources {
         limits: ReadLimits,
         read: impl FnOnce(Loan) -> Result<T, ReadError> + Send + 'static,
     ) -> Reading<T> {
-        Reading::new(&self.memory.reading, payer, self.memory.estimate(limits), read)
+        Reading::new(
+            &self.memory.reading,
+            payer,
+            self.memory.estimate(limits),
+            read,
+        )
     }
 }
 
@@ -757,7 +867,9 @@ fn joined<T>(joined: Result<Result<T, ReadError>, JoinError>) -> Result<Result<T
 }
 
 /// Reads off the async threads; not at all if nobody waits any more before it begins.
-pub fn read_aside<T: Send + 'static>(read: impl FnOnce() -> T + Send + 'static) -> AbortOnDropHandle<T> {
+pub fn read_aside<T: Send + 'static>(
+    read: impl FnOnce() -> T + Send + 'static,
+) -> AbortOnDropHandle<T> {
     AbortOnDropHandle::new(spawn_blocking(read))
 }
 
@@ -770,7 +882,10 @@ mod tests {
     #[test]
     fn a_read_that_nobody_waits_for_any_more_is_not_made() {
         // One thread for reads, so that they are made one after the other.
-        let runtime = tokio::runtime::Builder::new_current_thread().max_blocking_threads(1).build().unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .max_blocking_threads(1)
+            .build()
+            .unwrap();
         runtime.block_on(async {
             let ((finish, finished), (made, reads)) = (mpsc::channel::<()>(), mpsc::channel());
             let under_way = read_aside(move || finished.recv());

@@ -7,8 +7,8 @@ use tokio::time::{Instant, sleep_until};
 use uuid::Uuid;
 
 use super::{
-    Buffer, Control, End, Heard, LimitReached, Phase, Sources, Subscription, read_aside, registry::NewEntry,
-    stream_log::Who,
+    Buffer, Control, End, Heard, LimitReached, Phase, Sources, Subscription, read_aside,
+    registry::NewEntry, stream_log::Who,
 };
 use crate::{
     budget::Payer,
@@ -101,13 +101,17 @@ pub enum OpenError {
     #[error("{0}")]
     TooMany(LimitReached),
     /// Of another log.
-    #[error("the cursor belongs to another log: this one was restored or created anew since; start without it")]
+    #[error(
+        "the cursor belongs to another log: this one was restored or created anew since; start without it"
+    )]
     EpochMismatch,
     /// Not given out yet.
     #[error("the cursor is ahead of the log's head")]
     CursorAhead,
     /// Retention has passed it.
-    #[error("the events behind the cursor are no longer retained: set on_expired, or start at EARLIEST")]
+    #[error(
+        "the events behind the cursor are no longer retained: set on_expired, or start at EARLIEST"
+    )]
     CursorExpired,
     /// The server is shutting down.
     #[error("the server is shutting down")]
@@ -138,10 +142,25 @@ impl Sources {
     /// A client that comes back with a cursor which retention has passed has lost what was behind it.
     fn note_loss(&self, opening: &Opening, error: &OpenError) {
         if let (Start::After(cursor), OpenError::CursorExpired) = (opening.start, error) {
-            let Opening { client, client_name, peer, .. } = opening;
-            let who = Who { client: client.as_ref(), client_name, peer };
+            let Opening {
+                client,
+                client_name,
+                peer,
+                ..
+            } = opening;
+            let who = Who {
+                client: client.as_ref(),
+                client_name,
+                peer,
+            };
             let through = self.store.first_available().previous();
-            self.registry.log().lost(&who, "cursor_expired", cursor.sequence, through, &self.metrics);
+            self.registry.log().lost(
+                &who,
+                "cursor_expired",
+                cursor.sequence,
+                through,
+                &self.metrics,
+            );
         }
     }
 
@@ -154,11 +173,16 @@ impl Sources {
             Start::After(cursor) => {
                 let place = self.place(cursor)?;
                 let expired = place < earliest() && opening.on_expired == OnExpired::Fail;
-                if expired { Err(OpenError::CursorExpired) } else { Ok(place) }
+                if expired {
+                    Err(OpenError::CursorExpired)
+                } else {
+                    Ok(place)
+                }
             }
             Start::Since(time) => {
                 let sources = Arc::clone(self);
-                let found = read_aside(move || sources.store.seek_time(time.as_microsecond())).await;
+                let found =
+                    read_aside(move || sources.store.seek_time(time.as_microsecond())).await;
                 match super::joined(found) {
                     Ok(Ok(place)) => Ok(place),
                     Ok(Err(ReadError::Corrupt(problem))) => Err(OpenError::Corrupt(problem)),
@@ -178,7 +202,10 @@ impl Subscription {
         }
         // Before anything is read.
         let erasures = sources.store.erasures();
-        let position = sources.start(&opening).await.inspect_err(|error| sources.note_loss(&opening, error))?;
+        let position = sources
+            .start(&opening)
+            .await
+            .inspect_err(|error| sources.note_loss(&opening, error))?;
         let may_move = !matches!(opening.start, Start::After(_));
         let since = opening.start.since(&sources);
         let Opening {
@@ -197,9 +224,25 @@ impl Subscription {
         } = opening;
         let filter = Arc::new(filter);
         let id = Uuid::new_v4();
-        let new = NewEntry { id, client, client_name, peer, heard, call, filter: Arc::clone(&filter), position };
-        let entry = sources.registry.enter(new, &sources.hub, sources.store.clock(), &sources.metrics)?;
-        let scan_filter = if until_terminal { scan_for_ends(&filter) } else { Arc::clone(&filter) };
+        let new = NewEntry {
+            id,
+            client,
+            client_name,
+            peer,
+            heard,
+            call,
+            filter: Arc::clone(&filter),
+            position,
+        };
+        let entry =
+            sources
+                .registry
+                .enter(new, &sources.hub, sources.store.clock(), &sources.metrics)?;
+        let scan_filter = if until_terminal {
+            scan_for_ends(&filter)
+        } else {
+            Arc::clone(&filter)
+        };
         let pending = until_terminal.then(|| filter.task_ids.clone());
         let first_beat = Instant::now() + jittered(heartbeat_interval, id);
         let (head, first_available) = (sources.hub.head(), sources.store.first_available());
@@ -222,7 +265,9 @@ impl Subscription {
             pending,
             over_through: Sequence::default(),
             catch_up_to: Some(head),
-            heartbeat: Box::pin(sleep_until(deadline.map_or(first_beat, |deadline| deadline.min(first_beat)))),
+            heartbeat: Box::pin(sleep_until(
+                deadline.map_or(first_beat, |deadline| deadline.min(first_beat)),
+            )),
             heartbeat_interval,
             deadline,
             sources,
@@ -258,8 +303,17 @@ impl Subscription {
 /// A task's end counts whatever its status and labels are, so tasks and products alone decide what is read, and what the client may
 /// see. Another product's event is another task's end; the filter's products are also those that the client may see.
 fn scan_for_ends(filter: &Filter) -> Arc<Filter> {
-    let (task_ids, products, bound) = (filter.task_ids.clone(), filter.products.clone(), filter.bound.clone());
-    Arc::new(Filter { task_ids, products, bound, ..Filter::default() })
+    let (task_ids, products, bound) = (
+        filter.task_ids.clone(),
+        filter.products.clone(),
+        filter.bound.clone(),
+    );
+    Arc::new(Filter {
+        task_ids,
+        products,
+        bound,
+        ..Filter::default()
+    })
 }
 
 // Spreads the first heartbeats of streams that were opened together over half an interval.

@@ -82,7 +82,10 @@ impl<T: Send + 'static> Reading<T> {
     }
 
     /// What was read; `None` if it was taken back, and has to be read again.
-    pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<Result<Option<T>, ReadError>, End>> {
+    pub(super) fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<Result<Option<T>, ReadError>, End>> {
         let read = match self {
             Self::Queued(queued) => ready!(Pin::new(queued).poll(cx)).flatten(),
             Self::UnderWay(under_way) => ready!(Pin::new(under_way).poll(cx)),
@@ -118,7 +121,11 @@ mod tests {
 
     fn queued(budget: &Budget) -> Reading<Loan> {
         let mut reading = Reading::new(budget, &SOMEBODY, BYTES_MAX, Ok);
-        assert!(reading.poll(&mut Context::from_waker(Waker::noop())).is_pending());
+        assert!(
+            reading
+                .poll(&mut Context::from_waker(Waker::noop()))
+                .is_pending()
+        );
         reading
     }
 
@@ -126,7 +133,9 @@ mod tests {
     async fn a_queued_read_that_is_never_polled_again_gives_its_loan_to_who_waits() {
         let budget = Budget::new(BYTES_MAX);
         let tended = budget.clone();
-        let _tending = AbortOnDropHandle::new(tokio::spawn(async move { tended.tend(IDLE, NEVER, || ()).await }));
+        let _tending = AbortOnDropHandle::new(tokio::spawn(async move {
+            tended.tend(IDLE, NEVER, || ()).await
+        }));
         let lent = budget.try_take(BYTES_MAX).unwrap();
         let mut stalled = queued(&budget);
         // It asks before the next one does.
@@ -136,11 +145,22 @@ mod tests {
         drop(lent);
 
         let asked = Instant::now();
-        let loan = timeout(LONG, budget.take(&SOMEBODY, BYTES_MAX)).await.expect("the loan to be taken back");
-        assert!(asked.elapsed() >= IDLE / 2, "the queued read was passed over");
+        let loan = timeout(LONG, budget.take(&SOMEBODY, BYTES_MAX))
+            .await
+            .expect("the loan to be taken back");
+        assert!(
+            asked.elapsed() >= IDLE / 2,
+            "the queued read was passed over"
+        );
         drop(loan);
         // Its owner has to read again.
-        assert!(poll_fn(|cx| stalled.poll(cx)).await.unwrap().unwrap().is_none());
+        assert!(
+            poll_fn(|cx| stalled.poll(cx))
+                .await
+                .unwrap()
+                .unwrap()
+                .is_none()
+        );
     }
 
     #[tokio::test]
@@ -149,7 +169,9 @@ mod tests {
         let lent = budget.try_take(BYTES_MAX).unwrap();
         let mut reading = queued(&budget);
         drop(lent);
-        let read = timeout(LONG, poll_fn(|cx| reading.poll(cx))).await.expect("the read to end");
+        let read = timeout(LONG, poll_fn(|cx| reading.poll(cx)))
+            .await
+            .expect("the read to end");
         assert!(read.unwrap().unwrap().is_some());
     }
 

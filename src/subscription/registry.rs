@@ -121,23 +121,51 @@ impl Share {
         let more = self.and(task_ids);
         let whose = max.whose;
         if more.subscriptions > max.share.subscriptions {
-            let (limit, open, setting) = (max.share.subscriptions, self.subscriptions, max.setting.clone());
-            return Err(LimitReached { limit, open, needed: 1, what: "subscriptions", whose, setting });
+            let (limit, open, setting) = (
+                max.share.subscriptions,
+                self.subscriptions,
+                max.setting.clone(),
+            );
+            return Err(LimitReached {
+                limit,
+                open,
+                needed: 1,
+                what: "subscriptions",
+                whose,
+                setting,
+            });
         }
         // A stream without any takes nothing of them.
         if task_ids > 0 && more.task_ids > max.share.task_ids {
-            let (limit, open, setting) = (max.share.task_ids, self.task_ids, TASK_IDS_SETTING.to_owned());
-            return Err(LimitReached { limit, open, needed: task_ids, what: "task ids in streams", whose, setting });
+            let (limit, open, setting) = (
+                max.share.task_ids,
+                self.task_ids,
+                TASK_IDS_SETTING.to_owned(),
+            );
+            return Err(LimitReached {
+                limit,
+                open,
+                needed: task_ids,
+                what: "task ids in streams",
+                whose,
+                setting,
+            });
         }
         Ok(more)
     }
 
     fn and(self, task_ids: usize) -> Self {
-        Self { subscriptions: self.subscriptions + 1, task_ids: self.task_ids + task_ids }
+        Self {
+            subscriptions: self.subscriptions + 1,
+            task_ids: self.task_ids + task_ids,
+        }
     }
 
     fn without(self, task_ids: usize) -> Self {
-        Self { subscriptions: self.subscriptions - 1, task_ids: self.task_ids - task_ids }
+        Self {
+            subscriptions: self.subscriptions - 1,
+            task_ids: self.task_ids - task_ids,
+        }
     }
 }
 
@@ -250,17 +278,33 @@ impl Registry {
     /// An empty registry.
     pub fn new(limits: RegistryLimits) -> Self {
         let (log, began) = (Arc::default(), Instant::now());
-        Self { open: Arc::default(), next: AtomicU64::new(1), limits, log, began }
+        Self {
+            open: Arc::default(),
+            next: AtomicU64::new(1),
+            limits,
+            log,
+            began,
+        }
     }
 
     /// How many may be open for a client.
     pub fn limit(&self, client: Option<&Client>) -> usize {
-        client.map_or(self.limits.subscriptions_max, |client| self.limits.of_client(client).share.subscriptions)
+        client.map_or(self.limits.subscriptions_max, |client| {
+            self.limits.of_client(client).share.subscriptions
+        })
     }
 
     /// Asks of each subscription whether it may go on, and ends those that may not.
-    pub fn review(&self, hub: &Hub, verdict: impl Fn(Option<&Client>, &Filter) -> Option<Withdrawal>) {
-        let open: Vec<_> = lock(&self.open).subscriptions.values().map(Arc::clone).collect();
+    pub fn review(
+        &self,
+        hub: &Hub,
+        verdict: impl Fn(Option<&Client>, &Filter) -> Option<Withdrawal>,
+    ) {
+        let open: Vec<_> = lock(&self.open)
+            .subscriptions
+            .values()
+            .map(Arc::clone)
+            .collect();
         for info in open {
             if let Some(withdrawal) = verdict(info.client.as_deref(), &info.filter) {
                 info.withdraw(withdrawal, hub);
@@ -272,7 +316,11 @@ impl Registry {
     /// polled again: its place is free already.
     pub fn end(&self, hub: &Hub, id: &str) -> Option<Listed> {
         let mut open = lock(&self.open);
-        let number = open.subscriptions.iter().find(|(_, info)| info.id == id).map(|(&number, _)| number)?;
+        let number = open
+            .subscriptions
+            .iter()
+            .find(|(_, info)| info.id == id)
+            .map(|(&number, _)| number)?;
         let info = open.remove(number)?;
         drop(open);
 
@@ -284,8 +332,13 @@ impl Registry {
     /// The clients that have subscriptions open, each once for what it was let in by.
     pub fn clients(&self) -> Vec<Arc<Client>> {
         let open = lock(&self.open);
-        let clients = open.subscriptions.values().filter_map(|info| info.client.as_ref());
-        let clients: HashMap<_, _> = clients.map(|client| (Arc::as_ptr(client), client)).collect();
+        let clients = open
+            .subscriptions
+            .values()
+            .filter_map(|info| info.client.as_ref());
+        let clients: HashMap<_, _> = clients
+            .map(|client| (Arc::as_ptr(client), client))
+            .collect();
         clients.into_values().map(Arc::clone).collect()
     }
 
@@ -308,7 +361,9 @@ impl Registry {
             .take(count_max)
             .map(|(&n, info)| (n, Arc::clone(info)))
             .collect();
-        page.into_iter().map(|(number, info)| info.listed(number, hub)).collect()
+        page.into_iter()
+            .map(|(number, info)| info.listed(number, hub))
+            .collect()
     }
 
     /// Takes a new subscription in. If it would be one too many, it takes the place of an older one of the same client and the same name
@@ -344,7 +399,9 @@ impl Registry {
         let (mut open, mut replaced) = (lock(&self.open), Vec::new());
         while let Err(taken) = open.insert(number, &info, self.limits) {
             let Some(lost) = open.lost(&info, self.limits.silence_max) else {
-                replaced.into_iter().for_each(|(number, info)| open.put_back(number, info));
+                replaced
+                    .into_iter()
+                    .for_each(|(number, info)| open.put_back(number, info));
                 return Err(OpenError::TooMany(taken));
             };
             replaced.extend(open.remove(lost).map(|info| (lost, info)));
@@ -354,14 +411,33 @@ impl Registry {
         for (_, lost) in replaced {
             lost.withdraw(Withdrawal::Place, hub);
         }
-        metrics.subscriptions.with_label_values(&[State::CatchingUp.as_str()]).inc();
+        metrics
+            .subscriptions
+            .with_label_values(&[State::CatchingUp.as_str()])
+            .inc();
         if let Some(client) = &info.client {
             metrics.name_client(&client.name);
         }
-        let (registry, clock, metrics) = (Arc::clone(&self.open), Arc::clone(clock), Arc::clone(metrics));
+        let (registry, clock, metrics) = (
+            Arc::clone(&self.open),
+            Arc::clone(clock),
+            Arc::clone(metrics),
+        );
         let (hub, log, cause) = (Arc::clone(hub), Arc::clone(&self.log), "client_gone");
         let (is_told, uncounted, is_first) = (false, 0, false);
-        Ok(Entry { registry, number, info, hub, clock, metrics, log, cause, is_told, uncounted, is_first })
+        Ok(Entry {
+            registry,
+            number,
+            info,
+            hub,
+            clock,
+            metrics,
+            log,
+            cause,
+            is_told,
+            uncounted,
+            is_first,
+        })
     }
 
     /// Tells that a read has met a part of the log that is damaged.
@@ -386,7 +462,8 @@ impl Registry {
                 .collect();
             let Some((last, _)) = page.last() else { return };
             after = Bound::Excluded(*last);
-            page.iter().for_each(|(_, info)| info.look(now, hub, &self.log));
+            page.iter()
+                .for_each(|(_, info)| info.look(now, hub, &self.log));
             yield_now().await;
         }
     }
@@ -394,15 +471,39 @@ impl Registry {
 
 impl Open {
     /// Counts a subscription in, if there is room for it.
-    fn insert(&mut self, number: u64, info: &Arc<Info>, limits: RegistryLimits) -> Result<(), LimitReached> {
-        let RegistryLimits { subscriptions_max, task_ids_max, .. } = limits;
+    fn insert(
+        &mut self,
+        number: u64,
+        info: &Arc<Info>,
+        limits: RegistryLimits,
+    ) -> Result<(), LimitReached> {
+        let RegistryLimits {
+            subscriptions_max,
+            task_ids_max,
+            ..
+        } = limits;
         let task_ids = info.filter.size_in_task_ids();
-        let share = Share { subscriptions: subscriptions_max, task_ids: task_ids_max };
+        let share = Share {
+            subscriptions: subscriptions_max,
+            task_ids: task_ids_max,
+        };
         let setting = "grpc.subscriptions_max".to_owned();
-        let all = self.all.with(task_ids, &Limits { share, whose: "all clients together have", setting })?;
+        let all = self.all.with(
+            task_ids,
+            &Limits {
+                share,
+                whose: "all clients together have",
+                setting,
+            },
+        )?;
         if let Some(client) = &info.client {
             let max = limits.of_client(client);
-            let share = self.per_client.get(&client.name).copied().unwrap_or_default().with(task_ids, &max)?;
+            let share = self
+                .per_client
+                .get(&client.name)
+                .copied()
+                .unwrap_or_default()
+                .with(task_ids, &max)?;
             self.per_client.insert(Arc::clone(&client.name), share);
         }
         self.all = all;
@@ -441,49 +542,88 @@ impl Open {
     fn lost(&self, new: &Info, silence_max: Duration) -> Option<u64> {
         let name = |info: &Info| info.client.as_ref().map(|client| Arc::clone(&client.name));
         let is_lost = |info: &Info| {
-            info.client_name == new.client_name && name(info) == name(new) && info.heard.silent_for() > silence_max
+            info.client_name == new.client_name
+                && name(info) == name(new)
+                && info.heard.silent_for() > silence_max
         };
         // These are no names: they may be of different readers.
         if ["", WAIT_NAME].contains(&&*new.client_name) {
             return None;
         }
-        self.subscriptions.iter().find(|(_, info)| is_lost(info)).map(|(&number, _)| number)
+        self.subscriptions
+            .iter()
+            .find(|(_, info)| is_lost(info))
+            .map(|(&number, _)| number)
     }
 }
 
 impl RegistryLimits {
     fn of_client(self, client: &Client) -> Limits {
-        let Self { subscriptions_max, subscriptions_per_client_max, task_ids_max, .. } = self;
-        let subscriptions = client.subscriptions_max.unwrap_or(subscriptions_per_client_max).min(subscriptions_max);
+        let Self {
+            subscriptions_max,
+            subscriptions_per_client_max,
+            task_ids_max,
+            ..
+        } = self;
+        let subscriptions = client
+            .subscriptions_max
+            .unwrap_or(subscriptions_per_client_max)
+            .min(subscriptions_max);
         let setting = match client.subscriptions_max {
-            Some(_) => format!("subscriptions_max in the line of {} in the credentials file", client.name),
+            Some(_) => format!(
+                "subscriptions_max in the line of {} in the credentials file",
+                client.name
+            ),
             None => "grpc.subscriptions_per_client_max".to_owned(),
         };
-        let share = Share { subscriptions, task_ids: task_ids_max.div_ceil(2) };
-        Limits { share, whose: "this client has", setting }
+        let share = Share {
+            subscriptions,
+            task_ids: task_ids_max.div_ceil(2),
+        };
+        Limits {
+            share,
+            whose: "this client has",
+            setting,
+        }
     }
 }
 
 impl Info {
     fn who(&self) -> Who<'_> {
-        Who { client: self.client.as_ref(), client_name: &self.client_name, peer: &self.peer }
+        Who {
+            client: self.client.as_ref(),
+            client_name: &self.client_name,
+            peer: &self.peer,
+        }
     }
 
     fn at(&self, position: Sequence, lag: u64) -> At<'_> {
-        At { who: self.who(), subscription_id: &self.id, position, lag }
+        At {
+            who: self.who(),
+            subscription_id: &self.id,
+            position,
+            lag,
+        }
     }
 
     fn position(&self, hub: &Hub) -> Sequence {
-        hub.seen(self.seat.load(Relaxed), Sequence(self.position.load(Relaxed)))
+        hub.seen(
+            self.seat.load(Relaxed),
+            Sequence(self.position.load(Relaxed)),
+        )
     }
 
     /// Only one looks, so the two halves of a look are never those of two.
     fn look(&self, now_millis: u64, hub: &Hub, log: &StreamLog) {
-        let is_still = self.turn.get().is_some_and(|turn| self.turn_seen.swap(turn, Relaxed) == turn);
+        let is_still = self
+            .turn
+            .get()
+            .is_some_and(|turn| self.turn_seen.swap(turn, Relaxed) == turn);
         if !is_still {
             self.still_since.store(now_millis, Relaxed);
         }
-        let is_stalled = is_still && now_millis - self.still_since.load(Relaxed) >= STALLED_AFTER_MILLIS;
+        let is_stalled =
+            is_still && now_millis - self.still_since.load(Relaxed) >= STALLED_AFTER_MILLIS;
         if self.is_stalled.load(Relaxed) == is_stalled {
             return;
         }
@@ -509,7 +649,11 @@ impl Info {
     }
 
     fn state(&self) -> State {
-        if self.state.load(Relaxed) == State::Live as u8 { State::Live } else { State::CatchingUp }
+        if self.state.load(Relaxed) == State::Live as u8 {
+            State::Live
+        } else {
+            State::CatchingUp
+        }
     }
 
     fn listed(&self, number: u64, hub: &Hub) -> Listed {
@@ -521,7 +665,11 @@ impl Info {
             peer: self.peer.clone(),
             filter: Arc::clone(&self.filter),
             opened_at: self.opened_at,
-            state: if self.is_stalled.load(Relaxed) { State::Stalled } else { self.state() },
+            state: if self.is_stalled.load(Relaxed) {
+                State::Stalled
+            } else {
+                self.state()
+            },
             position: self.position(hub),
             delivered: self.delivered.load(Relaxed),
         }
@@ -560,23 +708,34 @@ impl Entry {
     /// Everything that was read is delivered.
     pub(super) fn end_batch(&mut self) {
         if self.uncounted > 0 {
-            self.metrics.deliveries.inc_by(std::mem::take(&mut self.uncounted));
+            self.metrics
+                .deliveries
+                .inc_by(std::mem::take(&mut self.uncounted));
         }
     }
 
     pub(super) fn delivered(&mut self, record: &Record) {
         self.reached(record.sequence());
         // Nobody else writes it, so it need not be locked for that.
-        self.info.delivered.store(self.info.delivered.load(Relaxed) + 1, Relaxed);
+        self.info
+            .delivered
+            .store(self.info.delivered.load(Relaxed) + 1, Relaxed);
         self.uncounted += 1;
         if let Some(origin) = record.origin() {
             let client = self.info.client.as_ref().map(|client| &*client.name);
-            origin.delivered(record.received_at_micros(), &self.info.id, client, self.info.call);
+            origin.delivered(
+                record.received_at_micros(),
+                &self.info.id,
+                client,
+                self.info.call,
+            );
         }
         // The first has waited longest; the others follow at once.
         if std::mem::take(&mut self.is_first) && self.info.state() == State::Live {
             let micros = self.clock.now_micros() - record.received_at_micros();
-            self.metrics.delivery_seconds.observe(micros.max(0) as f64 / 1e6); // a clock set back reads as 0
+            self.metrics
+                .delivery_seconds
+                .observe(micros.max(0) as f64 / 1e6); // a clock set back reads as 0
         }
     }
 
@@ -627,11 +786,16 @@ impl Entry {
     }
 
     pub(super) fn lost(&self, kind: &'static str, after: Sequence, through: Sequence) {
-        self.log.lost(&self.info.who(), kind, after, through, &self.metrics);
+        self.log
+            .lost(&self.info.who(), kind, after, through, &self.metrics);
     }
 
     pub(super) fn set_state(&self, state: State) {
-        let gauge = |state: State| self.metrics.subscriptions.with_label_values(&[state.as_str()]);
+        let gauge = |state: State| {
+            self.metrics
+                .subscriptions
+                .with_label_values(&[state.as_str()])
+        };
         gauge(self.info.state()).dec();
         gauge(state).inc();
         self.info.state.store(state as u8, Relaxed);
@@ -680,8 +844,14 @@ impl Drop for Entry {
             Some(Withdrawal::Stream) => self.cause = BY_ADMIN,
             _ => {}
         }
-        self.metrics.subscriptions.with_label_values(&[self.info.state().as_str()]).dec();
-        self.metrics.subscriptions_ended.with_label_values(&[self.cause]).inc();
+        self.metrics
+            .subscriptions
+            .with_label_values(&[self.info.state().as_str()])
+            .dec();
+        self.metrics
+            .subscriptions_ended
+            .with_label_values(&[self.cause])
+            .inc();
         if self.is_told {
             self.tell_end();
         }
@@ -721,7 +891,11 @@ mod tests {
 
     /// Whether it is stalled, as somebody finds who looks when it is so late, with the log's head at that place.
     fn look(info: &Info, seconds: u64, head: u64) -> bool {
-        info.look(seconds * 1_000, &Hub::new(Sequence(head), 1_024), &StreamLog::default());
+        info.look(
+            seconds * 1_000,
+            &Hub::new(Sequence(head), 1_024),
+            &StreamLog::default(),
+        );
         info.is_stalled.load(Relaxed)
     }
 
@@ -732,7 +906,12 @@ mod tests {
         info.turn.handed_on();
         assert!([101, 110].iter().all(|&seconds| !look(&info, seconds, 9)));
         info.turn.handed_on();
-        assert!([111, 113, 120].iter().all(|&seconds| !look(&info, seconds, 9)), "it has taken something");
+        assert!(
+            [111, 113, 120]
+                .iter()
+                .all(|&seconds| !look(&info, seconds, 9)),
+            "it has taken something"
+        );
         assert!(look(&info, 121, 9) && look(&info, 200, 9));
         info.turn.handed_on();
         assert!(!look(&info, 201, 9));
@@ -745,7 +924,14 @@ mod tests {
     fn a_client_that_lacks_nothing_is_not_stalled() {
         let info = info();
         info.turn.handed_on();
-        assert!([100, 110, 1_000].iter().all(|&seconds| !look(&info, seconds, 1)));
-        assert!(look(&info, 1_002, 2), "now there is something that it does not take");
+        assert!(
+            [100, 110, 1_000]
+                .iter()
+                .all(|&seconds| !look(&info, seconds, 1))
+        );
+        assert!(
+            look(&info, 1_002, 2),
+            "now there is something that it does not take"
+        );
     }
 }

@@ -57,9 +57,23 @@ pub(super) struct At<'a> {
 macro_rules! stream_line {
     ($level:ident, $unlogged:expr, $at:expr, $message:literal) => {
         if let Some(unlogged) = $unlogged {
-            let At { who, subscription_id, position: Sequence(position), lag } = *$at;
+            let At {
+                who,
+                subscription_id,
+                position: Sequence(position),
+                lag,
+            } = *$at;
             let (client, name, peer) = (who.client(), printable(who.client_name), who.peer);
-            tracing::$level!(client, client_name = &*name, peer, subscription_id, position, lag, unlogged, $message);
+            tracing::$level!(
+                client,
+                client_name = &*name,
+                peer,
+                subscription_id,
+                position,
+                lag,
+                unlogged,
+                $message
+            );
         }
     };
 }
@@ -88,7 +102,11 @@ impl StreamLog {
     fn due_at(&self, kind: &'static str, who: &Who<'_>, now: Instant) -> Option<u64> {
         let key = (kind, who.client.map(|client| Arc::clone(&client.name)));
         let mut windows = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let window = windows.entry(key).or_insert(RateWindow { began: now, lines: 0, unlogged: 0 });
+        let window = windows.entry(key).or_insert(RateWindow {
+            began: now,
+            lines: 0,
+            unlogged: 0,
+        });
         if now.duration_since(window.began) >= INTERVAL {
             (window.began, window.lines) = (now, 0);
         }
@@ -105,8 +123,17 @@ impl StreamLog {
     }
 
     pub(super) fn ended(&self, who: &Who<'_>, ended: Ended<'_>) {
-        let Ended { subscription_id, cause, position: Sequence(position), lag, delivered, open_seconds } = ended;
-        let Some(unlogged) = self.due("ended", who) else { return };
+        let Ended {
+            subscription_id,
+            cause,
+            position: Sequence(position),
+            lag,
+            delivered,
+            open_seconds,
+        } = ended;
+        let Some(unlogged) = self.due("ended", who) else {
+            return;
+        };
         let (client, name, peer) = (who.client(), printable(who.client_name), who.peer);
         tracing::info!(
             client,
@@ -142,13 +169,24 @@ impl StreamLog {
     }
 
     pub(super) fn reads_again(&self, at: &At<'_>) {
-        stream_line!(info, self.due("reads_again", &at.who), at, "subscription reads again");
+        stream_line!(
+            info,
+            self.due("reads_again", &at.who),
+            at,
+            "subscription reads again"
+        );
     }
 
     /// Tells that a read has met a part of the log that is damaged. It is one line for all readers.
     pub(super) fn damaged(&self, problem: &str) {
-        let everybody = Who { client: None, client_name: "", peer: "" };
-        let Some(unlogged) = self.due("damaged", &everybody) else { return };
+        let everybody = Who {
+            client: None,
+            client_name: "",
+            peer: "",
+        };
+        let Some(unlogged) = self.due("damaged", &everybody) else {
+            return;
+        };
         tracing::error!(
             problem,
             unlogged,
@@ -167,8 +205,13 @@ impl StreamLog {
         through: Sequence,
         metrics: &Metrics,
     ) {
-        metrics.losses.with_label_values(&[who.client().unwrap_or_default(), kind]).inc();
-        let Some(unlogged) = self.due("lost", who) else { return };
+        metrics
+            .losses
+            .with_label_values(&[who.client().unwrap_or_default(), kind])
+            .inc();
+        let Some(unlogged) = self.due("lost", who) else {
+            return;
+        };
         let (client, name, peer) = (who.client(), printable(who.client_name), who.peer);
         let (after, through) = (after.0, through.0);
         tracing::warn!(
@@ -192,11 +235,21 @@ mod tests {
     #[test]
     fn a_client_that_comes_and_goes_in_a_loop_has_so_many_lines_and_others_have_theirs() {
         let log = StreamLog::default();
-        let (who, began) = (Who { client: None, client_name: "loop", peer: "" }, Instant::now());
+        let (who, began) = (
+            Who {
+                client: None,
+                client_name: "loop",
+                peer: "",
+            },
+            Instant::now(),
+        );
         let due = |kind, after| log.due_at(kind, &who, began + after);
         assert!((0..LINES_MAX).all(|_| due("ended", Duration::ZERO) == Some(0)));
         assert!((0..5).all(|_| due("ended", INTERVAL - Duration::from_millis(1)).is_none()));
         assert_eq!(due("subscribed", Duration::ZERO), Some(0), "another kind");
-        assert_eq!((due("ended", INTERVAL), due("ended", INTERVAL)), (Some(5), Some(0)));
+        assert_eq!(
+            (due("ended", INTERVAL), due("ended", INTERVAL)),
+            (Some(5), Some(0))
+        );
     }
 }

@@ -33,14 +33,37 @@ const LEVELS_MAX: usize = 4;
 /// The reason of a failed task; `status_text` is the vendor's word, which can be a reason in itself.
 pub(super) fn read(fields: &Fields<'_>, status_text: &str) -> TaskError {
     let error = fields.json(Key::Error);
-    let given = error.map(|error| look_into(error, LEVELS_MAX)).unwrap_or_default();
-    let beside: Vec<_> = BESIDE.iter().filter_map(|&(key, name)| Some((name, fields.json(key)?))).collect();
-    let texts: Vec<_> = beside.iter().filter_map(|&(name, value)| Some((name, text_beside(name, value)?))).collect();
-    let all = || given.texts.iter().chain(texts.iter().map(|(_, text)| text)).map(|text| text.trim());
+    let given = error
+        .map(|error| look_into(error, LEVELS_MAX))
+        .unwrap_or_default();
+    let beside: Vec<_> = BESIDE
+        .iter()
+        .filter_map(|&(key, name)| Some((name, fields.json(key)?)))
+        .collect();
+    let texts: Vec<_> = beside
+        .iter()
+        .filter_map(|&(name, value)| Some((name, text_beside(name, value)?)))
+        .collect();
+    let all = || {
+        given
+            .texts
+            .iter()
+            .chain(texts.iter().map(|(_, text)| text))
+            .map(|text| text.trim())
+    };
 
-    let code = given.code.as_deref().map(str::trim).or_else(|| all().find(|text| is_code(text)));
+    let code = given
+        .code
+        .as_deref()
+        .map(str::trim)
+        .or_else(|| all().find(|text| is_code(text)));
     // The neighbour of a code is its message, word for word.
-    let message = given.neighbour.as_deref().or_else(|| all().find(|text| !is_code(text))).or(code).unwrap_or_default();
+    let message = given
+        .neighbour
+        .as_deref()
+        .or_else(|| all().find(|text| !is_code(text)))
+        .or(code)
+        .unwrap_or_default();
 
     let is_used = |text: &str| text.trim() == message.trim() || code == Some(text.trim());
     let mut unused = Map::new();
@@ -55,7 +78,9 @@ pub(super) fn read(fields: &Fields<'_>, status_text: &str) -> TaskError {
             unused.insert(name.into(), value.value());
         }
     }
-    let code = code.map(str::to_ascii_uppercase).or_else(|| status::code(status_text));
+    let code = code
+        .map(str::to_ascii_uppercase)
+        .or_else(|| status::code(status_text));
     TaskError {
         code: code.unwrap_or_else(|| TaskError::NO_CODE.into()),
         message: message.into(),
@@ -92,36 +117,67 @@ struct Given<'a> {
 
 fn look_into(value: Json<'_>, levels: usize) -> Given<'_> {
     if let Some(text) = value.text() {
-        let texts = if text.trim().is_empty() { Vec::new() } else { vec![text] };
-        return Given { texts, is_used_up: true, ..Given::default() };
+        let texts = if text.trim().is_empty() {
+            Vec::new()
+        } else {
+            vec![text]
+        };
+        return Given {
+            texts,
+            is_used_up: true,
+            ..Given::default()
+        };
     }
     if levels == 0 || !says_something(value) {
-        return Given { is_used_up: !says_something(value), ..Given::default() };
+        return Given {
+            is_used_up: !says_something(value),
+            ..Given::default()
+        };
     }
     if let Some((elements, count)) = value.first_elements(1) {
-        let given = elements.first().map(|&first| look_into(first, levels - 1)).unwrap_or_default();
-        return Given { is_used_up: given.is_used_up && count == 1, ..given };
+        let given = elements
+            .first()
+            .map(|&first| look_into(first, levels - 1))
+            .unwrap_or_default();
+        return Given {
+            is_used_up: given.is_used_up && count == 1,
+            ..given
+        };
     }
     look_into_object(value, levels)
 }
 
 fn look_into_object(value: Json<'_>, levels: usize) -> Given<'_> {
-    let Some(mut entries) = value.entries() else { return Given::default() };
+    let Some(mut entries) = value.entries() else {
+        return Given::default();
+    };
     let details = entries.remove("details");
     entries.retain(|_, value| says_something(*value));
 
-    let code = entries.get("code").and_then(|&code| text_or_number(code)).filter(|code| code.len() <= CODE_BYTES_MAX);
+    let code = entries
+        .get("code")
+        .and_then(|&code| text_or_number(code))
+        .filter(|code| code.len() <= CODE_BYTES_MAX);
     if code.is_some() {
         entries.remove("code");
     }
     // A code that is too long is a sentence.
-    let sentence = MESSAGES.into_iter().chain(["code"]).find_map(|key| Some((key, entries.get(key)?.text()?)));
+    let sentence = MESSAGES
+        .into_iter()
+        .chain(["code"])
+        .find_map(|key| Some((key, entries.get(key)?.text()?)));
     let text = sentence.map(|(key, text)| {
         entries.remove(key);
         text
     });
     if code.is_some() {
-        return Given { code, neighbour: text, texts: Vec::new(), details, is_used_up: entries.is_empty() };
+        return Given {
+            code,
+            neighbour: text,
+            texts: Vec::new(),
+            details,
+            is_used_up: entries.is_empty(),
+        };
     }
 
     let Some((key, within)) = take_nested(&mut entries) else {
@@ -147,14 +203,25 @@ fn look_into_object(value: Json<'_>, levels: usize) -> Given<'_> {
 /// The first object or array in an object, of known names before others.
 fn take_nested<'a>(entries: &mut BTreeMap<String, Json<'a>>) -> Option<(String, Json<'a>)> {
     let is_nested = |value: &Json<'_>| value.0.starts_with(['{', '[']);
-    let known = NESTED.into_iter().find(|&key| entries.get(key).is_some_and(is_nested));
-    let other = || entries.iter().find(|(_, value)| is_nested(value)).map(|(key, _)| key.clone());
+    let known = NESTED
+        .into_iter()
+        .find(|&key| entries.get(key).is_some_and(is_nested));
+    let other = || {
+        entries
+            .iter()
+            .find(|(_, value)| is_nested(value))
+            .map(|(key, _)| key.clone())
+    };
     let key = known.map(str::to_owned).or_else(other)?;
     entries.remove_entry(&key)
 }
 
 fn text_beside<'a>(name: &str, value: Json<'a>) -> Option<Cow<'a, str>> {
-    let text = if name == "error_code" { text_or_number(value) } else { value.text() };
+    let text = if name == "error_code" {
+        text_or_number(value)
+    } else {
+        value.text()
+    };
     text.filter(|text| !text.trim().is_empty())
 }
 

@@ -64,7 +64,10 @@ pub(super) struct Fields<'a> {
 
 impl Default for Fields<'_> {
     fn default() -> Self {
-        Self { values: [None; Key::Unknown as usize], too_deep: false }
+        Self {
+            values: [None; Key::Unknown as usize],
+            too_deep: false,
+        }
     }
 }
 
@@ -75,7 +78,11 @@ impl<'a> Fields<'a> {
             return Err(not_an_object(text));
         }
         let fields: Self = serde_json::from_str(text).map_err(|_| Unreadable::NotJson)?;
-        if fields.too_deep { Err(Unreadable::TooDeeplyNested) } else { Ok(fields) }
+        if fields.too_deep {
+            Err(Unreadable::TooDeeplyNested)
+        } else {
+            Ok(fields)
+        }
     }
 
     /// True if the key is there, with null or any other value: which keys a body has tells its shape.
@@ -102,7 +109,11 @@ impl<'a> Fields<'a> {
     /// A whole number, also if it is written as a text or with a fraction of zero.
     pub(super) fn integer(&self, key: Key) -> Option<i64> {
         let digits = self.text_or_number(key)?;
-        digits.trim().parse().ok().or_else(|| whole(digits.trim().parse().ok()?))
+        digits
+            .trim()
+            .parse()
+            .ok()
+            .or_else(|| whole(digits.trim().parse().ok()?))
     }
 
     /// The fields of an object within this one.
@@ -148,7 +159,11 @@ impl<'a> Json<'a> {
     /// A text that is not empty.
     pub(super) fn text(self) -> Option<Cow<'a, str>> {
         let within = self.0.strip_prefix('"')?.strip_suffix('"')?;
-        let text = if within.contains('\\') { Cow::Owned(unescape(self.0)?) } else { Cow::Borrowed(within) };
+        let text = if within.contains('\\') {
+            Cow::Owned(unescape(self.0)?)
+        } else {
+            Cow::Borrowed(within)
+        };
         (!text.is_empty()).then_some(text)
     }
 
@@ -158,7 +173,9 @@ impl<'a> Json<'a> {
 
     /// A number as it is written.
     pub(super) fn number(self) -> Option<&'a str> {
-        self.0.starts_with(|first: char| first == '-' || first.is_ascii_digit()).then_some(self.0)
+        self.0
+            .starts_with(|first: char| first == '-' || first.is_ascii_digit())
+            .then_some(self.0)
     }
 
     /// True or false.
@@ -168,7 +185,11 @@ impl<'a> Json<'a> {
 
     /// The fields of an object.
     pub(super) fn fields(self) -> Option<Fields<'a>> {
-        if self.0.starts_with('{') { serde_json::from_str(self.0).ok() } else { None }
+        if self.0.starts_with('{') {
+            serde_json::from_str(self.0).ok()
+        } else {
+            None
+        }
     }
 
     /// The values of an array.
@@ -177,7 +198,12 @@ impl<'a> Json<'a> {
             return None;
         }
         let elements: Vec<&RawValue> = serde_json::from_str(self.0).ok()?;
-        Some(elements.into_iter().map(|element| Self(element.get())).collect())
+        Some(
+            elements
+                .into_iter()
+                .map(|element| Self(element.get()))
+                .collect(),
+        )
     }
 
     /// The first values of an array, `count_max` at most, and how many there are: for arrays that may be as long as a body.
@@ -186,7 +212,9 @@ impl<'a> Json<'a> {
             return None;
         }
         let mut deserializer = serde_json::Deserializer::from_str(self.0);
-        let elements = deserializer.deserialize_seq(FirstElements { count_max }).ok()?;
+        let elements = deserializer
+            .deserialize_seq(FirstElements { count_max })
+            .ok()?;
         deserializer.end().ok()?;
         Some(elements)
     }
@@ -197,7 +225,9 @@ impl<'a> Json<'a> {
             return None;
         }
         let entries: BTreeMap<String, &RawValue> = serde_json::from_str(self.0).ok()?;
-        let entries = entries.into_iter().map(|(key, value)| (key, Self(value.get())));
+        let entries = entries
+            .into_iter()
+            .map(|(key, value)| (key, Self(value.get())));
         Some(entries.filter(|(_, value)| value.0 != "null").collect())
     }
 
@@ -251,8 +281,16 @@ impl<'de> Visitor<'de> for FirstElements {
 
 fn not_an_object(text: &str) -> Unreadable {
     match serde_json::from_str::<&RawValue>(text) {
-        Ok(value) if Json(value.get()).nests_deeper_than(NESTING_LEVELS_MAX) => Unreadable::TooDeeplyNested,
-        Ok(value) if Json(value.get()).first_elements(0).is_some_and(|(_, count)| count > 0) => Unreadable::Array,
+        Ok(value) if Json(value.get()).nests_deeper_than(NESTING_LEVELS_MAX) => {
+            Unreadable::TooDeeplyNested
+        }
+        Ok(value)
+            if Json(value.get())
+                .first_elements(0)
+                .is_some_and(|(_, count)| count > 0) =>
+        {
+            Unreadable::Array
+        }
         Ok(_) => Unreadable::NotAnObject,
         Err(_) => Unreadable::NotJson,
     }

@@ -33,7 +33,11 @@ fn of_result(fields: &Fields<'_>) -> &'static str {
     if fields.has(Key::ImageUrl) {
         "kling-o1-photo"
     } else if fields.has(Key::TaskUuid) {
-        if fields.has(Key::Prompt) { "chatgpt-images" } else { "gemini" }
+        if fields.has(Key::Prompt) {
+            "chatgpt-images"
+        } else {
+            "gemini"
+        }
     } else if fields.has(Key::Seed) || fields.has(Key::Error) {
         "veo"
     } else {
@@ -48,8 +52,12 @@ fn of_model(model: &str) -> Option<Cow<'static, str>> {
         return None;
     }
     let words: Vec<&str> = model.split(|c: char| !c.is_ascii_alphanumeric()).collect();
-    let named = words.windows(2).find(|pair| is_generation(pair[0]) && matches!(pair[1], "video" | "photo"));
-    Some(named.map_or("kling".into(), |pair| format!("kling-{}-{}", pair[0], pair[1]).into()))
+    let named = words
+        .windows(2)
+        .find(|pair| is_generation(pair[0]) && matches!(pair[1], "video" | "photo"));
+    Some(named.map_or("kling".into(), |pair| {
+        format!("kling-{}-{}", pair[0], pair[1]).into()
+    }))
 }
 
 /// `o1`, `o3`, and what may come: the vendor adds generations faster than we release.

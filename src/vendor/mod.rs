@@ -55,7 +55,9 @@ pub enum Unreadable {
     #[error("the task id is not 1 to 128 printable characters without spaces")]
     BadTaskId,
     /// Neither a status nor anything that implies one.
-    #[error("no status: neither status nor success, and neither an output nor an error that would imply one")]
+    #[error(
+        "no status: neither status nor success, and neither an output nor an error that would imply one"
+    )]
     NoStatus,
 }
 
@@ -116,8 +118,16 @@ pub fn elements(body: &[u8], count_max: usize) -> Option<(Vec<Bytes>, usize)> {
     if Json(text).nests_deeper_than(NESTING_LEVELS_MAX) {
         return None;
     }
-    let (first, count) = Json(text).first_elements(count_max).filter(|&(_, count)| count > 0)?;
-    Some((first.into_iter().map(|element| Bytes::copy_from_slice(element.0.as_bytes())).collect(), count))
+    let (first, count) = Json(text)
+        .first_elements(count_max)
+        .filter(|&(_, count)| count > 0)?;
+    Some((
+        first
+            .into_iter()
+            .map(|element| Bytes::copy_from_slice(element.0.as_bytes()))
+            .collect(),
+        count,
+    ))
 }
 
 /// A body as text. A byte order mark says how it is encoded, and is no part of it; without one it is UTF-8.
@@ -126,19 +136,29 @@ fn text(body: &[u8]) -> Result<Cow<'_, str>, Unreadable> {
         let (pairs, rest) = units.as_chunks();
         let units: Vec<_> = pairs.iter().map(|&pair| unit(pair)).collect();
         // Half of a surrogate pair is as good, or bad, as an escaped one.
-        if rest.is_empty() { Ok(Cow::Owned(String::from_utf16_lossy(&units))) } else { Err(Unreadable::NotJson) }
+        if rest.is_empty() {
+            Ok(Cow::Owned(String::from_utf16_lossy(&units)))
+        } else {
+            Err(Unreadable::NotJson)
+        }
     };
     match body {
         [0xfe, 0xff, units @ ..] => utf16(units, u16::from_be_bytes),
         [0xff, 0xfe, units @ ..] => utf16(units, u16::from_le_bytes),
         [0xef, 0xbb, 0xbf, text @ ..] | text => {
             // The whole body at once: serde_json does not check the texts it skips.
-            std::str::from_utf8(text).map(Cow::Borrowed).map_err(|_| Unreadable::NotJson)
+            std::str::from_utf8(text)
+                .map(Cow::Borrowed)
+                .map_err(|_| Unreadable::NotJson)
         }
     }
 }
 
-fn report(fields: &Fields<'_>, task_id: TaskId, known_status: Option<&StatusWord>) -> Result<Report, Unreadable> {
+fn report(
+    fields: &Fields<'_>,
+    task_id: TaskId,
+    known_status: Option<&StatusWord>,
+) -> Result<Report, Unreadable> {
     let outputs = outputs::read(fields);
     let (status, status_text) = match known_status {
         Some(word) => (word.status(), Cow::Borrowed(word.as_str())),
@@ -162,13 +182,19 @@ fn report(fields: &Fields<'_>, task_id: TaskId, known_status: Option<&StatusWord
 
 fn time(fields: &Fields<'_>, key: Key) -> Option<Timestamp> {
     let value = fields.json(key)?;
-    value.text().map_or_else(|| time::of_number(value.number()?), |text| time::read(&text))
+    value.text().map_or_else(
+        || time::of_number(value.number()?),
+        |text| time::read(&text),
+    )
 }
 
 /// The first id that is there decides, also if it is bad: another key might hold the id of something else.
 fn task_id(fields: &Fields<'_>) -> Result<TaskId, Unreadable> {
     const KEYS: [Key; 4] = [Key::GenerationId, Key::TaskUuid, Key::TaskId, Key::Id];
-    let raw = KEYS.into_iter().find_map(|key| fields.text_or_number(key)).ok_or(Unreadable::NoTaskId)?;
+    let raw = KEYS
+        .into_iter()
+        .find_map(|key| fields.text_or_number(key))
+        .ok_or(Unreadable::NoTaskId)?;
     if raw.contains(char::REPLACEMENT_CHARACTER) {
         return Err(Unreadable::BadTaskId);
     }

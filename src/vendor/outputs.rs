@@ -27,8 +27,11 @@ const WITHIN_OUTPUT: [(Key, Option<OutputKind>); 5] = [
     (Key::Videos, VIDEO),
     (Key::LastFrameUrl, IMAGE),
 ];
-const BEHIND_OUTPUT: [(Key, Option<OutputKind>); 3] =
-    [(Key::Url, BY_EXTENSION), (Key::Urls, BY_EXTENSION), (Key::Result, BY_EXTENSION)];
+const BEHIND_OUTPUT: [(Key, Option<OutputKind>); 3] = [
+    (Key::Url, BY_EXTENSION),
+    (Key::Urls, BY_EXTENSION),
+    (Key::Result, BY_EXTENSION),
+];
 
 type Found<'a> = Vec<(Option<OutputKind>, Cow<'a, str>)>;
 
@@ -62,7 +65,9 @@ fn take_all<'a>(fields: &Fields<'a>, places: &[(Key, Option<OutputKind>)], found
 }
 
 fn take_output<'a>(output: Json<'a>, found: &mut Found<'a>) {
-    let Some(within) = output.fields() else { return take(output, BY_EXTENSION, found) };
+    let Some(within) = output.fields() else {
+        return take(output, BY_EXTENSION, found);
+    };
     take_all(&within, &WITHIN_OUTPUT, found);
     take_url(&within, BY_EXTENSION, found);
 }
@@ -70,7 +75,9 @@ fn take_output<'a>(output: Json<'a>, found: &mut Found<'a>) {
 /// A text, an object with `url`, or an array of either.
 fn take<'a>(value: Json<'a>, kind: Option<OutputKind>, found: &mut Found<'a>) {
     match value.elements() {
-        Some(elements) => elements.into_iter().for_each(|element| take_one(element, kind, found)),
+        Some(elements) => elements
+            .into_iter()
+            .for_each(|element| take_one(element, kind, found)),
         None => take_one(value, kind, found),
     }
 }
@@ -97,8 +104,13 @@ fn take_text<'a>(text: Cow<'a, str>, kind: Option<OutputKind>, found: &mut Found
 
 /// Absolute, http or https, and with a host. What has blanks or control characters is a sentence about a URL, or a mistake.
 fn is_url(text: &str) -> bool {
-    let has_scheme = |scheme: &str| text.get(..scheme.len()).is_some_and(|start| start.eq_ignore_ascii_case(scheme));
-    let scheme = ["https://", "http://"].into_iter().find(|scheme| has_scheme(scheme));
+    let has_scheme = |scheme: &str| {
+        text.get(..scheme.len())
+            .is_some_and(|start| start.eq_ignore_ascii_case(scheme))
+    };
+    let scheme = ["https://", "http://"]
+        .into_iter()
+        .find(|scheme| has_scheme(scheme));
     let host = scheme.and_then(|scheme| text[scheme.len()..].chars().next());
     // Nearly all are ASCII, which is looked through faster.
     let is_graphic = || text.bytes().all(|b| b.is_ascii_graphic());
@@ -110,10 +122,14 @@ fn is_url(text: &str) -> bool {
 fn kind_of(url: &str) -> OutputKind {
     let path = url.split(['?', '#']).next().unwrap_or_default();
     let file = path.rsplit('/').next().unwrap_or_default();
-    let extension = file.rsplit_once('.').map(|(_, extension)| extension.to_ascii_lowercase());
+    let extension = file
+        .rsplit_once('.')
+        .map(|(_, extension)| extension.to_ascii_lowercase());
     match extension.as_deref() {
         Some("mp4" | "m4v" | "mov" | "webm" | "mkv" | "avi") => OutputKind::Video,
-        Some("png" | "jpg" | "jpeg" | "webp" | "gif" | "avif" | "heic" | "bmp" | "tif" | "tiff") => OutputKind::Image,
+        Some(
+            "png" | "jpg" | "jpeg" | "webp" | "gif" | "avif" | "heic" | "bmp" | "tif" | "tiff",
+        ) => OutputKind::Image,
         _ => OutputKind::Other,
     }
 }

@@ -49,8 +49,14 @@ pub enum SampleStatus {
 
 impl SampleStatus {
     /// Every status.
-    pub const ALL: [Self; 6] =
-        [Self::Completed, Self::Failed, Self::Timeout, Self::ModerationBlocked, Self::Pending, Self::Processing];
+    pub const ALL: [Self; 6] = [
+        Self::Completed,
+        Self::Failed,
+        Self::Timeout,
+        Self::ModerationBlocked,
+        Self::Pending,
+        Self::Processing,
+    ];
 
     /// Its name on the command line, in kebab-case.
     pub fn as_str(self) -> &'static str {
@@ -150,7 +156,11 @@ impl Sample<'_> {
             _ => self.generic(),
         };
         // Every shape below is an object; `json!` just cannot say so.
-        if let Value::Object(body) = body { body } else { Map::new() }
+        if let Value::Object(body) = body {
+            body
+        } else {
+            Map::new()
+        }
     }
 
     fn veo(&self) -> Value {
@@ -168,7 +178,8 @@ impl Sample<'_> {
     }
 
     fn legacy(&self) -> Value {
-        let blocked = (self.status == SampleStatus::ModerationBlocked).then_some("MODERATION_BLOCKED");
+        let blocked =
+            (self.status == SampleStatus::ModerationBlocked).then_some("MODERATION_BLOCKED");
         let code = blocked.or_else(|| self.reason("UNSAFE_CONTENT", "TIMEOUT"));
         json!({
             "success": code.is_none(),
@@ -188,14 +199,19 @@ impl Sample<'_> {
             body["completed_at"] = json!(format!("{:.0}", self.at));
         }
         if self.status == SampleStatus::Failed {
-            body["description"] = json!("The service could not generate this video. Please try again.");
+            body["description"] =
+                json!("The service could not generate this video. Please try again.");
         }
         body
     }
 
     fn kling_video(&self) -> Value {
         // The documentation spells the older one with underscores, and the newer one with what was asked for.
-        let model = if self.product == "kling-o1-video" { "kling_o1_video" } else { "kling-o3-video-10s-pro" };
+        let model = if self.product == "kling-o1-video" {
+            "kling_o1_video"
+        } else {
+            "kling-o3-video-10s-pro"
+        };
         json!({
             "generation_id": self.task_id,
             "status": self.word_without_timeout(),
@@ -241,7 +257,9 @@ impl Sample<'_> {
             "completed_at": self.completed_at(),
         });
         let photoreal = "Image contains photorealistic people. Please try with a different image.";
-        if let Some(sentence) = self.reason(photoreal, "The generation took longer than 15 minutes.") {
+        if let Some(sentence) =
+            self.reason(photoreal, "The generation took longer than 15 minutes.")
+        {
             body["error_message"] = json!(sentence);
         }
         body
@@ -278,7 +296,11 @@ impl Sample<'_> {
 
     /// The same, for products that call a time-out `failed` and tell it by the code.
     fn word_without_timeout(&self) -> String {
-        if self.status == SampleStatus::Timeout { "failed".into() } else { self.word() }
+        if self.status == SampleStatus::Timeout {
+            "failed".into()
+        } else {
+            self.word()
+        }
     }
 
     /// Why the task failed; `None` for `moderation_blocked` too, whose status word says it all.
@@ -305,7 +327,11 @@ impl Sample<'_> {
     }
 
     fn created_at(&self) -> String {
-        naive(self.at.checked_sub(SignedDuration::from_secs(63)).unwrap_or(self.at))
+        naive(
+            self.at
+                .checked_sub(SignedDuration::from_secs(63))
+                .unwrap_or(self.at),
+        )
     }
 
     fn completed_at(&self) -> Option<String> {
@@ -380,34 +406,67 @@ impl FromStr for Broken {
 /// A body that is broken in this way and otherwise like any other of the task.
 pub fn broken(kind: Broken, task_id: &str) -> Vec<u8> {
     let url = url(task_id, "videos", "mp4");
-    let good = json!({"generation_id": task_id, "status": "completed", "video_url": url}).to_string();
+    let good =
+        json!({"generation_id": task_id, "status": "completed", "video_url": url}).to_string();
     // The good body with one more field, whose value need not be JSON.
-    let with = |value: &[u8]| [&good.as_bytes()[..good.len() - 1], b",\"extra\":", value, b"}"].concat();
+    let with = |value: &[u8]| {
+        [
+            &good.as_bytes()[..good.len() - 1],
+            b",\"extra\":",
+            value,
+            b"}",
+        ]
+        .concat()
+    };
     match kind {
         Broken::NotJson => b"<html><body><h1>502 Bad Gateway</h1></body></html>".to_vec(),
         Broken::NotAnObject => format!("[{good}]").into_bytes(),
-        Broken::NoTaskId => json!({"status": "completed", "video_url": url}).to_string().into_bytes(),
-        Broken::NoStatus => json!({"generation_id": task_id, "progress_pct": 40}).to_string().into_bytes(),
+        Broken::NoTaskId => json!({"status": "completed", "video_url": url})
+            .to_string()
+            .into_bytes(),
+        Broken::NoStatus => json!({"generation_id": task_id, "progress_pct": 40})
+            .to_string()
+            .into_bytes(),
         Broken::Truncated => good.as_bytes()[..good.len() / 2].to_vec(),
         Broken::InvalidUtf8 => with(b"\"caf\xe9\""),
         Broken::DeeplyNested => with(&[[b'['; 10_000], [b']'; 10_000]].concat()),
     }
 }
 
-fn by_name<T: Copy>(all: &[T], as_str: fn(T) -> &'static str, name: &str) -> Result<T, UnknownName> {
-    let names = || all.iter().map(|&each| as_str(each)).collect::<Vec<_>>().join(", ");
-    all.iter().copied().find(|&each| as_str(each) == name).ok_or_else(|| UnknownName(names()))
+fn by_name<T: Copy>(
+    all: &[T],
+    as_str: fn(T) -> &'static str,
+    name: &str,
+) -> Result<T, UnknownName> {
+    let names = || {
+        all.iter()
+            .map(|&each| as_str(each))
+            .collect::<Vec<_>>()
+            .join(", ")
+    };
+    all.iter()
+        .copied()
+        .find(|&each| as_str(each) == name)
+        .ok_or_else(|| UnknownName(names()))
 }
 
 fn url(task_id: &str, folder: &str, extension: &str) -> String {
-    let safe = |c: char| if c.is_ascii_alphanumeric() || c == '-' { c } else { '_' };
+    let safe = |c: char| {
+        if c.is_ascii_alphanumeric() || c == '-' {
+            c
+        } else {
+            '_'
+        }
+    };
     let file: String = task_id.chars().map(safe).collect();
     format!("https://cdn.runblob.io/{folder}/{file}.{extension}")
 }
 
 /// FNV-1a, kept to 31 bits as the vendor's seeds are: enough to look random, and the same on every machine.
 fn seed(task_id: &str) -> u32 {
-    let hash = task_id.bytes().fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193));
+    let hash = task_id.bytes().fold(0x811c_9dc5_u32, |hash, byte| {
+        (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193)
+    });
     hash >> 1
 }
 

@@ -45,7 +45,9 @@ pub struct StatusWord(String);
 
 /// A word of an unknown status.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("not a status word that is known: use completed, failed, processing, pending, or another of the vendor's")]
+#[error(
+    "not a status word that is known: use completed, failed, processing, pending, or another of the vendor's"
+)]
 pub struct StatusWordError;
 
 impl FromStr for StatusWord {
@@ -53,7 +55,11 @@ impl FromStr for StatusWord {
 
     fn from_str(raw: &str) -> Result<Self, StatusWordError> {
         let word = raw.trim();
-        if of_word(word) == TaskStatus::Unspecified { Err(StatusWordError) } else { Ok(Self(word.to_owned())) }
+        if of_word(word) == TaskStatus::Unspecified {
+            Err(StatusWordError)
+        } else {
+            Ok(Self(word.to_owned()))
+        }
     }
 }
 
@@ -70,7 +76,10 @@ impl StatusWord {
 }
 
 /// The status and the vendor's own word, empty if there is none; `None` if nothing in the body tells the status.
-pub(super) fn read<'a>(fields: &Fields<'a>, has_output: bool) -> Option<(TaskStatus, Cow<'a, str>)> {
+pub(super) fn read<'a>(
+    fields: &Fields<'a>,
+    has_output: bool,
+) -> Option<(TaskStatus, Cow<'a, str>)> {
     let (status, success) = (fields.json(Key::Status), fields.json(Key::Success));
     let flag = |word: &str| match word {
         "true" => Some(TaskStatus::Completed),
@@ -78,7 +87,9 @@ pub(super) fn read<'a>(fields: &Fields<'a>, has_output: bool) -> Option<(TaskSta
         _ => None,
     };
     let of_success = |value: Json<'a>| {
-        let text = value.text().filter(|text| text.trim().len() <= "false".len());
+        let text = value
+            .text()
+            .filter(|text| text.trim().len() <= "false".len());
         let status = flag(&text?.trim().to_ascii_lowercase())?;
         Some((status, Cow::default()))
     };
@@ -94,7 +105,11 @@ pub(super) fn read<'a>(fields: &Fields<'a>, has_output: bool) -> Option<(TaskSta
 /// What a word, true or false says. Blanks around a word are no part of it, and blanks alone are none.
 fn stated(value: Json<'_>) -> Option<(TaskStatus, Cow<'_, str>)> {
     let Some(text) = value.text() else {
-        let status = if value.boolean()? { TaskStatus::Completed } else { TaskStatus::Failed };
+        let status = if value.boolean()? {
+            TaskStatus::Completed
+        } else {
+            TaskStatus::Failed
+        };
         return Some((status, Cow::default()));
     };
     let word = match text {
@@ -110,17 +125,27 @@ fn of_another_type(value: Json<'_>) -> Option<(TaskStatus, Cow<'_, str>)> {
 }
 
 fn implied(fields: &Fields<'_>, has_output: bool) -> Option<TaskStatus> {
-    let has_error = || fields.object(Key::Error).is_some() || fields.text(Key::ErrorMessage).is_some();
-    if has_output { Some(TaskStatus::Completed) } else { has_error().then_some(TaskStatus::Failed) }
+    let has_error =
+        || fields.object(Key::Error).is_some() || fields.text(Key::ErrorMessage).is_some();
+    if has_output {
+        Some(TaskStatus::Completed)
+    } else {
+        has_error().then_some(TaskStatus::Failed)
+    }
 }
 
 fn of_word(word: &str) -> TaskStatus {
-    let known = WORDS.iter().find(|(known, _)| known.eq_ignore_ascii_case(word));
+    let known = WORDS
+        .iter()
+        .find(|(known, _)| known.eq_ignore_ascii_case(word));
     known.map_or(TaskStatus::Unspecified, |(_, status)| *status)
 }
 
 /// The code that the vendor's word for a failure is; `None` if it says no more than "failed".
 pub(super) fn code(word: &str) -> Option<String> {
-    let is_plain = word.is_empty() || PLAIN_FAILURES.iter().any(|plain| plain.eq_ignore_ascii_case(word));
+    let is_plain = word.is_empty()
+        || PLAIN_FAILURES
+            .iter()
+            .any(|plain| plain.eq_ignore_ascii_case(word));
     (!is_plain).then(|| word.to_ascii_uppercase())
 }

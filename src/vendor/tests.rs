@@ -25,11 +25,23 @@ fn completed(task_id: &str, product: &str) -> Report {
 }
 
 fn failed(task_id: &str, product: &str, code: &str, message: &str) -> Report {
-    let error = TaskError { code: code.into(), message: message.into(), details: None };
+    let error = TaskError {
+        code: code.into(),
+        message: message.into(),
+        details: None,
+    };
     let status_text = "failed".into();
-    Report { status: TaskStatus::Failed, status_text, error: Some(error), ..completed(task_id, product) }
+    Report {
+        status: TaskStatus::Failed,
+        status_text,
+        error: Some(error),
+        ..completed(task_id, product)
+    }
 }
 
 fn output(kind: OutputKind, url: &str) -> Output {
-    Output { kind, url: url.into() }
+    Output {
+        kind,
+        url: url.into(),
+    }
 }

@@ -32,7 +32,9 @@ pub(super) fn read(text: &str) -> Option<Timestamp> {
     };
 
     let time = match zone {
-        "" => TimeZone::UTC.to_timestamp(text.parse::<DateTime>().ok()?).ok(),
+        "" => TimeZone::UTC
+            .to_timestamp(text.parse::<DateTime>().ok()?)
+            .ok(),
         "Z" | "z" => text.parse().ok(),
         offset if is_offset(offset) => text.parse().ok(),
         _ => None,
@@ -62,7 +64,14 @@ fn plain_seconds(number: &str) -> Option<(i64, i32)> {
     }
     let digits = &fraction[..fraction.len().min(FRACTION_DIGITS_MAX)];
     let nanos: i32 = format!("{digits:0<9}").parse().ok()?;
-    Some((whole.parse().ok()?, if number.starts_with('-') { -nanos } else { nanos }))
+    Some((
+        whole.parse().ok()?,
+        if number.starts_with('-') {
+            -nanos
+        } else {
+            nanos
+        },
+    ))
 }
 
 fn is_date_and_time(text: &str) -> bool {
@@ -73,18 +82,27 @@ fn is_date_and_time(text: &str) -> bool {
 
 fn is_offset(text: &str) -> bool {
     let forms = ["00:00", "0000", "00"];
-    text.strip_prefix(['+', '-']).is_some_and(|text| forms.iter().any(|form| has_form(text, form)))
+    text.strip_prefix(['+', '-'])
+        .is_some_and(|text| forms.iter().any(|form| has_form(text, form)))
 }
 
 /// True if the text equals the form with any digit for each 0.
 fn has_form(text: &str, form: &str) -> bool {
-    let fits = |(byte, form): (u8, u8)| if form == b'0' { byte.is_ascii_digit() } else { byte == form };
+    let fits = |(byte, form): (u8, u8)| {
+        if form == b'0' {
+            byte.is_ascii_digit()
+        } else {
+            byte == form
+        }
+    };
     text.len() == form.len() && text.bytes().zip(form.bytes()).all(fits)
 }
 
 /// The digits of the fraction, if there is one, and what follows; a point needs digits.
 fn split_fraction(rest: &str) -> Option<(&str, &str)> {
-    let Some(fraction) = rest.strip_prefix('.') else { return Some(("", rest)) };
+    let Some(fraction) = rest.strip_prefix('.') else {
+        return Some(("", rest));
+    };
     let zone = fraction.trim_start_matches(|c: char| c.is_ascii_digit());
     let digits = &fraction[..fraction.len() - zone.len()];
     (!digits.is_empty()).then_some((digits, zone))

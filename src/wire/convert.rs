@@ -20,8 +20,17 @@ const DETAILS_LEVELS_MAX: usize = 24;
 /// Encodes an event without what only the log knows: cursor, revision, conflict, and without the raw body. What makes it larger than
 /// [`EVENT_BYTES_MAX`] is left out, and said to be.
 pub fn encode_event(event: Event) -> Bytes {
-    let Event { event_id, product, product_inferred, report, received_at, verification, labels, corrected, credential } =
-        event;
+    let Event {
+        event_id,
+        product,
+        product_inferred,
+        report,
+        received_at,
+        verification,
+        labels,
+        corrected,
+        credential,
+    } = event;
     let (error, lacks_details) = error_to_wire(report.error);
     let event = v1::Event {
         event_id: event_id.to_string(),
@@ -50,16 +59,30 @@ pub fn encode_event(event: Event) -> Bytes {
         credential,
     };
     let encoded = event.encode_to_vec();
-    if encoded.len() <= EVENT_BYTES_MAX { encoded.into() } else { shortened(event).encode_to_vec().into() }
+    if encoded.len() <= EVENT_BYTES_MAX {
+        encoded.into()
+    } else {
+        shortened(event).encode_to_vec().into()
+    }
 }
 
 /// The event without as many of its large fields as it takes, the dispensable ones first: none of them is cut in the middle.
 fn shortened(mut event: v1::Event) -> v1::Event {
     event.truncated = true;
     let leave_out: [fn(&mut v1::Event); 6] = [
-        |event| event.error.iter_mut().for_each(|error| error.details = None),
+        |event| {
+            event
+                .error
+                .iter_mut()
+                .for_each(|error| error.details = None)
+        },
         |event| event.prompt.clear(),
-        |event| event.error.iter_mut().for_each(|error| error.message.clear()),
+        |event| {
+            event
+                .error
+                .iter_mut()
+                .for_each(|error| error.message.clear())
+        },
         |event| event.model.clear(),
         |event| event.status_text.clear(),
         |event| event.outputs.clear(),
@@ -79,14 +102,20 @@ pub fn timestamp(time: Timestamp) -> prost_types::Timestamp {
     let nanos = i64::from(time.subsec_nanosecond());
     let borrow = i64::from(nanos < 0);
     let nanos = (nanos + borrow * 1_000_000_000) as i32; // 0..1e9
-    prost_types::Timestamp { seconds: time.as_second() - borrow, nanos }
+    prost_types::Timestamp {
+        seconds: time.as_second() - borrow,
+        nanos,
+    }
 }
 
 /// A duration; one beyond protobuf's range (10,000 years) becomes its longest.
 pub fn duration(duration: Duration) -> prost_types::Duration {
     const LONGEST: Duration = Duration::from_secs(315_576_000_000);
     let duration = duration.min(LONGEST);
-    prost_types::Duration { seconds: duration.as_secs() as i64, nanos: duration.subsec_nanos() as i32 } // below 1e9
+    prost_types::Duration {
+        seconds: duration.as_secs() as i64,
+        nanos: duration.subsec_nanos() as i32,
+    } // below 1e9
 }
 
 /// The wire's name of a status.
@@ -117,17 +146,36 @@ fn output(output: Output) -> v1::Output {
         OutputKind::Video => v1::OutputKind::Video,
         OutputKind::Other => v1::OutputKind::Other,
     };
-    v1::Output { kind: kind.into(), url: output.url }
+    v1::Output {
+        kind: kind.into(),
+        url: output.url,
+    }
 }
 
 /// The error, and whether it lacks details that the vendor sent.
 fn error_to_wire(error: Option<TaskError>) -> (Option<v1::TaskError>, bool) {
-    let Some(TaskError { code, message, details }) = error else { return (None, false) };
+    let Some(TaskError {
+        code,
+        message,
+        details,
+    }) = error
+    else {
+        return (None, false);
+    };
     let has_details = details.is_some();
     let shallow = details.filter(|value| levels(value) <= DETAILS_LEVELS_MAX);
-    let details = shallow.map(self::details).filter(|details| details.encoded_len() <= DETAILS_BYTES_MAX);
+    let details = shallow
+        .map(self::details)
+        .filter(|details| details.encoded_len() <= DETAILS_BYTES_MAX);
     let lacks_details = has_details && details.is_none();
-    (Some(v1::TaskError { code, message, details }), lacks_details)
+    (
+        Some(v1::TaskError {
+            code,
+            message,
+            details,
+        }),
+        lacks_details,
+    )
 }
 
 // As deep as the reader of the body lets a value be, which the stack can take.
@@ -142,7 +190,10 @@ fn levels(value: &Value) -> usize {
 // `Struct` holds objects only; any other JSON value is kept under the key `value`.
 fn details(details: Value) -> prost_types::Struct {
     let fields = match details {
-        Value::Object(map) => map.into_iter().map(|(key, value)| (key, json_value(value))).collect(),
+        Value::Object(map) => map
+            .into_iter()
+            .map(|(key, value)| (key, json_value(value)))
+            .collect(),
         other => [("value".to_owned(), json_value(other))].into(),
     };
     prost_types::Struct { fields }
@@ -153,15 +204,20 @@ fn json_value(value: Value) -> prost_types::Value {
     let kind = match value {
         Value::Null => Kind::NullValue(0),
         Value::Bool(value) => Kind::BoolValue(value),
-        Value::Number(number) => {
-            Kind::NumberValue(number.as_f64().expect("every number that serde_json holds by default is one"))
-        }
+        Value::Number(number) => Kind::NumberValue(
+            number
+                .as_f64()
+                .expect("every number that serde_json holds by default is one"),
+        ),
         Value::String(text) => Kind::StringValue(text),
-        Value::Array(values) => {
-            Kind::ListValue(prost_types::ListValue { values: values.into_iter().map(json_value).collect() })
-        }
+        Value::Array(values) => Kind::ListValue(prost_types::ListValue {
+            values: values.into_iter().map(json_value).collect(),
+        }),
         Value::Object(map) => Kind::StructValue(prost_types::Struct {
-            fields: map.into_iter().map(|(key, value)| (key, json_value(value))).collect(),
+            fields: map
+                .into_iter()
+                .map(|(key, value)| (key, json_value(value)))
+                .collect(),
         }),
     };
     prost_types::Value { kind: Some(kind) }
@@ -184,40 +240,75 @@ mod tests {
     #[test]
     fn a_duration_is_told_up_to_the_longest_of_protobuf() {
         let seconds = |seconds| duration(Duration::from_secs(seconds)).seconds;
-        assert_eq!([0, 1, 315_576_000_000].map(seconds), [0, 1, 315_576_000_000]);
-        assert_eq!([315_576_000_001, i64::MAX as u64, u64::MAX].map(seconds), [315_576_000_000; 3]);
+        assert_eq!(
+            [0, 1, 315_576_000_000].map(seconds),
+            [0, 1, 315_576_000_000]
+        );
+        assert_eq!(
+            [315_576_000_001, i64::MAX as u64, u64::MAX].map(seconds),
+            [315_576_000_000; 3]
+        );
     }
 
     #[test]
     fn details_are_kept_up_to_what_every_decoder_can_take() {
-        let nested = |levels| (0..levels).fold(serde_json::json!(1), |inner, _| serde_json::json!({ "a": inner }));
+        let nested = |levels| {
+            (0..levels).fold(
+                serde_json::json!(1),
+                |inner, _| serde_json::json!({ "a": inner }),
+            )
+        };
         let told = |details| {
-            let error = TaskError { code: "X".into(), message: String::new(), details: Some(details) };
+            let error = TaskError {
+                code: "X".into(),
+                message: String::new(),
+                details: Some(details),
+            };
             let (error, lacks_details) = error_to_wire(Some(error));
             let details = error.unwrap().details;
             assert_eq!(lacks_details, details.is_none());
             details
         };
-        let event =
-            |details| v1::Event { error: Some(v1::TaskError { details, ..Default::default() }), ..Default::default() };
+        let event = |details| v1::Event {
+            error: Some(v1::TaskError {
+                details,
+                ..Default::default()
+            }),
+            ..Default::default()
+        };
         let deepest = told(nested(DETAILS_LEVELS_MAX));
         assert!(deepest.is_some());
         let content = Some(v1::subscribe_response::Content::Event(event(deepest)));
         let frame = v1::SubscribeResponse { content };
-        assert_eq!(v1::SubscribeResponse::decode(frame.encode_to_vec().as_slice()), Ok(frame));
+        assert_eq!(
+            v1::SubscribeResponse::decode(frame.encode_to_vec().as_slice()),
+            Ok(frame)
+        );
         assert_eq!(told(nested(DETAILS_LEVELS_MAX + 1)), None);
         let numbers = |count: usize| serde_json::json!({ "numbers": vec![1; count] });
         let (fits, exceeds) = (told(numbers(80_000)), told(numbers(120_000)));
-        assert!(fits.is_some() && exceeds.is_none(), "11 bytes a number, about a megabyte in between");
+        assert!(
+            fits.is_some() && exceeds.is_none(),
+            "11 bytes a number, about a megabyte in between"
+        );
     }
 
     #[test]
     fn an_event_is_made_to_fit_by_leaving_out_as_few_fields_as_it_takes() {
         let text = |bytes| "x".repeat(bytes);
-        let url = |bytes| v1::Output { url: text(bytes), ..Default::default() };
+        let url = |bytes| v1::Output {
+            url: text(bytes),
+            ..Default::default()
+        };
         let fields = [("value".to_owned(), json_value(Value::from(text(1_000_000))))];
-        let details = Some(prost_types::Struct { fields: fields.into() });
-        let error = Some(v1::TaskError { code: "X".into(), message: text(1_000_000), details });
+        let details = Some(prost_types::Struct {
+            fields: fields.into(),
+        });
+        let error = Some(v1::TaskError {
+            code: "X".into(),
+            message: text(1_000_000),
+            details,
+        });
         let event = |prompt, outputs| {
             let outputs = (0..outputs).map(|_| url(1_000_000)).collect();
             v1::Event {
@@ -237,12 +328,22 @@ mod tests {
         ] {
             let event = event(prompt, outputs);
             let left = shortened(event.clone());
-            assert!(left.truncated && left.encoded_len() <= EVENT_BYTES_MAX && left.task_id == "t1");
+            assert!(
+                left.truncated && left.encoded_len() <= EVENT_BYTES_MAX && left.task_id == "t1"
+            );
             let error = left.error.unwrap();
-            let seen =
-                (error.details.is_some(), !left.prompt.is_empty(), !error.message.is_empty(), left.outputs.len());
+            let seen = (
+                error.details.is_some(),
+                !left.prompt.is_empty(),
+                !error.message.is_empty(),
+                left.outputs.len(),
+            );
             let case = format!("{prompt} {outputs}");
-            assert_eq!(seen, (details, prompt_left, message_left, outputs_left), "{case}");
+            assert_eq!(
+                seen,
+                (details, prompt_left, message_left, outputs_left),
+                "{case}"
+            );
         }
     }
 

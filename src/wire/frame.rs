@@ -103,14 +103,30 @@ impl<R: Borrow<Record>> Delivery<R> {
         let revision = u64::from(record.revision());
         let cursor = key_len(EVENT_CURSOR) + 1 + Cursor::TEXT_BYTES;
         let revision = key_len(EVENT_REVISION) + encoded_len_varint(revision);
-        let conflict = if record.conflict() { key_len(EVENT_CONFLICT) + 1 } else { 0 };
-        let truncated = if self.raw == Raw::LeftOut { key_len(EVENT_TRUNCATED) + 1 } else { 0 };
+        let conflict = if record.conflict() {
+            key_len(EVENT_CONFLICT) + 1
+        } else {
+            0
+        };
+        let truncated = if self.raw == Raw::LeftOut {
+            key_len(EVENT_TRUNCATED) + 1
+        } else {
+            0
+        };
         cursor + revision + conflict + truncated + record.event().len() + self.raw_len()
     }
 
     fn raw_len(&self) -> usize {
-        let raw = if self.raw == Raw::Sent { self.record.borrow().raw().len() } else { 0 };
-        if raw == 0 { 0 } else { key_len(EVENT_RAW_BODY) + encoded_len_varint(raw as u64) + raw }
+        let raw = if self.raw == Raw::Sent {
+            self.record.borrow().raw().len()
+        } else {
+            0
+        };
+        if raw == 0 {
+            0
+        } else {
+            key_len(EVENT_RAW_BODY) + encoded_len_varint(raw as u64) + raw
+        }
     }
 
     /// Writes it as a message of `Subscribe`'s stream. Room is made for `ahead` more that are about as large, up to `bytes_max`
@@ -119,9 +135,16 @@ impl<R: Borrow<Record>> Delivery<R> {
         let length = self.encoded_len();
         let most = PREFIX_BYTES + KEY_BYTES_MAX + length;
         if buf.capacity() - buf.len() < most {
-            buf.reserve(most.saturating_mul(ahead + 1).min(bytes_max.saturating_sub(buf.len())).max(most));
+            buf.reserve(
+                most.saturating_mul(ahead + 1)
+                    .min(bytes_max.saturating_sub(buf.len()))
+                    .max(most),
+            );
         }
-        put_prefix(key_len(SUBSCRIBE_EVENT) + encoded_len_varint(length as u64) + length, buf);
+        put_prefix(
+            key_len(SUBSCRIBE_EVENT) + encoded_len_varint(length as u64) + length,
+            buf,
+        );
         self.put_with_length(SUBSCRIBE_EVENT, length, buf);
     }
 
@@ -135,10 +158,17 @@ impl<R: Borrow<Record>> Delivery<R> {
     pub fn put_streamed_part(&self, range: Range<usize>, buf: &mut BytesMut) {
         let (length, record) = (self.encoded_len(), self.record.borrow());
         let (mut head, mut raw_head) = (BytesMut::new(), BytesMut::new());
-        put_prefix(key_len(SUBSCRIBE_EVENT) + encoded_len_varint(length as u64) + length, &mut head);
+        put_prefix(
+            key_len(SUBSCRIBE_EVENT) + encoded_len_varint(length as u64) + length,
+            &mut head,
+        );
         put_length(SUBSCRIBE_EVENT, length, &mut head);
         self.put_known_by_the_log(&mut head);
-        let raw: &[u8] = if self.raw_len() > 0 { record.raw() } else { b"" };
+        let raw: &[u8] = if self.raw_len() > 0 {
+            record.raw()
+        } else {
+            b""
+        };
         if !raw.is_empty() {
             put_length(EVENT_RAW_BODY, raw.len(), &mut raw_head);
         }
@@ -170,7 +200,10 @@ impl<R: Borrow<Record>> Delivery<R> {
     #[inline]
     fn put_known_by_the_log(&self, buf: &mut impl BufMut) {
         let record = self.record.borrow();
-        let cursor = Cursor { epoch: self.epoch, sequence: record.sequence() };
+        let cursor = Cursor {
+            epoch: self.epoch,
+            sequence: record.sequence(),
+        };
         put_length(EVENT_CURSOR, Cursor::TEXT_BYTES, buf);
         buf.put_slice(&cursor.to_text());
         encode_key(EVENT_REVISION, WireType::Varint, buf);
@@ -189,13 +222,28 @@ impl<R: Borrow<Record>> Delivery<R> {
 /// Records as messages of `Subscribe`'s streams, without the bodies as received.
 pub fn encode_streamed(epoch: Epoch, records: &[Record]) -> Encoding {
     const FIELDS_BYTES: usize = PREFIX_BYTES + KEY_BYTES_MAX + 64; // more than what only the log knows takes
-    let bytes = records.iter().map(|record| FIELDS_BYTES + record.event().len()).sum();
-    let (mut buf, mut ends) = (BytesMut::with_capacity(bytes), Vec::with_capacity(records.len()));
+    let bytes = records
+        .iter()
+        .map(|record| FIELDS_BYTES + record.event().len())
+        .sum();
+    let (mut buf, mut ends) = (
+        BytesMut::with_capacity(bytes),
+        Vec::with_capacity(records.len()),
+    );
     for record in records {
-        Delivery { epoch, record, raw: Raw::Unwanted }.put_streamed(0, 0, &mut buf);
+        Delivery {
+            epoch,
+            record,
+            raw: Raw::Unwanted,
+        }
+        .put_streamed(0, 0, &mut buf);
         ends.push(buf.len());
     }
-    Encoding { bytes: buf.into(), ends, charge: None }
+    Encoding {
+        bytes: buf.into(),
+        ends,
+        charge: None,
+    }
 }
 
 /// Writes any message as one of a gRPC stream.
@@ -222,7 +270,8 @@ pub trait Payload {
 
 impl<M: prost::Message> Payload for M {
     fn write(&self, buf: &mut EncodeBuf<'_>) -> Result<(), Status> {
-        self.encode(buf).map_err(|error| Status::internal(error.to_string()))
+        self.encode(buf)
+            .map_err(|error| Status::internal(error.to_string()))
     }
 }
 
@@ -235,7 +284,10 @@ impl Payload for Frame {
 
 impl Default for Frame {
     fn default() -> Self {
-        Self::Waited { event: None, done: false }
+        Self::Waited {
+            event: None,
+            done: false,
+        }
     }
 }
 
@@ -250,16 +302,31 @@ impl Frame {
 
     /// Size of the message, without its prefix.
     pub fn encoded_len(&self) -> usize {
-        let field = |number: u32, length: usize| key_len(number) + encoded_len_varint(length as u64) + length;
+        let field = |number: u32, length: usize| {
+            key_len(number) + encoded_len_varint(length as u64) + length
+        };
         match self {
             Self::Waited { event, done } => {
-                let event = event.as_ref().map_or(0, |event| field(WAIT_EVENT, event.encoded_len()));
+                let event = event
+                    .as_ref()
+                    .map_or(0, |event| field(WAIT_EVENT, event.encoded_len()));
                 event + if *done { key_len(WAIT_DONE) + 1 } else { 0 }
             }
-            Self::Page { events, next_page_token } => {
-                let events: usize = events.iter().map(|event| field(PAGE_EVENTS, event.encoded_len())).sum();
+            Self::Page {
+                events,
+                next_page_token,
+            } => {
+                let events: usize = events
+                    .iter()
+                    .map(|event| field(PAGE_EVENTS, event.encoded_len()))
+                    .sum();
                 let token = next_page_token.len();
-                events + if token > 0 { field(PAGE_NEXT_TOKEN, token) } else { 0 }
+                events
+                    + if token > 0 {
+                        field(PAGE_NEXT_TOKEN, token)
+                    } else {
+                        0
+                    }
             }
         }
     }
@@ -275,7 +342,10 @@ impl Frame {
                     encode_varint(1, buf);
                 }
             }
-            Self::Page { events, next_page_token } => {
+            Self::Page {
+                events,
+                next_page_token,
+            } => {
                 for event in events {
                     event.put(PAGE_EVENTS, buf);
                 }
@@ -337,7 +407,8 @@ impl<U: prost::Message + Default> Decoder for FrameCodec<(), U> {
     fn decode(&mut self, buf: &mut DecodeBuf<'_>) -> Result<Option<U>, Status> {
         // The bytes are the client's, so what cannot be read is its argument, not our bug.
         U::decode(buf).map(Some).map_err(|error| {
-            let details = ErrorDetails::with_error_info("INVALID_REQUEST", "blobcast", HashMap::new());
+            let details =
+                ErrorDetails::with_error_info("INVALID_REQUEST", "blobcast", HashMap::new());
             let message = format!("the request is not what the proto says: {error}");
             Status::with_error_details(Code::InvalidArgument, message, details)
         })
@@ -378,7 +449,10 @@ mod tests {
 
     fn written<M: Message + Default>(frame: &Frame) -> M {
         let mut bytes = frame.encoded();
-        assert_eq!((bytes.get_u8(), bytes.get_u32() as usize), (0, bytes.remaining()));
+        assert_eq!(
+            (bytes.get_u8(), bytes.get_u32() as usize),
+            (0, bytes.remaining())
+        );
         M::decode(bytes).unwrap()
     }
 

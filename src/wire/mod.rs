@@ -9,7 +9,9 @@ mod request;
 
 pub use convert::{duration, encode_event, status_to_wire, timestamp, verification_to_wire};
 pub use frame::{Delivery, Frame, Raw, encode_streamed, put_message};
-pub use request::{FilterLimits, FilterRefusal, Malformed, filter_from_wire, instant_from_wire, positive_duration};
+pub use request::{
+    FilterLimits, FilterRefusal, Malformed, filter_from_wire, instant_from_wire, positive_duration,
+};
 
 /// Messages and clients, generated from `proto/blobcast/v1`.
 #[allow(

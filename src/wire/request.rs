@@ -5,7 +5,9 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use super::v1;
-use crate::event::{Filter, LABEL_KEY_CHARS_MAX, LABEL_VALUE_CHARS_MAX, LABELS_MAX, Product, TaskId, TaskStatus};
+use crate::event::{
+    Filter, LABEL_KEY_CHARS_MAX, LABEL_VALUE_CHARS_MAX, LABELS_MAX, Product, TaskId, TaskStatus,
+};
 
 /// A field of a request that cannot be used; becomes a `BadRequest` violation.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -20,7 +22,10 @@ pub struct Malformed {
 impl Malformed {
     /// Shorthand.
     pub fn new(field: impl Into<String>, problem: impl Into<String>) -> Self {
-        Self { field: field.into(), problem: problem.into() }
+        Self {
+            field: field.into(),
+            problem: problem.into(),
+        }
     }
 }
 
@@ -50,22 +55,37 @@ pub enum FilterRefusal {
 }
 
 /// Checks a filter. `None` is the filter that matches everything.
-pub fn filter_from_wire(filter: Option<v1::Filter>, limits: FilterLimits) -> Result<Filter, FilterRefusal> {
-    let v1::Filter { task_ids, products, statuses, labels } = filter.unwrap_or_default();
+pub fn filter_from_wire(
+    filter: Option<v1::Filter>,
+    limits: FilterLimits,
+) -> Result<Filter, FilterRefusal> {
+    let v1::Filter {
+        task_ids,
+        products,
+        statuses,
+        labels,
+    } = filter.unwrap_or_default();
     at_most("filter.task_ids", task_ids.len(), limits.task_ids_max)?;
     at_most("filter.products", products.len(), limits.products_max)?;
     at_most("filter.statuses", statuses.len(), TaskStatus::ALL.len())?;
     at_most("filter.labels", labels.len(), LABELS_MAX)?;
     for (key, value) in &labels {
-        if key.chars().count() > LABEL_KEY_CHARS_MAX || value.chars().count() > LABEL_VALUE_CHARS_MAX {
-            let problem =
-                format!("a key has at most {LABEL_KEY_CHARS_MAX} characters, a value {LABEL_VALUE_CHARS_MAX}");
+        if key.chars().count() > LABEL_KEY_CHARS_MAX
+            || value.chars().count() > LABEL_VALUE_CHARS_MAX
+        {
+            let problem = format!(
+                "a key has at most {LABEL_KEY_CHARS_MAX} characters, a value {LABEL_VALUE_CHARS_MAX}"
+            );
             return Err(Malformed::new("filter.labels", problem).into());
         }
     }
     Ok(Filter {
-        task_ids: each("filter.task_ids", &task_ids, |id| TaskId::parse(id).map_err(|e| e.to_string()))?,
-        products: each("filter.products", &products, |slug| Product::parse(slug).map_err(|e| e.to_string()))?,
+        task_ids: each("filter.task_ids", &task_ids, |id| {
+            TaskId::parse(id).map_err(|e| e.to_string())
+        })?,
+        products: each("filter.products", &products, |slug| {
+            Product::parse(slug).map_err(|e| e.to_string())
+        })?,
         statuses: each("filter.statuses", &statuses, |&number| {
             let status = u8::try_from(number).ok().and_then(TaskStatus::from_number);
             status.ok_or_else(|| format!("no status has the number {number}"))
@@ -76,7 +96,11 @@ pub fn filter_from_wire(filter: Option<v1::Filter>, limits: FilterLimits) -> Res
 }
 
 fn at_most(field: &'static str, count: usize, limit: usize) -> Result<(), FilterRefusal> {
-    if count > limit { Err(FilterRefusal::TooMany { field, limit }) } else { Ok(()) }
+    if count > limit {
+        Err(FilterRefusal::TooMany { field, limit })
+    } else {
+        Ok(())
+    }
 }
 
 fn each<T, U, C: FromIterator<U>>(
@@ -85,23 +109,34 @@ fn each<T, U, C: FromIterator<U>>(
     parse: impl Fn(&T) -> Result<U, String>,
 ) -> Result<C, Malformed> {
     let indexed = values.iter().enumerate();
-    indexed.map(|(at, value)| parse(value).map_err(|e| Malformed::new(format!("{field}[{at}]"), e))).collect()
+    indexed
+        .map(|(at, value)| parse(value).map_err(|e| Malformed::new(format!("{field}[{at}]"), e)))
+        .collect()
 }
 
 /// Reads a point in time.
-pub fn instant_from_wire(field: &str, time: prost_types::Timestamp) -> Result<Timestamp, Malformed> {
+pub fn instant_from_wire(
+    field: &str,
+    time: prost_types::Timestamp,
+) -> Result<Timestamp, Malformed> {
     // The years 1 to 9999, and nanoseconds that count forward from the second: what protobuf allows.
-    let in_range =
-        (-62_135_596_800..=253_402_300_799).contains(&time.seconds) && (0..1_000_000_000).contains(&time.nanos);
+    let in_range = (-62_135_596_800..=253_402_300_799).contains(&time.seconds)
+        && (0..1_000_000_000).contains(&time.nanos);
     if !in_range {
-        return Err(Malformed::new(field, "not a point in time between the years 1 and 9999"));
+        return Err(Malformed::new(
+            field,
+            "not a point in time between the years 1 and 9999",
+        ));
     }
     // jiff ends a day earlier, and nobody will tell the difference.
     Ok(Timestamp::new(time.seconds, time.nanos).unwrap_or(Timestamp::MAX))
 }
 
 /// Reads a duration that must not be negative.
-pub fn positive_duration(field: &str, duration: prost_types::Duration) -> Result<Duration, Malformed> {
+pub fn positive_duration(
+    field: &str,
+    duration: prost_types::Duration,
+) -> Result<Duration, Malformed> {
     let negative = || Malformed::new(field, "must not be negative");
     // Asked beforehand: the conversion negates what is negative, and the smallest numbers have no opposite.
     if duration.seconds < 0 || duration.nanos < 0 {
@@ -116,24 +151,49 @@ mod tests {
 
     #[test]
     fn a_duration_is_not_negative_however_little_or_much() {
-        let read = |seconds, nanos| positive_duration("timeout", prost_types::Duration { seconds, nanos });
+        let read =
+            |seconds, nanos| positive_duration("timeout", prost_types::Duration { seconds, nanos });
         assert_eq!(read(1, 500_000_000), Ok(Duration::from_millis(1_500)));
-        assert_eq!(read(i64::MAX, i32::MAX), Ok(Duration::new(i64::MAX as u64, 999_999_999)));
-        for (seconds, nanos) in [(-1, 0), (0, -1), (1, -1), (-1, 1), (i64::MIN, 0), (0, i32::MIN), (i64::MIN, i32::MIN)]
-        {
-            assert_eq!(read(seconds, nanos).unwrap_err().field, "timeout", "{seconds} s {nanos} ns");
+        assert_eq!(
+            read(i64::MAX, i32::MAX),
+            Ok(Duration::new(i64::MAX as u64, 999_999_999))
+        );
+        for (seconds, nanos) in [
+            (-1, 0),
+            (0, -1),
+            (1, -1),
+            (-1, 1),
+            (i64::MIN, 0),
+            (0, i32::MIN),
+            (i64::MIN, i32::MIN),
+        ] {
+            assert_eq!(
+                read(seconds, nanos).unwrap_err().field,
+                "timeout",
+                "{seconds} s {nanos} ns"
+            );
         }
     }
 
     #[test]
     fn a_point_in_time_is_what_protobuf_allows_and_nothing_else() {
-        let read = |seconds, nanos| instant_from_wire("since", prost_types::Timestamp { seconds, nanos });
+        let read =
+            |seconds, nanos| instant_from_wire("since", prost_types::Timestamp { seconds, nanos });
         for (seconds, nanos) in [(0, 0), (-62_135_596_800, 0), (253_402_300_799, 999_999_999)] {
             assert!(read(seconds, nanos).is_ok(), "{seconds} s {nanos} ns");
         }
-        for (seconds, nanos) in [(0, -1), (0, 1_000_000_000), (-62_135_596_801, 0), (253_402_300_800, 0), (i64::MAX, 0)]
-        {
-            assert_eq!(read(seconds, nanos).unwrap_err().field, "since", "{seconds} s {nanos} ns");
+        for (seconds, nanos) in [
+            (0, -1),
+            (0, 1_000_000_000),
+            (-62_135_596_801, 0),
+            (253_402_300_800, 0),
+            (i64::MAX, 0),
+        ] {
+            assert_eq!(
+                read(seconds, nanos).unwrap_err().field,
+                "since",
+                "{seconds} s {nanos} ns"
+            );
         }
     }
 }

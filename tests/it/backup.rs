@@ -10,7 +10,8 @@ use std::{
 use blobcast::{
     store::{OpenError, RestoreError, Store, restore},
     wire::v1::{
-        self, BackupResponse, Event, GetTaskRequest, ListEventsRequest, ListQuarantineRequest, QuarantinedCallback,
+        self, BackupResponse, Event, GetTaskRequest, ListEventsRequest, ListQuarantineRequest,
+        QuarantinedCallback,
     },
 };
 use rustix::process::Signal;
@@ -21,8 +22,8 @@ use tonic::{Code, Streaming};
 use crate::{
     store_door::{complaint, damage_event, start_in_vain},
     support::{
-        Cli, Options, Ran, Server, after, bulky, completed, failed, place, places, processing, refusal, request, tasks,
-        until, with,
+        Cli, Options, Ran, Server, after, bulky, completed, failed, place, places, processing,
+        refusal, request, tasks, until, with,
     },
 };
 
@@ -30,9 +31,21 @@ use crate::{
 pub async fn log_of(server: &Server) -> Vec<(u64, Event)> {
     let (mut client, mut log, mut page_token) = (server.events().await, Vec::new(), String::new());
     loop {
-        let request = ListEventsRequest { page_token, include_raw: true, ..Default::default() };
+        let request = ListEventsRequest {
+            page_token,
+            include_raw: true,
+            ..Default::default()
+        };
         let page = client.list_events(request).await.unwrap().into_inner();
-        let placed = |event: Event| (place(&event.cursor), Event { cursor: String::new(), ..event });
+        let placed = |event: Event| {
+            (
+                place(&event.cursor),
+                Event {
+                    cursor: String::new(),
+                    ..event
+                },
+            )
+        };
         log.extend(page.events.into_iter().map(placed));
         page_token = page.next_page_token;
         if page_token.is_empty() {
@@ -42,9 +55,14 @@ pub async fn log_of(server: &Server) -> Vec<(u64, Event)> {
 }
 
 pub async fn quarantine_of(server: &Server) -> Vec<QuarantinedCallback> {
-    let (mut client, mut kept, mut page_token) = (server.admin_service().await, Vec::new(), String::new());
+    let (mut client, mut kept, mut page_token) =
+        (server.admin_service().await, Vec::new(), String::new());
     loop {
-        let request = ListQuarantineRequest { include_body: true, page_token, ..Default::default() };
+        let request = ListQuarantineRequest {
+            include_body: true,
+            page_token,
+            ..Default::default()
+        };
         let page = client.list_quarantine(request).await.unwrap().into_inner();
         kept.extend(page.callbacks);
         page_token = page.next_page_token;
@@ -62,7 +80,9 @@ pub fn shelf() -> TempDir {
 /// The names in a directory; none if it is not there.
 pub fn names(directory: &Path) -> Vec<String> {
     let entries = fs::read_dir(directory).into_iter().flatten();
-    entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
+    entries
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect()
 }
 
 pub async fn back_up(server: &Server, file: &Path) -> Ran {
@@ -70,7 +90,12 @@ pub async fn back_up(server: &Server, file: &Path) -> Ran {
 }
 
 async fn restored(file: &Path, data_dir: &Path) -> Ran {
-    Cli::new("restore").arg(file).arg("--data-dir").arg(data_dir).run().await
+    Cli::new("restore")
+        .arg(file)
+        .arg("--data-dir")
+        .arg(data_dir)
+        .run()
+        .await
 }
 
 /// A broker on what a backup gives.
@@ -90,7 +115,12 @@ async fn a_backup_under_load_has_all_that_was_answered_before_and_no_holes() {
                 let task = format!("t{sender}-{number}");
                 http.post(&bulky(&task, 5_000)).await.event_id();
                 if number % 10 == 0 {
-                    assert_eq!(http.post_to("/webhook/veo", format!("bad {task}")).await.status, 202);
+                    assert_eq!(
+                        http.post_to("/webhook/veo", format!("bad {task}"))
+                            .await
+                            .status,
+                        202
+                    );
                 }
             }
         })
@@ -98,7 +128,10 @@ async fn a_backup_under_load_has_all_that_was_answered_before_and_no_holes() {
     let senders: Vec<_> = senders.collect();
     let mut backups = Vec::new();
     for round in 1..=3 {
-        until("some load", async || place(&server.log_info().await.head) > round * 120).await;
+        until("some load", async || {
+            place(&server.log_info().await.head) > round * 120
+        })
+        .await;
         let answered = server.log_info().await;
         let file = shelf.path().join(format!("{round}.backup"));
         let told = back_up(&server, &file).await;
@@ -109,16 +142,27 @@ async fn a_backup_under_load_has_all_that_was_answered_before_and_no_holes() {
         sender.await.unwrap();
     }
     let (log, quarantine) = (log_of(&server).await, quarantine_of(&server).await);
-    assert_eq!(names(shelf.path()).len(), 3, "nothing is left beside the backups");
+    assert_eq!(
+        names(shelf.path()).len(),
+        3,
+        "nothing is left beside the backups"
+    );
     for (answered, file, told) in backups {
         let copy = started_from(&file).await;
         let (copied_log, copied_quarantine) = (log_of(&copy).await, quarantine_of(&copy).await);
         assert_eq!(copied_log, log[..copied_log.len()]);
         assert_eq!(copied_quarantine, quarantine[..copied_quarantine.len()]);
-        assert!(copied_log.len() as u64 >= place(&answered.head), "what was answered before is in it");
+        assert!(
+            copied_log.len() as u64 >= place(&answered.head),
+            "what was answered before is in it"
+        );
         assert!(copied_quarantine.len() as u64 >= answered.quarantine_count);
         assert!(copied_log.len() < log.len(), "it was taken in the middle");
-        let counts = format!("{} events and {} quarantined", copied_log.len(), copied_quarantine.len());
+        let counts = format!(
+            "{} events and {} quarantined",
+            copied_log.len(),
+            copied_quarantine.len()
+        );
         assert!(told.contains(&counts), "{told}");
         for number in (0..copied_log.len()).step_by(37) {
             let task_id = copied_log[number].1.task_id.clone();
@@ -129,21 +173,40 @@ async fn a_backup_under_load_has_all_that_was_answered_before_and_no_holes() {
 
 #[tokio::test]
 async fn a_restored_log_is_the_same_but_for_its_cursors() {
-    let server =
-        Options::default().set("log.retention_bytes_max", "1MiB").set("ingest.body_bytes_max", "480KiB").start().await;
+    let server = Options::default()
+        .set("log.retention_bytes_max", "1MiB")
+        .set("ingest.body_bytes_max", "480KiB")
+        .start()
+        .await;
     let (http, shelf) = (server.http(), shelf());
     // Retention has been here, a task has revisions and a conflict, and the quarantine has lost its oldest and its newest.
     http.post_bulky(0..40, 20_000).await;
     for body in [processing("t1"), failed("t1"), completed("t1")] {
         http.post(&body).await.event_id();
     }
-    http.post_to("/webhook/sora?team=ads", with(completed("s1"), json!({"prompt": "ü"})).to_string()).await.event_id();
+    http.post_to(
+        "/webhook/sora?team=ads",
+        with(completed("s1"), json!({"prompt": "ü"})).to_string(),
+    )
+    .await
+    .event_id();
     for number in 1..=4 {
-        http.post_to("/webhook/Veo?team=ads", completed(&format!("q{number}")).to_string()).await;
+        http.post_to(
+            "/webhook/Veo?team=ads",
+            completed(&format!("q{number}")).to_string(),
+        )
+        .await;
     }
     let ids = ["1", "4"].map(str::to_owned).to_vec();
-    let discard = v1::DiscardQuarantinedRequest { quarantine_ids: ids };
-    server.admin_service().await.discard_quarantined(discard).await.unwrap();
+    let discard = v1::DiscardQuarantinedRequest {
+        quarantine_ids: ids,
+    };
+    server
+        .admin_service()
+        .await
+        .discard_quarantined(discard)
+        .await
+        .unwrap();
     server.trimmed().await;
     let file = shelf.path().join("a backup");
     back_up(&server, &file).await.good();
@@ -153,46 +216,105 @@ async fn a_restored_log_is_the_same_but_for_its_cursors() {
         assert_eq!(log_of(&copy).await, log_of(&server).await);
         assert_eq!(quarantine_of(&copy).await, quarantine_of(&server).await);
         let (is, was) = (copy.log_info().await, server.log_info().await);
-        let counts = |info: &v1::GetLogInfoResponse| (info.event_count, info.event_bytes, info.quarantine_count);
+        let counts = |info: &v1::GetLogInfoResponse| {
+            (info.event_count, info.event_bytes, info.quarantine_count)
+        };
         assert_eq!(counts(&is), counts(&was));
-        assert_eq!((place(&is.head), place(&is.first_available)), (place(&was.head), place(&was.first_available)));
+        assert_eq!(
+            (place(&is.head), place(&is.first_available)),
+            (place(&was.head), place(&was.first_available))
+        );
         assert_ne!(is.epoch, was.epoch);
         // Of the old log's cursors none is taken, wherever it points.
         for cursor in [&was.head, &was.first_available] {
             let refused = copy.try_subscribe(after(cursor)).await.err().unwrap();
-            assert_eq!(refusal(&refused), (Code::FailedPrecondition, "EPOCH_MISMATCH".into()));
+            assert_eq!(
+                refusal(&refused),
+                (Code::FailedPrecondition, "EPOCH_MISMATCH".into())
+            );
         }
-        assert_eq!(copy.subscribe(request()).await.until_caught_up().await, copy.log_of_events().await);
+        assert_eq!(
+            copy.subscribe(request()).await.until_caught_up().await,
+            copy.log_of_events().await
+        );
         copy.crash().await;
     }
-    let get = GetTaskRequest { task_id: "t1".into(), ..Default::default() };
-    let of_task = copy.events().await.get_task(get).await.unwrap().into_inner().events;
-    let told: Vec<_> = of_task.iter().map(|event| (event.revision, event.conflict)).collect();
+    let get = GetTaskRequest {
+        task_id: "t1".into(),
+        ..Default::default()
+    };
+    let of_task = copy
+        .events()
+        .await
+        .get_task(get)
+        .await
+        .unwrap()
+        .into_inner()
+        .events;
+    let told: Vec<_> = of_task
+        .iter()
+        .map(|event| (event.revision, event.conflict))
+        .collect();
     assert_eq!(told, [(1, false), (2, false), (3, true)]);
-    assert_eq!(copy.subscribe(tasks(["t1"])).await.until_caught_up().await, of_task);
+    assert_eq!(
+        copy.subscribe(tasks(["t1"])).await.until_caught_up().await,
+        of_task
+    );
 
     // It goes on where the backup ended.
     let (http, head) = (copy.http(), place(&copy.log_info().await.head));
     assert!(http.post(&completed("t1")).await.duplicate());
-    assert!(!http.post(&with(completed("t1"), json!({"video_url": "https://cdn/other.mp4"}))).await.duplicate());
+    assert!(
+        !http
+            .post(&with(
+                completed("t1"),
+                json!({"video_url": "https://cdn/other.mp4"})
+            ))
+            .await
+            .duplicate()
+    );
     let newest = copy.log_of_events().await.pop().unwrap();
-    assert_eq!((place(&newest.cursor), newest.revision, newest.conflict), (head + 1, 4, true));
+    assert_eq!(
+        (place(&newest.cursor), newest.revision, newest.conflict),
+        (head + 1, 4, true)
+    );
     assert_eq!(http.post_to("/webhook/veo", "bad 5").await.status, 202);
-    let ids: Vec<_> = quarantine_of(&copy).await.into_iter().map(|callback| callback.quarantine_id).collect();
+    let ids: Vec<_> = quarantine_of(&copy)
+        .await
+        .into_iter()
+        .map(|callback| callback.quarantine_id)
+        .collect();
     assert_eq!(ids, ["2", "3", "5"], "no number is given twice");
-    let release =
-        v1::ReleaseQuarantinedRequest { quarantine_id: "2".into(), product: "veo".into(), ..Default::default() };
-    copy.admin_service().await.release_quarantined(release).await.unwrap();
+    let release = v1::ReleaseQuarantinedRequest {
+        quarantine_id: "2".into(),
+        product: "veo".into(),
+        ..Default::default()
+    };
+    copy.admin_service()
+        .await
+        .release_quarantined(release)
+        .await
+        .unwrap();
     assert_eq!(copy.log_of_events().await.pop().unwrap().task_id, "q2");
 }
 
 #[tokio::test]
 async fn an_empty_log_is_backed_up_and_restored_with_all_places_used() {
-    let server = Options::default().set("log.retention_age_max", "1s").start().await;
+    let server = Options::default()
+        .set("log.retention_age_max", "1s")
+        .start()
+        .await;
     for number in 0..3 {
-        server.http().post(&completed(&format!("t{number}"))).await.event_id();
+        server
+            .http()
+            .post(&completed(&format!("t{number}")))
+            .await
+            .event_id();
     }
-    until("everything to be forgotten", async || server.log_info().await.event_count == 0).await;
+    until("everything to be forgotten", async || {
+        server.log_info().await.event_count == 0
+    })
+    .await;
     let shelf = shelf();
     for name in ["one", "two"] {
         let (file, directory) = (shelf.path().join(name), tempfile::tempdir().unwrap());
@@ -216,11 +338,18 @@ async fn a_backup_goes_through_a_pipe() {
     let data_dir = directory.path().join("data");
     let blobcast = || Command::new(env!("CARGO_BIN_EXE_blobcast"));
     let mut writing = blobcast();
-    writing.args(["backup", "-", "--grpc-url"]).arg(server.grpc.to_string()).stdout(Stdio::piped());
+    writing
+        .args(["backup", "-", "--grpc-url"])
+        .arg(server.grpc.to_string())
+        .stdout(Stdio::piped());
     let mut writing = writing.spawn().unwrap();
     let mut reading = blobcast();
-    reading.args(["restore", "-", "--data-dir"]).arg(&data_dir).stdin(writing.stdout.take().unwrap());
-    let done = tokio::task::spawn_blocking(move || (reading.status().unwrap(), writing.wait().unwrap()));
+    reading
+        .args(["restore", "-", "--data-dir"])
+        .arg(&data_dir)
+        .stdin(writing.stdout.take().unwrap());
+    let done =
+        tokio::task::spawn_blocking(move || (reading.status().unwrap(), writing.wait().unwrap()));
     let (read, written) = done.await.unwrap();
     assert!(read.success() && written.success());
     let copy = Options::default().start_in(directory).await;
@@ -231,8 +360,15 @@ async fn a_backup_goes_through_a_pipe() {
 async fn small_backup() -> Vec<u8> {
     let (server, shelf) = (Server::start().await, shelf());
     for number in 0..5 {
-        server.http().post(&completed(&format!("t{number}"))).await.event_id();
-        server.http().post_to("/webhook/veo", format!("bad {number}")).await;
+        server
+            .http()
+            .post(&completed(&format!("t{number}")))
+            .await
+            .event_id();
+        server
+            .http()
+            .post_to("/webhook/veo", format!("bad {number}"))
+            .await;
     }
     back_up(&server, &shelf.path().join("file")).await.good();
     fs::read(shelf.path().join("file")).unwrap()
@@ -250,7 +386,9 @@ fn refused(backup: &[u8]) -> RestoreError {
 async fn a_backup_that_was_cut_short_is_refused_and_leaves_nothing() {
     let backup = small_backup().await;
     assert!(restore(&backup[..], tempfile::tempdir().unwrap().path()).is_ok());
-    let ends = (0..backup.len()).step_by(backup.len() / 40).chain(backup.len() - 20..backup.len());
+    let ends = (0..backup.len())
+        .step_by(backup.len() / 40)
+        .chain(backup.len() - 20..backup.len());
     for end in ends {
         let error = refused(&backup[..end]);
         let expected = if end < 16 { "no backup" } else { "cut short" };
@@ -263,7 +401,8 @@ async fn a_backup_that_was_cut_short_is_refused_and_leaves_nothing() {
     fs::write(&file, &backup[..backup.len() - 1]).unwrap();
     let told = restored(&file, &data_dir).await;
     assert!(
-        told.exited(1).contains("the backup was cut short, and nothing was restored: take another one"),
+        told.exited(1)
+            .contains("the backup was cut short, and nothing was restored: take another one"),
         "{told:?}"
     );
     assert_eq!(names(&data_dir), [""; 0]);
@@ -272,7 +411,9 @@ async fn a_backup_that_was_cut_short_is_refused_and_leaves_nothing() {
 #[tokio::test]
 async fn a_backup_with_a_flipped_bit_is_refused_and_leaves_nothing() {
     let backup = small_backup().await;
-    let places = (0..96).chain((96..backup.len()).step_by(backup.len() / 60)).chain(backup.len() - 17..backup.len());
+    let places = (0..96)
+        .chain((96..backup.len()).step_by(backup.len() / 60))
+        .chain(backup.len() - 17..backup.len());
     for at in places {
         let mut flipped = backup.clone();
         flipped[at] ^= 1 << (at % 8);
@@ -281,7 +422,10 @@ async fn a_backup_with_a_flipped_bit_is_refused_and_leaves_nothing() {
     let mut newer = backup;
     newer[16] += 1;
     assert!(matches!(refused(&newer), RestoreError::Format(5)));
-    assert!(matches!(refused(b"not a backup at all"), RestoreError::NoBackup));
+    assert!(matches!(
+        refused(b"not a backup at all"),
+        RestoreError::NoBackup
+    ));
 }
 
 /// Magic, format and totals.
@@ -304,7 +448,13 @@ fn entries(backup: &[u8]) -> Vec<&[u8]> {
 
 /// A backup with a good end behind these entries.
 fn sealed(header: &[u8], entries: &[&[u8]]) -> Vec<u8> {
-    let mut backup = [header, &entries.concat(), &[0], &(entries.len() as u64).to_le_bytes()].concat();
+    let mut backup = [
+        header,
+        &entries.concat(),
+        &[0],
+        &(entries.len() as u64).to_le_bytes(),
+    ]
+    .concat();
     backup.extend(xxhash_rust::xxh3::xxh3_64(&backup).to_le_bytes());
     backup
 }
@@ -329,7 +479,9 @@ async fn a_backup_whose_index_is_out_of_order_is_refused_whatever_its_checksum_s
     const TASK: u8 = 2;
     let backup = small_backup().await;
     let (header, whole) = (&backup[..HEADER_BYTES], entries(&backup));
-    let of_tasks: Vec<_> = (0..whole.len()).filter(|&number| whole[number][0] == TASK).collect();
+    let of_tasks: Vec<_> = (0..whole.len())
+        .filter(|&number| whole[number][0] == TASK)
+        .collect();
     assert!(of_tasks.len() > 1);
     for pair in of_tasks.windows(2) {
         let mut swapped = whole.clone();
@@ -351,7 +503,8 @@ async fn a_directory_with_anything_in_it_is_not_restored_into() {
         }
         let told = restored(&file, &server.data_dir()).await;
         assert!(
-            told.exited(1).contains("is not empty: name another directory, or move what is in it away"),
+            told.exited(1)
+                .contains("is not empty: name another directory, or move what is in it away"),
             "{told:?}"
         );
     }
@@ -375,16 +528,28 @@ async fn a_restore_that_is_killed_leaves_nothing_that_starts() {
         let directory = tempfile::tempdir().unwrap();
         let data_dir = directory.path().join("data");
         let mut restore = Command::new(env!("CARGO_BIN_EXE_blobcast"));
-        restore.args(["restore", "-", "--data-dir"]).arg(&data_dir).stdin(Stdio::piped());
+        restore
+            .args(["restore", "-", "--data-dir"])
+            .arg(&data_dir)
+            .stdin(Stdio::piped());
         let mut restore = restore.spawn().unwrap();
         let mut stdin = restore.stdin.take().unwrap();
         stdin.write_all(&backup[..fed]).unwrap(); // and no end: it waits for more
-        until("the store to be begun", async || data_dir.join("keyspaces/3/current").exists()).await;
+        until("the store to be begun", async || {
+            data_dir.join("keyspaces/3/current").exists()
+        })
+        .await;
         restore.kill().unwrap();
         restore.wait().unwrap();
         let told = complaint(&start_in_vain(&data_dir).await);
-        assert!(told.contains("is lost") && told.contains("blobcast restore"), "{told}");
-        assert!(matches!(Store::open(&data_dir, 1 << 20), Err(OpenError::Corrupt { .. })));
+        assert!(
+            told.contains("is lost") && told.contains("blobcast restore"),
+            "{told}"
+        );
+        assert!(matches!(
+            Store::open(&data_dir, 1 << 20),
+            Err(OpenError::Corrupt { .. })
+        ));
     }
 }
 
@@ -401,11 +566,17 @@ async fn a_backup_has_its_name_only_when_it_is_whole() {
     let shelf = shelf();
     let (file, partial) = (shelf.path().join("file"), shelf.path().join("file.partial"));
     let begun = server.cli("backup").arg(&file).start();
-    until("the first bytes", async || fs::metadata(&partial).is_ok_and(|metadata| metadata.len() > 0)).await;
+    until("the first bytes", async || {
+        fs::metadata(&partial).is_ok_and(|metadata| metadata.len() > 0)
+    })
+    .await;
     server.signal(Signal::STOP);
     assert_eq!(names(shelf.path()), ["file.partial"]);
     let beside = back_up(&server, &file).await;
-    assert!(beside.exited(1).contains("another backup writes"), "{beside:?}");
+    assert!(
+        beside.exited(1).contains("another backup writes"),
+        "{beside:?}"
+    );
     server.kill();
     let told = begun.ended().await;
     assert!(!told.exited(1).is_empty(), "{told:?}");
@@ -413,8 +584,15 @@ async fn a_backup_has_its_name_only_when_it_is_whole() {
     server.restart().await;
     fs::write(&file, "the last one").unwrap();
     back_up(&server, &file).await.good();
-    assert_eq!(names(shelf.path()), ["file"], "it takes the place of the last one");
-    assert_eq!(log_of(&started_from(&file).await).await, log_of(&server).await);
+    assert_eq!(
+        names(shelf.path()),
+        ["file"],
+        "it takes the place of the last one"
+    );
+    assert_eq!(
+        log_of(&started_from(&file).await).await,
+        log_of(&server).await
+    );
 }
 
 async fn next(stream: &mut Streaming<BackupResponse>) -> BackupResponse {
@@ -423,15 +601,27 @@ async fn next(stream: &mut Streaming<BackupResponse>) -> BackupResponse {
 
 #[tokio::test]
 async fn a_backup_is_of_the_moment_it_began_however_slowly_it_is_read() {
-    let options = Options::default().set("log.retention_bytes_max", "110MiB").set("ingest.bytes_per_minute_max", 0);
+    let options = Options::default()
+        .set("log.retention_bytes_max", "110MiB")
+        .set("ingest.bytes_per_minute_max", 0);
     let server = bulky_broker(options).await;
     let before = server.log_info().await;
-    let mut stream = server.admin_service().await.backup(v1::BackupRequest {}).await.unwrap().into_inner();
+    let mut stream = server
+        .admin_service()
+        .await
+        .backup(v1::BackupRequest {})
+        .await
+        .unwrap()
+        .into_inner();
     let mut backup = next(&mut stream).await.chunk.to_vec();
     // Retention takes most of what the backup has yet to read.
     server.http().post_bulky(60..110, 900_000).await;
     let after = server.trimmed().await;
-    assert!(place(&after.first_available) > 30, "{}", after.first_available);
+    assert!(
+        place(&after.first_available) > 30,
+        "{}",
+        after.first_available
+    );
     let summary = loop {
         let BackupResponse { chunk, summary } = next(&mut stream).await;
         assert!(chunk.len() <= 256 * 1024);
@@ -441,32 +631,49 @@ async fn a_backup_is_of_the_moment_it_began_however_slowly_it_is_read() {
         }
     };
     assert_eq!(stream.message().await.unwrap(), None);
-    assert_eq!((summary.event_count, &summary.head), (before.event_count, &before.head));
+    assert_eq!(
+        (summary.event_count, &summary.head),
+        (before.event_count, &before.head)
+    );
     assert_eq!(summary.backup_bytes, backup.len() as u64);
     let directory = tempfile::tempdir().unwrap();
     restore(&backup[..], &directory.path().join("data")).unwrap();
     let copy = Options::default().start_in(directory).await;
     let copied = copy.log_info().await;
-    assert_eq!((copied.event_count, copied.event_bytes), (before.event_count, before.event_bytes));
+    assert_eq!(
+        (copied.event_count, copied.event_bytes),
+        (before.event_count, before.event_bytes)
+    );
 }
 
 #[tokio::test]
 async fn a_low_disk_can_be_backed_up_and_a_damaged_log_cannot() {
     let mut server = Server::start().await;
     for number in 0..3 {
-        server.http().post(&completed(&format!("t{number}"))).await.event_id();
+        server
+            .http()
+            .post(&completed(&format!("t{number}")))
+            .await
+            .event_id();
     }
     let shelf = shelf();
     let file = shelf.path().join("backup");
     assert!(server.terminate().await.success());
-    server.restart_with(Options::default().set("log.disk_free_min_percent", 100)).await;
+    server
+        .restart_with(Options::default().set("log.disk_free_min_percent", 100))
+        .await;
     back_up(&server, &file).await.good();
     damage_event(&server.data_dir(), "t1");
     let told = back_up(&server, &shelf.path().join("damaged")).await;
     assert!(told.exited(1).contains("DATA_LOSS LOG_CORRUPT"), "{told:?}");
     assert_eq!(names(shelf.path()), ["backup"]);
     let unwritable = back_up(&server, Path::new("/nowhere/file")).await;
-    assert!(unwritable.exited(1).contains("cannot write /nowhere/file.partial"), "{unwritable:?}");
+    assert!(
+        unwritable
+            .exited(1)
+            .contains("cannot write /nowhere/file.partial"),
+        "{unwritable:?}"
+    );
 }
 
 #[tokio::test]
@@ -482,14 +689,29 @@ async fn a_directory_of_backups_keeps_the_newest_and_touches_nothing_else() {
         of_log("20191301T000000Z"),
         of_log("29990101T000000Z"),
     ];
-    let cut_off = ["blobcast-20200103T000000Z.backup.partial", "blobcast-20200104T000000Z.backup.partial"];
+    let cut_off = [
+        "blobcast-20200103T000000Z.backup.partial",
+        "blobcast-20200104T000000Z.backup.partial",
+    ];
     let others = ["notes.txt", "mine.backup"];
-    for name in old.iter().chain(&kept).map(String::as_str).chain(cut_off).chain(others) {
+    for name in old
+        .iter()
+        .chain(&kept)
+        .map(String::as_str)
+        .chain(cut_off)
+        .chain(others)
+    {
         fs::write(shelf.path().join(name), "x").unwrap();
     }
     let writing = fs::File::open(shelf.path().join(cut_off[1])).unwrap();
     writing.try_lock().unwrap();
-    let back_up = async |server: &Server| server.cli("backup --keep 2 --directory").arg(shelf.path()).run().await;
+    let back_up = async |server: &Server| {
+        server
+            .cli("backup --keep 2 --directory")
+            .arg(shelf.path())
+            .run()
+            .await
+    };
     let sorted = || {
         let mut names = names(shelf.path());
         names.sort();
@@ -498,15 +720,42 @@ async fn a_directory_of_backups_keeps_the_newest_and_touches_nothing_else() {
 
     let told = back_up(&server).await;
     told.good();
-    let is_old = |name: &str| ["2019", "2020", "2999"].iter().any(|year| name.starts_with(&format!("blobcast-{year}")));
-    let new = sorted().into_iter().find(|name| name.starts_with("blobcast-") && !is_old(name)).unwrap();
+    let is_old = |name: &str| {
+        ["2019", "2020", "2999"]
+            .iter()
+            .any(|year| name.starts_with(&format!("blobcast-{year}")))
+    };
+    let new = sorted()
+        .into_iter()
+        .find(|name| name.starts_with("blobcast-") && !is_old(name))
+        .unwrap();
     assert!(new.ends_with(&format!("Z-{log}.backup")), "{new}");
-    assert_eq!(sorted(), [&kept[0], &kept[1], &old[1], cut_off[1], &new, &kept[2], others[1], others[0]]);
-    assert!(told.stderr.contains(&new) && told.stderr.contains("1 events"), "{told:?}");
-    assert!(told.stderr.contains(&format!("removed {}", shelf.path().join(&old[0]).display())), "{told:?}");
-    assert!(told.stderr.contains("another backup writes"), "the one that is locked is another's: {told:?}");
-    assert_eq!(log_of(&started_from(&shelf.path().join(&new)).await).await, log_of(&server).await);
-    let mode = std::os::unix::fs::PermissionsExt::mode(&fs::metadata(shelf.path().join(&new)).unwrap().permissions());
+    assert_eq!(
+        sorted(),
+        [
+            &kept[0], &kept[1], &old[1], cut_off[1], &new, &kept[2], others[1], others[0]
+        ]
+    );
+    assert!(
+        told.stderr.contains(&new) && told.stderr.contains("1 events"),
+        "{told:?}"
+    );
+    assert!(
+        told.stderr
+            .contains(&format!("removed {}", shelf.path().join(&old[0]).display())),
+        "{told:?}"
+    );
+    assert!(
+        told.stderr.contains("another backup writes"),
+        "the one that is locked is another's: {told:?}"
+    );
+    assert_eq!(
+        log_of(&started_from(&shelf.path().join(&new)).await).await,
+        log_of(&server).await
+    );
+    let mode = std::os::unix::fs::PermissionsExt::mode(
+        &fs::metadata(shelf.path().join(&new)).unwrap().permissions(),
+    );
     assert_eq!(mode & 0o777, 0o600);
 
     // One that fails removes none.
@@ -515,12 +764,21 @@ async fn a_directory_of_backups_keeps_the_newest_and_touches_nothing_else() {
     assert!(back_up(&server).await.exited(1).contains("cannot reach"));
     assert_eq!(sorted(), before);
     let told = server.cli("backup --directory /nowhere").run().await;
-    assert!(told.exited(1).contains("cannot read /nowhere: name a directory that is there"), "{told:?}");
+    assert!(
+        told.exited(1)
+            .contains("cannot read /nowhere: name a directory that is there"),
+        "{told:?}"
+    );
 }
 
 #[tokio::test]
 async fn a_backup_needs_one_place_and_keeps_one_at_least() {
-    for line in ["backup", "backup --keep 2 file", "backup --directory . --keep 0", "backup --directory . file"] {
+    for line in [
+        "backup",
+        "backup --keep 2 file",
+        "backup --directory . --keep 0",
+        "backup --directory . file",
+    ] {
         Cli::new(line).run().await.exited(2);
     }
 }

@@ -22,7 +22,11 @@ fn options(credentials: &CredentialsFile) -> Options {
 }
 
 async fn outcome(server: &Server, outcome: &str) -> f64 {
-    server.metric(&format!("blobcast_callbacks_total{{outcome=\"{outcome}\"}}")).await
+    server
+        .metric(&format!(
+            "blobcast_callbacks_total{{outcome=\"{outcome}\"}}"
+        ))
+        .await
 }
 
 async fn post(server: &Server, target: &str, headers: &[(&str, &str)], body: &str) -> Answer {
@@ -30,7 +34,15 @@ async fn post(server: &Server, target: &str, headers: &[(&str, &str)], body: &st
     for (name, value) in headers {
         request = request.header(*name, *value);
     }
-    server.http().send(request.body(Full::new(Bytes::copy_from_slice(body.as_bytes()))).unwrap()).await.unwrap()
+    server
+        .http()
+        .send(
+            request
+                .body(Full::new(Bytes::copy_from_slice(body.as_bytes())))
+                .unwrap(),
+        )
+        .await
+        .unwrap()
 }
 
 fn task(id: &str) -> String {
@@ -43,7 +55,10 @@ async fn a_callback_needs_a_token_that_is_in_force() {
     let token = file.add("callback runblob").await;
     let expired = new_secret(true);
     let hash = TokenHash::of(&expired);
-    file.add_line("callback_tokens", &format!("old = {{ token = \"{hash}\", expires = 2026-01-01 }}"));
+    file.add_line(
+        "callback_tokens",
+        &format!("old = {{ token = \"{hash}\", expires = 2026-01-01 }}"),
+    );
     let server = options(&file).start().await;
     for (target, reason) in [
         ("/webhook/veo".to_owned(), "unauthorized"),
@@ -56,14 +71,24 @@ async fn a_callback_needs_a_token_that_is_in_force() {
         assert_eq!((answer.status, answer.reason()), (401, reason), "{target}");
     }
     assert!(server.log_of_events().await.is_empty());
-    let answer = post(&server, &format!("/webhook/veo?team=ads&token={token}"), &[], &task("t1")).await;
+    let answer = post(
+        &server,
+        &format!("/webhook/veo?team=ads&token={token}"),
+        &[],
+        &task("t1"),
+    )
+    .await;
     assert_eq!(answer.status, 200);
-    let [event] = &server.log_of_events().await[..] else { panic!("one event") };
-    assert_eq!((event.verification(), event.credential.as_str()), (Verification::UrlToken, "callback_token runblob"));
+    let [event] = &server.log_of_events().await[..] else {
+        panic!("one event")
+    };
+    assert_eq!(
+        (event.verification(), event.credential.as_str()),
+        (Verification::UrlToken, "callback_token runblob")
+    );
     assert_eq!(event.labels.keys().collect::<Vec<_>>(), ["team"]);
     assert_eq!(outcome(&server, "unauthorized").await, 5.0);
-    let used =
-        "blobcast_credential_last_used_timestamp_seconds{kind=\"callback_token\",name=\"runblob\",secret=\"current\"}";
+    let used = "blobcast_credential_last_used_timestamp_seconds{kind=\"callback_token\",name=\"runblob\",secret=\"current\"}";
     assert!(server.metric(used).await > 1.7e9, "last use is shown");
 }
 
@@ -71,11 +96,25 @@ async fn a_callback_needs_a_token_that_is_in_force() {
 async fn a_signed_url_is_good_for_what_was_signed_and_until_it_expires() {
     let mut file = CredentialsFile::new();
     file.add("signing-key k1").await;
-    let server = options(&file).set("public_url", "https://hooks.example.com/in").start().await;
-    let mint = async |flags: &str| server.cli(&format!("url {flags}")).run().await.good().trim_end().to_owned();
+    let server = options(&file)
+        .set("public_url", "https://hooks.example.com/in")
+        .start()
+        .await;
+    let mint = async |flags: &str| {
+        server
+            .cli(&format!("url {flags}"))
+            .run()
+            .await
+            .good()
+            .trim_end()
+            .to_owned()
+    };
     let url = mint("--product veo --label team=ads --label ref=42").await;
     let target = url.strip_prefix("https://hooks.example.com/in").unwrap();
-    assert!(target.starts_with("/webhook/veo?ref=42&team=ads&exp="), "{url}");
+    assert!(
+        target.starts_with("/webhook/veo?ref=42&team=ads&exp="),
+        "{url}"
+    );
     assert_eq!(post(&server, target, &[], &task("t1")).await.status, 200);
     for forged in [
         target.replace("team=ads", "team=film"),
@@ -85,18 +124,40 @@ async fn a_signed_url_is_good_for_what_was_signed_and_until_it_expires() {
         format!("{target}&more=1"),
         target.split("&sig=").next().unwrap().to_owned(),
     ] {
-        assert_eq!(post(&server, &forged, &[], &task("t2")).await.status, 401, "{forged}");
+        assert_eq!(
+            post(&server, &forged, &[], &task("t2")).await.status,
+            401,
+            "{forged}"
+        );
     }
-    let [event] = &server.log_of_events().await[..] else { panic!("one event") };
-    assert_eq!((event.verification(), event.product.as_str()), (Verification::SignedUrl, "veo"));
+    let [event] = &server.log_of_events().await[..] else {
+        panic!("one event")
+    };
+    assert_eq!(
+        (event.verification(), event.product.as_str()),
+        (Verification::SignedUrl, "veo")
+    );
     assert_eq!(event.credential, "signing_key k1");
-    assert_eq!(event.labels, [("ref".to_owned(), "42".to_owned()), ("team".to_owned(), "ads".to_owned())].into());
+    assert_eq!(
+        event.labels,
+        [
+            ("ref".to_owned(), "42".to_owned()),
+            ("team".to_owned(), "ads".to_owned())
+        ]
+        .into()
+    );
 
     let short = mint("--ttl 1s").await;
     let target = short.strip_prefix("https://hooks.example.com/in").unwrap();
     let body = task("t3");
-    until("the URL to expire", || async { post(&server, target, &[], &body).await.status == 410 }).await;
-    assert_eq!(post(&server, target, &[], &body).await.reason(), "url_expired");
+    until("the URL to expire", || async {
+        post(&server, target, &[], &body).await.status == 410
+    })
+    .await;
+    assert_eq!(
+        post(&server, target, &[], &body).await.reason(),
+        "url_expired"
+    );
 }
 
 #[tokio::test]
@@ -105,7 +166,12 @@ async fn keys_are_rotated_without_a_restart_and_without_refusing_anyone() {
     file.add("signing-key k1").await;
     let server = options(&file).start().await;
     let mint = async || {
-        let minted: Value = server.cli("url --output json").run().await.json_lines().remove(0);
+        let minted: Value = server
+            .cli("url --output json")
+            .run()
+            .await
+            .json_lines()
+            .remove(0);
         let url = minted["callback_url"].as_str().unwrap();
         let target = url[url.find("/webhook").unwrap()..].to_owned();
         (minted["key_id"].as_str().unwrap().to_owned(), target)
@@ -122,7 +188,10 @@ async fn keys_are_rotated_without_a_restart_and_without_refusing_anyone() {
         assert_eq!(post(&server, target, &[], &task(id)).await.status, 200);
     }
     file.remove("k1 =");
-    until("the old key to go", || async { post(&server, &old, &[], &task("t3")).await.status == 401 }).await;
+    until("the old key to go", || async {
+        post(&server, &old, &[], &task("t3")).await.status == 401
+    })
+    .await;
     assert_eq!(post(&server, &new, &[], &task("t4")).await.status, 200);
 }
 
@@ -132,11 +201,30 @@ async fn a_file_that_cannot_be_used_changes_nothing_and_is_told() {
     let token = file.add("callback runblob").await;
     let server = options(&file).start().await;
     file.write("[callback_tokens]\nrunblob = { token = \"hunter2\" }\n");
-    let complaint = server.logged("the credentials stay as they were", 1).await.remove(0);
-    assert!(complaint.contains("[callback_tokens] runblob: the token is not"), "{complaint}");
+    let complaint = server
+        .logged("the credentials stay as they were", 1)
+        .await
+        .remove(0);
+    assert!(
+        complaint.contains("[callback_tokens] runblob: the token is not"),
+        "{complaint}"
+    );
     assert!(!server.log().contains("hunter2"));
-    assert_eq!(post(&server, &format!("/webhook/veo?token={token}"), &[], &task("t1")).await.status, 200);
-    assert_eq!(post(&server, "/webhook/veo", &[], &task("t1")).await.status, 401);
+    assert_eq!(
+        post(
+            &server,
+            &format!("/webhook/veo?token={token}"),
+            &[],
+            &task("t1")
+        )
+        .await
+        .status,
+        200
+    );
+    assert_eq!(
+        post(&server, "/webhook/veo", &[], &task("t1")).await.status,
+        401
+    );
 }
 
 #[tokio::test]
@@ -158,10 +246,19 @@ async fn the_signature_over_the_body_is_observed_or_required() {
         &[("x-runblob-signature", &BODY_SIGNATURE[1..])],
     ];
     for (mode, refused) in [("observe", 200), ("require", 401)] {
-        let server = options(&file).set("ingest.body_signature", mode).start().await;
+        let server = options(&file)
+            .set("ingest.body_signature", mode)
+            .start()
+            .await;
         for (statuses, headers) in [(refused, &bad[..]), (200, &good[..])] {
             for headers in headers {
-                assert_eq!(post(&server, "/webhook/veo", headers, SIGNED_BODY).await.status, statuses, "{headers:?}");
+                assert_eq!(
+                    post(&server, "/webhook/veo", headers, SIGNED_BODY)
+                        .await
+                        .status,
+                    statuses,
+                    "{headers:?}"
+                );
             }
         }
         for (result, count) in [("valid", 3.0), ("invalid", 3.0), ("missing", 1.0)] {
@@ -173,7 +270,10 @@ async fn the_signature_over_the_body_is_observed_or_required() {
             "observe" => (Verification::Unverified, ""),
             _ => (Verification::BodySignature, "body_signature"),
         };
-        let seen: Vec<_> = log.iter().map(|event| (event.verification(), event.credential.as_str())).collect();
+        let seen: Vec<_> = log
+            .iter()
+            .map(|event| (event.verification(), event.credential.as_str()))
+            .collect();
         assert_eq!(seen, [first], "{mode}");
     }
 }
@@ -182,24 +282,44 @@ async fn the_signature_over_the_body_is_observed_or_required() {
 async fn the_signature_may_be_over_a_body_as_it_came_or_as_it_is_decompressed() {
     let mut file = CredentialsFile::new();
     file.add_line("body_signature", "secret = \"hunter2\"");
-    let server = options(&file).set("ingest.body_signature", "require").start().await;
+    let server = options(&file)
+        .set("ingest.body_signature", "require")
+        .start()
+        .await;
     let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
     encoder.write_all(SIGNED_BODY.as_bytes()).unwrap();
     let compressed = encoder.finish().unwrap();
     let key = ring::hmac::Key::new(ring::hmac::HMAC_SHA256, b"hunter2");
-    let over_wire: String = ring::hmac::sign(&key, &compressed).as_ref().iter().map(|b| format!("{b:02x}")).collect();
-    for (signature, status) in [(BODY_SIGNATURE, 200), (&over_wire, 200), (&BODY_SIGNATURE.replace('a', "b"), 401)] {
-        let request = Request::post(format!("http://{}/webhook/veo", server.ingest)).header("content-encoding", "gzip");
+    let over_wire: String = ring::hmac::sign(&key, &compressed)
+        .as_ref()
+        .iter()
+        .map(|b| format!("{b:02x}"))
+        .collect();
+    for (signature, status) in [
+        (BODY_SIGNATURE, 200),
+        (&over_wire, 200),
+        (&BODY_SIGNATURE.replace('a', "b"), 401),
+    ] {
+        let request = Request::post(format!("http://{}/webhook/veo", server.ingest))
+            .header("content-encoding", "gzip");
         let request = request.header("x-runblob-signature", signature);
-        let request = request.body(Full::new(Bytes::from(compressed.clone()))).unwrap();
-        assert_eq!(server.http().send(request).await.unwrap().status, status, "{signature}");
+        let request = request
+            .body(Full::new(Bytes::from(compressed.clone())))
+            .unwrap();
+        assert_eq!(
+            server.http().send(request).await.unwrap().status,
+            status,
+            "{signature}"
+        );
     }
 }
 
 #[tokio::test]
 async fn callbacks_from_strangers_are_reported_or_refused() {
     let proxied = |mode: &str| {
-        let options = Options::default().set("ingest.allowlist", mode).set("ingest.trusted_proxies", "127.0.0.0/8");
+        let options = Options::default()
+            .set("ingest.allowlist", mode)
+            .set("ingest.trusted_proxies", "127.0.0.0/8");
         options.set("ingest.allowed_networks", "198.51.100.0/24,2001:db8::/32")
     };
     for (mode, status) in [("report", 200), ("enforce", 403)] {
@@ -212,10 +332,21 @@ async fn callbacks_from_strangers_are_reported_or_refused() {
             ("198.51.100.7, 203.0.113.9", status),
             ("nonsense", status),
         ] {
-            let answer = post(&server, "/webhook/veo", &[("x-forwarded-for", client)], &task("t1")).await;
+            let answer = post(
+                &server,
+                "/webhook/veo",
+                &[("x-forwarded-for", client)],
+                &task("t1"),
+            )
+            .await;
             assert_eq!(answer.status, status, "{mode} {client}");
         }
-        assert_eq!(server.metric("blobcast_callbacks_from_unlisted_addresses_total").await, 3.0);
+        assert_eq!(
+            server
+                .metric("blobcast_callbacks_from_unlisted_addresses_total")
+                .await,
+            3.0
+        );
     }
 }
 
@@ -224,26 +355,52 @@ async fn whoever_is_refused_too_often_is_told_to_slow_down_and_nobody_else() {
     let mut file = CredentialsFile::new();
     let token = file.add("callback runblob").await;
     let options = options(&file).set("ingest.refusals_per_minute_max", 3);
-    let server = options.set("ingest.trusted_proxies", "127.0.0.1").start().await;
+    let server = options
+        .set("ingest.trusted_proxies", "127.0.0.1")
+        .start()
+        .await;
     let from = async |client: &str, target: &str| {
         let answer = post(&server, target, &[("x-forwarded-for", client)], &task("t1")).await;
-        (answer.status, answer.headers.get("retry-after").map(|value| value.to_str().unwrap().to_owned()))
+        (
+            answer.status,
+            answer
+                .headers
+                .get("retry-after")
+                .map(|value| value.to_str().unwrap().to_owned()),
+        )
     };
     for target in ["/webhook/veo", "/nowhere", "/webhook/veo?token=x"] {
         assert!([401, 404].contains(&from("203.0.113.9", target).await.0));
     }
     for target in ["/webhook/veo", "/nowhere"] {
-        assert_eq!(from("203.0.113.9", target).await, (429, Some("60".to_owned())));
+        assert_eq!(
+            from("203.0.113.9", target).await,
+            (429, Some("60".to_owned()))
+        );
     }
-    assert_eq!(from("203.0.113.10", "/webhook/veo").await.0, 401, "another address");
-    assert_eq!(from("203.0.113.9", &format!("/webhook/veo?token={token}")).await.0, 200, "what is authentic passes");
+    assert_eq!(
+        from("203.0.113.10", "/webhook/veo").await.0,
+        401,
+        "another address"
+    );
+    assert_eq!(
+        from("203.0.113.9", &format!("/webhook/veo?token={token}"))
+            .await
+            .0,
+        200,
+        "what is authentic passes"
+    );
     assert_eq!(outcome(&server, "rate_limited").await, 2.0);
     // A flood is one line in the log, not thousands.
     for _ in 0..50 {
         from("203.0.113.9", "/webhook/veo").await;
     }
     until("a line", async || server.log().contains("rate_limited")).await;
-    let lines = server.log().lines().filter(|line| line.contains("rate_limited")).count();
+    let lines = server
+        .log()
+        .lines()
+        .filter(|line| line.contains("rate_limited"))
+        .count();
     assert!((1..=5).contains(&lines), "{lines} lines");
 }
 
@@ -252,38 +409,79 @@ async fn what_is_released_from_quarantine_is_as_verified_as_it_was() {
     let mut file = CredentialsFile::new();
     let token = file.add("callback runblob").await;
     let server = options(&file).start().await;
-    let answer = post(&server, &format!("/webhook/veo?token={token}"), &[], r#"{"status":"completed"}"#).await;
+    let answer = post(
+        &server,
+        &format!("/webhook/veo?token={token}"),
+        &[],
+        r#"{"status":"completed"}"#,
+    )
+    .await;
     assert_eq!(answer.status, 202);
-    server.cli("quarantine release 1 --task-id t1").run().await.good();
+    server
+        .cli("quarantine release 1 --task-id t1")
+        .run()
+        .await
+        .good();
     let event = server.log_of_events().await.remove(0);
-    assert_eq!((event.verification(), event.credential.as_str()), (Verification::UrlToken, "callback_token runblob"));
+    assert_eq!(
+        (event.verification(), event.credential.as_str()),
+        (Verification::UrlToken, "callback_token runblob")
+    );
 }
 
 #[tokio::test]
 async fn beyond_loopback_nothing_is_served_that_asks_nothing_of_callbacks() {
     let refused = async |file: &CredentialsFile| {
-        let serve = Cli::new("serve --ingest-listen 0.0.0.0:0 --grpc-listen 127.0.0.1:0 --admin-listen 127.0.0.1:0");
+        let serve = Cli::new(
+            "serve --ingest-listen 0.0.0.0:0 --grpc-listen 127.0.0.1:0 --admin-listen 127.0.0.1:0",
+        );
         let directory = tempfile::tempdir().unwrap();
         let serve = serve.arg("--data-dir").arg(directory.path().join("data"));
-        serve.env("BLOBCAST_CREDENTIALS_FILE", file.path().display()).run().await
+        serve
+            .env("BLOBCAST_CREDENTIALS_FILE", file.path().display())
+            .run()
+            .await
     };
     let mut file = CredentialsFile::new();
     file.add("client billing --product veo").await;
     let told = refused(&file).await;
-    assert!(told.exited(1).contains("nothing is asked of callbacks: add [callback_tokens]"), "{told:?}");
+    assert!(
+        told.exited(1)
+            .contains("nothing is asked of callbacks: add [callback_tokens]"),
+        "{told:?}"
+    );
     let token = file.add("callback runblob").await;
-    let exposed = [([0, 0, 0, 0], 0).into(), ([127, 0, 0, 1], 0).into(), ([127, 0, 0, 1], 0).into()];
+    let exposed = [
+        ([0, 0, 0, 0], 0).into(),
+        ([127, 0, 0, 1], 0).into(),
+        ([127, 0, 0, 1], 0).into(),
+    ];
     // Refusals are many below, while a change is waited for.
-    let server = options(&file).set("ingest.refusals_per_minute_max", 1_000_000).start_on(exposed).await;
+    let server = options(&file)
+        .set("ingest.refusals_per_minute_max", 1_000_000)
+        .start_on(exposed)
+        .await;
     let target = format!("/webhook/veo?token={token}");
     assert_eq!(post(&server, &target, &[], &task("t1")).await.status, 200);
     // The last token can be withdrawn as any other: then nobody is let in, rather than everybody.
     file.remove("runblob");
-    until("the withdrawal", || async { post(&server, &target, &[], &task("t2")).await.status == 401 }).await;
-    assert_eq!(post(&server, "/webhook/veo", &[], &task("t2")).await.status, 401);
-    until("the warning", || async { server.log().contains("no callback is let in any more") }).await;
+    until("the withdrawal", || async {
+        post(&server, &target, &[], &task("t2")).await.status == 401
+    })
+    .await;
+    assert_eq!(
+        post(&server, "/webhook/veo", &[], &task("t2")).await.status,
+        401
+    );
+    until("the warning", || async {
+        server.log().contains("no callback is let in any more")
+    })
+    .await;
     let another = format!("/webhook/veo?token={}", file.add("callback another").await);
-    until("another token", || async { post(&server, &another, &[], &task("t2")).await.status == 200 }).await;
+    until("another token", || async {
+        post(&server, &another, &[], &task("t2")).await.status == 200
+    })
+    .await;
     assert_eq!(post(&server, &target, &[], &task("t3")).await.status, 401);
 }
 
@@ -293,19 +491,43 @@ async fn the_last_that_is_withdrawn_shuts_everybody_out_until_a_restart() {
     let target = format!("/webhook/veo?token={}", file.add("callback runblob").await);
     let mut server = options(&file).start().await;
     file.remove("runblob");
-    until("the withdrawal", || async { post(&server, &target, &[], &task("t1")).await.status == 401 }).await;
-    assert_eq!(post(&server, "/webhook/veo", &[], &task("t1")).await.status, 401);
+    until("the withdrawal", || async {
+        post(&server, &target, &[], &task("t1")).await.status == 401
+    })
+    .await;
+    assert_eq!(
+        post(&server, "/webhook/veo", &[], &task("t1")).await.status,
+        401
+    );
     assert!(server.terminate().await.success());
     server.restart().await;
-    assert_eq!(post(&server, "/webhook/veo", &[], &task("t1")).await.status, 200, "loopback asks for nothing");
+    assert_eq!(
+        post(&server, "/webhook/veo", &[], &task("t1")).await.status,
+        200,
+        "loopback asks for nothing"
+    );
 
     file.add_line("body_signature", "secret = \"hunter2\"");
-    let server = options(&file).set("ingest.body_signature", "require").start().await;
-    let signed = async || post(&server, "/webhook/veo", &[("x-runblob-signature", BODY_SIGNATURE)], SIGNED_BODY).await;
+    let server = options(&file)
+        .set("ingest.body_signature", "require")
+        .start()
+        .await;
+    let signed = async || {
+        post(
+            &server,
+            "/webhook/veo",
+            &[("x-runblob-signature", BODY_SIGNATURE)],
+            SIGNED_BODY,
+        )
+        .await
+    };
     assert_eq!(signed().await.status, 200);
     file.remove("hunter2");
     until("the withdrawal", || async { signed().await.status == 401 }).await;
-    until("the warning", || async { server.log().contains("has no [body_signature] left") }).await;
+    until("the warning", || async {
+        server.log().contains("has no [body_signature] left")
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -318,12 +540,25 @@ async fn secrets_are_in_no_log_trace_metric_listing_error_or_answer() {
     file.add_line("body_signature", &format!("secret = \"{secret}\""));
     let collector = Collector::start().await;
     let endpoint = format!("http://{}", collector.address);
-    let options = options(&file).set("logging.level", "trace").set("traces.otlp_endpoint", endpoint);
-    let (directory, options) = (tempfile::tempdir().unwrap(), options.set("ingest.body_signature", "observe"));
+    let options = options(&file)
+        .set("logging.level", "trace")
+        .set("traces.otlp_endpoint", endpoint);
+    let (directory, options) = (
+        tempfile::tempdir().unwrap(),
+        options.set("ingest.body_signature", "observe"),
+    );
     let audit_file = directory.path().join("audit.jsonl");
-    let mut server = options.set("audit.file", audit_file.display()).start().await;
-    let ask = async |line: &str, token: &str| server.cli(line).env("BLOBCAST_TOKEN", token).run().await;
-    let minted = ask("url --product veo", &client).await.good().trim_end().to_owned();
+    let mut server = options
+        .set("audit.file", audit_file.display())
+        .start()
+        .await;
+    let ask =
+        async |line: &str, token: &str| server.cli(line).env("BLOBCAST_TOKEN", token).run().await;
+    let minted = ask("url --product veo", &client)
+        .await
+        .good()
+        .trim_end()
+        .to_owned();
     let signature = minted.split("&sig=").nth(1).unwrap().to_owned();
     let targets = [
         format!("/webhook/veo?token={token}"),
@@ -336,24 +571,41 @@ async fn secrets_are_in_no_log_trace_metric_listing_error_or_answer() {
     for target in &targets {
         for body in [task("t1"), "no JSON, but hush-hush".to_owned()] {
             let headers = [("x-runblob-signature", wrong)];
-            shown += &format!("{:?}", post(&server, &target.replace(' ', "%20"), &headers, &body).await);
+            shown += &format!(
+                "{:?}",
+                post(&server, &target.replace(' ', "%20"), &headers, &body).await
+            );
         }
     }
     shown += &server.admin_get("/metrics").await.1;
-    for line in ["quarantine list", "quarantine show 1", "events", "subscriptions"] {
+    for line in [
+        "quarantine list",
+        "quarantine show 1",
+        "events",
+        "subscriptions",
+    ] {
         shown += ask(&format!("{line} --output json"), &client).await.good();
         shown += &format!("{:?}", ask(line, &format!("{client}x")).await);
     }
     file.add_line("clients", &format!("spare = {{ secret = \"{wrong}\" }}"));
-    until("the complaint", || async { server.log().contains("the credentials stay as they were") }).await;
+    until("the complaint", || async {
+        server.log().contains("the credentials stay as they were")
+    })
+    .await;
     assert!(server.terminate().await.success());
     shown += &server.log();
     let records = std::fs::read_to_string(&audit_file).unwrap();
-    assert!(records.contains("MintCallbackUrl") && records.contains("\"refused\""), "{records}");
+    assert!(
+        records.contains("MintCallbackUrl") && records.contains("\"refused\""),
+        "{records}"
+    );
     shown += &records;
     let spans = collector.spans();
     let traced = spans.iter().filter(|span| span.name == "callback").count();
-    assert_eq!(traced, 6, "those that are authentic; what is not traced proves nothing");
+    assert_eq!(
+        traced, 6,
+        "those that are authentic; what is not traced proves nothing"
+    );
     shown += &format!("{spans:?}");
     for secret in [&token, &key, &signature, &client, secret, wrong] {
         assert!(!shown.contains(secret), "a secret is shown");

@@ -4,7 +4,8 @@
 use blobcast::wire::DESCRIPTOR_SET;
 use prost::Message;
 use prost_types::{
-    DescriptorProto, EnumDescriptorProto, FileDescriptorProto, FileDescriptorSet, field_options::JsType,
+    DescriptorProto, EnumDescriptorProto, FileDescriptorProto, FileDescriptorSet,
+    field_options::JsType,
 };
 
 /// What fields and methods may not be called: languages in which a keyword cannot follow a dot, or needs another spelling there.
@@ -70,7 +71,11 @@ const RESERVED_FOR_TYPES: &str = "abstract and any array as async await begin bo
 
 fn ours() -> Vec<FileDescriptorProto> {
     let set = FileDescriptorSet::decode(DESCRIPTOR_SET).unwrap();
-    let ours: Vec<_> = set.file.into_iter().filter(|file| file.package() == "blobcast.v1").collect();
+    let ours: Vec<_> = set
+        .file
+        .into_iter()
+        .filter(|file| file.package() == "blobcast.v1")
+        .collect();
     assert_eq!(ours.len(), 3);
     ours
 }
@@ -79,10 +84,23 @@ fn ours() -> Vec<FileDescriptorProto> {
 fn every_file_names_its_package_in_every_language() {
     for file in ours() {
         let options = file.options.as_ref().unwrap();
-        assert!(options.go_package().ends_with("/blobcast/v1;blobcastv1"), "{}", file.name());
-        assert_eq!((options.java_package(), options.java_multiple_files()), ("com.blobcast.v1", true));
-        assert_eq!((options.csharp_namespace(), options.objc_class_prefix()), ("Blobcast.V1", "BLC"));
-        assert_eq!((options.ruby_package(), options.php_namespace()), ("Blobcast::V1", r"Blobcast\V1"));
+        assert!(
+            options.go_package().ends_with("/blobcast/v1;blobcastv1"),
+            "{}",
+            file.name()
+        );
+        assert_eq!(
+            (options.java_package(), options.java_multiple_files()),
+            ("com.blobcast.v1", true)
+        );
+        assert_eq!(
+            (options.csharp_namespace(), options.objc_class_prefix()),
+            ("Blobcast.V1", "BLC")
+        );
+        assert_eq!(
+            (options.ruby_package(), options.php_namespace()),
+            ("Blobcast::V1", r"Blobcast\V1")
+        );
         assert_eq!(options.swift_prefix(), "Blobcast_V1_");
     }
 }
@@ -90,8 +108,16 @@ fn every_file_names_its_package_in_every_language() {
 #[test]
 fn a_seed_is_text_where_numbers_are_doubles() {
     let files = ours();
-    let event = files.iter().flat_map(|file| &file.message_type).find(|message| message.name() == "Event").unwrap();
-    let seed = event.field.iter().find(|field| field.name() == "seed").unwrap();
+    let event = files
+        .iter()
+        .flat_map(|file| &file.message_type)
+        .find(|message| message.name() == "Event")
+        .unwrap();
+    let seed = event
+        .field
+        .iter()
+        .find(|field| field.name() == "seed")
+        .unwrap();
     assert_eq!(seed.options.as_ref().unwrap().jstype(), JsType::JsString);
 }
 
@@ -99,46 +125,88 @@ fn a_seed_is_text_where_numbers_are_doubles() {
 fn no_name_is_a_reserved_word_of_a_common_language() {
     let (mut members, mut types) = (Vec::new(), Vec::new());
     for file in &ours() {
-        file.message_type.iter().for_each(|message| names_of_message(message, &mut members, &mut types));
-        file.enum_type.iter().for_each(|described| names_of_enum(described, &mut members, &mut types));
+        file.message_type
+            .iter()
+            .for_each(|message| names_of_message(message, &mut members, &mut types));
+        file.enum_type
+            .iter()
+            .for_each(|described| names_of_enum(described, &mut members, &mut types));
         for service in &file.service {
             types.push(service.name().to_owned());
             members.extend(service.method.iter().map(|method| method.name().to_owned()));
         }
     }
-    assert!(members.len() > 150 && types.len() > 40, "{} and {}", members.len(), types.len());
+    assert!(
+        members.len() > 150 && types.len() > 40,
+        "{} and {}",
+        members.len(),
+        types.len()
+    );
     for member in members {
         // As it is, as Python and Rust write it, and as Kotlin and Swift do.
         for spelled in [member.clone(), snake_case(&member), camel_case(&member)] {
             for (language, words) in RESERVED_FOR_MEMBERS {
-                assert!(!words.split(' ').any(|word| word == spelled), "{spelled} is reserved in {language}");
+                assert!(
+                    !words.split(' ').any(|word| word == spelled),
+                    "{spelled} is reserved in {language}"
+                );
             }
         }
     }
     for name in types {
-        assert!(!RESERVED_FOR_TYPES.split(' ').any(|word| word == snake_case(&name)), "{name} is reserved somewhere");
+        assert!(
+            !RESERVED_FOR_TYPES
+                .split(' ')
+                .any(|word| word == snake_case(&name)),
+            "{name} is reserved somewhere"
+        );
     }
 }
 
 fn names_of_message(message: &DescriptorProto, members: &mut Vec<String>, types: &mut Vec<String>) {
     // What a map is made of has names of protobuf's own.
-    if message.options.as_ref().is_some_and(|options| options.map_entry()) {
+    if message
+        .options
+        .as_ref()
+        .is_some_and(|options| options.map_entry())
+    {
         return;
     }
     types.push(message.name().to_owned());
     members.extend(message.field.iter().map(|field| field.name().to_owned()));
-    members.extend(message.oneof_decl.iter().map(|oneof| oneof.name().trim_start_matches('_').to_owned()));
-    message.nested_type.iter().for_each(|nested| names_of_message(nested, members, types));
-    message.enum_type.iter().for_each(|nested| names_of_enum(nested, members, types));
+    members.extend(
+        message
+            .oneof_decl
+            .iter()
+            .map(|oneof| oneof.name().trim_start_matches('_').to_owned()),
+    );
+    message
+        .nested_type
+        .iter()
+        .for_each(|nested| names_of_message(nested, members, types));
+    message
+        .enum_type
+        .iter()
+        .for_each(|nested| names_of_enum(nested, members, types));
 }
 
 /// Swift, C# and Rust leave out the prefix that a value shares with its enum.
-fn names_of_enum(described: &EnumDescriptorProto, members: &mut Vec<String>, types: &mut Vec<String>) {
+fn names_of_enum(
+    described: &EnumDescriptorProto,
+    members: &mut Vec<String>,
+    types: &mut Vec<String>,
+) {
     types.push(described.name().to_owned());
     let prefix = snake_case(described.name()).to_uppercase() + "_";
     for value in &described.value {
         members.push(value.name().to_owned());
-        members.push(value.name().strip_prefix(&prefix).expect("values begin with their enum's name").to_lowercase());
+        members.push(
+            value
+                .name()
+                .strip_prefix(&prefix)
+                .expect("values begin with their enum's name")
+                .to_lowercase(),
+        );
     }
 }
 
@@ -154,11 +222,20 @@ fn snake_case(name: &str) -> String {
 }
 
 fn camel_case(name: &str) -> String {
-    let snake = if name.contains('_') { name.to_lowercase() } else { snake_case(name) };
+    let snake = if name.contains('_') {
+        name.to_lowercase()
+    } else {
+        snake_case(name)
+    };
     let mut words = snake.split('_');
     let first = words.next().unwrap_or_default().to_owned();
     words.fold(first, |spelled, word| {
         let mut letters = word.chars();
-        spelled + &letters.next().map(|letter| letter.to_uppercase().to_string()).unwrap_or_default() + letters.as_str()
+        spelled
+            + &letters
+                .next()
+                .map(|letter| letter.to_uppercase().to_string())
+                .unwrap_or_default()
+            + letters.as_str()
     })
 }

@@ -12,12 +12,15 @@ use blobcast::{
 use tonic::Code;
 
 use crate::support::{
-    AsObserved, Options, Seen, Server, Sub, bulky, completed, failed, latest, matching, of_products, processing,
-    reason, request, tasks, within,
+    AsObserved, Options, Seen, Server, Sub, bulky, completed, failed, latest, matching,
+    of_products, processing, reason, request, tasks, within,
 };
 
 fn after(cursor: &str) -> SubscribeRequest {
-    SubscribeRequest { start: Some(Start::AfterCursor(cursor.into())), ..request() }
+    SubscribeRequest {
+        start: Some(Start::AfterCursor(cursor.into())),
+        ..request()
+    }
 }
 
 #[tokio::test]
@@ -26,23 +29,67 @@ async fn durable_before_200_a_callback_survives_kill_9_right_after_its_answer() 
     let mut kept = Vec::new();
     for round in 0..5 {
         let task = format!("t{round}");
-        kept.push(server.http().post(&completed(&task)).await.acknowledged(&task));
+        kept.push(
+            server
+                .http()
+                .post(&completed(&task))
+                .await
+                .acknowledged(&task),
+        );
         server.crash().await;
     }
-    let log = server.log_of_events().await.iter().map(AsObserved::observed).collect();
-    assert_eq!(check(&History { acknowledged: kept, log, streams: vec![], ..History::default() }), []);
+    let log = server
+        .log_of_events()
+        .await
+        .iter()
+        .map(AsObserved::observed)
+        .collect();
+    assert_eq!(
+        check(&History {
+            acknowledged: kept,
+            log,
+            streams: vec![],
+            ..History::default()
+        }),
+        []
+    );
 }
 
 #[tokio::test]
 async fn durable_before_200_a_quarantined_callback_survives_kill_9_right_after_its_answer() {
     let mut server = Server::start().await;
     for round in 1..=5 {
-        assert_eq!(server.http().post_to("/webhook/veo", format!("nonsense {round}")).await.status, 202);
+        assert_eq!(
+            server
+                .http()
+                .post_to("/webhook/veo", format!("nonsense {round}"))
+                .await
+                .status,
+            202
+        );
         server.crash().await;
-        let request = v1::ListQuarantineRequest { include_body: true, ..Default::default() };
-        let kept = server.admin_service().await.list_quarantine(request).await.unwrap().into_inner().callbacks;
-        let bodies: Vec<_> = kept.iter().map(|callback| String::from_utf8_lossy(&callback.body)).collect();
-        assert_eq!(bodies, (1..=round).map(|n| format!("nonsense {n}")).collect::<Vec<_>>());
+        let request = v1::ListQuarantineRequest {
+            include_body: true,
+            ..Default::default()
+        };
+        let kept = server
+            .admin_service()
+            .await
+            .list_quarantine(request)
+            .await
+            .unwrap()
+            .into_inner()
+            .callbacks;
+        let bodies: Vec<_> = kept
+            .iter()
+            .map(|callback| String::from_utf8_lossy(&callback.body))
+            .collect();
+        assert_eq!(
+            bodies,
+            (1..=round)
+                .map(|n| format!("nonsense {n}"))
+                .collect::<Vec<_>>()
+        );
     }
 }
 
@@ -57,19 +104,35 @@ async fn durable_before_200_duplicates_racing_their_original_are_one_event_that_
     server.crash().await;
     let log = server.log_of_events().await;
     assert_eq!(log.len(), 1);
-    assert!(answers.iter().all(|answer| answer.event_id() == log[0].event_id));
-    assert_eq!(answers.iter().filter(|answer| !answer.duplicate()).count(), 1);
+    assert!(
+        answers
+            .iter()
+            .all(|answer| answer.event_id() == log[0].event_id)
+    );
+    assert_eq!(
+        answers.iter().filter(|answer| !answer.duplicate()).count(),
+        1
+    );
 }
 
 #[tokio::test]
 async fn durable_before_visible_what_a_subscriber_saw_is_there_after_kill_9() {
     let mut server = Server::start().await;
     for round in 0..5 {
-        let mut live = server.subscribe(tasks((0..20).map(|n| format!("t{round}-{n}")))).await;
+        let mut live = server
+            .subscribe(tasks((0..20).map(|n| format!("t{round}-{n}"))))
+            .await;
         let http = server.http();
         let post = tokio::spawn(async move {
             for n in 0..20 {
-                if http.try_post_to("/webhook/veo", completed(&format!("t{round}-{n}")).to_string()).await.is_err() {
+                if http
+                    .try_post_to(
+                        "/webhook/veo",
+                        completed(&format!("t{round}-{n}")).to_string(),
+                    )
+                    .await
+                    .is_err()
+                {
                     return;
                 }
             }
@@ -77,8 +140,16 @@ async fn durable_before_visible_what_a_subscriber_saw_is_there_after_kill_9() {
         let seen = live.next_events(7).await;
         server.crash().await;
         post.await.unwrap();
-        let log: HashSet<_> = server.log_of_events().await.iter().map(AsObserved::observed).collect();
-        assert!(seen.iter().all(|event| log.contains(&event.observed())), "seen and gone: {seen:?}");
+        let log: HashSet<_> = server
+            .log_of_events()
+            .await
+            .iter()
+            .map(AsObserved::observed)
+            .collect();
+        assert!(
+            seen.iter().all(|event| log.contains(&event.observed())),
+            "seen and gone: {seen:?}"
+        );
     }
 }
 
@@ -105,7 +176,9 @@ async fn race_free_a_thousand_tasks_subscribed_while_their_callbacks_race_them()
             let body = completed(&task);
             let post = http.post(&body);
             let wait = async {
-                let mut sub = crate::support::Sub::open(client, tasks([&task])).await.unwrap();
+                let mut sub = crate::support::Sub::open(client, tasks([&task]))
+                    .await
+                    .unwrap();
                 sub.next_event().await
             };
             let (answer, event) = tokio::join!(post, wait);
@@ -125,21 +198,51 @@ async fn ordered_unique_complete_and_resumable_from_every_cursor_of_a_log() {
         let body = [processing(&task), failed(&task), completed(&task)][number / 20].clone();
         acknowledged.push(http.post(&body).await.acknowledged(&task));
     }
-    let log: Vec<_> = server.log_of_events().await.iter().map(AsObserved::observed).collect();
+    let log: Vec<_> = server
+        .log_of_events()
+        .await
+        .iter()
+        .map(AsObserved::observed)
+        .collect();
     let mut streams = Vec::new();
     let start = server.subscribe(request()).await.subscribed.cursor;
-    for (place, cursor) in [start].into_iter().chain(log.iter().map(|event| event.cursor.clone())).enumerate() {
-        let events = server.subscribe(after(&cursor)).await.until_caught_up().await;
+    for (place, cursor) in [start]
+        .into_iter()
+        .chain(log.iter().map(|event| event.cursor.clone()))
+        .enumerate()
+    {
+        let events = server
+            .subscribe(after(&cursor))
+            .await
+            .until_caught_up()
+            .await;
         let observed: Vec<_> = events.iter().map(AsObserved::observed).collect();
         assert_eq!(observed, log[place..], "behind cursor {place}");
-        streams.push(Stream { task_ids: None, observed });
+        streams.push(Stream {
+            task_ids: None,
+            observed,
+        });
         let some = ["t3", "t4"].map(str::to_owned);
-        let of_tasks = SubscribeRequest { filter: tasks(&some).filter, ..after(&cursor) };
+        let of_tasks = SubscribeRequest {
+            filter: tasks(&some).filter,
+            ..after(&cursor)
+        };
         let events = server.subscribe(of_tasks).await.until_caught_up().await;
         let observed = events.iter().map(AsObserved::observed).collect();
-        streams.push(Stream { task_ids: Some(some.into()), observed });
+        streams.push(Stream {
+            task_ids: Some(some.into()),
+            observed,
+        });
     }
-    assert_eq!(check(&History { acknowledged, log, streams, ..History::default() }), []);
+    assert_eq!(
+        check(&History {
+            acknowledged,
+            log,
+            streams,
+            ..History::default()
+        }),
+        []
+    );
 }
 
 #[tokio::test]
@@ -147,7 +250,10 @@ async fn resumable_a_client_that_disconnects_after_every_message_misses_nothing(
     let server = Server::start().await;
     let http = server.http();
     let mut acknowledged = Vec::new();
-    let (mut cursor, mut observed) = (server.subscribe(request()).await.subscribed.cursor, Vec::new());
+    let (mut cursor, mut observed) = (
+        server.subscribe(request()).await.subscribed.cursor,
+        Vec::new(),
+    );
     for number in 0..40 {
         let task = format!("t{number}");
         acknowledged.push(http.post(&completed(&task)).await.acknowledged(&task));
@@ -162,29 +268,66 @@ async fn resumable_a_client_that_disconnects_after_every_message_misses_nothing(
         }
         cursor = sub.cursor.clone();
     }
-    observed.extend(server.subscribe(after(&cursor)).await.until_caught_up().await.iter().map(AsObserved::observed));
-    let log = server.log_of_events().await.iter().map(AsObserved::observed).collect();
-    let streams = vec![Stream { task_ids: None, observed }];
-    assert_eq!(check(&History { acknowledged, log, streams, ..History::default() }), []);
+    observed.extend(
+        server
+            .subscribe(after(&cursor))
+            .await
+            .until_caught_up()
+            .await
+            .iter()
+            .map(AsObserved::observed),
+    );
+    let log = server
+        .log_of_events()
+        .await
+        .iter()
+        .map(AsObserved::observed)
+        .collect();
+    let streams = vec![Stream {
+        task_ids: None,
+        observed,
+    }];
+    assert_eq!(
+        check(&History {
+            acknowledged,
+            log,
+            streams,
+            ..History::default()
+        }),
+        []
+    );
 }
 
 #[tokio::test]
 async fn resumable_expired_future_foreign_and_garbled_cursors_are_clear_errors() {
-    let server =
-        Options::default().set("log.retention_bytes_max", "1MiB").set("ingest.body_bytes_max", "480KiB").start().await;
+    let server = Options::default()
+        .set("log.retention_bytes_max", "1MiB")
+        .set("ingest.body_bytes_max", "480KiB")
+        .start()
+        .await;
     let http = server.http();
     let first = server.subscribe(request()).await.subscribed.cursor;
     let big = "x".repeat(200_000);
     for number in 0..20 {
-        http.post(&crate::support::with(completed(&format!("t{number}")), serde_json::json!({"prompt": big}))).await;
+        http.post(&crate::support::with(
+            completed(&format!("t{number}")),
+            serde_json::json!({"prompt": big}),
+        ))
+        .await;
     }
     crate::support::until("retention", || async {
-        server.metric("blobcast_events_trimmed_total{reason=\"bytes\"}").await > 0.0
+        server
+            .metric("blobcast_events_trimmed_total{reason=\"bytes\"}")
+            .await
+            > 0.0
     })
     .await;
 
     let expired = server.try_subscribe(after(&first)).await.err().unwrap();
-    assert_eq!((expired.code(), reason(&expired)), (Code::OutOfRange, "CURSOR_EXPIRED".into()));
+    assert_eq!(
+        (expired.code(), reason(&expired)),
+        (Code::OutOfRange, "CURSOR_EXPIRED".into())
+    );
     let info = tonic_types::StatusExt::get_details_error_info(&expired).unwrap();
     let log = server.log_of_events().await;
     assert_eq!(info.metadata["head"], log.last().unwrap().cursor);
@@ -192,15 +335,35 @@ async fn resumable_expired_future_foreign_and_garbled_cursors_are_clear_errors()
 
     let other = Server::start().await;
     other.http().post(&completed("t1")).await;
-    let foreign = server.try_subscribe(after(&other.log_of_events().await[0].cursor)).await.err().unwrap();
-    assert_eq!((foreign.code(), reason(&foreign)), (Code::FailedPrecondition, "EPOCH_MISMATCH".into()));
+    let foreign = server
+        .try_subscribe(after(&other.log_of_events().await[0].cursor))
+        .await
+        .err()
+        .unwrap();
+    assert_eq!(
+        (foreign.code(), reason(&foreign)),
+        (Code::FailedPrecondition, "EPOCH_MISMATCH".into())
+    );
 
-    let ahead = other.try_subscribe(after(&future(&other).await)).await.err().unwrap();
-    assert_eq!((ahead.code(), reason(&ahead)), (Code::OutOfRange, "CURSOR_AHEAD".into()));
+    let ahead = other
+        .try_subscribe(after(&future(&other).await))
+        .await
+        .err()
+        .unwrap();
+    assert_eq!(
+        (ahead.code(), reason(&ahead)),
+        (Code::OutOfRange, "CURSOR_AHEAD".into())
+    );
 
-    let garbled = server.try_subscribe(after(&log[0].cursor[1..])).await.err().unwrap();
+    let garbled = server
+        .try_subscribe(after(&log[0].cursor[1..]))
+        .await
+        .err()
+        .unwrap();
     assert_eq!(garbled.code(), Code::InvalidArgument);
-    let violations = tonic_types::StatusExt::get_details_bad_request(&garbled).unwrap().field_violations;
+    let violations = tonic_types::StatusExt::get_details_bad_request(&garbled)
+        .unwrap()
+        .field_violations;
     assert_eq!(violations[0].field, "after_cursor");
 }
 
@@ -216,8 +379,16 @@ async fn future(server: &Server) -> String {
 async fn bookmarkable_progress_means_that_every_matching_event_up_to_it_was_sent() {
     let server = Server::start().await;
     let http = server.http();
-    let heartbeat_interval = Some(prost_types::Duration { seconds: 1, nanos: 0 });
-    let mut sub = server.subscribe(SubscribeRequest { heartbeat_interval, ..tasks(["mine"]) }).await;
+    let heartbeat_interval = Some(prost_types::Duration {
+        seconds: 1,
+        nanos: 0,
+    });
+    let mut sub = server
+        .subscribe(SubscribeRequest {
+            heartbeat_interval,
+            ..tasks(["mine"])
+        })
+        .await;
     for number in 0..30 {
         http.post(&completed(&format!("other-{number}"))).await;
     }
@@ -233,7 +404,12 @@ async fn bookmarkable_progress_means_that_every_matching_event_up_to_it_was_sent
     assert_eq!(bookmark, head);
     drop(sub);
     let event_id = http.post(&completed("mine")).await.event_id();
-    let mut resumed = server.subscribe(SubscribeRequest { filter: tasks(["mine"]).filter, ..after(&bookmark) }).await;
+    let mut resumed = server
+        .subscribe(SubscribeRequest {
+            filter: tasks(["mine"]).filter,
+            ..after(&bookmark)
+        })
+        .await;
     assert_eq!(resumed.next_event().await.event_id, event_id);
 }
 
@@ -249,9 +425,19 @@ async fn isolated_a_stalled_subscription_costs_nobody_anything_and_misses_nothin
 async fn isolated_subscriptions_stalled_for_three_minutes_of_load_miss_nothing() {
     let end = Instant::now() + Duration::from_secs(180);
     let some = (0..10_000).step_by(2).map(|number| format!("t{number}"));
-    let stalled = vec![latest(), request(), matching(of_products(["veo"])), tasks(some), latest()];
+    let stalled = vec![
+        latest(),
+        request(),
+        matching(of_products(["veo"])),
+        tasks(some),
+        latest(),
+    ];
     let history = stalled_under_load(stalled, 2_000, |_| Instant::now() < end).await;
-    let seen: Vec<_> = history.streams.iter().map(|stream| stream.observed.len()).collect();
+    let seen: Vec<_> = history
+        .streams
+        .iter()
+        .map(|stream| stream.observed.len())
+        .collect();
     println!("{} events; the streams saw {seen:?}", history.log.len());
     assert_eq!(check(&history), []);
 }
@@ -264,7 +450,9 @@ async fn stalled_under_load(
 ) -> History {
     const AT_ONCE: usize = 8;
     // For three minutes more comes than one URL may bring.
-    let options = Options::default().set("hub.ring_bytes_max", "1MiB").set("ingest.bytes_per_minute_max", 0);
+    let options = Options::default()
+        .set("hub.ring_bytes_max", "1MiB")
+        .set("ingest.bytes_per_minute_max", 0);
     let server = options.start().await;
     let http = server.http();
     let mut reader = server.subscribe(latest()).await;
@@ -272,7 +460,10 @@ async fn stalled_under_load(
     for request in stalled {
         let mut stream = server.subscribe(request.clone()).await;
         assert_eq!(stream.until_caught_up().await, []);
-        let task_ids = request.filter.map(|filter| HashSet::from_iter(filter.task_ids)).filter(|ids| !ids.is_empty());
+        let task_ids = request
+            .filter
+            .map(|filter| HashSet::from_iter(filter.task_ids))
+            .filter(|ids| !ids.is_empty());
         streams.push((stream, task_ids));
     }
     let (mut acknowledged, mut observed) = (Vec::new(), Vec::new());
@@ -280,21 +471,49 @@ async fn stalled_under_load(
         let first = acknowledged.len();
         let posts = (first..first + AT_ONCE).map(|number| {
             let (http, task) = (&http, format!("t{number}"));
-            async move { http.post(&bulky(&task, prompt_chars)).await.acknowledged(&task) }
+            async move {
+                http.post(&bulky(&task, prompt_chars))
+                    .await
+                    .acknowledged(&task)
+            }
         });
         acknowledged.extend(within("the answers", futures(posts)).await);
-        observed.extend(reader.next_events(AT_ONCE).await.iter().map(AsObserved::observed));
+        observed.extend(
+            reader
+                .next_events(AT_ONCE)
+                .await
+                .iter()
+                .map(AsObserved::observed),
+        );
     }
-    let mut history =
-        History { acknowledged, streams: vec![Stream { task_ids: None, observed }], ..History::default() };
+    let mut history = History {
+        acknowledged,
+        streams: vec![Stream {
+            task_ids: None,
+            observed,
+        }],
+        ..History::default()
+    };
     let head = server.log_info().await.head;
     for (mut stream, task_ids) in streams {
         let observed = read_on(&mut stream, &head).await;
-        let wanted = |event: &&Acknowledged| task_ids.as_ref().is_none_or(|ids| ids.contains(&event.task_id));
-        assert_eq!(observed.len(), history.acknowledged.iter().filter(wanted).count());
+        let wanted = |event: &&Acknowledged| {
+            task_ids
+                .as_ref()
+                .is_none_or(|ids| ids.contains(&event.task_id))
+        };
+        assert_eq!(
+            observed.len(),
+            history.acknowledged.iter().filter(wanted).count()
+        );
         history.streams.push(Stream { task_ids, observed });
     }
-    history.log = server.log_of_events().await.iter().map(AsObserved::observed).collect();
+    history.log = server
+        .log_of_events()
+        .await
+        .iter()
+        .map(AsObserved::observed)
+        .collect();
     history
 }
 
@@ -313,7 +532,10 @@ async fn read_on(stalled: &mut Sub, head: &str) -> Vec<Observed> {
             None => panic!("the stream has ended"),
         }
     }
-    assert!(fell_behind, "the ring has moved past a reader that stalled for so long");
+    assert!(
+        fell_behind,
+        "the ring has moved past a reader that stalled for so long"
+    );
     observed
 }
 
@@ -324,7 +546,11 @@ async fn isolated_a_vanished_subscription_is_given_back() {
     for number in 0..20 {
         subs.push(server.subscribe(tasks([format!("t{number}")])).await);
     }
-    let open = || async { server.metric("blobcast_subscriptions{state=\"live\"}").await };
+    let open = || async {
+        server
+            .metric("blobcast_subscriptions{state=\"live\"}")
+            .await
+    };
     crate::support::until("20 live subscriptions", || async { open().await == 20.0 }).await;
     drop(subs);
     crate::support::until("none", || async { open().await == 0.0 }).await;
@@ -335,7 +561,15 @@ async fn at_least_once_an_event_keeps_its_id_on_every_delivery() {
     let mut server = Server::start().await;
     let event_id = server.http().post(&completed("t1")).await.event_id();
     for _ in 0..3 {
-        assert_eq!(server.subscribe(tasks(["t1"])).await.next_event().await.event_id, event_id);
+        assert_eq!(
+            server
+                .subscribe(tasks(["t1"]))
+                .await
+                .next_event()
+                .await
+                .event_id,
+            event_id
+        );
         server.crash().await;
     }
 }
@@ -350,7 +584,10 @@ async fn a_cursor_never_names_another_event_also_after_crashes_in_the_middle_of_
         let posts = (0..200).map(|number| {
             let (http, task) = (http.clone(), format!("t{round}-{number}"));
             tokio::spawn(async move {
-                let answer = http.try_post_to("/webhook/veo", completed(&task).to_string()).await.ok()?;
+                let answer = http
+                    .try_post_to("/webhook/veo", completed(&task).to_string())
+                    .await
+                    .ok()?;
                 (answer.status == 200).then(|| answer.acknowledged(&task))
             })
         });
@@ -361,20 +598,45 @@ async fn a_cursor_never_names_another_event_also_after_crashes_in_the_middle_of_
             history.acknowledged.extend(post.await.unwrap());
         }
         let observed = seen.iter().map(AsObserved::observed).collect();
-        history.streams.push(Stream { task_ids: None, observed });
+        history.streams.push(Stream {
+            task_ids: None,
+            observed,
+        });
         server.restart().await;
         // A repeated callback finds its event, or makes the one that was not durable.
         let task = format!("t{round}-0");
-        history.acknowledged.push(server.http().post(&completed(&task)).await.acknowledged(&task));
+        history.acknowledged.push(
+            server
+                .http()
+                .post(&completed(&task))
+                .await
+                .acknowledged(&task),
+        );
     }
-    history.log = server.log_of_events().await.iter().map(AsObserved::observed).collect();
+    history.log = server
+        .log_of_events()
+        .await
+        .iter()
+        .map(AsObserved::observed)
+        .collect();
     assert_eq!(check(&history), []);
-    assert_eq!(history.log.iter().map(|event| &event.task_id).collect::<HashSet<_>>().len(), history.log.len());
+    assert_eq!(
+        history
+            .log
+            .iter()
+            .map(|event| &event.task_id)
+            .collect::<HashSet<_>>()
+            .len(),
+        history.log.len()
+    );
 }
 
 /// Runs all at once on this task.
 async fn futures<T>(all: impl IntoIterator<Item = impl Future<Output = T>>) -> Vec<T> {
-    let mut pending: Vec<_> = all.into_iter().map(|future| (Box::pin(future), None)).collect();
+    let mut pending: Vec<_> = all
+        .into_iter()
+        .map(|future| (Box::pin(future), None))
+        .collect();
     std::future::poll_fn(|cx| {
         let mut left = 0;
         for (future, result) in &mut pending {
@@ -385,8 +647,15 @@ async fn futures<T>(all: impl IntoIterator<Item = impl Future<Output = T>>) -> V
                 }
             }
         }
-        if left == 0 { std::task::Poll::Ready(()) } else { std::task::Poll::Pending }
+        if left == 0 {
+            std::task::Poll::Ready(())
+        } else {
+            std::task::Poll::Pending
+        }
     })
     .await;
-    pending.into_iter().map(|(_, result)| result.unwrap()).collect()
+    pending
+        .into_iter()
+        .map(|(_, result)| result.unwrap())
+        .collect()
 }

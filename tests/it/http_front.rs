@@ -15,7 +15,11 @@ use crate::support::Server;
 
 /// How many requests have been answered in this way.
 async fn counted(server: &Server, outcome: &str) -> f64 {
-    server.metric(&format!("blobcast_callbacks_total{{outcome=\"{outcome}\"}}")).await
+    server
+        .metric(&format!(
+            "blobcast_callbacks_total{{outcome=\"{outcome}\"}}"
+        ))
+        .await
 }
 
 /// The quarantine, oldest first, with bodies.
@@ -23,7 +27,11 @@ async fn quarantine(server: &Server) -> Vec<QuarantinedCallback> {
     let mut client = server.admin_service().await;
     let (mut callbacks, mut page_token) = (Vec::new(), String::new());
     loop {
-        let request = ListQuarantineRequest { page_token, include_body: true, ..Default::default() };
+        let request = ListQuarantineRequest {
+            page_token,
+            include_body: true,
+            ..Default::default()
+        };
         let page = client.list_quarantine(request).await.unwrap().into_inner();
         callbacks.extend(page.callbacks);
         page_token = page.next_page_token;

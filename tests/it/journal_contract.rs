@@ -19,7 +19,10 @@ fn of(task: impl ToString) -> Draft {
 }
 
 async fn answer(answer: Answer) -> Appended {
-    within("the journal's answer", answer).await.unwrap().unwrap()
+    within("the journal's answer", answer)
+        .await
+        .unwrap()
+        .unwrap()
 }
 
 fn close(node: Node) {
@@ -47,8 +50,15 @@ fn copy_all(from: &Path, to: &Path) {
 }
 
 fn ids(store: &Store) -> Vec<String> {
-    let parsed = |event: &[u8]| <blobcast::wire::v1::Event as prost::Message>::decode(event).unwrap().event_id;
-    stored(store).iter().map(|record| parsed(record.event())).collect()
+    let parsed = |event: &[u8]| {
+        <blobcast::wire::v1::Event as prost::Message>::decode(event)
+            .unwrap()
+            .event_id
+    };
+    stored(store)
+        .iter()
+        .map(|record| parsed(record.event()))
+        .collect()
 }
 
 async fn an_answer_comes_after_the_event_is_durable(open: Factory) {
@@ -59,7 +69,10 @@ async fn an_answer_comes_after_the_event_is_durable(open: Factory) {
         let copy = copied(directory.path());
         let store = Store::open(copy.path(), 1024 * 1024).unwrap();
         assert!(store.head() >= appended.sequence);
-        assert!(ids(&store).contains(&appended.event_id.to_string()), "answered, and not on the disk");
+        assert!(
+            ids(&store).contains(&appended.event_id.to_string()),
+            "answered, and not on the disk"
+        );
     }
     close(node);
 }
@@ -83,14 +96,23 @@ async fn an_answered_event_is_visible_and_stays_over_a_restart(open: Factory) {
 async fn places_rise_in_the_order_of_one_callers_appends(open: Factory) {
     let directory = tempfile::tempdir().unwrap();
     let node = open(directory.path());
-    let pending: Vec<_> = (0..500).map(|number| node.journal.append(of(number))).collect();
+    let pending: Vec<_> = (0..500)
+        .map(|number| node.journal.append(of(number)))
+        .collect();
     let mut appended = Vec::new();
     for pending in pending {
         appended.push(answer(pending).await);
     }
-    assert!(appended.windows(2).all(|pair| pair[0].sequence < pair[1].sequence));
+    assert!(
+        appended
+            .windows(2)
+            .all(|pair| pair[0].sequence < pair[1].sequence)
+    );
     assert!(appended.iter().all(|appended| !appended.duplicate));
-    let expected: Vec<_> = appended.iter().map(|appended| appended.event_id.to_string()).collect();
+    let expected: Vec<_> = appended
+        .iter()
+        .map(|appended| appended.event_id.to_string())
+        .collect();
     assert_eq!(ids(&node.store), expected);
     close(node);
 }
@@ -111,13 +133,22 @@ async fn a_duplicate_is_answered_with_its_durable_original(open: Factory) {
     }
     assert_eq!(answers.iter().filter(|answer| !answer.duplicate).count(), 1);
     assert!(
-        answers.iter().all(|answer| (answer.event_id, answer.sequence) == (answers[0].event_id, answers[0].sequence))
+        answers
+            .iter()
+            .all(|answer| (answer.event_id, answer.sequence)
+                == (answers[0].event_id, answers[0].sequence))
     );
     close(node);
 
     let node = open(directory.path());
     let again = answer(node.journal.append(of("t1"))).await;
-    assert_eq!(again, Appended { duplicate: true, ..answers[0] });
+    assert_eq!(
+        again,
+        Appended {
+            duplicate: true,
+            ..answers[0]
+        }
+    );
     let other = answer(node.journal.append(draft(&failed("t1"), Timestamp::now()))).await;
     assert!(!other.duplicate && other.sequence > again.sequence);
     close(node);
@@ -126,9 +157,14 @@ async fn a_duplicate_is_answered_with_its_durable_original(open: Factory) {
 async fn a_probe_answers_and_leaves_no_event(open: Factory) {
     let directory = tempfile::tempdir().unwrap();
     let node = open(directory.path());
-    let pending: Vec<_> = (0..50).map(|number| node.journal.append(of(number))).collect();
+    let pending: Vec<_> = (0..50)
+        .map(|number| node.journal.append(of(number)))
+        .collect();
     for _ in 0..3 {
-        within("the probe", node.journal.probe()).await.unwrap().unwrap();
+        within("the probe", node.journal.probe())
+            .await
+            .unwrap()
+            .unwrap();
     }
     for pending in pending {
         answer(pending).await;
@@ -139,7 +175,11 @@ async fn a_probe_answers_and_leaves_no_event(open: Factory) {
 
 async fn a_stopped_journal_answers_what_came_before_and_refuses_what_comes_after(open: Factory) {
     let directory = tempfile::tempdir().unwrap();
-    let Node { journal, store, stop } = open(directory.path());
+    let Node {
+        journal,
+        store,
+        stop,
+    } = open(directory.path());
     let before: Vec<_> = (0..50).map(|number| journal.append(of(number))).collect();
     stop();
     for pending in before {

@@ -7,18 +7,23 @@ use std::{
 };
 
 use blobcast::wire::v1::{
-    self, GetTaskRequest, GetTaskResponse, ListEventsRequest, ListEventsResponse, SubscribeRequest, SubscribeResponse,
-    WaitTaskRequest, subscribe_response::Content,
+    self, GetTaskRequest, GetTaskResponse, ListEventsRequest, ListEventsResponse, SubscribeRequest,
+    SubscribeResponse, WaitTaskRequest, subscribe_response::Content,
 };
 use prost::Message;
 use tokio::{sync::oneshot, task::JoinHandle};
 use tokio_stream::Stream;
-use tonic::{Request, Response, Status, Streaming, client::Grpc, codegen::http::uri::PathAndQuery, transport::Channel};
+use tonic::{
+    Request, Response, Status, Streaming, client::Grpc, codegen::http::uri::PathAndQuery,
+    transport::Channel,
+};
 use tonic_prost::ProstCodec;
 
 use crate::{
     permissions::{admin_as, events_as, told},
-    support::{CredentialsFile, Options, Server, completed, reason, refusal, request, until, within},
+    support::{
+        CredentialsFile, Options, Server, completed, reason, refusal, request, until, within,
+    },
 };
 
 /// A call whose headers were sent.
@@ -35,14 +40,22 @@ async fn begin<A: Message + Default + 'static>(
     message: impl Message + Unpin + 'static,
 ) -> Begun<A> {
     let ((sent, is_sent), (go, told)) = (oneshot::channel(), oneshot::channel());
-    let mut request = Request::new(Late { sent: Some(sent), told, message: Some(message) });
-    request.metadata_mut().insert("authorization", format!("Bearer {token}").parse().unwrap());
+    let mut request = Request::new(Late {
+        sent: Some(sent),
+        told,
+        message: Some(message),
+    });
+    request
+        .metadata_mut()
+        .insert("authorization", format!("Bearer {token}").parse().unwrap());
     let path = PathAndQuery::try_from(format!("/blobcast.v1.{method}")).unwrap();
 
     let mut grpc = Grpc::new(channel.clone());
     let answer = tokio::spawn(async move {
         grpc.ready().await.unwrap();
-        grpc.streaming(request, path, ProstCodec::default()).await.map(Response::into_inner)
+        grpc.streaming(request, path, ProstCodec::default())
+            .await
+            .map(Response::into_inner)
     });
     // Not if they were refused before.
     let _ = within("its headers to be sent", is_sent).await.is_ok();
@@ -88,40 +101,94 @@ impl<M: Unpin> Stream for Late<M> {
 
 /// One call of each kind; an answer is read as a message without fields.
 async fn begin_all(channel: &Channel, token: &str) -> Vec<(&'static str, Begun<()>)> {
-    let wait = WaitTaskRequest { task_id: "t1".into(), ..Default::default() };
-    let get = GetTaskRequest { task_id: "t1".into(), ..Default::default() };
+    let wait = WaitTaskRequest {
+        task_id: "t1".into(),
+        ..Default::default()
+    };
+    let get = GetTaskRequest {
+        task_id: "t1".into(),
+        ..Default::default()
+    };
     let list = ListEventsRequest::default();
-    let erase = v1::EraseTaskRequest { product: "veo".into(), task_id: "t1".into() };
+    let erase = v1::EraseTaskRequest {
+        product: "veo".into(),
+        task_id: "t1".into(),
+    };
     vec![
-        ("Subscribe", begin(channel, token, "EventService/Subscribe", request()).await),
-        ("WaitTask", begin(channel, token, "EventService/WaitTask", wait).await),
-        ("GetTask", begin(channel, token, "EventService/GetTask", get).await),
-        ("ListEvents", begin(channel, token, "EventService/ListEvents", list).await),
-        ("GetLogInfo", begin(channel, token, "EventService/GetLogInfo", v1::GetLogInfoRequest {}).await),
-        ("EraseTask", begin(channel, token, "AdminService/EraseTask", erase).await),
-        ("Backup", begin(channel, token, "AdminService/Backup", v1::BackupRequest {}).await),
+        (
+            "Subscribe",
+            begin(channel, token, "EventService/Subscribe", request()).await,
+        ),
+        (
+            "WaitTask",
+            begin(channel, token, "EventService/WaitTask", wait).await,
+        ),
+        (
+            "GetTask",
+            begin(channel, token, "EventService/GetTask", get).await,
+        ),
+        (
+            "ListEvents",
+            begin(channel, token, "EventService/ListEvents", list).await,
+        ),
+        (
+            "GetLogInfo",
+            begin(
+                channel,
+                token,
+                "EventService/GetLogInfo",
+                v1::GetLogInfoRequest {},
+            )
+            .await,
+        ),
+        (
+            "EraseTask",
+            begin(channel, token, "AdminService/EraseTask", erase).await,
+        ),
+        (
+            "Backup",
+            begin(channel, token, "AdminService/Backup", v1::BackupRequest {}).await,
+        ),
     ]
 }
 
 /// Waits until the broker has the headers that were sent before on this connection: it takes calls one after the other.
 async fn taken(channel: &Channel, token: &str) {
-    let behind = begin::<()>(channel, token, "EventService/GetLogInfo", v1::GetLogInfoRequest {}).await;
+    let behind = begin::<()>(
+        channel,
+        token,
+        "EventService/GetLogInfo",
+        v1::GetLogInfoRequest {},
+    )
+    .await;
     behind.first().await.unwrap();
 }
 
 async fn refused_afresh(server: &Server, token: &str) {
-    let is_refused =
-        async || events_as(server, Some(token)).await.get_log_info(v1::GetLogInfoRequest {}).await.is_err();
+    let is_refused = async || {
+        events_as(server, Some(token))
+            .await
+            .get_log_info(v1::GetLogInfoRequest {})
+            .await
+            .is_err()
+    };
     until("a fresh call to be refused", is_refused).await;
 }
 
 /// Every held call is refused as a fresh one is.
-async fn all_are_refused(held: Vec<(&'static str, Begun<()>)>, fresh: Vec<(&'static str, Begun<()>)>) {
+async fn all_are_refused(
+    held: Vec<(&'static str, Begun<()>)>,
+    fresh: Vec<(&'static str, Begun<()>)>,
+) {
     for ((method, held), (_, fresh)) in held.into_iter().zip(fresh) {
         let (held, fresh) = (held.first().await, fresh.first().await.unwrap_err());
         assert_eq!(reason(&fresh), "TOKEN_INVALID", "{method}");
         let held = held.err().unwrap_or_else(|| panic!("{method} is answered"));
-        assert_eq!((refusal(&held), held.message()), (refusal(&fresh), fresh.message()), "{method}");
+        assert_eq!(
+            (refusal(&held), held.message()),
+            (refusal(&fresh), fresh.message()),
+            "{method}"
+        );
     }
 }
 
@@ -130,7 +197,10 @@ async fn a_client_that_was_removed_since_the_headers_is_refused_as_by_a_fresh_ca
     let mut file = CredentialsFile::new();
     let root = file.add("client root --all-products --admin").await;
     let other = file.add("client other --all-products").await;
-    let server = Options::default().set("credentials_file", file.path().display()).start().await;
+    let server = Options::default()
+        .set("credentials_file", file.path().display())
+        .start()
+        .await;
     server.http().post(&completed("t1")).await.event_id();
 
     let channel = server.channel().await;
@@ -143,9 +213,17 @@ async fn a_client_that_was_removed_since_the_headers_is_refused_as_by_a_fresh_ca
     let before = server.metric(refused).await;
     let count = held.len() as f64;
     all_are_refused(held, begin_all(&channel, &root).await).await;
-    assert_eq!(server.metric(refused).await, before + 2.0 * count, "each is counted, held and fresh");
+    assert_eq!(
+        server.metric(refused).await,
+        before + 2.0 * count,
+        "each is counted, held and fresh"
+    );
 
-    let list = events_as(&server, Some(&other)).await.list_events(ListEventsRequest::default()).await.unwrap();
+    let list = events_as(&server, Some(&other))
+        .await
+        .list_events(ListEventsRequest::default())
+        .await
+        .unwrap();
     assert_eq!(list.into_inner().events.len(), 1, "nothing was erased");
 }
 
@@ -154,7 +232,10 @@ async fn a_client_whose_token_has_expired_since_the_headers_is_refused_as_by_a_f
     let mut file = CredentialsFile::new();
     let brief = file.add("client brief --all-products --admin").await;
     let text = fs::read_to_string(file.path()).unwrap();
-    let server = Options::default().set("credentials_file", file.path().display()).start().await;
+    let server = Options::default()
+        .set("credentials_file", file.path().display())
+        .start()
+        .await;
     server.http().post(&completed("t1")).await.event_id();
 
     // In force within a second. The file does not change afterwards, and a message may come 10 s after its headers.
@@ -174,38 +255,83 @@ async fn a_client_that_was_narrowed_since_the_headers_sees_what_a_fresh_call_see
     let mut file = CredentialsFile::new();
     let ads = file.add("client ads --all-products --label team=ads").await;
     let boss = file.add("client boss --all-products --admin").await;
-    let server = Options::default().set("credentials_file", file.path().display()).start().await;
+    let server = Options::default()
+        .set("credentials_file", file.path().display())
+        .start()
+        .await;
     for (team, task) in [("ads", "a1"), ("other", "o1")] {
-        server.http().post_to(&format!("/webhook/veo?team={team}"), completed(task).to_string()).await.event_id();
+        server
+            .http()
+            .post_to(
+                &format!("/webhook/veo?team={team}"),
+                completed(task).to_string(),
+            )
+            .await
+            .event_id();
     }
 
     let channel = server.channel().await;
-    let subscribe = SubscribeRequest { filter: None, ..request() };
-    let stream = begin::<SubscribeResponse>(&channel, &ads, "EventService/Subscribe", subscribe).await;
-    let get = GetTaskRequest { task_id: "a1".into(), ..Default::default() };
+    let subscribe = SubscribeRequest {
+        filter: None,
+        ..request()
+    };
+    let stream =
+        begin::<SubscribeResponse>(&channel, &ads, "EventService/Subscribe", subscribe).await;
+    let get = GetTaskRequest {
+        task_id: "a1".into(),
+        ..Default::default()
+    };
     let got = begin::<GetTaskResponse>(&channel, &ads, "EventService/GetTask", get).await;
     let list = ListEventsRequest::default();
     let listed = begin::<ListEventsResponse>(&channel, &ads, "EventService/ListEvents", list).await;
     let subscriptions = v1::ListSubscriptionsRequest::default();
-    let administered = begin::<()>(&channel, &boss, "AdminService/ListSubscriptions", subscriptions.clone()).await;
+    let administered = begin::<()>(
+        &channel,
+        &boss,
+        "AdminService/ListSubscriptions",
+        subscriptions.clone(),
+    )
+    .await;
     taken(&channel, &ads).await;
 
     let text = fs::read_to_string(file.path()).unwrap();
-    let changed = text.replace("team = \"ads\"", "team = \"other\"").replace("admin = true", "admin = false");
+    let changed = text
+        .replace("team = \"ads\"", "team = \"other\"")
+        .replace("admin = true", "admin = false");
     assert_ne!(changed.len(), text.len());
     file.write(&changed);
-    let is_demoted =
-        async || admin_as(&server, Some(&boss)).await.list_subscriptions(subscriptions.clone()).await.is_err();
+    let is_demoted = async || {
+        admin_as(&server, Some(&boss))
+            .await
+            .list_subscriptions(subscriptions.clone())
+            .await
+            .is_err()
+    };
     until("the change", is_demoted).await;
 
     let listed = listed.first().await.unwrap();
-    assert_eq!(listed.events.iter().map(|event| &*event.task_id).collect::<Vec<_>>(), ["o1"]);
+    assert_eq!(
+        listed
+            .events
+            .iter()
+            .map(|event| &*event.task_id)
+            .collect::<Vec<_>>(),
+        ["o1"]
+    );
     assert_eq!(told(got.first().await), "NotFound TASK_NOT_FOUND");
-    assert_eq!(told(administered.first().await), "PermissionDenied ADMIN_DENIED");
+    assert_eq!(
+        told(administered.first().await),
+        "PermissionDenied ADMIN_DENIED"
+    );
 
     let mut stream = stream.messages().await.unwrap();
     let mut seen = Vec::new();
-    while let Some(content) = within("a message", stream.message()).await.unwrap().unwrap().content {
+    while let Some(content) = within("a message", stream.message())
+        .await
+        .unwrap()
+        .unwrap()
+        .content
+    {
         match content {
             Content::Event(event) => seen.push(event.task_id),
             Content::CaughtUp(_) => break,

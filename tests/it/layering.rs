@@ -31,8 +31,31 @@ const ALLOWED: [(&str, &[&str]); 32] = [
     ("store", &["event", "files", "metrics", "trace"]),
     ("journal", &["store"]),
     ("hub", &["event"]),
-    ("callback", &["credentials", "event", "printable", "vendor", "store", "wire"]),
-    ("subscription", &["budget", "credentials", "event", "hub", "metrics", "printable", "store", "trace", "transit"]),
+    (
+        "callback",
+        &[
+            "credentials",
+            "event",
+            "printable",
+            "vendor",
+            "store",
+            "wire",
+        ],
+    ),
+    (
+        "subscription",
+        &[
+            "budget",
+            "credentials",
+            "event",
+            "hub",
+            "metrics",
+            "printable",
+            "store",
+            "trace",
+            "transit",
+        ],
+    ),
     (
         "ingest",
         &[
@@ -130,10 +153,14 @@ const CONFINED: [(&str, &[&str]); 5] = [
 fn imports_point_down_the_layers() {
     let allowed: BTreeMap<_, _> = ALLOWED.into_iter().collect();
     for (module, imports) in imports_of_modules() {
-        let may =
-            allowed.get(module.as_str()).unwrap_or_else(|| panic!("module {module} has no layer: add it to ALLOWED"));
+        let may = allowed
+            .get(module.as_str())
+            .unwrap_or_else(|| panic!("module {module} has no layer: add it to ALLOWED"));
         for import in imports {
-            assert!(import == module || may.contains(&import.as_str()), "{module} must not import {import}");
+            assert!(
+                import == module || may.contains(&import.as_str()),
+                "{module} must not import {import}"
+            );
         }
     }
 }
@@ -143,7 +170,11 @@ fn the_layers_have_no_circle() {
     let allowed: BTreeMap<_, _> = ALLOWED.into_iter().collect();
     let mut left: BTreeSet<_> = allowed.keys().copied().collect();
     while !left.is_empty() {
-        let free: Vec<_> = left.iter().copied().filter(|m| allowed[m].iter().all(|i| !left.contains(i))).collect();
+        let free: Vec<_> = left
+            .iter()
+            .copied()
+            .filter(|m| allowed[m].iter().all(|i| !left.contains(i)))
+            .collect();
         assert!(!free.is_empty(), "a circle among {left:?}");
         left.retain(|module| !free.contains(module));
     }
@@ -154,7 +185,10 @@ fn libraries_stay_in_their_layers() {
     for (library, modules) in CONFINED {
         for (module, text) in sources() {
             let used = text.contains(&format!("{library}::"));
-            assert!(!used || modules.contains(&module.as_str()), "{module} must not know {library}");
+            assert!(
+                !used || modules.contains(&module.as_str()),
+                "{module} must not know {library}"
+            );
         }
     }
 }
@@ -164,8 +198,14 @@ fn only_the_server_and_the_command_line_spawn_tasks() {
     /// A read in the queue for memory: it has to go on while nobody polls its stream, and is gone with it.
     const OWNED: (&str, &str) = ("subscription", "AbortOnDropHandle::new(tokio::spawn(");
     for (module, text) in sources() {
-        let text = if module == OWNED.0 { text.replacen(OWNED.1, "", 1) } else { text };
-        let spawns = ["tokio::spawn(", "thread::spawn(", ".spawn("].into_iter().any(|call| text.contains(call));
+        let text = if module == OWNED.0 {
+            text.replacen(OWNED.1, "", 1)
+        } else {
+            text
+        };
+        let spawns = ["tokio::spawn(", "thread::spawn(", ".spawn("]
+            .into_iter()
+            .any(|call| text.contains(call));
         let may = ["server", "cli", "simulator"].contains(&module.as_str());
         assert!(!spawns || may, "{module} spawns something that nobody owns");
     }
@@ -187,9 +227,15 @@ fn times_are_told_by_the_logs_clock() {
     let mut files = Vec::new();
     collect(&root, &mut files);
     for path in files.iter().filter(|path| !is_test(path)) {
-        let name = path.strip_prefix(&root).unwrap().to_string_lossy().into_owned();
+        let name = path
+            .strip_prefix(&root)
+            .unwrap()
+            .to_string_lossy()
+            .into_owned();
         let may = READS_CLOCK.iter().any(|(file, _)| name.starts_with(file));
-        let reads = ["Timestamp::now", "SystemTime::now", "Zoned::now"].iter().any(|call| code(path).contains(call));
+        let reads = ["Timestamp::now", "SystemTime::now", "Zoned::now"]
+            .iter()
+            .any(|call| code(path).contains(call));
         assert!(!reads || may, "{name} reads the machine's clock");
     }
 }
@@ -216,18 +262,66 @@ const BLOCKING: [&str; 16] = [
 
 /// Who may use what of it, and why that does not hold up a thread that serves.
 const MAY_BLOCK: [(&str, &[&str], &str); 12] = [
-    ("files.rs", &["fs::", "File::", "std::fs"], "what reads a file calls it aside, or before anything is served"),
-    ("server/audit.rs", &["std::fs", "fs::", "File::", "sync_channel"], "a thread of its own, and the start"),
-    ("server/credentials.rs", &["thread::sleep"], "aside, where the file is read again"),
-    ("server/exposure.rs", &["fs::"], "called where files are read"),
-    ("server/log_writer.rs", &["Condvar", "thread::sleep"], "the log's own thread, and the end of the process"),
-    ("server/logging.rs", &["fs::", "stderr()"], "looks what standard error is, and hands it to that thread"),
-    ("server/rehearsal.rs", &["fs::"], "nothing is served while a start is rehearsed"),
-    ("server/resources.rs", &["fs::"], "a start before anything is served, and aside"),
-    ("server/runtimes.rs", &["thread::sleep"], "a start, before anything is served"),
-    ("server/socket_units.rs", &["fs::"], "read by a rehearsal only"),
-    ("server/supervisor.rs", &["sync_channel"], "a thread of its own sends"),
-    ("cli/serve.rs", &["stderr()", "recv_timeout"], "is it a terminal? And the end of the process, which has a limit"),
+    (
+        "files.rs",
+        &["fs::", "File::", "std::fs"],
+        "what reads a file calls it aside, or before anything is served",
+    ),
+    (
+        "server/audit.rs",
+        &["std::fs", "fs::", "File::", "sync_channel"],
+        "a thread of its own, and the start",
+    ),
+    (
+        "server/credentials.rs",
+        &["thread::sleep"],
+        "aside, where the file is read again",
+    ),
+    (
+        "server/exposure.rs",
+        &["fs::"],
+        "called where files are read",
+    ),
+    (
+        "server/log_writer.rs",
+        &["Condvar", "thread::sleep"],
+        "the log's own thread, and the end of the process",
+    ),
+    (
+        "server/logging.rs",
+        &["fs::", "stderr()"],
+        "looks what standard error is, and hands it to that thread",
+    ),
+    (
+        "server/rehearsal.rs",
+        &["fs::"],
+        "nothing is served while a start is rehearsed",
+    ),
+    (
+        "server/resources.rs",
+        &["fs::"],
+        "a start before anything is served, and aside",
+    ),
+    (
+        "server/runtimes.rs",
+        &["thread::sleep"],
+        "a start, before anything is served",
+    ),
+    (
+        "server/socket_units.rs",
+        &["fs::"],
+        "read by a rehearsal only",
+    ),
+    (
+        "server/supervisor.rs",
+        &["sync_channel"],
+        "a thread of its own sends",
+    ),
+    (
+        "cli/serve.rs",
+        &["stderr()", "recv_timeout"],
+        "is it a terminal? And the end of the process, which has a limit",
+    ),
 ];
 
 #[test]
@@ -237,18 +331,32 @@ fn what_serves_does_not_wait_for_files_or_outputs() {
     collect(&root, &mut files);
     let mut blocking = Vec::new();
     for path in files.iter().filter(|path| !is_test(path)) {
-        let name = path.strip_prefix(&root).unwrap().to_string_lossy().into_owned();
+        let name = path
+            .strip_prefix(&root)
+            .unwrap()
+            .to_string_lossy()
+            .into_owned();
         // The store has threads of its own, clients serve nobody, and neither do what only tests use.
-        let elsewhere = ["store/", "cli/", "simulator", "checker", "fuzzing"].iter().any(|part| name.starts_with(part));
+        let elsewhere = ["store/", "cli/", "simulator", "checker", "fuzzing"]
+            .iter()
+            .any(|part| name.starts_with(part));
         if elsewhere && name != "cli/serve.rs" {
             continue;
         }
-        let may = MAY_BLOCK.iter().find(|(file, ..)| *file == name).map_or(&[][..], |(_, may, _)| may);
+        let may = MAY_BLOCK
+            .iter()
+            .find(|(file, ..)| *file == name)
+            .map_or(&[][..], |(_, may, _)| may);
         let text = code(path);
-        let found = BLOCKING.iter().filter(|what| text.contains(*what) && !may.contains(what));
+        let found = BLOCKING
+            .iter()
+            .filter(|what| text.contains(*what) && !may.contains(what));
         blocking.extend(found.map(|what| format!("{name}: {what}")));
     }
-    assert!(blocking.is_empty(), "see server/aside.rs for how to wait: {blocking:#?}");
+    assert!(
+        blocking.is_empty(),
+        "see server/aside.rs for how to wait: {blocking:#?}"
+    );
 }
 
 /// Top-level module and code of every source file, without tests and comments.
@@ -256,11 +364,18 @@ fn sources() -> Vec<(String, String)> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     let mut files = Vec::new();
     collect(&root, &mut files);
-    files.into_iter().filter(|path| !is_test(path)).map(|path| (module(&root, &path), code(&path))).collect()
+    files
+        .into_iter()
+        .filter(|path| !is_test(path))
+        .map(|path| (module(&root, &path), code(&path)))
+        .collect()
 }
 
 fn imports_of_modules() -> Vec<(String, BTreeSet<String>)> {
-    sources().into_iter().map(|(module, text)| (module, imports(&text))).collect()
+    sources()
+        .into_iter()
+        .map(|(module, text)| (module, imports(&text)))
+        .collect()
 }
 
 fn imports(text: &str) -> BTreeSet<String> {
@@ -269,7 +384,12 @@ fn imports(text: &str) -> BTreeSet<String> {
         // `crate::{a, b::c}` names several, `crate::a::…` one.
         let list = part.strip_prefix('{').map(|list| &list[..closing(list)]);
         for item in list.map_or_else(|| vec![part.to_owned()], top_level) {
-            names.insert(item.trim().chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect());
+            names.insert(
+                item.trim()
+                    .chars()
+                    .take_while(|c| c.is_alphanumeric() || *c == '_')
+                    .collect(),
+            );
         }
     }
     names
@@ -299,7 +419,10 @@ fn top_level(list: &str) -> Vec<String> {
             _ => {}
         }
     }
-    items.into_iter().filter(|item| !item.trim().is_empty()).collect()
+    items
+        .into_iter()
+        .filter(|item| !item.trim().is_empty())
+        .collect()
 }
 
 fn collect(directory: &Path, files: &mut Vec<PathBuf>) {
@@ -314,16 +437,35 @@ fn collect(directory: &Path, files: &mut Vec<PathBuf>) {
 
 fn is_test(path: &Path) -> bool {
     let named = |name: &str| path.components().any(|part| part.as_os_str() == name);
-    named("tests") || named("tests.rs") || named("scripted.rs") || named("main.rs") && !named("src/main.rs")
+    named("tests")
+        || named("tests.rs")
+        || named("scripted.rs")
+        || named("main.rs") && !named("src/main.rs")
 }
 
 fn module(root: &Path, path: &Path) -> String {
-    let first = path.strip_prefix(root).unwrap().components().next().unwrap();
-    first.as_os_str().to_string_lossy().trim_end_matches(".rs").to_owned()
+    let first = path
+        .strip_prefix(root)
+        .unwrap()
+        .components()
+        .next()
+        .unwrap();
+    first
+        .as_os_str()
+        .to_string_lossy()
+        .trim_end_matches(".rs")
+        .to_owned()
 }
 
 fn code(path: &Path) -> String {
     let text = fs::read_to_string(path).unwrap();
-    let text = text.split("#[cfg(test)]\nmod tests {").next().unwrap().to_owned();
-    text.lines().filter(|line| !line.trim_start().starts_with("//")).collect::<Vec<_>>().join("\n")
+    let text = text
+        .split("#[cfg(test)]\nmod tests {")
+        .next()
+        .unwrap()
+        .to_owned();
+    text.lines()
+        .filter(|line| !line.trim_start().starts_with("//"))
+        .collect::<Vec<_>>()
+        .join("\n")
 }

@@ -4,8 +4,8 @@
 use std::fs;
 
 use blobcast::wire::v1::{
-    BackupRequest, BackupResponse, Filter, GetTaskRequest, ListEventsRequest, ListEventsResponse, SubscribeRequest,
-    SubscribeResponse, WaitTaskRequest, admin_service_client::AdminServiceClient,
+    BackupRequest, BackupResponse, Filter, GetTaskRequest, ListEventsRequest, ListEventsResponse,
+    SubscribeRequest, SubscribeResponse, WaitTaskRequest, admin_service_client::AdminServiceClient,
     event_service_client::EventServiceClient,
 };
 use tokio::task::JoinHandle;
@@ -14,7 +14,9 @@ use tonic::{
     transport::{Channel, Endpoint},
 };
 
-use crate::support::{Options, Server, bulky, places, processing, refusal, request, tasks, told, until, with, within};
+use crate::support::{
+    Options, Server, bulky, places, processing, refusal, request, tasks, told, until, with, within,
+};
 
 /// Of each event its prompt, of which it has another copy in its body.
 const PROMPT_CHARS: usize = 400_000;
@@ -33,12 +35,17 @@ fn small() -> Options {
 /// A connection whose streams take little as long as nobody reads them.
 async fn narrow(server: &Server) -> Channel {
     let endpoint = Endpoint::from_shared(format!("http://{}", server.grpc)).unwrap();
-    let endpoint = endpoint.initial_stream_window_size(WINDOW_BYTES).initial_connection_window_size(1 << 24);
+    let endpoint = endpoint
+        .initial_stream_window_size(WINDOW_BYTES)
+        .initial_connection_window_size(1 << 24);
     endpoint.connect().await.unwrap()
 }
 
 fn from_the_start() -> SubscribeRequest {
-    SubscribeRequest { include_raw: true, ..request() }
+    SubscribeRequest {
+        include_raw: true,
+        ..request()
+    }
 }
 
 #[tokio::test]
@@ -50,29 +57,54 @@ async fn streams_that_stall_give_their_memory_to_others_and_miss_nothing_when_th
     let mut stalled = Vec::new();
     for _ in 0..30 {
         let mut client = EventServiceClient::new(channel.clone());
-        stalled.push(client.subscribe(from_the_start()).await.unwrap().into_inner());
+        stalled.push(
+            client
+                .subscribe(from_the_start())
+                .await
+                .unwrap()
+                .into_inner(),
+        );
     }
-    until("memory to be taken back", async || server.metric("blobcast_reads_taken_back_total").await >= 20.0).await;
+    until("memory to be taken back", async || {
+        server.metric("blobcast_reads_taken_back_total").await >= 20.0
+    })
+    .await;
     // Others get their turn beside them, by whatever way they read.
     let mut reader = server.subscribe(from_the_start()).await;
     assert_eq!(places(&reader.until_caught_up().await), [1, 2, 3, 4]);
-    let mut of_tasks = server.subscribe(SubscribeRequest { until_terminal: true, ..tasks(["t0", "t3"]) }).await;
+    let mut of_tasks = server
+        .subscribe(SubscribeRequest {
+            until_terminal: true,
+            ..tasks(["t0", "t3"])
+        })
+        .await;
     assert_eq!(places(&of_tasks.next_events(2).await), [1, 4]);
 
     for mut stream in stalled {
         let mut events = Vec::new();
         while events.len() < EVENTS {
-            let message = within("a message", stream.message()).await.unwrap().unwrap();
-            if let Some(blobcast::wire::v1::subscribe_response::Content::Event(event)) = message.content {
+            let message = within("a message", stream.message())
+                .await
+                .unwrap()
+                .unwrap();
+            if let Some(blobcast::wire::v1::subscribe_response::Content::Event(event)) =
+                message.content
+            {
                 events.push(event);
             }
         }
         assert_eq!(places(&events), [1, 2, 3, 4]);
         for event in events {
-            assert_eq!((event.prompt.len(), event.raw_body.len() > PROMPT_CHARS), (PROMPT_CHARS, true));
+            assert_eq!(
+                (event.prompt.len(), event.raw_body.len() > PROMPT_CHARS),
+                (PROMPT_CHARS, true)
+            );
         }
     }
-    until("all memory to be given back", async || server.metric("blobcast_reading_bytes").await == 0.0).await;
+    until("all memory to be given back", async || {
+        server.metric("blobcast_reading_bytes").await == 0.0
+    })
+    .await;
 }
 
 /// More than one read looks at, so that a filter that matches nothing of it has to read again.
@@ -86,7 +118,11 @@ async fn stalled(
     request: SubscribeRequest,
 ) -> Vec<JoinHandle<Result<Response<Streaming<SubscribeResponse>>, Status>>> {
     let endpoint = Endpoint::from_shared(format!("http://{}", server.grpc)).unwrap();
-    let closed = endpoint.initial_stream_window_size(0).connect().await.unwrap();
+    let closed = endpoint
+        .initial_stream_window_size(0)
+        .connect()
+        .await
+        .unwrap();
     let calls = (0..streams).map(|_| {
         let (mut client, request) = (EventServiceClient::new(closed.clone()), request.clone());
         tokio::spawn(async move { client.subscribe(request).await })
@@ -97,31 +133,64 @@ async fn stalled(
 #[tokio::test]
 async fn streams_that_stall_while_they_wait_for_memory_do_not_keep_what_they_are_granted() {
     let server = small().start().await;
-    server.http().post_bulky(0..EVENTS_OF_TWO_READS, PROMPT_CHARS).await;
-    let rare = Filter { products: vec!["rare".into()], ..Default::default() };
+    server
+        .http()
+        .post_bulky(0..EVENTS_OF_TWO_READS, PROMPT_CHARS)
+        .await;
+    let rare = Filter {
+        products: vec!["rare".into()],
+        ..Default::default()
+    };
     let mut open = Vec::new();
-    for call in stalled(&server, 100, SubscribeRequest { filter: Some(rare), ..request() }).await {
+    for call in stalled(
+        &server,
+        100,
+        SubscribeRequest {
+            filter: Some(rare),
+            ..request()
+        },
+    )
+    .await
+    {
         open.push(within("an answer", call).await.unwrap().unwrap());
     }
     let mut reader = server.subscribe(from_the_start()).await;
-    assert_eq!(within("all events", reader.until_caught_up()).await.len(), EVENTS_OF_TWO_READS);
+    assert_eq!(
+        within("all events", reader.until_caught_up()).await.len(),
+        EVENTS_OF_TWO_READS
+    );
     // All of them, also those that wait behind the reader.
-    until("nobody to wait", async || server.metric("blobcast_reads_waiting").await == 0.0).await;
-    until("all memory to be given back", async || server.metric("blobcast_reading_bytes").await == 0.0).await;
+    until("nobody to wait", async || {
+        server.metric("blobcast_reads_waiting").await == 0.0
+    })
+    .await;
+    until("all memory to be given back", async || {
+        server.metric("blobcast_reading_bytes").await == 0.0
+    })
+    .await;
     drop(open);
 }
 
 #[tokio::test]
 async fn a_client_with_many_streams_that_wait_for_memory_keeps_nobody_else_waiting() {
     let server = small().start().await;
-    server.http().post_bulky(0..EVENTS_OF_TWO_READS, PROMPT_CHARS).await;
+    server
+        .http()
+        .post_bulky(0..EVENTS_OF_TWO_READS, PROMPT_CHARS)
+        .await;
     // Each has its memory for half a second, and two or three fit at a time: together a minute and more.
     let _calls = stalled(&server, 300, from_the_start()).await;
     let waiting = async || server.metric("blobcast_reads_waiting").await;
     until("them to wait", async || waiting().await > 280.0).await;
     let mut reader = server.subscribe(from_the_start()).await;
-    assert_eq!(within("all events", reader.until_caught_up()).await.len(), EVENTS_OF_TWO_READS);
-    assert!(waiting().await > 100.0, "it has waited for the streams of the other client");
+    assert_eq!(
+        within("all events", reader.until_caught_up()).await.len(),
+        EVENTS_OF_TWO_READS
+    );
+    assert!(
+        waiting().await > 100.0,
+        "it has waited for the streams of the other client"
+    );
 }
 
 /// So many large events that it shows in the broker's memory if each is kept by somebody.
@@ -135,7 +204,10 @@ const GROWTH_BYTES_MAX: u64 = (MANY_EVENTS * 2 * PROMPT_CHARS / 2) as u64;
 async fn growth(server: &Server, work: impl Future<Output = ()>) -> u64 {
     let anonymous = || {
         let status = fs::read_to_string(format!("/proc/{}/status", server.pid())).unwrap();
-        let kilobytes = status.lines().find_map(|line| line.strip_prefix("RssAnon:")?.strip_suffix("kB")).unwrap();
+        let kilobytes = status
+            .lines()
+            .find_map(|line| line.strip_prefix("RssAnon:")?.strip_suffix("kB"))
+            .unwrap();
         1_024 * kilobytes.trim().parse::<u64>().unwrap()
     };
     let before = anonymous();
@@ -154,10 +226,19 @@ async fn live_streams_that_stall_hold_nothing_that_the_ring_has_let_go_of() {
     let work = async {
         for number in MANY_EVENTS..2 * MANY_EVENTS {
             let mut client = EventServiceClient::new(channel.clone());
-            let latest = SubscribeRequest { include_raw: true, ..SubscribeRequest::default() };
+            let latest = SubscribeRequest {
+                include_raw: true,
+                ..SubscribeRequest::default()
+            };
             stalled.push(client.subscribe(latest).await.unwrap().into_inner());
             let live = stalled.len() as f64;
-            until("it to wait", async || server.metric("blobcast_subscriptions{state=\"live\"}").await == live).await;
+            until("it to wait", async || {
+                server
+                    .metric("blobcast_subscriptions{state=\"live\"}")
+                    .await
+                    == live
+            })
+            .await;
             // Each stream has a part of another event, which the next one pushes out of the ring.
             http.post_bulky(number..number + 1, PROMPT_CHARS).await;
         }
@@ -167,28 +248,51 @@ async fn live_streams_that_stall_hold_nothing_that_the_ring_has_let_go_of() {
 
     let mut events = Vec::new();
     while events.len() < EVENTS {
-        let message = within("a message", stalled[0].message()).await.unwrap().unwrap();
-        if let Some(blobcast::wire::v1::subscribe_response::Content::Event(event)) = message.content {
+        let message = within("a message", stalled[0].message())
+            .await
+            .unwrap()
+            .unwrap();
+        if let Some(blobcast::wire::v1::subscribe_response::Content::Event(event)) = message.content
+        {
             events.push(event);
         }
     }
     assert_eq!(places(&events), [41, 42, 43, 44]);
-    assert!(events.iter().all(|event| event.prompt.len() == PROMPT_CHARS));
+    assert!(
+        events
+            .iter()
+            .all(|event| event.prompt.len() == PROMPT_CHARS)
+    );
 }
 
 #[tokio::test]
-async fn an_event_that_retention_takes_while_a_client_has_half_of_it_ends_the_stream_with_its_reason() {
-    let server = small().set("log.retention_bytes_max", "2MiB").set("ingest.body_bytes_max", "900KiB").start().await;
+async fn an_event_that_retention_takes_while_a_client_has_half_of_it_ends_the_stream_with_its_reason()
+ {
+    let server = small()
+        .set("log.retention_bytes_max", "2MiB")
+        .set("ingest.body_bytes_max", "900KiB")
+        .start()
+        .await;
     // The second pushes the first out of the ring, so that it is read from the log.
     server.http().post_bulky(0..2, PROMPT_CHARS).await;
     let mut client = EventServiceClient::new(narrow(&server).await);
-    let mut stalled = client.subscribe(from_the_start()).await.unwrap().into_inner();
+    let mut stalled = client
+        .subscribe(from_the_start())
+        .await
+        .unwrap()
+        .into_inner();
     within("subscribed", stalled.message()).await.unwrap();
     // The event is read, and its memory is taken back as nobody takes the rest.
-    until("memory to be taken back", async || server.metric("blobcast_reads_taken_back_total").await > 0.0).await;
+    until("memory to be taken back", async || {
+        server.metric("blobcast_reads_taken_back_total").await > 0.0
+    })
+    .await;
     server.http().post_bulky(2..8, PROMPT_CHARS).await;
     server.trimmed().await;
-    assert_eq!(refusal(&ending(&mut stalled).await), (Code::OutOfRange, "CURSOR_EXPIRED".to_owned()));
+    assert_eq!(
+        refusal(&ending(&mut stalled).await),
+        (Code::OutOfRange, "CURSOR_EXPIRED".to_owned())
+    );
 }
 
 /// The status that a stream ends with.
@@ -215,24 +319,39 @@ impl Unread {
     async fn on(server: &Server) -> Self {
         server.http().post_bulky(0..EVENTS, PROMPT_CHARS).await;
         let endpoint = Endpoint::from_shared(format!("http://{}", server.grpc)).unwrap();
-        let endpoint = endpoint.initial_stream_window_size(1 << 20).initial_connection_window_size(65_535);
+        let endpoint = endpoint
+            .initial_stream_window_size(1 << 20)
+            .initial_connection_window_size(65_535);
         let mut client = EventServiceClient::new(endpoint.connect().await.unwrap());
-        let _hog = client.subscribe(from_the_start()).await.unwrap().into_inner();
+        let _hog = client
+            .subscribe(from_the_start())
+            .await
+            .unwrap()
+            .into_inner();
         let calls = (0..Self::CALLS).map(|_| {
             let mut client = client.clone();
             tokio::spawn(async move { client.list_events(list()).await })
         });
-        Self { calls: calls.collect(), _hog }
+        Self {
+            calls: calls.collect(),
+            _hog,
+        }
     }
 }
 
 fn list() -> ListEventsRequest {
-    ListEventsRequest { include_raw: true, ..Default::default() }
+    ListEventsRequest {
+        include_raw: true,
+        ..Default::default()
+    }
 }
 
 async fn refused_and_stalled(server: &Server) -> (f64, f64) {
     let refused = server.metric("blobcast_answers_refused_total").await;
-    (refused, server.metric("blobcast_answers_stalled_total").await)
+    (
+        refused,
+        server.metric("blobcast_answers_stalled_total").await,
+    )
 }
 
 #[tokio::test]
@@ -244,10 +363,19 @@ async fn answers_that_nobody_reads_are_few_and_others_get_theirs_meanwhile() {
         refused_and_stalled(&server).await.0 >= (Unread::CALLS - Unread::HELD_MAX) as f64
     })
     .await;
-    assert_eq!(refused_and_stalled(&server).await, ((Unread::CALLS - Unread::HELD_MAX) as f64, 0.0));
-    assert!(server.metric("blobcast_answer_bytes").await <= 8.0 * 1024.0 * 1024.0, "more than a share");
+    assert_eq!(
+        refused_and_stalled(&server).await,
+        ((Unread::CALLS - Unread::HELD_MAX) as f64, 0.0)
+    );
+    assert!(
+        server.metric("blobcast_answer_bytes").await <= 8.0 * 1024.0 * 1024.0,
+        "more than a share"
+    );
     // Another client has a share of its own.
-    let page = within("a page", server.events().await.list_events(list())).await.unwrap().into_inner();
+    let page = within("a page", server.events().await.list_events(list()))
+        .await
+        .unwrap()
+        .into_inner();
     assert!(!page.events.is_empty());
     let mut reasons = Vec::new();
     for call in unread.calls {
@@ -262,9 +390,15 @@ async fn answers_that_nobody_reads_are_few_and_others_get_theirs_meanwhile() {
 async fn answers_that_nobody_reads_are_ended_and_give_their_memory_to_the_next() {
     let server = small().start().await;
     let unread = Unread::on(&server).await;
-    until("answers to be ended", async || refused_and_stalled(&server).await.1 >= 3.0).await;
+    until("answers to be ended", async || {
+        refused_and_stalled(&server).await.1 >= 3.0
+    })
+    .await;
     drop(unread);
-    until("the memory of answers to be given back", async || server.metric("blobcast_answer_bytes").await == 0.0).await;
+    until("the memory of answers to be given back", async || {
+        server.metric("blobcast_answer_bytes").await == 0.0
+    })
+    .await;
 }
 
 async fn begin_backup(channel: &Channel) -> Result<Streaming<BackupResponse>, Status> {
@@ -274,27 +408,51 @@ async fn begin_backup(channel: &Channel) -> Result<Streaming<BackupResponse>, St
 
 #[tokio::test]
 async fn open_backups_are_few_for_each_client_and_in_all() {
-    let server = Options::default().set("grpc.stall_timeout", "5m").start().await;
+    let server = Options::default()
+        .set("grpc.stall_timeout", "5m")
+        .start()
+        .await;
     server.http().post_bulky(0..EVENTS, PROMPT_CHARS).await;
-    let [first, second, third] = [narrow(&server).await, narrow(&server).await, narrow(&server).await];
+    let [first, second, third] = [
+        narrow(&server).await,
+        narrow(&server).await,
+        narrow(&server).await,
+    ];
     let mut open = Vec::new();
     for channel in [&first, &first] {
         open.push(begin_backup(channel).await.unwrap());
     }
     let refused = begin_backup(&first).await.unwrap_err();
-    assert_eq!(refusal(&refused), (Code::ResourceExhausted, "BACKUP_LIMIT".to_owned()));
-    assert_eq!((told(&refused, "limit"), told(&refused, "share")), ("4".to_owned(), "2".to_owned()));
+    assert_eq!(
+        refusal(&refused),
+        (Code::ResourceExhausted, "BACKUP_LIMIT".to_owned())
+    );
+    assert_eq!(
+        (told(&refused, "limit"), told(&refused, "share")),
+        ("4".to_owned(), "2".to_owned())
+    );
     for channel in [&second, &second] {
         open.push(begin_backup(channel).await.unwrap());
     }
-    assert_eq!(refusal(&begin_backup(&third).await.unwrap_err()).1, "BACKUP_LIMIT");
+    assert_eq!(
+        refusal(&begin_backup(&third).await.unwrap_err()).1,
+        "BACKUP_LIMIT"
+    );
     assert_eq!(server.metric("blobcast_backups").await, 4.0);
-    let failed_at = server.metric("blobcast_backup_last_failure_timestamp_seconds").await;
-    assert_eq!(failed_at, 0.0, "a call that is refused is no backup that has failed");
+    let failed_at = server
+        .metric("blobcast_backup_last_failure_timestamp_seconds")
+        .await;
+    assert_eq!(
+        failed_at, 0.0,
+        "a call that is refused is no backup that has failed"
+    );
     // One that has ended makes room.
     let mut whole = open.pop().unwrap();
     while within("a chunk", whole.message()).await.unwrap().is_some() {}
-    until("a place", async || server.metric("blobcast_backups").await < 4.0).await;
+    until("a place", async || {
+        server.metric("blobcast_backups").await < 4.0
+    })
+    .await;
     begin_backup(&third).await.unwrap();
 }
 
@@ -304,7 +462,10 @@ async fn a_backup_that_nobody_takes_is_ended_and_keeps_nothing_on_the_disk() {
     server.http().post_bulky(0..EVENTS, PROMPT_CHARS).await;
     let mut stalled = begin_backup(&narrow(&server).await).await.unwrap();
     assert_eq!(server.metric("blobcast_backups").await, 1.0);
-    until("the backup to be ended", async || server.metric("blobcast_backups").await == 0.0).await;
+    until("the backup to be ended", async || {
+        server.metric("blobcast_backups").await == 0.0
+    })
+    .await;
     assert!(server.metric("blobcast_answers_stalled_total").await >= 1.0);
     assert_eq!(refusal(&ending(&mut stalled).await).1, "ANSWER_STALLED");
 }
@@ -313,8 +474,12 @@ async fn a_backup_that_nobody_takes_is_ended_and_keeps_nothing_on_the_disk() {
 async fn waits_hold_no_events_while_they_wait_and_have_them_when_they_answer() {
     let server = small().start().await;
     let http = server.http();
-    let in_progress =
-        |task_id: &str| with(processing(task_id), serde_json::json!({"prompt": "x".repeat(PROMPT_CHARS)}));
+    let in_progress = |task_id: &str| {
+        with(
+            processing(task_id),
+            serde_json::json!({"prompt": "x".repeat(PROMPT_CHARS)}),
+        )
+    };
     http.post(&in_progress("t")).await.event_id();
     let wait = |task_id, seconds| WaitTaskRequest {
         task_id,
@@ -322,8 +487,17 @@ async fn waits_hold_no_events_while_they_wait_and_have_them_when_they_answer() {
         ..Default::default()
     };
     // In their time-out they give what there is, which was not held.
-    let early = server.events().await.wait_task(wait("t".into(), 1)).await.unwrap().into_inner();
-    assert_eq!((early.done, early.event.unwrap().prompt.len()), (false, PROMPT_CHARS));
+    let early = server
+        .events()
+        .await
+        .wait_task(wait("t".into(), 1))
+        .await
+        .unwrap()
+        .into_inner();
+    assert_eq!(
+        (early.done, early.event.unwrap().prompt.len()),
+        (false, PROMPT_CHARS)
+    );
     let client = server.events().await;
     let waiting = |tasks: Vec<String>| {
         let calls = tasks.into_iter().map(|task_id| {
@@ -334,31 +508,63 @@ async fn waits_hold_no_events_while_they_wait_and_have_them_when_they_answer() {
     };
     // What was read from the log.
     let of_one = waiting(vec!["t".to_owned(); 20]);
-    until("them to wait", async || server.metric("blobcast_subscriptions{state=\"live\"}").await == 20.0).await;
-    until("nothing to be held", async || server.metric("blobcast_reading_bytes").await == 0.0).await;
+    until("them to wait", async || {
+        server
+            .metric("blobcast_subscriptions{state=\"live\"}")
+            .await
+            == 20.0
+    })
+    .await;
+    until("nothing to be held", async || {
+        server.metric("blobcast_reading_bytes").await == 0.0
+    })
+    .await;
     http.post(&bulky("t", PROMPT_CHARS)).await.event_id();
     for answer in of_one {
-        let answer = within("an answer", answer).await.unwrap().unwrap().into_inner();
-        assert_eq!((answer.done, answer.event.unwrap().prompt.len()), (true, PROMPT_CHARS));
+        let answer = within("an answer", answer)
+            .await
+            .unwrap()
+            .unwrap()
+            .into_inner();
+        assert_eq!(
+            (answer.done, answer.event.unwrap().prompt.len()),
+            (true, PROMPT_CHARS)
+        );
     }
 
     // What has come meanwhile, and has left the ring.
     let post_each = async |name: &str| {
         for number in 0..MANY_EVENTS {
-            http.post(&in_progress(&format!("{name}{number}"))).await.event_id();
+            http.post(&in_progress(&format!("{name}{number}")))
+                .await
+                .event_id();
         }
     };
     post_each("nobody-waits").await;
-    let of_many = waiting((0..MANY_EVENTS).map(|number| format!("waits{number}")).collect());
+    let of_many = waiting(
+        (0..MANY_EVENTS)
+            .map(|number| format!("waits{number}"))
+            .collect(),
+    );
     let many = MANY_EVENTS as f64;
-    until("them to wait", async || server.metric("blobcast_subscriptions{state=\"live\"}").await == many).await;
+    until("them to wait", async || {
+        server
+            .metric("blobcast_subscriptions{state=\"live\"}")
+            .await
+            == many
+    })
+    .await;
     let grown = growth(&server, post_each("waits")).await;
     assert!(grown < GROWTH_BYTES_MAX, "{grown}");
     drop(of_many);
     let task = server
         .events()
         .await
-        .get_task(GetTaskRequest { task_id: "t".into(), include_raw: true, ..Default::default() })
+        .get_task(GetTaskRequest {
+            task_id: "t".into(),
+            include_raw: true,
+            ..Default::default()
+        })
         .await;
     assert_eq!(task.unwrap().into_inner().events.len(), 2);
 }

@@ -27,16 +27,34 @@ async fn proxy(status: u16) -> SocketAddr {
 #[tokio::test]
 async fn a_proxys_answer_is_told_by_its_status() {
     for (status, told) in [
-        (504, "the proxy (nginx/1.22.1) answered 504 Gateway Timeout; "),
+        (
+            504,
+            "the proxy (nginx/1.22.1) answered 504 Gateway Timeout; ",
+        ),
         (502, "the proxy (nginx/1.22.1) answered 502 Bad Gateway; "),
-        (404, "a proxy before it, (nginx/1.22.1) answered 404 Not Found; "),
-        (200, "a proxy before it, (nginx/1.22.1) answered 200 OK with text/html, which is not gRPC; "),
+        (
+            404,
+            "a proxy before it, (nginx/1.22.1) answered 404 Not Found; ",
+        ),
+        (
+            200,
+            "a proxy before it, (nginx/1.22.1) answered 200 OK with text/html, which is not gRPC; ",
+        ),
     ] {
         let proxy = proxy(status).await;
-        for line in ["get t1", "events", "subscriptions", "quarantine list", "url --product veo"] {
+        for line in [
+            "get t1",
+            "events",
+            "subscriptions",
+            "quarantine list",
+            "url --product veo",
+        ] {
             let ran = Cli::new(&format!("{line} --grpc-url {proxy}")).run().await;
             let said = ran.exited(1);
-            assert!(said.starts_with(&format!("error: http://{proxy}: ")) && said.contains(told), "{line}: {said}");
+            assert!(
+                said.starts_with(&format!("error: http://{proxy}: ")) && said.contains(told),
+                "{line}: {said}"
+            );
             assert_eq!(said.lines().count(), 1, "{said}");
         }
     }
@@ -45,10 +63,13 @@ async fn a_proxys_answer_is_told_by_its_status() {
 #[tokio::test]
 async fn wait_does_not_call_a_proxys_answer_a_task_that_is_not_over() {
     let proxy = proxy(504).await;
-    let ran = Cli::new(&format!("wait t1 --timeout 1s --grpc-url {proxy}")).run().await;
+    let ran = Cli::new(&format!("wait t1 --timeout 1s --grpc-url {proxy}"))
+        .run()
+        .await;
     let said = ran.exited(1);
-    let last =
-        format!("error: no broker has answered within 1s: http://{proxy}: the proxy (nginx/1.22.1) answered 504 ");
+    let last = format!(
+        "error: no broker has answered within 1s: http://{proxy}: the proxy (nginx/1.22.1) answered 504 "
+    );
     assert!(said.lines().last().unwrap().starts_with(&last), "{said}");
     assert!(!said.contains("no event of this task yet"), "{said}");
 }
@@ -66,22 +87,37 @@ async fn listen_outlasts_a_proxy_without_a_broker_and_ends_where_it_is_refused_f
         let ran = Cli::new(&format!("{line} --grpc-url {wrong}")).run().await;
         let said = ran.exited(1);
         assert_eq!(said.lines().count(), 3, "{said}");
-        assert!(said.lines().last().unwrap().starts_with(&format!("error: http://{wrong}: ")), "{said}");
+        assert!(
+            said.lines()
+                .last()
+                .unwrap()
+                .starts_with(&format!("error: http://{wrong}: ")),
+            "{said}"
+        );
     }
 }
 
 /// Answers every call with a status that a proxy has garbled: at once, or as the trailers of a stream that has begun.
 async fn garbler(in_trailers: bool) -> SocketAddr {
     let status = || {
-        let told = [("grpc-status", "14"), ("grpc-message", "upstream is away"), ("grpc-status-details-bin", "<html>")];
-        told.into_iter().map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap())).collect::<HeaderMap>()
+        let told = [
+            ("grpc-status", "14"),
+            ("grpc-message", "upstream is away"),
+            ("grpc-status-details-bin", "<html>"),
+        ];
+        told.into_iter()
+            .map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap()))
+            .collect::<HeaderMap>()
     };
     let answer = move || async move {
         let mut answer = axum::response::Response::new(Body::empty());
-        answer.headers_mut().insert("content-type", "application/grpc".parse().unwrap());
+        answer
+            .headers_mut()
+            .insert("content-type", "application/grpc".parse().unwrap());
         if in_trailers {
             let frame = Frame::<axum::body::Bytes>::trailers(status());
-            let trailers = http_body_util::StreamBody::new(tokio_stream::once(Ok::<_, std::io::Error>(frame)));
+            let trailers =
+                http_body_util::StreamBody::new(tokio_stream::once(Ok::<_, std::io::Error>(frame)));
             *answer.body_mut() = Body::new(trailers);
         } else {
             answer.headers_mut().extend(status());
@@ -99,9 +135,14 @@ async fn details_that_a_proxy_has_garbled_end_no_client() {
     for in_trailers in [false, true] {
         let garbler = garbler(in_trailers).await;
         for line in ["get t1", "events", "subscriptions", "quarantine list"] {
-            let ran = Cli::new(&format!("{line} --grpc-url {garbler}")).run().await;
+            let ran = Cli::new(&format!("{line} --grpc-url {garbler}"))
+                .run()
+                .await;
             let said = ran.exited(1);
-            assert!(said.starts_with("error: ") && said.contains("upstream is away"), "{line}: {said}");
+            assert!(
+                said.starts_with("error: ") && said.contains("upstream is away"),
+                "{line}: {said}"
+            );
         }
         let listen = Cli::new(&format!("listen --grpc-url {garbler}")).start();
         for _ in 0..2 {

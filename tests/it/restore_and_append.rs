@@ -20,7 +20,8 @@ use crate::{
     erasure::{erase, saying},
     store_door::{complaint, damage_event, start_in_vain},
     support::{
-        Cli, Options, Ran, Server, after, completed, failed, is_on_disk, place, processing, refusal, until, with,
+        Cli, Options, Ran, Server, after, completed, failed, is_on_disk, place, processing,
+        refusal, until, with,
     },
 };
 
@@ -41,7 +42,12 @@ fn files(directory: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
 }
 
 fn restore(file: &Path, data_dir: &Path, other: &Path) -> Cli {
-    Cli::new("restore").arg(file).arg("--data-dir").arg(data_dir).arg("--append").arg(other)
+    Cli::new("restore")
+        .arg(file)
+        .arg("--data-dir")
+        .arg(data_dir)
+        .arg("--append")
+        .arg(other)
 }
 
 /// A directory to restore into, which is not there yet.
@@ -57,10 +63,15 @@ async fn started_from(file: &Path, other: &Path) -> (Server, Ran) {
     let (directory, data_dir) = empty();
     let told = restore(file, &data_dir, other).run().await;
     told.good();
-    assert!(files(other) == before, "what is appended is only read, but for the mark");
+    assert!(
+        files(other) == before,
+        "what is appended is only read, but for the mark"
+    );
     assert!(other.join(MARK).is_file());
     assert!(
-        !names(&data_dir).iter().any(|name| name.starts_with("append") || name.starts_with("restore")),
+        !names(&data_dir)
+            .iter()
+            .any(|name| name.starts_with("append") || name.starts_with("restore")),
         "nothing is left"
     );
     (Options::default().start_in(directory).await, told)
@@ -68,18 +79,29 @@ async fn started_from(file: &Path, other: &Path) -> (Server, Ran) {
 
 /// An event without what only its log gives it.
 fn bare(event: &Event) -> Event {
-    Event { cursor: String::new(), revision: 0, conflict: false, ..event.clone() }
+    Event {
+        cursor: String::new(),
+        revision: 0,
+        conflict: false,
+        ..event.clone()
+    }
 }
 
 #[tokio::test]
-#[allow(clippy::too_many_lines, reason = "one outage, from its begin to its end")]
+#[allow(
+    clippy::too_many_lines,
+    reason = "one outage, from its begin to its end"
+)]
 async fn what_a_fresh_broker_took_meanwhile_follows_behind_the_backup_once() {
     let (mut old, shelf) = (Server::start().await, shelf());
     let http = old.http();
     for body in [processing("t1"), completed("t1"), completed("t2")] {
         http.post(&body).await.event_id();
     }
-    assert_eq!(http.post_to("/webhook/veo?team=old", "bad 1").await.status, 202);
+    assert_eq!(
+        http.post_to("/webhook/veo?team=old", "bad 1").await.status,
+        202
+    );
     let (log, quarantine) = (log_of(&old).await, quarantine_of(&old).await);
     let file = shelf.path().join("backup");
     back_up(&old, &file).await.good();
@@ -94,27 +116,63 @@ async fn what_a_fresh_broker_took_meanwhile_follows_behind_the_backup_once() {
     for body in [completed("t1"), completed("t2"), completed("t3")] {
         assert!(!http.post(&body).await.duplicate());
     }
-    assert_eq!(http.post_to("/webhook/veo?team=new", "bad 2").await.status, 202);
+    assert_eq!(
+        http.post_to("/webhook/veo?team=new", "bad 2").await.status,
+        202
+    );
     let labelled = with(completed("t4"), json!({"prompt": "ü"})).to_string();
-    http.post_to("/webhook/sora?team=ads&ref=order-42", labelled).await.event_id();
-    assert!(http.post_to("/webhook/sora?team=ads&ref=order-42", completed("t4").to_string()).await.duplicate());
+    http.post_to("/webhook/sora?team=ads&ref=order-42", labelled)
+        .await
+        .event_id();
+    assert!(
+        http.post_to(
+            "/webhook/sora?team=ads&ref=order-42",
+            completed("t4").to_string()
+        )
+        .await
+        .duplicate()
+    );
     // Another last word, and the same task id of another product.
     http.post(&failed("t1")).await.event_id();
-    http.post_to("/webhook/kling", completed("t1").to_string()).await.event_id();
-    assert_eq!(http.post_to("/webhook/veo?team=new", "bad 3").await.status, 202);
+    http.post_to("/webhook/kling", completed("t1").to_string())
+        .await
+        .event_id();
+    assert_eq!(
+        http.post_to("/webhook/veo?team=new", "bad 3").await.status,
+        202
+    );
     let (new_log, new_quarantine) = (log_of(&fresh).await, quarantine_of(&fresh).await);
     let new_cursor = fresh.log_info().await.head;
     assert!(fresh.terminate().await.success());
 
     let (mut restored, told) = started_from(&file, &fresh.data_dir()).await;
-    assert!(told.stderr.contains("3 events and 1 quarantined callbacks are in"), "{told:?}");
-    assert!(told.stderr.contains("appended 4 events and 2 quarantined callbacks of"), "{told:?}");
-    assert!(told.stderr.contains("2 events and 0 quarantined callbacks were there already"), "{told:?}");
+    assert!(
+        told.stderr
+            .contains("3 events and 1 quarantined callbacks are in"),
+        "{told:?}"
+    );
+    assert!(
+        told.stderr
+            .contains("appended 4 events and 2 quarantined callbacks of"),
+        "{told:?}"
+    );
+    assert!(
+        told.stderr
+            .contains("2 events and 0 quarantined callbacks were there already"),
+        "{told:?}"
+    );
     assert!(told.stderr.contains("take a backup"), "{told:?}");
 
-    let repeated =
-        |event: &Event| ["t1", "t2"].contains(&event.task_id.as_str()) && event.product == "veo" && event.status == 3;
-    let expected = log.iter().chain(&new_log).map(|(_, event)| bare(event)).collect::<Vec<_>>();
+    let repeated = |event: &Event| {
+        ["t1", "t2"].contains(&event.task_id.as_str())
+            && event.product == "veo"
+            && event.status == 3
+    };
+    let expected = log
+        .iter()
+        .chain(&new_log)
+        .map(|(_, event)| bare(event))
+        .collect::<Vec<_>>();
     let expected: Vec<_> = expected
         .iter()
         .enumerate()
@@ -124,8 +182,15 @@ async fn what_a_fresh_broker_took_meanwhile_follows_behind_the_backup_once() {
     assert_eq!(expected.len(), 7);
     for start in 0..2 {
         let all = log_of(&restored).await;
-        assert_eq!(all.iter().map(|(place, _)| *place).collect::<Vec<_>>(), (1..=7).collect::<Vec<_>>());
-        assert_eq!(all.iter().map(|(_, event)| bare(event)).collect::<Vec<_>>(), expected, "start {start}");
+        assert_eq!(
+            all.iter().map(|(place, _)| *place).collect::<Vec<_>>(),
+            (1..=7).collect::<Vec<_>>()
+        );
+        assert_eq!(
+            all.iter().map(|(_, event)| bare(event)).collect::<Vec<_>>(),
+            expected,
+            "start {start}"
+        );
         assert_eq!(all[..3], log[..], "the backup's are as they were");
 
         let kept = quarantine_of(&restored).await;
@@ -133,18 +198,41 @@ async fn what_a_fresh_broker_took_meanwhile_follows_behind_the_backup_once() {
             quarantine_id: String::new(),
             ..callback.clone()
         };
-        let both: Vec<_> = quarantine.iter().chain(&new_quarantine).map(without_id).collect();
+        let both: Vec<_> = quarantine
+            .iter()
+            .chain(&new_quarantine)
+            .map(without_id)
+            .collect();
         assert_eq!(kept.iter().map(without_id).collect::<Vec<_>>(), both);
-        assert_eq!(kept.iter().map(|callback| &*callback.quarantine_id).collect::<Vec<_>>(), ["1", "2", "3"]);
+        assert_eq!(
+            kept.iter()
+                .map(|callback| &*callback.quarantine_id)
+                .collect::<Vec<_>>(),
+            ["1", "2", "3"]
+        );
 
         // Also when the log is told again after a crash.
         restored.crash().await;
     }
 
-    let get = GetTaskRequest { task_id: "t1".into(), product: "veo".into(), ..Default::default() };
-    let of_task = restored.events().await.get_task(get).await.unwrap().into_inner().events;
+    let get = GetTaskRequest {
+        task_id: "t1".into(),
+        product: "veo".into(),
+        ..Default::default()
+    };
+    let of_task = restored
+        .events()
+        .await
+        .get_task(get)
+        .await
+        .unwrap()
+        .into_inner()
+        .events;
     assert_eq!(
-        of_task.iter().map(|event| (event.revision, event.conflict)).collect::<Vec<_>>(),
+        of_task
+            .iter()
+            .map(|event| (event.revision, event.conflict))
+            .collect::<Vec<_>>(),
         [(1, false), (2, false), (3, true)]
     );
     let info = restored.log_info().await;
@@ -152,11 +240,20 @@ async fn what_a_fresh_broker_took_meanwhile_follows_behind_the_backup_once() {
         let refused = restored.try_subscribe(after(cursor)).await.err().unwrap();
         assert_eq!(refusal(&refused).1, "EPOCH_MISMATCH");
     }
-    assert_eq!((place(&info.head), info.event_count, info.quarantine_count), (7, 7, 3));
+    assert_eq!(
+        (place(&info.head), info.event_count, info.quarantine_count),
+        (7, 7, 3)
+    );
 
     // It goes on there, and knows every repetition.
     let http = restored.http();
-    for body in [processing("t1"), completed("t1"), failed("t1"), completed("t2"), completed("t3")] {
+    for body in [
+        processing("t1"),
+        completed("t1"),
+        failed("t1"),
+        completed("t2"),
+        completed("t3"),
+    ] {
         assert!(http.post(&body).await.duplicate());
     }
     http.post(&completed("t9")).await.event_id();
@@ -166,7 +263,12 @@ async fn what_a_fresh_broker_took_meanwhile_follows_behind_the_backup_once() {
         body: completed("t10").to_string().into(),
         ..Default::default()
     };
-    restored.admin_service().await.release_quarantined(release).await.unwrap();
+    restored
+        .admin_service()
+        .await
+        .release_quarantined(release)
+        .await
+        .unwrap();
     assert_eq!(restored.log_of_events().await.pop().unwrap().task_id, "t10");
 }
 
@@ -190,11 +292,18 @@ async fn nothing_is_lost_while_a_backup_is_restored_beside_a_broker_that_takes_c
     let (directory, data_dir) = empty();
     let told = restore(&file, &data_dir, &fresh.data_dir()).run().await;
     let complaint = told.exited(1);
-    assert!(complaint.contains("is in use by another process") && complaint.contains("add --wait"), "{told:?}");
+    assert!(
+        complaint.contains("is in use by another process") && complaint.contains("add --wait"),
+        "{told:?}"
+    );
     assert_eq!(names(&data_dir), [""; 0]);
 
-    let restoring = restore(&file, &data_dir, &fresh.data_dir()).arg("--wait").start();
-    restoring.says("the backup is restored: stop the broker on").await;
+    let restoring = restore(&file, &data_dir, &fresh.data_dir())
+        .arg("--wait")
+        .start();
+    restoring
+        .says("the backup is restored: stop the broker on")
+        .await;
     assert!(!fresh.data_dir().join(MARK).exists());
     fresh.http().post(&completed("t4")).await.event_id();
     assert!(fresh.terminate().await.success());
@@ -207,7 +316,12 @@ async fn nothing_is_lost_while_a_backup_is_restored_beside_a_broker_that_takes_c
     fs::rename(&place_of_it, directory.path().join("meanwhile")).unwrap();
     fs::rename(&data_dir, &place_of_it).unwrap();
     fresh.restart().await;
-    let tasks: Vec<_> = fresh.log_of_events().await.into_iter().map(|event| event.task_id).collect();
+    let tasks: Vec<_> = fresh
+        .log_of_events()
+        .await
+        .into_iter()
+        .map(|event| event.task_id)
+        .collect();
     assert_eq!(tasks, ["t1", "t2", "t3", "t4"]);
     assert!(fresh.http().post(&completed("t4")).await.duplicate());
     assert!(fresh.logged("log opened", 1).await[0].contains("\"found\":\"restored\""));
@@ -224,8 +338,16 @@ async fn a_restore_that_is_killed_before_all_is_appended_leaves_nothing_that_sta
     for fed in [0, backup.len() / 2, backup.len()] {
         let (_directory, data_dir) = empty();
         let mut restore = Command::new(env!("CARGO_BIN_EXE_blobcast"));
-        restore.args(["restore", "-", "--wait", "--data-dir"]).arg(&data_dir).arg("--append").arg(fresh.data_dir());
-        let mut restore = restore.stdin(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        restore
+            .args(["restore", "-", "--wait", "--data-dir"])
+            .arg(&data_dir)
+            .arg("--append")
+            .arg(fresh.data_dir());
+        let mut restore = restore
+            .stdin(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
         let mut stdin = restore.stdin.take().unwrap();
         stdin.write_all(&backup[..fed]).unwrap();
         let stdin = (fed < backup.len()).then_some(stdin); // else it has ended
@@ -237,16 +359,25 @@ async fn a_restore_that_is_killed_before_all_is_appended_leaves_nothing_that_sta
         until("the store to be begun", async || begun.exists()).await;
         if fed == backup.len() {
             let said = std::io::BufReader::new(restore.stderr.take().unwrap());
-            let line =
-                tokio::task::spawn_blocking(|| std::io::BufRead::lines(said).next().unwrap().unwrap()).await.unwrap();
+            let line = tokio::task::spawn_blocking(|| {
+                std::io::BufRead::lines(said).next().unwrap().unwrap()
+            })
+            .await
+            .unwrap();
             assert!(line.contains("the backup is restored"), "{line}");
         }
         restore.kill().unwrap();
         restore.wait().unwrap();
         drop(stdin);
         let told = complaint(&start_in_vain(&data_dir).await);
-        assert!(told.contains("was being restored") && told.contains("`blobcast restore` again"), "{told}");
-        assert!(matches!(Store::open(&data_dir, 1 << 20), Err(OpenError::Unfinished(_))));
+        assert!(
+            told.contains("was being restored") && told.contains("`blobcast restore` again"),
+            "{told}"
+        );
+        assert!(matches!(
+            Store::open(&data_dir, 1 << 20),
+            Err(OpenError::Unfinished(_))
+        ));
     }
     fresh.http().post(&completed("t4")).await.event_id();
     assert!(fresh.terminate().await.success());
@@ -259,12 +390,19 @@ async fn a_restore_that_is_killed_at_any_moment_leaves_all_or_nothing() {
     let file = small_backup(&shelf).await;
     let mut fresh = Server::start().await;
     for number in 0..40 {
-        fresh.http().post(&completed(&format!("f{number}"))).await.event_id();
+        fresh
+            .http()
+            .post(&completed(&format!("f{number}")))
+            .await
+            .event_id();
     }
     assert!(fresh.terminate().await.success());
     let began = std::time::Instant::now();
     let (_directory, data_dir) = empty();
-    restore(&file, &data_dir, &fresh.data_dir()).run().await.good();
+    restore(&file, &data_dir, &fresh.data_dir())
+        .run()
+        .await
+        .good();
     let whole = began.elapsed();
     let mut refused = 0;
     for trial in 1..=12 {
@@ -290,8 +428,15 @@ async fn what_was_erased_in_either_log_stays_erased() {
     const OF_BACKUP: &str = "a portrait of Erika Mustermann";
     const OF_OTHER: &str = "a portrait of Max Mustermann";
     let (old, shelf) = (Server::start().await, shelf());
-    let (erased_before, erased_later) = (saying(completed("t1"), OF_BACKUP), saying(completed("t2"), OF_OTHER));
-    for body in [&erased_before, &erased_later, &saying(completed("t3"), "a cat")] {
+    let (erased_before, erased_later) = (
+        saying(completed("t1"), OF_BACKUP),
+        saying(completed("t2"), OF_OTHER),
+    );
+    for body in [
+        &erased_before,
+        &erased_later,
+        &saying(completed("t3"), "a cat"),
+    ] {
         old.http().post(body).await.event_id();
     }
     assert_eq!(erase(&old, "veo", "t1").await.unwrap(), 1);
@@ -300,7 +445,10 @@ async fn what_was_erased_in_either_log_stays_erased() {
 
     let mut fresh = Server::start().await;
     for body in [&erased_before, &erased_later] {
-        assert!(!fresh.http().post(body).await.duplicate(), "it knows nothing of the old one");
+        assert!(
+            !fresh.http().post(body).await.duplicate(),
+            "it knows nothing of the old one"
+        );
     }
     assert_eq!(erase(&fresh, "veo", "t2").await.unwrap(), 1);
     // What comes behind the erasure is new content, as at every broker.
@@ -309,19 +457,33 @@ async fn what_was_erased_in_either_log_stays_erased() {
 
     let (restored, told) = started_from(&file, &fresh.data_dir()).await;
     assert!(
-        told.stderr.contains("appended 1 events") && told.stderr.contains("2 events and 0 quarantined callbacks were"),
+        told.stderr.contains("appended 1 events")
+            && told
+                .stderr
+                .contains("2 events and 0 quarantined callbacks were"),
         "{told:?}"
     );
-    assert!(told.stderr.contains("erased 1 events of the backup"), "{told:?}");
     assert!(
-        told.stderr.contains("1 erased tasks have new content") && told.stderr.contains("erase veo t2"),
+        told.stderr.contains("erased 1 events of the backup"),
         "{told:?}"
     );
-    let shown: Vec<_> =
-        restored.log_of_events().await.into_iter().map(|event| (event.task_id, event.revision)).collect();
+    assert!(
+        told.stderr.contains("1 erased tasks have new content")
+            && told.stderr.contains("erase veo t2"),
+        "{told:?}"
+    );
+    let shown: Vec<_> = restored
+        .log_of_events()
+        .await
+        .into_iter()
+        .map(|event| (event.task_id, event.revision))
+        .collect();
     assert_eq!(shown, [("t3".to_owned(), 1), ("t2".to_owned(), 2)]);
     for body in [&erased_before, &erased_later] {
-        assert!(restored.http().post(body).await.duplicate(), "it brings nothing back");
+        assert!(
+            restored.http().post(body).await.duplicate(),
+            "it brings nothing back"
+        );
     }
     for text in [OF_BACKUP, OF_OTHER] {
         assert!(!is_on_disk(&restored.data_dir(), text), "{text}");
@@ -339,10 +501,22 @@ async fn what_the_other_broker_has_erased_and_the_backup_never_had_stays_erased(
     assert!(fresh.terminate().await.success());
 
     let (mut restored, told) = started_from(&file, &fresh.data_dir()).await;
-    assert!(told.stderr.contains("appended 1 events") && !told.stderr.contains("erased"), "{told:?}");
+    assert!(
+        told.stderr.contains("appended 1 events") && !told.stderr.contains("erased"),
+        "{told:?}"
+    );
     for _ in 0..2 {
-        assert_eq!((place(&restored.log_info().await.head), restored.log_of_events().await.len()), (3, 2));
-        assert!(restored.http().post(&body).await.duplicate(), "it brings nothing back");
+        assert_eq!(
+            (
+                place(&restored.log_info().await.head),
+                restored.log_of_events().await.len()
+            ),
+            (3, 2)
+        );
+        assert!(
+            restored.http().post(&body).await.duplicate(),
+            "it brings nothing back"
+        );
         restored.crash().await;
     }
 }
@@ -356,16 +530,34 @@ async fn a_log_that_was_itself_restored_can_be_appended() {
     for body in [completed("t2"), completed("t5")] {
         fresh.http().post(&body).await.event_id();
     }
-    assert_eq!(fresh.http().post_to("/webhook/veo", "bad").await.status, 202);
+    assert_eq!(
+        fresh.http().post_to("/webhook/veo", "bad").await.status,
+        202
+    );
     back_up(&fresh, &second).await.good();
     assert!(fresh.terminate().await.success());
     let (mut other, _) = started_from(&second, &fresh.data_dir()).await;
-    assert_eq!((other.log_of_events().await.len(), quarantine_of(&other).await.len()), (2, 1), "each is there once");
+    assert_eq!(
+        (
+            other.log_of_events().await.len(),
+            quarantine_of(&other).await.len()
+        ),
+        (2, 1),
+        "each is there once"
+    );
     assert!(other.terminate().await.success());
 
     let (restored, told) = started_from(&file, &other.data_dir()).await;
-    assert!(told.stderr.contains("appended 1 events and 1 quarantined"), "{told:?}");
-    let tasks: Vec<_> = restored.log_of_events().await.into_iter().map(|event| event.task_id).collect();
+    assert!(
+        told.stderr.contains("appended 1 events and 1 quarantined"),
+        "{told:?}"
+    );
+    let tasks: Vec<_> = restored
+        .log_of_events()
+        .await
+        .into_iter()
+        .map(|event| event.task_id)
+        .collect();
     assert_eq!(tasks, ["t1", "t2", "t5"]);
 }
 
@@ -384,24 +576,40 @@ async fn what_cannot_be_appended_is_refused_with_the_next_step_and_nothing_is_re
         assert_eq!(names(data_dir), [""; 0], "{told:?}");
         told.exited(1).to_owned()
     };
-    for nothing in [shelf.path().to_owned(), shelf.path().join("none"), file.clone()] {
+    for nothing in [
+        shelf.path().to_owned(),
+        shelf.path().join("none"),
+        file.clone(),
+    ] {
         let told = refused(&data_dir, &nothing).await;
-        assert!(told.contains("has no log: name the data directory of the broker"), "{told}");
+        assert!(
+            told.contains("has no log: name the data directory of the broker"),
+            "{told}"
+        );
     }
     let within = fresh.data_dir().join("new");
     let told = refused(&within, &fresh.data_dir()).await;
-    assert!(told.contains("which is only read: restore into a directory elsewhere"), "{told}");
+    assert!(
+        told.contains("which is only read: restore into a directory elsewhere"),
+        "{told}"
+    );
     assert!(!within.exists(), "it is not even made");
 
     damage_event(&fresh.data_dir(), "t3");
     let before = files(&fresh.data_dir());
     let told = refused(&data_dir, &fresh.data_dir()).await;
-    assert!(told.contains("is damaged") && told.contains("restore without --append for now"), "{told}");
+    assert!(
+        told.contains("is damaged") && told.contains("restore without --append for now"),
+        "{told}"
+    );
     assert!(files(&fresh.data_dir()) == before);
     let cut = shelf.path().join("cut");
     fs::write(&cut, &fs::read(&file).unwrap()[..200]).unwrap();
     let told = restore(&cut, &data_dir, &fresh.data_dir()).run().await;
-    assert!(told.exited(1).contains("the backup was cut short"), "{told:?}");
+    assert!(
+        told.exited(1).contains("the backup was cut short"),
+        "{told:?}"
+    );
     assert_eq!(names(&data_dir), [""; 0]);
 }
 
@@ -413,20 +621,36 @@ async fn no_broker_starts_on_what_was_appended_without_the_operators_word() {
     let mut fresh = Server::start().await;
     fresh.http().post(&completed("t3")).await.event_id();
     let (_directory, data_dir) = empty();
-    let restoring = restore(&file, &data_dir, &fresh.data_dir()).arg("--wait").start();
-    restoring.says("systemctl stop blobcast.service 'blobcast-*.socket'").await;
+    let restoring = restore(&file, &data_dir, &fresh.data_dir())
+        .arg("--wait")
+        .start();
+    restoring
+        .says("systemctl stop blobcast.service 'blobcast-*.socket'")
+        .await;
     assert!(fresh.terminate().await.success());
     restoring.ended().await.good();
 
     let mark = fresh.data_dir().join(MARK);
     let told = complaint(&start_in_vain(&fresh.data_dir()).await);
-    assert!(told.contains("is used up") && told.contains(&format!("remove {}", mark.display())), "{told}");
-    assert!(told.contains(&format!("were appended to {}", data_dir.display())), "{told}");
-    assert!(matches!(Store::open(&fresh.data_dir(), 1 << 20), Err(OpenError::UsedUp { .. })));
+    assert!(
+        told.contains("is used up") && told.contains(&format!("remove {}", mark.display())),
+        "{told}"
+    );
+    assert!(
+        told.contains(&format!("were appended to {}", data_dir.display())),
+        "{told}"
+    );
+    assert!(matches!(
+        Store::open(&fresh.data_dir(), 1 << 20),
+        Err(OpenError::UsedUp { .. })
+    ));
 
     // Nothing was lost of it, so it can be appended once more, and used if the operator says so.
     let (_again, second) = empty();
-    restore(&file, &second, &fresh.data_dir()).run().await.good();
+    restore(&file, &second, &fresh.data_dir())
+        .run()
+        .await
+        .good();
     assert!(!second.join(MARK).exists());
     fs::remove_file(mark).unwrap();
     fresh.restart().await;
@@ -441,7 +665,10 @@ async fn many_last_words(server: &Server, numbers: std::ops::Range<usize>) {
 }
 
 fn last_word(number: usize) -> serde_json::Value {
-    with(failed("t1"), json!({"error": {"message": format!("reason {number}")}}))
+    with(
+        failed("t1"),
+        json!({"error": {"message": format!("reason {number}")}}),
+    )
 }
 
 #[tokio::test]
@@ -455,15 +682,31 @@ async fn what_both_logs_have_of_a_common_past_is_there_once() {
     back_up(&old, &file).await.good();
 
     let (directory, data_dir) = empty();
-    Cli::new("restore").arg(&file).arg("--data-dir").arg(&data_dir).run().await.good();
+    Cli::new("restore")
+        .arg(&file)
+        .arg("--data-dir")
+        .arg(&data_dir)
+        .run()
+        .await
+        .good();
     let mut other = Options::default().start_in(directory).await;
     many_last_words(&other, 100..140).await;
-    assert_eq!(other.http().post_to("/webhook/veo", "bad").await.status, 202);
+    assert_eq!(
+        other.http().post_to("/webhook/veo", "bad").await.status,
+        202
+    );
     assert!(other.terminate().await.success());
 
     let (restored, told) = started_from(&file, &other.data_dir()).await;
-    assert!(told.stderr.contains("appended 40 events and 1 quarantined"), "{told:?}");
-    assert!(told.stderr.contains("100 events and 1 quarantined callbacks were there already"), "{told:?}");
+    assert!(
+        told.stderr.contains("appended 40 events and 1 quarantined"),
+        "{told:?}"
+    );
+    assert!(
+        told.stderr
+            .contains("100 events and 1 quarantined callbacks were there already"),
+        "{told:?}"
+    );
     let all = log_of(&restored).await;
     assert!(all.len() == 140 && all[..100] == log[..]);
     assert_eq!(quarantine_of(&restored).await.len(), 2);
@@ -481,7 +724,10 @@ async fn what_the_index_gives_up_while_it_is_appended_to_is_still_known() {
     assert!(fresh.terminate().await.success());
 
     let (restored, told) = started_from(&file, &fresh.data_dir()).await;
-    assert!(told.stderr.contains("appended 20 events") && told.stderr.contains("34 events and 0"), "{told:?}");
+    assert!(
+        told.stderr.contains("appended 20 events") && told.stderr.contains("34 events and 0"),
+        "{told:?}"
+    );
     assert_eq!(log_of(&restored).await.len(), 84);
 }
 
@@ -506,7 +752,14 @@ async fn what_was_appended_counts_as_not_backed_up() {
     let file = small_backup(&shelf).await;
     // As old as its newest event, to the second.
     let whole = started_at(&file, None).await;
-    let newest = whole.log_of_events().await.pop().unwrap().received_at.unwrap().seconds as f64;
+    let newest = whole
+        .log_of_events()
+        .await
+        .pop()
+        .unwrap()
+        .received_at
+        .unwrap()
+        .seconds as f64;
     let (mut fresh, mut idle) = (Server::start().await, Server::start().await);
     fresh.http().post(&completed("t3")).await.event_id();
     for server in [&mut fresh, &mut idle] {
@@ -517,16 +770,26 @@ async fn what_was_appended_counts_as_not_backed_up() {
     let appended = started_at(&file, Some(&fresh.data_dir())).await;
     assert_eq!(appended.metric(SUCCESS).await, newest);
     let nothing = started_at(&file, Some(&idle.data_dir())).await;
-    assert!(nothing.metric(SUCCESS).await > newest, "the backup has everything that is there");
+    assert!(
+        nothing.metric(SUCCESS).await > newest,
+        "the backup has everything that is there"
+    );
 }
 
 fn now() -> f64 {
-    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs_f64().floor()
+    std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .unwrap()
+        .as_secs_f64()
+        .floor()
 }
 
 async fn started_at(file: &Path, other: Option<&Path>) -> Server {
     let (directory, data_dir) = empty();
-    let mut restore = Cli::new("restore").arg(file).arg("--data-dir").arg(&data_dir);
+    let mut restore = Cli::new("restore")
+        .arg(file)
+        .arg("--data-dir")
+        .arg(&data_dir);
     if let Some(other) = other {
         restore = restore.arg("--append").arg(other);
     }

@@ -20,7 +20,13 @@ use crate::{
 
 /// What a store is asked for once it is open.
 fn counts(store: &Store) -> (u64, u64) {
-    (store.head().0, store.quarantined_after(0, usize::MAX, usize::MAX).unwrap().len() as u64)
+    (
+        store.head().0,
+        store
+            .quarantined_after(0, usize::MAX, usize::MAX)
+            .unwrap()
+            .len() as u64,
+    )
 }
 
 /// What a copy of a data directory opens as after something was done to it; `Err` is how it was refused.
@@ -36,7 +42,10 @@ fn refused(opened: Result<(u64, u64), OpenError>) -> String {
     let error = opened.expect_err("it must be refused");
     assert!(matches!(error, OpenError::Corrupt { .. }), "{error}");
     let told = error.to_string();
-    assert!(told.contains("blobcast restore") && told.contains("empty log"), "what to do is missing: {told}");
+    assert!(
+        told.contains("blobcast restore") && told.contains("empty log"),
+        "what to do is missing: {told}"
+    );
     told
 }
 
@@ -44,13 +53,19 @@ fn refused(opened: Result<(u64, u64), OpenError>) -> String {
 const WITNESSES: [&str; 2] = ["acknowledged", "acknowledged.copy"];
 
 fn remove_witnesses(data_dir: &Path) {
-    WITNESSES.iter().for_each(|name| fs::remove_file(data_dir.join(name)).unwrap());
+    WITNESSES
+        .iter()
+        .for_each(|name| fs::remove_file(data_dir.join(name)).unwrap());
 }
 
 /// Changes a database past its store.
 fn tamper(data_dir: &Path, keyspace: &str, change: impl FnOnce(&Keyspace)) {
     let database = Database::builder(data_dir).open().unwrap();
-    change(&database.keyspace(keyspace, KeyspaceCreateOptions::default).unwrap());
+    change(
+        &database
+            .keyspace(keyspace, KeyspaceCreateOptions::default)
+            .unwrap(),
+    );
     database.persist(PersistMode::SyncAll).unwrap();
 }
 
@@ -58,10 +73,21 @@ fn tamper(data_dir: &Path, keyspace: &str, change: impl FnOnce(&Keyspace)) {
 async fn killed_with(events: u64, quarantined: u64) -> Server {
     let mut server = Server::start().await;
     for number in 0..events {
-        server.http().post(&completed(&format!("t{number}"))).await.event_id();
+        server
+            .http()
+            .post(&completed(&format!("t{number}")))
+            .await
+            .event_id();
     }
     for number in 0..quarantined {
-        assert_eq!(server.http().post_to("/webhook/veo", format!("garbage-{number}")).await.status, 202);
+        assert_eq!(
+            server
+                .http()
+                .post_to("/webhook/veo", format!("garbage-{number}"))
+                .await
+                .status,
+            202
+        );
     }
     server.kill();
     shorten_journal(&server.data_dir());
@@ -73,13 +99,30 @@ async fn killed_behind_a_checkpoint() -> Server {
     let mut server = Server::start().await;
     server.http().post_bulky(0..3, 100_000).await;
     for number in 0..3 {
-        assert_eq!(server.http().post_to("/webhook/veo", format!("{number}{}", "?".repeat(400_000))).await.status, 202);
+        assert_eq!(
+            server
+                .http()
+                .post_to("/webhook/veo", format!("{number}{}", "?".repeat(400_000)))
+                .await
+                .status,
+            202
+        );
     }
     let log = server.data_dir().join("log");
-    until("the second segment", async || fs::read_dir(&log).unwrap().count() == 2).await;
+    until("the second segment", async || {
+        fs::read_dir(&log).unwrap().count() == 2
+    })
+    .await;
     // A start makes the checkpoint, if the broker has not by then, and the next commit notes it.
     server.crash().await;
-    assert_eq!(server.http().post_to("/webhook/veo", "garbage").await.status, 202);
+    assert_eq!(
+        server
+            .http()
+            .post_to("/webhook/veo", "garbage")
+            .await
+            .status,
+        202
+    );
     server.kill();
     shorten_journal(&server.data_dir());
     server
@@ -87,7 +130,9 @@ async fn killed_behind_a_checkpoint() -> Server {
 
 /// The folders of the database's keyspaces, in the order in which they were made.
 fn folders(data_dir: &Path) -> Vec<PathBuf> {
-    (1..=3).map(|number| data_dir.join(format!("keyspaces/{number}"))).collect()
+    (1..=3)
+        .map(|number| data_dir.join(format!("keyspaces/{number}")))
+        .collect()
 }
 
 #[tokio::test]
@@ -98,9 +143,16 @@ async fn a_lost_part_of_the_store_is_refused_before_the_database_deletes_the_res
         let (current, aside) = (folder.join("current"), folder.join("aside"));
         fs::rename(&current, &aside).unwrap();
         let told = complaint(&start_in_vain(&data_dir).await);
-        assert!(told.contains(&format!("{} is lost", current.display())), "{told}");
+        assert!(
+            told.contains(&format!("{} is lost", current.display())),
+            "{told}"
+        );
         fs::rename(&aside, &current).unwrap();
-        assert_eq!(opened_after(&data_dir, |_| ()).unwrap(), (20, 5), "put back, all is there again");
+        assert_eq!(
+            opened_after(&data_dir, |_| ()).unwrap(),
+            (20, 5),
+            "put back, all is there again"
+        );
         // Tables alone tell that the folder was in use, also when the witness is gone.
         let without_witness = opened_after(&data_dir, |copy| {
             let folder = copy.join(folder.strip_prefix(&data_dir).unwrap());
@@ -120,10 +172,15 @@ async fn a_keyspace_that_is_gone_altogether_is_refused_by_name() {
         let server = killed_with(events, quarantined).await;
         let names = folders(&server.data_dir()).into_iter().map(|folder| {
             let folder = folder.strip_prefix(server.data_dir()).unwrap().to_owned();
-            refused(opened_after(&server.data_dir(), |copy| fs::remove_dir_all(copy.join(folder)).unwrap()))
+            refused(opened_after(&server.data_dir(), |copy| {
+                fs::remove_dir_all(copy.join(folder)).unwrap()
+            }))
         });
         for (told, name) in names.zip(["meta", "tasks", "quarantine"]) {
-            assert!(told.contains(&format!("the keyspace {name} is lost")), "{told}");
+            assert!(
+                told.contains(&format!("the keyspace {name} is lost")),
+                "{told}"
+            );
         }
     }
 }
@@ -133,16 +190,26 @@ async fn a_store_that_was_started_as_another_is_refused() {
     for events in [0, 3] {
         let server = killed_with(events, 0).await;
         for key in ["format", "epoch"] {
-            let opened =
-                opened_after(&server.data_dir(), |copy| tamper(copy, "meta", |meta| meta.remove(key).unwrap()));
-            assert!(refused(opened).contains("identity is lost"), "without {key}");
+            let opened = opened_after(&server.data_dir(), |copy| {
+                tamper(copy, "meta", |meta| meta.remove(key).unwrap())
+            });
+            assert!(
+                refused(opened).contains("identity is lost"),
+                "without {key}"
+            );
         }
         let wiped = opened_after(&server.data_dir(), |copy| {
-            tamper(copy, "meta", |meta| ["format", "epoch"].iter().for_each(|key| meta.remove(*key).unwrap()));
+            tamper(copy, "meta", |meta| {
+                ["format", "epoch"]
+                    .iter()
+                    .for_each(|key| meta.remove(*key).unwrap())
+            });
         });
         assert!(refused(wiped).contains("identity is lost"));
         let other = opened_after(&server.data_dir(), |copy| {
-            tamper(copy, "meta", |meta| meta.insert("epoch", 7u64.to_le_bytes()).unwrap());
+            tamper(copy, "meta", |meta| {
+                meta.insert("epoch", 7u64.to_le_bytes()).unwrap()
+            });
         });
         assert!(refused(other).contains("its index is that of log 0000000000000007"));
         let other = killed_with(events, 0).await;
@@ -150,7 +217,9 @@ async fn a_store_that_was_started_as_another_is_refused() {
             fs::copy(segment(&other.data_dir()), segment(copy)).unwrap();
         });
         assert!(refused(mixed).contains("was acknowledged"));
-        let lost = opened_after(&server.data_dir(), |copy| fs::remove_dir_all(copy.join("log")).unwrap());
+        let lost = opened_after(&server.data_dir(), |copy| {
+            fs::remove_dir_all(copy.join("log")).unwrap()
+        });
         assert!(refused(lost).contains("the log is lost"));
     }
 }
@@ -159,10 +228,14 @@ async fn a_store_that_was_started_as_another_is_refused() {
 async fn a_task_index_that_does_not_know_the_newest_or_the_oldest_event_is_refused() {
     let server = killed_behind_a_checkpoint().await;
     for (task, place) in [("t0", 1), ("t2", 3)] {
-        let opened =
-            opened_after(&server.data_dir(), |copy| tamper(copy, "tasks", |tasks| tasks.remove(task).unwrap()));
+        let opened = opened_after(&server.data_dir(), |copy| {
+            tamper(copy, "tasks", |tasks| tasks.remove(task).unwrap())
+        });
         let told = refused(opened);
-        assert!(told.contains(&format!("the task index does not know event {place}")), "{told}");
+        assert!(
+            told.contains(&format!("the task index does not know event {place}")),
+            "{told}"
+        );
     }
 }
 
@@ -172,7 +245,8 @@ async fn a_quarantine_that_is_emptier_than_its_count_is_refused() {
     for gone in [&[1, 2][..], &[1]] {
         let opened = opened_after(&server.data_dir(), |copy| {
             tamper(copy, "quarantine", |quarantine| {
-                gone.iter().for_each(|number: &u64| quarantine.remove(number.to_be_bytes()).unwrap());
+                gone.iter()
+                    .for_each(|number: &u64| quarantine.remove(number.to_be_bytes()).unwrap());
             });
         });
         assert!(refused(opened).contains("4 callbacks must be in quarantine"));
@@ -188,11 +262,31 @@ async fn what_the_database_has_lost_since_the_last_checkpoint_is_told_anew_by_th
     server.restart().await;
     let mut event_ids = Vec::new();
     for number in 0..20 {
-        event_ids.push(server.http().post(&completed(&format!("t{number}"))).await.event_id());
-        assert_eq!(server.http().post_to("/webhook/veo", format!("garbage-{number}")).await.status, 202);
+        event_ids.push(
+            server
+                .http()
+                .post(&completed(&format!("t{number}")))
+                .await
+                .event_id(),
+        );
+        assert_eq!(
+            server
+                .http()
+                .post_to("/webhook/veo", format!("garbage-{number}"))
+                .await
+                .status,
+            202
+        );
     }
-    let discard = DiscardQuarantinedRequest { quarantine_ids: vec!["3".into(), "7".into()] };
-    server.admin_service().await.discard_quarantined(discard).await.unwrap();
+    let discard = DiscardQuarantinedRequest {
+        quarantine_ids: vec!["3".into(), "7".into()],
+    };
+    server
+        .admin_service()
+        .await
+        .discard_quarantined(discard)
+        .await
+        .unwrap();
     server.kill();
     let end = shorten_journal(&data_dir);
     assert!(end > synced + 2_000, "the database was told");
@@ -203,7 +297,10 @@ async fn what_the_database_has_lost_since_the_last_checkpoint_is_told_anew_by_th
     };
     // All of it, a part of it, and holes in it.
     let holes = (synced..end).step_by(500).map(|at| at..(at + 500).min(end));
-    for lost in [synced..end, (synced + end) / 2..end, end - 1..end].into_iter().chain(holes) {
+    for lost in [synced..end, (synced + end) / 2..end, end - 1..end]
+        .into_iter()
+        .chain(holes)
+    {
         let opened = opened_after(&data_dir, |copy| lose(copy, lost.clone()));
         assert_eq!(opened.unwrap(), (20, 18), "{lost:?}");
     }
@@ -211,13 +308,19 @@ async fn what_the_database_has_lost_since_the_last_checkpoint_is_told_anew_by_th
     server.restart().await;
     for (number, event_id) in event_ids.iter().enumerate() {
         let answer = server.http().post(&completed(&format!("t{number}"))).await;
-        assert!(answer.duplicate() && answer.event_id() == *event_id, "t{number}");
+        assert!(
+            answer.duplicate() && answer.event_id() == *event_id,
+            "t{number}"
+        );
     }
     server.kill();
     // What is synced is another matter.
     lose(&data_dir, 20..60);
     let told = complaint(&start_in_vain(&data_dir).await);
-    assert!(told.contains("the database cannot read its files: its journal is not as it was written"), "{told}");
+    assert!(
+        told.contains("the database cannot read its files: its journal is not as it was written"),
+        "{told}"
+    );
 }
 
 /// What a broker's directory opens as with another log; `None` if it is refused.
@@ -235,7 +338,11 @@ fn opened_with(data_dir: &Path, log: &[u8], both: bool) -> Option<(u64, u64)> {
 async fn a_damaged_byte_of_the_log_never_swallows_quarantined_callbacks() {
     let server = killed_with(1, 6).await;
     let log = log(&server.data_dir());
-    let find = |text: &[u8]| log.windows(text.len()).position(|window| window == text).unwrap();
+    let find = |text: &[u8]| {
+        log.windows(text.len())
+            .position(|window| window == text)
+            .unwrap()
+    };
     // From the end of one callback's body to the end of the next.
     for at in find(b"garbage-2") + b"garbage-2".len()..find(b"garbage-3") + b"garbage-3".len() {
         let mut damaged = log.clone();
@@ -244,7 +351,11 @@ async fn a_damaged_byte_of_the_log_never_swallows_quarantined_callbacks() {
         assert_eq!(opened, [None, None], "at {at}");
     }
     for end in [find(b"garbage-5"), find(b"garbage-0") - 1, log.len() - 1] {
-        assert_eq!(opened_with(&server.data_dir(), &log[..end], true), None, "cut at {end}");
+        assert_eq!(
+            opened_with(&server.data_dir(), &log[..end], true),
+            None,
+            "cut at {end}"
+        );
     }
 }
 
@@ -252,11 +363,21 @@ async fn a_damaged_byte_of_the_log_never_swallows_quarantined_callbacks() {
 async fn a_number_of_the_quarantine_is_witnessed_without_any_event() {
     let mut server = killed_with(0, 2).await;
     server.restart().await;
-    assert_eq!(server.http().post_to("/webhook/veo", "garbage-2").await.status, 202);
+    assert_eq!(
+        server
+            .http()
+            .post_to("/webhook/veo", "garbage-2")
+            .await
+            .status,
+        202
+    );
     server.kill();
     let log = log(&server.data_dir());
     assert_eq!(opened_with(&server.data_dir(), &log, true), Some((0, 3)));
-    assert_eq!(opened_with(&server.data_dir(), &log[..log.len() - 1], true), None);
+    assert_eq!(
+        opened_with(&server.data_dir(), &log[..log.len() - 1], true),
+        None
+    );
 }
 
 #[tokio::test]
@@ -268,14 +389,26 @@ async fn damaged_witnesses_are_named_and_can_be_removed_if_the_log_is_trusted() 
         let mut damaged = whole.clone();
         damaged[at] ^= 1 << (at % 8);
         let opened = opened_after(&data_dir, |copy| {
-            WITNESSES.iter().for_each(|name| fs::write(copy.join(name), &damaged).unwrap());
+            WITNESSES
+                .iter()
+                .for_each(|name| fs::write(copy.join(name), &damaged).unwrap());
         });
-        assert!(matches!(opened, Err(OpenError::Witness(_))), "bit {} of byte {at}: {opened:?}", at % 8);
+        assert!(
+            matches!(opened, Err(OpenError::Witness(_))),
+            "bit {} of byte {at}: {opened:?}",
+            at % 8
+        );
     }
-    WITNESSES.iter().for_each(|name| fs::write(data_dir.join(name), &whole[..whole.len() - 1]).unwrap());
+    WITNESSES
+        .iter()
+        .for_each(|name| fs::write(data_dir.join(name), &whole[..whole.len() - 1]).unwrap());
     let told = complaint(&start_in_vain(&data_dir).await);
-    assert!(told.contains(data_dir.join("acknowledged").to_str().unwrap()), "{told}");
-    let advice = "if the log can be trusted, remove `acknowledged` and `acknowledged.copy` and start again";
+    assert!(
+        told.contains(data_dir.join("acknowledged").to_str().unwrap()),
+        "{told}"
+    );
+    let advice =
+        "if the log can be trusted, remove `acknowledged` and `acknowledged.copy` and start again";
     assert!(told.contains(advice), "{told}");
     remove_witnesses(&data_dir);
     server.restart().await;
@@ -284,7 +417,11 @@ async fn damaged_witnesses_are_named_and_can_be_removed_if_the_log_is_trusted() 
     assert!(server.log().contains(warning), "{}", server.log());
     for name in WITNESSES {
         let numbers = |witness: &[u8]| witness[..24].to_vec(); // events, quarantine, commits
-        assert_eq!(numbers(&fs::read(data_dir.join(name)).unwrap()), numbers(&whole), "it is written anew");
+        assert_eq!(
+            numbers(&fs::read(data_dir.join(name)).unwrap()),
+            numbers(&whole),
+            "it is written anew"
+        );
     }
 }
 
@@ -296,15 +433,23 @@ async fn a_witness_that_is_damaged_or_lost_is_replaced_by_the_other() {
     let log = log(&data_dir);
     let cut = |copy: &Path| fs::write(segment(copy), &log[..log.len() - 1]).unwrap();
     for name in WITNESSES {
-        for damaged in [None, Some(vec![0; whole.len()]), Some(whole[1..].to_vec()), Some([&whole[..], b"x"].concat())]
-        {
+        for damaged in [
+            None,
+            Some(vec![0; whole.len()]),
+            Some(whole[1..].to_vec()),
+            Some([&whole[..], b"x"].concat()),
+        ] {
             let damage = |copy: &Path| match &damaged {
                 Some(bytes) => fs::write(copy.join(name), bytes).unwrap(),
                 None => fs::remove_file(copy.join(name)).unwrap(),
             };
             let opened = opened_after(&data_dir, |copy| {
                 damage(copy);
-                assert_eq!(counts(&Store::open(copy, 1 << 20).unwrap()), (3, 2), "{name} {damaged:?}");
+                assert_eq!(
+                    counts(&Store::open(copy, 1 << 20).unwrap()),
+                    (3, 2),
+                    "{name} {damaged:?}"
+                );
                 let written = WITNESSES.map(|name| fs::read(copy.join(name)).unwrap());
                 assert_eq!(written[0], written[1], "{name} {damaged:?}");
             });
@@ -313,12 +458,21 @@ async fn a_witness_that_is_damaged_or_lost_is_replaced_by_the_other() {
                 damage(copy);
                 cut(copy);
             });
-            assert!(refused(opened).contains("were acknowledged"), "{name} {damaged:?}");
+            assert!(
+                refused(opened).contains("were acknowledged"),
+                "{name} {damaged:?}"
+            );
         }
     }
     fs::write(data_dir.join(WITNESSES[0]), "x").unwrap();
     server.restart().await;
-    assert!(server.log().contains("damaged, and replaced by what its other copy says"), "{}", server.log());
+    assert!(
+        server
+            .log()
+            .contains("damaged, and replaced by what its other copy says"),
+        "{}",
+        server.log()
+    );
     // What was durable at a checkpoint, as a start makes one, the database knows, too.
     server.kill();
     let lost = opened_after(&data_dir, |copy| {
@@ -335,7 +489,14 @@ async fn a_last_commit_that_a_power_cut_has_torn_is_cut_off_unless_it_was_acknow
     let begin = log(&data_dir).len();
     let witnesses = WITNESSES.map(|name| (name, fs::read(data_dir.join(name)).unwrap()));
     server.restart().await;
-    server.http().post(&with(completed("torn"), json!({"prompt": "x".repeat(8_000)}))).await.event_id();
+    server
+        .http()
+        .post(&with(
+            completed("torn"),
+            json!({"prompt": "x".repeat(8_000)}),
+        ))
+        .await
+        .event_id();
     server.kill();
     let end = log(&data_dir).len();
     let sector_lost = |copy: &Path| {
@@ -344,12 +505,18 @@ async fn a_last_commit_that_a_power_cut_has_torn_is_cut_off_unless_it_was_acknow
         fs::write(segment(copy), log).unwrap();
     };
     let told = refused(opened_after(&data_dir, sector_lost));
-    assert!(told.contains("4 events were acknowledged, and the log ends behind 3"), "{told}");
+    assert!(
+        told.contains("4 events were acknowledged, and the log ends behind 3"),
+        "{told}"
+    );
     // The witnesses are not synced with each commit, so a power cut takes them back.
     sector_lost(&data_dir);
     for (name, bytes) in witnesses {
         let told = refused(opened_after(&data_dir, |_| ()));
-        assert!(told.contains("4 events were acknowledged, and the log ends behind 3"), "{told}");
+        assert!(
+            told.contains("4 events were acknowledged, and the log ends behind 3"),
+            "{told}"
+        );
         fs::write(data_dir.join(name), bytes).unwrap();
     }
     server.restart().await;
@@ -373,7 +540,10 @@ async fn what_the_database_cannot_read_is_told_as_damage() {
                 fs::write(path, current).unwrap();
             });
             let told = refused(opened);
-            assert!(told.contains("the database cannot read its files"), "{told}");
+            assert!(
+                told.contains("the database cannot read its files"),
+                "{told}"
+            );
         }
     }
 }
@@ -384,9 +554,18 @@ async fn a_discard_that_was_acknowledged_is_not_undone_by_a_damaged_value() {
     let data_dir = server.data_dir();
     server.restart().await;
     let begin = log(&data_dir).len();
-    let discard = DiscardQuarantinedRequest { quarantine_ids: vec!["1".into()] };
+    let discard = DiscardQuarantinedRequest {
+        quarantine_ids: vec!["1".into()],
+    };
     assert_eq!(
-        server.admin_service().await.discard_quarantined(discard).await.unwrap().into_inner().discarded_count,
+        server
+            .admin_service()
+            .await
+            .discard_quarantined(discard)
+            .await
+            .unwrap()
+            .into_inner()
+            .discarded_count,
         1
     );
     server.kill();
@@ -404,17 +583,29 @@ async fn segments_go_when_nothing_needs_them_and_the_log_is_whole_after_every_ki
     let mut server = Server::start().await;
     let log = server.data_dir().join("log");
     let files = || {
-        let names = fs::read_dir(&log).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        let names = fs::read_dir(&log)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap());
         names.collect::<std::collections::BTreeSet<_>>()
     };
     // A log without any event: all it holds is in the database, and synced there with each segment.
     for number in 1..=12 {
-        assert_eq!(server.http().post_to("/webhook/veo", format!("{number}{}", "?".repeat(400_000))).await.status, 202);
+        assert_eq!(
+            server
+                .http()
+                .post_to("/webhook/veo", format!("{number}{}", "?".repeat(400_000)))
+                .await
+                .status,
+            202
+        );
         server.crash().await;
         assert_eq!(server.log_info().await.quarantine_count, number);
     }
     until("the first segment to go", async || {
-        assert_eq!(server.http().post_to("/webhook/veo", "small").await.status, 202);
+        assert_eq!(
+            server.http().post_to("/webhook/veo", "small").await.status,
+            202
+        );
         !files().contains("000000000001.log")
     })
     .await;

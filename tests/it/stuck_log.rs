@@ -29,13 +29,29 @@ struct Stuck {
 impl Stuck {
     /// Starts one, and waits until lines are being lost; every callback is answered meanwhile.
     async fn start() -> Self {
-        let (directory, listen) = (tempfile::tempdir().unwrap(), [(); 3].map(|()| free_address()));
+        let (directory, listen) = (
+            tempfile::tempdir().unwrap(),
+            [(); 3].map(|()| free_address()),
+        );
         // The level at which each request makes most lines.
-        let mut command = Options::default().set("logging.level", "trace").command(directory.path(), listen);
-        let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut command = Options::default()
+            .set("logging.level", "trace")
+            .command(directory.path(), listen);
+        let mut child = command
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
         let stderr = child.stderr.take();
         let [ingest, grpc, admin] = listen;
-        let broker = Self { child, stderr, ingest, grpc, admin, _directory: directory };
+        let broker = Self {
+            child,
+            stderr,
+            ingest,
+            grpc,
+            admin,
+            _directory: directory,
+        };
         let http = Http::new(ingest);
         let post = || http.try_post_to("/webhook/veo", completed("first").to_string());
         until("the broker to answer", || async { post().await.is_ok() }).await;
@@ -50,15 +66,26 @@ impl Stuck {
 
     /// Callbacks, calls and probes.
     async fn answers(&self, task: &str) {
-        assert_eq!(within("an answer", Http::new(self.ingest).post(&completed(task))).await.status, 200);
-        let mut events = EventServiceClient::connect(format!("http://{}", self.grpc)).await.unwrap();
-        within("a call", events.get_log_info(GetLogInfoRequest {})).await.unwrap();
+        assert_eq!(
+            within("an answer", Http::new(self.ingest).post(&completed(task)))
+                .await
+                .status,
+            200
+        );
+        let mut events = EventServiceClient::connect(format!("http://{}", self.grpc))
+            .await
+            .unwrap();
+        within("a call", events.get_log_info(GetLogInfoRequest {}))
+            .await
+            .unwrap();
         assert_eq!(Http::new(self.admin).get("/livez").await.0, 200);
     }
 
     async fn lost(&self) -> f64 {
         let (_, text) = Http::new(self.admin).get("/metrics").await;
-        let line = text.lines().find_map(|line| line.strip_prefix("blobcast_log_lines_lost_total "));
+        let line = text
+            .lines()
+            .find_map(|line| line.strip_prefix("blobcast_log_lines_lost_total "));
         line.unwrap().parse().unwrap()
     }
 }
@@ -75,10 +102,17 @@ async fn a_log_that_nobody_reads_holds_nothing_up_and_says_what_is_missing_when_
     let mut broker = Stuck::start().await;
     let stderr = BufReader::new(broker.stderr.take().unwrap());
     let told = tokio::task::spawn_blocking(move || {
-        let lines = stderr.lines().map(|line| serde_json::from_str::<serde_json::Value>(&line.unwrap()).unwrap());
-        let mut lost =
-            lines.filter(|line| line["message"].as_str().is_some_and(|text| text.contains("lines were lost")));
-        lost.next().expect("the line that says so")["lines"].as_u64().unwrap()
+        let lines = stderr
+            .lines()
+            .map(|line| serde_json::from_str::<serde_json::Value>(&line.unwrap()).unwrap());
+        let mut lost = lines.filter(|line| {
+            line["message"]
+                .as_str()
+                .is_some_and(|text| text.contains("lines were lost"))
+        });
+        lost.next().expect("the line that says so")["lines"]
+            .as_u64()
+            .unwrap()
     });
     // Each line was whole, or it would have been no JSON.
     assert!(within("the line that says so", told).await.unwrap() > 0);
@@ -89,7 +123,10 @@ async fn a_broker_whose_log_nobody_reads_ends_all_the_same() {
     let mut broker = Stuck::start().await;
     let begun = Instant::now();
     kill_process(Pid::from_child(&broker.child), Signal::TERM).unwrap();
-    until("its end", || std::future::ready(broker.child.try_wait().unwrap().is_some())).await;
+    until("its end", || {
+        std::future::ready(broker.child.try_wait().unwrap().is_some())
+    })
+    .await;
     assert!(broker.child.wait().unwrap().success());
     assert!(begun.elapsed() < END_MAX, "it took {:?}", begun.elapsed());
 }
@@ -105,9 +142,16 @@ async fn a_start_that_fails_ends_although_nobody_reads_why() {
     while std::io::Write::write(&mut writer, &[b'x'; 4096]).is_ok() {}
     rustix::io::ioctl_fionbio(&writer, false).unwrap();
     let mut command = Options::default().command(directory.path(), listen);
-    let mut child = command.stdout(Stdio::null()).stderr(writer).spawn().unwrap();
+    let mut child = command
+        .stdout(Stdio::null())
+        .stderr(writer)
+        .spawn()
+        .unwrap();
     drop(command);
-    until("its end", || std::future::ready(child.try_wait().unwrap().is_some())).await;
+    until("its end", || {
+        std::future::ready(child.try_wait().unwrap().is_some())
+    })
+    .await;
     assert_eq!(child.wait().unwrap().code(), Some(1));
     drop(reader);
 }

@@ -16,7 +16,11 @@ const FAILURE: &str = "blobcast_backup_last_failure_timestamp_seconds";
 const A_TIME: f64 = 1.7e9;
 
 async fn finished(server: &Server, result: &str) -> f64 {
-    server.metric(&format!("blobcast_backups_finished_total{{result=\"{result}\"}}")).await
+    server
+        .metric(&format!(
+            "blobcast_backups_finished_total{{result=\"{result}\"}}"
+        ))
+        .await
 }
 
 async fn until_finished(server: &Server, result: &str, count: f64) {
@@ -34,7 +38,11 @@ async fn bulky_broker(options: Options) -> Server {
 /// A backup of which something was sent, and not all.
 async fn begun(server: &Server) -> Streaming<BackupResponse> {
     let mut client = server.admin_service().await;
-    let mut stream = client.backup(v1::BackupRequest {}).await.unwrap().into_inner();
+    let mut stream = client
+        .backup(v1::BackupRequest {})
+        .await
+        .unwrap()
+        .into_inner();
     assert!(stream.message().await.unwrap().is_some());
     stream
 }
@@ -56,8 +64,16 @@ async fn a_whole_backup_is_known_to_metrics_and_to_the_next_starts() {
     server.logged("a backup is whole", 1).await;
 
     for start in 0..3 {
-        assert_eq!(server.metric("blobcast_backup_last_bytes").await, bytes, "{start}");
-        assert_eq!((server.metric(SUCCESS).await, server.metric(FAILURE).await), (at, 0.0), "{start}");
+        assert_eq!(
+            server.metric("blobcast_backup_last_bytes").await,
+            bytes,
+            "{start}"
+        );
+        assert_eq!(
+            (server.metric(SUCCESS).await, server.metric(FAILURE).await),
+            (at, 0.0),
+            "{start}"
+        );
         match start {
             0 => server.crash().await,
             _ => {
@@ -78,14 +94,20 @@ async fn a_backup_that_its_client_cuts_off_has_failed() {
     assert!(at > A_TIME && server.metric(SUCCESS).await == 0.0);
     assert!(server.terminate().await.success());
     server.restart().await;
-    assert_eq!((server.metric(SUCCESS).await, server.metric(FAILURE).await), (0.0, at));
+    assert_eq!(
+        (server.metric(SUCCESS).await, server.metric(FAILURE).await),
+        (0.0, at)
+    );
 }
 
 #[tokio::test]
 async fn a_backup_that_stands_still_has_failed() {
     let server = bulky_broker(Options::default().set("grpc.stall_timeout", "1s")).await;
     let unread = begun(&server).await;
-    until("it to be ended", async || server.metric("blobcast_answers_stalled_total").await >= 1.0).await;
+    until("it to be ended", async || {
+        server.metric("blobcast_answers_stalled_total").await >= 1.0
+    })
+    .await;
     drop(unread);
     until_finished(&server, "stalled", 1.0).await;
     assert!(server.metric(FAILURE).await > A_TIME);
@@ -95,7 +117,11 @@ async fn a_backup_that_stands_still_has_failed() {
 async fn a_backup_that_meets_damage_has_failed() {
     let mut server = Server::start().await;
     for number in 0..3 {
-        server.http().post(&completed(&format!("t{number}"))).await.event_id();
+        server
+            .http()
+            .post(&completed(&format!("t{number}")))
+            .await
+            .event_id();
     }
     assert!(server.terminate().await.success());
     server.restart().await;
@@ -115,7 +141,14 @@ async fn a_backup_that_is_open_when_the_broker_is_killed_has_failed_for_the_next
     let at = server.metric(FAILURE).await;
     assert!(at > A_TIME && server.metric(SUCCESS).await == 0.0);
     server.crash().await;
-    assert_eq!((finished(&server, "interrupted").await, server.metric(FAILURE).await), (0.0, at), "it is told once");
+    assert_eq!(
+        (
+            finished(&server, "interrupted").await,
+            server.metric(FAILURE).await
+        ),
+        (0.0, at),
+        "it is told once"
+    );
 }
 
 #[tokio::test]
@@ -132,20 +165,36 @@ async fn a_backup_that_is_open_when_the_broker_is_stopped_has_failed() {
 async fn a_file_of_results_that_is_damaged_is_told_and_refuses_no_start() {
     let mut server = Server::start().await;
     let shelf = tempfile::tempdir().unwrap();
-    server.cli("backup").arg(shelf.path().join("file")).run().await.good();
+    server
+        .cli("backup")
+        .arg(shelf.path().join("file"))
+        .run()
+        .await
+        .good();
     until_finished(&server, "ok", 1.0).await;
     server.kill();
     let file = server.data_dir().join("backups.json");
     fs::write(&file, "{").unwrap();
     server.restart().await;
-    assert!(server.logged("cannot read what became of earlier backups", 1).await[0].contains("backups.json"));
+    assert!(
+        server
+            .logged("cannot read what became of earlier backups", 1)
+            .await[0]
+            .contains("backups.json")
+    );
     assert_eq!(finished(&server, "unknown").await, 1.0);
-    assert!(server.metric(FAILURE).await > A_TIME, "somebody has to look");
+    assert!(
+        server.metric(FAILURE).await > A_TIME,
+        "somebody has to look"
+    );
 
     server.kill();
     fs::remove_file(&file).unwrap();
     server.restart().await;
-    assert_eq!((server.metric(SUCCESS).await, server.metric(FAILURE).await), (0.0, 0.0));
+    assert_eq!(
+        (server.metric(SUCCESS).await, server.metric(FAILURE).await),
+        (0.0, 0.0)
+    );
 }
 
 #[tokio::test]
@@ -155,7 +204,10 @@ async fn a_restored_log_counts_from_its_restore() {
     let file = shelf.path().join("file");
     server.cli("backup").arg(&file).run().await.good();
     let directory = tempfile::tempdir().unwrap();
-    let restore = crate::support::Cli::new("restore").arg(&file).arg("--data-dir").arg(directory.path().join("data"));
+    let restore = crate::support::Cli::new("restore")
+        .arg(&file)
+        .arg("--data-dir")
+        .arg(directory.path().join("data"));
     restore.run().await.good();
     let copy = Options::default().start_in(directory).await;
     assert!(copy.metric(SUCCESS).await > A_TIME);

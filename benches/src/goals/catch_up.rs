@@ -30,13 +30,17 @@ pub const LIVE_COUNT_MAX: u64 = 1_000_000;
 /// Connections that carry them.
 const LIVE_CONNECTIONS: usize = 16;
 
-const ORDERED: Who =
-    Who { name: "JetStream", settings: "file storage, sync_interval: always; an ordered push consumer of async-nats" };
+const ORDERED: Who = Who {
+    name: "JetStream",
+    settings: "file storage, sync_interval: always; an ordered push consumer of async-nats",
+};
 
 /// See the file's description.
 pub async fn run(bench: &Bench) -> Result<Vec<Table>> {
     let count = bench.either(1_000_000, 100_000);
-    let title = format!("catch-up of one subscription with {count} events, {LIVE_PER_SECOND} more a second");
+    let title = format!(
+        "catch-up of one subscription with {count} events, {LIVE_PER_SECOND} more a second"
+    );
     let mut table = Table::new(title, "events/s", Better::More).goal(500_000.0);
     eprintln!("catch-up: {count} events into each log");
     let front = blobcast::start(bench, &[]).await?;
@@ -47,9 +51,15 @@ pub async fn run(bench: &Bench) -> Result<Vec<Table>> {
     nats.restart(bench, Sync::Always).await?;
     let handler = Front::own(&["handler", &nats.url]).await?;
     for (place, round) in bench.rounds("catch-up").enumerate() {
-        let reading = Reading { first_live: count + place as u64 * LIVE_COUNT_MAX, count };
+        let reading = Reading {
+            first_live: count + place as u64 * LIVE_COUNT_MAX,
+            count,
+        };
         table.add(round.turn(BLOBCAST), reading.on_blobcast(&front).await?);
-        table.add(round.turn(ORDERED), reading.on_jetstream(&nats, &handler).await?);
+        table.add(
+            round.turn(ORDERED),
+            reading.on_jetstream(&nats, &handler).await?,
+        );
     }
     Ok(vec![table])
 }
@@ -70,11 +80,15 @@ impl Reading {
         let received = counters(1);
         let counted = Arc::clone(&received);
         let from_the_beginning = Start::Position(StartPosition::Earliest.into());
-        let request = |_| SubscribeRequest { start: Some(from_the_beginning.clone()), ..blobcast::of_product(PRODUCT) };
+        let request = |_| SubscribeRequest {
+            start: Some(from_the_beginning.clone()),
+            ..blobcast::of_product(PRODUCT)
+        };
         let meter = Meter::start(&[&front.process], &[])?;
         // It returns when the stream has caught up; what has come live until then is read, too.
         let seats = Seats::new(front.grpc, 1, 1);
-        let _subscriber = Subscribers::open(seats, request, move |_, _: &[u8]| counted[0].count()).await?;
+        let _subscriber =
+            Subscribers::open(seats, request, move |_, _: &[u8]| counted[0].count()).await?;
         self.sample(&meter, total(&received))
     }
 
@@ -93,13 +107,25 @@ impl Reading {
     fn live(self, ingest: SocketAddr) -> JoinSet<Result<()>> {
         let schedule = Schedule::new(self.first_live, LIVE_PER_SECOND, LIVE);
         let mut live = JoinSet::new();
-        live.spawn(send_on_schedule(ingest, LIVE_CONNECTIONS, PRODUCT, schedule));
+        live.spawn(send_on_schedule(
+            ingest,
+            LIVE_CONNECTIONS,
+            PRODUCT,
+            schedule,
+        ));
         live
     }
 
     fn sample(self, meter: &Meter, received: u64) -> Result<Sample> {
-        ensure!(received >= self.count, "{received} events of {} have come", self.count);
+        ensure!(
+            received >= self.count,
+            "{received} events of {} have come",
+            self.count
+        );
         let cost = meter.read()?;
-        Ok(Sample { value: received as f64 / cost.seconds, cost })
+        Ok(Sample {
+            value: received as f64 / cost.seconds,
+            cost,
+        })
     }
 }

@@ -32,11 +32,18 @@ const PER_CONNECTION: usize = 10;
 
 /// See the file's description.
 pub async fn run(bench: &Bench) -> Result<Vec<Table>> {
-    let mut table = Table::new("fan-out to 100 subscriptions", "deliveries/s", Better::More).goal_against(CORE, 1.5);
+    let mut table = Table::new("fan-out to 100 subscriptions", "deliveries/s", Better::More)
+        .goal_against(CORE, 1.5);
     for round in bench.rounds("fan-out") {
-        table.add(round.turn(BLOBCAST), of_front(bench, blobcast::start(bench, &[]).await?).await?);
+        table.add(
+            round.turn(BLOBCAST),
+            of_front(bench, blobcast::start(bench, &[]).await?).await?,
+        );
         table.add(round.turn(CORE), of_nats(bench).await?);
-        table.add(round.turn(BROADCAST), of_front(bench, Front::own(&["broadcast"]).await?).await?);
+        table.add(
+            round.turn(BROADCAST),
+            of_front(bench, Front::own(&["broadcast"]).await?).await?,
+        );
         if let Some(etcd) = Etcd::start(bench).await? {
             table.add(round.turn(WATCH), of_etcd(bench, &etcd).await?);
         }
@@ -45,7 +52,12 @@ pub async fn run(bench: &Bench) -> Result<Vec<Table>> {
 }
 
 async fn of_front(bench: &Bench, front: Front) -> Result<Sample> {
-    of_seats(bench, &front, Seats::new(front.grpc, CONNECTIONS, PER_CONNECTION)).await
+    of_seats(
+        bench,
+        &front,
+        Seats::new(front.grpc, CONNECTIONS, PER_CONNECTION),
+    )
+    .await
 }
 
 /// Deliveries to these seats; also for the goal about slow neighbours.
@@ -56,7 +68,11 @@ pub async fn of_seats(bench: &Bench, front: &Front, seats: Seats) -> Result<Samp
     let _subscribers = Subscribers::open(seats, |_| blobcast::of_product(PRODUCT), count).await?;
     let window = Window::ahead_of(&received);
     let load = Load::start(front.ingest, INGEST_CONNECTIONS, PRODUCT, &window.supply).await?;
-    bench.rate(&[&front.process], &[], || load.answered().map(|_| total(&received))).await
+    bench
+        .rate(&[&front.process], &[], || {
+            load.answered().map(|_| total(&received))
+        })
+        .await
 }
 
 async fn of_nats(bench: &Bench) -> Result<Sample> {
@@ -78,7 +94,9 @@ async fn of_nats(bench: &Bench) -> Result<Sample> {
     // A subscription has no answer: they are all there when all have had an event.
     let (publisher, payload) = (nats.client().await?, Bytes::from(load::body(0)));
     while slowest(&received) == 0 {
-        publisher.publish(nats::subject(PRODUCT), payload.clone()).await?;
+        publisher
+            .publish(nats::subject(PRODUCT), payload.clone())
+            .await?;
         sleep(Duration::from_millis(1)).await;
     }
     let window = Window::ahead_of(&received);
@@ -87,12 +105,18 @@ async fn of_nats(bench: &Bench) -> Result<Sample> {
         let subject = async_nats::Subject::from(nats::subject(PRODUCT));
         loop {
             supply.take().await;
-            if publisher.publish(subject.clone(), payload.clone()).await.is_err() {
+            if publisher
+                .publish(subject.clone(), payload.clone())
+                .await
+                .is_err()
+            {
                 return;
             }
         }
     });
-    bench.rate(&[&nats.process], &[], || Ok(total(&received))).await
+    bench
+        .rate(&[&nats.process], &[], || Ok(total(&received)))
+        .await
 }
 
 async fn of_etcd(bench: &Bench, etcd: &Etcd) -> Result<Sample> {
@@ -102,7 +126,10 @@ async fn of_etcd(bench: &Bench, etcd: &Etcd) -> Result<Sample> {
     let window = Window::ahead_of(&received);
     let mut tasks = JoinSet::new();
     for _ in 0..INGEST_CONNECTIONS {
-        let (putter, supply) = (Putter::connect(etcd.address).await?, Arc::clone(&window.supply));
+        let (putter, supply) = (
+            Putter::connect(etcd.address).await?,
+            Arc::clone(&window.supply),
+        );
         tasks.spawn(async move {
             loop {
                 let value = load::body(supply.take().await).into();
@@ -112,5 +139,7 @@ async fn of_etcd(bench: &Bench, etcd: &Etcd) -> Result<Sample> {
             }
         });
     }
-    bench.rate(&[&etcd.process], &[], || Ok(total(&received))).await
+    bench
+        .rate(&[&etcd.process], &[], || Ok(total(&received)))
+        .await
 }

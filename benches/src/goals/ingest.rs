@@ -24,25 +24,53 @@ use crate::{
 
 /// See the file's description.
 pub async fn run(bench: &Bench) -> Result<Vec<Table>> {
-    let mut table = Table::new("durable ingest on 128 connections", "callbacks/s", Better::More)
-        .goal_against(EMPTY, 0.6)
-        .goal_against(ALWAYS, 5.0);
+    let mut table = Table::new(
+        "durable ingest on 128 connections",
+        "callbacks/s",
+        Better::More,
+    )
+    .goal_against(EMPTY, 0.6)
+    .goal_against(ALWAYS, 5.0);
     for round in bench.rounds("ingest") {
-        table.add(round.turn(BLOBCAST), of_front(bench, blobcast::start(bench, &[]).await?, None).await?);
-        table.add(round.turn(EMPTY), of_front(bench, Front::own(&["empty"]).await?, None).await?);
-        table.add(round.turn(APPEND), of_front(bench, append::start(bench).await?, None).await?);
+        table.add(
+            round.turn(BLOBCAST),
+            of_front(bench, blobcast::start(bench, &[]).await?, None).await?,
+        );
+        table.add(
+            round.turn(EMPTY),
+            of_front(bench, Front::own(&["empty"]).await?, None).await?,
+        );
+        table.add(
+            round.turn(APPEND),
+            of_front(bench, append::start(bench).await?, None).await?,
+        );
         table.add(round.turn(ALWAYS), of_jetstream(bench, Sync::Always).await?);
-        table.add(round.turn(DEFAULT), of_jetstream(bench, Sync::Default).await?);
+        table.add(
+            round.turn(DEFAULT),
+            of_jetstream(bench, Sync::Default).await?,
+        );
         let nats = Nats::start(bench, Some(Sync::Always)).await?;
         let handler = Front::own(&["handler", &nats.url]).await?;
-        table.add(round.turn(HANDLER), of_front(bench, handler, Some(&nats)).await?);
+        table.add(
+            round.turn(HANDLER),
+            of_front(bench, handler, Some(&nats)).await?,
+        );
     }
     Ok(vec![table])
 }
 
 async fn of_front(bench: &Bench, front: Front, behind: Option<&Nats>) -> Result<Sample> {
-    let load = Load::start(front.ingest, INGEST_CONNECTIONS, PRODUCT, &Supply::unlimited()).await?;
-    let servers: Vec<_> = [&front.process].into_iter().chain(behind.map(|nats| &nats.process)).collect();
+    let load = Load::start(
+        front.ingest,
+        INGEST_CONNECTIONS,
+        PRODUCT,
+        &Supply::unlimited(),
+    )
+    .await?;
+    let servers: Vec<_> = [&front.process]
+        .into_iter()
+        .chain(behind.map(|nats| &nats.process))
+        .collect();
     bench.rate(&servers, &[], || load.answered()).await
 }
 
@@ -53,14 +81,26 @@ async fn of_jetstream(bench: &Bench, sync: Sync) -> Result<Sample> {
     let (acknowledged, supply) = (counters(INGEST_CONNECTIONS), Supply::unlimited());
     let mut tasks = JoinSet::new();
     for number in 0..INGEST_CONNECTIONS {
-        let (context, acknowledged, supply) = (context.clone(), Arc::clone(&acknowledged), Arc::clone(&supply));
+        let (context, acknowledged, supply) = (
+            context.clone(),
+            Arc::clone(&acknowledged),
+            Arc::clone(&supply),
+        );
         tasks.spawn(async move {
-            while nats::publish(&context, load::body(supply.take().await)).await.is_ok() {
+            while nats::publish(&context, load::body(supply.take().await))
+                .await
+                .is_ok()
+            {
                 acknowledged[number].count();
             }
         });
     }
-    let sample = bench.rate(&[&nats.process], &[], || Ok(total(&acknowledged))).await?;
-    ensure!(tasks.try_join_next().is_none(), "JetStream has refused a message");
+    let sample = bench
+        .rate(&[&nats.process], &[], || Ok(total(&acknowledged)))
+        .await?;
+    ensure!(
+        tasks.try_join_next().is_none(),
+        "JetStream has refused a message"
+    );
     Ok(sample)
 }

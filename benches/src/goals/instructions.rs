@@ -38,18 +38,39 @@ struct Committed {
 /// See the file's description.
 pub async fn run(bench: &Bench) -> Result<Vec<Table>> {
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("instructions.json");
-    let Committed { per_callback, per_delivery, margin_percent } = serde_json::from_str(&fs::read_to_string(file)?)?;
+    let Committed {
+        per_callback,
+        per_delivery,
+        margin_percent,
+    } = serde_json::from_str(&fs::read_to_string(file)?)?;
     let table = |what, committed| {
         let title = format!("for a {what}, up to {margin_percent} % more than what is committed");
-        Table::new(title, "instructions", Better::Less).goal(committed * (1.0 + margin_percent / 100.0))
+        Table::new(title, "instructions", Better::Less)
+            .goal(committed * (1.0 + margin_percent / 100.0))
     };
-    let (mut callbacks, mut deliveries) = (table("callback", per_callback), table("delivery", per_delivery));
+    let (mut callbacks, mut deliveries) = (
+        table("callback", per_callback),
+        table("delivery", per_delivery),
+    );
     for round in bench.rounds("instructions") {
         let who = round.turn(BLOBCAST);
         let of_callback = per_event(bench, 0).await?;
-        let of_delivery = (per_event(bench, SUBSCRIPTIONS).await? - of_callback) / SUBSCRIPTIONS as f64;
-        callbacks.add(who, Sample { value: of_callback, cost: Cost::default() });
-        deliveries.add(who, Sample { value: of_delivery, cost: Cost::default() });
+        let of_delivery =
+            (per_event(bench, SUBSCRIPTIONS).await? - of_callback) / SUBSCRIPTIONS as f64;
+        callbacks.add(
+            who,
+            Sample {
+                value: of_callback,
+                cost: Cost::default(),
+            },
+        );
+        deliveries.add(
+            who,
+            Sample {
+                value: of_delivery,
+                cost: Cost::default(),
+            },
+        );
     }
     let tables = vec![callbacks, deliveries];
     if let Some(missed) = tables.iter().find(|table| !table.is_met()) {
@@ -59,7 +80,10 @@ pub async fn run(bench: &Bench) -> Result<Vec<Table>> {
 }
 
 async fn per_event(bench: &Bench, subscriptions: usize) -> Result<f64> {
-    let (shorter, longer) = (count(bench, SHORTER, subscriptions).await?, count(bench, LONGER, subscriptions).await?);
+    let (shorter, longer) = (
+        count(bench, SHORTER, subscriptions).await?,
+        count(bench, LONGER, subscriptions).await?,
+    );
     Ok((longer - shorter) / (LONGER - SHORTER) as f64)
 }
 
@@ -69,7 +93,11 @@ async fn count(bench: &Bench, callbacks: u64, subscriptions: usize) -> Result<f6
     let broker = blobcast::command(&bench.server, directory.path(), &[]);
     let mut command = Command::new("valgrind");
     command
-        .args(["--tool=callgrind", "--fair-sched=yes", "--callgrind-out-file=/dev/null"])
+        .args([
+            "--tool=callgrind",
+            "--fair-sched=yes",
+            "--callgrind-out-file=/dev/null",
+        ])
         .arg(&bench.server)
         .args(broker.get_args());
     for (key, value) in broker.get_envs() {
@@ -91,5 +119,7 @@ async fn count(bench: &Bench, callbacks: u64, subscriptions: usize) -> Result<f6
     }
     drop(subscribers);
     process.terminate()?;
-    process.hears(|line| line.split_once("Collected : ")?.1.trim().parse().ok()).await
+    process
+        .hears(|line| line.split_once("Collected : ")?.1.trim().parse().ok())
+        .await
 }

@@ -48,10 +48,21 @@ pub async fn run(bench: &Bench) -> Result<Vec<Table>> {
                 format!("{subscriptions} subscriptions, {per_second} callbacks/s: p{percent} from callback to event");
             Table::new(title, "ms", Better::Less).goal_against(HANDLER, 1.0)
         });
-        let load = Open { subscriptions, per_second };
+        let load = Open {
+            subscriptions,
+            per_second,
+        };
         for round in bench.rounds("latency") {
-            add(&mut of_size, round.turn(BLOBCAST), &load.on_blobcast(bench).await?);
-            add(&mut of_size, round.turn(HANDLER), &load.on_jetstream(bench).await?);
+            add(
+                &mut of_size,
+                round.turn(BLOBCAST),
+                &load.on_blobcast(bench).await?,
+            );
+            add(
+                &mut of_size,
+                round.turn(HANDLER),
+                &load.on_jetstream(bench).await?,
+            );
         }
         tables.extend(of_size);
     }
@@ -61,7 +72,13 @@ pub async fn run(bench: &Bench) -> Result<Vec<Table>> {
 fn add(tables: &mut [Table], who: Who, (latencies, cost): &(Latencies, Cost)) {
     let total = latencies.total();
     for (table, percent) in tables.iter_mut().zip(PERCENTILES) {
-        table.add(who, Sample { value: percentile_millis(&total, percent), cost: *cost });
+        table.add(
+            who,
+            Sample {
+                value: percentile_millis(&total, percent),
+                cost: *cost,
+            },
+        );
     }
 }
 
@@ -80,8 +97,11 @@ impl Open {
         let watch = Watch::of(self.subscriptions);
         let seen = watch.clone();
         let on_event = move |number: usize, event: &[u8]| seen.saw(number, event);
-        let _subscribers = Subscribers::open(seats, |_| blobcast::of_product(PRODUCT), on_event).await?;
-        watch.measure(bench, self.per_second, &front, &[&front.process]).await
+        let _subscribers =
+            Subscribers::open(seats, |_| blobcast::of_product(PRODUCT), on_event).await?;
+        watch
+            .measure(bench, self.per_second, &front, &[&front.process])
+            .await
     }
 
     async fn on_jetstream(self, bench: &Bench) -> Result<(Latencies, Cost)> {
@@ -102,7 +122,14 @@ impl Open {
                 });
             }
         }
-        watch.measure(bench, self.per_second, &front, &[&front.process, &nats.process]).await
+        watch
+            .measure(
+                bench,
+                self.per_second,
+                &front,
+                &[&front.process, &nats.process],
+            )
+            .await
     }
 }
 
@@ -117,7 +144,11 @@ pub struct Watch {
 impl Watch {
     /// Of so many subscriptions.
     pub fn of(subscriptions: usize) -> Self {
-        Self { schedule: Arc::default(), latencies: Latencies::new(), received: counters(subscriptions) }
+        Self {
+            schedule: Arc::default(),
+            latencies: Latencies::new(),
+            received: counters(subscriptions),
+        }
     }
 
     /// One of them has received an event.
@@ -127,7 +158,10 @@ impl Watch {
         if let (Some(schedule), Some(number)) = (self.schedule.get(), task_number(event))
             && number >= WARM_UP_EVENTS
         {
-            self.latencies.record(subscription, now.saturating_duration_since(schedule.due(number)));
+            self.latencies.record(
+                subscription,
+                now.saturating_duration_since(schedule.due(number)),
+            );
         }
     }
 
@@ -140,11 +174,20 @@ impl Watch {
         servers: &[&Process],
     ) -> Result<(Latencies, Cost)> {
         let meter = Meter::start(servers, &[])?;
-        let schedule = *self.schedule.get_or_init(|| Schedule::new(0, per_second, bench.measured() * DURATIONS));
+        let schedule = *self
+            .schedule
+            .get_or_init(|| Schedule::new(0, per_second, bench.measured() * DURATIONS));
         send_on_schedule(front.ingest, INGEST_CONNECTIONS, PRODUCT, schedule).await?;
-        let (deadline, due) = (Instant::now() + PATIENCE, schedule.numbers().end * self.received.len() as u64);
+        let (deadline, due) = (
+            Instant::now() + PATIENCE,
+            schedule.numbers().end * self.received.len() as u64,
+        );
         while total(&self.received) < due {
-            ensure!(Instant::now() < deadline, "{} of {due} deliveries have come", total(&self.received));
+            ensure!(
+                Instant::now() < deadline,
+                "{} of {due} deliveries have come",
+                total(&self.received)
+            );
             sleep(Duration::from_millis(1)).await;
         }
         Ok((self.latencies, meter.read()?))

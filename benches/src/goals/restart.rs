@@ -21,8 +21,14 @@ use crate::{
 /// Nothing is forgotten meanwhile.
 pub const KEEP_ALL: [(&str, &str); 1] = [("log.retention_bytes_max", "1TiB")];
 
-const KILLED: Who = Who { name: "blobcast, after kill -9", ..BLOBCAST };
-const ENDED: Who = Who { name: "blobcast, after SIGTERM", ..BLOBCAST };
+const KILLED: Who = Who {
+    name: "blobcast, after kill -9",
+    ..BLOBCAST
+};
+const ENDED: Who = Who {
+    name: "blobcast, after SIGTERM",
+    ..BLOBCAST
+};
 const JETSTREAM: Who = Who {
     name: "JetStream, after kill -9",
     settings: "file storage, sync_interval: always; filled with the default, which is faster",
@@ -41,11 +47,20 @@ pub async fn run(bench: &Bench) -> Result<Vec<Table>> {
         nats.fill(count).await?;
         for round in bench.rounds("restart") {
             broker.process.kill()?;
-            table.add(round.turn(KILLED), timed(broker.restart(bench, &KEEP_ALL)).await?);
+            table.add(
+                round.turn(KILLED),
+                timed(broker.restart(bench, &KEEP_ALL)).await?,
+            );
             broker.process.terminate()?;
-            table.add(round.turn(ENDED), timed(broker.restart(bench, &KEEP_ALL)).await?);
+            table.add(
+                round.turn(ENDED),
+                timed(broker.restart(bench, &KEEP_ALL)).await?,
+            );
             nats.process.kill()?;
-            table.add(round.turn(JETSTREAM), timed(nats.restart(bench, Sync::Always)).await?);
+            table.add(
+                round.turn(JETSTREAM),
+                timed(nats.restart(bench, Sync::Always)).await?,
+            );
         }
         tables.push(table);
     }
@@ -57,5 +72,11 @@ pub async fn timed(start: impl Future<Output = Result<()>>) -> Result<Sample> {
     let begun = Instant::now();
     start.await?;
     let seconds = begun.elapsed().as_secs_f64();
-    Ok(Sample { value: seconds, cost: Cost { seconds, ..Cost::default() } })
+    Ok(Sample {
+        value: seconds,
+        cost: Cost {
+            seconds,
+            ..Cost::default()
+        },
+    })
 }

@@ -20,7 +20,10 @@ pub async fn run(bench: &Bench) -> Result<Vec<Table>> {
     for round in bench.rounds("scale-products") {
         let front = blobcast::start(bench, &[]).await?;
         let seats = Seats::new(front.grpc, CONNECTIONS, per_connection);
-        table.add(round.turn(BLOBCAST), fan_out::of_seats(bench, &front, seats).await?);
+        table.add(
+            round.turn(BLOBCAST),
+            fan_out::of_seats(bench, &front, seats).await?,
+        );
     }
     Ok(vec![table])
 }

@@ -21,19 +21,52 @@ const STRIDE: u64 = 7_919;
 
 /// How many wait, and what they are called.
 const SIZES: [(usize, Who); 4] = [
-    (1_000, Who { name: "1,000 waiting", ..BLOBCAST }),
-    (10_000, Who { name: "10,000 waiting", ..BLOBCAST }),
-    (100_000, Who { name: "100,000 waiting", ..BLOBCAST }),
-    (1_000_000, Who { name: "1,000,000 waiting", ..BLOBCAST }),
+    (
+        1_000,
+        Who {
+            name: "1,000 waiting",
+            ..BLOBCAST
+        },
+    ),
+    (
+        10_000,
+        Who {
+            name: "10,000 waiting",
+            ..BLOBCAST
+        },
+    ),
+    (
+        100_000,
+        Who {
+            name: "100,000 waiting",
+            ..BLOBCAST
+        },
+    ),
+    (
+        1_000_000,
+        Who {
+            name: "1,000,000 waiting",
+            ..BLOBCAST
+        },
+    ),
 ];
 const SIZES_SHORT: usize = 2;
 
 /// See the file's description.
 pub async fn run(bench: &Bench) -> Result<Vec<Table>> {
-    let table = |title: &str, unit| Table::new(format!("by waiting task subscriptions: {title}"), unit, Better::Less);
+    let table = |title: &str, unit| {
+        Table::new(
+            format!("by waiting task subscriptions: {title}"),
+            unit,
+            Better::Less,
+        )
+    };
     let mut memory = table("memory of the server for all", "MB");
     let mut opening = table("time to open all", "s");
-    let mut telling = table("callback to event, one after the other, the middle of one in a hundred", "ms");
+    let mut telling = table(
+        "callback to event, one after the other, the middle of one in a hundred",
+        "ms",
+    );
     let mut slowest = table("callback to event, the slowest of them", "ms");
     for (waiting, size) in &SIZES[..bench.either(SIZES.len(), SIZES_SHORT)] {
         let ending = (waiting / ONE_IN) as u64;
@@ -43,12 +76,41 @@ pub async fn run(bench: &Bench) -> Result<Vec<Table>> {
             let meter = Meter::start(&[&front.process], &[])?;
             let mut held = Waiting::open(front.grpc, 0, *waiting, PER_CONNECTION).await?;
             let cost = meter.read_with(&held.processes())?;
-            opening.add(who, Sample { value: cost.seconds, cost });
-            memory.add(who, Sample { value: resident_bytes(&front.process)? as f64 / 1e6, cost });
-            send_each(front.ingest, PRODUCT, (0..ending).map(|number| number * STRIDE % *waiting as u64)).await?;
+            opening.add(
+                who,
+                Sample {
+                    value: cost.seconds,
+                    cost,
+                },
+            );
+            memory.add(
+                who,
+                Sample {
+                    value: resident_bytes(&front.process)? as f64 / 1e6,
+                    cost,
+                },
+            );
+            send_each(
+                front.ingest,
+                PRODUCT,
+                (0..ending).map(|number| number * STRIDE % *waiting as u64),
+            )
+            .await?;
             let Spread { median, max, .. } = held.have_received(ending).await?;
-            telling.add(who, Sample { value: median, cost: Cost::default() });
-            slowest.add(who, Sample { value: max, cost: Cost::default() });
+            telling.add(
+                who,
+                Sample {
+                    value: median,
+                    cost: Cost::default(),
+                },
+            );
+            slowest.add(
+                who,
+                Sample {
+                    value: max,
+                    cost: Cost::default(),
+                },
+            );
         }
     }
     Ok(vec![memory, opening, telling, slowest])

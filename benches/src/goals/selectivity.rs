@@ -21,11 +21,22 @@ const CONNECTIONS: usize = 10;
 /// Tasks that are waited for and never end: numbered beyond all that do.
 const FIRST_WAITING: u64 = 500_000_000_000;
 
-const MANY_WAIT: Who = Who { name: "blobcast, many waiting", settings: "defaults; subscriptions_max raised" };
-const FEW_WAIT: Who = Who { name: "blobcast, 100 waiting", ..MANY_WAIT };
-const MANY_WAIT_BY_HAND: Who =
-    Who { name: "by hand, many waiting", settings: "tokio::sync::broadcast, where each stream looks at each event" };
-const FEW_WAIT_BY_HAND: Who = Who { name: "by hand, 100 waiting", ..MANY_WAIT_BY_HAND };
+const MANY_WAIT: Who = Who {
+    name: "blobcast, many waiting",
+    settings: "defaults; subscriptions_max raised",
+};
+const FEW_WAIT: Who = Who {
+    name: "blobcast, 100 waiting",
+    ..MANY_WAIT
+};
+const MANY_WAIT_BY_HAND: Who = Who {
+    name: "by hand, many waiting",
+    settings: "tokio::sync::broadcast, where each stream looks at each event",
+};
+const FEW_WAIT_BY_HAND: Who = Who {
+    name: "by hand, 100 waiting",
+    ..MANY_WAIT_BY_HAND
+};
 
 /// See the file's description.
 pub async fn run(bench: &Bench) -> Result<Vec<Table>> {
@@ -34,10 +45,16 @@ pub async fn run(bench: &Bench) -> Result<Vec<Table>> {
     let mut table = Table::new(title, "callbacks/s", Better::More).goal_against(FEW_WAIT, 0.9);
     for round in bench.rounds("selectivity") {
         for (who, waiting) in [(MANY_WAIT, many), (FEW_WAIT, FEW)] {
-            table.add(round.turn(who), of_front(bench, blobcast::start(bench, &MANY).await?, waiting).await?);
+            table.add(
+                round.turn(who),
+                of_front(bench, blobcast::start(bench, &MANY).await?, waiting).await?,
+            );
         }
         for (who, waiting) in [(MANY_WAIT_BY_HAND, many), (FEW_WAIT_BY_HAND, FEW)] {
-            table.add(round.turn(who), of_front(bench, Front::own(&["broadcast"]).await?, waiting).await?);
+            table.add(
+                round.turn(who),
+                of_front(bench, Front::own(&["broadcast"]).await?, waiting).await?,
+            );
         }
     }
     Ok(vec![table])
@@ -45,6 +62,14 @@ pub async fn run(bench: &Bench) -> Result<Vec<Table>> {
 
 async fn of_front(bench: &Bench, front: Front, waiting: usize) -> Result<Sample> {
     let held = Waiting::open(front.grpc, FIRST_WAITING, waiting, waiting / CONNECTIONS).await?;
-    let load = Load::start(front.ingest, INGEST_CONNECTIONS, PRODUCT, &Supply::unlimited()).await?;
-    bench.rate(&[&front.process], &held.processes(), || load.answered()).await
+    let load = Load::start(
+        front.ingest,
+        INGEST_CONNECTIONS,
+        PRODUCT,
+        &Supply::unlimited(),
+    )
+    .await?;
+    bench
+        .rate(&[&front.process], &held.processes(), || load.answered())
+        .await
 }

@@ -39,8 +39,14 @@ pub async fn run(bench: &Bench) -> Result<Vec<Table>> {
     let title = format!("memory of the server by its {waiting} waiting task subscriptions");
     let mut table = Table::new(title, "bytes", Better::Less).goal(5.0 * 1024.0);
     for round in bench.rounds("waiting") {
-        table.add(round.turn(BLOBCAST), of_front(&blobcast::start(bench, &MANY).await?, waiting).await?);
-        table.add(round.turn(BROADCAST), of_front(&Front::own(&["broadcast"]).await?, waiting).await?);
+        table.add(
+            round.turn(BLOBCAST),
+            of_front(&blobcast::start(bench, &MANY).await?, waiting).await?,
+        );
+        table.add(
+            round.turn(BROADCAST),
+            of_front(&Front::own(&["broadcast"]).await?, waiting).await?,
+        );
         if let Some(etcd) = Etcd::start(bench).await? {
             table.add(round.turn(WATCH), of_etcd(&etcd, waiting).await?);
         }
@@ -49,7 +55,10 @@ pub async fn run(bench: &Bench) -> Result<Vec<Table>> {
 }
 
 fn sample(server: &Process, cost: Cost, waiting: usize) -> Result<Sample> {
-    Ok(Sample { value: resident_bytes(server)? as f64 / waiting as f64, cost })
+    Ok(Sample {
+        value: resident_bytes(server)? as f64 / waiting as f64,
+        cost,
+    })
 }
 
 fn ending(waiting: usize) -> impl Iterator<Item = u64> {
@@ -69,15 +78,28 @@ async fn of_etcd(etcd: &Etcd, waiting: usize) -> Result<Sample> {
     let meter = Meter::start(&[&etcd.process], &[])?;
     let received = counters(waiting);
     let key = |number| task_id(number as u64);
-    let _watches = Watches::open(etcd.address, CONNECTIONS, waiting / CONNECTIONS, key, &received).await?;
+    let _watches = Watches::open(
+        etcd.address,
+        CONNECTIONS,
+        waiting / CONNECTIONS,
+        key,
+        &received,
+    )
+    .await?;
     let sample = sample(&etcd.process, meter.read()?, waiting)?;
     let putter = Arc::new(Putter::connect(etcd.address).await?);
     for number in ending(waiting) {
-        putter.put(task_id(number), Bytes::from(load::body(number))).await?;
+        putter
+            .put(task_id(number), Bytes::from(load::body(number)))
+            .await?;
     }
     let deadline = Instant::now() + PATIENCE;
     while total(&received) < ENDING {
-        ensure!(Instant::now() < deadline, "{} of {ENDING} watches have seen their event", total(&received));
+        ensure!(
+            Instant::now() < deadline,
+            "{} of {ENDING} watches have seen their event",
+            total(&received)
+        );
         sleep(Duration::from_millis(1)).await;
     }
     Ok(sample)

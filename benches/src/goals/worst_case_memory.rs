@@ -32,7 +32,10 @@ const UNREAD: Duration = Duration::from_secs(10);
 /// See the file's description.
 pub async fn run(bench: &Bench) -> Result<Vec<Table>> {
     let table = |how| {
-        let title = format!("most memory of the server with {} streams over 1 MB events, {how}", streams(bench));
+        let title = format!(
+            "most memory of the server with {} streams over 1 MB events, {how}",
+            streams(bench)
+        );
         Table::new(title, "bytes", Better::Less).goal(BYTES_MAX)
     };
     let (mut read, mut unread) = (table("read"), table("unread"));
@@ -55,16 +58,26 @@ async fn of_streams(bench: &Bench, is_read: bool) -> Result<Sample> {
     let meter = Meter::start(&[&front.process], &[])?;
     let each = streams(bench) / CONNECTIONS;
     let (per_connection, stalled_per_connection) = if is_read { (each, 0) } else { (0, each) };
-    let seats = Seats { stalled_per_connection, ..Seats::new(front.grpc, CONNECTIONS, per_connection) };
+    let seats = Seats {
+        stalled_per_connection,
+        ..Seats::new(front.grpc, CONNECTIONS, per_connection)
+    };
     // Opening waits until those that are read have read all of the log.
     let _subscribers = Subscribers::open(seats, |_| from_the_start(), |_, _| {}).await?;
     if !is_read {
         sleep(UNREAD).await;
     }
-    Ok(Sample { value: peak_bytes(&front.process)? as f64, cost: meter.read()? })
+    Ok(Sample {
+        value: peak_bytes(&front.process)? as f64,
+        cost: meter.read()?,
+    })
 }
 
 fn from_the_start() -> SubscribeRequest {
     let start = Some(Start::Position(StartPosition::Earliest.into()));
-    SubscribeRequest { start, include_raw: true, ..SubscribeRequest::default() }
+    SubscribeRequest {
+        start,
+        include_raw: true,
+        ..SubscribeRequest::default()
+    }
 }

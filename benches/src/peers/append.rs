@@ -31,7 +31,10 @@ pub async fn start(bench: &Bench) -> Result<Front> {
     let directory = harness::directory(&bench.target)?;
     let path = directory.path().join("bodies");
     let front = Front::own(&["append", path.to_str().context("a path that is no text")?]).await?;
-    Ok(Front { directory: Some(directory), ..front })
+    Ok(Front {
+        directory: Some(directory),
+        ..front
+    })
 }
 
 /// Serves, as a process.
@@ -42,12 +45,18 @@ pub async fn serve(path: &Path) -> Result<()> {
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     front::announce(&listener, &listener)?;
     let handle = move |body: Bytes| durable(sender.clone(), body);
-    front::serve(listener, Router::new().route("/webhook/{product}", any(handle))).await
+    front::serve(
+        listener,
+        Router::new().route("/webhook/{product}", any(handle)),
+    )
+    .await
 }
 
 async fn durable(bodies: Sender<Body>, body: Bytes) -> impl IntoResponse {
     let (reply, answer) = oneshot::channel();
-    let sent = bodies.send((body, reply)).map_err(|_| anyhow!("the writer has ended"));
+    let sent = bodies
+        .send((body, reply))
+        .map_err(|_| anyhow!("the writer has ended"));
     match (sent, answer.await) {
         (Ok(()), Ok(())) => front::answer().into_response(),
         _ => StatusCode::INTERNAL_SERVER_ERROR.into_response(),

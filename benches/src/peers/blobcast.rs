@@ -15,11 +15,15 @@ use crate::{
 };
 
 /// The broker with its defaults.
-pub const BLOBCAST: Who =
-    Who { name: "blobcast", settings: "defaults; every callback is synced to disk before it is answered or seen" };
+pub const BLOBCAST: Who = Who {
+    name: "blobcast",
+    settings: "defaults; every callback is synced to disk before it is answered or seen",
+};
 /// The limits that a hundred thousand subscriptions of one client meet.
-pub const MANY: [(&str, &str); 2] =
-    [("grpc.subscriptions_max", "2000000"), ("grpc.subscriptions_per_client_max", "2000000")];
+pub const MANY: [(&str, &str); 2] = [
+    ("grpc.subscriptions_max", "2000000"),
+    ("grpc.subscriptions_per_client_max", "2000000"),
+];
 
 /// Starts a broker with an empty log.
 pub async fn start(bench: &Bench, settings: &[(&str, &str)]) -> Result<Front> {
@@ -28,9 +32,17 @@ pub async fn start(bench: &Bench, settings: &[(&str, &str)]) -> Result<Front> {
 }
 
 async fn launch(bench: &Bench, directory: TempDir, settings: &[(&str, &str)]) -> Result<Front> {
-    let mut process = Process::start(command(&bench.server, directory.path(), settings), Says::Stderr)?;
+    let mut process = Process::start(
+        command(&bench.server, directory.path(), settings),
+        Says::Stderr,
+    )?;
     let [ingest, grpc] = process.hears(addresses).await.context("blobcast")?;
-    Ok(Front { process, ingest, grpc, directory: Some(directory) })
+    Ok(Front {
+        process,
+        ingest,
+        grpc,
+        directory: Some(directory),
+    })
 }
 
 impl Front {
@@ -46,10 +58,14 @@ impl Front {
 pub fn command(server: &Path, directory: &Path, settings: &[(&str, &str)]) -> Command {
     let mut command = Command::new(server);
     // What the machine sets for itself must not reach the broker under measurement.
-    for (key, _) in env::vars_os().filter(|(key, _)| key.to_string_lossy().starts_with("BLOBCAST_")) {
+    for (key, _) in env::vars_os().filter(|(key, _)| key.to_string_lossy().starts_with("BLOBCAST_"))
+    {
         command.env_remove(key);
     }
-    command.arg("serve").arg("--data-dir").arg(directory.join("data"));
+    command
+        .arg("serve")
+        .arg("--data-dir")
+        .arg(directory.join("data"));
     for flag in ["--ingest-listen", "--grpc-listen", "--admin-listen"] {
         command.arg(flag).arg("127.0.0.1:0");
     }
@@ -69,17 +85,29 @@ pub fn addresses(line: &str) -> Option<[SocketAddr; 2]> {
 
 /// Everything of one product from now on.
 pub fn of_product(product: &str) -> SubscribeRequest {
-    let filter = Filter { products: vec![product.to_owned()], ..Filter::default() };
-    SubscribeRequest { filter: Some(filter), ..SubscribeRequest::default() }
+    let filter = Filter {
+        products: vec![product.to_owned()],
+        ..Filter::default()
+    };
+    SubscribeRequest {
+        filter: Some(filter),
+        ..SubscribeRequest::default()
+    }
 }
 
 /// What those ask for who wait for a task: as rarely as can be asked for. By default every stream is told every 15 seconds that it
 /// is still there, and a million streams would keep two cores busy with that alone.
-const HEARTBEAT_INTERVAL: prost_types::Duration = prost_types::Duration { seconds: 60, nanos: 0 };
+const HEARTBEAT_INTERVAL: prost_types::Duration = prost_types::Duration {
+    seconds: 60,
+    nanos: 0,
+};
 
 /// One task.
 pub fn of_task(task_id: String) -> SubscribeRequest {
-    let filter = Filter { task_ids: vec![task_id], ..Filter::default() };
+    let filter = Filter {
+        task_ids: vec![task_id],
+        ..Filter::default()
+    };
     SubscribeRequest {
         filter: Some(filter),
         heartbeat_interval: Some(HEARTBEAT_INTERVAL),

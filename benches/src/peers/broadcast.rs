@@ -22,9 +22,10 @@ use super::front;
 use crate::{
     report::Who,
     wire::{
-        CaughtUp, Event, Filter, GetLogInfoRequest, GetLogInfoResponse, GetRawBodyRequest, GetRawBodyResponse,
-        GetTaskRequest, GetTaskResponse, ListEventsRequest, ListEventsResponse, Output, OutputKind, SubscribeRequest,
-        SubscribeResponse, TaskStatus, WaitTaskRequest, WaitTaskResponse,
+        CaughtUp, Event, Filter, GetLogInfoRequest, GetLogInfoResponse, GetRawBodyRequest,
+        GetRawBodyResponse, GetTaskRequest, GetTaskResponse, ListEventsRequest, ListEventsResponse,
+        Output, OutputKind, SubscribeRequest, SubscribeResponse, TaskStatus, WaitTaskRequest,
+        WaitTaskResponse,
         event_service_server::{EventService, EventServiceServer},
         subscribe_response::Content,
     },
@@ -50,11 +51,19 @@ struct Callback {
 
 impl Callback {
     fn event(self, product: String) -> Event {
-        let output = |url| Output { kind: OutputKind::Video.into(), url };
+        let output = |url| Output {
+            kind: OutputKind::Video.into(),
+            url,
+        };
         Event {
             task_id: self.generation_id,
             product,
-            status: if self.status == "completed" { TaskStatus::Completed } else { TaskStatus::Failed }.into(),
+            status: if self.status == "completed" {
+                TaskStatus::Completed
+            } else {
+                TaskStatus::Failed
+            }
+            .into(),
             status_text: self.status,
             terminal: true,
             outputs: self.video_url.into_iter().map(output).collect(),
@@ -80,9 +89,14 @@ async fn receive(
 /// The server, as a process.
 pub async fn serve() -> Result<()> {
     let (events, _) = broadcast::channel(CAPACITY);
-    let (http, grpc) = (TcpListener::bind("127.0.0.1:0").await?, TcpListener::bind("127.0.0.1:0").await?);
+    let (http, grpc) = (
+        TcpListener::bind("127.0.0.1:0").await?,
+        TcpListener::bind("127.0.0.1:0").await?,
+    );
     front::announce(&http, &grpc)?;
-    let router = Router::new().route("/webhook/{product}", post(receive)).with_state(events.clone());
+    let router = Router::new()
+        .route("/webhook/{product}", post(receive))
+        .with_state(events.clone());
     let streams = Server::builder()
         .tcp_nodelay(true)
         .add_service(EventServiceServer::new(Events(events)))
@@ -104,7 +118,10 @@ fn wants(filter: &Filter, event: &Event) -> bool {
 impl EventService for Events {
     type SubscribeStream = Pin<Box<dyn Stream<Item = Result<SubscribeResponse, Status>> + Send>>;
 
-    async fn subscribe(&self, request: Request<SubscribeRequest>) -> Result<Response<Self::SubscribeStream>, Status> {
+    async fn subscribe(
+        &self,
+        request: Request<SubscribeRequest>,
+    ) -> Result<Response<Self::SubscribeStream>, Status> {
         let filter = request.into_inner().filter.unwrap_or_default();
         let events = BroadcastStream::new(self.0.subscribe());
         let wanted = events.filter_map(move |event| {
@@ -118,27 +135,44 @@ impl EventService for Events {
         Ok(Response::new(Box::pin(live.chain(wanted))))
     }
 
-    async fn wait_task(&self, _: Request<WaitTaskRequest>) -> Result<Response<WaitTaskResponse>, Status> {
+    async fn wait_task(
+        &self,
+        _: Request<WaitTaskRequest>,
+    ) -> Result<Response<WaitTaskResponse>, Status> {
         Err(Status::unimplemented("nothing is kept"))
     }
 
-    async fn get_task(&self, _: Request<GetTaskRequest>) -> Result<Response<GetTaskResponse>, Status> {
+    async fn get_task(
+        &self,
+        _: Request<GetTaskRequest>,
+    ) -> Result<Response<GetTaskResponse>, Status> {
         Err(Status::unimplemented("nothing is kept"))
     }
 
-    async fn list_events(&self, _: Request<ListEventsRequest>) -> Result<Response<ListEventsResponse>, Status> {
+    async fn list_events(
+        &self,
+        _: Request<ListEventsRequest>,
+    ) -> Result<Response<ListEventsResponse>, Status> {
         Err(Status::unimplemented("nothing is kept"))
     }
 
-    async fn get_raw_body(&self, _: Request<GetRawBodyRequest>) -> Result<Response<GetRawBodyResponse>, Status> {
+    async fn get_raw_body(
+        &self,
+        _: Request<GetRawBodyRequest>,
+    ) -> Result<Response<GetRawBodyResponse>, Status> {
         Err(Status::unimplemented("nothing is kept"))
     }
 
-    async fn get_log_info(&self, _: Request<GetLogInfoRequest>) -> Result<Response<GetLogInfoResponse>, Status> {
+    async fn get_log_info(
+        &self,
+        _: Request<GetLogInfoRequest>,
+    ) -> Result<Response<GetLogInfoResponse>, Status> {
         Err(Status::unimplemented("nothing is kept"))
     }
 }
 
 fn response(content: Content) -> SubscribeResponse {
-    SubscribeResponse { content: Some(content) }
+    SubscribeResponse {
+        content: Some(content),
+    }
 }

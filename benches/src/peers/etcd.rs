@@ -84,7 +84,9 @@ pub struct Etcd {
 impl Etcd {
     /// Starts a server with an empty directory; `None`, after saying so, if it cannot be had.
     pub async fn start(bench: &Bench) -> Result<Option<Self>> {
-        let Some(binary) = binary(bench) else { return Ok(None) };
+        let Some(binary) = binary(bench) else {
+            return Ok(None);
+        };
         let directory = harness::directory(&bench.target)?;
         let (address, peer) = (harness::free_address()?, harness::free_address()?);
         let mut command = Command::new(binary);
@@ -97,13 +99,24 @@ impl Etcd {
         ] {
             command.arg(flag).arg(format!("http://{address}"));
         }
-        command.arg("--initial-cluster").arg(format!("default=http://{peer}"));
+        command
+            .arg("--initial-cluster")
+            .arg(format!("default=http://{peer}"));
         // Room for every put of a run; by default it refuses more than 2 GiB.
-        command.arg("--quota-backend-bytes").arg((8u64 << 30).to_string());
+        command
+            .arg("--quota-backend-bytes")
+            .arg((8u64 << 30).to_string());
         let mut process = Process::start(command, Says::Stderr)?;
-        let is_ready = |line: &str| line.contains("ready to serve client requests").then_some(());
+        let is_ready = |line: &str| {
+            line.contains("ready to serve client requests")
+                .then_some(())
+        };
         process.hears(is_ready).await.context("etcd")?;
-        Ok(Some(Self { process, address, _directory: directory }))
+        Ok(Some(Self {
+            process,
+            address,
+            _directory: directory,
+        }))
     }
 }
 
@@ -126,7 +139,11 @@ pub fn binary(bench: &Bench) -> Option<PathBuf> {
 fn extract(directory: &Path) -> Result<()> {
     std::fs::create_dir_all(directory)?;
     let script = "apt-get download -qq -o APT::Sandbox::User=root etcd-server && dpkg-deb -x etcd-server_*.deb . && rm etcd-server_*.deb";
-    let status = Command::new("sh").arg("-ec").arg(script).current_dir(directory).status()?;
+    let status = Command::new("sh")
+        .arg("-ec")
+        .arg(script)
+        .current_dir(directory)
+        .status()?;
     ensure!(status.success(), "apt-get: {status}");
     Ok(())
 }
@@ -153,12 +170,22 @@ impl Watches {
             let mut client = client(&subscribers::connect(etcd).await?).await?;
             let first = connection * per_connection;
             for number in first..first + per_connection {
-                let create = WatchCreateRequest { key: key(number).into() };
-                sender.send(WatchRequest { create: Some(create) })?;
+                let create = WatchCreateRequest {
+                    key: key(number).into(),
+                };
+                sender.send(WatchRequest {
+                    create: Some(create),
+                })?;
             }
             let codec = ProstCodec::<WatchRequest, WatchResponse>::default();
-            let (path, receiver) = (PathAndQuery::from_static(WATCH_PATH), UnboundedReceiverStream::new(receiver));
-            let mut stream = client.streaming(Request::new(receiver), path, codec).await?.into_inner();
+            let (path, receiver) = (
+                PathAndQuery::from_static(WATCH_PATH),
+                UnboundedReceiverStream::new(receiver),
+            );
+            let mut stream = client
+                .streaming(Request::new(receiver), path, codec)
+                .await?
+                .into_inner();
             let (received, (all_open, is_open)) = (Arc::clone(received), oneshot::channel());
             tasks.spawn(async move {
                 let mut to_open = Some((per_connection, all_open));
@@ -167,18 +194,28 @@ impl Watches {
                         && let Some((left, all_open)) = to_open.take()
                     {
                         // Nobody waits any more only if the bench has ended.
-                        to_open = if left > 1 { Some((left - 1, all_open)) } else { all_open.send(()).err().and(None) };
+                        to_open = if left > 1 {
+                            Some((left - 1, all_open))
+                        } else {
+                            all_open.send(()).err().and(None)
+                        };
                     }
                     // Watch ids count from 0 on each stream, in the order of the requests.
                     let number = first + usize::try_from(response.watch_id).unwrap_or_default();
-                    response.events.iter().for_each(|_| received[number].count());
+                    response
+                        .events
+                        .iter()
+                        .for_each(|_| received[number].count());
                 }
                 Ok(())
             });
             is_open.await.context("the watches were not opened")?;
             requests.push(sender);
         }
-        Ok(Self { _tasks: tasks, _requests: requests })
+        Ok(Self {
+            _tasks: tasks,
+            _requests: requests,
+        })
     }
 }
 
@@ -195,8 +232,14 @@ impl Putter {
     /// Puts a value, and waits until it is durable.
     pub async fn put(&self, key: String, value: Bytes) -> Result<()> {
         let codec = ProstCodec::<PutRequest, PutResponse>::default();
-        let request = Request::new(PutRequest { key: key.into(), value });
-        client(&self.0).await?.unary(request, PathAndQuery::from_static(PUT_PATH), codec).await?;
+        let request = Request::new(PutRequest {
+            key: key.into(),
+            value,
+        });
+        client(&self.0)
+            .await?
+            .unary(request, PathAndQuery::from_static(PUT_PATH), codec)
+            .await?;
         Ok(())
     }
 }

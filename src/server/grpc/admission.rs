@@ -100,7 +100,12 @@ struct Counted {
 }
 
 impl Admission {
-    pub(super) fn new(gate: rpc::Gate, inflight: Inflight, answers: Arc<rpc::Answers>, metrics: &Metrics) -> Self {
+    pub(super) fn new(
+        gate: rpc::Gate,
+        inflight: Inflight,
+        answers: Arc<rpc::Answers>,
+        metrics: &Metrics,
+    ) -> Self {
         let refused = |cause| metrics.calls_refused.with_label_values(&[cause]);
         Self {
             gate,
@@ -137,7 +142,8 @@ impl Admission {
             Err(_) if is_check || is_watch => false,
             Err(refused) => {
                 self.gate.metrics.calls_unauthenticated.inc();
-                self.refused.note_denied(&Call::of(&mut request), &self.gate.denial(&request));
+                self.refused
+                    .note_denied(&Call::of(&mut request), &self.gate.denial(&request));
                 return Err(refused);
             }
         };
@@ -162,10 +168,20 @@ impl Admission {
             origin.standing.begin()
         });
         let payer = Payer::of_call(&request);
-        let (watch, is_over) = is_watch.then(|| self.watch(origin, &payer, is_client)).transpose()?.unzip();
-        let unread = (is_client && !is_watch).then(|| (Arc::clone(&self.unread), Arc::clone(&origin.standing)));
+        let (watch, is_over) = is_watch
+            .then(|| self.watch(origin, &payer, is_client))
+            .transpose()?
+            .unzip();
+        let unread = (is_client && !is_watch)
+            .then(|| (Arc::clone(&self.unread), Arc::clone(&origin.standing)));
 
-        let mut ending = Ending { _answering: answering, _watch: watch, checked: None, reflection: None, unread: None };
+        let mut ending = Ending {
+            _answering: answering,
+            _watch: watch,
+            checked: None,
+            reflection: None,
+            unread: None,
+        };
         let request = if is_client && request.uri().path().starts_with(REFLECTION) {
             let (request, reflection) = self.reflection(origin, &payer, request)?;
             ending.reflection = Some(reflection);
@@ -177,12 +193,25 @@ impl Admission {
             ending.checked = checked;
             request
         };
-        Ok((request, Held { answers: Arc::clone(&self.answers), payer, unread, is_over, ending }))
+        Ok((
+            request,
+            Held {
+                answers: Arc::clone(&self.answers),
+                payer,
+                unread,
+                is_over,
+                ending,
+            },
+        ))
     }
 
     /// A call of a client: its share, and its time.
     fn of_client(&self, payer: &Payer, request: Request) -> Result<Request, Status> {
-        let headers: usize = request.headers().iter().map(|(name, value)| name.as_str().len() + value.len()).sum();
+        let headers: usize = request
+            .headers()
+            .iter()
+            .map(|(name, value)| name.as_str().len() + value.len())
+            .sum();
         let mut taken = self.inflight.of(payer);
         if !taken.take(headers + CALL_BYTES) {
             self.counted.overloaded.inc();
@@ -198,42 +227,85 @@ impl Admission {
         payer: &Payer,
         request: Request,
     ) -> Result<(Request, Arc<OpenStream>), Status> {
-        let (open, is_over) = self.reflections.begin(payer, &origin.standing).map_err(|Full| {
-            self.counted.overloaded.inc();
-            rpc::overloaded()
-        })?;
+        let (open, is_over) = self
+            .reflections
+            .begin(payer, &origin.standing)
+            .map_err(|Full| {
+                self.counted.overloaded.inc();
+                rpc::overloaded()
+            })?;
         let open = Arc::new(open);
-        let room = Room::Reflection { ends: Ends::After(is_over), _open: Arc::clone(&open) };
+        let room = Room::Reflection {
+            ends: Ends::After(is_over),
+            _open: Arc::clone(&open),
+        };
         Ok((self.arriving(request, room, REFLECTION_TIMEOUT), open))
     }
 
     /// A call without a credential: small, soon whole, and few of them at once. Also what a check holds until its answer was taken.
-    fn of_stranger(&self, origin: &Origin, request: Request) -> Result<(Request, Option<Checked>), Status> {
-        let permit = Arc::clone(&origin.limits.health_calls).try_acquire_owned().map_err(|_| {
-            self.counted.health_limit.inc();
-            rpc::health_limit(HEALTH_CALLS_PER_CONNECTION_MAX)
-        })?;
+    fn of_stranger(
+        &self,
+        origin: &Origin,
+        request: Request,
+    ) -> Result<(Request, Option<Checked>), Status> {
+        let permit = Arc::clone(&origin.limits.health_calls)
+            .try_acquire_owned()
+            .map_err(|_| {
+                self.counted.health_limit.inc();
+                rpc::health_limit(HEALTH_CALLS_PER_CONNECTION_MAX)
+            })?;
         let (turn, is_over) = self.turns.begin(&origin.standing);
-        let checked = Checked { _turn: turn, _permit: permit };
+        let checked = Checked {
+            _turn: turn,
+            _permit: permit,
+        };
         // The answer to a `Watch` lasts, and is counted as one.
         let is_watch = request.uri().path() == HEALTH_WATCH;
-        let (of_request, of_answer) = if is_watch { (Some(checked), None) } else { (None, Some(checked)) };
+        let (of_request, of_answer) = if is_watch {
+            (Some(checked), None)
+        } else {
+            (None, Some(checked))
+        };
 
-        let room = Room::Stranger { left: HEALTH_BYTES_MAX, is_over, _checked: of_request };
+        let room = Room::Stranger {
+            left: HEALTH_BYTES_MAX,
+            is_over,
+            _checked: of_request,
+        };
         Ok((self.arriving(request, room, HEALTH_TIMEOUT), of_answer))
     }
 
     fn arriving(&self, request: Request, room: Room, patience: Duration) -> Request {
         let (deadline, overloaded) = (Box::pin(sleep(patience)), self.counted.overloaded.clone());
-        request.map(|body| Body::new(Arriving { body, room, deadline, overloaded }))
+        request.map(|body| {
+            Body::new(Arriving {
+                body,
+                room,
+                deadline,
+                overloaded,
+            })
+        })
     }
 
-    fn watch(&self, origin: &Origin, payer: &Payer, is_client: bool) -> Result<(Watch, IsOver), Status> {
+    fn watch(
+        &self,
+        origin: &Origin,
+        payer: &Payer,
+        is_client: bool,
+    ) -> Result<(Watch, IsOver), Status> {
         let limits = &origin.limits;
         let (streams, on_connection, most) = if is_client {
-            (&self.watches_of_clients, &limits.watches_of_clients, WATCHES_OF_CLIENTS_PER_CONNECTION_MAX)
+            (
+                &self.watches_of_clients,
+                &limits.watches_of_clients,
+                WATCHES_OF_CLIENTS_PER_CONNECTION_MAX,
+            )
         } else {
-            (&self.watches_of_strangers, &limits.watches_of_strangers, WATCHES_OF_STRANGERS_PER_CONNECTION_MAX)
+            (
+                &self.watches_of_strangers,
+                &limits.watches_of_strangers,
+                WATCHES_OF_STRANGERS_PER_CONNECTION_MAX,
+            )
         };
         let permit = Arc::clone(on_connection).try_acquire_owned().map_err(|_| {
             self.counted.health_limit.inc();
@@ -244,13 +316,27 @@ impl Admission {
             rpc::health_limit(streams.max())
         })?;
         self.counted.watches.inc();
-        let watch = Watch { counted: self.counted.watches.clone(), _held: (permit, open) };
-        Ok((watch, IsOver { is_over, limit: streams.max(), refused: self.counted.health_limit.clone() }))
+        let watch = Watch {
+            counted: self.counted.watches.clone(),
+            _held: (permit, open),
+        };
+        Ok((
+            watch,
+            IsOver {
+                is_over,
+                limit: streams.max(),
+                refused: self.counted.health_limit.clone(),
+            },
+        ))
     }
 }
 
 fn watches(open_max: usize) -> Arc<Streams> {
-    Streams::new(Limits { open_max, ending_max: open_max / WATCHES_ENDING, stuck_after: Duration::ZERO })
+    Streams::new(Limits {
+        open_max,
+        ending_max: open_max / WATCHES_ENDING,
+        stuck_after: Duration::ZERO,
+    })
 }
 
 /// What one connection may have.
@@ -289,14 +375,22 @@ struct Waiting {
 
 impl Turns {
     fn new(max: usize, closes_clients: bool) -> Arc<Self> {
-        Arc::new(Self { max, closes_clients, waiting: Mutex::default() })
+        Arc::new(Self {
+            max,
+            closes_clients,
+            waiting: Mutex::default(),
+        })
     }
 
     /// A place, and what completes when it was given to another call while this one's request arrives.
     fn begin(self: &Arc<Self>, standing: &Arc<Standing>) -> (Turn, oneshot::Receiver<()>) {
         let (begun, is_over) = oneshot::channel();
         let mut waiting = self.lock();
-        let oldest = if waiting.calls.len() >= self.max { waiting.calls.pop_first() } else { None };
+        let oldest = if waiting.calls.len() >= self.max {
+            waiting.calls.pop_first()
+        } else {
+            None
+        };
         let number = waiting.next;
         waiting.next += 1;
         waiting.calls.insert(number, (begun, Arc::clone(standing)));
@@ -308,7 +402,13 @@ impl Turns {
         {
             standing.close_unread(self.closes_clients);
         }
-        (Turn { turns: Arc::clone(self), number }, is_over)
+        (
+            Turn {
+                turns: Arc::clone(self),
+                number,
+            },
+            is_over,
+        )
     }
 
     fn lock(&self) -> MutexGuard<'_, Waiting> {
@@ -392,7 +492,9 @@ impl Arriving {
                 rpc::overloaded()
             }),
             Room::Stranger { left, .. } => {
-                *left = left.checked_sub(bytes).ok_or_else(|| rpc::request_too_large(HEALTH_BYTES_MAX))?;
+                *left = left
+                    .checked_sub(bytes)
+                    .ok_or_else(|| rpc::request_too_large(HEALTH_BYTES_MAX))?;
                 Ok(())
             }
             Room::Reflection { .. } => Ok(()),
@@ -427,7 +529,11 @@ impl hyper::body::Body for Arriving {
         let frame = match Pin::new(&mut self.body).poll_frame(cx) {
             Poll::Ready(Some(Ok(frame))) => frame,
             Poll::Ready(ended) => return Poll::Ready(ended.map(|frame| frame.map_err(Into::into))),
-            Poll::Pending => return self.poll_given_up(cx).map(|refused| Some(Err(refused.into()))),
+            Poll::Pending => {
+                return self
+                    .poll_given_up(cx)
+                    .map(|refused| Some(Err(refused.into())));
+            }
         };
         if let Some(data) = frame.data_ref()
             && let Err(refused) = self.take(data.len())
@@ -505,22 +611,42 @@ impl Held {
     /// The answer, with what is held: to `Subscribe` with the body that was handed over with it, and every other one with one
     /// that holds it to its share of memory, and to its time.
     pub(super) fn until_its_end(self, answer: Response) -> Response {
-        let Self { answers, payer, unread, is_over, ending: mut held } = self;
+        let Self {
+            answers,
+            payer,
+            unread,
+            is_over,
+            ending: mut held,
+        } = self;
         let (mut head, body) = answer.into_parts();
-        let body = match head.extensions.remove::<rpc::HandedOver>().and_then(|handed_over| handed_over.take()) {
-            Some(body) => Body::new(Holding { body, is_over, _held: held }),
+        let body = match head
+            .extensions
+            .remove::<rpc::HandedOver>()
+            .and_then(|handed_over| handed_over.take())
+        {
+            Some(body) => Body::new(Holding {
+                body,
+                is_over,
+                _held: held,
+            }),
             // A refusal is all in its headers.
             None if hyper::body::Body::is_end_stream(&body) => body,
             None => {
                 // A backup has a place of its own.
-                if let Some((turns, standing)) = unread.filter(|_| !rpc::is_prepaid(&head.extensions)) {
+                if let Some((turns, standing)) =
+                    unread.filter(|_| !rpc::is_prepaid(&head.extensions))
+                {
                     match answers.begin(&payer) {
                         Ok(unread) => held.unread = Some((unread, turns.begin(&standing).0)),
                         Err(refused) => return refused.into_http(),
                     }
                 }
                 let body = rpc::AnswerBody::new(&answers, payer, &mut head.extensions, body);
-                Body::new(Holding { body, is_over, _held: held })
+                Body::new(Holding {
+                    body,
+                    is_over,
+                    _held: held,
+                })
             }
         };
         Response::from_parts(head, body)
@@ -538,9 +664,14 @@ impl<B: hyper::body::Body + Unpin> hyper::body::Body for Holding<B> {
     type Data = B::Data;
     type Error = B::Error;
 
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
         let frame = Pin::new(&mut self.body).poll_frame(cx);
-        let (Poll::Pending, Some(is_over)) = (&frame, &mut self.is_over) else { return frame };
+        let (Poll::Pending, Some(is_over)) = (&frame, &mut self.is_over) else {
+            return frame;
+        };
         let status = ready!(is_over.poll(cx));
         self.is_over = None;
         let mut trailers = HeaderMap::new();
@@ -567,20 +698,29 @@ mod tests {
 
     #[test]
     fn one_unread_answer_too_many_closes_the_connection_with_the_oldest_one() {
-        let patience = Patience { with_strangers: None, with_clients: None };
+        let patience = Patience {
+            with_strangers: None,
+            with_clients: None,
+        };
         let places = Places::new(3, patience, Counted::of("test", &Metrics::default()));
         let connections = [(); 3].map(|()| places.try_take().unwrap());
         let is_closed = || {
             let cx = &Context::from_waker(Waker::noop());
-            connections.each_ref().map(|place| place.standing().poll_shed(cx, &mut None).is_ready())
+            connections
+                .each_ref()
+                .map(|place| place.standing().poll_shed(cx, &mut None).is_ready())
         };
-        connections.iter().for_each(|place| place.standing().is_known_now());
+        connections
+            .iter()
+            .for_each(|place| place.standing().is_known_now());
         let unread = Turns::new(UNREAD_MAX, true);
         // Its request has arrived, so that nobody waits to hear that it has to go.
         let begin = |connection: usize| unread.begin(connections[connection].standing()).0;
 
         let taken = begin(0);
-        let mut answers: Vec<_> = (1..UNREAD_MAX).map(|number| begin(1 + number / (UNREAD_MAX / 2))).collect();
+        let mut answers: Vec<_> = (1..UNREAD_MAX)
+            .map(|number| begin(1 + number / (UNREAD_MAX / 2)))
+            .collect();
         drop(taken);
         answers.push(begin(2));
         assert_eq!((answers.len(), is_closed()), (UNREAD_MAX, [false; 3]));

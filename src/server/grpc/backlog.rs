@@ -39,7 +39,11 @@ impl Backlog {
         }
         self.reader.register(cx.waker());
         // Once more: the last one may have gone before there was anybody to wake.
-        if is_full() { Poll::Pending } else { Poll::Ready(()) }
+        if is_full() {
+            Poll::Pending
+        } else {
+            Poll::Ready(())
+        }
     }
 }
 
@@ -106,9 +110,16 @@ impl Turn {
 
 /// The value of a header, which counts until the head that it is in is written, or never will be. As a sensitive one, which HPACK
 /// keeps in no table.
-pub(super) fn until_written<V: AsRef<[u8]> + Send + 'static>(value: V, backlog: &Arc<Backlog>) -> HeaderValue {
-    let unwritten = Unwritten { value, _waiting: Waiting::new(backlog) };
-    let mut value = HeaderValue::from_maybe_shared(Bytes::from_owner(unwritten)).expect("it is fit for a header");
+pub(super) fn until_written<V: AsRef<[u8]> + Send + 'static>(
+    value: V,
+    backlog: &Arc<Backlog>,
+) -> HeaderValue {
+    let unwritten = Unwritten {
+        value,
+        _waiting: Waiting::new(backlog),
+    };
+    let mut value = HeaderValue::from_maybe_shared(Bytes::from_owner(unwritten))
+        .expect("it is fit for a header");
     value.set_sensitive(true);
     value
 }
@@ -174,7 +185,8 @@ mod tests {
         let mut turn = Turn::default();
         let mut may_read = |read| {
             turn.has_read(read);
-            turn.poll_room(origin.backlog(), &Context::from_waker(&waker)).is_ready()
+            turn.poll_room(origin.backlog(), &Context::from_waker(&waker))
+                .is_ready()
         };
         assert!(may_read(TURN_BYTES - 1) && !woken.take());
         assert!(!may_read(1) && woken.take(), "it looks again by itself");

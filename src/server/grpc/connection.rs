@@ -40,8 +40,10 @@ const HANDED_ON_MAX: usize = 16;
 
 /// How long a connection may go without a call that was let in, before it has to give way to a new one: a client calls as soon as
 /// it is connected, also over a bad line.
-const PATIENCE: Patience =
-    Patience { with_strangers: Some(Duration::from_secs(10)), with_clients: Some(Duration::from_secs(10)) };
+const PATIENCE: Patience = Patience {
+    with_strangers: Some(Duration::from_secs(10)),
+    with_clients: Some(Duration::from_secs(10)),
+};
 
 /// What the listener counts.
 #[derive(Clone, Debug)]
@@ -89,7 +91,11 @@ async fn accept(
     config: config::Grpc,
     counters: Counters,
 ) {
-    let places = Places::new(usize_of(config.connections_max), PATIENCE, counters.places.clone());
+    let places = Places::new(
+        usize_of(config.connections_max),
+        PATIENCE,
+        counters.places.clone(),
+    );
     loop {
         let (stream, address) = match listener.accept().await {
             Ok(accepted) => accepted,
@@ -157,9 +163,18 @@ pub(super) struct Connection {
 impl Connection {
     fn new(opened: Opened, place: Place, limits: ConnectionLimits, floods: Floods) -> Self {
         let heard = Heard::default();
-        let peer = rpc::Peer { address: opened.client, certificate: opened.certificate.clone(), heard };
+        let peer = rpc::Peer {
+            address: opened.client,
+            certificate: opened.certificate.clone(),
+            heard,
+        };
         let waiting = Waiting::new(&Arc::default());
-        let origin = Origin { peer, standing: Arc::clone(place.standing()), limits, waiting };
+        let origin = Origin {
+            peer,
+            standing: Arc::clone(place.standing()),
+            limits,
+            waiting,
+        };
         let (stream, share) = opened.into_parts();
         Self {
             stream: Corked::new(stream),
@@ -190,7 +205,11 @@ impl Connected for Connection {
 }
 
 impl AsyncRead for Connection {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         let rest = &PREFACE[self.replayed..];
         if !rest.is_empty() {
             let count = rest.len().min(buf.remaining());
@@ -198,7 +217,13 @@ impl AsyncRead for Connection {
             self.replayed += count;
             return Poll::Ready(Ok(()));
         }
-        let Self { stream, origin, turn, registered, .. } = &mut *self;
+        let Self {
+            stream,
+            origin,
+            turn,
+            registered,
+            ..
+        } = &mut *self;
         if origin.standing.poll_shed(cx, registered).is_ready() {
             return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
         }
@@ -212,7 +237,11 @@ impl AsyncRead for Connection {
 }
 
 impl AsyncWrite for Connection {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.stream).poll_write(cx, buf)
     }
 
@@ -250,7 +279,9 @@ fn ends_with_calm(sent: &[u8]) -> bool {
     (shortest..=longest).any(|length| {
         let frame = &sent[sent.len() - length..];
         let payload = u32::from_be_bytes([0, frame[0], frame[1], frame[2]]) as usize;
-        payload + HEAD_BYTES == length && frame[3..HEAD_BYTES] == [KIND, 0, 0, 0, 0, 0] && frame[13..17] == CALM
+        payload + HEAD_BYTES == length
+            && frame[3..HEAD_BYTES] == [KIND, 0, 0, 0, 0, 0]
+            && frame[13..17] == CALM
     })
 }
 
@@ -262,14 +293,21 @@ mod tests {
     fn a_connection_that_ends_as_a_flood_is_told_from_others() {
         let goaway = |code: u8, debug: &[u8]| {
             let length = u8::try_from(8 + debug.len()).unwrap();
-            [&[0, 0, length, 7, 0, 0, 0, 0, 0, 0, 0, 0, 5, 0, 0, 0, code], debug].concat()
+            [
+                &[0, 0, length, 7, 0, 0, 0, 0, 0, 0, 0, 0, 5, 0, 0, 0, code],
+                debug,
+            ]
+            .concat()
         };
         let ping = [0, 0, 8, 6, 0, 0, 0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8];
         for debug in [&b""[..], b"too_many_resets", &[b'x'; 64]] {
             assert!(ends_with_calm(&goaway(11, debug)));
             assert!(ends_with_calm(&[&ping, &goaway(11, debug)[..]].concat()));
             assert!(!ends_with_calm(&goaway(0, debug)), "it is only over");
-            assert!(!ends_with_calm(&[&goaway(11, debug)[..], &ping].concat()), "something came behind it");
+            assert!(
+                !ends_with_calm(&[&goaway(11, debug)[..], &ping].concat()),
+                "something came behind it"
+            );
         }
         assert!(!ends_with_calm(b"") && !ends_with_calm(&ping));
     }

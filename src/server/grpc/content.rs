@@ -37,17 +37,33 @@ pub(super) struct Refusals {
 
 impl Refusals {
     pub(super) fn new(counted: IntCounterVec) -> Self {
-        Self { counted, bodies: Arc::new(Semaphore::new(BODIES_MAX)), log: Arc::default() }
+        Self {
+            counted,
+            bodies: Arc::new(Semaphore::new(BODIES_MAX)),
+            log: Arc::default(),
+        }
     }
 
-    fn refuse(&self, request: &Request, cause: &'static str, status: StatusCode, message: &'static str) -> Response {
+    fn refuse(
+        &self,
+        request: &Request,
+        cause: &'static str,
+        status: StatusCode,
+        message: &'static str,
+    ) -> Response {
         self.counted.with_label_values(&[cause]).inc();
         if let Some(unlogged) = self.log.due(cause) {
-            let peer = request.extensions().get::<Origin>().map(|origin| display(origin.peer.address));
+            let peer = request
+                .extensions()
+                .get::<Origin>()
+                .map(|origin| display(origin.peer.address));
             tracing::warn!(peer, cause, unlogged, "call refused: {message}");
         }
 
-        let headers = [(MESSAGE, message), (CONTENT_TYPE, "text/plain; charset=utf-8")];
+        let headers = [
+            (MESSAGE, message),
+            (CONTENT_TYPE, "text/plain; charset=utf-8"),
+        ];
         let Ok(permit) = Arc::clone(&self.bodies).try_acquire_owned() else {
             return (status, [(MESSAGE, message)]).into_response();
         };
@@ -62,7 +78,11 @@ impl Refusals {
 
 /// Refuses what no client of gRPC sends. A browser sends a certificate of its user's with whatever a page asks it to, and a page
 /// can make it send any bytes, but not with gRPC's content type.
-pub(super) async fn only_grpc(State(refusals): State<Refusals>, request: Request, next: Next) -> Response {
+pub(super) async fn only_grpc(
+    State(refusals): State<Refusals>,
+    request: Request,
+    next: Next,
+) -> Response {
     if web::is_foreign(&request, None, &[]) {
         let message = "a web page has sent this: remove `Origin` in the proxy that speaks for it, if that is wanted";
         return refusals.refuse(&request, "foreign_origin", StatusCode::FORBIDDEN, message);
@@ -70,13 +90,21 @@ pub(super) async fn only_grpc(State(refusals): State<Refusals>, request: Request
     if !is_grpc(request.headers().get(CONTENT_TYPE)) {
         let message = "this is blobcast's gRPC listener: it takes application/grpc and application/grpc+proto, but no grpc-web \
                        and no JSON; use a gRPC client";
-        return refusals.refuse(&request, "content_type", StatusCode::UNSUPPORTED_MEDIA_TYPE, message);
+        return refusals.refuse(
+            &request,
+            "content_type",
+            StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            message,
+        );
     }
     next.run(request).await
 }
 
 fn is_grpc(content_type: Option<&HeaderValue>) -> bool {
-    let essence = content_type.and_then(|value| value.as_bytes().split(|&byte| byte == b';').next());
+    let essence =
+        content_type.and_then(|value| value.as_bytes().split(|&byte| byte == b';').next());
     let essence = essence.map(<[u8]>::trim_ascii).unwrap_or_default();
-    [&b"application/grpc"[..], b"application/grpc+proto"].iter().any(|ours| essence.eq_ignore_ascii_case(ours))
+    [&b"application/grpc"[..], b"application/grpc+proto"]
+        .iter()
+        .any(|ours| essence.eq_ignore_ascii_case(ours))
 }

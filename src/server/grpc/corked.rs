@@ -34,7 +34,12 @@ pub(super) struct Corked<S> {
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Corked<S> {
     pub(super) fn new(stream: S) -> Self {
-        Self { stream, kept: Vec::new(), sent: 0, is_due: false }
+        Self {
+            stream,
+            kept: Vec::new(),
+            sent: 0,
+            is_due: false,
+        }
     }
 
     /// What is kept back.
@@ -59,7 +64,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Corked<S> {
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Corked<S> {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         if self.is_due
             && let Poll::Ready(sent) = self.poll_send(cx)
         {
@@ -70,7 +79,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Corked<S> {
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Corked<S> {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
         self.poll_write_vectored(cx, &[IoSlice::new(buf)])
     }
 
@@ -84,7 +97,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Corked<S> {
         }
         let before = self.kept.len();
         // At once, since growing is copying; but not for a ping, which idle connections answer.
-        if self.kept.capacity() < BYTES_MAX && bufs.iter().map(|buf| buf.len()).sum::<usize>() >= BULK_BYTES_MIN {
+        if self.kept.capacity() < BYTES_MAX
+            && bufs.iter().map(|buf| buf.len()).sum::<usize>() >= BULK_BYTES_MIN
+        {
             self.kept.reserve_exact(BYTES_MAX - before);
         }
         for buf in bufs {
@@ -137,13 +152,21 @@ mod tests {
     }
 
     impl AsyncRead for Deaf {
-        fn poll_read(self: Pin<&mut Self>, _: &mut Context<'_>, _: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        fn poll_read(
+            self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+            _: &mut ReadBuf<'_>,
+        ) -> Poll<io::Result<()>> {
             Poll::Pending
         }
     }
 
     impl AsyncWrite for Deaf {
-        fn poll_write(mut self: Pin<&mut Self>, _: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        fn poll_write(
+            mut self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+            buf: &[u8],
+        ) -> Poll<io::Result<usize>> {
             if self.is_broken {
                 return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
             }
@@ -176,7 +199,10 @@ mod tests {
     }
 
     fn with_room(room: usize) -> Corked<Deaf> {
-        Corked::new(Deaf { room, ..Deaf::default() })
+        Corked::new(Deaf {
+            room,
+            ..Deaf::default()
+        })
     }
 
     fn read(corked: &mut Corked<Deaf>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -204,19 +230,29 @@ mod tests {
                 assert_eq!(write(&mut corked, cx, bytes), Some(6));
                 flush(&mut corked, cx);
             }
-            assert_eq!((corked.stream.written.len(), wakes.0.load(Ordering::Relaxed)), (turn - 1, turn));
+            assert_eq!(
+                (corked.stream.written.len(), wakes.0.load(Ordering::Relaxed)),
+                (turn - 1, turn)
+            );
             assert!(read(&mut corked, cx).is_pending());
             assert_eq!(corked.stream.written[turn - 1..], [b"first second"]);
             assert_eq!(corked.kept.capacity(), 0, "idle connections are small");
         }
         flush(&mut corked, cx);
-        assert_eq!(wakes.0.load(Ordering::Relaxed), 3, "nobody is woken for nothing");
+        assert_eq!(
+            wakes.0.load(Ordering::Relaxed),
+            3,
+            "nobody is woken for nothing"
+        );
     }
 
     #[test]
     fn a_stream_that_takes_nothing_is_waited_for_when_so_much_is_kept() {
         let (mut corked, cx) = (with_room(0), &mut Context::from_waker(Waker::noop()));
-        assert_eq!(write(&mut corked, cx, &[1; BYTES_MAX - 1]), Some(BYTES_MAX - 1));
+        assert_eq!(
+            write(&mut corked, cx, &[1; BYTES_MAX - 1]),
+            Some(BYTES_MAX - 1)
+        );
         assert_eq!(write(&mut corked, cx, &[2; 2]), Some(1));
         assert_eq!(write(&mut corked, cx, &[3]), None);
         corked.stream.room = usize::MAX;
@@ -230,7 +266,9 @@ mod tests {
         corked.stream.is_broken = true;
         assert_eq!(write(&mut corked, cx, b"lost"), Some(4));
         flush(&mut corked, cx);
-        assert!(matches!(read(&mut corked, cx), Poll::Ready(Err(error)) if error.kind() == io::ErrorKind::BrokenPipe));
+        assert!(
+            matches!(read(&mut corked, cx), Poll::Ready(Err(error)) if error.kind() == io::ErrorKind::BrokenPipe)
+        );
     }
 
     proptest! {

@@ -10,7 +10,8 @@ use tokio_stream::Stream;
 use tonic::{Request, Response, Status};
 use tonic_health::{
     pb::{
-        HealthCheckRequest, HealthCheckResponse, health_check_response::ServingStatus, health_server::Health as Service,
+        HealthCheckRequest, HealthCheckResponse, health_check_response::ServingStatus,
+        health_server::Health as Service,
     },
     server::{HealthReporter, HealthService, WatchStream},
 };
@@ -32,16 +33,30 @@ impl Health {
 impl Service for Health {
     type WatchStream = Watched;
 
-    async fn check(&self, request: Request<HealthCheckRequest>) -> Result<Response<HealthCheckResponse>, Status> {
+    async fn check(
+        &self,
+        request: Request<HealthCheckRequest>,
+    ) -> Result<Response<HealthCheckResponse>, Status> {
         self.0.check(request).await
     }
 
-    async fn watch(&self, request: Request<HealthCheckRequest>) -> Result<Response<Watched>, Status> {
+    async fn watch(
+        &self,
+        request: Request<HealthCheckRequest>,
+    ) -> Result<Response<Watched>, Status> {
         let is_known = HEALTH_NAMES.contains(&request.get_ref().service.as_str());
         // No name is added while the broker runs, so a watch of an unknown one waits for the end: that of the whole server's.
-        let request = if is_known { request } else { Request::new(HealthCheckRequest::default()) };
+        let request = if is_known {
+            request
+        } else {
+            Request::new(HealthCheckRequest::default())
+        };
         let of = self.0.watch(request).await?.into_inner();
-        Ok(Response::new(Watched { of, is_known, is_told: false }))
+        Ok(Response::new(Watched {
+            of,
+            is_known,
+            is_told: false,
+        }))
     }
 }
 
@@ -61,7 +76,9 @@ impl Stream for Watched {
             return Pin::new(&mut self.of).poll_next(cx);
         }
         if !std::mem::replace(&mut self.is_told, true) {
-            return Poll::Ready(Some(Ok(HealthCheckResponse { status: ServingStatus::ServiceUnknown.into() })));
+            return Poll::Ready(Some(Ok(HealthCheckResponse {
+                status: ServingStatus::ServiceUnknown.into(),
+            })));
         }
         while ready!(Pin::new(&mut self.of).poll_next(cx)).is_some() {}
         Poll::Ready(None)

@@ -25,12 +25,20 @@ impl Inflight {
     pub(super) fn new(bytes_max: usize, one_request: usize) -> Self {
         let bytes_max = bytes_max.min(Semaphore::MAX_PERMITS);
         let share_max = (bytes_max / 2).max(one_request).min(Semaphore::MAX_PERMITS);
-        Self { all: Arc::new(Semaphore::new(bytes_max)), share_max, shares: Mutex::default() }
+        Self {
+            all: Arc::new(Semaphore::new(bytes_max)),
+            share_max,
+            shares: Mutex::default(),
+        }
     }
 
     /// Nothing yet, for one call.
     pub(super) fn of(&self, payer: &Payer) -> BytesTaken {
-        BytesTaken { all: Arc::clone(&self.all), share: self.share(payer), permits: Vec::new() }
+        BytesTaken {
+            all: Arc::clone(&self.all),
+            share: self.share(payer),
+            permits: Vec::new(),
+        }
     }
 
     fn share(&self, payer: &Payer) -> Arc<Semaphore> {
@@ -59,9 +67,13 @@ pub(super) struct BytesTaken {
 impl BytesTaken {
     /// False if there is no room for so many more.
     pub(super) fn take(&mut self, bytes: usize) -> bool {
-        let Ok(bytes) = u32::try_from(bytes) else { return false };
+        let Ok(bytes) = u32::try_from(bytes) else {
+            return false;
+        };
         let take = |from: &Arc<Semaphore>| Arc::clone(from).try_acquire_many_owned(bytes).ok();
-        let (Some(of_share), Some(of_all)) = (take(&self.share), take(&self.all)) else { return false };
+        let (Some(of_share), Some(of_all)) = (take(&self.share), take(&self.all)) else {
+            return false;
+        };
         match &mut self.permits[..] {
             [share, all] => {
                 share.merge(of_share);

@@ -73,7 +73,11 @@ const UNARY_STREAMS: u32 = 1_024;
 const REFLECTION_BYTES_MAX: usize = 4 * 1024;
 
 /// All services on `context`, and the handle that reports their health: serving.
-pub(super) async fn services(context: rpc::Context, config: &Config, tracer: Tracer) -> (HealthReporter, Routes) {
+pub(super) async fn services(
+    context: rpc::Context,
+    config: &Config,
+    tracer: Tracer,
+) -> (HealthReporter, Routes) {
     let health = HealthReporter::new();
     let health_service = HealthServer::new(Health::of(&health));
     set_health(&health, tonic_health::ServingStatus::Serving).await;
@@ -85,7 +89,10 @@ pub(super) async fn services(context: rpc::Context, config: &Config, tracer: Tra
     let mut routes = RoutesBuilder::default();
     let events = events.max_decoding_message_size(request_bytes_max);
     let admin = admin.max_decoding_message_size(request_bytes_max);
-    routes.add_service(events).add_service(admin).add_service(health_service);
+    routes
+        .add_service(events)
+        .add_service(admin)
+        .add_service(health_service);
     let reflection = || {
         tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(DESCRIPTOR_SET)
@@ -94,12 +101,17 @@ pub(super) async fn services(context: rpc::Context, config: &Config, tracer: Tra
             .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
     };
     // Both versions: grpcurl 1.8 and older speak only the second.
-    let v1 = reflection().build_v1().expect("the descriptor set is our own, made at build time");
-    let v1alpha = reflection().build_v1alpha().expect("the descriptor set is our own, made at build time");
+    let v1 = reflection()
+        .build_v1()
+        .expect("the descriptor set is our own, made at build time");
+    let v1alpha = reflection()
+        .build_v1alpha()
+        .expect("the descriptor set is our own, made at build time");
     routes
         .add_service(v1.max_decoding_message_size(REFLECTION_BYTES_MAX))
         .add_service(v1alpha.max_decoding_message_size(REFLECTION_BYTES_MAX));
-    let one_request = request_bytes_max.saturating_add(admission::CALL_BYTES + HEADER_LIST_BYTES as usize);
+    let one_request =
+        request_bytes_max.saturating_add(admission::CALL_BYTES + HEADER_LIST_BYTES as usize);
     let inflight = Inflight::new(super::usize_of(config.grpc.inflight_bytes_max), one_request);
     let admission = Arc::new(Admission::new(gate, inflight, answers, &metrics));
     let routes = routes
@@ -107,7 +119,10 @@ pub(super) async fn services(context: rpc::Context, config: &Config, tracer: Tra
         .into_axum_router()
         .layer(from_fn_with_state(admission, admit))
         .layer(from_fn_with_state(request_bytes_max, explained))
-        .layer(from_fn_with_state(Refusals::new(metrics.calls_refused.clone()), only_grpc))
+        .layer(from_fn_with_state(
+            Refusals::new(metrics.calls_refused.clone()),
+            only_grpc,
+        ))
         .layer(from_fn_with_state(tracer, traced));
     (health, routes.into())
 }
@@ -127,7 +142,11 @@ async fn admit(State(admission): State<Arc<Admission>>, request: Request, next: 
 }
 
 /// Gives every refusal the reason that is part of the contract, also where no service was asked.
-async fn explained(State(request_bytes_max): State<usize>, request: Request, next: Next) -> Response {
+async fn explained(
+    State(request_bytes_max): State<usize>,
+    request: Request,
+    next: Next,
+) -> Response {
     let deadline = request.extensions().get().copied();
     let answer = next.run(request);
     let answer = match deadline {
@@ -137,7 +156,9 @@ async fn explained(State(request_bytes_max): State<usize>, request: Request, nex
         Some(rpc::Deadline(deadline)) => timeout_at(deadline, answer).await.ok(),
         None => Some(answer.await),
     };
-    let Some(answer) = answer else { return rpc::deadline_exceeded().into_http() };
+    let Some(answer) = answer else {
+        return rpc::deadline_exceeded().into_http();
+    };
     let refusal = Status::from_header_map(answer.headers());
     match refusal.and_then(|refusal| rpc::explained(&refusal, request_bytes_max)) {
         Some(explained) => explained.into_http(),
@@ -150,7 +171,10 @@ async fn explained(State(request_bytes_max): State<usize>, request: Request, nex
 async fn traced(State(tracer): State<Tracer>, mut request: Request, next: Next) -> Response {
     let id = RequestId::new();
     let uri = request.uri().clone();
-    let origin = request.extensions().get::<Origin>().expect("each connection says what it is, see `Connected`");
+    let origin = request
+        .extensions()
+        .get::<Origin>()
+        .expect("each connection says what it is, see `Connected`");
     let backlog = Arc::clone(origin.waiting.backlog());
     let method = uri.path().trim_start_matches('/');
     let mut span = tracer.begin(method, id, request.headers().get(TRACEPARENT));
@@ -161,10 +185,11 @@ async fn traced(State(tracer): State<Tracer>, mut request: Request, next: Next) 
         request.extensions_mut().insert(let_in.clone());
     }
     // Of the highest level, so that a line of any level has it.
-    let of_lines =
-        tracing::error_span!("call", request_id = %id, method, trace_id = span.trace_id().map(tracing::field::display));
+    let of_lines = tracing::error_span!("call", request_id = %id, method, trace_id = span.trace_id().map(tracing::field::display));
     let mut answer = next.run(request).instrument(of_lines.clone()).await;
-    answer.headers_mut().insert(REQUEST_ID, until_written(id.digits(), &backlog));
+    answer
+        .headers_mut()
+        .insert(REQUEST_ID, until_written(id.digits(), &backlog));
     // Unauthenticated calls are never traced: they must not crowd out real spans.
     if !let_in.get() {
         span.discard();
@@ -197,9 +222,18 @@ pub(super) async fn serve(
     counters: Counters,
     stop: CancellationToken,
 ) {
-    let streams_max = u32::try_from(config.subscriptions_max).unwrap_or(u32::MAX).saturating_add(UNARY_STREAMS);
-    let (keepalive_interval, keepalive_timeout) = (config.keepalive_interval, config.keepalive_timeout);
-    let (incoming, accepting) = incoming(listener, entrance.expecting_preface(), config, counters, stop.clone());
+    let streams_max = u32::try_from(config.subscriptions_max)
+        .unwrap_or(u32::MAX)
+        .saturating_add(UNARY_STREAMS);
+    let (keepalive_interval, keepalive_timeout) =
+        (config.keepalive_interval, config.keepalive_timeout);
+    let (incoming, accepting) = incoming(
+        listener,
+        entrance.expecting_preface(),
+        config,
+        counters,
+        stop.clone(),
+    );
     let server = tonic::transport::Server::builder()
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)

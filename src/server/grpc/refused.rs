@@ -23,10 +23,18 @@ pub(super) struct Call {
 impl Call {
     /// Of a call that was let in, or is not yet.
     pub(super) fn of(request: &mut Request) -> Self {
-        let peer = request.extensions().get::<rpc::Peer>().map(|peer| peer.address);
+        let peer = request
+            .extensions()
+            .get::<rpc::Peer>()
+            .map(|peer| peer.address);
         let client_name = rpc::ClientName::default();
         request.extensions_mut().insert(client_name.clone());
-        Self { uri: request.uri().clone(), peer, client: rpc::client_of(request), client_name }
+        Self {
+            uri: request.uri().clone(),
+            peer,
+            client: rpc::client_of(request),
+            client_name,
+        }
     }
 
     fn method(&self) -> String {
@@ -42,10 +50,20 @@ impl RefusedCalls {
     /// A call that was not let in.
     pub(super) fn note_denied(&self, call: &Call, denial: &Denial) {
         let (cause, client) = (denial.cause(), denial.name().cloned());
-        let Some(unlogged) = self.0.due((cause.to_owned(), client.clone())) else { return };
+        let Some(unlogged) = self.0.due((cause.to_owned(), client.clone())) else {
+            return;
+        };
         let (method, peer) = (call.method(), call.peer());
         let client = client.as_deref();
-        tracing::warn!(client, peer, method, cause, unlogged, "call refused: {}", explanation(denial));
+        tracing::warn!(
+            client,
+            peer,
+            method,
+            cause,
+            unlogged,
+            "call refused: {}",
+            explanation(denial)
+        );
     }
 
     /// A call of a client that a service has answered with `status`.
@@ -63,17 +81,29 @@ impl RefusedCalls {
             return;
         }
         let reason = rpc::reason(status).unwrap_or_else(|| format!("{:?}", status.code()));
-        let Some(unlogged) = self.0.due((reason.clone(), call.client.clone())) else { return };
+        let Some(unlogged) = self.0.due((reason.clone(), call.client.clone())) else {
+            return;
+        };
         let (method, peer, client) = (call.method(), call.peer(), call.client.as_deref());
         let client_name = call.client_name.get().map(printable_beginning);
         let message = printable_beginning(status.message());
-        tracing::warn!(client, client_name, peer, method, reason, unlogged, "call refused: {message}");
+        tracing::warn!(
+            client,
+            client_name,
+            peer,
+            method,
+            reason,
+            unlogged,
+            "call refused: {message}"
+        );
     }
 }
 
 fn explanation(denial: &Denial) -> &'static str {
     match denial {
-        Denial::Missing => "it shows neither a token (`authorization: Bearer TOKEN`) nor a certificate",
+        Denial::Missing => {
+            "it shows neither a token (`authorization: Bearer TOKEN`) nor a certificate"
+        }
         Denial::UnknownToken => {
             "its token is not in the credentials file: it was mistyped, or removed before this start"
         }

@@ -32,7 +32,11 @@ fn end(span: &mut Span, code: Code) {
         // The name is the caller's, and could be any.
         Code::Unimplemented => span.set_name("unknown method"),
         // The codes that OpenTelemetry holds the server responsible for.
-        Code::Unknown | Code::DeadlineExceeded | Code::Internal | Code::Unavailable | Code::DataLoss => span.fail(),
+        Code::Unknown
+        | Code::DeadlineExceeded
+        | Code::Internal
+        | Code::Unavailable
+        | Code::DataLoss => span.fail(),
         _ => {}
     }
     span.set("rpc.system", "grpc");
@@ -49,7 +53,10 @@ impl hyper::body::Body for Spanned {
     type Data = Bytes;
     type Error = axum::Error;
 
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
         let polled = Pin::new(&mut self.body).poll_frame(cx);
         if let Poll::Ready(Some(Ok(frame))) = &polled
             && let Some(status) = frame.trailers_ref().and_then(Status::from_header_map)

@@ -68,7 +68,11 @@ impl Streams {
     }
 
     fn by(clock: fn() -> Instant, limits: Limits) -> Arc<Self> {
-        Arc::new(Self { limits, clock, state: Mutex::default() })
+        Arc::new(Self {
+            limits,
+            clock,
+            state: Mutex::default(),
+        })
     }
 
     pub(super) fn max(&self) -> usize {
@@ -84,12 +88,23 @@ impl Streams {
         let (owner, (end, is_over)) = (owner(payer), oneshot::channel());
         let mut state = self.lock();
         let (is_full, now) = (state.count >= self.limits.open_max, (self.clock)());
-        let stuck = if is_full { state.make_room(&owner, &self.limits, now)? } else { None };
+        let stuck = if is_full {
+            state.make_room(&owner, &self.limits, now)?
+        } else {
+            None
+        };
         let number = state.next;
         state.next += 1;
         state.count += 1;
-        let call = Call { end, standing: Arc::clone(standing) };
-        state.open.entry(owner.clone()).or_default().insert(number, call);
+        let call = Call {
+            end,
+            standing: Arc::clone(standing),
+        };
+        state
+            .open
+            .entry(owner.clone())
+            .or_default()
+            .insert(number, call);
         let ended = if is_full { state.end_one(now) } else { None };
         drop(state);
 
@@ -99,7 +114,14 @@ impl Streams {
         if let Some(stuck) = stuck {
             stuck.standing.close_unread(true);
         }
-        Ok((OpenStream { streams: Arc::clone(self), owner, number }, is_over))
+        Ok((
+            OpenStream {
+                streams: Arc::clone(self),
+                owner,
+                number,
+            },
+            is_over,
+        ))
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -109,20 +131,32 @@ impl Streams {
 
 impl State {
     /// A place for one more call that is ending; also the one whose connection has to be closed for it.
-    fn make_room(&mut self, newcomer: &Payer, limits: &Limits, now: Instant) -> Result<Option<Ending>, Full> {
+    fn make_room(
+        &mut self,
+        newcomer: &Payer,
+        limits: &Limits,
+        now: Instant,
+    ) -> Result<Option<Ending>, Full> {
         if self.ending.len() < limits.ending_max {
             return Ok(None);
         }
-        let longest = self.ending_longest(|_| true).filter(|(_, since)| now - *since >= limits.stuck_after);
+        let longest = self
+            .ending_longest(|_| true)
+            .filter(|(_, since)| now - *since >= limits.stuck_after);
         if let Some((number, _)) = longest {
             return Ok(self.ending.remove(&number));
         }
 
         // No owner is stuck for certain. One that fills all places by itself must not keep others out until it is.
         let mut numbers: HashMap<&Payer, usize> = HashMap::new();
-        self.ending.values().for_each(|ending| *numbers.entry(&ending.owner).or_default() += 1);
+        self.ending
+            .values()
+            .for_each(|ending| *numbers.entry(&ending.owner).or_default() += 1);
         let own = numbers.get(newcomer).copied().unwrap_or_default();
-        let crowd = numbers.into_iter().filter(|&(_, count)| count > own + 1).max_by_key(|&(_, count)| count);
+        let crowd = numbers
+            .into_iter()
+            .filter(|&(_, count)| count > own + 1)
+            .max_by_key(|&(_, count)| count);
         let crowd = crowd.ok_or(Full)?.0.clone();
         let longest = self.ending_longest(|owner| *owner == crowd);
         Ok(longest.and_then(|(number, _)| self.ending.remove(&number)))
@@ -130,22 +164,41 @@ impl State {
 
     /// The call of such an owner that was told first to end, and when.
     fn ending_longest(&self, is_such: impl Fn(&Payer) -> bool) -> Option<(u64, Instant)> {
-        let such = self.ending.iter().filter(|(_, ending)| is_such(&ending.owner));
-        such.map(|(&number, ending)| (number, ending.since)).min_by_key(|&(_, since)| since)
+        let such = self
+            .ending
+            .iter()
+            .filter(|(_, ending)| is_such(&ending.owner));
+        such.map(|(&number, ending)| (number, ending.since))
+            .min_by_key(|&(_, since)| since)
     }
 
     /// Whom to tell that it has to end, for a call that is one too many.
     fn end_one(&mut self, now: Instant) -> Option<oneshot::Sender<()>> {
         let (owner, number, Call { end, standing }) = self.take_one()?;
-        self.ending.insert(number, Ending { owner, since: now, standing });
+        self.ending.insert(
+            number,
+            Ending {
+                owner,
+                since: now,
+                standing,
+            },
+        );
         Some(end)
     }
 
     /// The oldest call of the owner that has most; of several such owners, of the one with the oldest.
     fn take_one(&mut self) -> Option<(Payer, u64, Call)> {
-        let rank =
-            |calls: &BTreeMap<u64, Call>| (calls.len(), Reverse(calls.first_key_value().map(|(&number, _)| number)));
-        let owner = self.open.iter().max_by_key(|(_, calls)| rank(calls)).map(|(owner, _)| owner.clone())?;
+        let rank = |calls: &BTreeMap<u64, Call>| {
+            (
+                calls.len(),
+                Reverse(calls.first_key_value().map(|(&number, _)| number)),
+            )
+        };
+        let owner = self
+            .open
+            .iter()
+            .max_by_key(|(_, calls)| rank(calls))
+            .map(|(owner, _)| owner.clone())?;
         let number = *self.open.get(&owner)?.first_key_value()?.0;
         let call = self.remove(&owner, number)?;
         Some((owner, number, call))
@@ -165,7 +218,9 @@ impl State {
 /// A client without a name is its address, by however many connections.
 fn owner(payer: &Payer) -> Payer {
     match payer {
-        Payer::Connection(Some(peer)) => Payer::Connection(Some(SocketAddr::new(network::of(peer.ip()), 0))),
+        Payer::Connection(Some(peer)) => {
+            Payer::Connection(Some(SocketAddr::new(network::of(peer.ip()), 0)))
+        }
         known => known.clone(),
     }
 }
@@ -181,7 +236,10 @@ pub(super) struct OpenStream {
 impl Drop for OpenStream {
     fn drop(&mut self) {
         let mut state = self.streams.lock();
-        let removed = (state.remove(&self.owner, self.number), state.ending.remove(&self.number));
+        let removed = (
+            state.remove(&self.owner, self.number),
+            state.ending.remove(&self.number),
+        );
         drop(state);
         drop(removed); // not within the lock
     }
@@ -200,7 +258,11 @@ mod tests {
         server::net::places::{Counted, Patience, Place, Places},
     };
 
-    const LIMITS: Limits = Limits { open_max: 16, ending_max: 4, stuck_after: Duration::from_secs(30) };
+    const LIMITS: Limits = Limits {
+        open_max: 16,
+        ending_max: 4,
+        stuck_after: Duration::from_secs(30),
+    };
     const MAX: usize = LIMITS.open_max;
     const ENDING: usize = LIMITS.ending_max;
 
@@ -211,12 +273,20 @@ mod tests {
     type Begun = (OpenStream, oneshot::Receiver<()>);
 
     fn connection() -> Place {
-        let patience = Patience { with_strangers: None, with_clients: None };
-        Places::new(1, patience, Counted::of("test", &Metrics::default())).try_take().unwrap()
+        let patience = Patience {
+            with_strangers: None,
+            with_clients: None,
+        };
+        Places::new(1, patience, Counted::of("test", &Metrics::default()))
+            .try_take()
+            .unwrap()
     }
 
     fn is_closed(connection: &Place) -> bool {
-        connection.standing().poll_shed(&Context::from_waker(Waker::noop()), &mut None).is_ready()
+        connection
+            .standing()
+            .poll_shed(&Context::from_waker(Waker::noop()), &mut None)
+            .is_ready()
     }
 
     fn at(address: &str) -> Payer {
@@ -238,7 +308,9 @@ mod tests {
     }
 
     fn closed(calls: &[(Place, Begun)]) -> Vec<usize> {
-        let is_closed = |(number, (connection, _)): (usize, &(Place, _))| is_closed(connection).then_some(number);
+        let is_closed = |(number, (connection, _)): (usize, &(Place, _))| {
+            is_closed(connection).then_some(number)
+        };
         calls.iter().enumerate().filter_map(is_closed).collect()
     }
 
@@ -247,15 +319,28 @@ mod tests {
         let (streams, connection) = (Streams::new(LIMITS), connection());
         let begin = |peer: &str| streams.begin(&at(peer), connection.standing()).unwrap();
         let mut other = begin("192.0.2.1:1");
-        let mut many: Vec<_> = (1..MAX).map(|port| begin(&format!("192.0.2.2:{port}"))).collect();
-        assert!(many.iter_mut().all(|(_, is_over)| is_over.try_recv().is_err()), "so many there may be");
+        let mut many: Vec<_> = (1..MAX)
+            .map(|port| begin(&format!("192.0.2.2:{port}")))
+            .collect();
+        assert!(
+            many.iter_mut()
+                .all(|(_, is_over)| is_over.try_recv().is_err()),
+            "so many there may be"
+        );
 
         let mut newcomer = begin("192.0.2.3:1");
         many.push(begin("192.0.2.2:9"));
-        let ended: Vec<_> = many.iter_mut().map(|(_, is_over)| is_over.try_recv().is_ok()).collect();
+        let ended: Vec<_> = many
+            .iter_mut()
+            .map(|(_, is_over)| is_over.try_recv().is_ok())
+            .collect();
         assert_eq!((&ended[..3], ended.len()), (&[true, true, false][..], MAX));
         assert!(ended[2..].iter().all(|ended| !ended));
-        assert!([&mut other, &mut newcomer].into_iter().all(|(_, is_over)| is_over.try_recv().is_err()));
+        assert!(
+            [&mut other, &mut newcomer]
+                .into_iter()
+                .all(|(_, is_over)| is_over.try_recv().is_err())
+        );
         drop((many, other, newcomer));
         let state = streams.lock();
         assert!(state.open.is_empty() && state.ending.is_empty() && state.count == 0);
@@ -264,19 +349,35 @@ mod tests {
     #[test]
     fn of_owners_with_one_each_the_oldest_is_ended() {
         let (streams, connection) = (Streams::new(LIMITS), connection());
-        let begin = |number| streams.begin(&at(&format!("192.0.2.{number}:1")), connection.standing()).unwrap();
+        let begin = |number| {
+            streams
+                .begin(&at(&format!("192.0.2.{number}:1")), connection.standing())
+                .unwrap()
+        };
         let mut calls: Vec<_> = (0..=MAX).map(begin).collect();
-        let ended: Vec<_> = calls.iter_mut().map(|(_, is_over)| is_over.try_recv().is_ok()).collect();
-        assert_eq!((ended[0], ended.iter().filter(|ended| **ended).count()), (true, 1));
+        let ended: Vec<_> = calls
+            .iter_mut()
+            .map(|(_, is_over)| is_over.try_recv().is_ok())
+            .collect();
+        assert_eq!(
+            (ended[0], ended.iter().filter(|ended| **ended).count()),
+            (true, 1)
+        );
     }
 
     #[test]
     fn connections_of_calls_that_do_not_end_in_time_are_closed_oldest_first() {
         let (streams, one) = (Streams::by(|| NOW.get(), LIMITS), client("one"));
         let mut calls = begin_many(&streams, &one, MAX + ENDING);
-        assert!(streams.begin(&one, connection().standing()).is_err(), "so many may be ending");
+        assert!(
+            streams.begin(&one, connection().standing()).is_err(),
+            "so many may be ending"
+        );
         NOW.set(NOW.get() + LIMITS.stuck_after - Duration::from_millis(1));
-        assert!(streams.begin(&one, connection().standing()).is_err(), "they have a moment left");
+        assert!(
+            streams.begin(&one, connection().standing()).is_err(),
+            "they have a moment left"
+        );
         assert!(closed(&calls).is_empty());
 
         NOW.set(NOW.get() + Duration::from_millis(1));
@@ -299,7 +400,11 @@ mod tests {
         NOW.set(NOW.get() + Duration::from_millis(1));
         let newcomers = (0..MAX / 2 + ENDING).map(|number| client(&number.to_string()));
         others.extend(newcomers.flat_map(|one| begin_many(&streams, &one, 1)));
-        assert_eq!(streams.lock().ending.len(), ENDING, "three of `patient`, which are older, were told later");
+        assert_eq!(
+            streams.lock().ending.len(),
+            ENDING,
+            "three of `patient`, which are older, were told later"
+        );
         assert!(closed(&stuck).is_empty() && closed(&patient).is_empty());
 
         NOW.set(NOW.get() + LIMITS.stuck_after - Duration::from_millis(1));
@@ -319,15 +424,23 @@ mod tests {
     #[test]
     fn where_nobody_has_more_than_others_a_new_one_is_refused() {
         let streams = Streams::new(LIMITS);
-        let all: Vec<_> =
-            (0..MAX + ENDING).flat_map(|number| begin_many(&streams, &client(&number.to_string()), 1)).collect();
-        assert!(streams.begin(&client("new"), connection().standing()).is_err());
+        let all: Vec<_> = (0..MAX + ENDING)
+            .flat_map(|number| begin_many(&streams, &client(&number.to_string()), 1))
+            .collect();
+        assert!(
+            streams
+                .begin(&client("new"), connection().standing())
+                .is_err()
+        );
         assert!(closed(&all).is_empty());
     }
 
     #[test]
     fn calls_that_have_no_time_to_end_are_never_waited_for() {
-        let streams = Streams::new(Limits { stuck_after: Duration::ZERO, ..LIMITS });
+        let streams = Streams::new(Limits {
+            stuck_after: Duration::ZERO,
+            ..LIMITS
+        });
         let calls = begin_many(&streams, &client("one"), 2 * MAX);
         assert_eq!(closed(&calls), (0..MAX - ENDING).collect::<Vec<_>>());
     }

@@ -88,7 +88,9 @@ impl Activity {
 
     pub(super) async fn quiet_for(&self, patience: Duration) {
         loop {
-            let quiet_until = self.quiet_since().and_then(|since| since.checked_add(patience));
+            let quiet_until = self
+                .quiet_since()
+                .and_then(|since| since.checked_add(patience));
             match quiet_until {
                 Some(until) if until <= Instant::now() => return,
                 Some(until) => sleep_until(until).await,
@@ -117,7 +119,9 @@ impl Activity {
         mut timer: Pin<&mut Sleep>,
         cx: &mut Context<'_>,
     ) -> Poll<()> {
-        let Some(due) = self.due(patience) else { return Poll::Pending };
+        let Some(due) = self.due(patience) else {
+            return Poll::Pending;
+        };
         loop {
             if timer.deadline() > due || timer.is_elapsed() {
                 timer.as_mut().reset(due);
@@ -180,12 +184,19 @@ pub(super) struct Watched<S> {
 }
 
 impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         let before = buf.filled().len();
         let polled = Pin::new(&mut this.stream).poll_read(cx, buf);
         // Some clients send a line end behind a body: that is no head yet.
-        if buf.filled()[before..].iter().any(|byte| !LINE_END.contains(byte)) {
+        if buf.filled()[before..]
+            .iter()
+            .any(|byte| !LINE_END.contains(byte))
+        {
             this.activity.has_read();
         }
         polled
@@ -202,7 +213,11 @@ impl<S: AsyncWrite + Unpin> Watched<S> {
 }
 
 impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         let polled = Pin::new(&mut this.stream).poll_write(cx, buf);
         this.noted(polled)

@@ -63,13 +63,22 @@ impl Rest {
     /// The request with a body that leaves its rest here.
     pub(super) fn of(&self, request: Request<Incoming>) -> Request<RequestBody> {
         let expects = request.headers().get(header::EXPECT);
-        let is_awaited = expects.is_some_and(|expects| expects.as_bytes().eq_ignore_ascii_case(b"100-continue"));
+        let is_awaited =
+            expects.is_some_and(|expects| expects.as_bytes().eq_ignore_ascii_case(b"100-continue"));
         let rest = self.clone();
-        request.map(|incoming| RequestBody { incoming: Some(incoming), is_awaited, rest })
+        request.map(|incoming| RequestBody {
+            incoming: Some(incoming),
+            is_awaited,
+            rest,
+        })
     }
 
     /// Makes an end of the request's body, behind the answer; if that cannot be, the answer says that it is the last one.
-    pub(super) fn settle(&self, mut answer: Response, stop: &CancellationToken) -> Result<Response, Settling> {
+    pub(super) fn settle(
+        &self,
+        mut answer: Response,
+        stop: &CancellationToken,
+    ) -> Result<Response, Settling> {
         let found = std::mem::take(&mut *self.found());
         let is_last = stop.is_cancelled() || answer.headers().contains_key(header::CONNECTION);
         match found {
@@ -102,7 +111,9 @@ impl Rest {
 pub(super) type Settling = Pin<Box<dyn Future<Output = Response> + Send>>;
 
 fn is_last_now(answer: &mut Response) {
-    answer.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    answer
+        .headers_mut()
+        .insert(header::CONNECTION, HeaderValue::from_static("close"));
 }
 
 /// True if it was all.
@@ -129,9 +140,14 @@ impl Body for RequestBody {
     type Data = Bytes;
     type Error = hyper::Error;
 
-    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
         let this = self.get_mut();
-        let Some(incoming) = &mut this.incoming else { return Poll::Ready(None) };
+        let Some(incoming) = &mut this.incoming else {
+            return Poll::Ready(None);
+        };
         this.is_awaited = false; // hyper tells the sender to go on
         let frame = ready!(Pin::new(incoming).poll_frame(cx));
         match &frame {
@@ -150,14 +166,26 @@ impl Body for RequestBody {
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.incoming.as_ref().map_or_else(|| SizeHint::with_exact(0), Body::size_hint)
+        self.incoming
+            .as_ref()
+            .map_or_else(|| SizeHint::with_exact(0), Body::size_hint)
     }
 }
 
 impl Drop for RequestBody {
     fn drop(&mut self) {
-        let Some(incoming) = self.incoming.take().filter(|incoming| !incoming.is_end_stream()) else { return };
-        *self.rest.found() = if self.is_awaited { Found::Unsent } else { Found::Unread(incoming) };
+        let Some(incoming) = self
+            .incoming
+            .take()
+            .filter(|incoming| !incoming.is_end_stream())
+        else {
+            return;
+        };
+        *self.rest.found() = if self.is_awaited {
+            Found::Unsent
+        } else {
+            Found::Unread(incoming)
+        };
     }
 }
 

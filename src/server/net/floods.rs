@@ -17,7 +17,11 @@ pub(in crate::server) struct Floods {
 impl Floods {
     pub(in crate::server) fn of(listener: &'static str, metrics: &Metrics) -> Self {
         let counted = metrics.connections_flooded.with_label_values(&[listener]);
-        Self { listener, counted, log: Arc::default() }
+        Self {
+            listener,
+            counted,
+            log: Arc::default(),
+        }
     }
 
     /// A connection of `client` was ended.

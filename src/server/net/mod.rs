@@ -77,18 +77,38 @@ impl Opened {
 impl Entrance {
     /// For everybody alike.
     pub(super) fn open_to_all(tls: Option<Arc<Tls>>) -> Self {
-        Self { trusted: Arc::default(), proxy_protocol: false, shares: None, tls, expects_preface: false }
+        Self {
+            trusted: Arc::default(),
+            proxy_protocol: false,
+            shares: None,
+            tls,
+            expects_preface: false,
+        }
     }
 
     /// With `each_max` connections for each address that is not `trusted`.
-    pub(super) fn shared(each_max: usize, trusted: &[IpNet], proxy_protocol: bool, tls: Option<Arc<Tls>>) -> Self {
+    pub(super) fn shared(
+        each_max: usize,
+        trusted: &[IpNet],
+        proxy_protocol: bool,
+        tls: Option<Arc<Tls>>,
+    ) -> Self {
         let shares = Some(Shares::new(each_max));
-        Self { trusted: trusted.into(), proxy_protocol, shares, tls, expects_preface: false }
+        Self {
+            trusted: trusted.into(),
+            proxy_protocol,
+            shares,
+            tls,
+            expects_preface: false,
+        }
     }
 
     /// For connections that begin with HTTP/2's preface, which is read, and has to be replayed.
     pub(super) fn expecting_preface(self) -> Self {
-        Self { expects_preface: true, ..self }
+        Self {
+            expects_preface: true,
+            ..self
+        }
     }
 
     pub(super) fn has_tls(&self) -> bool {
@@ -101,14 +121,19 @@ impl Entrance {
 
     /// Its address' share, before anything else is spent on a connection; of one whose client a PROXY header is to name, later.
     pub(super) fn share(&self, peer: SocketAddr) -> Result<Option<Share>, Refused> {
-        if self.names_client(peer) { Ok(None) } else { self.share_of(peer) }
+        if self.names_client(peer) {
+            Ok(None)
+        } else {
+            self.share_of(peer)
+        }
     }
 
     fn share_of(&self, client: SocketAddr) -> Result<Option<Share>, Refused> {
         match &self.shares {
-            Some(shares) if !self.trusts(client) => {
-                shares.take(client.ip()).ok_or(Refused::Share(client.ip())).map(Some)
-            }
+            Some(shares) if !self.trusts(client) => shares
+                .take(client.ip())
+                .ok_or(Refused::Share(client.ip()))
+                .map(Some),
             _ => Ok(None),
         }
     }
@@ -124,7 +149,9 @@ impl Entrance {
         peer: SocketAddr,
         share: Option<Share>,
     ) -> Result<Opened, Refused> {
-        timeout(OPENING_TIMEOUT, self.open_unhurried(stream, peer, share)).await.unwrap_or(Err(Refused::Timeout))
+        timeout(OPENING_TIMEOUT, self.open_unhurried(stream, peer, share))
+            .await
+            .unwrap_or(Err(Refused::Timeout))
     }
 
     async fn open_unhurried(
@@ -135,7 +162,9 @@ impl Entrance {
     ) -> Result<Opened, Refused> {
         let (client, share) = if self.names_client(peer) {
             Beginning::of_stream(&stream).await?;
-            let client = proxy::read(&mut stream, peer).await.map_err(|_| Refused::ProxyHeaderMissing)?;
+            let client = proxy::read(&mut stream, peer)
+                .await
+                .map_err(|_| Refused::ProxyHeaderMissing)?;
             (client, self.share_of(client)?)
         } else {
             (peer, share)
@@ -151,7 +180,8 @@ impl Entrance {
             None => (Stream::from(stream), None),
             Some(tls) => {
                 let accepted = tls.accept(stream).await;
-                let (stream, certificate) = accepted.map_err(|error| Refused::by_tls(&error, begun))?;
+                let (stream, certificate) =
+                    accepted.map_err(|error| Refused::by_tls(&error, begun))?;
                 (stream.into(), certificate)
             }
         };
@@ -162,7 +192,12 @@ impl Entrance {
                 _ => Refused::NotUnderstood,
             })?;
         }
-        Ok(Opened { stream, client, certificate, share })
+        Ok(Opened {
+            stream,
+            client,
+            certificate,
+            share,
+        })
     }
 }
 
@@ -188,15 +223,27 @@ mod tests {
     fn an_address_that_has_its_share_is_refused_before_anything_is_spent_on_it() {
         let at = |address: &str| address.parse().unwrap();
         let entrance = Entrance::shared(2, &["192.0.2.0/24".parse().unwrap()], false, None);
-        let held = [entrance.share(at("198.51.100.7:1")).unwrap(), entrance.share(at("198.51.100.7:2")).unwrap()];
+        let held = [
+            entrance.share(at("198.51.100.7:1")).unwrap(),
+            entrance.share(at("198.51.100.7:2")).unwrap(),
+        ];
         assert!(held.iter().all(Option::is_some));
-        assert!(matches!(entrance.share(at("198.51.100.7:3")), Err(Refused::Share(_))));
-        assert!(entrance.share(at("198.51.100.8:1")).unwrap().is_some(), "another one has its own");
+        assert!(matches!(
+            entrance.share(at("198.51.100.7:3")),
+            Err(Refused::Share(_))
+        ));
+        assert!(
+            entrance.share(at("198.51.100.8:1")).unwrap().is_some(),
+            "another one has its own"
+        );
         drop(held);
         assert!(entrance.share(at("198.51.100.7:3")).is_ok());
         // Who stands for many is not counted, nor is one whose client is still to be named.
         for names_client in [false, true] {
-            let entrance = Entrance { proxy_protocol: names_client, ..entrance.clone() };
+            let entrance = Entrance {
+                proxy_protocol: names_client,
+                ..entrance.clone()
+            };
             assert!(entrance.share(at("192.0.2.1:1")).unwrap().is_none());
         }
     }

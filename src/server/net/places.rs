@@ -46,7 +46,9 @@ impl Counted {
     pub(in crate::server) fn of(listener: &str, metrics: &Metrics) -> Self {
         Self {
             open: metrics.connections.with_label_values(&[listener]),
-            full: metrics.connections_refused.with_label_values(&[listener, "full"]),
+            full: metrics
+                .connections_refused
+                .with_label_values(&[listener, "full"]),
             shed: metrics.connections_shed.with_label_values(&[listener]),
         }
     }
@@ -77,7 +79,9 @@ struct Inner {
 
 impl std::fmt::Debug for Inner {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Places").field("max", &self.max).finish_non_exhaustive()
+        f.debug_struct("Places")
+            .field("max", &self.max)
+            .finish_non_exhaustive()
     }
 }
 
@@ -96,7 +100,15 @@ impl Places {
 
     fn by(clock: fn() -> Instant, max: usize, patience: Patience, counted: Counted) -> Self {
         let (began, taken, freed) = (clock(), Mutex::default(), Notify::new());
-        Self(Arc::new(Inner { max, patience, clock, began, taken, freed, counted }))
+        Self(Arc::new(Inner {
+            max,
+            patience,
+            clock,
+            began,
+            taken,
+            freed,
+            counted,
+        }))
     }
 
     /// A place as soon as there is one.
@@ -173,7 +185,11 @@ impl Inner {
         let (candidate, patience) = match stranger {
             Some(stranger) => (stranger, self.patience.with_strangers),
             None => {
-                let client = taken.known.values().filter(is_quiet).min_by_key(quiet_since);
+                let client = taken
+                    .known
+                    .values()
+                    .filter(is_quiet)
+                    .min_by_key(quiet_since);
                 (client.ok_or(None)?, self.patience.with_clients)
             }
         };
@@ -221,7 +237,9 @@ pub(in crate::server) struct Standing {
 
 impl std::fmt::Debug for Standing {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Standing").field("number", &self.number).finish_non_exhaustive()
+        f.debug_struct("Standing")
+            .field("number", &self.number)
+            .finish_non_exhaustive()
     }
 }
 
@@ -268,12 +286,23 @@ impl Standing {
 
     /// Whether the connection has to give way. `registered` is a slot that the caller keeps between calls: the waker that is
     /// registered already, so that a connection which is polled often takes no lock for it.
-    pub(in crate::server) fn poll_shed(&self, cx: &Context<'_>, registered: &mut Option<Waker>) -> Poll<()> {
-        if !registered.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
+    pub(in crate::server) fn poll_shed(
+        &self,
+        cx: &Context<'_>,
+        registered: &mut Option<Waker>,
+    ) -> Poll<()> {
+        if !registered
+            .as_ref()
+            .is_some_and(|waker| waker.will_wake(cx.waker()))
+        {
             *self.lock_waker() = Some(cx.waker().clone());
             *registered = Some(cx.waker().clone());
         }
-        if self.is_shed.load(SeqCst) { Poll::Ready(()) } else { Poll::Pending }
+        if self.is_shed.load(SeqCst) {
+            Poll::Ready(())
+        } else {
+            Poll::Pending
+        }
     }
 
     fn lock_waker(&self) -> MutexGuard<'_, Option<Waker>> {
@@ -287,7 +316,13 @@ pub(in crate::server) struct Answering(Arc<Standing>);
 
 impl Drop for Answering {
     fn drop(&mut self) {
-        let Standing { places, quiet_since_millis, requests, is_known, .. } = &*self.0;
+        let Standing {
+            places,
+            quiet_since_millis,
+            requests,
+            is_known,
+            ..
+        } = &*self.0;
         if is_known.load(Relaxed) {
             quiet_since_millis.store(places.now_millis(), Relaxed);
         }
@@ -309,8 +344,16 @@ mod tests {
 
     /// Places whose time goes by when a test says so.
     fn places(max: usize) -> Places {
-        let patience = Patience { with_strangers: Some(PATIENCE), with_clients: Some(PATIENCE) };
-        Places::by(|| NOW.get(), max, patience, Counted::of("test", &Metrics::default()))
+        let patience = Patience {
+            with_strangers: Some(PATIENCE),
+            with_clients: Some(PATIENCE),
+        };
+        Places::by(
+            || NOW.get(),
+            max,
+            patience,
+            Counted::of("test", &Metrics::default()),
+        )
     }
 
     fn advance(time: Duration) {
@@ -318,7 +361,10 @@ mod tests {
     }
 
     fn is_shed(place: &Place) -> bool {
-        place.standing().poll_shed(&Context::from_waker(Waker::noop()), &mut None).is_ready()
+        place
+            .standing()
+            .poll_shed(&Context::from_waker(Waker::noop()), &mut None)
+            .is_ready()
     }
 
     #[test]
@@ -358,8 +404,15 @@ mod tests {
         let last = places.try_take().unwrap();
         assert_eq!([&busy, &idle, &another].map(is_shed), [false, true, false]);
         last.standing().is_known_now();
-        drop((answering, another.standing().begin(), last.standing().begin()));
-        assert!(places.try_take().is_none(), "each was answered a moment ago");
+        drop((
+            answering,
+            another.standing().begin(),
+            last.standing().begin(),
+        ));
+        assert!(
+            places.try_take().is_none(),
+            "each was answered a moment ago"
+        );
         advance(PATIENCE);
         assert!(places.try_take().is_some());
     }
@@ -374,7 +427,10 @@ mod tests {
             drop(asking.standing().begin());
         }
         let third = places.try_take().expect("the oldest one has had its time");
-        assert_eq!([&asking, &silent, &third].map(is_shed), [true, false, false]);
+        assert_eq!(
+            [&asking, &silent, &third].map(is_shed),
+            [true, false, false]
+        );
         let _fourth = places.try_take().expect("so has the other one");
         assert_eq!([&silent, &third].map(is_shed), [true, false]);
     }
@@ -389,9 +445,17 @@ mod tests {
             drop(client.standing().begin());
             advance(PATIENCE / 2);
         }
-        let _third = places.try_take().expect("one has been idle for long enough");
-        assert_eq!([&older, &newer, &stranger].map(is_shed), [false, true, false]);
-        assert!(places.try_take().is_none(), "the other client has a moment left");
+        let _third = places
+            .try_take()
+            .expect("one has been idle for long enough");
+        assert_eq!(
+            [&older, &newer, &stranger].map(is_shed),
+            [false, true, false]
+        );
+        assert!(
+            places.try_take().is_none(),
+            "the other client has a moment left"
+        );
     }
 
     #[test]
@@ -402,13 +466,19 @@ mod tests {
         advance(2 * PATIENCE);
         assert!(places.try_take().is_none());
         drop(answering);
-        assert!(places.try_take().is_some() && is_shed(&only), "nobody was let in");
+        assert!(
+            places.try_take().is_some() && is_shed(&only),
+            "nobody was let in"
+        );
     }
 
     #[tokio::test]
     async fn who_waits_has_a_place_when_clients_that_were_busy_have_been_quiet_for_long_enough() {
         let patience = Duration::from_millis(20);
-        let of_both = Patience { with_strangers: Some(patience), with_clients: Some(patience) };
+        let of_both = Patience {
+            with_strangers: Some(patience),
+            with_clients: Some(patience),
+        };
         let places = Places::new(2, of_both, Counted::of("test", &Metrics::default()));
         let clients = [(); 2].map(|()| places.try_take().unwrap());
         let answering = clients.each_ref().map(|client| {
@@ -426,15 +496,22 @@ mod tests {
 
         // No connection ends; each waits for its next call.
         drop(answering);
-        let third = tokio::time::timeout(60 * LOOK_AGAIN, waiting).await.expect("another look").unwrap();
+        let third = tokio::time::timeout(60 * LOOK_AGAIN, waiting)
+            .await
+            .expect("another look")
+            .unwrap();
         assert_eq!(clients.iter().filter(|client| is_shed(client)).count(), 1);
         drop(third);
     }
 
     #[tokio::test]
-    async fn who_waits_has_a_place_when_one_is_given_back_or_a_stranger_was_quiet_for_long_enough() {
+    async fn who_waits_has_a_place_when_one_is_given_back_or_a_stranger_was_quiet_for_long_enough()
+    {
         let patience = Duration::from_millis(20);
-        let of_both = Patience { with_strangers: Some(patience), with_clients: None };
+        let of_both = Patience {
+            with_strangers: Some(patience),
+            with_clients: None,
+        };
         let places = Places::new(1, of_both, Counted::of("test", &Metrics::default()));
         let (begun, first) = (Instant::now(), places.try_take().unwrap());
         let second = places.take().await;

@@ -48,5 +48,7 @@ async fn answer(stream: &mut (impl AsyncRead + AsyncWrite + Unpin)) -> io::Resul
     );
     stream.write_all(answer.as_bytes()).await?;
     stream.shutdown().await?;
-    tokio::io::copy(&mut stream.take(LINGER_BYTES), &mut tokio::io::sink()).await.map(|_| ())
+    tokio::io::copy(&mut stream.take(LINGER_BYTES), &mut tokio::io::sink())
+        .await
+        .map(|_| ())
 }

@@ -25,7 +25,10 @@ pub(in crate::server) struct Share {
 
 impl Shares {
     pub(super) fn new(each_max: usize) -> Self {
-        Self { each_max, open: Arc::default() }
+        Self {
+            each_max,
+            open: Arc::default(),
+        }
     }
 
     /// A place, or `None` if the address has as many as it may. Those by loopback are not counted: a process that runs here can do
@@ -41,14 +44,21 @@ impl Shares {
             }
             open.insert(address, count + 1);
         }
-        Some(Share { shares: self.clone(), address: (!is_here).then_some(address) })
+        Some(Share {
+            shares: self.clone(),
+            address: (!is_here).then_some(address),
+        })
     }
 }
 
 impl Drop for Share {
     fn drop(&mut self) {
         let Some(address) = &self.address else { return };
-        let mut open = self.shares.open.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut open = self
+            .shares
+            .open
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         if let Some(count) = open.get_mut(address) {
             *count -= 1;
             if *count == 0 {
@@ -66,13 +76,20 @@ mod tests {
     fn each_address_has_its_share_and_gets_it_back() {
         let shares = Shares::new(2);
         let take = |address: &str| shares.take(address.parse().unwrap());
-        let (one, two, other) = (take("198.51.100.7"), take("::ffff:198.51.100.7"), take("198.51.100.8"));
+        let (one, two, other) = (
+            take("198.51.100.7"),
+            take("::ffff:198.51.100.7"),
+            take("198.51.100.8"),
+        );
         assert!(one.is_some() && two.is_some() && other.is_some());
         assert!(take("198.51.100.7").is_none());
         drop(one);
         assert!(take("198.51.100.7").is_some());
         drop((two, other));
-        assert!(shares.open.lock().unwrap().is_empty(), "nothing is left of those who are gone");
+        assert!(
+            shares.open.lock().unwrap().is_empty(),
+            "nothing is left of those who are gone"
+        );
     }
 
     #[test]
@@ -82,7 +99,10 @@ mod tests {
         let held = [take("2001:db8:1:2::1"), take("2001:db8:1:2:ffff::9")];
         assert!(held.iter().all(Option::is_some));
         assert!(take("2001:db8:1:2::3").is_none());
-        assert!(take("2001:db8:1:3::1").is_some(), "its neighbour has its own");
+        assert!(
+            take("2001:db8:1:3::1").is_some(),
+            "its neighbour has its own"
+        );
         drop(held);
         assert!(shares.open.lock().unwrap().is_empty());
     }
@@ -91,7 +111,10 @@ mod tests {
     fn this_machine_is_not_counted() {
         let shares = Shares::new(1);
         let addresses = ["127.0.0.1", "::1", "::ffff:127.0.0.1"].into_iter().cycle();
-        let all: Vec<_> = addresses.take(9).map(|address| shares.take(address.parse().unwrap())).collect();
+        let all: Vec<_> = addresses
+            .take(9)
+            .map(|address| shares.take(address.parse().unwrap()))
+            .collect();
         assert!(all.iter().all(Option::is_some));
     }
 }

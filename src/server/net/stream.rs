@@ -36,13 +36,21 @@ enum Kind {
 
 impl From<TcpStream> for Stream {
     fn from(stream: TcpStream) -> Self {
-        Self { kind: Kind::Plain(stream), read_bytes: 0, is_blocked: false }
+        Self {
+            kind: Kind::Plain(stream),
+            read_bytes: 0,
+            is_blocked: false,
+        }
     }
 }
 
 impl From<TlsStream<TcpStream>> for Stream {
     fn from(stream: TlsStream<TcpStream>) -> Self {
-        Self { kind: Kind::Tls(Box::new(stream)), read_bytes: 0, is_blocked: false }
+        Self {
+            kind: Kind::Tls(Box::new(stream)),
+            read_bytes: 0,
+            is_blocked: false,
+        }
     }
 }
 
@@ -72,13 +80,21 @@ macro_rules! forward {
             Kind::Tls($stream) => $call,
         };
         // Plain TCP has nothing to flush, so that it does says nothing of the write before.
-        this.is_blocked = if $is_write { polled.is_pending() } else { this.is_blocked || polled.is_pending() };
+        this.is_blocked = if $is_write {
+            polled.is_pending()
+        } else {
+            this.is_blocked || polled.is_pending()
+        };
         polled
     }};
 }
 
 impl AsyncRead for Stream {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         if this.is_blocked {
             ready!(this.poll_taken(cx))?;
@@ -94,13 +110,21 @@ impl AsyncRead for Stream {
             Kind::Plain(stream) => Pin::new(stream).poll_read(cx, buf),
             Kind::Tls(stream) => Pin::new(stream).poll_read(cx, buf),
         };
-        this.read_bytes = if polled.is_pending() { 0 } else { this.read_bytes + buf.filled().len() - before };
+        this.read_bytes = if polled.is_pending() {
+            0
+        } else {
+            this.read_bytes + buf.filled().len() - before
+        };
         polled
     }
 }
 
 impl AsyncWrite for Stream {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
         forward!(self, is_write: true, stream => Pin::new(stream).poll_write(cx, buf))
     }
 
@@ -143,7 +167,9 @@ mod tests {
     #[tokio::test]
     async fn who_takes_no_answer_is_heard_again_when_it_does() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let mut client = TcpStream::connect(listener.local_addr().unwrap())
+            .await
+            .unwrap();
         let mut stream = Stream::from(listener.accept().await.unwrap().0);
         client.write_all(b"asked").await.unwrap();
         let mut buffer = [0; 5];
@@ -155,8 +181,9 @@ mod tests {
             written += count.unwrap();
         }
         client.write_all(b"again").await.unwrap();
-        let read =
-            |stream: &mut Stream, cx: &mut Context<'_>| Pin::new(stream).poll_read(cx, &mut ReadBuf::new(&mut [0; 5]));
+        let read = |stream: &mut Stream, cx: &mut Context<'_>| {
+            Pin::new(stream).poll_read(cx, &mut ReadBuf::new(&mut [0; 5]))
+        };
         for _ in 0..100 {
             let polled = poll_fn(|cx| Poll::Ready(read(&mut stream, cx).is_pending())).await;
             assert!(polled, "it is listened to, though it listens to nothing");
@@ -168,7 +195,10 @@ mod tests {
             client.read_exact(&mut taken).await.unwrap();
             client
         });
-        timeout(Duration::from_secs(60), stream.read_exact(&mut buffer)).await.expect("it is heard").unwrap();
+        timeout(Duration::from_secs(60), stream.read_exact(&mut buffer))
+            .await
+            .expect("it is heard")
+            .unwrap();
         assert_eq!(&buffer, b"again");
         drop(taking.await.unwrap());
     }

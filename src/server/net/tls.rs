@@ -15,8 +15,13 @@ use jiff::Timestamp;
 use rustls::{
     RootCertStore, ServerConfig,
     crypto::{CryptoProvider, ring},
-    pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer, UnixTime, pem, pem::PemObject},
-    server::{NoServerSessionStorage, ResolvesServerCert, WebPkiClientVerifier, danger::ClientCertVerifier},
+    pki_types::{
+        CertificateDer, CertificateRevocationListDer, PrivateKeyDer, UnixTime, pem, pem::PemObject,
+    },
+    server::{
+        NoServerSessionStorage, ResolvesServerCert, WebPkiClientVerifier,
+        danger::ClientCertVerifier,
+    },
     sign::{CertifiedKey, SingleCertAndKey},
 };
 use tokio::net::TcpStream;
@@ -83,7 +88,12 @@ impl Identity {
     pub(in crate::server) fn from_pem(chain: &[u8], key: &[u8]) -> Result<Self, String> {
         let (chain, validity) = chain_of(chain)?;
         let key = key_of(key).map_err(|error| format!("its key: {error}"))?;
-        Ok(Self { chain, key, issued: seconds(validity.not_before), expires: seconds(validity.not_after) })
+        Ok(Self {
+            chain,
+            key,
+            issued: seconds(validity.not_before),
+            expires: seconds(validity.not_after),
+        })
     }
 
     pub(in crate::server) fn certified(self) -> Result<Arc<CertifiedKey>, String> {
@@ -134,31 +144,53 @@ struct Verified {
 
 impl Tls {
     /// With one certificate; clients are asked for theirs if there is a `verifier`.
-    pub(in crate::server) fn new(certificate: Arc<CertifiedKey>, verifier: Option<Verifier>, alpn: &[&[u8]]) -> Self {
+    pub(in crate::server) fn new(
+        certificate: Arc<CertifiedKey>,
+        verifier: Option<Verifier>,
+        alpn: &[&[u8]],
+    ) -> Self {
         Self::of(only(certificate), verifier, alpn)
     }
 
     /// With the certificates that `resolver` has.
-    pub(in crate::server) fn from_resolver(resolver: Arc<dyn ResolvesServerCert>, alpn: &[&[u8]]) -> Self {
+    pub(in crate::server) fn from_resolver(
+        resolver: Arc<dyn ResolvesServerCert>,
+        alpn: &[&[u8]],
+    ) -> Self {
         Self::of(resolver, None, alpn)
     }
 
-    fn of(resolver: Arc<dyn ResolvesServerCert>, verifier: Option<Verifier>, alpn: &[&[u8]]) -> Self {
+    fn of(
+        resolver: Arc<dyn ResolvesServerCert>,
+        verifier: Option<Verifier>,
+        alpn: &[&[u8]],
+    ) -> Self {
         let alpn = alpn.iter().map(|name| name.to_vec()).collect();
-        Self { loaded: RwLock::new(Loaded::new(resolver, verifier, alpn)), shown: Mutex::default() }
+        Self {
+            loaded: RwLock::new(Loaded::new(resolver, verifier, alpn)),
+            shown: Mutex::default(),
+        }
     }
 
     /// Shows this one from now on.
     pub(in crate::server) fn set_certificate(&self, certificate: Arc<CertifiedKey>) {
         let mut loaded = self.loaded.write().unwrap_or_else(PoisonError::into_inner);
-        *loaded = Loaded::new(only(certificate), loaded.verifier.clone(), loaded.config.alpn_protocols.clone());
+        *loaded = Loaded::new(
+            only(certificate),
+            loaded.verifier.clone(),
+            loaded.config.alpn_protocols.clone(),
+        );
     }
 
     /// Believes this one about clients from now on.
     pub(in crate::server) fn set_verifier(&self, verifier: Verifier) {
         let mut loaded = self.loaded.write().unwrap_or_else(PoisonError::into_inner);
         let resolver = Arc::clone(&loaded.config.cert_resolver);
-        *loaded = Loaded::new(resolver, Some(verifier), loaded.config.alpn_protocols.clone());
+        *loaded = Loaded::new(
+            resolver,
+            Some(verifier),
+            loaded.config.alpn_protocols.clone(),
+        );
     }
 
     /// Whether there are certificates of connected clients that were good when this was asked last, and are not any more, or
@@ -172,16 +204,27 @@ impl Tls {
 
     /// Whether some of them have to be verified again: what vouches for them has changed, or a part of their chain has expired.
     pub(in crate::server) fn is_to_verify(&self, now: Timestamp) -> bool {
-        let Some(verifier) = self.loaded().verifier else { return false };
-        self.shown().iter().any(|shown| shown.is_due(&verifier, now))
+        let Some(verifier) = self.loaded().verifier else {
+            return false;
+        };
+        self.shown()
+            .iter()
+            .any(|shown| shown.is_due(&verifier, now))
     }
 
     /// Does that, and withdraws those that are not good any more. It takes the time of as many signatures: not for a thread that
     /// serves.
     pub(in crate::server) fn verify_again(&self, now: Timestamp) {
-        let Some(verifier) = self.loaded().verifier else { return };
+        let Some(verifier) = self.loaded().verifier else {
+            return;
+        };
         // Without the lock: nobody who connects is to wait for it.
-        let due: Vec<_> = self.shown().iter().filter(|shown| shown.is_due(&verifier, now)).cloned().collect();
+        let due: Vec<_> = self
+            .shown()
+            .iter()
+            .filter(|shown| shown.is_due(&verifier, now))
+            .cloned()
+            .collect();
         due.iter().for_each(|shown| shown.verify(&verifier, now));
     }
 
@@ -192,12 +235,19 @@ impl Tls {
     ) -> io::Result<(TlsStream<TcpStream>, Option<Arc<Certificate>>)> {
         let Loaded { config, verifier } = self.loaded();
         let stream = TlsAcceptor::from(config).accept(stream).await?;
-        let chain = stream.get_ref().1.peer_certificates().map(<[_]>::to_vec).unwrap_or_default();
+        let chain = stream
+            .get_ref()
+            .1
+            .peer_certificates()
+            .map(<[_]>::to_vec)
+            .unwrap_or_default();
         let certificate = match (chain.first(), verifier) {
             (Some(first), Some(verified_by)) => {
                 let certificate = Arc::new(certificate(first).map_err(io::Error::other)?);
-                let verified =
-                    Mutex::new(Verified { by: verified_by, good_until: good_until(&chain, Timestamp::now()) });
+                let verified = Mutex::new(Verified {
+                    by: verified_by,
+                    good_until: good_until(&chain, Timestamp::now()),
+                });
                 self.shown().push(Arc::new(Shown {
                     certificate: Arc::downgrade(&certificate),
                     chain,
@@ -212,7 +262,10 @@ impl Tls {
     }
 
     fn loaded(&self) -> Loaded {
-        self.loaded.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.loaded
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     fn shown(&self) -> MutexGuard<'_, Vec<Arc<Shown>>> {
@@ -221,8 +274,13 @@ impl Tls {
 }
 
 impl Loaded {
-    fn new(resolver: Arc<dyn ResolvesServerCert>, verifier: Option<Verifier>, alpn: Vec<Vec<u8>>) -> Self {
-        let builder = ServerConfig::builder_with_provider(provider()).with_safe_default_protocol_versions();
+    fn new(
+        resolver: Arc<dyn ResolvesServerCert>,
+        verifier: Option<Verifier>,
+        alpn: Vec<Vec<u8>>,
+    ) -> Self {
+        let builder =
+            ServerConfig::builder_with_provider(provider()).with_safe_default_protocol_versions();
         let builder = builder.expect("ring has what every version needs");
         let builder = match &verifier {
             None => builder.with_no_client_auth(),
@@ -235,7 +293,10 @@ impl Loaded {
             config.session_storage = Arc::new(NoServerSessionStorage {});
             config.send_tls13_tickets = 0;
         }
-        Self { config: Arc::new(config), verifier }
+        Self {
+            config: Arc::new(config),
+            verifier,
+        }
     }
 }
 
@@ -245,7 +306,9 @@ fn only(certificate: Arc<CertifiedKey>) -> Arc<dyn ResolvesServerCert> {
 
 impl Shown {
     fn is_good(&self, now: Timestamp) -> bool {
-        self.certificate.upgrade().is_none_or(|certificate| certificate.is_good(now))
+        self.certificate
+            .upgrade()
+            .is_none_or(|certificate| certificate.is_good(now))
     }
 
     /// Since this was asked last.
@@ -262,10 +325,17 @@ impl Shown {
 
     /// Withdraws the certificate if `verifier` does not believe it now.
     fn verify(&self, verifier: &Arc<dyn ClientCertVerifier>, now: Timestamp) {
-        let Some((first, others)) = self.chain.split_first() else { return };
+        let Some((first, others)) = self.chain.split_first() else {
+            return;
+        };
         let since_1970 = Duration::from_secs(u64::try_from(now.as_second()).unwrap_or_default());
-        let is_good = verifier.verify_client_cert(first, others, UnixTime::since_unix_epoch(since_1970)).is_ok();
-        *self.verified() = Verified { by: Arc::clone(verifier), good_until: good_until(&self.chain, now) };
+        let is_good = verifier
+            .verify_client_cert(first, others, UnixTime::since_unix_epoch(since_1970))
+            .is_ok();
+        *self.verified() = Verified {
+            by: Arc::clone(verifier),
+            good_until: good_until(&self.chain, now),
+        };
         if let Some(certificate) = self.certificate.upgrade().filter(|_| !is_good) {
             certificate.withdraw();
         }
@@ -278,9 +348,13 @@ impl Shown {
 
 /// When the next certificate in a chain expires. Those that have already are not needed: what was verified was so without them.
 fn good_until(chain: &[CertificateDer<'_>], now: Timestamp) -> i64 {
-    let ends = chain.iter().filter_map(|certificate| parse(certificate).ok());
+    let ends = chain
+        .iter()
+        .filter_map(|certificate| parse(certificate).ok());
     let ends = ends.map(|certificate| seconds(certificate.tbs_certificate.validity.not_after));
-    ends.filter(|&end| end >= now.as_second()).min().unwrap_or(i64::MAX)
+    ends.filter(|&end| end >= now.as_second())
+        .min()
+        .unwrap_or(i64::MAX)
 }
 
 /// The one provider of cryptography in the process.
@@ -289,10 +363,20 @@ pub(in crate::server) fn provider() -> Arc<CryptoProvider> {
 }
 
 /// Reads a listener's certificate and its key; also until when it is good, in seconds since 1970.
-pub(in crate::server) fn load_certificate(files: &Files) -> Result<(Arc<CertifiedKey>, i64), Vec<Refusal>> {
-    let (what, of) = (What::Certificates, |name: &str| format!("{}.{name}", files.listener));
+pub(in crate::server) fn load_certificate(
+    files: &Files,
+) -> Result<(Arc<CertifiedKey>, i64), Vec<Refusal>> {
+    let (what, of) = (What::Certificates, |name: &str| {
+        format!("{}.{name}", files.listener)
+    });
     let (of_chain, of_key) = (of("tls_certificate_file"), of("tls_key_file"));
-    let chain = read(what, &of_chain, &files.certificate, CERTIFICATE_BYTES_MAX, chain_of);
+    let chain = read(
+        what,
+        &of_chain,
+        &files.certificate,
+        CERTIFICATE_BYTES_MAX,
+        chain_of,
+    );
     let key = read(what, &of_key, &files.key, KEY_BYTES_MAX, key_of);
     let ((chain, validity), key) = both(chain, key)?;
 
@@ -341,15 +425,24 @@ impl Vouching {
     pub(in crate::server) fn load(files: &ClientFiles) -> Result<(Self, Verifier), Vec<Refusal>> {
         let lists = files.crl.as_deref().map(load_client_lists).transpose();
         let (roots, lists) = both(load_client_roots(&files.ca), lists)?;
-        let vouching = Self { roots, lists: lists.unwrap_or_default() };
+        let vouching = Self {
+            roots,
+            lists: lists.unwrap_or_default(),
+        };
         let verifier = vouching.verifier().map_err(|refusal| vec![refusal])?;
         Ok((vouching, verifier))
     }
 
     pub(in crate::server) fn with(&self, part: Part) -> Self {
         match part {
-            Part::Roots(roots) => Self { roots, lists: Arc::clone(&self.lists) },
-            Part::Lists(lists) => Self { roots: Arc::clone(&self.roots), lists },
+            Part::Roots(roots) => Self {
+                roots,
+                lists: Arc::clone(&self.lists),
+            },
+            Part::Lists(lists) => Self {
+                roots: Arc::clone(&self.roots),
+                lists,
+            },
         }
     }
 
@@ -368,11 +461,15 @@ impl Vouching {
         // Not everybody has one: a token will do, and who has neither is refused with a reason that can be read. With lists, each
         // certificate of a chain has to be in the scope of one: what nobody answers for may be revoked. A list that is late still
         // counts: it is better than none, and the metric tells; to refuse everybody for a job that did not run would be worse.
-        let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider()).with_crls(lists);
+        let verifier =
+            WebPkiClientVerifier::builder_with_provider(roots, provider()).with_crls(lists);
         verifier.allow_unauthenticated().build().map_err(|error| {
             // There are authorities: they were read before.
             let path = self.lists.path.display();
-            Refusal::new(What::ClientCrl, format!("{CLIENT_CRL}: {path}: {error}; have the authority write it anew"))
+            Refusal::new(
+                What::ClientCrl,
+                format!("{CLIENT_CRL}: {path}: {error}; have the authority write it anew"),
+            )
         })
     }
 }
@@ -384,12 +481,28 @@ pub(in crate::server) fn load_client_roots(path: &Path) -> Result<Arc<RootCertSt
 
 /// Reads which of those are revoked.
 pub(in crate::server) fn load_client_lists(path: &Path) -> Result<Arc<Lists>, Refusal> {
-    let read = read(What::ClientCrl, CLIENT_CRL, path, CLIENT_CRL_BYTES_MAX, lists_of);
-    read.map(|(lists, replaced)| Arc::new(Lists { path: path.to_owned(), lists, replaced }))
+    let read = read(
+        What::ClientCrl,
+        CLIENT_CRL,
+        path,
+        CLIENT_CRL_BYTES_MAX,
+        lists_of,
+    );
+    read.map(|(lists, replaced)| {
+        Arc::new(Lists {
+            path: path.to_owned(),
+            lists,
+            replaced,
+        })
+    })
 }
 
 /// Reads authorities from a PEM file.
-pub(in crate::server) fn load_roots(what: What, key: &str, path: &Path) -> Result<RootCertStore, Refusal> {
+pub(in crate::server) fn load_roots(
+    what: What,
+    key: &str,
+    path: &Path,
+) -> Result<RootCertStore, Refusal> {
     read(what, key, path, CA_BYTES_MAX, roots_of)
 }
 
@@ -400,8 +513,10 @@ fn read<T>(
     bytes_max: u64,
     parse: impl FnOnce(&[u8]) -> Result<T, String>,
 ) -> Result<T, Refusal> {
-    let bytes = files::read(path, bytes_max).map_err(|error| Refusal::unreadable(what, key, path, &error))?;
-    parse(&bytes).map_err(|problem| Refusal::new(what, format!("{key}: {}: {problem}", path.display())))
+    let bytes = files::read(path, bytes_max)
+        .map_err(|error| Refusal::unreadable(what, key, path, &error))?;
+    parse(&bytes)
+        .map_err(|problem| Refusal::new(what, format!("{key}: {}: {problem}", path.display())))
 }
 
 /// Both, or what is wrong with either.
@@ -413,9 +528,12 @@ fn both<A, B>(one: Result<A, Refusal>, other: Result<B, Refusal>) -> Result<(A, 
 }
 
 fn chain_of(text: &[u8]) -> Result<(Vec<CertificateDer<'static>>, Validity), String> {
-    let chain: Vec<_> =
-        CertificateDer::pem_slice_iter(text).collect::<Result<_, _>>().map_err(|error| no_pem(&error))?;
-    let first = chain.first().ok_or("there is no certificate in it; write the chain as PEM, its own first")?;
+    let chain: Vec<_> = CertificateDer::pem_slice_iter(text)
+        .collect::<Result<_, _>>()
+        .map_err(|error| no_pem(&error))?;
+    let first = chain
+        .first()
+        .ok_or("there is no certificate in it; write the chain as PEM, its own first")?;
     let validity = parse(first)?.tbs_certificate.validity;
     Ok((chain, validity))
 }
@@ -423,7 +541,11 @@ fn chain_of(text: &[u8]) -> Result<(Vec<CertificateDer<'static>>, Validity), Str
 fn key_of(text: &[u8]) -> Result<PrivateKeyDer<'static>, String> {
     const ENCRYPTED: &[u8] = b"-----BEGIN ENCRYPTED PRIVATE KEY-----";
     PrivateKeyDer::from_pem_slice(text).map_err(|error| match error {
-        pem::Error::NoItemsFound if text.windows(ENCRYPTED.len()).any(|found| found == ENCRYPTED) => {
+        pem::Error::NoItemsFound
+            if text
+                .windows(ENCRYPTED.len())
+                .any(|found| found == ENCRYPTED) =>
+        {
             "it is encrypted; write it without a passphrase, with `openssl pkey`".to_owned()
         }
         pem::Error::NoItemsFound => "there is no private key in it; write it as PEM".to_owned(),
@@ -436,7 +558,10 @@ fn roots_of(text: &[u8]) -> Result<RootCertStore, String> {
     for certificate in CertificateDer::pem_slice_iter(text) {
         let added = roots.add(certificate.map_err(|error| no_pem(&error))?);
         added.map_err(|error| {
-            format!("number {} in it is no authority's certificate ({error}); take it out", roots.len() + 1)
+            format!(
+                "number {} in it is no authority's certificate ({error}); take it out",
+                roots.len() + 1
+            )
         })?;
     }
     if roots.is_empty() {
@@ -446,7 +571,9 @@ fn roots_of(text: &[u8]) -> Result<RootCertStore, String> {
 }
 
 /// Lists of revoked certificates, and when the first of them should be replaced.
-fn lists_of(text: &[u8]) -> Result<(Vec<CertificateRevocationListDer<'static>>, Option<i64>), String> {
+fn lists_of(
+    text: &[u8],
+) -> Result<(Vec<CertificateRevocationListDer<'static>>, Option<i64>), String> {
     let lists = CertificateRevocationListDer::pem_slice_iter(text).collect::<Result<Vec<_>, _>>();
     let lists = lists.map_err(|error| no_pem(&error))?;
     if lists.is_empty() {
@@ -455,8 +582,9 @@ fn lists_of(text: &[u8]) -> Result<(Vec<CertificateRevocationListDer<'static>>, 
 
     let mut replaced = None;
     for list in &lists {
-        let list = CertificateList::from_der(list)
-            .map_err(|error| format!("it is no revocation list: {error}; have the authority write it anew"))?;
+        let list = CertificateList::from_der(list).map_err(|error| {
+            format!("it is no revocation list: {error}; have the authority write it anew")
+        })?;
         let next = list.tbs_cert_list.next_update.map(seconds);
         replaced = replaced.into_iter().chain(next).min();
     }
@@ -476,19 +604,37 @@ fn no_pem(error: &pem::Error) -> String {
 /// What a verified certificate stands for: DNS names, URIs, and the common name.
 fn certificate(certificate: &CertificateDer<'_>) -> Result<Certificate, String> {
     let certificate = parse(certificate)?.tbs_certificate;
-    let alternative = certificate.get::<SubjectAltName>().ok().flatten().map(|(_, names)| names.0).unwrap_or_default();
+    let alternative = certificate
+        .get::<SubjectAltName>()
+        .ok()
+        .flatten()
+        .map(|(_, names)| names.0)
+        .unwrap_or_default();
     let alternative = alternative.into_iter().filter_map(|name| match name {
         GeneralName::DnsName(name) => Some(name.to_string()),
         GeneralName::UniformResourceIdentifier(uri) => Some(uri.to_string()),
         _ => None,
     });
     let subject = certificate.subject.0.iter().flat_map(|part| part.0.iter());
-    let common = subject.filter(|attribute| attribute.oid == COMMON_NAME).filter_map(|attribute| {
-        let utf8 = attribute.value.decode_as::<Utf8StringRef<'_>>().map(|text| text.as_str().to_owned());
-        utf8.or_else(|_| attribute.value.decode_as::<PrintableStringRef<'_>>().map(|text| text.as_str().to_owned()))
+    let common = subject
+        .filter(|attribute| attribute.oid == COMMON_NAME)
+        .filter_map(|attribute| {
+            let utf8 = attribute
+                .value
+                .decode_as::<Utf8StringRef<'_>>()
+                .map(|text| text.as_str().to_owned());
+            utf8.or_else(|_| {
+                attribute
+                    .value
+                    .decode_as::<PrintableStringRef<'_>>()
+                    .map(|text| text.as_str().to_owned())
+            })
             .ok()
-    });
-    Ok(Certificate::new(alternative.chain(common).collect(), seconds(certificate.validity.not_after)))
+        });
+    Ok(Certificate::new(
+        alternative.chain(common).collect(),
+        seconds(certificate.validity.not_after),
+    ))
 }
 
 fn seconds(time: Time) -> i64 {
@@ -496,7 +642,8 @@ fn seconds(time: Time) -> i64 {
 }
 
 fn parse(certificate: &CertificateDer<'_>) -> Result<x509_cert::Certificate, String> {
-    x509_cert::Certificate::from_der(certificate).map_err(|error| format!("it is no certificate: {error}"))
+    x509_cert::Certificate::from_der(certificate)
+        .map_err(|error| format!("it is no certificate: {error}"))
 }
 
 fn told(error: impl std::fmt::Display) -> String {

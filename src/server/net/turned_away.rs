@@ -29,7 +29,9 @@ pub(in crate::server) enum Refused {
     )]
     Share(IpAddr),
     /// It did not say in time what it is.
-    #[error("it did not begin to speak in time: a stranger, or a proxy that opens connections before it needs them")]
+    #[error(
+        "it did not begin to speak in time: a stranger, or a proxy that opens connections before it needs them"
+    )]
     Timeout,
     /// It was closed before it said anything, as probes of TCP do.
     #[error("it was closed before it was used")]
@@ -47,7 +49,9 @@ pub(in crate::server) enum Refused {
     )]
     ProxyHeaderUnexpected,
     /// Plain text, where TLS is asked for.
-    #[error("it speaks plain text, and this listener speaks TLS: use https:// (in a proxy: TLS to the broker)")]
+    #[error(
+        "it speaks plain text, and this listener speaks TLS: use https:// (in a proxy: TLS to the broker)"
+    )]
     PlainText,
     /// TLS, where plain text is spoken.
     #[error(
@@ -55,7 +59,9 @@ pub(in crate::server) enum Refused {
     )]
     TlsUnexpected,
     /// HTTP/1.1, where only HTTP/2 is spoken.
-    #[error("it speaks HTTP/1.1, and gRPC is HTTP/2: callbacks and probes have listeners of their own")]
+    #[error(
+        "it speaks HTTP/1.1, and gRPC is HTTP/2: callbacks and probes have listeners of their own"
+    )]
     NotHttp2,
     /// Its certificate is not believed.
     #[error("the certificate that it shows is not good: {0}")]
@@ -95,12 +101,18 @@ impl Refused {
 
     /// Of a connection that began so and does not speak TLS as it should.
     pub(super) fn by_tls(error: &io::Error, begun: Beginning) -> Self {
-        let reason = error.get_ref().and_then(|error| error.downcast_ref::<rustls::Error>());
+        let reason = error
+            .get_ref()
+            .and_then(|error| error.downcast_ref::<rustls::Error>());
         match (reason, begun) {
             // Closed within the handshake: so do probes of TLS, and clients that do not like the certificate and do not say so.
-            (None, Beginning::Tls) if error.kind() == io::ErrorKind::UnexpectedEof => Self::BrokenOff,
+            (None, Beginning::Tls) if error.kind() == io::ErrorKind::UnexpectedEof => {
+                Self::BrokenOff
+            }
             (_, Beginning::Text) => Self::PlainText,
-            (Some(rustls::Error::InvalidCertificate(problem)), _) => Self::ClientCertificate(of_certificate(problem)),
+            (Some(rustls::Error::InvalidCertificate(problem)), _) => {
+                Self::ClientCertificate(of_certificate(problem))
+            }
             (Some(rustls::Error::AlertReceived(alert)), _) => {
                 of_alert(*alert).map_or(Self::NotUnderstood, Self::Distrusted)
             }
@@ -121,25 +133,31 @@ impl Refused {
 /// What is wrong with a certificate, and what to do, in words for operators: the library names a variant.
 fn of_certificate(problem: &rustls::CertificateError) -> &'static str {
     use rustls::CertificateError::{
-        ApplicationVerificationFailure, BadEncoding, BadSignature, Expired, ExpiredContext, InvalidPurpose,
-        InvalidPurposeContext, NotValidForName, NotValidForNameContext, NotValidYet, NotValidYetContext, Revoked,
-        UnknownIssuer, UnknownRevocationStatus,
+        ApplicationVerificationFailure, BadEncoding, BadSignature, Expired, ExpiredContext,
+        InvalidPurpose, InvalidPurposeContext, NotValidForName, NotValidForNameContext,
+        NotValidYet, NotValidYetContext, Revoked, UnknownIssuer, UnknownRevocationStatus,
     };
     match problem {
         UnknownIssuer => {
             "its authority is not in grpc.tls_client_ca_file: add that one, or give the client a certificate of one in it"
         }
         Expired | ExpiredContext { .. } => "it has expired: renew it",
-        NotValidYet | NotValidYetContext { .. } => "it is not good yet: compare the clocks of both machines",
+        NotValidYet | NotValidYetContext { .. } => {
+            "it is not good yet: compare the clocks of both machines"
+        }
         Revoked => "grpc.tls_client_crl_file says that it is revoked: give the client a new one",
-        UnknownRevocationStatus => "no list in grpc.tls_client_crl_file is of its authority: add that authority's list",
+        UnknownRevocationStatus => {
+            "no list in grpc.tls_client_crl_file is of its authority: add that authority's list"
+        }
         InvalidPurpose | InvalidPurposeContext { .. } => {
             "it is not for clients: issue it with the extended key usage clientAuth"
         }
         BadSignature => "its signature is not its authority's: another authority has the same name",
         NotValidForName | NotValidForNameContext { .. } => "it is for another name",
         BadEncoding | ApplicationVerificationFailure => "it cannot be read as a certificate",
-        _ => "it breaks a rule that certificates have to keep: look at it with `openssl x509 -text`",
+        _ => {
+            "it breaks a rule that certificates have to keep: look at it with `openssl x509 -text`"
+        }
     }
 }
 
@@ -174,7 +192,11 @@ impl Beginning {
         match bytes {
             _ if proxy::is_header(bytes) => Self::ProxyHeader,
             [0x16, 3, ..] => Self::Tls,
-            [first, second, third, ..] if [first, second, third].iter().all(|byte| byte.is_ascii_uppercase()) => {
+            [first, second, third, ..]
+                if [first, second, third]
+                    .iter()
+                    .all(|byte| byte.is_ascii_uppercase()) =>
+            {
                 Self::Text
             }
             _ => Self::Other,
@@ -201,11 +223,20 @@ pub(in crate::server) struct TurnedAway {
 
 impl TurnedAway {
     pub(in crate::server) fn of(listener: &'static str, metrics: &Metrics) -> Self {
-        Self { listener, counted: metrics.connections_refused.clone(), log: Arc::new(Sampler::every(INTERVAL)) }
+        Self {
+            listener,
+            counted: metrics.connections_refused.clone(),
+            log: Arc::new(Sampler::every(INTERVAL)),
+        }
     }
 
     /// What came from `peer` is no request that can be read, by `cause`; it was counted elsewhere.
-    pub(in crate::server) fn note_unread(&self, cause: &'static str, explanation: &str, peer: SocketAddr) {
+    pub(in crate::server) fn note_unread(
+        &self,
+        cause: &'static str,
+        explanation: &str,
+        peer: SocketAddr,
+    ) {
         if let Some(unlogged) = self.log.due(cause) {
             let listener = self.listener;
             tracing::warn!(listener, cause, %peer, unlogged, "a request was refused before it was read: {explanation}");
@@ -233,7 +264,10 @@ mod tests {
     fn what_a_connection_begins_with_tells_what_is_set_up_wrongly() {
         for (bytes, begun) in [
             (&b"PROXY TCP4 198.51.100.7 "[..], Beginning::ProxyHeader),
-            (b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c", Beginning::ProxyHeader),
+            (
+                b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c",
+                Beginning::ProxyHeader,
+            ),
             (b"\x16\x03\x01\x02\0\x01", Beginning::Tls),
             (b"POST /webhook/ve", Beginning::Text),
             (b"PRI * HTTP/2.0\r\n", Beginning::Text),
@@ -249,20 +283,45 @@ mod tests {
     #[test]
     fn who_closes_within_a_handshake_is_not_taken_for_a_scanner() {
         let cause = |kind: io::ErrorKind, begun| Refused::by_tls(&kind.into(), begun).cause();
-        assert_eq!(cause(io::ErrorKind::UnexpectedEof, Beginning::Tls), "broken_off");
-        assert_eq!(cause(io::ErrorKind::UnexpectedEof, Beginning::Text), "plain_text");
-        assert_eq!(cause(io::ErrorKind::UnexpectedEof, Beginning::Other), "not_understood");
-        assert_eq!(cause(io::ErrorKind::InvalidData, Beginning::Tls), "not_understood");
+        assert_eq!(
+            cause(io::ErrorKind::UnexpectedEof, Beginning::Tls),
+            "broken_off"
+        );
+        assert_eq!(
+            cause(io::ErrorKind::UnexpectedEof, Beginning::Text),
+            "plain_text"
+        );
+        assert_eq!(
+            cause(io::ErrorKind::UnexpectedEof, Beginning::Other),
+            "not_understood"
+        );
+        assert_eq!(
+            cause(io::ErrorKind::InvalidData, Beginning::Tls),
+            "not_understood"
+        );
     }
 
     #[test]
     fn each_connection_is_counted_and_one_of_a_minute_is_told() {
         let metrics = Metrics::default();
-        let (turned_away, peer) = (TurnedAway::of("ingest", &metrics), SocketAddr::from(([192, 0, 2, 1], 1)));
+        let (turned_away, peer) = (
+            TurnedAway::of("ingest", &metrics),
+            SocketAddr::from(([192, 0, 2, 1], 1)),
+        );
         (0..3).for_each(|_| turned_away.note(&Refused::TlsUnexpected, peer));
-        assert_eq!(metrics.connections_refused.with_label_values(&["ingest", "tls_unexpected"]).get(), 3);
+        assert_eq!(
+            metrics
+                .connections_refused
+                .with_label_values(&["ingest", "tls_unexpected"])
+                .get(),
+            3
+        );
         let now = std::time::Instant::now();
         assert_eq!(turned_away.log.due_at("tls_unexpected", now), None);
-        assert_eq!(turned_away.log.due_at("tls_unexpected", now + INTERVAL), Some(3), "two, and the one before");
+        assert_eq!(
+            turned_away.log.due_at("tls_unexpected", now + INTERVAL),
+            Some(3),
+            "two, and the one before"
+        );
     }
 }

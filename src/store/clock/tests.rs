@@ -65,12 +65,26 @@ struct Watched {
 
 impl Watched {
     fn start(machine: Machine, newest: Option<i64>) -> Self {
-        Self::start_after(machine, newest.map(|micros| Newest { micros, trust: Trust::Known }))
+        Self::start_after(
+            machine,
+            newest.map(|micros| Newest {
+                micros,
+                trust: Trust::Known,
+            }),
+        )
     }
 
     fn start_after(machine: Machine, newest: Option<Newest>) -> Self {
-        let judge = Judge::start(machine.wall(), machine.monotonic.load(Ordering::Relaxed), newest);
-        Self { machine, judge, adoptions: Vec::new() }
+        let judge = Judge::start(
+            machine.wall(),
+            machine.monotonic.load(Ordering::Relaxed),
+            newest,
+        );
+        Self {
+            machine,
+            judge,
+            adoptions: Vec::new(),
+        }
     }
 
     fn monotonic(&self) -> i64 {
@@ -96,7 +110,14 @@ impl Watched {
 
 #[test]
 fn seconds_in_which_the_clock_is_wrong_change_nothing() {
-    for by in [YEAR, -2 * YEAR, i64::MAX / 2, i64::MIN / 2, 11 * SECOND, -11 * SECOND] {
+    for by in [
+        YEAR,
+        -2 * YEAR,
+        i64::MAX / 2,
+        i64::MIN / 2,
+        11 * SECOND,
+        -11 * SECOND,
+    ] {
         let mut watched = Watched::start(Machine::right(), Some(BEGAN - MINUTE));
         watched.pass(HOUR);
         watched.machine.step(by);
@@ -104,7 +125,11 @@ fn seconds_in_which_the_clock_is_wrong_change_nothing() {
         assert_eq!(watched.now(), BEGAN + HOUR + AGREEMENT - SECOND);
         watched.machine.step(-by);
         watched.pass(HOUR);
-        assert_eq!((watched.now(), watched.adoptions.as_slice()), (watched.machine.wall(), &[][..]), "{by}");
+        assert_eq!(
+            (watched.now(), watched.adoptions.as_slice()),
+            (watched.machine.wall(), &[][..]),
+            "{by}"
+        );
     }
 }
 
@@ -115,11 +140,25 @@ fn a_clock_that_agrees_with_itself_for_minutes_is_believed_both_ways() {
         watched.pass(HOUR);
         watched.machine.step(by);
         watched.pass(AGREEMENT);
-        assert_eq!(watched.adoptions, [], "{by}: it was first seen a second later");
+        assert_eq!(
+            watched.adoptions,
+            [],
+            "{by}: it was first seen a second later"
+        );
         watched.pass(SECOND);
         let at_micros = BEGAN + HOUR + by + AGREEMENT + SECOND;
-        assert_eq!(watched.adoptions, [Adoption { at_micros, by_micros: by, earlier_by_micros: by }]);
-        assert_eq!((watched.now(), watched.machine.wall()), (at_micros, at_micros));
+        assert_eq!(
+            watched.adoptions,
+            [Adoption {
+                at_micros,
+                by_micros: by,
+                earlier_by_micros: by
+            }]
+        );
+        assert_eq!(
+            (watched.now(), watched.machine.wall()),
+            (at_micros, at_micros)
+        );
     }
 }
 
@@ -160,7 +199,11 @@ fn a_start_stamps_by_the_wall_clock_unless_that_cannot_be_and_waits_with_forgett
     ] {
         let newest = BEGAN - downtime;
         let mut watched = Watched::start(Machine::right(), Some(newest));
-        assert_eq!(watched.now(), if taken { BEGAN } else { newest }, "{downtime}");
+        assert_eq!(
+            watched.now(),
+            if taken { BEGAN } else { newest },
+            "{downtime}"
+        );
         assert_eq!(watched.judge.is_settled(), settled, "{downtime}");
         watched.pass(AGREEMENT - SECOND);
         assert_eq!(watched.judge.is_settled(), settled, "{downtime}");
@@ -168,7 +211,10 @@ fn a_start_stamps_by_the_wall_clock_unless_that_cannot_be_and_waits_with_forgett
         assert!(watched.judge.is_settled(), "{downtime}");
         assert_eq!(watched.now(), watched.machine.wall(), "{downtime}");
     }
-    assert!(Watched::start(Machine::right(), None).judge.is_settled(), "there is nothing to forget");
+    assert!(
+        Watched::start(Machine::right(), None).judge.is_settled(),
+        "there is nothing to forget"
+    );
 }
 
 #[test]
@@ -183,13 +229,28 @@ fn a_start_with_a_wrong_clock_waits_until_it_has_been_right_for_minutes() {
         assert!(!watched.judge.is_settled());
         watched.pass(2 * SECOND);
         assert!(watched.judge.is_settled());
-        let [Adoption { earlier_by_micros: 0, .. }] = watched.adoptions[..] else {
-            panic!("{wrong}: the day that the machine was off is believed: {:?}", watched.adoptions);
+        let [
+            Adoption {
+                earlier_by_micros: 0,
+                ..
+            },
+        ] = watched.adoptions[..]
+        else {
+            panic!(
+                "{wrong}: the day that the machine was off is believed: {:?}",
+                watched.adoptions
+            );
         };
     }
     let mut watched = Watched::start(Machine::right(), Some(DAY));
     watched.pass(AGREEMENT);
-    let [Adoption { earlier_by_micros: i64::MAX, .. }] = watched.adoptions[..] else {
+    let [
+        Adoption {
+            earlier_by_micros: i64::MAX,
+            ..
+        },
+    ] = watched.adoptions[..]
+    else {
         panic!("fifty years are no downtime: {:?}", watched.adoptions);
     };
 }
@@ -203,12 +264,20 @@ fn while_the_clocks_disagree_a_time_of_either_is_understood() {
         watched.pass(MINUTE);
         let (wall, now) = (watched.machine.wall(), watched.now());
         let meant = |time: i64| watched.judge.meant(time, wall, watched.monotonic());
-        assert_eq!(meant(wall - SECOND), now - SECOND, "a second ago by this machine");
+        assert_eq!(
+            meant(wall - SECOND),
+            now - SECOND,
+            "a second ago by this machine"
+        );
         assert_eq!(meant(now - SECOND), now - SECOND, "a second ago by another");
         assert_eq!(meant(now - HOUR), now - HOUR);
         watched.machine.step(-wrong);
         watched.look();
-        let meant = |time: i64| watched.judge.meant(time, watched.machine.wall(), watched.monotonic());
+        let meant = |time: i64| {
+            watched
+                .judge
+                .meant(time, watched.machine.wall(), watched.monotonic())
+        };
         for time in [now - HOUR, now, now + HOUR, now + wrong] {
             assert_eq!(meant(time), time, "they agree");
         }
@@ -219,8 +288,14 @@ fn while_the_clocks_disagree_a_time_of_either_is_understood() {
 fn no_time_that_a_clock_can_show_overflows() {
     for wall in [i64::MIN, -1, 0, i64::MAX] {
         for newest in [None, Some(i64::MIN), Some(0), Some(i64::MAX)] {
-            let newest = newest
-                .map(|micros| Newest { micros, trust: if micros == 0 { Trust::Doubted } else { Trust::Waiting } });
+            let newest = newest.map(|micros| Newest {
+                micros,
+                trust: if micros == 0 {
+                    Trust::Doubted
+                } else {
+                    Trust::Waiting
+                },
+            });
             let machine = Machine::default();
             machine.set(wall);
             let mut judge = Judge::start(wall, 0, newest);
@@ -232,7 +307,10 @@ fn no_time_that_a_clock_can_show_overflows() {
             }
         }
     }
-    assert_eq!([timestamp(i64::MIN), timestamp(i64::MAX)], [Timestamp::MIN, Timestamp::MAX]);
+    assert_eq!(
+        [timestamp(i64::MIN), timestamp(i64::MAX)],
+        [Timestamp::MIN, Timestamp::MAX]
+    );
 }
 
 /// An event, and the true time at which it came.
@@ -253,8 +331,17 @@ struct Aged {
 impl Aged {
     fn new() -> Self {
         let watched = Watched::start(Machine::right(), None);
-        let totals = Totals { first_available: 1, ..Totals::default() };
-        Self { watched, totals, events: Vec::new(), true_time: BEGAN, starts: 0 }
+        let totals = Totals {
+            first_available: 1,
+            ..Totals::default()
+        };
+        Self {
+            watched,
+            totals,
+            events: Vec::new(),
+            true_time: BEGAN,
+            starts: 0,
+        }
     }
 
     /// So many seconds go by, with an event in each.
@@ -263,11 +350,18 @@ impl Aged {
             self.true_time += SECOND;
             self.watched.pass(SECOND);
             for adoption in self.watched.adoptions.drain(..) {
-                self.totals.correct(Sequence(self.events.len() as u64), &adoption);
+                self.totals
+                    .correct(Sequence(self.events.len() as u64), &adoption);
             }
-            self.totals.trust = self.watched.judge.trust(self.watched.machine.wall(), self.watched.monotonic());
+            self.totals.trust = self
+                .watched
+                .judge
+                .trust(self.watched.machine.wall(), self.watched.monotonic());
             self.totals.log_time_micros = self.watched.now().max(self.totals.log_time_micros);
-            self.events.push(Kept { log_time: self.totals.log_time_micros, came: self.true_time });
+            self.events.push(Kept {
+                log_time: self.totals.log_time_micros,
+                came: self.true_time,
+            });
         }
     }
 
@@ -276,7 +370,10 @@ impl Aged {
         self.starts += 1;
         self.true_time += down;
         self.watched.machine.set(self.true_time + ahead);
-        let newest = Newest { micros: self.totals.log_time_micros, trust: self.totals.trust };
+        let newest = Newest {
+            micros: self.totals.log_time_micros,
+            trust: self.totals.trust,
+        };
         self.watched = Watched::start_after(self.watched.machine.clone(), Some(newest));
     }
 
@@ -295,13 +392,19 @@ impl Aged {
 
     /// What following small changes may have gained, and a downtime of minutes that a start believes at once.
     fn allowed(&self) -> i64 {
-        2 * TOLERANCE + self.events.len() as i64 * SECOND / AGREEMENT * TOLERANCE + self.starts * FAR
+        2 * TOLERANCE
+            + self.events.len() as i64 * SECOND / AGREEMENT * TOLERANCE
+            + self.starts * FAR
     }
 }
 
 /// By how much a clock is stepped.
 fn any_step() -> impl Strategy<Value = i64> {
-    prop_oneof![-20 * SECOND..20 * SECOND, -HOUR..HOUR, -60 * YEAR..60 * YEAR]
+    prop_oneof![
+        -20 * SECOND..20 * SECOND,
+        -HOUR..HOUR,
+        -60 * YEAR..60 * YEAR
+    ]
 }
 
 proptest! {

@@ -78,7 +78,13 @@ impl Header {
         let (commit, checkpoint) = (bytes.get_u64_le(), bytes.get_u64_le());
         let totals = Totals::parse(&bytes[..Totals::BYTES]).ok()?;
         let has_events = totals.event_count >= u64::from(events) && totals.head().is_ok();
-        (length >= HEADER_BYTES && has_events).then_some(Self { length, events, commit, checkpoint, totals })
+        (length >= HEADER_BYTES && has_events).then_some(Self {
+            length,
+            events,
+            commit,
+            checkpoint,
+            totals,
+        })
     }
 
     /// The newest event up to here, of this commit or an earlier one.
@@ -107,7 +113,10 @@ pub(in crate::store) struct FrameBuilder {
 
 impl FrameBuilder {
     pub(in crate::store) fn new() -> Self {
-        Self { bytes: vec![0; HEADER_BYTES], events: 0 }
+        Self {
+            bytes: vec![0; HEADER_BYTES],
+            events: 0,
+        }
     }
 
     pub(in crate::store) fn is_empty(&self) -> bool {
@@ -115,10 +124,16 @@ impl FrameBuilder {
     }
 
     /// Adds the next event.
-    pub(in crate::store) fn event(&mut self, event_id: Uuid, fingerprint: Fingerprint, record: &Record) {
+    pub(in crate::store) fn event(
+        &mut self,
+        event_id: Uuid,
+        fingerprint: Fingerprint,
+        record: &Record,
+    ) {
         self.events += 1;
         let (kept, body) = record.bytes().split_at(record.kept_len());
-        self.bytes.reserve(1 + MARK_BYTES + EVENT_BYTES + record.len());
+        self.bytes
+            .reserve(1 + MARK_BYTES + EVENT_BYTES + record.len());
         self.bytes.put_u8(EVENT);
         self.bytes.put_bytes(0, MARK_BYTES);
         self.bytes.put_u32_le(kept.len() as u32); // keys
@@ -160,15 +175,28 @@ impl FrameBuilder {
     }
 
     /// The frame's bytes, and what its header says.
-    pub(super) fn finish(mut self, epoch: Epoch, commit: u64, checkpoint: u64, totals: Totals) -> (Vec<u8>, Header) {
-        let header = Header { length: self.bytes.len(), events: self.events, commit, checkpoint, totals };
+    pub(super) fn finish(
+        mut self,
+        epoch: Epoch,
+        commit: u64,
+        checkpoint: u64,
+        totals: Totals,
+    ) -> (Vec<u8>, Header) {
+        let header = Header {
+            length: self.bytes.len(),
+            events: self.events,
+            commit,
+            checkpoint,
+            totals,
+        };
         let mut head = &mut self.bytes[CHECKSUM_BYTES..HEADER_BYTES];
         head.put_u32_le(header.length as u32); // a group's bytes are bounded, and so is the last command's body
         head.put_u32_le(header.events);
         head.put_u64_le(commit);
         head.put_u64_le(checkpoint);
         head.put_slice(&totals.encode());
-        let checksum = checksum_of(epoch, &self.bytes, |_| true).expect("the entries were laid out above");
+        let checksum =
+            checksum_of(epoch, &self.bytes, |_| true).expect("the entries were laid out above");
         self.bytes[..CHECKSUM_BYTES].copy_from_slice(&checksum.to_le_bytes());
         (self.bytes, header)
     }
@@ -221,29 +249,49 @@ fn lay(bytes: &[u8], at: usize) -> Option<Laid> {
     let (tag, mark) = (*bytes.get(at)?, at + 1..at + 1 + MARK_BYTES);
     let head = mark.end;
     let (proven, body, digest) = match tag {
-        EVENT => (EVENT_BYTES.checked_add(u32_at(head)?)?, u32_at(head + 4)?, u64_at(head + 8)?),
+        EVENT => (
+            EVENT_BYTES.checked_add(u32_at(head)?)?,
+            u32_at(head + 4)?,
+            u64_at(head + 8)?,
+        ),
         QUARANTINED => (QUARANTINED_BYTES, u32_at(head)?, u64_at(head + 4)?),
         EXPIRED | REMOVED | ERASED => {
             let end = at + 1 + NAMING_BYTES;
-            let laid = Laid { tag, mark: None, proven: at + 1..end, digest: 0, body: end..end };
+            let laid = Laid {
+                tag,
+                mark: None,
+                proven: at + 1..end,
+                digest: 0,
+                body: end..end,
+            };
             return (end <= bytes.len()).then_some(laid);
         }
         _ => return None,
     };
     let start = head.checked_add(proven)?;
     let end = start.checked_add(body)?;
-    let laid = Laid { tag, mark: Some(mark), proven: head..start, digest, body: start..end };
+    let laid = Laid {
+        tag,
+        mark: Some(mark),
+        proven: head..start,
+        digest,
+        body: start..end,
+    };
     (end <= bytes.len()).then_some(laid)
 }
 
 impl Laid {
     fn is_marked(&self, bytes: &[u8]) -> bool {
-        self.mark.as_ref().is_some_and(|mark| bytes[mark.clone()] == MARK)
+        self.mark
+            .as_ref()
+            .is_some_and(|mark| bytes[mark.clone()] == MARK)
     }
 
     /// Whether the body is as it was written, or erased.
     fn is_whole(&self, bytes: &[u8]) -> bool {
-        let Some(mark) = self.mark.as_ref().map(|mark| &bytes[mark.clone()]) else { return true };
+        let Some(mark) = self.mark.as_ref().map(|mark| &bytes[mark.clone()]) else {
+            return true;
+        };
         *mark == MARK || may_be_torn(mark) && xxh3_64(&bytes[self.body.clone()]) == self.digest
     }
 }
@@ -252,7 +300,8 @@ impl Laid {
 fn may_be_torn(mark: &[u8]) -> bool {
     let is_none = |bytes: &[u8]| bytes.iter().all(|&byte| byte == 0);
     let is_torn = |at: usize| {
-        let ((first, second), (marked_first, marked_second)) = (mark.split_at(at), MARK.split_at(at));
+        let ((first, second), (marked_first, marked_second)) =
+            (mark.split_at(at), MARK.split_at(at));
         first == marked_first && is_none(second) || is_none(first) && second == marked_second
     };
     is_none(mark) || (1..MARK_BYTES).any(is_torn)
@@ -275,7 +324,10 @@ fn checksum_of(epoch: Epoch, bytes: &[u8], is_good: impl Fn(&Laid) -> bool) -> O
     let header = xxh3_64_with_seed(bytes.get(CHECKSUM_BYTES..HEADER_BYTES)?, epoch.0);
     laid(bytes).try_fold(header, |seed, laid| {
         let laid = laid.filter(&is_good)?;
-        Some(xxh3_64_with_seed(&bytes[laid.proven], seed ^ u64::from(laid.tag)))
+        Some(xxh3_64_with_seed(
+            &bytes[laid.proven],
+            seed ^ u64::from(laid.tag),
+        ))
     })
 }
 
@@ -300,7 +352,10 @@ impl Frame {
         let whole = bytes.get(at..at.checked_add(header.length)?)?;
         let checksum = u64::from_le_bytes(*whole.first_chunk()?);
         let is_right = checksum_of(epoch, whole, |laid| laid.is_whole(whole)) == Some(checksum);
-        is_right.then(|| Self { header, bytes: bytes.slice_ref(whole) })
+        is_right.then(|| Self {
+            header,
+            bytes: bytes.slice_ref(whole),
+        })
     }
 
     /// The bodies in it, with what they are of.
@@ -309,7 +364,13 @@ impl Frame {
         laid(&self.bytes).flatten().filter_map(move |laid| {
             let mark = laid.mark.clone()?.start;
             let entry = entry(&self.bytes, &laid, &mut sequence)?;
-            Some((entry, Body { mark, range: laid.body }))
+            Some((
+                entry,
+                Body {
+                    mark,
+                    range: laid.body,
+                },
+            ))
         })
     }
 
@@ -321,7 +382,8 @@ impl Frame {
             (at < bytes.len()).then(|| {
                 let laid = lay(&bytes, at);
                 at = laid.as_ref().map_or(bytes.len(), |laid| laid.body.end);
-                laid.and_then(|laid| entry(&bytes, &laid, &mut sequence)).ok_or(Damaged("commit"))
+                laid.and_then(|laid| entry(&bytes, &laid, &mut sequence))
+                    .ok_or(Damaged("commit"))
             })
         })
     }
@@ -339,19 +401,35 @@ fn entry(bytes: &Bytes, laid: &Laid, sequence: &mut Sequence) -> Option<Entry> {
             let record = if is_erased {
                 Record::from_kept(*sequence, head)
             } else {
-                Record::from_stored(*sequence, bytes.slice(laid.body.start - kept..laid.body.end))
+                Record::from_stored(
+                    *sequence,
+                    bytes.slice(laid.body.start - kept..laid.body.end),
+                )
             };
             *sequence = sequence.next();
-            Some(Entry::Event { event_id, fingerprint, record: record.ok()? })
+            Some(Entry::Event {
+                event_id,
+                fingerprint,
+                record: record.ok()?,
+            })
         }
         QUARANTINED => {
             head.advance(4 + 8);
             let value = (!is_erased).then(|| bytes.slice(laid.body.clone()));
-            Some(Entry::Quarantined { number: head.try_get_u64_le().ok()?, value })
+            Some(Entry::Quarantined {
+                number: head.try_get_u64_le().ok()?,
+                value,
+            })
         }
-        EXPIRED => Some(Entry::Expired { number: head.try_get_u64_le().ok()? }),
-        REMOVED => Some(Entry::Removed { number: head.try_get_u64_le().ok()? }),
-        ERASED => Some(Entry::Erased { place: Sequence(head.try_get_u64_le().ok()?) }),
+        EXPIRED => Some(Entry::Expired {
+            number: head.try_get_u64_le().ok()?,
+        }),
+        REMOVED => Some(Entry::Removed {
+            number: head.try_get_u64_le().ok()?,
+        }),
+        ERASED => Some(Entry::Erased {
+            place: Sequence(head.try_get_u64_le().ok()?),
+        }),
         _ => None,
     }
 }
@@ -360,9 +438,15 @@ fn entry(bytes: &Bytes, laid: &Laid, sequence: &mut Sequence) -> Option<Entry> {
 pub(super) fn is_followed(epoch: Epoch, bytes: &Bytes, commit: u64) -> bool {
     const LATER: u64 = 1 << 20;
     const NUMBER: usize = CHECKSUM_BYTES + 4 + 4;
-    let number = |at: usize| bytes[at + NUMBER..].first_chunk().map_or(0, |number| u64::from_le_bytes(*number));
-    (1..(bytes.len() + 1).saturating_sub(HEADER_BYTES))
-        .any(|at| number(at).wrapping_sub(commit).wrapping_sub(1) < LATER && Frame::parse(epoch, bytes, at).is_some())
+    let number = |at: usize| {
+        bytes[at + NUMBER..]
+            .first_chunk()
+            .map_or(0, |number| u64::from_le_bytes(*number))
+    };
+    (1..(bytes.len() + 1).saturating_sub(HEADER_BYTES)).any(|at| {
+        number(at).wrapping_sub(commit).wrapping_sub(1) < LATER
+            && Frame::parse(epoch, bytes, at).is_some()
+    })
 }
 
 #[cfg(test)]
@@ -376,7 +460,11 @@ mod tests {
     fn frame(commit: u64, events: &[Vec<u8>], quarantined: &[Vec<u8>]) -> Bytes {
         let mut builder = FrameBuilder::new();
         for (sequence, raw) in (11..).zip(events) {
-            builder.event(Uuid::from_u128(sequence.into()), 7.into(), &record(Sequence(sequence), raw));
+            builder.event(
+                Uuid::from_u128(sequence.into()),
+                7.into(),
+                &record(Sequence(sequence), raw),
+            );
         }
         for (number, value) in (1..).zip(quarantined) {
             builder.quarantined(number, value);
@@ -384,7 +472,11 @@ mod tests {
             builder.removed(number);
             builder.erased(Sequence(number));
         }
-        let totals = Totals { first_available: 1, event_count: 10 + events.len() as u64, ..Totals::default() };
+        let totals = Totals {
+            first_available: 1,
+            event_count: 10 + events.len() as u64,
+            ..Totals::default()
+        };
         builder.finish(Epoch(5), commit, 3, totals).0.into()
     }
 

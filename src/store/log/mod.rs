@@ -29,7 +29,9 @@ pub(super) use frame::{Entry, Frame, FrameBuilder};
 use segment::{HEADER_BYTES, PAGE_BYTES, Segment, Span, Unreadable, Walked};
 use uuid::Uuid;
 
-use super::{clock::TOLERANCE, layout::Totals, lock, open::Setup, read::ReadError, watermark::Mark};
+use super::{
+    clock::TOLERANCE, layout::Totals, lock, open::Setup, read::ReadError, watermark::Mark,
+};
 use crate::event::{Epoch, Fingerprint, Record, Sequence};
 
 /// The first segment is small, as most logs are; each further one is twice as large as the one before, up to the largest.
@@ -69,7 +71,14 @@ struct Active {
 impl Active {
     fn at_start(segment: Arc<Segment>, file: File, bytes: u64) -> Self {
         let next_commit = segment.header.commit;
-        Self { segment, file, end: HEADER_BYTES as u64, bytes, next_commit, since_micros: None }
+        Self {
+            segment,
+            file,
+            end: HEADER_BYTES as u64,
+            bytes,
+            next_commit,
+            since_micros: None,
+        }
     }
 }
 
@@ -128,7 +137,9 @@ impl Turns {
             return None;
         }
         let taken = lock(&self.taken);
-        let free = self.given_back.wait_while(taken, |taken| *taken == LARGE_READS_MAX);
+        let free = self
+            .given_back
+            .wait_while(taken, |taken| *taken == LARGE_READS_MAX);
         *free.unwrap_or_else(PoisonError::into_inner) += 1;
         Some(Turn(self))
     }
@@ -150,17 +161,33 @@ impl Log {
         let folder = directory.join(FOLDER);
         fs::create_dir_all(&folder)?;
         File::open(directory)?.sync_all()?;
-        let header = segment::Header { epoch, number: 1, commit: 1, checkpoint: 1, totals };
+        let header = segment::Header {
+            epoch,
+            number: 1,
+            commit: 1,
+            checkpoint: 1,
+            totals,
+        };
         let path = path_of(&folder, 1);
         let file = segment::create(&path, FIRST_SEGMENT_BYTES)?;
         file.write_all_at(&header.encode(), 0)?;
         file.sync_all()?;
         let segment = Arc::new(Segment::empty(path, header));
         let segments = [Arc::clone(&segment)].into();
-        Ok(Self::of(folder, segments, Active::at_start(segment, file, FIRST_SEGMENT_BYTES), 1))
+        Ok(Self::of(
+            folder,
+            segments,
+            Active::at_start(segment, file, FIRST_SEGMENT_BYTES),
+            1,
+        ))
     }
 
-    fn of(folder: PathBuf, segments: VecDeque<Arc<Segment>>, active: Active, checkpoint: u64) -> Self {
+    fn of(
+        folder: PathBuf,
+        segments: VecDeque<Arc<Segment>>,
+        active: Active,
+        checkpoint: u64,
+    ) -> Self {
         Self {
             folder,
             epoch: active.segment.header.epoch,
@@ -208,12 +235,20 @@ impl Log {
             Ok::<_, Setup>(())
         })?;
         let behind = bytes.slice(walked.end..);
-        let torn_bytes = behind.iter().rposition(|&byte| byte != 0).map_or(0, |last| last as u64 + 1);
+        let torn_bytes = behind
+            .iter()
+            .rposition(|&byte| byte != 0)
+            .map_or(0, |last| last as u64 + 1);
         let is_clean = torn_bytes == 0;
         if !is_clean && frame::is_followed(header.epoch, &behind, walked.next_commit) {
             return Err(not_as_written(walked.next_commit, newest.path()));
         }
-        check_acknowledged(acknowledged, header.epoch, walked.next_commit, &walked.totals)?;
+        check_acknowledged(
+            acknowledged,
+            header.epoch,
+            walked.next_commit,
+            &walked.totals,
+        )?;
         let newest = Arc::new(newest);
         known.segments.push_back(Arc::clone(&newest));
         known.check(&walked, indexed)?;
@@ -231,10 +266,26 @@ impl Log {
         file.write_all_at(&bytes[last_commit..walked.end], last_commit as u64)?;
         file.sync_all()?;
         known.clear()?;
-        let Walked { end, next_commit, checkpoint, totals } = walked;
+        let Walked {
+            end,
+            next_commit,
+            checkpoint,
+            totals,
+        } = walked;
         let (end, bytes) = (end as u64, bytes.len() as u64);
-        let active = Active { segment: newest, file, end, bytes, next_commit, since_micros };
-        Ok(Some((Self::of(folder, known.segments, active, checkpoint), totals, torn_bytes)))
+        let active = Active {
+            segment: newest,
+            file,
+            end,
+            bytes,
+            next_commit,
+            since_micros,
+        };
+        Ok(Some((
+            Self::of(folder, known.segments, active, checkpoint),
+            totals,
+            torn_bytes,
+        )))
     }
 
     pub(super) fn epoch(&self) -> Epoch {
@@ -261,19 +312,32 @@ impl Log {
     }
 
     /// Writes a commit behind the last; `before` and `after` are the totals around it. It is not durable yet.
-    pub(super) fn append(&self, frame: FrameBuilder, before: &Totals, after: &Totals) -> io::Result<Written> {
+    pub(super) fn append(
+        &self,
+        frame: FrameBuilder,
+        before: &Totals,
+        after: &Totals,
+    ) -> io::Result<Written> {
         let mut active = lock(&self.active);
         let checkpoint = self.checkpoint.load(Ordering::Acquire);
         let (mut bytes, header) = frame.finish(self.epoch, active.next_commit, checkpoint, *after);
         let is_full = active.bytes - active.end < header.length as u64;
         if is_full || self.is_old.load(Ordering::Acquire) && self.has_spare() {
-            self.begin_segment(&mut active, before, HEADER_BYTES as u64 + header.length as u64)?;
+            self.begin_segment(
+                &mut active,
+                before,
+                HEADER_BYTES as u64 + header.length as u64,
+            )?;
         }
         // With the zeros behind it up to the end of a page, which are there already, but not in memory.
         let end = (active.end + header.length as u64).next_multiple_of(PAGE_BYTES);
         bytes.resize((end - active.end) as usize, 0);
         active.file.write_all_at(&bytes, active.end)?;
-        let written = Written { segment: Arc::clone(&active.segment), at: active.end, header };
+        let written = Written {
+            segment: Arc::clone(&active.segment),
+            at: active.end,
+            header,
+        };
         active.end += header.length as u64;
         active.next_commit += 1;
         active.since_micros = active.since_micros.or_else(|| header.brought_at(before));
@@ -288,18 +352,25 @@ impl Log {
     /// Lets readers find what was appended and synced.
     pub(super) fn show(&self, written: &Written) {
         written.segment.show(written.at, &written.header);
-        self.noted.store(written.header.checkpoint, Ordering::Release);
+        self.noted
+            .store(written.header.checkpoint, Ordering::Release);
     }
 
     /// Makes everything durable and goes on in a segment of its own, from which on starts replay.
     pub(super) fn finish(&self, totals: &Totals) -> io::Result<()> {
         let mut active = lock(&self.active);
-        self.checkpoint.store(active.segment.header.number + 1, Ordering::Release);
+        self.checkpoint
+            .store(active.segment.header.number + 1, Ordering::Release);
         self.begin_segment(&mut active, totals, 0)?;
         active.file.sync_data()
     }
 
-    fn begin_segment(&self, active: &mut Active, totals: &Totals, bytes_min: u64) -> io::Result<()> {
+    fn begin_segment(
+        &self,
+        active: &mut Active,
+        totals: &Totals,
+        bytes_min: u64,
+    ) -> io::Result<()> {
         // So nothing but the newest segment ever has to be synced.
         active.file.sync_data()?;
         let number = active.segment.header.number + 1;
@@ -310,22 +381,37 @@ impl Log {
             Some(spare) => spare,
             None => {
                 let bytes_min = bytes_min.next_multiple_of(PAGE_BYTES);
-                let create = |bytes: u64| Ok(Spare { file: segment::create(&path, bytes)?, bytes });
-                create(next_bytes(active.bytes).max(bytes_min)).or_else(|error: io::Error| match error.kind() {
-                    // To forget something may need a segment, too.
-                    io::ErrorKind::StorageFull => create(FIRST_SEGMENT_BYTES.max(bytes_min)),
-                    _ => Err(error),
+                let create = |bytes: u64| {
+                    Ok(Spare {
+                        file: segment::create(&path, bytes)?,
+                        bytes,
+                    })
+                };
+                create(next_bytes(active.bytes).max(bytes_min)).or_else(|error: io::Error| {
+                    match error.kind() {
+                        // To forget something may need a segment, too.
+                        io::ErrorKind::StorageFull => create(FIRST_SEGMENT_BYTES.max(bytes_min)),
+                        _ => Err(error),
+                    }
                 })?
             }
         };
         let checkpoint = self.checkpoint.load(Ordering::Acquire);
-        let header =
-            segment::Header { epoch: self.epoch, number, commit: active.next_commit, checkpoint, totals: *totals };
+        let header = segment::Header {
+            epoch: self.epoch,
+            number,
+            commit: active.next_commit,
+            checkpoint,
+            totals: *totals,
+        };
         let mut page = [0; PAGE_BYTES as usize];
         page[..HEADER_BYTES].copy_from_slice(&header.encode());
         file.write_all_at(&page, 0)?;
         let segment = Arc::new(Segment::empty(path, header));
-        self.segments.write().unwrap_or_else(PoisonError::into_inner).push_back(Arc::clone(&segment));
+        self.segments
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push_back(Arc::clone(&segment));
         *active = Active::at_start(segment, file, bytes);
         self.is_old.store(false, Ordering::Release);
         Ok(())
@@ -338,7 +424,8 @@ impl Log {
         let since = lock(&self.active).since_micros;
         // A time in the future comes from a clock that has been set right since: nobody knows how old its content is.
         let is_unknown = |since: i64| since.saturating_sub(now_micros) > TOLERANCE;
-        let is_old = since.is_some_and(|since| is_unknown(since) || now_micros.saturating_sub(since) >= age_max);
+        let is_old = since
+            .is_some_and(|since| is_unknown(since) || now_micros.saturating_sub(since) >= age_max);
         self.is_old.store(is_old, Ordering::Release);
     }
 
@@ -354,14 +441,19 @@ impl Log {
     }
 
     fn awaits_note(&self) -> bool {
-        let (checkpoint, noted) = (self.checkpoint.load(Ordering::Acquire), self.noted.load(Ordering::Acquire));
+        let (checkpoint, noted) = (
+            self.checkpoint.load(Ordering::Acquire),
+            self.noted.load(Ordering::Acquire),
+        );
         noted < checkpoint && self.is_oldest_forgotten(&self.segments(), checkpoint)
     }
 
     /// Makes the next segment ahead, once this one is half full, or old.
     pub(super) fn make_ahead(&self) -> io::Result<()> {
         // Asked before `spare` is locked. If the writer begins a segment meanwhile, this is made for the one after it.
-        let Some(bytes) = self.needs_spare() else { return Ok(()) };
+        let Some(bytes) = self.needs_spare() else {
+            return Ok(());
+        };
         let mut spare = lock(&self.spare);
         let newest = self.segments().back().cloned();
         if let (None, Some(newest)) = (&*spare, newest) {
@@ -382,21 +474,34 @@ impl Log {
         let is_needed = (is_half_full || self.is_old.load(Ordering::Acquire))
             && self.spare.try_lock().is_ok_and(|spare| spare.is_none());
         // One that was full is followed by a larger one, one that grew old by what it would have needed.
-        is_needed.then(|| next_bytes(if is_half_full { bytes } else { end.next_multiple_of(PAGE_BYTES) }))
+        is_needed.then(|| {
+            next_bytes(if is_half_full {
+                bytes
+            } else {
+                end.next_multiple_of(PAGE_BYTES)
+            })
+        })
     }
 
     /// Whether there is something to do beside writing: a segment to make ahead, a checkpoint, a file to remove.
     pub(super) fn needs_care(&self, first_available: Sequence) -> bool {
-        self.needs_spare().is_some() || self.needs_checkpoint(first_available) || self.has_forgotten()
+        self.needs_spare().is_some()
+            || self.needs_checkpoint(first_available)
+            || self.has_forgotten()
     }
 
     /// Whether a checkpoint would shorten the replay, or let a segment go.
     pub(super) fn needs_checkpoint(&self, first_available: Sequence) -> bool {
         let checkpoint_max = self.checkpoint_max();
         let segments = self.segments();
-        let would_free = |before: u64| segments.get(1).is_some_and(|second| second.first_sequence().0 <= before);
+        let would_free = |before: u64| {
+            segments
+                .get(1)
+                .is_some_and(|second| second.first_sequence().0 <= before)
+        };
         checkpoint_max > self.checkpoint.load(Ordering::Acquire)
-            || would_free(first_available.0) && !would_free(self.forgotten_before.load(Ordering::Acquire))
+            || would_free(first_available.0)
+                && !would_free(self.forgotten_before.load(Ordering::Acquire))
     }
 
     /// The segment up to which a checkpoint may go: the one that is written to, or an older one that has announced what is not
@@ -405,18 +510,23 @@ impl Log {
     pub(super) fn checkpoint_max(&self) -> u64 {
         // In this order: what is announced later is not in an older segment.
         let newest = self.newest();
-        lock(&self.announced).front().map_or(newest, |oldest| oldest.number.min(newest))
+        lock(&self.announced)
+            .front()
+            .map_or(newest, |oldest| oldest.number.min(newest))
     }
 
     /// The number of the segment that is written to.
     pub(super) fn newest(&self) -> u64 {
-        self.segments().back().map_or(0, |newest| newest.header.number)
+        self.segments()
+            .back()
+            .map_or(0, |newest| newest.header.number)
     }
 
     /// What is before segment `number`, and the forgetting of all events before `first_available`, is durable in the database.
     pub(super) fn checkpoint(&self, number: u64, first_available: Sequence) {
         self.checkpoint.store(number, Ordering::Release);
-        self.forgotten_before.store(first_available.0, Ordering::Release);
+        self.forgotten_before
+            .store(first_available.0, Ordering::Release);
     }
 
     fn has_forgotten(&self) -> bool {
@@ -427,15 +537,22 @@ impl Log {
     /// that checkpoint.
     fn is_oldest_forgotten(&self, segments: &VecDeque<Arc<Segment>>, noted: u64) -> bool {
         let forgotten_before = self.forgotten_before.load(Ordering::Acquire);
-        segments.front().is_some_and(|oldest| oldest.header.number < noted)
-            && segments.get(1).is_some_and(|second| second.first_sequence().0 <= forgotten_before)
+        segments
+            .front()
+            .is_some_and(|oldest| oldest.header.number < noted)
+            && segments
+                .get(1)
+                .is_some_and(|second| second.first_sequence().0 <= forgotten_before)
     }
 
     /// Lets go of the segments that are forgotten. A last one may have to wait for the next commit.
     pub(super) fn remove_forgotten(&self) {
         let mut forgotten = Vec::new();
         {
-            let mut segments = self.segments.write().unwrap_or_else(PoisonError::into_inner);
+            let mut segments = self
+                .segments
+                .write()
+                .unwrap_or_else(PoisonError::into_inner);
             while self.is_oldest_forgotten(&segments, self.noted.load(Ordering::Acquire)) {
                 forgotten.extend(segments.pop_front());
             }
@@ -445,19 +562,30 @@ impl Log {
     }
 
     /// Hands over every commit that a start has to replay, with the totals that the first of them found.
-    pub(super) fn replay(&self, mut each: impl FnMut(Frame) -> Result<(), Setup>) -> Result<Totals, Setup> {
+    pub(super) fn replay(
+        &self,
+        mut each: impl FnMut(Frame) -> Result<(), Setup>,
+    ) -> Result<Totals, Setup> {
         let checkpoint = self.checkpoint.load(Ordering::Acquire);
-        let segments: Vec<_> =
-            self.segments().iter().filter(|segment| segment.header.number >= checkpoint).cloned().collect();
+        let segments: Vec<_> = self
+            .segments()
+            .iter()
+            .filter(|segment| segment.header.number >= checkpoint)
+            .cloned()
+            .collect();
         for (at, segment) in segments.iter().enumerate() {
-            let walked = segment::walk(&segment.header, &segment.read_whole()?, |_, frame| each(frame))?;
+            let walked = segment::walk(&segment.header, &segment.read_whole()?, |_, frame| {
+                each(frame)
+            })?;
             if let Some(next) = segments.get(at + 1)
                 && (walked.next_commit, walked.totals) != (next.header.commit, next.header.totals)
             {
                 return Err(not_as_written(walked.next_commit, segment.path()));
             }
         }
-        Ok(segments.first().map_or_else(Totals::default, |oldest| oldest.header.totals))
+        Ok(segments
+            .first()
+            .map_or_else(Totals::default, |oldest| oldest.header.totals))
     }
 
     /// Finds the bodies of those events at these places that are meant, and of the quarantined callbacks with these numbers, as far
@@ -475,7 +603,11 @@ impl Log {
             let behind = next.map_or(Sequence(u64::MAX), |next| next.first_sequence());
             let number_last = next.map_or(u64::MAX, |next| next.header.totals.quarantine_next);
             let places = slice(places, segment.first_sequence(), behind.previous());
-            let numbers = slice(numbers, segment.header.totals.quarantine_next + 1, number_last);
+            let numbers = slice(
+                numbers,
+                segment.header.totals.quarantine_next + 1,
+                number_last,
+            );
             if !places.is_empty() || !numbers.is_empty() {
                 self.find_in(segment, places, numbers, &mut is_meant, &mut found);
             }
@@ -503,13 +635,18 @@ impl Log {
 
         let (mut count, mut bodies) = (0, Vec::new());
         for span in blocks.values() {
-            let read = segment.read(span).map_err(|error| found.problem = Some(error.to_string()));
+            let read = segment
+                .read(span)
+                .map_err(|error| found.problem = Some(error.to_string()));
             let Ok(read) = read else { continue };
             self.each_body(&read, span.number, places, numbers, |entry, at, body| {
                 count += 1;
                 if !matches!(entry, Entry::Event { record, .. } if !is_meant(record)) {
                     let place = |in_frame: usize| span.start + (at + in_frame) as u64;
-                    bodies.push((place(body.mark), place(body.range.start)..place(body.range.end)));
+                    bodies.push((
+                        place(body.mark),
+                        place(body.range.start)..place(body.range.end),
+                    ));
                 }
             });
         }
@@ -517,10 +654,17 @@ impl Log {
         if lost > 0 {
             found.lost += lost;
             let path = segment.path().display();
-            found.problem.get_or_insert_with(|| format!("{lost} bodies in {path} are not as they were written"));
+            found.problem.get_or_insert_with(|| {
+                format!("{lost} bodies in {path} are not as they were written")
+            });
         }
         if !bodies.is_empty() {
-            found.segments.entry(segment.header.number).or_insert((Arc::clone(segment), Vec::new())).1.extend(bodies);
+            found
+                .segments
+                .entry(segment.header.number)
+                .or_insert((Arc::clone(segment), Vec::new()))
+                .1
+                .extend(bodies);
         }
     }
 
@@ -541,7 +685,12 @@ impl Log {
             let before = mem::replace(&mut number, said.totals.quarantine_next);
             let has_some = !slice(places, said.first_sequence(), said.head()).is_empty()
                 || !slice(numbers, before + 1, number).is_empty();
-            let Some(frame) = has_some.then(|| Frame::parse(self.epoch, read, start)).flatten() else { continue };
+            let Some(frame) = has_some
+                .then(|| Frame::parse(self.epoch, read, start))
+                .flatten()
+            else {
+                continue;
+            };
             for (entry, body) in frame.bodies() {
                 let is_sought = match &entry {
                     Entry::Event { record, .. } => places.binary_search(&record.sequence()).is_ok(),
@@ -592,18 +741,29 @@ impl Log {
 
     /// The places of events that are announced and may not be overwritten yet.
     pub(super) fn announced_places(&self) -> HashSet<Sequence> {
-        lock(&self.announced).iter().flat_map(|announced| announced.places.iter().copied()).collect()
+        lock(&self.announced)
+            .iter()
+            .flat_map(|announced| announced.places.iter().copied())
+            .collect()
     }
 
     /// The oldest event that a file still has, forgotten or not.
     pub(super) fn oldest(&self) -> Sequence {
-        self.segments().front().map_or(Sequence(0), |oldest| oldest.first_sequence())
+        self.segments()
+            .front()
+            .map_or(Sequence(0), |oldest| oldest.first_sequence())
     }
 
     /// The events at these places, one by one, also those that are forgotten meanwhile.
     pub(super) fn events(&self, places: RangeInclusive<Sequence>) -> Events {
         let turns = Arc::clone(&self.turns);
-        Events { epoch: self.epoch, segments: self.segments().clone(), turns, places, read: VecDeque::new() }
+        Events {
+            epoch: self.epoch,
+            segments: self.segments().clone(),
+            turns,
+            places,
+            read: VecDeque::new(),
+        }
     }
 
     /// Hands over the events at these places in order, until told to stop, reading about so many bytes at a time.
@@ -637,9 +797,13 @@ impl Log {
     ) -> Result<(), ReadError> {
         let mut next = *places.start();
         while next <= *places.end() {
-            let Some(segment) = segment_of(&self.segments(), next) else { return Err(missing(next)) };
+            let Some(segment) = segment_of(&self.segments(), next) else {
+                return Err(missing(next));
+            };
             let up_to = *places.end();
-            let Some(span) = segment.span(next, bytes)? else { return Err(missing(next)) };
+            let Some(span) = segment.span(next, bytes)? else {
+                return Err(missing(next));
+            };
             let _turn = turns.and_then(|turns| turns.take(&span));
             match scan_span(&segment, &span, self.epoch, next..=up_to, &mut each)? {
                 ControlFlow::Continue(behind) => next = behind,
@@ -657,8 +821,12 @@ impl Log {
     ) -> Result<(), ReadError> {
         let mut last = *places.end();
         while last >= *places.start() {
-            let Some(segment) = segment_of(&self.segments(), last) else { return Err(missing(last)) };
-            let Some(span) = segment.span(last, 0)? else { return Err(missing(last)) };
+            let Some(segment) = segment_of(&self.segments(), last) else {
+                return Err(missing(last));
+            };
+            let Some(span) = segment.span(last, 0)? else {
+                return Err(missing(last));
+            };
             let _turn = self.turns.take(&span);
             let first = span.first.max(*places.start());
             let mut records = Vec::new();
@@ -682,7 +850,9 @@ impl Log {
     /// Id and fingerprint of the event at `sequence`, as its commit has them; neither is known of what came from a backup.
     pub(super) fn identity(&self, sequence: Sequence) -> Result<(Uuid, Fingerprint), ReadError> {
         let segment = segment_of(&self.segments(), sequence).ok_or_else(|| missing(sequence))?;
-        let span = segment.span(sequence, 0)?.ok_or_else(|| missing(sequence))?;
+        let span = segment
+            .span(sequence, 0)?
+            .ok_or_else(|| missing(sequence))?;
         let read = segment.read(&span)?;
         let mut at = 0;
         while let Some(said) = read.get(at..).and_then(frame::Header::parse) {
@@ -694,7 +864,11 @@ impl Log {
             let frame = Frame::parse(self.epoch, &read, start).ok_or_else(|| missing(sequence))?;
             for entry in frame.entries() {
                 match entry? {
-                    Entry::Event { event_id, fingerprint, record } if record.sequence() == sequence => {
+                    Entry::Event {
+                        event_id,
+                        fingerprint,
+                        record,
+                    } if record.sequence() == sequence => {
                         return Ok((event_id, fingerprint));
                     }
                     _ => {}
@@ -729,12 +903,20 @@ impl Events {
     fn read_more(&mut self) -> Result<(), ReadError> {
         let first = *self.places.start();
         let segment = segment_of(&self.segments, first).ok_or_else(|| missing(first))?;
-        let Some(span) = segment.span(first, READ_BYTES)? else { return Err(missing(first)) };
+        let Some(span) = segment.span(first, READ_BYTES)? else {
+            return Err(missing(first));
+        };
         let _turn = self.turns.take(&span);
-        let flow = scan_span(&segment, &span, self.epoch, self.places.clone(), &mut |record| {
-            self.read.push_back(record);
-            Ok(ControlFlow::Continue(()))
-        })?;
+        let flow = scan_span(
+            &segment,
+            &span,
+            self.epoch,
+            self.places.clone(),
+            &mut |record| {
+                self.read.push_back(record);
+                Ok(ControlFlow::Continue(()))
+            },
+        )?;
         if let ControlFlow::Continue(next) = flow {
             self.places = next..=*self.places.end();
         }
@@ -773,7 +955,13 @@ type Bodies = Vec<(u64, Range<u64>)>;
 impl Found {
     /// Itself, if nothing is lost.
     pub(super) fn whole(self) -> Result<Self, ReadError> {
-        self.problem.map_or(Ok(Self { problem: None, ..self }), |problem| Err(ReadError::Corrupt(problem)))
+        self.problem.map_or(
+            Ok(Self {
+                problem: None,
+                ..self
+            }),
+            |problem| Err(ReadError::Corrupt(problem)),
+        )
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -782,12 +970,18 @@ impl Found {
 
     pub(super) fn add(&mut self, other: Self) {
         for (number, (segment, bodies)) in other.segments {
-            self.segments.entry(number).or_insert((segment, Vec::new())).1.extend(bodies);
+            self.segments
+                .entry(number)
+                .or_insert((segment, Vec::new()))
+                .1
+                .extend(bodies);
         }
     }
 
     pub(super) fn segments(&self) -> impl Iterator<Item = (&Segment, &[(u64, Range<u64>)])> {
-        self.segments.values().map(|(segment, bodies)| (&**segment, &bodies[..]))
+        self.segments
+            .values()
+            .map(|(segment, bodies)| (&**segment, &bodies[..]))
     }
 }
 
@@ -825,7 +1019,9 @@ fn scan_span(
         }
         let frame = Frame::parse(epoch, &read, start).ok_or_else(|| missing(next))?;
         for entry in frame.entries() {
-            let Entry::Event { record, .. } = entry? else { continue };
+            let Entry::Event { record, .. } = entry? else {
+                continue;
+            };
             if record.sequence() < next {
                 continue;
             }
@@ -842,7 +1038,11 @@ fn scan_span(
             }
         }
     }
-    if next == *places.start() { Err(missing(next)) } else { Ok(ControlFlow::Continue(next)) }
+    if next == *places.start() {
+        Err(missing(next))
+    } else {
+        Ok(ControlFlow::Continue(next))
+    }
 }
 
 fn missing(sequence: Sequence) -> ReadError {
@@ -881,11 +1081,15 @@ impl Known {
     fn look(folder: &Path, is_begun: bool) -> Result<Self, Setup> {
         let mut paths = match fs::read_dir(folder) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Self::default()),
-            entries => entries?.map(|entry| Ok(entry?.path())).collect::<io::Result<Vec<_>>>()?,
+            entries => entries?
+                .map(|entry| Ok(entry?.path()))
+                .collect::<io::Result<Vec<_>>>()?,
         };
         let number_of = |path: &PathBuf| path.file_stem()?.to_str()?.parse::<u64>().ok();
         paths.retain(|path| {
-            path.extension().is_some_and(|extension| extension == EXTENSION) && number_of(path).is_some()
+            path.extension()
+                .is_some_and(|extension| extension == EXTENSION)
+                && number_of(path).is_some()
         });
         paths.sort_unstable_by_key(number_of);
         let mut known = Self::default();
@@ -895,23 +1099,43 @@ impl Known {
         let newest = paths.last().cloned();
         for path in paths {
             let number = number_of(&path).unwrap_or_default();
-            if known.segments.back().is_some_and(|last| last.header.number + 1 != number) {
+            if known
+                .segments
+                .back()
+                .is_some_and(|last| last.header.number + 1 != number)
+            {
                 // Files of forgotten events go when nobody reads them, in any order. Whether these are such is asked later.
-                known.stale.extend(known.segments.drain(..).map(|segment| segment.path().to_owned()));
+                known.stale.extend(
+                    known
+                        .segments
+                        .drain(..)
+                        .map(|segment| segment.path().to_owned()),
+                );
             }
             let last = known.segments.back().map(|last| last.header);
             match read_header(&path)? {
-                Ok(header) if header.number == number && last.is_none_or(|last| follows(&last, &header)) => {
-                    known.segments.push_back(Arc::new(Segment::known(path, header)));
+                Ok(header)
+                    if header.number == number
+                        && last.is_none_or(|last| follows(&last, &header)) =>
+                {
+                    known
+                        .segments
+                        .push_back(Arc::new(Segment::known(path, header)));
                 }
                 Err(Unreadable::Format(found)) => return Err(Setup::Format(found)),
                 // Whether what was cut off was acknowledged is asked later.
                 Err(Unreadable::Damaged | Unreadable::Unused)
-                    if Some(&path) == newest.as_ref() && (!is_begun || is_cut_off(&known.segments, &path)?) =>
+                    if Some(&path) == newest.as_ref()
+                        && (!is_begun || is_cut_off(&known.segments, &path)?) =>
                 {
                     known.cut_off = Some(path);
                 }
-                _ => return Err(Setup::Corrupt(format!("{} is not as it was written", path.display()))),
+                _ => {
+                    return Err(Setup::Corrupt(format!(
+                        "{} is not as it was written",
+                        path.display()
+                    )));
+                }
             }
         }
         Ok(known)
@@ -920,21 +1144,33 @@ impl Known {
     /// Whether all is there that a start has to replay, all that is retained, and all that the database was told of.
     fn check(&self, walked: &Walked, indexed: Option<Indexed>) -> Result<(), Setup> {
         let corrupt = |problem: String| Err(Setup::Corrupt(problem));
-        let Some(oldest) = self.segments.front() else { return Ok(()) };
-        let checkpoint = self.segments.iter().find(|segment| segment.header.number == walked.checkpoint);
-        let (Some(checkpoint), true) = (checkpoint, oldest.first_sequence().0 <= walked.totals.first_available) else {
-            return corrupt(format!("a segment before {} is lost", oldest.path().display()));
+        let Some(oldest) = self.segments.front() else {
+            return Ok(());
+        };
+        let checkpoint = self
+            .segments
+            .iter()
+            .find(|segment| segment.header.number == walked.checkpoint);
+        let (Some(checkpoint), true) = (
+            checkpoint,
+            oldest.first_sequence().0 <= walked.totals.first_available,
+        ) else {
+            return corrupt(format!(
+                "a segment before {} is lost",
+                oldest.path().display()
+            ));
         };
         let newest = walked.next_commit - 1;
         match indexed {
             None if newest > 0 => corrupt("the log's identity is lost".to_owned()),
-            Some(Indexed { epoch, .. }) if epoch != oldest.header.epoch => {
-                corrupt(format!("it is log {}, and its index is that of log {epoch}", oldest.header.epoch))
-            }
+            Some(Indexed { epoch, .. }) if epoch != oldest.header.epoch => corrupt(format!(
+                "it is log {}, and its index is that of log {epoch}",
+                oldest.header.epoch
+            )),
             // It hears of a commit when the log has it for good.
-            Some(Indexed { told, .. }) if told > newest => {
-                corrupt(format!("its index knows {told} commits, and the log ends behind {newest}"))
-            }
+            Some(Indexed { told, .. }) if told > newest => corrupt(format!(
+                "its index knows {told} commits, and the log ends behind {newest}"
+            )),
             Some(Indexed { told, .. }) if told + 1 < checkpoint.header.commit => corrupt(format!(
                 "its index ends behind commit {told}, and was synced behind {}",
                 checkpoint.header.commit - 1
@@ -954,7 +1190,10 @@ impl Known {
 }
 
 fn not_as_written(commit: u64, path: &Path) -> Setup {
-    Setup::Corrupt(format!("commit {commit} in {} is not as it was written", path.display()))
+    Setup::Corrupt(format!(
+        "commit {commit} in {} is not as it was written",
+        path.display()
+    ))
 }
 
 /// Whether a file was made ahead, as far as it was made.
@@ -979,9 +1218,15 @@ fn follows(last: &segment::Header, next: &segment::Header) -> bool {
 
 /// Whether a segment with a damaged header has no whole commit but, perhaps, the first.
 fn is_cut_off(before: &VecDeque<Arc<Segment>>, path: &Path) -> Result<bool, Setup> {
-    let Some(last) = before.back() else { return Ok(false) };
+    let Some(last) = before.back() else {
+        return Ok(false);
+    };
     let walked = segment::walk(&last.header, &last.read_whole()?, |_, _| Ok::<_, Setup>(()))?;
-    Ok(!frame::is_followed(last.header.epoch, &fs::read(path)?.into(), walked.next_commit))
+    Ok(!frame::is_followed(
+        last.header.epoch,
+        &fs::read(path)?.into(),
+        walked.next_commit,
+    ))
 }
 
 fn check_acknowledged(
@@ -990,14 +1235,22 @@ fn check_acknowledged(
     next_commit: u64,
     totals: &Totals,
 ) -> Result<(), Setup> {
-    let Some(mark) = acknowledged else { return Ok(()) };
+    let Some(mark) = acknowledged else {
+        return Ok(());
+    };
     let corrupt = |problem: String| Err(Setup::Corrupt(problem));
     let head = totals.head()?.0;
     if mark.epoch != epoch {
-        return corrupt(format!("it is log {epoch}, and log {} was acknowledged", mark.epoch));
+        return corrupt(format!(
+            "it is log {epoch}, and log {} was acknowledged",
+            mark.epoch
+        ));
     }
     if mark.head > head {
-        return corrupt(format!("{} events were acknowledged, and the log ends behind {head}", mark.head));
+        return corrupt(format!(
+            "{} events were acknowledged, and the log ends behind {head}",
+            mark.head
+        ));
     }
     if mark.quarantine_next > totals.quarantine_next {
         let (known, found) = (mark.quarantine_next, totals.quarantine_next);
@@ -1007,7 +1260,9 @@ fn check_acknowledged(
     }
     if mark.commit_next > next_commit {
         let (known, found) = (mark.commit_next - 1, next_commit - 1);
-        return corrupt(format!("{known} commits were acknowledged, and the log ends behind {found}"));
+        return corrupt(format!(
+            "{known} commits were acknowledged, and the log ends behind {found}"
+        ));
     }
     Ok(())
 }

@@ -76,7 +76,15 @@ impl Header {
         let mut bytes = [0; HEADER_BYTES];
         let mut rest = &mut bytes[8..];
         rest.put_slice(MAGIC);
-        [FORMAT, self.epoch.0, self.number, self.commit, self.checkpoint].into_iter().for_each(|n| rest.put_u64_le(n));
+        [
+            FORMAT,
+            self.epoch.0,
+            self.number,
+            self.commit,
+            self.checkpoint,
+        ]
+        .into_iter()
+        .for_each(|n| rest.put_u64_le(n));
         rest.put_slice(&self.totals.encode());
         let checksum = xxh3_64(&bytes[8..]);
         bytes[..8].copy_from_slice(&checksum.to_le_bytes());
@@ -102,7 +110,13 @@ impl Header {
         let (epoch, number, commit, checkpoint) = (Epoch(number()), number(), number(), number());
         let totals = Totals::parse(&rest[..Totals::BYTES]).map_err(|_| Unreadable::Damaged)?;
         totals.head().map_err(|_| Unreadable::Damaged)?;
-        Ok(Self { epoch, number, commit, checkpoint, totals })
+        Ok(Self {
+            epoch,
+            number,
+            commit,
+            checkpoint,
+            totals,
+        })
     }
 }
 
@@ -130,12 +144,24 @@ struct Start {
 impl Blocks {
     /// Of a segment without commits.
     fn none(header: &Header) -> Self {
-        Self { starts: Vec::new(), end: HEADER_BYTES as u64, number: header.totals.quarantine_next }
+        Self {
+            starts: Vec::new(),
+            end: HEADER_BYTES as u64,
+            number: header.totals.quarantine_next,
+        }
     }
 
     fn add(&mut self, at: u64, frame: &frame::Header) {
-        if self.starts.last().is_none_or(|start| at - start.at >= BLOCK_BYTES) {
-            self.starts.push(Start { at, first: frame.first_sequence(), number: self.number });
+        if self
+            .starts
+            .last()
+            .is_none_or(|start| at - start.at >= BLOCK_BYTES)
+        {
+            self.starts.push(Start {
+                at,
+                first: frame.first_sequence(),
+                number: self.number,
+            });
         }
         self.end = at + frame.length as u64;
         self.number = frame.totals.quarantine_next;
@@ -144,10 +170,23 @@ impl Blocks {
     /// The last block that starts so, and those behind it as far as it takes for so many bytes.
     fn span(&self, starts_before: impl Fn(&Start) -> bool, bytes: u64) -> Option<Span> {
         let block = self.starts.partition_point(starts_before).checked_sub(1)?;
-        let Start { at: start, first, number } = self.starts[block];
+        let Start {
+            at: start,
+            first,
+            number,
+        } = self.starts[block];
         let behind = &self.starts[block + 1..];
-        let end = behind.iter().map(|next| next.at).find(|at| at - start >= bytes).unwrap_or(self.end);
-        (start < end).then_some(Span { first, number, start, end })
+        let end = behind
+            .iter()
+            .map(|next| next.at)
+            .find(|at| at - start >= bytes)
+            .unwrap_or(self.end);
+        (start < end).then_some(Span {
+            first,
+            number,
+            start,
+            end,
+        })
     }
 }
 
@@ -188,7 +227,13 @@ impl Segment {
 
     /// One that was written before.
     pub(super) fn known(path: PathBuf, header: Header) -> Self {
-        Self { path, header, blocks: RwLock::default(), overwriting: RwLock::default(), is_forgotten: false.into() }
+        Self {
+            path,
+            header,
+            blocks: RwLock::default(),
+            overwriting: RwLock::default(),
+            is_forgotten: false.into(),
+        }
     }
 
     pub(super) fn path(&self) -> &Path {
@@ -203,7 +248,9 @@ impl Segment {
     /// Lets readers find a commit. It must be durable.
     pub(super) fn show(&self, at: u64, frame: &frame::Header) {
         let mut blocks = self.blocks.write().unwrap_or_else(PoisonError::into_inner);
-        blocks.get_or_insert_with(|| Blocks::none(&self.header)).add(at, frame);
+        blocks
+            .get_or_insert_with(|| Blocks::none(&self.header))
+            .add(at, frame);
     }
 
     /// Has the file removed as soon as nobody reads it.
@@ -229,7 +276,10 @@ impl Segment {
     /// Reads a part of it.
     pub(super) fn read(&self, span: &Span) -> io::Result<Bytes> {
         let mut bytes = vec![0; (span.end - span.start) as usize]; // a segment fits into memory
-        let _whole = self.overwriting.read().unwrap_or_else(PoisonError::into_inner);
+        let _whole = self
+            .overwriting
+            .read()
+            .unwrap_or_else(PoisonError::into_inner);
         File::open(&self.path)?.read_exact_at(&mut bytes, span.start)?;
         Ok(bytes.into())
     }
@@ -239,13 +289,23 @@ impl Segment {
     pub(in crate::store) fn erase(&self, bodies: &[(u64, Range<u64>)]) -> io::Result<()> {
         let file = File::options().write(true).open(&self.path)?;
         {
-            let _alone = self.overwriting.write().unwrap_or_else(PoisonError::into_inner);
-            bodies.iter().try_for_each(|(mark, _)| file.write_all_at(&frame::MARK, *mark))?;
+            let _alone = self
+                .overwriting
+                .write()
+                .unwrap_or_else(PoisonError::into_inner);
+            bodies
+                .iter()
+                .try_for_each(|(mark, _)| file.write_all_at(&frame::MARK, *mark))?;
         }
         file.sync_data()?;
         {
-            let _alone = self.overwriting.write().unwrap_or_else(PoisonError::into_inner);
-            bodies.iter().try_for_each(|(_, body)| overwrite(&file, body))?;
+            let _alone = self
+                .overwriting
+                .write()
+                .unwrap_or_else(PoisonError::into_inner);
+            bodies
+                .iter()
+                .try_for_each(|(_, body)| overwrite(&file, body))?;
         }
         file.sync_data()
     }
@@ -281,7 +341,9 @@ fn find_blocks(path: &Path, header: &Header) -> io::Result<Blocks> {
     while blocks.end + frame::HEADER_BYTES as u64 <= bytes {
         file.read_exact_at(&mut header, blocks.end)?;
         match frame::Header::parse(&header) {
-            Some(header) if header.length as u64 <= bytes - blocks.end => blocks.add(blocks.end, &header),
+            Some(header) if header.length as u64 <= bytes - blocks.end => {
+                blocks.add(blocks.end, &header)
+            }
             _ => break,
         }
     }
@@ -304,17 +366,28 @@ pub(super) fn walk<E>(
     bytes: &Bytes,
     mut each: impl FnMut(usize, Frame) -> Result<(), E>,
 ) -> Result<Walked, E> {
-    let mut walked =
-        Walked { end: HEADER_BYTES, next_commit: header.commit, checkpoint: header.checkpoint, totals: header.totals };
+    let mut walked = Walked {
+        end: HEADER_BYTES,
+        next_commit: header.commit,
+        checkpoint: header.checkpoint,
+        totals: header.totals,
+    };
     while let Some(frame) = Frame::parse(header.epoch, bytes, walked.end) {
         let said = frame.header;
-        if said.commit != walked.next_commit || Ok(said.first_sequence()) != walked.totals.head().map(Sequence::next) {
+        if said.commit != walked.next_commit
+            || Ok(said.first_sequence()) != walked.totals.head().map(Sequence::next)
+        {
             break;
         }
         each(walked.end, frame)?;
         let end = walked.end + said.length;
         let checkpoint = walked.checkpoint.max(said.checkpoint);
-        walked = Walked { end, next_commit: said.commit + 1, checkpoint, totals: said.totals };
+        walked = Walked {
+            end,
+            next_commit: said.commit + 1,
+            checkpoint,
+            totals: said.totals,
+        };
     }
     Ok(walked)
 }
@@ -322,10 +395,11 @@ pub(super) fn walk<E>(
 /// Makes a file of zeros, durable with its name; `bytes` is a multiple of [`PAGE_BYTES`].
 pub(super) fn create(path: &Path, bytes: u64) -> io::Result<File> {
     let made = fill_new(path, bytes).and_then(|()| sync_names(path));
-    made.and_then(|()| File::options().read(true).write(true).open(path)).inspect_err(|_| {
-        // It would look like a segment that was made ahead, and takes room.
-        let _ = fs::remove_file(path).is_ok();
-    })
+    made.and_then(|()| File::options().read(true).write(true).open(path))
+        .inspect_err(|_| {
+            // It would look like a segment that was made ahead, and takes room.
+            let _ = fs::remove_file(path).is_ok();
+        })
 }
 
 /// Past the kernel's cache where the file system can: the zeros would only be copied into it, and then wait for the disk in
@@ -333,7 +407,10 @@ pub(super) fn create(path: &Path, bytes: u64) -> io::Result<File> {
 fn fill_new(path: &Path, bytes: u64) -> io::Result<()> {
     let mut options = File::options();
     options.write(true).create(true).truncate(true);
-    let direct = options.clone().custom_flags(OFlags::DIRECT.bits().cast_signed()).open(path);
+    let direct = options
+        .clone()
+        .custom_flags(OFlags::DIRECT.bits().cast_signed())
+        .open(path);
     let filled = direct.and_then(|mut file| fill(&mut file, bytes).and_then(|()| file.sync_all()));
     match filled {
         Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
@@ -357,7 +434,10 @@ pub(super) fn zero_from(file: &mut File, at: u64) -> io::Result<()> {
 fn overwrite(file: &File, range: &Range<u64>) -> io::Result<()> {
     let mut at = range.start;
     while at < range.end {
-        let piece = ZEROS.0.len().min(usize::try_from(range.end - at).unwrap_or(usize::MAX));
+        let piece = ZEROS
+            .0
+            .len()
+            .min(usize::try_from(range.end - at).unwrap_or(usize::MAX));
         file.write_all_at(&ZEROS.0[..piece], at)?;
         at += piece as u64;
     }
@@ -366,7 +446,10 @@ fn overwrite(file: &File, range: &Range<u64>) -> io::Result<()> {
 
 fn fill(file: &mut File, mut bytes: u64) -> io::Result<()> {
     while bytes > 0 {
-        let piece = ZEROS.0.len().min(usize::try_from(bytes).unwrap_or(usize::MAX));
+        let piece = ZEROS
+            .0
+            .len()
+            .min(usize::try_from(bytes).unwrap_or(usize::MAX));
         file.write_all(&ZEROS.0[..piece])?;
         bytes -= piece as u64;
     }
@@ -374,7 +457,8 @@ fn fill(file: &mut File, mut bytes: u64) -> io::Result<()> {
 }
 
 fn sync_names(path: &Path) -> io::Result<()> {
-    path.parent().map_or(Ok(()), |folder| File::open(folder)?.sync_all())
+    path.parent()
+        .map_or(Ok(()), |folder| File::open(folder)?.sync_all())
 }
 
 #[cfg(test)]
@@ -401,6 +485,9 @@ mod tests {
     #[test]
     fn what_was_made_ahead_is_unused() {
         assert_eq!(Header::parse(&[0; HEADER_BYTES]), Err(Unreadable::Unused));
-        assert_eq!(Header::parse(&[0; HEADER_BYTES - 1]), Err(Unreadable::Damaged));
+        assert_eq!(
+            Header::parse(&[0; HEADER_BYTES - 1]),
+            Err(Unreadable::Damaged)
+        );
     }
 }

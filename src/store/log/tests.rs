@@ -20,9 +20,17 @@ struct Kept {
 impl Kept {
     fn new() -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let totals = Totals { first_available: 1, ..Totals::default() };
+        let totals = Totals {
+            first_available: 1,
+            ..Totals::default()
+        };
         let log = Log::create(directory.path(), EPOCH, totals).unwrap();
-        Self { directory, log, totals, bodies: BTreeMap::new() }
+        Self {
+            directory,
+            log,
+            totals,
+            bodies: BTreeMap::new(),
+        }
     }
 
     /// Commits events with bodies of these sizes.
@@ -43,19 +51,29 @@ impl Kept {
     }
 
     fn reopen(&mut self) {
-        let (log, totals, _) =
-            Log::open(self.directory.path(), Some(self.mark()), self.indexed()).unwrap_or_else(|_| panic!()).unwrap();
+        let (log, totals, _) = Log::open(self.directory.path(), Some(self.mark()), self.indexed())
+            .unwrap_or_else(|_| panic!())
+            .unwrap();
         assert_eq!(totals, self.totals);
         self.log = log;
     }
 
     fn indexed(&self) -> Option<Indexed> {
-        Some(Indexed { epoch: EPOCH, told: self.log.next_commit() - 1 })
+        Some(Indexed {
+            epoch: EPOCH,
+            told: self.log.next_commit() - 1,
+        })
     }
 
     fn mark(&self) -> Mark {
         let (head, commit_next) = (self.totals.head().unwrap().0, self.log.next_commit());
-        Mark { epoch: EPOCH, head, quarantine_next: 0, commit_next, database_next: 0 }
+        Mark {
+            epoch: EPOCH,
+            head,
+            quarantine_next: 0,
+            commit_next,
+            database_next: 0,
+        }
     }
 
     fn files(&self) -> Vec<PathBuf> {
@@ -111,10 +129,14 @@ fn what_is_erased_is_gone_from_its_file_and_all_else_is_read_as_before() {
     let marked = |kept: &Kept| {
         let mut left = Vec::new();
         kept.log
-            .scan(Sequence(1)..=kept.totals.head().unwrap(), 30_000, |record| {
-                left.push((record.is_erased(), record.raw().to_vec()));
-                Ok(ControlFlow::Continue(()))
-            })
+            .scan(
+                Sequence(1)..=kept.totals.head().unwrap(),
+                30_000,
+                |record| {
+                    left.push((record.is_erased(), record.raw().to_vec()));
+                    Ok(ControlFlow::Continue(()))
+                },
+            )
             .unwrap();
         left
     };
@@ -127,15 +149,34 @@ fn what_is_erased_is_gone_from_its_file_and_all_else_is_read_as_before() {
         }
         for (place, (is_erased, raw)) in (1..).zip(marked(&kept)) {
             assert_eq!(is_erased, erased.contains(&Sequence(place)), "{place}");
-            assert_eq!(raw, if is_erased { Vec::new() } else { kept.bodies[&place].clone() });
+            assert_eq!(
+                raw,
+                if is_erased {
+                    Vec::new()
+                } else {
+                    kept.bodies[&place].clone()
+                }
+            );
         }
-        assert!(kept.log.get(Sequence(17)).unwrap().is_erased() && !kept.log.get(Sequence(18)).unwrap().is_erased());
+        assert!(
+            kept.log.get(Sequence(17)).unwrap().is_erased()
+                && !kept.log.get(Sequence(18)).unwrap().is_erased()
+        );
     }
     // Each body repeats a byte of its own.
-    let files: Vec<u8> = kept.files().into_iter().flat_map(|path| fs::read(path).unwrap()).collect();
+    let files: Vec<u8> = kept
+        .files()
+        .into_iter()
+        .flat_map(|path| fs::read(path).unwrap())
+        .collect();
     let count = |byte: u8| files.iter().filter(|&&found| found == byte).count();
     // (and so does the event before it, of 70,000 bytes)
-    assert!(count(17) < 80_000 && count(25) < 80_000 && count(21) > 260_000, "{} {}", count(17), count(25));
+    assert!(
+        count(17) < 80_000 && count(25) < 80_000 && count(21) > 260_000,
+        "{} {}",
+        count(17),
+        count(25)
+    );
 }
 
 fn refusal(opened: Result<Option<(Log, Totals, u64)>, Setup>) -> String {
@@ -226,14 +267,21 @@ fn segments_grow_and_go_when_they_are_forgotten_and_nobody_reads_them() {
     assert!(!kept.log.needs_checkpoint(Sequence(1)) && kept.log.needs_checkpoint(Sequence(11)));
     let reader = kept.log.events(Sequence(1)..=Sequence(60));
     checkpoint(&mut kept, 31);
-    assert_eq!(kept.files().len(), 3, "no commit has said that it is not needed");
+    assert_eq!(
+        kept.files().len(),
+        3,
+        "no commit has said that it is not needed"
+    );
     kept.commit(&[1]);
     assert!(kept.log.needs_care(Sequence(31)) && !kept.log.needs_checkpoint(Sequence(31)));
     kept.log.remove_forgotten();
     assert_eq!(kept.files().len(), 3, "somebody reads them");
     assert_eq!(reader.map(Result::unwrap).count(), 60);
     assert_eq!(kept.files().len(), 1);
-    assert!(matches!(kept.log.get(Sequence(1)), Err(ReadError::Corrupt(_))));
+    assert!(matches!(
+        kept.log.get(Sequence(1)),
+        Err(ReadError::Corrupt(_))
+    ));
     assert_eq!(kept.log.get(Sequence(31)).unwrap().sequence(), Sequence(31));
     checkpoint(&mut kept, 62);
     assert_eq!(kept.files().len(), 1, "that which is written to stays");
@@ -285,12 +333,26 @@ fn a_first_commit_that_was_cut_off_with_its_segment_is_taken_back_unless_it_was_
     let mut bytes = fs::read(&path).unwrap();
     bytes[50..10_000].fill(9);
     fs::write(&path, &bytes).unwrap();
-    let told = refusal(Log::open(kept.directory.path(), Some(after), kept.indexed()));
-    assert_eq!(told, "11 events were acknowledged, and the log ends behind 10");
+    let told = refusal(Log::open(
+        kept.directory.path(),
+        Some(after),
+        kept.indexed(),
+    ));
+    assert_eq!(
+        told,
+        "11 events were acknowledged, and the log ends behind 10"
+    );
     assert_eq!(kept.files().len(), 2, "what is refused is left as it is");
-    let (_, totals, _) = Log::open(kept.directory.path(), Some(before), Some(Indexed { epoch: EPOCH, told: 10 }))
-        .unwrap_or_else(|_| panic!())
-        .unwrap();
+    let (_, totals, _) = Log::open(
+        kept.directory.path(),
+        Some(before),
+        Some(Indexed {
+            epoch: EPOCH,
+            told: 10,
+        }),
+    )
+    .unwrap_or_else(|_| panic!())
+    .unwrap();
     assert_eq!((totals.event_count, kept.files().len()), (10, 1));
 }
 
@@ -304,30 +366,58 @@ fn damage_in_front_of_a_whole_commit_is_told_also_without_a_witness() {
         let mut damaged = whole.clone();
         damaged[at] ^= 1;
         fs::write(&path, damaged).unwrap();
-        let opened = Log::open(kept.directory.path(), None, Some(Indexed { epoch: EPOCH, told: 0 }))
-            .and_then(|log| log.unwrap().0.replay(|_| Ok(())));
+        let opened = Log::open(
+            kept.directory.path(),
+            None,
+            Some(Indexed {
+                epoch: EPOCH,
+                told: 0,
+            }),
+        )
+        .and_then(|log| log.unwrap().0.replay(|_| Ok(())));
         assert!(
             matches!(opened, Err(Setup::Corrupt(problem)) if problem.contains("not as it was written")),
             "{file} {at}"
         );
         fs::write(&path, whole).unwrap();
     }
-    assert!(Log::open(kept.directory.path(), None, Some(Indexed { epoch: EPOCH, told: 0 })).is_ok());
+    assert!(
+        Log::open(
+            kept.directory.path(),
+            None,
+            Some(Indexed {
+                epoch: EPOCH,
+                told: 0
+            })
+        )
+        .is_ok()
+    );
 }
 
 #[test]
 fn a_lost_segment_is_named() {
-    for (lost, told) in [(0, "a segment before "), (1, "a segment before "), (2, "events were acknowledged")] {
+    for (lost, told) in [
+        (0, "a segment before "),
+        (1, "a segment before "),
+        (2, "events were acknowledged"),
+    ] {
         let mut kept = Kept::new();
         (0..60).for_each(|_| kept.commit(&[100_000]));
         fs::remove_file(&kept.files()[lost]).unwrap();
-        let problem = refusal(Log::open(kept.directory.path(), Some(kept.mark()), kept.indexed()));
+        let problem = refusal(Log::open(
+            kept.directory.path(),
+            Some(kept.mark()),
+            kept.indexed(),
+        ));
         assert!(problem.contains(told), "{problem}");
     }
     let mut kept = Kept::new();
     (0..3).for_each(|_| kept.commit(&[1]));
     fs::remove_file(&kept.files()[0]).unwrap();
-    assert_eq!(refusal(Log::open(kept.directory.path(), None, kept.indexed())), "the log is lost");
+    assert_eq!(
+        refusal(Log::open(kept.directory.path(), None, kept.indexed())),
+        "the log is lost"
+    );
 }
 
 #[test]
@@ -349,10 +439,23 @@ fn a_log_that_was_begun_and_not_finished_is_begun_anew() {
         let directory = tempfile::tempdir().unwrap();
         fs::create_dir(directory.path().join(FOLDER)).unwrap();
         fs::write(path_of(&directory.path().join(FOLDER), 1), content).unwrap();
-        let problem = refusal(Log::open(directory.path(), None, Some(Indexed { epoch: EPOCH, told: 0 })));
-        assert!(problem == "the log is lost" || problem.contains("is not as it was written"), "{problem}");
+        let problem = refusal(Log::open(
+            directory.path(),
+            None,
+            Some(Indexed {
+                epoch: EPOCH,
+                told: 0,
+            }),
+        ));
+        assert!(
+            problem == "the log is lost" || problem.contains("is not as it was written"),
+            "{problem}"
+        );
         assert!(matches!(Log::open(directory.path(), None, None), Ok(None)));
-        assert_eq!(fs::read_dir(directory.path().join(FOLDER)).unwrap().count(), 0);
+        assert_eq!(
+            fs::read_dir(directory.path().join(FOLDER)).unwrap().count(),
+            0
+        );
     }
 }
 
@@ -364,7 +467,14 @@ fn a_segment_whose_header_reads_as_zeros_is_not_taken_for_one_that_was_made_ahea
     let mut bytes = fs::read(&path).unwrap();
     bytes[..HEADER_BYTES].fill(0);
     fs::write(&path, bytes).unwrap();
-    let problem = refusal(Log::open(kept.directory.path(), None, Some(Indexed { epoch: EPOCH, told: 0 })));
+    let problem = refusal(Log::open(
+        kept.directory.path(),
+        None,
+        Some(Indexed {
+            epoch: EPOCH,
+            told: 0,
+        }),
+    ));
     assert!(problem.contains("is not as it was written"), "{problem}");
     assert_eq!(kept.files().len(), 2, "what is refused is left as it is");
 }
@@ -379,10 +489,24 @@ fn an_index_that_knows_more_than_the_log_or_less_than_was_synced_is_refused() {
     for (told, problem) in [
         (17, None),
         (first - 1, None),
-        (18, Some("its index knows 18 commits, and the log ends behind 17".to_owned())),
-        (first - 2, Some(format!("its index ends behind commit {}, and was synced behind {}", first - 2, first - 1))),
+        (
+            18,
+            Some("its index knows 18 commits, and the log ends behind 17".to_owned()),
+        ),
+        (
+            first - 2,
+            Some(format!(
+                "its index ends behind commit {}, and was synced behind {}",
+                first - 2,
+                first - 1
+            )),
+        ),
     ] {
-        let opened = Log::open(kept.directory.path(), None, Some(Indexed { epoch: EPOCH, told }));
+        let opened = Log::open(
+            kept.directory.path(),
+            None,
+            Some(Indexed { epoch: EPOCH, told }),
+        );
         match problem {
             Some(problem) => assert_eq!(refusal(opened), problem),
             None => assert!(opened.is_ok()),
@@ -404,8 +528,20 @@ fn a_header_that_hides_its_events_is_told_in_both_directions() {
         file.write_all_at(&[0], ends[hidden - 1] + 12).unwrap();
         let places = || Sequence(1)..=Sequence(5);
         let go_on = |_| Ok(ControlFlow::Continue(()));
-        assert!(matches!(kept.log.scan(places(), 0, go_on), Err(ReadError::Corrupt(_))), "{hidden}");
-        assert!(matches!(kept.log.scan_back(places(), go_on), Err(ReadError::Corrupt(_))), "{hidden}");
+        assert!(
+            matches!(
+                kept.log.scan(places(), 0, go_on),
+                Err(ReadError::Corrupt(_))
+            ),
+            "{hidden}"
+        );
+        assert!(
+            matches!(
+                kept.log.scan_back(places(), go_on),
+                Err(ReadError::Corrupt(_))
+            ),
+            "{hidden}"
+        );
         file.write_all_at(&[1], ends[hidden - 1] + 12).unwrap();
         assert_eq!(kept.read(1, 5, true).len(), 5);
     }
@@ -439,7 +575,12 @@ fn a_segment_is_old_by_the_content_in_it_and_by_no_clock_that_was_wrong() {
 
 #[test]
 fn a_segment_that_is_full_while_the_next_is_made_ahead_blocks_nobody() {
-    let Kept { directory: _directory, log, mut totals, .. } = Kept::new();
+    let Kept {
+        directory: _directory,
+        log,
+        mut totals,
+        ..
+    } = Kept::new();
     let log = Arc::new(log);
     let (ended, end) = mpsc::channel();
     let keeper = thread::spawn({

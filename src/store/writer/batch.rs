@@ -10,7 +10,9 @@ use std::{
 
 use fjall::OwnedWriteBatch;
 
-use super::{Command, Erased, Erasure, Imported, Reply, Retention, TRIM_EVENTS, TRIM_READ_BYTES, WriteError};
+use super::{
+    Command, Erased, Erasure, Imported, Reply, Retention, TRIM_EVENTS, TRIM_READ_BYTES, WriteError,
+};
 use crate::{
     event::{Record, RecordParts, Selectable, Sequence, TaskId},
     store::{
@@ -65,7 +67,11 @@ pub(super) struct Forgotten {
 impl Counts {
     /// How much retention has forgotten, of events and of the quarantine.
     pub(super) fn trimmed(&self) -> u64 {
-        let Self { events_trimmed, quarantine_trimmed, .. } = self;
+        let Self {
+            events_trimmed,
+            quarantine_trimmed,
+            ..
+        } = self;
         let events = events_trimmed.age.events + events_trimmed.bytes.events;
         events + quarantine_trimmed.age + quarantine_trimmed.bytes + quarantine_trimmed.count
     }
@@ -96,7 +102,10 @@ impl Granted {
 
     /// Whether it says that something is erased.
     pub(super) fn is_of_erasure(&self) -> bool {
-        matches!(self, Self::Release(..) | Self::Discard(..) | Self::Erase(..))
+        matches!(
+            self,
+            Self::Release(..) | Self::Discard(..) | Self::Erase(..)
+        )
     }
 
     pub(super) fn refuse(self, error: WriteError) {
@@ -163,7 +172,13 @@ enum Source {
 impl Source {
     /// Nothing but the event's keys is left.
     fn is_erased(self) -> bool {
-        matches!(self, Self::Log { is_erased: true, .. })
+        matches!(
+            self,
+            Self::Log {
+                is_erased: true,
+                ..
+            }
+        )
     }
 }
 
@@ -203,7 +218,12 @@ pub(super) struct Write {
 
 impl<'a> Batch<'a> {
     /// A batch for so many commands; the first behind an `adoption` has to note it.
-    pub(super) fn new(store: &'a Store, retention: &'a Retention, commands: usize, adoption: Option<Adoption>) -> Self {
+    pub(super) fn new(
+        store: &'a Store,
+        retention: &'a Retention,
+        commands: usize,
+        adoption: Option<Adoption>,
+    ) -> Self {
         let (mut totals, head) = (*lock(&store.totals), store.head());
         totals.trust = store.clock.trust();
         if let Some(adoption) = adoption {
@@ -245,7 +265,9 @@ impl<'a> Batch<'a> {
             },
             Command::Quarantine(new, reply) => match self.quarantine(&new) {
                 Ok(number) => self.replies.push(Granted::Quarantine(reply, number)),
-                Err(error) => Command::Quarantine(new, reply).refuse(WriteError::Failed(error.to_string())),
+                Err(error) => {
+                    Command::Quarantine(new, reply).refuse(WriteError::Failed(error.to_string()))
+                }
             },
             Command::Discard(numbers, reply) => match self.discard_all(&numbers) {
                 Ok(count) => self.replies.push(Granted::Discard(reply, count)),
@@ -274,8 +296,18 @@ impl<'a> Batch<'a> {
     }
 
     fn import(&mut self, imported: &Imported) -> Result<Appended, WriteError> {
-        let Imported { draft, log_time_micros, is_erased } = imported;
-        self.append_as(draft, Source::Log { log_time_micros: *log_time_micros, is_erased: *is_erased })
+        let Imported {
+            draft,
+            log_time_micros,
+            is_erased,
+        } = imported;
+        self.append_as(
+            draft,
+            Source::Log {
+                log_time_micros: *log_time_micros,
+                is_erased: *is_erased,
+            },
+        )
     }
 
     fn release(&mut self, number: u64, drafts: &[Draft]) -> Result<Vec<Appended>, WriteError> {
@@ -287,16 +319,28 @@ impl<'a> Batch<'a> {
             entry(&mut self.tasks, self.store, &draft.task_id).map_err(failed)?;
         }
         self.discard_all(&[number]).map_err(not_erased)?;
-        drafts.iter().map(|draft| self.append_as(draft, Source::Quarantine)).collect()
+        drafts
+            .iter()
+            .map(|draft| self.append_as(draft, Source::Quarantine))
+            .collect()
     }
 
     fn append_as(&mut self, draft: &Draft, source: Source) -> Result<Appended, WriteError> {
         let entry = entry(&mut self.tasks, self.store, &draft.task_id).map_err(failed)?;
         // An operator who releases a callback has looked at it, and another log has taken what it has.
         let limited = source == Source::Callback;
-        let verdict = judge(&entry.events, &draft.product, draft.status, draft.fingerprint, limited);
+        let verdict = judge(
+            &entry.events,
+            &draft.product,
+            draft.status,
+            draft.fingerprint,
+            limited,
+        );
         // Almost never.
-        let was_erased = entry.events.iter().any(|event| event.is_erased && event.product == draft.product);
+        let was_erased = entry
+            .events
+            .iter()
+            .any(|event| event.is_erased && event.product == draft.product);
         let (revision, conflict) = match verdict {
             Verdict::TooMany => return Err(WriteError::TooManyEvents),
             Verdict::Duplicate(original) => {
@@ -304,7 +348,11 @@ impl<'a> Batch<'a> {
                     self.counts.after_erasure.duplicates += 1;
                     tracing::info!(event_id = %original.event_id, "a callback has repeated an erased event, which stays erased");
                 }
-                return Ok(Appended { event_id: original.event_id, sequence: original.sequence, duplicate: true });
+                return Ok(Appended {
+                    event_id: original.event_id,
+                    sequence: original.sequence,
+                    duplicate: true,
+                });
             }
             Verdict::New { revision, conflict } => (revision, conflict),
         };
@@ -316,7 +364,10 @@ impl<'a> Batch<'a> {
         }
         let sequence = self.head.next();
         self.insert_record(draft, sequence, revision, conflict, source);
-        let entry = self.tasks.get_mut(&draft.task_id).expect("it was looked at above");
+        let entry = self
+            .tasks
+            .get_mut(&draft.task_id)
+            .expect("it was looked at above");
         entry.is_changed = true;
         let event = TaskEvent {
             sequence,
@@ -328,15 +379,28 @@ impl<'a> Batch<'a> {
             is_erased: source.is_erased(),
         };
         take_up(&mut entry.events, event);
-        Ok(Appended { event_id: draft.event_id, sequence, duplicate: false })
+        Ok(Appended {
+            event_id: draft.event_id,
+            sequence,
+            duplicate: false,
+        })
     }
 
-    fn insert_record(&mut self, draft: &Draft, sequence: Sequence, revision: u32, conflict: bool, source: Source) {
+    fn insert_record(
+        &mut self,
+        draft: &Draft,
+        sequence: Sequence,
+        revision: u32,
+        conflict: bool,
+        source: Source,
+    ) {
         // What is released enters the log now: by the time it was received it might be forgotten at once.
         let received_at = match source {
             Source::Callback => draft.received_at_micros,
             Source::Quarantine => self.now_micros,
-            Source::Log { log_time_micros, .. } => log_time_micros,
+            Source::Log {
+                log_time_micros, ..
+            } => log_time_micros,
         };
         let log_time_micros = self.stamp(received_at);
         let parts = RecordParts {
@@ -352,7 +416,11 @@ impl<'a> Batch<'a> {
             raw: &draft.raw,
         };
         let record = Record::new(sequence, &parts).with_origin(draft.origin.clone());
-        let record = if source.is_erased() { record.erased() } else { record };
+        let record = if source.is_erased() {
+            record.erased()
+        } else {
+            record
+        };
         self.frame.event(draft.event_id, draft.fingerprint, &record);
         self.totals.event_count += 1;
         self.totals.event_bytes += record.len() as u64;
@@ -371,13 +439,19 @@ impl<'a> Batch<'a> {
     /// The size of a quarantined callback; `None` if it is not there, or only since this batch.
     fn quarantined_bytes(&self, number: u64) -> Option<u64> {
         let is_older = number <= lock(&self.store.totals).quarantine_next;
-        lock(&self.store.shares).get(number).filter(|_| is_older).map(|kept| kept.bytes)
+        lock(&self.store.shares)
+            .get(number)
+            .filter(|_| is_older)
+            .map(|kept| kept.bytes)
     }
 
     fn quarantine(&mut self, new: &NewQuarantined) -> io::Result<u64> {
         let number = self.totals.quarantine_next + 1;
         let received_at_micros = self.stamp(new.header.received_at_micros);
-        let header = QuarantineHeader { received_at_micros, ..new.header.clone() };
+        let header = QuarantineHeader {
+            received_at_micros,
+            ..new.header.clone()
+        };
         let bytes = encode_quarantined(&header, &new.body);
         let sealed = self.store.quarantine_keys.seal(number, &bytes)?;
         self.quarantined += 1;
@@ -385,14 +459,33 @@ impl<'a> Batch<'a> {
         self.totals.quarantine_count += 1;
         self.totals.quarantine_bytes += bytes.len() as u64;
         self.frame.quarantined(number, &bytes);
-        let QuarantineHeader { credential, product, received_at_micros, .. } = &header;
-        lock(&self.store.shares).add(number, credential, product, bytes.len() as u64, *received_at_micros);
-        self.index.insert(&self.store.quarantine, sequence_key(Sequence(number)), sealed);
+        let QuarantineHeader {
+            credential,
+            product,
+            received_at_micros,
+            ..
+        } = &header;
+        lock(&self.store.shares).add(
+            number,
+            credential,
+            product,
+            bytes.len() as u64,
+            *received_at_micros,
+        );
+        self.index.insert(
+            &self.store.quarantine,
+            sequence_key(Sequence(number)),
+            sealed,
+        );
         Ok(number)
     }
 
     fn discard_all(&mut self, numbers: &[u64]) -> Result<u32, ReadError> {
-        let mut known: Vec<_> = numbers.iter().copied().filter(|&it| self.quarantined_bytes(it).is_some()).collect();
+        let mut known: Vec<_> = numbers
+            .iter()
+            .copied()
+            .filter(|&it| self.quarantined_bytes(it).is_some())
+            .collect();
         known.sort_unstable();
         known.dedup();
         // Whatever can fail comes first: all are discarded, or none.
@@ -410,7 +503,9 @@ impl<'a> Batch<'a> {
     }
 
     fn discard(&mut self, number: u64, leave: Leave) -> Result<bool, ReadError> {
-        let Some(bytes) = self.quarantined_bytes(number) else { return Ok(false) };
+        let Some(bytes) = self.quarantined_bytes(number) else {
+            return Ok(false);
+        };
         self.totals.forget_quarantined(bytes)?;
         lock(&self.store.shares).remove(number);
         match leave {
@@ -418,7 +513,8 @@ impl<'a> Batch<'a> {
             Leave::Removed => self.frame.removed(number),
         }
         self.gone.unkept.push(number);
-        self.index.remove(&self.store.quarantine, sequence_key(Sequence(number)));
+        self.index
+            .remove(&self.store.quarantine, sequence_key(Sequence(number)));
         Ok(true)
     }
 
@@ -429,18 +525,29 @@ impl<'a> Batch<'a> {
 
     /// Announces that all events of a task are erased, those that the index names and those at the places that are given.
     fn erase(&mut self, erasure: &Erasure) -> Result<Erased, ReadError> {
-        let Erasure { task_id, product, places } = erasure;
+        let Erasure {
+            task_id,
+            product,
+            places,
+        } = erasure;
         let entry = entry(&mut self.tasks, self.store, task_id)?;
         let is_meant = |event: &TaskEvent| event.product == *product && !event.is_erased;
-        let named = entry.events.iter().filter(|event| is_meant(event)).map(|event| event.sequence);
+        let named = entry
+            .events
+            .iter()
+            .filter(|event| is_meant(event))
+            .map(|event| event.sequence);
         let all: BTreeSet<_> = places.iter().copied().chain(named).collect();
-        let is_there = |place: &Sequence| place.0 >= self.totals.first_available && !self.announced.contains(place);
+        let is_there = |place: &Sequence| {
+            place.0 >= self.totals.first_available && !self.announced.contains(place)
+        };
         let all: Vec<_> = all.into_iter().filter(is_there).collect();
 
         // Whatever can fail comes first: all of them are erased, or none.
         let (mut erased, mut bytes) = (Vec::new(), 0);
         let found = self.store.log.find(&all, &[], |record| {
-            let is_of_task = record.task_id() == task_id.as_str() && record.product() == product.as_str();
+            let is_of_task =
+                record.task_id() == task_id.as_str() && record.product() == product.as_str();
             let is_to_erase = is_of_task && !record.is_erased();
             if is_to_erase {
                 let left = record.erased();
@@ -481,7 +588,9 @@ impl<'a> Batch<'a> {
     fn trim_events(&mut self, cutoff: i64) -> Result<(), ReadError> {
         let trimmed = self.forget_oldest(cutoff);
         // Also when a damaged record has stopped it: what is forgotten so far is forgotten.
-        self.store.first_available.store(self.totals.first_available, Ordering::Release);
+        self.store
+            .first_available
+            .store(self.totals.first_available, Ordering::Release);
         trimmed
     }
 
@@ -494,31 +603,45 @@ impl<'a> Batch<'a> {
         let (oldest, newest) = (Sequence(self.totals.first_available), store.head());
         let mut budget = TRIM_EVENTS.max(2 * self.records.len());
         store.oldest_micros.store(UNKNOWN_MICROS, Ordering::Relaxed);
-        store.log.scan_at_once(oldest..=newest, TRIM_READ_BYTES, |record| {
-            if self.announced.contains(&record.sequence()) {
-                return Ok(ControlFlow::Break(())); // once it is overwritten
-            }
-            let received = self.totals.correction.of_event(record.sequence(), record.log_time_micros());
-            let too_old = received < cutoff;
-            if budget == 0 || !too_old && self.totals.event_bytes <= self.retention.event_bytes_max {
-                store.oldest_micros.store(received, Ordering::Relaxed);
-                return Ok(ControlFlow::Break(()));
-            }
-            budget -= 1;
-            self.forget(&record)?;
-            let reasons = &mut self.counts.events_trimmed;
-            let forgotten = if too_old { &mut reasons.age } else { &mut reasons.bytes };
-            forgotten.events += 1;
-            forgotten.bytes += record.len() as u64;
-            Ok(ControlFlow::Continue(()))
-        })
+        store
+            .log
+            .scan_at_once(oldest..=newest, TRIM_READ_BYTES, |record| {
+                if self.announced.contains(&record.sequence()) {
+                    return Ok(ControlFlow::Break(())); // once it is overwritten
+                }
+                let received = self
+                    .totals
+                    .correction
+                    .of_event(record.sequence(), record.log_time_micros());
+                let too_old = received < cutoff;
+                if budget == 0
+                    || !too_old && self.totals.event_bytes <= self.retention.event_bytes_max
+                {
+                    store.oldest_micros.store(received, Ordering::Relaxed);
+                    return Ok(ControlFlow::Break(()));
+                }
+                budget -= 1;
+                self.forget(&record)?;
+                let reasons = &mut self.counts.events_trimmed;
+                let forgotten = if too_old {
+                    &mut reasons.age
+                } else {
+                    &mut reasons.bytes
+                };
+                forgotten.events += 1;
+                forgotten.bytes += record.len() as u64;
+                Ok(ControlFlow::Continue(()))
+            })
     }
 
     fn forget(&mut self, record: &Record) -> Result<(), ReadError> {
-        self.totals.forget_event(record.sequence(), record.len() as u64)?;
+        self.totals
+            .forget_event(record.sequence(), record.len() as u64)?;
         if let Ok(task_id) = TaskId::parse(record.task_id()) {
             let entry = entry(&mut self.tasks, self.store, &task_id)?;
-            entry.events.retain(|event| event.sequence != record.sequence());
+            entry
+                .events
+                .retain(|event| event.sequence != record.sequence());
             entry.is_changed = true;
         }
         Ok(())
@@ -531,7 +654,11 @@ impl<'a> Batch<'a> {
         let mut budget = TRIM_EVENTS.max(2 * self.quarantined);
         while budget > 0
             && let Some((number, kept)) = self.oldest_quarantined()
-            && self.totals.correction.of_quarantined(number, kept.received_at_micros) < cutoff
+            && self
+                .totals
+                .correction
+                .of_quarantined(number, kept.received_at_micros)
+                < cutoff
             && self.discard(number, Leave::Expired)?
         {
             self.counts.quarantine_trimmed.age += 1;
@@ -561,10 +688,32 @@ impl<'a> Batch<'a> {
     }
 
     pub(super) fn seal(self) -> Sealed {
-        let has_news = !self.frame.is_empty() || self.is_probed || self.totals != *lock(&self.store.totals);
-        let Self { frame, index, tasks, totals, records, gone, replies, counts, .. } = self;
-        let write = has_news.then(|| Write { frame, index, tasks: changed(tasks) });
-        Sealed { write, totals, records, gone, replies, counts }
+        let has_news =
+            !self.frame.is_empty() || self.is_probed || self.totals != *lock(&self.store.totals);
+        let Self {
+            frame,
+            index,
+            tasks,
+            totals,
+            records,
+            gone,
+            replies,
+            counts,
+            ..
+        } = self;
+        let write = has_news.then(|| Write {
+            frame,
+            index,
+            tasks: changed(tasks),
+        });
+        Sealed {
+            write,
+            totals,
+            records,
+            gone,
+            replies,
+            counts,
+        }
     }
 }
 
@@ -576,14 +725,19 @@ fn entry<'t>(
 ) -> Result<&'t mut Entry, ReadError> {
     Ok(match tasks.entry(task_id.clone()) {
         hash_map::Entry::Occupied(known) => known.into_mut(),
-        hash_map::Entry::Vacant(place) => {
-            place.insert(Entry { events: store.tasks.get::<ReadError>(task_id)?, is_changed: false })
-        }
+        hash_map::Entry::Vacant(place) => place.insert(Entry {
+            events: store.tasks.get::<ReadError>(task_id)?,
+            is_changed: false,
+        }),
     })
 }
 
 fn changed(tasks: HashMap<TaskId, Entry>) -> Vec<(TaskId, Vec<TaskEvent>)> {
-    tasks.into_iter().filter(|(_, entry)| entry.is_changed).map(|(task_id, entry)| (task_id, entry.events)).collect()
+    tasks
+        .into_iter()
+        .filter(|(_, entry)| entry.is_changed)
+        .map(|(task_id, entry)| (task_id, entry.events))
+        .collect()
 }
 
 /// Why nothing is erased.

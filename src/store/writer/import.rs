@@ -35,7 +35,8 @@ pub(in crate::store) struct Taken {
 impl<P: Publish> Writer<P> {
     /// Commits a group, in its order; durable when this returns.
     pub(in crate::store) fn import(&mut self, group: Vec<Import>) -> Result<Taken, WriteError> {
-        let (mut events, mut quarantined, mut commands) = (Vec::new(), Vec::new(), Vec::with_capacity(group.len()));
+        let (mut events, mut quarantined, mut commands) =
+            (Vec::new(), Vec::new(), Vec::with_capacity(group.len()));
         for import in group {
             commands.push(match import {
                 Import::Event(imported) => {

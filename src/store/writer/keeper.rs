@@ -54,7 +54,9 @@ pub struct Keeper {
 
 impl std::fmt::Debug for Keeper {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Keeper").field("store", &self.store).finish_non_exhaustive()
+        f.debug_struct("Keeper")
+            .field("store", &self.store)
+            .finish_non_exhaustive()
     }
 }
 
@@ -62,7 +64,17 @@ impl Keeper {
     pub(super) fn new(store: Arc<Store>) -> (Bell, Self) {
         let (ring, rung) = mpsc::sync_channel(1);
         let (sender, announced) = mpsc::channel();
-        (Bell { ring, announced: sender }, Self { store, rung, announced })
+        (
+            Bell {
+                ring,
+                announced: sender,
+            },
+            Self {
+                store,
+                rung,
+                announced,
+            },
+        )
     }
 
     /// Works until the writer has ended, and all that it has announced is overwritten.
@@ -77,7 +89,9 @@ impl Keeper {
 
     fn overwrite_all(&self) -> bool {
         // Commits go on meanwhile, and need their segments.
-        self.announced.try_iter().all(|announced| announced.run(&self.store, || self.care()))
+        self.announced
+            .try_iter()
+            .all(|announced| announced.run(&self.store, || self.care()))
     }
 
     fn care(&self) -> Result<(), String> {
@@ -86,11 +100,17 @@ impl Keeper {
             tracing::warn!(%error, "cannot make a segment of the log ahead");
             thread::sleep(RETRY);
         }
-        if self.store.log.needs_checkpoint(self.store.first_available())
+        if self
+            .store
+            .log
+            .needs_checkpoint(self.store.first_available())
             && let Err(error) = self.store.checkpoint()
         {
             let problem = format!("{error:?}");
-            tracing::error!(problem, "syncing the index failed: refusing callbacks until a restart");
+            tracing::error!(
+                problem,
+                "syncing the index failed: refusing callbacks until a restart"
+            );
             *lock(&self.store.health) = Health::Failed(problem.clone());
             return Err(problem);
         }

@@ -213,7 +213,10 @@ impl Command {
     }
 
     fn is_erasure(&self) -> bool {
-        matches!(self, Self::Release(..) | Self::Discard(..) | Self::Erase(..))
+        matches!(
+            self,
+            Self::Release(..) | Self::Discard(..) | Self::Erase(..)
+        )
     }
 
     fn refuse(self, error: WriteError) {
@@ -254,7 +257,11 @@ impl Appender {
 
     /// Takes the callback with this number out of quarantine and appends the events it has become, all by one commit. Each is
     /// answered like [`Self::append`], but is taken however many events its task has.
-    pub fn release(&self, number: u64, drafts: Vec<Draft>) -> oneshot::Receiver<Result<Vec<Appended>, WriteError>> {
+    pub fn release(
+        &self,
+        number: u64,
+        drafts: Vec<Draft>,
+    ) -> oneshot::Receiver<Result<Vec<Appended>, WriteError>> {
         self.send(|reply| Command::Release(number, drafts, reply))
     }
 
@@ -298,7 +305,10 @@ impl Appender {
         let _ = self.commands.send(Command::Stop).is_ok();
     }
 
-    fn send<T>(&self, command: impl FnOnce(Reply<T>) -> Command) -> oneshot::Receiver<Result<T, WriteError>> {
+    fn send<T>(
+        &self,
+        command: impl FnOnce(Reply<T>) -> Command,
+    ) -> oneshot::Receiver<Result<T, WriteError>> {
         let (reply, answer) = oneshot::channel();
         let command = command(reply);
         let bytes = command.bytes();
@@ -341,7 +351,9 @@ pub struct Writer<P> {
 
 impl<P> fmt::Debug for Writer<P> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Writer").field("store", &self.store).finish_non_exhaustive()
+        f.debug_struct("Writer")
+            .field("store", &self.store)
+            .finish_non_exhaustive()
     }
 }
 
@@ -399,7 +411,9 @@ impl<P: Publish> Writer<P> {
                 Ok(first) => Ok(first),
                 Err(TryRecvError::Disconnected) => break,
                 // Nothing waits, so there is time for retention; a trim that gets nowhere waits for the next tick.
-                Err(TryRecvError::Empty) if self.trim_is_due() && self.commit(Vec::new()) > 0 => continue,
+                Err(TryRecvError::Empty) if self.trim_is_due() && self.commit(Vec::new()) > 0 => {
+                    continue;
+                }
                 Err(TryRecvError::Empty) => self.commands.recv_timeout(TICK),
             };
             match first {
@@ -419,7 +433,9 @@ impl<P: Publish> Writer<P> {
         self.check_clock();
         let is_noted = lock(&self.store.totals).trust == self.store.clock.trust();
         self.look_at_age();
-        if self.adoption.is_some() || (!is_noted || self.store.log.needs_commit()) && may_forget(&self.store.health()) {
+        if self.adoption.is_some()
+            || (!is_noted || self.store.log.needs_commit()) && may_forget(&self.store.health())
+        {
             self.commit(Vec::new());
         } else if let Some(bell) = &self.bell {
             bell.ring_if_needed(&self.store); // behind a commit it is rung anyway
@@ -427,7 +443,10 @@ impl<P: Publish> Writer<P> {
     }
 
     fn look_at_age(&self) {
-        self.store.log.look_at_age(self.store.clock.now_micros(), self.retention.segment_age_max);
+        self.store.log.look_at_age(
+            self.store.clock.now_micros(),
+            self.retention.segment_age_max,
+        );
     }
 
     fn commit_group(&mut self, first: Command) -> ControlFlow<()> {
@@ -458,17 +477,21 @@ impl<P: Publish> Writer<P> {
         self.check_disk();
         self.check_clock();
         self.look_at_age();
-        let (backups, group): (Vec<_>, Vec<_>) =
-            group.into_iter().partition(|command| matches!(command, Command::Backup(_)));
-        backups.into_iter().for_each(|command| self.back_up(command));
+        let (backups, group): (Vec<_>, Vec<_>) = group
+            .into_iter()
+            .partition(|command| matches!(command, Command::Backup(_)));
+        backups
+            .into_iter()
+            .for_each(|command| self.back_up(command));
         let mut group = group;
         if self.store.log.announced() >= ANNOUNCED_MAX {
             let refused = group.extract_if(.., |command| command.is_erasure());
             refused.for_each(|command| command.refuse(WriteError::Overloaded));
         }
         // What is erased has to lie in the log, so it is by a commit of its own.
-        let (erasures, group): (Vec<_>, Vec<_>) =
-            group.into_iter().partition(|command| matches!(command, Command::Erase(..)));
+        let (erasures, group): (Vec<_>, Vec<_>) = group
+            .into_iter()
+            .partition(|command| matches!(command, Command::Erase(..)));
         self.commit_or_refuse(group);
         self.commit_or_refuse(erasures);
         flow
@@ -482,12 +505,19 @@ impl<P: Publish> Writer<P> {
             }
             // Deleting from quarantine is a way to free some disk, and what is to be erased must not wait for space.
             Some(error) if may_forget(&self.store.health()) => {
-                let is_deletion = |command: &Command| matches!(command, Command::Discard(..) | Command::Erase(..));
-                let (deletions, others): (Vec<_>, Vec<_>) = group.into_iter().partition(is_deletion);
-                others.into_iter().for_each(|command| command.refuse(error.clone()));
+                let is_deletion = |command: &Command| {
+                    matches!(command, Command::Discard(..) | Command::Erase(..))
+                };
+                let (deletions, others): (Vec<_>, Vec<_>) =
+                    group.into_iter().partition(is_deletion);
+                others
+                    .into_iter()
+                    .for_each(|command| command.refuse(error.clone()));
                 self.commit(deletions);
             }
-            Some(error) => group.into_iter().for_each(|command| command.refuse(error.clone())),
+            Some(error) => group
+                .into_iter()
+                .for_each(|command| command.refuse(error.clone())),
         }
     }
 
@@ -500,10 +530,15 @@ impl<P: Publish> Writer<P> {
 
     /// Between two commits everything that is there is durable, unless one has failed.
     fn back_up(&self, command: Command) {
-        let Command::Backup(reply) = command else { return };
+        let Command::Backup(reply) = command else {
+            return;
+        };
         let answer = match self.refusal() {
             Some(error @ WriteError::Failed(_)) => Err(error),
-            _ => self.store.backup().map_err(|error| WriteError::Failed(error.to_string())),
+            _ => self
+                .store
+                .backup()
+                .map_err(|error| WriteError::Failed(error.to_string())),
         };
         let _ = reply.send(answer).is_ok(); // a receiver that is gone has given up
     }
@@ -517,7 +552,13 @@ impl<P: Publish> Writer<P> {
     fn refusal(&self) -> Option<WriteError> {
         match self.store.health() {
             Health::Writable => None,
-            Health::DiskLow { free_bytes, needed_bytes } => Some(WriteError::DiskLow { free_bytes, needed_bytes }),
+            Health::DiskLow {
+                free_bytes,
+                needed_bytes,
+            } => Some(WriteError::DiskLow {
+                free_bytes,
+                needed_bytes,
+            }),
             Health::Failed(problem) => Some(WriteError::Failed(problem)),
         }
     }
@@ -534,12 +575,22 @@ impl<P: Publish> Writer<P> {
             return;
         }
         // A file system that cannot be asked is left to the write itself, which will say what is wrong.
-        let Ok((free_bytes, total_bytes)) = (self.disk)(&self.store) else { return };
-        let now = disk_health(free_bytes, total_bytes, self.retention.disk_free_min_percent);
+        let Ok((free_bytes, total_bytes)) = (self.disk)(&self.store) else {
+            return;
+        };
+        let now = disk_health(
+            free_bytes,
+            total_bytes,
+            self.retention.disk_free_min_percent,
+        );
         if std::mem::discriminant(&now) != std::mem::discriminant(&*health) {
             match &now {
                 Health::DiskLow { needed_bytes, .. } => {
-                    tracing::error!(free_bytes, needed_bytes, "too little disk is free: refusing callbacks");
+                    tracing::error!(
+                        free_bytes,
+                        needed_bytes,
+                        "too little disk is free: refusing callbacks"
+                    );
                 }
                 _ => tracing::info!(free_bytes, "enough disk is free again: writing"),
             }
@@ -554,7 +605,10 @@ impl<P: Publish> Writer<P> {
         let adoption = clock.look(may_adopt);
         if let Some(Adoption { by_micros, .. }) = adoption {
             let by_seconds = by_micros / 1_000_000;
-            tracing::warn!(by_seconds, "the machine's clock has proved right: the log's clock was changed to its time");
+            tracing::warn!(
+                by_seconds,
+                "the machine's clock has proved right: the log's clock was changed to its time"
+            );
             self.adoption = adoption;
         }
         let difference = clock.difference_micros();
@@ -567,7 +621,10 @@ impl<P: Publish> Writer<P> {
                     "the machine's clock was changed by minutes: the log goes by monotonic time; set the clock right"
                 );
             } else {
-                tracing::info!(ahead_seconds, "the machine's clock and the log's agree again");
+                tracing::info!(
+                    ahead_seconds,
+                    "the machine's clock and the log's agree again"
+                );
             }
         }
         self.clock_is_far = is_far;
@@ -579,11 +636,15 @@ impl<P: Publish> Writer<P> {
         }
         let totals = *lock(&self.store.totals);
         let events = totals.event_bytes > self.retention.event_bytes_max
-            || self.oldest_event_micros(&totals).is_some_and(|at| at < self.cutoff(self.retention.event_age_max));
+            || self
+                .oldest_event_micros(&totals)
+                .is_some_and(|at| at < self.cutoff(self.retention.event_age_max));
         let oldest_quarantined = lock(&self.store.shares).oldest();
         let quarantined = self.retention.quarantine_surplus(&totals).is_some()
             || oldest_quarantined.is_some_and(|(number, kept)| {
-                totals.correction.of_quarantined(number, kept.received_at_micros)
+                totals
+                    .correction
+                    .of_quarantined(number, kept.received_at_micros)
                     < self.cutoff(self.retention.quarantine_age_max)
             });
         events || quarantined
@@ -595,7 +656,9 @@ impl<P: Publish> Writer<P> {
         if !clock.is_settled() {
             return i64::MIN; // nobody knows yet how old anything is
         }
-        clock.now_micros().saturating_sub(i64::try_from(age_max.as_micros()).unwrap_or(i64::MAX))
+        clock
+            .now_micros()
+            .saturating_sub(i64::try_from(age_max.as_micros()).unwrap_or(i64::MAX))
     }
 
     fn oldest_event_micros(&self, totals: &Totals) -> Option<i64> {
@@ -604,8 +667,16 @@ impl<P: Publish> Writer<P> {
         }
         match self.store.oldest_micros.load(Ordering::Relaxed) {
             UNKNOWN_MICROS => {
-                let oldest = self.store.get(self.store.first_available()).ok().flatten()?;
-                Some(totals.correction.of_event(oldest.sequence(), oldest.log_time_micros()))
+                let oldest = self
+                    .store
+                    .get(self.store.first_available())
+                    .ok()
+                    .flatten()?;
+                Some(
+                    totals
+                        .correction
+                        .of_event(oldest.sequence(), oldest.log_time_micros()),
+                )
             }
             known => Some(known),
         }
@@ -614,10 +685,15 @@ impl<P: Publish> Writer<P> {
     // Returns how much retention has forgotten along the way.
     fn commit(&mut self, group: Vec<Command>) -> u64 {
         let adoption = self.adoption.take();
-        let cutoffs = (self.cutoff(self.retention.event_age_max), self.cutoff(self.retention.quarantine_age_max));
+        let cutoffs = (
+            self.cutoff(self.retention.event_age_max),
+            self.cutoff(self.retention.quarantine_age_max),
+        );
         let mut batch = Batch::new(&self.store, &self.retention, group.len(), adoption);
         // What it erases is not overwritten yet: it would be forgotten with all of its bytes.
-        let may_trim = !group.iter().any(|command| matches!(command, Command::Erase(..)));
+        let may_trim = !group
+            .iter()
+            .any(|command| matches!(command, Command::Erase(..)));
         for command in group {
             batch.add(command);
         }
@@ -630,20 +706,30 @@ impl<P: Publish> Writer<P> {
         let batch = batch.seal();
         let trimmed = batch.counts.trimmed();
         let has_news = batch.write.is_some();
-        let written = batch.write.map_or(Ok(()), |write| self.write(write, &batch.totals));
+        let written = batch
+            .write
+            .map_or(Ok(()), |write| self.write(write, &batch.totals));
         match written.and_then(|()| self.forget_keys(&batch.gone.unkept)) {
             Ok(()) => {
-                let head = batch.records.last().map_or(self.store.head().0, |last| last.sequence().0);
+                let head = batch
+                    .records
+                    .last()
+                    .map_or(self.store.head().0, |last| last.sequence().0);
                 *lock(&self.store.totals) = batch.totals;
                 if has_news {
-                    self.store.watermark.raise(Mark { head, ..self.store.mark() });
+                    self.store.watermark.raise(Mark {
+                        head,
+                        ..self.store.mark()
+                    });
                 }
                 if !batch.records.is_empty() {
                     self.store.head.store(head, Ordering::Release);
                     self.publish.publish(&batch.records);
                 }
                 self.count(&batch.counts, batch.records.len());
-                self.metrics.events_erased.inc_by(batch.gone.erased.len() as u64);
+                self.metrics
+                    .events_erased
+                    .inc_by(batch.gone.erased.len() as u64);
                 self.grant(batch.gone, batch.replies);
                 if let Some(bell) = &self.bell {
                     bell.ring_if_needed(&self.store);
@@ -651,9 +737,15 @@ impl<P: Publish> Writer<P> {
                 trimmed
             }
             Err(problem) => {
-                tracing::error!(problem, "writing to the store failed: refusing callbacks until a restart");
+                tracing::error!(
+                    problem,
+                    "writing to the store failed: refusing callbacks until a restart"
+                );
                 *lock(&self.store.health) = Health::Failed(problem.clone());
-                batch.replies.into_iter().for_each(|reply| reply.refuse(WriteError::Failed(problem.clone())));
+                batch
+                    .replies
+                    .into_iter()
+                    .for_each(|reply| reply.refuse(WriteError::Failed(problem.clone())));
                 0
             }
         }
@@ -661,18 +753,33 @@ impl<P: Publish> Writer<P> {
 
     // The database hears of it only when it is durable: of anything else it could not be rid again.
     fn write(&mut self, write: Write, totals: &Totals) -> Result<(), String> {
-        let Write { frame, index, tasks } = write;
+        let Write {
+            frame,
+            index,
+            tasks,
+        } = write;
         let before = *lock(&self.store.totals);
         let started = Instant::now();
-        let written = self.store.log.append(frame, &before, totals).map_err(|error| error.to_string())?;
+        let written = self
+            .store
+            .log
+            .append(frame, &before, totals)
+            .map_err(|error| error.to_string())?;
         let appended = Instant::now();
         (self.sync)(&self.store)?;
         let synced = Instant::now();
         self.store.log.show(&written);
-        index.commit().and_then(|()| self.store.tasks.change(tasks)).map_err(|error| format!("{error:?}"))?;
+        index
+            .commit()
+            .and_then(|()| self.store.tasks.change(tasks))
+            .map_err(|error| format!("{error:?}"))?;
         self.store.log.note_applied(&written);
-        self.metrics.commit_seconds.observe((appended - started + synced.elapsed()).as_secs_f64());
-        self.metrics.fsync_seconds.observe((synced - appended).as_secs_f64());
+        self.metrics
+            .commit_seconds
+            .observe((appended - started + synced.elapsed()).as_secs_f64());
+        self.metrics
+            .fsync_seconds
+            .observe((synced - appended).as_secs_f64());
         Ok(())
     }
 
@@ -680,7 +787,10 @@ impl<P: Publish> Writer<P> {
         if numbers.is_empty() {
             return Ok(()); // almost always
         }
-        self.store.quarantine_keys.forget(numbers).map_err(|error| error.to_string())
+        self.store
+            .quarantine_keys
+            .forget(numbers)
+            .map_err(|error| error.to_string())
     }
 
     /// Answers what the commit that is durable now was for; what it has announced to be erased is overwritten first, without
@@ -689,18 +799,29 @@ impl<P: Publish> Writer<P> {
         let Gone { erased, found, .. } = gone;
         // What an earlier commit has announced is not erased either until that is overwritten.
         let is_announced = !found.is_empty() || self.store.log.announced() > 0;
-        let waiting: Vec<_> =
-            if is_announced { replies.extract_if(.., |reply| reply.is_of_erasure()).collect() } else { Vec::new() };
+        let waiting: Vec<_> = if is_announced {
+            replies
+                .extract_if(.., |reply| reply.is_of_erasure())
+                .collect()
+        } else {
+            Vec::new()
+        };
         replies.into_iter().for_each(Granted::grant);
         if found.is_empty() && waiting.is_empty() {
             return; // almost always
         }
 
-        self.store.log.note_announced(erased.iter().map(Record::sequence).collect());
+        self.store
+            .log
+            .note_announced(erased.iter().map(Record::sequence).collect());
         if !erased.is_empty() {
             self.publish.erase(&erased);
         }
-        let overwriting = Overwriting { found, has_events: !erased.is_empty(), replies: waiting };
+        let overwriting = Overwriting {
+            found,
+            has_events: !erased.is_empty(),
+            replies: waiting,
+        };
         match &self.bell {
             Some(bell) => bell.overwrite(overwriting),
             None => {
@@ -712,7 +833,8 @@ impl<P: Publish> Writer<P> {
     fn count(&self, counts: &batch::Counts, appended: usize) {
         self.metrics.duplicates.inc_by(counts.duplicates);
         self.metrics.conflicts.inc_by(counts.conflicts);
-        self.metrics.callbacks_after_erasure(counts.after_erasure.new, counts.after_erasure.duplicates);
+        self.metrics
+            .callbacks_after_erasure(counts.after_erasure.new, counts.after_erasure.duplicates);
         if counts.trimmed() > 0 {
             self.count_trimmed(counts);
         }
@@ -723,29 +845,51 @@ impl<P: Publish> Writer<P> {
     }
 
     fn count_trimmed(&self, counts: &batch::Counts) {
-        let Metrics { events_trimmed, bytes_trimmed, quarantine_trimmed, .. } = &*self.metrics;
+        let Metrics {
+            events_trimmed,
+            bytes_trimmed,
+            quarantine_trimmed,
+            ..
+        } = &*self.metrics;
         let batch::ByReason { age, bytes, .. } = &counts.events_trimmed;
         for (reason, forgotten) in [("age", age), ("bytes", bytes)] {
-            events_trimmed.with_label_values(&[reason]).inc_by(forgotten.events);
-            bytes_trimmed.with_label_values(&[reason]).inc_by(forgotten.bytes);
+            events_trimmed
+                .with_label_values(&[reason])
+                .inc_by(forgotten.events);
+            bytes_trimmed
+                .with_label_values(&[reason])
+                .inc_by(forgotten.bytes);
         }
         let batch::ByReason { age, bytes, count } = counts.quarantine_trimmed;
         for (reason, forgotten) in [("age", age), ("bytes", bytes), ("count", count)] {
-            quarantine_trimmed.with_label_values(&[reason]).inc_by(forgotten);
+            quarantine_trimmed
+                .with_label_values(&[reason])
+                .inc_by(forgotten);
         }
     }
 }
 
 /// What an alert compares with.
 fn note_limits(retention: &Retention, metrics: &Metrics) {
-    metrics.log_bytes_max.set(i64::try_from(retention.event_bytes_max).unwrap_or(i64::MAX));
-    metrics.log_age_max_seconds.set(i64::try_from(retention.event_age_max.as_secs()).unwrap_or(i64::MAX));
+    metrics
+        .log_bytes_max
+        .set(i64::try_from(retention.event_bytes_max).unwrap_or(i64::MAX));
+    metrics
+        .log_age_max_seconds
+        .set(i64::try_from(retention.event_age_max.as_secs()).unwrap_or(i64::MAX));
 }
 
 fn disk_health(free_bytes: u64, total_bytes: u64, free_min_percent: u64) -> Health {
     // Divides first, so that no disk is too large; what that loses is less than a hundred bytes.
     let needed_bytes = total_bytes / 100 * free_min_percent;
-    if free_bytes < needed_bytes { Health::DiskLow { free_bytes, needed_bytes } } else { Health::Writable }
+    if free_bytes < needed_bytes {
+        Health::DiskLow {
+            free_bytes,
+            needed_bytes,
+        }
+    } else {
+        Health::Writable
+    }
 }
 
 fn may_forget(health: &Health) -> bool {

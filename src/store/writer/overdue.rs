@@ -22,7 +22,11 @@ const OVERDUE_MIN: Duration = Duration::from_secs(3_600);
 pub(super) fn tell(store: &Store, retention: &Retention) {
     let minutes = AGREEMENT / 60_000_000;
     // If the clock is doubted, everything will count as received since the start.
-    let found = if store.clock.trust() == Trust::Waiting { find(store, retention) } else { Ok((0, 0)) };
+    let found = if store.clock.trust() == Trust::Waiting {
+        find(store, retention)
+    } else {
+        Ok((0, 0))
+    };
     match found {
         Ok((0, 0)) => tracing::info!(
             minutes,
@@ -37,7 +41,9 @@ pub(super) fn tell(store: &Store, retention: &Retention) {
              wrong, set it right or stop the broker before that"
         ),
         // Retention and readers will report the damage.
-        Err(error) => tracing::error!(%error, minutes, "cannot see what is forgotten when the clock is believed"),
+        Err(error) => {
+            tracing::error!(%error, minutes, "cannot see what is forgotten when the clock is believed")
+        }
     }
 }
 
@@ -50,27 +56,45 @@ fn find(store: &Store, retention: &Retention) -> Result<(u64, usize), ReadError>
 
     let received = |number: u64| -> Result<i64, ReadError> {
         let record = store.get(Sequence(number))?;
-        Ok(record.map_or(i64::MIN, |it| correction.of_event(it.sequence(), it.log_time_micros())))
+        Ok(record.map_or(i64::MIN, |it| {
+            correction.of_event(it.sequence(), it.log_time_micros())
+        }))
     };
-    let (first, behind, event_cutoff) =
-        (store.first_available().0, store.head().0 + 1, cutoff(retention.event_age_max));
+    let (first, behind, event_cutoff) = (
+        store.first_available().0,
+        store.head().0 + 1,
+        cutoff(retention.event_age_max),
+    );
     let mut events = 0;
     if first < behind && is_much(received(first)?, event_cutoff) {
         let (mut low, mut high) = (first, behind);
         while low < high {
             let middle = low + (high - low) / 2;
-            if received(middle)? < event_cutoff { low = middle + 1 } else { high = middle }
+            if received(middle)? < event_cutoff {
+                low = middle + 1
+            } else {
+                high = middle
+            }
         }
         events = low - first;
     }
 
     let shares = lock(&store.shares);
     let quarantine_cutoff = cutoff(retention.quarantine_age_max);
-    let received =
-        |number| shares.get(number).map_or(i64::MAX, |kept| correction.of_quarantined(number, kept.received_at_micros));
+    let received = |number| {
+        shares.get(number).map_or(i64::MAX, |kept| {
+            correction.of_quarantined(number, kept.received_at_micros)
+        })
+    };
     let mut quarantined = 0;
-    if shares.oldest().is_some_and(|(number, _)| is_much(received(number), quarantine_cutoff)) {
-        quarantined = shares.after(0).take_while(|&number| received(number) < quarantine_cutoff).count();
+    if shares
+        .oldest()
+        .is_some_and(|(number, _)| is_much(received(number), quarantine_cutoff))
+    {
+        quarantined = shares
+            .after(0)
+            .take_while(|&number| received(number) < quarantine_cutoff)
+            .count();
     }
     Ok((events, quarantined))
 }

@@ -38,18 +38,27 @@ impl Overwriting {
                     "erasing in the log failed: refusing callbacks until a restart, which erases it"
                 );
                 *lock(&store.health) = Health::Failed(problem.clone());
-                self.replies.into_iter().for_each(|reply| reply.refuse(WriteError::Failed(problem.clone())));
+                self.replies
+                    .into_iter()
+                    .for_each(|reply| reply.refuse(WriteError::Failed(problem.clone())));
                 false
             }
         }
     }
 
-    fn overwrite(&self, store: &Store, mut between: impl FnMut() -> Result<(), String>) -> Result<(), String> {
+    fn overwrite(
+        &self,
+        store: &Store,
+        mut between: impl FnMut() -> Result<(), String>,
+    ) -> Result<(), String> {
         for (segment, bodies) in self.found.segments() {
             segment.erase(bodies).map_err(|error| error.to_string())?;
             between()?;
         }
         // The keys of what has left the quarantine are overwritten already.
-        store.quarantine_keys.sync().map_err(|error| error.to_string())
+        store
+            .quarantine_keys
+            .sync()
+            .map_err(|error| error.to_string())
     }
 }

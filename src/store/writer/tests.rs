@@ -30,12 +30,23 @@ fn draft(task: &str, raw_bytes: usize) -> Draft {
 
 #[test]
 fn the_disk_is_low_below_its_share_and_not_at_it() {
-    let low = |free_bytes, needed_bytes| Health::DiskLow { free_bytes, needed_bytes };
+    let low = |free_bytes, needed_bytes| Health::DiskLow {
+        free_bytes,
+        needed_bytes,
+    };
     assert_eq!(disk_health(49, 1_000, 5), low(49, 50));
     assert_eq!(disk_health(50, 1_000, 5), Health::Writable);
     assert_eq!(disk_health(0, 1_000, 0), Health::Writable, "0 is off");
-    assert_eq!(disk_health(999, 1_000, 100), low(999, 1_000), "100 takes nothing on a disk that holds anything");
-    assert_eq!(disk_health(u64::MAX, u64::MAX, 100), Health::Writable, "no disk is too large");
+    assert_eq!(
+        disk_health(999, 1_000, 100),
+        low(999, 1_000),
+        "100 takes nothing on a disk that holds anything"
+    );
+    assert_eq!(
+        disk_health(u64::MAX, u64::MAX, 100),
+        Health::Writable,
+        "no disk is too large"
+    );
 }
 
 /// A writer whose sync waits for the test's word, started when the test has queued what is to be one group.
@@ -57,17 +68,34 @@ impl Held {
         let published = Arc::<Mutex<Vec<usize>>>::default();
         let counts = Arc::clone(&published);
         let publish = move |records: &[Record]| counts.lock().unwrap().push(records.len());
-        let (appender, mut writer) = writer(Arc::clone(&store), Retention::KEEP_ALL, publish, Arc::default());
+        let (appender, mut writer) = writer(
+            Arc::clone(&store),
+            Retention::KEEP_ALL,
+            publish,
+            Arc::default(),
+        );
         let ((begun, syncing), (synced, verdict)) = (mpsc::channel(), mpsc::channel());
         writer.sync = Box::new(move |_| {
             let _ = begun.send(()).is_ok();
             verdict.recv().unwrap_or(Ok(())) // the test is over
         });
         let start: Box<dyn FnOnce() -> _> = Box::new(|| thread::spawn(|| writer.run()));
-        Self { store, appender, published, synced, syncing, start: Some(start), _directory: directory }
+        Self {
+            store,
+            appender,
+            published,
+            synced,
+            syncing,
+            start: Some(start),
+            _directory: directory,
+        }
     }
 
-    fn append(&self, task: &str, raw_bytes: usize) -> oneshot::Receiver<Result<Appended, WriteError>> {
+    fn append(
+        &self,
+        task: &str,
+        raw_bytes: usize,
+    ) -> oneshot::Receiver<Result<Appended, WriteError>> {
         self.appender.append(draft(task, raw_bytes))
     }
 
@@ -78,7 +106,10 @@ impl Held {
     }
 
     fn visible(&self) -> (u64, usize) {
-        (self.store.head().0, self.published.lock().unwrap().iter().sum())
+        (
+            self.store.head().0,
+            self.published.lock().unwrap().iter().sum(),
+        )
     }
 }
 
@@ -95,8 +126,14 @@ fn nothing_is_answered_or_shown_before_the_sync_and_duplicates_wait_too() {
     assert_eq!(held.visible(), (0, 0));
     held.synced.send(Ok(())).unwrap();
     let answers = [original, beside, behind].map(|answer| answer.blocking_recv().unwrap().unwrap());
-    assert_eq!(answers.map(|appended| appended.duplicate), [false, true, true]);
-    assert_eq!(answers.map(|appended| appended.event_id), [answers[0].event_id; 3]);
+    assert_eq!(
+        answers.map(|appended| appended.duplicate),
+        [false, true, true]
+    );
+    assert_eq!(
+        answers.map(|appended| appended.event_id),
+        [answers[0].event_id; 3]
+    );
     assert_eq!(held.visible(), (1, 1));
 }
 
@@ -108,7 +145,11 @@ fn the_database_hears_of_events_at_checkpoints_only() {
     held.run_to_the_sync();
     held.synced.send(Ok(())).unwrap();
     answer.blocking_recv().unwrap().unwrap();
-    assert_eq!(held.store.database.seqno(), before, "its journal would grow, and every start read all of it");
+    assert_eq!(
+        held.store.database.seqno(),
+        before,
+        "its journal would grow, and every start read all of it"
+    );
     held.store.checkpoint().unwrap();
     assert!(held.store.database.seqno() > before);
 }
@@ -123,7 +164,10 @@ fn a_failed_sync_refuses_everyone_shows_nothing_and_stops_the_writing() {
     assert_eq!(one.blocking_recv().unwrap(), failed);
     assert_eq!(other.blocking_recv().unwrap(), failed);
     assert_eq!(held.append("t3", 0).blocking_recv().unwrap(), failed);
-    assert_eq!((held.visible(), held.store.health()), ((0, 0), Health::Failed("no such luck".into())));
+    assert_eq!(
+        (held.visible(), held.store.health()),
+        ((0, 0), Health::Failed("no such luck".into()))
+    );
 }
 
 #[test]
@@ -132,37 +176,74 @@ fn what_waits_for_a_stalled_disk_is_bounded_in_bytes() {
     let mut held = Held::new();
     let first = held.append("t0", 0);
     held.run_to_the_sync();
-    let mut waiting: Vec<_> = (0..=QUEUE_BYTES_MAX / EACH).map(|n| held.append(&format!("w{n}"), EACH)).collect();
+    let mut waiting: Vec<_> = (0..=QUEUE_BYTES_MAX / EACH)
+        .map(|n| held.append(&format!("w{n}"), EACH))
+        .collect();
     // What is refused takes no room, however often it is tried.
     for _ in 0..waiting.len() {
-        assert_eq!(held.append("excess", EACH).try_recv(), Ok(Err(WriteError::Overloaded)));
+        assert_eq!(
+            held.append("excess", EACH).try_recv(),
+            Ok(Err(WriteError::Overloaded))
+        );
     }
-    assert!(waiting.iter_mut().all(|answer| answer.try_recv().is_err()), "up to the bound all wait");
+    assert!(
+        waiting.iter_mut().all(|answer| answer.try_recv().is_err()),
+        "up to the bound all wait"
+    );
     (0..=waiting.len()).for_each(|_| held.synced.send(Ok(())).unwrap());
     assert!(first.blocking_recv().unwrap().is_ok());
-    assert!(waiting.into_iter().all(|answer| answer.blocking_recv().unwrap().is_ok()));
-    assert!(held.append("again", EACH).try_recv().is_err(), "it waits; it is not refused");
+    assert!(
+        waiting
+            .into_iter()
+            .all(|answer| answer.blocking_recv().unwrap().is_ok())
+    );
+    assert!(
+        held.append("again", EACH).try_recv().is_err(),
+        "it waits; it is not refused"
+    );
 }
 
 #[test]
 fn what_waits_is_bounded_in_number() {
     let mut held = Held::new();
     let mut waiting: Vec<_> = (0..QUEUE_MAX).map(|_| held.appender.probe()).collect();
-    assert_eq!(held.appender.probe().try_recv(), Ok(Err(WriteError::Overloaded)));
-    assert!(waiting.iter_mut().all(|answer| answer.try_recv().is_err()), "up to the bound all wait");
+    assert_eq!(
+        held.appender.probe().try_recv(),
+        Ok(Err(WriteError::Overloaded))
+    );
+    assert!(
+        waiting.iter_mut().all(|answer| answer.try_recv().is_err()),
+        "up to the bound all wait"
+    );
     (0..=QUEUE_MAX).for_each(|_| held.synced.send(Ok(())).unwrap());
     held.run_to_the_sync();
-    assert!(waiting.into_iter().all(|answer| answer.blocking_recv().unwrap().is_ok()));
-    assert_eq!(held.appender.probe().blocking_recv().unwrap(), Ok(()), "there is room again");
+    assert!(
+        waiting
+            .into_iter()
+            .all(|answer| answer.blocking_recv().unwrap().is_ok())
+    );
+    assert_eq!(
+        held.appender.probe().blocking_recv().unwrap(),
+        Ok(()),
+        "there is room again"
+    );
 }
 
 /// How many events each commit brings, if drafts of these sizes wait for the writer.
 fn commits_of(sizes: &[usize]) -> Vec<usize> {
     let mut held = Held::new();
-    let waiting: Vec<_> = sizes.iter().enumerate().map(|(n, bytes)| held.append(&format!("t{n}"), *bytes)).collect();
+    let waiting: Vec<_> = sizes
+        .iter()
+        .enumerate()
+        .map(|(n, bytes)| held.append(&format!("t{n}"), *bytes))
+        .collect();
     sizes.iter().for_each(|_| held.synced.send(Ok(())).unwrap());
     held.run_to_the_sync();
-    assert!(waiting.into_iter().all(|answer| answer.blocking_recv().unwrap().is_ok()));
+    assert!(
+        waiting
+            .into_iter()
+            .all(|answer| answer.blocking_recv().unwrap().is_ok())
+    );
     held.published.lock().unwrap().clone()
 }
 
@@ -174,7 +255,10 @@ fn a_commit_takes_as_many_commands_as_it_may_and_no_more() {
 
 #[test]
 fn a_commit_that_has_its_bytes_takes_no_further_command() {
-    assert_eq!(commits_of(&[GROUP_BYTES_MAX - 1, 1, GROUP_BYTES_MAX, 0]), [2, 1, 1]);
+    assert_eq!(
+        commits_of(&[GROUP_BYTES_MAX - 1, 1, GROUP_BYTES_MAX, 0]),
+        [2, 1, 1]
+    );
 }
 
 #[test]
@@ -187,9 +271,18 @@ fn a_group_of_duplicates_is_answered_without_a_write_of_its_own() {
     let original = original.blocking_recv().unwrap().unwrap();
     for _ in 0..3 {
         let again = held.append("t1", 0).blocking_recv().unwrap();
-        assert_eq!(again, Ok(Appended { duplicate: true, ..original }));
+        assert_eq!(
+            again,
+            Ok(Appended {
+                duplicate: true,
+                ..original
+            })
+        );
     }
-    assert!(held.syncing.try_recv().is_err(), "nothing was written, so nothing was synced");
+    assert!(
+        held.syncing.try_recv().is_err(),
+        "nothing was written, so nothing was synced"
+    );
     assert_eq!(held.visible(), (1, 1));
 }
 
@@ -226,15 +319,34 @@ impl Stepped {
     fn on(directory: tempfile::TempDir, machine: Machine) -> Self {
         let store = Arc::new(Store::open_by(machine.source(), directory.path(), 1 << 20).unwrap());
         let publish: fn(&[Record]) = |_| {};
-        let (appender, mut writer) = writer(Arc::clone(&store), Retention::KEEP_ALL, publish, Arc::default());
+        let (appender, mut writer) = writer(
+            Arc::clone(&store),
+            Retention::KEEP_ALL,
+            publish,
+            Arc::default(),
+        );
         let free_bytes = Arc::new(AtomicU64::new(Self::DISK_BYTES));
         let free = Arc::clone(&free_bytes);
         writer.disk = Box::new(move |_| Ok((free.load(Ordering::Relaxed), Self::DISK_BYTES)));
-        Self { store, appender, writer, free_bytes, machine, directory }
+        Self {
+            store,
+            appender,
+            writer,
+            free_bytes,
+            machine,
+            directory,
+        }
     }
 
     fn reopen(self) -> Self {
-        let Self { store, appender, writer, directory, machine, .. } = self;
+        let Self {
+            store,
+            appender,
+            writer,
+            directory,
+            machine,
+            ..
+        } = self;
         drop((appender, writer, store));
         Self::on(directory, machine)
     }
@@ -273,7 +385,10 @@ impl Stepped {
             product: product.into(),
             ..QuarantineHeader::default()
         };
-        let answer = self.appender.quarantine(NewQuarantined { header, body: Bytes::from_static(b"nonsense") });
+        let answer = self.appender.quarantine(NewQuarantined {
+            header,
+            body: Bytes::from_static(b"nonsense"),
+        });
         self.step();
         answer.blocking_recv().unwrap().unwrap()
     }
@@ -281,7 +396,10 @@ impl Stepped {
     /// Appends an event that is received now.
     fn receive(&mut self, task: &str) {
         let received_at_micros = self.store.clock().now_micros();
-        let answer = self.appender.append(Draft { received_at_micros, ..draft(task, 0) });
+        let answer = self.appender.append(Draft {
+            received_at_micros,
+            ..draft(task, 0)
+        });
         self.step();
         answer.blocking_recv().unwrap().unwrap();
     }
@@ -311,7 +429,9 @@ impl Stepped {
     /// Whether a text is anywhere in the files of the log.
     fn log_has(&self, text: &str) -> bool {
         let files = std::fs::read_dir(self.directory.path().join("log")).unwrap();
-        files.map(|file| std::fs::read(file.unwrap().path()).unwrap()).any(|bytes| has(&bytes, text))
+        files
+            .map(|file| std::fs::read(file.unwrap().path()).unwrap())
+            .any(|bytes| has(&bytes, text))
     }
 
     /// The places of the events since a time.
@@ -324,7 +444,10 @@ impl Stepped {
     }
 
     fn quarantined(&self) -> Vec<u64> {
-        let kept = self.store.quarantined_after(0, usize::MAX, usize::MAX).unwrap();
+        let kept = self
+            .store
+            .quarantined_after(0, usize::MAX, usize::MAX)
+            .unwrap();
         kept.iter().map(|callback| callback.number).collect()
     }
 }
@@ -336,12 +459,24 @@ fn a_low_disk_takes_deletions_only_and_an_almost_full_one_not_even_those() {
     stepped.step();
     assert!(kept.blocking_recv().unwrap().is_ok());
     assert_eq!([stepped.quarantine(), stepped.quarantine()], [1, 2]);
-    stepped.writer.retention = Retention { event_bytes_max: 0, disk_free_min_percent: 100, ..Retention::KEEP_ALL };
-    let low = |free_bytes| WriteError::DiskLow { free_bytes, needed_bytes: Stepped::DISK_BYTES };
+    stepped.writer.retention = Retention {
+        event_bytes_max: 0,
+        disk_free_min_percent: 100,
+        ..Retention::KEEP_ALL
+    };
+    let low = |free_bytes| WriteError::DiskLow {
+        free_bytes,
+        needed_bytes: Stepped::DISK_BYTES,
+    };
 
-    for (free_bytes, deleted, left) in
-        [(TRIM_FREE_BYTES_MIN - 1, Err(low(TRIM_FREE_BYTES_MIN - 1)), (1, 2)), (TRIM_FREE_BYTES_MIN, Ok(1), (0, 1))]
-    {
+    for (free_bytes, deleted, left) in [
+        (
+            TRIM_FREE_BYTES_MIN - 1,
+            Err(low(TRIM_FREE_BYTES_MIN - 1)),
+            (1, 2),
+        ),
+        (TRIM_FREE_BYTES_MIN, Ok(1), (0, 1)),
+    ] {
         stepped.free_bytes.store(free_bytes, Ordering::Relaxed);
         stepped.writer.check_disk();
         assert_eq!(stepped.writer.trim_is_due(), deleted.is_ok());
@@ -361,14 +496,31 @@ fn the_quarantine_is_trimmed_from_its_oldest_end_also_after_a_restart() {
     (1..=6).for_each(|number| assert_eq!(stepped.quarantine(), number));
     let each = stepped.store.summary().quarantine_bytes / 6;
     stepped.writer.retention.quarantine_bytes_max = 4 * each;
-    assert_eq!((stepped.trim(), stepped.quarantined()), (2, vec![3, 4, 5, 6]));
+    assert_eq!(
+        (stepped.trim(), stepped.quarantined()),
+        (2, vec![3, 4, 5, 6])
+    );
     stepped.writer.retention.quarantine_count_max = 3;
     assert_eq!((stepped.trim(), stepped.quarantined()), (1, vec![4, 5, 6]));
     let summary = stepped.store.summary();
     let mut stepped = stepped.reopen();
-    assert_eq!((stepped.store.summary(), stepped.quarantined()), (summary, vec![4, 5, 6]));
-    let after = |number, count_max| stepped.store.quarantined_after(number, count_max, usize::MAX).unwrap();
-    assert_eq!(after(4, 1).iter().map(|callback| callback.number).collect::<Vec<_>>(), [5]);
+    assert_eq!(
+        (stepped.store.summary(), stepped.quarantined()),
+        (summary, vec![4, 5, 6])
+    );
+    let after = |number, count_max| {
+        stepped
+            .store
+            .quarantined_after(number, count_max, usize::MAX)
+            .unwrap()
+    };
+    assert_eq!(
+        after(4, 1)
+            .iter()
+            .map(|callback| callback.number)
+            .collect::<Vec<_>>(),
+        [5]
+    );
     stepped.writer.retention.quarantine_bytes_max = 0;
     assert_eq!((stepped.trim(), stepped.quarantined()), (3, vec![]));
     assert_eq!(stepped.store.summary().quarantine_bytes, 0);
@@ -385,11 +537,19 @@ fn the_quarantine_forgets_first_what_came_by_who_has_most_also_after_a_restart()
         stepped.quarantine_by("b", "veo");
     }
     stepped.writer.retention.quarantine_count_max = 8;
-    assert_eq!((stepped.trim(), stepped.quarantined()), (2, vec![1, 2, 4, 6, 7, 8, 9, 10]), "of b's veo the oldest");
+    assert_eq!(
+        (stepped.trim(), stepped.quarantined()),
+        (2, vec![1, 2, 4, 6, 7, 8, 9, 10]),
+        "of b's veo the oldest"
+    );
     let mut stepped = stepped.reopen();
     stepped.writer.retention.quarantine_count_max = 4;
     assert_eq!(stepped.trim(), 4);
-    assert_eq!(stepped.quarantined(), [1, 2, 4, 10], "who has little keeps it");
+    assert_eq!(
+        stepped.quarantined(),
+        [1, 2, 4, 10],
+        "who has little keeps it"
+    );
 }
 
 #[test]
@@ -404,31 +564,62 @@ fn totals_that_count_less_than_there_is_stop_retention_and_never_wrap() {
     stepped.machine.pass(Duration::from_secs(1));
     let whole = *lock(&stepped.store.totals);
     let too_low = [
-        Totals { event_count: 0, ..whole },
-        Totals { event_bytes: 10, ..whole },
-        Totals { quarantine_count: 0, ..whole },
-        Totals { quarantine_bytes: 10, ..whole },
+        Totals {
+            event_count: 0,
+            ..whole
+        },
+        Totals {
+            event_bytes: 10,
+            ..whole
+        },
+        Totals {
+            quarantine_count: 0,
+            ..whole
+        },
+        Totals {
+            quarantine_bytes: 10,
+            ..whole
+        },
     ];
     for totals in too_low {
         *lock(&stepped.store.totals) = totals;
-        let events = totals.event_count != whole.event_count || totals.event_bytes != whole.event_bytes;
+        let events =
+            totals.event_count != whole.event_count || totals.event_bytes != whole.event_bytes;
         let everything = if events {
-            Retention { event_age_max: Duration::ZERO, ..Retention::KEEP_ALL }
+            Retention {
+                event_age_max: Duration::ZERO,
+                ..Retention::KEEP_ALL
+            }
         } else {
-            Retention { quarantine_age_max: Duration::ZERO, ..Retention::KEEP_ALL }
+            Retention {
+                quarantine_age_max: Duration::ZERO,
+                ..Retention::KEEP_ALL
+            }
         };
         stepped.writer.retention = everything;
         assert_eq!((stepped.trim(), *lock(&stepped.store.totals)), (0, totals));
         if !events {
             let discard = stepped.appender.discard(vec![1]);
             stepped.step();
-            assert!(matches!(discard.blocking_recv().unwrap(), Err(WriteError::Corrupt(_))));
+            assert!(matches!(
+                discard.blocking_recv().unwrap(),
+                Err(WriteError::Corrupt(_))
+            ));
         }
     }
-    assert_eq!((stepped.store.get(Sequence(1)).unwrap().is_some(), stepped.quarantined()), (true, vec![1, 2]));
+    assert_eq!(
+        (
+            stepped.store.get(Sequence(1)).unwrap().is_some(),
+            stepped.quarantined()
+        ),
+        (true, vec![1, 2])
+    );
     *lock(&stepped.store.totals) = whole;
-    stepped.writer.retention =
-        Retention { event_age_max: Duration::ZERO, quarantine_age_max: Duration::ZERO, ..Retention::KEEP_ALL };
+    stepped.writer.retention = Retention {
+        event_age_max: Duration::ZERO,
+        quarantine_age_max: Duration::ZERO,
+        ..Retention::KEEP_ALL
+    };
     assert_eq!(stepped.trim(), 5);
 }
 
@@ -444,13 +635,19 @@ fn a_backup_waits_for_the_sync_of_what_it_holds() {
     let first = held.append("t1", 0);
     held.run_to_the_sync();
     let (mut backup, behind) = (held.appender.backup(), held.append("t2", 0));
-    assert!(backup.try_recv().is_err(), "the first is written, and not yet synced");
+    assert!(
+        backup.try_recv().is_err(),
+        "the first is written, and not yet synced"
+    );
     held.synced.send(Ok(())).unwrap();
     assert!(first.blocking_recv().unwrap().is_ok());
     assert_eq!(backed_up(backup.blocking_recv().unwrap().unwrap()), 1);
     held.synced.send(Ok(())).unwrap();
     assert!(behind.blocking_recv().unwrap().is_ok());
-    assert_eq!(backed_up(held.appender.backup().blocking_recv().unwrap().unwrap()), 2);
+    assert_eq!(
+        backed_up(held.appender.backup().blocking_recv().unwrap().unwrap()),
+        2
+    );
 }
 
 #[test]
@@ -462,7 +659,10 @@ fn what_could_not_be_synced_is_not_backed_up() {
     held.synced.send(Err("no such luck".into())).unwrap();
     assert!(lost.blocking_recv().unwrap().is_err());
     for backup in [beside, held.appender.backup()] {
-        assert!(matches!(backup.blocking_recv().unwrap(), Err(WriteError::Failed(_))));
+        assert!(matches!(
+            backup.blocking_recv().unwrap(),
+            Err(WriteError::Failed(_))
+        ));
     }
 }
 
@@ -472,11 +672,19 @@ fn a_disk_without_any_room_can_be_backed_up() {
     let kept = stepped.appender.append(draft("t1", 0));
     stepped.step();
     assert!(kept.blocking_recv().unwrap().is_ok());
-    stepped.writer.retention = Retention { event_bytes_max: 0, disk_free_min_percent: 100, ..Retention::KEEP_ALL };
+    stepped.writer.retention = Retention {
+        event_bytes_max: 0,
+        disk_free_min_percent: 100,
+        ..Retention::KEEP_ALL
+    };
     stepped.free_bytes.store(0, Ordering::Relaxed);
     let backup = stepped.appender.backup();
     stepped.step();
-    assert_eq!(backed_up(backup.blocking_recv().unwrap().unwrap()), 1, "and nothing was forgotten for it");
+    assert_eq!(
+        backed_up(backup.blocking_recv().unwrap().unwrap()),
+        1,
+        "and nothing was forgotten for it"
+    );
 }
 
 const MINUTE: Duration = Duration::from_secs(60);
@@ -486,7 +694,11 @@ const YEAR_MICROS: i64 = 365 * 86_400 * 1_000_000;
 const BELIEVED: Duration = Duration::from_secs(5 * 60 + 2);
 
 /// Events and quarantined callbacks are kept for an hour.
-const KEEP_AN_HOUR: Retention = Retention { event_age_max: HOUR, quarantine_age_max: HOUR, ..Retention::KEEP_ALL };
+const KEEP_AN_HOUR: Retention = Retention {
+    event_age_max: HOUR,
+    quarantine_age_max: HOUR,
+    ..Retention::KEEP_ALL
+};
 
 #[test]
 fn a_clock_that_is_a_year_ahead_for_seconds_forgets_nothing_and_leaves_no_trace() {
@@ -502,15 +714,25 @@ fn a_clock_that_is_a_year_ahead_for_seconds_forgets_nothing_and_leaves_no_trace(
     stepped.machine.step(-YEAR_MICROS);
     stepped.pass(Duration::from_secs(2));
     stepped.receive("t3");
-    assert_eq!((stepped.event_count(), stepped.quarantined()), (3, vec![1, 2]));
+    assert_eq!(
+        (stepped.event_count(), stepped.quarantined()),
+        (3, vec![1, 2])
+    );
     let now = stepped.machine.wall();
     assert_eq!(stepped.events_since(now - 1_000_000), [3]);
     assert_eq!(stepped.events_since(now - 3_000_000), [2, 3]);
-    assert_eq!(stepped.events_since(now + 1), [0; 0], "until then all of them");
+    assert_eq!(
+        stepped.events_since(now + 1),
+        [0; 0],
+        "until then all of them"
+    );
 
     // And the hour is an hour.
     stepped.pass(HOUR - MINUTE - Duration::from_secs(5));
-    assert_eq!((stepped.event_count(), stepped.quarantined()), (3, vec![1, 2]));
+    assert_eq!(
+        (stepped.event_count(), stepped.quarantined()),
+        (3, vec![1, 2])
+    );
     stepped.pass(Duration::from_secs(1));
     assert_eq!((stepped.event_count(), stepped.quarantined()), (2, vec![2]));
     stepped.pass(MINUTE + MINUTE);
@@ -529,14 +751,33 @@ fn a_clock_that_is_changed_for_good_is_taken_over_durably_and_ages_nothing() {
         stepped.machine.step(by);
         stepped.pass(BELIEVED);
         stepped.receive("t3");
-        let received = |at: u64| stepped.store.get(Sequence(at)).unwrap().unwrap().log_time_micros();
-        assert_eq!(received(3), stepped.machine.wall(), "{by}: events are stamped by the new time");
+        let received = |at: u64| {
+            stepped
+                .store
+                .get(Sequence(at))
+                .unwrap()
+                .unwrap()
+                .log_time_micros()
+        };
+        assert_eq!(
+            received(3),
+            stepped.machine.wall(),
+            "{by}: events are stamped by the new time"
+        );
         assert_eq!(stepped.events_since(stepped.machine.wall()), [3]);
         if by > 0 {
-            assert_eq!(stepped.events_since(received(1)), [1, 2, 3], "times before the change are found as they were");
+            assert_eq!(
+                stepped.events_since(received(1)),
+                [1, 2, 3],
+                "times before the change are found as they were"
+            );
             assert_eq!(stepped.events_since(received(1) + 1), [2, 3]);
         } else {
-            assert_eq!(stepped.events_since(received(1)), [0; 0], "by the new time that is in the future");
+            assert_eq!(
+                stepped.events_since(received(1)),
+                [0; 0],
+                "by the new time that is in the future"
+            );
             assert_eq!(stepped.events_since(received(3) - 500_000), [3]);
         }
 
@@ -544,9 +785,17 @@ fn a_clock_that_is_changed_for_good_is_taken_over_durably_and_ages_nothing() {
         let mut stepped = stepped.reopen();
         stepped.writer.retention = KEEP_AN_HOUR;
         stepped.pass(HOUR - 10 * MINUTE - BELIEVED);
-        assert_eq!((stepped.event_count(), stepped.quarantined()), (3, vec![1]), "{by}");
+        assert_eq!(
+            (stepped.event_count(), stepped.quarantined()),
+            (3, vec![1]),
+            "{by}"
+        );
         stepped.pass(Duration::from_secs(1));
-        assert_eq!((stepped.event_count(), stepped.quarantined()), (2, vec![]), "{by}");
+        assert_eq!(
+            (stepped.event_count(), stepped.quarantined()),
+            (2, vec![]),
+            "{by}"
+        );
         stepped.pass(10 * MINUTE);
         assert_eq!(stepped.event_count(), 1, "{by}");
         stepped.pass(BELIEVED);
@@ -575,7 +824,11 @@ fn a_machine_that_boots_in_1970_keeps_what_it_had_and_what_it_got() {
         stepped.pass(HOUR - MINUTE - BELIEVED);
         assert_eq!(stepped.event_count(), old + 2);
         stepped.pass(MINUTE);
-        assert_eq!(stepped.event_count(), 1, "what came since the boot is an hour old, too");
+        assert_eq!(
+            stepped.event_count(),
+            1,
+            "what came since the boot is an hour old, too"
+        );
         right.set(now);
     }
 }
@@ -622,7 +875,11 @@ fn a_start_forgets_by_age_only_when_the_clock_has_been_right_for_minutes() {
     let mut stepped = stepped.reopen();
     stepped.writer.retention = KEEP_AN_HOUR;
     stepped.receive("t5");
-    assert_eq!(stepped.events_since(stepped.machine.wall()), [5], "the time is taken at once");
+    assert_eq!(
+        stepped.events_since(stepped.machine.wall()),
+        [5],
+        "the time is taken at once"
+    );
     stepped.pass(4 * MINUTE);
     assert_eq!((stepped.event_count(), stepped.quarantined()), (5, vec![1]));
     stepped.pass(2 * MINUTE);
@@ -632,11 +889,17 @@ fn a_start_forgets_by_age_only_when_the_clock_has_been_right_for_minutes() {
 #[test]
 fn bytes_and_numbers_are_bounded_whatever_the_clock_says() {
     let mut stepped = Stepped::new();
-    ["t1", "t2"].into_iter().for_each(|task| stepped.receive(task));
+    ["t1", "t2"]
+        .into_iter()
+        .for_each(|task| stepped.receive(task));
     assert_eq!([stepped.quarantine(), stepped.quarantine()], [1, 2]);
     stepped.machine.step(YEAR_MICROS);
     let mut stepped = stepped.reopen();
-    stepped.writer.retention = Retention { event_bytes_max: 0, quarantine_count_max: 1, ..KEEP_AN_HOUR };
+    stepped.writer.retention = Retention {
+        event_bytes_max: 0,
+        quarantine_count_max: 1,
+        ..KEEP_AN_HOUR
+    };
     stepped.pass(Duration::from_secs(1));
     assert_eq!((stepped.event_count(), stepped.quarantined()), (0, vec![2]));
 }
@@ -650,11 +913,22 @@ fn what_waited_while_the_clock_was_changed_is_stamped_by_the_new_time() {
         let received_at_micros = stepped.store.clock().now_micros();
         stepped.machine.step(by);
         stepped.pass(BELIEVED);
-        let waited = stepped.appender.append(Draft { received_at_micros, ..draft("t2", 0) });
+        let waited = stepped.appender.append(Draft {
+            received_at_micros,
+            ..draft("t2", 0)
+        });
         stepped.step();
         waited.blocking_recv().unwrap().unwrap();
-        let stamped = stepped.store.get(Sequence(2)).unwrap().unwrap().log_time_micros();
-        assert!((0..=2_000_000).contains(&(stepped.machine.wall() - stamped)), "{by}: {stamped}");
+        let stamped = stepped
+            .store
+            .get(Sequence(2))
+            .unwrap()
+            .unwrap()
+            .log_time_micros();
+        assert!(
+            (0..=2_000_000).contains(&(stepped.machine.wall() - stamped)),
+            "{by}: {stamped}"
+        );
         stepped.pass(MINUTE);
         assert_eq!(stepped.event_count(), 2);
     }
@@ -663,11 +937,20 @@ fn what_waited_while_the_clock_was_changed_is_stamped_by_the_new_time() {
 #[test]
 fn what_is_released_from_quarantine_is_as_young_as_its_release() {
     let mut stepped = Stepped::new();
-    stepped.writer.retention = Retention { quarantine_age_max: Duration::MAX, ..KEEP_AN_HOUR };
+    stepped.writer.retention = Retention {
+        quarantine_age_max: Duration::MAX,
+        ..KEEP_AN_HOUR
+    };
     let received_at_micros = stepped.store.clock().now_micros();
     let number = stepped.quarantine();
     stepped.pass(2 * HOUR);
-    let released = stepped.appender.release(number, vec![Draft { received_at_micros, ..draft("t1", 0) }]);
+    let released = stepped.appender.release(
+        number,
+        vec![Draft {
+            received_at_micros,
+            ..draft("t1", 0)
+        }],
+    );
     stepped.step();
     assert!(released.blocking_recv().unwrap().is_ok());
     stepped.pass(HOUR);
@@ -677,18 +960,32 @@ fn what_is_released_from_quarantine_is_as_young_as_its_release() {
 }
 
 fn has(bytes: &[u8], text: &str) -> bool {
-    bytes.windows(text.len()).any(|window| window == text.as_bytes())
+    bytes
+        .windows(text.len())
+        .any(|window| window == text.as_bytes())
 }
 
 #[test]
 fn on_a_quiet_broker_what_is_forgotten_is_gone_from_the_disk_within_the_age_of_a_segment() {
-    let (kept, segment, minutes) = (Duration::from_secs(1_000), Duration::from_secs(300), Duration::from_secs(5));
+    let (kept, segment, minutes) = (
+        Duration::from_secs(1_000),
+        Duration::from_secs(300),
+        Duration::from_secs(5),
+    );
     let mut stepped = Stepped::new();
-    stepped.writer.retention = Retention { event_age_max: kept, segment_age_max: segment, ..Retention::KEEP_ALL };
+    stepped.writer.retention = Retention {
+        event_age_max: kept,
+        segment_age_max: segment,
+        ..Retention::KEEP_ALL
+    };
     let say = |stepped: &mut Stepped, task: &str| {
         let received_at_micros = stepped.store.clock().now_micros();
         let raw = format!("what {task} said").into();
-        let answer = stepped.appender.append(Draft { received_at_micros, raw, ..draft(task, 0) });
+        let answer = stepped.appender.append(Draft {
+            received_at_micros,
+            raw,
+            ..draft(task, 0)
+        });
         stepped.step();
         answer.blocking_recv().unwrap().unwrap();
     };
@@ -697,14 +994,21 @@ fn on_a_quiet_broker_what_is_forgotten_is_gone_from_the_disk_within_the_age_of_a
     say(&mut stepped, "t2");
     assert_eq!(stepped.store.log.newest(), 1);
     stepped.pass_with_a_keeper(2 * minutes);
-    assert_eq!(stepped.store.log.newest(), 2, "it has the age that a segment may have");
+    assert_eq!(
+        stepped.store.log.newest(),
+        2,
+        "it has the age that a segment may have"
+    );
     say(&mut stepped, "t3");
     // Nothing comes any more. Both events of the first segment go when the younger one is too old.
     stepped.pass_with_a_keeper(kept - 2 * minutes);
     assert!(stepped.log_has("what t1 said") && stepped.log_has("what t2 said"));
     stepped.pass_with_a_keeper(2 * minutes);
     assert!(!stepped.log_has("what t1 said") && !stepped.log_has("what t2 said"));
-    assert_eq!((stepped.event_count(), stepped.log_has("what t3 said")), (1, true));
+    assert_eq!(
+        (stepped.event_count(), stepped.log_has("what t3 said")),
+        (1, true)
+    );
     stepped.pass_with_a_keeper(segment);
     assert!(!stepped.log_has("what t3 said"));
     // What says nothing is no reason for a segment, however old.
@@ -721,7 +1025,10 @@ fn what_a_commit_has_announced_is_erased_by_the_next_start_if_a_crash_came_betwe
     let mut stepped = Stepped::new();
     for task in ["t1", "t2"] {
         let raw = format!("what {task} said").into();
-        let answer = stepped.appender.append(Draft { raw, ..draft(task, 0) });
+        let answer = stepped.appender.append(Draft {
+            raw,
+            ..draft(task, 0)
+        });
         stepped.step();
         answer.blocking_recv().unwrap().unwrap();
     }
@@ -735,28 +1042,57 @@ fn what_a_commit_has_announced_is_erased_by_the_next_start_if_a_crash_came_betwe
     let mut batch = Batch::new(&store, &retention, 2, None);
     let (reply, _erased) = oneshot::channel();
     let (task_id, product) = (TaskId::parse("t1").unwrap(), Product::parse("veo").unwrap());
-    batch.add(Command::Erase(Erasure { task_id: task_id.clone(), product, places: Vec::new() }, reply));
+    batch.add(Command::Erase(
+        Erasure {
+            task_id: task_id.clone(),
+            product,
+            places: Vec::new(),
+        },
+        reply,
+    ));
     let (reply, _discarded) = oneshot::channel();
     batch.add(Command::Discard(vec![number], reply));
     let sealed = batch.seal();
-    stepped.writer.write(sealed.write.unwrap(), &sealed.totals).unwrap();
+    stepped
+        .writer
+        .write(sealed.write.unwrap(), &sealed.totals)
+        .unwrap();
     drop((sealed.replies, store));
     assert!(stepped.log_has("what t1 said") && stepped.log_has("nonsense"));
 
     let stepped = stepped.reopen();
-    assert!(!stepped.log_has("what t1 said") && !stepped.log_has("nonsense") && stepped.log_has("what t2 said"));
+    assert!(
+        !stepped.log_has("what t1 said")
+            && !stepped.log_has("nonsense")
+            && stepped.log_has("what t2 said")
+    );
     let record = stepped.store.get(Sequence(1)).unwrap().unwrap();
     assert!(record.is_erased() && !stepped.store.get(Sequence(2)).unwrap().unwrap().is_erased());
     let after = stepped.store.summary();
-    assert_eq!((after.event_count, after.quarantine_count), (before.event_count, 0));
-    assert_eq!(before.event_bytes - after.event_bytes, "what t1 said".len() as u64);
+    assert_eq!(
+        (after.event_count, after.quarantine_count),
+        (before.event_count, 0)
+    );
+    assert_eq!(
+        before.event_bytes - after.event_bytes,
+        "what t1 said".len() as u64
+    );
     let range = Sequence(1)..=Sequence(2);
-    assert_eq!(stepped.store.task_events([&task_id], range, crate::store::Keep::All).unwrap(), []);
+    assert_eq!(
+        stepped
+            .store
+            .task_events([&task_id], range, crate::store::Keep::All)
+            .unwrap(),
+        []
+    );
     assert_eq!(stepped.quarantined(), [0; 0]);
     let mut stepped = stepped.reopen();
     let again = stepped.appender.append(draft("t1", 0));
     stepped.step();
-    assert!(again.blocking_recv().unwrap().unwrap().duplicate, "the index still knows it");
+    assert!(
+        again.blocking_recv().unwrap().unwrap().duplicate,
+        "the index still knows it"
+    );
 }
 
 #[test]
@@ -766,29 +1102,49 @@ fn a_task_with_more_terminal_events_than_the_index_names_is_erased_as_a_whole() 
     for number in 0..EVENTS {
         let raw = format!("what t1 said {number}").into();
         let fingerprint = u128::from(number).into();
-        let answer = stepped.appender.append(Draft { raw, fingerprint, ..draft("t1", 0) });
+        let answer = stepped.appender.append(Draft {
+            raw,
+            fingerprint,
+            ..draft("t1", 0)
+        });
         stepped.step();
         answer.blocking_recv().unwrap().unwrap();
     }
     let (task_id, product) = (TaskId::parse("t1").unwrap(), Product::parse("veo").unwrap());
     let places = stepped.store.places_of_task(&task_id, &product).unwrap();
     assert_eq!(places.len() as u64, EVENTS);
-    let answer = stepped.appender.erase(Erasure { task_id, product, places });
+    let answer = stepped.appender.erase(Erasure {
+        task_id,
+        product,
+        places,
+    });
     stepped.step();
-    assert_eq!(u64::from(answer.blocking_recv().unwrap().unwrap().events), EVENTS);
+    assert_eq!(
+        u64::from(answer.blocking_recv().unwrap().unwrap().events),
+        EVENTS
+    );
     assert!(!stepped.log_has("what t1 said") && stepped.store.erasures() == 1);
     assert_eq!(stepped.event_count(), EVENTS);
     // Forgetting them takes what is left of them, and no more.
-    stepped.writer.retention = Retention { event_bytes_max: 0, ..Retention::KEEP_ALL };
+    stepped.writer.retention = Retention {
+        event_bytes_max: 0,
+        ..Retention::KEEP_ALL
+    };
     while stepped.trim() > 0 {}
-    assert_eq!((stepped.event_count(), stepped.store.summary().event_bytes), (0, 0));
+    assert_eq!(
+        (stepped.event_count(), stepped.store.summary().event_bytes),
+        (0, 0)
+    );
 }
 
 /// Changes a byte of a text in the file of the log's first segment.
 fn damage(stepped: &Stepped, text: &str) {
     let path = stepped.directory.path().join("log/000000000001.log");
     let mut bytes = std::fs::read(&path).unwrap();
-    let at = bytes.windows(text.len()).position(|window| window == text.as_bytes()).unwrap();
+    let at = bytes
+        .windows(text.len())
+        .position(|window| window == text.as_bytes())
+        .unwrap();
     bytes[at + text.len() / 2] ^= 1 << 7;
     std::fs::write(path, bytes).unwrap();
 }
@@ -797,7 +1153,10 @@ fn damage(stepped: &Stepped, text: &str) {
 fn with_an_older_segment() -> (Stepped, u64) {
     let mut stepped = Stepped::new();
     stepped.receive("t0");
-    let answer = stepped.appender.append(Draft { raw: "what t1 said".into(), ..draft("t1", 0) });
+    let answer = stepped.appender.append(Draft {
+        raw: "what t1 said".into(),
+        ..draft("t1", 0)
+    });
     stepped.step();
     answer.blocking_recv().unwrap().unwrap();
     let number = stepped.quarantine();
@@ -806,7 +1165,11 @@ fn with_an_older_segment() -> (Stepped, u64) {
 }
 
 fn erasure_of(task: &str) -> Erasure {
-    Erasure { task_id: TaskId::parse(task).unwrap(), product: Product::parse("veo").unwrap(), places: Vec::new() }
+    Erasure {
+        task_id: TaskId::parse(task).unwrap(),
+        product: Product::parse("veo").unwrap(),
+        places: Vec::new(),
+    }
 }
 
 #[test]
@@ -818,14 +1181,26 @@ fn what_is_damaged_is_not_said_to_be_erased_and_stops_neither_the_writer_nor_a_s
     damage(&stepped, "t1 said");
     let discarded = stepped.appender.discard(vec![number]);
     stepped.step();
-    assert!(matches!(discarded.blocking_recv().unwrap(), Err(WriteError::Corrupt(_))));
+    assert!(matches!(
+        discarded.blocking_recv().unwrap(),
+        Err(WriteError::Corrupt(_))
+    ));
     let released = stepped.appender.release(number, vec![draft("t3", 0)]);
     stepped.step();
-    assert!(matches!(released.blocking_recv().unwrap(), Err(WriteError::Corrupt(_))));
+    assert!(matches!(
+        released.blocking_recv().unwrap(),
+        Err(WriteError::Corrupt(_))
+    ));
     let erased = stepped.appender.erase(erasure_of("t1"));
     stepped.step();
-    assert!(matches!(erased.blocking_recv().unwrap(), Err(WriteError::Corrupt(_))));
-    assert_eq!((stepped.quarantined(), stepped.store.summary()), (vec![number], before));
+    assert!(matches!(
+        erased.blocking_recv().unwrap(),
+        Err(WriteError::Corrupt(_))
+    ));
+    assert_eq!(
+        (stepped.quarantined(), stepped.store.summary()),
+        (vec![number], before)
+    );
     stepped.receive("t3");
 
     // It was announced, and is damaged when a start is to erase it.
@@ -839,7 +1214,10 @@ fn what_is_damaged_is_not_said_to_be_erased_and_stops_neither_the_writer_nor_a_s
     let (reply, _discarded) = oneshot::channel();
     batch.add(Command::Discard(vec![number], reply));
     let sealed = batch.seal();
-    stepped.writer.write(sealed.write.unwrap(), &sealed.totals).unwrap();
+    stepped
+        .writer
+        .write(sealed.write.unwrap(), &sealed.totals)
+        .unwrap();
     drop((sealed.replies, store));
     std::fs::write(&path, damaged).unwrap();
     let mut stepped = stepped.reopen();
@@ -857,7 +1235,12 @@ fn a_start_erases_again_what_seems_to_be_erased() {
     let path = stepped.directory.path().join("log/000000000001.log");
     let written = |path: &std::path::Path| std::fs::metadata(path).unwrap().modified().unwrap();
     let long_ago = std::time::SystemTime::UNIX_EPOCH;
-    std::fs::File::options().write(true).open(&path).unwrap().set_modified(long_ago).unwrap();
+    std::fs::File::options()
+        .write(true)
+        .open(&path)
+        .unwrap()
+        .set_modified(long_ago)
+        .unwrap();
     // The kernel may have told that it is erased, and failed to write it.
     let stepped = stepped.reopen();
     assert!(written(&path) > long_ago, "it was left as it seemed to be");
@@ -877,35 +1260,62 @@ fn commits_go_on_while_the_keeper_erases_and_no_checkpoint_passes_what_it_has_no
     let mut again = stepped.appender.erase(erasure_of("t1"));
     stepped.step();
     stepped.receive("t3");
-    assert!(erased.try_recv().is_err() && discarded.try_recv().is_err() && again.try_recv().is_err());
+    assert!(
+        erased.try_recv().is_err() && discarded.try_recv().is_err() && again.try_recv().is_err()
+    );
     assert!(stepped.log_has("what t1 said") && stepped.log_has("nonsense"));
 
     // Retention does not count what it has not been rid of: it forgets what is before that.
-    stepped.writer.retention = Retention { event_bytes_max: 0, ..Retention::KEEP_ALL };
-    assert_eq!((stepped.trim(), stepped.trim(), stepped.event_count()), (1, 0, before.event_count));
+    stepped.writer.retention = Retention {
+        event_bytes_max: 0,
+        ..Retention::KEEP_ALL
+    };
+    assert_eq!(
+        (stepped.trim(), stepped.trim(), stepped.event_count()),
+        (1, 0, before.event_count)
+    );
     stepped.writer.retention = Retention::KEEP_ALL;
 
     // The next segment begins, and a checkpoint stays where the announcement is.
-    stepped.writer.retention = Retention { segment_age_max: Duration::ZERO, ..Retention::KEEP_ALL };
+    stepped.writer.retention = Retention {
+        segment_age_max: Duration::ZERO,
+        ..Retention::KEEP_ALL
+    };
     stepped.writer.look_at_age();
     stepped.store.log.make_ahead().unwrap();
     stepped.receive("t4");
     let log = &stepped.store.log;
     assert_eq!((log.newest(), log.checkpoint_max()), (3, 2));
     stepped.store.checkpoint().unwrap();
-    assert!(!stepped.store.log.needs_checkpoint(Sequence(1)), "it would get no further");
+    assert!(
+        !stepped.store.log.needs_checkpoint(Sequence(1)),
+        "it would get no further"
+    );
     stepped.receive("t5");
 
     // A crash comes: the start does it.
-    let Stepped { store, appender, writer, machine, directory, .. } = stepped;
+    let Stepped {
+        store,
+        appender,
+        writer,
+        machine,
+        directory,
+        ..
+    } = stepped;
     drop((appender, writer, keeper, store));
-    assert!(erased.blocking_recv().is_err(), "nobody has said that it is erased");
+    assert!(
+        erased.blocking_recv().is_err(),
+        "nobody has said that it is erased"
+    );
     let mut stepped = Stepped::on(directory, machine);
     assert!(!stepped.log_has("what t1 said") && !stepped.log_has("nonsense"));
 
     // And without a crash the keeper does, to the end.
     let keeper = stepped.writer.keeper();
-    let answer = stepped.appender.append(Draft { raw: "what t6 said".into(), ..draft("t6", 0) });
+    let answer = stepped.appender.append(Draft {
+        raw: "what t6 said".into(),
+        ..draft("t6", 0)
+    });
     stepped.step();
     answer.blocking_recv().unwrap().unwrap();
     let erased = stepped.appender.erase(erasure_of("t6"));
@@ -915,7 +1325,10 @@ fn commits_go_on_while_the_keeper_erases_and_no_checkpoint_passes_what_it_has_no
     keeper.run();
     assert_eq!(erased.blocking_recv().unwrap().unwrap().events, 1);
     assert!(!stepped.log_has("what t6 said"));
-    assert_eq!(stepped.store.log.checkpoint_max(), stepped.store.log.newest());
+    assert_eq!(
+        stepped.store.log.checkpoint_max(),
+        stepped.store.log.newest()
+    );
 }
 
 #[test]
@@ -930,19 +1343,33 @@ fn erasures_are_refused_while_as_many_as_may_be_wait_to_be_overwritten() {
         stepped.step();
         erased
     };
-    let waiting: Vec<_> = tasks[..ANNOUNCED_MAX].iter().map(|task_id| erase(task_id)).collect();
+    let waiting: Vec<_> = tasks[..ANNOUNCED_MAX]
+        .iter()
+        .map(|task_id| erase(task_id))
+        .collect();
 
     let refused = erase(&tasks[ANNOUNCED_MAX]);
-    assert!(matches!(refused.blocking_recv().unwrap(), Err(WriteError::Overloaded)));
+    assert!(matches!(
+        refused.blocking_recv().unwrap(),
+        Err(WriteError::Overloaded)
+    ));
     let discarded = stepped.appender.discard(vec![number]);
     stepped.step();
-    assert!(matches!(discarded.blocking_recv().unwrap(), Err(WriteError::Overloaded)), "it is overwritten, too");
+    assert!(
+        matches!(
+            discarded.blocking_recv().unwrap(),
+            Err(WriteError::Overloaded)
+        ),
+        "it is overwritten, too"
+    );
     stepped.receive("taken-as-ever");
 
     // Those that wait are done, and then there is room again.
     stepped.writer.bell = None;
     keeper.run();
-    waiting.into_iter().for_each(|erased| assert_eq!(erased.blocking_recv().unwrap().unwrap().events, 1));
+    waiting
+        .into_iter()
+        .for_each(|erased| assert_eq!(erased.blocking_recv().unwrap().unwrap().events, 1));
     let erased = stepped.appender.erase(erasure_of(&tasks[ANNOUNCED_MAX]));
     stepped.step();
     assert_eq!(erased.blocking_recv().unwrap().unwrap().events, 1);
@@ -952,7 +1379,10 @@ fn erasures_are_refused_while_as_many_as_may_be_wait_to_be_overwritten() {
 fn the_age_of_a_segment_outlasts_a_restart() {
     let segment = Duration::from_secs(300);
     let mut stepped = Stepped::new();
-    let retention = Retention { segment_age_max: segment, ..Retention::KEEP_ALL };
+    let retention = Retention {
+        segment_age_max: segment,
+        ..Retention::KEEP_ALL
+    };
     stepped.writer.retention = retention;
     stepped.receive("t1");
     stepped.pass_with_a_keeper(segment - Duration::from_secs(10));
@@ -966,13 +1396,26 @@ fn the_age_of_a_segment_outlasts_a_restart() {
 #[test]
 fn a_change_that_cannot_be_noted_is_not_taken_over() {
     let mut stepped = Stepped::new();
-    stepped.writer.retention = Retention { disk_free_min_percent: 50, ..KEEP_AN_HOUR };
+    stepped.writer.retention = Retention {
+        disk_free_min_percent: 50,
+        ..KEEP_AN_HOUR
+    };
     stepped.receive("t1");
     stepped.machine.step(YEAR_MICROS);
-    stepped.free_bytes.store(TRIM_FREE_BYTES_MIN - 1, Ordering::Relaxed);
+    stepped
+        .free_bytes
+        .store(TRIM_FREE_BYTES_MIN - 1, Ordering::Relaxed);
     stepped.pass(2 * BELIEVED);
     assert_eq!(stepped.store.clock().difference_micros(), YEAR_MICROS);
-    stepped.free_bytes.store(TRIM_FREE_BYTES_MIN, Ordering::Relaxed);
+    stepped
+        .free_bytes
+        .store(TRIM_FREE_BYTES_MIN, Ordering::Relaxed);
     stepped.pass(Duration::from_secs(1));
-    assert_eq!((stepped.store.clock().difference_micros(), stepped.event_count()), (0, 1));
+    assert_eq!(
+        (
+            stepped.store.clock().difference_micros(),
+            stepped.event_count()
+        ),
+        (0, 1)
+    );
 }

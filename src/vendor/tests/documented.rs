@@ -33,12 +33,22 @@ fn veo(report: Report) -> Report {
 }
 
 fn veo_failed(code: &str) -> Report {
-    let error = Some(TaskError { code: code.into(), message: code.into(), details: Some(json!({})) });
-    veo(Report { error, ..failed(EXAMPLE, "veo", code, code) })
+    let error = Some(TaskError {
+        code: code.into(),
+        message: code.into(),
+        details: Some(json!({})),
+    });
+    veo(Report {
+        error,
+        ..failed(EXAMPLE, "veo", code, code)
+    })
 }
 
 fn legacy_failed(code: &str) -> Report {
-    Report { status_text: String::new(), ..failed(LEGACY, "veo", code, code) }
+    Report {
+        status_text: String::new(),
+        ..failed(LEGACY, "veo", code, code)
+    }
 }
 
 /// `product` differs: a completed body has nothing that only sora has.
@@ -56,16 +66,46 @@ fn veo_and_sora() -> Vec<(&'static str, Report)> {
     let veo_video = video("https://cdn.runblob.io/videos/your-video.mp4");
     let legacy_video = video("https://cdn.runblob.com/videos/your-video.mp4");
     let sora_video = video("https://cdn.runblob.io/videos/2025/11/550e8400.mp4");
-    let legacy = Report { status_text: String::new(), ..completed(LEGACY, "veo") };
+    let legacy = Report {
+        status_text: String::new(),
+        ..completed(LEGACY, "veo")
+    };
     vec![
-        ("veo-completed", veo(Report { outputs: veo_video, ..completed(EXAMPLE, "veo") })),
+        (
+            "veo-completed",
+            veo(Report {
+                outputs: veo_video,
+                ..completed(EXAMPLE, "veo")
+            }),
+        ),
         ("veo-failed", veo_failed("UNSAFE_CONTENT")),
         ("veo-timeout", veo_failed("TIMEOUT")),
-        ("veo-legacy-completed", Report { outputs: legacy_video, ..legacy }),
+        (
+            "veo-legacy-completed",
+            Report {
+                outputs: legacy_video,
+                ..legacy
+            },
+        ),
         ("veo-legacy-failed", legacy_failed("UNSAFE_CONTENT")),
         ("veo-legacy-timeout", legacy_failed("TIMEOUT")),
-        ("sora-completed", sora(Report { outputs: sora_video, ..completed(KLING, "unknown") }, "2025-11-24T10:05:30Z")),
-        ("sora-failed", sora(failed(KLING, "sora", "UNSPECIFIED", photoreal), "2025-11-24T10:02:00Z")),
+        (
+            "sora-completed",
+            sora(
+                Report {
+                    outputs: sora_video,
+                    ..completed(KLING, "unknown")
+                },
+                "2025-11-24T10:05:30Z",
+            ),
+        ),
+        (
+            "sora-failed",
+            sora(
+                failed(KLING, "sora", "UNSPECIFIED", photoreal),
+                "2025-11-24T10:02:00Z",
+            ),
+        ),
     ]
 }
 
@@ -106,7 +146,10 @@ fn kling() -> Vec<(&'static str, Report)> {
         ),
         (
             "kling-o3-video-failed",
-            Report { model: "kling-o3-video-10s-pro".into(), ..failed(KLING, "kling-o3-video", violation, violation) },
+            Report {
+                model: "kling-o3-video-10s-pro".into(),
+                ..failed(KLING, "kling-o3-video", violation, violation)
+            },
         ),
     ]
 }
@@ -125,11 +168,16 @@ fn images() -> Vec<(&'static str, Report)> {
         (
             "nanobanana-completed",
             Report {
-                outputs: image("https://storage.runblob.io/nanobanana/outputs/2025/12/ffd473d5.png"),
+                outputs: image(
+                    "https://storage.runblob.io/nanobanana/outputs/2025/12/ffd473d5.png",
+                ),
                 ..completed(EXAMPLE, "gemini")
             },
         ),
-        ("nanobanana-failed", failed(EXAMPLE, "gemini", "MODERATION_FAILED", "MODERATION_FAILED")),
+        (
+            "nanobanana-failed",
+            failed(EXAMPLE, "gemini", "MODERATION_FAILED", "MODERATION_FAILED"),
+        ),
     ]
 }
 
@@ -147,8 +195,15 @@ fn every_documented_body_is_read_in_full() {
 
 #[test]
 fn every_documented_body_has_its_expectation() {
-    let name = |file: fs::DirEntry| Some(file.file_name().to_str()?.strip_suffix(".json")?.to_owned());
-    let files: BTreeSet<_> = fs::read_dir(directory()).unwrap().filter_map(|file| name(file.unwrap())).collect();
-    let names: BTreeSet<_> = expected().into_iter().map(|(name, _)| name.to_owned()).collect();
+    let name =
+        |file: fs::DirEntry| Some(file.file_name().to_str()?.strip_suffix(".json")?.to_owned());
+    let files: BTreeSet<_> = fs::read_dir(directory())
+        .unwrap()
+        .filter_map(|file| name(file.unwrap()))
+        .collect();
+    let names: BTreeSet<_> = expected()
+        .into_iter()
+        .map(|(name, _)| name.to_owned())
+        .collect();
     assert_eq!(files, names);
 }

@@ -46,16 +46,40 @@ const KEYS: [&str; 34] = [
     "completed_at",
 ];
 /// Where a reason may be.
-const REASONS: [&str; 7] = ["error", "error_code", "error_message", "error_msg", "message", "description", "detail"];
+const REASONS: [&str; 7] = [
+    "error",
+    "error_code",
+    "error_message",
+    "error_msg",
+    "message",
+    "description",
+    "detail",
+];
 
 fn any_key() -> impl Strategy<Value = String> {
     prop_oneof![4 => select(&KEYS[..]).prop_map(String::from), 1 => ".{0,12}"]
 }
 
 fn any_text() -> impl Strategy<Value = String> {
-    let word = select(&["completed", "failed", "timeout", "TASK_FAILED", "no luck", "https://a/b.mp4", "t-1", "5"][..]);
+    let word = select(
+        &[
+            "completed",
+            "failed",
+            "timeout",
+            "TASK_FAILED",
+            "no luck",
+            "https://a/b.mp4",
+            "t-1",
+            "5",
+        ][..],
+    );
     let time = select(&["2025-12-06T21:43:03.374000", "2025-12-06T21:43:03Z"][..]);
-    prop_oneof![word.prop_map(String::from), time.prop_map(String::from), ".{0,20}", "kling[-_ ]o[0-9]{1,3}[-_]video"]
+    prop_oneof![
+        word.prop_map(String::from),
+        time.prop_map(String::from),
+        ".{0,20}",
+        "kling[-_ ]o[0-9]{1,3}[-_]video"
+    ]
 }
 
 fn any_value() -> impl Strategy<Value = Value> {
@@ -71,7 +95,8 @@ fn any_value() -> impl Strategy<Value = Value> {
     leaf.prop_recursive(3, 24, 6, |inner| {
         prop_oneof![
             vec(inner.clone(), 0..6).prop_map(Value::from),
-            vec((any_key(), inner), 0..6).prop_map(|entries| Value::Object(entries.into_iter().collect())),
+            vec((any_key(), inner), 0..6)
+                .prop_map(|entries| Value::Object(entries.into_iter().collect())),
         ]
     })
 }
@@ -97,16 +122,21 @@ fn body<'a>(entries: impl IntoIterator<Item = (&'a String, &'a Value)>) -> Vec<u
 }
 
 fn any_sample() -> impl Strategy<Value = (String, Shape, SampleStatus, String, i64)> {
-    let product = prop_oneof![4 => select(&PRODUCTS[..]).prop_map(String::from), 1 => "[a-z][a-z0-9-]{0,20}"];
+    let product =
+        prop_oneof![4 => select(&PRODUCTS[..]).prop_map(String::from), 1 => "[a-z][a-z0-9-]{0,20}"];
     let (shape, status) = (select(&Shape::ALL[..]), select(&SampleStatus::ALL[..]));
     (product, shape, status, "[!-~]{1,128}", 0..4_000_000_000_i64)
 }
 
 fn consistent(report: &Report) -> bool {
-    let distinct: std::collections::HashSet<_> = report.outputs.iter().map(|output| &output.url).collect();
+    let distinct: std::collections::HashSet<_> =
+        report.outputs.iter().map(|output| &output.url).collect();
     (report.status == TaskStatus::Failed) == report.error.is_some()
         && distinct.len() == report.outputs.len()
-        && report.outputs.iter().all(|output| output.url.to_ascii_lowercase().starts_with("http"))
+        && report
+            .outputs
+            .iter()
+            .all(|output| output.url.to_ascii_lowercase().starts_with("http"))
 }
 
 /// Every text and number in a value, but for blanks.
@@ -123,7 +153,11 @@ fn said(value: &Value) -> Vec<String> {
 
 fn utf16(text: &[u8], unit: fn(u16) -> [u8; 2]) -> Vec<u8> {
     let text = std::str::from_utf8(text).unwrap();
-    [0xfeff].into_iter().chain(text.encode_utf16()).flat_map(unit).collect()
+    [0xfeff]
+        .into_iter()
+        .chain(text.encode_utf16())
+        .flat_map(unit)
+        .collect()
 }
 
 proptest! {
@@ -266,7 +300,13 @@ proptest! {
 fn the_body_of_every_product_is_inferred_as_it_where_the_documented_shape_tells() {
     for product in PRODUCTS {
         for status in SampleStatus::ALL {
-            let sample = Sample { product, shape: Shape::Documented, status, task_id: "t", at: Timestamp::UNIX_EPOCH };
+            let sample = Sample {
+                product,
+                shape: Shape::Documented,
+                status,
+                task_id: "t",
+                at: Timestamp::UNIX_EPOCH,
+            };
             let report = read(&serde_json::to_vec(&sample.body()).unwrap()).unwrap();
             let tells = match product {
                 "kling" => false,
@@ -274,7 +314,12 @@ fn the_body_of_every_product_is_inferred_as_it_where_the_documented_shape_tells(
                 _ => true,
             };
             let expected = if tells { product } else { "unknown" };
-            assert_eq!(report.inferred_product.as_str(), expected, "{product} {}", status.as_str());
+            assert_eq!(
+                report.inferred_product.as_str(),
+                expected,
+                "{product} {}",
+                status.as_str()
+            );
         }
     }
 }
@@ -282,16 +327,38 @@ fn the_body_of_every_product_is_inferred_as_it_where_the_documented_shape_tells(
 #[test]
 fn a_sample_has_exactly_the_keys_of_the_documented_body() {
     let keys = |json: &str| -> Vec<String> {
-        serde_json::from_str::<serde_json::Map<_, _>>(json).unwrap().into_iter().map(|(key, _)| key).collect()
+        serde_json::from_str::<serde_json::Map<_, _>>(json)
+            .unwrap()
+            .into_iter()
+            .map(|(key, _)| key)
+            .collect()
     };
     let sample = |product, shape, status| {
         let at = Timestamp::UNIX_EPOCH;
-        Sample { product, shape, status, task_id: "t", at }.body().into_iter().map(|(key, _)| key).collect::<Vec<_>>()
+        Sample {
+            product,
+            shape,
+            status,
+            task_id: "t",
+            at,
+        }
+        .body()
+        .into_iter()
+        .map(|(key, _)| key)
+        .collect::<Vec<_>>()
     };
     macro_rules! same {
         ($file:literal, $product:literal, $shape:ident, $status:ident) => {
-            let documented = keys(include_str!(concat!("../../../tests/data/vendor/", $file, ".json")));
-            assert_eq!(sample($product, Shape::$shape, SampleStatus::$status), documented, $file);
+            let documented = keys(include_str!(concat!(
+                "../../../tests/data/vendor/",
+                $file,
+                ".json"
+            )));
+            assert_eq!(
+                sample($product, Shape::$shape, SampleStatus::$status),
+                documented,
+                $file
+            );
         };
     }
     same!("veo-completed", "veo", Documented, Completed);
@@ -300,12 +367,32 @@ fn a_sample_has_exactly_the_keys_of_the_documented_body() {
     same!("veo-legacy-completed", "veo", Legacy, Completed);
     same!("veo-legacy-failed", "veo", Legacy, Failed);
     same!("kling-completed", "kling", Documented, Completed);
-    same!("kling-o1-video-completed", "kling-o1-video", Documented, Completed);
-    same!("kling-o3-video-failed", "kling-o3-video", Documented, Failed);
-    same!("kling-o1-photo-completed", "kling-o1-photo", Documented, Completed);
+    same!(
+        "kling-o1-video-completed",
+        "kling-o1-video",
+        Documented,
+        Completed
+    );
+    same!(
+        "kling-o3-video-failed",
+        "kling-o3-video",
+        Documented,
+        Failed
+    );
+    same!(
+        "kling-o1-photo-completed",
+        "kling-o1-photo",
+        Documented,
+        Completed
+    );
     same!("nanobanana-completed", "gemini", Documented, Completed);
     same!("nanobanana-failed", "gemini", Documented, Failed);
-    same!("chatgpt-images-completed", "chatgpt-images", Documented, Completed);
+    same!(
+        "chatgpt-images-completed",
+        "chatgpt-images",
+        Documented,
+        Completed
+    );
     same!("sora-completed", "sora", Documented, Completed);
     same!("sora-failed", "sora", Documented, Failed);
 }
@@ -321,6 +408,12 @@ fn every_name_is_read_back_and_an_unknown_one_lists_the_known() {
     for kind in Broken::ALL {
         assert_eq!(kind.as_str().parse(), Ok(kind));
     }
-    assert_eq!("moderation_blocked".parse(), Ok(SampleStatus::ModerationBlocked));
-    assert_eq!("new".parse::<Shape>().unwrap_err().to_string(), "not one of documented, legacy");
+    assert_eq!(
+        "moderation_blocked".parse(),
+        Ok(SampleStatus::ModerationBlocked)
+    );
+    assert_eq!(
+        "new".parse::<Shape>().unwrap_err().to_string(),
+        "not one of documented, legacy"
+    );
 }

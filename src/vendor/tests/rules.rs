@@ -15,12 +15,16 @@ fn refusal(body: &str) -> Unreadable {
 
 /// A completed task with more fields.
 fn with(fields: &str) -> Report {
-    report(&format!(r#"{{"id": "t", "status": "completed", {fields}}}"#))
+    report(&format!(
+        r#"{{"id": "t", "status": "completed", {fields}}}"#
+    ))
 }
 
 /// A failed task with more fields.
 fn error(fields: &str) -> TaskError {
-    report(&format!(r#"{{"id": "t", "status": "failed", {fields}}}"#)).error.unwrap()
+    report(&format!(r#"{{"id": "t", "status": "failed", {fields}}}"#))
+        .error
+        .unwrap()
 }
 
 fn reason(fields: &str) -> (String, String) {
@@ -43,18 +47,38 @@ fn status(fields: &str) -> (TaskStatus, String) {
 }
 
 fn urls(fields: &str) -> Vec<String> {
-    with(fields).outputs.into_iter().map(|output| output.url).collect()
+    with(fields)
+        .outputs
+        .into_iter()
+        .map(|output| output.url)
+        .collect()
 }
 
 fn inferred(fields: &str) -> String {
-    report(&format!(r#"{{"id": "t", "video_url": "https://a/v", {fields}}}"#)).inferred_product.as_str().to_owned()
+    report(&format!(
+        r#"{{"id": "t", "video_url": "https://a/v", {fields}}}"#
+    ))
+    .inferred_product
+    .as_str()
+    .to_owned()
 }
 
 // What is JSON at all.
 
 #[test]
 fn what_is_not_one_json_value_is_refused_as_not_json() {
-    let bodies = ["", " ", "{", "hello", "{'id': 1}", "{\"id\": \"t\",}", "{\"id\": 01}", "{} {}", "[1", "nul"];
+    let bodies = [
+        "",
+        " ",
+        "{",
+        "hello",
+        "{'id': 1}",
+        "{\"id\": \"t\",}",
+        "{\"id\": 01}",
+        "{} {}",
+        "[1",
+        "nul",
+    ];
     for body in bodies {
         assert_eq!(refusal(body), Unreadable::NotJson, "{body}");
     }
@@ -66,7 +90,11 @@ fn json_that_is_not_an_object_is_refused_as_such() {
         assert_eq!(refusal(body), Unreadable::NotAnObject, "{body}");
     }
     for body in ["[0]", " [{\"id\": \"t\", \"status\": \"done\"}] "] {
-        assert_eq!((refusal(body), refusal(body).reason()), (Unreadable::Array, "not_an_object"), "{body}");
+        assert_eq!(
+            (refusal(body), refusal(body).reason()),
+            (Unreadable::Array, "not_an_object"),
+            "{body}"
+        );
     }
 }
 
@@ -75,15 +103,32 @@ fn a_byte_order_mark_is_skipped_and_says_how_the_body_is_encoded() {
     let body = r#"{"id": "t", "status": "done", "prompt": "кот 😀"}"#;
     let expected = report(body);
     let units = || body.encode_utf16();
-    let big: Vec<u8> = [0xfeff].into_iter().chain(units()).flat_map(u16::to_be_bytes).collect();
-    let little: Vec<u8> = [0xfeff].into_iter().chain(units()).flat_map(u16::to_le_bytes).collect();
-    assert_eq!(read(format!("\u{feff}{body}").as_bytes()).as_ref(), Ok(&expected));
-    assert_eq!((read(&big).as_ref(), read(&little).as_ref()), (Ok(&expected), Ok(&expected)));
+    let big: Vec<u8> = [0xfeff]
+        .into_iter()
+        .chain(units())
+        .flat_map(u16::to_be_bytes)
+        .collect();
+    let little: Vec<u8> = [0xfeff]
+        .into_iter()
+        .chain(units())
+        .flat_map(u16::to_le_bytes)
+        .collect();
+    assert_eq!(
+        read(format!("\u{feff}{body}").as_bytes()).as_ref(),
+        Ok(&expected)
+    );
+    assert_eq!(
+        (read(&big).as_ref(), read(&little).as_ref()),
+        (Ok(&expected), Ok(&expected))
+    );
     for cut in 1..big.len() {
         assert_eq!(read(&big[..cut]), Err(Unreadable::NotJson), "{cut}");
     }
     // The mark is no part of a text, so there is one; and UTF-16 without it is no text.
-    assert_eq!(read(format!("\u{feff}\u{feff}{body}").as_bytes()), Err(Unreadable::NotJson));
+    assert_eq!(
+        read(format!("\u{feff}\u{feff}{body}").as_bytes()),
+        Err(Unreadable::NotJson)
+    );
     assert_eq!(read(&big[2..]), Err(Unreadable::NotJson));
 }
 
@@ -91,9 +136,21 @@ fn a_byte_order_mark_is_skipped_and_says_how_the_body_is_encoded() {
 fn an_array_gives_its_elements_as_they_stand_in_it() {
     let elements = |body: &str| crate::vendor::elements(body.as_bytes(), 3);
     let body = " [ {\"a\": 1} ,[2],\"é\"]\n";
-    assert_eq!(elements(body).unwrap(), (vec!["{\"a\": 1}".into(), "[2]".into(), "\"é\"".into()], 3));
+    assert_eq!(
+        elements(body).unwrap(),
+        (vec!["{\"a\": 1}".into(), "[2]".into(), "\"é\"".into()], 3)
+    );
     assert_eq!(elements("\u{feff}[1]").unwrap(), (vec!["1".into()], 1));
-    for other in ["[]", "{}", "5", "[1", "[1]]", "[1,2,3,4", "", &"[".repeat(100_000)] {
+    for other in [
+        "[]",
+        "{}",
+        "5",
+        "[1",
+        "[1]]",
+        "[1,2,3,4",
+        "",
+        &"[".repeat(100_000),
+    ] {
         assert_eq!(elements(other), None, "{other:.9}");
     }
 }
@@ -102,79 +159,144 @@ fn an_array_gives_its_elements_as_they_stand_in_it() {
 fn of_a_long_array_no_more_is_taken_than_was_asked_for() {
     let long = format!("[{}7]", "7,".repeat(999_999));
     let (first, count) = crate::vendor::elements(long.as_bytes(), 2).unwrap();
-    assert_eq!((first.as_slice(), first.capacity() < 8, count), (&["7", "7"].map(Into::into)[..], true, 1_000_000));
+    assert_eq!(
+        (first.as_slice(), first.capacity() < 8, count),
+        (&["7", "7"].map(Into::into)[..], true, 1_000_000)
+    );
 }
 
 #[test]
 fn invalid_utf8_is_refused_also_in_a_field_nobody_reads() {
-    assert_eq!(read(b"{\"id\": \"t\", \"status\": \"done\", \"x\": \"\xff\"}"), Err(Unreadable::NotJson));
+    assert_eq!(
+        read(b"{\"id\": \"t\", \"status\": \"done\", \"x\": \"\xff\"}"),
+        Err(Unreadable::NotJson)
+    );
 }
 
 #[test]
 fn the_nesting_limit_holds_on_both_sides_and_everywhere() {
     let nested = |levels: usize| format!("{}{}", "[".repeat(levels), "]".repeat(levels));
-    let body = |key: &str, levels| format!(r#"{{"id": "t", "status": "failed", "{key}": {}}}"#, nested(levels));
+    let body = |key: &str, levels| {
+        format!(
+            r#"{{"id": "t", "status": "failed", "{key}": {}}}"#,
+            nested(levels)
+        )
+    };
     for key in ["unknown", "error", "prompt", "output", "id2"] {
-        assert!(read(body(key, NESTING_LEVELS_MAX - 1).as_bytes()).is_ok(), "{key}");
+        assert!(
+            read(body(key, NESTING_LEVELS_MAX - 1).as_bytes()).is_ok(),
+            "{key}"
+        );
         for levels in [NESTING_LEVELS_MAX, 10_000, 1_000_000] {
-            assert_eq!(refusal(&body(key, levels)), Unreadable::TooDeeplyNested, "{key} {levels}");
+            assert_eq!(
+                refusal(&body(key, levels)),
+                Unreadable::TooDeeplyNested,
+                "{key} {levels}"
+            );
         }
     }
     assert_eq!(refusal(&nested(NESTING_LEVELS_MAX)), Unreadable::Array);
-    assert_eq!(refusal(&nested(NESTING_LEVELS_MAX + 1)), Unreadable::TooDeeplyNested);
+    assert_eq!(
+        refusal(&nested(NESTING_LEVELS_MAX + 1)),
+        Unreadable::TooDeeplyNested
+    );
     assert_eq!(refusal(&"[".repeat(1_000_000)).reason(), "not_json");
 }
 
 #[test]
 fn brackets_within_a_text_are_not_levels() {
     let many = r#"\"[{\\"#.repeat(1_000);
-    assert_eq!(with(&format!(r#""x": ["{many}"], "seed": 1"#)).seed, Some(1));
+    assert_eq!(
+        with(&format!(r#""x": ["{many}"], "seed": 1"#)).seed,
+        Some(1)
+    );
 }
 
 #[test]
 fn details_at_the_nesting_limit_are_still_read() {
     let levels = NESTING_LEVELS_MAX - 2;
     let deep = format!("{}{}", "[".repeat(levels), "]".repeat(levels));
-    assert!(error(&format!(r#""error": {{"details": {deep}}}"#)).details.unwrap().is_array());
+    assert!(
+        error(&format!(r#""error": {{"details": {deep}}}"#))
+            .details
+            .unwrap()
+            .is_array()
+    );
 }
 
 #[test]
 fn a_number_that_no_type_can_hold_spoils_nothing() {
     let digits = "9".repeat(400);
     for number in ["1e400", "-1e400", "1e99999999999999999999", &digits] {
-        for key in ["x", "seed", "prompt", "video_url", "error", "created_at", "success", "output", "message", "images"]
-        {
+        for key in [
+            "x",
+            "seed",
+            "prompt",
+            "video_url",
+            "error",
+            "created_at",
+            "success",
+            "output",
+            "message",
+            "images",
+        ] {
             let expected = with(r#""x": null"#);
             let read = with(&format!(r#""{key}": {number}"#));
             let inferred_product = expected.inferred_product.clone();
-            assert_eq!(Report { inferred_product, ..read }, expected, "{key}: {number}");
+            assert_eq!(
+                Report {
+                    inferred_product,
+                    ..read
+                },
+                expected,
+                "{key}: {number}"
+            );
         }
-        assert_eq!(error(&format!(r#""error": {{"code": "A", "details": {number}}}"#)).details, Some(json!(number)));
+        assert_eq!(
+            error(&format!(r#""error": {{"code": "A", "details": {number}}}"#)).details,
+            Some(json!(number))
+        );
     }
 }
 
 #[test]
 fn half_a_surrogate_pair_is_replaced_and_refused_only_in_the_id() {
     assert_eq!(with(r#""prompt": "cat \ud83d""#).prompt, "cat \u{fffd}");
-    assert_eq!(with(r#""prompt": "\ude00\ud83d!""#).prompt, "\u{fffd}\u{fffd}!");
-    assert_eq!(with(r#""prompt": "cat \ud83d\ude00""#).prompt, "cat \u{1f600}");
+    assert_eq!(
+        with(r#""prompt": "\ude00\ud83d!""#).prompt,
+        "\u{fffd}\u{fffd}!"
+    );
+    assert_eq!(
+        with(r#""prompt": "cat \ud83d\ude00""#).prompt,
+        "cat \u{1f600}"
+    );
     assert_eq!(with(r#""x": "\udc00""#), with(r#""x": null"#));
     assert_eq!(task_id(r#""id": "cat\ud83d""#), Err(Unreadable::BadTaskId));
-    assert_eq!(error(r#""error": {"details": ["\ud83d"]}"#).details, Some(json!(r#"["\ud83d"]"#)));
+    assert_eq!(
+        error(r#""error": {"details": ["\ud83d"]}"#).details,
+        Some(json!(r#"["\ud83d"]"#))
+    );
 }
 
 #[test]
 fn escapes_mean_the_same_as_the_characters_also_in_keys() {
-    let escaped =
-        report(r#"{"\u0069d": "\u0074", "st\u0061tus": "comp\u006ceted", "video_url": "https:\/\/a\/b.mp4"}"#);
+    let escaped = report(
+        r#"{"\u0069d": "\u0074", "st\u0061tus": "comp\u006ceted", "video_url": "https:\/\/a\/b.mp4"}"#,
+    );
     assert_eq!(escaped, with(r#""video_url": "https://a/b.mp4""#));
 }
 
 #[test]
 fn of_duplicate_keys_the_last_counts() {
     assert_eq!(task_id(r#""id": "a", "id": "b""#), Ok("b".into()));
-    assert_eq!(task_id(r#""task_id": "a", "task_id": null, "id": "b""#), Ok("b".into()));
-    assert_eq!(status(r#""status": "done", "status": "failed""#).1, "failed");
+    assert_eq!(
+        task_id(r#""task_id": "a", "task_id": null, "id": "b""#),
+        Ok("b".into())
+    );
+    assert_eq!(
+        status(r#""status": "done", "status": "failed""#).1,
+        "failed"
+    );
     assert_eq!(reason(r#""error": {"code": "A", "code": "B"}"#).0, "B");
 }
 
@@ -197,17 +319,41 @@ fn an_id_need_not_be_a_uuid() {
 
 #[test]
 fn a_number_as_id_is_taken_as_its_digits() {
-    for digits in ["0", "42", "18446744073709551616", "12345678901234567890123456789012345678901234567890"] {
+    for digits in [
+        "0",
+        "42",
+        "18446744073709551616",
+        "12345678901234567890123456789012345678901234567890",
+    ] {
         assert_eq!(task_id(&format!(r#""id": {digits}"#)), Ok(digits.into()));
     }
-    assert_eq!(task_id(&format!(r#""id": {}"#, "1".repeat(129))), Err(Unreadable::BadTaskId));
+    assert_eq!(
+        task_id(&format!(r#""id": {}"#, "1".repeat(129))),
+        Err(Unreadable::BadTaskId)
+    );
 }
 
 #[test]
 fn an_id_that_is_neither_text_nor_number_is_none() {
-    for value in ["{}", "[]", "true", "false", "null", "\"\"", "{\"id\": \"t\"}"] {
-        assert_eq!(task_id(&format!(r#""id": {value}"#)), Err(Unreadable::NoTaskId), "{value}");
-        assert_eq!(task_id(&format!(r#""generation_id": {value}, "id": "t""#)), Ok("t".into()), "{value}");
+    for value in [
+        "{}",
+        "[]",
+        "true",
+        "false",
+        "null",
+        "\"\"",
+        "{\"id\": \"t\"}",
+    ] {
+        assert_eq!(
+            task_id(&format!(r#""id": {value}"#)),
+            Err(Unreadable::NoTaskId),
+            "{value}"
+        );
+        assert_eq!(
+            task_id(&format!(r#""generation_id": {value}, "id": "t""#)),
+            Ok("t".into()),
+            "{value}"
+        );
     }
     assert_eq!(refusal("{}"), Unreadable::NoTaskId);
 }
@@ -215,20 +361,55 @@ fn an_id_that_is_neither_text_nor_number_is_none() {
 #[test]
 fn an_id_with_spaces_or_of_the_wrong_length_is_bad_even_beside_a_good_one() {
     for value in [" ", "a b", "a\\n", "\\u0000", "\\u00a0", &"x".repeat(129)] {
-        assert_eq!(task_id(&format!(r#""generation_id": "{value}", "id": "t""#)), Err(Unreadable::BadTaskId));
+        assert_eq!(
+            task_id(&format!(r#""generation_id": "{value}", "id": "t""#)),
+            Err(Unreadable::BadTaskId)
+        );
     }
-    assert_eq!(task_id(&format!(r#""id": "{}""#, "ü".repeat(128))), Ok("ü".repeat(128)));
+    assert_eq!(
+        task_id(&format!(r#""id": "{}""#, "ü".repeat(128))),
+        Ok("ü".repeat(128))
+    );
 }
 
 // Rule 2: the status.
 
 #[test]
 fn every_documented_word_has_its_status_in_any_case_and_with_blanks_around_it() {
-    let completed = ["completed", "complete", "done", "success", "succeeded", "succeed", "finished"];
+    let completed = [
+        "completed",
+        "complete",
+        "done",
+        "success",
+        "succeeded",
+        "succeed",
+        "finished",
+    ];
     let failed = [
-        ["failed", "failure", "error", "internal_error", "timeout", "expired"],
-        ["canceled", "cancelled", "rejected", "blocked", "filtered", "moderated"],
-        ["moderation_blocked", "safety_blocked", "nsfw", "Failed", "CANCELED", "Nsfw"],
+        [
+            "failed",
+            "failure",
+            "error",
+            "internal_error",
+            "timeout",
+            "expired",
+        ],
+        [
+            "canceled",
+            "cancelled",
+            "rejected",
+            "blocked",
+            "filtered",
+            "moderated",
+        ],
+        [
+            "moderation_blocked",
+            "safety_blocked",
+            "nsfw",
+            "Failed",
+            "CANCELED",
+            "Nsfw",
+        ],
     ];
     let words = [
         (TaskStatus::Completed, completed.to_vec()),
@@ -236,10 +417,20 @@ fn every_documented_word_has_its_status_in_any_case_and_with_blanks_around_it() 
         (TaskStatus::Pending, vec!["pending", "queued"]),
         (TaskStatus::Processing, vec!["processing", "running"]),
     ];
-    for (expected, word) in words.into_iter().flat_map(|(s, words)| words.into_iter().map(move |word| (s, word))) {
-        for word in [word.to_owned(), word.to_uppercase(), word.replacen(&word[..1], &word[..1].to_uppercase(), 1)] {
+    for (expected, word) in words
+        .into_iter()
+        .flat_map(|(s, words)| words.into_iter().map(move |word| (s, word)))
+    {
+        for word in [
+            word.to_owned(),
+            word.to_uppercase(),
+            word.replacen(&word[..1], &word[..1].to_uppercase(), 1),
+        ] {
             for blanks in ["", " ", "\\n", "\\u00a0"] {
-                assert_eq!(status(&format!(r#""status": "{blanks}{word}{blanks}""#)), (expected, word.clone()));
+                assert_eq!(
+                    status(&format!(r#""status": "{blanks}{word}{blanks}""#)),
+                    (expected, word.clone())
+                );
             }
             assert_eq!(word.parse::<StatusWord>().unwrap().status(), expected);
         }
@@ -249,45 +440,84 @@ fn every_documented_word_has_its_status_in_any_case_and_with_blanks_around_it() 
 #[test]
 fn any_other_word_or_type_is_kept_and_never_guessed_at() {
     for word in ["completing", "ok", "true", "false", "not failed", "готово"] {
-        let body = format!(r#"{{"id": "t", "status": "{word}", "video_url": "https://a/v", "error": {{}}}}"#);
+        let body = format!(
+            r#"{{"id": "t", "status": "{word}", "video_url": "https://a/v", "error": {{}}}}"#
+        );
         let report = report(&body);
-        assert_eq!((report.status, report.status_text.as_str()), (TaskStatus::Unspecified, word));
+        assert_eq!(
+            (report.status, report.status_text.as_str()),
+            (TaskStatus::Unspecified, word)
+        );
         assert_eq!(report.error, None);
         assert!(word.parse::<StatusWord>().is_err());
     }
     for value in ["5", "200", "{}", "[\"failed\"]", "{\"state\":\"done\"}"] {
         for key in ["status", "success"] {
             let body = format!(r#""{key}": {value}, "video_url": "https://a/v""#);
-            assert_eq!(status(&body), (TaskStatus::Unspecified, value.to_owned()), "{key}");
+            assert_eq!(
+                status(&body),
+                (TaskStatus::Unspecified, value.to_owned()),
+                "{key}"
+            );
         }
     }
-    assert_eq!(status(r#""success": "yes""#), (TaskStatus::Unspecified, "yes".into()));
+    assert_eq!(
+        status(r#""success": "yes""#),
+        (TaskStatus::Unspecified, "yes".into())
+    );
 }
 
 #[test]
 fn true_and_false_are_statuses_without_a_word() {
     for key in ["status", "success"] {
-        assert_eq!(status(&format!(r#""{key}": true"#)), (TaskStatus::Completed, String::new()));
-        assert_eq!(status(&format!(r#""{key}": false"#)), (TaskStatus::Failed, String::new()));
+        assert_eq!(
+            status(&format!(r#""{key}": true"#)),
+            (TaskStatus::Completed, String::new())
+        );
+        assert_eq!(
+            status(&format!(r#""{key}": false"#)),
+            (TaskStatus::Failed, String::new())
+        );
     }
-    for (text, expected) in [("true", TaskStatus::Completed), (" FALSE ", TaskStatus::Failed)] {
-        assert_eq!(status(&format!(r#""success": "{text}""#)), (expected, String::new()));
+    for (text, expected) in [
+        ("true", TaskStatus::Completed),
+        (" FALSE ", TaskStatus::Failed),
+    ] {
+        assert_eq!(
+            status(&format!(r#""success": "{text}""#)),
+            (expected, String::new())
+        );
     }
 }
 
 #[test]
 fn status_goes_before_success_unless_it_says_nothing() {
-    assert_eq!(status(r#""success": true, "status": "failed""#).0, TaskStatus::Failed);
+    assert_eq!(
+        status(r#""success": true, "status": "failed""#).0,
+        TaskStatus::Failed
+    );
     for nothing in ["null", "\"\"", "\" \"", "5", "200", "{}", "[\"failed\"]"] {
-        assert_eq!(status(&format!(r#""success": true, "status": {nothing}"#)).0, TaskStatus::Completed);
+        assert_eq!(
+            status(&format!(r#""success": true, "status": {nothing}"#)).0,
+            TaskStatus::Completed
+        );
     }
 }
 
 #[test]
 fn without_a_status_an_output_or_an_error_implies_one() {
-    assert_eq!(status(r#""video_url": "https://a/v", "error": {}"#), (TaskStatus::Completed, String::new()));
-    assert_eq!(status(r#""output": {"video_urls": ["https://a/v"]}"#).0, TaskStatus::Completed);
-    assert_eq!(status(r#""video_url": null, "error": {}"#), (TaskStatus::Failed, String::new()));
+    assert_eq!(
+        status(r#""video_url": "https://a/v", "error": {}"#),
+        (TaskStatus::Completed, String::new())
+    );
+    assert_eq!(
+        status(r#""output": {"video_urls": ["https://a/v"]}"#).0,
+        TaskStatus::Completed
+    );
+    assert_eq!(
+        status(r#""video_url": null, "error": {}"#),
+        (TaskStatus::Failed, String::new())
+    );
     assert_eq!(status(r#""error_message": "no""#).0, TaskStatus::Failed);
 }
 
@@ -303,7 +533,11 @@ fn without_anything_that_implies_a_status_the_body_is_refused() {
         r#""video_url": """#,
         r#""video_url": "soon", "result": "no luck""#,
     ] {
-        assert_eq!(refusal(&format!(r#"{{"id": "t", {fields}}}"#)), Unreadable::NoStatus, "{fields}");
+        assert_eq!(
+            refusal(&format!(r#"{{"id": "t", {fields}}}"#)),
+            Unreadable::NoStatus,
+            "{fields}"
+        );
     }
 }
 
@@ -319,7 +553,10 @@ fn outputs_come_in_the_documented_order_whatever_the_order_in_the_body() {
         },
         "videos": ["http://h"], "images": [{"url": "http://g"}], "result_image_urls": ["http://f"], "image_urls": {"url": "http://e"},
         "image_url": "http://d", "result_image_url": "http://c", "video_urls": ["http://b"], "video_url": "http://a""#;
-    let letters: Vec<_> = urls(body).iter().map(|url| url.trim_start_matches("http://").to_owned()).collect();
+    let letters: Vec<_> = urls(body)
+        .iter()
+        .map(|url| url.trim_start_matches("http://").to_owned())
+        .collect();
     assert_eq!(letters.concat(), "abcdefghijklmnopqr");
 }
 
@@ -337,16 +574,33 @@ fn an_output_may_be_a_text_an_object_or_an_array_of_either_wherever_it_stands() 
             r#"["https://a/b", null, 5, ["https://a/c"]]"#,
             r#"[{"url": "https://a/b"}, {"url": null}, {"uri": "https://a/c"}]"#,
         ] {
-            assert_eq!(urls(&format!(r#""{key}": {value}"#)), ["https://a/b"], "{key}: {value}");
-            assert_eq!(urls(&format!(r#""{key}": [{value}]"#)).len(), usize::from(!value.starts_with('[')), "{key}");
+            assert_eq!(
+                urls(&format!(r#""{key}": {value}"#)),
+                ["https://a/b"],
+                "{key}: {value}"
+            );
+            assert_eq!(
+                urls(&format!(r#""{key}": [{value}]"#)).len(),
+                usize::from(!value.starts_with('[')),
+                "{key}"
+            );
         }
     }
 }
 
 #[test]
 fn only_an_absolute_http_or_https_url_is_an_output() {
-    for url in ["https://a/b?c=d#e", "HTTP://a", "https://a:8080/ü", "http://[::1]/", "https://u:p@a"] {
-        assert_eq!(urls(&format!(r#""video_url": "{url}", "result": ["{url}"]"#)), [url]);
+    for url in [
+        "https://a/b?c=d#e",
+        "HTTP://a",
+        "https://a:8080/ü",
+        "http://[::1]/",
+        "https://u:p@a",
+    ] {
+        assert_eq!(
+            urls(&format!(r#""video_url": "{url}", "result": ["{url}"]"#)),
+            [url]
+        );
     }
     for other in [
         "",
@@ -366,7 +620,11 @@ fn only_an_absolute_http_or_https_url_is_an_output() {
         "https://a/b\\n",
         "done",
     ] {
-        assert_eq!(urls(&format!(r#""video_url": "{other}", "result": ["{other}"]"#)), [""; 0], "{other}");
+        assert_eq!(
+            urls(&format!(r#""video_url": "{other}", "result": ["{other}"]"#)),
+            [""; 0],
+            "{other}"
+        );
     }
 }
 
@@ -378,9 +636,15 @@ fn the_kind_of_an_output_comes_from_its_key() {
         "output": {"video_urls": ["http://9"], "image_urls": ["http://10"], "images": "http://11", "videos": "http://12",
                    "last_frame_url": "http://13", "url": "http://14/a.mp4"}"#;
     use OutputKind::{Image, Video};
-    let kinds: Vec<_> = with(body).outputs.into_iter().map(|output| output.kind).collect();
-    let expected =
-        [[Video, Video, Image, Image, Image, Image, Image], [Video, Video, Image, Image, Video, Image, Video]];
+    let kinds: Vec<_> = with(body)
+        .outputs
+        .into_iter()
+        .map(|output| output.kind)
+        .collect();
+    let expected = [
+        [Video, Video, Image, Image, Image, Image, Image],
+        [Video, Video, Image, Image, Video, Image, Video],
+    ];
     assert_eq!(kinds, expected.concat());
 }
 
@@ -397,8 +661,11 @@ fn the_kind_of_a_neutral_output_comes_from_its_extension() {
         ("https://a/b", OutputKind::Other),
     ];
     for (url, kind) in kinds {
-        for value in [format!(r#""url": "{url}""#), format!(r#""result": "{url}""#), format!(r#""result": ["{url}"]"#)]
-        {
+        for value in [
+            format!(r#""url": "{url}""#),
+            format!(r#""result": "{url}""#),
+            format!(r#""result": ["{url}"]"#),
+        ] {
             assert_eq!(with(&value).outputs, [output(kind, url)]);
         }
     }
@@ -406,7 +673,10 @@ fn the_kind_of_a_neutral_output_comes_from_its_extension() {
 
 #[test]
 fn empty_null_and_repeated_outputs_are_skipped() {
-    assert_eq!(urls(r#""video_url": "", "url": null, "image_url": {"href": "http://x"}, "result": 5"#), [""; 0]);
+    assert_eq!(
+        urls(r#""video_url": "", "url": null, "image_url": {"href": "http://x"}, "result": 5"#),
+        [""; 0]
+    );
     let within = r#""output": {"video_urls": [null, "", 5, {}, "http://a", "http://a", ["http://b"], "http://c"]}"#;
     assert_eq!(urls(within), ["http://a", "http://c"]);
     assert_eq!(
@@ -417,13 +687,21 @@ fn empty_null_and_repeated_outputs_are_skipped() {
 
 #[test]
 fn an_output_found_twice_keeps_the_kind_of_the_first() {
-    assert_eq!(with(r#""url": "http://a", "image_url": "http://a""#).outputs, [output(OutputKind::Image, "http://a")]);
+    assert_eq!(
+        with(r#""url": "http://a", "image_url": "http://a""#).outputs,
+        [output(OutputKind::Image, "http://a")]
+    );
 }
 
 #[test]
 fn completed_without_an_output_and_failed_with_one_are_legal() {
     assert_eq!(with(r#""video_url": null"#).outputs, []);
-    assert_eq!(report(r#"{"id": "t", "status": "failed", "video_url": "https://a/v"}"#).outputs.len(), 1);
+    assert_eq!(
+        report(r#"{"id": "t", "status": "failed", "video_url": "https://a/v"}"#)
+            .outputs
+            .len(),
+        1
+    );
 }
 
 // Rule 4: errors.
@@ -440,7 +718,15 @@ fn one_word_is_a_code_and_anything_else_a_sentence() {
         ("失敗しました", "UNSPECIFIED", "失敗しました"),
     ] {
         let expected = pair(code, message);
-        for key in ["error", "error_code", "error_message", "error_msg", "message", "description", "detail"] {
+        for key in [
+            "error",
+            "error_code",
+            "error_message",
+            "error_msg",
+            "message",
+            "description",
+            "detail",
+        ] {
             assert_eq!(reason(&format!(r#""{key}": "{text}""#)), expected, "{key}");
         }
         for key in ["message", "msg", "detail"] {
@@ -450,7 +736,9 @@ fn one_word_is_a_code_and_anything_else_a_sentence() {
                 r#"{"error": {"KEY": TEXT}}"#,
                 r#"{"KEY": {"message": TEXT}}"#,
             ] {
-                let error = shape.replace("KEY", key).replace("TEXT", &format!("\"{text}\""));
+                let error = shape
+                    .replace("KEY", key)
+                    .replace("TEXT", &format!("\"{text}\""));
                 assert_eq!(reason(&format!(r#""error": {error}"#)), expected, "{error}");
             }
         }
@@ -461,18 +749,39 @@ fn one_word_is_a_code_and_anything_else_a_sentence() {
 #[test]
 fn a_text_as_long_as_no_code_is_a_sentence() {
     let (longest, longer) = ("A".repeat(256), "A".repeat(257));
-    assert_eq!(reason(&format!(r#""message": "{longest}""#)), pair(&longest, &longest));
-    assert_eq!(reason(&format!(r#""message": "{longer}""#)), pair("UNSPECIFIED", &longer));
-    assert_eq!(reason(&format!(r#""error": {{"code": "{longest}"}}"#)).0, longest);
-    assert_eq!(reason(&format!(r#""error": {{"code": "{longer}"}}"#)), pair("UNSPECIFIED", &longer));
+    assert_eq!(
+        reason(&format!(r#""message": "{longest}""#)),
+        pair(&longest, &longest)
+    );
+    assert_eq!(
+        reason(&format!(r#""message": "{longer}""#)),
+        pair("UNSPECIFIED", &longer)
+    );
+    assert_eq!(
+        reason(&format!(r#""error": {{"code": "{longest}"}}"#)).0,
+        longest
+    );
+    assert_eq!(
+        reason(&format!(r#""error": {{"code": "{longer}"}}"#)),
+        pair("UNSPECIFIED", &longer)
+    );
 }
 
 #[test]
 fn code_and_sentence_may_come_from_different_places() {
     let both = pair("TASK_FAILED", "upstream down");
-    assert_eq!(reason(r#""message": "TASK_FAILED", "error": "upstream down""#), both);
-    assert_eq!(reason(r#""description": "upstream down", "error_message": "TASK_FAILED""#), both);
-    assert_eq!(reason(r#""error": {"message": "upstream down"}, "message": "TASK_FAILED""#), both);
+    assert_eq!(
+        reason(r#""message": "TASK_FAILED", "error": "upstream down""#),
+        both
+    );
+    assert_eq!(
+        reason(r#""description": "upstream down", "error_message": "TASK_FAILED""#),
+        both
+    );
+    assert_eq!(
+        reason(r#""error": {"message": "upstream down"}, "message": "TASK_FAILED""#),
+        both
+    );
 }
 
 #[test]
@@ -495,17 +804,47 @@ fn places_are_searched_in_the_documented_order() {
 
 #[test]
 fn the_code_of_the_error_object_goes_before_any_other() {
-    assert_eq!(reason(r#""error": {"code": "a_b", "message": "no luck"}, "message": "X""#), pair("A_B", "no luck"));
-    assert_eq!(reason(r#""error": {"code": "A", "message": "Overloaded"}"#), pair("A", "Overloaded"));
-    assert_eq!(reason(r#""error": {"code": "A", "msg": "B", "message": null}, "message": "no luck""#), pair("A", "B"));
-    assert_eq!(reason(r#""error": {"error": {"code": "A", "detail": " B "}}"#), pair("A", " B "));
-    assert_eq!(reason(r#""error": [{"code": "A"}], "message": "no luck""#), pair("A", "no luck"));
-    assert_eq!(reason(r#""error": {"code": "A"}, "error_code": "B""#), pair("A", "A"));
-    assert_eq!(reason(r#""error_code": 500, "error_message": "no luck""#), pair("500", "no luck"));
-    assert_eq!(reason(r#""error": {"code": 500, "message": "no luck"}"#), pair("500", "no luck"));
-    assert_eq!(reason(r#""error": {"code": "content-policy"}"#), pair("CONTENT-POLICY", "content-policy"));
+    assert_eq!(
+        reason(r#""error": {"code": "a_b", "message": "no luck"}, "message": "X""#),
+        pair("A_B", "no luck")
+    );
+    assert_eq!(
+        reason(r#""error": {"code": "A", "message": "Overloaded"}"#),
+        pair("A", "Overloaded")
+    );
+    assert_eq!(
+        reason(r#""error": {"code": "A", "msg": "B", "message": null}, "message": "no luck""#),
+        pair("A", "B")
+    );
+    assert_eq!(
+        reason(r#""error": {"error": {"code": "A", "detail": " B "}}"#),
+        pair("A", " B ")
+    );
+    assert_eq!(
+        reason(r#""error": [{"code": "A"}], "message": "no luck""#),
+        pair("A", "no luck")
+    );
+    assert_eq!(
+        reason(r#""error": {"code": "A"}, "error_code": "B""#),
+        pair("A", "A")
+    );
+    assert_eq!(
+        reason(r#""error_code": 500, "error_message": "no luck""#),
+        pair("500", "no luck")
+    );
+    assert_eq!(
+        reason(r#""error": {"code": 500, "message": "no luck"}"#),
+        pair("500", "no luck")
+    );
+    assert_eq!(
+        reason(r#""error": {"code": "content-policy"}"#),
+        pair("CONTENT-POLICY", "content-policy")
+    );
     for none in ["null", "\"\"", "\" \"", "{}", "true"] {
-        assert_eq!(reason(&format!(r#""error": {{"code": {none}}}, "message": "X""#)).0, "X");
+        assert_eq!(
+            reason(&format!(r#""error": {{"code": {none}}}, "message": "X""#)).0,
+            "X"
+        );
     }
 }
 
@@ -515,21 +854,50 @@ fn a_status_word_is_the_code_only_if_there_is_no_other() {
         let error = report(body).error.unwrap();
         (error.code, error.message)
     };
-    assert_eq!(reason(r#"{"id": "t", "status": "Timeout"}"#), pair("TIMEOUT", ""));
-    assert_eq!(reason(r#"{"id": "t", "status": "moderation_blocked"}"#), pair("MODERATION_BLOCKED", ""));
-    assert_eq!(reason(r#"{"id": "t", "status": "timeout", "message": "too slow"}"#), pair("TIMEOUT", "too slow"));
-    assert_eq!(reason(r#"{"id": "t", "status": "timeout", "message": "API_ERROR"}"#), pair("API_ERROR", "API_ERROR"));
-    for word in ["internal_error", "Expired", "canceled", "rejected", "safety_blocked", "nsfw"] {
-        assert_eq!(reason(&format!(r#"{{"id": "t", "status": " {word} "}}"#)), pair(&word.to_uppercase(), ""));
+    assert_eq!(
+        reason(r#"{"id": "t", "status": "Timeout"}"#),
+        pair("TIMEOUT", "")
+    );
+    assert_eq!(
+        reason(r#"{"id": "t", "status": "moderation_blocked"}"#),
+        pair("MODERATION_BLOCKED", "")
+    );
+    assert_eq!(
+        reason(r#"{"id": "t", "status": "timeout", "message": "too slow"}"#),
+        pair("TIMEOUT", "too slow")
+    );
+    assert_eq!(
+        reason(r#"{"id": "t", "status": "timeout", "message": "API_ERROR"}"#),
+        pair("API_ERROR", "API_ERROR")
+    );
+    for word in [
+        "internal_error",
+        "Expired",
+        "canceled",
+        "rejected",
+        "safety_blocked",
+        "nsfw",
+    ] {
+        assert_eq!(
+            reason(&format!(r#"{{"id": "t", "status": " {word} "}}"#)),
+            pair(&word.to_uppercase(), "")
+        );
     }
     for plain in [r#""FAILED""#, r#""failure""#, r#"" error""#, "false"] {
-        assert_eq!(reason(&format!(r#"{{"id": "t", "status": {plain}}}"#)), pair("UNSPECIFIED", ""));
+        assert_eq!(
+            reason(&format!(r#"{{"id": "t", "status": {plain}}}"#)),
+            pair("UNSPECIFIED", "")
+        );
     }
 }
 
 #[test]
 fn a_failure_without_any_reason_is_unspecified() {
-    let expected = TaskError { code: "UNSPECIFIED".into(), message: String::new(), details: None };
+    let expected = TaskError {
+        code: "UNSPECIFIED".into(),
+        message: String::new(),
+        details: None,
+    };
     for fields in [
         r#""x": 1"#,
         r#""error": null"#,
@@ -562,15 +930,34 @@ fn what_the_rule_does_not_use_up_is_kept_in_the_details() {
         "true",
     ] {
         let expected: serde_json::Value = serde_json::from_str(shape).unwrap();
-        assert_eq!(details(&format!(r#""error": {shape}"#)), Some(expected), "{shape}");
+        assert_eq!(
+            details(&format!(r#""error": {shape}"#)),
+            Some(expected),
+            "{shape}"
+        );
     }
     // Whatever else was said, under its name.
     for (fields, expected) in [
-        (r#""error": {"code": "A", "message": "b"}, "message": "c d""#, json!({"message": "c d"})),
-        (r#""error": {"code": "A", "details": [1]}, "error_code": "B""#, json!({"error_code": "B", "details": [1]})),
-        (r#""error": ["x y", "z"], "message": "c d""#, json!({"error": ["x y", "z"], "message": "c d"})),
-        (r#""detail": [{"loc": ["body"], "msg": "bad"}]"#, json!({"detail": [{"loc": ["body"], "msg": "bad"}]})),
-        (r#""error_message": "a b", "message": "c d""#, json!({"message": "c d"})),
+        (
+            r#""error": {"code": "A", "message": "b"}, "message": "c d""#,
+            json!({"message": "c d"}),
+        ),
+        (
+            r#""error": {"code": "A", "details": [1]}, "error_code": "B""#,
+            json!({"error_code": "B", "details": [1]}),
+        ),
+        (
+            r#""error": ["x y", "z"], "message": "c d""#,
+            json!({"error": ["x y", "z"], "message": "c d"}),
+        ),
+        (
+            r#""detail": [{"loc": ["body"], "msg": "bad"}]"#,
+            json!({"detail": [{"loc": ["body"], "msg": "bad"}]}),
+        ),
+        (
+            r#""error_message": "a b", "message": "c d""#,
+            json!({"message": "c d"}),
+        ),
     ] {
         assert_eq!(details(fields), Some(expected), "{fields}");
     }
@@ -589,15 +976,30 @@ fn what_the_rule_does_not_use_up_is_kept_in_the_details() {
 #[test]
 fn details_are_kept_as_they_are() {
     let details = json!({"b": [1, 2.5, null, {"c": "\u{1f600}"}], "a": ""});
-    assert_eq!(error(&format!(r#""error": {{"details": {details}}}"#)).details, Some(details));
-    assert_eq!(error(r#""error": {"details": "text"}"#).details, Some(json!("text")));
-    assert_eq!(error(r#""error": {"details": false}"#).details, Some(json!(false)));
+    assert_eq!(
+        error(&format!(r#""error": {{"details": {details}}}"#)).details,
+        Some(details)
+    );
+    assert_eq!(
+        error(r#""error": {"details": "text"}"#).details,
+        Some(json!("text"))
+    );
+    assert_eq!(
+        error(r#""error": {"details": false}"#).details,
+        Some(json!(false))
+    );
 }
 
 #[test]
 fn a_message_on_success_is_not_an_error() {
-    assert_eq!(with(r#""message": "Task completed successfully", "error": {"code": "A"}"#).error, None);
-    assert_eq!(report(r#"{"id": "t", "status": "pending", "message": "TASK_FAILED"}"#).error, None);
+    assert_eq!(
+        with(r#""message": "Task completed successfully", "error": {"code": "A"}"#).error,
+        None
+    );
+    assert_eq!(
+        report(r#"{"id": "t", "status": "pending", "message": "TASK_FAILED"}"#).error,
+        None
+    );
 }
 
 // Rule 5: times.
@@ -611,15 +1013,24 @@ fn times_are_read_with_any_fraction_and_any_zone() {
         ("2025-12-06 21:43:03.5", "2025-12-06T21:43:03.5Z"),
         ("2025-12-06 21:43:03+00:00", "2025-12-06T21:43:03Z"),
         ("2025-12-06T21:43:03.374000", "2025-12-06T21:43:03.374Z"),
-        ("2025-12-06T21:43:03.123456789Z", "2025-12-06T21:43:03.123456789Z"),
+        (
+            "2025-12-06T21:43:03.123456789Z",
+            "2025-12-06T21:43:03.123456789Z",
+        ),
         ("2025-12-06T21:43:03.1+05:30", "2025-12-06T16:13:03.1Z"),
         ("2025-12-06T21:43:03-08:00", "2025-12-07T05:43:03Z"),
         ("2024-02-29T00:00:00-00:00", "2024-02-29T00:00:00Z"),
         ("2025-12-06T21:43:03+0530", "2025-12-06T16:13:03Z"),
         ("2025-12-06 21:43:03.25-0800", "2025-12-07T05:43:03.25Z"),
         ("2025-12-06T21:43:03+05", "2025-12-06T16:43:03Z"),
-        ("2025-12-06T21:43:03.1234567891234Z", "2025-12-06T21:43:03.123456789Z"),
-        ("2025-12-06T21:43:03.99999999999999", "2025-12-06T21:43:03.999999999Z"),
+        (
+            "2025-12-06T21:43:03.1234567891234Z",
+            "2025-12-06T21:43:03.123456789Z",
+        ),
+        (
+            "2025-12-06T21:43:03.99999999999999",
+            "2025-12-06T21:43:03.999999999Z",
+        ),
         ("1733521383", "2024-12-06T21:43:03Z"),
         ("1733521383250", "2024-12-06T21:43:03.25Z"),
         ("2016-12-31T23:59:60Z", "2016-12-31T23:59:59Z"),
@@ -663,7 +1074,10 @@ fn an_unreadable_time_is_absent() {
     ] {
         assert_eq!(time::read(text), None, "{text}");
     }
-    assert_eq!(with(r#""created_at": "soon", "completed_at": {"at": 5}"#), with(r#""x": 1"#));
+    assert_eq!(
+        with(r#""created_at": "soon", "completed_at": {"at": 5}"#),
+        with(r#""x": 1"#)
+    );
 }
 
 #[test]
@@ -671,7 +1085,10 @@ fn a_number_is_seconds_or_beyond_the_year_5000_milliseconds() {
     for (number, expected) in [
         ("1733521383", Some("2024-12-06T21:43:03Z")),
         ("1733521383.25", Some("2024-12-06T21:43:03.25Z")),
-        ("1733521383.1234567891", Some("2024-12-06T21:43:03.123456789Z")),
+        (
+            "1733521383.1234567891",
+            Some("2024-12-06T21:43:03.123456789Z"),
+        ),
         ("1.733521383e9", Some("2024-12-06T21:43:03Z")),
         ("1733521383250", Some("2024-12-06T21:43:03.25Z")),
         ("95617583999", Some("4999-12-31T23:59:59Z")),
@@ -722,7 +1139,9 @@ fn a_seed_is_a_whole_number_however_it_is_written() {
 #[test]
 fn fields_of_the_wrong_type_are_absent() {
     for value in ["true", "{}", "[]", "[\"x\"]", "null"] {
-        let report = with(&format!(r#""prompt": {value}, "model": {value}, "created_at": {value}"#));
+        let report = with(&format!(
+            r#""prompt": {value}, "model": {value}, "created_at": {value}"#
+        ));
         assert_eq!(report, with(r#""x": 1"#));
     }
 }
@@ -730,7 +1149,10 @@ fn fields_of_the_wrong_type_are_absent() {
 #[test]
 fn prompt_and_model_are_kept_as_they_are() {
     let prompt = " a\n\u{1f600}\" ".repeat(5_000);
-    let report = with(&format!(r#""prompt": {}, "model": "Veo 3.1""#, json!(prompt)));
+    let report = with(&format!(
+        r#""prompt": {}, "model": "Veo 3.1""#,
+        json!(prompt)
+    ));
     assert_eq!((report.prompt, report.model.as_str()), (prompt, "Veo 3.1"));
 }
 
@@ -760,7 +1182,10 @@ fn the_last_shapes_differ_by_one_key() {
     assert_eq!(inferred(r#""error": null"#), "veo");
     assert_eq!(inferred(r#""seed": null"#), "veo");
     assert_eq!(inferred(r#""success": true, "status": "done""#), "unknown");
-    assert_eq!(inferred(r#""prompt": "p", "message": null, "created_at": null"#), "unknown");
+    assert_eq!(
+        inferred(r#""prompt": "p", "message": null, "created_at": null"#),
+        "unknown"
+    );
 }
 
 #[test]
@@ -779,7 +1204,11 @@ fn a_kling_model_names_its_sub_product_in_any_spelling() {
         ("my-kling-o1-video", "unknown"),
         ("veo-3", "unknown"),
     ] {
-        assert_eq!(inferred(&format!(r#""model": "{model}""#)), product, "{model}");
+        assert_eq!(
+            inferred(&format!(r#""model": "{model}""#)),
+            product,
+            "{model}"
+        );
     }
 }
 
@@ -799,6 +1228,7 @@ fn refusals_have_distinct_sentences_and_never_repeat_the_body() {
         let refusal = refusal(&body);
         assert!(!format!("{refusal} {refusal:?} {}", refusal.reason()).contains(secret));
     }
-    let sentences: std::collections::HashSet<_> = Unreadable::ALL.iter().map(ToString::to_string).collect();
+    let sentences: std::collections::HashSet<_> =
+        Unreadable::ALL.iter().map(ToString::to_string).collect();
     assert_eq!(sentences.len(), Unreadable::ALL.len());
 }

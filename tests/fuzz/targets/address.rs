@@ -34,22 +34,46 @@ struct Input<'a> {
 
 fuzz_target!(|input: Input<'_>| {
     let client = input.client.to_canonical();
-    let header = if input.forwarded { ForwardedHeader::Forwarded } else { ForwardedHeader::XForwardedFor };
-    let networks = ["10.0.0.0/8", "fd00::/8"].map(|network| network.parse().unwrap()).to_vec();
+    let header = if input.forwarded {
+        ForwardedHeader::Forwarded
+    } else {
+        ForwardedHeader::XForwardedFor
+    };
+    let networks = ["10.0.0.0/8", "fd00::/8"]
+        .map(|network| network.parse().unwrap())
+        .to_vec();
     let proxies = TrustedProxies { networks, header };
 
-    let sent: Vec<_> = input.sent.iter().filter_map(|line| HeaderValue::from_bytes(line).ok()).collect();
+    let sent: Vec<_> = input
+        .sent
+        .iter()
+        .filter_map(|line| HeaderValue::from_bytes(line).ok())
+        .collect();
     let of_stranger = proxies.client(input.client, &headers(&input, &sent));
-    assert!(proxies.trust(client) || of_stranger == client, "a stranger is believed");
+    assert!(
+        proxies.trust(client) || of_stranger == client,
+        "a stranger is believed"
+    );
     assert_eq!(proxies.client(*PROXY, &HeaderMap::new()), *PROXY);
 
     let mut lines: Vec<Vec<u8>> = sent.iter().map(|line| line.as_bytes().to_vec()).collect();
     append(&mut lines, &element(&input, client), input.appends);
     for number in 0..input.more_proxies % 4 {
         let hop: IpAddr = [10, 1, 1, number].into();
-        append(&mut lines, &if input.forwarded { format!("for={hop}") } else { hop.to_string() }, true);
+        append(
+            &mut lines,
+            &if input.forwarded {
+                format!("for={hop}")
+            } else {
+                hop.to_string()
+            },
+            true,
+        );
     }
-    let values: Vec<_> = lines.iter().map(|line| HeaderValue::from_bytes(line).expect("it was one before")).collect();
+    let values: Vec<_> = lines
+        .iter()
+        .map(|line| HeaderValue::from_bytes(line).expect("it was one before"))
+        .collect();
     let found = proxies.client(*PROXY, &headers(&input, &values));
     if proxies.trust(client) {
         assert_eq!(found, found.to_canonical());
@@ -58,13 +82,20 @@ fuzz_target!(|input: Input<'_>| {
             found,
             client,
             "behind {:?}",
-            lines.iter().map(|line| line.escape_ascii().to_string()).collect::<Vec<_>>()
+            lines
+                .iter()
+                .map(|line| line.escape_ascii().to_string())
+                .collect::<Vec<_>>()
         );
     }
 });
 
 fn headers(input: &Input<'_>, values: &[HeaderValue]) -> HeaderMap {
-    let name = if input.forwarded { FORWARDED } else { X_FORWARDED_FOR };
+    let name = if input.forwarded {
+        FORWARDED
+    } else {
+        X_FORWARDED_FOR
+    };
     values.iter().fold(HeaderMap::new(), |mut headers, value| {
         headers.append(name.clone(), value.clone());
         headers
@@ -85,5 +116,9 @@ fn element(input: &Input<'_>, client: IpAddr) -> String {
         (None, IpAddr::V6(_)) if input.brackets => format!("[{client}]"),
         _ => client.to_string(),
     };
-    if input.forwarded { format!("proto=https;for=\"{node}\";by=10.0.0.1") } else { node }
+    if input.forwarded {
+        format!("proto=https;for=\"{node}\";by=10.0.0.1")
+    } else {
+        node
+    }
 }

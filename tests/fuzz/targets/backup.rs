@@ -67,16 +67,31 @@ fuzz_target!(|input: Input<'_>| {
 
     if let Some(lie) = &input.lie {
         let lying = written(&input, Some(lie));
-        assert_eq!(read_backup(lying.as_slice()).is_ok(), lying == backup, "{lie:?} is believed");
+        assert_eq!(
+            read_backup(lying.as_slice()).is_ok(),
+            lying == backup,
+            "{lie:?} is believed"
+        );
     }
     let damaged = damaged(&backup, &input.damage);
-    assert!(damaged == backup || read_backup(damaged.as_slice()).is_err(), "{:?} is not noticed", input.damage);
+    assert!(
+        damaged == backup || read_backup(damaged.as_slice()).is_err(),
+        "{:?} is not noticed",
+        input.damage
+    );
 });
 
 fn written(input: &Input<'_>, lie: Option<&Lie>) -> Vec<u8> {
     let first = u64::from(input.first_available) + 1;
     let mut entries = entries(input, first);
-    let counts = [first, input.events.len() as u64, 0, 9, input.quarantined.len() as u64, 0];
+    let counts = [
+        first,
+        input.events.len() as u64,
+        0,
+        9,
+        input.quarantined.len() as u64,
+        0,
+    ];
     // The newest time, whether the clocks disagreed, and the four numbers of a correction.
     let mut header = [&[4][..], &counts, &[0; 6]].concat();
     let mut entry_count = None;
@@ -94,7 +109,11 @@ fn written(input: &Input<'_>, lie: Option<&Lie>) -> Vec<u8> {
         Some(Lie::WithoutEntry(at)) => drop(entries.remove(position(*at))),
         Some(Lie::TwiceEntry(at)) => {
             let Entry { part, key, value } = &entries[position(*at)];
-            entries.push(Entry { part: *part, key: key.clone(), value: value.clone() });
+            entries.push(Entry {
+                part: *part,
+                key: key.clone(),
+                value: value.clone(),
+            });
         }
         Some(Lie::Part(at, part)) => {
             let at = position(*at);
@@ -108,10 +127,14 @@ fn written(input: &Input<'_>, lie: Option<&Lie>) -> Vec<u8> {
         }
     }
     let mut backup = b"blobcast backup\n".to_vec();
-    header.iter().for_each(|number| backup.extend(number.to_le_bytes()));
+    header
+        .iter()
+        .for_each(|number| backup.extend(number.to_le_bytes()));
     for Entry { part, key, value } in &entries {
         backup.push(*part);
-        [key, value].iter().for_each(|text| backup.extend((text.len() as u32).to_le_bytes()));
+        [key, value]
+            .iter()
+            .for_each(|text| backup.extend((text.len() as u32).to_le_bytes()));
         backup.extend([key.as_slice(), value.as_slice()].concat());
     }
     backup.push(0);
@@ -138,10 +161,25 @@ fn entries(input: &Input<'_>, first: u64) -> Vec<Entry> {
             raw,
         };
         let record = Record::new(Sequence(sequence), &parts);
-        events.push(Entry { part: EVENTS, key: sequence.to_be_bytes().into(), value: record.bytes().to_vec() });
+        events.push(Entry {
+            part: EVENTS,
+            key: sequence.to_be_bytes().into(),
+            value: record.bytes().to_vec(),
+        });
         // Sequence, event id, fingerprint, revision, status, product.
-        let index = [&sequence.to_le_bytes()[..], &[0; 48], &1u32.to_le_bytes(), &[3, 3], b"veo"].concat();
-        tasks.push(Entry { part: TASKS, key: task_id.as_str().into(), value: index });
+        let index = [
+            &sequence.to_le_bytes()[..],
+            &[0; 48],
+            &1u32.to_le_bytes(),
+            &[3, 3],
+            b"veo",
+        ]
+        .concat();
+        tasks.push(Entry {
+            part: TASKS,
+            key: task_id.as_str().into(),
+            value: index,
+        });
     }
     let quarantined = input.quarantined.iter().zip(0u64..).map(|((target, body), number)| {
         let header = json!({ "reason": "not_json", "detail": "", "target": target, "received_at_micros": number });

@@ -22,23 +22,37 @@ fuzz_target!(|input: &str| {
         Err(error) => {
             let complaint = error.to_string();
             assert!(!complaint.is_empty());
-            assert!(!complaint.contains(&secret) || is_no_secret(&text, &secret), "{complaint}");
+            assert!(
+                !complaint.contains(&secret) || is_no_secret(&text, &secret),
+                "{complaint}"
+            );
         }
     }
 });
 
 fn check_accepted(text: &str, credentials: &Credentials, secret: &str) {
     let table: Table = text.parse().expect("it was accepted");
-    let count = |name: &str| table.get(name).map_or(0, |entries| entries.as_table().expect("it was accepted").len());
-    assert_eq!(credentials.counts(), ["callback_tokens", "signing_keys", "clients"].map(count));
-    assert_eq!(credentials.has_body_secret(), table.contains_key("body_signature"));
+    let count = |name: &str| {
+        table.get(name).map_or(0, |entries| {
+            entries.as_table().expect("it was accepted").len()
+        })
+    };
+    assert_eq!(
+        credentials.counts(),
+        ["callback_tokens", "signing_keys", "clients"].map(count)
+    );
+    assert_eq!(
+        credentials.has_body_secret(),
+        table.contains_key("body_signature")
+    );
     assert_eq!(credentials.verify_clients(), count("clients") > 0);
     assert!(!format!("{credentials:?}").contains(secret) || is_no_secret(text, secret));
 }
 
 /// Whether the secret is also where something is named: an entry, a product, or a certificate.
 fn is_no_secret(text: &str, secret: &str) -> bool {
-    text.parse::<Table>().is_ok_and(|table| names(&Value::Table(table), secret))
+    text.parse::<Table>()
+        .is_ok_and(|table| names(&Value::Table(table), secret))
 }
 
 fn names(value: &Value, secret: &str) -> bool {
@@ -46,7 +60,9 @@ fn names(value: &Value, secret: &str) -> bool {
         Value::Array(values) => values.iter().any(|value| names(value, secret)),
         Value::Table(table) => table.iter().any(|(key, value)| {
             let is_name = ["products", "certificate"].contains(&key.as_str());
-            key.contains(secret) || is_name && value.to_string().contains(secret) || names(value, secret)
+            key.contains(secret)
+                || is_name && value.to_string().contains(secret)
+                || names(value, secret)
         }),
         _ => false,
     }

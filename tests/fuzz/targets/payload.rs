@@ -7,8 +7,8 @@
 use blobcast::{
     callback::{Callback, Corrections},
     event::{
-        Output, OutputKind, Product, Record, RecordParts, Report, Selectable, Sequence, TaskId, TaskStatus,
-        Verification,
+        Output, OutputKind, Product, Record, RecordParts, Report, Selectable, Sequence, TaskId,
+        TaskStatus, Verification,
     },
     store::Draft,
     vendor::{self, Known, Unreadable},
@@ -29,7 +29,10 @@ const DETAILS_BYTES_MAX: usize = 1024 * 1024;
 
 fuzz_target!(|input: &[u8]| {
     let line = input.iter().position(|&byte| byte == b'\n').unwrap_or(0);
-    let (product, body) = (String::from_utf8_lossy(&input[..line]), input.get(line + 1..).unwrap_or_default());
+    let (product, body) = (
+        String::from_utf8_lossy(&input[..line]),
+        input.get(line + 1..).unwrap_or_default(),
+    );
     let callback = Callback {
         near_miss: None,
         product: (!product.is_empty()).then(|| product.into_owned()),
@@ -45,8 +48,16 @@ fuzz_target!(|input: &[u8]| {
     match body {
         [0xef, 0xbb, 0xbf, ..] | [0xfe, 0xff, ..] | [0xff, 0xfe, ..] => {}
         _ => {
-            assert_eq!(vendor::read(&[b" ", body, b"\n"].concat()), read, "with space around it");
-            assert_eq!(vendor::read(&[b"\xef\xbb\xbf", body].concat()), read, "behind a byte order mark");
+            assert_eq!(
+                vendor::read(&[b" ", body, b"\n"].concat()),
+                read,
+                "with space around it"
+            );
+            assert_eq!(
+                vendor::read(&[b"\xef\xbb\xbf", body].concat()),
+                read,
+                "behind a byte order mark"
+            );
         }
     }
     check_elements(body);
@@ -57,12 +68,21 @@ fuzz_target!(|input: &[u8]| {
             check_report(report);
             let draft = draft.expect("a good product and a body that can be read");
             assert_eq!(draft.fingerprint, report.fingerprint(body));
-            assert_eq!(draft.product, product.unwrap_or_else(|| report.inferred_product.clone()));
+            assert_eq!(
+                draft.product,
+                product.unwrap_or_else(|| report.inferred_product.clone())
+            );
             check_event(report, &draft, callback.product.is_none());
             check_record(&draft);
             let renamed = TaskId::parse("another").unwrap();
-            let expected = Report { task_id: renamed.clone(), ..report.clone() };
-            let known = Known { task_id: Some(renamed), status: None };
+            let expected = Report {
+                task_id: renamed.clone(),
+                ..report.clone()
+            };
+            let known = Known {
+                task_id: Some(renamed),
+                status: None,
+            };
             assert_eq!(vendor::read_as(body, &known), Ok(expected));
         }
         (_, Err(_)) => assert_eq!(draft.unwrap_err().reason(), "bad_product"),
@@ -73,8 +93,13 @@ fuzz_target!(|input: &[u8]| {
 /// Only an array has elements, and what they are cut out of is what they are read as.
 fn check_elements(body: &[u8]) {
     let elements = vendor::elements(body, 3);
-    assert_eq!(elements.is_some(), vendor::read(body) == Err(Unreadable::Array));
-    let Some((first, count)) = elements else { return };
+    assert_eq!(
+        elements.is_some(),
+        vendor::read(body) == Err(Unreadable::Array)
+    );
+    let Some((first, count)) = elements else {
+        return;
+    };
     assert_eq!(first.len(), count.min(3));
     for element in first {
         assert!(serde_json::from_slice::<&serde_json::value::RawValue>(&element).is_ok());
@@ -83,20 +108,34 @@ fn check_elements(body: &[u8]) {
 
 fn check_report(report: &Report) {
     assert_eq!(report.status == TaskStatus::Failed, report.error.is_some());
-    assert_eq!(TaskId::parse(report.task_id.as_str()).as_ref(), Ok(&report.task_id));
-    assert_eq!(Product::parse(report.inferred_product.as_str()).as_ref(), Ok(&report.inferred_product));
-    let distinct: std::collections::HashSet<_> = report.outputs.iter().map(|output| &output.url).collect();
+    assert_eq!(
+        TaskId::parse(report.task_id.as_str()).as_ref(),
+        Ok(&report.task_id)
+    );
+    assert_eq!(
+        Product::parse(report.inferred_product.as_str()).as_ref(),
+        Ok(&report.inferred_product)
+    );
+    let distinct: std::collections::HashSet<_> =
+        report.outputs.iter().map(|output| &output.url).collect();
     assert!(distinct.len() == report.outputs.len() && !distinct.contains(&String::new()));
 }
 
 fn check_event(report: &Report, draft: &Draft, product_inferred: bool) {
     let event = v1::Event::decode(&*draft.event).expect("what is stored is an event");
-    let details = event.error.as_ref().and_then(|error| error.details.as_ref());
+    let details = event
+        .error
+        .as_ref()
+        .and_then(|error| error.details.as_ref());
     let details_bytes = details.map_or(0, Message::encoded_len);
     let texts_bytes = draft.event.len() - details_bytes;
     assert!(details_bytes <= DETAILS_BYTES_MAX);
     // So that the event of a body of 1 MiB, and that body with it, stay below the 4 MiB that clients take.
-    assert!(texts_bytes <= 2 * draft.raw.len() + OVERHEAD_BYTES, "{} bytes of texts", texts_bytes);
+    assert!(
+        texts_bytes <= 2 * draft.raw.len() + OVERHEAD_BYTES,
+        "{} bytes of texts",
+        texts_bytes
+    );
     if let Some(error) = &report.error {
         check_details(details, error.details.as_ref());
     }
@@ -127,7 +166,10 @@ fn check_event(report: &Report, draft: &Draft, product_inferred: bool) {
     assert_eq!(event, expected);
     assert_eq!(event.encode_to_vec(), draft.event);
     for time in [event.created_at, event.completed_at].into_iter().flatten() {
-        assert!((-62_135_596_800..=253_402_300_799).contains(&time.seconds), "protobuf has no such time: {time:?}");
+        assert!(
+            (-62_135_596_800..=253_402_300_799).contains(&time.seconds),
+            "protobuf has no such time: {time:?}"
+        );
     }
 }
 
@@ -137,7 +179,10 @@ fn output(output: &Output) -> v1::Output {
         OutputKind::Video => v1::OutputKind::Video,
         OutputKind::Other => v1::OutputKind::Other,
     };
-    v1::Output { kind: kind.into(), url: output.url.clone() }
+    v1::Output {
+        kind: kind.into(),
+        url: output.url.clone(),
+    }
 }
 
 fn check_details(told: Option<&prost_types::Struct>, given: Option<&Value>) {
@@ -145,7 +190,9 @@ fn check_details(told: Option<&prost_types::Struct>, given: Option<&Value>) {
         (None, None) => {}
         (None, Some(given)) => assert!(levels(given) > DETAILS_LEVELS_MAX, "details are missing"),
         (Some(told), Some(Value::Object(map))) => assert!(same_fields(told, map)),
-        (Some(told), Some(other)) => assert!(told.fields.len() == 1 && same(&told.fields["value"], other)),
+        (Some(told), Some(other)) => {
+            assert!(told.fields.len() == 1 && same(&told.fields["value"], other))
+        }
         (Some(_), None) => panic!("details that nobody gave"),
     }
 }
@@ -165,7 +212,12 @@ fn same(told: &prost_types::Value, given: &Value) -> bool {
         (Some(Kind::NumberValue(told)), Value::Number(given)) => Some(*told) == given.as_f64(),
         (Some(Kind::StringValue(told)), Value::String(given)) => told == given,
         (Some(Kind::ListValue(told)), Value::Array(given)) => {
-            told.values.len() == given.len() && told.values.iter().zip(given).all(|(told, given)| same(told, given))
+            told.values.len() == given.len()
+                && told
+                    .values
+                    .iter()
+                    .zip(given)
+                    .all(|(told, given)| same(told, given))
         }
         (Some(Kind::StructValue(told)), Value::Object(given)) => same_fields(told, given),
         _ => false,
@@ -174,7 +226,9 @@ fn same(told: &prost_types::Value, given: &Value) -> bool {
 
 fn same_fields(told: &prost_types::Struct, given: &serde_json::Map<String, Value>) -> bool {
     told.fields.len() == given.len()
-        && given.iter().all(|(key, given)| told.fields.get(key).is_some_and(|told| same(told, given)))
+        && given
+            .iter()
+            .all(|(key, given)| told.fields.get(key).is_some_and(|told| same(told, given)))
 }
 
 fn check_record(draft: &Draft) {
@@ -191,7 +245,14 @@ fn check_record(draft: &Draft) {
         raw: &draft.raw,
     };
     let written = Record::new(Sequence(1), &parts);
-    let record = Record::from_stored(Sequence(1), written.bytes().clone()).expect("what was written");
-    assert_eq!((record.product(), record.task_id()), (draft.product.as_str(), draft.task_id.as_str()));
-    assert_eq!((record.status(), record.event(), record.raw()), (draft.status, &*draft.event, &*draft.raw));
+    let record =
+        Record::from_stored(Sequence(1), written.bytes().clone()).expect("what was written");
+    assert_eq!(
+        (record.product(), record.task_id()),
+        (draft.product.as_str(), draft.task_id.as_str())
+    );
+    assert_eq!(
+        (record.status(), record.event(), record.raw()),
+        (draft.status, &*draft.event, &*draft.raw)
+    );
 }

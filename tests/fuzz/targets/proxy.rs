@@ -22,7 +22,9 @@ const V1_BYTES_MAX: usize = 107;
 const V2_BYTES_MAX: usize = 16 + 1024;
 
 fuzz_target!(|input: &[u8]| {
-    let Some((&pause, bytes)) = input.split_first() else { return };
+    let Some((&pause, bytes)) = input.split_first() else {
+        return;
+    };
     let whole = read(bytes, 0);
     let pause = usize::from(pause).min(bytes.len());
     assert_eq!(read(bytes, pause), whole, "a pause behind {pause} bytes");
@@ -32,14 +34,24 @@ fuzz_target!(|input: &[u8]| {
         [version_2(bytes); 2]
     } else {
         // The parser takes a CR for a space and a sign before a number, which misleads nobody.
-        [version_1(bytes, &[' '], canonical), version_1(bytes, &[' ', '\r'], lenient)]
+        [
+            version_1(bytes, &[' '], canonical),
+            version_1(bytes, &[' ', '\r'], lenient),
+        ]
     };
-    assert!(strictly.is_none() || result.is_ok(), "{result:?} instead of {strictly:?}");
+    assert!(
+        strictly.is_none() || result.is_ok(),
+        "{result:?} instead of {strictly:?}"
+    );
     match (result, strictly.or(leniently)) {
         (Ok(client), Some((expected, length))) => {
             assert_eq!((client, taken), (expected.unwrap_or(peer()), length));
             let cut = pause.min(length - 1);
-            assert_eq!(read(&bytes[..cut], 0), (Err(io::ErrorKind::UnexpectedEof), cut), "cut to {cut} bytes");
+            assert_eq!(
+                read(&bytes[..cut], 0),
+                (Err(io::ErrorKind::UnexpectedEof), cut),
+                "cut to {cut} bytes"
+            );
             let (client_alone, _) = read(&bytes[..length], 0);
             assert_eq!(client_alone, Ok(client), "with nothing behind it");
         }
@@ -63,14 +75,18 @@ fn read(bytes: &[u8], pause: usize) -> (Result<SocketAddr, io::ErrorKind>, usize
             Poll::Pending => panic!("nothing is left to wait for"),
         }
     };
-    (result.map_err(|error| error.kind()), bytes.len() - first.len() - second.len())
+    (
+        result.map_err(|error| error.kind()),
+        bytes.len() - first.len() - second.len(),
+    )
 }
 
 /// The client, if the header names one, and the header's length.
 type Header = Option<(Option<SocketAddr>, usize)>;
 
 fn version_2(bytes: &[u8]) -> Header {
-    let [version_and_command, family_and_transport, high, low] = *bytes.get(12..16)?.first_chunk()?;
+    let [version_and_command, family_and_transport, high, low] =
+        *bytes.get(12..16)?.first_chunk()?;
     let length = 16 + usize::from(u16::from_be_bytes([high, low]));
     if version_and_command >> 4 != 2 || version_and_command & 15 > 1 || length > V2_BYTES_MAX {
         return None;
@@ -80,7 +96,12 @@ fn version_2(bytes: &[u8]) -> Header {
     if family > 3 || transport > 2 {
         return None;
     }
-    let port = |at: usize| Some(u16::from_be_bytes([*payload.get(at)?, *payload.get(at + 1)?]));
+    let port = |at: usize| {
+        Some(u16::from_be_bytes([
+            *payload.get(at)?,
+            *payload.get(at + 1)?,
+        ]))
+    };
     let client: Option<SocketAddr> = match family {
         1 => {
             payload.get(..12)?;
@@ -108,12 +129,26 @@ fn version_1(bytes: &[u8], separators: &[char], port: fn(&str) -> Option<u16>) -
     let words: Vec<&str> = str::from_utf8(line).ok()?.split(separators).collect();
     let client: SocketAddr = match words.as_slice() {
         ["PROXY", "UNKNOWN", ..] => return Some((None, end + 2)),
-        ["PROXY", "TCP4", source, destination, source_port, destination_port] => {
+        [
+            "PROXY",
+            "TCP4",
+            source,
+            destination,
+            source_port,
+            destination_port,
+        ] => {
             let _: Ipv4Addr = destination.parse().ok()?;
             port(destination_port)?;
             (IpAddr::V4(source.parse().ok()?), port(source_port)?).into()
         }
-        ["PROXY", "TCP6", source, destination, source_port, destination_port] => {
+        [
+            "PROXY",
+            "TCP6",
+            source,
+            destination,
+            source_port,
+            destination_port,
+        ] => {
             let _: Ipv6Addr = destination.parse().ok()?;
             port(destination_port)?;
             (IpAddr::V6(source.parse().ok()?), port(source_port)?).into()

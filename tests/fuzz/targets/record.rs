@@ -12,22 +12,43 @@ use bytes::Bytes;
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|input: &[u8]| {
-    let Some((&cut, stored)) = input.split_first_chunk::<2>() else { return };
+    let Some((&cut, stored)) = input.split_first_chunk::<2>() else {
+        return;
+    };
     let bytes = Bytes::copy_from_slice(stored);
-    let Ok(record) = Record::from_stored(Sequence(7), bytes.clone()) else { return };
-    assert_eq!((record.sequence(), record.bytes(), record.len()), (Sequence(7), &bytes, stored.len()));
+    let Ok(record) = Record::from_stored(Sequence(7), bytes.clone()) else {
+        return;
+    };
+    assert_eq!(
+        (record.sequence(), record.bytes(), record.len()),
+        (Sequence(7), &bytes, stored.len())
+    );
 
     let (product, task_id) = (record.product(), record.task_id());
     let (event, raw) = (record.event(), record.raw());
     assert!(32 + product.len() + task_id.len() + event.len() + raw.len() <= stored.len());
     assert!(stored.ends_with(&[event, raw].concat()));
-    let _ = (record.status(), record.revision(), record.conflict(), record.has_label("team", "ads"));
+    let _ = (
+        record.status(),
+        record.revision(),
+        record.conflict(),
+        record.has_label("team", "ads"),
+    );
     let _ = (record.received_at_micros(), record.log_time_micros());
 
     let without_raw = record.without_raw();
-    assert_eq!((without_raw.event(), without_raw.raw(), without_raw.len()), (event, &[][..], stored.len() - raw.len()));
-    assert_eq!((without_raw.product(), without_raw.task_id()), (product, task_id));
-    assert_eq!(without_raw.has_label("team", "ads"), record.has_label("team", "ads"));
+    assert_eq!(
+        (without_raw.event(), without_raw.raw(), without_raw.len()),
+        (event, &[][..], stored.len() - raw.len())
+    );
+    assert_eq!(
+        (without_raw.product(), without_raw.task_id()),
+        (product, task_id)
+    );
+    assert_eq!(
+        without_raw.has_label("team", "ads"),
+        record.has_label("team", "ads")
+    );
 
     let cut = usize::from(u16::from_le_bytes(cut)) % stored.len();
     let left = Record::from_stored(Sequence(7), bytes.slice(..cut));

@@ -8,24 +8,33 @@ use std::{collections::BTreeMap, time::Duration};
 
 use blobcast::{
     event::{
-        Cursor, Filter, LABEL_KEY_CHARS_MAX, LABEL_VALUE_CHARS_MAX, Labels, Product, Selectable, TaskId, TaskStatus,
+        Cursor, Filter, LABEL_KEY_CHARS_MAX, LABEL_VALUE_CHARS_MAX, Labels, Product, Selectable,
+        TaskId, TaskStatus,
     },
     wire::{
-        FilterLimits, FilterRefusal, duration, filter_from_wire, instant_from_wire, positive_duration, status_to_wire,
-        timestamp, v1,
+        FilterLimits, FilterRefusal, duration, filter_from_wire, instant_from_wire,
+        positive_duration, status_to_wire, timestamp, v1,
     },
 };
 use libfuzzer_sys::fuzz_target;
 use prost::Message;
 
-const LIMITS: FilterLimits = FilterLimits { task_ids_max: 3, products_max: 2 };
+const LIMITS: FilterLimits = FilterLimits {
+    task_ids_max: 3,
+    products_max: 2,
+};
 
 fuzz_target!(|input: &[u8]| {
-    let Some((message, bytes)) = input.split_first() else { return };
+    let Some((message, bytes)) = input.split_first() else {
+        return;
+    };
     match message % 3 {
         0 => decoded(bytes, |request: v1::SubscribeRequest| {
             check_filter(request.filter);
-            request.heartbeat_interval.into_iter().for_each(check_duration);
+            request
+                .heartbeat_interval
+                .into_iter()
+                .for_each(check_duration);
             match request.start {
                 Some(v1::subscribe_request::Start::Since(time)) => check_instant(time),
                 Some(v1::subscribe_request::Start::AfterCursor(text)) => {
@@ -39,7 +48,10 @@ fuzz_target!(|input: &[u8]| {
         }),
         1 => decoded(bytes, |request: v1::ListEventsRequest| {
             check_filter(request.filter);
-            [request.since, request.until].into_iter().flatten().for_each(check_instant);
+            [request.since, request.until]
+                .into_iter()
+                .flatten()
+                .for_each(check_instant);
         }),
         _ => decoded(bytes, |request: v1::WaitTaskRequest| {
             request.timeout.into_iter().for_each(check_duration);
@@ -58,9 +70,15 @@ fn decoded<M: Message + Default + Clone + PartialEq>(bytes: &[u8], check: impl F
 fn check_filter(wire: Option<v1::Filter>) {
     match filter_from_wire(wire.clone(), LIMITS) {
         Ok(filter) => {
-            assert!(filter.task_ids.len() <= LIMITS.task_ids_max && filter.products.len() <= LIMITS.products_max);
+            assert!(
+                filter.task_ids.len() <= LIMITS.task_ids_max
+                    && filter.products.len() <= LIMITS.products_max
+            );
             assert!(filter.labels.len() <= 16 && filter.statuses.len() <= TaskStatus::ALL.len());
-            assert_eq!(filter_from_wire(Some(to_wire(&filter)), LIMITS).as_ref(), Ok(&filter));
+            assert_eq!(
+                filter_from_wire(Some(to_wire(&filter)), LIMITS).as_ref(),
+                Ok(&filter)
+            );
             check_matches(&filter);
         }
         Err(refusal) => assert!(has_cause(&wire.unwrap_or_default(), &refusal), "{refusal}"),
@@ -71,7 +89,11 @@ fn to_wire(filter: &Filter) -> v1::Filter {
     v1::Filter {
         task_ids: filter.task_ids.iter().map(ToString::to_string).collect(),
         products: filter.products.iter().map(ToString::to_string).collect(),
-        statuses: filter.statuses.iter().map(|&status| status_to_wire(status).into()).collect(),
+        statuses: filter
+            .statuses
+            .iter()
+            .map(|&status| status_to_wire(status).into())
+            .collect(),
         labels: filter.labels.clone().into_iter().collect(),
     }
 }
@@ -91,7 +113,10 @@ fn has_cause(wire: &v1::Filter, refusal: &FilterRefusal) -> bool {
             count > *limit
         }
         FilterRefusal::Malformed(malformed) => {
-            let (field, at) = malformed.field.split_once('[').unwrap_or((&malformed.field, "0]"));
+            let (field, at) = malformed
+                .field
+                .split_once('[')
+                .unwrap_or((&malformed.field, "0]"));
             let at: usize = at.trim_end_matches(']').parse().expect("an index");
             match field {
                 "filter.task_ids" => TaskId::parse(&wire.task_ids[at]).is_err(),
@@ -108,12 +133,27 @@ fn check_matches(filter: &Filter) {
     let first = Plain {
         task_id: filter.task_ids.iter().next().map_or("t", TaskId::as_str),
         product: filter.products.iter().next().map_or("p", Product::as_str),
-        status: filter.statuses.first().copied().unwrap_or(TaskStatus::Completed),
-        labels: filter.labels.iter().take(1).map(|(key, value)| (key.clone(), value.clone())).collect(),
+        status: filter
+            .statuses
+            .first()
+            .copied()
+            .unwrap_or(TaskStatus::Completed),
+        labels: filter
+            .labels
+            .iter()
+            .take(1)
+            .map(|(key, value)| (key.clone(), value.clone()))
+            .collect(),
     };
     assert!(filter.matches(&first));
-    let none = Plain { task_id: "", product: "", labels: BTreeMap::new(), ..first };
-    let restricts = !(filter.task_ids.is_empty() && filter.products.is_empty() && filter.labels.is_empty());
+    let none = Plain {
+        task_id: "",
+        product: "",
+        labels: BTreeMap::new(),
+        ..first
+    };
+    let restricts =
+        !(filter.task_ids.is_empty() && filter.products.is_empty() && filter.labels.is_empty());
     assert_eq!(filter.matches(&none), !restricts);
 }
 
@@ -143,7 +183,10 @@ fn check_instant(wire: prost_types::Timestamp) {
     if let Ok(time) = instant_from_wire("since", wire) {
         let back = timestamp(time);
         // The one day of protobuf's range that is not in jiff's.
-        assert!(back == wire || wire.seconds > back.seconds, "{wire:?} became {back:?}");
+        assert!(
+            back == wire || wire.seconds > back.seconds,
+            "{wire:?} became {back:?}"
+        );
     }
 }
 
@@ -152,8 +195,12 @@ fn check_duration(wire: prost_types::Duration) {
     match positive_duration("timeout", wire) {
         Ok(read) => {
             assert!(!negative);
-            let exact = Duration::new(wire.seconds as u64, 0).checked_add(Duration::from_nanos(wire.nanos as u64));
-            assert!(exact == Some(read) || wire.seconds > 315_576_000_000, "{wire:?} became {read:?}");
+            let exact = Duration::new(wire.seconds as u64, 0)
+                .checked_add(Duration::from_nanos(wire.nanos as u64));
+            assert!(
+                exact == Some(read) || wire.seconds > 315_576_000_000,
+                "{wire:?} became {read:?}"
+            );
             assert!(duration(read).seconds <= 315_576_000_000);
         }
         Err(malformed) => assert!(negative, "{malformed}"),

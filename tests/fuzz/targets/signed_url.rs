@@ -27,7 +27,8 @@ k1 = { secret = "MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY", created = 2026-01
 k2 = { secret = "ZmVkY2JhOTg3NjU0MzIxMGZlZGNiYTk4NzY1NDMyMTA", created = 2026-01-02, expires = 2026-01-03 }
 "#;
 const SECRET: &[u8] = b"0123456789abcdef0123456789abcdef";
-static CREDENTIALS: LazyLock<Credentials> = LazyLock::new(|| Credentials::parse(FILE).expect("the file above"));
+static CREDENTIALS: LazyLock<Credentials> =
+    LazyLock::new(|| Credentials::parse(FILE).expect("the file above"));
 
 #[derive(Arbitrary, Debug)]
 struct Input<'a> {
@@ -61,16 +62,31 @@ fuzz_target!(|input: Input<'_>| {
     if let Some(target) = mint(&input, now) {
         check_change(&target, &input.change, now);
     }
-    let tag = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, SECRET), &signed(input.foreign));
-    check_any(&format!("{}&sig={}", input.foreign, URL_SAFE_NO_PAD.encode(tag)), now);
+    let tag = hmac::sign(
+        &hmac::Key::new(hmac::HMAC_SHA256, SECRET),
+        &signed(input.foreign),
+    );
+    check_any(
+        &format!("{}&sig={}", input.foreign, URL_SAFE_NO_PAD.encode(tag)),
+        now,
+    );
     check_any(input.forged, now);
 });
 
 /// The target of a URL minted for the input, if it can be.
 fn mint(input: &Input<'_>, now: Timestamp) -> Option<String> {
-    let product = input.product.and_then(|product| Product::parse(product).ok());
-    let labels = input.labels.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
-    let is_reserved = input.labels.keys().any(|key| SECRET_PARAMETERS.contains(key));
+    let product = input
+        .product
+        .and_then(|product| Product::parse(product).ok());
+    let labels = input
+        .labels
+        .iter()
+        .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))
+        .collect();
+    let is_reserved = input
+        .labels
+        .keys()
+        .any(|key| SECRET_PARAMETERS.contains(key));
     let ttl = Duration::from_secs(input.ttl_seconds.into());
     let minted = match CREDENTIALS.mint(BASE, product.as_ref(), &labels, ttl, None, now) {
         Ok(minted) => minted,
@@ -79,18 +95,36 @@ fn mint(input: &Input<'_>, now: Timestamp) -> Option<String> {
         Err(error) => panic!("{error}"),
     };
     assert!(!is_reserved && minted.url.len() <= URL_BYTES_MAX && minted.expires >= now + ttl);
-    let target = minted.url.strip_prefix(BASE).expect("it begins with its base").to_owned();
-    let later = now.checked_add(i64::from(input.elapsed_seconds).seconds()).expect("in range");
+    let target = minted
+        .url
+        .strip_prefix(BASE)
+        .expect("it begins with its base")
+        .to_owned();
+    let later = now
+        .checked_add(i64::from(input.elapsed_seconds).seconds())
+        .expect("in range");
     for time in [now, later, minted.expires - 1.second(), minted.expires] {
-        let expected = if time < minted.expires { Ok("k1".to_owned()) } else { Err(UrlRefusal::Expired) };
+        let expected = if time < minted.expires {
+            Ok("k1".to_owned())
+        } else {
+            Err(UrlRefusal::Expired)
+        };
         assert_eq!(verify(&target, time), expected, "{target} at {time}");
     }
-    let callback =
-        Callback::from_target(&target, Bytes::from_static(BODY), Timestamp::UNIX_EPOCH, Verification::SignedUrl, "");
+    let callback = Callback::from_target(
+        &target,
+        Bytes::from_static(BODY),
+        Timestamp::UNIX_EPOCH,
+        Verification::SignedUrl,
+        "",
+    );
     match callback.draft(&Corrections::default()) {
         Ok(draft) => {
             assert_eq!(draft.labels, labels);
-            assert_eq!(draft.product.as_str(), product.as_ref().map_or("unknown", Product::as_str));
+            assert_eq!(
+                draft.product.as_str(),
+                product.as_ref().map_or("unknown", Product::as_str)
+            );
         }
         Err(rejection) => assert!(!labels_fit(&labels), "{rejection}"),
     }
@@ -105,8 +139,15 @@ fn check_change(target: &str, change: &Change, now: Timestamp) {
         ChangeKind::Insert => bytes.insert(at, change.byte),
         ChangeKind::Remove => drop(bytes.remove(at)),
     }
-    if let Some(changed) = String::from_utf8(bytes).ok().filter(|changed| changed != target) {
-        assert_eq!(verify(&changed, now), Err(UrlRefusal::Invalid), "{changed} is not {target}");
+    if let Some(changed) = String::from_utf8(bytes)
+        .ok()
+        .filter(|changed| changed != target)
+    {
+        assert_eq!(
+            verify(&changed, now),
+            Err(UrlRefusal::Invalid),
+            "{changed} is not {target}"
+        );
     }
 }
 
@@ -116,7 +157,12 @@ fn check_any(target: &str, now: Timestamp) {
         let (_, query) = before.split_once('?')?;
         let exp = only(query, "exp")?.parse::<i64>().ok()?;
         let tag = URL_SAFE_NO_PAD.decode(tag).ok()?;
-        hmac::verify(&hmac::Key::new(hmac::HMAC_SHA256, SECRET), &signed(before), &tag).ok()?;
+        hmac::verify(
+            &hmac::Key::new(hmac::HMAC_SHA256, SECRET),
+            &signed(before),
+            &tag,
+        )
+        .ok()?;
         (only(query, "kid")? == "k1").then_some(exp)
     });
     let expected = match expected {
@@ -129,7 +175,9 @@ fn check_any(target: &str, now: Timestamp) {
 
 fn verify(target: &str, now: Timestamp) -> Result<String, UrlRefusal> {
     let (path, query) = target.split_once('?').unwrap_or((target, ""));
-    CREDENTIALS.verify_url(path, query, now).map(|(key_id, _)| key_id.to_string())
+    CREDENTIALS
+        .verify_url(path, query, now)
+        .map(|(key_id, _)| key_id.to_string())
 }
 
 fn signed(target: &str) -> Vec<u8> {

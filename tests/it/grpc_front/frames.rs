@@ -39,32 +39,51 @@ struct Frame {
 
 impl Frames {
     pub(super) async fn connect(address: SocketAddr) -> Self {
-        let stream = within("a connection", TcpStream::connect(address)).await.unwrap();
+        let stream = within("a connection", TcpStream::connect(address))
+            .await
+            .unwrap();
         Self::begin(stream, &[]).await
     }
 
     /// One that reads the heads of answers, and takes nothing of their bodies.
     pub(super) async fn without_window(address: SocketAddr) -> Self {
-        let stream = within("a connection", TcpStream::connect(address)).await.unwrap();
+        let stream = within("a connection", TcpStream::connect(address))
+            .await
+            .unwrap();
         Self::begin(stream, &[0, INITIAL_WINDOW_SIZE, 0, 0, 0, 0]).await
     }
 
     async fn begin(stream: TcpStream, settings: &[u8]) -> Self {
-        let mut frames = Self { stream, read: Vec::new() };
+        let mut frames = Self {
+            stream,
+            read: Vec::new(),
+        };
         // Whatever the server sends on its streams fits.
         let window = frame(WINDOW_UPDATE, 0, 0, (1_u32 << 30).to_be_bytes());
-        assert!(frames.send([PREFACE, &frame(SETTINGS, 0, 0, settings), &window].concat()).await);
+        assert!(
+            frames
+                .send([PREFACE, &frame(SETTINGS, 0, 0, settings), &window].concat())
+                .await
+        );
         frames
     }
 
     /// Sends all at once; false if the other side has closed.
     pub(super) async fn send(&mut self, bytes: impl AsRef<[u8]>) -> bool {
-        within("the other side to take bytes", self.stream.write_all(bytes.as_ref())).await.is_ok()
+        within(
+            "the other side to take bytes",
+            self.stream.write_all(bytes.as_ref()),
+        )
+        .await
+        .is_ok()
     }
 
     /// Waits for the other side's next ping; what answers it.
     pub(super) async fn pinged(&mut self) -> Vec<u8> {
-        let ping = self.find(|frame| frame.kind == PING && frame.flags & ACK == 0).await.expect("a ping");
+        let ping = self
+            .find(|frame| frame.kind == PING && frame.flags & ACK == 0)
+            .await
+            .expect("a ping");
         frame(PING, ACK, 0, ping.payload)
     }
 
@@ -73,14 +92,19 @@ impl Frames {
         let ours = *b"are you?";
         self.send(frame(PING, 0, 0, ours)).await
             && self
-                .find(|frame| frame.kind == PING && frame.flags & ACK == ACK && frame.payload == ours)
+                .find(|frame| {
+                    frame.kind == PING && frame.flags & ACK == ACK && frame.payload == ours
+                })
                 .await
                 .is_some()
     }
 
     /// The first message that comes on a stream.
     pub(super) async fn message<M: Message + Default>(&mut self, stream: u32) -> M {
-        let data = self.find(|frame| frame.kind == DATA && frame.stream == stream).await.expect("a message");
+        let data = self
+            .find(|frame| frame.kind == DATA && frame.stream == stream)
+            .await
+            .expect("a message");
         M::decode(&data.payload[5..]).unwrap()
     }
 
@@ -88,7 +112,10 @@ impl Frames {
     pub(super) async fn messages<M: Message + Default>(&mut self, count: usize) -> Vec<M> {
         let mut messages = Vec::new();
         while messages.len() < count {
-            let data = self.find(|frame| frame.kind == DATA && !frame.payload.is_empty()).await.expect("a message");
+            let data = self
+                .find(|frame| frame.kind == DATA && !frame.payload.is_empty())
+                .await
+                .expect("a message");
             messages.push(M::decode(&data.payload[5..]).unwrap());
         }
         messages
@@ -122,7 +149,10 @@ impl Frames {
 
     async fn next(&mut self) -> Option<Frame> {
         let length = loop {
-            let length = self.read.first_chunk().map(|&[a, b, c]| u32::from_be_bytes([0, a, b, c]) as usize);
+            let length = self
+                .read
+                .first_chunk()
+                .map(|&[a, b, c]| u32::from_be_bytes([0, a, b, c]) as usize);
             match length {
                 Some(length) if self.read.len() >= 9 + length => break length,
                 _ => {
@@ -135,7 +165,12 @@ impl Frames {
         };
         let frame: Vec<_> = self.read.drain(..9 + length).collect();
         let stream = u32::from_be_bytes([frame[5], frame[6], frame[7], frame[8]]);
-        Some(Frame { kind: frame[3], flags: frame[4], stream, payload: frame[9..].to_vec() })
+        Some(Frame {
+            kind: frame[3],
+            flags: frame[4],
+            stream,
+            payload: frame[9..].to_vec(),
+        })
     }
 }
 
@@ -144,7 +179,11 @@ pub(super) fn call(stream: u32, method: &str, request: &impl Message) -> Vec<u8>
     let request = request.encode_to_vec();
     let length = u32::try_from(request.len()).unwrap().to_be_bytes();
     let message = [&[0], &length[..], &request].concat();
-    [begun(stream, method), frame(DATA, END_STREAM, stream, message)].concat()
+    [
+        begun(stream, method),
+        frame(DATA, END_STREAM, stream, message),
+    ]
+    .concat()
 }
 
 /// The head of a call whose request is still to come.
@@ -162,13 +201,21 @@ pub(super) fn begun_by(token: &str, stream: u32, path: &str) -> Vec<u8> {
     let bearer = format!("Bearer {token}");
     let length = u8::try_from(bearer.len()).unwrap();
     assert!(length < 127, "one byte of HPACK");
-    begun_with(stream, path, &[&[0x0f, 0x08, length], bearer.as_bytes()].concat())
+    begun_with(
+        stream,
+        path,
+        &[&[0x0f, 0x08, length], bearer.as_bytes()].concat(),
+    )
 }
 
 fn begun_with(stream: u32, path: &str, more: &[u8]) -> Vec<u8> {
     // Indices of HPACK's static table, and literals that are in no index.
     let mut headers = vec![0x83, 0x86];
-    for (name, value) in [(&[0x04][..], path), (&[0x01], "test"), (&[0x0f, 0x10], "application/grpc")] {
+    for (name, value) in [
+        (&[0x04][..], path),
+        (&[0x01], "test"),
+        (&[0x0f, 0x10], "application/grpc"),
+    ] {
         headers.extend(name);
         headers.push(u8::try_from(value.len()).unwrap());
         headers.extend(value.as_bytes());

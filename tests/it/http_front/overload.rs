@@ -43,13 +43,25 @@ async fn sixty_four_times_more_connections_than_the_limit_neither_lose_nor_grow(
 
     // Nobody else gets in, and everybody is told so.
     let counts = flood(server.ingest, "shut-out", &mut acknowledged).await;
-    assert!(counts.keys().all(|status| matches!(*status, 503 | CUT_OFF)), "{counts:?}");
+    assert!(
+        counts.keys().all(|status| matches!(*status, 503 | CUT_OFF)),
+        "{counts:?}"
+    );
     assert!(counts[&503] >= answers_min(), "{counts:?}");
-    assert_eq!(server.admin_get("/livez").await.0, 200, "the other listeners do not notice");
+    assert_eq!(
+        server.admin_get("/livez").await.0,
+        200,
+        "the other listeners do not notice"
+    );
     // The holders' places are given back while the next flood rushes in.
     drop(holders);
     let counts = flood(server.ingest, "rushing", &mut acknowledged).await;
-    assert!(counts.keys().all(|status| matches!(*status, 200 | 503 | CUT_OFF)), "{counts:?}");
+    assert!(
+        counts
+            .keys()
+            .all(|status| matches!(*status, 200 | 503 | CUT_OFF)),
+        "{counts:?}"
+    );
     assert_eq!(counts.values().sum::<usize>(), FLOOD);
     let grown = peak_kib(&server).saturating_sub(before);
     assert!(grown < GROWTH_KIB_MAX, "{grown} KiB for {counts:?}");
@@ -57,17 +69,36 @@ async fn sixty_four_times_more_connections_than_the_limit_neither_lose_nor_grow(
     // Afterwards it is as if nothing had been.
     let http = server.http();
     until("a free place", || async {
-        http.try_post_to("/webhook/veo", completed("after").to_string()).await.is_ok_and(|answer| answer.status == 200)
+        http.try_post_to("/webhook/veo", completed("after").to_string())
+            .await
+            .is_ok_and(|answer| answer.status == 200)
     })
     .await;
     acknowledged.push(http.post(&completed("after")).await.acknowledged("after"));
     server.crash().await;
-    let log: Vec<_> = server.log_of_events().await.iter().map(AsObserved::observed).collect();
-    assert_eq!(check(&History { acknowledged, log, streams: vec![], ..History::default() }), []);
+    let log: Vec<_> = server
+        .log_of_events()
+        .await
+        .iter()
+        .map(AsObserved::observed)
+        .collect();
+    assert_eq!(
+        check(&History {
+            acknowledged,
+            log,
+            streams: vec![],
+            ..History::default()
+        }),
+        []
+    );
 }
 
 /// All at once, each with a connection of its own; how many were answered with which status.
-async fn flood(address: SocketAddr, name: &str, acknowledged: &mut Vec<Acknowledged>) -> HashMap<u16, usize> {
+async fn flood(
+    address: SocketAddr,
+    name: &str,
+    acknowledged: &mut Vec<Acknowledged>,
+) -> HashMap<u16, usize> {
     let mut attempts = JoinSet::new();
     for number in 0..FLOOD {
         let task = format!("{name}-{number}");
@@ -99,7 +130,11 @@ async fn post(raw: &mut Raw, task: &str) {
     let begin = format!("{{\"generation_id\":\"{task}\",\"status\":\"completed\",\"prompt\":\"");
     let end = "\"}";
     let length = begin.len() + PROMPT.len() + end.len();
-    raw.send(head("/webhook/veo", &format!("content-length: {length}\r\n"))).await;
+    raw.send(head(
+        "/webhook/veo",
+        &format!("content-length: {length}\r\n"),
+    ))
+    .await;
     raw.send(begin).await;
     raw.send(PROMPT.as_str()).await;
     raw.send(end).await;
@@ -108,11 +143,22 @@ async fn post(raw: &mut Raw, task: &str) {
 /// How many of a flood are owed an answer: nearly all, where the kernel lets that many wait.
 fn answers_min() -> usize {
     let queue_max = std::fs::read_to_string("/proc/sys/net/core/somaxconn").unwrap_or_default();
-    if queue_max.trim().parse::<usize>().is_ok_and(|max| max >= FLOOD) { FLOOD - FLOOD / 10 } else { 1 }
+    if queue_max
+        .trim()
+        .parse::<usize>()
+        .is_ok_and(|max| max >= FLOOD)
+    {
+        FLOOD - FLOOD / 10
+    } else {
+        1
+    }
 }
 
 fn acknowledgement(answer: &serde_json::Value, task: &str) -> Acknowledged {
-    Acknowledged { event_id: answer["event_id"].as_str().unwrap().to_owned(), task_id: task.to_owned() }
+    Acknowledged {
+        event_id: answer["event_id"].as_str().unwrap().to_owned(),
+        task_id: task.to_owned(),
+    }
 }
 
 /// The most memory the process has had, as Linux counts it.
@@ -121,7 +167,10 @@ fn peak_kib(server: &Server) -> u64 {
         return 0;
     }
     let status = std::fs::read_to_string(format!("/proc/{}/status", server.pid())).unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmHWM:"))
+        .unwrap();
     line.trim().strip_suffix(" kB").unwrap().parse().unwrap()
 }
 
@@ -129,7 +178,17 @@ fn peak_kib(server: &Server) -> u64 {
 fn allow_open_files(count: u64) {
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
     if current.is_some_and(|current| current < count) {
-        assert!(maximum.is_none_or(|maximum| maximum >= count), "needs {count} open files: raise `ulimit -Hn`");
-        setrlimit(Resource::Nofile, Rlimit { current: Some(count), maximum }).unwrap();
+        assert!(
+            maximum.is_none_or(|maximum| maximum >= count),
+            "needs {count} open files: raise `ulimit -Hn`"
+        );
+        setrlimit(
+            Resource::Nofile,
+            Rlimit {
+                current: Some(count),
+                maximum,
+            },
+        )
+        .unwrap();
     }
 }

@@ -29,7 +29,9 @@ impl Reply {
     /// A header's value; empty if there is none.
     pub(super) fn header(&self, name: &str) -> &str {
         let mut lines = self.head.lines().filter_map(|line| line.split_once(": "));
-        lines.find(|(key, _)| key.eq_ignore_ascii_case(name)).map_or("", |(_, value)| value)
+        lines
+            .find(|(key, _)| key.eq_ignore_ascii_case(name))
+            .map_or("", |(_, value)| value)
     }
 
     pub(super) fn json(&self) -> Value {
@@ -38,22 +40,35 @@ impl Reply {
     }
 
     pub(super) fn reason(&self) -> String {
-        self.json()["reason"].as_str().unwrap_or_default().to_owned()
+        self.json()["reason"]
+            .as_str()
+            .unwrap_or_default()
+            .to_owned()
     }
 }
 
 impl Raw {
     pub(super) async fn connect(address: SocketAddr) -> Self {
-        within("a connection", Self::try_connect(address)).await.unwrap()
+        within("a connection", Self::try_connect(address))
+            .await
+            .unwrap()
     }
 
     pub(super) async fn try_connect(address: SocketAddr) -> io::Result<Self> {
-        Ok(Self { stream: TcpStream::connect(address).await?, read: Vec::new() })
+        Ok(Self {
+            stream: TcpStream::connect(address).await?,
+            read: Vec::new(),
+        })
     }
 
     /// Sends; the other side may have stopped to listen, which its answer will tell.
     pub(super) async fn send(&mut self, bytes: impl AsRef<[u8]>) {
-        let _ = within("the other side to take bytes", self.stream.write_all(bytes.as_ref())).await.is_ok();
+        let _ = within(
+            "the other side to take bytes",
+            self.stream.write_all(bytes.as_ref()),
+        )
+        .await
+        .is_ok();
     }
 
     /// Sends all of it, or says why not.
@@ -67,7 +82,9 @@ impl Raw {
     }
 
     pub(super) async fn reply(&mut self) -> Reply {
-        self.try_reply().await.unwrap_or_else(|| panic!("closed behind {:?}", String::from_utf8_lossy(&self.read)))
+        self.try_reply()
+            .await
+            .unwrap_or_else(|| panic!("closed behind {:?}", String::from_utf8_lossy(&self.read)))
     }
 
     /// `None` if the connection ends before a whole answer.
@@ -77,14 +94,22 @@ impl Raw {
 
     pub(super) async fn try_reply_to(&mut self, method: &str) -> Option<Reply> {
         let head_length = loop {
-            match self.read.windows(4).position(|window| window == b"\r\n\r\n") {
+            match self
+                .read
+                .windows(4)
+                .position(|window| window == b"\r\n\r\n")
+            {
                 Some(place) => break place + 4,
                 None => self.more().await?,
             }
         };
         let head = String::from_utf8(self.read[..head_length].to_vec()).unwrap();
         let status = head.split(' ').nth(1).unwrap().parse().unwrap();
-        let mut reply = Reply { status, head, body: String::new() };
+        let mut reply = Reply {
+            status,
+            head,
+            body: String::new(),
+        };
         // Neither has a body, whatever length is announced.
         let length = match (method, status) {
             ("HEAD", _) | (_, 100) => 0,
@@ -122,7 +147,11 @@ impl Raw {
 
     /// Waits until the other side has closed; panics if it says anything more.
     pub(super) async fn closed(&mut self) {
-        assert!(self.more().await.is_none(), "more: {:?}", String::from_utf8_lossy(&self.read));
+        assert!(
+            self.more().await.is_none(),
+            "more: {:?}",
+            String::from_utf8_lossy(&self.read)
+        );
         assert_eq!(self.read, b"");
     }
 }
@@ -130,7 +159,10 @@ impl Raw {
 /// A POST of `body` with its length.
 pub(super) fn post(target: &str, headers: &str, body: impl AsRef<[u8]>) -> Vec<u8> {
     let body = body.as_ref();
-    let mut request = head(target, &format!("{headers}content-length: {}\r\n", body.len()));
+    let mut request = head(
+        target,
+        &format!("{headers}content-length: {}\r\n", body.len()),
+    );
     request.extend_from_slice(body);
     request
 }

@@ -7,8 +7,8 @@ use std::{
 };
 
 use rcgen::{
-    BasicConstraints, CertificateParams, CertificateRevocationListParams, CertifiedIssuer, DnType, IsCa, KeyIdMethod,
-    KeyPair, RevokedCertParams, SerialNumber, date_time_ymd,
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, CertifiedIssuer, DnType,
+    IsCa, KeyIdMethod, KeyPair, RevokedCertParams, SerialNumber, date_time_ymd,
 };
 use tempfile::TempDir;
 
@@ -33,7 +33,10 @@ impl Authority {
         let name = format!("a test's authority {}", uuid::Uuid::new_v4());
         params.distinguished_name.push(DnType::CommonName, name);
         let issuer = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
-        let authority = Self { issuer, directory: tempfile::tempdir().unwrap() };
+        let authority = Self {
+            issuer,
+            directory: tempfile::tempdir().unwrap(),
+        };
         fs::write(authority.ca_file(), authority.issuer.pem()).unwrap();
         authority
     }
@@ -50,14 +53,22 @@ impl Authority {
 
     /// The same, good for so long; and the last second that it is good in, since 1970.
     pub fn issue_for(&self, file: &str, name: &str, validity: Duration) -> (Issued, u64) {
-        let expires = (SystemTime::now() + validity).duration_since(UNIX_EPOCH).unwrap().as_secs();
+        let expires = (SystemTime::now() + validity)
+            .duration_since(UNIX_EPOCH)
+            .unwrap()
+            .as_secs();
         let not_after = date_time_ymd(1970, 1, 1) + Duration::from_secs(expires);
-        (self.issue_with(file, name, |params| params.not_after = not_after), expires)
+        (
+            self.issue_with(file, name, |params| params.not_after = not_after),
+            expires,
+        )
     }
 
     /// The same, with a number that it can be revoked by.
     pub fn issue_numbered(&self, file: &str, name: &str, number: u64) -> Issued {
-        self.issue_with(file, name, |params| params.serial_number = Some(SerialNumber::from(number)))
+        self.issue_with(file, name, |params| {
+            params.serial_number = Some(SerialNumber::from(number))
+        })
     }
 
     /// Writes a list of the certificates that are revoked, and which should be replaced in 2099.
@@ -81,15 +92,28 @@ impl Authority {
         path
     }
 
-    fn issue_with(&self, file: &str, name: &str, with: impl FnOnce(&mut CertificateParams)) -> Issued {
+    fn issue_with(
+        &self,
+        file: &str,
+        name: &str,
+        with: impl FnOnce(&mut CertificateParams),
+    ) -> Issued {
         let mut params = CertificateParams::new([name.to_owned()]).unwrap();
         with(&mut params);
-        params.distinguished_name.push(DnType::CommonName, format!("common {name}"));
+        params
+            .distinguished_name
+            .push(DnType::CommonName, format!("common {name}"));
         let key = KeyPair::generate().unwrap();
         let certificate = params.signed_by(&key, &self.issuer).unwrap();
         let path = |end: &str| self.directory.path().join(format!("{file}.{end}"));
-        let issued = Issued { certificate: path("pem"), key: path("key") };
-        for (path, text) in [(&issued.certificate, certificate.pem()), (&issued.key, key.serialize_pem())] {
+        let issued = Issued {
+            certificate: path("pem"),
+            key: path("key"),
+        };
+        for (path, text) in [
+            (&issued.certificate, certificate.pem()),
+            (&issued.key, key.serialize_pem()),
+        ] {
             replace(path, &text);
         }
         issued

@@ -3,7 +3,8 @@
 use blobcast::{
     checker::Observed,
     wire::v1::{
-        self, Event, Filter, SubscribeRequest, SubscribeResponse, subscribe_request::Start, subscribe_response::Content,
+        self, Event, Filter, SubscribeRequest, SubscribeResponse, subscribe_request::Start,
+        subscribe_response::Content,
     },
 };
 use bytes::Bytes;
@@ -19,18 +20,30 @@ pub type Seen = Content;
 /// A request for everything from the oldest event on.
 pub fn request() -> SubscribeRequest {
     let position = v1::StartPosition::Earliest.into();
-    SubscribeRequest { start: Some(Start::Position(position)), client_name: "a test".into(), ..Default::default() }
+    SubscribeRequest {
+        start: Some(Start::Position(position)),
+        client_name: "a test".into(),
+        ..Default::default()
+    }
 }
 
 /// A request for some tasks, from where such a request starts by itself.
 pub fn tasks<T: ToString>(task_ids: impl IntoIterator<Item = T>) -> SubscribeRequest {
     let task_ids = task_ids.into_iter().map(|id| id.to_string()).collect();
-    SubscribeRequest { filter: Some(Filter { task_ids, ..Default::default() }), ..Default::default() }
+    SubscribeRequest {
+        filter: Some(Filter {
+            task_ids,
+            ..Default::default()
+        }),
+        ..Default::default()
+    }
 }
 
 /// The reason in a status' ErrorInfo.
 pub fn reason(status: &Status) -> String {
-    let info = status.get_details_error_info().unwrap_or_else(|| panic!("no ErrorInfo in {status:?}"));
+    let info = status
+        .get_details_error_info()
+        .unwrap_or_else(|| panic!("no ErrorInfo in {status:?}"));
     assert_eq!(info.domain, "blobcast");
     info.reason
 }
@@ -57,15 +70,24 @@ impl Server {
     /// Opens a stream over a connection that takes little at once, so that a reader who stalls also stalls the server.
     pub async fn subscribe_narrowly(&self, request: SubscribeRequest) -> Sub {
         let endpoint = Endpoint::from_shared(format!("http://{}", self.grpc)).unwrap();
-        let endpoint = endpoint.initial_stream_window_size(65_535).initial_connection_window_size(65_535);
-        let client = v1::event_service_client::EventServiceClient::new(endpoint.connect().await.unwrap());
+        let endpoint = endpoint
+            .initial_stream_window_size(65_535)
+            .initial_connection_window_size(65_535);
+        let client =
+            v1::event_service_client::EventServiceClient::new(endpoint.connect().await.unwrap());
         Sub::open(client, request).await.unwrap()
     }
 
     /// Every open subscription, oldest first, by `ListSubscriptions`.
     pub async fn subscriptions(&self) -> Vec<v1::Subscription> {
         let request = v1::ListSubscriptionsRequest::default();
-        self.admin_service().await.list_subscriptions(request).await.unwrap().into_inner().subscriptions
+        self.admin_service()
+            .await
+            .list_subscriptions(request)
+            .await
+            .unwrap()
+            .into_inner()
+            .subscriptions
     }
 
     /// Every retained event, in log order, by `ListEvents`.
@@ -73,7 +95,10 @@ impl Server {
         let mut client = self.events().await;
         let (mut events, mut page_token) = (Vec::new(), String::new());
         loop {
-            let request = v1::ListEventsRequest { page_token, ..Default::default() };
+            let request = v1::ListEventsRequest {
+                page_token,
+                ..Default::default()
+            };
             let page = client.list_events(request).await.unwrap().into_inner();
             events.extend(page.events);
             page_token = page.next_page_token;
@@ -93,11 +118,21 @@ impl Sub {
         S: GrpcService<tonic::body::Body, Error: Into<StdError>>,
         S::ResponseBody: Body<Data = Bytes, Error: Into<StdError> + Send> + Send + 'static,
     {
-        let mut stream = within("the stream", client.subscribe(request)).await?.into_inner();
-        let first = within("the first message", stream.message()).await?.expect("a stream begins with `subscribed`");
-        let Some(Content::Subscribed(subscribed)) = first.content else { panic!("the first message is {first:?}") };
+        let mut stream = within("the stream", client.subscribe(request))
+            .await?
+            .into_inner();
+        let first = within("the first message", stream.message())
+            .await?
+            .expect("a stream begins with `subscribed`");
+        let Some(Content::Subscribed(subscribed)) = first.content else {
+            panic!("the first message is {first:?}")
+        };
         let cursor = subscribed.cursor.clone();
-        Ok(Self { stream, subscribed, cursor })
+        Ok(Self {
+            stream,
+            subscribed,
+            cursor,
+        })
     }
 
     /// The next message; `None` at the end with OK.
@@ -112,7 +147,9 @@ impl Sub {
                 | Content::Progress(v1::Progress { cursor, .. })
                 | Content::GoingAway(v1::GoingAway { cursor, .. })
                 | Content::Completed(v1::Completed { cursor, .. })
-                | Content::Gap(v1::Gap { through: cursor, .. }),
+                | Content::Gap(v1::Gap {
+                    through: cursor, ..
+                }),
             ) => self.cursor.clone_from(cursor),
             Some(Content::Subscribed(again)) => panic!("subscribed twice: {again:?}"),
             None => {}
@@ -173,6 +210,10 @@ pub trait AsObserved {
 
 impl AsObserved for Event {
     fn observed(&self) -> Observed {
-        Observed { event_id: self.event_id.clone(), cursor: self.cursor.clone(), task_id: self.task_id.clone() }
+        Observed {
+            event_id: self.event_id.clone(),
+            cursor: self.cursor.clone(),
+            task_id: self.task_id.clone(),
+        }
     }
 }

@@ -30,7 +30,12 @@ use otlp::{
 use proto::opentelemetry::proto as otlp;
 
 /// Generated from `proto/opentelemetry`.
-#[allow(clippy::all, clippy::too_many_lines, clippy::allow_attributes_without_reason, reason = "generated")]
+#[allow(
+    clippy::all,
+    clippy::too_many_lines,
+    clippy::allow_attributes_without_reason,
+    reason = "generated"
+)]
 mod proto {
     include!(concat!(env!("OUT_DIR"), "/otlp/mod.rs"));
 }
@@ -69,7 +74,9 @@ impl Collector {
     pub async fn secured(issued: &Issued) -> Self {
         let read = |path| std::fs::read(path).unwrap();
         let identity = Identity::from_pem(read(&issued.certificate), read(&issued.key));
-        let server = Server::builder().tls_config(ServerTlsConfig::new().identity(identity)).unwrap();
+        let server = Server::builder()
+            .tls_config(ServerTlsConfig::new().identity(identity))
+            .unwrap();
         Self::serve(&[Manner::Take], server).await
     }
 
@@ -77,9 +84,17 @@ impl Collector {
         let listener = TcpListener::bind(ANY_PORT).await.unwrap();
         let address = listener.local_addr().unwrap();
         let manners = Arc::new(Mutex::new(manners.iter().copied().collect()));
-        let collector = Self { address, exports: Arc::default(), manners };
+        let collector = Self {
+            address,
+            exports: Arc::default(),
+            manners,
+        };
         let service = TraceServiceServer::new(collector.clone());
-        tokio::spawn(server.add_service(service).serve_with_incoming(TcpListenerStream::new(listener)));
+        tokio::spawn(
+            server
+                .add_service(service)
+                .serve_with_incoming(TcpListenerStream::new(listener)),
+        );
         collector
     }
 
@@ -92,7 +107,10 @@ impl Collector {
     pub fn spans(&self) -> Vec<Span> {
         let exports = self.exports.lock().unwrap();
         let resources = exports.iter().flat_map(|export| &export.resource_spans);
-        resources.flat_map(|resource| &resource.scope_spans).flat_map(|scope| scope.spans.clone()).collect()
+        resources
+            .flat_map(|resource| &resource.scope_spans)
+            .flat_map(|scope| scope.spans.clone())
+            .collect()
     }
 
     /// How often it was asked to take spans.
@@ -102,13 +120,24 @@ impl Collector {
 
     /// Who has sent them.
     pub fn resource(&self) -> Resource {
-        self.exports.lock().unwrap()[0].resource_spans[0].resource.clone().unwrap()
+        self.exports.lock().unwrap()[0].resource_spans[0]
+            .resource
+            .clone()
+            .unwrap()
     }
 
     /// Waits for so many spans of a name; all there are by then.
     pub async fn named(&self, name: &str, count: usize) -> Vec<Span> {
-        let named = || self.spans().into_iter().filter(|span| span.name == name).collect::<Vec<_>>();
-        until(&format!("{count} spans named {name}"), || std::future::ready(named().len() >= count)).await;
+        let named = || {
+            self.spans()
+                .into_iter()
+                .filter(|span| span.name == name)
+                .collect::<Vec<_>>()
+        };
+        until(&format!("{count} spans named {name}"), || {
+            std::future::ready(named().len() >= count)
+        })
+        .await;
         named()
     }
 }
@@ -122,23 +151,33 @@ impl TraceService for Collector {
         self.exports.lock().unwrap().push(request.into_inner());
         let manner = {
             let mut manners = self.manners.lock().unwrap();
-            if manners.len() > 1 { manners.pop_front() } else { manners.front().copied() }
+            if manners.len() > 1 {
+                manners.pop_front()
+            } else {
+                manners.front().copied()
+            }
         };
         let partial_success = match manner.unwrap() {
             Manner::Take => None,
-            Manner::TakeAllBut(rejected_spans) => {
-                Some(ExportTracePartialSuccess { rejected_spans, error_message: "too many".into() })
-            }
+            Manner::TakeAllBut(rejected_spans) => Some(ExportTracePartialSuccess {
+                rejected_spans,
+                error_message: "too many".into(),
+            }),
             Manner::Refuse => return Err(Status::permission_denied("not from you")),
             Manner::Hang => pending().await,
         };
-        Ok(Response::new(ExportTraceServiceResponse { partial_success }))
+        Ok(Response::new(ExportTraceServiceResponse {
+            partial_success,
+        }))
     }
 }
 
 /// The value of an attribute, as text; empty if it is not there.
 pub fn attribute(span: &Span, key: &str) -> String {
-    let value = span.attributes.iter().find(|attribute| attribute.key == key);
+    let value = span
+        .attributes
+        .iter()
+        .find(|attribute| attribute.key == key);
     match value.and_then(|attribute| attribute.value.clone()?.value) {
         Some(Value::StringValue(text)) => text,
         Some(Value::IntValue(number)) => number.to_string(),

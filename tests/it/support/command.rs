@@ -38,11 +38,19 @@ impl Cli {
     pub fn new(line: &str) -> Self {
         let mut command = Command::new(env!("CARGO_BIN_EXE_blobcast"));
         // Whatever the machine sets for itself must not reach the command under test.
-        for (key, _) in std::env::vars_os().filter(|(key, _)| key.to_string_lossy().starts_with("BLOBCAST_")) {
+        for (key, _) in
+            std::env::vars_os().filter(|(key, _)| key.to_string_lossy().starts_with("BLOBCAST_"))
+        {
             command.env_remove(key);
         }
-        command.env_remove("NO_COLOR").env_remove("CLICOLOR_FORCE").args(line.split_whitespace());
-        Self { command, stdin: None }
+        command
+            .env_remove("NO_COLOR")
+            .env_remove("CLICOLOR_FORCE")
+            .args(line.split_whitespace());
+        Self {
+            command,
+            stdin: None,
+        }
     }
 
     /// One more word, which may hold spaces.
@@ -79,33 +87,61 @@ impl Cli {
 
     /// Starts it.
     pub fn start(mut self) -> Running {
-        let stdin = if self.stdin.is_some() { Stdio::piped() } else { Stdio::null() };
-        self.command.stdin(stdin).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let stdin = if self.stdin.is_some() {
+            Stdio::piped()
+        } else {
+            Stdio::null()
+        };
+        self.command
+            .stdin(stdin)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
         let mut child = self.command.spawn().unwrap();
         if let (Some(mut pipe), Some(bytes)) = (child.stdin.take(), self.stdin) {
             // The command may be done before it has read everything.
             thread::spawn(move || pipe.write_all(&bytes).is_ok());
         }
-        let (stdout, stderr) = (Pipe::of(child.stdout.take().unwrap()), Pipe::of(child.stderr.take().unwrap()));
-        Running { child, stdout, stderr }
+        let (stdout, stderr) = (
+            Pipe::of(child.stdout.take().unwrap()),
+            Pipe::of(child.stderr.take().unwrap()),
+        );
+        Running {
+            child,
+            stdout,
+            stderr,
+        }
     }
 
     /// Starts it with a terminal of so many columns for its standard output.
     pub fn start_on_terminal(mut self, columns: u16) -> Running {
         let (ours, theirs) = terminal(columns);
-        self.command.stdin(Stdio::null()).stdout(theirs).stderr(Stdio::piped());
+        self.command
+            .stdin(Stdio::null())
+            .stdout(theirs)
+            .stderr(Stdio::piped());
         let mut child = self.command.spawn().unwrap();
         let (stdout, stderr) = (Pipe::of(ours), Pipe::of(child.stderr.take().unwrap()));
-        Running { child, stdout, stderr }
+        Running {
+            child,
+            stdout,
+            stderr,
+        }
     }
 
     /// Starts it with a standard output whose reader is gone after `bytes`, as `head` does it.
     pub fn start_with_stdout_closed_after(mut self, bytes: usize) -> Running {
-        self.command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        self.command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
         let mut child = self.command.spawn().unwrap();
         let stdout = Pipe::of(child.stdout.take().unwrap().take(bytes as u64));
         let stderr = Pipe::of(child.stderr.take().unwrap());
-        Running { child, stdout, stderr }
+        Running {
+            child,
+            stdout,
+            stderr,
+        }
     }
 }
 
@@ -128,8 +164,14 @@ impl Ran {
 
     /// The lines of its standard error, without the warnings that go by the size of this machine's disk and memory.
     pub fn warnings(&self) -> Vec<&str> {
-        let by_machine = ["callbacks are refused before the log is full", "the limits allow"];
-        self.stderr.lines().filter(|line| !by_machine.iter().any(|part| line.contains(part))).collect()
+        let by_machine = [
+            "callbacks are refused before the log is full",
+            "the limits allow",
+        ];
+        self.stderr
+            .lines()
+            .filter(|line| !by_machine.iter().any(|part| line.contains(part)))
+            .collect()
     }
 
     /// Panics unless it exited with `code`; its standard error.
@@ -140,12 +182,18 @@ impl Ran {
 
     /// Standard output as one JSON value a line.
     pub fn json_lines(&self) -> Vec<Value> {
-        self.good().lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+        self.good()
+            .lines()
+            .map(|line| serde_json::from_str(line).unwrap())
+            .collect()
     }
 
     /// The values of one field of each JSON line.
     pub fn each(&self, field: &str) -> Vec<String> {
-        self.json_lines().iter().map(|line| line[field].as_str().unwrap().to_owned()).collect()
+        self.json_lines()
+            .iter()
+            .map(|line| line[field].as_str().unwrap().to_owned())
+            .collect()
     }
 }
 
@@ -160,9 +208,18 @@ pub struct Running {
 impl Running {
     /// Starts a command with an output that nobody reads: both pipes are closed at their other end.
     pub fn unread(mut command: Command) -> Self {
-        let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut child = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
         drop((child.stdout.take(), child.stderr.take()));
-        Self { child, stdout: Pipe::default(), stderr: Pipe::default() }
+        Self {
+            child,
+            stdout: Pipe::default(),
+            stderr: Pipe::default(),
+        }
     }
 
     pub fn is_running(&mut self) -> bool {
@@ -183,17 +240,26 @@ impl Running {
     pub fn json_lines(&self) -> Vec<Value> {
         let text = self.stdout();
         let whole = text.rfind('\n').map_or("", |end| &text[..end]);
-        whole.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+        whole
+            .lines()
+            .map(|line| serde_json::from_str(line).unwrap())
+            .collect()
     }
 
     /// Waits until standard error holds a text.
     pub async fn says(&self, text: &str) {
-        until(&format!("`{text}` on standard error"), || std::future::ready(self.stderr().contains(text))).await;
+        until(&format!("`{text}` on standard error"), || {
+            std::future::ready(self.stderr().contains(text))
+        })
+        .await;
     }
 
     /// Waits until it has printed so many lines.
     pub async fn prints_lines(&self, count: usize) {
-        until(&format!("{count} lines"), || std::future::ready(self.stdout().matches('\n').count() >= count)).await;
+        until(&format!("{count} lines"), || {
+            std::future::ready(self.stdout().matches('\n').count() >= count)
+        })
+        .await;
     }
 
     pub fn pid(&self) -> u32 {
@@ -221,7 +287,11 @@ impl Running {
         let code = self.status().await.code();
         let closed = || std::future::ready(self.stdout.is_closed() && self.stderr.is_closed());
         until("the rest of its output", closed).await;
-        Ran { code, stdout: self.stdout(), stderr: self.stderr() }
+        Ran {
+            code,
+            stdout: self.stdout(),
+            stderr: self.stderr(),
+        }
     }
 }
 
@@ -233,7 +303,10 @@ impl Drop for Running {
             let stdout = self.stdout();
             let last = stdout.lines().count().saturating_sub(5);
             eprintln!("--- standard output, the end:");
-            stdout.lines().skip(last).for_each(|line| eprintln!("{line}"));
+            stdout
+                .lines()
+                .skip(last)
+                .for_each(|line| eprintln!("{line}"));
             eprintln!("--- standard error:\n{}", self.stderr());
         }
     }
@@ -270,12 +343,16 @@ impl Pipe {
 /// Why a `serve` ended that had no terminal: one problem a line, out of the last lines of its log.
 pub fn fatal(log: &[u8]) -> String {
     let log = std::str::from_utf8(log).unwrap();
-    let lines = log.lines().map(|line| serde_json::from_str::<Value>(line).unwrap_or_else(|_| panic!("{log}")));
-    let fatal = lines.filter(|line| line["target"] == "blobcast::fatal" && line["level"] == "ERROR");
+    let lines = log
+        .lines()
+        .map(|line| serde_json::from_str::<Value>(line).unwrap_or_else(|_| panic!("{log}")));
+    let fatal =
+        lines.filter(|line| line["target"] == "blobcast::fatal" && line["level"] == "ERROR");
     let problem = |line: Value| {
         let message = line["message"].as_str().unwrap().to_owned();
-        let told =
-            ["the broker does not start: ", "the broker ends: "].iter().find_map(|head| message.strip_prefix(head));
+        let told = ["the broker does not start: ", "the broker ends: "]
+            .iter()
+            .find_map(|head| message.strip_prefix(head));
         told.unwrap_or_else(|| panic!("{message}")).to_owned() + "\n"
     };
     let told = fatal.map(problem);
@@ -291,14 +368,25 @@ pub fn terminal(columns: u16) -> (File, File) {
     unlockpt(&ours).unwrap();
     let name = ptsname(&ours, Vec::new()).unwrap().into_string().unwrap();
     let theirs = File::options().read(true).write(true).open(name).unwrap();
-    tcsetwinsize(&theirs, Winsize { ws_row: 24, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 }).unwrap();
+    tcsetwinsize(
+        &theirs,
+        Winsize {
+            ws_row: 24,
+            ws_col: columns,
+            ws_xpixel: 0,
+            ws_ypixel: 0,
+        },
+    )
+    .unwrap();
     (File::from(ours), theirs)
 }
 
 /// The same command, started by a shell that sets the umask: it is the whole process's, so a test cannot set its own.
 pub fn under_umask(command: &Command, umask: &str) -> Command {
     let mut shell = Command::new("sh");
-    shell.arg("-c").arg(format!("umask {umask}; exec \"$0\" \"$@\""));
+    shell
+        .arg("-c")
+        .arg(format!("umask {umask}; exec \"$0\" \"$@\""));
     shell.arg(command.get_program()).args(command.get_args());
     for (name, value) in command.get_envs() {
         match value {
@@ -311,5 +399,8 @@ pub fn under_umask(command: &Command, umask: &str) -> Command {
 
 /// A port that was free a moment ago, for listeners that must know theirs beforehand.
 pub fn free_address() -> SocketAddr {
-    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+    std::net::TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap()
 }

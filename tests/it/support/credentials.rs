@@ -19,7 +19,10 @@ pub struct CredentialsFile {
 impl CredentialsFile {
     /// An empty one.
     pub fn new() -> Self {
-        let file = Self { directory: tempfile::tempdir().unwrap(), sections: Vec::new() };
+        let file = Self {
+            directory: tempfile::tempdir().unwrap(),
+            sections: Vec::new(),
+        };
         file.save();
         file
     }
@@ -30,7 +33,11 @@ impl CredentialsFile {
 
     /// Adds what `blobcast token new` makes of the words; the secret.
     pub async fn add(&mut self, words: &str) -> String {
-        let made = Cli::new(&format!("token new {words} --output json")).run().await.json_lines().remove(0);
+        let made = Cli::new(&format!("token new {words} --output json"))
+            .run()
+            .await
+            .json_lines()
+            .remove(0);
         let text = |key: &str| made[key].as_str().unwrap().to_owned();
         self.add_line(&text("section"), &text("line"));
         text("secret")
@@ -44,8 +51,10 @@ impl CredentialsFile {
 
     /// Has `blobcast token` change the file itself, as an operator would: what it printed.
     pub async fn change(&mut self, words: &str) -> Ran {
-        let ran =
-            Cli::new(&format!("token {words}")).env("BLOBCAST_CREDENTIALS_FILE", self.path().display()).run().await;
+        let ran = Cli::new(&format!("token {words}"))
+            .env("BLOBCAST_CREDENTIALS_FILE", self.path().display())
+            .run()
+            .await;
         ran.good();
         ran
     }
@@ -65,9 +74,14 @@ impl CredentialsFile {
     }
 
     fn save(&self) {
-        let names: std::collections::BTreeSet<_> = self.sections.iter().map(|(section, _)| section).collect();
+        let names: std::collections::BTreeSet<_> =
+            self.sections.iter().map(|(section, _)| section).collect();
         let section = |name: &String| {
-            let lines = self.sections.iter().filter(|(section, _)| section == name).map(|(_, line)| line.as_str());
+            let lines = self
+                .sections
+                .iter()
+                .filter(|(section, _)| section == name)
+                .map(|(_, line)| line.as_str());
             format!("[{name}]\n{}\n", lines.collect::<Vec<_>>().join("\n"))
         };
         self.write(&names.into_iter().map(section).collect::<String>());

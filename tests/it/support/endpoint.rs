@@ -26,24 +26,47 @@ pub struct Endpoint {
 impl Endpoint {
     /// Answers these, and 204 from then on.
     pub fn answering(answers: &[u16]) -> Self {
-        Self::answering_with(&answers.iter().map(|&status| (status, None)).collect::<Vec<_>>())
+        Self::answering_with(
+            &answers
+                .iter()
+                .map(|&status| (status, None))
+                .collect::<Vec<_>>(),
+        )
     }
 
     /// The same, with a header each.
     pub fn answering_with(answers: &[(u16, Option<(&'static str, &str)>)]) -> Self {
-        let header = |&(name, value): &(&'static str, &str)| (HeaderName::from_static(name), value.parse().unwrap());
-        let answer = |(status, with): &(u16, Option<_>)| (*status, with.iter().map(header).collect());
+        let header = |&(name, value): &(&'static str, &str)| {
+            (HeaderName::from_static(name), value.parse().unwrap())
+        };
+        let answer =
+            |(status, with): &(u16, Option<_>)| (*status, with.iter().map(header).collect());
         let answers = Arc::new(Mutex::new(answers.iter().rev().map(answer).collect()));
-        Self { answers, ..Self::default() }
+        Self {
+            answers,
+            ..Self::default()
+        }
     }
 
     pub async fn open(&self, address: SocketAddr) {
         let endpoint = self.clone();
         let take = move |uri: Uri, headers: HeaderMap, body: String| async move {
             let text = |value: &HeaderValue| String::from_utf8_lossy(value.as_bytes()).into_owned();
-            let headers = headers.iter().map(|(name, value)| (name.to_string(), text(value))).collect();
-            endpoint.seen.lock().unwrap().push((uri.to_string(), headers, body));
-            let (status, headers) = endpoint.answers.lock().unwrap().pop().unwrap_or((204, HeaderMap::new()));
+            let headers = headers
+                .iter()
+                .map(|(name, value)| (name.to_string(), text(value)))
+                .collect();
+            endpoint
+                .seen
+                .lock()
+                .unwrap()
+                .push((uri.to_string(), headers, body));
+            let (status, headers) = endpoint
+                .answers
+                .lock()
+                .unwrap()
+                .pop()
+                .unwrap_or((204, HeaderMap::new()));
             (StatusCode::from_u16(status).unwrap(), headers)
         };
         let listener = tokio::net::TcpListener::bind(address).await.unwrap();
@@ -58,16 +81,32 @@ impl Endpoint {
     }
 
     pub fn bodies(&self) -> Vec<String> {
-        self.seen.lock().unwrap().iter().map(|(_, _, body)| body.clone()).collect()
+        self.seen
+            .lock()
+            .unwrap()
+            .iter()
+            .map(|(_, _, body)| body.clone())
+            .collect()
     }
 
     pub fn targets(&self) -> Vec<String> {
-        self.seen.lock().unwrap().iter().map(|(target, _, _)| target.clone()).collect()
+        self.seen
+            .lock()
+            .unwrap()
+            .iter()
+            .map(|(target, _, _)| target.clone())
+            .collect()
     }
 
     /// The values of a header, request by request; an empty one where it is missing.
     pub fn header(&self, name: &str) -> Vec<String> {
-        let value = |headers: &BTreeMap<String, String>| headers.get(name).cloned().unwrap_or_default();
-        self.seen.lock().unwrap().iter().map(|(_, headers, _)| value(headers)).collect()
+        let value =
+            |headers: &BTreeMap<String, String>| headers.get(name).cloned().unwrap_or_default();
+        self.seen
+            .lock()
+            .unwrap()
+            .iter()
+            .map(|(_, headers, _)| value(headers))
+            .collect()
     }
 }

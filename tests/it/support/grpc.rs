@@ -12,45 +12,77 @@ use super::{Http, Server, completed, request, until, with};
 
 /// A request for everything behind a cursor.
 pub fn after(cursor: &str) -> SubscribeRequest {
-    SubscribeRequest { start: Some(Start::AfterCursor(cursor.into())), ..request() }
+    SubscribeRequest {
+        start: Some(Start::AfterCursor(cursor.into())),
+        ..request()
+    }
 }
 
 /// A request for what comes from now on.
 pub fn latest() -> SubscribeRequest {
-    SubscribeRequest { start: Some(Start::Position(v1::StartPosition::Latest.into())), ..request() }
+    SubscribeRequest {
+        start: Some(Start::Position(v1::StartPosition::Latest.into())),
+        ..request()
+    }
 }
 
 /// A request for what a filter selects of the whole log.
 pub fn matching(filter: Filter) -> SubscribeRequest {
-    SubscribeRequest { filter: Some(filter), ..request() }
+    SubscribeRequest {
+        filter: Some(filter),
+        ..request()
+    }
 }
 
 /// A filter by tasks.
 pub fn of_tasks<T: ToString>(task_ids: impl IntoIterator<Item = T>) -> Filter {
-    Filter { task_ids: task_ids.into_iter().map(|id| id.to_string()).collect(), ..Filter::default() }
+    Filter {
+        task_ids: task_ids.into_iter().map(|id| id.to_string()).collect(),
+        ..Filter::default()
+    }
 }
 
 /// A filter by products.
 pub fn of_products<T: ToString>(products: impl IntoIterator<Item = T>) -> Filter {
-    Filter { products: products.into_iter().map(|product| product.to_string()).collect(), ..Filter::default() }
+    Filter {
+        products: products
+            .into_iter()
+            .map(|product| product.to_string())
+            .collect(),
+        ..Filter::default()
+    }
 }
 
 /// A filter by statuses.
 pub fn of_statuses(statuses: impl IntoIterator<Item = TaskStatus>) -> Filter {
-    Filter { statuses: statuses.into_iter().map(Into::into).collect(), ..Filter::default() }
+    Filter {
+        statuses: statuses.into_iter().map(Into::into).collect(),
+        ..Filter::default()
+    }
 }
 
 /// A filter by labels.
 pub fn of_labels<T: ToString>(labels: impl IntoIterator<Item = (T, T)>) -> Filter {
-    let labels = labels.into_iter().map(|(key, value)| (key.to_string(), value.to_string())).collect();
-    Filter { labels, ..Filter::default() }
+    let labels = labels
+        .into_iter()
+        .map(|(key, value)| (key.to_string(), value.to_string()))
+        .collect();
+    Filter {
+        labels,
+        ..Filter::default()
+    }
 }
 
 /// The field that an INVALID_ARGUMENT complains about.
 pub fn violation(status: &Status) -> String {
     assert_eq!(status.code(), Code::InvalidArgument, "{status:?}");
-    let violations = status.get_details_bad_request().expect("a BadRequest").field_violations;
-    let [violation] = &violations[..] else { panic!("one violation, not {violations:?}") };
+    let violations = status
+        .get_details_bad_request()
+        .expect("a BadRequest")
+        .field_violations;
+    let [violation] = &violations[..] else {
+        panic!("one violation, not {violations:?}")
+    };
     assert!(!violation.description.is_empty());
     violation.field.clone()
 }
@@ -62,18 +94,30 @@ pub fn refusal(status: &Status) -> (Code, String) {
 
 /// A value of the ErrorInfo's metadata.
 pub fn told(status: &Status, key: &str) -> String {
-    let info = status.get_details_error_info().unwrap_or_else(|| panic!("no ErrorInfo in {status:?}"));
-    info.metadata.get(key).unwrap_or_else(|| panic!("no {key} in {info:?}")).clone()
+    let info = status
+        .get_details_error_info()
+        .unwrap_or_else(|| panic!("no ErrorInfo in {status:?}"));
+    info.metadata
+        .get(key)
+        .unwrap_or_else(|| panic!("no {key} in {info:?}"))
+        .clone()
 }
 
 /// The place a cursor names.
 pub fn place(cursor: &str) -> u64 {
-    Cursor::parse(cursor).unwrap_or_else(|_| panic!("not a cursor: {cursor}")).sequence.0
+    Cursor::parse(cursor)
+        .unwrap_or_else(|_| panic!("not a cursor: {cursor}"))
+        .sequence
+        .0
 }
 
 /// The cursor of another place in the same log.
 pub fn cursor_at(cursor: &str, place: u64) -> String {
-    Cursor { sequence: Sequence(place), ..Cursor::parse(cursor).unwrap() }.to_string()
+    Cursor {
+        sequence: Sequence(place),
+        ..Cursor::parse(cursor).unwrap()
+    }
+    .to_string()
 }
 
 /// The places of events.
@@ -88,14 +132,19 @@ pub fn tasks_of(events: &[Event]) -> Vec<&str> {
 
 /// A finished task with a prompt of so many characters; its event is stored in about twice as many bytes.
 pub fn bulky(task_id: &str, prompt_chars: usize) -> Value {
-    with(completed(task_id), json!({"prompt": "x".repeat(prompt_chars)}))
+    with(
+        completed(task_id),
+        json!({"prompt": "x".repeat(prompt_chars)}),
+    )
 }
 
 impl Http {
     /// POSTs finished tasks `t{number}` with large prompts, one after the other.
     pub async fn post_bulky(&self, numbers: std::ops::Range<usize>, prompt_chars: usize) {
         for number in numbers {
-            self.post(&bulky(&format!("t{number}"), prompt_chars)).await.event_id();
+            self.post(&bulky(&format!("t{number}"), prompt_chars))
+                .await
+                .event_id();
         }
     }
 }
@@ -103,7 +152,12 @@ impl Http {
 impl Server {
     /// `GetLogInfo`.
     pub async fn log_info(&self) -> v1::GetLogInfoResponse {
-        self.events().await.get_log_info(v1::GetLogInfoRequest {}).await.unwrap().into_inner()
+        self.events()
+            .await
+            .get_log_info(v1::GetLogInfoRequest {})
+            .await
+            .unwrap()
+            .into_inner()
     }
 
     /// Waits until retention has nothing more to forget by bytes.
@@ -111,7 +165,11 @@ impl Server {
         let mut client = self.events().await;
         let mut info = v1::GetLogInfoResponse::default();
         until("retention", async || {
-            info = client.get_log_info(v1::GetLogInfoRequest {}).await.unwrap().into_inner();
+            info = client
+                .get_log_info(v1::GetLogInfoRequest {})
+                .await
+                .unwrap()
+                .into_inner();
             info.event_bytes <= info.retention_bytes_max && place(&info.head) > info.event_count
         })
         .await;

@@ -33,14 +33,23 @@ pub fn node(path: &Path) -> Node {
         disk_free_min_percent: 0,
     };
     let published = |_: &[Record]| {};
-    let (appender, writer) = writer(Arc::clone(&store), retention, published, Arc::new(Metrics::default()));
+    let (appender, writer) = writer(
+        Arc::clone(&store),
+        retention,
+        published,
+        Arc::new(Metrics::default()),
+    );
     let writing = thread::spawn(|| writer.run());
     let journal = Arc::new(Local::new(appender.clone()));
     let stop = move || {
         appender.stop();
         writing.join().unwrap();
     };
-    Node { journal, store, stop: Box::new(stop) }
+    Node {
+        journal,
+        store,
+        stop: Box::new(stop),
+    }
 }
 
 fn open(path: &Path) -> Arc<Store> {
@@ -71,5 +80,8 @@ pub fn stored(store: &Store) -> Vec<Record> {
         scanned_bytes_max: usize::MAX,
     };
     let after = store.first_available().previous();
-    store.read_after(after, store.head(), &Filter::default(), limits).unwrap().records
+    store
+        .read_after(after, store.head(), &Filter::default(), limits)
+        .unwrap()
+        .records
 }

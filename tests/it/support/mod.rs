@@ -36,7 +36,9 @@ pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Waits for `work`, or says what was waited for.
 pub async fn within<T>(what: &str, work: impl Future<Output = T>) -> T {
-    tokio::time::timeout(PATIENCE, work).await.unwrap_or_else(|_| panic!("waited {PATIENCE:?} for {what}"))
+    tokio::time::timeout(PATIENCE, work)
+        .await
+        .unwrap_or_else(|_| panic!("waited {PATIENCE:?} for {what}"))
 }
 
 /// Asks until the answer is yes.
@@ -59,6 +61,8 @@ pub fn is_on_disk(directory: &Path, text: &str) -> bool {
         }
 
         let bytes = fs::read(path).unwrap_or_default();
-        bytes.windows(text.len()).any(|window| window == text.as_bytes())
+        bytes
+            .windows(text.len())
+            .any(|window| window == text.as_bytes())
     })
 }

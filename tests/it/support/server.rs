@@ -9,7 +9,9 @@ use std::{
     thread::{self, JoinHandle},
 };
 
-use blobcast::wire::v1::{admin_service_client::AdminServiceClient, event_service_client::EventServiceClient};
+use blobcast::wire::v1::{
+    admin_service_client::AdminServiceClient, event_service_client::EventServiceClient,
+};
 use serde_json::Value;
 use tempfile::TempDir;
 use tonic::transport::{Channel, Endpoint};
@@ -35,7 +37,10 @@ pub struct Options {
 impl Options {
     /// Sets a configuration key by its environment variable: `("log.retention_age_max", "1s")`.
     pub fn set(mut self, key: &str, value: impl ToString) -> Self {
-        self.env.push((format!("BLOBCAST_{}", key.replace('.', "__").to_uppercase()), value.to_string()));
+        self.env.push((
+            format!("BLOBCAST_{}", key.replace('.', "__").to_uppercase()),
+            value.to_string(),
+        ));
         self
     }
 
@@ -76,14 +81,27 @@ impl Options {
     pub fn command(&self, data_dir: &Path, listen: [SocketAddr; 3]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_blobcast"));
         // Whatever the machine sets for itself must not reach the broker under test.
-        for (key, _) in std::env::vars_os().filter(|(key, _)| key.to_string_lossy().starts_with("BLOBCAST_")) {
+        for (key, _) in
+            std::env::vars_os().filter(|(key, _)| key.to_string_lossy().starts_with("BLOBCAST_"))
+        {
             command.env_remove(key);
         }
-        command.arg("serve").arg("--data-dir").arg(data_dir).envs(self.env.iter().cloned());
-        for (flag, address) in ["--ingest-listen", "--grpc-listen", "--admin-listen"].into_iter().zip(listen) {
+        command
+            .arg("serve")
+            .arg("--data-dir")
+            .arg(data_dir)
+            .envs(self.env.iter().cloned());
+        for (flag, address) in ["--ingest-listen", "--grpc-listen", "--admin-listen"]
+            .into_iter()
+            .zip(listen)
+        {
             command.arg(flag).arg(address.to_string());
         }
-        if let Some(umask) = self.umask { under_umask(&command, umask) } else { command }
+        if let Some(umask) = self.umask {
+            under_umask(&command, umask)
+        } else {
+            command
+        }
     }
 }
 
@@ -110,9 +128,16 @@ impl Server {
     async fn launch(options: Options, directory: Arc<TempDir>, listen: [SocketAddr; 3]) -> Self {
         let mut command = options.command(&directory.path().join("data"), listen);
         let (ours, theirs) = options.on_terminal.then(|| terminal(200)).unzip();
-        command.stdout(theirs.map_or_else(Stdio::piped, Stdio::from)).stderr(Stdio::piped());
+        command
+            .stdout(theirs.map_or_else(Stdio::piped, Stdio::from))
+            .stderr(Stdio::piped());
         let mut child = command.spawn().unwrap();
-        let printed = child.stdout.take().map(collect).or(ours.map(collect)).unwrap();
+        let printed = child
+            .stdout
+            .take()
+            .map(collect)
+            .or(ours.map(collect))
+            .unwrap();
         let log = Arc::new(Mutex::new(String::new()));
         let (ready, is_ready) = mpsc::channel();
         let (stderr, lines) = (child.stderr.take().unwrap(), Arc::clone(&log));
@@ -120,18 +145,35 @@ impl Server {
             for line in BufReader::new(stderr).lines().map_while(Result::ok) {
                 let parsed: Value = serde_json::from_str(&line).unwrap_or_default();
                 if parsed["message"] == "ready" {
-                    let _ = ready
-                        .send(["ingest", "grpc", "admin"].map(|key| parsed[key].as_str().unwrap().parse().unwrap()));
+                    let _ = ready.send(
+                        ["ingest", "grpc", "admin"]
+                            .map(|key| parsed[key].as_str().unwrap().parse().unwrap()),
+                    );
                 }
                 let mut log = lines.lock().unwrap();
                 log.push_str(&line);
                 log.push('\n');
             }
         });
-        let addresses = tokio::task::spawn_blocking(move || is_ready.recv_timeout(PATIENCE)).await.unwrap();
-        let Ok([ingest, grpc, admin]) = addresses else { panic!("not ready; its log: {}", log.lock().unwrap()) };
+        let addresses = tokio::task::spawn_blocking(move || is_ready.recv_timeout(PATIENCE))
+            .await
+            .unwrap();
+        let Ok([ingest, grpc, admin]) = addresses else {
+            panic!("not ready; its log: {}", log.lock().unwrap())
+        };
         let watchdog = Watchdog::of(child.id());
-        Self { child, options, directory, log, log_reader: Some(log_reader), watchdog, printed, ingest, grpc, admin }
+        Self {
+            child,
+            options,
+            directory,
+            log,
+            log_reader: Some(log_reader),
+            watchdog,
+            printed,
+            ingest,
+            grpc,
+            admin,
+        }
     }
 
     /// Where it keeps its data.
@@ -149,7 +191,12 @@ impl Server {
     pub async fn logged(&self, text: &str, count: usize) -> Vec<String> {
         let mut lines = Vec::new();
         until(text, || {
-            lines = self.log().lines().filter(|line| line.contains(text)).map(str::to_owned).collect();
+            lines = self
+                .log()
+                .lines()
+                .filter(|line| line.contains(text))
+                .map(str::to_owned)
+                .collect();
             std::future::ready(lines.len() >= count)
         })
         .await;
@@ -231,7 +278,9 @@ impl Server {
     pub async fn metric(&self, name: &str) -> f64 {
         let (status, text) = self.admin_get("/metrics").await;
         assert_eq!(status, 200);
-        let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        let line = text
+            .lines()
+            .find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
         line.map_or(0.0, |value| value.parse().unwrap())
     }
 
@@ -258,9 +307,14 @@ impl Drop for Server {
         let _ = self.child.wait();
         if thread::panicking() {
             eprintln!("--- the broker's log:\n{}", self.log());
-            self.watchdog.found().inspect(|blocked| eprintln!("--- blocked: {blocked}"));
+            self.watchdog
+                .found()
+                .inspect(|blocked| eprintln!("--- blocked: {blocked}"));
         } else if let Some(blocked) = self.watchdog.found() {
-            panic!("what serves must not block: {blocked}; the broker's log:\n{}", self.log());
+            panic!(
+                "what serves must not block: {blocked}; the broker's log:\n{}",
+                self.log()
+            );
         }
     }
 }
@@ -272,7 +326,9 @@ fn collect(mut from: impl Read + Send + 'static) -> Arc<Mutex<String>> {
         let mut buffer = [0; 4096];
         while let Ok(count @ 1..) = from.read(&mut buffer) {
             // A terminal makes two characters of a line end.
-            into.lock().unwrap().push_str(&String::from_utf8_lossy(&buffer[..count]).replace('\r', ""));
+            into.lock()
+                .unwrap()
+                .push_str(&String::from_utf8_lossy(&buffer[..count]).replace('\r', ""));
         }
     });
     text

@@ -30,12 +30,18 @@ pub fn completed(task_id: &str) -> Value {
 
 /// A failed veo task.
 pub fn failed(task_id: &str) -> Value {
-    with(completed(task_id), json!({"status": "failed", "video_url": null, "error": {"message": "UNSAFE_CONTENT"}}))
+    with(
+        completed(task_id),
+        json!({"status": "failed", "video_url": null, "error": {"message": "UNSAFE_CONTENT"}}),
+    )
 }
 
 /// A veo task that is not over.
 pub fn processing(task_id: &str) -> Value {
-    with(completed(task_id), json!({"status": "processing", "video_url": null}))
+    with(
+        completed(task_id),
+        json!({"status": "processing", "video_url": null}),
+    )
 }
 
 /// `body` with some fields replaced.
@@ -74,7 +80,10 @@ impl Answer {
 
     /// For the checker.
     pub fn acknowledged(&self, task_id: &str) -> Acknowledged {
-        Acknowledged { event_id: self.event_id(), task_id: task_id.to_owned() }
+        Acknowledged {
+            event_id: self.event_id(),
+            task_id: task_id.to_owned(),
+        }
     }
 }
 
@@ -87,7 +96,10 @@ pub struct Http {
 
 impl Http {
     pub fn new(address: SocketAddr) -> Self {
-        Self { address, client: Client::builder(TokioExecutor::new()).build_http() }
+        Self {
+            address,
+            client: Client::builder(TokioExecutor::new()).build_http(),
+        }
     }
 
     /// POSTs a callback for veo.
@@ -107,24 +119,44 @@ impl Http {
         body: impl Into<Bytes>,
     ) -> Result<Answer, hyper_util::client::legacy::Error> {
         let request = Request::post(format!("http://{}{path}", self.address));
-        let request = request.header("content-type", "application/json").body(Full::new(body.into())).unwrap();
+        let request = request
+            .header("content-type", "application/json")
+            .body(Full::new(body.into()))
+            .unwrap();
         self.send(request).await
     }
 
     /// Sends any request.
-    pub async fn send(&self, request: Request<Full<Bytes>>) -> Result<Answer, hyper_util::client::legacy::Error> {
+    pub async fn send(
+        &self,
+        request: Request<Full<Bytes>>,
+    ) -> Result<Answer, hyper_util::client::legacy::Error> {
         let response = within("an answer", self.client.request(request)).await?;
         let (parts, body) = response.into_parts();
-        let bytes = within("the answer's body", body.collect()).await.unwrap_or_default().to_bytes();
-        let json = serde_json::from_slice(&bytes).unwrap_or(Value::String(String::from_utf8_lossy(&bytes).into()));
-        Ok(Answer { status: parts.status.as_u16(), headers: parts.headers, json })
+        let bytes = within("the answer's body", body.collect())
+            .await
+            .unwrap_or_default()
+            .to_bytes();
+        let json = serde_json::from_slice(&bytes)
+            .unwrap_or(Value::String(String::from_utf8_lossy(&bytes).into()));
+        Ok(Answer {
+            status: parts.status.as_u16(),
+            headers: parts.headers,
+            json,
+        })
     }
 
     /// GETs a path; status and body.
     pub async fn get(&self, path: &str) -> (u16, String) {
         let uri = format!("http://{}{path}", self.address);
-        let request = Request::builder().method(Method::GET).uri(uri).body(Full::default()).unwrap();
-        let response = within("an answer", self.client.request(request)).await.unwrap();
+        let request = Request::builder()
+            .method(Method::GET)
+            .uri(uri)
+            .body(Full::default())
+            .unwrap();
+        let response = within("an answer", self.client.request(request))
+            .await
+            .unwrap();
         let status = response.status().as_u16();
         let bytes = response.into_body().collect().await.unwrap().to_bytes();
         (status, String::from_utf8(bytes.into()).unwrap())

@@ -33,7 +33,10 @@ pub struct Watchdog {
 
 impl Watchdog {
     pub fn of(pid: u32) -> Self {
-        let watchdog = Self { found: Arc::default(), stop: Arc::default() };
+        let watchdog = Self {
+            found: Arc::default(),
+            stop: Arc::default(),
+        };
         let (found, stop) = (Arc::clone(&watchdog.found), Arc::clone(&watchdog.stop));
         thread::spawn(move || {
             let mut seen = HashMap::new();
@@ -66,8 +69,15 @@ fn look(pid: u32, seen: &mut Seen) -> Option<String> {
     // Before anything is read: a look that is held up must not make a call look longer.
     let now = Instant::now();
     let mut found = None;
-    for task in fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten() {
-        let (Some(id), path) = (task.file_name().to_str().and_then(|name| name.parse().ok()), task.path()) else {
+    for task in fs::read_dir(format!("/proc/{pid}/task"))
+        .into_iter()
+        .flatten()
+        .flatten()
+    {
+        let (Some(id), path) = (
+            task.file_name().to_str().and_then(|name| name.parse().ok()),
+            task.path(),
+        ) else {
             continue;
         };
         match suspicious(pid, id, &path) {
@@ -78,8 +88,10 @@ fn look(pid: u32, seen: &mut Seen) -> Option<String> {
                     if now.duration_since(*since) >= BLOCKED_MAX {
                         let name = read(&path, "comm");
                         let (what, place) = (read(&path, "wchan"), now.duration_since(*since));
-                        found =
-                            Some(format!("thread {} was in system call {call} ({what}) for {place:?}", name.trim()));
+                        found = Some(format!(
+                            "thread {} was in system call {call} ({what}) for {place:?}",
+                            name.trim()
+                        ));
                     }
                 }
                 _ => drop(seen.insert(id, (call, switches, now))),
@@ -99,7 +111,9 @@ fn suspicious(pid: u32, id: u32, path: &Path) -> Option<(String, String)> {
     }
     let serves = id == pid || SERVING.contains(&read(path, "comm").trim());
     let status = serves.then(|| read(path, "status"))?;
-    let switches = status.lines().find(|line| line.starts_with("voluntary_ctxt_switches"))?;
+    let switches = status
+        .lines()
+        .find(|line| line.starts_with("voluntary_ctxt_switches"))?;
     Some((call.trim().to_owned(), switches.to_owned()))
 }
 
@@ -112,13 +126,20 @@ fn read(path: &Path, name: &str) -> String {
 fn a_thread_that_waits_for_a_file_is_found_and_one_that_waits_for_work_is_not() {
     let (reader, writer) = std::io::pipe().unwrap();
     let waits = |command: &str, stdin: std::process::Stdio| {
-        std::process::Command::new("sh").args(["-c", &format!("exec {command}")]).stdin(stdin).spawn().unwrap()
+        std::process::Command::new("sh")
+            .args(["-c", &format!("exec {command}")])
+            .stdin(stdin)
+            .spawn()
+            .unwrap()
     };
     let mut blocked = waits("cat", reader.into());
     let watchdog = Watchdog::of(blocked.id());
     let begun = Instant::now();
     while watchdog.found().is_none() {
-        assert!(begun.elapsed() < super::PATIENCE, "a thread that reads a pipe is blocked");
+        assert!(
+            begun.elapsed() < super::PATIENCE,
+            "a thread that reads a pipe is blocked"
+        );
         thread::sleep(PERIOD);
     }
     drop(writer);
