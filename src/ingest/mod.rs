@@ -3,7 +3,7 @@
 //! A callback is answered 2xx only when its bytes are durable, as an event or in quarantine. What is refused is answered with
 //! a reason and counted; nothing is dropped silently. Owns the paths and the answers; connections are the server's.
 
-mod address;
+mod client_address;
 mod answer;
 mod body;
 mod budget;
@@ -39,10 +39,10 @@ use crate::{
     trace::{REQUEST_ID, RequestId, Span, TRACEPARENT, Tracer},
     vendor, web,
 };
-pub use address::{ForwardedHeader, TrustedProxies};
 pub(crate) use answer::ToAnybody;
 use answer::{Outcome, Refusal};
 use budget::{Budgets, Credential, Sender};
+pub use client_address::{ForwardedHeader, TrustedProxies};
 use throttle::Throttle;
 use verify::LetIn;
 pub use verify::{Allowlist, BodySignature, Rules};

@@ -9,9 +9,9 @@ use jiff::Timestamp;
 
 use super::{
     Outcome,
-    address::TrustedProxies,
     answer::Denied,
     budget::{Credential, Sender},
+    client_address::TrustedProxies,
 };
 use crate::{
     callback::WebhookPath,

@@ -6,14 +6,14 @@ use std::sync::{Arc, Mutex};
 use tonic::transport::Endpoint;
 
 use super::{
-    Addresses, credentials, lock, otlp, refusal::Refusal, secured::Secured, watch::Watched,
+    Addresses, credentials, lock, otlp, refusal::Refusal, tls::ListenersTls, watch::Watched,
 };
 use crate::{config::Config, credentials::SharedCredentials, metrics::Metrics};
 
 /// See the module's description.
 pub(super) struct FromFiles {
     pub credentials: Arc<SharedCredentials>,
-    pub secured: Secured,
+    pub tls: ListenersTls,
     /// The way to the collector of traces, if there is one.
     pub collector: Option<Endpoint>,
     /// What is read again when it changes.
@@ -33,24 +33,24 @@ impl FromFiles {
             .into_iter()
             .collect();
         let loaded = credentials::load(&config, places);
-        let secured = Secured::new(&config, metrics);
+        let tls = ListenersTls::new(&config, metrics);
         let collector = otlp::way(&config.traces);
 
-        match (loaded, secured, collector) {
-            (Ok(loaded), Ok(mut secured), Ok(collector)) => {
+        match (loaded, tls, collector) {
+            (Ok(loaded), Ok(mut tls), Ok(collector)) => {
                 credentials.set(loaded);
-                watched.append(&mut secured.watched);
+                watched.append(&mut tls.watched);
                 Ok(Self {
                     credentials,
-                    secured,
+                    tls,
                     collector,
                     watched,
                 })
             }
-            (loaded, secured, collector) => {
+            (loaded, tls, collector) => {
                 let refusals = [
                     loaded.err(),
-                    secured.err(),
+                    tls.err(),
                     collector.err().map(|refusal| vec![refusal]),
                 ];
                 Err(refusals.into_iter().flatten().flatten().collect())

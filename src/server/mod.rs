@@ -1,7 +1,7 @@
 //! Builds the broker from its configuration, runs it, and takes it down in order. The only place that spawns what lives long.
 
 mod acme;
-mod admin;
+mod operations;
 mod aside;
 mod audit;
 mod banner;
@@ -18,14 +18,14 @@ mod log_writer;
 mod logging;
 pub(crate) mod net;
 mod otlp;
-mod recovery;
+mod reopen;
 mod refusal;
 mod rehearsal;
 mod resources;
 mod runtimes;
-mod secured;
+mod tls;
 mod socket_units;
-mod supervisor;
+mod systemd;
 mod watch;
 
 use std::{
@@ -76,7 +76,7 @@ use from_files::FromFiles;
 use liveness::Liveness;
 use net::{Entrance, tls::Tls};
 use refusal::{Refusal, Refusals, Source, What};
-use secured::Secured;
+use tls::ListenersTls;
 use watch::{Asked, Rereader, Told, Watched};
 
 /// Time for a client's answer to a ping over a bad line; a client that takes longer has missed a keepalive, though its connection may have
@@ -173,7 +173,7 @@ pub struct Server {
     audit: Arc<Audit>,
     ingest: Arc<Ingest>,
     appender: Appender,
-    status: Arc<admin::Status>,
+    status: Arc<operations::Status>,
     health: HealthReporter,
     writer: thread::JoinHandle<()>,
     tasks: JoinSet<&'static str>,
@@ -195,7 +195,7 @@ impl Server {
         let shared_config = Arc::new(Mutex::new(config.clone()));
         let FromFiles {
             credentials,
-            mut secured,
+            mut tls,
             collector,
             mut watched,
         } = read_files(&shared_config, addresses, &metrics).await?;
@@ -236,7 +236,9 @@ impl Server {
             &audit,
         );
         let answers = Arc::clone(&context.answers);
-        let status = Arc::new(admin::Status::new(&sources, &answers, probed, &liveness));
+        let status = Arc::new(operations::Status::new(
+            &sources, &answers, probed, &liveness,
+        ));
         let (health, services) = grpc::services(context, config, tracer).await;
 
         let [stop_ingest, stop_grpc, stop_admin] = [(); 3].map(|()| CancellationToken::new());
@@ -245,7 +247,7 @@ impl Server {
             http::Limits::ingest(&config.ingest),
             http::Counters::of_ingest(&metrics),
         );
-        let (entrance, stop) = (secured.ingest_entrance(config), stop_ingest.clone());
+        let (entrance, stop) = (tls.ingest_entrance(config), stop_ingest.clone());
         let serve = http::serve(
             ingest_listener,
             homes,
@@ -256,7 +258,7 @@ impl Server {
             stop,
         );
         tasks.spawn(named("the ingest listener", serve));
-        let (entrance, counters) = (secured.grpc_entrance(config), grpc::Counters::new(&metrics));
+        let (entrance, counters) = (tls.grpc_entrance(config), grpc::Counters::new(&metrics));
         let serve = grpc::serve(
             grpc_listener,
             entrance,
@@ -267,11 +269,11 @@ impl Server {
         );
         tasks.spawn(named("the gRPC listener", serve));
         let (limits, counters) = (http::Limits::admin(), http::Counters::of("admin", &metrics));
-        let (entrance, stop) = (
-            Entrance::open_to_all(secured.admin.clone()),
-            stop_admin.clone(),
-        );
-        let responder = http::routed(admin::router(&status, door(config, &addresses, &metrics)));
+        let (entrance, stop) = (Entrance::open_to_all(tls.admin.clone()), stop_admin.clone());
+        let responder = http::routed(operations::router(
+            &status,
+            door(config, &addresses, &metrics),
+        ));
         let serve = http::serve(
             admin_listener,
             Homes::here(),
@@ -283,7 +285,7 @@ impl Server {
         );
         tasks.spawn(named("the admin listener", serve));
         let (review, (rereader, asked)) = (
-            review(Arc::clone(&sources), gate, secured.grpc.clone()),
+            review(Arc::clone(&sources), gate, tls.grpc.clone()),
             Rereader::new(),
         );
         tasks.spawn(named(
@@ -298,11 +300,11 @@ impl Server {
         });
         tasks.spawn(named(
             "the watchdog",
-            supervisor::watchdog(liveness, stop_admin.clone()),
+            systemd::watchdog(liveness, stop_admin.clone()),
         ));
         let (refusals, renewal) = (
             Arc::new(Refusals::new(metrics)),
-            renewal(&mut secured, &sources),
+            renewal(&mut tls, &sources),
         );
         let told = Told {
             refusals: Arc::clone(&refusals),
@@ -366,17 +368,17 @@ impl Server {
         let reload = Arc::new(reload);
         self.refusals.tell_ready();
         let mut shutdown = pin!(shutdown);
-        let mut recovery = pin!(recovery::is_possible(Arc::clone(&self.sources.store)));
+        let mut reopening = pin!(reopen::is_possible(Arc::clone(&self.sources.store)));
         let recovers = loop {
             tokio::select! {
                 () = &mut shutdown => break false,
-                () = &mut recovery => break true,
+                () = &mut reopening => break true,
                 Some(ended) = self.tasks.join_next() => return Err(RunError::Ended(ended?)),
                 () = hangup() => {
-                    supervisor::reloading();
+                    systemd::reloading();
                     tokio::select! {
                         () = &mut shutdown => break false,
-                        () = self.reload(&reload) => supervisor::ready(),
+                        () = self.reload(&reload) => systemd::ready(),
                     }
                 }
             }
@@ -385,7 +387,7 @@ impl Server {
         if recovers {
             tracing::warn!("the disk can be written again: starting anew to open the store");
         } else {
-            supervisor::stopping();
+            systemd::stopping();
         }
         let listeners = drain::drain(self, drain_timeout, recovers).await;
         Ok(listeners.map_or(Ended::Stopped, Ended::ToStartAnew))
@@ -536,9 +538,8 @@ fn keep_files(
     tasks.spawn(named("the watch of files", watch));
 }
 
-fn renewal(secured: &mut Secured, sources: &Sources) -> Option<(Acme, Arc<Clock>)> {
-    secured
-        .acme
+fn renewal(tls: &mut ListenersTls, sources: &Sources) -> Option<(Acme, Arc<Clock>)> {
+    tls.acme
         .take()
         .map(|acme| (acme, Arc::clone(sources.store.clock())))
 }
@@ -730,13 +731,13 @@ fn tell_start(store: &Store, metrics: &Metrics) {
     }
 }
 
-fn door(config: &Config, addresses: &Addresses, metrics: &Metrics) -> admin::Door {
+fn door(config: &Config, addresses: &Addresses, metrics: &Metrics) -> operations::Door {
     let (hosts, refused) = (config.admin.hosts.clone(), metrics.admin_refused.clone());
-    admin::Door {
+    operations::Door {
         port: addresses.admin.port(),
         hosts,
         refused,
-        log: Sampler::every(admin::COMPLAINT),
+        log: Sampler::every(operations::COMPLAINT),
     }
 }
 

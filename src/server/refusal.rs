@@ -179,7 +179,7 @@ impl Refusals {
     pub(super) fn tell_ready(&self) {
         let mut standing = lock(&self.standing);
         let status = standing.status();
-        if supervisor::ready_and_status(status.clone()) {
+        if systemd::ready_and_status(status.clone()) {
             standing.told = status;
         }
     }
@@ -219,7 +219,7 @@ impl Standing {
             status != self.told
         };
         // What the supervisor did not take is told again with the next change.
-        if is_news && supervisor::status(status.clone()) {
+        if is_news && systemd::status(status.clone()) {
             self.told = status;
         }
     }

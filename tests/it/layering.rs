@@ -313,7 +313,7 @@ const MAY_BLOCK: [(&str, &[&str], &str); 12] = [
         "read by a rehearsal only",
     ),
     (
-        "server/supervisor.rs",
+        "server/systemd.rs",
         &["sync_channel"],
         "a thread of its own sends",
     ),

@@ -28,7 +28,7 @@ const GRPC_ALPN: &[&[u8]] = &[H2, HTTP_1_1];
 const ADMIN_ALPN: &[&[u8]] = &[HTTP_1_1];
 
 /// What each listener speaks TLS with; `None`: it does not.
-pub(super) struct Secured {
+pub(super) struct ListenersTls {
     ingest: Option<Arc<Tls>>,
     pub grpc: Option<Arc<Tls>>,
     pub admin: Option<Arc<Tls>>,
@@ -38,7 +38,7 @@ pub(super) struct Secured {
     pub watched: Vec<Watched>,
 }
 
-impl Secured {
+impl ListenersTls {
     /// Reads what the configuration names: all of it, whatever is wrong with some.
     pub(super) fn new(config: &Config, metrics: &Arc<Metrics>) -> Result<Self, Vec<Refusal>> {
         let Config {
@@ -48,7 +48,7 @@ impl Secured {
             acme,
             ..
         } = config;
-        let mut secured = Self {
+        let mut tls = Self {
             ingest: None,
             grpc: None,
             admin: None,
@@ -73,8 +73,7 @@ impl Secured {
 
         let mut refusals = Vec::new();
         let mut read = |files, clients, alpn| {
-            secured
-                .read(files, clients, alpn, metrics)
+            tls.read(files, clients, alpn, metrics)
                 .unwrap_or_else(|wrong| {
                     refusals.extend(wrong);
                     None
@@ -85,15 +84,15 @@ impl Secured {
             read(of_grpc, of_clients, GRPC_ALPN),
         );
         let admin = read(of_admin, None, ADMIN_ALPN);
-        (secured.ingest, secured.grpc, secured.admin) = (ingest, grpc, admin);
+        (tls.ingest, tls.grpc, tls.admin) = (ingest, grpc, admin);
         if !acme.domains.is_empty() {
             match acme::Authorities::load(acme) {
-                Ok(authorities) => secured.order(config, authorities, metrics),
+                Ok(authorities) => tls.order(config, authorities, metrics),
                 Err(refusal) => refusals.push(refusal),
             }
         }
         if refusals.is_empty() {
-            Ok(secured)
+            Ok(tls)
         } else {
             Err(refusals)
         }

@@ -59,7 +59,7 @@ pub(super) fn stopping() {
 }
 
 /// Sends keep-alives as long as every serving thread runs what it is given. Whether callbacks become durable does not matter here:
-/// a full disk is no reason to be killed, and [`super::admin`] reports it.
+/// a full disk is no reason to be killed, and [`super::operations`] reports it.
 pub(super) async fn watchdog(liveness: Arc<Liveness>, stop: CancellationToken) {
     let Some(timeout) = sd_notify::watchdog_enabled().filter(|timeout| *timeout > Duration::ZERO)
     else {
