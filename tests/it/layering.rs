@@ -4,6 +4,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
     path::{Path, PathBuf},
+    process::Command,
 };
 
 /// What each module may import, directly. A module that is not named here may not exist.
@@ -357,6 +358,91 @@ fn what_serves_does_not_wait_for_files_or_outputs() {
         blocking.is_empty(),
         "see server/aside.rs for how to wait: {blocking:#?}"
     );
+}
+
+/// One script measures this repository and others, so the limits are written down once.
+#[test]
+fn files_and_functions_are_short_and_import_each_other_in_no_circle() {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/operations/shape");
+    let done = Command::new("python3")
+        .arg(script)
+        .arg("--check")
+        .output()
+        .expect("python3 runs");
+
+    let said = String::from_utf8_lossy(&done.stderr);
+    assert!(done.status.success(), "{said}");
+}
+
+/// Words that a comment can always do without: a client is "it", and a thing has the field's name instead of a clause.
+const PET_WORDS: [&str; 20] = [
+    "he",
+    "him",
+    "his",
+    "himself",
+    "whoever",
+    "whomever",
+    "whosoever",
+    "those who",
+    "is told",
+    "are told",
+    "was told",
+    "be told",
+    "been told",
+    "be had",
+    "is to be",
+    "are to be",
+    "is not to",
+    "are not to",
+    "for want of",
+    "in vain",
+];
+
+/// Where comments still have them.
+const PET_WORDS_LEFT: [&str; 4] = ["src/", "tests/", "benches/", "examples/"];
+
+#[test]
+fn comments_have_no_pet_words() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut files = Vec::new();
+    for directory in ["src", "tests", "benches", "examples"] {
+        collect(&root.join(directory), &mut files);
+    }
+    let mut found = Vec::new();
+    for path in files {
+        let name = path.strip_prefix(root).unwrap().display().to_string();
+        if PET_WORDS_LEFT.iter().any(|left| name.starts_with(left)) {
+            continue;
+        }
+        for comment in comments(&fs::read_to_string(&path).unwrap()) {
+            let used = PET_WORDS
+                .into_iter()
+                .filter(|word| comment.contains(&format!(" {word} ")));
+            found.extend(used.map(|word| format!("{name}: \"{word}\" in: {}", comment.trim())));
+        }
+    }
+    assert!(found.is_empty(), "{found:#?}");
+}
+
+/// The words of each block of comment lines, in lower case and with a space around each.
+fn comments(text: &str) -> Vec<String> {
+    let mut blocks = vec![String::from(" ")];
+    for line in text.lines().map(str::trim_start) {
+        if !line.starts_with("//") {
+            blocks.push(String::from(" "));
+            continue;
+        }
+        let words = line
+            .split(|c: char| !c.is_alphanumeric() && c != '\'' && c != '_')
+            .filter(|word| !word.is_empty());
+        for word in words {
+            let block = blocks.last_mut().unwrap();
+            block.push_str(&word.to_lowercase());
+            block.push(' ');
+        }
+    }
+    blocks.retain(|block| block.len() > 1);
+    blocks
 }
 
 /// Top-level module and code of every source file, without tests and comments.
