@@ -11,16 +11,19 @@ the files as they may be found after a cut at any line of it:
   promises no more.
 """
 
+import itertools
 import math
 import os
 import pathlib
 import re
 
-from lib import Wrong
+from lib import Failed
 
 NAME_CALLS = "openat,rename,renameat,renameat2,unlink,unlinkat,rmdir,mkdir"
 CALLS = f"{NAME_CALLS},write,writev,pwrite64,ftruncate,fsync,fdatasync,lseek,sendto"
-NOT_FOLLOWED = "creat,truncate,pwritev,pwritev2,copy_file_range,fallocate,link,linkat,mkdirat,sendfile,splice,symlink,symlinkat"
+NOT_FOLLOWED = (
+    "creat,truncate,pwritev,pwritev2,copy_file_range,fallocate,link,linkat,mkdirat,sendfile,splice,symlink,symlinkat"
+)
 STRACE = ["strace", "-I", "waiting", "-f", "-yy", "-xx", "-s", "100000000", "-e", f"trace={CALLS},{NOT_FOLLOWED}"]
 VARIANTS = ["lost", "kept", "torn", "sectors"]
 SECTOR_BYTES = 512
@@ -89,7 +92,7 @@ class Disk:
         if not (self.is_inside(on) or inside):
             return []
         if name in NOT_FOLLOWED.split(",") or name == "writev":
-            raise Wrong(f"a call that is not understood: {text[:200]}")
+            raise Failed(f"a call that is not understood: {text[:200]}")
         if name in ("write", "pwrite64"):
             file, data = files[int(descriptor[1])], decode_all(text)
             at = int(LAST.search(text)[1]) if name == "pwrite64" else file[1]
@@ -111,8 +114,8 @@ class Disk:
     def end(self, name, text, begun, changes, result, files):
         for change in changes:
             change.ended = self.line
-            if result < 0 or change.data is not None and result != len(change.data):
-                raise Wrong(f"a call that failed: {text[:200]} = {result}")
+            if result < 0 or (change.data is not None and result != len(change.data)):
+                raise Failed(f"a call that failed: {text[:200]} = {result}")
         descriptor = DESCRIPTOR.match(text, text.index(name))
         if name == "openat" and result >= 0:
             path = decode(TEXT.search(text)[1])
@@ -150,11 +153,16 @@ class Disk:
         for change in cut_off:
             change.ended = self.line
         for path, file in self.names.items():
-            while isinstance(file, File) and not self.is_as_told(path, file) and file.changes and file.changes[-1] in cut_off:
+            while (
+                isinstance(file, File)
+                and not self.is_as_told(path, file)
+                and file.changes
+                and file.changes[-1] in cut_off
+            ):
                 file.changes.pop()
                 file.size = len(content(file.changes))
             if not self.is_as_told(path, file):
-                raise Wrong(f"the trace does not explain {path}")
+                raise Failed(f"the trace does not explain {path}")
 
     @staticmethod
     def is_as_told(path, file):
@@ -224,7 +232,7 @@ def sectors(change):
         return [change]
     first, end = change.at - change.at % SECTOR_BYTES, change.at + len(change.data)
     edges = [max(edge, change.at) for edge in range(first, end, SECTOR_BYTES)] + [end]
-    return [Change(0, at=a, data=change.data[a - change.at : b - change.at]) for a, b in zip(edges, edges[1:])]
+    return [Change(0, at=a, data=change.data[a - change.at : b - change.at]) for a, b in itertools.pairwise(edges)]
 
 
 def content(changes):

@@ -256,7 +256,10 @@ def streams(one, count=100):
 
 def rapid_reset(target):
     block, cancel = head(target), struct.pack(">I", 8)
-    frames(target, streams(lambda stream: frame(HEADERS, END_HEADERS, stream, block) + frame(RST_STREAM, 0, stream, cancel)))
+    frames(
+        target,
+        streams(lambda stream: frame(HEADERS, END_HEADERS, stream, block) + frame(RST_STREAM, 0, stream, cancel)),
+    )
 
 
 def made_to_reset(target):
@@ -294,7 +297,9 @@ def repeated(sent, reads=True):
 
 def continuation(target, piece=b""):
     begin = frame(HEADERS, 0, 1, head(target))
-    frames(target, lambda stream: ((begin if stream == 1 else b"") + frame(CONTINUATION, 0, 1, piece) * 1_000, stream + 2))
+    frames(
+        target, lambda stream: ((begin if stream == 1 else b"") + frame(CONTINUATION, 0, 1, piece) * 1_000, stream + 2)
+    )
 
 
 def continuation_full(target):

@@ -77,7 +77,7 @@ class Customers:
                     answer = connection.getresponse()
                     answer.read()
                     found = answer.status
-        except Exception as error:  # noqa: BLE001 # each is a callback that was not answered
+        except Exception as error:  # each is a callback that was not answered
             found = type(error).__name__
         self.calls[task] = Call(due, found, time.monotonic() - due)
 
@@ -142,7 +142,13 @@ def percentile(values, part):
 def tell(name, did, found, *memory):
     latencies, events, failures = found
     at = lambda values, part: f"{1000 * percentile(values, part):.0f}" if values else "-"
-    told = [str(len(latencies) + len(failures)), str(len(failures)), at(latencies, 0.5), at(latencies, 0.99), at(events, 0.99)]
+    told = [
+        str(len(latencies) + len(failures)),
+        str(len(failures)),
+        at(latencies, 0.5),
+        at(latencies, 0.99),
+        at(events, 0.99),
+    ]
     row(name, did, *told, *(f"{number:.0f}" for number in memory))
 
 

@@ -38,7 +38,17 @@ def tools(broker, path, is_full):
 
 def h2spec(listener, address, options, expected):
     """Whether HTTP/2 is spoken to the letter, also where the peer does not."""
-    command = [support.go_tools() / "h2spec", "generic", "hpack", "http2", "-h", address[0], "-p", str(address[1]), *options]
+    command = [
+        support.go_tools() / "h2spec",
+        "generic",
+        "hpack",
+        "http2",
+        "-h",
+        address[0],
+        "-p",
+        str(address[1]),
+        *options,
+    ]
     wrong = None
     for number in range(1, H2SPEC_RUNS + 1):
         out = subprocess.run(command, check=False, capture_output=True, text=True).stdout
@@ -47,7 +57,9 @@ def h2spec(listener, address, options, expected):
         wrong = failed if wrong is None else wrong & failed
         if not wrong:
             but = f", {len(expected)} that do not apply left out" if expected else ""
-            print(f"floods: h2spec, {listener}: {H2SPEC_TESTS} tests, {skipped} skipped by itself{but}; none failed in every run of {number}")
+            print(
+                f"floods: h2spec, {listener}: {H2SPEC_TESTS} tests, {skipped} skipped by itself{but}; none failed in every run of {number}"
+            )
             return
     raise Failed(f"h2spec, {listener}: {sorted(wrong)}\n{out}")
 
@@ -58,7 +70,9 @@ def outcomes(listener, out):
     names = re.findall(r"^ +× \d+: (.+)$", out.partition("\nFailures:")[2], re.MULTILINE)
     total, _, skipped, failed = map(int, counted.groups()) if counted else (0, 0, 0, 0)
     if (total, failed) != (H2SPEC_TESTS, len(names)) or skipped > H2SPEC_SKIPPED_MAX:
-        raise Failed(f"h2spec, {listener}: {H2SPEC_TESTS} tests were to be run, and {len(names)} names of failed ones were found in\n{out}")
+        raise Failed(
+            f"h2spec, {listener}: {H2SPEC_TESTS} tests were to be run, and {len(names)} names of failed ones were found in\n{out}"
+        )
     return set(names), skipped
 
 
@@ -69,12 +83,34 @@ def slowhttptest(broker, path):
         memory.forget_peak()
         before, begin = memory.now(), time.monotonic()
         url = f"https://{broker.ingest[0]}:{broker.ingest[1]}{path}"
-        command = ["slowhttptest", f"-{mode}", "-c", "1000", "-r", "300", "-i", "2", "-l", str(SLOW_SECONDS), "-p", "3", "-s", "1000000"]
+        command = [
+            "slowhttptest",
+            f"-{mode}",
+            "-c",
+            "1000",
+            "-r",
+            "300",
+            "-i",
+            "2",
+            "-l",
+            str(SLOW_SECONDS),
+            "-p",
+            "3",
+            "-s",
+            "1000000",
+        ]
         out = subprocess.run([*command, "-t", "POST", "-u", url], check=True, capture_output=True, text=True).stdout
         found = customers.between(begin, time.monotonic())
         out = re.sub(r"\x1b\[[\d;]*m", "", out)
         last = dict(re.findall(r"^(connected|closed|service available): +(\w+)", out, re.MULTILINE))
-        tell(f"slowhttptest {name}", f"{last['connected']} connected, {last['closed']} closed at the end", found, before, memory.peak(), memory.now())
+        tell(
+            f"slowhttptest {name}",
+            f"{last['connected']} connected, {last['closed']} closed at the end",
+            found,
+            before,
+            memory.peak(),
+            memory.now(),
+        )
         if found[2] or last["service available"] != "YES":
             raise Failed(f"slowhttptest, {name}: {last}, {found[2]}")
     customers.end()
@@ -85,12 +121,28 @@ def testssl(broker):
     program = shutil.which("testssl") or "testssl.sh"
     with tempfile.TemporaryDirectory() as directory:
         found = pathlib.Path(directory) / "found.json"
-        command = [program, "--quiet", "--warnings", "off", "-p", "-U", "--jsonfile", found, f"{broker.ingest[0]}:{broker.ingest[1]}"]
+        command = [
+            program,
+            "--quiet",
+            "--warnings",
+            "off",
+            "-p",
+            "-U",
+            "--jsonfile",
+            found,
+            f"{broker.ingest[0]}:{broker.ingest[1]}",
+        ]
         subprocess.run(command, check=False, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
         findings = {one["id"]: one for one in json.loads(found.read_text())}
-    offered = [name for name in ("SSLv2", "SSLv3", "TLS1", "TLS1_1", "TLS1_2", "TLS1_3") if findings[name]["finding"].startswith("offered")]
+    offered = [
+        name
+        for name in ("SSLv2", "SSLv3", "TLS1", "TLS1_1", "TLS1_2", "TLS1_3")
+        if findings[name]["finding"].startswith("offered")
+    ]
     # "engine_problem" is about the machine's own OpenSSL.
-    bad = [f"{one['id']}: {one['finding']}" for one in findings.values() if one["severity"] not in ("OK", "INFO", "WARN")]
+    bad = [
+        f"{one['id']}: {one['finding']}" for one in findings.values() if one["severity"] not in ("OK", "INFO", "WARN")
+    ]
     if bad or offered != ["TLS1_2", "TLS1_3"]:
         raise Failed(f"testssl: {bad}, offered: {offered}")
     print(f"floods: testssl: {len(findings)} findings, none of them bad; offered are {' and '.join(offered)}")

@@ -1,4 +1,4 @@
-"""What the scripts beside this file share: a broker of their own, tools built from Go, and waiting."""
+"""What the scripts beside this one share: bodies of callbacks, waiting, tools built from Go. The broker is of tests/support."""
 
 import errno
 import json
@@ -6,86 +6,20 @@ import os
 import pathlib
 import resource
 import shutil
-import signal
 import socket
 import subprocess
 import sys
 import time
-import urllib.request
 
 sys.dont_write_bytecode = True
 
 HERE = pathlib.Path(__file__).resolve().parent
+sys.path.append(str(HERE.parent / "support"))
+from broker import LISTENERS, Broker, Failed  # noqa: F401 # for the scripts
+
 TOOLS = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", HERE.parent.parent / "target")).resolve() / "ci" / "go"
 SERVER_NAME = "hooks.example.test"  # in every certificate
 PATIENCE_SECONDS = 60  # for what takes about one on an idle machine
-
-
-class Failed(Exception):
-    """Something was not as it has to be."""
-
-
-class Broker:
-    """The broker's process, with `settings` ("section.key": value) over its defaults, and what starts it again."""
-
-    def __init__(self, binary, directory, settings, environment=None, before=None):
-        self.binary, self.directory, self.settings = str(pathlib.Path(binary).resolve()), pathlib.Path(directory), settings
-        self.environment = environment or {}  # besides
-        self.before = before  # done by the new process, before it is the broker
-        self.directory.mkdir(parents=True, exist_ok=True)
-        self.log_path = self.directory / "broker.log"
-        self.start()
-
-    def start(self):
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("BLOBCAST_")}
-        defaults = {f"{name}.listen": "127.0.0.1:0" for name in ("ingest", "grpc", "admin")}
-        for key, value in ({"data_dir": self.directory / "data"} | defaults | self.settings).items():
-            environment[f"BLOBCAST_{key.upper().replace('.', '__')}"] = str(value)
-        environment |= self.environment
-        begin = self.log_path.stat().st_size if self.log_path.exists() else 0
-        with self.log_path.open("a", encoding="utf-8") as log:
-            self.process = subprocess.Popen(
-                [self.binary, "serve"],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=log,
-                env=environment,
-                preexec_fn=self.before,
-            )
-        ready = until("the broker to start", lambda: self.process.poll() is not None or self.logged("ready", begin))
-        if ready is True:
-            raise Failed(f"the broker did not start:\n{self.log_path.read_text()[begin:]}")
-        self.ingest, self.grpc, self.admin = (address_of(ready[0][name]) for name in ("ingest", "grpc", "admin"))
-
-    def logged(self, message, begin=0):
-        """The lines of the log with this message."""
-        with self.log_path.open(encoding="utf-8") as log:
-            log.seek(begin)
-            lines = [json.loads(line) for line in log if line.startswith("{") and line.endswith("}\n")]
-        return [line for line in lines if line.get("message") == message]
-
-    def restart(self):
-        self.stop()
-        self.start()
-
-    def stop(self):
-        self.process.send_signal(signal.SIGTERM)
-        if self.process.wait(PATIENCE_SECONDS) != 0:
-            raise Failed(f"the broker ended with {self.process.returncode}")
-
-    def metrics(self):
-        """Every metric, by its name with its labels."""
-        with urllib.request.urlopen(f"http://{self.admin[0]}:{self.admin[1]}/metrics", timeout=PATIENCE_SECONDS) as answer:
-            lines = answer.read().decode().splitlines()
-        return {name: float(value) for name, value in (line.rsplit(" ", 1) for line in lines if not line.startswith("#"))}
-
-    def alive(self):
-        return self.process.poll() is None
-
-
-def address_of(text):
-    host, port = text.rsplit(":", 1)
-    return host, int(port)
 
 
 def callback(task):

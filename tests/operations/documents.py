@@ -24,14 +24,24 @@ def check_links(tree, expect):
         packaged = links(document)
         for path, anchor in packaged:
             target = document.parent / path if path else document
-            expect(target.exists() or target.is_symlink(), True, f"{document.name} links to {path}: whether that is there")
+            expect(
+                target.exists() or target.is_symlink(), True, f"{document.name} links to {path}: whether that is there"
+            )
             if anchor and target.suffix == ".md":
-                expect(anchor[1:] in headings(target), True, f"{document.name} links to {path}{anchor}: whether it has that heading")
+                expect(
+                    anchor[1:] in headings(target),
+                    True,
+                    f"{document.name} links to {path}{anchor}: whether it has that heading",
+                )
         source = ROOT / document.relative_to(docs)
         for path, _ in links(source) - packaged:
             target = (source.parent / path).resolve()
             expect(target.exists(), True, f"{source.relative_to(ROOT)} links to {path}: whether that is there")
-            expect(str(target.relative_to(ROOT)).startswith(SOURCE_ONLY), True, f"{path} is only in the source, and {source.name} links to it")
+            expect(
+                str(target.relative_to(ROOT)).startswith(SOURCE_ONLY),
+                True,
+                f"{path} is only in the source, and {source.name} links to it",
+            )
         count += len(packaged)
     return count
 
@@ -57,7 +67,9 @@ def is_kept(letter):
 def check_manual(tree, expect):
     """A page for each command, which groff renders without a word of warning, with all of the command's help."""
     broker, directory = tree / "usr/bin/blobcast", tree / "usr/share/man/man1"
-    pages = {page.name.removesuffix(".1.gz"): gzip.decompress(page.read_bytes()).decode() for page in directory.iterdir()}
+    pages = {
+        page.name.removesuffix(".1.gz"): gzip.decompress(page.read_bytes()).decode() for page in directory.iterdir()
+    }
     commands = dict(helps(broker))
     expect(set(pages), set(commands), "the man pages, by the commands of the help")
     for name, roff in pages.items():
@@ -68,7 +80,12 @@ def check_manual(tree, expect):
         expect(name_line and name_line[1], name, f"{name}(1) begins with its name and what it is for")
     for section in ("EXIT STATUS", "ENVIRONMENT", "FILES", "SEE ALSO"):
         expect(f"\n{section}\n" in render("blobcast", pages["blobcast"], expect), True, f"blobcast(1) has {section}")
-    for page, word in (("blobcast", "124"), ("blobcast-serve", "BLOBCAST_CONFIG"), ("blobcast-wait", "EXAMPLES"), ("blobcast-token-new", "blobcast-token(1)")):
+    for page, word in (
+        ("blobcast", "124"),
+        ("blobcast-serve", "BLOBCAST_CONFIG"),
+        ("blobcast-wait", "EXAMPLES"),
+        ("blobcast-token-new", "blobcast-token(1)"),
+    ):
         expect(word in render(page, pages[page], expect), True, f"{page}(1) has {word}")
     return len(pages)
 
@@ -85,7 +102,11 @@ def helps(broker, words=()):
 
 def render(name, roff, expect):
     done = subprocess.run(
-        ["groff", "-k", "-man", "-Tutf8", "-ww", "-rLL=100n", "-P-cbou"], input=roff, capture_output=True, text=True, check=True
+        ["groff", "-k", "-man", "-Tutf8", "-ww", "-rLL=100n", "-P-cbou"],
+        input=roff,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     expect(done.stderr, "", f"what groff says of {name}(1)")
     return done.stdout

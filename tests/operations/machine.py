@@ -17,7 +17,12 @@ echo $$ >"$0/cgroup.procs"
 exec systemd-nspawn --quiet --boot --register=no --keep-unit --ephemeral --console=pipe "$@"
 """
 CLEAN_UP = """mount -t cgroup2 none /sys/fs/cgroup; find "$0" -depth -type d -exec rmdir '{}' +"""
-ENVIRONMENT = ["PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LANG=C.UTF-8", "SYSTEMD_COLORS=0", "DEBIAN_FRONTEND=noninteractive"]
+ENVIRONMENT = [
+    "PATH=/usr/sbin:/usr/bin:/sbin:/bin",
+    "LANG=C.UTF-8",
+    "SYSTEMD_COLORS=0",
+    "DEBIAN_FRONTEND=noninteractive",
+]
 
 
 def bootstrap(root, suite, packages=()):
@@ -52,7 +57,10 @@ class Machine:
     def boot(self):
         children = pathlib.Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
         deadline = time.monotonic() + BOOT_SECONDS
-        while self.init is None or self.run("systemctl", "is-system-running", check=False).strip() not in ("running", "degraded"):
+        while self.init is None or self.run("systemctl", "is-system-running", check=False).strip() not in (
+            "running",
+            "degraded",
+        ):
             if self.process.poll() is not None or time.monotonic() > deadline:
                 self.process.kill()
                 raise SystemExit(f"systemd: the machine does not boot: {self.process.stderr.read()}")

@@ -93,7 +93,11 @@ def check_that_dpkg_asks(packages, directory, expect):
     for step in ("install old", "write"):
         expect(root.do(step)[0], 0, step)
     code, said = root.do("install asking")
-    expect((code != 0, "end of file on stdin at conffile prompt" in said), (True, True), f"an edited conffile makes dpkg ask: {said}")
+    expect(
+        (code != 0, "end of file on stdin at conffile prompt" in said),
+        (True, True),
+        f"an edited conffile makes dpkg ask: {said}",
+    )
 
 
 def build(tree, default, directory):
@@ -106,7 +110,9 @@ def build(tree, default, directory):
         ("newer", "1.1-1", None),
     ):
         one = directory / name
-        shutil.copytree(tree, one, symlinks=True, ignore=lambda path, _: ["blobcast"] if path.endswith("usr/bin") else [])
+        shutil.copytree(
+            tree, one, symlinks=True, ignore=lambda path, _: ["blobcast"] if path.endswith("usr/bin") else []
+        )
         control = (one / "DEBIAN/control").read_text().splitlines()
         control = [f"Version: {version}" if line.startswith("Version: ") else line for line in control]
         (one / "DEBIAN/control").write_text("\n".join(control) + "\n")
@@ -159,7 +165,13 @@ class Root:
         return 0, ""
 
     def dpkg(self, *words):
-        options = [f"--root={self.path}", "--force-script-chrootless", "--force-depends", "--force-unsafe-io", f"--log={self.path}/log"]
+        options = [
+            f"--root={self.path}",
+            "--force-script-chrootless",
+            "--force-depends",
+            "--force-unsafe-io",
+            f"--log={self.path}/log",
+        ]
         done = subprocess.run(
             ["dpkg", *options, *words],
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=self.environment,

@@ -138,7 +138,9 @@ def subscribe_by_product():
 def wait_done():
     history = History()
     with concurrent.futures.ThreadPoolExecutor() as pool:
-        waiting = pool.submit(unary, f"{EVENTS}/WaitTask", {"taskId": "wait-1", "product": "veo", "timeout": f"{CALL_SECONDS}s"})
+        waiting = pool.submit(
+            unary, f"{EVENTS}/WaitTask", {"taskId": "wait-1", "product": "veo", "timeout": f"{CALL_SECONDS}s"}
+        )
         history.post("veo", "wait-1")
         answers = [waiting.result(), unary(f"{EVENTS}/WaitTask", {"taskId": "wait-1", "product": "veo"})]
     for answer in answers:

@@ -4,12 +4,11 @@ import concurrent.futures
 import os
 
 import grpc
-from google.protobuf.duration_pb2 import Duration
-from google.rpc.error_details_pb2 import BadRequest
-
 from blobcast.v1 import event_pb2 as event
 from blobcast.v1 import event_service_pb2 as api
 from blobcast.v1.event_service_pb2_grpc import EventServiceStub
+from google.protobuf.duration_pb2 import Duration
+from google.rpc.error_details_pb2 import BadRequest
 from history import CALL_SECONDS, History, control, run
 from resume import CHANNEL_OPTIONS, detail, follow, reason
 

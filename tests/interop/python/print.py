@@ -4,11 +4,10 @@ import json
 import os
 
 import grpc
-from google.protobuf.duration_pb2 import Duration
-
 from blobcast.v1 import event_pb2 as event
 from blobcast.v1 import event_service_pb2 as api
 from blobcast.v1.event_service_pb2_grpc import EventServiceStub
+from google.protobuf.duration_pb2 import Duration
 from resume import CHANNEL_OPTIONS, follow
 
 with grpc.insecure_channel(os.environ["BLOBCAST_GRPC"], options=CHANNEL_OPTIONS) as channel:

@@ -12,7 +12,6 @@ import pathlib
 import queue
 import re
 import shlex
-import signal
 import subprocess
 import sys
 import tempfile
@@ -23,9 +22,9 @@ import urllib.error
 import urllib.request
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent.parent
-sys.path.append(str(ROOT / "tests/durability"))
+sys.path.append(str(ROOT / "tests/support"))
+from broker import Broker
 from history import CALL_SECONDS, History, control, run
-from lib import Broker
 
 PRINTED_ADDRESS = "127.0.0.1:50051"
 EACH = 3  # callbacks before and after each outage
@@ -34,7 +33,9 @@ EACH = 3  # callbacks before and after each outage
 def blocks(text):
     """The fenced blocks of Python, by the function each defines."""
     found = re.findall(r"^( *)```python\n(.*?)^\1```$", text, re.MULTILINE | re.DOTALL)
-    return {re.search(r"^def (\w+)", code, re.MULTILINE)[1]: code for code in (textwrap.dedent(code) for _, code in found)}
+    return {
+        re.search(r"^def (\w+)", code, re.MULTILINE)[1]: code for code in (textwrap.dedent(code) for _, code in found)
+    }
 
 
 def generate(text, directory):
@@ -84,12 +85,14 @@ def skip_to_live(history, lines):
 
 def callback_url(code, binary, directory):
     """A URL minted offline is taken; with another product, or by another key, it is not."""
-    made = subprocess.run([binary, "token", "new", "signing-key", "k1"], check=True, capture_output=True, text=True).stdout
+    made = subprocess.run(
+        [binary, "token", "new", "signing-key", "k1"], check=True, capture_output=True, text=True
+    ).stdout
     (directory / "credentials.toml").write_text(made.partition("credentials file:")[2])
     secret = re.search(r'secret = "([^"]+)"', made)[1]
     defined = {}
-    exec(code, defined)  # noqa: S102 # that is the point
-    broker = Broker(binary, directory / "data", CREDENTIALS_FILE=directory / "credentials.toml").start()
+    exec(code, defined)  # that is the point
+    broker = Broker(binary, directory, {"credentials_file": directory / "credentials.toml"}).start()
     try:
         base = f"http://{broker.addresses['ingest']}"
         for number, labels in enumerate(("", "ref=42&team=ads")):
@@ -102,13 +105,15 @@ def callback_url(code, binary, directory):
         assert [event["task_id"] for event in events] == ["signed-0", "signed-1"], events
         assert [event.get("labels", {}) for event in events] == [{}, {"ref": "42", "team": "ads"}], events
     finally:
-        broker.stop(signal.SIGTERM)
+        broker.stop()
 
 
 def post(url, task_id):
     body = {"generation_id": task_id, "status": "completed", "video_url": f"https://cdn.example/{task_id}.mp4"}
     try:
-        with urllib.request.urlopen(urllib.request.Request(url, data=json.dumps(body).encode()), timeout=CALL_SECONDS) as answer:
+        with urllib.request.urlopen(
+            urllib.request.Request(url, data=json.dumps(body).encode()), timeout=CALL_SECONDS
+        ) as answer:
             return answer.status
     except urllib.error.HTTPError as refused:
         return refused.code
@@ -117,7 +122,9 @@ def post(url, task_id):
 def main(binary, readme):
     text = pathlib.Path(readme).read_text()
     code = blocks(text)
-    assert set(code) == {"follow", "callback_url"} and text.count("```python") == len(code), f"not each block has a check: {set(code)}"
+    assert set(code) == {"follow", "callback_url"} and text.count("```python") == len(code), (
+        f"not each block has a check: {set(code)}"
+    )
     with tempfile.TemporaryDirectory() as directory:
         directory = pathlib.Path(directory)
         run(

@@ -7,10 +7,9 @@ import threading
 import time
 
 import grpc
+from blobcast.v1 import event_service_pb2 as api
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
-
-from blobcast.v1 import event_service_pb2 as api
 
 CHANNEL_OPTIONS = [
     ("grpc.keepalive_time_ms", 30_000),  # ask a quiet connection whether it still works …

@@ -5,22 +5,22 @@ import contextlib
 import http.client
 import itertools
 import json
-import os
 import pathlib
 import signal
 import socket
 import subprocess
 import sys
 
-sys.path.append(str(pathlib.Path(__file__).resolve().parents[2] / "hostile"))
-import support  # noqa: E402
-from support import PATIENCE_SECONDS, Failed, free_port, until  # noqa: E402, F401
+TESTS = pathlib.Path(__file__).resolve().parents[2]
+sys.path += [str(TESTS / "support"), str(TESTS / "hostile")]
+import broker
+from support import PATIENCE_SECONDS, Failed, free_port, until  # noqa: F401 # for the stories
 
 POSTERS = 4  # connections that post at once
 UNREADABLE = '{"status":"completed"}'
 
 
-class Broker(support.Broker):
+class Broker(broker.Broker):
     """`settings` are fixed; those of `config` ("section.key": value) can be changed by `reload`."""
 
     def __init__(self, binary, directory, settings=None, config=None, environment=None):
@@ -35,13 +35,8 @@ class Broker(support.Broker):
         # What stands there makes the broker begin each line with its priority, for the journal.
         journal = {"JOURNAL_STREAM": f"{log.stat().st_dev}:{log.stat().st_ino}"}
         files = {"config": self.config_path, "credentials_file": self.credentials_path}
-        super().__init__(binary, directory, files | (settings or {}), journal | (environment or {}))
-
-    def logged(self, message, begin=0):
-        """The lines of the log with this message, each behind its priority."""
-        text = self.log_path.read_text(encoding="utf-8")[begin:]
-        lines = [line.partition(">")[2] for line in text.splitlines() if line.startswith("<") and line.endswith("}")]
-        return [line for line in map(json.loads, lines) if line.get("message") == message]
+        super().__init__(binary, directory, files | (settings or {}), environment=journal | (environment or {}))
+        self.start()
 
     def add_credential(self, words, *more, line=lambda line: line):
         """One that `blobcast token new` makes; `line` may add to its line of the file."""
@@ -72,7 +67,9 @@ class Broker(support.Broker):
 
     def reload(self):
         before = self.metrics()
-        counted = [f'blobcast_reloads_total{{result="{result}",what="configuration"}}' for result in ("done", "refused")]
+        counted = [
+            f'blobcast_reloads_total{{result="{result}",what="configuration"}}' for result in ("done", "refused")
+        ]
         self.process.send_signal(signal.SIGHUP)
         until("a reload", lambda: sum(self.metrics()[name] - before[name] for name in counted))
 
@@ -107,14 +104,18 @@ class Broker(support.Broker):
             list(threads.map(some, range(min(count, POSTERS))))
 
     def environment_of(self, client="client billing"):
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("BLOBCAST_")}
-        address = "http://{}:{}".format(*self.grpc)
-        return environment | {"BLOBCAST_GRPC_URL": address, "BLOBCAST_TOKEN": self.tokens.get(client, client)}
+        address = f"http://{self.addresses['grpc']}"
+        return self.client_environment | {
+            "BLOBCAST_GRPC_URL": address,
+            "BLOBCAST_TOKEN": self.tokens.get(client, client),
+        }
 
     def run(self, *words, client="client billing"):
         """One of the broker's verbs."""
         command = [self.binary, *map(str, words)]
-        return subprocess.run(command, capture_output=True, text=True, env=self.environment_of(client), timeout=PATIENCE_SECONDS)
+        return subprocess.run(
+            command, capture_output=True, text=True, env=self.environment_of(client), timeout=PATIENCE_SECONDS
+        )
 
     def read(self, *words, output=subprocess.PIPE):
         """A verb that goes on, and whose output nobody reads, unless it is told another."""

@@ -41,7 +41,11 @@ def bound_credential(at):
 
     def refusals():
         counted = broker.metrics().items()
-        return sum(count for name, count in counted if name.startswith("blobcast_callbacks_refused_total{") and 'name="film"' in name)
+        return sum(
+            count
+            for name, count in counted
+            if name.startswith("blobcast_callbacks_refused_total{") and 'name="film"' in name
+        )
 
     def tries():
         expect(broker.post(token="callback film"), 401)
@@ -81,7 +85,9 @@ def contents(at):
 @story("BudgetExceeded", "Overloaded")
 def too_much(at):
     """A URL brings more than it may; and bodies that do not end hold all the memory for them."""
-    broker = at.broker({"ingest.inflight_bytes_max": "1MiB", "ingest.body_timeout": "60s", "ingest.bytes_per_minute_max": "6MiB"})
+    broker = at.broker(
+        {"ingest.inflight_bytes_max": "1MiB", "ingest.body_timeout": "60s", "ingest.bytes_per_minute_max": "6MiB"}
+    )
     at.scrape(broker, 6)
     until("the budget to be used up", lambda: broker.post(filler_bytes=900_000) == 429)
 

@@ -10,8 +10,20 @@ from .broker import until
 from .story import ROOT, story
 
 sys.path.append(str(ROOT / "tests/hostile"))
-from attacks import DATA, END_HEADERS, END_STREAM, HEADERS, PING, PREFACE, RST_STREAM, SETTINGS, WINDOW_UPDATE  # noqa: E402
-from attacks import frame, literal, proxy_header  # noqa: E402
+from attacks import (
+    DATA,
+    END_HEADERS,
+    END_STREAM,
+    HEADERS,
+    PING,
+    PREFACE,
+    RST_STREAM,
+    SETTINGS,
+    WINDOW_UPDATE,
+    frame,
+    literal,
+    proxy_header,
+)
 
 NOTHING = b"\0" * 5  # a gRPC message that says nothing
 WITHOUT_A_HEADER = b"POST /webhook/veo HTTP/1.1\r\nhost: x\r\n\r\n"
@@ -95,7 +107,9 @@ def flood(broker):
     with broker.connect("grpc", PREFACE + frame(SETTINGS, 0, 0)) as connection, contextlib.suppress(ConnectionError):
         for first in itertools.count(1, 4_000):
             streams = range(first, first + 4_000, 2)
-            connection.sendall(b"".join(frame(HEADERS, END_HEADERS, at, head()) + frame(RST_STREAM, 0, at, cancel) for at in streams))
+            connection.sendall(
+                b"".join(frame(HEADERS, END_HEADERS, at, head()) + frame(RST_STREAM, 0, at, cancel) for at in streams)
+            )
     until("it to be counted", lambda: broker.metrics()['blobcast_connections_flooded_total{listener="grpc"}'])
 
 
@@ -106,11 +120,15 @@ def head(content_type=b"application/grpc"):
 
 def call(broker, count, content_type=b"application/grpc"):
     """Calls without a token, one after the other on one connection, until each is answered."""
-    with broker.connect("grpc", PREFACE + frame(SETTINGS, 0, 0) + frame(WINDOW_UPDATE, 0, 0, struct.pack(">I", 1 << 30))) as connection:
+    with broker.connect(
+        "grpc", PREFACE + frame(SETTINGS, 0, 0) + frame(WINDOW_UPDATE, 0, 0, struct.pack(">I", 1 << 30))
+    ) as connection:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         answers = frames(connection)
         for stream in range(1, 2 * count, 2):
-            connection.sendall(frame(HEADERS, END_HEADERS, stream, head(content_type)) + frame(DATA, END_STREAM, stream, NOTHING))
+            connection.sendall(
+                frame(HEADERS, END_HEADERS, stream, head(content_type)) + frame(DATA, END_STREAM, stream, NOTHING)
+            )
             for kind, flags, of, payload in answers:
                 if kind == PING and not flags & 1:
                     connection.sendall(frame(PING, 1, 0, payload))

@@ -54,7 +54,18 @@ def slow(broker, *calls, seconds):
     """Each of these system calls takes so long, as on a slow disk."""
     names = ",".join(calls)
     delay = f"inject={names}:delay_enter={int(seconds * 1_000_000)}"
-    command = ["strace", "-f", "-p", str(broker.process.pid), "-o", broker.directory / "trace", "-e", f"trace={names}", "-e", delay]
+    command = [
+        "strace",
+        "-f",
+        "-p",
+        str(broker.process.pid),
+        "-o",
+        broker.directory / "trace",
+        "-e",
+        f"trace={names}",
+        "-e",
+        delay,
+    ]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as tracer:
         try:
             first = tracer.stderr.readline()

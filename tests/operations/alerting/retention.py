@@ -26,7 +26,10 @@ def flood(at):
         at.scrape(broker, 4, {"HistoryFilling": who}, **{"http://PROMETHEUS:9090": prometheus.url})
         at.scrape(broker, 12)
 
-        until("the first events to be forgotten", lambda: broker.take(10, filler_bytes=20_000) or broker.metrics()[TRIMMED] >= 80)
+        until(
+            "the first events to be forgotten",
+            lambda: broker.take(10, filler_bytes=20_000) or broker.metrics()[TRIMMED] >= 80,
+        )
         at.scrape(broker, 14, {"HistoryErased": who}, steadily=True, **{"http://PROMETHEUS:9090": prometheus.url})
     at.scrape(broker, 35, {"RetentionShort": "task-"})
 
@@ -49,10 +52,18 @@ class Prometheus:
     def __init__(self, directory, broker):
         config = directory / "prometheus.yml"
         targets = [{"targets": ["{}:{}".format(*broker.admin)]}]
-        config.write_text(json.dumps({"scrape_configs": [{"job_name": "blobcast", "scrape_interval": "1s", "static_configs": targets}]}))
+        config.write_text(
+            json.dumps(
+                {"scrape_configs": [{"job_name": "blobcast", "scrape_interval": "1s", "static_configs": targets}]}
+            )
+        )
         address = f"127.0.0.1:{free_port()}"
         self.url = f"http://{address}"
-        options = [f"--config.file={config}", f"--storage.tsdb.path={directory}/prometheus", f"--web.listen-address={address}"]
+        options = [
+            f"--config.file={config}",
+            f"--storage.tsdb.path={directory}/prometheus",
+            f"--web.listen-address={address}",
+        ]
         self.log = (directory / "prometheus.log").open("w")
         self.process = subprocess.Popen(["prometheus", *options], stdout=self.log, stderr=self.log)
 

@@ -48,10 +48,15 @@ class Runbook:
             (self.tools / name).write_text(text)
             (self.tools / name).chmod(stat.S_IRWXU)
         sections = re.split(r"^## Blobcast(\w+)$", PAGE.read_text(), flags=re.MULTILINE)[1:]
-        self.commands = {name: re.findall(r"```sh\n(.*?)\n```", text, re.DOTALL) for name, text in zip(sections[::2], sections[1::2])}
+        self.commands = {
+            name: re.findall(r"```sh\n(.*?)\n```", text, re.DOTALL)
+            for name, text in zip(sections[::2], sections[1::2], strict=True)
+        }
         self.asked = set()
         # It needs a hierarchy of cgroups, which not every container has.
-        self.has_cgroups = subprocess.run(["systemd-cgtop", "-n", "1", "-b"], capture_output=True, check=False).returncode == 0
+        self.has_cgroups = (
+            subprocess.run(["systemd-cgtop", "-n", "1", "-b"], capture_output=True, check=False).returncode == 0
+        )
         if not self.has_cgroups:
             print("== SKIPPED: alerts: systemd-cgtop shows nothing here", flush=True)
 
@@ -80,7 +85,10 @@ class Runbook:
 
     def answer(self, broker, command, named):
         if broker:
-            ours = {"http://127.0.0.1:9090": "http://{}:{}".format(*broker.admin), "/var/lib/blobcast": str(broker.directory / "data")}
+            ours = {
+                "http://127.0.0.1:9090": "http://{}:{}".format(*broker.admin),
+                "/var/lib/blobcast": str(broker.directory / "data"),
+            }
             ours[" / "] = f" {broker.directory} "
             named = ours | named
         for word, value in named.items():

@@ -31,7 +31,10 @@ def expiry(at):
     crl = revocation_list(at.directory, authority, key)
     broker = at.broker(settings | {"grpc.tls_client_ca_file": authority, "grpc.tls_client_crl_file": crl})
     broker.add_credential("callback soon", "--expires-in", "2d")
-    until("the token to be known", lambda: [name for name in broker.metrics() if name.startswith("blobcast_credential_expiry")])
+    until(
+        "the token to be known",
+        lambda: [name for name in broker.metrics() if name.startswith("blobcast_credential_expiry")],
+    )
     at.scrape(broker, 3)
     at.scrape(
         broker, 70,

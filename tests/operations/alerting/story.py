@@ -4,6 +4,7 @@ A story scrapes a real broker before and after each trouble. promtool then evalu
 hours take seconds.
 """
 
+import itertools
 import json
 import pathlib
 import re
@@ -114,7 +115,7 @@ def in_test(moment, known):
     (first, first_there), (last, last_there) = known[0], known[-1]
     if moment <= first:
         return max(1, first_there - (first - moment))  # which begins at 0
-    for (begin, begin_there), (end, end_there) in zip(known, known[1:]):
+    for (begin, begin_there), (end, end_there) in itertools.pairwise(known):
         if begin < moment <= end:
             return begin_there + (moment - begin) / (end - begin) * (end_there - begin_there)
     return last_there + (moment - last)
@@ -131,7 +132,9 @@ def samples_of(broker, when=None):
     if when and not when(metrics):
         return None
     used = {name: value for name, value in metrics.items() if name.partition("{")[0] in NAMED}
-    return {series(*name.rstrip("}").partition("{")[::2]): value for name, value in used.items()} | {series("up", ""): 1.0}
+    return {series(*name.rstrip("}").partition("{")[::2]): value for name, value in used.items()} | {
+        series("up", ""): 1.0
+    }
 
 
 def series(name, labels):
@@ -165,4 +168,4 @@ def check(stories, directory):
         command = ["promtool", "test", "rules", written]
         running.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
     outputs = [process.communicate()[0] for process in running]
-    return "\n".join(output for process, output in zip(running, outputs) if process.returncode != 0)
+    return "\n".join(output for process, output in zip(running, outputs, strict=True) if process.returncode != 0)

@@ -13,7 +13,9 @@ STALLED, LAG = "blobcast_subscriptions_stalled", "blobcast_subscription_lag_even
 @story("SubscriptionLagging", "SubscriptionStalled", "SubscriptionNearRetention", "EventsMissed")
 def stopped_reader(at):
     """A reader's process is stopped, until the log forgets what it has not read."""
-    broker = at.broker({"log.retention_bytes_max": "6MiB", "ingest.body_bytes_max": "64KiB", "hub.ring_bytes_max": "1MiB"})
+    broker = at.broker(
+        {"log.retention_bytes_max": "6MiB", "ingest.body_bytes_max": "64KiB", "hub.ring_bytes_max": "1MiB"}
+    )
     reader = broker.listen("--name", "invoices", "--include-raw")
     broker.take(10)
     at.scrape(broker, 6)
@@ -22,11 +24,18 @@ def stopped_reader(at):
     until("it to count as stalled", lambda: broker.metrics()[STALLED])
     at.scrape(broker, 35, {"SubscriptionLagging": "invoices", "SubscriptionStalled": "stalled"})
 
-    until("events to be forgotten", lambda: broker.take(200, BYTES) or broker.metrics()[LAG] > broker.metrics()["blobcast_log_events"])
-    at.scrape(broker, 18, {"SubscriptionNearRetention": "invoices"}, and_still=["SubscriptionLagging", "SubscriptionStalled"])
+    until(
+        "events to be forgotten",
+        lambda: broker.take(200, BYTES) or broker.metrics()[LAG] > broker.metrics()["blobcast_log_events"],
+    )
+    at.scrape(
+        broker, 18, {"SubscriptionNearRetention": "invoices"}, and_still=["SubscriptionLagging", "SubscriptionStalled"]
+    )
 
     reader.send_signal(signal.SIGCONT)
-    missed = [f'blobcast_losses_total{{client="billing",kind="{kind}"}}' for kind in ("cursor_expired", "gap", "overtaken")]
+    missed = [
+        f'blobcast_losses_total{{client="billing",kind="{kind}"}}' for kind in ("cursor_expired", "gap", "overtaken")
+    ]
     until("it to be told", lambda: sum(broker.metrics()[name] for name in missed))
     reader.kill()
     until("it to be gone", lambda: broker.metrics()[LAG] == 0)
@@ -55,7 +64,12 @@ def many_readers(at):
     at.scrape(broker, 6)
     readers = [broker.read("listen", "--from", "earliest", "--include-raw", "--output", "json") for _ in range(40)]
     # Before 10 s are over, in which they would count as stalled, too.
-    at.scrape(broker, 17, {"ReadsWaiting": "billing"}, when=lambda metrics: metrics["blobcast_reads_waiting"] and not metrics[STALLED])
+    at.scrape(
+        broker,
+        17,
+        {"ReadsWaiting": "billing"},
+        when=lambda metrics: metrics["blobcast_reads_waiting"] and not metrics[STALLED],
+    )
     for reader in readers:
         reader.kill()
 

@@ -1,6 +1,7 @@
 """What a service writes against the generated Python: names that are no keywords, and types that mypy knows."""
 
-from blobcast.v1 import event_pb2, event_service_pb2 as api
+from blobcast.v1 import event_pb2
+from blobcast.v1 import event_service_pb2 as api
 
 
 def resume_from(response: api.SubscribeResponse) -> str:
