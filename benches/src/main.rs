@@ -101,6 +101,8 @@ enum Part {
     Append { path: PathBuf },
     /// What people write by hand.
     Broadcast,
+    /// The machine's limit for fan-out: bytes over loopback connections.
+    Loopback,
     /// What people write in front of JetStream.
     Handler { url: String },
     /// Subscriptions that wait.
@@ -221,6 +223,7 @@ impl Part {
             Self::Empty => peers::front::serve_empty().await,
             Self::Append { path } => peers::append::serve(&path).await,
             Self::Broadcast => peers::broadcast::serve().await,
+            Self::Loopback => peers::loopback::serve().await,
             Self::Handler { url } => peers::nats::serve_handler(&url).await,
             Self::Hold {
                 grpc,

@@ -86,6 +86,19 @@ impl Side {
         )
     }
 
+    /// Processor time of the servers for each of what was counted, in microseconds; `None` where nothing was counted a second,
+    /// or no time was taken.
+    fn server_micros_each(&self, unit: &str) -> Option<f64> {
+        let counted = |sample: &Sample| sample.value * sample.cost.seconds;
+        let count: f64 = self.samples.iter().map(counted).sum();
+        let cpu = self
+            .samples
+            .iter()
+            .map(|sample| sample.cost.server_cpu_seconds);
+        let micros = cpu.sum::<f64>() * 1e6;
+        (unit.ends_with("/s") && count > 0.0 && micros > 0.0).then(|| micros / count)
+    }
+
     /// Cores that the servers and the generator kept busy; `None` where no time was taken.
     fn cores(&self) -> Option<[f64; 2]> {
         let sum = |of: fn(&Cost) -> f64| {
@@ -161,8 +174,8 @@ impl Table {
         let _ = writeln!(text, "\n{title}: {unit}, {better} is better");
         let _ = writeln!(
             text,
-            "  {:width$}  {:>12}  {:>12}  {:>12}  {:>22}  {:>12}  {:>12}",
-            "", "median", "min", "max", "blobcast by it", "server cores", "load cores"
+            "  {:width$}  {:>12}  {:>12}  {:>12}  {:>22}  {:>12}  {:>12}  {:>12}",
+            "", "median", "min", "max", "blobcast by it", "server cores", "load cores", "server µs"
         );
         for side in &self.sides {
             let Some(Spread { median, min, max }) = side.spread() else {
@@ -177,11 +190,13 @@ impl Table {
                 .cores()
                 .map(|cores| cores.map(|cores| format!("{cores:.2}")))
                 .unwrap_or_default();
+            let micros = side.server_micros_each(unit);
+            let micros = micros.map(number).unwrap_or_default();
             let [median, min, max] = [median, min, max].map(number);
             let name = side.who.name;
             let _ = writeln!(
                 text,
-                "  {name:width$}  {median:>12}  {min:>12}  {max:>12}  {ratio:>22}  {server:>12}  {load:>12}"
+                "  {name:width$}  {median:>12}  {min:>12}  {max:>12}  {ratio:>22}  {server:>12}  {load:>12}  {micros:>12}"
             );
         }
         for goal in &self.goals {
@@ -257,13 +272,19 @@ impl Serialize for Table {
             .map(|side| (side.who.name, self.ratio_to(side.who)))
             .collect();
         let goals: Vec<_> = self.goals.iter().map(|goal| self.judged(goal)).collect();
-        let mut table = serializer.serialize_struct("Table", 6)?;
+        let mut table = serializer.serialize_struct("Table", 7)?;
         table.serialize_field("title", &self.title)?;
         table.serialize_field("unit", self.unit)?;
         table.serialize_field("better", &self.better)?;
         table.serialize_field("sides", &self.sides)?;
         table.serialize_field("ratios", &ratios)?;
+        let micros: Vec<_> = self
+            .sides
+            .iter()
+            .map(|side| (side.who.name, side.server_micros_each(self.unit)))
+            .collect();
         table.serialize_field("goals", &goals)?;
+        table.serialize_field("server_micros_each", &micros)?;
         table.end()
     }
 }
@@ -344,6 +365,24 @@ mod tests {
             "{}",
             table.text()
         );
+    }
+
+    #[test]
+    fn the_servers_time_is_shared_by_what_was_counted() {
+        let cost = Cost {
+            seconds: 2.0,
+            server_cpu_seconds: 0.5,
+            ..Cost::default()
+        };
+        let side = Side {
+            who: A,
+            samples: vec![Sample {
+                value: 1_000.0,
+                cost,
+            }],
+        };
+        assert_eq!(side.server_micros_each("callbacks/s"), Some(250.0));
+        assert_eq!(side.server_micros_each("bytes"), None);
     }
 
     #[test]

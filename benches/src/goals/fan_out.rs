@@ -2,7 +2,10 @@
 //!
 //! Callbacks come as fast as the slowest subscription follows, so that nobody drops events or goes back to its log.
 
-use std::sync::Arc;
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering},
+};
 
 use anyhow::Result;
 use bytes::Bytes;
@@ -21,6 +24,7 @@ use crate::{
         broadcast::BROADCAST,
         etcd::{Etcd, Putter, WATCH, Watches},
         front::Front,
+        loopback::{self, LOOPBACK},
         nats::{self, CORE, Nats},
     },
     report::{Better, Sample, Table},
@@ -29,16 +33,18 @@ use crate::{
 
 const CONNECTIONS: usize = 10;
 const PER_CONNECTION: usize = 10;
+/// Of each message: whether it is compressed, and its length.
+const GRPC_HEADER_BYTES: u64 = 5;
 
 /// See the file's description.
 pub async fn run(bench: &Bench) -> Result<Vec<Table>> {
     let mut table = Table::new("fan-out to 100 subscriptions", "deliveries/s", Better::More)
-        .goal_against(CORE, 1.5);
+        .goal_against(CORE, 1.5)
+        .goal_against(LOOPBACK, 0.5);
     for round in bench.rounds("fan-out") {
-        table.add(
-            round.turn(BLOBCAST),
-            of_front(bench, blobcast::start(bench, &[]).await?).await?,
-        );
+        let broker = blobcast::start(bench, &[]).await?;
+        let delivery_bytes = delivery_bytes(&broker).await?;
+        table.add(round.turn(BLOBCAST), of_front(bench, broker).await?);
         table.add(round.turn(CORE), of_nats(bench).await?);
         table.add(
             round.turn(BROADCAST),
@@ -47,6 +53,10 @@ pub async fn run(bench: &Bench) -> Result<Vec<Table>> {
         if let Some(etcd) = Etcd::start(bench).await? {
             table.add(round.turn(WATCH), of_etcd(bench, &etcd).await?);
         }
+        table.add(
+            round.turn(LOOPBACK),
+            of_loopback(bench, delivery_bytes).await?,
+        );
     }
     Ok(vec![table])
 }
@@ -58,6 +68,34 @@ async fn of_front(bench: &Bench, front: Front) -> Result<Sample> {
         Seats::new(front.grpc, CONNECTIONS, PER_CONNECTION),
     )
     .await
+}
+
+/// Bytes of one delivery: the message, and its gRPC header. HTTP/2's headers are left out, because a frame may hold many.
+async fn delivery_bytes(broker: &Front) -> Result<u64> {
+    let largest = Arc::<AtomicU64>::default();
+    let seen = Arc::clone(&largest);
+    let look = move |_, message: &[u8]| {
+        seen.fetch_max(message.len() as u64, Ordering::Relaxed);
+    };
+    let seats = Seats::new(broker.grpc, 1, 1);
+    let _subscriber = Subscribers::open(seats, |_| blobcast::of_product(PRODUCT), look).await?;
+
+    load::send_each(broker.ingest, PRODUCT, [0]).await?;
+    while largest.load(Ordering::Relaxed) == 0 {
+        sleep(Duration::from_millis(1)).await;
+    }
+    Ok(largest.load(Ordering::Relaxed) + GRPC_HEADER_BYTES)
+}
+
+async fn of_loopback(bench: &Bench, delivery_bytes: u64) -> Result<Sample> {
+    let server = Front::own(&["loopback"]).await?;
+    let received = counters(CONNECTIONS);
+    let _readers = loopback::read(server.ingest, &received).await?;
+    bench
+        .rate(&[&server.process], &[], || {
+            Ok(total(&received) / delivery_bytes)
+        })
+        .await
 }
 
 /// Deliveries to these seats; also for the goal about slow neighbours.

@@ -9,7 +9,7 @@ use tokio::time::{Duration, Instant, sleep};
 
 use crate::{
     bench::{Bench, PRODUCT},
-    counters::{counters, total},
+    counters::{Counters, counters, total},
     harness::{Cost, Meter, Process, resident_bytes},
     load::{self, send_each, task_id},
     peers::{
@@ -19,6 +19,7 @@ use crate::{
         front::Front,
     },
     report::{Better, Sample, Table},
+    subscribers::{Seats, Subscribers},
     worker::Waiting,
 };
 
@@ -33,8 +34,19 @@ const CONNECTIONS: usize = 10;
 /// Time for events to come.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// Ids in the filter of one stream: as many as the default allows.
+const NAMED: usize = 10_000;
+/// Streams that name so many each, and in the short mode.
+const NAMING: usize = 100;
+const NAMING_SHORT: usize = 10;
+
 /// See the file's description.
 pub async fn run(bench: &Bench) -> Result<Vec<Table>> {
+    Ok(vec![one_each(bench).await?, many_each(bench).await?])
+}
+
+/// One stream for each task.
+async fn one_each(bench: &Bench) -> Result<Table> {
     let waiting = bench.either(WAITING, WAITING_SHORT);
     let title = format!("memory of the server by its {waiting} waiting task subscriptions");
     let mut table = Table::new(title, "bytes", Better::Less).goal(5.0 * 1024.0);
@@ -51,7 +63,51 @@ pub async fn run(bench: &Bench) -> Result<Vec<Table>> {
             table.add(round.turn(WATCH), of_etcd(&etcd, waiting).await?);
         }
     }
-    Ok(vec![table])
+    Ok(table)
+}
+
+/// Streams that name many tasks each. etcd has no such filter: there it is a watch for each task.
+async fn many_each(bench: &Bench) -> Result<Table> {
+    let streams = bench.either(NAMING, NAMING_SHORT);
+    let title = format!("memory that each task id takes of the server, {NAMED} ids a stream");
+    let mut table = Table::new(title, "bytes", Better::Less).goal(256.0);
+    for round in bench.rounds("waiting, many ids a stream") {
+        let broker = blobcast::start(bench, &MANY).await?;
+        table.add(round.turn(BLOBCAST), of_ids(&broker, streams).await?);
+        if let Some(etcd) = Etcd::start(bench).await? {
+            let waiting = bench.either(WAITING, WAITING_SHORT);
+            let before = resident_bytes(&etcd.process)?;
+            let of_all = of_etcd(&etcd, waiting).await?;
+            let value = of_all.value - before as f64 / waiting as f64;
+            table.add(round.turn(WATCH), Sample { value, ..of_all });
+        }
+    }
+    Ok(table)
+}
+
+async fn of_ids(broker: &Front, streams: usize) -> Result<Sample> {
+    let (meter, before) = (
+        Meter::start(&[&broker.process], &[])?,
+        resident_bytes(&broker.process)?,
+    );
+    let received = counters(streams);
+    let counted = Arc::clone(&received);
+    let count = move |number: usize, _event: &[u8]| counted[number].count();
+    let request = |number: usize| {
+        let ids = number * NAMED..(number + 1) * NAMED;
+        blobcast::of_tasks(ids.map(|id| task_id(id as u64)).collect())
+    };
+    let seats = Seats::new(broker.grpc, CONNECTIONS, streams / CONNECTIONS);
+    let _subscribers = Subscribers::open(seats, request, count).await?;
+    let grown = resident_bytes(&broker.process)?.saturating_sub(before);
+    let sample = Sample {
+        value: grown as f64 / (streams * NAMED) as f64,
+        cost: meter.read()?,
+    };
+
+    send_each(broker.ingest, PRODUCT, ending(streams * NAMED)).await?;
+    all_received(&received).await?;
+    Ok(sample)
 }
 
 fn sample(server: &Process, cost: Cost, waiting: usize) -> Result<Sample> {
@@ -93,14 +149,20 @@ async fn of_etcd(etcd: &Etcd, waiting: usize) -> Result<Sample> {
             .put(task_id(number), Bytes::from(load::body(number)))
             .await?;
     }
+    all_received(&received).await?;
+    Ok(sample)
+}
+
+/// Waits until everybody who waits for a task that has ended has its event.
+async fn all_received(received: &Counters) -> Result<()> {
     let deadline = Instant::now() + PATIENCE;
-    while total(&received) < ENDING {
+    while total(received) < ENDING {
         ensure!(
             Instant::now() < deadline,
-            "{} of {ENDING} watches have seen their event",
-            total(&received)
+            "{} of {ENDING} events have come",
+            total(received)
         );
         sleep(Duration::from_millis(1)).await;
     }
-    Ok(sample)
+    Ok(())
 }

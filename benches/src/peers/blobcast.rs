@@ -104,8 +104,13 @@ const HEARTBEAT_INTERVAL: prost_types::Duration = prost_types::Duration {
 
 /// One task.
 pub fn of_task(task_id: String) -> SubscribeRequest {
+    of_tasks(vec![task_id])
+}
+
+/// Some tasks.
+pub fn of_tasks(task_ids: Vec<String>) -> SubscribeRequest {
     let filter = Filter {
-        task_ids: vec![task_id],
+        task_ids,
         ..Filter::default()
     };
     SubscribeRequest {

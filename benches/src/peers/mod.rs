@@ -5,4 +5,5 @@ pub mod blobcast;
 pub mod broadcast;
 pub mod etcd;
 pub mod front;
+pub mod loopback;
 pub mod nats;
