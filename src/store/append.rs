@@ -23,14 +23,13 @@ use bytes::Bytes;
 use uuid::Uuid;
 
 use super::{
-    Draft, ERASURE_PLACES_MAX, Erasure, NewQuarantined, OpenError, ReadError, Retention, Store,
-    layout::{Damaged, FORMAT, TaskEvent},
+    AppendError, Draft, ERASURE_PLACES_MAX, Erasure, NewQuarantined, OpenError, ReadError,
+    RestoreError, Retention, Store,
+    directory::{self, APPEND_COPY, LOCK, LOG, USED_UP},
+    layout::{Damaged, TaskEvent},
     lock,
-    open::LOCK_FILE,
     quarantine::Quarantined,
-    restore::{self, RestoreError},
     same::Before,
-    started,
     writer::{Import, Imported, Writer, writer},
 };
 use crate::{
@@ -38,10 +37,6 @@ use crate::{
     files,
 };
 
-/// Where the copy lies in the new directory.
-pub(super) const COPY: &str = "append.copy";
-/// In a directory whose callbacks were appended to another log: it says to which.
-pub(super) const USED_UP: &str = "appended-to";
 /// Tasks that a summary names.
 const TASKS_NAMED_MAX: usize = 20;
 /// Memory for blocks of the index: tasks are looked up in the order of their events.
@@ -87,75 +82,6 @@ pub enum WhenRunning<'a> {
     Refuse,
     /// It may run until the backup is restored; then this says so, and it is waited for.
     Wait(&'a dyn Fn()),
-}
-
-/// Why the other directory cannot be used.
-#[derive(Debug, thiserror::Error)]
-pub enum AppendError {
-    /// There is nothing to append.
-    #[error(
-        "{0} has no log: name the data directory of the broker that has taken callbacks meanwhile"
-    )]
-    NoLog(PathBuf),
-    /// A broker runs on it.
-    #[error(
-        "{0} is in use by another process: stop the broker that runs on it; or add --wait, which asks for that only when the backup is restored"
-    )]
-    Running(PathBuf),
-    /// Half of a restored log.
-    #[error(
-        "{0} was being restored, and that did not come to its end: name the data directory of the broker that has taken callbacks meanwhile"
-    )]
-    Unfinished(PathBuf),
-    /// It cannot be kept from being used again.
-    #[error(
-        "cannot write {path}: {source}; it keeps brokers from starting there when its callbacks are appended, so nothing was restored: see to it that the directory can be written, and restore again",
-        path = path.display()
-    )]
-    Mark {
-        /// The file.
-        path: PathBuf,
-        /// The system's complaint.
-        source: io::Error,
-    },
-    /// One is within the other.
-    #[error("{0} is within {1}, which is only read: restore into a directory elsewhere")]
-    Within(PathBuf, PathBuf),
-    /// Of another version.
-    #[error(
-        "{path} has format {found}, this version appends format {FORMAT}: restore with the version that wrote it",
-        path = path.display()
-    )]
-    Format {
-        /// The directory.
-        path: PathBuf,
-        /// Its format.
-        found: u64,
-    },
-    /// Damaged.
-    #[error(
-        "{path} is damaged ({problem}), and nothing was restored: keep that directory, and restore without --append for now",
-        path = path.display()
-    )]
-    Damaged {
-        /// The directory.
-        path: PathBuf,
-        /// What was found.
-        problem: String,
-    },
-    /// The disk refuses.
-    #[error("cannot copy {path} into the new data directory: {source}; it needs room there until it is appended", path = path.display())]
-    Copy {
-        /// The directory.
-        path: PathBuf,
-        /// The system's complaint.
-        source: io::Error,
-    },
-    /// What is appended cannot be written.
-    #[error(
-        "cannot append to the restored log ({0}), and nothing was restored: make room on the disk, and restore again"
-    )]
-    Write(String),
 }
 
 /// A copy of another data directory, opened.
@@ -226,12 +152,12 @@ impl Stopped {
             path: path.clone(),
             source,
         };
-        let copy = to.join(COPY);
+        let copy = to.join(APPEND_COPY);
         fs::create_dir(&copy).map_err(copied)?;
         for entry in fs::read_dir(path).map_err(copied)? {
             let entry = entry.map_err(copied)?;
             let name = entry.file_name();
-            if started::is_part(&name) && name != USED_UP {
+            if directory::is_part(&name) && name != USED_UP {
                 // A part may lie on another disk, behind a link.
                 let from = entry.path().canonicalize().map_err(copied)?;
                 copy_all(&from, &copy.join(name)).map_err(copied)?;
@@ -381,8 +307,8 @@ impl Other {
 
 /// Takes the lock of a data directory, as a broker does; it is only read.
 fn locked(path: &Path) -> Result<File, AppendError> {
-    let file = match File::open(path.join(LOCK_FILE)) {
-        Ok(file) if path.join("log").is_dir() => file,
+    let file = match File::open(path.join(LOCK)) {
+        Ok(file) if path.join(LOG).is_dir() => file,
         Ok(_) => return Err(AppendError::NoLog(path.into())),
         Err(error)
             if matches!(
@@ -411,7 +337,7 @@ fn locked(path: &Path) -> Result<File, AppendError> {
 
 /// Refuses what can never be appended, as far as that can be told while a broker may run on it.
 pub(super) fn check_usable(other: &Path) -> Result<(), AppendError> {
-    if other.join(restore::UNFINISHED).symlink_metadata().is_ok() {
+    if other.join(directory::UNFINISHED).symlink_metadata().is_ok() {
         return Err(AppendError::Unfinished(other.into()));
     }
     match locked(other) {
@@ -425,7 +351,7 @@ pub(super) fn check_apart(path: &Path, other: &Path) -> Result<(), AppendError> 
     let Ok(whole_other) = other.canonicalize() else {
         return Err(AppendError::NoLog(other.into()));
     };
-    if !whole_other.join("log").is_dir() {
+    if !whole_other.join(LOG).is_dir() {
         return Err(AppendError::NoLog(other.into()));
     }
     let whole = std::path::absolute(path).map_err(|source| AppendError::Copy {

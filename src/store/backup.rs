@@ -20,15 +20,16 @@ use xxhash_rust::xxh3::Xxh3;
 use super::{
     ReadError, Store,
     dedupe::may_lack_some,
-    layout::{Damaged, Totals, parse_quarantined, parse_sequence_key, parse_task, sequence_key},
+    layout::{
+        BACKUP_FORMAT, Damaged, Totals, parse_quarantined, parse_sequence_key, parse_task,
+        sequence_key,
+    },
     lock,
     log::Events,
 };
 use crate::event::{Record, Sequence, TaskId};
 
 pub(super) const MAGIC: &[u8; 16] = b"blobcast backup\n";
-/// Of what a backup is made of, whatever a store is made of.
-pub(super) const FORMAT: u64 = 4;
 pub(super) const END: u8 = 0;
 /// One chunk at most: large enough to be quick, small enough that a slow reader holds next to nothing.
 const CHUNK_BYTES: usize = 256 * 1024;
@@ -220,7 +221,7 @@ impl Store {
             has_ended: false,
         };
         backup.put(MAGIC);
-        backup.put(&FORMAT.to_le_bytes());
+        backup.put(&BACKUP_FORMAT.to_le_bytes());
         backup.put(&totals.encode());
         Ok(backup)
     }

@@ -13,11 +13,9 @@ use std::{
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::lock;
+use super::{directory::BACKUPS as FILE, lock};
 use crate::{event::Epoch, files};
 
-/// The file.
-pub(super) const FILE: &str = "backups.json";
 /// It has some hundred bytes: what is longer was not written by a broker.
 const FILE_BYTES_MAX: u64 = 4 * 1024;
 

@@ -16,6 +16,8 @@ use crate::event::{Fingerprint, Labels, Product, Sequence, TaskStatus};
 
 /// Version of this layout. A store of another version is refused.
 pub(super) const FORMAT: u64 = 5;
+/// Of what a backup is made of, whatever a store is made of.
+pub(super) const BACKUP_FORMAT: u64 = 4;
 pub(super) const META_FORMAT: &str = "format";
 pub(super) const META_EPOCH: &str = "epoch";
 pub(super) const META_COMMIT: &str = "commit";

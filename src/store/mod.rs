@@ -5,13 +5,19 @@
 //! use [`Store`] at the same time. Readers never see beyond [`Store::head`], which moves only after the fsync: what a crash
 //! could take back is never shown. Every function here may block on the disk; callers keep it off the async threads.
 
+mod acknowledged;
 mod append;
 mod backup;
 mod backup_results;
 mod clock;
+mod database;
 mod dedupe;
+mod directory;
+mod disk;
+mod error;
 mod layout;
 mod log;
+mod marker;
 mod open;
 mod quarantine;
 mod read;
@@ -23,14 +29,10 @@ mod shares;
 mod started;
 mod tasks;
 mod torn;
-mod watermark;
 mod writer;
 
 use std::{
-    fs::{self, File},
-    io::{self, Write},
-    os::unix::fs::MetadataExt,
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicI64, AtomicU64, Ordering},
@@ -41,18 +43,20 @@ use bytes::Bytes;
 use fjall::{Database, Keyspace};
 use uuid::Uuid;
 
-pub use append::{AppendError, AppendSummary, WhenRunning};
+pub use append::{AppendSummary, WhenRunning};
 pub use backup::{Backup, BackupSummary};
 pub use backup_results::{BackupResult, BackupResults, BackupTaken};
 pub use clock::Clock;
+pub use directory::{check_expected, is_part};
+pub use error::{AppendError, OpenError, ReadError, RestoreError};
 pub use layout::{Bound, QuarantineHeader};
 pub use quarantine::{NewQuarantined, Quarantined};
-pub use read::{Chunk, Keep, ReadError, ReadLimits, TaskPlace, bytes_held};
+pub use read::{Chunk, Keep, ReadLimits, TaskPlace, bytes_held};
 #[cfg(fuzzing)]
 pub(crate) use restore::check as check_backup;
-pub use restore::{RestoreError, restore, restore_and_append};
+pub use restore::{restore, restore_and_append};
 pub use shares::CREDENTIAL_PRODUCTS_MAX;
-pub use started::{Cut, Found, Started, check_expected, is_part};
+pub use started::{Cut, Found, Started};
 pub use writer::{
     Appender, ERASURE_PLACES_MAX, Erased, Erasure, Keeper, Publish, Retention, WriteError, Writer,
     writer,
@@ -62,15 +66,13 @@ use crate::{
     event::{Cursor, Epoch, Fingerprint, Labels, Product, Sequence, TaskId, TaskStatus},
     trace::Origin,
 };
-use layout::{FORMAT, Totals};
+use acknowledged::{Acknowledged, AcknowledgedFiles};
+use disk::Identity;
+use layout::Totals;
 use log::Log;
 use quarantine_keys::QuarantineKeys;
 use shares::Shares;
 use tasks::Tasks;
-use watermark::{Mark, Watermark};
-
-/// With less free disk a store that has failed is not opened again: recovery writes, and would fail, too.
-const REOPEN_FREE_BYTES_MIN: u64 = 64 * 1024 * 1024;
 
 /// Older than everything, so that a reader looks.
 const UNKNOWN_MICROS: i64 = i64::MIN;
@@ -120,91 +122,6 @@ pub struct Appended {
     pub sequence: Sequence,
     /// The log already had it.
     pub duplicate: bool,
-}
-
-/// Why a store cannot be opened.
-#[derive(Debug, thiserror::Error)]
-pub enum OpenError {
-    /// Another process has it.
-    #[error("{0} is in use by another process: stop that one, or give this one its own --data-dir")]
-    Locked(PathBuf),
-    /// Written by another version.
-    #[error(
-        "{path} has format {found}, this version reads format {FORMAT}: run the version that wrote it, or start with an empty --data-dir: in place of this one, {anew}",
-        path = path.display(),
-        anew = started::to_begin_anew(path)
-    )]
-    Format {
-        /// The data directory.
-        path: PathBuf,
-        /// Its format.
-        found: u64,
-    },
-    /// There is no log where the configuration says that one is.
-    #[error(
-        "{0} has no log, and log.expect_existing says that it has one: mount the disk that it is on, correct data_dir, or restore a backup with `blobcast restore`; to begin a new log, start once with `log.expect_existing = false`"
-    )]
-    Expected(PathBuf),
-    /// There is no log where a start has left one.
-    #[error(
-        "{path} has no log, and it had one ({said:?}): mount the disk that it is on, or restore a backup with `blobcast restore`; to begin a new log, remove {marker}",
-        path = path.display(),
-        marker = marker.display()
-    )]
-    Vanished {
-        /// The data directory.
-        path: PathBuf,
-        /// What is beside it.
-        marker: PathBuf,
-        /// What that says.
-        said: String,
-    },
-    /// Half of a restored log.
-    #[error(
-        "{0} was being restored, and that did not come to its end: remove everything in it, and run `blobcast restore` again"
-    )]
-    Unfinished(PathBuf),
-    /// Its callbacks are in another log.
-    #[error(
-        "{path} is used up: its callbacks were appended to {to} by `blobcast restore`: start the broker on that one; to use this directory all the same, remove {mark}",
-        path = path.display(),
-        mark = mark.display()
-    )]
-    UsedUp {
-        /// The data directory.
-        path: PathBuf,
-        /// Where its callbacks are, as that was called.
-        to: String,
-        /// The file that says so.
-        mark: PathBuf,
-    },
-    /// Damaged.
-    #[error(
-        "{path} is damaged ({problem}): move it away, and restore a backup with `blobcast restore` or start with an empty log: for that, {anew}",
-        path = path.display(),
-        anew = started::to_begin_anew(path)
-    )]
-    Corrupt {
-        /// The data directory.
-        path: PathBuf,
-        /// What was found.
-        problem: String,
-    },
-    /// The witness of what was acknowledged is damaged.
-    #[error(
-        "{0} is damaged, there is no copy of it that can be read, and without one nobody can tell whether the log beside it has lost its end: restore a backup, or, if the log can be trusted, remove `acknowledged` and `acknowledged.copy` and start again"
-    )]
-    Witness(PathBuf),
-    /// The disk refuses.
-    #[error(
-        "cannot open {path}: {source}; it has to be a directory that can be written: choose it with --data-dir"
-    )]
-    Io {
-        /// The data directory.
-        path: PathBuf,
-        /// The system's complaint.
-        source: io::Error,
-    },
 }
 
 /// Whether the store takes writes.
@@ -258,7 +175,7 @@ pub struct Store {
     erasures: AtomicU64,
     /// The database's writes below this number are synced.
     database_next: AtomicU64,
-    watermark: Watermark,
+    acknowledged_files: AcknowledgedFiles,
     started: Started,
     backup_results: BackupResults,
     clock: Arc<Clock>,
@@ -340,8 +257,8 @@ impl Store {
     }
 
     /// Everything that has been acknowledged.
-    fn mark(&self) -> Mark {
-        Mark {
+    fn acknowledged(&self) -> Acknowledged {
+        Acknowledged {
             epoch: self.epoch,
             head: self.head().0,
             quarantine_next: lock(&self.totals).quarantine_next,
@@ -354,41 +271,6 @@ impl Store {
     pub fn health(&self) -> Health {
         lock(&self.health).clone()
     }
-
-    /// True while the path still leads to the directory that was opened.
-    fn is_in_place(&self) -> bool {
-        identity(&self.path) == self.identity
-    }
-
-    /// Whether a store that has failed would find what it needs: its own directory, room, and a disk that takes a write. Says what
-    /// is missing. Blocks on the disk.
-    pub fn can_be_opened_again(&self) -> Result<(), String> {
-        if !self.is_in_place() {
-            return Err("the data directory was removed or replaced".to_owned());
-        }
-        match self.disk_bytes() {
-            Ok((free_bytes, _)) if free_bytes < REOPEN_FREE_BYTES_MIN => {
-                return Err(format!(
-                    "{free_bytes} bytes of disk are free, {REOPEN_FREE_BYTES_MIN} must be"
-                ));
-            }
-            Ok(_) => {}
-            Err(error) => return Err(error.to_string()),
-        }
-        let path = self.path.join("written-to-try");
-        let tried = File::create(&path).and_then(|mut file| {
-            file.write_all(&[0; 4096])?;
-            file.sync_all()
-        });
-        let removed = fs::remove_file(path);
-        tried.and(removed).map_err(|error| error.to_string())
-    }
-
-    /// Free and total bytes of the file system that holds the data directory, as an unprivileged process may use them.
-    pub fn disk_bytes(&self) -> io::Result<(u64, u64)> {
-        let stat = rustix::fs::statvfs(&self.path)?;
-        Ok((stat.f_bavail * stat.f_frsize, stat.f_blocks * stat.f_frsize))
-    }
 }
 
 impl std::fmt::Debug for Store {
@@ -398,14 +280,6 @@ impl std::fmt::Debug for Store {
             .field("epoch", &self.epoch)
             .finish_non_exhaustive()
     }
-}
-
-/// Device and inode of a directory; `None` if it is not there.
-type Identity = Option<(u64, u64)>;
-
-fn identity(path: &Path) -> Identity {
-    let metadata = std::fs::metadata(path).ok()?;
-    Some((metadata.dev(), metadata.ino()))
 }
 
 // A panic while the lock is held ends the process, so a poisoned lock is never seen; its value would still be whole.

@@ -1,55 +1,15 @@
 //! Reading the log: in order, backwards, by task and by time. Blocking, bounded, never beyond the head.
 
-use std::{
-    io,
-    ops::{ControlFlow, RangeInclusive},
-};
+use std::ops::{ControlFlow, RangeInclusive};
 
 use super::{
-    Store,
+    ReadError, Store,
     dedupe::may_lack_some,
-    layout::{Correction, Damaged},
+    layout::Correction,
     lock,
     log::{LARGE_READ_BYTES, READ_BYTES},
 };
-use crate::event::{
-    Filter, Product, Record, RecordError, Selectable, Sequence, TaskId, TaskStatus,
-};
-
-/// Why a part of the log cannot be read.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum ReadError {
-    /// Retention has passed the place.
-    #[error("the events behind this place are no longer retained")]
-    Expired,
-    /// The log is damaged.
-    #[error("the log is damaged: {0}")]
-    Corrupt(String),
-}
-
-impl From<fjall::Error> for ReadError {
-    fn from(error: fjall::Error) -> Self {
-        Self::Corrupt(format!("{error:?}"))
-    }
-}
-
-impl From<io::Error> for ReadError {
-    fn from(error: io::Error) -> Self {
-        Self::Corrupt(error.to_string())
-    }
-}
-
-impl From<Damaged> for ReadError {
-    fn from(damage: Damaged) -> Self {
-        Self::Corrupt(damage.to_string())
-    }
-}
-
-impl From<RecordError> for ReadError {
-    fn from(error: RecordError) -> Self {
-        Self::Corrupt(error.to_string())
-    }
-}
+use crate::event::{Filter, Product, Record, Selectable, Sequence, TaskId, TaskStatus};
 
 /// What the task index knows of one retained event.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -8,9 +8,9 @@ use fjall::{Database, Keyspace, OwnedWriteBatch};
 
 use super::{
     dedupe::give_up_surplus,
+    error::StartFailure,
     layout::{Damaged, TaskEvent, Totals, sequence_key},
     log::{Entry, Frame, Log, READ_BYTES},
-    open::Setup,
     quarantine_keys::QuarantineKeys,
     tasks::Tasks,
 };
@@ -35,7 +35,7 @@ pub(super) struct Told<'a> {
 }
 
 /// Brings the index and the quarantine to where the log is.
-pub(super) fn replay(log: &Log, told: &Told<'_>) -> Result<ToErase, Setup> {
+pub(super) fn replay(log: &Log, told: &Told<'_>) -> Result<ToErase, StartFailure> {
     let mut to_erase = ToErase::default();
     let before = log.replay(|frame| told.tell(&frame, &mut to_erase))?;
     // Files that are gone were removed behind a checkpoint, which had the index forget their events.
@@ -73,7 +73,7 @@ pub(super) fn replay(log: &Log, told: &Told<'_>) -> Result<ToErase, Setup> {
 }
 
 impl Told<'_> {
-    fn tell(&self, frame: &Frame, to_erase: &mut ToErase) -> Result<(), Setup> {
+    fn tell(&self, frame: &Frame, to_erase: &mut ToErase) -> Result<(), StartFailure> {
         let mut batch = self.database.batch();
         for entry in frame.entries() {
             match entry? {
@@ -117,15 +117,15 @@ impl Told<'_> {
         Ok(())
     }
 
-    fn take_out(&self, number: u64, batch: &mut OwnedWriteBatch) -> Result<(), Setup> {
+    fn take_out(&self, number: u64, batch: &mut OwnedWriteBatch) -> Result<(), StartFailure> {
         batch.remove(self.quarantine, sequence_key(Sequence(number)));
         Ok(self.quarantine_keys.forget(&[number])?)
     }
 }
 
-fn add(tasks: &Tasks, event: TaskEvent, record: &Record) -> Result<(), Setup> {
+fn add(tasks: &Tasks, event: TaskEvent, record: &Record) -> Result<(), StartFailure> {
     let task_id = task_of(record)?;
-    let mut events = tasks.get::<Setup>(&task_id)?;
+    let mut events = tasks.get::<StartFailure>(&task_id)?;
     if let Err(place) = events.binary_search_by_key(&event.sequence, |known| known.sequence) {
         let (product, is_terminal) = (event.product.clone(), event.status.is_terminal());
         events.insert(place, event);
@@ -137,9 +137,9 @@ fn add(tasks: &Tasks, event: TaskEvent, record: &Record) -> Result<(), Setup> {
     Ok(())
 }
 
-fn note_erased(tasks: &Tasks, record: &Record) -> Result<(), Setup> {
+fn note_erased(tasks: &Tasks, record: &Record) -> Result<(), StartFailure> {
     let task_id = task_of(record)?;
-    let mut events = tasks.get::<Setup>(&task_id)?;
+    let mut events = tasks.get::<StartFailure>(&task_id)?;
     // It need not name all terminal ones.
     if let Ok(place) = events.binary_search_by_key(&record.sequence(), |known| known.sequence)
         && !events[place].is_erased
@@ -150,9 +150,9 @@ fn note_erased(tasks: &Tasks, record: &Record) -> Result<(), Setup> {
     Ok(())
 }
 
-fn forget(tasks: &Tasks, record: &Record) -> Result<(), Setup> {
+fn forget(tasks: &Tasks, record: &Record) -> Result<(), StartFailure> {
     let task_id = task_of(record)?;
-    let mut events = tasks.get::<Setup>(&task_id)?;
+    let mut events = tasks.get::<StartFailure>(&task_id)?;
     if let Ok(place) = events.binary_search_by_key(&record.sequence(), |known| known.sequence) {
         events.remove(place);
         tasks.change([(task_id, events)])?;

@@ -1,13 +1,13 @@
 //! A new store from a backup. Works without a broker, in a directory of its own.
 //!
-//! The first thing written is the witness of what the store is to have, the last its identity, after everything has been
+//! The first thing written says what the store is to have, the last is its identity, after everything has been
 //! checked: what is cut off in between is refused by every start. Where another log is appended, what is restored has to be opened
 //! before it is whole; then a file says until the end that it is not, and every start refuses that, too.
 
 use std::{
     fs::{self, File},
     io::{self, BufReader, Read},
-    path::{Path, PathBuf},
+    path::Path,
     sync::Arc,
 };
 
@@ -17,72 +17,30 @@ use uuid::Uuid;
 use xxhash_rust::xxh3::Xxh3;
 
 use super::{
-    AppendError, AppendSummary, OpenError, Store,
+    AppendError, AppendSummary, RestoreError, Store,
+    acknowledged::{Acknowledged, AcknowledgedFiles},
     append::{self, Stopped, WhenRunning},
-    backup::{Audit, BackupSummary, END, FORMAT, MAGIC, Part},
+    backup::{Audit, BackupSummary, END, MAGIC, Part},
     backup_results,
     clock::Source,
-    layout::{Damaged, Totals, parse_sequence_key, parse_u64},
+    database::{keyspaces, open_database, write_identity},
+    directory::{APPEND_COPY, UNFINISHED},
+    error::StartFailure,
+    layout::{BACKUP_FORMAT, Damaged, Totals, parse_sequence_key, parse_u64},
     lock,
     log::{FrameBuilder, Log},
-    open::{Setup, keyspaces, new_epoch, open_database, write_identity},
+    open::new_epoch,
     quarantine_keys::QuarantineKeys,
     started,
-    watermark::{Mark, Watermark},
 };
 use crate::event::{Fingerprint, Record};
 
-/// There while a log is appended to what was restored.
-pub(super) const UNFINISHED: &str = "restore-unfinished";
 /// Memory for blocks while restoring: nothing is read twice.
 const CACHE_BYTES: u64 = 8 * 1024 * 1024;
 /// Written at once. It is also what is read at once of the log that is made.
 const BATCH_BYTES: usize = 64 * 1024;
 /// No key or value has more: the largest body twice, and some.
 const LENGTH_MAX: u32 = 256 * 1024 * 1024;
-
-/// Why nothing was restored.
-#[derive(Debug, thiserror::Error)]
-pub enum RestoreError {
-    /// There may be a log in it.
-    #[error("{0} is not empty: name another directory, or move what is in it away first")]
-    NotEmpty(PathBuf),
-    /// Something else.
-    #[error("this is no backup: take a file that `blobcast backup` has written")]
-    NoBackup,
-    /// Of another version.
-    #[error(
-        "the backup has format {0}, this version reads format {FORMAT}: use the version that wrote it"
-    )]
-    Format(u64),
-    /// Not what was written.
-    #[error("the backup is damaged ({0}), and nothing was restored: take another one")]
-    Damaged(&'static str),
-    /// It has no end.
-    #[error("the backup was cut short, and nothing was restored: take another one")]
-    CutShort,
-    /// The backup cannot be read.
-    #[error("cannot read the backup: {0}")]
-    Read(io::Error),
-    /// The directory cannot be had.
-    #[error(transparent)]
-    Store(#[from] OpenError),
-    /// What is to be appended cannot be.
-    #[error(transparent)]
-    Append(#[from] AppendError),
-}
-
-impl From<Damaged> for RestoreError {
-    fn from(damage: Damaged) -> Self {
-        Self::Damaged(damage.0)
-    }
-}
-
-impl From<io::Error> for RestoreError {
-    fn from(error: io::Error) -> Self {
-        Self::Read(error)
-    }
-}
 
 /// Makes a new store of a backup, with an epoch of its own, in a directory that is empty or does not exist; durable when this
 /// returns. If it fails, it leaves the directory empty.
@@ -128,7 +86,7 @@ fn stopped_by_then(
 }
 
 fn make_empty(path: &Path) -> Result<(), RestoreError> {
-    let cannot = |error: io::Error| RestoreError::Store(Setup::from(error).at(path));
+    let cannot = |error: io::Error| RestoreError::Store(StartFailure::from(error).at(path));
     fs::create_dir_all(path).map_err(cannot)?;
     if fs::read_dir(path).map_err(cannot)?.next().is_some() {
         return Err(RestoreError::NotEmpty(path.into()));
@@ -138,7 +96,7 @@ fn make_empty(path: &Path) -> Result<(), RestoreError> {
 
 /// Makes a restored directory durable, or empties it.
 fn settled<T>(restored: Result<T, RestoreError>, path: &Path) -> Result<T, RestoreError> {
-    let cannot = |error: io::Error| RestoreError::Store(Setup::from(error).at(path));
+    let cannot = |error: io::Error| RestoreError::Store(StartFailure::from(error).at(path));
     match &restored {
         Ok(_) => sync_directory(path.canonicalize().map_err(cannot)?.parent()).map_err(cannot)?,
         // What cannot be removed is still no store.
@@ -152,7 +110,7 @@ fn fill_and_append(
     path: &Path,
     other: impl FnOnce() -> Result<Stopped, AppendError>,
 ) -> Result<(BackupSummary, AppendSummary), RestoreError> {
-    let cannot = |error: io::Error| RestoreError::Store(Setup::from(error).at(path));
+    let cannot = |error: io::Error| RestoreError::Store(StartFailure::from(error).at(path));
     let unfinished = path.join(UNFINISHED);
     File::create(&unfinished)
         .and_then(|file| file.sync_all())
@@ -168,7 +126,7 @@ fn fill_and_append(
     let appended = other.append_to(&store)?;
     let checkpoint = store
         .checkpoint()
-        .map_err(|error| RestoreError::Store(Setup::from(error).at(path)));
+        .map_err(|error| RestoreError::Store(StartFailure::from(error).at(path)));
     let epoch = store.epoch();
     drop((store, other));
     checkpoint?;
@@ -180,7 +138,7 @@ fn fill_and_append(
         let at = Timestamp::from_microsecond(backed_up_micros.max(1_000_000)).unwrap_or_default();
         backup_results::note_restored(path, epoch, at, summary.backup_bytes).map_err(cannot)?;
     }
-    fs::remove_dir_all(path.join(append::COPY)).map_err(cannot)?;
+    fs::remove_dir_all(path.join(APPEND_COPY)).map_err(cannot)?;
     sync_directory(Some(path)).map_err(cannot)?;
 
     // Before this is a log, and while nobody else can start there.
@@ -198,20 +156,20 @@ fn fill_and_append(
 }
 
 fn fill(backup: impl Read, path: &Path) -> Result<BackupSummary, RestoreError> {
-    let cannot = |error: Setup| RestoreError::Store(error.at(path));
+    let cannot = |error: StartFailure| RestoreError::Store(error.at(path));
     let mut input = Input::new(backup);
     let totals = header(&mut input)?;
     let (epoch, head) = (new_epoch(), totals.head()?.0);
-    let watermark = Watermark::open(path).map_err(|error| cannot(error.into()))?;
-    let mark = Mark {
+    let acknowledged_files = AcknowledgedFiles::open(path).map_err(|error| cannot(error.into()))?;
+    let acknowledged = Acknowledged {
         epoch,
         head,
         quarantine_next: totals.quarantine_next,
         commit_next: 0,
         database_next: 0,
     };
-    watermark
-        .begin(path, mark)
+    acknowledged_files
+        .begin(path, acknowledged)
         .map_err(|error| cannot(error.into()))?;
     let mut audit = Audit::new(totals);
     let log = Log::create(path, epoch, audit.found).map_err(|error| cannot(error.into()))?;
@@ -248,7 +206,7 @@ fn fill(backup: impl Read, path: &Path) -> Result<BackupSummary, RestoreError> {
     let finished = log
         .finish(&audit.found)
         .and_then(|()| quarantine_keys.sync())
-        .map_err(Setup::from);
+        .map_err(StartFailure::from);
     let told = log.next_commit() - 1;
     finished
         .and_then(|()| Ok(write_identity(&database, &meta, epoch, told)?))
@@ -280,7 +238,7 @@ fn header(input: &mut Input<impl Read>) -> Result<Totals, RestoreError> {
         Err(error) => return Err(error),
     }
     match input.number()? {
-        FORMAT => Ok(Totals::parse(&input.take(Totals::BYTES)?)?),
+        BACKUP_FORMAT => Ok(Totals::parse(&input.take(Totals::BYTES)?)?),
         other => Err(RestoreError::Format(other)),
     }
 }
@@ -290,7 +248,7 @@ fn read_batch(
     input: &mut Input<impl Read>,
     audit: &mut Audit,
     to: &mut Restored<'_>,
-    cannot: impl Fn(Setup) -> RestoreError,
+    cannot: impl Fn(StartFailure) -> RestoreError,
 ) -> Result<bool, RestoreError> {
     let mut bytes = 0;
     while bytes < BATCH_BYTES {
@@ -416,14 +374,14 @@ fn clear(path: &Path) -> io::Result<()> {
         let entry = entry?;
         if entry.file_type()?.is_dir() {
             fs::remove_dir_all(entry.path())?;
-        } else if ![Watermark::FILE, UNFINISHED]
+        } else if ![AcknowledgedFiles::FILE, UNFINISHED]
             .iter()
             .any(|last| entry.file_name() == *last)
         {
             fs::remove_file(entry.path())?;
         }
     }
-    for last in [Watermark::FILE, UNFINISHED] {
+    for last in [AcknowledgedFiles::FILE, UNFINISHED] {
         match fs::remove_file(path.join(last)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}

@@ -15,9 +15,9 @@ use std::{
 use fjall::{Database, Iter, Keyspace, Readable, Slice};
 
 use super::{
+    error::ReadError,
     layout::{Damaged, TaskEvent, encode_task, parse_task},
     lock,
-    read::ReadError,
 };
 use crate::event::TaskId;
 
@@ -75,14 +75,14 @@ struct Recent {
     /// Events in it, and tasks without any.
     weight: usize,
     /// On its way into the database, older than what has changed.
-    settling: Arc<Changes>,
+    flushing: Arc<Changes>,
 }
 
 impl Recent {
     fn get(&self, task_id: &TaskId) -> Option<&Events> {
         self.changed
             .get(task_id)
-            .or_else(|| self.settling.get(task_id))
+            .or_else(|| self.flushing.get(task_id))
     }
 
     fn change(&mut self, task_id: TaskId, events: Events) {
@@ -161,7 +161,7 @@ impl Tasks {
             recent.weight
         };
         if weight > self.recent_max {
-            self.settle()
+            self.flush()
         } else {
             Ok(())
         }
@@ -169,13 +169,13 @@ impl Tasks {
 
     /// Brings all that has changed so far into the database, durably: the end of an ingestion syncs the new table, its folder
     /// and the list of tables.
-    pub(super) fn settle(&self) -> Result<(), fjall::Error> {
+    pub(super) fn flush(&self) -> Result<(), fjall::Error> {
         let _turn = lock(&self.turn);
-        let settling = self.begin_to_settle();
-        if settling.is_empty() {
+        let flushing = self.begin_to_flush();
+        if flushing.is_empty() {
             return Ok(()); // the database would leave an empty file
         }
-        let mut sorted: Vec<_> = settling.iter().collect();
+        let mut sorted: Vec<_> = flushing.iter().collect();
         sorted.sort_unstable_by_key(|(task_id, _)| *task_id);
         let mut ingestion = self.stored.start_ingestion()?;
         for (task_id, events) in sorted {
@@ -186,33 +186,33 @@ impl Tasks {
             }
         }
         ingestion.finish()?;
-        self.recent_mut().settling = Arc::default();
+        self.recent_mut().flushing = Arc::default();
         Ok(())
     }
 
-    /// From here on what changes is newer than what is settled.
-    fn begin_to_settle(&self) -> Arc<Changes> {
+    /// From here on what changes is newer than what is flushed.
+    fn begin_to_flush(&self) -> Arc<Changes> {
         // As much will change again, and making room is nothing that a commit should wait for.
         let room = Changes::with_capacity(self.recent().changed.len());
         let mut recent = self.recent_mut();
         recent.weight = 0;
         let mut changes = mem::replace(&mut recent.changed, room);
-        // What could not be settled before fails the store, which reads on: it must not be lost from sight, nor come over what
+        // What could not be flushed before fails the store, which reads on: it must not be lost from sight, nor come over what
         // is newer.
-        for (task_id, events) in recent.settling.iter() {
+        for (task_id, events) in recent.flushing.iter() {
             changes
                 .entry(task_id.clone())
                 .or_insert_with(|| events.clone());
         }
-        recent.settling = Arc::new(changes);
-        Arc::clone(&recent.settling)
+        recent.flushing = Arc::new(changes);
+        Arc::clone(&recent.flushing)
     }
 
     /// Everything, as of now.
     pub(super) fn entries(&self) -> TaskEntries {
         let recent = self.recent();
         // What is newer comes first.
-        let all = recent.changed.iter().chain(recent.settling.iter());
+        let all = recent.changed.iter().chain(recent.flushing.iter());
         let all = all
             .map(|(task_id, events)| (task_id.clone(), events.clone()))
             .collect();
@@ -367,7 +367,7 @@ mod tests {
     enum Step {
         Change(Vec<(u8, Vec<u64>)>),
         Settle,
-        /// As a settling that has begun and not ended leaves it.
+        /// As a flushing that has begun and not ended leaves it.
         BeginToSettle,
         Reopen,
     }
@@ -390,7 +390,7 @@ mod tests {
     }
 
     #[test]
-    fn what_changes_together_is_told_together_and_never_grows_older_while_others_settle() {
+    fn what_changes_together_is_told_together_and_never_grows_older_while_others_flush() {
         const ROUNDS: u64 = 300;
         let directory = tempfile::tempdir().unwrap();
         let tasks = tasks_in(directory.path(), usize::MAX);
@@ -399,7 +399,7 @@ mod tests {
         thread::scope(|scope| {
             scope.spawn(|| {
                 while !is_done.load(Relaxed) {
-                    tasks.settle().unwrap();
+                    tasks.flush().unwrap();
                 }
             });
             scope.spawn(|| {
@@ -438,7 +438,7 @@ mod tests {
     }
 
     #[test]
-    fn settling_nothing_leaves_nothing() {
+    fn flushing_nothing_leaves_nothing() {
         let directory = tempfile::tempdir().unwrap();
         let tasks = tasks_in(directory.path(), 10);
         let tables = || {
@@ -446,11 +446,11 @@ mod tests {
                 .unwrap()
                 .count()
         };
-        tasks.settle().unwrap();
+        tasks.flush().unwrap();
         assert_eq!(tables(), 0);
         tasks.change([(id(1), events(&[1]))]).unwrap();
-        tasks.settle().unwrap();
-        tasks.settle().unwrap();
+        tasks.flush().unwrap();
+        tasks.flush().unwrap();
         assert_eq!(tables(), 1);
     }
 
@@ -473,12 +473,12 @@ mod tests {
                         prop_assert!(held <= recent_max, "more is brought into the database");
                     }
                     Step::Settle => {
-                        tasks.settle().unwrap();
-                        prop_assert!(tasks.recent().changed.is_empty() && tasks.recent().settling.is_empty());
+                        tasks.flush().unwrap();
+                        prop_assert!(tasks.recent().changed.is_empty() && tasks.recent().flushing.is_empty());
                     }
-                    Step::BeginToSettle => drop(tasks.begin_to_settle()),
+                    Step::BeginToSettle => drop(tasks.begin_to_flush()),
                     Step::Reopen => {
-                        tasks.settle().unwrap();
+                        tasks.flush().unwrap();
                         drop(tasks);
                         tasks = tasks_in(directory.path(), recent_max);
                     }

@@ -2,7 +2,7 @@
 //!
 //! The journal is synced at checkpoints only, so a power cut may leave anything of what was written behind the last of them.
 //! The database cuts off what ends too early, and refuses what has a wrong checksum, since it cannot know whether something
-//! that was promised has been damaged. Here it is known: the witness ([`super::watermark`]) has the number below which all is
+//! that was promised has been damaged. Here it is known: [`super::acknowledged`] has the number below which all is
 //! synced. What is above can go, because the log tells it again; a hole below is damage. A synced end that is simply not there
 //! any more is noticed when the database is open: it then knows fewer commits than were synced. Without a witness the database
 //! decides alone.

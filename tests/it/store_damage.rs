@@ -394,7 +394,7 @@ async fn damaged_witnesses_are_named_and_can_be_removed_if_the_log_is_trusted() 
                 .for_each(|name| fs::write(copy.join(name), &damaged).unwrap());
         });
         assert!(
-            matches!(opened, Err(OpenError::Witness(_))),
+            matches!(opened, Err(OpenError::Acknowledged(_))),
             "bit {} of byte {at}: {opened:?}",
             at % 8
         );

@@ -1,10 +1,16 @@
-use std::{collections::BTreeMap, sync::mpsc, thread};
+use std::{collections::BTreeMap, ops::ControlFlow, sync::mpsc, thread};
 
 use proptest::{collection, prelude::*};
 use uuid::Uuid;
 
 use super::*;
-use crate::event::{Fingerprint, Labels, Product, RecordParts, TaskId, TaskStatus};
+use crate::{
+    event::{Fingerprint, Labels, Product, Record, RecordParts, TaskId, TaskStatus},
+    store::{
+        acknowledged::Acknowledged,
+        error::{ReadError, StartFailure},
+    },
+};
 
 const EPOCH: Epoch = Epoch(7);
 
@@ -65,9 +71,9 @@ impl Kept {
         })
     }
 
-    fn mark(&self) -> Mark {
+    fn mark(&self) -> Acknowledged {
         let (head, commit_next) = (self.totals.head().unwrap().0, self.log.next_commit());
-        Mark {
+        Acknowledged {
             epoch: EPOCH,
             head,
             quarantine_next: 0,
@@ -77,7 +83,7 @@ impl Kept {
     }
 
     fn files(&self) -> Vec<PathBuf> {
-        let entries = fs::read_dir(self.directory.path().join(FOLDER)).unwrap();
+        let entries = fs::read_dir(self.directory.path().join(LOG)).unwrap();
         let mut paths: Vec<_> = entries.map(|entry| entry.unwrap().path()).collect();
         paths.sort_unstable();
         paths
@@ -179,9 +185,9 @@ fn what_is_erased_is_gone_from_its_file_and_all_else_is_read_as_before() {
     );
 }
 
-fn refusal(opened: Result<Option<(Log, Totals, u64)>, Setup>) -> String {
+fn refusal(opened: Result<Option<(Log, Totals, u64)>, StartFailure>) -> String {
     match opened {
-        Err(Setup::Corrupt(problem)) => problem,
+        Err(StartFailure::Corrupt(problem)) => problem,
         _ => panic!("it must be refused"),
     }
 }
@@ -376,7 +382,7 @@ fn damage_in_front_of_a_whole_commit_is_told_also_without_a_witness() {
         )
         .and_then(|log| log.unwrap().0.replay(|_| Ok(())));
         assert!(
-            matches!(opened, Err(Setup::Corrupt(problem)) if problem.contains("not as it was written")),
+            matches!(opened, Err(StartFailure::Corrupt(problem)) if problem.contains("not as it was written")),
             "{file} {at}"
         );
         fs::write(&path, whole).unwrap();
@@ -437,8 +443,8 @@ fn files_of_forgotten_events_may_be_left_in_any_order() {
 fn a_log_that_was_begun_and_not_finished_is_begun_anew() {
     for content in [&[][..], &[0; 5_000], &[7; 5_000]] {
         let directory = tempfile::tempdir().unwrap();
-        fs::create_dir(directory.path().join(FOLDER)).unwrap();
-        fs::write(path_of(&directory.path().join(FOLDER), 1), content).unwrap();
+        fs::create_dir(directory.path().join(LOG)).unwrap();
+        fs::write(path_of(&directory.path().join(LOG), 1), content).unwrap();
         let problem = refusal(Log::open(
             directory.path(),
             None,
@@ -452,10 +458,7 @@ fn a_log_that_was_begun_and_not_finished_is_begun_anew() {
             "{problem}"
         );
         assert!(matches!(Log::open(directory.path(), None, None), Ok(None)));
-        assert_eq!(
-            fs::read_dir(directory.path().join(FOLDER)).unwrap().count(),
-            0
-        );
+        assert_eq!(fs::read_dir(directory.path().join(LOG)).unwrap().count(), 0);
     }
 }
 

@@ -25,7 +25,8 @@ use std::{
 use tokio::sync::oneshot;
 
 use super::{
-    Appended, Backup, Draft, Health, Mark, NewQuarantined, Store, Totals, UNKNOWN_MICROS,
+    Appended, Backup, Draft, Health, NewQuarantined, Store, Totals, UNKNOWN_MICROS,
+    acknowledged::Acknowledged,
     clock::{Adoption, FAR},
     lock,
     shares::Measure,
@@ -717,9 +718,9 @@ impl<P: Publish> Writer<P> {
                     .map_or(self.store.head().0, |last| last.sequence().0);
                 *lock(&self.store.totals) = batch.totals;
                 if has_news {
-                    self.store.watermark.raise(Mark {
+                    self.store.acknowledged_files.raise(Acknowledged {
                         head,
-                        ..self.store.mark()
+                        ..self.store.acknowledged()
                     });
                 }
                 if !batch.records.is_empty() {

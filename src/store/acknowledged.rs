@@ -1,14 +1,13 @@
-//! What was ever acknowledged, kept in a file of its own beside log and database, and once more in a copy of that.
+//! What was ever acknowledged, in a file of its own beside the log, and in a copy of that file.
 //!
-//! A damaged end of the log looks like the torn end of a write. Without a second witness the log would go on from there: what
-//! was acknowledged gone, and its places and numbers given out again. The same goes for the database's journal. The files
-//! are written after each sync and synced at starts only, so a power cut can only make them too low, which refuses nothing.
-//! Each lies within one sector, so it is never torn.
+//! A damaged end of the log looks like the torn end of a write. Without a second record the log would go on from there:
+//! acknowledged callbacks would be gone, and their places and numbers would be given out again. The same goes for the database's
+//! journal. The files are written after each sync and are synced at starts only, so a power cut can only make them too low, which
+//! refuses nothing. Each lies within one sector, so it is never torn.
 //!
-//! One file that is lost or damaged is replaced by the other. If there is none that can be read, and one whose checksum is wrong,
-//! the start is refused: it lies on the disk that the log lies on, and to go on without it would be to trust that disk just when it
-//! has proved not worth it. A person who knows better removes it; then the log may have lost what is behind the database's last
-//! checkpoint.
+//! A file that is lost or damaged is replaced by the other. If neither can be read and one has a wrong checksum, the start is
+//! refused: the files lie on the same disk as the log, and that disk has just proved unreliable. An operator who knows better
+//! removes them; then the log may have lost what is behind the database's last checkpoint.
 
 use std::{
     fs::{self, File},
@@ -24,7 +23,7 @@ use crate::event::Epoch;
 
 /// What was acknowledged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Mark {
+pub(super) struct Acknowledged {
     /// Of this log.
     pub epoch: Epoch,
     /// Up to this event.
@@ -37,7 +36,7 @@ pub(super) struct Mark {
     pub database_next: u64,
 }
 
-impl Mark {
+impl Acknowledged {
     const BYTES: usize = 48;
 
     fn encode(self) -> [u8; Self::BYTES] {
@@ -57,7 +56,7 @@ impl Mark {
         bytes
     }
 
-    /// What two marks of one log say together. Either may be behind; only the database's numbers may also fall.
+    /// What two files of one log say together. Either may be behind; only the database's numbers may also fall.
     fn joined(self, other: Self) -> Self {
         Self {
             epoch: self.epoch,
@@ -68,61 +67,61 @@ impl Mark {
         }
     }
 
-    /// `None` if the bytes are not those of a mark.
+    /// `None` if the bytes are no such numbers.
     fn parse(bytes: &[u8]) -> Option<Self> {
         let mut rest = bytes;
         let mut number = || rest.try_get_u64_le().ok();
         let (head, quarantine_next, commit_next, database_next) =
             (number()?, number()?, number()?, number()?);
-        let mark = Self {
+        let acknowledged = Self {
             head,
             quarantine_next,
             commit_next,
             database_next,
             epoch: Epoch(number()?),
         };
-        (mark.encode() == bytes).then_some(mark)
+        (acknowledged.encode() == bytes).then_some(acknowledged)
     }
 }
 
 /// What is in the files.
 #[derive(Debug, Default)]
-pub(super) struct Witnessed {
+pub(super) struct Read {
     /// What those say that can be read.
-    pub mark: Option<Mark>,
+    pub acknowledged: Option<Acknowledged>,
     /// The first that cannot.
     pub damaged: Option<PathBuf>,
 }
 
 /// The files, to write to.
 #[derive(Debug)]
-pub(super) struct Watermark([File; 2]);
+pub(super) struct AcknowledgedFiles([File; 2]);
 
-impl Watermark {
+impl AcknowledgedFiles {
     pub(super) const FILE: &str = "acknowledged";
     pub(super) const FILES: [&str; 2] = [Self::FILE, "acknowledged.copy"];
 
     /// What a data directory has of them.
-    pub(super) fn read(directory: &Path) -> io::Result<Witnessed> {
-        let mut witnessed = Witnessed::default();
+    pub(super) fn read(directory: &Path) -> io::Result<Read> {
+        let mut read = Read::default();
         for name in Self::FILES {
             let path = directory.join(name);
             let bytes = match fs::read(&path) {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
                 bytes => bytes?,
             };
-            match (Mark::parse(&bytes), witnessed.mark) {
+            match (Acknowledged::parse(&bytes), read.acknowledged) {
                 // What ended between creating and writing it had acknowledged nothing.
                 (None, _) if bytes.is_empty() => {}
-                (None, _) => witnessed.damaged = witnessed.damaged.or(Some(path)),
-                (mark, None) => witnessed.mark = mark,
-                (Some(copy), Some(mark)) if copy.epoch == mark.epoch => {
-                    witnessed.mark = Some(mark.joined(copy))
+                (None, _) => read.damaged = read.damaged.or(Some(path)),
+                (acknowledged, None) => read.acknowledged = acknowledged,
+                (Some(copy), Some(acknowledged)) if copy.epoch == acknowledged.epoch => {
+                    read.acknowledged = Some(acknowledged.joined(copy))
                 }
                 _ => {} // a copy of another log's
             }
         }
-        Ok(witnessed)
+        Ok(read)
     }
 
     /// Opens the files in the data directory, creating them if need be.
@@ -137,20 +136,20 @@ impl Watermark {
         Ok(Self([file?, copy?]))
     }
 
-    /// Writes the first mark, durably: from here on a store without what it names is not whole.
-    pub(super) fn begin(&self, directory: &Path, mark: Mark) -> io::Result<()> {
+    /// Writes the first numbers, durably: from here on a store without what they name is not whole.
+    pub(super) fn begin(&self, directory: &Path, acknowledged: Acknowledged) -> io::Result<()> {
         for file in &self.0 {
-            file.write_all_at(&mark.encode(), 0)?;
-            file.set_len(Mark::BYTES as u64)?;
+            file.write_all_at(&acknowledged.encode(), 0)?;
+            file.set_len(Acknowledged::BYTES as u64)?;
             file.sync_all()?;
         }
         File::open(directory)?.sync_all()
     }
 
-    /// Raises the mark. A failure costs the witness, not the events, which are durable already.
-    pub(super) fn raise(&self, mark: Mark) {
+    /// Raises the numbers. A failure costs this second record, not the events, which are durable already.
+    pub(super) fn raise(&self, acknowledged: Acknowledged) {
         for (file, name) in self.0.iter().zip(Self::FILES) {
-            if let Err(error) = file.write_all_at(&mark.encode(), 0) {
+            if let Err(error) = file.write_all_at(&acknowledged.encode(), 0) {
                 tracing::warn!(%error, "cannot note what was acknowledged in the file `{name}`");
             }
         }
@@ -165,19 +164,19 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_mark_gives_back_its_numbers_and_no_flipped_bit_passes(epoch: u64, head: u64, quarantine_next: u64, commit_next: u64, database_next: u64, bit in 0..384usize) {
-            let mark = Mark { epoch: Epoch(epoch), head, quarantine_next, commit_next, database_next };
+        fn they_give_back_its_numbers_and_no_flipped_bit_passes(epoch: u64, head: u64, quarantine_next: u64, commit_next: u64, database_next: u64, bit in 0..384usize) {
+            let mark = Acknowledged { epoch: Epoch(epoch), head, quarantine_next, commit_next, database_next };
             let mut bytes = mark.encode();
-            prop_assert_eq!(Mark::parse(&bytes), Some(mark));
+            prop_assert_eq!(Acknowledged::parse(&bytes), Some(mark));
             bytes[bit / 8] ^= 1 << (bit % 8);
-            prop_assert_eq!(Mark::parse(&bytes), None);
-            prop_assert_eq!(Mark::parse(&mark.encode()[..bit / 8]), None);
+            prop_assert_eq!(Acknowledged::parse(&bytes), None);
+            prop_assert_eq!(Acknowledged::parse(&mark.encode()[..bit / 8]), None);
         }
     }
 
     #[test]
     fn either_file_tells_what_was_acknowledged_and_a_copy_of_another_log_tells_nothing() {
-        let mark = |epoch, number| Mark {
+        let mark = |epoch, number| Acknowledged {
             epoch: Epoch(epoch),
             head: number,
             quarantine_next: number,
@@ -186,7 +185,7 @@ mod tests {
         };
         let (low, high, other) = (mark(1, 5), mark(1, 6), mark(2, 7));
         // The database's numbers may have fallen since the higher mark.
-        let both = Mark {
+        let both = Acknowledged {
             database_next: 5,
             ..high
         };
@@ -199,12 +198,14 @@ mod tests {
             ([Some(low), Some(other)], Some(low)),
         ] {
             let directory = tempfile::tempdir().unwrap();
-            for (name, mark) in Watermark::FILES.iter().zip(marks) {
+            for (name, mark) in AcknowledgedFiles::FILES.iter().zip(marks) {
                 let bytes = mark.map(|mark| mark.encode().to_vec());
                 std::fs::write(directory.path().join(name), bytes.unwrap_or_default()).unwrap();
             }
             assert_eq!(
-                Watermark::read(directory.path()).unwrap().mark,
+                AcknowledgedFiles::read(directory.path())
+                    .unwrap()
+                    .acknowledged,
                 told,
                 "{marks:?}"
             );

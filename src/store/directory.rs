@@ -1,0 +1,186 @@
+//! What lies in a data directory, by name, and the refusal of one that has lost its log or whose log is elsewhere now.
+
+use std::{ffi::OsStr, fs, io, path::Path};
+
+use super::{acknowledged::AcknowledgedFiles, error::OpenError, marker, quarantine_keys};
+
+/// Locked by the process that has the directory.
+pub(super) const LOCK: &str = "lock";
+/// The folder of the log's segments.
+pub(super) const LOG: &str = "log";
+/// Who had the log last.
+pub(super) const LAST_START: &str = "last-start.json";
+/// What became of the log's backups.
+pub(super) const BACKUPS: &str = "backups.json";
+/// There while a log is appended to what was restored.
+pub(super) const UNFINISHED: &str = "restore-unfinished";
+/// Where the copy of a log lies that is appended to this one.
+pub(super) const APPEND_COPY: &str = "append.copy";
+/// In a directory whose callbacks were appended to another log: it says to which.
+pub(super) const USED_UP: &str = "appended-to";
+/// What a directory with a log has one of at least.
+const PARTS: [&str; 3] = [LOG, "keyspaces", AcknowledgedFiles::FILE];
+/// What the database has beside its folder.
+const VERSION_FILE: &str = "version";
+const JOURNAL_EXTENSION: &str = "jnl";
+
+/// Whether something in a data directory is the store's. Other things are there, too: `lost+found`, a file system's snapshots.
+pub fn is_part(name: &OsStr) -> bool {
+    let others = [
+        LOCK,
+        VERSION_FILE,
+        quarantine_keys::FILE,
+        LAST_START,
+        BACKUPS,
+        UNFINISHED,
+        APPEND_COPY,
+        USED_UP,
+    ];
+    let mut names = PARTS
+        .into_iter()
+        .chain(AcknowledgedFiles::FILES)
+        .chain(others);
+    names.any(|part| name == part)
+        || Path::new(name)
+            .extension()
+            .is_some_and(|end| end == JOURNAL_EXTENSION)
+}
+
+/// Refuses a directory without a log if there should be one. Changes nothing.
+pub fn check_expected(directory: &Path, is_expected: bool) -> Result<(), OpenError> {
+    let has_log = PARTS.iter().any(|part| may_be_there(&directory.join(part)));
+    if has_log {
+        return Ok(());
+    }
+    if is_expected {
+        return Err(OpenError::Expected(directory.into()));
+    }
+    let Some(marker) = marker::marker_of(directory).filter(|marker| may_be_there(marker)) else {
+        return Ok(());
+    };
+    Err(OpenError::Vanished {
+        path: directory.into(),
+        said: marker::said_by(&marker),
+        marker,
+    })
+}
+
+/// Refuses a directory whose callbacks were appended to another log.
+pub(super) fn check_not_used_up(directory: &Path) -> Result<(), OpenError> {
+    let mark = directory.join(USED_UP);
+    if fs::symlink_metadata(&mark).is_err() {
+        return Ok(());
+    }
+    Err(OpenError::UsedUp {
+        path: directory.into(),
+        to: marker::said_by(&mark),
+        mark,
+    })
+}
+
+/// Whether an entry is there, as far as can be seen. One that cannot be looked at is not taken for missing: a log behind a failing
+/// disk or a directory that is closed to this user must not be replaced by a new one.
+fn may_be_there(path: &Path) -> bool {
+    match fs::symlink_metadata(path) {
+        Ok(_) => true,
+        Err(error) => {
+            // Of these the system says that there can be no such entry.
+            let is_missing = [
+                io::ErrorKind::NotFound,
+                io::ErrorKind::NotADirectory,
+                io::ErrorKind::InvalidFilename,
+            ];
+            !is_missing.contains(&error.kind())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{
+        super::marker::{mark, tests::EPOCH},
+        *,
+    };
+
+    #[test]
+    fn a_directory_without_its_log_is_refused_where_something_tells_that_it_had_one() {
+        let parent = tempfile::tempdir().unwrap();
+        let path = parent.path().join("data");
+        assert!(check_expected(&path, false).is_ok(), "nothing tells");
+        assert!(matches!(
+            check_expected(&path, true),
+            Err(OpenError::Expected(_))
+        ));
+        mark(&path, EPOCH);
+        let refused = check_expected(&path, false).unwrap_err().to_string();
+        let marker = parent.path().join(".data.has-log");
+        assert!(
+            refused.contains(&marker.display().to_string()) && refused.contains(&EPOCH.to_string()),
+            "{refused}"
+        );
+        // A file system of its own is mounted there.
+        fs::create_dir_all(path.join("lost+found")).unwrap();
+        assert!(check_expected(&path, false).is_err());
+        for part in PARTS {
+            fs::create_dir(path.join(part)).unwrap();
+            assert!(check_expected(&path, true).is_ok());
+            fs::remove_dir(path.join(part)).unwrap();
+        }
+        fs::remove_file(marker).unwrap();
+        assert!(check_expected(&path, false).is_ok());
+    }
+
+    #[test]
+    fn an_entry_that_cannot_be_looked_at_counts_as_being_there() {
+        let parent = tempfile::tempdir().unwrap();
+        let endless = parent.path().join("data");
+        std::os::unix::fs::symlink(&endless, &endless).unwrap();
+        assert!(
+            fs::symlink_metadata(endless.join("log"))
+                .is_err_and(|error| error.kind() != io::ErrorKind::NotFound)
+        );
+        assert!(
+            check_expected(&endless, true).is_ok(),
+            "opening it tells what is wrong"
+        );
+        // No entry can have such a name, or be below a file.
+        let long = parent.path().join("d".repeat(250));
+        assert!(check_expected(&long, false).is_ok());
+        fs::write(parent.path().join("file"), "").unwrap();
+        assert!(matches!(
+            check_expected(&parent.path().join("file"), true),
+            Err(OpenError::Expected(_))
+        ));
+    }
+
+    #[test]
+    fn who_follows_the_advice_about_a_damaged_log_begins_a_new_one() {
+        let parent = tempfile::tempdir().unwrap();
+        let path = parent.path().join("data");
+        mark(&path, EPOCH);
+        // It was moved away.
+        assert!(check_expected(&path, false).is_err());
+        let advice = [
+            OpenError::Corrupt {
+                path: path.clone(),
+                problem: String::new(),
+            }
+            .to_string(),
+            OpenError::Format {
+                path: path.clone(),
+                found: 1,
+            }
+            .to_string(),
+        ];
+        let marker = parent.path().join(".data.has-log");
+        for advice in advice {
+            assert!(
+                advice.contains(&format!("remove {}", marker.display())),
+                "{advice}"
+            );
+            assert!(advice.contains("log.expect_existing = false"), "{advice}");
+        }
+        fs::remove_file(marker).unwrap();
+        assert!(check_expected(&path, false).is_ok());
+    }
+}

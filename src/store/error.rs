@@ -1,0 +1,304 @@
+//! Why the store cannot be opened or read. The errors of the parts that have their own are with them.
+
+use std::{
+    fmt::Display,
+    io,
+    path::{Path, PathBuf},
+};
+
+use super::{
+    layout::{BACKUP_FORMAT, Damaged, FORMAT},
+    marker,
+};
+use crate::event::RecordError;
+
+/// Why a part of the log cannot be read.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ReadError {
+    /// Retention has passed the place.
+    #[error("the events behind this place are no longer retained")]
+    Expired,
+    /// The log is damaged.
+    #[error("the log is damaged: {0}")]
+    Corrupt(String),
+}
+
+impl From<fjall::Error> for ReadError {
+    fn from(error: fjall::Error) -> Self {
+        Self::Corrupt(format!("{error:?}"))
+    }
+}
+
+impl From<io::Error> for ReadError {
+    fn from(error: io::Error) -> Self {
+        Self::Corrupt(error.to_string())
+    }
+}
+
+impl From<Damaged> for ReadError {
+    fn from(damage: Damaged) -> Self {
+        Self::Corrupt(damage.to_string())
+    }
+}
+
+impl From<RecordError> for ReadError {
+    fn from(error: RecordError) -> Self {
+        Self::Corrupt(error.to_string())
+    }
+}
+
+/// Why a store cannot be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// Another process has it.
+    #[error("{0} is in use by another process: stop that one, or give this one its own --data-dir")]
+    Locked(PathBuf),
+    /// Written by another version.
+    #[error(
+        "{path} has format {found}, this version reads format {FORMAT}: run the version that wrote it, or start with an empty --data-dir: in place of this one, {anew}",
+        path = path.display(),
+        anew = marker::to_begin_anew(path)
+    )]
+    Format {
+        /// The data directory.
+        path: PathBuf,
+        /// Its format.
+        found: u64,
+    },
+    /// There is no log where the configuration says that one is.
+    #[error(
+        "{0} has no log, and log.expect_existing says that it has one: mount the disk that it is on, correct data_dir, or restore a backup with `blobcast restore`; to begin a new log, start once with `log.expect_existing = false`"
+    )]
+    Expected(PathBuf),
+    /// There is no log where a start has left one.
+    #[error(
+        "{path} has no log, and it had one ({said:?}): mount the disk that it is on, or restore a backup with `blobcast restore`; to begin a new log, remove {marker}",
+        path = path.display(),
+        marker = marker.display()
+    )]
+    Vanished {
+        /// The data directory.
+        path: PathBuf,
+        /// What is beside it.
+        marker: PathBuf,
+        /// What that says.
+        said: String,
+    },
+    /// Half of a restored log.
+    #[error(
+        "{0} was being restored, and that did not come to its end: remove everything in it, and run `blobcast restore` again"
+    )]
+    Unfinished(PathBuf),
+    /// Its callbacks are in another log.
+    #[error(
+        "{path} is used up: its callbacks were appended to {to} by `blobcast restore`: start the broker on that one; to use this directory all the same, remove {mark}",
+        path = path.display(),
+        mark = mark.display()
+    )]
+    UsedUp {
+        /// The data directory.
+        path: PathBuf,
+        /// Where its callbacks are, as that was called.
+        to: String,
+        /// The file that says so.
+        mark: PathBuf,
+    },
+    /// Damaged.
+    #[error(
+        "{path} is damaged ({problem}): move it away, and restore a backup with `blobcast restore` or start with an empty log: for that, {anew}",
+        path = path.display(),
+        anew = marker::to_begin_anew(path)
+    )]
+    Corrupt {
+        /// The data directory.
+        path: PathBuf,
+        /// What was found.
+        problem: String,
+    },
+    /// What says what was acknowledged is damaged.
+    #[error(
+        "{0} is damaged, there is no copy of it that can be read, and without one nobody can tell whether the log beside it has lost its end: restore a backup, or, if the log can be trusted, remove `acknowledged` and `acknowledged.copy` and start again"
+    )]
+    Acknowledged(PathBuf),
+    /// The disk refuses.
+    #[error(
+        "cannot open {path}: {source}; it has to be a directory that can be written: choose it with --data-dir"
+    )]
+    Io {
+        /// The data directory.
+        path: PathBuf,
+        /// The system's complaint.
+        source: io::Error,
+    },
+}
+
+/// Why nothing was restored.
+#[derive(Debug, thiserror::Error)]
+pub enum RestoreError {
+    /// There may be a log in it.
+    #[error("{0} is not empty: name another directory, or move what is in it away first")]
+    NotEmpty(PathBuf),
+    /// Something else.
+    #[error("this is no backup: take a file that `blobcast backup` has written")]
+    NoBackup,
+    /// Of another version.
+    #[error(
+        "the backup has format {0}, this version reads format {BACKUP_FORMAT}: use the version that wrote it"
+    )]
+    Format(u64),
+    /// Not what was written.
+    #[error("the backup is damaged ({0}), and nothing was restored: take another one")]
+    Damaged(&'static str),
+    /// It has no end.
+    #[error("the backup was cut short, and nothing was restored: take another one")]
+    CutShort,
+    /// The backup cannot be read.
+    #[error("cannot read the backup: {0}")]
+    Read(io::Error),
+    /// The directory cannot be had.
+    #[error(transparent)]
+    Store(#[from] OpenError),
+    /// What is to be appended cannot be.
+    #[error(transparent)]
+    Append(#[from] AppendError),
+}
+
+impl From<Damaged> for RestoreError {
+    fn from(damage: Damaged) -> Self {
+        Self::Damaged(damage.0)
+    }
+}
+
+impl From<io::Error> for RestoreError {
+    fn from(error: io::Error) -> Self {
+        Self::Read(error)
+    }
+}
+
+/// Why the other directory cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum AppendError {
+    /// There is nothing to append.
+    #[error(
+        "{0} has no log: name the data directory of the broker that has taken callbacks meanwhile"
+    )]
+    NoLog(PathBuf),
+    /// A broker runs on it.
+    #[error(
+        "{0} is in use by another process: stop the broker that runs on it; or add --wait, which asks for that only when the backup is restored"
+    )]
+    Running(PathBuf),
+    /// Half of a restored log.
+    #[error(
+        "{0} was being restored, and that did not come to its end: name the data directory of the broker that has taken callbacks meanwhile"
+    )]
+    Unfinished(PathBuf),
+    /// It cannot be kept from being used again.
+    #[error(
+        "cannot write {path}: {source}; it keeps brokers from starting there when its callbacks are appended, so nothing was restored: see to it that the directory can be written, and restore again",
+        path = path.display()
+    )]
+    Mark {
+        /// The file.
+        path: PathBuf,
+        /// The system's complaint.
+        source: io::Error,
+    },
+    /// One is within the other.
+    #[error("{0} is within {1}, which is only read: restore into a directory elsewhere")]
+    Within(PathBuf, PathBuf),
+    /// Of another version.
+    #[error(
+        "{path} has format {found}, this version appends format {FORMAT}: restore with the version that wrote it",
+        path = path.display()
+    )]
+    Format {
+        /// The directory.
+        path: PathBuf,
+        /// Its format.
+        found: u64,
+    },
+    /// Damaged.
+    #[error(
+        "{path} is damaged ({problem}), and nothing was restored: keep that directory, and restore without --append for now",
+        path = path.display()
+    )]
+    Damaged {
+        /// The directory.
+        path: PathBuf,
+        /// What was found.
+        problem: String,
+    },
+    /// The disk refuses.
+    #[error("cannot copy {path} into the new data directory: {source}; it needs room there until it is appended", path = path.display())]
+    Copy {
+        /// The directory.
+        path: PathBuf,
+        /// The system's complaint.
+        source: io::Error,
+    },
+    /// What is appended cannot be written.
+    #[error(
+        "cannot append to the restored log ({0}), and nothing was restored: make room on the disk, and restore again"
+    )]
+    Write(String),
+}
+
+/// Why a store cannot be opened, before it is said of which directory.
+pub(super) enum StartFailure {
+    Fjall(fjall::Error),
+    Format(u64),
+    Corrupt(String),
+    Acknowledged(PathBuf),
+}
+
+impl StartFailure {
+    /// What the database found, which does not tell where.
+    pub(super) fn broken(cause: impl Display) -> Self {
+        Self::Corrupt(format!("the database cannot read its files: {cause}"))
+    }
+
+    pub(super) fn at(self, path: &Path) -> OpenError {
+        let path = path.to_path_buf();
+        match self {
+            Self::Fjall(fjall::Error::Locked) => OpenError::Locked(path),
+            Self::Fjall(
+                fjall::Error::Io(source) | fjall::Error::Storage(fjall::LsmError::Io(source)),
+            ) => OpenError::Io { path, source },
+            Self::Fjall(other) => OpenError::Corrupt {
+                path,
+                problem: format!("{other:?}"),
+            },
+            Self::Format(found) => OpenError::Format { path, found },
+            Self::Corrupt(problem) => OpenError::Corrupt { path, problem },
+            Self::Acknowledged(file) => OpenError::Acknowledged(file),
+        }
+    }
+}
+
+impl From<fjall::Error> for StartFailure {
+    fn from(error: fjall::Error) -> Self {
+        Self::Fjall(error)
+    }
+}
+
+impl From<io::Error> for StartFailure {
+    fn from(error: io::Error) -> Self {
+        Self::Fjall(error.into())
+    }
+}
+
+impl From<Damaged> for StartFailure {
+    fn from(damage: Damaged) -> Self {
+        Self::Corrupt(damage.to_string())
+    }
+}
+
+impl From<ReadError> for StartFailure {
+    fn from(error: ReadError) -> Self {
+        match error {
+            ReadError::Corrupt(problem) => Self::Corrupt(problem),
+            ReadError::Expired => Self::Corrupt(error.to_string()),
+        }
+    }
+}
