@@ -1,6 +1,5 @@
 //! Who is really calling, by what proxies say. Whatever a client sends itself, the address that the nearest trusted proxy
 //! has written is the one that counts; who is no proxy is not believed at all.
-#![no_main]
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -9,16 +8,13 @@ use std::{
 
 use axum::http::{HeaderMap, HeaderName, HeaderValue, header::FORWARDED};
 use blobcast::ingest::{ForwardedHeader, TrustedProxies};
-use libfuzzer_sys::{
-    arbitrary::{self, Arbitrary},
-    fuzz_target,
-};
+use libfuzzer_sys::arbitrary::{self, Arbitrary};
 
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 static PROXY: LazyLock<IpAddr> = LazyLock::new(|| "10.0.0.1".parse().unwrap());
 
 #[derive(Arbitrary, Debug)]
-struct Input<'a> {
+pub(crate) struct Input<'a> {
     forwarded: bool,
     /// Lines of the header as the client has sent them.
     sent: Vec<&'a [u8]>,
@@ -32,7 +28,7 @@ struct Input<'a> {
     more_proxies: u8,
 }
 
-fuzz_target!(|input: Input<'_>| {
+pub(crate) fn run(input: Input<'_>) {
     let client = input.client.to_canonical();
     let header = if input.forwarded {
         ForwardedHeader::Forwarded
@@ -88,7 +84,7 @@ fuzz_target!(|input: Input<'_>| {
                 .collect::<Vec<_>>()
         );
     }
-});
+}
 
 fn headers(input: &Input<'_>, values: &[HeaderValue]) -> HeaderMap {
     let name = if input.forwarded {

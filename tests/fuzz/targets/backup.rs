@@ -1,16 +1,12 @@
 //! Backup files. One that was written by the book is read as what it is; with anything changed, missing, added or out of
 //! order it is refused. The book is the documentation of `store::backup`, `store::layout` and `event::record`, followed here
 //! on its own.
-#![no_main]
 
 use blobcast::{
     event::{Labels, Product, Record, RecordParts, Sequence, TaskId, TaskStatus},
     fuzzing::read_backup,
 };
-use libfuzzer_sys::{
-    arbitrary::{self, Arbitrary},
-    fuzz_target,
-};
+use libfuzzer_sys::arbitrary::{self, Arbitrary};
 use serde_json::json;
 use xxhash_rust::xxh3::xxh3_64;
 
@@ -19,7 +15,7 @@ const TASKS: u8 = 2;
 const QUARANTINE: u8 = 3;
 
 #[derive(Arbitrary, Debug)]
-struct Input<'a> {
+pub(crate) struct Input<'a> {
     first_available: u16,
     /// One task each.
     events: Vec<(&'a [u8], &'a [u8])>,
@@ -57,7 +53,7 @@ struct Entry {
     value: Vec<u8>,
 }
 
-fuzz_target!(|input: Input<'_>| {
+pub(crate) fn run(input: Input<'_>) {
     let _ = read_backup(input.anything);
     let backup = written(&input, None);
     let summary = read_backup(backup.as_slice()).expect("it was written by the book");
@@ -79,7 +75,7 @@ fuzz_target!(|input: Input<'_>| {
         "{:?} is not noticed",
         input.damage
     );
-});
+}
 
 fn written(input: &Input<'_>, lie: Option<&Lie>) -> Vec<u8> {
     let first = u64::from(input.first_available) + 1;

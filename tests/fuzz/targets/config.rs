@@ -1,6 +1,5 @@
 //! The configuration file. Any bytes are a configuration or a list of problems, each on one line and with its next step; a
 //! value means the same in a file, in the environment and on the command line.
-#![no_main]
 
 use std::{
     fs::File,
@@ -11,7 +10,6 @@ use std::{
 };
 
 use blobcast::config::{Config, ConfigErrors, Origin, Sources, load};
-use libfuzzer_sys::fuzz_target;
 use tempfile::{tempfile, tempfile_in};
 use toml::{Table, Value};
 
@@ -22,7 +20,7 @@ static FILE: LazyLock<File> = LazyLock::new(|| {
         .expect("there is room for a file")
 });
 
-fuzz_target!(|bytes: &[u8]| {
+pub(crate) fn run(bytes: &[u8]) {
     let mut file = &*FILE;
     file.set_len(0)
         .and_then(|()| file.rewind())
@@ -39,7 +37,7 @@ fuzz_target!(|bytes: &[u8]| {
         Ok(config) => check_other_layers(bytes, config),
         Err(errors) => check_problems(errors, &path),
     }
-});
+}
 
 fn check_problems(errors: &ConfigErrors, path: &Path) {
     assert_eq!(

@@ -2,18 +2,16 @@
 //! no other text is read as the same.
 //!
 //! Input: the text; its first bytes are also the numbers of a cursor, and where its text is changed.
-#![no_main]
 
 use blobcast::{
     event::{Cursor, Epoch, Sequence},
     fuzzing::{page_place, page_token},
 };
-use libfuzzer_sys::fuzz_target;
 
 /// What the tokens of the corpus are bound to.
 const BINDING: u64 = 0x0123_4567_89ab_cdef;
 
-fuzz_target!(|input: &[u8]| {
+pub(crate) fn run(input: &[u8]) {
     if let Ok(text) = str::from_utf8(input) {
         if let Ok(cursor) = Cursor::parse(text) {
             assert_eq!(cursor.to_string(), text);
@@ -35,7 +33,7 @@ fuzz_target!(|input: &[u8]| {
         );
         check_token(sequence, binding, change);
     }
-});
+}
 
 fn read_numbers(bytes: &[u8; 24]) -> [u64; 3] {
     let number = |at: usize| {

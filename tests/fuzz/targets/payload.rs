@@ -2,7 +2,6 @@
 //! body says, is read back from the log as it was written, and stays small enough for every client.
 //!
 //! Input: the product of the URL, or nothing, up to the first newline; behind it the body.
-#![no_main]
 
 use blobcast::{
     callback::{Callback, Corrections},
@@ -16,7 +15,6 @@ use blobcast::{
 };
 use bytes::Bytes;
 use jiff::Timestamp;
-use libfuzzer_sys::fuzz_target;
 use prost::Message;
 use prost_types::value::Kind;
 use serde_json::Value;
@@ -27,7 +25,7 @@ const OVERHEAD_BYTES: usize = 1024;
 const DETAILS_LEVELS_MAX: usize = 24;
 const DETAILS_BYTES_MAX: usize = 1024 * 1024;
 
-fuzz_target!(|input: &[u8]| {
+pub(crate) fn run(input: &[u8]) {
     let line = input.iter().position(|&byte| byte == b'\n').unwrap_or(0);
     let (product, body) = (
         String::from_utf8_lossy(&input[..line]),
@@ -88,7 +86,7 @@ fuzz_target!(|input: &[u8]| {
         (_, Err(_)) => assert_eq!(draft.unwrap_err().reason(), "bad_product"),
         (Err(reason), _) => assert_eq!(draft.unwrap_err().reason(), reason.reason()),
     }
-});
+}
 
 /// Only an array has elements, and what they are cut out of is what they are read as.
 fn check_elements(body: &[u8]) {

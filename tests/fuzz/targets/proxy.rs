@@ -2,7 +2,6 @@
 //! connection, in however many pieces it comes; one that is cut is waited for.
 //!
 //! Input: where the connection pauses (1 byte), then what comes on it.
-#![no_main]
 
 use std::{
     future::Future,
@@ -13,7 +12,6 @@ use std::{
 };
 
 use blobcast::fuzzing::read_proxy_header;
-use libfuzzer_sys::fuzz_target;
 use tokio::io::AsyncReadExt;
 
 const SIGNATURE: &[u8] = b"\r\n\r\n\0\r\nQUIT\n";
@@ -21,7 +19,7 @@ const SIGNATURE: &[u8] = b"\r\n\r\n\0\r\nQUIT\n";
 const V1_BYTES_MAX: usize = 107;
 const V2_BYTES_MAX: usize = 16 + 1024;
 
-fuzz_target!(|input: &[u8]| {
+pub(crate) fn run(input: &[u8]) {
     let Some((&pause, bytes)) = input.split_first() else {
         return;
     };
@@ -58,7 +56,7 @@ fuzz_target!(|input: &[u8]| {
         (Err(_), _) => {}
         (Ok(client), None) => panic!("{client} out of nothing"),
     }
-});
+}
 
 fn peer() -> SocketAddr {
     (Ipv4Addr::new(10, 0, 0, 1), 9).into()

@@ -2,16 +2,14 @@
 //! length that is said beforehand, and is none any more when its end is missing.
 //!
 //! Input: where it is cut (2 bytes), then what the store has.
-#![no_main]
 
 use blobcast::{
     event::{Epoch, Record, Selectable, Sequence},
     wire::Delivery,
 };
 use bytes::Bytes;
-use libfuzzer_sys::fuzz_target;
 
-fuzz_target!(|input: &[u8]| {
+pub(crate) fn run(input: &[u8]) {
     let Some((&cut, stored)) = input.split_first_chunk::<2>() else {
         return;
     };
@@ -54,7 +52,7 @@ fuzz_target!(|input: &[u8]| {
     let left = Record::from_stored(Sequence(7), bytes.slice(..cut));
     assert_eq!(left.is_ok(), cut >= without_raw.len(), "cut to {cut} bytes");
     check_delivery(&record);
-});
+}
 
 /// What it takes on the wire is what is counted for it: the bytes of the event, the body, and little else.
 fn check_delivery(record: &Record) {

@@ -2,7 +2,6 @@
 //! request says.
 //!
 //! Input: which message (1 byte), then its encoding.
-#![no_main]
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -16,7 +15,6 @@ use blobcast::{
         positive_duration, status_to_wire, timestamp, v1,
     },
 };
-use libfuzzer_sys::fuzz_target;
 use prost::Message;
 
 const LIMITS: FilterLimits = FilterLimits {
@@ -24,7 +22,7 @@ const LIMITS: FilterLimits = FilterLimits {
     products_max: 2,
 };
 
-fuzz_target!(|input: &[u8]| {
+pub(crate) fn run(input: &[u8]) {
     let Some((message, bytes)) = input.split_first() else {
         return;
     };
@@ -57,7 +55,7 @@ fuzz_target!(|input: &[u8]| {
             request.timeout.into_iter().for_each(check_duration);
         }),
     }
-});
+}
 
 /// Decoded, and encoded as the same again.
 fn decoded<M: Message + Default + Clone + PartialEq>(bytes: &[u8], check: impl FnOnce(M)) {

@@ -1,6 +1,5 @@
 //! Signed callback URLs. What was minted is accepted until its time is over, and read as what it was minted for; any change
 //! of one byte is refused; whatever is accepted carries the signature over exactly its text, key and time.
-#![no_main]
 
 use std::{collections::BTreeMap, sync::LazyLock, time::Duration};
 
@@ -12,10 +11,7 @@ use blobcast::{
 };
 use bytes::Bytes;
 use jiff::{Timestamp, ToSpan};
-use libfuzzer_sys::{
-    arbitrary::{self, Arbitrary},
-    fuzz_target,
-};
+use libfuzzer_sys::arbitrary::{self, Arbitrary};
 use ring::hmac;
 
 const BASE: &str = "https://hooks.example.com";
@@ -31,7 +27,7 @@ static CREDENTIALS: LazyLock<Credentials> =
     LazyLock::new(|| Credentials::parse(FILE).expect("the file above"));
 
 #[derive(Arbitrary, Debug)]
-struct Input<'a> {
+pub(crate) struct Input<'a> {
     product: Option<&'a str>,
     labels: BTreeMap<&'a str, &'a str>,
     ttl_seconds: u32,
@@ -57,7 +53,7 @@ enum ChangeKind {
     Remove,
 }
 
-fuzz_target!(|input: Input<'_>| {
+pub(crate) fn run(input: Input<'_>) {
     let now = Timestamp::from_second(1_800_000_000).expect("in range");
     if let Some(target) = mint(&input, now) {
         check_change(&target, &input.change, now);
@@ -71,7 +67,7 @@ fuzz_target!(|input: Input<'_>| {
         now,
     );
     check_any(input.forged, now);
-});
+}
 
 /// The target of a URL minted for the input, if it can be.
 fn mint(input: &Input<'_>, now: Timestamp) -> Option<String> {
