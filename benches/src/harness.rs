@@ -76,7 +76,7 @@ impl Process {
                     kept.push_back(line.clone());
                     kept.truncate_front_to(LAST_LINES);
                 }
-                // Whoever has heard enough no longer listens.
+                // A receiver that has enough is gone.
                 let _ = sender.send(line).is_ok();
             }
         });

@@ -220,8 +220,8 @@ impl Supply {
     }
 }
 
-/// Keeps a supply some way ahead of the slowest of those who receive, so that nobody drops events or goes back to his log; until it
-/// is dropped.
+/// Keeps a supply some way ahead of the slowest receiver, so that no server drops events or goes back to its log. Ends when it is
+/// dropped.
 #[derive(Debug)]
 pub struct Window {
     /// What may be sent.
@@ -230,7 +230,7 @@ pub struct Window {
 }
 
 impl Window {
-    /// Follows those who receive.
+    /// Follows the receivers.
     pub fn ahead_of(received: &Counters) -> Self {
         let ahead = DELIVERIES_AHEAD / received.len() as u64;
         let supply = Supply::up_to(ahead);

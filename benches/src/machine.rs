@@ -24,7 +24,7 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// Looks at this one; at the peers only if they are to be measured, since they may have to be fetched.
+    /// Looks at this one. The peers are looked at only when they take part, since they may have to be fetched.
     pub fn look(bench: &Bench, with_peers: bool) -> Result<Self> {
         let processor = value_of("/proc/cpuinfo", "model name");
         let kilobytes = value_of("/proc/meminfo", "MemTotal")

@@ -35,7 +35,7 @@ pub enum Better {
     Less,
 }
 
-/// What is to be shown: something of the first side, or of its ratio to another.
+/// What a bench has to show: something of the first side, or of its ratio to another.
 #[derive(Clone, Copy, Debug)]
 pub struct Goal {
     /// Whom the first side is compared with; `None`: with nobody.
@@ -55,7 +55,7 @@ pub struct Table {
     pub better: Better,
     /// In the order in which they were first measured; the first is blobcast.
     pub sides: Vec<Side>,
-    /// What is to be shown.
+    /// The goals that the figures are held to.
     pub goals: Vec<Goal>,
 }
 

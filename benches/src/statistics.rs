@@ -53,7 +53,7 @@ impl Latencies {
         )
     }
 
-    /// Counts one; `by` is whoever saw it.
+    /// Counts one; `by` is the subscriber that saw it.
     pub fn record(&self, by: usize, latency: Duration) {
         let micros = latency.as_micros() as u64;
         let mut shard = self.0[by % SHARDS].lock().expect("nobody panics with it");

@@ -106,7 +106,7 @@ fn micros_since_arrival(event: &[u8]) -> u128 {
         .map_or(0, |elapsed| elapsed.as_micros())
 }
 
-/// One of the processes. Ends with whoever has started it.
+/// One of the processes. Ends with the process that has started it.
 pub async fn hold(grpc: SocketAddr, first: u64, count: usize, per_connection: usize) -> Result<()> {
     let received = Arc::<Mutex<Vec<u128>>>::default();
     let noted = Arc::clone(&received);

@@ -301,7 +301,7 @@ async fn sighup_opens_the_file_anew_and_one_that_cannot_be_opened_goes_on_to_be_
         "nothing is lost between the two"
     );
 
-    // A directory is in its place: what was open goes on, and is told.
+    // A directory is in the file's place: the broker goes on with the open file, and logs that.
     let second = directory.path().join("audit.jsonl.2");
     fs::rename(&path, &second).unwrap();
     fs::create_dir(&path).unwrap();
@@ -480,7 +480,7 @@ async fn a_change_of_credentials_and_of_the_configuration_is_recorded_with_what_
     );
     assert_eq!(record["files"], json!([file.path().display().to_string()]));
 
-    // A binding that goes is told from a token that is replaced.
+    // The log distinguishes a binding that is removed from a token that is replaced.
     let bound = fs::read_to_string(file.path()).unwrap();
     file.write(&bound.replace(" }", ", labels = { team = \"ads\" } }"));
     until_recorded(

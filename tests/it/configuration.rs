@@ -1,4 +1,4 @@
-//! Configuration through the real binary: which layer wins, what a mistake is told, and that the default file is one.
+//! Configuration through the real binary: which layer wins, what is printed for a mistake, and that the default file is valid.
 
 use std::{fs, path::PathBuf};
 

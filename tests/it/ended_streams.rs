@@ -1,4 +1,4 @@
-//! Streams that an administrator ends: what their clients are told, that they do not come back by themselves, and that they may.
+//! Streams that an administrator ends: the status that clients get, that clients do not reconnect by themselves, and that they may.
 
 use blobcast::wire::v1::{Filter, WaitTaskRequest};
 use tonic::Code;

@@ -207,7 +207,7 @@ async fn an_erased_task_is_gone_from_every_file_and_every_answer_and_stays_so() 
         }
     }
 
-    // A repetition brings nothing back, and is told; what is new is new, and is told, too.
+    // A repetition brings nothing back and is reported. A new task is a new event and is reported, too.
     let http = server.http();
     let again = http.post(&saying(completed("t1"), SECRET)).await;
     assert!(

@@ -77,7 +77,7 @@ impl<A: Message + Default + 'static> Begun<A> {
     }
 }
 
-/// One message, when it is told.
+/// One message, and when it is sent.
 struct Late<M> {
     sent: Option<oneshot::Sender<()>>,
     told: oneshot::Receiver<()>,

@@ -375,7 +375,7 @@ async fn an_empty_data_directory_where_the_last_start_had_a_log_is_refused_with_
         .await;
     assert_eq!(server.log_info().await.epoch, epoch);
 
-    // Whoever means it removes what the message names.
+    // An operator who means it removes the file that the message names.
     assert!(server.terminate().await.success());
     std::fs::rename(&data_dir, &aside).unwrap();
     std::fs::remove_file(&marker).unwrap();
@@ -471,7 +471,7 @@ async fn a_fatal_error_is_a_line_of_the_log_whatever_is_logged_and_standard_outp
         );
         assert_eq!((ended.status.code(), &*ended.stdout), (Some(1), &b""[..]));
     }
-    // A configuration that is refused says how its mistakes are to be told, one a line.
+    // A configuration that is refused still sets the format of the log, with one mistake on each line.
     let mistakes = Options::default()
         .set("grpc.task_ids_max", "many")
         .set("grpc.nothing", 1);
@@ -986,7 +986,7 @@ async fn a_dead_peer_and_a_half_sent_request_do_not_hold_the_end_up_beyond_its_d
         "nothing held it up, so nothing was tested: {:?}",
         told.elapsed()
     );
-    // And still everybody else is told.
+    // And still every other client gets its goodbye.
     let (seen, status) = within("the goodbye", end).await.unwrap();
     assert!(
         seen.iter().any(|seen| matches!(seen, Seen::GoingAway(_))),

@@ -81,7 +81,7 @@ async fn listen_outlasts_a_proxy_without_a_broker_and_ends_where_it_is_refused_f
     for _ in 0..2 {
         listen.says("answered 502 Bad Gateway; the broker behind it is away, or it is not set up for gRPC; connecting again").await;
     }
-    // A route that does not exist may come; one that does not for three times is told.
+    // A route that is missing may still appear; after three failures the client reports it.
     let wrong = proxy(404).await;
     for line in ["listen", "wait t1"] {
         let ran = Cli::new(&format!("{line} --grpc-url {wrong}")).run().await;

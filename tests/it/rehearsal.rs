@@ -244,7 +244,7 @@ async fn what_the_brokers_user_cannot_read_is_found_by_root() {
     chown(&segment, Some(NOBODY_ID), None).unwrap();
     check(&keys).run().await.good();
 
-    // The configuration is read as that user, and root is told that it is not that user.
+    // The configuration is read as that user. Run by root, the command warns that root is not that user.
     let ran = with(Cli::new("check-config"), &keys).run().await;
     assert!(
         ran.good().contains("good") && ran.stderr.contains("check with --as-user nobody"),

@@ -211,7 +211,7 @@ async fn what_a_fresh_broker_took_meanwhile_follows_behind_the_backup_once() {
             ["1", "2", "3"]
         );
 
-        // Also when the log is told again after a crash.
+        // Also when the log is replayed after a crash.
         restored.crash().await;
     }
 

@@ -176,7 +176,7 @@ async fn credentials_that_are_being_written_in_place_stay_in_force() {
             .await
     };
 
-    // Whoever writes it has emptied it first, and takes a while.
+    // An editor empties the file first and takes a while to write it.
     fs::write(file.path(), "").unwrap();
     until("the empty file to be seen", async || {
         reading(&server) > 0 || done().await > 0.0

@@ -18,7 +18,7 @@ use crate::support::{
     ANY_PORT, Authority, Cli, CredentialsFile, Http, Options, completed, request, until, within,
 };
 
-/// What a supervisor is told, one message after the other.
+/// The messages that a supervisor gets, one after the other.
 struct Supervisor(UnixDatagram);
 
 impl Supervisor {
@@ -37,7 +37,7 @@ impl Supervisor {
     }
 }
 
-/// What it is told first: whatever a process before has told counts no more.
+/// The first message: it replaces the status of the process before.
 const FIRST: &str = "READY=1\nSTATUS=everything that was read is in force\n";
 
 #[tokio::test(flavor = "multi_thread")]
@@ -47,7 +47,7 @@ async fn a_supervisor_is_told_of_readiness_reloads_life_and_the_end() {
     let options =
         Options::default().variable("NOTIFY_SOCKET", directory.path().join("notify").display());
     let mut server = options.variable("WATCHDOG_USEC", 200_000).start().await;
-    // That it is alive is told at its own pace, in between the others.
+    // The watchdog's messages come at their own pace, between the others.
     let told = || loop {
         match supervisor.next() {
             message if message == "WATCHDOG=1\n" => {}
@@ -265,7 +265,7 @@ async fn sighup_takes_up_what_it_can_and_names_what_it_cannot() {
     );
     until("the new level", async || server.log().contains("\"DEBUG\"")).await;
 
-    // What is wrong changes nothing, and is told.
+    // A mistake changes nothing and is reported.
     fs::write(&path, "[log]\nretention_age_mx = \"1d\"\n").unwrap();
     server.signal(Signal::HUP);
     until("the complaint", async || {

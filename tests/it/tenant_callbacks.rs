@@ -602,7 +602,7 @@ async fn one_tenant_can_neither_keep_anothers_event_out_nor_learn_of_it() {
             ("team=ads".to_owned(), false)
         ]
     );
-    // What comes later says something else, and is told to contradict.
+    // A later callback says something else and is reported as a contradiction.
     let other = with(completed("t"), json!({"video_url": "https://x/other.mp4"}));
     house.post(&house.film, "/veo", &other).await;
     assert!(house.newest().await.conflict);

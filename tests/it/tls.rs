@@ -776,7 +776,7 @@ async fn what_strangers_send_instead_of_a_handshake_is_counted_and_never_logged(
         for record in records {
             let mut stream = TcpStream::connect(address).await.unwrap();
             stream.write_all(record).await.unwrap();
-            // What else is said about it goes to whoever has sent it.
+            // The rest of the answer is for the sender.
             let _ = within("the end", stream.read_to_end(&mut Vec::new())).await;
         }
         // A probe that only looks whether the port is open is no mistake.

@@ -208,7 +208,7 @@ async fn what_is_not_sampled_is_not_sent() {
         .await;
     let mut client = server.events().await;
     let mut sub = server.subscribe(latest()).await;
-    // Nobody outside can have himself traced, and nobody within by a trace that is not recorded itself.
+    // A stranger cannot turn tracing on, and neither can a known client whose own trace is not recorded.
     post_traced(&server, "t1", "01").await.event_id();
     sub.next_event().await;
     client.get_log_info(GetLogInfoRequest {}).await.unwrap();

@@ -195,7 +195,7 @@ async fn a_signed_url_tells_nothing_of_what_is_known_of_a_task_and_a_token_does(
         assert_eq!((answer.status, &answer.json), (200, &quiet), "{number}");
     }
     assert_eq!(house.server.log_info().await.quarantine_count, 2);
-    // A body that nobody could read is told: it says nothing of any task.
+    // The answer to a body that cannot be read may say so: it tells nothing of any task.
     let nonsense = house.server.http().post_to(&veo, "nonsense").await;
     assert_eq!((nonsense.status, nonsense.reason()), (202, "not_json"));
 

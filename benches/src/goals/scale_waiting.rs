@@ -1,5 +1,5 @@
 //! How costs grow with the task subscriptions that wait, up to a million on a thousand connections, held by twenty processes; then
-//! one in a hundred of the tasks ends, in no order, and each of those who wait for them is told.
+//! one in a hundred of the tasks ends, in no order, and each subscription to them gets its event.
 
 use anyhow::Result;
 

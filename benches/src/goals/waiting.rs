@@ -1,5 +1,5 @@
 //! What a task subscription that waits costs: the memory of the whole server by their number. Then some of the tasks end, and
-//! each of those who wait for them has to be told.
+//! each subscription to them has to get its event.
 
 use std::sync::Arc;
 

@@ -95,8 +95,8 @@ pub fn of_product(product: &str) -> SubscribeRequest {
     }
 }
 
-/// What those ask for who wait for a task: as rarely as can be asked for. By default every stream is told every 15 seconds that it
-/// is still there, and a million streams would keep two cores busy with that alone.
+/// The longest interval that a subscription to a task may ask for. By default every stream gets a heartbeat every 15 seconds, and
+/// a million streams would keep two cores busy with that alone.
 const HEARTBEAT_INTERVAL: prost_types::Duration = prost_types::Duration {
     seconds: 60,
     nanos: 0,

@@ -82,7 +82,7 @@ pub struct Etcd {
 }
 
 impl Etcd {
-    /// Starts a server with an empty directory; `None`, after saying so, if it cannot be had.
+    /// Starts a server with an empty directory; `None`, after saying so, if there is none for this machine.
     pub async fn start(bench: &Bench) -> Result<Option<Self>> {
         let Some(binary) = binary(bench) else {
             return Ok(None);

@@ -61,7 +61,7 @@ impl Front {
     }
 }
 
-/// Tells whoever has started this process where it listens.
+/// Prints where this process listens, for the process that has started it.
 pub fn announce(ingest: &TcpListener, grpc: &TcpListener) -> Result<()> {
     println!("ready {} {}", ingest.local_addr()?, grpc.local_addr()?);
     Ok(())

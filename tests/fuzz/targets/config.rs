@@ -46,7 +46,7 @@ fn check_problems(errors: &ConfigErrors, path: &Path) {
         "one line each"
     );
     let path = path.to_string_lossy();
-    // Beside a value that is too large a default may be too small for it; the value is told as well.
+    // A value that is too large may make a default too small for it. The problems then name both.
     assert!(
         errors
             .problems

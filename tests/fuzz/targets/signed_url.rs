@@ -33,7 +33,7 @@ pub(crate) struct Input<'a> {
     ttl_seconds: u32,
     elapsed_seconds: u32,
     change: Change,
-    /// Signed here, by whoever has the key.
+    /// Signed here with the key, without the broker's code.
     foreign: &'a str,
     /// Signed by nobody who has it.
     forged: &'a str,

@@ -426,7 +426,7 @@ async fn silent_connections_give_way_to_a_client_which_keeps_its_place() {
         frames.closed().await;
     }
 
-    // Of those who were let in only one that is quiet gives way, and only as there is no stranger any more.
+    // Of the accepted connections only a quiet one gives way, and only when no stranger is left.
     let mut health = HealthClient::new(house.server.channel().await);
     within(
         "one that is quiet to give way",
@@ -587,7 +587,7 @@ async fn calls_of_reflection_are_few_and_the_oldest_ends_for_a_new_one() {
     assert!(newer.send(message(1, &list)).await, "it goes on");
     let _: tonic_reflection::pb::v1::ServerReflectionResponse = newer.message(1).await;
 
-    // Whoever takes no answers loses the connection in time, where its places are needed.
+    // A client that reads no answers loses its connection in time when its places are needed.
     let mut unread = Frames::without_window(house.server.grpc).await;
     let talk = |stream| [ask(stream), message(stream, &list).repeat(9)].concat();
     assert!(

@@ -564,7 +564,7 @@ async fn draining_answers_503_to_what_still_comes_and_finishes_what_came_before(
     in_body.send(&whole[whole.len() - 1..]).await;
     let kept = in_body.reply().await;
     assert_eq!(kept.status, 200);
-    // Who does not end what was begun is told so, long before it would have been too late otherwise.
+    // A client that does not finish its request gets an answer that says so, long before the other limit.
     for mut unfinished in [in_head, used_in_head, without_end] {
         let reply = unfinished.reply().await;
         assert_eq!(

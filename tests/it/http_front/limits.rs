@@ -833,7 +833,7 @@ async fn a_load_balancer_says_by_a_proxy_header_whom_it_passes_on() {
             .await;
         assert_eq!(raw.reply().await.status, status, "{client}");
     }
-    // Who has to send a header and does not is not served, whatever else he says of himself.
+    // A connection without the header that it has to send is not served, whatever else it sends.
     let mut raw = Raw::connect(server.ingest).await;
     raw.send(post(
         "/webhook/veo",

@@ -41,7 +41,7 @@ async fn sixty_four_times_more_connections_than_the_limit_neither_lose_nor_grow(
     }
     let before = peak_kib(&server);
 
-    // Nobody else gets in, and everybody is told so.
+    // Nobody else gets in, and each connection gets an answer that says so.
     let counts = flood(server.ingest, "shut-out", &mut acknowledged).await;
     assert!(
         counts.keys().all(|status| matches!(*status, 503 | CUT_OFF)),

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use super::{counted, nothing_is_kept, raw::Raw};
 use crate::support::{CredentialsFile, Options, Server, completed, until, within};
 
-/// Each refusal that can be had without a body: its outcome, status, and request but for the body.
+/// Each refusal that a request without a body can get: its outcome, status, and request but for the body.
 struct Refused {
     outcome: &'static str,
     status: u16,

@@ -16,7 +16,7 @@ use super::free_address;
 /// What was posted: the target, headers by name, and the body.
 pub type Posted = (String, BTreeMap<String, String>, String);
 
-/// An endpoint that records each request and answers as it is told to.
+/// An endpoint that records each request and answers as the test sets it.
 #[derive(Clone, Default)]
 pub struct Endpoint {
     pub seen: Arc<Mutex<Vec<Posted>>>,
