@@ -12,20 +12,13 @@
 //! has reached the recent events in memory, follows those, and goes back to the log when it falls behind. So a slow reader
 //! needs no queue, and a restart loses nothing but the shortcut.
 //!
-//! What must never be: an answer before the fsync; a reader beyond the head; an event encoded or cloned per subscriber; a
-//! task or a queue per subscription; a serving thread that waits for a file, an output or a reader; events or answers in memory
-//! without a bound; anything forgotten by one reading of the clock; an import upwards (`tests/it/layering.rs`).
-//!
 //! To read the source, follow a callback: [`ingest`] takes the request, [`callback`] makes a draft of it with the rules in
 //! [`vendor`], [`journal`] hands it to the writer in [`store`], which decides, commits, and publishes to the [`hub`]. Then
 //! follow a reader: [`rpc`] opens a [`subscription`], whose messages [`wire`] puts into frames. [`server`] builds all of it
-//! and takes it down; [`cli`] is the way in. Beside them, [`audit`] records who did what, and [`sizing`]
-//! computes what a configuration takes of disk and memory.
+//! and takes it down; [`cli`] is the way in.
 //!
-//! Below all of them, [`budget`] lends memory that streams and answers share, [`transit`] counts what the transport holds of them,
-//! [`files`] reads files that may change, `accounts` names the users of the machine, `printable` escapes text of others, `sampler` keeps
-//! lines that others can cause few, `size` reads sizes, and `web` tells requests of web
-//! pages from those of clients.
+//! `docs/ARCHITECTURE.md` has both walks with their files, what is on the disk, the order of a start and a stop, what must never
+//! be, and a glossary.
 
 // In reading order, lowest layer first.
 pub mod budget;

@@ -28,7 +28,7 @@ Files:
   /var/lib/blobcast  the data of that service
   /var/log/blobcast  a directory in which that service may write its `audit.file`
   /usr/share/doc/blobcast/blobcast.default.toml  every key of the configuration, what it means, and its default
-  /usr/share/doc/blobcast/README.md  how to subscribe, to deploy and to operate";
+  /usr/share/doc/blobcast/README.md  the documents: how to subscribe, to deploy and to operate";
 
 /// Writes the man pages: blobcast(1), and one for each command, such as blobcast-serve(1).
 #[derive(Args, Debug)]

@@ -233,7 +233,7 @@ mod tests {
         for (owner, group, mode) in [
             (BROKER, BROKER, 0o600),
             (BROKER, BROKER, 0o400),
-            // As README.md says: root's, and the broker's group reads it.
+            // As docs/access.md says: root's, and the broker's group reads it.
             (ROOT, BROKER, 0o640),
             // A credential of systemd: an access list for the user shows as the group's right.
             (ROOT, ROOT, 0o440),

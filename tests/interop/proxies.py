@@ -1,6 +1,6 @@
-"""nginx and HAProxy in front of a broker, configured by what README.md says. Owns the proxy's process.
+"""nginx and HAProxy in front of a broker, configured by what docs/deploying.md says. Owns the proxy's process.
 
-The blocks of README.md are used as they stand there, but for the ports: 50051 is the broker, 50052 and 50053 are the proxies.
+The blocks of docs/deploying.md are used as they stand there, but for the ports: 50051 is the broker, 50052 and 50053 are the proxies.
 """
 
 import pathlib
@@ -9,7 +9,7 @@ import socket
 import subprocess
 import time
 
-README = pathlib.Path(__file__).resolve().parent.parent.parent / "README.md"
+PAGE = pathlib.Path(__file__).resolve().parent.parent.parent / "docs/deploying.md"
 BROKER = "127.0.0.1:50051"
 READY_SECONDS = 20
 
@@ -34,7 +34,9 @@ class Proxy:
         self.address = f"127.0.0.1:{free_port()}"
         listen = {"nginx": "127.0.0.1:50052", "haproxy": "127.0.0.1:50053"}[name]
         block = configuration(name)
-        assert block.count(BROKER) == 1 and block.count(listen) == 1, f"README.md's {name} is not understood:\n{block}"
+        assert block.count(BROKER) == 1 and block.count(listen) == 1, (
+            f"{name} of docs/deploying.md is not understood:\n{block}"
+        )
         block = block.replace(BROKER, broker).replace(listen, self.address)
         file = directory / f"{name}.conf"
         file.write_text(NGINX.format(directory=directory, block=block) if name == "nginx" else block)
@@ -63,8 +65,8 @@ class Proxy:
 
 
 def configuration(name):
-    """The block of README.md that configures this proxy."""
-    return re.search(rf"^```{name}\n(.*?)^```$", README.read_text(), re.MULTILINE | re.DOTALL)[1]
+    """The block of docs/deploying.md that configures this proxy."""
+    return re.search(rf"^```{name}\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL)[1]
 
 
 def free_port():

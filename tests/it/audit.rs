@@ -232,14 +232,14 @@ async fn who_released_an_entry_is_answered_by_one_command_of_the_log_or_of_the_f
     by(&server, &ops, "quarantine release 2 --task-id t2").await;
     until("the line", async || server.log().contains("task_id=t2")).await;
 
-    // The commands of the README, with the journal's and the file's place taken by this broker's.
-    let (directory, readme) = (
+    // The commands of docs/access.md, with the journal's and the file's place taken by this broker's.
+    let (directory, page) = (
         tempfile::tempdir().unwrap(),
-        include_str!("../../README.md"),
+        include_str!("../../docs/access.md"),
     );
     let log = directory.path().join("log");
     fs::write(&log, server.log()).unwrap();
-    let commands: Vec<_> = readme
+    let commands: Vec<_> = page
         .lines()
         .filter(|line| line.contains("# who released entry 2"))
         .collect();

@@ -16,6 +16,7 @@ mod backup;
 mod callback_authentication;
 mod command_line;
 mod configuration;
+mod documents;
 mod ended_streams;
 mod erasure;
 mod forwarding;

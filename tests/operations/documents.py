@@ -9,7 +9,21 @@ import unicodedata
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 DOCS = "usr/share/doc/blobcast"
 # What a reader of the package does without: how it is tested, built and measured.
-SOURCE_ONLY = ("tests/", "src/", "benches/", "deploy/systemd", "deny.toml")
+SOURCE_ONLY = (
+    ".ci/",
+    ".github/",
+    "tests/",
+    "src/",
+    "benches/",
+    "deploy/",
+    "examples/",
+    "docs/pictures/",
+    "buf.yaml",
+    "deny.toml",
+    "Cargo.toml",
+    "CHANGELOG.md",
+    "CONTRIBUTING.md",
+)
 LINK = re.compile(r"\[[^][]*\]\((?!https?:)([^()\s#]*)(#[^()\s]*)?\)")
 OPTION = re.compile(r"^ +(?:-\w, )?(--[a-z][a-z-]*)", re.MULTILINE)
 COMMAND = re.compile(r"^  ([a-z][a-z-]*) ", re.MULTILINE)

@@ -1,6 +1,6 @@
-"""What README.md tells Python services to write, run as it stands there. `../drive.py` sets the environment.
+"""What docs/subscribing.md and docs/callbacks.md tell Python services to write, run as it stands there. `../drive.py` sets the environment.
 
-    readme.py BROKER README
+    documents.py BROKER DOCS
 
 The broker that `drive.py` runs is on loopback and asks nothing of callbacks; the one for signed URLs is another, of BROKER.
 """
@@ -119,8 +119,8 @@ def post(url, task_id):
         return refused.code
 
 
-def main(binary, readme):
-    text = pathlib.Path(readme).read_text()
+def main(binary, docs):
+    text = "\n".join(page.read_text() for page in sorted(pathlib.Path(docs).glob("*.md")))
     code = blocks(text)
     assert set(code) == {"follow", "callback_url"} and text.count("```python") == len(code), (
         f"not each block has a check: {set(code)}"
@@ -129,9 +129,11 @@ def main(binary, readme):
         directory = pathlib.Path(directory)
         run(
             {
-                "README.md generates the stubs": lambda: generate(text, directory),
-                "README.md follows a stream across kill -9 and a restart": lambda: follow(code["follow"], directory),
-                "README.md mints a callback URL": lambda: callback_url(code["callback_url"], binary, directory),
+                "subscribing.md generates the stubs": lambda: generate(text, directory),
+                "subscribing.md follows a stream across kill -9 and a restart": lambda: follow(
+                    code["follow"], directory
+                ),
+                "callbacks.md mints a callback URL": lambda: callback_url(code["callback_url"], binary, directory),
             }
         )
 

@@ -1,0 +1,362 @@
+//! The documents: pages that are made from the code, what holds for all of them, and the commands of the quick start.
+//!
+//! `BLOBCAST_WRITE_DOCS=1 cargo test --test it documents` writes the pages that are made.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    env, fs,
+    path::{Path, PathBuf},
+};
+
+use blobcast::metrics::Metrics;
+use jiff::Timestamp;
+
+use crate::support::{Endpoint, Server, until};
+
+/// What a page has above the part that is made, to its end.
+const MARKER_END: &str = "BLOBCAST_WRITE_DOCS=1 cargo test --test it documents -->\n";
+/// Columns of prose; tables, code and addresses may be wider.
+const PROSE_COLUMNS_MAX: usize = 132;
+const README_LINES_MAX: usize = 150;
+/// Where a label's values are those of a site.
+const EXAMPLE: &str = "EXAMPLE";
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// Compares the made part of a page with what it should be, or writes it.
+pub fn check_made(page: &str, made: &str) {
+    let path = root().join("docs").join(page);
+    let text = fs::read_to_string(&path).unwrap();
+    let (head, found) = text
+        .split_once(MARKER_END)
+        .expect("a page that is made has the marker");
+    if env::var_os("BLOBCAST_WRITE_DOCS").is_some() {
+        fs::write(&path, format!("{head}{MARKER_END}\n{made}")).unwrap();
+        return;
+    }
+
+    let found = found.trim_start();
+    assert!(
+        found == made,
+        "docs/{page} is not what the code says: BLOBCAST_WRITE_DOCS=1 cargo test --test it documents writes it"
+    );
+}
+
+/// Words in lines of at most [`PROSE_COLUMNS_MAX`] columns.
+fn wrapped(text: &str) -> String {
+    let (mut lines, mut line) = (String::new(), String::new());
+    for word in text.split_whitespace() {
+        let columns = line.chars().count() + 1 + word.chars().count();
+        if !line.is_empty() && columns > PROSE_COLUMNS_MAX {
+            lines.push_str(&line);
+            lines.push('\n');
+            line.clear();
+        }
+        if !line.is_empty() {
+            line.push(' ');
+        }
+        line.push_str(word);
+    }
+    lines + &line + "\n"
+}
+
+// --- configuration.md ---
+
+/// Each section with what it is for, and below it each key with its default and what it means.
+fn configuration(toml: &str) -> String {
+    // The first paragraph is about the file itself.
+    let (_, keys) = toml.split_once("\n\n").unwrap();
+    let (mut page, mut comment, mut section) =
+        (String::from("## Keys of no section\n"), String::new(), "");
+    for line in keys.lines() {
+        if let Some(text) = line.strip_prefix('#') {
+            comment.push_str(text);
+        } else if let Some(name) = line.strip_prefix('[') {
+            section = name.trim_end_matches(']');
+            page.push_str(&format!("\n## [{section}]\n\n{}", wrapped(&comment)));
+            comment.clear();
+        } else if let Some((key, default)) = line.split_once(" = ") {
+            let key = [section, key].join(".");
+            let key = key.trim_start_matches('.');
+            page.push_str(&format!(
+                "\n### {key}\n\nDefault: `{default}`\n\n{}",
+                wrapped(&comment)
+            ));
+            comment.clear();
+        } else {
+            assert_eq!(line, "", "a line that is neither comment, section nor key");
+        }
+    }
+    page
+}
+
+#[test]
+fn configuration_md_has_every_key_of_the_default_file() {
+    let toml = include_str!("../../src/config/default.toml");
+    check_made("configuration.md", &configuration(toml));
+}
+
+// --- metrics.md ---
+
+#[derive(Default)]
+struct Documented<'a> {
+    kind: &'a str,
+    help: &'a str,
+    /// The values that are the same at every site, by label.
+    labels: BTreeMap<&'a str, BTreeSet<&'a str>>,
+}
+
+/// Metrics by name, of an exposition in text.
+fn documented(exposition: &str) -> BTreeMap<&str, Documented<'_>> {
+    let mut metrics = BTreeMap::<_, Documented<'_>>::new();
+    let mut last = "";
+    for line in exposition.lines() {
+        if let Some((name, help)) = line
+            .strip_prefix("# HELP ")
+            .and_then(|rest| rest.split_once(' '))
+        {
+            metrics.entry(name).or_default().help = help;
+        } else if let Some((name, kind)) = line
+            .strip_prefix("# TYPE ")
+            .and_then(|rest| rest.split_once(' '))
+        {
+            metrics.entry(name).or_default().kind = kind;
+            last = name;
+        } else if let Some((labels, _)) = line
+            .split_once('{')
+            .and_then(|(_, rest)| rest.rsplit_once('}'))
+        {
+            let metric = metrics.entry(last).or_default();
+            for (label, value) in labels
+                .split("\",")
+                .filter_map(|label| label.split_once("=\""))
+            {
+                let value = value.trim_end_matches('"');
+                let values = metric.labels.entry(label).or_default();
+                if ![
+                    "",
+                    EXAMPLE,
+                    "unverified", // the one of many kinds that has a series before it is used
+                    env!("CARGO_PKG_VERSION"),
+                    blobcast::metrics::REVISION,
+                ]
+                .contains(&value)
+                {
+                    values.insert(value);
+                }
+            }
+            // Buckets of a histogram.
+            metric.labels.remove("le");
+        }
+    }
+    metrics
+}
+
+fn table(metrics: &BTreeMap<&str, Documented<'_>>) -> String {
+    let mut page = String::from("| name | type | labels | what it says |\n|---|---|---|---|\n");
+    for (name, Documented { kind, help, labels }) in metrics {
+        let labels = labels.iter().map(|(label, values)| {
+            let values: Vec<_> = values.iter().copied().collect();
+            match values.as_slice() {
+                [] => format!("`{label}`"),
+                values => format!("`{label}`: {}", values.join(", ")),
+            }
+        });
+        let labels = labels.collect::<Vec<_>>().join("; ");
+        page.push_str(&format!(
+            "| `{name}` | {kind} | {labels} | {} |\n",
+            help.replace('|', "\\|")
+        ));
+    }
+    page
+}
+
+#[test]
+fn metrics_md_has_every_metric_with_its_labels() {
+    let metrics = Metrics::default();
+    // These have no series before something of a site is known.
+    metrics.credential_used(EXAMPLE, EXAMPLE, "current", Timestamp::UNIX_EPOCH);
+    metrics.credential_used(EXAMPLE, EXAMPLE, "previous", Timestamp::UNIX_EPOCH);
+    metrics.set_credential_expiries(vec![(EXAMPLE, EXAMPLE.into(), Timestamp::UNIX_EPOCH)]);
+    metrics.started(EXAMPLE, EXAMPLE, EXAMPLE);
+    metrics.name_product(EXAMPLE);
+    for listener in ["ingest", "grpc", "admin"] {
+        metrics.connections.with_label_values(&[listener]);
+        metrics.certificate_expiry.with_label_values(&[listener]);
+    }
+    let exposition = String::from_utf8(metrics.render()).unwrap();
+    let metrics = documented(&exposition);
+
+    let source = fs::read_to_string(root().join("src/metrics.rs")).unwrap();
+    let named = source.split('"').filter(|text| {
+        text.strip_prefix("blobcast_")
+            .is_some_and(|rest| rest.chars().all(|c| c.is_ascii_lowercase() || c == '_'))
+    });
+    let missing: Vec<_> = named.filter(|name| !metrics.contains_key(name)).collect();
+    assert_eq!(
+        missing, [""; 0],
+        "metrics without a series: give them one above"
+    );
+
+    check_made("metrics.md", &table(&metrics));
+}
+
+// --- all documents ---
+
+/// Every document with its text.
+fn documents() -> Vec<(PathBuf, String)> {
+    let mut found = Vec::new();
+    for folder in ["", "docs", "docs/decisions", "benches"] {
+        let entries = fs::read_dir(root().join(folder)).unwrap();
+        let paths = entries.map(|entry| entry.unwrap().path());
+        found.extend(
+            paths.filter(|path| path.extension().is_some_and(|extension| extension == "md")),
+        );
+    }
+    found.sort();
+    found
+        .into_iter()
+        .map(|path| (path.clone(), fs::read_to_string(path).unwrap()))
+        .collect()
+}
+
+/// Its lines with their numbers, without those of blocks of code.
+fn prose(text: &str) -> impl Iterator<Item = (usize, &str)> {
+    let mut in_code = false;
+    text.lines().enumerate().filter_map(move |(index, line)| {
+        let is_fence = line.trim_start().starts_with("```");
+        in_code ^= is_fence;
+        (!in_code && !is_fence).then_some((index + 1, line))
+    })
+}
+
+#[test]
+fn the_readme_is_short_and_prose_fits_a_screen() {
+    for (path, text) in documents() {
+        let name = path.strip_prefix(root()).unwrap().display();
+        if path.ends_with("README.md") && path.parent() == Some(root()) {
+            let lines = text.lines().count();
+            assert!(
+                lines <= README_LINES_MAX,
+                "README.md has {lines} lines: move some to docs/"
+            );
+        }
+        for (number, line) in prose(&text) {
+            let columns = line.chars().count();
+            // Tables have no line breaks, and a link cannot be broken.
+            let may_be_wide =
+                line.starts_with(['|', '!']) || line.starts_with("  |") || !line.contains(' ');
+            assert!(
+                may_be_wide || columns <= PROSE_COLUMNS_MAX,
+                "{name}:{number} has {columns} columns"
+            );
+        }
+    }
+}
+
+/// As GitHub names the heading's anchor.
+fn anchor(heading: &str) -> String {
+    let kept = |c: char| (c.is_alphanumeric() || "-_".contains(c)).then_some(c);
+    heading
+        .to_lowercase()
+        .replace(' ', "-")
+        .chars()
+        .filter_map(kept)
+        .collect()
+}
+
+/// The targets of a document's links to other documents.
+fn links(text: &str) -> Vec<(usize, String)> {
+    let mut found = Vec::new();
+    for (number, line) in prose(text) {
+        for part in line.split("](").skip(1) {
+            let target = part.split(')').next().unwrap();
+            if !target.contains("://") {
+                found.push((number, target.to_owned()));
+            }
+        }
+    }
+    found
+}
+
+#[test]
+fn every_link_leads_to_a_file_and_its_heading() {
+    let mut wrong = Vec::new();
+    for (path, text) in documents() {
+        for (number, link) in links(&text) {
+            let (file, heading) = link.split_once('#').unwrap_or((&link, ""));
+            let target = if file.is_empty() {
+                path.clone()
+            } else {
+                path.parent().unwrap().join(file)
+            };
+            let is_there = target.exists()
+                && (heading.is_empty() || {
+                    let text = fs::read_to_string(&target).unwrap();
+                    prose(&text).any(|(_, line)| {
+                        line.starts_with('#')
+                            && anchor(line.trim_start_matches('#').trim()) == heading
+                    })
+                });
+            if !is_there {
+                wrong.push(format!(
+                    "{}:{number}: {link}",
+                    path.strip_prefix(root()).unwrap().display()
+                ));
+            }
+        }
+    }
+    assert_eq!(wrong, [""; 0], "links that lead nowhere");
+}
+
+// --- the quick start ---
+
+#[tokio::test]
+async fn the_commands_of_the_quick_start_do_what_they_say() {
+    let readme = include_str!("../../README.md");
+    let block = readme
+        .split("```sh\n")
+        .find(|block| block.starts_with("blobcast listen"))
+        .unwrap();
+    let block = block.split("```").next().unwrap();
+    let (server, directory) = (Server::start().await, tempfile::tempdir().unwrap());
+    let (endpoint, address) = Endpoint::default().opened().await;
+
+    let (mut running, mut run) = (Vec::new(), 0);
+    for line in block.lines() {
+        let command = line
+            .split('#')
+            .next()
+            .unwrap()
+            .trim()
+            .strip_prefix("blobcast ")
+            .unwrap();
+        let command = command.replace("127.0.0.1:3000", &address.to_string());
+        let cli = server.cli(&command).current_dir(directory.path());
+        if command.starts_with("listen") {
+            running.push(cli.start());
+            continue;
+        }
+
+        let ran = cli.run().await;
+        assert_eq!(ran.code, Some(0), "{command}: {ran:#?}");
+        run += 1;
+    }
+    assert!(
+        run >= 5 && running.len() == 2,
+        "{run} commands, and {} that go on",
+        running.len()
+    );
+    running[0].prints_lines(4).await; // three of one product, and one with an id
+    assert!(directory.path().join("demo.backup").exists());
+
+    // The second one begins at the head.
+    running[1].says("caught up").await;
+    server.cli("trigger --product veo").run().await.good();
+    until("the forwarded callback", async || {
+        !endpoint.bodies().is_empty()
+    })
+    .await;
+}
