@@ -808,14 +808,14 @@ fn start_writer(
         publish,
         Arc::clone(&sources.metrics),
     );
-    let keeper = writer.keeper();
-    let keeping = thread::Builder::new()
-        .name("keeper".into())
-        .spawn(|| keeper.run())
+    let maintenance = writer.maintenance();
+    let maintaining = thread::Builder::new()
+        .name("maintenance".into())
+        .spawn(|| maintenance.run())
         .map_err(StartError::Thread)?;
     let write = || {
         writer.run();
-        let _ = keeping.join().is_ok(); // a panic has ended the process
+        let _ = maintaining.join().is_ok(); // a panic has ended the process
     };
     let writing = thread::Builder::new()
         .name("writer".into())

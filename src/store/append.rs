@@ -30,7 +30,7 @@ use super::{
     lock,
     quarantine::Quarantined,
     same::Before,
-    writer::{Import, Imported, Writer, writer},
+    writer::{GROUP_BYTES_MAX, GROUP_MAX, Import, Imported, Writer, writer},
 };
 use crate::{
     event::{Fingerprint, Product, Record, Selectable, TaskId},
@@ -43,9 +43,6 @@ const TASKS_NAMED_MAX: usize = 20;
 const CACHE_BYTES: u64 = 8 * 1024 * 1024;
 /// How often it is looked whether the other broker is stopped: callbacks are refused meanwhile.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
-/// Committed together, as callbacks are.
-const GROUP_MAX: usize = 512;
-const GROUP_BYTES_MAX: usize = 8 * 1024 * 1024;
 /// Quarantined callbacks that are read at once; each may be as large as a body.
 const QUARANTINE_PAGE: usize = 16;
 

@@ -35,7 +35,7 @@ use std::{
     path::PathBuf,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicI64, AtomicU64, Ordering},
+        atomic::{AtomicU64, Ordering},
     },
 };
 
@@ -58,8 +58,8 @@ pub use restore::{restore, restore_and_append};
 pub use shares::CREDENTIAL_PRODUCTS_MAX;
 pub use started::{Cut, Found, Started};
 pub use writer::{
-    Appender, ERASURE_PLACES_MAX, Erased, Erasure, Keeper, Publish, Retention, WriteError, Writer,
-    writer,
+    Appender, ERASURE_PLACES_MAX, Erased, Erasure, Maintenance, Publish, Retention, WriteError,
+    Writer, writer,
 };
 
 use crate::{
@@ -73,9 +73,6 @@ use log::Log;
 use quarantine_keys::QuarantineKeys;
 use shares::Shares;
 use tasks::Tasks;
-
-/// Older than everything, so that a reader looks.
-const UNKNOWN_MICROS: i64 = i64::MIN;
 
 /// An event on its way into the log, already encoded.
 #[derive(Debug)]
@@ -164,8 +161,6 @@ pub struct Store {
     epoch: Epoch,
     head: AtomicU64,
     first_available: AtomicU64,
-    /// When the oldest event counts as received, or [`UNKNOWN_MICROS`]. The writer's, which would read the event for each commit.
-    oldest_micros: AtomicI64,
     /// What is in quarantine, and whose it is. The writer changes it ahead of the commit; a reader who finds a number here finds
     /// its callback in the database, or that it is not there yet or not any more.
     shares: Mutex<Shares>,

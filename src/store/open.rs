@@ -14,7 +14,7 @@ use fjall::{Database, Keyspace, PersistMode};
 use uuid::Uuid;
 
 use super::{
-    BackupResults, Health, OpenError, Store, UNKNOWN_MICROS,
+    BackupResults, Health, OpenError, Store,
     acknowledged::{Acknowledged, AcknowledgedFiles, Read},
     clock::{Clock, Newest, Source},
     database::{self, KEYSPACES, KEYSPACES_FOLDER, META},
@@ -163,7 +163,6 @@ impl Store {
             epoch: log.epoch(),
             head: totals.head()?.0.into(),
             first_available: totals.first_available.into(),
-            oldest_micros: UNKNOWN_MICROS.into(),
             shares: shares.into(),
             quarantine_keys,
             erasures: 0.into(),

@@ -1,128 +1,33 @@
-//! One commit in the making: every decision sees what the batch itself has already changed, and nothing outside the batch
-//! changes until it is durable, except `first_available`, which moves ahead of the trim so that readers are never fooled.
+//! One commit in the making: every decision sees what the batch itself has already changed. Nothing outside the batch changes
+//! until the commit is durable, except `first_available`, which moves ahead of the trim so that no reader takes a forgotten
+//! event for a hole, and the shares of the quarantine.
 
 use std::{
     collections::{BTreeSet, HashMap, HashSet, hash_map},
     io,
-    ops::ControlFlow,
-    sync::atomic::Ordering,
 };
 
 use fjall::OwnedWriteBatch;
 
 use super::{
-    Command, Erased, Erasure, Imported, Reply, Retention, TRIM_EVENTS, TRIM_READ_BYTES, WriteError,
+    command::{Command, Erased, Erasure, Imported, PendingReply},
+    counts::Counts,
+    error::WriteError,
 };
 use crate::{
     event::{Record, RecordParts, Selectable, Sequence, TaskId},
     store::{
-        Appended, Draft, NewQuarantined, QuarantineHeader, ReadError, Store, UNKNOWN_MICROS,
+        Appended, Draft, NewQuarantined, QuarantineHeader, ReadError, Store,
         clock::Adoption,
         dedupe::{Verdict, judge, take_up},
         layout::{Damaged, TaskEvent, Totals, encode_quarantined, sequence_key},
         lock,
         log::{Found, FrameBuilder},
-        shares::{Kept, Measure},
     },
 };
 
-/// What one commit did, for the metrics.
-#[derive(Debug, Default)]
-pub(super) struct Counts {
-    pub duplicates: u64,
-    pub conflicts: u64,
-    /// New events, and repetitions, of tasks of which something was erased.
-    pub after_erasure: AfterErasure,
-    pub events_trimmed: ByReason<Forgotten>,
-    pub quarantine_trimmed: ByReason<u64>,
-}
-
-/// Callbacks of tasks of which something was erased.
-#[derive(Debug, Default)]
-pub(super) struct AfterErasure {
-    /// They have brought content again.
-    pub new: u64,
-    /// They have repeated what was erased, and brought nothing.
-    pub duplicates: u64,
-}
-
-/// Why retention has forgotten something.
-#[derive(Debug, Default)]
-pub(super) struct ByReason<T> {
-    /// It was too old.
-    pub age: T,
-    /// There were too many bytes.
-    pub bytes: T,
-    /// There were too many.
-    pub count: T,
-}
-
-/// Events that retention has forgotten.
-#[derive(Debug, Default)]
-pub(super) struct Forgotten {
-    pub events: u64,
-    pub bytes: u64,
-}
-
-impl Counts {
-    /// How much retention has forgotten, of events and of the quarantine.
-    pub(super) fn trimmed(&self) -> u64 {
-        let Self {
-            events_trimmed,
-            quarantine_trimmed,
-            ..
-        } = self;
-        let events = events_trimmed.age.events + events_trimmed.bytes.events;
-        events + quarantine_trimmed.age + quarantine_trimmed.bytes + quarantine_trimmed.count
-    }
-}
-
-/// An answer that waits for the fsync.
-pub(super) enum Granted {
-    Append(Reply<Appended>, Appended),
-    Release(Reply<Vec<Appended>>, Vec<Appended>),
-    Quarantine(Reply<u64>, u64),
-    Discard(Reply<u32>, u32),
-    Erase(Reply<Erased>, Erased),
-    Probe(Reply<()>),
-}
-
-impl Granted {
-    pub(super) fn grant(self) {
-        // A receiver that is gone timed out; the repeated callback will find its event as a duplicate.
-        let _ = match self {
-            Self::Append(reply, appended) => reply.send(Ok(appended)).is_ok(),
-            Self::Release(reply, appended) => reply.send(Ok(appended)).is_ok(),
-            Self::Quarantine(reply, number) => reply.send(Ok(number)).is_ok(),
-            Self::Discard(reply, count) => reply.send(Ok(count)).is_ok(),
-            Self::Erase(reply, erased) => reply.send(Ok(erased)).is_ok(),
-            Self::Probe(reply) => reply.send(Ok(())).is_ok(),
-        };
-    }
-
-    /// Whether it says that something is erased.
-    pub(super) fn is_of_erasure(&self) -> bool {
-        matches!(
-            self,
-            Self::Release(..) | Self::Discard(..) | Self::Erase(..)
-        )
-    }
-
-    pub(super) fn refuse(self, error: WriteError) {
-        let _ = match self {
-            Self::Append(reply, _) => reply.send(Err(error)).is_ok(),
-            Self::Release(reply, _) => reply.send(Err(error)).is_ok(),
-            Self::Quarantine(reply, _) => reply.send(Err(error)).is_ok(),
-            Self::Discard(reply, _) => reply.send(Err(error)).is_ok(),
-            Self::Erase(reply, _) => reply.send(Err(error)).is_ok(),
-            Self::Probe(reply) => reply.send(Err(error)).is_ok(),
-        };
-    }
-}
-
 pub(super) struct Batch<'a> {
-    store: &'a Store,
-    retention: &'a Retention,
+    pub store: &'a Store,
     /// What the log's clock says, in microseconds since 1970.
     now_micros: i64,
     /// For the log.
@@ -131,7 +36,7 @@ pub(super) struct Batch<'a> {
     index: OwnedWriteBatch,
     /// There is something to write, if only that nothing was.
     is_probed: bool,
-    totals: Totals,
+    pub totals: Totals,
     head: Sequence,
     /// Places that were announced to be erased, by this batch or an earlier one, and may not be overwritten yet: what is read there
     /// still has its content, which the totals have not.
@@ -142,8 +47,8 @@ pub(super) struct Batch<'a> {
     quarantined: usize,
     records: Vec<Record>,
     gone: Gone,
-    replies: Vec<Granted>,
-    counts: Counts,
+    replies: Vec<PendingReply>,
+    pub counts: Counts,
 }
 
 /// What is to be made unreadable once the commit is durable.
@@ -184,7 +89,7 @@ impl Source {
 
 /// How a callback leaves the quarantine.
 #[derive(Clone, Copy)]
-enum Leave {
+pub(super) enum Leave {
     /// By retention: in the log it goes with its segment.
     Expired,
     /// It was released or discarded: it is erased there, too.
@@ -205,7 +110,7 @@ pub(super) struct Sealed {
     pub totals: Totals,
     pub records: Vec<Record>,
     pub gone: Gone,
-    pub replies: Vec<Granted>,
+    pub replies: Vec<PendingReply>,
     pub counts: Counts,
 }
 
@@ -218,21 +123,14 @@ pub(super) struct Write {
 
 impl<'a> Batch<'a> {
     /// A batch for so many commands; the first behind an `adoption` has to note it.
-    pub(super) fn new(
-        store: &'a Store,
-        retention: &'a Retention,
-        commands: usize,
-        adoption: Option<Adoption>,
-    ) -> Self {
+    pub(super) fn new(store: &'a Store, commands: usize, adoption: Option<Adoption>) -> Self {
         let (mut totals, head) = (*lock(&store.totals), store.head());
         totals.trust = store.clock.trust();
         if let Some(adoption) = adoption {
             totals.correct(head, &adoption);
-            store.oldest_micros.store(UNKNOWN_MICROS, Ordering::Relaxed);
         }
         Self {
             store,
-            retention,
             now_micros: store.clock.now_micros(),
             frame: FrameBuilder::new(),
             index: store.database.batch(),
@@ -252,34 +150,34 @@ impl<'a> Batch<'a> {
     pub(super) fn add(&mut self, command: Command) {
         match command {
             Command::Append(draft, reply) => match self.append(&draft) {
-                Ok(appended) => self.replies.push(Granted::Append(reply, appended)),
+                Ok(appended) => self.replies.push(PendingReply::Append(reply, appended)),
                 Err(error) => Command::Append(draft, reply).refuse(error),
             },
             Command::Import(imported, reply) => match self.import(&imported) {
-                Ok(appended) => self.replies.push(Granted::Append(reply, appended)),
+                Ok(appended) => self.replies.push(PendingReply::Append(reply, appended)),
                 Err(error) => Command::Import(imported, reply).refuse(error),
             },
             Command::Release(number, drafts, reply) => match self.release(number, &drafts) {
-                Ok(appended) => self.replies.push(Granted::Release(reply, appended)),
+                Ok(appended) => self.replies.push(PendingReply::Release(reply, appended)),
                 Err(error) => Command::Release(number, drafts, reply).refuse(error),
             },
             Command::Quarantine(new, reply) => match self.quarantine(&new) {
-                Ok(number) => self.replies.push(Granted::Quarantine(reply, number)),
+                Ok(number) => self.replies.push(PendingReply::Quarantine(reply, number)),
                 Err(error) => {
                     Command::Quarantine(new, reply).refuse(WriteError::Failed(error.to_string()))
                 }
             },
             Command::Discard(numbers, reply) => match self.discard_all(&numbers) {
-                Ok(count) => self.replies.push(Granted::Discard(reply, count)),
+                Ok(count) => self.replies.push(PendingReply::Discard(reply, count)),
                 Err(error) => Command::Discard(numbers, reply).refuse(not_erased(error)),
             },
             Command::Erase(erasure, reply) => match self.erase(&erasure) {
-                Ok(erased) => self.replies.push(Granted::Erase(reply, erased)),
+                Ok(erased) => self.replies.push(PendingReply::Erase(reply, erased)),
                 Err(error) => Command::Erase(erasure, reply).refuse(not_erased(error)),
             },
             Command::Probe(reply) => {
                 self.is_probed = true;
-                self.replies.push(Granted::Probe(reply));
+                self.replies.push(PendingReply::Probe(reply));
             }
             Command::Backup(_) | Command::Retain | Command::Stop => {} // the writer's own
         }
@@ -502,7 +400,8 @@ impl<'a> Batch<'a> {
         Ok(count)
     }
 
-    fn discard(&mut self, number: u64, leave: Leave) -> Result<bool, ReadError> {
+    /// Takes a callback out of quarantine; false if it is not there, or only since this batch.
+    pub(super) fn discard(&mut self, number: u64, leave: Leave) -> Result<bool, ReadError> {
         let Some(bytes) = self.quarantined_bytes(number) else {
             return Ok(false);
         };
@@ -518,7 +417,22 @@ impl<'a> Batch<'a> {
         Ok(true)
     }
 
-    /// Has it written whatever it did.
+    /// How many events this batch appends.
+    pub(super) fn appended(&self) -> usize {
+        self.records.len()
+    }
+
+    /// How many callbacks this batch puts into quarantine.
+    pub(super) fn quarantined(&self) -> usize {
+        self.quarantined
+    }
+
+    /// Whether the event at this place is to be erased, and may not be overwritten yet.
+    pub(super) fn is_announced(&self, place: Sequence) -> bool {
+        self.announced.contains(&place)
+    }
+
+    /// Has a frame written even if there is nothing in it.
     pub(super) fn mark(&mut self) {
         self.is_probed = true;
     }
@@ -574,67 +488,8 @@ impl<'a> Batch<'a> {
         Ok(Erased { events, bytes })
     }
 
-    /// Forgets some of what is too old (counts as received before the cutoffs, microseconds since 1970) or too much.
-    pub(super) fn trim(&mut self, event_cutoff: i64, quarantine_cutoff: i64) {
-        // Retention that cannot be carried out is no reason to refuse callbacks; readers will report the damage.
-        if let Err(error) = self.trim_events(event_cutoff) {
-            tracing::error!(%error, "cannot forget old events");
-        }
-        if let Err(error) = self.trim_quarantine(quarantine_cutoff) {
-            tracing::error!(%error, "cannot forget old quarantined callbacks");
-        }
-    }
-
-    fn trim_events(&mut self, cutoff: i64) -> Result<(), ReadError> {
-        let trimmed = self.forget_oldest(cutoff);
-        // Also when a damaged record has stopped it: what is forgotten so far is forgotten.
-        self.store
-            .first_available
-            .store(self.totals.first_available, Ordering::Release);
-        trimmed
-    }
-
-    fn forget_oldest(&mut self, cutoff: i64) -> Result<(), ReadError> {
-        let store = self.store;
-        let is_full = self.totals.event_bytes > self.retention.event_bytes_max;
-        if !is_full && store.oldest_micros.load(Ordering::Relaxed) >= cutoff {
-            return Ok(());
-        }
-        let (oldest, newest) = (Sequence(self.totals.first_available), store.head());
-        let mut budget = TRIM_EVENTS.max(2 * self.records.len());
-        store.oldest_micros.store(UNKNOWN_MICROS, Ordering::Relaxed);
-        store
-            .log
-            .scan_at_once(oldest..=newest, TRIM_READ_BYTES, |record| {
-                if self.announced.contains(&record.sequence()) {
-                    return Ok(ControlFlow::Break(())); // once it is overwritten
-                }
-                let received = self
-                    .totals
-                    .correction
-                    .of_event(record.sequence(), record.log_time_micros());
-                let too_old = received < cutoff;
-                if budget == 0
-                    || !too_old && self.totals.event_bytes <= self.retention.event_bytes_max
-                {
-                    store.oldest_micros.store(received, Ordering::Relaxed);
-                    return Ok(ControlFlow::Break(()));
-                }
-                budget -= 1;
-                self.forget(&record)?;
-                let reasons = &mut self.counts.events_trimmed;
-                let forgotten = if too_old {
-                    &mut reasons.age
-                } else {
-                    &mut reasons.bytes
-                };
-                forgotten.events += 1;
-                forgotten.bytes += record.len() as u64;
-                Ok(ControlFlow::Continue(()))
-            })
-    }
-
-    fn forget(&mut self, record: &Record) -> Result<(), ReadError> {
+    /// Forgets the oldest event.
+    pub(super) fn forget(&mut self, record: &Record) -> Result<(), ReadError> {
         self.totals
             .forget_event(record.sequence(), record.len() as u64)?;
         if let Ok(task_id) = TaskId::parse(record.task_id()) {
@@ -645,46 +500,6 @@ impl<'a> Batch<'a> {
             entry.is_changed = true;
         }
         Ok(())
-    }
-
-    fn trim_quarantine(&mut self, cutoff: i64) -> Result<(), ReadError> {
-        if self.totals.quarantine_count == 0 {
-            return Ok(()); // almost always
-        }
-        let mut budget = TRIM_EVENTS.max(2 * self.quarantined);
-        while budget > 0
-            && let Some((number, kept)) = self.oldest_quarantined()
-            && self
-                .totals
-                .correction
-                .of_quarantined(number, kept.received_at_micros)
-                < cutoff
-            && self.discard(number, Leave::Expired)?
-        {
-            self.counts.quarantine_trimmed.age += 1;
-            budget -= 1;
-        }
-        while budget > 0
-            && let Some(measure) = self.retention.quarantine_surplus(&self.totals)
-            && let Some(number) = self.first_to_go(measure)
-            // What this very batch brings is for the next one to forget.
-            && self.discard(number, Leave::Expired)?
-        {
-            match measure {
-                Measure::Bytes => self.counts.quarantine_trimmed.bytes += 1,
-                Measure::Count => self.counts.quarantine_trimmed.count += 1,
-            }
-            budget -= 1;
-        }
-        Ok(())
-    }
-
-    fn oldest_quarantined(&self) -> Option<(u64, Kept)> {
-        lock(&self.store.shares).oldest()
-    }
-
-    fn first_to_go(&self, measure: Measure) -> Option<u64> {
-        lock(&self.store.shares).first_to_go(measure)
     }
 
     pub(super) fn seal(self) -> Sealed {

@@ -1,9 +1,15 @@
-//! Takes over what another log has, on the caller's own thread: decided and committed as callbacks are, but for their limits, which
-//! the other log has applied already.
+//! Takes over the events and the quarantine of another log, on the caller's own thread. They are decided and committed like
+//! callbacks, but without limits, which the other log has applied already.
 
 use tokio::sync::oneshot;
 
-use super::{Command, Draft, Erased, Erasure, NewQuarantined, Publish, WriteError, Writer};
+use super::{
+    command::{Command, Erased, Erasure, Imported},
+    error::WriteError,
+    publish::Publish,
+    thread::Writer,
+};
+use crate::store::NewQuarantined;
 
 /// Something of another log.
 pub(in crate::store) enum Import {
@@ -13,27 +19,17 @@ pub(in crate::store) enum Import {
     Quarantined(Box<NewQuarantined>),
 }
 
-/// An event of another log.
-pub(in crate::store) struct Imported {
-    /// What it says; nothing but keys if it was erased.
-    pub draft: Draft,
-    /// What it is aged by, in microseconds since 1970.
-    pub log_time_micros: i64,
-    /// Its content was erased in the other log.
-    pub is_erased: bool,
-}
-
-/// How much of it was new.
+/// How much of a group was new.
 #[derive(Clone, Debug, Default)]
 pub(in crate::store) struct Taken {
-    /// Of each event, whether it repeats none that was there.
+    /// Of each event, whether it was new.
     pub are_new: Vec<bool>,
     /// Callbacks in quarantine.
     pub quarantined: u64,
 }
 
 impl<P: Publish> Writer<P> {
-    /// Commits a group, in its order; durable when this returns.
+    /// Commits a group in its order. It is durable when this returns.
     pub(in crate::store) fn import(&mut self, group: Vec<Import>) -> Result<Taken, WriteError> {
         let (mut events, mut quarantined, mut commands) =
             (Vec::new(), Vec::new(), Vec::with_capacity(group.len()));
@@ -55,24 +51,24 @@ impl<P: Publish> Writer<P> {
 
         let mut taken = Taken::default();
         for answer in events {
-            taken.are_new.push(!given(answer)?.duplicate);
+            taken.are_new.push(!answer_of(answer)?.duplicate);
         }
         for answer in quarantined {
-            given(answer)?;
+            answer_of(answer)?;
             taken.quarantined += 1;
         }
         Ok(taken)
     }
 
-    /// Erases events; nothing of them is left when this returns.
+    /// Erases events. Nothing of their content is left when this returns.
     pub(in crate::store) fn erase(&mut self, erasure: Erasure) -> Result<Erased, WriteError> {
         let (reply, answer) = oneshot::channel();
         self.commit(vec![Command::Erase(erasure, reply)]);
-        given(answer)
+        answer_of(answer)
     }
 }
 
-/// What a commit has answered, which is over.
-fn given<T>(mut answer: oneshot::Receiver<Result<T, WriteError>>) -> Result<T, WriteError> {
+/// The answer of a commit that has ended.
+fn answer_of<T>(mut answer: oneshot::Receiver<Result<T, WriteError>>) -> Result<T, WriteError> {
     answer.try_recv().unwrap_or(Err(WriteError::Closed))
 }

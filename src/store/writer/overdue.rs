@@ -1,11 +1,11 @@
-//! What a start would forget by age once its clock is believed, while that can still be prevented. Only reads, and only tells.
+//! Logs what retention will forget by age once the clock is believed, while that can still be prevented. Only reads.
 //!
-//! Nobody knows how long a machine was off but its clock. A clock that is wrong by more than the retention, and stays so for the
-//! minutes until it is believed, ages everything that is kept.
+//! Only the machine's clock says how long the machine was off. A clock that is wrong by more than the retention, and stays wrong
+//! for the minutes until it is believed, makes everything in the log too old.
 
 use std::time::Duration;
 
-use super::Retention;
+use super::retention::Retention;
 use crate::{
     event::Sequence,
     store::{
@@ -15,11 +15,11 @@ use crate::{
     },
 };
 
-/// What is overdue by less is forgotten without a word: so long a broker may be down, and the clock be right.
+/// Events that are overdue by less are forgotten without a log line: a broker may be down for so long, and its clock right.
 const OVERDUE_MIN: Duration = Duration::from_secs(3_600);
 
-/// Says what is going to be forgotten.
-pub(super) fn tell(store: &Store, retention: &Retention) {
+/// Logs what is going to be forgotten.
+pub(super) fn report(store: &Store, retention: &Retention) {
     let minutes = AGREEMENT / 60_000_000;
     // If the clock is doubted, everything will count as received since the start.
     let found = if store.clock.trust() == Trust::Waiting {
@@ -40,20 +40,22 @@ pub(super) fn tell(store: &Store, retention: &Retention) {
             "these are too old by this machine's clock, and are forgotten when it has run evenly for so many minutes: if it is \
              wrong, set it right or stop the broker before that"
         ),
-        // Retention and readers will report the damage.
+        // Retention and readers report the damage, too.
         Err(error) => {
             tracing::error!(%error, minutes, "cannot see what is forgotten when the clock is believed")
         }
     }
 }
 
-/// How many events and quarantined callbacks are too old by the clock as it is; none of a kind whose oldest is so by little.
+/// How many events and quarantined callbacks are too old by the present clock. A kind whose oldest is overdue by little counts
+/// as none.
 fn find(store: &Store, retention: &Retention) -> Result<(u64, usize), ReadError> {
     let micros = |time: Duration| i64::try_from(time.as_micros()).unwrap_or(i64::MAX);
     let cutoff = |age_max| store.clock.now_micros().saturating_sub(micros(age_max));
     let is_much = |oldest: i64, cutoff: i64| oldest < cutoff.saturating_sub(micros(OVERDUE_MIN));
     let correction = lock(&store.totals).correction;
 
+    // Events are in the order of their times, so the first that is young enough is found by bisection.
     let received = |number: u64| -> Result<i64, ReadError> {
         let record = store.get(Sequence(number))?;
         Ok(record.map_or(i64::MIN, |it| {

@@ -1,26 +1,26 @@
-//! Overwrites in the log what a durable commit has announced to be erased.
+//! Overwrites the content in the log that a durable commit has announced as erased.
 //!
-//! Until that is done the log counts the commit as announced, and no checkpoint passes it: whenever a crash comes, the next start
-//! finds the announcement and overwrites again. So it need not be part of the commit, and callbacks need not wait for it.
+//! Until that is done, the log counts the commit as announced, and no checkpoint passes it: after a crash the next start finds
+//! the announcement and overwrites again. So the overwriting is not part of the commit, and callbacks do not wait for it.
 
 use std::sync::atomic::Ordering;
 
-use super::{WriteError, batch::Granted};
+use super::{command::PendingReply, error::WriteError};
 use crate::store::{Health, Store, lock, log::Found};
 
-/// What one commit has announced.
+/// The content that one commit has announced as erased.
 pub(super) struct Overwriting {
-    /// Where it is in the log.
+    /// Where it lies in the log.
     pub found: Found,
-    /// Events are among it.
+    /// Whether some of it is of events.
     pub has_events: bool,
-    /// Who waits for it.
-    pub replies: Vec<Granted>,
+    /// The replies that wait for the overwriting.
+    pub replies: Vec<PendingReply>,
 }
 
 impl Overwriting {
-    /// Overwrites, segment by segment, and does `between` in between; then answers. False if one of them has failed: then the
-    /// store takes nothing more until it is opened again.
+    /// Overwrites segment by segment, calls `between` after each, and then sends the replies. Returns false if any of it has
+    /// failed: then the store takes no more commands until it is opened again.
     pub(super) fn run(self, store: &Store, between: impl FnMut() -> Result<(), String>) -> bool {
         let overwritten = self.overwrite(store, between);
         match overwritten {
@@ -29,7 +29,7 @@ impl Overwriting {
                     store.erasures.fetch_add(1, Ordering::Release);
                 }
                 store.log.note_overwritten();
-                self.replies.into_iter().for_each(Granted::grant);
+                self.replies.into_iter().for_each(PendingReply::send);
                 true
             }
             Err(problem) => {

@@ -1,14 +1,30 @@
 use std::{
-    sync::{Mutex, atomic::AtomicU64},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering},
+        mpsc,
+    },
     thread,
+    time::Duration,
 };
 
 use bytes::Bytes;
+use tokio::sync::oneshot;
 
-use super::*;
+use super::{
+    appender::{QUEUE_BYTES_MAX, QUEUE_MAX},
+    batch::Batch,
+    command::Command,
+    disk::FORGET_FREE_BYTES_MIN,
+    thread::ANNOUNCED_MAX,
+    *,
+};
 use crate::{
-    event::{Labels, TaskStatus},
-    store::{QuarantineHeader, Totals, clock::tests::Machine},
+    event::{Labels, Product, Record, Sequence, TaskId, TaskStatus},
+    store::{
+        Appended, Backup, Draft, Health, NewQuarantined, QuarantineHeader, Store, Totals,
+        clock::tests::Machine, lock,
+    },
 };
 
 fn draft(task: &str, raw_bytes: usize) -> Draft {
@@ -26,27 +42,6 @@ fn draft(task: &str, raw_bytes: usize) -> Draft {
         conceals_duplicates: false,
         origin: None,
     }
-}
-
-#[test]
-fn the_disk_is_low_below_its_share_and_not_at_it() {
-    let low = |free_bytes, needed_bytes| Health::DiskLow {
-        free_bytes,
-        needed_bytes,
-    };
-    assert_eq!(disk_health(49, 1_000, 5), low(49, 50));
-    assert_eq!(disk_health(50, 1_000, 5), Health::Writable);
-    assert_eq!(disk_health(0, 1_000, 0), Health::Writable, "0 is off");
-    assert_eq!(
-        disk_health(999, 1_000, 100),
-        low(999, 1_000),
-        "100 takes nothing on a disk that holds anything"
-    );
-    assert_eq!(
-        disk_health(u64::MAX, u64::MAX, 100),
-        Health::Writable,
-        "no disk is too large"
-    );
 }
 
 /// A writer whose sync waits for the test's word, started when the test has queued what is to be one group.
@@ -353,7 +348,7 @@ impl Stepped {
 
     /// Handles what was sent, as one group.
     fn step(&mut self) {
-        let first = self.writer.commands.try_recv().unwrap();
+        let first = self.writer.queue.commands.try_recv().unwrap();
         assert!(self.writer.commit_group(first).is_continue());
     }
 
@@ -413,8 +408,8 @@ impl Stepped {
         }
     }
 
-    /// The same, with what the keeper does when it is rung.
-    fn pass_with_a_keeper(&mut self, time: Duration) {
+    /// The same, with what the maintenance does when it is woken.
+    fn pass_with_maintenance(&mut self, time: Duration) {
         for _ in 0..time.as_secs() {
             self.pass(Duration::from_secs(1));
             let store = &self.store;
@@ -471,11 +466,11 @@ fn a_low_disk_takes_deletions_only_and_an_almost_full_one_not_even_those() {
 
     for (free_bytes, deleted, left) in [
         (
-            TRIM_FREE_BYTES_MIN - 1,
-            Err(low(TRIM_FREE_BYTES_MIN - 1)),
+            FORGET_FREE_BYTES_MIN - 1,
+            Err(low(FORGET_FREE_BYTES_MIN - 1)),
             (1, 2),
         ),
-        (TRIM_FREE_BYTES_MIN, Ok(1), (0, 1)),
+        (FORGET_FREE_BYTES_MIN, Ok(1), (0, 1)),
     ] {
         stepped.free_bytes.store(free_bytes, Ordering::Relaxed);
         stepped.writer.check_disk();
@@ -990,10 +985,10 @@ fn on_a_quiet_broker_what_is_forgotten_is_gone_from_the_disk_within_the_age_of_a
         answer.blocking_recv().unwrap().unwrap();
     };
     say(&mut stepped, "t1");
-    stepped.pass_with_a_keeper(segment - minutes);
+    stepped.pass_with_maintenance(segment - minutes);
     say(&mut stepped, "t2");
     assert_eq!(stepped.store.log.newest(), 1);
-    stepped.pass_with_a_keeper(2 * minutes);
+    stepped.pass_with_maintenance(2 * minutes);
     assert_eq!(
         stepped.store.log.newest(),
         2,
@@ -1001,19 +996,19 @@ fn on_a_quiet_broker_what_is_forgotten_is_gone_from_the_disk_within_the_age_of_a
     );
     say(&mut stepped, "t3");
     // Nothing comes any more. Both events of the first segment go when the younger one is too old.
-    stepped.pass_with_a_keeper(kept - 2 * minutes);
+    stepped.pass_with_maintenance(kept - 2 * minutes);
     assert!(stepped.log_has("what t1 said") && stepped.log_has("what t2 said"));
-    stepped.pass_with_a_keeper(2 * minutes);
+    stepped.pass_with_maintenance(2 * minutes);
     assert!(!stepped.log_has("what t1 said") && !stepped.log_has("what t2 said"));
     assert_eq!(
         (stepped.event_count(), stepped.log_has("what t3 said")),
         (1, true)
     );
-    stepped.pass_with_a_keeper(segment);
+    stepped.pass_with_maintenance(segment);
     assert!(!stepped.log_has("what t3 said"));
     // What says nothing is no reason for a segment, however old.
     let newest = stepped.store.log.newest();
-    stepped.pass_with_a_keeper(3 * segment);
+    stepped.pass_with_maintenance(3 * segment);
     assert_eq!(stepped.store.log.newest(), newest);
     let mut stepped = stepped.reopen();
     say(&mut stepped, "t4");
@@ -1038,8 +1033,8 @@ fn what_a_commit_has_announced_is_erased_by_the_next_start_if_a_crash_came_betwe
 
     // The commit, and nothing of what follows it.
     let before = stepped.store.summary();
-    let (store, retention) = (Arc::clone(&stepped.store), stepped.writer.retention);
-    let mut batch = Batch::new(&store, &retention, 2, None);
+    let store = Arc::clone(&stepped.store);
+    let mut batch = Batch::new(&store, 2, None);
     let (reply, _erased) = oneshot::channel();
     let (task_id, product) = (TaskId::parse("t1").unwrap(), Product::parse("veo").unwrap());
     batch.add(Command::Erase(
@@ -1207,8 +1202,8 @@ fn what_is_damaged_is_not_said_to_be_erased_and_stops_neither_the_writer_nor_a_s
     let path = stepped.directory.path().join("log/000000000001.log");
     let damaged = std::fs::read(&path).unwrap();
     std::fs::write(&path, whole).unwrap();
-    let (store, retention) = (Arc::clone(&stepped.store), stepped.writer.retention);
-    let mut batch = Batch::new(&store, &retention, 2, None);
+    let store = Arc::clone(&stepped.store);
+    let mut batch = Batch::new(&store, 2, None);
     let (reply, _erased) = oneshot::channel();
     batch.add(Command::Erase(erasure_of("t1"), reply));
     let (reply, _discarded) = oneshot::channel();
@@ -1248,9 +1243,9 @@ fn a_start_erases_again_what_seems_to_be_erased() {
 }
 
 #[test]
-fn commits_go_on_while_the_keeper_erases_and_no_checkpoint_passes_what_it_has_not_erased() {
+fn commits_go_on_while_the_maintenance_erases_and_no_checkpoint_passes_what_it_has_not_erased() {
     let (mut stepped, number) = with_an_older_segment();
-    let keeper = stepped.writer.keeper();
+    let maintenance = stepped.writer.maintenance();
     let before = stepped.store.summary();
     let mut erased = stepped.appender.erase(erasure_of("t1"));
     stepped.step();
@@ -1302,7 +1297,7 @@ fn commits_go_on_while_the_keeper_erases_and_no_checkpoint_passes_what_it_has_no
         directory,
         ..
     } = stepped;
-    drop((appender, writer, keeper, store));
+    drop((appender, writer, maintenance, store));
     assert!(
         erased.blocking_recv().is_err(),
         "nobody has said that it is erased"
@@ -1310,8 +1305,8 @@ fn commits_go_on_while_the_keeper_erases_and_no_checkpoint_passes_what_it_has_no
     let mut stepped = Stepped::on(directory, machine);
     assert!(!stepped.log_has("what t1 said") && !stepped.log_has("nonsense"));
 
-    // And without a crash the keeper does, to the end.
-    let keeper = stepped.writer.keeper();
+    // And without a crash the maintenance does, to the end.
+    let maintenance = stepped.writer.maintenance();
     let answer = stepped.appender.append(Draft {
         raw: "what t6 said".into(),
         ..draft("t6", 0)
@@ -1321,8 +1316,8 @@ fn commits_go_on_while_the_keeper_erases_and_no_checkpoint_passes_what_it_has_no
     let erased = stepped.appender.erase(erasure_of("t6"));
     stepped.step();
     assert!(stepped.log_has("what t6 said"));
-    stepped.writer.bell = None;
-    keeper.run();
+    stepped.writer.maintenance = None;
+    maintenance.run();
     assert_eq!(erased.blocking_recv().unwrap().unwrap().events, 1);
     assert!(!stepped.log_has("what t6 said"));
     assert_eq!(
@@ -1337,7 +1332,7 @@ fn erasures_are_refused_while_as_many_as_may_be_wait_to_be_overwritten() {
     let tasks: Vec<_> = (0..=ANNOUNCED_MAX).map(|n| format!("task-{n}")).collect();
     tasks.iter().for_each(|task_id| stepped.receive(task_id));
     stepped.begin_segment();
-    let keeper = stepped.writer.keeper();
+    let maintenance = stepped.writer.maintenance();
     let mut erase = |task_id: &str| {
         let erased = stepped.appender.erase(erasure_of(task_id));
         stepped.step();
@@ -1365,8 +1360,8 @@ fn erasures_are_refused_while_as_many_as_may_be_wait_to_be_overwritten() {
     stepped.receive("taken-as-ever");
 
     // Those that wait are done, and then there is room again.
-    stepped.writer.bell = None;
-    keeper.run();
+    stepped.writer.maintenance = None;
+    maintenance.run();
     waiting
         .into_iter()
         .for_each(|erased| assert_eq!(erased.blocking_recv().unwrap().unwrap().events, 1));
@@ -1385,11 +1380,11 @@ fn the_age_of_a_segment_outlasts_a_restart() {
     };
     stepped.writer.retention = retention;
     stepped.receive("t1");
-    stepped.pass_with_a_keeper(segment - Duration::from_secs(10));
+    stepped.pass_with_maintenance(segment - Duration::from_secs(10));
     let mut stepped = stepped.reopen();
     stepped.writer.retention = retention;
     assert_eq!(stepped.store.log.newest(), 1);
-    stepped.pass_with_a_keeper(Duration::from_secs(20));
+    stepped.pass_with_maintenance(Duration::from_secs(20));
     assert_eq!(stepped.store.log.newest(), 2);
 }
 
@@ -1404,12 +1399,12 @@ fn a_change_that_cannot_be_noted_is_not_taken_over() {
     stepped.machine.step(YEAR_MICROS);
     stepped
         .free_bytes
-        .store(TRIM_FREE_BYTES_MIN - 1, Ordering::Relaxed);
+        .store(FORGET_FREE_BYTES_MIN - 1, Ordering::Relaxed);
     stepped.pass(2 * BELIEVED);
     assert_eq!(stepped.store.clock().difference_micros(), YEAR_MICROS);
     stepped
         .free_bytes
-        .store(TRIM_FREE_BYTES_MIN, Ordering::Relaxed);
+        .store(FORGET_FREE_BYTES_MIN, Ordering::Relaxed);
     stepped.pass(Duration::from_secs(1));
     assert_eq!(
         (

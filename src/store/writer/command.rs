@@ -1,0 +1,147 @@
+//! The commands that the writer takes, and the replies that wait for their commit.
+
+use tokio::sync::oneshot;
+
+use super::error::WriteError;
+use crate::{
+    event::{Product, Sequence, TaskId},
+    store::{Appended, Backup, Draft, NewQuarantined},
+};
+
+/// Most places that one erasure names. It bounds how long others wait for the commit that announces them.
+pub const ERASURE_PLACES_MAX: usize = 1_024;
+
+/// Which events to erase.
+#[derive(Clone, Debug)]
+pub struct Erasure {
+    /// The task.
+    pub task_id: TaskId,
+    /// All events of the task that are of this product and that the index names are erased,
+    pub product: Product,
+    /// and also those at these places, at most [`ERASURE_PLACES_MAX`].
+    pub places: Vec<Sequence>,
+}
+
+/// What was erased.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Erased {
+    /// Events that had something to erase.
+    pub events: u32,
+    /// The bytes of them that were overwritten.
+    pub bytes: u64,
+}
+
+/// An event of another log.
+pub(in crate::store) struct Imported {
+    /// The event. Of an erased one only the keys are left.
+    pub draft: Draft,
+    /// The time that it is aged by, in microseconds since 1970.
+    pub log_time_micros: i64,
+    /// Its content was erased in the other log.
+    pub is_erased: bool,
+}
+
+pub(super) type Reply<T> = oneshot::Sender<Result<T, WriteError>>;
+
+pub(super) enum Command {
+    Append(Box<Draft>, Reply<Appended>),
+    /// Takes over an event of another log.
+    Import(Box<Imported>, Reply<Appended>),
+    /// Takes a callback out of quarantine, and appends the events that it has become.
+    Release(u64, Vec<Draft>, Reply<Vec<Appended>>),
+    Quarantine(NewQuarantined, Reply<u64>),
+    Discard(Vec<u64>, Reply<u32>),
+    Erase(Erasure, Reply<Erased>),
+    /// Takes a backup of everything that is durable by then.
+    Backup(Reply<Backup>),
+    /// Commits an empty frame, to show that the whole write path works.
+    Probe(Reply<()>),
+    /// Wakes the writer, which takes up the new retention.
+    Retain,
+    /// Ends the writer behind the commands that were sent before.
+    Stop,
+}
+
+impl Command {
+    pub(super) fn bytes(&self) -> usize {
+        match self {
+            Self::Append(draft, _) => draft.bytes(),
+            Self::Import(imported, _) => imported.draft.bytes(),
+            Self::Release(_, drafts, _) => drafts.iter().map(Draft::bytes).sum(),
+            Self::Quarantine(new, _) => new.body.len(),
+            Self::Discard(numbers, _) => size_of_val(&numbers[..]),
+            Self::Erase(erasure, _) => size_of_val(&erasure.places[..]),
+            Self::Backup(_) | Self::Probe(_) | Self::Retain | Self::Stop => 0,
+        }
+    }
+
+    /// Whether it has content overwritten in the log.
+    pub(super) fn erases(&self) -> bool {
+        matches!(
+            self,
+            Self::Release(..) | Self::Discard(..) | Self::Erase(..)
+        )
+    }
+
+    /// Whether it only removes content. Such a command is taken although the disk is low.
+    pub(super) fn only_removes(&self) -> bool {
+        matches!(self, Self::Discard(..) | Self::Erase(..))
+    }
+
+    pub(super) fn refuse(self, error: WriteError) {
+        // If the receiver is gone, its caller has timed out: the callback was not answered 200, so nothing is lost.
+        let _ = match self {
+            Self::Append(_, reply) | Self::Import(_, reply) => reply.send(Err(error)).is_ok(),
+            Self::Release(_, _, reply) => reply.send(Err(error)).is_ok(),
+            Self::Quarantine(_, reply) => reply.send(Err(error)).is_ok(),
+            Self::Discard(_, reply) => reply.send(Err(error)).is_ok(),
+            Self::Erase(_, reply) => reply.send(Err(error)).is_ok(),
+            Self::Backup(reply) => reply.send(Err(error)).is_ok(),
+            Self::Probe(reply) => reply.send(Err(error)).is_ok(),
+            Self::Retain | Self::Stop => false,
+        };
+    }
+}
+
+/// A reply that waits until its commit is durable.
+pub(super) enum PendingReply {
+    Append(Reply<Appended>, Appended),
+    Release(Reply<Vec<Appended>>, Vec<Appended>),
+    Quarantine(Reply<u64>, u64),
+    Discard(Reply<u32>, u32),
+    Erase(Reply<Erased>, Erased),
+    Probe(Reply<()>),
+}
+
+impl PendingReply {
+    pub(super) fn send(self) {
+        // If the receiver is gone, its caller has timed out; the repeated callback will find its event as a duplicate.
+        let _ = match self {
+            Self::Append(reply, appended) => reply.send(Ok(appended)).is_ok(),
+            Self::Release(reply, appended) => reply.send(Ok(appended)).is_ok(),
+            Self::Quarantine(reply, number) => reply.send(Ok(number)).is_ok(),
+            Self::Discard(reply, count) => reply.send(Ok(count)).is_ok(),
+            Self::Erase(reply, erased) => reply.send(Ok(erased)).is_ok(),
+            Self::Probe(reply) => reply.send(Ok(())).is_ok(),
+        };
+    }
+
+    /// Whether it says that content is erased, so that it has to wait for the overwriting, too.
+    pub(super) fn is_of_erasure(&self) -> bool {
+        matches!(
+            self,
+            Self::Release(..) | Self::Discard(..) | Self::Erase(..)
+        )
+    }
+
+    pub(super) fn refuse(self, error: WriteError) {
+        let _ = match self {
+            Self::Append(reply, _) => reply.send(Err(error)).is_ok(),
+            Self::Release(reply, _) => reply.send(Err(error)).is_ok(),
+            Self::Quarantine(reply, _) => reply.send(Err(error)).is_ok(),
+            Self::Discard(reply, _) => reply.send(Err(error)).is_ok(),
+            Self::Erase(reply, _) => reply.send(Err(error)).is_ok(),
+            Self::Probe(reply) => reply.send(Err(error)).is_ok(),
+        };
+    }
+}

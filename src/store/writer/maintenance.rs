@@ -1,0 +1,121 @@
+//! The slow work that commits do not wait for: making segments of the log ahead, checkpoints of the database, overwriting
+//! erased content, removing files. (While the database takes in and syncs what has changed, the writer may have to wait for it.)
+
+use std::{
+    fmt,
+    sync::{
+        Arc,
+        mpsc::{self, Receiver, Sender, SyncSender},
+    },
+    thread,
+    time::Duration,
+};
+
+use super::overwriting::Overwriting;
+use crate::store::{Health, Store, lock};
+
+/// The pause after the disk has refused something.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// The writer's side: wakes the maintenance when there is something to do.
+pub(super) struct MaintenanceHandle {
+    wake: SyncSender<()>,
+    /// Bounded by the writer, which announces no more than [`super::thread::ANNOUNCED_MAX`] ahead of the overwriting.
+    announced: Sender<Overwriting>,
+}
+
+impl MaintenanceHandle {
+    /// Called behind each commit: what is not done now is found to be needed behind the next one, too.
+    pub(super) fn wake_if_needed(&self, store: &Store) {
+        if store.log.needs_care(store.first_available()) {
+            self.wake();
+        }
+    }
+
+    /// Has the content overwritten that a commit has announced. If the maintenance has failed, a caller that waits for it is
+    /// answered that the store is closed.
+    pub(super) fn overwrite(&self, announced: Overwriting) {
+        let _ = self.announced.send(announced).is_ok();
+        self.wake();
+    }
+
+    fn wake(&self) {
+        let _ = self.wake.try_send(()).is_ok(); // full: it is awake already
+    }
+}
+
+/// The writer's second thread; [`Maintenance::run`] is its body. Without it a writer works, but stops for each segment that it
+/// makes and for everything that it erases, and forgotten segments are not removed before the next start.
+pub struct Maintenance {
+    store: Arc<Store>,
+    woken: Receiver<()>,
+    announced: Receiver<Overwriting>,
+}
+
+impl fmt::Debug for Maintenance {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Maintenance")
+            .field("store", &self.store)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Maintenance {
+    pub(super) fn new(store: Arc<Store>) -> (MaintenanceHandle, Self) {
+        let (wake, woken) = mpsc::sync_channel(1);
+        let (sender, announced) = mpsc::channel();
+        let handle = MaintenanceHandle {
+            wake,
+            announced: sender,
+        };
+        let maintenance = Self {
+            store,
+            woken,
+            announced,
+        };
+        (handle, maintenance)
+    }
+
+    /// Works until the writer has ended, and everything that it has announced is overwritten.
+    pub fn run(self) {
+        while self.woken.recv().is_ok() {
+            if self.maintain().is_err() || !self.overwrite_all() {
+                return;
+            }
+        }
+        self.overwrite_all();
+    }
+
+    fn overwrite_all(&self) -> bool {
+        // Commits go on meanwhile, and need their segments.
+        self.announced
+            .try_iter()
+            .all(|announced| announced.run(&self.store, || self.maintain()))
+    }
+
+    fn maintain(&self) -> Result<(), String> {
+        if let Err(error) = self.store.log.make_ahead() {
+            // The writer will make the segment itself, or report the error.
+            tracing::warn!(%error, "cannot make a segment of the log ahead");
+            thread::sleep(RETRY);
+        }
+
+        if self
+            .store
+            .log
+            .needs_checkpoint(self.store.first_available())
+            && let Err(error) = self.store.checkpoint()
+        {
+            let problem = format!("{error:?}");
+            tracing::error!(
+                problem,
+                "syncing the index failed: refusing callbacks until a restart"
+            );
+            *lock(&self.store.health) = Health::Failed(problem.clone());
+            return Err(problem);
+        }
+
+        self.store.log.remove_forgotten();
+        Ok(())
+    }
+}

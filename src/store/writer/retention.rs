@@ -1,0 +1,271 @@
+//! What is kept for how long, and the forgetting of the rest: a little with each commit, more when the writer is idle.
+
+use std::{ops::ControlFlow, sync::atomic::Ordering, time::Duration};
+
+use super::{
+    batch::{Batch, Leave},
+    disk,
+};
+use crate::{
+    event::{Record, Sequence},
+    metrics::Metrics,
+    store::{
+        ReadError, Store,
+        layout::Totals,
+        lock,
+        shares::{Kept, Measure},
+    },
+};
+
+/// Events forgotten by one commit at least; under load, twice what it appends, so that trimming always gains on appending.
+const TRIM_EVENTS: usize = 256;
+/// Read at once to find events to forget. There are mostly none, so it is little.
+const TRIM_READ_BYTES: u64 = 16 * 1024;
+
+/// How long and how much is kept, and how much of the disk stays free.
+#[derive(Clone, Copy, Debug)]
+pub struct Retention {
+    /// Events older than this are forgotten, by the log's clock.
+    pub event_age_max: Duration,
+    /// The oldest events are forgotten beyond this.
+    pub event_bytes_max: u64,
+    /// The contents of one segment of the log span no more than this; it is removed as a whole.
+    pub segment_age_max: Duration,
+    /// Quarantined callbacks older than this are forgotten.
+    pub quarantine_age_max: Duration,
+    /// The oldest quarantined callbacks are forgotten beyond this.
+    pub quarantine_bytes_max: u64,
+    /// The oldest quarantined callbacks are forgotten beyond so many.
+    pub quarantine_count_max: u64,
+    /// Below this share of free disk nothing is written.
+    pub disk_free_min_percent: u64,
+}
+
+impl Retention {
+    /// Nothing is forgotten, and the disk is never low.
+    pub const KEEP_ALL: Self = Self {
+        event_age_max: Duration::MAX,
+        event_bytes_max: u64::MAX,
+        segment_age_max: Duration::MAX,
+        quarantine_age_max: Duration::MAX,
+        quarantine_bytes_max: u64::MAX,
+        quarantine_count_max: u64::MAX,
+        disk_free_min_percent: 0,
+    };
+
+    /// The measure by which there is too much in quarantine.
+    fn quarantine_surplus(&self, totals: &Totals) -> Option<Measure> {
+        if totals.quarantine_bytes > self.quarantine_bytes_max {
+            Some(Measure::Bytes)
+        } else {
+            (totals.quarantine_count > self.quarantine_count_max).then_some(Measure::Count)
+        }
+    }
+
+    /// Sets the gauges that alerts compare with.
+    pub(super) fn note_in(&self, metrics: &Metrics) {
+        metrics
+            .log_bytes_max
+            .set(i64::try_from(self.event_bytes_max).unwrap_or(i64::MAX));
+        metrics
+            .log_age_max_seconds
+            .set(i64::try_from(self.event_age_max.as_secs()).unwrap_or(i64::MAX));
+    }
+
+    fn cutoffs(&self, store: &Store) -> Cutoffs {
+        Cutoffs {
+            event_micros: cutoff(store, self.event_age_max),
+            quarantine_micros: cutoff(store, self.quarantine_age_max),
+        }
+    }
+}
+
+/// What counts as received before these times is too old, in microseconds since 1970.
+#[derive(Clone, Copy)]
+struct Cutoffs {
+    event_micros: i64,
+    quarantine_micros: i64,
+}
+
+fn cutoff(store: &Store, age_max: Duration) -> i64 {
+    let clock = &store.clock;
+    if !clock.is_settled() {
+        return i64::MIN; // the age of anything is unknown until then
+    }
+    clock
+        .now_micros()
+        .saturating_sub(i64::try_from(age_max.as_micros()).unwrap_or(i64::MAX))
+}
+
+/// Forgets what is too old or too much.
+#[derive(Debug, Default)]
+pub(super) struct Trimmer {
+    /// When the oldest event counts as received, if that is known: to read the event for each commit would take too long.
+    oldest_micros: Option<i64>,
+}
+
+impl Trimmer {
+    /// Takes note that events may count as received at other times than before.
+    pub(super) fn forget_times(&mut self) {
+        self.oldest_micros = None;
+    }
+
+    /// Whether there is something to forget, and may be forgotten now.
+    pub(super) fn is_due(&self, store: &Store, retention: &Retention) -> bool {
+        if !disk::may_forget(&store.health()) {
+            return false;
+        }
+        let totals = *lock(&store.totals);
+        let cutoffs = retention.cutoffs(store);
+
+        let events = totals.event_bytes > retention.event_bytes_max
+            || self
+                .oldest_event_micros(store, &totals)
+                .is_some_and(|at| at < cutoffs.event_micros);
+        let oldest_quarantined = lock(&store.shares).oldest();
+        let quarantined = retention.quarantine_surplus(&totals).is_some()
+            || oldest_quarantined.is_some_and(|(number, kept)| {
+                is_expired(&totals, number, &kept, cutoffs.quarantine_micros)
+            });
+        events || quarantined
+    }
+
+    fn oldest_event_micros(&self, store: &Store, totals: &Totals) -> Option<i64> {
+        if totals.event_count == 0 {
+            return None;
+        }
+        self.oldest_micros.or_else(|| {
+            let oldest = store.get(store.first_available()).ok().flatten()?;
+            Some(
+                totals
+                    .correction
+                    .of_event(oldest.sequence(), oldest.log_time_micros()),
+            )
+        })
+    }
+
+    /// Has a batch forget some of what is too old or too much.
+    pub(super) fn trim(&mut self, batch: &mut Batch<'_>, retention: &Retention) {
+        let cutoffs = retention.cutoffs(batch.store);
+        // A failure is no reason to refuse callbacks; readers will report the damage.
+        if let Err(error) = self.trim_events(batch, retention, cutoffs.event_micros) {
+            tracing::error!(%error, "cannot forget old events");
+        }
+        if let Err(error) = trim_quarantine(batch, retention, cutoffs.quarantine_micros) {
+            tracing::error!(%error, "cannot forget old quarantined callbacks");
+        }
+    }
+
+    fn trim_events(
+        &mut self,
+        batch: &mut Batch<'_>,
+        retention: &Retention,
+        cutoff_micros: i64,
+    ) -> Result<(), ReadError> {
+        let trimmed = self.forget_oldest(batch, retention, cutoff_micros);
+        // Also when a damaged record has stopped it: what is forgotten so far is forgotten.
+        batch
+            .store
+            .first_available
+            .store(batch.totals.first_available, Ordering::Release);
+        trimmed
+    }
+
+    fn forget_oldest(
+        &mut self,
+        batch: &mut Batch<'_>,
+        retention: &Retention,
+        cutoff_micros: i64,
+    ) -> Result<(), ReadError> {
+        let is_full = batch.totals.event_bytes > retention.event_bytes_max;
+        let may_be_expired =
+            cutoff_micros > i64::MIN && self.oldest_micros.is_none_or(|at| at < cutoff_micros);
+        if !is_full && !may_be_expired {
+            return Ok(());
+        }
+
+        let store = batch.store;
+        let (oldest, newest) = (Sequence(batch.totals.first_available), store.head());
+        let mut budget = TRIM_EVENTS.max(2 * batch.appended());
+        self.oldest_micros = None;
+        let each = |record: Record| {
+            if batch.is_announced(record.sequence()) {
+                return Ok(ControlFlow::Break(())); // forgotten once it is overwritten
+            }
+            let received = batch
+                .totals
+                .correction
+                .of_event(record.sequence(), record.log_time_micros());
+            let too_old = received < cutoff_micros;
+            let too_much = batch.totals.event_bytes > retention.event_bytes_max;
+            if budget == 0 || !too_old && !too_much {
+                self.oldest_micros = Some(received);
+                return Ok(ControlFlow::Break(()));
+            }
+
+            budget -= 1;
+            batch.forget(&record)?;
+            let reasons = &mut batch.counts.events_trimmed;
+            let forgotten = if too_old {
+                &mut reasons.age
+            } else {
+                &mut reasons.bytes
+            };
+            forgotten.events += 1;
+            forgotten.bytes += record.len() as u64;
+            Ok(ControlFlow::Continue(()))
+        };
+        store
+            .log
+            .scan_at_once(oldest..=newest, TRIM_READ_BYTES, each)
+    }
+}
+
+fn trim_quarantine(
+    batch: &mut Batch<'_>,
+    retention: &Retention,
+    cutoff_micros: i64,
+) -> Result<(), ReadError> {
+    if batch.totals.quarantine_count == 0 {
+        return Ok(()); // almost always
+    }
+
+    let mut budget = TRIM_EVENTS.max(2 * batch.quarantined());
+    while budget > 0
+        && let Some((number, kept)) = oldest_quarantined(batch.store)
+        && is_expired(&batch.totals, number, &kept, cutoff_micros)
+        && batch.discard(number, Leave::Expired)?
+    {
+        batch.counts.quarantine_trimmed.age += 1;
+        budget -= 1;
+    }
+    while budget > 0
+        && let Some(measure) = retention.quarantine_surplus(&batch.totals)
+        && let Some(number) = first_to_go(batch.store, measure)
+        // Callbacks of this very batch are left for the next one.
+        && batch.discard(number, Leave::Expired)?
+    {
+        match measure {
+            Measure::Bytes => batch.counts.quarantine_trimmed.bytes += 1,
+            Measure::Count => batch.counts.quarantine_trimmed.count += 1,
+        }
+        budget -= 1;
+    }
+    Ok(())
+}
+
+// In functions of their own, so that the lock is not held while the batch discards.
+fn oldest_quarantined(store: &Store) -> Option<(u64, Kept)> {
+    lock(&store.shares).oldest()
+}
+
+fn first_to_go(store: &Store, measure: Measure) -> Option<u64> {
+    lock(&store.shares).first_to_go(measure)
+}
+
+fn is_expired(totals: &Totals, number: u64, kept: &Kept, cutoff_micros: i64) -> bool {
+    totals
+        .correction
+        .of_quarantined(number, kept.received_at_micros)
+        < cutoff_micros
+}
