@@ -1,34 +1,55 @@
 //! Who decides order and durability.
 //!
-//! A journal takes drafts and answers each when its event is durable and has its place. This node's own is [`Local`]: the
-//! store's commit itself. A replicated one publishes elsewhere and follows that stream into the same store; whatever it is,
-//! readers only ever read the store.
+//! A journal takes every operation that changes the log, and answers when the change is durable. This node's own is [`Local`]:
+//! the store's commit itself. A replicated journal has another node decide and follows that stream into the same store. Readers
+//! only ever read the store, whatever the journal is.
 //!
-//! What every journal promises (`tests/it/journal_contract.rs` holds each to it): an answer comes after the event is durable;
-//! places rise in the order of the answers of one caller; a duplicate is answered with its original, and not before the
-//! original is durable; nothing unanswered is shown to readers and lost later.
+//! What every journal promises (`tests/it/journal_contract.rs` holds each to it):
+//!
+//! - An answer comes after the change is durable. Nothing that is unanswered is shown to readers and lost later.
+//! - The places of events and the numbers of quarantined callbacks rise in the order of one caller's operations.
+//! - A duplicate is answered with its original, and not before the original is durable.
+//! - An operation takes effect as a whole or not at all.
+//! - Operations take effect in the order in which one caller has started them.
+
+use std::fmt::Debug;
 
 use tokio::sync::oneshot;
 
-use crate::store::{Appended, Appender, Draft, WriteError};
+use crate::store::{
+    Appended, Appender, Backup, Draft, Erased, Erasure, NewQuarantined, Retention, WriteError,
+};
 
-/// Comes when the event is durable. A dropped sender means that the journal has stopped.
-pub type Answer = oneshot::Receiver<Result<Appended, WriteError>>;
-
-/// Like [`Answer`], one of each event, in order.
-pub type Released = oneshot::Receiver<Result<Vec<Appended>, WriteError>>;
+/// Comes when the operation is durable. A dropped sender means that the journal has stopped.
+pub type Answer<T = Appended> = oneshot::Receiver<Result<T, WriteError>>;
 
 /// See the module's description. Its methods never block.
-pub trait Journal: Send + Sync + 'static {
+pub trait Journal: Debug + Send + Sync + 'static {
     /// Appends an event, or finds its original.
     fn append(&self, draft: Draft) -> Answer;
 
-    /// Appends the events that the quarantined callback with this number has become, and takes it out of quarantine: all of it
-    /// or nothing.
-    fn release(&self, number: u64, drafts: Vec<Draft>) -> Released;
+    /// Puts a callback into quarantine; answers its number.
+    fn quarantine(&self, new: NewQuarantined) -> Answer<u64>;
 
-    /// Answers when the whole path to durability has.
-    fn probe(&self) -> oneshot::Receiver<Result<(), WriteError>>;
+    /// Takes the callback with this number out of quarantine, erases it there, and appends the events that it has become. The
+    /// answer has one element for each draft, in order.
+    fn release(&self, number: u64, drafts: Vec<Draft>) -> Answer<Vec<Appended>>;
+
+    /// Takes the callbacks with these numbers out of quarantine and erases them; answers how many existed.
+    fn discard(&self, numbers: Vec<u64>) -> Answer<u32>;
+
+    /// Erases the content of a task's events. The answer comes when none of it is left on this node.
+    fn erase(&self, erasure: Erasure) -> Answer<Erased>;
+
+    /// Sets how long and how much is kept, from the next change of the log on. There is no answer: what it forgets is forgotten
+    /// little by little.
+    fn retain(&self, retention: Retention);
+
+    /// Takes a backup that has every change that was answered before, and none that could still be lost.
+    fn backup(&self) -> Answer<Backup>;
+
+    /// Answers when the whole path to durability has worked once more. Changes nothing.
+    fn probe(&self) -> Answer<()>;
 }
 
 /// The journal of a single node.
@@ -47,11 +68,31 @@ impl Journal for Local {
         self.0.append(draft)
     }
 
-    fn release(&self, number: u64, drafts: Vec<Draft>) -> Released {
+    fn quarantine(&self, new: NewQuarantined) -> Answer<u64> {
+        self.0.quarantine(new)
+    }
+
+    fn release(&self, number: u64, drafts: Vec<Draft>) -> Answer<Vec<Appended>> {
         self.0.release(number, drafts)
     }
 
-    fn probe(&self) -> oneshot::Receiver<Result<(), WriteError>> {
+    fn discard(&self, numbers: Vec<u64>) -> Answer<u32> {
+        self.0.discard(numbers)
+    }
+
+    fn erase(&self, erasure: Erasure) -> Answer<Erased> {
+        self.0.erase(erasure)
+    }
+
+    fn retain(&self, retention: Retention) {
+        self.0.retain(retention);
+    }
+
+    fn backup(&self) -> Answer<Backup> {
+        self.0.backup()
+    }
+
+    fn probe(&self) -> Answer<()> {
         self.0.probe()
     }
 }

@@ -35,7 +35,7 @@ use crate::{
     journal::Journal,
     metrics::Metrics,
     sampler::Sampler,
-    store::{Appended, Appender, Clock, NewQuarantined, QuarantineHeader, WriteError},
+    store::{Appended, Clock, NewQuarantined, QuarantineHeader, WriteError},
     trace::{REQUEST_ID, RequestId, Span, TRACEPARENT, Tracer},
     vendor, web,
 };
@@ -82,7 +82,6 @@ struct Asked {
 /// The front itself.
 pub struct Ingest {
     journal: Arc<dyn Journal>,
-    appender: Appender,
     clock: Arc<Clock>,
     limits: Limits,
     rules: RwLock<Arc<Rules>>,
@@ -108,10 +107,9 @@ impl std::fmt::Debug for Ingest {
 }
 
 impl Ingest {
-    /// A front that appends to `journal`, keeps what it cannot read by `appender`, and stamps both by the log's `clock`.
+    /// A front that appends events to `journal`, quarantines there what it cannot read, and stamps both by the log's `clock`.
     pub fn new(
         journal: Arc<dyn Journal>,
-        appender: Appender,
         clock: Arc<Clock>,
         limits: Limits,
         rules: Rules,
@@ -126,7 +124,6 @@ impl Ingest {
         let throttle = Throttle::new(limits.refusals_per_minute_max, std::time::Instant::now());
         Arc::new(Self {
             journal,
-            appender,
             clock,
             limits,
             rules: RwLock::new(Arc::new(rules)),
@@ -453,7 +450,7 @@ impl Ingest {
             header,
             body: callback.body.clone(),
         };
-        match durable(self.appender.quarantine(new), deadline).await {
+        match durable(self.journal.quarantine(new), deadline).await {
             Ok(number) => {
                 let reason = rejection.reason();
                 if let Some(unlogged) = self.quarantines.due(reason) {
@@ -502,7 +499,7 @@ mod tests {
     use super::*;
     use crate::{
         journal::Local,
-        store::{Retention, Store, writer},
+        store::{Appender, Retention, Store, writer},
     };
 
     const LIMITS: Limits = Limits {
@@ -545,17 +542,9 @@ mod tests {
         );
         let writer = writer_is_there.then_some(writer);
         prepare(&appender);
-        let journal = Arc::new(Local::new(appender.clone()));
+        let journal = Arc::new(Local::new(appender));
         (
-            Ingest::new(
-                journal,
-                appender,
-                clock,
-                LIMITS,
-                rules(),
-                metrics,
-                Tracer::default(),
-            ),
+            Ingest::new(journal, clock, LIMITS, rules(), metrics, Tracer::default()),
             (writer, directory),
         )
     }

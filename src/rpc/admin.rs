@@ -319,7 +319,7 @@ impl Admin {
             .iter()
             .map(|id| number("quarantine_ids", id))
             .collect::<Result<_, _>>()?;
-        let discarded_count = self.answered(self.0.appender.discard(numbers).await)?;
+        let discarded_count = self.answered(self.0.journal.discard(numbers).await)?;
         entry.note("count", discarded_count);
         Ok(v1::DiscardQuarantinedResponse { discarded_count })
     }
@@ -371,7 +371,7 @@ impl Admin {
                 product: product.clone(),
                 places: places.to_vec(),
             };
-            let Erased { events, bytes } = self.answered(self.0.appender.erase(erasure).await)?;
+            let Erased { events, bytes } = self.answered(self.0.journal.erase(erasure).await)?;
             all.events += events;
             all.bytes += bytes;
             rest = behind;
@@ -486,7 +486,7 @@ impl admin_service_server::AdminService for Admin {
             Err(refused) => return end(entry, Err(refused)).await,
         };
         let begun = Begun::note(&self.0).await;
-        let taken = match self.answered(self.0.appender.backup().await) {
+        let taken = match self.answered(self.0.journal.backup().await) {
             Ok(backup) => (backup, place),
             Err(refused) => {
                 begun.refused();

@@ -30,7 +30,7 @@ use crate::{
     audit::Audit,
     event::Filter,
     journal::Journal,
-    store::{Appender, ReadError, Retention},
+    store::{ReadError, Retention},
     subscription::{Heard, Sources, read_aside},
     trace,
     wire::{self, FilterLimits, v1},
@@ -41,10 +41,8 @@ use crate::{
 pub struct Context {
     /// What subscriptions read from.
     pub sources: Arc<Sources>,
-    /// Where released callbacks go.
+    /// Takes every change of the log.
     pub journal: Arc<dyn Journal>,
-    /// Where discarding goes.
-    pub appender: Appender,
     /// Who may call, and what signs callback URLs.
     pub gate: Gate,
     /// What callback URLs begin with.

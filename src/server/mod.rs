@@ -172,6 +172,7 @@ pub struct Server {
     credentials: Arc<SharedCredentials>,
     audit: Arc<Audit>,
     ingest: Arc<Ingest>,
+    journal: Arc<dyn Journal>,
     appender: Appender,
     status: Arc<operations::Status>,
     health: HealthReporter,
@@ -211,25 +212,14 @@ impl Server {
         let retention = Arc::new(Mutex::new(retention(config)));
         let (appender, writer) = start_writer(*lock(&retention), &sources)?;
         let journal: Arc<dyn Journal> = Arc::new(Local::new(appender.clone()));
-        let ingest = front(
-            config,
-            &credentials,
-            &journal,
-            &appender,
-            &sources,
-            tracer.clone(),
-        );
+        let ingest = front(config, &credentials, &journal, &sources, tracer.clone());
         let liveness = Arc::new(Liveness::new(&homes));
         let gate = gate(config, &addresses, &credentials, &sources);
-        let (base, probed) = (
-            banner::callback_base(config, &addresses),
-            Arc::clone(&journal),
-        );
+        let base = banner::callback_base(config, &addresses);
         let context = rpc_context(
             config,
             &sources,
-            journal,
-            &appender,
+            Arc::clone(&journal),
             gate.clone(),
             base,
             Arc::clone(&retention),
@@ -237,7 +227,10 @@ impl Server {
         );
         let answers = Arc::clone(&context.answers);
         let status = Arc::new(operations::Status::new(
-            &sources, &answers, probed, &liveness,
+            &sources,
+            &answers,
+            Arc::clone(&journal),
+            &liveness,
         ));
         let (health, services) = grpc::services(context, config, tracer).await;
 
@@ -331,6 +324,7 @@ impl Server {
             credentials,
             audit,
             ingest,
+            journal,
             appender,
             status,
             health,
@@ -483,7 +477,7 @@ impl Server {
         self.refusals.set_needs_restart(need_a_restart.clone());
         let retention = retention(&in_force);
         *lock(&self.retention) = retention;
-        self.appender.retain(retention);
+        self.journal.retain(retention);
         logging::set_level(&in_force.logging);
         self.ingest
             .set_rules(credentials::rules(&in_force, Arc::clone(&self.credentials)));
@@ -746,7 +740,6 @@ fn front(
     config: &Config,
     credentials: &Arc<SharedCredentials>,
     journal: &Arc<dyn Journal>,
-    appender: &Appender,
     sources: &Sources,
     tracer: Tracer,
 ) -> Arc<Ingest> {
@@ -757,7 +750,6 @@ fn front(
     );
     Ingest::new(
         Arc::clone(journal),
-        appender.clone(),
         clock,
         ingest_limits(config),
         rules,
@@ -843,7 +835,6 @@ fn rpc_context(
     config: &Config,
     sources: &Arc<Sources>,
     journal: Arc<dyn Journal>,
-    appender: &Appender,
     gate: rpc::Gate,
     callback_base: String,
     retention: Arc<Mutex<Retention>>,
@@ -852,7 +843,6 @@ fn rpc_context(
     rpc::Context {
         sources: Arc::clone(sources),
         journal,
-        appender: appender.clone(),
         audit: Arc::clone(audit),
         gate,
         callback_base,
