@@ -56,23 +56,24 @@ pub(super) fn judge<'a>(
     Verdict::New { revision, conflict }
 }
 
-/// Takes up an event that is behind all that are known. A terminal event is always taken, so the index gives up the name of
-/// another one when there are too many: of the terminal events of a product it names the first half and the newest half.
-/// Those between are in the log, are not found by task, and a repetition of one is news.
-pub(super) fn take_up(known: &mut Vec<TaskEvent>, event: TaskEvent) {
-    let (product, is_terminal) = (event.product.clone(), event.status.is_terminal());
-    known.push(event);
-    if is_terminal {
-        give_up_surplus(known, &product);
+/// Puts an event into the entry of its task, at its place; false if it is there already, and stays as it is.
+///
+/// A terminal event is always taken, so the entry gives up the name of another one when there are too many: of the terminal
+/// events of a product it names the first half and the newest half. Those between are in the log, are not found by task, and a
+/// repetition of one is news.
+pub(super) fn insert(known: &mut Vec<TaskEvent>, event: TaskEvent) -> bool {
+    let Err(at) = known.binary_search_by_key(&event.sequence, |known| known.sequence) else {
+        return false;
+    };
+    let terminal = event.status.is_terminal().then(|| event.product.clone());
+    known.insert(at, event);
+    if let Some(product) = terminal {
+        name_at_most(TERMINAL_EVENTS_NAMED, known, &product);
+        if is_crowded(known) {
+            name_at_most(CROWDED_EVENTS_MAX, known, &product);
+        }
     }
-}
-
-/// See [`take_up`]; also for an event that was put in between, and for an entry from when there might be more.
-pub(super) fn give_up_surplus(known: &mut Vec<TaskEvent>, product: &Product) {
-    name_at_most(TERMINAL_EVENTS_NAMED, known, product);
-    if is_crowded(known) {
-        name_at_most(CROWDED_EVENTS_MAX, known, product);
-    }
+    true
 }
 
 fn name_at_most(most: usize, known: &mut Vec<TaskEvent>, product: &Product) {
@@ -171,7 +172,7 @@ mod tests {
                 Verdict::Duplicate(_) => panic!("each has a fingerprint of its own"),
                 Verdict::New { .. } => {
                     self.logged += 1;
-                    take_up(&mut self.known, next);
+                    insert(&mut self.known, next);
                     true
                 }
             }
@@ -354,17 +355,12 @@ mod tests {
     }
 
     #[test]
-    fn what_is_put_in_again_leaves_again() {
+    fn an_event_that_is_put_in_again_leaves_again() {
         let (veo, mut task) = (product(1), Task::default());
         (0..1_000).for_each(|_| assert!(task.send(&veo, TaskStatus::Failed)));
         let mut replayed = task.known.clone();
         for place in [33, 70, 900] {
-            let again = event(place, &veo, TaskStatus::Failed);
-            let at = replayed
-                .binary_search_by_key(&again.sequence, |event| event.sequence)
-                .unwrap_err();
-            replayed.insert(at, again);
-            give_up_surplus(&mut replayed, &veo);
+            insert(&mut replayed, event(place, &veo, TaskStatus::Failed));
         }
         assert_eq!(replayed, task.known);
     }

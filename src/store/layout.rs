@@ -315,6 +315,16 @@ pub struct Bound {
     pub products: Vec<String>,
 }
 
+impl QuarantineHeader {
+    /// Stands in for a header that cannot be read. It is of no credential, and as its age is unknown, age does not forget it.
+    pub(super) fn unreadable() -> Self {
+        Self {
+            received_at_micros: i64::MAX,
+            ..Self::default()
+        }
+    }
+}
+
 impl Bound {
     fn is_nothing(&self) -> bool {
         self.labels.is_empty() && self.products.is_empty()

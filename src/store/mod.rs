@@ -7,6 +7,7 @@
 
 mod acknowledged;
 mod append;
+mod apply;
 mod backup;
 mod backup_results;
 mod clock;

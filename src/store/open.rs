@@ -7,15 +7,16 @@
 use std::{
     fs, io,
     path::Path,
-    sync::{Arc, atomic::Ordering},
+    sync::{Arc, Mutex, atomic::Ordering},
 };
 
-use fjall::{Database, Keyspace, PersistMode};
+use fjall::{Database, PersistMode};
 use uuid::Uuid;
 
 use super::{
     BackupResults, Health, OpenError, Store,
     acknowledged::{Acknowledged, AcknowledgedFiles, Read},
+    apply::Index,
     clock::{Clock, Newest, Source},
     database::{self, KEYSPACES, KEYSPACES_FOLDER, META},
     dedupe::may_lack,
@@ -29,8 +30,7 @@ use super::{
     log::{Indexed, Log},
     marker,
     quarantine_keys::{self, OVERHEAD_BYTES, QuarantineKeys},
-    replay::{Told, replay},
-    shares::Shares,
+    replay::replay,
     started::{self, Cut},
     tasks::{RECENT_MAX, Tasks},
 };
@@ -141,17 +141,18 @@ impl Store {
             micros: totals.log_time_micros,
             trust: totals.trust,
         };
-        let told = Told {
+        let shares = Mutex::default();
+        let index = Index {
             tasks: &tasks,
+            database: &database,
             quarantine: &quarantine,
             quarantine_keys: &quarantine_keys,
-            database: &database,
-            totals: &totals,
+            shares: &shares,
         };
-        let to_erase = replay(&log, &told)?;
+        let to_erase = replay(&log, index, &totals)?;
         // What is damaged is no reason to refuse everything else: it has been logged.
         log.erase(&to_erase.places, &to_erase.numbers)?;
-        let shares = shares_of(&quarantine, &quarantine_keys)?;
+        add_shares(index)?;
         quarantine_keys.erase_unused_keys()?;
         let clock = Arc::new(Clock::start(source, (!is_new).then_some(newest)));
         let store = Self {
@@ -163,7 +164,7 @@ impl Store {
             epoch: log.epoch(),
             head: totals.head()?.0.into(),
             first_available: totals.first_available.into(),
-            shares: shares.into(),
+            shares,
             quarantine_keys,
             erasures: 0.into(),
             database_next: 0.into(),
@@ -329,36 +330,33 @@ fn open_quarantine_keys(path: &Path, totals: &Totals) -> Result<QuarantineKeys, 
     Ok(QuarantineKeys::open(path)?)
 }
 
-/// Shares of the quarantined callbacks: reads all of them, at most `quarantine.retention_bytes_max`. Notes their keys.
-fn shares_of(
-    quarantine: &Keyspace,
-    quarantine_keys: &QuarantineKeys,
-) -> Result<Shares, StartFailure> {
-    let mut shares = Shares::default();
-    for entry in quarantine.iter() {
+/// Adds the quarantined callbacks that the replay has not brought to the shares: reads them, at most
+/// `quarantine.retention_bytes_max`. Notes their keys.
+fn add_shares(index: Index<'_>) -> Result<(), StartFailure> {
+    let mut shares = lock(index.shares);
+    for entry in index.quarantine.iter() {
         let (key, value) = entry.into_inner()?;
-        let (number, bytes) = (
-            parse_sequence_key(&key)?.0,
-            value.len().saturating_sub(OVERHEAD_BYTES) as u64,
-        );
-        quarantine_keys.note(number, &value);
-        match quarantine_keys
+        let number = parse_sequence_key(&key)?.0;
+        if shares.get(number).is_some() {
+            continue;
+        }
+        index.quarantine_keys.note(number, &value);
+        // A reader reports one that is damaged.
+        let header = index
+            .quarantine_keys
             .unseal(number, &value)
             .and_then(|value| Ok(parse_quarantined(&value)?.0))
-        {
-            Ok(QuarantineHeader {
-                credential,
-                product,
-                received_at_micros,
-                ..
-            }) => {
-                shares.add(number, &credential, &product, bytes, received_at_micros);
-            }
-            // Reading it reports the damage. It belongs to no credential, and its age is unknown, so age does not forget it.
-            Err(Damaged(_)) => shares.add(number, "", "", bytes, i64::MAX),
-        }
+            .unwrap_or_else(|Damaged(_)| QuarantineHeader::unreadable());
+        let bytes = value.len().saturating_sub(OVERHEAD_BYTES) as u64;
+        shares.add(
+            number,
+            &header.credential,
+            &header.product,
+            bytes,
+            header.received_at_micros,
+        );
     }
-    Ok(shares)
+    Ok(())
 }
 
 /// Makes the names of what is there durable. A file's own sync does so on most file systems, but none has promised it.

@@ -1,22 +1,19 @@
-//! Tells the index and the quarantine of what the log has and they may have lost: commits are synced in the log only.
+//! Applies commits of the log to the index that may have lost them: only the log is synced with each commit.
 //!
-//! A commit may be told again. What is there already stays as it is, and what was removed later is removed again.
+//! The index may have a commit already, or some that follow it. So events that retention has forgotten since are not put in again:
+//! the index may have forgotten them, and keeps no trace of that.
 
 use std::ops::ControlFlow;
 
-use fjall::{Database, Keyspace, OwnedWriteBatch};
-
 use super::{
-    dedupe::give_up_surplus,
+    apply::{Change, Index, Overlay},
     error::StartFailure,
-    layout::{Damaged, TaskEvent, Totals, sequence_key},
+    layout::{Damaged, QuarantineHeader, TaskEvent, Totals, parse_quarantined},
     log::{Entry, Frame, Log, READ_BYTES},
-    quarantine_keys::QuarantineKeys,
-    tasks::Tasks,
 };
 use crate::event::{Product, Record, Selectable, Sequence, TaskId};
 
-/// What is erased, as the commits say that were told: the overwriting may have been cut off.
+/// What the replayed commits have erased: a crash may have cut off the overwriting.
 #[derive(Debug, Default)]
 pub(super) struct ToErase {
     pub places: Vec<Sequence>,
@@ -24,140 +21,122 @@ pub(super) struct ToErase {
     pub numbers: Vec<u64>,
 }
 
-/// Where commits are told.
-pub(super) struct Told<'a> {
-    pub tasks: &'a Tasks,
-    pub quarantine: &'a Keyspace,
-    pub quarantine_keys: &'a QuarantineKeys,
-    pub database: &'a Database,
-    /// Of the log's last commit.
-    pub totals: &'a Totals,
-}
-
-/// Brings the index and the quarantine to where the log is.
-pub(super) fn replay(log: &Log, told: &Told<'_>) -> Result<ToErase, StartFailure> {
+/// Brings the index to where the log is; `totals` are those of the log's last commit.
+pub(super) fn replay(
+    log: &Log,
+    index: Index<'_>,
+    totals: &Totals,
+) -> Result<ToErase, StartFailure> {
+    let first_available = totals.first_available;
     let mut to_erase = ToErase::default();
-    let before = log.replay(|frame| told.tell(&frame, &mut to_erase))?;
-    // Files that are gone were removed behind a checkpoint, which had the index forget their events.
+    let before = log.replay(|frame| apply(&frame, index, first_available, &mut to_erase))?;
+
+    let mut overlay = Overlay::new(index, 0);
+    // Files that are gone were removed behind a checkpoint, and the index has forgotten their events durably.
     let first = before.first_available.max(log.oldest().0);
-    let first_available = told.totals.first_available;
     if first < first_available {
         let places = Sequence(first)..=Sequence(first_available).previous();
-        let mut failed = None;
-        log.scan(places, READ_BYTES, |record| {
-            failed = forget(told.tasks, &record).err();
-            Ok(if failed.is_none() {
-                ControlFlow::Continue(())
-            } else {
-                ControlFlow::Break(())
-            })
-        })?;
-        failed.map_or(Ok(()), Err)?;
+        forget(log, places, &mut overlay)?;
     }
+
     to_erase.places.sort_unstable();
     to_erase.places.dedup();
-    for &place in to_erase
-        .places
-        .iter()
-        .filter(|place| place.0 >= first_available)
-    {
+    let retained = |place: &&Sequence| place.0 >= first_available;
+    for &place in to_erase.places.iter().filter(retained) {
         match log.get(place) {
-            Ok(record) => note_erased(told.tasks, &record)?,
-            // It cannot be erased in the log either, which says so.
+            Ok(record) => {
+                let task_id = &task_of(&record)?;
+                overlay.apply::<StartFailure>(Change::Erased { task_id, place })?;
+            }
+            // It cannot be erased in the log either, which reports it.
             Err(error) => {
                 tracing::error!(place = place.0, %error, "cannot note in the index what is erased")
             }
         }
     }
+    overlay.into_changes().write(index)?;
     Ok(to_erase)
 }
 
-impl Told<'_> {
-    fn tell(&self, frame: &Frame, to_erase: &mut ToErase) -> Result<(), StartFailure> {
-        let mut batch = self.database.batch();
-        for entry in frame.entries() {
-            match entry? {
-                Entry::Event { record, .. }
-                    if record.sequence().0 < self.totals.first_available => {}
-                Entry::Event {
+/// Applies one commit as the writer did, but for events that are forgotten by now, and for erased content, whose tasks are not in
+/// the commit.
+fn apply(
+    frame: &Frame,
+    index: Index<'_>,
+    first_available: u64,
+    to_erase: &mut ToErase,
+) -> Result<(), StartFailure> {
+    let mut overlay = Overlay::new(index, frame.header.events as usize);
+    for entry in frame.entries() {
+        match entry? {
+            Entry::Event { record, .. } if record.sequence().0 < first_available => {}
+            Entry::Event {
+                event_id,
+                fingerprint,
+                record,
+            } => {
+                let event = TaskEvent {
+                    sequence: record.sequence(),
                     event_id,
                     fingerprint,
-                    record,
-                } => {
-                    let event = TaskEvent {
-                        sequence: record.sequence(),
-                        event_id,
-                        fingerprint,
-                        revision: record.revision(),
-                        status: record.status(),
-                        product: Product::parse(record.product())
-                            .map_err(|_| Damaged("product of an event"))?,
-                        is_erased: record.is_erased(),
-                    };
-                    add(self.tasks, event, &record)?;
-                }
-                Entry::Quarantined {
-                    number,
-                    value: Some(value),
-                } => {
-                    let sealed = self.quarantine_keys.seal(number, &value)?;
-                    batch.insert(self.quarantine, sequence_key(Sequence(number)), sealed);
-                }
-                // The commit that has taken it out of quarantine is still to come.
-                Entry::Quarantined { value: None, .. } => {}
-                Entry::Expired { number } => self.take_out(number, &mut batch)?,
-                Entry::Removed { number } => {
-                    self.take_out(number, &mut batch)?;
-                    to_erase.numbers.push(number);
-                }
-                Entry::Erased { place } => to_erase.places.push(place),
+                    revision: record.revision(),
+                    status: record.status(),
+                    product: Product::parse(record.product())
+                        .map_err(|_| Damaged("product of an event"))?,
+                    is_erased: record.is_erased(),
+                };
+                let task_id = &task_of(&record)?;
+                overlay.apply::<StartFailure>(Change::Appended { task_id, event })?;
             }
+            Entry::Quarantined {
+                number,
+                value: Some(value),
+            } => {
+                let header = parse_quarantined(&value)
+                    .map_or_else(|_| QuarantineHeader::unreadable(), |(header, _)| header);
+                overlay.apply::<StartFailure>(Change::Quarantined {
+                    number,
+                    header: &header,
+                    value: &value,
+                })?;
+            }
+            // It is erased; the commit that has taken it out of quarantine follows.
+            Entry::Quarantined { value: None, .. } => {}
+            Entry::Expired { number } => overlay.apply::<StartFailure>(Change::Left { number })?,
+            Entry::Removed { number } => {
+                overlay.apply::<StartFailure>(Change::Left { number })?;
+                to_erase.numbers.push(number);
+            }
+            Entry::Erased { place } => to_erase.places.push(place),
         }
-        batch.commit()?;
-        Ok(())
     }
-
-    fn take_out(&self, number: u64, batch: &mut OwnedWriteBatch) -> Result<(), StartFailure> {
-        batch.remove(self.quarantine, sequence_key(Sequence(number)));
-        Ok(self.quarantine_keys.forget(&[number])?)
-    }
+    Ok(overlay.into_changes().write(index)?)
 }
 
-fn add(tasks: &Tasks, event: TaskEvent, record: &Record) -> Result<(), StartFailure> {
-    let task_id = task_of(record)?;
-    let mut events = tasks.get::<StartFailure>(&task_id)?;
-    if let Err(place) = events.binary_search_by_key(&event.sequence, |known| known.sequence) {
-        let (product, is_terminal) = (event.product.clone(), event.status.is_terminal());
-        events.insert(place, event);
-        if is_terminal {
-            give_up_surplus(&mut events, &product);
-        }
-        tasks.change([(task_id, events)])?;
-    }
-    Ok(())
-}
-
-fn note_erased(tasks: &Tasks, record: &Record) -> Result<(), StartFailure> {
-    let task_id = task_of(record)?;
-    let mut events = tasks.get::<StartFailure>(&task_id)?;
-    // It need not name all terminal ones.
-    if let Ok(place) = events.binary_search_by_key(&record.sequence(), |known| known.sequence)
-        && !events[place].is_erased
-    {
-        events[place].is_erased = true;
-        tasks.change([(task_id, events)])?;
-    }
-    Ok(())
-}
-
-fn forget(tasks: &Tasks, record: &Record) -> Result<(), StartFailure> {
-    let task_id = task_of(record)?;
-    let mut events = tasks.get::<StartFailure>(&task_id)?;
-    if let Ok(place) = events.binary_search_by_key(&record.sequence(), |known| known.sequence) {
-        events.remove(place);
-        tasks.change([(task_id, events)])?;
-    }
-    Ok(())
+/// Has the index forget the events at these places.
+fn forget(
+    log: &Log,
+    places: std::ops::RangeInclusive<Sequence>,
+    overlay: &mut Overlay<'_>,
+) -> Result<(), StartFailure> {
+    let mut failed = None;
+    log.scan(places, READ_BYTES, |record| {
+        let forgotten = task_of(&record)
+            .map_err(StartFailure::from)
+            .and_then(|task_id| {
+                overlay.apply::<StartFailure>(Change::Forgotten {
+                    task_id: &task_id,
+                    place: record.sequence(),
+                })
+            });
+        failed = forgotten.err();
+        Ok(if failed.is_none() {
+            ControlFlow::Continue(())
+        } else {
+            ControlFlow::Break(())
+        })
+    })?;
+    failed.map_or(Ok(()), Err)
 }
 
 fn task_of(record: &Record) -> Result<TaskId, Damaged> {

@@ -1,25 +1,27 @@
 //! The one writer: takes the commands that have queued up while the last commit ran, and commits them together with one fsync.
 //!
-//! A group of commands goes through these files: [`appender`] queues it, [`thread`] takes it, [`batch`] decides what each
-//! command becomes (duplicate, revision, conflict), [`retention`] adds what is forgotten, and [`commit`] writes and syncs the log, updates
-//! the index, moves the head, publishes and replies. A reply is sent only after the fsync, for duplicates too. When a write
+//! A group of commands goes through these files: [`appender`] queues it, [`thread`] takes it, [`decide`] decides what each
+//! command becomes (duplicate, revision, conflict), [`retention`] adds what is forgotten, and [`write`] writes and syncs the
+//! log, updates the index, moves the head, publishes and replies. The decisions are recorded in a [`commit`]. A reply is sent only after the fsync, for duplicates too. When a write
 //! fails, the store takes no more commands until a restart, because only recovery can tell what reached the disk. A second
 //! thread does what commits should not wait for ([`maintenance`]).
 
 mod appender;
-mod batch;
 mod command;
 mod commit;
 mod counts;
+mod decide;
 mod disk;
 mod error;
 mod import;
 mod maintenance;
+mod moment;
 mod overdue;
 mod overwriting;
 mod publish;
 mod retention;
 mod thread;
+mod write;
 
 pub use appender::Appender;
 pub(super) use command::Imported;

@@ -1,10 +1,12 @@
 //! What is kept for how long, and the forgetting of the rest: a little with each commit, more when the writer is idle.
 
-use std::{ops::ControlFlow, sync::atomic::Ordering, time::Duration};
+use std::{ops::ControlFlow, time::Duration};
 
 use super::{
-    batch::{Batch, Leave},
+    commit::{Commit, Leave},
+    counts::Counts,
     disk,
+    moment::Moment,
 };
 use crate::{
     event::{Record, Sequence},
@@ -72,10 +74,10 @@ impl Retention {
             .set(i64::try_from(self.event_age_max.as_secs()).unwrap_or(i64::MAX));
     }
 
-    fn cutoffs(&self, store: &Store) -> Cutoffs {
+    fn cutoffs(&self, moment: &Moment) -> Cutoffs {
         Cutoffs {
-            event_micros: cutoff(store, self.event_age_max),
-            quarantine_micros: cutoff(store, self.quarantine_age_max),
+            event_micros: cutoff(moment, self.event_age_max),
+            quarantine_micros: cutoff(moment, self.quarantine_age_max),
         }
     }
 }
@@ -87,13 +89,12 @@ struct Cutoffs {
     quarantine_micros: i64,
 }
 
-fn cutoff(store: &Store, age_max: Duration) -> i64 {
-    let clock = &store.clock;
-    if !clock.is_settled() {
+fn cutoff(moment: &Moment, age_max: Duration) -> i64 {
+    if !moment.is_settled {
         return i64::MIN; // the age of anything is unknown until then
     }
-    clock
-        .now_micros()
+    moment
+        .now_micros
         .saturating_sub(i64::try_from(age_max.as_micros()).unwrap_or(i64::MAX))
 }
 
@@ -116,7 +117,7 @@ impl Trimmer {
             return false;
         }
         let totals = *lock(&store.totals);
-        let cutoffs = retention.cutoffs(store);
+        let cutoffs = retention.cutoffs(&Moment::now(&store.clock, None));
 
         let events = totals.event_bytes > retention.event_bytes_max
             || self
@@ -144,68 +145,60 @@ impl Trimmer {
         })
     }
 
-    /// Has a batch forget some of what is too old or too much.
-    pub(super) fn trim(&mut self, batch: &mut Batch<'_>, retention: &Retention) {
-        let cutoffs = retention.cutoffs(batch.store);
+    /// Has a commit forget some of what is too old or too much.
+    pub(super) fn trim(
+        &mut self,
+        commit: &mut Commit<'_>,
+        counts: &mut Counts,
+        retention: &Retention,
+        moment: &Moment,
+    ) {
+        let cutoffs = retention.cutoffs(moment);
         // A failure is no reason to refuse callbacks; readers will report the damage.
-        if let Err(error) = self.trim_events(batch, retention, cutoffs.event_micros) {
+        if let Err(error) = self.trim_events(commit, counts, retention, cutoffs.event_micros) {
             tracing::error!(%error, "cannot forget old events");
         }
-        if let Err(error) = trim_quarantine(batch, retention, cutoffs.quarantine_micros) {
+        if let Err(error) = trim_quarantine(commit, counts, retention, cutoffs.quarantine_micros) {
             tracing::error!(%error, "cannot forget old quarantined callbacks");
         }
     }
 
     fn trim_events(
         &mut self,
-        batch: &mut Batch<'_>,
+        commit: &mut Commit<'_>,
+        counts: &mut Counts,
         retention: &Retention,
         cutoff_micros: i64,
     ) -> Result<(), ReadError> {
-        let trimmed = self.forget_oldest(batch, retention, cutoff_micros);
-        // Also when a damaged record has stopped it: what is forgotten so far is forgotten.
-        batch
-            .store
-            .first_available
-            .store(batch.totals.first_available, Ordering::Release);
-        trimmed
-    }
-
-    fn forget_oldest(
-        &mut self,
-        batch: &mut Batch<'_>,
-        retention: &Retention,
-        cutoff_micros: i64,
-    ) -> Result<(), ReadError> {
-        let is_full = batch.totals.event_bytes > retention.event_bytes_max;
+        let is_full = commit.totals().event_bytes > retention.event_bytes_max;
         let may_be_expired =
             cutoff_micros > i64::MIN && self.oldest_micros.is_none_or(|at| at < cutoff_micros);
         if !is_full && !may_be_expired {
             return Ok(());
         }
 
-        let store = batch.store;
-        let (oldest, newest) = (Sequence(batch.totals.first_available), store.head());
-        let mut budget = TRIM_EVENTS.max(2 * batch.appended());
+        let store = commit.store();
+        let oldest = Sequence(commit.totals().first_available);
+        let mut budget = TRIM_EVENTS.max(2 * commit.appended());
         self.oldest_micros = None;
-        let each = |record: Record| {
-            if batch.is_announced(record.sequence()) {
+        let each = |record: Record| -> Result<ControlFlow<()>, ReadError> {
+            if commit.is_announced(record.sequence()) {
                 return Ok(ControlFlow::Break(())); // forgotten once it is overwritten
             }
-            let received = batch
-                .totals
+            let received = commit
+                .totals()
                 .correction
                 .of_event(record.sequence(), record.log_time_micros());
             let too_old = received < cutoff_micros;
-            let too_much = batch.totals.event_bytes > retention.event_bytes_max;
+            let too_much = commit.totals().event_bytes > retention.event_bytes_max;
             if budget == 0 || !too_old && !too_much {
                 self.oldest_micros = Some(received);
                 return Ok(ControlFlow::Break(()));
             }
 
             budget -= 1;
-            batch.forget(&record)?;
-            let reasons = &mut batch.counts.events_trimmed;
+            commit.forget(&record)?;
+            let reasons = &mut counts.events_trimmed;
             let forgotten = if too_old {
                 &mut reasons.age
             } else {
@@ -217,44 +210,45 @@ impl Trimmer {
         };
         store
             .log
-            .scan_at_once(oldest..=newest, TRIM_READ_BYTES, each)
+            .scan_at_once(oldest..=store.head(), TRIM_READ_BYTES, each)
     }
 }
 
 fn trim_quarantine(
-    batch: &mut Batch<'_>,
+    commit: &mut Commit<'_>,
+    counts: &mut Counts,
     retention: &Retention,
     cutoff_micros: i64,
 ) -> Result<(), ReadError> {
-    if batch.totals.quarantine_count == 0 {
+    if commit.totals().quarantine_count == 0 {
         return Ok(()); // almost always
     }
 
-    let mut budget = TRIM_EVENTS.max(2 * batch.quarantined());
+    let mut budget = TRIM_EVENTS.max(2 * commit.quarantined());
     while budget > 0
-        && let Some((number, kept)) = oldest_quarantined(batch.store)
-        && is_expired(&batch.totals, number, &kept, cutoff_micros)
-        && batch.discard(number, Leave::Expired)?
+        && let Some((number, kept)) = oldest_quarantined(commit.store())
+        && is_expired(commit.totals(), number, &kept, cutoff_micros)
+        && commit.discard(number, Leave::Expired)?
     {
-        batch.counts.quarantine_trimmed.age += 1;
+        counts.quarantine_trimmed.age += 1;
         budget -= 1;
     }
     while budget > 0
-        && let Some(measure) = retention.quarantine_surplus(&batch.totals)
-        && let Some(number) = first_to_go(batch.store, measure)
-        // Callbacks of this very batch are left for the next one.
-        && batch.discard(number, Leave::Expired)?
+        && let Some(measure) = retention.quarantine_surplus(commit.totals())
+        && let Some(number) = first_to_go(commit.store(), measure)
+        // Callbacks of this very commit are left for the next one.
+        && commit.discard(number, Leave::Expired)?
     {
         match measure {
-            Measure::Bytes => batch.counts.quarantine_trimmed.bytes += 1,
-            Measure::Count => batch.counts.quarantine_trimmed.count += 1,
+            Measure::Bytes => counts.quarantine_trimmed.bytes += 1,
+            Measure::Count => counts.quarantine_trimmed.count += 1,
         }
         budget -= 1;
     }
     Ok(())
 }
 
-// In functions of their own, so that the lock is not held while the batch discards.
+// In functions of their own, so that the lock is not held while the commit discards.
 fn oldest_quarantined(store: &Store) -> Option<(u64, Kept)> {
     lock(&store.shares).oldest()
 }

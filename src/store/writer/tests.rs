@@ -13,9 +13,11 @@ use tokio::sync::oneshot;
 
 use super::{
     appender::{QUEUE_BYTES_MAX, QUEUE_MAX},
-    batch::Batch,
     command::Command,
+    decide::decide,
     disk::FORGET_FREE_BYTES_MIN,
+    moment::Moment,
+    retention::Trimmer,
     thread::ANNOUNCED_MAX,
     *,
 };
@@ -358,6 +360,22 @@ impl Stepped {
         let totals = *lock(&self.store.totals);
         self.store.log.finish(&totals).unwrap();
         self.receive("t2");
+    }
+
+    /// Commits that a task and a quarantined callback are erased, and does nothing of what follows that commit.
+    fn announce(&mut self, task: &str, number: u64) {
+        let ((erase, _erased), (discard, _discarded)) = (oneshot::channel(), oneshot::channel());
+        let group = vec![
+            Command::Erase(erasure_of(task), erase),
+            Command::Discard(vec![number], discard),
+        ];
+        let moment = Moment::now(self.store.clock(), None);
+        let trimmer = &mut Trimmer::default();
+        let decided = decide(&self.store, group, moment, &Retention::KEEP_ALL, trimmer);
+        let (frame, changes) = decided.commit.write.unwrap();
+        self.writer
+            .write(frame, changes, &decided.commit.totals)
+            .unwrap();
     }
 
     /// Lets retention do a commit's worth; how much it has forgotten.
@@ -1033,26 +1051,8 @@ fn what_a_commit_has_announced_is_erased_by_the_next_start_if_a_crash_came_betwe
 
     // The commit, and nothing of what follows it.
     let before = stepped.store.summary();
-    let store = Arc::clone(&stepped.store);
-    let mut batch = Batch::new(&store, 2, None);
-    let (reply, _erased) = oneshot::channel();
-    let (task_id, product) = (TaskId::parse("t1").unwrap(), Product::parse("veo").unwrap());
-    batch.add(Command::Erase(
-        Erasure {
-            task_id: task_id.clone(),
-            product,
-            places: Vec::new(),
-        },
-        reply,
-    ));
-    let (reply, _discarded) = oneshot::channel();
-    batch.add(Command::Discard(vec![number], reply));
-    let sealed = batch.seal();
-    stepped
-        .writer
-        .write(sealed.write.unwrap(), &sealed.totals)
-        .unwrap();
-    drop((sealed.replies, store));
+    let task_id = TaskId::parse("t1").unwrap();
+    stepped.announce("t1", number);
     assert!(stepped.log_has("what t1 said") && stepped.log_has("nonsense"));
 
     let stepped = stepped.reopen();
@@ -1202,18 +1202,7 @@ fn what_is_damaged_is_not_said_to_be_erased_and_stops_neither_the_writer_nor_a_s
     let path = stepped.directory.path().join("log/000000000001.log");
     let damaged = std::fs::read(&path).unwrap();
     std::fs::write(&path, whole).unwrap();
-    let store = Arc::clone(&stepped.store);
-    let mut batch = Batch::new(&store, 2, None);
-    let (reply, _erased) = oneshot::channel();
-    batch.add(Command::Erase(erasure_of("t1"), reply));
-    let (reply, _discarded) = oneshot::channel();
-    batch.add(Command::Discard(vec![number], reply));
-    let sealed = batch.seal();
-    stepped
-        .writer
-        .write(sealed.write.unwrap(), &sealed.totals)
-        .unwrap();
-    drop((sealed.replies, store));
+    stepped.announce("t1", number);
     std::fs::write(&path, damaged).unwrap();
     let mut stepped = stepped.reopen();
     assert_eq!(stepped.quarantined(), [0; 0]);

@@ -1,0 +1,374 @@
+//! Decides what a group of commands becomes: duplicates, revisions, conflicts, refusals, and what retention forgets.
+//!
+//! The decisions depend on the store, the group, the time and the limits alone, and are recorded in a [`Commit`]; each sees what
+//! the ones before it have changed. Nothing becomes visible before the commit is durable but the shares of the quarantine,
+//! which only choose what retention forgets first.
+
+use std::collections::BTreeSet;
+
+use super::{
+    command::{Command, Erased, Erasure, Imported, PendingReply},
+    commit::{Commit, Committed, Leave},
+    counts::Counts,
+    error::WriteError,
+    moment::Moment,
+    retention::{Retention, Trimmer},
+};
+use crate::{
+    event::{Record, RecordParts, Selectable},
+    store::{
+        Appended, Draft, NewQuarantined, ReadError, Store,
+        dedupe::{Verdict, judge},
+        layout::TaskEvent,
+        log::Found,
+    },
+};
+
+/// Decides commands one by one.
+struct Decisions<'a> {
+    store: &'a Store,
+    moment: Moment,
+    commit: Commit<'a>,
+    counts: Counts,
+    /// The commit is written even if it has no entries.
+    must_write: bool,
+    /// Where the log has the content to overwrite.
+    found: Found,
+    replies: Vec<PendingReply>,
+}
+
+/// A group whose decisions are made.
+pub(super) struct Decided {
+    pub commit: Committed,
+    /// Where the log has the content to overwrite once the commit is durable.
+    pub found: Found,
+    pub replies: Vec<PendingReply>,
+    pub counts: Counts,
+}
+
+/// Where a draft comes from.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Source {
+    Callback,
+    Quarantine,
+    /// Another log.
+    Log {
+        log_time_micros: i64,
+        is_erased: bool,
+    },
+}
+
+impl Source {
+    /// Only the event's keys are left.
+    fn is_erased(self) -> bool {
+        matches!(
+            self,
+            Self::Log {
+                is_erased: true,
+                ..
+            }
+        )
+    }
+}
+
+/// Decides what a group becomes, and what retention forgets with it.
+pub(super) fn decide(
+    store: &Store,
+    group: Vec<Command>,
+    moment: Moment,
+    retention: &Retention,
+    trimmer: &mut Trimmer,
+) -> Decided {
+    // An erased event is not overwritten yet: retention would count all of its bytes.
+    let may_trim = !group
+        .iter()
+        .any(|command| matches!(command, Command::Erase(..)));
+    let mut decisions = Decisions {
+        store,
+        moment,
+        commit: Commit::new(store, &moment, group.len()),
+        counts: Counts::default(),
+        // The log may need a commit for itself, whatever is in it.
+        must_write: store.log.needs_commit(),
+        found: Found::default(),
+        replies: Vec::with_capacity(group.len()),
+    };
+    for command in group {
+        decisions.add(command);
+    }
+
+    let Decisions {
+        mut commit,
+        mut counts,
+        must_write,
+        found,
+        replies,
+        ..
+    } = decisions;
+    if moment.adoption.is_some() {
+        trimmer.forget_times();
+    }
+    if may_trim {
+        trimmer.trim(&mut commit, &mut counts, retention, &moment);
+    }
+    Decided {
+        commit: commit.finish(must_write),
+        found,
+        replies,
+        counts,
+    }
+}
+
+impl Decisions<'_> {
+    /// Decides a command. One that is refused is answered at once; it has changed nothing.
+    fn add(&mut self, command: Command) {
+        match command {
+            Command::Append(draft, reply) => match self.append(&draft) {
+                Ok(appended) => self.replies.push(PendingReply::Append(reply, appended)),
+                Err(error) => Command::Append(draft, reply).refuse(error),
+            },
+            Command::Import(imported, reply) => match self.import(&imported) {
+                Ok(appended) => self.replies.push(PendingReply::Append(reply, appended)),
+                Err(error) => Command::Import(imported, reply).refuse(error),
+            },
+            Command::Release(number, drafts, reply) => match self.release(number, &drafts) {
+                Ok(appended) => self.replies.push(PendingReply::Release(reply, appended)),
+                Err(error) => Command::Release(number, drafts, reply).refuse(error),
+            },
+            Command::Quarantine(new, reply) => match self.quarantine(&new) {
+                Ok(number) => self.replies.push(PendingReply::Quarantine(reply, number)),
+                Err(error) => Command::Quarantine(new, reply).refuse(failed(error)),
+            },
+            Command::Discard(numbers, reply) => match self.discard_all(&numbers) {
+                Ok(count) => self.replies.push(PendingReply::Discard(reply, count)),
+                Err(error) => Command::Discard(numbers, reply).refuse(not_erased(error)),
+            },
+            Command::Erase(erasure, reply) => match self.erase(&erasure) {
+                Ok(erased) => self.replies.push(PendingReply::Erase(reply, erased)),
+                Err(error) => Command::Erase(erasure, reply).refuse(not_erased(error)),
+            },
+            Command::Probe(reply) => {
+                self.must_write = true;
+                self.replies.push(PendingReply::Probe(reply));
+            }
+            Command::Backup(_) | Command::Retain | Command::Stop => {} // handled by the writer's thread
+        }
+    }
+
+    fn append(&mut self, draft: &Draft) -> Result<Appended, WriteError> {
+        let appended = self.append_as(draft, Source::Callback)?;
+        if appended.duplicate {
+            self.counts.duplicates += 1;
+            // Without a sync of its own it would be answered sooner than a new event.
+            self.must_write |= draft.conceals_duplicates;
+        }
+        Ok(appended)
+    }
+
+    fn import(&mut self, imported: &Imported) -> Result<Appended, WriteError> {
+        let Imported {
+            draft,
+            log_time_micros,
+            is_erased,
+        } = imported;
+        let source = Source::Log {
+            log_time_micros: *log_time_micros,
+            is_erased: *is_erased,
+        };
+        self.append_as(draft, source)
+    }
+
+    fn release(&mut self, number: u64, drafts: &[Draft]) -> Result<Vec<Appended>, WriteError> {
+        if self.commit.quarantined_bytes(number).is_none() {
+            return Err(WriteError::NotInQuarantine);
+        }
+
+        // Everything that can fail comes first: all of the events are appended, or none.
+        for draft in drafts {
+            self.commit.events(&draft.task_id).map_err(failed)?;
+        }
+        self.discard_all(&[number]).map_err(not_erased)?;
+        drafts
+            .iter()
+            .map(|draft| self.append_as(draft, Source::Quarantine))
+            .collect()
+    }
+
+    fn append_as(&mut self, draft: &Draft, source: Source) -> Result<Appended, WriteError> {
+        let known = self.commit.events(&draft.task_id).map_err(failed)?;
+        // An operator who releases a callback has looked at it, and another log has applied the limits already.
+        let limited = source == Source::Callback;
+        let verdict = judge(
+            known,
+            &draft.product,
+            draft.status,
+            draft.fingerprint,
+            limited,
+        );
+        let (revision, conflict) = match verdict {
+            Verdict::TooMany => return Err(WriteError::TooManyEvents),
+            Verdict::Duplicate(original) => {
+                if original.is_erased {
+                    self.counts.after_erasure.duplicates += 1;
+                    tracing::info!(event_id = %original.event_id, "a callback has repeated an erased event, which stays erased");
+                }
+                return Ok(Appended {
+                    event_id: original.event_id,
+                    sequence: original.sequence,
+                    duplicate: true,
+                });
+            }
+            Verdict::New { revision, conflict } => (revision, conflict),
+        };
+
+        let was_erased = known // almost never
+            .iter()
+            .any(|event| event.is_erased && event.product == draft.product);
+        if was_erased && !source.is_erased() {
+            self.counts.after_erasure.new += 1;
+            let (event_id, product) = (draft.event_id, &draft.product);
+            tracing::warn!(%event_id, %product, "a callback has brought new content of an erased task: erase it again if need be");
+        }
+        self.counts.conflicts += u64::from(conflict);
+
+        let event = TaskEvent {
+            sequence: self.commit.head().next(),
+            event_id: draft.event_id,
+            fingerprint: draft.fingerprint,
+            revision,
+            status: draft.status,
+            product: draft.product.clone(),
+            is_erased: source.is_erased(),
+        };
+        let record = self.record(draft, &event, conflict, source);
+        let appended = Appended {
+            event_id: event.event_id,
+            sequence: event.sequence,
+            duplicate: false,
+        };
+        self.commit
+            .append(&draft.task_id, event, record)
+            .map_err(failed)?;
+        Ok(appended)
+    }
+
+    /// An event as the log will have it.
+    fn record(
+        &mut self,
+        draft: &Draft,
+        event: &TaskEvent,
+        conflict: bool,
+        source: Source,
+    ) -> Record {
+        // A released callback enters the log now: by the time it was received it might be forgotten at once.
+        let received_at = match source {
+            Source::Callback => draft.received_at_micros,
+            Source::Quarantine => self.moment.now_micros,
+            Source::Log {
+                log_time_micros, ..
+            } => log_time_micros,
+        };
+        let log_time_micros = self.commit.stamp(received_at, self.moment.now_micros);
+        let parts = RecordParts {
+            product: &draft.product,
+            task_id: &draft.task_id,
+            status: draft.status,
+            revision: event.revision,
+            conflict,
+            received_at_micros: draft.received_at_micros,
+            log_time_micros,
+            labels: &draft.labels,
+            event: &draft.event,
+            raw: &draft.raw,
+        };
+        let record = Record::new(event.sequence, &parts).with_origin(draft.origin.clone());
+        if event.is_erased {
+            record.erased()
+        } else {
+            record
+        }
+    }
+
+    fn quarantine(&mut self, new: &NewQuarantined) -> Result<u64, ReadError> {
+        let received_at_micros = self
+            .commit
+            .stamp(new.header.received_at_micros, self.moment.now_micros);
+        self.commit.quarantine(new, received_at_micros)
+    }
+
+    fn discard_all(&mut self, numbers: &[u64]) -> Result<u32, ReadError> {
+        let mut known: Vec<_> = numbers
+            .iter()
+            .copied()
+            .filter(|&it| self.commit.quarantined_bytes(it).is_some())
+            .collect();
+        known.sort_unstable();
+        known.dedup();
+
+        // Everything that can fail comes first: all are discarded, or none.
+        let found = self.store.log.find(&[], &known, |_| true).whole()?;
+        let mut totals = *self.commit.totals();
+        for &number in &known {
+            let bytes = self.commit.quarantined_bytes(number);
+            totals.forget_quarantined(bytes.unwrap_or_default())?;
+        }
+
+        self.found.add(found);
+        let mut count = 0;
+        for number in known {
+            count += u32::from(self.commit.discard(number, Leave::Removed)?);
+        }
+        Ok(count)
+    }
+
+    /// Announces that all events of a task are erased: those that the index names, and those at the given places.
+    fn erase(&mut self, erasure: &Erasure) -> Result<Erased, ReadError> {
+        let Erasure {
+            task_id,
+            product,
+            places,
+        } = erasure;
+        let named = self.commit.events(task_id)?.iter();
+        let named = named
+            .filter(|event| event.product == *product && !event.is_erased)
+            .map(|event| event.sequence);
+        let mut all: BTreeSet<_> = places.iter().copied().chain(named).collect();
+        let first_available = self.commit.totals().first_available;
+        all.retain(|place| place.0 >= first_available && !self.commit.is_announced(*place));
+        let all: Vec<_> = all.into_iter().collect();
+
+        // Everything that can fail comes first: all of them are erased, or none.
+        let (mut left, mut bytes) = (Vec::new(), 0);
+        let found = self.store.log.find(&all, &[], |record| {
+            let is_of_task =
+                record.task_id() == task_id.as_str() && record.product() == product.as_str();
+            let is_to_erase = is_of_task && !record.is_erased();
+            if is_to_erase {
+                let keys = record.erased();
+                bytes += (record.len() - keys.len()) as u64;
+                left.push(keys);
+            }
+            is_to_erase
+        });
+        let found = found.whole()?;
+        let events = left.len() as u32; // as many as a command may have
+        self.commit.erase(task_id, left, bytes)?;
+        self.found.add(found);
+        Ok(Erased { events, bytes })
+    }
+}
+
+/// Why nothing is erased.
+fn not_erased(error: ReadError) -> WriteError {
+    match error {
+        ReadError::Corrupt(problem) => WriteError::Corrupt(problem),
+        ReadError::Expired => WriteError::Failed(error.to_string()),
+    }
+}
+
+fn failed(error: ReadError) -> WriteError {
+    match error {
+        ReadError::Corrupt(problem) => WriteError::Failed(problem),
+        ReadError::Expired => WriteError::Failed(error.to_string()),
+    }
+}

@@ -1,0 +1,26 @@
+//! The time of a commit. The clock is read once, so that all decisions of a commit agree, and none of them reads it.
+
+use crate::store::clock::{Adoption, Clock, Trust};
+
+/// What the log's clock says when a commit is decided.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Moment {
+    /// In microseconds since 1970.
+    pub now_micros: i64,
+    /// Whether ages can be told. They cannot before the machine's clock is believed.
+    pub is_settled: bool,
+    pub trust: Trust,
+    /// The clock was changed, and this commit has to note it.
+    pub adoption: Option<Adoption>,
+}
+
+impl Moment {
+    pub(super) fn now(clock: &Clock, adoption: Option<Adoption>) -> Self {
+        Self {
+            now_micros: clock.now_micros(),
+            is_settled: clock.is_settled(),
+            trust: clock.trust(),
+            adoption,
+        }
+    }
+}
