@@ -161,16 +161,17 @@ impl Shares {
 
     /// What is forgotten first: the oldest of the product that has most, of the credential that has most.
     pub(super) fn first_to_go(&self, measure: Measure) -> Option<u64> {
-        let credential = self
-            .credentials
-            .values()
-            .max_by_key(|credential| credential.tally.by(measure))?;
+        // Of equals the one whose name comes first, so that the order does not depend on a hash.
+        let (_, credential) = self.credentials.iter().max_by(|(a, of_a), (b, of_b)| {
+            let order = of_a.tally.by(measure).cmp(&of_b.tally.by(measure));
+            order.then_with(|| b.cmp(a))
+        })?;
         let shares = credential
             .products
             .values()
             .chain(&credential.rest)
             .map(|&place| &self.shares[place]);
-        // Of equals the one with the oldest, so that the order does not hang on a hash.
+        // Of equals the one with the oldest callback, for the same reason.
         let most = shares.max_by_key(|share| {
             (
                 share.tally.by(measure),

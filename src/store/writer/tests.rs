@@ -1,3 +1,5 @@
+mod same_state;
+
 use std::{
     sync::{
         Arc, Mutex,

@@ -1,0 +1,322 @@
+//! Two stores take the same commands, and one of them is also restarted and restored at random places. Whatever applies the
+//! commits (the writer, the replay of a start, a restore), the stores answer alike and end up alike.
+
+use proptest::{collection::vec, prelude::*};
+use uuid::Uuid;
+
+use super::*;
+use crate::store::{
+    layout::{TaskEvent, parse_task},
+    restore,
+};
+
+#[derive(Clone, Debug)]
+enum Step {
+    /// One group of commands.
+    Commit(Vec<Sent>),
+    /// Limits for the commits that follow.
+    Retain { event_bytes: u64, quarantined: u64 },
+    /// Retention, as far as it is due.
+    Trim,
+    /// What happens to the second store only.
+    Disturb(Disturbance),
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Disturbance {
+    /// The index is synced, and later starts replay less.
+    Checkpoint,
+    /// The log goes on in another segment.
+    NewSegment,
+    /// The process ends without a word, and the store is opened again.
+    Crash,
+    /// A backup is taken, and restored in another directory.
+    Restore,
+}
+
+/// Numbers choose among few values, so that commands meet each other's traces.
+#[derive(Clone, Debug)]
+enum Sent {
+    Append(Event),
+    Quarantine { credential: u8, bytes: u8 },
+    Release { number: u8, events: Vec<Event> },
+    Discard { numbers: Vec<u8> },
+    Erase { task: u8, product: u8 },
+}
+
+#[derive(Clone, Debug)]
+struct Event {
+    task: u8,
+    product: u8,
+    status: u8,
+    content: u8,
+}
+
+fn any_event() -> impl Strategy<Value = Event> {
+    (0..4u8, 0..2u8, 0..5u8, 0..6u8).prop_map(|(task, product, status, content)| Event {
+        task,
+        product,
+        status,
+        content,
+    })
+}
+
+fn any_sent() -> impl Strategy<Value = Sent> {
+    prop_oneof![
+        8 => any_event().prop_map(Sent::Append),
+        4 => (0..3u8, 0..40u8).prop_map(|(credential, bytes)| Sent::Quarantine { credential, bytes }),
+        1 => (0..20u8, vec(any_event(), 0..3))
+            .prop_map(|(number, events)| Sent::Release { number, events }),
+        1 => vec(0..20u8, 1..4).prop_map(|numbers| Sent::Discard { numbers }),
+        1 => (0..4u8, 0..2u8).prop_map(|(task, product)| Sent::Erase { task, product }),
+    ]
+}
+
+fn any_step() -> impl Strategy<Value = Step> {
+    let disturbance = prop_oneof![
+        2 => Just(Disturbance::Checkpoint),
+        2 => Just(Disturbance::NewSegment),
+        3 => Just(Disturbance::Crash),
+        1 => Just(Disturbance::Restore),
+    ];
+    prop_oneof![
+        10 => vec(any_sent(), 1..6).prop_map(Step::Commit),
+        1 => (prop_oneof![Just(u64::MAX), 500..4_000u64], prop_oneof![Just(u64::MAX), 0..8u64])
+            .prop_map(|(event_bytes, quarantined)| Step::Retain { event_bytes, quarantined }),
+        1 => Just(Step::Trim),
+        4 => disturbance.prop_map(Step::Disturb),
+    ]
+}
+
+/// A store with its writer, and how many events it was sent.
+struct Taking {
+    stepped: Stepped,
+    sent: u128,
+}
+
+/// An answer, for comparison.
+type Answered = Result<String, WriteError>;
+
+impl Taking {
+    fn new() -> Self {
+        Self {
+            stepped: Stepped::new(),
+            sent: 0,
+        }
+    }
+
+    fn draft(&mut self, event: &Event) -> Draft {
+        self.sent += 1;
+        let Event {
+            task,
+            product,
+            status,
+            content,
+        } = *event;
+        Draft {
+            event_id: Uuid::from_u128(self.sent),
+            product: Product::parse(&format!("p{product}")).unwrap(),
+            status: TaskStatus::from_number(status).unwrap(),
+            // Of eight neighbours, those with the same status repeat each other.
+            fingerprint: u128::from(content * 8 + status).into(),
+            received_at_micros: self.stepped.machine.wall(),
+            raw: vec![b'r'; usize::from(content) * 10].into(),
+            event: vec![b'e'; usize::from(content)].into(),
+            ..draft(&format!("t{task}"), 0)
+        }
+    }
+
+    /// Commits a group, and tells what each command was answered.
+    fn commit(&mut self, group: &[Sent]) -> Vec<Answered> {
+        self.stepped.machine.pass(Duration::from_secs(1));
+        let answers: Vec<_> = group.iter().map(|sent| self.send(sent)).collect();
+        self.stepped.step();
+        answers.into_iter().map(|answer| answer()).collect()
+    }
+
+    fn send(&mut self, sent: &Sent) -> Box<dyn FnOnce() -> Answered> {
+        fn answer<T: std::fmt::Debug + 'static>(
+            answer: oneshot::Receiver<Result<T, WriteError>>,
+        ) -> Box<dyn FnOnce() -> Answered> {
+            Box::new(|| {
+                answer
+                    .blocking_recv()
+                    .unwrap()
+                    .map(|answer| format!("{answer:?}"))
+            })
+        }
+
+        let appender = self.stepped.appender.clone();
+        match sent {
+            Sent::Append(event) => answer(appender.append(self.draft(event))),
+            Sent::Quarantine { credential, bytes } => {
+                let header = QuarantineHeader {
+                    credential: format!("c{credential}"),
+                    received_at_micros: self.stepped.machine.wall(),
+                    ..QuarantineHeader::default()
+                };
+                let body = vec![b'q'; usize::from(*bytes)].into();
+                answer(appender.quarantine(NewQuarantined { header, body }))
+            }
+            Sent::Release { number, events } => {
+                let drafts = events.iter().map(|event| self.draft(event)).collect();
+                answer(appender.release(u64::from(*number), drafts))
+            }
+            Sent::Discard { numbers } => {
+                answer(appender.discard(numbers.iter().copied().map(u64::from).collect()))
+            }
+            Sent::Erase { task, product } => answer(appender.erase(Erasure {
+                task_id: TaskId::parse(&format!("t{task}")).unwrap(),
+                product: Product::parse(&format!("p{product}")).unwrap(),
+                places: Vec::new(),
+            })),
+        }
+    }
+
+    fn retain(&mut self, event_bytes: u64, quarantined: u64) {
+        self.stepped.writer.retention = Retention {
+            event_bytes_max: event_bytes,
+            quarantine_count_max: quarantined,
+            ..Retention::KEEP_ALL
+        };
+    }
+
+    fn trim(&mut self) {
+        while self.stepped.writer.trim_is_due() && self.stepped.trim() > 0 {}
+    }
+
+    fn disturb(self, disturbance: Disturbance) -> Self {
+        let Self { mut stepped, sent } = self;
+        let retention = stepped.writer.retention;
+        match disturbance {
+            Disturbance::Checkpoint => {
+                stepped.store.checkpoint().unwrap();
+                stepped.store.log.remove_forgotten();
+            }
+            Disturbance::NewSegment => {
+                let log = &stepped.store.log;
+                log.look_at_age(stepped.machine.wall(), Duration::ZERO);
+                log.make_ahead().unwrap();
+                stepped.writer.retention = Retention::KEEP_ALL;
+                stepped.trim();
+            }
+            Disturbance::Crash => stepped = stepped.reopen(),
+            Disturbance::Restore => stepped = restored(stepped),
+        }
+        stepped.writer.retention = retention;
+        Self { stepped, sent }
+    }
+
+    fn state(&self) -> State {
+        let store = &self.stepped.store;
+        let tasks = store.tasks.entries().map(|entry| {
+            let (task_id, events) = entry.unwrap();
+            (task_id.to_vec(), parse_task(&events).unwrap())
+        });
+        let quarantine = store.quarantined_after(0, usize::MAX, usize::MAX).unwrap();
+        let quarantine = quarantine
+            .into_iter()
+            .map(|callback| (callback.number, callback.header, callback.body));
+        State {
+            totals: Totals {
+                // A start waits until it trusts the machine's clock.
+                trust: Default::default(),
+                ..*lock(&store.totals)
+            },
+            head: store.head(),
+            first_available: store.first_available(),
+            events: (store.first_available().0..=store.head().0)
+                .map(|place| store.get(Sequence(place)).unwrap().unwrap())
+                .map(|record| (record.sequence(), record.bytes().clone()))
+                .collect(),
+            tasks: tasks.collect(),
+            quarantine: quarantine.collect(),
+        }
+    }
+}
+
+/// A store that was made of a backup of another.
+fn restored(mut stepped: Stepped) -> Stepped {
+    let backup = stepped.appender.backup();
+    stepped.step();
+    let mut backup = backup.blocking_recv().unwrap().unwrap();
+    let mut bytes = Vec::new();
+    while let Some(chunk) = backup.next_chunk().unwrap() {
+        bytes.extend_from_slice(&chunk);
+    }
+    let directory = tempfile::tempdir().unwrap();
+    restore(&bytes[..], directory.path()).unwrap();
+    Stepped::on(directory, stepped.machine.clone())
+}
+
+/// Everything that readers and the writer go by.
+#[derive(Debug, PartialEq)]
+struct State {
+    totals: Totals,
+    head: Sequence,
+    first_available: Sequence,
+    /// With their revisions, conflicts, times and contents.
+    events: Vec<(Sequence, Bytes)>,
+    tasks: Vec<(Vec<u8>, Vec<TaskEvent>)>,
+    quarantine: Vec<(u64, QuarantineHeader, Bytes)>,
+}
+
+impl State {
+    /// What holds of each store by itself: the totals count what is there, and the index names each event once.
+    fn check(&self) {
+        let Self {
+            totals,
+            head,
+            events,
+            tasks,
+            quarantine,
+            ..
+        } = self;
+        assert_eq!(totals.head(), Ok(*head));
+        assert_eq!(totals.first_available, self.first_available.0);
+        assert_eq!(totals.event_count, events.len() as u64);
+        let bytes: usize = events.iter().map(|(_, record)| record.len()).sum();
+        assert_eq!(totals.event_bytes, bytes as u64);
+        assert_eq!(totals.quarantine_count, quarantine.len() as u64);
+
+        let mut named: Vec<_> = tasks
+            .iter()
+            .flat_map(|(_, events)| events)
+            .map(|event| event.sequence)
+            .collect();
+        named.sort_unstable();
+        let places: Vec<_> = events.iter().map(|(place, _)| *place).collect();
+        assert_eq!(named, places);
+    }
+}
+
+proptest! {
+    // Each case syncs some hundred times.
+    #![proptest_config(ProptestConfig::with_cases(16))]
+
+    #[test]
+    fn stores_that_take_the_same_commands_are_equal_whatever_happens_to_one_of_them_in_between(
+        steps in vec(any_step(), 1..40),
+    ) {
+        let (mut plain, mut disturbed) = (Taking::new(), Taking::new());
+        for step in steps.into_iter().chain([Step::Disturb(Disturbance::Crash)]) {
+            match step {
+                Step::Commit(group) => prop_assert_eq!(plain.commit(&group), disturbed.commit(&group)),
+                Step::Retain { event_bytes, quarantined } => {
+                    plain.retain(event_bytes, quarantined);
+                    disturbed.retain(event_bytes, quarantined);
+                }
+                Step::Trim => {
+                    plain.trim();
+                    disturbed.trim();
+                }
+                Step::Disturb(disturbance) => {
+                    disturbed = disturbed.disturb(disturbance);
+                    let state = disturbed.state();
+                    state.check();
+                    prop_assert_eq!(plain.state(), state);
+                }
+            }
+        }
+    }
+}
