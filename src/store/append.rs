@@ -1,51 +1,41 @@
-//! Adds what another data directory has behind a restored log: what a fresh broker took while the old one was being restored.
+//! Appends another log behind a restored one: the events that a fresh broker took while the old log was being restored.
 //!
-//! The other directory is only read, until the end: then a file in it says that it is used up, and no broker starts on it. A
-//! service manager or a socket unit that starts a broker there again would have it take callbacks into it that nobody appends. Opening a log
-//! writes, so a copy of it is opened, which lies in the new directory until all of it is taken over. Its events get places behind the head, in their order, by the rules that callbacks are taken by: what repeats an
-//! event that is there is a duplicate, and what is left of a task's story gets the next revisions. Everything else of them stays.
+//! The other data directory is only read. At the end a file in it marks it as used up, and no broker starts on it: a service
+//! manager might start one there again, and nobody would append the callbacks that it takes. Opening a log writes, so a copy is
+//! opened, which lies in the new directory until all of it is taken over. The events get places behind the head, in their order,
+//! by the rules for callbacks: one that repeats an event is a duplicate, and the others get the next revisions of their tasks.
+//! Everything else of them stays.
 //!
 //! Erased stays erased: a repetition of an event that was erased in the backup is a duplicate of it, and where the other broker has
-//! erased a task, what the backup has of that task is erased, too.
+//! erased a task, the task is erased in the restored log, too.
+
+mod pending;
+mod stopped;
 
 use std::{
     collections::HashSet,
-    fs::{self, File, TryLockError},
-    io,
-    os::unix::ffi::OsStrExt,
     path::{Path, PathBuf},
     sync::Arc,
-    thread,
-    time::Duration,
 };
 
 use bytes::Bytes;
 use uuid::Uuid;
 
 use super::{
-    AppendError, Draft, ERASURE_PLACES_MAX, Erasure, NewQuarantined, OpenError, ReadError,
-    RestoreError, Retention, Store,
-    directory::{self, APPEND_COPY, LOCK, LOG, USED_UP},
+    AppendError, Draft, ERASURE_PLACES_MAX, Erasure, NewQuarantined, ReadError, RestoreError,
+    Retention, Store,
     layout::{Damaged, TaskEvent},
     lock,
     quarantine::Quarantined,
     same::Before,
     writer::{GROUP_BYTES_MAX, GROUP_MAX, Import, Imported, Writer, writer},
 };
-use crate::{
-    event::{Fingerprint, Product, Record, Selectable, TaskId},
-    files,
-};
+use crate::event::{Fingerprint, Product, Record, Selectable, TaskId};
+use pending::{Next, Pending};
+pub(super) use stopped::{Stopped, check_apart, check_usable};
 
 /// Tasks that a summary names.
 const TASKS_NAMED_MAX: usize = 20;
-/// Memory for blocks of the index: tasks are looked up in the order of their events.
-const CACHE_BYTES: u64 = 8 * 1024 * 1024;
-/// How often it is looked whether the other broker is stopped: callbacks are refused meanwhile.
-const LOOK_AGAIN: Duration = Duration::from_millis(50);
-/// Quarantined callbacks that are read at once; each may be as large as a body.
-const QUARANTINE_PAGE: usize = 16;
-
 /// What was added behind a backup.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct AppendSummary {
@@ -72,124 +62,34 @@ impl AppendSummary {
     }
 }
 
-/// What is done while a broker runs on the other directory.
+/// What to do while a broker runs on the other directory.
 #[derive(Clone, Copy)]
 pub enum WhenRunning<'a> {
-    /// It is refused, before anything is restored.
+    /// Refuse, before anything is restored.
     Refuse,
-    /// It may run until the backup is restored; then this says so, and it is waited for.
+    /// Let it run until the backup is restored; then call this, and wait for its end.
     Wait(&'a dyn Fn()),
 }
 
-/// A copy of another data directory, opened.
+/// An open copy of another data directory.
 pub(super) struct Other {
     store: Store,
-    /// What it is a copy of.
+    /// The original.
     path: PathBuf,
-}
-
-/// Another data directory whose broker is stopped, and cannot be started as long as this is held.
-pub(super) struct Stopped {
-    path: PathBuf,
-    _lock: File,
-}
-
-impl Stopped {
-    /// Refuses one that a broker runs on.
-    pub(super) fn hold(path: &Path) -> Result<Self, AppendError> {
-        Ok(Self {
-            path: path.into(),
-            _lock: locked(path)?,
-        })
-    }
-
-    /// Waits until no broker runs on it; says so once if it has to.
-    pub(super) fn wait(path: &Path, tell: &dyn Fn()) -> Result<Self, AppendError> {
-        let mut has_told = false;
-        loop {
-            match Self::hold(path) {
-                Err(AppendError::Running(_)) => {
-                    if !std::mem::replace(&mut has_told, true) {
-                        tell();
-                    }
-                    thread::sleep(LOOK_AGAIN);
-                }
-                held => return held,
-            }
-        }
-    }
-
-    /// Keeps brokers from starting on it, as all that it has is in the log at `to` now; durable when this returns.
-    pub(super) fn mark_used_up(&self, to: &Path) -> Result<(), AppendError> {
-        let marked = std::path::absolute(to).and_then(|to| {
-            files::replace_private(&self.path, USED_UP, to.as_os_str().as_bytes())?;
-            File::open(&self.path)?.sync_all()
-        });
-        marked.map_err(|source| AppendError::Mark {
-            path: self.path.join(USED_UP),
-            source,
-        })
-    }
-
-    /// Takes that back: nothing was restored.
-    pub(super) fn unmark(&self) {
-        let path = self.path.join(USED_UP);
-        let removed = fs::remove_file(&path).and_then(|()| File::open(&self.path)?.sync_all());
-        if let Err(error) = removed
-            && error.kind() != io::ErrorKind::NotFound
-        {
-            tracing::error!(%error, path = %path.display(), "cannot remove it: remove it before a broker is started there");
-        }
-    }
-
-    /// Copies it into the directory at `to`, and opens the copy.
-    pub(super) fn copy(&self, to: &Path) -> Result<Other, AppendError> {
-        let path = &self.path;
-        let copied = |source| AppendError::Copy {
-            path: path.clone(),
-            source,
-        };
-        let copy = to.join(APPEND_COPY);
-        fs::create_dir(&copy).map_err(copied)?;
-        for entry in fs::read_dir(path).map_err(copied)? {
-            let entry = entry.map_err(copied)?;
-            let name = entry.file_name();
-            if directory::is_part(&name) && name != USED_UP {
-                // A part may lie on another disk, behind a link.
-                let from = entry.path().canonicalize().map_err(copied)?;
-                copy_all(&from, &copy.join(name)).map_err(copied)?;
-            }
-        }
-
-        let store = Store::open(&copy, CACHE_BYTES).map_err(|error| match error {
-            OpenError::Format { found, .. } => AppendError::Format {
-                path: path.clone(),
-                found,
-            },
-            OpenError::Corrupt { problem, .. } => AppendError::Damaged {
-                path: path.clone(),
-                problem,
-            },
-            OpenError::Io { source, .. } => AppendError::Copy {
-                path: path.clone(),
-                source,
-            },
-            other => AppendError::Damaged {
-                path: path.clone(),
-                problem: other.to_string(),
-            },
-        })?;
-        Ok(Other {
-            store,
-            path: path.clone(),
-        })
-    }
 }
 
 impl Other {
+    /// Copies a data directory into the one at `to`, and opens the copy.
+    pub(super) fn copy(stopped: &Stopped, to: &Path) -> Result<Self, AppendError> {
+        Ok(Self {
+            store: stopped.copy(to)?,
+            path: stopped.path.clone(),
+        })
+    }
+
     /// Adds all of it to a store that nobody else writes to.
     pub(super) fn append_to(&self, store: &Arc<Store>) -> Result<AppendSummary, RestoreError> {
-        // The broker forgets what is too old when it starts.
+        // Nothing is forgotten here: the broker does that when it starts.
         let (_, mut writer) = writer(
             Arc::clone(store),
             Retention::KEEP_ALL,
@@ -246,7 +146,7 @@ impl Other {
         .into()
     }
 
-    /// An event as its callback was, with what the log has made of it; and what its index has of the task.
+    /// An event as a draft, with the decisions of the other log; and the events that the other index names of its task.
     fn imported(&self, record: &Record) -> Result<(Imported, Vec<TaskEvent>), ReadError> {
         let task_id =
             TaskId::parse(record.task_id()).map_err(|_| Damaged("task id of an event"))?;
@@ -276,8 +176,8 @@ impl Other {
         Ok((imported, known))
     }
 
-    /// What tells a repetition. The index has it, but for some of very many terminal events of a task; of those the log has it, unless
-    /// they came from a backup. What neither has repeats nothing but itself.
+    /// The id and fingerprint, by which repetitions are found. The index has them, except for some of very many terminal events of
+    /// one task; those of the others are in the log, unless they came from a backup. An event without both repeats only itself.
     fn identity(
         &self,
         record: &Record,
@@ -290,162 +190,15 @@ impl Other {
             return Ok((event.event_id, event.fingerprint));
         }
         let (event_id, fingerprint) = self.store.log.identity(record.sequence())?;
-        let is_told = fingerprint != Fingerprint::default();
+        let is_known = fingerprint != Fingerprint::default();
         Ok((
             event_id,
-            if is_told {
+            if is_known {
                 fingerprint
             } else {
                 Fingerprint::of_bytes(record.bytes())
             },
         ))
-    }
-}
-
-/// Takes the lock of a data directory, as a broker does; it is only read.
-fn locked(path: &Path) -> Result<File, AppendError> {
-    let file = match File::open(path.join(LOCK)) {
-        Ok(file) if path.join(LOG).is_dir() => file,
-        Ok(_) => return Err(AppendError::NoLog(path.into())),
-        Err(error)
-            if matches!(
-                error.kind(),
-                io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
-            ) =>
-        {
-            return Err(AppendError::NoLog(path.into()));
-        }
-        Err(source) => {
-            return Err(AppendError::Copy {
-                path: path.into(),
-                source,
-            });
-        }
-    };
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err(AppendError::Running(path.into())),
-        Err(TryLockError::Error(source)) => Err(AppendError::Copy {
-            path: path.into(),
-            source,
-        }),
-    }
-}
-
-/// Refuses what can never be appended, as far as that can be told while a broker may run on it.
-pub(super) fn check_usable(other: &Path) -> Result<(), AppendError> {
-    if other.join(directory::UNFINISHED).symlink_metadata().is_ok() {
-        return Err(AppendError::Unfinished(other.into()));
-    }
-    match locked(other) {
-        Err(AppendError::Running(_)) => Ok(()),
-        looked => looked.map(drop),
-    }
-}
-
-/// Refuses a directory without a log, and a place where restoring would write into what is to be read.
-pub(super) fn check_apart(path: &Path, other: &Path) -> Result<(), AppendError> {
-    let Ok(whole_other) = other.canonicalize() else {
-        return Err(AppendError::NoLog(other.into()));
-    };
-    if !whole_other.join(LOG).is_dir() {
-        return Err(AppendError::NoLog(other.into()));
-    }
-    let whole = std::path::absolute(path).map_err(|source| AppendError::Copy {
-        path: other.into(),
-        source,
-    })?;
-    // What is not there yet will be in the first of these that is.
-    let there = whole
-        .ancestors()
-        .find_map(|ancestor| ancestor.canonicalize().ok());
-    if there.is_some_and(|there| there.starts_with(whole_other)) {
-        return Err(AppendError::Within(path.into(), other.into()));
-    }
-    Ok(())
-}
-
-/// Regular files and folders. Nothing else is a log's.
-fn copy_all(from: &Path, to: &Path) -> io::Result<()> {
-    let kind = fs::symlink_metadata(from)?.file_type();
-    if kind.is_file() {
-        fs::copy(from, to)?;
-    } else if kind.is_dir() {
-        fs::create_dir(to)?;
-        for entry in fs::read_dir(from)? {
-            let entry = entry?;
-            copy_all(&entry.path(), &to.join(entry.file_name()))?;
-        }
-    }
-    Ok(())
-}
-
-/// What is next in time.
-enum Next {
-    Event(Record),
-    Quarantined(Quarantined),
-}
-
-/// What is still to be read of a log: its events and its quarantine, each in order, and both together in the order in which they came.
-struct Pending<'a> {
-    store: &'a Store,
-    events: super::log::Events,
-    event: Option<Record>,
-    quarantined: std::vec::IntoIter<Quarantined>,
-    callback: Option<Quarantined>,
-    /// Behind this number the quarantine was not read.
-    read_to: u64,
-}
-
-impl<'a> Pending<'a> {
-    fn new(store: &'a Store) -> Self {
-        let events = store.log.events(store.first_available()..=store.head());
-        Self {
-            store,
-            events,
-            event: None,
-            quarantined: Vec::new().into_iter(),
-            callback: None,
-            read_to: 0,
-        }
-    }
-
-    fn next(&mut self) -> Result<Option<Next>, ReadError> {
-        if self.event.is_none() {
-            self.event = self.events.next().transpose()?;
-        }
-        if self.callback.is_none() {
-            self.callback = self.next_quarantined()?;
-        }
-        let correction = lock(&self.store.totals).correction;
-        let is_callback_first = match (&self.event, &self.callback) {
-            (Some(event), Some(callback)) => {
-                let Quarantined { number, header, .. } = callback;
-                let received = correction.of_quarantined(*number, header.received_at_micros);
-                received < correction.of_event(event.sequence(), event.log_time_micros())
-            }
-            (None, _) => true,
-            (_, None) => false,
-        };
-        Ok(if is_callback_first {
-            self.callback.take().map(Next::Quarantined)
-        } else {
-            self.event.take().map(Next::Event)
-        })
-    }
-
-    fn next_quarantined(&mut self) -> Result<Option<Quarantined>, ReadError> {
-        if let Some(next) = self.quarantined.next() {
-            return Ok(Some(next));
-        }
-        let page = self
-            .store
-            .quarantined_after(self.read_to, QUARANTINE_PAGE, GROUP_BYTES_MAX)?;
-        if let Some(last) = page.last() {
-            self.read_to = last.number;
-        }
-        self.quarantined = page.into_iter();
-        Ok(self.quarantined.next())
     }
 }
 
@@ -455,9 +208,9 @@ struct Appending<'a, P> {
     writer: &'a mut Writer<P>,
     group: Vec<Import>,
     group_bytes: usize,
-    /// Of the events of the group, in their order: the task, if something of it is erased and this one is not.
+    /// For each event of the group: its task, if that has an erased event and this one is not erased.
     group_after_erasure: Vec<Option<(Product, TaskId)>>,
-    /// Tasks of which the backup has nothing any more that could be read.
+    /// Tasks whose events in the backup are all erased by now.
     erased: HashSet<(Product, TaskId)>,
     after_erasure: HashSet<(Product, TaskId)>,
     summary: AppendSummary,
@@ -477,7 +230,7 @@ impl<'a, P: super::Publish> Appending<'a, P> {
         }
     }
 
-    /// `known`: what the index of the other log has of the event's task.
+    /// `known`: the events that the index of the other log names of the event's task.
     fn event(
         &mut self,
         record: &Record,

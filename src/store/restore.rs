@@ -19,7 +19,7 @@ use xxhash_rust::xxh3::Xxh3;
 use super::{
     AppendError, AppendSummary, RestoreError, Store,
     acknowledged::{Acknowledged, AcknowledgedFiles},
-    append::{self, Stopped, WhenRunning},
+    append::{self, Other, Stopped, WhenRunning},
     backup::{Audit, BackupSummary, END, MAGIC, Part},
     backup_results,
     clock::Source,
@@ -120,7 +120,7 @@ fn fill_and_append(
 
     // Held until all of it is appended: nothing comes that would not be.
     let stopped = other()?;
-    let other = stopped.copy(path)?;
+    let other = Other::copy(&stopped, path)?;
     let store = Arc::new(Store::open_unfinished(Source::system(), path, CACHE_BYTES)?);
     let backed_up_micros = lock(&store.totals).log_time_micros;
     let appended = other.append_to(&store)?;
