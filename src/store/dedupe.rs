@@ -1,10 +1,10 @@
-//! Is this event news? Decided from what the task index knows of its task. Pure.
+//! Is this event new? Decided from the events that the task index names of its task. Pure.
 //!
 //! The same (product, task id) with the same status, outputs and error is a duplicate for as long as the event is retained.
 //! Anything else is a new event with the next revision; nothing the vendor says is thrown away.
 //!
-//! Everything is counted by product, because a signed URL is for one: what its holder sends takes no room from another
-//! product's events of the same task id. An index entry is rewritten by each new event, so it is bounded all the same.
+//! Everything is counted by product, because a signed URL is for one product: its holder takes no room from another
+//! product's events of the same task id. An index entry is rewritten by each new event, so its size is bounded, too.
 
 use std::collections::HashSet;
 
@@ -46,7 +46,7 @@ pub(super) fn judge<'a>(
     if limited && is_full(known, product, status) {
         return Verdict::TooMany;
     }
-    // A terminal event is the vendor's last word, so a different terminal event contradicts it: unless URLs were only signed anew,
+    // A terminal event is the vendor's last word, so a different last word contradicts it: unless only URLs were signed anew,
     // or a reason was added.
     let contradicts = |event: &TaskEvent| {
         event.status.is_terminal() && fingerprint.contradicts(event.fingerprint)

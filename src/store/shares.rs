@@ -1,20 +1,21 @@
-//! Which callbacks of each credential are in quarantine, and which is forgotten first when there are too many: the oldest of the
+//! The callbacks of each credential in quarantine, and the one that is forgotten first when there are too many: the oldest of the
 //! credential that has most. Pure.
 //!
-//! Shares are by the credential that let a callback in, and within one by the URL's product. So a flood by one credential takes
-//! nothing from another that has less than its share, and a flood for one product nothing from another product's. Kept in
-//! memory, about 150 bytes for each callback (and 50 for its key), and made anew from the callbacks when the store is opened.
+//! Shares are by the credential that let a callback in, and within a credential by the URL's product. So a flood by one
+//! credential takes nothing from another that has less than its share, and a flood for one product nothing from another
+//! product. They are in memory, about 150 bytes for each callback (and 50 for its key), and are made anew from the callbacks
+//! when the store is opened.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     ops::Bound,
 };
 
-/// Products of one credential that are told apart, here and in what it may bring a minute; several times what the vendor has. The
-/// rest are one.
+/// Products of one credential that have a share of their own, here and in its budget for a minute; several times as many as the
+/// vendor has. The others share one.
 pub const CREDENTIAL_PRODUCTS_MAX: usize = 64;
 
-/// What there may be too much of.
+/// The measure by which there may be too much.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Measure {
     Bytes,
@@ -55,7 +56,7 @@ impl Tally {
     }
 }
 
-/// What one product of one credential has.
+/// The callbacks of one product of one credential.
 #[derive(Debug)]
 struct Share {
     credential: Box<str>,
@@ -79,12 +80,12 @@ pub(super) struct Shares {
     kept: BTreeMap<u64, Kept>,
     credentials: HashMap<Box<str>, Credential>,
     shares: Vec<Share>,
-    /// Places in `shares` that nobody has.
+    /// Unused places in `shares`.
     free: Vec<usize>,
 }
 
 impl Shares {
-    /// Takes up a callback.
+    /// Adds a callback.
     pub(super) fn add(
         &mut self,
         number: u64,
@@ -109,7 +110,7 @@ impl Shares {
         );
     }
 
-    /// Forgets a callback.
+    /// Removes a callback.
     pub(super) fn remove(&mut self, number: u64) {
         let Some(Kept {
             bytes,
@@ -159,7 +160,7 @@ impl Shares {
             .map(|(&number, _)| number)
     }
 
-    /// What is forgotten first: the oldest of the product that has most, of the credential that has most.
+    /// The callback that is forgotten first: the oldest of the product that has most, of the credential that has most.
     pub(super) fn first_to_go(&self, measure: Measure) -> Option<u64> {
         // Of equals the one whose name comes first, so that the order does not depend on a hash.
         let (_, credential) = self.credentials.iter().max_by(|(a, of_a), (b, of_b)| {
@@ -254,7 +255,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn who_has_less_than_a_fair_share_loses_nothing(
+        fn a_credential_with_less_than_its_fair_share_loses_nothing(
             callbacks in collection::vec(((0u8..4, 0u8..4), 1u64..100), 1..300), by_bytes: bool,
         ) {
             let (measure, most) = if by_bytes { (Measure::Bytes, 2_000) } else { (Measure::Count, 40) };
