@@ -1,4 +1,7 @@
-//! A place in one log, and its printable form. Pure.
+//! Sequences and cursors: an event's place in the log, and the opaque text of it that clients hold. Pure.
+//!
+//! Every cursor carries the epoch of its log and a check sum, so that a cursor of another log, or a mistyped one, is refused and
+//! never names the wrong event.
 
 use std::fmt;
 
@@ -7,7 +10,7 @@ use std::fmt;
 pub struct Sequence(pub u64);
 
 impl Sequence {
-    /// The place behind this one.
+    /// The place after this one.
     pub fn next(self) -> Self {
         Self(self.0.saturating_add(1))
     }
@@ -28,19 +31,19 @@ impl fmt::Display for Epoch {
     }
 }
 
-/// A [`Sequence`] together with the log it belongs to: what clients hold.
+/// A [`Sequence`] and the log that it belongs to: a client's bookmark.
 ///
-/// Its text is 36 lower-case hexadecimal digits: epoch (16), sequence (16), check (4). Clients treat it as opaque. The check
-/// is there so that a mistyped or cut cursor is called malformed instead of naming some other event.
+/// Its text is 36 lower-case hexadecimal digits: epoch (16), sequence (16), check (4). Clients treat it as opaque. The check makes
+/// a mistyped or truncated cursor malformed, so that it does not name another event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Cursor {
-    /// Which log.
+    /// The log that the sequence counts in.
     pub epoch: Epoch,
-    /// Where in it.
+    /// The last event that the client has; reading resumes after it.
     pub sequence: Sequence,
 }
 
-/// A text that is not a cursor.
+/// The text is not a cursor.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("not a cursor: pass one exactly as it was received")]
 pub struct CursorError;
@@ -49,7 +52,7 @@ impl Cursor {
     /// Length of the text in bytes.
     pub const TEXT_BYTES: usize = 36;
 
-    /// Reads the text form; exactly what [`Cursor::to_text`] writes is accepted.
+    /// Reads the text form. Only the exact output of [`Cursor::to_text`] is accepted.
     pub fn parse(text: &str) -> Result<Self, CursorError> {
         let hex = |range| {
             let digits: &str = text.get(range).ok_or(CursorError)?;
@@ -65,6 +68,7 @@ impl Cursor {
         if text.len() != Self::TEXT_BYTES {
             return Err(CursorError);
         }
+
         let cursor = Self {
             epoch: Epoch(hex(0..16)?),
             sequence: Sequence(hex(16..32)?),
@@ -85,7 +89,7 @@ impl Cursor {
         text
     }
 
-    // Folds a 64-bit multiplicative hash to 16 bits: a slip is caught with 65,535 chances in 65,536.
+    // Folds a 64-bit multiplicative hash to 16 bits: a typing error slips through once in 65,536 times.
     fn check(self) -> u16 {
         const ODD: u64 = 0x9e37_79b9_7f4a_7c15;
         let mixed =
@@ -94,17 +98,17 @@ impl Cursor {
     }
 }
 
-/// A number's 16 hexadecimal digits, all of them at once: each byte of a word holds one.
+/// The 16 hexadecimal digits of a number, computed in parallel: each byte of a 128-bit word holds one digit.
 fn digits(number: u64) -> [u8; 16] {
     const LOW: u128 = u128::MAX / 0xff * 0x0f;
     const ONES: u128 = u128::MAX / 0xff;
-    // Spreads the digits until each has a byte of its own.
+    // Halve the groups until each digit has a byte of its own.
     let mut spread = u128::from(number);
     spread = (spread | spread << 32) & (u128::MAX / ((1 << 64) - 1) * 0xffff_ffff);
     spread = (spread | spread << 16) & (u128::MAX / ((1 << 32) - 1) * 0xffff);
     spread = (spread | spread << 8) & (u128::MAX / 0xffff * 0xff);
     spread = (spread | spread << 4) & LOW;
-    // From 10 on a digit is a letter.
+    // Digits from 10 on are letters.
     let letters = ((spread + ONES * 6) >> 4) & ONES;
     (spread + ONES * u128::from(b'0') + letters * u128::from(b'a' - b'0' - 10)).to_be_bytes()
 }

@@ -1,4 +1,7 @@
-//! Which events a client wants: AND between the fields, OR within one, an empty field does not restrict. Pure.
+//! The filter of a subscription or a listing: AND between its fields, OR within one field, and an empty field does not restrict.
+//!
+//! Owns matching, for stored records and for anything else that is [`Selectable`], and the size at which a filter counts against a
+//! client's limits. Pure.
 
 use std::{
     collections::{BTreeSet, HashSet},
@@ -7,35 +10,36 @@ use std::{
 
 use super::{Labels, Product, TaskId, TaskStatus};
 
-/// What a filter looks at. Borrowed, so that a stored record can be matched without decoding it.
+/// The fields of an event that a filter compares. Borrowed, so that a stored record can be matched without decoding it.
 pub trait Selectable {
-    /// The event's task id.
+    /// The task that the event is about.
     fn task_id(&self) -> &str;
-    /// The event's product.
+    /// The product that the task belongs to.
     fn product(&self) -> &str;
-    /// The event's status.
+    /// The state that the event reports.
     fn status(&self) -> TaskStatus;
     /// True if the event carries exactly this label.
     fn has_label(&self, key: &str, value: &str) -> bool;
 }
 
-/// A validated filter.
+/// A validated filter: its ids, products and labels are well-formed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Filter {
-    /// Any of these tasks.
+    /// The event is about one of these tasks.
     pub task_ids: HashSet<TaskId>,
-    /// Any of these products. Few, mostly one, and looked at for every delivery: not worth a hash.
+    /// The event is of one of these products. A filter has few, mostly one, and every delivery compares them: a hash would cost more.
     pub products: BTreeSet<Product>,
-    /// Any of these statuses.
+    /// The event has one of these statuses.
     pub statuses: Vec<TaskStatus>,
-    /// Any of these labels.
+    /// The event carries at least one of these labels.
     pub labels: Labels,
-    /// All of these labels: what the client is bound to, whatever it asks for. Shared by all of its streams.
+    /// The event carries all of these labels: the client's line in the credentials file binds it to them. Shared by all streams of
+    /// the client.
     pub bound: Option<Arc<Labels>>,
 }
 
 impl Filter {
-    /// True if the event passes.
+    /// True if the event passes every field.
     pub fn matches(&self, event: &impl Selectable) -> bool {
         (self.task_ids.is_empty() || self.task_ids.contains(event.task_id()))
             && (self.products.is_empty() || self.products.contains(event.product()))
@@ -51,7 +55,7 @@ impl Filter {
                 .is_none_or(|bound| bound.iter().all(|(key, value)| event.has_label(key, value)))
     }
 
-    /// Whether it passes no event that a filter bound to `bound` does not pass.
+    /// True if every event that passes also carries all labels in `bound`, by the filter's own binding.
     pub fn is_within(&self, bound: Option<&Labels>) -> bool {
         let has = |(key, value): (&String, &String)| {
             self.bound.as_deref().and_then(|own| own.get(key)) == Some(value)
@@ -59,8 +63,8 @@ impl Filter {
         bound.is_none_or(|bound| bound.iter().all(has))
     }
 
-    /// The memory it takes, in task ids of usual length: one for each, and one for each further 256 bytes of it; of products and
-    /// labels one for each 256 bytes behind the first KiB, which every filter may have. What it is bound to is shared.
+    /// The filter's memory, counted in task ids: one for each task id, and one more for each 256 bytes of its text. Products and
+    /// labels count one for each 256 bytes after the first KiB, which is free. The binding is shared and not counted.
     pub fn size_in_task_ids(&self) -> usize {
         const EACH: usize = 256;
         const FREE: usize = 4;
@@ -69,6 +73,7 @@ impl Filter {
             .iter()
             .map(|id| 1 + id.as_str().len() / EACH)
             .sum();
+
         let products: usize = self
             .products
             .iter()
@@ -79,6 +84,7 @@ impl Filter {
             .iter()
             .map(|(key, value)| key.len() + value.len() + 64)
             .sum();
+
         of_ids + ((products + labels) / EACH).saturating_sub(FREE)
     }
 }
@@ -217,7 +223,7 @@ mod tests {
         }
 
         #[test]
-        fn a_bound_filter_passes_what_the_other_passes_and_carries_all_of_the_labels(
+        fn a_bound_filter_passes_the_same_events_if_they_carry_all_bound_labels(
             filter in any_filter(),
             event in any_event(),
         ) {
@@ -228,7 +234,7 @@ mod tests {
         }
 
         #[test]
-        fn what_is_within_a_binding_passes_nothing_that_lacks_a_label_of_it(
+        fn a_filter_within_a_binding_passes_no_event_without_its_labels(
             filter in any_filter(),
             bound in subset().prop_map(labels),
             event in any_event(),

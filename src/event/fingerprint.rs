@@ -1,4 +1,7 @@
-//! What an event says, condensed: enough to tell a repeat, a contradiction, and neither. Owns the rules for both.
+//! Fingerprints: hashes of an event's content, stored with its task, by which the store recognises repeats and contradictions.
+//!
+//! Owns both rules. A *repeat* has the same status, outputs and error as an earlier event of its task; it is answered 200 and not
+//! stored. A *contradiction* is a terminal event that differs from an earlier terminal one. Pure.
 
 use bytes::{Buf, BufMut};
 use serde_json::Value;
@@ -6,23 +9,23 @@ use xxhash_rust::xxh3::{Xxh3, xxh3_64, xxh3_64_with_seed, xxh3_128};
 
 use super::{Labels, Report, TaskError, TaskStatus};
 
-/// Identifies what an event says, for as long as its task has it. Stored, so the rules must not change within a format version.
+/// The content of one event, as three hashes. Stored, so the rules must not change within a format version.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Fingerprint {
-    /// Status, outputs and error: two reports of one task with the same are duplicates. The whole body, if a task is over and there
-    /// is neither an output nor a reason: what it does say may be in a place that nobody reads yet.
+    /// Hash of status, outputs and error: equal in two reports of one task, it makes the later one a repeat. The whole body is hashed
+    /// too if the task is over and neither an output nor a reason was found: the content may be under a key that is not read yet.
     exact: u128,
-    /// Status and outputs, without the queries of their URLs: to sign a URL anew is to say nothing new.
+    /// Hash of status and output URLs without their queries: a URL that was only signed again is the same result.
     result: u64,
-    /// The error; 0 if there is none, or one without any reason.
+    /// Hash of the error; 0 if there is no error or the error gives no reason.
     reason: u64,
 }
 
 impl Fingerprint {
-    /// Size as stored.
+    /// Bytes that [`Self::put`] writes and [`Self::take`] reads.
     pub const BYTES: usize = 32;
 
-    /// Of what a report says, and the body that it was read from.
+    /// The fingerprint of a report and the body that it was read from.
     pub fn of(report: &Report, body: &[u8]) -> Self {
         let error = report.error.as_ref();
         let details = error
@@ -36,8 +39,8 @@ impl Fingerprint {
         }
     }
 
-    /// The same for an event whose credential is bound to `labels`: what one tenant repeats of another is no repeat, or the other's
-    /// event would never be seen. Without any it stays as it is.
+    /// The fingerprint of an event whose credential is bound to `labels`. Tenants do not share repeats: otherwise one tenant's
+    /// callback could suppress another tenant's event. Unchanged without labels.
     #[must_use]
     pub fn of_tenant(self, labels: Option<&Labels>) -> Self {
         let Some(labels) = labels.filter(|labels| !labels.is_empty()) else {
@@ -55,7 +58,7 @@ impl Fingerprint {
         }
     }
 
-    /// Of an event whose report is not known any more: it repeats only the same bytes.
+    /// The fingerprint of an event whose report is no longer available: only identical bytes repeat it.
     pub fn of_bytes(bytes: &[u8]) -> Self {
         Self {
             exact: xxh3_128(bytes),
@@ -64,24 +67,25 @@ impl Fingerprint {
         }
     }
 
-    /// Whether two reports say the same, so that the later one is a repeat.
+    /// True if this report has the same content as an earlier one of the task.
     pub fn repeats(self, earlier: Self) -> bool {
         self.exact == earlier.exact
     }
 
-    /// Whether a terminal event differs from an earlier one by more than signatures in URLs, or a reason where there was none.
+    /// True if a terminal event differs from an earlier terminal one. Newly signed URLs, and a reason where the earlier event gave
+    /// none, are no difference.
     pub fn contradicts(self, earlier: Self) -> bool {
         self.result != earlier.result || (earlier.reason != 0 && self.reason != earlier.reason)
     }
 
-    /// Writes [`Self::BYTES`] bytes.
+    /// Appends the stored form, [`Self::BYTES`] long.
     pub fn put(self, bytes: &mut impl BufMut) {
         bytes.put_u128_le(self.exact);
         bytes.put_u64_le(self.result);
         bytes.put_u64_le(self.reason);
     }
 
-    /// Reads what [`Self::put`] has written; `None` if there is less.
+    /// Reads the stored form; `None` if `bytes` is too short.
     pub fn take(bytes: &mut impl Buf) -> Option<Self> {
         Some(Self {
             exact: bytes.try_get_u128_le().ok()?,
@@ -93,7 +97,7 @@ impl Fingerprint {
 
 #[cfg(test)]
 impl From<u128> for Fingerprint {
-    /// One that neither repeats nor agrees with that of another number.
+    /// A fingerprint that neither repeats nor agrees with the fingerprint of any other number.
     fn from(number: u128) -> Self {
         Self {
             exact: number,
@@ -109,8 +113,9 @@ fn exact(report: &Report, details: &str, body: &[u8]) -> u128 {
         hasher.update(&(text.len() as u64).to_le_bytes());
         hasher.update(text.as_bytes());
     };
+
     text(report.status.as_str());
-    // Of a status that is not understood, the word is all there is to tell two reports apart.
+    // Only the vendor's word distinguishes two reports whose status is unknown.
     text(if report.status == TaskStatus::Unspecified {
         &report.status_text
     } else {
@@ -119,19 +124,21 @@ fn exact(report: &Report, details: &str, body: &[u8]) -> u128 {
     for output in &report.outputs {
         text(&output.url);
     }
+
     if let Some(error) = &report.error {
         text(&error.code);
         text(&error.message);
         text(details);
     }
-    if says_nothing_else(report) {
+
+    if is_only_terminal(report) {
         hasher.update(body);
     }
     hasher.digest128()
 }
 
-/// Whether all that was understood is that the task is over.
-fn says_nothing_else(report: &Report) -> bool {
+/// True if the report is terminal and has neither an output nor a reason.
+fn is_only_terminal(report: &Report) -> bool {
     match report.status {
         TaskStatus::Completed => report.outputs.is_empty(),
         TaskStatus::Failed => !report.error.as_ref().is_some_and(TaskError::gives_a_reason),
@@ -202,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn where_nothing_else_was_understood_the_body_tells_reports_apart() {
+    fn reports_without_output_and_reason_differ_by_their_bodies() {
         let none = TaskError {
             code: "UNSPECIFIED".into(),
             message: String::new(),

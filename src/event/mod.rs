@@ -1,4 +1,4 @@
-//! The domain: what a callback becomes, and the words everything else uses.
+//! The domain types: task ids, products, statuses, reports, events, and the filters that select them.
 //!
 //! Parsing happens once, at the edge: a `TaskId`, a `Product` or a `Cursor` that exists is valid. This module knows neither
 //! protobuf nor HTTP nor the store, and does no I/O.
@@ -19,31 +19,31 @@ use jiff::Timestamp;
 use serde_json::Value;
 use uuid::Uuid;
 
-/// Longest task id in characters. The vendor's are UUIDs or shorter; the rest is room for products to come.
+/// Longest task id in characters. The vendor's ids are UUIDs or shorter; the rest is room for future products.
 pub const TASK_ID_CHARS_MAX: usize = 128;
-/// Longest product slug in bytes: what a DNS label may have, so that a product can name one.
+/// Longest product slug in bytes: the limit of a DNS label, so that a product can be one.
 pub const PRODUCT_BYTES_MAX: usize = 63;
-/// Most labels of one callback.
+/// Most labels that one callback may carry.
 pub const LABELS_MAX: usize = 16;
 /// Longest label key in characters.
 pub const LABEL_KEY_CHARS_MAX: usize = 64;
 /// Longest label value in characters.
 pub const LABEL_VALUE_CHARS_MAX: usize = 256;
 
-/// The vendor's id of one generation: 1 to 128 printable characters without spaces, opaque.
+/// The vendor's id of one generation: 1 to 128 printable characters without spaces. Opaque: nothing is read out of it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct TaskId(Arc<str>);
 
-/// A text that cannot be a task id.
+/// The text is not a task id.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("a task id has 1 to {TASK_ID_CHARS_MAX} printable characters without spaces")]
 pub struct TaskIdError;
 
 impl TaskId {
-    /// Takes `raw` as it is, or says why not.
+    /// Takes `raw` unchanged if it is a task id.
     pub fn parse(raw: &str) -> Result<Self, TaskIdError> {
         let printable = |c: char| !c.is_control() && !c.is_whitespace();
-        // Counting stops one past the limit, so a megabyte of text costs no more than a good id.
+        // Counting stops one past the limit: a megabyte of text must not cost more than a valid id.
         let count = raw.chars().take(TASK_ID_CHARS_MAX + 1).count();
         if (1..=TASK_ID_CHARS_MAX).contains(&count) && raw.chars().all(printable) {
             Ok(Self(raw.into()))
@@ -64,7 +64,7 @@ impl fmt::Display for TaskId {
     }
 }
 
-// Lets maps keyed by `TaskId` be asked with a borrowed text.
+// So that a `&str` can be looked up in a map keyed by `TaskId`.
 impl std::borrow::Borrow<str> for TaskId {
     fn borrow(&self) -> &str {
         &self.0
@@ -75,7 +75,7 @@ impl std::borrow::Borrow<str> for TaskId {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Product(Arc<str>);
 
-/// A text that cannot be a product.
+/// The text is not a product.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
     "a product has 1 to {PRODUCT_BYTES_MAX} characters of a-z, 0-9 and '-', and does not begin with '-'"
@@ -83,7 +83,7 @@ pub struct Product(Arc<str>);
 pub struct ProductError;
 
 impl Product {
-    /// Takes `raw` as it is, or says why not. Any well-formed slug is a product: the vendor adds new ones.
+    /// Takes `raw` unchanged if it is a well-formed slug. There is no list of products: the vendor adds new ones.
     pub fn parse(raw: &str) -> Result<Self, ProductError> {
         let allowed = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
         let well_formed = (1..=PRODUCT_BYTES_MAX).contains(&raw.len())
@@ -96,7 +96,7 @@ impl Product {
         }
     }
 
-    /// The slug.
+    /// The slug as it stands in callback URLs, filters and events.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -114,24 +114,24 @@ impl std::borrow::Borrow<str> for Product {
     }
 }
 
-/// What became of a task. The discriminants are stored and sent: never renumber.
+/// The state of a task at the vendor. The discriminants are stored and sent: never renumber.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u8)]
 pub enum TaskStatus {
-    /// The vendor's word is not known; see [`Report::status_text`].
+    /// The broker does not know the vendor's word, which is in [`Report::status_text`].
     Unspecified = 0,
-    /// Accepted, not started.
+    /// The vendor has accepted the task and not started it.
     Pending = 1,
-    /// Running.
+    /// The vendor is generating.
     Processing = 2,
-    /// Done.
+    /// The vendor has delivered outputs. Terminal.
     Completed = 3,
-    /// Failed, timed out or refused.
+    /// The task failed, timed out or was refused. Terminal.
     Failed = 4,
 }
 
 impl TaskStatus {
-    /// Every status, in the order of its number.
+    /// Every status, in the order of the numbers.
     pub const ALL: [Self; 5] = [
         Self::Unspecified,
         Self::Pending,
@@ -140,17 +140,17 @@ impl TaskStatus {
         Self::Failed,
     ];
 
-    /// True if nothing more is to be expected of the task.
+    /// True if the vendor is expected to send nothing more about the task.
     pub fn is_terminal(self) -> bool {
         matches!(self, Self::Completed | Self::Failed)
     }
 
-    /// The status with this number, if there is one.
+    /// The status that is stored as `number`, if there is one.
     pub fn from_number(number: u8) -> Option<Self> {
         Self::ALL.get(usize::from(number)).copied()
     }
 
-    /// Lower-case word, as in metrics, logs and the command line.
+    /// The lower-case word used in metrics, logs and the command line.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Unspecified => "unspecified",
@@ -162,43 +162,43 @@ impl TaskStatus {
     }
 }
 
-/// What an output's URL leads to.
+/// The kind of file that an output's URL leads to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OutputKind {
-    /// A still image.
+    /// A still image, by its key in the body or its file extension.
     Image,
-    /// A video.
+    /// A video, by its key in the body or its file extension.
     Video,
-    /// Neither, or unknown.
+    /// Any other file, or one whose extension is not known.
     Other,
 }
 
-/// One result of a task.
+/// One file that a task has generated.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Output {
-    /// What the URL leads to.
+    /// The kind of file behind the URL.
     pub kind: OutputKind,
-    /// Where to download it.
+    /// The vendor's download URL, http or https. The broker never fetches it.
     pub url: String,
 }
 
-/// Why a task failed.
+/// The vendor's reason for a failed task.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TaskError {
     /// Upper-case code, `UNSPECIFIED` if the vendor gave none.
     pub code: String,
-    /// Explanation, maybe empty.
+    /// The vendor's sentence for people; may be empty.
     pub message: String,
-    /// The vendor's `details`, whatever JSON value it was, or all of an error whose shape is not known; `None` if there is no more
-    /// than the two above.
+    /// The vendor's `details`, any JSON value, or the whole error if its shape is not known; `None` if code and message are all that
+    /// the vendor sent.
     pub details: Option<Value>,
 }
 
 impl TaskError {
-    /// The code of an error that has none.
+    /// The code of an error without a code from the vendor.
     pub const NO_CODE: &str = "UNSPECIFIED";
 
-    /// Whether the vendor said more than that the task has failed.
+    /// True if the vendor sent a code, a message or details: more than the fact that the task has failed.
     pub fn gives_a_reason(&self) -> bool {
         let is_empty = |details: &Value| {
             details.as_object().is_some_and(serde_json::Map::is_empty)
@@ -208,14 +208,15 @@ impl TaskError {
             .details
             .as_ref()
             .is_some_and(|details| !is_empty(details));
+
         self.code != Self::NO_CODE || !self.message.is_empty() || has_details
     }
 }
 
-/// How a callback was authenticated.
+/// How a callback was authenticated. The discriminants are stored: never reorder.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verification {
-    /// Not at all.
+    /// The callback carried no credential that was checked.
     Unverified,
     /// By a secret token in the URL.
     UrlToken,
@@ -236,7 +237,7 @@ impl Verification {
         Self::VendorApi,
     ];
 
-    /// The one whose discriminant `number` is; a number of none is not to be trusted.
+    /// The verification stored as `number`. An unknown number reads as unverified: the safe side.
     pub fn from_number(number: u8) -> Self {
         Self::ALL
             .into_iter()
@@ -257,59 +258,59 @@ pub fn labels_fit(labels: &Labels) -> bool {
     labels.len() <= LABELS_MAX && labels.iter().all(fits)
 }
 
-/// What the vendor's body says about a task, before the broker adds what it knows itself.
+/// The content of one callback body: the vendor's statement about a task, without anything the broker adds.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Report {
-    /// Which task.
+    /// The task that the body names.
     pub task_id: TaskId,
-    /// Inferred from the body's shape; used only where the URL names no product.
+    /// Inferred from the body's shape; used only if the URL names no product.
     pub inferred_product: Product,
-    /// What became of it.
+    /// The state of the task, from the vendor's word or implied by outputs and errors.
     pub status: TaskStatus,
-    /// The vendor's own word; empty if it used none.
+    /// The vendor's own word for the status; empty if the body has none.
     pub status_text: String,
-    /// All outputs, in order, each once.
+    /// All outputs, in the body's order, each once.
     pub outputs: Vec<Output>,
     /// Present exactly if `status` is [`TaskStatus::Failed`].
     pub error: Option<TaskError>,
-    /// Empty if the vendor did not repeat it.
+    /// The prompt of the generation; empty if the body does not repeat it.
     pub prompt: String,
-    /// Empty if the vendor did not name it.
+    /// The model that the vendor used; empty if the body does not name it.
     pub model: String,
-    /// The generation's random seed.
+    /// The random seed of the generation.
     pub seed: Option<i64>,
-    /// When the task was created.
+    /// When the vendor accepted the task, by the vendor's clock.
     pub created_at: Option<Timestamp>,
-    /// When it ended.
+    /// When the task ended, by the vendor's clock.
     pub completed_at: Option<Timestamp>,
 }
 
 impl Report {
-    /// Condenses what the report, read from that body, says, to tell repeats and contradictions.
+    /// The hashes by which the store recognises repeats and contradictions; `body` is the body the report was read from.
     pub fn fingerprint(&self, body: &[u8]) -> Fingerprint {
         Fingerprint::of(self, body)
     }
 }
 
-/// An event before the log has given it a place, a revision and a cursor.
+/// An event before the log has given it a sequence, a revision and a cursor.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Event {
-    /// Stable identity.
+    /// The event's stable identity, by which clients dedupe.
     pub event_id: Uuid,
-    /// The product of the URL, else the inferred one.
+    /// The product of the callback URL, or the inferred one if the URL names none.
     pub product: Product,
-    /// True if `product` was inferred.
+    /// True if the URL named no product.
     pub product_inferred: bool,
-    /// What the body says.
+    /// The content of the callback's body.
     pub report: Report,
-    /// When the callback was received.
+    /// When the broker received the callback, by the broker's clock.
     pub received_at: Timestamp,
-    /// How it was authenticated.
+    /// How the callback was authenticated.
     pub verification: Verification,
-    /// From the callback URL.
+    /// The labels of the callback URL and of its credential.
     pub labels: Labels,
-    /// An operator has corrected something of it.
+    /// True if an operator corrected the callback on its release from quarantine.
     pub corrected: bool,
-    /// Kind and name of the credential it came by; empty without any.
+    /// Kind and name of the credential that authenticated the callback; empty if none did.
     pub credential: String,
 }

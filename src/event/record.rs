@@ -1,4 +1,4 @@
-//! An event as it is stored, kept in the ring and delivered: one block of bytes, parsed by offset, never copied.
+//! Records: an event as it is stored in the log, kept in the ring and delivered. One block of bytes, read by offset, not copied.
 //!
 //! ```text
 //! 0       1       2      3            4         8            16        24        26          28
@@ -7,9 +7,11 @@
 //! then: product, task id, labels (u16 length + text, key and value in turn), encoded event, raw body (the rest)
 //! ```
 //!
-//! Integers are little-endian. Of the flags, 1 is a conflict, and 2 an event that was erased, which ends behind its task id. The
-//! encoded event is opaque here: it lacks exactly what only the log knows (cursor, revision, conflict), so that the bytes stay valid
-//! when a restored log gets a new epoch.
+//! Integers are little-endian. Flag 1 marks a conflict. Flag 2 marks an erased event, whose record ends after the task id. The
+//! encoded event is opaque here. It has no cursor, revision or conflict flag, which come from the log: so the bytes stay valid when
+//! a restored log gets a new epoch.
+//!
+//! Owns the layout, and the sharing of records and of their encoding between subscriptions. Never does I/O.
 
 use std::{
     ops::{Deref, Range},
@@ -26,37 +28,37 @@ const HEADER_BYTES: usize = 32;
 const LABELS_LENGTH: Range<usize> = 26..28;
 const EVENT_LENGTH: Range<usize> = 28..32;
 const FLAG_CONFLICT: u8 = 1;
-/// Its labels, its event and its body were erased.
+/// An operator has erased the labels, the encoded event and the body.
 const FLAG_ERASED: u8 = 2;
 
-/// What the layout cannot hold is prevented by the parsers of the domain; this is only the decoder's complaint.
+/// Stored bytes are not a record. There is no such error for writing: the parsers of the domain types keep within the layout.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("a stored event cannot be read: {0}")]
 pub struct RecordError(&'static str);
 
-/// The parts of a record, for writing one.
+/// The fields of a record that is about to be written.
 #[derive(Debug)]
 pub struct RecordParts<'a> {
-    /// The event's product.
+    /// The product that the task belongs to.
     pub product: &'a Product,
-    /// The event's task.
+    /// The task that the event is about.
     pub task_id: &'a TaskId,
-    /// The event's status.
+    /// The state that the event reports.
     pub status: TaskStatus,
-    /// Place among the events of its (product, task), from 1.
+    /// The event's number among the events of its (product, task), from 1.
     pub revision: u32,
-    /// Contradicts an earlier terminal event.
+    /// True if the event contradicts an earlier terminal event of its task.
     pub conflict: bool,
     /// When the callback was received, in microseconds since 1970.
     pub received_at_micros: i64,
-    /// When it was appended or received by the log's clock, and never before the record in front of it unless that clock was set
-    /// back: what the log is searched and aged by.
+    /// When the event was received or appended, by the log's clock. Searching by time and retention use it. It never falls along the
+    /// log unless that clock was set back.
     pub log_time_micros: i64,
-    /// The event's labels.
+    /// The labels that filters compare.
     pub labels: &'a Labels,
-    /// The event's encoding.
+    /// The protobuf encoding, without cursor, revision and conflict.
     pub event: &'a [u8],
-    /// The callback's body.
+    /// The callback's body as received.
     pub raw: &'a [u8],
 }
 
@@ -65,65 +67,65 @@ pub struct RecordParts<'a> {
 pub struct Record {
     sequence: Sequence,
     bytes: Bytes,
-    /// Not stored: what is read from the log has none. Behind a pointer, because nearly none has one.
+    /// The callback's trace. Not stored, so a record read from the log has none. Behind a pointer, because few records have one.
     origin: Option<Arc<Origin>>,
 }
 
-/// Events that were published or read together, in the order of the log. They are shared as a whole: to count who holds each
-/// single one would have all cores write to the same places in memory for every delivery.
+/// Events that were published or read together, in the order of the log. They share one reference count: a count for each record
+/// would have all cores write to the same cache lines at every delivery.
 #[derive(Clone, Debug)]
-pub struct Records(Arc<Together>);
+pub struct Records(Arc<SharedRecords>);
 
 #[derive(Debug)]
-struct Together {
+struct SharedRecords {
     records: Box<[Record]>,
     event_bytes: usize,
     encoding: Mutex<Weak<Encoding>>,
-    /// Of the memory they were read into; none of those that the ring has counted.
+    /// The loan of the memory that the records were read into; `None` for records in the ring, which has a limit of its own.
     loan: Option<Loan>,
 }
 
-/// Records that may be gone.
+/// A weak reference to records: it does not keep them in memory.
 #[derive(Clone, Debug)]
-pub struct WeakRecords(Weak<Together>);
+pub struct WeakRecords(Weak<SharedRecords>);
 
 impl WeakRecords {
-    /// The records, if anybody else still has them.
+    /// The records, if something else still holds them.
     pub fn upgrade(&self) -> Option<Records> {
         self.0.upgrade().map(Records)
     }
 }
 
-/// Records as clients get them, one behind the other.
+/// The frames of consecutive records as clients receive them, encoded once and shared.
 #[derive(Debug, Default)]
 pub struct Encoding {
-    /// All of them.
+    /// The frames of all records, one after the other.
     pub bytes: Vec<u8>,
-    /// Where each ends.
+    /// For each record, the offset in `bytes` where its frame ends.
     pub ends: Vec<usize>,
-    /// Held as long as anybody has some of it.
+    /// The transport's memory that the encoding takes; given back when the last holder drops the encoding.
     pub charge: Option<Charge>,
 }
 
 impl Records {
-    /// Records that were read into borrowed memory.
+    /// Records in memory that `loan` was taken for.
     pub fn lent(records: Vec<Record>, loan: Loan) -> Self {
         Self::new(records, Some(loan))
     }
 
-    /// Whether their memory is borrowed.
+    /// True if the records hold a loan, and so were read from the log.
     pub fn is_lent(&self) -> bool {
         self.0.loan.is_some()
     }
 
-    /// Without keeping them in memory.
+    /// A weak reference to the same records.
     pub fn downgrade(&self) -> WeakRecords {
         WeakRecords(Arc::downgrade(&self.0))
     }
 
     fn new(records: Vec<Record>, loan: Option<Loan>) -> Self {
         let event_bytes = records.iter().map(|record| record.event().len()).sum();
-        Self(Arc::new(Together {
+        Self(Arc::new(SharedRecords {
             records: records.into(),
             event_bytes,
             encoding: Mutex::default(),
@@ -131,18 +133,18 @@ impl Records {
         }))
     }
 
-    /// Whether both are the same, not only equal.
+    /// True if both are the same shared records, not only equal ones.
     pub fn is(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.0, &other.0)
     }
 
-    /// Size of their events' encodings, as [`Record::event`] gives them.
+    /// The sum of the lengths of [`Record::event`].
     pub fn event_bytes(&self) -> usize {
         self.0.event_bytes
     }
 
-    /// How the records in `range` are encoded. That is done by the first who asks, for all records, and kept as long as
-    /// anybody has some of it.
+    /// The encoding of the records in `range`. The first call encodes all records; later calls share the result while any part of it
+    /// is in use.
     pub fn encoded(
         &self,
         range: Range<usize>,
@@ -160,6 +162,7 @@ impl Records {
             encoding
         });
         drop(known);
+
         let end = |count: usize| count.checked_sub(1).map_or(0, |last| encoding.ends[last]);
         let bytes = end(range.start)..end(range.end);
         Encoded { encoding, bytes }
@@ -180,7 +183,7 @@ impl Deref for Records {
     }
 }
 
-/// A part of an encoding that is shared.
+/// A range of a shared encoding, as bytes.
 #[derive(Debug)]
 pub struct Encoded {
     encoding: Arc<Encoding>,
@@ -194,7 +197,7 @@ impl AsRef<[u8]> for Encoded {
 }
 
 impl Record {
-    /// Lays the parts out at `sequence`.
+    /// Writes a record for the event at `sequence`.
     pub fn new(sequence: Sequence, parts: &RecordParts<'_>) -> Self {
         let (product, task) = (parts.product.as_str(), parts.task_id.as_str());
         let labels_bytes: usize = parts
@@ -208,6 +211,7 @@ impl Record {
             + labels_bytes
             + parts.event.len()
             + parts.raw.len();
+
         let mut bytes = Vec::with_capacity(capacity);
         bytes.put_u8(LAYOUT);
         bytes.put_u8(parts.status as u8);
@@ -219,6 +223,7 @@ impl Record {
         bytes.put_u16_le(task.len() as u16); // at most 128 characters of 4 bytes
         bytes.put_u16_le(labels_bytes as u16); // at most 16 * (4 + (64 + 256) * 4)
         bytes.put_u32_le(parts.event.len() as u32); // bounded by the body limit
+
         bytes.put_slice(product.as_bytes());
         bytes.put_slice(task.as_bytes());
         for text in parts.labels.iter().flat_map(|(key, value)| [key, value]) {
@@ -227,6 +232,7 @@ impl Record {
         }
         bytes.put_slice(parts.event);
         bytes.put_slice(parts.raw);
+
         Self {
             sequence,
             bytes: bytes.into(),
@@ -234,11 +240,12 @@ impl Record {
         }
     }
 
-    /// Takes stored bytes after checking that every offset lies within them and the keys are UTF-8.
+    /// Takes stored bytes, after checking that every offset lies within them and that product and task id are UTF-8.
     pub fn from_stored(sequence: Sequence, bytes: Bytes) -> Result<Self, RecordError> {
         if bytes.len() < HEADER_BYTES || bytes[0] != LAYOUT {
             return Err(RecordError("unknown layout"));
         }
+
         let record = Self {
             sequence,
             bytes,
@@ -247,6 +254,7 @@ impl Record {
         if record.raw_start() > record.bytes.len() {
             return Err(RecordError("shorter than its header says"));
         }
+
         let keys = &record.bytes[HEADER_BYTES..record.labels_start()];
         if TaskStatus::from_number(record.bytes[1]).is_none() || std::str::from_utf8(keys).is_err()
         {
@@ -255,7 +263,7 @@ impl Record {
         Ok(record)
     }
 
-    /// What is left of an event whose body was erased: `kept` are its first [`Self::kept_len`] bytes.
+    /// An erased record, from the first [`Self::kept_len`] bytes of the original.
     pub fn from_kept(sequence: Sequence, kept: &[u8]) -> Result<Self, RecordError> {
         if kept.len() < HEADER_BYTES {
             return Err(RecordError("shorter than its header says"));
@@ -267,24 +275,24 @@ impl Record {
         Self::from_stored(sequence, bytes.into())
     }
 
-    /// The same with nothing but its keys and numbers: what is left of it once it is erased.
+    /// The record with labels, event and body erased. Product, task id, status and numbers stay.
     #[must_use]
     pub fn erased(&self) -> Self {
         Self::from_kept(self.sequence, &self.bytes[..self.kept_len()])
             .expect("a record has a header, and its keys were checked")
     }
 
-    /// Whether its labels, its event and its body were erased.
+    /// True if labels, event and body were erased.
     pub fn is_erased(&self) -> bool {
         self.bytes[2] & FLAG_ERASED != 0
     }
 
-    /// Bytes at its beginning that stay when it is erased: the header, the product and the task id.
+    /// The length of the prefix that erasure keeps: the header, the product and the task id.
     pub fn kept_len(&self) -> usize {
         self.labels_start()
     }
 
-    /// The same without the callback's body, in memory of its own size.
+    /// A copy without the callback's body, which does not keep the original's memory alive.
     #[must_use]
     pub fn without_raw(&self) -> Self {
         let bytes = Bytes::copy_from_slice(&self.bytes[..self.raw_start()]);
@@ -295,7 +303,7 @@ impl Record {
         }
     }
 
-    /// The same in memory of its own size, and not a part of what it was read with.
+    /// A copy of the bytes, so that the record does not keep alive the larger buffer it was read into.
     #[must_use]
     pub fn compact(self) -> Self {
         Self {
@@ -304,28 +312,28 @@ impl Record {
         }
     }
 
-    /// The same, as part of its callback's trace while it is in memory.
+    /// The record with its callback's trace, which lasts as long as the record is in memory.
     #[must_use]
     pub fn with_origin(self, origin: Option<Arc<Origin>>) -> Self {
         Self { origin, ..self }
     }
 
-    /// Its callback's trace, if that is sampled and the record has not been read from the log.
+    /// The callback's trace, if it is sampled and the record was not read from the log.
     pub fn origin(&self) -> Option<&Origin> {
         self.origin.as_deref()
     }
 
-    /// Where it stands.
+    /// The event's place in the log.
     pub fn sequence(&self) -> Sequence {
         self.sequence
     }
 
-    /// The whole block, for storing.
+    /// The stored form: header, keys, labels, event and body.
     pub fn bytes(&self) -> &Bytes {
         &self.bytes
     }
 
-    /// Size in bytes.
+    /// The length of the stored form in bytes.
     pub fn len(&self) -> usize {
         self.bytes.len()
     }
@@ -335,12 +343,12 @@ impl Record {
         self.bytes.is_empty()
     }
 
-    /// Place among the events of its (product, task), from 1.
+    /// The event's number among the events of its (product, task), from 1.
     pub fn revision(&self) -> u32 {
         u32::from_le_bytes(self.array(4))
     }
 
-    /// Contradicts an earlier terminal event.
+    /// True if the event contradicts an earlier terminal event of its task.
     pub fn conflict(&self) -> bool {
         self.bytes[2] & FLAG_CONFLICT != 0
     }
@@ -350,17 +358,17 @@ impl Record {
         i64::from_le_bytes(self.array(8))
     }
 
-    /// Like `received_at`, but falling along the log only where its clock was set back.
+    /// The time that retention and searches by time use; it falls along the log only where the log's clock was set back.
     pub fn log_time_micros(&self) -> i64 {
         i64::from_le_bytes(self.array(16))
     }
 
-    /// The event's encoding, without cursor, revision and conflict.
+    /// The protobuf encoding, without cursor, revision and conflict.
     pub fn event(&self) -> &[u8] {
         &self.bytes[self.event_start()..self.raw_start()]
     }
 
-    /// The callback's body as received.
+    /// The callback's body as received; empty if it was erased or left out.
     pub fn raw(&self) -> &[u8] {
         &self.bytes[self.raw_start()..]
     }
@@ -392,18 +400,18 @@ impl Record {
     }
 
     fn text(&self, range: std::ops::Range<usize>) -> &str {
-        // `from_stored` has checked the keys; a damaged label reads as a text that matches nothing.
+        // `from_stored` has checked product and task id. A damaged label reads as the empty text, which matches no filter.
         std::str::from_utf8(&self.bytes[range]).unwrap_or_default()
     }
 
-    /// The event's labels; none of an event that was erased.
+    /// The event's labels; empty if they were erased.
     pub fn labels(&self) -> Labels {
         let texts: Vec<_> = self.label_texts().map(str::to_owned).collect();
         let pair = |pair: &[String]| Some((pair.first()?.clone(), pair.get(1)?.clone()));
         texts.chunks(2).filter_map(pair).collect()
     }
 
-    /// The labels, key and value in turn.
+    /// The texts of the labels: key, value, key, value, …
     fn label_texts(&self) -> impl Iterator<Item = &str> {
         let end = self.event_start();
         let mut at = self.labels_start();
@@ -502,7 +510,7 @@ mod tests {
         }
 
         #[test]
-        fn what_is_encoded_together_can_be_had_in_part(lengths in collection::vec(1..9_usize, 1..9), from: prop::sample::Index) {
+        fn a_shared_encoding_can_be_read_in_parts(lengths in collection::vec(1..9_usize, 1..9), from: prop::sample::Index) {
             let bytes = |at: usize| [&[0; HEADER_BYTES][..], &vec![at as u8; lengths[at]]].concat();
             let record = |at: usize| Record { sequence: Sequence(at as u64), bytes: bytes(at).into(), origin: None };
             let records = Records::from((0..lengths.len()).map(record).collect::<Vec<_>>());
