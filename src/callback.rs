@@ -18,7 +18,7 @@ use crate::{
         ProductError, TaskId, TaskStatus, Verification, labels_fit,
     },
     store::{Bound, Draft},
-    vendor::{self, Known, StatusWord, Unreadable},
+    vendor::{self, Overrides, StatusWord, Unreadable},
     wire,
 };
 
@@ -262,11 +262,11 @@ impl Callback {
             (None, None) => None,
         };
         let labels = self.labels(corrections.drop_labels)?;
-        let known = Known {
+        let overrides = Overrides {
             task_id: corrections.task_id.clone(),
             status: corrections.status.clone(),
         };
-        let report = vendor::read_as(read, &known)?;
+        let report = vendor::read_as(read, &overrides)?;
         let product_inferred = url_product.is_none();
         let product = match url_product {
             // What an operator names is the operator's to say.

@@ -1,6 +1,6 @@
-//! Why a task failed. Owns the search for a code and a sentence in the many places where products put them.
+//! The error of a failed task. Owns the search for a code and a message in the many places where products put them.
 //!
-//! What the search does not use is kept in the details: nothing that the vendor said is only in the raw body.
+//! Values that become neither code nor message are kept in the details, so a client never needs the raw body to see all of an error.
 
 use std::{borrow::Cow, collections::BTreeMap};
 
@@ -12,8 +12,8 @@ use super::{
 };
 use crate::event::TaskError;
 
-/// The places beside `error`, in order, with their names.
-const BESIDE: [(Key, &str); 6] = [
+/// The keys of a body, other than `error`, that may hold a code or a message, in order of preference.
+const OTHER_KEYS: [(Key, &str); 6] = [
     (Key::ErrorCode, "error_code"),
     (Key::ErrorMessage, "error_message"),
     (Key::ErrorMsg, "error_msg"),
@@ -21,45 +21,45 @@ const BESIDE: [(Key, &str); 6] = [
     (Key::Description, "description"),
     (Key::Detail, "detail"),
 ];
-/// Where the object of an error has its sentence.
-const MESSAGES: [&str; 3] = ["message", "msg", "detail"];
-/// Where an object of an error may have another one.
-const NESTED: [&str; 4] = ["error", "message", "msg", "detail"];
-/// Longest code in bytes. The vendor's have thirty; what is longer is read by people.
+/// The members of an error object that may hold its message.
+const MESSAGE_MEMBERS: [&str; 3] = ["message", "msg", "detail"];
+/// The members of an error object that may hold another error object.
+const NESTED_MEMBERS: [&str; 4] = ["error", "message", "msg", "detail"];
+/// Longest code in bytes. The vendor's codes have about thirty; a longer text is a message.
 const CODE_BYTES_MAX: usize = 256;
-/// How many objects or arrays in each other are looked into. The vendor's errors have one.
+/// How many nested objects or arrays are searched. The vendor's errors have one level.
 const LEVELS_MAX: usize = 4;
 
-/// The reason of a failed task; `status_text` is the vendor's word, which can be a reason in itself.
+/// The error of a failed task. `status_text` is the vendor's status word, which can itself be the reason.
 pub(super) fn read(fields: &Fields<'_>, status_text: &str) -> TaskError {
     let error = fields.json(Key::Error);
-    let given = error
-        .map(|error| look_into(error, LEVELS_MAX))
+    let found = error
+        .map(|error| search(error, LEVELS_MAX))
         .unwrap_or_default();
-    let beside: Vec<_> = BESIDE
+    let others: Vec<_> = OTHER_KEYS
         .iter()
         .filter_map(|&(key, name)| Some((name, fields.json(key)?)))
         .collect();
-    let texts: Vec<_> = beside
+    let texts: Vec<_> = others
         .iter()
-        .filter_map(|&(name, value)| Some((name, text_beside(name, value)?)))
+        .filter_map(|&(name, value)| Some((name, text_of_other(name, value)?)))
         .collect();
     let all = || {
-        given
+        found
             .texts
             .iter()
             .chain(texts.iter().map(|(_, text)| text))
             .map(|text| text.trim())
     };
 
-    let code = given
+    let code = found
         .code
         .as_deref()
         .map(str::trim)
         .or_else(|| all().find(|text| is_code(text)));
-    // The neighbour of a code is its message, word for word.
-    let message = given
-        .neighbour
+    // The text beside an explicit code is its message, word for word.
+    let message = found
+        .message
         .as_deref()
         .or_else(|| all().find(|text| !is_code(text)))
         .or(code)
@@ -68,32 +68,34 @@ pub(super) fn read(fields: &Fields<'_>, status_text: &str) -> TaskError {
     let is_used = |text: &str| text.trim() == message.trim() || code == Some(text.trim());
     let mut unused = Map::new();
     if let Some(error) = error
-        && !(given.is_used_up && given.texts.iter().all(|text| is_used(text)))
+        && !(found.is_exhausted && found.texts.iter().all(|text| is_used(text)))
     {
         unused.insert("error".into(), error.value());
     }
-    for (name, value) in beside {
+    for (name, value) in others {
         let text = texts.iter().find(|(with_text, _)| *with_text == name);
-        if text.map_or_else(|| says_something(value), |(_, text)| !is_used(text)) {
+        if text.map_or_else(|| has_content(value), |(_, text)| !is_used(text)) {
             unused.insert(name.into(), value.value());
         }
     }
+
     let code = code
         .map(str::to_ascii_uppercase)
         .or_else(|| status::code(status_text));
     TaskError {
         code: code.unwrap_or_else(|| TaskError::NO_CODE.into()),
         message: message.into(),
-        details: details(given.details.map(Json::value), unused),
+        details: details(found.details.map(Json::value), unused),
     }
 }
 
-/// The vendor's details alone, the error as a whole, or all that there is to be kept under the names it has.
+/// The details of the error: the vendor's own if nothing else is unused, the whole `error` if only it is, or else an object with
+/// every unused value under its key.
 fn details(given: Option<Value>, mut unused: Map<String, Value>) -> Option<Value> {
     match (unused.len(), unused.contains_key("error")) {
         (0, _) => given,
         (1, true) => unused.remove("error"),
-        (_, true) => Some(unused.into()), // `error` has the vendor's details in it
+        (_, true) => Some(unused.into()), // `error` contains the vendor's details
         (_, false) => {
             unused.extend(given.map(|given| ("details".into(), given)));
             Some(unused.into())
@@ -101,58 +103,60 @@ fn details(given: Option<Value>, mut unused: Map<String, Value>) -> Option<Value
     }
 }
 
-/// What `error`, or a value within it, says.
+/// The parts of an error that were found in `error` or in a value within it.
 #[derive(Default)]
-struct Given<'a> {
-    /// Stated as one.
+struct Found<'a> {
+    /// The value of an explicit `code`.
     code: Option<Cow<'a, str>>,
-    /// Beside that code.
-    neighbour: Option<Cow<'a, str>>,
-    /// Without a code beside it: each may be a code itself.
+    /// The text beside that code.
+    message: Option<Cow<'a, str>>,
+    /// Texts without a code beside them: each may itself be a code or a message.
     texts: Vec<Cow<'a, str>>,
     details: Option<Json<'a>>,
-    /// There is nothing else in it.
-    is_used_up: bool,
+    /// The fields above hold everything that was in the value.
+    is_exhausted: bool,
 }
 
-fn look_into(value: Json<'_>, levels: usize) -> Given<'_> {
+fn search(value: Json<'_>, levels: usize) -> Found<'_> {
     if let Some(text) = value.text() {
         let texts = if text.trim().is_empty() {
             Vec::new()
         } else {
             vec![text]
         };
-        return Given {
+        return Found {
             texts,
-            is_used_up: true,
-            ..Given::default()
+            is_exhausted: true,
+            ..Found::default()
         };
     }
-    if levels == 0 || !says_something(value) {
-        return Given {
-            is_used_up: !says_something(value),
-            ..Given::default()
+
+    if levels == 0 || !has_content(value) {
+        return Found {
+            is_exhausted: !has_content(value),
+            ..Found::default()
         };
     }
+
     if let Some((elements, count)) = value.first_elements(1) {
-        let given = elements
+        let found = elements
             .first()
-            .map(|&first| look_into(first, levels - 1))
+            .map(|&first| search(first, levels - 1))
             .unwrap_or_default();
-        return Given {
-            is_used_up: given.is_used_up && count == 1,
-            ..given
+        return Found {
+            is_exhausted: found.is_exhausted && count == 1,
+            ..found
         };
     }
-    look_into_object(value, levels)
+    search_object(value, levels)
 }
 
-fn look_into_object(value: Json<'_>, levels: usize) -> Given<'_> {
+fn search_object(value: Json<'_>, levels: usize) -> Found<'_> {
     let Some(mut entries) = value.entries() else {
-        return Given::default();
+        return Found::default();
     };
     let details = entries.remove("details");
-    entries.retain(|_, value| says_something(*value));
+    entries.retain(|_, value| has_content(*value));
 
     let code = entries
         .get("code")
@@ -161,49 +165,51 @@ fn look_into_object(value: Json<'_>, levels: usize) -> Given<'_> {
     if code.is_some() {
         entries.remove("code");
     }
-    // A code that is too long is a sentence.
-    let sentence = MESSAGES
+
+    // A code that is too long is a message.
+    let message = MESSAGE_MEMBERS
         .into_iter()
         .chain(["code"])
         .find_map(|key| Some((key, entries.get(key)?.text()?)));
-    let text = sentence.map(|(key, text)| {
+    let text = message.map(|(key, text)| {
         entries.remove(key);
         text
     });
+
     if code.is_some() {
-        return Given {
+        return Found {
             code,
-            neighbour: text,
+            message: text,
             texts: Vec::new(),
             details,
-            is_used_up: entries.is_empty(),
+            is_exhausted: entries.is_empty(),
         };
     }
 
     let Some((key, within)) = take_nested(&mut entries) else {
-        return Given {
+        return Found {
             texts: text.into_iter().collect(),
             details,
-            is_used_up: entries.is_empty(),
-            ..Given::default()
+            is_exhausted: entries.is_empty(),
+            ..Found::default()
         };
     };
-    let within = look_into(within, levels - 1);
-    // A name that we do not know may be half of what is said.
-    let is_known = NESTED.contains(&key.as_str());
+    let within = search(within, levels - 1);
+    // An unknown key may carry meaning of its own, so the value is then kept as a whole.
+    let is_known = NESTED_MEMBERS.contains(&key.as_str());
     let has_room = details.is_none() || within.details.is_none();
-    Given {
-        is_used_up: is_known && entries.is_empty() && within.is_used_up && has_room,
+    Found {
+        is_exhausted: is_known && entries.is_empty() && within.is_exhausted && has_room,
         texts: text.into_iter().chain(within.texts).collect(),
         details: details.or(within.details),
         ..within
     }
 }
 
-/// The first object or array in an object, of known names before others.
+/// Removes the first object or array from `entries`, known keys before others.
 fn take_nested<'a>(entries: &mut BTreeMap<String, Json<'a>>) -> Option<(String, Json<'a>)> {
     let is_nested = |value: &Json<'_>| value.0.starts_with(['{', '[']);
-    let known = NESTED
+    let known = NESTED_MEMBERS
         .into_iter()
         .find(|&key| entries.get(key).is_some_and(is_nested));
     let other = || {
@@ -216,7 +222,7 @@ fn take_nested<'a>(entries: &mut BTreeMap<String, Json<'a>>) -> Option<(String, 
     entries.remove_entry(&key)
 }
 
-fn text_beside<'a>(name: &str, value: Json<'a>) -> Option<Cow<'a, str>> {
+fn text_of_other<'a>(name: &str, value: Json<'a>) -> Option<Cow<'a, str>> {
     let text = if name == "error_code" {
         text_or_number(value)
     } else {
@@ -230,8 +236,8 @@ fn text_or_number(value: Json<'_>) -> Option<Cow<'_, str>> {
     text.filter(|text| !text.trim().is_empty())
 }
 
-/// Null, nothing but blanks, and what is empty are the same as no value.
-fn says_something(value: Json<'_>) -> bool {
+/// False for null, blank texts, and empty objects and arrays: they count as absent.
+fn has_content(value: Json<'_>) -> bool {
     match value.0.as_bytes() {
         [b'"', ..] => value.text().is_some_and(|text| !text.trim().is_empty()),
         [b'{', inner @ .., b'}'] | [b'[', inner @ .., b']'] => !inner.trim_ascii().is_empty(),
@@ -239,7 +245,7 @@ fn says_something(value: Json<'_>) -> bool {
     }
 }
 
-/// One word of ASCII letters, digits and `_`. Only ASCII: a sentence in Chinese has no spaces either.
+/// True for one word of ASCII letters, digits and `_`. Only ASCII, because a sentence in Chinese has no spaces either.
 fn is_code(text: &str) -> bool {
     text.len() <= CODE_BYTES_MAX && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_')
 }

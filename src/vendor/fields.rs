@@ -1,8 +1,9 @@
-//! A body cut into its fields. Owns all that touches JSON: which keys we know, and how leniently their values are read.
+//! The JSON of a body, cut into the values of the known keys. Owns all parsing of JSON: the list of keys, and how leniently their
+//! values are read.
 //!
-//! The cut leaves every value as the text it is in the body. That is fast, since nothing is built for a field nobody asks
-//! for; and it is safe, since a number that no type can hold, or half of a surrogate pair, cannot spoil the fields beside it.
-//! Of duplicate keys the last counts; null counts as absent, except for [`Fields::has`].
+//! Every value stays the text that it is in the body until it is read. That is fast, because nothing is built for a field that is
+//! not read. It is also safe: a number that no type can hold, or an unpaired surrogate, does not affect the fields beside it.
+//! Of duplicate keys the last one counts; null counts as absent, except in [`Fields::has`].
 
 use std::{borrow::Cow, collections::BTreeMap, fmt};
 
@@ -14,7 +15,7 @@ use serde_json::{Value, value::RawValue};
 
 use super::{NESTING_LEVELS_MAX, Unreadable};
 
-/// The keys we look at, in a body or in the objects in it.
+/// The keys that are read, in a body or in the objects within it.
 #[derive(Clone, Copy, Debug, Deserialize)]
 #[serde(field_identifier, rename_all = "snake_case")]
 pub(super) enum Key {
@@ -72,7 +73,7 @@ impl Default for Fields<'_> {
 }
 
 impl<'a> Fields<'a> {
-    /// Cuts a body's text, or says why it is not an object that can be read.
+    /// Cuts the text of a body, which has to be an object.
     pub(super) fn of_text(text: &'a str) -> Result<Self, Unreadable> {
         if !text.trim_start().starts_with('{') {
             return Err(not_an_object(text));
@@ -85,28 +86,28 @@ impl<'a> Fields<'a> {
         }
     }
 
-    /// True if the key is there, with null or any other value: which keys a body has tells its shape.
+    /// True if the key is present, with null or any other value. The set of keys tells the shape of a body.
     pub(super) fn has(&self, key: Key) -> bool {
         self.values[key as usize].is_some()
     }
 
-    /// A text that is not empty.
+    /// The value, if it is a text that is not empty.
     pub(super) fn text(&self, key: Key) -> Option<Cow<'a, str>> {
         self.json(key)?.text()
     }
 
-    /// A text that is not empty, or a number as it is written.
+    /// The value, if it is a text that is not empty or a number. A number is returned as it is written.
     pub(super) fn text_or_number(&self, key: Key) -> Option<Cow<'a, str>> {
         let value = self.json(key)?;
         value.text().or_else(|| value.number().map(Cow::Borrowed))
     }
 
-    /// Whatever is there but null.
+    /// The value, if it is present and not null.
     pub(super) fn json(&self, key: Key) -> Option<Json<'a>> {
         self.values[key as usize].filter(|value| value.0 != "null")
     }
 
-    /// A whole number, also if it is written as a text or with a fraction of zero.
+    /// The value, if it is a whole number, even as a text or with a fraction of zero.
     pub(super) fn integer(&self, key: Key) -> Option<i64> {
         let digits = self.text_or_number(key)?;
         digits
@@ -116,7 +117,7 @@ impl<'a> Fields<'a> {
             .or_else(|| whole(digits.trim().parse().ok()?))
     }
 
-    /// The fields of an object within this one.
+    /// The fields of the value, if it is an object.
     pub(super) fn object(&self, key: Key) -> Option<Self> {
         self.json(key)?.fields()
     }
@@ -151,12 +152,12 @@ impl<'de> Visitor<'de> for FieldsVisitor {
     }
 }
 
-/// One value as it stands in the body: well-formed, without space around it, not yet looked into.
+/// The text of one JSON value in the body: well-formed, without surrounding space, not parsed yet.
 #[derive(Clone, Copy)]
 pub(super) struct Json<'a>(pub &'a str);
 
 impl<'a> Json<'a> {
-    /// A text that is not empty.
+    /// The value, if it is a text that is not empty.
     pub(super) fn text(self) -> Option<Cow<'a, str>> {
         let within = self.0.strip_prefix('"')?.strip_suffix('"')?;
         let text = if within.contains('\\') {
@@ -171,19 +172,18 @@ impl<'a> Json<'a> {
         self.0.starts_with('"')
     }
 
-    /// A number as it is written.
+    /// The digits of the value as written, if it is a number.
     pub(super) fn number(self) -> Option<&'a str> {
         self.0
             .starts_with(|first: char| first == '-' || first.is_ascii_digit())
             .then_some(self.0)
     }
 
-    /// True or false.
     pub(super) fn boolean(self) -> Option<bool> {
         self.0.parse().ok()
     }
 
-    /// The fields of an object.
+    /// The fields of the value, if it is an object.
     pub(super) fn fields(self) -> Option<Fields<'a>> {
         if self.0.starts_with('{') {
             serde_json::from_str(self.0).ok()
@@ -192,7 +192,7 @@ impl<'a> Json<'a> {
         }
     }
 
-    /// The values of an array.
+    /// The elements of the value, if it is an array.
     pub(super) fn elements(self) -> Option<Vec<Self>> {
         if !self.0.starts_with('[') {
             return None;
@@ -206,7 +206,7 @@ impl<'a> Json<'a> {
         )
     }
 
-    /// The first values of an array, `count_max` at most, and how many there are: for arrays that may be as long as a body.
+    /// The first `count_max` elements of an array, and the number of all. For arrays that may fill a body.
     pub(super) fn first_elements(self, count_max: usize) -> Option<(Vec<Self>, usize)> {
         if !self.0.starts_with('[') {
             return None;
@@ -216,10 +216,11 @@ impl<'a> Json<'a> {
             .deserialize_seq(FirstElements { count_max })
             .ok()?;
         deserializer.end().ok()?;
+
         Some(elements)
     }
 
-    /// The values of an object that are not null, by key: also those under keys that we do not know.
+    /// The values of an object by key, without nulls, unknown keys included.
     pub(super) fn entries(self) -> Option<BTreeMap<String, Self>> {
         if !self.0.starts_with('{') {
             return None;
@@ -231,12 +232,13 @@ impl<'a> Json<'a> {
         Some(entries.filter(|(_, value)| value.0 != "null").collect())
     }
 
-    /// Any value, to be kept. One that serde_json cannot hold (1e400, half of a surrogate pair) is kept as its JSON text.
+    /// The parsed value. A value that serde_json cannot represent (1e400, an unpaired surrogate) becomes a string of its JSON text.
     pub(super) fn value(self) -> Value {
         serde_json::from_str(self.0).unwrap_or_else(|_| Value::from(self.0))
     }
 
-    /// serde_json skips a value without recursion, and so without a limit: the stack is safe, and the limit is ours to keep.
+    /// True if arrays and objects nest deeper than `levels_max`. serde_json skips values without recursion and without a limit, so the
+    /// limit has to be enforced here.
     pub(super) fn nests_deeper_than(self, levels_max: usize) -> bool {
         let (mut levels, mut in_text, mut escaped) = (0_usize, false, false);
         if !self.0.starts_with(['[', '{']) {
@@ -248,7 +250,7 @@ impl<'a> Json<'a> {
                 b'\\' => escaped = true,
                 b'"' => in_text = !in_text,
                 b'[' | b'{' if !in_text => levels += 1,
-                b']' | b'}' if !in_text => levels = levels.saturating_sub(1), // it may be no JSON
+                b']' | b'}' if !in_text => levels = levels.saturating_sub(1), // may be invalid JSON
                 _ => {}
             }
             levels > levels_max
@@ -296,7 +298,7 @@ fn not_an_object(text: &str) -> Unreadable {
     }
 }
 
-/// The integer a float stands for; beyond 2^53 a float no longer says which one.
+/// The integer that a float stands for. Beyond 2^53 a float no longer identifies one integer.
 fn whole(float: f64) -> Option<i64> {
     const EXACT_MAX: f64 = 9_007_199_254_740_992.0;
     (float.fract() == 0.0 && float.abs() <= EXACT_MAX).then_some(float as i64)
@@ -304,24 +306,24 @@ fn whole(float: f64) -> Option<i64> {
 
 fn unescape(json: &str) -> Option<String> {
     let Bytes(bytes) = serde_json::from_str(json).ok()?;
-    Some(String::from_utf8(bytes).unwrap_or_else(|e| without_halves(e.as_bytes())))
+    Some(String::from_utf8(bytes).unwrap_or_else(|e| replace_surrogates(e.as_bytes())))
 }
 
-/// Half of a surrogate pair comes as three bytes, none of which is UTF-8. One character stands for it: three would make an
-/// event larger than its body, and so too large for clients.
-fn without_halves(bytes: &[u8]) -> String {
-    const FIRST_OF_HALF: u8 = 0xed;
+/// Replaces each unpaired surrogate by one replacement character. It arrives as three bytes, none of which is UTF-8; a replacement
+/// for each byte would make an event larger than its body, and so too large for clients.
+fn replace_surrogates(bytes: &[u8]) -> String {
+    const SURROGATE_FIRST_BYTE: u8 = 0xed;
     let mut text = String::with_capacity(bytes.len());
     for chunk in bytes.utf8_chunks() {
         text.push_str(chunk.valid());
-        if chunk.invalid().first() == Some(&FIRST_OF_HALF) {
+        if chunk.invalid().first() == Some(&SURROGATE_FIRST_BYTE) {
             text.push(char::REPLACEMENT_CHARACTER);
         }
     }
     text
 }
 
-/// A JSON text asked for as bytes: the one way in which serde_json does not refuse half of a surrogate pair.
+/// A JSON string deserialised as bytes: the only way in which serde_json accepts an unpaired surrogate.
 struct Bytes(Vec<u8>);
 
 impl<'de> Deserialize<'de> for Bytes {

@@ -1,13 +1,13 @@
-//! Which product a body belongs to. Owns the guess from a body's shape, for a callback URL that names no product.
+//! Infers the product from the shape of a body, for callback URLs that name no product. Owns the rules of that guess.
 //!
-//! A key that is there with null counts: a failed task of a product still has the keys of that product.
+//! A key counts even if its value is null: the body of a failed task still has the keys of its product.
 
 use std::borrow::Cow;
 
 use super::fields::{Fields, Key};
 use crate::event::Product;
 
-/// The product this shape belongs to, `unknown` if it could be anyone's.
+/// The product that has this shape; `unknown` if several have it.
 pub(super) fn product(fields: &Fields<'_>) -> Product {
     let slug = of_shape(fields);
     Product::parse(&slug).expect("every slug here is a constant or made of short lower-case words")
@@ -45,12 +45,13 @@ fn of_result(fields: &Fields<'_>) -> &'static str {
     }
 }
 
-/// `kling_o1_video` and `kling-o3-video-10s-pro` name a sub-product; any other kling is just that.
+/// The product in a model's name: `kling_o1_video` and `kling-o3-video-10s-pro` name a sub-product; any other kling model is `kling`.
 fn of_model(model: &str) -> Option<Cow<'static, str>> {
     let model = model.to_ascii_lowercase();
     if !model.starts_with("kling") {
         return None;
     }
+
     let words: Vec<&str> = model.split(|c: char| !c.is_ascii_alphanumeric()).collect();
     let named = words
         .windows(2)
@@ -60,7 +61,7 @@ fn of_model(model: &str) -> Option<Cow<'static, str>> {
     }))
 }
 
-/// `o1`, `o3`, and what may come: the vendor adds generations faster than we release.
+/// True for `o1`, `o3` and any later number: the vendor adds generations faster than the broker is released.
 fn is_generation(word: &str) -> bool {
     let digits = word.strip_prefix('o').unwrap_or_default();
     matches!(digits.len(), 1 | 2) && digits.bytes().all(|b| b.is_ascii_digit())

@@ -1,14 +1,14 @@
-//! RunBlob's callback bodies: what they say, and what they look like.
+//! RunBlob's callback bodies: reading them into reports, and writing samples of them.
 //!
 //! Owns every rule about the vendor's JSON: [`read`] turns a body into a [`Report`], [`sample`] writes bodies like the
 //! vendor's. Pure: no I/O, no clock, no randomness, and never a log line, because a body holds user content.
 //!
-//! The vendor documents a different shape per product and changes them without notice, so reading is lenient: a callback is
-//! refused only if it is not a JSON object or if its task or status cannot be told. Any other field that is missing, null, of
-//! the wrong type or unreadable is absent, and costs nothing but itself.
+//! The vendor documents a different shape for each product and changes shapes without notice, so reading is lenient. A callback is
+//! refused only if it is not a JSON object, or has no task id or no status. Any other field that is missing, null, of the wrong
+//! type or unreadable counts as absent and does not affect the fields beside it.
 //!
-//! A body is walked once: `fields` cuts it into the raw texts of the keys we know, and the other files look into the few
-//! that matter to them: `status`, `outputs`, `error`, `time`, and `infer` for the product.
+//! A body is parsed once: `fields` cuts it into the raw JSON text of each known key. Each other file then parses the few keys that
+//! it owns: `status`, `outputs`, `error`, `time`, and `infer` for the product.
 
 mod error;
 mod fields;
@@ -29,32 +29,32 @@ use crate::event::{Report, TaskId, TaskStatus};
 use fields::{Fields, Json, Key};
 pub use status::{StatusWord, StatusWordError};
 
-/// Levels of arrays and objects in a body, the outermost included: what serde_json reads before it gives up, so whatever we
-/// take apart or hand on as JSON can be read again. The vendor's bodies have three.
+/// Most levels of arrays and objects in a body, the outermost included. It is serde_json's own limit, so any part of a body that is
+/// passed on as JSON can be parsed again. The vendor's bodies have three levels.
 pub const NESTING_LEVELS_MAX: usize = 128;
 
-/// Why a body could not be understood. Neither the text nor the reason ever repeats any of the body.
+/// A body cannot be read as a report and has to be quarantined. Neither the text nor the reason ever repeats any of the body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Unreadable {
-    /// Not JSON, or not UTF-8.
+    /// The body is not JSON, or not UTF-8.
     #[error("the body is not JSON")]
     NotJson,
-    /// JSON, but deeper than [`NESTING_LEVELS_MAX`]; its reason is that of [`Unreadable::NotJson`].
+    /// The body is JSON, but deeper than [`NESTING_LEVELS_MAX`]. It shares the reason of [`Unreadable::NotJson`].
     #[error("the body is not JSON that can be read: more than {NESTING_LEVELS_MAX} levels deep")]
     TooDeeplyNested,
-    /// JSON, but a text, a number, …
+    /// The body is a JSON string, number, boolean, null or empty array.
     #[error("the body is JSON, but not an object")]
     NotAnObject,
-    /// A JSON array; its reason is that of [`Unreadable::NotAnObject`].
+    /// The body is a JSON array with elements. It shares the reason of [`Unreadable::NotAnObject`].
     #[error("the body is a JSON array, not an object")]
     Array,
-    /// No id under any key that the vendor uses.
+    /// There is no id under any of the vendor's keys.
     #[error("no task id: generation_id, task_uuid, task_id and id are all missing or empty")]
     NoTaskId,
-    /// An id that [`TaskId`] does not take, or one that lost characters on its way.
+    /// The id is not a valid [`TaskId`], or has lost characters on its way.
     #[error("the task id is not 1 to 128 printable characters without spaces")]
     BadTaskId,
-    /// Neither a status nor anything that implies one.
+    /// There is neither a status nor an output or error that would imply one.
     #[error(
         "no status: neither status nor success, and neither an output nor an error that would imply one"
     )]
@@ -73,7 +73,7 @@ impl Unreadable {
         Self::NoStatus,
     ];
 
-    /// A stable snake_case word, for the answer, the quarantine and metrics.
+    /// The stable snake_case word in the HTTP answer, in quarantine and in metrics.
     pub fn reason(self) -> &'static str {
         match self {
             Self::NotJson | Self::TooDeeplyNested => "not_json",
@@ -85,33 +85,36 @@ impl Unreadable {
     }
 }
 
-/// What an operator knows better than a body.
+/// Values by which an operator replaces those of a quarantined body.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Known {
-    /// The task, which the body does not name properly.
+pub struct Overrides {
+    /// The task id to use instead of the body's.
     pub task_id: Option<TaskId>,
-    /// A status word, instead of the body's.
+    /// The status word to use instead of the body's.
     pub status: Option<StatusWord>,
 }
 
-/// Reads a callback's body, or says why it has to be quarantined.
+/// Reads a callback's body. On an error the callback has to be quarantined.
 ///
-/// Where a text holds half of a surrogate pair (`\ud83d` alone, as left by a sender that cuts a prompt inside an emoji), the
-/// half becomes a replacement character; only in a task id, where two ids could become one, or in a key, is it refused.
+/// An unpaired surrogate in a text (`\ud83d` alone, left by a sender that truncates a prompt inside an emoji) becomes a replacement
+/// character. It is refused only in a task id, where two ids could become one, and in a key.
 pub fn read(body: &[u8]) -> Result<Report, Unreadable> {
-    read_as(body, &Known::default())
+    read_as(body, &Overrides::default())
 }
 
-/// Like [`read`], for an operator who knows something better.
-pub fn read_as(body: &[u8], known: &Known) -> Result<Report, Unreadable> {
+/// Like [`read`], with an operator's values in place of the body's.
+pub fn read_as(body: &[u8], overrides: &Overrides) -> Result<Report, Unreadable> {
     let text = text(body)?;
     let fields = Fields::of_text(&text)?;
-    let task_id = known.task_id.clone().map_or_else(|| task_id(&fields), Ok)?;
-    report(&fields, task_id, known.status.as_ref())
+    let task_id = overrides
+        .task_id
+        .clone()
+        .map_or_else(|| task_id(&fields), Ok)?;
+    report(&fields, task_id, overrides.status.as_ref())
 }
 
-/// The first elements of a body that is an array, `count_max` at most, as they stand in it, and how many there are; `None` if it is
-/// no array that can be read, or an empty one.
+/// The first `count_max` elements of a body that is an array, byte for byte, and the number of all its elements. `None` if the body
+/// is not a readable array or is empty.
 pub fn elements(body: &[u8], count_max: usize) -> Option<(Vec<Bytes>, usize)> {
     let text = text(body).ok()?;
     let text = text.trim_ascii();
@@ -130,12 +133,12 @@ pub fn elements(body: &[u8], count_max: usize) -> Option<(Vec<Bytes>, usize)> {
     ))
 }
 
-/// A body as text. A byte order mark says how it is encoded, and is no part of it; without one it is UTF-8.
+/// The body as text, without its byte order mark. The mark tells the encoding; without a mark it is UTF-8.
 fn text(body: &[u8]) -> Result<Cow<'_, str>, Unreadable> {
     let utf16 = |units: &[u8], unit: fn([u8; 2]) -> u16| {
         let (pairs, rest) = units.as_chunks();
         let units: Vec<_> = pairs.iter().map(|&pair| unit(pair)).collect();
-        // Half of a surrogate pair is as good, or bad, as an escaped one.
+        // An unpaired surrogate is treated like an escaped one.
         if rest.is_empty() {
             Ok(Cow::Owned(String::from_utf16_lossy(&units)))
         } else {
@@ -146,7 +149,7 @@ fn text(body: &[u8]) -> Result<Cow<'_, str>, Unreadable> {
         [0xfe, 0xff, units @ ..] => utf16(units, u16::from_be_bytes),
         [0xff, 0xfe, units @ ..] => utf16(units, u16::from_le_bytes),
         [0xef, 0xbb, 0xbf, text @ ..] | text => {
-            // The whole body at once: serde_json does not check the texts it skips.
+            // The whole body is checked here: serde_json does not check the strings that it skips.
             std::str::from_utf8(text)
                 .map(Cow::Borrowed)
                 .map_err(|_| Unreadable::NotJson)
@@ -157,13 +160,14 @@ fn text(body: &[u8]) -> Result<Cow<'_, str>, Unreadable> {
 fn report(
     fields: &Fields<'_>,
     task_id: TaskId,
-    known_status: Option<&StatusWord>,
+    status_override: Option<&StatusWord>,
 ) -> Result<Report, Unreadable> {
     let outputs = outputs::read(fields);
-    let (status, status_text) = match known_status {
+    let (status, status_text) = match status_override {
         Some(word) => (word.status(), Cow::Borrowed(word.as_str())),
         None => status::read(fields, !outputs.is_empty()).ok_or(Unreadable::NoStatus)?,
     };
+
     let owned = |key| fields.text(key).unwrap_or_default().into_owned();
     Ok(Report {
         task_id,
@@ -188,7 +192,7 @@ fn time(fields: &Fields<'_>, key: Key) -> Option<Timestamp> {
     )
 }
 
-/// The first id that is there decides, also if it is bad: another key might hold the id of something else.
+/// The first key that is present decides, even if its id is invalid: a later key might hold the id of something else.
 fn task_id(fields: &Fields<'_>) -> Result<TaskId, Unreadable> {
     const KEYS: [Key; 4] = [Key::GenerationId, Key::TaskUuid, Key::TaskId, Key::Id];
     let raw = KEYS

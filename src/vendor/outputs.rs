@@ -1,4 +1,5 @@
-//! The results of a task. Owns which keys hold output URLs, in which order, and what they lead to. Never fetches one.
+//! The outputs of a task. Owns the list of keys that hold output URLs, their order, and the kind of file that each leads to. Never
+//! fetches a URL.
 
 use std::{borrow::Cow, collections::HashSet};
 
@@ -19,7 +20,7 @@ const BEFORE_OUTPUT: [(Key, Option<OutputKind>); 8] = [
     (Key::Images, IMAGE),
     (Key::Videos, VIDEO),
 ];
-/// The members of the object under `output`; without them it is like any other place.
+/// The members of an object under `output`. A text or an array there is read like any other key's.
 const WITHIN_OUTPUT: [(Key, Option<OutputKind>); 5] = [
     (Key::VideoUrls, VIDEO),
     (Key::ImageUrls, IMAGE),
@@ -35,7 +36,7 @@ const BEHIND_OUTPUT: [(Key, Option<OutputKind>); 3] = [
 
 type Found<'a> = Vec<(Option<OutputKind>, Cow<'a, str>)>;
 
-/// All outputs in the documented order, each once.
+/// All outputs in the documented order of keys, each URL once.
 pub(super) fn read(fields: &Fields<'_>) -> Vec<Output> {
     let mut found = Vec::new();
     take_all(fields, &BEFORE_OUTPUT, &mut found);
@@ -45,7 +46,7 @@ pub(super) fn read(fields: &Fields<'_>) -> Vec<Output> {
     take_all(fields, &BEHIND_OUTPUT, &mut found);
 
     if found.len() > 1 {
-        // A set, since comparing each with each would let one body of a megabyte hold up all others.
+        // A set: comparing all pairs would let one body of a megabyte delay every other callback.
         let mut seen = HashSet::new();
         found.retain(|(_, url)| seen.insert(url.clone()));
     }
@@ -72,7 +73,7 @@ fn take_output<'a>(output: Json<'a>, found: &mut Found<'a>) {
     take_url(&within, BY_EXTENSION, found);
 }
 
-/// A text, an object with `url`, or an array of either.
+/// Takes a text, an object with `url`, or an array of either.
 fn take<'a>(value: Json<'a>, kind: Option<OutputKind>, found: &mut Found<'a>) {
     match value.elements() {
         Some(elements) => elements
@@ -102,7 +103,7 @@ fn take_text<'a>(text: Cow<'a, str>, kind: Option<OutputKind>, found: &mut Found
     }
 }
 
-/// Absolute, http or https, and with a host. What has blanks or control characters is a sentence about a URL, or a mistake.
+/// True for an absolute http or https URL with a host. A text with blanks or control characters is a sentence about a URL, or a mistake.
 fn is_url(text: &str) -> bool {
     let has_scheme = |scheme: &str| {
         text.get(..scheme.len())
@@ -112,13 +113,14 @@ fn is_url(text: &str) -> bool {
         .into_iter()
         .find(|scheme| has_scheme(scheme));
     let host = scheme.and_then(|scheme| text[scheme.len()..].chars().next());
-    // Nearly all are ASCII, which is looked through faster.
+
+    // Nearly all URLs are ASCII, and the check of bytes is faster.
     let is_graphic = || text.bytes().all(|b| b.is_ascii_graphic());
     host.is_some_and(|first| !matches!(first, '/' | '?' | '#'))
         && (is_graphic() || text.chars().all(|c| !c.is_whitespace() && !c.is_control()))
 }
 
-/// By the extension of the URL's path; a query or fragment says nothing about the file.
+/// The kind of file, by the extension of the URL's path. Query and fragment say nothing about the file.
 fn kind_of(url: &str) -> OutputKind {
     let path = url.split(['?', '#']).next().unwrap_or_default();
     let file = path.rsplit('/').next().unwrap_or_default();

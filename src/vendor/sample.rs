@@ -1,7 +1,7 @@
-//! Bodies like the vendor's, for trying things without the vendor, and for tests.
+//! Sample bodies like the vendor's, for trying the broker without the vendor and for tests.
 //!
-//! Owns one body per documented shape and status, and the ways to break one. The same input gives the same body: seed, prompt
-//! and URLs follow from the task id.
+//! Owns one body for each documented shape and status, and the ways to break one. Deterministic: seed, prompt and URLs follow from
+//! the task id.
 
 use std::str::FromStr;
 
@@ -11,7 +11,7 @@ use serde_json::{Map, Value, json};
 use super::Unreadable;
 use crate::event::TaskStatus;
 
-/// The products with a documented body; [`Sample::body`] takes any other too.
+/// The products with a documented body. [`Sample::body`] accepts any other product too.
 pub const PRODUCTS: [&str; 10] = [
     "veo",
     "kling",
@@ -25,30 +25,30 @@ pub const PRODUCTS: [&str; 10] = [
     "seedance",
 ];
 
-/// A word that is none of the names asked for.
+/// The word is not the name of a status, shape or breakage; holds the list of names.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("not one of {0}")]
 pub struct UnknownName(String);
 
-/// Which end, or which step on the way, a sample tells of.
+/// The state of the task that a sample reports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SampleStatus {
-    /// Done, with a result.
+    /// The task has an output.
     Completed,
-    /// Failed, with a reason in the product's own way.
+    /// The task failed, with a reason in the product's own form.
     Failed,
-    /// Failed, because it took too long: code `TIMEOUT`.
+    /// The task took too long: code `TIMEOUT`.
     Timeout,
-    /// Failed, refused by moderation: code `MODERATION_BLOCKED`.
+    /// Moderation refused the task: code `MODERATION_BLOCKED`.
     ModerationBlocked,
-    /// Waiting.
+    /// The task has not started.
     Pending,
-    /// Under way.
+    /// The task is running.
     Processing,
 }
 
 impl SampleStatus {
-    /// Every status.
+    /// Every status, in the order of the command line's help.
     pub const ALL: [Self; 6] = [
         Self::Completed,
         Self::Failed,
@@ -58,7 +58,7 @@ impl SampleStatus {
         Self::Processing,
     ];
 
-    /// Its name on the command line, in kebab-case.
+    /// The status's name on the command line, in kebab-case.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Completed => "completed",
@@ -70,7 +70,7 @@ impl SampleStatus {
         }
     }
 
-    /// What the body is read as.
+    /// The status that [`super::read`] finds in the body.
     pub fn task_status(self) -> TaskStatus {
         match self {
             Self::Completed => TaskStatus::Completed,
@@ -88,26 +88,26 @@ impl SampleStatus {
 impl FromStr for SampleStatus {
     type Err = UnknownName;
 
-    /// Takes the vendor's spelling too, with `_`.
+    /// Accepts the vendor's spelling with `_` too.
     fn from_str(name: &str) -> Result<Self, UnknownName> {
         by_name(&Self::ALL, Self::as_str, &name.replace('_', "-"))
     }
 }
 
-/// Which of the vendor's hosts a sample comes from.
+/// The shape of a sample body; it depends on which of the vendor's hosts is imitated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Shape {
     /// The shape that is documented for the product today.
     Documented,
-    /// The shape of veo's old host, whatever the product: `success` instead of `status`.
+    /// The shape of veo's old host for any product: `success` instead of `status`.
     Legacy,
 }
 
 impl Shape {
-    /// Every shape.
+    /// Every shape, in the order of the command line's help.
     pub const ALL: [Self; 2] = [Self::Documented, Self::Legacy];
 
-    /// Its name on the command line.
+    /// The shape's name on the command line.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Documented => "documented",
@@ -124,26 +124,26 @@ impl FromStr for Shape {
     }
 }
 
-/// What a sample body is to say.
+/// The content of a sample body.
 #[derive(Clone, Copy, Debug)]
 pub struct Sample<'a> {
-    /// The product's slug; one without a documented body gets a plain one.
+    /// The product's slug. A product without a documented body gets a generic one.
     pub product: &'a str,
-    /// Which host.
+    /// The shape of the vendor's host.
     pub shape: Shape,
-    /// What became of the task.
+    /// The state that the body reports.
     pub status: SampleStatus,
-    /// Which task.
+    /// The task that the body is about.
     pub task_id: &'a str,
-    /// When the task ended; it was created about a minute before.
+    /// When the task ended; its `created_at` is 63 seconds earlier.
     pub at: Timestamp,
 }
 
 impl Sample<'_> {
-    /// The body, as an object so that the caller can change it.
+    /// The body, as an object that the caller can change.
     pub fn body(&self) -> Map<String, Value> {
         let body = match (self.shape, self.product) {
-            // The old host reports ends only, so steps on the way have today's shape.
+            // The old host reports terminal states only, so the others have today's shape.
             (Shape::Legacy, _) if self.status.is_terminal() => self.legacy(),
             (Shape::Legacy, _) | (_, "veo") => self.veo(),
             (_, "kling") => self.kling(),
@@ -155,7 +155,8 @@ impl Sample<'_> {
             (_, "seedance") => self.seedance(),
             _ => self.generic(),
         };
-        // Every shape below is an object; `json!` just cannot say so.
+
+        // Every shape below is an object, but `json!` has no type for that.
         if let Value::Object(body) = body {
             body
         } else {
@@ -206,7 +207,7 @@ impl Sample<'_> {
     }
 
     fn kling_video(&self) -> Value {
-        // The documentation spells the older one with underscores, and the newer one with what was asked for.
+        // The documentation spells the older model with underscores, and adds length and quality to the newer one.
         let model = if self.product == "kling-o1-video" {
             "kling_o1_video"
         } else {
@@ -249,7 +250,7 @@ impl Sample<'_> {
     fn sora(&self) -> Value {
         let mut body = json!({
             "generation_id": self.task_id,
-            // Sora gives sentences and no codes, so only the status word can tell a time-out.
+            // Sora sends sentences and no codes, so only the status word reveals a time-out.
             "status": self.word(),
             "prompt": self.prompt(),
             "video_url": self.result("videos", "mp4"),
@@ -289,12 +290,12 @@ impl Sample<'_> {
         })
     }
 
-    /// The vendor's most telling word for the status.
+    /// The vendor's most specific word for the status.
     fn word(&self) -> String {
         self.status.as_str().replace('-', "_")
     }
 
-    /// The same, for products that call a time-out `failed` and tell it by the code.
+    /// The word of products that call a time-out `failed` and give its reason in the error code.
     fn word_without_timeout(&self) -> String {
         if self.status == SampleStatus::Timeout {
             "failed".into()
@@ -303,7 +304,7 @@ impl Sample<'_> {
         }
     }
 
-    /// Why the task failed; `None` for `moderation_blocked` too, whose status word says it all.
+    /// The reason of a failure. `None` for `moderation_blocked`, whose status word is the reason.
     fn reason(&self, failed: &'static str, timeout: &'static str) -> Option<&'static str> {
         match self.status {
             SampleStatus::Failed => Some(failed),
@@ -339,27 +340,27 @@ impl Sample<'_> {
     }
 }
 
-/// The ways to break a body, one for each reason to quarantine and each thing that can happen to bytes on their way.
+/// The ways to break a body: one for each reason to quarantine, and damage to the bytes on their way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Broken {
-    /// A page of HTML.
+    /// A page of HTML instead of a body.
     NotJson,
-    /// A good body, in an array.
+    /// A valid body inside an array.
     NotAnObject,
-    /// A good body without the id.
+    /// A valid body without the task id.
     NoTaskId,
-    /// An id and nothing that tells a status.
+    /// A task id, and nothing that states or implies a status.
     NoStatus,
-    /// The first half of a good body.
+    /// The first half of a valid body.
     Truncated,
-    /// A good body but for a text that is Latin-1.
+    /// A valid body with one text in Latin-1.
     InvalidUtf8,
-    /// A good body but for 10,000 arrays in each other.
+    /// A valid body with 10,000 nested arrays.
     DeeplyNested,
 }
 
 impl Broken {
-    /// Every kind.
+    /// Every kind of breakage, in the order of the command line's help.
     pub const ALL: [Self; 7] = [
         Self::NotJson,
         Self::NotAnObject,
@@ -370,7 +371,7 @@ impl Broken {
         Self::DeeplyNested,
     ];
 
-    /// Its name on the command line, in kebab-case.
+    /// The kind's name on the command line, in kebab-case.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::NotJson => "not-json",
@@ -383,7 +384,7 @@ impl Broken {
         }
     }
 
-    /// Why the body goes to quarantine.
+    /// The reason for which the body goes to quarantine.
     pub fn unreadable(self) -> Unreadable {
         match self {
             Self::NotJson | Self::Truncated | Self::InvalidUtf8 => Unreadable::NotJson,
@@ -403,12 +404,12 @@ impl FromStr for Broken {
     }
 }
 
-/// A body that is broken in this way and otherwise like any other of the task.
+/// A completed body of the task, broken in the given way.
 pub fn broken(kind: Broken, task_id: &str) -> Vec<u8> {
     let url = url(task_id, "videos", "mp4");
     let good =
         json!({"generation_id": task_id, "status": "completed", "video_url": url}).to_string();
-    // The good body with one more field, whose value need not be JSON.
+    // The valid body with one more field, whose value need not be JSON.
     let with = |value: &[u8]| {
         [
             &good.as_bytes()[..good.len() - 1],
@@ -418,6 +419,7 @@ pub fn broken(kind: Broken, task_id: &str) -> Vec<u8> {
         ]
         .concat()
     };
+
     match kind {
         Broken::NotJson => b"<html><body><h1>502 Bad Gateway</h1></body></html>".to_vec(),
         Broken::NotAnObject => format!("[{good}]").into_bytes(),
@@ -462,7 +464,7 @@ fn url(task_id: &str, folder: &str, extension: &str) -> String {
     format!("https://cdn.runblob.io/{folder}/{file}.{extension}")
 }
 
-/// FNV-1a, kept to 31 bits as the vendor's seeds are: enough to look random, and the same on every machine.
+/// FNV-1a, cut to 31 bits like the vendor's seeds: it looks random and is the same on every machine.
 fn seed(task_id: &str) -> u32 {
     let hash = task_id.bytes().fold(0x811c_9dc5_u32, |hash, byte| {
         (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193)
@@ -470,7 +472,7 @@ fn seed(task_id: &str) -> u32 {
     hash >> 1
 }
 
-/// As veo and sora write times: UTC, microseconds, no zone.
+/// A time as veo and sora write it: UTC, microseconds, no zone.
 fn naive(time: Timestamp) -> String {
     format!("{time:.6}").trim_end_matches('Z').to_owned()
 }

@@ -1,12 +1,12 @@
-//! What became of the task. Owns the vendor's status words; never guesses at one it does not know.
+//! The status of a task. Owns the list of the vendor's status words. Never guesses the meaning of an unknown word: it reads as
+//! unspecified.
 
 use std::{borrow::Cow, str::FromStr};
 
 use super::fields::{Fields, Json, Key};
 use crate::event::TaskStatus;
 
-/// The words that are known, the usual ones first. The vendor's pages name few of them; the others are what services of its
-/// kind say.
+/// The known words, the usual ones first. The vendor's pages name few of them; the others are the words of similar services.
 const WORDS: [(&str, TaskStatus); 26] = [
     ("completed", TaskStatus::Completed),
     ("failed", TaskStatus::Failed),
@@ -36,14 +36,14 @@ const WORDS: [(&str, TaskStatus); 26] = [
     ("running", TaskStatus::Processing),
 ];
 
-/// The words that say no more than that the task has failed; any other is a reason in itself.
+/// The words that only say that the task has failed. Any other word of a failure is also its reason.
 const PLAIN_FAILURES: [&str; 3] = ["failed", "failure", "error"];
 
-/// A word that the vendor may use for a status, and that is known.
+/// A known status word of the vendor, in any case.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StatusWord(String);
 
-/// A word of an unknown status.
+/// The word is not a known status word.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
     "not a status word that is known: use completed, failed, processing, pending, or another of the vendor's"
@@ -64,18 +64,18 @@ impl FromStr for StatusWord {
 }
 
 impl StatusWord {
-    /// What it stands for, never [`TaskStatus::Unspecified`].
+    /// The status that the word stands for, never [`TaskStatus::Unspecified`].
     pub fn status(&self) -> TaskStatus {
         of_word(&self.0)
     }
 
-    /// The word as it was given.
+    /// The word as the operator wrote it, without surrounding space.
     pub fn as_str(&self) -> &str {
         &self.0
     }
 }
 
-/// The status and the vendor's own word, empty if there is none; `None` if nothing in the body tells the status.
+/// The status, and the vendor's own word or an empty text. `None` if the body has neither a status nor anything that implies one.
 pub(super) fn read<'a>(
     fields: &Fields<'a>,
     has_output: bool,
@@ -102,7 +102,7 @@ pub(super) fn read<'a>(
         .or_else(|| implied(fields, has_output).map(|status| (status, Cow::default())))
 }
 
-/// What a word, true or false says. Blanks around a word are no part of it, and blanks alone are none.
+/// The status stated by a word or a boolean. Surrounding space is ignored; a blank text states nothing.
 fn stated(value: Json<'_>) -> Option<(TaskStatus, Cow<'_, str>)> {
     let Some(text) = value.text() else {
         let status = if value.boolean()? {
@@ -119,7 +119,7 @@ fn stated(value: Json<'_>) -> Option<(TaskStatus, Cow<'_, str>)> {
     (!word.is_empty()).then(|| (of_word(&word), word))
 }
 
-/// Whatever else stands there, `200` perhaps, is no word we know either, and is kept as it is written.
+/// A value of another type, `200` for instance, is an unknown status, kept as it is written.
 fn of_another_type(value: Json<'_>) -> Option<(TaskStatus, Cow<'_, str>)> {
     (!value.is_text()).then_some((TaskStatus::Unspecified, Cow::Borrowed(value.0)))
 }
@@ -141,7 +141,7 @@ fn of_word(word: &str) -> TaskStatus {
     known.map_or(TaskStatus::Unspecified, |(_, status)| *status)
 }
 
-/// The code that the vendor's word for a failure is; `None` if it says no more than "failed".
+/// The error code in the vendor's word for a failure; `None` if the word only says that the task has failed.
 pub(super) fn code(word: &str) -> Option<String> {
     let is_plain = word.is_empty()
         || PLAIN_FAILURES

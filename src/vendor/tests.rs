@@ -7,7 +7,7 @@ mod rules;
 use super::{Unreadable, read};
 use crate::event::{Output, OutputKind, Product, Report, TaskError, TaskId, TaskStatus};
 
-/// What a body says that says nothing but its task and that it is completed.
+/// The report of a body that holds only a task id and the status `completed`.
 fn completed(task_id: &str, product: &str) -> Report {
     Report {
         task_id: TaskId::parse(task_id).unwrap(),

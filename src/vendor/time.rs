@@ -1,28 +1,30 @@
-//! The vendor's times. Owns which texts and numbers are one, and the assumption that a time without a zone is UTC.
+//! The vendor's times. Owns the accepted forms of texts and numbers, and the assumption that a time without a zone is UTC.
 
 use jiff::{Timestamp, civil::DateTime, tz::TimeZone};
 
-/// The start of year 1: what a protobuf time stamp can hold. The other end of its range is beyond jiff's.
+/// The start of year 1: the earliest protobuf timestamp. The latest is beyond jiff's range.
 const FIRST: Timestamp = Timestamp::constant(-62_135_596_800, 0);
-/// The start of the year 5000, in seconds since 1970: a number beyond counts milliseconds.
+/// The start of the year 5000, in seconds since 1970. A larger number counts milliseconds.
 const MILLISECONDS_FROM: f64 = 95_617_584_000.0;
-/// What jiff reads of a fraction, and what an event's times hold.
+/// Nanoseconds: the precision of jiff and of an event's times.
 const FRACTION_DIGITS_MAX: usize = 9;
-/// Digits without a word about what they are: seconds since 2001, or milliseconds.
+/// Lengths of texts of bare digits that count as times: seconds (10, since 2001) and milliseconds (13).
 const DIGITS: [usize; 2] = [10, 13];
 
-/// Reads RFC 3339 with or without a fraction, `T` or a space between date and time, and `Z`, an offset or nothing behind; or the
-/// digits of seconds or milliseconds since 1970.
+/// Reads RFC 3339 with or without a fraction, with `T` or a space between date and time, and with `Z`, an offset or no zone at the
+/// end; or the digits of seconds or milliseconds since 1970.
 pub(super) fn read(text: &str) -> Option<Timestamp> {
     if DIGITS.contains(&text.len()) && text.bytes().all(|b| b.is_ascii_digit()) {
         return of_number(text);
     }
-    // jiff also reads week dates, annotations and more. The vendor writes none of it, so it would be somebody's mistake.
+
+    // jiff also reads week dates, annotations and more. The vendor writes none of these, so they would be a mistake.
     let (clock, rest) = text.split_at_checked("2025-12-06T21:43:03".len())?;
     let (fraction, zone) = split_fraction(rest)?;
     if !is_date_and_time(clock) {
         return None;
     }
+
     let shortened;
     let text = if fraction.len() > FRACTION_DIGITS_MAX {
         shortened = format!("{clock}.{}{zone}", &fraction[..FRACTION_DIGITS_MAX]);
@@ -42,7 +44,7 @@ pub(super) fn read(text: &str) -> Option<Timestamp> {
     time.filter(|time| *time >= FIRST)
 }
 
-/// Reads a number of JSON: seconds since 1970, or milliseconds.
+/// Reads a JSON number: seconds since 1970, or milliseconds.
 pub(super) fn of_number(number: &str) -> Option<Timestamp> {
     let float: f64 = number.parse().ok()?;
     let time = if float.abs() >= MILLISECONDS_FROM {
@@ -55,8 +57,7 @@ pub(super) fn of_number(number: &str) -> Option<Timestamp> {
     time.ok().filter(|time| *time >= FIRST)
 }
 
-/// Seconds and nanoseconds, exactly: a float of today's seconds has no more than six places behind the point. `None` if the number
-/// has an exponent.
+/// Exact seconds and nanoseconds: a float of today's seconds keeps only six decimal places. `None` if the number has an exponent.
 fn plain_seconds(number: &str) -> Option<(i64, i32)> {
     let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
     if !fraction.bytes().all(|b| b.is_ascii_digit()) {
@@ -64,6 +65,7 @@ fn plain_seconds(number: &str) -> Option<(i64, i32)> {
     }
     let digits = &fraction[..fraction.len().min(FRACTION_DIGITS_MAX)];
     let nanos: i32 = format!("{digits:0<9}").parse().ok()?;
+
     Some((
         whole.parse().ok()?,
         if number.starts_with('-') {
@@ -86,7 +88,7 @@ fn is_offset(text: &str) -> bool {
         .is_some_and(|text| forms.iter().any(|form| has_form(text, form)))
 }
 
-/// True if the text equals the form with any digit for each 0.
+/// True if the text equals the form, where each 0 of the form stands for any digit.
 fn has_form(text: &str, form: &str) -> bool {
     let fits = |(byte, form): (u8, u8)| {
         if form == b'0' {
@@ -98,7 +100,7 @@ fn has_form(text: &str, form: &str) -> bool {
     text.len() == form.len() && text.bytes().zip(form.bytes()).all(fits)
 }
 
-/// The digits of the fraction, if there is one, and what follows; a point needs digits.
+/// The digits of the fraction, or an empty text, and the rest. `None` if a point has no digits after it.
 fn split_fraction(rest: &str) -> Option<(&str, &str)> {
     let Some(fraction) = rest.strip_prefix('.') else {
         return Some(("", rest));

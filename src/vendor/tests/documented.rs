@@ -1,4 +1,4 @@
-//! Every body that the vendor documents, and everything that is read from it.
+//! Every body that the vendor documents, with the complete report that it is read as.
 
 use std::{collections::BTreeSet, fs, path::PathBuf};
 
@@ -51,7 +51,7 @@ fn legacy_failed(code: &str) -> Report {
     }
 }
 
-/// `product` differs: a completed body has nothing that only sora has.
+/// `product` is not sora: a completed sora body has no key that only sora has.
 fn sora(report: Report, completed_at: &str) -> Report {
     Report {
         prompt: "A beautiful sunset over the ocean".into(),

@@ -1,4 +1,4 @@
-//! What holds for every body, and for every sample.
+//! Properties of every body and of every sample.
 
 use std::collections::BTreeMap;
 
@@ -45,7 +45,7 @@ const KEYS: [&str; 34] = [
     "created_at",
     "completed_at",
 ];
-/// Where a reason may be.
+/// The keys that may hold the reason of a failure.
 const REASONS: [&str; 7] = [
     "error",
     "error_code",
@@ -105,7 +105,7 @@ fn any_object() -> impl Strategy<Value = BTreeMap<String, Value>> {
     vec((any_key(), any_value()), 0..12).prop_map(|entries| entries.into_iter().collect())
 }
 
-/// An object that can be read: any, with an id and a status.
+/// A readable object: any object with an id and a status.
 fn any_readable() -> impl Strategy<Value = BTreeMap<String, Value>> {
     any_object().prop_map(|mut object| {
         object.insert("generation_id".into(), "t-1".into());
@@ -114,7 +114,7 @@ fn any_readable() -> impl Strategy<Value = BTreeMap<String, Value>> {
     })
 }
 
-/// Writes the entries as they come, so that order and duplicates are the test's.
+/// Writes the entries in the given order, with duplicates.
 fn body<'a>(entries: impl IntoIterator<Item = (&'a String, &'a Value)>) -> Vec<u8> {
     let field = |(key, value): (&String, &Value)| format!("{}: {value}", Value::from(key.as_str()));
     let fields: Vec<_> = entries.into_iter().map(field).collect();
@@ -139,7 +139,7 @@ fn consistent(report: &Report) -> bool {
             .all(|output| output.url.to_ascii_lowercase().starts_with("http"))
 }
 
-/// Every text and number in a value, but for blanks.
+/// Every text, without surrounding space, and every whole number in a value.
 fn said(value: &Value) -> Vec<String> {
     match value {
         Value::String(text) => vec![text.trim().to_owned()],

@@ -63,10 +63,10 @@ fn inferred(fields: &str) -> String {
     .to_owned()
 }
 
-// What is JSON at all.
+// Which bodies are JSON.
 
 #[test]
-fn what_is_not_one_json_value_is_refused_as_not_json() {
+fn a_body_other_than_one_json_value_is_refused_as_not_json() {
     let bodies = [
         "",
         " ",
@@ -124,7 +124,7 @@ fn a_byte_order_mark_is_skipped_and_says_how_the_body_is_encoded() {
     for cut in 1..big.len() {
         assert_eq!(read(&big[..cut]), Err(Unreadable::NotJson), "{cut}");
     }
-    // The mark is no part of a text, so there is one; and UTF-16 without it is no text.
+    // Only one mark is removed; a second one is part of the text. UTF-16 without a mark is not UTF-8.
     assert_eq!(
         read(format!("\u{feff}\u{feff}{body}").as_bytes()),
         Err(Unreadable::NotJson)
@@ -912,7 +912,7 @@ fn a_failure_without_any_reason_is_unspecified() {
 }
 
 #[test]
-fn what_the_rule_does_not_use_up_is_kept_in_the_details() {
+fn unused_parts_of_an_error_are_kept_in_the_details() {
     let details = |fields: &str| error(fields).details;
     // The error alone, as it is.
     for shape in [
@@ -936,7 +936,7 @@ fn what_the_rule_does_not_use_up_is_kept_in_the_details() {
             "{shape}"
         );
     }
-    // Whatever else was said, under its name.
+    // Unused values are kept under their keys.
     for (fields, expected) in [
         (
             r#""error": {"code": "A", "message": "b"}, "message": "c d""#,
@@ -961,7 +961,7 @@ fn what_the_rule_does_not_use_up_is_kept_in_the_details() {
     ] {
         assert_eq!(details(fields), Some(expected), "{fields}");
     }
-    // Nothing, where all of it is told.
+    // No details if code and message hold everything.
     for fields in [
         r#""error": {"code": "A", "message": "b c"}, "message": "A""#,
         r#""error": "TASK_FAILED", "message": "b c", "description": " b c""#,

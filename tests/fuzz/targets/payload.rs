@@ -10,7 +10,7 @@ use blobcast::{
         TaskStatus, Verification,
     },
     store::Draft,
-    vendor::{self, Known, Unreadable},
+    vendor::{self, Overrides, Unreadable},
     wire::{status_to_wire, timestamp, v1},
 };
 use bytes::Bytes;
@@ -77,11 +77,11 @@ pub(crate) fn run(input: &[u8]) {
                 task_id: renamed.clone(),
                 ..report.clone()
             };
-            let known = Known {
+            let overrides = Overrides {
                 task_id: Some(renamed),
                 status: None,
             };
-            assert_eq!(vendor::read_as(body, &known), Ok(expected));
+            assert_eq!(vendor::read_as(body, &overrides), Ok(expected));
         }
         (_, Err(_)) => assert_eq!(draft.unwrap_err().reason(), "bad_product"),
         (Err(reason), _) => assert_eq!(draft.unwrap_err().reason(), reason.reason()),
