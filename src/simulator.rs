@@ -255,7 +255,7 @@ fn percent_encoded(text: &str) -> String {
 
 /// What became of one delivery.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Outcome {
+pub struct DeliveryOutcome {
     /// The callback's product.
     pub product: String,
     /// The callback's task.
@@ -277,7 +277,7 @@ pub struct Answer {
 
 /// A callback that the broker has taken: it must never be lost from here on.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Acknowledged {
+pub struct Acknowledgement {
     /// The callback's task.
     pub task_id: String,
     /// The callback's product.
@@ -290,16 +290,16 @@ pub struct Acknowledged {
     pub http_status: u16,
 }
 
-impl Outcome {
+impl DeliveryOutcome {
     /// The acknowledgement, if the callback was answered 2xx.
-    pub fn acknowledged(&self) -> Option<Acknowledged> {
+    pub fn acknowledged(&self) -> Option<Acknowledgement> {
         let answer = self
             .answer
             .as_ref()
             .ok()
             .filter(|answer| (200..300).contains(&answer.http_status))?;
         let body: Value = serde_json::from_str(&answer.body).unwrap_or_default();
-        Some(Acknowledged {
+        Some(Acknowledgement {
             task_id: self.task_id.clone(),
             product: self.product.clone(),
             event_id: body["event_id"].as_str().map(str::to_owned),
@@ -349,9 +349,9 @@ impl Vendor {
     }
 
     /// Makes all deliveries and returns what was acknowledged, in the order of the answers.
-    pub async fn send(&self, deliveries: Vec<Delivery>) -> Vec<Acknowledged> {
+    pub async fn send(&self, deliveries: Vec<Delivery>) -> Vec<Acknowledgement> {
         let mut acknowledged = Vec::new();
-        let collect = |outcome: &Outcome| {
+        let collect = |outcome: &DeliveryOutcome| {
             acknowledged.extend(outcome.acknowledged());
             Ok::<(), Infallible>(())
         };
@@ -363,7 +363,7 @@ impl Vendor {
     pub async fn send_each<E>(
         &self,
         deliveries: Vec<Delivery>,
-        mut tell: impl FnMut(&Outcome) -> Result<(), E>,
+        mut tell: impl FnMut(&DeliveryOutcome) -> Result<(), E>,
     ) -> Result<(), E> {
         let began = Instant::now();
         let mut in_flight = JoinSet::new();
@@ -387,7 +387,7 @@ impl Vendor {
         Ok(())
     }
 
-    async fn deliver(self, delivery: Delivery) -> Outcome {
+    async fn deliver(self, delivery: Delivery) -> DeliveryOutcome {
         let Delivery {
             callback, attempts, ..
         } = delivery;
@@ -413,7 +413,7 @@ impl Vendor {
                 break;
             }
         }
-        Outcome {
+        DeliveryOutcome {
             product: callback.product,
             task_id: callback.task_id,
             attempts: made,
@@ -451,8 +451,8 @@ impl Vendor {
 }
 
 async fn tell_next<E>(
-    in_flight: &mut JoinSet<Outcome>,
-    tell: &mut impl FnMut(&Outcome) -> Result<(), E>,
+    in_flight: &mut JoinSet<DeliveryOutcome>,
+    tell: &mut impl FnMut(&DeliveryOutcome) -> Result<(), E>,
 ) -> Result<(), E> {
     match in_flight.join_next().await {
         Some(Ok(outcome)) => tell(&outcome),

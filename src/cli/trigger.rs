@@ -15,7 +15,7 @@ use uuid::Uuid;
 use super::{EXIT_OTHER, args, body, output, output::Usage, user_info::without_user_text};
 use crate::{
     event::{Product, TaskId},
-    simulator::{ATTEMPTS_MAX, Callback, Outcome, Plan, Vendor, retry_gaps},
+    simulator::{ATTEMPTS_MAX, Callback, DeliveryOutcome, Plan, Vendor, retry_gaps},
     vendor::{
         self,
         sample::{Broken, Sample, SampleStatus, Shape, broken},
@@ -106,7 +106,7 @@ pub(super) async fn run(args: TriggerArgs) -> anyhow::Result<ExitCode> {
     };
     let vendor = Vendor::new(args.ingest_url.clone(), args.labels, in_flight_max);
     let (mut count, mut refused, mut unanswered) = (0, 0, 0);
-    let print = |outcome: &Outcome| {
+    let print = |outcome: &DeliveryOutcome| {
         count += 1;
         refused += usize::from(outcome.acknowledged().is_none());
         unanswered += usize::from(outcome.answer.is_err());
@@ -226,7 +226,7 @@ fn set(fields: &mut Map<String, Value>, path: &str, value: Value) {
     }
 }
 
-fn line(outcome: &Outcome) -> String {
+fn line(outcome: &DeliveryOutcome) -> String {
     let answer = match &outcome.answer {
         Ok(answer) => format!("{} {}", answer.http_status, answer.body.trim_end())
             .trim_end()
@@ -399,7 +399,7 @@ mod tests {
             http_status: 200,
             body: "{}\n".into(),
         });
-        let mut outcome = Outcome {
+        let mut outcome = DeliveryOutcome {
             product: "veo".into(),
             task_id: "t".into(),
             attempts: 1,

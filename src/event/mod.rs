@@ -11,7 +11,7 @@ mod record;
 pub use cursor::{Cursor, CursorError, Epoch, Sequence};
 pub use filter::{Filter, Selectable};
 pub use fingerprint::Fingerprint;
-pub use record::{Encoded, Encoding, Record, RecordError, RecordParts, Records, WeakRecords};
+pub use record::{Encoded, Record, RecordError, RecordParts, Records, SharedEncoding, WeakRecords};
 
 use std::{collections::BTreeMap, fmt, sync::Arc};
 

@@ -80,7 +80,7 @@ pub struct Records(Arc<SharedRecords>);
 struct SharedRecords {
     records: Box<[Record]>,
     event_bytes: usize,
-    encoding: Mutex<Weak<Encoding>>,
+    encoding: Mutex<Weak<SharedEncoding>>,
     /// The loan of the memory that the records were read into; `None` for records in the ring, which has a limit of its own.
     loan: Option<Loan>,
 }
@@ -98,7 +98,7 @@ impl WeakRecords {
 
 /// The frames of consecutive records as clients receive them, encoded once and shared.
 #[derive(Debug, Default)]
-pub struct Encoding {
+pub struct SharedEncoding {
     /// The frames of all records, one after the other.
     pub bytes: Vec<u8>,
     /// For each record, the offset in `bytes` where its frame ends.
@@ -148,7 +148,7 @@ impl Records {
     pub fn encoded(
         &self,
         range: Range<usize>,
-        encode: impl FnOnce(&[Record]) -> Encoding,
+        encode: impl FnOnce(&[Record]) -> SharedEncoding,
     ) -> Encoded {
         // A panic while the lock is held ends the process, so a poisoned lock is never seen.
         let mut known = self
@@ -186,7 +186,7 @@ impl Deref for Records {
 /// A range of a shared encoding, as bytes.
 #[derive(Debug)]
 pub struct Encoded {
-    encoding: Arc<Encoding>,
+    encoding: Arc<SharedEncoding>,
     bytes: Range<usize>,
 }
 
@@ -517,7 +517,7 @@ mod tests {
             let calls = std::cell::Cell::new(0);
             let encode = |records: &[Record]| {
                 calls.set(calls.get() + 1);
-                let mut encoding = Encoding::default();
+                let mut encoding = SharedEncoding::default();
                 for record in records {
                     encoding.bytes.extend_from_slice(record.bytes());
                     encoding.ends.push(encoding.bytes.len());

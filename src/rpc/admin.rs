@@ -24,7 +24,7 @@ use crate::{
         Verification, labels_fit,
     },
     store::{ERASURE_PLACES_MAX, Erased, Erasure, Quarantined, WriteError},
-    subscription::{Listed, Sources, State},
+    subscription::{ListedSubscription, Sources, SubscriptionState},
     wire::{
         Malformed, frame::EVENT_BYTES_MAX, positive_duration, service::admin_service_server,
         status_to_wire, timestamp, v1, verification_to_wire,
@@ -57,7 +57,7 @@ impl Admin {
         Self(context)
     }
 
-    fn listed(&self, listed: Listed) -> v1::Subscription {
+    fn listed(&self, listed: ListedSubscription) -> v1::Subscription {
         let store = &self.0.sources.store;
         let filter = &listed.filter;
         v1::Subscription {
@@ -85,9 +85,9 @@ impl Admin {
                 .collect(),
             task_id_count: u32::try_from(filter.task_ids.len()).unwrap_or(u32::MAX),
             state: match listed.state {
-                State::CatchingUp => v1::SubscriptionState::CatchingUp.into(),
-                State::Live => v1::SubscriptionState::Live.into(),
-                State::Stalled => v1::SubscriptionState::Stalled.into(),
+                SubscriptionState::CatchingUp => v1::SubscriptionState::CatchingUp.into(),
+                SubscriptionState::Live => v1::SubscriptionState::Live.into(),
+                SubscriptionState::Stalled => v1::SubscriptionState::Stalled.into(),
             },
             cursor: store.cursor(listed.position).to_string(),
             lag: store.head().0.saturating_sub(listed.position.0),

@@ -10,7 +10,7 @@ use crate::{
     credentials::MintError,
     event::Sequence,
     store::{ReadError, WriteError},
-    subscription::{End, LimitReached, OpenError, Sources, Withdrawal},
+    subscription::{LimitReached, Sources, StreamEnd, SubscribeError, Withdrawal},
     wire::{FilterRefusal, Malformed},
 };
 
@@ -181,7 +181,7 @@ pub fn request_late() -> Status {
 
 /// The call's own deadline has passed.
 pub fn deadline_exceeded() -> Status {
-    let message = End::DeadlineExceeded.to_string();
+    let message = StreamEnd::DeadlineExceeded.to_string();
     status(
         Code::DeadlineExceeded,
         "DEADLINE_EXCEEDED",
@@ -261,10 +261,10 @@ fn expired(sources: &Sources, message: impl Into<String>) -> Status {
     status(Code::OutOfRange, "CURSOR_EXPIRED", message, ends, None)
 }
 
-pub(super) fn open(sources: &Sources, error: &OpenError) -> Status {
+pub(super) fn open(sources: &Sources, error: &SubscribeError) -> Status {
     let message = error.to_string();
     match error {
-        OpenError::TooMany(reached) => {
+        SubscribeError::TooMany(reached) => {
             let LimitReached {
                 limit,
                 open,
@@ -285,14 +285,14 @@ pub(super) fn open(sources: &Sources, error: &OpenError) -> Status {
                 retry,
             )
         }
-        OpenError::EpochMismatch => status(
+        SubscribeError::EpochMismatch => status(
             Code::FailedPrecondition,
             "EPOCH_MISMATCH",
             message,
             [("epoch", sources.store.epoch().to_string())],
             None,
         ),
-        OpenError::CursorAhead => {
+        SubscribeError::CursorAhead => {
             let head = sources.store.cursor(sources.store.head()).to_string();
             status(
                 Code::OutOfRange,
@@ -302,21 +302,21 @@ pub(super) fn open(sources: &Sources, error: &OpenError) -> Status {
                 None,
             )
         }
-        OpenError::CursorExpired => expired(sources, message),
-        OpenError::Draining => draining(),
-        OpenError::Corrupt(problem) => corrupt(sources, problem),
+        SubscribeError::CursorExpired => expired(sources, message),
+        SubscribeError::Draining => draining(),
+        SubscribeError::Corrupt(problem) => corrupt(sources, problem),
     }
 }
 
-pub(super) fn end(sources: &Sources, end: &End) -> Status {
+pub(super) fn end(sources: &Sources, end: &StreamEnd) -> Status {
     match end {
-        End::Expired => expired(
+        StreamEnd::Expired => expired(
             sources,
             "retention has passed this stream: set on_expired, or read faster",
         ),
-        End::Draining => draining(),
-        End::Corrupt(problem) => corrupt(sources, problem),
-        End::Erased => {
+        StreamEnd::Draining => draining(),
+        StreamEnd::Corrupt(problem) => corrupt(sources, problem),
+        StreamEnd::Erased => {
             let message = "the event was erased while it was sent, and there is no rest of it: go on behind the last cursor";
             status(
                 Code::Unavailable,
@@ -326,29 +326,29 @@ pub(super) fn end(sources: &Sources, end: &End) -> Status {
                 Some(RETRY_ERASED),
             )
         }
-        End::Withdrawn(Withdrawal::Identity) => {
+        StreamEnd::Withdrawn(Withdrawal::Identity) => {
             token_invalid("the token was withdrawn, or has expired")
         }
-        End::Withdrawn(Withdrawal::Products) => {
+        StreamEnd::Withdrawn(Withdrawal::Products) => {
             let message = "the permission to see some of this stream's products was withdrawn";
             status(Code::PermissionDenied, "PRODUCT_DENIED", message, [], None)
         }
-        End::Withdrawn(Withdrawal::Labels) => {
+        StreamEnd::Withdrawn(Withdrawal::Labels) => {
             let message = "the client was bound to other labels, and this stream has events without them: open it again to see those \
                            that have them";
             status(Code::PermissionDenied, "LABEL_DENIED", message, [], None)
         }
-        End::Withdrawn(Withdrawal::Place) => {
+        StreamEnd::Withdrawn(Withdrawal::Place) => {
             let message = "a newer stream with this client_name took this one's place, whose connection had fallen silent: that is \
                            usually the same reader, which has reconnected; readers that run at once need names of their own";
             status(Code::Aborted, "REPLACED", message, [], None)
         }
         // No RetryInfo: an administrator ended the stream, and does not want it back at once.
-        End::Withdrawn(Withdrawal::Stream) => {
+        StreamEnd::Withdrawn(Withdrawal::Stream) => {
             let message = "an administrator of the broker has ended this stream: ask why before you open it again, behind the last cursor";
             status(Code::Aborted, "SUBSCRIPTION_ENDED", message, [], None)
         }
-        End::DeadlineExceeded => deadline_exceeded(),
+        StreamEnd::DeadlineExceeded => deadline_exceeded(),
     }
 }
 

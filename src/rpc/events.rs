@@ -22,7 +22,8 @@ use crate::{
     event::{Cursor, Filter, LABELS_MAX, Product, Record, Selectable, Sequence, TaskId},
     store::{Chunk, Keep, ReadError, ReadLimits},
     subscription::{
-        Control, End, Heard, Message, OnExpired, Opening, Sources, Start, Subscription, WAIT_NAME,
+        Control, Heard, Message, OnExpired, Opening, Sources, Start, StreamEnd, Subscription,
+        WAIT_NAME,
     },
     trace,
     wire::{
@@ -438,14 +439,14 @@ enum Seen {
     Other,
 }
 
-async fn next(subscription: &mut Subscription) -> Option<Result<Seen, End>> {
+async fn next(subscription: &mut Subscription) -> Option<Result<Seen, StreamEnd>> {
     poll_fn(|cx| poll_next(subscription, cx)).await
 }
 
 fn poll_next(
     subscription: &mut Subscription,
     cx: &mut task::Context<'_>,
-) -> Poll<Option<Result<Seen, End>>> {
+) -> Poll<Option<Result<Seen, StreamEnd>>> {
     let seen = |message: Message<'_>| match message {
         Message::Event { records, at, .. } => Seen::Event(records[at].clone()),
         Message::Control(Control::CaughtUp { .. }) => Seen::CaughtUp,

@@ -24,8 +24,8 @@ use tonic::Status;
 
 use super::errors::{self, RECONNECT_AFTER};
 use crate::{
-    event::{Encoding, Records, Sequence},
-    subscription::{Control, End, Message, Sources, Subscription},
+    event::{Records, Sequence, SharedEncoding},
+    subscription::{Control, Message, Sources, StreamEnd, Subscription},
     transit::Flow,
     wire::{
         Delivery, duration, encode_streamed, put_message, timestamp,
@@ -174,7 +174,7 @@ impl EventBody {
     }
 
     /// Goes on with the large event.
-    fn put_piece(&mut self, room: usize, cx: &mut Context<'_>) -> Poll<Result<(), End>> {
+    fn put_piece(&mut self, room: usize, cx: &mut Context<'_>) -> Poll<Result<(), StreamEnd>> {
         let Some(large) = &mut self.large else {
             return Poll::Ready(Ok(()));
         };
@@ -211,7 +211,7 @@ impl EventBody {
             let transit = self.flow.transit();
             let shared = run.records.encoded(run.range.clone(), |records| {
                 let encoding = encode_streamed(epoch, records);
-                Encoding {
+                SharedEncoding {
                     charge: Some(transit.charge(encoding.bytes.len())),
                     ..encoding
                 }

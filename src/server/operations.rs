@@ -28,7 +28,7 @@ use crate::{
     rpc::Answers,
     sampler::Sampler,
     store::{Health, ReadError},
-    subscription::{Listed, Sources, State as SubscriptionState, read_aside},
+    subscription::{ListedSubscription, Sources, SubscriptionState, read_aside},
     web,
 };
 
@@ -199,7 +199,7 @@ impl Status {
         metrics.backup_last_bytes.set(signed(taken.bytes));
         metrics.backup_last_failure.set(failed_at);
         let head = hub.head();
-        let lag = |listed: &Listed| head.0.saturating_sub(listed.position.0);
+        let lag = |listed: &ListedSubscription| head.0.saturating_sub(listed.position.0);
         let listed = registry.list(hub, 0, usize::MAX);
         metrics
             .lag_events_max

@@ -177,7 +177,7 @@ async fn a_callback_is_tried_again_until_it_is_acknowledged() {
     let acknowledged = Vendor::new(url, vec![], 1)
         .send(plan.deliveries(&callbacks(1)))
         .await;
-    let expected = Acknowledged {
+    let expected = Acknowledgement {
         task_id: "task-0".into(),
         product: "veo".into(),
         event_id: Some("e1".into()),
@@ -235,7 +235,7 @@ async fn a_broker_that_is_not_there_acknowledges_nothing_and_says_why() {
     drop(listener);
     let mut said = vec![];
     let deliveries = Plan::default().deliveries(&callbacks(1));
-    let tell = |outcome: &Outcome| -> Result<(), Infallible> {
+    let tell = |outcome: &DeliveryOutcome| -> Result<(), Infallible> {
         said.push(outcome.clone());
         Ok(())
     };

@@ -85,7 +85,7 @@ pub enum Withdrawal {
 
 /// Why a stream ends otherwise than by `Completed`.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum End {
+pub enum StreamEnd {
     /// Retention has passed the stream's position.
     #[error("the events behind this place are no longer retained")]
     Expired,

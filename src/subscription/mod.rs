@@ -40,10 +40,12 @@ use tokio::{
 use tokio_util::task::AbortOnDropHandle;
 
 pub use heard::Heard;
-pub use message::{Control, End, Message, Withdrawal};
-pub use open::{OnExpired, OpenError, Opening, Start};
+pub use message::{Control, Message, StreamEnd, Withdrawal};
+pub use open::{OnExpired, Opening, Start, SubscribeError};
 pub use reading::Memory;
-pub use registry::{LimitReached, Listed, Registry, RegistryLimits, State, WAIT_NAME};
+pub use registry::{
+    LimitReached, ListedSubscription, Registry, RegistryLimits, SubscriptionState, WAIT_NAME,
+};
 
 use crate::{
     budget::{Loan, Payer, Shelf},
@@ -194,7 +196,7 @@ pub struct Subscription {
     wide: Option<OwnedSemaphorePermit>,
     /// Control messages that come before anything else.
     outbox: VecDeque<Control>,
-    end: Option<Option<End>>,
+    end: Option<Option<StreamEnd>>,
     /// Tasks that are not over yet, if the stream is to end with them.
     pending: Option<HashSet<TaskId>>,
     /// The last words up to here are looked at, if the index alone does not tell what they are.
@@ -225,22 +227,25 @@ impl Subscription {
     ///
     /// # Errors
     ///
-    /// [`End::Withdrawn`]; the subscription is then to be dropped.
+    /// [`StreamEnd::Withdrawn`]; the subscription is then to be dropped.
     pub fn review(
         &mut self,
         verdict: impl FnOnce(Option<&Client>, &Filter) -> Option<Withdrawal>,
-    ) -> Result<(), End> {
+    ) -> Result<(), StreamEnd> {
         let Some(withdrawal) = self.entry.review(verdict) else {
             return Ok(());
         };
 
-        let end = End::Withdrawn(withdrawal);
+        let end = StreamEnd::Withdrawn(withdrawal);
         self.entry.ended(Some(&end));
         Err(end)
     }
 
     /// The next message, or how the stream ends; behind that `None`.
-    pub fn poll_message(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Message<'_>, End>>> {
+    pub fn poll_message(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Message<'_>, StreamEnd>>> {
         loop {
             if let Some(control) = self.outbox.pop_front() {
                 self.note(&control);
@@ -255,7 +260,7 @@ impl Subscription {
                 continue;
             }
             if let Some(withdrawal) = self.entry.withdrawal() {
-                self.finish(Some(End::Withdrawn(withdrawal)));
+                self.finish(Some(StreamEnd::Withdrawn(withdrawal)));
                 continue;
             }
             self.mind_erasures();
@@ -384,7 +389,7 @@ impl Subscription {
         &mut self,
         sequence: Sequence,
         cx: &mut Context<'_>,
-    ) -> Poll<Result<&Record, End>> {
+    ) -> Poll<Result<&Record, StreamEnd>> {
         let erasures = self.sources.store.erasures();
         if erasures != self.erasures {
             self.erasures = erasures;
@@ -402,14 +407,14 @@ impl Subscription {
             let read = ready!(again.poll(cx));
             self.again = None;
             let end = match read {
-                Ok(Ok(Some(records))) if records[0].is_erased() => End::Erased,
+                Ok(Ok(Some(records))) if records[0].is_erased() => StreamEnd::Erased,
                 Ok(Ok(Some(records))) => {
                     self.buffer = Buffer::new(records, 1);
                     continue;
                 }
                 Ok(Ok(None)) => continue,
-                Ok(Err(ReadError::Expired)) => End::Expired,
-                Ok(Err(ReadError::Corrupt(problem))) => End::Corrupt(problem),
+                Ok(Err(ReadError::Expired)) => StreamEnd::Expired,
+                Ok(Err(ReadError::Corrupt(problem))) => StreamEnd::Corrupt(problem),
                 Err(end) => end,
             };
             self.position = sequence.previous(); // the client has no use for a part
@@ -477,7 +482,7 @@ impl Subscription {
         }
         if self.catch_up_to.is_some_and(|place| self.position >= place) {
             self.catch_up_to = None;
-            self.entry.set_state(State::Live);
+            self.entry.set_state(SubscriptionState::Live);
             self.outbox.push_back(Control::CaughtUp {
                 position: self.position,
             });
@@ -490,8 +495,8 @@ impl Subscription {
         }
     }
 
-    fn finish(&mut self, end: Option<End>) {
-        if matches!(end, Some(End::Expired)) {
+    fn finish(&mut self, end: Option<StreamEnd>) {
+        if matches!(end, Some(StreamEnd::Expired)) {
             self.entry.lost(
                 "overtaken",
                 self.position,
@@ -511,13 +516,13 @@ impl Subscription {
         self.outbox.push_back(Control::GoingAway {
             position: self.position,
         });
-        self.finish(Some(End::Draining));
+        self.finish(Some(StreamEnd::Draining));
     }
 
     fn beat(&mut self) {
         let now = Instant::now();
         if self.deadline.is_some_and(|deadline| deadline <= now) {
-            return self.finish(Some(End::DeadlineExceeded));
+            return self.finish(Some(StreamEnd::DeadlineExceeded));
         }
         self.look_around();
         let head = self.sources.hub.head().max(self.position);
@@ -541,7 +546,7 @@ impl Subscription {
     }
 
     /// Fills the buffer, or changes the phase, or waits. Called with an empty buffer.
-    fn poll_advance(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), End>> {
+    fn poll_advance(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), StreamEnd>> {
         match &mut self.phase {
             Phase::Planning => {
                 self.plan();
@@ -615,7 +620,7 @@ impl Subscription {
                 lag,
             });
             self.sources.metrics.fell_behind.inc();
-            self.entry.set_state(State::CatchingUp);
+            self.entry.set_state(SubscriptionState::CatchingUp);
         }
         self.catch_up_to = Some(head);
         self.entry.seated(None);
@@ -769,18 +774,18 @@ impl Subscription {
         &mut self,
         read: Result<T, ReadError>,
         then: impl FnOnce(&mut Self, T),
-    ) -> Result<(), End> {
+    ) -> Result<(), StreamEnd> {
         match read {
             Ok(found) => {
                 then(self, found);
                 Ok(())
             }
-            Err(ReadError::Corrupt(problem)) => Err(End::Corrupt(problem)),
+            Err(ReadError::Corrupt(problem)) => Err(StreamEnd::Corrupt(problem)),
             Err(ReadError::Expired) => {
                 let to = self
                     .on_expired
                     .continue_at(&self.sources)
-                    .ok_or(End::Expired)?;
+                    .ok_or(StreamEnd::Expired)?;
                 self.skip_to(to);
                 Ok(())
             }
@@ -789,7 +794,7 @@ impl Subscription {
 
     /// Makes the first read. A start that the client left to the log moves on with the log's oldest event until a read has
     /// got hold of it: retention must not turn down somebody who holds no cursor.
-    async fn settle(&mut self) -> Result<(), End> {
+    async fn settle(&mut self) -> Result<(), StreamEnd> {
         let on_expired = std::mem::replace(&mut self.on_expired, OnExpired::Earliest);
         loop {
             self.plan();
@@ -861,9 +866,11 @@ fn read_again(sources: &Sources, payer: &Payer, sequence: Sequence) -> Reading<R
     })
 }
 
-fn joined<T>(joined: Result<Result<T, ReadError>, JoinError>) -> Result<Result<T, ReadError>, End> {
+fn joined<T>(
+    joined: Result<Result<T, ReadError>, JoinError>,
+) -> Result<Result<T, ReadError>, StreamEnd> {
     // Only a runtime that shuts down cancels a read; a panic has ended the process.
-    joined.map_err(|_| End::Draining)
+    joined.map_err(|_| StreamEnd::Draining)
 }
 
 /// Reads off the async threads; not at all if nobody waits any more before it begins.

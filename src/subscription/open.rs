@@ -7,7 +7,7 @@ use tokio::time::{Instant, sleep_until};
 use uuid::Uuid;
 
 use super::{
-    Buffer, Control, End, Heard, LimitReached, Phase, Sources, Subscription, read_aside,
+    Buffer, Control, Heard, LimitReached, Phase, Sources, StreamEnd, Subscription, read_aside,
     registry::NewEntry, stream_log::Who,
 };
 use crate::{
@@ -46,7 +46,7 @@ impl Start {
 /// What to do when retention has passed the position.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OnExpired {
-    /// End with an error.
+    /// StreamEnd with an error.
     Fail,
     /// Announce a gap, continue with the oldest retained event.
     Earliest,
@@ -74,7 +74,7 @@ pub struct Opening {
     pub start: Start,
     /// What if that is forgotten.
     pub on_expired: OnExpired,
-    /// End when every task of the filter is over.
+    /// StreamEnd when every task of the filter is over.
     pub until_terminal: bool,
     /// Between two heartbeats.
     pub heartbeat_interval: Duration,
@@ -96,7 +96,7 @@ pub struct Opening {
 
 /// Why a subscription cannot be opened.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum OpenError {
+pub enum SubscribeError {
     /// As many are open, or name as many task ids, as may be.
     #[error("{0}")]
     TooMany(LimitReached),
@@ -129,19 +129,19 @@ impl Sources {
     }
 
     /// Checks a client's cursor against the log; the place may be forgotten, but never ahead or of another log.
-    pub fn place(&self, cursor: Cursor) -> Result<Sequence, OpenError> {
+    pub fn place(&self, cursor: Cursor) -> Result<Sequence, SubscribeError> {
         if cursor.epoch != self.store.epoch() {
-            Err(OpenError::EpochMismatch)
+            Err(SubscribeError::EpochMismatch)
         } else if cursor.sequence > self.store.head() {
-            Err(OpenError::CursorAhead)
+            Err(SubscribeError::CursorAhead)
         } else {
             Ok(cursor.sequence)
         }
     }
 
     /// A client that comes back with a cursor which retention has passed has lost what was behind it.
-    fn note_loss(&self, opening: &Opening, error: &OpenError) {
-        if let (Start::After(cursor), OpenError::CursorExpired) = (opening.start, error) {
+    fn note_loss(&self, opening: &Opening, error: &SubscribeError) {
+        if let (Start::After(cursor), SubscribeError::CursorExpired) = (opening.start, error) {
             let Opening {
                 client,
                 client_name,
@@ -164,7 +164,7 @@ impl Sources {
         }
     }
 
-    async fn start(self: &Arc<Self>, opening: &Opening) -> Result<Sequence, OpenError> {
+    async fn start(self: &Arc<Self>, opening: &Opening) -> Result<Sequence, SubscribeError> {
         let earliest = || self.store.first_available().previous();
         match opening.start {
             Start::Default if opening.filter.task_ids.is_empty() => Ok(self.hub.head()),
@@ -174,7 +174,7 @@ impl Sources {
                 let place = self.place(cursor)?;
                 let expired = place < earliest() && opening.on_expired == OnExpired::Fail;
                 if expired {
-                    Err(OpenError::CursorExpired)
+                    Err(SubscribeError::CursorExpired)
                 } else {
                     Ok(place)
                 }
@@ -185,9 +185,9 @@ impl Sources {
                     read_aside(move || sources.store.seek_time(time.as_microsecond())).await;
                 match super::joined(found) {
                     Ok(Ok(place)) => Ok(place),
-                    Ok(Err(ReadError::Corrupt(problem))) => Err(OpenError::Corrupt(problem)),
+                    Ok(Err(ReadError::Corrupt(problem))) => Err(SubscribeError::Corrupt(problem)),
                     Ok(Err(ReadError::Expired)) => Ok(earliest()),
-                    Err(_) => Err(OpenError::Draining),
+                    Err(_) => Err(SubscribeError::Draining),
                 }
             }
         }
@@ -196,9 +196,9 @@ impl Sources {
 
 impl Subscription {
     /// Opens a subscription, and makes its first read unless it starts behind a cursor.
-    pub async fn open(sources: Arc<Sources>, opening: Opening) -> Result<Self, OpenError> {
+    pub async fn open(sources: Arc<Sources>, opening: Opening) -> Result<Self, SubscribeError> {
         if sources.hub.is_closing() {
-            return Err(OpenError::Draining);
+            return Err(SubscribeError::Draining);
         }
         // Before anything is read.
         let erasures = sources.store.erasures();
@@ -274,8 +274,8 @@ impl Subscription {
         };
         if may_move {
             subscription.settle().await.map_err(|end| match end {
-                End::Corrupt(problem) => OpenError::Corrupt(problem),
-                _ => OpenError::CursorExpired,
+                StreamEnd::Corrupt(problem) => SubscribeError::Corrupt(problem),
+                _ => SubscribeError::CursorExpired,
             })?;
         }
         subscription.announce();

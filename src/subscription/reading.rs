@@ -10,7 +10,7 @@ use std::{
 use tokio::task::JoinError;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::{End, joined, read_aside};
+use super::{StreamEnd, joined, read_aside};
 use crate::{
     budget::{Budget, Loan, Payer, Shelf},
     store::{ReadError, ReadLimits},
@@ -85,7 +85,7 @@ impl<T: Send + 'static> Reading<T> {
     pub(super) fn poll(
         &mut self,
         cx: &mut Context<'_>,
-    ) -> Poll<Result<Result<Option<T>, ReadError>, End>> {
+    ) -> Poll<Result<Result<Option<T>, ReadError>, StreamEnd>> {
         let read = match self {
             Self::Queued(queued) => ready!(Pin::new(queued).poll(cx)).flatten(),
             Self::UnderWay(under_way) => ready!(Pin::new(under_way).poll(cx)),

@@ -18,7 +18,7 @@ use tokio::{task::yield_now, time::Instant};
 use uuid::Uuid;
 
 use super::{
-    End, Heard, OpenError, Withdrawal,
+    Heard, StreamEnd, SubscribeError, Withdrawal,
     stream_log::{At, Ended, StreamLog, Who},
 };
 use crate::{
@@ -32,7 +32,7 @@ use crate::{
 
 /// Where a subscription is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum State {
+pub enum SubscriptionState {
     /// Reading the log.
     CatchingUp,
     /// Following the head.
@@ -41,7 +41,7 @@ pub enum State {
     Stalled,
 }
 
-impl State {
+impl SubscriptionState {
     fn as_str(self) -> &'static str {
         match self {
             Self::CatchingUp => "catching_up",
@@ -240,7 +240,7 @@ const NO_SEAT: usize = usize::MAX;
 
 /// One line of the list.
 #[derive(Clone, Debug)]
-pub struct Listed {
+pub struct ListedSubscription {
     /// Its place in the order of opening, for paging.
     pub number: u64,
     /// Names it to people.
@@ -256,7 +256,7 @@ pub struct Listed {
     /// When it was opened.
     pub opened_at: Timestamp,
     /// Where it is.
-    pub state: State,
+    pub state: SubscriptionState,
     /// Everything up to here has been handed to the transport.
     pub position: Sequence,
     /// Events so far.
@@ -314,7 +314,7 @@ impl Registry {
 
     /// Ends the subscription of this id, as it was; `None` if there is none. Its client may take nothing, so that its stream is never
     /// polled again: its place is free already.
-    pub fn end(&self, hub: &Hub, id: &str) -> Option<Listed> {
+    pub fn end(&self, hub: &Hub, id: &str) -> Option<ListedSubscription> {
         let mut open = lock(&self.open);
         let number = open
             .subscriptions
@@ -353,7 +353,7 @@ impl Registry {
     }
 
     /// Up to `count_max` subscriptions opened after number `after`, with positions as of now.
-    pub fn list(&self, hub: &Hub, after: u64, count_max: usize) -> Vec<Listed> {
+    pub fn list(&self, hub: &Hub, after: u64, count_max: usize) -> Vec<ListedSubscription> {
         // Collected first: the hub's lock is not taken while this one is held.
         let page: Vec<_> = lock(&self.open)
             .subscriptions
@@ -375,7 +375,7 @@ impl Registry {
         hub: &Arc<Hub>,
         clock: &Arc<Clock>,
         metrics: &Arc<Metrics>,
-    ) -> Result<Entry, OpenError> {
+    ) -> Result<Entry, SubscribeError> {
         let info = Arc::new(Info {
             id: new.id.to_string(),
             client: new.client,
@@ -387,7 +387,7 @@ impl Registry {
             opened_at: clock.now(),
             position: AtomicU64::new(new.position.0),
             delivered: AtomicU64::new(0),
-            state: AtomicU8::new(State::CatchingUp as u8),
+            state: AtomicU8::new(SubscriptionState::CatchingUp as u8),
             seat: AtomicUsize::new(NO_SEAT),
             withdrawal: AtomicU8::new(0),
             turn: Turn::default(),
@@ -402,7 +402,7 @@ impl Registry {
                 replaced
                     .into_iter()
                     .for_each(|(number, info)| open.put_back(number, info));
-                return Err(OpenError::TooMany(taken));
+                return Err(SubscribeError::TooMany(taken));
             };
             replaced.extend(open.remove(lost).map(|info| (lost, info)));
         }
@@ -413,7 +413,7 @@ impl Registry {
         }
         metrics
             .subscriptions
-            .with_label_values(&[State::CatchingUp.as_str()])
+            .with_label_values(&[SubscriptionState::CatchingUp.as_str()])
             .inc();
         if let Some(client) = &info.client {
             metrics.name_client(&client.name);
@@ -648,16 +648,16 @@ impl Info {
         hub.wake(self.seat.load(SeqCst));
     }
 
-    fn state(&self) -> State {
-        if self.state.load(Relaxed) == State::Live as u8 {
-            State::Live
+    fn state(&self) -> SubscriptionState {
+        if self.state.load(Relaxed) == SubscriptionState::Live as u8 {
+            SubscriptionState::Live
         } else {
-            State::CatchingUp
+            SubscriptionState::CatchingUp
         }
     }
 
-    fn listed(&self, number: u64, hub: &Hub) -> Listed {
-        Listed {
+    fn listed(&self, number: u64, hub: &Hub) -> ListedSubscription {
+        ListedSubscription {
             number,
             id: self.id.clone(),
             client: self.client.as_ref().map(|client| Arc::clone(&client.name)),
@@ -666,7 +666,7 @@ impl Info {
             filter: Arc::clone(&self.filter),
             opened_at: self.opened_at,
             state: if self.is_stalled.load(Relaxed) {
-                State::Stalled
+                SubscriptionState::Stalled
             } else {
                 self.state()
             },
@@ -731,7 +731,7 @@ impl Entry {
             );
         }
         // The first has waited longest; the others follow at once.
-        if std::mem::take(&mut self.is_first) && self.info.state() == State::Live {
+        if std::mem::take(&mut self.is_first) && self.info.state() == SubscriptionState::Live {
             let micros = self.clock.now_micros() - record.received_at_micros();
             self.metrics
                 .delivery_seconds
@@ -790,8 +790,8 @@ impl Entry {
             .lost(&self.info.who(), kind, after, through, &self.metrics);
     }
 
-    pub(super) fn set_state(&self, state: State) {
-        let gauge = |state: State| {
+    pub(super) fn set_state(&self, state: SubscriptionState) {
+        let gauge = |state: SubscriptionState| {
             self.metrics
                 .subscriptions
                 .with_label_values(&[state.as_str()])
@@ -801,17 +801,17 @@ impl Entry {
         self.info.state.store(state as u8, Relaxed);
     }
 
-    pub(super) fn ended(&mut self, end: Option<&End>) {
+    pub(super) fn ended(&mut self, end: Option<&StreamEnd>) {
         self.cause = match end {
             None => "completed",
-            Some(End::Expired) => "expired",
-            Some(End::Draining) => "draining",
-            Some(End::Erased) => "erased",
-            Some(End::Corrupt(_)) => "corrupt",
-            Some(End::Withdrawn(Withdrawal::Place)) => REPLACED,
-            Some(End::Withdrawn(Withdrawal::Stream)) => BY_ADMIN,
-            Some(End::Withdrawn(_)) => "withdrawn",
-            Some(End::DeadlineExceeded) => "deadline",
+            Some(StreamEnd::Expired) => "expired",
+            Some(StreamEnd::Draining) => "draining",
+            Some(StreamEnd::Erased) => "erased",
+            Some(StreamEnd::Corrupt(_)) => "corrupt",
+            Some(StreamEnd::Withdrawn(Withdrawal::Place)) => REPLACED,
+            Some(StreamEnd::Withdrawn(Withdrawal::Stream)) => BY_ADMIN,
+            Some(StreamEnd::Withdrawn(_)) => "withdrawn",
+            Some(StreamEnd::DeadlineExceeded) => "deadline",
         };
     }
 }
@@ -879,7 +879,7 @@ mod tests {
             opened_at: Timestamp::UNIX_EPOCH,
             position: AtomicU64::new(1),
             delivered: AtomicU64::new(0),
-            state: AtomicU8::new(State::Live as u8),
+            state: AtomicU8::new(SubscriptionState::Live as u8),
             seat: AtomicUsize::new(NO_SEAT),
             withdrawal: AtomicU8::new(0),
             turn: Turn::default(),

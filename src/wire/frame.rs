@@ -17,7 +17,7 @@ use tonic::{
 
 use tonic_types::{ErrorDetails, StatusExt};
 
-use crate::event::{Cursor, Encoding, Epoch, Record};
+use crate::event::{Cursor, Epoch, Record, SharedEncoding};
 
 /// First buffer of an answer; a larger one grows it once.
 const BUFFER_BYTES: usize = 512;
@@ -220,7 +220,7 @@ impl<R: Borrow<Record>> Delivery<R> {
 }
 
 /// Records as messages of `Subscribe`'s streams, without the bodies as received.
-pub fn encode_streamed(epoch: Epoch, records: &[Record]) -> Encoding {
+pub fn encode_streamed(epoch: Epoch, records: &[Record]) -> SharedEncoding {
     const FIELDS_BYTES: usize = PREFIX_BYTES + KEY_BYTES_MAX + 64; // more than what only the log knows takes
     let bytes = records
         .iter()
@@ -239,7 +239,7 @@ pub fn encode_streamed(epoch: Epoch, records: &[Record]) -> Encoding {
         .put_streamed(0, 0, &mut buf);
         ends.push(buf.len());
     }
-    Encoding {
+    SharedEncoding {
         bytes: buf.into(),
         ends,
         charge: None,

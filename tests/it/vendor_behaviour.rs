@@ -6,7 +6,8 @@ use std::{collections::HashMap, convert::Infallible, time::Duration};
 use blobcast::{
     checker::{self, History, Stream, check},
     simulator::{
-        ATTEMPTS_MAX, Acknowledged, Callback, Delivery, Outcome, Plan, Vendor, retry_gaps,
+        ATTEMPTS_MAX, Acknowledgement, Callback, Delivery, DeliveryOutcome, Plan, Vendor,
+        retry_gaps,
     },
     vendor::sample::{PRODUCTS, SampleStatus},
     wire::v1::{Event, SubscribeRequest, subscribe_request::Start},
@@ -34,14 +35,14 @@ fn callbacks(count: usize, statuses: &[SampleStatus]) -> Vec<Callback> {
 }
 
 /// Makes the deliveries, a few at a time.
-async fn send(server: &Server, deliveries: Vec<Delivery>) -> Vec<Outcome> {
+async fn send(server: &Server, deliveries: Vec<Delivery>) -> Vec<DeliveryOutcome> {
     let vendor = Vendor::new(
         format!("http://{}", server.ingest).parse().unwrap(),
         vec![],
         8,
     );
     let mut outcomes = Vec::new();
-    let sent = vendor.send_each(deliveries, |outcome: &Outcome| {
+    let sent = vendor.send_each(deliveries, |outcome: &DeliveryOutcome| {
         outcomes.push(outcome.clone());
         Ok::<(), Infallible>(())
     });
@@ -50,8 +51,8 @@ async fn send(server: &Server, deliveries: Vec<Delivery>) -> Vec<Outcome> {
 }
 
 /// Every outcome, all of which must be 200.
-fn all_received(outcomes: &[Outcome]) -> Vec<Acknowledged> {
-    let acknowledged = |outcome: &Outcome| {
+fn all_received(outcomes: &[DeliveryOutcome]) -> Vec<Acknowledgement> {
+    let acknowledged = |outcome: &DeliveryOutcome| {
         outcome
             .acknowledged()
             .filter(|acknowledged| acknowledged.http_status == 200)
@@ -65,7 +66,7 @@ fn all_received(outcomes: &[Outcome]) -> Vec<Acknowledged> {
 /// The log, if it keeps what was promised.
 async fn judged(
     server: &Server,
-    acknowledged: &[Acknowledged],
+    acknowledged: &[Acknowledgement],
     streams: Vec<Stream>,
 ) -> Vec<Event> {
     let events = server.log_of_events().await;
