@@ -1,26 +1,27 @@
-//! What a line of the credentials file binds to: products, and labels. Pure.
+//! The `products` and `labels` of a line of the credentials file. They restrict what a client sees, and they bind the events of a
+//! callback credential. Pure.
 
 use std::{borrow::Cow, collections::BTreeSet};
 
-use super::SECRET_PARAMETERS;
+use super::secret::SECRET_PARAMETERS;
 use crate::event::{
     LABEL_KEY_CHARS_MAX, LABEL_VALUE_CHARS_MAX, LABELS_MAX, Labels, Product, labels_fit,
 };
 
-/// Stands for every product.
+/// The entry of `products` that means every product.
 const ALL_PRODUCTS: &str = "*";
 
-/// Which products a client may see, or a callback may be of.
+/// The products that a client may see, or that a callback may be of.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Products {
-    /// Every one, also those to come.
+    /// Every product, including those that the vendor adds later.
     All,
-    /// These.
+    /// The listed products; empty for a client that only takes backups.
     Only(BTreeSet<Product>),
 }
 
 impl Products {
-    /// Whether `product` is among them.
+    /// True if `product` is allowed.
     pub fn allow(&self, product: &str) -> bool {
         match self {
             Self::All => true,
@@ -28,7 +29,7 @@ impl Products {
         }
     }
 
-    /// The one that there is, if there is only one.
+    /// The product, if the list has exactly one.
     pub fn only(&self) -> Option<&Product> {
         match self {
             Self::Only(products) if products.len() == 1 => products.first(),
@@ -37,17 +38,17 @@ impl Products {
     }
 }
 
-/// What the callbacks of a credential are bound to.
+/// The restrictions on the callbacks of one credential.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Binding {
-    /// They may be of these products.
+    /// The callbacks may be of these products.
     pub products: Products,
-    /// Their events carry all of these labels, whatever the URL says besides.
+    /// The events carry all of these labels in addition to those of the URL.
     pub labels: Labels,
 }
 
 impl Binding {
-    /// Whether a URL with these labels gives one of the bound ones another value.
+    /// True if the labels of a URL give a bound label another value.
     pub fn is_contradicted_by<'a>(
         &self,
         labels: impl IntoIterator<Item = (Cow<'a, str>, Cow<'a, str>)>,
@@ -66,7 +67,7 @@ impl Binding {
     }
 }
 
-/// The products that a line names.
+/// Parses the `products` of a client.
 pub(super) fn products(raw: &[String]) -> Result<Products, String> {
     match raw {
         [all] if all == ALL_PRODUCTS => Ok(Products::All),
@@ -86,12 +87,13 @@ pub(super) fn products(raw: &[String]) -> Result<Products, String> {
     }
 }
 
-/// The labels that a line binds to, if it does. No message repeats one: a secret may stand in the wrong place.
+/// Checks the `labels` of a line. No message repeats a label: a secret may stand in the wrong place.
 pub(super) fn labels(raw: Option<Labels>) -> Result<Option<Labels>, String> {
     let Some(labels) = raw else { return Ok(None) };
     if labels.is_empty() {
         return Err("`labels` binds to nothing: name some, or leave it out".to_owned());
     }
+
     if !labels_fit(&labels) {
         return Err(format!(
             "`labels` are at most {LABELS_MAX}; a key has 1 to {LABEL_KEY_CHARS_MAX} characters, a value at most \
@@ -110,7 +112,7 @@ pub(super) fn labels(raw: Option<Labels>) -> Result<Option<Labels>, String> {
     Ok(Some(labels))
 }
 
-/// What a line for callbacks binds to; `None`: to nothing.
+/// The binding of a line for callbacks; `None` if the line restricts nothing.
 pub(super) fn binding(
     raw_products: Option<&[String]>,
     raw_labels: Option<Labels>,

@@ -1,18 +1,23 @@
-//! What a new version of the credentials file changes, for the log and the audit: names of lines and of their fields, never a value.
+//! The differences between two versions of the credentials file, for the log and the audit. Names lines and fields, never a value.
+//!
+//! Every comparison destructures its line, so that the compiler asks for a decision about each new field.
 
 use std::{collections::BTreeMap, fmt::Display, sync::Arc};
 
 use super::{
-    Binding, BodySecret, CallbackToken, Client, Credentials, Known, Lifetime, Previous, Products,
-    Proof, SigningKey,
+    binding::{Binding, Products},
+    callback_lines::{BodySecret, CallbackToken, SigningKey},
+    client::{Client, ClientLine, Proof},
+    lifetime::{Lifetime, Previous},
+    lookup::Credentials,
 };
 use crate::event::Labels;
 
-/// Fields of a line, and whether each differs.
+/// The fields of a line, each with whether it differs.
 type Fields<const N: usize> = [(&'static str, bool); N];
 
 impl Credentials {
-    /// What differs from those before, each by kind and name: added, removed, or changed, and then in which fields.
+    /// One text for each line that differs from `old`: its kind and name, and `added`, `removed`, or `changed` with the fields.
     pub fn changes_from(&self, old: &Self) -> Vec<String> {
         let body_secret =
             |credentials: &Self| credentials.body_secret.clone().map(|secret| ("", secret));
@@ -60,6 +65,7 @@ fn changes<K: Ord + Display, V: PartialEq, const N: usize>(
         .keys()
         .filter(|name| !new.contains_key(name))
         .map(|name| format!("{kind}{name} removed"));
+
     let others = new.iter().filter_map(|(name, value)| match old.get(name) {
         None => Some(format!("{kind}{name} added")),
         Some(before) if before != value => {
@@ -74,10 +80,9 @@ fn changes<K: Ord + Display, V: PartialEq, const N: usize>(
         }
         Some(_) => None,
     });
+
     removed.chain(others).collect()
 }
-
-// Each takes the whole apart, so that a new field is not forgotten here.
 
 fn of_callback_token(old: &CallbackToken, new: &CallbackToken) -> Fields<7> {
     let [old, new] = [old, new].map(
@@ -121,7 +126,7 @@ fn of_signing_key(old: &SigningKey, new: &SigningKey) -> Fields<7> {
     of_callback_credential(old, new)
 }
 
-/// A secret and its field, its lifetime, the one before, `bytes_per_minute_max`, and what it is bound to.
+/// A secret with the name of its field, its lifetime, the previous secret, `bytes_per_minute_max`, and the binding.
 type CallbackCredential<'a, S> = (
     (&'static str, &'a S),
     Lifetime,
@@ -163,11 +168,13 @@ fn of_body_secret(old: &BodySecret, new: &BodySecret) -> Fields<4> {
     ]
 }
 
-fn of_client(old: &Known, new: &Known) -> Fields<11> {
-    // The one before is the same client with another token; the name is that of the line, and the other two are not in the file.
+fn of_client(old: &ClientLine, new: &ClientLine) -> Fields<11> {
+    // `previous` is the same client with another proof, so only proof and lifetime can differ.
     let shows = |client: &Arc<Client>| (client.proof.clone(), client.lifetime);
     let differs_before = old.previous.as_ref().map(shows) != new.previous.as_ref().map(shows);
     let (old, new) = (&old.client, &new.client);
+
+    // The name is the key of the line; generation and certificate are not in the file.
     let Client {
         name: _,
         products,
@@ -179,7 +186,7 @@ fn of_client(old: &Known, new: &Known) -> Fields<11> {
         proof,
         lifetime,
         generation: _,
-        shown: _,
+        certificate: _,
     } = &**old;
 
     let token = |proof: &Proof| {
@@ -219,7 +226,7 @@ fn of_lifetime(old: Lifetime, new: Lifetime) -> Fields<2> {
     ]
 }
 
-/// A line that binds to nothing is for every product.
+/// Compares bindings. A line without one allows every product and adds no label.
 fn of_binding(old: Option<&Arc<Binding>>, new: Option<&Arc<Binding>>) -> Fields<2> {
     let unbound = Binding {
         products: Products::All,

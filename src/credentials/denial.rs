@@ -1,5 +1,6 @@
-//! Why a credential was not accepted, for the operator's log and metrics. Whoever has shown it learns none of this: it would help
-//! to guess. Looked for only after the refusal, so that accepting costs nothing more.
+//! The cause of a refused credential, for the operator's log and metrics. The caller never learns it, because it would help to guess.
+//!
+//! The cause is looked up only after the refusal, so that accepting a credential costs nothing more. Pure.
 
 use std::sync::Arc;
 
@@ -7,38 +8,38 @@ use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use jiff::Timestamp;
 
 use super::{
-    CallbackToken, Certificate, Client, Credentials, KeyId, Known, Proof, Secret, SigningKey,
-    TokenHash, signed_url,
+    callback_lines::KeyId,
+    client::{Certificate, Client, Proof},
+    lookup::Credentials,
+    secret::{Secret, TokenHash},
+    signed_url,
 };
 
-/// Most that are remembered of what was removed, of each kind; beyond it the first is forgotten. A file has a handful.
-const REMOVED_MAX: usize = 256;
-
-/// Why, and whose it is, if that is proved by what was shown.
+/// The cause of a refusal. It names a line only if the caller has proved to have that line's secret.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Denial {
-    /// Nothing was shown.
+    /// The request carried no credential.
     Missing,
-    /// A token that is none of those there are, or were since the start.
+    /// The token matches no line, neither now nor since the start.
     UnknownToken,
-    /// The one of this name has expired.
+    /// The secret of this line has expired.
     Expired(Arc<str>),
-    /// The one of this name was removed, or got another secret, since the start.
+    /// The line was removed, or got another secret, since the start.
     Removed(Arc<str>),
-    /// A certificate whose names are no client's.
+    /// No client's line has one of the certificate's names.
     UnknownCertificate,
-    /// The certificate of the client of this name was revoked, or nobody who is trusted vouches for it any more.
+    /// The certificate of this client was revoked, or its authority is no longer trusted.
     Withdrawn(Arc<str>),
-    /// A URL that names a key which is not there. Anybody can name any.
+    /// The URL claims a key that does not exist. The claim proves nothing: anybody can write any name.
     UnknownKey(KeyId),
-    /// The signature is none of the key that the URL names, which anybody can; without a name, the URL names none.
+    /// The signature is not valid for the key that the URL claims; `None` if it claims none.
     BadSignature(Option<KeyId>),
-    /// A good signature by the key of this name, past its `exp`.
+    /// The signature of this key is valid, but the URL's `exp` has passed.
     Late(Arc<str>),
 }
 
 impl Denial {
-    /// The value of the metric's `cause`, and of the field in the log.
+    /// The value of the label `cause` of the metric, and of the field in the log.
     pub fn cause(&self) -> &'static str {
         match self {
             Self::Missing => "missing",
@@ -53,7 +54,7 @@ impl Denial {
         }
     }
 
-    /// The name of a credential that is, or was, in the file, and was shown: there are only so many.
+    /// The line whose secret was presented. Safe as a metric label: only lines that are or were in the file are named.
     pub fn name(&self) -> Option<&Arc<str>> {
         match self {
             Self::Expired(name)
@@ -69,50 +70,8 @@ impl Denial {
     }
 }
 
-/// What was in force since the start, and is no more. Of tokens there are hashes only; a key that leaks is removed for that, so to
-/// keep it in memory gives nothing away.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Removed {
-    callback_tokens: Vec<(Arc<str>, TokenHash)>,
-    signing_keys: Vec<(KeyId, Secret)>,
-    clients: Vec<(Arc<str>, TokenHash)>,
-}
-
-impl Removed {
-    /// As it is when `new` takes the place of `old`.
-    pub(super) fn between(old: &Credentials, new: &Credentials) -> Self {
-        let Self {
-            callback_tokens,
-            signing_keys,
-            clients,
-        } = &old.removed;
-        Self {
-            callback_tokens: removed(
-                callback_tokens,
-                old.callback_hashes(),
-                &new.callback_hashes(),
-            ),
-            signing_keys: removed(signing_keys, old.key_secrets(), &new.key_secrets()),
-            clients: removed(clients, old.client_hashes(), &new.client_hashes()),
-        }
-    }
-}
-
-/// What was removed before, and what is now; of those that have come back none.
-fn removed<N: Clone, S: Clone + PartialEq>(
-    before: &[(N, S)],
-    old: Vec<(N, S)>,
-    new: &[(N, S)],
-) -> Vec<(N, S)> {
-    let is_back = |secret: &S| new.iter().any(|(_, there)| there == secret);
-    let all = before.iter().cloned().chain(old);
-    let mut removed: Vec<_> = all.filter(|(_, secret)| !is_back(secret)).collect();
-    removed.drain(..removed.len().saturating_sub(REMOVED_MAX));
-    removed
-}
-
 impl Credentials {
-    /// Why a callback token was not accepted.
+    /// The cause for which a callback token was refused.
     pub fn denial_of_token(&self, token: Option<&str>) -> Denial {
         let Some(token) = token else {
             return Denial::Missing;
@@ -124,7 +83,7 @@ impl Credentials {
         )
     }
 
-    /// Why a client's token was not accepted.
+    /// The cause for which a client's token was refused.
     pub fn denial_of_client(&self, token: Option<&str>) -> Denial {
         let Some(token) = token else {
             return Denial::Missing;
@@ -136,17 +95,18 @@ impl Credentials {
         )
     }
 
-    /// Why a client's certificate was not accepted.
+    /// The cause for which a client's certificate was refused.
     pub fn denial_of_certificate(&self, certificate: &Certificate) -> Denial {
-        let is_its = |client: &&Arc<Client>| match &client.proof {
+        let is_named = |client: &&Arc<Client>| match &client.proof {
             Proof::Certificate(name) => certificate.names().contains(name),
             Proof::Token(_) => false,
         };
         let client = self
             .clients
             .values()
-            .map(|known| &known.client)
-            .find(is_its);
+            .map(|line| &line.client)
+            .find(is_named);
+
         let denial = if certificate.is_withdrawn() {
             Denial::Withdrawn
         } else {
@@ -157,7 +117,7 @@ impl Credentials {
         })
     }
 
-    /// Why the signature of a request for one of these `paths` and `query` was not accepted.
+    /// The cause for which the signature of a URL was refused; the URL has one of the `paths`, and the `query`.
     pub fn denial_of_url(&self, paths: &[&str], query: &str, now: Timestamp) -> Denial {
         let Some((before, tag, exp, key_id)) = signed_url::parts(query) else {
             return Denial::BadSignature(None);
@@ -168,6 +128,7 @@ impl Credentials {
                 |path: &&str| secret.verify(&signed_url::signed(&format!("{path}?{before}")), &tag);
             paths.iter().any(signed)
         };
+
         let found = self.signing_keys.get_key_value(key_id.as_str());
         let by = found
             .and_then(|(id, key)| Some((id, key.secrets().find(|(secret, _)| is_by(secret))?.1)));
@@ -189,56 +150,26 @@ impl Credentials {
             }
         }
     }
-
-    fn callback_hashes(&self) -> Vec<(Arc<str>, TokenHash)> {
-        let of = |(name, token): (&Arc<str>, &CallbackToken)| {
-            let previous = token.previous.as_ref().map(|(hash, _)| hash);
-            let all = [Some(&token.hash), previous].into_iter().flatten();
-            all.map(|hash| (Arc::clone(name), hash.clone()))
-                .collect::<Vec<_>>()
-        };
-        self.callback_tokens.iter().flat_map(of).collect()
-    }
-
-    fn key_secrets(&self) -> Vec<(KeyId, Secret)> {
-        let of = |(id, key): (&KeyId, &SigningKey)| {
-            key.secrets()
-                .map(|(secret, _)| (id.clone(), secret.clone()))
-                .collect::<Vec<_>>()
-        };
-        self.signing_keys.iter().flat_map(of).collect()
-    }
-
-    fn client_hashes(&self) -> Vec<(Arc<str>, TokenHash)> {
-        let of = |client: &Arc<Client>| match &client.proof {
-            Proof::Token(hash) => Some((Arc::clone(&client.name), hash.clone())),
-            Proof::Certificate(_) => None,
-        };
-        self.clients
-            .values()
-            .flat_map(Known::all)
-            .filter_map(of)
-            .collect()
-    }
 }
 
-/// A token that is in the file, and was refused, has expired.
+/// The cause for a refused token. A token of `in_force` can only have been refused because it has expired.
 fn denial(
-    shown: &TokenHash,
-    there: &[(Arc<str>, TokenHash)],
+    presented: &TokenHash,
+    in_force: &[(Arc<str>, TokenHash)],
     removed: &[(Arc<str>, TokenHash)],
 ) -> Denial {
-    // Every entry is compared, so that the time tells nothing of which one it was.
+    // Every entry is compared, so that the time does not reveal which one matches.
     let find = |all: &[(Arc<str>, TokenHash)]| {
         all.iter().fold(None, |found, (name, hash)| {
-            if hash.equals(shown) {
+            if hash.equals(presented) {
                 Some(Arc::clone(name))
             } else {
                 found
             }
         })
     };
-    match (find(there), find(removed)) {
+
+    match (find(in_force), find(removed)) {
         (Some(name), _) => Denial::Expired(name),
         (None, Some(name)) => Denial::Removed(name),
         (None, None) => Denial::UnknownToken,

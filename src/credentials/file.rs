@@ -1,5 +1,7 @@
-//! The file's form. Every mistake is told with its table and name; what cannot be meant is refused as a whole, so that a
-//! half-read file never lets anyone in or locks everyone out.
+//! Parses the text of the credentials file. An error names the table and the line's name, but never quotes the file: the place may
+//! hold a secret.
+//!
+//! One mistake refuses the whole file. A file that was read in part could let callers in, or lock everyone out.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -11,32 +13,44 @@ use serde::Deserialize;
 use toml::{Spanned, value::Datetime};
 
 use super::{
-    BodySecret, CallbackToken, Client, Credentials, Generation, KeyId, Known, Lifetime, Previous,
-    Products, Proof, Secret, SigningKey, TokenHash,
-    binding::{binding, labels, products},
-    secret::{SECRET_BYTES_MIN, TOKEN_PREFIX},
+    binding::{Products, binding, labels, products},
+    callback_lines::{BodySecret, CallbackToken, KeyId, SigningKey},
+    client::{Client, ClientLine, Proof},
+    lifetime::{Generation, Lifetime, Previous},
+    lookup::Credentials,
+    secret::{SECRET_BYTES_MIN, Secret, TOKEN_PREFIX, TokenHash},
 };
 use crate::{event::Labels, size::parse_size};
 
-/// Longest name of a token or a client: each event carries the one it came by.
+/// Largest credentials file that is read: room for ten thousand clients.
+pub const FILE_BYTES_MAX: u64 = 4 * 1024 * 1024;
+
+/// Longest name of a token or a client: each event stores the name of the credential that authenticated it.
 const NAME_BYTES_MAX: usize = 128;
 
-/// Why the file cannot be used.
+/// The file cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum CredentialsError {
-    /// Not TOML, or not of the form.
+    /// The text is not TOML, or has an unknown table or field.
     #[error("{0}")]
     Form(String),
-    /// An entry that cannot be.
+    /// One line has a value that is not allowed.
     #[error("[{table}] {name}: {problem}")]
     Entry {
-        /// The table.
+        /// The table that the line is in.
         table: &'static str,
-        /// The entry, or the line where it begins, if what stands there may be a secret.
+        /// The line's name, or its number in the file if the name may be a secret.
         name: String,
-        /// What is wrong, and what to do.
+        /// The mistake, and how to correct it.
         problem: String,
     },
+}
+
+impl Credentials {
+    /// Parses the text of the file.
+    pub fn parse(text: &str) -> Result<Self, CredentialsError> {
+        parse(text)
+    }
 }
 
 #[derive(Default, Deserialize)]
@@ -78,7 +92,7 @@ struct RawKey {
     expires: Option<Datetime>,
 }
 
-/// As in the configuration.
+/// A size, written as in the configuration.
 #[derive(Deserialize)]
 #[serde(untagged, expecting = "a size like \"128MiB\", or a number of bytes")]
 enum RawSize {
@@ -141,11 +155,11 @@ struct RawClient {
 
 type Problem = String;
 
-pub(super) fn parse(text: &str) -> Result<Credentials, CredentialsError> {
-    // The parser quotes the line it stumbles over, and that may be one with a secret.
+fn parse(text: &str) -> Result<Credentials, CredentialsError> {
     let file: File = toml::from_str(text)
         .map_err(|error| CredentialsError::Form(without_secrets(text, &error)))?;
-    let entry = |table, name: &Spanned<String>| entry(table, told(text, name));
+    let entry = |table, name: &Spanned<String>| entry(table, printable_name(text, name));
+
     let mut credentials = Credentials::default();
     for (name, raw) in file.callback_tokens {
         let token =
@@ -161,28 +175,29 @@ pub(super) fn parse(text: &str) -> Result<Credentials, CredentialsError> {
     if let Some(raw) = file.body_signature {
         credentials.body_secret = Some(body_secret(&raw)?);
     }
-    let mut names: Vec<(Proof, String)> = Vec::new();
+
+    let mut proofs: Vec<(Proof, String)> = Vec::new();
     for (name, raw) in file.clients {
-        let known = known(name.get_ref(), &raw).map_err(entry("clients", &name))?;
-        for client in known.all() {
-            if let Some((_, other)) = names.iter().find(|(proof, _)| *proof == client.proof) {
+        let line = client_line(name.get_ref(), &raw).map_err(entry("clients", &name))?;
+        for client in line.all() {
+            if let Some((_, other)) = proofs.iter().find(|(proof, _)| *proof == client.proof) {
                 let problem = format!(
                     "shows the same as {other}: give each client its own token or certificate"
                 );
                 return Err(entry("clients", &name)(problem));
             }
-            names.push((client.proof.clone(), told(text, &name)));
+            proofs.push((client.proof.clone(), printable_name(text, &name)));
         }
-        credentials.clients.insert(name.into_inner().into(), known);
+        credentials.clients.insert(name.into_inner().into(), line);
     }
     Ok(credentials)
 }
 
-/// What a message says: never what stands in the file where it is not expected, for that may be a secret.
+/// The parser's message without the text that it quotes from the file, which may be a secret.
 fn without_secrets(text: &str, error: &toml::de::Error) -> String {
     let line = error
         .span()
-        .map(|span| format!("line {}: ", line(text, span.start)))
+        .map(|span| format!("line {}: ", line_number(text, span.start)))
         .unwrap_or_default();
     match error.message().rsplit_once(", expected ") {
         Some((found, expected)) if found.starts_with("invalid ") => {
@@ -195,8 +210,8 @@ fn without_secrets(text: &str, error: &toml::de::Error) -> String {
     }
 }
 
-/// Counted from 1.
-fn line(text: &str, offset: usize) -> usize {
+/// The number of the line at `offset`, from 1.
+fn line_number(text: &str, offset: usize) -> usize {
     text.as_bytes()
         .iter()
         .take(offset)
@@ -205,14 +220,14 @@ fn line(text: &str, offset: usize) -> usize {
         + 1
 }
 
-/// A name that looks like one, or its line: a secret in its place is longer, or a token.
-fn told(text: &str, name: &Spanned<String>) -> String {
+/// The name if it cannot be a misplaced secret, which would be longer or begin like a token; otherwise the number of its line.
+fn printable_name(text: &str, name: &Spanned<String>) -> String {
     let is_name =
         KeyId::parse(name.get_ref()).is_some() && !name.get_ref().starts_with(TOKEN_PREFIX);
     if is_name {
         name.get_ref().clone()
     } else {
-        format!("line {}", line(text, name.span().start))
+        format!("line {}", line_number(text, name.span().start))
     }
 }
 
@@ -252,11 +267,13 @@ fn signing_key(name: &str, raw: &RawKey) -> Result<(KeyId, SigningKey), Problem>
             lifetime(raw.created, raw.expires)?,
         ))
     };
+
     let secret = parse(&raw.secret)?;
     let previous = raw.previous.as_ref().map(previous).transpose()?;
     let lifetime = lifetime(raw.created, raw.expires)?;
     let bytes_per_minute_max = raw.bytes_per_minute_max.as_ref().map(size).transpose()?;
     let bound = binding(raw.products.as_deref(), raw.labels.clone())?.map(Arc::new);
+
     Ok((
         id,
         SigningKey {
@@ -303,8 +320,8 @@ fn check_name(name: &str) -> Result<(), Problem> {
         .ok_or_else(|| format!("a name has at most {NAME_BYTES_MAX} bytes"))
 }
 
-/// The client, and the same as it is let in by the token before.
-fn known(name: &str, raw: &RawClient) -> Result<Known, Problem> {
+/// The client of a line, once for its current proof and once for its previous token.
+fn client_line(name: &str, raw: &RawClient) -> Result<ClientLine, Problem> {
     let client = client(name, raw)?;
     let previous: Previous<TokenHash> = match (&raw.previous, &client.proof) {
         (None, _) => None,
@@ -315,6 +332,7 @@ fn known(name: &str, raw: &RawClient) -> Result<Known, Problem> {
             );
         }
     };
+
     let previous = previous.map(|(hash, lifetime)| {
         let (proof, generation) = (Proof::Token(hash), Generation::Previous);
         Arc::new(Client {
@@ -324,7 +342,7 @@ fn known(name: &str, raw: &RawClient) -> Result<Known, Problem> {
             ..client.clone()
         })
     });
-    Ok(Known {
+    Ok(ClientLine {
         client: Arc::new(client),
         previous,
     })
@@ -337,8 +355,9 @@ fn client(name: &str, raw: &RawClient) -> Result<Client, Problem> {
         (None, Some(name)) if !name.is_empty() => Proof::Certificate(name.clone()),
         _ => return Err("needs either `token` or `certificate`".to_owned()),
     };
+
     let products = match raw.products.as_slice() {
-        // It takes backups, and reads nothing else.
+        // A client for backups only.
         [] if raw.backup => Products::Only(BTreeSet::new()),
         [] => {
             let problem = "may see nothing: name `products`, [\"*\"] for all, or `backup = true` for what takes backups only";
@@ -346,6 +365,7 @@ fn client(name: &str, raw: &RawClient) -> Result<Client, Problem> {
         }
         some => products(some)?,
     };
+
     let labels = labels(raw.labels.clone())?;
     if raw.admin && labels.is_some() {
         return Err(
@@ -363,6 +383,7 @@ fn client(name: &str, raw: &RawClient) -> Result<Client, Problem> {
             "a limit of 0 lets nothing through: leave it out, or remove the client".to_owned(),
         );
     }
+
     Ok(Client {
         name: name.into(),
         products,
@@ -374,7 +395,7 @@ fn client(name: &str, raw: &RawClient) -> Result<Client, Problem> {
         proof,
         lifetime: lifetime(raw.created, raw.expires)?,
         generation: Generation::Current,
-        shown: None,
+        certificate: None,
     })
 }
 
@@ -387,7 +408,7 @@ fn hash(text: &str) -> Result<TokenHash, Problem> {
 fn size(raw: &RawSize) -> Result<u64, Problem> {
     match raw {
         RawSize::Bytes(bytes) => Ok(*bytes),
-        // Not what stands there: it may be a secret.
+        // The message does not quote the text: it may be a misplaced secret.
         RawSize::Text(text) => parse_size(text).map_err(|_| {
             "bytes_per_minute_max is no size: write \"128MiB\", or 0 for no limit".to_owned()
         }),
@@ -401,7 +422,7 @@ fn lifetime(created: Option<Datetime>, expires: Option<Datetime>) -> Result<Life
     })
 }
 
-/// A date stands for its beginning, and a time without an offset is UTC.
+/// A TOML date or time as a point in time. A date means its first moment; a time without an offset is UTC.
 pub(super) fn timestamp(time: Datetime) -> Result<Timestamp, Problem> {
     let text = time.to_string();
     let utc = |civil: civil::DateTime| civil.to_zoned(TimeZone::UTC).map(|zoned| zoned.timestamp());

@@ -1,22 +1,29 @@
-//! Whether the lines of the file keep tenants apart: which callback credentials may write events that a bound client sees. Pure.
+//! Tenant isolation: finds callback credentials whose holders could write events that another tenant's client sees. Pure.
+//!
+//! A client that is bound to labels sees only events with them. A callback credential that is not bound to those labels may write
+//! them into its URLs; the operator should know.
 
 use std::{fmt, sync::Arc};
 
-use super::{Binding, Client, Credentials, Products};
+use super::{
+    binding::{Binding, Products},
+    client::Client,
+    lookup::Credentials,
+};
 use crate::event::Labels;
 
-/// Pairs of a client and a credential that are compared. A file of 4 MiB can have tens of millions, and a change is to be in force
-/// within a second; 1,000 tenants with a token each have as many as this.
+/// Most pairs of a client and a credential that are compared. A file of 4 MiB can have tens of millions of pairs, and a change has to
+/// be in force within a second. 1,000 tenants with one token each have exactly this many pairs.
 const PAIRS_MAX: usize = 1_000_000;
 
-/// A credential that is not one tenant's own: its holder may write labels that others are bound to.
+/// A callback credential whose holder may write labels that clients of other tenants are bound to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Intruder {
     /// Kind and name of the credential.
     pub credential: String,
-    /// The first client that would see what it brings.
+    /// The first client that would see such events.
     pub client: Arc<str>,
-    /// How many clients would besides.
+    /// The number of further clients that would see them.
     pub others: usize,
 }
 
@@ -34,33 +41,33 @@ impl fmt::Display for Intruder {
     }
 }
 
-/// What was found.
+/// The result of the search for intruders.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Intruders {
-    /// By the names of the credentials.
+    /// The intruders, in the order of the credentials' names.
     pub found: Vec<Intruder>,
-    /// Whether every pair was compared; if not, there may be more.
+    /// True if every pair was compared; otherwise there may be more.
     pub is_all: bool,
 }
 
 impl Credentials {
-    /// Whether some client is bound to labels.
+    /// True if at least one client is bound to labels.
     pub fn has_bound_clients(&self) -> bool {
         self.clients
             .values()
-            .any(|known| known.client.labels.is_some())
+            .any(|line| line.client.labels.is_some())
     }
 
-    /// The names of the clients that see only a part, and may take no backup, which has everything.
+    /// The names of the clients that see only a part of the events and may not take a backup, which holds all of them.
     pub fn clients_that_are_bound(&self) -> impl Iterator<Item = &Arc<str>> {
         let is_bound = |client: &Client| !client.sees_all() && !client.backup;
         self.clients
             .iter()
-            .filter(move |(_, known)| is_bound(&known.client))
+            .filter(move |(_, line)| is_bound(&line.client))
             .map(|(name, _)| name)
     }
 
-    /// The callback credentials whose holders may write events that clients with other labels see.
+    /// The callback credentials whose holders may write events that a client of another tenant sees.
     pub fn intruders(&self) -> Intruders {
         self.intruders_of(PAIRS_MAX)
     }
@@ -69,9 +76,10 @@ impl Credentials {
         let clients: Vec<_> = self
             .clients
             .values()
-            .map(|known| &*known.client)
+            .map(|line| &*line.client)
             .filter_map(labels_of)
             .collect();
+
         let tokens = self
             .callback_tokens
             .iter()
@@ -111,8 +119,8 @@ fn labels_of(client: &Client) -> Option<(&Client, &Labels)> {
     client.labels.as_deref().map(|labels| (client, labels))
 }
 
-/// Whether a URL of the credential can bring an event that the client sees, and that is not the client's own by what the credential
-/// is bound to.
+/// True if a URL of the credential can write an event that the client sees, although the credential's binding does not already give
+/// it all of the client's labels.
 fn may_intrude(client: &Client, labels: &Labels, bound: Option<&Binding>) -> bool {
     let Some(bound) = bound else { return true };
     let is_other_tenants = labels
@@ -190,23 +198,23 @@ mod tests {
     }
 
     #[test]
-    fn a_credential_intrudes_where_it_may_write_what_a_client_is_bound_to() {
+    fn a_credential_intrudes_where_it_may_write_the_labels_of_a_bound_client() {
         let (ads, film, site) = (("team", "ads"), ("team", "film"), ("site", "b"));
         for (client, token, intrudes) in [
             ((&["*"][..], &[ads][..]), (&[][..], &[][..]), true),
             ((&["*"], &[ads]), (&[], &[ads]), false),
             ((&["*"], &[ads]), (&[], &[film]), false),
             ((&["*"], &[ads]), (&[], &[ads, site]), false),
-            // Bound to another key, or to fewer.
+            // The token is bound to another label key, or to fewer labels.
             ((&["*"], &[site]), (&[], &[ads]), true),
             ((&["*"], &[ads, site]), (&[], &[ads]), true),
             ((&["*"], &[ads, site]), (&[], &[film]), false),
-            // Of a product that the client may not see.
+            // The token's product is one that the client may not see.
             ((&["veo"], &[ads]), (&["sora"], &[]), false),
             ((&["veo", "sora"], &[ads]), (&["sora", "kling"], &[]), true),
             ((&["veo"], &[site]), (&["sora"], &[ads]), false),
             ((&["*"], &[ads]), (&["sora"], &[]), true),
-            // Not bound to labels: nobody's label is missing.
+            // The client is not bound to labels.
             ((&["veo"], &[]), (&[], &[]), false),
         ] {
             let intruders = file(&[client], &[token]).intruders();
@@ -220,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn each_credential_is_told_once_with_a_client_that_sees_it() {
+    fn each_intruder_is_reported_once_with_a_client_that_sees_its_events() {
         let clients: [Line<'_>; 3] = [
             (&["*"], &[("team", "ads")]),
             (&["*"], &[("team", "film")]),
@@ -253,9 +261,9 @@ mod tests {
     }
 
     proptest! {
-        /// What a URL can say is tried out, each event that can be made of it.
+        /// Tries every set of labels that a URL can have.
         #[test]
-        fn an_intruder_is_one_whose_holder_can_show_a_client_what_is_not_bound_to_it(
+        fn an_intruder_can_choose_whether_a_client_sees_its_events(
             client in prop::collection::btree_map("[ab]", "[xy]", 1..3),
             token in prop::collection::btree_map("[ab]", "[xy]", 0..3),
         ) {
@@ -272,7 +280,7 @@ mod tests {
                 !bound.is_contradicted_by(labels.iter().map(|(key, value)| (key.into(), value.into())))
             }).map(|labels| bound.with(labels)).collect();
             let seen = events.iter().filter(|event| is_seen(event)).count();
-            // Seen by what the URL says, and not whatever it says.
+            // The client sees some of the events, depending on the labels of the URL, but not all of them.
             let expected = seen > 0 && seen < events.len();
             prop_assert_eq!(!credentials.intruders().found.is_empty(), expected);
         }

@@ -1,5 +1,5 @@
-//! Rotation: a new secret beside the old one, in the text of the file. Pure. What nobody asked about stays as it is, comments
-//! included, and so does the way the file is written.
+//! Rotation of secrets, as an edit of the credentials file's text. `rotate` puts a new secret beside the old one, `retire` removes
+//! the old one. Everything else in the file keeps its bytes, comments and layout included. Pure.
 
 use std::ops::Range;
 
@@ -9,22 +9,25 @@ use toml::{
     de::{DeTable, DeValue},
 };
 
-use super::{Credentials, CredentialsError};
+use super::{
+    file::{self, CredentialsError},
+    lookup::Credentials,
+};
 
 const PREVIOUS: &str = "previous";
 const CREATED: &str = "created";
 const EXPIRES: &str = "expires";
 
-/// Whose secret it is.
+/// The line whose secret a rotation changes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Target {
-    /// A client, by its name.
+    /// The token of the client with this name.
     Client(String),
-    /// A callback token, by its name.
+    /// The callback token with this name.
     CallbackToken(String),
-    /// A signing key, by its name.
+    /// The signing key with this name.
     SigningKey(String),
-    /// The vendor's, for bodies.
+    /// The vendor's secret for body signatures.
     BodySignature,
 }
 
@@ -45,7 +48,7 @@ impl Target {
         }
     }
 
-    /// The field that holds the secret, or its hash.
+    /// The field that holds the secret or its hash.
     fn field(&self) -> &'static str {
         match self {
             Self::Client(_) | Self::CallbackToken(_) => "token",
@@ -54,60 +57,60 @@ impl Target {
     }
 }
 
-/// What takes the place of a secret.
+/// The secret that a rotation puts in force.
 #[derive(Clone, Debug)]
 pub struct NewSecret {
-    /// As it stands in the file: a hash, or the secret.
+    /// The text for the file: the hash of a token, or the secret itself.
     pub text: String,
-    /// When it was made.
+    /// When the secret was made; the file stores whole seconds.
     pub created: Timestamp,
-    /// From then on it is refused; `None`: never.
+    /// The new secret is refused from this moment on; `None`: never.
     pub expires: Option<Timestamp>,
-    /// From then on the old one is refused; `None`: as it was, or until it is retired.
+    /// The old secret is refused from this moment on, or from its own earlier expiry; `None`: it keeps its expiry.
     pub previous_expires: Option<Timestamp>,
 }
 
-/// Why a file cannot be changed so.
+/// The file cannot be changed as asked. It is left as it was.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RotationError {
-    /// As it is it cannot be used.
+    /// The file has mistakes already.
     #[error(transparent)]
     Unusable(#[from] CredentialsError),
-    /// There is nothing of that name.
+    /// The table has no line of that name.
     #[error("[{0}] has no such name: correct it, or let `blobcast token new` make a line for it")]
     Unknown(&'static str),
-    /// A certificate is not ours to make.
+    /// The client uses a certificate, which its authority has to issue.
     #[error(
         "it is known by its certificate: have its authority issue another one for the same name"
     )]
     NoToken,
-    /// A third one would shut somebody out.
+    /// The previous secret is still accepted. A line holds two, so a third would lock out the users of the oldest.
     #[error(
         "the secret before this one is still accepted, and there can be no third: once nobody uses the oldest, take it out by \
          `blobcast token retire`, and rotate again"
     )]
     Rotating,
-    /// There is only one.
+    /// The line has no previous secret.
     #[error(
         "there is one secret only, so there is nothing to retire: `blobcast token rotate` makes a second one"
     )]
     NoPrevious,
-    /// The vendor's secret is not there.
+    /// The file has no table `[body_signature]`.
     #[error(
         "it has no [body_signature]: write that line, and below it `secret = \"…\"` from your RunBlob account"
     )]
     NoBodySignature,
-    /// Written in a way that is not changed here.
+    /// The line is valid TOML in a form that the editor does not handle.
     #[error(
         "its entry is written in an unusual way: write it as `blobcast token new` prints it, and try again"
     )]
     Form,
 }
 
-/// The file with another secret in the place of `target`'s, which is kept beside it.
+/// The file with `new` as the secret of `target`, and the old secret as `previous`.
 pub fn rotate(text: &str, target: &Target, new: &NewSecret) -> Result<String, RotationError> {
     change(text, |document| {
-        let mut entry = Entry::find(text, document, target)?;
+        let mut entry = TomlEntry::find(text, document, target)?;
         if let Some(previous) = entry.value(PREVIOUS) {
             if !is_over(previous, new.created) {
                 return Err(RotationError::Rotating);
@@ -146,17 +149,17 @@ pub fn rotate(text: &str, target: &Target, new: &NewSecret) -> Result<String, Ro
     })
 }
 
-/// The file without the secret that `target` had before.
+/// The file without the previous secret of `target`.
 pub fn retire(text: &str, target: &Target) -> Result<String, RotationError> {
     change(text, |document| {
-        let mut entry = Entry::find(text, document, target)?;
+        let mut entry = TomlEntry::find(text, document, target)?;
         entry.value(PREVIOUS).ok_or(RotationError::NoPrevious)?;
         entry.remove(PREVIOUS)?;
         Ok(entry.edits)
     })
 }
 
-/// Replaces ranges of a text that can be used by others, and sees that it still can be.
+/// Applies `edits` to a valid file, and checks that the result is valid too.
 fn change(
     text: &str,
     edits: impl FnOnce(&DeTable<'_>) -> Result<Vec<(Range<usize>, String)>, RotationError>,
@@ -164,12 +167,14 @@ fn change(
     Credentials::parse(text)?;
     let document = DeTable::parse(text).map_err(|_| RotationError::Form)?;
     let mut edits = edits(document.get_ref())?;
-    // From the end, so that what is before stays where it is; of what begins together, first what goes.
+
+    // From the end, so that earlier ranges keep their offsets. Of edits at one offset, removals come first.
     edits.sort_by_key(|(range, _)| (range.start, range.end));
     let mut changed = text.to_owned();
     for (range, new) in edits.into_iter().rev() {
         changed.replace_range(range, &new);
     }
+
     Credentials::parse(&changed).map_err(|_| RotationError::Form)?;
     Ok(changed)
 }
@@ -188,7 +193,7 @@ fn time(value: &DeValue<'_>) -> Option<Timestamp> {
     let DeValue::Datetime(time) = value else {
         return None;
     };
-    super::file::timestamp(*time).ok()
+    file::timestamp(*time).ok()
 }
 
 fn seconds(time: Timestamp) -> String {
@@ -197,7 +202,7 @@ fn seconds(time: Timestamp) -> String {
         .to_string()
 }
 
-/// One field of an entry.
+/// One field of an entry, with the ranges of its key and value in the file's text.
 struct Field<'a> {
     key: Range<usize>,
     name: &'a str,
@@ -205,18 +210,19 @@ struct Field<'a> {
     value: &'a DeValue<'a>,
 }
 
-/// The entry of a target, and how it is to be changed.
-struct Entry<'a> {
+/// The target's entry in the file, and the edits that were collected for it.
+struct TomlEntry<'a> {
     text: &'a str,
     /// In the order of the file.
     fields: Vec<Field<'a>>,
-    /// `{ … }`, and not a section of its own.
+    /// The entry is an inline table `{ … }`, not a section of its own.
     is_inline: bool,
+    /// The name of the field that holds the secret.
     secret: &'static str,
     edits: Vec<(Range<usize>, String)>,
 }
 
-impl<'a> Entry<'a> {
+impl<'a> TomlEntry<'a> {
     fn find(
         text: &'a str,
         document: &'a DeTable<'a>,
@@ -237,6 +243,7 @@ impl<'a> Entry<'a> {
             Some(name) => table(section.1.get(name)).ok_or(unknown)?,
             None => section,
         };
+
         let field = |(key, value): (
             &'a Spanned<toml::de::DeString<'a>>,
             &'a Spanned<DeValue<'a>>,
@@ -248,6 +255,7 @@ impl<'a> Entry<'a> {
         };
         let mut fields: Vec<_> = entry.iter().map(field).collect();
         fields.sort_by_key(|field| field.key.start);
+
         let is_inline = text[span].starts_with('{');
         Ok(Self {
             text,
@@ -266,7 +274,7 @@ impl<'a> Entry<'a> {
         self.position(name).map(|at| self.fields[at].value)
     }
 
-    /// As it is written.
+    /// The value of a field as it is written in the file.
     fn text(&self, name: &str) -> Option<&'a str> {
         self.position(name)
             .map(|at| &self.text[self.fields[at].at.clone()])
@@ -280,10 +288,10 @@ impl<'a> Entry<'a> {
         self.text(self.secret).ok_or(RotationError::NoToken)
     }
 
-    /// Replaces the value of a field, or puts a new one behind the secret.
+    /// Replaces the value of a field, or inserts a new field after the secret.
     fn set(&mut self, name: &str, value: &str) -> Result<(), RotationError> {
         let edit = match self.position(name) {
-            // What was taken out is put there anew.
+            // A field that an earlier edit removed is inserted again.
             Some(at) if !self.is_removed(at) => (self.fields[at].at.clone(), value.to_owned()),
             _ => {
                 let secret = self.position(self.secret).ok_or(RotationError::NoToken)?;
@@ -301,7 +309,8 @@ impl<'a> Entry<'a> {
                 }
             }
         };
-        // Two that are put at one place are one edit.
+
+        // Two insertions at one offset become one edit, in the order of the calls.
         match self
             .edits
             .iter_mut()
@@ -320,7 +329,7 @@ impl<'a> Entry<'a> {
             .any(|(range, new)| new.is_empty() && range.contains(&key))
     }
 
-    /// Takes a field out, if it is there; never the secret.
+    /// Removes a field if it is present. Never called for the secret.
     fn remove(&mut self, name: &str) -> Result<(), RotationError> {
         let Some(at) = self.position(name) else {
             return Ok(());
@@ -337,7 +346,7 @@ impl<'a> Entry<'a> {
         Ok(())
     }
 
-    /// The lines of a field of a section, with their end. It has to be alone on them.
+    /// The range of whole lines that a field of a section takes, which it must not share with anything before it.
     fn line(&self, at: usize) -> Result<Range<usize>, RotationError> {
         let Field { key, at: value, .. } = &self.fields[at];
         let start = self.text[..key.start].rfind('\n').map_or(0, |end| end + 1);
@@ -351,8 +360,8 @@ impl<'a> Entry<'a> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{TokenHash, new_secret};
     use super::*;
+    use crate::credentials::{TokenHash, new_secret};
 
     const NOW: &str = "2026-05-01T00:00:00Z";
 
@@ -422,7 +431,7 @@ mod tests {
     }
 
     #[test]
-    fn an_old_secret_ends_when_it_is_told_to_and_never_later_than_before() {
+    fn an_old_secret_expires_as_asked_and_never_later_than_before() {
         let text = format!(
             "[clients]\nbilling = {{ token = \"{}\", products = [\"*\"], expires = 2026-06-01 }}",
             hash("old")
@@ -446,7 +455,7 @@ mod tests {
                 lets_in(&both, "new", "2027-12-31T00:00:00Z")
                     && !lets_in(&both, "new", "2028-01-01T00:00:00Z")
             );
-            // What has ended makes room for the next.
+            // An expired previous secret makes room for the next.
             let later = NewSecret {
                 created: at(until),
                 ..new.clone()
@@ -496,7 +505,7 @@ mod tests {
             let key = ring::hmac::Key::new(ring::hmac::HMAC_SHA256, secret.as_bytes());
             ring::hmac::sign(&key, b"body").as_ref().to_vec()
         };
-        use super::super::Generation::{Current, Previous};
+        use crate::credentials::Generation::{Current, Previous};
         assert_eq!(
             credentials.verify_body(b"body", &tag("hunter2"), at(NOW)),
             Some(Previous)
@@ -519,7 +528,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_rotated_is_told_and_nothing_else_is_touched() {
+    fn an_impossible_rotation_is_an_error_and_changes_nothing() {
         let hash = hash("old");
         let certified = "[clients]\nbilling = { certificate = \"b\", products = [\"*\"] }";
         let dotted = format!("[clients]\nbilling.token = \"{hash}\"\nbilling.products = [\"*\"]\n");

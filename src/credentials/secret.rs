@@ -1,4 +1,4 @@
-//! Secrets: how they are made, kept, and compared. None is ever shown by `Debug`.
+//! Secrets: generating, parsing and comparing them. Comparisons take constant time, and `Debug` never shows a secret or a hash.
 
 use std::fmt;
 
@@ -6,9 +6,11 @@ use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use ring::{digest, hmac, rand::SecureRandom};
 use subtle::ConstantTimeEq;
 
-/// Fewest bytes of a signing secret: as many as its HMAC has.
+/// Query parameters that authenticate a callback URL. They are never labels, and never stored.
+pub const SECRET_PARAMETERS: [&str; 4] = ["token", "exp", "kid", "sig"];
+/// Fewest bytes of a signing secret: the length of its HMAC-SHA256.
 pub(super) const SECRET_BYTES_MIN: usize = 32;
-/// Begins every token that is made here, so that scanners for leaked secrets can know one.
+/// The beginning of every token that [`new_secret`] makes, so that scanners for leaked secrets can recognise one.
 pub(super) const TOKEN_PREFIX: &str = "bcast_";
 const HASH_PREFIX: &str = "sha256:";
 
@@ -17,7 +19,7 @@ const HASH_PREFIX: &str = "sha256:";
 pub struct TokenHash([u8; 32]);
 
 impl TokenHash {
-    /// The hash of a token.
+    /// Hashes a token as it stands in a URL or a header.
     pub fn of(token: &str) -> Self {
         let digest = digest::digest(&digest::SHA256, token.as_bytes());
         Self(digest.as_ref().try_into().expect("SHA-256 has 32 bytes"))
@@ -35,7 +37,7 @@ impl TokenHash {
         Some(Self(bytes))
     }
 
-    /// In constant time.
+    /// Compares in constant time.
     pub(super) fn equals(&self, other: &Self) -> bool {
         self.0.ct_eq(&other.0).into()
     }
@@ -54,28 +56,28 @@ impl fmt::Debug for TokenHash {
     }
 }
 
-/// A secret that signs.
+/// A key for HMAC-SHA256 signatures.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secret(Vec<u8>);
 
 impl Secret {
-    /// The bytes that base64url text stands for, with or without padding; 32 or more.
+    /// Decodes base64url, with or without padding, to at least [`SECRET_BYTES_MIN`] bytes.
     pub(super) fn parse_base64(text: &str) -> Option<Self> {
         let bytes = URL_SAFE_NO_PAD.decode(text.trim_end_matches('=')).ok()?;
         (bytes.len() >= SECRET_BYTES_MIN).then_some(Self(bytes))
     }
 
-    /// The text's own bytes: the vendor hands its secret out as a text.
+    /// The bytes of the text itself, which is the form of the vendor's secret.
     pub(super) fn of_text(text: &str) -> Option<Self> {
         (!text.is_empty()).then(|| Self(text.as_bytes().to_vec()))
     }
 
-    /// HMAC-SHA256 of `message`.
+    /// The HMAC-SHA256 of `message`.
     pub(super) fn sign(&self, message: &[u8]) -> hmac::Tag {
         hmac::sign(&self.key(), message)
     }
 
-    /// Whether `tag` is the HMAC-SHA256 of `message`, in constant time.
+    /// True if `tag` is the HMAC-SHA256 of `message`. Constant time.
     pub fn verify(&self, message: &[u8], tag: &[u8]) -> bool {
         hmac::verify(&self.key(), message, tag).is_ok()
     }
@@ -91,7 +93,7 @@ impl fmt::Debug for Secret {
     }
 }
 
-/// A new token and a new signing secret come from here: 256 random bits as base64url, behind a prefix if it is a token.
+/// Generates a token or a signing secret: 256 random bits as base64url. A token begins with `bcast_`.
 pub fn new_secret(is_token: bool) -> String {
     let mut bytes = [0; 32];
     ring::rand::SystemRandom::new()

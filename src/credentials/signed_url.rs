@@ -1,84 +1,56 @@
-//! Signed callback URLs: like a token, but for one product, one set of labels and one time, and made without asking anyone.
+//! Signed callback URLs: minting and verifying them. A signed URL is valid for one product, one set of labels and a limited time, and
+//! anybody with the key can mint one without calling the broker.
 //!
 //! ```text
 //! https://hooks.example.com/webhook/veo?team=ads&ref=42&exp=1900000000&kid=k1&sig=TAG
-//!                          └──────────────── what is signed ────────────────┘
-//! TAG = base64url without padding ( HMAC-SHA256 ( secret of key k1, "blobcast-url-v1\n" + what is signed ) )
+//!                          └──────────────── signed text ───────────────────┘
+//! TAG = base64url without padding ( HMAC-SHA256 ( secret of key k1, "blobcast-url-v1\n" + signed text ) )
 //! ```
 //!
-//! What is signed is the text as it is sent, byte for byte, from `/webhook` to before `&sig=`; `sig` comes last. `exp` is in
-//! seconds since 1970. `tests/data/signed_urls.json` has vectors for implementations in other languages.
+//! The signed text is the URL as it is sent, byte for byte, from `/webhook` up to `&sig=`; `sig` comes last. `exp` is in seconds
+//! since 1970. `tests/data/signed_urls.json` has test vectors for implementations in other languages. Pure.
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::time::Duration;
 
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use jiff::Timestamp;
 
-use super::{Binding, Credentials, Generation, Lifetime, Products, Secret, SigningKey};
+use super::{
+    binding::{Binding, Products},
+    callback_lines::{KeyId, SigningKey},
+    lifetime::{Generation, Lifetime},
+    lookup::Credentials,
+    secret::{SECRET_PARAMETERS, Secret},
+};
 use crate::event::{LABELS_MAX, Labels, Product};
 
-/// Query parameters that authenticate a callback URL. They are never labels, and never kept.
-pub const SECRET_PARAMETERS: [&str; 4] = ["token", "exp", "kid", "sig"];
-/// Longest URL that is minted: what the vendor is known to keep unchanged.
+/// Longest URL that is minted: the vendor is known to keep URLs of this length unchanged.
 pub const URL_BYTES_MAX: usize = 512;
-/// Longest name of a key.
-const KEY_ID_BYTES_MAX: usize = 32;
+/// Separates these signatures from any other use of the same key.
 const CONTEXT: &[u8] = b"blobcast-url-v1\n";
 const TAG_PARAMETER: &str = "&sig=";
 
-/// Names a signing key: 1 to 32 characters of `a-z A-Z 0-9 . _ -`, so that it stands in a URL as it is.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct KeyId(Arc<str>);
-
-impl KeyId {
-    /// Takes `text` as it is; `None` if it cannot be a key's name.
-    pub fn parse(text: &str) -> Option<Self> {
-        let allowed = |b: u8| b.is_ascii_alphanumeric() || b"._-".contains(&b);
-        ((1..=KEY_ID_BYTES_MAX).contains(&text.len()) && text.bytes().all(allowed))
-            .then(|| Self(text.into()))
-    }
-}
-
-impl KeyId {
-    /// The name, shared.
-    pub fn name(&self) -> &Arc<str> {
-        &self.0
-    }
-}
-
-impl std::borrow::Borrow<str> for KeyId {
-    fn borrow(&self) -> &str {
-        &self.0
-    }
-}
-
-impl fmt::Display for KeyId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-/// Why a URL's signature is not accepted.
+/// A signed URL is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum UrlRefusal {
-    /// Signed by no key that is known, for something else, or not as it has to be.
+    /// The URL is malformed, or its signature is not by a key of the file, or is for another text.
     Invalid,
-    /// Was good until its `exp`.
+    /// The signature is valid, but `exp` has passed.
     Expired,
 }
 
-/// Why a URL cannot be signed.
+/// A URL cannot be minted.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum MintError {
-    /// Nothing to sign with.
+    /// The file has no signing key that has not expired.
     #[error("no signing key is there: add one under [signing_keys] in the credentials file")]
     NoKey,
-    /// There, but not this one.
+    /// The file has no such key, or it has expired.
     #[error(
         "no signing key {0} is there, or it has expired: name another of [signing_keys] in the credentials file, or none"
     )]
     UnknownKey(String),
-    /// Each of them is bound to products or labels: the request has to name the key.
+    /// Every key is bound to products or labels, so the request has to name one.
     #[error(
         "each signing key is bound to products or labels: name the one to sign with (`key_id`, --key-id)"
     )]
@@ -107,7 +79,7 @@ pub enum MintError {
         /// The key.
         key_id: KeyId,
     },
-    /// With those that the key is bound to there are too many.
+    /// The labels of the request and of the key's binding are together more than an event may have.
     #[error(
         "with the labels that signing key {key_id} is bound to there are more than {LABELS_MAX}: use fewer"
     )]
@@ -115,33 +87,35 @@ pub enum MintError {
         /// The key.
         key_id: KeyId,
     },
-    /// A label that could not be told from what authenticates.
+    /// A label has the name of a parameter that authenticates the URL.
     #[error(
         "a label cannot be called {0:?}: it has a meaning of its own in a callback URL, so give it another name"
     )]
     Reserved(String),
-    /// Too long.
+    /// The URL would be longer than [`URL_BYTES_MAX`].
     #[error(
         "the URL would have {0} bytes, the most is {URL_BYTES_MAX}: use fewer or shorter labels"
     )]
     TooLong(usize),
 }
 
-/// What [`Credentials::mint`] makes.
+/// A signed callback URL.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Minted {
-    /// The callback URL.
+    /// The callback URL, to be given to the vendor as it is.
     pub url: String,
-    /// Until when it is accepted.
+    /// The URL is refused from this moment on.
     pub expires: Timestamp,
-    /// What it is signed with.
+    /// The key that signed the URL.
     pub key_id: KeyId,
 }
 
 impl Credentials {
-    /// Signs a callback URL below `base`, good for `ttl`, with the key of that name. Without a name it is the one made last of those
-    /// that are bound to nothing, or the only one: no tenant's key signs because it happens to be the newest. The labels that a key is
-    /// bound to are not in the URL: they are put on when a callback comes. The product is, so that none has to be inferred.
+    /// Signs a callback URL below `base`, valid for `ttl`, with the key `key_id`.
+    ///
+    /// Without `key_id` the newest key that is not bound to products or labels signs, or the only key: a tenant's key must not sign
+    /// just because it is the newest. The URL names the product, also one that the key is bound to, so that it need not be inferred.
+    /// It does not name the labels of the key's binding; they are added when a callback arrives.
     pub fn mint(
         &self,
         base: &str,
@@ -160,19 +134,22 @@ impl Credentials {
         }
         let product = product_of(key_id, key.bound.as_deref(), product)?;
         check_labels(key_id, key.bound.as_deref(), labels)?;
-        // In whole seconds, rounded up: never shorter than asked for.
+
+        // Whole seconds, rounded up: never shorter than asked for.
         let seconds = i64::try_from(ttl.as_secs())
             .unwrap_or(i64::MAX)
             .saturating_add(now.as_second() + 1);
         let expires = Timestamp::from_second(seconds).unwrap_or(Timestamp::MAX);
+
         let mut query = form_urlencoded::Serializer::new(String::new());
         query.extend_pairs(labels);
         query.append_pair("exp", &expires.as_second().to_string());
-        query.append_pair("kid", &key_id.0);
+        query.append_pair("kid", key_id.name());
         let product = product
             .map(|product| format!("/{product}"))
             .unwrap_or_default();
         let target = format!("/webhook{product}?{}", query.finish());
+
         let tag = URL_SAFE_NO_PAD.encode(key.secret.sign(&signed(&target)));
         let url = format!("{base}{target}{TAG_PARAMETER}{tag}");
         if url.len() > URL_BYTES_MAX {
@@ -201,6 +178,7 @@ impl Credentials {
                 if let [only] = keys[..] {
                     return Ok(only);
                 }
+
                 let error = if keys.is_empty() {
                     MintError::NoKey
                 } else {
@@ -214,8 +192,7 @@ impl Credentials {
         }
     }
 
-    /// Checks the signature of a request for `path` and `query`, as they were sent: the key's name, and which of its secrets has
-    /// signed it.
+    /// Verifies the signature of a request. `path` and `query` are as they were sent. Returns the key, and which of its secrets signed.
     pub fn verify_url(
         &self,
         path: &str,
@@ -227,6 +204,7 @@ impl Credentials {
             .signing_keys
             .get_key_value(key_id.as_str())
             .ok_or(UrlRefusal::Invalid)?;
+
         let tag = URL_SAFE_NO_PAD
             .decode(tag)
             .map_err(|_| UrlRefusal::Invalid)?;
@@ -245,7 +223,8 @@ impl Credentials {
         } else {
             return Err(UrlRefusal::Invalid);
         };
-        // Behind the signature: only who could sign learns that it is too late.
+
+        // After the signature: only a caller with a valid signature learns that it has expired.
         if exp <= now.as_second() {
             Err(UrlRefusal::Expired)
         } else {
@@ -254,7 +233,8 @@ impl Credentials {
     }
 }
 
-/// The product that a URL is for, if it is for one: one that the key is bound to, and the only one if none is asked for.
+/// The product that the URL names: the wanted one if the key allows it. If none is wanted, the only product that the key is bound to,
+/// or none for a key that allows every product.
 fn product_of<'a>(
     key_id: &KeyId,
     bound: Option<&'a Binding>,
@@ -263,6 +243,7 @@ fn product_of<'a>(
     let Some(products) = bound.map(|bound| &bound.products) else {
         return Ok(wanted);
     };
+
     let key_id = key_id.clone();
     match (wanted, products) {
         (Some(product), products) if !products.allow(product.as_str()) => {
@@ -280,7 +261,7 @@ fn product_of<'a>(
     }
 }
 
-/// Whether a callback by a URL with these labels would be let in.
+/// Refuses labels with which a callback by this URL would be refused.
 fn check_labels(key_id: &KeyId, bound: Option<&Binding>, labels: &Labels) -> Result<(), MintError> {
     let (Some(bound), key_id) = (bound, key_id.clone()) else {
         return Ok(());
@@ -294,7 +275,7 @@ fn check_labels(key_id: &KeyId, bound: Option<&Binding>, labels: &Labels) -> Res
     Ok(())
 }
 
-/// What is signed of a query, its tag, its `exp`, and the name of its key.
+/// The signed part of a query, its tag, its `exp`, and the name of its key.
 pub(super) fn parts(query: &str) -> Option<(&str, &str, i64, String)> {
     let (before, tag) = query.rsplit_once(TAG_PARAMETER)?;
     let exp = only(before, "exp").and_then(|exp| exp.parse().ok())?;
@@ -305,7 +286,7 @@ pub(super) fn signed(target: &str) -> Vec<u8> {
     [CONTEXT, target.as_bytes()].concat()
 }
 
-/// The value of a parameter that is there exactly once.
+/// The value of a parameter; `None` unless it occurs exactly once.
 fn only(query: &str, name: &str) -> Option<String> {
     let mut values = form_urlencoded::parse(query.as_bytes()).filter(|(key, _)| key == name);
     let value = values.next()?.1.into_owned();

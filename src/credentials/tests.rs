@@ -1,5 +1,8 @@
-use std::time::Duration;
+//! Credentials through the public items: parsing, authenticating, minting, refusing and replacing them.
 
+use std::{sync::Arc, time::Duration};
+
+use jiff::Timestamp;
 use proptest::prelude::*;
 use serde_json::Value;
 
@@ -201,7 +204,7 @@ fn urls_are_signed_by_the_newest_key_that_has_not_expired() {
 }
 
 #[test]
-fn a_bound_key_signs_for_what_it_may_and_only_where_it_is_meant() {
+fn a_bound_key_signs_only_for_its_products_and_only_if_it_is_named() {
     let bound = |rest: &str| format!("{{ secret = \"{}\", {rest} }}", new_secret(false));
     let text = format!(
         "[signing_keys]\nads = {}\nfilm = {}\n",
@@ -390,7 +393,7 @@ fn a_url_has_at_most_512_bytes() {
 }
 
 #[test]
-fn a_label_cannot_pass_for_what_authenticates() {
+fn a_label_cannot_have_the_name_of_an_authenticating_parameter() {
     let (credentials, _) = vectors();
     for name in SECRET_PARAMETERS {
         let labels = Labels::from([(name.to_owned(), "x".to_owned())]);
@@ -466,7 +469,7 @@ fn a_client_is_found_by_its_token_or_its_certificate() {
             .is_none()
     );
 
-    // All calls of a connection have the same; those of another one are another's.
+    // All calls of one connection share one client; another connection has its own.
     assert!(Arc::ptr_eq(
         &studio,
         &credentials.client_of_certificate(&shown, at(0)).unwrap()
@@ -539,7 +542,7 @@ fn a_client_that_takes_backups_needs_no_products_and_another_does() {
 }
 
 #[test]
-fn each_mistake_in_the_file_is_told_by_its_place_and_without_its_secret() {
+fn each_mistake_in_the_file_is_reported_by_its_place_and_without_its_secret() {
     let hash = TokenHash::of("x");
     let hash = hash.to_string();
     for (text, expected) in [
@@ -830,7 +833,7 @@ fn beside_a_secret_the_one_before_is_good_for_its_own_time() {
         ([1, 0, 1], 1)
     );
 
-    // A stream that was let in by the one or the other goes on as long as that is good.
+    // A stream that either token authenticated continues as long as that token is valid.
     for (token, goes_on) in [(&old, [true, false, false]), (&new, [true, true, false])] {
         let client = credentials.client_of_token(token, times[0]).unwrap();
         assert_eq!(
@@ -965,7 +968,7 @@ fn a_client_stays_itself_as_long_as_it_shows_the_same_and_has_not_expired() {
 }
 
 #[test]
-fn what_was_asked_for_before_goes_on_to_be_asked_for() {
+fn required_authentication_stays_required_when_the_last_credential_is_removed() {
     let hash = TokenHash::of("secret");
     let (token, client) = ("[callback_tokens]\na = ", "[clients]\na = ");
     let token = Credentials::parse(&format!("{token}{{ token = \"{hash}\" }}")).unwrap();
@@ -996,7 +999,7 @@ fn what_was_asked_for_before_goes_on_to_be_asked_for() {
 }
 
 #[test]
-fn a_refusal_has_a_cause_and_the_name_of_what_is_or_was_in_the_file() {
+fn a_refusal_has_a_cause_and_the_name_of_the_current_or_removed_line() {
     let shared = SharedCredentials::default();
     let line =
         |name: &str, token: &str| format!("{name} = {{ token = \"{}\" }}\n", TokenHash::of(token));
@@ -1029,7 +1032,7 @@ fn a_refusal_has_a_cause_and_the_name_of_what_is_or_was_in_the_file() {
         "it is back"
     );
     assert_eq!(shared.get().denial_of_token(None), Denial::Missing);
-    // As many are remembered as may be, the last ones.
+    // Only the newest removed secrets are remembered.
     for number in 0..=256 {
         set(&[line("n", &format!("token {number}"))]);
     }
@@ -1094,7 +1097,7 @@ fn a_refused_url_has_the_name_of_its_key_only_where_the_signature_proves_it() {
     );
     shared.set(keys(&format!("old = {old}\n")));
     assert_eq!(cause(&good, now), ("removed", Some("k1".into())));
-    // That a name was there proves nothing: anybody may know it.
+    // A name that was in the file proves nothing: anybody may know it.
     assert_eq!(
         cause(&good.replace("exp=1", "exp=2"), now),
         ("unknown_key", None)
@@ -1103,7 +1106,7 @@ fn a_refused_url_has_the_name_of_its_key_only_where_the_signature_proves_it() {
 
 proptest! {
     #[test]
-    fn what_is_minted_is_verified_and_keeps_its_labels(
+    fn a_minted_url_is_verified_and_keeps_its_labels(
         labels in prop::collection::btree_map("[a-z]{1,6}", "\\PC{0,8}", 0..4),
         product in prop::option::of("[a-z][a-z0-9-]{0,9}"),
         seconds in 0u32..100_000,
@@ -1132,7 +1135,7 @@ proptest! {
 }
 
 #[test]
-fn a_change_is_told_by_the_fields_that_differ_and_by_no_value() {
+fn a_change_is_reported_by_the_fields_that_differ_and_by_no_value() {
     let [token, other] = [TokenHash::of("a"), TokenHash::of("b")].map(|hash| hash.to_string());
     let changes = |section: &str, old: &str, new: &str| {
         let parse = |fields: &str| {
@@ -1183,7 +1186,7 @@ fn a_change_is_told_by_the_fields_that_differ_and_by_no_value() {
     }
     assert!(changes("clients", &client, &client).is_empty());
 
-    // While its token is rotated, what the client may see is a field of its own as well.
+    // During a rotation a change of the client's permissions is reported as its own field.
     let rotated = format!("{client}, previous = {{ token = \"{other}\", expires = {time} }}");
     assert_eq!(
         changes("clients", &rotated, &rotated.replace("veo", "sora")),

@@ -1,0 +1,270 @@
+//! All credentials of one version of the file, and the look-ups in them. Pure.
+//!
+//! A look-up of a token compares every entry in constant time, so that the time reveals neither whether the token is known nor which
+//! entry it matches.
+
+use std::{collections::BTreeMap, fmt::Display, sync::Arc};
+
+use jiff::Timestamp;
+
+use super::{
+    binding::Binding,
+    callback_lines::{BodySecret, CallbackToken, KeyId, SigningKey},
+    client::{Certificate, Client, ClientLine, Proof},
+    lifetime::{Generation, Lifetime},
+    removed::NamedSecrets,
+    secret::{Secret, TokenHash},
+};
+
+/// One version of the credentials file.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Credentials {
+    pub(super) callback_tokens: BTreeMap<Arc<str>, CallbackToken>,
+    pub(super) signing_keys: BTreeMap<KeyId, SigningKey>,
+    pub(super) body_secret: Option<BodySecret>,
+    pub(super) clients: BTreeMap<Arc<str>, ClientLine>,
+    /// An earlier version had credentials for callbacks, so callbacks have to authenticate even if this one has none.
+    urls_were_verified: bool,
+    /// The same for clients.
+    clients_were_verified: bool,
+    /// The secrets that were removed since the start.
+    pub(super) removed: NamedSecrets,
+}
+
+impl Credentials {
+    /// Takes over from the version `old`: which authentication it required, and which secrets it had.
+    pub(super) fn succeed(&mut self, old: &Self) {
+        self.urls_were_verified = old.verify_urls();
+        self.clients_were_verified = old.verify_clients();
+        self.removed = old.removed.after_change(old.secrets(), &self.secrets());
+    }
+
+    /// True if a callback URL has to carry a token or a signature.
+    pub fn verify_urls(&self) -> bool {
+        self.urls_were_verified
+            || !(self.callback_tokens.is_empty() && self.signing_keys.is_empty())
+    }
+
+    /// True if a client has to present a token or a certificate.
+    pub fn verify_clients(&self) -> bool {
+        self.clients_were_verified || !self.clients.is_empty()
+    }
+
+    /// The kind and name of every line, as one text each.
+    pub fn names(&self) -> Vec<String> {
+        let named = |kind: &'static str, name: &dyn Display| format!("{kind} {name}");
+        let tokens = self
+            .callback_tokens
+            .keys()
+            .map(|name| named("callback_token", name));
+        let keys = self
+            .signing_keys
+            .keys()
+            .map(|name| named("signing_key", name));
+        let body_secret = self.body_secret.iter().map(|_| "body_signature".to_owned());
+        let clients = self.clients.keys().map(|name| named("client", name));
+
+        tokens
+            .chain(keys)
+            .chain(body_secret)
+            .chain(clients)
+            .collect()
+    }
+
+    /// True if the file has the vendor's secret for body signatures.
+    pub fn has_body_secret(&self) -> bool {
+        self.body_secret.is_some()
+    }
+
+    /// The secret by which `tag` is a valid signature over `body`; `None` if there is no such secret or it has expired.
+    pub fn verify_body(&self, body: &[u8], tag: &[u8], now: Timestamp) -> Option<Generation> {
+        let BodySecret {
+            secret,
+            lifetime,
+            previous,
+        } = self.body_secret.as_ref()?;
+        let is_by = |secret: &Secret, lifetime: &Lifetime| {
+            !lifetime.is_over(now) && secret.verify(body, tag)
+        };
+
+        if is_by(secret, lifetime) {
+            return Some(Generation::Current);
+        }
+        let is_by_previous = previous
+            .as_ref()
+            .is_some_and(|(secret, lifetime)| is_by(secret, lifetime));
+        is_by_previous.then_some(Generation::Previous)
+    }
+
+    /// The kind, name and expiry of every line that expires. Previous secrets are left out: they are meant to expire.
+    pub fn expiries(&self) -> Vec<(&'static str, Arc<str>, Timestamp)> {
+        let of = |kind, name: &Arc<str>, lifetime: &Lifetime| {
+            Some((kind, Arc::clone(name), lifetime.expires?))
+        };
+        let tokens = self
+            .callback_tokens
+            .iter()
+            .filter_map(|(name, token)| of("callback_token", name, &token.lifetime));
+        let keys = self
+            .signing_keys
+            .iter()
+            .filter_map(|(id, key)| of("signing_key", id.name(), &key.lifetime));
+        let body = self
+            .body_secret
+            .iter()
+            .filter_map(|secret| of("body_signature", &Arc::from(""), &secret.lifetime));
+        let clients = self
+            .clients
+            .iter()
+            .filter_map(|(name, line)| of("client", name, &line.client.lifetime));
+
+        tokens.chain(keys).chain(body).chain(clients).collect()
+    }
+
+    /// The numbers of callback tokens, signing keys and clients, in this order.
+    pub fn counts(&self) -> [usize; 3] {
+        [
+            self.callback_tokens.len(),
+            self.signing_keys.len(),
+            self.clients.len(),
+        ]
+    }
+
+    /// The name of the callback token `text`, and which of the line's secrets it is.
+    pub fn callback_token(&self, text: &str, now: Timestamp) -> Option<(&Arc<str>, Generation)> {
+        let hash = TokenHash::of(text);
+        self.callback_tokens
+            .iter()
+            .fold(None, |found, (name, token)| {
+                let is_valid = |known: &TokenHash, lifetime: &Lifetime| {
+                    known.equals(&hash) & !lifetime.is_over(now)
+                };
+                let is_previous = token
+                    .previous
+                    .as_ref()
+                    .is_some_and(|(known, lifetime)| is_valid(known, lifetime));
+
+                match (is_valid(&token.hash, &token.lifetime), is_previous) {
+                    (true, _) => Some((name, Generation::Current)),
+                    (false, true) => Some((name, Generation::Previous)),
+                    (false, false) => found,
+                }
+            })
+    }
+
+    /// The byte budget in the line of a callback token; `None`: the budget of the configuration.
+    pub fn callback_token_budget(&self, name: &str) -> Option<u64> {
+        self.callback_tokens.get(name)?.bytes_per_minute_max
+    }
+
+    /// The byte budget in the line of a signing key; `None`: the budget of the configuration.
+    pub fn signing_key_budget(&self, key_id: &KeyId) -> Option<u64> {
+        self.signing_keys.get(key_id)?.bytes_per_minute_max
+    }
+
+    /// The products and labels to which the line of a callback token binds its callbacks.
+    pub fn callback_token_binding(&self, name: &str) -> Option<&Arc<Binding>> {
+        self.callback_tokens.get(name)?.bound.as_ref()
+    }
+
+    /// The products and labels to which the line of a signing key binds the callbacks of its URLs.
+    pub fn signing_key_binding(&self, key_id: &KeyId) -> Option<&Arc<Binding>> {
+        self.signing_keys.get(key_id)?.bound.as_ref()
+    }
+
+    /// The client whose bearer token is `text`.
+    pub fn client_of_token(&self, text: &str, now: Timestamp) -> Option<&Arc<Client>> {
+        let hash = TokenHash::of(text);
+        self.clients
+            .values()
+            .flat_map(ClientLine::all)
+            .fold(None, |found, client| match &client.proof {
+                Proof::Token(token) if token.equals(&hash) & !client.is_expired(now) => {
+                    Some(client)
+                }
+                _ => found,
+            })
+    }
+
+    /// The client that a valid certificate authenticates.
+    pub fn client_of_certificate(
+        &self,
+        certificate: &Arc<Certificate>,
+        now: Timestamp,
+    ) -> Option<Arc<Client>> {
+        if !certificate.is_good(now) {
+            return None;
+        }
+
+        let client = self
+            .clients
+            .values()
+            .map(|line| &line.client)
+            .find(|client| match &client.proof {
+                Proof::Certificate(name) => {
+                    certificate.names().contains(name) && !client.is_expired(now)
+                }
+                Proof::Token(_) => false,
+            })?;
+        Some(certificate.authenticate(client))
+    }
+
+    /// A client of an earlier version as it is in this one: the line of the same name with the same proof, if both the line and the
+    /// connection's certificate are still valid. Its permissions may have changed.
+    pub fn current(&self, client: &Client, now: Timestamp) -> Option<&Arc<Client>> {
+        let certificate_is_good = client.certificate_is_good(now);
+        let is_same = |current: &&Arc<Client>| {
+            current.proof == client.proof && !current.is_expired(now) && certificate_is_good
+        };
+        self.clients.get(&client.name)?.all().find(is_same)
+    }
+
+    /// How many proofs of clients have expired, previous tokens included.
+    pub fn expired_clients(&self, now: Timestamp) -> usize {
+        self.clients
+            .values()
+            .flat_map(ClientLine::all)
+            .filter(|client| client.is_expired(now))
+            .count()
+    }
+
+    /// Every secret of this version, previous ones included.
+    pub(super) fn secrets(&self) -> NamedSecrets {
+        NamedSecrets {
+            callback_tokens: self.callback_hashes(),
+            signing_keys: self.key_secrets(),
+            clients: self.client_hashes(),
+        }
+    }
+
+    pub(super) fn callback_hashes(&self) -> Vec<(Arc<str>, TokenHash)> {
+        let of = |(name, token): (&Arc<str>, &CallbackToken)| {
+            let previous = token.previous.as_ref().map(|(hash, _)| hash);
+            let all = [Some(&token.hash), previous].into_iter().flatten();
+            all.map(|hash| (Arc::clone(name), hash.clone()))
+                .collect::<Vec<_>>()
+        };
+        self.callback_tokens.iter().flat_map(of).collect()
+    }
+
+    fn key_secrets(&self) -> Vec<(KeyId, Secret)> {
+        let of = |(id, key): (&KeyId, &SigningKey)| {
+            key.secrets()
+                .map(|(secret, _)| (id.clone(), secret.clone()))
+                .collect::<Vec<_>>()
+        };
+        self.signing_keys.iter().flat_map(of).collect()
+    }
+
+    pub(super) fn client_hashes(&self) -> Vec<(Arc<str>, TokenHash)> {
+        let of = |client: &Arc<Client>| match &client.proof {
+            Proof::Token(hash) => Some((Arc::clone(&client.name), hash.clone())),
+            Proof::Certificate(_) => None,
+        };
+        self.clients
+            .values()
+            .flat_map(ClientLine::all)
+            .filter_map(of)
+            .collect()
+    }
+}
