@@ -1,10 +1,12 @@
-//! Who might want an event: found by its task, by its product, or by wanting neither in particular. Pure.
+//! The index from events to the seats that may want them: by task, by product, and the seats that restrict neither. Pure.
+//!
+//! The index gives candidates only. The hub then applies each candidate's whole filter.
 
 use std::collections::HashMap;
 
 use crate::event::{Filter, Product, Record, Selectable, TaskId};
 
-/// Seat numbers by what they wait for. A seat stands under its most selective field only; its whole filter decides.
+/// Seat numbers by the most selective field of their filters: task ids, or else products.
 #[derive(Debug, Default)]
 pub(super) struct Index {
     by_task: HashMap<TaskId, Vec<usize>>,
@@ -16,7 +18,7 @@ impl Index {
     pub(super) fn insert(&mut self, filter: &Filter, number: usize) {
         if !filter.task_ids.is_empty() {
             for task_id in &filter.task_ids {
-                // One waiter is the rule, so the list starts with room for one.
+                // Most tasks have one waiter, so the list starts with room for one.
                 self.by_task
                     .entry(task_id.clone())
                     .or_insert_with(|| Vec::with_capacity(1))
@@ -40,7 +42,7 @@ impl Index {
                 if self
                     .by_task
                     .get_mut(task_id)
-                    .is_some_and(|seats| leaves_empty(seats, number))
+                    .is_some_and(|seats| remove_seat(seats, number))
                 {
                     self.by_task.remove(task_id);
                 }
@@ -50,19 +52,20 @@ impl Index {
                 if self
                     .by_product
                     .get_mut(product)
-                    .is_some_and(|seats| leaves_empty(seats, number))
+                    .is_some_and(|seats| remove_seat(seats, number))
                 {
                     self.by_product.remove(product);
                 }
             }
         } else {
-            leaves_empty(&mut self.rest, number);
+            remove_seat(&mut self.rest, number);
         }
     }
 
     pub(super) fn for_each_candidate(&self, record: &Record, visit: impl FnMut(usize)) {
         let by_task = self.by_task.get(record.task_id()).into_iter().flatten();
         let by_product = self.by_product.get(record.product()).into_iter().flatten();
+
         by_task
             .chain(by_product)
             .chain(&self.rest)
@@ -71,7 +74,8 @@ impl Index {
     }
 }
 
-fn leaves_empty(seats: &mut Vec<usize>, number: usize) -> bool {
+/// Removes a seat from a list; true if the list is empty then.
+fn remove_seat(seats: &mut Vec<usize>, number: usize) -> bool {
     if let Some(at) = seats.iter().position(|&seat| seat == number) {
         seats.swap_remove(at);
     }

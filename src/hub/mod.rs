@@ -1,9 +1,9 @@
-//! The live path: a ring of recent events, shared by all, and an index of who wants what.
+//! The live path: a ring of recent events that all subscriptions share, and an index from tasks and products to subscriptions.
 //!
-//! A subscription that has reached the ring takes a [`Seat`]. Publishing an event looks its task and product up in the index,
-//! notes on each seat that wants it where its first unread match is, and wakes it; seats that do not want it are not
-//! touched, so waiting costs nothing per event. A seat has no queue: it reads the ring, and when the ring has moved past it,
-//! it is told to go back to the log. Never awaits, never touches the disk.
+//! A subscription that has reached the ring takes a [`Seat`]. Publishing an event looks up its task and product in the index, and
+//! for each seat whose filter matches it notes the first unread match and wakes the stream. Other seats are not touched, so a
+//! waiting stream costs nothing per event. A seat has no queue: it reads the ring. When the ring has moved past a seat, the
+//! subscription goes back to the log. Never awaits, never touches the disk.
 
 mod index;
 
@@ -21,23 +21,23 @@ use slab::Slab;
 use crate::event::{Filter, Record, Records, Sequence};
 use index::Index;
 
-/// Most records that are shared as a whole.
+/// Most records in one shared batch, which is the unit that a reader keeps in memory.
 const SHARED_RECORDS_MAX: usize = 64;
-/// Most of their bytes, but for a first one that is larger: what a stalled reader can hold on to.
+/// Most bytes in one shared batch, unless its first record is larger. A stalled reader keeps at most one batch alive.
 const SHARED_BYTES_MAX: usize = 64 * 1024;
-/// Records after which a read looks at no further ones, so that nobody holds the lock for long.
+/// Most records that one read scans, so that no reader holds the lock for long.
 const READ_SCANNED_MAX: usize = 1_024;
 
-/// See the module's description.
+/// The ring, the index and the seats, behind one lock.
 #[derive(Debug)]
 pub struct Hub {
-    state: Mutex<State>,
+    state: Mutex<HubState>,
     closing: AtomicBool,
 }
 
 #[derive(Debug)]
-struct State {
-    /// In the order of the log, none of them empty.
+struct HubState {
+    /// Batches in the order of the log, none of them empty.
     ring: VecDeque<Records>,
     ring_events: usize,
     ring_bytes: usize,
@@ -50,38 +50,38 @@ struct State {
 #[derive(Debug)]
 struct Occupant {
     filter: Arc<Filter>,
-    /// Nothing between the occupant's position and this place matches; `None`: nothing up to the head does.
+    /// No event between the occupant's position and this place matches; `None`: none up to the head matches.
     first_match: Option<Sequence>,
     /// Registered exactly while the occupant waits.
     waker: Option<Waker>,
 }
 
-/// What a seat has found.
+/// The result of reading at a seat.
 #[derive(Debug)]
 pub enum Read {
-    /// What is next to be looked at, whether it matches or not. Nothing before it does.
+    /// A batch, and the index in it from which to read on. No record before that index matches; the record there may not match either.
     Records(Records, usize),
-    /// Nothing up to this place, the head; the waker is registered.
+    /// No match up to this place, the head. The waker is registered.
     Waiting(Sequence),
-    /// The ring has moved past: everything up to this place has been seen, the rest is in the log.
+    /// The ring has moved past the seat. No match up to this place; the events after it are in the log.
     Behind(Sequence),
-    /// The server is going away.
+    /// The server is shutting down.
     Closing,
 }
 
-/// How much the ring holds.
+/// The fill of the ring, for the metrics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RingSize {
-    /// Events.
+    /// The number of events in the ring.
     pub events: usize,
-    /// Their bytes.
+    /// The stored size of these events in bytes.
     pub bytes: usize,
 }
 
 impl Hub {
-    /// An empty ring at `head`, bounded by `ring_bytes_max`; when full, the oldest events go, and slower readers use the log.
+    /// An empty ring at `head`. When it is full, the oldest events are dropped from it, and slower readers read the log.
     pub fn new(head: Sequence, ring_bytes_max: usize) -> Arc<Self> {
-        let state = State {
+        let state = HubState {
             ring: VecDeque::new(),
             ring_events: 0,
             ring_bytes: 0,
@@ -96,12 +96,12 @@ impl Hub {
         })
     }
 
-    /// The newest published event.
+    /// The sequence of the newest published event.
     pub fn head(&self) -> Sequence {
         self.lock().head
     }
 
-    /// How much the ring holds.
+    /// The number and size of the events in the ring.
     pub fn ring_size(&self) -> RingSize {
         let state = self.lock();
         RingSize {
@@ -110,12 +110,13 @@ impl Hub {
         }
     }
 
-    /// Takes durable events, in log order, and wakes those who want them.
+    /// Adds durable events, in log order, and wakes the subscriptions that match.
     pub fn publish(&self, records: &[Record]) {
         let mut woken = Vec::new();
-        let shared: Vec<Records> = split(records)
+        let shared: Vec<Records> = batches(records)
             .map(|records| Records::from(records.to_vec()))
             .collect();
+
         let mut state = self.lock();
         for records in shared {
             records
@@ -124,20 +125,21 @@ impl Hub {
             state.push(records);
         }
         drop(state);
-        // Outside the lock: a woken task may start to read at once.
+
+        // Outside the lock: a woken task may read at once.
         woken.into_iter().for_each(Waker::wake);
     }
 
-    /// Puts what is left of events that were erased in their place. A stream that has them from before looks again by itself.
+    /// Replaces events in the ring by their erased records. A stream that already holds the originals checks for erasures itself.
     pub fn erase(&self, erased: &[Record]) {
         let mut state = self.lock();
         erased.iter().for_each(|record| state.erase(record));
     }
 
-    /// Tells every seat, now and from now on, that the server is going away.
+    /// Wakes every seat. From now on every read answers that the server is shutting down.
     pub fn close(&self) {
         let mut state = self.lock();
-        // Within the lock: a stream that registers a waker after this has seen it.
+        // Within the lock: a stream that registers a waker later also sees this flag.
         self.closing.store(true, Ordering::Release);
         let woken: Vec<_> = state
             .seats
@@ -145,25 +147,27 @@ impl Hub {
             .filter_map(|(_, occupant)| occupant.waker.take())
             .collect();
         drop(state);
+
         woken.into_iter().for_each(Waker::wake);
     }
 
-    /// True once [`Hub::close`] was called.
+    /// True after [`Hub::close`] was called.
     pub fn is_closing(&self) -> bool {
         self.closing.load(Ordering::Acquire)
     }
 
-    /// Whether the ring has what is behind `position`.
+    /// True if the ring has every event after `position`.
     pub fn reaches(&self, position: Sequence) -> bool {
         position.next() >= self.lock().ring_start()
     }
 
-    /// Takes a seat for someone who has seen everything up to `position`; `None` if the ring has moved past that place.
+    /// Takes a seat for a subscription that has read everything up to `position`. `None` if the ring no longer has the events after it.
     pub fn attach(self: &Arc<Self>, filter: &Arc<Filter>, position: Sequence) -> Option<Seat> {
         let mut state = self.lock();
         if position.next() < state.ring_start() {
             return None;
         }
+
         let first_match = (position < state.head).then(|| position.next());
         let occupant = Occupant {
             filter: Arc::clone(filter),
@@ -172,13 +176,14 @@ impl Hub {
         };
         let number = state.seats.insert(occupant);
         state.index.insert(filter, number);
+
         Some(Seat {
             hub: Arc::clone(self),
             number,
         })
     }
 
-    /// Like [`Seat::seen`], for onlookers: the number may have been given back, in which case `position` it is.
+    /// Like [`Seat::seen`], for a caller that does not hold the seat. If the seat was given back, the answer is `position`.
     pub fn seen(&self, number: usize, position: Sequence) -> Sequence {
         let state = self.lock();
         let seen = state
@@ -188,7 +193,7 @@ impl Hub {
         seen.unwrap_or_default().max(position)
     }
 
-    /// Wakes the stream that waits on a seat. It finds out itself what for.
+    /// Wakes the stream that waits at a seat. The stream then checks for itself why.
     pub fn wake(&self, number: usize) {
         let waker = self
             .lock()
@@ -198,19 +203,21 @@ impl Hub {
         waker.into_iter().for_each(Waker::wake);
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, HubState> {
         // A panic while the lock is held ends the process, so a poisoned lock is never seen.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl State {
+impl HubState {
+    /// The oldest event in the ring; the next event to come if the ring is empty.
     fn ring_start(&self) -> Sequence {
         self.ring
             .front()
             .map_or(self.head.next(), |oldest| oldest[0].sequence())
     }
 
+    /// Notes the first unread match on every seat whose filter matches, and collects the wakers of those that wait.
     fn notify(&mut self, record: &Record, woken: &mut Vec<Waker>) {
         let Self { index, seats, .. } = self;
         index.for_each_candidate(record, |number| {
@@ -246,6 +253,7 @@ impl State {
         else {
             return;
         };
+
         let put = |record: &Record| {
             if record.sequence() == place {
                 erased.clone()
@@ -254,6 +262,7 @@ impl State {
             }
         };
         let replaced = Records::from(records.iter().map(put).collect::<Vec<_>>());
+
         self.ring_bytes = self.ring_bytes - bytes(records) + bytes(&replaced);
         *records = replaced;
     }
@@ -270,13 +279,15 @@ impl State {
                 return Read::Records(records, at);
             }
         }
+
         occupant.first_match = None;
         occupant.waker = Some(waker.clone());
         Read::Waiting(head.max(position))
     }
 }
 
-/// The first of the ring's records that have a match at or behind `from`, and where it is; or those at which to go on later.
+/// The first batch with a match at or after `from`, and the index of the match. After [`READ_SCANNED_MAX`] records without a match:
+/// the batch scanned last, and its end.
 fn find(ring: &VecDeque<Records>, filter: &Filter, from: Sequence) -> Option<(Records, usize)> {
     let (mut scanned, mut candidates) = (
         0,
@@ -295,8 +306,8 @@ fn find(ring: &VecDeque<Records>, filter: &Filter, from: Sequence) -> Option<(Re
     })
 }
 
-/// In pieces that are shared as a whole.
-fn split(mut records: &[Record]) -> impl Iterator<Item = &[Record]> {
+/// Cuts records into the batches that are shared.
+fn batches(mut records: &[Record]) -> impl Iterator<Item = &[Record]> {
     std::iter::from_fn(move || {
         let mut bytes = 0;
         let fits = |record: &&Record| {
@@ -309,9 +320,10 @@ fn split(mut records: &[Record]) -> impl Iterator<Item = &[Record]> {
             .take(SHARED_RECORDS_MAX)
             .take_while(fits)
             .count();
-        let (piece, rest) = records.split_at(count);
+
+        let (batch, rest) = records.split_at(count);
         records = rest;
-        (!piece.is_empty()).then_some(piece)
+        (!batch.is_empty()).then_some(batch)
     })
 }
 
@@ -323,7 +335,7 @@ fn bytes(records: &Records) -> usize {
     records.iter().map(Record::len).sum()
 }
 
-/// A place at the live path; given back when dropped.
+/// A subscription's registration with the hub. Dropping it removes the subscription from the index.
 #[derive(Debug)]
 pub struct Seat {
     hub: Arc<Hub>,
@@ -331,7 +343,7 @@ pub struct Seat {
 }
 
 impl Seat {
-    /// Reads on from behind `position`; registers the waker if there is nothing to read.
+    /// Reads on after `position`. Registers the waker if there is nothing to read.
     pub fn read(&self, position: Sequence, waker: &Waker) -> Read {
         let mut state = self.hub.lock();
         if self.hub.is_closing() {
@@ -341,12 +353,12 @@ impl Seat {
         }
     }
 
-    /// Up to where someone who has seen everything up to `position` has nothing to read.
+    /// The place up to which the seat has no unread match, if its occupant has read everything up to `position`.
     pub fn seen(&self, position: Sequence) -> Sequence {
         self.hub.seen(self.number, position)
     }
 
-    /// Names the seat to [`Hub::seen`].
+    /// The seat's number, for [`Hub::seen`] and [`Hub::wake`].
     pub fn number(&self) -> usize {
         self.number
     }

@@ -1,4 +1,5 @@
-//! The hub against a plain list: whatever is published, attached and read, nobody misses or repeats anything.
+//! The hub against a plain list as the model: under any order of publishing, attaching and reading, no reader misses or repeats an
+//! event.
 
 use std::{collections::HashMap, sync::atomic::AtomicUsize, task::Wake};
 
@@ -79,7 +80,7 @@ struct Reader {
 }
 
 impl Reader {
-    // Reads once, falling back to the plain list where the ring has moved on, and checks what comes against the list.
+    // Reads once, from the plain list if the ring has moved past, and compares the events with the list.
     fn read(&mut self, hub: &Arc<Hub>, log: &[Record]) {
         let expected = |after: Sequence, to: Sequence| {
             log.iter()
@@ -138,7 +139,7 @@ proptest! {
                     }
                     hub.publish(&batch);
                     log.extend(batch);
-                    // A waiting reader has been woken exactly if something for it came, and once only.
+                    // A waiting reader was woken exactly once if a matching event came, and not otherwise.
                     for reader in readers.values_mut() {
                         if let Some(expected) = reader.waits_since {
                             prop_assert_eq!(reader.wake.count(), expected);
@@ -226,7 +227,7 @@ fn one_read_is_bounded_by_count_and_by_bytes() {
 }
 
 #[test]
-fn what_is_erased_is_no_more_in_the_ring_and_stays_at_its_place() {
+fn an_erased_event_loses_its_content_in_the_ring_and_keeps_its_place() {
     let hub = Hub::new(Sequence(0), 64 * 1024 * 1024);
     hub.publish(&(1..=100).map(|at| record(at, 1, 10)).collect::<Vec<_>>());
     let before = hub.ring_size();
