@@ -245,7 +245,7 @@ pub(super) fn draining() -> Status {
 /// Counted and logged here, where every read that meets damage passes: the operator has to know.
 fn corrupt(sources: &Sources, problem: &str) -> Status {
     sources.metrics.log_damage_met.inc();
-    sources.registry.tell_damage(problem);
+    sources.registry.log_damage(problem);
     let message = format!("the log is damaged ({problem}): tell the operator");
     status(Code::DataLoss, "LOG_CORRUPT", message, [], None)
 }

@@ -289,7 +289,7 @@ impl Body for EventBody {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
         if let Some(frame) = self.frames.pop_front() {
-            self.subscription.handed_on();
+            self.subscription.frame_sent();
             return Poll::Ready(Some(Ok(Frame::data(frame))));
         }
         if self.status.is_none() || !self.buffer.is_empty() {
@@ -300,11 +300,11 @@ impl Body for EventBody {
             self.subscription.rest(is_midway);
         }
         if let Some(frame) = self.frames.pop_front() {
-            self.subscription.handed_on();
+            self.subscription.frame_sent();
             return Poll::Ready(Some(Ok(Frame::data(frame))));
         }
         if !self.buffer.is_empty() {
-            self.subscription.handed_on();
+            self.subscription.frame_sent();
             let written = mem::take(&mut self.buffer);
             return Poll::Ready(Some(Ok(Frame::data(self.flow.hand(written)))));
         }
@@ -317,7 +317,7 @@ impl Body for EventBody {
                 Poll::Ready(Some(Ok(Frame::trailers(trailers))))
             }
             None => {
-                self.subscription.handed_all();
+                self.subscription.more_asked();
                 Poll::Pending
             }
         }

@@ -1,5 +1,5 @@
-//! When something came last from the other end of a connection. A client that is alive answers pings, so its silence tells more
-//! than any stream on it: a stream may be quiet for hours.
+//! The time since a connection last received anything. A live client answers pings, so the silence of its connection is a sign of
+//! death; a single stream may be quiet for hours.
 
 use std::{
     sync::{
@@ -11,19 +11,20 @@ use std::{
 
 use tokio::time::Instant;
 
-/// Shared by a connection, which notes what comes, and its streams. Clones are the same.
+/// The last receipt on one connection. The connection writes it and its streams read it; clones share it.
 #[derive(Clone, Debug)]
-pub struct Heard(Arc<Noted>);
+pub struct Heard(Arc<LastReceipt>);
 
 #[derive(Debug)]
-struct Noted {
+struct LastReceipt {
     began: Instant,
+    /// Since `began`, in milliseconds.
     last_millis: AtomicU64,
 }
 
 impl Default for Heard {
     fn default() -> Self {
-        Self(Arc::new(Noted {
+        Self(Arc::new(LastReceipt {
             began: Instant::now(),
             last_millis: AtomicU64::new(0),
         }))
@@ -31,12 +32,12 @@ impl Default for Heard {
 }
 
 impl Heard {
-    /// Something has come.
+    /// Notes that the connection has received something now.
     pub fn note(&self) {
         self.0.last_millis.store(self.millis(), Relaxed);
     }
 
-    /// How long nothing has come.
+    /// The time since the last receipt.
     pub fn silent_for(&self) -> Duration {
         Duration::from_millis(
             self.millis()

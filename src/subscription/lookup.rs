@@ -1,8 +1,10 @@
-//! Catching up by task: the index says where the tasks' events are, so nothing else is read. Blocking.
+//! Catching up by task: the task index names the places of the tasks' events, so that no other event is read. Blocking.
+//!
+//! Also finds the tasks that have ended before the stream's position, for streams that end with their tasks.
 
 use std::{collections::VecDeque, sync::Arc};
 
-use super::lent;
+use super::reading::lent;
 use crate::{
     budget::Loan,
     event::{Filter, Records, Sequence, TaskId},
@@ -10,9 +12,9 @@ use crate::{
     store::{ReadError, ReadLimits, Store, TaskPlace},
 };
 
-/// Events of one fetch that the task index has named.
+/// Most events of one fetch.
 pub(super) const FETCH_RECORDS_MAX: usize = 64;
-/// The same, with the bytes of one fetch after its first event.
+/// One fetch of events that the task index has named. The limits on bytes apply after the first event.
 pub(super) const FETCH: ReadLimits = ReadLimits {
     records_max: FETCH_RECORDS_MAX,
     bytes_max: 128 * 1024,
@@ -20,178 +22,193 @@ pub(super) const FETCH: ReadLimits = ReadLimits {
     scanned_bytes_max: 128 * 1024,
 };
 
-/// Places that are held for one subscription, 32 KiB; behind the last of them the index is asked again.
+/// Most places that one subscription keeps, 32 KiB. After the last of them it asks the index again.
 const PLACES_MAX: usize = 4 * 1024;
 
-/// Bytes of last words that one lookup reads, as one read of the log does; then it is asked again from there on.
-const LAST_WORDS_BYTES_MAX: usize = 8 * 1024 * 1024;
+/// Most bytes of terminal events that one lookup reads, like one read of the log. A further lookup continues from there.
+const TERMINAL_BYTES_MAX: usize = 8 * 1024 * 1024;
 
-/// A seat taken, and what the index had before it was.
+/// A lookup in progress. The seat was taken first, so that no event falls between the index and the live path.
 pub(super) struct Lookup {
     pub seat: Seat,
-    /// The head when the seat was taken; everything behind it comes by the seat.
+    /// The head when the seat was taken. Later events come through the seat.
     pub end: Sequence,
-    /// Still to be fetched.
+    /// The places that are still to be fetched.
     pub places: Places,
 }
 
-/// Where events are.
+/// Places of events, in the order of the log.
 #[derive(Default)]
 pub(super) struct Places {
     pub ahead: VecDeque<Sequence>,
-    /// Behind the last of them there may be more.
+    /// True if the index may have more places after the last of these.
     pub is_cut: bool,
 }
 
-/// What the task index says: the first events, what else to fetch, and which tasks were over before.
-pub(super) struct Found {
+/// The answer to a [`TaskQuery`].
+pub(super) struct TaskEvents {
+    /// The first events.
     pub records: Records,
+    /// The places of the others.
     pub places: Places,
-    pub over: Vec<TaskId>,
-    /// Which were over is known by last words up to this place; if it is before the one that was asked for, nothing else is.
-    pub over_through: Sequence,
+    /// The tasks that have ended.
+    pub ended: Vec<TaskId>,
+    /// The place up to which terminal events were read to find `ended`. If it is before the query's `after`, nothing else was looked up.
+    pub ended_through: Sequence,
 }
 
-/// What is asked of the index.
-pub(super) struct Question {
+/// A question to the task index.
+pub(super) struct TaskQuery {
     pub filter: Arc<Filter>,
-    /// Events behind this place,
+    /// Asks for events after this place,
     pub after: Sequence,
-    /// and up to this one.
+    /// up to and including this place.
     pub end: Sequence,
-    /// Also which tasks were over at `after`, by their last words behind this place.
-    pub over_behind: Option<Sequence>,
+    /// Also asks which tasks had ended at `after`, by their terminal events after this place.
+    pub ended_after: Option<Sequence>,
 }
 
-/// Asks the index for the filter's tasks.
-pub(super) fn look_up(store: &Store, question: &Question, loan: Loan) -> Result<Found, ReadError> {
-    let Question {
+/// Answers a query from the index, and fetches the first events.
+pub(super) fn look_up(
+    store: &Store,
+    query: &TaskQuery,
+    loan: Loan,
+) -> Result<TaskEvents, ReadError> {
+    let TaskQuery {
         filter,
         after,
         end,
-        over_behind,
-    } = question;
+        ended_after,
+    } = query;
     let (after, end) = (*after, *end);
-    let (mut places, mut over) = (Vec::new(), Over::new(filter, *over_behind));
+
+    let (mut places, mut ended) = (Vec::new(), EndedTasks::new(filter, *ended_after));
     store.each_task_event(&filter.task_ids, Sequence(1)..=end, |event| {
-        // What nobody may see does not end anything either.
+        // An event that the client may not see does not end its task either.
         if !filter.products.is_empty() && !filter.products.contains(&event.product) {
             return;
         }
-        // What was erased will not come, but it has ended its task.
+        // An erased event is not sent, but it has ended its task.
         if event.sequence > after && !event.is_erased {
             places.push(event.sequence);
-            // Now and then, so that it costs little.
+            // Only at twice the limit, so that sorting is rare.
             if places.len() > 2 * PLACES_MAX {
                 keep_oldest(&mut places);
             }
         } else if event.status.is_terminal() {
-            over.take(event);
+            ended.take(event);
         }
     })?;
-    let (over, over_through) = over.found(store, after)?;
-    if over_through < after {
+
+    let (ended, ended_through) = ended.found(store, after)?;
+    if ended_through < after {
         let places = Places {
             ahead: VecDeque::new(),
             is_cut: true,
         };
-        return Ok(Found {
+        return Ok(TaskEvents {
             records: lent(Vec::new(), loan),
             places,
-            over,
-            over_through,
+            ended,
+            ended_through,
         });
     }
-    // Asked after the index was read: had anything behind `after` been forgotten by then, this would show it.
+
+    // After the index was read: if retention has removed an event after `after` by then, this notices it.
     if after.next() < store.first_available() {
         return Err(ReadError::Expired);
     }
+
     keep_oldest(&mut places);
     let is_cut = places.len() == PLACES_MAX;
-    // With the same trip to the disk: most tasks have no more than these.
+    // Fetched on the same thread hop, because most tasks have no more events than these.
     let records = store.get_all(
         &places[..places.len().min(FETCH_RECORDS_MAX)],
         FETCH.bytes_max,
     )?;
     let mut ahead = VecDeque::from(places);
     ahead.drain(..records.len());
-    Ok(Found {
+
+    Ok(TaskEvents {
         records: lent(records, loan),
         places: Places { ahead, is_cut },
-        over,
-        over_through,
+        ended,
+        ended_through,
     })
 }
 
-/// Which tasks were over, as they are found.
-enum Over<'a> {
-    /// Nobody asks.
+/// Collects the tasks that have ended.
+enum EndedTasks<'a> {
+    /// The query does not ask for them.
     Unasked,
-    /// By the index alone.
-    Known(Vec<TaskId>),
-    /// For a client that is bound to labels, which the index does not know: terminal events that are still to be looked at.
+    /// The index alone tells which tasks have ended.
+    Indexed(Vec<TaskId>),
+    /// The client is bound to labels, which the index does not have. The terminal events still have to be read.
     Unread {
         filter: &'a Filter,
-        behind: Sequence,
-        words: Vec<(Sequence, TaskId)>,
+        after: Sequence,
+        terminal: Vec<(Sequence, TaskId)>,
     },
 }
 
-impl<'a> Over<'a> {
-    fn new(filter: &'a Filter, over_behind: Option<Sequence>) -> Self {
-        match (over_behind, &filter.bound) {
+impl<'a> EndedTasks<'a> {
+    fn new(filter: &'a Filter, ended_after: Option<Sequence>) -> Self {
+        match (ended_after, &filter.bound) {
             (None, _) => Self::Unasked,
-            (Some(_), None) => Self::Known(Vec::new()),
-            (Some(behind), Some(_)) => Self::Unread {
+            (Some(_), None) => Self::Indexed(Vec::new()),
+            (Some(after), Some(_)) => Self::Unread {
                 filter,
-                behind,
-                words: Vec::new(),
+                after,
+                terminal: Vec::new(),
             },
         }
     }
 
-    /// Takes a terminal event; those of one task come together.
-    fn take(&mut self, word: TaskPlace) {
+    /// Takes a terminal event. The events of one task come one after the other.
+    fn take(&mut self, event: TaskPlace) {
         match self {
             Self::Unasked => {}
-            Self::Known(over) if over.last() == Some(&word.task_id) => {}
-            Self::Known(over) => over.push(word.task_id),
-            // Without labels it is nobody's.
-            Self::Unread { behind, .. } if word.is_erased || word.sequence <= *behind => {}
-            Self::Unread { words, .. } => {
-                words.push((word.sequence, word.task_id));
-                // Now and then, so that it costs little.
-                if words.len() > 2 * PLACES_MAX {
-                    keep_oldest(words);
+            Self::Indexed(ended) if ended.last() == Some(&event.task_id) => {}
+            Self::Indexed(ended) => ended.push(event.task_id),
+            // An erased event has no labels, so no bound client may see it.
+            Self::Unread { after, .. } if event.is_erased || event.sequence <= *after => {}
+            Self::Unread { terminal, .. } => {
+                terminal.push((event.sequence, event.task_id));
+                // Only at twice the limit, so that sorting is rare.
+                if terminal.len() > 2 * PLACES_MAX {
+                    keep_oldest(terminal);
                 }
             }
         }
     }
 
-    /// The tasks that were over at `after`, by their last words up to the place that comes with them.
+    /// The tasks that had ended at `after`, and the place up to which terminal events were read for that.
     fn found(self, store: &Store, after: Sequence) -> Result<(Vec<TaskId>, Sequence), ReadError> {
-        let (filter, mut words) = match self {
+        let (filter, mut terminal) = match self {
             Self::Unasked => return Ok((Vec::new(), after)),
-            Self::Known(over) => return Ok((over, after)),
-            Self::Unread { filter, words, .. } => (filter, words),
+            Self::Indexed(ended) => return Ok((ended, after)),
+            Self::Unread {
+                filter, terminal, ..
+            } => (filter, terminal),
         };
-        keep_oldest(&mut words);
-        let is_cut = words.len() == PLACES_MAX;
-        let (mut over, mut bytes, mut through) = (Vec::new(), 0, None);
-        for (place, task_id) in words {
-            if bytes >= LAST_WORDS_BYTES_MAX {
-                return Ok((over, through.unwrap_or(after)));
+        keep_oldest(&mut terminal);
+        let is_cut = terminal.len() == PLACES_MAX;
+
+        let (mut ended, mut bytes, mut through) = (Vec::new(), 0, None);
+        for (place, task_id) in terminal {
+            if bytes >= TERMINAL_BYTES_MAX {
+                return Ok((ended, through.unwrap_or(after)));
             }
             through = Some(place);
             let Some(record) = store.get(place)? else {
-                continue;
-            }; // forgotten meanwhile
+                continue; // retention has removed it meanwhile
+            };
             bytes += record.len();
             if filter.matches(&record) {
-                over.push(task_id);
+                ended.push(task_id);
             }
         }
-        Ok((over, through.filter(|_| is_cut).unwrap_or(after)))
+        Ok((ended, through.filter(|_| is_cut).unwrap_or(after)))
     }
 }
 

@@ -1,107 +1,107 @@
-//! What a stream says, and how it ends.
+//! The messages of a stream, and the reasons for which it ends. Without wire types: `rpc` turns them into frames and statuses.
 
 use crate::event::{Records, Sequence};
 
 /// One message of a stream.
 #[derive(Debug)]
 pub enum Message<'a> {
-    /// An event that matches.
+    /// An event that the client asked for.
     Event {
-        /// What it was published or read with.
+        /// The batch that the event was published or read with.
         records: &'a Records,
-        /// Where it is among them.
+        /// The event's index in the batch.
         at: usize,
-        /// How many more may follow at once, for making room.
+        /// How many further events may follow at once, so that the receiver can reserve room.
         ahead: usize,
     },
-    /// Where the stream is.
+    /// A statement about the stream itself.
     Control(Control),
 }
 
 /// A message without an event.
 #[derive(Clone, Copy, Debug)]
 pub enum Control {
-    /// Always first.
+    /// The subscription is open. Always the first message.
     Subscribed {
-        /// Everything that matches behind this place will come.
+        /// Every matching event after this place will be sent.
         position: Sequence,
-        /// The oldest retained event; `None` of an empty log.
+        /// The oldest retained event; `None` for an empty log.
         first_available: Option<Sequence>,
-        /// The newest event.
+        /// The newest event when the subscription was opened.
         head: Sequence,
     },
-    /// Catching up is over.
+    /// The subscription has reached the head and is live now.
     CaughtUp {
-        /// Everything up to here has been sent.
+        /// Every matching event up to here was sent.
         position: Sequence,
     },
-    /// Back to the log.
+    /// The subscription was too slow for the live path and reads the log again.
     FellBehind {
-        /// Everything up to here has been sent.
+        /// Every matching event up to here was sent.
         position: Sequence,
         /// Events between there and the head.
         lag: u64,
     },
-    /// Heartbeat and bookmark.
+    /// A heartbeat, whose position is a bookmark.
     Progress {
-        /// Everything up to here has been sent.
+        /// Every matching event up to here was sent.
         position: Sequence,
-        /// The newest event.
+        /// The newest event at this moment.
         head: Sequence,
     },
-    /// Events that retention took before they could be sent.
+    /// Retention has removed events before they could be sent.
     Gap {
-        /// Exclusive.
+        /// The last place before the gap.
         after: Sequence,
-        /// Inclusive.
+        /// The last place within the gap.
         through: Sequence,
     },
-    /// The server is going away.
+    /// The server is shutting down; the client resumes elsewhere or later.
     GoingAway {
-        /// Everything up to here has been sent.
+        /// Every matching event up to here was sent.
         position: Sequence,
     },
-    /// Every task has had its terminal event.
+    /// Every task of the filter has had its terminal event.
     Completed {
-        /// Everything up to here has been sent.
+        /// Every matching event up to here was sent.
         position: Sequence,
     },
 }
 
-/// What a client has lost.
+/// The reason for which the broker ends a client's stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Withdrawal {
-    /// To be let in at all.
+    /// The client's token or certificate is no longer valid.
     Identity,
-    /// Some of the products that the stream is about.
+    /// The client may no longer see some of the products in the stream's filter.
     Products,
-    /// To see events without a label that it is bound to now.
+    /// The client is now bound to labels that the stream's filter does not require.
     Labels,
-    /// Its place, to a newer stream: this one's connection had fallen silent.
+    /// A newer stream of the same reader replaces this one, whose connection had fallen silent.
     Place,
-    /// This stream: an administrator has ended it.
+    /// An administrator has ended the stream.
     Stream,
 }
 
-/// Why a stream ends otherwise than by `Completed`.
+/// The reason for which a stream ends, other than `Completed`.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum StreamEnd {
     /// Retention has passed the stream's position.
     #[error("the events behind this place are no longer retained")]
     Expired,
-    /// The server is going away.
+    /// The server is shutting down.
     #[error("the server is shutting down")]
     Draining,
-    /// The log is damaged.
+    /// A read has met a damaged part of the log.
     #[error("the log is damaged: {0}")]
     Corrupt(String),
-    /// The client has a part of an event that was erased.
+    /// An event was erased after a part of it had been sent.
     #[error("the event was erased while it was sent")]
     Erased,
-    /// The client may not see this any more.
+    /// The client may no longer read the stream, or the stream was replaced or ended by an administrator.
     #[error("the permission was withdrawn")]
     Withdrawn(Withdrawal),
-    /// The client's deadline has passed.
+    /// The deadline of the client's call has passed.
     #[error("the deadline of the call has passed")]
     DeadlineExceeded,
 }

@@ -1,5 +1,8 @@
-//! Reads of the log into borrowed memory. A read waits for its loan first, and its result waits on a shelf until the stream is
-//! polled. Neither needs the stream: so memory can be taken back from a stalled one, too, which nobody polls.
+//! Reads of the log into borrowed memory.
+//!
+//! A read first waits for a loan of memory. Its result lies on a shelf until the stream is polled, and the memory can be taken back
+//! from there. Both happen whether or not the stream is polled, so memory comes back from stalled streams too. Owns the budget of
+//! streams ([`Memory`]). Never runs on the async threads.
 
 use std::{
     pin::Pin,
@@ -7,59 +10,61 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use tokio::task::JoinError;
+use tokio::task::{JoinError, spawn_blocking};
 use tokio_util::task::AbortOnDropHandle;
 
-use super::{StreamEnd, joined, read_aside};
+use super::message::StreamEnd;
 use crate::{
     budget::{Budget, Loan, Payer, Shelf},
-    store::{ReadError, ReadLimits},
+    event::{Record, Records},
+    store::{ReadError, ReadLimits, bytes_held},
     transit::Transit,
 };
 
-/// What streams may take of memory, all together.
+/// The memory that all streams together may hold.
 #[derive(Clone, Debug)]
 pub struct Memory {
-    /// For what was read from the log and is not handed on.
+    /// For events that were read from the log and are not yet in the transport.
     pub reading: Budget,
-    /// For what was handed on, and the transport still holds.
+    /// For events that the transport holds.
     pub transit: Arc<Transit>,
-    /// An event as stored has no more, as the configuration is now.
+    /// The largest stored size of one event under the current configuration.
     pub event_bytes_max: usize,
 }
 
-/// Of the bytes for readers the transport may hold one part of so many.
+/// The transport may hold a quarter of the memory for readers.
 const TRANSIT_PART: usize = 4;
 
 impl Memory {
-    /// `bytes_max` in all, for events whose callbacks have up to `body_bytes_max`.
+    /// Divides `bytes_max` between reads and the transport. Callbacks may have up to `body_bytes_max`.
     pub fn new(bytes_max: usize, body_bytes_max: usize) -> Self {
-        /// Keys, labels, and what else is in an event beside what its body says.
+        /// Keys, labels, and the parts of an event that are not from its body.
         const REST_BYTES: usize = 64 * 1024;
+
         let transit = bytes_max / TRANSIT_PART;
         Self {
             reading: Budget::new(bytes_max - transit),
             transit: Transit::new(transit),
-            // The body as received, and what the event has of it.
+            // The body as received, and its content in the encoded event.
             event_bytes_max: body_bytes_max.saturating_mul(2).saturating_add(REST_BYTES),
         }
     }
 
-    /// What a read with these limits has to borrow; afterwards it keeps what it needs.
+    /// The loan that a read with these limits needs. After the read it shrinks to the size of the result.
     pub(super) fn estimate(&self, limits: ReadLimits) -> usize {
         limits.bytes_held_max(self.event_bytes_max)
     }
 }
 
-/// A read that has its loan, and what it read.
-type Aside<T> = AbortOnDropHandle<Result<Shelf<T>, ReadError>>;
+/// A read that has its loan, on a blocking thread.
+type RunningRead<T> = AbortOnDropHandle<Result<Shelf<T>, ReadError>>;
 
-/// A read that waits for its loan, or is under way, or lies on its shelf.
+/// A read of the log, from its queue for memory to its result.
 pub(super) enum Reading<T: Send + 'static> {
-    /// It goes on whether it is polled or not. A loan that is granted to a stalled stream would be lent for ever otherwise:
-    /// only what is read, and lies on its shelf, can be taken back.
+    /// Waits for its loan, then runs. A task drives it, because a loan that was granted to a stream that is not polled could not be
+    /// taken back: only a result on a shelf can.
     Queued(AbortOnDropHandle<Result<Result<Shelf<T>, ReadError>, JoinError>>),
-    UnderWay(Aside<T>),
+    Running(RunningRead<T>),
 }
 
 impl<T: Send + 'static> Reading<T> {
@@ -72,8 +77,9 @@ impl<T: Send + 'static> Reading<T> {
     ) -> Self {
         let budget = budget.clone();
         if let Some(loan) = budget.try_take(bytes) {
-            return Self::UnderWay(begin(budget, loan, read));
+            return Self::Running(begin(budget, loan, read));
         }
+
         let payer = payer.clone();
         Self::Queued(AbortOnDropHandle::new(tokio::spawn(async move {
             let loan = budget.take(&payer, bytes).await;
@@ -81,14 +87,14 @@ impl<T: Send + 'static> Reading<T> {
         })))
     }
 
-    /// What was read; `None` if it was taken back, and has to be read again.
+    /// The result; `None` if its memory was taken back, so that it has to be read again.
     pub(super) fn poll(
         &mut self,
         cx: &mut Context<'_>,
     ) -> Poll<Result<Result<Option<T>, ReadError>, StreamEnd>> {
         let read = match self {
             Self::Queued(queued) => ready!(Pin::new(queued).poll(cx)).flatten(),
-            Self::UnderWay(under_way) => ready!(Pin::new(under_way).poll(cx)),
+            Self::Running(running) => ready!(Pin::new(running).poll(cx)),
         };
         Poll::Ready(joined(read).map(|read| read.map(Shelf::take)))
     }
@@ -98,13 +104,33 @@ fn begin<T: Send + 'static>(
     budget: Budget,
     loan: Loan,
     read: impl FnOnce(Loan) -> Result<T, ReadError> + Send + 'static,
-) -> Aside<T> {
+) -> RunningRead<T> {
     read_aside(move || Ok(budget.shelve(read(loan)?)))
+}
+
+/// Runs a read on a blocking thread. Dropping the handle before the read begins cancels it.
+pub fn read_aside<T: Send + 'static>(
+    read: impl FnOnce() -> T + Send + 'static,
+) -> AbortOnDropHandle<T> {
+    AbortOnDropHandle::new(spawn_blocking(read))
+}
+
+/// The result of a read on another thread. Only a runtime that shuts down cancels a read; a panic has ended the process.
+pub(super) fn joined<T>(
+    joined: Result<Result<T, ReadError>, JoinError>,
+) -> Result<Result<T, ReadError>, StreamEnd> {
+    joined.map_err(|_| StreamEnd::Draining)
+}
+
+/// Records that hold their loan, resized to the memory that they take.
+pub(super) fn lent(records: Vec<Record>, mut loan: Loan) -> Records {
+    loan.resize(bytes_held(&records));
+    Records::lent(records, loan)
 }
 
 #[cfg(test)]
 mod tests {
-    use std::{future::poll_fn, task::Waker, time::Duration};
+    use std::{future::poll_fn, sync::mpsc, task::Waker, time::Duration};
 
     use tokio::{
         task::yield_now,
@@ -130,7 +156,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_queued_read_that_is_never_polled_again_gives_its_loan_to_who_waits() {
+    async fn a_queued_read_that_is_never_polled_again_gives_its_loan_to_the_next_reader() {
         let budget = Budget::new(BYTES_MAX);
         let tended = budget.clone();
         let _tending = AbortOnDropHandle::new(tokio::spawn(async move {
@@ -138,7 +164,7 @@ mod tests {
         }));
         let lent = budget.try_take(BYTES_MAX).unwrap();
         let mut stalled = queued(&budget);
-        // It asks before the next one does.
+        // The stalled stream has to be first in the queue.
         while budget.waiting() == 0 {
             yield_now().await;
         }
@@ -153,7 +179,7 @@ mod tests {
             "the queued read was passed over"
         );
         drop(loan);
-        // Its owner has to read again.
+        // The stalled stream has to read again.
         assert!(
             poll_fn(|cx| stalled.poll(cx))
                 .await
@@ -164,7 +190,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_queued_read_that_is_polled_has_what_it_read() {
+    async fn a_queued_read_that_is_polled_returns_its_records() {
         let budget = Budget::new(BYTES_MAX);
         let lent = budget.try_take(BYTES_MAX).unwrap();
         let mut reading = queued(&budget);
@@ -192,5 +218,28 @@ mod tests {
         timeout(LONG, left).await.expect("it to leave the queue");
         drop(lent);
         assert!(budget.is_idle());
+    }
+
+    #[test]
+    fn a_read_that_is_dropped_before_it_begins_is_not_made() {
+        // One blocking thread, so that the reads run one after the other.
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .max_blocking_threads(1)
+            .build()
+            .unwrap();
+        runtime.block_on(async {
+            let ((finish, finished), (made, reads)) = (mpsc::channel::<()>(), mpsc::channel());
+            let under_way = read_aside(move || finished.recv());
+            let read = |name: &'static str| {
+                let made = made.clone();
+                read_aside(move || made.send(name))
+            };
+            let (dropped, awaited) = (read("dropped"), read("awaited"));
+            drop(dropped);
+            finish.send(()).unwrap();
+            under_way.await.unwrap().unwrap();
+            awaited.await.unwrap().unwrap();
+            assert_eq!(reads.try_iter().collect::<Vec<_>>(), ["awaited"]);
+        });
     }
 }

@@ -1,7 +1,7 @@
-//! What the log says of streams: whose each is, why it ended and where, who fell behind, who stands still, who has lost events, and
-//! that a read has met damage.
-//! Never of an event: a stream that is well has two lines, one where it opens and one where it ends. Bounded for each client,
-//! because one that reconnects in a loop must not push the lines of others out.
+//! Log lines about streams: opening, falling behind, stalling, losing events, ending, and damage that a read has met.
+//!
+//! Never a line about an event: a healthy stream has two lines, at its start and at its end. The lines of each client are limited,
+//! because a client that reconnects in a loop must not crowd out the lines of others.
 
 use std::{
     collections::HashMap,
@@ -13,16 +13,16 @@ use tokio::time::Instant;
 
 use crate::{credentials::Client, event::Sequence, metrics::Metrics, printable::printable};
 
-/// Lines of one kind about one client in this time; the next one says how many there were more. Enough for a service that
-/// reconnects all of its streams, once.
+/// Most lines of one kind about one client in an interval. The next line tells how many were left out. Enough for a service that
+/// reconnects all of its streams once.
 const LINES_MAX: u64 = 100;
 const INTERVAL: Duration = Duration::from_secs(60);
 
-/// Whose a stream is.
+/// The client that a stream belongs to.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Who<'a> {
     pub client: Option<&'a Arc<Client>>,
-    /// As the client names itself.
+    /// The name that the client gave itself in the request.
     pub client_name: &'a str,
     pub peer: &'a str,
 }
@@ -33,7 +33,7 @@ impl Who<'_> {
     }
 }
 
-/// Where a stream ended.
+/// The end of a stream.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Ended<'a> {
     pub subscription_id: &'a str,
@@ -44,7 +44,7 @@ pub(super) struct Ended<'a> {
     pub open_seconds: i64,
 }
 
-/// A stream, and where it is in the log.
+/// A stream and its position in the log.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct At<'a> {
     pub who: Who<'a>,
@@ -53,7 +53,7 @@ pub(super) struct At<'a> {
     pub lag: u64,
 }
 
-/// Writes a line about a stream, if it is due. A macro, since a line's level has to be known when it is compiled.
+/// Writes a line about a stream if it is due. A macro, because the level of a line has to be a constant.
 macro_rules! stream_line {
     ($level:ident, $unlogged:expr, $at:expr, $message:literal) => {
         if let Some(unlogged) = $unlogged {
@@ -78,7 +78,7 @@ macro_rules! stream_line {
     };
 }
 
-/// How many lines of one kind about one client there were in this interval, and how many were left out since the last line.
+/// The lines of one kind about one client in the current interval, and those left out since the last line.
 #[derive(Debug)]
 struct RateWindow {
     began: Instant,
@@ -86,15 +86,15 @@ struct RateWindow {
     unlogged: u64,
 }
 
-/// By kind of line, and by client.
+/// By kind of line and client.
 type RateWindows = HashMap<(&'static str, Option<Arc<str>>), RateWindow>;
 
-/// Writes the lines, and remembers how many there were.
+/// Writes the lines, and counts them for the limits.
 #[derive(Debug, Default)]
 pub(super) struct StreamLog(Mutex<RateWindows>);
 
 impl StreamLog {
-    /// How many were not logged before this one; `None` if this one is not to be either.
+    /// The number of lines left out before this one; `None` if this one is left out too.
     fn due(&self, kind: &'static str, who: &Who<'_>) -> Option<u64> {
         self.due_at(kind, who, Instant::now())
     }
@@ -134,6 +134,7 @@ impl StreamLog {
         let Some(unlogged) = self.due("ended", who) else {
             return;
         };
+
         let (client, name, peer) = (who.client(), printable(who.client_name), who.peer);
         tracing::info!(
             client,
@@ -177,7 +178,7 @@ impl StreamLog {
         );
     }
 
-    /// Tells that a read has met a part of the log that is damaged. It is one line for all readers.
+    /// Reports that a read has met a damaged part of the log. The limit is shared by all readers.
     pub(super) fn damaged(&self, problem: &str) {
         let everybody = Who {
             client: None,
@@ -195,8 +196,8 @@ impl StreamLog {
         );
     }
 
-    /// Counts and tells that a client misses what was between two places. They are places of the whole log: of the client's
-    /// events there may be fewer.
+    /// Counts and logs that a client has missed the events between two places. These are places of the whole log; fewer of the events
+    /// may match the client's filter.
     pub(super) fn lost(
         &self,
         who: &Who<'_>,
@@ -212,6 +213,7 @@ impl StreamLog {
         let Some(unlogged) = self.due("lost", who) else {
             return;
         };
+
         let (client, name, peer) = (who.client(), printable(who.client_name), who.peer);
         let (after, through) = (after.0, through.0);
         tracing::warn!(
@@ -233,7 +235,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_client_that_comes_and_goes_in_a_loop_has_so_many_lines_and_others_have_theirs() {
+    fn the_lines_of_a_client_that_reconnects_in_a_loop_are_limited() {
         let log = StreamLog::default();
         let (who, began) = (
             Who {
