@@ -1,5 +1,7 @@
-//! The guarantees as one pure function: what was acknowledged, what the log says, what each stream saw, and whether that is
-//! allowed. Tests of every kind hand their histories to it, so that "nothing lost, nothing twice, in order" has one meaning.
+//! The guarantees as one pure function: from the acknowledgements, the log and the streams of a run to the list of violations.
+//!
+//! Tests of every kind pass their histories to it, so that "nothing lost, nothing twice, in order" has one meaning. It knows nothing
+//! of the broker, and takes JSON from tests in other languages.
 
 use std::collections::{HashMap, HashSet};
 
@@ -8,46 +10,46 @@ use serde::Deserialize;
 /// A callback that was answered 200.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Deserialize)]
 pub struct Acknowledged {
-    /// The event the answer named.
+    /// The event id in the answer.
     pub event_id: String,
-    /// The task the callback was about.
+    /// The task that the callback was about.
     pub task_id: String,
 }
 
-/// An event as somebody saw it.
+/// An event as one reader received it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Deserialize)]
 pub struct Observed {
-    /// Which event.
+    /// The id by which clients dedupe.
     pub event_id: String,
-    /// At which cursor. Within one log, texts sort like places.
+    /// The cursor of the event. Within one log, cursors sort like the places of their events.
     pub cursor: String,
-    /// About which task.
+    /// The task that the event is about.
     pub task_id: String,
 }
 
-/// What one subscriber saw, in order; reconnecting behind the last cursor continues the same stream.
+/// The events of one subscriber, in order. A reconnect with the last cursor continues the same stream.
 #[derive(Clone, Debug, Default, Deserialize)]
 pub struct Stream {
-    /// The tasks it asked for; absent if it asked for all.
+    /// The tasks in the subscriber's filter; absent if it asked for every event.
     #[serde(default)]
     pub task_ids: Option<HashSet<String>>,
-    /// What it saw.
+    /// The events that the subscriber received.
     pub observed: Vec<Observed>,
 }
 
 /// Everything that happened in one run.
 #[derive(Clone, Debug, Default, Deserialize)]
 pub struct History {
-    /// Every 200.
+    /// Every callback that was answered 200.
     #[serde(default)]
     pub acknowledged: Vec<Acknowledged>,
-    /// Every retained event, in log order, if somebody read them all; empty if nobody did.
+    /// Every retained event, in log order, if the test has read the whole log; otherwise empty.
     #[serde(default)]
     pub log: Vec<Observed>,
-    /// Every subscriber.
+    /// One stream for each subscriber.
     #[serde(default)]
     pub streams: Vec<Stream>,
-    /// Every event that was erased before the log was read; streams may have seen it before that.
+    /// The ids of events that were erased before the log was read. Streams may have received them earlier.
     #[serde(default)]
     pub erased: HashSet<String>,
 }
@@ -55,71 +57,71 @@ pub struct History {
 /// A guarantee that does not hold.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Violation {
-    /// Ordered, unique.
+    /// Cursors of one stream strictly rise: ordered, and none twice.
     #[error("stream {stream}: {cursor} does not come behind the cursor before it")]
     NotRising {
-        /// Index of the stream; the log counts as the last.
+        /// The index of the stream; the log counts as the last one.
         stream: usize,
-        /// The cursor.
+        /// The cursor that is not above the one before it.
         cursor: String,
     },
     /// A cursor never names another event.
     #[error("cursor {cursor} names both {one} and {other}")]
     CursorReused {
-        /// The cursor.
+        /// The cursor that names two events.
         cursor: String,
-        /// An event.
+        /// The id of the first event.
         one: String,
-        /// Another.
+        /// The id of the second event.
         other: String,
     },
     /// An event keeps its cursor.
     #[error("event {event_id} is at both {one} and {other}")]
     EventMoved {
-        /// The event.
+        /// The id of the event.
         event_id: String,
-        /// A cursor.
+        /// The cursor where it was first seen.
         one: String,
-        /// Another.
+        /// The cursor where it was seen later.
         other: String,
     },
-    /// Durable before 200.
+    /// Durable before 200: an acknowledged event is in the log or in a stream.
     #[error("event {event_id} of task {task_id} was acknowledged and is nowhere")]
     Lost {
-        /// The event.
+        /// The id of the event.
         event_id: String,
-        /// Its task.
+        /// The task of the event.
         task_id: String,
     },
-    /// Complete.
+    /// Complete: a stream has every matching event between its first and its last.
     #[error("stream {stream} left out event {event_id} at {cursor}")]
     LeftOut {
-        /// Index of the stream.
+        /// The index of the stream.
         stream: usize,
-        /// The event.
+        /// The id of the event.
         event_id: String,
-        /// Its cursor.
+        /// The event's cursor in the log.
         cursor: String,
     },
-    /// Erased means gone.
+    /// An erased event is not in the log.
     #[error("event {event_id} was erased and is in the log")]
     NotErased {
-        /// The event.
+        /// The id of the event.
         event_id: String,
     },
-    /// Only what was asked for.
+    /// A stream has only events that match its filter and that the log has.
     #[error(
         "stream {stream} saw event {event_id}, which it did not ask for or the log does not have"
     )]
     Uninvited {
-        /// Index of the stream.
+        /// The index of the stream.
         stream: usize,
-        /// The event.
+        /// The id of the event.
         event_id: String,
     },
 }
 
-/// All violations of the guarantees in a history; none means that they held.
+/// All violations of the guarantees in a history. An empty list means that the guarantees held.
 pub fn check(history: &History) -> Vec<Violation> {
     let mut violations = Vec::new();
     let log = Stream {
@@ -129,6 +131,7 @@ pub fn check(history: &History) -> Vec<Violation> {
     for (number, stream) in history.streams.iter().chain([&log]).enumerate() {
         check_rising(number, stream, &mut violations);
     }
+
     check_names(history, &mut violations);
     check_acknowledged(history, &mut violations);
     check_erased(history, &mut violations);
@@ -207,7 +210,8 @@ fn check_erased(history: &History, violations: &mut Vec<Violation>) {
     }
 }
 
-/// Between its first and its last event a stream has exactly what the log has for it, and maybe what was erased later.
+/// Between its first and its last event a stream has exactly the matching events of the log. It may also have events that were erased
+/// later.
 fn check_complete(
     number: usize,
     stream: &Stream,
@@ -223,9 +227,11 @@ fn check_complete(
     let (Some(first), Some(last)) = (stream.observed.first(), stream.observed.last()) else {
         return;
     };
+
     let within = |seen: &&Observed| seen.cursor >= first.cursor && seen.cursor <= last.cursor;
     let expected: HashSet<_> = history.log.iter().filter(wanted).filter(within).collect();
     let got: HashSet<_> = stream.observed.iter().collect();
+
     for &Observed {
         event_id, cursor, ..
     } in expected.difference(&got)
@@ -261,7 +267,7 @@ mod tests {
         }
     }
 
-    /// A run in which everything was as promised.
+    /// A run in which every guarantee held.
     fn good(size: usize) -> History {
         let log: Vec<_> = (0..size).map(event).collect();
         let acknowledged = log.iter().map(|e| Acknowledged {

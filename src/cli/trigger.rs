@@ -15,7 +15,7 @@ use uuid::Uuid;
 use super::{EXIT_OTHER, args, body, output, output::Usage, user_info::without_user_text};
 use crate::{
     event::{Product, TaskId},
-    simulator::{ATTEMPTS_MAX, Callback, DeliveryOutcome, Plan, Vendor, retry_gaps},
+    simulator::{ATTEMPTS_MAX, DeliveryOutcome, Plan, Vendor, VendorCallback, retry_gaps},
     vendor::{
         self,
         sample::{Broken, Sample, SampleStatus, Shape, broken},
@@ -149,7 +149,7 @@ fn plan(args: &TriggerArgs) -> Plan {
     }
 }
 
-fn callbacks(args: &TriggerArgs) -> anyhow::Result<Vec<Callback>> {
+fn callbacks(args: &TriggerArgs) -> anyhow::Result<Vec<VendorCallback>> {
     let product = args.product.to_string();
     if let Some(path) = &args.body {
         let body = body::read(path)?;
@@ -157,7 +157,7 @@ fn callbacks(args: &TriggerArgs) -> anyhow::Result<Vec<Callback>> {
         let task_id = vendor::read(&body)
             .map_or_else(|_| "-".to_owned(), |report| report.task_id.to_string());
         return Ok(vec![
-            Callback {
+            VendorCallback {
                 product,
                 task_id,
                 body,
@@ -178,7 +178,7 @@ fn callbacks(args: &TriggerArgs) -> anyhow::Result<Vec<Callback>> {
             .task_id
             .as_ref()
             .map_or_else(|| Uuid::new_v4().to_string(), ToString::to_string);
-        Callback {
+        VendorCallback {
             body: body(args, &task_id, at),
             product: product.clone(),
             task_id,

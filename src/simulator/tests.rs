@@ -1,22 +1,28 @@
-//! The plan by its properties, the vendor against a listener of a few lines.
+//! The plan by its properties, and the vendor against a small listener.
 
 use std::{
     collections::BTreeMap,
+    convert::Infallible,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
+    time::Duration,
 };
 
 use axum::{Router, http::StatusCode, routing::post};
+use bytes::Bytes;
+use hyper::Uri;
+use jiff::Timestamp;
 use proptest::prelude::*;
 
 use super::*;
+use crate::vendor::sample::SampleStatus;
 
-fn callbacks(count: usize) -> Vec<Callback> {
+fn callbacks(count: usize) -> Vec<VendorCallback> {
     let all = SampleStatus::ALL;
     let one = |n: usize| {
-        Callback::sample(
+        VendorCallback::sample(
             "veo",
             &format!("task-{n}"),
             all[n % all.len()],
@@ -58,7 +64,7 @@ fn any_plan() -> impl Strategy<Value = Plan> {
         )
 }
 
-fn bodies<'a>(callbacks: impl Iterator<Item = &'a Callback>) -> BTreeMap<&'a [u8], usize> {
+fn bodies<'a>(callbacks: impl Iterator<Item = &'a VendorCallback>) -> BTreeMap<&'a [u8], usize> {
     let mut counts = BTreeMap::new();
     callbacks.for_each(|callback| *counts.entry(callback.body.as_ref()).or_default() += 1);
     counts

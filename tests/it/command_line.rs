@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use blobcast::{
     checker::{History, Observed, Stream, check},
-    simulator::{Callback, Plan, Vendor},
+    simulator::{Plan, Vendor, VendorCallback},
     vendor::sample::{Broken, PRODUCTS, SampleStatus},
     wire::v1::{Event, OutputKind, SubscriptionState},
 };
@@ -277,7 +277,7 @@ async fn listen_goes_on_across_kill_9_and_misses_and_repeats_nothing() {
         listen.says("caught up at ").await;
     }
     let callbacks = (0..400).map(|number| {
-        Callback::sample(
+        VendorCallback::sample(
             "veo",
             &format!("t{number}"),
             SampleStatus::Completed,

@@ -9,7 +9,7 @@ use std::{
 
 use blobcast::{
     checker::{History, Stream, check},
-    simulator::{Callback, Plan, Vendor},
+    simulator::{Plan, Vendor, VendorCallback},
     vendor::sample::SampleStatus,
 };
 use jiff::Timestamp;
@@ -806,7 +806,7 @@ async fn sigterm_under_load_loses_nothing_that_was_answered_and_tells_every_stre
     }
     let callbacks: Vec<_> = (0..3_000)
         .map(|number| {
-            Callback::sample(
+            VendorCallback::sample(
                 "veo",
                 &format!("t{number}"),
                 SampleStatus::Completed,

@@ -6,8 +6,8 @@ use std::{collections::HashMap, convert::Infallible, time::Duration};
 use blobcast::{
     checker::{self, History, Stream, check},
     simulator::{
-        ATTEMPTS_MAX, Acknowledgement, Callback, Delivery, DeliveryOutcome, Plan, Vendor,
-        retry_gaps,
+        ATTEMPTS_MAX, Acknowledgement, DeliveryOutcome, Plan, Vendor, VendorCallback,
+        VendorDelivery, retry_gaps,
     },
     vendor::sample::{PRODUCTS, SampleStatus},
     wire::v1::{Event, SubscribeRequest, subscribe_request::Start},
@@ -21,10 +21,10 @@ const ENDS: [SampleStatus; 2] = [SampleStatus::Completed, SampleStatus::Failed];
 const SEEDS: [u64; 3] = [1, 2, 3];
 
 /// One callback for each of `count` tasks, taking products and statuses in turn.
-fn callbacks(count: usize, statuses: &[SampleStatus]) -> Vec<Callback> {
+fn callbacks(count: usize, statuses: &[SampleStatus]) -> Vec<VendorCallback> {
     let callback = |number: usize| {
         let product = PRODUCTS[number % PRODUCTS.len()];
-        Callback::sample(
+        VendorCallback::sample(
             product,
             &format!("task-{number}"),
             statuses[number % statuses.len()],
@@ -35,7 +35,7 @@ fn callbacks(count: usize, statuses: &[SampleStatus]) -> Vec<Callback> {
 }
 
 /// Makes the deliveries, a few at a time.
-async fn send(server: &Server, deliveries: Vec<Delivery>) -> Vec<DeliveryOutcome> {
+async fn send(server: &Server, deliveries: Vec<VendorDelivery>) -> Vec<DeliveryOutcome> {
     let vendor = Vendor::new(
         format!("http://{}", server.ingest).parse().unwrap(),
         vec![],
