@@ -91,7 +91,7 @@ pub(super) fn products(raw: &[String]) -> Result<Products, String> {
 pub(super) fn labels(raw: Option<Labels>) -> Result<Option<Labels>, String> {
     let Some(labels) = raw else { return Ok(None) };
     if labels.is_empty() {
-        return Err("`labels` binds to nothing: name some, or leave it out".to_owned());
+        return Err("`labels` is empty: name some, or leave it out".to_owned());
     }
 
     if !labels_fit(&labels) {
@@ -118,7 +118,10 @@ pub(super) fn binding(
     raw_labels: Option<Labels>,
 ) -> Result<Option<Binding>, String> {
     let products = match raw_products {
-        Some([]) => return Err("may bring nothing: name `products`, or leave it out".to_owned()),
+        Some([]) => return Err(
+            "`products` is empty, so every callback would be refused: name some, or leave it out"
+                .to_owned(),
+        ),
         Some(some) => products(some)?,
         None => Products::All,
     };

@@ -182,7 +182,7 @@ fn parse(text: &str) -> Result<Credentials, CredentialsError> {
         for client in line.all() {
             if let Some((_, other)) = proofs.iter().find(|(proof, _)| *proof == client.proof) {
                 let problem = format!(
-                    "shows the same as {other}: give each client its own token or certificate"
+                    "has the same token or certificate as {other}: give each client its own"
                 );
                 return Err(entry("clients", &name)(problem));
             }
@@ -328,7 +328,7 @@ fn client_line(name: &str, raw: &RawClient) -> Result<ClientLine, Problem> {
         (Some(previous), Proof::Token(_)) => Some(previous_token(previous)?),
         (Some(_), Proof::Certificate(_)) => {
             return Err(
-                "has a `previous` token, and is known by its certificate: leave it out".to_owned(),
+                "has a `previous` token, but uses a certificate: leave `previous` out".to_owned(),
             );
         }
     };
@@ -360,7 +360,7 @@ fn client(name: &str, raw: &RawClient) -> Result<Client, Problem> {
         // A client for backups only.
         [] if raw.backup => Products::Only(BTreeSet::new()),
         [] => {
-            let problem = "may see nothing: name `products`, [\"*\"] for all, or `backup = true` for what takes backups only";
+            let problem = "may see nothing: name `products`, [\"*\"] for all, or `backup = true` for a client that only takes backups";
             return Err(problem.to_owned());
         }
         some => products(some)?,

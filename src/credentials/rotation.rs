@@ -80,19 +80,17 @@ pub enum RotationError {
     #[error("[{0}] has no such name: correct it, or let `blobcast token new` make a line for it")]
     Unknown(&'static str),
     /// The client uses a certificate, which its authority has to issue.
-    #[error(
-        "it is known by its certificate: have its authority issue another one for the same name"
-    )]
+    #[error("it uses a certificate: have its authority issue another one for the same name")]
     NoToken,
     /// The previous secret is still accepted. A line holds two, so a third would lock out the users of the oldest.
     #[error(
-        "the secret before this one is still accepted, and there can be no third: once nobody uses the oldest, take it out by \
-         `blobcast token retire`, and rotate again"
+        "the previous secret is still accepted, and a line can hold only two: when nothing uses the previous one any more, remove \
+         it with `blobcast token retire`, and rotate again"
     )]
     Rotating,
     /// The line has no previous secret.
     #[error(
-        "there is one secret only, so there is nothing to retire: `blobcast token rotate` makes a second one"
+        "there is no previous secret to retire: `blobcast token rotate` makes a new one and keeps the old one as previous"
     )]
     NoPrevious,
     /// The file has no table `[body_signature]`.

@@ -43,11 +43,11 @@ pub enum UrlRefusal {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum MintError {
     /// The file has no signing key that has not expired.
-    #[error("no signing key is there: add one under [signing_keys] in the credentials file")]
+    #[error("there is no signing key: add one under [signing_keys] in the credentials file")]
     NoKey,
     /// The file has no such key, or it has expired.
     #[error(
-        "no signing key {0} is there, or it has expired: name another of [signing_keys] in the credentials file, or none"
+        "there is no signing key {0}, or it has expired: name another of [signing_keys] in the credentials file, or none"
     )]
     UnknownKey(String),
     /// Every key is bound to products or labels, so the request has to name one.
@@ -73,7 +73,7 @@ pub enum MintError {
     },
     /// The key is bound to a label of this name with another value.
     #[error(
-        "signing key {key_id} is bound to another value of a label that is asked for: leave it out"
+        "signing key {key_id} is bound to another value of one of the labels: leave that label out"
     )]
     OtherLabel {
         /// The key.
@@ -89,7 +89,7 @@ pub enum MintError {
     },
     /// A label has the name of a parameter that authenticates the URL.
     #[error(
-        "a label cannot be called {0:?}: it has a meaning of its own in a callback URL, so give it another name"
+        "a label cannot be named {0:?}: that name has a meaning of its own in a callback URL, so choose another"
     )]
     Reserved(String),
     /// The URL would be longer than [`URL_BYTES_MAX`].

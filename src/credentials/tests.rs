@@ -325,11 +325,11 @@ fn a_line_for_callbacks_binds_to_nothing_unless_it_says_so() {
         bound.products.allow("veo") && !bound.products.allow("sora") && bound.labels.is_empty()
     );
     for (rest, expected) in [
-        (", products = []", "[callback_tokens] a: may bring nothing"),
         (
-            ", labels = {}",
-            "[callback_tokens] a: `labels` binds to nothing",
+            ", products = []",
+            "[callback_tokens] a: `products` is empty",
         ),
+        (", labels = {}", "[callback_tokens] a: `labels` is empty"),
         (
             ", products = [\"V\"]",
             "[callback_tokens] a: number 1 of `products`",
@@ -583,13 +583,13 @@ fn each_mistake_in_the_file_is_reported_by_its_place_and_without_its_secret() {
             format!(
                 "[clients]\na = {{ certificate = \"a\", previous = {{ token = \"{hash}\" }}, products = [\"*\"] }}"
             ),
-            "[clients] a: has a `previous` token, and is known by its certificate",
+            "[clients] a: has a `previous` token, but uses a certificate",
         ),
         (
             format!(
                 "[clients]\na = {{ token = \"{hash}\", previous = {{ token = \"{hash}\" }}, products = [\"*\"] }}"
             ),
-            "[clients] a: shows the same as a",
+            "[clients] a: has the same token or certificate as a",
         ),
         (
             format!("[clients]\na = {{ token = \"{hash}\", products = [\"V\"] }}"),
@@ -603,7 +603,7 @@ fn each_mistake_in_the_file_is_reported_by_its_place_and_without_its_secret() {
         ),
         (
             format!("[clients]\na = {{ token = \"{hash}\", products = [\"*\"], labels = {{}} }}"),
-            "[clients] a: `labels` binds to nothing",
+            "[clients] a: `labels` is empty",
         ),
         (
             format!(
@@ -627,7 +627,7 @@ fn each_mistake_in_the_file_is_reported_by_its_place_and_without_its_secret() {
             format!(
                 "[clients]\na={{token=\"{hash}\",products=[\"*\"]}}\nb={{token=\"{hash}\",products=[\"*\"]}}"
             ),
-            "[clients] b: shows the same as a",
+            "[clients] b: has the same token or certificate as a",
         ),
         (
             format!("[callback_tokens]\na = {{ token = \"{hash}\", expires = 12:00:00 }}"),
@@ -772,7 +772,7 @@ fn a_secret_in_the_wrong_place_is_not_repeated() {
         (
             "[clients]\nbcast_hunter2 = { certificate = \"a\", products = [\"*\"] }\n\
              c = { certificate = \"a\", products = [\"*\"] }",
-            "[clients] c: shows the same as line 2",
+            "[clients] c: has the same token or certificate as line 2",
         ),
     ] {
         let error = Credentials::parse(text).unwrap_err().to_string();

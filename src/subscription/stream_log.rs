@@ -156,7 +156,7 @@ impl StreamLog {
             info,
             self.due("fell_behind", &at.who),
             at,
-            "subscription fell behind: it reads slower than events come, and goes on from the log"
+            "subscription fell behind: it reads more slowly than events arrive, and continues from the log"
         );
     }
 
@@ -165,7 +165,7 @@ impl StreamLog {
             warn,
             self.due("stands_still", &at.who),
             at,
-            "subscription stands still: its client is connected and takes nothing; look at that service"
+            "subscription stands still: its client is connected but reads nothing; check that service"
         );
     }
 

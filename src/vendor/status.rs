@@ -46,7 +46,7 @@ pub struct StatusWord(String);
 /// The word is not a known status word.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "not a status word that is known: use completed, failed, processing, pending, or another of the vendor's"
+    "not a known status word: use completed, failed, processing, pending, or another of the vendor's"
 )]
 pub struct StatusWordError;
 

@@ -298,7 +298,7 @@ async fn the_file_keeps_its_mode_its_link_and_all_else_that_stands_in_it() {
     for (words, problem) in [
         (
             "rotate callback runblob",
-            "the secret before this one is still accepted",
+            "the previous secret is still accepted",
         ),
         ("rotate callback other", "has no such name"),
         ("retire client runblob", "has no such name"),
