@@ -11,7 +11,10 @@ use std::{
 use blobcast::metrics::Metrics;
 use jiff::Timestamp;
 
-use crate::support::{Endpoint, Server, until};
+use crate::{
+    layering::PET_WORDS,
+    support::{Cli, Endpoint, Server, until},
+};
 
 /// What a page has above the part that is made, to its end.
 const MARKER_END: &str = "BLOBCAST_WRITE_DOCS=1 cargo test --test it documents -->\n";
@@ -173,6 +176,17 @@ fn table(metrics: &BTreeMap<&str, Documented<'_>>) -> String {
     page
 }
 
+/// The text of a module's files.
+fn source_of(module: &str) -> String {
+    let folder = root().join("src").join(module);
+    let files = fs::read_dir(&folder).into_iter().flatten();
+    let files = files.map(|entry| entry.unwrap().path());
+    let files = files.chain([folder.with_extension("rs")]);
+    files
+        .filter_map(|path| fs::read_to_string(path).ok())
+        .collect()
+}
+
 #[test]
 fn metrics_md_has_every_metric_with_its_labels() {
     let metrics = Metrics::default();
@@ -189,7 +203,7 @@ fn metrics_md_has_every_metric_with_its_labels() {
     let exposition = String::from_utf8(metrics.render()).unwrap();
     let metrics = documented(&exposition);
 
-    let source = fs::read_to_string(root().join("src/metrics.rs")).unwrap();
+    let source = source_of("metrics");
     let named = source.split('"').filter(|text| {
         text.strip_prefix("blobcast_")
             .is_some_and(|rest| rest.chars().all(|c| c.is_ascii_lowercase() || c == '_'))
@@ -311,7 +325,148 @@ fn every_link_leads_to_a_file_and_its_heading() {
     assert_eq!(wrong, [""; 0], "links that lead nowhere");
 }
 
-// --- the quick start ---
+#[test]
+fn prose_has_no_pet_words() {
+    let mut found = Vec::new();
+    for (path, text) in documents() {
+        // Its words are those of the code.
+        if path.ends_with("metrics.md") {
+            continue;
+        }
+
+        // In words, so that a line break does not hide one.
+        let words: Vec<_> = prose(&text)
+            .flat_map(|(_, line)| line.split(|c: char| !c.is_alphanumeric() && c != '\''))
+            .filter(|word| !word.is_empty())
+            .map(str::to_lowercase)
+            .collect();
+        let text = format!(" {} ", words.join(" "));
+        let used = PET_WORDS
+            .into_iter()
+            .filter(|word| text.contains(&format!(" {word} ")));
+        found.extend(used.map(|word| format!("{}: {word}", path.display())));
+    }
+    assert_eq!(found, [""; 0]);
+}
+
+// --- commands ---
+
+/// The lines of the blocks for a shell, and the commands of ours in prose.
+fn commands(text: &str) -> Vec<String> {
+    let blocks = text.split("```sh\n").skip(1);
+    let lines = blocks.flat_map(|block| block.split("```").next().unwrap().lines());
+    let spans = prose(text).flat_map(|(_, line)| line.split('`').skip(1).step_by(2));
+    lines
+        .chain(spans)
+        .map(|line| line.split(" #").next().unwrap().trim())
+        .map(|line| line.trim_start_matches("sudo ").to_owned())
+        .collect()
+}
+
+/// Its words up to what is another program's or the shell's.
+fn words(command: &str) -> Option<Vec<&str>> {
+    let words = command.strip_prefix("blobcast ")?.split_whitespace();
+    let words: Vec<_> = words
+        .take_while(|word| !["|", ">", "&&", "<"].contains(word))
+        .collect();
+    let is_whole = words.iter().all(|word| !word.contains(['…', '"', '\'']));
+    (is_whole
+        && words
+            .first()?
+            .chars()
+            .all(|c| c.is_ascii_lowercase() || c == '-'))
+    .then_some(words)
+}
+
+#[tokio::test]
+async fn every_command_of_the_documents_is_understood() {
+    let mut count = 0;
+    for (path, text) in documents() {
+        for command in commands(&text) {
+            let Some(words) = words(&command) else {
+                continue;
+            };
+            // A flag that is not known comes before the help is shown; so does a flag without its value.
+            let ran = Cli::new(&words.join(" ")).arg("--help").run().await;
+            let misses_value = ["invalid value", "a value is required"]
+                .iter()
+                .any(|complaint| ran.stderr.contains(complaint));
+            let is_understood = ran.code == Some(0) || misses_value;
+            assert!(
+                is_understood,
+                "{}: {command}: {}",
+                path.display(),
+                ran.stderr
+            );
+            count += 1;
+        }
+    }
+    assert!(count > 80, "only {count} commands were found");
+}
+
+/// The commands of the block that begins so, in order, without what is behind them.
+fn block(page: &str, begin: &str) -> Vec<String> {
+    let text = fs::read_to_string(root().join(page)).unwrap();
+    let found = text
+        .split("```sh\n")
+        .find(|block| block.starts_with(begin))
+        .unwrap_or_else(|| panic!("{page} has no block that begins with {begin:?}"));
+    let found = found.split("```").next().unwrap();
+    commands(&format!("```sh\n{found}```"))
+        .into_iter()
+        .filter_map(|line| line.strip_prefix("blobcast ").map(str::to_owned))
+        .collect()
+}
+
+#[tokio::test]
+async fn the_commands_about_credentials_do_what_they_say() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("credentials.toml");
+    let mut lines = BTreeMap::<String, String>::new();
+    let made = [
+        block("docs/access.md", "blobcast token new client"),
+        block("docs/callbacks.md", "blobcast token new callback"),
+    ];
+    for command in made.concat() {
+        let ran = Cli::new(&command).arg("--output=json").run().await;
+        let made = ran.json_lines().remove(0);
+        let (section, line) = (made["section"].as_str(), made["line"].as_str());
+        let lines = lines.entry(section.unwrap().to_owned()).or_default();
+        lines.push_str(&format!("{}\n", line.unwrap()));
+    }
+    let text = lines
+        .iter()
+        .map(|(section, lines)| format!("[{section}]\n{lines}"));
+    fs::write(&file, text.collect::<String>()).unwrap();
+    let checked = Cli::new("check-config").current_dir(directory.path());
+    checked
+        .env("BLOBCAST_CREDENTIALS_FILE", file.display())
+        .run()
+        .await
+        .good();
+
+    let rotating = block("docs/access.md", "export BLOBCAST_CREDENTIALS_FILE");
+    assert_eq!(rotating.len(), 3, "{rotating:?}");
+    for command in rotating {
+        let cli = Cli::new(&command).env("BLOBCAST_CREDENTIALS_FILE", file.display());
+        cli.run().await.good();
+    }
+    assert!(fs::read_to_string(&file).unwrap().contains("previous"));
+}
+
+#[tokio::test]
+async fn the_commands_about_the_configuration_do_what_they_say() {
+    let directory = tempfile::tempdir().unwrap();
+    let commands = block("docs/configuration.md", "blobcast check-config");
+    let [print, check] = &commands[..] else {
+        panic!("{commands:?}")
+    };
+    let (print, file) = print.split_once(" > ").unwrap();
+    let printed = Cli::new(print).run().await;
+    fs::write(directory.path().join(file), printed.good()).unwrap();
+    let checked = Cli::new(check).current_dir(directory.path());
+    checked.run().await.good();
+}
 
 #[tokio::test]
 async fn the_commands_of_the_quick_start_do_what_they_say() {

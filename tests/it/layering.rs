@@ -375,7 +375,7 @@ fn files_and_functions_are_short_and_import_each_other_in_no_circle() {
 }
 
 /// Words that a comment can always do without: a client is "it", and a thing has the field's name instead of a clause.
-const PET_WORDS: [&str; 20] = [
+pub const PET_WORDS: [&str; 20] = [
     "he",
     "him",
     "his",

@@ -6,9 +6,13 @@
 import concurrent.futures
 import json
 import os
+import pathlib
+import re
+import shlex
 import subprocess
 import sys
 import time
+import urllib.request
 
 from history import CALL_SECONDS, History, control, run
 
@@ -16,6 +20,9 @@ GRPCURL = sys.argv[1]
 STATUS_EXIT = 64  # grpcurl's exit code is this plus the status code
 OK, INVALID_ARGUMENT, FAILED_PRECONDITION, UNAVAILABLE = 0, STATUS_EXIT + 3, STATUS_EXIT + 9, STATUS_EXIT + 14
 EVENTS = "blobcast.v1.EventService"
+ROOT = pathlib.Path(__file__).resolve().parent.parent.parent.parent
+PAGES = (ROOT / "README.md", ROOT / "docs/subscribing.md")
+PRINTED_ADDRESS = "127.0.0.1:50051"
 
 
 class Call:
@@ -218,6 +225,30 @@ def another_log():
     assert refused(old["head"], FAILED_PRECONDITION) == "EPOCH_MISMATCH"
 
 
+def documented():
+    """The commands of the documents, as they stand there: each prints something of the tasks that they are about."""
+    History().post("veo", "demo-1")
+    failed = {"generation_id": "demo-2", "status": "failed", "error": "no such prompt"}
+    url = f"{os.environ['BLOBCAST_INGEST']}/webhook/veo"
+    urllib.request.urlopen(urllib.request.Request(url, data=json.dumps(failed).encode())).close()
+
+    found = [command for page in PAGES for command in grpcurl_commands(page.read_text())]
+    assert len(found) == 5, found
+    for command in found:
+        words = shlex.split(command.replace(PRINTED_ADDRESS, os.environ["BLOBCAST_GRPC"]))
+        with subprocess.Popen([GRPCURL, *words[1:]], stdout=subprocess.PIPE, text=True) as process:
+            # A stream that goes on is ended once it has shown an event.
+            shown = next((line for line in process.stdout if re.search(r'"taskId": "demo-[12]"', line)), None)
+            process.kill()
+        assert shown, f"nothing of the tasks is printed by {command}"
+
+
+def grpcurl_commands(text):
+    blocks = re.findall(r"^```sh\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    lines = "".join(blocks).replace("\\\n", "").splitlines()
+    return [line for line in lines if line.startswith("grpcurl ")]
+
+
 run(
     {
         "read the API and the health by reflection": reflection,
@@ -227,6 +258,7 @@ run(
         "wait for a task": wait_done,
         "wait for a task in vain": wait_timed_out,
         "read an error's reason": error_reason,
+        "run the commands of the documents": documented,
         "resume after kill -9": lambda: resume("kling", "crash"),
         "resume after a graceful restart": lambda: resume("gemini", "restart"),
         "a cursor of another log is refused": another_log,
