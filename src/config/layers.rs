@@ -1,7 +1,8 @@
-//! The layers, laid over one another key by key, each value with where it came from.
+//! Merges the layers key by key and remembers where each value came from.
 //!
-//! The default file is the schema: a key exists if it is there, and a value's type follows its default's. A value is
-//! checked as it is laid down, by putting it alone into the defaults, so that one bad value hides no other.
+//! The default file is the schema: a key exists if it is there, and a value has the type of its
+//! default. Each value is checked alone, within the defaults, so that one bad value hides no other.
+//! Checks no limits: `check` does.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -20,7 +21,7 @@ use super::{
 };
 use crate::files;
 
-/// Variables that begin with `BLOBCAST_` and are no keys: the command line reads them itself.
+/// Variables that begin with `BLOBCAST_` but are no keys: the command line reads them itself.
 pub const CLIENT_VARIABLES: [&str; 8] = [
     "BLOBCAST_CONFIG",
     "BLOBCAST_GRPC_URL",
@@ -33,12 +34,12 @@ pub const CLIENT_VARIABLES: [&str; 8] = [
 ];
 
 const VARIABLE_PREFIX: &str = "BLOBCAST_";
-/// Largest file that is read: many times the default file. A larger one is not a configuration.
+/// Largest file that is read, many times the default file: a larger one is not a configuration.
 const FILE_BYTES_MAX: u64 = 1 << 20;
 const DEFAULT_IS_VALID: &str = "the embedded default file is valid: a test loads it";
 const SEE_DEFAULT: &str = "`blobcast check-config --print-default` lists every key";
 
-/// The settled values so far, where each came from, and what was wrong on the way.
+/// The merged values so far, the origin of each, and the problems found.
 pub(super) struct Layers {
     defaults: Table,
     /// Dotted, in the order of the default file.
@@ -46,7 +47,7 @@ pub(super) struct Layers {
     sections: Vec<String>,
     values: Table,
     origins: BTreeMap<String, Origin>,
-    /// Keys some layer gave a value that cannot be read.
+    /// Keys for which some layer has a value that cannot be read.
     unreadable: BTreeSet<String>,
     problems: Vec<Problem>,
 }
@@ -77,6 +78,7 @@ impl Layers {
                     .map(|(key, _)| format!("{}.{}", name.get_ref(), key.get_ref())),
             );
         }
+
         let defaults: Table = toml::from_str(DEFAULT).expect(DEFAULT_IS_VALID);
         Self {
             values: defaults.clone(),
@@ -95,7 +97,6 @@ impl Layers {
         &self.keys
     }
 
-    /// The default of `key`.
     pub(super) fn default_of(&self, key: &str) -> Option<&Value> {
         match key.split_once('.') {
             Some((section, name)) => self.defaults.get(section)?.as_table()?.get(name),
@@ -103,17 +104,17 @@ impl Layers {
         }
     }
 
-    /// Where the value of `key` came from.
     pub(super) fn origin(&self, key: &str) -> Origin {
         self.origins.get(key).cloned().unwrap_or(Origin::Default)
     }
 
-    /// True unless some layer gave `key` a value that cannot be read, so that what it means is not known.
+    /// False if some layer has a value for `key` that cannot be read, so that its intended value is
+    /// unknown.
     pub(super) fn is_readable(&self, key: &str) -> bool {
         !self.unreadable.contains(key)
     }
 
-    /// What the layers amount to; a key that cannot be read has its next lower layer's value.
+    /// The merged configuration. A key that cannot be read has the value of the next lower layer.
     pub(super) fn config(&self) -> Config {
         self.values
             .clone()
@@ -152,19 +153,22 @@ impl Layers {
                 );
             }
         };
+
         let file = Document {
             path: path.into(),
             text: &text,
         };
+
         let (table, errors) = DeTable::parse_recoverable(&text);
-        // What the parser made of a broken file may not be what was meant.
+        // The values that the parser recovers from a broken file may not be the intended ones.
         if errors.is_empty() {
             return self.add_table(&file, table.get_ref(), None);
         }
+
         let mut lines = BTreeSet::new();
         for error in errors {
             let (line, column) = position(&text, error.span().map_or(0, |span| span.start));
-            // One mistake makes the parser stumble several times over its line.
+            // One mistake may cause several errors on its line.
             if lines.insert(line) {
                 let origin = Origin::Line {
                     path: path.into(),
@@ -217,15 +221,18 @@ impl Layers {
             .iter()
             .map(|(name, value)| (name.to_uppercase(), name, value))
             .collect();
-        // The process gives them in no order; problems are to come in the same one each time.
+
+        // The process has them in no fixed order; problems are always reported in the same one.
         variables.sort();
         for (upper, name, raw) in variables {
             let Some(rest) = upper.strip_prefix(VARIABLE_PREFIX) else {
                 continue;
             };
+
             if CLIENT_VARIABLES.contains(&upper.as_str()) {
                 continue;
             }
+
             let key = rest.to_lowercase().replace("__", ".");
             let origin = Origin::Environment(name.clone());
             if let Some(other) = seen.insert(key.clone(), name) {
@@ -233,6 +240,7 @@ impl Layers {
                 self.report(origin, &key, what, "unset one of them");
                 continue;
             }
+
             self.add(origin, &key, |default| from_text(raw, default));
         }
     }
@@ -245,7 +253,7 @@ impl Layers {
         }
     }
 
-    /// Lays one value over what is there; `read` makes it from the default's example.
+    /// Sets one value; `read` makes it, with the type of the default.
     fn add(
         &mut self,
         origin: Origin,
@@ -255,6 +263,7 @@ impl Layers {
         let Some(default) = self.default_of(key).filter(|default| !default.is_table()) else {
             return self.report_unknown_key(origin, key);
         };
+
         match read(default).and_then(|value| self.try_alone(key, value)) {
             Ok(value) => {
                 put(&mut self.values, key, value);
@@ -276,7 +285,7 @@ impl Layers {
         }
     }
 
-    /// Whether the broker could read `value`, all else being default.
+    /// Checks that the configuration can be read with `value` for `key` and defaults for the rest.
     fn try_alone(&self, key: &str, value: Value) -> Result<Value, String> {
         let mut table = self.defaults.clone();
         put(&mut table, key, value.clone());
@@ -291,6 +300,7 @@ impl Layers {
             let remedy = format!("set a key in it, like `{}`", self.first_key_of(key));
             return self.report(origin, key, "is a section, not a key", remedy);
         }
+
         let keys = self.keys.iter().map(String::as_str);
         let suggestion = match &origin {
             Origin::Environment(name) => {
@@ -303,10 +313,12 @@ impl Layers {
             Origin::Flag(_) => nearest(key, keys).map(flag_name),
             _ => nearest(key, keys).map(str::to_owned),
         };
+
         let remedy = suggestion.map_or_else(
             || SEE_DEFAULT.to_owned(),
             |name| format!("did you mean `{name}`?"),
         );
+
         self.report(origin, key, "unknown key", remedy);
     }
 
@@ -328,7 +340,7 @@ impl Layers {
     }
 }
 
-/// A file while it is read.
+/// A file that is being read.
 struct Document<'a> {
     path: PathBuf,
     text: &'a str,
@@ -344,7 +356,7 @@ impl Document<'_> {
     }
 }
 
-/// Line and column of a byte, both from 1, the column in characters.
+/// Line and column of a byte, both counted from 1, the column in characters.
 fn position(text: &str, offset: usize) -> (usize, usize) {
     let before = text.get(..offset).unwrap_or(text);
     let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
@@ -354,7 +366,7 @@ fn position(text: &str, offset: usize) -> (usize, usize) {
     )
 }
 
-/// The entries as the file has them; the table itself sorts them by name.
+/// The entries in the order of the file; the table itself sorts them by name.
 fn in_order<'a, 'i>(
     table: &'a DeTable<'i>,
 ) -> Vec<(
@@ -366,7 +378,8 @@ fn in_order<'a, 'i>(
     entries
 }
 
-/// Environment and command line know only texts; the default tells what is meant.
+/// Reads a value from the environment or the command line, which have only texts: the default tells
+/// the type.
 fn from_text(raw: &str, default: &Value) -> Result<Value, String> {
     match default {
         Value::Boolean(_) => raw

@@ -1,4 +1,7 @@
-//! What can be wrong with a configuration, told so that the next step is clear.
+//! Errors of a configuration: where, what and the remedy, one line each.
+//!
+//! Also finds the known key that a misspelt one most likely means. Knows no key and no limit
+//! itself.
 
 use std::{fmt, path::PathBuf};
 
@@ -7,7 +10,7 @@ use std::{fmt, path::PathBuf};
 pub enum Origin {
     /// The embedded default file.
     Default,
-    /// A file as a whole: it cannot be read.
+    /// A file as a whole, which cannot be read.
     File(PathBuf),
     /// A line of the file, counting from 1; the column, in characters, only where the syntax is wrong.
     Line {
@@ -45,16 +48,16 @@ impl fmt::Display for Origin {
     }
 }
 
-/// One thing that is wrong.
+/// One error.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
-    /// Where.
+    /// Where the value comes from.
     pub origin: Origin,
-    /// The dotted key, known or not; `None` where the file as a whole or its syntax is wrong.
+    /// The dotted key, known or not; `None` if the file as a whole or its syntax is wrong.
     pub key: Option<String>,
     /// What is wrong.
     pub what: String,
-    /// What to do.
+    /// The next step.
     pub remedy: String,
 }
 
@@ -66,7 +69,7 @@ impl fmt::Display for Problem {
             .map(|key| format!("`{key}`: "))
             .unwrap_or_default();
         let line = format!("{}: {key}{}; {}", self.origin, self.what, self.remedy);
-        // Keys and values are the user's, and may hold anything; a problem stays on its line.
+        // Keys and values come from the user and may contain anything; a problem stays on one line.
         for c in line.chars() {
             if c.is_control() {
                 write!(f, "{}", c.escape_default())?
@@ -78,10 +81,11 @@ impl fmt::Display for Problem {
     }
 }
 
-/// Everything that is wrong; prints one problem per line.
+/// All errors of a configuration; prints one per line.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ConfigErrors {
-    /// At least one; the file's come first, in the order of its lines, and the rules between keys last.
+    /// At least one. Those of the file come first, in the order of its lines; broken rules between
+    /// keys come last.
     pub problems: Vec<Problem>,
 }
 
@@ -97,8 +101,9 @@ impl fmt::Display for ConfigErrors {
 
 impl std::error::Error for ConfigErrors {}
 
-/// How alike a key and a suggestion for it must be, of 1; lower, and `ingest.foo` would name something at random.
-const LIKENESS_MIN: f64 = 0.8;
+/// Similarity, of 1, that a suggestion needs. With a lower one `ingest.foo` would suggest a key at
+/// random.
+const SIMILARITY_MIN: f64 = 0.8;
 
 /// The known key that `unknown` most likely means.
 pub(super) fn nearest<'a>(
@@ -107,23 +112,23 @@ pub(super) fn nearest<'a>(
 ) -> Option<&'a str> {
     let mut best = None;
     for key in known {
-        let likeness = likeness(unknown, key);
-        // Strictly: of equals the first wins, as the default file orders them.
-        if likeness >= LIKENESS_MIN && best.is_none_or(|(_, most)| likeness > most) {
-            best = Some((key, likeness));
+        let similarity = similarity(unknown, key);
+        // Strictly greater: the first of equals wins, in the order of the default file.
+        if similarity >= SIMILARITY_MIN && best.is_none_or(|(_, most)| similarity > most) {
+            best = Some((key, similarity));
         }
     }
     best.map(|(key, _)| key)
 }
 
-fn likeness(unknown: &str, key: &str) -> f64 {
+fn similarity(unknown: &str, key: &str) -> f64 {
     let (section, name) = unknown.rsplit_once('.').unwrap_or(("", unknown));
     let (known_section, known_name) = key.rsplit_once('.').unwrap_or(("", key));
     let by_part = 0.4 * strsim::jaro_winkler(section, known_section)
         + 0.6 * strsim::jaro_winkler(name, known_name);
-    // `grpc_listen` for `grpc.listen`: the parts do not line up, the whole does.
+    // `grpc_listen` for `grpc.listen`: the parts differ, the whole is similar.
     let whole = strsim::normalized_damerau_levenshtein(unknown, key);
-    // A name that exists, in the wrong section; of several the one whose section is most alike.
+    // A name that exists in another section; of several, the one in the most similar section.
     let misplaced = if name == known_name {
         0.9 + by_part / 10.0
     } else {
