@@ -1,4 +1,8 @@
-//! The users of this machine, as `/etc/passwd` and `/etc/group` have them: that is where the users of services are.
+//! Users and groups of this machine, read from `/etc/passwd` and `/etc/group`, where packages put
+//! the users of services.
+//!
+//! No directory service (LDAP, NIS) is asked: that needs the C library's resolver, and services
+//! rarely run as such users.
 
 use std::io;
 
@@ -6,7 +10,7 @@ use crate::files;
 
 const PASSWD: &str = "/etc/passwd";
 const GROUP: &str = "/etc/group";
-/// Largest of the two files that is read: a hundred thousand lines.
+/// Largest file that is read: about a hundred thousand lines.
 const FILE_BYTES_MAX: u64 = 16 << 20;
 
 /// A line of `/etc/passwd`.
@@ -17,16 +21,16 @@ pub(crate) struct Account {
     pub gid: u32,
 }
 
-/// The name of a user, or its number if it has no name here.
+/// The name of a user, or the uid as text if it has none here.
 pub(crate) fn name_of(uid: u32) -> String {
     let account = Account::find(|account| account.uid == uid).ok().flatten();
     account.map_or_else(|| uid.to_string(), |account| account.name)
 }
 
 impl Account {
-    /// The first that is meant.
-    pub(crate) fn find(is_meant: impl Fn(&Self) -> bool) -> io::Result<Option<Self>> {
-        Ok(text(PASSWD)?.lines().filter_map(Self::parse).find(is_meant))
+    /// The first account for which `matches` is true.
+    pub(crate) fn find(matches: impl Fn(&Self) -> bool) -> io::Result<Option<Self>> {
+        Ok(text(PASSWD)?.lines().filter_map(Self::parse).find(matches))
     }
 
     fn parse(line: &str) -> Option<Self> {
@@ -39,7 +43,7 @@ impl Account {
         Some(Self { name, uid, gid })
     }
 
-    /// Its own group, and those that name it as a member.
+    /// Its primary group, and the groups that list it as a member.
     pub(crate) fn groups(&self) -> io::Result<Vec<u32>> {
         let text = text(GROUP)?;
         Ok([self.gid]
@@ -48,6 +52,7 @@ impl Account {
             .collect())
     }
 
+    /// The gid of a line of `/etc/group`, if that group lists this account as a member.
     fn group(&self, line: &str) -> Option<u32> {
         let mut fields = line.split(':');
         let (gid, members) = (fields.nth(2)?.parse().ok()?, fields.next()?);
@@ -60,7 +65,7 @@ impl Account {
 
 fn text(path: &str) -> io::Result<String> {
     let read = files::read(path.as_ref(), FILE_BYTES_MAX);
-    // A name of a person need not be UTF-8.
+    // The comment field of a user need not be UTF-8.
     let text = read.map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
     text.map_err(|error| io::Error::new(error.kind(), format!("cannot read {path}: {error}")))
 }

@@ -1,21 +1,24 @@
-//! Why a request of ours could not be made, in words for people. Libraries name a variant of theirs, or a rule of their protocol. Pure.
+//! Why an outgoing request failed, in words for people.
+//!
+//! Libraries report an enum variant of theirs, or a rule of their protocol. This translates the
+//! errors of TLS, HTTP/1.1 and HTTP/2 that users meet, and passes on the rest as it is. Pure.
 
 use std::{borrow::Cow, error::Error, io, iter};
 
 use rustls::{AlertDescription, CertificateError};
 
-/// The error with everything that caused it: hyper's own words alone say only at which stage it failed.
+/// The error with all its causes: hyper's own message says only at which stage it failed.
 pub(crate) fn causes(error: &(dyn Error + 'static)) -> String {
     let mut stages: Vec<_> = chain(error).map(ToString::to_string).collect();
     stages.pop();
     stages.push(innermost(error));
-    // Some say what their source says.
+    // Some errors repeat their source.
     stages.dedup();
     let text = stages.join(": ");
     untrusted(error).map_or_else(|| text.clone(), |step| format!("{text}; {step}"))
 }
 
-/// The innermost cause.
+/// The innermost cause, translated if it is known.
 pub(crate) fn innermost(error: &(dyn Error + 'static)) -> String {
     if let Some(problem) = chain(error).find_map(tls_error).and_then(of_tls) {
         return problem;
@@ -27,7 +30,7 @@ pub(crate) fn innermost(error: &(dyn Error + 'static)) -> String {
     of_text(&cause).map_or(cause, str::to_owned)
 }
 
-/// What to do about a server's certificate, if it is why no connection was made.
+/// The next step, if the connection failed because of the server's certificate.
 pub(crate) fn untrusted(error: &(dyn Error + 'static)) -> Option<&'static str> {
     let Some(rustls::Error::InvalidCertificate(problem)) = chain(error).find_map(tls_error) else {
         return None;
@@ -35,27 +38,28 @@ pub(crate) fn untrusted(error: &(dyn Error + 'static)) -> Option<&'static str> {
     Some(of_certificate(problem).1)
 }
 
-/// What is wrong with a server's certificate, and what to do about it.
+/// The problem with a server's certificate, and the next step.
 fn of_certificate(problem: &CertificateError) -> (Cow<'static, str>, &'static str) {
     use CertificateError::{
         Expired, ExpiredContext, NotValidForName, NotValidForNameContext, UnknownIssuer,
     };
+
     match problem {
         UnknownIssuer => (
-            "the server's certificate is of an authority that is not trusted here".into(),
-            "if that server is to be trusted, set SSL_CERT_FILE to a PEM file with its certificate's authority",
+            "the server's certificate is from an authority that is not trusted here".into(),
+            "to trust that server, set SSL_CERT_FILE to a PEM file with its certificate's authority",
         ),
         NotValidForName | NotValidForNameContext { .. } => (
             "the server's certificate is for another name".into(),
-            "use a name that its certificate is for",
+            "use a name that its certificate covers",
         ),
         Expired | ExpiredContext { .. } => (
             "the server's certificate has expired".into(),
-            "its certificate has to be renewed, or the clock here is wrong",
+            "renew its certificate, or correct the clock here",
         ),
         other => (
-            format!("the server's certificate is not good ({other:?})").into(),
-            "its certificate has to be another one",
+            format!("the server's certificate is not valid ({other:?})").into(),
+            "the server needs another certificate",
         ),
     }
 }
@@ -64,7 +68,8 @@ fn chain<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn 
     iter::successors(Some(error), |&error| error.source())
 }
 
-/// An I/O error has what it wraps, also another one, not as its source.
+/// The TLS error inside an I/O error, which does not report what it wraps as its source. I/O errors
+/// may be nested.
 fn tls_error<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a rustls::Error> {
     error
         .downcast_ref()
@@ -75,7 +80,7 @@ fn of_tls(error: &rustls::Error) -> Option<String> {
     Some(match error {
         rustls::Error::InvalidCertificate(problem) => of_certificate(problem).0.into_owned(),
         rustls::Error::InvalidMessage(_) => {
-            "what answers does not speak TLS: use http:// if that is meant".to_owned()
+            "the server does not speak TLS: use http:// if that is intended".to_owned()
         }
         rustls::Error::AlertReceived(
             AlertDescription::UnknownCA
@@ -84,8 +89,7 @@ fn of_tls(error: &rustls::Error) -> Option<String> {
             | AlertDescription::CertificateExpired
             | AlertDescription::CertificateRevoked
             | AlertDescription::CertificateRequired,
-        ) => "the server does not accept the certificate that it was shown: its log says why"
-            .to_owned(),
+        ) => "the server does not accept the client certificate: its log says why".to_owned(),
         rustls::Error::AlertReceived(alert) => {
             format!("the server ended the TLS handshake ({alert:?})")
         }
@@ -93,18 +97,18 @@ fn of_tls(error: &rustls::Error) -> Option<String> {
     })
 }
 
-/// Those that this crate cannot name.
+/// Translates errors whose types are private to their libraries, by their text.
 fn of_text(cause: &str) -> Option<&'static str> {
     [
         (
             "frame with invalid size",
-            "what answers does not speak HTTP/2, as gRPC does: it is a port for HTTP/1.1, or has TLS and needs https://",
+            "the server does not speak HTTP/2, which gRPC needs: the port is for HTTP/1.1, or has TLS and needs https://",
         ),
         ("close_notify", "the other side closed the connection in the middle of an exchange"),
-        ("invalid HTTP version parsed", "what answers does not speak HTTP/1.1: if it has TLS, use https://"),
+        ("invalid HTTP version parsed", "the server does not speak HTTP/1.1: if it has TLS, use https://"),
     ]
     .into_iter()
-    .find_map(|(theirs, ours)| cause.contains(theirs).then_some(ours))
+    .find_map(|(text, translation)| cause.contains(text).then_some(translation))
 }
 
 #[cfg(test)]
@@ -112,7 +116,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_libraries_say_is_told_in_words_for_people_and_the_rest_as_it_is() {
+    fn known_errors_of_libraries_are_translated_and_the_rest_is_passed_on() {
         let wrapped = |error: rustls::Error| innermost(&io::Error::other(io::Error::other(error)));
         let unknown = rustls::Error::InvalidCertificate(rustls::CertificateError::UnknownIssuer);
         assert!(wrapped(unknown).contains("an authority that is not trusted"));

@@ -1,6 +1,8 @@
-//! Reads files that somebody else may change, and that may be anything by the time they are read: only a regular file, and never
-//! more of it than a limit. A FIFO, a device or a directory is an error at once. A file system that hangs blocks the caller: a
-//! thread that serves must not call this (`server::aside`).
+//! Reads files that other processes may replace at any time: only regular files, and never more
+//! bytes than a limit.
+//!
+//! A FIFO, a device or a directory is an error at once. A file system that hangs blocks the caller,
+//! so a thread that serves requests must not call this directly (`server::aside`).
 
 use std::{
     fs::{self, File, Metadata, OpenOptions},
@@ -11,16 +13,16 @@ use std::{
 
 use rustix::fs::OFlags;
 
-/// Everything in the regular file at `path`, if that is no more than `bytes_max`. Symbolic links are followed: Kubernetes mounts
-/// secrets as such.
-pub fn read(path: &Path, bytes_max: u64) -> io::Result<Vec<u8>> {
-    // Looked at first: opening a device may do something to it.
+/// The content of the regular file at `path`; an error if it has more than `bytes_max`. Follows
+/// symbolic links: Kubernetes mounts secrets as links.
+pub(crate) fn read(path: &Path, bytes_max: u64) -> io::Result<Vec<u8>> {
+    // Checked before it is opened: opening a device may have an effect.
     check(&fs::metadata(path)?, bytes_max)?;
-    // And looked at again, because it may have been replaced.
+    // Checked again after: it may have been replaced meanwhile.
     let file = open_regular(path, File::options().read(true), OFlags::empty())?;
     check(&file.metadata()?, bytes_max)?;
 
-    // Some files of /proc say that they are empty, and one may grow while it is read.
+    // The length is not reliable: files in /proc report 0, and a file may grow while it is read.
     let mut bytes = Vec::new();
     let count = file
         .take(bytes_max.saturating_add(1))
@@ -32,8 +34,13 @@ pub fn read(path: &Path, bytes_max: u64) -> io::Result<Vec<u8>> {
     }
 }
 
-/// Opens the file at `path` with `options` and `flags`, and refuses it if it is not a regular one. A FIFO is not waited for.
-pub fn open_regular(path: &Path, options: &mut OpenOptions, flags: OFlags) -> io::Result<File> {
+/// Opens the file at `path`; an error if it is not a regular file. Does not wait for the other end
+/// of a FIFO.
+pub(crate) fn open_regular(
+    path: &Path,
+    options: &mut OpenOptions,
+    flags: OFlags,
+) -> io::Result<File> {
     let flags = flags | OFlags::NONBLOCK | OFlags::NOCTTY;
     let file = options
         .custom_flags(flags.bits().cast_signed())
@@ -43,7 +50,7 @@ pub fn open_regular(path: &Path, options: &mut OpenOptions, flags: OFlags) -> io
 }
 
 /// Like [`read`], for text.
-pub fn read_text(path: &Path, bytes_max: u64) -> io::Result<String> {
+pub(crate) fn read_text(path: &Path, bytes_max: u64) -> io::Result<String> {
     String::from_utf8(read(path, bytes_max)?)
         .map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "it is not UTF-8"))
 }
@@ -74,13 +81,13 @@ fn too_large(bytes_max: u64) -> io::Error {
     )
 }
 
-/// What tells one state of a file from another without reading it.
+/// Identifies a state of a file without reading it, to notice changes.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Stamp(Result<[i128; 5], io::ErrorKind>);
+pub(crate) struct Stamp(Result<[i128; 5], io::ErrorKind>);
 
 impl Stamp {
-    /// As of now. That it is not there, or not allowed, is a state, too.
-    pub fn of(path: &Path) -> Self {
+    /// The current state. A missing or forbidden file has a state, too.
+    pub(crate) fn of(path: &Path) -> Self {
         let nanoseconds =
             |seconds: i64, more: i64| i128::from(seconds) * 1_000_000_000 + i128::from(more);
         let stamp = fs::metadata(path).map(|it| {
@@ -89,7 +96,7 @@ impl Stamp {
                 it.ino().into(),
                 it.len().into(),
                 nanoseconds(it.mtime(), it.mtime_nsec()),
-                // Who may read it has a part in whether it can be used.
+                // Changes with the permissions, which decide whether the file can be read.
                 nanoseconds(it.ctime(), it.ctime_nsec()),
             ]
         });
@@ -97,8 +104,8 @@ impl Stamp {
     }
 }
 
-/// Replaces `directory/name`, both for the owner's eyes only, and the file never half written.
-pub fn replace_private(directory: &Path, name: &str, bytes: &[u8]) -> io::Result<()> {
+/// Replaces `directory/name` atomically. File and directory are readable for the owner only.
+pub(crate) fn replace_private(directory: &Path, name: &str, bytes: &[u8]) -> io::Result<()> {
     fs::DirBuilder::new()
         .recursive(true)
         .mode(0o700)
@@ -115,8 +122,7 @@ pub fn replace_private(directory: &Path, name: &str, bytes: &[u8]) -> io::Result
     fs::rename(new, directory.join(name))
 }
 
-/// Removes a file.
-pub fn remove(path: &Path) -> io::Result<()> {
+pub(crate) fn remove(path: &Path) -> io::Result<()> {
     fs::remove_file(path)
 }
 
@@ -145,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_regular_file_is_refused_at_once() {
+    fn a_file_that_is_not_regular_is_refused_at_once() {
         let directory = tempfile::tempdir().unwrap();
         let fifo = directory.path().join("fifo");
         mknodat(CWD, &fifo, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
@@ -187,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_kept_is_for_the_owner_only() {
+    fn a_private_file_is_readable_for_its_owner_only() {
         let directory = tempfile::tempdir().unwrap();
         let inner = directory.path().join("inner");
         replace_private(&inner, "kept", b"1").unwrap();

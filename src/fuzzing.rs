@@ -1,4 +1,5 @@
-//! The door for the targets in `tests/fuzz`: pure readers that are nobody else's business. Exists with `cfg(fuzzing)` only.
+//! Opens parsers that are private to the crate to the fuzz targets in `tests/fuzz`. Compiled with
+//! `cfg(fuzzing)` only.
 
 use std::{
     io::{self, Read},
@@ -14,7 +15,7 @@ use crate::{
     wire::Malformed,
 };
 
-/// Reads a PROXY header from the front of a connection of `peer`.
+/// Reads a PROXY protocol header from the beginning of a connection from `peer`.
 pub async fn read_proxy_header(
     stream: &mut (impl AsyncRead + Unpin),
     peer: SocketAddr,
@@ -22,17 +23,17 @@ pub async fn read_proxy_header(
     proxy::read(stream, peer).await
 }
 
-/// The page token that continues behind `place`.
+/// The page token that continues after `place`.
 pub fn page_token(place: u64, binding: u64) -> String {
     page::token(place, binding)
 }
 
-/// The place that a page token names.
+/// Reads a page token.
 pub fn page_place(token: &str, binding: u64, last: u64) -> Result<Option<u64>, Malformed> {
     page::place(token, binding, last)
 }
 
-/// Reads a backup to its end, and restores nothing.
+/// Reads a whole backup without restoring it.
 pub fn read_backup(backup: impl Read) -> Result<BackupSummary, RestoreError> {
     check_backup(backup)
 }

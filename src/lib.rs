@@ -21,8 +21,8 @@
 //! be, and a glossary.
 
 // In reading order, lowest layer first.
-pub mod budget;
-pub mod files;
+mod budget;
+mod files;
 pub mod metrics;
 mod accounts;
 mod causes;
@@ -31,7 +31,7 @@ mod printable;
 mod sampler;
 mod size;
 pub mod trace;
-pub mod transit;
+mod transit;
 mod web;
 
 pub mod event;
@@ -45,7 +45,7 @@ pub mod store;
 pub mod hub;
 pub mod journal;
 
-pub mod audit;
+mod audit;
 pub mod callback;
 pub mod subscription;
 

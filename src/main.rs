@@ -1,4 +1,5 @@
-//! The binary; everything is in the library's [`blobcast::cli`].
+//! The `blobcast` binary: sets the allocator and runs the library's [`blobcast::cli`]. Everything
+//! else is in the library.
 
 use std::process::ExitCode;
 

@@ -1,14 +1,16 @@
-//! Which addresses belong together: the one place that says what counts as one, and what a network holds. Pure.
+//! Groups client addresses for limits per address, and matches addresses against networks. Pure.
+//!
+//! One place, so that all listeners count the same: an IPv6 /64 is one client, and an IPv4 address
+//! inside IPv6 is that IPv4 address.
 
 use std::net::{IpAddr, Ipv6Addr};
 
 use ipnet::IpNet;
 
-/// An IPv6 subscriber has a /64 to choose addresses from.
+/// A subscriber to IPv6 gets a whole /64 and can use any address in it.
 const IPV6_PREFIX_BITS: u32 = 64;
 
-/// What stands for everybody behind `address` where addresses are counted: of IPv6 its /64; an IPv4 address is the same within
-/// IPv6.
+/// The key under which `address` is counted: its /64 for IPv6, the address itself for IPv4.
 pub(crate) fn of(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(address) => {
@@ -19,7 +21,7 @@ pub(crate) fn of(address: IpAddr) -> IpAddr {
     }
 }
 
-/// Whether one of `networks` holds `address`; an IPv4 address is the same within IPv6.
+/// Whether one of `networks` contains `address`.
 pub(crate) fn contains(networks: &[IpNet], address: IpAddr) -> bool {
     let address = address.to_canonical();
     networks.iter().any(|network| network.contains(&address))

@@ -1,17 +1,19 @@
-//! Text of others, made safe to look at. Pure.
+//! Makes untrusted text safe to print on a terminal and in a log. Pure.
 //!
-//! A terminal obeys control characters, and a reader believes what is shown: an override turns the rest of a line around, a
-//! zero-width character makes two names look like one, a stack of marks covers the lines above. What cannot be seen, or shows
-//! something else, is written as an escape. Letters of every script stay as they are.
+//! A terminal obeys control characters, and text can mislead its reader: a bidirectional override
+//! reverses the rest of a line, a zero-width character makes two names look alike, a stack of
+//! combining marks covers the lines above. Characters that are invisible or misleading are written
+//! as escapes. Letters of every script stay as they are.
 
 use std::borrow::Cow;
 
-/// Most marks on one character: Tibetan and pointed Hebrew use six at most.
+/// Most combining marks on one character: Tibetan and pointed Hebrew use six at most.
 const MARKS_MAX: usize = 8;
-/// Most characters of a text of others in a line of the log: whole names of clients (128) and most paths.
+/// Most characters of an untrusted text in a line of the log: enough for client names (128) and
+/// most paths.
 const BEGINNING_CHARS_MAX: usize = 200;
 
-/// The text with `\u{202e}` in place of such a character, on one line: `\n` and `\t` are escapes, too.
+/// The text with escapes such as `\u{202e}`, on one line: `\n` and `\t` are escaped, too.
 pub(crate) fn printable(text: &str) -> Cow<'_, str> {
     rewritten(text, |c, out| match c {
         '\n' | '\r' | '\t' => out.extend(c.escape_default()),
@@ -19,8 +21,8 @@ pub(crate) fn printable(text: &str) -> Cow<'_, str> {
     })
 }
 
-/// The same of the first characters of a text, with a mark if there were more: others decide how long theirs is, and it is for one
-/// line of the log.
+/// Like [`printable`], cut to the length that a line of the log can take, with an ellipsis if it
+/// was cut. A client decides how long its texts are.
 pub(crate) fn printable_beginning(text: &str) -> String {
     let end = text
         .char_indices()
@@ -29,7 +31,7 @@ pub(crate) fn printable_beginning(text: &str) -> String {
     let mut shown = printable(&text[..end]).into_owned();
     let is_cut = match shown.char_indices().nth(BEGINNING_CHARS_MAX) {
         Some((end, _)) => {
-            shown.truncate(end); // escapes are longer than what they stand for
+            shown.truncate(end); // escapes are longer than the characters they replace
             true
         }
         None => end < text.len(),
@@ -40,7 +42,8 @@ pub(crate) fn printable_beginning(text: &str) -> String {
     shown
 }
 
-/// The same JSON with `\u202e` in place of such a character. In `json` they can only be inside strings.
+/// The same JSON with escapes such as `\u202e`. In valid JSON the escaped characters can only be
+/// inside strings.
 pub(crate) fn printable_json(json: &str) -> Cow<'_, str> {
     rewritten(json, |c, out| {
         for unit in c.encode_utf16(&mut [0; 2]) {
@@ -70,12 +73,12 @@ fn is_plain_byte(byte: u8) -> bool {
     matches!(byte, b' '..=b'~')
 }
 
-/// What a text has shown so far.
+/// State while a text is read: the character that combining marks apply to.
 #[derive(Default)]
 struct Scan {
-    /// The last character that marks may go on; none at the beginning, and behind an escape.
+    /// `None` at the beginning and after an escape.
     base: Option<char>,
-    /// How many are on it.
+    /// Marks on `base` so far.
     marks: usize,
 }
 
@@ -87,7 +90,8 @@ impl Scan {
                 return false;
             }
             Kind::Mark => self.base.is_some() && self.marks < MARKS_MAX,
-            // A heart is red or black by it. Behind a letter it shows nothing, and a row of them can hide a message.
+            // It makes a heart red or black. After a letter it is invisible, and a row of them can
+            // hide a message.
             Kind::Presentation => {
                 self.marks == 0 && self.base.is_some_and(|base| !base.is_alphanumeric())
             }
@@ -103,11 +107,11 @@ impl Scan {
 
 enum Kind {
     Visible,
-    /// Goes on the character before it.
+    /// Combines with the character before it.
     Mark,
-    /// Says whether the symbol before it is text or emoji.
+    /// A variation selector: shows the symbol before it as text or as emoji.
     Presentation,
-    /// Steers, or is not seen.
+    /// A control, or invisible.
     Hidden,
 }
 
@@ -116,7 +120,8 @@ impl Kind {
         match c {
             ' '..='~' => Self::Visible,
             '\u{fe0e}' | '\u{fe0f}' => Self::Presentation,
-            // Unicode's Default_Ignorable_Code_Point, as far as they are letters or marks, and the empty pattern of Braille.
+            // Letters and marks with Unicode's Default_Ignorable_Code_Point, and the blank pattern
+            // of Braille.
             '\u{34f}'
             | '\u{115f}'..='\u{1160}'
             | '\u{17b4}'..='\u{17b5}'
@@ -126,10 +131,11 @@ impl Kind {
             | '\u{fe00}'..='\u{fe0d}'
             | '\u{ffa0}'
             | '\u{e0000}'..='\u{e0fff}' => Self::Hidden,
-            // Line separators are whitespace, too.
+            // Line separators, which the next arm would accept as whitespace.
             '\u{2028}' | '\u{2029}' => Self::Hidden,
             _ if c.is_whitespace() && !c.is_control() => Self::Visible,
-            // The standard library escapes controls, formats, private use and what is not assigned; alone, marks as well.
+            // The standard library escapes control, format, private-use and unassigned characters,
+            // and a mark that stands alone.
             _ if c.escape_debug().len() == 1 => Self::Visible,
             _ if String::from_iter(['a', c]).escape_debug().count() == 2 => Self::Mark,
             _ => Self::Hidden,
@@ -144,7 +150,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_steers_or_hides_is_shown_as_an_escape() {
+    fn controls_and_invisible_characters_are_shown_as_escapes() {
         for (text, shown) in [
             (
                 "a\u{202e}b\u{2066}c\u{200f}",
@@ -191,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn of_a_long_text_the_beginning_is_shown_and_marked() {
+    fn a_long_text_is_cut_and_ends_with_an_ellipsis() {
         for (text, is_cut) in [
             ("é".repeat(BEGINNING_CHARS_MAX), false),
             ("é".repeat(BEGINNING_CHARS_MAX + 1), true),
@@ -227,7 +233,7 @@ mod tests {
         }
     }
 
-    /// Mostly what is dangerous, and what may be around it.
+    /// Mostly dangerous characters, with others between them.
     fn hostile() -> impl Strategy<Value = String> {
         let odd = "[\u{0}-\u{1f}\u{7f}-\u{9f}\u{ad}\u{300}-\u{36f}\u{600}-\u{605}\u{61c}\u{180b}-\u{180f}\u{200b}-\u{200f}]|\
                    [\u{2028}-\u{202e}\u{2060}-\u{206f}\u{fe00}-\u{fe0f}\u{feff}\u{fff9}-\u{fffb}\u{e0000}-\u{e0fff}]";
@@ -239,7 +245,7 @@ mod tests {
     }
 
     /// By ranges of the Unicode database, not by the code above.
-    fn steers_or_hides(c: char) -> bool {
+    fn is_dangerous(c: char) -> bool {
         c.is_control()
             || matches!(
                 c,
@@ -258,17 +264,17 @@ mod tests {
 
     proptest! {
         #[test]
-        fn nothing_that_steers_or_hides_gets_through(text in hostile()) {
+        fn no_control_or_invisible_character_gets_through(text in hostile()) {
             let shown = printable(&text);
-            prop_assert!(!shown.chars().any(steers_or_hides), "{:?}", shown);
-            prop_assert!(matches!(printable(&shown), Cow::Borrowed(_)), "what is printable stays");
+            prop_assert!(!shown.chars().any(is_dangerous), "{:?}", shown);
+            prop_assert!(matches!(printable(&shown), Cow::Borrowed(_)), "printable text stays");
         }
 
         #[test]
         fn json_says_the_same_when_it_is_escaped(texts in prop::collection::vec(hostile(), 0..4)) {
             let json = serde_json::to_string(&texts).unwrap();
             let shown = printable_json(&json);
-            prop_assert!(!shown.chars().any(steers_or_hides), "{:?}", shown);
+            prop_assert!(!shown.chars().any(is_dangerous), "{:?}", shown);
             prop_assert_eq!(serde_json::from_str::<Vec<String>>(&shown).unwrap(), texts);
         }
     }

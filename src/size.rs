@@ -1,4 +1,4 @@
-//! The text of a size in bytes, as the configuration and the credentials file have it. Pure.
+//! Reads and writes sizes in bytes as in the configuration and the credentials file: `64MiB`. Pure.
 
 /// Units of size, largest first.
 const SIZE_UNITS: [(&str, u64); 5] = [
@@ -12,18 +12,18 @@ const SIZE_UNITS: [(&str, u64); 5] = [
 /// A text that is not a size.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SizeError {
-    /// No whole number in front.
+    /// No number at its beginning.
     #[error("{0:?} is not a size: it begins with a whole number, like 64MiB")]
     Number(String),
-    /// A unit that does not exist here; MB is not MiB.
+    /// An unknown unit. MB is refused: it would be mistaken for MiB.
     #[error("{0:?} is not a size: its unit is one of B, KiB, MiB, GiB, TiB")]
     Unit(String),
-    /// More bytes than 64 bits count.
+    /// More than 64 bits.
     #[error("{0:?} is too large for a size")]
     TooLarge(String),
 }
 
-/// Bytes of a text like `64MiB`, `64 MiB`, `512B` or `512`.
+/// Reads a text like `64MiB`, `64 MiB`, `512B` or `512`.
 pub fn parse_size(raw: &str) -> Result<u64, SizeError> {
     let text = raw.trim();
     let digits = text.bytes().take_while(u8::is_ascii_digit).count();
@@ -45,7 +45,7 @@ pub fn parse_size(raw: &str) -> Result<u64, SizeError> {
     bytes.ok_or_else(|| SizeError::TooLarge(raw.to_owned()))
 }
 
-/// The size in the largest unit that states it exactly; [`parse_size`] reads it back.
+/// The size in the largest unit that divides it; [`parse_size`] reads it back.
 pub(crate) fn size_text(bytes: u64) -> String {
     let exact = SIZE_UNITS
         .iter()

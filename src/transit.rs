@@ -1,9 +1,14 @@
-//! Bytes that the transport holds: those cannot be taken back, so each stream may have little there. What all streams have there
-//! decides how little.
+//! Flow control between streams and the transport (HTTP/2): limits the bytes that the transport
+//! buffers for each stream.
+//!
+//! Bytes handed to the transport cannot be taken back if their client does not read, so the limit
+//! of one stream shrinks as all streams together hold more. Never blocks, and takes no lock while a
+//! client keeps up.
 //!
 //! ```text
-//! Transit ── Flow      of one stream: says how much may be handed on, and counts it until the transport lets go
-//!         └─ Charge    what many streams share
+//! Transit ── Flow      one stream: how much it may hand on now, counted until the transport drops
+//! the bytes
+//!         └─ Charge    bytes that several streams share, counted once
 //! ```
 
 use std::{
@@ -17,16 +22,18 @@ use std::{
 use atomic_waker::AtomicWaker;
 use bytes::Bytes;
 
-/// Most bytes that are handed to the transport at once; two frames of HTTP/2's default size.
-pub const CHUNK_BYTES: usize = 32 * 1024;
-/// What the transport may hold of a stream, whatever else it holds: with 100,000 streams 200 MB.
-pub const FLOOR_BYTES: usize = 2 * 1024;
-/// What it may hold of one stream at most: enough to keep a fast reader's connection busy.
+/// Most bytes that are handed to the transport at once: two frames of HTTP/2's default size.
+pub(crate) const CHUNK_BYTES: usize = 32 * 1024;
+/// Every stream may have this much in the transport, however much the others have: 200 MB for
+/// 100,000 streams.
+pub(crate) const FLOOR_BYTES: usize = 2 * 1024;
+/// Most bytes of one stream in the transport: enough to keep a fast reader's connection busy.
 const STREAM_BYTES_MAX: usize = 256 * 1024;
-/// One stream gets no more than this part of what is free, so that there is always some for the next one.
+/// One stream gets at most this fraction (1/256) of the free bytes, so that some are left for the
+/// next one.
 const SHARE: usize = 256;
 
-/// What the transport holds of all streams together.
+/// The bytes of all streams in the transport.
 #[derive(Debug)]
 pub struct Transit {
     bytes_max: usize,
@@ -34,7 +41,7 @@ pub struct Transit {
 }
 
 impl Transit {
-    /// Room for so much, and for [`FLOOR_BYTES`] of each stream besides.
+    /// A limit of `bytes_max`, beside the [`FLOOR_BYTES`] of each stream.
     pub fn new(bytes_max: usize) -> Arc<Self> {
         Arc::new(Self {
             bytes_max,
@@ -42,7 +49,7 @@ impl Transit {
         })
     }
 
-    /// How much it holds, but for the first [`FLOOR_BYTES`] of each stream.
+    /// Bytes in the transport, without the first [`FLOOR_BYTES`] of each stream.
     pub fn held(&self) -> usize {
         self.held.load(Ordering::Relaxed)
     }
@@ -56,13 +63,13 @@ impl Transit {
         }
     }
 
-    /// What it may hold of one stream as things are.
+    /// The current limit of one stream.
     fn share(&self) -> usize {
         (self.bytes_max.saturating_sub(self.held()) / SHARE).clamp(FLOOR_BYTES, STREAM_BYTES_MAX)
     }
 }
 
-/// Bytes that are counted; no more when dropped.
+/// Bytes that are counted until this is dropped.
 #[derive(Debug)]
 pub struct Charge {
     transit: Arc<Transit>,
@@ -75,9 +82,9 @@ impl Drop for Charge {
     }
 }
 
-/// What the transport holds of one stream. No locks while it keeps up.
+/// The bytes of one stream in the transport.
 #[derive(Debug)]
-pub struct Flow {
+pub(crate) struct Flow {
     transit: Arc<Transit>,
     held: Arc<Held>,
 }
@@ -90,21 +97,21 @@ struct Held {
 }
 
 impl Flow {
-    /// Of a stream of which the transport holds nothing.
-    pub fn new(transit: &Arc<Transit>) -> Self {
+    pub(crate) fn new(transit: &Arc<Transit>) -> Self {
         Self {
             transit: Arc::clone(transit),
             held: Arc::default(),
         }
     }
 
-    /// What is counted here is counted in.
-    pub fn transit(&self) -> &Arc<Transit> {
+    /// The total that this stream counts towards.
+    pub(crate) fn transit(&self) -> &Arc<Transit> {
         &self.transit
     }
 
-    /// How many bytes may be handed on at once: 1 to [`CHUNK_BYTES`]. Waits while the transport holds as much as it may.
-    pub fn poll_room(&self, cx: &mut Context<'_>) -> Poll<usize> {
+    /// How many bytes may be handed on now: 1 to [`CHUNK_BYTES`]. Pending while the stream is at
+    /// its limit.
+    pub(crate) fn poll_room(&self, cx: &mut Context<'_>) -> Poll<usize> {
         let room = || {
             let (held, most) = (self.held.bytes.load(Ordering::SeqCst), self.transit.share());
             let has_room = held == 0 || held + FLOOR_BYTES <= most;
@@ -115,17 +122,17 @@ impl Flow {
         }
         self.held.waker.register(cx.waker());
         self.held.is_waited_for.store(true, Ordering::SeqCst);
-        // What was given back before the waker could be seen.
+        // Again: bytes may have been dropped before the waker was registered.
         room().map_or(Poll::Pending, Poll::Ready)
     }
 
-    /// Counts bytes until the transport lets go of them.
-    pub fn hand<B: AsRef<[u8]> + Send + 'static>(&self, bytes: B) -> Bytes {
+    /// Counts the bytes until the transport drops them.
+    pub(crate) fn hand<B: AsRef<[u8]> + Send + 'static>(&self, bytes: B) -> Bytes {
         self.count(bytes, true)
     }
 
-    /// The same for bytes that are charged where they are shared.
-    pub fn hand_shared<B: AsRef<[u8]> + Send + 'static>(&self, bytes: B) -> Bytes {
+    /// Like [`Flow::hand`], for bytes whose [`Charge`] several streams share.
+    pub(crate) fn hand_shared<B: AsRef<[u8]> + Send + 'static>(&self, bytes: B) -> Bytes {
         self.count(bytes, false)
     }
 
@@ -142,7 +149,7 @@ impl Flow {
     }
 }
 
-/// Bytes in the transport.
+/// Bytes in the transport, given back when dropped.
 struct Handed<B> {
     bytes: B,
     length: usize,
@@ -186,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stream_of_which_the_transport_holds_enough_waits_until_it_lets_go() {
+    fn a_stream_at_its_limit_waits_until_the_transport_drops_bytes() {
         let (transit, wakes) = (Transit::new(1024 * 1024 * 1024), Arc::new(Wakes::default()));
         let waker = Waker::from(Arc::clone(&wakes));
         let cx = &mut Context::from_waker(&waker);
@@ -206,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn however_many_streams_stall_the_transport_holds_little_more_than_it_may_and_each_gets_on() {
+    fn many_stalled_streams_stay_near_the_limit_and_each_makes_progress() {
         const BYTES_MAX: usize = 16 * 1024 * 1024;
         let (transit, cx) = (
             Transit::new(BYTES_MAX),

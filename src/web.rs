@@ -1,10 +1,12 @@
-//! What a web page can make its visitor's browser send to any address that the browser reaches, and how such requests are told
-//! from those of clients. Pure.
+//! Tells requests that a web page made its visitor's browser send (cross-site requests, DNS
+//! rebinding) from those of clients. Pure.
 //!
-//! A browser says of each such request which page it is for (`Origin`, `Sec-Fetch-Site`), and to which name it was sent (`Host`).
-//! A page can change none of these. It can, however, have its own name lead to an address of ours (DNS rebinding): then the page
-//! and the request have the same name. So a name proves nothing unless it is known to be ours; an IP address does, and
-//! `localhost`, which browsers look up nowhere.
+//! A page can make a browser send requests to every address that the browser reaches, also to
+//! loopback. The browser reports the page's origin (`Origin`, `Sec-Fetch-Site`) and the requested
+//! host (`Host`), and a page can change neither. But a page's own domain can resolve to the
+//! broker's address (DNS rebinding): then origin and host are equal. So an equal name is accepted
+//! only if it is known to be the broker's; an IP address or `localhost`, which browsers do not look
+//! up in the DNS, is always accepted.
 
 use std::net::IpAddr;
 
@@ -17,7 +19,8 @@ use hyper::{
 const SEC_FETCH_SITE: &str = "sec-fetch-site";
 const SEC_FETCH_MODE: &str = "sec-fetch-mode";
 
-/// Where a request says it is sent to: by HTTP/2 or an absolute URL, then by each `Host`; `None` of one that cannot be read.
+/// The authorities that a request names: that of its target (HTTP/2, or an absolute URL), then each
+/// `Host`. `None` stands for one that cannot be read.
 pub(crate) fn authorities<B>(request: &Request<B>) -> impl Iterator<Item = Option<&str>> {
     let of_target = request
         .uri()
@@ -32,8 +35,9 @@ pub(crate) fn authorities<B>(request: &Request<B>) -> impl Iterator<Item = Optio
     )
 }
 
-/// Whether a page has made a browser send a request, and not one of ours: of the origin of `public_url`, or of the origin that the
-/// request is sent to, if that is an address, `localhost`, or one of `hosts`.
+/// Whether a foreign page made a browser send this request. A page is not foreign if its origin is
+/// that of `public_url`, or is the requested authority and that is an address, `localhost`, or one
+/// of `hosts`.
 pub(crate) fn is_foreign<B>(
     request: &Request<B>,
     public_url: Option<&str>,
@@ -43,8 +47,9 @@ pub(crate) fn is_foreign<B>(
     if says(headers, SEC_FETCH_SITE, "cross-site") {
         return true;
     }
+
     headers.get_all(ORIGIN).iter().any(|origin| {
-        // `null` is the origin of a page that hides it.
+        // A page that hides its origin has the origin `null`, which is no URL.
         let Some(origin) = origin
             .to_str()
             .ok()
@@ -52,9 +57,10 @@ pub(crate) fn is_foreign<B>(
         else {
             return true;
         };
+
         let is_public = public_url
             .and_then(|url| url.parse().ok())
-            .is_some_and(|url| place(&url) == place(&origin));
+            .is_some_and(|url| host_and_port(&url) == host_and_port(&origin));
         let is_here = || {
             let (Some(scheme), Some(Some(authority))) =
                 (origin.scheme_str(), authorities(request).next())
@@ -62,22 +68,23 @@ pub(crate) fn is_foreign<B>(
                 return false;
             };
             let here = format!("{scheme}://{authority}").parse::<Uri>().ok();
-            here.is_some_and(|here| place(&here) == place(&origin))
-                && origin
-                    .authority()
-                    .is_some_and(|name| is_no_name(name) || is_one_of(name, hosts))
+            here.is_some_and(|here| host_and_port(&here) == host_and_port(&origin))
+                && origin.authority().is_some_and(|authority| {
+                    is_address_or_localhost(authority) || is_one_of(authority, hosts)
+                })
         };
-        place(&origin).is_none() || !(is_public || is_here())
+
+        host_and_port(&origin).is_none() || !(is_public || is_here())
     })
 }
 
-/// Whether somebody has followed a link.
+/// Whether the browser opens the target as a page, for example because its user followed a link.
 pub(crate) fn is_navigation(headers: &HeaderMap) -> bool {
     says(headers, SEC_FETCH_MODE, "navigate")
 }
 
-/// Whether `authority` names a listener on `port`: by an address, whatever the port, which another one may have been forwarded
-/// from; as `localhost` with the port; or by one of `hosts`.
+/// Whether `authority` names a listener on `port`: an address with any port, as ports may be
+/// forwarded; `localhost` with `port`; or one of `hosts`.
 pub(crate) fn is_ours(authority: &str, port: u16, hosts: &[String]) -> bool {
     let Some(authority) = authority
         .parse::<Authority>()
@@ -93,7 +100,7 @@ pub(crate) fn is_ours(authority: &str, port: u16, hosts: &[String]) -> bool {
     address(&authority).is_some() || is_localhost || is_one_of(&authority, hosts)
 }
 
-/// Whether `authority` is one of `hosts`, which have a port or are meant with any.
+/// Whether `authority` is one of `hosts`. A host without a port matches every port.
 fn is_one_of(authority: &Authority, hosts: &[String]) -> bool {
     hosts
         .iter()
@@ -106,8 +113,7 @@ fn is_one_of(authority: &Authority, hosts: &[String]) -> bool {
         })
 }
 
-/// Host and port of a URL.
-fn place(url: &Uri) -> Option<(String, u16)> {
+fn host_and_port(url: &Uri) -> Option<(String, u16)> {
     let default = match url.scheme_str()? {
         "http" => 80,
         "https" => 443,
@@ -119,7 +125,7 @@ fn place(url: &Uri) -> Option<(String, u16)> {
     ))
 }
 
-fn is_no_name(authority: &Authority) -> bool {
+fn is_address_or_localhost(authority: &Authority) -> bool {
     address(authority).is_some() || authority.host().eq_ignore_ascii_case("localhost")
 }
 
@@ -155,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn clients_which_say_nothing_of_pages_are_no_pages() {
+    fn requests_without_headers_of_a_browser_are_not_foreign() {
         for headers in [
             &[][..],
             &[("sec-fetch-site", "none")],
@@ -191,7 +197,7 @@ mod tests {
             ("127.0.0.1:8080", "file://", false),
             ("127.0.0.1:8080", "moz-extension://127.0.0.1:8080", false),
             ("127.0.0.1:8080", "https://evil.example", false),
-            ("evil.example:8080", "http://evil.example:8080", false), // a name that was made to lead here
+            ("evil.example:8080", "http://evil.example:8080", false), // DNS rebinding
             ("127.0.0.1:8080", "https://hooks.example.com", true), // behind a proxy that changes the name
             ("hooks.example.com", "https://hooks.example.com:443", true),
             ("hooks.example.com", "http://hooks.example.com", false),

@@ -1,4 +1,5 @@
-//! `listen --forward-to`: what an endpoint gets of an event, when it gets it again, and what is printed meanwhile.
+//! `listen --forward-to`: the request that an endpoint gets for an event, retries, and the notes
+//! that are printed.
 
 use std::time::{Duration, Instant};
 
@@ -285,7 +286,9 @@ async fn forward_to_a_server_that_is_not_trusted_tells_what_to_do_about_it() {
         .cli(&line)
         .env("SSL_CERT_FILE", Authority::new().ca_file().display())
         .start();
-    listen.says("an authority that is not trusted here; if that server is to be trusted, set SSL_CERT_FILE to ").await;
+    listen
+        .says("an authority that is not trusted here; to trust that server, set SSL_CERT_FILE to ")
+        .await;
     let trusting = |line: &str| {
         server
             .cli(line)
@@ -311,7 +314,7 @@ async fn forward_to_a_server_that_is_not_trusted_tells_what_to_do_about_it() {
             .await;
         let said = format!("{}{}", ran.stdout, ran.stderr);
         assert!(
-            said.contains("if that server is to be trusted, set SSL_CERT_FILE to "),
+            said.contains("to trust that server, set SSL_CERT_FILE to "),
             "{line}: {ran:?}"
         );
         let wrong_name = line.replace("localhost", "127.0.0.1");
@@ -321,7 +324,7 @@ async fn forward_to_a_server_that_is_not_trusted_tells_what_to_do_about_it() {
             .await;
         let said = format!("{}{}", ran.stdout, ran.stderr);
         assert!(
-            said.contains("; use a name that its certificate is for"),
+            said.contains("; use a name that its certificate covers"),
             "{wrong_name}: {ran:?}"
         );
     }
