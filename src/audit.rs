@@ -1,11 +1,12 @@
-//! Who did what: a record of each call of `AdminService`, and of each change of credentials, configuration and certificates as the
-//! broker takes it up.
+//! The audit trail: a record of each call of `AdminService`, and of each change of credentials,
+//! configuration and certificates that the broker applies.
 //!
-//! A record is a line of the log (target `blobcast::audit`) and, if `audit.file` is set, a line of JSON there, which is on the disk
-//! before the call is answered. Here are the records, and the way to the thread of the server's that writes the file. With
-//! `audit.required` a call is recorded before anything is done, too, and refused if it cannot be.
+//! A record is a line of the log (target `blobcast::audit`) and, if `audit.file` is set, a line of
+//! JSON in that file, which is on disk before the call is answered. This module builds the records
+//! and queues them for the server's thread that writes the file. With `audit.required` a call is
+//! also recorded before it does anything, and refused if that fails.
 //!
-//! Nothing secret is in a record: no token, no signature, no body, no prompt.
+//! A record never contains a secret: no token, no signature, no body, no prompt.
 
 use std::{
     fmt,
@@ -21,52 +22,54 @@ use tokio::{sync::oneshot, time::timeout};
 
 use crate::{metrics::Metrics, printable::printable_json, sampler::Sampler, trace::RequestId};
 
-/// Most commands that wait for the file's thread: more calls than are on their way at once. Beyond it a record is lost, and counted.
-pub const QUEUE_MAX: usize = 1_024;
+/// Longest queue for the thread that writes the file: more than the calls that run at once. If it
+/// is full, a record is lost and counted.
+pub(crate) const QUEUE_MAX: usize = 1_024;
 /// How long a call waits for its record: a disk takes milliseconds, a busy one some hundred.
 const RECORD_TIMEOUT: Duration = Duration::from_secs(2);
-/// How often it is logged that records come too late.
-const COMPLAINT: Duration = Duration::from_secs(60);
-/// Calls of a client that is no administrator have a record in this time for each RPC; the rest is counted. Such a client must not
-/// be able to fill the disk.
+/// Late records are logged at most this often.
+const WARNING_INTERVAL: Duration = Duration::from_secs(60);
+/// Denied calls of one client get one record per RPC in this time; the others are counted. A client
+/// without the admin right must not be able to fill the disk.
 const DENIAL_INTERVAL: Duration = Duration::from_secs(10);
-/// With more of them than this, those that are over are forgotten.
+/// If more pairs of client and RPC are remembered, those whose interval is over are dropped.
 const DENIALS_KEPT: usize = 1_024;
-/// Most characters of one text in a record: the longest that is good for anything is the value of a label.
+/// Most characters of one text in a record: the longest useful text is the value of a label.
 const TEXT_CHARS_MAX: usize = 256;
-/// Most texts of one list: what a call may name.
+/// Most items of one list: the most ids that a call may name.
 const TEXTS_MAX: usize = 256;
 
-/// What a record says of a call that may or may not have been done: its client has gone away before the answer.
-pub const ABANDONED: &str = "abandoned";
-/// … of one that is about to be done.
+/// Result of a call whose client disconnected before the answer: it may or may not have had its
+/// effect.
+pub(crate) const ABANDONED: &str = "abandoned";
+/// Result in the record that is written before the call does anything.
 const BEGUN: &str = "begun";
-/// … of what was done.
-pub const OK: &str = "ok";
-/// … of what was not done, because the record of its beginning came too late.
+/// Result of a call or change that succeeded.
+pub(crate) const OK: &str = "ok";
+/// Result of a call that did nothing, because its first record was late.
 const UNAVAILABLE: &str = "AUDIT_UNAVAILABLE";
-/// … of a change that was not taken up.
-pub const REFUSED: &str = "refused";
+/// Result of a change that was not applied.
+pub(crate) const REFUSED: &str = "refused";
 
-/// For the thread that writes the file.
+/// A command for the thread that writes the file.
 #[derive(Debug)]
 pub enum Command {
-    /// Append this line, and say whether it is on the disk.
+    /// Append this line, and answer whether it is on disk.
     Write(Vec<u8>, oneshot::Sender<bool>),
-    /// Open the file anew, or say what is wrong.
+    /// Open the file anew, or answer why that failed.
     Reopen(oneshot::Sender<Result<(), String>>),
 }
 
-/// Why a record is not known to be on the disk.
+/// Why a record may not be on disk.
 #[derive(Debug)]
 pub enum Unrecorded {
     /// It could not be written.
     Lost,
-    /// It was not written in time, and may be later.
+    /// It was not written in time, and may be written later.
     Late,
 }
 
-/// Where records go.
+/// Writes records to the log and the file.
 pub struct Audit {
     file: Option<SyncSender<Command>>,
     is_required: bool,
@@ -74,8 +77,8 @@ pub struct Audit {
     metrics: Arc<Metrics>,
     /// By client and RPC.
     denials: Sampler<(Arc<str>, &'static str)>,
-    /// When it was logged last that a record came too late.
-    complained: Mutex<Option<Instant>>,
+    /// When a late record was logged last.
+    warned: Mutex<Option<Instant>>,
 }
 
 impl fmt::Debug for Audit {
@@ -87,7 +90,8 @@ impl fmt::Debug for Audit {
 }
 
 impl Audit {
-    /// Records go to the log and, if there is one, to `file`. If `is_required`, calls that cannot be recorded are refused.
+    /// Records go to the log and, if given, to `file`. If `is_required`, calls that cannot be
+    /// recorded are refused.
     pub fn new(
         file: Option<SyncSender<Command>>,
         is_required: bool,
@@ -100,7 +104,7 @@ impl Audit {
             now: Box::new(now),
             metrics,
             denials: Sampler::every(DENIAL_INTERVAL).keeping(DENIALS_KEPT),
-            complained: Mutex::default(),
+            warned: Mutex::default(),
         })
     }
 
@@ -109,21 +113,23 @@ impl Audit {
         Entry {
             audit: Arc::clone(self),
             action,
-            who: Who::default(),
+            actor: Actor::default(),
             details: Map::new(),
             is_over: false,
         }
     }
 
-    /// Has the file opened anew, or says what is wrong; `None` if there is no file. Waits a while at most.
+    /// Opens the file anew; `None` if there is no file. Waits for [`RECORD_TIMEOUT`] at most.
     pub async fn reopen(&self) -> Option<Result<(), String>> {
         let file = self.file.as_ref()?;
         let (done, is_done) = oneshot::channel();
         if file.try_send(Command::Reopen(done)).is_err() {
-            return Some(Err("too many records wait for it".to_owned()));
+            return Some(Err("too many records are queued for it".to_owned()));
         }
         Some(match timeout(RECORD_TIMEOUT, is_done).await {
-            Ok(opened) => opened.unwrap_or_else(|_| Err("nobody writes it any more".to_owned())),
+            Ok(opened) => {
+                opened.unwrap_or_else(|_| Err("the thread that writes it has ended".to_owned()))
+            }
             Err(_) => Err(format!(
                 "it was not opened within {} s: does its file system hang?",
                 RECORD_TIMEOUT.as_secs()
@@ -131,14 +137,15 @@ impl Audit {
         })
     }
 
-    /// Waits until what was recorded is on the disk, a while at most: for the end of the process.
+    /// Waits until all records are on disk, for [`RECORD_TIMEOUT`] at most: for the end of the
+    /// process.
     pub async fn flush(&self) {
-        let _ = self.written(Vec::new()).await.is_ok(); // what could not be written was counted
+        let _ = self.written(Vec::new()).await.is_ok(); // a failure was counted
     }
 
-    /// Hands a line to the file's thread; the answer comes when it is on the disk.
+    /// Queues a line for the file's thread, which answers when it is on disk.
     fn write(&self, line: Vec<u8>) -> Option<oneshot::Receiver<bool>> {
-        let is_record = !line.is_empty(); // not what `flush` sends
+        let is_record = !line.is_empty(); // `flush` sends an empty line
         let (done, is_done) = oneshot::channel();
         let taken = self
             .file
@@ -160,27 +167,24 @@ impl Audit {
         let is_done = self.write(line).ok_or(Unrecorded::Lost)?;
         match timeout(RECORD_TIMEOUT, is_done).await {
             Ok(Ok(true)) => Ok(()),
-            Ok(_) => Err(Unrecorded::Lost), // the thread has counted and logged it
+            Ok(_) => Err(Unrecorded::Lost), // counted and logged by the thread
             Err(_) => {
                 self.metrics
                     .audit_records
                     .with_label_values(&["late"])
                     .inc();
-                self.complain();
+                self.warn_of_late_records();
                 Err(Unrecorded::Late)
             }
         }
     }
 
-    fn complain(&self) {
-        let mut complained = self
-            .complained
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        if complained.is_none_or(|at| at.elapsed() >= COMPLAINT) {
-            *complained = Some(Instant::now());
+    fn warn_of_late_records(&self) {
+        let mut warned = self.warned.lock().unwrap_or_else(PoisonError::into_inner);
+        if warned.is_none_or(|at| at.elapsed() >= WARNING_INTERVAL) {
+            *warned = Some(Instant::now());
             tracing::error!(
-                "audit records are not written within {} s: look whether the file system of audit.file hangs; \
+                "audit records are not written within {} s: check whether the file system of audit.file hangs; \
                  blobcast_audit_records_total{{result=\"late\"}} counts them",
                 RECORD_TIMEOUT.as_secs()
             );
@@ -188,38 +192,37 @@ impl Audit {
     }
 }
 
-/// Who calls, and from where. Nothing of it is what the caller says of itself.
+/// The caller, as the broker has verified it: nothing that the caller claims about itself.
 #[derive(Clone, Debug, Default)]
-pub struct Who {
-    /// Name of the client that the call was let in as; `None` if nothing is asked.
+pub struct Actor {
+    /// Name of the authenticated client; `None` for anonymous access.
     pub client: Option<Arc<str>>,
-    /// The name in its certificate by which it is known, if it is known by one.
+    /// The name in the client's certificate, if it authenticated with one.
     pub certificate: Option<String>,
-    /// The other end of the connection; a proxy's, if there is one.
+    /// The other end of the connection, which may be a proxy.
     pub peer: Option<SocketAddr>,
-    /// Of the call.
     pub request_id: Option<RequestId>,
 }
 
-/// A record in the making. One that is dropped before its end says that its call was abandoned.
+/// A record that is being made. If it is dropped before its end, the record says that its call was
+/// abandoned.
 #[derive(Debug)]
 pub struct Entry {
     audit: Arc<Audit>,
     action: &'static str,
-    who: Who,
+    actor: Actor,
     details: Map<String, Value>,
     is_over: bool,
 }
 
 impl Entry {
-    /// Says who does it.
     #[must_use]
-    pub fn by(mut self, who: Who) -> Self {
-        self.who = who;
+    pub fn by(mut self, actor: Actor) -> Self {
+        self.actor = actor;
         self
     }
 
-    /// Adds what it is about, if there is something. A text that is too long is cut.
+    /// Adds a detail, unless its value is empty. Cuts texts and lists that are too long.
     pub fn note(&mut self, key: &str, value: impl Into<Value>) {
         let value = bounded(value.into());
         let is_empty = match &value {
@@ -234,7 +237,8 @@ impl Entry {
         }
     }
 
-    /// Before anything is done: records that it is about to be, if it has to be recorded, and waits for that.
+    /// With `audit.required`: records that the call begins, and waits until that is on disk. Call
+    /// it before the call has any effect.
     pub async fn begin(self) -> Result<Self, Unrecorded> {
         if self.audit.is_required {
             self.begin_in_any_case().await
@@ -243,7 +247,8 @@ impl Entry {
         }
     }
 
-    /// The same of what takes long. Only what has to be recorded can fail.
+    /// Like [`Entry::begin`], but also records without `audit.required`: for calls that take long.
+    /// Fails only with `audit.required`.
     pub async fn begin_in_any_case(mut self) -> Result<Self, Unrecorded> {
         self.log(BEGUN);
         match self.audit.written(self.line(BEGUN)).await {
@@ -251,7 +256,7 @@ impl Entry {
                 self.is_over = true;
                 Err(Unrecorded::Lost)
             }
-            // The record may be written yet: then it has to be told that nothing was done.
+            // The record may still be written: another one has to say that the call did nothing.
             Err(Unrecorded::Late) if self.audit.is_required => {
                 self.finish(UNAVAILABLE);
                 Err(Unrecorded::Late)
@@ -260,22 +265,23 @@ impl Entry {
         }
     }
 
-    /// Records how it has ended, and waits until that is on the disk. It has been done by now, whether it could be recorded or not.
+    /// Records the result, and waits until that is on disk. A failure is only counted: the call has
+    /// had its effect already.
     pub async fn end(mut self, result: &str) {
         self.is_over = true;
         self.log(result);
         let _ = self.audit.written(self.line(result)).await.is_ok();
     }
 
-    /// The same without waiting.
+    /// Like [`Entry::end`], without waiting.
     pub fn end_now(mut self, result: &str) {
         self.finish(result);
     }
 
-    /// Records that it was refused because of who calls.
+    /// Records that the caller is not allowed to do this, at most once in [`DENIAL_INTERVAL`].
     pub fn deny(mut self, reason: &str) {
         self.is_over = true;
-        let Some(client) = &self.who.client else {
+        let Some(client) = &self.actor.client else {
             return;
         };
         if let Some(unrecorded) = self.audit.denials.due((Arc::clone(client), self.action)) {
@@ -290,17 +296,17 @@ impl Entry {
         self.is_over = true;
         self.log(result);
         if self.audit.file.is_some() {
-            let _ = self.audit.write(self.line(result)); // nobody waits for it
+            let _ = self.audit.write(self.line(result)); // without waiting
         }
     }
 
     fn log(&self, result: &str) {
-        let Who {
+        let Actor {
             client,
             certificate,
             peer,
             request_id,
-        } = &self.who;
+        } = &self.actor;
         tracing::info!(
             target: "blobcast::audit",
             action = self.action,
@@ -309,18 +315,18 @@ impl Entry {
             certificate = certificate.as_deref(),
             peer = peer.map(tracing::field::display),
             request_id = request_id.map(tracing::field::display),
-            details = shown(&self.details),
+            details = details_text(&self.details),
             "audit"
         );
     }
 
     fn line(&self, result: &str) -> Vec<u8> {
-        let Who {
+        let Actor {
             client,
             certificate,
             peer,
             request_id,
-        } = &self.who;
+        } = &self.actor;
         let line = Line {
             time: (self.audit.now)().to_string(),
             action: self.action,
@@ -344,7 +350,7 @@ impl Drop for Entry {
     }
 }
 
-/// As it stands in the file.
+/// A record as one JSON object of the file.
 #[derive(Serialize)]
 struct Line<'a> {
     time: String,
@@ -362,9 +368,9 @@ struct Line<'a> {
     details: &'a Map<String, Value>,
 }
 
-/// `key=value` in turn, for the log, whose fields have to be known beforehand. What is no plain word is quoted, and what steers a
-/// terminal is escaped.
-fn shown(details: &Map<String, Value>) -> String {
+/// The details as one field of the log, whose field names are fixed: `key=value key=value`. Texts
+/// other than plain words are quoted and escaped.
+fn details_text(details: &Map<String, Value>) -> String {
     let word = |text: &str| {
         let is_plain = !text.is_empty()
             && text
@@ -376,10 +382,12 @@ fn shown(details: &Map<String, Value>) -> String {
             format!("{text:?}")
         }
     };
+
     let one = |value: &Value| match value {
         Value::String(text) => word(text),
         other => other.to_string(),
     };
+
     let value = |value: &Value| match value {
         Value::Array(values) => values.iter().map(one).collect::<Vec<_>>().join(","),
         Value::Object(values) => {
@@ -388,6 +396,7 @@ fn shown(details: &Map<String, Value>) -> String {
         }
         other => one(other),
     };
+
     details
         .iter()
         .map(|(key, found)| format!("{key}={}", value(found)))
@@ -395,12 +404,13 @@ fn shown(details: &Map<String, Value>) -> String {
         .join(" ")
 }
 
-/// A record has some hundred bytes, whatever a request holds.
+/// Cuts long texts and lists, so that a record is short whatever the request contains.
 fn bounded(value: Value) -> Value {
     let cut = |text: String| match text.char_indices().nth(TEXT_CHARS_MAX) {
         Some((end, _)) => format!("{}…", &text[..end]),
         None => text,
     };
+
     match value {
         Value::String(text) => Value::String(cut(text)),
         Value::Array(mut values) => {
@@ -450,10 +460,10 @@ mod tests {
 
     fn of_client(audit: &Arc<Audit>, name: &str) -> Entry {
         let peer = Some("192.0.2.7:4711".parse().unwrap());
-        audit.entry("Discard").by(Who {
+        audit.entry("Discard").by(Actor {
             client: Some(name.into()),
             peer,
-            ..Who::default()
+            ..Actor::default()
         })
     }
 
@@ -495,7 +505,7 @@ mod tests {
     }
 
     #[test]
-    fn a_call_that_nobody_waits_for_any_more_has_a_record_all_the_same() {
+    fn a_call_whose_client_has_disconnected_is_recorded_as_abandoned() {
         let (audit, commands) = audit(false);
         drop(of_client(&audit, "ops"));
         assert_eq!(taken(&commands, true)["result"], "abandoned");
@@ -503,7 +513,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_has_to_be_recorded_is_so_before_it_is_done_and_cannot_be_done_otherwise() {
+    async fn a_required_record_is_written_before_the_call_and_else_the_call_is_refused() {
         for (is_written, is_begun) in [(true, true), (false, false)] {
             let (audit, commands) = audit(true);
             let entry = tokio::spawn(of_client(&audit, "ops").begin());
@@ -527,8 +537,8 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_has_to_be_recorded_and_is_not_in_time_is_counted_and_its_record_says_that_nothing_was_done()
-     {
+    async fn a_late_required_record_is_counted_and_followed_by_one_that_says_that_nothing_was_done()
+    {
         let (audit, commands) = audit(true);
         assert!(matches!(
             of_client(&audit, "ops").begin().await,
@@ -552,7 +562,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_need_not_be_recorded_is_done_whatever_the_file_takes() {
+    async fn without_required_records_a_call_succeeds_although_the_file_fails() {
         let (audit, commands) = audit(false);
         let entry = of_client(&audit, "ops").begin().await.unwrap();
         assert!(commands.try_recv().is_err(), "one record is enough");
@@ -562,7 +572,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_queue_is_bounded_and_what_it_does_not_take_is_counted() {
+    async fn the_queue_is_bounded_and_records_beyond_it_are_counted_as_lost() {
         let (audit, commands) = audit(true);
         for _ in 0..QUEUE_MAX {
             of_client(&audit, "ops").end_now(OK);
@@ -579,7 +589,7 @@ mod tests {
     }
 
     #[test]
-    fn a_client_that_is_no_administrator_fills_no_disk() {
+    fn denied_calls_cannot_fill_the_disk() {
         let (audit, _commands) = audit(false);
         let (client, began) = (Arc::<str>::from("billing"), Instant::now());
         let denied = |client: &Arc<str>, action, seconds| {
@@ -608,7 +618,7 @@ mod tests {
     }
 
     #[test]
-    fn a_record_is_short_and_shows_what_it_says_whatever_was_asked_for() {
+    fn a_record_is_short_and_printable_whatever_the_request_contains() {
         let (audit, commands) = audit(false);
         let mut entry = of_client(&audit, "ops");
         entry.note("quarantine_ids", vec!["x".repeat(1 << 20); 1_000]);
@@ -629,7 +639,7 @@ mod tests {
         );
         entry.details.remove("quarantine_ids");
         assert_eq!(
-            shown(&entry.details),
+            details_text(&entry.details),
             r#"labels=ref:42,team:"a b" product="veo\u{202e}\n""#
         );
         assert!(

@@ -1,10 +1,13 @@
-//! Memory that many share. Bytes are borrowed before they are used, and what lies unused while others wait is taken back. Clients
-//! that wait take turns: one that asks a thousand times waits for itself, and not others for it. Knows nothing of what the bytes
-//! are.
+//! A memory budget that clients share fairly: a weighted semaphore with fair queueing and reclaim.
+//!
+//! Bytes are reserved before they are allocated. Clients that wait take turns, so a client with a
+//! thousand requests delays its own requests and nobody else's. While clients wait, bytes whose
+//! owner cannot use them now are reclaimed, the oldest first. Knows nothing about the bytes
+//! themselves.
 //!
 //! ```text
-//! Budget ── Loan      borrowed: held beside the bytes, given back when dropped
-//!        └─ Shelf     a loan's bytes while their owner cannot use them: may be taken back, and are then read again
+//! Budget ── Loan      a reservation: kept beside the bytes, given back when dropped
+//!        └─ Shelf     bytes with their loan while their owner cannot use them: may be reclaimed, and are then read again
 //! ```
 
 use std::{
@@ -20,43 +23,45 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 
-/// Whose share something is taken from.
+/// The client that a reservation counts for.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Payer {
-    /// A client that is known.
+    /// An authenticated client.
     Client(Arc<str>),
-    /// A connection, for those who did not have to show anything.
+    /// A connection of an anonymous client.
     Connection(Option<SocketAddr>),
 }
 
-/// Bytes to borrow from. Clones are the same budget.
+/// A number of bytes to reserve from. Clones share the same bytes.
 #[derive(Clone, Debug)]
 pub struct Budget(Arc<Shared>);
 
 struct Shared {
     bytes_max: usize,
     state: Mutex<State>,
-    /// Somebody has begun to wait.
+    /// Notified when a request begins to wait.
     wanted: Notify,
 }
 
 #[derive(Default)]
 struct State {
     lent: usize,
-    /// Numbers waiters and shelves.
+    /// The next number of a waiter or shelf.
     next: u64,
     /// In the order of their turns.
     waiting: BTreeMap<Turn, Waiter>,
-    /// When the last one that was granted was due.
+    /// The virtual time: start tag of the last request that was granted from the queue.
     due: u64,
-    /// When the next one of each client is due, of those that have asked since nobody waited.
+    /// Start tag of each client's next request, for clients that have waited since the queue was
+    /// last empty.
     next_due: HashMap<Payer, u64>,
     /// In the order of being shelved.
     shelves: BTreeMap<u64, (Instant, Weak<dyn Clear>)>,
 }
 
-/// When one that waits is due, and its number. A client's next one is due so much later as this one has bytes (start-time fair
-/// queueing: Goyal, Vin, Cheng, SIGCOMM 1996).
+/// The start tag of a waiting request, in virtual time, and its number. Each request moves the tag
+/// of its client's next one by its bytes (start-time fair queueing: Goyal, Vin, Cheng, SIGCOMM
+/// 1996).
 type Turn = (u64, u64);
 
 struct Waiter {
@@ -73,7 +78,7 @@ impl fmt::Debug for Shared {
 }
 
 impl State {
-    /// One that is larger than everything has to be alone.
+    /// Whether a request can be granted. One larger than the whole budget is granted alone.
     fn fits(&self, bytes: usize, bytes_max: usize) -> bool {
         self.lent == 0 || self.lent.saturating_add(bytes) <= bytes_max
     }
@@ -84,7 +89,7 @@ impl State {
     }
 
     fn turn(&mut self, payer: &Payer, bytes: usize) -> Turn {
-        // A client that has had nothing for a while does not save its turns up.
+        // A client that has asked for nothing for a while cannot save up turns.
         let due = self
             .next_due
             .get(payer)
@@ -97,7 +102,8 @@ impl State {
         (due, self.number())
     }
 
-    /// Takes one out of the queue; its client's next one is not due later for what was never lent. False if it was granted.
+    /// Removes a request from the queue, and does not charge its client for it. False if it was
+    /// already granted.
     fn give_up(&mut self, payer: &Payer, turn: Turn) -> bool {
         let Some(waiter) = self.waiting.remove(&turn) else {
             return false;
@@ -111,7 +117,7 @@ impl State {
         true
     }
 
-    /// The next one that may be lent to, if there is enough.
+    /// Takes the next request from the queue, if it fits.
     fn next_waiter(&mut self, bytes_max: usize) -> Option<Waiter> {
         let (_, first) = self.waiting.first_key_value()?;
         if !self.fits(first.bytes, bytes_max) {
@@ -127,7 +133,6 @@ impl State {
 }
 
 impl Budget {
-    /// So much to borrow from.
     pub fn new(bytes_max: usize) -> Self {
         Self(Arc::new(Shared {
             bytes_max,
@@ -136,40 +141,39 @@ impl Budget {
         }))
     }
 
-    /// How much there is in all.
     pub fn bytes_max(&self) -> usize {
         self.0.bytes_max
     }
 
-    /// How much is lent.
+    /// Reserved bytes.
     pub fn lent(&self) -> usize {
         self.0.lock().lent
     }
 
-    /// How many wait.
+    /// Waiting requests.
     pub fn waiting(&self) -> usize {
         self.0.lock().waiting.len()
     }
 
-    /// Somebody else has it, too, and may be about to borrow.
+    /// Whether another clone exists, which may be about to reserve.
     pub fn is_shared(&self) -> bool {
         Arc::strong_count(&self.0) > 1
     }
 
-    /// Nothing is lent, and nobody waits.
+    /// Whether nothing is reserved and no request waits.
     pub fn is_idle(&self) -> bool {
         let state = self.0.lock();
         state.lent == 0 && state.waiting.is_empty()
     }
 
-    /// Borrows, unless there is too little or others wait.
+    /// Reserves bytes, unless there are too few or other requests wait.
     pub fn try_take(&self, bytes: usize) -> Option<Loan> {
         let mut state = self.0.lock();
         let is_free = state.waiting.is_empty() && state.fits(bytes, self.0.bytes_max);
         is_free.then(|| self.0.lend(&mut state, bytes))
     }
 
-    /// Borrows when it is this client's turn.
+    /// Reserves bytes, when it is this client's turn.
     pub async fn take(&self, payer: &Payer, bytes: usize) -> Loan {
         let mut waiting = {
             let mut state = self.0.lock();
@@ -185,7 +189,7 @@ impl Budget {
                 granted,
             }
         };
-        // It may be the next one now, and need less than the one that was.
+        // This request may be the first in the queue, and smaller than the one that was.
         self.0.grant();
         self.0.wanted.notify_one();
         (&mut waiting.granted)
@@ -193,7 +197,8 @@ impl Budget {
             .expect("a waiter leaves the queue with its loan, or by being dropped")
     }
 
-    /// Puts away what its owner cannot use now. It may be gone when the owner comes back.
+    /// Keeps an item, with its loan, that its owner cannot use now. It may be dropped before the
+    /// owner takes it again.
     pub fn shelve<T: Send + 'static>(&self, item: T) -> Shelf<T> {
         let slot = Arc::new(Slot(Mutex::new(Some(item))));
         let cleared: Weak<dyn Clear> = Arc::downgrade(&slot) as Weak<dyn Clear>;
@@ -207,22 +212,22 @@ impl Budget {
         }
     }
 
-    /// Takes back what has lain for `idle`, the oldest first, as long as somebody waits and gets nothing, and in any case what
-    /// has lain for `idle_max`; never ends.
-    pub async fn tend(&self, idle: Duration, idle_max: Duration, mut taken_back: impl FnMut()) {
+    /// Reclaims shelved items, the oldest first: after `idle` while the first request in the queue
+    /// does not fit, after `idle_max` in any case. Calls `reclaimed` for each. Never ends.
+    pub async fn tend(&self, idle: Duration, idle_max: Duration, mut reclaimed: impl FnMut()) {
         loop {
-            // A new waiter wakes this at once.
+            // A new waiting request ends the pause at once.
             let _ = timeout(idle_max / 4, self.0.wanted.notified())
                 .await
                 .is_ok();
             while self.waiting() > 0 {
                 while self.0.is_short() && self.0.clear_oldest(idle) {
-                    taken_back();
+                    reclaimed();
                 }
                 sleep(idle / 4).await;
             }
             while self.0.clear_oldest(idle_max) {
-                taken_back();
+                reclaimed();
             }
         }
     }
@@ -242,7 +247,7 @@ impl Shared {
         }
     }
 
-    /// The first of those who wait gets nothing.
+    /// Whether the first request in the queue does not fit.
     fn is_short(&self) -> bool {
         let state = self.lock();
         state
@@ -251,7 +256,7 @@ impl Shared {
             .is_some_and(|(_, first)| !state.fits(first.bytes, self.bytes_max))
     }
 
-    /// Lends to those who wait, as far as it goes.
+    /// Grants waiting requests as long as they fit.
     fn grant(self: &Arc<Self>) {
         loop {
             let mut state = self.lock();
@@ -260,14 +265,15 @@ impl Shared {
             };
             let loan = self.lend(&mut state, waiter.bytes);
             drop(state);
-            // One who has just stopped waiting does not get it; not by dropping it, which would lead back here.
+            // The waiter may just have been dropped. Its loan is given back here: dropping it would
+            // call `grant` again.
             if let Err(mut loan) = waiter.grant.send(loan) {
                 self.lock().lent -= std::mem::take(&mut loan.bytes);
             }
         }
     }
 
-    /// Clears the shelf that has been longest in use, if that is `idle` ago; whether one was.
+    /// Drops the oldest shelved item, if it has been shelved for `idle`. Returns whether it did.
     fn clear_oldest(&self, idle: Duration) -> bool {
         loop {
             let mut state = self.lock();
@@ -279,7 +285,7 @@ impl Shared {
             }
             let (_, slot) = oldest.remove();
             drop(state);
-            // Not within the lock: what is on it gives its loan back.
+            // Outside the lock: the item gives back its loan, which takes the lock.
             if slot.upgrade().is_some_and(|slot| slot.clear()) {
                 return true;
             }
@@ -287,7 +293,7 @@ impl Shared {
     }
 }
 
-/// A place in the queue, left when dropped.
+/// A request in the queue; leaves the queue when dropped.
 struct Waiting {
     shared: Arc<Shared>,
     payer: Payer,
@@ -298,14 +304,14 @@ struct Waiting {
 impl Drop for Waiting {
     fn drop(&mut self) {
         let has_given_up = self.shared.lock().give_up(&self.payer, self.turn);
-        // Those behind a large one that gave up may fit.
+        // Smaller requests after a large one may fit now.
         if has_given_up {
             self.shared.grant();
         }
     }
 }
 
-/// Borrowed bytes, given back when dropped.
+/// Reserved bytes, given back when dropped.
 #[derive(Debug)]
 pub struct Loan {
     shared: Arc<Shared>,
@@ -313,7 +319,8 @@ pub struct Loan {
 }
 
 impl Loan {
-    /// Makes it as large as what it turned out to be for. A larger one is not refused: the bytes are there already.
+    /// Corrects the reservation once the real size is known. Growing never fails: the bytes are
+    /// allocated already.
     pub fn resize(&mut self, bytes: usize) {
         let mut state = self.shared.lock();
         state.lent = state.lent - self.bytes + bytes;
@@ -336,7 +343,7 @@ impl Drop for Loan {
 }
 
 trait Clear: Send + Sync {
-    /// Whether there was something.
+    /// Drops the item. Returns whether there was one.
     fn clear(&self) -> bool;
 }
 
@@ -354,7 +361,7 @@ impl<T: Send> Clear for Slot<T> {
     }
 }
 
-/// Something put away; see [`Budget::shelve`].
+/// A shelved item; see [`Budget::shelve`].
 pub struct Shelf<T> {
     slot: Arc<Slot<T>>,
     number: u64,
@@ -362,7 +369,7 @@ pub struct Shelf<T> {
 }
 
 impl<T> Shelf<T> {
-    /// What was put away; `None` if it was taken back.
+    /// The item; `None` if it was reclaimed.
     pub fn take(self) -> Option<T> {
         self.slot.take()
     }
@@ -430,7 +437,7 @@ mod tests {
     }
 
     #[test]
-    fn a_client_that_asks_often_waits_for_itself_and_others_do_not_wait_for_it() {
+    fn a_client_with_many_requests_delays_only_its_own() {
         let budget = Budget::new(10);
         let mut lent = budget.try_take(10);
         type Asked = Pin<Box<dyn Future<Output = Loan>>>;
@@ -457,7 +464,7 @@ mod tests {
                 });
             served.push(waiting.remove(at.unwrap()).0);
         }
-        // One that comes late does not get what it could have had before.
+        // A client that comes late cannot catch up on turns it did not use.
         assert_eq!(
             served,
             ["many", "few", "many", "few", "many", "late", "many", "many"]
@@ -465,7 +472,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_client_gave_up_waiting_for_is_not_held_against_it() {
+    fn a_request_that_was_given_up_is_not_charged_to_its_client() {
         let budget = Budget::new(10);
         let lent = budget.try_take(10);
         let (one, other) = (client("one"), client("other"));
@@ -486,7 +493,7 @@ mod tests {
     }
 
     #[test]
-    fn one_that_is_next_and_fits_waits_for_nobody() {
+    fn a_request_that_becomes_the_first_and_fits_is_granted_at_once() {
         let budget = Budget::new(10);
         let lent = budget.try_take(10);
         let (many, few) = (client("many"), client("few"));
@@ -532,7 +539,7 @@ mod tests {
     }
 
     #[test]
-    fn one_larger_than_the_budget_is_granted_alone() {
+    fn a_request_larger_than_the_budget_is_granted_alone() {
         let budget = Budget::new(10);
         let small = budget.try_take(1).unwrap();
         assert!(budget.try_take(11).is_none());
@@ -556,7 +563,7 @@ mod tests {
         let Poll::Ready(small) = poll(small.as_mut()) else {
             panic!("nobody is before it")
         };
-        // One that was granted its loan and never looked gives it back.
+        // A waiter that is dropped after its grant gives the loan back.
         let mut granted = Box::pin(budget.take(&SOMEBODY, 1));
         assert!(poll(granted.as_mut()).is_pending());
         drop(first);
@@ -567,7 +574,7 @@ mod tests {
     }
 
     #[test]
-    fn a_loan_that_is_made_smaller_serves_who_waits() {
+    fn a_loan_that_shrinks_lets_a_waiter_pass() {
         let budget = Budget::new(10);
         let mut loan = budget.try_take(10).unwrap();
         let mut waiting = pin!(budget.take(&SOMEBODY, 4));
@@ -579,7 +586,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_lies_unused_is_taken_back_while_others_wait_and_no_more_than_they_need() {
+    async fn shelved_items_are_reclaimed_while_requests_wait_and_only_as_many_as_needed() {
         let budget = Budget::new(10);
         let taken_back = Arc::new(AtomicU32::new(0));
         let (tended, count) = (budget.clone(), Arc::clone(&taken_back));
@@ -593,7 +600,7 @@ mod tests {
         let loan = budget.take(&SOMEBODY, 5).await;
         assert_eq!(taken_back.load(Ordering::Relaxed), 1);
         assert!(older.take().is_none());
-        // What is in use is not taken.
+        // An item that its owner has taken is not reclaimed.
         let used = newer.take().unwrap();
         let mut waiting = pin!(budget.take(&SOMEBODY, 5));
         assert!(timeout(10 * IDLE, waiting.as_mut()).await.is_err());
@@ -604,7 +611,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_taken_back_before_its_time_or_from_who_is_gone() {
+    fn no_item_is_reclaimed_before_its_time_or_after_its_owner_is_gone() {
         let budget = Budget::new(10);
         let gone = budget.shelve(budget.try_take(5).unwrap());
         let idle = budget.shelve(budget.try_take(5).unwrap());

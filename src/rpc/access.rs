@@ -16,7 +16,7 @@ use tonic::{Request, Status};
 
 use super::errors;
 use crate::{
-    audit::Who,
+    audit::Actor,
     credentials::{Certificate, Client, Credentials, Denial, Products, SharedCredentials},
     event::{Filter, Product},
     metrics::Metrics,
@@ -283,10 +283,10 @@ impl Caller {
             .is_none_or(|client| client.products.allow(product.as_str()))
     }
 
-    /// As an audit record names the caller of `request`.
-    pub(super) fn who<T>(&self, request: &Request<T>) -> Who {
+    /// The caller of `request`, for an audit record.
+    pub(super) fn who<T>(&self, request: &Request<T>) -> Actor {
         let client = self.0.as_ref();
-        Who {
+        Actor {
             client: client.map(|client| Arc::clone(&client.name)),
             certificate: client
                 .and_then(|client| client.certificate_name())
