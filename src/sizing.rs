@@ -1,16 +1,17 @@
-//! How much disk and memory a broker takes: formulas over a configuration, with constants that were measured. `docs/sizing.md`
-//! tells the same for people. Pure: knows no machine, reads no file.
+//! How much disk and memory a broker needs: formulas over a configuration, with measured constants.
+//!
+//! `docs/sizing.md` explains them to operators. Pure: asks no machine, reads no file.
 
 pub mod disk;
-pub mod memory;
+pub(crate) mod memory;
 
-/// A number of bytes for people: three digits, and a unit of 1,024.
-pub fn bytes_text(bytes: u64) -> String {
+/// A number of bytes with three digits and a binary unit: `10.0 GiB`.
+pub(crate) fn bytes_text(bytes: u64) -> String {
     const UNITS: [&str; 6] = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
     let mut number = bytes as f64;
     let mut unit = "B";
     for next in UNITS {
-        // What would be rounded to 1,000 or more has the next unit.
+        // A number that would be rounded to 1,000 gets the next unit.
         if number < 999.5 {
             break;
         }
@@ -31,7 +32,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn bytes_are_told_by_three_digits() {
+    fn bytes_have_three_digits() {
         for (bytes, text) in [
             (0, "0 B"),
             (999, "999 B"),
@@ -53,8 +54,8 @@ mod tests {
             let text = bytes_text(bytes);
             let (number, unit) = text.split_once(' ').unwrap();
             let power = ["B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"].iter().position(|name| *name == unit).unwrap();
-            let told = number.parse::<f64>().unwrap() * 1024_f64.powi(i32::try_from(power).unwrap());
-            prop_assert!((told - bytes as f64).abs() <= bytes as f64 / 100.0, "{} of {}", text, bytes);
+            let shown = number.parse::<f64>().unwrap() * 1024_f64.powi(i32::try_from(power).unwrap());
+            prop_assert!((shown - bytes as f64).abs() <= bytes as f64 / 100.0, "{} of {}", text, bytes);
         }
     }
 }

@@ -1,14 +1,16 @@
-//! What a broker takes of the disk, and for how long its limits keep events.
+//! The disk that a broker needs, and how long its limits keep events.
 //!
 //! ```text
 //! event      2 × body + 96                           as `log.retention_bytes_max` and `blobcast_log_bytes` count it, at most
 //! on disk    event + 201 (its commit) + 2 × 110 (index)
-//! directory  events × on disk + 2 × quarantine + 224 MiB (segments made ahead or about to go, the database's journals)
+//! directory  events × on disk + 2 × quarantine + 224 MiB (preallocated and expiring segments, the
+//! database's journals)
 //! disk       directory ÷ (1 − log.disk_free_min_percent)
 //! ```
 //!
-//! The constants below were measured on a log of 300,000 of the vendor's examples (tests/data/vendor), and on 2,000 and 4,000 of them
-//! with prompts of 2,800 characters. `cargo test --test it sizing` measures again, and fails where they are wrong.
+//! The constants were measured with 300,000 of the vendor's examples (tests/data/vendor), and with
+//! 2,000 and 4,000 of them with prompts of 2,800 characters. `cargo test --test it sizing` measures
+//! again, and fails if they are wrong.
 
 use std::time::Duration;
 
@@ -17,76 +19,81 @@ use crate::config::Config;
 const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
 
-/// The body as received, and what the event has of it: as much again where the prompt and URLs are its bulk.
+/// The raw body, and the fields read from it: about as many bytes again if prompt and URLs make up
+/// most of the body.
 const EVENT_PER_BODY: u64 = 2;
-/// What an event has beside that: ids, product, times, names of fields. Measured: 55 for bodies of 210 bytes, 48 for those of 3,006.
-/// The rest is for some labels and the name of a credential.
+/// Size of an event beside these: ids, product, times, tags of fields. Measured: 55 bytes for
+/// bodies of 210 bytes, 48 for bodies of 3,006. The rest is for some labels and the name of a
+/// credential.
 const EVENT_BYTES_BESIDE: u64 = 96;
-/// An entry of the log (73), and the head of a commit (128), which a busy broker shares between events. Measured: 201 where each had
-/// a commit of its own, 99 with five in one.
+/// An entry of the log (73), and the header of a commit (128), which the events of one commit
+/// share. Measured: 201 with one event in each commit, 99 with five.
 const FRAME_BYTES: u64 = 201;
-/// An entry of the task index. Measured: 108 in 300,000 tasks, when the database was at rest.
+/// An entry of the task index. Measured: 108 for 300,000 tasks, after compaction.
 const INDEX_BYTES: u64 = 110;
-/// While it rewrites its tables, the database has both. Measured: 217 bytes for a task.
+/// During a compaction the database has its old and its new tables. Measured: 217 bytes for a task.
 const INDEX_COPIES: u64 = 2;
-/// A quarantined callback is in the log, and encrypted in the database.
+/// A quarantined callback is stored in the log, and encrypted in the database.
 const QUARANTINE_COPIES: u64 = 2;
-/// Segments of 32 MiB: one that is written to, one made ahead, one about to be removed. The database's journals, twice 64 MiB.
+/// Three segments of 32 MiB (the active one, a preallocated one, one about to be removed), and two
+/// journals of the database of 64 MiB.
 const FIXED_BYTES: u64 = 3 * 32 * MIB + 2 * 64 * MIB;
-/// A body where nothing is known of those that come. The vendor's examples have 200 to 350 bytes; a long prompt makes it 3 kB.
-pub const TYPICAL_BODY_BYTES: u64 = 3_000;
+/// Assumed body size if none is known. The vendor's examples have 200 to 350 bytes; with a long
+/// prompt, 3 kB.
+pub(crate) const TYPICAL_BODY_BYTES: u64 = 3_000;
 
-/// What comes.
+/// The callbacks that a broker receives.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Traffic {
-    /// Callbacks a second that become an event: no duplicates.
-    pub per_second: f64,
+pub(crate) struct Traffic {
+    /// Callbacks per second that become an event, so without duplicates.
+    pub(crate) per_second: f64,
     /// Bytes of a body, on average.
-    pub body_bytes: u64,
+    pub(crate) body_bytes: u64,
 }
 
 impl Traffic {
-    /// Bytes of events a second, as retention counts them.
-    pub fn bytes_per_second(self) -> f64 {
+    /// Bytes of events per second, as retention counts them.
+    pub(crate) fn bytes_per_second(self) -> f64 {
         self.per_second * event_bytes(self.body_bytes) as f64
     }
 
-    /// How long it takes to bring so many bytes of events.
-    pub fn time_to_bring(self, bytes: u64) -> Duration {
-        // More than a duration can be is for ever.
+    /// How long it takes until so many bytes of events have come.
+    pub(crate) fn time_to_bring(self, bytes: u64) -> Duration {
+        // A time beyond the range of a duration counts as for ever.
         Duration::try_from_secs_f64(bytes as f64 / self.bytes_per_second()).unwrap_or(Duration::MAX)
     }
 
-    /// Bytes of events that come in this time.
-    pub fn bytes_in(self, time: Duration) -> u64 {
+    /// Bytes of the events that come in this time.
+    pub(crate) fn bytes_in(self, time: Duration) -> u64 {
         (self.bytes_per_second() * time.as_secs_f64()).ceil() as u64
     }
 }
 
-/// Bytes of an event with such a body, as retention counts them: at most.
+/// Most bytes of an event with such a body, as retention counts them.
 pub fn event_bytes(body_bytes: u64) -> u64 {
     body_bytes
         .saturating_mul(EVENT_PER_BODY)
         .saturating_add(EVENT_BYTES_BESIDE)
 }
 
-/// What lies in the data directory, part by part.
+/// Bytes of the data directory, part by part.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Directory {
     /// Events, as retention counts them.
     pub events: u64,
-    /// What the log has beside them.
+    /// Framing of these events in the log.
     pub frames: u64,
     /// The task index.
     pub index: u64,
     /// Quarantined callbacks, in the log and in the database.
     pub quarantine: u64,
-    /// What does not depend on what comes.
+    /// Independent of the traffic.
     pub fixed: u64,
 }
 
 impl Directory {
-    /// With so many bytes of events, each of `event_bytes`, and as many of quarantined callbacks as there may be.
+    /// For `bytes` of events of `event_bytes` each, and `quarantine_bytes` of quarantined
+    /// callbacks.
     pub fn of(bytes: u64, event_bytes: u64, quarantine_bytes: u64) -> Self {
         let events = bytes.div_ceil(event_bytes.max(1));
         Self {
@@ -98,7 +105,7 @@ impl Directory {
         }
     }
 
-    /// All of it.
+    /// The sum of the parts.
     pub fn bytes(&self) -> u64 {
         let Self {
             events,
@@ -113,8 +120,9 @@ impl Directory {
     }
 }
 
-/// Bytes of a disk on which a directory leaves free what `log.disk_free_min_percent` asks for; `None` if none is large enough.
-pub fn disk_bytes(directory_bytes: u64, free_min_percent: u64) -> Option<u64> {
+/// Size of a disk on which such a directory leaves `log.disk_free_min_percent` free; `None` if no
+/// size is enough.
+pub(crate) fn disk_bytes(directory_bytes: u64, free_min_percent: u64) -> Option<u64> {
     let used_percent = 100_u64
         .checked_sub(free_min_percent)
         .filter(|&percent| percent > 0)?;
@@ -122,39 +130,40 @@ pub fn disk_bytes(directory_bytes: u64, free_min_percent: u64) -> Option<u64> {
     Some(u64::try_from(bytes).unwrap_or(u64::MAX))
 }
 
-/// A disk as it is, and what the data directory has of it.
+/// The current state of a disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Space {
-    /// All of it.
-    pub total: u64,
+pub(crate) struct Space {
+    pub(crate) total: u64,
     /// Free for the broker's user.
-    pub free: u64,
-    /// What the data directory has already.
-    pub own: u64,
+    pub(crate) free: u64,
+    /// Used by the data directory.
+    pub(crate) own: u64,
 }
 
 impl Space {
-    /// What the data directory may have before callbacks are refused.
+    /// Size to which the data directory can grow before callbacks are refused.
     fn available(self, free_min_percent: u64) -> u64 {
-        // As the writer reckons it.
+        // Rounded as the store's writer does it.
         let kept_free = (self.total / 100).saturating_mul(free_min_percent);
         self.free.saturating_add(self.own).saturating_sub(kept_free)
     }
 }
 
-/// A log that is larger than its disk: callbacks are refused before it is full.
+/// The limits allow more than the disk holds, so callbacks are refused before retention removes
+/// events.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct TooLarge {
-    /// What the data directory takes when log and quarantine are full.
-    pub needed: u64,
-    /// What it can have.
-    pub available: u64,
-    /// The most that `log.retention_bytes_max` may be here; `None` if that is less than it can be.
-    pub retention_bytes_max: Option<u64>,
+pub(crate) struct TooLarge {
+    /// Size of the data directory with a full log and a full quarantine.
+    pub(crate) needed: u64,
+    /// Size that the disk allows.
+    pub(crate) available: u64,
+    /// The largest `log.retention_bytes_max` that fits; `None` if that is below its minimum.
+    pub(crate) retention_bytes_max: Option<u64>,
 }
 
-/// Whether the disk has room for what the configuration allows, if an event has so many bytes.
-pub fn too_large(config: &Config, space: Space, event_bytes: u64) -> Option<TooLarge> {
+/// Checks whether the disk has room for everything that the configuration allows, with events of
+/// `event_bytes`.
+pub(crate) fn too_large(config: &Config, space: Space, event_bytes: u64) -> Option<TooLarge> {
     let (log, quarantine) = (&config.log, &config.quarantine);
     let needed = Directory::of(
         log.retention_bytes_max,
@@ -162,6 +171,7 @@ pub fn too_large(config: &Config, space: Space, event_bytes: u64) -> Option<TooL
         quarantine.retention_bytes_max,
     )
     .bytes();
+
     let available = space.available(log.disk_free_min_percent);
     if needed <= available {
         return None;
@@ -170,7 +180,8 @@ pub fn too_large(config: &Config, space: Space, event_bytes: u64) -> Option<TooL
     let beside = Directory::of(0, event_bytes, quarantine.retention_bytes_max).bytes();
     let for_events = u128::from(available.saturating_sub(beside));
     let on_disk = u128::from(event_bytes) + u128::from(FRAME_BYTES + INDEX_BYTES * INDEX_COPIES);
-    // One event less, as the last one is counted as a whole.
+
+    // One event less, since the number of events is rounded up.
     let fits = for_events * u128::from(event_bytes) / on_disk.max(1);
     let fits = u64::try_from(fits)
         .unwrap_or(u64::MAX)
@@ -178,6 +189,7 @@ pub fn too_large(config: &Config, space: Space, event_bytes: u64) -> Option<TooL
     let unit = if fits >= GIB { GIB } else { MIB };
     let retention_bytes_max =
         Some(fits / unit * unit).filter(|&bytes| bytes >= retention_bytes_min(config));
+
     Some(TooLarge {
         needed,
         available,
@@ -185,12 +197,12 @@ pub fn too_large(config: &Config, space: Space, event_bytes: u64) -> Option<TooL
     })
 }
 
-/// The least that `log.retention_bytes_max` may be.
-pub fn retention_bytes_min(config: &Config) -> u64 {
+/// The minimum of `log.retention_bytes_max`.
+pub(crate) fn retention_bytes_min(config: &Config) -> u64 {
     event_bytes_max(config).max(MIB)
 }
 
-/// As `config/check` has it: an event of the largest body.
+/// Size of an event with the largest body, as `config/check` computes it.
 fn event_bytes_max(config: &Config) -> u64 {
     config
         .ingest
@@ -199,8 +211,8 @@ fn event_bytes_max(config: &Config) -> u64 {
         .saturating_add(64 * 1024)
 }
 
-/// `log.retention_bytes_max` for so many bytes of events: in whole units that are easy to read, and not less than it may be.
-pub fn retention_bytes_for(config: &Config, bytes: u64) -> u64 {
+/// A `log.retention_bytes_max` that keeps `bytes`, in whole MiB or GiB, and at least its minimum.
+pub(crate) fn retention_bytes_for(config: &Config, bytes: u64) -> u64 {
     let unit = if bytes >= GIB { GIB } else { MIB };
     let whole = bytes.div_ceil(unit).saturating_mul(unit);
     whole.max(
@@ -235,7 +247,7 @@ mod tests {
     }
 
     #[test]
-    fn the_free_part_is_of_the_disk_and_not_of_the_directory() {
+    fn the_free_percentage_is_of_the_disk_and_not_of_the_directory() {
         assert_eq!(disk_bytes(95 * GIB, 5), Some(100 * GIB));
         assert_eq!(disk_bytes(95 * GIB, 0), Some(95 * GIB));
         assert_eq!(disk_bytes(GIB, 99), Some(100 * GIB));
@@ -259,7 +271,7 @@ mod tests {
         let told = too_large(&config, space(kept_free + needed - 1), event).unwrap();
         assert_eq!((told.needed, told.available), (needed, needed - 1));
         assert_eq!(told.retention_bytes_max, Some(9 * GIB));
-        // What the log has already is its own.
+        // Space that the log uses already counts as available.
         let own = 7 * GIB;
         assert_eq!(
             too_large(
@@ -295,7 +307,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_named_fits(
+        fn a_suggested_size_fits(
             free in 0..200 * GIB, more in 0..200 * GIB, own in 0..100 * GIB, percent in 0..100_u64,
             event in 100..3_000_000_u64, quarantine in MIB..10 * GIB, retention in 3 * MIB..1024 * GIB,
         ) {
@@ -332,7 +344,7 @@ mod tests {
         }
 
         #[test]
-        fn what_is_set_for_some_bytes_has_room_for_them(bytes in 0..u64::MAX / 2) {
+        fn a_retention_for_some_bytes_keeps_them(bytes in 0..u64::MAX / 2) {
             let set = retention_bytes_for(&defaults(), bytes);
             prop_assert!(set >= bytes && set <= bytes.max(3 * MIB) + GIB);
         }

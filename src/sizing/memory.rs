@@ -1,32 +1,36 @@
-//! What the broker takes of memory at most, when every limit is used up at once: the sum that SECURITY.md shows, and what to lower
-//! where that is more than there is.
+//! The most memory that the broker uses when every limit is reached at once: the sum that
+//! SECURITY.md shows.
+//!
+//! Also lowers caches until that sum fits a limit of the machine. Measures nothing: the constants
+//! were measured before.
 
 use crate::config::Config;
 
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
 
-/// A commit takes commands up to 8 MiB (`store/writer`), and one more, with the body as received and what the event has of it.
+/// A commit takes commands up to 8 MiB (`store/writer`), and one more, with the raw body and the
+/// fields read from it.
 const COMMIT_BYTES_BESIDE_BODY: u64 = 8 * MIB;
 /// The queue of commands that wait for the writer (`store/writer`).
 const QUEUE_BYTES: u64 = 64 * MIB;
-/// Open backups, each of which reads a commit and has one on the way (`rpc/answers`).
+/// Open backups. Each reads one commit while it sends another (`rpc/answers`).
 const BACKUPS: u64 = 4;
-/// Reads of more than 512 KiB at once, each of a commit (`store/log`).
+/// Concurrent reads of more than 512 KiB, each of a commit (`store/log`).
 const LARGE_READS: u64 = 4;
-/// Other reads of the log at once: one for each of the runtime's threads for reads.
+/// Other concurrent reads of the log: one for each of the runtime's threads for reads.
 const READS: u64 = 16;
 const READ_BYTES: u64 = MIB;
-/// A subscription that waits for a task: its state, and what may always be sent to it. Measured with 100,000 of them; another one
-/// takes 5 KiB.
+/// A subscription that waits for a task: its state, and the bytes that may always be sent to it.
+/// Measured with 100,000 of them. Other subscriptions take 5 KiB.
 const SUBSCRIPTION_BYTES: u64 = 17 * KIB;
 /// A task id of a filter, in the index of the live path.
 const TASK_ID_BYTES: u64 = 320;
-/// The task index in memory, 250,000 tasks (`store/tasks`), and what the database takes beside its cache.
+/// The task index in memory, 250,000 tasks (`store/tasks`), and the database beside its cache.
 const INDEX_BYTES: u64 = 168 * MIB;
 /// Number, credential, product, time and size of one quarantined callback (`store/shares`).
 const QUARANTINED_BYTES: u64 = 200;
-/// A connection of the gRPC listener with TLS; without it 71 KiB.
+/// A connection of the gRPC listener with TLS; without TLS, 71 KiB.
 const GRPC_CONNECTION_BYTES: u64 = 92 * KIB;
 /// A connection of the public listener.
 const INGEST_CONNECTION_BYTES: u64 = 100 * KIB;
@@ -38,159 +42,146 @@ const WATCH_BYTES: u64 = 6 * KIB;
 /// Calls of reflection, and as many that are ending.
 const REFLECTIONS: u64 = 2 * 32;
 const REFLECTION_BYTES: u64 = 384 * KIB;
-/// Answers of any size that clients have not taken.
+/// Answers of any size that clients have not read.
 const UNREAD_ANSWERS: u64 = 16_384;
 const UNREAD_ANSWER_BYTES: u64 = 7 * KIB;
-/// Code, stacks, tables, and what the allocator keeps.
+/// Code, stacks, tables, and free memory that the allocator keeps.
 const PROCESS_BYTES: u64 = 40 * MIB;
 
 /// One line of the sum.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Part {
-    /// What takes it.
-    pub what: &'static str,
-    /// Keys of the configuration that bound it, and how.
-    pub limit: &'static str,
-    /// At most.
-    pub bytes: u64,
+pub(crate) struct Part {
+    pub(crate) what: &'static str,
+    /// The keys of the configuration that limit it, and how.
+    pub(crate) limit: &'static str,
+    /// The most it takes.
+    pub(crate) bytes: u64,
 }
+
+/// A row of the table: what takes memory, its limit, and the bytes that a configuration allows.
+type Row = (&'static str, &'static str, fn(&Config) -> u64);
 
 /// What takes memory, in the order of SECURITY.md.
-#[allow(
-    clippy::too_many_lines,
-    reason = "a table of what takes memory, and how much"
-)]
-pub fn parts(config: &Config) -> Vec<Part> {
-    let Config {
-        ingest,
-        grpc,
-        quarantine,
-        hub,
-        store,
-        ..
-    } = config;
-    let commit_bytes =
-        COMMIT_BYTES_BESIDE_BODY.saturating_add(ingest.body_bytes_max.saturating_mul(2));
-    let part = |what, limit, bytes: &[u64]| Part {
-        what,
-        limit,
-        bytes: sum(bytes),
-    };
+const ROWS: [Row; 15] = [
+    (
+        "events read for streams",
+        "grpc.reading_bytes_max",
+        |config| config.grpc.reading_bytes_max,
+    ),
+    (
+        "streams, with their filters",
+        "grpc.subscriptions_max × 17 KiB, task_ids_in_all_max × 320 B",
+        |config| {
+            let streams = times(config.grpc.subscriptions_max, SUBSCRIPTION_BYTES);
+            streams.saturating_add(times(config.grpc.task_ids_in_all_max, TASK_ID_BYTES))
+        },
+    ),
+    ("answers", "grpc.answers_bytes_max", |config| {
+        config.grpc.answers_bytes_max
+    }),
+    (
+        "open backups",
+        "4 of two commits (each 8 MiB + 2 × ingest.body_bytes_max)",
+        |config| times(2 * BACKUPS, commit_bytes(config)),
+    ),
+    (
+        "reads of the log",
+        "4 of two commits, 16 of 1 MiB",
+        |config| times(2 * LARGE_READS, commit_bytes(config)).saturating_add(READS * READ_BYTES),
+    ),
+    (
+        "recent events",
+        "hub.ring_bytes_max, two commits",
+        |config| times(2, commit_bytes(config)).saturating_add(config.hub.ring_bytes_max),
+    ),
+    (
+        "requests on their way in",
+        "ingest.inflight_bytes_max, grpc.inflight_bytes_max",
+        |config| {
+            let ingest = config.ingest.inflight_bytes_max;
+            ingest.saturating_add(config.grpc.inflight_bytes_max)
+        },
+    ),
+    (
+        "the writer and its queue",
+        "64 MiB, two commits",
+        |config| times(2, commit_bytes(config)).saturating_add(QUEUE_BYTES),
+    ),
+    (
+        "the database and the task index",
+        "store.cache_bytes, 168 MiB",
+        |config| config.store.cache_bytes.saturating_add(INDEX_BYTES),
+    ),
+    (
+        "owners of quarantined callbacks",
+        "quarantine.retention_count_max × 200 B",
+        |config| times(config.quarantine.retention_count_max, QUARANTINED_BYTES),
+    ),
+    (
+        "connections",
+        "grpc.connections_max × 92 KiB, ingest.connections_max × 100 KiB",
+        |config| {
+            let grpc = times(config.grpc.connections_max, GRPC_CONNECTION_BYTES);
+            grpc.saturating_add(times(
+                config.ingest.connections_max,
+                INGEST_CONNECTION_BYTES,
+            ))
+        },
+    ),
+    (
+        "health checks and Watch streams",
+        "5 MiB, 9,216 of 6 KiB, and an eighth of those",
+        |_| HEALTH_BYTES + WATCHES * WATCH_BYTES,
+    ),
+    ("calls of reflection", "64 of 384 KiB", |_| {
+        REFLECTIONS * REFLECTION_BYTES
+    }),
+    (
+        "answers that clients have not taken",
+        "16,384 of 7 KiB",
+        |_| UNREAD_ANSWERS * UNREAD_ANSWER_BYTES,
+    ),
+    ("the process itself", "", |_| PROCESS_BYTES),
+];
 
-    vec![
-        part(
-            "events read for streams",
-            "grpc.reading_bytes_max",
-            &[grpc.reading_bytes_max],
-        ),
-        part(
-            "streams, with their filters",
-            "grpc.subscriptions_max × 17 KiB, task_ids_in_all_max × 320 B",
-            &[
-                grpc.subscriptions_max.saturating_mul(SUBSCRIPTION_BYTES),
-                grpc.task_ids_in_all_max.saturating_mul(TASK_ID_BYTES),
-            ],
-        ),
-        part(
-            "answers",
-            "grpc.answers_bytes_max",
-            &[grpc.answers_bytes_max],
-        ),
-        part(
-            "open backups",
-            "4 of two commits (each 8 MiB + 2 × ingest.body_bytes_max)",
-            &[commit_bytes.saturating_mul(2 * BACKUPS)],
-        ),
-        part(
-            "reads of the log",
-            "4 of two commits, 16 of 1 MiB",
-            &[
-                commit_bytes.saturating_mul(2 * LARGE_READS),
-                READS * READ_BYTES,
-            ],
-        ),
-        part(
-            "recent events",
-            "hub.ring_bytes_max, two commits",
-            &[hub.ring_bytes_max, commit_bytes, commit_bytes],
-        ),
-        part(
-            "requests on their way in",
-            "ingest.inflight_bytes_max, grpc.inflight_bytes_max",
-            &[ingest.inflight_bytes_max, grpc.inflight_bytes_max],
-        ),
-        part(
-            "the writer and its queue",
-            "64 MiB, two commits",
-            &[QUEUE_BYTES, commit_bytes, commit_bytes],
-        ),
-        part(
-            "the database and the task index",
-            "store.cache_bytes, 168 MiB",
-            &[store.cache_bytes, INDEX_BYTES],
-        ),
-        part(
-            "owners of quarantined callbacks",
-            "quarantine.retention_count_max × 200 B",
-            &[quarantine
-                .retention_count_max
-                .saturating_mul(QUARANTINED_BYTES)],
-        ),
-        part(
-            "connections",
-            "grpc.connections_max × 92 KiB, ingest.connections_max × 100 KiB",
-            &[
-                grpc.connections_max.saturating_mul(GRPC_CONNECTION_BYTES),
-                ingest
-                    .connections_max
-                    .saturating_mul(INGEST_CONNECTION_BYTES),
-            ],
-        ),
-        part(
-            "health checks and Watch streams",
-            "5 MiB, 9,216 of 6 KiB, and an eighth of those",
-            &[HEALTH_BYTES, WATCHES * WATCH_BYTES],
-        ),
-        part(
-            "calls of reflection",
-            "64 of 384 KiB",
-            &[REFLECTIONS * REFLECTION_BYTES],
-        ),
-        part(
-            "answers that clients have not taken",
-            "16,384 of 7 KiB",
-            &[UNREAD_ANSWERS * UNREAD_ANSWER_BYTES],
-        ),
-        part("the process itself", "", &[PROCESS_BYTES]),
-    ]
+/// The lines of the sum for a configuration.
+pub(crate) fn parts(config: &Config) -> Vec<Part> {
+    ROWS.iter()
+        .map(|&(what, limit, bytes)| Part {
+            what,
+            limit,
+            bytes: bytes(config),
+        })
+        .collect()
 }
 
-/// What the broker takes at most.
-pub fn bytes_max(config: &Config) -> u64 {
-    sum(&parts(config)
-        .iter()
-        .map(|part| part.bytes)
-        .collect::<Vec<_>>())
+fn commit_bytes(config: &Config) -> u64 {
+    times(2, config.ingest.body_bytes_max).saturating_add(COMMIT_BYTES_BESIDE_BODY)
 }
 
-fn sum(bytes: &[u64]) -> u64 {
-    bytes
-        .iter()
-        .fold(0, |sum, bytes| sum.saturating_add(*bytes))
+fn times(count: u64, bytes: u64) -> u64 {
+    count.saturating_mul(bytes)
 }
 
-/// A bound that only makes the broker faster. Lowering it refuses nothing and breaks no promise: streams read the log in turns, or
-/// read from the log what the ring does not have. All other bounds are what clients were promised, or refuse something when lower.
+/// The most memory that the broker uses.
+pub(crate) fn bytes_max(config: &Config) -> u64 {
+    ROWS.iter()
+        .fold(0, |sum, (_, _, bytes)| sum.saturating_add(bytes(config)))
+}
+
+/// A limit that only affects speed. With a lower one nothing is refused: streams read the log in
+/// turns, or read events from the log that the ring no longer has. All other limits are promises to
+/// clients, or refuse something when lowered.
 struct Cache {
     key: &'static str,
-    /// Less would be of little use.
+    /// A smaller cache would be of little use.
     bytes_min: u64,
     of: fn(&mut Config) -> &mut u64,
 }
 
-/// In the order in which they give way: first the one that matters only when it is used up.
+/// In the order in which they are lowered: first the one whose size matters only when it is full.
 const CACHES: [Cache; 3] = [
-    // Some forty wide reads at once.
+    // About forty wide reads at once.
     Cache {
         key: "grpc.reading_bytes_max",
         bytes_min: 64 * MIB,
@@ -202,7 +193,7 @@ const CACHES: [Cache; 3] = [
         bytes_min: 8 * MIB,
         of: |config| &mut config.hub.ring_bytes_max,
     },
-    // The blocks of the index that every look-up passes.
+    // The blocks of the index that every lookup reads.
     Cache {
         key: "store.cache_bytes",
         bytes_min: 8 * MIB,
@@ -210,36 +201,32 @@ const CACHES: [Cache; 3] = [
     },
 ];
 
-/// A configuration as it is in force where memory is limited.
+/// A configuration with caches that fit the memory of the machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Fitted {
-    /// What is in force.
-    pub config: Config,
-    /// What was lowered for it.
-    pub lowered: Vec<Lowered>,
-    /// What it takes at most.
-    pub bytes_max: u64,
+pub(crate) struct Fitted {
+    pub(crate) config: Config,
+    pub(crate) lowered: Vec<Lowered>,
+    /// The most memory that the broker uses with it.
+    pub(crate) bytes_max: u64,
 }
 
-/// A key that is lower in force than it was set.
+/// A cache that is smaller than configured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Lowered {
-    /// The key.
-    pub key: &'static str,
-    /// As it was set.
-    pub from: u64,
-    /// As it is in force.
-    pub to: u64,
+pub(crate) struct Lowered {
+    pub(crate) key: &'static str,
+    pub(crate) from: u64,
+    pub(crate) to: u64,
 }
 
-/// Lowers caches until the sum is no more than `limit`, or none can be lowered any more. Never raises one.
-pub fn fitted(config: &Config, limit: u64) -> Fitted {
+/// Lowers caches until the sum is at most `limit`, or no cache can be lowered further. Never raises
+/// one.
+pub(crate) fn fitted(config: &Config, limit: u64) -> Fitted {
     let (mut config, mut lowered) = (config.clone(), Vec::new());
     for Cache { key, bytes_min, of } in CACHES {
         let excess = bytes_max(&config).saturating_sub(limit);
         let bytes = of(&mut config);
         let from = *bytes;
-        // Whole MiB, which are easier to read.
+        // Whole MiB are easier to read.
         let to = (from.saturating_sub(excess) / MIB * MIB).max(bytes_min);
         if excess == 0 || to >= from {
             continue;
@@ -266,7 +253,7 @@ mod tests {
         config::load(&Sources::default()).unwrap()
     }
 
-    /// The rows of the table in a document: their cells, without marks.
+    /// The cells of a Markdown table, without its marks.
     fn rows(text: &str) -> Vec<Vec<String>> {
         let lines = text
             .lines()
@@ -281,7 +268,7 @@ mod tests {
         lines.map(cells).collect()
     }
 
-    /// A part as a row has it.
+    /// A part as a row of that table.
     fn row(part: &Part) -> Vec<String> {
         let mib = part.bytes.div_ceil(MIB);
         let mib = if mib >= 1_000 {
@@ -336,7 +323,7 @@ mod tests {
                 bytes_max: enough
             }
         );
-        // One byte less lowers the one that gives way first, and by no more than has to be.
+        // One byte less lowers the first cache, and by no more than necessary.
         let fitted = fitted(&config, enough - 1);
         let from = config.grpc.reading_bytes_max;
         assert_eq!(
@@ -350,7 +337,7 @@ mod tests {
     }
 
     #[test]
-    fn caches_give_way_one_after_the_other_and_no_further_than_to_their_least() {
+    fn caches_are_lowered_one_after_the_other_and_never_below_their_minimum() {
         let config = defaults();
         let lowered = |limit| {
             fitted(&config, limit)
@@ -376,7 +363,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_set_below_the_least_stays_as_it_is() {
+    fn a_cache_below_its_minimum_is_not_changed() {
         let mut config = defaults();
         (
             config.grpc.reading_bytes_max,
