@@ -1,5 +1,7 @@
-//! `token`: makes secrets, and the lines of the credentials file that stand for them. Works without a broker. How one takes the
-//! place of another is in `rotate`.
+//! `token new`: makes secrets, and prints their lines for the credentials file. Needs no running
+//! broker.
+//!
+//! Never writes the credentials file itself: `rotate` does, for secrets that are in it already.
 
 use std::{collections::BTreeMap, process::ExitCode, time::Duration};
 
@@ -31,8 +33,8 @@ Examples:
   blobcast token rotate client billing --credentials-file /etc/blobcast/credentials.toml
   blobcast token retire client billing --credentials-file /etc/blobcast/credentials.toml
 
-Put the line into the file that `credentials_file` names, under the section it is printed with. The broker keeps only the \
-hash of a token, so it is printed here once and never again.")]
+Add the printed line to the file that `credentials_file` names, below the header of its section, which the file has only once. The \
+file contains only the hash of a token, so the token is printed here once and never again.")]
 pub(super) struct TokenArgs {
     #[command(subcommand)]
     command: TokenCommand,
@@ -40,11 +42,11 @@ pub(super) struct TokenArgs {
 
 #[derive(Debug, Subcommand)]
 enum TokenCommand {
-    /// Make a new secret and print the line that stands for it.
+    /// Make a new secret and print its line for the credentials file.
     New(NewArgs),
     /// Put a new secret into the credentials file, beside the old one, and print it.
     Rotate(RotateArgs),
-    /// Take the old secret out of the credentials file, once nobody uses it.
+    /// Remove the old secret from the credentials file, once no client uses it.
     Retire(RetireArgs),
 }
 
@@ -52,10 +54,10 @@ enum TokenCommand {
 struct NewArgs {
     #[command(subcommand)]
     kind: Kind,
-    /// Refuse it after this long from now, for example 90d [default: never].
+    /// Refuse the secret after this long from now, for example 90d [default: never].
     #[arg(long, value_name = "DURATION", value_parser = args::duration, global = true)]
     expires_in: Option<Duration>,
-    /// For people, or one JSON object.
+    /// How to print the result: text, or one JSON object.
     #[arg(long, value_name = "FORMAT", default_value = "pretty", global = true)]
     output: Format,
 }
@@ -72,15 +74,15 @@ enum Kind {
 
 #[derive(Args, Debug)]
 struct ClientArgs {
-    /// Names the service in lists and logs.
+    /// Name of the service in lists and logs.
     name: String,
-    /// A product it may see, for example veo; repeat it for more.
+    /// A product that it may see, for example veo; repeat it for more.
     #[arg(long = "product", value_name = "PRODUCT", value_parser = Product::parse)]
     products: Vec<Product>,
-    /// It may see every product, also those to come.
+    /// It may see every product, also future ones.
     #[arg(long, conflicts_with = "products")]
     all_products: bool,
-    /// It may see only events with this label; repeat it for more, and events need all of them.
+    /// It may see only events with this label; repeat it for more: events need all of them.
     #[arg(long = "label", value_name = "KEY=VALUE", value_parser = args::key_value)]
     labels: Vec<(String, String)>,
     /// It may use the admin service, too: subscriptions, quarantine, callback URLs.
@@ -93,12 +95,12 @@ struct ClientArgs {
 
 #[derive(Args, Debug)]
 struct CallbackArgs {
-    /// Names it in lists and logs; a key's name also stands in the URLs it signs.
+    /// Name of the credential in lists and logs; a key's name is also in the URLs that it signs.
     name: String,
-    /// A product that its callbacks may be of, for example veo; repeat it for more [default: any].
+    /// A product that its callbacks may be for, for example veo; repeat it for more [default: any].
     #[arg(long = "product", value_name = "PRODUCT", value_parser = Product::parse)]
     products: Vec<Product>,
-    /// A label that each of its events carries, whatever the URL says besides; repeat it for more.
+    /// A label that all its events get, whatever else the URL says; repeat it for more.
     #[arg(long = "label", value_name = "KEY=VALUE", value_parser = args::key_value)]
     labels: Vec<(String, String)>,
 }
@@ -112,86 +114,138 @@ pub(super) fn run(args: TokenArgs) -> anyhow::Result<ExitCode> {
 }
 
 fn new(args: &NewArgs) -> anyhow::Result<ExitCode> {
-    let (section, name, rest, secret) = match &args.kind {
-        Kind::Client(client) => {
-            let secret = new_secret(true);
-            (
-                "clients",
-                &client.name,
-                client_fields(client, &secret)?,
-                secret,
-            )
-        }
-        Kind::Callback(callback) => {
-            let secret = new_secret(true);
-            let fields = format!(
-                "token = \"{}\"{}",
-                TokenHash::of(&secret),
-                bound_fields(callback)?
-            );
-            ("callback_tokens", &callback.name, fields, secret)
-        }
-        Kind::SigningKey(callback) => {
-            let name = &callback.name;
-            if KeyId::parse(name).is_none() {
-                let problem =
-                    "a key's name has 1 to 32 characters of a-z, A-Z, 0-9, '.', '_' and '-'";
-                return Err(Usage(problem.to_owned()).into());
-            }
-            let secret = new_secret(false);
-            (
-                "signing_keys",
-                name,
-                format!("secret = \"{secret}\"{}", bound_fields(callback)?),
-                secret,
-            )
-        }
-    };
-    let now = Timestamp::now();
-    let seconds = |time: Timestamp| Timestamp::from_second(time.as_second()).unwrap_or(time);
-    let mut line = format!("{} = {{ {rest}, created = {}", toml_key(name), seconds(now));
-    if let Some(expires_in) = args.expires_in {
-        if expires_in < Duration::from_secs(1) {
-            return Err(Usage(
-                "--expires-in is at least 1s: what has expired lets nobody in".to_owned(),
-            )
-            .into());
-        }
-        let expires = now
-            .checked_add(expires_in)
-            .map_err(|_| Usage("--expires-in is beyond the year 9999".to_owned()))?;
-        line += &format!(", expires = {}", seconds(expires));
-    }
-    line += " }";
-    // What the broker would refuse is refused here.
+    let made = Made::new(&args.kind)?;
+    let line = made.line(args.expires_in)?;
+
+    // Refuses here whatever the broker would refuse.
+    let Made {
+        section,
+        name,
+        secret,
+        ..
+    } = made;
+
     Credentials::parse(&format!("[{section}]\n{line}\n"))
         .map_err(|error| Usage(error.to_string()))?;
+
     match args.output {
         Format::Json => {
             let json = json!({"section": section, "name": name, "line": line, "secret": secret});
             output::emit_json(&json)?;
         }
         Format::Pretty => {
-            let told = match args.kind {
-                Kind::SigningKey(_) => String::new(), // the line has it
-                _ => format!("The token, shown this once:\n\n  {secret}\n\n"),
+            let token = match args.kind {
+                Kind::SigningKey(_) => String::new(), // its secret is in the line
+                _ => format!("The token, shown only this once:\n\n  {secret}\n\n"),
             };
+            let next_step = next_step(&args.kind);
             output::emit(
-                format!("{told}The line for the credentials file:\n\n  [{section}]\n  {line}\n")
-                    .as_bytes(),
+                format!(
+                    "{token}Add this line to the credentials file, below its header [{section}]; a file has each header once:\n\n  \
+                     {line}\n\nNext: {next_step}. A running broker applies the change within a second.\n"
+                )
+                .as_bytes(),
             )?;
         }
     }
+
     Ok(ExitCode::SUCCESS)
+}
+
+/// A new secret, and the parts of its line in the credentials file.
+struct Made<'a> {
+    section: &'static str,
+    name: &'a str,
+    /// The fields that depend on the kind, as TOML.
+    fields: String,
+    secret: String,
+}
+
+impl<'a> Made<'a> {
+    fn new(kind: &'a Kind) -> anyhow::Result<Self> {
+        match kind {
+            Kind::Client(client) => {
+                let secret = new_secret(true);
+                Ok(Self {
+                    section: "clients",
+                    name: &client.name,
+                    fields: client_fields(client, &secret)?,
+                    secret,
+                })
+            }
+            Kind::Callback(callback) => {
+                let secret = new_secret(true);
+                let (hash, bound) = (TokenHash::of(&secret), bound_fields(callback)?);
+                Ok(Self {
+                    section: "callback_tokens",
+                    name: &callback.name,
+                    fields: format!("token = \"{hash}\"{bound}"),
+                    secret,
+                })
+            }
+            Kind::SigningKey(callback) => {
+                if KeyId::parse(&callback.name).is_none() {
+                    let problem =
+                        "a key's name has 1 to 32 characters of a-z, A-Z, 0-9, '.', '_' and '-'";
+                    return Err(Usage(problem.to_owned()).into());
+                }
+                let secret = new_secret(false);
+                Ok(Self {
+                    section: "signing_keys",
+                    name: &callback.name,
+                    fields: format!("secret = \"{secret}\"{}", bound_fields(callback)?),
+                    secret,
+                })
+            }
+        }
+    }
+
+    /// The line for the credentials file.
+    fn line(&self, expires_in: Option<Duration>) -> Result<String, Usage> {
+        let now = Timestamp::now();
+        let seconds = |time: Timestamp| Timestamp::from_second(time.as_second()).unwrap_or(time);
+        let expires = match expires_in {
+            None => String::new(),
+            Some(expires_in) if expires_in < Duration::from_secs(1) => {
+                let problem = "--expires-in is at least 1s: the secret would never be valid";
+                return Err(Usage(problem.to_owned()));
+            }
+            Some(expires_in) => {
+                let expires = now
+                    .checked_add(expires_in)
+                    .map_err(|_| Usage("--expires-in is beyond the year 9999".to_owned()))?;
+                format!(", expires = {}", seconds(expires))
+            }
+        };
+
+        let (key, fields) = (toml_key(self.name), &self.fields);
+        let created = seconds(now);
+        Ok(format!(
+            "{key} = {{ {fields}, created = {created}{expires} }}"
+        ))
+    }
+}
+
+/// What to do once the line is in the file.
+fn next_step(kind: &Kind) -> &'static str {
+    match kind {
+        Kind::Client(_) => {
+            "give the token to the service; the client verbs take it from --token-file or BLOBCAST_TOKEN"
+        }
+        Kind::Callback(_) => {
+            "give RunBlob the callback URL with this token: …/webhook/PRODUCT?token=…"
+        }
+        Kind::SigningKey(_) => "mint callback URLs with `blobcast url`",
+    }
 }
 
 fn client_fields(client: &ClientArgs, secret: &str) -> anyhow::Result<String> {
     let products = match client.products.as_slice() {
         [] if client.all_products => ", products = [\"*\"]".to_owned(),
-        // Without any it may do nothing but this.
+        // Without a product it may take backups and nothing else.
         [] if client.backup && !client.admin => String::new(),
         [] => {
-            let problem = "name what it may see: --product veo, or --all-products; or --backup alone for what takes backups";
+            let problem = "name the products that it may see: --product veo, or --all-products; or --backup alone for a client that takes backups";
             return Err(Usage(problem.to_owned()).into());
         }
         some => format!(", products = [{}]", quoted(some)),
@@ -221,7 +275,7 @@ fn quoted(products: &[Product]) -> String {
         .join(", ")
 }
 
-/// `, labels = { team = "ads" }`, if there are any.
+/// `, labels = { team = "ads" }`; empty without labels.
 fn labels_field(labels: &[(String, String)]) -> anyhow::Result<String> {
     let mut sorted = BTreeMap::new();
     for (key, value) in labels {
@@ -243,7 +297,7 @@ fn labels_field(labels: &[(String, String)]) -> anyhow::Result<String> {
     })
 }
 
-/// Bare where TOML allows it.
+/// A TOML key, quoted if necessary.
 fn toml_key(name: &str) -> String {
     let bare = !name.is_empty()
         && name

@@ -1,4 +1,5 @@
-//! Every verb, as a shell runs it, against a real broker: what it prints, how it exits, and what it leaves in the log.
+//! Every verb of the command line against a real broker: its output, its exit code, and its effect
+//! on the log.
 
 use std::time::{Duration, Instant};
 
@@ -491,6 +492,44 @@ async fn a_command_line_that_makes_no_sense_exits_with_2_and_names_the_flag() {
         );
         assert_eq!(ran.stdout, "", "{line}");
     }
+}
+
+// --- token new ---
+
+#[tokio::test]
+async fn printed_lines_can_be_added_below_one_header_and_each_has_a_next_step() {
+    let mut clients = "[clients]\n".to_owned();
+    for (words, section, next_step) in [
+        ("client billing --all-products", "[clients]", "--token-file"),
+        ("client ads --product veo", "[clients]", "--token-file"),
+        (
+            "callback runblob",
+            "[callback_tokens]",
+            "/webhook/PRODUCT?token=",
+        ),
+        ("signing-key k1", "[signing_keys]", "`blobcast url`"),
+    ] {
+        let ran = Cli::new(&format!("token new {words}")).run().await;
+        let printed = ran.good();
+        assert!(
+            printed.contains(&format!("below its header {section}"))
+                && printed.contains("Next: ")
+                && printed.contains(next_step),
+            "{printed}"
+        );
+        // The header is not on a line of its own: appended twice, it would be a duplicate.
+        assert!(!printed.lines().any(|line| line.trim() == section));
+        let line = printed.lines().find(|line| line.contains(" = { ")).unwrap();
+        if section == "[clients]" {
+            clients.push_str(line);
+            clients.push('\n');
+        }
+    }
+
+    assert!(
+        blobcast::credentials::Credentials::parse(&clients).is_ok(),
+        "{clients}"
+    );
 }
 
 // --- wait ---

@@ -1,4 +1,5 @@
-//! The formulas for disk and memory against real brokers: what they predict, what a start warns of, and what `blobcast size` says.
+//! The formulas for disk and memory, measured on real brokers; the warnings at a start; and
+//! `blobcast size`.
 
 use std::{
     fs,
@@ -334,7 +335,7 @@ async fn size_says_which_limit_comes_first_and_what_to_set() {
     for part in [
         "50 callbacks a second with bodies of 3,000 bytes, kept for 7 days",
         "30,240,000 × 6,096 bytes",
-        "log.retention_age_max comes first: events are forgotten after 7 days",
+        "log.retention_age_max comes first: events are removed after 7 days",
         "MemoryMax=5G; the limits are enough.",
     ] {
         assert!(text.good().contains(part), "no {part:?} in {}", text.stdout);
@@ -427,6 +428,25 @@ async fn what_size_says_to_set_is_a_configuration() {
 }
 
 #[tokio::test]
+async fn a_retention_that_the_configuration_would_refuse_is_refused() {
+    let ask = |line: &str| {
+        Cli::new(&format!("size --rate 1 --body 1k --days {line}"))
+            .env("BLOBCAST_LOG__SEGMENT_AGE_MAX", "2d")
+            .run()
+    };
+    let refused = ask("2").await;
+    let problem = "--days: environment variable BLOBCAST_LOG__SEGMENT_AGE_MAX: `log.segment_age_max`: 2d is not less than";
+    assert!(refused.exited(2).contains(problem), "{refused:?}");
+    ask("2.1").await.good();
+}
+
+#[tokio::test]
+async fn one_second_is_in_the_singular() {
+    let ran = Cli::new("size --rate 1 --body 1k --days 1s").run().await;
+    assert!(ran.good().contains("kept for 1 second, when"), "{ran:?}");
+}
+
+#[tokio::test]
 async fn units_are_read_as_they_are_written() {
     for (body, bytes) in [
         ("800", 800),
@@ -483,7 +503,7 @@ async fn a_question_that_makes_no_sense_is_refused_with_what_would() {
         ),
         (
             "--rate 1 --body 2MiB",
-            "ingest.body_bytes_max refuses what has more than 1.00 MiB",
+            "ingest.body_bytes_max refuses bodies of more than 1.00 MiB",
         ),
         (
             "--rate 1 --body 1k --days 0",
