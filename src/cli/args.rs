@@ -1,4 +1,5 @@
-//! What several verbs read from the command line: filters, times, `key=value`, URLs. Pure.
+//! Arguments that several verbs share: filters, times, `key=value`, URLs. Pure: reads texts, opens
+//! nothing.
 
 use std::time::Duration;
 
@@ -15,7 +16,7 @@ use crate::{
     wire::{status_to_wire, v1},
 };
 
-/// Which events: AND between the flags, OR within one that is repeated.
+/// A filter of events: AND between different flags, OR between repetitions of one flag.
 #[derive(Args, Clone, Debug, Default)]
 pub(super) struct FilterArgs {
     /// Only events of this task; repeat it for more tasks.
@@ -27,13 +28,13 @@ pub(super) struct FilterArgs {
     /// Only events with this status; repeat it for more. `unspecified`: the vendor's word is not known.
     #[arg(long = "status", value_name = "STATUS", value_parser = status_parser())]
     statuses: Vec<TaskStatus>,
-    /// Only events whose callback URL carried this label; repeat it for more, any one is enough.
+    /// Only events whose callback URL carried this label; repeat it for more: one of them is
+    /// enough.
     #[arg(long = "label", value_name = "KEY=VALUE", value_parser = key_value)]
     labels: Vec<(String, String)>,
 }
 
 impl FilterArgs {
-    /// The filter for the wire.
     pub(super) fn to_wire(&self) -> anyhow::Result<v1::Filter> {
         let mut filter = v1::Filter {
             task_ids: self.tasks.iter().map(ToString::to_string).collect(),
@@ -45,8 +46,9 @@ impl FilterArgs {
                 .collect(),
             ..v1::Filter::default()
         };
+
         for (key, value) in &self.labels {
-            // The filter is a map: a second value would silently replace the first.
+            // The filter has a map: a second value would silently replace the first.
             if filter
                 .labels
                 .insert(key.clone(), value.clone())
@@ -58,6 +60,7 @@ impl FilterArgs {
                 .into());
             }
         }
+
         Ok(filter)
     }
 }
@@ -71,7 +74,7 @@ fn status_parser() -> impl TypedValueParser<Value = TaskStatus> {
     })
 }
 
-/// Where `listen` starts.
+/// Where `listen` starts: the value of `--from`.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum From {
     /// At the head.
@@ -80,19 +83,19 @@ pub(super) enum From {
     Earliest,
     /// With the first event received in this time before now.
     Ago(Duration),
-    /// With the first event received at or after this.
+    /// With the first event received at or after this time.
     At(Timestamp),
-    /// Behind this event.
+    /// After the event with this cursor.
     After(Cursor),
 }
 
 impl From {
-    /// Reads `--from`.
     pub(super) fn parse(text: &str) -> Result<Self, String> {
         match text {
             "latest" => return Ok(Self::Latest),
             "earliest" => return Ok(Self::Earliest),
-            // Only a cursor is that long, so a damaged one is called that and not a strange duration.
+            // Only a cursor is that long, so a damaged one is reported as a cursor and not as a bad
+            // duration.
             _ if text.len() == Cursor::TEXT_BYTES
                 && text.bytes().all(|b| b.is_ascii_hexdigit()) =>
             {
@@ -102,6 +105,7 @@ impl From {
             }
             _ => {}
         }
+
         match Moment::parse(text) {
             Ok(Moment::Ago(ago)) => Ok(Self::Ago(ago)),
             Ok(Moment::At(time)) => Ok(Self::At(time)),
@@ -111,7 +115,6 @@ impl From {
         }
     }
 
-    /// The same for the wire.
     pub(super) fn to_wire(&self, now: Timestamp) -> v1::subscribe_request::Start {
         use v1::{StartPosition, subscribe_request::Start};
         match self {
@@ -124,12 +127,10 @@ impl From {
     }
 }
 
-/// A time, or how long ago.
+/// A point in time, or a duration before now.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Moment {
-    /// So long before now.
     Ago(Duration),
-    /// Then.
     At(Timestamp),
 }
 
@@ -145,7 +146,7 @@ impl Moment {
         })
     }
 
-    /// The point in time; further back than time goes is its beginning.
+    /// The point in time. A duration beyond the range of timestamps gives the earliest one.
     pub(super) fn resolve(self, now: Timestamp) -> Timestamp {
         match self {
             Self::At(time) => time,
@@ -154,7 +155,7 @@ impl Moment {
     }
 }
 
-/// Reads `key=value`; the value may be empty and may hold further `=`.
+/// Reads `key=value`; the value may be empty and may contain further `=`.
 pub(super) fn key_value(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
         Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
@@ -162,7 +163,7 @@ pub(super) fn key_value(text: &str) -> Result<(String, String), String> {
     }
 }
 
-/// Reads an `http://` or `https://` URL; a bare `host:port` is taken as the former.
+/// Reads an `http://` or `https://` URL; `host:port` alone is read as `http://host:port`.
 pub(super) fn http_url(text: &str) -> Result<Uri, String> {
     let full = if text.contains("://") {
         text.to_owned()
@@ -177,9 +178,10 @@ pub(super) fn http_url(text: &str) -> Result<Uri, String> {
         .authority()
         .filter(|authority| has_scheme && !authority.host().is_empty());
     let authority = authority.ok_or("not an http:// or https:// URL with a host")?;
-    // It may be a password with a slash in it, whose rest would be taken for a path, and shown.
+    // The authority may be cut by a slash in a password, whose rest would be used as a path and
+    // printed.
     if without_user_text(authority).1 != authority.host() && authority.port_u16().is_none() {
-        return Err("not a URL: it has a port that cannot be".into());
+        return Err("not a URL: its port is invalid".into());
     }
     Ok(uri)
 }
@@ -198,7 +200,7 @@ mod tests {
     const NOW: Timestamp = Timestamp::UNIX_EPOCH;
 
     #[test]
-    fn from_takes_each_of_its_forms() {
+    fn from_reads_each_of_its_forms() {
         let cursor = Cursor {
             epoch: Epoch(7),
             sequence: Sequence(42),
@@ -258,7 +260,7 @@ mod tests {
     }
 
     #[test]
-    fn only_http_and_https_urls_are_taken() {
+    fn only_http_and_https_urls_are_accepted() {
         assert_eq!(
             http_url("localhost:50051").unwrap().to_string(),
             "http://localhost:50051/"

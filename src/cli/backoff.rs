@@ -1,4 +1,5 @@
-//! How long to wait before trying again. Pure but for the dice.
+//! How long a client waits before it tries again: exponential backoff with jitter. Pure, except for
+//! the random number.
 
 use std::time::Duration;
 
@@ -6,42 +7,44 @@ use uuid::Uuid;
 
 /// Shortest wait: a broker that restarts is back in about that time.
 const DELAY_MIN: Duration = Duration::from_millis(200);
-/// Longest wait: what a person accepts between a repaired broker and the next line on the screen.
+/// Longest wait: the delay that a person accepts between the broker's return and the next line on
+/// the screen.
 const DELAY_MAX: Duration = Duration::from_secs(10);
 
-/// Counts failures in a row and tells the wait after each.
+/// Counts consecutive failures.
 #[derive(Debug, Default)]
 pub(super) struct Backoff {
     failures: u32,
 }
 
 impl Backoff {
-    /// The wait after one more failure; at least `asked`, where the server asked for a wait.
+    /// The wait after one more failure; at least `asked`, if the server asked for a delay.
     pub(super) fn next(&mut self, asked: Option<Duration>) -> Duration {
-        let delay = delay(self.failures, asked, dice());
+        let delay = delay(self.failures, asked, random());
         self.failures = self.failures.saturating_add(1);
         delay
     }
 
-    /// Something went well: the next failure is a first one again.
+    /// After a success: the next failure counts as the first.
     pub(super) fn reset(&mut self) {
         self.failures = 0;
     }
 }
 
-// Anywhere between the shortest wait and a bound that doubles, so that clients that failed together do not return together.
-// Where the server asked for a wait, it is stretched by up to a fifth for the same reason, never shortened.
-fn delay(failures: u32, asked: Option<Duration>, dice: f64) -> Duration {
+// A random wait between the shortest one and a bound that doubles, so that clients that failed
+// together do not return together. For the same reason a delay that the server asked for is
+// extended by up to a fifth, and never shortened.
+fn delay(failures: u32, asked: Option<Duration>, random: f64) -> Duration {
     let bound = DELAY_MIN
         .saturating_mul(2u32.saturating_pow(failures.saturating_add(1)))
         .min(DELAY_MAX);
-    let drawn = DELAY_MIN + (bound - DELAY_MIN).mul_f64(dice);
+    let own = DELAY_MIN + (bound - DELAY_MIN).mul_f64(random);
     let asked = asked.unwrap_or_default();
-    drawn.max(asked.saturating_add((asked / 5).mul_f64(dice)))
+    own.max(asked.saturating_add((asked / 5).mul_f64(random)))
 }
 
-/// Evenly spread over 0..1. A v4 UUID's last 48 bits are all random, which spares a dependency.
-fn dice() -> f64 {
+/// Uniform in 0..1. The last 48 bits of a v4 UUID are random, so no other dependency is needed.
+fn random() -> f64 {
     let bits = Uuid::new_v4().as_u128() & 0xffff_ffff_ffff;
     bits as f64 / (1u64 << 48) as f64
 }
@@ -54,15 +57,15 @@ mod tests {
 
     proptest! {
         #[test]
-        fn every_wait_is_within_its_bounds(failures: u32, dice in 0.0..1.0f64) {
-            let delay = delay(failures, None, dice);
+        fn every_wait_is_within_its_bounds(failures: u32, random in 0.0..1.0f64) {
+            let delay = delay(failures, None, random);
             prop_assert!((DELAY_MIN..=DELAY_MAX).contains(&delay));
         }
 
         #[test]
-        fn a_wait_that_the_server_asked_for_is_never_shortened(failures: u32, asked_ms in 0u64..3_600_000, dice in 0.0..1.0f64) {
+        fn a_delay_that_the_server_asked_for_is_never_shortened(failures: u32, asked_ms in 0u64..3_600_000, random in 0.0..1.0f64) {
             let asked = Duration::from_millis(asked_ms);
-            let delay = delay(failures, Some(asked), dice);
+            let delay = delay(failures, Some(asked), random);
             prop_assert!(delay >= asked && delay <= DELAY_MAX.max(asked.mul_f64(1.2) + DELAY_MIN));
         }
     }

@@ -1,4 +1,8 @@
-//! `backup`: everything the broker keeps, in one file, while it runs; or in one more file of a directory of them.
+//! `backup`: copies everything that a running broker keeps into a file, or into a new file of a
+//! directory of backups.
+//!
+//! A file gets its name only when it is complete and on disk; until then it is called FILE.partial.
+//! Never replaces a file that is not regular, and never touches another user's partial file.
 
 use std::{
     fs::{self, File, TryLockError},
@@ -19,31 +23,31 @@ use rustix::{
 };
 
 use super::{
-    backup_directory::{cut_off, name, name_of_begun, remove_surplus},
+    backup_directory::{interrupted, name, name_of_begun, remove_surplus},
     client::GrpcArgs,
     output::{self, note},
 };
 use crate::{event::Cursor, wire::v1};
 
-/// What stands for standard output, or input, in place of a file.
+/// Stands for standard output or input in place of a file name.
 pub(super) const STANDARD: &str = "-";
-/// Added to the file's name until it is whole.
+/// Suffix of the file's name until it is complete.
 const PARTIAL: &str = ".partial";
-/// The exit code when the backup is whole, and older ones could not be removed.
+/// Exit code if the backup is complete but older ones could not be removed.
 const NOT_REMOVED: u8 = 3;
 
 /// Copies every event, with its callback's body, and the quarantine into one file.
 #[derive(Args, Debug)]
 #[command(after_help = "\
-The broker goes on meanwhile; the file holds what was there when it began, and everything that was answered by then. It is \
-called FILE.partial until it is whole; then it takes the place of a regular FILE that is there. A link, a device, a FIFO or a \
-directory is refused: for a stream write -. What has the name FILE.partial is replaced if a backup of yours was cut off, and \
-else left alone. The file holds bodies as they were received: keep it as you keep the data directory.
+The broker keeps running. The backup contains every event that was acknowledged before it began. The file is called FILE.partial \
+until it is complete; then it replaces FILE, if that is a regular file. A link, a device, a FIFO or a directory is refused: for a \
+stream write -. An existing FILE.partial is replaced if it was left by an interrupted backup of yours, and is not touched otherwise. \
+The file contains bodies as they were received: protect it like the data directory.
 
-With --directory each run makes a file of its own, called blobcast-TIME-LOG.backup by the time (UTC) at which it began and the first 8 \
-digits of its log's epoch. What earlier runs have left there that did not come to their end is removed. With --keep N the oldest files \
-with such names are removed when the new one is whole and on disk, until N of the same log are left. Backups of another log, and those \
-of a time yet to come, are neither counted nor removed; other files are never touched.
+With --directory each run writes a new file, blobcast-TIME-LOG.backup, named after the time (UTC) at which it began and the first 8 \
+digits of its log's epoch. Partial files of earlier interrupted runs are removed. With --keep N, once the new file is complete and on \
+disk, the oldest files with such names are removed until N of the same log are left. Backups of another log, and those with a time in \
+the future, are neither counted nor removed. Other files are never touched.
 
 Examples:
   blobcast backup events.backup
@@ -51,15 +55,16 @@ Examples:
   blobcast backup - | zstd > events.backup.zst
   blobcast restore events.backup --data-dir new-data
 
-Exit codes: 0 the backup is whole and on disk; 1 it is not; 2 usage; 3 it is, but older ones could not be removed.")]
+Exit codes: 0 the backup is complete and on disk; 1 it is not; 2 usage; 3 it is, but older ones could not be removed.")]
 pub(super) struct BackupArgs {
-    /// Where to write it; - is standard output.
+    /// File to write the backup to; - is standard output.
     #[arg(required_unless_present = "directory")]
     file: Option<PathBuf>,
-    /// A directory to put it into, under a name with the time.
+    /// Directory to write a new file into, named after the time.
     #[arg(long, value_name = "DIRECTORY", conflicts_with = "file")]
     directory: Option<PathBuf>,
-    /// How many of the same log to keep there, the new one included; the oldest are removed [default: all].
+    /// Backups of the same log to keep in the directory, with the new one; the oldest are removed
+    /// [default: all].
     #[arg(
         long,
         value_name = "N",
@@ -89,9 +94,11 @@ pub(super) async fn run(args: BackupArgs) -> anyhow::Result<ExitCode> {
         target.write(&message.chunk)?;
         summary = message.summary;
     }
+
     let Some(summary) = summary.filter(|summary| summary.backup_bytes == bytes) else {
-        anyhow::bail!("the backup has ended early: try again");
+        anyhow::bail!("the backup ended early: try again");
     };
+
     let v1::BackupSummary {
         event_count,
         quarantine_count,
@@ -106,7 +113,9 @@ pub(super) async fn run(args: BackupArgs) -> anyhow::Result<ExitCode> {
         }
         None => file.clone(),
     };
+
     target.finish(&file)?;
+
     let of_directory = args
         .directory
         .as_ref()
@@ -116,9 +125,11 @@ pub(super) async fn run(args: BackupArgs) -> anyhow::Result<ExitCode> {
         "{event_count} events and {quarantine_count} quarantined callbacks in {backup_bytes} bytes"
     );
     note(&format!("{of_directory}{counts}"));
+
     let Some(keep) = args.keep else {
         return Ok(ExitCode::SUCCESS);
     };
+
     Ok(match remove_surplus(&file, keep.get()) {
         Ok(gone) => {
             gone.iter()
@@ -127,29 +138,33 @@ pub(super) async fn run(args: BackupArgs) -> anyhow::Result<ExitCode> {
         }
         Err(error) => {
             note(&format!(
-                "the new backup is whole, but of the older ones more than {keep} are left: {error:#}"
+                "the new backup is complete, but more than {keep} are left: {error:#}"
             ));
             ExitCode::from(NOT_REMOVED)
         }
     })
 }
 
-/// Where the backup goes.
+/// The file to write. In a directory of backups, first removes partial files of earlier runs.
 fn file(args: &BackupArgs, began: Timestamp) -> anyhow::Result<PathBuf> {
     let Some(directory) = &args.directory else {
         return Ok(args.file.clone().unwrap_or_else(|| STANDARD.into()));
     };
-    for partial in cut_off(directory, PARTIAL)? {
-        // Another one may just be writing it.
-        match remove_what_was_cut_off(&partial) {
-            Ok(()) => note(&format!("removed {}, which was cut off", partial.display())),
+    for partial in interrupted(directory, PARTIAL)? {
+        // An error is only reported: another backup may still be writing this file.
+        match remove_interrupted(&partial) {
+            Ok(()) => note(&format!(
+                "removed {}, left by an interrupted backup",
+                partial.display()
+            )),
             Err(error) => note(&format!("{error:#}")),
         }
     }
     Ok(directory.join(name_of_begun(began)))
 }
 
-/// A file that gets its name when it is whole, and is removed if it does not get that far; or standard output.
+/// The output: a file that is renamed when it is complete and removed otherwise, or standard
+/// output.
 enum Target {
     Standard,
     File {
@@ -164,13 +179,15 @@ impl Target {
         if path == Path::new(STANDARD) {
             return Ok(Self::Standard);
         }
+
         check_may_be_replaced(path)?;
         let mut partial = path.as_os_str().to_owned();
         partial.push(PARTIAL);
         let partial = PathBuf::from(partial);
-        remove_what_was_cut_off(&partial)?;
+        remove_interrupted(&partial)?;
 
-        // Only into a file of its own making, whatever is at that name by now; and nobody else's to read: it has what the log has.
+        // Always a new file, whatever has that name by now, and readable for its owner only: it has
+        // the content of the log.
         let file = match File::options()
             .write(true)
             .create_new(true)
@@ -182,15 +199,18 @@ impl Target {
             }
             opened => opened.with_context(|| cannot_write(&partial))?,
         };
-        // Before it had the lock, another backup may have taken the file for one that was cut off.
+
+        // Another backup may have removed the file as an interrupted one before this process had
+        // the lock.
         let is_free = is_free(&file) && is_at(&file, &partial);
-        let told = another_writes(&partial);
+        let busy = another_writes(&partial);
         let target = Self::File {
             file,
             partial,
             is_whole: false,
         };
-        anyhow::ensure!(is_free, told);
+
+        anyhow::ensure!(is_free, busy);
         Ok(target)
     }
 
@@ -203,7 +223,7 @@ impl Target {
         }
     }
 
-    /// Makes it durable under its own name, `path`, beside the one that it has until then.
+    /// Syncs the file and renames it to `path`, in the same directory.
     fn finish(mut self, path: &Path) -> anyhow::Result<()> {
         let Self::File {
             file,
@@ -213,20 +233,25 @@ impl Target {
         else {
             return Ok(());
         };
+
         let parent = path
             .parent()
             .filter(|parent| !parent.as_os_str().is_empty())
             .unwrap_or(Path::new("."));
+
         file.sync_all().with_context(|| cannot_write(partial))?;
         anyhow::ensure!(
             is_at(file, partial),
-            "{} was replaced meanwhile: name a file in a directory of yours",
+            "{} was replaced meanwhile: name a file in a directory that only you can write to",
             partial.display()
         );
-        // Again: it may have come meanwhile. A link that comes even later is replaced itself, not what it leads to.
+
+        // Checked again: the file may have appeared meanwhile. A link that appears after the check
+        // is replaced, not its target.
         check_may_be_replaced(path)?;
         fs::rename(partial, path).with_context(|| cannot_write(path))?;
         *is_whole = true;
+
         File::open(parent)
             .and_then(|parent| parent.sync_all())
             .with_context(|| cannot_write(path))
@@ -243,13 +268,12 @@ impl Drop for Target {
         } = self
             && is_at(file, partial)
         {
-            // Should it stay, its name still says what it is.
-            let _ = fs::remove_file(partial).is_ok();
+            let _ = fs::remove_file(partial).is_ok(); // if it stays, its name says that it is partial
         }
     }
 }
 
-/// Refuses to put a file in the place of a device, a FIFO, a link or a directory.
+/// Refuses to replace a device, a FIFO, a link or a directory.
 fn check_may_be_replaced(path: &Path) -> anyhow::Result<()> {
     let is_free = match fs::symlink_metadata(path) {
         Ok(metadata) => metadata.is_file(),
@@ -260,23 +284,24 @@ fn check_may_be_replaced(path: &Path) -> anyhow::Result<()> {
     };
     anyhow::ensure!(
         is_free,
-        "{} is there, and no regular file that could be replaced: name another file, or write - to send the backup to standard \
-         output",
+        "{} exists and is not a regular file: name another file, or write - to send the backup to standard output",
         path.display()
     );
     Ok(())
 }
 
-/// Removes what a backup of the same user has left that was cut off. What anybody else has put there is not touched.
-fn remove_what_was_cut_off(partial: &Path) -> anyhow::Result<()> {
-    // Does not wait for the other end of a FIFO either.
+/// Removes the partial file of an interrupted backup of the same user. Anything else at that name
+/// is an error.
+fn remove_interrupted(partial: &Path) -> anyhow::Result<()> {
+    // NONBLOCK: opening a FIFO must not wait for its other end.
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let foreign = || {
         format!(
-            "{} is there, and no backup of yours has made it: remove it, or name another file",
+            "{} exists and was not made by a backup of yours: remove it, or name another file",
             partial.display()
         )
     };
+
     let file = match rustix::fs::open(partial, flags, Mode::empty()) {
         Ok(file) => File::from(file),
         Err(Errno::NOENT | Errno::NOTDIR) => return Ok(()),
@@ -288,19 +313,22 @@ fn remove_what_was_cut_off(partial: &Path) -> anyhow::Result<()> {
         metadata.is_file() && metadata.uid() == geteuid().as_raw(),
         foreign()
     );
+
     anyhow::ensure!(
         is_free(&file) && is_at(&file, partial),
         another_writes(partial)
     );
+
     fs::remove_file(partial).with_context(|| cannot_write(partial))
 }
 
-/// Takes the lock of a file that is written; false if another backup has it. Where there are no locks, it goes on without one.
+/// Locks a partial file; false if another backup has the lock. On a file system without locks it
+/// counts as free.
 fn is_free(file: &File) -> bool {
     !matches!(file.try_lock(), Err(TryLockError::WouldBlock))
 }
 
-/// Whether a name still is this file's.
+/// Whether `path` still names this open file.
 fn is_at(file: &File, path: &Path) -> bool {
     let place = |metadata: fs::Metadata| (metadata.dev(), metadata.ino());
     let (opened, named) = (
@@ -312,7 +340,7 @@ fn is_at(file: &File, path: &Path) -> bool {
 
 fn another_writes(partial: &Path) -> String {
     format!(
-        "another backup writes {}: let it end first",
+        "another backup is writing {}: wait until it ends",
         partial.display()
     )
 }

@@ -1,5 +1,7 @@
-//! A directory of backups, for runs that nobody watches: each has a name with its time, and of the older ones some are kept.
-//! Touches nothing but what has such a name.
+//! A directory of backups for scheduled runs: names files after their time and log, and finds the
+//! ones to remove.
+//!
+//! Never touches a file without such a name.
 
 use std::{
     fs,
@@ -11,24 +13,22 @@ use jiff::{Timestamp, civil::DateTime, tz::TimeZone};
 
 use crate::event::Epoch;
 
-/// What the names begin with.
 const PREFIX: &str = "blobcast-";
-/// What they end with.
 const SUFFIX: &str = ".backup";
-/// UTC, so that the order of the names is that of time.
+/// UTC, so that names sort by time.
 const TIME: &str = "%Y%m%dT%H%M%SZ";
-/// How long such a time is.
+/// Length of such a time.
 const TIME_BYTES: usize = 16;
 
-/// Digits of a log's epoch in a name: enough to tell the logs of one directory from each other.
+/// Digits of a log's epoch in a name: enough to distinguish the logs of one directory.
 const LOG_DIGITS: usize = 8;
 
-/// The name of a backup that begins at `time`, until it is known of which log it is.
+/// The name of a backup that begins at `time`, before its log is known.
 pub(super) fn name_of_begun(time: Timestamp) -> String {
     format!("{PREFIX}{}{SUFFIX}", stamp(time))
 }
 
-/// The name of a backup of a log that began at `time`.
+/// The name of a complete backup that began at `time`.
 pub(super) fn name(time: Timestamp, epoch: Epoch) -> String {
     format!(
         "{PREFIX}{}-{}{SUFFIX}",
@@ -41,7 +41,7 @@ fn stamp(time: Timestamp) -> String {
     time.to_zoned(TimeZone::UTC).strftime(TIME).to_string()
 }
 
-/// The time in a name, if it is a date, and what follows it.
+/// The time in a name, and the text after it; `None` if it is not a valid time.
 fn time_of(text: &str) -> Option<(Timestamp, &str)> {
     let (time, rest) = text
         .strip_prefix(PREFIX)?
@@ -55,7 +55,7 @@ fn time_of(text: &str) -> Option<(Timestamp, &str)> {
     (stamp(at) == time).then_some((at, rest))
 }
 
-/// When the backup began that has such a name, and the digits of its log; `None` of any other name.
+/// The time and the digits of the log in the name of a complete backup; `None` for any other name.
 fn parts_of(text: &str) -> Option<(Timestamp, &str)> {
     let (at, rest) = time_of(text)?;
     let digits = rest.strip_prefix('-')?;
@@ -66,8 +66,9 @@ fn parts_of(text: &str) -> Option<(Timestamp, &str)> {
     are_digits.then_some((at, digits))
 }
 
-/// Which of these names go when `keep` are kept and the one called `new` is among them, the oldest first. Only backups of the same log
-/// count, so a new log takes nothing from an older one; and none that is said to be of a time that is yet to come.
+/// The names to remove, oldest first, so that `keep` backups are left with `new` among them. Only
+/// backups of the same log count, so that a new log does not displace an old one. Backups from the
+/// future do not count: the clock was wrong, then or now.
 fn surplus(names: &[String], new: &str, keep: usize, now: Timestamp) -> Vec<String> {
     let Some((_, log)) = parts_of(new) else {
         return Vec::new();
@@ -77,26 +78,27 @@ fn surplus(names: &[String], new: &str, keep: usize, now: Timestamp) -> Vec<Stri
     };
     let mut others: Vec<_> = names.iter().filter(|name| counts(name)).cloned().collect();
     others.sort_unstable();
-    // Whatever the clock says, the new one stays.
+    // The new one stays, whatever the clock says.
     others.truncate((others.len() + 1).saturating_sub(keep));
     others
 }
 
-/// Removes the oldest backups of a log but `keep`, the one at `new` among those that stay. Says which are gone.
+/// Removes the oldest backups of the log of `new` until `keep` are left with it. Returns the
+/// removed ones.
 pub(super) fn remove_surplus(new: &Path, keep: usize) -> anyhow::Result<Vec<PathBuf>> {
     let directory = new.parent().unwrap_or(Path::new("."));
     let new = new.file_name().unwrap_or_default().to_string_lossy();
-    let mut gone = Vec::new();
+    let mut removed = Vec::new();
     for name in surplus(&names(directory)?, &new, keep, Timestamp::now()) {
         let path = directory.join(name);
         fs::remove_file(&path).with_context(|| format!("cannot remove {}", path.display()))?;
-        gone.push(path);
+        removed.push(path);
     }
-    Ok(gone)
+    Ok(removed)
 }
 
-/// Paths of what earlier runs have left that did not come to their end: those with `partial` behind such a name.
-pub(super) fn cut_off(directory: &Path, partial: &str) -> anyhow::Result<Vec<PathBuf>> {
+/// The partial files of earlier runs: the names of [`name_of_begun`] with the suffix `partial`.
+pub(super) fn interrupted(directory: &Path, partial: &str) -> anyhow::Result<Vec<PathBuf>> {
     let names = names(directory)?;
     let of_backups = names
         .iter()
@@ -104,7 +106,7 @@ pub(super) fn cut_off(directory: &Path, partial: &str) -> anyhow::Result<Vec<Pat
     Ok(of_backups.map(|name| directory.join(name)).collect())
 }
 
-/// Whether a name is one of [`name_of_begun`]'s.
+/// Whether [`name_of_begun`] made this name.
 fn is_begun(name: &str) -> bool {
     time_of(name).is_some_and(|(_, rest)| rest.is_empty())
 }
@@ -113,7 +115,7 @@ fn is_begun(name: &str) -> bool {
 fn names(directory: &Path) -> anyhow::Result<Vec<String>> {
     let cannot = || {
         format!(
-            "cannot read {}: name a directory that is there",
+            "cannot read {}: name an existing directory",
             directory.display()
         )
     };
@@ -142,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_has_its_time_and_its_log_and_nothing_else_is_one() {
+    fn a_name_has_a_time_and_a_log_and_no_other_name_is_a_backup() {
         let time: Timestamp = "2026-01-31T04:05:06.9Z".parse().unwrap();
         assert_eq!(name(time, LOG), "blobcast-20260131T040506Z-01234567.backup");
         assert_eq!(name_of_begun(time), "blobcast-20260131T040506Z.backup");
@@ -170,7 +172,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn the_new_one_and_the_newest_others_of_its_log_stay_and_nothing_else_is_touched(
+        fn the_newest_backups_of_a_log_stay_and_no_other_file_is_touched(
             seconds in proptest::collection::btree_set(0i64..4_000_000_000, 0..12), new in 0i64..4_000_000_000, keep in 1usize..6,
             now in 0i64..4_000_000_000,
         ) {

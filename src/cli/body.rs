@@ -1,4 +1,4 @@
-//! A callback's body from a file or standard input, byte for byte.
+//! Reads a callback's body from a file or standard input, byte for byte.
 
 use std::{
     fs::File,
@@ -9,10 +9,10 @@ use bytes::Bytes;
 
 use super::output::unreadable;
 
-/// Longest body that is read: the most that a broker can be set to take.
+/// Largest body that is read: the largest that a broker can be configured to accept.
 const BODY_BYTES_MAX: u64 = 64 * 1024 * 1024;
 
-/// Everything in the file, or in standard input if it is `-`.
+/// The content of the file, or of standard input if `path` is `-`.
 pub(super) fn read(path: &str) -> anyhow::Result<Bytes> {
     read_all(path).map_err(|error| unreadable("--body", path.as_ref(), &error))
 }

@@ -1,4 +1,7 @@
-//! `check-config`: whether `serve` would start with this configuration, as the user that is going to run it.
+//! `check-config`: checks whether `serve` would start with this configuration, as the user that
+//! will run it.
+//!
+//! Listens nowhere and creates nothing. With `--reload` it then sends SIGHUP to a running broker.
 
 use std::{env, fs, os::unix::fs::MetadataExt, process::ExitCode, thread, time::Duration};
 
@@ -16,14 +19,14 @@ use crate::{
     server::{self, Rehearsal},
 };
 
-/// How long a broker has to tell its supervisor that it reloads: one that has been told waits for the end of that, although this
-/// process has ended.
+/// Time for the broker to notify systemd that it reloads. Once notified, systemd waits for the end
+/// of the reload, although this process has ended.
 const NOTICE: Duration = Duration::from_millis(200);
 
 pub(super) const AFTER_HELP: &str = "\
-Reads what `serve` would read, as the user that it runs as: certificates, keys, authorities, lists of revoked certificates, \
-credentials. Looks at the rights in the data directory, and compares the listeners with systemd's socket units, where there are \
-any. It listens nowhere, makes nothing, and may run beside a broker; what is in the log it does not read.
+Reads what `serve` would read, as the same user: certificates, keys, authorities, revocation lists, credentials. Checks the \
+permissions of the data directory, and compares the listeners with systemd's socket units, if there are any. It listens nowhere, \
+creates nothing, does not read the log, and may run beside a broker.
 
 Examples:
   blobcast check-config --config blobcast.toml
@@ -32,17 +35,18 @@ Examples:
 
 Exit codes: 0 `serve` would start; 1 it would not, and standard error names each mistake; 2 usage.";
 
-/// `serve`'s flags: what is checked is what it would run with.
+/// Takes the flags of `serve`, so that it checks the same configuration.
 #[derive(Args, Debug)]
 pub(super) struct CheckConfigArgs {
     #[command(flatten)]
     serve: ServeArgs,
-    /// Check as this user with its groups in /etc/group; only root can. Of a unit, neither Group= and SupplementaryGroups= nor
-    /// the sandbox are applied.
+    /// Check as this user with its groups in /etc/group; only root can. A unit's Group=,
+    /// SupplementaryGroups= and sandbox are not applied.
     #[arg(long, value_name = "NAME")]
     as_user: Option<String>,
-    /// If a start would succeed, send SIGHUP to the broker with this process id; for `ExecReload=`. What the broker then makes of
-    /// it is in its log, its STATUS= line, and `blobcast_reload_refused`.
+    /// If a start would succeed, send SIGHUP to the broker with this process id; for `ExecReload=`.
+    /// The result of the reload is in the broker's log, its STATUS= line, and
+    /// `blobcast_reload_refused`.
     #[arg(long, value_name = "PID", conflicts_with_all = ["as_user", "print_default"], value_parser = clap::value_parser!(i32).range(1..))]
     reload: Option<i32>,
     /// Print the documented default file instead: every key, what it means, and its default.
@@ -50,15 +54,17 @@ pub(super) struct CheckConfigArgs {
     print_default: bool,
 }
 
-/// Prints what would keep the broker from starting, all of it.
+/// Prints every problem that would keep the broker from starting.
 pub(super) fn run(args: CheckConfigArgs) -> anyhow::Result<ExitCode> {
     if args.print_default {
         output::emit(config::DEFAULT.as_bytes())?;
         return Ok(ExitCode::SUCCESS);
     }
+
     if let Some(name) = &args.as_user {
         become_user(name)?;
     }
+
     let config = config::load(&args.serve.sources())?;
     let exposures = server::exposures(&config, &server::Reader::of_a_broker());
     let Rehearsal { problems, warnings } = server::rehearse(&config);
@@ -67,15 +73,18 @@ pub(super) fn run(args: CheckConfigArgs) -> anyhow::Result<ExitCode> {
         .is_none()
         .then(|| checked_as_root(&config))
         .flatten();
+
     for warning in exposures.into_iter().chain(warnings).chain(as_root) {
         output::note(&format!("warning: {warning}"));
     }
+
     if !problems.is_empty() {
         for problem in problems {
             output::report(&anyhow::Error::msg(problem));
         }
         return Ok(ExitCode::from(EXIT_OTHER));
     }
+
     output::emit_line(&format!(
         "the configuration is good: callbacks on {}, gRPC on {}, admin on {}, data in {}",
         config.ingest.listen,
@@ -83,6 +92,7 @@ pub(super) fn run(args: CheckConfigArgs) -> anyhow::Result<ExitCode> {
         config.admin.listen,
         config.data_dir.display()
     ))?;
+
     args.reload.map(reload).transpose()?;
     Ok(ExitCode::SUCCESS)
 }
@@ -91,7 +101,7 @@ fn reload(pid: i32) -> anyhow::Result<()> {
     let name_the_brokers =
         || format!("--reload: cannot signal process {pid}: name the broker's process id");
     let process = Pid::from_raw(pid).with_context(name_the_brokers)?;
-    // Held before it is looked at: the number may be another process's by the time of the signal.
+    // Opened before the check: by the time of the signal the number may belong to another process.
     let held = pidfd_open(process, PidfdFlags::empty()).with_context(name_the_brokers)?;
     check_is_broker(pid)?;
     pidfd_send_signal(&held, Signal::HUP).with_context(|| {
@@ -101,7 +111,7 @@ fn reload(pid: i32) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// SIGHUP ends a process that does not expect it: so none but a broker is to get it.
+/// Refuses a process that is not a broker: SIGHUP ends processes that do not handle it.
 fn check_is_broker(pid: i32) -> anyhow::Result<()> {
     let read = |process: &str, file: &str| fs::read(format!("/proc/{process}/{file}"));
     let (process, text) = (pid.to_string(), |bytes: Vec<u8>| {
@@ -109,7 +119,8 @@ fn check_is_broker(pid: i32) -> anyhow::Result<()> {
     });
     let (status, line) = match (read(&process, "status"), read(&process, "cmdline")) {
         (Ok(status), Ok(line)) => (text(status), line),
-        // The unit's sandbox hides the broker from what systemd runs beside it; but it is systemd that names it.
+        // The unit's sandbox hides the broker from its ExecReload= process, but then systemd itself
+        // names it in MAINPID.
         _ if env::var("MAINPID").is_ok_and(|main| main == process) => return Ok(()),
         (Err(error), _) | (_, Err(error)) => {
             return Err(error).with_context(|| {
@@ -117,29 +128,31 @@ fn check_is_broker(pid: i32) -> anyhow::Result<()> {
             });
         }
     };
-    if !expects_hangup(&status)
-        || !serves(
+
+    if !handles_hangup(&status)
+        || !is_serve(
             &status,
             &line,
             &read("self", "status").map(text).unwrap_or_default(),
         )
     {
         bail!(
-            "--reload: process {pid} is no broker that serves: nothing was sent; name the broker's"
+            "--reload: process {pid} is not a running broker: no signal was sent; name the broker's process id"
         );
     }
+
     Ok(())
 }
 
-/// Whether a process has something to do on SIGHUP other than to end, by its `/proc/PID/status`.
-fn expects_hangup(status: &str) -> bool {
+/// Whether a process handles SIGHUP, by its `/proc/PID/status`.
+fn handles_hangup(status: &str) -> bool {
     let caught = field(status, "SigCgt:").and_then(|mask| u64::from_str_radix(mask, 16).ok());
     caught.is_some_and(|mask| (mask >> (Signal::HUP.as_raw() - 1)) & 1 == 1)
 }
 
-/// Whether a process is one of this program that was told to serve. One that has started itself anew after its file was replaced is
-/// called after the link that it was started by.
-fn serves(status: &str, line: &[u8], own_status: &str) -> bool {
+/// Whether a process is `blobcast serve`. A broker that has re-executed itself after its file was
+/// replaced has the name of the link `/proc/self/exe`.
+fn is_serve(status: &str, line: &[u8], own_status: &str) -> bool {
     const LINK: &str = "exe";
     let name = field(status, "Name:");
     let is_blobcast =
@@ -158,7 +171,8 @@ fn field<'a>(status: &'a str, name: &str) -> Option<&'a str> {
         .map(str::trim)
 }
 
-/// Root can read everything; whose the data is can perhaps not.
+/// A warning, if root checks for a broker that runs as another user: root can read files that the
+/// user cannot.
 fn checked_as_root(config: &Config) -> Option<String> {
     let owner = fs::metadata(&config.data_dir).ok()?.uid();
     if !geteuid().is_root() || owner == 0 {
@@ -171,13 +185,15 @@ fn checked_as_root(config: &Config) -> Option<String> {
     ))
 }
 
-/// Makes this process one of that user's. The ids are this thread's and of those that it starts, and it has started none.
+/// Switches this process to that user. The ids apply to this thread and to threads it starts later;
+/// the process has no others yet.
 fn become_user(name: &str) -> anyhow::Result<()> {
     let Some(account) = Account::find(|account| account.name == name).context("--as-user")? else {
         bail!(
             "--as-user: there is no user {name} in /etc/passwd: install the package, or name another"
         );
     };
+
     if !geteuid().is_root() {
         if getuid().as_raw() == account.uid {
             return Ok(());
@@ -186,12 +202,14 @@ fn become_user(name: &str) -> anyhow::Result<()> {
             "--as-user: only root can check as {name}: run it with sudo, or as that user without the flag"
         );
     }
+
     let groups: Vec<_> = account
         .groups()
         .context("--as-user")?
         .into_iter()
         .map(Gid::from_raw)
         .collect();
+
     let (uid, gid) = (Uid::from_raw(account.uid), Gid::from_raw(account.gid));
     set_thread_groups(&groups)
         .and_then(|()| set_thread_res_gid(gid, gid, gid))
@@ -204,7 +222,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_a_broker_that_expects_the_signal_gets_it() {
+    fn only_a_broker_that_handles_the_signal_gets_it() {
         let status = |name: &str, mask: &str| {
             format!("Name:\t{name}\nSigIgn:\t0000000000000001\nSigCgt:\t{mask}\n")
         };
@@ -212,23 +230,23 @@ mod tests {
             status("blobcast", "0000000000004003"),
             status("blobcast", "0"),
         );
-        assert!(expects_hangup(&broker));
+        assert!(handles_hangup(&broker));
         for mask in ["0000000000004002", "0", "", "x"] {
-            assert!(!expects_hangup(&status("blobcast", mask)), "{mask}");
+            assert!(!handles_hangup(&status("blobcast", mask)), "{mask}");
         }
-        assert!(serves(
+        assert!(is_serve(
             &broker,
             b"/usr/bin/blobcast\0serve\0--config\0a.toml\0",
             &own
         ));
-        assert!(serves(
+        assert!(is_serve(
             &status("exe", "1"),
             b"/proc/self/exe\0serve\0",
             &own
         ));
-        assert!(!serves(&broker, b"blobcast\0listen\0", &own));
-        assert!(!serves(&broker, b"serve\0", &own));
-        assert!(!serves(&status("caddy", "1"), b"caddy\0serve\0", &own));
-        assert!(!serves("", b"blobcast\0serve\0", ""));
+        assert!(!is_serve(&broker, b"blobcast\0listen\0", &own));
+        assert!(!is_serve(&broker, b"serve\0", &own));
+        assert!(!is_serve(&status("caddy", "1"), b"caddy\0serve\0", &own));
+        assert!(!is_serve("", b"blobcast\0serve\0", ""));
     }
 }

@@ -1,4 +1,8 @@
-//! Talking to a broker: where it is, how to reach it, what its errors mean for a person, and which of them pass.
+//! The gRPC client: the broker's address and credentials, error messages for people, and which
+//! errors a retry can help.
+//!
+//! Every client verb connects through here. It distinguishes errors of the connection, of a proxy and
+//! of the broker, and each message names the next step.
 
 use std::{path::PathBuf, time::Duration};
 
@@ -24,33 +28,37 @@ use crate::wire::v1::{
     admin_service_client::AdminServiceClient, event_service_client::EventServiceClient,
 };
 
-/// A local or data-centre address answers in milliseconds; what takes longer is not there.
+/// A server in the same network connects in milliseconds.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// A quiet connection is asked this often whether it still works, so that a vanished broker is noticed.
+/// A quiet connection is pinged this often, so that a vanished broker is noticed.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(20);
-/// And has this long to answer.
+/// Time for the answer to a ping.
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
-/// Longest response. The broker's events and answers stay below tonic's default of 4 MiB; lists of the quarantine may not.
+/// Largest response. Events and answers stay below tonic's default of 4 MiB; pages of the
+/// quarantine may be larger.
 const RESPONSE_BYTES_MAX: usize = 64 * 1024 * 1024;
 
-/// The domain of every reason that a broker gives.
+/// The `ErrorInfo` domain of a broker's errors.
 const DOMAIN: &str = "blobcast";
-/// So many refusals in a row end a client, if they are not a broker's: while something restarts, a proxy may say anything once.
+/// This many consecutive refusals that are not from a broker end a client. A single one may come
+/// from a proxy during a restart.
 const REFUSALS_MAX: u32 = 3;
 
-/// A token, for those who have no file for it.
+/// Environment variable with the token itself.
 const TOKEN_VARIABLE: &str = "BLOBCAST_TOKEN";
 
-/// Where the broker is.
+/// The flags that every client verb has: the broker's address, and credentials for it.
 #[derive(Args, Clone, Debug)]
 pub(super) struct GrpcArgs {
     /// Address of the broker's gRPC listener.
     #[arg(long, value_name = "URL", env = "BLOBCAST_GRPC_URL", default_value = "http://127.0.0.1:50051", value_parser = args::http_url, hide_env_values = true)]
     grpc_url: Uri,
-    /// File with the token to show. `blobcast token new client` makes one; BLOBCAST_TOKEN may hold the token itself.
+    /// File with the client token. `blobcast token new client` makes one; BLOBCAST_TOKEN can hold
+    /// the token itself.
     #[arg(long, value_name = "PATH", env = "BLOBCAST_TOKEN_FILE")]
     token_file: Option<PathBuf>,
-    /// File with a certificate to show to an https:// broker, PEM. Whom to trust is the system's to say, or SSL_CERT_FILE's.
+    /// PEM file with a client certificate, for an https:// broker. The broker's own certificate is
+    /// checked against the system's roots, or those in SSL_CERT_FILE.
     #[arg(
         long,
         value_name = "PATH",
@@ -58,7 +66,7 @@ pub(super) struct GrpcArgs {
         requires = "tls_key_file"
     )]
     tls_certificate_file: Option<PathBuf>,
-    /// File with its key, PEM.
+    /// PEM file with the private key of that certificate.
     #[arg(
         long,
         value_name = "PATH",
@@ -68,10 +76,10 @@ pub(super) struct GrpcArgs {
     tls_key_file: Option<PathBuf>,
 }
 
-/// A channel that shows a token with each call, if there is one, and takes only gRPC for an answer.
+/// A channel that sends the token, if any, with each call, and refuses answers that are not gRPC.
 pub(super) type Connection = InterceptedService<GrpcOnly<Channel>, Bearer>;
 
-/// See [`Connection`].
+/// The interceptor that adds the token.
 #[derive(Clone)]
 pub(super) struct Bearer(Option<AsciiMetadataValue>);
 
@@ -87,7 +95,6 @@ impl Interceptor for Bearer {
 }
 
 impl GrpcArgs {
-    /// A broker in a test.
     #[cfg(test)]
     pub(super) fn at(url: &str) -> Self {
         Self {
@@ -98,7 +105,7 @@ impl GrpcArgs {
         }
     }
 
-    /// A client of the event service. Connects with the first call, and again after a failure.
+    /// A client of the event service. Connects at the first call, and again after a failure.
     pub(super) fn events(&self) -> anyhow::Result<EventServiceClient<Connection>> {
         Ok(EventServiceClient::new(self.connection()?)
             .max_decoding_message_size(RESPONSE_BYTES_MAX))
@@ -110,7 +117,7 @@ impl GrpcArgs {
             .max_decoding_message_size(RESPONSE_BYTES_MAX))
     }
 
-    /// The one-line error of a call that this broker refused or could not be reached for.
+    /// The one-line error for a failed call to this broker.
     pub(super) fn error(&self, status: &Status) -> anyhow::Error {
         status_error(
             status,
@@ -131,14 +138,14 @@ impl GrpcArgs {
                 let read = std::fs::read_to_string(path);
                 Some(read.map_err(|error| unreadable("the token in", path, &error))?)
             }
-            // Not a flag: a command line can be seen by every user of the machine.
+            // There is no flag for the token: every user of the machine can see command lines.
             None => std::env::var(TOKEN_VARIABLE).ok(),
         };
         let Some(token) = token.filter(|token| !token.trim().is_empty()) else {
             return Ok(None);
         };
         let header = AsciiMetadataValue::try_from(format!("Bearer {}", token.trim()));
-        let mut header = header.context("the token has characters that no token has")?;
+        let mut header = header.context("the token has invalid characters: is it a token?")?;
         header.set_sensitive(true);
         Ok(Some(header))
     }
@@ -176,16 +183,17 @@ impl GrpcArgs {
     }
 }
 
-/// Decides which errors end a client that would go on for ever. By who said it: what has no reason of a broker came from
-/// something in between, and passes, unless that refuses again and again; what has one is decided by it.
+/// Decides which errors end a client that otherwise retries for ever. An error with a broker's
+/// reason is decided by that reason. Any other error comes from something in between and is
+/// retried, unless it is a refusal that repeats.
 #[derive(Debug, Default)]
-pub(super) struct Judge {
-    /// In a row, and not a broker's.
+pub(super) struct RetryPolicy {
+    /// Consecutive refusals that are not from a broker.
     refusals: u32,
 }
 
-impl Judge {
-    /// True if trying again cannot help.
+impl RetryPolicy {
+    /// True if a retry cannot help.
     pub(super) fn is_final(&mut self, status: &Status) -> bool {
         if let Some(foreign) = ForeignAnswer::behind(status)
             && foreign.is_the_brokers()
@@ -205,15 +213,16 @@ impl Judge {
         self.refusals == REFUSALS_MAX
     }
 
-    /// A broker has answered.
+    /// After an answer of a broker.
     pub(super) fn reset(&mut self) {
         self.refusals = 0;
     }
 }
 
-/// The request itself, or what it asks for, has to change.
+/// Whether the same request would fail again.
 fn is_final_for_the_broker(status: &Status) -> bool {
-    // A limit on the request names the field; a limit on the server does not, and may have room again.
+    // A limit of the request names the field. A limit of the server does not: it may have room
+    // again later.
     let too_large = status.code() == Code::ResourceExhausted
         && reason(status).is_some_and(|info| {
             info.metadata.contains_key("field") || info.reason == "REQUEST_TOO_LARGE"
@@ -232,34 +241,36 @@ fn is_final_for_the_broker(status: &Status) -> bool {
         )
 }
 
-/// Whether an administrator has ended the stream, who does not want it back at once.
+/// Whether an administrator has ended the stream, so that it should not reconnect by itself.
 pub(super) fn is_ended(status: &Status) -> bool {
     reason(status).is_some_and(|info| info.reason == "SUBSCRIPTION_ENDED")
 }
 
-/// The broker's reason; none if the status is not a broker's.
+/// The broker's reason; `None` if the status is not from a broker.
 fn reason(status: &Status) -> Option<ErrorInfo> {
     status
         .get_details_error_info()
         .filter(|info| info.domain == DOMAIN)
 }
 
-/// How long the broker asks to be left alone.
+/// The delay before a retry that the broker asks for.
 pub(super) fn retry_delay(status: &Status) -> Option<Duration> {
     status.get_details_retry_info()?.retry_delay
 }
 
-/// `CODE REASON: message (details); what to do next`, on one line.
+/// `CODE REASON: message (details); next step`, on one line.
 pub(super) fn status_error(status: &Status, url: &str) -> anyhow::Error {
     if let Some(foreign) = ForeignAnswer::behind(status) {
         return foreign_answer(foreign, url);
     }
+
     let reason = reason(status);
     if reason.is_none()
         && let Some(error) = connection_error(status, url)
     {
         return error;
     }
+
     let mut text = code_name(status.code());
     let (reason, metadata) = reason
         .map(|info| (info.reason, info.metadata))
@@ -267,16 +278,19 @@ pub(super) fn status_error(status: &Status, url: &str) -> anyhow::Error {
     if !reason.is_empty() {
         text = format!("{text} {reason}");
     }
+
     let mut message = status.message().to_owned();
     let violations = status
         .get_details_bad_request()
         .map(|bad| bad.field_violations)
         .unwrap_or_default();
+
     let named = violations
         .iter()
         .map(|v| format!("{}: {}", v.field, v.description))
         .collect::<Vec<_>>()
         .join(", ");
+
     if !named.is_empty() && !message.contains(&named) {
         message = if message.is_empty() {
             named
@@ -284,17 +298,21 @@ pub(super) fn status_error(status: &Status, url: &str) -> anyhow::Error {
             format!("{message} ({named})")
         };
     }
+
     let mut metadata: Vec<_> = metadata
         .iter()
         .map(|(key, value)| format!("{key}={value}"))
         .collect();
+
     metadata.sort();
     if !metadata.is_empty() {
         message = format!("{message} [{}]", metadata.join(" "));
     }
+
     if !message.is_empty() {
         text = format!("{text}: {message}");
     }
+
     match next_step(status.code(), &reason) {
         Some(step) => anyhow::anyhow!("{text}; {step}"),
         None => anyhow::anyhow!(text),
@@ -304,13 +322,13 @@ pub(super) fn status_error(status: &Status, url: &str) -> anyhow::Error {
 fn next_step(code: Code, reason: &str) -> Option<&'static str> {
     Some(match reason {
         "CURSOR_EXPIRED" => {
-            "start with what is left with `--from earliest`, or pass `--on-expired earliest` to be told of the gap and go on"
+            "start with the oldest retained event with `--from earliest`, or pass `--on-expired earliest` to continue and print the gap"
         }
         "CURSOR_AHEAD" => {
             "the log ends before it; was it restored? start again with `--from earliest`"
         }
         "EPOCH_MISMATCH" => {
-            "the cursor is of another log, recreated or restored since; start again with `--from earliest`"
+            "the cursor belongs to another log: this one was recreated or restored; start again with `--from earliest`"
         }
         "SUBSCRIPTION_LIMIT" => {
             "close other subscriptions, ask for less, or have the server's limit raised"
@@ -323,11 +341,11 @@ fn next_step(code: Code, reason: &str) -> Option<&'static str> {
             "`blobcast token new signing-key NAME` makes a line for the credentials file"
         }
         "PRODUCT_DENIED" => "ask the broker's operator for this product",
-        "LABEL_DENIED" => "start it again, behind the last cursor",
+        "LABEL_DENIED" => "start it again, after the last cursor",
         "DRAINING" => "try again in a moment",
         "STORE_READ_ONLY" => "try again later; the broker's operator has to look at its disk",
         "LOG_CORRUPT" => "the broker's operator has to look at its log",
-        "TASK_NOT_FOUND" => "`blobcast wait` waits for a task that is to come",
+        "TASK_NOT_FOUND" => "`blobcast wait` waits for a task without events yet",
         "SUBSCRIPTION_NOT_FOUND" => "`blobcast subscriptions` shows what is open",
         "QUARANTINE_NOT_FOUND" => "`blobcast quarantine list` shows what there is",
         _ if code == Code::Unimplemented => {
@@ -343,13 +361,14 @@ fn foreign_answer(foreign: &ForeignAnswer, url: &str) -> anyhow::Error {
     }
     if foreign.is_a_gateways() {
         return anyhow::anyhow!(
-            "{url}: {foreign}; the broker behind it is away, or it is not set up for gRPC"
+            "{url}: {foreign}; the broker behind it is not reachable, or it is not set up for gRPC"
         );
     }
     anyhow::anyhow!("{url}: {foreign}; is it a blobcast gRPC address? use --grpc-url")
 }
 
-/// What is wrong with the connection, if that is what the status tells of: a code from the broker has no source.
+/// The error of the connection, if the status stands for one: a status from the broker has no
+/// source.
 fn connection_error(status: &Status, url: &str) -> Option<anyhow::Error> {
     let cause = cause(status);
     if let Some(step) = untrusted(status) {
@@ -362,7 +381,7 @@ fn connection_error(status: &Status, url: &str) -> Option<anyhow::Error> {
     }
     std::error::Error::source(status)?;
     Some(match status.message() {
-        // Connected, and then not understood.
+        // Connected, but the other side does not speak HTTP/2.
         "transport error" => {
             anyhow::anyhow!(
                 "cannot talk to {url}: {cause}; is it a blobcast gRPC address? use --grpc-url"
@@ -372,7 +391,7 @@ fn connection_error(status: &Status, url: &str) -> Option<anyhow::Error> {
     })
 }
 
-// The status of a failed connection says little ("transport error"); its innermost source says why.
+// The status of a failed connection only says "transport error"; its innermost source says why.
 fn cause(status: &Status) -> String {
     if std::error::Error::source(status).is_some() {
         innermost(status)
@@ -381,7 +400,7 @@ fn cause(status: &Status) -> String {
     }
 }
 
-/// The code as the gRPC documents spell it: `OUT_OF_RANGE`.
+/// The code as the gRPC documentation spells it: `OUT_OF_RANGE`.
 fn code_name(code: Code) -> String {
     let mut name = String::new();
     for letter in format!("{code:?}").chars() {
@@ -439,7 +458,7 @@ mod tests {
     }
 
     #[test]
-    fn a_broker_that_cannot_be_reached_is_not_called_by_its_code() {
+    fn a_failed_connection_is_reported_without_a_grpc_code() {
         let text = rendered(&Status::unavailable("tcp connect error"));
         assert_eq!(
             text,
@@ -472,20 +491,21 @@ mod tests {
     }
 
     #[test]
-    fn only_errors_of_a_broker_that_a_retry_cannot_help_are_final() {
+    fn errors_of_a_broker_are_final_only_if_a_retry_cannot_help() {
         let is_final = |reason, key| {
-            Judge::default().is_final(&of_broker(Code::ResourceExhausted, reason, key))
+            RetryPolicy::default().is_final(&of_broker(Code::ResourceExhausted, reason, key))
         };
         assert!(is_final("REQUEST_TOO_LARGE", "limit") && is_final("SUBSCRIPTION_LIMIT", "field"));
         assert!(
             !is_final("SUBSCRIPTION_LIMIT", "limit"),
             "the server may have room again"
         );
-        let by_admin = |reason| Judge::default().is_final(&of_broker(Code::Aborted, reason, "k"));
+        let by_admin =
+            |reason| RetryPolicy::default().is_final(&of_broker(Code::Aborted, reason, "k"));
         assert!(by_admin("SUBSCRIPTION_ENDED") && !by_admin("REPLACED"));
         let finals = (0..17)
             .map(Code::from)
-            .filter(|&code| Judge::default().is_final(&of_broker(code, "R", "k")));
+            .filter(|&code| RetryPolicy::default().is_final(&of_broker(code, "R", "k")));
         let expected = [
             "INVALID_ARGUMENT",
             "PERMISSION_DENIED",
@@ -501,18 +521,18 @@ mod tests {
     }
 
     #[test]
-    fn an_error_that_is_not_a_brokers_passes_unless_it_is_a_refusal_and_comes_three_times() {
+    fn an_error_that_is_not_from_a_broker_is_final_only_as_the_third_refusal_in_a_row() {
         for code in (1..17).map(Code::from) {
-            let mut judge = Judge::default();
+            let mut retry_policy = RetryPolicy::default();
             let finals = (0..4)
-                .map(|_| judge.is_final(&Status::new(code, "")))
+                .map(|_| retry_policy.is_final(&Status::new(code, "")))
                 .collect::<Vec<_>>();
             let is_refusal = ["UNAUTHENTICATED", "PERMISSION_DENIED", "UNIMPLEMENTED"]
                 .contains(&&*code_name(code));
             assert_eq!(finals, [false, false, is_refusal, false], "{code:?}");
         }
-        let mut judge = Judge::default();
-        let mut says = |code| judge.is_final(&Status::new(code, ""));
+        let mut retry_policy = RetryPolicy::default();
+        let mut says = |code| retry_policy.is_final(&Status::new(code, ""));
         use Code::{Unavailable, Unimplemented};
         let codes = [
             Unimplemented,
@@ -527,10 +547,12 @@ mod tests {
             [false, false, false, false, false, true]
         );
         let of_another = ErrorDetails::with_error_info("R", "envoy", HashMap::new());
-        assert!(!Judge::default().is_final(&Status::with_error_details(
-            Code::OutOfRange,
-            "",
-            of_another
-        )));
+        assert!(
+            !RetryPolicy::default().is_final(&Status::with_error_details(
+                Code::OutOfRange,
+                "",
+                of_another
+            ))
+        );
     }
 }

@@ -1,5 +1,5 @@
-//! Columns by what is seen: widths are those on the screen, and no value makes other rows wider than the screen. Pure, but for
-//! asking how wide that is.
+//! Tables for the terminal: columns are aligned by the width that is displayed, and fit the screen.
+//! Pure, except for asking how wide the screen is.
 
 use std::{borrow::Cow, io};
 
@@ -7,27 +7,28 @@ use unicode_width::UnicodeWidthStr;
 
 use crate::printable::printable;
 
-/// Widest column where the screen's width is not known.
+/// Widest column if the screen's width is unknown.
 const COLUMN_WIDTH_MAX: usize = 64;
 /// No column is made narrower than this, or than its header.
 const COLUMN_WIDTH_MIN: usize = 8;
-/// Between two columns.
+/// Spaces between two columns.
 const GAP: usize = 2;
-/// Where something was cut off.
+/// Marks a value that was cut.
 const ELLIPSIS: &str = "…";
 
-/// Columns of the terminal that standard output is; `None` if it is none.
+/// Columns of the terminal on standard output; `None` if it is not a terminal.
 pub(super) fn screen_width() -> Option<usize> {
     let size = rustix::termios::tcgetwinsize(io::stdout()).ok()?;
     Some(size.ws_col.into()).filter(|&width| width > 0)
 }
 
-/// The text, and spaces up to a width on the screen.
+/// The text, padded with spaces to a width on the screen.
 pub(super) fn pad(text: &str, width: usize) -> String {
     format!("{text}{:1$}", "", width.saturating_sub(text.width()))
 }
 
-/// The text, or as much of it as fits, with an ellipsis. `text` has to be printable, and `width_max` is not 0.
+/// The text, cut to `width_max` with an ellipsis if necessary. `text` has to be printable, and
+/// `width_max` is not 0.
 pub(super) fn cut(text: &str, width_max: usize) -> Cow<'_, str> {
     if text.width() <= width_max {
         return text.into();
@@ -42,9 +43,9 @@ pub(super) fn cut(text: &str, width_max: usize) -> Cow<'_, str> {
     format!("{}{ELLIPSIS}", &text[..end]).into()
 }
 
-/// A table with aligned columns that fits a screen; the last column is not padded. Where the screen is too narrow for its
-/// columns, each row is a block of lines instead, a line for each column. Whatever is cut off is in the JSON output. The first
-/// column names the row and is not cut.
+/// A table with aligned columns that fits a screen; the last column is not padded. On a screen that
+/// is too narrow, each row is a block with a line for each column instead. The first column
+/// identifies the row and is never cut; the JSON output has the full values.
 pub(super) fn table<const N: usize>(
     header: [&str; N],
     rows: &[[String; N]],
@@ -54,6 +55,7 @@ pub(super) fn table<const N: usize>(
         .iter()
         .map(|row| std::array::from_fn(|column| printable(&row[column])))
         .collect();
+
     let widest = |column: usize| {
         cells
             .iter()
@@ -61,6 +63,7 @@ pub(super) fn table<const N: usize>(
             .max()
             .unwrap_or_default()
     };
+
     let needed = std::array::from_fn(|column| widest(column).max(header[column].width()));
     let widths = fitted(needed, header, screen_width);
     if let Some(screen) = screen_width
@@ -77,6 +80,7 @@ pub(super) fn table<const N: usize>(
         text.push_str(padded.join(&" ".repeat(GAP)).trim_end());
         text.push('\n');
     }
+
     text
 }
 
@@ -91,6 +95,7 @@ fn blocks<const N: usize>(
         .map(|name| name.width())
         .max()
         .unwrap_or_default();
+
     let room = screen_width
         .saturating_sub(names + GAP)
         .max(COLUMN_WIDTH_MIN);
@@ -110,10 +115,11 @@ fn blocks<const N: usize>(
         };
         (0..N).map(line).collect()
     };
+
     rows.iter().map(block).collect::<Vec<_>>().join("\n")
 }
 
-/// What columns may have: takes from the widest until all fit.
+/// The widths of the columns: the widest one shrinks until all fit.
 fn fitted<const N: usize>(
     mut widths: [usize; N],
     header: [&str; N],
@@ -156,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn columns_line_up_by_what_is_seen() {
+    fn columns_are_aligned_by_displayed_width() {
         let rows = [
             ["日本".into(), "1".into()],
             ["e\u{301}".into(), "2".into()],
@@ -169,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn a_long_value_is_cut_and_leaves_the_other_rows_alone() {
+    fn a_long_value_is_cut_and_does_not_widen_other_rows() {
         let rows = |long: usize| {
             [
                 ["1".into(), "x".repeat(long), "y".into()],

@@ -1,4 +1,4 @@
-//! `completions`: scripts that complete verbs and flags.
+//! `completions`: prints shell scripts that complete verbs and flags.
 
 use std::process::ExitCode;
 
@@ -13,12 +13,12 @@ use super::output::emit;
   blobcast completions bash > /etc/bash_completion.d/blobcast
   blobcast completions fish > ~/.config/fish/completions/blobcast.fish")]
 pub(super) struct CompletionsArgs {
-    /// For which shell.
+    /// The shell to print it for.
     shell: Shell,
 }
 
 pub(super) fn run(args: &CompletionsArgs, command: &mut Command) -> anyhow::Result<ExitCode> {
-    // Into memory first: the generator panics when a pipe is closed under it.
+    // Into memory first: the generator panics if its output is a closed pipe.
     let mut script = Vec::new();
     clap_complete::generate(args.shell, command, "blobcast", &mut script);
     emit(&script)?;

@@ -1,4 +1,4 @@
-//! `erase`: takes the content of a task's events out of the log.
+//! `erase`: removes the content of a task's events from the log, through the admin service.
 
 use std::process::ExitCode;
 
@@ -16,12 +16,12 @@ use crate::{
 /// Erases the content of every retained event of one task: outputs, error, prompt, labels and raw body.
 #[derive(Args, Debug)]
 #[command(after_help = "\
-When it is done, the content is overwritten in the log, and readers get these events no more. What stays until retention takes it is \
-that the task has had them: ids, statuses, times, and a hash by which a repeated callback is told, which brings nothing back. A \
-callback that says something else is a new event: erase the task again.
+When it is done, the content is overwritten in the log, and readers no longer get these events. Until retention removes them, the log \
+keeps their ids, statuses and times, and a hash that detects a repeated callback, so that a repetition brings nothing back. A callback \
+with other content is a new event: erase the task again.
 
-What it cannot reach: backups that were taken before (take a new one, and delete those), what readers have already been sent, and the \
-quarantine (`blobcast quarantine list`, `discard`).
+It does not reach backups that were taken before (take a new one, and delete the old ones), events that readers have already received, \
+and the quarantine (`blobcast quarantine list`, `discard`).
 
 Example:
   blobcast erase veo 7f3a
@@ -31,7 +31,7 @@ pub(super) struct EraseArgs {
     /// The task's product, for example veo.
     #[arg(value_name = "PRODUCT", value_parser = Product::parse)]
     product: Product,
-    /// Its id.
+    /// The task's id.
     #[arg(value_name = "TASK_ID", value_parser = TaskId::parse)]
     task_id: TaskId,
     #[command(flatten)]
@@ -54,6 +54,6 @@ pub(super) async fn run(args: EraseArgs) -> anyhow::Result<ExitCode> {
     output::emit_line(&format!(
         "{erased_count} {events} erased, {erased_bytes} bytes"
     ))?;
-    note("backups that were taken before still have them");
+    note("backups that were taken before still contain them");
     Ok(ExitCode::SUCCESS)
 }

@@ -1,7 +1,8 @@
-//! `listen --forward-to`: posts each event's original body to an endpoint, as the vendor would, in order, one at a time.
+//! `listen --forward-to`: posts each event's original body to an endpoint, as the vendor would, in
+//! order, one at a time.
 //!
-//! Never skips an event that the endpoint did not get: what may be better later is tried again until it is. Never prints the
-//! user and password of a URL, nor its query.
+//! Never skips an event because of a temporary failure: it posts the event again until the endpoint
+//! accepts or refuses it. Never prints the user, the password or the query of a URL.
 
 use std::{
     path::Path,
@@ -31,32 +32,34 @@ use crate::{
     wire::v1,
 };
 
-/// Said in the long help of `listen`.
+/// Part of the long help of `listen`.
 pub(super) const FORWARD_HELP: &str = "\
 --forward-to posts what RunBlob posted: the body byte for byte, and the labels of the callback's URL added to the query. \
-http:// and https:// work; whom to trust is the system's to say, or SSL_CERT_FILE's. A user and a password in the URL are \
-sent as `Authorization: Basic`. With --forward-secret-file the body is signed as RunBlob does it: X-RunBlob-Signature has \
+http:// and https:// work; certificates are checked against the system's roots, or those in SSL_CERT_FILE. A user and a password in \
+the URL are sent as `Authorization: Basic`. With --forward-secret-file the body is signed as RunBlob does it: X-RunBlob-Signature has \
 its HMAC-SHA256 in lower-case hexadecimal. Each request also has:
   x-blobcast-event-id   the same when an event is posted again
   x-blobcast-cursor     the event's place, for --from
   x-blobcast-product    the product
   x-blobcast-task-id    the task
   x-blobcast-labels     the labels as in the query, if there are any: ref=42&team=ads
-An event counts as taken when it is answered 2xx. On no answer, 408, 425, 429 and 5xx it is posted again until it is taken, \
-not before Retry-After says; the next events wait. 307 and 308 to the same host are followed. Any other answer refuses the \
-event: it is told, and the next one follows.";
+An event is accepted when it is answered 2xx. After 408, 425, 429, 5xx or no answer it is posted again until it is accepted, \
+not before the time in Retry-After; the next events wait. 307 and 308 to the same host are followed. Any other answer refuses the \
+event: a note says so, and the next event follows.";
 
-/// As long as the vendor waits for an answer.
+/// The vendor waits this long for an answer, too.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
-/// Longest wait that an endpoint can ask for: a mistake in Retry-After must not look like a client that hangs.
+/// Longest delay that an endpoint can ask for: with a mistake in Retry-After the client must not
+/// appear to hang.
 const RETRY_AFTER_MAX: Duration = Duration::from_secs(3600);
-/// Most redirects of one request; more are a circle.
+/// Most redirects of one request; more are a loop.
 const REDIRECTS_MAX: usize = 5;
 
 /// One endpoint.
 pub(super) struct Forwarder {
     client: HttpClient,
-    /// For a redirect from http:// to https://; made when there is one, since reading whom to trust takes a while.
+    /// For a redirect from http:// to https://. Made when it is needed: reading the trusted roots
+    /// takes a while.
     secure_client: OnceLock<HttpClient>,
     /// Without user and password.
     url: Uri,
@@ -64,16 +67,16 @@ pub(super) struct Forwarder {
     secret: Option<hmac::Key>,
 }
 
-/// What an answer means.
+/// The meaning of an answer.
 #[derive(Debug, PartialEq, Eq)]
 enum Verdict {
-    Taken,
+    Accepted,
     Refused,
     TryAgain,
 }
 
 impl Forwarder {
-    /// `url` may hold a user and a password; the file has the secret that bodies are signed with.
+    /// `url` may contain a user and a password; `secret_file` has the secret that signs bodies.
     pub(super) fn new(url: &str, secret_file: Option<&Path>) -> anyhow::Result<Self> {
         let problem = |problem| Usage(format!("--forward-to: {problem}"));
         let (url, authorization) = without_user(args::http_url(url).map_err(problem)?);
@@ -83,7 +86,7 @@ impl Forwarder {
             let named = path.display();
             anyhow::ensure!(
                 !read.trim_ascii().is_empty(),
-                "the secret in {named} is empty: put what signs bodies there"
+                "the secret in {named} is empty: write the secret that signs bodies into it"
             );
             Ok(hmac::Key::new(hmac::HMAC_SHA256, read.trim_ascii()))
         });
@@ -96,7 +99,7 @@ impl Forwarder {
         })
     }
 
-    /// Returns when the endpoint has taken or refused the event. `event` must carry its raw body.
+    /// Returns when the endpoint has accepted or refused the event, which must have its raw body.
     pub(super) async fn forward(&self, event: &v1::Event) -> anyhow::Result<()> {
         let mut backoff = Backoff::default();
         loop {
@@ -105,7 +108,7 @@ impl Forwarder {
             let took = format!("{} ms", started.elapsed().as_millis());
             let (said, retry_after) = match answer {
                 Ok(answer) => match verdict(answer.status()) {
-                    Verdict::Taken => {
+                    Verdict::Accepted => {
                         output::note(&format!(
                             "forwarded {}: {} in {took}",
                             event.task_id,
@@ -128,6 +131,7 @@ impl Forwarder {
                 },
                 Err(error) => (format!("{error:#}"), None),
             };
+
             let delay = backoff.next(retry_after);
             let again = format!("same event again in {:.1} s", delay.as_secs_f64());
             output::note(&format!(
@@ -135,11 +139,12 @@ impl Forwarder {
                 event.task_id,
                 Shown(&self.url)
             ));
+
             tokio::time::sleep(delay).await;
         }
     }
 
-    /// Posts the event once, to where it is redirected.
+    /// Posts the event once and follows redirects.
     async fn post(&self, event: &v1::Event) -> anyhow::Result<Response<Bytes>> {
         let labels = labels(event);
         let mut url = with_labels(&self.url, &labels);
@@ -176,14 +181,17 @@ impl Forwarder {
             .header("x-blobcast-event-id", &event.event_id)
             .header("x-blobcast-cursor", &event.cursor)
             .header("x-blobcast-product", &event.product)
-            // A task id is printable but maybe not ASCII; header values are bytes.
+            // As bytes: a task id is printable, but not always ASCII.
             .header("x-blobcast-task-id", event.task_id.as_bytes());
+
         if !labels.is_empty() {
             request = request.header("x-blobcast-labels", labels_query(labels));
         }
+
         if let Some(authorization) = &self.authorization {
             request = request.header(AUTHORIZATION, authorization);
         }
+
         if let Some(secret) = &self.secret {
             let tag = hmac::sign(secret, &event.raw_body);
             let hex: String = tag
@@ -193,14 +201,15 @@ impl Forwarder {
                 .collect();
             request = request.header("x-runblob-signature", hex);
         }
+
         Ok(request.body(Full::new(event.raw_body.clone()))?)
     }
 }
 
 fn verdict(status: StatusCode) -> Verdict {
     match status.as_u16() {
-        200..=299 => Verdict::Taken,
-        // Too slow, too early, too many: of the moment, not of the event.
+        200..=299 => Verdict::Accepted,
+        // Too slow, too early, too many, or a broken server: temporary, and not about this event.
         408 | 425 | 429 | 500..=599 => Verdict::TryAgain,
         _ => Verdict::Refused,
     }
@@ -220,7 +229,7 @@ fn refusal(answer: &Response<Bytes>) -> String {
     }
 }
 
-/// The wait that the endpoint asks for, in seconds or by its clock.
+/// The delay that the endpoint asks for, in seconds or as a date.
 fn retry_after(answer: &Response<Bytes>, now: Timestamp) -> Option<Duration> {
     let text = answer.headers().get(RETRY_AFTER)?.to_str().ok()?.trim();
     let asked = match text.parse() {
@@ -233,7 +242,8 @@ fn retry_after(answer: &Response<Bytes>, now: Timestamp) -> Option<Duration> {
     Some(asked.min(RETRY_AFTER_MAX))
 }
 
-/// Where 307 and 308 lead, if to the same host and port, or from http:// to https:// by their usual ports.
+/// The target of a 307 or 308 to the same host and port, or from http:// to https:// with their
+/// default ports.
 fn redirect(from: &Uri, answer: &Response<Bytes>) -> Option<Uri> {
     if !matches!(
         answer.status(),
@@ -241,12 +251,14 @@ fn redirect(from: &Uri, answer: &Response<Bytes>) -> Option<Uri> {
     ) {
         return None;
     }
+
     let location = answer.headers().get(LOCATION)?.to_str().ok()?;
     let (scheme, host) = (from.scheme_str()?, from.authority()?.as_str());
     let has_scheme = location
         .split(['/', '?', '#'])
         .next()
         .is_some_and(|begin| begin.ends_with(':'));
+
     let absolute = if has_scheme {
         location.to_owned()
     } else if location.starts_with("//") {
@@ -259,6 +271,7 @@ fn redirect(from: &Uri, answer: &Response<Bytes>) -> Option<Uri> {
         let folder = &from.path()[..=from.path().rfind('/')?];
         format!("{scheme}://{host}{folder}{location}")
     };
+
     let (target, _) = without_user(args::http_url(&absolute).ok()?);
 
     let is_secured =
@@ -266,6 +279,7 @@ fn redirect(from: &Uri, answer: &Response<Bytes>) -> Option<Uri> {
     let same_host = from.host()?.eq_ignore_ascii_case(target.host()?);
     let (old, new) = (port(from), port(&target));
     let same_place = from.scheme() == target.scheme() && old == new;
+
     (same_host && (same_place || (is_secured && (old, new) == (80, 443)))).then_some(target)
 }
 
@@ -306,9 +320,9 @@ mod tests {
     }
 
     #[test]
-    fn what_is_of_the_moment_is_worth_another_try() {
+    fn temporary_failures_are_retried() {
         let verdict = |code| verdict(StatusCode::from_u16(code).unwrap());
-        assert_eq!([200, 204].map(verdict), [Verdict::Taken, Verdict::Taken]);
+        assert_eq!([200, 204].map(verdict), [const { Verdict::Accepted }; 2]);
         assert_eq!(
             [302, 307, 400, 404, 413, 422].map(verdict),
             [const { Verdict::Refused }; 6]

@@ -1,4 +1,5 @@
-//! `healthcheck`: one question to the admin listener, so that a container image needs no curl.
+//! `healthcheck`: asks the admin listener whether the broker is ready, so that a container image
+//! needs no curl.
 
 use std::{process::ExitCode, time::Duration};
 
@@ -13,9 +14,9 @@ use super::{EXIT_OTHER, args, http, output, user_info::Shown};
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:
-  blobcast healthcheck                    # callbacks become durable, and events can be read
-  blobcast healthcheck --listener ingest  # callbacks become durable: not so while the disk is full
-  blobcast healthcheck --listener grpc    # events can be read: also while the disk is full
+  blobcast healthcheck                    # callbacks are accepted, and events can be read
+  blobcast healthcheck --listener ingest  # callbacks are accepted: fails while the disk is full
+  blobcast healthcheck --listener grpc    # events can be read, also while the disk is full
 
 Asks /readyz, /readyz/ingest or /readyz/grpc of the admin listener.")]
 pub(super) struct HealthcheckArgs {
@@ -30,7 +31,7 @@ pub(super) struct HealthcheckArgs {
     timeout: Duration,
 }
 
-/// What may be ready without the other.
+/// A listener that can be ready without the other one.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum Listener {
     /// Callbacks.

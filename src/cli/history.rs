@@ -1,4 +1,4 @@
-//! `get` and `events`: what is retained.
+//! `get` and `events`: print retained events, of one task or by a filter, page by page.
 
 use std::process::ExitCode;
 
@@ -22,7 +22,7 @@ use crate::{
     },
 };
 
-/// Most events in a page; the broker's own limit.
+/// Most events in a page: the broker's limit.
 const PAGE_EVENTS_MAX: u64 = 256;
 
 const RAW_NEEDS_JSON: &str = "--include-raw needs --output json";
@@ -71,7 +71,7 @@ pub(super) struct EventsArgs {
     /// Only events received before this: a duration back from now (2h) or a time (RFC 3339).
     #[arg(long, value_name = "WHEN", value_parser = Moment::parse)]
     until: Option<Moment>,
-    /// Which end to begin with.
+    /// Which end of the log to begin with.
     #[arg(long, value_name = "ORDER", default_value = "oldest")]
     order: Order,
     /// Print at most N events [default: all].
@@ -99,6 +99,7 @@ pub(super) async fn get(args: GetArgs) -> anyhow::Result<ExitCode> {
     if args.include_raw && args.output != Format::Json {
         return Err(Usage(RAW_NEEDS_JSON.into()).into());
     }
+
     let (task_id, include_raw) = (args.task_id.to_string(), args.include_raw);
     let product = args.product.as_ref().map(ToString::to_string);
     let request = v1::GetTaskRequest {
@@ -106,6 +107,7 @@ pub(super) async fn get(args: GetArgs) -> anyhow::Result<ExitCode> {
         include_raw,
         product: product.clone().unwrap_or_default(),
     };
+
     let mut client = args.grpc.events()?;
     let mut printer = EventPrinter::new(args.output);
     let of_task = || v1::ListEventsRequest {
@@ -117,9 +119,11 @@ pub(super) async fn get(args: GetArgs) -> anyhow::Result<ExitCode> {
         include_raw,
         ..v1::ListEventsRequest::default()
     };
+
     if args.raw {
         return print_raw(&args.grpc, client, of_task()).await;
     }
+
     match client.get_task(request).await {
         Ok(response) => {
             for event in response.into_inner().events {
@@ -131,10 +135,11 @@ pub(super) async fn get(args: GetArgs) -> anyhow::Result<ExitCode> {
         }
         Err(status) => return Err(args.grpc.error(&status)),
     }
+
     Ok(ExitCode::SUCCESS)
 }
 
-/// Prints the body of the newest event, piece by piece.
+/// Prints the raw body of the newest event, in chunks.
 async fn print_raw(
     grpc: &GrpcArgs,
     mut client: EventServiceClient<Connection>,

@@ -1,4 +1,4 @@
-//! HTTP requests for the verbs that need one: `listen --forward-to` and `healthcheck`.
+//! The HTTP client of `listen --forward-to` and `healthcheck`.
 
 use std::time::Duration;
 
@@ -12,18 +12,18 @@ use crate::{
     simulator::{Connector, connector},
 };
 
-/// Longest answer that is read: more than any health check or acknowledgement says.
+/// Largest answer that is read: larger than any health check or acknowledgement.
 const ANSWER_BYTES_MAX: usize = 64 * 1024;
 
-/// A client that keeps its connections open between requests.
+/// A client that reuses its connections.
 pub(super) type HttpClient = Client<Connector, Full<Bytes>>;
 
-/// A client for `url`.
 pub(super) fn client(url: &Uri) -> HttpClient {
     Client::builder(TokioExecutor::new()).build(connector(url))
 }
 
-/// Sends a request and reads the whole answer; an answer that is too long or cut short is one with an empty body.
+/// Sends a request and reads the whole answer. If its body is too large or cut short, the body is
+/// empty.
 pub(super) async fn send(
     client: &HttpClient,
     request: Request<Full<Bytes>>,

@@ -1,7 +1,8 @@
-//! `listen`: a subscription that survives anything but its own mistakes.
+//! `listen`: a subscription that reconnects and resumes until an error that a retry cannot help.
 //!
-//! Owns the client's half of "resumable": the last cursor, and what to ask for after a break. A cursor counts as reached only
-//! after its event was printed and forwarded, so a break repeats events and never leaves one out.
+//! Owns the client's half of resuming: the last cursor, and the request after a broken connection.
+//! A cursor counts as reached only after its event was printed and forwarded, so a broken
+//! connection may repeat events but never skips one.
 
 use std::{path::PathBuf, process::ExitCode, time::Duration};
 
@@ -13,7 +14,7 @@ use super::{
     EXIT_INTERRUPTED,
     args::{FilterArgs, From},
     backoff::Backoff,
-    client::{self, Connection, GrpcArgs, Judge},
+    client::{self, Connection, GrpcArgs, RetryPolicy},
     forward::{FORWARD_HELP, Forwarder},
     output::{Format, Usage, note},
     raw,
@@ -24,9 +25,10 @@ use crate::wire::v1::{
     subscribe_response::Content,
 };
 
-/// A quiet stream says something this often, unless it told otherwise.
+/// Interval of heartbeats on a quiet stream, until the broker announces another one.
 const HEARTBEAT: Duration = Duration::from_secs(15);
-/// So many heartbeats missing and a stream is dead, whatever TCP thinks, and whatever a proxy answers to pings.
+/// After this many missing heartbeats a stream is dead, even if TCP still works or a proxy answers
+/// pings.
 const HEARTBEATS_MISSING_MAX: u32 = 3;
 
 const EXAMPLES: &str = "\
@@ -37,12 +39,12 @@ Examples:
   blobcast listen --from earliest --output json | jq '.outputs[].url'
   blobcast listen --forward-to http://localhost:3000/hook    into a service under development
 
-Without --from, a stream with --task begins with what is retained of those tasks, any other at the head.
+Without --from, a stream with --task begins with the retained events of those tasks; any other begins at the head.
 
-Events are on standard output, one a line; everything else is on standard error. A broken connection is made again from \
-where it broke; an event may then come twice, with the same event_id.
+Events are on standard output, one per line; everything else is on standard error. After a broken connection it resumes from the last \
+cursor; an event may then come twice, with the same event_id.
 
-Exit codes: 0 done (--count, --until-terminal) or nobody reads on; 1 an error that trying again cannot help; 2 usage; \
+Exit codes: 0 done (--count, --until-terminal), or standard output was closed; 1 an error that a retry cannot help; 2 usage; \
 130 Ctrl-C, with the cursor to continue from.";
 
 /// Prints events as they come.
@@ -54,7 +56,7 @@ pub(super) struct ListenArgs {
     /// Where to start: latest, earliest, a duration back from now (2h), a time (RFC 3339) or a cursor (36 digits).
     #[arg(long, value_name = "WHERE", value_parser = From::parse)]
     from: Option<From>,
-    /// What to do when the place to go on from is no longer retained; the latter two tell of the gap.
+    /// What to do if the cursor to resume from is no longer retained; the latter two print the gap.
     #[arg(long, value_name = "WHAT", default_value = "fail")]
     on_expired: OnExpired,
     /// End once every --task is over.
@@ -63,8 +65,9 @@ pub(super) struct ListenArgs {
     /// End after N events [default: no end].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     count: Option<u64>,
-    /// Also POST each event's original body to this http:// or https:// URL, in order, each until it is taken (see --help).
-    // Not parsed by clap, which prints what it cannot parse: it may hold a password.
+    /// Also POST each event's original body to this http:// or https:// URL, in order, each until
+    /// it is accepted (see --help).
+    // Not parsed by clap, which prints values that it cannot parse: the URL may contain a password.
     #[arg(long, value_name = "URL")]
     forward_to: Option<String>,
     /// File with the secret to sign forwarded bodies with, as RunBlob does: X-RunBlob-Signature.
@@ -87,9 +90,9 @@ pub(super) struct ListenArgs {
 enum OnExpired {
     /// End with an error.
     Fail,
-    /// Go on with the oldest retained event.
+    /// Continue with the oldest retained event.
     Earliest,
-    /// Go on at the head.
+    /// Continue at the head.
     Latest,
 }
 
@@ -105,7 +108,7 @@ pub(super) async fn run(args: ListenArgs) -> anyhow::Result<ExitCode> {
     Ok(ended)
 }
 
-/// Why a stream ended, if not for an error that ends `listen`.
+/// Why a stream ended, other than by an error that ends `listen`.
 #[derive(Debug)]
 enum End {
     Finished,
@@ -133,7 +136,7 @@ struct Listener {
     print_raw: bool,
     forwarder: Option<Forwarder>,
     backoff: Backoff,
-    judge: Judge,
+    retry_policy: RetryPolicy,
     heartbeat: Duration,
 }
 
@@ -144,6 +147,7 @@ impl Listener {
             .forward_to
             .as_deref()
             .map(|url| Forwarder::new(url, args.forward_secret_file.as_deref()));
+
         let forwarder = forwarder.transpose()?;
         Ok(Self {
             client: args.grpc.events()?,
@@ -157,7 +161,7 @@ impl Listener {
             print_raw: args.include_raw,
             forwarder,
             backoff: Backoff::default(),
-            judge: Judge::default(),
+            retry_policy: RetryPolicy::default(),
             heartbeat: HEARTBEAT,
         })
     }
@@ -193,17 +197,18 @@ impl Listener {
         self.heartbeat = HEARTBEAT;
         let mut stream = match within(self.silence_max(), self.client.subscribe(request)).await {
             Some(Ok(response)) => response.into_inner(),
-            Some(Err(status)) => return self.judge(&status),
+            Some(Err(status)) => return self.ended_by(&status),
             None => return Ok(End::broken("the broker does not answer")),
         };
+
         loop {
             let content = match within(self.silence_max(), Streaming::message(&mut stream)).await {
                 Some(Ok(Some(message))) => message.content,
                 Some(Ok(None)) => return Ok(End::broken("the stream ended early")),
-                Some(Err(status)) => return self.judge(&status),
+                Some(Err(status)) => return self.ended_by(&status),
                 None => return Ok(End::broken("the stream has fallen silent")),
             };
-            // Content that this client is too old to know is none.
+            // A newer broker may send content that this client does not know; it is `None` here.
             if let Some(content) = content
                 && let Some(end) = self.take(content).await?
             {
@@ -213,11 +218,12 @@ impl Listener {
     }
 
     async fn take(&mut self, content: Content) -> anyhow::Result<Option<End>> {
-        self.judge.reset();
-        // A broker that greets and hangs up, again and again, is still failing.
+        self.retry_policy.reset();
+        // A broker that only accepts streams and then ends them is still failing.
         if !matches!(content, Content::Subscribed(_) | Content::GoingAway(_)) {
             self.backoff.reset();
         }
+
         match content {
             Content::Event(event) => return self.take_event(event).await,
             Content::Subscribed(subscribed) => {
@@ -243,7 +249,7 @@ impl Listener {
             Content::Progress(progress) => self.place.reached(progress.cursor),
             Content::Gap(gap) => {
                 note(&format!(
-                    "gap: events behind {} up to {} are gone ({})",
+                    "gap: events after {} up to {} are gone ({})",
                     gap.after, gap.through, gap.reason
                 ));
                 self.place.reached(gap.through);
@@ -263,6 +269,7 @@ impl Listener {
                 return Ok(Some(End::Finished));
             }
         }
+
         Ok(None)
     }
 
@@ -270,7 +277,7 @@ impl Listener {
         if self.place.request.include_raw
             && let Err(status) = raw::complete(&mut self.client, &mut event).await
         {
-            return self.judge(&status).map(Some);
+            return self.ended_by(&status).map(Some);
         }
         if let Some(forwarder) = &self.forwarder {
             forwarder.forward(&event).await?;
@@ -288,9 +295,10 @@ impl Listener {
         self.heartbeat.saturating_mul(HEARTBEATS_MISSING_MAX)
     }
 
-    fn judge(&mut self, status: &Status) -> anyhow::Result<End> {
+    /// The end of a stream by an error: final, or to be resumed.
+    fn ended_by(&mut self, status: &Status) -> anyhow::Result<End> {
         let error = self.grpc.error(status);
-        if self.judge.is_final(status) {
+        if self.retry_policy.is_final(status) {
             if let (true, Some(cursor)) = (client::is_ended(status), &self.place.cursor) {
                 note(&format!("continue with --from {cursor}"));
             }
@@ -303,14 +311,15 @@ impl Listener {
     }
 }
 
-/// Where the client is in the log, and what it asks for from there. Pure.
+/// The client's position in the log, and the request that continues from it. Pure.
 struct Place {
     request: v1::SubscribeRequest,
     cursor: Option<String>,
 }
 
 impl Place {
-    /// The first request, or the one that continues it. With `until_terminal` the broker also counts what was before it.
+    /// The first request, or one that resumes it. With `until_terminal` the broker also counts
+    /// terminal events before the cursor.
     fn next_request(&self) -> v1::SubscribeRequest {
         let mut request = self.request.clone();
         if let Some(cursor) = &self.cursor {
@@ -325,8 +334,9 @@ impl Place {
         }
     }
 
-    /// A stream that begins at the head would begin at a later head after a break. Any other is asked for again as it was: nothing
-    /// was delivered yet, and retention may pass the place where it began.
+    /// Remembers the starting cursor of a stream that begins at the head: after a broken connection
+    /// the head would be a later one. Any other stream is requested again as before until it has
+    /// delivered something, since retention may pass its starting cursor.
     fn subscribed(&mut self, cursor: String) {
         let names_tasks = self
             .request
@@ -351,14 +361,17 @@ fn request(args: &ListenArgs, now: Timestamp) -> anyhow::Result<v1::SubscribeReq
             Usage("--until-terminal needs --task: name the tasks to wait for".into()).into(),
         );
     }
+
     if args.include_raw && args.output != Format::Json {
         return Err(Usage("--include-raw needs --output json".into()).into());
     }
+
     let on_expired = match args.on_expired {
         OnExpired::Fail => v1::OnExpired::Fail,
         OnExpired::Earliest => v1::OnExpired::Earliest,
         OnExpired::Latest => v1::OnExpired::Latest,
     };
+
     Ok(v1::SubscribeRequest {
         filter: Some(filter),
         start: args.from.as_ref().map(|from| from.to_wire(now)),

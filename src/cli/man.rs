@@ -1,6 +1,6 @@
-//! `man`: man pages from the same help that `--help` prints, one for each command.
+//! `man`: writes man pages from the text of `--help`, one for each command.
 //!
-//! The help has no form but text, so its form decides what a section is: [`Help`].
+//! The help is plain text, so the sections of a page are found by its layout: see [`Help`].
 
 use std::{
     fs, io,
@@ -17,10 +17,10 @@ use clap_mangen::{
 
 use super::output;
 
-/// Pages of commands that a person runs.
+/// The section for user commands.
 const SECTION: &str = "1";
 
-/// What a page has that no help says, because a terminal has no room for it.
+/// A section that only the man page has: it would make the help too long.
 const FILES: &str = "\
 Files:
   ./blobcast-data  the data of `serve` where nothing else is configured
@@ -108,6 +108,7 @@ fn page(command: &Command, parents: &[String]) -> io::Result<Vec<u8>> {
         .section(SECTION)
         .source(source)
         .manual("blobcast");
+
     let help = command
         .get_after_long_help()
         .or_else(|| command.get_after_help());
@@ -120,6 +121,7 @@ fn page(command: &Command, parents: &[String]) -> io::Result<Vec<u8>> {
     man.render_description_section(&mut text)?;
     prose(&help.prose).to_writer(&mut text)?;
     man.render_options_section(&mut text)?;
+
     if command.has_subcommands() {
         man.render_subcommands_section(&mut text)?;
     }
@@ -128,12 +130,15 @@ fn page(command: &Command, parents: &[String]) -> io::Result<Vec<u8>> {
         .sections
         .into_iter()
         .partition(|section| section.title == EXAMPLES);
+
     if parents.is_empty() {
         sections.extend(Help::parse(FILES).sections);
     }
+
     for section in sections.iter().chain(&examples) {
         section.to_roff().to_writer(&mut text)?;
     }
+
     see_also(command, parents).to_writer(&mut text)?;
     Ok(text)
 }
@@ -165,8 +170,8 @@ const EXIT_STATUS: &str = "EXIT STATUS";
 /// How the help begins what man pages call the exit status.
 const EXIT_CODES: &str = "Exit codes:";
 
-/// What follows the flags in a help. A paragraph whose first line ends with a colon, and whose other lines are indented, is a section,
-/// and so are the exit codes; what is left is prose.
+/// The text after the flags of a help. A paragraph with a known heading and indented lines is a
+/// section, and so are the exit codes. The rest is prose.
 #[derive(Debug, Default, PartialEq)]
 struct Help {
     prose: Vec<String>,
@@ -249,6 +254,7 @@ impl Section {
                 None => roff.text([roman(line)]),
             };
         }
+
         roff
     }
 }

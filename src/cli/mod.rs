@@ -1,8 +1,9 @@
-//! The command line: `serve` for operators, and a client for everyone else.
+//! The command line: `serve` and other verbs for operators, and a client for developers.
 //!
-//! Owns the verbs, their flags and their exit codes. Each verb has its file with its flags and one `run`; `output` owns what is
-//! printed and where. The client verbs know the broker only through its API, never through its files; `restore` writes files
-//! that no broker has yet.
+//! Owns the verbs, their flags and their exit codes. Each verb has a file with its flags and one
+//! `run`; `output` decides what is printed and where. The client verbs use the broker's API and
+//! never its files. `restore` writes a data directory that no broker uses yet, and `token` edits
+//! the credentials file.
 
 mod args;
 mod backoff;
@@ -46,15 +47,15 @@ use std::{
 use clap::{CommandFactory, Parser, Subcommand};
 use rustix::{fs::Mode, process::umask};
 
-/// Anything that went wrong and has no code of its own.
+/// An error without a code of its own.
 const EXIT_OTHER: u8 = 1;
-/// A command line that cannot be understood; clap's own code for it.
+/// A command line that cannot be understood; clap's own code.
 const EXIT_USAGE: u8 = 2;
-/// `wait`: the task is over and failed.
+/// `wait`: the task failed.
 const EXIT_TASK_FAILED: u8 = 10;
-/// `wait`: the task is not over yet; as coreutils' `timeout` says it.
+/// `wait`: the task is not over yet; the code of coreutils' `timeout`.
 const EXIT_TIMED_OUT: u8 = 124;
-/// Ctrl-C; what a shell reports for a process that SIGINT ended.
+/// Ctrl-C; the code that a shell reports for a process that SIGINT ended.
 const EXIT_INTERRUPTED: u8 = 130;
 
 const EXIT_CODES: &str = "\
@@ -67,11 +68,11 @@ Exit codes:
   130  interrupted with Ctrl-C
 
 Environment:
-  BLOBCAST_GRPC_URL    where the client verbs find the broker; --grpc-url goes first
-  BLOBCAST_TOKEN       the token the client verbs show; --token-file or BLOBCAST_TOKEN_FILE names a file with one
-  BLOBCAST_INGEST_URL  where `trigger` sends callbacks; --ingest-url goes first
-  BLOBCAST_ADMIN_URL   what `healthcheck` asks; --admin-url goes first
-  BLOBCAST_CONFIG      the configuration file of `serve`, `check-config` and `size`; --config goes first
+  BLOBCAST_GRPC_URL    the broker's address for the client verbs; --grpc-url overrides it
+  BLOBCAST_TOKEN       the token of the client verbs; --token-file or BLOBCAST_TOKEN_FILE names a file with one
+  BLOBCAST_INGEST_URL  where `trigger` sends callbacks; --ingest-url overrides it
+  BLOBCAST_ADMIN_URL   the admin listener that `healthcheck` asks; --admin-url overrides it
+  BLOBCAST_CONFIG      the configuration file of `serve`, `check-config` and `size`; --config overrides it
   NO_COLOR             any value: no colours";
 
 /// One callback URL in, typed event streams out: a broker for RunBlob's webhooks, and its client.
@@ -83,7 +84,7 @@ struct Cli {
 }
 
 #[derive(Debug, Subcommand)]
-#[allow(clippy::large_enum_variant, reason = "there is one, once")]
+#[allow(clippy::large_enum_variant, reason = "a process has one value of it")]
 enum Command {
     /// Run the broker.
     #[command(after_help = serve::AFTER_HELP)]
@@ -133,11 +134,13 @@ enum ClientCommand {
 
 /// Runs the command line of this process.
 pub fn main() -> ExitCode {
-    // Before anything that takes its time: until then a signal ends the process, a SIGHUP too. The other verbs are to end by one.
+    // Before anything slow: until the handlers are installed, any signal ends the process, even
+    // SIGHUP. The other verbs have no handlers, since a signal should end them.
     let signals = std::env::args_os()
         .nth(1)
         .filter(|verb| verb == "serve")
         .map(|_| serve::Signals::new());
+
     let parsed = Cli::try_parse()
         .map_err(user_info::without_secrets)
         .map_err(|error| match signals {
@@ -146,10 +149,12 @@ pub fn main() -> ExitCode {
             }
             _ => error.exit(),
         });
+
     let command = match parsed {
         Ok(cli) => cli.command,
         Err(code) => return code,
     };
+
     let done = match command {
         Command::Serve(args) => return serve::run(args, signals),
         Command::CheckConfig(args) => check_config::run(args),
@@ -160,11 +165,13 @@ pub fn main() -> ExitCode {
         Command::Completions(args) => completions::run(&args, &mut Cli::command()),
         Command::Man(args) => man::run(&args, Cli::command()),
     };
+
     done.unwrap_or_else(|error| output::report(&error))
 }
 
-/// What this process creates from now on is for its user alone, whatever umask it was started with: the log, the database, whose
-/// library does not ask, and everything beside them. The umask is the whole process's, so this comes before its threads.
+/// Makes all files that this process creates private to its user, whatever umask it was started
+/// with; the database's library offers no other way. The umask belongs to the process, so this has
+/// to come before its threads.
 fn keep_files_private() {
     umask(Mode::RWXG | Mode::RWXO);
 }
@@ -189,7 +196,8 @@ fn run_client(command: ClientCommand) -> anyhow::Result<ExitCode> {
             ClientCommand::Healthcheck(args) => healthcheck::run(args).await,
         }
     });
-    // A name look-up that hangs must not keep a process that is done.
+
+    // Without waiting: a name lookup that hangs must not delay the exit.
     runtime.shutdown_background();
     done
 }

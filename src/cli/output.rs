@@ -1,6 +1,7 @@
-//! What is printed, and where: results on standard output, everything else on standard error.
+//! Prints results on standard output, and notes and errors on standard error.
 //!
-//! Owns colours, tables, how an error looks and what it exits with. Nothing from outside reaches a terminal unfiltered.
+//! Owns colours, the format of errors, and their exit codes. Untrusted text never reaches a
+//! terminal unescaped.
 
 use std::{
     io::{self, IsTerminal, Write},
@@ -18,7 +19,7 @@ use crate::{
     printable::{printable, printable_json},
 };
 
-/// Pretty for people, JSON for programs.
+/// Output format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(super) enum Format {
     /// For people.
@@ -27,17 +28,19 @@ pub(super) enum Format {
     Json,
 }
 
-/// Flags that are each good but make no sense together; exits as clap's own complaints do.
+/// A usage error that clap does not find, such as flags that exclude each other; exits with the
+/// same code as clap's.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub(super) struct Usage(pub(super) String);
 
-/// The reader of standard output has had enough, as `head` does. Not an error.
+/// The reader of standard output has closed it, as `head` does. Not reported as an error.
 #[derive(Debug, thiserror::Error)]
 #[error("standard output is closed")]
 struct OutputClosed;
 
-/// Prints an error, unless it is none, and says what to exit with.
+/// Prints an error and returns its exit code. A closed standard output is not printed and counts as
+/// success.
 pub(super) fn report(error: &anyhow::Error) -> ExitCode {
     if error.is::<OutputClosed>() {
         return ExitCode::SUCCESS;
@@ -49,7 +52,7 @@ pub(super) fn report(error: &anyhow::Error) -> ExitCode {
     ExitCode::from(exit_code(error))
 }
 
-/// What is wrong, a line for each thing.
+/// The lines of an error: one per problem.
 pub(super) fn problems(error: &anyhow::Error) -> Vec<String> {
     match error.downcast_ref::<ConfigErrors>() {
         Some(errors) => errors.problems.iter().map(ToString::to_string).collect(),
@@ -57,7 +60,7 @@ pub(super) fn problems(error: &anyhow::Error) -> Vec<String> {
     }
 }
 
-/// The error and its causes, without those that it has told already.
+/// The error and its causes, without causes that its text already contains.
 fn chain(error: &anyhow::Error) -> String {
     let mut text = error.to_string();
     for cause in error
@@ -81,7 +84,7 @@ pub(super) fn exit_code(error: &anyhow::Error) -> u8 {
     }
 }
 
-/// The error of a file that a command line names, with the next step; `what` says what is in it.
+/// The error for a file that the command line names, with the next step; `what` names its content.
 pub(super) fn unreadable(what: &str, path: &Path, error: &io::Error) -> anyhow::Error {
     let step = match error.kind() {
         io::ErrorKind::NotFound => "correct the path",
@@ -93,12 +96,12 @@ pub(super) fn unreadable(what: &str, path: &Path, error: &io::Error) -> anyhow::
     anyhow::anyhow!("cannot read {what} {}: {error}; {step}", path.display())
 }
 
-/// Writes bytes to standard output and flushes them: a reader at the other end of a pipe waits for each line.
+/// Writes bytes to standard output and flushes them, since a reader of a pipe waits for each line.
 pub(super) fn emit(bytes: &[u8]) -> anyhow::Result<()> {
     write(&mut io::stdout(), bytes)
 }
 
-/// The same to any writer that stands for standard output.
+/// Like [`emit`], to another writer in place of standard output.
 pub(super) fn write(out: &mut impl Write, bytes: &[u8]) -> anyhow::Result<()> {
     let written = out.write_all(bytes).and_then(|()| out.flush());
     written.map_err(|error| match error.kind() {
@@ -107,12 +110,12 @@ pub(super) fn write(out: &mut impl Write, bytes: &[u8]) -> anyhow::Result<()> {
     })
 }
 
-/// Writes one line of text to standard output, made printable.
+/// Writes one line to standard output, escaped to be printable.
 pub(super) fn emit_line(line: &str) -> anyhow::Result<()> {
     emit(format!("{}\n", printable(line)).as_bytes())
 }
 
-/// Writes text to standard output, each line of it made printable.
+/// Writes text to standard output, each line escaped to be printable.
 pub(super) fn emit_lines(text: &str) -> anyhow::Result<()> {
     text.lines().try_for_each(emit_line)
 }
@@ -122,7 +125,8 @@ pub(super) fn emit_json(value: &impl Serialize) -> anyhow::Result<()> {
     emit(format!("{}\n", json(value)?).as_bytes())
 }
 
-/// One JSON object on one line. What a terminal would obey or not show is escaped, also in a pipe: it is the same JSON.
+/// One JSON object on one line. Control and invisible characters are escaped, also in a pipe: the
+/// value stays the same.
 pub(super) fn json(value: &impl Serialize) -> serde_json::Result<String> {
     Ok(printable_json(&serde_json::to_string(value)?).into_owned())
 }
@@ -135,23 +139,21 @@ pub(super) fn emit_table<const N: usize>(
     emit(columns::table(header, rows, columns::screen_width()).as_bytes())
 }
 
-/// A dim line on standard error: what happens to the stream, not what is in it.
+/// A dim line on standard error: about the command's progress, not its result.
 pub(super) fn note(text: &str) {
     let dim = Style::new().dimmed();
     say(format_args!("{dim}{}{dim:#}", printable(text)));
 }
 
 fn say(line: std::fmt::Arguments<'_>) {
-    // Nobody is left to tell when standard error is closed.
-    let _ = writeln!(anstream::stderr(), "{line}");
+    let _ = writeln!(anstream::stderr(), "{line}"); // a closed standard error cannot be reported
 }
 
-/// Whether a person sees standard output.
 pub(super) fn stdout_is_terminal() -> bool {
     io::stdout().is_terminal()
 }
 
-/// Whether colours are wanted on standard output: a terminal, and no `NO_COLOR`.
+/// Whether to print colours on standard output: on a terminal, unless `NO_COLOR` is set.
 pub(super) fn stdout_colors() -> bool {
     anstream::AutoStream::choice(&io::stdout()) != anstream::ColorChoice::Never
 }
@@ -161,7 +163,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_cause_that_the_error_names_is_not_told_again() {
+    fn a_cause_that_the_error_contains_is_not_repeated() {
         let cause = || io::Error::other("busy");
         let named =
             anyhow::Error::from(cause()).context("cannot listen: busy; choose another port");

@@ -1,7 +1,8 @@
-//! What answers in a broker's place: a proxy that cannot reach it, or a server of something else.
+//! Recognizes answers that are not gRPC: from a proxy that cannot reach the broker, or from another
+//! kind of server.
 //!
-//! tonic reads the body of any answer as gRPC messages, so an HTML page would be "invalid compression flag: 60". Looks at the
-//! head of each answer before that, and at its trailers, and never at a body.
+//! tonic reads every body as gRPC messages, so an HTML page would give "invalid compression flag:
+//! 60". This checks the head and the trailers of each answer first, and never reads a body.
 
 use std::{
     error::Error,
@@ -25,18 +26,20 @@ use tonic::{
     codegen::{BoxFuture, Service, StdError},
 };
 
-/// What the broker itself says with an HTTP status, before there is a call.
+/// The header with the broker's message when it refuses a request with an HTTP status, before there
+/// is a gRPC call.
 const BROKER_MESSAGE: &str = "x-blobcast-message";
 
-/// The details of a gRPC status, in Base64.
+/// The trailer with the details of a gRPC status, in Base64.
 const DETAILS: &str = "grpc-status-details-bin";
-/// Base64 as tonic reads it.
+/// Decodes Base64 as tonic does.
 const BASE64: GeneralPurpose = GeneralPurpose::new(
     &alphabet::STANDARD,
     GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
 );
 
-/// A channel whose answers are gRPC's. Any other is an error, a [`Status`] whose source is a [`ForeignAnswer`].
+/// A channel that passes on gRPC answers only. Any other answer is an error: a [`Status`] whose
+/// source is a [`ForeignAnswer`].
 #[derive(Clone, Debug)]
 pub(super) struct GrpcOnly<S>(pub(super) S);
 
@@ -64,14 +67,15 @@ where
             if let Some(foreign) = ForeignAnswer::of(head.status, &head.headers) {
                 return Err(foreign.into_status().into());
             }
-            leave_out_bad_details(&mut head.headers);
+            remove_bad_details(&mut head.headers);
             Ok(Response::from_parts(head, Readable(body)))
         })
     }
 }
 
-/// tonic panics at details that are no Base64. Without them the status has its code and its message, and no broker's reason.
-fn leave_out_bad_details(headers: &mut HeaderMap) {
+/// Removes details that are not valid Base64: tonic panics on them. The status keeps its code and
+/// message, without a reason.
+fn remove_bad_details(headers: &mut HeaderMap) {
     if headers
         .get(DETAILS)
         .is_some_and(|details| BASE64.decode(details).is_err())
@@ -80,7 +84,7 @@ fn leave_out_bad_details(headers: &mut HeaderMap) {
     }
 }
 
-/// The body of an answer, with trailers that tonic can read.
+/// The body of an answer, without trailers that tonic cannot read.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Readable<B>(B);
 
@@ -94,7 +98,7 @@ impl<B: Body + Unpin> Body for Readable<B> {
     ) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
         Pin::new(&mut self.0).poll_frame(cx).map_ok(|mut frame| {
             if let Some(trailers) = frame.trailers_mut() {
-                leave_out_bad_details(trailers);
+                remove_bad_details(trailers);
             }
             frame
         })
@@ -109,18 +113,18 @@ impl<B: Body + Unpin> Body for Readable<B> {
     }
 }
 
-/// The head of an answer that is not gRPC's.
+/// The head of an answer that is not gRPC.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct ForeignAnswer {
     status: StatusCode,
     content_type: Option<String>,
     server: Option<String>,
-    /// The broker's own words, if it refused the request before there was a call.
+    /// The broker's message, if the broker refused the request before there was a gRPC call.
     broker_message: Option<String>,
 }
 
 impl ForeignAnswer {
-    /// None if it is gRPC's.
+    /// `None` if the answer is gRPC.
     fn of(status: StatusCode, headers: &HeaderMap) -> Option<Self> {
         let text =
             |name: &str| Some(String::from_utf8_lossy(headers.get(name)?.as_bytes()).into_owned());
@@ -140,17 +144,17 @@ impl ForeignAnswer {
         })
     }
 
-    /// What the status was made of, if that was an answer which is not gRPC's.
+    /// The answer behind a status, if that answer was not gRPC.
     pub(super) fn behind(status: &Status) -> Option<&Self> {
         status.source()?.downcast_ref()
     }
 
-    /// True if the broker itself refused the request.
+    /// Whether the broker itself refused the request.
     pub(super) fn is_the_brokers(&self) -> bool {
         self.broker_message.is_some()
     }
 
-    /// True if its sender passes requests on, and could not.
+    /// Whether a proxy answered that it could not reach its upstream.
     pub(super) fn is_a_gateways(&self) -> bool {
         matches!(self.status.as_u16(), 502..=504)
     }
@@ -183,7 +187,7 @@ impl fmt::Display for ForeignAnswer {
         f.write_str(if self.is_a_gateways() {
             "the proxy"
         } else {
-            "something else than a broker, or a proxy before it,"
+            "another server than a broker, or a proxy in front of it,"
         })?;
         if let Some(server) = &self.server {
             write!(f, " ({server})")?;
@@ -219,13 +223,13 @@ mod tests {
             seen(200, &[("content-type", "application/grpc+proto")]),
             None
         );
-        // A status that is told at once; some proxies add an HTTP status of their own.
+        // A status without a body; some proxies add an HTTP status of their own.
         assert_eq!(seen(503, &[("grpc-status", "14")]), None);
     }
 
     #[test]
-    fn details_are_left_out_where_tonic_would_panic_and_only_there() {
-        for (details, is_left_out) in [
+    fn details_are_removed_only_if_tonic_would_panic() {
+        for (details, is_removed) in [
             ("", false),
             ("CAU", false),
             ("CAU=", false),
@@ -236,8 +240,8 @@ mod tests {
             let mut headers = HeaderMap::new();
             headers.insert("grpc-status", "14".parse().unwrap());
             headers.insert(DETAILS, details.parse().unwrap());
-            leave_out_bad_details(&mut headers);
-            assert_eq!(!headers.contains_key(DETAILS), is_left_out, "{details}");
+            remove_bad_details(&mut headers);
+            assert_eq!(!headers.contains_key(DETAILS), is_removed, "{details}");
             assert_eq!(
                 Status::from_header_map(&headers).unwrap().code(),
                 Code::Unavailable
@@ -246,7 +250,7 @@ mod tests {
     }
 
     #[test]
-    fn any_other_answer_is_told_by_its_status() {
+    fn any_other_answer_is_reported_with_its_status() {
         let html = ("content-type", "text/html");
         let nginx = ("server", "nginx/1.22.1");
         assert_eq!(
@@ -259,7 +263,7 @@ mod tests {
         );
         assert_eq!(
             seen(200, &[html]).unwrap(),
-            "something else than a broker, or a proxy before it, answered 200 OK with text/html, which is not gRPC"
+            "another server than a broker, or a proxy in front of it, answered 200 OK with text/html, which is not gRPC"
         );
         let said = [
             ("x-blobcast-message", "calls of web pages are refused"),

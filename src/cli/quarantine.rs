@@ -1,4 +1,5 @@
-//! `quarantine`: the callbacks that could not be understood, and what to do about them.
+//! `quarantine`: lists, shows, releases and discards callbacks that were authentic but could not be
+//! understood.
 
 use std::{
     collections::BTreeMap,
@@ -24,10 +25,10 @@ use crate::{
     wire::v1::{self, admin_service_client::AdminServiceClient},
 };
 
-/// Most ids of one call; the broker's own limit.
+/// Most ids of one call: the broker's limit.
 const DISCARD_IDS_MAX: usize = 256;
 
-/// Looks at and deals with callbacks that were authentic but could not be understood.
+/// Lists, shows, releases and discards callbacks that were authentic but could not be understood.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:
@@ -65,7 +66,7 @@ struct ListArgs {
 
 #[derive(Args, Debug)]
 struct ShowArgs {
-    /// Its id, from `quarantine list`.
+    /// The callback's id, from `quarantine list`.
     quarantine_id: String,
     /// How to print it.
     #[arg(long, value_name = "FORMAT", default_value = "pretty")]
@@ -86,21 +87,23 @@ enum ShowFormat {
 
 #[derive(Args, Debug)]
 struct ReleaseArgs {
-    /// Its id, from `quarantine list`.
+    /// The callback's id, from `quarantine list`.
     quarantine_id: String,
     /// Use this product instead of the callback URL's.
     #[arg(long, value_name = "PRODUCT", value_parser = Product::parse)]
     product: Option<Product>,
-    /// Use this task id where the body has none that can be used.
+    /// Use this task id if the body has no usable one.
     #[arg(long, value_name = "TASK_ID", value_parser = TaskId::parse)]
     task_id: Option<TaskId>,
-    /// Use this status word instead of the body's: completed, failed, or another that the vendor uses.
+    /// Use this status word instead of the body's: completed, failed, or another word of the
+    /// vendor's.
     #[arg(long, value_name = "WORD")]
     status: Option<StatusWord>,
-    /// Read this file instead of the callback's body, which stays the event's raw body; `-` is standard input.
+    /// Read the event from this file instead of the callback's body, which stays the event's raw
+    /// body; `-` is standard input.
     #[arg(long, value_name = "FILE")]
     body: Option<String>,
-    /// Ignore the callback URL's labels; those that its credential is bound to stay.
+    /// Ignore the labels of the callback URL; labels that its credential is bound to stay.
     #[arg(long)]
     drop_labels: bool,
     #[command(flatten)]
@@ -109,7 +112,7 @@ struct ReleaseArgs {
 
 #[derive(Args, Debug)]
 struct DiscardArgs {
-    /// Their ids, from `quarantine list`.
+    /// Ids of the callbacks, from `quarantine list`.
     #[arg(required = true, value_name = "QUARANTINE_ID")]
     quarantine_ids: Vec<String>,
     #[command(flatten)]
@@ -173,8 +176,9 @@ async fn show(args: ShowArgs) -> anyhow::Result<ExitCode> {
 async fn release(args: ReleaseArgs) -> anyhow::Result<ExitCode> {
     let body = args.body.as_deref().map(body::read).transpose()?;
     if body.as_ref().is_some_and(Bytes::is_empty) {
-        anyhow::bail!("--body is empty, and an empty body is no event");
+        anyhow::bail!("--body is empty: an empty body cannot become an event");
     }
+
     let request = v1::ReleaseQuarantinedRequest {
         quarantine_id: args.quarantine_id,
         product: args
@@ -192,14 +196,17 @@ async fn release(args: ReleaseArgs) -> anyhow::Result<ExitCode> {
             .map(|word| word.as_str().to_owned())
             .unwrap_or_default(),
     };
+
     let answer = args.grpc.admin()?.release_quarantined(request).await;
     let released = answer
         .map_err(|status| args.grpc.error(&status))?
         .into_inner()
         .events;
+
     for event in &released {
         output::emit_line(&event.event_id)?;
     }
+
     match released.iter().filter(|event| event.duplicate).count() {
         0 => {}
         1 if released.len() == 1 => note("the log already had this event"),
@@ -208,6 +215,7 @@ async fn release(args: ReleaseArgs) -> anyhow::Result<ExitCode> {
             released.len()
         )),
     }
+
     Ok(ExitCode::SUCCESS)
 }
 
@@ -224,14 +232,16 @@ async fn discard(args: DiscardArgs) -> anyhow::Result<ExitCode> {
             .map_err(|status| args.grpc.error(&status))?;
         discarded_count += answer.into_inner().discarded_count as usize;
     }
+
     let asked_count = args.quarantine_ids.len();
     output::emit_line(&format!("{discarded_count} of {asked_count} discarded"))?;
     if discarded_count < asked_count {
         note(
-            "the others are not in quarantine: they were released, discarded or forgotten before; `blobcast quarantine list` shows what \
+            "the others are not in quarantine: they were released, discarded or expired before; `blobcast quarantine list` shows what \
              is there",
         );
     }
+
     Ok(if discarded_count == asked_count {
         ExitCode::SUCCESS
     } else {
@@ -239,14 +249,14 @@ async fn discard(args: DiscardArgs) -> anyhow::Result<ExitCode> {
     })
 }
 
-/// Byte for byte, unless a terminal would obey some of them.
+/// Prints the body byte for byte. On a terminal, refuses bodies with control characters.
 fn emit_body(body: &[u8]) -> anyhow::Result<()> {
     let is_harmless = || {
         std::str::from_utf8(body).is_ok_and(|text| text.lines().all(|line| printable(line) == line))
     };
     if io::stdout().is_terminal() && !is_harmless() {
         anyhow::bail!(
-            "the body has bytes that a terminal may obey: write it to a file, or use --output pretty"
+            "the body has control characters that could affect the terminal: write it to a file, or use --output pretty"
         );
     }
     output::emit(body)
@@ -256,7 +266,7 @@ fn emit_body(body: &[u8]) -> anyhow::Result<()> {
 struct Pages<'a> {
     grpc: &'a GrpcArgs,
     client: AdminServiceClient<Connection>,
-    /// None behind the last page.
+    /// `None` after the last page.
     request: Option<v1::ListQuarantineRequest>,
 }
 
@@ -322,7 +332,8 @@ fn pretty(callback: &v1::QuarantinedCallback) -> String {
         ("detail", callback.detail.clone()),
         ("bytes", callback.body_bytes.to_string()),
     ];
-    // Each on its line, whatever is in it: a target cannot pretend to be another field.
+
+    // Each field stays on its line, whatever it contains, so a target cannot imitate another field.
     let said = fields
         .iter()
         .filter(|(name, value)| *name != "bound to" || !value.is_empty());
@@ -332,7 +343,7 @@ fn pretty(callback: &v1::QuarantinedCallback) -> String {
     format!("{head}\n{}", String::from_utf8_lossy(&callback.body))
 }
 
-/// `products=veo labels=team:ads`; empty if it is bound to nothing.
+/// `products=veo labels=team:ads`; empty if the credential is bound to nothing.
 fn bound_text(callback: &v1::QuarantinedCallback) -> String {
     let mut labels: Vec<_> = callback
         .bound_labels
@@ -401,7 +412,7 @@ mod tests {
     }
 
     #[test]
-    fn a_body_that_is_not_text_is_shown_without_harm_and_kept_in_json() {
+    fn a_body_that_is_not_text_is_shown_safely_and_complete_in_json() {
         assert!(pretty(&callback()).ends_with("\n\u{1b}\u{fffd}"));
         let value = serde_json::to_value(json(&callback())).unwrap();
         assert_eq!(
@@ -411,7 +422,7 @@ mod tests {
     }
 
     #[test]
-    fn a_row_tells_what_came_when_and_why_it_is_there() {
+    fn a_row_has_id_time_reason_size_and_target() {
         let row = row(&callback(), Timestamp::UNIX_EPOCH);
         assert_eq!(
             row,

@@ -1,4 +1,5 @@
-//! Bodies of callbacks as received, of any size: what an event has left out as too large for one message is fetched in pieces.
+//! Fetches raw bodies of any size in chunks: an event leaves out a body that would make its message
+//! too large.
 
 use std::time::Duration;
 
@@ -8,10 +9,10 @@ use tonic::Status;
 use super::client::Connection;
 use crate::wire::v1::{self, event_service_client::EventServiceClient};
 
-/// Time for one piece of 1 MiB. Behind a proxy nothing else may tell that the broker is gone.
+/// Time for one chunk of 1 MiB. Behind a proxy this may be the only sign that the broker is gone.
 const PIECE_TIMEOUT: Duration = Duration::from_secs(45);
 
-/// One body on its way.
+/// A body that is being fetched.
 pub(super) struct Pieces<'a> {
     client: &'a mut EventServiceClient<Connection>,
     cursor: String,
@@ -53,7 +54,7 @@ impl<'a> Pieces<'a> {
     }
 }
 
-/// Fetches the body that was asked for with an event, if it was too large to come along.
+/// Adds the raw body to an event, if it was left out as too large.
 pub(super) async fn complete(
     client: &mut EventServiceClient<Connection>,
     event: &mut v1::Event,
@@ -79,8 +80,8 @@ mod tests {
     use crate::cli::client::GrpcArgs;
 
     #[tokio::test]
-    async fn a_broker_that_is_silent_is_not_waited_for_for_ever() {
-        // The kernel connects; nobody answers.
+    async fn a_silent_broker_ends_the_wait_for_a_piece() {
+        // The kernel accepts the connection; no process answers.
         let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", silent.local_addr().unwrap());
         let mut client = GrpcArgs::at(&url).events().unwrap();
@@ -93,7 +94,7 @@ mod tests {
             (Code::Unavailable, "no answer to GetRawBody within 50ms")
         );
 
-        // Nothing of it is taken for a piece.
+        // The timeout does not count as a piece.
         assert_eq!((pieces.offset, pieces.is_whole), (0, false));
     }
 }

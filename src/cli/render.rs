@@ -1,4 +1,5 @@
-//! How an event looks: a line for people, or a JSON object for programs. Pure.
+//! Formats events: one line for people, or one JSON object for programs. Pure, except for
+//! [`EventPrinter`], which prints.
 
 use std::{
     collections::BTreeMap,
@@ -18,28 +19,28 @@ use super::{
 };
 use crate::{printable::printable, wire::v1};
 
-/// Said in the help of every verb that prints events.
+/// Part of the help of every verb that prints events.
 pub(super) const JSON_HELP: &str = "\
 JSON output: one object a line, with the field names of `blobcast.v1.Event`. Enums are their names \
 (TASK_STATUS_COMPLETED), times are RFC 3339, numbers are numbers. Fields that the event does not have (error, seed, \
-created_at, completed_at) are left out. `truncated` is true if the event has left out what would have made it too large for a \
+created_at, completed_at) are left out. `truncated` is true if fields were left out because the event would be too large for one \
 message; `blobcast get TASK --raw` prints the whole callback.";
-/// What is to follow where a callback's body can be asked for.
+/// Follows [`JSON_HELP`] in verbs with --include-raw.
 pub(super) const JSON_HELP_OF_BODY: &str = "\
 With --include-raw the callback's body is in `raw_body` if it is UTF-8, else in hexadecimal in `raw_body_hex`.";
 
-/// Longest product name that still lines up with the next line's: chatgpt-images and kling-o1-photo.
+/// Longest product name that keeps columns aligned: chatgpt-images and kling-o1-photo.
 const PRODUCT_WIDTH: usize = 14;
 /// Longest status word.
 const STATUS_WIDTH: usize = 10;
 
-/// Longest task id that further lines are lined up with: a UUID, which most of the vendor's are.
+/// Longest task id that widens the column: a UUID, as most of the vendor's ids are.
 const TASK_WIDTH_MAX: usize = 36;
-/// The vendor's own word for a status is shown up to this width, and its message up to that. JSON has the whole.
+/// The vendor's status word and error message are cut to these widths. JSON has the full texts.
 const STATUS_WIDTH_MAX: usize = 32;
 const ERROR_WIDTH_MAX: usize = 200;
 
-/// Columns as wide as their widest text so far, so that lines of one kind line up from the second on.
+/// Column widths: each as wide as the widest text so far, so that later lines are aligned.
 #[derive(Debug, Default)]
 pub(super) struct Widths {
     task_id: usize,
@@ -67,7 +68,7 @@ pub(super) struct EventPrinter {
 }
 
 impl EventPrinter {
-    /// For this process's standard output.
+    /// Prints to standard output.
     pub(super) fn new(format: Format) -> Self {
         Self {
             format,
@@ -77,7 +78,7 @@ impl EventPrinter {
         }
     }
 
-    /// To somewhere else, as JSON.
+    /// Prints to another writer, as JSON.
     #[cfg(test)]
     pub(super) fn json_to(out: impl Write + 'static) -> Self {
         Self {
@@ -88,7 +89,6 @@ impl EventPrinter {
         }
     }
 
-    /// Prints one event.
     pub(super) fn print(&mut self, event: &v1::Event) -> anyhow::Result<()> {
         let line = match self.format {
             Format::Pretty => pretty(event, Timestamp::now(), self.colors, &mut self.widths),
@@ -98,7 +98,7 @@ impl EventPrinter {
     }
 }
 
-/// One line for people. Times are UTC; the date is left out if it is that of `now`.
+/// One line for people. Times are in UTC, without the date if it is that of `now`.
 pub(super) fn pretty(
     event: &v1::Event,
     now: Timestamp,
@@ -112,18 +112,14 @@ pub(super) fn pretty(
             text.to_owned()
         }
     };
+
     let received_at = event.received_at.and_then(instant);
-    let status = match event.status() {
-        v1::TaskStatus::Unspecified if !event.status_text.is_empty() => {
-            cut(&printable(&event.status_text), STATUS_WIDTH_MAX).into_owned()
-        }
-        status => status_word(status).to_owned(),
-    };
     let color = match event.status() {
         v1::TaskStatus::Completed => AnsiColor::Green,
         v1::TaskStatus::Failed => AnsiColor::Red,
         _ => AnsiColor::Yellow,
     };
+
     let task_id = printable(&event.task_id);
     let task_width = widths.task_id(&task_id);
     let mut parts = vec![
@@ -133,8 +129,9 @@ pub(super) fn pretty(
         ),
         pad(&printable(&event.product), PRODUCT_WIDTH),
         pad(&task_id, task_width),
-        styled(color.on_default(), &pad(&status, STATUS_WIDTH)),
+        styled(color.on_default(), &pad(&status_text(event), STATUS_WIDTH)),
     ];
+
     let ended_at = event.completed_at.and_then(instant);
     let latency = ended_at
         .zip(received_at)
@@ -144,15 +141,34 @@ pub(super) fn pretty(
     if latency_width > 0 {
         parts.push(format!("{latency:<latency_width$}"));
     }
+
     parts.extend(
         event
             .outputs
             .iter()
             .map(|output| printable(&output.url).into_owned()),
     );
+
     if let Some(error) = &event.error {
         parts.push(cut(&printable(&error_line(error)), ERROR_WIDTH_MAX).into_owned());
     }
+
+    let markers = markers(event);
+    parts.extend(markers.map(|marker| styled(AnsiColor::Yellow.on_default(), &marker)));
+    parts.join(" ").trim_end().to_owned()
+}
+
+/// The status, or the vendor's word if the status is unknown.
+fn status_text(event: &v1::Event) -> String {
+    match event.status() {
+        v1::TaskStatus::Unspecified if !event.status_text.is_empty() => {
+            cut(&printable(&event.status_text), STATUS_WIDTH_MAX).into_owned()
+        }
+        status => status_word(status).to_owned(),
+    }
+}
+
+fn markers(event: &v1::Event) -> impl Iterator<Item = String> {
     let markers = [
         (event.conflict, "[conflict]".to_owned()),
         (event.corrected, "[corrected]".to_owned()),
@@ -160,12 +176,12 @@ pub(super) fn pretty(
         (event.product_inferred, "[product inferred]".to_owned()),
         (event.truncated, "[truncated]".to_owned()),
     ];
-    let marked = markers.into_iter().filter(|(applies, _)| *applies);
-    parts.extend(marked.map(|(_, marker)| styled(AnsiColor::Yellow.on_default(), &marker)));
-    parts.join(" ").trim_end().to_owned()
+    markers
+        .into_iter()
+        .filter_map(|(applies, marker)| applies.then_some(marker))
 }
 
-/// `CODE: message`, or only the code where the message says no more.
+/// `CODE: message`, or only the code if the message repeats it.
 pub(super) fn error_line(error: &v1::TaskError) -> String {
     let says_more = !error.message.is_empty() && !error.message.eq_ignore_ascii_case(&error.code);
     if says_more {
@@ -175,7 +191,7 @@ pub(super) fn error_line(error: &v1::TaskError) -> String {
     }
 }
 
-/// The status as on the command line.
+/// The status word as on the command line.
 pub(super) fn status_word(status: v1::TaskStatus) -> &'static str {
     match status {
         v1::TaskStatus::Unspecified => "unspecified",
@@ -196,12 +212,13 @@ pub(super) fn clock(time: Timestamp, now: Timestamp) -> String {
     }
 }
 
-/// A point in time from the wire; none if it is out of range.
+/// A timestamp of the API; `None` if it is out of range.
 pub(super) fn instant(time: prost_types::Timestamp) -> Option<Timestamp> {
     Timestamp::new(time.seconds, time.nanos).ok()
 }
 
-/// `+1.2s`, `+2m5s`, `-0.3s`: from the vendor's end of the task to the callback's arrival, by two clocks.
+/// `+1.2s`, `+2m5s`, `-0.3s`: from the end of the task, by the vendor's clock, to the callback's
+/// arrival, by the broker's.
 fn latency(latency: SignedDuration) -> String {
     let sign = if latency.is_negative() { '-' } else { '+' };
     let length = latency.unsigned_abs();
@@ -263,19 +280,17 @@ struct ErrorJson<'a> {
     details: Option<Value>,
 }
 
-/// A body of bytes in JSON: text if it is text, else hexadecimal.
+/// A raw body in JSON: text if it is UTF-8, else hexadecimal.
 #[derive(Serialize)]
 pub(super) enum BodyJson {
-    /// UTF-8.
     #[serde(rename = "raw_body")]
     Text(String),
-    /// Anything else.
     #[serde(rename = "raw_body_hex")]
     Hex(String),
 }
 
 impl BodyJson {
-    /// None if there are no bytes.
+    /// `None` if there are no bytes.
     pub(super) fn new(body: &[u8]) -> Option<Self> {
         match std::str::from_utf8(body) {
             Ok("") => None,
@@ -321,7 +336,7 @@ pub(super) fn json(event: &v1::Event) -> serde_json::Result<String> {
     })
 }
 
-/// An enum's name; a number that this client is too old to know stays one.
+/// The name of an enum value; a number that this client does not know stays a number.
 pub(super) fn name<E: TryFrom<i32>>(
     number: i32,
     as_str_name: impl Fn(&E) -> &'static str,
@@ -366,7 +381,7 @@ fn struct_json(details: &prost_types::Struct) -> Value {
 
 fn value_json(value: &prost_types::Value) -> Value {
     use prost_types::value::Kind;
-    /// Whole numbers up to here are exact in the double that carries them.
+    /// Integers below this are exact in a double.
     const EXACT_MAX: f64 = 9_007_199_254_740_992.0;
     match &value.kind {
         None | Some(Kind::NullValue(_)) => Value::Null,
@@ -453,7 +468,7 @@ mod tests {
     }
 
     #[test]
-    fn a_failed_event_tells_why_and_what_is_odd_about_it() {
+    fn a_failed_event_shows_its_error_and_markers() {
         let line = pretty(
             &failed(),
             Timestamp::UNIX_EPOCH,
@@ -465,7 +480,7 @@ mod tests {
     }
 
     #[test]
-    fn an_error_whose_message_is_its_code_is_told_once() {
+    fn a_message_that_repeats_its_code_is_left_out() {
         let error = |code: &str, message: &str| v1::TaskError {
             code: code.into(),
             message: message.into(),
@@ -483,7 +498,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_of_one_stream_line_up() {
+    fn lines_of_one_stream_are_aligned() {
         let mut widths = Widths::default();
         let mut line = |event: &v1::Event| pretty(event, Timestamp::UNIX_EPOCH, false, &mut widths);
         line(&v1::Event {
@@ -536,7 +551,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_status_shows_the_vendors_word_and_cannot_steer_the_terminal() {
+    fn an_unknown_status_shows_the_vendors_word_escaped() {
         let odd = v1::Event {
             status: 0,
             status_text: "up\u{1b}[2Jscaling".into(),

@@ -1,5 +1,7 @@
-//! `token rotate` and `token retire`: a second secret beside the one in use, and later the end of that. Writes the credentials file,
-//! and works without a broker.
+//! `token rotate` and `token retire`: put a new secret beside the one in use, and later remove the
+//! old one.
+//!
+//! Replaces the credentials file as a whole and keeps its owner and mode. Needs no running broker.
 
 use std::{
     fs::{self, File},
@@ -25,7 +27,7 @@ use crate::{
     files,
 };
 
-/// Longest secret that the vendor may have handed out.
+/// Longest secret that is read for the vendor's.
 const SECRET_BYTES_MAX: u64 = 4 * 1024;
 
 #[derive(Args, Debug)]
@@ -36,21 +38,22 @@ Examples:
   blobcast token rotate body-signature --secret-file new-secret
   blobcast token retire client billing
 
-The old secret goes on to be accepted beside the new one, until it is retired or --keep-old-for is over, so that nobody is shut out \
-while the new one is handed around. blobcast_credential_last_used_timestamp_seconds with secret=\"previous\" tells when the old one \
-was used last. A broker takes the file up within a second.")]
+The old secret stays valid beside the new one until it is retired or --keep-old-for is over, so that nobody is locked out while the new \
+one is distributed. blobcast_credential_last_used_timestamp_seconds with secret=\"previous\" says when the old one was used last. A \
+running broker applies the file within a second.")]
 pub(super) struct RotateArgs {
     #[command(subcommand)]
     target: RotateTarget,
     #[command(flatten)]
     file: FileArgs,
-    /// Accept the old one for this long from now, for example 7d [default: until it is retired, or its own expiry if it has one].
+    /// Accept the old secret for this long from now, for example 7d [default: until it is retired,
+    /// or until its own expiry].
     #[arg(long, value_name = "DURATION", value_parser = args::duration, global = true)]
     keep_old_for: Option<Duration>,
-    /// Refuse the new one after this long from now, for example 90d [default: never].
+    /// Refuse the new secret after this long from now, for example 90d [default: never].
     #[arg(long, value_name = "DURATION", value_parser = args::duration, global = true)]
     expires_in: Option<Duration>,
-    /// For people, or one JSON object.
+    /// How to print the result: text, or one JSON object.
     #[arg(long, value_name = "FORMAT", default_value = "pretty", global = true)]
     output: Format,
 }
@@ -65,7 +68,7 @@ pub(super) struct RetireArgs {
 
 #[derive(Args, Debug)]
 struct FileArgs {
-    /// The credentials file, which is replaced as a whole, with the same owner and mode.
+    /// The credentials file. It is replaced as a whole, with the same owner and mode.
     #[arg(
         long,
         value_name = "PATH",
@@ -81,27 +84,28 @@ enum RotateTarget {
     Client(Named),
     /// A token for callback URLs.
     Callback(Named),
-    /// A key that signs callback URLs; URLs that the old secret has signed stay good as long as it does.
+    /// A key that signs callback URLs; URLs signed with the old secret stay valid as long as that
+    /// secret.
     SigningKey(Named),
-    /// The vendor's secret for bodies, which the vendor makes.
+    /// The secret with which the vendor signs bodies; the vendor makes it.
     BodySignature(VendorSecret),
 }
 
 #[derive(Debug, Subcommand)]
 enum RetireTarget {
-    /// The bearer token that a client had before.
+    /// The previous bearer token of a client.
     Client(Named),
-    /// The token for callback URLs of that name before.
+    /// The previous token for callback URLs.
     Callback(Named),
-    /// The secret that a key had before; URLs that it has signed are refused from then on.
+    /// The previous secret of a signing key; URLs signed with it are refused from then on.
     SigningKey(Named),
-    /// The vendor's secret for bodies before.
+    /// The previous secret with which the vendor signed bodies.
     BodySignature,
 }
 
 #[derive(Args, Debug)]
 struct Named {
-    /// As in the credentials file.
+    /// Name in the credentials file.
     name: String,
 }
 
@@ -113,32 +117,12 @@ struct VendorSecret {
 }
 
 pub(super) fn rotate(args: RotateArgs) -> anyhow::Result<ExitCode> {
-    let (target, secret, text) = match args.target {
-        RotateTarget::Client(Named { name }) => {
-            let secret = new_secret(true);
-            (
-                Target::Client(name),
-                Some(secret.clone()),
-                TokenHash::of(&secret).to_string(),
-            )
-        }
-        RotateTarget::Callback(Named { name }) => {
-            let secret = new_secret(true);
-            (
-                Target::CallbackToken(name),
-                Some(secret.clone()),
-                TokenHash::of(&secret).to_string(),
-            )
-        }
-        RotateTarget::SigningKey(Named { name }) => {
-            let secret = new_secret(false);
-            (Target::SigningKey(name), Some(secret.clone()), secret)
-        }
-        // Who asks has it.
-        RotateTarget::BodySignature(VendorSecret { secret_file }) => {
-            (Target::BodySignature, None, vendor_secret(&secret_file)?)
-        }
-    };
+    let Rotation {
+        target,
+        secret,
+        text,
+    } = Rotation::new(args.target)?;
+
     let now = Timestamp::now();
     let after = |duration: Option<Duration>, flag: &str| match duration {
         Some(duration) if duration < Duration::from_secs(1) => {
@@ -150,12 +134,14 @@ pub(super) fn rotate(args: RotateArgs) -> anyhow::Result<ExitCode> {
             .map_err(|_| Usage(format!("{flag} is too long"))),
         None => Ok(None),
     };
+
     let new = NewSecret {
         text,
         created: now,
         expires: after(args.expires_in, "--expires-in")?,
         previous_expires: after(args.keep_old_for, "--keep-old-for")?,
     };
+
     args.file
         .change(|text| credentials::rotate(text, &target, &new))?;
 
@@ -169,17 +155,57 @@ pub(super) fn rotate(args: RotateArgs) -> anyhow::Result<ExitCode> {
             )?;
         }
         Format::Pretty => {
-            let told = secret
-                .map(|secret| format!("The new one, shown this once:\n\n  {secret}\n\n"))
+            let new = secret
+                .map(|secret| format!("The new one, shown only this once:\n\n  {secret}\n\n"))
                 .unwrap_or_default();
             let until = match until {
                 Some(until) => format!("until {until} at the latest"),
-                None => "until it expires, or `blobcast token retire` takes it out".to_owned(),
+                None => "until it expires, or until `blobcast token retire` removes it".to_owned(),
             };
-            output::emit(format!("{told}The old one is accepted beside it {until}.\n").as_bytes())?;
+            output::emit(format!("{new}The old one is accepted beside it {until}.\n").as_bytes())?;
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// What to rotate, and the new secret.
+struct Rotation {
+    target: Target,
+    /// The secret to print; `None` for the vendor's, which the caller has already.
+    secret: Option<String>,
+    /// The secret or its hash, as the file has it.
+    text: String,
+}
+
+impl Rotation {
+    fn new(target: RotateTarget) -> anyhow::Result<Self> {
+        Ok(match target {
+            RotateTarget::Client(Named { name }) => Self::of_token(Target::Client(name)),
+            RotateTarget::Callback(Named { name }) => Self::of_token(Target::CallbackToken(name)),
+            RotateTarget::SigningKey(Named { name }) => {
+                let secret = new_secret(false);
+                Self {
+                    target: Target::SigningKey(name),
+                    secret: Some(secret.clone()),
+                    text: secret,
+                }
+            }
+            RotateTarget::BodySignature(VendorSecret { secret_file }) => Self {
+                target: Target::BodySignature,
+                secret: None,
+                text: vendor_secret(&secret_file)?,
+            },
+        })
+    }
+
+    fn of_token(target: Target) -> Self {
+        let secret = new_secret(true);
+        Self {
+            target,
+            text: TokenHash::of(&secret).to_string(),
+            secret: Some(secret),
+        }
+    }
 }
 
 pub(super) fn retire(args: RetireArgs) -> anyhow::Result<ExitCode> {
@@ -218,7 +244,7 @@ fn secret_of_stdin() -> io::Result<String> {
     let count = io::stdin()
         .take(SECRET_BYTES_MAX + 1)
         .read_to_string(&mut text)?;
-    // Cut off it would be another secret.
+    // Never cut it: a part of it would be another secret.
     if count as u64 > SECRET_BYTES_MAX {
         return Err(io::Error::new(
             io::ErrorKind::FileTooLarge,
@@ -229,7 +255,7 @@ fn secret_of_stdin() -> io::Result<String> {
 }
 
 impl FileArgs {
-    /// Puts what `change` makes of the file in its place, or leaves it as it is.
+    /// Replaces the file with the result of `change`; on an error it stays as it is.
     fn change(
         &self,
         change: impl FnOnce(&str) -> Result<String, credentials::RotationError>,
@@ -239,24 +265,24 @@ impl FileArgs {
             .credentials_file
             .as_ref()
             .ok_or_else(|| Usage(named.to_owned()))?;
-        let told = path.display();
+        let shown = path.display();
         let unreadable = |error| unreadable("the credentials file", path, &error);
-        // Behind a link: that is to go on to lead there.
+        // Resolves links, so that the link stays and its target is replaced.
         let path = path.canonicalize().map_err(unreadable)?;
         let text = files::read_text(&path, credentials::FILE_BYTES_MAX).map_err(unreadable)?;
-        let changed = change(&text).with_context(|| told.to_string())?;
+        let changed = change(&text).with_context(|| shown.to_string())?;
         replace(&path, &text, &changed)
-            .with_context(|| format!("cannot replace {told}, which stays as it was"))
+            .with_context(|| format!("cannot replace {shown}, which stays as it was"))
     }
 }
 
-/// By a file beside it, so that a broker never reads half of one.
+/// Replaces the file by renaming a new one over it, so that a broker never reads a partial file.
 fn replace(path: &Path, old: &str, new: &str) -> anyhow::Result<()> {
     let name = path.file_name().context("it is no file")?.to_string_lossy();
     let beside = path.with_file_name(format!(".{name}.{}", Uuid::new_v4().simple()));
     let written = write_beside(path, &beside, old, new);
     if written.is_err() {
-        let _ = fs::remove_file(&beside).is_ok(); // it may not be there
+        let _ = fs::remove_file(&beside).is_ok(); // it may not exist
     }
     written
 }
@@ -268,19 +294,23 @@ fn write_beside(path: &Path, beside: &Path, old: &str, new: &str) -> anyhow::Res
         .create_new(true)
         .mode(0o600)
         .open(beside)?;
+
     let made = file.metadata()?;
     if (made.uid(), made.gid()) != (before.uid(), before.gid()) {
-        let owner = "its owner cannot be kept: run this as root, or as whom the file belongs to";
+        let owner = "its owner cannot be kept: run this as root, or as the file's owner";
         fchown(&file, Some(before.uid()), Some(before.gid())).context(owner)?;
     }
+
     file.set_permissions(fs::Permissions::from_mode(before.mode() & 0o7777))?;
     file.write_all(new.as_bytes())?;
     file.sync_all()?;
     if files::read_text(path, credentials::FILE_BYTES_MAX)? != old {
-        bail!("somebody else has changed it meanwhile: try again");
+        bail!("another process changed it meanwhile: try again");
     }
+
     fs::rename(beside, path)?;
-    // What is printed next must not be lost by a power cut. Not every file system syncs directories.
+    // The secret that is printed next must survive a power cut. Not every file system can sync
+    // directories.
     let _ = path
         .parent()
         .is_some_and(|directory| File::open(directory).and_then(|it| it.sync_all()).is_ok());

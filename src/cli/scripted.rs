@@ -1,4 +1,5 @@
-//! A broker that follows a script, for tests of the client: one answer for each call, and a record of what was asked.
+//! A fake broker for tests of the client: answers each call from a script, and records the
+//! requests.
 
 use std::{
     collections::HashMap,
@@ -21,20 +22,20 @@ use crate::{
 
 type Stream = tokio_stream::Iter<std::vec::IntoIter<Result<v1::SubscribeResponse, Status>>>;
 
-/// What the broker does, call by call; a call for which the script has nothing is answered with a reason that ends a client.
+/// The answers, call by call. A call after the end of the script gets an error that ends a client.
 #[derive(Debug, Default)]
 pub(super) struct Script {
-    /// Messages of each stream, and the status behind them.
+    /// Messages of each stream, and its final status.
     pub(super) streams: Vec<(Vec<Content>, Result<(), Status>)>,
     /// Answers to `WaitTask`.
     pub(super) waits: Vec<Result<v1::WaitTaskResponse, Status>>,
-    /// What the streams were asked for.
+    /// Requests of `Subscribe`.
     pub(super) subscribed: Vec<v1::SubscribeRequest>,
-    /// What `WaitTask` was asked for.
+    /// Requests of `WaitTask`.
     pub(super) waited: Vec<v1::WaitTaskRequest>,
 }
 
-/// Shared with the test, which looks at it afterwards.
+/// Shared with the test, which reads the recorded requests.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Scripted(Arc<Mutex<Script>>);
 
@@ -55,7 +56,7 @@ impl Scripted {
     }
 }
 
-/// An error as a broker makes it, with a reason.
+/// An error with a reason, as from a broker.
 pub(super) fn refusal(code: Code, message: &str) -> Status {
     Status::with_error_details(
         code,
@@ -72,7 +73,8 @@ fn next<T>(answers: &mut Vec<T>) -> Result<T, Status> {
     }
 }
 
-// Frames carry stored events; what the record itself adds is overwritten by the event's own fields behind it.
+// Frames need a stored record. Its own fields are overwritten by those of the encoded event, which
+// follow them.
 fn delivery(event: &v1::Event) -> Delivery {
     let parts = RecordParts {
         product: &Product::parse("veo").unwrap(),

@@ -1,4 +1,7 @@
-//! `serve`: from the command line to a running broker.
+//! `serve`: runs the broker as a process: configuration, logging, signals, limits of the process,
+//! panics, exit code.
+//!
+//! The broker itself is `server`'s. No output that is stuck delays the start or the end.
 
 use std::{
     backtrace::{Backtrace, BacktraceStatus},
@@ -29,21 +32,23 @@ use crate::{
     server::{self, Addresses, Ended, Homes, RunError, Runtimes, Server},
 };
 
-/// Open files beside the connections of the two large listeners: the third listener's, the store's, and some to spare.
+/// Open files beside the connections of the ingest and gRPC listeners: the admin listener's, the
+/// store's, and some to spare.
 const OTHER_FILES: u64 = 512;
-/// How long the runtime's threads may take to end before the process starts itself anew; reads of the store take less.
+/// Time for the runtime's threads to end before the process re-executes itself; reads of the store
+/// take less.
 const LAST_THREADS: Duration = Duration::from_secs(10);
-/// How long the broker waits for a standard output or a standard error that takes nothing.
+/// How long the broker waits for a standard output or standard error that is stuck.
 const OUTPUT_TIMEOUT: Duration = Duration::from_secs(1);
 
 pub(super) const AFTER_HELP: &str = "\
-Flags go over environment variables (BLOBCAST_…), these over the file, and the file over the defaults. \
+Flags override environment variables (BLOBCAST_…), which override the file, which overrides the defaults. \
 `blobcast check-config --print-default` prints every key.
 
-SIGTERM or Ctrl-C: finish what has begun, tell every stream, exit with 0. Ctrl-C again: exit with 130 at once; what was \
-answered 200 is safe.";
+SIGTERM or Ctrl-C: finish open requests, notify every stream, exit with 0. Ctrl-C again: exit with 130 at once; callbacks that were \
+answered 200 are safe.";
 
-/// What `serve` runs with.
+/// The flags of `serve`.
 #[derive(Args, Debug, Default)]
 pub(super) struct ServeArgs {
     /// Configuration file (TOML) [default: none; the defaults work on loopback].
@@ -61,7 +66,8 @@ pub(super) struct ServeArgs {
     /// Address of the admin listener: /livez, /readyz, /metrics, /version [default: 127.0.0.1:9090].
     #[arg(long, value_name = "ADDRESS")]
     pub(super) admin_listen: Option<String>,
-    /// What the vendor reaches the ingest listener by, for example https://hooks.example.com [default: its address].
+    /// The URL by which the vendor reaches the ingest listener, for example
+    /// https://hooks.example.com [default: its address].
     #[arg(long, value_name = "URL")]
     pub(super) public_url: Option<String>,
 }
@@ -79,7 +85,7 @@ impl ServeArgs {
             .into_iter()
             .filter_map(|(key, value)| Some((key.to_owned(), value?)))
             .collect();
-        // A variable that is not UTF-8 cannot be one of ours.
+        // A variable that is not UTF-8 is not for the broker.
         let env = std::env::vars_os()
             .filter_map(|(key, value)| Some((key.into_string().ok()?, value.into_string().ok()?)));
         Sources {
@@ -90,19 +96,22 @@ impl ServeArgs {
     }
 }
 
-/// Runs the broker until it is told to stop. It ends also when standard error is stuck.
+/// Runs the broker until a signal stops it. Ends even if standard error is stuck.
 pub(super) fn run(args: ServeArgs, signals: Option<io::Result<Signals>>) -> ExitCode {
     super::keep_files_private();
     let sources = args.sources();
     let config = config::load(&sources);
-    // Before anything can fail: that is to be a line of the log.
+
+    // Before anything that can fail, so that failures are lines of the log.
     let logging = config.as_ref().map_or_else(
         |_| config::logging(&sources),
         |config| config.logging.clone(),
     );
+
     if let Err(error) = server::init_logging(&logging) {
         return report(anyhow::Error::from(error).context("cannot begin to log"));
     }
+
     let signals = signals.unwrap_or_else(Signals::new);
     let ended = config
         .map_err(Into::into)
@@ -118,11 +127,12 @@ pub(super) fn run(args: ServeArgs, signals: Option<io::Result<Signals>>) -> Exit
         server::flush_log();
         report(error)
     });
+
     server::flush_log();
     code
 }
 
-/// A command line that was not understood, for a log: a supervisor's journal is searched by priority.
+/// Logs a usage error, since a supervisor's journal is searched by priority.
 pub(super) fn log_usage(error: &clap::Error) -> ExitCode {
     let environment = ServeArgs::default().sources();
     if server::init_logging(&config::logging(&environment)).is_err() {
@@ -143,7 +153,7 @@ pub(super) fn log_usage(error: &clap::Error) -> ExitCode {
     ExitCode::from(EXIT_USAGE)
 }
 
-/// Like [`output::report`], but not for ever.
+/// Like [`output::report`], but does not wait for ever if standard error is stuck.
 fn report(error: anyhow::Error) -> ExitCode {
     let (done, is_done) = mpsc::channel();
     thread::spawn(move || done.send(output::report(&error)));
@@ -167,14 +177,16 @@ fn run_to_its_end(
     keep_pages_small();
     let runtimes = Runtimes::start()?;
     let served = runtimes.block_on(serve(config, sources, runtimes.ingest(), signals));
+
     match served? {
         Ended::Stopped => {
-            // What is left is connections that the deadline has cut off.
+            // Only connections are left that the drain's deadline has cut off.
             runtimes.shutdown_background();
             Ok(ExitCode::SUCCESS)
         }
         Ended::ToStartAnew(listeners) => {
-            // No thread may be left that closes a file: the sockets are about to take the numbers of some.
+            // No thread may be left that closes a file: the sockets are about to reuse file
+            // descriptor numbers.
             runtimes.shutdown_timeout(LAST_THREADS);
             server::flush_log();
             Err(RunError::StartAnew(listeners.start_anew()).into())
@@ -182,7 +194,8 @@ fn run_to_its_end(
     }
 }
 
-/// What the broker is told by signals. What arrives before somebody listens is not lost.
+/// The signals that the broker handles. A signal that arrives before its handler is awaited is not
+/// lost.
 pub(super) struct Signals {
     interrupt: Signal,
     terminate: Signal,
@@ -190,7 +203,7 @@ pub(super) struct Signals {
 }
 
 impl Signals {
-    /// The handlers are the process's; the runtime that they are made on need not be the one that listens.
+    /// The handlers belong to the process, so another runtime can await them.
     pub(super) fn new() -> io::Result<Self> {
         let runtime = runtime::Builder::new_current_thread().enable_io().build()?;
         let _entered = runtime.enter();
@@ -213,41 +226,49 @@ async fn serve(
         mut terminate,
         mut hangup,
     } = signals;
+
     let server = Server::start(config, homes).await?;
     if output::stdout_is_terminal() {
         print(server.banner(config)).await;
     }
+
     let Addresses {
         ingest,
         grpc,
         admin,
     } = server.addresses();
+
     tracing::info!(%ingest, %grpc, %admin, data_dir = %config.data_dir.display(), "ready");
     let shutdown = async {
         tokio::select! {
             _ = interrupt.recv() => {}
             _ = terminate.recv() => {}
         }
-        // Standard error is a log for machines unless a person is looking.
+
+        // Standard error is a log for machines unless it is a terminal.
         if io::stderr().is_terminal() {
             server::note("draining; press Ctrl-C again to end at once");
         }
+
         tokio::spawn(async move {
             interrupt.recv().await;
             server::flush_log();
             std::process::exit(EXIT_INTERRUPTED.into());
         });
     };
+
     let hangup = async || {
         hangup.recv().await;
     };
+
     let sources = sources.clone();
     Ok(server
         .run_until(shutdown, hangup, move || config::load(&sources))
         .await?)
 }
 
-/// Prints to standard output. Standard output may be closed or stuck, so nothing waits for the write or depends on it.
+/// Prints to standard output, which may be closed or stuck: waits for a short time only, and
+/// ignores errors.
 async fn print(text: String) {
     let (done, is_done) = oneshot::channel();
     thread::spawn(move || {
@@ -257,18 +278,19 @@ async fn print(text: String) {
     let _ = timeout(OUTPUT_TIMEOUT, is_done).await.is_ok();
 }
 
-/// A broker that has lost a part must not go on as if it had not: a panic anywhere ends the process, and what supervises it
-/// starts a whole one. Also when standard error is stuck, on which the standard library's hook would wait for ever.
+/// A broker must not keep running with a part missing: a panic in any thread or task ends the
+/// process, and its supervisor starts a new one. Works also if standard error is stuck, where the
+/// standard library's hook would wait for ever.
 fn die_on_panic() {
     std::panic::set_hook(Box::new(move |panic| {
-        tell_panic(panic);
+        log_panic(panic);
         server::flush_log();
         std::process::abort();
     }));
 }
 
-/// One line of the log; at a terminal also what the standard library's hook says.
-fn tell_panic(panic: &PanicHookInfo<'_>) {
+/// Logs a panic in one line; on a terminal also prints the message of the standard library's hook.
+fn log_panic(panic: &PanicHookInfo<'_>) {
     let thread = thread::current();
     let name = thread.name().unwrap_or("<unnamed>");
     let backtrace = Backtrace::capture();
@@ -289,7 +311,8 @@ fn tell_panic(panic: &PanicHookInfo<'_>) {
     }
 }
 
-/// Each connection is an open file, and the usual soft limit of 1,024 is less than one listener may have.
+/// Raises the soft limit of open files: each connection is one, and the usual limit of 1,024 is
+/// less than one listener may have.
 fn raise_open_files(config: &Config) {
     let limits = getrlimit(Resource::Nofile);
     let needed = config.ingest.connections_max + config.grpc.connections_max + OTHER_FILES;
@@ -297,7 +320,7 @@ fn raise_open_files(config: &Config) {
         tracing::warn!(
             open_files,
             needed,
-            "fewer files may be open than the listeners may have connections: raise the limit (ulimit -Hn, LimitNOFILE=), or \
+            "the limit of open files is below the connections that the listeners may have: raise it (ulimit -Hn, LimitNOFILE=), or \
              lower grpc.connections_max and ingest.connections_max"
         );
     }
@@ -312,10 +335,11 @@ fn raise_open_files(config: &Config) {
     }
 }
 
-/// A page of 2 MiB is filled with zeros when it is touched first, which takes milliseconds of the thread that does so: it was what
-/// the slowest of a thousand deliveries had waited for. Nothing was slower without.
+/// Disables transparent huge pages: the kernel zeroes 2 MiB when such a page is touched first,
+/// which blocks the thread for milliseconds. That was the cause of the slowest of a thousand
+/// deliveries. Nothing was slower without huge pages.
 fn keep_pages_small() {
-    // A kernel that has no large pages refuses, and need not be told.
+    // Fails on kernels without huge pages, where there is nothing to disable.
     let _ = disable_transparent_huge_pages(true).is_ok();
 }
 
@@ -328,7 +352,7 @@ mod tests {
 
     use super::*;
 
-    /// Set in the child process of the test below; says where to panic.
+    /// Set in the child process of the tests below: the place of the panic.
     const WHERE: &str = "TEST_OF_DIE_ON_PANIC";
 
     #[test]
@@ -361,13 +385,12 @@ mod tests {
     }
 
     #[test]
-    fn a_panic_ends_the_process_although_nobody_reads_standard_error() {
+    fn a_panic_ends_the_process_although_standard_error_is_stuck() {
         if std::env::var(WHERE).is_ok() {
             panic_in("stuck");
             return;
         }
-        let name =
-            "cli::serve::tests::a_panic_ends_the_process_although_nobody_reads_standard_error";
+        let name = "cli::serve::tests::a_panic_ends_the_process_although_standard_error_is_stuck";
         let mut command = Command::new(std::env::current_exe().unwrap());
         command
             .args(["--exact", name, "--nocapture"])
@@ -388,13 +411,14 @@ mod tests {
         drop(stuck);
     }
 
-    /// Like the broker: its hook, its logging, its kind of runtime. The process must not survive the panic, even if something catches it.
+    /// Panics with the broker's hook, logging and kind of runtime. The process must not survive,
+    /// even if something catches the panic.
     fn panic_in(place: &str) {
         server::init_logging(&config::load(&Sources::default()).unwrap().logging).unwrap();
         die_on_panic();
         let message = format!("a bug in a {place}");
         if place == "stuck" {
-            // More than a pipe and the queue take together.
+            // More than a pipe and the log's queue hold together.
             for _ in 0..2_000 {
                 tracing::info!("{}", "x".repeat(1_000));
             }

@@ -1,4 +1,5 @@
-//! `subscriptions`: who is listening, to what, and how far behind; and the end of some of them.
+//! `subscriptions`: lists the open streams with their filters and lag, or ends some of them,
+//! through the admin service.
 
 use std::process::ExitCode;
 
@@ -23,15 +24,15 @@ Examples:
   blobcast subscriptions --end 2f1c… --end 77ab…
   blobcast subscriptions --end-client billing
 
-A stream that is ended tells its client so (ABORTED SUBSCRIPTION_ENDED), and is printed as it was. A client that opens another one, \
-behind its last cursor, gets what it has missed: to keep it out, remove its line from the credentials file.
+The client of an ended stream gets ABORTED SUBSCRIPTION_ENDED; the stream is printed as it was. If the client opens another one after \
+its last cursor, it misses nothing: to keep it out, remove its line from the credentials file.
 
-Exit codes: 0 done; 1 one of those to be ended was not there, or an error; 2 usage.")]
+Exit codes: 0 done; 1 a stream to end was not found, or another error; 2 usage.")]
 pub(super) struct SubscriptionsArgs {
-    /// End the stream of this id instead; repeat it for more.
+    /// End the stream with this id instead; repeat it for more.
     #[arg(long, value_name = "ID")]
     end: Vec<String>,
-    /// End all streams, and waits, of the client of this name in the credentials file.
+    /// End all streams and waits of the client with this name in the credentials file.
     #[arg(long, value_name = "NAME", conflicts_with = "end", value_parser = NonEmptyStringValueParser::new())]
     end_client: Option<String>,
     /// How to print the list: a table, or one JSON object a line.
@@ -46,17 +47,17 @@ pub(super) async fn run(args: SubscriptionsArgs) -> anyhow::Result<ExitCode> {
         return end_client(&args, name).await;
     }
     if !args.end.is_empty() {
-        return end(&args, &args.end, Missing::IsTold).await;
+        return end(&args, &args.end, Missing::IsError).await;
     }
     list(&args).await
 }
 
-/// What becomes of an id that is not there.
+/// How to handle an id that is not found.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Missing {
-    /// It was asked for.
-    IsTold,
-    /// It has ended by itself since it was listed.
+    /// The user named it.
+    IsError,
+    /// It was listed a moment ago, so it has ended by itself.
     IsDone,
 }
 
@@ -72,6 +73,7 @@ async fn end(
         let request = v1::EndSubscriptionRequest {
             subscription_id: id.clone(),
         };
+
         let ended = match client.end_subscription(request).await {
             Ok(answer) => answer.into_inner().subscription.unwrap_or_default(),
             Err(status) if status.code() == Code::NotFound && missing == Missing::IsDone => {
@@ -83,16 +85,18 @@ async fn end(
                 continue;
             }
             Err(status) => {
-                // What was ended is told in any case.
+                // The streams that were ended are printed in any case.
                 print_table(args.output, &rows)?;
                 return Err(args.grpc.error(&status));
             }
         };
+
         match args.output {
             Format::Json => output::emit_json(&as_json(&ended))?,
             Format::Pretty => rows.push(row(&ended, now)),
         }
     }
+
     print_table(args.output, &rows)?;
     Ok(if all_were_there {
         ExitCode::SUCCESS
@@ -117,7 +121,7 @@ async fn end_client(args: &SubscriptionsArgs, name: &str) -> anyhow::Result<Exit
     end(args, &ids, Missing::IsDone).await
 }
 
-/// Hands over every open subscription, page by page.
+/// Calls `each` with every open subscription, page by page.
 async fn each(
     args: &SubscriptionsArgs,
     mut each: impl FnMut(&v1::Subscription) -> anyhow::Result<()>,
@@ -149,7 +153,7 @@ async fn list(args: &SubscriptionsArgs) -> anyhow::Result<ExitCode> {
     })
     .await?;
     if args.output == Format::Pretty && rows.is_empty() {
-        note("nobody is subscribed");
+        note("no subscription is open");
     }
     print_table(args.output, &rows)?;
     Ok(ExitCode::SUCCESS)
@@ -179,6 +183,7 @@ fn row(subscription: &v1::Subscription, now: Timestamp) -> [String; 8] {
         v1::SubscriptionState::Live => "live",
         v1::SubscriptionState::Stalled => "stalled",
     };
+
     [
         subscription.subscription_id.clone(),
         match (
@@ -200,29 +205,34 @@ fn row(subscription: &v1::Subscription, now: Timestamp) -> [String; 8] {
     ]
 }
 
-/// `products=veo,sora statuses=failed`, and `bound=team:ads` of a client that is bound to labels; `everything` if nothing restricts it.
+/// `products=veo,sora statuses=failed`, with `bound=team:ads` if the client is bound to labels;
+/// `everything` without any restriction.
 fn filter_text(subscription: &v1::Subscription) -> String {
     let filter = subscription.filter.clone().unwrap_or_default();
     let statuses: Vec<_> = filter
         .statuses()
         .map(|status| status_word(status).to_owned())
         .collect();
+
     let mut labels: Vec<_> = filter
         .labels
         .iter()
         .map(|(key, value)| format!("{key}:{value}"))
         .collect();
+
     labels.sort();
     let tasks = match (filter.task_ids.as_slice(), subscription.task_id_count) {
         ([], 0) => vec![],
         ([one], 0 | 1) => vec![one.clone()],
         (_, count) => vec![format!("{count} ids")],
     };
+
     let mut bound: Vec<_> = subscription
         .bound_labels
         .iter()
         .map(|(key, value)| format!("{key}:{value}"))
         .collect();
+
     bound.sort();
     let fields = [
         ("tasks", tasks),
@@ -231,6 +241,7 @@ fn filter_text(subscription: &v1::Subscription) -> String {
         ("labels", labels),
         ("bound", bound),
     ];
+
     let set = fields.iter().filter(|(_, values)| !values.is_empty());
     let text = set
         .map(|(name, values)| format!("{name}={}", values.join(",")))
@@ -291,7 +302,7 @@ mod tests {
     }
 
     #[test]
-    fn a_filter_is_told_in_few_words() {
+    fn a_filter_is_shown_as_a_short_text() {
         assert_eq!(
             filter_text(&subscription()),
             "products=veo,sora statuses=failed"

@@ -1,4 +1,7 @@
-//! `trigger`: callbacks like the vendor's, to try things without the vendor. Flags for the [`simulator`](crate::simulator).
+//! `trigger`: sends callbacks like the vendor's, to try things without the vendor.
+//!
+//! Turns its flags into bodies and a plan for the [`simulator`](crate::simulator), which sends
+//! them.
 
 use std::{process::ExitCode, time::Duration};
 
@@ -22,13 +25,13 @@ use crate::{
     },
 };
 
-/// With --rate, callbacks do not wait for each other's answers; so many may be open at once, well below the broker's
-/// 1,024 connections.
+/// Most open callbacks with --rate, where callbacks do not wait for earlier answers: well below the
+/// broker's 1,024 connections.
 const IN_FLIGHT_MAX: usize = 256;
 
-/// All bodies are made before the first is sent; so many take about half a gigabyte.
+/// All bodies are made before the first is sent; this many take about half a gigabyte.
 const COUNT_MAX: i64 = 1_000_000;
-/// Far more than the vendor has ever been seen to repeat itself.
+/// Far more repetitions than the vendor has ever sent.
 const DUPLICATES_MAX: i64 = 100;
 
 const EXAMPLES: &str = "\
@@ -51,19 +54,21 @@ pub(super) struct TriggerArgs {
     /// The product, for the URL and the body's shape: veo, sora, chatgpt-images, …; any other gets a plain body.
     #[arg(long, value_name = "PRODUCT", default_value = "veo", value_parser = Product::parse)]
     product: Product,
-    /// What became of the task.
+    /// The status of the task.
     #[arg(long, value_name = "STATUS", default_value = "completed", value_parser = status_parser())]
     status: SampleStatus,
     /// The task's id [default: a random UUID for each callback].
     #[arg(long, value_name = "TASK_ID", value_parser = TaskId::parse)]
     task_id: Option<TaskId>,
-    /// Set a field of the body; a dotted path reaches into objects. The value is JSON if it can be read as such, else text.
+    /// Set a field of the body; a dotted path reaches into objects. The value is read as JSON if
+    /// possible, else as text.
     #[arg(long = "set", value_name = "PATH=VALUE", value_parser = args::key_value)]
     sets: Vec<(String, String)>,
     /// Send this file's bytes as the body, whatever they are; `-` is standard input.
     #[arg(long, value_name = "FILE", conflicts_with_all = ["status", "task_id", "sets", "shape"])]
     body: Option<String>,
-    /// The body's shape: as documented, as of veo's old host, or broken in one of the ways that lead into quarantine.
+    /// The body's shape: as documented, as from veo's old host, or broken in a way that leads to
+    /// quarantine.
     #[arg(long, value_name = "SHAPE", default_value = "documented", value_parser = body_shape_parser())]
     shape: BodyShape,
     /// Add a label to the callback URL; repeat it for more.
@@ -72,10 +77,11 @@ pub(super) struct TriggerArgs {
     /// How many callbacks to send.
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=COUNT_MAX))]
     count: u32,
-    /// Callbacks per second, not waiting for answers [default: one after the other, as fast as they are answered].
+    /// Callbacks per second, without waiting for answers [default: one after the other, as fast as
+    /// they are answered].
     #[arg(long, value_name = "PER_SECOND", value_parser = rate)]
     rate: Option<f64>,
-    /// Like the vendor, try a callback that was not answered 2xx again, up to 5 attempts in all.
+    /// Repeat a callback that was not answered 2xx, like the vendor, up to 5 attempts in all.
     #[arg(long)]
     retry: bool,
     /// How long to wait between two attempts [default: as long as the vendor does for the product, 30s for most].
@@ -89,7 +95,7 @@ pub(super) struct TriggerArgs {
     ingest_url: Uri,
 }
 
-/// A good body of one of two hosts, or a broken one.
+/// A valid body in the shape of one of the vendor's two hosts, or a broken one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum BodyShape {
     Good(Shape),
@@ -104,6 +110,7 @@ pub(super) async fn run(args: TriggerArgs) -> anyhow::Result<ExitCode> {
     } else {
         1
     };
+
     let vendor = Vendor::new(args.ingest_url.clone(), args.labels, in_flight_max);
     let (mut count, mut refused, mut unanswered) = (0, 0, 0);
     let print = |outcome: &DeliveryOutcome| {
@@ -112,6 +119,7 @@ pub(super) async fn run(args: TriggerArgs) -> anyhow::Result<ExitCode> {
         unanswered += usize::from(outcome.answer.is_err());
         output::emit_line(&line(outcome))
     };
+
     vendor.send_each(deliveries, print).await?;
     if unanswered > 0 {
         // Without path and query: a callback URL may hold a token.
@@ -124,6 +132,7 @@ pub(super) async fn run(args: TriggerArgs) -> anyhow::Result<ExitCode> {
             "{unanswered} of {count} callbacks had no answer from {broker}; is `blobcast serve` running? use --ingest-url"
         ));
     }
+
     Ok(if refused == 0 {
         ExitCode::SUCCESS
     } else {
@@ -153,7 +162,7 @@ fn callbacks(args: &TriggerArgs) -> anyhow::Result<Vec<VendorCallback>> {
     let product = args.product.to_string();
     if let Some(path) = &args.body {
         let body = body::read(path)?;
-        // The id is only for what is printed; a body without one is what the quarantine is for.
+        // The id is only printed. A body without one is sent as well: it tests the quarantine.
         let task_id = vendor::read(&body)
             .map_or_else(|_| "-".to_owned(), |report| report.task_id.to_string());
         return Ok(vec![
@@ -166,12 +175,14 @@ fn callbacks(args: &TriggerArgs) -> anyhow::Result<Vec<VendorCallback>> {
             args.count as usize
         ]);
     }
+
     if matches!(args.shape, BodyShape::Broken(_)) && !args.sets.is_empty() {
         return Err(Usage(
             "--set needs a whole body: leave it out, or use --shape documented or legacy".into(),
         )
         .into());
     }
+
     let at = Timestamp::now();
     let callback = |_| {
         let task_id = args
@@ -185,6 +196,7 @@ fn callbacks(args: &TriggerArgs) -> anyhow::Result<Vec<VendorCallback>> {
             status: None,
         }
     };
+
     Ok((0..args.count).map(callback).collect())
 }
 
@@ -208,7 +220,7 @@ fn body(args: &TriggerArgs, task_id: &str, at: Timestamp) -> Bytes {
     Value::Object(body).to_string().into()
 }
 
-/// Sets `a.b.c`; what is in the way and not an object becomes one.
+/// Sets `a.b.c`; a value on the path that is not an object is replaced by one.
 fn set(fields: &mut Map<String, Value>, path: &str, value: Value) {
     match path.split_once('.') {
         None => {

@@ -1,4 +1,4 @@
-//! `url`: a signed callback URL, minted by the broker.
+//! `url`: prints a signed callback URL, minted by the broker through its admin service.
 
 use std::{process::ExitCode, time::Duration};
 
@@ -16,7 +16,7 @@ use crate::{
     wire::{self, v1},
 };
 
-/// Mints a signed callback URL, good for one product, its labels, and a while.
+/// Mints a signed callback URL, valid for one product, its labels, and a limited time.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:
@@ -25,16 +25,19 @@ Examples:
 
 Prints the URL alone on standard output. It is a secret: anybody who has it can send callbacks until it expires.")]
 pub(super) struct UrlArgs {
-    /// The product that callbacks are of, for example veo [default: the only one of the key, or inferred from each callback].
+    /// The product of the callbacks, for example veo [default: the only one of the key, or inferred
+    /// from each callback].
     #[arg(long, value_name = "PRODUCT", value_parser = Product::parse)]
     product: Option<Product>,
-    /// A label that every event will carry; repeat it for more. Those that the key is bound to need not be named.
+    /// A label that every event will have; repeat it for more. Labels that the key is bound to need
+    /// not be named.
     #[arg(long = "label", value_name = "KEY=VALUE", value_parser = args::key_value)]
     labels: Vec<(String, String)>,
     /// How long callbacks are accepted, 1s to 366d.
     #[arg(long, value_name = "DURATION", default_value = "24h", value_parser = args::duration)]
     ttl: Duration,
-    /// Name of the key to sign with [default: the one created last of those that are bound to nothing, or the only one].
+    /// Name of the key to sign with [default: the newest key that is bound to nothing, or the only
+    /// key].
     #[arg(
         long,
         value_name = "KEY_ID",
@@ -59,6 +62,7 @@ pub(super) async fn run(args: UrlArgs) -> anyhow::Result<ExitCode> {
         key_id: args.key_id,
         ..Default::default()
     };
+
     for (key, value) in args.labels {
         if request.labels.insert(key.clone(), value).is_some() {
             return Err(Usage(format!(
@@ -67,6 +71,7 @@ pub(super) async fn run(args: UrlArgs) -> anyhow::Result<ExitCode> {
             .into());
         }
     }
+
     let answer = args.grpc.admin()?.mint_callback_url(request).await;
     let minted = answer
         .map_err(|status| args.grpc.error(&status))?
@@ -90,5 +95,6 @@ pub(super) async fn run(args: UrlArgs) -> anyhow::Result<ExitCode> {
             "key_id": minted.key_id,
         }))?,
     }
+
     Ok(ExitCode::SUCCESS)
 }

@@ -1,5 +1,5 @@
-//! The user and the password in a URL, and what is fit to be shown of it. Neither of them is ever printed, nor a query, which may be
-//! a secret as well.
+//! Keeps secrets in URLs out of what is printed: user, password and query. Also turns user and
+//! password into a header.
 
 use std::fmt;
 
@@ -10,7 +10,7 @@ use percent_encoding::percent_decode_str;
 
 use crate::config;
 
-/// A URL with marks in place of its user, its password and its query, which may be secrets.
+/// Displays a URL with `…` in place of its user, password and query.
 pub(super) struct Shown<'a>(pub &'a Uri);
 
 impl fmt::Display for Shown<'_> {
@@ -19,7 +19,7 @@ impl fmt::Display for Shown<'_> {
     }
 }
 
-/// The URL without user and password, and these as a header.
+/// The URL without user and password, and an `Authorization` header with them.
 pub(super) fn without_user(url: Uri) -> (Uri, Option<HeaderValue>) {
     let mut parts = url.into_parts();
     let mut authorization = None;
@@ -37,7 +37,7 @@ pub(super) fn without_user(url: Uri) -> (Uri, Option<HeaderValue>) {
     )
 }
 
-/// `user:password` and `host:port`.
+/// Splits an authority into `user:password` and `host:port`.
 pub(super) fn without_user_text(authority: &Authority) -> (Option<&str>, &str) {
     match authority.as_str().rsplit_once('@') {
         Some((user, host)) => (Some(user), host),
@@ -58,9 +58,9 @@ fn basic(user: &str) -> HeaderValue {
     header
 }
 
-/// clap's complaint about a command line, which repeats what it complains about: of URLs without what may be secret.
-pub(super) fn without_secrets(mut complaint: Error) -> Error {
-    let is_of_url = complaint
+/// A usage error of clap's, which quotes the command line, with the secrets in URLs removed.
+pub(super) fn without_secrets(mut usage: Error) -> Error {
+    let is_of_url = usage
         .get(ContextKind::InvalidArg)
         .is_some_and(|arg| arg.to_string().ends_with("<URL>"));
     let shown = |text: &str| {
@@ -70,17 +70,19 @@ pub(super) fn without_secrets(mut complaint: Error) -> Error {
             text.to_owned()
         }
     };
-    let told: Vec<_> = complaint
+
+    let context: Vec<_> = usage
         .context()
         .map(|(kind, value)| (kind, value.clone()))
         .collect();
-    for (kind, value) in told {
+
+    for (kind, value) in context {
         let value = match value {
             ContextValue::String(text) => ContextValue::String(shown(&text)),
             ContextValue::Strings(texts) => {
                 ContextValue::Strings(texts.iter().map(|text| shown(text)).collect())
             }
-            // Advice that repeats a word of the command line.
+            // Suggestions, which may quote the command line.
             ContextValue::StyledStrs(texts) => {
                 let is_harmless =
                     |text: &clap::builder::StyledStr| !text.to_string().contains("://");
@@ -88,9 +90,11 @@ pub(super) fn without_secrets(mut complaint: Error) -> Error {
             }
             other => other,
         };
-        complaint.insert(kind, value);
+
+        usage.insert(kind, value);
     }
-    complaint
+
+    usage
 }
 
 #[cfg(test)]

@@ -1,27 +1,34 @@
-//! `wait`: one task, until it is over.
+//! `wait`: waits until one task is over, prints its result URLs, and says by its exit code how the
+//! task ended.
+//!
+//! Asks again after lost connections until its own timeout. Never waits for a result that was
+//! erased.
 
 use std::{process::ExitCode, time::Duration};
 
 use anyhow::bail;
 use clap::{Args, ValueEnum};
 use tokio::time::{Instant, sleep_until, timeout_at};
-use tonic::{Code, Status};
+use tonic::{Code, Response, Status};
 
 use super::{
     EXIT_TASK_FAILED, EXIT_TIMED_OUT, args,
     backoff::Backoff,
-    client::{self, GrpcArgs, Judge},
+    client::{self, Connection, GrpcArgs, RetryPolicy},
     output::{self, note},
     render,
 };
 use crate::{
     event::{Product, TaskId},
-    wire::{self, v1},
+    wire::{
+        self,
+        v1::{self, event_service_client::EventServiceClient},
+    },
 };
 
-/// Longest wait of one call; below the 60 s after which proxies end a call that says nothing.
+/// Longest wait of one call: below the 60 s after which proxies end a silent call.
 const CALL_TIMEOUT_MAX: Duration = Duration::from_secs(50);
-/// How much longer than asked for a call may take before it is given up: the way there and back, and a busy broker.
+/// Extra time for a call before it is given up: for the network, and a busy broker.
 const CALL_SLACK: Duration = Duration::from_secs(5);
 
 const EXAMPLES: &str = "\
@@ -30,16 +37,17 @@ Examples:
   url=$(blobcast wait 7f3a… --product veo --timeout 15m) && curl -O \"$url\"
   blobcast wait 7f3a… --output json | jq '.product, .outputs'
 
-Name the product: without it an event of any product that has this task id ends the wait, and standard error says which it was.
+Name the product: without it an event of any product with this task id ends the wait, and standard error names that product.
 
-The task may have ended before, or be unknown yet. It is asked for again every 50 s, and a lost connection is made again, \
-until the time is up.
+The task may have ended before, or may not be known yet. The broker is asked again every 50 s, and after a lost connection, until the \
+timeout.
 
 Exit codes: 0 completed; 10 failed, with `CODE: message` on standard error; 124 not over in time; 1 other errors, also if \
-the event that ended the task was erased, or no broker has answered in all that time; 2 usage.";
+the event that ended the task was erased, or if no broker answered before the timeout; 2 usage.";
 
-/// Why a wait ends without an event, although the task is over: asking again would get the same answer at once, for ever.
-const ERASED: &str = "the task is over, and the event that ended it was erased, so its result is not here any more: ask the \
+/// The error if the terminal event was erased. It is final: every further call would give the same
+/// answer at once.
+const ERASED: &str = "the task is over, and the event that ended it was erased, so the broker no longer has its result: ask the \
 vendor for it";
 
 /// Waits until a task is over and prints its result URLs, one a line.
@@ -74,9 +82,11 @@ pub(super) async fn run(args: WaitArgs) -> anyhow::Result<ExitCode> {
     let Some(event) = wait(&args).await? else {
         return Ok(ExitCode::from(EXIT_TIMED_OUT));
     };
+
     if args.product.is_none() {
         note(&format!("product: {}", event.product));
     }
+
     if args.output == WaitFormat::Json {
         output::emit(format!("{}\n", render::json(&event)?).as_bytes())?;
     } else if event.status() == v1::TaskStatus::Completed {
@@ -87,6 +97,7 @@ pub(super) async fn run(args: WaitArgs) -> anyhow::Result<ExitCode> {
             note("the task completed without an output");
         }
     }
+
     if event.status() != v1::TaskStatus::Completed {
         note(
             &event
@@ -95,6 +106,7 @@ pub(super) async fn run(args: WaitArgs) -> anyhow::Result<ExitCode> {
                 .map_or_else(|| "UNSPECIFIED".to_owned(), render::error_line),
         );
     }
+
     Ok(ExitCode::from(exit_code(event.status())))
 }
 
@@ -106,37 +118,22 @@ fn exit_code(status: v1::TaskStatus) -> u8 {
     }
 }
 
-/// The task's terminal event; none if the time is up.
+/// The task's terminal event; `None` after the timeout.
 async fn wait(args: &WaitArgs) -> anyhow::Result<Option<v1::Event>> {
     let mut client = args.grpc.events()?;
     let started = Instant::now();
-    // A century is for ever, and fits the clock.
+
+    // At most a century, which the clock can represent.
     let deadline = started + args.timeout.min(Duration::from_secs(100 * 366 * 86_400));
-    let (mut backoff, mut judge) = (Backoff::default(), Judge::default());
-    let mut known = Err(anyhow::anyhow!("there was no time to ask"));
+    let (mut backoff, mut retry_policy) = (Backoff::default(), RetryPolicy::default());
+    let mut known = Err(anyhow::anyhow!("the timeout left no time to ask"));
+
     loop {
         let timeout = deadline
             .saturating_duration_since(Instant::now())
             .min(CALL_TIMEOUT_MAX);
-        let request = v1::WaitTaskRequest {
-            task_id: args.task_id.to_string(),
-            timeout: Some(wire::duration(timeout)),
-            include_raw: false,
-            product: args
-                .product
-                .as_ref()
-                .map(ToString::to_string)
-                .unwrap_or_default(),
-        };
-        let give_up = Instant::now() + timeout + CALL_SLACK;
-        let answer = timeout_at(give_up, client.wait_task(request)).await;
-        match answer.unwrap_or_else(|_| {
-            Err(Status::new(
-                Code::DeadlineExceeded,
-                "the broker does not answer",
-            ))
-        }) {
-            Ok(response) => match response.into_inner() {
+        match ask(&mut client, args, timeout).await {
+            Ok(answer) => match answer {
                 v1::WaitTaskResponse {
                     event: Some(event),
                     done: true,
@@ -148,12 +145,12 @@ async fn wait(args: &WaitArgs) -> anyhow::Result<Option<v1::Event>> {
                 v1::WaitTaskResponse { event, done: false } => {
                     known = Ok(event);
                     backoff.reset();
-                    judge.reset();
+                    retry_policy.reset();
                 }
             },
             Err(status) => {
                 let error = args.grpc.error(&status);
-                if judge.is_final(&status) {
+                if retry_policy.is_final(&status) {
                     return Err(error);
                 }
                 let delay = backoff.next(client::retry_delay(&status));
@@ -165,6 +162,7 @@ async fn wait(args: &WaitArgs) -> anyhow::Result<Option<v1::Event>> {
                 sleep_until(deadline.min(Instant::now() + delay)).await;
             }
         }
+
         if Instant::now() >= deadline {
             let waited = humantime::format_duration(args.timeout);
             let latest = known.map_err(|error| {
@@ -173,6 +171,32 @@ async fn wait(args: &WaitArgs) -> anyhow::Result<Option<v1::Event>> {
             note(&timed_out(args, latest.as_ref()));
             return Ok(None);
         }
+    }
+}
+
+/// One call, with a time-out of its own in case that the broker does not keep to the requested one.
+async fn ask(
+    client: &mut EventServiceClient<Connection>,
+    args: &WaitArgs,
+    timeout: Duration,
+) -> Result<v1::WaitTaskResponse, Status> {
+    let request = v1::WaitTaskRequest {
+        task_id: args.task_id.to_string(),
+        timeout: Some(wire::duration(timeout)),
+        include_raw: false,
+        product: args
+            .product
+            .as_ref()
+            .map(ToString::to_string)
+            .unwrap_or_default(),
+    };
+    let give_up = Instant::now() + timeout + CALL_SLACK;
+    match timeout_at(give_up, client.wait_task(request)).await {
+        Ok(answer) => answer.map(Response::into_inner),
+        Err(_) => Err(Status::new(
+            Code::DeadlineExceeded,
+            "the broker does not answer",
+        )),
     }
 }
 

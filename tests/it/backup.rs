@@ -1,4 +1,5 @@
-//! `backup` and `restore`: a copy taken while callbacks come in, and what a new log made of it is worth.
+//! `backup` and `restore`: a backup taken while callbacks arrive is complete, and a log restored
+//! from it keeps every guarantee.
 
 use std::{
     fs,
@@ -574,7 +575,7 @@ async fn a_backup_has_its_name_only_when_it_is_whole() {
     assert_eq!(names(shelf.path()), ["file.partial"]);
     let beside = back_up(&server, &file).await;
     assert!(
-        beside.exited(1).contains("another backup writes"),
+        beside.exited(1).contains("another backup is writing"),
         "{beside:?}"
     );
     server.kill();
@@ -746,7 +747,7 @@ async fn a_directory_of_backups_keeps_the_newest_and_touches_nothing_else() {
         "{told:?}"
     );
     assert!(
-        told.stderr.contains("another backup writes"),
+        told.stderr.contains("another backup is writing"),
         "the one that is locked is another's: {told:?}"
     );
     assert_eq!(
@@ -766,7 +767,7 @@ async fn a_directory_of_backups_keeps_the_newest_and_touches_nothing_else() {
     let told = server.cli("backup --directory /nowhere").run().await;
     assert!(
         told.exited(1)
-            .contains("cannot read /nowhere: name a directory that is there"),
+            .contains("cannot read /nowhere: name an existing directory"),
         "{told:?}"
     );
 }

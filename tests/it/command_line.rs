@@ -1175,7 +1175,7 @@ async fn subscriptions_tells_who_listens_to_what_and_how_far_behind() {
     let ran = server.cli("subscriptions").run().await;
     assert_eq!(
         (ran.good(), ran.stderr.as_str()),
-        ("", "nobody is subscribed\n")
+        ("", "no subscription is open\n")
     );
     let one = server
         .cli("listen --product veo --status failed --name")

@@ -1,4 +1,5 @@
-//! Erased means gone: from the log's files, from the database's, from memory, and from every answer; and nothing else goes with it.
+//! Erasing a task removes its content from the log's files, the database's files, memory and every
+//! answer, and nothing else.
 
 use std::{fs, path::Path};
 
@@ -84,7 +85,7 @@ async fn an_erased_task_is_gone_from_every_file_and_every_answer_and_stays_so() 
     );
     assert!(
         ran.stderr
-            .contains("backups that were taken before still have them"),
+            .contains("backups that were taken before still contain them"),
         "{}",
         ran.stderr
     );

@@ -1,5 +1,5 @@
-//! What the broker and the command line write is their user's alone, goes into no file of anybody else's, and what others can get
-//! at is warned about.
+//! Files that the broker and the command line write are private to their user, never follow another
+//! user's links, and exposed files are warned about.
 
 use std::{
     fs::{self, File, Permissions},
@@ -134,7 +134,7 @@ async fn a_backup_writes_into_nothing_that_somebody_else_has_put_in_its_place() 
         let refused = server.cli("backup").arg(&file).run().await;
         let said = refused.exited(1);
         assert!(
-            said.contains("no backup of yours has made it: remove it, or name another file"),
+            said.contains("was not made by a backup of yours: remove it, or name another file"),
             "{what}: {said}"
         );
         assert_eq!(
@@ -196,7 +196,7 @@ async fn a_backup_replaces_no_link_device_fifo_or_directory() {
         let refused = server.cli("backup").arg(&file).run().await;
         let said = refused.exited(1);
         assert!(
-            said.contains("no regular file that could be replaced: name another file, or write -"),
+            said.contains("is not a regular file: name another file, or write -"),
             "{what}: {said}"
         );
         assert_eq!(

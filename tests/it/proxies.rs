@@ -1,4 +1,4 @@
-//! The command line behind a proxy that cannot reach the broker, or that is no proxy at all.
+//! The command line when a proxy cannot reach the broker, or when another kind of server answers.
 
 use std::net::SocketAddr;
 
@@ -34,11 +34,11 @@ async fn a_proxys_answer_is_told_by_its_status() {
         (502, "the proxy (nginx/1.22.1) answered 502 Bad Gateway; "),
         (
             404,
-            "a proxy before it, (nginx/1.22.1) answered 404 Not Found; ",
+            "a proxy in front of it, (nginx/1.22.1) answered 404 Not Found; ",
         ),
         (
             200,
-            "a proxy before it, (nginx/1.22.1) answered 200 OK with text/html, which is not gRPC; ",
+            "a proxy in front of it, (nginx/1.22.1) answered 200 OK with text/html, which is not gRPC; ",
         ),
     ] {
         let proxy = proxy(status).await;
@@ -79,7 +79,7 @@ async fn listen_outlasts_a_proxy_without_a_broker_and_ends_where_it_is_refused_f
     let away = proxy(502).await;
     let listen = Cli::new(&format!("listen --grpc-url {away}")).start();
     for _ in 0..2 {
-        listen.says("answered 502 Bad Gateway; the broker behind it is away, or it is not set up for gRPC; connecting again").await;
+        listen.says("answered 502 Bad Gateway; the broker behind it is not reachable, or it is not set up for gRPC; connecting again").await;
     }
     // A route that is missing may still appear; after three failures the client reports it.
     let wrong = proxy(404).await;

@@ -1,4 +1,5 @@
-//! `restore --append`: what a fresh broker took while the old one was away follows behind the backup, and nothing is lost or doubled.
+//! `restore --append`: the callbacks that a new broker received while the old one was away follow
+//! the backup, none lost, none twice.
 
 use std::{
     collections::BTreeMap,
@@ -158,7 +159,7 @@ async fn what_a_fresh_broker_took_meanwhile_follows_behind_the_backup_once() {
     );
     assert!(
         told.stderr
-            .contains("2 events and 0 quarantined callbacks were there already"),
+            .contains("2 events and 0 quarantined callbacks were in the backup already"),
         "{told:?}"
     );
     assert!(told.stderr.contains("take a backup"), "{told:?}");
@@ -704,7 +705,7 @@ async fn what_both_logs_have_of_a_common_past_is_there_once() {
     );
     assert!(
         told.stderr
-            .contains("100 events and 1 quarantined callbacks were there already"),
+            .contains("100 events and 1 quarantined callbacks were in the backup already"),
         "{told:?}"
     );
     let all = log_of(&restored).await;

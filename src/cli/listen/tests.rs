@@ -1,4 +1,4 @@
-//! The client's place in the log by itself, and `listen` against a scripted broker.
+//! `Place` alone, and `listen` against a scripted broker.
 
 use std::{
     io,
@@ -115,7 +115,7 @@ impl Printed {
     }
 }
 
-/// Runs `listen FLAGS` through the script; returns how it ended, what it printed, and what it asked for.
+/// Runs `listen FLAGS` against the script; returns its result, its output, and its requests.
 async fn listen(
     flags: &str,
     script: Script,
@@ -259,7 +259,7 @@ fn flags_that_make_no_sense_together_are_refused() {
 
 #[tokio::test]
 async fn an_error_without_a_brokers_reason_is_a_break_like_any_other() {
-    // What proxies make of a broker that is gone: nginx, HAProxy, and a route that is not there yet.
+    // Answers of proxies without their broker: nginx, HAProxy, and a route that does not exist yet.
     let broken = [
         Status::internal("reset"),
         Status::unknown("no trailers"),
