@@ -1,4 +1,4 @@
-//! `AdminService`: who is subscribed, and what could not be understood.
+//! `AdminService`: listing and ending subscriptions, and the quarantine: list, release, discard.
 
 use std::collections::HashSet;
 

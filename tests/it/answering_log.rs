@@ -1,5 +1,5 @@
-//! What an operator asks the log and the metrics: why a callback was refused, whose connection was turned away, which client is
-//! slow, gone, or has lost events.
+//! Log lines and metrics answer an operator's questions: why was a callback refused, whose
+//! connection was rejected, which client is slow, disconnected, or has lost events.
 
 use blobcast::{
     credentials::{TokenHash, new_secret},

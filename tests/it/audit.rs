@@ -1,4 +1,5 @@
-//! Who did what: each call of `AdminService` and each change of credentials and configuration has a record, before its answer.
+//! The audit trail: each call of `AdminService` and each change of credentials and configuration is
+//! recorded before it is answered.
 
 use std::{
     fs,

@@ -1,4 +1,5 @@
-//! Who may send callbacks: URL tokens, signed URLs, the signature over the body, and addresses; and what each refusal says.
+//! Authentication of callbacks by URL token, signed URL, body signature and client address, and the
+//! answer to each refusal.
 
 use std::io::Write;
 

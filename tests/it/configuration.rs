@@ -1,4 +1,5 @@
-//! Configuration through the real binary: which layer wins, what is printed for a mistake, and that the default file is valid.
+//! Configuration of the real binary: precedence of the layers, error messages, and that the printed
+//! default file is valid.
 
 use std::{fs, path::PathBuf};
 

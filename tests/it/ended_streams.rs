@@ -1,4 +1,5 @@
-//! Streams that an administrator ends: the status that clients get, that clients do not reconnect by themselves, and that they may.
+//! Streams that an administrator ends: their clients get a reason and do not reconnect by
+//! themselves, but may subscribe again.
 
 use blobcast::wire::v1::{Filter, WaitTaskRequest};
 use tonic::Code;

@@ -1,5 +1,5 @@
-//! What code generators of other languages make of the protos: options that name packages, and names that no language reserves.
-//! Whether what they make compiles is shown by `tests/operations/codegen`.
+//! The protos suit code generators of other languages: they have package options, and no name is a
+//! reserved word. Whether the generated code compiles is tested by `tests/operations/codegen`.
 
 use blobcast::wire::DESCRIPTOR_SET;
 use prost::Message;

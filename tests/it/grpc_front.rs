@@ -1,4 +1,5 @@
-//! The gRPC listener as peers of every kind meet it: its limits, at them and beyond, and refusals that always have a reason.
+//! The gRPC listener with peers of every kind: each limit at its value and beyond, and a reason in
+//! every refusal.
 
 mod calls;
 mod frames;

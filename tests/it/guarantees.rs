@@ -1,4 +1,4 @@
-//! The promises of the README, one by one.
+//! The guarantees of the README, one test for each.
 
 use std::{
     collections::HashSet,

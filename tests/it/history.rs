@@ -1,4 +1,5 @@
-//! Looking back and waiting: `WaitTask`, `GetTask`, `ListEvents`, `GetLogInfo`, and every field of an event.
+//! The unary calls about past events and tasks: `WaitTask`, `GetTask`, `ListEvents`, `GetLogInfo`;
+//! and every field of an event.
 
 use std::{collections::VecDeque, time::Duration};
 

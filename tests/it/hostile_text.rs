@@ -1,4 +1,5 @@
-//! What others write reaches an operator's terminal as text that neither steers it nor lies: through every verb that shows it.
+//! Untrusted text is escaped by every verb that prints it, so that it can neither control nor
+//! mislead an operator's terminal.
 
 use serde_json::{Value, json};
 

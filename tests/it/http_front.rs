@@ -1,4 +1,5 @@
-//! The public HTTP front as the vendor, a stranger and a flood meet it: the answer, and what is kept.
+//! The public HTTP listener with the vendor, with unauthenticated clients, and under overload: the
+//! answer, and what is stored.
 
 mod answers;
 mod bad_input;

@@ -1,4 +1,4 @@
-//! What every journal promises, wherever order and durability are decided. A new implementation adds one line at the end.
+//! The contract of every journal implementation. A new implementation adds one line at the end.
 
 use std::{fs, path::Path};
 

@@ -1,5 +1,5 @@
-//! Events that are too large for a client: delivered without what makes them so, which can be read in pieces. Every client here has
-//! the limits that gRPC libraries have by default.
+//! Events that are too large for a gRPC message: delivered without their large fields, which can be
+//! read in chunks. Every client here has the default limits of gRPC libraries.
 
 use blobcast::wire::v1::{
     Event, GetRawBodyRequest, GetTaskRequest, ListEventsRequest, SubscribeRequest, WaitTaskRequest,

@@ -1,4 +1,5 @@
-//! Calls whose message comes long after their headers: the credentials that are in force by then decide, not those before.
+//! Calls whose message arrives long after their headers: the credentials in force at the message
+//! decide.
 
 use std::{
     fs,

@@ -1,4 +1,5 @@
-//! A process from its banner to its exit: what it refuses to start with, what it tells operators, and how it ends.
+//! The process from start to exit: refused starts, the banner and the log, draining, and the exit
+//! code.
 
 use std::{
     io::Write,

@@ -1,6 +1,8 @@
-//! The broker through its public doors: a real process on free ports, real HTTP and gRPC clients, `kill -9` for crashes.
+//! Integration tests: a real broker process on free ports, real HTTP and gRPC clients, `kill -9`
+//! for crashes.
 //!
-//! One binary, so that it is linked once. `support` is the fixture; every other module is named after what it proves.
+//! One binary, so that it is linked once. `support` is the fixture; every other module is named
+//! after what it tests.
 
 #![allow(
     unreachable_pub,

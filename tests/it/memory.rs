@@ -1,5 +1,5 @@
-//! What the broker holds for clients that do not read, and what becomes of them. Memory under a real limit is for
-//! `tests/hostile/memory`.
+//! Memory for clients that do not read: it stays within its limits, and stalled clients are ended.
+//! Memory under a real cgroup limit is tested by `tests/hostile/memory`.
 
 use std::fs;
 

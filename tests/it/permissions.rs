@@ -1,4 +1,5 @@
-//! Who may see what: every identity, product and call; and what becomes of an open stream whose permission is withdrawn.
+//! Permissions of every identity for every product and call, and open streams whose permission is
+//! withdrawn.
 
 use blobcast::wire::v1::{
     self, Event, Filter, GetTaskRequest, ListEventsRequest, WaitTaskRequest,

@@ -1,4 +1,5 @@
-//! `check-config` says before a start what would keep the broker from starting: as who runs it, all at once, and doing nothing.
+//! `check-config` reports everything that would keep the broker from starting, as the broker's
+//! user, without any effect.
 
 use std::{
     fs::{self, Permissions},

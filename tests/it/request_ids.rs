@@ -1,4 +1,5 @@
-//! A caller quotes the id of an answer, and the operator finds the lines of the log that are about it.
+//! Request ids: every answer has one, and with it an operator finds the log lines about that
+//! request.
 
 use std::{collections::HashSet, future::ready};
 

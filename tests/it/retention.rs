@@ -1,4 +1,5 @@
-//! Forgetting: the oldest goes, everything that pointed at it goes with it, and no place is ever used again.
+//! Retention: the oldest events are removed with everything that refers to them, and no sequence
+//! number is ever used again.
 
 use blobcast::{
     checker::{History, Stream, check},

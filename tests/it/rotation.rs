@@ -1,4 +1,5 @@
-//! Every secret is rotated while callbacks come and streams are open, and nobody is refused.
+//! Every secret can be rotated while callbacks arrive and streams are open, without a single
+//! refusal.
 
 use std::{
     fs::{self, Permissions},

@@ -1,4 +1,4 @@
-//! What any gRPC tool may expect of the server: reflection, health, and many streams at once.
+//! What any gRPC tool expects of a server: reflection, health, and many concurrent streams.
 
 use blobcast::wire::service::{admin_service_server, event_service_server};
 use tokio_stream::{StreamExt, once};

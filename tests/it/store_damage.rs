@@ -1,4 +1,5 @@
-//! A data directory that has lost a part: refused, named, and left as it is. Nothing that was acknowledged is silently missing.
+//! A damaged data directory: the start is refused, the damage is named, and nothing is changed. No
+//! acknowledged event is silently missing.
 
 use std::{
     fs,

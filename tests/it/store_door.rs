@@ -1,4 +1,5 @@
-//! Opening a data directory: one process at a time, in a format that is known; and what the log is worth when the clock is not.
+//! Opening a data directory: one process at a time, known formats only, and a correct log although
+//! the clock is wrong.
 
 use std::{
     fs,

@@ -1,5 +1,6 @@
-//! Files that are watched become what nobody should read: everything goes on as it was, and a file put right is in force at once.
-//! That no thread which serves waits for any of it is what the fixture's watchdog looks at.
+//! Watched files are replaced by FIFOs, devices and other unreadable things: the broker keeps its
+//! last good content, and applies a repaired file at once. The fixture's watchdog checks that no
+//! serving thread waits for a file.
 
 use std::{
     fs,

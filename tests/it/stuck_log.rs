@@ -1,4 +1,5 @@
-//! Standard error that nobody reads: the broker goes on, says afterwards what it could not say, and ends.
+//! A standard error that nobody reads: the broker keeps serving, later reports the lines it
+//! dropped, and can exit.
 
 use std::{
     io::{BufRead, BufReader},

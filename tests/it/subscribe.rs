@@ -1,4 +1,4 @@
-//! `Subscribe`: where a stream starts, what it carries, what it says of itself, and how it ends.
+//! `Subscribe`: where a stream starts, its events and control messages, and how it ends.
 
 use std::{collections::HashSet, time::Duration};
 

@@ -1,4 +1,5 @@
-//! The broker and its supervisor: readiness, watchdog, inherited sockets, and a configuration that is read again.
+//! The broker under systemd: readiness, watchdog, inherited sockets, and reloading the
+//! configuration.
 
 use std::{
     fs,

@@ -1,5 +1,6 @@
-//! Callback tokens and signing keys that are bound to products and labels: what they may bring, what is put on it, and that nothing
-//! is a way around: no URL, no minting, no quarantine, no repetition.
+//! Callback tokens and signing keys that are bound to products and labels: the callbacks that they
+//! may send, the labels that their events get, and that no URL, minting, quarantine or repetition
+//! gets around it.
 
 use blobcast::wire::v1::{self, Event};
 use serde_json::{Value, json};

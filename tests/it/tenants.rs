@@ -1,4 +1,5 @@
-//! Clients that are bound to labels: none learns anything of an event without them, by any call, live or looking back.
+//! Clients that are bound to labels: no call, live or about the past, tells them anything about
+//! events without these labels.
 
 use std::collections::BTreeMap;
 

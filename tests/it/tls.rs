@@ -1,4 +1,5 @@
-//! TLS on the three listeners: who is trusted, what is spoken, certificates that change, and clients that show one.
+//! TLS on the three listeners: trusted authorities, protocols, changing certificates, and client
+//! certificates.
 
 use std::{
     fs,

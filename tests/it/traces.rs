@@ -1,4 +1,5 @@
-//! Traces, as the collector sees them: what is sent, what is never sent, and what becomes of a broker whose collector fails.
+//! Traces as the collector receives them: the spans that are sent, data that is never sent, and a
+//! broker whose collector fails.
 
 use std::{collections::HashSet, future::ready};
 

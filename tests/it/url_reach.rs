@@ -1,5 +1,5 @@
-//! What the holder of a callback URL reaches, and what stays out of reach: other products' tasks, what is known of them, and
-//! everybody's history.
+//! What the holder of a callback URL can affect and learn: not the tasks of other products, their
+//! state, or the history of others.
 
 use blobcast::{
     credentials::{TokenHash, new_secret},

@@ -1,5 +1,5 @@
-//! The vendor as it is: impatient, repetitive, out of order, now and then contradicting itself, over connections that break.
-//! Whatever it does, what was acknowledged is there once, and what it said is all there.
+//! The vendor's real behaviour: short time-outs, repetitions, wrong order, contradictions, broken
+//! connections. Every acknowledged callback becomes exactly one event, and no information is lost.
 
 use std::{collections::HashMap, convert::Infallible, time::Duration};
 

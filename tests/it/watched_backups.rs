@@ -1,4 +1,4 @@
-//! What becomes of backups: as metrics and log lines, and over a restart of the broker, however that has ended.
+//! Metrics and log lines about backups, also after a restart or a crash of the broker.
 
 use std::fs;
 

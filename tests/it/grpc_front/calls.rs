@@ -1,4 +1,5 @@
-//! Calls over plain HTTP/2, for what a gRPC library would not send, or would answer itself.
+//! Calls over plain HTTP/2: requests that a gRPC library would not send, and answers that it would
+//! hide.
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};

@@ -1,4 +1,4 @@
-//! HTTP/2 as frames on a socket, for peers who do what no client library does.
+//! HTTP/2 as frames on a socket, for behaviour that no client library has.
 
 use std::net::SocketAddr;
 

@@ -1,4 +1,4 @@
-//! What a web page makes its visitor's browser send to the gRPC listener.
+//! Requests that a web page makes its visitor's browser send to the gRPC listener.
 
 use super::{
     calls::Calls,

@@ -1,4 +1,5 @@
-//! Strangers at the gRPC listener: what they can take before anybody knows them, and what clients and probes have beside them.
+//! Unauthenticated peers at the gRPC listener: the resources that they can take, and those that
+//! stay reserved for clients and probes.
 
 use blobcast::wire::v1::{
     GetLogInfoRequest, event_service_client::EventServiceClient, subscribe_response::Content,

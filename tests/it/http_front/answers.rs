@@ -1,4 +1,4 @@
-//! The table of answers, row by row: status, body, headers, and what is kept.
+//! The table of answers, row by row: status, body, headers, and what is stored.
 
 use blobcast::wire::v1::TaskStatus;
 use serde_json::json;

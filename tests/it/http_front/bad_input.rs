@@ -1,4 +1,4 @@
-//! Callbacks that cannot be understood, or only just: each with its answer and what is kept.
+//! Callbacks that cannot be understood, or only partly: the answer to each, and what is stored.
 
 use std::path::Path;
 

@@ -1,4 +1,5 @@
-//! Bodies that are compressed, said to be compressed, or begin with a byte order mark.
+//! Bodies that are compressed, that only claim to be compressed, or that begin with a byte order
+//! mark.
 
 use std::io::Write;
 

@@ -1,4 +1,4 @@
-//! Every limit of the front, at it and beyond it.
+//! Every limit of the public listener, at its value and beyond.
 
 use std::{
     fs,

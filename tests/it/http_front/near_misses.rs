@@ -1,4 +1,5 @@
-//! A callback whose path is nearly right: what is clearly meant is taken, the rest is kept, and strangers learn nothing of it.
+//! Callbacks whose path is nearly right: an unambiguous one is accepted, the others are
+//! quarantined, and unauthenticated clients learn nothing from the answer.
 
 use serde_json::json;
 

@@ -1,4 +1,5 @@
-//! Sixty-four times more than it can take: 200 or 503, nothing lost, nothing grown without bound.
+//! Sixty-four times the load that the broker can take: every answer is 200 or 503, no event is
+//! lost, and memory stays bounded.
 
 use std::{collections::HashMap, net::SocketAddr, sync::LazyLock};
 

@@ -1,4 +1,4 @@
-//! HTTP as bytes on a socket, for what no client library would send.
+//! HTTP as bytes on a socket, for requests that no client library would send.
 
 use std::{io, net::SocketAddr, time::Duration};
 

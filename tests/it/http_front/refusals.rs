@@ -1,4 +1,5 @@
-//! What a refusal costs the connection it comes on: the next callback arrives, or the answer says that there is none.
+//! Connections after a refusal: the next callback on it arrives, or the answer says that the
+//! connection closes.
 
 use std::time::{Duration, Instant};
 

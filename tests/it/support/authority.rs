@@ -1,4 +1,4 @@
-//! A certificate authority of the tests' own, and the files that a broker and its clients need of it.
+//! A certificate authority for tests, and the certificate files that a broker and its clients need.
 
 use std::{
     fs,
@@ -12,13 +12,13 @@ use rcgen::{
 };
 use tempfile::TempDir;
 
-/// An authority, with a directory for everything it makes.
+/// An authority, with a directory for its files.
 pub struct Authority {
     issuer: CertifiedIssuer<'static, KeyPair>,
     directory: TempDir,
 }
 
-/// Where a certificate and its key are.
+/// The files of a certificate and its key.
 #[derive(Clone, Debug)]
 pub struct Issued {
     pub certificate: PathBuf,
@@ -29,7 +29,7 @@ impl Authority {
     pub fn new() -> Self {
         let mut params = CertificateParams::new(Vec::new()).unwrap();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        // Each has a name of its own: revocation lists are found by that.
+        // A unique name, since revocation lists are matched by it.
         let name = format!("a test's authority {}", uuid::Uuid::new_v4());
         params.distinguished_name.push(DnType::CommonName, name);
         let issuer = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
@@ -41,17 +41,18 @@ impl Authority {
         authority
     }
 
-    /// Whom to trust, PEM.
+    /// The authority's own certificate, PEM.
     pub fn ca_file(&self) -> PathBuf {
         self.directory.path().join("ca.pem")
     }
 
-    /// Issues a certificate for a DNS name; both files are replaced if they are there.
+    /// Issues a certificate for a DNS name. Existing files are replaced.
     pub fn issue(&self, file: &str, name: &str) -> Issued {
         self.issue_with(file, name, |_| {})
     }
 
-    /// The same, good for so long; and the last second that it is good in, since 1970.
+    /// Like [`Authority::issue`], with a validity; also returns the Unix time of its last valid
+    /// second.
     pub fn issue_for(&self, file: &str, name: &str, validity: Duration) -> (Issued, u64) {
         let expires = (SystemTime::now() + validity)
             .duration_since(UNIX_EPOCH)
@@ -64,14 +65,14 @@ impl Authority {
         )
     }
 
-    /// The same, with a number that it can be revoked by.
+    /// Like [`Authority::issue`], with a serial number for revocation.
     pub fn issue_numbered(&self, file: &str, name: &str, number: u64) -> Issued {
         self.issue_with(file, name, |params| {
             params.serial_number = Some(SerialNumber::from(number))
         })
     }
 
-    /// Writes a list of the certificates that are revoked, and which should be replaced in 2099.
+    /// Writes a revocation list with these serial numbers, whose next update is in 2099.
     pub fn revoke(&self, numbers: &[u64]) -> PathBuf {
         let revoked = numbers.iter().map(|&number| RevokedCertParams {
             serial_number: SerialNumber::from(number),
@@ -120,7 +121,7 @@ impl Authority {
     }
 }
 
-/// Writes a file as careful tools do.
+/// Replaces a file atomically.
 pub fn replace(path: &std::path::Path, text: &str) {
     let new = path.with_extension("new");
     fs::write(&new, text).unwrap();

@@ -1,4 +1,4 @@
-//! A subscriber.
+//! A subscriber: opens streams, and reads events and control messages from them.
 
 use blobcast::{
     checker::Observed,
@@ -14,10 +14,10 @@ use tonic_types::StatusExt;
 
 use super::{Server, within};
 
-/// What a stream sends, without the wrapper.
+/// The content of a message of a stream.
 pub type Seen = Content;
 
-/// A request for everything from the oldest event on.
+/// A request for all events, from the oldest.
 pub fn request() -> SubscribeRequest {
     let position = v1::StartPosition::Earliest.into();
     SubscribeRequest {
@@ -27,7 +27,7 @@ pub fn request() -> SubscribeRequest {
     }
 }
 
-/// A request for some tasks, from where such a request starts by itself.
+/// A request for some tasks, from the default start.
 pub fn tasks<T: ToString>(task_ids: impl IntoIterator<Item = T>) -> SubscribeRequest {
     let task_ids = task_ids.into_iter().map(|id| id.to_string()).collect();
     SubscribeRequest {
@@ -39,7 +39,7 @@ pub fn tasks<T: ToString>(task_ids: impl IntoIterator<Item = T>) -> SubscribeReq
     }
 }
 
-/// The reason in a status' ErrorInfo.
+/// The reason in the ErrorInfo of a status.
 pub fn reason(status: &Status) -> String {
     let info = status
         .get_details_error_info()
@@ -48,11 +48,11 @@ pub fn reason(status: &Status) -> String {
     info.reason
 }
 
-/// An open stream, behind its `subscribed`.
+/// An open stream, after its `subscribed` message.
 pub struct Sub {
     stream: Streaming<SubscribeResponse>,
     pub subscribed: v1::Subscribed,
-    /// The last cursor of any message: what a client would resume from.
+    /// The last cursor of any message, from which a client would resume.
     pub cursor: String,
 }
 
@@ -67,7 +67,8 @@ impl Server {
         Sub::open(self.events().await, request).await
     }
 
-    /// Opens a stream over a connection that takes little at once, so that a reader who stalls also stalls the server.
+    /// Opens a stream over a connection with small windows, so that a reader that stalls also
+    /// stalls the server.
     pub async fn subscribe_narrowly(&self, request: SubscribeRequest) -> Sub {
         let endpoint = Endpoint::from_shared(format!("http://{}", self.grpc)).unwrap();
         let endpoint = endpoint
@@ -135,7 +136,7 @@ impl Sub {
         })
     }
 
-    /// The next message; `None` at the end with OK.
+    /// The next message; `None` if the stream ends with OK.
     pub async fn next(&mut self) -> Result<Option<Seen>, Status> {
         let message = within("a message", self.stream.message()).await?;
         let content = message.map(|message| message.content.expect("a message has content"));
@@ -157,7 +158,7 @@ impl Sub {
         Ok(content)
     }
 
-    /// The next event, passing over everything else.
+    /// The next event; skips other messages.
     pub async fn next_event(&mut self) -> Event {
         loop {
             match self.next().await.unwrap() {
@@ -190,7 +191,7 @@ impl Sub {
         }
     }
 
-    /// Reads to the stream's end; its status.
+    /// Reads to the end of the stream; the error has its status.
     pub async fn end(&mut self) -> Result<Vec<Seen>, (Vec<Seen>, Status)> {
         let mut seen = Vec::new();
         loop {
@@ -203,7 +204,7 @@ impl Sub {
     }
 }
 
-/// What the checker wants to know of an event.
+/// Converts an event for the checker.
 pub trait AsObserved {
     fn observed(&self) -> Observed;
 }

@@ -1,4 +1,5 @@
-//! A collector of traces: speaks the real protocol, keeps what it is sent, and can be as unhelpful as one can be.
+//! A fake OpenTelemetry collector: speaks OTLP over gRPC, records the exports, and can refuse or
+//! hang.
 
 use std::{
     collections::VecDeque,
@@ -40,37 +41,38 @@ mod proto {
     include!(concat!(env!("OUT_DIR"), "/otlp/mod.rs"));
 }
 
-/// What it does with one export.
+/// How it answers one export.
 #[derive(Clone, Copy, Debug)]
 pub enum Manner {
     Take,
-    /// Takes all but so many.
+    /// Accepts all spans but this many.
     TakeAllBut(i64),
     Refuse,
     Hang,
 }
 
-/// See the module's description.
+/// A running collector.
 #[derive(Clone, Debug)]
 pub struct Collector {
     pub address: SocketAddr,
     exports: Arc<Mutex<Vec<Export>>>,
-    /// The last one is for ever.
+    /// The last one applies to all further exports.
     manners: Arc<Mutex<VecDeque<Manner>>>,
 }
 
 impl Collector {
-    /// One that takes everything.
+    /// A collector that accepts everything.
     pub async fn start() -> Self {
         Self::that(&[Manner::Take]).await
     }
 
-    /// One that treats one export after the other like this, and all that follow like the last.
+    /// A collector that answers exports in these manners, one after the other; the last one applies
+    /// to all further exports.
     pub async fn that(manners: &[Manner]) -> Self {
         Self::serve(manners, Server::builder()).await
     }
 
-    /// One behind TLS.
+    /// A collector with TLS.
     pub async fn secured(issued: &Issued) -> Self {
         let read = |path| std::fs::read(path).unwrap();
         let identity = Identity::from_pem(read(&issued.certificate), read(&issued.key));
@@ -98,12 +100,12 @@ impl Collector {
         collector
     }
 
-    /// Options of a broker that sends its traces here.
+    /// Options of a broker that sends its traces to this collector.
     pub fn options(&self) -> Options {
         Options::default().set("traces.otlp_endpoint", format!("http://{}", self.address))
     }
 
-    /// Every span so far.
+    /// All spans so far.
     pub fn spans(&self) -> Vec<Span> {
         let exports = self.exports.lock().unwrap();
         let resources = exports.iter().flat_map(|export| &export.resource_spans);
@@ -113,12 +115,12 @@ impl Collector {
             .collect()
     }
 
-    /// How often it was asked to take spans.
+    /// Number of exports so far.
     pub fn exports(&self) -> usize {
         self.exports.lock().unwrap().len()
     }
 
-    /// Who has sent them.
+    /// The resource of the first export.
     pub fn resource(&self) -> Resource {
         self.exports.lock().unwrap()[0].resource_spans[0]
             .resource
@@ -126,7 +128,7 @@ impl Collector {
             .unwrap()
     }
 
-    /// Waits for so many spans of a name; all there are by then.
+    /// Waits for `count` spans of a name; returns all of that name by then.
     pub async fn named(&self, name: &str, count: usize) -> Vec<Span> {
         let named = || {
             self.spans()
@@ -157,6 +159,7 @@ impl TraceService for Collector {
                 manners.front().copied()
             }
         };
+
         let partial_success = match manner.unwrap() {
             Manner::Take => None,
             Manner::TakeAllBut(rejected_spans) => Some(ExportTracePartialSuccess {
@@ -166,13 +169,14 @@ impl TraceService for Collector {
             Manner::Refuse => return Err(Status::permission_denied("not from you")),
             Manner::Hang => pending().await,
         };
+
         Ok(Response::new(ExportTraceServiceResponse {
             partial_success,
         }))
     }
 }
 
-/// The value of an attribute, as text; empty if it is not there.
+/// The value of an attribute as text; empty if it is missing.
 pub fn attribute(span: &Span, key: &str) -> String {
     let value = span
         .attributes
@@ -185,7 +189,7 @@ pub fn attribute(span: &Span, key: &str) -> String {
     }
 }
 
-/// An id as people write it.
+/// An id in hexadecimal.
 pub fn hex(id: &[u8]) -> String {
     id.iter().map(|byte| format!("{byte:02x}")).collect()
 }

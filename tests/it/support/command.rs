@@ -1,4 +1,4 @@
-//! The binary as a shell runs it: one command line, what it printed, how it exited.
+//! Runs the binary as a shell does: a command line, its output, and its exit code.
 
 use std::{
     fs::File,
@@ -25,10 +25,10 @@ pub struct Cli {
     stdin: Option<Vec<u8>>,
 }
 
-/// What a finished command left behind.
+/// The result of a finished command.
 #[derive(Clone, Debug)]
 pub struct Ran {
-    /// None if a signal ended it.
+    /// `None` if a signal ended it.
     pub code: Option<i32>,
     pub stdout: String,
     pub stderr: String,
@@ -37,7 +37,7 @@ pub struct Ran {
 impl Cli {
     pub fn new(line: &str) -> Self {
         let mut command = Command::new(env!("CARGO_BIN_EXE_blobcast"));
-        // Whatever the machine sets for itself must not reach the command under test.
+        // The environment of this machine must not affect the command under test.
         for (key, _) in
             std::env::vars_os().filter(|(key, _)| key.to_string_lossy().starts_with("BLOBCAST_"))
         {
@@ -53,7 +53,7 @@ impl Cli {
         }
     }
 
-    /// One more word, which may hold spaces.
+    /// Adds a word, which may contain spaces.
     pub fn arg(mut self, word: impl AsRef<std::ffi::OsStr>) -> Self {
         self.command.arg(word);
         self
@@ -85,22 +85,24 @@ impl Cli {
         self.start().ended().await
     }
 
-    /// Starts it.
     pub fn start(mut self) -> Running {
         let stdin = if self.stdin.is_some() {
             Stdio::piped()
         } else {
             Stdio::null()
         };
+
         self.command
             .stdin(stdin)
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
+
         let mut child = self.command.spawn().unwrap();
         if let (Some(mut pipe), Some(bytes)) = (child.stdin.take(), self.stdin) {
             // The command may be done before it has read everything.
             thread::spawn(move || pipe.write_all(&bytes).is_ok());
         }
+
         let (stdout, stderr) = (
             Pipe::of(child.stdout.take().unwrap()),
             Pipe::of(child.stderr.take().unwrap()),
@@ -112,7 +114,7 @@ impl Cli {
         }
     }
 
-    /// Starts it with a terminal of so many columns for its standard output.
+    /// Starts it with a terminal of `columns` as its standard output.
     pub fn start_on_terminal(mut self, columns: u16) -> Running {
         let (ours, theirs) = terminal(columns);
         self.command
@@ -128,7 +130,7 @@ impl Cli {
         }
     }
 
-    /// Starts it with a standard output whose reader is gone after `bytes`, as `head` does it.
+    /// Starts it with a standard output that is closed after `bytes`, as by `head`.
     pub fn start_with_stdout_closed_after(mut self, bytes: usize) -> Running {
         self.command
             .stdin(Stdio::null())
@@ -146,7 +148,7 @@ impl Cli {
 }
 
 impl Server {
-    /// A command line that finds this broker.
+    /// A command line whose environment has the addresses of this broker.
     pub fn cli(&self, line: &str) -> Cli {
         Cli::new(line)
             .env("BLOBCAST_GRPC_URL", format!("http://{}", self.grpc))
@@ -156,13 +158,14 @@ impl Server {
 }
 
 impl Ran {
-    /// Panics unless it exited with 0; its standard output.
+    /// Its standard output. Panics unless it exited with 0.
     pub fn good(&self) -> &str {
         assert_eq!(self.code, Some(0), "{self:#?}");
         &self.stdout
     }
 
-    /// The lines of its standard error, without the warnings that go by the size of this machine's disk and memory.
+    /// The lines of its standard error, without warnings that depend on the disk and memory of this
+    /// machine.
     pub fn warnings(&self) -> Vec<&str> {
         let by_machine = [
             "callbacks are refused before the log is full",
@@ -174,13 +177,13 @@ impl Ran {
             .collect()
     }
 
-    /// Panics unless it exited with `code`; its standard error.
+    /// Its standard error. Panics unless it exited with `code`.
     pub fn exited(&self, code: i32) -> &str {
         assert_eq!(self.code, Some(code), "{self:#?}");
         &self.stderr
     }
 
-    /// Standard output as one JSON value a line.
+    /// The lines of its standard output as JSON.
     pub fn json_lines(&self) -> Vec<Value> {
         self.good()
             .lines()
@@ -188,7 +191,7 @@ impl Ran {
             .collect()
     }
 
-    /// The values of one field of each JSON line.
+    /// One field of each JSON line.
     pub fn each(&self, field: &str) -> Vec<String> {
         self.json_lines()
             .iter()
@@ -197,7 +200,7 @@ impl Ran {
     }
 }
 
-/// A command that has not been waited for; killed when dropped.
+/// A running command; killed when dropped.
 #[derive(Debug)]
 pub struct Running {
     child: Child,
@@ -206,7 +209,7 @@ pub struct Running {
 }
 
 impl Running {
-    /// Starts a command with an output that nobody reads: both pipes are closed at their other end.
+    /// Starts a command whose standard output and standard error are closed pipes.
     pub fn unread(mut command: Command) -> Self {
         let mut child = command
             .stdin(Stdio::null())
@@ -226,17 +229,17 @@ impl Running {
         self.child.try_wait().unwrap().is_none()
     }
 
-    /// What it has printed so far.
+    /// Its standard output so far.
     pub fn stdout(&self) -> String {
         self.stdout.text()
     }
 
-    /// What it has said on standard error so far.
+    /// Its standard error so far.
     pub fn stderr(&self) -> String {
         self.stderr.text()
     }
 
-    /// The whole lines it has printed so far, as JSON.
+    /// The complete lines of its standard output so far, as JSON.
     pub fn json_lines(&self) -> Vec<Value> {
         let text = self.stdout();
         let whole = text.rfind('\n').map_or("", |end| &text[..end]);
@@ -246,7 +249,7 @@ impl Running {
             .collect()
     }
 
-    /// Waits until standard error holds a text.
+    /// Waits until its standard error contains a text.
     pub async fn says(&self, text: &str) {
         until(&format!("`{text}` on standard error"), || {
             std::future::ready(self.stderr().contains(text))
@@ -254,7 +257,7 @@ impl Running {
         .await;
     }
 
-    /// Waits until it has printed so many lines.
+    /// Waits until it has printed `count` lines.
     pub async fn prints_lines(&self, count: usize) {
         until(&format!("{count} lines"), || {
             std::future::ready(self.stdout().matches('\n').count() >= count)
@@ -271,7 +274,7 @@ impl Running {
         rustix::process::kill_process(pid, signal).unwrap();
     }
 
-    /// Waits for its end.
+    /// Waits until it ends.
     pub async fn status(&mut self) -> ExitStatus {
         let mut status = None;
         until("the command to end", || {
@@ -282,7 +285,7 @@ impl Running {
         status.unwrap()
     }
 
-    /// Waits for its end; everything it left behind.
+    /// Waits until it ends, and returns the result.
     pub async fn ended(mut self) -> Ran {
         let code = self.status().await.code();
         let closed = || std::future::ready(self.stdout.is_closed() && self.stderr.is_closed());
@@ -312,7 +315,7 @@ impl Drop for Running {
     }
 }
 
-/// One end of a pipe, read as it fills.
+/// Collects the output of a pipe in a thread.
 #[derive(Clone, Debug, Default)]
 struct Pipe(Arc<Mutex<(Vec<u8>, bool)>>);
 
@@ -340,7 +343,7 @@ impl Pipe {
     }
 }
 
-/// Why a `serve` ended that had no terminal: one problem a line, out of the last lines of its log.
+/// The problems that ended a `serve` without a terminal, one per line, from its log.
 pub fn fatal(log: &[u8]) -> String {
     let log = std::str::from_utf8(log).unwrap();
     let lines = log
@@ -361,7 +364,7 @@ pub fn fatal(log: &[u8]) -> String {
     told
 }
 
-/// A terminal of so many columns: our end, and the one that a command writes to.
+/// A pseudo-terminal of `columns`: the test's end, and the command's.
 pub fn terminal(columns: u16) -> (File, File) {
     let ours = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
     grantpt(&ours).unwrap();
@@ -381,7 +384,8 @@ pub fn terminal(columns: u16) -> (File, File) {
     (File::from(ours), theirs)
 }
 
-/// The same command, started by a shell that sets the umask: it is the whole process's, so a test cannot set its own.
+/// The same command, started by a shell that sets the umask, which a test cannot do for one of its
+/// threads.
 pub fn under_umask(command: &Command, umask: &str) -> Command {
     let mut shell = Command::new("sh");
     shell
@@ -397,7 +401,7 @@ pub fn under_umask(command: &Command, umask: &str) -> Command {
     shell
 }
 
-/// A port that was free a moment ago, for listeners that must know theirs beforehand.
+/// An address whose port was free a moment ago, for listeners that must know theirs beforehand.
 pub fn free_address() -> SocketAddr {
     std::net::TcpListener::bind("127.0.0.1:0")
         .unwrap()

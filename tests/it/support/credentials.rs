@@ -1,4 +1,4 @@
-//! A credentials file beside a broker, written with `blobcast token new` as an operator would.
+//! A credentials file for a broker, written with `blobcast token new` as an operator would.
 
 use std::{
     fs::{self, Permissions},
@@ -10,7 +10,7 @@ use tempfile::TempDir;
 
 use super::{Cli, Ran};
 
-/// The file, and the secrets behind its lines.
+/// The file, and its lines by section.
 pub struct CredentialsFile {
     directory: TempDir,
     sections: Vec<(String, String)>,
@@ -31,7 +31,7 @@ impl CredentialsFile {
         self.directory.path().join("credentials.toml")
     }
 
-    /// Adds what `blobcast token new` makes of the words; the secret.
+    /// Adds the line that `blobcast token new WORDS` prints, and returns the secret.
     pub async fn add(&mut self, words: &str) -> String {
         let made = Cli::new(&format!("token new {words} --output json"))
             .run()
@@ -43,13 +43,13 @@ impl CredentialsFile {
         text("secret")
     }
 
-    /// Adds a line as it is.
+    /// Adds a line.
     pub fn add_line(&mut self, section: &str, line: &str) {
         self.sections.push((section.to_owned(), line.to_owned()));
         self.save();
     }
 
-    /// Has `blobcast token` change the file itself, as an operator would: what it printed.
+    /// Runs `blobcast token WORDS` on the file, and returns its output.
     pub async fn change(&mut self, words: &str) -> Ran {
         let ran = Cli::new(&format!("token {words}"))
             .env("BLOBCAST_CREDENTIALS_FILE", self.path().display())
@@ -59,13 +59,13 @@ impl CredentialsFile {
         ran
     }
 
-    /// Removes every line that holds a text.
+    /// Removes every line that contains a text.
     pub fn remove(&mut self, text: &str) {
         self.sections.retain(|(_, line)| !line.contains(text));
         self.save();
     }
 
-    /// Replaces the whole, atomically, as careful editors do.
+    /// Replaces the file atomically.
     pub fn write(&self, text: &str) {
         let new = self.directory.path().join("new");
         fs::write(&new, text).unwrap();

@@ -1,4 +1,4 @@
-//! An HTTP endpoint that callbacks and forwarded events are posted to.
+//! An HTTP endpoint that records the callbacks and forwarded events that are posted to it.
 
 use std::{
     collections::BTreeMap,
@@ -13,10 +13,10 @@ use axum::{
 
 use super::free_address;
 
-/// What was posted: the target, headers by name, and the body.
+/// A recorded request: target, headers by name, and body.
 pub type Posted = (String, BTreeMap<String, String>, String);
 
-/// An endpoint that records each request and answers as the test sets it.
+/// An endpoint with prepared answers.
 #[derive(Clone, Default)]
 pub struct Endpoint {
     pub seen: Arc<Mutex<Vec<Posted>>>,
@@ -24,7 +24,7 @@ pub struct Endpoint {
 }
 
 impl Endpoint {
-    /// Answers these, and 204 from then on.
+    /// Answers with these statuses, and with 204 after them.
     pub fn answering(answers: &[u16]) -> Self {
         Self::answering_with(
             &answers
@@ -34,7 +34,7 @@ impl Endpoint {
         )
     }
 
-    /// The same, with a header each.
+    /// Like [`Endpoint::answering`], with an optional header each.
     pub fn answering_with(answers: &[(u16, Option<(&'static str, &str)>)]) -> Self {
         let header = |&(name, value): &(&'static str, &str)| {
             (HeaderName::from_static(name), value.parse().unwrap())
@@ -56,11 +56,13 @@ impl Endpoint {
                 .iter()
                 .map(|(name, value)| (name.to_string(), text(value)))
                 .collect();
+
             endpoint
                 .seen
                 .lock()
                 .unwrap()
                 .push((uri.to_string(), headers, body));
+
             let (status, headers) = endpoint
                 .answers
                 .lock()
@@ -69,11 +71,12 @@ impl Endpoint {
                 .unwrap_or((204, HeaderMap::new()));
             (StatusCode::from_u16(status).unwrap(), headers)
         };
+
         let listener = tokio::net::TcpListener::bind(address).await.unwrap();
         tokio::spawn(async move { axum::serve(listener, Router::new().fallback(take)).await });
     }
 
-    /// Opened on a port of its own.
+    /// Opens it on a free port.
     pub async fn opened(self) -> (Self, SocketAddr) {
         let address = free_address();
         self.open(address).await;
@@ -98,7 +101,7 @@ impl Endpoint {
             .collect()
     }
 
-    /// The values of a header, request by request; an empty one where it is missing.
+    /// The value of a header in each request; empty if it is missing.
     pub fn header(&self, name: &str) -> Vec<String> {
         let value =
             |headers: &BTreeMap<String, String>| headers.get(name).cloned().unwrap_or_default();

@@ -1,4 +1,4 @@
-//! What a client says and hears on the gRPC side, in words short enough for a table of cases.
+//! Short forms of gRPC requests, filters, errors and cursors, so that test cases fit into tables.
 
 use blobcast::{
     event::{Cursor, Sequence},
@@ -10,7 +10,7 @@ use tonic_types::StatusExt;
 
 use super::{Http, Server, completed, request, until, with};
 
-/// A request for everything behind a cursor.
+/// A request for everything after a cursor.
 pub fn after(cursor: &str) -> SubscribeRequest {
     SubscribeRequest {
         start: Some(Start::AfterCursor(cursor.into())),
@@ -18,7 +18,7 @@ pub fn after(cursor: &str) -> SubscribeRequest {
     }
 }
 
-/// A request for what comes from now on.
+/// A request for future events.
 pub fn latest() -> SubscribeRequest {
     SubscribeRequest {
         start: Some(Start::Position(v1::StartPosition::Latest.into())),
@@ -26,7 +26,7 @@ pub fn latest() -> SubscribeRequest {
     }
 }
 
-/// A request for what a filter selects of the whole log.
+/// A request for the events of the whole log that match a filter.
 pub fn matching(filter: Filter) -> SubscribeRequest {
     SubscribeRequest {
         filter: Some(filter),
@@ -73,7 +73,7 @@ pub fn of_labels<T: ToString>(labels: impl IntoIterator<Item = (T, T)>) -> Filte
     }
 }
 
-/// The field that an INVALID_ARGUMENT complains about.
+/// The field that an INVALID_ARGUMENT names.
 pub fn violation(status: &Status) -> String {
     assert_eq!(status.code(), Code::InvalidArgument, "{status:?}");
     let violations = status
@@ -87,12 +87,12 @@ pub fn violation(status: &Status) -> String {
     violation.field.clone()
 }
 
-/// Code and reason, to compare both at once.
+/// Code and reason of an error.
 pub fn refusal(status: &Status) -> (Code, String) {
     (status.code(), super::reason(status))
 }
 
-/// A value of the ErrorInfo's metadata.
+/// A value in the metadata of the ErrorInfo.
 pub fn told(status: &Status, key: &str) -> String {
     let info = status
         .get_details_error_info()
@@ -103,7 +103,7 @@ pub fn told(status: &Status, key: &str) -> String {
         .clone()
 }
 
-/// The place a cursor names.
+/// The sequence number in a cursor.
 pub fn place(cursor: &str) -> u64 {
     Cursor::parse(cursor)
         .unwrap_or_else(|_| panic!("not a cursor: {cursor}"))
@@ -111,7 +111,7 @@ pub fn place(cursor: &str) -> u64 {
         .0
 }
 
-/// The cursor of another place in the same log.
+/// The cursor of another sequence number in the same log.
 pub fn cursor_at(cursor: &str, place: u64) -> String {
     Cursor {
         sequence: Sequence(place),
@@ -120,17 +120,18 @@ pub fn cursor_at(cursor: &str, place: u64) -> String {
     .to_string()
 }
 
-/// The places of events.
+/// The sequence numbers of events.
 pub fn places(events: &[Event]) -> Vec<u64> {
     events.iter().map(|event| place(&event.cursor)).collect()
 }
 
-/// The tasks of events.
+/// The task ids of events.
 pub fn tasks_of(events: &[Event]) -> Vec<&str> {
     events.iter().map(|event| event.task_id.as_str()).collect()
 }
 
-/// A finished task with a prompt of so many characters; its event is stored in about twice as many bytes.
+/// A completed task with a prompt of `prompt_chars`. Its event is stored in about twice as many
+/// bytes.
 pub fn bulky(task_id: &str, prompt_chars: usize) -> Value {
     with(
         completed(task_id),
@@ -139,7 +140,7 @@ pub fn bulky(task_id: &str, prompt_chars: usize) -> Value {
 }
 
 impl Http {
-    /// POSTs finished tasks `t{number}` with large prompts, one after the other.
+    /// POSTs completed tasks `t{number}` with large prompts, one after the other.
     pub async fn post_bulky(&self, numbers: std::ops::Range<usize>, prompt_chars: usize) {
         for number in numbers {
             self.post(&bulky(&format!("t{number}"), prompt_chars))
@@ -160,7 +161,7 @@ impl Server {
             .into_inner()
     }
 
-    /// Waits until retention has nothing more to forget by bytes.
+    /// Waits until retention by bytes has removed all it should.
     pub async fn trimmed(&self) -> v1::GetLogInfoResponse {
         let mut client = self.events().await;
         let mut info = v1::GetLogInfoResponse::default();

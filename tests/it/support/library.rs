@@ -1,4 +1,5 @@
-//! The store without a process around it, for what no client could bring about: clocks that lie, copies taken at a moment.
+//! The store in the test's own process, for cases that no client can cause: wrong clocks, copies
+//! taken at an exact moment.
 
 use std::{path::Path, sync::Arc, thread, time::Duration};
 
@@ -12,15 +13,15 @@ use blobcast::{
 use jiff::Timestamp;
 use serde_json::Value;
 
-/// A journal with the store that it fills.
+/// A journal with its store.
 pub struct Node {
     pub journal: Arc<dyn Journal>,
     pub store: Arc<Store>,
-    /// Ends what runs; the directory is free when the rest is dropped, too.
+    /// Stops the writer. The directory is unlocked once the other fields are dropped.
     pub stop: Box<dyn FnOnce()>,
 }
 
-/// A node of its own, as the broker builds it: the store's own commit decides.
+/// A node with a local journal, as the broker builds it.
 pub fn node(path: &Path) -> Node {
     let store = open(path);
     let retention = Retention {
@@ -32,6 +33,7 @@ pub fn node(path: &Path) -> Node {
         quarantine_count_max: u64::MAX,
         disk_free_min_percent: 0,
     };
+
     let published = |_: &[Record]| {};
     let (appender, writer) = writer(
         Arc::clone(&store),
@@ -39,12 +41,14 @@ pub fn node(path: &Path) -> Node {
         published,
         Arc::new(Metrics::default()),
     );
+
     let writing = thread::spawn(|| writer.run());
     let journal = Arc::new(Local::new(appender.clone()));
     let stop = move || {
         appender.stop();
         writing.join().unwrap();
     };
+
     Node {
         journal,
         store,
@@ -56,7 +60,7 @@ fn open(path: &Path) -> Arc<Store> {
     Arc::new(Store::open(path, 1024 * 1024).unwrap())
 }
 
-/// A callback for veo that was received at a time, ready to be appended.
+/// A callback for veo, received at a given time, ready to be appended.
 pub fn draft(body: &Value, received_at: Timestamp) -> Draft {
     let callback = Callback {
         near_miss: None,
@@ -71,7 +75,7 @@ pub fn draft(body: &Value, received_at: Timestamp) -> Draft {
     callback.draft(&Corrections::default()).unwrap()
 }
 
-/// Every record of the log, in its order.
+/// All records of the log, in order.
 pub fn stored(store: &Store) -> Vec<Record> {
     let limits = ReadLimits {
         records_max: usize::MAX,

@@ -1,7 +1,7 @@
-//! A broker process, a vendor who posts to it, and clients who read: so that a test reads as what it proves.
+//! The fixture: a broker process, a vendor that posts to it, and clients that read from it.
 //!
-//! Nothing here sleeps to wait for something to happen: every wait is for a condition, with a limit that only a broken broker
-//! reaches.
+//! Never sleeps in place of waiting: every wait is for a condition, with a limit that only a broken
+//! broker reaches.
 
 #![allow(dead_code, reason = "each module uses its part of the fixture")]
 
@@ -31,27 +31,27 @@ pub use server::{ANY_PORT, Options, Server};
 #[allow(unused_imports, reason = "each module uses its part of the fixture")]
 pub use vendor::{Answer, Http, completed, failed, processing, with};
 
-/// Longest wait for anything. Far more than a loaded machine needs; reaching it means that it will never happen.
+/// Longest wait for anything: far longer than a loaded machine needs.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Waits for `work`, or says what was waited for.
+/// Waits for `work`; panics with `what` after [`PATIENCE`].
 pub async fn within<T>(what: &str, work: impl Future<Output = T>) -> T {
     tokio::time::timeout(PATIENCE, work)
         .await
         .unwrap_or_else(|_| panic!("waited {PATIENCE:?} for {what}"))
 }
 
-/// Asks until the answer is yes.
+/// Polls a condition until it is true; panics with `what` after [`PATIENCE`].
 pub async fn until(what: &str, mut asked: impl AsyncFnMut() -> bool) {
     within(what, async {
         while !asked().await {
-            tokio::time::sleep(Duration::from_millis(5)).await; // between two questions, not instead of one
+            tokio::time::sleep(Duration::from_millis(5)).await; // between two polls
         }
     })
     .await;
 }
 
-/// Whether a text is anywhere in the files below a directory, as it is. A file that goes meanwhile has nothing any more.
+/// Whether a file below a directory contains a text. Files that are removed meanwhile are skipped.
 pub fn is_on_disk(directory: &Path, text: &str) -> bool {
     let entries = fs::read_dir(directory).into_iter().flatten();
     entries.map_while(Result::ok).any(|entry| {

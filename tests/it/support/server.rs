@@ -1,4 +1,5 @@
-//! The process: started on free ports with a directory of its own, killed when dropped.
+//! The broker process: started on free ports with a directory of its own, killed when dropped.
+//! Fails a test whose broker has blocked.
 
 use std::{
     io::{BufRead, BufReader, Read},
@@ -23,10 +24,10 @@ use super::{
     watchdog::Watchdog,
 };
 
-/// An address on which the system chooses the port.
+/// A loopback address with a port that the system chooses.
 pub const ANY_PORT: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
 
-/// How a broker is started.
+/// Options for starting a broker.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
     env: Vec<(String, String)>,
@@ -44,7 +45,7 @@ impl Options {
         self
     }
 
-    /// Sets a variable that is no key.
+    /// Sets an environment variable that is not a configuration key.
     pub fn variable(mut self, name: &str, value: impl ToString) -> Self {
         self.env.push((name.to_owned(), value.to_string()));
         self
@@ -67,36 +68,39 @@ impl Options {
         self.start_on([ANY_PORT; 3]).await
     }
 
-    /// The same, on the given addresses for ingest, gRPC and admin.
+    /// Like [`Options::start`], on the given addresses for ingest, gRPC and admin.
     pub async fn start_on(self, listen: [SocketAddr; 3]) -> Server {
         Server::launch(self, Arc::new(tempfile::tempdir().unwrap()), listen).await
     }
 
-    /// Starts a broker on the data in `data` of a directory, which the broker then owns.
+    /// Starts a broker on the data in `data` of a directory, which is removed with the broker.
     pub async fn start_in(self, directory: TempDir) -> Server {
         Server::launch(self, Arc::new(directory), [ANY_PORT; 3]).await
     }
 
-    /// The command that would start it, for tests of what it prints.
+    /// The command that starts it, for tests of its output.
     pub fn command(&self, data_dir: &Path, listen: [SocketAddr; 3]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_blobcast"));
-        // Whatever the machine sets for itself must not reach the broker under test.
+        // The environment of this machine must not affect the broker under test.
         for (key, _) in
             std::env::vars_os().filter(|(key, _)| key.to_string_lossy().starts_with("BLOBCAST_"))
         {
             command.env_remove(key);
         }
+
         command
             .arg("serve")
             .arg("--data-dir")
             .arg(data_dir)
             .envs(self.env.iter().cloned());
+
         for (flag, address) in ["--ingest-listen", "--grpc-listen", "--admin-listen"]
             .into_iter()
             .zip(listen)
         {
             command.arg(flag).arg(address.to_string());
         }
+
         if let Some(umask) = self.umask {
             under_umask(&command, umask)
         } else {
@@ -132,12 +136,14 @@ impl Server {
             .stdout(theirs.map_or_else(Stdio::piped, Stdio::from))
             .stderr(Stdio::piped());
         let mut child = command.spawn().unwrap();
+
         let printed = child
             .stdout
             .take()
             .map(collect)
             .or(ours.map(collect))
             .unwrap();
+
         let log = Arc::new(Mutex::new(String::new()));
         let (ready, is_ready) = mpsc::channel();
         let (stderr, lines) = (child.stderr.take().unwrap(), Arc::clone(&log));
@@ -155,12 +161,14 @@ impl Server {
                 log.push('\n');
             }
         });
+
         let addresses = tokio::task::spawn_blocking(move || is_ready.recv_timeout(PATIENCE))
             .await
             .unwrap();
         let Ok([ingest, grpc, admin]) = addresses else {
             panic!("not ready; its log: {}", log.lock().unwrap())
         };
+
         let watchdog = Watchdog::of(child.id());
         Self {
             child,
@@ -176,18 +184,18 @@ impl Server {
         }
     }
 
-    /// Where it keeps its data.
     pub fn data_dir(&self) -> PathBuf {
         self.directory.path().join("data")
     }
 
-    /// What has come of its log so far, all of it once it has ended. A line may come later than what it tells of: see
-    /// [`Server::logged`].
+    /// Its log so far; complete once it has ended. A line may arrive later than the event that it
+    /// is about: see [`Server::logged`].
     pub fn log(&self) -> String {
         self.log.lock().unwrap().clone()
     }
 
-    /// The lines of its log that contain `text`, as soon as there are `count` of them; more are a failure.
+    /// Waits for `count` lines of its log that contain `text`, and returns them. Panics if there
+    /// are more.
     pub async fn logged(&self, text: &str, count: usize) -> Vec<String> {
         let mut lines = Vec::new();
         until(text, || {
@@ -204,12 +212,11 @@ impl Server {
         lines
     }
 
-    /// Everything it has printed on standard output so far.
+    /// Its standard output so far.
     pub fn printed(&self) -> String {
         self.printed.lock().unwrap().clone()
     }
 
-    /// Its process id.
     pub fn pid(&self) -> u32 {
         self.child.id()
     }
@@ -220,7 +227,6 @@ impl Server {
         self.child.wait().unwrap();
     }
 
-    /// Sends a signal.
     pub fn signal(&self, signal: rustix::process::Signal) {
         let pid = rustix::process::Pid::from_raw(i32::try_from(self.pid()).unwrap()).unwrap();
         rustix::process::kill_process(pid, signal).unwrap();
@@ -234,14 +240,14 @@ impl Server {
             std::future::ready(status.is_some())
         })
         .await;
-        // Its last lines are still on their way.
+        // Its last lines may not have arrived yet.
         if let Some(log_reader) = self.log_reader.take() {
             log_reader.join().unwrap();
         }
         status.unwrap()
     }
 
-    /// SIGTERM, and wait for the end.
+    /// Sends SIGTERM, and waits until it has ended.
     pub async fn terminate(&mut self) -> ExitStatus {
         self.signal(rustix::process::Signal::TERM);
         self.ended().await
@@ -269,12 +275,12 @@ impl Server {
         Http::new(self.ingest)
     }
 
-    /// GETs a path of the admin listener; status and body.
+    /// GETs a path of the admin listener; returns status and body.
     pub async fn admin_get(&self, path: &str) -> (u16, String) {
         Http::new(self.admin).get(path).await
     }
 
-    /// The value of a metric as `/metrics` has it, labels included in `name`; 0 if it is not there.
+    /// The value of a metric in `/metrics`; `name` includes the labels. 0 if it is missing.
     pub async fn metric(&self, name: &str) -> f64 {
         let (status, text) = self.admin_get("/metrics").await;
         assert_eq!(status, 200);
@@ -325,7 +331,7 @@ fn collect(mut from: impl Read + Send + 'static) -> Arc<Mutex<String>> {
     thread::spawn(move || {
         let mut buffer = [0; 4096];
         while let Ok(count @ 1..) = from.read(&mut buffer) {
-            // A terminal makes two characters of a line end.
+            // A terminal writes a line end as two characters.
             into.lock()
                 .unwrap()
                 .push_str(&String::from_utf8_lossy(&buffer[..count]).replace('\r', ""));

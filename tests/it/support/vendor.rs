@@ -1,4 +1,4 @@
-//! The vendor's side: bodies, and a client that posts them.
+//! The vendor: bodies of callbacks, and an HTTP client that posts them.
 
 use std::net::SocketAddr;
 
@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 
 use super::within;
 
-/// A finished veo task.
+/// A completed veo task.
 pub fn completed(task_id: &str) -> Value {
     json!({
         "generation_id": task_id,
@@ -52,7 +52,7 @@ pub fn with(mut body: Value, fields: Value) -> Value {
     body
 }
 
-/// What a callback was answered.
+/// The answer to a callback.
 #[derive(Clone, Debug)]
 pub struct Answer {
     pub status: u16,
@@ -67,7 +67,7 @@ impl Answer {
         self.json["event_id"].as_str().unwrap().to_owned()
     }
 
-    /// True if it was called a duplicate.
+    /// Whether the answer says that the callback is a duplicate.
     pub fn duplicate(&self) -> bool {
         assert_eq!(self.status, 200, "{self:?}");
         self.json["duplicate"].as_bool().unwrap()
@@ -78,7 +78,7 @@ impl Answer {
         self.json["reason"].as_str().unwrap_or_default()
     }
 
-    /// For the checker.
+    /// The acknowledgement, for the checker.
     pub fn acknowledged(&self, task_id: &str) -> Acknowledged {
         Acknowledged {
             event_id: self.event_id(),
@@ -87,7 +87,7 @@ impl Answer {
     }
 }
 
-/// A keep-alive client.
+/// An HTTP client that keeps its connections open.
 #[derive(Clone, Debug)]
 pub struct Http {
     address: SocketAddr,
@@ -146,7 +146,7 @@ impl Http {
         })
     }
 
-    /// GETs a path; status and body.
+    /// GETs a path; returns status and body.
     pub async fn get(&self, path: &str) -> (u16, String) {
         let uri = format!("http://{}{path}", self.address);
         let request = Request::builder()

@@ -1,5 +1,5 @@
-//! Fails the test whose broker blocks a thread that serves. Such a thread may wait for sockets (epoll), for work (futex), for a
-//! page of memory or for the processor, and for nothing else.
+//! Finds serving threads of the broker that block. They may wait for sockets (epoll), for work
+//! (futex), for memory or for the processor, and for nothing else.
 
 use std::{
     collections::HashMap,
@@ -13,13 +13,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// How long a thread that serves may stay in one system call.
+/// How long a serving thread may stay in one system call.
 const BLOCKED_MAX: Duration = Duration::from_millis(100);
 const PERIOD: Duration = Duration::from_millis(40);
-/// Threads that serve, by their names; and the first one, which takes signals.
+/// Names of the serving threads. The main thread, which handles signals, is watched as well.
 const SERVING: [&str; 2] = ["serve", "ingest"];
-/// Calls in which nothing is wrong with them: epoll_wait, epoll_pwait, epoll_pwait2, futex, nanosleep, clock_nanosleep, and those for
-/// memory, which wait for each other on a busy machine: mmap, mprotect, munmap, brk, madvise; and the ends, exit and exit_group.
+/// Allowed calls: epoll_wait, epoll_pwait, epoll_pwait2, futex, nanosleep, clock_nanosleep; those
+/// for memory, which wait for each other on a busy machine: mmap, mprotect, munmap, brk, madvise;
+/// and exit, exit_group.
 #[cfg(target_arch = "x86_64")]
 const ALLOWED: &[u32] = &[232, 281, 441, 202, 35, 230, 9, 10, 11, 12, 28, 60, 231];
 #[cfg(target_arch = "aarch64")]
@@ -50,7 +51,7 @@ impl Watchdog {
         watchdog
     }
 
-    /// Which thread was blocked, if one was.
+    /// A description of the first thread that was blocked, if any.
     pub fn found(&self) -> Option<String> {
         self.found.lock().unwrap().clone()
     }
@@ -62,11 +63,12 @@ impl Drop for Watchdog {
     }
 }
 
-/// In which call a thread was seen, how often it had given up its processor by then, and since when.
+/// By thread: its system call, its number of voluntary context switches, and when both were seen
+/// first.
 type Seen = HashMap<u32, (String, String, Instant)>;
 
 fn look(pid: u32, seen: &mut Seen) -> Option<String> {
-    // Before anything is read: a look that is held up must not make a call look longer.
+    // Taken before anything is read: a delay of this thread must not make a call look longer.
     let now = Instant::now();
     let mut found = None;
     for task in fs::read_dir(format!("/proc/{pid}/task"))
@@ -82,7 +84,7 @@ fn look(pid: u32, seen: &mut Seen) -> Option<String> {
         };
         match suspicious(pid, id, &path) {
             None => drop(seen.remove(&id)),
-            // It has been in this one call all the time: else it would have switched at least once, to be here again.
+            // The same call all the time: in a new one it would have switched at least once.
             Some((call, switches)) => match seen.get(&id) {
                 Some((before, then, since)) if (before, then) == (&call, &switches) => {
                     if now.duration_since(*since) >= BLOCKED_MAX {
@@ -98,12 +100,15 @@ fn look(pid: u32, seen: &mut Seen) -> Option<String> {
             },
         }
     }
+
     found
 }
 
-/// The call that a thread which serves waits in, unless it may, and the number of its switches.
+/// The system call of a serving thread, unless it is allowed, and the thread's number of context
+/// switches.
 fn suspicious(pid: u32, id: u32, path: &Path) -> Option<(String, String)> {
-    // "running", also while it waits for a processor; -1 outside any call; or the call's number, its arguments, and where it is.
+    // "running" (also while it waits for a processor), -1 outside of any call, or the number of the
+    // call and its arguments.
     let call = read(path, "syscall");
     let number = call.split(' ').next()?.parse::<u32>().ok()?;
     if ALLOWED.contains(&number) {
@@ -117,7 +122,7 @@ fn suspicious(pid: u32, id: u32, path: &Path) -> Option<(String, String)> {
     Some((call.trim().to_owned(), switches.to_owned()))
 }
 
-/// Empty if the thread is gone.
+/// A file of /proc; empty if the thread has ended.
 fn read(path: &Path, name: &str) -> String {
     fs::read_to_string(path.join(name)).unwrap_or_default()
 }
@@ -132,6 +137,7 @@ fn a_thread_that_waits_for_a_file_is_found_and_one_that_waits_for_work_is_not() 
             .spawn()
             .unwrap()
     };
+
     let mut blocked = waits("cat", reader.into());
     let watchdog = Watchdog::of(blocked.id());
     let begun = Instant::now();
@@ -142,11 +148,13 @@ fn a_thread_that_waits_for_a_file_is_found_and_one_that_waits_for_work_is_not() 
         );
         thread::sleep(PERIOD);
     }
+
     drop(writer);
     blocked.wait().unwrap();
 
     let mut sleeps = waits("sleep 1", std::process::Stdio::null());
     let watchdog = Watchdog::of(sleeps.id());
     sleeps.wait().unwrap();
+
     assert_eq!(watchdog.found(), None);
 }
