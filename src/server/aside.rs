@@ -5,6 +5,9 @@ use std::{io, thread, time::Duration};
 
 use tokio::{sync::oneshot, time::timeout};
 
+/// How long the files that a start needs may take: a mount may be coming up.
+pub(super) const START_TIMEOUT: Duration = Duration::from_secs(10);
+
 /// Does `work` on a thread of its own. The receiver may be dropped, and the work goes on.
 pub(super) fn spawn<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,

@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use super::Addresses;
+use super::addresses::Addresses;
 use crate::{config::Config, credentials::Credentials, store::Store};
 
 /// A callback to try it with: its task id is in the lines that show it.

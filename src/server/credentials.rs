@@ -8,7 +8,9 @@ use std::{
 };
 
 use super::{
-    Addresses, exposure, lock,
+    addresses::{Addresses, is_loopback},
+    exposure,
+    lock::lock,
     refusal::{Refusal, What},
     watch::{Change, Files, News, Watched},
 };
@@ -98,22 +100,21 @@ pub(super) fn problems(
     let asks_something = ingest.body_signature == config::BodySignature::Require
         || ingest.allowlist == config::Allowlist::Enforce
         || credentials.verify_urls();
-    if !super::is_loopback(addresses.ingest) && !ingest.allow_unverified && !asks_something {
+    if !is_loopback(addresses.ingest) && !ingest.allow_unverified && !asks_something {
         problems.push(format!(
             "ingest.listen: {} is not loopback, and nothing is asked of callbacks: add [callback_tokens] or \
              [signing_keys] to the credentials file, or set ingest.allow_unverified",
             addresses.ingest
         ));
     }
-    if !super::is_loopback(addresses.grpc) && !grpc.allow_anonymous && !credentials.verify_clients()
-    {
+    if !is_loopback(addresses.grpc) && !grpc.allow_anonymous && !credentials.verify_clients() {
         problems.push(format!(
             "grpc.listen: {} is not loopback, and nobody is known: add [clients] to the credentials file, or set \
              grpc.allow_anonymous",
             addresses.grpc
         ));
     }
-    if !super::is_loopback(addresses.admin) && !admin.allow_anonymous {
+    if !is_loopback(addresses.admin) && !admin.allow_anonymous {
         problems.push(format!(
             "admin.listen: {} is not loopback: listen on 127.0.0.1, or set admin.allow_anonymous",
             addresses.admin

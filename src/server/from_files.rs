@@ -6,7 +6,8 @@ use std::sync::{Arc, Mutex};
 use tonic::transport::Endpoint;
 
 use super::{
-    Addresses, credentials, lock, otlp, refusal::Refusal, tls::ListenersTls, watch::Watched,
+    addresses::Addresses, credentials, lock::lock, otlp, refusal::Refusal, tls::ListenersTls,
+    watch::Watched,
 };
 use crate::{config::Config, credentials::SharedCredentials, metrics::Metrics};
 

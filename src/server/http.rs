@@ -57,6 +57,7 @@ use super::{
         places::{Counted, Patience, Place, Places, Standing},
         tls::H2,
     },
+    numbers::usize_of,
     runtimes::Homes,
 };
 use crate::{
@@ -129,10 +130,10 @@ pub(super) struct Limits {
 impl Limits {
     pub(super) fn ingest(config: &config::Ingest) -> Self {
         Self {
-            connections_max: super::usize_of(config.connections_max),
+            connections_max: usize_of(config.connections_max),
             patience: PATIENCE,
-            header_bytes_max: super::usize_of(config.header_bytes_max),
-            headers_max: super::usize_of(config.headers_max),
+            header_bytes_max: usize_of(config.header_bytes_max),
+            headers_max: usize_of(config.headers_max),
             quiet: activity::Patience {
                 header_timeout: config.header_timeout,
                 idle_timeout: config.idle_timeout,

@@ -13,7 +13,7 @@ use command_fds::{CommandFdExt, FdMapping};
 use listenfd::ListenFd;
 use tokio::net::{TcpListener, TcpSocket};
 
-use super::{Addresses, StartError};
+use super::{addresses::Addresses, error::StartError};
 use crate::config::Config;
 
 /// What the sockets are called in `LISTEN_FDNAMES`, in the order they are handed on.

@@ -15,7 +15,7 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 
-use super::Homes;
+use super::runtimes::Homes;
 
 /// How long a thread may take to come to a task. Floods of a busy machine delay one by some hundred milliseconds.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -101,7 +101,7 @@ mod tests {
     use std::sync::mpsc;
 
     use super::*;
-    use crate::server::Runtimes;
+    use crate::server::runtimes::Runtimes;
 
     #[test]
     fn a_thread_for_callbacks_that_is_held_up_is_told_of_and_forgotten_when_it_goes_on() {

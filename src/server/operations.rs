@@ -20,7 +20,7 @@ use prometheus::IntCounterVec;
 use serde_json::json;
 use tokio::{sync::Semaphore, time::timeout};
 
-use super::liveness::Liveness;
+use super::{liveness::Liveness, numbers::signed};
 use crate::{
     journal::Journal,
     metrics::REVISION,
@@ -361,8 +361,4 @@ async fn version(State(status): State<Arc<Status>>) -> Response {
         format!("{version}\n"),
     )
         .into_response()
-}
-
-fn signed(number: u64) -> i64 {
-    i64::try_from(number).unwrap_or(i64::MAX)
 }

@@ -22,7 +22,7 @@ use tonic::{
 use uuid::Uuid;
 
 use super::{
-    lock,
+    lock::lock,
     refusal::{Refusal, What},
     watch::{Change, Files, News, Watched},
 };

@@ -10,7 +10,7 @@ use std::{
 
 use rustix::process::geteuid;
 
-use super::{lock, systemd};
+use super::{lock::lock, systemd};
 use crate::{accounts, metrics::Metrics};
 
 /// What the supervisor is told of refusals, in characters: `systemctl status` shows one line of it.

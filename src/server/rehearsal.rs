@@ -17,7 +17,10 @@ use rustix::{
 use tokio::runtime;
 
 use super::{
-    Addresses, START_TIMEOUT, acme, aside, audit, credentials,
+    acme,
+    addresses::Addresses,
+    aside::{self, START_TIMEOUT},
+    audit, credentials,
     from_files::FromFiles,
     listeners::{NAMES, is_meant},
     resources,

@@ -3,7 +3,11 @@
 
 use std::{fs, io, os::unix::fs::MetadataExt, path::Path};
 
-use super::{START_TIMEOUT, aside, cgroup};
+use super::{
+    aside::{self, START_TIMEOUT},
+    cgroup,
+    numbers::signed,
+};
 use crate::{
     config::Config,
     metrics::Metrics,
@@ -214,10 +218,6 @@ fn own_bytes(data_dir: &Path) -> u64 {
         }
     }
     bytes
-}
-
-fn signed(bytes: u64) -> i64 {
-    i64::try_from(bytes).unwrap_or(i64::MAX)
 }
 
 #[cfg(test)]

@@ -9,13 +9,14 @@ use jiff::Timestamp;
 
 use super::{
     acme::{self, ACME_TLS, Acme},
-    exposure, lock,
+    exposure,
+    lock::lock,
     net::{
         Entrance,
         tls::{self, H2, HTTP_1_1, Part, Tls, Vouching},
     },
+    numbers::usize_of,
     refusal::{Refusal, What},
-    usize_of,
     watch::{Change, Files, News, Watched},
 };
 use crate::{config::Config, metrics::Metrics};

@@ -17,7 +17,8 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    aside, lock,
+    aside,
+    lock::lock,
     refusal::{Refusal, Refusals, Source, What},
 };
 use crate::{

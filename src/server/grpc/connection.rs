@@ -30,7 +30,7 @@ use crate::{
             self, Entrance, Floods, Opened, PREFACE, Share, Stream, TurnedAway,
             places::{Counted, Patience, Place, Places, Standing},
         },
-        usize_of,
+        numbers::usize_of,
     },
     subscription::Heard,
 };

@@ -31,7 +31,7 @@ use tonic::{
 use tonic_health::{pb::health_server::HealthServer, server::HealthReporter};
 use tracing::Instrument;
 
-use super::net::Entrance;
+use super::{net::Entrance, numbers::usize_of};
 use crate::{
     config::{self, Config},
     rpc,
@@ -81,7 +81,7 @@ pub(super) async fn services(
     let health = HealthReporter::new();
     let health_service = HealthServer::new(Health::of(&health));
     set_health(&health, tonic_health::ServingStatus::Serving).await;
-    let request_bytes_max = super::usize_of(config.grpc.request_bytes_max);
+    let request_bytes_max = usize_of(config.grpc.request_bytes_max);
     let (gate, answers) = (context.gate.clone(), Arc::clone(&context.answers));
     let metrics = Arc::clone(&gate.metrics);
     let events = EventServiceServer::new(rpc::Events::new(context.clone()));
@@ -112,7 +112,7 @@ pub(super) async fn services(
         .add_service(v1alpha.max_decoding_message_size(REFLECTION_BYTES_MAX));
     let one_request =
         request_bytes_max.saturating_add(admission::CALL_BYTES + HEADER_LIST_BYTES as usize);
-    let inflight = Inflight::new(super::usize_of(config.grpc.inflight_bytes_max), one_request);
+    let inflight = Inflight::new(usize_of(config.grpc.inflight_bytes_max), one_request);
     let admission = Arc::new(Admission::new(gate, inflight, answers, &metrics));
     let routes = routes
         .routes()

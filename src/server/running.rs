@@ -1,0 +1,92 @@
+//! A running broker: serves until it is told to stop or its store can be opened again, reloads on request, and is drained at the end.
+
+use std::{pin::pin, sync::Arc};
+
+use super::{
+    addresses::Addresses,
+    banner,
+    drain::{self, Drain},
+    error::RunError,
+    listeners::Listeners,
+    lock::lock,
+    reload::Reloader,
+    reopen, systemd,
+    tasks::Tasks,
+};
+use crate::config::{Config, ConfigErrors};
+
+/// A running broker.
+#[derive(Debug)]
+pub struct Server {
+    pub(super) reloader: Reloader,
+    /// Dropping them aborts them.
+    pub(super) tasks: Tasks,
+    /// What is taken down at the end.
+    pub(super) drain: Drain,
+}
+
+/// How serving has ended.
+#[derive(Debug)]
+pub enum Ended {
+    /// The broker was told to stop.
+    Stopped,
+    /// The process has to start itself anew, with these sockets.
+    ToStartAnew(Listeners),
+}
+
+impl Server {
+    /// Where the broker can be reached: the real ports, also where the configuration says 0.
+    pub fn addresses(&self) -> Addresses {
+        self.reloader.addresses
+    }
+
+    /// The text that a person sees after the start.
+    pub fn banner(&self, config: &Config) -> String {
+        banner::text(
+            config,
+            &self.reloader.addresses,
+            &self.reloader.sources.store,
+            &self.reloader.credentials.get(),
+        )
+    }
+
+    /// Serves until `shutdown` completes, or until a store that has failed can be opened again; then drains the broker.
+    ///
+    /// Whenever `hangup` completes, puts into force what `load` returns. A load may take any time: serving goes on meanwhile.
+    pub async fn run_until(
+        mut self,
+        shutdown: impl Future<Output = ()>,
+        mut hangup: impl AsyncFnMut(),
+        load: impl Fn() -> Result<Config, ConfigErrors> + Send + Sync + 'static,
+    ) -> Result<Ended, RunError> {
+        let load = Arc::new(load);
+        let reloader = &self.reloader;
+        reloader.refusals.tell_ready();
+
+        let mut shutdown = pin!(shutdown);
+        let mut reopening = pin!(reopen::is_possible(Arc::clone(&reloader.sources.store)));
+        let reopens = loop {
+            tokio::select! {
+                () = &mut shutdown => break false,
+                () = &mut reopening => break true,
+                Some(ended) = self.tasks.next_ended() => return Err(RunError::Ended(ended?)),
+                () = hangup() => {
+                    systemd::reloading();
+                    tokio::select! {
+                        () = &mut shutdown => break false,
+                        () = reloader.reload(&load) => systemd::ready(),
+                    }
+                }
+            }
+        };
+
+        if reopens {
+            tracing::warn!("the disk can be written again: starting anew to open the store");
+        } else {
+            systemd::stopping();
+        }
+        let drain_timeout = lock(&reloader.config).shutdown.drain_timeout;
+        let listeners = drain::drain(self.drain, self.tasks, drain_timeout, reopens).await;
+        Ok(listeners.map_or(Ended::Stopped, Ended::ToStartAnew))
+    }
+}

@@ -1,0 +1,161 @@
+//! The services of the three listeners, made of the store, the credentials and the configuration.
+
+use std::sync::{Arc, Mutex};
+
+use tonic::service::Routes;
+use tonic_health::server::HealthReporter;
+
+use super::{
+    addresses::{Addresses, is_loopback},
+    banner, credentials, grpc,
+    http::Responder,
+    liveness::Liveness,
+    numbers::usize_of,
+    operations,
+    runtimes::Homes,
+};
+use crate::{
+    audit::Audit,
+    config::Config,
+    credentials::SharedCredentials,
+    ingest::{self, Ingest},
+    journal::Journal,
+    metrics::Metrics,
+    rpc,
+    sampler::Sampler,
+    store::Retention,
+    subscription::Sources,
+    trace::Tracer,
+    wire::FilterLimits,
+};
+
+/// What the services work on.
+pub(super) struct Core<'a> {
+    pub config: &'a Config,
+    pub addresses: Addresses,
+    pub credentials: &'a Arc<SharedCredentials>,
+    pub sources: &'a Arc<Sources>,
+    pub journal: &'a Arc<dyn Journal>,
+    pub retention: &'a Arc<Mutex<Retention>>,
+    pub audit: &'a Arc<Audit>,
+}
+
+/// The services, ready to be served.
+pub(super) struct Services {
+    /// Takes callbacks.
+    pub ingest: Arc<Ingest>,
+    /// Decides which calls are let in.
+    pub gate: rpc::Gate,
+    /// Answers that clients have not taken yet.
+    pub answers: Arc<rpc::Answers>,
+    /// The gRPC services.
+    pub routes: Routes,
+    /// Reports the gRPC services' health.
+    pub health: HealthReporter,
+    /// What the admin listener shows.
+    pub status: Arc<operations::Status>,
+    /// Whether every serving thread runs.
+    pub liveness: Arc<Liveness>,
+}
+
+impl Services {
+    /// Makes all services. `homes` are the threads that callbacks' connections live on.
+    pub(super) async fn new(core: &Core<'_>, tracer: Tracer, homes: &Homes) -> Self {
+        let ingest = core.ingest(tracer.clone());
+
+        let gate = core.gate();
+        let context = core.rpc_context(&gate);
+        let answers = Arc::clone(&context.answers);
+        let (health, routes) = grpc::services(context, core.config, tracer).await;
+
+        let liveness = Arc::new(Liveness::new(homes));
+        let journal = Arc::clone(core.journal);
+        let status = operations::Status::new(core.sources, &answers, journal, &liveness);
+        Self {
+            ingest,
+            gate,
+            answers,
+            routes,
+            health,
+            status: Arc::new(status),
+            liveness,
+        }
+    }
+}
+
+impl Core<'_> {
+    /// What the ingest listener asks.
+    fn ingest(&self, tracer: Tracer) -> Arc<Ingest> {
+        Ingest::new(
+            Arc::clone(self.journal),
+            Arc::clone(self.sources.store.clock()),
+            ingest_limits(self.config),
+            credentials::rules(self.config, Arc::clone(self.credentials)),
+            Arc::clone(&self.sources.metrics),
+            tracer,
+        )
+    }
+
+    fn gate(&self) -> rpc::Gate {
+        rpc::Gate {
+            credentials: Arc::clone(self.credentials),
+            allow_anonymous: self.config.grpc.allow_anonymous,
+            is_loopback: is_loopback(self.addresses.grpc),
+            clock: Arc::clone(self.sources.store.clock()),
+            metrics: Arc::clone(&self.sources.metrics),
+        }
+    }
+
+    fn rpc_context(&self, gate: &rpc::Gate) -> rpc::Context {
+        let grpc = &self.config.grpc;
+        rpc::Context {
+            sources: Arc::clone(self.sources),
+            journal: Arc::clone(self.journal),
+            audit: Arc::clone(self.audit),
+            gate: gate.clone(),
+            callback_base: banner::callback_base(self.config, &self.addresses),
+            filter_limits: FilterLimits {
+                task_ids_max: usize_of(grpc.task_ids_max),
+                products_max: usize_of(grpc.products_max),
+            },
+            answers: rpc::Answers::new(
+                usize_of(grpc.answers_bytes_max),
+                grpc.stall_timeout,
+                &self.sources.memory.transit,
+                &self.sources.metrics,
+            ),
+            retention: Arc::clone(self.retention),
+        }
+    }
+}
+
+fn ingest_limits(config: &Config) -> ingest::Limits {
+    ingest::Limits {
+        body_bytes_max: usize_of(config.ingest.body_bytes_max),
+        body_timeout: config.ingest.body_timeout,
+        answer_timeout: config.ingest.answer_timeout,
+        inflight_bytes_max: usize_of(config.ingest.inflight_bytes_max),
+        refusals_per_minute_max: u32::try_from(config.ingest.refusals_per_minute_max)
+            .unwrap_or(u32::MAX),
+    }
+}
+
+/// Answers callbacks.
+pub(super) fn callbacks(ingest: &Arc<Ingest>) -> impl Responder + use<> {
+    let ingest = Arc::clone(ingest);
+    move |peer, request| Box::pin(Arc::clone(&ingest).answer(peer, request))
+}
+
+/// Who may ask the admin listener, and by which names.
+pub(super) fn admin_door(
+    config: &Config,
+    addresses: &Addresses,
+    metrics: &Metrics,
+) -> operations::Door {
+    operations::Door {
+        port: addresses.admin.port(),
+        hosts: config.admin.hosts.clone(),
+        refused: metrics.admin_refused.clone(),
+        log: Sampler::every(operations::COMPLAINT),
+    }
+}

@@ -1,0 +1,282 @@
+//! Starts a broker. The order: listeners, files, store, writer, services, tasks.
+//!
+//! Steps that fail early come first: a busy port or a wrong certificate must not cost the recovery of a log.
+
+use std::sync::{Arc, Mutex, mpsc::SyncSender};
+
+use tokio::net::TcpListener;
+
+use super::{
+    addresses::Addresses,
+    aside::{self, START_TIMEOUT},
+    audit, credentials,
+    drain::Drain,
+    error::StartError,
+    from_files::FromFiles,
+    grpc, http,
+    listeners::Listeners,
+    lock::lock,
+    logging,
+    net::Entrance,
+    operations, otlp,
+    refusal::Refusals,
+    reload::Reloader,
+    review::Review,
+    running::Server,
+    runtimes::Homes,
+    services::{Core, Services, admin_door, callbacks},
+    storage, systemd,
+    tasks::{Stops, Tasks},
+    tls::ListenersTls,
+    watch::{self, Rereader, Told, Watched},
+};
+use crate::{
+    audit::{Audit, Command, OK},
+    config::Config,
+    credentials::Credentials,
+    journal::{Journal, Local},
+    metrics::Metrics,
+    rpc,
+    subscription::Sources,
+};
+
+impl Server {
+    /// Starts a broker, which serves when this returns. Callbacks' connections live on `homes`.
+    pub async fn start(config: &Config, homes: Homes) -> Result<Self, StartError> {
+        // Before the store: a busy port should not cost a recovery.
+        let listeners = Listeners::open(config)?;
+        let addresses = listeners.addresses().map_err(StartError::Socket)?;
+        let sockets = listeners.to_accept_from().map_err(StartError::Socket)?;
+
+        let metrics = Arc::new(Metrics::default());
+        logging::count_lost_in(&metrics.log_lines_lost);
+        let shared_config = Arc::new(Mutex::new(config.clone()));
+        let FromFiles {
+            credentials,
+            mut tls,
+            collector,
+            mut watched,
+        } = read_files(&shared_config, addresses, &metrics).await?;
+        let audit_file = open_audit(config, &metrics).await?;
+        let (tracer, exporter) = otlp::tracer(&config.traces, collector, &metrics);
+        watched.extend(
+            exporter
+                .as_ref()
+                .and_then(|exporter| exporter.watched(&config.traces)),
+        );
+
+        let sources = storage::open(config, &metrics).await?;
+        let audit = recorder(config, audit_file, &sources);
+        let retention = Arc::new(Mutex::new(storage::retention(config)));
+        let (appender, writer) = storage::start_writer(*lock(&retention), &sources)?;
+        let journal: Arc<dyn Journal> = Arc::new(Local::new(appender.clone()));
+
+        let core = Core {
+            config,
+            addresses,
+            credentials: &credentials,
+            sources: &sources,
+            journal: &journal,
+            retention: &retention,
+            audit: &audit,
+        };
+        let services = Services::new(&core, tracer, &homes).await;
+
+        let (mut tasks, stops) = (Tasks::default(), Stops::default());
+        spawn_listeners(&mut tasks, &stops, sockets, homes, &core, &tls, &services);
+        spawn_upkeep(&mut tasks, &stops, exporter, &core, &mut tls, &services);
+        let refusals = Arc::new(Refusals::new(metrics));
+        let told = Told {
+            refusals: Arc::clone(&refusals),
+            audit: Arc::clone(&audit),
+        };
+        let review = Review::new(Arc::clone(&sources), services.gate, tls.grpc);
+        let rereader = spawn_watch(&mut tasks, &stops, watched, review, told);
+        note_start(config, &audit, &credentials.get());
+
+        Ok(Self {
+            reloader: Reloader {
+                config: shared_config,
+                addresses,
+                rereader,
+                refusals,
+                retention,
+                sources: Arc::clone(&sources),
+                credentials,
+                audit: Arc::clone(&audit),
+                ingest: Arc::clone(&services.ingest),
+                journal,
+            },
+            tasks,
+            drain: Drain {
+                listeners,
+                sources,
+                ingest: services.ingest,
+                appender,
+                status: services.status,
+                health: services.health,
+                writer,
+                audit,
+                stops,
+            },
+        })
+    }
+}
+
+/// Reads the credentials and certificates aside, so that a mount which hangs ends the start with an error.
+async fn read_files(
+    config: &Arc<Mutex<Config>>,
+    addresses: Addresses,
+    metrics: &Arc<Metrics>,
+) -> Result<FromFiles, StartError> {
+    let (shared, metrics) = (Arc::clone(config), Arc::clone(metrics));
+    let read = move || FromFiles::read(&shared, &[addresses], &metrics);
+    aside::within(START_TIMEOUT, read)
+        .await
+        .map_err(StartError::Files)?
+        .map_err(StartError::Refused)
+}
+
+/// Opens the audit file aside: its file system may hang, too.
+async fn open_audit(
+    config: &Config,
+    metrics: &Arc<Metrics>,
+) -> Result<Option<SyncSender<Command>>, StartError> {
+    let Some(path) = config.audit.file.clone() else {
+        return Ok(None);
+    };
+
+    let records = metrics.audit_records.clone();
+    let opened = aside::within(START_TIMEOUT, move || audit::start(&path, &records)).await;
+    opened
+        .and_then(|opened| opened)
+        .map(Some)
+        .map_err(StartError::Audit)
+}
+
+fn recorder(config: &Config, file: Option<SyncSender<Command>>, sources: &Sources) -> Arc<Audit> {
+    let clock = Arc::clone(sources.store.clock());
+    Audit::new(
+        file,
+        config.audit.required,
+        move || clock.now(),
+        Arc::clone(&sources.metrics),
+    )
+}
+
+/// Spawns what accepts connections on each listener.
+fn spawn_listeners(
+    tasks: &mut Tasks,
+    stops: &Stops,
+    [ingest, grpc, admin]: [TcpListener; 3],
+    homes: Homes,
+    core: &Core<'_>,
+    tls: &ListenersTls,
+    services: &Services,
+) {
+    let (config, metrics) = (core.config, &core.sources.metrics);
+
+    let serve = http::serve(
+        ingest,
+        homes,
+        tls.ingest_entrance(config),
+        callbacks(&services.ingest),
+        http::Limits::ingest(&config.ingest),
+        http::Counters::of_ingest(metrics),
+        stops.ingest.clone(),
+    );
+    tasks.spawn("the ingest listener", serve);
+
+    let serve = grpc::serve(
+        grpc,
+        tls.grpc_entrance(config),
+        services.routes.clone(),
+        config.grpc.clone(),
+        grpc::Counters::new(metrics),
+        stops.grpc.clone(),
+    );
+    tasks.spawn("the gRPC listener", serve);
+
+    let door = admin_door(config, &core.addresses, metrics);
+    let serve = http::serve(
+        admin,
+        Homes::here(),
+        Entrance::open_to_all(tls.admin.clone()),
+        http::routed(operations::router(&services.status, door)),
+        http::Limits::admin(),
+        http::Counters::of("admin", metrics),
+        stops.admin.clone(),
+    );
+    tasks.spawn("the admin listener", serve);
+}
+
+/// Spawns what runs beside the listeners.
+fn spawn_upkeep(
+    tasks: &mut Tasks,
+    stops: &Stops,
+    exporter: Option<otlp::Exporter>,
+    core: &Core<'_>,
+    tls: &mut ListenersTls,
+    services: &Services,
+) {
+    let memory = tend_memory(Arc::clone(core.sources), Arc::clone(&services.answers));
+    let stop = stops.admin.clone();
+    tasks.spawn("the care of memory", async move {
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = memory => {}
+        }
+    });
+
+    if let Some(exporter) = exporter {
+        tasks.spawn("the export of traces", exporter.run(stops.admin.clone()));
+    }
+
+    let liveness = Arc::clone(&services.liveness);
+    let watchdog = systemd::watchdog(liveness, stops.admin.clone());
+    tasks.spawn("the watchdog", watchdog);
+
+    if let Some(acme) = tls.acme.take() {
+        let (clock, audit) = (
+            Arc::clone(core.sources.store.clock()),
+            Arc::clone(core.audit),
+        );
+        let renewal = acme.run(clock, audit, stops.admin.clone());
+        tasks.spawn("the renewal of certificates", renewal);
+    }
+}
+
+/// Takes memory back from streams and answers that do not use it, and finds readers that are stalled, for ever.
+async fn tend_memory(sources: Arc<Sources>, answers: Arc<rpc::Answers>) {
+    tokio::select! {
+        () = sources.tend_memory() => {}
+        () = sources.look_for_stalled() => {}
+        () = answers.tend() => {}
+    }
+}
+
+/// Spawns what reads files again when they change, and reviews subscriptions after each look.
+fn spawn_watch(
+    tasks: &mut Tasks,
+    stops: &Stops,
+    watched: Vec<Watched>,
+    mut review: Review,
+    told: Told,
+) -> Rereader {
+    let (rereader, asked) = Rereader::new();
+    let tick = move || review.tick();
+    let watch = watch::watch(watched, tick, asked, told, stops.admin.clone());
+    tasks.spawn("the watch of files", watch);
+    rereader
+}
+
+/// Records what the broker starts with, since credentials may have changed while none ran, and warns of tenants that are not
+/// isolated.
+fn note_start(config: &Config, audit: &Arc<Audit>, credentials: &Credentials) {
+    credentials::warn_of_tenants(config, credentials, &credentials.intruders());
+
+    let mut entry = audit.entry("start");
+    entry.note("version", env!("CARGO_PKG_VERSION"));
+    entry.note("credentials", credentials.names());
+    entry.end_now(OK);
+}

@@ -1,0 +1,155 @@
+//! Opens the store and what shares its memory, and starts the writer's threads.
+
+use std::{io, sync::Arc, thread, time::Duration};
+
+use super::{error::StartError, numbers::usize_of, resources};
+use crate::{
+    config::Config,
+    event::Record,
+    hub::Hub,
+    metrics::Metrics,
+    store::{Appender, BackupResult, Publish, Retention, Started, Store, Summary, writer},
+    subscription::{Memory, Registry, RegistryLimits, Sources, WideReaders},
+};
+
+/// Time for a client's answer to a ping over a bad line. A client that takes longer has missed a keepalive, though its connection
+/// may live on.
+const PONG_TIME: Duration = Duration::from_secs(2);
+
+/// Opens the store, and makes the hub, the registry and the memory that readers of it share.
+pub(super) async fn open(
+    config: &Config,
+    metrics: &Arc<Metrics>,
+) -> Result<Arc<Sources>, StartError> {
+    // Not kept: a reload compares the new configuration with the one that was set.
+    let config = &resources::fitted_to_memory(config, metrics);
+    let store = open_store(config).await?;
+    log_opened(&store, metrics);
+    resources::warn_of_disk(config, store.summary()).await;
+
+    let hub = Hub::new(store.head(), usize_of(config.hub.ring_bytes_max));
+    let registry = Registry::new(RegistryLimits {
+        subscriptions_max: usize_of(config.grpc.subscriptions_max),
+        subscriptions_per_client_max: usize_of(config.grpc.subscriptions_per_client_max),
+        task_ids_max: usize_of(config.grpc.task_ids_in_all_max),
+        silence_max: config.grpc.keepalive_interval + PONG_TIME.min(config.grpc.keepalive_timeout),
+    });
+    let memory = Memory::new(
+        usize_of(config.grpc.reading_bytes_max),
+        usize_of(config.ingest.body_bytes_max),
+    );
+
+    Ok(Arc::new(Sources {
+        store,
+        hub,
+        registry,
+        metrics: Arc::clone(metrics),
+        wide_readers: WideReaders::default(),
+        memory,
+    }))
+}
+
+async fn open_store(config: &Config) -> Result<Arc<Store>, StartError> {
+    let (path, cache_bytes, is_expected) = (
+        config.data_dir.clone(),
+        config.store.cache_bytes,
+        config.log.expect_existing,
+    );
+    let opened =
+        tokio::task::spawn_blocking(move || Store::open_to_serve(&path, cache_bytes, is_expected))
+            .await;
+
+    let store = opened.map_err(|error| StartError::Thread(io::Error::other(error)))??;
+    Ok(Arc::new(store))
+}
+
+/// Logs and counts what was opened: a log that is new is never a surprise.
+fn log_opened(store: &Store, metrics: &Metrics) {
+    let Started {
+        found,
+        version_before,
+        cut,
+    } = store.started();
+    let (found, epoch, version_before) = (
+        found.as_str(),
+        store.epoch().to_string(),
+        version_before.as_deref(),
+    );
+    metrics.started(found, version_before.unwrap_or_default(), &epoch);
+
+    let Summary {
+        event_count: events,
+        quarantine_count: quarantined,
+        ..
+    } = store.summary();
+    let version_before = version_before.unwrap_or("none");
+    tracing::info!(found, epoch, events, quarantined, version_before, %cut, "log opened");
+
+    for result in store.backup_results().found() {
+        metrics
+            .backups_finished
+            .with_label_values(&[result.as_str()])
+            .inc();
+        if *result == BackupResult::Interrupted {
+            tracing::warn!(
+                "a backup was cut off when the last broker ended: it has failed; take another one"
+            );
+        }
+    }
+}
+
+/// How long the store keeps events and quarantined callbacks.
+pub(super) fn retention(config: &Config) -> Retention {
+    Retention {
+        event_age_max: config.log.retention_age_max,
+        event_bytes_max: config.log.retention_bytes_max,
+        segment_age_max: config.log.segment_age(),
+        quarantine_age_max: config.quarantine.retention_age_max,
+        quarantine_bytes_max: config.quarantine.retention_bytes_max,
+        quarantine_count_max: config.quarantine.retention_count_max,
+        disk_free_min_percent: config.log.disk_free_min_percent,
+    }
+}
+
+/// Starts the writer's threads. The handle's thread ends when the appender is stopped, after all that was sent before.
+pub(super) fn start_writer(
+    retention: Retention,
+    sources: &Sources,
+) -> Result<(Appender, thread::JoinHandle<()>), StartError> {
+    let publish = ToHub(Arc::clone(&sources.hub));
+    let (appender, mut writer) = writer(
+        Arc::clone(&sources.store),
+        retention,
+        publish,
+        Arc::clone(&sources.metrics),
+    );
+
+    let maintenance = writer.maintenance();
+    let maintaining = thread::Builder::new()
+        .name("maintenance".into())
+        .spawn(|| maintenance.run())
+        .map_err(StartError::Thread)?;
+
+    let write = || {
+        writer.run();
+        let _ = maintaining.join().is_ok(); // a panic has ended the process
+    };
+    let writing = thread::Builder::new()
+        .name("writer".into())
+        .spawn(write)
+        .map_err(StartError::Thread)?;
+    Ok((appender, writing))
+}
+
+/// Publishes what the writer has committed to the hub.
+struct ToHub(Arc<Hub>);
+
+impl Publish for ToHub {
+    fn publish(&mut self, records: &[Record]) {
+        self.0.publish(records);
+    }
+
+    fn erase(&mut self, erased: &[Record]) {
+        self.0.erase(erased);
+    }
+}
