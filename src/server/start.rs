@@ -17,7 +17,7 @@ use super::{
     listeners::Listeners,
     lock::lock,
     logging,
-    net::Entrance,
+    net::{self, Entrance},
     operations, otlp,
     refusal::Refusals,
     reload::Reloader,
@@ -192,7 +192,7 @@ fn spawn_listeners(
         tls.grpc_entrance(config),
         services.routes.clone(),
         config.grpc.clone(),
-        grpc::Counters::new(metrics),
+        net::Counters::of("grpc", metrics),
         stops.grpc.clone(),
     );
     tasks.spawn("the gRPC listener", serve);

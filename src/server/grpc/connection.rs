@@ -22,15 +22,10 @@ use super::{
     corked::Corked,
 };
 use crate::{
-    config,
-    metrics::Metrics,
     rpc,
-    server::{
-        net::{
-            self, Entrance, Floods, Opened, PREFACE, Share, Stream, TurnedAway,
-            places::{Counted, Patience, Place, Places, Standing},
-        },
-        numbers::usize_of,
+    server::net::{
+        Acceptor, Counters, Entrance, Floods, Opened, PREFACE, Share, Stream,
+        places::{Patience, Place, Standing},
     },
     subscription::Heard,
 };
@@ -45,91 +40,41 @@ const PATIENCE: Patience = Patience {
     with_clients: Some(Duration::from_secs(10)),
 };
 
-/// What the listener counts.
-#[derive(Clone, Debug)]
-pub(in crate::server) struct Counters {
-    places: Counted,
-    turned_away: TurnedAway,
-    floods: Floods,
-}
-
-impl Counters {
-    pub(in crate::server) fn new(metrics: &Metrics) -> Self {
-        Self {
-            places: Counted::of("grpc", metrics),
-            turned_away: TurnedAway::of("grpc", metrics),
-            floods: Floods::of("grpc", metrics),
-        }
-    }
-}
-
 pub(super) type Incoming = mpsc::Receiver<io::Result<Connection>>;
 
-/// Where connections come out, and what takes them in until `stop`.
+/// Opened connections, and what accepts them until `stop`.
 pub(super) fn incoming(
     listener: TcpListener,
     entrance: Entrance,
-    config: config::Grpc,
+    connections_max: usize,
     counters: Counters,
     stop: CancellationToken,
 ) -> (Incoming, impl Future<Output = ()>) {
     let (sender, incoming) = mpsc::channel(HANDED_ON_MAX);
-    let accepting = async move {
-        tokio::select! {
-            () = stop.cancelled() => {}
-            () = accept(listener, entrance, sender, config, counters) => {}
-        }
-    };
+    let acceptor = Acceptor::new(listener, entrance, connections_max, PATIENCE, &counters);
+    let accepting = accept(acceptor, sender, counters.floods, stop);
     (incoming, accepting)
 }
 
-/// Takes connections in while there is room, or room can be made; the rest waits in the kernel's queue.
+/// Accepts connections while there is a place for them, or one can be freed; later ones wait in the kernel's queue.
 async fn accept(
-    listener: TcpListener,
-    entrance: Entrance,
+    acceptor: Acceptor,
     sender: mpsc::Sender<io::Result<Connection>>,
-    config: config::Grpc,
-    counters: Counters,
+    floods: Floods,
+    stop: CancellationToken,
 ) {
-    let places = Places::new(
-        usize_of(config.connections_max),
-        PATIENCE,
-        counters.places.clone(),
-    );
-    loop {
-        let (stream, address) = match listener.accept().await {
-            Ok(accepted) => accepted,
-            Err(error) => {
-                net::accept_failed(&error).await;
-                continue;
-            }
+    while let Some(arrival) = acceptor.next(&stop).await {
+        let place = tokio::select! {
+            () = stop.cancelled() => return,
+            place = acceptor.places().take() => place,
         };
-        // Before the place: an address that has its share is not to wait for one in front of others.
-        let share = match entrance.share(address) {
-            Ok(share) => share,
-            Err(refused) => {
-                counters.turned_away.note(&refused, address);
-                continue;
-            }
-        };
-        let place = places.take().await;
-        // Events are wanted now, not when a packet is full. One that is gone already will be noticed by its reader.
-        let _ = stream.set_nodelay(true).is_ok();
 
-        let limits = ConnectionLimits::new();
-        let (entrance, sender, counters) = (entrance.clone(), sender.clone(), counters.clone());
+        let (sender, floods) = (sender.clone(), floods.clone());
         tokio::spawn(async move {
-            let opened = tokio::select! {
-                opened = entrance.open(stream, address, share) => opened,
-                () = place.standing().until_shed() => return,
-            };
-            match opened {
-                // Nobody to hand it to if the listener is going away.
-                Ok(opened) => {
-                    let connection = Connection::new(opened, place, limits, counters.floods);
-                    let _ = sender.send(Ok(connection)).await.is_ok();
-                }
-                Err(refused) => counters.turned_away.note(&refused, address),
+            if let Some(opened) = arrival.open(&place).await {
+                let connection = Connection::new(opened, place, floods);
+                // If the listener is going away, nobody takes it, and it is closed.
+                let _ = sender.send(Ok(connection)).await.is_ok();
             }
         });
     }
@@ -161,7 +106,7 @@ pub(super) struct Connection {
 }
 
 impl Connection {
-    fn new(opened: Opened, place: Place, limits: ConnectionLimits, floods: Floods) -> Self {
+    fn new(opened: Opened, place: Place, floods: Floods) -> Self {
         let heard = Heard::default();
         let peer = rpc::Peer {
             address: opened.client,
@@ -172,7 +117,7 @@ impl Connection {
         let origin = Origin {
             peer,
             standing: Arc::clone(place.standing()),
-            limits,
+            limits: ConnectionLimits::new(),
             waiting,
         };
         let (stream, share) = opened.into_parts();

@@ -31,7 +31,10 @@ use tonic::{
 use tonic_health::{pb::health_server::HealthServer, server::HealthReporter};
 use tracing::Instrument;
 
-use super::{net::Entrance, numbers::usize_of};
+use super::{
+    net::{Counters, Entrance},
+    numbers::usize_of,
+};
 use crate::{
     config::{self, Config},
     rpc,
@@ -47,7 +50,6 @@ use crate::{
 
 use admission::Admission;
 use backlog::until_written;
-pub(super) use connection::Counters;
 use connection::{Origin, incoming};
 use content::{Refusals, only_grpc};
 use health::Health;
@@ -230,7 +232,7 @@ pub(super) async fn serve(
     let (incoming, accepting) = incoming(
         listener,
         entrance.expecting_preface(),
-        config,
+        usize_of(config.connections_max),
         counters,
         stop.clone(),
     );

@@ -1,7 +1,7 @@
 //! What happens on one connection, and when it has been quiet for too long.
 //!
-//! hyper has one time for the whole of a head and the silence before it. Here a head has its own time, from its first byte, and a
-//! connection that was used may be idle for longer: the pools of proxies keep theirs for a minute.
+//! hyper has one timeout for the silence before a head and the head itself. Here a head has its own time, from its first byte, and
+//! a connection that was used may be idle for longer: proxies keep pooled connections for a minute.
 
 use std::{
     io,
@@ -20,8 +20,8 @@ pub(super) const LINE_END: &[u8] = b"\r\n";
 
 /// How long a connection may be quiet.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Patience {
-    /// From the first byte of a head to its end, and from the connection's begin to the end of its first head.
+pub(super) struct Quiet {
+    /// From the first byte of a head to its end, and from the connection's beginning to the end of its first head.
     pub header_timeout: Duration,
     /// Between an answer and the next request.
     pub idle_timeout: Duration,
@@ -34,10 +34,11 @@ pub(super) struct Activity(Mutex<Answering>);
 #[derive(Debug)]
 struct Answering {
     count: usize,
-    /// When `count` was changed last, or some of an answer was written.
+    /// When `count` changed last, or some of an answer was written.
     since: Instant,
-    /// When the first byte of a head arrived that is not whole yet.
+    /// When the first byte of a head arrived that is not complete yet.
     head_since: Option<Instant>,
+    /// No head has been complete yet.
     is_unasked: bool,
     is_closed: bool,
 }
@@ -55,24 +56,25 @@ impl Default for Activity {
 }
 
 impl Activity {
-    /// One more; not counted any more when closed, so that a client that asks on and on is not waited for.
+    /// Counts a request until the result is dropped. `None` once closed: a client that keeps sending requests is not waited for.
     pub(super) fn begin(self: &Arc<Self>) -> Option<Busy> {
         let mut state = self.lock();
         (state.is_unasked, state.head_since) = (false, None);
         if state.is_closed {
             return None;
         }
+
         state.count += 1;
         Some(Busy(Arc::clone(self)))
     }
 
-    /// Waits only for what has begun before; the quiet begins now, if it has not to wait for that.
+    /// From now on only requests already in flight are waited for. If there are none, the connection is quiet from now on.
     pub(super) fn close(&self) {
         let mut state = self.lock();
         (state.is_closed, state.since) = (true, Instant::now());
     }
 
-    /// The quiet begins now.
+    /// Counts the quiet from now on.
     pub(super) fn begin_quiet(&self) {
         self.lock().since = Instant::now();
     }
@@ -81,11 +83,13 @@ impl Activity {
         self.lock().is_unasked
     }
 
+    /// `None` while something is being answered.
     pub(super) fn quiet_since(&self) -> Option<Instant> {
         let state = self.lock();
         (state.count == 0).then_some(state.since)
     }
 
+    /// Waits until the connection has been quiet for so long.
     pub(super) async fn quiet_for(&self, patience: Duration) {
         loop {
             let quiet_until = self
@@ -99,27 +103,27 @@ impl Activity {
         }
     }
 
-    /// When it will have been quiet for too long; `None`: something is being answered, or it is closing anyway.
-    fn due(&self, patience: Patience) -> Option<Instant> {
+    /// When it will have been quiet for too long; `None` while something is being answered, or when it is closing anyway.
+    fn due(&self, quiet: Quiet) -> Option<Instant> {
         let state = self.lock();
         let (since, patience) = match state.head_since {
             _ if state.count > 0 || state.is_closed => return None,
-            Some(since) => (since, patience.header_timeout),
-            None if state.is_unasked => (state.since, patience.header_timeout),
-            None => (state.since, patience.idle_timeout),
+            Some(since) => (since, quiet.header_timeout),
+            None if state.is_unasked => (state.since, quiet.header_timeout),
+            None => (state.since, quiet.idle_timeout),
         };
         since.checked_add(patience)
     }
 
-    /// Whether it has been quiet for too long. `timer` wakes the task at the latest when that may be; it is seldom set, as a busy
-    /// connection only moves the time further away.
+    /// Ready when it has been quiet for too long. `timer` wakes the task at the latest then. It is seldom set, because requests
+    /// only move the time further away.
     pub(super) fn poll_overdue(
         &self,
-        patience: Patience,
+        quiet: Quiet,
         mut timer: Pin<&mut Sleep>,
         cx: &mut Context<'_>,
     ) -> Poll<()> {
-        let Some(due) = self.due(patience) else {
+        let Some(due) = self.due(quiet) else {
             return Poll::Pending;
         };
         loop {
@@ -133,13 +137,13 @@ impl Activity {
         }
     }
 
-    /// Waits until it has been quiet for too long, where nobody looks at the bytes.
-    pub(super) async fn overdue(&self, patience: Patience) {
+    /// Waits until it has been quiet for too long, where no [`Watched`] notes the bytes.
+    pub(super) async fn overdue(&self, quiet: Quiet) {
         loop {
-            match self.due(patience) {
+            match self.due(quiet) {
                 Some(due) if due <= Instant::now() => return,
                 Some(due) => sleep_until(due).await,
-                None => sleep(patience.idle_timeout).await,
+                None => sleep(quiet.idle_timeout).await,
             }
         }
     }
@@ -151,7 +155,7 @@ impl Activity {
         }
     }
 
-    /// Once closed, who takes an answer slowly is not waited for either.
+    /// Once closed, a client that takes an answer slowly is not waited for either.
     fn has_written(&self) {
         let mut state = self.lock();
         if !state.is_closed {
@@ -176,7 +180,7 @@ impl Drop for Busy {
     }
 }
 
-/// A connection whose bytes are noted.
+/// A connection whose reads and writes are noted.
 #[derive(Debug)]
 pub(super) struct Watched<S> {
     pub stream: S,
@@ -192,7 +196,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
         let this = self.get_mut();
         let before = buf.filled().len();
         let polled = Pin::new(&mut this.stream).poll_read(cx, buf);
-        // Some clients send a line end behind a body: that is no head yet.
+        // Some clients send a line end after a body: that does not begin a head.
         if buf.filled()[before..]
             .iter()
             .any(|byte| !LINE_END.contains(byte))

@@ -1,10 +1,9 @@
-//! What is left of a request's body when the request is answered, as most refusals are, without reading it.
+//! What is left of a request's body when the request is answered without reading it, as most refusals are.
 //!
-//! A small rest is read away, so that the connection can be used again. A large one is not: the answer says `Connection: close`, and
-//! the connection lingers, so that no reset overtakes the answer. Either way what is read is dropped, not kept.
+//! A small remainder is read away, so that the connection can be used again. A large one is not: the answer says
+//! `Connection: close`, and the connection lingers, so that no reset overtakes the answer. Either way what is read is dropped.
 
 use std::{
-    io,
     pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll, ready},
@@ -21,59 +20,55 @@ use hyper::{
     Request,
     body::{Body, Frame, Incoming, SizeHint},
 };
-use tokio::{
-    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
-    time::timeout,
-};
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-/// How much of a body is read away so that its connection lives on: the cost of a handful of new connections with TLS.
-const REST_BYTES_MAX: u64 = 256 * 1024;
-/// How long it may take. As long as a stranger's connection may be silent before it gives way.
-const REST_TIMEOUT: Duration = Duration::from_secs(1);
-/// How much a connection that closes reads on: most senders look for an answer only when they have sent all.
-const LINGER_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// How much of a body is read away to keep its connection: the cost of a handful of new connections with TLS.
+const BYTES_MAX: u64 = 256 * 1024;
+/// How long that may take: as long as an unauthenticated connection may be silent before it gives way.
+const TIMEOUT: Duration = Duration::from_secs(1);
 
-/// The body of a request; what was not read of it comes back when it is dropped.
+/// The body of a request. When it is dropped, the part that was not read goes to its [`Remainder`].
 #[derive(Debug)]
 pub(in crate::server) struct RequestBody {
     /// `None` once it has ended or failed.
     incoming: Option<Incoming>,
+    /// The sender waits for `100 Continue`.
     is_awaited: bool,
-    rest: Rest,
+    remainder: Remainder,
 }
 
-/// Where the bodies of one connection, or of one stream, leave what was not read of them.
+/// Where the bodies of one connection, or of one HTTP/2 stream, leave the part that was not read.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Rest(Arc<Mutex<Found>>);
+pub(super) struct Remainder(Arc<Mutex<Found>>);
 
 /// What the last request's body has left.
 #[derive(Debug, Default)]
 enum Found {
     #[default]
     Nothing,
-    /// It broke off: there is no telling where another request would begin.
+    /// The body broke off: there is no telling where another request would begin.
     Broken,
     Unread(Incoming),
-    /// Nor is it on its way: the sender waits for 100 Continue.
+    /// The body is not even on its way: the sender waits for `100 Continue`.
     Unsent,
 }
 
-impl Rest {
-    /// The request with a body that leaves its rest here.
+impl Remainder {
+    /// The request with a body that leaves its remainder here.
     pub(super) fn of(&self, request: Request<Incoming>) -> Request<RequestBody> {
         let expects = request.headers().get(header::EXPECT);
         let is_awaited =
             expects.is_some_and(|expects| expects.as_bytes().eq_ignore_ascii_case(b"100-continue"));
-        let rest = self.clone();
+        let remainder = self.clone();
         request.map(|incoming| RequestBody {
             incoming: Some(incoming),
             is_awaited,
-            rest,
+            remainder,
         })
     }
 
-    /// Makes an end of the request's body, behind the answer; if that cannot be, the answer says that it is the last one.
+    /// Lets the answer go as soon as another request can follow it. If none can, the answer says so: `Connection: close`.
     pub(super) fn settle(
         &self,
         mut answer: Response,
@@ -91,14 +86,15 @@ impl Rest {
                         () = stop.cancelled() => false,
                     };
                     if !can_follow {
-                        is_last_now(&mut answer);
+                        mark_as_last(&mut answer);
                     }
                     answer
                 }));
             }
             _ => {}
         }
-        is_last_now(&mut answer);
+
+        mark_as_last(&mut answer);
         Ok(answer)
     }
 
@@ -107,22 +103,23 @@ impl Rest {
     }
 }
 
-/// An answer that waits for the rest of the request.
+/// An answer that waits until the rest of the request has been read away.
 pub(super) type Settling = Pin<Box<dyn Future<Output = Response> + Send>>;
 
-fn is_last_now(answer: &mut Response) {
+fn mark_as_last(answer: &mut Response) {
     answer
         .headers_mut()
         .insert(header::CONNECTION, HeaderValue::from_static("close"));
 }
 
-/// True if it was all.
+/// Reads the rest of a body. True if that was all of it, in time and in size.
 async fn read_away(mut body: Incoming) -> bool {
-    if body.size_hint().lower() > REST_BYTES_MAX {
+    if body.size_hint().lower() > BYTES_MAX {
         return false;
     }
+
     let discard = async {
-        let mut left = REST_BYTES_MAX;
+        let mut left = BYTES_MAX;
         while let Some(frame) = body.frame().await {
             let Ok(frame) = frame else { return false };
             let length = frame.data_ref().map_or(0, Bytes::len) as u64;
@@ -133,7 +130,7 @@ async fn read_away(mut body: Incoming) -> bool {
         }
         true
     };
-    timeout(REST_TIMEOUT, discard).await.unwrap_or(false)
+    timeout(TIMEOUT, discard).await.unwrap_or(false)
 }
 
 impl Body for RequestBody {
@@ -154,7 +151,7 @@ impl Body for RequestBody {
             Some(Ok(_)) => {}
             Some(Err(_)) => {
                 this.incoming = None;
-                *this.rest.found() = Found::Broken;
+                *this.remainder.found() = Found::Broken;
             }
             None => this.incoming = None,
         }
@@ -181,28 +178,10 @@ impl Drop for RequestBody {
         else {
             return;
         };
-        *self.rest.found() = if self.is_awaited {
+        *self.remainder.found() = if self.is_awaited {
             Found::Unsent
         } else {
             Found::Unread(incoming)
         };
     }
-}
-
-/// Closes so that what was written arrives: a socket closed with unread data resets the connection, answer and all.
-pub(super) async fn linger(mut stream: impl AsyncRead + AsyncWrite + Unpin, patience: Duration) {
-    let mut discard = async || -> io::Result<()> {
-        stream.shutdown().await?;
-        let mut buffer = [0; 4096];
-        let mut left = LINGER_BYTES_MAX;
-        while left > 0 {
-            match stream.read(&mut buffer).await? {
-                0 => break,
-                count => left = left.saturating_sub(count),
-            }
-        }
-        Ok(())
-    };
-    // Either way the connection is over.
-    let _ = timeout(patience, discard()).await.is_ok();
 }
