@@ -1,6 +1,6 @@
-//! The file of audit records: its thread, and the only one that touches it. A record is answered for when it is on the disk.
+//! The audit file, and the one thread that writes it. A record is confirmed when it is on the disk.
 //!
-//! What cannot be written leaves nothing behind: half a line would hide the rest of the file from a reader of JSON lines.
+//! A write that fails leaves nothing behind: half a line would hide the rest of the file from a reader of JSON lines.
 
 use std::{
     fs::File,
@@ -24,10 +24,10 @@ use crate::{
 
 /// Records that share a sync.
 const BATCH_MAX: usize = 64;
-/// How often it is told that records cannot be written.
+/// How often it is logged that records cannot be written.
 const COMPLAINT: Duration = Duration::from_secs(60);
 
-/// Opens the file, creating it for this user alone, and starts its thread; it ends when nobody can send it anything any more.
+/// Opens the file, creating it for this user alone, and starts its thread, which ends when all senders are dropped.
 pub(super) fn start(path: &Path, records: &IntCounterVec) -> Result<SyncSender<Command>, String> {
     let told = |error: io::Error| format!("{}: {error}", path.display());
     let file = open(path).map_err(|error| {
@@ -37,6 +37,7 @@ pub(super) fn start(path: &Path, records: &IntCounterVec) -> Result<SyncSender<C
         };
         format!("{}; {step}", told(error))
     })?;
+
     let (sender, commands) = sync_channel(QUEUE_MAX);
     let [written, lost] = ["written", "lost"].map(|result| records.with_label_values(&[result]));
     let mut log = Log {
@@ -54,6 +55,7 @@ pub(super) fn start(path: &Path, records: &IntCounterVec) -> Result<SyncSender<C
             log.take(first, &commands, count);
         }
     };
+
     thread::Builder::new()
         .name("audit".into())
         .spawn(run)
@@ -77,7 +79,7 @@ fn open(path: &Path) -> io::Result<File> {
         file.write_all(b"\n")?;
     }
     if metadata.len() == 0 {
-        // So that a power cut does not take a new file with everything in it. Not every file system syncs directories.
+        // Else a power cut could lose a new file with everything in it. Not every file system syncs directories.
         let _ = File::open(directory_of(path))
             .and_then(|directory| directory.sync_all())
             .is_ok();
@@ -85,14 +87,14 @@ fn open(path: &Path) -> io::Result<File> {
     Ok(file)
 }
 
-/// The directory that a new file is made in.
+/// The directory of a file.
 pub(super) fn directory_of(path: &Path) -> &Path {
     path.parent()
         .filter(|parent| !parent.as_os_str().is_empty())
         .unwrap_or(Path::new("."))
 }
 
-/// What lets the file be opened.
+/// The next step when the file cannot be opened.
 pub(super) fn remedy(path: &Path) -> String {
     let (directory, user) = (
         directory_of(path).display(),
@@ -112,7 +114,7 @@ struct Log {
 }
 
 impl Log {
-    /// Does `first`, and what waits behind it.
+    /// Executes `first` and the commands that wait behind it.
     fn take(&mut self, first: Command, commands: &Receiver<Command>, count: impl Fn(bool, u64)) {
         let (mut lines, mut waiting) = (Vec::new(), Vec::new());
         let mut next = Some(first);
@@ -124,7 +126,7 @@ impl Log {
                 }
                 Command::Reopen(done) => {
                     self.write(&mut lines, &mut waiting, &count);
-                    let _ = done.send(self.reopen()).is_ok(); // who has asked may have given up
+                    let _ = done.send(self.reopen()).is_ok(); // the caller may have given up
                 }
             }
             next = if waiting.len() < BATCH_MAX {
@@ -149,6 +151,7 @@ impl Log {
         };
         let records = waiting.iter().filter(|(_, is_record)| *is_record).count() as u64;
         count(written.is_ok(), records);
+
         if let Err(error) = &written
             && self
                 .complained
@@ -162,13 +165,14 @@ impl Log {
                  counts those that are lost"
             );
         }
+
         for (done, _) in waiting.drain(..) {
-            let _ = done.send(written.is_ok()).is_ok(); // nobody may wait for it
+            let _ = done.send(written.is_ok()).is_ok(); // not every caller waits for it
         }
         lines.clear();
     }
 
-    /// After the file was moved away. If there can be no other, that one goes on to be written.
+    /// Opens the file again after it was moved away. If that fails, the old one is written on.
     fn reopen(&mut self) -> Result<(), String> {
         self.file =
             open(&self.path).map_err(|error| format!("{}: {error}", self.path.display()))?;
@@ -176,7 +180,7 @@ impl Log {
         Ok(())
     }
 
-    /// All of it is on the disk afterwards. If not, it is taken out again, as far as the disk lets that be done.
+    /// Appends lines and syncs them. After an error they are cut off again, as far as the disk allows that.
     fn append(&mut self, lines: &[u8]) -> io::Result<()> {
         let length = self.file.metadata()?.len();
         let end: &[u8] = if self.is_torn { b"\n" } else { b"" };

@@ -1,11 +1,11 @@
-//! What a person sees after the start: where everything is, for whom, and lines to paste. Pure.
+//! The text that a person sees after the start: each address with its audience, and commands to paste. Pure.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use super::addresses::Addresses;
 use crate::{config::Config, credentials::Credentials, store::Store};
 
-/// A callback to try it with: its task id is in the lines that show it.
+/// A callback to try the broker with; its task id is in the lines that show it.
 const BODY: &str = r#"{"generation_id":"demo-1","status":"completed","video_url":"https://cdn.runblob.io/videos/demo-1.mp4"}"#;
 const FILTER: &str = r#"{"filter":{"task_ids":["demo-1"],"products":["veo"]}}"#;
 /// Shown where there is no `public_url`: the vendor calls from the internet.
@@ -18,43 +18,51 @@ pub(super) fn text(
     store: &Store,
     credentials: &Credentials,
 ) -> String {
-    let Addresses {
-        ingest,
-        grpc,
-        admin,
-    } = addresses;
-    let (ingest_here, grpc_here) = (from_here(*ingest), from_here(*grpc));
-    let ingest_scheme = scheme(ingest_has_tls(config));
-    let (grpc_scheme, plaintext) = match &config.grpc.tls_certificate_file {
-        Some(_) => ("https", ""),
-        None => ("http", "-plaintext "),
-    };
-    let admin_scheme = scheme(config.admin.tls_certificate_file.is_some());
+    let rows = rows(config, addresses, store);
     let base = callback_base(config, addresses);
     let hint = if config.public_url.is_none() {
         NOT_PUBLIC
     } else {
         ""
     };
-    // Secrets are not kept, so they cannot be shown; where one belongs can.
+    // Secrets are not kept, so they cannot be shown. The place of one can.
     let token = if credentials.verify_urls() {
         "?token=CALLBACK_TOKEN"
     } else {
         ""
     };
-    let curl_url = format!("{ingest_scheme}://{ingest_here}/webhook/veo{token}");
-    let curl_url = if token.is_empty() {
-        curl_url
-    } else {
-        format!("'{curl_url}'")
-    };
-    let (bearer, variable) = match credentials.verify_clients() && !config.grpc.allow_anonymous {
-        true => (
-            "-H 'authorization: Bearer CLIENT_TOKEN' ",
-            "BLOBCAST_TOKEN=CLIENT_TOKEN ",
-        ),
-        false => ("", ""),
-    };
+    let Try {
+        curl,
+        grpcurl,
+        listen,
+    } = Try::new(config, addresses, credentials, token);
+
+    format!(
+        "blobcast {version} is ready
+
+{rows}
+callback_url   {base}/webhook/veo{token}{hint}
+
+Send a callback:
+  {curl}
+See it:
+  {grpcurl}
+  {listen}
+
+",
+        version = env!("CARGO_PKG_VERSION"),
+    )
+}
+
+/// A line for each address, and one for the data.
+fn rows(config: &Config, addresses: &Addresses, store: &Store) -> String {
+    let Addresses {
+        ingest,
+        grpc,
+        admin,
+    } = addresses;
+    let ingest_scheme = scheme(ingest_has_tls(config));
+    let admin_scheme = scheme(config.admin.tls_certificate_file.is_some());
     let events = store.summary().event_count;
     let rows = [
         (
@@ -78,29 +86,59 @@ pub(super) fn text(
             &format!("log {}, {events} events", store.epoch()),
         ),
     ];
+
     let width = rows
         .iter()
         .map(|(_, place, _)| place.chars().count())
         .max()
         .unwrap_or_default();
-    let rows = rows
-        .map(|(what, place, audience)| format!("  {what:<12} {place:<width$}   {audience}\n"))
-        .concat();
-    format!(
-        "blobcast {version} is ready
+    rows.map(|(what, place, audience)| format!("  {what:<12} {place:<width$}   {audience}\n"))
+        .concat()
+}
 
-{rows}
-callback_url   {base}/webhook/veo{token}{hint}
+/// Commands to try the broker with, ready to paste.
+struct Try {
+    curl: String,
+    grpcurl: String,
+    listen: String,
+}
 
-Send a callback:
-  curl -H 'content-type: application/json' -d '{BODY}' {curl_url}
-See it:
-  grpcurl {plaintext}{bearer}-d '{FILTER}' {grpc_here} blobcast.v1.EventService/Subscribe
-  {variable}blobcast listen --product veo --task demo-1 --grpc-url {grpc_scheme}://{grpc_here}
+impl Try {
+    fn new(config: &Config, addresses: &Addresses, credentials: &Credentials, token: &str) -> Self {
+        let ingest_here = from_here(addresses.ingest);
+        let ingest_scheme = scheme(ingest_has_tls(config));
+        let url = format!("{ingest_scheme}://{ingest_here}/webhook/veo{token}");
+        let url = if token.is_empty() {
+            url
+        } else {
+            format!("'{url}'")
+        };
 
-",
-        version = env!("CARGO_PKG_VERSION"),
-    )
+        let grpc_here = from_here(addresses.grpc);
+        let (grpc_scheme, plaintext) = match &config.grpc.tls_certificate_file {
+            Some(_) => ("https", ""),
+            None => ("http", "-plaintext "),
+        };
+        let needs_token = credentials.verify_clients() && !config.grpc.allow_anonymous;
+        let (bearer, variable) = if needs_token {
+            (
+                "-H 'authorization: Bearer CLIENT_TOKEN' ",
+                "BLOBCAST_TOKEN=CLIENT_TOKEN ",
+            )
+        } else {
+            ("", "")
+        };
+
+        Self {
+            curl: format!("curl -H 'content-type: application/json' -d '{BODY}' {url}"),
+            grpcurl: format!(
+                "grpcurl {plaintext}{bearer}-d '{FILTER}' {grpc_here} blobcast.v1.EventService/Subscribe"
+            ),
+            listen: format!(
+                "{variable}blobcast listen --product veo --task demo-1 --grpc-url {grpc_scheme}://{grpc_here}"
+            ),
+        }
+    }
 }
 
 /// What callback URLs begin with.
@@ -123,7 +161,7 @@ fn scheme(has_tls: bool) -> &'static str {
     if has_tls { "https" } else { "http" }
 }
 
-/// The address as it is reached from this machine: one that stands for all of them is none to connect to.
+/// The address as it is reached from this machine: the one that stands for all interfaces cannot be connected to.
 fn from_here(address: SocketAddr) -> SocketAddr {
     let ip = match address.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),

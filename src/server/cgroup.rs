@@ -1,27 +1,27 @@
-//! How much memory the process may have by its cgroup, of either version: the least that its own or one above it allows. Beyond it
-//! the kernel kills the process.
+//! The memory limit of the process's cgroup, of either version: the lowest of its own and of those above it. Beyond it the kernel kills
+//! the process.
 
 use std::path::{Component, Path, PathBuf};
 
 use crate::files;
 
-/// Where the kernel says which cgroups the process is in.
+/// The file with the process's cgroups.
 const OWN_CGROUPS: &str = "/proc/self/cgroup";
-/// Where the files of cgroups are by convention.
+/// Where cgroups are mounted by convention.
 const ROOT: &str = "/sys/fs/cgroup";
-/// Of a file: a cgroup's path is shorter than a page, and there are some dozen of them.
+/// Largest file that is read: a cgroup's path is shorter than a page, and there are some dozen of them.
 const FILE_BYTES_MAX: u64 = 64 * 1024;
-/// Version 1 has a number for no limit, the largest of pages that 63 bits count; nobody means so much.
+/// In version 1 no limit is a number, the largest multiple of a page below 2⁶³. Every number from this one on counts as no limit.
 const UNLIMITED: u64 = 1 << 60;
 
-/// A limit, and the file that has it.
+/// A limit, and the file that it is in.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Limit {
     pub bytes: u64,
     pub file: PathBuf,
 }
 
-/// The process's own limit; `None` if there is none, or if the system does not tell.
+/// The process's own limit; `None` if there is none, or if it cannot be read.
 pub(super) fn memory_limit() -> Option<Limit> {
     memory_limit_of(Path::new(OWN_CGROUPS), Path::new(ROOT))
 }
@@ -43,11 +43,11 @@ fn memory_limit_of(own_cgroups: &Path, root: &Path) -> Option<Limit> {
 
 fn limit_in(file: &Path) -> Option<u64> {
     let text = files::read_text(file, FILE_BYTES_MAX).ok()?;
-    // "max" is no number.
+    // "max" is not a number.
     text.trim().parse().ok().filter(|&bytes| bytes < UNLIMITED)
 }
 
-/// Where the process is in a tree of cgroups that can limit memory.
+/// The process's place in a tree of cgroups that can limit memory.
 #[derive(Debug, PartialEq, Eq)]
 struct Hierarchy {
     root: PathBuf,
@@ -57,7 +57,7 @@ struct Hierarchy {
 }
 
 impl Hierarchy {
-    /// Reads a line of `/proc/self/cgroup`: a number, controllers, and a path. `None` if it is about something else than memory.
+    /// Reads a line of `/proc/self/cgroup`: a number, controllers, and a path. `None` if the tree does not limit memory.
     fn parse(line: &str, root: &Path) -> Option<Self> {
         let mut fields = line.splitn(3, ':');
         let (number, controllers, path) = (fields.next()?, fields.next()?, fields.next()?);
@@ -71,7 +71,7 @@ impl Hierarchy {
         } else {
             return None;
         };
-        // A path out of the namespace, "/../…", is not there for us; what limits the namespace is at its root.
+        // A path out of the namespace, "/../…", cannot be seen from here. The limit of the namespace is at its root.
         let mut parts = Path::new(path).components();
         let is_within = parts.all(|part| matches!(part, Component::RootDir | Component::Normal(_)));
         let path = if is_within {
@@ -82,7 +82,7 @@ impl Hierarchy {
         Some(Self { root, path, file })
     }
 
-    /// Its own and those of all above it. In a container its own may be at the root, wherever the path says it is.
+    /// The limit files of its own cgroup and of all above it. In a container its own may be at the root, whatever the path says.
     fn files(&self) -> Vec<PathBuf> {
         self.path
             .ancestors()
@@ -202,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_read_is_no_limit() {
+    fn a_file_that_cannot_be_read_is_no_limit() {
         let tree = Tree::new(&[
             ("empty/memory.max", ""),
             ("word/memory.max", "many"),

@@ -1,4 +1,4 @@
-//! The credentials file, and what the configuration counts on in it.
+//! Reads the credentials file, checks that it has what the configuration needs, and warns of tenants that are not isolated.
 
 use std::{
     path::Path,
@@ -11,8 +11,8 @@ use super::{
     addresses::{Addresses, is_loopback},
     exposure,
     lock::lock,
-    refusal::{Refusal, What},
-    watch::{Change, Files, News, Watched},
+    refusal::{Input, Refusal},
+    watch::{Applied, Change, Files, Watched},
 };
 use crate::{
     config::{self, Config},
@@ -21,14 +21,14 @@ use crate::{
     ingest::{Allowlist, BodySignature, ForwardedHeader, Rules, TrustedProxies},
 };
 
-/// A file that is empty is read again after this time, because a program that writes it in place empties it first. Shorter than
-/// the time limit of a read.
+/// An empty file is read again after this time, because a program that writes it in place truncates it first. Shorter than the time
+/// limit of a read.
 const EMPTY_PAUSE: Duration = Duration::from_millis(1_500);
 
-/// Enough to begin with, and a line that is not too long.
+/// Names in one warning: enough to begin with, in a line that is not too long.
 const NAMED_MAX: usize = 5;
 
-/// Reads the file the configuration names, and checks that it has what the configuration counts on, wherever it listens.
+/// Reads the file that the configuration names, and checks that it has what the configuration needs at each of these addresses.
 pub(super) fn load(config: &Config, places: &[Addresses]) -> Result<Credentials, Vec<Refusal>> {
     let read = config.credentials_file.as_deref().map(read).transpose();
     let credentials = read.map_err(|refusal| vec![refusal])?.unwrap_or_default();
@@ -37,7 +37,7 @@ pub(super) fn load(config: &Config, places: &[Addresses]) -> Result<Credentials,
         .iter()
         .flat_map(|addresses| problems(config, addresses, &credentials))
     {
-        let refusal = Refusal::new(What::Credentials, problem);
+        let refusal = Refusal::new(Input::Credentials, problem);
         if !refusals.contains(&refusal) {
             refusals.push(refusal);
         }
@@ -53,7 +53,7 @@ fn read(path: &Path) -> Result<Credentials, Refusal> {
     parse(path, &text(path)?)
 }
 
-/// The same for a file that somebody may be writing just now. Takes a while if the file is empty.
+/// Reads a file that may be written just now. Takes a while if the file is empty.
 fn read_again(path: &Path) -> Result<Credentials, Refusal> {
     let mut found = text(path)?;
     if found.is_empty() {
@@ -65,22 +65,22 @@ fn read_again(path: &Path) -> Result<Credentials, Refusal> {
 
 fn text(path: &Path) -> Result<String, Refusal> {
     let unreadable =
-        |error| Refusal::unreadable(What::Credentials, "credentials_file", path, &error);
+        |error| Refusal::unreadable(Input::Credentials, "credentials_file", path, &error);
     files::read_text(path, FILE_BYTES_MAX).map_err(unreadable)
 }
 
 fn parse(path: &Path, text: &str) -> Result<Credentials, Refusal> {
     let wrong = |error| {
         Refusal::new(
-            What::Credentials,
+            Input::Credentials,
             format!("credentials_file: {}: {error}", path.display()),
         )
     };
     Credentials::parse(text).map_err(wrong)
 }
 
-/// What the configuration counts on and the credentials do not have. Where the listeners are is for the sockets to say: those that
-/// were inherited may be anywhere.
+/// What the configuration needs and the credentials do not have. The addresses are those of the sockets: inherited ones may listen
+/// anywhere.
 pub(super) fn problems(
     config: &Config,
     addresses: &Addresses,
@@ -97,6 +97,7 @@ pub(super) fn problems(
         let needed = "ingest.body_signature needs the vendor's secret: add [body_signature] to the credentials file";
         problems.push(needed.to_owned());
     }
+
     let asks_something = ingest.body_signature == config::BodySignature::Require
         || ingest.allowlist == config::Allowlist::Enforce
         || credentials.verify_urls();
@@ -107,6 +108,7 @@ pub(super) fn problems(
             addresses.ingest
         ));
     }
+
     if !is_loopback(addresses.grpc) && !grpc.allow_anonymous && !credentials.verify_clients() {
         problems.push(format!(
             "grpc.listen: {} is not loopback, and nobody is known: add [clients] to the credentials file, or set \
@@ -114,6 +116,7 @@ pub(super) fn problems(
             addresses.grpc
         ));
     }
+
     if !is_loopback(addresses.admin) && !admin.allow_anonymous {
         problems.push(format!(
             "admin.listen: {} is not loopback: listen on 127.0.0.1, or set admin.allow_anonymous",
@@ -123,7 +126,7 @@ pub(super) fn problems(
     problems
 }
 
-/// What callbacks have to show, by the configuration.
+/// What callbacks have to prove, by the configuration.
 pub(super) fn rules(config: &Config, credentials: Arc<SharedCredentials>) -> Rules {
     let config::Ingest {
         body_signature,
@@ -165,10 +168,10 @@ pub(super) fn watched(
 ) -> Option<Watched> {
     let path = lock(config).credentials_file.clone()?;
     let (config, credentials) = (Arc::clone(config), Arc::clone(credentials));
-    let files = Files::new([(What::Credentials, path.clone())]);
+    let files = Files::new([(Input::Credentials, path.clone())]);
     Some(files.watched(move || {
         let new = read_again(&path).map_err(|refusal| vec![refusal])?;
-        // Of many lines it takes a while.
+        // Here, aside: with many lines it takes a while.
         let intruders = new.intruders();
         let (config, credentials) = (Arc::clone(&config), Arc::clone(&credentials));
         exposure::warn_of_secrets([&path]);
@@ -178,24 +181,24 @@ pub(super) fn watched(
     }))
 }
 
-/// A file that can be read is taken whatever is missing in it: what it has lost is refused from now on, and that is what its owner
-/// wants who removes a leaked token.
+/// A file that can be read is put into force whatever it lacks. A credential that it no longer has is refused from now on: that is what
+/// an operator wants who removes a leaked token.
 fn put_into_force(
     new: Credentials,
     intruders: &Intruders,
     config: &Config,
     credentials: &SharedCredentials,
-) -> News {
+) -> Applied {
     let old = credentials.get();
     credentials.set(new);
     let new = credentials.get();
-    tell_who_is_shut_out(config, &new);
+    warn_of_lockout(config, &new);
     warn_of_tenants(config, &new, intruders);
     let [callback_tokens, signing_keys, clients] = new.counts();
     let summary = format!(
         "{callback_tokens} callback tokens, {signing_keys} signing keys, {clients} clients"
     );
-    News {
+    Applied {
         summary,
         changes: new.changes_from(&old),
     }
@@ -208,7 +211,7 @@ pub(super) fn warn_of_tenants(config: &Config, credentials: &Credentials, intrud
     }
 }
 
-/// A warning each if clients are bound to something, and others may read or write it all the same.
+/// A warning for each way in which events of bound clients can be read or written by others.
 pub(super) fn not_isolated(
     config: &Config,
     credentials: &Credentials,
@@ -220,6 +223,7 @@ pub(super) fn not_isolated(
         .collect()
 }
 
+/// Clients are bound, and callers without a token read everything.
 fn anonymous(config: &Config, credentials: &Credentials) -> Option<String> {
     let mut bound = credentials.clients_that_are_bound().peekable();
     if !config.grpc.allow_anonymous || bound.peek().is_none() {
@@ -236,7 +240,7 @@ fn anonymous(config: &Config, credentials: &Credentials) -> Option<String> {
     ))
 }
 
-/// Clients are bound to labels that others may write, too.
+/// Clients are bound to labels that other callback credentials may write, too.
 fn writers(credentials: &Credentials, intruders: &Intruders) -> Option<String> {
     if !credentials.has_bound_clients() {
         return None;
@@ -276,7 +280,8 @@ fn first(names: &[String]) -> String {
     }
 }
 
-fn tell_who_is_shut_out(config: &Config, credentials: &Credentials) {
+/// Warns if a listener refuses every request from now on.
+fn warn_of_lockout(config: &Config, credentials: &Credentials) {
     let [callback_tokens, signing_keys, clients] = credentials.counts();
     if credentials.verify_urls() && callback_tokens + signing_keys == 0 {
         tracing::warn!(

@@ -25,7 +25,7 @@ const CLOSING: Duration = Duration::from_secs(1);
 /// not cost the streams their last message, nor a stream that is never read the last commits.
 const REQUESTS_QUARTERS: u32 = 2;
 const STREAMS_QUARTERS: u32 = 3;
-/// When no stream has ended for so long, nobody reads the streams that are left, and they would not end at all.
+/// When no stream has ended for so long, the streams that are left are not being read, and would not end at all.
 const STALLED: Duration = Duration::from_secs(3);
 /// How often the number of open streams is looked at.
 const POLL: Duration = Duration::from_millis(10);
@@ -83,7 +83,7 @@ pub(super) async fn drain(
         "draining"
     );
 
-    // Sockets are closed with the listeners' tasks, unless they are to be handed on.
+    // Sockets are closed with the listeners' tasks, unless they are handed on.
     let listeners = to_start_anew.then_some(parts.listeners);
 
     // Not ready, and no new callbacks. The ingest listener ends when its last request is answered, which is when that is committed.
@@ -95,7 +95,7 @@ pub(super) async fn drain(
         .one_ends_before(deadlines.quarter(REQUESTS_QUARTERS))
         .await;
 
-    // Streams: each is told where to resume.
+    // Streams: each ends with the cursor to resume from.
     parts.sources.hub.close();
     let cut_off = end_streams(&parts.sources.registry, deadlines.quarter(STREAMS_QUARTERS)).await;
     parts.stops.grpc.cancel();
@@ -123,7 +123,7 @@ pub(super) async fn drain(
     listeners
 }
 
-/// Waits until all streams have ended, or nobody reads those that are left. Returns how many are left.
+/// Waits until all streams have ended, or until those that are left are not being read. Returns how many are left.
 async fn end_streams(registry: &Registry, deadline: Instant) -> usize {
     let mut left = registry.len();
     tracing::info!(subscriptions = left, "ending streams");

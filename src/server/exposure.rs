@@ -1,7 +1,7 @@
-//! Who else on the machine could read or change what belongs to the broker alone: its data and its secrets.
+//! Finds out which other users of the machine could read or change the broker's data and secrets.
 //!
-//! Warns, and neither changes nor refuses anything: containers and clusters mount secrets with wider rights than a machine of its
-//! own needs. Access lists and directories further up are not looked at.
+//! Warns, and neither changes nor refuses anything: containers and clusters mount secrets with wider permissions than a dedicated machine
+//! needs. Access lists and directories further up are not looked at.
 
 use std::{
     fs::{self, Metadata},
@@ -18,7 +18,7 @@ const GROUP_MAY_READ: u32 = 0o040;
 const GROUP_MAY_WRITE: u32 = 0o020;
 const ALL_MAY_READ: u32 = 0o004;
 const ALL_MAY_WRITE: u32 = 0o002;
-/// In such a directory only a file's owner may replace it.
+/// In a directory with this bit only a file's owner may replace the file.
 const STICKY: u32 = 0o1000;
 
 /// A warning for each file and directory of the configuration that others can use, with the next step.
@@ -44,7 +44,7 @@ pub fn exposures(config: &Config, reader: &Reader) -> Vec<String> {
         .collect()
 }
 
-/// Logs what is wrong with these files, which have just been read.
+/// Warns of these files, which have just been read, if they are exposed.
 pub(super) fn warn_of_secrets<'a>(secrets: impl IntoIterator<Item = &'a PathBuf>) {
     let reader = Reader::of_this_process();
     secrets
@@ -75,7 +75,7 @@ pub fn exposed_directory(path: &Path, reader: &Reader) -> Option<String> {
     ))
 }
 
-/// The same of a file with secrets.
+/// A warning if others can use a file with secrets.
 fn exposed_secret(path: &Path, reader: &Reader) -> Option<String> {
     // A file that cannot be looked at is reported by the code that reads it.
     let metadata = fs::metadata(path).ok()?;
@@ -92,7 +92,7 @@ fn exposed_secret(path: &Path, reader: &Reader) -> Option<String> {
     ))
 }
 
-/// Whether others could put another file in its place, where it is named and, behind symbolic links, where it is.
+/// Whether others could replace a file, at its path and, behind symbolic links, at its real place.
 fn exposed_place(path: &Path, reader: &Reader) -> Option<&'static str> {
     let folder_of = |path: &Path| path.parent().map(|folder| Path::new(".").join(folder));
     let folders = [
@@ -108,10 +108,10 @@ fn exposed_place(path: &Path, reader: &Reader) -> Option<&'static str> {
         .find_map(|metadata| Found::of(&metadata).problem_of_folder(reader))
 }
 
-/// Who is to use the files.
+/// The user that has to read the files.
 #[derive(Debug)]
 pub struct Reader {
-    /// `None` if it is another process, of a user that is not known.
+    /// `None`: that of another process, which is not known.
     user: Option<u32>,
     groups: Vec<u32>,
 }
@@ -131,7 +131,7 @@ impl Reader {
         }
     }
 
-    /// The user of a broker that is configured by this process: root does that for others.
+    /// The user of a broker whose configuration this process checks: root does that for other users.
     pub fn of_a_broker() -> Self {
         let this = Self::of_this_process();
         Self {
@@ -145,7 +145,7 @@ impl Reader {
     }
 }
 
-/// What a file or directory says about who may use it.
+/// The permissions of a file or directory.
 #[derive(Clone, Copy)]
 struct Found {
     mode: u32,
@@ -164,7 +164,7 @@ impl Found {
 
     fn problems_of_file(self, reader: &Reader) -> Vec<&'static str> {
         let may = |bit| self.mode & bit != 0;
-        // How a broker reads what is root's. Only root is in root's own group, and an access list shows as the group's right.
+        // A broker reads root's files by its group. Only root is in root's own group, and an access list shows as the group's permission.
         let group_is_meant = self.owner == ROOT
             && (self.group == ROOT || reader.user.is_none() || reader.groups.contains(&self.group));
         let problems = [

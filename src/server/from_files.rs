@@ -1,5 +1,5 @@
-//! What the start needs from files: all of it is read, whatever is wrong with some, so that everything wrong is told at once.
-//! `check-config` reads it by the same code.
+//! Everything that a start needs from files. All files are read, whatever is wrong with some, so that all problems are reported at once.
+//! `check-config` uses the same code.
 
 use std::sync::{Arc, Mutex};
 
@@ -15,14 +15,14 @@ use crate::{config::Config, credentials::SharedCredentials, metrics::Metrics};
 pub(super) struct FromFiles {
     pub credentials: Arc<SharedCredentials>,
     pub tls: ListenersTls,
-    /// The way to the collector of traces, if there is one.
+    /// Where traces are sent, if anywhere.
     pub collector: Option<Endpoint>,
-    /// What is read again when it changes.
+    /// The files that are read again when they change.
     pub watched: Vec<Watched>,
 }
 
 impl FromFiles {
-    /// May wait for any time: to be called aside. The credentials have to do for all of these places.
+    /// May hang, so it has to be called aside. The credentials have to suffice for all of these addresses.
     pub(super) fn read(
         shared: &Arc<Mutex<Config>>,
         places: &[Addresses],
@@ -35,7 +35,7 @@ impl FromFiles {
             .collect();
         let loaded = credentials::load(&config, places);
         let tls = ListenersTls::new(&config, metrics);
-        let collector = otlp::way(&config.traces);
+        let collector = otlp::collector(&config.traces);
 
         match (loaded, tls, collector) {
             (Ok(loaded), Ok(mut tls), Ok(collector)) => {

@@ -1,5 +1,5 @@
-//! The three listening sockets: inherited from systemd or from the process before, or bound. Kept beside their listeners, so that a
-//! process which starts itself anew hands them on, and who connects meanwhile waits in the kernel's queue.
+//! The three listening sockets: inherited from systemd or from the process before, or bound. They stay open beside the sockets that are
+//! accepted from, so that a process which starts itself anew hands them on. Clients that connect meanwhile wait in the kernel's queue.
 
 use std::{
     env, io,
@@ -16,12 +16,12 @@ use tokio::net::{TcpListener, TcpSocket};
 use super::{addresses::Addresses, error::StartError};
 use crate::config::Config;
 
-/// What the sockets are called in `LISTEN_FDNAMES`, in the order they are handed on.
+/// The sockets' names in `LISTEN_FDNAMES`, in the order in which they are handed on.
 pub(super) const NAMES: [&str; 3] = ["ingest", "grpc", "admin"];
 /// The first descriptor that is handed on, by systemd's protocol.
 const FIRST_DESCRIPTOR: i32 = 3;
-/// Connections that wait in the kernel to be accepted: the most that Linux allows by default. Beyond it a rush ends in SYN
-/// cookies, and those in resets, where a 503 is owed (tokio's own 1,024 did so from 2,000 connections at once).
+/// Connections that wait in the kernel to be accepted: the most that Linux allows by default. Beyond it a burst ends in SYN cookies, and
+/// those in resets instead of a 503 (tokio's default of 1,024 did so from 2,000 connections at once).
 const ACCEPT_QUEUE_MAX: u32 = 4_096;
 
 /// See the module's description.
@@ -29,7 +29,7 @@ const ACCEPT_QUEUE_MAX: u32 = 4_096;
 pub struct Listeners([StdListener; 3]);
 
 impl Listeners {
-    /// Takes what was inherited under each name, and binds what was not.
+    /// Takes the inherited socket of each name, and binds those that were not inherited.
     pub(super) fn open(config: &Config) -> Result<Self, StartError> {
         let mut inherited = inherited().map_err(StartError::Socket)?;
         let mut open =
@@ -48,6 +48,7 @@ impl Listeners {
                     source,
                 }),
             };
+
         let listeners = Self([
             open(
                 NAMES[0],
@@ -63,13 +64,14 @@ impl Listeners {
                 "--admin-listen",
             )?,
         ]);
+
         for (name, socket) in &inherited {
-            tell_unused(name, socket);
+            warn_unused(name, socket);
         }
         Ok(listeners)
     }
 
-    /// Where they listen.
+    /// The sockets' addresses.
     pub(super) fn addresses(&self) -> io::Result<Addresses> {
         let [ingest, grpc, admin] = &self.0;
         Ok(Addresses {
@@ -79,7 +81,7 @@ impl Listeners {
         })
     }
 
-    /// The same sockets once more, to accept from.
+    /// Duplicates of the sockets, to accept from.
     pub(super) fn to_accept_from(&self) -> io::Result<[TcpListener; 3]> {
         let once_more = |listener: &StdListener| {
             let listener = listener.try_clone()?;
@@ -92,7 +94,7 @@ impl Listeners {
 
     /// Starts this program anew in this process, with the same arguments and these sockets; returns only if that fails.
     pub fn start_anew(self) -> io::Error {
-        // An upgrade may have replaced the file; what runs can still be had by its other name.
+        // An upgrade may have replaced the file. The program that runs is still reached by its other name.
         let program = env::current_exe().ok().filter(|program| program.exists());
         let program = program.unwrap_or_else(|| "/proc/self/exe".into());
         let descriptors = self.0.into_iter().zip(FIRST_DESCRIPTOR..);
@@ -100,6 +102,7 @@ impl Listeners {
             parent_fd: OwnedFd::from(listener),
             child_fd,
         });
+
         let mut command = Command::new(program);
         command.args(env::args_os().skip(1));
         command.env("LISTEN_FDS", NAMES.len().to_string());
@@ -112,7 +115,7 @@ impl Listeners {
     }
 }
 
-/// The socket with a name, and of several the one that listens where the configuration says.
+/// Takes the socket with a name; of several, the one that listens where the configuration says.
 fn take(
     inherited: &mut Vec<(String, StdListener)>,
     name: &str,
@@ -144,19 +147,19 @@ fn take(
     Ok(Some(socket))
 }
 
-/// Whether a socket is where the configuration says; port 0 is any.
+/// Whether a socket is where the configuration says. Port 0 is any port.
 pub(super) fn is_meant(configured: SocketAddr, found: SocketAddr) -> bool {
     let is_port_meant = configured.port() == 0 || configured.port() == found.port();
     configured.ip().to_canonical() == found.ip().to_canonical() && is_port_meant
 }
 
-/// The unit that a socket of this name comes from, as it is shipped.
+/// The shipped unit of the socket with this name.
 pub(super) fn unit_of(name: &str) -> String {
     format!("blobcast-{name}.socket")
 }
 
-/// The supervisor keeps a socket open that nobody accepts from, so that who connects to it waits for ever.
-fn tell_unused(name: &str, socket: &StdListener) {
+/// Warns of a socket that systemd keeps open and nothing accepts from: clients that connect to it wait for ever.
+fn warn_unused(name: &str, socket: &StdListener) {
     let address = socket
         .local_addr()
         .map(|address| address.to_string())
@@ -179,7 +182,7 @@ fn tell_unused(name: &str, socket: &StdListener) {
     }
 }
 
-/// Sockets from outside, with their names; without names the order is that of [`NAMES`].
+/// Inherited sockets with their names. Without names they are in the order of [`NAMES`].
 fn inherited() -> io::Result<Vec<(String, StdListener)>> {
     let names = env::var("LISTEN_FDNAMES").unwrap_or_default();
     let mut sockets = ListenFd::from_env();
@@ -188,7 +191,7 @@ fn inherited() -> io::Result<Vec<(String, StdListener)>> {
         names = NAMES.to_vec();
     }
     let mut take = |(index, name): (usize, &&str)| {
-        // One that was handed on and is none must not be bound again on the quiet.
+        // An error, not a second bind: a descriptor that was handed on and is no socket is a mistake of whatever has handed it on.
         let socket = sockets
             .take_tcp_listener(index)
             .map_err(|error| io::Error::other(format!("{name}: {error}")))?;
@@ -207,7 +210,7 @@ fn bind(address: SocketAddr) -> io::Result<StdListener> {
     } else {
         TcpSocket::new_v6()?
     };
-    // So that a restart need not wait for the last one's connections to be forgotten.
+    // So that a restart can bind while connections of the process before are in TIME_WAIT.
     socket.set_reuseaddr(true)?;
     socket.bind(address)?;
     socket.listen(ACCEPT_QUEUE_MAX)?.into_std()

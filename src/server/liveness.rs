@@ -1,5 +1,5 @@
-//! Whether the serving threads run: a trivial task on each runtime has to run in time. Never touches the store or the disk, so a
-//! full disk is no reason to be killed.
+//! Whether the serving threads run: a trivial task on each runtime has to run in time. Never touches the store or the disk, so that a
+//! full disk does not get the process killed.
 
 use std::{
     sync::{
@@ -17,7 +17,7 @@ use tokio::{
 
 use super::runtimes::Homes;
 
-/// How long a thread may take to come to a task. Floods of a busy machine delay one by some hundred milliseconds.
+/// How long a task may wait for its thread. On a busy machine floods delay one by some hundred milliseconds.
 const PATIENCE: Duration = Duration::from_secs(2);
 
 /// See the module's description.
@@ -25,7 +25,7 @@ const PATIENCE: Duration = Duration::from_secs(2);
 pub(super) struct Liveness(Vec<Pulse>);
 
 impl Liveness {
-    /// Of the runtime that this is called on, and of those that callbacks live on.
+    /// Watches the runtime that this is called on, and those that callbacks' connections live on.
     pub(super) fn new(ingest: &Homes) -> Self {
         let main = Pulse::new("everything but callbacks".to_owned(), Handle::current());
         let homes = ingest.all().iter().enumerate();
@@ -34,7 +34,7 @@ impl Liveness {
         Self([main].into_iter().chain(pulses).collect())
     }
 
-    /// Which threads do nothing, if any do not.
+    /// The threads that do not run, if any.
     pub(super) async fn problem(&self) -> Option<String> {
         self.0.iter().for_each(Pulse::ask);
         let deadline = Instant::now() + PATIENCE;
@@ -50,7 +50,7 @@ impl Liveness {
     }
 }
 
-/// Of one runtime. There is never more than one task that it has not come to.
+/// The trivial task of one runtime. There is never more than one that has not run.
 #[derive(Debug)]
 struct Pulse {
     name: String,
@@ -75,7 +75,7 @@ impl Pulse {
 
     fn ask(&self) {
         if self.beat.is_asked.swap(true, Ordering::AcqRel) {
-            return; // by somebody else, who waits as well
+            return; // by another caller, which waits as well
         }
         let beat = Arc::clone(&self.beat);
         self.home.spawn(async move {
@@ -86,7 +86,7 @@ impl Pulse {
 
     async fn answer(&self) {
         loop {
-            // First, so that no answer is missed between the question and the wait.
+            // First, so that no answer is missed between the check and the wait.
             let answered = self.beat.answered.notified();
             if !self.beat.is_asked.load(Ordering::Acquire) {
                 return;
@@ -104,7 +104,7 @@ mod tests {
     use crate::server::runtimes::Runtimes;
 
     #[test]
-    fn a_thread_for_callbacks_that_is_held_up_is_told_of_and_forgotten_when_it_goes_on() {
+    fn a_blocked_thread_for_callbacks_is_reported_until_it_goes_on() {
         let runtimes = Runtimes::start().unwrap();
         let homes = runtimes.ingest();
         let (release, held) = mpsc::channel::<()>();

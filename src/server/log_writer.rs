@@ -1,8 +1,8 @@
-//! The way of the log to standard error: a bounded queue, and a thread of its own that empties it. Logging never blocks: while
-//! nobody reads standard error and the queue is full, lines are lost and counted. One line says how many, once it is read again.
+//! Writes the log to standard error: a bounded queue, and a thread that empties it. Logging never blocks: while standard error is
+//! not read and the queue is full, lines are lost and counted. When it is read again, one line says how many.
 //!
-//! Own code, because `tracing-appender` bounds lines and not bytes, logs nothing about what it dropped, and reports a failed
-//! shutdown on standard output, which may be stuck, too.
+//! Not `tracing-appender`, because that bounds lines and not bytes, logs nothing about what it dropped, and reports a failed shutdown
+//! on standard output, which may be stuck, too.
 
 use std::{
     io::{self, Write},
@@ -14,17 +14,17 @@ use std::{
 
 use prometheus::IntCounter;
 
-/// Bytes that wait to be written, some 4,000 lines; as much again may be on its way. A line that does not fit is lost.
+/// Bytes that wait to be written, some 4,000 lines; as much again may be in the thread's hands. A line that does not fit is lost.
 pub(super) const QUEUE_BYTES_MAX: usize = 1 << 20;
-/// A buffer that has grown beyond this is given back.
+/// A buffer that has grown beyond this is freed.
 const BUFFER_BYTES_KEPT: usize = 64 << 10;
-/// How long to wait for a standard error that somebody has made non-blocking, and that takes nothing now.
+/// How long to wait for a standard error that another process has made non-blocking, and that takes nothing now.
 const PAUSE: Duration = Duration::from_millis(10);
 
 /// The queue; [`LogWriter::run`] is its thread.
 pub(super) struct LogWriter {
     state: Mutex<State>,
-    /// There are lines, or some have been written.
+    /// Signals that there are lines, or that some were written.
     changed: Condvar,
 }
 
@@ -33,13 +33,13 @@ struct State {
     /// Whole lines.
     text: Vec<u8>,
     lines: u64,
-    /// Taken into the queue since the start.
+    /// Lines taken into the queue since the start.
     pushed: u64,
-    /// Of these, written or lost on the way.
+    /// Lines of these that were written or lost.
     done: u64,
-    /// Lost because the queue was full, and not told of yet.
-    untold: u64,
-    /// All that were lost, until there is a counter.
+    /// Lines that were lost because the queue was full, and not reported yet.
+    unreported: u64,
+    /// All lines that were lost, until there is a counter.
     uncounted: u64,
     counter: Option<IntCounter>,
 }
@@ -51,7 +51,7 @@ impl LogWriter {
             lines: 0,
             pushed: 0,
             done: 0,
-            untold: 0,
+            unreported: 0,
             uncounted: 0,
             counter: None,
         };
@@ -61,24 +61,24 @@ impl LogWriter {
         }
     }
 
-    /// Takes a line, ending included, behind its priority, or loses it. Never waits for standard error.
+    /// Queues a line, which includes its line end, or loses it. Never waits for standard error.
     pub(super) fn push(&self, priority: &str, line: &[u8]) {
         let mut state = self.lock();
         if state.text.len() + priority.len() + line.len() > QUEUE_BYTES_MAX {
-            state.untold += 1;
+            state.unreported += 1;
             return state.lose(1);
         }
         state.take(priority, line);
         self.changed.notify_all();
     }
 
-    /// Takes the last words of the process, however full the queue is.
+    /// Queues the last words of the process, however full the queue is.
     pub(super) fn push_at_any_rate(&self, priority: &str, line: &[u8]) {
         self.lock().take(priority, line);
         self.changed.notify_all();
     }
 
-    /// Waits until everything that was pushed before is written, but no longer than that; whether it is.
+    /// Waits until everything that was pushed before is written, or until the timeout. Returns whether it is.
     pub(super) fn flush(&self, timeout: Duration) -> bool {
         let state = self.lock();
         let pushed = state.pushed;
@@ -88,17 +88,17 @@ impl LogWriter {
         !waited.unwrap_or_else(PoisonError::into_inner).1.timed_out()
     }
 
-    /// Counts the lost lines here, also those that are lost already.
+    /// Counts lost lines in this counter, also those that were lost before.
     pub(super) fn count_lost_in(&self, counter: IntCounter) {
         let mut state = self.lock();
         counter.inc_by(mem::take(&mut state.uncounted));
         state.counter = Some(counter);
     }
 
-    /// Writes what is pushed to `out`, for ever. `tell` logs how many lines were lost before those that follow.
-    pub(super) fn run(&self, mut out: impl Write, tell: impl Fn(u64)) {
+    /// Writes what is pushed to `out`, for ever. `report` logs how many lines were lost before those that follow.
+    pub(super) fn run(&self, mut out: impl Write, report: impl Fn(u64)) {
         let mut batch = Vec::new();
-        // Lines that could not be written. They are told of when others can be: telling at once would only lose one more.
+        // Lines that could not be written. They are reported when others can be: reporting at once would only lose one more.
         let mut failed = 0;
         let mut is_whole = true;
         let mut works = true;
@@ -107,7 +107,7 @@ impl LogWriter {
             failed += lost;
             if works && failed > 0 {
                 // The queue is empty now, so this stands where the lost lines would.
-                tell(mem::take(&mut failed));
+                report(mem::take(&mut failed));
             }
 
             // A line that was torn by an error must not run into the next one.
@@ -142,7 +142,7 @@ impl LogWriter {
         }
     }
 
-    /// Waits for lines, and puts all there are into the empty `batch`; how many, and how many were lost behind the last batch.
+    /// Waits for lines, and moves all there are into `batch`. Returns how many, and how many were lost since the last batch.
     fn next(&self, batch: &mut Vec<u8>) -> (u64, u64) {
         batch.clear();
         let empty = |state: &mut State| state.text.is_empty();
@@ -151,7 +151,10 @@ impl LogWriter {
             .wait_while(self.lock(), empty)
             .unwrap_or_else(PoisonError::into_inner);
         mem::swap(&mut state.text, batch);
-        (mem::take(&mut state.lines), mem::take(&mut state.untold))
+        (
+            mem::take(&mut state.lines),
+            mem::take(&mut state.unreported),
+        )
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -175,7 +178,7 @@ impl State {
     }
 }
 
-/// Like `Write::write_all`, but waits where that would give up; an error comes with how many bytes were written before.
+/// Like `Write::write_all`, but waits when the output would block. An error comes with how many bytes were written before it.
 fn write_all(out: &mut impl Write, bytes: &[u8]) -> Result<(), (io::Error, usize)> {
     let mut written = 0;
     while written < bytes.len() {
@@ -272,7 +275,7 @@ mod tests {
     }
 
     #[test]
-    fn while_standard_error_is_stuck_lines_are_taken_up_to_the_limit_and_then_lost_counted_and_told()
+    fn while_standard_error_is_stuck_lines_are_queued_up_to_the_limit_and_then_lost_counted_and_reported()
      {
         let stepped = Stepped::new();
         stepped.writer.push("<6>", b"first\n");
@@ -313,7 +316,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_that_cannot_be_written_are_counted_and_told_when_others_can() {
+    fn lines_that_cannot_be_written_are_counted_and_reported_when_others_can() {
         let stepped = Stepped::new();
         stepped.writer.push("", b"a\n");
         assert_eq!(stepped.writes(), "a\n");

@@ -1,6 +1,6 @@
-//! The broker's own diagnostics: text for people, JSON for machines, always on standard error. [`LogWriter`] writes them on a thread
-//! of its own, so that logging never blocks. For systemd's journal each line begins with its priority, so that
-//! `journalctl -p err` finds the errors, also the one that ends the process.
+//! The broker's log: text for people, JSON for machines, always on standard error. [`LogWriter`] writes it on a thread of its own, so
+//! that logging never blocks. For systemd's journal each line begins with its priority, so that `journalctl -p err` finds the errors,
+//! also the one that ends the process.
 
 use std::{
     env,
@@ -20,22 +20,23 @@ use tracing_subscriber::{
 use super::log_writer::LogWriter;
 use crate::config::{LogFormat, Logging};
 
-/// How long the end of the process waits for a standard error that takes nothing.
+/// How long the process waits at its end for a standard error that takes nothing.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// The target of lines about what ends the process. They are written whatever `logging.level` says, and however full the queue is.
+/// The target of lines that say why the process ends. They are written whatever `logging.level` says, and however full the queue is.
 const FATAL: &str = "blobcast::fatal";
 
-/// The one way to standard error while the broker runs.
+/// Everything that is written to standard error while the broker runs goes through this.
 static WRITER: LogWriter = LogWriter::new();
 
-/// What is logged, changeable while the process runs.
+/// The filter of what is logged. Can be changed while the process runs.
 static LEVEL: OnceLock<reload::Handle<EnvFilter, Registry>> = OnceLock::new();
 
 /// Starts logging, once per process.
 pub fn init(config: &Logging) -> io::Result<()> {
     let (filter, handle) = reload::Layer::new(filter(config));
     let _ = LEVEL.set(handle).is_ok();
+
     let terminal = io::stderr().is_terminal();
     let text = match config.format {
         LogFormat::Auto => terminal,
@@ -44,14 +45,16 @@ pub fn init(config: &Logging) -> io::Result<()> {
     };
     thread::Builder::new()
         .name("log".into())
-        .spawn(|| WRITER.run(io::stderr(), tell_lost))?;
-    // The library would tell of its own errors on standard error, too.
+        .spawn(|| WRITER.run(io::stderr(), report_lost))?;
+
+    // The library would write its own errors to standard error directly.
     let lines = Lines {
         is_graded: journal_reads(),
     };
     let lines = tracing_subscriber::fmt::layer()
         .log_internal_errors(false)
         .with_writer(lines);
+
     let registry = tracing_subscriber::registry().with(filter);
     if text {
         registry
@@ -71,17 +74,17 @@ pub fn init(config: &Logging) -> io::Result<()> {
     Ok(())
 }
 
-/// Waits until what was logged is written, but for a second at most: for the end of the process.
+/// Waits until what was logged is written, for a second at most. For the end of the process.
 pub fn flush() {
     let _ = WRITER.flush(FLUSH_TIMEOUT);
 }
 
-/// Writes a line that is none of the log's, in its turn.
+/// Writes a line that is not one of the log, in order with the log's lines.
 pub fn note(line: &str) {
     WRITER.push("", format!("{line}\n").as_bytes());
 }
 
-/// Logs why the process ends, which may have served before.
+/// Logs why the process ends. `has_served`: it has served before.
 pub fn log_fatal(has_served: bool, problem: &str) {
     let what = if has_served {
         "the broker ends"
@@ -97,24 +100,24 @@ pub fn log_panic(panic: &str, thread: &str, backtrace: Option<&str>) {
     tracing::error!(target: FATAL, panic, thread, backtrace, "{what}");
 }
 
-/// Writes last words that are no line of the log, in their turn. For a process that is about to abort.
+/// Writes last words that are not a line of the log, in order with the log's lines. For a process that is about to abort.
 pub fn last_words(text: &str) {
     WRITER.push_at_any_rate("", text.as_bytes());
 }
 
-/// Counts the lines that are lost there.
+/// Counts the lost lines in this counter.
 pub(super) fn count_lost_in(counter: &IntCounter) {
     WRITER.count_lost_in(counter.clone());
 }
 
-fn tell_lost(lines: u64) {
+fn report_lost(lines: u64) {
     tracing::warn!(
         lines,
         "log lines were lost here: standard error took none, or not fast enough; look at what reads it, or lower logging.level"
     );
 }
 
-/// Logs what `config` says from now on.
+/// Puts the level of `config` into force.
 pub(super) fn set_level(config: &Logging) {
     if let Some(Err(error)) = LEVEL.get().map(|level| level.reload(filter(config))) {
         tracing::warn!(%error, "the log level stays as it was");
@@ -122,8 +125,8 @@ pub(super) fn set_level(config: &Logging) {
 }
 
 fn filter(config: &Logging) -> EnvFilter {
-    // The store's library tells of its own house-keeping at "info"; who wants that names it: "info,fjall=info".
-    // Those of HTTP/2 and TLS warn of what strangers send, and quote it: they would decide how much is logged, and what.
+    // The store's library logs its own maintenance at "info". An operator who wants that names it: "info,fjall=info".
+    // The libraries for HTTP/2 and TLS warn of what clients send, and quote it: unauthenticated clients could fill the log.
     let directives = format!(
         "{FATAL}=error,fjall=warn,lsm_tree=warn,h2=error,rustls=off,{}",
         config.level
@@ -131,7 +134,7 @@ fn filter(config: &Logging) -> EnvFilter {
     EnvFilter::try_new(directives).unwrap_or_else(|_| EnvFilter::new("info"))
 }
 
-/// Whether standard error leads to systemd's journal, which says in a variable which file that is.
+/// Whether systemd's journal reads standard error: a variable names the file that it reads.
 fn journal_reads() -> bool {
     let Ok(stat) = rustix::fs::fstat(io::stderr()) else {
         return false;
@@ -140,7 +143,7 @@ fn journal_reads() -> bool {
         .is_ok_and(|stream| stream == format!("{}:{}", stat.st_dev, stat.st_ino))
 }
 
-/// Makes what takes a line. For the journal each begins with its syslog priority, as in sd-daemon(3).
+/// Makes the writer of each line. For the journal a line begins with its syslog priority, as in sd-daemon(3).
 struct Lines {
     is_graded: bool,
 }
@@ -170,14 +173,14 @@ impl MakeWriter<'_> for Lines {
     }
 }
 
-/// Behind its priority.
+/// The writer of one line.
 struct Line {
     priority: &'static str,
     is_fatal: bool,
 }
 
 impl Write for Line {
-    /// Takes a whole line: the library makes it first, and writes it at once.
+    /// `line` is a whole line: the library formats it first, and writes it at once.
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
         if self.is_fatal {
             WRITER.push_at_any_rate(self.priority, line);

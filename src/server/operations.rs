@@ -1,4 +1,4 @@
-//! The operators' listener: is it alive, is it ready, which version, and what it counts.
+//! The admin listener, for operators: liveness, readiness, version and metrics.
 
 use std::{
     sync::{
@@ -32,13 +32,13 @@ use crate::{
     web,
 };
 
-/// How long the commit path, or a read of the log, may take to answer a probe before the broker counts as not ready.
+/// How long a commit or a read of the log may take for a probe before the broker counts as not ready.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// How often a refusal is logged, for each cause.
 pub(super) const COMPLAINT: Duration = Duration::from_secs(60);
 
-/// What the probes say from SIGTERM on.
+/// The answer of the readiness probes from SIGTERM on.
 const DRAINING: &str = "draining";
 
 const INDEX: &str = "blobcast, for operators\n\n\
@@ -49,13 +49,13 @@ const INDEX: &str = "blobcast, for operators\n\n\
     /metrics        Prometheus text format\n\
     /version        what runs here\n";
 
-/// What the routes look at.
+/// The state that the routes show.
 pub(super) struct Status {
     sources: Arc<Sources>,
     answers: Arc<Answers>,
     journal: Arc<dyn Journal>,
     liveness: Arc<Liveness>,
-    /// One read by a probe at a time: on a disk that hangs each would keep a thread that subscriptions need.
+    /// One read by a probe at a time: on a disk that hangs each read would keep a thread that subscriptions need.
     reading: Arc<Semaphore>,
     draining: AtomicBool,
 }
@@ -96,7 +96,7 @@ impl Status {
         self.draining.store(true, Ordering::Release);
     }
 
-    /// Why callbacks would be refused.
+    /// Why callbacks would be refused, if they would.
     async fn problem_of_ingest(&self) -> Option<String> {
         if self.is_draining() {
             return Some(DRAINING.to_owned());
@@ -112,7 +112,7 @@ impl Status {
         }
     }
 
-    /// Why readers would be refused. A full disk is no reason: what is kept can be read.
+    /// Why readers would be refused, if they would. A full disk is no reason: the log can still be read.
     async fn problem_of_grpc(&self) -> Option<String> {
         if self.is_draining() {
             return Some(DRAINING.to_owned());
@@ -144,13 +144,13 @@ impl Status {
 
     /// Sets the gauges that mirror a state.
     fn refresh(&self) {
-        let Sources {
-            store,
-            hub,
-            registry,
-            metrics,
-            ..
-        } = &*self.sources;
+        self.refresh_store();
+        self.refresh_memory();
+        self.refresh_subscriptions();
+    }
+
+    fn refresh_store(&self) {
+        let Sources { store, metrics, .. } = &*self.sources;
         let summary = store.summary();
         metrics.log_events.set(signed(summary.event_count));
         metrics.log_bytes.set(signed(summary.event_bytes));
@@ -160,12 +160,14 @@ impl Status {
         metrics
             .quarantine_bytes
             .set(signed(summary.quarantine_bytes));
+
         let oldest = (summary.event_count > 0)
             .then(|| store.get(store.first_available()).ok().flatten())
             .flatten();
         metrics
             .log_oldest_timestamp_seconds
             .set(oldest.map_or(0, |record| record.received_at_micros() / 1_000_000));
+
         if let Ok((free_bytes, total_bytes)) = store.disk_bytes() {
             metrics.disk_free_bytes.set(signed(free_bytes));
             metrics.disk_total_bytes.set(signed(total_bytes));
@@ -176,10 +178,26 @@ impl Status {
         metrics
             .store_writable
             .set(i64::from(store.health() == Health::Writable));
+
+        metrics.backups.set(signed(self.answers.backups() as u64));
+        let (taken, failed_at) = store.backup_results().last();
+        metrics.backup_last_success.set(taken.at);
+        metrics.backup_last_seconds.set(signed(taken.seconds));
+        metrics.backup_last_bytes.set(signed(taken.bytes));
+        metrics.backup_last_failure.set(failed_at);
+    }
+
+    fn refresh_memory(&self) {
+        let Sources {
+            hub,
+            metrics,
+            memory,
+            ..
+        } = &*self.sources;
         let ring = hub.ring_size();
         metrics.ring_events.set(signed(ring.events as u64));
         metrics.ring_bytes.set(signed(ring.bytes as u64));
-        let memory = &self.sources.memory;
+
         metrics
             .reading_bytes
             .set(signed(memory.reading.lent() as u64));
@@ -192,18 +210,22 @@ impl Status {
         metrics
             .answer_bytes
             .set(signed(self.answers.bytes_held() as u64));
-        metrics.backups.set(signed(self.answers.backups() as u64));
-        let (taken, failed_at) = store.backup_results().last();
-        metrics.backup_last_success.set(taken.at);
-        metrics.backup_last_seconds.set(signed(taken.seconds));
-        metrics.backup_last_bytes.set(signed(taken.bytes));
-        metrics.backup_last_failure.set(failed_at);
+    }
+
+    fn refresh_subscriptions(&self) {
+        let Sources {
+            hub,
+            registry,
+            metrics,
+            ..
+        } = &*self.sources;
         let head = hub.head();
         let lag = |listed: &ListedSubscription| head.0.saturating_sub(listed.position.0);
         let listed = registry.list(hub, 0, usize::MAX);
         metrics
             .lag_events_max
             .set(signed(listed.iter().map(lag).max().unwrap_or_default()));
+
         let stalled = listed
             .iter()
             .filter(|listed| listed.state == SubscriptionState::Stalled)
@@ -212,20 +234,20 @@ impl Status {
     }
 }
 
-/// By which names the listener may be asked.
+/// The names by which the listener may be asked, and the count of requests that are refused for another one.
 #[derive(Debug)]
 pub(super) struct Door {
     /// Where it listens.
     pub port: u16,
-    /// Names besides addresses and `localhost`.
+    /// Names besides IP addresses and `localhost`.
     pub hosts: Vec<String>,
     pub refused: IntCounterVec,
-    /// What was logged of them.
+    /// Limits the log's lines about them.
     pub log: Sampler,
 }
 
 impl Door {
-    /// Refuses a request. The log tells of one now and then, since Prometheus cannot count what it is refused itself.
+    /// Refuses a request. Some are logged, because Prometheus cannot scrape a count of its own refusals.
     fn refuse(
         &self,
         cause: &'static str,
@@ -248,9 +270,9 @@ impl Door {
     }
 }
 
-/// Refuses what a web page makes its visitor's browser ask: metrics and state are for operators, and `/readyz` writes.
+/// Refuses requests that a web page makes its visitor's browser send: metrics and state are for operators, and `/readyz` writes.
 async fn guarded(State(door): State<Arc<Door>>, request: Request, next: Next) -> Response {
-    // Without any name it was no browser that asked.
+    // A request without any name is not a browser's.
     let is_ours =
         |name: Option<&str>| name.is_some_and(|name| web::is_ours(name, door.port, &door.hosts));
     if !web::authorities(&request).all(is_ours) {
@@ -337,7 +359,7 @@ fn readiness(problem: Option<String>) -> Response {
 }
 
 async fn metrics(State(status): State<Arc<Status>>) -> Response {
-    // Off the async threads: it reads the store, and looks at every subscription.
+    // Not on the async threads: it reads the store, and visits every subscription.
     let rendered = tokio::task::spawn_blocking(move || {
         status.refresh();
         status.sources.metrics.render()

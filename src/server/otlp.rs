@@ -1,8 +1,8 @@
-//! Sends the spans that have ended to a collector, by OTLP over gRPC. The only place that knows the protocol.
+//! Sends ended spans to a collector, by OTLP over gRPC. The only file that knows the protocol.
 //!
-//! Own code over generated messages, because OpenTelemetry's SDK would bring ten crates, two of them in a second version, and
-//! yet not tell what it drops. One batch at a time and no repetition: while the collector is slow, spans wait in a queue
-//! that is bounded, and what does not fit is dropped. Whatever happens here, nobody waits for it.
+//! Own code over generated messages, because OpenTelemetry's SDK would bring ten crates, two of them in a second version, and has no
+//! metric of what it drops. Batches are sent one after the other and never repeated. While the collector is slow, spans wait in a
+//! bounded queue, and those that do not fit are dropped. Nothing else ever waits for an export.
 
 use std::{
     error::Error,
@@ -23,8 +23,8 @@ use uuid::Uuid;
 
 use super::{
     lock::lock,
-    refusal::{Refusal, What},
-    watch::{Change, Files, News, Watched},
+    refusal::{Input, Refusal},
+    watch::{Applied, Change, Files, Watched},
 };
 use crate::{
     causes::causes,
@@ -55,7 +55,7 @@ mod proto {
     include!(concat!(env!("OUT_DIR"), "/otlp/mod.rs"));
 }
 
-/// Spans that wait, about 4 MiB of them: some seconds of all that a broker does. Beyond it they are dropped.
+/// Spans that wait, about 4 MiB of them: some seconds of everything that a broker does. Beyond it spans are dropped.
 const QUEUE_MAX: usize = 8_192;
 /// Spans sent at once: the default of OpenTelemetry's own batch processor.
 const BATCH_MAX: usize = 512;
@@ -64,12 +64,12 @@ const GATHER: Duration = Duration::from_secs(1);
 /// How long a collector may take for a batch: OTLP's default.
 const EXPORT_TIMEOUT: Duration = Duration::from_secs(10);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long what is left may take at the end; within what the drain allows.
+/// How long the last spans may take at the end; within what the drain allows.
 const FLUSH: Duration = Duration::from_millis(800);
-/// One line in this time about a collector that does not take spans.
+/// The log has one line in this time about a collector that does not take spans.
 const COMPLAINT_INTERVAL: Duration = Duration::from_secs(60);
 
-/// The way to the collector.
+/// Sends spans to the collector.
 #[derive(Debug)]
 pub(super) struct Exporter {
     ended: Receiver<Ended>,
@@ -78,20 +78,22 @@ pub(super) struct Exporter {
     endpoint: String,
     resource: Resource,
     metrics: Arc<Metrics>,
-    /// When it was last said that the collector takes nothing; `None` while it does.
+    /// When it was last logged that the collector takes no spans; `None` while it does.
     complained: Option<Instant>,
 }
 
-/// What begins spans, and, if there is a way to a collector, what sends them. Within a runtime.
+/// What begins spans and, if they go to a collector, what sends them. Has to be called within a runtime.
 pub(super) fn tracer(
     config: &config::Traces,
-    way: Option<Endpoint>,
+    collector: Option<Endpoint>,
     metrics: &Arc<Metrics>,
 ) -> (Tracer, Option<Exporter>) {
-    let (Some(way), Some(endpoint)) = (way, config.otlp_endpoint.clone()) else {
+    let (Some(collector), Some(endpoint)) = (collector, config.otlp_endpoint.clone()) else {
         return (Tracer::default(), None);
     };
-    let client = Arc::new(Mutex::new(TraceServiceClient::new(way.connect_lazy())));
+    let client = Arc::new(Mutex::new(TraceServiceClient::new(
+        collector.connect_lazy(),
+    )));
     let dropped = metrics.trace_spans.with_label_values(&["dropped"]);
     let (tracer, ended) = Tracer::new(config.sampling_ratio.get(), QUEUE_MAX, dropped);
     let metrics = Arc::clone(metrics);
@@ -107,24 +109,24 @@ pub(super) fn tracer(
     (tracer, Some(exporter))
 }
 
-/// The way to the collector, if one is named. Reads the system's certificates if that is checked with them.
-pub(super) fn way(config: &config::Traces) -> Result<Option<Endpoint>, Refusal> {
+/// The collector, if the configuration names one. Reads the system's certificates if they are needed.
+pub(super) fn collector(config: &config::Traces) -> Result<Option<Endpoint>, Refusal> {
     let Some(endpoint) = &config.otlp_endpoint else {
         return Ok(None);
     };
-    way_to(endpoint).map(Some).map_err(|error| {
-        let problem = with_causes("no way to the collector", &error);
+    endpoint_of(endpoint).map(Some).map_err(|error| {
+        let problem = with_causes("cannot set up the connection to the collector", &error);
         let remedy =
             "install ca-certificates, or name the collector's authorities by SSL_CERT_FILE";
         Refusal::new(
-            What::Traces,
+            Input::Traces,
             format!("traces.otlp_endpoint: {endpoint}: {problem}; {remedy}"),
         )
     })
 }
 
 /// Connects with the first batch, and again after a failure.
-fn way_to(endpoint: &str) -> Result<Endpoint, tonic::transport::Error> {
+fn endpoint_of(endpoint: &str) -> Result<Endpoint, tonic::transport::Error> {
     let is_https = endpoint.starts_with("https://");
     let endpoint = Endpoint::from_shared(endpoint.to_owned())?
         .user_agent(concat!("blobcast/", env!("CARGO_PKG_VERSION")))?
@@ -137,24 +139,25 @@ fn way_to(endpoint: &str) -> Result<Endpoint, tonic::transport::Error> {
 }
 
 impl Exporter {
-    /// The certificates that the collector is checked with, which are read again when somebody asks for it.
+    /// The certificates that the collector is checked with. They are read again on request only.
     pub(super) fn watched(&self, config: &config::Traces) -> Option<Watched> {
         let (client, config) = (Arc::clone(&self.client), config.clone());
         let is_checked = config
             .otlp_endpoint
             .as_ref()
             .is_some_and(|endpoint| endpoint.starts_with("https://"));
+
         is_checked.then(|| {
-            Files::on_demand(What::Traces).watched(move || {
-                let (way, client) = (
-                    way(&config).map_err(|refusal| vec![refusal])?,
+            Files::on_demand(Input::Traces).watched(move || {
+                let (collector, client) = (
+                    collector(&config).map_err(|refusal| vec![refusal])?,
                     Arc::clone(&client),
                 );
                 let change: Change = Box::new(move || {
-                    if let Some(way) = way {
-                        *lock(&client) = TraceServiceClient::new(way.connect_lazy());
+                    if let Some(collector) = collector {
+                        *lock(&client) = TraceServiceClient::new(collector.connect_lazy());
                     }
-                    News {
+                    Applied {
                         summary: "for the next connection".to_owned(),
                         changes: Vec::new(),
                     }
@@ -164,7 +167,7 @@ impl Exporter {
         })
     }
 
-    /// Sends until `stop`, and then for a moment longer what is left.
+    /// Sends until `stop`, and then the rest for a moment longer.
     pub(super) async fn run(mut self, stop: CancellationToken) {
         tracing::info!(endpoint = self.endpoint, "sending traces");
         let time_is_up = async {
@@ -192,7 +195,7 @@ impl Exporter {
         }
     }
 
-    /// Fills the batch; once stopped, with what is there, and then with nothing.
+    /// Fills the batch. Once stopped: with the spans that are there, and then with nothing.
     async fn gather(&mut self, stop: &CancellationToken) {
         let Self { ended, batch, .. } = self;
         let filled = async {
@@ -202,7 +205,7 @@ impl Exporter {
                     && ended.recv_many(batch, BATCH_MAX - batch.len()).await > 0
                 {}
             };
-            let _ = timeout(GATHER, rest).await.is_ok(); // either way there is something
+            let _ = timeout(GATHER, rest).await.is_ok(); // either way the batch is not empty
         };
         tokio::select! {
             () = filled => return,
@@ -235,12 +238,14 @@ impl Exporter {
         let request = ExportTraceServiceRequest {
             resource_spans: vec![resource_spans],
         };
+
         let mut client = lock(&self.client).clone();
         let answer = timeout(EXPORT_TIMEOUT, client.export(request)).await;
         let answer =
             answer.unwrap_or_else(|_| Err(Status::deadline_exceeded("it does not answer")));
         let count = self.batch.len();
         self.batch.clear();
+
         match answer {
             Ok(answer) => {
                 let partial = answer.into_inner().partial_success.unwrap_or_default();
@@ -285,7 +290,7 @@ impl Exporter {
     }
 }
 
-/// What has failed and why: tonic itself says no more than that the transport has.
+/// A failure with its causes: tonic's own text says only that the transport has failed.
 fn with_causes(failure: &str, error: &(dyn Error + 'static)) -> String {
     match error.source() {
         Some(source) if failure != source.to_string() => format!("{failure}: {}", causes(source)),
@@ -294,7 +299,7 @@ fn with_causes(failure: &str, error: &(dyn Error + 'static)) -> String {
     }
 }
 
-/// Who sends: this process, for as long as it runs.
+/// The sender of the spans: this process, as long as it runs.
 fn resource() -> Resource {
     let instance = Uuid::new_v4().to_string();
     let attributes = [
@@ -332,6 +337,7 @@ fn encoded(ended: &Ended) -> Span {
         Kind::Server => span::SpanKind::Server,
         Kind::Producer => span::SpanKind::Producer,
     };
+
     Span {
         trace_id: trace_id.0.to_be_bytes().into(),
         span_id: span_id.0.to_be_bytes().into(),

@@ -1,5 +1,5 @@
-//! What is read from files while the broker starts or runs, and why something that was read cannot be used: told with the file, the
-//! cause and the next step.
+//! The inputs that the broker reads from files, at its start and again while it runs; and refusals: why an input cannot be used, with
+//! the file, the cause and the next step.
 
 use std::{
     collections::BTreeMap,
@@ -13,31 +13,31 @@ use rustix::process::geteuid;
 use super::{lock::lock, systemd};
 use crate::{accounts, metrics::Metrics};
 
-/// What the supervisor is told of refusals, in characters: `systemctl status` shows one line of it.
+/// Length of the status for systemd, in characters: `systemctl status` shows one line of it.
 const STATUS_CHARS_MAX: usize = 1_000;
-/// What it is told where there are none.
+/// The status without refusals.
 const IN_FORCE: &str = "everything that was read is in force";
 
-/// What is read, and read again when it changes or somebody asks for it.
+/// An input that is read, and read again when it changes or on request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum What {
-    /// The file of audit records, which is opened again.
+pub(super) enum Input {
+    /// The audit file, which is opened again.
     AuditFile,
     Configuration,
     Credentials,
     /// A listener's certificate and its key.
     Certificates,
-    /// Who signs clients' certificates.
+    /// The authorities that sign clients' certificates.
     ClientCa,
-    /// Which of those are revoked.
+    /// The lists of those certificates that are revoked.
     ClientCrl,
-    /// Who signs the ACME authority's own certificate.
+    /// The authorities that sign the ACME server's own certificate.
     AcmeCa,
     /// The certificates that the traces' collector is checked with.
     Traces,
 }
 
-impl What {
+impl Input {
     pub(super) const ALL: [Self; 8] = [
         Self::AuditFile,
         Self::Configuration,
@@ -49,7 +49,7 @@ impl What {
         Self::Traces,
     ];
 
-    /// In metrics.
+    /// The name in metrics.
     pub(super) fn label(self) -> &'static str {
         match self {
             Self::AuditFile => "audit_file",
@@ -63,7 +63,7 @@ impl What {
         }
     }
 
-    /// To people, with an article before it.
+    /// The name for people, to be used with "the".
     pub(super) fn name(self) -> &'static str {
         match self {
             Self::AuditFile => "audit file",
@@ -78,29 +78,29 @@ impl What {
     }
 }
 
-/// Why something cannot be used.
+/// Why an input cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refusal {
-    pub(super) what: What,
+    pub(super) input: Input,
     /// The key, the file, the cause and the next step.
     pub(super) why: String,
-    /// Each file is good, and they do not belong together: the other one may be about to be replaced, too.
+    /// Each file is good, but they do not belong together: the other one may be about to be replaced, too.
     pub(super) may_settle: bool,
 }
 
 impl Refusal {
-    pub(super) fn new(what: What, why: impl Into<String>) -> Self {
+    pub(super) fn new(input: Input, why: impl Into<String>) -> Self {
         Self {
-            what,
+            input,
             why: why.into(),
             may_settle: false,
         }
     }
 
-    /// Of a file that cannot be read.
-    pub(super) fn unreadable(what: What, key: &str, path: &Path, error: &io::Error) -> Self {
+    /// The refusal of a file that cannot be read.
+    pub(super) fn unreadable(input: Input, key: &str, path: &Path, error: &io::Error) -> Self {
         Self::new(
-            what,
+            input,
             format!("{key}: {}: {error}; {}", path.display(), remedy(error)),
         )
     }
@@ -108,11 +108,11 @@ impl Refusal {
 
 impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "cannot use the {}: {}", self.what.name(), self.why)
+        write!(f, "cannot use the {}: {}", self.input.name(), self.why)
     }
 }
 
-/// What to do about a file that cannot be read.
+/// The next step for a file that cannot be read.
 fn remedy(error: &io::Error) -> String {
     match error.kind() {
         io::ErrorKind::NotFound => "put the file there, or correct the path".to_owned(),
@@ -126,7 +126,7 @@ fn remedy(error: &io::Error) -> String {
     }
 }
 
-/// All of them, in one text.
+/// All refusals in one text.
 pub(super) fn joined(refusals: &[Refusal]) -> String {
     refusals
         .iter()
@@ -140,91 +140,91 @@ pub(super) fn joined(refusals: &[Refusal]) -> String {
 pub(super) enum Source {
     Audit,
     Configuration,
-    /// Files that are read together, by their place among the others.
+    /// A set of files that are read together, by its place among the sets.
     Files(usize),
 }
 
-/// What was refused and has not been mended since: as a metric, and as what the supervisor says of the broker.
+/// The refusals that stand: shown as a metric and as the status that systemd has of the broker.
 #[derive(Debug)]
 pub(super) struct Refusals {
     metrics: Arc<Metrics>,
-    standing: Mutex<Standing>,
+    current: Mutex<Current>,
 }
 
 #[derive(Debug, Default)]
-struct Standing {
+struct Current {
     refusals: BTreeMap<Source, Vec<Refusal>>,
     needs_restart: Vec<&'static str>,
-    /// The status that is on its way to the supervisor; empty before the first.
-    told: String,
+    /// The last status that was sent to systemd; empty before the first.
+    sent: String,
 }
 
 impl Refusals {
     pub(super) fn new(metrics: Arc<Metrics>) -> Self {
         Self {
             metrics,
-            standing: Mutex::default(),
+            current: Mutex::default(),
         }
     }
 
-    pub(super) fn count(&self, what: What, result: &str) {
+    pub(super) fn count(&self, input: Input, result: &str) {
         self.metrics
             .reloads
-            .with_label_values(&[what.label(), result])
+            .with_label_values(&[input.label(), result])
             .inc();
     }
 
-    /// Tells the supervisor that callbacks are taken, and what stands. Always: of a process that has started itself anew it has what
-    /// stood before.
-    pub(super) fn tell_ready(&self) {
-        let mut standing = lock(&self.standing);
-        let status = standing.status();
+    /// Reports to systemd that the broker is ready, with the status. The status is always sent: systemd may have one of the process
+    /// before, which has started itself anew.
+    pub(super) fn report_ready(&self) {
+        let mut current = lock(&self.current);
+        let status = current.status();
         if systemd::ready_and_status(status.clone()) {
-            standing.told = status;
+            current.sent = status;
         }
     }
 
-    /// From now on it is these that stand of `source`.
+    /// Replaces the refusals of `source`.
     pub(super) fn set(&self, source: Source, refusals: Vec<Refusal>) {
-        let mut standing = lock(&self.standing);
-        standing.refusals.insert(source, refusals);
-        for what in What::ALL {
-            let stands = standing
+        let mut current = lock(&self.current);
+        current.refusals.insert(source, refusals);
+        for input in Input::ALL {
+            let stands = current
                 .refusals
                 .values()
                 .flatten()
-                .any(|refusal| refusal.what == what);
+                .any(|refusal| refusal.input == input);
             self.metrics
                 .reload_refused
-                .with_label_values(&[what.label()])
+                .with_label_values(&[input.label()])
                 .set(stands.into());
         }
-        standing.tell();
+        current.send_status();
     }
 
-    /// Keys of the configuration that have changed and are not in force.
+    /// Replaces the keys of the configuration that have changed and need a restart.
     pub(super) fn set_needs_restart(&self, keys: Vec<&'static str>) {
-        let mut standing = lock(&self.standing);
-        standing.needs_restart = keys;
-        standing.tell();
+        let mut current = lock(&self.current);
+        current.needs_restart = keys;
+        current.send_status();
     }
 }
 
-impl Standing {
-    fn tell(&mut self) {
+impl Current {
+    fn send_status(&mut self) {
         let status = self.status();
-        let is_news = if self.told.is_empty() {
+        let is_news = if self.sent.is_empty() {
             status != IN_FORCE
         } else {
-            status != self.told
+            status != self.sent
         };
-        // What the supervisor did not take is told again with the next change.
+        // A status that could not be sent is sent again with the next change.
         if is_news && systemd::status(status.clone()) {
-            self.told = status;
+            self.sent = status;
         }
     }
 
-    /// One line.
+    /// The status, in one line.
     fn status(&self) -> String {
         let mut parts: Vec<_> = self
             .refusals
@@ -256,17 +256,17 @@ mod tests {
 
     #[test]
     fn all_that_is_read_again_is_counted_from_the_first_scrape_on() {
-        assert_eq!(What::ALL.map(What::label), crate::metrics::READ_AGAIN);
+        assert_eq!(Input::ALL.map(Input::label), crate::metrics::READ_AGAIN);
     }
 
     #[test]
     fn the_status_names_what_is_not_in_force_until_it_is() {
-        let status = |refusals: &Refusals| refusals.standing.lock().unwrap().told.clone();
+        let status = |refusals: &Refusals| refusals.current.lock().unwrap().sent.clone();
         let refusals = Refusals::new(Arc::default());
         refusals.set(Source::Configuration, Vec::new());
         assert_eq!(status(&refusals), "", "there was nothing to say");
         let refusal = Refusal::new(
-            What::Credentials,
+            Input::Credentials,
             "credentials_file: /a: no\nsuch file; put it there",
         );
         refusals.set(Source::Files(0), vec![refusal]);
@@ -286,9 +286,9 @@ mod tests {
     }
 
     #[test]
-    fn the_first_status_is_told_whatever_a_process_before_has_told() {
+    fn the_first_status_is_sent_whatever_a_process_before_has_sent() {
         let refusals = Refusals::new(Arc::default());
-        refusals.tell_ready();
-        assert_eq!(refusals.standing.lock().unwrap().told, IN_FORCE);
+        refusals.report_ready();
+        assert_eq!(refusals.current.lock().unwrap().sent, IN_FORCE);
     }
 }

@@ -1,5 +1,5 @@
-//! A start without its effects. The files that `serve` would read are read by the same code, as the user of this process. What it
-//! would write to or listen on is only looked at. Binds no address and creates no file, so a broker may run meanwhile.
+//! Rehearses a start without its effects, for `check-config`. Files that `serve` would read are read by the same code, as the user of
+//! this process. Files that it would write, and addresses that it would bind, are only checked. So a broker may run meanwhile.
 
 use std::{
     ffi::OsStr,
@@ -28,18 +28,18 @@ use super::{
 };
 use crate::{accounts, config::Config, metrics::Metrics, store};
 
-/// Files of the data directory that are looked at: a log of 300 GiB has so many.
+/// Files of the data directory that are checked: a log of 300 GiB has so many.
 const DATA_FILES_MAX: usize = 10_000;
-/// Below it only root may listen, unless the kernel was told otherwise.
+/// Below this port only root may listen, unless the kernel is configured otherwise.
 const PRIVILEGED_PORTS: u16 = 1_024;
 const PRIVILEGED_PORTS_FILE: &str = "/proc/sys/net/ipv4/ip_unprivileged_port_start";
 
-/// What a start would find.
+/// The findings of a rehearsal.
 #[derive(Debug, Default)]
 pub struct Rehearsal {
-    /// Why it would be refused: each with the file, the cause and the next step.
+    /// Why a start would fail: each with the file, the cause and the next step.
     pub problems: Vec<String>,
-    /// What it would go on with, and is hardly meant.
+    /// What a start would accept, and is probably a mistake.
     pub warnings: Vec<String>,
 }
 
@@ -93,6 +93,7 @@ fn look(config: &Config) -> Rehearsal {
             &credentials.intruders(),
         ));
     }
+
     let refusals = read.err().unwrap_or_default();
     let mut problems: Vec<_> = refusals.iter().map(ToString::to_string).collect();
     let is_ours = |name: &OsStr| {
@@ -110,7 +111,7 @@ fn look(config: &Config) -> Rehearsal {
     Rehearsal { problems, warnings }
 }
 
-/// Where each listener would be, and whether it is systemd that holds it; with what is not as the configuration says.
+/// Where each listener would be, and whether systemd holds its socket. Also returns warnings of differences from the configuration.
 fn held(
     configured: [SocketAddr; 3],
     sockets: &[Option<SocketUnit>; 3],
@@ -119,6 +120,7 @@ fn held(
     for ((place, name), socket) in held.iter_mut().zip(NAMES).zip(sockets) {
         let Some(socket) = socket else { continue };
         let (SocketUnit { unit, streams }, configured) = (socket, place.1);
+
         let address = socket.address(|address| is_meant(configured, address));
         if let Some(address) = address.filter(|&address| !is_meant(configured, address)) {
             warnings.push(format!(
@@ -135,12 +137,13 @@ fn held(
                 address.map_or_else(|| "none".to_owned(), |address| address.to_string())
             ));
         }
+
         *place = (true, address.unwrap_or(configured));
     }
     (held, warnings)
 }
 
-/// Ports that this user may not listen on, and that nobody holds for it.
+/// Warns of ports that this user may not listen on, and whose sockets systemd does not hold.
 fn privileged(configured: [SocketAddr; 3], held: &[(bool, SocketAddr); 3]) -> Vec<String> {
     let first = fs::read_to_string(PRIVILEGED_PORTS_FILE)
         .ok()
@@ -159,7 +162,7 @@ fn privileged(configured: [SocketAddr; 3], held: &[(bool, SocketAddr); 3]) -> Ve
     told.collect()
 }
 
-/// Why the log cannot be written where the configuration says. What is in it is not read: a broker may be writing it.
+/// Why the data directory cannot be used. Its content is not read: a broker may be writing it.
 fn problem_of_data_dir(
     path: &Path,
     made_by_systemd: &[PathBuf],
@@ -183,16 +186,19 @@ fn problem_of_data_dir(
         }
         Ok(metadata) => metadata,
     };
+
     if !metadata.is_dir() {
         return Some(format!(
             "data_dir: {} is no directory; name another",
             path.display()
         ));
     }
-    // systemd gives all of it to the user, as long as the directory itself belongs to another.
+
+    // If the directory belongs to another user, systemd gives all of it to this one at the start.
     if is_made_by_systemd && metadata.uid() != user.as_raw() {
         return None;
     }
+
     let (refused, count) = refused_below(path, is_ours);
     let (first, error) = refused?;
     let user = accounts::name_of(user.as_raw());
@@ -207,7 +213,7 @@ fn problem_of_data_dir(
     ))
 }
 
-/// Why audit records cannot be written. A file that is missing is made by the start.
+/// Why audit records cannot be written. A missing file is no problem: the start creates it.
 fn problem_of_audit_file(path: &Path) -> Option<String> {
     let (place, needed) = match fs::metadata(path) {
         Ok(metadata) if metadata.is_file() => (path, Access::READ_OK | Access::WRITE_OK),
@@ -231,7 +237,7 @@ fn problem_of_audit_file(path: &Path) -> Option<String> {
     ))
 }
 
-/// Why a directory that is missing cannot be made.
+/// Why a missing data directory cannot be created.
 fn problem_of_making(path: &Path) -> Option<String> {
     let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
     let there = absolute
@@ -248,8 +254,8 @@ fn problem_of_making(path: &Path) -> Option<String> {
     ))
 }
 
-/// The first of what this user cannot use in a data directory, itself included, and how many there are. What others have put there
-/// is nothing to the broker.
+/// The first path in a data directory, itself included, that this user cannot use, and how many there are. Files that are not the
+/// broker's are skipped.
 fn refused_below(
     directory: &Path,
     is_ours: impl Fn(&OsStr) -> bool,
@@ -268,7 +274,7 @@ fn refused_below(
             },
         );
         match refused {
-            // What a running broker has removed meanwhile is nobody's business.
+            // A running broker may have removed it meanwhile.
             Err(error) if error != rustix::io::Errno::NOENT => {
                 count += 1;
                 first.get_or_insert((path, error.into()));
@@ -283,6 +289,7 @@ fn refused_below(
             }
             _ => {}
         }
+
         seen += 1;
         if seen >= DATA_FILES_MAX {
             break;
@@ -340,7 +347,7 @@ mod tests {
     }
 
     #[test]
-    fn an_audit_file_is_judged_by_what_is_there() {
+    fn an_audit_file_is_checked_without_being_opened() {
         let shelf = tempfile::tempdir().unwrap();
         let told = |path: PathBuf| problem_of_audit_file(&path).unwrap_or_default();
         assert_eq!(told(shelf.path().join("audit.log")), "", "it can be made");
@@ -357,7 +364,7 @@ mod tests {
     }
 
     #[test]
-    fn a_data_directory_is_judged_by_what_is_there() {
+    fn a_data_directory_is_checked_without_being_created() {
         let shelf = tempfile::tempdir().unwrap();
         let path = shelf.path().join("data");
         assert_eq!(

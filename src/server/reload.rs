@@ -7,7 +7,7 @@ use super::{
     credentials,
     lock::lock,
     logging,
-    refusal::{Refusal, Refusals, Source, What},
+    refusal::{Input, Refusal, Refusals, Source},
     resources, storage,
     watch::Rereader,
 };
@@ -51,7 +51,7 @@ impl Reloader {
             .reread()
             .await
             .into_iter()
-            .map(What::label)
+            .map(Input::label)
             .collect();
         refused_files.extend(self.reopen_audit().await);
 
@@ -84,27 +84,27 @@ impl Reloader {
         } else {
             "refused"
         };
-        self.refusals.count(What::Configuration, result);
+        self.refusals.count(Input::Configuration, result);
 
         for problem in problems {
             tracing::error!(problem, "the configuration stays as it was: correct it");
         }
         let refusals = problems
             .iter()
-            .map(|problem| Refusal::new(What::Configuration, problem));
+            .map(|problem| Refusal::new(Input::Configuration, problem));
         self.refusals.set(Source::Configuration, refusals.collect());
     }
 
     /// Opens the audit file again, which may have been moved away. Returns its name if it cannot be opened.
     async fn reopen_audit(&self) -> Option<&'static str> {
-        let what = What::AuditFile;
+        let input = Input::AuditFile;
         let opened = self.audit.reopen().await?;
         self.refusals
-            .count(what, if opened.is_ok() { "done" } else { "refused" });
+            .count(input, if opened.is_ok() { "done" } else { "refused" });
 
         let problem = opened.err();
         let refusals = problem.iter().map(|problem| {
-            Refusal::new(what, format!("audit.file: {problem}; mend it and reload"))
+            Refusal::new(input, format!("audit.file: {problem}; mend it and reload"))
         });
         self.refusals.set(Source::Audit, refusals.collect());
 
@@ -113,7 +113,7 @@ impl Reloader {
             problem,
             "the audit file stays the one that was open: mend it and reload"
         );
-        Some(what.label())
+        Some(input.label())
     }
 
     /// Puts into force what needs no restart, unless the credentials do not fit. `refused_files` stay as they were.

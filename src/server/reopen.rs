@@ -1,5 +1,5 @@
-//! A store that has failed, because the disk was full, read-only or broken, is opened again as soon as it can be written. Only a
-//! fresh start can tell what reached the disk, so the process starts itself anew, and hands its sockets on.
+//! Waits until a store that has failed, because the disk was full, read-only or broken, can be opened again. Only a new start can tell
+//! what has reached the disk, so the process starts itself anew and hands its sockets on.
 
 use std::{sync::Arc, time::Duration};
 
@@ -7,7 +7,7 @@ use tokio::{task::spawn_blocking, time::sleep};
 
 use crate::store::{Health, Store};
 
-/// How often it is looked whether the disk can be written again.
+/// How often it is checked whether the disk can be written again.
 const PERIOD: Duration = Duration::from_secs(2);
 
 /// Waits until the store has failed, and could be opened again.

@@ -1,5 +1,5 @@
-//! What the machine has for the broker, against what the configuration allows it to take: the disk of the data directory, and the
-//! memory of the cgroup. A start says what does not fit, and lowers its own caches where memory is short.
+//! Compares what the configuration allows the broker to take with what the machine has: disk for the data directory, and memory of the
+//! cgroup. A start warns of what does not fit, and lowers its own caches where memory is short.
 
 use std::{fs, io, os::unix::fs::MetadataExt, path::Path};
 
@@ -22,12 +22,12 @@ use crate::{
 
 /// Files of the data directory that are counted: a log of 300 GiB has so many.
 const DATA_FILES_MAX: usize = 10_000;
-/// Of the sum of memory so many parts are named: they are nearly all of it.
+/// Parts of the sum of memory that are named: they are nearly all of it.
 const PARTS_NAMED: usize = 3;
-/// A file has so many bytes in what `stat` calls a block, whatever the file system does.
+/// Bytes of what `stat` calls a block, on every file system.
 const BLOCK_BYTES: u64 = 512;
 
-/// The configuration as it is in force: with lower caches if the cgroup has less memory than the broker may take. Says so.
+/// The configuration to be put into force: with lower caches if the cgroup has less memory than the broker may take. Warns of that.
 pub(super) fn fitted_to_memory(config: &Config, metrics: &Metrics) -> Config {
     let limit = cgroup::memory_limit();
     let limit_bytes = limit.as_ref().map_or(0, |limit| limit.bytes);
@@ -62,7 +62,7 @@ pub(super) fn fitted_to_memory(config: &Config, metrics: &Metrics) -> Config {
 /// Warns of a disk that has no room for the log that the configuration allows.
 pub(super) async fn warn_of_disk(config: &Config, summary: Summary) {
     let (copy, event_bytes) = (config.clone(), event_bytes(summary));
-    // A file system that hangs has let the store open, and may do so now.
+    // Aside: the file system may hang, although the store could be opened.
     let looked = aside::within(START_TIMEOUT, move || too_little_disk(&copy, event_bytes)).await;
     match looked {
         Ok(Ok(None)) => {}
@@ -79,7 +79,7 @@ pub(super) async fn warn_of_disk(config: &Config, summary: Summary) {
     }
 }
 
-/// The warnings of a rehearsal. Nothing is known of the log then: a broker may have it.
+/// The warnings for a rehearsal. It must not open the log, which a broker may have open, so it assumes events of typical size.
 pub(super) fn warnings(config: &Config) -> Vec<String> {
     let memory = cgroup::memory_limit().and_then(|limit| too_much_memory(config, &limit));
     let disk = too_little_disk(config, disk::event_bytes(TYPICAL_BODY_BYTES))
@@ -88,7 +88,7 @@ pub(super) fn warnings(config: &Config) -> Vec<String> {
     disk.into_iter().chain(memory).collect()
 }
 
-/// Bytes of an event of this log on average; of an empty one what is typical.
+/// Average bytes of an event of this log; of an empty log those of a typical event.
 fn event_bytes(summary: Summary) -> u64 {
     let average = summary.event_bytes.checked_div(summary.event_count);
     average
@@ -96,7 +96,7 @@ fn event_bytes(summary: Summary) -> u64 {
         .unwrap_or_else(|| disk::event_bytes(TYPICAL_BODY_BYTES))
 }
 
-/// What to do if the sum of the limits is more than the cgroup's; `None` if it fits.
+/// A warning with the next step if the sum of the limits is more than the cgroup's limit; `None` if it fits.
 fn too_much_memory(config: &Config, limit: &cgroup::Limit) -> Option<String> {
     let needed = memory::bytes_max(config);
     if needed <= limit.bytes {
@@ -146,7 +146,7 @@ fn too_much_memory(config: &Config, limit: &cgroup::Limit) -> Option<String> {
     ))
 }
 
-/// What to do if the disk of the data directory has no room for log and quarantine; `None` if it has.
+/// A warning with the next step if the disk of the data directory has no room for log and quarantine; `None` if it has.
 fn too_little_disk(config: &Config, event_bytes: u64) -> io::Result<Option<String>> {
     let space = space_of(&config.data_dir)?;
     let Some(told) = disk::too_large(config, space, event_bytes) else {
@@ -194,9 +194,9 @@ fn space_of(data_dir: &Path) -> io::Result<Space> {
     })
 }
 
-/// What a data directory takes of its disk. What goes meanwhile is not counted.
+/// What a data directory takes of its disk. Files that are removed meanwhile are not counted.
 fn own_bytes(data_dir: &Path) -> u64 {
-    // It may itself be a link; those within it lead to what is not its own.
+    // The directory itself may be a link. Links within it lead to files that are not its own.
     let data_dir = fs::canonicalize(data_dir).unwrap_or_else(|_| data_dir.to_owned());
     let (mut open, mut bytes, mut seen) = (vec![data_dir], 0_u64, 0);
     while let Some(path) = open.pop() {
@@ -266,7 +266,7 @@ mod tests {
     }
 
     #[test]
-    fn where_they_are_not_what_takes_most_is_named_with_its_key() {
+    fn where_lower_caches_are_not_enough_the_largest_parts_are_named_with_their_keys() {
         let config = defaults();
         let told = too_much_memory(&config, &limit(768 * MIB)).unwrap();
         for part in [
@@ -297,7 +297,7 @@ mod tests {
     }
 
     #[test]
-    fn a_disk_without_room_is_told_with_what_to_set() {
+    fn a_warning_of_a_disk_without_room_says_what_to_set() {
         let shelf = tempfile::tempdir().unwrap();
         let mut config = defaults();
         config.data_dir = shelf.path().join("none/yet");
@@ -338,7 +338,7 @@ mod tests {
     }
 
     #[test]
-    fn what_lies_in_the_directory_is_its_own() {
+    fn files_in_the_directory_are_its_own() {
         let shelf = tempfile::tempdir().unwrap();
         fs::create_dir(shelf.path().join("log")).unwrap();
         let before = own_bytes(shelf.path());

@@ -1,4 +1,4 @@
-//! A running broker: serves until it is told to stop or its store can be opened again, reloads on request, and is drained at the end.
+//! A running broker: serves until a request to stop, or until its store can be opened again, reloads on request, and is drained at the end.
 
 use std::{pin::pin, sync::Arc};
 
@@ -28,7 +28,7 @@ pub struct Server {
 /// How serving has ended.
 #[derive(Debug)]
 pub enum Ended {
-    /// The broker was told to stop.
+    /// The broker was stopped on request.
     Stopped,
     /// The process has to start itself anew, with these sockets.
     ToStartAnew(Listeners),
@@ -61,7 +61,7 @@ impl Server {
     ) -> Result<Ended, RunError> {
         let load = Arc::new(load);
         let reloader = &self.reloader;
-        reloader.refusals.tell_ready();
+        reloader.refusals.report_ready();
 
         let mut shutdown = pin!(shutdown);
         let mut reopening = pin!(reopen::is_possible(Arc::clone(&reloader.sources.store)));

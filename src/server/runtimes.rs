@@ -1,5 +1,4 @@
-//! The runtimes of a broker: one for everything, and one for each core that callbacks' connections live on, each with a single
-//! thread.
+//! The runtimes of a broker: one for everything, and one with a single thread for each core, on which callbacks' connections live.
 //!
 //! A commit answers dozens of callbacks at once, from the writer's thread. On a runtime of several threads each of these
 //! connections is taken by whichever thread comes first, and the threads wake each other to share them. A connection that stays
@@ -21,7 +20,7 @@ use tokio::runtime::{Builder, Handle, Runtime};
 /// Threads for reads of the store. More would only wait for the same disk; what exceeds them queues.
 const BLOCKING_THREADS: usize = 16;
 
-/// How often a start looks whether its threads serve: they take less.
+/// How often a start checks whether its threads serve. They start faster than this.
 const LOOK_PERIOD: Duration = Duration::from_micros(100);
 
 /// See the module's description.
@@ -35,7 +34,7 @@ impl Runtimes {
     /// Starts their threads.
     pub fn start() -> io::Result<Self> {
         let cores = thread::available_parallelism().map_or(1, NonZero::get);
-        // The library starts those that serve first, and the others when they are needed; otherwise they would have one name.
+        // tokio starts the worker threads first, and blocking threads when they are needed. By itself it gives all of them one name.
         let started = AtomicUsize::new(0);
         let name = move || {
             if started.fetch_add(1, Ordering::Relaxed) < cores {
@@ -45,6 +44,7 @@ impl Runtimes {
             }
             .to_owned()
         };
+
         let mut main = Builder::new_multi_thread();
         let main = main
             .enable_all()
@@ -52,7 +52,8 @@ impl Runtimes {
             .max_blocking_threads(BLOCKING_THREADS);
         let main = main.thread_name_fn(name).build()?;
         all_serve(&main, cores);
-        // Not `new_current_thread`: that one makes a system call for each task that is woken from outside.
+
+        // Not `new_current_thread`: that makes a system call for each task that is woken from outside.
         let one = || {
             Builder::new_multi_thread()
                 .worker_threads(1)
@@ -66,22 +67,22 @@ impl Runtimes {
         })
     }
 
-    /// Runs on the runtime for everything.
+    /// Runs a future on the runtime for everything.
     pub fn block_on<F: Future>(&self, future: F) -> F::Output {
         self.main.block_on(future)
     }
 
-    /// Where callbacks' connections are to live.
+    /// The runtimes for callbacks' connections.
     pub fn ingest(&self) -> Homes {
         Homes::new(self.ingest.iter().map(Runtime::handle).cloned())
     }
 
-    /// Leaves what still runs to the end of the process.
+    /// Ends without waiting for what still runs: the process is about to end.
     pub fn shutdown_background(self) {
         self.all().for_each(Runtime::shutdown_background);
     }
 
-    /// Waits for every thread to end, as long as that.
+    /// Waits for every thread to end, for so long at most.
     pub fn shutdown_timeout(self, timeout: Duration) {
         let deadline = Instant::now() + timeout;
         self.all().for_each(|runtime| {
@@ -90,13 +91,13 @@ impl Runtimes {
     }
 
     fn all(self) -> impl Iterator<Item = Runtime> {
-        // Those without blocking work first, so that they are waited for whatever the other one is held up by.
+        // Those without blocking work first, so that they end in time even if the other one is held up.
         self.ingest.into_iter().chain([self.main])
     }
 }
 
-/// Waits until each of these threads serves: until then one that was started for a read may serve in its place. A thread that serves
-/// and has nothing to do parks. (Tasks that wait for each other would not do: one thread may take them all, and wait for ever.)
+/// Waits until each worker thread runs: until then a thread that was started for a read may take its place. A worker that runs and has
+/// nothing to do parks. (Tasks that wait for each other would not do: one thread may take them all, and wait for ever.)
 fn all_serve(runtime: &Runtime, threads: usize) {
     let metrics = runtime.metrics();
     while (0..threads).any(|thread| metrics.worker_park_count(thread) == 0) {
@@ -124,12 +125,12 @@ impl Homes {
         Self::new([Handle::current()])
     }
 
-    /// Every one.
+    /// All of them.
     pub(super) fn all(&self) -> &[Handle] {
         &self.runtimes
     }
 
-    /// Where the next connection lives.
+    /// The runtime for the next connection.
     pub(super) fn next(&self) -> &Handle {
         &self.runtimes[self.taken.fetch_add(1, Ordering::Relaxed) % self.runtimes.len()]
     }

@@ -146,7 +146,7 @@ pub(super) fn callbacks(ingest: &Arc<Ingest>) -> impl Responder + use<> {
     move |peer, request| Box::pin(Arc::clone(&ingest).answer(peer, request))
 }
 
-/// Who may ask the admin listener, and by which names.
+/// The names by which the admin listener may be asked.
 pub(super) fn admin_door(
     config: &Config,
     addresses: &Addresses,

@@ -1,5 +1,5 @@
-//! What systemd's units say of the listeners and of the data directory: read from where systemd reads them, with what
-//! `systemctl edit` adds. For `check-config`, which has no sockets that it could look at.
+//! Reads what systemd's units say of the listeners and of the data directory, from where systemd reads them and with the additions of
+//! `systemctl edit`. For `check-config`, which has no sockets to look at.
 
 use std::{
     collections::BTreeMap,
@@ -11,30 +11,30 @@ use std::{
 use super::listeners::{NAMES, unit_of};
 use crate::files;
 
-/// Where systemd looks, the first first.
+/// Where systemd looks for units, in order of precedence.
 const DIRECTORIES: [&str; 4] = [
     "/etc/systemd/system",
     "/run/systemd/system",
     "/usr/local/lib/systemd/system",
     "/usr/lib/systemd/system",
 ];
-/// What systemd's own tools look in instead, separated by colons.
+/// The variable by which systemd's own tools look elsewhere: directories, separated by colons.
 const DIRECTORIES_VARIABLE: &str = "SYSTEMD_UNIT_PATH";
 const SERVICE: &str = "blobcast.service";
-/// Where `systemctl enable` puts links to socket units.
+/// The directory in which `systemctl enable` puts links to socket units.
 const ENABLED: &str = "sockets.target.wants";
-/// Where the directories of `StateDirectory=` are.
+/// The directory that `StateDirectory=` is relative to.
 const STATE_DIRECTORIES: &str = "/var/lib";
-/// Largest unit that is read; the shipped ones have 3 KiB.
+/// Largest unit that is read. The shipped ones have 3 KiB.
 const UNIT_BYTES_MAX: u64 = 64 << 10;
 
-/// What is there of the shipped units.
+/// What the installed ones of the shipped units say.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Units {
-    /// In the order of the listeners; `None`: systemd has no socket for it. It has those that the service names in `Sockets=`, which
+    /// In the order of the listeners; `None` if systemd has no socket for it. It has those that the service names in `Sockets=`, which
     /// are started with it, and those that are enabled.
     pub sockets: [Option<SocketUnit>; 3],
-    /// What systemd makes, and gives to the broker's user, before it starts.
+    /// Directories that systemd creates for the broker's user before it starts.
     pub state_directories: Vec<PathBuf>,
 }
 
@@ -42,12 +42,12 @@ pub(super) struct Units {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct SocketUnit {
     pub unit: String,
-    /// As they are written, in order.
+    /// The values of `ListenStream=`, in order.
     pub streams: Vec<String>,
 }
 
 impl Units {
-    /// Reads those of this machine.
+    /// Reads the units of this machine.
     pub(super) fn read() -> Self {
         let directories = env::var_os(DIRECTORIES_VARIABLE).filter(|paths| !paths.is_empty());
         let directories: Vec<_> = match &directories {
@@ -82,7 +82,7 @@ impl Units {
 }
 
 impl SocketUnit {
-    /// The first, unless another one is where the configuration says; the others are served by nobody.
+    /// The address that is served: the first, unless another one is where the configuration says.
     pub(super) fn address(&self, is_meant: impl Fn(SocketAddr) -> bool) -> Option<SocketAddr> {
         let addresses: Vec<_> = self
             .streams
@@ -97,7 +97,7 @@ impl SocketUnit {
     }
 }
 
-/// As systemd reads it: a port alone is every address, both of IPv4 and of IPv6.
+/// An address as systemd reads it: a port alone is every address, both of IPv4 and of IPv6.
 fn address(stream: &str) -> Option<SocketAddr> {
     let of_port = |port: u16| SocketAddr::from((Ipv6Addr::UNSPECIFIED, port));
     stream
@@ -106,7 +106,7 @@ fn address(stream: &str) -> Option<SocketAddr> {
         .or_else(|| stream.parse().ok().map(of_port))
 }
 
-/// A unit with all that is added to it; `None` if there is none, or if it is masked.
+/// The text of a unit with all additions; `None` if there is none, or if it is masked.
 fn text(directories: &[PathBuf], unit: &str) -> Option<String> {
     let read = |path: &Path| files::read_text(path, UNIT_BYTES_MAX).unwrap_or_default();
     let path = directories
@@ -118,7 +118,7 @@ fn text(directories: &[PathBuf], unit: &str) -> Option<String> {
         return None;
     }
 
-    // Of several with the same name the first counts; they are added in the order of their names, wherever they are.
+    // Of several with the same name the first counts. They are added in the order of their names, whatever their directory.
     let mut additions = BTreeMap::new();
     for directory in directories {
         let entries = fs::read_dir(directory.join(format!("{unit}.d")))
@@ -147,7 +147,7 @@ fn is_enabled(directories: &[PathBuf], unit: &str) -> bool {
         .any(|directory| directory.join(ENABLED).join(unit).is_symlink())
 }
 
-/// What a setting in a section is given; an empty one takes back those before it.
+/// The values of a setting in a section. An empty value removes those before it.
 fn values(text: &str, section: &str, key: &str) -> Vec<String> {
     let (mut values, mut is_inside) = (Vec::new(), false);
     for line in text.lines().map(str::trim) {
@@ -212,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_added_to_a_unit_counts_as_systemd_counts_it() {
+    fn additions_to_a_unit_count_as_systemd_counts_them() {
         let shipped = ("usr/blobcast-ingest.socket", SHIPPED);
         let added = "[Socket]\nListenStream=443\n";
         let replaced =

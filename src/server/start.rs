@@ -28,7 +28,7 @@ use super::{
     storage, systemd,
     tasks::{Stops, Tasks},
     tls::ListenersTls,
-    watch::{self, Rereader, Told, Watched},
+    watch::{self, Recorder, Rereader, Watched},
 };
 use crate::{
     audit::{Audit, Command, OK},
@@ -44,26 +44,17 @@ impl Server {
     /// Starts a broker, which serves when this returns. Callbacks' connections live on `homes`.
     pub async fn start(config: &Config, homes: Homes) -> Result<Self, StartError> {
         // Before the store: a busy port should not cost a recovery.
-        let listeners = Listeners::open(config)?;
-        let addresses = listeners.addresses().map_err(StartError::Socket)?;
-        let sockets = listeners.to_accept_from().map_err(StartError::Socket)?;
+        let (listeners, addresses, sockets) = listen(config)?;
 
         let metrics = Arc::new(Metrics::default());
         logging::count_lost_in(&metrics.log_lines_lost);
         let shared_config = Arc::new(Mutex::new(config.clone()));
-        let FromFiles {
-            credentials,
-            mut tls,
-            collector,
-            mut watched,
-        } = read_files(&shared_config, addresses, &metrics).await?;
+        let read = read_files(&shared_config, addresses, &metrics).await?;
+        let (credentials, mut tls, mut watched) = (read.credentials, read.tls, read.watched);
         let audit_file = open_audit(config, &metrics).await?;
-        let (tracer, exporter) = otlp::tracer(&config.traces, collector, &metrics);
-        watched.extend(
-            exporter
-                .as_ref()
-                .and_then(|exporter| exporter.watched(&config.traces)),
-        );
+        let (tracer, exporter) = otlp::tracer(&config.traces, read.collector, &metrics);
+        let certificates = exporter.as_ref().and_then(|it| it.watched(&config.traces));
+        watched.extend(certificates);
 
         let sources = storage::open(config, &metrics).await?;
         let audit = recorder(config, audit_file, &sources);
@@ -85,13 +76,12 @@ impl Server {
         let (mut tasks, stops) = (Tasks::default(), Stops::default());
         spawn_listeners(&mut tasks, &stops, sockets, homes, &core, &tls, &services);
         spawn_upkeep(&mut tasks, &stops, exporter, &core, &mut tls, &services);
-        let refusals = Arc::new(Refusals::new(metrics));
-        let told = Told {
-            refusals: Arc::clone(&refusals),
+        let recorder = Recorder {
+            refusals: Arc::new(Refusals::new(metrics)),
             audit: Arc::clone(&audit),
         };
         let review = Review::new(Arc::clone(&sources), services.gate, tls.grpc);
-        let rereader = spawn_watch(&mut tasks, &stops, watched, review, told);
+        let rereader = spawn_watch(&mut tasks, &stops, watched, review, &recorder);
         note_start(config, &audit, &credentials.get());
 
         Ok(Self {
@@ -99,7 +89,7 @@ impl Server {
                 config: shared_config,
                 addresses,
                 rereader,
-                refusals,
+                refusals: recorder.refusals,
                 retention,
                 sources: Arc::clone(&sources),
                 credentials,
@@ -121,6 +111,14 @@ impl Server {
             },
         })
     }
+}
+
+/// Opens the listening sockets. Returns them with their addresses, and once more to accept from.
+fn listen(config: &Config) -> Result<(Listeners, Addresses, [TcpListener; 3]), StartError> {
+    let listeners = Listeners::open(config)?;
+    let addresses = listeners.addresses().map_err(StartError::Socket)?;
+    let sockets = listeners.to_accept_from().map_err(StartError::Socket)?;
+    Ok((listeners, addresses, sockets))
 }
 
 /// Reads the credentials and certificates aside, so that a mount which hangs ends the start with an error.
@@ -261,11 +259,17 @@ fn spawn_watch(
     stops: &Stops,
     watched: Vec<Watched>,
     mut review: Review,
-    told: Told,
+    recorder: &Recorder,
 ) -> Rereader {
-    let (rereader, asked) = Rereader::new();
+    let (rereader, requests) = Rereader::new();
     let tick = move || review.tick();
-    let watch = watch::watch(watched, tick, asked, told, stops.admin.clone());
+    let watch = watch::watch(
+        watched,
+        tick,
+        requests,
+        recorder.clone(),
+        stops.admin.clone(),
+    );
     tasks.spawn("the watch of files", watch);
     rereader
 }

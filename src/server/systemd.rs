@@ -1,4 +1,4 @@
-//! What the broker tells its supervisor, by systemd's protocol. Without a supervisor nothing happens.
+//! Reports the broker's state to systemd by its notification protocol. Without systemd nothing happens.
 
 use std::{
     env,
@@ -22,25 +22,25 @@ enum Message {
     ReadyAndStatus(String),
 }
 
-/// Messages that wait for a supervisor that takes none. What exceeds them is dropped: it has enough to catch up with.
+/// Messages that wait while systemd takes none. More are dropped: systemd has enough to catch up with.
 const QUEUE_MAX: usize = 16;
-/// Keep-alives within the supervisor's time-out: one that is late must not be the end.
+/// Keep-alives within the watchdog's timeout: a late one must not get the process killed.
 const TICKS: u32 = 4;
 
-/// The way to the supervisor: a full socket would block the sender.
+/// The queue to the thread that sends: a full socket blocks.
 static SENDER: OnceLock<SyncSender<Message>> = OnceLock::new();
 
-/// The configuration has been read again.
+/// Reports that the configuration has been read again.
 pub(super) fn ready() {
     tell(Message::States(vec![NotifyState::Ready]));
 }
 
-/// Callbacks are taken; and what [`status`] says, in one message. Returns whether that is on its way.
+/// Reports that the broker is ready, and its [`status`], in one message. Returns whether that is queued.
 pub(super) fn ready_and_status(line: String) -> bool {
-    take(Message::ReadyAndStatus(line))
+    queue(Message::ReadyAndStatus(line))
 }
 
-/// The configuration is being read again; [`ready`] follows.
+/// Reports that the configuration is being read again; [`ready`] follows.
 pub(super) fn reloading() {
     match NotifyState::monotonic_usec_now() {
         Ok(now) => tell(Message::States(vec![NotifyState::Reloading, now])),
@@ -48,18 +48,18 @@ pub(super) fn reloading() {
     }
 }
 
-/// What `systemctl status` says of the broker: one line. Returns whether it is on its way.
+/// Sets the line that `systemctl status` shows of the broker. Returns whether it is queued.
 pub(super) fn status(line: String) -> bool {
-    take(Message::Status(line))
+    queue(Message::Status(line))
 }
 
-/// Draining.
+/// Reports that the broker drains.
 pub(super) fn stopping() {
     tell(Message::States(vec![NotifyState::Stopping]));
 }
 
-/// Sends keep-alives as long as every serving thread runs what it is given. Whether callbacks become durable does not matter here:
-/// a full disk is no reason to be killed, and [`super::operations`] reports it.
+/// Sends keep-alives as long as every serving thread runs. Whether callbacks become durable does not matter here: a full disk must not
+/// get the process killed, and the admin listener reports it.
 pub(super) async fn watchdog(liveness: Arc<Liveness>, stop: CancellationToken) {
     let Some(timeout) = sd_notify::watchdog_enabled().filter(|timeout| *timeout > Duration::ZERO)
     else {
@@ -81,13 +81,13 @@ pub(super) async fn watchdog(liveness: Arc<Liveness>, stop: CancellationToken) {
     }
 }
 
-/// What gets lost is told again in a while, or is not needed any more.
+/// Queues a message that may be lost: it is repeated in a while, or not needed any more.
 fn tell(message: Message) {
-    take(message);
+    queue(message);
 }
 
-/// Whether it is on its way, if there is anybody to tell.
-fn take(message: Message) -> bool {
+/// Queues a message. Returns whether it is queued, or there is no systemd.
+fn queue(message: Message) -> bool {
     if env::var_os("NOTIFY_SOCKET").is_none() {
         return true;
     }

@@ -1,4 +1,4 @@
-//! TLS of the three listeners: where each has its certificate from, and that it is read again when it changes.
+//! TLS of the three listeners: where each gets its certificate from, and how it is read again when it changes.
 
 use std::{
     path::PathBuf,
@@ -13,22 +13,23 @@ use super::{
     lock::lock,
     net::{
         Entrance,
-        tls::{self, H2, HTTP_1_1, Part, Tls, Vouching},
+        certificates::{self, Part, Vouching},
+        tls::{H2, HTTP_1_1, Tls},
     },
     numbers::usize_of,
-    refusal::{Refusal, What},
-    watch::{Change, Files, News, Watched},
+    refusal::{Input, Refusal},
+    watch::{Applied, Change, Files, Watched},
 };
 use crate::{config::Config, metrics::Metrics};
 
-/// What is spoken on each listener.
+/// The protocols of each listener.
 const INGEST_ALPN: &[&[u8]] = &[H2, HTTP_1_1];
 const INGEST_ACME_ALPN: &[&[u8]] = &[H2, HTTP_1_1, ACME_TLS];
-/// The second only to answer clients that speak nothing else; see `net::preface`.
+/// HTTP/1.1 only to answer clients that speak nothing else; see `net::preface`.
 const GRPC_ALPN: &[&[u8]] = &[H2, HTTP_1_1];
 const ADMIN_ALPN: &[&[u8]] = &[HTTP_1_1];
 
-/// What each listener speaks TLS with; `None`: it does not.
+/// TLS of each listener; `None` if it speaks plain text.
 pub(super) struct ListenersTls {
     ingest: Option<Arc<Tls>>,
     pub grpc: Option<Arc<Tls>>,
@@ -40,7 +41,7 @@ pub(super) struct ListenersTls {
 }
 
 impl ListenersTls {
-    /// Reads what the configuration names: all of it, whatever is wrong with some.
+    /// Reads all files that the configuration names, whatever is wrong with some.
     pub(super) fn new(config: &Config, metrics: &Arc<Metrics>) -> Result<Self, Vec<Refusal>> {
         let Config {
             ingest,
@@ -56,21 +57,16 @@ impl ListenersTls {
             acme: None,
             watched: Vec::new(),
         };
-        let files = |listener, certificate: &Option<PathBuf>, key: &Option<PathBuf>| {
-            Some(tls::Files {
-                listener,
-                certificate: certificate.clone()?,
-                key: key.clone()?,
-            })
-        };
         let of_ingest = files("ingest", &ingest.tls_certificate_file, &ingest.tls_key_file);
         let of_grpc = files("grpc", &grpc.tls_certificate_file, &grpc.tls_key_file);
         let of_admin = files("admin", &admin.tls_certificate_file, &admin.tls_key_file);
-        let of_clients = grpc.tls_client_ca_file.clone();
-        let of_clients = of_clients.map(|ca| tls::ClientFiles {
-            ca,
-            crl: grpc.tls_client_crl_file.clone(),
-        });
+        let of_clients = grpc
+            .tls_client_ca_file
+            .clone()
+            .map(|ca| certificates::ClientFiles {
+                ca,
+                crl: grpc.tls_client_crl_file.clone(),
+            });
 
         let mut refusals = Vec::new();
         let mut read = |files, clients, alpn| {
@@ -80,18 +76,18 @@ impl ListenersTls {
                     None
                 })
         };
-        let (ingest, grpc) = (
-            read(of_ingest, None, INGEST_ALPN),
-            read(of_grpc, of_clients, GRPC_ALPN),
-        );
+        let ingest = read(of_ingest, None, INGEST_ALPN);
+        let grpc = read(of_grpc, of_clients, GRPC_ALPN);
         let admin = read(of_admin, None, ADMIN_ALPN);
         (tls.ingest, tls.grpc, tls.admin) = (ingest, grpc, admin);
+
         if !acme.domains.is_empty() {
             match acme::Authorities::load(acme) {
                 Ok(authorities) => tls.order(config, authorities, metrics),
                 Err(refusal) => refusals.push(refusal),
             }
         }
+
         if refusals.is_empty() {
             Ok(tls)
         } else {
@@ -99,7 +95,7 @@ impl ListenersTls {
         }
     }
 
-    /// Has the public listener's certificate from an authority.
+    /// Gets the ingest listener's certificate from an ACME authority.
     fn order(
         &mut self,
         config: &Config,
@@ -117,63 +113,56 @@ impl ListenersTls {
         self.acme = Some(acme);
     }
 
+    /// Reads the files of one listener, and watches them from now on.
     fn read(
         &mut self,
-        files: Option<tls::Files>,
-        clients: Option<tls::ClientFiles>,
+        files: Option<certificates::Files>,
+        clients: Option<certificates::ClientFiles>,
         alpn: &'static [&'static [u8]],
         metrics: &Arc<Metrics>,
     ) -> Result<Option<Arc<Tls>>, Vec<Refusal>> {
         let Some(files) = files else { return Ok(None) };
-        // Looked at before they are read, so that no change is missed.
-        let watched = Files::new(
-            [&files.certificate, &files.key].map(|path| (What::Certificates, path.clone())),
-        );
-        let of_clients = clients.map(|clients| {
-            let of =
-                |what: What, path: Option<PathBuf>| path.map(|path| Files::new([(what, path)]));
-            (
-                [
-                    of(What::ClientCa, Some(clients.ca.clone())),
-                    of(What::ClientCrl, clients.crl.clone()),
-                ],
-                clients,
-            )
+
+        // Their stamps are taken before they are read, so that no change is missed.
+        let paths = [&files.certificate, &files.key];
+        let watched = Files::new(paths.map(|path| (Input::Certificates, path.clone())));
+        let watched_of_clients = clients.as_ref().map(|clients| {
+            let one = |input, path: &Option<PathBuf>| {
+                path.clone().map(|path| Files::new([(input, path)]))
+            };
+            [
+                one(Input::ClientCa, &Some(clients.ca.clone())),
+                one(Input::ClientCrl, &clients.crl),
+            ]
         });
-        let certificate = tls::load_certificate(&files);
-        let verifier = of_clients
-            .as_ref()
-            .map(|(_, clients)| Vouching::load(clients))
-            .transpose();
-        let ((certificate, expires), vouching) = match (certificate, verifier) {
-            (Ok(certificate), Ok(verifier)) => (certificate, verifier),
-            (certificate, verifier) => {
-                return Err([certificate.err(), verifier.err()]
-                    .into_iter()
-                    .flatten()
-                    .flatten()
-                    .collect());
+
+        let certificate = certificates::load_certificate(&files);
+        let vouching = clients.as_ref().map(Vouching::load).transpose();
+        let ((certificate, expires), vouching) = match (certificate, vouching) {
+            (Ok(certificate), Ok(vouching)) => (certificate, vouching),
+            (certificate, vouching) => {
+                let refusals = [certificate.err(), vouching.err()];
+                return Err(refusals.into_iter().flatten().flatten().collect());
             }
         };
 
         note_expiry(expires, files.listener, metrics);
         let (vouching, verifier) = vouching.unzip();
-        note_next_lists(
-            vouching.as_ref().and_then(Vouching::lists_replaced),
-            metrics,
-        );
+        note_next_lists(vouching.as_ref().and_then(Vouching::next_update), metrics);
         let tls = Arc::new(Tls::new(certificate, verifier, alpn));
-        self.watched
-            .push(watch_certificate(watched, files, &tls, metrics));
-        let of_clients = of_clients.zip(vouching);
-        let of_clients = of_clients.map(|((watched, clients), vouching)| {
-            watch_clients(watched, clients, vouching, &tls, metrics)
-        });
-        self.watched.extend(of_clients.into_iter().flatten());
+
+        let of_certificate = watch_certificate(watched, files, &tls, metrics);
+        self.watched.push(of_certificate);
+        if let (Some(watched), Some(clients), Some(vouching)) =
+            (watched_of_clients, clients, vouching)
+        {
+            let of_clients = watch_clients(watched, clients, vouching, &tls, metrics);
+            self.watched.extend(of_clients);
+        }
         Ok(Some(tls))
     }
 
-    /// What the public listener asks of a connection first.
+    /// What a connection to the ingest listener has to pass first.
     pub(super) fn ingest_entrance(&self, config: &Config) -> Entrance {
         let ingest = &config.ingest;
         let each_max = usize_of(ingest.connections_per_address_max);
@@ -185,8 +174,8 @@ impl ListenersTls {
         )
     }
 
-    /// What the listener for internal services asks of a connection first. No address is a proxy's here: the share is wide
-    /// enough for those who come through one.
+    /// What a connection to the gRPC listener has to pass first. No proxies are trusted here: the share of an address is wide enough for
+    /// the clients behind one.
     pub(super) fn grpc_entrance(&self, config: &Config) -> Entrance {
         Entrance::shared(
             usize_of(config.grpc.connections_per_address_max),
@@ -197,23 +186,36 @@ impl ListenersTls {
     }
 }
 
-/// Shows the certificate that is there when it has changed.
+/// The files of one listener, if the configuration names both.
+fn files(
+    listener: &'static str,
+    certificate: &Option<PathBuf>,
+    key: &Option<PathBuf>,
+) -> Option<certificates::Files> {
+    Some(certificates::Files {
+        listener,
+        certificate: certificate.clone()?,
+        key: key.clone()?,
+    })
+}
+
+/// Puts a certificate into force when its files have changed.
 fn watch_certificate(
     watched: Files,
-    files: tls::Files,
+    files: certificates::Files,
     tls: &Arc<Tls>,
     metrics: &Arc<Metrics>,
 ) -> Watched {
     let (in_use, metrics) = (Arc::clone(tls), Arc::clone(metrics));
     watched.watched(move || {
-        let (certificate, expires) = tls::load_certificate(&files)?;
+        let (certificate, expires) = certificates::load_certificate(&files)?;
         exposure::warn_of_secrets([&files.key]);
         let (tls, metrics, listener) = (Arc::clone(&in_use), Arc::clone(&metrics), files.listener);
         let change: Change = Box::new(move || {
             tls.set_certificate(certificate);
             note_expiry(expires, listener, &metrics);
             let until = Timestamp::from_second(expires).unwrap_or_default();
-            News {
+            Applied {
                 summary: format!("{listener} listener"),
                 changes: vec![format!("{listener} good until {until}")],
             }
@@ -222,16 +224,16 @@ fn watch_certificate(
     })
 }
 
-/// Believes the authorities and the lists that are there when they have changed, each for itself: what cannot be used of the one
-/// holds nothing of the other back.
+/// Puts the authorities and the revocation lists for clients into force when their files have changed, each for itself: a problem with
+/// the one file does not hold up the other.
 fn watch_clients(
     [of_ca, of_crl]: [Option<Files>; 2],
-    clients: tls::ClientFiles,
-    vouching: tls::Vouching,
+    clients: certificates::ClientFiles,
+    vouching: certificates::Vouching,
     tls: &Arc<Tls>,
     metrics: &Arc<Metrics>,
 ) -> impl Iterator<Item = Watched> {
-    let tls::ClientFiles { ca, crl } = clients;
+    let certificates::ClientFiles { ca, crl } = clients;
     let vouched = Arc::new(Vouched {
         vouching: Mutex::new(vouching),
         tls: Arc::clone(tls),
@@ -240,20 +242,20 @@ fn watch_clients(
     let of_lists = Arc::clone(&vouched);
     let roots = of_ca.map(|watched| {
         watched.watched(move || {
-            let roots = tls::load_client_roots(&ca).map_err(|refusal| vec![refusal])?;
+            let roots = certificates::load_client_roots(&ca).map_err(|refusal| vec![refusal])?;
             vouched.change(Part::Roots(roots))
         })
     });
     let lists = of_crl.zip(crl).map(|(watched, path)| {
         watched.watched(move || {
-            let lists = tls::load_client_lists(&path).map_err(|refusal| vec![refusal])?;
+            let lists = certificates::load_client_lists(&path).map_err(|refusal| vec![refusal])?;
             of_lists.change(Part::Lists(lists))
         })
     });
     roots.into_iter().chain(lists)
 }
 
-/// What vouches for the clients of a listener.
+/// What decides which certificates of a listener's clients are good.
 struct Vouched {
     vouching: Mutex<Vouching>,
     tls: Arc<Tls>,
@@ -261,7 +263,7 @@ struct Vouched {
 }
 
 impl Vouched {
-    /// Puts a part beside the other one that is in force.
+    /// Replaces one part, and leaves the other as it is in force.
     fn change(self: &Arc<Self>, part: Part) -> Result<Change, Vec<Refusal>> {
         let read = lock(&self.vouching).with(part.clone());
         let verifier = read.verifier().map_err(|refusal| vec![refusal])?;
@@ -269,12 +271,13 @@ impl Vouched {
         let change: Change = Box::new(move || {
             let mut vouching = lock(&vouched.vouching);
             *vouching = vouching.with(part);
-            // The other part may be a new one by now. That takes milliseconds, and both have been in a verifier.
+            // The other part may have been replaced meanwhile. Then the verifier is made again, in milliseconds, of parts that have
+            // been in one before.
             let anew = (!vouching.is(&read))
                 .then(|| vouching.verifier().expect("each part could be used before"));
             vouched.tls.set_verifier(anew.unwrap_or(verifier));
-            note_next_lists(vouching.lists_replaced(), &vouched.metrics);
-            News {
+            note_next_lists(vouching.next_update(), &vouched.metrics);
+            Applied {
                 summary: "grpc listener".to_owned(),
                 changes: Vec::new(),
             }

@@ -1,8 +1,10 @@
-//! Backpressure for calls that wait for admission, and for answers that wait for the socket. HTTP/2 reads as long as there is
-//! something to read, accepts any call, and keeps the head of any answer until it is written; a task for each call decides
-//! whether it is let in. If calls came faster than these tasks run, or than the client takes answers, strangers' calls would pile
-//! up in memory, and clients' would wait behind them. So a connection is read on only while few of both wait ([`Backlog`]), and
-//! little at a time ([`Turn`]): calls can be counted only when h2 hands them on, which it does when there is nothing left to read.
+//! Backpressure for calls that wait for admission, and for answers that wait for the socket.
+//!
+//! h2 reads as long as there is something to read, accepts any call, and keeps the head of any answer until it is written. A task
+//! for each call decides whether the call is let in. If calls came faster than these tasks run, or than the client takes answers,
+//! unauthenticated calls would pile up in memory, and clients' calls would wait behind them. So a connection is read on only while
+//! few of both wait ([`Backlog`]), and little at a time ([`Turn`]): calls can be counted only when h2 hands them on, which it does
+//! when there is nothing left to read.
 
 use std::{
     sync::{
@@ -16,16 +18,16 @@ use atomic_waker::AtomicWaker;
 use axum::http::HeaderValue;
 use bytes::Bytes;
 
-/// So many calls and answers wait at most, and what was read together with the last one. Two are the connection's own.
+/// Calls and answers that wait at most, besides those that are read together with the last one. Two are the connection's own.
 const WAITING_MAX: usize = 128;
-/// So much is read before all calls in it are handed on: 500 of the shortest.
+/// Bytes that are read before all calls in them are handed on: 500 of the shortest calls.
 const TURN_BYTES: usize = 8 * 1024;
 
 /// The calls and answers of one connection that wait.
 #[derive(Debug, Default)]
 pub(super) struct Backlog {
     waiting: AtomicUsize,
-    /// How often one was cloned, ever.
+    /// Clones of [`Waiting`] ever made: one for each call that h2 has handed on.
     clones: AtomicUsize,
     reader: AtomicWaker,
 }
@@ -38,7 +40,7 @@ impl Backlog {
             return Poll::Ready(());
         }
         self.reader.register(cx.waker());
-        // Once more: the last one may have gone before there was anybody to wake.
+        // Once more: the last one may have gone before there was a task to wake.
         if is_full() {
             Poll::Pending
         } else {
@@ -47,8 +49,8 @@ impl Backlog {
     }
 }
 
-/// Counts until it is dropped; so does each clone. A call has one in its [`Origin`](super::connection::Origin), of which tonic
-/// makes a clone when h2 hands the call on, and which goes when the call was looked at.
+/// A call or an answer that waits, until this is dropped; each clone is another one. A call has one in its
+/// [`Origin`](super::origin::Origin), of which tonic makes a clone when h2 hands the call on. [`admit`](super::layers::admit) drops it.
 #[derive(Debug)]
 pub(super) struct Waiting(Arc<Backlog>);
 
@@ -82,7 +84,7 @@ impl Drop for Waiting {
 #[derive(Debug, Default)]
 pub(super) struct Turn {
     bytes: usize,
-    /// How many clones there were at the last look.
+    /// The number of clones at the last look.
     clones: Option<usize>,
 }
 
@@ -93,7 +95,7 @@ impl Turn {
         if self.bytes < TURN_BYTES {
             return Poll::Ready(());
         }
-        // h2 looks for something to read before it hands on each call. If none was handed on since the last look, none is left.
+        // h2 tries to read before it hands on each call. If none was handed on since the last look, none is left.
         let clones = backlog.clones.load(SeqCst);
         if self.clones.replace(clones) == Some(clones) {
             *self = Self::default();
@@ -108,8 +110,8 @@ impl Turn {
     }
 }
 
-/// The value of a header, which counts until the head that it is in is written, or never will be. As a sensitive one, which HPACK
-/// keeps in no table.
+/// A header value that counts as waiting until the head that it is in is written, or is dropped. Marked as sensitive, because HPACK
+/// would keep another one in its table.
 pub(super) fn until_written<V: AsRef<[u8]> + Send + 'static>(
     value: V,
     backlog: &Arc<Backlog>,

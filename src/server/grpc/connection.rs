@@ -1,4 +1,4 @@
-//! Connections of the gRPC listener: taken in one by one, handed to tonic when they have said that they speak HTTP/2.
+//! Connections of the gRPC listener: accepted one by one, and handed to tonic when HTTP/2's preface has arrived.
 
 use std::{
     io,
@@ -17,24 +17,24 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::server::Connected;
 
 use super::{
-    admission::ConnectionLimits,
     backlog::{Turn, Waiting},
     corked::Corked,
+    origin::{ConnectionLimits, Origin},
 };
 use crate::{
     rpc,
     server::net::{
         Acceptor, Counters, Entrance, Floods, Opened, PREFACE, Share, Stream,
-        places::{Patience, Place, Standing},
+        places::{Patience, Place},
     },
     subscription::Heard,
 };
 
-/// Connections that are open and not yet taken by tonic.
+/// Connections that are open and that tonic has not taken yet.
 const HANDED_ON_MAX: usize = 16;
 
-/// How long a connection may go without a call that was let in, before it has to give way to a new one: a client calls as soon as
-/// it is connected, also over a bad line.
+/// How long a connection may be without a call that was let in before it gives way to a new one. A client calls as soon as it is
+/// connected, also over a bad line.
 const PATIENCE: Patience = Patience {
     with_strangers: Some(Duration::from_secs(10)),
     with_clients: Some(Duration::from_secs(10)),
@@ -73,52 +73,40 @@ async fn accept(
         tokio::spawn(async move {
             if let Some(opened) = arrival.open(&place).await {
                 let connection = Connection::new(opened, place, floods);
-                // If the listener is going away, nobody takes it, and it is closed.
+                // If the listener is going away, the connection is not taken, and is closed here.
                 let _ = sender.send(Ok(connection)).await.is_ok();
             }
         });
     }
 }
 
-/// Where a call comes from; part of each request.
-#[derive(Clone, Debug)]
-pub(super) struct Origin {
-    pub peer: rpc::Peer,
-    pub standing: Arc<Standing>,
-    pub limits: ConnectionLimits,
-    pub waiting: Waiting,
-}
-
-/// A connection whose preface was read to see that it comes, and is read again by whom it is for. It breaks off when it has to
-/// give way to another one.
+/// A connection on which the preface has arrived. It is replayed to tonic, which reads it again. Reads fail once the connection has to
+/// give its place to another one.
 #[derive(Debug)]
 pub(super) struct Connection {
     stream: Corked<Stream>,
     origin: Origin,
     replayed: usize,
     turn: Turn,
-    /// Who is woken when it has to give way.
+    /// The waker for when it has to give way.
     registered: Option<Waker>,
     floods: Floods,
-    /// It was looked at how it ends.
+    /// Whether its end was looked at.
     has_ended: bool,
     _held: (Place, Option<Share>),
 }
 
 impl Connection {
     fn new(opened: Opened, place: Place, floods: Floods) -> Self {
-        let heard = Heard::default();
-        let peer = rpc::Peer {
-            address: opened.client,
-            certificate: opened.certificate.clone(),
-            heard,
-        };
-        let waiting = Waiting::new(&Arc::default());
         let origin = Origin {
-            peer,
+            peer: rpc::Peer {
+                address: opened.client,
+                certificate: opened.certificate.clone(),
+                heard: Heard::default(),
+            },
             standing: Arc::clone(place.standing()),
             limits: ConnectionLimits::new(),
-            waiting,
+            waiting: Waiting::new(&Arc::default()),
         };
         let (stream, share) = opened.into_parts();
         Self {
@@ -133,7 +121,7 @@ impl Connection {
         }
     }
 
-    /// Counts and tells of a connection that is ended for what its client sent.
+    /// Counts and logs a connection that h2 ends as a flood.
     fn note_flood(&mut self) {
         if !std::mem::replace(&mut self.has_ended, true) && ends_with_calm(self.stream.unsent()) {
             self.floods.note(self.origin.peer.address.ip());
@@ -162,6 +150,7 @@ impl AsyncRead for Connection {
             self.replayed += count;
             return Poll::Ready(Ok(()));
         }
+
         let Self {
             stream,
             origin,
@@ -172,6 +161,7 @@ impl AsyncRead for Connection {
         if origin.standing.poll_shed(cx, registered).is_ready() {
             return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
         }
+
         ready!(turn.poll_room(origin.waiting.backlog(), cx));
         let before = buf.filled().len();
         ready!(Pin::new(stream).poll_read(cx, buf))?;
@@ -212,13 +202,14 @@ impl AsyncWrite for Connection {
     }
 }
 
-/// Whether what is sent last is HTTP/2's GOAWAY with ENHANCE_YOUR_CALM (RFC 9113, sections 6.8 and 7): h2 ends so what it takes for a
-/// flood, and says so to nobody else.
+/// Whether the last frame that is sent is GOAWAY with ENHANCE_YOUR_CALM (RFC 9113, sections 6.8 and 7). That is how h2 ends what it
+/// takes for a flood; it reports that to its peer only.
 fn ends_with_calm(sent: &[u8]) -> bool {
     const KIND: u8 = 7;
     const CALM: [u8; 4] = [0, 0, 0, 11];
     const HEAD_BYTES: usize = 9;
-    const DEBUG_BYTES_MAX: usize = 64; // h2 says in a word or two what it was
+    const DEBUG_BYTES_MAX: usize = 64; // h2 names the cause in a word or two
+
     let shortest = HEAD_BYTES + 8;
     let longest = sent.len().min(shortest + DEBUG_BYTES_MAX);
     (shortest..=longest).any(|length| {
@@ -235,7 +226,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_connection_that_ends_as_a_flood_is_told_from_others() {
+    fn a_connection_that_ends_as_a_flood_is_distinguished_from_others() {
         let goaway = |code: u8, debug: &[u8]| {
             let length = u8::try_from(8 + debug.len()).unwrap();
             [

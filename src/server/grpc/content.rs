@@ -1,4 +1,4 @@
-//! What is no gRPC, refused before anything else looks at it: web pages, grpc-web, JSON, and whatever else comes by HTTP/2.
+//! Refuses requests that are not gRPC before anything else looks at them: of web pages, grpc-web, JSON, and others.
 
 use std::sync::Arc;
 
@@ -18,24 +18,24 @@ use prometheus::IntCounterVec;
 use tokio::sync::Semaphore;
 use tracing::field::display;
 
-use super::connection::Origin;
+use super::origin::Origin;
 use crate::{sampler::Sampler, web};
 
-/// Says why a request is refused that no client of gRPC sends. The same is the body, for people, who seldom look at headers.
+/// Says why a request is refused. The same text is the body, for people, who seldom look at headers.
 const MESSAGE: HeaderName = HeaderName::from_static("x-blobcast-message");
-/// Refusals with a body that are not taken yet, in all: such a body waits in memory for its client, who need not be known. Beyond
-/// them only the header says why, which waits for nobody.
+/// ContentRefusals in all whose body the client has not taken yet: the body waits in memory, and the client need not be authenticated.
+/// Beyond them only the header says why, which goes at once.
 const BODIES_MAX: usize = 64;
 
-/// What refusals need.
+/// Counts and logs the refusals.
 #[derive(Clone, Debug)]
-pub(super) struct Refusals {
+pub(super) struct ContentRefusals {
     counted: IntCounterVec,
     bodies: Arc<Semaphore>,
     log: Arc<Sampler>,
 }
 
-impl Refusals {
+impl ContentRefusals {
     pub(super) fn new(counted: IntCounterVec) -> Self {
         Self {
             counted,
@@ -69,17 +69,17 @@ impl Refusals {
         };
         let line = Bytes::from(format!("{message}\n"));
         let body = Full::new(line).map_frame(move |frame| {
-            let _held = &permit; // until the body is dropped
+            let _held = &permit; // released when the body is dropped
             frame
         });
         (status, headers, Body::new(body)).into_response()
     }
 }
 
-/// Refuses what no client of gRPC sends. A browser sends a certificate of its user's with whatever a page asks it to, and a page
+/// Refuses requests that no gRPC client sends. A browser sends its user's certificate with any request that a page makes. A page
 /// can make it send any bytes, but not with gRPC's content type.
 pub(super) async fn only_grpc(
-    State(refusals): State<Refusals>,
+    State(refusals): State<ContentRefusals>,
     request: Request,
     next: Next,
 ) -> Response {

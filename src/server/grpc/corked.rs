@@ -1,8 +1,8 @@
-//! Writes of one turn, sent together.
+//! Sends the writes of one poll together.
 //!
 //! h2 writes each frame by itself, and a commit makes a frame for every stream that wants it: a hundred streams, a hundred
-//! system calls, each of which also wakes the client. Here they are copied into one place, and are sent when the connection's
-//! task is polled next, for which it is woken at once; what other tasks have to send until then goes with them.
+//! system calls, each of which also wakes the client. Here frames are copied into one buffer, which is sent when the connection's
+//! task is polled next. It is woken for that at once, and what other tasks write until then goes along.
 
 use std::{
     io::{self, IoSlice},
@@ -13,22 +13,22 @@ use std::{
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-/// So much is kept back at most; a write behind it waits until it is sent.
+/// The most that is kept back. Beyond it a write waits until the buffer is sent.
 const BYTES_MAX: usize = 32 * 1024;
 
-/// A writer of so much at once has more to write.
+/// A write of this size is followed by more.
 const BULK_BYTES_MIN: usize = 1024;
 
-/// A stream whose writes are kept back until the next read, or until there are too many of them. A task that reads it each
-/// time it is polled, as h2's does, need not know.
+/// A stream whose writes are kept back until the next read, or until the buffer is full. It works for any task that reads it each time
+/// it is polled, as h2's does.
 #[derive(Debug)]
 pub(super) struct Corked<S> {
     stream: S,
-    /// Of no size while there is nothing, so that idle connections are small.
+    /// Without capacity while it is empty, so that idle connections are small.
     kept: Vec<u8>,
-    /// How much of it is sent.
+    /// How much of it was sent.
     sent: usize,
-    /// The task will be polled again, and reads then.
+    /// The task was woken, and reads when it is polled.
     is_due: bool,
 }
 
@@ -42,7 +42,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Corked<S> {
         }
     }
 
-    /// What is kept back.
+    /// What is kept back and was not sent.
     pub(super) fn unsent(&self) -> &[u8] {
         &self.kept[self.sent..]
     }
@@ -96,7 +96,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Corked<S> {
             ready!(self.poll_send(cx))?;
         }
         let before = self.kept.len();
-        // At once, since growing is copying; but not for a ping, which idle connections answer.
+        // All at once, because growing copies; but not for a ping, which idle connections answer.
         if self.kept.capacity() < BYTES_MAX
             && bufs.iter().map(|buf| buf.len()).sum::<usize>() >= BULK_BYTES_MIN
         {
@@ -140,13 +140,13 @@ mod tests {
 
     use super::*;
 
-    /// A stream from which nothing comes.
+    /// A stream on which nothing arrives.
     #[derive(Default)]
     struct Deaf {
         written: Vec<Vec<u8>>,
         /// What it takes before it is full.
         room: usize,
-        /// Somebody is to be woken when there is room.
+        /// A task waits for room.
         is_waited_for: bool,
         is_broken: bool,
     }
@@ -221,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_in_one_turn_is_sent_together_in_the_next_one() {
+    fn writes_of_one_poll_are_sent_together_in_the_next_one() {
         let (mut corked, wakes) = (with_room(1_000), Arc::new(Wakes::default()));
         let waker = Waker::from(Arc::clone(&wakes));
         let cx = &mut Context::from_waker(&waker);
@@ -261,7 +261,7 @@ mod tests {
     }
 
     #[test]
-    fn who_reads_hears_that_nothing_can_be_sent() {
+    fn a_reader_gets_the_error_of_a_failed_send() {
         let (mut corked, cx) = (with_room(0), &mut Context::from_waker(Waker::noop()));
         corked.stream.is_broken = true;
         assert_eq!(write(&mut corked, cx, b"lost"), Some(4));

@@ -1,4 +1,4 @@
-//! Memory for requests on their way in. No client has more than its share, by however many connections.
+//! Memory for requests while they arrive. No client takes more than its share, by however many connections.
 
 use std::{
     collections::HashMap,
@@ -21,7 +21,7 @@ pub(super) struct Inflight {
 }
 
 impl Inflight {
-    /// A share is half of it, unless one request needs more.
+    /// A client's share is half of `bytes_max`, unless one request needs more.
     pub(super) fn new(bytes_max: usize, one_request: usize) -> Self {
         let bytes_max = bytes_max.min(Semaphore::MAX_PERMITS);
         let share_max = (bytes_max / 2).max(one_request).min(Semaphore::MAX_PERMITS);
@@ -32,7 +32,7 @@ impl Inflight {
         }
     }
 
-    /// Nothing yet, for one call.
+    /// A call of this payer, which has taken nothing yet.
     pub(super) fn of(&self, payer: &Payer) -> BytesTaken {
         BytesTaken {
             all: Arc::clone(&self.all),
@@ -48,7 +48,7 @@ impl Inflight {
             return Arc::clone(share);
         }
         if shares.len() >= SHARES_KEPT {
-            shares.retain(|_, share| Arc::strong_count(share) > 1); // nothing of the others is taken
+            shares.retain(|_, share| Arc::strong_count(share) > 1); // a share that nothing is taken of is held here only
         }
         let share = Arc::new(Semaphore::new(self.share_max));
         shares.insert(payer.clone(), Arc::clone(&share));
@@ -65,7 +65,7 @@ pub(super) struct BytesTaken {
 }
 
 impl BytesTaken {
-    /// False if there is no room for so many more.
+    /// Takes more bytes. False, and nothing is taken, if there is no room for them.
     pub(super) fn take(&mut self, bytes: usize) -> bool {
         let Ok(bytes) = u32::try_from(bytes) else {
             return false;

@@ -1,4 +1,4 @@
-//! A word in the log for calls that are refused: whose they are, and why. One line for each reason and client in ten seconds.
+//! Logs calls that are refused: whose they are, and why. One line for each reason and client in ten seconds.
 
 use std::{net::SocketAddr, sync::Arc};
 
@@ -12,7 +12,7 @@ use crate::{credentials::Denial, printable::printable_beginning, rpc, sampler::S
 #[derive(Debug, Default)]
 pub(super) struct RefusedCalls(Sampler<(String, Option<Arc<str>>)>);
 
-/// What is to be known of a call when it is refused. Written out only then: most are not.
+/// What the log says of a call when it is refused. Formatted only then: most calls are not.
 pub(super) struct Call {
     uri: Uri,
     peer: Option<SocketAddr>,
@@ -21,7 +21,7 @@ pub(super) struct Call {
 }
 
 impl Call {
-    /// Of a call that was let in, or is not yet.
+    /// Works before a call is let in and after.
     pub(super) fn of(request: &mut Request) -> Self {
         let peer = request
             .extensions()
@@ -47,7 +47,7 @@ impl Call {
 }
 
 impl RefusedCalls {
-    /// A call that was not let in.
+    /// Logs a call that was not let in.
     pub(super) fn note_denied(&self, call: &Call, denial: &Denial) {
         let (cause, client) = (denial.cause(), denial.name().cloned());
         let Some(unlogged) = self.0.due((cause.to_owned(), client.clone())) else {
@@ -66,7 +66,7 @@ impl RefusedCalls {
         );
     }
 
-    /// A call of a client that a service has answered with `status`.
+    /// Logs a client's call that a service has answered with `status`, if that is a refusal.
     pub(super) fn note(&self, call: &Call, status: &Status) {
         let is_refusal = matches!(
             status.code(),
@@ -80,10 +80,12 @@ impl RefusedCalls {
         if !is_refusal {
             return;
         }
+
         let reason = rpc::reason(status).unwrap_or_else(|| format!("{:?}", status.code()));
         let Some(unlogged) = self.0.due((reason.clone(), call.client.clone())) else {
             return;
         };
+
         let (method, peer, client) = (call.method(), call.peer(), call.client.as_deref());
         let client_name = call.client_name.get().map(printable_beginning);
         let message = printable_beginning(status.message());

@@ -1,4 +1,4 @@
-//! Answers of calls that are sampled: their span ends with them, of a stream with its last message, and tells their code.
+//! Spans of sampled calls: a span ends with the answer, of a stream with its last message, and has its status code.
 
 use std::{
     pin::Pin,
@@ -12,7 +12,7 @@ use tonic::{Code, Status};
 
 use crate::trace::Span;
 
-/// Ends `span` with the answer, whose code is given if it has nothing but a refusal.
+/// Ends `span` with the answer. `code` is given if the answer is a refusal, which is all in its headers.
 pub(super) fn until_its_end(answer: Response, mut span: Span, code: Option<Code>) -> Response {
     if span.context().is_none() {
         return answer;
@@ -26,10 +26,10 @@ pub(super) fn until_its_end(answer: Response, mut span: Span, code: Option<Code>
     }
 }
 
-/// Notes how a call has ended.
+/// Notes in the span how a call has ended.
 fn end(span: &mut Span, code: Code) {
     match code {
-        // The name is the caller's, and could be any.
+        // The caller can choose any name.
         Code::Unimplemented => span.set_name("unknown method"),
         // The codes that OpenTelemetry holds the server responsible for.
         Code::Unknown
@@ -43,7 +43,7 @@ fn end(span: &mut Span, code: Code) {
     span.set("rpc.grpc.status_code", i64::from(code as i32));
 }
 
-/// A body that holds a span. The span ends when the body is dropped, by either side.
+/// A body that holds a span. The span ends when the body is dropped, whichever side ends the call.
 struct Spanned {
     body: Body,
     span: Span,

@@ -1,9 +1,10 @@
-//! Calls that last as long as their client likes: `Watch` streams of the health service, and reflection. If new ones were refused when
-//! all places are taken, the first owner could keep all others out. Instead the oldest call of the owner that has most is ended.
+//! Places for calls that last as long as their client likes: `Watch` streams of the health service, and reflection. If new calls were
+//! refused when all places are taken, the first owner could keep all others out. Instead the oldest call of the owner that has most is
+//! ended.
 //!
-//! A call whose client takes nothing of its answer does not hear that it has to end. Only closing its connection ends it, and that
-//! ends all else on the connection: so it is judged by time. Memory has its bound meanwhile: an owner whose own calls fill the places
-//! for ending ones is refused.
+//! A call whose client takes nothing of its answer does not react to that: it is stuck. Only closing its connection ends it, and that
+//! ends every other call on the connection, so a call has some time to end by itself. Memory stays bounded meanwhile: an owner whose
+//! own calls fill the places for ending calls is refused.
 
 use std::{
     cmp::Reverse,
@@ -29,13 +30,13 @@ pub(super) struct Streams {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Limits {
     pub open_max: usize,
-    /// Beside them; they have been told to end.
+    /// Calls beside them that were asked to end.
     pub ending_max: usize,
-    /// One that has been ending for so long is stuck: where its place is needed, its connection is closed.
+    /// A call that has been ending for so long is stuck: when its place is needed, its connection is closed.
     pub stuck_after: Duration,
 }
 
-/// The places for calls that are ending are full, and nobody has clearly more of them than the owner of the new call.
+/// The places for ending calls are full, and no owner has clearly more of them than the owner of the new call.
 #[derive(Debug)]
 pub(super) struct Full;
 
@@ -44,8 +45,8 @@ struct State {
     next: u64,
     count: usize,
     /// By owner, and then by age.
-    open: HashMap<Payer, BTreeMap<u64, Call>>,
-    /// They have been told to end; by age, which is not the order in which they were told.
+    open: HashMap<Payer, BTreeMap<u64, OpenCall>>,
+    /// Calls that were asked to end, by age, which is not the order in which they were asked.
     ending: BTreeMap<u64, Ending>,
 }
 
@@ -57,7 +58,7 @@ struct Ending {
 }
 
 #[derive(Debug)]
-struct Call {
+struct OpenCall {
     end: oneshot::Sender<()>,
     standing: Arc<Standing>,
 }
@@ -79,7 +80,7 @@ impl Streams {
         self.limits.open_max
     }
 
-    /// A place, and what completes when the call has to end for another one.
+    /// A place for a call, and what completes when the call has to end for another one.
     pub(super) fn begin(
         self: &Arc<Self>,
         payer: &Payer,
@@ -96,7 +97,7 @@ impl Streams {
         let number = state.next;
         state.next += 1;
         state.count += 1;
-        let call = Call {
+        let call = OpenCall {
             end,
             standing: Arc::clone(standing),
         };
@@ -130,7 +131,7 @@ impl Streams {
 }
 
 impl State {
-    /// A place for one more call that is ending; also the one whose connection has to be closed for it.
+    /// Makes a place for one more ending call. Returns the call whose connection has to be closed for that, if there is one.
     fn make_room(
         &mut self,
         newcomer: &Payer,
@@ -147,7 +148,7 @@ impl State {
             return Ok(self.ending.remove(&number));
         }
 
-        // No owner is stuck for certain. One that fills all places by itself must not keep others out until it is.
+        // No call is stuck for certain. An owner that fills all places must not keep others out until its calls are.
         let mut numbers: HashMap<&Payer, usize> = HashMap::new();
         self.ending
             .values()
@@ -162,7 +163,7 @@ impl State {
         Ok(longest.and_then(|(number, _)| self.ending.remove(&number)))
     }
 
-    /// The call of such an owner that was told first to end, and when.
+    /// Of the calls of such owners, the one that was asked first to end, and when.
     fn ending_longest(&self, is_such: impl Fn(&Payer) -> bool) -> Option<(u64, Instant)> {
         let such = self
             .ending
@@ -172,9 +173,9 @@ impl State {
             .min_by_key(|&(_, since)| since)
     }
 
-    /// Whom to tell that it has to end, for a call that is one too many.
+    /// Moves one call to the ending ones, because there is one too many. Returns what ends it.
     fn end_one(&mut self, now: Instant) -> Option<oneshot::Sender<()>> {
-        let (owner, number, Call { end, standing }) = self.take_one()?;
+        let (owner, number, OpenCall { end, standing }) = self.take_one()?;
         self.ending.insert(
             number,
             Ending {
@@ -187,8 +188,8 @@ impl State {
     }
 
     /// The oldest call of the owner that has most; of several such owners, of the one with the oldest.
-    fn take_one(&mut self) -> Option<(Payer, u64, Call)> {
-        let rank = |calls: &BTreeMap<u64, Call>| {
+    fn take_one(&mut self) -> Option<(Payer, u64, OpenCall)> {
+        let rank = |calls: &BTreeMap<u64, OpenCall>| {
             (
                 calls.len(),
                 Reverse(calls.first_key_value().map(|(&number, _)| number)),
@@ -204,7 +205,7 @@ impl State {
         Some((owner, number, call))
     }
 
-    fn remove(&mut self, owner: &Payer, number: u64) -> Option<Call> {
+    fn remove(&mut self, owner: &Payer, number: u64) -> Option<OpenCall> {
         let calls = self.open.get_mut(owner)?;
         let call = calls.remove(&number)?;
         if calls.is_empty() {
@@ -215,7 +216,7 @@ impl State {
     }
 }
 
-/// A client without a name is its address, by however many connections.
+/// The owner of a call. A client without a name is its address, by however many connections.
 fn owner(payer: &Payer) -> Payer {
     match payer {
         Payer::Connection(Some(peer)) => {
@@ -391,7 +392,7 @@ mod tests {
     }
 
     #[test]
-    fn the_call_that_was_told_first_to_end_is_stuck_first_however_young_it_is() {
+    fn the_call_that_was_asked_first_to_end_is_stuck_first_however_young_it_is() {
         let streams = Streams::by(|| NOW.get(), LIMITS);
         let patient = begin_many(&streams, &client("patient"), MAX / 2 - 2);
         let mut stuck = begin_many(&streams, &client("stuck"), MAX / 2 + 2);
@@ -413,7 +414,7 @@ mod tests {
     }
 
     #[test]
-    fn an_owner_whose_calls_do_not_end_keeps_nobody_else_out() {
+    fn an_owner_whose_calls_do_not_end_does_not_keep_others_out() {
         let (streams, many) = (Streams::new(LIMITS), client("many"));
         let calls = begin_many(&streams, &many, MAX + ENDING);
         let _few = begin_many(&streams, &client("few"), 1);
@@ -422,7 +423,7 @@ mod tests {
     }
 
     #[test]
-    fn where_nobody_has_more_than_others_a_new_one_is_refused() {
+    fn a_new_call_is_refused_where_no_owner_has_more_than_others() {
         let streams = Streams::new(LIMITS);
         let all: Vec<_> = (0..MAX + ENDING)
             .flat_map(|number| begin_many(&streams, &client(&number.to_string()), 1))

@@ -29,10 +29,10 @@ pub(super) struct Quiet {
 
 /// The requests that are being answered on one connection.
 #[derive(Debug)]
-pub(super) struct Activity(Mutex<Answering>);
+pub(super) struct Activity(Mutex<InFlight>);
 
 #[derive(Debug)]
-struct Answering {
+struct InFlight {
     count: usize,
     /// When `count` changed last, or some of an answer was written.
     since: Instant,
@@ -45,7 +45,7 @@ struct Answering {
 
 impl Default for Activity {
     fn default() -> Self {
-        Self(Mutex::new(Answering {
+        Self(Mutex::new(InFlight {
             count: 0,
             since: Instant::now(),
             head_since: None,
@@ -137,7 +137,7 @@ impl Activity {
         }
     }
 
-    /// Waits until it has been quiet for too long, where no [`Watched`] notes the bytes.
+    /// Waits until it has been quiet for too long, where no [`Tracked`] notes the bytes.
     pub(super) async fn overdue(&self, quiet: Quiet) {
         loop {
             match self.due(quiet) {
@@ -163,7 +163,7 @@ impl Activity {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Answering> {
+    fn lock(&self) -> MutexGuard<'_, InFlight> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -182,12 +182,12 @@ impl Drop for Busy {
 
 /// A connection whose reads and writes are noted.
 #[derive(Debug)]
-pub(super) struct Watched<S> {
+pub(super) struct Tracked<S> {
     pub stream: S,
     pub activity: Arc<Activity>,
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
+impl<S: AsyncRead + Unpin> AsyncRead for Tracked<S> {
     fn poll_read(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -207,7 +207,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> Watched<S> {
+impl<S: AsyncWrite + Unpin> Tracked<S> {
     fn noted(&self, polled: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
         if matches!(polled, Poll::Ready(Ok(_))) {
             self.activity.has_written();
@@ -216,7 +216,7 @@ impl<S: AsyncWrite + Unpin> Watched<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
+impl<S: AsyncWrite + Unpin> AsyncWrite for Tracked<S> {
     fn poll_write(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,

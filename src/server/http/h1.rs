@@ -25,7 +25,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    activity::{Activity, LINE_END, Watched},
+    activity::{Activity, LINE_END, Tracked},
     limits::Limits,
     linger::linger,
     refusals::Unread,
@@ -65,7 +65,7 @@ pub(super) async fn serve<R: Responder>(
         remainder: Remainder::default(),
         stop: &stop,
     };
-    let watched = Watched {
+    let tracked = Tracked {
         stream,
         activity: Arc::clone(&activity),
     };
@@ -76,7 +76,7 @@ pub(super) async fn serve<R: Responder>(
         .max_buf_size(limits.header_bytes_max)
         .max_headers(limits.headers_max)
         .serve_connection(
-            TokioIo::new(watched),
+            TokioIo::new(tracked),
             service_fn(|request| requests.answer(request)),
         );
 
@@ -147,7 +147,7 @@ impl<R: Responder> Requests<'_, R> {
     }
 }
 
-type Io = TokioIo<Watched<Timed>>;
+type Io = TokioIo<Tracked<Timed>>;
 
 /// Drives a connection to its end. `cut_off` is set if a request may have begun to arrive and would not be read further.
 async fn drive<S>(

@@ -41,7 +41,7 @@ use crate::{
 };
 
 #[tokio::test]
-async fn so_many_are_told_that_there_is_no_room_and_the_rest_waits() {
+async fn connections_beyond_the_limit_are_refused_and_further_ones_wait() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let metrics = Metrics::default();
@@ -65,12 +65,14 @@ async fn so_many_are_told_that_there_is_no_room_and_the_rest_waits() {
         counters,
         stop,
     ));
-    let mut told = Vec::new();
+
+    let mut refused_clients = Vec::new();
     for _ in 0..REFUSALS_MAX {
         let mut stream = TcpStream::connect(address).await.unwrap();
         assert_refused(&mut stream).await;
-        told.push(stream);
+        refused_clients.push(stream);
     }
+
     let mut waiting = TcpStream::connect(address).await.unwrap();
     let _behind = TcpStream::connect(address).await.unwrap();
     // One is taken out of the queue, and has to wait for a place before the next one is.
@@ -79,7 +81,7 @@ async fn so_many_are_told_that_there_is_no_room_and_the_rest_waits() {
     }
     assert_eq!(refused.get(), REFUSALS_MAX as u64 + 1);
     assert!(waiting.try_read(&mut [0]).is_err(), "it waits");
-    told.pop();
+    refused_clients.pop();
     assert_refused(&mut waiting).await;
 }
 
@@ -175,7 +177,7 @@ async fn a_request_that_is_on_its_way_at_the_end_is_answered() {
 }
 
 #[tokio::test]
-async fn connections_on_which_nothing_is_asked_hold_the_end_up_for_a_moment_only() {
+async fn idle_connections_hold_up_the_end_for_a_moment_only() {
     let (address, stop, served) = answering(Limits {
         last_request: Duration::from_millis(1),
         ..Limits::admin()
@@ -209,7 +211,7 @@ const AT_THE_END: Limits = Limits {
 const SOON: Duration = Duration::from_secs(5);
 
 #[tokio::test]
-async fn half_a_head_is_told_at_the_end_to_come_again() {
+async fn half_a_head_is_answered_with_503_at_the_end() {
     let (address, stop, served) = answering(AT_THE_END).await;
     let mut trickling = TcpStream::connect(address).await.unwrap();
     trickling
@@ -220,7 +222,7 @@ async fn half_a_head_is_told_at_the_end_to_come_again() {
     stop.cancel();
     timeout(SOON, served)
         .await
-        .expect("nobody is waited for")
+        .expect("the end does not wait")
         .unwrap();
     let mut answer = String::new();
     trickling.read_to_string(&mut answer).await.unwrap();
@@ -231,7 +233,7 @@ async fn half_a_head_is_told_at_the_end_to_come_again() {
 }
 
 #[tokio::test]
-async fn a_connection_that_is_not_opened_yet_does_not_hold_the_end_up() {
+async fn a_connection_that_is_not_opened_yet_does_not_hold_up_the_end() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let mut client = TcpStream::connect(listener.local_addr().unwrap())
         .await
@@ -252,16 +254,17 @@ async fn a_connection_that_is_not_opened_yet_does_not_hold_the_end_up() {
     while metrics.connections.with_label_values(&["test"]).get() == 0 {
         yield_now().await;
     }
+
     stop.cancel();
     timeout(SOON, served)
         .await
-        .expect("nobody is waited for")
+        .expect("the end does not wait")
         .unwrap();
     assert_eq!(client.read(&mut [0]).await.unwrap(), 0);
 }
 
 #[tokio::test]
-async fn answers_that_nobody_reads_do_not_hold_the_end_up() {
+async fn answers_that_are_not_read_do_not_hold_up_the_end() {
     // More than the kernel takes for a connection.
     let large = || std::future::ready(vec![0; 64 << 20]);
     let (address, stop, served) = serving(AT_THE_END, Router::new().fallback(large)).await;
@@ -271,7 +274,7 @@ async fn answers_that_nobody_reads_do_not_hold_the_end_up() {
     stop.cancel();
     timeout(SOON, served)
         .await
-        .expect("nobody is waited for")
+        .expect("the end does not wait")
         .unwrap();
 }
 
@@ -298,18 +301,18 @@ async fn refused_in_mid_body(address: SocketAddr) -> TcpStream {
 }
 
 #[tokio::test]
-async fn who_sends_on_behind_a_refusal_does_not_hold_the_end_up() {
+async fn a_client_that_sends_on_after_a_refusal_does_not_hold_up_the_end() {
     let (address, stop, served) = serving(AT_THE_END, refusing()).await;
     let _client = refused_in_mid_body(address).await;
     stop.cancel();
     timeout(SOON, served)
         .await
-        .expect("nobody is waited for")
+        .expect("the end does not wait")
         .unwrap();
 }
 
 #[tokio::test]
-async fn who_sends_on_behind_a_refusal_gives_way_to_others() {
+async fn a_client_that_sends_on_after_a_refusal_gives_way_to_others() {
     let patience = Patience {
         with_strangers: Some(Duration::from_millis(1)),
         with_clients: None,
@@ -367,7 +370,7 @@ async fn a_request_that_is_being_answered_at_the_end_is_waited_for() {
 }
 
 #[tokio::test]
-async fn for_who_sends_no_more_only_callbacks_are_gone_on_with() {
+async fn after_a_half_close_only_callbacks_are_still_answered() {
     let metrics = Metrics::default();
     for (limits, is_answered) in [(AT_THE_END, true), (Limits::admin(), false)] {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -389,6 +392,7 @@ async fn for_who_sends_no_more_only_callbacks_are_gone_on_with() {
             counters,
             stop,
         ));
+
         let ask = async |path: &str| {
             let mut client = TcpStream::connect(address).await.unwrap();
             client
@@ -398,6 +402,7 @@ async fn for_who_sends_no_more_only_callbacks_are_gone_on_with() {
             client.shutdown().await.unwrap();
             client
         };
+
         let mut client = ask("/").await;
         if is_answered {
             // When this is answered, the end of the other connection, which came before, has been seen.
@@ -407,6 +412,7 @@ async fn for_who_sends_no_more_only_callbacks_are_gone_on_with() {
                 .await
                 .unwrap();
         }
+
         let mut answer = Vec::new();
         timeout(SOON, client.read_to_end(&mut answer))
             .await
@@ -480,17 +486,17 @@ async fn an_answer_to_head_has_no_body_over_http_2_either() {
 }
 
 #[tokio::test]
-async fn an_http_2_connection_that_says_nothing_does_not_hold_the_end_up() {
+async fn an_idle_http_2_connection_does_not_hold_up_the_end() {
     let (_client, stop, served) = h2_connection().await;
     stop.cancel();
     timeout(SOON, served)
         .await
-        .expect("nobody is waited for")
+        .expect("the end does not wait")
         .unwrap();
 }
 
 #[tokio::test]
-async fn an_http_2_connection_that_asks_on_and_on_does_not_hold_the_end_up() {
+async fn an_http_2_connection_that_keeps_sending_requests_does_not_hold_up_the_end() {
     let (mut client, stop, served) = h2_connection().await;
     stop.cancel();
     let asking = async {
@@ -508,7 +514,7 @@ async fn an_http_2_connection_that_asks_on_and_on_does_not_hold_the_end_up() {
     let ended = async { tokio::join!(asking, served).1 };
     timeout(SOON, ended)
         .await
-        .expect("nobody is waited for")
+        .expect("the end does not wait")
         .unwrap();
 }
 

@@ -145,7 +145,7 @@ impl Body for RequestBody {
         let Some(incoming) = &mut this.incoming else {
             return Poll::Ready(None);
         };
-        this.is_awaited = false; // hyper tells the sender to go on
+        this.is_awaited = false; // hyper sends 100 Continue
         let frame = ready!(Pin::new(incoming).poll_frame(cx));
         match &frame {
             Some(Ok(_)) => {}

@@ -205,7 +205,7 @@ mod tests {
         );
         drop(held);
         assert!(entrance.share(at("198.51.100.7:3")).is_ok());
-        // Who stands for many is not counted, nor is one whose client is still to be named.
+        // A proxy that stands for many clients is not counted, nor is a connection whose client has not been named yet.
         for names_client in [false, true] {
             let entrance = Entrance {
                 proxy_protocol: names_client,

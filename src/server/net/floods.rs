@@ -1,4 +1,4 @@
-//! Connections that were ended because their client flooded: each is counted, and the log has a line now and then.
+//! Counts and logs connections that HTTP/2 has ended because their client flooded. Not every one has a line of the log.
 
 use std::{net::IpAddr, sync::Arc};
 
@@ -6,7 +6,7 @@ use prometheus::IntCounter;
 
 use crate::{metrics::Metrics, sampler::Sampler};
 
-/// Of one listener.
+/// The floods of one listener.
 #[derive(Clone, Debug)]
 pub(in crate::server) struct Floods {
     listener: &'static str,
@@ -24,7 +24,7 @@ impl Floods {
         }
     }
 
-    /// A connection of `client` was ended.
+    /// Notes that a connection of `client` was ended.
     pub(in crate::server) fn note(&self, client: IpAddr) {
         self.counted.inc();
         if let Some(unlogged) = self.log.due(self.listener) {

@@ -28,17 +28,17 @@ use tokio::{
 
 use crate::metrics::Metrics;
 
-/// How often it is looked for a place while every connection is busy.
+/// How often a place is looked for while every connection is busy.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
-/// What a listener counts of its places.
+/// The counters of a listener's places.
 #[derive(Clone, Debug)]
 pub(in crate::server) struct Counted {
     /// Connections that are open.
     open: IntGauge,
-    /// Those that found no place, and wait or are refused.
+    /// Connections that found no place, and wait or are refused.
     full: IntCounter,
-    /// Those that were closed for another one.
+    /// Connections that were closed for another one.
     shed: IntCounter,
 }
 
@@ -57,9 +57,9 @@ impl Counted {
 /// How long a connection may be quiet before it has to give way; `None`: for ever.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::server) struct Patience {
-    /// One on which nobody was let in yet, from its beginning.
+    /// A connection on which no request was let in yet, from its beginning.
     pub with_strangers: Option<Duration>,
-    /// One on which somebody was.
+    /// A connection on which a request was let in, from its last one.
     pub with_clients: Option<Duration>,
 }
 
@@ -85,7 +85,7 @@ impl std::fmt::Debug for Inner {
     }
 }
 
-/// Connections by the order in which they came.
+/// Connections in the order in which they came.
 #[derive(Debug, Default)]
 struct Taken {
     next: u64,
@@ -111,7 +111,7 @@ impl Places {
         }))
     }
 
-    /// A place as soon as there is one.
+    /// Waits for a place.
     pub(in crate::server) async fn take(&self) -> Place {
         let mut has_waited = false;
         loop {
@@ -122,7 +122,7 @@ impl Places {
             if !std::mem::replace(&mut has_waited, true) {
                 self.0.counted.full.inc();
             }
-            // Either way there is something to look for. A connection that is busy now may be quiet later, and tells nobody.
+            // A place is given back, or one may be found by looking: a busy connection does not signal when it is quiet.
             let next_look = next_chance.unwrap_or_else(|| Instant::now() + LOOK_AGAIN);
             let _ = timeout_at(next_look, self.0.freed.notified()).await.is_ok();
         }
@@ -133,7 +133,7 @@ impl Places {
         self.find().inspect_err(|_| self.0.counted.full.inc()).ok()
     }
 
-    /// A place that is free or is made so; otherwise when another look may find one, though none is given back.
+    /// A place that is free or is freed. Otherwise the time when another look may find one, even if none is given back.
     fn find(&self) -> Result<Place, Option<Instant>> {
         let mut taken = self.0.taken();
         if taken.strangers.len() + taken.known.len() >= self.0.max {
@@ -160,7 +160,7 @@ impl Places {
 }
 
 impl Taken {
-    /// Nothing, if it had to give way before.
+    /// Does nothing if the connection had to give way before.
     fn remove(&mut self, number: u64) {
         self.strangers.remove(&number);
         self.known.remove(&number);
@@ -176,11 +176,11 @@ impl Inner {
         u64::try_from((self.clock)().duration_since(self.began).as_millis()).unwrap_or(u64::MAX)
     }
 
-    /// The connection that has to give way to a new one; if there is none, when there may be one.
+    /// The connection that has to give way to a new one. If there is none, the time when there may be one.
     fn victim(&self, taken: &Taken) -> Result<Arc<Standing>, Option<Instant>> {
         let quiet_since = |standing: &&Arc<Standing>| standing.quiet_since_millis.load(Relaxed);
         let is_quiet = |standing: &&Arc<Standing>| standing.requests.load(SeqCst) == 0;
-        // Strangers stand in the order of their age; nearly always it is the first one.
+        // Strangers are in the order of their age. Nearly always it is the first one.
         let stranger = taken.strangers.values().find(is_quiet);
         let (candidate, patience) = match stranger {
             Some(stranger) => (stranger, self.patience.with_strangers),
@@ -206,7 +206,7 @@ impl Inner {
 pub(in crate::server) struct Place(Arc<Standing>);
 
 impl Place {
-    /// What the requests of the connection and its place know of each other.
+    /// What the connection's requests and its place share.
     pub(in crate::server) fn standing(&self) -> &Arc<Standing> {
         &self.0
     }
@@ -221,13 +221,13 @@ impl Drop for Place {
     }
 }
 
-/// How a connection stands when places run out.
+/// Whether a connection gives way when places run out.
 pub(in crate::server) struct Standing {
     places: Arc<Inner>,
     number: u64,
-    /// When it was taken in, or, of a client, its last request ended; from when the listener began.
+    /// When it was accepted or, for a client, when its last request ended; since the listener began.
     quiet_since_millis: AtomicU64,
-    /// Somebody was let in on it.
+    /// A request on it was let in.
     is_known: AtomicBool,
     /// Requests that are being answered.
     requests: AtomicUsize,
@@ -244,25 +244,25 @@ impl std::fmt::Debug for Standing {
 }
 
 impl Standing {
-    /// A request begins: until the answer has ended, the connection does not give way.
+    /// A request begins. The connection does not give way until the result is dropped.
     pub(in crate::server) fn begin(self: &Arc<Self>) -> Answering {
         self.requests.fetch_add(1, SeqCst);
         Answering(Arc::clone(self))
     }
 
-    /// A request has shown who sends it.
+    /// A request was let in: from now on this is a client's connection.
     pub(in crate::server) fn is_known_now(&self) {
         if self.is_known.load(Relaxed) || self.is_known.swap(true, Relaxed) {
             return;
         }
         let mut taken = self.places.taken();
-        // One that has to give way is in neither.
+        // A connection that has to give way is in neither map.
         if let Some(standing) = taken.strangers.remove(&self.number) {
             taken.known.insert(self.number, standing);
         }
     }
 
-    /// Closes the connection, as its answers lie unread; one on which somebody was let in only if that `is_for_clients`, too.
+    /// Closes the connection because its answers are not read. A client's connection only if this `is_for_clients`, too.
     pub(in crate::server) fn close_unread(&self, is_for_clients: bool) {
         let may_close = is_for_clients || self.places.taken().strangers.contains_key(&self.number);
         if may_close && !self.is_shed.load(SeqCst) {
@@ -284,8 +284,8 @@ impl Standing {
         poll_fn(|cx| self.poll_shed(cx, &mut registered)).await;
     }
 
-    /// Whether the connection has to give way. `registered` is a slot that the caller keeps between calls: the waker that is
-    /// registered already, so that a connection which is polled often takes no lock for it.
+    /// Ready when the connection has to give way. The caller keeps `registered`, the waker that is registered already, between calls,
+    /// so that a connection which is polled often takes no lock for it.
     pub(in crate::server) fn poll_shed(
         &self,
         cx: &Context<'_>,
@@ -473,7 +473,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_waits_has_a_place_when_clients_that_were_busy_have_been_quiet_for_long_enough() {
+    async fn a_waiting_connection_gets_a_place_when_busy_clients_have_been_quiet_for_long_enough() {
         let patience = Duration::from_millis(20);
         let of_both = Patience {
             with_strangers: Some(patience),
@@ -505,8 +505,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_waits_has_a_place_when_one_is_given_back_or_a_stranger_was_quiet_for_long_enough()
-    {
+    async fn a_waiting_connection_gets_a_place_that_is_given_back_or_that_a_quiet_stranger_had() {
         let patience = Duration::from_millis(20);
         let of_both = Patience {
             with_strangers: Some(patience),

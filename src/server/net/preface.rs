@@ -1,5 +1,5 @@
-//! The first bytes of a connection that has to speak HTTP/2. A client that speaks HTTP/1.1 gets an
-//! answer that says so, instead of a reset.
+//! The first bytes of a connection that has to speak HTTP/2. A client that speaks HTTP/1.1 gets an answer that says so, instead of a
+//! reset.
 
 use std::{io, time::Duration};
 
@@ -15,12 +15,12 @@ pub(in crate::server) const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\
 
 const MESSAGE: &str = "this is blobcast's gRPC listener, which speaks HTTP/2 only: use a gRPC client; callbacks go to the ingest \
                        listener\n";
-/// How long, and how much, is read of a request in HTTP/1.1 once it is answered: a socket that is closed with bytes unread resets the
-/// connection, and the answer with it.
+/// How long and how much of a request in HTTP/1.1 is read after the answer: a socket that is closed with unread bytes resets the
+/// connection, and the answer is lost.
 const LINGER: Duration = Duration::from_secs(1);
 const LINGER_BYTES: u64 = 64 * 1024;
 
-/// Reads the preface; anything else is an error, after an answer if that can be understood.
+/// Reads the preface. Anything else is an error; a request in HTTP/1.1 is answered first.
 pub(super) async fn read(stream: &mut (impl AsyncRead + AsyncWrite + Unpin)) -> io::Result<()> {
     let (mut read, mut count) = ([0; PREFACE.len()], 0);
     while count < read.len() {
@@ -28,7 +28,7 @@ pub(super) async fn read(stream: &mut (impl AsyncRead + AsyncWrite + Unpin)) -> 
             0 => return Err(io::ErrorKind::UnexpectedEof.into()),
             more => count += more,
         }
-        // Not all of them: the shortest request in HTTP/1.1 has fewer bytes.
+        // Compared byte by byte: the shortest request in HTTP/1.1 is shorter than the preface.
         if read[..count] != PREFACE[..count] {
             if read[..count].is_ascii() && read[0].is_ascii_uppercase() {
                 let _ = timeout(LINGER, answer(stream)).await.is_ok();

@@ -1,4 +1,4 @@
-//! The PROXY protocol, versions 1 and 2: a header in which a trusted load balancer says whom it passes on.
+//! The PROXY protocol, versions 1 and 2: a header in which a trusted load balancer names the client whose connection it passes on.
 
 use std::{
     io,
@@ -12,11 +12,11 @@ use tokio::io::{AsyncRead, AsyncReadExt};
 const V1_BYTES_MAX: usize = 107;
 /// Longest header of version 2 that is read: addresses and some hundreds of bytes of extensions.
 const V2_BYTES_MAX: usize = 16 + 1024;
-/// What version 2 begins with. Also the first bytes of version 1 fit into as many.
+/// The first bytes of version 2. A header of version 1 is longer, too.
 const V2_PREFIX: &[u8; 12] = b"\r\n\r\n\0\r\nQUIT\n";
 
-/// Reads exactly the header; the client's address, or `peer` where the header names none (a health check of the load
-/// balancer itself).
+/// Reads exactly the header. Returns the client's address, or `peer` where the header names none (a health check of the load
+/// balancer).
 pub(crate) async fn read(
     stream: &mut (impl AsyncRead + Unpin),
     peer: SocketAddr,
@@ -39,13 +39,15 @@ pub(crate) async fn read(
             source_v2(&header.addresses, peer)
         });
     }
+
     while !header.ends_with(b"\r\n") {
         if header.len() == V1_BYTES_MAX {
             return Err(malformed("the header is too long"));
         }
         header.push(stream.read_u8().await?);
     }
-    // Whatever stands behind this word is to be ignored; the parser minds it.
+
+    // The specification says to ignore everything after this word. The parser does not.
     if header.starts_with(b"PROXY UNKNOWN ") {
         return Ok(peer);
     }
@@ -65,7 +67,7 @@ pub(crate) async fn read(
     })
 }
 
-/// Whether what begins so is a header, of either version.
+/// Whether bytes are the beginning of a header, of either version.
 pub(super) fn is_header(bytes: &[u8]) -> bool {
     bytes.starts_with(b"PROXY ") || bytes.starts_with(V2_PREFIX)
 }
@@ -144,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn behind_unknown_anything_may_stand() {
+    fn anything_may_follow_the_word_unknown() {
         for rest in [
             "",
             " ",
@@ -211,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_header_is_refused() {
+    fn anything_but_a_header_is_refused() {
         for text in [
             "GET / HTTP/1.1\r\n",
             "PROXY TCP4 a b 1 2\r\n",

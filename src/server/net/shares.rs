@@ -1,4 +1,4 @@
-//! How many connections each address may have; of IPv6 each /64. Bounded by the connections there are.
+//! Limits the connections of each address, for IPv6 of each /64. The table is as large as the number of open connections at most.
 
 use std::{
     collections::HashMap,
@@ -8,18 +8,18 @@ use std::{
 
 use crate::network;
 
-/// Counts open connections by address.
+/// The open connections of each address.
 #[derive(Clone, Debug)]
 pub(super) struct Shares {
     each_max: usize,
     open: Arc<Mutex<HashMap<IpAddr, usize>>>,
 }
 
-/// A connection's place in its address' share; given back when dropped.
+/// One connection of its address' share; given back when dropped.
 #[derive(Debug)]
 pub(in crate::server) struct Share {
     shares: Shares,
-    /// Where it is counted.
+    /// The address that it counts for; `None` if it is not counted.
     address: Option<IpAddr>,
 }
 
@@ -31,8 +31,8 @@ impl Shares {
         }
     }
 
-    /// A place, or `None` if the address has as many as it may. Those by loopback are not counted: a process that runs here can do
-    /// worse, and a proxy beside the broker stands for everybody.
+    /// One more connection, or `None` if the address has its share. Connections over loopback are not counted: a process on this machine
+    /// can do worse, and a proxy beside the broker stands for all clients.
     pub(super) fn take(&self, address: IpAddr) -> Option<Share> {
         let is_here = address.to_canonical().is_loopback();
         let address = network::of(address);

@@ -1,5 +1,5 @@
-//! A connection with or without TLS, as one type. It yields to others after each turn, and it is not read while its peer does not
-//! take what is written to it.
+//! A connection with or without TLS, as one type. It yields to other tasks after each turn, and it is not read while its peer does not
+//! take what is written.
 
 use std::{
     io,
@@ -13,18 +13,18 @@ use tokio::{
 };
 use tokio_rustls::server::TlsStream;
 
-/// What is read before others have their turn. HTTP/2 reads on as long as there is something to read, and in this there is
-/// room for a thousand frames; without it a few connections full of such frames hold every worker for seconds.
+/// Bytes that are read before other tasks have their turn: room for a thousand frames. HTTP/2 reads as long as there is something to
+/// read. Without this limit a few connections full of small frames hold every worker for seconds.
 const TURN_BYTES: usize = 16 * 1024;
 
 /// See the module's description.
 #[derive(Debug)]
 pub(in crate::server) struct Stream {
     kind: Kind,
-    /// In this turn.
+    /// Read in this turn.
     read_bytes: usize,
-    /// The peer has taken nothing of the last write. One that keeps sending requests and reads no answer would otherwise fill
-    /// the memory with answers, also with refusals, for which it needs no credential. As soon as it reads, it is read again.
+    /// The peer has taken nothing of the last write. A peer that keeps sending requests and reads no answer would fill the memory with
+    /// answers; refusals need no credential. As soon as it reads, its requests are read again.
     is_blocked: bool,
 }
 
@@ -55,7 +55,7 @@ impl From<TlsStream<TcpStream>> for Stream {
 }
 
 impl Stream {
-    /// The protocol that was agreed on by ALPN.
+    /// The protocol that ALPN has agreed on.
     pub(in crate::server) fn alpn(&self) -> Option<&[u8]> {
         match &self.kind {
             Kind::Plain(_) => None,
@@ -63,7 +63,7 @@ impl Stream {
         }
     }
 
-    /// Whether the other end takes anything.
+    /// Ready when the peer takes something.
     fn poll_taken(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match &self.kind {
             Kind::Plain(stream) => stream.poll_write_ready(cx),
@@ -79,7 +79,7 @@ macro_rules! forward {
             Kind::Plain($stream) => $call,
             Kind::Tls($stream) => $call,
         };
-        // Plain TCP has nothing to flush, so that it does says nothing of the write before.
+        // Plain TCP has nothing to flush, so a flush says nothing about the write before it.
         this.is_blocked = if $is_write {
             polled.is_pending()
         } else {
@@ -165,7 +165,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn who_takes_no_answer_is_heard_again_when_it_does() {
+    async fn a_client_that_takes_no_answer_is_read_again_when_it_does() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let mut client = TcpStream::connect(listener.local_addr().unwrap())
             .await

@@ -1,5 +1,5 @@
-//! Connections that are turned away before anything was asked on them: each is counted by its cause, and the log has a line a minute
-//! for each cause. A load balancer that is set up otherwise than the broker shows nowhere else.
+//! Connections that are turned away before any request: each is counted by its cause, and the log has a line a minute for each cause.
+//! A load balancer that is configured differently from the broker shows up nowhere else.
 
 use std::{
     io,
@@ -16,39 +16,39 @@ use crate::{metrics::Metrics, sampler::Sampler};
 
 /// One line for each cause and listener in this time.
 const INTERVAL: Duration = Duration::from_secs(60);
-/// As many bytes tell what a connection begins with.
+/// Bytes that are enough to tell protocols apart.
 const BEGINNING_BYTES: usize = 16;
 
 /// Why a connection was turned away.
 #[derive(Debug, thiserror::Error)]
 pub(in crate::server) enum Refused {
-    /// Its address has as many as it may.
+    /// Its address has its share.
     #[error(
         "{0} has as many connections as connections_per_address_max of this listener allows: if it is a proxy in front of the \
          public listener, name it in ingest.trusted_proxies; else raise the key, or find out what opens so many"
     )]
     Share(IpAddr),
-    /// It did not say in time what it is.
+    /// Its first bytes, or its handshake, took too long.
     #[error(
-        "it did not begin to speak in time: a stranger, or a proxy that opens connections before it needs them"
+        "it did not begin to speak in time: an idle scanner, or a proxy that opens connections before it needs them"
     )]
     Timeout,
-    /// It was closed before it said anything, as probes of TCP do.
+    /// It was closed before a first byte, as TCP probes do.
     #[error("it was closed before it was used")]
     Unused,
-    /// Not a PROXY header, from somebody who has to send one.
+    /// Something else than a PROXY header, from a proxy that has to send one.
     #[error(
         "a trusted proxy sends no PROXY header that can be read, which ingest.proxy_protocol asks for: turn it on there (HAProxy: \
          send-proxy-v2, and check-send-proxy for its checks), or turn ingest.proxy_protocol off"
     )]
     ProxyHeaderMissing,
-    /// A PROXY header, from somebody who is not believed.
+    /// A PROXY header, from an address that is not trusted.
     #[error(
         "it begins with a PROXY header, which is not expected of this address: turn on ingest.proxy_protocol and name the \
          proxy in ingest.trusted_proxies, or turn it off in the proxy (HAProxy: without send-proxy); gRPC takes none"
     )]
     ProxyHeaderUnexpected,
-    /// Plain text, where TLS is asked for.
+    /// Plain text, where TLS is spoken.
     #[error(
         "it speaks plain text, and this listener speaks TLS: use https:// (in a proxy: TLS to the broker)"
     )]
@@ -63,13 +63,13 @@ pub(in crate::server) enum Refused {
         "it speaks HTTP/1.1, and gRPC is HTTP/2: callbacks and probes have listeners of their own"
     )]
     NotHttp2,
-    /// Its certificate is not believed.
+    /// The client's certificate is not good.
     #[error("the certificate that it shows is not good: {0}")]
     ClientCertificate(&'static str),
-    /// It does not believe this listener's certificate.
+    /// The client does not trust this listener's certificate.
     #[error("it does not trust this listener's certificate: {0}")]
     Distrusted(&'static str),
-    /// Closed within the handshake of TLS.
+    /// It was closed within the TLS handshake.
     #[error(
         "it was closed within the TLS handshake: a probe, or a client that does not trust this listener's certificate and does \
          not say so"
@@ -99,13 +99,13 @@ impl Refused {
         }
     }
 
-    /// Of a connection that began so and does not speak TLS as it should.
+    /// Why a TLS handshake has failed on a connection that began with `begun`.
     pub(super) fn by_tls(error: &io::Error, begun: Beginning) -> Self {
         let reason = error
             .get_ref()
             .and_then(|error| error.downcast_ref::<rustls::Error>());
         match (reason, begun) {
-            // Closed within the handshake: so do probes of TLS, and clients that do not like the certificate and do not say so.
+            // TLS probes do that, and clients that do not trust the certificate and do not say so.
             (None, Beginning::Tls) if error.kind() == io::ErrorKind::UnexpectedEof => {
                 Self::BrokenOff
             }
@@ -120,7 +120,7 @@ impl Refused {
         }
     }
 
-    /// Of a connection that began so, where plain HTTP of some version is spoken; `None` if it may be just that.
+    /// Why a connection that began with `bytes` is no plain HTTP; `None` if it may be.
     pub(in crate::server) fn by_beginning(bytes: &[u8]) -> Option<Self> {
         match Beginning::of(bytes) {
             Beginning::ProxyHeader => Some(Self::ProxyHeaderUnexpected),
@@ -130,7 +130,7 @@ impl Refused {
     }
 }
 
-/// What is wrong with a certificate, and what to do, in words for operators: the library names a variant.
+/// What is wrong with a client's certificate, and the next step, for operators: the library only names a variant.
 fn of_certificate(problem: &rustls::CertificateError) -> &'static str {
     use rustls::CertificateError::{
         ApplicationVerificationFailure, BadEncoding, BadSignature, Expired, ExpiredContext,
@@ -161,7 +161,7 @@ fn of_certificate(problem: &rustls::CertificateError) -> &'static str {
     }
 }
 
-/// What a client says of the certificate that it was shown; `None`: it speaks of something else.
+/// What a client's alert says of this listener's certificate; `None` if it is about something else.
 fn of_alert(alert: AlertDescription) -> Option<&'static str> {
     Some(match alert {
         AlertDescription::UnknownCA => {
@@ -177,7 +177,7 @@ fn of_alert(alert: AlertDescription) -> Option<&'static str> {
     })
 }
 
-/// What a connection begins with, as far as that tells who has set it up wrongly.
+/// The protocol of a connection's first bytes, as far as that shows a wrong configuration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::server) enum Beginning {
     ProxyHeader,
@@ -203,7 +203,7 @@ impl Beginning {
         }
     }
 
-    /// Waits until there is something to read.
+    /// Waits for the first bytes, and leaves them unread.
     pub(super) async fn of_stream(stream: &tokio::net::TcpStream) -> Result<Self, Refused> {
         let mut bytes = [0; BEGINNING_BYTES];
         match stream.peek(&mut bytes).await {
@@ -213,7 +213,7 @@ impl Beginning {
     }
 }
 
-/// Of one listener.
+/// The connections of one listener that were turned away.
 #[derive(Clone, Debug)]
 pub(in crate::server) struct TurnedAway {
     listener: &'static str,
@@ -230,7 +230,7 @@ impl TurnedAway {
         }
     }
 
-    /// What came from `peer` is no request that can be read, by `cause`; it was counted elsewhere.
+    /// Logs a request of `peer` that could not be read. It is counted elsewhere.
     pub(in crate::server) fn note_unread(
         &self,
         cause: &'static str,
@@ -243,7 +243,7 @@ impl TurnedAway {
         }
     }
 
-    /// A connection from `peer` was turned away.
+    /// Counts and logs that a connection from `peer` was turned away.
     pub(in crate::server) fn note(&self, refused: &Refused, peer: SocketAddr) {
         let (listener, cause) = (self.listener, refused.cause());
         self.counted.with_label_values(&[listener, cause]).inc();
@@ -261,7 +261,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_a_connection_begins_with_tells_what_is_set_up_wrongly() {
+    fn the_first_bytes_of_a_connection_show_a_wrong_configuration() {
         for (bytes, begun) in [
             (&b"PROXY TCP4 198.51.100.7 "[..], Beginning::ProxyHeader),
             (
@@ -281,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn who_closes_within_a_handshake_is_not_taken_for_a_scanner() {
+    fn a_connection_closed_within_the_handshake_is_not_taken_for_a_scanner() {
         let cause = |kind: io::ErrorKind, begun| Refused::by_tls(&kind.into(), begun).cause();
         assert_eq!(
             cause(io::ErrorKind::UnexpectedEof, Beginning::Tls),
@@ -302,7 +302,7 @@ mod tests {
     }
 
     #[test]
-    fn each_connection_is_counted_and_one_of_a_minute_is_told() {
+    fn each_connection_is_counted_and_one_a_minute_is_logged() {
         let metrics = Metrics::default();
         let (turned_away, peer) = (
             TurnedAway::of("ingest", &metrics),

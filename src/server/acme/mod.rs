@@ -1,183 +1,74 @@
-//! The public listener's certificate from an ACME authority (RFC 8555), proved by TLS-ALPN-01 (RFC 8737) on the listener itself:
-//! no second port, no second program. Ordered when there is none, and again when a third of its life is left.
+//! The ingest listener's certificate from an ACME authority (RFC 8555), proved by TLS-ALPN-01 (RFC 8737) on the listener itself: no
+//! second port, no second program. Ordered when there is none, and again when a third of its life is left.
+
+mod authorities;
+mod failure;
+mod resolver;
 
 use std::{
-    collections::HashMap,
-    error::Error,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
+    sync::Arc,
     time::Duration,
 };
 
-use hyper_rustls::HttpsConnectorBuilder;
-use hyper_util::{client::legacy::Client, rt::TokioExecutor};
 use instant_acme::{
-    Account, AccountBuilder, AccountCredentials, AuthorizationStatus, ChallengeType, Identifier,
-    NewAccount, NewOrder, Order, OrderStatus, RetryPolicy,
+    Account, AccountCredentials, AuthorizationStatus, ChallengeType, Identifier, NewAccount,
+    NewOrder, Order, OrderStatus, RetryPolicy,
 };
 use jiff::Timestamp;
-use rcgen::{CertificateParams, CustomExtension, KeyPair};
-use rustls::{
-    ClientConfig,
-    pki_types::PrivatePkcs8KeyDer,
-    server::{ClientHello, ResolvesServerCert},
-    sign::CertifiedKey,
-};
 use serde::{Deserialize, Serialize};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::{
-    aside,
-    net::tls::{Identity, load_roots, provider},
-    refusal::{Refusal, What},
-    watch::{Change, Files, News, Watched},
+pub(super) use self::{
+    authorities::Authorities,
+    resolver::{ACME_TLS, Resolver},
 };
+use self::{
+    failure::{at, problem_at},
+    resolver::proof,
+};
+use super::{aside, net::certificates::Identity};
 use crate::{
     audit::{self, Audit},
-    causes::causes,
     config, files,
     metrics::Metrics,
     store::Clock,
 };
 
-/// What an authority offers by ALPN when it checks a domain, and nobody else does.
-pub(super) const ACME_TLS: &[u8] = b"acme-tls/1";
-/// How often it is looked at least whether the certificate is due: clocks are set, and machines sleep.
+/// How often it is checked at least whether the certificate is due: clocks are set, and machines sleep.
 const PERIOD_MAX: Duration = Duration::from_secs(3600);
 /// Time for a whole order. The authority's check and its signature have 30 s each, and no request has a time-out of its own.
 const ORDER_TIMEOUT: Duration = Duration::from_secs(90);
-/// Pause after a failed order, doubled with each further one: authorities refuse who asks too often.
+/// Pause after a failed order, doubled with each further one: authorities refuse clients that ask too often.
 const RETRY_MIN: Duration = Duration::from_secs(60);
 const RETRY_MAX: Duration = Duration::from_secs(6 * 3600);
-/// A certificate is renewed when this part of its life is left.
+/// A certificate is renewed when one part in so many of its life is left.
 const RENEWAL_PART: i64 = 3;
 /// How an authority says that it does not know an account (RFC 8555, section 6.7).
 const NO_SUCH_ACCOUNT: &str = "urn:ietf:params:acme:error:accountDoesNotExist";
 /// Below the data directory.
-pub(super) const DIRECTORY: &str = "acme";
+pub(in crate::server) const DIRECTORY: &str = "acme";
 /// Files in the directory.
 const ACCOUNT_FILE: &str = "account.json";
 const CERTIFICATE_FILE: &str = "certificate.json";
-/// Largest file that is read: hundred times an account or a chain with its key.
+/// Largest file that is read: a hundred times an account, or a chain with its key.
 const KEPT_BYTES_MAX: u64 = 1 << 20;
 /// How long a file may take to be read or written, with a sync of a busy disk.
 const FILE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Finds the certificate for a handshake: an authority's check gets the proof, everybody else the certificate.
-#[derive(Debug, Default)]
-pub(super) struct Resolver {
-    current: RwLock<Option<Arc<CertifiedKey>>>,
-    challenges: Mutex<HashMap<String, Arc<CertifiedKey>>>,
-}
-
-impl ResolvesServerCert for Resolver {
-    fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        let is_check = hello
-            .alpn()
-            .is_some_and(|mut names| names.any(|name| name == ACME_TLS));
-        if is_check {
-            return self.challenges().get(hello.server_name()?).cloned();
-        }
-        self.current
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
-    }
-}
-
-impl Resolver {
-    fn challenges(&self) -> MutexGuard<'_, HashMap<String, Arc<CertifiedKey>>> {
-        self.challenges
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// By what the authority's own certificate is checked.
-pub(super) struct Authorities {
-    /// Where they are, and those in force; `None`: the system knows.
-    own: Option<(PathBuf, Arc<RwLock<Arc<ClientConfig>>>)>,
-    /// As they were before they were read.
-    files: Option<Files>,
-}
-
-impl Authorities {
-    /// Reads what the configuration names.
-    pub(super) fn load(config: &config::Acme) -> Result<Self, Refusal> {
-        let Some(path) = config.directory_ca_file.clone() else {
-            return Ok(Self {
-                own: None,
-                files: None,
-            });
-        };
-        let files = Files::new([(What::AcmeCa, path.clone())]);
-        let in_force = Arc::new(RwLock::new(trusting(&path)?));
-        Ok(Self {
-            own: Some((path, in_force)),
-            files: Some(files),
-        })
-    }
-
-    /// The file, if there is one, which is read again when it changes.
-    pub(super) fn watched(&mut self) -> Option<Watched> {
-        let (path, in_force) = self.own.clone()?;
-        let read = move || {
-            let (new, in_force) = (
-                trusting(&path).map_err(|refusal| vec![refusal])?,
-                Arc::clone(&in_force),
-            );
-            let change: Change = Box::new(move || {
-                *in_force.write().unwrap_or_else(PoisonError::into_inner) = new;
-                News {
-                    summary: "for the next order".to_owned(),
-                    changes: Vec::new(),
-                }
-            });
-            Ok(change)
-        };
-        Some(self.files.take()?.watched(read))
-    }
-
-    /// What speaks with the authority. May read the system's certificates.
-    fn builder(&self) -> Result<AccountBuilder, String> {
-        let Some((_, in_force)) = &self.own else {
-            return Account::builder().map_err(at("the system's certificates"));
-        };
-        let config = ClientConfig::clone(&in_force.read().unwrap_or_else(PoisonError::into_inner));
-        let connector = HttpsConnectorBuilder::new()
-            .with_tls_config(config)
-            .https_only()
-            .enable_http1()
-            .build();
-        Ok(Account::builder_with_http(Box::new(
-            Client::builder(TokioExecutor::new()).build(connector),
-        )))
-    }
-}
-
-fn trusting(path: &Path) -> Result<Arc<ClientConfig>, Refusal> {
-    let roots = load_roots(What::AcmeCa, "acme.directory_ca_file", path)?;
-    let builder =
-        ClientConfig::builder_with_provider(provider()).with_safe_default_protocol_versions();
-    let builder = builder.expect("ring has what every version needs");
-    Ok(Arc::new(
-        builder.with_root_certificates(roots).with_no_client_auth(),
-    ))
-}
-
 /// Orders and keeps the certificate.
-pub(super) struct Acme {
+pub(in crate::server) struct Acme {
     config: config::Acme,
     authorities: Arc<Authorities>,
     directory: PathBuf,
     resolver: Arc<Resolver>,
     metrics: Arc<Metrics>,
-    /// Of the certificate in use: from and until when it is good, in seconds since 1970.
+    /// From and until when the certificate in use is good, in seconds since 1970.
     life: Option<(i64, i64)>,
 }
 
-/// A certificate as it is kept; another authority's is none: who has tried things out with one wants the next one's.
+/// A certificate as it is kept. One of another authority is not used: after a trial with a test authority the real one's is wanted.
 #[derive(Serialize, Deserialize)]
 struct Kept {
     directory_url: String,
@@ -186,7 +77,7 @@ struct Kept {
     key: String,
 }
 
-/// An account as it is kept; good at one authority only.
+/// An account as it is kept. It is good at one authority only.
 #[derive(Serialize, Deserialize)]
 struct KeptAccount {
     directory_url: String,
@@ -195,7 +86,7 @@ struct KeptAccount {
 
 impl Acme {
     /// Takes up the certificate that is kept below `data_dir`, if it is of this authority and for these domains.
-    pub(super) fn new(
+    pub(in crate::server) fn new(
         config: &config::Acme,
         data_dir: &Path,
         authorities: Authorities,
@@ -215,14 +106,14 @@ impl Acme {
         if let Some(kept) = acme.kept()
             && let Err(error) = acme.put_into_use(&kept)
         {
-            tracing::warn!(%error, "the certificate that was kept cannot be used: ordering another");
+            tracing::warn!(%error, "the kept certificate cannot be used: ordering another");
         }
         (acme, resolver)
     }
 
-    /// Keeps the certificate fresh until `stop`. It is due when both the log's clock and the machine's say so: orders are not
-    /// to be wasted by a clock that is wrong, because authorities limit them for a week.
-    pub(super) async fn run(
+    /// Keeps the certificate fresh until `stop`. It is due when both the log's clock and the machine's say so: a wrong clock must not
+    /// waste orders, which authorities limit by the week.
+    pub(in crate::server) async fn run(
         mut self,
         clock: Arc<Clock>,
         audit: Arc<Audit>,
@@ -237,6 +128,7 @@ impl Acme {
                     ordered = timeout(ORDER_TIMEOUT, self.order(&clock)) => ordered,
                 };
                 self.resolver.challenges().clear();
+
                 let ordered = ordered
                     .unwrap_or_else(|_| Err("the authority does not answer in time".to_owned()));
                 let result = if ordered.is_ok() { "done" } else { "failed" };
@@ -253,6 +145,7 @@ impl Acme {
                     }
                 }
             }
+
             tokio::select! {
                 () = stop.cancelled() => return,
                 () = sleep(pause) => {}
@@ -260,7 +153,7 @@ impl Acme {
         }
     }
 
-    /// That another certificate is in use.
+    /// Records that another certificate is in use.
     fn record(&self, audit: &Arc<Audit>) {
         let mut entry = audit.entry("certificates");
         let until = self
@@ -297,6 +190,7 @@ impl Acme {
             self.resolver.challenges().insert(domain, proof);
             challenge.set_ready().await.map_err(at("the challenge"))?;
         }
+
         let patience = RetryPolicy::default();
         let checked = order.poll_ready(&patience).await;
         if !matches!(checked, Ok(OrderStatus::Ready)) {
@@ -309,6 +203,7 @@ impl Acme {
                 "the authority's check has failed: {findings}; {question}"
             ));
         }
+
         let key = order.finalize().await.map_err(at("the signing request"))?;
         let chain = order
             .poll_certificate(&patience)
@@ -328,8 +223,9 @@ impl Acme {
         self.put_into_use(&kept)?;
         self.save(CERTIFICATE_FILE, &kept)
             .await
-            .map_err(told("the certificate cannot be kept"))?;
-        // Or the next order would follow at once.
+            .map_err(problem_at("the certificate cannot be kept"))?;
+
+        // Checked here, because the next order would follow at once.
         let is_fresh = !self.due_in(clock).is_zero();
         is_fresh
             .then_some(())
@@ -345,18 +241,17 @@ impl Acme {
             .map(Identifier::Dns)
             .collect();
         let new = NewOrder::new(&identifiers);
+
         let order = match self.account().await?.new_order(&new).await {
             Err(instant_acme::Error::Api(problem))
                 if problem.r#type.as_deref() == Some(NO_SUCH_ACCOUNT) =>
             {
-                tracing::warn!(
-                    "the authority does not know the account that was kept: making another"
-                );
+                tracing::warn!("the authority does not know the kept account: making another");
                 let path = self.directory.join(ACCOUNT_FILE);
                 let removed = aside::within(FILE_TIMEOUT, move || files::remove(&path)).await;
                 let removed =
                     removed.and_then(|removed| removed.map_err(|error| error.to_string()));
-                removed.map_err(told("the account that was kept"))?;
+                removed.map_err(problem_at("the kept account"))?;
                 self.account().await?.new_order(&new).await
             }
             order => order,
@@ -367,11 +262,7 @@ impl Acme {
     fn put_into_use(&mut self, kept: &Kept) -> Result<(), String> {
         let identity = Identity::from_pem(kept.chain.as_bytes(), kept.key.as_bytes())?;
         let (issued, expires) = (identity.issued, identity.expires);
-        *self
-            .resolver
-            .current
-            .write()
-            .unwrap_or_else(PoisonError::into_inner) = Some(identity.certified()?);
+        self.resolver.set_current(identity.certified()?);
         self.life = Some((issued, expires));
         self.metrics
             .certificate_expiry
@@ -397,10 +288,13 @@ impl Acme {
                 files::read(&path, KEPT_BYTES_MAX).ok(),
             )
         };
+
         let (builder, kept) = aside::within(FILE_TIMEOUT, read)
             .await
-            .map_err(told("the account that was kept"))?;
-        let builder = builder.map_err(told("the authority's own certificate cannot be checked"))?;
+            .map_err(problem_at("the kept account"))?;
+        let builder = builder.map_err(problem_at(
+            "the authority's own certificate cannot be checked",
+        ))?;
         let kept = kept.and_then(|json| serde_json::from_slice::<KeptAccount>(&json).ok());
         if let Some(kept) = kept.filter(|kept| kept.directory_url == *directory_url) {
             return builder
@@ -408,6 +302,7 @@ impl Acme {
                 .await
                 .map_err(at("the authority"));
         }
+
         let contact: Vec<_> = contact.iter().map(String::as_str).collect();
         let new = NewAccount {
             contact: &contact,
@@ -426,7 +321,7 @@ impl Acme {
             },
         )
         .await
-        .map_err(told("the account cannot be kept"))?;
+        .map_err(problem_at("the account cannot be kept"))?;
         Ok(account)
     }
 
@@ -453,7 +348,7 @@ impl Acme {
     }
 }
 
-/// What the authority has found wrong with the domains, in its own words.
+/// The authority's own words for what is wrong with the domains.
 async fn findings(order: &mut Order) -> Option<String> {
     let mut findings = Vec::new();
     let mut authorizations = order.authorizations();
@@ -467,46 +362,4 @@ async fn findings(order: &mut Order) -> Option<String> {
         }
     }
     (!findings.is_empty()).then(|| findings.join("; "))
-}
-
-/// A certificate that only an authority's check is shown.
-fn proof(domain: &str, digest: &[u8]) -> Result<Arc<CertifiedKey>, String> {
-    let mut params = CertificateParams::new([domain.to_owned()]).map_err(at("the proof"))?;
-    params.custom_extensions = vec![CustomExtension::new_acme_identifier(digest)];
-    let key = KeyPair::generate().map_err(at("the proof"))?;
-    let certificate = params
-        .self_signed(&key)
-        .map_err(at("the proof"))?
-        .der()
-        .clone();
-    let key = PrivatePkcs8KeyDer::from(key.serialize_der()).into();
-    let key = provider()
-        .key_provider
-        .load_private_key(key)
-        .map_err(at("the proof"))?;
-    // Not `from_der`: it reads the certificate, and refuses the proof as a critical extension that it does not know.
-    Ok(Arc::new(CertifiedKey::new(vec![certificate], key)))
-}
-
-/// Says at which step something failed, and each cause behind it.
-fn at<E: Error + 'static>(step: &str) -> impl Fn(E) -> String {
-    move |error| format!("{step}: {}", causes(&error))
-}
-
-/// The same of what is a text already.
-fn told(step: &str) -> impl Fn(String) -> String {
-    move |problem| format!("{step}: {problem}")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_proof_can_be_shown_although_it_has_a_critical_extension() {
-        let proof = proof("hooks.example.com", &[7; 32]).unwrap();
-        for part in [&b"hooks.example.com"[..], &[7; 32]] {
-            assert!(proof.cert[0].windows(part.len()).any(|found| found == part));
-        }
-    }
 }

@@ -1,0 +1,43 @@
+//! Where a call comes from: its connection, and what one connection may have.
+
+use std::sync::Arc;
+
+use tokio::sync::Semaphore;
+
+use super::backlog::Waiting;
+use crate::{rpc, server::net::places::Standing};
+
+/// Health calls of one connection without a credential that have not arrived whole, or whose answers were not taken: a probe has
+/// one or a few.
+pub(super) const HEALTH_CALLS_MAX: usize = 16;
+/// `Watch` streams of one connection, each of which takes 6 KiB. An unauthenticated client has three names to watch; of clients a
+/// proxy may put many on one connection.
+pub(super) const WATCHES_OF_STRANGERS_MAX: usize = 8;
+pub(super) const WATCHES_OF_CLIENTS_MAX: usize = 256;
+
+/// Where a call comes from; an extension of each request.
+#[derive(Clone, Debug)]
+pub(super) struct Origin {
+    pub peer: rpc::Peer,
+    pub standing: Arc<Standing>,
+    pub limits: ConnectionLimits,
+    pub waiting: Waiting,
+}
+
+/// The pools of one connection. A permit for each call.
+#[derive(Clone, Debug)]
+pub(super) struct ConnectionLimits {
+    pub health_calls: Arc<Semaphore>,
+    pub watches_of_strangers: Arc<Semaphore>,
+    pub watches_of_clients: Arc<Semaphore>,
+}
+
+impl ConnectionLimits {
+    pub(super) fn new() -> Self {
+        Self {
+            health_calls: Arc::new(Semaphore::new(HEALTH_CALLS_MAX)),
+            watches_of_strangers: Arc::new(Semaphore::new(WATCHES_OF_STRANGERS_MAX)),
+            watches_of_clients: Arc::new(Semaphore::new(WATCHES_OF_CLIENTS_MAX)),
+        }
+    }
+}
