@@ -236,7 +236,7 @@ mod tests {
         ];
         let tokens: [Line<'_>; 2] = [(&[], &[]), (&[], &[("team", "ads")])];
         let credentials = file(&clients, &tokens);
-        let told = |pairs_max| {
+        let report = |pairs_max| {
             let Intruders { found, is_all } = credentials.intruders_of(pairs_max);
             (
                 found
@@ -248,14 +248,14 @@ mod tests {
             )
         };
         let all = "callback_token t0 (client c0 and 2 more), callback_token t1 (client c2)";
-        assert_eq!(told(PAIRS_MAX), (all.to_owned(), true));
+        assert_eq!(report(PAIRS_MAX), (all.to_owned(), true));
         assert_eq!(
-            told(6),
+            report(6),
             (all.to_owned(), true),
             "three clients and two tokens"
         );
         assert_eq!(
-            told(5),
+            report(5),
             ("callback_token t0 (client c0 and 2 more)".to_owned(), false)
         );
     }

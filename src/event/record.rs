@@ -151,17 +151,17 @@ impl Records {
         encode: impl FnOnce(&[Record]) -> SharedEncoding,
     ) -> Encoded {
         // A panic while the lock is held ends the process, so a poisoned lock is never seen.
-        let mut known = self
+        let mut shared = self
             .0
             .encoding
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
-        let encoding = known.upgrade().unwrap_or_else(|| {
+        let encoding = shared.upgrade().unwrap_or_else(|| {
             let encoding = Arc::new(encode(self));
-            *known = Arc::downgrade(&encoding);
+            *shared = Arc::downgrade(&encoding);
             encoding
         });
-        drop(known);
+        drop(shared);
 
         let end = |count: usize| count.checked_sub(1).map_or(0, |last| encoding.ends[last]);
         let bytes = end(range.start)..end(range.end);

@@ -7,7 +7,7 @@ use super::{
     info::{SubscriptionInfo, SubscriptionState},
     message::{StreamEnd, Withdrawal},
     open_subscriptions::{OpenSubscriptions, lock},
-    stream_log::{Ended, StreamLog},
+    stream_log::{StreamLog, StreamSummary},
 };
 use crate::{
     credentials::Client,
@@ -147,7 +147,7 @@ impl RegistryEntry {
 
     pub(super) fn lost(&self, kind: &'static str, after: Sequence, through: Sequence) {
         let Reporting { log, metrics, .. } = &self.reporting;
-        log.lost(&self.info.who(), kind, after, through, metrics);
+        log.lost(&self.info.reader(), kind, after, through, metrics);
     }
 
     pub(super) fn set_state(&self, state: SubscriptionState) {
@@ -186,8 +186,8 @@ impl RegistryEntry {
         } = &self.reporting;
         let position = self.info.position(hub);
         log.ended(
-            &self.info.who(),
-            Ended {
+            &self.info.reader(),
+            StreamSummary {
                 subscription_id: &self.info.id,
                 cause: self.cause,
                 position,

@@ -16,7 +16,7 @@ use uuid::Uuid;
 use super::{
     heard::Heard,
     message::Withdrawal,
-    stream_log::{At, StreamLog, Who},
+    stream_log::{StreamLog, StreamPlace, StreamReader},
 };
 use crate::{
     credentials::Client,
@@ -157,17 +157,17 @@ impl SubscriptionInfo {
         }
     }
 
-    pub(super) fn who(&self) -> Who<'_> {
-        Who {
+    pub(super) fn reader(&self) -> StreamReader<'_> {
+        StreamReader {
             client: self.client.as_ref(),
             client_name: &self.client_name,
             peer: &self.peer,
         }
     }
 
-    pub(super) fn at(&self, position: Sequence, lag: u64) -> At<'_> {
-        At {
-            who: self.who(),
+    pub(super) fn at(&self, position: Sequence, lag: u64) -> StreamPlace<'_> {
+        StreamPlace {
+            reader: self.reader(),
             subscription_id: &self.id,
             position,
             lag,

@@ -22,7 +22,7 @@ pub struct RegistryLimits {
 
 /// A new subscription would exceed a limit.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{whose} {open} {what} open and may have {limit}, and this stream needs {needed}: {remedy}raise {setting}",
+#[error("{subject} {open} {unit} open and may have {limit}, and this stream needs {needed}: {remedy}raise {setting}",
     remedy = if self.may_pass() { "end some, or " } else { "" })]
 pub struct LimitReached {
     /// The most that may be open.
@@ -32,9 +32,9 @@ pub struct LimitReached {
     /// The number that the new subscription needs.
     pub needed: usize,
     /// The unit, for the message: subscriptions, or task ids in streams.
-    pub what: &'static str,
+    pub unit: &'static str,
     /// The subject of the message: all clients together, or this client.
-    pub whose: &'static str,
+    pub subject: &'static str,
     /// The configuration key of the limit, or the client's line in the credentials file.
     pub setting: String,
 }
@@ -62,8 +62,8 @@ impl Usage {
                 limit: max.usage.subscriptions,
                 open: self.subscriptions,
                 needed: 1,
-                what: "subscriptions",
-                whose: max.whose,
+                unit: "subscriptions",
+                subject: max.subject,
                 setting: max.setting.clone(),
             });
         }
@@ -74,8 +74,8 @@ impl Usage {
                 limit: max.usage.task_ids,
                 open: self.task_ids,
                 needed: task_ids,
-                what: "task ids in streams",
-                whose: max.whose,
+                unit: "task ids in streams",
+                subject: max.subject,
                 setting: TASK_IDS_SETTING.to_owned(),
             });
         }
@@ -103,7 +103,7 @@ impl Usage {
 #[derive(Debug)]
 pub(super) struct UsageLimits {
     pub usage: Usage,
-    whose: &'static str,
+    subject: &'static str,
     /// The setting of the limit on subscriptions.
     setting: String,
 }
@@ -115,7 +115,7 @@ impl RegistryLimits {
                 subscriptions: self.subscriptions_max,
                 task_ids: self.task_ids_max,
             },
-            whose: "all clients together have",
+            subject: "all clients together have",
             setting: "grpc.subscriptions_max".to_owned(),
         }
     }
@@ -138,7 +138,7 @@ impl RegistryLimits {
                 subscriptions,
                 task_ids: self.task_ids_max.div_ceil(2),
             },
-            whose: "this client has",
+            subject: "this client has",
             setting,
         }
     }

@@ -13,7 +13,7 @@ use super::{
     sources::Sources,
     start::{OnExpired, Start, SubscribeError},
     stream::{Phase, Subscription},
-    stream_log::Who,
+    stream_log::StreamReader,
 };
 use crate::{
     budget::Payer,
@@ -55,14 +55,14 @@ impl Sources {
     /// Logs the loss of a client whose cursor has expired: it misses the events after the cursor.
     fn log_loss(&self, opening: &Opening, error: &SubscribeError) {
         if let (Start::After(cursor), SubscribeError::CursorExpired) = (opening.start, error) {
-            let who = Who {
+            let reader = StreamReader {
                 client: opening.client.as_ref(),
                 client_name: &opening.client_name,
                 peer: &opening.peer,
             };
             let through = self.store.first_available().previous();
             self.registry.log().lost(
-                &who,
+                &reader,
                 "cursor_expired",
                 cursor.sequence,
                 through,

@@ -18,24 +18,24 @@ use crate::{credentials::Client, event::Sequence, metrics::Metrics, printable::p
 const LINES_MAX: u64 = 100;
 const INTERVAL: Duration = Duration::from_secs(60);
 
-/// The client that a stream belongs to.
+/// The reader of a stream: its authenticated client, the name it gave itself, and its address.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Who<'a> {
+pub(super) struct StreamReader<'a> {
     pub client: Option<&'a Arc<Client>>,
     /// The name that the client gave itself in the request.
     pub client_name: &'a str,
     pub peer: &'a str,
 }
 
-impl Who<'_> {
+impl StreamReader<'_> {
     fn client(&self) -> Option<&str> {
         self.client.map(|client| &*client.name)
     }
 }
 
-/// The end of a stream.
+/// The numbers that the last line about a stream gives.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Ended<'a> {
+pub(super) struct StreamSummary<'a> {
     pub subscription_id: &'a str,
     pub cause: &'static str,
     pub position: Sequence,
@@ -46,8 +46,8 @@ pub(super) struct Ended<'a> {
 
 /// A stream and its position in the log.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct At<'a> {
-    pub who: Who<'a>,
+pub(super) struct StreamPlace<'a> {
+    pub reader: StreamReader<'a>,
     pub subscription_id: &'a str,
     pub position: Sequence,
     pub lag: u64,
@@ -57,13 +57,14 @@ pub(super) struct At<'a> {
 macro_rules! stream_line {
     ($level:ident, $unlogged:expr, $at:expr, $message:literal) => {
         if let Some(unlogged) = $unlogged {
-            let At {
-                who,
+            let StreamPlace {
+                reader,
                 subscription_id,
                 position: Sequence(position),
                 lag,
             } = *$at;
-            let (client, name, peer) = (who.client(), printable(who.client_name), who.peer);
+            let (client, name, peer) =
+                (reader.client(), printable(reader.client_name), reader.peer);
             tracing::$level!(
                 client,
                 client_name = &*name,
@@ -95,12 +96,12 @@ pub(super) struct StreamLog(Mutex<RateWindows>);
 
 impl StreamLog {
     /// The number of lines left out before this one; `None` if this one is left out too.
-    fn due(&self, kind: &'static str, who: &Who<'_>) -> Option<u64> {
-        self.due_at(kind, who, Instant::now())
+    fn due(&self, kind: &'static str, reader: &StreamReader<'_>) -> Option<u64> {
+        self.due_at(kind, reader, Instant::now())
     }
 
-    fn due_at(&self, kind: &'static str, who: &Who<'_>, now: Instant) -> Option<u64> {
-        let key = (kind, who.client.map(|client| Arc::clone(&client.name)));
+    fn due_at(&self, kind: &'static str, reader: &StreamReader<'_>, now: Instant) -> Option<u64> {
+        let key = (kind, reader.client.map(|client| Arc::clone(&client.name)));
         let mut windows = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let window = windows.entry(key).or_insert(RateWindow {
             began: now,
@@ -118,12 +119,12 @@ impl StreamLog {
         Some(std::mem::take(&mut window.unlogged))
     }
 
-    pub(super) fn subscribed(&self, at: &At<'_>) {
-        stream_line!(info, self.due("subscribed", &at.who), at, "subscribed");
+    pub(super) fn subscribed(&self, at: &StreamPlace<'_>) {
+        stream_line!(info, self.due("subscribed", &at.reader), at, "subscribed");
     }
 
-    pub(super) fn ended(&self, who: &Who<'_>, ended: Ended<'_>) {
-        let Ended {
+    pub(super) fn ended(&self, reader: &StreamReader<'_>, ended: StreamSummary<'_>) {
+        let StreamSummary {
             subscription_id,
             cause,
             position: Sequence(position),
@@ -131,11 +132,11 @@ impl StreamLog {
             delivered,
             open_seconds,
         } = ended;
-        let Some(unlogged) = self.due("ended", who) else {
+        let Some(unlogged) = self.due("ended", reader) else {
             return;
         };
 
-        let (client, name, peer) = (who.client(), printable(who.client_name), who.peer);
+        let (client, name, peer) = (reader.client(), printable(reader.client_name), reader.peer);
         tracing::info!(
             client,
             client_name = &*name,
@@ -151,28 +152,28 @@ impl StreamLog {
         );
     }
 
-    pub(super) fn fell_behind(&self, at: &At<'_>) {
+    pub(super) fn fell_behind(&self, at: &StreamPlace<'_>) {
         stream_line!(
             info,
-            self.due("fell_behind", &at.who),
+            self.due("fell_behind", &at.reader),
             at,
             "subscription fell behind: it reads more slowly than events arrive, and continues from the log"
         );
     }
 
-    pub(super) fn stands_still(&self, at: &At<'_>) {
+    pub(super) fn stands_still(&self, at: &StreamPlace<'_>) {
         stream_line!(
             warn,
-            self.due("stands_still", &at.who),
+            self.due("stands_still", &at.reader),
             at,
             "subscription stands still: its client is connected but reads nothing; check that service"
         );
     }
 
-    pub(super) fn reads_again(&self, at: &At<'_>) {
+    pub(super) fn reads_again(&self, at: &StreamPlace<'_>) {
         stream_line!(
             info,
-            self.due("reads_again", &at.who),
+            self.due("reads_again", &at.reader),
             at,
             "subscription reads again"
         );
@@ -180,7 +181,7 @@ impl StreamLog {
 
     /// Reports that a read has met a damaged part of the log. The limit is shared by all readers.
     pub(super) fn damaged(&self, problem: &str) {
-        let everybody = Who {
+        let everybody = StreamReader {
             client: None,
             client_name: "",
             peer: "",
@@ -200,7 +201,7 @@ impl StreamLog {
     /// may match the client's filter.
     pub(super) fn lost(
         &self,
-        who: &Who<'_>,
+        reader: &StreamReader<'_>,
         kind: &'static str,
         after: Sequence,
         through: Sequence,
@@ -208,13 +209,13 @@ impl StreamLog {
     ) {
         metrics
             .losses
-            .with_label_values(&[who.client().unwrap_or_default(), kind])
+            .with_label_values(&[reader.client().unwrap_or_default(), kind])
             .inc();
-        let Some(unlogged) = self.due("lost", who) else {
+        let Some(unlogged) = self.due("lost", reader) else {
             return;
         };
 
-        let (client, name, peer) = (who.client(), printable(who.client_name), who.peer);
+        let (client, name, peer) = (reader.client(), printable(reader.client_name), reader.peer);
         let (after, through) = (after.0, through.0);
         tracing::warn!(
             client,
@@ -237,15 +238,15 @@ mod tests {
     #[test]
     fn the_lines_of_a_client_that_reconnects_in_a_loop_are_limited() {
         let log = StreamLog::default();
-        let (who, began) = (
-            Who {
+        let (reader, began) = (
+            StreamReader {
                 client: None,
                 client_name: "loop",
                 peer: "",
             },
             Instant::now(),
         );
-        let due = |kind, after| log.due_at(kind, &who, began + after);
+        let due = |kind, after| log.due_at(kind, &reader, began + after);
         assert!((0..LINES_MAX).all(|_| due("ended", Duration::ZERO) == Some(0)));
         assert!((0..5).all(|_| due("ended", INTERVAL - Duration::from_millis(1)).is_none()));
         assert_eq!(due("subscribed", Duration::ZERO), Some(0), "another kind");
