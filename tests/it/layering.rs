@@ -545,11 +545,11 @@ fn module(root: &Path, path: &Path) -> String {
 
 fn code(path: &Path) -> String {
     let text = fs::read_to_string(path).unwrap();
-    let text = text
-        .split("#[cfg(test)]\nmod tests {")
-        .next()
-        .unwrap()
-        .to_owned();
+    let text = ["", "pub(super) "]
+        .into_iter()
+        .filter_map(|visible| text.find(&format!("#[cfg(test)]\n{visible}mod tests {{")))
+        .min()
+        .map_or(&*text, |tests| &text[..tests]);
     text.lines()
         .filter(|line| !line.trim_start().starts_with("//"))
         .collect::<Vec<_>>()
