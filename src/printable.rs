@@ -61,9 +61,9 @@ fn rewritten(text: &str, escape: impl Fn(char, &mut String)) -> Cow<'_, str> {
     let (mut scan, mut out) = (Scan::default(), String::with_capacity(text.len()));
     for c in text.chars() {
         if scan.must_escape(c) {
-            escape(c, &mut out)
+            escape(c, &mut out);
         } else {
-            out.push(c)
+            out.push(c);
         }
     }
     out.into()

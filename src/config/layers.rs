@@ -202,10 +202,10 @@ impl Layers {
             let origin = file.line_of(name.span().start);
             match value.get_ref() {
                 DeValue::Table(table) if self.sections.contains(&key) => {
-                    self.add_table(file, table, Some(&key))
+                    self.add_table(file, table, Some(&key));
                 }
                 DeValue::Table(_) if self.default_of(&key).is_none() => {
-                    self.report_unknown_section(origin, &key)
+                    self.report_unknown_section(origin, &key);
                 }
                 _ => match Value::deserialize(ValueDeserializer::from(value.clone())) {
                     Ok(value) => self.add(origin, &key, |_| Ok(value)),

@@ -72,9 +72,9 @@ impl fmt::Display for Problem {
         // Keys and values come from the user and may contain anything; a problem stays on one line.
         for c in line.chars() {
             if c.is_control() {
-                write!(f, "{}", c.escape_default())?
+                write!(f, "{}", c.escape_default())?;
             } else {
-                write!(f, "{c}")?
+                write!(f, "{c}")?;
             }
         }
         Ok(())

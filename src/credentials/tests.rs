@@ -1,5 +1,10 @@
 //! Credentials through the public items: parsing, authenticating, minting, refusing and replacing them.
 
+#![allow(
+    clippy::too_many_lines,
+    reason = "a test is a story told from top to bottom"
+)]
+
 use std::{sync::Arc, time::Duration};
 
 use jiff::Timestamp;

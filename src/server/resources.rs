@@ -70,7 +70,7 @@ pub(super) async fn warn_of_disk(config: &Config, summary: Summary) {
             tracing::warn!(data_dir = %config.data_dir.display(), problem, "the log is larger than its disk");
         }
         Ok(Err(error)) => {
-            tracing::warn!(%error, "cannot tell how large the disk of the data directory is")
+            tracing::warn!(%error, "cannot tell how large the disk of the data directory is");
         }
         Err(error) => tracing::warn!(
             error,

@@ -86,7 +86,7 @@ impl Runtimes {
     pub fn shutdown_timeout(self, timeout: Duration) {
         let deadline = Instant::now() + timeout;
         self.all().for_each(|runtime| {
-            runtime.shutdown_timeout(deadline.saturating_duration_since(Instant::now()))
+            runtime.shutdown_timeout(deadline.saturating_duration_since(Instant::now()));
         });
     }
 

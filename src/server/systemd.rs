@@ -75,7 +75,7 @@ pub(super) async fn watchdog(liveness: Arc<Liveness>, stop: CancellationToken) {
         match liveness.problem().await {
             None => tell(Message::States(vec![NotifyState::Watchdog])),
             Some(problem) => {
-                tracing::error!(problem, "not alive: the supervisor is not told otherwise")
+                tracing::error!(problem, "not alive: the supervisor is not told otherwise");
             }
         }
     }

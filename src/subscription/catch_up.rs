@@ -109,9 +109,9 @@ impl Subscription {
     /// Chooses the phase that continues from `position`.
     fn plan(&mut self) {
         if self.filter.task_ids.is_empty() {
-            self.plan_scan()
+            self.plan_scan();
         } else {
-            self.plan_lookup()
+            self.plan_lookup();
         }
     }
 

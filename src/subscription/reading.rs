@@ -160,7 +160,7 @@ mod tests {
         let budget = Budget::new(BYTES_MAX);
         let tended = budget.clone();
         let _tending = AbortOnDropHandle::new(tokio::spawn(async move {
-            tended.tend(IDLE, NEVER, || ()).await
+            tended.tend(IDLE, NEVER, || ()).await;
         }));
         let lent = budget.try_take(BYTES_MAX).unwrap();
         let mut stalled = queued(&budget);

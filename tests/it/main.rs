@@ -8,7 +8,8 @@
     unreachable_pub,
     clippy::unwrap_used,
     clippy::needless_pass_by_value,
-    reason = "a test binary has no users, and a panic is how a test fails"
+    clippy::too_many_lines,
+    reason = "a test binary has no users, a panic is how a test fails, and a test is a story told from top to bottom"
 )]
 
 mod admin_service;

@@ -210,9 +210,9 @@ async fn a_backup_replaces_no_link_device_fifo_or_directory() {
         );
         assert_eq!(fs::read_to_string(&victim).unwrap(), "precious", "{what}");
         if what == "a directory" {
-            fs::remove_dir(&file).unwrap()
+            fs::remove_dir(&file).unwrap();
         } else {
-            fs::remove_file(&file).unwrap()
+            fs::remove_file(&file).unwrap();
         }
     }
 }

@@ -168,7 +168,7 @@ async fn the_journal_is_told_how_grave_each_line_is() {
         .spawn()
         .unwrap();
     let signal = |signal| {
-        rustix::process::kill_process(rustix::process::Pid::from_child(&broker), signal).unwrap()
+        rustix::process::kill_process(rustix::process::Pid::from_child(&broker), signal).unwrap();
     };
     let told = || fs::read_to_string(&log).unwrap();
     until("it to be ready", async || told().contains("\"ready\"")).await;

@@ -42,7 +42,7 @@ pub(super) fn report(store: &Store, retention: &Retention) {
         ),
         // Retention and readers report the damage, too.
         Err(error) => {
-            tracing::error!(%error, minutes, "cannot see what is forgotten when the clock is believed")
+            tracing::error!(%error, minutes, "cannot see what is forgotten when the clock is believed");
         }
     }
 }
@@ -73,9 +73,9 @@ fn find(store: &Store, retention: &Retention) -> Result<(u64, usize), ReadError>
         while low < high {
             let middle = low + (high - low) / 2;
             if received(middle)? < event_cutoff {
-                low = middle + 1
+                low = middle + 1;
             } else {
-                high = middle
+                high = middle;
             }
         }
         events = low - first;

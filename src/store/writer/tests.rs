@@ -1,3 +1,8 @@
+#![allow(
+    clippy::too_many_lines,
+    reason = "a test is a story told from top to bottom"
+)]
+
 mod same_state;
 
 use std::{

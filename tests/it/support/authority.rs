@@ -68,7 +68,7 @@ impl Authority {
     /// Like [`Authority::issue`], with a serial number for revocation.
     pub fn issue_numbered(&self, file: &str, name: &str, number: u64) -> Issued {
         self.issue_with(file, name, |params| {
-            params.serial_number = Some(SerialNumber::from(number))
+            params.serial_number = Some(SerialNumber::from(number));
         })
     }
 
