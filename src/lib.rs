@@ -34,6 +34,7 @@ pub mod trace;
 mod transit;
 mod web;
 
+pub mod config;
 pub mod event;
 
 pub mod credentials;
@@ -52,7 +53,6 @@ pub mod subscription;
 pub mod ingest;
 pub mod rpc;
 
-pub mod config;
 pub mod sizing;
 pub mod server;
 

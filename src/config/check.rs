@@ -1,28 +1,20 @@
 //! The limits of each value and the rules between them. Pure: looks at a typed configuration, touches nothing.
 
-use std::{
-    net::{Ipv4Addr, SocketAddr},
-    time::Duration,
-};
+use std::net::{Ipv4Addr, SocketAddr};
 
-use super::{Allowlist, Config, layers::Layers, units::duration_text};
+#[cfg(test)]
+use super::keys::ANSWERS_BYTES_MIN;
+use super::{
+    keys::KEYS,
+    layers::Layers,
+    problem::Origin,
+    settings::{Allowlist, Config, Log},
+    units::duration_text,
+};
 use crate::size::size_text;
 
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
-const SECOND: Duration = Duration::from_secs(1);
-const TIMEOUT_MIN: Duration = Duration::from_millis(100);
-const TIMEOUT_MAX: Duration = Duration::from_secs(5 * 60);
-/// Ten years: beyond any retention, and within every calendar arithmetic.
-const RETENTION_AGE_MAX: Duration = Duration::from_secs(3650 * 86_400);
-/// A day less, as an event must not become younger than the file it is in.
-const SEGMENT_AGE_MAX: Duration = Duration::from_secs(3649 * 86_400);
-/// hyper panics at a read buffer below this (`http1::Builder::max_buf_size`).
-const READ_BUFFER_BYTES_MIN: u64 = 8 * KIB;
-/// curl sends five with a callback, and a proxy adds some.
-const HEADERS_MIN: u64 = 8;
-/// Four clients' shares of the largest answer of `GetTask` while it is made, as stored and as sent.
-const ANSWERS_BYTES_MIN: u64 = 32 * MIB;
 /// What an event has beside its body as received, and what it says of that; and a quarantined callback beside its body and URL.
 const REST_BYTES: u64 = 64 * KIB;
 /// Four shares of a page of a listing while it is made, as stored and as sent: its least size, and the event that it ends with.
@@ -32,19 +24,13 @@ const ANSWERS_PER_BODY: u64 = 4 * 2 * 2;
 
 /// Reports every value out of its range and every broken rule.
 pub(super) fn check(config: &Config, layers: &mut Layers) {
-    for range in ranges(config).iter().filter(|range| !range.holds()) {
-        let what = format!(
-            "{} is out of range, which is {}",
-            range.unit.text(range.value),
-            range.allowed()
-        );
-        layers.report(
-            layers.origin(range.key),
-            range.key,
-            what,
-            "choose a value within it",
-        );
+    for key in KEYS {
+        if let Some(what) = key.out_of_range(config) {
+            let origin = layers.origin(key.name);
+            layers.report(origin, key.name, what, "choose a value within it");
+        }
     }
+
     check_exposure(config, layers);
     check_the_allowlist_lets_someone_in(config, layers);
     check_tls(config, layers);
@@ -55,281 +41,6 @@ pub(super) fn check(config: &Config, layers: &mut Layers) {
     check_one_request_fits(config, layers);
     check_one_callback_fits(config, layers);
     check_segments_go_in_time(config, layers);
-}
-
-#[derive(Clone, Copy)]
-pub(super) enum Unit {
-    Bytes,
-    Nanoseconds,
-    One,
-}
-
-impl Unit {
-    pub(super) fn text(self, value: u128) -> String {
-        match self {
-            Self::Bytes => u64::try_from(value).map_or_else(|_| value.to_string(), size_text),
-            Self::Nanoseconds => duration_text(value),
-            Self::One => value.to_string(),
-        }
-    }
-}
-
-/// What one key may be; `max` is `None` where only the machine sets a limit.
-pub(super) struct Range {
-    pub(super) key: &'static str,
-    pub(super) unit: Unit,
-    value: u128,
-    min: u128,
-    max: Option<u128>,
-}
-
-impl Range {
-    fn holds(&self) -> bool {
-        self.value >= self.min && self.max.is_none_or(|max| self.value <= max)
-    }
-
-    fn allowed(&self) -> String {
-        let min = self.unit.text(self.min);
-        match self.max {
-            Some(max) => format!("{min} to {}", self.unit.text(max)),
-            None => format!("{min} or more"),
-        }
-    }
-}
-
-fn bytes(key: &'static str, value: u64, min: u64, max: impl Into<Option<u64>>) -> Range {
-    Range {
-        key,
-        unit: Unit::Bytes,
-        value: value.into(),
-        min: min.into(),
-        max: max.into().map(u128::from),
-    }
-}
-
-fn count(key: &'static str, value: u64, min: u64, max: u64) -> Range {
-    Range {
-        key,
-        unit: Unit::One,
-        value: value.into(),
-        min: min.into(),
-        max: Some(max.into()),
-    }
-}
-
-fn time(key: &'static str, value: Duration, min: Duration, max: Duration) -> Range {
-    let (value, min, max) = (value.as_nanos(), min.as_nanos(), Some(max.as_nanos()));
-    Range {
-        key,
-        unit: Unit::Nanoseconds,
-        value,
-        min,
-        max,
-    }
-}
-
-/// The range of every key that is a number, a size or a duration.
-pub(super) fn ranges(config: &Config) -> Vec<Range> {
-    let Config {
-        ingest,
-        grpc,
-        log,
-        quarantine,
-        hub,
-        store,
-        shutdown,
-        ..
-    } = config;
-    vec![
-        count(
-            "ingest.connections_max",
-            ingest.connections_max,
-            1,
-            1_000_000,
-        ),
-        count(
-            "ingest.connections_per_address_max",
-            ingest.connections_per_address_max,
-            1,
-            1_000_000,
-        ),
-        count(
-            "ingest.refusals_per_minute_max",
-            ingest.refusals_per_minute_max,
-            1,
-            1_000_000,
-        ),
-        bytes(
-            "ingest.bytes_per_minute_max",
-            ingest.bytes_per_minute_max,
-            0,
-            None,
-        ),
-        bytes(
-            "ingest.body_bytes_max",
-            ingest.body_bytes_max,
-            KIB,
-            64 * MIB,
-        ),
-        bytes(
-            "ingest.header_bytes_max",
-            ingest.header_bytes_max,
-            READ_BUFFER_BYTES_MIN,
-            MIB,
-        ),
-        count("ingest.headers_max", ingest.headers_max, HEADERS_MIN, 1000),
-        time(
-            "ingest.header_timeout",
-            ingest.header_timeout,
-            TIMEOUT_MIN,
-            TIMEOUT_MAX,
-        ),
-        time(
-            "ingest.idle_timeout",
-            ingest.idle_timeout,
-            TIMEOUT_MIN,
-            3600 * SECOND,
-        ),
-        time(
-            "ingest.body_timeout",
-            ingest.body_timeout,
-            TIMEOUT_MIN,
-            TIMEOUT_MAX,
-        ),
-        time(
-            "ingest.answer_timeout",
-            ingest.answer_timeout,
-            TIMEOUT_MIN,
-            TIMEOUT_MAX,
-        ),
-        bytes(
-            "ingest.inflight_bytes_max",
-            ingest.inflight_bytes_max,
-            MIB,
-            None,
-        ),
-        count(
-            "grpc.subscriptions_max",
-            grpc.subscriptions_max,
-            1,
-            10_000_000,
-        ),
-        count(
-            "grpc.subscriptions_per_client_max",
-            grpc.subscriptions_per_client_max,
-            1,
-            10_000_000,
-        ),
-        count("grpc.task_ids_max", grpc.task_ids_max, 1, 1_000_000),
-        count(
-            "grpc.task_ids_in_all_max",
-            grpc.task_ids_in_all_max,
-            1,
-            100_000_000,
-        ),
-        count("grpc.products_max", grpc.products_max, 1, 10_000),
-        count("grpc.connections_max", grpc.connections_max, 1, 1_000_000),
-        count(
-            "grpc.connections_per_address_max",
-            grpc.connections_per_address_max,
-            1,
-            1_000_000,
-        ),
-        // Pings closer together would be most of the traffic of a quiet connection.
-        time(
-            "grpc.keepalive_interval",
-            grpc.keepalive_interval,
-            SECOND,
-            3600 * SECOND,
-        ),
-        time(
-            "grpc.keepalive_timeout",
-            grpc.keepalive_timeout,
-            TIMEOUT_MIN,
-            TIMEOUT_MAX,
-        ),
-        bytes(
-            "grpc.request_bytes_max",
-            grpc.request_bytes_max,
-            KIB,
-            64 * MIB,
-        ),
-        bytes(
-            "grpc.inflight_bytes_max",
-            grpc.inflight_bytes_max,
-            MIB,
-            None,
-        ),
-        // Less would be a few events at a time.
-        bytes(
-            "grpc.reading_bytes_max",
-            grpc.reading_bytes_max,
-            8 * MIB,
-            None,
-        ),
-        bytes(
-            "grpc.answers_bytes_max",
-            grpc.answers_bytes_max,
-            ANSWERS_BYTES_MIN,
-            None,
-        ),
-        time(
-            "grpc.stall_timeout",
-            grpc.stall_timeout,
-            SECOND,
-            TIMEOUT_MAX,
-        ),
-        time(
-            "log.retention_age_max",
-            log.retention_age_max,
-            SECOND,
-            RETENTION_AGE_MAX,
-        ),
-        bytes(
-            "log.retention_bytes_max",
-            log.retention_bytes_max,
-            MIB,
-            None,
-        ),
-        time(
-            "log.segment_age_max",
-            log.segment_age_max,
-            SECOND,
-            SEGMENT_AGE_MAX,
-        ),
-        count(
-            "log.disk_free_min_percent",
-            log.disk_free_min_percent,
-            0,
-            100,
-        ),
-        time(
-            "quarantine.retention_age_max",
-            quarantine.retention_age_max,
-            SECOND,
-            RETENTION_AGE_MAX,
-        ),
-        bytes(
-            "quarantine.retention_bytes_max",
-            quarantine.retention_bytes_max,
-            MIB,
-            None,
-        ),
-        count(
-            "quarantine.retention_count_max",
-            quarantine.retention_count_max,
-            1,
-            1_000_000_000,
-        ),
-        bytes("hub.ring_bytes_max", hub.ring_bytes_max, MIB, None),
-        bytes("store.cache_bytes", store.cache_bytes, MIB, None),
-        time(
-            "shutdown.drain_timeout",
-            shutdown.drain_timeout,
-            SECOND,
-            600 * SECOND,
-        ),
-    ]
 }
 
 /// An address that other machines can reach, unprotected, must be asked for by name.
@@ -535,7 +246,7 @@ fn check_listeners_differ(config: &Config, layers: &mut Layers) {
             continue;
         };
         // The one that was set is the one to change.
-        let blamed = if layers.origin(key) == super::Origin::Default {
+        let blamed = if layers.origin(key) == Origin::Default {
             other
         } else {
             key
@@ -589,12 +300,12 @@ fn check_one_request_fits(config: &Config, layers: &mut Layers) {
 /// it is kept. The default gives way by itself.
 fn check_segments_go_in_time(config: &Config, layers: &mut Layers) {
     let (key, age_key) = ("log.segment_age_max", "log.retention_age_max");
-    let super::Log {
+    let Log {
         segment_age_max,
         retention_age_max,
         ..
     } = &config.log;
-    let is_set = layers.origin(key) != super::Origin::Default;
+    let is_set = layers.origin(key) != Origin::Default;
     if is_set && segment_age_max >= retention_age_max && layers.is_readable(age_key) {
         let [age, kept] =
             [segment_age_max, retention_age_max].map(|age| duration_text(age.as_nanos()));

@@ -5,26 +5,17 @@ use std::net::{IpAddr, SocketAddr};
 use axum::http::{HeaderMap, HeaderName, header::FORWARDED};
 use ipnet::IpNet;
 
-use crate::network;
+use crate::{config::ForwardedHeader, network};
 
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 
-/// Which header a trusted proxy names its client in. Only one is believed: a proxy that writes the one passes the other on
-/// as anybody wrote it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ForwardedHeader {
-    /// `X-Forwarded-For`.
-    XForwardedFor,
-    /// `Forwarded` (RFC 7239).
-    Forwarded,
-}
-
-/// The addresses that are believed, and what about.
+/// The proxies that are believed, and the header they are believed by. Only one header is believed: a proxy that writes the one
+/// passes the other on as anybody wrote it.
 #[derive(Clone, Debug)]
 pub struct TrustedProxies {
-    /// Where they are.
+    /// Their addresses.
     pub networks: Vec<IpNet>,
-    /// What they write.
+    /// The header in which they name the client.
     pub header: ForwardedHeader,
 }
 

@@ -42,10 +42,10 @@ use crate::{
 pub(crate) use answer::ToAnybody;
 use answer::{Outcome, Refusal};
 use budget::{Budgets, Credential, Sender};
-pub use client_address::{ForwardedHeader, TrustedProxies};
+pub use client_address::TrustedProxies;
 use throttle::Throttle;
 use verify::LetIn;
-pub use verify::{Allowlist, BodySignature, Rules};
+pub use verify::Rules;
 
 /// How long a request that is on its way when the broker stops may still take to arrive: a lost packet is sent again sooner.
 /// Without it such a request would get no answer; any longer, and a stranger's silence would hold up every restart.
@@ -498,6 +498,7 @@ mod tests {
 
     use super::*;
     use crate::{
+        config::{Allowlist, BodySignature, ForwardedHeader},
         journal::Local,
         store::{Appender, Retention, Store, writer},
     };

@@ -15,6 +15,7 @@ use super::{
 };
 use crate::{
     callback::WebhookPath,
+    config::{Allowlist, BodySignature},
     credentials::{Binding, Credentials, Generation, SharedCredentials, UrlRefusal},
     event::{Product, Verification},
     metrics::Metrics,
@@ -23,28 +24,6 @@ use crate::{
 
 /// What the vendor puts its signature into.
 pub(super) const SIGNATURE: HeaderName = HeaderName::from_static("x-runblob-signature");
-
-/// What is made of the vendor's signature over the body.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum BodySignature {
-    /// Not looked at.
-    Off,
-    /// Noted and counted; refuses nothing.
-    Observe,
-    /// Without a good one: 401.
-    Require,
-}
-
-/// What is made of the address a callback comes from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Allowlist {
-    /// Not looked at.
-    Off,
-    /// Strangers are counted; refuses nothing.
-    Report,
-    /// Strangers: 403.
-    Enforce,
-}
 
 /// What callbacks have to show.
 #[derive(Clone, Debug)]

@@ -15,10 +15,10 @@ use super::{
     watch::{Applied, Change, Files, Watched},
 };
 use crate::{
-    config::{self, Config},
+    config::{self, Allowlist, BodySignature, Config},
     credentials::{Credentials, FILE_BYTES_MAX, Intruders, SharedCredentials},
     files,
-    ingest::{Allowlist, BodySignature, ForwardedHeader, Rules, TrustedProxies},
+    ingest::{Rules, TrustedProxies},
 };
 
 /// An empty file is read again after this time, because a program that writes it in place truncates it first. Shorter than the time
@@ -93,13 +93,13 @@ pub(super) fn problems(
         ..
     } = config;
     let mut problems = Vec::new();
-    if ingest.body_signature != config::BodySignature::Off && !credentials.has_body_secret() {
+    if ingest.body_signature != BodySignature::Off && !credentials.has_body_secret() {
         let needed = "ingest.body_signature needs the vendor's secret: add [body_signature] to the credentials file";
         problems.push(needed.to_owned());
     }
 
-    let asks_something = ingest.body_signature == config::BodySignature::Require
-        || ingest.allowlist == config::Allowlist::Enforce
+    let asks_something = ingest.body_signature == BodySignature::Require
+        || ingest.allowlist == Allowlist::Enforce
         || credentials.verify_urls();
     if !is_loopback(addresses.ingest) && !ingest.allow_unverified && !asks_something {
         problems.push(format!(
@@ -138,24 +138,13 @@ pub(super) fn rules(config: &Config, credentials: Arc<SharedCredentials>) -> Rul
     } = &config.ingest;
     Rules {
         credentials,
-        body_signature: match body_signature {
-            config::BodySignature::Off => BodySignature::Off,
-            config::BodySignature::Observe => BodySignature::Observe,
-            config::BodySignature::Require => BodySignature::Require,
-        },
-        allowlist: match allowlist {
-            config::Allowlist::Off => Allowlist::Off,
-            config::Allowlist::Report => Allowlist::Report,
-            config::Allowlist::Enforce => Allowlist::Enforce,
-        },
+        body_signature: *body_signature,
+        allowlist: *allowlist,
         allowed: allowed_networks.clone(),
         public_url: config.public_url.clone(),
         proxies: TrustedProxies {
             networks: trusted_proxies.clone(),
-            header: match forwarded_header {
-                config::ForwardedHeader::XForwardedFor => ForwardedHeader::XForwardedFor,
-                config::ForwardedHeader::Forwarded => ForwardedHeader::Forwarded,
-            },
+            header: *forwarded_header,
         },
         bytes_per_minute_max: config.ingest.bytes_per_minute_max,
     }
@@ -289,9 +278,7 @@ fn warn_of_lockout(config: &Config, credentials: &Credentials) {
              (`blobcast token new callback NAME`)"
         );
     }
-    if config.ingest.body_signature == config::BodySignature::Require
-        && !credentials.has_body_secret()
-    {
+    if config.ingest.body_signature == BodySignature::Require && !credentials.has_body_secret() {
         tracing::warn!(
             "no callback is let in any more: the credentials file has no [body_signature] left, which \
              ingest.body_signature needs; add it"

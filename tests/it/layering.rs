@@ -60,6 +60,7 @@ const ALLOWED: [(&str, &[&str]); 32] = [
     (
         "ingest",
         &[
+            "config",
             "credentials",
             "event",
             "callback",

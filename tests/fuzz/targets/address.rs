@@ -7,7 +7,7 @@ use std::{
 };
 
 use axum::http::{HeaderMap, HeaderName, HeaderValue, header::FORWARDED};
-use blobcast::ingest::{ForwardedHeader, TrustedProxies};
+use blobcast::{config::ForwardedHeader, ingest::TrustedProxies};
 use libfuzzer_sys::arbitrary::{self, Arbitrary};
 
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
