@@ -20,7 +20,9 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 use tokio::{sync::oneshot, time::timeout};
 
-use crate::{metrics::Metrics, printable::printable_json, sampler::Sampler, trace::RequestId};
+use crate::{
+    metrics::Metrics, printable::printable_json, sampler::Sampler, trace::RequestId, wire::Reason,
+};
 
 /// Longest queue for the thread that writes the file: more than the calls that run at once. If it
 /// is full, a record is lost and counted.
@@ -47,7 +49,7 @@ const BEGUN: &str = "begun";
 /// Result of a call or change that succeeded.
 pub(crate) const OK: &str = "ok";
 /// Result of a call that did nothing, because its first record was late.
-const UNAVAILABLE: &str = "AUDIT_UNAVAILABLE";
+const UNAVAILABLE: &str = Reason::AuditUnavailable.as_str();
 /// Result of a change that was not applied.
 pub(crate) const REFUSED: &str = "refused";
 

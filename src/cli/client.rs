@@ -23,9 +23,12 @@ use super::{
     proxy::{ForeignAnswer, GrpcOnly},
     user_info::Shown,
 };
-use crate::causes::{innermost, untrusted};
-use crate::wire::v1::{
-    admin_service_client::AdminServiceClient, event_service_client::EventServiceClient,
+use crate::{
+    causes::{innermost, untrusted},
+    wire::{
+        DOMAIN, Reason,
+        v1::{admin_service_client::AdminServiceClient, event_service_client::EventServiceClient},
+    },
 };
 
 /// A server in the same network connects in milliseconds.
@@ -38,8 +41,6 @@ const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 /// quarantine may be larger.
 const RESPONSE_BYTES_MAX: usize = 64 * 1024 * 1024;
 
-/// The `ErrorInfo` domain of a broker's errors.
-const DOMAIN: &str = "blobcast";
 /// This many consecutive refusals that are not from a broker end a client. A single one may come
 /// from a proxy during a restart.
 const REFUSALS_MAX: u32 = 3;
@@ -225,7 +226,8 @@ fn is_final_for_the_broker(status: &Status) -> bool {
     // again later.
     let too_large = status.code() == Code::ResourceExhausted
         && reason(status).is_some_and(|info| {
-            info.metadata.contains_key("field") || info.reason == "REQUEST_TOO_LARGE"
+            info.metadata.contains_key("field")
+                || Reason::of(status) == Some(Reason::RequestTooLarge)
         });
     too_large
         || is_ended(status)
@@ -243,7 +245,7 @@ fn is_final_for_the_broker(status: &Status) -> bool {
 
 /// Whether an administrator has ended the stream, so that it should not reconnect by itself.
 pub(super) fn is_ended(status: &Status) -> bool {
-    reason(status).is_some_and(|info| info.reason == "SUBSCRIPTION_ENDED")
+    Reason::of(status) == Some(Reason::SubscriptionEnded)
 }
 
 /// The broker's reason; `None` if the status is not from a broker.
@@ -313,41 +315,43 @@ pub(super) fn status_error(status: &Status, url: &str) -> anyhow::Error {
         text = format!("{text}: {message}");
     }
 
-    match next_step(status.code(), &reason) {
+    match next_step(status.code(), Reason::of(status)) {
         Some(step) => anyhow::anyhow!("{text}; {step}"),
         None => anyhow::anyhow!(text),
     }
 }
 
-fn next_step(code: Code, reason: &str) -> Option<&'static str> {
+fn next_step(code: Code, reason: Option<Reason>) -> Option<&'static str> {
     Some(match reason {
-        "CURSOR_EXPIRED" => {
+        Some(Reason::CursorExpired) => {
             "start with the oldest retained event with `--from earliest`, or pass `--on-expired earliest` to continue and print the gap"
         }
-        "CURSOR_AHEAD" => {
+        Some(Reason::CursorAhead) => {
             "the log ends before it; was it restored? start again with `--from earliest`"
         }
-        "EPOCH_MISMATCH" => {
+        Some(Reason::EpochMismatch) => {
             "the cursor belongs to another log: this one was recreated or restored; start again with `--from earliest`"
         }
-        "SUBSCRIPTION_LIMIT" => {
+        Some(Reason::SubscriptionLimit) => {
             "close other subscriptions, ask for less, or have the server's limit raised"
         }
-        "TOKEN_INVALID" => {
+        Some(Reason::TokenInvalid) => {
             "show a token with --token-file or BLOBCAST_TOKEN; the broker's operator hands them out"
         }
-        "ADMIN_DENIED" => "use the token of a client that has this right",
-        "SIGNING_KEY_MISSING" => {
+        Some(Reason::AdminDenied) => "use the token of a client that has this right",
+        Some(Reason::SigningKeyMissing) => {
             "`blobcast token new signing-key NAME` makes a line for the credentials file"
         }
-        "PRODUCT_DENIED" => "ask the broker's operator for this product",
-        "LABEL_DENIED" => "start it again, after the last cursor",
-        "DRAINING" => "try again in a moment",
-        "STORE_READ_ONLY" => "try again later; the broker's operator has to look at its disk",
-        "LOG_CORRUPT" => "the broker's operator has to look at its log",
-        "TASK_NOT_FOUND" => "`blobcast wait` waits for a task without events yet",
-        "SUBSCRIPTION_NOT_FOUND" => "`blobcast subscriptions` shows what is open",
-        "QUARANTINE_NOT_FOUND" => "`blobcast quarantine list` shows what there is",
+        Some(Reason::ProductDenied) => "ask the broker's operator for this product",
+        Some(Reason::LabelDenied) => "start it again, after the last cursor",
+        Some(Reason::Draining) => "try again in a moment",
+        Some(Reason::StoreReadOnly) => {
+            "try again later; the broker's operator has to look at its disk"
+        }
+        Some(Reason::LogCorrupt) => "the broker's operator has to look at its log",
+        Some(Reason::TaskNotFound) => "`blobcast wait` waits for a task without events yet",
+        Some(Reason::SubscriptionNotFound) => "`blobcast subscriptions` shows what is open",
+        Some(Reason::QuarantineNotFound) => "`blobcast quarantine list` shows what there is",
         _ if code == Code::Unimplemented => {
             "is this a blobcast gRPC address, and as new as this client? see --grpc-url"
         }

@@ -4,8 +4,6 @@ use std::process::ExitCode;
 
 use clap::{Args, ValueEnum};
 use jiff::Timestamp;
-use tonic::Status;
-use tonic_types::StatusExt;
 
 use super::{
     args::{FilterArgs, Moment},
@@ -17,7 +15,7 @@ use super::{
 use crate::{
     event::{Product, TaskId},
     wire::{
-        timestamp,
+        Reason, timestamp,
         v1::{self, event_service_client::EventServiceClient},
     },
 };
@@ -130,7 +128,7 @@ pub(super) async fn get(args: GetArgs) -> anyhow::Result<ExitCode> {
                 print_event(&args.grpc, &mut client, &mut printer, event, include_raw).await?;
             }
         }
-        Err(status) if has_reason(&status, "RESPONSE_TOO_LARGE") => {
+        Err(status) if Reason::of(&status) == Some(Reason::ResponseTooLarge) => {
             print_pages(&args.grpc, client, of_task(), &mut printer, u64::MAX).await?;
         }
         Err(status) => return Err(args.grpc.error(&status)),
@@ -220,12 +218,6 @@ async fn print_pages(
         }
         request.page_token = page.next_page_token;
     }
-}
-
-fn has_reason(status: &Status, reason: &str) -> bool {
-    status
-        .get_details_error_info()
-        .is_some_and(|info| info.reason == reason)
 }
 
 fn request(args: &EventsArgs, now: Timestamp) -> anyhow::Result<v1::ListEventsRequest> {

@@ -23,7 +23,7 @@ use crate::{
     budget::Shelf,
     store::{Backup, BackupResult, BackupSummary, ReadError},
     subscription::Sources,
-    wire::v1,
+    wire::{Reason, v1},
 };
 
 type Reading = JoinHandle<(InTheMaking, Result<Option<Bytes>, ReadError>)>;
@@ -134,13 +134,15 @@ impl Drop for Begun {
     }
 }
 
-/// The result of a backup that ended with this reason.
-fn failure(reason: &str) -> BackupResult {
-    match reason {
-        "ANSWER_STALLED" => BackupResult::Stalled,
-        "LOG_CORRUPT" => BackupResult::Damaged,
-        "TOKEN_INVALID" | "ADMIN_DENIED" | "PRODUCT_DENIED" => BackupResult::Withdrawn,
-        "DRAINING" => BackupResult::Stopped,
+/// The result of a backup that ended with this status.
+fn failure(status: &Status) -> BackupResult {
+    match Reason::of(status) {
+        Some(Reason::AnswerStalled) => BackupResult::Stalled,
+        Some(Reason::LogCorrupt) => BackupResult::Damaged,
+        Some(Reason::TokenInvalid | Reason::AdminDenied | Reason::ProductDenied) => {
+            BackupResult::Withdrawn
+        }
+        Some(Reason::Draining) => BackupResult::Stopped,
         _ => BackupResult::Failed,
     }
 }
@@ -218,9 +220,8 @@ impl BackupStream {
 
 impl BackupStream {
     fn fail(&mut self, status: &Status) {
-        let reason = errors::result(status);
-        self.end(&reason);
-        self.begun.end(self.backup_bytes, failure(&reason));
+        self.end(&errors::word(status));
+        self.begun.end(self.backup_bytes, failure(status));
     }
 }
 

@@ -1,52 +1,26 @@
-//! Every error a client can see, with the reason that is part of the contract. The one place where statuses are made.
+//! What the domain's errors are to a client: a reason, a message that names the next step, and when to try again.
 
-use std::{collections::HashMap, time::Duration};
+use std::time::Duration;
 
 use tonic::{Code, Status};
-use tonic_types::{ErrorDetails, StatusExt};
 
 use crate::{
-    callback::Unreleasable,
+    callback::{Rejection, Unreleasable},
     credentials::MintError,
     event::Sequence,
     store::{ReadError, WriteError},
     subscription::{LimitReached, Sources, StreamEnd, SubscribeError, Withdrawal},
-    wire::{FilterRefusal, Malformed},
+    wire::{FilterRefusal, Reason},
 };
 
-const DOMAIN: &str = "blobcast";
-/// When to try again after a restart began: about what one takes.
+/// Delay after which to reconnect to a broker that restarts: about what a restart takes.
 pub(super) const RECONNECT_AFTER: Duration = Duration::from_secs(2);
-/// When to try again what the store cannot take: as long as a full disk takes at least.
+/// Delay after a write that the store refused: a full disk takes at least that long to be cleared.
 const RETRY_STORE: Duration = Duration::from_secs(30);
-/// The log is as it will stay.
-const RETRY_ERASED: Duration = Duration::from_secs(1);
-
-/// When to try again where every place is taken: after about that time the place of a connection that was lost is free, too.
+/// Delay where every place is taken: by then the place of a lost connection is free again.
 const RETRY_PLACE: Duration = Duration::from_secs(10);
-
-fn status<const N: usize>(
-    code: Code,
-    reason: &str,
-    message: impl Into<String>,
-    metadata: [(&str, String); N],
-    retry_after: Option<Duration>,
-) -> Status {
-    let metadata: HashMap<_, _> = metadata
-        .into_iter()
-        .map(|(key, value)| (key.to_owned(), value))
-        .collect();
-    let mut details = ErrorDetails::with_error_info(reason, DOMAIN, metadata);
-    if retry_after.is_some() {
-        details.set_retry_info(retry_after);
-    }
-    Status::with_error_details(code, message, details)
-}
-
-/// The reason that is part of the contract, of a status made here.
-pub fn reason(status: &Status) -> Option<String> {
-    status.get_details_error_info().map(|info| info.reason)
-}
+/// Delay after a refusal whose cause passes within milliseconds.
+const RETRY_SOON: Duration = Duration::from_secs(1);
 
 /// What is refused before a service sees it, in our words instead of tonic's; `None` if they are ours already.
 pub fn explained(status: &Status, request_bytes_max: usize) -> Option<Status> {
@@ -57,25 +31,19 @@ pub fn explained(status: &Status, request_bytes_max: usize) -> Option<Status> {
     Some(match status.code() {
         Code::Unimplemented if status.metadata().contains_key("grpc-accept-encoding") => {
             let message = "send the request without compression";
-            let mut explained = self::status(
-                Code::Unimplemented,
-                "UNSUPPORTED_ENCODING",
-                message,
-                [],
-                None,
-            );
+            let mut explained = Reason::UnsupportedEncoding.status(message);
             // What it would be is for the client's library, not only for people.
             *explained.metadata_mut() = status.metadata().clone();
             explained
         }
         Code::Unimplemented => {
             let message = "no such method here: the client is newer than this broker, or means another server";
-            self::status(Code::Unimplemented, "UNKNOWN_METHOD", message, [], None)
+            Reason::UnknownMethod.status(message)
         }
         // As other servers say it; OUT_OF_RANGE is about cursors here.
         Code::OutOfRange => request_too_large(request_bytes_max),
         // The frames around a request are the client's, too.
-        Code::Internal => self::status(Code::InvalidArgument, "INVALID_REQUEST", message, [], None),
+        Code::Internal => Reason::InvalidRequest.status(message),
         _ => return None,
     })
 }
@@ -83,13 +51,7 @@ pub fn explained(status: &Status, request_bytes_max: usize) -> Option<Status> {
 /// More is on its way in than may be held; it passes.
 pub fn overloaded() -> Status {
     let message = "too many requests are on their way at once: send it again";
-    status(
-        Code::ResourceExhausted,
-        "OVERLOADED",
-        message,
-        [],
-        Some(Duration::from_secs(1)),
-    )
+    Reason::Overloaded.passing_status(message, [], RETRY_SOON)
 }
 
 /// More answers are on their way out than may be held.
@@ -99,13 +61,7 @@ pub(super) fn answers_limit(limit: usize, share: usize) -> Status {
          client: read the answers to your calls, make fewer at once, or raise grpc.answers_bytes_max"
     );
     let limits = [("limit", limit.to_string()), ("share", share.to_string())];
-    status(
-        Code::ResourceExhausted,
-        "ANSWERS_LIMIT",
-        message,
-        limits,
-        Some(Duration::from_secs(1)),
-    )
+    Reason::AnswersLimit.passing_status(message, limits, RETRY_SOON)
 }
 
 /// More answers of a client are on their way out than there may be.
@@ -114,13 +70,7 @@ pub(super) fn unread_limit(share: usize) -> Status {
         "{share} answers to this client's calls were not taken: read them, or make fewer calls at once"
     );
     let limits = [("limit", share.to_string()), ("share", share.to_string())];
-    status(
-        Code::ResourceExhausted,
-        "ANSWERS_LIMIT",
-        message,
-        limits,
-        Some(Duration::from_secs(1)),
-    )
+    Reason::AnswersLimit.passing_status(message, limits, RETRY_SOON)
 }
 
 /// As many backups are open as may be.
@@ -129,13 +79,7 @@ pub(super) fn backup_limit(limit: usize, share: usize) -> Status {
         "{limit} backups are open, or {share} of this client, the most there may be: let one end first"
     );
     let limits = [("limit", limit.to_string()), ("share", share.to_string())];
-    status(
-        Code::ResourceExhausted,
-        "BACKUP_LIMIT",
-        message,
-        limits,
-        Some(RETRY_STORE),
-    )
+    Reason::BackupLimit.passing_status(message, limits, RETRY_STORE)
 }
 
 /// The client has not read on.
@@ -144,19 +88,13 @@ pub(super) fn answer_stalled(after: Duration) -> Status {
         "nothing of the answer was taken for {} s: read it, or cancel the call",
         after.as_secs()
     );
-    status(Code::ResourceExhausted, "ANSWER_STALLED", message, [], None)
+    Reason::AnswerStalled.status(message)
 }
 
 /// The request has more bytes than it may have.
 pub fn request_too_large(bytes_max: usize) -> Status {
     let message = format!("the request has more than {bytes_max} bytes: ask for less");
-    status(
-        Code::ResourceExhausted,
-        "REQUEST_TOO_LARGE",
-        message,
-        [("limit", bytes_max.to_string())],
-        None,
-    )
+    Reason::RequestTooLarge.status_with(message, [("limit", bytes_max.to_string())])
 }
 
 /// As many calls of the health service are open as there may be.
@@ -164,81 +102,51 @@ pub fn health_limit(limit: usize) -> Status {
     let message = format!(
         "there may be {limit} such calls of the health service at once: end one of them first"
     );
-    status(
-        Code::ResourceExhausted,
-        "HEALTH_LIMIT",
-        message,
-        [("limit", limit.to_string())],
-        None,
-    )
+    Reason::HealthLimit.status_with(message, [("limit", limit.to_string())])
 }
 
 /// The request has not arrived in time.
 pub fn request_late() -> Status {
     let message = "the request did not arrive in time: send it as a whole";
-    status(Code::InvalidArgument, "INVALID_REQUEST", message, [], None)
+    Reason::InvalidRequest.status(message)
 }
 
 /// The call's own deadline has passed.
 pub fn deadline_exceeded() -> Status {
     let message = StreamEnd::DeadlineExceeded.to_string();
-    status(
-        Code::DeadlineExceeded,
-        "DEADLINE_EXCEEDED",
-        message,
-        [],
-        None,
-    )
+    Reason::DeadlineExceeded.status(message)
 }
 
 /// The call cannot be recorded, and has to be.
 pub(super) fn audit_unavailable() -> Status {
     let message = "the call could not be recorded, and audit.required is set, so nothing was done: the broker's log says what is \
                    wrong with audit.file";
-    status(
-        Code::Unavailable,
-        "AUDIT_UNAVAILABLE",
-        message,
-        [],
-        Some(RETRY_STORE),
+    Reason::AuditUnavailable.passing_status(message, [], RETRY_STORE)
+}
+
+/// A refusal in one word, for the audit and the log: its reason, or its code if it has none.
+pub fn word(status: &Status) -> String {
+    Reason::of(status).map_or_else(
+        || format!("{:?}", status.code()),
+        |reason| reason.as_str().to_owned(),
     )
-}
-
-/// How an audit record tells that a call was refused.
-pub(super) fn result(status: &Status) -> String {
-    reason(status).unwrap_or_else(|| format!("{:?}", status.code()))
-}
-
-pub(super) fn malformed(malformed: Malformed) -> Status {
-    let message = malformed.to_string();
-    let mut details = ErrorDetails::with_bad_request_violation(malformed.field, malformed.problem);
-    details.set_error_info("INVALID_REQUEST", DOMAIN, HashMap::new());
-    Status::with_error_details(Code::InvalidArgument, message, details)
 }
 
 pub(super) fn filter(refusal: FilterRefusal) -> Status {
     match refusal {
-        FilterRefusal::Malformed(problem) => malformed(problem),
+        FilterRefusal::Malformed(problem) => problem.into(),
         FilterRefusal::TooMany { field, limit } => {
             let metadata = [("limit", limit.to_string()), ("field", field.to_owned())];
-            status(
-                Code::ResourceExhausted,
-                "SUBSCRIPTION_LIMIT",
-                refusal.to_string(),
-                metadata,
-                None,
-            )
+            Reason::SubscriptionLimit.status_with(refusal.to_string(), metadata)
         }
     }
 }
 
 pub(super) fn draining() -> Status {
-    status(
-        Code::Unavailable,
-        "DRAINING",
+    Reason::Draining.passing_status(
         "the server is shutting down: reconnect",
         [],
-        Some(RECONNECT_AFTER),
+        RECONNECT_AFTER,
     )
 }
 
@@ -247,7 +155,7 @@ fn corrupt(sources: &Sources, problem: &str) -> Status {
     sources.metrics.log_damage_met.inc();
     sources.registry.log_damage(problem);
     let message = format!("the log is damaged ({problem}): tell the operator");
-    status(Code::DataLoss, "LOG_CORRUPT", message, [], None)
+    Reason::LogCorrupt.status(message)
 }
 
 fn expired(sources: &Sources, message: impl Into<String>) -> Status {
@@ -258,7 +166,7 @@ fn expired(sources: &Sources, message: impl Into<String>) -> Status {
         ("first_available", first_available),
         ("head", cursor(sources.store.head())),
     ];
-    status(Code::OutOfRange, "CURSOR_EXPIRED", message, ends, None)
+    Reason::CursorExpired.status_with(message, ends)
 }
 
 pub(super) fn open(sources: &Sources, error: &SubscribeError) -> Status {
@@ -276,31 +184,17 @@ pub(super) fn open(sources: &Sources, error: &SubscribeError) -> Status {
                 ("open", open.to_string()),
                 ("setting", setting.clone()),
             ];
-            let retry = reached.may_pass().then_some(RETRY_PLACE);
-            status(
-                Code::ResourceExhausted,
-                "SUBSCRIPTION_LIMIT",
-                message,
-                of_limit,
-                retry,
-            )
+            if reached.may_pass() {
+                Reason::SubscriptionLimit.passing_status(message, of_limit, RETRY_PLACE)
+            } else {
+                Reason::SubscriptionLimit.status_with(message, of_limit)
+            }
         }
-        SubscribeError::EpochMismatch => status(
-            Code::FailedPrecondition,
-            "EPOCH_MISMATCH",
-            message,
-            [("epoch", sources.store.epoch().to_string())],
-            None,
-        ),
+        SubscribeError::EpochMismatch => Reason::EpochMismatch
+            .status_with(message, [("epoch", sources.store.epoch().to_string())]),
         SubscribeError::CursorAhead => {
             let head = sources.store.cursor(sources.store.head()).to_string();
-            status(
-                Code::OutOfRange,
-                "CURSOR_AHEAD",
-                message,
-                [("head", head)],
-                None,
-            )
+            Reason::CursorAhead.status_with(message, [("head", head)])
         }
         SubscribeError::CursorExpired => expired(sources, message),
         SubscribeError::Draining => draining(),
@@ -318,35 +212,29 @@ pub(super) fn end(sources: &Sources, end: &StreamEnd) -> Status {
         StreamEnd::Corrupt(problem) => corrupt(sources, problem),
         StreamEnd::Erased => {
             let message = "the event was erased while it was sent, and there is no rest of it: go on behind the last cursor";
-            status(
-                Code::Unavailable,
-                "EVENT_ERASED",
-                message,
-                [],
-                Some(RETRY_ERASED),
-            )
+            Reason::EventErased.passing_status(message, [], RETRY_SOON)
         }
         StreamEnd::Withdrawn(Withdrawal::Identity) => {
             token_invalid("the token was withdrawn, or has expired")
         }
         StreamEnd::Withdrawn(Withdrawal::Products) => {
             let message = "the permission to see some of this stream's products was withdrawn";
-            status(Code::PermissionDenied, "PRODUCT_DENIED", message, [], None)
+            Reason::ProductDenied.status(message)
         }
         StreamEnd::Withdrawn(Withdrawal::Labels) => {
             let message = "the client was bound to other labels, and this stream has events without them: open it again to see those \
                            that have them";
-            status(Code::PermissionDenied, "LABEL_DENIED", message, [], None)
+            Reason::LabelDenied.status(message)
         }
         StreamEnd::Withdrawn(Withdrawal::Place) => {
             let message = "a newer stream with this client_name took this one's place, whose connection had fallen silent: that is \
                            usually the same reader, which has reconnected; readers that run at once need names of their own";
-            status(Code::Aborted, "REPLACED", message, [], None)
+            Reason::Replaced.status(message)
         }
         // No RetryInfo: an administrator ended the stream, and does not want it back at once.
         StreamEnd::Withdrawn(Withdrawal::Stream) => {
             let message = "an administrator of the broker has ended this stream: ask why before you open it again, behind the last cursor";
-            status(Code::Aborted, "SUBSCRIPTION_ENDED", message, [], None)
+            Reason::SubscriptionEnded.status(message)
         }
         StreamEnd::DeadlineExceeded => deadline_exceeded(),
     }
@@ -364,21 +252,14 @@ pub(super) fn write(sources: &Sources, error: &WriteError) -> Status {
         WriteError::Closed => draining(),
         // The caller, who knows the id, has a better word for it.
         WriteError::NotInQuarantine => quarantine_not_found(""),
-        WriteError::TooManyEvents => status(
-            Code::FailedPrecondition,
-            "NOT_UNDERSTOOD",
+        WriteError::TooManyEvents => Reason::NotUnderstood.status_with(
             error.to_string(),
-            [("reason", "too_many_events".into())],
-            None,
+            [("reason", Rejection::TooManyEvents.reason().to_owned())],
         ),
         WriteError::Corrupt(problem) => corrupt(sources, problem),
-        WriteError::Overloaded | WriteError::DiskLow { .. } | WriteError::Failed(_) => status(
-            Code::Unavailable,
-            "STORE_READ_ONLY",
-            error.to_string(),
-            [],
-            Some(RETRY_STORE),
-        ),
+        WriteError::Overloaded | WriteError::DiskLow { .. } | WriteError::Failed(_) => {
+            Reason::StoreReadOnly.passing_status(error.to_string(), [], RETRY_STORE)
+        }
     }
 }
 
@@ -391,7 +272,7 @@ pub(super) fn task_not_found(task_id: &str, product: &str) -> Status {
     let message = format!(
         "no event of task {task_id}{of} is here: one may come yet (WaitTask waits for it), or all were erased or forgotten"
     );
-    status(Code::NotFound, "TASK_NOT_FOUND", message, [], None)
+    Reason::TaskNotFound.status(message)
 }
 
 /// The events of a task are more than one answer holds. Only what would make the answer smaller is advised.
@@ -422,102 +303,72 @@ pub(super) fn task_too_large(limit: usize, product: &str, include_raw: bool) -> 
         "the task's events have more than {limit} bytes together: {of_product}{raw}{or}ask ListEvents with the task id in \
          filter.task_ids{products}, which answers in pages that any client takes"
     );
-    status(
-        Code::ResourceExhausted,
-        "RESPONSE_TOO_LARGE",
-        message,
-        [("limit", limit.to_string())],
-        None,
-    )
+    Reason::ResponseTooLarge.status_with(message, [("limit", limit.to_string())])
 }
 
 pub(super) fn event_not_found() -> Status {
     let message = "no event of this cursor that the client may see is retained: take the cursor of an event, not of a heartbeat";
-    status(Code::NotFound, "EVENT_NOT_FOUND", message, [], None)
+    Reason::EventNotFound.status(message)
 }
 
 pub(super) fn quarantine_not_found(id: &str) -> Status {
     let message =
         format!("no callback {id} is in quarantine: it was released, discarded or forgotten");
-    status(Code::NotFound, "QUARANTINE_NOT_FOUND", message, [], None)
+    Reason::QuarantineNotFound.status(message)
 }
 
 pub(super) fn subscription_not_found() -> Status {
     let message = "no subscription of this id is open: it has ended, or ListSubscriptions shows what its id is";
-    status(Code::NotFound, "SUBSCRIPTION_NOT_FOUND", message, [], None)
+    Reason::SubscriptionNotFound.status(message)
 }
 
 pub(super) fn token_invalid(message: &str) -> Status {
-    status(Code::Unauthenticated, "TOKEN_INVALID", message, [], None)
+    Reason::TokenInvalid.status(message)
 }
 
 pub(super) fn product_denied(product: &str) -> Status {
     let message = format!(
         "this client may not see {product}: leave it out, or have it added to the client's products"
     );
-    status(
-        Code::PermissionDenied,
-        "PRODUCT_DENIED",
-        message,
-        [("product", product.to_owned())],
-        None,
-    )
+    Reason::ProductDenied.status_with(message, [("product", product.to_owned())])
 }
 
 pub(super) fn product_denied_by_key(product: &str, denied: &MintError) -> Status {
     let metadata = [("product", product.to_owned())];
-    status(
-        Code::PermissionDenied,
-        "PRODUCT_DENIED",
-        denied.to_string(),
-        metadata,
-        None,
-    )
+    Reason::ProductDenied.status_with(denied.to_string(), metadata)
 }
 
 pub(super) fn no_products() -> Status {
     let message = "this client may take backups, and see no events: its line in the credentials file needs `products`";
-    status(Code::PermissionDenied, "PRODUCT_DENIED", message, [], None)
+    Reason::ProductDenied.status(message)
 }
 
 /// Of an administrator of some products.
 pub(super) fn backup_of_all_denied() -> Status {
     let message = "a backup holds every product: the client's line in the credentials file needs `backup = true`, or \
                    `products = [\"*\"]` and no `labels` besides `admin = true`";
-    status(Code::PermissionDenied, "PRODUCT_DENIED", message, [], None)
+    Reason::ProductDenied.status(message)
 }
 
 pub(super) fn backup_denied(client: &str) -> Status {
     let message = format!(
         "{client} may not take backups: its line in the credentials file needs `backup = true`"
     );
-    status(Code::PermissionDenied, "ADMIN_DENIED", message, [], None)
+    Reason::AdminDenied.status(message)
 }
 
 pub(super) fn admin_denied(client: &str) -> Status {
     let message = format!(
         "{client} is no administrator: its line in the credentials file needs `admin = true`"
     );
-    status(Code::PermissionDenied, "ADMIN_DENIED", message, [], None)
+    Reason::AdminDenied.status(message)
 }
 
 pub(super) fn signing_key_missing(message: String) -> Status {
-    status(
-        Code::FailedPrecondition,
-        "SIGNING_KEY_MISSING",
-        message,
-        [],
-        None,
-    )
+    Reason::SigningKeyMissing.status(message)
 }
 
 pub(super) fn not_understood(refusal: &Unreleasable) -> Status {
     let message = format!("still not understood: {refusal}");
-    status(
-        Code::FailedPrecondition,
-        "NOT_UNDERSTOOD",
-        message,
-        [("reason", refusal.reason().to_owned())],
-        None,
-    )
+    Reason::NotUnderstood.status_with(message, [("reason", refusal.reason().to_owned())])
 }

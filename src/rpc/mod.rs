@@ -5,11 +5,20 @@ mod admin;
 mod answers;
 mod backup;
 mod deadline;
+mod erasure;
 mod errors;
 mod events;
+mod fields;
+mod listing;
+mod minting;
 pub(crate) mod page;
+mod quarantine;
 mod raw_body;
 mod stream;
+mod subscribe;
+mod subscriptions;
+mod task;
+mod wait;
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -20,7 +29,7 @@ pub use answers::{AnswerBody, Answers, UNREAD_PER_CLIENT_MAX, Unread, is_prepaid
 pub use backup::BackupStream;
 pub use deadline::{Deadline, note_deadline};
 pub use errors::{
-    deadline_exceeded, explained, health_limit, overloaded, reason, request_late, request_too_large,
+    deadline_exceeded, explained, health_limit, overloaded, request_late, request_too_large, word,
 };
 pub use events::Events;
 pub use stream::HandedOver;
@@ -30,7 +39,7 @@ use crate::{
     audit::Audit,
     event::Filter,
     journal::Journal,
-    store::{ReadError, Retention},
+    store::{ReadError, Retention, WriteError},
     subscription::{Heard, Sources, read_aside},
     trace,
     wire::{self, FilterLimits, v1},
@@ -95,6 +104,13 @@ impl Context {
             .unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// The writer's answer; no answer at all means that it has stopped.
+    fn answered<T, E>(&self, answer: Result<Result<T, WriteError>, E>) -> Result<T, Status> {
+        answer
+            .map_err(|_| errors::draining())?
+            .map_err(|error| errors::write(&self.sources, &error))
+    }
+
     /// Runs a read of the store off the async threads; not at all if the call is cancelled before it begins.
     async fn read<T: Send + 'static>(
         &self,
@@ -138,7 +154,7 @@ mod tests {
             let event_bytes_max = Memory::new(0, body_bytes_max).event_bytes_max;
             let largest = [
                 2 * event_bytes_max,
-                2 * events::TASK_BYTES_MAX,
+                2 * task::TASK_BYTES_MAX,
                 page_bytes_max(event_bytes_max),
             ]
             .into_iter()

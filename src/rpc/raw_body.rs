@@ -3,7 +3,7 @@
 use bytes::BytesMut;
 use tonic::{Request, Response, Status};
 
-use super::{Context, errors, page::PAGE_BYTES_MAX};
+use super::{Context, errors, fields, page::PAGE_BYTES_MAX};
 use crate::{
     budget::Payer,
     event::{Cursor, Filter, Record},
@@ -19,8 +19,7 @@ pub(super) async fn get(
     let caller = context.gate.caller_of(&request)?;
     let payer = Payer::of(&request, &caller);
     let v1::GetRawBodyRequest { cursor, offset } = request.into_inner();
-    let malformed = |field, problem: String| errors::malformed(Malformed::new(field, problem));
-    let cursor = Cursor::parse(&cursor).map_err(|error| malformed("cursor", error.to_string()))?;
+    let cursor = fields::parse("cursor", &cursor, Cursor::parse)?;
     let place = context
         .sources
         .place(cursor)
@@ -28,7 +27,7 @@ pub(super) async fn get(
 
     let visible = caller.restrict(Filter::default())?;
 
-    // As it is stored, and the piece.
+    // The record as it is stored, and the piece of it.
     let granted = context
         .answers
         .take(&payer, context.page_bytes_max())
@@ -40,9 +39,10 @@ pub(super) async fn get(
         .filter(is_there)
         .ok_or_else(errors::event_not_found)?;
     let piece = piece(&record, offset).ok_or_else(|| {
-        malformed(
+        let bytes = record.raw().len();
+        Malformed::new(
             "offset",
-            format!("is beyond the body, which has {} bytes", record.raw().len()),
+            format!("is beyond the body, which has {bytes} bytes"),
         )
     })?;
     Ok(context.answers.respond(piece, granted))

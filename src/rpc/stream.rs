@@ -28,7 +28,7 @@ use crate::{
     subscription::{Control, Message, Sources, StreamEnd, Subscription},
     transit::Flow,
     wire::{
-        Delivery, duration, encode_streamed, put_message, timestamp,
+        Delivery, Reason, duration, encode_streamed, put_message, timestamp,
         v1::{self, subscribe_response::Content},
     },
 };
@@ -63,7 +63,7 @@ impl Run {
         is_next
     }
 
-    /// Encoding all of the records for one who wants a few would be waste.
+    /// SharedEncoding all of the records for one who wants a few would be waste.
     fn is_shared(&self) -> bool {
         self.bytes >= SHARED_BYTES_MIN && self.bytes * 2 > self.records.event_bytes()
     }
@@ -262,7 +262,7 @@ impl EventBody {
                 time: now(),
             }),
             Control::Gap { after, through } => {
-                let reason = "CURSOR_EXPIRED".to_owned();
+                let reason = Reason::CursorExpired.as_str().to_owned();
                 Content::Gap(v1::Gap {
                     after: self.cursor(after),
                     through: self.cursor(through),

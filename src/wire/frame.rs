@@ -3,7 +3,7 @@
 //! Protobuf lets the fields of a message come in any order, so an event on the wire is: what only the log knows (cursor,
 //! revision, conflict), the stored encoding as it is, and the raw body if asked for.
 
-use std::{borrow::Borrow, collections::HashMap, marker::PhantomData, ops::Range};
+use std::{borrow::Borrow, marker::PhantomData, ops::Range};
 
 use bytes::{BufMut, Bytes, BytesMut};
 use prost::{
@@ -11,12 +11,11 @@ use prost::{
     encoding::{WireType, encode_key, encode_varint, encoded_len_varint, key_len},
 };
 use tonic::{
-    Code, Status,
+    Status,
     codec::{BufferSettings, Codec, DecodeBuf, Decoder, EncodeBuf, Encoder},
 };
 
-use tonic_types::{ErrorDetails, StatusExt};
-
+use super::reason::Reason;
 use crate::event::{Cursor, Epoch, Record, SharedEncoding};
 
 /// First buffer of an answer; a larger one grows it once.
@@ -407,10 +406,8 @@ impl<U: prost::Message + Default> Decoder for FrameCodec<(), U> {
     fn decode(&mut self, buf: &mut DecodeBuf<'_>) -> Result<Option<U>, Status> {
         // The bytes are the client's, so what cannot be read is its argument, not our bug.
         U::decode(buf).map(Some).map_err(|error| {
-            let details =
-                ErrorDetails::with_error_info("INVALID_REQUEST", "blobcast", HashMap::new());
             let message = format!("the request is not what the proto says: {error}");
-            Status::with_error_details(Code::InvalidArgument, message, details)
+            Reason::InvalidRequest.status(message)
         })
     }
 

@@ -5,10 +5,13 @@
 
 mod convert;
 pub mod frame;
+mod reason;
 mod request;
+mod status;
 
 pub use convert::{duration, encode_event, status_to_wire, timestamp, verification_to_wire};
 pub use frame::{Delivery, Frame, Raw, encode_streamed, put_message};
+pub use reason::{DOMAIN, Reason, Retry};
 pub use request::{
     FilterLimits, FilterRefusal, Malformed, filter_from_wire, instant_from_wire, positive_duration,
 };

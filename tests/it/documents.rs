@@ -8,8 +8,12 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use blobcast::metrics::Metrics;
+use blobcast::{
+    metrics::Metrics,
+    wire::{Reason, Retry},
+};
 use jiff::Timestamp;
+use tonic::Code;
 
 use crate::{
     layering::PET_WORDS,
@@ -215,6 +219,41 @@ fn metrics_md_has_every_metric_with_its_labels() {
     );
 
     check_made("metrics.md", &table(&metrics));
+}
+
+// --- errors.md ---
+
+/// `OutOfRange` as `OUT_OF_RANGE`.
+fn name_of(code: Code) -> String {
+    let mut name = String::new();
+    for letter in format!("{code:?}").chars() {
+        if letter.is_uppercase() && !name.is_empty() {
+            name.push('_');
+        }
+        name.push(letter.to_ascii_uppercase());
+    }
+    name
+}
+
+#[test]
+fn errors_md_has_every_reason() {
+    let mut page = String::from("| reason | code | try again | what to do |\n|---|---|---|---|\n");
+    for &reason in Reason::ALL {
+        let metadata = match reason.metadata() {
+            [] => String::new(),
+            keys => format!(" {{{}}}", keys.join(", ")),
+        };
+        let retry = match reason.retry() {
+            Retry::Never => "no",
+            Retry::Always => "yes",
+            Retry::Sometimes => "with a `RetryInfo`",
+        };
+        let (name, code, advice) = (reason.as_str(), name_of(reason.code()), reason.advice());
+        page.push_str(&format!(
+            "| `{name}`{metadata} | {code} | {retry} | {advice} |\n"
+        ));
+    }
+    check_made("errors.md", &page);
 }
 
 // --- all documents ---

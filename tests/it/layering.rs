@@ -10,7 +10,10 @@ use std::{
 /// What each module may import, directly. A module that is not named here may not exist.
 const ALLOWED: [(&str, &[&str]); 32] = [
     ("accounts", &["files"]),
-    ("audit", &["metrics", "printable", "sampler", "trace"]),
+    (
+        "audit",
+        &["metrics", "printable", "sampler", "trace", "wire"],
+    ),
     ("budget", &[]),
     ("event", &["budget", "trace", "transit"]),
     ("causes", &[]),

@@ -81,7 +81,7 @@ impl RefusedCalls {
             return;
         }
 
-        let reason = rpc::reason(status).unwrap_or_else(|| format!("{:?}", status.code()));
+        let reason = rpc::word(status);
         let Some(unlogged) = self.0.due((reason.clone(), call.client.clone())) else {
             return;
         };
