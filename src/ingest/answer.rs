@@ -1,6 +1,6 @@
-//! What a callback is answered, in one place: status, headers, body, and the word the metrics count it under. Pure.
+//! What a callback is answered, in one place: status, headers, body, and the outcome that the metrics count. Pure.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 use axum::{
     http::{HeaderMap, HeaderValue, Method, Request, StatusCode, header},
@@ -8,18 +8,18 @@ use axum::{
 };
 use serde::Serialize;
 
-use super::{Failure, budget::Credential};
+use super::{budget::Credential, denied::Denied};
 use crate::{
-    credentials::Denial,
+    metrics::Outcome,
     store::{Appended, WriteError},
     trace::Span,
 };
 
-/// When to repeat a callback that the store could not take: RunBlob's own interval for most products, so that nothing is gained by less.
+/// Delay after which to repeat a callback that the store could not take: RunBlob's own interval for most products.
 const RETRY_SECONDS: HeaderValue = HeaderValue::from_static("30");
-/// When to repeat a callback that met a restart.
+/// Delay after which to repeat a callback that met a restart.
 const RETRY_DRAINING_SECONDS: HeaderValue = HeaderValue::from_static("5");
-/// When somebody who was refused too often may try again: when the minute that is looked at has gone by.
+/// Delay for an address that was refused too often: the window over which refusals are counted.
 const RETRY_RATE_LIMITED_SECONDS: HeaderValue = HeaderValue::from_static("60");
 
 const HELP: &str = "RunBlob delivers callbacks here by POST. Give it this URL as callback_url when you start a task; \
@@ -28,11 +28,11 @@ const HELP: &str = "RunBlob delivers callbacks here by POST. Give it this URL as
 /// The answer to a health check of a load balancer. It says nothing about the state of the broker.
 const TO_PROBE: &str = "blobcast takes RunBlob's callbacks here, by POST to /webhook/PRODUCT.\n";
 
-/// Marks a success that says nothing about who asked.
+/// Marks a success that does not authenticate the client.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct ToAnybody;
 
-/// Whether it is what load balancers ask for by default: haproxy by OPTIONS, others by GET or HEAD.
+/// Whether it is the default health check of a load balancer: OPTIONS from haproxy, GET or HEAD from others.
 pub(super) fn is_probe<B>(request: &Request<B>) -> bool {
     request.uri().path() == "/"
         && matches!(
@@ -47,13 +47,13 @@ pub(super) fn to_probe() -> Response {
     response
 }
 
-/// The answer's body; the order of the fields is the order they are written in.
+/// The answer's body. The order of the fields is the order in which they are written.
 #[derive(Serialize)]
 #[serde(tag = "status", rename_all = "lowercase")]
 enum Answer {
     Received {
         #[serde(flatten)]
-        told: Option<Told>,
+        receipt: Option<Receipt>,
     },
     Quarantined {
         reason: &'static str,
@@ -64,22 +64,30 @@ enum Answer {
     },
 }
 
-/// What tells whether the task has come before.
+/// What reveals whether the task has come before.
 #[derive(Serialize)]
-struct Told {
+struct Receipt {
     event_id: String,
     duplicate: bool,
 }
 
-/// What became of one request.
+/// Why a callback is not known to be durable.
 #[derive(Debug)]
-pub(super) enum Outcome {
+pub(super) enum Failure {
+    Write(WriteError),
+    /// The time was up. It may become durable yet; its repetition is then a duplicate.
+    Late,
+}
+
+/// What one request is answered.
+#[derive(Debug)]
+pub(super) enum Reply {
     Received(Appended),
     Quarantined {
         reason: &'static str,
     },
-    /// As one of the two above, for a signed URL, or a token that is bound to something. Its holder is not to learn what others have sent, so the answer is the same
-    /// whatever is known of the task.
+    /// One of the two above, where the credential conceals what others have sent: a signed URL, or a token that is bound. The answer
+    /// is the same whatever is known of the task.
     Concealed(Box<Self>),
     NotKept(Failure),
     Overloaded,
@@ -89,12 +97,12 @@ pub(super) enum Outcome {
     AddressDenied,
     ForeignOrigin,
     RateLimited,
-    /// For so long there is no room for it.
+    /// The time until there is room for it.
     BudgetExceeded(Duration),
     MethodNotAllowed {
         wants_html: bool,
     },
-    /// At a path that is nearly right, what it would be refused for if that were right.
+    /// At a near miss of the path: what a request to the right path would be refused for.
     NotFound(Option<Box<Denied>>),
     UnsupportedEncoding,
     BodyTooLarge,
@@ -102,137 +110,12 @@ pub(super) enum Outcome {
     BodyAborted,
 }
 
-/// Why a callback was not let in. For the operator only: its sender does not learn it.
-#[derive(Debug)]
-pub(super) struct Denied {
-    why: Why,
-    /// Whose the callback is, if that is proved.
-    credential: Option<Credential>,
-}
-
-#[derive(Debug)]
-enum Why {
-    /// By what its URL shows.
-    Url(Denial),
-    /// The credential is bound to other products.
-    OtherProduct,
-    /// The credential is bound to another value of one of the URL's labels.
-    OtherLabel,
-    NoBodySignature,
-    BadBodySignature,
-}
-
-impl Denied {
-    pub(super) fn of(denial: Denial, kind: impl FnOnce(Arc<str>) -> Credential) -> Box<Self> {
-        let credential = denial.name().cloned().map(kind);
-        Box::new(Self {
-            why: Why::Url(denial),
-            credential,
-        })
-    }
-
-    pub(super) fn other_product(credential: Credential) -> Box<Self> {
-        Box::new(Self {
-            why: Why::OtherProduct,
-            credential: Some(credential),
-        })
-    }
-
-    pub(super) fn other_label(credential: Credential) -> Box<Self> {
-        Box::new(Self {
-            why: Why::OtherLabel,
-            credential: Some(credential),
-        })
-    }
-
-    pub(super) fn without_body_signature() -> Box<Self> {
-        Box::new(Self {
-            why: Why::NoBodySignature,
-            credential: None,
-        })
-    }
-
-    pub(super) fn by_body_signature() -> Box<Self> {
-        Box::new(Self {
-            why: Why::BadBodySignature,
-            credential: None,
-        })
-    }
-
-    fn cause(&self) -> &'static str {
-        match &self.why {
-            Why::Url(denial) => denial.cause(),
-            Why::OtherProduct => "product_denied",
-            Why::OtherLabel => "label_denied",
-            Why::NoBodySignature => "no_body_signature",
-            Why::BadBodySignature => "bad_body_signature",
-        }
-    }
-
-    /// The key that the URL names. Anybody can name any.
-    fn key_id(&self) -> Option<String> {
-        match &self.why {
-            Why::Url(Denial::UnknownKey(key_id) | Denial::BadSignature(Some(key_id))) => {
-                Some(key_id.to_string())
-            }
-            _ => None,
-        }
-    }
-
-    fn explanation(&self) -> &'static str {
-        match &self.why {
-            Why::Url(denial) => of_url(denial),
-            Why::OtherProduct => {
-                "its credential is bound to other products: correct the callback URL, or `products` in the credential's line"
-            }
-            Why::OtherLabel => {
-                "its URL has a label with another value than its credential is bound to: leave that label out of the URL"
-            }
-            Why::NoBodySignature => {
-                "it has no X-RunBlob-Signature, which ingest.body_signature requires: ask the vendor, or set it to \"observe\""
-            }
-            Why::BadBodySignature => {
-                "the signature over its body does not fit the secret in [body_signature]: compare it with the vendor's, or \
-                 somebody makes up callbacks"
-            }
-        }
-    }
-}
-
-fn of_url(denial: &Denial) -> &'static str {
-    match denial {
-        Denial::Missing => {
-            "its URL has neither a token nor a signature: use one from `blobcast url`, or one with a token"
-        }
-        Denial::UnknownToken => {
-            "its URL's token is not in the credentials file: it was changed on the way, or removed before this start"
-        }
-        Denial::Expired(_) => {
-            "what its URL shows has expired: renew `expires` in its line of the credentials file, or use a newer URL"
-        }
-        Denial::Removed(_) => {
-            "what its URL shows was removed from the credentials file, or replaced: if that was because it leaked, leave it out, \
-             for this is its finder, or the vendor with old URLs; else put it back beside the new one until all of its URLs are \
-             out of use"
-        }
-        Denial::UnknownKey(_) => "its URL names a signing key that is not in the credentials file",
-        Denial::BadSignature(_) => {
-            "its URL's signature does not fit: the URL was changed on the way, made for another product, or signed with \
-             another secret, perhaps by somebody who only knows the key's name"
-        }
-        Denial::Late(_) => {
-            "its signed URL is past its `exp`: mint URLs for longer than the vendor takes (`blobcast url --ttl`)"
-        }
-        Denial::UnknownCertificate | Denial::Withdrawn(_) => "it is not let in by what it shows", // no URL shows a certificate
-    }
-}
-
-/// What the log and the metrics say of a callback that was not kept.
+/// A refusal as the log and the metrics tell it.
 #[derive(Debug)]
 pub(super) struct Refusal {
-    /// The outcome, or what is behind it.
+    /// The outcome, or why authentication failed.
     pub cause: &'static str,
-    /// What it was let in by, or would have been.
+    /// The credential it was sent with, if that is proved.
     pub credential: Option<Credential>,
     pub key_id: Option<String>,
     pub explanation: &'static str,
@@ -250,8 +133,8 @@ pub(super) fn wants_html(headers: &HeaderMap) -> bool {
     accept.is_some_and(|accept| accept.contains("text/html"))
 }
 
-impl Outcome {
-    /// Refused without having shown anything: counted against the address it came from.
+impl Reply {
+    /// Refused without authentication: counted against the address it came from.
     pub(super) fn is_unauthenticated(&self) -> bool {
         matches!(
             self,
@@ -264,37 +147,37 @@ impl Outcome {
         )
     }
 
-    /// The value of the metric's `outcome`.
-    pub(super) fn as_str(&self) -> &'static str {
+    /// What the metrics count it as.
+    pub(super) fn outcome(&self) -> Outcome {
         match self {
-            Self::Concealed(outcome) => outcome.as_str(),
-            Self::Received(appended) if appended.duplicate => "duplicate",
-            Self::Received(_) => "accepted",
-            Self::Quarantined { .. } => "quarantined",
-            Self::NotKept(Failure::Late) => "late",
+            Self::Concealed(reply) => reply.outcome(),
+            Self::Received(appended) if appended.duplicate => Outcome::Duplicate,
+            Self::Received(_) => Outcome::Accepted,
+            Self::Quarantined { .. } => Outcome::Quarantined,
+            Self::NotKept(Failure::Late) => Outcome::Late,
             Self::NotKept(Failure::Write(WriteError::Overloaded)) | Self::Overloaded => {
-                "overloaded"
+                Outcome::Overloaded
             }
-            Self::NotKept(Failure::Write(WriteError::DiskLow { .. })) => "disk_low",
-            Self::NotKept(Failure::Write(_)) => "store_failed",
-            Self::Draining => "draining",
-            Self::Unauthorized(_) => "unauthorized",
-            Self::UrlExpired(_) => "url_expired",
-            Self::AddressDenied => "address_denied",
-            Self::ForeignOrigin => "foreign_origin",
-            Self::RateLimited => "rate_limited",
-            Self::BudgetExceeded(_) => "budget_exceeded",
-            Self::MethodNotAllowed { .. } => "method_not_allowed",
-            Self::NotFound(_) => "not_found",
-            Self::UnsupportedEncoding => "unsupported_encoding",
-            Self::BodyTooLarge => "body_too_large",
-            Self::BodyTimeout => "body_timeout",
-            Self::BodyAborted => "body_aborted",
+            Self::NotKept(Failure::Write(WriteError::DiskLow { .. })) => Outcome::DiskLow,
+            Self::NotKept(Failure::Write(_)) => Outcome::StoreFailed,
+            Self::Draining => Outcome::Draining,
+            Self::Unauthorized(_) => Outcome::Unauthorized,
+            Self::UrlExpired(_) => Outcome::UrlExpired,
+            Self::AddressDenied => Outcome::AddressDenied,
+            Self::ForeignOrigin => Outcome::ForeignOrigin,
+            Self::RateLimited => Outcome::RateLimited,
+            Self::BudgetExceeded(_) => Outcome::BudgetExceeded,
+            Self::MethodNotAllowed { .. } => Outcome::MethodNotAllowed,
+            Self::NotFound(_) => Outcome::NotFound,
+            Self::UnsupportedEncoding => Outcome::UnsupportedEncoding,
+            Self::BodyTooLarge => Outcome::BodyTooLarge,
+            Self::BodyTimeout => Outcome::BodyTimeout,
+            Self::BodyAborted => Outcome::BodyAborted,
         }
     }
 
-    /// Why it was not kept; `None` if it was. `let_in` is what it was let in by.
-    pub(super) fn refusal(&self, let_in: Option<&Credential>) -> Option<Refusal> {
+    /// Why it was not kept; `None` if it was. `admitted` is the credential that admitted it.
+    pub(super) fn refusal(&self, admitted: Option<&Credential>) -> Option<Refusal> {
         let denied = match self {
             Self::Received(_) | Self::Quarantined { .. } | Self::Concealed(_) => return None,
             Self::Unauthorized(denied)
@@ -304,7 +187,7 @@ impl Outcome {
         };
         let credential = denied
             .and_then(|denied| denied.credential.clone())
-            .or_else(|| let_in.cloned());
+            .or_else(|| admitted.cloned());
         let explanation = match (denied, self) {
             (Some(denied), _) => denied.explanation(),
             (None, Self::BudgetExceeded(_)) => {
@@ -330,7 +213,7 @@ impl Outcome {
             },
         };
         let key_id = denied.and_then(|denied| denied.key_id());
-        let cause = denied.map_or_else(|| self.as_str(), |denied| denied.cause());
+        let cause = denied.map_or_else(|| self.outcome().as_str(), |denied| denied.cause());
         Some(Refusal {
             cause,
             credential,
@@ -372,10 +255,10 @@ impl Outcome {
         response
     }
 
-    /// Tells a trace what became of the request.
+    /// Notes in a trace what became of the request.
     pub(super) fn describe(&self, span: &mut Span) {
         let status = self.status();
-        span.set("blobcast.outcome", self.as_str());
+        span.set("blobcast.outcome", self.outcome().as_str());
         span.set("http.response.status_code", i64::from(status.as_u16()));
         self.describe_kept(span);
         if status.is_server_error() {
@@ -389,7 +272,7 @@ impl Outcome {
                 span.set("blobcast.event_id", &*appended.event_id.to_string());
             }
             Self::Quarantined { reason } => span.set("blobcast.quarantine_reason", *reason),
-            Self::Concealed(outcome) => outcome.describe_kept(span),
+            Self::Concealed(reply) => reply.describe_kept(span),
             _ => {}
         }
     }
@@ -420,13 +303,13 @@ impl Outcome {
                 ..
             }) => {
                 return Answer::Received {
-                    told: Some(Told {
+                    receipt: Some(Receipt {
                         event_id: event_id.to_string(),
                         duplicate: *duplicate,
                     }),
                 };
             }
-            Self::Concealed(_) => return Answer::Received { told: None },
+            Self::Concealed(_) => return Answer::Received { receipt: None },
             Self::Quarantined { reason } => return Answer::Quarantined { reason },
             Self::NotKept(Failure::Late) => "not durable in time: send it again",
             Self::NotKept(Failure::Write(_)) => "the store cannot take it now: send it again",
@@ -457,7 +340,7 @@ impl Outcome {
             Self::BodyAborted => "the body broke off",
         };
         Answer::Refused {
-            reason: self.as_str(),
+            reason: self.outcome().as_str(),
             message,
         }
     }
@@ -470,7 +353,7 @@ impl Outcome {
             Self::MethodNotAllowed { .. } => {
                 Some((header::ALLOW, HeaderValue::from_static("POST")))
             }
-            // The sender was too slow for its body, so the rest of it is not waited for either.
+            // The sender was too slow, so the rest of the body is not awaited either.
             Self::BodyTimeout => Some((header::CONNECTION, HeaderValue::from_static("close"))),
             Self::UnsupportedEncoding => Some((
                 header::ACCEPT_ENCODING,

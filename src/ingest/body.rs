@@ -11,7 +11,7 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 
-use super::{Limits, Outcome};
+use super::{Limits, answer::Reply};
 
 /// A whole body. Its memory counts as in flight until it is dropped.
 pub(super) struct InFlight<'a> {
@@ -32,7 +32,7 @@ pub(super) async fn read<'a, B>(
     request: Request<B>,
     limits: &Limits,
     inflight: &'a Semaphore,
-) -> Result<InFlight<'a>, Outcome>
+) -> Result<InFlight<'a>, Reply>
 where
     B: HttpBody<Data = Bytes> + Unpin,
 {
@@ -42,7 +42,7 @@ where
         .and_then(|length| length.to_str().ok()?.parse::<usize>().ok())
         .unwrap_or(0);
     if declared > limits.body_bytes_max {
-        return Err(Outcome::BodyTooLarge); // what is on its way is the listener's to deal with
+        return Err(Reply::BodyTooLarge); // what is on its way is the listener's to deal with
     }
     let whole = timeout_at(
         deadline,
@@ -54,7 +54,7 @@ where
         ),
     )
     .await;
-    whole.unwrap_or(Err(Outcome::BodyTimeout))
+    whole.unwrap_or(Err(Reply::BodyTimeout))
 }
 
 /// Bytes are counted as they come, so that a promise of a large body takes nothing from others.
@@ -63,20 +63,20 @@ async fn collect<'a, B>(
     declared: usize,
     bytes_max: usize,
     inflight: &'a Semaphore,
-) -> Result<InFlight<'a>, Outcome>
+) -> Result<InFlight<'a>, Reply>
 where
     B: HttpBody<Data = Bytes> + Unpin,
 {
     let mut permit = inflight
         .try_acquire_many(0)
-        .map_err(|_| Outcome::Overloaded)?;
+        .map_err(|_| Reply::Overloaded)?;
     let mut bytes = BytesMut::with_capacity(declared.min(16 * 1024));
     while let Some(frame) = body.frame().await {
-        let Ok(data) = frame.map_err(|_| Outcome::BodyAborted)?.into_data() else {
+        let Ok(data) = frame.map_err(|_| Reply::BodyAborted)?.into_data() else {
             continue;
         };
         if bytes.len() + data.len() > bytes_max {
-            return Err(Outcome::BodyTooLarge);
+            return Err(Reply::BodyTooLarge);
         }
         permit.merge(acquire(inflight, data.len())?);
         bytes.extend_from_slice(&data);
@@ -85,9 +85,9 @@ where
 }
 
 /// Room for so many bytes.
-pub(super) fn acquire(inflight: &Semaphore, bytes: usize) -> Result<SemaphorePermit<'_>, Outcome> {
-    let count = u32::try_from(bytes).map_err(|_| Outcome::BodyTooLarge)?;
+pub(super) fn acquire(inflight: &Semaphore, bytes: usize) -> Result<SemaphorePermit<'_>, Reply> {
+    let count = u32::try_from(bytes).map_err(|_| Reply::BodyTooLarge)?;
     inflight
         .try_acquire_many(count)
-        .map_err(|_| Outcome::Overloaded)
+        .map_err(|_| Reply::Overloaded)
 }

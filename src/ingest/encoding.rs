@@ -9,7 +9,7 @@ use flate2::bufread::{DeflateDecoder, MultiGzDecoder, ZlibDecoder};
 use tokio::{sync::Semaphore, task::yield_now};
 
 use super::{
-    Outcome,
+    answer::Reply,
     body::{InFlight, acquire},
 };
 
@@ -35,29 +35,29 @@ enum Encoding {
 pub(super) struct Encodings(Vec<Encoding>);
 
 /// The encodings of a body, or that one of them is not known. `utf-8` is none, but what some write for one.
-pub(super) fn of(headers: &HeaderMap) -> Result<Encodings, Outcome> {
+pub(super) fn of(headers: &HeaderMap) -> Result<Encodings, Reply> {
     let is_chunked = |value: &[u8]| value.eq_ignore_ascii_case(b"chunked");
     if !headers
         .get_all(header::TRANSFER_ENCODING)
         .iter()
         .all(|value| is_chunked(value.as_bytes()))
     {
-        return Err(Outcome::UnsupportedEncoding);
+        return Err(Reply::UnsupportedEncoding);
     }
     let mut encodings = Vec::new();
     for value in headers.get_all(header::CONTENT_ENCODING) {
-        let names = value.to_str().map_err(|_| Outcome::UnsupportedEncoding)?;
+        let names = value.to_str().map_err(|_| Reply::UnsupportedEncoding)?;
         for name in names.split(',').map(str::trim) {
             match name.to_ascii_lowercase().as_str() {
                 "" | "identity" | "utf-8" | "utf8" => {}
                 "gzip" | "x-gzip" => encodings.push(Encoding::Gzip),
                 "deflate" => encodings.push(Encoding::Deflate),
-                _ => return Err(Outcome::UnsupportedEncoding),
+                _ => return Err(Reply::UnsupportedEncoding),
             }
         }
     }
     if encodings.len() > LAYERS_MAX {
-        return Err(Outcome::UnsupportedEncoding);
+        return Err(Reply::UnsupportedEncoding);
     }
     encodings.reverse(); // the last one was put on last
     Ok(Encodings(encodings))
@@ -71,7 +71,7 @@ impl Encodings {
         body: &Bytes,
         bytes_max: usize,
         inflight: &'a Semaphore,
-    ) -> Result<Option<InFlight<'a>>, Outcome> {
+    ) -> Result<Option<InFlight<'a>>, Reply> {
         let mut decoded: Option<InFlight<'a>> = None;
         for encoding in &self.0 {
             let bytes = decoded
@@ -95,7 +95,7 @@ impl Encoding {
         bytes: &[u8],
         bytes_max: usize,
         inflight: &'a Semaphore,
-    ) -> Result<Option<InFlight<'a>>, Outcome> {
+    ) -> Result<Option<InFlight<'a>>, Reply> {
         // No compressed text begins like that, and as raw deflate it would lead anywhere.
         if bytes.trim_ascii_start().starts_with(b"{") {
             return Ok(None);
@@ -168,7 +168,7 @@ async fn decode<'a, D: Read>(
     is_whole: impl FnOnce(&D) -> bool,
     bytes_max: usize,
     inflight: &'a Semaphore,
-) -> Result<Option<InFlight<'a>>, Outcome> {
+) -> Result<Option<InFlight<'a>>, Reply> {
     let _decoder = acquire(inflight, DECODER_BYTES)?;
     let mut permit = acquire(inflight, 0)?;
     let (mut decoded, mut chunk) = (BytesMut::new(), vec![0; CHUNK_BYTES]);
@@ -183,7 +183,7 @@ async fn decode<'a, D: Read>(
             Err(_) => return Ok(None),
         };
         if decoded.len() + length > bytes_max {
-            return Err(Outcome::BodyTooLarge);
+            return Err(Reply::BodyTooLarge);
         }
         permit.merge(acquire(inflight, length)?);
         decoded.extend_from_slice(&chunk[..length]);

@@ -1,4 +1,4 @@
-//! Whether a callback is authentic: where it comes from, what its URL carries, and who has signed its body.
+//! Whether a callback is authentic: its client's address, its URL's token or signature, and the signature over its body.
 
 use std::{net::IpAddr, sync::Arc};
 
@@ -8,10 +8,10 @@ use ipnet::IpNet;
 use jiff::Timestamp;
 
 use super::{
-    Outcome,
-    answer::Denied,
+    answer::Reply,
     budget::{Credential, Sender},
     client_address::TrustedProxies,
+    denied::Denied,
 };
 use crate::{
     callback::WebhookPath,
@@ -22,46 +22,47 @@ use crate::{
     network,
 };
 
-/// What the vendor puts its signature into.
+/// The header with the vendor's signature.
 pub(super) const SIGNATURE: HeaderName = HeaderName::from_static("x-runblob-signature");
 
-/// What callbacks have to show.
+/// How callbacks are authenticated.
 #[derive(Clone, Debug)]
 pub struct Rules {
     /// Tokens and keys.
     pub credentials: Arc<SharedCredentials>,
-    /// About the signature over the body.
+    /// What a signature over the body counts for.
     pub body_signature: BodySignature,
-    /// About addresses.
+    /// What the client's address counts for.
     pub allowlist: Allowlist,
-    /// The addresses that are none of a stranger's.
+    /// The addresses that callbacks may come from.
     pub allowed: Vec<IpNet>,
-    /// Who may say for whom a callback is passed on.
+    /// The proxies that may name their client.
     pub proxies: TrustedProxies,
-    /// Bytes that each credential may bring in a minute for each product, unless its line says otherwise; 0: any.
+    /// Bytes that each credential may bring in a minute for each product, unless its line in the credentials file says otherwise. 0 is
+    /// no limit.
     pub bytes_per_minute_max: u64,
-    /// Where the front is known to be reached; no page of another site may send anything.
+    /// The front's public URL, if it is known: web pages of other origins may send nothing.
     pub public_url: Option<String>,
 }
 
-/// What a callback has shown by its URL.
+/// What a callback's URL has proved.
 #[derive(Clone, Debug)]
-pub(super) struct LetIn {
+pub(super) struct Verified {
     pub verification: Verification,
     pub sender: Sender,
-    /// What the credential is bound to.
+    /// The products and labels that the credential is bound to.
     pub bound: Option<Arc<Binding>>,
 }
 
-impl LetIn {
-    /// Whether its holder is not to learn what others have sent.
+impl Verified {
+    /// Whether the credential's holder must not learn what others have sent.
     pub(super) fn conceals(&self) -> bool {
         self.verification == Verification::SignedUrl || self.bound.is_some()
     }
 
-    /// Looks at what the URL says of product and labels. A product that is none waits in quarantine, for an operator to name one; so
-    /// does a callback without any, if the body is taken for another product than those that it may be of.
-    fn within_bounds(self, read: &WebhookPath, query: &str) -> Result<Self, Outcome> {
+    /// Checks the URL's product and labels against what the credential is bound to. A malformed product is left to the quarantine, for
+    /// an operator to name one. So is a URL without a product whose body looks like one that the credential is not bound to.
+    fn within_bounds(self, read: &WebhookPath, query: &str) -> Result<Self, Reply> {
         let Some(bound) = &self.bound else {
             return Ok(self);
         };
@@ -76,26 +77,26 @@ impl LetIn {
         } else {
             return Ok(self);
         };
-        Err(Outcome::Unauthorized(denied(self.sender.credential)))
+        Err(Reply::Unauthorized(denied(self.sender.credential)))
     }
 }
 
 impl Rules {
-    /// Looks at the address.
-    pub(super) fn check_address(&self, client: IpAddr, metrics: &Metrics) -> Result<(), Outcome> {
+    /// Checks the client's address.
+    pub(super) fn check_address(&self, client: IpAddr, metrics: &Metrics) -> Result<(), Reply> {
         if self.allowlist == Allowlist::Off || network::contains(&self.allowed, client) {
             return Ok(());
         }
-        metrics.callbacks_from_strangers.inc();
+        metrics.callbacks_from_unlisted_addresses.inc();
         if self.allowlist == Allowlist::Enforce {
-            Err(Outcome::AddressDenied)
+            Err(Reply::AddressDenied)
         } else {
             Ok(())
         }
     }
 
-    /// Looks at the URL, as it was sent. One that carries a signature is known by that alone. `read` is what the callback is taken
-    /// for: a signature for that is as good, since proxies add slashes.
+    /// Checks the URL, as it was sent. One that carries a signature is known by that alone. `read` is the callback that is read from
+    /// the path: a signature for its canonical form is as good, since proxies add slashes.
     pub(super) fn check_url(
         &self,
         path: &str,
@@ -103,85 +104,102 @@ impl Rules {
         query: &str,
         now: Timestamp,
         metrics: &Metrics,
-    ) -> Result<LetIn, Outcome> {
+    ) -> Result<Verified, Reply> {
         let credentials = self.credentials.get();
-        let let_in =
-            |verification, credential, budget: Option<u64>, bound: Option<&Arc<Binding>>| {
-                let bytes_per_minute_max = budget.unwrap_or(self.bytes_per_minute_max);
-                let sender = Sender {
-                    credential,
-                    bytes_per_minute_max,
-                };
-                LetIn {
-                    verification,
-                    sender,
-                    bound: bound.map(Arc::clone),
-                }
-            };
         if !credentials.verify_urls() {
-            return Ok(let_in(
-                Verification::Unverified,
-                Credential::Nothing,
-                None,
-                None,
-            ));
+            return Ok(self.verified(Verification::Unverified, Credential::Nothing, None, None));
         }
-        if parameter(query, "sig").is_some() {
-            let verified = credentials.verify_url(path, query, now);
-            let verified = match verified {
-                Err(UrlRefusal::Invalid) => credentials.verify_url(&read.canonical(), query, now),
-                verified => verified,
-            };
-            let denied = || {
-                let denial = credentials.denial_of_url(&[path, &read.canonical()], query, now);
-                Denied::of(denial, Credential::Key)
-            };
-            return match verified {
-                Ok((key_id, generation)) => {
-                    metrics.credential_used("signing_key", key_id.name(), generation.as_str(), now);
-                    let credential = Credential::Key(Arc::clone(key_id.name()));
-                    let bound = credentials.signing_key_binding(key_id);
-                    let let_in = let_in(
-                        Verification::SignedUrl,
-                        credential,
-                        credentials.signing_key_budget(key_id),
-                        bound,
-                    );
-                    let_in.within_bounds(read, query)
-                }
-                Err(UrlRefusal::Invalid) => Err(Outcome::Unauthorized(denied())),
-                Err(UrlRefusal::Expired) => Err(Outcome::UrlExpired(denied())),
-            };
-        }
-        let token = parameter(query, "token");
-        let shown = token
-            .as_deref()
-            .and_then(|token| credentials.callback_token(token, now));
-        let Some((name, generation)) = shown else {
-            let denial = credentials.denial_of_token(token.as_deref());
-            return Err(Outcome::Unauthorized(Denied::of(denial, Credential::Token)));
+
+        let verified = if parameter(query, "sig").is_some() {
+            self.check_signature(&credentials, path, read, query, now, metrics)?
+        } else {
+            self.check_token(&credentials, query, now, metrics)?
         };
-        metrics.credential_used("callback_token", name, generation.as_str(), now);
-        let credential = Credential::Token(Arc::clone(name));
-        let bound = credentials.callback_token_binding(name);
-        let let_in = let_in(
-            Verification::UrlToken,
-            credential,
-            credentials.callback_token_budget(name),
-            bound,
-        );
-        let_in.within_bounds(read, query)
+        verified.within_bounds(read, query)
     }
 
-    /// Looks at the signature over the body; true if it is a good one. Nobody says whether the vendor would sign a body before it is
-    /// compressed or after, so `bodies` are what came and what it was decompressed to.
+    fn check_signature(
+        &self,
+        credentials: &Credentials,
+        path: &str,
+        read: &WebhookPath,
+        query: &str,
+        now: Timestamp,
+        metrics: &Metrics,
+    ) -> Result<Verified, Reply> {
+        let verified = match credentials.verify_url(path, query, now) {
+            Err(UrlRefusal::Invalid) => credentials.verify_url(&read.canonical(), query, now),
+            verified => verified,
+        };
+        let (key_id, generation) = verified.map_err(|refusal| {
+            let denial = credentials.denial_of_url(&[path, &read.canonical()], query, now);
+            let denied = Denied::of(denial, Credential::Key);
+            match refusal {
+                UrlRefusal::Invalid => Reply::Unauthorized(denied),
+                UrlRefusal::Expired => Reply::UrlExpired(denied),
+            }
+        })?;
+
+        metrics.credential_used("signing_key", key_id.name(), generation.as_str(), now);
+        Ok(self.verified(
+            Verification::SignedUrl,
+            Credential::Key(Arc::clone(key_id.name())),
+            credentials.signing_key_budget(key_id),
+            credentials.signing_key_binding(key_id),
+        ))
+    }
+
+    fn check_token(
+        &self,
+        credentials: &Credentials,
+        query: &str,
+        now: Timestamp,
+        metrics: &Metrics,
+    ) -> Result<Verified, Reply> {
+        let token = parameter(query, "token");
+        let known = token
+            .as_deref()
+            .and_then(|token| credentials.callback_token(token, now));
+        let Some((name, generation)) = known else {
+            let denial = credentials.denial_of_token(token.as_deref());
+            return Err(Reply::Unauthorized(Denied::of(denial, Credential::Token)));
+        };
+
+        metrics.credential_used("callback_token", name, generation.as_str(), now);
+        Ok(self.verified(
+            Verification::UrlToken,
+            Credential::Token(Arc::clone(name)),
+            credentials.callback_token_budget(name),
+            credentials.callback_token_binding(name),
+        ))
+    }
+
+    fn verified(
+        &self,
+        verification: Verification,
+        credential: Credential,
+        budget: Option<u64>,
+        bound: Option<&Arc<Binding>>,
+    ) -> Verified {
+        Verified {
+            verification,
+            sender: Sender {
+                credential,
+                bytes_per_minute_max: budget.unwrap_or(self.bytes_per_minute_max),
+            },
+            bound: bound.map(Arc::clone),
+        }
+    }
+
+    /// Checks the signature over the body; true if it is valid. The vendor does not document whether it signs a body before or after
+    /// compression, so `bodies` are the body as sent and as decompressed.
     pub(super) fn check_body(
         &self,
         signature: Option<&HeaderValue>,
         bodies: [Option<&Bytes>; 2],
         now: Timestamp,
         metrics: &Metrics,
-    ) -> Result<bool, Outcome> {
+    ) -> Result<bool, Reply> {
         if self.body_signature == BodySignature::Off {
             return Ok(false);
         }
@@ -204,15 +222,15 @@ impl Rules {
         match (result, self.body_signature) {
             ("valid", _) => Ok(true),
             ("missing", BodySignature::Require) => {
-                Err(Outcome::Unauthorized(Denied::without_body_signature()))
+                Err(Reply::Unauthorized(Denied::without_body_signature()))
             }
-            (_, BodySignature::Require) => Err(Outcome::Unauthorized(Denied::by_body_signature())),
+            (_, BodySignature::Require) => Err(Reply::Unauthorized(Denied::by_body_signature())),
             _ => Ok(false),
         }
     }
 }
 
-/// By which secret a body is signed. The vendor's signature is hexadecimal digits of either case, perhaps behind `sha256=`.
+/// Which secret a body is signed by. The vendor's signature is hexadecimal digits of either case, perhaps behind `sha256=`.
 fn signed_by(
     credentials: &Credentials,
     signature: &HeaderValue,

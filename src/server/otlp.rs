@@ -29,7 +29,7 @@ use super::{
 use crate::{
     causes::causes,
     config,
-    metrics::Metrics,
+    metrics::{Metrics, SpanOutcome},
     trace::{Context, Ended, Kind, Tracer, Value},
 };
 use otlp::{
@@ -94,7 +94,9 @@ pub(super) fn tracer(
     let client = Arc::new(Mutex::new(TraceServiceClient::new(
         collector.connect_lazy(),
     )));
-    let dropped = metrics.trace_spans.with_label_values(&["dropped"]);
+    let dropped = metrics
+        .trace_spans
+        .with_label_values(&[SpanOutcome::Dropped.as_str()]);
     let (tracer, ended) = Tracer::new(config.sampling_ratio.get(), QUEUE_MAX, dropped);
     let metrics = Arc::clone(metrics);
     let exporter = Exporter {
@@ -180,7 +182,7 @@ impl Exporter {
         }
         let lost = self.batch.len() + self.ended.len();
         if lost > 0 {
-            self.count("lost", lost);
+            self.count(SpanOutcome::Lost, lost);
             tracing::warn!(lost, "the last spans were not taken in time");
         }
     }
@@ -252,8 +254,8 @@ impl Exporter {
                 let refused = usize::try_from(partial.rejected_spans)
                     .unwrap_or_default()
                     .min(count);
-                self.count("taken", count - refused);
-                self.count("refused", refused);
+                self.count(SpanOutcome::Taken, count - refused);
+                self.count(SpanOutcome::Refused, refused);
                 if refused > 0 {
                     self.complain(refused, &partial.error_message);
                 } else if self.complained.take().is_some() {
@@ -261,16 +263,16 @@ impl Exporter {
                 }
             }
             Err(status) => {
-                self.count("lost", count);
+                self.count(SpanOutcome::Lost, count);
                 self.complain(count, &with_causes(status.message(), &status));
             }
         }
     }
 
-    fn count(&self, outcome: &str, spans: usize) {
+    fn count(&self, outcome: SpanOutcome, spans: usize) {
         self.metrics
             .trace_spans
-            .with_label_values(&[outcome])
+            .with_label_values(&[outcome.as_str()])
             .inc_by(spans as u64);
     }
 

@@ -316,7 +316,7 @@ async fn the_signature_may_be_over_a_body_as_it_came_or_as_it_is_decompressed() 
 }
 
 #[tokio::test]
-async fn callbacks_from_strangers_are_reported_or_refused() {
+async fn callbacks_from_unlisted_addresses_are_reported_or_refused() {
     let proxied = |mode: &str| {
         let options = Options::default()
             .set("ingest.allowlist", mode)

@@ -219,7 +219,7 @@ fn only_the_server_and_the_command_line_spawn_tasks() {
 /// Who reads the machine's clock, and what for.
 const READS_CLOCK: [(&str, &str); 5] = [
     ("store/clock.rs", "the log's clock is made of it"),
-    ("metrics.rs", "when the process has started"),
+    ("metrics/process.rs", "when the process has started"),
     ("trace.rs", "traces of several machines are put together"),
     ("server/net/tls.rs", "certificates are good by it"),
     ("cli/", "clients"),
