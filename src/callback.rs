@@ -87,6 +87,7 @@ impl Callback {
         if count > 1 && corrections.task_id.is_some() {
             return Err(Unreleasable::OneTaskId { count });
         }
+
         let draft = |(element, read): (usize, &Bytes)| {
             let raw = if corrections.body.is_some() {
                 &self.body
@@ -105,6 +106,7 @@ impl Callback {
             .enumerate()
             .map(draft)
             .collect::<Result<_, _>>()?;
+
         let bytes = drafts
             .iter()
             .map(|draft| draft.event.len() + draft.raw.len())
@@ -127,6 +129,7 @@ impl Callback {
             (None, Some(segment)) => Some(Product::parse(segment)?),
             (None, None) => None,
         };
+
         let labels = self.labels(corrections.drop_labels)?;
 
         let overrides = Overrides {
@@ -155,6 +158,7 @@ impl Callback {
             corrected: *corrections != Corrections::default(),
             credential: self.credential.clone(),
         };
+
         let lacks_output =
             event.report.status == TaskStatus::Completed && event.report.outputs.is_empty();
         Ok(Draft {
@@ -196,10 +200,12 @@ impl Callback {
             .split('&')
             .filter(|pair| !pair.is_empty() && !is_secret(pair))
             .collect();
+
         if !kept.is_empty() {
             target.push('?');
             target.push_str(&kept.join("&"));
         }
+
         target
     }
 
@@ -252,6 +258,7 @@ impl Callback {
         if *kept == Bound::default() {
             return self;
         }
+
         let products = match kept.products.as_slice() {
             [] => Products::All,
             some => Products::Only(
@@ -260,10 +267,12 @@ impl Callback {
                     .collect(),
             ),
         };
+
         let bound = Binding {
             products,
             labels: kept.labels.clone(),
         };
+
         Self {
             bound: Some(Arc::new(bound)),
             ..self

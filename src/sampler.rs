@@ -1,20 +1,21 @@
-//! A line for what strangers can cause, often enough to be seen and too seldom to fill a disk.
+//! Samples log lines that unauthenticated clients can cause: often enough to be seen, too seldom to fill a disk.
 
 use std::{
     collections::HashMap,
     hash::Hash,
-    sync::{Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
-/// One line for each reason in this time, unless it is told another; the rest is counted.
+use parking_lot::Mutex;
+
+/// One line for each reason in this time by default; further ones are counted.
 const INTERVAL: Duration = Duration::from_secs(10);
 
-/// Remembers by reason when a line was written, and how many were not since. Without a limit there have to be few reasons.
+/// The last line of each reason, and how many were dropped since. Without `kept_max` there must be few reasons.
 #[derive(Debug)]
 pub(crate) struct Sampler<R = &'static str> {
     interval: Duration,
-    /// With so many reasons, those whose interval is over are forgotten.
+    /// With this many reasons, those whose interval is over are dropped.
     kept_max: usize,
     reasons: Mutex<HashMap<R, (Instant, u64)>>,
 }
@@ -35,24 +36,25 @@ impl<R> Sampler<R> {
         }
     }
 
-    /// The same, and with `kept_max` reasons those are forgotten whose interval is over.
+    /// Drops reasons whose interval is over once there are `kept_max`.
     pub(crate) fn keeping(self, kept_max: usize) -> Self {
         Self { kept_max, ..self }
     }
 }
 
 impl<R: Eq + Hash> Sampler<R> {
-    /// How many were not logged since the last line; `None` if this one is not to be logged either.
+    /// The number of lines dropped since the last one; `None` if this line is dropped, too.
     pub(crate) fn due(&self, reason: R) -> Option<u64> {
         self.due_at(reason, Instant::now())
     }
 
-    /// At a time that a test chooses.
+    /// The same at a given time, for tests.
     pub(crate) fn due_at(&self, reason: R, now: Instant) -> Option<u64> {
-        let mut reasons = self.reasons.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut reasons = self.reasons.lock();
         if reasons.len() >= self.kept_max {
             reasons.retain(|_, (logged, _)| now.duration_since(*logged) < self.interval);
         }
+
         match reasons.get_mut(&reason) {
             Some((logged, unlogged)) if now.duration_since(*logged) < self.interval => {
                 *unlogged += 1;

@@ -1,12 +1,12 @@
-//! What a request is found again by: its id, and, of a sampled share, a trace.
+//! Request ids and traces.
 //!
-//! Every request has an id of its own, which its answer and its log lines carry. Ids of callers are never taken over: a caller that
-//! chose one could make two requests look like one. A sampled request also has a [`Span`]; the id of a trace that begins here
-//! is that of its request. Spans that have ended are handed to the exporter; when it is slow they are dropped
-//! and counted, so that nobody ever waits for a trace. Nothing is recorded that authenticates, no body and no URL.
+//! Every request has an id of its own, which its answer and its log lines carry. A caller's id is never adopted: a caller that chose
+//! one could make two requests look like one. A sampled request also has a [`Span`]; a trace that begins here has the id of its
+//! request. Ended spans are queued for the exporter. When the queue is full they are dropped and counted, so that no request ever
+//! waits for a trace. A span never holds a secret, a body or a URL.
 //!
-//! Knows nothing of the rest of the crate, nor of any protocol to export by. While tracing is off, or a request is not
-//! sampled, everything here is one branch.
+//! Knows nothing of the rest of the crate, nor of an export protocol. While tracing is off, or a request is not sampled, everything
+//! here is one branch.
 
 use std::{
     fmt,
@@ -19,20 +19,20 @@ use prometheus::IntCounter;
 use tokio::sync::mpsc::{self, Receiver, Sender};
 use uuid::Uuid;
 
-/// The header, or the gRPC metadata, that an answer carries its request's id in.
+/// The header, or the gRPC metadata, with the request's id in an answer.
 pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// The header, or the gRPC metadata, in which a caller names its own trace (W3C Trace Context).
 pub const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 
-/// Bits of a trace's id that sampling looks at: those that W3C Trace Context wants to be random.
+/// The bits of a trace id that decide sampling: those that W3C Trace Context requires to be random.
 const SAMPLED_BITS: u32 = 56;
 
-/// Names one request to people: 32 hexadecimal digits, random.
+/// A request's id: 32 random hexadecimal digits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RequestId(Uuid);
 
 impl RequestId {
-    /// One that nobody has.
+    /// A new one.
     #[allow(
         clippy::new_without_default,
         reason = "no two are the same, so there is no default"
@@ -41,7 +41,7 @@ impl RequestId {
         Self(Uuid::new_v4())
     }
 
-    /// As text.
+    /// Its hexadecimal digits.
     pub fn digits(self) -> [u8; 32] {
         let mut digits = [0; 32];
         self.0.simple().encode_lower(&mut digits);
@@ -61,7 +61,7 @@ impl fmt::Display for RequestId {
     }
 }
 
-/// Names a trace; 32 hexadecimal digits, never all zero.
+/// A trace's id: 32 hexadecimal digits, never all zero.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TraceId(pub u128);
 
@@ -71,36 +71,37 @@ impl fmt::Display for TraceId {
     }
 }
 
-/// Names a span within its trace.
+/// A span's id within its trace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SpanId(pub u64);
 
 impl SpanId {
     fn new() -> Self {
-        // The version in a UUID's first half keeps it from being zero.
+        // The first half of a UUID has its version, so it is never zero.
         Self(Uuid::new_v4().as_u64_pair().0)
     }
 }
 
-/// A span, as others name it.
+/// A span's context, as W3C Trace Context has it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Context {
     /// Its trace.
     pub trace_id: TraceId,
-    /// The span itself.
+    /// The span.
     pub span_id: SpanId,
-    /// Whether the service that began it records it.
+    /// Whether the service that began the span records it.
     pub is_sampled: bool,
 }
 
 impl Context {
-    /// What a `traceparent` names; `None` if it is malformed. Of later versions what they have in common with this one is read.
+    /// Parses a `traceparent`; `None` if it is malformed. Of a later version, the fields of version 00 are read.
     pub fn parse(traceparent: &[u8]) -> Option<Self> {
         let text = std::str::from_utf8(traceparent).ok()?;
         let is_hex = |text: &str| {
             text.bytes()
                 .all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
         };
+
         let mut parts = text.splitn(5, '-');
         let mut part = |len| {
             parts
@@ -126,12 +127,12 @@ impl Context {
     }
 }
 
-/// What part a span has in the exchange it is about.
+/// A span's role in its exchange.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// Answers a request.
+    /// It answers a request.
     Server,
-    /// Hands something on.
+    /// It passes a message on.
     Producer,
 }
 
@@ -159,29 +160,29 @@ impl From<i64> for Value {
 /// A span that has ended.
 #[derive(Debug)]
 pub struct Ended {
-    /// Itself.
+    /// Its context.
     pub context: Context,
-    /// The span above it; `None`: the trace begins here.
+    /// Its parent; `None` if the trace begins with it.
     pub parent: Option<SpanId>,
-    /// A span elsewhere that has to do with it.
+    /// A span of another trace that is related.
     pub link: Option<Context>,
-    /// What part it has.
+    /// Its role.
     pub kind: Kind,
-    /// What it is about.
+    /// Its name.
     pub name: String,
     /// When it began.
     pub began: SystemTime,
     /// When it ended.
     pub ended: SystemTime,
-    /// More about it.
+    /// Its attributes.
     pub attributes: Vec<(&'static str, Value)>,
-    /// What happened meanwhile, and when.
+    /// What happened in between, and when.
     pub events: Vec<(&'static str, SystemTime)>,
-    /// It failed by a fault of the broker's.
+    /// Whether it failed through the broker's fault.
     pub is_error: bool,
 }
 
-/// Where spans that have ended go; full when the exporter is behind.
+/// The queue for the exporter; full when the exporter is behind.
 #[derive(Debug)]
 struct Exit {
     queue: Sender<Ended>,
@@ -197,20 +198,20 @@ impl Exit {
     }
 }
 
-/// Begins spans. The default one begins none.
+/// Begins spans. The default tracer begins none.
 #[derive(Clone, Debug, Default)]
 pub struct Tracer(Option<Sampling>);
 
 #[derive(Clone, Debug)]
 struct Sampling {
     exit: Arc<Exit>,
-    /// Traces whose id is below it in the bits that count are sampled.
+    /// A trace is sampled if its id is below this in the bits that decide.
     below: u64,
 }
 
 impl Tracer {
-    /// Begins spans of a share of all requests, from 0 to 1. They come out at the other end when they have ended; what more
-    /// than `queue_max` would wait there is counted in `dropped`.
+    /// A tracer that samples a share of all requests, from 0 to 1, and the receiver of their ended spans. Spans beyond `queue_max` are
+    /// dropped and counted in `dropped`.
     pub fn new(share: f64, queue_max: usize, dropped: IntCounter) -> (Self, Receiver<Ended>) {
         let (queue, ended) = mpsc::channel(queue_max);
         let below = (share * (1_u64 << SAMPLED_BITS) as f64) as u64;
@@ -223,8 +224,8 @@ impl Tracer {
         )
     }
 
-    /// Begins the span of a request from outside. The trace that it says to be part of is linked, and no more: anybody could
-    /// name any.
+    /// Begins the span of a request from outside. The caller's trace is only linked, not continued: an outside caller could name any
+    /// trace.
     pub fn begin_untrusted(
         &self,
         name: &str,
@@ -241,7 +242,7 @@ impl Tracer {
         span
     }
 
-    /// Begins the span of a request from within: part of the trace that it names, and sampled if that is.
+    /// Begins the span of a request from inside. It continues the caller's trace, and is sampled if that is.
     pub fn begin(&self, name: &str, id: RequestId, traceparent: Option<&HeaderValue>) -> Span {
         let Some(sampling) = &self.0 else {
             return Span(None);
@@ -281,6 +282,7 @@ impl Sampling {
             events: Vec::new(),
             is_error: false,
         };
+
         Span(Some(Box::new(Open {
             ended,
             exit: Arc::clone(&self.exit),
@@ -288,7 +290,7 @@ impl Sampling {
     }
 }
 
-/// What is recorded of one request; ends when dropped. Of one that is not sampled, nothing.
+/// The span of a request; ends when dropped. Empty if the request is not sampled.
 #[derive(Debug, Default)]
 pub struct Span(Option<Box<Open>>);
 
@@ -299,7 +301,7 @@ struct Open {
 }
 
 impl Span {
-    /// How others name it; `None` if it is not sampled.
+    /// Its context; `None` if it is not sampled.
     pub fn context(&self) -> Option<Context> {
         self.0.as_ref().map(|open| open.ended.context)
     }
@@ -309,40 +311,40 @@ impl Span {
         self.context().map(|context| context.trace_id)
     }
 
-    /// Renames it, when more is known.
+    /// Renames it.
     pub fn set_name(&mut self, name: &str) {
         if let Some(open) = &mut self.0 {
             name.clone_into(&mut open.ended.name);
         }
     }
 
-    /// Notes an attribute. Never one that authenticates.
+    /// Sets an attribute. Never a secret.
     pub fn set(&mut self, key: &'static str, value: impl Into<Value>) {
         if let Some(open) = &mut self.0 {
             open.ended.attributes.push((key, value.into()));
         }
     }
 
-    /// Notes that something has happened now.
+    /// Notes an event that happens now.
     pub fn note(&mut self, event: &'static str) {
         if let Some(open) = &mut self.0 {
             open.ended.events.push((event, SystemTime::now()));
         }
     }
 
-    /// Notes that it failed by a fault of the broker's.
+    /// Notes that it failed through the broker's fault.
     pub fn fail(&mut self) {
         if let Some(open) = &mut self.0 {
             open.ended.is_error = true;
         }
     }
 
-    /// Forgets it: nothing is exported.
+    /// Discards it: it is not exported.
     pub fn discard(&mut self) {
         self.0 = None;
     }
 
-    /// What the deliveries of its event are to be part of.
+    /// The parent of the spans of its event's deliveries.
     pub fn origin(&self) -> Option<Arc<Origin>> {
         let open = self.0.as_ref()?;
         Some(Arc::new(Origin {
@@ -362,7 +364,7 @@ impl Drop for Span {
     }
 }
 
-/// The span of a callback, kept with its event while that is in memory, so that deliveries are part of the same trace.
+/// The span of a callback, kept with its event in memory, so that deliveries are part of the same trace.
 #[derive(Debug)]
 pub struct Origin {
     context: Context,
@@ -370,8 +372,7 @@ pub struct Origin {
 }
 
 impl Origin {
-    /// Records a delivery that ends now and has taken since the callback was received. `call` is the span of the call that
-    /// it was delivered to.
+    /// Records a delivery that began when the callback was received and ends now. `call` is the span of the receiving call.
     pub fn delivered(
         &self,
         received_at_micros: i64,
@@ -394,7 +395,7 @@ impl Origin {
                 link: call,
                 kind: Kind::Producer,
                 name: "deliver".to_owned(),
-                // A clock set back meanwhile must not make it end before it began.
+                // The clock may have been set back meanwhile: a span must not end before it begins.
                 began: (UNIX_EPOCH + since_1970).min(ended),
                 ended,
                 attributes,

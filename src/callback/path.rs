@@ -1,26 +1,26 @@
-//! What the path of a callback's URL says: the product, or that it is no callback's. Pure.
+//! The path of a callback's URL: its product, or that it is another path. Pure.
 //!
-//! Customers type the URL, proxies rewrite it, and a vendor's path is pasted where its product belongs. The vendor does not repeat a
-//! callback that was answered 404, so a path that is nearly right is read as what was meant, or goes to quarantine.
+//! Customers type the URL, proxies rewrite it, and some paste a vendor's path in place of the product. The vendor does not repeat a
+//! callback that was answered 404. So a nearly right path is read as what was meant, or the callback goes to quarantine.
 
 use std::{borrow::Cow, fmt::Write};
 
 use crate::{credentials::SECRET_PARAMETERS, printable::printable_beginning};
 
-/// What every path begins with that is right.
+/// The first segment of a webhook's path.
 const ROOT: &str = "webhook";
-/// Behind these a path has what belongs into a query, perhaps a secret; `%` stands for the escaped ones.
+/// Behind these marks a path has what belongs into a query, perhaps a secret. `%` begins the escaped ones.
 const QUERY_MARKS: [&str; 6] = ["&", "=", "%3F", "%3D", "%26", TOKEN_BEGIN];
-/// What tokens begin with.
+/// The beginning of every token.
 const TOKEN_BEGIN: &str = "bcast_";
 
-/// A path that is a webhook's, or nearly.
+/// A webhook's path, or a near miss of one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WebhookPath {
-    /// The product as the path names it, which need not be well-formed: `/` within it is `-`. `None`: it names none.
+    /// The product as the path names it, perhaps malformed; `/` within it is `-`. `None` if it names none.
     pub product: Option<String>,
-    /// The path as it came, without what looks like a query, if it is not `/webhook` or `/webhook/PRODUCT`, but close: another part
-    /// of it begins with `webhook`, or it is written in capitals, or there is more of the word.
+    /// The path as sent, without what looks like a query, if it is a near miss of `/webhook` and `/webhook/PRODUCT`: another segment
+    /// begins with `webhook`, or the word is in capitals, or it goes on behind `webhook`.
     pub near_miss: Option<String>,
 }
 
@@ -47,6 +47,7 @@ impl WebhookPath {
                 near_miss: None,
             });
         }
+
         let kept = without_query(path);
         let whole = with_slashes(kept);
         let mut parts = self::parts(&whole);
@@ -54,13 +55,14 @@ impl WebhookPath {
             part.get(..ROOT.len())
                 .is_some_and(|begin| begin.eq_ignore_ascii_case(ROOT))
         })?;
+
         Some(Self {
             product: joined(parts),
             near_miss: Some(kept.to_owned()),
         })
     }
 
-    /// The path as it should have been.
+    /// The right form of the path.
     pub fn canonical(&self) -> String {
         let mut path = format!("/{ROOT}");
         if let Some(product) = &self.product {
@@ -84,7 +86,7 @@ fn with_slashes(path: &str) -> Cow<'_, str> {
     }
 }
 
-/// Between the slashes; several are one.
+/// The segments; several slashes count as one.
 fn parts(path: &str) -> impl Iterator<Item = &str> {
     path.split('/').filter(|part| !part.is_empty())
 }
@@ -108,8 +110,8 @@ fn without_query(path: &str) -> &str {
         .map_or(path, |end| &path[..end])
 }
 
-/// A product without the values of secret parameters, if somebody has written a query into the path: names and marks stay, so that
-/// what is no product is none again.
+/// A product without the values of secret parameters, which a query within the path has. Names and marks stay, so that a malformed product
+/// stays malformed.
 pub(super) fn without_secrets(product: &str) -> Cow<'_, str> {
     // Each secret is behind one of these.
     if !product.contains(['=', '%', '_']) {
@@ -131,11 +133,12 @@ pub(super) fn without_secrets(product: &str) -> Cow<'_, str> {
         kept.push_str(&product[copied..value]);
         copied = bytes.get(at).map_or(product.len(), |&(_, begin, _)| begin);
     }
+
     kept.push_str(&product[copied..]);
     kept.into()
 }
 
-/// Each byte that is meant, and where it begins and ends in the text; escapes are taken off once.
+/// The bytes of the text with escapes decoded once, each with its begin and end in the text.
 fn decoded(text: &str) -> impl Iterator<Item = (u8, usize, usize)> {
     let raw = text.as_bytes();
     let digit = move |at: usize| raw.get(at).and_then(|&byte| char::from(byte).to_digit(16));
@@ -163,12 +166,14 @@ fn begins_secret(before: &[(u8, usize, usize)]) -> bool {
         });
         end.is_some_and(|end| end.eq(word.bytes()))
     };
+
     let is_named = |name: &&str| {
         let name_begins = before.len().checked_sub(name.len() + 1);
         let is_whole = name_begins
             .is_some_and(|begin| begin == 0 || !before[begin - 1].0.is_ascii_alphanumeric());
         is_whole && ends_with(&format!("{name}="))
     };
+
     match before.last() {
         Some((b'=', ..)) => SECRET_PARAMETERS.iter().any(is_named),
         Some((b'_', ..)) => ends_with(TOKEN_BEGIN),

@@ -3,8 +3,6 @@
 
 use std::time::Duration;
 
-use uuid::Uuid;
-
 /// Shortest wait: a broker that restarts is back in about that time.
 const DELAY_MIN: Duration = Duration::from_millis(200);
 /// Longest wait: the delay that a person accepts between the broker's return and the next line on
@@ -20,7 +18,7 @@ pub(super) struct Backoff {
 impl Backoff {
     /// The wait after one more failure; at least `asked`, if the server asked for a delay.
     pub(super) fn next(&mut self, asked: Option<Duration>) -> Duration {
-        let delay = delay(self.failures, asked, random());
+        let delay = delay(self.failures, asked, fastrand::f64());
         self.failures = self.failures.saturating_add(1);
         delay
     }
@@ -41,12 +39,6 @@ fn delay(failures: u32, asked: Option<Duration>, random: f64) -> Duration {
     let own = DELAY_MIN + (bound - DELAY_MIN).mul_f64(random);
     let asked = asked.unwrap_or_default();
     own.max(asked.saturating_add((asked / 5).mul_f64(random)))
-}
-
-/// Uniform in 0..1. The last 48 bits of a v4 UUID are random, so no other dependency is needed.
-fn random() -> f64 {
-    let bits = Uuid::new_v4().as_u128() & 0xffff_ffff_ffff;
-    bits as f64 / (1u64 << 48) as f64
 }
 
 #[cfg(test)]

@@ -185,9 +185,11 @@ impl Reply {
             | Self::NotFound(Some(denied)) => Some(denied),
             _ => None,
         };
+
         let credential = denied
             .and_then(|denied| denied.credential.clone())
             .or_else(|| admitted.cloned());
+
         let explanation = match (denied, self) {
             (Some(denied), _) => denied.explanation(),
             (None, Self::BudgetExceeded(_)) => {
@@ -212,6 +214,7 @@ impl Reply {
                 Answer::Received { .. } | Answer::Quarantined { .. } => "",
             },
         };
+
         let key_id = denied.and_then(|denied| denied.key_id());
         let cause = denied.map_or_else(|| self.outcome().as_str(), |denied| denied.cause());
         Some(Refusal {
@@ -244,14 +247,17 @@ impl Reply {
                 response
             }
         };
+
         if let Some((name, value)) = self.extra_header() {
             response.headers_mut().insert(name, value);
         }
+
         if let Self::BudgetExceeded(wait) = self {
             response
                 .headers_mut()
                 .insert(header::RETRY_AFTER, seconds(*wait).into());
         }
+
         response
     }
 
@@ -339,6 +345,7 @@ impl Reply {
             Self::BodyTimeout => "the body took longer than ingest.body_timeout",
             Self::BodyAborted => "the body broke off",
         };
+
         Answer::Refused {
             reason: self.outcome().as_str(),
             message,

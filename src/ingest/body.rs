@@ -1,4 +1,4 @@
-//! Reading a body: bounded in bytes, in time, and in what all bodies together hold in memory.
+//! Reads bodies: bounded in bytes, in time, and in the memory of all bodies together.
 
 use axum::{
     body::HttpBody,
@@ -42,8 +42,9 @@ where
         .and_then(|length| length.to_str().ok()?.parse::<usize>().ok())
         .unwrap_or(0);
     if declared > limits.body_bytes_max {
-        return Err(Reply::BodyTooLarge); // what is on its way is the listener's to deal with
+        return Err(Reply::BodyTooLarge); // the listener discards the rest
     }
+
     let whole = timeout_at(
         deadline,
         collect(
@@ -54,10 +55,11 @@ where
         ),
     )
     .await;
+
     whole.unwrap_or(Err(Reply::BodyTimeout))
 }
 
-/// Bytes are counted as they come, so that a promise of a large body takes nothing from others.
+/// Bytes are counted as they arrive, so that a mere Content-Length takes no memory from others.
 async fn collect<'a, B>(
     mut body: B,
     declared: usize,
@@ -71,6 +73,7 @@ where
         .try_acquire_many(0)
         .map_err(|_| Reply::Overloaded)?;
     let mut bytes = BytesMut::with_capacity(declared.min(16 * 1024));
+
     while let Some(frame) = body.frame().await {
         let Ok(data) = frame.map_err(|_| Reply::BodyAborted)?.into_data() else {
             continue;
@@ -81,10 +84,11 @@ where
         permit.merge(acquire(inflight, data.len())?);
         bytes.extend_from_slice(&data);
     }
+
     Ok(InFlight::new(bytes.freeze(), permit))
 }
 
-/// Room for so many bytes.
+/// Reserves memory for so many bytes.
 pub(super) fn acquire(inflight: &Semaphore, bytes: usize) -> Result<SemaphorePermit<'_>, Reply> {
     let count = u32::try_from(bytes).map_err(|_| Reply::BodyTooLarge)?;
     inflight

@@ -1,52 +1,52 @@
-//! Rate limit on the bytes that a credential may bring into the log, by product; beyond it, when to come again. Pure, and
-//! bounded in memory. Not the budget of memory: that is `crate::budget`.
+//! Rate limit on the bytes that a credential may append to the log, by product. Pure, and bounded in memory. The budget of memory is
+//! another one: `crate::budget`.
 //!
-//! A token bucket for each (credential, product): full, it takes a minute's bytes at once, and it is refilled steadily. A signed
-//! URL names its product, so it has one bucket. The holder of a token, or any sender where nothing is asked, chooses the product.
-//! So all products of such a credential share one more bucket of a few times the size: made-up products bring no more budget.
+//! Each (credential, product) has a token bucket: a full one allows a minute's bytes at once, and it refills steadily. A signed URL
+//! names its product, so it has one bucket. The holder of a token, or an unauthenticated sender, chooses the product. So all products
+//! of such a credential share another bucket of a few times the size: invented products bring no more budget.
 
 use std::{
     collections::HashMap,
     fmt,
     sync::{
-        Arc, PoisonError, RwLock,
+        Arc,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
 };
 
+use parking_lot::RwLock;
 use prometheus::IntCounter;
 use tokio::time::Instant;
 
 use crate::{event::Product, metrics::Metrics, store::CREDENTIAL_PRODUCTS_MAX};
 
-/// What a callback counts besides its body and its event: about what the log and the index take around them.
+/// Bytes that a callback costs besides its body and its event: about what the log and the index need around them.
 pub(super) const CALLBACK_BYTES: u64 = 512;
-/// Where the sender chooses the product, all of them together have so many times the budget of one.
+/// Where the sender chooses the product, all products together have so many times the budget of one.
 const PRODUCTS_SHARE: u64 = 4;
-/// With more credentials than this, those that have brought nothing for a minute are dropped first. The credentials file bounds
-/// how many there can be.
+/// With this many credentials, those that were not used for a minute are dropped. The credentials file bounds their number.
 const IDLE_CREDENTIALS_MAX: usize = 1_024;
 const MINUTE: u64 = 60_000_000_000;
-/// Stands for the products beyond [`CREDENTIAL_PRODUCTS_MAX`], and for what is no product.
+/// The label of products beyond [`CREDENTIAL_PRODUCTS_MAX`], and of malformed ones.
 const OTHER: &str = "other products";
 
-/// What an event came by whose URL had nothing to show.
+/// The credential of an event whose URL had none and whose body was signed.
 const BODY_SIGNATURE: &str = "body_signature";
 
-/// What let a callback in.
+/// What a callback was authenticated by.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Credential {
-    /// Nothing was asked of it.
+    /// Nothing: callbacks are not verified.
     Nothing,
-    /// A token, by its name.
+    /// The token of this name.
     Token(Arc<str>),
     /// A URL signed with the key of this name.
     Key(Arc<str>),
 }
 
 impl Credential {
-    /// As in the metrics.
+    /// The label of the metrics.
     pub(super) fn kind(&self) -> &'static str {
         match self {
             Self::Nothing => "unverified",
@@ -62,7 +62,7 @@ impl Credential {
         }
     }
 
-    /// As an event has it: nothing where nothing was shown but, perhaps, a good signature over the body.
+    /// As an event has it; empty if callbacks are not verified and the body was not signed.
     pub(super) fn on_event(&self, is_body_signed: bool) -> String {
         match self {
             Self::Nothing if is_body_signed => BODY_SIGNATURE.to_owned(),
@@ -88,7 +88,7 @@ impl fmt::Display for Credential {
     }
 }
 
-/// The credential that a callback was let in by, and its budget.
+/// The credential that a callback was authenticated by, and its budget.
 #[derive(Clone, Debug)]
 pub(super) struct Sender {
     pub credential: Credential,
@@ -117,12 +117,12 @@ struct Account {
     bytes: IntCounter,
 }
 
-/// When it will be full again, in nanoseconds since the table was made.
+/// The time at which the bucket is full again, in nanoseconds since [`Budgets::began`].
 #[derive(Debug, Default)]
 struct Bucket(AtomicU64);
 
 impl Bucket {
-    /// Takes what costs so much of a minute, or says how long it takes until that is there: a minute at most.
+    /// Takes `cost`, a part of a minute, or returns the time until it is there: a minute at most.
     fn take(&self, cost: u64, now: u64) -> Result<(), u64> {
         let taken = self
             .0
@@ -143,7 +143,7 @@ impl Bucket {
     }
 
     fn give_back(&self, cost: u64) {
-        self.0.fetch_sub(cost, Ordering::Relaxed); // it was taken a moment ago, so it is in there
+        self.0.fetch_sub(cost, Ordering::Relaxed); // it was taken a moment ago
     }
 
     fn is_full(&self, now: u64) -> bool {
@@ -151,13 +151,13 @@ impl Bucket {
     }
 }
 
-/// How long it takes until a bucket of which `used` is gone has `cost`.
+/// The time until a bucket of which `used` is taken has `cost`.
 fn lacking(used: u64, cost: u64) -> u64 {
     used.saturating_add(cost).saturating_sub(MINUTE).min(used)
 }
 
-/// Which part of a minute so many bytes are. A body larger than the budget takes all of a full bucket, and no more: otherwise one
-/// sent under a budget that was too low by mistake would have to be waited for, for days, also when the budget is right again.
+/// Bytes as a part of a minute. A body larger than the budget takes all of a full bucket, and no more. Otherwise a body sent under a
+/// budget that was too low by mistake would block its credential for days, even after the budget is corrected.
 fn cost(bytes: u64, per_minute_max: u64) -> u64 {
     if bytes >= per_minute_max {
         return MINUTE;
@@ -176,7 +176,7 @@ impl Purse {
         }
     }
 
-    /// The account of a product; `None` if it has none yet, and is to have one.
+    /// The account of a product; `None` if it has to be made first.
     fn account(&self, product: &str) -> Option<&Account> {
         let own = self.products.get(product);
         let has_none = || {
@@ -212,7 +212,7 @@ impl Budgets {
         }
     }
 
-    /// Takes a callback of so many bytes out of the budget, or says when it would fit. `product` is the URL's; empty if it has none.
+    /// Takes a callback's bytes out of the budget, or returns the time until they fit. `product` is the URL's; empty if it names none.
     pub(super) fn take(
         &self,
         sender: &Sender,
@@ -238,7 +238,7 @@ impl Budgets {
         })
     }
 
-    /// Whether a callback of so many bytes would fit; takes nothing. The number may be what a header claims, so any.
+    /// Whether a callback's bytes would fit; takes nothing. The number may come from a header, so it may be any.
     pub(super) fn has(
         &self,
         sender: &Sender,
@@ -270,12 +270,13 @@ impl Budgets {
         look: impl Fn(&Purse, &Account) -> Result<(), u64>,
     ) -> Result<(), Duration> {
         let looked = {
-            let purses = self.purses.read().unwrap_or_else(PoisonError::into_inner);
+            let purses = self.purses.read();
             let purse = purses.get(&sender.credential);
             purse.and_then(|purse| Some(look(purse, purse.account(product)?)))
         };
+
         let looked = looked.unwrap_or_else(|| {
-            let mut purses = self.purses.write().unwrap_or_else(PoisonError::into_inner);
+            let mut purses = self.purses.write();
             let purse = self.purse_of(&mut purses, &sender.credential, now);
             if purse.account(product).is_none() {
                 purse.products.insert(
@@ -285,6 +286,7 @@ impl Budgets {
             }
             look(purse, purse.account(product).unwrap_or(&purse.rest))
         });
+
         looked.map_err(Duration::from_nanos)
     }
 
@@ -309,18 +311,19 @@ impl Budgets {
                                 .metrics
                                 .callback_bytes
                                 .remove_label_values(&labels)
-                                .is_ok(); // else it is gone
+                                .is_ok(); // else it was never made
                         });
                 }
                 stays
             });
         }
+
         purses
             .entry(credential.clone())
             .or_insert_with(|| Purse::new(credential, &self.metrics))
     }
 
-    /// Lets time go by.
+    /// Lets time pass.
     #[cfg(test)]
     pub(super) fn pass(&mut self, time: Duration) {
         self.began -= time;
@@ -515,7 +518,7 @@ mod tests {
         );
         // A key has signed each; even so the table does not grow.
         assert_eq!(fill(&key("k")), CREDENTIAL_PRODUCTS_MAX as u64 + 2);
-        let purses = budgets.purses.read().unwrap();
+        let purses = budgets.purses.read();
         assert_eq!(
             purses[&key("k").credential].products.len(),
             CREDENTIAL_PRODUCTS_MAX
@@ -558,9 +561,7 @@ mod tests {
             "without a product is one of its own"
         );
         assert_eq!(
-            budgets.purses.read().unwrap()[&key("k").credential]
-                .products
-                .len(),
+            budgets.purses.read()[&key("k").credential].products.len(),
             1
         );
     }
@@ -580,7 +581,7 @@ mod tests {
         budgets
             .take(&key("new"), "veo", body(BUDGET), later)
             .unwrap();
-        assert_eq!(budgets.purses.read().unwrap().len(), 2);
+        assert_eq!(budgets.purses.read().len(), 2);
         assert!(
             budgets.take(&key("k0"), "veo", body(1_000), later).is_err(),
             "who is not idle stays"

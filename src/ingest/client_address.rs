@@ -1,4 +1,4 @@
-//! Who is really calling: the address behind trusted proxies. Pure.
+//! The client's address behind trusted proxies. Pure.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -20,18 +20,19 @@ pub struct TrustedProxies {
 }
 
 impl TrustedProxies {
-    /// Whether `address` is one of them.
+    /// Whether `address` is a trusted proxy's.
     pub fn trust(&self, address: IpAddr) -> bool {
         network::contains(&self.networks, address)
     }
 
-    /// The nearest address that is not a trusted proxy's: the header is walked from its right end, where the nearest proxy
-    /// has written, and only as far as there are proxies to believe.
+    /// The nearest address that is not a trusted proxy's. The header is read from its right end, where the nearest proxy writes, and only
+    /// as far as its addresses are trusted proxies.
     pub fn client(&self, peer: IpAddr, headers: &HeaderMap) -> IpAddr {
         let mut client = peer.to_canonical();
         if !self.trust(client) {
             return client;
         }
+
         let hops = match self.header {
             ForwardedHeader::XForwardedFor => elements(headers, &X_FORWARDED_FOR)
                 .map(node)
@@ -40,20 +41,22 @@ impl TrustedProxies {
                 elements(headers, &FORWARDED).map(forwarded_for).collect()
             }
         };
+
         for hop in hops.into_iter().rev() {
-            // What cannot be read ends the walk: the proxy that wrote it is the last that is known.
+            // An unreadable element ends the walk: the proxy that wrote it is the last known one.
             let Some(hop) = hop else { break };
             client = hop;
             if !self.trust(client) {
                 break;
             }
         }
+
         client
     }
 }
 
-/// The comma-separated elements of all headers of that name, in order. Cut before they are read, so that what a client has
-/// sent never spoils what its proxy has written behind it.
+/// The comma-separated elements of all headers of that name, in order. They are cut apart before they are parsed, so that nothing that a
+/// client sends can spoil what its proxy has appended.
 fn elements<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item = &'a str> {
     let elements = headers
         .get_all(name)

@@ -1,5 +1,5 @@
-//! Content encodings: what a body is once gzip or deflate is taken off it. Bounded in bytes, in what all bodies together hold
-//! in memory, and in how long it keeps a thread from others.
+//! Content encodings: bodies are decompressed from gzip or deflate. Bounded in bytes, in the memory of all bodies together, and in how
+//! long it occupies a thread.
 
 use std::io::{self, BufRead, ErrorKind, Read};
 
@@ -13,30 +13,31 @@ use super::{
     body::{InFlight, acquire},
 };
 
-/// Most encodings on top of each other. Nobody means more than one; each costs as much as the largest body.
+/// Most encodings on top of each other. Real bodies have one; each costs as much as the largest body.
 const LAYERS_MAX: usize = 3;
-/// What a decoder holds while it works: its window of 32 KiB, its tables, and a chunk.
+/// Memory of a decoder: its window of 32 KiB, its tables, and a chunk.
 const DECODER_BYTES: usize = 64 * 1024;
-/// How much is decompressed before others have their turn: about a tenth of a millisecond.
+/// Bytes that are decompressed before other tasks run: about a tenth of a millisecond.
 const CHUNK_BYTES: usize = 16 * 1024;
-/// The same for what is read: 20 bytes are a member of a gzip body that gives nothing, and takes four microseconds.
+/// The same for compressed bytes: an empty member of a gzip body has 20 bytes, yields nothing, and takes four microseconds.
 const READ_BYTES: usize = 1024;
 
 /// An encoding that changes the bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Encoding {
     Gzip,
-    /// Of zlib, as the standard says, or without its header, as some send it.
+    /// With zlib's header, as the standard says, or without it, as some clients send it.
     Deflate,
 }
 
-/// What has to be taken off a body, in this order; usually nothing.
+/// The encodings to decode, in this order; usually none.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Encodings(Vec<Encoding>);
 
-/// The encodings of a body, or that one of them is not known. `utf-8` is none, but what some write for one.
+/// The encodings of a body, unless one is unknown. `utf-8` is no encoding, but some clients send it as one.
 pub(super) fn of(headers: &HeaderMap) -> Result<Encodings, Reply> {
     let is_chunked = |value: &[u8]| value.eq_ignore_ascii_case(b"chunked");
+
     if !headers
         .get_all(header::TRANSFER_ENCODING)
         .iter()
@@ -45,6 +46,7 @@ pub(super) fn of(headers: &HeaderMap) -> Result<Encodings, Reply> {
         return Err(Reply::UnsupportedEncoding);
     }
     let mut encodings = Vec::new();
+
     for value in headers.get_all(header::CONTENT_ENCODING) {
         let names = value.to_str().map_err(|_| Reply::UnsupportedEncoding)?;
         for name in names.split(',').map(str::trim) {
@@ -56,6 +58,7 @@ pub(super) fn of(headers: &HeaderMap) -> Result<Encodings, Reply> {
             }
         }
     }
+
     if encodings.len() > LAYERS_MAX {
         return Err(Reply::UnsupportedEncoding);
     }
@@ -64,8 +67,8 @@ pub(super) fn of(headers: &HeaderMap) -> Result<Encodings, Reply> {
 }
 
 impl Encodings {
-    /// The body without its encodings, or an error if it is longer than `bytes_max` or memory is short. `None` if there is none
-    /// to be taken off, or if the body is not encoded as its headers say: the headers may be wrong.
+    /// The decoded body, or an error if it is longer than `bytes_max` or memory is short. `None` if there is no encoding, or if the body
+    /// is not encoded as its headers say: the headers may be wrong.
     pub(super) async fn decode<'a>(
         &self,
         body: &Bytes,
@@ -78,7 +81,7 @@ impl Encodings {
                 .as_ref()
                 .map_or(body, |decoded| &decoded.bytes)
                 .clone();
-            // Most bodies have no encoding, and should not carry the memory of one from place to place.
+            // Boxed: most bodies have no encoding, and their futures should not carry a decoder's state.
             decoded = Box::pin(encoding.decode(&bytes, bytes_max, inflight)).await?;
             if decoded.is_none() {
                 return Ok(None);
@@ -96,11 +99,12 @@ impl Encoding {
         bytes_max: usize,
         inflight: &'a Semaphore,
     ) -> Result<Option<InFlight<'a>>, Reply> {
-        // No compressed text begins like that, and as raw deflate it would lead anywhere.
+        // No gzip or zlib stream begins with a brace, and raw deflate would make anything of it.
         if bytes.trim_ascii_start().starts_with(b"{") {
             return Ok(None);
         }
         let bytes = Slices::of(bytes);
+
         match self {
             Self::Gzip => decode(MultiGzDecoder::new(bytes), |_| true, bytes_max, inflight).await,
             Self::Deflate => {
@@ -110,7 +114,7 @@ impl Encoding {
                 if decoded.is_some() {
                     return Ok(decoded);
                 }
-                // Nothing tells this from other bytes but that it ends where the body ends.
+                // Raw deflate has no checksum: that it ends where the body ends is the only test.
                 let raw = DeflateDecoder::new(bytes);
                 decode(raw, |raw| raw.get_ref().is_at_end(), bytes_max, inflight).await
             }
@@ -118,11 +122,12 @@ impl Encoding {
     }
 }
 
-/// Bytes to be read slice by slice: behind each one the reader would block, once. Decoders go on reading as long as nothing comes out.
+/// Bytes that are read slice by slice: behind each slice the reader reports that it would block, once. A decoder would otherwise read on
+/// as long as nothing comes out.
 #[derive(Clone, Debug)]
 struct Slices<'a> {
     rest: &'a [u8],
-    /// What is left of the slice.
+    /// Bytes left of the current slice.
     left: usize,
 }
 
@@ -162,7 +167,7 @@ impl Read for Slices<'_> {
     }
 }
 
-/// Everything that comes out of `decoder`; `None` if it fails, or `is_whole` says at its end that something is wrong.
+/// All output of `decoder`; `None` if it fails, or if `is_whole` finds at its end that something is wrong.
 async fn decode<'a, D: Read>(
     mut decoder: D,
     is_whole: impl FnOnce(&D) -> bool,
@@ -172,6 +177,7 @@ async fn decode<'a, D: Read>(
     let _decoder = acquire(inflight, DECODER_BYTES)?;
     let mut permit = acquire(inflight, 0)?;
     let (mut decoded, mut chunk) = (BytesMut::new(), vec![0; CHUNK_BYTES]);
+
     loop {
         let length = match decoder.read(&mut chunk) {
             Ok(0) => break,
@@ -189,6 +195,7 @@ async fn decode<'a, D: Read>(
         decoded.extend_from_slice(&chunk[..length]);
         yield_now().await;
     }
+
     Ok(is_whole(&decoder).then(|| InFlight::new(decoded.freeze(), permit)))
 }
 

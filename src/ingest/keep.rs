@@ -48,6 +48,7 @@ impl Ingest {
                     .await;
             }
         };
+
         span.set("blobcast.product", draft.product.as_str());
         span.set("blobcast.task_id", draft.task_id.as_str());
         span.note("commit begun");
@@ -69,6 +70,7 @@ impl Ingest {
             }
             Err(failure) => Reply::NotKept(failure),
         };
+
         match reply {
             Reply::Received(_) | Reply::Quarantined { .. } if conceals => {
                 Reply::Concealed(Box::new(reply))
@@ -111,6 +113,7 @@ impl Ingest {
             product: callback.kept_product().unwrap_or_default().into_owned(),
             bound: callback.kept_bound(),
         };
+
         let new = NewQuarantined {
             header,
             body: callback.body.clone(),

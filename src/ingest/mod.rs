@@ -16,13 +16,10 @@ mod tests;
 mod throttle;
 mod verify;
 
-use std::{
-    net::IpAddr,
-    sync::{Arc, PoisonError, RwLock},
-    time::Duration,
-};
+use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use axum::{body::HttpBody, http::Request, response::Response};
+use parking_lot::RwLock;
 use tokio::{sync::Semaphore, time::Instant};
 use tokio_util::sync::CancellationToken;
 
@@ -137,11 +134,11 @@ impl Ingest {
 
     /// Puts other rules into force, for requests that arrive from now on.
     pub fn set_rules(&self, rules: Rules) {
-        *self.rules.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(rules);
+        *self.rules.write() = Arc::new(rules);
     }
 
     fn rules(&self) -> Arc<Rules> {
-        Arc::clone(&self.rules.read().unwrap_or_else(PoisonError::into_inner))
+        Arc::clone(&self.rules.read())
     }
 
     /// From now on callbacks are answered 503 with a short Retry-After, and soon also those whose bodies are still arriving.
@@ -156,6 +153,7 @@ impl Ingest {
         B: HttpBody<Data = bytes::Bytes> + Unpin,
     {
         let id = RequestId::new();
+
         if answer::is_probe(&request) {
             let mut response = answer::to_probe();
             response.headers_mut().insert(REQUEST_ID, id.into());
@@ -171,6 +169,7 @@ impl Ingest {
             verified: None,
             span,
         };
+
         let rules = self.rules();
         let client = rules.proxies.client(peer, request.headers());
 
@@ -220,6 +219,7 @@ impl Ingest {
             key_id,
             explanation,
         } = refusal;
+
         let named = WebhookPath::parse(&context.path).and_then(|path| path.product);
         let product = named.as_deref().map_or("", shown_product);
         let (kind, name) = credential

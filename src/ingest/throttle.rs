@@ -1,16 +1,17 @@
-//! How many refusals one address may cause in a minute before it is only told to slow down. Bounded in memory. Pure.
+//! Rate limit on the refusals of one address. Bounded in memory. Pure.
 
 use std::{
     collections::HashMap,
     mem,
     net::{IpAddr, Ipv6Addr},
-    sync::{Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
+use parking_lot::Mutex;
+
 use crate::network;
 
-/// Addresses that are counted one by one; about 4 MiB. What comes beyond within a minute shares one count.
+/// Most addresses with a count of their own, about 4 MiB. Further ones share a count.
 const ADDRESSES_MAX: usize = 65_536;
 const WINDOW: Duration = Duration::from_secs(60);
 
@@ -43,9 +44,9 @@ impl Throttle {
         }
     }
 
-    /// Counts a refusal; true if the address has had more than its share.
+    /// Counts a refusal; true if the address is beyond its limit.
     pub(super) fn is_too_much(&self, address: IpAddr, now: Instant) -> bool {
-        let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut counts = self.counts.lock();
         counts.turn(now);
         let mut key = network::of(address);
         if counts.current.len() >= self.addresses_max && !counts.current.contains_key(&key) {
@@ -54,7 +55,7 @@ impl Throttle {
         let count = counts.current.entry(key).or_default();
         *count = count.saturating_add(1);
         let (count, before) = (*count, counts.previous.get(&key).copied().unwrap_or(0));
-        // What the last window counted fades out as this one goes by.
+        // The previous window's count fades out while the current window passes.
         let left =
             1.0 - now.duration_since(counts.window_began).as_secs_f64() / WINDOW.as_secs_f64();
         f64::from(before) * left + f64::from(count) > f64::from(self.per_minute_max)
@@ -133,6 +134,6 @@ mod tests {
             .map(|n| throttle.is_too_much(address(&format!("192.0.2.{n}")), now))
             .collect();
         assert_eq!(answers, [false, false, false, true, true]);
-        assert!(throttle.counts.lock().unwrap().current.len() <= 3);
+        assert!(throttle.counts.lock().current.len() <= 3);
     }
 }

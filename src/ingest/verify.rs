@@ -70,6 +70,7 @@ impl Verified {
             .product
             .as_deref()
             .and_then(|product| Product::parse(product).ok());
+
         let denied = if product.is_some_and(|product| !bound.products.allow(product.as_str())) {
             Denied::other_product
         } else if bound.is_contradicted_by(form_urlencoded::parse(query.as_bytes())) {
@@ -77,6 +78,7 @@ impl Verified {
         } else {
             return Ok(self);
         };
+
         Err(Reply::Unauthorized(denied(self.sender.credential)))
     }
 }
@@ -131,6 +133,7 @@ impl Rules {
             Err(UrlRefusal::Invalid) => credentials.verify_url(&read.canonical(), query, now),
             verified => verified,
         };
+
         let (key_id, generation) = verified.map_err(|refusal| {
             let denial = credentials.denial_of_url(&[path, &read.canonical()], query, now);
             let denied = Denied::of(denial, Credential::Key);
@@ -210,6 +213,7 @@ impl Rules {
                 .flatten()
                 .find_map(|body| signed_by(&credentials, signature, body, now))
         };
+
         let result = match signature.map(by) {
             None => "missing",
             Some(Some(generation)) => {
@@ -218,7 +222,9 @@ impl Rules {
             }
             Some(None) => "invalid",
         };
+
         metrics.body_signatures.with_label_values(&[result]).inc();
+
         match (result, self.body_signature) {
             ("valid", _) => Ok(true),
             ("missing", BodySignature::Require) => {

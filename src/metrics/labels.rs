@@ -181,6 +181,7 @@ impl Metrics {
             self.connections_shed.with_label_values(&[listener]);
             self.connections_flooded.with_label_values(&[listener]);
         }
+
         for cause in [
             "overloaded",
             "health_limit",
@@ -189,6 +190,7 @@ impl Metrics {
         ] {
             self.calls_refused.with_label_values(&[cause]);
         }
+
         for cause in ["host", "foreign_origin"] {
             self.admin_refused.with_label_values(&[cause]);
         }
@@ -198,10 +200,12 @@ impl Metrics {
         for outcome in ["new", "duplicate"] {
             self.after_erasure.with_label_values(&[outcome]);
         }
+
         for reason in ["age", "bytes"] {
             self.events_trimmed.with_label_values(&[reason]);
             self.bytes_trimmed.with_label_values(&[reason]);
         }
+
         for reason in ["age", "bytes", "count"] {
             self.quarantine_trimmed.with_label_values(&[reason]);
         }
@@ -226,6 +230,7 @@ impl Metrics {
                 self.reloads.with_label_values(&[what, result]);
             }
         }
+
         for result in ["done", "failed"] {
             self.acme_orders.with_label_values(&[result]);
         }

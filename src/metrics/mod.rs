@@ -7,13 +7,10 @@ mod labels;
 mod process;
 mod table;
 
-use std::{
-    collections::HashSet,
-    mem,
-    sync::{Arc, MutexGuard, PoisonError},
-};
+use std::{collections::HashSet, mem, sync::Arc};
 
 use jiff::Timestamp;
+use parking_lot::MutexGuard;
 use prometheus::{Encoder, IntCounter, TextEncoder};
 
 #[cfg(test)]
@@ -70,9 +67,7 @@ impl Metrics {
     }
 
     fn named_products(&self) -> MutexGuard<'_, HashSet<String>> {
-        self.named_products
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+        self.named_products.lock()
     }
 
     fn completed_without_output_of(&self, product: &str) -> IntCounter {
@@ -112,14 +107,16 @@ impl Metrics {
 
     /// Tells of exactly these credentials, by kind and name, when they expire.
     pub fn set_credential_expiries(&self, expiries: Vec<(&'static str, Arc<str>, Timestamp)>) {
-        let mut expiring = self.expiring.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut expiring = self.expiring.lock();
         let gone = mem::take(&mut *expiring);
+
         for (kind, name, expires) in expiries {
             self.credential_expiry
                 .with_label_values(&[kind, &*name])
                 .set(expires.as_second());
             expiring.insert((kind, name));
         }
+
         for (kind, name) in gone.difference(&expiring) {
             let _ = self
                 .credential_expiry

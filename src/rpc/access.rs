@@ -1,4 +1,4 @@
-//! Who is calling, and what they may see.
+//! Authentication of calls, and what each caller may see.
 
 use std::{
     net::SocketAddr,
@@ -29,26 +29,26 @@ const BEARER: &str = "bearer ";
 /// The other end of a connection, as the listener that accepted it knows it.
 #[derive(Clone, Debug)]
 pub struct Peer {
-    /// Where it is.
+    /// Its address.
     pub address: SocketAddr,
-    /// The certificate that it has shown, and that was good then.
+    /// The certificate of the TLS handshake, verified at that time.
     pub certificate: Option<Arc<Certificate>>,
-    /// When something came from it last.
+    /// When it last sent anything.
     pub heard: Heard,
 }
 
-/// Put into a call's request by code that needs to know afterwards whether the gate has let it in.
+/// An extension of a request whose owner needs to know afterwards whether the gate has admitted the call.
 #[derive(Clone, Debug, Default)]
 pub struct LetIn(Arc<AtomicBool>);
 
 impl LetIn {
-    /// Whether it has.
+    /// Whether the call was admitted.
     pub fn get(&self) -> bool {
         self.0.load(Ordering::Relaxed)
     }
 }
 
-/// Put into a call's request by code that needs to know what the client calls itself, which one of its messages says.
+/// An extension of a request whose owner needs to know the client's own name, which is in the request's message.
 #[derive(Clone, Debug, Default)]
 pub struct ClientName(Arc<OnceLock<String>>);
 
@@ -58,7 +58,7 @@ impl ClientName {
         self.0.get().map(String::as_str)
     }
 
-    /// Tells the code that has asked.
+    /// Notes the name for the extension's owner.
     pub(super) fn note<T>(request: &Request<T>, name: &str) {
         if let Some(asked) = request.extensions().get::<Self>() {
             let _ = asked.0.set(name.to_owned()).is_ok();
@@ -66,7 +66,7 @@ impl ClientName {
     }
 }
 
-/// The name of the client that a call was let in as.
+/// The client that a call was admitted as.
 pub fn client_of<T>(request: &hyper::Request<T>) -> Option<Arc<str>> {
     request
         .extensions()
@@ -76,19 +76,19 @@ pub fn client_of<T>(request: &hyper::Request<T>) -> Option<Arc<str>> {
         .map(|client| Arc::clone(&client.name))
 }
 
-/// Lets calls in, or not, by their headers alone, so that it can be asked before anything of a call is read. The message of a call may
-/// come seconds later, so services ask once more, see `Gate::caller_of`. One for all services.
+/// Admits calls by their headers alone, before the rest of a call is read. The message of a call may arrive seconds later, so services
+/// ask once more (`Gate::caller_of`). All services share one gate.
 #[derive(Clone, Debug)]
 pub struct Gate {
-    /// Who is known.
+    /// The clients, and what authenticates them.
     pub credentials: Arc<SharedCredentials>,
-    /// Credentials expire by this clock: one wrong reading of the machine's clock must not end every stream.
+    /// Credentials expire by the log's clock: one wrong reading of the machine's clock must not end every stream.
     pub clock: Arc<Clock>,
-    /// A client without credentials may do everything, also where some clients are known.
+    /// A caller without credentials may do everything, even if the credentials file has clients.
     pub allow_anonymous: bool,
     /// The listener can be reached from this machine only.
     pub is_loopback: bool,
-    /// Counts.
+    /// Counts refusals and uses of credentials.
     pub metrics: Arc<Metrics>,
 }
 
@@ -97,7 +97,7 @@ impl Gate {
         self.allow_anonymous || (self.is_loopback && !credentials.verify_clients())
     }
 
-    /// Whom `credentials` know by what a call shows.
+    /// The caller, by the credentials of its call.
     fn caller(
         &self,
         headers: &HeaderMap,
@@ -106,7 +106,7 @@ impl Gate {
     ) -> Result<Caller, Status> {
         let now = self.clock.earliest();
         let client = match headers.get(AUTHORIZATION) {
-            // Somebody who shows something means to be known by it.
+            // A token that is sent has to be valid, also where none is needed.
             Some(header) => {
                 let client =
                     bearer(header).and_then(|token| credentials.client_of_token(token, now));
@@ -137,8 +137,8 @@ impl Gate {
         }
     }
 
-    /// Who makes a call whose message has arrived, by the credentials in force now: they may have changed, and what the call shows may
-    /// have expired, since its headers let it in. A call that went past the gate may do nothing.
+    /// The caller of a call whose message has arrived. The credentials may have changed or expired since the headers were checked, so
+    /// they are checked again. A call that did not pass the gate may do nothing.
     pub(super) fn caller_of<T>(&self, request: &Request<T>) -> Result<Caller, Status> {
         let extensions = request.extensions();
         let (Some(caller), Some(LetInBy(before))) =
@@ -157,7 +157,7 @@ impl Gate {
         judged.inspect_err(|_| self.metrics.calls_unauthenticated.inc())
     }
 
-    /// Why a call was not let in. For the log: the caller does not learn it.
+    /// Why a call was refused. For the log: the caller does not learn it.
     pub fn denial<T>(&self, request: &hyper::Request<T>) -> Denial {
         let credentials = self.credentials.get();
         let certificate = request
@@ -171,10 +171,11 @@ impl Gate {
         }
     }
 
-    /// Lets a call in, and notes as whom; or says why not.
+    /// Admits a call and notes its caller, or refuses it.
     pub fn let_in<T>(&self, request: &mut hyper::Request<T>) -> Result<(), Status> {
         let credentials = self.credentials.get();
         let caller = self.caller(request.headers(), request.extensions().get(), &credentials)?;
+
         if let Some(let_in) = request.extensions().get::<LetIn>() {
             let_in.0.store(true, Ordering::Relaxed);
         }
@@ -183,30 +184,29 @@ impl Gate {
         Ok(())
     }
 
-    /// Whether an open stream may go on; if not, why.
+    /// Why an open stream has to end; `None` if it may go on.
     pub fn review(&self, client: Option<&Client>, filter: &Filter) -> Option<Withdrawal> {
         let credentials = self.credentials.get();
         let Some(client) = client else {
             return (!self.admits_anonymous(&credentials)).then_some(Withdrawal::Identity);
         };
-        match credentials.current(client, self.clock.earliest()) {
-            None => Some(Withdrawal::Identity),
-            Some(current) => {
-                let products_within = match &current.products {
-                    Products::All => true,
-                    Products::Only(products) => {
-                        !filter.products.is_empty() && filter.products.is_subset(products)
-                    }
-                };
-                if !products_within {
-                    return Some(Withdrawal::Products);
-                }
-                (!filter.is_within(current.labels.as_deref())).then_some(Withdrawal::Labels)
+        let Some(current) = credentials.current(client, self.clock.earliest()) else {
+            return Some(Withdrawal::Identity);
+        };
+
+        let has_its_products = match &current.products {
+            Products::All => true,
+            Products::Only(products) => {
+                !filter.products.is_empty() && filter.products.is_subset(products)
             }
+        };
+        if !has_its_products {
+            return Some(Withdrawal::Products);
         }
+        (!filter.is_within(current.labels.as_deref())).then_some(Withdrawal::Labels)
     }
 
-    /// Notes that this client has a stream open: what it was let in by is in use.
+    /// Notes that the credential of a client with an open stream is in use.
     pub fn note_in_use(&self, client: &Client) {
         let (credentials, now) = (self.credentials.get(), self.clock.earliest());
         if let Some(current) = credentials.current(client, now) {
@@ -240,17 +240,17 @@ fn bearer(header: &HeaderValue) -> Option<&str> {
     scheme.eq_ignore_ascii_case(BEARER).then_some(token.trim())
 }
 
-/// The credentials that were in force when the headers of a call let it in.
+/// The credentials that were in force when the gate admitted a call.
 #[derive(Clone, Debug)]
 struct LetInBy(Arc<Credentials>);
 
-/// Whom a call was let in as; anonymous without a client.
+/// The client that makes a call; anonymous without one.
 #[derive(Clone, Debug)]
 pub(super) struct Caller(pub(super) Option<Arc<Client>>);
 
 impl Caller {
-    /// Leaves of a filter what the caller may see. Asking for more products by name is refused. Whatever a client learns of events
-    /// goes through a filter that was made here.
+    /// Narrows a filter to what the caller may see. A filter that names other products is refused. Every event that a client reads passes
+    /// a filter that was made here.
     pub(super) fn restrict(&self, mut filter: Filter) -> Result<Filter, Status> {
         let Some(client) = &self.0 else {
             return Ok(filter);
@@ -264,7 +264,8 @@ impl Caller {
             {
                 return Err(errors::product_denied(denied.as_str()));
             }
-            // An empty filter would restrict nothing.
+
+            // An empty set of products would restrict nothing.
             if products.is_empty() {
                 return Err(errors::no_products());
             }
@@ -272,11 +273,12 @@ impl Caller {
                 filter.products.clone_from(products);
             }
         }
+
         filter.bound.clone_from(&client.labels);
         Ok(filter)
     }
 
-    /// Whether the caller may see events of a product, if they have the labels that it is bound to.
+    /// Whether the caller may see a product's events, as far as their labels allow.
     pub(super) fn may_see_product(&self, product: &Product) -> bool {
         self.0
             .as_ref()
@@ -296,8 +298,8 @@ impl Caller {
         }
     }
 
-    /// Refuses a client that may not have everything that a backup holds: it needs `backup = true`, or to be an administrator
-    /// of all products.
+    /// Refuses a client that may not see everything in a backup: it needs `backup = true`, or has to be an administrator of all
+    /// products.
     pub(super) fn require_backup(&self) -> Result<(), Status> {
         match self.0.as_deref() {
             None | Some(Client { backup: true, .. }) => Ok(()),

@@ -82,16 +82,19 @@ impl admin_service_server::AdminService for Admin {
     ) -> Result<Response<BackupStream>, Status> {
         let (caller, entry) =
             self.allowed("Backup", &request, |_, _| (), Caller::require_backup)?;
+
         // A backup takes long. Its end is recorded when no call waits any more.
         let entry = entry
             .begin_in_any_case()
             .await
             .map_err(|_| errors::audit_unavailable())?;
+
         // A client that is refused a place tries again: no backup has failed.
         let place = match self.0.answers.take_backup(&Payer::of(&request, &caller)) {
             Ok(place) => place,
             Err(refused) => return end(entry, Err(refused)).await,
         };
+
         let begun = Begun::note(&self.0).await;
         let taken = match self.0.answered(self.0.journal.backup().await) {
             Ok(backup) => (backup, place),
@@ -100,6 +103,7 @@ impl admin_service_server::AdminService for Admin {
                 return end(entry, Err(refused)).await;
             }
         };
+
         let mut answer = Response::new(BackupStream::new(
             self.0.clone(),
             caller,
@@ -107,6 +111,7 @@ impl admin_service_server::AdminService for Admin {
             entry,
             begun,
         ));
+
         answer.extensions_mut().insert(Prepaid);
         Ok(answer)
     }
@@ -163,6 +168,7 @@ impl admin_service_server::AdminService for Admin {
                 (!request.body.is_empty()).then_some(request.body.len()),
             );
         };
+
         let (_, mut entry) = self.begin("ReleaseQuarantined", &request, note).await?;
         let answer = quarantine::release(&self.0, request.into_inner(), &mut entry).await;
         end(entry, answer).await.map(Response::new)

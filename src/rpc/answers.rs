@@ -1,10 +1,10 @@
-//! Answers on their way out. What an answer takes of memory is borrowed before it is made, and given back when the client has it;
-//! one whose client takes nothing for a while is ended. The same for backups, of which there are few at a time.
+//! Memory of answers. An answer reserves its bytes before it is made, and releases them when the client has read it. An answer whose
+//! client reads nothing for a while is ended. The same holds for backups, of which only a few may be open.
 
 use std::{
     collections::HashMap,
     pin::Pin,
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     task::{Context, Poll, ready},
     time::Duration,
 };
@@ -14,6 +14,7 @@ use hyper::{
     HeaderMap,
     body::{Body, Frame},
 };
+use parking_lot::Mutex;
 use prost::Message;
 use tokio::time::timeout;
 use tonic::{Request, Response, Status};
@@ -26,22 +27,22 @@ use crate::{
     wire::put_message,
 };
 
-/// Of all answers' bytes one client, or one connection of clients without a name, has this part at most.
+/// One client, or one connection of anonymous clients, may hold one part in so many of all answers' bytes.
 pub(super) const SHARE: usize = 4;
-/// How long a call waits for its turn at them: answers that are read take milliseconds.
+/// How long a call waits for memory: answers that are read take milliseconds.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// Backups at a time. Each reads the whole log, holds up to 20 MiB (SECURITY.md), and keeps on the disk what retention forgets.
+/// Most backups at a time. Each reads the whole log, holds up to 20 MiB (SECURITY.md), and keeps expired segments on the disk.
 const BACKUPS_MAX: usize = 4;
-/// Those of one client: one that is under way, and one that took its place.
+/// Most backups of one client: one whose connection is lost, and one in its place.
 const BACKUPS_PER_CLIENT_MAX: usize = 2;
-/// Answers that one client, or one connection of clients without a name, has not taken, of any size: each takes 5 KiB beside its
-/// bytes. Eight times what a connection has for calls that are answered at once.
+/// Most unread answers, of any size, of one client, or of one connection of anonymous clients. Each takes 5 KiB beside its bytes. Eight
+/// times what a connection has for calls that are answered at once.
 pub const UNREAD_PER_CLIENT_MAX: usize = 8_192;
-/// Clients whose shares are remembered before the idle ones are forgotten.
+/// With more shares than this, the idle ones are dropped.
 const SHARES_KEPT: usize = 1_024;
 
 impl Payer {
-    /// The client that the gate has let in, or else the connection of the call.
+    /// The client that the gate has admitted, or else the connection of the call.
     pub fn of_call<T>(request: &hyper::Request<T>) -> Self {
         Self::of_extensions(request.extensions().get(), request.extensions().get())
     }
@@ -58,7 +59,7 @@ impl Payer {
     }
 }
 
-/// A budget of which nobody has more than a share.
+/// A budget of which each client has a share at most.
 #[derive(Debug)]
 struct Shared {
     all: Budget,
@@ -66,7 +67,7 @@ struct Shared {
     shares: Mutex<HashMap<Payer, Budget>>,
 }
 
-/// What was taken of both.
+/// A part of the budget and of a client's share.
 #[derive(Debug)]
 pub(super) struct Granted {
     all: Loan,
@@ -74,7 +75,7 @@ pub(super) struct Granted {
 }
 
 impl Granted {
-    /// Makes it as large as the answer.
+    /// Sets it to the size of the answer.
     pub(super) fn resize(&mut self, bytes: usize) {
         self.all.resize(bytes);
         self.share.resize(bytes);
@@ -92,7 +93,7 @@ impl Shared {
 
     fn share(&self, payer: &Payer) -> Budget {
         // A panic while the lock is held ends the process, so a poisoned lock is never seen.
-        let mut shares = self.shares.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut shares = self.shares.lock();
         if shares.len() >= SHARES_KEPT {
             shares.retain(|_, share| share.is_shared() || !share.is_idle());
         }
@@ -103,8 +104,9 @@ impl Shared {
     }
 
     async fn take(&self, payer: &Payer, amount: usize) -> Granted {
-        // The share first: who waits for it holds up nobody else.
+        // The share first: a call that waits for its share must not hold up other clients.
         let share = self.share(payer).take(payer, amount).await;
+
         Granted {
             share,
             all: self.all.take(payer, amount).await,
@@ -119,7 +121,7 @@ impl Shared {
     }
 }
 
-/// See the module's description.
+/// The memory of all answers, and the places of backups.
 #[derive(Debug)]
 pub struct Answers {
     bytes: Shared,
@@ -131,7 +133,7 @@ pub struct Answers {
 }
 
 impl Answers {
-    /// Answers of `bytes_max` together, handed on like events, which are ended if nothing of them is taken for `stall_timeout`.
+    /// Answers of `bytes_max` together. One whose client reads nothing for `stall_timeout` is ended.
     pub fn new(
         bytes_max: usize,
         stall_timeout: Duration,
@@ -142,19 +144,19 @@ impl Answers {
             stall_timeout,
             bytes: Shared::new(bytes_max, bytes_max / SHARE),
             backups: Shared::new(BACKUPS_MAX, BACKUPS_PER_CLIENT_MAX),
-            // In all they are counted by connection, in the order in which they began.
+            // Across clients, unread answers are counted by connection, in the order in which they began (`server::grpc`).
             unread: Shared::new(usize::MAX, UNREAD_PER_CLIENT_MAX),
             transit: Arc::clone(transit),
             metrics: Arc::clone(metrics),
         })
     }
 
-    /// Bytes of answers that are being made, or that clients have not taken yet.
+    /// Bytes of answers that are being made or that clients have not read yet.
     pub fn bytes_held(&self) -> usize {
         self.bytes.all.lent()
     }
 
-    /// Counts an answer of any size until it was taken.
+    /// Counts an answer, of any size, until it is read.
     pub fn begin(&self, payer: &Payer) -> Result<Unread, Status> {
         self.unread
             .share(payer)
@@ -166,7 +168,7 @@ impl Answers {
             })
     }
 
-    /// How long an answer may lie before it is ended.
+    /// How long an answer may stay unread before it is ended.
     pub fn stall_timeout(&self) -> Duration {
         self.stall_timeout
     }
@@ -176,18 +178,18 @@ impl Answers {
         self.backups.all.lent()
     }
 
-    /// Room for an answer that has `bytes` at most.
+    /// Reserves memory for an answer of at most `bytes`.
     pub(super) async fn take(&self, payer: &Payer, bytes: usize) -> Result<Granted, Status> {
         let granted = timeout(PATIENCE, self.bytes.take(payer, bytes)).await;
         granted.map_err(|_| self.refused())
     }
 
-    /// The same, if it need not wait.
+    /// The same, if that needs no waiting.
     pub(super) fn try_take(&self, payer: &Payer, bytes: usize) -> Option<Granted> {
         self.bytes.try_take(payer, bytes)
     }
 
-    /// A place for a backup.
+    /// Reserves a place for a backup.
     pub(super) fn take_backup(&self, payer: &Payer) -> Result<Granted, Status> {
         self.backups.try_take(payer, 1).ok_or_else(|| {
             self.metrics.answers_refused.inc();
@@ -200,12 +202,12 @@ impl Answers {
         errors::answers_limit(self.bytes.all.bytes_max(), self.bytes.share_max)
     }
 
-    /// Puts away what a client has to take before it goes on, for as long as one may take nothing.
+    /// Shelves an item until its client reads on, for `stall_timeout` at most.
     pub(super) fn put_away<T: Send + 'static>(&self, item: T) -> Shelf<T> {
         self.bytes.all.shelve(item)
     }
 
-    /// Ends answers and backups that nobody takes; never ends itself.
+    /// Ends stalled answers and backups. Runs for ever.
     pub async fn tend(&self) {
         let stalled = || self.metrics.answers_stalled.inc();
         self.bytes
@@ -214,12 +216,12 @@ impl Answers {
             .await;
     }
 
-    /// How one ends that was not taken.
+    /// The status of a stalled answer.
     pub(super) fn stalled(&self) -> Status {
         errors::answer_stalled(self.stall_timeout)
     }
 
-    /// An answer that is made, in place of the one that tonic would make of `M`.
+    /// A response with an encoded message, in place of the one that tonic would encode of `M`.
     pub(super) fn respond<M: Default>(
         self: &Arc<Self>,
         message: Bytes,
@@ -238,48 +240,48 @@ impl Answers {
     }
 }
 
-/// A message as an answer has it, encoded.
+/// A message as an answer's body has it.
 pub(super) fn encoded(message: &impl Message) -> Bytes {
     let mut bytes = BytesMut::with_capacity(message.encoded_len() + 5);
     put_message(message, &mut bytes);
     bytes.freeze()
 }
 
-/// An answer on its way past tonic, in the extensions of the one that it replaces.
+/// An encoded answer, in the extensions of the response whose body it replaces.
 #[derive(Clone, Debug)]
 struct Made(Arc<Mutex<Option<Outgoing>>>);
 
-/// In the extensions of an answer whose memory was accounted for when it began.
+/// Marks a response whose memory was reserved before it began.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Prepaid;
 
-/// Whether an answer with these extensions was accounted for when it began.
+/// Whether a response with these extensions reserved its memory before it began.
 pub fn is_prepaid(extensions: &hyper::http::Extensions) -> bool {
     extensions.get::<Prepaid>().is_some()
 }
 
-/// An answer that is counted until this is dropped.
+/// Counts an answer as unread until it is dropped.
 #[derive(Debug)]
 pub struct Unread(#[allow(dead_code, reason = "it is there to be dropped")] Loan);
 
-/// Bytes that the client has not taken, and their loan.
+/// Bytes that the client has not read, and the memory reserved for them.
 #[derive(Debug)]
 struct Outgoing {
     bytes: Bytes,
     _granted: Option<Granted>,
 }
 
-/// The body of any answer but the streams of events: what `body` gives, in pieces.
+/// The body of any answer but event streams: the data of `body`, in pieces.
 pub struct AnswerBody<B> {
     answers: Arc<Answers>,
     payer: Payer,
     is_prepaid: bool,
     body: Option<B>,
-    /// What comes before that.
+    /// Bytes to send before the body's.
     ready: Option<Outgoing>,
     put_away: Option<Shelf<Outgoing>>,
     flow: Flow,
-    /// Nothing comes behind `ready` but this.
+    /// The status behind `ready`, if that is all.
     last: Option<Status>,
 }
 
@@ -292,8 +294,7 @@ impl<B> AnswerBody<B> {
         body: B,
     ) -> Self {
         let made = extensions.remove::<Made>();
-        let ready =
-            made.and_then(|made| made.0.lock().unwrap_or_else(PoisonError::into_inner).take());
+        let ready = made.and_then(|made| made.0.lock().take());
         let is_prepaid = extensions.remove::<Prepaid>().is_some();
         Self {
             answers: Arc::clone(answers),
@@ -307,11 +308,12 @@ impl<B> AnswerBody<B> {
         }
     }
 
-    /// What is to be handed on next, of what is there.
+    /// The next piece of the bytes that are there, as far as there is room.
     fn poll_piece(&mut self, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
         if self.ready.is_none() && self.put_away.is_none() {
             return Poll::Ready(None);
         }
+
         let room = ready!(self.flow.poll_room(cx));
         let mut outgoing = match (self.ready.take(), self.put_away.take()) {
             (Some(whole), _) if whole.bytes.len() <= room => {
@@ -321,14 +323,15 @@ impl<B> AnswerBody<B> {
             (None, put_away) => match put_away.and_then(Shelf::take) {
                 Some(rest) => rest,
                 None => {
-                    // The client has not taken any of it for too long.
+                    // The client has read nothing of it for too long.
                     self.body = None;
                     self.last = Some(self.answers.stalled());
                     return Poll::Ready(None);
                 }
             },
         };
-        // Copied: a piece of it would keep all of it.
+
+        // Copied: a slice would keep the memory of the whole.
         let piece = outgoing.bytes.split_to(room.min(outgoing.bytes.len()));
         let piece = self.flow.hand(piece.to_vec());
         if !outgoing.bytes.is_empty() {
@@ -352,10 +355,11 @@ impl<B: Body<Data = Bytes> + Unpin> Body for AnswerBody<B> {
             }
             if let Some(status) = self.last.take() {
                 let mut trailers = HeaderMap::new();
-                // A status of ours has nothing that could not be a header.
+                // Our own statuses have no characters that a header refuses.
                 let _ = status.add_header(&mut trailers).is_ok();
                 return Poll::Ready(Some(Ok(Frame::trailers(trailers))));
             }
+
             let Some(body) = &mut self.body else {
                 return Poll::Ready(None);
             };
@@ -370,7 +374,8 @@ impl<B: Body<Data = Bytes> + Unpin> Body for AnswerBody<B> {
                     return Poll::Ready(Some(Ok(trailers)));
                 }
             };
-            // What fits into the least that each stream may have needs no loan: the answer is counted.
+
+            // A small answer reserves no memory: it is counted, and fits into what each stream may hold.
             let is_small = bytes.len() <= FLOOR_BYTES || self.is_prepaid;
             let granted = if is_small {
                 None

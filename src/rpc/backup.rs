@@ -1,5 +1,5 @@
-//! A backup as a gRPC stream. Each chunk is read off the async threads when the client has taken the one before. If the client
-//! takes nothing for too long, the backup is ended: as long as it is open, the disk keeps what retention forgets.
+//! `Backup`: a stream. Each chunk is read off the async threads when the client has read the one before. A backup whose client reads
+//! nothing for too long is ended: while it is open, expired segments stay on the disk.
 
 use std::{
     mem,
@@ -26,26 +26,26 @@ use crate::{
     wire::{Reason, v1},
 };
 
-type Reading = JoinHandle<(InTheMaking, Result<Option<Bytes>, ReadError>)>;
+type Reading = JoinHandle<(OpenBackup, Result<Option<Bytes>, ReadError>)>;
 
-/// A backup, and its place among those that are open.
+/// An open backup, and its place among the open ones.
 #[derive(Debug)]
-struct InTheMaking {
+struct OpenBackup {
     backup: Backup,
     _place: Granted,
 }
 
-/// Where a backup is.
+/// What a backup waits for.
 #[derive(Debug)]
 enum State {
-    /// Until the client has taken what was read; it may not come back.
-    PutAway(Shelf<InTheMaking>),
+    /// The client has to read the last chunk. A backup that stays shelved for too long is dropped.
+    Shelved(Shelf<OpenBackup>),
     Reading(Reading),
-    /// Behind the last message.
+    /// Nothing: the last message was sent.
     Over,
 }
 
-/// A backup that somebody has asked for, until it has ended: what becomes of it is counted, logged, and kept over a restart.
+/// A backup from its request to its end. Its result is counted, logged, and kept over a restart.
 #[derive(Debug)]
 pub(super) struct Begun {
     context: super::Context,
@@ -54,7 +54,7 @@ pub(super) struct Begun {
 }
 
 impl Begun {
-    /// Notes that it begins, before anything is sent.
+    /// Notes its beginning, before anything is sent.
     pub(super) async fn note(context: &super::Context) -> Self {
         let begun = Self {
             context: context.clone(),
@@ -62,16 +62,16 @@ impl Begun {
             is_over: false,
         };
         let sources = Arc::clone(&context.sources);
-        // Before the wait, during which the call may end: its end has to find it.
+        // Before the wait: the call may end meanwhile, and then its end is noted.
         sources.store.backup_results().begin(begun.at);
-        // Only a runtime that shuts down cancels it.
+        // Only a runtime that shuts down cancels this.
         let _ = spawn_blocking(move || sources.store.backup_results().save())
             .await
             .is_ok();
         begun
     }
 
-    /// Notes that it did not begin.
+    /// Notes that it was refused.
     pub(super) fn refused(mut self) {
         self.end(0, BackupResult::Refused);
     }
@@ -85,12 +85,14 @@ impl Begun {
             result.as_str(),
             now.as_second().saturating_sub(begun.as_second()),
         );
+
         self.context
             .gate
             .metrics
             .backups_finished
             .with_label_values(&[word])
             .inc();
+
         if result == BackupResult::Ok {
             tracing::info!(bytes, seconds, "a backup is whole");
         } else {
@@ -101,6 +103,7 @@ impl Begun {
                 "a backup has failed: take another one"
             );
         }
+
         let sources = Arc::clone(&self.context.sources);
         let note = move || {
             sources
@@ -108,13 +111,14 @@ impl Begun {
                 .backup_results()
                 .end(begun, now, bytes, result)
         };
-        // What is not noted because the broker ends is found open by the next start, and has failed, too.
+
+        // If the broker stops before this is noted, the next start finds the backup open and counts it as interrupted.
         let _ = Handle::try_current()
             .map(|runtime| drop(runtime.spawn_blocking(note)))
             .is_ok();
     }
 
-    /// Ends it before all was sent.
+    /// Notes that it ended before all was sent.
     fn cut_off(&mut self, bytes: u64) {
         let is_stopping = self.context.sources.hub.is_closing();
         self.end(
@@ -147,13 +151,13 @@ fn failure(status: &Status) -> BackupResult {
     }
 }
 
-/// The body of a `Backup` call.
+/// The stream of a `Backup` call.
 #[derive(Debug)]
 pub struct BackupStream {
     context: super::Context,
     caller: Caller,
     state: State,
-    /// Until it has ended; a backup that is dropped before was abandoned.
+    /// `None` once the end is recorded. A backup that is dropped before its end was abandoned.
     record: Option<Entry>,
     begun: Begun,
     backup_bytes: u64,
@@ -167,7 +171,7 @@ impl BackupStream {
         record: Entry,
         begun: Begun,
     ) -> Self {
-        let state = State::Reading(read(InTheMaking {
+        let state = State::Reading(read(OpenBackup {
             backup,
             _place: place,
         }));
@@ -181,18 +185,18 @@ impl BackupStream {
         }
     }
 
-    fn message(&mut self, making: InTheMaking, chunk: Option<Bytes>) -> v1::BackupResponse {
+    fn message(&mut self, open: OpenBackup, chunk: Option<Bytes>) -> v1::BackupResponse {
         match chunk {
             Some(chunk) => {
                 self.backup_bytes += chunk.len() as u64;
-                self.state = State::PutAway(self.context.answers.put_away(making));
+                self.state = State::Shelved(self.context.answers.put_away(open));
                 v1::BackupResponse {
                     chunk,
                     summary: None,
                 }
             }
             None => {
-                let summary = summary(&self.context.sources, &making.backup.summary());
+                let summary = summary(&self.context.sources, &open.backup.summary());
                 if let Some(record) = &mut self.record {
                     record.note("event_count", summary.event_count);
                     record.note("quarantine_count", summary.quarantine_count);
@@ -206,19 +210,15 @@ impl BackupStream {
             }
         }
     }
-}
 
-impl BackupStream {
-    /// Records how it has ended. Nobody waits for that here: its begin was recorded before anything was sent.
+    /// Records its end. Nothing waits for that record: the beginning was recorded before anything was sent.
     fn end(&mut self, result: &str) {
         if let Some(mut record) = self.record.take() {
             record.note("backup_bytes", self.backup_bytes);
             record.end_now(result);
         }
     }
-}
 
-impl BackupStream {
     fn fail(&mut self, status: &Status) {
         self.end(&errors::word(status));
         self.begun.end(self.backup_bytes, failure(status));
@@ -227,9 +227,9 @@ impl BackupStream {
 
 impl Drop for BackupStream {
     fn drop(&mut self) {
-        // Its client may go away long after it has taken nothing for too long.
+        // The client may disconnect long after the backup has stalled.
         let is_stalled = match mem::replace(&mut self.state, State::Over) {
-            State::PutAway(shelf) => shelf.take().is_none(),
+            State::Shelved(shelf) => shelf.take().is_none(),
             State::Reading(_) | State::Over => false,
         };
         self.end(audit::ABANDONED);
@@ -240,10 +240,10 @@ impl Drop for BackupStream {
     }
 }
 
-fn read(mut making: InTheMaking) -> Reading {
+fn read(mut open: OpenBackup) -> Reading {
     spawn_blocking(move || {
-        let chunk = making.backup.next_chunk();
-        (making, chunk)
+        let chunk = open.backup.next_chunk();
+        (open, chunk)
     })
 }
 
@@ -266,16 +266,17 @@ impl Stream for BackupStream {
     type Item = Result<v1::BackupResponse, Status>;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        if let State::PutAway(_) = self.state
-            && let State::PutAway(shelf) = mem::replace(&mut self.state, State::Over)
+        if let State::Shelved(_) = self.state
+            && let State::Shelved(shelf) = mem::replace(&mut self.state, State::Over)
         {
-            let Some(making) = shelf.take() else {
+            let Some(open) = shelf.take() else {
                 let stalled = self.context.answers.stalled();
                 self.fail(&stalled);
                 return Poll::Ready(Some(Err(stalled)));
             };
-            self.state = State::Reading(read(making));
+            self.state = State::Reading(read(open));
         }
+
         let State::Reading(reading) = &mut self.state else {
             return Poll::Ready(None);
         };
@@ -287,10 +288,11 @@ impl Stream for BackupStream {
             .review_backup(&self.caller)
             .and_then(|()| {
                 // Only a runtime that shuts down cancels a read; a panic has ended the process.
-                let (making, chunk) = joined.map_err(|_| errors::draining())?;
+                let (open, chunk) = joined.map_err(|_| errors::draining())?;
                 let chunk = chunk.map_err(|error| errors::read(&self.context.sources, &error))?;
-                Ok(self.message(making, chunk))
+                Ok(self.message(open, chunk))
             });
+
         if let Err(status) = &message {
             self.fail(status);
         }

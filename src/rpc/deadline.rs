@@ -1,16 +1,16 @@
-//! When the client stops waiting: the call's `grpc-timeout`, as a point in time.
+//! The deadline of a call: its `grpc-timeout` as a point in time. Pure.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 use tonic::{Request, Status, metadata::MetadataMap};
 
-/// When the client stops waiting.
+/// The point in time at which the client stops waiting.
 #[derive(Clone, Copy, Debug)]
 pub struct Deadline(pub Instant);
 
-/// Notes the deadline of a call that has one. To be asked before tonic starts its own timer, which ends a call without a
-/// reason, and a stream not at all: what is noted here is then never later.
+/// Notes the deadline of a call that has one, before tonic starts its own timer for it. tonic's timer ends a call without a reason, and
+/// does not end a stream. A deadline that is noted first is never later than tonic's.
 pub fn note_deadline(mut request: Request<()>) -> Result<Request<()>, Status> {
     if let Some(deadline) =
         timeout(request.metadata()).and_then(|timeout| Instant::now().checked_add(timeout))
@@ -20,7 +20,7 @@ pub fn note_deadline(mut request: Request<()>) -> Result<Request<()>, Status> {
     Ok(request)
 }
 
-/// The deadline that was noted.
+/// The deadline as noted.
 pub(super) fn of<T>(request: &Request<T>) -> Option<Instant> {
     request
         .extensions()

@@ -21,6 +21,7 @@ pub(super) async fn erase(
     let v1::EraseTaskRequest { product, task_id } = request;
     let product = fields::parse("product", &product, Product::parse)?;
     let task_id = fields::parse("task_id", &task_id, TaskId::parse)?;
+
     // Whether there was something to erase shows whether events are there.
     if !caller.may_see_product(&product) {
         return Err(errors::product_denied(product.as_str()));
@@ -50,6 +51,7 @@ async fn erase_all(
     places: &[Sequence],
 ) -> Result<Erased, Status> {
     let (mut rest, mut all) = (places, Erased::default());
+
     loop {
         let (places, behind) = rest.split_at(rest.len().min(ERASURE_PLACES_MAX));
         let erasure = Erasure {

@@ -22,7 +22,7 @@ const RETRY_PLACE: Duration = Duration::from_secs(10);
 /// Delay after a refusal whose cause passes within milliseconds.
 const RETRY_SOON: Duration = Duration::from_secs(1);
 
-/// What is refused before a service sees it, in our words instead of tonic's; `None` if they are ours already.
+/// The status of a call that tonic has refused, with a reason and our words; `None` if the status is ours already.
 pub fn explained(status: &Status, request_bytes_max: usize) -> Option<Status> {
     if !status.details().is_empty() {
         return None;
@@ -32,7 +32,7 @@ pub fn explained(status: &Status, request_bytes_max: usize) -> Option<Status> {
         Code::Unimplemented if status.metadata().contains_key("grpc-accept-encoding") => {
             let message = "send the request without compression";
             let mut explained = Reason::UnsupportedEncoding.status(message);
-            // What it would be is for the client's library, not only for people.
+            // The accepted encodings are for the client's library.
             *explained.metadata_mut() = status.metadata().clone();
             explained
         }
@@ -40,21 +40,21 @@ pub fn explained(status: &Status, request_bytes_max: usize) -> Option<Status> {
             let message = "no such method here: the client is newer than this broker, or means another server";
             Reason::UnknownMethod.status(message)
         }
-        // As other servers say it; OUT_OF_RANGE is about cursors here.
+        // As other servers say it. OUT_OF_RANGE is about cursors here.
         Code::OutOfRange => request_too_large(request_bytes_max),
-        // The frames around a request are the client's, too.
+        // The client has also written the frames around its request.
         Code::Internal => Reason::InvalidRequest.status(message),
         _ => return None,
     })
 }
 
-/// More is on its way in than may be held; it passes.
+/// Arriving requests hold all the memory that they may.
 pub fn overloaded() -> Status {
     let message = "too many requests are on their way at once: send it again";
     Reason::Overloaded.passing_status(message, [], RETRY_SOON)
 }
 
-/// More answers are on their way out than may be held.
+/// Unread answers hold all the memory that they may.
 pub(super) fn answers_limit(limit: usize, share: usize) -> Status {
     let message = format!(
         "answers that their clients have not taken hold all that they may, {limit} bytes together and {share} of one \
@@ -64,7 +64,7 @@ pub(super) fn answers_limit(limit: usize, share: usize) -> Status {
     Reason::AnswersLimit.passing_status(message, limits, RETRY_SOON)
 }
 
-/// More answers of a client are on their way out than there may be.
+/// A client has as many unread answers as it may.
 pub(super) fn unread_limit(share: usize) -> Status {
     let message = format!(
         "{share} answers to this client's calls were not taken: read them, or make fewer calls at once"
@@ -73,7 +73,7 @@ pub(super) fn unread_limit(share: usize) -> Status {
     Reason::AnswersLimit.passing_status(message, limits, RETRY_SOON)
 }
 
-/// As many backups are open as may be.
+/// As many backups are open as there may be.
 pub(super) fn backup_limit(limit: usize, share: usize) -> Status {
     let message = format!(
         "{limit} backups are open, or {share} of this client, the most there may be: let one end first"
@@ -82,7 +82,7 @@ pub(super) fn backup_limit(limit: usize, share: usize) -> Status {
     Reason::BackupLimit.passing_status(message, limits, RETRY_STORE)
 }
 
-/// The client has not read on.
+/// The client has read nothing of an answer for too long.
 pub(super) fn answer_stalled(after: Duration) -> Status {
     let message = format!(
         "nothing of the answer was taken for {} s: read it, or cancel the call",
@@ -105,7 +105,7 @@ pub fn health_limit(limit: usize) -> Status {
     Reason::HealthLimit.status_with(message, [("limit", limit.to_string())])
 }
 
-/// The request has not arrived in time.
+/// The request did not arrive in time.
 pub fn request_late() -> Status {
     let message = "the request did not arrive in time: send it as a whole";
     Reason::InvalidRequest.status(message)
@@ -117,7 +117,7 @@ pub fn deadline_exceeded() -> Status {
     Reason::DeadlineExceeded.status(message)
 }
 
-/// The call cannot be recorded, and has to be.
+/// The audit requires a record of the call, and cannot write one.
 pub(super) fn audit_unavailable() -> Status {
     let message = "the call could not be recorded, and audit.required is set, so nothing was done: the broker's log says what is \
                    wrong with audit.file";
@@ -150,7 +150,7 @@ pub(super) fn draining() -> Status {
     )
 }
 
-/// Counted and logged here, where every read that meets damage passes: the operator has to know.
+/// Counts and logs damage, since every read that meets damage passes here.
 fn corrupt(sources: &Sources, problem: &str) -> Status {
     sources.metrics.log_damage_met.inc();
     sources.registry.log_damage(problem);
@@ -171,6 +171,7 @@ fn expired(sources: &Sources, message: impl Into<String>) -> Status {
 
 pub(super) fn open(sources: &Sources, error: &SubscribeError) -> Status {
     let message = error.to_string();
+
     match error {
         SubscribeError::TooMany(reached) => {
             let LimitReached {
@@ -231,7 +232,7 @@ pub(super) fn end(sources: &Sources, end: &StreamEnd) -> Status {
                            usually the same reader, which has reconnected; readers that run at once need names of their own";
             Reason::Replaced.status(message)
         }
-        // No RetryInfo: an administrator ended the stream, and does not want it back at once.
+        // No RetryInfo: the administrator does not want the stream back at once.
         StreamEnd::Withdrawn(Withdrawal::Stream) => {
             let message = "an administrator of the broker has ended this stream: ask why before you open it again, behind the last cursor";
             Reason::SubscriptionEnded.status(message)
@@ -250,7 +251,7 @@ pub(super) fn read(sources: &Sources, error: &ReadError) -> Status {
 pub(super) fn write(sources: &Sources, error: &WriteError) -> Status {
     match error {
         WriteError::Closed => draining(),
-        // The caller, who knows the id, has a better word for it.
+        // The release, which knows the id, makes a better message of it.
         WriteError::NotInQuarantine => quarantine_not_found(""),
         WriteError::TooManyEvents => Reason::NotUnderstood.status_with(
             error.to_string(),
@@ -275,7 +276,7 @@ pub(super) fn task_not_found(task_id: &str, product: &str) -> Status {
     Reason::TaskNotFound.status(message)
 }
 
-/// The events of a task are more than one answer holds. Only what would make the answer smaller is advised.
+/// The events of a task are more than one answer holds. The message advises only what would make the answer smaller.
 pub(super) fn task_too_large(limit: usize, product: &str, include_raw: bool) -> Status {
     let (of_product, raw) = (
         if product.is_empty() {
@@ -289,20 +290,24 @@ pub(super) fn task_too_large(limit: usize, product: &str, include_raw: bool) -> 
             ""
         },
     );
+
     let or = if of_product.is_empty() && raw.is_empty() {
         ""
     } else {
         "or "
     };
+
     let products = if product.is_empty() {
         String::new()
     } else {
         format!(" and {product} in filter.products")
     };
+
     let message = format!(
         "the task's events have more than {limit} bytes together: {of_product}{raw}{or}ask ListEvents with the task id in \
          filter.task_ids{products}, which answers in pages that any client takes"
     );
+
     Reason::ResponseTooLarge.status_with(message, [("limit", limit.to_string())])
 }
 
@@ -343,7 +348,7 @@ pub(super) fn no_products() -> Status {
     Reason::ProductDenied.status(message)
 }
 
-/// Of an administrator of some products.
+/// The caller is an administrator of some products only.
 pub(super) fn backup_of_all_denied() -> Status {
     let message = "a backup holds every product: the client's line in the credentials file needs `backup = true`, or \
                    `products = [\"*\"]` and no `labels` besides `admin = true`";

@@ -74,6 +74,7 @@ impl event_service_server::EventService for Events {
             .sources
             .first_available()
             .map(|place| store.cursor(place).to_string());
+
         Ok(Response::new(v1::GetLogInfoResponse {
             epoch: store.epoch().to_string(),
             first_available: first_available.unwrap_or_default(),

@@ -31,6 +31,7 @@ pub(super) fn mint(
         ttl,
         key_id,
     } = request;
+
     let product = fields::optional("product", &product, Product::parse)?;
     let labels = labels.into_iter().collect();
     if !labels_fit(&labels) {
@@ -39,6 +40,7 @@ pub(super) fn mint(
         );
         return Err(Malformed::new("labels", problem).into());
     }
+
     let ttl = url_lifetime(ttl)?;
 
     let key_id = (!key_id.is_empty()).then_some(key_id.as_str());
@@ -52,6 +54,7 @@ pub(super) fn mint(
         key_id,
         now,
     );
+
     let Minted {
         url,
         expires,

@@ -45,24 +45,24 @@ use crate::{
     wire::{self, FilterLimits, v1},
 };
 
-/// What the services work on.
+/// What the services share.
 #[derive(Clone)]
 pub struct Context {
-    /// What subscriptions read from.
+    /// The log, the hub, and the registry of subscriptions.
     pub sources: Arc<Sources>,
     /// Takes every change of the log.
     pub journal: Arc<dyn Journal>,
-    /// Who may call, and what signs callback URLs.
+    /// Authenticates calls, and has the keys that sign callback URLs.
     pub gate: Gate,
-    /// What callback URLs begin with.
+    /// The beginning of callback URLs.
     pub callback_base: String,
     /// How many values a filter may have.
     pub filter_limits: FilterLimits,
-    /// What answers may take of memory.
+    /// The memory of answers.
     pub answers: Arc<Answers>,
-    /// Where calls of `AdminService` are recorded.
+    /// Records calls of `AdminService`.
     pub audit: Arc<Audit>,
-    /// Told by `GetLogInfo`; changed by a reload.
+    /// For `GetLogInfo`; a reload changes it.
     pub retention: Arc<Mutex<Retention>>,
 }
 
@@ -75,7 +75,7 @@ impl std::fmt::Debug for Context {
 }
 
 impl Context {
-    /// What a request asks for, as far as the caller may.
+    /// The filter of a request, narrowed to what the caller may see.
     fn filter(&self, filter: Option<v1::Filter>, caller: &Caller) -> Result<Filter, Status> {
         let filter =
             wire::filter_from_wire(filter, self.limits_of(caller)).map_err(errors::filter)?;
@@ -111,7 +111,7 @@ impl Context {
             .map_err(|error| errors::write(&self.sources, &error))
     }
 
-    /// Runs a read of the store off the async threads; not at all if the call is cancelled before it begins.
+    /// Runs a read of the store off the async threads. A call that is cancelled before its read begins does not read.
     async fn read<T: Send + 'static>(
         &self,
         read: impl FnOnce(&Sources) -> Result<T, ReadError> + Send + 'static,
@@ -124,14 +124,14 @@ impl Context {
     }
 }
 
-/// What a page takes while it is made: as it is stored, and as it is sent.
+/// Memory that a page takes while it is made: once as stored, once as sent.
 fn page_bytes_max(event_bytes_max: usize) -> usize {
     page::PAGE_BYTES_MAX
         .saturating_add(event_bytes_max)
         .saturating_mul(2)
 }
 
-/// Address and silence of the client's connection.
+/// Address of the client's connection, and when it last sent anything.
 fn peer<T>(request: &Request<T>) -> (String, Heard) {
     let peer = request.extensions().get::<Peer>();
     peer.map(|peer| (peer.address.to_string(), peer.heard.clone()))

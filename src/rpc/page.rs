@@ -4,12 +4,12 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use crate::wire::Malformed;
 
-/// Page sizes: a page that is asked for larger is this large.
+/// Most items of a page; a larger page size means this one.
 pub(super) const PAGE_ITEMS_MAX: usize = 256;
-/// A page ends at about this many bytes, well below the 4 MiB that clients take by default.
+/// A page ends at about this many bytes, well below the 4 MiB that clients accept by default.
 pub(super) const PAGE_BYTES_MAX: usize = 1024 * 1024;
 
-/// How many items a page may have.
+/// The page size in force.
 pub(super) fn size(requested: i32) -> Result<usize, Malformed> {
     match usize::try_from(requested) {
         Ok(0) => Ok(PAGE_ITEMS_MAX),
@@ -18,7 +18,7 @@ pub(super) fn size(requested: i32) -> Result<usize, Malformed> {
     }
 }
 
-/// What a token must fit to: a digest of everything in the request but the token and the page size.
+/// What a token is bound to: a digest of the request without its token and its page size.
 pub(super) fn binding(request: &impl prost::Message) -> u64 {
     xxh3_64(&request.encode_to_vec())
 }
@@ -28,7 +28,7 @@ pub(crate) fn token(place: u64, binding: u64) -> String {
     format!("{place:016x}{binding:016x}")
 }
 
-/// The place to continue behind; `None` for the first page. No token was ever given for a place beyond `last`.
+/// The place to continue behind; `None` for the first page. No token names a place beyond `last`.
 pub(crate) fn place(token: &str, binding: u64, last: u64) -> Result<Option<u64>, Malformed> {
     if token.is_empty() {
         return Ok(None);

@@ -33,11 +33,13 @@ pub(super) async fn list(
         include_body,
         include_large_bodies,
     } = request;
+
     let body_bytes_max = match (include_body, include_large_bodies) {
         (false, _) => 0,
         (true, false) => EVENT_BYTES_MAX,
         (true, true) => usize::MAX,
     };
+
     let page_size = page::size(page_size)?;
     let after = page::place(&page_token, LISTING, u64::MAX)?.unwrap_or(0);
 
@@ -45,6 +47,7 @@ pub(super) async fn list(
         .answers
         .take(payer, context.page_bytes_max())
         .await?;
+
     let read = move |sources: &Sources| {
         let found = sources
             .store
@@ -72,6 +75,7 @@ pub(super) async fn list(
         };
         Ok((encoded(&page), count, granted))
     };
+
     let (page, count, granted) = context.read(read).await?;
 
     entry.note("count", count);
@@ -92,6 +96,7 @@ pub(super) async fn release(
         body,
         status,
     } = request;
+
     let number = number("quarantine_id", &quarantine_id)?;
     let corrections = Corrections {
         product: fields::optional("product", &product, Product::parse)?,
@@ -112,6 +117,7 @@ pub(super) async fn release(
         .iter()
         .map(|draft| draft.task_id.to_string())
         .collect();
+
     let appended = match context.journal.release(number, drafts).await {
         Ok(Err(WriteError::NotInQuarantine)) => {
             return Err(errors::quarantine_not_found(&quarantine_id));
@@ -133,6 +139,7 @@ pub(super) async fn release(
             task_id,
             duplicate: appended.duplicate,
         });
+
     Ok(v1::ReleaseQuarantinedResponse {
         events: events.collect(),
     })
@@ -181,6 +188,7 @@ fn quarantined(callback: Quarantined, body_bytes_max: usize) -> v1::QuarantinedC
         header,
         body,
     } = callback;
+
     v1::QuarantinedCallback {
         quarantine_id: number.to_string(),
         reason: header.reason,

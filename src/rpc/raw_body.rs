@@ -1,4 +1,4 @@
-//! `GetRawBody`: the body of one callback in pieces, for bodies that no client takes in one message. Keeps nothing between two pieces.
+//! `GetRawBody`: the body of one callback in pieces, since a large one does not fit into a message. Keeps nothing between two pieces.
 
 use bytes::BytesMut;
 use tonic::{Request, Response, Status};
@@ -11,7 +11,7 @@ use crate::{
     wire::{Frame, Malformed, put_message, v1},
 };
 
-/// The piece of a body from an offset on.
+/// The piece of a body that begins at an offset.
 pub(super) async fn get(
     context: &Context,
     request: Request<v1::GetRawBodyRequest>,
@@ -45,10 +45,11 @@ pub(super) async fn get(
             format!("is beyond the body, which has {bytes} bytes"),
         )
     })?;
+
     Ok(context.answers.respond(piece, granted))
 }
 
-/// The message with the piece; `None` if the body ends before it.
+/// The message with the piece; `None` if the offset is beyond the body.
 fn piece(record: &Record, offset: u64) -> Option<bytes::Bytes> {
     let rest = record.raw().get(usize::try_from(offset).ok()?..)?;
     let chunk = rest[..rest.len().min(PAGE_BYTES_MAX)].to_vec().into();

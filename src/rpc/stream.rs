@@ -1,25 +1,26 @@
-//! A subscription as the body of an answer: messages become bytes, the end becomes a status. Pure but for the polling.
+//! The body of an answer to `Subscribe`: the subscription's messages as bytes, its end as a status.
 //!
-//! tonic makes the body of a stream out of owned messages, encoding one after the other. An event goes to many streams, so to
-//! own it costs every delivery a write to memory that other cores write to as well. Here a stream that wants most of what was
-//! published together hands on one encoding of it, which is shared by all; the rest is written into a buffer, straight from
-//! where everybody reads it.
+//! tonic encodes a stream's body out of owned messages, one after the other. An event goes to many streams; if each owned it, every
+//! delivery would write to a reference count that other cores write to as well. Here a stream that wants most of the events of one
+//! commit sends one encoding of them, which all such streams share. Other events are encoded into the stream's own buffer, straight
+//! from the shared records.
 //!
-//! What the transport was handed cannot be taken back, so it gets little at once: a large event is copied in pieces, and the
-//! event itself stays where others can have its memory when the client stalls. It is copied, since a piece of the event
-//! would keep all of it; every byte is copied on its way to the socket anyway.
+//! Bytes that the transport has cannot be taken back, so it gets little at once. A large event is copied in pieces, and the event
+//! itself stays where its memory can be reclaimed when the client stalls. A slice would keep the whole event in memory, and every
+//! byte is copied on its way to the socket anyway.
 
 use std::{
     collections::VecDeque,
     mem,
     ops::Range,
     pin::Pin,
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     task::{Context, Poll, ready},
 };
 
 use bytes::{Bytes, BytesMut};
 use hyper::body::{Body, Frame};
+use parking_lot::Mutex;
 use tonic::Status;
 
 use super::errors::{self, RECONNECT_AFTER};
@@ -33,10 +34,10 @@ use crate::{
     },
 };
 
-/// Less is copied rather than shared: each piece that is shared becomes a frame of HTTP/2 by itself.
+/// Fewer bytes are copied rather than shared: each shared piece is an HTTP/2 frame of its own.
 const SHARED_BYTES_MIN: usize = 4 * 1024;
 
-/// Events that were published together and follow each other, to be handed on.
+/// Consecutive events of one commit.
 #[derive(Debug)]
 struct Run {
     records: Records,
@@ -53,7 +54,7 @@ impl Run {
         }
     }
 
-    /// Takes the next one, if it is that.
+    /// Takes an event in if it is the next one.
     fn take(&mut self, records: &Records, at: usize) -> bool {
         let is_next = self.range.end == at && self.records.is(records);
         if is_next {
@@ -63,17 +64,17 @@ impl Run {
         is_next
     }
 
-    /// SharedEncoding all of the records for one who wants a few would be waste.
+    /// Whether a shared encoding pays: for a stream that wants only a few of the events it would not.
     fn is_shared(&self) -> bool {
         self.bytes >= SHARED_BYTES_MIN && self.bytes * 2 > self.records.event_bytes()
     }
 }
 
-/// An event that is too large to be handed on at once.
+/// An event that is too large for one piece.
 #[derive(Debug)]
 struct Large {
     sequence: Sequence,
-    /// How much of its message is handed on, and how much there is.
+    /// Bytes of its message that were sent, and all of them.
     done: usize,
     length: usize,
 }
@@ -85,16 +86,16 @@ pub struct EventBody {
     subscription: Subscription,
     include_raw: bool,
     limits: v1::SubscriptionLimits,
-    /// What is to be handed on: whole frames, then what was written behind them, then what is not written yet. A stream which
-    /// waits holds none of it.
+    /// What is to be sent, in this order: whole frames, the buffer, the run of events that is not encoded yet. A stream that waits holds
+    /// none of them.
     frames: VecDeque<Bytes>,
     buffer: BytesMut,
     run: Option<Run>,
-    /// The event that the client has a part of.
+    /// The event of which a part was sent.
     large: Option<Large>,
-    /// What HTTP/2 holds of the stream.
+    /// The bytes of the stream that HTTP/2 holds.
     flow: Flow,
-    /// How the stream has ended.
+    /// The status, once the stream has ended.
     status: Option<Status>,
     has_ended: bool,
 }
@@ -111,6 +112,7 @@ impl EventBody {
             BytesMut::new(),
             Flow::new(&sources.memory.transit),
         );
+
         Self {
             sources,
             subscription,
@@ -126,13 +128,13 @@ impl EventBody {
         }
     }
 
-    /// Takes what is ready, as far as there is room.
+    /// Encodes the messages that are ready, as far as there is room.
     fn fill(&mut self, room: usize, cx: &mut Context<'_>) {
         while self.status.is_none() && self.frames.is_empty() && self.bytes() < room {
             if self.large.is_some() {
                 match self.put_piece(room, cx) {
                     Poll::Ready(Ok(())) => continue,
-                    // The client has a part of a message that there is no rest of.
+                    // The client has a part of a message whose rest is gone.
                     Poll::Ready(Err(end)) => self.status = Some(errors::end(&self.sources, &end)),
                     Poll::Pending => break,
                 }
@@ -142,7 +144,7 @@ impl EventBody {
                     let record = &records[at];
                     let delivery =
                         Delivery::new(self.sources.store.epoch(), record, self.include_raw);
-                    // Most are that small whatever is sent of them.
+                    // The first comparison is cheap, and settles most events.
                     if record.len() > room && delivery.streamed_len() > room {
                         let (sequence, length) = (record.sequence(), delivery.streamed_len());
                         self.large = Some(Large {
@@ -168,12 +170,13 @@ impl EventBody {
                 Poll::Pending => break,
             }
         }
+
         if self.frames.is_empty() {
             self.end_run(room);
         }
     }
 
-    /// Goes on with the large event.
+    /// Encodes the next piece of the large event.
     fn put_piece(&mut self, room: usize, cx: &mut Context<'_>) -> Poll<Result<(), StreamEnd>> {
         let Some(large) = &mut self.large else {
             return Poll::Ready(Ok(()));
@@ -203,6 +206,7 @@ impl EventBody {
 
     fn hand_on(&mut self, run: &Run, room: usize) {
         let epoch = self.sources.store.epoch();
+
         if run.is_shared() {
             if !self.buffer.is_empty() {
                 self.frames
@@ -219,6 +223,7 @@ impl EventBody {
             self.frames.push_back(self.flow.hand_shared(shared));
             return;
         }
+
         for at in run.range.clone() {
             let delivery = Delivery::new(epoch, &run.records[at], false);
             delivery.put_streamed(run.range.end - at - 1, room, &mut self.buffer);
@@ -230,8 +235,9 @@ impl EventBody {
     }
 
     fn content(&self, control: Control) -> Content {
-        // By the clock that stamps events.
+        // By the clock that stamps events, not the machine's.
         let now = || Some(timestamp(self.sources.store.clock().now()));
+
         match control {
             Control::Subscribed {
                 position,
@@ -292,6 +298,7 @@ impl Body for EventBody {
             self.subscription.frame_sent();
             return Poll::Ready(Some(Ok(Frame::data(frame))));
         }
+
         if self.status.is_none() || !self.buffer.is_empty() {
             let room = ready!(self.flow.poll_room(cx));
             self.subscription.resume();
@@ -299,15 +306,18 @@ impl Body for EventBody {
             let is_midway = self.large.is_some();
             self.subscription.rest(is_midway);
         }
+
         if let Some(frame) = self.frames.pop_front() {
             self.subscription.frame_sent();
             return Poll::Ready(Some(Ok(Frame::data(frame))));
         }
+
         if !self.buffer.is_empty() {
             self.subscription.frame_sent();
             let written = mem::take(&mut self.buffer);
             return Poll::Ready(Some(Ok(Frame::data(self.flow.hand(written)))));
         }
+
         match &self.status {
             Some(_) if self.has_ended => Poll::Ready(None),
             Some(status) => {
@@ -328,7 +338,7 @@ impl Body for EventBody {
     }
 }
 
-/// A body on its way past tonic, in an answer's extensions: the one that tonic has made is to be replaced by it.
+/// A body in a response's extensions: it replaces the body that tonic has made.
 #[derive(Clone, Debug)]
 pub struct HandedOver(Arc<Mutex<Option<EventBody>>>);
 
@@ -337,8 +347,8 @@ impl HandedOver {
         Self(Arc::new(Mutex::new(Some(body))))
     }
 
-    /// The body, for the first who asks.
+    /// The body; `None` if it was taken before.
     pub fn take(&self) -> Option<EventBody> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+        self.0.lock().take()
     }
 }

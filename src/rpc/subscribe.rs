@@ -36,10 +36,12 @@ pub(super) async fn subscribe(
     let caller = context.gate.caller_of(&request)?;
     let (payer, call) = (Payer::of(&request, &caller), call(&request));
     let (deadline, (peer, heard)) = (deadline::of(&request), peer(&request));
+
     if request.get_ref().client_name.chars().count() > CLIENT_NAME_CHARS_MAX {
         let problem = format!("at most {CLIENT_NAME_CHARS_MAX} characters");
         return Err(Malformed::new("client_name", problem).into());
     }
+
     ClientName::note(&request, &request.get_ref().client_name);
 
     let request = request.into_inner();
@@ -66,6 +68,7 @@ pub(super) async fn subscribe(
         heard,
         call,
     };
+
     let mut subscription = open(context, opening).await?;
     subscription.note_opened();
 
@@ -73,6 +76,7 @@ pub(super) async fn subscribe(
         Arc::clone(&context.sources),
         limits(context, &caller, heartbeat_interval),
     );
+
     Ok(EventBody::new(
         sources,
         subscription,

@@ -5,6 +5,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use fastrand::Rng;
 use jiff::Timestamp;
 use serde_json::Value;
 
@@ -106,7 +107,7 @@ pub struct Attempt {
 impl Plan {
     /// The deliveries, in the order in which they start.
     pub fn deliveries(&self, callbacks: &[VendorCallback]) -> Vec<VendorDelivery> {
-        let mut dice = Dice(self.seed);
+        let mut dice = Dice(Rng::with_seed(self.seed));
         let mut queue = Vec::new();
         for callback in callbacks {
             queue.extend(std::iter::repeat_n(callback.clone(), 1 + self.duplicates));
@@ -168,19 +169,12 @@ pub fn retry_gaps(product: &str) -> Vec<Duration> {
         .collect()
 }
 
-/// SplitMix64, a small random generator that gives the same numbers on every machine and in every version.
-struct Dice(u64);
+/// Random decisions; the same seed makes the same ones.
+struct Dice(Rng);
 
 impl Dice {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ (mixed >> 31)
-    }
-
     fn below(&mut self, bound: usize) -> usize {
-        (self.next() % bound as u64) as usize
+        self.0.usize(..bound)
     }
 
     fn percent(&mut self, percent: u8) -> bool {

@@ -1,4 +1,4 @@
-//! From the domain to protobuf. Pure.
+//! From the domain's types to protobuf. Pure.
 
 use bytes::Bytes;
 use jiff::Timestamp;
@@ -9,16 +9,16 @@ use std::time::Duration;
 use super::{frame::EVENT_BYTES_MAX, v1};
 use crate::event::{Event, Output, OutputKind, TaskError, TaskStatus, Verification};
 
-/// Largest `details` of an error, as encoded. JSON numbers grow five times on their way into a `Struct`, so a body of a
-/// megabyte could become an event that no client with the usual limit of 4 MiB could ever get past. This, the texts of the
-/// largest body, and that body together stay below it.
+/// Most bytes of an error's `details`, encoded. A JSON number grows fivefold in a `Struct`, so a body of 1 MiB could become an event
+/// beyond the 4 MiB that clients accept by default, and no such client would get past it. With this limit the details, the texts of
+/// the largest body, and that body together stay below 4 MiB.
 const DETAILS_BYTES_MAX: usize = 1024 * 1024;
-/// Most levels of arrays and objects in the `details` of an error. Protobuf decoders stop at about 100 messages deep; a level
-/// here becomes three messages, and some are around it. One event beyond would stop every subscriber that meets it.
+/// Most levels of arrays and objects in an error's `details`. Protobuf decoders stop at about 100 nested messages; a level becomes three
+/// messages, and some are around it. A deeper event would stop every subscriber that receives it.
 const DETAILS_LEVELS_MAX: usize = 24;
 
-/// Encodes an event without what only the log knows: cursor, revision, conflict, and without the raw body. What makes it larger than
-/// [`EVENT_BYTES_MAX`] is left out, and said to be.
+/// Encodes an event without the fields that only the log knows (cursor, revision, conflict) and without the raw body. Fields are left
+/// out of an event larger than [`EVENT_BYTES_MAX`], and `truncated` says so.
 pub fn encode_event(event: Event) -> Bytes {
     let Event {
         event_id,
@@ -31,6 +31,7 @@ pub fn encode_event(event: Event) -> Bytes {
         corrected,
         credential,
     } = event;
+
     let (error, lacks_details) = error_to_wire(report.error);
     let event = v1::Event {
         event_id: event_id.to_string(),
@@ -58,6 +59,7 @@ pub fn encode_event(event: Event) -> Bytes {
         truncated: lacks_details,
         credential,
     };
+
     let encoded = event.encode_to_vec();
     if encoded.len() <= EVENT_BYTES_MAX {
         encoded.into()
@@ -66,7 +68,7 @@ pub fn encode_event(event: Event) -> Bytes {
     }
 }
 
-/// The event without as many of its large fields as it takes, the dispensable ones first: none of them is cut in the middle.
+/// The event without as many of its large fields as necessary, the least important first. No field is cut in the middle.
 fn shortened(mut event: v1::Event) -> v1::Event {
     event.truncated = true;
     let leave_out: [fn(&mut v1::Event); 6] = [
@@ -87,18 +89,20 @@ fn shortened(mut event: v1::Event) -> v1::Event {
         |event| event.status_text.clear(),
         |event| event.outputs.clear(),
     ];
+
     for leave_out in leave_out {
         if event.encoded_len() <= EVENT_BYTES_MAX {
             break;
         }
         leave_out(&mut event);
     }
+
     event
 }
 
-/// A point in time, to the nanosecond.
+/// Exact to the nanosecond.
 pub fn timestamp(time: Timestamp) -> prost_types::Timestamp {
-    // Protobuf counts nanoseconds forward from the second, jiff away from zero.
+    // Protobuf counts nanoseconds forward from the second, jiff counts them away from zero.
     let nanos = i64::from(time.subsec_nanosecond());
     let borrow = i64::from(nanos < 0);
     let nanos = (nanos + borrow * 1_000_000_000) as i32; // 0..1e9
@@ -108,7 +112,7 @@ pub fn timestamp(time: Timestamp) -> prost_types::Timestamp {
     }
 }
 
-/// A duration; one beyond protobuf's range (10,000 years) becomes its longest.
+/// A duration beyond protobuf's range (10,000 years) becomes the longest.
 pub fn duration(duration: Duration) -> prost_types::Duration {
     const LONGEST: Duration = Duration::from_secs(315_576_000_000);
     let duration = duration.min(LONGEST);
@@ -118,7 +122,7 @@ pub fn duration(duration: Duration) -> prost_types::Duration {
     } // below 1e9
 }
 
-/// The wire's name of a status.
+/// The wire's number of a status.
 pub fn status_to_wire(status: TaskStatus) -> v1::TaskStatus {
     match status {
         TaskStatus::Unspecified => v1::TaskStatus::Unspecified,
@@ -129,7 +133,7 @@ pub fn status_to_wire(status: TaskStatus) -> v1::TaskStatus {
     }
 }
 
-/// The wire's name of a way to authenticate.
+/// The wire's number of a way to authenticate.
 pub fn verification_to_wire(verification: Verification) -> v1::Verification {
     match verification {
         Verification::Unverified => v1::Verification::Unverified,
@@ -152,7 +156,7 @@ fn output(output: Output) -> v1::Output {
     }
 }
 
-/// The error, and whether it lacks details that the vendor sent.
+/// The error, and whether it lacks the details that the vendor sent.
 fn error_to_wire(error: Option<TaskError>) -> (Option<v1::TaskError>, bool) {
     let Some(TaskError {
         code,
@@ -162,6 +166,7 @@ fn error_to_wire(error: Option<TaskError>) -> (Option<v1::TaskError>, bool) {
     else {
         return (None, false);
     };
+
     let has_details = details.is_some();
     let shallow = details.filter(|value| levels(value) <= DETAILS_LEVELS_MAX);
     let details = shallow
@@ -178,7 +183,7 @@ fn error_to_wire(error: Option<TaskError>) -> (Option<v1::TaskError>, bool) {
     )
 }
 
-// As deep as the reader of the body lets a value be, which the stack can take.
+// The parser of the body bounds the depth, so the stack suffices.
 fn levels(value: &Value) -> usize {
     match value {
         Value::Array(values) => 1 + values.iter().map(levels).max().unwrap_or(0),
@@ -220,6 +225,7 @@ fn json_value(value: Value) -> prost_types::Value {
                 .collect(),
         }),
     };
+
     prost_types::Value { kind: Some(kind) }
 }
 

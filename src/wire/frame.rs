@@ -1,7 +1,7 @@
-//! Responses that carry events, written straight from stored bytes: the messages of a stream, and the codec of the others. Pure.
+//! Messages that carry events, written straight from the stored bytes, and the codec of the generated services. Pure.
 //!
-//! Protobuf lets the fields of a message come in any order, so an event on the wire is: what only the log knows (cursor,
-//! revision, conflict), the stored encoding as it is, and the raw body if asked for.
+//! Protobuf allows the fields of a message in any order. So an event on the wire is: the fields that only the log knows (cursor,
+//! revision, conflict), the stored encoding as it is, and the raw body if it was requested.
 
 use std::{borrow::Borrow, marker::PhantomData, ops::Range};
 
@@ -18,11 +18,11 @@ use tonic::{
 use super::reason::Reason;
 use crate::event::{Cursor, Epoch, Record, SharedEncoding};
 
-/// First buffer of an answer; a larger one grows it once.
+/// First size of an answer's buffer; a larger answer grows it once.
 const BUFFER_BYTES: usize = 512;
-/// A backup hands its buffer to HTTP/2 when it is this full; two frames of the protocol's default size.
+/// A backup passes its buffer to HTTP/2 when it is this full: two frames of the protocol's default size.
 const YIELD_BYTES: usize = 32 * 1024;
-/// What comes before each message of a gRPC stream: whether it is compressed, which none is, and its length.
+/// The prefix of each gRPC message: whether it is compressed, which none is, and its length.
 const PREFIX_BYTES: usize = 1 + 4;
 /// Most bytes of a field's key and length.
 const KEY_BYTES_MAX: usize = 1 + 5;
@@ -39,18 +39,18 @@ const PAGE_NEXT_TOKEN: u32 = 2;
 const WAIT_EVENT: u32 = 1;
 const WAIT_DONE: u32 = 2;
 
-/// Largest event on the wire, a stored encoding and a raw body together: clients take messages of 4 MiB by default, and what is around
-/// an event is within the margin, also where one answer has others beside it.
+/// Most bytes of an event on the wire, a stored encoding and a raw body together. Clients accept messages of 4 MiB by default; the margin
+/// has room for what is around an event.
 pub const EVENT_BYTES_MAX: usize = 4 * 1024 * 1024 - 128 * 1024;
 
-/// What becomes of a callback's body.
+/// Whether an event carries the callback's body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Raw {
-    /// It was not asked for.
+    /// It was not requested.
     Unwanted,
-    /// It is sent.
+    /// It is part of the event.
     Sent,
-    /// It was asked for, and event and body together would be too large for a client.
+    /// It was requested, and event and body together would be too large for a client.
     LeftOut,
 }
 
@@ -61,7 +61,7 @@ pub struct Delivery<R = Record> {
     pub epoch: Epoch,
     /// The stored event.
     pub record: R,
-    /// Whether the body as received goes along.
+    /// Whether it carries the body as received.
     pub raw: Raw,
 }
 
@@ -77,7 +77,7 @@ pub enum Frame {
     },
     /// `GetTaskResponse` and `ListEventsResponse`: they number their fields alike.
     Page {
-        /// In the order asked for.
+        /// In the requested order.
         events: Vec<Delivery>,
         /// Empty at the end, and always for `GetTaskResponse`.
         next_page_token: String,
@@ -85,7 +85,7 @@ pub enum Frame {
 }
 
 impl<R: Borrow<Record>> Delivery<R> {
-    /// A delivery for a client that wants the body as received, or does not; one that would make the event too large is left out.
+    /// A delivery with the body as received, if that is requested and not too large.
     pub fn new(epoch: Epoch, record: R, include_raw: bool) -> Self {
         let fits = |record: &Record| record.event().len() + record.raw().len() <= EVENT_BYTES_MAX;
         let raw = match include_raw {
@@ -107,11 +107,13 @@ impl<R: Borrow<Record>> Delivery<R> {
         } else {
             0
         };
+
         let truncated = if self.raw == Raw::LeftOut {
             key_len(EVENT_TRUNCATED) + 1
         } else {
             0
         };
+
         cursor + revision + conflict + truncated + record.event().len() + self.raw_len()
     }
 
@@ -128,8 +130,8 @@ impl<R: Borrow<Record>> Delivery<R> {
         }
     }
 
-    /// Writes it as a message of `Subscribe`'s stream. Room is made for `ahead` more that are about as large, up to `bytes_max`
-    /// in all: a buffer that grows bit by bit is copied each time.
+    /// Writes it as a message of `Subscribe`'s stream. Reserves room for `ahead` more that are about as large, up to `bytes_max`
+    /// in total: a buffer that grows bit by bit is copied each time.
     pub fn put_streamed(&self, ahead: usize, bytes_max: usize, buf: &mut BytesMut) {
         let length = self.encoded_len();
         let most = PREFIX_BYTES + KEY_BYTES_MAX + length;
@@ -140,10 +142,12 @@ impl<R: Borrow<Record>> Delivery<R> {
                     .max(most),
             );
         }
+
         put_prefix(
             key_len(SUBSCRIBE_EVENT) + encoded_len_varint(length as u64) + length,
             buf,
         );
+
         self.put_with_length(SUBSCRIBE_EVENT, length, buf);
     }
 
@@ -153,7 +157,7 @@ impl<R: Borrow<Record>> Delivery<R> {
         PREFIX_BYTES + key_len(SUBSCRIBE_EVENT) + encoded_len_varint(length as u64) + length
     }
 
-    /// Writes a part of that message: the bytes in `range`.
+    /// Writes the bytes of that message in `range`.
     pub fn put_streamed_part(&self, range: Range<usize>, buf: &mut BytesMut) {
         let (length, record) = (self.encoded_len(), self.record.borrow());
         let (mut head, mut raw_head) = (BytesMut::new(), BytesMut::new());
@@ -161,8 +165,10 @@ impl<R: Borrow<Record>> Delivery<R> {
             key_len(SUBSCRIBE_EVENT) + encoded_len_varint(length as u64) + length,
             &mut head,
         );
+
         put_length(SUBSCRIBE_EVENT, length, &mut head);
         self.put_known_by_the_log(&mut head);
+
         let raw: &[u8] = if self.raw_len() > 0 {
             record.raw()
         } else {
@@ -171,8 +177,10 @@ impl<R: Borrow<Record>> Delivery<R> {
         if !raw.is_empty() {
             put_length(EVENT_RAW_BODY, raw.len(), &mut raw_head);
         }
+
         buf.reserve(range.len());
         let mut start = 0;
+
         for piece in [&head, record.event(), &raw_head, raw] {
             let within = |at: usize| at.saturating_sub(start).min(piece.len());
             buf.put_slice(&piece[within(range.start)..within(range.end)]);
@@ -195,7 +203,7 @@ impl<R: Borrow<Record>> Delivery<R> {
         }
     }
 
-    /// What the stored encoding lacks.
+    /// Writes the fields that the stored encoding lacks.
     #[inline]
     fn put_known_by_the_log(&self, buf: &mut impl BufMut) {
         let record = self.record.borrow();
@@ -203,14 +211,17 @@ impl<R: Borrow<Record>> Delivery<R> {
             epoch: self.epoch,
             sequence: record.sequence(),
         };
+
         put_length(EVENT_CURSOR, Cursor::TEXT_BYTES, buf);
         buf.put_slice(&cursor.to_text());
         encode_key(EVENT_REVISION, WireType::Varint, buf);
         encode_varint(u64::from(record.revision()), buf);
+
         if record.conflict() {
             encode_key(EVENT_CONFLICT, WireType::Varint, buf);
             encode_varint(1, buf);
         }
+
         if self.raw == Raw::LeftOut {
             encode_key(EVENT_TRUNCATED, WireType::Varint, buf);
             encode_varint(1, buf);
@@ -220,15 +231,17 @@ impl<R: Borrow<Record>> Delivery<R> {
 
 /// Records as messages of `Subscribe`'s streams, without the bodies as received.
 pub fn encode_streamed(epoch: Epoch, records: &[Record]) -> SharedEncoding {
-    const FIELDS_BYTES: usize = PREFIX_BYTES + KEY_BYTES_MAX + 64; // more than what only the log knows takes
+    const FIELDS_BYTES: usize = PREFIX_BYTES + KEY_BYTES_MAX + 64; // more than the fields take that only the log knows
     let bytes = records
         .iter()
         .map(|record| FIELDS_BYTES + record.event().len())
         .sum();
+
     let (mut buf, mut ends) = (
         BytesMut::with_capacity(bytes),
         Vec::with_capacity(records.len()),
     );
+
     for record in records {
         Delivery {
             epoch,
@@ -238,6 +251,7 @@ pub fn encode_streamed(epoch: Epoch, records: &[Record]) -> SharedEncoding {
         .put_streamed(0, 0, &mut buf);
         ends.push(buf.len());
     }
+
     SharedEncoding {
         bytes: buf.into(),
         ends,
@@ -245,7 +259,7 @@ pub fn encode_streamed(epoch: Epoch, records: &[Record]) -> SharedEncoding {
     }
 }
 
-/// Writes any message as one of a gRPC stream.
+/// Writes a message with its gRPC prefix.
 pub fn put_message(message: &impl Message, buf: &mut BytesMut) {
     put_prefix(message.encoded_len(), buf);
     message.encode(buf).expect("the buffer grows as needed");
@@ -261,7 +275,7 @@ fn put_length(field: u32, length: usize, buf: &mut impl BufMut) {
     encode_varint(length as u64, buf);
 }
 
-/// What the codec can write: every prost message, and frames.
+/// A response that the codec can write: every prost message, and frames.
 pub trait Payload {
     /// Writes the message's encoding.
     fn write(&self, buf: &mut EncodeBuf<'_>) -> Result<(), Status>;
@@ -291,7 +305,7 @@ impl Default for Frame {
 }
 
 impl Frame {
-    /// As a message of an answer, with its prefix.
+    /// The message with its gRPC prefix.
     pub fn encoded(&self) -> Bytes {
         let mut buf = BytesMut::with_capacity(PREFIX_BYTES + self.encoded_len());
         put_prefix(self.encoded_len(), &mut buf);
@@ -304,6 +318,7 @@ impl Frame {
         let field = |number: u32, length: usize| {
             key_len(number) + encoded_len_varint(length as u64) + length
         };
+
         match self {
             Self::Waited { event, done } => {
                 let event = event
@@ -404,7 +419,7 @@ impl<U: prost::Message + Default> Decoder for FrameCodec<(), U> {
     type Error = Status;
 
     fn decode(&mut self, buf: &mut DecodeBuf<'_>) -> Result<Option<U>, Status> {
-        // The bytes are the client's, so what cannot be read is its argument, not our bug.
+        // The client has sent the bytes, so bytes that cannot be decoded are its mistake, not our bug.
         U::decode(buf).map(Some).map_err(|error| {
             let message = format!("the request is not what the proto says: {error}");
             Reason::InvalidRequest.status(message)

@@ -1,6 +1,6 @@
-//! The protobuf side: generated code, and the conversions between it and the domain.
+//! Protobuf: the generated code, and the conversions between it and the domain.
 //!
-//! Wire types stop here and in `rpc`; nothing below knows them. An event is encoded once, when it is appended
+//! Wire types stop here and in `rpc`; no layer below knows them. An event is encoded once, when it is appended
 //! ([`encode_event`]); every delivery copies those bytes behind a prefix ([`Delivery`]). Never does I/O.
 
 mod convert;

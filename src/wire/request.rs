@@ -1,4 +1,4 @@
-//! From requests to the domain: everything a client sends is checked here. Pure.
+//! From requests to the domain's types: everything that a client sends is checked here. Pure.
 
 use std::time::Duration;
 
@@ -9,18 +9,18 @@ use crate::event::{
     Filter, LABEL_KEY_CHARS_MAX, LABEL_VALUE_CHARS_MAX, LABELS_MAX, Product, TaskId, TaskStatus,
 };
 
-/// A field of a request that cannot be used; becomes a `BadRequest` violation.
+/// A field of a request that is malformed. A client sees it as a `BadRequest` violation.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{field}: {problem}")]
 pub struct Malformed {
     /// Path of the field, for example `filter.task_ids[3]`.
     pub field: String,
-    /// What is wrong, and what would be right.
+    /// What is wrong, and what is allowed.
     pub problem: String,
 }
 
 impl Malformed {
-    /// Shorthand.
+    /// A field by its path, and what is wrong with it.
     pub fn new(field: impl Into<String>, problem: impl Into<String>) -> Self {
         Self {
             field: field.into(),
@@ -65,10 +65,12 @@ pub fn filter_from_wire(
         statuses,
         labels,
     } = filter.unwrap_or_default();
+
     at_most("filter.task_ids", task_ids.len(), limits.task_ids_max)?;
     at_most("filter.products", products.len(), limits.products_max)?;
     at_most("filter.statuses", statuses.len(), TaskStatus::ALL.len())?;
     at_most("filter.labels", labels.len(), LABELS_MAX)?;
+
     for (key, value) in &labels {
         if key.chars().count() > LABEL_KEY_CHARS_MAX
             || value.chars().count() > LABEL_VALUE_CHARS_MAX
@@ -79,6 +81,7 @@ pub fn filter_from_wire(
             return Err(Malformed::new("filter.labels", problem).into());
         }
     }
+
     Ok(Filter {
         task_ids: each("filter.task_ids", &task_ids, |id| {
             TaskId::parse(id).map_err(|e| e.to_string())
@@ -128,7 +131,7 @@ pub fn instant_from_wire(
             "not a point in time between the years 1 and 9999",
         ));
     }
-    // jiff ends a day earlier, and nobody will tell the difference.
+    // jiff ends a day earlier; no event is that far in the future.
     Ok(Timestamp::new(time.seconds, time.nanos).unwrap_or(Timestamp::MAX))
 }
 
@@ -138,7 +141,7 @@ pub fn positive_duration(
     duration: prost_types::Duration,
 ) -> Result<Duration, Malformed> {
     let negative = || Malformed::new(field, "must not be negative");
-    // Asked beforehand: the conversion negates what is negative, and the smallest numbers have no opposite.
+    // Checked first: the conversion negates negative numbers, and the smallest ones have no opposite.
     if duration.seconds < 0 || duration.nanos < 0 {
         return Err(negative());
     }
