@@ -13,7 +13,7 @@ use prometheus::{IntCounter, IntGauge};
 use tonic::Status;
 
 use super::{
-    arriving::{End, HEALTH_BYTES_MAX, REFLECTION_GRACE, Room, StrangerCall, bounded},
+    arriving::{End, HEALTH_BYTES_MAX, HealthCall, REFLECTION_GRACE, Room, bounded},
     held::{Held, UntilEnd, Watch, WatchOver},
     inflight::Inflight,
     origin::{self, Origin},
@@ -45,8 +45,8 @@ const HEALTH_TIMEOUT: Duration = Duration::from_secs(2);
 /// at once, so that it is never the oldest for long.
 const HEALTH_CALLS_MAX: usize = 1_024;
 /// `Watch` streams in all, of 6 KiB each.
-const WATCHES_OF_STRANGERS_MAX: usize = 1_024;
-const WATCHES_OF_CLIENTS_MAX: usize = 8_192;
+const UNAUTHENTICATED_WATCHES_MAX: usize = 1_024;
+const CLIENT_WATCHES_MAX: usize = 8_192;
 /// One part in so many more may be ending. Nothing of their requests is waited for, and a status always fits a window: those that
 /// have not ended when there are more are stuck.
 const WATCHES_ENDING: usize = 8;
@@ -63,8 +63,8 @@ pub(super) struct Admission {
     health_calls: Arc<Unfinished>,
     unread: Arc<Unfinished>,
     reflections: Arc<Streams>,
-    watches_of_strangers: Arc<Streams>,
-    watches_of_clients: Arc<Streams>,
+    unauthenticated_watches: Arc<Streams>,
+    client_watches: Arc<Streams>,
     counted: Counters,
     pub(super) refused: RefusedCalls,
 }
@@ -94,8 +94,8 @@ impl Admission {
                 ending_max: REFLECTIONS_MAX,
                 stuck_after: REFLECTION_GRACE + answers.stall_timeout(),
             }),
-            watches_of_strangers: watches(WATCHES_OF_STRANGERS_MAX),
-            watches_of_clients: watches(WATCHES_OF_CLIENTS_MAX),
+            unauthenticated_watches: watches(UNAUTHENTICATED_WATCHES_MAX),
+            client_watches: watches(CLIENT_WATCHES_MAX),
             answers,
             counted: Counters {
                 overloaded: refused("overloaded"),
@@ -141,7 +141,7 @@ impl Admission {
         is_watch: bool,
     ) -> Result<(Request, Held), Status> {
         let answering = is_client.then(|| {
-            origin.standing.is_known_now();
+            origin.standing.mark_authenticated();
             origin.standing.begin()
         });
         let payer = Payer::of_call(&request);
@@ -164,8 +164,8 @@ impl Admission {
         } else if is_client {
             self.of_client(&payer, request)?
         } else {
-            let (request, stranger) = self.of_stranger(origin, request)?;
-            until_end.stranger = stranger;
+            let (request, health_call) = self.without_credential(origin, request)?;
+            until_end.health_call = health_call;
             request
         };
 
@@ -221,18 +221,18 @@ impl Admission {
 
     /// A call without a credential: small, soon whole, and few of them at once. Also returns what a check holds until its answer
     /// was taken.
-    fn of_stranger(
+    fn without_credential(
         &self,
         origin: &Origin,
         request: Request,
-    ) -> Result<(Request, Option<StrangerCall>), Status> {
+    ) -> Result<(Request, Option<HealthCall>), Status> {
         let permit = Arc::clone(&origin.limits.health_calls).try_acquire_owned();
         let permit = permit.map_err(|_| {
             self.counted.health_limit.inc();
             rpc::health_limit(origin::HEALTH_CALLS_MAX)
         })?;
         let (unfinished, is_over) = self.health_calls.begin(&origin.standing);
-        let stranger = StrangerCall {
+        let health_call = HealthCall {
             _unfinished: unfinished,
             _permit: permit,
         };
@@ -240,11 +240,11 @@ impl Admission {
         // The answer to a `Watch` lasts, and is counted as one.
         let is_watch = request.uri().path() == HEALTH_WATCH;
         let (of_request, of_answer) = if is_watch {
-            (Some(stranger), None)
+            (Some(health_call), None)
         } else {
-            (None, Some(stranger))
+            (None, Some(health_call))
         };
-        let room = Room::Stranger {
+        let room = Room::Unauthenticated {
             left: HEALTH_BYTES_MAX,
             is_over,
             _held: of_request,
@@ -266,15 +266,15 @@ impl Admission {
         let limits = &origin.limits;
         let (streams, on_connection, connection_max) = if is_client {
             (
-                &self.watches_of_clients,
-                &limits.watches_of_clients,
-                origin::WATCHES_OF_CLIENTS_MAX,
+                &self.client_watches,
+                &limits.client_watches,
+                origin::CLIENT_WATCHES_MAX,
             )
         } else {
             (
-                &self.watches_of_strangers,
-                &limits.watches_of_strangers,
-                origin::WATCHES_OF_STRANGERS_MAX,
+                &self.unauthenticated_watches,
+                &limits.unauthenticated_watches,
+                origin::UNAUTHENTICATED_WATCHES_MAX,
             )
         };
 

@@ -20,7 +20,7 @@ use tonic::Status;
 use super::{inflight::BytesTaken, streams::OpenStream, unfinished::UnfinishedCall};
 use crate::rpc;
 
-/// Message bytes of a health call without a credential: the name of a service, with a wide margin.
+/// Message bytes of an unauthenticated health call: the name of a service, with a wide margin.
 pub(super) const HEALTH_BYTES_MAX: usize = 1024;
 /// How long a reflection call that has to end for another one may go on: a call of a burst is there before its message is.
 pub(super) const REFLECTION_GRACE: Duration = Duration::from_secs(1);
@@ -30,19 +30,19 @@ pub(super) const REFLECTION_GRACE: Duration = Duration::from_secs(1);
 pub(super) enum Room {
     /// In its client's share of memory.
     Client(BytesTaken),
-    /// In one of the few places for health calls without a credential.
-    Stranger {
+    /// In one of the few places for unauthenticated health calls.
+    Unauthenticated {
         left: usize,
         is_over: oneshot::Receiver<()>,
-        _held: Option<StrangerCall>,
+        _held: Option<HealthCall>,
     },
     /// In a place of its own. Reflection's messages are small.
     Reflection { end: End, _open: Arc<OpenStream> },
 }
 
-/// The places that a health call without a credential holds.
+/// The places that an unauthenticated health call holds.
 #[derive(Debug)]
-pub(super) struct StrangerCall {
+pub(super) struct HealthCall {
     pub _unfinished: UnfinishedCall,
     pub _permit: OwnedSemaphorePermit,
 }
@@ -103,7 +103,7 @@ impl Arriving {
                 self.overloaded.inc();
                 rpc::overloaded()
             }),
-            Room::Stranger { left, .. } => {
+            Room::Unauthenticated { left, .. } => {
                 *left = left
                     .checked_sub(bytes)
                     .ok_or_else(|| rpc::request_too_large(HEALTH_BYTES_MAX))?;
@@ -121,7 +121,7 @@ impl Arriving {
 
         match &mut self.room {
             Room::Client(_) => return Poll::Pending,
-            Room::Stranger { is_over, .. } => {
+            Room::Unauthenticated { is_over, .. } => {
                 let _ = ready!(Pin::new(is_over).poll(cx)).is_ok(); // either way it is over
             }
             Room::Reflection { end, .. } => ready!(end.poll(cx)),

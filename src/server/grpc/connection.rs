@@ -36,8 +36,8 @@ const HANDED_ON_MAX: usize = 16;
 /// How long a connection may be without a call that was let in before it gives way to a new one. A client calls as soon as it is
 /// connected, also over a bad line.
 const PATIENCE: Patience = Patience {
-    with_strangers: Some(Duration::from_secs(10)),
-    with_clients: Some(Duration::from_secs(10)),
+    unauthenticated: Some(Duration::from_secs(10)),
+    authenticated: Some(Duration::from_secs(10)),
 };
 
 pub(super) type Incoming = mpsc::Receiver<io::Result<Connection>>;

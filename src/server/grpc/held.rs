@@ -16,7 +16,7 @@ use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use tonic::Status;
 
 use super::{
-    arriving::StrangerCall,
+    arriving::HealthCall,
     streams::OpenStream,
     unfinished::{Unfinished, UnfinishedCall},
 };
@@ -84,7 +84,7 @@ pub(super) struct Held {
 pub(super) struct UntilEnd {
     pub answering: Option<Answering>,
     pub watch: Option<Watch>,
-    pub stranger: Option<StrangerCall>,
+    pub health_call: Option<HealthCall>,
     pub reflection: Option<Arc<OpenStream>>,
     pub unread: Option<(rpc::Unread, UnfinishedCall)>,
 }

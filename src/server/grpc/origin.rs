@@ -12,8 +12,8 @@ use crate::{rpc, server::net::places::Standing};
 pub(super) const HEALTH_CALLS_MAX: usize = 16;
 /// `Watch` streams of one connection, each of which takes 6 KiB. An unauthenticated client has three names to watch; of clients a
 /// proxy may put many on one connection.
-pub(super) const WATCHES_OF_STRANGERS_MAX: usize = 8;
-pub(super) const WATCHES_OF_CLIENTS_MAX: usize = 256;
+pub(super) const UNAUTHENTICATED_WATCHES_MAX: usize = 8;
+pub(super) const CLIENT_WATCHES_MAX: usize = 256;
 
 /// Where a call comes from; an extension of each request.
 #[derive(Clone, Debug)]
@@ -28,16 +28,16 @@ pub(super) struct Origin {
 #[derive(Clone, Debug)]
 pub(super) struct ConnectionLimits {
     pub health_calls: Arc<Semaphore>,
-    pub watches_of_strangers: Arc<Semaphore>,
-    pub watches_of_clients: Arc<Semaphore>,
+    pub unauthenticated_watches: Arc<Semaphore>,
+    pub client_watches: Arc<Semaphore>,
 }
 
 impl ConnectionLimits {
     pub(super) fn new() -> Self {
         Self {
             health_calls: Arc::new(Semaphore::new(HEALTH_CALLS_MAX)),
-            watches_of_strangers: Arc::new(Semaphore::new(WATCHES_OF_STRANGERS_MAX)),
-            watches_of_clients: Arc::new(Semaphore::new(WATCHES_OF_CLIENTS_MAX)),
+            unauthenticated_watches: Arc::new(Semaphore::new(UNAUTHENTICATED_WATCHES_MAX)),
+            client_watches: Arc::new(Semaphore::new(CLIENT_WATCHES_MAX)),
         }
     }
 }

@@ -275,8 +275,8 @@ mod tests {
 
     fn connection() -> Place {
         let patience = Patience {
-            with_strangers: None,
-            with_clients: None,
+            unauthenticated: None,
+            authenticated: None,
         };
         Places::new(1, patience, Counted::of("test", &Metrics::default()))
             .try_take()

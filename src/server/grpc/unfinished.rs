@@ -98,8 +98,8 @@ mod tests {
     fn one_unread_answer_too_many_closes_the_connection_with_the_oldest_one() {
         const MAX: usize = 64;
         let patience = Patience {
-            with_strangers: None,
-            with_clients: None,
+            unauthenticated: None,
+            authenticated: None,
         };
         let places = Places::new(3, patience, Counted::of("test", &Metrics::default()));
         let connections = [(); 3].map(|()| places.try_take().unwrap());
@@ -111,7 +111,7 @@ mod tests {
         };
         connections
             .iter()
-            .for_each(|place| place.standing().is_known_now());
+            .for_each(|place| place.standing().mark_authenticated());
         let unread = Unfinished::new(MAX, true);
         // The request has arrived, so that nothing listens for the end.
         let begin = |connection: usize| unread.begin(connections[connection].standing()).0;

@@ -27,8 +27,8 @@ const ADMIN_CONNECTIONS_MAX: usize = 128;
 /// than they grow old keeps others out. A connection that has brought a callback stays for longer, because the next one may be on
 /// its way; but not for ever, or a few senders would hold all places.
 pub(super) const PATIENCE: Patience = Patience {
-    with_strangers: Some(Duration::from_secs(1)),
-    with_clients: Some(Duration::from_secs(5)),
+    unauthenticated: Some(Duration::from_secs(1)),
+    authenticated: Some(Duration::from_secs(5)),
 };
 /// Headers of one request to the admin listener, in bytes and in number: the ingest listener's defaults.
 const ADMIN_HEADER_BYTES_MAX: usize = 16 * 1024;
@@ -102,7 +102,7 @@ impl Limits {
             && answer.status().is_success()
             && answer.extensions().get::<ToAnybody>().is_none();
         if is_client {
-            standing.is_known_now();
+            standing.mark_authenticated();
         }
     }
 

@@ -314,8 +314,8 @@ async fn a_client_that_sends_on_after_a_refusal_does_not_hold_up_the_end() {
 #[tokio::test]
 async fn a_client_that_sends_on_after_a_refusal_gives_way_to_others() {
     let patience = Patience {
-        with_strangers: Some(Duration::from_millis(1)),
-        with_clients: None,
+        unauthenticated: Some(Duration::from_millis(1)),
+        authenticated: None,
     };
     let limits = Limits {
         connections_max: 1,

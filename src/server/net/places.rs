@@ -1,10 +1,10 @@
 //! The places of a listener: how many connections there may be, and which one gives way to a new one when all are taken.
 //!
-//! A connection takes a place before it is authenticated. So that strangers cannot hold all places by staying silent, they are
-//! not first come, first served. A connection is a *stranger's* until a request on it was let in. When there is no place left,
-//! the oldest stranger's connection that has no request is closed (*shed*). Requests that were refused buy it no time: otherwise
-//! strangers that keep asking would hold all places. An authenticated connection is shed only if no stranger is without a request,
-//! only where [`Patience`] allows it, and only while it has no request; the one that has been idle longest is the first.
+//! A connection takes a place before it is authenticated, and is *unauthenticated* until a request on it was let in. Places are not
+//! first come, first served, or silent connections could hold all of them. When there is no place left, the oldest unauthenticated
+//! connection that has no request is closed (*shed*). Requests that were refused buy it no time: otherwise clients that keep sending
+//! them could hold all places. An authenticated connection is shed only if every unauthenticated one has a request, only where
+//! [`Patience`] allows it, and only while it has no request; the one that has been idle longest is the first.
 
 use std::{
     collections::BTreeMap,
@@ -58,9 +58,9 @@ impl Counted {
 #[derive(Clone, Copy, Debug)]
 pub(in crate::server) struct Patience {
     /// A connection on which no request was let in yet, from its beginning.
-    pub with_strangers: Option<Duration>,
+    pub unauthenticated: Option<Duration>,
     /// A connection on which a request was let in, from its last one.
-    pub with_clients: Option<Duration>,
+    pub authenticated: Option<Duration>,
 }
 
 /// The places of one listener.
@@ -89,8 +89,8 @@ impl std::fmt::Debug for Inner {
 #[derive(Debug, Default)]
 struct Taken {
     next: u64,
-    strangers: BTreeMap<u64, Arc<Standing>>,
-    known: BTreeMap<u64, Arc<Standing>>,
+    unauthenticated: BTreeMap<u64, Arc<Standing>>,
+    authenticated: BTreeMap<u64, Arc<Standing>>,
 }
 
 impl Places {
@@ -136,7 +136,7 @@ impl Places {
     /// A place that is free or is freed. Otherwise the time when another look may find one, even if none is given back.
     fn find(&self) -> Result<Place, Option<Instant>> {
         let mut taken = self.0.taken();
-        if taken.strangers.len() + taken.known.len() >= self.0.max {
+        if taken.unauthenticated.len() + taken.authenticated.len() >= self.0.max {
             let victim = self.0.victim(&taken)?;
             taken.remove(victim.number);
             self.0.counted.shed.inc();
@@ -148,12 +148,12 @@ impl Places {
             places: Arc::clone(&self.0),
             number,
             quiet_since_millis: AtomicU64::new(self.0.now_millis()),
-            is_known: AtomicBool::new(false),
+            is_authenticated: AtomicBool::new(false),
             requests: AtomicUsize::new(0),
             is_shed: AtomicBool::new(false),
             waker: Mutex::default(),
         });
-        taken.strangers.insert(number, Arc::clone(&standing));
+        taken.unauthenticated.insert(number, Arc::clone(&standing));
         self.0.counted.open.inc();
         Ok(Place(standing))
     }
@@ -162,8 +162,8 @@ impl Places {
 impl Taken {
     /// Does nothing if the connection had to give way before.
     fn remove(&mut self, number: u64) {
-        self.strangers.remove(&number);
-        self.known.remove(&number);
+        self.unauthenticated.remove(&number);
+        self.authenticated.remove(&number);
     }
 }
 
@@ -180,17 +180,17 @@ impl Inner {
     fn victim(&self, taken: &Taken) -> Result<Arc<Standing>, Option<Instant>> {
         let quiet_since = |standing: &&Arc<Standing>| standing.quiet_since_millis.load(Relaxed);
         let is_quiet = |standing: &&Arc<Standing>| standing.requests.load(SeqCst) == 0;
-        // Strangers are in the order of their age. Nearly always it is the first one.
-        let stranger = taken.strangers.values().find(is_quiet);
-        let (candidate, patience) = match stranger {
-            Some(stranger) => (stranger, self.patience.with_strangers),
+        // In the order of their age. Nearly always it is the first one.
+        let unauthenticated = taken.unauthenticated.values().find(is_quiet);
+        let (candidate, patience) = match unauthenticated {
+            Some(standing) => (standing, self.patience.unauthenticated),
             None => {
                 let client = taken
-                    .known
+                    .authenticated
                     .values()
                     .filter(is_quiet)
                     .min_by_key(quiet_since);
-                (client.ok_or(None)?, self.patience.with_clients)
+                (client.ok_or(None)?, self.patience.authenticated)
             }
         };
         let quiet_since = self.began + Duration::from_millis(quiet_since(&candidate));
@@ -228,7 +228,7 @@ pub(in crate::server) struct Standing {
     /// When it was accepted or, for a client, when its last request ended; since the listener began.
     quiet_since_millis: AtomicU64,
     /// A request on it was let in.
-    is_known: AtomicBool,
+    is_authenticated: AtomicBool,
     /// Requests that are being answered.
     requests: AtomicUsize,
     is_shed: AtomicBool,
@@ -251,20 +251,25 @@ impl Standing {
     }
 
     /// A request was let in: from now on this is a client's connection.
-    pub(in crate::server) fn is_known_now(&self) {
-        if self.is_known.load(Relaxed) || self.is_known.swap(true, Relaxed) {
+    pub(in crate::server) fn mark_authenticated(&self) {
+        if self.is_authenticated.load(Relaxed) || self.is_authenticated.swap(true, Relaxed) {
             return;
         }
         let mut taken = self.places.taken();
         // A connection that has to give way is in neither map.
-        if let Some(standing) = taken.strangers.remove(&self.number) {
-            taken.known.insert(self.number, standing);
+        if let Some(standing) = taken.unauthenticated.remove(&self.number) {
+            taken.authenticated.insert(self.number, standing);
         }
     }
 
     /// Closes the connection because its answers are not read. A client's connection only if this `is_for_clients`, too.
     pub(in crate::server) fn close_unread(&self, is_for_clients: bool) {
-        let may_close = is_for_clients || self.places.taken().strangers.contains_key(&self.number);
+        let may_close = is_for_clients
+            || self
+                .places
+                .taken()
+                .unauthenticated
+                .contains_key(&self.number);
         if may_close && !self.is_shed.load(SeqCst) {
             self.places.counted.shed.inc();
             self.shed();
@@ -320,10 +325,10 @@ impl Drop for Answering {
             places,
             quiet_since_millis,
             requests,
-            is_known,
+            is_authenticated,
             ..
         } = &*self.0;
-        if is_known.load(Relaxed) {
+        if is_authenticated.load(Relaxed) {
             quiet_since_millis.store(places.now_millis(), Relaxed);
         }
         requests.fetch_sub(1, SeqCst);
@@ -345,8 +350,8 @@ mod tests {
     /// Places whose time goes by when a test says so.
     fn places(max: usize) -> Places {
         let patience = Patience {
-            with_strangers: Some(PATIENCE),
-            with_clients: Some(PATIENCE),
+            unauthenticated: Some(PATIENCE),
+            authenticated: Some(PATIENCE),
         };
         Places::by(
             || NOW.get(),
@@ -368,7 +373,7 @@ mod tests {
     }
 
     #[test]
-    fn the_oldest_quiet_stranger_gives_way_once_it_was_quiet_for_long_enough() {
+    fn the_oldest_quiet_unauthenticated_connection_gives_way_once_it_was_quiet_for_long_enough() {
         let places = places(2);
         let first = places.try_take().unwrap();
         advance(PATIENCE / 2);
@@ -390,20 +395,20 @@ mod tests {
     #[test]
     fn a_client_gives_way_last_and_never_while_it_is_answered() {
         let places = places(3);
-        let [busy, idle, stranger] = [(); 3].map(|()| places.try_take().unwrap());
+        let [busy, idle, fresh] = [(); 3].map(|()| places.try_take().unwrap());
         let answering = busy.standing().begin();
-        busy.standing().is_known_now();
+        busy.standing().mark_authenticated();
         drop(idle.standing().begin());
-        idle.standing().is_known_now();
+        idle.standing().mark_authenticated();
         advance(PATIENCE);
         let another = places.try_take().unwrap();
-        assert_eq!([&busy, &idle, &stranger].map(is_shed), [false, false, true]);
-        // As long as there is a stranger, it is waited for that one.
+        assert_eq!([&busy, &idle, &fresh].map(is_shed), [false, false, true]);
+        // As long as there is an unauthenticated connection, that one is waited for.
         assert!(places.try_take().is_none() && !is_shed(&idle));
-        another.standing().is_known_now();
+        another.standing().mark_authenticated();
         let last = places.try_take().unwrap();
         assert_eq!([&busy, &idle, &another].map(is_shed), [false, true, false]);
-        last.standing().is_known_now();
+        last.standing().mark_authenticated();
         drop((
             answering,
             another.standing().begin(),
@@ -418,7 +423,7 @@ mod tests {
     }
 
     #[test]
-    fn strangers_that_keep_asking_protect_neither_themselves_nor_others() {
+    fn refused_requests_protect_neither_their_own_connection_nor_others() {
         let places = places(2);
         let [asking, silent] = [(); 2].map(|()| places.try_take().unwrap());
         for _ in 0..PATIENCE.as_secs() {
@@ -436,22 +441,19 @@ mod tests {
     }
 
     #[test]
-    fn where_all_strangers_are_busy_the_client_that_was_idle_longest_gives_way() {
+    fn where_all_unauthenticated_connections_are_busy_the_client_that_was_idle_longest_gives_way() {
         let places = places(3);
-        let [older, newer, stranger] = [(); 3].map(|()| places.try_take().unwrap());
-        let _busy = stranger.standing().begin();
+        let [older, newer, fresh] = [(); 3].map(|()| places.try_take().unwrap());
+        let _busy = fresh.standing().begin();
         for client in [&newer, &older] {
-            client.standing().is_known_now();
+            client.standing().mark_authenticated();
             drop(client.standing().begin());
             advance(PATIENCE / 2);
         }
         let _third = places
             .try_take()
             .expect("one has been idle for long enough");
-        assert_eq!(
-            [&older, &newer, &stranger].map(is_shed),
-            [false, true, false]
-        );
+        assert_eq!([&older, &newer, &fresh].map(is_shed), [false, true, false]);
         assert!(
             places.try_take().is_none(),
             "the other client has a moment left"
@@ -459,7 +461,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stranger_whose_request_is_being_read_is_not_interrupted() {
+    fn an_unauthenticated_connection_with_a_request_is_not_interrupted() {
         let places = places(1);
         let only = places.try_take().unwrap();
         let answering = only.standing().begin();
@@ -476,13 +478,13 @@ mod tests {
     async fn a_waiting_connection_gets_a_place_when_busy_clients_have_been_quiet_for_long_enough() {
         let patience = Duration::from_millis(20);
         let of_both = Patience {
-            with_strangers: Some(patience),
-            with_clients: Some(patience),
+            unauthenticated: Some(patience),
+            authenticated: Some(patience),
         };
         let places = Places::new(2, of_both, Counted::of("test", &Metrics::default()));
         let clients = [(); 2].map(|()| places.try_take().unwrap());
         let answering = clients.each_ref().map(|client| {
-            client.standing().is_known_now();
+            client.standing().mark_authenticated();
             client.standing().begin()
         });
         let waiting = tokio::spawn({
@@ -505,11 +507,11 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_waiting_connection_gets_a_place_that_is_given_back_or_that_a_quiet_stranger_had() {
+    async fn a_waiting_connection_gets_a_place_that_is_given_back_or_that_a_quiet_connection_had() {
         let patience = Duration::from_millis(20);
         let of_both = Patience {
-            with_strangers: Some(patience),
-            with_clients: None,
+            unauthenticated: Some(patience),
+            authenticated: None,
         };
         let places = Places::new(1, of_both, Counted::of("test", &Metrics::default()));
         let (begun, first) = (Instant::now(), places.try_take().unwrap());
@@ -531,7 +533,7 @@ mod tests {
         drop(first);
         assert_eq!(places.0.counted.open.get(), 1);
         // Clients are waited for, here.
-        third.standing().is_known_now();
+        third.standing().mark_authenticated();
         assert!(matches!(places.find(), Err(None)));
     }
 }
