@@ -47,7 +47,8 @@ fn of_certificate(problem: &CertificateError) -> (Cow<'static, str>, &'static st
     match problem {
         UnknownIssuer => (
             "the server's certificate is from an authority that is not trusted here".into(),
-            "to trust that server, set SSL_CERT_FILE to a PEM file with its certificate's authority",
+            "to trust that server, set SSL_CERT_FILE to a PEM file with its certificate's \
+             authority",
         ),
         NotValidForName | NotValidForNameContext { .. } => (
             "the server's certificate is for another name".into(),
@@ -102,10 +103,17 @@ fn of_text(cause: &str) -> Option<&'static str> {
     [
         (
             "frame with invalid size",
-            "the server does not speak HTTP/2, which gRPC needs: the port is for HTTP/1.1, or has TLS and needs https://",
+            "the server does not speak HTTP/2, which gRPC needs: the port is for HTTP/1.1, or has \
+             TLS and needs https://",
         ),
-        ("close_notify", "the other side closed the connection in the middle of an exchange"),
-        ("invalid HTTP version parsed", "the server does not speak HTTP/1.1: if it has TLS, use https://"),
+        (
+            "close_notify",
+            "the other side closed the connection in the middle of an exchange",
+        ),
+        (
+            "invalid HTTP version parsed",
+            "the server does not speak HTTP/1.1: if it has TLS, use https://",
+        ),
     ]
     .into_iter()
     .find_map(|(text, translation)| cause.contains(text).then_some(translation))

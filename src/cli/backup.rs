@@ -39,15 +39,17 @@ const NOT_REMOVED: u8 = 3;
 /// Copies every event, with its callback's body, and the quarantine into one file.
 #[derive(Args, Debug)]
 #[command(after_help = "\
-The broker keeps running. The backup contains every event that was acknowledged before it began. The file is called FILE.partial \
-until it is complete; then it replaces FILE, if that is a regular file. A link, a device, a FIFO or a directory is refused: for a \
-stream write -. An existing FILE.partial is replaced if it was left by an interrupted backup of yours, and is not touched otherwise. \
-The file contains bodies as they were received: protect it like the data directory.
+The broker keeps running. The backup contains every event that was acknowledged before it began. \
+The file is called FILE.partial until it is complete; then it replaces FILE, if that is a regular \
+file. A link, a device, a FIFO or a directory is refused: for a stream write -. An existing \
+FILE.partial is replaced if it was left by an interrupted backup of yours, and is not touched \
+otherwise. The file contains bodies as they were received: protect it like the data directory.
 
-With --directory each run writes a new file, blobcast-TIME-LOG.backup, named after the time (UTC) at which it began and the first 8 \
-digits of its log's epoch. Partial files of earlier interrupted runs are removed. With --keep N, once the new file is complete and on \
-disk, the oldest files with such names are removed until N of the same log are left. Backups of another log, and those with a time in \
-the future, are neither counted nor removed. Other files are never touched.
+With --directory each run writes a new file, blobcast-TIME-LOG.backup, named after the time (UTC) \
+at which it began and the first 8 digits of its log's epoch. Partial files of earlier interrupted \
+runs are removed. With --keep N, once the new file is complete and on disk, the oldest files with \
+such names are removed until N of the same log are left. Backups of another log, and those with a \
+time in the future, are neither counted nor removed. Other files are never touched.
 
 Examples:
   blobcast backup events.backup
@@ -284,7 +286,8 @@ fn check_may_be_replaced(path: &Path) -> anyhow::Result<()> {
     };
     anyhow::ensure!(
         is_free,
-        "{} exists and is not a regular file: name another file, or write - to send the backup to standard output",
+        "{} exists and is not a regular file: name another file, or write - to send the backup to \
+         standard output",
         path.display()
     );
     Ok(())

@@ -24,9 +24,10 @@ use crate::{
 const NOTICE: Duration = Duration::from_millis(200);
 
 pub(super) const AFTER_HELP: &str = "\
-Reads what `serve` would read, as the same user: certificates, keys, authorities, revocation lists, credentials. Checks the \
-permissions of the data directory, and compares the listeners with systemd's socket units, if there are any. It listens nowhere, \
-creates nothing, does not read the log, and may run beside a broker.
+Reads what `serve` would read, as the same user: certificates, keys, authorities, revocation \
+lists, credentials. Checks the permissions of the data directory, and compares the listeners with \
+systemd's socket units, if there are any. It listens nowhere, creates nothing, does not read the \
+log, and may run beside a broker.
 
 Examples:
   blobcast check-config --config blobcast.toml
@@ -137,7 +138,8 @@ fn check_is_broker(pid: i32) -> anyhow::Result<()> {
         )
     {
         bail!(
-            "--reload: process {pid} is not a running broker: no signal was sent; name the broker's process id"
+            "--reload: process {pid} is not a running broker: no signal was sent; name the \
+             broker's process id"
         );
     }
 
@@ -180,7 +182,8 @@ fn checked_as_root(config: &Config) -> Option<String> {
     }
     let name = accounts::name_of(owner);
     Some(format!(
-        "checked as root, which can read everything, and {} belongs to user {name}: check with --as-user {name}",
+        "checked as root, which can read everything, and {} belongs to user {name}: check with \
+         --as-user {name}",
         config.data_dir.display()
     ))
 }
@@ -190,7 +193,8 @@ fn checked_as_root(config: &Config) -> Option<String> {
 fn become_user(name: &str) -> anyhow::Result<()> {
     let Some(account) = Account::find(|account| account.name == name).context("--as-user")? else {
         bail!(
-            "--as-user: there is no user {name} in /etc/passwd: install the package, or name another"
+            "--as-user: there is no user {name} in /etc/passwd: install the package, or name \
+             another"
         );
     };
 
@@ -199,7 +203,8 @@ fn become_user(name: &str) -> anyhow::Result<()> {
             return Ok(());
         }
         bail!(
-            "--as-user: only root can check as {name}: run it with sudo, or as that user without the flag"
+            "--as-user: only root can check as {name}: run it with sudo, or as that user without \
+             the flag"
         );
     }
 

@@ -16,12 +16,13 @@ use crate::{
 /// Erases the content of every retained event of one task: outputs, error, prompt, labels and raw body.
 #[derive(Args, Debug)]
 #[command(after_help = "\
-When it is done, the content is overwritten in the log, and readers no longer get these events. Until retention removes them, the log \
-keeps their ids, statuses and times, and a hash that detects a repeated callback, so that a repetition brings nothing back. A callback \
-with other content is a new event: erase the task again.
+When it is done, the content is overwritten in the log, and readers no longer get these events. \
+Until retention removes them, the log keeps their ids, statuses and times, and a hash that detects \
+a repeated callback, so that a repetition brings nothing back. A callback with other content is a \
+new event: erase the task again.
 
-It does not reach backups that were taken before (take a new one, and delete the old ones), events that readers have already received, \
-and the quarantine (`blobcast quarantine list`, `discard`).
+It does not reach backups that were taken before (take a new one, and delete the old ones), events \
+that readers have already received, and the quarantine (`blobcast quarantine list`, `discard`).
 
 Example:
   blobcast erase veo 7f3a

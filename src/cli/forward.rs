@@ -34,18 +34,20 @@ use crate::{
 
 /// Part of the long help of `listen`.
 pub(super) const FORWARD_HELP: &str = "\
---forward-to posts what RunBlob posted: the body byte for byte, and the labels of the callback's URL added to the query. \
-http:// and https:// work; certificates are checked against the system's roots, or those in SSL_CERT_FILE. A user and a password in \
-the URL are sent as `Authorization: Basic`. With --forward-secret-file the body is signed as RunBlob does it: X-RunBlob-Signature has \
+--forward-to posts what RunBlob posted: the body byte for byte, and the labels of the callback's \
+URL added to the query. http:// and https:// work; certificates are checked against the system's \
+roots, or those in SSL_CERT_FILE. A user and a password in the URL are sent as `Authorization: \
+Basic`. With --forward-secret-file the body is signed as RunBlob does it: X-RunBlob-Signature has \
 its HMAC-SHA256 in lower-case hexadecimal. Each request also has:
   x-blobcast-event-id   the same when an event is posted again
   x-blobcast-cursor     the event's place, for --from
   x-blobcast-product    the product
   x-blobcast-task-id    the task
   x-blobcast-labels     the labels as in the query, if there are any: ref=42&team=ads
-An event is accepted when it is answered 2xx. After 408, 425, 429, 5xx or no answer it is posted again until it is accepted, \
-not before the time in Retry-After; the next events wait. 307 and 308 to the same host are followed. Any other answer refuses the \
-event: a note says so, and the next event follows.";
+An event is accepted when it is answered 2xx. After 408, 425, 429, 5xx or no answer it is posted \
+again until it is accepted, not before the time in Retry-After; the next events wait. 307 and 308 \
+to the same host are followed. Any other answer refuses the event: a note says so, and the next \
+event follows.";
 
 /// The vendor waits this long for an answer, too.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);

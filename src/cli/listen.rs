@@ -41,11 +41,11 @@ Examples:
 
 Without --from, a stream with --task begins with the retained events of those tasks; any other begins at the head.
 
-Events are on standard output, one per line; everything else is on standard error. After a broken connection it resumes from the last \
-cursor; an event may then come twice, with the same event_id.
+Events are on standard output, one per line; everything else is on standard error. After a broken \
+connection it resumes from the last cursor; an event may then come twice, with the same event_id.
 
-Exit codes: 0 done (--count, --until-terminal), or standard output was closed; 1 an error that a retry cannot help; 2 usage; \
-130 Ctrl-C, with the cursor to continue from.";
+Exit codes: 0 done (--count, --until-terminal), or standard output was closed; 1 an error that a \
+retry cannot help; 2 usage; 130 Ctrl-C, with the cursor to continue from.";
 
 /// Prints events as they come.
 #[derive(Args, Debug)]

@@ -235,16 +235,20 @@ mod tests {
     #[test]
     fn the_verbs_of_the_contract_are_understood() {
         for line in [
-            "serve --config a.toml --data-dir d --ingest-listen a --grpc-listen b --admin-listen c --public-url u",
+            "serve --config a.toml --data-dir d --ingest-listen a --grpc-listen b --admin-listen \
+             c --public-url u",
             "check-config --config a.toml",
             "check-config --config a.toml --as-user blobcast",
             "size --rate 50 --body 3k --days 7",
             "size --rate 0.5 --body 3KiB --days 12h --streams 2000 --config a.toml --output json",
-            "listen --task a --task b --product veo --status failed --label k=v --from 2h --count 3 --output json",
-            "listen --task a --until-terminal --from latest --forward-to http://localhost:3000/hook --include-raw",
+            "listen --task a --task b --product veo --status failed --label k=v --from 2h --count \
+             3 --output json",
+            "listen --task a --until-terminal --from latest --forward-to \
+             http://localhost:3000/hook --include-raw",
             "listen --forward-to https://user:password@localhost/hook --forward-secret-file secret",
             "wait 7f3a --timeout 10m --output json",
-            "trigger --product sora --status timeout --task-id t --set a.b=1 --label k=v --count 2 --rate 10",
+            "trigger --product sora --status timeout --task-id t --set a.b=1 --label k=v --count \
+             2 --rate 10",
             "trigger --shape legacy --retry --retry-interval 1s --duplicate 2",
             "get 7f3a",
             "get 7f3a --product veo --raw",

@@ -263,7 +263,8 @@ mod tests {
         );
         assert_eq!(
             seen(200, &[html]).unwrap(),
-            "another server than a broker, or a proxy in front of it, answered 200 OK with text/html, which is not gRPC"
+            "another server than a broker, or a proxy in front of it, answered 200 OK with \
+             text/html, which is not gRPC"
         );
         let said = [
             ("x-blobcast-message", "calls of web pages are refused"),

@@ -237,8 +237,8 @@ async fn discard(args: DiscardArgs) -> anyhow::Result<ExitCode> {
     output::emit_line(&format!("{discarded_count} of {asked_count} discarded"))?;
     if discarded_count < asked_count {
         note(
-            "the others are not in quarantine: they were released, discarded or expired before; `blobcast quarantine list` shows what \
-             is there",
+            "the others are not in quarantine: they were released, discarded or expired before; \
+             `blobcast quarantine list` shows what is there",
         );
     }
 
@@ -256,7 +256,8 @@ fn emit_body(body: &[u8]) -> anyhow::Result<()> {
     };
     if io::stdout().is_terminal() && !is_harmless() {
         anyhow::bail!(
-            "the body has control characters that could affect the terminal: write it to a file, or use --output pretty"
+            "the body has control characters that could affect the terminal: write it to a file, \
+             or use --output pretty"
         );
     }
     output::emit(body)

@@ -22,9 +22,10 @@ use crate::{printable::printable, wire::v1};
 /// Part of the help of every verb that prints events.
 pub(super) const JSON_HELP: &str = "\
 JSON output: one object a line, with the field names of `blobcast.v1.Event`. Enums are their names \
-(TASK_STATUS_COMPLETED), times are RFC 3339, numbers are numbers. Fields that the event does not have (error, seed, \
-created_at, completed_at) are left out. `truncated` is true if fields were left out because the event would be too large for one \
-message; `blobcast get TASK --raw` prints the whole callback.";
+(TASK_STATUS_COMPLETED), times are RFC 3339, numbers are numbers. Fields that the event does not \
+have (error, seed, created_at, completed_at) are left out. `truncated` is true if fields were left \
+out because the event would be too large for one message; `blobcast get TASK --raw` prints the \
+whole callback.";
 /// Follows [`JSON_HELP`] in verbs with --include-raw.
 pub(super) const JSON_HELP_OF_BODY: &str = "\
 With --include-raw the callback's body is in `raw_body` if it is UTF-8, else in hexadecimal in `raw_body_hex`.";

@@ -23,13 +23,16 @@ use crate::{
 /// Makes a new data directory from a backup.
 #[derive(Args, Debug)]
 #[command(after_help = "\
-The new log has the events, positions, revisions and quarantine of the old one, and detects the same duplicates, but it is another \
-log: cursors of the old one are refused with EPOCH_MISMATCH, and their readers start again with `--from earliest` or a time.
+The new log has the events, positions, revisions and quarantine of the old one, and detects the \
+same duplicates, but it is another log: cursors of the old one are refused with EPOCH_MISMATCH, \
+and their readers start again with `--from earliest` or a time.
 
-With --append the new log continues after the backup with the content of the data directory OTHER: its events in their order, and its \
-quarantine. A callback that is in both is kept once. The broker on OTHER must be stopped: before, or, with --wait, once the backup is \
-restored; stop its socket units, too. At the end a file in OTHER (appended-to) keeps brokers from starting there; OTHER is not changed \
-otherwise. Until the end the new directory needs room for a copy of OTHER. Tasks that were erased in either are erased in the new log.
+With --append the new log continues after the backup with the content of the data directory OTHER: \
+its events in their order, and its quarantine. A callback that is in both is kept once. The broker \
+on OTHER must be stopped: before, or, with --wait, once the backup is restored; stop its socket \
+units, too. At the end a file in OTHER (appended-to) keeps brokers from starting there; OTHER is \
+not changed otherwise. Until the end the new directory needs room for a copy of OTHER. Tasks that \
+were erased in either are erased in the new log.
 
 Examples:
   blobcast restore events.backup --data-dir new-data && blobcast serve --data-dir new-data
@@ -72,8 +75,9 @@ pub(super) fn run(args: &RestoreArgs) -> anyhow::Result<ExitCode> {
         Some(other) => {
             let ask_to_stop = || {
                 note(&format!(
-                    "the backup is restored: stop the broker on {} now, with the units that would start it again (systemctl stop \
-                     blobcast.service 'blobcast-*.socket'); waiting until it has stopped",
+                    "the backup is restored: stop the broker on {} now, with the units that would \
+                     start it again (systemctl stop blobcast.service 'blobcast-*.socket'); waiting \
+                     until it has stopped",
                     other.display()
                 ));
             };
@@ -103,8 +107,8 @@ pub(super) fn run(args: &RestoreArgs) -> anyhow::Result<ExitCode> {
     let seconds = began.elapsed().as_secs_f64();
     let rate = backup_bytes as f64 / 1e6 / seconds.max(0.001);
     note(&format!(
-        "{event_count} events and {quarantine_count} quarantined callbacks are in {data_dir}: {backup_bytes} bytes in {seconds:.1} s, \
-         {rate:.0} MB/s"
+        "{event_count} events and {quarantine_count} quarantined callbacks are in {data_dir}: \
+         {backup_bytes} bytes in {seconds:.1} s, {rate:.0} MB/s"
     ));
 
     if let Some((other, appended)) = appended {
@@ -127,8 +131,9 @@ fn note_appended(other: &Path, appended: &AppendSummary) {
 
     let other = other.display();
     note(&format!(
-        "appended {event_count} events and {quarantine_count} quarantined callbacks of {other}; {duplicate_count} events and \
-         {quarantine_duplicate_count} quarantined callbacks were in the backup already"
+        "appended {event_count} events and {quarantine_count} quarantined callbacks of {other}; \
+         {duplicate_count} events and {quarantine_duplicate_count} quarantined callbacks were in \
+         the backup already"
     ));
 
     note(&format!(
@@ -142,7 +147,8 @@ fn note_appended(other: &Path, appended: &AppendSummary) {
 
     if *after_erasure_count > 0 {
         note(&format!(
-            "{after_erasure_count} erased tasks have new content from {other}: erase them again if necessary"
+            "{after_erasure_count} erased tasks have new content from {other}: erase them again \
+             if necessary"
         ));
         for (product, task_id) in after_erasure {
             note(&format!("  blobcast erase {product} {task_id}"));

@@ -38,9 +38,10 @@ Examples:
   blobcast token rotate body-signature --secret-file new-secret
   blobcast token retire client billing
 
-The old secret stays valid beside the new one until it is retired or --keep-old-for is over, so that nobody is locked out while the new \
-one is distributed. blobcast_credential_last_used_timestamp_seconds with secret=\"previous\" says when the old one was used last. A \
-running broker applies the file within a second.")]
+The old secret stays valid beside the new one until it is retired or --keep-old-for is over, so \
+that nobody is locked out while the new one is distributed. \
+blobcast_credential_last_used_timestamp_seconds with secret=\"previous\" says when the old one was \
+used last. A running broker applies the file within a second.")]
 pub(super) struct RotateArgs {
     #[command(subcommand)]
     target: RotateTarget,

@@ -42,11 +42,11 @@ const LAST_THREADS: Duration = Duration::from_secs(10);
 const OUTPUT_TIMEOUT: Duration = Duration::from_secs(1);
 
 pub(super) const AFTER_HELP: &str = "\
-Flags override environment variables (BLOBCAST_…), which override the file, which overrides the defaults. \
-`blobcast check-config --print-default` prints every key.
+Flags override environment variables (BLOBCAST_…), which override the file, which overrides the \
+defaults. `blobcast check-config --print-default` prints every key.
 
-SIGTERM or Ctrl-C: finish open requests, notify every stream, exit with 0. Ctrl-C again: exit with 130 at once; callbacks that were \
-answered 200 are safe.";
+SIGTERM or Ctrl-C: finish open requests, notify every stream, exit with 0. Ctrl-C again: exit with \
+130 at once; callbacks that were answered 200 are safe.";
 
 /// The flags of `serve`.
 #[derive(Args, Debug, Default)]
@@ -320,8 +320,9 @@ fn raise_open_files(config: &Config) {
         tracing::warn!(
             open_files,
             needed,
-            "the limit of open files is below the connections that the listeners may have: raise it (ulimit -Hn, LimitNOFILE=), or \
-             lower grpc.connections_max and ingest.connections_max"
+            "the limit of open files is below the connections that the listeners may have: raise \
+             it (ulimit -Hn, LimitNOFILE=), or lower grpc.connections_max and \
+             ingest.connections_max"
         );
     }
     if let Err(error) = setrlimit(

@@ -24,8 +24,9 @@ Examples:
   blobcast subscriptions --end 2f1c… --end 77ab…
   blobcast subscriptions --end-client billing
 
-The client of an ended stream gets ABORTED SUBSCRIPTION_ENDED; the stream is printed as it was. If the client opens another one after \
-its last cursor, it misses nothing: to keep it out, remove its line from the credentials file.
+The client of an ended stream gets ABORTED SUBSCRIPTION_ENDED; the stream is printed as it was. If \
+the client opens another one after its last cursor, it misses nothing: to keep it out, remove its \
+line from the credentials file.
 
 Exit codes: 0 done; 1 a stream to end was not found, or another error; 2 usage.")]
 pub(super) struct SubscriptionsArgs {

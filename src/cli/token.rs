@@ -33,8 +33,9 @@ Examples:
   blobcast token rotate client billing --credentials-file /etc/blobcast/credentials.toml
   blobcast token retire client billing --credentials-file /etc/blobcast/credentials.toml
 
-Add the printed line to the file that `credentials_file` names, below the header of its section, which the file has only once. The \
-file contains only the hash of a token, so the token is printed here once and never again.")]
+Add the printed line to the file that `credentials_file` names, below the header of its section, \
+which the file has only once. The file contains only the hash of a token, so the token is printed \
+here once and never again.")]
 pub(super) struct TokenArgs {
     #[command(subcommand)]
     command: TokenCommand,
@@ -141,8 +142,9 @@ fn new(args: &NewArgs) -> anyhow::Result<ExitCode> {
             let next_step = next_step(&args.kind);
             output::emit(
                 format!(
-                    "{token}Add this line to the credentials file, below its header [{section}]; a file has each header once:\n\n  \
-                     {line}\n\nNext: {next_step}. A running broker applies the change within a second.\n"
+                    "{token}Add this line to the credentials file, below its header [{section}]; a \
+                     file has each header once:\n\n  {line}\n\nNext: {next_step}. A running broker \
+                     applies the change within a second.\n"
                 )
                 .as_bytes(),
             )?;
@@ -230,7 +232,8 @@ impl<'a> Made<'a> {
 fn next_step(kind: &Kind) -> &'static str {
     match kind {
         Kind::Client(_) => {
-            "give the token to the service; the client verbs take it from --token-file or BLOBCAST_TOKEN"
+            "give the token to the service; the client verbs take it from --token-file or \
+             BLOBCAST_TOKEN"
         }
         Kind::Callback(_) => {
             "give RunBlob the callback URL with this token: …/webhook/PRODUCT?token=…"

@@ -129,7 +129,8 @@ pub(super) async fn run(args: TriggerArgs) -> anyhow::Result<ExitCode> {
             .map(|authority| without_user_text(authority).1)
             .unwrap_or_default();
         output::note(&format!(
-            "{unanswered} of {count} callbacks had no answer from {broker}; is `blobcast serve` running? use --ingest-url"
+            "{unanswered} of {count} callbacks had no answer from {broker}; is `blobcast serve` \
+             running? use --ingest-url"
         ));
     }
 
@@ -255,13 +256,13 @@ fn line(outcome: &DeliveryOutcome) -> String {
 
 fn rate(text: &str) -> Result<f64, String> {
     let rate = text.strip_suffix("/s").unwrap_or(text).parse::<f64>().ok();
-    // Below one a day, or above one a microsecond, somebody mistyped.
+    // A rate below one a day or above one a microsecond is a typing error.
     rate.filter(|rate| (1e-5..=1e6).contains(rate))
         .ok_or_else(|| "not a number of callbacks per second".to_owned())
 }
 
 fn status_parser() -> impl TypedValueParser<Value = SampleStatus> {
-    // The vendor's spelling is shown, the kebab-case of our own names is taken too.
+    // Shows the vendor's spelling, and also accepts kebab-case like other values.
     let statuses = SampleStatus::ALL.map(|status| match status {
         SampleStatus::ModerationBlocked => {
             PossibleValue::new("moderation_blocked").alias(status.as_str())

@@ -39,16 +39,17 @@ Examples:
 
 Name the product: without it an event of any product with this task id ends the wait, and standard error names that product.
 
-The task may have ended before, or may not be known yet. The broker is asked again every 50 s, and after a lost connection, until the \
-timeout.
+The task may have ended before, or may not be known yet. The broker is asked again every 50 s, and \
+after a lost connection, until the timeout.
 
-Exit codes: 0 completed; 10 failed, with `CODE: message` on standard error; 124 not over in time; 1 other errors, also if \
-the event that ended the task was erased, or if no broker answered before the timeout; 2 usage.";
+Exit codes: 0 completed; 10 failed, with `CODE: message` on standard error; 124 not over in time; \
+1 other errors, also if the event that ended the task was erased, or if no broker answered before \
+the timeout; 2 usage.";
 
 /// The error if the terminal event was erased. It is final: every further call would give the same
 /// answer at once.
-const ERASED: &str = "the task is over, and the event that ended it was erased, so the broker no longer has its result: ask the \
-vendor for it";
+const ERASED: &str = "the task is over, and the event that ended it was erased, so the broker no \
+longer has its result: ask the vendor for it";
 
 /// Waits until a task is over and prints its result URLs, one a line.
 #[derive(Args, Debug)]

@@ -120,14 +120,14 @@ impl Answer {
         if self.bytes_come_first() {
             let kept = time_text(self.until_full);
             format!(
-                "log.retention_bytes_max comes first: {bytes} are full after {kept}, and then the oldest events are removed before \
-                 they are log.retention_age_max ({age}) old."
+                "log.retention_bytes_max comes first: {bytes} are full after {kept}, and then the \
+                 oldest events are removed before they are log.retention_age_max ({age}) old."
             )
         } else {
             let full = time_text(self.until_full);
             format!(
-                "log.retention_age_max comes first: events are removed after {age}; log.retention_bytes_max ({bytes}) would be full \
-                 after {full}."
+                "log.retention_age_max comes first: events are removed after {age}; \
+                 log.retention_bytes_max ({bytes}) would be full after {full}."
             )
         }
     }
@@ -139,8 +139,9 @@ impl Answer {
         let needed = self.traffic.per_second * each as f64 * MINUTE as f64;
         (budget > 0 && needed > budget as f64).then(|| {
             format!(
-                "ingest.bytes_per_minute_max ({}) lets one credential bring {:.1} of these callbacks a second for one product, and the \
-                 rest is refused (429): raise it, or spread the traffic over credentials or products.",
+                "ingest.bytes_per_minute_max ({}) lets one credential bring {:.1} of these \
+                 callbacks a second for one product, and the rest is refused (429): raise it, or \
+                 spread the traffic over credentials or products.",
                 bytes_text(budget),
                 budget as f64 / each as f64 / MINUTE as f64
             )
@@ -204,7 +205,8 @@ impl Answer {
     pub(super) fn print(&self) -> anyhow::Result<()> {
         let (rate, body) = (self.traffic.per_second, grouped(self.traffic.body_bytes));
         output::emit_line(&format!(
-            "{rate} callbacks a second with bodies of {body} bytes, kept for {}, when each becomes an event:",
+            "{rate} callbacks a second with bodies of {body} bytes, kept for {}, when each \
+             becomes an event:",
             time_text(self.time)
         ))?;
 
