@@ -516,7 +516,7 @@ mod tests {
             (span.context.trace_id, span.parent, span.link),
             (parent.trace_id, Some(parent.span_id), None)
         );
-        // Neither may somebody who is not recorded himself have others record.
+        // Neither may a caller whose own span is not recorded turn recording on.
         drop(tracer.begin(
             "a call",
             RequestId::new(),

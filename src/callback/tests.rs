@@ -347,7 +347,7 @@ fn what_a_callback_is_bound_to_is_kept_with_it() {
 
 #[test]
 fn the_event_of_the_largest_body_is_one_that_every_client_takes() {
-    // What takes most bytes for its own: a code that is told as message, too, of characters that grow on their way,
+    // What takes most bytes for its own: a code that is the message, too, of characters that grow on their way,
     // beside details as large as may be.
     const BODY_BYTES: usize = 1024 * 1024;
     let numbers = ["1"; 87_000].join(",");

@@ -78,7 +78,7 @@ pub struct Ingest {
     /// Bytes that one credential may bring in a minute for one product; 0: any.
     #[serde(deserialize_with = "units::size")]
     pub bytes_per_minute_max: u64,
-    /// Refused requests of one address in a minute before it is told to slow down.
+    /// Refused requests of one address in a minute before it gets 429.
     #[serde(deserialize_with = "units::count")]
     pub refusals_per_minute_max: u64,
     /// Open TCP connections.
@@ -120,7 +120,7 @@ pub struct Grpc {
     /// Address; loopback unless `allow_anonymous`.
     #[serde(deserialize_with = "units::listen")]
     pub listen: SocketAddr,
-    /// Whether those who show nothing are let in, wherever it listens.
+    /// Whether unauthenticated clients are let in, wherever it listens.
     pub allow_anonymous: bool,
     /// The certificate chain, PEM; `None`: no TLS.
     #[serde(deserialize_with = "units::optional_path")]

@@ -42,7 +42,7 @@ fn rules() -> Rules {
     }
 }
 
-/// A front whose writer never runs or is gone, and what is to be held meanwhile.
+/// A front whose writer never runs or is gone, and what the test has to hold meanwhile.
 fn front(prepare: impl FnOnce(&Appender), writer_is_there: bool) -> (Arc<Ingest>, impl Sized) {
     let directory = tempfile::tempdir().unwrap();
     let store = Arc::new(Store::open(directory.path(), 1 << 20).unwrap());

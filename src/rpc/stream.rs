@@ -86,7 +86,7 @@ pub struct EventBody {
     subscription: Subscription,
     include_raw: bool,
     limits: v1::SubscriptionLimits,
-    /// What is to be sent, in this order: whole frames, the buffer, the run of events that is not encoded yet. A stream that waits holds
+    /// What is sent next, in this order: whole frames, the buffer, the run of events that is not encoded yet. A stream that waits holds
     /// none of them.
     frames: VecDeque<Bytes>,
     buffer: BytesMut,

@@ -403,7 +403,7 @@ pub const PET_WORDS: [&str; 20] = [
 ];
 
 /// Where comments still have them.
-const PET_WORDS_LEFT: [&str; 1] = ["src/"];
+const PET_WORDS_LEFT: [&str; 1] = ["src/store/"];
 
 #[test]
 fn comments_have_no_pet_words() {
