@@ -30,6 +30,7 @@ use super::{EXIT_INTERRUPTED, EXIT_USAGE, output};
 use crate::{
     config::{self, Config, Sources},
     server::{self, Addresses, Ended, Homes, RunError, Runtimes, Server},
+    store,
 };
 
 /// Open files beside the connections of the ingest and gRPC listeners: the admin listener's, the
@@ -284,6 +285,9 @@ async fn print(text: String) {
 fn die_on_panic() {
     std::panic::set_hook(Box::new(move |panic| {
         log_panic(panic);
+        if store::catches_panic() {
+            return;
+        }
         server::flush_log();
         std::process::abort();
     }));

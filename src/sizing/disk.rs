@@ -33,7 +33,8 @@ const FRAME_BYTES: u64 = 201;
 const INDEX_BYTES: u64 = 110;
 /// During a compaction the database has its old and its new tables. Measured: 217 bytes for a task.
 const INDEX_COPIES: u64 = 2;
-/// A quarantined callback is stored in the log, and encrypted in the database.
+/// A quarantined callback is in the log once, and for a moment twice. As much forgotten content may
+/// lie beside it; with more, it is written again, and its old segment is removed.
 const QUARANTINE_COPIES: u64 = 2;
 /// Three segments of 32 MiB (the active one, a preallocated one, one about to be removed), and two
 /// journals of the database of 64 MiB.
@@ -85,7 +86,7 @@ pub struct Directory {
     pub frames: u64,
     /// The task index.
     pub index: u64,
-    /// Quarantined callbacks, in the log and in the database.
+    /// Quarantined callbacks, and forgotten ones beside them.
     pub quarantine: u64,
     /// Independent of the traffic.
     pub fixed: u64,

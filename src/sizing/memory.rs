@@ -28,8 +28,9 @@ const SUBSCRIPTION_BYTES: u64 = 17 * KIB;
 const TASK_ID_BYTES: u64 = 320;
 /// The task index in memory, 250,000 tasks (`store/tasks`), and the database beside its cache.
 const INDEX_BYTES: u64 = 168 * MIB;
-/// Number, credential, product, time and size of one quarantined callback (`store/shares`).
-const QUARANTINED_BYTES: u64 = 200;
+/// Number, credential, product, time and size of one quarantined callback (`store/shares`), and its
+/// place in the log (`store/quarantine_index`).
+const QUARANTINED_BYTES: u64 = 250;
 /// A connection of the gRPC listener with TLS; without TLS, 71 KiB.
 const GRPC_CONNECTION_BYTES: u64 = 92 * KIB;
 /// A connection of the public listener.
@@ -114,7 +115,7 @@ const ROWS: [Row; 15] = [
     ),
     (
         "owners of quarantined callbacks",
-        "quarantine.retention_count_max × 200 B",
+        "quarantine.retention_count_max × 250 B",
         |config| times(config.quarantine.retention_count_max, QUARANTINED_BYTES),
     ),
     (

@@ -1,24 +1,27 @@
 //! What was ever acknowledged, in a file of its own beside the log, and in a copy of that file.
 //!
-//! A damaged end of the log looks like the torn end of a write. Without a second record the log would go on from there:
-//! acknowledged callbacks would be gone, and their places and numbers would be given out again. The same goes for the database's
-//! journal. The files are written after each sync and are synced at starts only, so a power cut can only make them too low, which
-//! refuses nothing. Each lies within one sector, so it is never torn.
+//! A damaged end of the log looks like the torn end of a write. Without a second record the log
+//! would go on from there: acknowledged callbacks would be gone, and their places and numbers would
+//! be given out again. The files are written after each sync and are synced at starts only, so a
+//! power cut can only make them too low, which refuses nothing. Each lies within one sector, so it
+//! is never torn.
 //!
-//! A file that is lost or damaged is replaced by the other. If neither can be read and one has a wrong checksum, the start is
-//! refused: the files lie on the same disk as the log, and that disk has just proved unreliable. An operator who knows better
-//! removes them; then the log may have lost what is behind the database's last checkpoint.
+//! A file that is lost or damaged is replaced by the other. If neither can be read and one has a
+//! wrong checksum, the start is refused: the files lie on the same disk as the log, and that disk
+//! has just proved unreliable. An operator who knows better removes them; then the log may have
+//! lost its end.
 
 use std::{
     fs::{self, File},
     io,
     os::unix::fs::FileExt,
-    path::{Path, PathBuf},
+    path::Path,
 };
 
 use bytes::{Buf, BufMut};
 use xxhash_rust::xxh3::xxh3_64;
 
+use super::error::StartFailure;
 use crate::event::Epoch;
 
 /// What was acknowledged.
@@ -32,12 +35,10 @@ pub(super) struct Acknowledged {
     pub quarantine_next: u64,
     /// The commits with numbers below this, whatever they did.
     pub commit_next: u64,
-    /// The database's own writes with numbers below this are synced.
-    pub database_next: u64,
 }
 
 impl Acknowledged {
-    const BYTES: usize = 48;
+    const BYTES: usize = 40;
 
     fn encode(self) -> [u8; Self::BYTES] {
         let mut bytes = [0; Self::BYTES];
@@ -46,7 +47,6 @@ impl Acknowledged {
             self.head,
             self.quarantine_next,
             self.commit_next,
-            self.database_next,
             self.epoch.0,
         ]
         .into_iter()
@@ -56,14 +56,13 @@ impl Acknowledged {
         bytes
     }
 
-    /// What two files of one log say together. Either may be behind; only the database's numbers may also fall.
+    /// What two files of one log say together. Either may be behind.
     fn joined(self, other: Self) -> Self {
         Self {
             epoch: self.epoch,
             head: self.head.max(other.head),
             quarantine_next: self.quarantine_next.max(other.quarantine_next),
             commit_next: self.commit_next.max(other.commit_next),
-            database_next: self.database_next.min(other.database_next),
         }
     }
 
@@ -71,26 +70,15 @@ impl Acknowledged {
     fn parse(bytes: &[u8]) -> Option<Self> {
         let mut rest = bytes;
         let mut number = || rest.try_get_u64_le().ok();
-        let (head, quarantine_next, commit_next, database_next) =
-            (number()?, number()?, number()?, number()?);
+        let (head, quarantine_next, commit_next) = (number()?, number()?, number()?);
         let acknowledged = Self {
             head,
             quarantine_next,
             commit_next,
-            database_next,
             epoch: Epoch(number()?),
         };
         (acknowledged.encode() == bytes).then_some(acknowledged)
     }
-}
-
-/// What is in the files.
-#[derive(Debug, Default)]
-pub(super) struct Read {
-    /// What those say that can be read.
-    pub acknowledged: Option<Acknowledged>,
-    /// The first that cannot.
-    pub damaged: Option<PathBuf>,
 }
 
 /// The files, to write to.
@@ -101,27 +89,34 @@ impl AcknowledgedFiles {
     pub(super) const FILE: &str = "acknowledged";
     pub(super) const FILES: [&str; 2] = [Self::FILE, "acknowledged.copy"];
 
-    /// What a data directory has of them.
-    pub(super) fn read(directory: &Path) -> io::Result<Read> {
-        let mut read = Read::default();
+    /// What was acknowledged, as the files of a data directory say; `None` if there are none.
+    pub(super) fn read(directory: &Path) -> Result<Option<Acknowledged>, StartFailure> {
+        let (mut acknowledged, mut damaged) = (None::<Acknowledged>, None);
         for name in Self::FILES {
             let path = directory.join(name);
             let bytes = match fs::read(&path) {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
                 bytes => bytes?,
             };
-            match (Acknowledged::parse(&bytes), read.acknowledged) {
-                // What ended between creating and writing it had acknowledged nothing.
+            match (Acknowledged::parse(&bytes), acknowledged) {
+                // A process that ended between creating and writing it had acknowledged nothing.
                 (None, _) if bytes.is_empty() => {}
-                (None, _) => read.damaged = read.damaged.or(Some(path)),
-                (acknowledged, None) => read.acknowledged = acknowledged,
-                (Some(copy), Some(acknowledged)) if copy.epoch == acknowledged.epoch => {
-                    read.acknowledged = Some(acknowledged.joined(copy))
+                (None, _) => damaged = damaged.or(Some(path)),
+                (found, None) => acknowledged = found,
+                (Some(copy), Some(found)) if copy.epoch == found.epoch => {
+                    acknowledged = Some(found.joined(copy));
                 }
                 _ => {} // a copy of another log's
             }
         }
-        Ok(read)
+        match (acknowledged, damaged) {
+            (None, Some(file)) => Err(StartFailure::Acknowledged(file)),
+            (acknowledged, None) => Ok(acknowledged),
+            (acknowledged, Some(file)) => {
+                tracing::warn!(path = %file.display(), "damaged, and replaced by what its other copy says");
+                Ok(acknowledged)
+            }
+        }
     }
 
     /// Opens the files in the data directory, creating them if need be.
@@ -146,7 +141,8 @@ impl AcknowledgedFiles {
         File::open(directory)?.sync_all()
     }
 
-    /// Raises the numbers. A failure costs this second record, not the events, which are durable already.
+    /// Raises the numbers. A failure costs this second record, not the events, which are durable
+    /// already.
     pub(super) fn raise(&self, acknowledged: Acknowledged) {
         for (file, name) in self.0.iter().zip(Self::FILES) {
             if let Err(error) = file.write_all_at(&acknowledged.encode(), 0) {
@@ -164,8 +160,8 @@ mod tests {
 
     proptest! {
         #[test]
-        fn they_give_back_its_numbers_and_no_flipped_bit_passes(epoch: u64, head: u64, quarantine_next: u64, commit_next: u64, database_next: u64, bit in 0..384usize) {
-            let mark = Acknowledged { epoch: Epoch(epoch), head, quarantine_next, commit_next, database_next };
+        fn they_give_back_its_numbers_and_no_flipped_bit_passes(epoch: u64, head: u64, quarantine_next: u64, commit_next: u64, bit in 0..320usize) {
+            let mark = Acknowledged { epoch: Epoch(epoch), head, quarantine_next, commit_next };
             let mut bytes = mark.encode();
             prop_assert_eq!(Acknowledged::parse(&bytes), Some(mark));
             bytes[bit / 8] ^= 1 << (bit % 8);
@@ -181,20 +177,14 @@ mod tests {
             head: number,
             quarantine_next: number,
             commit_next: number,
-            database_next: number,
         };
         let (low, high, other) = (mark(1, 5), mark(1, 6), mark(2, 7));
-        // The database's numbers may have fallen since the higher mark.
-        let both = Acknowledged {
-            database_next: 5,
-            ..high
-        };
         for (marks, told) in [
             ([None, None], None),
             ([Some(low), None], Some(low)),
             ([None, Some(low)], Some(low)),
-            ([Some(low), Some(high)], Some(both)),
-            ([Some(high), Some(low)], Some(both)),
+            ([Some(low), Some(high)], Some(high)),
+            ([Some(high), Some(low)], Some(high)),
             ([Some(low), Some(other)], Some(low)),
         ] {
             let directory = tempfile::tempdir().unwrap();
@@ -202,13 +192,8 @@ mod tests {
                 let bytes = mark.map(|mark| mark.encode().to_vec());
                 std::fs::write(directory.path().join(name), bytes.unwrap_or_default()).unwrap();
             }
-            assert_eq!(
-                AcknowledgedFiles::read(directory.path())
-                    .unwrap()
-                    .acknowledged,
-                told,
-                "{marks:?}"
-            );
+            let read = AcknowledgedFiles::read(directory.path()).unwrap();
+            assert_eq!(read, told, "{marks:?}");
         }
     }
 }

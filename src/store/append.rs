@@ -1,13 +1,15 @@
-//! Appends another log behind a restored one: the events that a fresh broker took while the old log was being restored.
+//! Appends another log behind a restored one: the events that a fresh broker took while the old log
+//! was being restored.
 //!
-//! The other data directory is only read. At the end a file in it marks it as used up, and no broker starts on it: a service
-//! manager might start one there again, and nobody would append the callbacks that it takes. Opening a log writes, so a copy is
-//! opened, which lies in the new directory until all of it is taken over. The events get places behind the head, in their order,
-//! by the rules for callbacks: one that repeats an event is a duplicate, and the others get the next revisions of their tasks.
-//! Everything else of them stays.
+//! The other data directory is only read. At the end a file in it marks it as used up, and no
+//! broker starts on it: a service manager might start one there again, and nobody would append the
+//! callbacks that it takes. Opening a log writes, so a copy is opened, which lies in the new
+//! directory until all of it is taken over. The events get places behind the head, in their order,
+//! by the rules for callbacks: one that repeats an event is a duplicate, and the others get the
+//! next revisions of their tasks. Everything else of them stays.
 //!
-//! Erased stays erased: a repetition of an event that was erased in the backup is a duplicate of it, and where the other broker has
-//! erased a task, the task is erased in the restored log, too.
+//! Erased stays erased: a repetition of an event that was erased in the backup is a duplicate of
+//! it, and where the other broker has erased a task, the task is erased in the restored log, too.
 
 mod pending;
 mod stopped;
@@ -19,23 +21,24 @@ use std::{
 };
 
 use bytes::Bytes;
-use uuid::Uuid;
 
 use super::{
     AppendError, Draft, ERASURE_PLACES_MAX, Erasure, NewQuarantined, ReadError, RestoreError,
     Retention, Store,
     layout::{Damaged, TaskEvent},
     lock,
+    log::Logged,
     quarantine::Quarantined,
     same::Before,
     writer::{GROUP_BYTES_MAX, GROUP_MAX, Import, Imported, Writer, writer},
 };
-use crate::event::{Fingerprint, Product, Record, Selectable, TaskId};
+use crate::event::{Product, Record, Selectable, TaskId};
 use pending::{Next, Pending};
 pub(super) use stopped::{Stopped, check_apart, check_usable};
 
 /// Tasks that a summary names.
 const TASKS_NAMED_MAX: usize = 20;
+
 /// What was added behind a backup.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct AppendSummary {
@@ -104,11 +107,11 @@ impl Other {
         );
         while let Some(next) = pending.next().map_err(|error| self.damaged(&error))? {
             match next {
-                Next::Event(record) => {
+                Next::Event(logged) => {
                     let (imported, known) = self
-                        .imported(&record)
+                        .imported(&logged)
                         .map_err(|error| self.damaged(&error))?;
-                    appending.event(&record, imported, &known, &mut before)?;
+                    appending.event(&logged.record, imported, &known, &mut before)?;
                 }
                 Next::Quarantined(callback) => {
                     if before
@@ -146,24 +149,29 @@ impl Other {
         .into()
     }
 
-    /// An event as a draft, with the decisions of the other log; and the events that the other index names of its task.
-    fn imported(&self, record: &Record) -> Result<(Imported, Vec<TaskEvent>), ReadError> {
+    /// An event as a draft, with the decisions of the other log; and the events that the other
+    /// index names of its task.
+    fn imported(&self, logged: &Logged) -> Result<(Imported, Vec<TaskEvent>), ReadError> {
+        let Logged {
+            event_id,
+            fingerprint,
+            record,
+        } = logged;
         let task_id =
             TaskId::parse(record.task_id()).map_err(|_| Damaged("task id of an event"))?;
         let product =
             Product::parse(record.product()).map_err(|_| Damaged("product of an event"))?;
-        let known = self.store.tasks.get::<ReadError>(&task_id)?;
-        let (event_id, fingerprint) = self.identity(record, &known)?;
+        let known = self.store.index.tasks.get(&task_id)?;
         let correction = lock(&self.store.totals).correction;
         let imported = Imported {
             log_time_micros: correction.of_event(record.sequence(), record.log_time_micros()),
             is_erased: record.is_erased(),
             draft: Draft {
-                event_id,
+                event_id: *event_id,
                 product,
                 task_id,
                 status: record.status(),
-                fingerprint,
+                fingerprint: *fingerprint,
                 received_at_micros: record.received_at_micros(),
                 labels: record.labels(),
                 event: Bytes::copy_from_slice(record.event()),
@@ -175,31 +183,6 @@ impl Other {
         };
         Ok((imported, known))
     }
-
-    /// The id and fingerprint, by which repetitions are found. The index has them, except for some of very many terminal events of
-    /// one task; those of the others are in the log, unless they came from a backup. An event without both repeats only itself.
-    fn identity(
-        &self,
-        record: &Record,
-        known: &[TaskEvent],
-    ) -> Result<(Uuid, Fingerprint), ReadError> {
-        if let Some(event) = known
-            .iter()
-            .find(|event| event.sequence == record.sequence())
-        {
-            return Ok((event.event_id, event.fingerprint));
-        }
-        let (event_id, fingerprint) = self.store.log.identity(record.sequence())?;
-        let is_known = fingerprint != Fingerprint::default();
-        Ok((
-            event_id,
-            if is_known {
-                fingerprint
-            } else {
-                Fingerprint::of_bytes(record.bytes())
-            },
-        ))
-    }
 }
 
 /// Adds to a store, in groups.
@@ -208,7 +191,8 @@ struct Appending<'a, P> {
     writer: &'a mut Writer<P>,
     group: Vec<Import>,
     group_bytes: usize,
-    /// For each event of the group: its task, if that has an erased event and this one is not erased.
+    /// For each event of the group: its task, if that has an erased event and this one is not
+    /// erased.
     group_after_erasure: Vec<Option<(Product, TaskId)>>,
     /// Tasks whose events in the backup are all erased by now.
     erased: HashSet<(Product, TaskId)>,
@@ -252,8 +236,9 @@ impl<'a, P: super::Publish> Appending<'a, P> {
         }
         let restored = self
             .store
+            .index
             .tasks
-            .get::<ReadError>(task_id)
+            .get(task_id)
             .map_err(|error| not_written(&error))?;
         if before
             .has_event(record, *fingerprint, [known, &restored])

@@ -1,48 +1,39 @@
-//! Applies commits to the index. This is the only place where an entry of the log changes what the store knows of tasks and of
-//! the quarantine: the writer, the replay of a start and a rebuild all come through here.
+//! Applies commits to the index. This is the only place where an entry of the log changes what the
+//! store knows of tasks and of the quarantine: the writer, the replay of a start and a rebuild all
+//! come through here.
 //!
-//! Applying decides nothing: it knows no clock, no limits and no retention. What a commit means was decided when it was made,
-//! and lies in its entries and totals. The changes of several entries are collected in an [`Overlay`], which later entries see, and
-//! are written at once. To apply an entry again changes nothing.
+//! Applying decides nothing: it knows no clock, no limits and no retention. What a commit means was
+//! decided when it was made, and lies in its entries and totals. The changes of several entries are
+//! collected in an [`Overlay`], which later entries see, and are written at once. To apply an entry
+//! again changes nothing.
 
 use std::{
     collections::{HashMap, hash_map},
-    io,
     sync::Mutex,
 };
 
-use fjall::{Database, Keyspace, OwnedWriteBatch};
-
 use super::{
-    QuarantineHeader, Store,
-    dedupe::insert,
-    layout::{Damaged, TaskEvent, sequence_key},
-    lock,
-    quarantine_keys::QuarantineKeys,
-    shares::Shares,
-    tasks::Tasks,
+    QuarantineHeader, Store, dedupe::insert, error::IndexError, layout::TaskEvent, lock,
+    log::Place, quarantine_index::QuarantineIndex, shares::Shares, tasks::Tasks,
 };
 use crate::event::{Sequence, TaskId};
 
 /// The state that commits are applied to.
 #[derive(Clone, Copy)]
-pub(super) struct Index<'a> {
+pub(super) struct State<'a> {
     pub tasks: &'a Tasks,
-    pub database: &'a Database,
-    pub quarantine: &'a Keyspace,
-    pub quarantine_keys: &'a QuarantineKeys,
-    /// Changed as soon as an entry is applied, ahead of the others: retention has to see what a commit in the making leaves.
+    pub quarantine: &'a Mutex<QuarantineIndex>,
+    /// Changed as soon as an entry is applied, ahead of the others: retention has to see what a
+    /// commit in the making leaves.
     pub shares: &'a Mutex<Shares>,
 }
 
 impl Store {
     /// What the writer applies commits to.
-    pub(super) fn index(&self) -> Index<'_> {
-        Index {
-            tasks: &self.tasks,
-            database: &self.database,
+    pub(super) fn state(&self) -> State<'_> {
+        State {
+            tasks: &self.index.tasks,
             quarantine: &self.quarantine,
-            quarantine_keys: &self.quarantine_keys,
             shares: &self.shares,
         }
     }
@@ -65,12 +56,12 @@ pub(super) enum Change<'c> {
         task_id: &'c TaskId,
         place: Sequence,
     },
-    /// A callback is put into quarantine.
+    /// A callback is put into quarantine, or written again.
     Quarantined {
         number: u64,
         header: &'c QuarantineHeader,
-        /// Header and body, as they are in the log.
-        value: &'c [u8],
+        /// Of header and body, as they are in the log.
+        bytes: u64,
     },
     /// A callback has left the quarantine, for whatever reason.
     Left { number: u64 },
@@ -84,99 +75,80 @@ struct TaskEntry {
     is_changed: bool,
 }
 
-/// The changes of some entries, above the index.
+/// The changes of some entries, above the state.
 pub(super) struct Overlay<'a> {
-    index: Index<'a>,
+    state: State<'a>,
     /// The entries of tasks that were looked at.
     tasks: HashMap<TaskId, TaskEntry>,
-    quarantine: OwnedWriteBatch,
-    /// Callbacks that have left the quarantine: their keys go.
+    /// Callbacks that are put into quarantine, or written again: the bytes of each.
+    quarantined: HashMap<u64, (u64, QuarantineHeader)>,
+    /// Callbacks that have left the quarantine.
     left: Vec<u64>,
 }
 
 impl<'a> Overlay<'a> {
     /// An overlay without changes, with room for so many tasks.
-    pub(super) fn new(index: Index<'a>, tasks: usize) -> Self {
+    pub(super) fn new(state: State<'a>, tasks: usize) -> Self {
         Self {
-            index,
+            state,
             tasks: HashMap::with_capacity(tasks),
-            quarantine: index.database.batch(),
+            quarantined: HashMap::new(),
             left: Vec::new(),
         }
     }
 
     /// The events that the index names of a task, oldest first, as the changes so far leave them.
-    pub(super) fn events<E>(&mut self, task_id: &TaskId) -> Result<&[TaskEvent], E>
-    where
-        E: From<fjall::Error> + From<Damaged>,
-    {
-        Ok(&self.entry::<E>(task_id)?.events)
+    pub(super) fn events(&mut self, task_id: &TaskId) -> Result<&[TaskEvent], IndexError> {
+        Ok(&self.entry(task_id)?.events)
     }
 
-    /// Applies one entry. Fails only if the index cannot be read, or the key of a callback cannot be written.
-    pub(super) fn apply<E>(&mut self, change: Change<'_>) -> Result<(), E>
-    where
-        E: From<fjall::Error> + From<Damaged> + From<io::Error>,
-    {
+    /// Applies one entry. Fails only if the index cannot be read.
+    pub(super) fn apply(&mut self, change: Change<'_>) -> Result<(), IndexError> {
         match change {
             Change::Appended { task_id, event } => match self.tasks.get_mut(task_id) {
                 Some(entry) => entry.append(event),
-                None => self.entry::<E>(task_id)?.append(event),
+                None => self.entry(task_id)?.append(event),
             },
-            Change::Erased { task_id, place } => self.entry::<E>(task_id)?.erase(place),
-            Change::Forgotten { task_id, place } => self.entry::<E>(task_id)?.forget(place),
+            Change::Erased { task_id, place } => self.entry(task_id)?.erase(place),
+            Change::Forgotten { task_id, place } => self.entry(task_id)?.forget(place),
             Change::Quarantined {
                 number,
                 header,
-                value,
-            } => self.quarantine(number, header, value)?,
+                bytes,
+            } => self.quarantine(number, header, bytes),
             Change::Left { number } => self.leave(number),
         }
         Ok(())
     }
 
     /// The entry of a task, read when it is looked at first.
-    fn entry<E>(&mut self, task_id: &TaskId) -> Result<&mut TaskEntry, E>
-    where
-        E: From<fjall::Error> + From<Damaged>,
-    {
+    fn entry(&mut self, task_id: &TaskId) -> Result<&mut TaskEntry, IndexError> {
         Ok(match self.tasks.entry(task_id.clone()) {
             hash_map::Entry::Occupied(known) => known.into_mut(),
             hash_map::Entry::Vacant(place) => place.insert(TaskEntry {
-                events: self.index.tasks.get::<E>(task_id)?,
+                events: self.state.tasks.get(task_id)?,
                 is_changed: false,
             }),
         })
     }
 
-    fn quarantine(
-        &mut self,
-        number: u64,
-        header: &QuarantineHeader,
-        value: &[u8],
-    ) -> io::Result<()> {
-        let sealed = self.index.quarantine_keys.seal(number, value)?;
-        let key = sequence_key(Sequence(number));
-        self.quarantine.insert(self.index.quarantine, key, sealed);
-
-        let mut shares = lock(self.index.shares);
+    fn quarantine(&mut self, number: u64, header: &QuarantineHeader, bytes: u64) {
+        let mut shares = lock(self.state.shares);
         if shares.get(number).is_none() {
             shares.add(
                 number,
                 &header.credential,
                 &header.product,
-                value.len() as u64,
+                bytes,
                 header.received_at_micros,
             );
         }
-        Ok(())
+        self.quarantined.insert(number, (bytes, header.clone()));
     }
 
     fn leave(&mut self, number: u64) {
-        let key = sequence_key(Sequence(number));
-        self.quarantine.remove(self.index.quarantine, key);
         self.left.push(number);
-        lock(self.index.shares).remove(number);
+        lock(self.state.shares).remove(number);
     }
 
     /// Ends the overlay: its changes, to be written when the log has the commit for good.
@@ -189,7 +161,7 @@ impl<'a> Overlay<'a> {
             .collect();
         Changes {
             tasks,
-            quarantine: self.quarantine,
+            quarantined: self.quarantined,
             left: self.left,
         }
     }
@@ -227,18 +199,29 @@ impl TaskEntry {
 /// The changes of one overlay.
 pub(super) struct Changes {
     tasks: Vec<(TaskId, Vec<TaskEvent>)>,
-    quarantine: OwnedWriteBatch,
+    quarantined: HashMap<u64, (u64, QuarantineHeader)>,
     left: Vec<u64>,
 }
 
 impl Changes {
-    /// Writes them to the index. The log must have their commits for good: the index could not take them back.
-    pub(super) fn write(self, index: Index<'_>) -> fjall::Result<()> {
-        self.quarantine.commit()?;
-        index.tasks.change(self.tasks)?;
-        if !self.left.is_empty() {
-            index.quarantine_keys.forget(&self.left)?;
+    /// Writes them to the state; `places` are those of the quarantined callbacks. The log must have
+    /// their commits for good: the state could not take them back.
+    pub(super) fn write(
+        self,
+        state: State<'_>,
+        places: impl IntoIterator<Item = (u64, Place)>,
+    ) -> Result<(), IndexError> {
+        if !self.quarantined.is_empty() || !self.left.is_empty() {
+            let mut quarantine = lock(state.quarantine);
+            for (number, place) in places {
+                if let Some((bytes, header)) = self.quarantined.get(&number) {
+                    quarantine.put(number, place, *bytes, header);
+                }
+            }
+            self.left
+                .iter()
+                .for_each(|&number| quarantine.remove(number));
         }
-        Ok(())
+        state.tasks.change(self.tasks)
     }
 }

@@ -6,32 +6,31 @@
 //! end:    0 (u8)   number of entries (u64)   XXH3 of all before it (u64)
 //! ```
 //!
-//! First come all events, then the task index, then the quarantine, each in the order of its keys. An event's key is its
-//! place (u64, big-endian), its value its record, which says so itself if it was erased; the others' are those of the store, of the
-//! quarantine in plain. Integers are little-endian. The epoch is not in it: what is restored is another log. Without its end a
-//! copy is worth nothing, so one that was cut short cannot be taken for a whole one.
+//! First come all events, then the quarantine, each in the order of its keys. An event's key is its
+//! place (u64, big-endian), its value its id (u128), its fingerprint and its record, which says so
+//! itself if it was erased. A quarantined callback's key is its number (u64, big-endian), its value
+//! that of its entry in the log; nothing if it was erased while the backup was taken. Integers are
+//! little-endian. The epoch is not in it: what is restored is another log. The task index is made
+//! from the events. Without its end a copy is worth nothing, so one that was cut short cannot be
+//! taken for a whole one.
 
-use std::{cmp::Ordering, collections::VecDeque};
-
-use bytes::{BufMut, Bytes, BytesMut};
-use fjall::{Readable, Slice};
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use uuid::Uuid;
 use xxhash_rust::xxh3::Xxh3;
 
 use super::{
     ReadError, Store,
-    dedupe::may_lack_some,
-    layout::{
-        BACKUP_FORMAT, Damaged, Totals, parse_quarantined, parse_sequence_key, parse_task,
-        sequence_key,
-    },
+    layout::{BACKUP_FORMAT, Damaged, Totals, parse_quarantined, parse_sequence_key, sequence_key},
     lock,
-    log::Events,
+    log::{Events, Logged, QuarantineReader},
+    quarantine_index::Held,
 };
-use crate::event::{Record, Sequence, TaskId};
+use crate::event::{Fingerprint, Record, Sequence};
 
 pub(super) const MAGIC: &[u8; 16] = b"blobcast backup\n";
 pub(super) const END: u8 = 0;
-/// One chunk at most: large enough to be quick, small enough that a slow reader holds next to nothing.
+/// One chunk at most: large enough to be quick, small enough that a slow reader holds next to
+/// nothing.
 const CHUNK_BYTES: usize = 256 * 1024;
 
 /// What a backup holds, for people.
@@ -51,29 +50,27 @@ pub struct BackupSummary {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Part {
     Events = 1,
-    Tasks = 2,
-    Quarantine = 3,
+    Quarantine = 2,
 }
 
 impl Part {
     pub(super) fn from_number(number: u8) -> Option<Self> {
-        [Self::Events, Self::Tasks, Self::Quarantine]
+        [Self::Events, Self::Quarantine]
             .into_iter()
             .find(|part| *part as u8 == number)
     }
 }
 
-/// Looks at every entry on its way out and on its way in: what could not be restored must not be taken for a backup.
+/// Looks at every entry on its way out and on its way in: what could not be restored must not be
+/// taken for a backup.
 pub(super) struct Audit {
     /// What there must be.
     pub expected: Totals,
     /// What there was.
     pub found: Totals,
     pub entries: u64,
-    indexed: u64,
-    /// A task has so many terminal events that the index does not name all of them.
-    is_crowded: bool,
-    last_task: Vec<u8>,
+    /// The newest number of the quarantine so far.
+    newest_number: u64,
 }
 
 impl Audit {
@@ -89,9 +86,7 @@ impl Audit {
             expected,
             found: empty,
             entries: 0,
-            indexed: 0,
-            is_crowded: false,
-            last_task: Vec::new(),
+            newest_number: 0,
         }
     }
 
@@ -100,35 +95,27 @@ impl Audit {
         match part {
             Part::Events => {
                 let sequence = parse_sequence_key(key)?;
-                Record::from_stored(sequence, Bytes::copy_from_slice(value))
-                    .map_err(|_| Damaged("event"))?;
+                let Logged { record, .. } = parse_event(sequence, Bytes::copy_from_slice(value))?;
                 if sequence != self.found.head()?.next() {
                     return Err(Damaged("log: events are missing"));
                 }
                 self.found.event_count += 1;
-                self.found.event_bytes += value.len() as u64;
-            }
-            Part::Tasks => {
-                let is_task = std::str::from_utf8(key).is_ok_and(|key| TaskId::parse(key).is_ok());
-                if !is_task {
-                    return Err(Damaged("task index key"));
-                }
-                if key <= self.last_task.as_slice() {
-                    return Err(Damaged("task index: it is not in order"));
-                }
-                self.last_task = key.to_vec();
-                let retained = self.expected.first_available..=self.expected.head()?.0;
-                let mut events = parse_task(value)?;
-                events.retain(|event| retained.contains(&event.sequence.0));
-                self.indexed += events.len() as u64;
-                self.is_crowded |= may_lack_some(&events);
+                self.found.event_bytes += record.len() as u64;
             }
             Part::Quarantine => {
                 let number = parse_sequence_key(key)?.0;
-                parse_quarantined(value)?;
                 if number > self.expected.quarantine_next {
                     return Err(Damaged("quarantine key"));
                 }
+                if number <= self.newest_number {
+                    return Err(Damaged("quarantine: it is not in order"));
+                }
+                self.newest_number = number;
+                if value.is_empty() {
+                    self.expected.forget_quarantined(0)?; // it was erased meanwhile
+                    return Ok(());
+                }
+                parse_quarantined(value)?;
                 self.found.quarantine_count += 1;
                 self.found.quarantine_bytes += value.len() as u64;
             }
@@ -140,14 +127,6 @@ impl Audit {
         let counts = |totals: &Totals| (totals.event_count, totals.quarantine_count);
         if counts(&self.found) != counts(&self.expected) {
             return Err(Damaged("count: there is more or less than the totals say"));
-        }
-        let is_whole = match self.indexed.cmp(&self.found.event_count) {
-            Ordering::Equal => true,
-            Ordering::Less => self.is_crowded,
-            Ordering::Greater => false,
-        };
-        if !is_whole {
-            return Err(Damaged("task index: it does not name every event once"));
         }
         Ok(())
     }
@@ -167,14 +146,35 @@ impl Audit {
     }
 }
 
-/// Keys and values in the order of the keys.
-type Entries = Box<dyn Iterator<Item = Result<(Slice, Slice), ReadError>> + Send>;
+/// What an event is in a backup.
+fn event_value(logged: &Logged) -> Vec<u8> {
+    let record = logged.record.bytes();
+    let mut value = Vec::with_capacity(16 + Fingerprint::BYTES + record.len());
+    value.put_u128_le(logged.event_id.as_u128());
+    logged.fingerprint.put(&mut value);
+    value.put_slice(record);
+    value
+}
 
-/// A backup in the making. Holds a snapshot: what retention forgets meanwhile still takes its disk space until this is gone.
+/// The event with such a value.
+pub(super) fn parse_event(sequence: Sequence, mut value: Bytes) -> Result<Logged, Damaged> {
+    const DAMAGED: Damaged = Damaged("event");
+    let event_id = Uuid::from_u128(value.try_get_u128_le().map_err(|_| DAMAGED)?);
+    let fingerprint = Fingerprint::take(&mut value).ok_or(DAMAGED)?;
+    Ok(Logged {
+        event_id,
+        fingerprint,
+        record: Record::from_stored(sequence, value).map_err(|_| DAMAGED)?,
+    })
+}
+
+/// A backup in the making. Holds files: what retention forgets meanwhile still takes its disk space
+/// until this is gone.
 pub struct Backup {
     events: Events,
-    /// What follows the events.
-    parts: VecDeque<(Part, Entries)>,
+    /// What follows the events: numbers, and where they lie.
+    quarantined: std::vec::IntoIter<(u64, Held)>,
+    quarantine: QuarantineReader,
     audit: Audit,
     checksum: Xxh3,
     /// What the next chunks begin with.
@@ -192,28 +192,16 @@ impl std::fmt::Debug for Backup {
 }
 
 impl Store {
-    /// A backup of what is there now. The writer's alone, between two commits: then all that is there is durable, and the
-    /// totals are those of it.
-    pub(super) fn backup(&self) -> Result<Backup, ReadError> {
+    /// A backup of what is there now. The writer's alone, between two commits: then all that is
+    /// there is durable, and the totals are those of it.
+    pub(super) fn backup(&self) -> Backup {
         let totals = *lock(&self.totals);
-        let tasks: Entries = Box::new(self.tasks.entries());
-        // By the keys as they are now: what is discarded meanwhile is still a part of it.
-        let keys = self.quarantine_keys.copy()?;
-        let quarantine = self
-            .database
-            .snapshot()
-            .iter(&self.quarantine)
-            .map(move |entry| {
-                let (key, sealed) = entry.into_inner()?;
-                let value = keys.unseal(parse_sequence_key(&key)?.0, &sealed)?;
-                Ok((key, value.into()))
-            });
-        let quarantine: Entries = Box::new(quarantine);
         let mut backup = Backup {
             events: self
                 .log
                 .events(Sequence(totals.first_available)..=self.head()),
-            parts: [(Part::Tasks, tasks), (Part::Quarantine, quarantine)].into(),
+            quarantined: lock(&self.quarantine).all().into_iter(),
+            quarantine: self.log.quarantine_reader(),
             audit: Audit::new(totals),
             checksum: Xxh3::new(),
             buffer: BytesMut::new(),
@@ -223,7 +211,7 @@ impl Store {
         backup.put(MAGIC);
         backup.put(&BACKUP_FORMAT.to_le_bytes());
         backup.put(&totals.encode());
-        Ok(backup)
+        backup
     }
 }
 
@@ -247,28 +235,17 @@ impl Backup {
     }
 
     fn put_next_entry(&mut self) -> Result<(), ReadError> {
-        if let Some(record) = self.events.next() {
-            let record = record?;
-            return self.put_entry(
-                Part::Events,
-                &sequence_key(record.sequence()),
-                record.bytes(),
-            );
+        if let Some(event) = self.events.next() {
+            let event = event?;
+            let key = sequence_key(event.record.sequence());
+            return self.put_entry(Part::Events, &key, &event_value(&event));
         }
-        let Some((part, entries)) = self.parts.front_mut() else {
+        let Some((number, held)) = self.quarantined.next() else {
             return self.put_end();
         };
-        let part = *part;
-        match entries.next() {
-            Some(entry) => {
-                let (key, value) = entry?;
-                self.put_entry(part, &key, &value)
-            }
-            None => {
-                self.parts.pop_front();
-                Ok(())
-            }
-        }
+        let value = self.quarantine.read(number, held.newest)?;
+        let key = sequence_key(Sequence(number));
+        self.put_entry(Part::Quarantine, &key, &value.unwrap_or_default())
     }
 
     fn put_entry(&mut self, part: Part, key: &[u8], value: &[u8]) -> Result<(), ReadError> {

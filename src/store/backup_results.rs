@@ -1,7 +1,9 @@
-//! What became of the backups of this log. A small file in the data directory keeps it, so that a restart knows it.
+//! What became of the backups of this log. A small file in the data directory keeps it, so that a
+//! restart knows it.
 //!
-//! The file also names the backups that are open: a start that finds some there knows that they were cut off. It only informs:
-//! one that is lost or damaged refuses nothing, and counts as a failed backup, so that somebody looks.
+//! The file also names the backups that are open: a start that finds some there knows that they
+//! were cut off. It only informs: one that is lost or damaged refuses nothing, and counts as a
+//! failed backup, so that somebody looks.
 
 use std::{
     fs::File,
@@ -66,8 +68,8 @@ impl BackupResult {
 /// The newest backup that is whole.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BackupTaken {
-    /// When it ended, in seconds since 1970; 0 if there was none. Of a restored log, when that was restored: then its backup had
-    /// everything.
+    /// When it ended, in seconds since 1970; 0 if there was none. Of a restored log, when that was
+    /// restored: then its backup had everything.
     pub at: i64,
     /// How long it took, in seconds.
     pub seconds: u64,
@@ -94,8 +96,8 @@ pub struct BackupResults {
     known: Mutex<Known>,
     /// Held by the thread that writes the file.
     turn: Mutex<()>,
-    /// Failures that this start found: one `Interrupted` for each backup that was open when the last broker ended, or `Unknown` if the
-    /// file could not be read.
+    /// Failures that this start found: one `Interrupted` for each backup that was open when the
+    /// last broker ended, or `Unknown` if the file could not be read.
     found: Vec<BackupResult>,
 }
 
@@ -152,13 +154,15 @@ impl BackupResults {
         &self.found
     }
 
-    /// The newest that is whole, and when the newest ended that has failed, in seconds since 1970; 0 if there was none.
+    /// The newest that is whole, and when the newest ended that has failed, in seconds since 1970;
+    /// 0 if there was none.
     pub fn last(&self) -> (BackupTaken, i64) {
         let known = lock(&self.known);
         (known.taken, known.failed_at)
     }
 
-    /// Notes in memory that a backup begins, so that its end finds it; [`Self::save`] makes that durable.
+    /// Notes in memory that a backup begins, so that its end finds it; [`Self::save`] makes that
+    /// durable.
     pub fn begin(&self, now: Timestamp) {
         lock(&self.known).open.push(now.as_second());
     }
@@ -193,7 +197,8 @@ impl BackupResults {
         self.save();
     }
 
-    /// Writes the file. Blocks on the disk. If it cannot be written, a restart will not know of the backups; none fails for that.
+    /// Writes the file. Blocks on the disk. If it cannot be written, a restart will not know of the
+    /// backups; none fails for that.
     pub fn save(&self) {
         let _turn = lock(&self.turn);
         let known = lock(&self.known).clone(); // after the turn has come: what is saved last is the newest

@@ -1,19 +1,24 @@
-//! The log's clock: what events are stamped and aged by. It trusts no single reading of the machine's clock.
+//! The log's clock: what events are stamped and aged by. It trusts no single reading of the
+//! machine's clock.
 //!
-//! A machine's clock may be wrong for a while: at boot, before it is synchronised, by a mistaken hand. Ages counted by it would
-//! have retention forget everything at once, and a time stamp from the future would hide the log's real times for as long. So
-//! the log has a clock of its own. It advances with monotonic time, and follows the machine's clock (the *wall* clock here)
-//! while both agree within [`TOLERANCE`]. If they disagree, monotonic time alone counts, until the wall clock has agreed with
-//! itself, so has advanced in step with monotonic time, for [`AGREEMENT`]. Then the log's clock adopts its time, forwards or
-//! backwards, and the writer notes in the log how older events are to be aged from then on (`Correction`).
+//! A machine's clock may be wrong for a while: at boot, before it is synchronised, by a mistaken
+//! hand. Ages counted by it would have retention forget everything at once, and a time stamp from
+//! the future would hide the log's real times for as long. So the log has a clock of its own. It
+//! advances with monotonic time, and follows the machine's clock (the *wall* clock here) while both
+//! agree within [`TOLERANCE`]. If they disagree, monotonic time alone counts, until the wall clock
+//! has agreed with itself, so has advanced in step with monotonic time, for [`AGREEMENT`]. Then the
+//! log's clock adopts its time, forwards or backwards, and the writer notes in the log how older
+//! events are to be aged from then on (`Correction`).
 //!
-//! At a start nobody knows how long the machine was off. The wall clock is taken at its word for new events, unless it says
-//! that no time or more than [`DOWNTIME_MAX`] has passed; but retention by age waits until it has agreed with itself. The log
-//! says if it waited, so that the next start waits, too. If the clocks disagreed, nobody will ever know how long the machine was
-//! off: then everything counts as received after the start.
+//! At a start nobody knows how long the machine was off. The wall clock is taken at its word for
+//! new events, unless it says that no time or more than [`DOWNTIME_MAX`] has passed; but retention
+//! by age waits until it has agreed with itself. The log says if it waited, so that the next start
+//! waits, too. If the clocks disagreed, nobody will ever know how long the machine was off: then
+//! everything counts as received after the start.
 //!
-//! [`Judge`] decides and is pure; [`Clock`] reads the clocks. Only the writer has it look and adopt; everybody reads it. Time
-//! while the machine sleeps is not monotonic time here: after a longer sleep the log takes over the new time as after any step.
+//! [`Judge`] decides and is pure; [`Clock`] reads the clocks. Only the writer has it look and
+//! adopt; everybody reads it. Time while the machine sleeps is not monotonic time here: after a
+//! longer sleep the log takes over the new time as after any step.
 
 use std::{
     fmt,
@@ -29,16 +34,17 @@ use jiff::Timestamp;
 use super::lock;
 
 const SECOND: i64 = 1_000_000;
-/// So far the log's clock follows the wall clock at once; what a first synchronisation of a good clock changes is less. It is
-/// also the most that it gains on monotonic time in [`AGREEMENT`].
+/// So far the log's clock follows the wall clock at once; what a first synchronisation of a good
+/// clock changes is less. It is also the most that it gains on monotonic time in [`AGREEMENT`].
 pub(super) const TOLERANCE: i64 = 10 * SECOND;
-/// So long a wall clock has to agree with itself before it is believed: longer than a mistake that somebody watches, or than
-/// a machine needs from its boot to its first synchronisation.
+/// So long a wall clock has to agree with itself before it is believed: longer than a mistake that
+/// somebody watches, or than a machine needs from its boot to its first synchronisation.
 pub(super) const AGREEMENT: i64 = 5 * 60 * SECOND;
-/// Beyond this somebody should look at the machine's clock, and retention by age waits after a start.
+/// Beyond this somebody should look at the machine's clock, and retention by age waits after a
+/// start.
 pub(super) const FAR: i64 = 2 * 60 * SECOND;
-/// A machine may have been off for so long: as long as the configuration lets events be kept. The clock of one that boots in
-/// 1970 claims more, or that time went backwards.
+/// A machine may have been off for so long: as long as the configuration lets events be kept. The
+/// clock of one that boots in 1970 claims more, or that time went backwards.
 const DOWNTIME_MAX: i64 = 3_650 * 86_400 * SECOND;
 /// Differences below this are the time between two readings.
 const READING: i64 = SECOND / 1_000;
@@ -48,18 +54,21 @@ const READING: i64 = SECOND / 1_000;
 pub(super) struct Adoption {
     /// What it says now, in microseconds since 1970.
     pub at_micros: i64,
-    /// How much more that is than before; what was stamped since the start is to be aged as if it had been stamped so much later.
+    /// How much more that is than before; what was stamped since the start is to be aged as if it
+    /// had been stamped so much later.
     pub by_micros: i64,
     /// The same for what was stamped before the start.
     pub earlier_by_micros: i64,
 }
 
-/// Decides which time it is. All times are in microseconds; monotonic ones since any moment, the others since 1970.
+/// Decides which time it is. All times are in microseconds; monotonic ones since any moment, the
+/// others since 1970.
 #[derive(Clone, Debug)]
 struct Judge {
     /// The log's clock is so far ahead of monotonic time.
     offset: i64,
-    /// The log's clock may be at most [`TOLERANCE`] ahead of this until the next [`AGREEMENT`] begins.
+    /// The log's clock may be at most [`TOLERANCE`] ahead of this until the next [`AGREEMENT`]
+    /// begins.
     period: Stretch,
     /// While the wall clock has agreed with itself.
     wall: Stretch,
@@ -140,7 +149,8 @@ impl Judge {
         }
     }
 
-    /// Whether ages count: false after a start, until the wall clock's word on the downtime is believed.
+    /// Whether ages count: false after a start, until the wall clock's word on the downtime is
+    /// believed.
     fn is_settled(&self) -> bool {
         self.downtime_from.is_none()
     }
@@ -224,9 +234,10 @@ impl Judge {
         }
     }
 
-    /// The time of the log's clock that is meant by a time of the wall clock. They differ only while the clocks disagree: then a
-    /// time since the wall clock went astray is as long ago as it says, and an earlier one, or one that would lie in the future,
-    /// comes from a clock that has the log's time.
+    /// The time of the log's clock that is meant by a time of the wall clock. They differ only
+    /// while the clocks disagree: then a time since the wall clock went astray is as long ago as it
+    /// says, and an earlier one, or one that would lie in the future, comes from a clock that has
+    /// the log's time.
     fn meant(&self, time: i64, wall: i64, monotonic: i64) -> i64 {
         let now = self.offset.saturating_add(monotonic);
         let difference = wall.saturating_sub(now);
@@ -270,7 +281,8 @@ impl Source {
         }
     }
 
-    /// Both, read within so short a time that they belong together, if the machine is not too busy for that.
+    /// Both, read within so short a time that they belong together, if the machine is not too busy
+    /// for that.
     fn read(&self) -> (i64, i64) {
         for _ in 0..3 {
             let (before, wall, after) = ((self.monotonic)(), (self.wall)(), (self.monotonic)());
@@ -328,8 +340,8 @@ impl Clock {
         timestamp(self.now_micros())
     }
 
-    /// The earlier of this clock's time and the machine's: for what is refused for ever when it has expired. A clock that is
-    /// ahead for some seconds must not lose a callback.
+    /// The earlier of this clock's time and the machine's: for what is refused for ever when it has
+    /// expired. A clock that is ahead for some seconds must not lose a callback.
     pub fn earliest(&self) -> Timestamp {
         timestamp(self.now_micros().min((self.source.wall)()))
     }
@@ -354,8 +366,8 @@ impl Clock {
         *lock(&self.trust)
     }
 
-    /// Compares it with the machine's clock. If it adopts that one's time, nothing may be stamped or aged by it before the log
-    /// has a note of that. The writer's alone.
+    /// Compares it with the machine's clock. If it adopts that one's time, nothing may be stamped
+    /// or aged by it before the log has a note of that. The writer's alone.
     pub(super) fn look(&self, may_adopt: bool) -> Option<Adoption> {
         let (wall, monotonic) = self.source.read();
         let mut judge = lock(&self.judge);
@@ -366,7 +378,8 @@ impl Clock {
         adoption
     }
 
-    /// The time of this clock that is meant by somebody who has a time from the machine's, both in microseconds since 1970.
+    /// The time of this clock that is meant by somebody who has a time from the machine's, both in
+    /// microseconds since 1970.
     pub(super) fn meant_by(&self, micros: i64) -> i64 {
         let (wall, monotonic) = self.source.read();
         lock(&self.judge).meant(micros, wall, monotonic)

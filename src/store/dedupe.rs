@@ -1,28 +1,31 @@
 //! Is this event new? Decided from the events that the task index names of its task. Pure.
 //!
-//! The same (product, task id) with the same status, outputs and error is a duplicate for as long as the event is retained.
-//! Anything else is a new event with the next revision; nothing the vendor says is thrown away.
+//! The same (product, task id) with the same status, outputs and error is a duplicate for as long
+//! as the event is retained. Anything else is a new event with the next revision; nothing the
+//! vendor says is thrown away.
 //!
-//! Everything is counted by product, because a signed URL is for one product: its holder takes no room from another
-//! product's events of the same task id. An index entry is rewritten by each new event, so its size is bounded, too.
+//! Everything is counted by product, because a signed URL is for one product: its holder takes no
+//! room from another product's events of the same task id. An index entry is rewritten by each new
+//! event, so its size is bounded, too.
 
 use std::collections::HashSet;
 
 use super::layout::TaskEvent;
 use crate::event::{Fingerprint, Product, Sequence, TaskStatus};
 
-/// Most retained events of one task of one product that are not terminal: a step for each percent, and some. Each new event of
-/// a task rewrites all that the index names of it, some 70 bytes each, so this is also what an append costs at most.
+/// Most retained events of one task of one product that are not terminal: a step for each percent,
+/// and some. Each new event of a task rewrites all that the index names of it, some 70 bytes each,
+/// so this is also what an append costs at most.
 pub(super) const TASK_EVENTS_MAX: usize = 128;
 /// Most terminal events of one task of one product that the index names. The vendor sends one.
 pub(super) const TERMINAL_EVENTS_NAMED: usize = 64;
-/// With so many events of one task id, of all products together, each product may have [`CROWDED_EVENTS_MAX`] of either kind.
-/// A signed URL cannot bring this about alone.
+/// With so many events of one task id, of all products together, each product may have
+/// [`CROWDED_EVENTS_MAX`] of either kind. A signed URL cannot bring this about alone.
 const CROWDED_AT: usize = 2 * (TASK_EVENTS_MAX + TERMINAL_EVENTS_NAMED);
 /// Enough for a real task.
 const CROWDED_EVENTS_MAX: usize = 8;
-/// Most products with the same task id; the vendor has fewer, and a task is of one. Only a token that is bound to no product
-/// gets there.
+/// Most products with the same task id; the vendor has fewer, and a task is of one. Only a token
+/// that is bound to no product gets there.
 const TASK_PRODUCTS_MAX: usize = 32;
 
 #[derive(Debug, PartialEq, Eq)]
@@ -46,8 +49,8 @@ pub(super) fn judge<'a>(
     if limited && is_full(known, product, status) {
         return Verdict::TooMany;
     }
-    // A terminal event is the vendor's last word, so a different last word contradicts it: unless only URLs were signed anew,
-    // or a reason was added.
+    // A terminal event is the vendor's last word, so a different last word contradicts it: unless
+    // only URLs were signed anew, or a reason was added.
     let contradicts = |event: &TaskEvent| {
         event.status.is_terminal() && fingerprint.contradicts(event.fingerprint)
     };
@@ -56,11 +59,12 @@ pub(super) fn judge<'a>(
     Verdict::New { revision, conflict }
 }
 
-/// Puts an event into the entry of its task, at its place; false if it is there already, and stays as it is.
+/// Puts an event into the entry of its task, at its place; false if it is there already, and stays
+/// as it is.
 ///
-/// A terminal event is always taken, so the entry gives up the name of another one when there are too many: of the terminal
-/// events of a product it names the first half and the newest half. Those between are in the log, are not found by task, and a
-/// repetition of one is news.
+/// A terminal event is always taken, so the entry gives up the name of another one when there are
+/// too many: of the terminal events of a product it names the first half and the newest half. Those
+/// between are in the log, are not found by task, and a repetition of one is news.
 pub(super) fn insert(known: &mut Vec<TaskEvent>, event: TaskEvent) -> bool {
     let Err(at) = known.binary_search_by_key(&event.sequence, |known| known.sequence) else {
         return false;
@@ -101,7 +105,8 @@ pub(super) fn may_lack_some(known: &[TaskEvent]) -> bool {
         >= CROWDED_EVENTS_MAX / 2
 }
 
-/// Whether a task has so many terminal events of a product behind `after` that the index may have given one up there.
+/// Whether a task has so many terminal events of a product behind `after` that the index may have
+/// given one up there.
 pub(super) fn may_lack(known: &[TaskEvent], product: &str, after: Sequence) -> bool {
     let is_newer = |event: &&TaskEvent| {
         event.product.as_str() == product && event.status.is_terminal() && event.sequence > after

@@ -1,8 +1,19 @@
-//! What lies in a data directory, by name, and the refusal of one that has lost its log or whose log is elsewhere now.
+//! The names of the files in a data directory, its lock, and the refusal of a directory that has
+//! lost its log.
 
-use std::{ffi::OsStr, fs, io, path::Path};
+use std::{
+    ffi::OsStr,
+    fs::{self, File, TryLockError},
+    io,
+    path::Path,
+};
 
-use super::{acknowledged::AcknowledgedFiles, error::OpenError, marker, quarantine_keys};
+use super::{
+    acknowledged::AcknowledgedFiles,
+    doubt,
+    error::{OpenError, StartFailure},
+    index, marker,
+};
 
 /// Locked by the process that has the directory.
 pub(super) const LOCK: &str = "lock";
@@ -19,17 +30,29 @@ pub(super) const APPEND_COPY: &str = "append.copy";
 /// In a directory whose callbacks were appended to another log: it says to which.
 pub(super) const USED_UP: &str = "appended-to";
 /// What a directory with a log has one of at least.
-const PARTS: [&str; 3] = [LOG, "keyspaces", AcknowledgedFiles::FILE];
-/// What the database has beside its folder.
-const VERSION_FILE: &str = "version";
-const JOURNAL_EXTENSION: &str = "jnl";
+const PARTS: [&str; 3] = [LOG, index::FOLDER, AcknowledgedFiles::FILE];
 
-/// Whether something in a data directory is the store's. Other things are there, too: `lost+found`, a file system's snapshots.
+/// Locks the directory for this process, until the returned file is dropped.
+pub(super) fn lock(directory: &Path) -> Result<File, StartFailure> {
+    let file = File::options()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(directory.join(LOCK))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(StartFailure::Locked),
+        Err(TryLockError::Error(error)) => Err(error.into()),
+    }
+}
+
+/// Whether something in a data directory is the store's. Other things are there, too: `lost+found`,
+/// a file system's snapshots.
 pub fn is_part(name: &OsStr) -> bool {
     let others = [
         LOCK,
-        VERSION_FILE,
-        quarantine_keys::FILE,
+        index::OLD_FOLDER,
+        doubt::FILE,
         LAST_START,
         BACKUPS,
         UNFINISHED,
@@ -41,9 +64,6 @@ pub fn is_part(name: &OsStr) -> bool {
         .chain(AcknowledgedFiles::FILES)
         .chain(others);
     names.any(|part| name == part)
-        || Path::new(name)
-            .extension()
-            .is_some_and(|end| end == JOURNAL_EXTENSION)
 }
 
 /// Refuses a directory without a log if there should be one. Changes nothing.
@@ -78,8 +98,9 @@ pub(super) fn check_not_used_up(directory: &Path) -> Result<(), OpenError> {
     })
 }
 
-/// Whether an entry is there, as far as can be seen. One that cannot be looked at is not taken for missing: a log behind a failing
-/// disk or a directory that is closed to this user must not be replaced by a new one.
+/// Whether an entry is there, as far as can be seen. One that cannot be looked at is not taken for
+/// missing: a log behind a failing disk or a directory that is closed to this user must not be
+/// replaced by a new one.
 fn may_be_there(path: &Path) -> bool {
     match fs::symlink_metadata(path) {
         Ok(_) => true,
@@ -97,10 +118,10 @@ fn may_be_there(path: &Path) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::{
-        super::marker::{mark, tests::EPOCH},
-        *,
-    };
+    use super::{super::marker::mark, *};
+    use crate::event::Epoch;
+
+    const EPOCH: Epoch = Epoch(7);
 
     #[test]
     fn a_directory_without_its_log_is_refused_where_something_tells_that_it_had_one() {

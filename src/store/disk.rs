@@ -9,7 +9,8 @@ use std::{
 
 use super::Store;
 
-/// With less free disk a store that has failed is not opened again: recovery writes, and would fail, too.
+/// With less free disk a store that has failed is not opened again: recovery writes, and would
+/// fail, too.
 const REOPEN_FREE_BYTES_MIN: u64 = 64 * 1024 * 1024;
 
 /// Device and inode of a directory; `None` if it is not there.
@@ -26,8 +27,8 @@ impl Store {
         identity(&self.path) == self.identity
     }
 
-    /// Whether a store that has failed would find what it needs: its own directory, room, and a disk that takes a write. Says what
-    /// is missing. Blocks on the disk.
+    /// Whether a store that has failed would find what it needs: its own directory, room, and a
+    /// disk that takes a write. Says what is missing. Blocks on the disk.
     pub fn can_be_opened_again(&self) -> Result<(), String> {
         if !self.is_in_place() {
             return Err("the data directory was removed or replaced".to_owned());
@@ -50,7 +51,8 @@ impl Store {
         tried.and(removed).map_err(|error| error.to_string())
     }
 
-    /// Free and total bytes of the file system that holds the data directory, as an unprivileged process may use them.
+    /// Free and total bytes of the file system that holds the data directory, as an unprivileged
+    /// process may use them.
     pub fn disk_bytes(&self) -> io::Result<(u64, u64)> {
         let stat = rustix::fs::statvfs(&self.path)?;
         Ok((stat.f_bavail * stat.f_frsize, stat.f_blocks * stat.f_frsize))

@@ -1,10 +1,12 @@
-//! Why the store cannot be opened or read. The errors of the parts that have their own are with them.
+//! Why the store cannot be opened or read. The errors of the parts that have their own are with
+//! them.
 
 use std::{
-    fmt::Display,
     io,
     path::{Path, PathBuf},
 };
+
+use rustix::io::Errno;
 
 use super::{
     layout::{BACKUP_FORMAT, Damaged, FORMAT},
@@ -21,12 +23,6 @@ pub enum ReadError {
     /// The log is damaged.
     #[error("the log is damaged: {0}")]
     Corrupt(String),
-}
-
-impl From<fjall::Error> for ReadError {
-    fn from(error: fjall::Error) -> Self {
-        Self::Corrupt(format!("{error:?}"))
-    }
 }
 
 impl From<io::Error> for ReadError {
@@ -115,7 +111,18 @@ pub enum OpenError {
         /// What was found.
         problem: String,
     },
-    /// What says what was acknowledged is damaged.
+    /// A newer version has written to it what this one does not know.
+    #[error(
+        "{path} has an entry of kind {kind} in its log, which a newer version has written: run that version",
+        path = path.display()
+    )]
+    NewerKind {
+        /// The data directory.
+        path: PathBuf,
+        /// Of the entry.
+        kind: u8,
+    },
+    /// Both files that record what was acknowledged are damaged or missing.
     #[error(
         "{0} is damaged, there is no copy of it that can be read, and without one nobody can tell whether the log beside it has lost its end: restore a backup, or, if the log can be trusted, remove `acknowledged` and `acknowledged.copy` and start again"
     )]
@@ -155,10 +162,10 @@ pub enum RestoreError {
     /// The backup cannot be read.
     #[error("cannot read the backup: {0}")]
     Read(io::Error),
-    /// The directory cannot be had.
+    /// The directory cannot be used.
     #[error(transparent)]
     Store(#[from] OpenError),
-    /// What is to be appended cannot be.
+    /// The other log cannot be appended.
     #[error(transparent)]
     Append(#[from] AppendError),
 }
@@ -244,47 +251,105 @@ pub enum AppendError {
     Write(String),
 }
 
+/// Why the index cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum IndexError {
+    /// An error of the database.
+    #[error("{0:?}")]
+    Fjall(#[from] fjall::Error),
+    /// It does not fit the log.
+    #[error("{0}")]
+    Doubt(String),
+}
+
+impl IndexError {
+    /// Whether the index has to be rebuilt.
+    pub(super) fn is_doubt(&self) -> bool {
+        match self {
+            Self::Fjall(
+                fjall::Error::Io(error) | fjall::Error::Storage(fjall::LsmError::Io(error)),
+            ) => !is_refusal(error),
+            Self::Fjall(_) | Self::Doubt(_) => true,
+        }
+    }
+}
+
+/// Whether an error is about the disk's state (full, read-only, no permission) and not about the
+/// data on it.
+fn is_refusal(error: &io::Error) -> bool {
+    use io::ErrorKind::{
+        OutOfMemory, PermissionDenied, QuotaExceeded, ReadOnlyFilesystem, StorageFull,
+    };
+    let kinds = [
+        OutOfMemory,
+        PermissionDenied,
+        QuotaExceeded,
+        ReadOnlyFilesystem,
+        StorageFull,
+    ];
+    let too_many_files = [Errno::MFILE, Errno::NFILE].map(Errno::raw_os_error);
+    kinds.contains(&error.kind())
+        || error
+            .raw_os_error()
+            .is_some_and(|code| too_many_files.contains(&code))
+}
+
+impl From<Damaged> for IndexError {
+    fn from(damage: Damaged) -> Self {
+        Self::Doubt(damage.to_string())
+    }
+}
+
+impl From<IndexError> for ReadError {
+    fn from(error: IndexError) -> Self {
+        Self::Corrupt(error.to_string())
+    }
+}
+
 /// Why a store cannot be opened, before it is said of which directory.
+#[derive(Debug)]
 pub(super) enum StartFailure {
-    Fjall(fjall::Error),
+    /// Another process has the directory.
+    Locked,
+    Io(io::Error),
     Format(u64),
     Corrupt(String),
     Acknowledged(PathBuf),
+    /// The log has an entry of a kind that only a newer version knows.
+    NewerKind(u8),
+    Index(IndexError),
 }
 
 impl StartFailure {
-    /// What the database found, which does not tell where.
-    pub(super) fn broken(cause: impl Display) -> Self {
-        Self::Corrupt(format!("the database cannot read its files: {cause}"))
-    }
-
     pub(super) fn at(self, path: &Path) -> OpenError {
         let path = path.to_path_buf();
         match self {
-            Self::Fjall(fjall::Error::Locked) => OpenError::Locked(path),
-            Self::Fjall(
+            Self::Locked => OpenError::Locked(path),
+            Self::Io(source)
+            | Self::Index(IndexError::Fjall(
                 fjall::Error::Io(source) | fjall::Error::Storage(fjall::LsmError::Io(source)),
-            ) => OpenError::Io { path, source },
-            Self::Fjall(other) => OpenError::Corrupt {
+            )) => OpenError::Io { path, source },
+            Self::Index(error) => OpenError::Corrupt {
                 path,
-                problem: format!("{other:?}"),
+                problem: format!("its index cannot be built: {error}"),
             },
             Self::Format(found) => OpenError::Format { path, found },
+            Self::NewerKind(kind) => OpenError::NewerKind { path, kind },
             Self::Corrupt(problem) => OpenError::Corrupt { path, problem },
             Self::Acknowledged(file) => OpenError::Acknowledged(file),
         }
     }
 }
 
-impl From<fjall::Error> for StartFailure {
-    fn from(error: fjall::Error) -> Self {
-        Self::Fjall(error)
+impl From<IndexError> for StartFailure {
+    fn from(error: IndexError) -> Self {
+        Self::Index(error)
     }
 }
 
 impl From<io::Error> for StartFailure {
     fn from(error: io::Error) -> Self {
-        Self::Fjall(error.into())
+        Self::Io(error)
     }
 }
 

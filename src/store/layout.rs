@@ -1,10 +1,11 @@
-//! Keys and values of the database's keyspaces, and the totals that each commit carries. Pure.
+//! Values of the index and of the quarantine's entries, and the totals that each commit carries.
+//! Pure.
 //!
 //! ```text
-//! tasks       task id                         one entry per retained event of the task, oldest first
-//! quarantine  number (u64, big-endian)        header length (u32), header (JSON), body; encrypted (see `quarantine_keys`)
-//! meta        "format" | "epoch" | "commit"   u64, little-endian; the last is the newest commit that was durable at the last
-//!                                             checkpoint
+//! tasks         task id                    one entry per retained event of the task, oldest first
+//! quarantine    number (u64, big-endian)   where it lies in the log (see `quarantine_index`)
+//! meta          "checkpoint"               up to where the index has the log (see `index`)
+//! in the log    quarantined callback       header length (u32), header (JSON), body
 //! ```
 
 use bytes::{Buf, BufMut};
@@ -15,12 +16,9 @@ use super::clock::{Adoption, Trust};
 use crate::event::{Fingerprint, Labels, Product, Sequence, TaskStatus};
 
 /// Version of this layout. A store of another version is refused.
-pub(super) const FORMAT: u64 = 5;
+pub(super) const FORMAT: u64 = 6;
 /// Of what a backup is made of, whatever a store is made of.
-pub(super) const BACKUP_FORMAT: u64 = 4;
-pub(super) const META_FORMAT: &str = "format";
-pub(super) const META_EPOCH: &str = "epoch";
-pub(super) const META_COMMIT: &str = "commit";
+pub(super) const BACKUP_FORMAT: u64 = 5;
 
 /// What the task index knows of one retained event.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,7 +29,7 @@ pub(super) struct TaskEvent {
     pub revision: u32,
     pub status: TaskStatus,
     pub product: Product,
-    /// It has nothing but its keys any more; it is here so that a repetition is told.
+    /// Only its keys are left. It is kept so that a repetition is recognized.
     pub is_erased: bool,
 }
 
@@ -97,7 +95,8 @@ pub(super) fn parse_task(mut bytes: &[u8]) -> Result<Vec<TaskEvent>, Damaged> {
                     .and_then(|text| std::str::from_utf8(text).ok())
                     .ok_or(DAMAGED)?;
                 bytes = &bytes[length..];
-                // Mostly that of the event before: a long entry is not to have as many allocations.
+                // Mostly that of the event before. Sharing it saves an allocation for each event of
+                // a long entry.
                 match events.last() {
                     Some(last) if last.product.as_str() == text => last.product.clone(),
                     _ => Product::parse(text).map_err(|_| DAMAGED)?,
@@ -121,8 +120,8 @@ pub(super) struct Totals {
     pub quarantine_next: u64,
     pub quarantine_count: u64,
     pub quarantine_bytes: u64,
-    /// The newest time that the log's clock has stamped something with, in microseconds since 1970; lower again only where the
-    /// clock was set back.
+    /// The newest time that the log's clock has stamped something with, in microseconds since 1970;
+    /// lower again only where the clock was set back.
     pub log_time_micros: i64,
     /// How far the times of what is in the log can be trusted.
     pub trust: Trust,
@@ -132,7 +131,8 @@ pub(super) struct Totals {
 
 /// The log's clock was changed by more than a little: how what was stamped before is aged.
 ///
-/// Only the last change is noted. What it says of older ones errs on the safe side: nothing is taken for older than it is.
+/// Only the last change is noted. What it says of older ones errs on the safe side: nothing is
+/// taken for older than it is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Correction {
     /// For the events up to this one,
@@ -141,7 +141,8 @@ pub(super) struct Correction {
     pub quarantined: u64,
     /// they count as received so many microseconds later than they were stamped,
     pub by_micros: i64,
-    /// but not later than at the time of the change by the changed clock, in microseconds since 1970.
+    /// but not later than at the time of the change by the changed clock, in microseconds since
+    /// 1970.
     pub at_micros: i64,
 }
 
@@ -220,7 +221,8 @@ impl Totals {
         })
     }
 
-    /// Takes note that the log's clock was changed: everything up to the event at `head` was stamped before.
+    /// Takes note that the log's clock was changed: everything up to the event at `head` was
+    /// stamped before.
     pub(super) fn correct(&mut self, head: Sequence, adoption: &Adoption) {
         let Adoption {
             at_micros,
@@ -253,9 +255,11 @@ impl Totals {
             .ok_or(TOTALS_DAMAGED)
     }
 
-    /// Takes the oldest events out, up to and including the one at `sequence`, which has so many bytes.
+    /// Takes the oldest events out, up to and including the one at `sequence`, which has so many
+    /// bytes.
     ///
-    /// Numbers that wrapped would have retention forget everything, so those that do not fit are damage.
+    /// Numbers that wrapped would have retention forget everything, so those that do not fit are
+    /// damage.
     pub(super) fn forget_event(&mut self, sequence: Sequence, bytes: u64) -> Result<(), Damaged> {
         let next = sequence.next().0;
         let gone = next
@@ -316,7 +320,8 @@ pub struct Bound {
 }
 
 impl QuarantineHeader {
-    /// Stands in for a header that cannot be read. It is of no credential, and as its age is unknown, age does not forget it.
+    /// Stands in for a header that cannot be read. It is of no credential, and as its age is
+    /// unknown, age does not forget it.
     pub(super) fn unreadable() -> Self {
         Self {
             received_at_micros: i64::MAX,

@@ -1,7 +1,8 @@
 //! A file beside the data directory that says that the directory had a log.
 //!
-//! So a disk that is not mounted, or a path that is mistyped, is no reason to begin a new log, whose epoch no client's cursor
-//! belongs to. Where the directory's parent cannot be written there is no such file; then only `log.expect_existing` tells.
+//! So a disk that is not mounted, or a path that is mistyped, is no reason to begin a new log,
+//! whose epoch no client's cursor belongs to. Where the directory's parent cannot be written there
+//! is no such file; then only `log.expect_existing` tells.
 
 use std::{
     ffi::OsString,
@@ -94,7 +95,7 @@ pub(super) fn said_by(marker: &Path) -> String {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+mod tests {
     use std::fs;
 
     use super::{
@@ -102,7 +103,7 @@ pub(super) mod tests {
         *,
     };
 
-    pub(in crate::store) const EPOCH: Epoch = Epoch(7);
+    const EPOCH: Epoch = Epoch(7);
 
     #[test]
     fn no_link_is_followed_to_note_it() {

@@ -1,9 +1,11 @@
 //! The node's own store: the log of events, the task index, the quarantine, and the log's identity.
 //!
-//! One [`Writer`] decides and commits everything, batch by batch, each with a real fsync ([`writer`]) of the log (`log`); a
-//! database has the task index (`tasks`) and the quarantine, which can be told anew from the log (`replay`). Any number of readers
-//! use [`Store`] at the same time. Readers never see beyond [`Store::head`], which moves only after the fsync: what a crash
-//! could take back is never shown. Every function here may block on the disk; callers keep it off the async threads.
+//! One [`Writer`] decides and commits everything, batch by batch, each with a real fsync
+//! ([`writer`]) of the log (`log`), which holds everything durable. A database indexes it
+//! (`index`), and is built again from it at any doubt (`replay`). Any number of readers use
+//! [`Store`] at the same time. Readers never see beyond [`Store::head`], which moves only after the
+//! fsync: what a crash could take back is never shown. Every function here may block on the disk;
+//! callers keep it off the async threads.
 
 mod acknowledged;
 mod append;
@@ -15,24 +17,26 @@ mod database;
 mod dedupe;
 mod directory;
 mod disk;
+mod doubt;
 mod error;
+mod index;
 mod layout;
 mod log;
 mod marker;
 mod open;
 mod quarantine;
+mod quarantine_index;
 mod read;
 mod replay;
 mod restore;
-mod quarantine_keys;
 mod same;
 mod shares;
 mod started;
 mod tasks;
-mod torn;
 mod writer;
 
 use std::{
+    fs::File,
     path::PathBuf,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -41,13 +45,13 @@ use std::{
 };
 
 use bytes::Bytes;
-use fjall::{Database, Keyspace};
 use uuid::Uuid;
 
 pub use append::{AppendSummary, WhenRunning};
 pub use backup::{Backup, BackupSummary};
 pub use backup_results::{BackupResult, BackupResults, BackupTaken};
 pub use clock::Clock;
+pub use database::catches_panic;
 pub use directory::{check_expected, is_part};
 pub use error::{AppendError, OpenError, ReadError, RestoreError};
 pub use layout::{Bound, QuarantineHeader};
@@ -69,11 +73,11 @@ use crate::{
 };
 use acknowledged::{Acknowledged, AcknowledgedFiles};
 use disk::Identity;
+use index::Index;
 use layout::Totals;
 use log::Log;
-use quarantine_keys::QuarantineKeys;
+use quarantine_index::QuarantineIndex;
 use shares::Shares;
-use tasks::Tasks;
 
 /// An event on its way into the log, already encoded.
 #[derive(Debug)]
@@ -98,7 +102,8 @@ pub struct Draft {
     pub raw: Bytes,
     /// It says that the task is completed, and names no output.
     pub lacks_output: bool,
-    /// Whether it takes as long if it is a duplicate: who sent it is not to learn whether its task has come before.
+    /// A duplicate must take as long as a new event: its sender must not learn whether the task is
+    /// known.
     pub conceals_duplicates: bool,
     /// The trace that its deliveries are part of; not stored.
     pub origin: Option<Arc<Origin>>,
@@ -134,7 +139,8 @@ pub enum Health {
         /// Bytes that must be free.
         needed_bytes: u64,
     },
-    /// No, until the store is opened again: a write failed, and only recovery can tell what reached the disk.
+    /// No, until the store is opened again: a write failed, and only recovery can tell what reached
+    /// the disk.
     Failed(String),
 }
 
@@ -155,22 +161,18 @@ pub struct Summary {
 pub struct Store {
     path: PathBuf,
     log: Log,
-    database: Database,
-    tasks: Tasks,
-    quarantine: Keyspace,
-    meta: Keyspace,
+    index: Index,
     epoch: Epoch,
     head: AtomicU64,
     first_available: AtomicU64,
-    /// What is in quarantine, and whose it is. The writer changes it ahead of the commit; a reader who finds a number here finds
-    /// its callback in the database, or that it is not there yet or not any more.
+    /// The quarantined callbacks by credential and product. The writer changes it ahead of the
+    /// commit.
     shares: Mutex<Shares>,
-    /// What it is encrypted by in the database.
-    quarantine_keys: QuarantineKeys,
-    /// How often events were erased since this was opened: a reader of some before that looks again.
+    /// The places of the quarantined callbacks in the log. The writer changes it after the commit.
+    quarantine: Mutex<QuarantineIndex>,
+    /// How often events were erased since this was opened: a reader of some before that looks
+    /// again.
     erasures: AtomicU64,
-    /// The database's writes below this number are synced.
-    database_next: AtomicU64,
     acknowledged_files: AcknowledgedFiles,
     started: Started,
     backup_results: BackupResults,
@@ -179,6 +181,8 @@ pub struct Store {
     identity: Identity,
     totals: Mutex<Totals>,
     health: Mutex<Health>,
+    /// Given back last.
+    _directory_lock: File,
 }
 
 impl Store {
@@ -247,7 +251,8 @@ impl Store {
         }
     }
 
-    /// How often events were erased since the store was opened. What was read from it before that must not be handed out.
+    /// How often events were erased since the store was opened. What was read from it before that
+    /// must not be handed out.
     pub fn erasures(&self) -> u64 {
         self.erasures.load(Ordering::Acquire)
     }
@@ -259,13 +264,15 @@ impl Store {
             head: self.head().0,
             quarantine_next: lock(&self.totals).quarantine_next,
             commit_next: self.log.next_commit(),
-            database_next: self.database_next.load(Ordering::Acquire),
         }
     }
 
     /// Whether writes are taken, as of the last commit or check.
     pub fn health(&self) -> Health {
-        lock(&self.health).clone()
+        match self.index.problem() {
+            Some(problem) => Health::Failed(format!("the index: {problem}")),
+            None => lock(&self.health).clone(),
+        }
     }
 }
 
@@ -278,7 +285,8 @@ impl std::fmt::Debug for Store {
     }
 }
 
-// A panic while the lock is held ends the process, so a poisoned lock is never seen; its value would still be whole.
+// A panic while the lock is held ends the process, so a poisoned lock is never seen; its value
+// would still be whole.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

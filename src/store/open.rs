@@ -1,49 +1,46 @@
-//! Opening a store: what is there is checked before anything is read or written.
-//!
-//! The database starts over with any part of itself that it cannot find, as if that part had never been. A log that goes on
-//! without its identity, its totals, its task index or its quarantine forgets what it has promised, and says nothing. So what
-//! must fit together is looked at first, by a few reads that do not grow with the log, and what does not fit is refused.
+//! Opening a store: the log first, then its index, which is built again from the log if anything
+//! about it is in doubt.
 
 use std::{
-    fs, io,
+    fs::{self, File},
+    io,
     path::Path,
-    sync::{Arc, Mutex, atomic::Ordering},
+    sync::{Arc, Mutex},
 };
 
-use fjall::{Database, PersistMode};
 use uuid::Uuid;
 
 use super::{
     BackupResults, Health, OpenError, Store,
-    acknowledged::{Acknowledged, AcknowledgedFiles, Read},
-    apply::Index,
+    acknowledged::{Acknowledged, AcknowledgedFiles},
+    apply::State,
     clock::{Clock, Newest, Source},
-    database::{self, KEYSPACES, KEYSPACES_FOLDER, META},
     dedupe::may_lack,
-    directory::{UNFINISHED, check_expected, check_not_used_up},
+    directory::{self, UNFINISHED, check_expected, check_not_used_up},
     disk::identity,
-    error::StartFailure,
-    layout::{
-        Damaged, META_COMMIT, QuarantineHeader, Totals, parse_quarantined, parse_sequence_key,
-    },
+    doubt,
+    error::{IndexError, StartFailure},
+    index::{self, Checkpoint, Index},
+    layout::{Damaged, Totals},
     lock,
-    log::{Indexed, Log},
+    log::{self, Log},
     marker,
-    quarantine_keys::{self, OVERHEAD_BYTES, QuarantineKeys},
-    replay::replay,
+    quarantine_index::QuarantineIndex,
+    replay::{ToErase, load_quarantine, replay},
+    shares::Shares,
     started::{self, Cut},
-    tasks::{RECENT_MAX, Tasks},
 };
 use crate::event::{Epoch, Selectable, Sequence, TaskId};
 
 impl Store {
-    /// Opens the store under `path`, creating it if there is none. `cache_bytes` bounds the block cache.
+    /// Opens the store under `path`, creating it if there is none. `cache_bytes` bounds the block
+    /// cache.
     pub fn open(path: &Path, cache_bytes: u64) -> Result<Self, OpenError> {
         Self::open_by(Source::system(), path, cache_bytes)
     }
 
-    /// The same for a broker: refuses a directory whose log is not there any more, and notes beside it that it has one.
-    /// `is_expected`: the log must be there in any case.
+    /// The same for a broker: refuses a directory whose log is not there any more, and notes beside
+    /// it that it has one. `is_expected`: the log must be there in any case.
     pub fn open_to_serve(
         path: &Path,
         cache_bytes: u64,
@@ -79,81 +76,47 @@ impl Store {
     ) -> Result<Self, OpenError> {
         let opened = fs::create_dir_all(path)
             .map_err(StartFailure::from)
-            .and_then(|()| {
-                database::check_folders(path)?;
-                let (database, journal_bytes) = database::recover_database(path, cache_bytes)?;
-                Self::from_database(source, path, database, journal_bytes)
-            });
+            .and_then(|()| directory::lock(path))
+            .and_then(|lock| Self::open_locked(source, path, cache_bytes, lock));
         opened.map_err(|error| error.at(path))
     }
 
-    fn from_database(
+    fn open_locked(
         source: Source,
         path: &Path,
-        database: Database,
-        journal_bytes: u64,
+        cache_bytes: u64,
+        directory_lock: File,
     ) -> Result<Self, StartFailure> {
         // First, because another version may do everything below otherwise.
-        if database.keyspace_exists(META) {
-            database::check_format(&database.keyspace(META, database::options)?)?;
-        }
-        let acknowledged = acknowledged(path)?;
+        log::check_format(path)?;
+        let acknowledged = AcknowledgedFiles::read(path)?;
         let acknowledged_files = AcknowledgedFiles::open(path)?;
-        let lost = KEYSPACES
-            .into_iter()
-            .find(|name| !database.keyspace_exists(name));
-        if let (Some(lost), Some(_)) = (lost, acknowledged) {
-            return Err(StartFailure::Corrupt(format!(
-                "the keyspace {lost} is lost"
-            )));
-        }
-        let [meta, tasks, quarantine] = database::keyspaces(&database)?;
-        let indexed = database::indexed_of(&meta)?;
-        if indexed.is_none()
-            && (acknowledged.is_some() || !tasks.is_empty()? || !quarantine.is_empty()?)
-        {
-            return Err(StartFailure::Corrupt(
-                "the log's identity is lost".to_owned(),
-            ));
-        }
-        let OpenedLog {
+        let (opened, is_new_log) = open_or_begin(path, acknowledged)?;
+        let log::Opened {
             log,
             totals,
-            cut_bytes,
-            is_new: begins,
-        } = open_or_begin(path, acknowledged, indexed)?;
-        let started = started::judge(
-            path,
-            log.epoch(),
-            begins,
-            Cut {
-                log_bytes: cut_bytes,
-                journal_bytes,
-            },
-        );
-        if indexed.is_none() {
-            database::write_identity(&database, &meta, log.epoch(), 0)?;
-        }
-        let quarantine_keys = open_quarantine_keys(path, &totals)?;
-        let tasks = Tasks::new(database.clone(), tasks, RECENT_MAX);
+            torn_bytes,
+        } = opened;
+        let cut = Cut {
+            log_bytes: torn_bytes,
+        };
+        let started = started::judge(path, log.epoch(), is_new_log, cut);
+
+        let Indexed {
+            index,
+            quarantine,
+            shares,
+            to_erase: ToErase { places, copies },
+        } = Indexed::open(path, cache_bytes, &log, &totals)?;
+        // What is damaged is no reason to refuse everything else: it has been logged.
+        log.erase(&places, &copies)?;
+        log.note_quarantine_from(lock(&quarantine).first_segment());
+
         let is_new = totals.head()?.0 == 0 && totals.quarantine_next == 0;
         let newest = Newest {
             micros: totals.log_time_micros,
             trust: totals.trust,
         };
-        let shares = Mutex::default();
-        let index = Index {
-            tasks: &tasks,
-            database: &database,
-            quarantine: &quarantine,
-            quarantine_keys: &quarantine_keys,
-            shares: &shares,
-        };
-        let to_erase = replay(&log, index, &totals)?;
-        // What is damaged is no reason to refuse everything else: it has been logged.
-        log.erase(&to_erase.places, &to_erase.numbers)?;
-        add_shares(index)?;
-        quarantine_keys.erase_unused_keys()?;
         let clock = Arc::new(Clock::start(source, (!is_new).then_some(newest)));
         let store = Self {
             path: path.into(),
@@ -165,213 +128,225 @@ impl Store {
             head: totals.head()?.0.into(),
             first_available: totals.first_available.into(),
             shares,
-            quarantine_keys,
+            quarantine,
             erasures: 0.into(),
-            database_next: 0.into(),
             identity: identity(path),
             totals: totals.into(),
             health: Health::Writable.into(),
             log,
-            database,
-            tasks,
-            quarantine,
-            meta,
+            index,
+            _directory_lock: directory_lock,
         };
-        store.check_events(&totals)?;
-        store.check_quarantine(&totals)?;
+
         store.checkpoint()?;
         if acknowledged.is_none() && store.head().0 > 0 {
             tracing::warn!(
                 "nothing tells whether the log is whole: the file `acknowledged` and its copy are missing"
             );
         }
-        // Durably, because the database's numbers may be lower than they were.
         store.acknowledged_files.begin(path, store.acknowledged())?;
         started::note_open(path, store.epoch())?;
         sync_names(path)?;
         Ok(store)
     }
 
-    /// Tells the database what it does not know yet and makes all of it durable, so that no start has to tell it again; then
-    /// what is forgotten can go.
-    pub(super) fn checkpoint(&self) -> fjall::Result<()> {
-        // In this order: what was committed meanwhile is synced, too, but not counted; and all commits before that segment have
-        // been applied.
-        let up_to = self.log.checkpoint_max();
+    /// Has the index take in what it does not have yet, durably, so that no start has to replay it;
+    /// then forgotten segments can go.
+    pub(super) fn checkpoint(&self) -> Result<(), IndexError> {
+        // In this order: what is committed meanwhile is synced, too, but not counted; and all
+        // commits before that segment have been applied.
+        let replay_from = self.log.checkpoint_max();
         let first_available = Sequence(lock(&self.totals).first_available);
-        let applied = self.log.applied();
-        self.tasks.flush()?;
-        // What the database has must not be readable by nothing.
-        self.quarantine_keys.sync()?;
-        // Its own work takes numbers, too, which a crash may give out again; but none below that of the entry that is synced here.
-        let database_next = self.database.seqno();
-        self.meta.insert(META_COMMIT, applied.to_le_bytes())?;
-        self.database.persist(PersistMode::SyncAll)?;
-        self.database_next.store(database_next, Ordering::Release);
-        self.log.checkpoint(up_to, first_available);
+        let checkpoint = Checkpoint {
+            epoch: self.epoch,
+            commit: self.log.applied(),
+            replay_from,
+        };
+        let quarantine = lock(&self.quarantine).take_changes();
+        self.index.sync(checkpoint, quarantine)?;
+        self.log.note_checkpoint(replay_from, first_available);
         Ok(())
     }
-
-    fn check_events(&self, totals: &Totals) -> Result<(), StartFailure> {
-        let (first, head) = (self.first_available(), self.head());
-        // A task index that was lost and has begun anew knows neither or only the newest.
-        let ends = if totals.event_count > 0 {
-            &[first, head][..]
-        } else {
-            &[]
-        };
-        for &place in ends {
-            let record = self.log.get(place)?;
-            let task_id =
-                TaskId::parse(record.task_id()).map_err(|_| Damaged("task id of an event"))?;
-            let events = self.tasks.get::<StartFailure>(&task_id)?;
-            let is_known = events.iter().any(|event| event.sequence == place)
-                || (record.status().is_terminal() && may_lack(&events, record.product(), place));
-            if !is_known {
-                return Err(StartFailure::Corrupt(format!(
-                    "the task index does not know event {}",
-                    place.0
-                )));
-            }
-        }
-        Ok(())
-    }
-
-    fn check_quarantine(&self, totals: &Totals) -> Result<(), StartFailure> {
-        if totals.quarantine_count == 0 {
-            return Ok(());
-        }
-        let number = |entry: Option<fjall::Guard>| match entry {
-            Some(entry) => Ok::<_, StartFailure>(Some(parse_sequence_key(&entry.key()?)?.0)),
-            None => Ok(None),
-        };
-        let ends = (
-            number(self.quarantine.first_key_value())?,
-            number(self.quarantine.last_key_value())?,
-        );
-        match ends {
-            (Some(oldest), Some(newest))
-                if newest <= totals.quarantine_next
-                    && newest - oldest >= totals.quarantine_count - 1 =>
-            {
-                Ok(())
-            }
-            _ => {
-                let problem = format!(
-                    "{} callbacks must be in quarantine, and are not",
-                    totals.quarantine_count
-                );
-                Err(StartFailure::Corrupt(problem))
-            }
-        }
-    }
 }
 
-/// What was acknowledged; `None` if nothing says so.
-fn acknowledged(path: &Path) -> Result<Option<Acknowledged>, StartFailure> {
-    let Read {
-        acknowledged,
-        damaged,
-    } = AcknowledgedFiles::read(path)?;
-    match (acknowledged, damaged) {
-        (None, Some(file)) => Err(StartFailure::Acknowledged(file)),
-        (acknowledged, None) => Ok(acknowledged),
-        (acknowledged, Some(file)) => {
-            tracing::warn!(path = %file.display(), "damaged, and replaced by what its other copy says");
-            Ok(acknowledged)
-        }
-    }
-}
-
-/// The log of a data directory.
-struct OpenedLog {
-    log: Log,
-    totals: Totals,
-    /// Of a last commit that a crash has torn.
-    cut_bytes: u64,
-    is_new: bool,
-}
-
-/// Opens the log, or begins one where none is and none has to be.
+/// Opens the log, or begins one where none is and none has to be; true if it begins.
 fn open_or_begin(
     path: &Path,
     acknowledged: Option<Acknowledged>,
-    indexed: Option<Indexed>,
-) -> Result<OpenedLog, StartFailure> {
-    if let Some((log, totals, cut_bytes)) = Log::open(path, acknowledged, indexed)? {
-        return Ok(OpenedLog {
-            log,
-            totals,
-            cut_bytes,
-            is_new: false,
-        });
+) -> Result<(log::Opened, bool), StartFailure> {
+    // The log is made before its index.
+    let is_begun = acknowledged.is_some() || path.join(index::FOLDER).try_exists()?;
+    if let Some(opened) = Log::open(path, acknowledged, is_begun)? {
+        return Ok((opened, false));
     }
 
     let totals = Totals {
         first_available: 1,
         ..Totals::default()
     };
-    Ok(OpenedLog {
+    let opened = log::Opened {
         log: Log::create(path, new_epoch(), totals)?,
         totals,
-        cut_bytes: 0,
-        is_new: true,
-    })
+        torn_bytes: 0,
+    };
+    Ok((opened, true))
 }
 
-/// The keys of the quarantine; without them nothing of it can be read.
-fn open_quarantine_keys(path: &Path, totals: &Totals) -> Result<QuarantineKeys, StartFailure> {
-    if totals.quarantine_count > 0 && !path.join(quarantine_keys::FILE).try_exists()? {
-        return Err(StartFailure::Corrupt(format!(
-            "the keys of the quarantine ({}) are lost",
-            quarantine_keys::FILE
-        )));
-    }
-    Ok(QuarantineKeys::open(path)?)
+/// An index, and what a replay has brought to memory beside it.
+struct Indexed {
+    index: Index,
+    quarantine: Mutex<QuarantineIndex>,
+    shares: Mutex<Shares>,
+    to_erase: ToErase,
 }
 
-/// Adds the quarantined callbacks that the replay has not brought to the shares: reads them, at most
-/// `quarantine.retention_bytes_max`. Notes their keys.
-fn add_shares(index: Index<'_>) -> Result<(), StartFailure> {
-    let mut shares = lock(index.shares);
-    for entry in index.quarantine.iter() {
-        let (key, value) = entry.into_inner()?;
-        let number = parse_sequence_key(&key)?.0;
-        if shares.get(number).is_some() {
-            continue;
+impl Indexed {
+    /// The index of the log, brought to where the log is. At any doubt it is built again: it has
+    /// nothing that the log has not.
+    fn open(
+        path: &Path,
+        cache_bytes: u64,
+        log: &Log,
+        totals: &Totals,
+    ) -> Result<Self, StartFailure> {
+        let tried = match doubt::said_in(path) {
+            Some(problem) => Err(IndexError::Doubt(problem).into()),
+            None => Self::caught_up(path, cache_bytes, log, totals),
+        };
+        match tried {
+            Err(StartFailure::Index(error)) if error.is_doubt() => {
+                tracing::warn!(problem = %error, commits = log.applied(), "the index is built again from the log");
+                Self::built(path, cache_bytes, log, totals)
+            }
+            tried => tried,
         }
-        index.quarantine_keys.note(number, &value);
-        // A reader reports one that is damaged.
-        let header = index
-            .quarantine_keys
-            .unseal(number, &value)
-            .and_then(|value| Ok(parse_quarantined(&value)?.0))
-            .unwrap_or_else(|Damaged(_)| QuarantineHeader::unreadable());
-        let bytes = value.len().saturating_sub(OVERHEAD_BYTES) as u64;
-        shares.add(
-            number,
-            &header.credential,
-            &header.product,
-            bytes,
-            header.received_at_micros,
-        );
     }
-    Ok(())
+
+    /// That which is there, with the commits that it does not have yet.
+    fn caught_up(
+        path: &Path,
+        cache_bytes: u64,
+        log: &Log,
+        totals: &Totals,
+    ) -> Result<Self, StartFailure> {
+        let index = Index::open(path, cache_bytes)?;
+        let from = replay_from(index.checkpoint, log).map_err(IndexError::Doubt)?;
+        let mut indexed = Self::of(index);
+        load_quarantine(&indexed.index, indexed.state())?;
+        indexed.to_erase = replay(log, indexed.state(), totals, Some(from))?;
+        indexed.check(log, totals)?;
+        Ok(indexed)
+    }
+
+    /// A new one in its place, with all commits.
+    fn built(
+        path: &Path,
+        cache_bytes: u64,
+        log: &Log,
+        totals: &Totals,
+    ) -> Result<Self, StartFailure> {
+        index::remove(path)?;
+        let mut indexed = Self::of(Index::open(path, cache_bytes)?);
+        indexed.to_erase = replay(log, indexed.state(), totals, None)?;
+        // What does not fit now is not the index's fault.
+        indexed.check(log, totals).map_err(|error| match error {
+            StartFailure::Index(IndexError::Doubt(problem)) => StartFailure::Corrupt(problem),
+            other => other,
+        })?;
+        tracing::info!("the index is built");
+        Ok(indexed)
+    }
+
+    fn of(index: Index) -> Self {
+        Self {
+            index,
+            quarantine: Mutex::default(),
+            shares: Mutex::default(),
+            to_erase: ToErase::default(),
+        }
+    }
+
+    fn state(&self) -> State<'_> {
+        State {
+            tasks: &self.index.tasks,
+            quarantine: &self.quarantine,
+            shares: &self.shares,
+        }
+    }
+
+    /// Whether it has what it must have, by a few reads that do not grow with the log.
+    fn check(&self, log: &Log, totals: &Totals) -> Result<(), StartFailure> {
+        let (count, bytes) = lock(&self.quarantine).count_and_bytes();
+        if (count, bytes) != (totals.quarantine_count, totals.quarantine_bytes) {
+            let problem = format!(
+                "{} callbacks must be in quarantine, and {count} are",
+                totals.quarantine_count
+            );
+            return Err(IndexError::Doubt(problem).into());
+        }
+
+        // An index that has lost its tasks knows neither.
+        let ends = if totals.event_count > 0 {
+            &[Sequence(totals.first_available), totals.head()?][..]
+        } else {
+            &[]
+        };
+        for &place in ends {
+            let record = log.get(place)?;
+            let task_id =
+                TaskId::parse(record.task_id()).map_err(|_| Damaged("task id of an event"))?;
+            let events = self.index.tasks.get(&task_id)?;
+            let is_known = events.iter().any(|event| event.sequence == place)
+                || (record.status().is_terminal() && may_lack(&events, record.product(), place));
+            if !is_known {
+                let problem = format!("it does not know event {}", place.0);
+                return Err(IndexError::Doubt(problem).into());
+            }
+        }
+        Ok(())
+    }
 }
 
-/// Makes the names of what is there durable. A file's own sync does so on most file systems, but none has promised it.
+/// The segment with which to begin to replay, or why a checkpoint cannot be believed.
+fn replay_from(checkpoint: Option<Checkpoint>, log: &Log) -> Result<u64, String> {
+    let newest = log.applied();
+    let Some(checkpoint) = checkpoint else {
+        return if newest == 0 {
+            Ok(0)
+        } else {
+            Err("there is none, or it does not say up to where it has the log".into())
+        };
+    };
+    let Checkpoint {
+        epoch,
+        commit,
+        replay_from,
+    } = checkpoint;
+    if epoch != log.epoch() {
+        return Err(format!("it is that of log {epoch}"));
+    }
+    if commit > newest {
+        return Err(format!(
+            "it has {commit} commits, and the log ends behind {newest}"
+        ));
+    }
+    match log.first_commit_of(replay_from) {
+        Some(first) if first <= commit + 1 => Ok(replay_from),
+        _ => Err(format!(
+            "it ends behind commit {commit}, and the log begins later"
+        )),
+    }
+}
+
+/// Makes the names of what is there durable. A file's own sync does so on most file systems, but
+/// none has promised it.
 fn sync_names(path: &Path) -> io::Result<()> {
-    let folders = [
-        Some(path.join(KEYSPACES_FOLDER)),
-        Some(path.to_path_buf()),
-        path.parent().map(Path::to_path_buf),
-    ];
-    let is_named = |folder: &std::path::PathBuf| !folder.as_os_str().is_empty();
+    let folders = [Some(path), path.parent()];
     folders
         .into_iter()
         .flatten()
-        .filter(is_named)
-        .try_for_each(|folder| fs::File::open(folder)?.sync_all())
+        .filter(|folder| !folder.as_os_str().is_empty())
+        .try_for_each(|folder| File::open(folder)?.sync_all())
 }
 
 pub(super) fn new_epoch() -> Epoch {

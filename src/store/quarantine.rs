@@ -4,10 +4,10 @@ use bytes::Bytes;
 
 use super::{
     QuarantineHeader, ReadError, Store,
-    layout::{Damaged, parse_quarantined, sequence_key},
+    layout::{Damaged, parse_quarantined},
     lock,
+    log::Place,
 };
-use crate::event::Sequence;
 
 /// A callback for the quarantine.
 #[derive(Clone, Debug)]
@@ -50,25 +50,38 @@ impl Quarantined {
 }
 
 impl Store {
+    /// Where the log has a quarantined callback, each copy with its number.
+    pub(super) fn copies_of(&self, number: u64) -> Vec<(u64, Place)> {
+        let held = lock(&self.quarantine).get(number);
+        let copies = held
+            .into_iter()
+            .flat_map(|held| held.copies().collect::<Vec<_>>());
+        copies.map(|place| (number, place)).collect()
+    }
+
     /// The quarantined callback with this number, if it exists.
     pub fn quarantined(&self, number: u64) -> Result<Option<Quarantined>, ReadError> {
-        let key = sequence_key(Sequence(number));
-        let Some(sealed) = self.quarantine.get(key)? else {
-            return Ok(None);
-        };
-        match self
-            .quarantine_keys
-            .unseal(number, &sealed)
-            .and_then(|bytes| read(number, &bytes))
-        {
-            // It was taken out meanwhile, and its key with it.
-            Err(_) if !self.quarantine.contains_key(key)? => Ok(None),
-            read => Ok(Some(read?)),
+        let held = || lock(&self.quarantine).get(number);
+        let mut place = held().map(|held| held.newest);
+        loop {
+            let Some(at) = place else { return Ok(None) };
+            let value = self.log.quarantined(number, at);
+            match value.and_then(|value| Ok(value.map(|value| read(number, &value)).transpose()?)) {
+                Ok(Some(read)) => return Ok(Some(read)),
+                failed => {
+                    // It was taken out, or written again, while it was read.
+                    let now = held().map(|held| held.newest);
+                    if now == place {
+                        return failed;
+                    }
+                    place = now;
+                }
+            }
         }
     }
 
-    /// Quarantined callbacks with numbers above `after`, oldest first: at most `count_max`, and at most `bytes_max` after the
-    /// first, of bodies and all else.
+    /// Quarantined callbacks with numbers above `after`, oldest first: at most `count_max`, and at
+    /// most `bytes_max` after the first, of bodies and all else.
     pub fn quarantined_after(
         &self,
         after: u64,
@@ -76,7 +89,8 @@ impl Store {
         bytes_max: usize,
     ) -> Result<Vec<Quarantined>, ReadError> {
         let (mut found, mut bytes, mut looked_at) = (Vec::new(), 0, after);
-        // Some at a time: what is not there is not durable yet, or was forgotten meanwhile, and the next ones are looked at.
+        // Some at a time: what is not there is not durable yet, or was forgotten meanwhile, and the
+        // next ones are looked at.
         while found.len() < count_max {
             let numbers: Vec<_> = lock(&self.shares)
                 .after(looked_at)

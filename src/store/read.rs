@@ -1,4 +1,5 @@
-//! Reading the log: in order, backwards, by task and by time. Blocking, bounded, never beyond the head.
+//! Reading the log: in order, backwards, by task and by time. Blocking, bounded, never beyond the
+//! head.
 
 use std::ops::{ControlFlow, RangeInclusive};
 
@@ -55,7 +56,7 @@ impl Keep {
     }
 }
 
-/// Memory that records hold which were read: their own, and what they share a block with that nobody wants.
+/// Memory that records hold: their own bytes, and the rest of the blocks that they share.
 pub fn bytes_held(records: &[Record]) -> usize {
     let bytes: usize = records.iter().map(Record::len).sum();
     bytes + bytes.min(LARGE_READ_BYTES)
@@ -84,7 +85,8 @@ pub struct Chunk {
 }
 
 impl Store {
-    /// Reads forwards from behind `after` up to and including `up_to`, which must not be beyond the head.
+    /// Reads forwards from behind `after` up to and including `up_to`, which must not be beyond the
+    /// head.
     pub fn read_after(
         &self,
         after: Sequence,
@@ -115,7 +117,8 @@ impl Store {
         }
     }
 
-    /// Reads backwards from before `before` down to and including `first`, as far as it is retained.
+    /// Reads backwards from before `before` down to and including `first`, as far as it is
+    /// retained.
     pub fn read_before(
         &self,
         before: Sequence,
@@ -136,7 +139,8 @@ impl Store {
             Ok(collector.take(record))
         }) {
             Ok(()) => Ok(collector.finish()),
-            // Retention has taken the oldest meanwhile: the page then ends there, as it would a moment later.
+            // Retention has taken the oldest meanwhile: the page then ends there, as it would a
+            // moment later.
             Err(_) if collector.chunk.scanned_to <= self.first_available() => {
                 Ok(collector.finish())
             }
@@ -144,7 +148,8 @@ impl Store {
         }
     }
 
-    /// Where the events of these tasks are that were not erased, oldest first, as far as `range` goes and `keep` lets it.
+    /// Where the events of these tasks are that were not erased, oldest first, as far as `range`
+    /// goes and `keep` lets it.
     pub fn task_events<'a>(
         &self,
         task_ids: impl IntoIterator<Item = &'a TaskId>,
@@ -166,14 +171,15 @@ impl Store {
         Ok(places)
     }
 
-    /// Hands on where the events of these tasks are, erased or not, task by task, all as of one moment.
+    /// Hands on where the events of these tasks are, erased or not, task by task, all as of one
+    /// moment.
     pub fn each_task_event<'a>(
         &self,
         task_ids: impl IntoIterator<Item = &'a TaskId>,
         range: RangeInclusive<Sequence>,
         mut each: impl FnMut(TaskPlace),
     ) -> Result<(), ReadError> {
-        self.tasks.each(task_ids, |task_id, events| {
+        self.index.tasks.each(task_ids, |task_id, events| {
             for event in events
                 .iter()
                 .filter(|event| range.contains(&event.sequence))
@@ -189,13 +195,14 @@ impl Store {
         })
     }
 
-    /// Where all retained events of a product's task are, erased or not. The index may not name all of them; then the whole log is read.
+    /// Where all retained events of a product's task are, erased or not. The index may not name all
+    /// of them; then the whole log is read.
     pub fn places_of_task(
         &self,
         task_id: &TaskId,
         product: &Product,
     ) -> Result<Vec<Sequence>, ReadError> {
-        let named = self.tasks.get::<ReadError>(task_id)?;
+        let named = self.index.tasks.get(task_id)?;
         if !may_lack_some(&named) {
             let of_product = named.into_iter().filter(|event| event.product == *product);
             return Ok(of_product.map(|event| event.sequence).collect());
@@ -229,7 +236,8 @@ impl Store {
         }
     }
 
-    /// The records at these places, in the order given, up to `bytes_max` after the first; fewer are no error.
+    /// The records at these places, in the order given, up to `bytes_max` after the first; fewer
+    /// are no error.
     pub fn get_all(&self, places: &[Sequence], bytes_max: usize) -> Result<Vec<Record>, ReadError> {
         let mut records: Vec<Record> = Vec::with_capacity(places.len());
         let mut bytes = 0;
@@ -249,13 +257,16 @@ impl Store {
         self.clock.meant_by(micros)
     }
 
-    /// The place before the first event whose log time is at or after `micros` (microseconds since 1970).
+    /// The place before the first event whose log time is at or after `micros` (microseconds since
+    /// 1970).
     ///
-    /// The log time falls along the log only where the log's clock was set back. So every event received at or after `micros`
-    /// lies behind that place; of what was received by a clock that was ahead, only what came after the time that is meant.
+    /// The log time falls along the log only where the log's clock was set back. So every event
+    /// received at or after `micros` lies behind that place; of what was received by a clock that
+    /// was ahead, only what came after the time that is meant.
     ///
-    /// Only the newest change of the clock is noted. If the log still has events from before an older one, the place is exact for
-    /// times since then, and may be off by as much as that change for times before.
+    /// Only the newest change of the clock is noted. If the log still has events from before an
+    /// older one, the place is exact for times since then, and may be off by as much as that change
+    /// for times before.
     pub fn seek_time(&self, micros: i64) -> Result<Sequence, ReadError> {
         let micros = self.log_time(micros);
         let Correction {

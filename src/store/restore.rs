@@ -1,8 +1,7 @@
 //! A new store from a backup. Works without a broker, in a directory of its own.
 //!
-//! The first thing written says what the store is to have, the last is its identity, after everything has been
-//! checked: what is cut off in between is refused by every start. Where another log is appended, what is restored has to be opened
-//! before it is whole; then a file says until the end that it is not, and every start refuses that, too.
+//! A marker file says that the directory is not complete yet. It is removed when everything has
+//! been checked; until then every start is refused.
 
 use std::{
     fs::{self, File},
@@ -11,29 +10,24 @@ use std::{
     sync::Arc,
 };
 
-use fjall::Keyspace;
 use jiff::Timestamp;
-use uuid::Uuid;
 use xxhash_rust::xxh3::Xxh3;
 
 use super::{
     AppendError, AppendSummary, RestoreError, Store,
     acknowledged::{Acknowledged, AcknowledgedFiles},
     append::{self, Other, Stopped, WhenRunning},
-    backup::{Audit, BackupSummary, END, MAGIC, Part},
+    backup::{Audit, BackupSummary, END, MAGIC, Part, parse_event},
     backup_results,
     clock::Source,
-    database::{keyspaces, open_database, write_identity},
     directory::{APPEND_COPY, UNFINISHED},
     error::StartFailure,
-    layout::{BACKUP_FORMAT, Damaged, Totals, parse_sequence_key, parse_u64},
+    layout::{BACKUP_FORMAT, Totals, parse_sequence_key, parse_u64},
     lock,
-    log::{FrameBuilder, Log},
+    log::{FrameBuilder, Log, Logged},
     open::new_epoch,
-    quarantine_keys::QuarantineKeys,
     started,
 };
-use crate::event::{Fingerprint, Record};
 
 /// Memory for blocks while restoring: nothing is read twice.
 const CACHE_BYTES: u64 = 8 * 1024 * 1024;
@@ -42,15 +36,20 @@ const BATCH_BYTES: usize = 64 * 1024;
 /// No key or value has more: the largest body twice, and some.
 const LENGTH_MAX: u32 = 256 * 1024 * 1024;
 
-/// Makes a new store of a backup, with an epoch of its own, in a directory that is empty or does not exist; durable when this
-/// returns. If it fails, it leaves the directory empty.
+/// Makes a new store of a backup, with an epoch of its own, in a directory that is empty or does
+/// not exist; durable when this returns. If it fails, it leaves the directory empty.
 pub fn restore(backup: impl Read, path: &Path) -> Result<BackupSummary, RestoreError> {
     make_empty(path)?;
-    settled(fill(backup, path), path)
+    let restored = begin(path).and_then(|()| {
+        let summary = fill(backup, path)?;
+        end_of(path)?;
+        Ok(summary)
+    });
+    finished(restored, path)
 }
 
-/// The same, and adds behind it what the data directory of another broker has, which must not run. At the end a file
-/// in that directory says that it is used up; else nothing of it is changed.
+/// The same, and adds behind it what the data directory of another broker has, which must not run.
+/// At the end a file in that directory says that it is used up; else nothing of it is changed.
 pub fn restore_and_append(
     backup: impl Read,
     path: &Path,
@@ -65,7 +64,7 @@ pub fn restore_and_append(
         WhenRunning::Refuse => Some(Stopped::hold(other)?),
         WhenRunning::Wait(_) => None,
     };
-    settled(
+    finished(
         fill_and_append(backup, path, || {
             stopped_by_then(stopped, other, when_running)
         }),
@@ -95,7 +94,7 @@ fn make_empty(path: &Path) -> Result<(), RestoreError> {
 }
 
 /// Makes a restored directory durable, or empties it.
-fn settled<T>(restored: Result<T, RestoreError>, path: &Path) -> Result<T, RestoreError> {
+fn finished<T>(restored: Result<T, RestoreError>, path: &Path) -> Result<T, RestoreError> {
     let cannot = |error: io::Error| RestoreError::Store(StartFailure::from(error).at(path));
     match &restored {
         Ok(_) => sync_directory(path.canonicalize().map_err(cannot)?.parent()).map_err(cannot)?,
@@ -111,11 +110,7 @@ fn fill_and_append(
     other: impl FnOnce() -> Result<Stopped, AppendError>,
 ) -> Result<(BackupSummary, AppendSummary), RestoreError> {
     let cannot = |error: io::Error| RestoreError::Store(StartFailure::from(error).at(path));
-    let unfinished = path.join(UNFINISHED);
-    File::create(&unfinished)
-        .and_then(|file| file.sync_all())
-        .map_err(cannot)?;
-    sync_directory(Some(path)).map_err(cannot)?;
+    begin(path)?;
     let summary = fill(backup, path)?;
 
     // Held until all of it is appended: nothing comes that would not be.
@@ -133,26 +128,36 @@ fn fill_and_append(
 
     started::note_restored(path, epoch).map_err(cannot)?;
     if !appended.is_nothing() {
-        // No backup has what was appended: the newest is as old as the newest event of the one that was restored.
-        // Not 0, which would say that there has been none.
+        // No backup has what was appended: the newest is as old as the newest event of the one that
+        // was restored. Not 0, which would say that there has been none.
         let at = Timestamp::from_microsecond(backed_up_micros.max(1_000_000)).unwrap_or_default();
         backup_results::note_restored(path, epoch, at, summary.backup_bytes).map_err(cannot)?;
     }
     fs::remove_dir_all(path.join(APPEND_COPY)).map_err(cannot)?;
     sync_directory(Some(path)).map_err(cannot)?;
 
-    // Before this is a log, and while nobody else can start there.
+    // Before this is a log, and while no other process can start there.
     if let Err(error) = stopped.mark_used_up(path) {
         stopped.unmark(); // it may be there although it is not durable
         return Err(error.into());
     }
     // From here on it is a log.
-    let done = fs::remove_file(unfinished).and_then(|()| sync_directory(Some(path)));
-    if done.is_err() {
-        stopped.unmark();
-    }
-    done.map_err(cannot)?;
+    end_of(path).inspect_err(|_| stopped.unmark())?;
     Ok((summary, appended))
+}
+
+/// Creates the marker durably.
+fn begin(path: &Path) -> Result<(), RestoreError> {
+    let begun = File::create(path.join(UNFINISHED))
+        .and_then(|file| file.sync_all())
+        .and_then(|()| sync_directory(Some(path)));
+    begun.map_err(|error| RestoreError::Store(StartFailure::from(error).at(path)))
+}
+
+/// Removes the marker durably.
+fn end_of(path: &Path) -> Result<(), RestoreError> {
+    let ended = fs::remove_file(path.join(UNFINISHED)).and_then(|()| sync_directory(Some(path)));
+    ended.map_err(|error| RestoreError::Store(StartFailure::from(error).at(path)))
 }
 
 fn fill(backup: impl Read, path: &Path) -> Result<BackupSummary, RestoreError> {
@@ -166,53 +171,27 @@ fn fill(backup: impl Read, path: &Path) -> Result<BackupSummary, RestoreError> {
         head,
         quarantine_next: totals.quarantine_next,
         commit_next: 0,
-        database_next: 0,
     };
     acknowledged_files
         .begin(path, acknowledged)
         .map_err(|error| cannot(error.into()))?;
     let mut audit = Audit::new(totals);
     let log = Log::create(path, epoch, audit.found).map_err(|error| cannot(error.into()))?;
-    let database = open_database(path, CACHE_BYTES).map_err(|error| cannot(error.into()))?;
-    let [meta, tasks, quarantine] = keyspaces(&database).map_err(|error| cannot(error.into()))?;
-    let quarantine_keys = QuarantineKeys::open(path).map_err(|error| cannot(error.into()))?;
 
-    // Past the database's journal, as checkpoints do: what they remove later must not come back from there.
-    let mut index = tasks
-        .start_ingestion()
-        .map_err(|error| cannot(error.into()))?;
-    let mut add_task = |key: Vec<u8>, value: Vec<u8>| index.write(key, value);
     let mut more = true;
     while more {
         let before = audit.found;
-        let (mut frame, mut batch) = (FrameBuilder::new(), database.batch());
-        let to = &mut Restored {
-            frame: &mut frame,
-            batch: &mut batch,
-            add_task: &mut add_task,
-            quarantine: &quarantine,
-            quarantine_keys: &quarantine_keys,
-        };
-        more = read_batch(&mut input, &mut audit, to, cannot)?;
+        let mut frame = FrameBuilder::new();
+        more = read_batch(&mut input, &mut audit, &mut frame)?;
         if !frame.is_empty() {
             log.append(frame, &before, &audit.found)
                 .map_err(|error| cannot(error.into()))?;
         }
-        batch.commit().map_err(|error| cannot(error.into()))?;
     }
-    index.finish().map_err(|error| cannot(error.into()))?;
-    // The index is a part of the backup, so no start may make it anew from these events, of which the log knows only the
-    // records: whatever is told again lies behind them.
-    let finished = log
-        .finish(&audit.found)
-        .and_then(|()| quarantine_keys.sync())
-        .map_err(StartFailure::from);
-    let told = log.next_commit() - 1;
-    finished
-        .and_then(|()| Ok(write_identity(&database, &meta, epoch, told)?))
-        .map_err(cannot)?;
-    drop((meta, tasks, quarantine, database, log));
-    // Starts as the broker would, with all its checks.
+    log.sync().map_err(|error| cannot(error.into()))?;
+    drop(log);
+
+    // Starts as the broker would, with all its checks, and builds the index.
     let now = Store::open_unfinished(Source::system(), path, CACHE_BYTES)?
         .clock()
         .now();
@@ -220,15 +199,6 @@ fn fill(backup: impl Read, path: &Path) -> Result<BackupSummary, RestoreError> {
         .map_err(|error| cannot(error.into()))?;
     started::note_restored(path, epoch).map_err(|error| cannot(error.into()))?;
     Ok(audit.summary(input.read))
-}
-
-/// Where entries go.
-struct Restored<'a> {
-    frame: &'a mut FrameBuilder,
-    batch: &'a mut fjall::OwnedWriteBatch,
-    add_task: &'a mut dyn FnMut(Vec<u8>, Vec<u8>) -> fjall::Result<()>,
-    quarantine: &'a Keyspace,
-    quarantine_keys: &'a QuarantineKeys,
 }
 
 fn header(input: &mut Input<impl Read>) -> Result<Totals, RestoreError> {
@@ -247,8 +217,7 @@ fn header(input: &mut Input<impl Read>) -> Result<Totals, RestoreError> {
 fn read_batch(
     input: &mut Input<impl Read>,
     audit: &mut Audit,
-    to: &mut Restored<'_>,
-    cannot: impl Fn(StartFailure) -> RestoreError,
+    frame: &mut FrameBuilder,
 ) -> Result<bool, RestoreError> {
     let mut bytes = 0;
     while bytes < BATCH_BYTES {
@@ -258,18 +227,16 @@ fn read_batch(
         bytes += key.len() + value.len();
         match part {
             Part::Events => {
-                let record = Record::from_stored(parse_sequence_key(&key)?, value.into())
-                    .map_err(|_| Damaged("event"))?;
-                to.frame.event(Uuid::nil(), Fingerprint::default(), &record);
+                let Logged {
+                    event_id,
+                    fingerprint,
+                    record,
+                } = parse_event(parse_sequence_key(&key)?, value.into())?;
+                frame.event(event_id, fingerprint, &record);
             }
-            Part::Tasks => (to.add_task)(key, value).map_err(|error| cannot(error.into()))?,
-            Part::Quarantine => {
-                let sealed = to
-                    .quarantine_keys
-                    .seal(parse_sequence_key(&key)?.0, &value)
-                    .map_err(|error| cannot(error.into()))?;
-                to.batch.insert(to.quarantine, key, sealed);
-            }
+            // It was erased while the backup was taken.
+            Part::Quarantine if value.is_empty() => {}
+            Part::Quarantine => frame.quarantined(parse_sequence_key(&key)?.0, &value),
         }
     }
     Ok(true)
@@ -368,7 +335,8 @@ impl<R: Read> Input<R> {
     }
 }
 
-/// Removes what was put into a directory that was empty before; last what refuses a start until then.
+/// Removes what was put into a directory that was empty before; last what refuses a start until
+/// then.
 fn clear(path: &Path) -> io::Result<()> {
     for entry in fs::read_dir(path)? {
         let entry = entry?;

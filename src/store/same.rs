@@ -1,9 +1,10 @@
 //! What of another log the restored one has already, where the task index cannot tell.
 //!
-//! Both logs may have a past in common: the other one may itself be a restored backup, or a copy. Of a task with very many terminal
-//! events the index names only some, and which ones changes with each that is appended. So of such a task the events that were there
-//! before the append are looked up in the log itself. The quarantine has no index by content: its callbacks are compared by their
-//! time and their bodies.
+//! Both logs may have a past in common: the other one may itself be a restored backup, or a copy.
+//! Of a task with very many terminal events the index names only some, and which ones changes with
+//! each that is appended. So of such a task the events that were there before the append are looked
+//! up in the log itself. The quarantine has no index by content: its callbacks are compared by
+//! their time and their bodies.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -73,7 +74,8 @@ pub(super) struct Before<'a> {
     restored: &'a Store,
     other: &'a Store,
     head: Sequence,
-    /// Tasks of which an index may lack some; read when the first is met, as there is hardly ever one.
+    /// Tasks of which an index may lack some; read when the first is met, as there is hardly ever
+    /// one.
     crowded: Option<HashMap<Task, Had>>,
     /// Numbers of the restored quarantine by the time of receipt; each stands for one callback.
     quarantined: HashMap<i64, Vec<u64>>,
@@ -102,14 +104,16 @@ impl<'a> Before<'a> {
         }
     }
 
-    /// Whether an event of the other log was there, though the index may not say so. `known`: what both indexes have of its task.
+    /// Whether an event of the other log was there, though the index may not say so. `known`: what
+    /// both indexes have of its task.
     pub(super) fn has_event(
         &mut self,
         record: &Record,
         fingerprint: Fingerprint,
         known: [&[TaskEvent]; 2],
     ) -> Result<bool, ReadError> {
-        // Only names of terminal events are given up, and only where both logs together have more than that.
+        // Only names of terminal events are given up, and only where both logs together have more
+        // than that.
         if !record.status().is_terminal() || !known.into_iter().any(may_lack_some) {
             return Ok(false);
         }
@@ -123,21 +127,20 @@ impl<'a> Before<'a> {
             .is_some_and(|had| had.has(record, fingerprint)))
     }
 
-    /// All such tasks that the other log has from a place on, and what the restored one had of them. Until then it has been given no
-    /// event of any of them.
+    /// All such tasks that the other log has from a place on, and what the restored one had of
+    /// them. Until then it has been given no event of any of them.
     fn read_crowded(&self, from: Sequence) -> Result<HashMap<Task, Had>, ReadError> {
         let mut crowded = HashMap::new();
-        for record in self.other.log.events(from..=self.other.head()) {
-            let record = record?;
+        for event in self.other.log.events(from..=self.other.head()) {
+            let record = event?.record;
             let Ok(task_id) = TaskId::parse(record.task_id()) else {
                 continue;
             };
             if !record.status().is_terminal() || crowded.contains_key(&task_of(&record)) {
                 continue;
             }
-            let named = self.restored.tasks.get::<ReadError>(&task_id)?;
-            if may_lack_some(&named) || may_lack_some(&self.other.tasks.get::<ReadError>(&task_id)?)
-            {
+            let named = self.restored.index.tasks.get(&task_id)?;
+            if may_lack_some(&named) || may_lack_some(&self.other.index.tasks.get(&task_id)?) {
                 let Ok(product) = Product::parse(record.product()) else {
                     continue;
                 };
@@ -168,7 +171,8 @@ impl<'a> Before<'a> {
         Ok(crowded)
     }
 
-    /// Whether a callback in the other quarantine was in the restored one: received at the same microsecond, with the same body.
+    /// Whether a callback in the other quarantine was in the restored one: received at the same
+    /// microsecond, with the same body.
     pub(super) fn has_quarantined(&mut self, callback: &Quarantined) -> Result<bool, ReadError> {
         let Some(numbers) = self
             .quarantined

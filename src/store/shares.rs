@@ -1,18 +1,19 @@
-//! The callbacks of each credential in quarantine, and the one that is forgotten first when there are too many: the oldest of the
-//! credential that has most. Pure.
+//! The callbacks of each credential in quarantine, and the one that is forgotten first when there
+//! are too many: the oldest of the credential that has most. Pure.
 //!
-//! Shares are by the credential that let a callback in, and within a credential by the URL's product. So a flood by one
-//! credential takes nothing from another that has less than its share, and a flood for one product nothing from another
-//! product. They are in memory, about 150 bytes for each callback (and 50 for its key), and are made anew from the callbacks
-//! when the store is opened.
+//! Shares are by the credential that let a callback in, and within a credential by the URL's
+//! product. So a flood by one credential takes nothing from another that has less than its share,
+//! and a flood for one product nothing from another product. They are in memory, about 150 bytes
+//! for each callback (and a hundred for its place), and are made anew from the callbacks when the
+//! store is opened.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     ops::Bound,
 };
 
-/// Products of one credential that have a share of their own, here and in its budget for a minute; several times as many as the
-/// vendor has. The others share one.
+/// Products of one credential that have a share of their own, here and in its budget for a minute;
+/// several times as many as the vendor has. The others share one.
 pub const CREDENTIAL_PRODUCTS_MAX: usize = 64;
 
 /// The measure by which there may be too much.
@@ -160,7 +161,8 @@ impl Shares {
             .map(|(&number, _)| number)
     }
 
-    /// The callback that is forgotten first: the oldest of the product that has most, of the credential that has most.
+    /// The callback that is forgotten first: the oldest of the product that has most, of the
+    /// credential that has most.
     pub(super) fn first_to_go(&self, measure: Measure) -> Option<u64> {
         // Of equals the one whose name comes first, so that the order does not depend on a hash.
         let (_, credential) = self.credentials.iter().max_by(|(a, of_a), (b, of_b)| {

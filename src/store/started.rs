@@ -1,5 +1,5 @@
-//! How a log was found at a start. A file in the data directory says who had the log last and how that ended. It only informs:
-//! a log is judged by itself.
+//! How a log was found at a start. A file in the data directory names the last version that had it
+//! open, and how that process ended. It only informs: the log is judged by its own content.
 
 use std::{fmt, fs, io, path::Path};
 
@@ -41,20 +41,13 @@ impl Found {
 pub struct Cut {
     /// Of a last commit that is not whole.
     pub log_bytes: u64,
-    /// Of the torn end of the database's journal; the log has told it again.
-    pub journal_bytes: u64,
 }
 
 impl fmt::Display for Cut {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match (self.log_bytes, self.journal_bytes) {
-            (0, 0) => f.write_str("nothing"),
-            (log, 0) => write!(f, "{log} bytes of a torn last commit"),
-            (0, journal) => write!(f, "{journal} bytes of the index's journal"),
-            (log, journal) => write!(
-                f,
-                "{log} bytes of a torn last commit, {journal} bytes of the index's journal"
-            ),
+        match self.log_bytes {
+            0 => f.write_str("nothing"),
+            bytes => write!(f, "{bytes} bytes of a torn last commit"),
         }
     }
 }
@@ -206,20 +199,9 @@ mod tests {
     }
 
     #[test]
-    fn what_was_cut_is_told_in_words() {
-        let told = |log_bytes, journal_bytes| {
-            Cut {
-                log_bytes,
-                journal_bytes,
-            }
-            .to_string()
-        };
-        assert_eq!(told(0, 0), "nothing");
-        assert_eq!(told(3, 0), "3 bytes of a torn last commit");
-        assert_eq!(told(0, 4), "4 bytes of the index's journal");
-        assert_eq!(
-            told(3, 4),
-            "3 bytes of a torn last commit, 4 bytes of the index's journal"
-        );
+    fn what_was_cut_is_said_in_words() {
+        let said = |log_bytes| Cut { log_bytes }.to_string();
+        assert_eq!(said(0), "nothing");
+        assert_eq!(said(3), "3 bytes of a torn last commit");
     }
 }

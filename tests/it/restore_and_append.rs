@@ -354,7 +354,7 @@ async fn a_restore_that_is_killed_before_all_is_appended_leaves_nothing_that_sta
         let stdin = (fed < backup.len()).then_some(stdin); // else it has ended
         let begun = match fed {
             0 => data_dir.join("restore-unfinished"),
-            _ if fed < backup.len() => data_dir.join("keyspaces/3/current"),
+            _ if fed < backup.len() => data_dir.join("log/000000000001.log"),
             _ => data_dir.join("last-start.json"),
         };
         until("the store to be begun", async || begun.exists()).await;

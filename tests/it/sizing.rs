@@ -155,7 +155,7 @@ async fn a_real_data_directory_is_as_large_as_the_formula_says() {
         check(
             "index",
             directory.index,
-            disk_bytes(&server.data_dir().join("keyspaces")),
+            disk_bytes(&server.data_dir().join("index/keyspaces")),
             0.9..=3.5,
         );
         let real = disk_bytes(&server.data_dir());
@@ -187,14 +187,11 @@ async fn quarantined_callbacks_take_as_much_as_the_formula_says() {
     assert!(server.terminate().await.success());
 
     let data_dir = server.data_dir();
-    let database = fs::read_dir(&data_dir)
-        .unwrap()
-        .map(|entry| entry.unwrap().path());
-    let database = database.filter(|path| path.is_file() || path.ends_with("keyspaces"));
-    let real = log_bytes(&data_dir) + database.map(|path| disk_bytes(&path)).sum::<u64>();
+    let real = log_bytes(&data_dir) + disk_bytes(&data_dir.join("index/keyspaces"));
+    // The formula has room for as much again that is forgotten, and goes with its segment.
     check(
         "quarantine",
-        Directory::of(0, 1, counted).quarantine,
+        Directory::of(0, 1, counted).quarantine / 2,
         real,
         TOLERATED,
     );

@@ -1,8 +1,9 @@
 //! Reads another log in the order in which its events and quarantined callbacks came.
 
-use crate::{
-    event::Record,
-    store::{Quarantined, ReadError, Store, lock, log::Events, writer::GROUP_BYTES_MAX},
+use crate::store::{
+    Quarantined, ReadError, Store, lock,
+    log::{Events, Logged},
+    writer::GROUP_BYTES_MAX,
 };
 
 /// Quarantined callbacks that are read at once; each may be as large as a body.
@@ -10,15 +11,16 @@ const QUARANTINE_PAGE: usize = 16;
 
 /// The next in time.
 pub(super) enum Next {
-    Event(Record),
+    Event(Logged),
     Quarantined(Quarantined),
 }
 
-/// The rest of a log: its events and its quarantine, each in order, and both together in the order in which they came.
+/// The rest of a log: its events and its quarantine, each in order, and both together in the order
+/// in which they came.
 pub(super) struct Pending<'a> {
     store: &'a Store,
     events: Events,
-    event: Option<Record>,
+    event: Option<Logged>,
     quarantined: std::vec::IntoIter<Quarantined>,
     callback: Option<Quarantined>,
     /// The newest number of the quarantine that was read.
@@ -50,6 +52,7 @@ impl<'a> Pending<'a> {
             (Some(event), Some(callback)) => {
                 let Quarantined { number, header, .. } = callback;
                 let received = correction.of_quarantined(*number, header.received_at_micros);
+                let event = &event.record;
                 received < correction.of_event(event.sequence(), event.log_time_micros())
             }
             (None, _) => true,

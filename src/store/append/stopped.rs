@@ -1,4 +1,5 @@
-//! Another data directory whose log is appended: its lock, its copy, and the mark that it is used up.
+//! Another data directory whose log is appended: its lock, its copy, and the mark that it is used
+//! up.
 
 use std::{
     fs::{self, File, TryLockError},
@@ -53,7 +54,8 @@ impl Stopped {
         }
     }
 
-    /// Keeps brokers from starting on it, because the log at `to` has all its contents now. Durable when this returns.
+    /// Keeps brokers from starting on it, because the log at `to` has all its contents now. Durable
+    /// when this returns.
     pub(in crate::store) fn mark_used_up(&self, to: &Path) -> Result<(), AppendError> {
         let marked = std::path::absolute(to).and_then(|to| {
             files::replace_private(&self.path, USED_UP, to.as_os_str().as_bytes())?;
@@ -146,7 +148,8 @@ fn locked(path: &Path) -> Result<File, AppendError> {
     }
 }
 
-/// Refuses a directory that can never be appended, as far as that shows while a broker may run on it.
+/// Refuses a directory that can never be appended, as far as that shows while a broker may run on
+/// it.
 pub(in crate::store) fn check_usable(other: &Path) -> Result<(), AppendError> {
     if other.join(directory::UNFINISHED).symlink_metadata().is_ok() {
         return Err(AppendError::Unfinished(other.into()));

@@ -185,7 +185,8 @@ fn small_differences_are_followed_but_not_faster_than_stated() {
 
 #[test]
 fn a_start_stamps_by_the_wall_clock_unless_that_cannot_be_and_waits_with_forgetting_if_it_is_far() {
-    // How long ago the newest event was by the wall clock; whether that is taken, and whether ages count at once.
+    // How long ago the newest event was by the wall clock; whether that is taken, and whether ages
+    // count at once.
     for (downtime, taken, settled) in [
         (0, true, true),
         (FAR, true, true),
@@ -377,7 +378,8 @@ impl Aged {
         self.watched = Watched::start_after(self.watched.machine.clone(), Some(newest));
     }
 
-    /// By how much the oldest-looking event is taken for older than it is; not, while ages do not count.
+    /// By how much the oldest-looking event is taken for older than it is; not, while ages do not
+    /// count.
     fn too_old_by(&self) -> i64 {
         if !self.watched.judge.is_settled() {
             return 0;
@@ -390,7 +392,8 @@ impl Aged {
         (1..).zip(&self.events).map(by).max().unwrap_or(0)
     }
 
-    /// What following small changes may have gained, and a downtime of minutes that a start believes at once.
+    /// What following small changes may have gained, and a downtime of minutes that a start
+    /// believes at once.
     fn allowed(&self) -> i64 {
         2 * TOLERANCE
             + self.events.len() as i64 * SECOND / AGREEMENT * TOLERANCE

@@ -1,8 +1,9 @@
-//! Erasing bodies in the log: finding them, overwriting them, and keeping count of what is announced and not overwritten yet.
+//! Erasing bodies in the log: finding them, overwriting them, and keeping count of what is
+//! announced and not overwritten yet.
 
 use std::{
     collections::{BTreeMap, HashSet},
-    io, mem,
+    io,
     ops::Range,
     sync::Arc,
 };
@@ -10,8 +11,10 @@ use std::{
 use bytes::Bytes;
 
 use super::{
-    Log,
-    frame::{self, Body, Entry, Frame},
+    Log, Place,
+    entry::{Body, Entry},
+    frame::{self, Frame},
+    quarantine::read_quarantined,
     segment::Segment,
 };
 use crate::{
@@ -29,12 +32,12 @@ pub(super) struct Announced {
 }
 
 impl Log {
-    /// Finds the bodies of those events at these places that are meant, and of the quarantined callbacks with these numbers, as far
-    /// as there are files that should have them. Both are in order, and none comes twice. Every commit is proven.
+    /// Finds the bodies of those events at these places that are meant, as far as there are files
+    /// that should have them. The places are in order, and none comes twice. Every commit is
+    /// proven.
     pub(in crate::store) fn find(
         &self,
         places: &[Sequence],
-        numbers: &[u64],
         mut is_meant: impl FnMut(&Record) -> bool,
     ) -> Found {
         let mut found = Found::default();
@@ -42,15 +45,9 @@ impl Log {
         for (at, segment) in segments.iter().enumerate() {
             let next = segments.get(at + 1);
             let behind = next.map_or(Sequence(u64::MAX), |next| next.first_sequence());
-            let number_last = next.map_or(u64::MAX, |next| next.header.totals.quarantine_next);
             let places = slice(places, segment.first_sequence(), behind.previous());
-            let numbers = slice(
-                numbers,
-                segment.header.totals.quarantine_next + 1,
-                number_last,
-            );
-            if !places.is_empty() || !numbers.is_empty() {
-                self.find_in(segment, places, numbers, &mut is_meant, &mut found);
+            if !places.is_empty() {
+                self.find_in(segment, places, &mut is_meant, &mut found);
             }
         }
         found
@@ -60,15 +57,12 @@ impl Log {
         &self,
         segment: &Arc<Segment>,
         places: &[Sequence],
-        numbers: &[u64],
         is_meant: &mut impl FnMut(&Record) -> bool,
         found: &mut Found,
     ) {
-        let of_places = places.iter().map(|&place| segment.span(place, 0));
-        let of_numbers = numbers.iter().map(|&number| segment.span_of_number(number));
         let mut blocks = BTreeMap::new();
-        for span in of_places.chain(of_numbers) {
-            match span {
+        for &place in places {
+            match segment.span(place, 0) {
                 Ok(span) => blocks.extend(span.map(|span| (span.start, span))),
                 Err(error) => found.problem = Some(error.to_string()),
             }
@@ -80,52 +74,30 @@ impl Log {
                 .read(span)
                 .map_err(|error| found.problem = Some(error.to_string()));
             let Ok(read) = read else { continue };
-            self.each_body(&read, span.number, places, numbers, |entry, at, body| {
+            self.each_body(&read, places, |record, at, body| {
                 count += 1;
-                if !matches!(entry, Entry::Event { record, .. } if !is_meant(record)) {
-                    let place = |in_frame: usize| span.start + (at + in_frame) as u64;
-                    bodies.push((
-                        place(body.mark),
-                        place(body.range.start)..place(body.range.end),
-                    ));
+                if is_meant(record) {
+                    bodies.push(body_in_segment(span.start + at as u64, &body));
                 }
             });
         }
-        let lost = (places.len() + numbers.len()).saturating_sub(count);
-        if lost > 0 {
-            found.lost += lost;
-            let path = segment.path().display();
-            found.problem.get_or_insert_with(|| {
-                format!("{lost} bodies in {path} are not as they were written")
-            });
-        }
-        if !bodies.is_empty() {
-            found
-                .segments
-                .entry(segment.header.number)
-                .or_insert((Arc::clone(segment), Vec::new()))
-                .1
-                .extend(bodies);
-        }
+        found.lose(places.len().saturating_sub(count), segment);
+        found.add_bodies(segment, bodies);
     }
 
-    /// Hands over the bodies at these places and with these numbers in some commits, with where their commit begins. Those that are
-    /// damaged are passed over.
+    /// Hands over the events at these places in some commits, with where their commit begins and
+    /// their bodies. Those that are damaged are passed over.
     fn each_body(
         &self,
         read: &Bytes,
-        mut number: u64,
         places: &[Sequence],
-        numbers: &[u64],
-        mut each: impl FnMut(&Entry, usize, Body),
+        mut each: impl FnMut(&Record, usize, Body),
     ) {
         let mut at = 0;
         while let Some(said) = read.get(at..).and_then(frame::Header::parse) {
             let start = at;
             at += said.length;
-            let before = mem::replace(&mut number, said.totals.quarantine_next);
-            let has_some = !slice(places, said.first_sequence(), said.head()).is_empty()
-                || !slice(numbers, before + 1, number).is_empty();
+            let has_some = !slice(places, said.first_sequence(), said.head()).is_empty();
             let Some(frame) = has_some
                 .then(|| Frame::parse(self.epoch, read, start))
                 .flatten()
@@ -133,31 +105,49 @@ impl Log {
                 continue;
             };
             for (entry, body) in frame.bodies() {
-                let is_sought = match &entry {
-                    Entry::Event { record, .. } => places.binary_search(&record.sequence()).is_ok(),
-                    Entry::Quarantined { number, .. } => numbers.binary_search(number).is_ok(),
-                    _ => false,
-                };
-                if is_sought {
-                    each(&entry, start, body);
+                if let Entry::Event { record, .. } = &entry
+                    && places.binary_search(&record.sequence()).is_ok()
+                {
+                    each(record, start, body);
                 }
             }
         }
     }
 
-    /// Erases again what was announced, durably, and says how much of it cannot be found. Also what seems to be erased: a kernel that
-    /// has failed to write it shows it as written, until it reads it from the disk again.
+    /// Finds the bodies of quarantined callbacks at these places, as far as their segments are
+    /// there. Each is proven.
+    pub(in crate::store) fn find_quarantined(&self, copies: &[(u64, Place)]) -> Found {
+        let mut found = Found::default();
+        for &(number, place) in copies {
+            let Some(segment) = self.segment(place.segment) else {
+                continue; // it is gone, and the copy with it
+            };
+            match read_quarantined(&segment, number, place.at) {
+                Ok((_, body)) => {
+                    found.add_bodies(&segment, vec![body_in_segment(place.at, &body)]);
+                }
+                Err(error) => {
+                    found.lose(1, &segment);
+                    found.problem = Some(error.to_string());
+                }
+            }
+        }
+        found
+    }
+
+    /// Erases again what was announced, durably, and says how much of it cannot be found. Also what
+    /// seems to be erased: a kernel that has failed to write it shows it as written, until it reads
+    /// it from the disk again.
     pub(in crate::store) fn erase(
         &self,
         places: &[Sequence],
-        numbers: &[u64],
+        copies: &[(u64, Place)],
     ) -> io::Result<usize> {
-        let (mut places, mut numbers) = (places.to_vec(), numbers.to_vec());
+        let mut places = places.to_vec();
         places.sort_unstable();
         places.dedup();
-        numbers.sort_unstable();
-        numbers.dedup();
-        let found = self.find(&places, &numbers, |_| true);
+        let mut found = self.find(&places, |_| true);
+        found.add(self.find_quarantined(copies));
         if let Some(problem) = &found.problem {
             tracing::error!(count = found.lost, %problem, "cannot erase what is damaged in the log: it may be on the disk still");
         }
@@ -167,8 +157,8 @@ impl Log {
         Ok(found.lost)
     }
 
-    /// Takes note that the commit which was appended last has announced to erase what is at these places: no checkpoint passes it
-    /// before [`Self::note_overwritten`].
+    /// Takes note that the commit which was appended last has announced to erase what is at these
+    /// places: no checkpoint passes it before [`Self::note_overwritten`].
     pub(in crate::store) fn note_announced(&self, places: Vec<Sequence>) {
         let number = self.newest();
         lock(&self.announced).push_back(Announced { number, places });
@@ -219,18 +209,37 @@ impl Found {
         )
     }
 
+    /// Takes note that some bodies in a segment are not there, or not as they were written.
+    fn lose(&mut self, count: usize, segment: &Segment) {
+        if count > 0 {
+            self.lost += count;
+            let path = segment.path().display();
+            self.problem.get_or_insert_with(|| {
+                format!("{count} bodies in {path} are not as they were written")
+            });
+        }
+    }
+
+    fn add_bodies(&mut self, segment: &Arc<Segment>, bodies: Bodies) {
+        if !bodies.is_empty() {
+            self.segments
+                .entry(segment.header.number)
+                .or_insert((Arc::clone(segment), Vec::new()))
+                .1
+                .extend(bodies);
+        }
+    }
+
     pub(in crate::store) fn is_empty(&self) -> bool {
         self.segments.is_empty()
     }
 
     pub(in crate::store) fn add(&mut self, other: Self) {
-        for (number, (segment, bodies)) in other.segments {
-            self.segments
-                .entry(number)
-                .or_insert((segment, Vec::new()))
-                .1
-                .extend(bodies);
+        for (segment, bodies) in other.segments.into_values() {
+            self.add_bodies(&segment, bodies);
         }
+        self.lost += other.lost;
+        self.problem = self.problem.take().or(other.problem);
     }
 
     pub(in crate::store) fn segments(
@@ -240,6 +249,16 @@ impl Found {
             .values()
             .map(|(segment, bodies)| (&**segment, &bodies[..]))
     }
+}
+
+/// Where an entry's body lies in its segment, with where its mark goes; `start` is where the
+/// entry's frame, or the entry, begins.
+fn body_in_segment(start: u64, body: &Body) -> (u64, Range<u64>) {
+    let place = |at: usize| start + at as u64;
+    (
+        place(body.mark),
+        place(body.range.start)..place(body.range.end),
+    )
 }
 
 /// Those of some, which are in order, from the first to the last.

@@ -5,30 +5,45 @@
 //! length       of the whole frame (u32)
 //! events       how many of its entries are events (u32)
 //! commit       its number (u64)
-//! checkpoint   the oldest segment that a start after this commit has to replay (u64)
+//! oldest       the oldest segment that the log needed when this commit was written (u64)
 //! totals       as the commit leaves them
-//! entries      tag (u8), and
-//!              1  event: mark (8 bytes), kept (u32), body (u32), digest (u64), event id (u128), fingerprint (32 bytes),
-//!                 record (see event::Record; its first `kept` bytes stay, the others are the body)
-//!              2  into quarantine: mark (8 bytes), body (u32), digest (u64), number (u64), value (all of it the body)
+//! entries      kind (u8), and
+//!              1  event: kept is id (u128), fingerprint (32 bytes) and the keys of its record (see event::Record)
+//!              2  into quarantine: kept is its number (u64)
 //!              3  out of quarantine by retention: number (u64)
-//!              4  out of quarantine by release or discard, and erased: number (u64)
+//!              4  out of quarantine by release or discard, and erased: number (u64), and where its two newest copies lie
+//!                 (twice segment and offset, u64 each; zeros for a copy that is not there)
 //!              5  an earlier event is erased: its place (u64)
+//!              6  a quarantined callback is written again: kept is its number (u64)
 //! ```
 //!
-//! Integers are little-endian. The checksum makes a commit whole or nothing; the seed keeps another log's commits out.
+//! An entry of any kind but 3, 4 and 5 is laid out as mark (8 bytes), length of what is kept (u32),
+//! length of the body (u32), digest of the body (u64), what is kept, body. So a kind that a later
+//! version adds can be proven, and its name told, by a version that does not know it.
 //!
-//! A body can be erased in place, and the commit stays provable: the checksum covers the digest of each body (XXH3) instead of the
-//! body. First the entry is marked, and that is synced; then the body is overwritten. A body with the mark is erased, whatever is
-//! left of it; one without, or with a mark that a crash has torn, has to have its digest. So a crash at any moment leaves a whole
-//! commit. That the overwriting is brought to its end is the next start's to see to, by the entry (4, 5) that has announced it.
-
-use std::ops::Range;
+//! The kind says what becomes of an entry before its segment is removed. Events are forgotten
+//! oldest first, so none is left when its segment goes. A callback that is still in quarantine is
+//! written again into the newest segment (6). The other kinds speak of older entries only, and are
+//! done when those are gone.
+//!
+//! Integers are little-endian. The checksum makes a commit whole or nothing; the seed keeps another
+//! log's commits out.
+//!
+//! A body can be erased in place, and the commit stays provable: the checksum covers the digest of
+//! each body (XXH3) instead of the body. First the entry is marked, and that is synced; then the
+//! body is overwritten. A body with the mark is erased, whatever is left of it; one without, or
+//! with a mark that a crash has torn, has to have its digest. So a crash at any moment leaves a
+//! whole commit. If a crash interrupts the overwriting, the next start finishes it: the entry (4,
+//! 5) that announced it is replayed.
 
 use bytes::{Buf, BufMut, Bytes};
 use uuid::Uuid;
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
+use super::entry::{
+    Body, CARRIED, COPIES, ERASED, EVENT, EXPIRED, Entry, HEAD_BYTES, IDENTITY_BYTES, Laid,
+    MARK_BYTES, NUMBER_BYTES, Place, QUARANTINED, REMOVED, entry, lay,
+};
 use crate::{
     event::{Epoch, Fingerprint, Record, Sequence},
     store::layout::{Damaged, Totals},
@@ -36,20 +51,6 @@ use crate::{
 
 const CHECKSUM_BYTES: usize = 8;
 pub(super) const HEADER_BYTES: usize = CHECKSUM_BYTES + 4 + 4 + 8 + 8 + Totals::BYTES;
-const EVENT: u8 = 1;
-const QUARANTINED: u8 = 2;
-const EXPIRED: u8 = 3;
-const REMOVED: u8 = 4;
-const ERASED: u8 = 5;
-/// What an entry with an erased body is marked with, in place of zeros. No few flipped bits make one of the other.
-pub(super) const MARK: [u8; MARK_BYTES] = *b"\xb5erased\x4a";
-const MARK_BYTES: usize = 8;
-/// Of an event between its mark and its record: kept, body, digest, event id, fingerprint.
-const EVENT_BYTES: usize = 4 + 4 + 8 + 16 + Fingerprint::BYTES;
-/// Of a quarantined callback between its mark and its value: body, digest, number.
-const QUARANTINED_BYTES: usize = 4 + 8 + 8;
-/// Of an entry that names a place or a number, behind its tag.
-const NAMING_BYTES: usize = 8;
 
 /// What a commit says of itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,8 +61,8 @@ pub(in crate::store) struct Header {
     pub events: u32,
     /// Its number.
     pub commit: u64,
-    /// The oldest segment that a start after it has to replay.
-    pub checkpoint: u64,
+    /// The oldest segment that the log needed when it was written.
+    pub oldest: u64,
     /// As it leaves them.
     pub totals: Totals,
 }
@@ -75,14 +76,14 @@ impl Header {
         bytes.advance(CHECKSUM_BYTES);
         let length = bytes.get_u32_le() as usize;
         let events = bytes.get_u32_le();
-        let (commit, checkpoint) = (bytes.get_u64_le(), bytes.get_u64_le());
+        let (commit, oldest) = (bytes.get_u64_le(), bytes.get_u64_le());
         let totals = Totals::parse(&bytes[..Totals::BYTES]).ok()?;
         let has_events = totals.event_count >= u64::from(events) && totals.head().is_ok();
         (length >= HEADER_BYTES && has_events).then_some(Self {
             length,
             events,
             commit,
-            checkpoint,
+            oldest,
             totals,
         })
     }
@@ -90,12 +91,6 @@ impl Header {
     /// The newest event up to here, of this commit or an earlier one.
     pub(super) fn head(&self) -> Sequence {
         self.totals.head().unwrap_or_default() // checked when it was parsed
-    }
-
-    /// The log's time at this commit, in microseconds since 1970, if it brought content: an event, or a callback into quarantine.
-    pub(super) fn brought_at(&self, before: &Totals) -> Option<i64> {
-        let has_content = self.events > 0 || self.totals.quarantine_next > before.quarantine_next;
-        has_content.then_some(self.totals.log_time_micros)
     }
 
     /// The place of its first event, if it has any.
@@ -109,6 +104,8 @@ impl Header {
 pub(in crate::store) struct FrameBuilder {
     bytes: Vec<u8>,
     events: u32,
+    /// Quarantined callbacks in it, and where in the frame their entries begin.
+    quarantined: Vec<(u64, usize)>,
 }
 
 impl FrameBuilder {
@@ -116,6 +113,7 @@ impl FrameBuilder {
         Self {
             bytes: vec![0; HEADER_BYTES],
             events: 0,
+            quarantined: Vec::new(),
         }
     }
 
@@ -132,13 +130,7 @@ impl FrameBuilder {
     ) {
         self.events += 1;
         let (kept, body) = record.bytes().split_at(record.kept_len());
-        self.bytes
-            .reserve(1 + MARK_BYTES + EVENT_BYTES + record.len());
-        self.bytes.put_u8(EVENT);
-        self.bytes.put_bytes(0, MARK_BYTES);
-        self.bytes.put_u32_le(kept.len() as u32); // keys
-        self.bytes.put_u32_le(body.len() as u32); // as for its parts, the body limit bounds it
-        self.bytes.put_u64_le(xxh3_64(body));
+        self.head(EVENT, IDENTITY_BYTES + kept.len(), body);
         self.bytes.put_u128_le(event_id.as_u128());
         fingerprint.put(&mut self.bytes);
         self.bytes.put_slice(record.bytes());
@@ -146,165 +138,81 @@ impl FrameBuilder {
 
     /// Puts a callback into quarantine.
     pub(in crate::store) fn quarantined(&mut self, number: u64, value: &[u8]) {
-        self.bytes.put_u8(QUARANTINED);
-        self.bytes.put_bytes(0, MARK_BYTES);
-        self.bytes.put_u32_le(value.len() as u32); // bounded by the body limit
-        self.bytes.put_u64_le(xxh3_64(value));
+        self.put_quarantined(QUARANTINED, number, value);
+    }
+
+    /// Writes a quarantined callback again, before the segment of its first copy is removed.
+    pub(in crate::store) fn carried(&mut self, number: u64, value: &[u8]) {
+        self.put_quarantined(CARRIED, number, value);
+    }
+
+    fn put_quarantined(&mut self, kind: u8, number: u64, value: &[u8]) {
+        self.quarantined.push((number, self.bytes.len()));
+        self.head(kind, NUMBER_BYTES, value);
         self.bytes.put_u64_le(number);
         self.bytes.put_slice(value);
     }
 
-    /// Takes a callback out of quarantine because of its age or the quarantine's size. In the log it goes with its segment.
+    /// Takes a callback out of quarantine because of its age or the quarantine's size. In the log
+    /// it goes with its segment.
     pub(in crate::store) fn expired(&mut self, number: u64) {
-        self.naming(EXPIRED, number);
+        self.bytes.put_u8(EXPIRED);
+        self.bytes.put_u64_le(number);
     }
 
-    /// Takes a callback out of quarantine that was released or discarded, and announces that it is erased.
-    pub(in crate::store) fn removed(&mut self, number: u64) {
-        self.naming(REMOVED, number);
+    /// Takes a callback out of quarantine that was released or discarded, and announces that its
+    /// copies are erased.
+    pub(in crate::store) fn removed(&mut self, number: u64, copies: &[Place]) {
+        self.bytes.put_u8(REMOVED);
+        self.bytes.put_u64_le(number);
+        for copy in 0..COPIES {
+            let place = copies.get(copy).map_or([0; 2], |it| [it.segment, it.at]);
+            place.into_iter().for_each(|it| self.bytes.put_u64_le(it));
+        }
     }
 
     /// Announces that an earlier event is erased.
     pub(in crate::store) fn erased(&mut self, place: Sequence) {
-        self.naming(ERASED, place.0);
+        self.bytes.put_u8(ERASED);
+        self.bytes.put_u64_le(place.0);
     }
 
-    fn naming(&mut self, tag: u8, number: u64) {
-        self.bytes.put_u8(tag);
-        self.bytes.put_u64_le(number);
+    /// What an entry with a body begins with.
+    fn head(&mut self, kind: u8, kept_bytes: usize, body: &[u8]) {
+        self.bytes.reserve(HEAD_BYTES + kept_bytes + body.len());
+        self.bytes.put_u8(kind);
+        self.bytes.put_bytes(0, MARK_BYTES);
+        self.bytes.put_u32_le(kept_bytes as u32); // keys
+        self.bytes.put_u32_le(body.len() as u32); // bounded by the body limit
+        self.bytes.put_u64_le(xxh3_64(body));
     }
 
-    /// The frame's bytes, and what its header says.
+    /// The frame's bytes, what its header says, and where the quarantined callbacks in it begin.
     pub(super) fn finish(
         mut self,
         epoch: Epoch,
         commit: u64,
-        checkpoint: u64,
+        oldest: u64,
         totals: Totals,
-    ) -> (Vec<u8>, Header) {
+    ) -> (Vec<u8>, Header, Vec<(u64, usize)>) {
         let header = Header {
             length: self.bytes.len(),
             events: self.events,
             commit,
-            checkpoint,
+            oldest,
             totals,
         };
         let mut head = &mut self.bytes[CHECKSUM_BYTES..HEADER_BYTES];
         head.put_u32_le(header.length as u32); // a group's bytes are bounded, and so is the last command's body
         head.put_u32_le(header.events);
         head.put_u64_le(commit);
-        head.put_u64_le(checkpoint);
+        head.put_u64_le(oldest);
         head.put_slice(&totals.encode());
         let checksum =
             checksum_of(epoch, &self.bytes, |_| true).expect("the entries were laid out above");
         self.bytes[..CHECKSUM_BYTES].copy_from_slice(&checksum.to_le_bytes());
-        (self.bytes, header)
+        (self.bytes, header, self.quarantined)
     }
-}
-
-/// What a commit did.
-#[derive(Clone, Debug)]
-pub(in crate::store) enum Entry {
-    /// If it was erased, the record says so.
-    Event {
-        event_id: Uuid,
-        fingerprint: Fingerprint,
-        record: Record,
-    },
-    /// Without a value if it was erased.
-    Quarantined {
-        number: u64,
-        value: Option<Bytes>,
-    },
-    /// Taken out of quarantine by retention.
-    Expired {
-        number: u64,
-    },
-    /// Released or discarded, and erased.
-    Removed {
-        number: u64,
-    },
-    Erased {
-        place: Sequence,
-    },
-}
-
-/// Where the parts of an entry lie in its frame.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Laid {
-    tag: u8,
-    /// If it has a body.
-    mark: Option<Range<usize>>,
-    /// What the checksum covers, besides the tag.
-    proven: Range<usize>,
-    digest: u64,
-    /// To the end of it all.
-    body: Range<usize>,
-}
-
-/// Takes an entry apart that begins at `at`; `None` if none does.
-fn lay(bytes: &[u8], at: usize) -> Option<Laid> {
-    let u32_at = |at: usize| Some(u32::from_le_bytes(*bytes.get(at..)?.first_chunk()?) as usize);
-    let u64_at = |at: usize| Some(u64::from_le_bytes(*bytes.get(at..)?.first_chunk()?));
-    let (tag, mark) = (*bytes.get(at)?, at + 1..at + 1 + MARK_BYTES);
-    let head = mark.end;
-    let (proven, body, digest) = match tag {
-        EVENT => (
-            EVENT_BYTES.checked_add(u32_at(head)?)?,
-            u32_at(head + 4)?,
-            u64_at(head + 8)?,
-        ),
-        QUARANTINED => (QUARANTINED_BYTES, u32_at(head)?, u64_at(head + 4)?),
-        EXPIRED | REMOVED | ERASED => {
-            let end = at + 1 + NAMING_BYTES;
-            let laid = Laid {
-                tag,
-                mark: None,
-                proven: at + 1..end,
-                digest: 0,
-                body: end..end,
-            };
-            return (end <= bytes.len()).then_some(laid);
-        }
-        _ => return None,
-    };
-    let start = head.checked_add(proven)?;
-    let end = start.checked_add(body)?;
-    let laid = Laid {
-        tag,
-        mark: Some(mark),
-        proven: head..start,
-        digest,
-        body: start..end,
-    };
-    (end <= bytes.len()).then_some(laid)
-}
-
-impl Laid {
-    fn is_marked(&self, bytes: &[u8]) -> bool {
-        self.mark
-            .as_ref()
-            .is_some_and(|mark| bytes[mark.clone()] == MARK)
-    }
-
-    /// Whether the body is as it was written, or erased.
-    fn is_whole(&self, bytes: &[u8]) -> bool {
-        let Some(mark) = self.mark.as_ref().map(|mark| &bytes[mark.clone()]) else {
-            return true;
-        };
-        *mark == MARK || may_be_torn(mark) && xxh3_64(&bytes[self.body.clone()]) == self.digest
-    }
-}
-
-/// Whether a mark is none, or what a crash may have left of one that lies in two sectors.
-fn may_be_torn(mark: &[u8]) -> bool {
-    let is_none = |bytes: &[u8]| bytes.iter().all(|&byte| byte == 0);
-    let is_torn = |at: usize| {
-        let ((first, second), (marked_first, marked_second)) =
-            (mark.split_at(at), MARK.split_at(at));
-        first == marked_first && is_none(second) || is_none(first) && second == marked_second
-    };
-    is_none(mark) || (1..MARK_BYTES).any(is_torn)
 }
 
 /// The entries of a frame, in order; `None` for one that is none, and nothing behind it.
@@ -319,23 +227,17 @@ fn laid(bytes: &[u8]) -> impl Iterator<Item = Option<Laid>> {
     })
 }
 
-/// The checksum of a frame, whatever its first bytes say; `None` if its entries cannot be told apart, or one of them is not good.
+/// The checksum of a frame, whatever its first bytes say; `None` if its entries cannot be told
+/// apart, or one of them is not good.
 fn checksum_of(epoch: Epoch, bytes: &[u8], is_good: impl Fn(&Laid) -> bool) -> Option<u64> {
     let header = xxh3_64_with_seed(bytes.get(CHECKSUM_BYTES..HEADER_BYTES)?, epoch.0);
     laid(bytes).try_fold(header, |seed, laid| {
         let laid = laid.filter(&is_good)?;
         Some(xxh3_64_with_seed(
             &bytes[laid.proven],
-            seed ^ u64::from(laid.tag),
+            seed ^ u64::from(laid.kind),
         ))
     })
-}
-
-/// Where the body of an entry lies in its frame, and its mark.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Body {
-    pub mark: usize,
-    pub range: Range<usize>,
 }
 
 /// A whole commit.
@@ -356,6 +258,16 @@ impl Frame {
             header,
             bytes: bytes.slice_ref(whole),
         })
+    }
+
+    /// The log's time at this commit, in microseconds since 1970, if it brings content: an event,
+    /// or a quarantined callback, for the first time or again.
+    pub(super) fn brought_at(&self) -> Option<i64> {
+        let has_content = self.header.events > 0
+            || laid(&self.bytes)
+                .flatten()
+                .any(|laid| matches!(laid.kind, QUARANTINED | CARRIED));
+        has_content.then_some(self.header.totals.log_time_micros)
     }
 
     /// The bodies in it, with what they are of.
@@ -389,52 +301,8 @@ impl Frame {
     }
 }
 
-fn entry(bytes: &Bytes, laid: &Laid, sequence: &mut Sequence) -> Option<Entry> {
-    let mut head = &bytes[laid.proven.clone()];
-    let is_erased = laid.is_marked(bytes);
-    match laid.tag {
-        EVENT => {
-            let kept = head.try_get_u32_le().ok()? as usize;
-            head.advance(4 + 8);
-            let event_id = Uuid::from_u128(head.try_get_u128_le().ok()?);
-            let fingerprint = Fingerprint::take(&mut head)?;
-            let record = if is_erased {
-                Record::from_kept(*sequence, head)
-            } else {
-                Record::from_stored(
-                    *sequence,
-                    bytes.slice(laid.body.start - kept..laid.body.end),
-                )
-            };
-            *sequence = sequence.next();
-            Some(Entry::Event {
-                event_id,
-                fingerprint,
-                record: record.ok()?,
-            })
-        }
-        QUARANTINED => {
-            head.advance(4 + 8);
-            let value = (!is_erased).then(|| bytes.slice(laid.body.clone()));
-            Some(Entry::Quarantined {
-                number: head.try_get_u64_le().ok()?,
-                value,
-            })
-        }
-        EXPIRED => Some(Entry::Expired {
-            number: head.try_get_u64_le().ok()?,
-        }),
-        REMOVED => Some(Entry::Removed {
-            number: head.try_get_u64_le().ok()?,
-        }),
-        ERASED => Some(Entry::Erased {
-            place: Sequence(head.try_get_u64_le().ok()?),
-        }),
-        _ => None,
-    }
-}
-
-/// Whether a whole commit with a number above `commit` begins anywhere behind the first of these bytes.
+/// Whether a whole commit with a number above `commit` begins anywhere behind the first of these
+/// bytes.
 pub(super) fn is_followed(epoch: Epoch, bytes: &Bytes, commit: u64) -> bool {
     const LATER: u64 = 1 << 20;
     const NUMBER: usize = CHECKSUM_BYTES + 4 + 4;
@@ -453,10 +321,14 @@ pub(super) fn is_followed(epoch: Epoch, bytes: &Bytes, commit: u64) -> bool {
 mod tests {
     use proptest::{collection, prelude::*};
 
-    use super::*;
+    use super::{
+        super::entry::{MARK, quarantined_at, quarantined_bytes},
+        *,
+    };
     use crate::{event::Selectable, store::log::tests::record};
 
-    /// A commit with a number, of events with these bodies and quarantined callbacks with these values.
+    /// A commit with a number, of events with these bodies and quarantined callbacks with these
+    /// values.
     fn frame(commit: u64, events: &[Vec<u8>], quarantined: &[Vec<u8>]) -> Bytes {
         let mut builder = FrameBuilder::new();
         for (sequence, raw) in (11..).zip(events) {
@@ -469,7 +341,13 @@ mod tests {
         for (number, value) in (1..).zip(quarantined) {
             builder.quarantined(number, value);
             builder.expired(number);
-            builder.removed(number);
+            builder.removed(
+                number,
+                &[Place {
+                    segment: number,
+                    at: 7,
+                }],
+            );
             builder.erased(Sequence(number));
         }
         let totals = Totals {
@@ -487,7 +365,7 @@ mod tests {
         ) {
             let bytes: Bytes = [&before[..], &frame(commit, &events, &quarantined), &behind].concat().into();
             let frame = Frame::parse(Epoch(5), &bytes, before.len()).unwrap();
-            prop_assert_eq!((frame.header.commit, frame.header.checkpoint), (commit, 3));
+            prop_assert_eq!((frame.header.commit, frame.header.oldest), (commit, 3));
             prop_assert_eq!(frame.header.length, bytes.len() - before.len() - behind.len());
             let (mut raws, mut values, mut expired) = (Vec::new(), Vec::new(), 0);
             for entry in frame.entries() {
@@ -497,7 +375,7 @@ mod tests {
                         prop_assert_eq!((record.sequence().0, event_id.as_u128(), fingerprint), (place, place.into(), 7.into()));
                         raws.push(record.raw().to_vec());
                     }
-                    Entry::Quarantined { number, value } => {
+                    Entry::Quarantined { number, value, .. } => {
                         values.push(value.unwrap().to_vec());
                         prop_assert_eq!(number, values.len() as u64);
                     }
@@ -505,8 +383,12 @@ mod tests {
                         expired += 1;
                         prop_assert_eq!(number, expired);
                     }
-                    Entry::Removed { number } => prop_assert_eq!(number, expired),
+                    Entry::Removed { number, copies } => {
+                        prop_assert_eq!(number, expired);
+                        prop_assert_eq!(copies, [Place { segment: number, at: 7 }]);
+                    }
                     Entry::Erased { place } => prop_assert_eq!(place.0, expired),
+                    Entry::Unknown { kind } => prop_assert!(false, "kind {kind}"),
                 }
             }
             prop_assert_eq!(expired, quarantined.len() as u64);
@@ -553,7 +435,7 @@ mod tests {
                         prop_assert_eq!(record.raw(), if is_meant { &[] } else { &*events[at] });
                         prop_assert_eq!(record.task_id(), "t1");
                     }
-                    Entry::Quarantined { number, value } => {
+                    Entry::Quarantined { number, value, .. } => {
                         let at = number as usize - 1;
                         let is_meant = is_erased && of_quarantine && at == which;
                         prop_assert_eq!(value.as_deref(), (!is_meant).then_some(&*quarantined[at]));
@@ -564,10 +446,10 @@ mod tests {
         }
 
         #[test]
-        fn any_bytes_are_entries_or_damaged(body: Vec<u8>, tag in 0..7u8) {
+        fn any_bytes_are_entries_or_damaged(body: Vec<u8>, kind in 0..9u8) {
             let frame = Frame {
-                header: Header { length: 0, events: 0, commit: 0, checkpoint: 0, totals: Totals { first_available: 1, ..Totals::default() } },
-                bytes: [&[0; HEADER_BYTES][..], &[tag], &body].concat().into(),
+                header: Header { length: 0, events: 0, commit: 0, oldest: 0, totals: Totals { first_available: 1, ..Totals::default() } },
+                bytes: [&[0; HEADER_BYTES][..], &[kind], &body].concat().into(),
             };
             let _ = frame.entries().take_while(Result::is_ok).count();
             prop_assert!(Header::parse(&body).is_none_or(|header| header.length >= HEADER_BYTES));
@@ -579,6 +461,73 @@ mod tests {
             prop_assert!(is_followed(Epoch(5), &with(&frame(8 + later, &[vec![1]], &[])), 8));
             prop_assert!(!is_followed(Epoch(5), &with(&frame(8, &[vec![1]], &[])), 8));
             prop_assert!(!is_followed(Epoch(6), &with(&frame(8 + later, &[vec![1]], &[])), 8));
+        }
+    }
+
+    #[test]
+    fn an_entry_of_a_kind_that_a_later_version_adds_is_proven_and_named() {
+        let mut builder = FrameBuilder::new();
+        builder.quarantined(1, b"value");
+        builder.head(9, 3, b"body");
+        builder.bytes.put_slice(b"keybody");
+        builder.expired(1);
+        let bytes: Bytes = builder.finish(Epoch(5), 1, 1, one()).0.into();
+        let frame = Frame::parse(Epoch(5), &bytes, 0).expect("it can be proven");
+        let entries: Vec<_> = frame.entries().map(Result::unwrap).collect();
+        assert!(
+            matches!(
+                entries[..],
+                [
+                    Entry::Quarantined { .. },
+                    Entry::Unknown { kind: 9 },
+                    Entry::Expired { number: 1 }
+                ]
+            ),
+            "{entries:?}"
+        );
+        for at in CHECKSUM_BYTES..bytes.len() {
+            let mut damaged = bytes.to_vec();
+            damaged[at] ^= 1;
+            assert!(Frame::parse(Epoch(5), &damaged.into(), 0).is_none(), "{at}");
+        }
+    }
+
+    #[test]
+    fn the_entry_of_a_quarantined_callback_proves_itself() {
+        let mut builder = FrameBuilder::new();
+        builder.event(Uuid::nil(), 7.into(), &record(Sequence(1), b"raw"));
+        builder.carried(3, b"value");
+        builder.expired(2);
+        let totals = Totals {
+            event_count: 1,
+            ..one()
+        };
+        let (bytes, _, quarantined) = builder.finish(Epoch(5), 1, 1, totals);
+        let [(3, at)] = quarantined[..] else {
+            panic!("{quarantined:?}")
+        };
+        let length = quarantined_bytes(5) as usize;
+        let bytes = Bytes::from(bytes).slice(at..at + length);
+        let (number, value, body) = quarantined_at(&bytes).unwrap();
+        assert_eq!((number, value.as_deref()), (3, Some(&b"value"[..])));
+        assert_eq!(&bytes[body.range.clone()], b"value");
+        for at in 0..length {
+            let mut damaged = bytes.to_vec();
+            damaged[at] ^= 1;
+            let read = quarantined_at(&damaged.into());
+            // A kind that is the other one, or another number, is for the reader to see: it knows
+            // what it looks for.
+            assert!(read.is_none_or(|(number, ..)| number != 3), "{at}");
+        }
+        let mut erased = bytes.to_vec();
+        erased[body.mark..][..MARK_BYTES].copy_from_slice(&MARK);
+        assert_eq!(quarantined_at(&erased.into()).unwrap().1, None);
+    }
+
+    fn one() -> Totals {
+        Totals {
+            first_available: 1,
+            ..Totals::default()
         }
     }
 }

@@ -1,15 +1,23 @@
-//! The log: every commit, in order, in files of its own; what is durable here is the truth, and the database an index of it.
+//! The log: every commit, in order, in files of its own. It holds everything durable; the database
+//! is an index of it.
 //!
-//! The log is a row of segments ([`segment`]), each a file of commits ([`frame`]). A commit is written behind the last and
-//! synced before anybody hears of it. The database is told afterwards, of tasks not before there are many; it is synced now and
-//! then, and that is a checkpoint: commits in older segments never have to be told again. A start replays the others, which
-//! changes nothing that is there already. Segments go when all of their events are forgotten, the database has durably forgotten them, and a
-//! commit behind that has noted the checkpoint.
+//! The log is a row of segments ([`segment`]), each a file of commits ([`frame`]). A commit is
+//! written behind the last and synced before it becomes visible; then it is applied to the index,
+//! which a checkpoint syncs now and then. A start replays the commits behind the last checkpoint,
+//! or all of them if the index is lost.
+//!
+//! The oldest segment is removed when nothing needs it: its events are forgotten, in the index,
+//! too; no callback that is still in quarantine has its newest copy there; no erasure that it
+//! announces waits to be carried out; the checkpoint is behind it; and a durable commit says so, by
+//! which a start tells a removed segment from a lost one.
 
+mod entry;
 mod erasure;
 mod frame;
+mod quarantine;
 mod read;
 mod recovery;
+mod removal;
 mod segment;
 
 use std::{
@@ -25,29 +33,47 @@ use std::{
     time::Duration,
 };
 
+pub(super) use entry::{COPIES, Entry, Place};
 use erasure::Announced;
 pub(super) use erasure::Found;
-pub(super) use frame::{Entry, Frame, FrameBuilder};
+pub(super) use frame::{Frame, FrameBuilder};
+pub(super) use quarantine::QuarantineReader;
 use read::Turns;
-pub(super) use read::{Events, LARGE_READ_BYTES, READ_BYTES};
-pub(super) use recovery::Indexed;
+pub(super) use read::{Events, LARGE_READ_BYTES, Logged, READ_BYTES};
+pub(super) use recovery::{Opened, Replayed, check_format};
 use segment::{HEADER_BYTES, PAGE_BYTES, Segment};
 
 use super::{clock::TOLERANCE, directory::LOG, layout::Totals, lock};
 use crate::event::{Epoch, Sequence};
 
-/// The first segment is small, as most logs are; each further one is twice as large as the one before, up to the largest.
+/// The first segment is small, as most logs are; each further one is twice as large as the one
+/// before, up to the largest.
 const FIRST_SEGMENT_BYTES: u64 = 1024 * 1024;
 /// What a start may have to replay, and what forgetting frees at once.
 const SEGMENT_BYTES_MAX: u64 = 32 * 1024 * 1024;
 const EXTENSION: &str = "log";
 
-/// Where a commit was written.
+/// A commit that was appended.
 #[derive(Debug)]
 pub(super) struct Written {
     segment: Arc<Segment>,
     at: u64,
     header: frame::Header,
+    /// Quarantined callbacks in it, and where in the frame their entries begin.
+    quarantined: Vec<(u64, usize)>,
+}
+
+impl Written {
+    /// Where the quarantined callbacks are that it has written, for the first time or again.
+    pub(super) fn quarantined(&self) -> impl Iterator<Item = (u64, Place)> {
+        self.quarantined.iter().map(|&(number, at)| {
+            let place = Place {
+                segment: self.segment.header.number,
+                at: self.at + at as u64,
+            };
+            (number, place)
+        })
+    }
 }
 
 /// The segment that is written to. The writer's alone.
@@ -59,7 +85,8 @@ struct Active {
     end: u64,
     bytes: u64,
     next_commit: u64,
-    /// The log time at its first commit that brought content, in microseconds since 1970: no content in it is older.
+    /// The log time at its first commit that brought content, in microseconds since 1970: no
+    /// content in it is older.
     since_micros: Option<i64>,
 }
 
@@ -92,18 +119,24 @@ pub(super) struct Log {
     segments: RwLock<VecDeque<Arc<Segment>>>,
     /// Locked before `spare`, never after it: the writer begins a segment while it holds this.
     active: Mutex<Active>,
-    /// Locked after `active`, or alone. Held while a segment is made, which takes as long as the disk does.
+    /// Locked after `active`, or alone. Held while a segment is made, which takes as long as the
+    /// disk does.
     spare: Mutex<Option<Spare>>,
-    /// The active segment is as old as it may become, and the next commit goes into one of its own once that is made ahead.
+    /// The active segment is as old as it may become, and the next commit goes into one of its own
+    /// once that is made ahead.
     is_old: AtomicBool,
-    /// The number of the newest commit that is durable, and that the database has heard of.
+    /// The number of the newest commit that is durable and applied. Moved by the writer.
     applied: AtomicU64,
-    /// The oldest segment that a start has to replay, as the next commit will say.
-    checkpoint: AtomicU64,
-    /// The same, as the last commit has said: what is older is not needed any more.
-    noted: AtomicU64,
-    /// The database has durably forgotten all events before this one.
+    /// The segment with which a start begins to replay, as the index says durably; 0 as long as it
+    /// says nothing. Moved by checkpoints.
+    replay_from: AtomicU64,
+    /// The index has durably forgotten all events before this one. Moved by checkpoints.
     forgotten_before: AtomicU64,
+    /// The oldest segment with the newest copy of a callback that is in quarantine; 0 until the
+    /// start has set it. Moved by the writer.
+    quarantine_from: AtomicU64,
+    /// The oldest segment that is needed, as the last durable commit says. Moved by the writer.
+    noted_oldest: AtomicU64,
     /// What was announced to be erased and may not be overwritten yet.
     announced: Mutex<VecDeque<Announced>>,
     turns: Arc<Turns>,
@@ -119,14 +152,14 @@ impl Log {
             epoch,
             number: 1,
             commit: 1,
-            checkpoint: 1,
+            oldest: 1,
             totals,
         };
         let path = path_of(&folder, 1);
         let file = segment::create(&path, FIRST_SEGMENT_BYTES)?;
         file.write_all_at(&header.encode(), 0)?;
         file.sync_all()?;
-        let segment = Arc::new(Segment::empty(path, header));
+        let segment = Arc::new(Segment::empty(path, header, FIRST_SEGMENT_BYTES));
         let segments = [Arc::clone(&segment)].into();
         Ok(Self::of(
             folder,
@@ -140,7 +173,7 @@ impl Log {
         folder: PathBuf,
         segments: VecDeque<Arc<Segment>>,
         active: Active,
-        checkpoint: u64,
+        noted_oldest: u64,
     ) -> Self {
         Self {
             folder,
@@ -150,9 +183,10 @@ impl Log {
             active: Mutex::new(active),
             spare: Mutex::default(),
             is_old: false.into(),
-            checkpoint: checkpoint.into(),
-            noted: checkpoint.into(),
+            replay_from: 0.into(),
             forgotten_before: 0.into(),
+            quarantine_from: 0.into(),
+            noted_oldest: noted_oldest.into(),
             announced: Mutex::default(),
             turns: Arc::default(),
         }
@@ -162,12 +196,12 @@ impl Log {
         self.epoch
     }
 
-    /// Takes note that the database has heard of a commit.
+    /// Takes note that a commit is applied.
     pub(super) fn note_applied(&self, written: &Written) {
         self.applied.store(written.header.commit, Ordering::Release);
     }
 
-    /// The number of the newest commit that is durable, and that the database has heard of.
+    /// The number of the newest commit that is durable and applied.
     pub(super) fn applied(&self) -> u64 {
         self.applied.load(Ordering::Acquire)
     }
@@ -181,7 +215,8 @@ impl Log {
         self.segments.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Writes a commit behind the last; `before` and `after` are the totals around it. It is not durable yet.
+    /// Writes a commit behind the last; `before` and `after` are the totals around it. It is not
+    /// durable yet.
     pub(super) fn append(
         &self,
         frame: FrameBuilder,
@@ -189,8 +224,10 @@ impl Log {
         after: &Totals,
     ) -> io::Result<Written> {
         let mut active = lock(&self.active);
-        let checkpoint = self.checkpoint.load(Ordering::Acquire);
-        let (mut bytes, header) = frame.finish(self.epoch, active.next_commit, checkpoint, *after);
+        let oldest = self.oldest_needed(&self.segments());
+        let (mut bytes, header, quarantined) =
+            frame.finish(self.epoch, active.next_commit, oldest, *after);
+
         let is_full = active.bytes - active.end < header.length as u64;
         if is_full || self.is_old.load(Ordering::Acquire) && self.has_spare() {
             self.begin_segment(
@@ -199,7 +236,8 @@ impl Log {
                 HEADER_BYTES as u64 + header.length as u64,
             )?;
         }
-        // With the zeros behind it up to the end of a page, which are there already, but not in memory.
+        // With the zeros behind it up to the end of a page, which are there already, but not in
+        // memory.
         let end = (active.end + header.length as u64).next_multiple_of(PAGE_BYTES);
         bytes.resize((end - active.end) as usize, 0);
         active.file.write_all_at(&bytes, active.end)?;
@@ -207,10 +245,14 @@ impl Log {
             segment: Arc::clone(&active.segment),
             at: active.end,
             header,
+            quarantined,
         };
         active.end += header.length as u64;
         active.next_commit += 1;
-        active.since_micros = active.since_micros.or_else(|| header.brought_at(before));
+        let has_content = header.events > 0 || !written.quarantined.is_empty();
+        active.since_micros = active
+            .since_micros
+            .or_else(|| has_content.then_some(header.totals.log_time_micros));
         Ok(written)
     }
 
@@ -222,17 +264,14 @@ impl Log {
     /// Lets readers find what was appended and synced.
     pub(super) fn show(&self, written: &Written) {
         written.segment.show(written.at, &written.header);
-        self.noted
-            .store(written.header.checkpoint, Ordering::Release);
+        self.noted_oldest
+            .fetch_max(written.header.oldest, Ordering::AcqRel);
     }
 
-    /// Makes everything durable and goes on in a segment of its own, from which on starts replay.
+    /// Goes on in a segment of its own.
+    #[cfg(test)]
     pub(super) fn finish(&self, totals: &Totals) -> io::Result<()> {
-        let mut active = lock(&self.active);
-        self.checkpoint
-            .store(active.segment.header.number + 1, Ordering::Release);
-        self.begin_segment(&mut active, totals, 0)?;
-        active.file.sync_data()
+        self.begin_segment(&mut lock(&self.active), totals, 0)
     }
 
     fn begin_segment(
@@ -245,7 +284,8 @@ impl Log {
         active.file.sync_data()?;
         let number = active.segment.header.number + 1;
         let path = path_of(&self.folder, number);
-        // Held until the segment is one of the row: nobody else makes the file then. Waits for one that is being made.
+        // Held until the segment is in the row, so that no other thread makes its file. Waits for
+        // one that is being made.
         let mut spare = lock(&self.spare);
         let Spare { file, bytes } = match spare.take().filter(|spare| spare.bytes >= bytes_min) {
             Some(spare) => spare,
@@ -266,18 +306,17 @@ impl Log {
                 })?
             }
         };
-        let checkpoint = self.checkpoint.load(Ordering::Acquire);
         let header = segment::Header {
             epoch: self.epoch,
             number,
             commit: active.next_commit,
-            checkpoint,
+            oldest: self.noted_oldest.load(Ordering::Acquire),
             totals: *totals,
         };
         let mut page = [0; PAGE_BYTES as usize];
         page[..HEADER_BYTES].copy_from_slice(&header.encode());
         file.write_all_at(&page, 0)?;
-        let segment = Arc::new(Segment::empty(path, header));
+        let segment = Arc::new(Segment::empty(path, header, bytes));
         self.segments
             .write()
             .unwrap_or_else(PoisonError::into_inner)
@@ -287,20 +326,22 @@ impl Log {
         Ok(())
     }
 
-    /// Takes note of the log's time, in microseconds since 1970: what is in the active segment must not become older there than
-    /// `age_max`, or it stays on the disk long after it was forgotten.
+    /// Takes note of the log's time, in microseconds since 1970: what is in the active segment must
+    /// not become older there than `age_max`, or it stays on the disk long after it was forgotten.
     pub(super) fn look_at_age(&self, now_micros: i64, age_max: Duration) {
         let age_max = i64::try_from(age_max.as_micros()).unwrap_or(i64::MAX);
         let since = lock(&self.active).since_micros;
-        // A time in the future comes from a clock that has been set right since: nobody knows how old its content is.
+        // A time in the future comes from a clock that has been set right since: the age of its
+        // content is unknown.
         let is_unknown = |since: i64| since.saturating_sub(now_micros) > TOLERANCE;
         let is_old = since
             .is_some_and(|since| is_unknown(since) || now_micros.saturating_sub(since) >= age_max);
         self.is_old.store(is_old, Ordering::Release);
     }
 
-    /// Whether the next commit is needed for what it says of the log, whatever else is in it: it begins a segment in place of an
-    /// old one, or notes the checkpoint that lets forgotten ones go.
+    /// Whether the next commit is needed for what it says of the log, whatever else is in it: it
+    /// begins a segment in place of an old one, or notes the checkpoint that lets forgotten ones
+    /// go.
     pub(super) fn needs_commit(&self) -> bool {
         self.is_old.load(Ordering::Acquire) && self.has_spare() || self.awaits_note()
     }
@@ -310,17 +351,10 @@ impl Log {
         self.spare.try_lock().is_ok_and(|spare| spare.is_some())
     }
 
-    fn awaits_note(&self) -> bool {
-        let (checkpoint, noted) = (
-            self.checkpoint.load(Ordering::Acquire),
-            self.noted.load(Ordering::Acquire),
-        );
-        noted < checkpoint && self.is_oldest_forgotten(&self.segments(), checkpoint)
-    }
-
     /// Makes the next segment ahead, once this one is half full, or old.
     pub(super) fn make_ahead(&self) -> io::Result<()> {
-        // Asked before `spare` is locked. If the writer begins a segment meanwhile, this is made for the one after it.
+        // Asked before `spare` is locked. If the writer begins a segment meanwhile, this is made
+        // for the one after it.
         let Some(bytes) = self.needs_spare() else {
             return Ok(());
         };
@@ -343,7 +377,8 @@ impl Log {
         // While it is being made, none is needed.
         let is_needed = (is_half_full || self.is_old.load(Ordering::Acquire))
             && self.spare.try_lock().is_ok_and(|spare| spare.is_none());
-        // One that was full is followed by a larger one, one that grew old by what it would have needed.
+        // One that was full is followed by a larger one, one that grew old by what it would have
+        // needed.
         is_needed.then(|| {
             next_bytes(if is_half_full {
                 bytes
@@ -353,36 +388,12 @@ impl Log {
         })
     }
 
-    /// Whether there is something to do beside writing: a segment to make ahead, a checkpoint, a file to remove.
+    /// Whether there is something to do beside writing: a segment to make ahead, a checkpoint, a
+    /// file to remove.
     pub(super) fn needs_care(&self, first_available: Sequence) -> bool {
         self.needs_spare().is_some()
             || self.needs_checkpoint(first_available)
             || self.has_forgotten()
-    }
-
-    /// Whether a checkpoint would shorten the replay, or let a segment go.
-    pub(super) fn needs_checkpoint(&self, first_available: Sequence) -> bool {
-        let checkpoint_max = self.checkpoint_max();
-        let segments = self.segments();
-        let would_free = |before: u64| {
-            segments
-                .get(1)
-                .is_some_and(|second| second.first_sequence().0 <= before)
-        };
-        checkpoint_max > self.checkpoint.load(Ordering::Acquire)
-            || would_free(first_available.0)
-                && !would_free(self.forgotten_before.load(Ordering::Acquire))
-    }
-
-    /// The segment up to which a checkpoint may go: the one that is written to, or an older one that has announced what is not
-    /// overwritten yet. All commits in older ones have been applied when the writer is between two commits or in the first of
-    /// this segment.
-    pub(super) fn checkpoint_max(&self) -> u64 {
-        // In this order: what is announced later is not in an older segment.
-        let newest = self.newest();
-        lock(&self.announced)
-            .front()
-            .map_or(newest, |oldest| oldest.number.min(newest))
     }
 
     /// The number of the segment that is written to.
@@ -390,45 +401,6 @@ impl Log {
         self.segments()
             .back()
             .map_or(0, |newest| newest.header.number)
-    }
-
-    /// What is before segment `number`, and the forgetting of all events before `first_available`, is durable in the database.
-    pub(super) fn checkpoint(&self, number: u64, first_available: Sequence) {
-        self.checkpoint.store(number, Ordering::Release);
-        self.forgotten_before
-            .store(first_available.0, Ordering::Release);
-    }
-
-    fn has_forgotten(&self) -> bool {
-        self.is_oldest_forgotten(&self.segments(), self.noted.load(Ordering::Acquire))
-    }
-
-    /// Whether all events of the oldest segment are durably forgotten, and no start would need it if a durable commit had noted
-    /// that checkpoint.
-    fn is_oldest_forgotten(&self, segments: &VecDeque<Arc<Segment>>, noted: u64) -> bool {
-        let forgotten_before = self.forgotten_before.load(Ordering::Acquire);
-        segments
-            .front()
-            .is_some_and(|oldest| oldest.header.number < noted)
-            && segments
-                .get(1)
-                .is_some_and(|second| second.first_sequence().0 <= forgotten_before)
-    }
-
-    /// Lets go of the segments that are forgotten. A last one may have to wait for the next commit.
-    pub(super) fn remove_forgotten(&self) {
-        let mut forgotten = Vec::new();
-        {
-            let mut segments = self
-                .segments
-                .write()
-                .unwrap_or_else(PoisonError::into_inner);
-            while self.is_oldest_forgotten(&segments, self.noted.load(Ordering::Acquire)) {
-                forgotten.extend(segments.pop_front());
-            }
-        }
-        // A file may take a while to remove.
-        forgotten.iter().for_each(|segment| segment.forget());
     }
 
     /// The oldest event that a file still has, forgotten or not.

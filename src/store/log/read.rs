@@ -1,4 +1,5 @@
-//! Reading events of the log: in order, backwards, one by one. Never more than a few large parts of segments at once.
+//! Reading events of the log: in order, backwards, one by one. Never more than a few large parts of
+//! segments at once.
 
 use std::{
     collections::VecDeque,
@@ -10,7 +11,8 @@ use uuid::Uuid;
 
 use super::{
     Log,
-    frame::{self, Entry, Frame},
+    entry::Entry,
+    frame::{self, Frame},
     segment::{Segment, Span},
 };
 use crate::{
@@ -18,14 +20,17 @@ use crate::{
     store::{error::ReadError, lock},
 };
 
-/// Events share the memory that they were read into, unless it is more than this: then one would hold too much of it.
+/// Events share the memory that they were read into, unless it is more than this: then one would
+/// hold too much of it.
 pub(in crate::store) const LARGE_READ_BYTES: usize = 512 * 1024;
-/// So many read more than that at once: a commit may have 8 MiB and another body, and is read as a whole.
+/// So many read more than that at once: a commit may have 8 MiB and another body, and is read as a
+/// whole.
 const LARGE_READS_MAX: usize = 4;
 /// Read at once by who takes much: enough to be quick.
 pub(in crate::store) const READ_BYTES: u64 = 256 * 1024;
 
-/// Limits concurrent reads of large parts of segments. The holder of a turn waits for the disk only.
+/// Limits concurrent reads of large parts of segments. The holder of a turn waits for the disk
+/// only.
 #[derive(Debug, Default)]
 pub(super) struct Turns {
     taken: Mutex<usize>,
@@ -70,7 +75,8 @@ impl Log {
         }
     }
 
-    /// Hands over the events at these places in order, until told to stop, reading about so many bytes at a time.
+    /// Hands over the events at these places in order, until told to stop, reading about so many
+    /// bytes at a time.
     ///
     /// A place without its event is damage, or forgotten meanwhile: the caller has to look.
     pub(in crate::store) fn scan(
@@ -109,6 +115,7 @@ impl Log {
                 return Err(missing(next));
             };
             let _turn = turns.and_then(|turns| turns.take(&span));
+            let mut each = |logged: Logged| each(logged.record);
             match scan_span(&segment, &span, self.epoch, next..=up_to, &mut each)? {
                 ControlFlow::Continue(behind) => next = behind,
                 ControlFlow::Break(()) => break,
@@ -134,8 +141,8 @@ impl Log {
             let _turn = self.turns.take(&span);
             let first = span.first.max(*places.start());
             let mut records = Vec::new();
-            let all = scan_span(&segment, &span, self.epoch, first..=last, &mut |record| {
-                records.push(record);
+            let all = scan_span(&segment, &span, self.epoch, first..=last, &mut |logged| {
+                records.push(logged.record);
                 Ok(ControlFlow::Continue(()))
             })?;
             if all != ControlFlow::Continue(last.next()) {
@@ -151,40 +158,6 @@ impl Log {
         Ok(())
     }
 
-    /// Id and fingerprint of the event at `sequence`, as its commit has them; neither is known of what came from a backup.
-    pub(in crate::store) fn identity(
-        &self,
-        sequence: Sequence,
-    ) -> Result<(Uuid, Fingerprint), ReadError> {
-        let segment = segment_of(&self.segments(), sequence).ok_or_else(|| missing(sequence))?;
-        let span = segment
-            .span(sequence, 0)?
-            .ok_or_else(|| missing(sequence))?;
-        let read = segment.read(&span)?;
-        let mut at = 0;
-        while let Some(said) = read.get(at..).and_then(frame::Header::parse) {
-            let start = at;
-            at += said.length;
-            if said.events == 0 || said.head() < sequence {
-                continue;
-            }
-            let frame = Frame::parse(self.epoch, &read, start).ok_or_else(|| missing(sequence))?;
-            for entry in frame.entries() {
-                match entry? {
-                    Entry::Event {
-                        event_id,
-                        fingerprint,
-                        record,
-                    } if record.sequence() == sequence => {
-                        return Ok((event_id, fingerprint));
-                    }
-                    _ => {}
-                }
-            }
-        }
-        Err(missing(sequence))
-    }
-
     /// The event at `sequence`, in memory of its own.
     pub(in crate::store) fn get(&self, sequence: Sequence) -> Result<Record, ReadError> {
         let mut found = None;
@@ -196,6 +169,14 @@ impl Log {
     }
 }
 
+/// An event as its commit has it.
+#[derive(Debug)]
+pub(in crate::store) struct Logged {
+    pub event_id: Uuid,
+    pub fingerprint: Fingerprint,
+    pub record: Record,
+}
+
 /// Events of the log. Holds the files of all its segments.
 pub(in crate::store) struct Events {
     epoch: Epoch,
@@ -203,7 +184,7 @@ pub(in crate::store) struct Events {
     turns: Arc<Turns>,
     /// Those that have not been read.
     places: RangeInclusive<Sequence>,
-    read: VecDeque<Record>,
+    read: VecDeque<Logged>,
 }
 
 impl Events {
@@ -219,8 +200,8 @@ impl Events {
             &span,
             self.epoch,
             self.places.clone(),
-            &mut |record| {
-                self.read.push_back(record);
+            &mut |logged| {
+                self.read.push_back(logged);
                 Ok(ControlFlow::Continue(()))
             },
         )?;
@@ -232,7 +213,7 @@ impl Events {
 }
 
 impl Iterator for Events {
-    type Item = Result<Record, ReadError>;
+    type Item = Result<Logged, ReadError>;
 
     fn next(&mut self) -> Option<Self::Item> {
         if self.read.is_empty()
@@ -250,13 +231,14 @@ fn segment_of(segments: &VecDeque<Arc<Segment>>, sequence: Sequence) -> Option<A
     segments.get(behind.checked_sub(1)?).cloned()
 }
 
-/// Hands over the events at these places that lie in one span of a segment; where to go on behind them.
+/// Hands over the events at these places that lie in one span of a segment; where to go on behind
+/// them.
 fn scan_span(
     segment: &Segment,
     span: &Span,
     epoch: Epoch,
     places: RangeInclusive<Sequence>,
-    each: &mut impl FnMut(Record) -> Result<ControlFlow<()>, ReadError>,
+    each: &mut impl FnMut(Logged) -> Result<ControlFlow<()>, ReadError>,
 ) -> Result<ControlFlow<(), Sequence>, ReadError> {
     let mut next = *places.start();
     let read = segment.read(span)?;
@@ -272,8 +254,14 @@ fn scan_span(
         }
         let frame = Frame::parse(epoch, &read, start).ok_or_else(|| missing(next))?;
         for entry in frame.entries() {
-            let Entry::Event { record, .. } = entry? else {
-                continue;
+            let (event_id, fingerprint, record) = match entry? {
+                Entry::Event {
+                    event_id,
+                    fingerprint,
+                    record,
+                } => (event_id, fingerprint, record),
+                Entry::Unknown { kind } => return Err(ReadError::Corrupt(newer_kind(kind))),
+                _ => continue,
             };
             if record.sequence() < next {
                 continue;
@@ -286,7 +274,12 @@ fn scan_span(
             }
             next = next.next();
             let record = if is_large { record.compact() } else { record };
-            if each(record)?.is_break() {
+            let logged = Logged {
+                event_id,
+                fingerprint,
+                record,
+            };
+            if each(logged)?.is_break() {
                 return Ok(ControlFlow::Break(()));
             }
         }
@@ -300,4 +293,9 @@ fn scan_span(
 
 fn missing(sequence: Sequence) -> ReadError {
     ReadError::Corrupt(format!("event {} is missing", sequence.0))
+}
+
+/// What is said of an entry of a kind that this version does not know.
+fn newer_kind(kind: u8) -> String {
+    format!("an entry of kind {kind}, which a newer version has written")
 }

@@ -1,4 +1,5 @@
-//! Opening a log: which files are its segments, where its last whole commit ends, and whether anything is lost.
+//! Opening a log: which files are its segments, where its last whole commit ends, and whether
+//! anything is lost.
 //!
 //! Everything is checked before anything is changed.
 
@@ -8,33 +9,115 @@ use std::{
     io,
     os::unix::fs::FileExt,
     path::{Path, PathBuf},
-    sync::{Arc, atomic::Ordering},
+    sync::Arc,
 };
 
+use bytes::Bytes;
+
 use super::{
-    Active, EXTENSION, Log,
+    Active, EXTENSION, Log, Place,
     frame::{self, Frame},
     path_of,
-    segment::{self, HEADER_BYTES, Segment, Unreadable, Walked},
+    segment::{self, HEADER_BYTES, Header, Segment, Unreadable, Walked},
 };
 use crate::{
     event::Epoch,
     store::{acknowledged::Acknowledged, directory::LOG, error::StartFailure, layout::Totals},
 };
 
+/// A log as it was found.
+pub(in crate::store) struct Opened {
+    pub log: Log,
+    /// As its last commit has left them.
+    pub totals: Totals,
+    /// Bytes of a last commit that was not whole.
+    pub torn_bytes: u64,
+}
+
+/// The newest segment, as far as it has whole commits.
+struct Newest {
+    segment: Arc<Segment>,
+    bytes: Bytes,
+    walked: Walked,
+    /// Where its last commit begins.
+    last_commit: usize,
+    /// When its first commit came that brought content.
+    since_micros: Option<i64>,
+    torn_bytes: u64,
+}
+
+impl Newest {
+    fn read(path: PathBuf, header: Header) -> Result<Self, StartFailure> {
+        let bytes = Bytes::from(fs::read(&path)?);
+        let segment = Segment::empty(path, header, bytes.len() as u64);
+        let (mut last_commit, mut since_micros) = (0, None);
+        let walked = segment::walk(&header, &bytes, |at, frame| {
+            segment.show(at as u64, &frame.header);
+            last_commit = at;
+            since_micros = since_micros.or_else(|| frame.brought_at());
+            Ok::<_, StartFailure>(())
+        })?;
+
+        let behind = bytes.slice(walked.end..);
+        let torn_bytes = behind
+            .iter()
+            .rposition(|&byte| byte != 0)
+            .map_or(0, |last| last as u64 + 1);
+        if torn_bytes > 0 && frame::is_followed(header.epoch, &behind, walked.next_commit) {
+            return Err(not_as_written(walked.next_commit, segment.path()));
+        }
+        Ok(Self {
+            segment: Arc::new(segment),
+            bytes,
+            walked,
+            last_commit,
+            since_micros,
+            torn_bytes,
+        })
+    }
+
+    /// Removes a torn last commit, and makes the others durable.
+    fn finish(self) -> io::Result<Active> {
+        let Walked {
+            end, next_commit, ..
+        } = self.walked;
+        let path = self.segment.path();
+        let mut file = File::options().read(true).write(true).open(path)?;
+        if self.torn_bytes > 0 {
+            let path = path.display();
+            tracing::warn!(%path, at = end, commit = next_commit, "the last commit was cut off by a crash, and is taken back");
+            segment::zero_from(&mut file, end as u64)?;
+        }
+
+        // What a killed process wrote but had not synced is read from here on, so it must be
+        // durable from here on. It is written again, because the kernel takes what it once failed
+        // to write for written.
+        file.write_all_at(&self.bytes[..HEADER_BYTES], 0)?;
+        file.write_all_at(&self.bytes[self.last_commit..end], self.last_commit as u64)?;
+        file.sync_all()?;
+        Ok(Active {
+            segment: self.segment,
+            file,
+            end: end as u64,
+            bytes: self.bytes.len() as u64,
+            next_commit,
+            since_micros: self.since_micros,
+        })
+    }
+}
+
 impl Log {
-    /// Opens the log of a data directory, with the totals as its last commit left them, and how many bytes behind that were taken
-    /// back; `None` if there is none yet. Everything is checked before anything is changed.
+    /// Opens the log of a data directory; `None` if there is none yet. `is_begun`: something beside
+    /// it says that there is one. Everything is checked before anything is changed.
     ///
-    /// A last commit that is not whole was cut off by a crash, and is taken back; unless it was acknowledged, or the database
-    /// was told of it, or another one follows it: then the log is damaged.
+    /// A last commit that is not whole was cut off by a crash, and is taken back; unless it was
+    /// acknowledged, or another one follows it: then the log is damaged.
     pub(in crate::store) fn open(
         directory: &Path,
         acknowledged: Option<Acknowledged>,
-        indexed: Option<Indexed>,
-    ) -> Result<Option<(Self, Totals, u64)>, StartFailure> {
+        is_begun: bool,
+    ) -> Result<Option<Opened>, StartFailure> {
         let folder = directory.join(LOG);
-        let is_begun = acknowledged.is_some() || indexed.is_some();
         let mut known = Known::look(&folder, is_begun)?;
         let Some(header) = known.segments.pop_back().map(|newest| newest.header) else {
             return if is_begun {
@@ -43,90 +126,68 @@ impl Log {
                 Ok(known.clear().map(|()| None)?)
             };
         };
-        let newest = Segment::empty(path_of(&folder, header.number), header);
-        let bytes = newest.read_whole()?;
-        let (mut last_commit, mut since_micros, mut before) = (0, None, header.totals);
-        let walked = segment::walk(&header, &bytes, |at, frame| {
-            newest.show(at as u64, &frame.header);
-            last_commit = at;
-            since_micros = since_micros.or_else(|| frame.header.brought_at(&before));
-            before = frame.header.totals;
-            Ok::<_, StartFailure>(())
-        })?;
-        let behind = bytes.slice(walked.end..);
-        let torn_bytes = behind
-            .iter()
-            .rposition(|&byte| byte != 0)
-            .map_or(0, |last| last as u64 + 1);
-        let is_clean = torn_bytes == 0;
-        if !is_clean && frame::is_followed(header.epoch, &behind, walked.next_commit) {
-            return Err(not_as_written(walked.next_commit, newest.path()));
-        }
-        check_acknowledged(
-            acknowledged,
-            header.epoch,
-            walked.next_commit,
-            &walked.totals,
-        )?;
-        let newest = Arc::new(newest);
-        known.segments.push_back(Arc::clone(&newest));
-        known.check(&walked, indexed)?;
 
-        let path = newest.path();
-        let mut file = File::options().read(true).write(true).open(path)?;
-        if !is_clean {
-            let (path, at, commit) = (path.display(), walked.end, walked.next_commit);
-            tracing::warn!(%path, at, commit, "the last commit was cut off by a crash, and is taken back");
-            segment::zero_from(&mut file, walked.end as u64)?;
-        }
-        // What a killed process wrote but had not synced is read from here on, so it must be durable from here on. It is
-        // written again, because the kernel takes what it once failed to write for written.
-        file.write_all_at(&bytes[..HEADER_BYTES], 0)?;
-        file.write_all_at(&bytes[last_commit..walked.end], last_commit as u64)?;
-        file.sync_all()?;
-        known.clear()?;
+        let newest = Newest::read(path_of(&folder, header.number), header)?;
         let Walked {
-            end,
             next_commit,
-            checkpoint,
+            oldest,
             totals,
-        } = walked;
-        let (end, bytes) = (end as u64, bytes.len() as u64);
-        let active = Active {
-            segment: newest,
-            file,
-            end,
-            bytes,
-            next_commit,
-            since_micros,
-        };
-        Ok(Some((
-            Self::of(folder, known.segments, active, checkpoint),
+            ..
+        } = newest.walked;
+        let torn_bytes = newest.torn_bytes;
+        check_acknowledged(acknowledged, header.epoch, next_commit, &totals)?;
+        known.segments.push_back(Arc::clone(&newest.segment));
+        known.check(oldest, &totals)?;
+
+        let active = newest.finish()?;
+        known.clear()?;
+        Ok(Some(Opened {
+            log: Self::of(folder, known.segments, active, oldest),
             totals,
             torn_bytes,
-        )))
+        }))
     }
 
-    /// Hands over every commit that a start has to replay, with the totals that the first of them found.
-    pub(in crate::store) fn replay(
+    /// The number of the first commit of a segment; `None` if there is no such segment.
+    pub(in crate::store) fn first_commit_of(&self, number: u64) -> Option<u64> {
+        let segments = self.segments();
+        let mut headers = segments.iter().map(|segment| segment.header);
+        headers
+            .find(|header| header.number == number)
+            .map(|header| header.commit)
+    }
+
+    /// Hands over every commit from segment `first` on, with its place. Returns the totals before
+    /// the first of them. `each` is also called before a segment is read, so that it can report
+    /// progress.
+    pub(in crate::store) fn replay<E: From<StartFailure>>(
         &self,
-        mut each: impl FnMut(Frame) -> Result<(), StartFailure>,
-    ) -> Result<Totals, StartFailure> {
-        let checkpoint = self.checkpoint.load(Ordering::Acquire);
+        first: u64,
+        mut each: impl FnMut(Replayed<'_>) -> Result<(), E>,
+    ) -> Result<Totals, E> {
         let segments: Vec<_> = self
             .segments()
             .iter()
-            .filter(|segment| segment.header.number >= checkpoint)
+            .filter(|segment| segment.header.number >= first)
             .cloned()
             .collect();
         for (at, segment) in segments.iter().enumerate() {
-            let walked = segment::walk(&segment.header, &segment.read_whole()?, |_, frame| {
-                each(frame)
+            each(Replayed::Segment {
+                done: at,
+                of: segments.len(),
+            })?;
+            let bytes = segment.read_whole().map_err(StartFailure::from)?;
+            let walked = segment::walk(&segment.header, &bytes, |at, frame| {
+                let place = Place {
+                    segment: segment.header.number,
+                    at: at as u64,
+                };
+                each(Replayed::Commit(place, &frame))
             })?;
             if let Some(next) = segments.get(at + 1)
                 && (walked.next_commit, walked.totals) != (next.header.commit, next.header.totals)
             {
-                return Err(not_as_written(walked.next_commit, segment.path()));
+                return Err(not_as_written(walked.next_commit, segment.path()).into());
             }
         }
         Ok(segments
@@ -135,13 +196,24 @@ impl Log {
     }
 }
 
-/// What the database knows of its log.
-#[derive(Clone, Copy, Debug)]
-pub(in crate::store) struct Indexed {
-    /// Which log it is of.
-    pub epoch: Epoch,
-    /// The newest commit that it knows to be durable.
-    pub told: u64,
+/// One step of a replay.
+pub(in crate::store) enum Replayed<'a> {
+    /// So many segments are done, and the next is read.
+    Segment { done: usize, of: usize },
+    /// A commit, and where it begins.
+    Commit(Place, &'a Frame),
+}
+
+/// Refuses a log of another format, before anything else of it is looked at.
+pub(in crate::store) fn check_format(directory: &Path) -> Result<(), StartFailure> {
+    for path in segment_paths(&directory.join(LOG))? {
+        match read_header(&path)? {
+            Ok(_) => return Ok(()),
+            Err(Unreadable::Format(found)) => return Err(StartFailure::Format(found)),
+            Err(_) => {} // judged when the log is opened
+        }
+    }
+    Ok(())
 }
 
 /// What a folder has of a log.
@@ -157,19 +229,7 @@ struct Known {
 
 impl Known {
     fn look(folder: &Path, is_begun: bool) -> Result<Self, StartFailure> {
-        let mut paths = match fs::read_dir(folder) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Self::default()),
-            entries => entries?
-                .map(|entry| Ok(entry?.path()))
-                .collect::<io::Result<Vec<_>>>()?,
-        };
-        let number_of = |path: &PathBuf| path.file_stem()?.to_str()?.parse::<u64>().ok();
-        paths.retain(|path| {
-            path.extension()
-                .is_some_and(|extension| extension == EXTENSION)
-                && number_of(path).is_some()
-        });
-        paths.sort_unstable_by_key(number_of);
+        let mut paths = segment_paths(folder)?;
         let mut known = Self::default();
         while let Some(path) = paths.pop_if(|path| is_unused(path).unwrap_or(false)) {
             known.stale.push(path);
@@ -182,7 +242,8 @@ impl Known {
                 .back()
                 .is_some_and(|last| last.header.number + 1 != number)
             {
-                // Files of forgotten events go when nobody reads them, in any order. Whether these are such is asked later.
+                // Files of removed segments disappear with their last reader, in any order. Whether
+                // these are such files is checked later.
                 known.stale.extend(
                     known
                         .segments
@@ -196,15 +257,17 @@ impl Known {
                     if header.number == number
                         && last.is_none_or(|last| follows(&last, &header)) =>
                 {
+                    let bytes = fs::metadata(&path)?.len();
                     known
                         .segments
-                        .push_back(Arc::new(Segment::known(path, header)));
+                        .push_back(Arc::new(Segment::known(path, header, bytes)));
                 }
                 Err(Unreadable::Format(found)) => return Err(StartFailure::Format(found)),
-                // Whether what was cut off was acknowledged is asked later.
+                // Whether the part that was cut off was acknowledged is checked later.
                 Err(Unreadable::Damaged | Unreadable::Unused)
                     if Some(&path) == newest.as_ref()
-                        && (!is_begun || is_cut_off(&known.segments, &path)?) =>
+                        && (known.segments.is_empty() && !is_begun
+                            || is_cut_off(&known.segments, &path)?) =>
                 {
                     known.cut_off = Some(path);
                 }
@@ -219,42 +282,20 @@ impl Known {
         Ok(known)
     }
 
-    /// Whether all is there that a start has to replay, all that is retained, and all that the database was told of.
-    fn check(&self, walked: &Walked, indexed: Option<Indexed>) -> Result<(), StartFailure> {
-        let corrupt = |problem: String| Err(StartFailure::Corrupt(problem));
+    /// Whether all is there that the last commit says is needed, and all that is retained.
+    fn check(&self, oldest_needed: u64, totals: &Totals) -> Result<(), StartFailure> {
         let Some(oldest) = self.segments.front() else {
             return Ok(());
         };
-        let checkpoint = self
-            .segments
-            .iter()
-            .find(|segment| segment.header.number == walked.checkpoint);
-        let (Some(checkpoint), true) = (
-            checkpoint,
-            oldest.first_sequence().0 <= walked.totals.first_available,
-        ) else {
-            return corrupt(format!(
-                "a segment before {} is lost",
-                oldest.path().display()
-            ));
-        };
-        let newest = walked.next_commit - 1;
-        match indexed {
-            None if newest > 0 => corrupt("the log's identity is lost".to_owned()),
-            Some(Indexed { epoch, .. }) if epoch != oldest.header.epoch => corrupt(format!(
-                "it is log {}, and its index is that of log {epoch}",
-                oldest.header.epoch
-            )),
-            // It hears of a commit when the log has it for good.
-            Some(Indexed { told, .. }) if told > newest => corrupt(format!(
-                "its index knows {told} commits, and the log ends behind {newest}"
-            )),
-            Some(Indexed { told, .. }) if told + 1 < checkpoint.header.commit => corrupt(format!(
-                "its index ends behind commit {told}, and was synced behind {}",
-                checkpoint.header.commit - 1
-            )),
-            _ => Ok(()),
+        let has_needed = oldest.header.number <= oldest_needed;
+        let has_retained = oldest.first_sequence().0 <= totals.first_available;
+        if has_needed && has_retained {
+            return Ok(());
         }
+        Err(StartFailure::Corrupt(format!(
+            "a segment before {} is lost",
+            oldest.path().display()
+        )))
     }
 
     /// Removes what is none of the log.
@@ -265,6 +306,27 @@ impl Known {
         }
         self.stale.drain(..).try_for_each(fs::remove_file)
     }
+}
+
+/// The files of a folder that are named as segments are, in their order.
+fn segment_paths(folder: &Path) -> io::Result<Vec<PathBuf>> {
+    let mut paths = match fs::read_dir(folder) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries?
+            .map(|entry| Ok(entry?.path()))
+            .collect::<io::Result<Vec<_>>>()?,
+    };
+    paths.retain(|path| {
+        path.extension()
+            .is_some_and(|extension| extension == EXTENSION)
+            && number_of(path).is_some()
+    });
+    paths.sort_unstable_by_key(|path| number_of(path));
+    Ok(paths)
+}
+
+fn number_of(path: &Path) -> Option<u64> {
+    path.file_stem()?.to_str()?.parse().ok()
 }
 
 fn not_as_written(commit: u64, path: &Path) -> StartFailure {

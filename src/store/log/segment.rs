@@ -7,12 +7,12 @@
 //! epoch        of the log (u64)
 //! number       of the segment (u64)
 //! commit       number of its first commit (u64)
-//! checkpoint   the oldest segment that a start has to replay, as of its beginning (u64)
+//! oldest       the oldest segment that the log needed when this one was begun (u64)
 //! totals       as the commits before it have left them
 //! ```
 //!
-//! The zeros are written before the commits that replace them: to sync a commit, the disk has to write its bytes, and neither
-//! a new length nor where they are.
+//! The zeros are written before the commits that replace them: to sync a commit, the disk has to
+//! write its bytes, and neither a new length nor where they are.
 
 use std::{
     fs::{self, File},
@@ -30,7 +30,10 @@ use bytes::{Buf, BufMut, Bytes};
 use rustix::fs::OFlags;
 use xxhash_rust::xxh3::xxh3_64;
 
-use super::frame::{self, Frame};
+use super::{
+    entry,
+    frame::{self, Frame},
+};
 use crate::{
     event::{Epoch, Sequence},
     store::layout::{FORMAT, Totals},
@@ -41,7 +44,8 @@ pub(super) const HEADER_BYTES: usize = 256;
 const MAGIC: &[u8; 8] = b"blobcast";
 /// Commits closer together than this are found together.
 const BLOCK_BYTES: u64 = 16 * 1024;
-/// What the kernel keeps files in: to replace a part of one that is not in memory, it would have to read it first.
+/// What the kernel keeps files in: to replace a part of one that is not in memory, it would have to
+/// read it first.
 pub(super) const PAGE_BYTES: u64 = 4096;
 
 /// Aligned as writing past the kernel's cache demands.
@@ -56,7 +60,8 @@ pub(super) struct Header {
     pub number: u64,
     /// Number of its first commit.
     pub commit: u64,
-    pub checkpoint: u64,
+    /// The oldest segment that the log needed when this one was begun.
+    pub oldest: u64,
     /// As the commits before it have left them.
     pub totals: Totals,
 }
@@ -76,15 +81,9 @@ impl Header {
         let mut bytes = [0; HEADER_BYTES];
         let mut rest = &mut bytes[8..];
         rest.put_slice(MAGIC);
-        [
-            FORMAT,
-            self.epoch.0,
-            self.number,
-            self.commit,
-            self.checkpoint,
-        ]
-        .into_iter()
-        .for_each(|n| rest.put_u64_le(n));
+        [FORMAT, self.epoch.0, self.number, self.commit, self.oldest]
+            .into_iter()
+            .for_each(|n| rest.put_u64_le(n));
         rest.put_slice(&self.totals.encode());
         let checksum = xxh3_64(&bytes[8..]);
         bytes[..8].copy_from_slice(&checksum.to_le_bytes());
@@ -107,14 +106,14 @@ impl Header {
             other => return Err(Unreadable::Format(other)),
         }
         let mut number = || rest.get_u64_le();
-        let (epoch, number, commit, checkpoint) = (Epoch(number()), number(), number(), number());
+        let (epoch, number, commit, oldest) = (Epoch(number()), number(), number(), number());
         let totals = Totals::parse(&rest[..Totals::BYTES]).map_err(|_| Unreadable::Damaged)?;
         totals.head().map_err(|_| Unreadable::Damaged)?;
         Ok(Self {
             epoch,
             number,
             commit,
-            checkpoint,
+            oldest,
             totals,
         })
     }
@@ -127,8 +126,6 @@ struct Blocks {
     starts: Vec<Start>,
     /// Behind the last commit.
     end: u64,
-    /// The newest number of the quarantine up to there.
-    number: u64,
 }
 
 /// Where a block starts.
@@ -137,17 +134,14 @@ struct Start {
     at: u64,
     /// The first event behind.
     first: Sequence,
-    /// The newest number of the quarantine before.
-    number: u64,
 }
 
 impl Blocks {
     /// Of a segment without commits.
-    fn none(header: &Header) -> Self {
+    fn none() -> Self {
         Self {
             starts: Vec::new(),
             end: HEADER_BYTES as u64,
-            number: header.totals.quarantine_next,
         }
     }
 
@@ -160,33 +154,22 @@ impl Blocks {
             self.starts.push(Start {
                 at,
                 first: frame.first_sequence(),
-                number: self.number,
             });
         }
         self.end = at + frame.length as u64;
-        self.number = frame.totals.quarantine_next;
     }
 
     /// The last block that starts so, and those behind it as far as it takes for so many bytes.
     fn span(&self, starts_before: impl Fn(&Start) -> bool, bytes: u64) -> Option<Span> {
         let block = self.starts.partition_point(starts_before).checked_sub(1)?;
-        let Start {
-            at: start,
-            first,
-            number,
-        } = self.starts[block];
+        let Start { at: start, first } = self.starts[block];
         let behind = &self.starts[block + 1..];
         let end = behind
             .iter()
             .map(|next| next.at)
             .find(|at| at - start >= bytes)
             .unwrap_or(self.end);
-        (start < end).then_some(Span {
-            first,
-            number,
-            start,
-            end,
-        })
+        (start < end).then_some(Span { first, start, end })
     }
 }
 
@@ -195,41 +178,45 @@ impl Blocks {
 pub(super) struct Span {
     /// The first event in it, if it has any.
     pub first: Sequence,
-    /// The newest number of the quarantine before it.
-    pub number: u64,
     pub start: u64,
     pub end: u64,
 }
 
-/// A segment as its readers know it. Its file goes when it is forgotten and nobody reads it any more.
+/// A segment as its readers know it. Its file is removed when it is forgotten and has no reader
+/// left.
 #[derive(Debug)]
 pub(in crate::store) struct Segment {
     path: PathBuf,
     pub(super) header: Header,
-    /// None until somebody needs them.
+    /// Of its file.
+    bytes: u64,
+    /// None until they are needed.
     blocks: RwLock<Option<Blocks>>,
-    /// Held to write while a part of the file is overwritten, so that a read never finds one half of that.
+    /// Held to write while a part of the file is overwritten, so that a read never finds one half
+    /// of that.
     overwriting: RwLock<()>,
     is_forgotten: AtomicBool,
 }
 
 impl Segment {
     /// One without commits as yet.
-    pub(super) fn empty(path: PathBuf, header: Header) -> Self {
+    pub(super) fn empty(path: PathBuf, header: Header, bytes: u64) -> Self {
         Self {
             path,
             header,
-            blocks: RwLock::new(Some(Blocks::none(&header))),
+            bytes,
+            blocks: RwLock::new(Some(Blocks::none())),
             overwriting: RwLock::default(),
             is_forgotten: false.into(),
         }
     }
 
     /// One that was written before.
-    pub(super) fn known(path: PathBuf, header: Header) -> Self {
+    pub(super) fn known(path: PathBuf, header: Header, bytes: u64) -> Self {
         Self {
             path,
             header,
+            bytes,
             blocks: RwLock::default(),
             overwriting: RwLock::default(),
             is_forgotten: false.into(),
@@ -240,6 +227,11 @@ impl Segment {
         &self.path
     }
 
+    /// Size of its file.
+    pub(super) fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
     /// The first event that may be in it.
     pub(super) fn first_sequence(&self) -> Sequence {
         self.header.totals.head().unwrap_or_default().next() // checked when it was parsed
@@ -248,12 +240,10 @@ impl Segment {
     /// Lets readers find a commit. It must be durable.
     pub(super) fn show(&self, at: u64, frame: &frame::Header) {
         let mut blocks = self.blocks.write().unwrap_or_else(PoisonError::into_inner);
-        blocks
-            .get_or_insert_with(|| Blocks::none(&self.header))
-            .add(at, frame);
+        blocks.get_or_insert_with(Blocks::none).add(at, frame);
     }
 
-    /// Has the file removed as soon as nobody reads it.
+    /// Has the file removed as soon as it has no reader.
     pub(super) fn forget(&self) {
         self.is_forgotten.store(true, Ordering::Release);
     }
@@ -263,29 +253,30 @@ impl Segment {
         Ok(fs::read(&self.path)?.into())
     }
 
-    /// Where to read to find the event at `sequence`, if it is here: from the start of its block, for at least so many bytes.
+    /// Where to read to find the event at `sequence`, if it is here: from the start of its block,
+    /// for at least so many bytes.
     pub(super) fn span(&self, sequence: Sequence, bytes: u64) -> io::Result<Option<Span>> {
         self.with_blocks(|blocks| blocks.span(|start| start.first <= sequence, bytes))
     }
 
-    /// The same for the quarantined callback with this number: its block.
-    pub(super) fn span_of_number(&self, number: u64) -> io::Result<Option<Span>> {
-        self.with_blocks(|blocks| blocks.span(|start| start.number < number, 0))
-    }
-
     /// Reads a part of it.
     pub(super) fn read(&self, span: &Span) -> io::Result<Bytes> {
-        let mut bytes = vec![0; (span.end - span.start) as usize]; // a segment fits into memory
+        self.read_at(span.start, span.end - span.start)
+    }
+
+    /// Reads so many bytes from `at` on.
+    pub(super) fn read_at(&self, at: u64, bytes: u64) -> io::Result<Bytes> {
+        let mut read = vec![0; bytes as usize]; // a segment fits into memory
         let _whole = self
             .overwriting
             .read()
             .unwrap_or_else(PoisonError::into_inner);
-        File::open(&self.path)?.read_exact_at(&mut bytes, span.start)?;
-        Ok(bytes.into())
+        File::open(&self.path)?.read_exact_at(&mut read, at)?;
+        Ok(read.into())
     }
 
-    /// Erases bodies, each with where its mark goes, durably: all marks are written and synced first, so that no crash makes damage of
-    /// it.
+    /// Erases bodies, each with where its mark goes, durably: all marks are written and synced
+    /// first, so that a crash cannot leave damage.
     pub(in crate::store) fn erase(&self, bodies: &[(u64, Range<u64>)]) -> io::Result<()> {
         let file = File::options().write(true).open(&self.path)?;
         {
@@ -295,7 +286,7 @@ impl Segment {
                 .unwrap_or_else(PoisonError::into_inner);
             bodies
                 .iter()
-                .try_for_each(|(mark, _)| file.write_all_at(&frame::MARK, *mark))?;
+                .try_for_each(|(mark, _)| file.write_all_at(&entry::MARK, *mark))?;
         }
         file.sync_data()?;
         {
@@ -316,7 +307,7 @@ impl Segment {
         }
         let mut blocks = self.blocks.write().unwrap_or_else(PoisonError::into_inner);
         if blocks.is_none() {
-            *blocks = Some(find_blocks(&self.path, &self.header)?);
+            *blocks = Some(find_blocks(&self.path)?);
         }
         Ok(blocks.as_ref().and_then(look))
     }
@@ -333,9 +324,9 @@ impl Drop for Segment {
 }
 
 /// Goes from commit to commit. What is damaged is noticed when it is read.
-fn find_blocks(path: &Path, header: &Header) -> io::Result<Blocks> {
+fn find_blocks(path: &Path) -> io::Result<Blocks> {
     let file = File::open(path)?;
-    let mut blocks = Blocks::none(header);
+    let mut blocks = Blocks::none();
     let bytes = file.metadata()?.len();
     let mut header = [0; frame::HEADER_BYTES];
     while blocks.end + frame::HEADER_BYTES as u64 <= bytes {
@@ -356,11 +347,13 @@ pub(super) struct Walked {
     pub end: usize,
     /// The number of the commit that would be next.
     pub next_commit: u64,
-    pub checkpoint: u64,
+    /// The oldest segment that the log needed then.
+    pub oldest: u64,
     pub totals: Totals,
 }
 
-/// Hands over the commits of a segment, one by one, as far as each is whole and follows the one before.
+/// Hands over the commits of a segment, one by one, as far as each is whole and follows the one
+/// before.
 pub(super) fn walk<E>(
     header: &Header,
     bytes: &Bytes,
@@ -369,7 +362,7 @@ pub(super) fn walk<E>(
     let mut walked = Walked {
         end: HEADER_BYTES,
         next_commit: header.commit,
-        checkpoint: header.checkpoint,
+        oldest: header.oldest,
         totals: header.totals,
     };
     while let Some(frame) = Frame::parse(header.epoch, bytes, walked.end) {
@@ -381,11 +374,11 @@ pub(super) fn walk<E>(
         }
         each(walked.end, frame)?;
         let end = walked.end + said.length;
-        let checkpoint = walked.checkpoint.max(said.checkpoint);
+        let oldest = walked.oldest.max(said.oldest);
         walked = Walked {
             end,
             next_commit: said.commit + 1,
-            checkpoint,
+            oldest,
             totals: said.totals,
         };
     }
@@ -402,8 +395,8 @@ pub(super) fn create(path: &Path, bytes: u64) -> io::Result<File> {
         })
 }
 
-/// Past the kernel's cache where the file system can: the zeros would only be copied into it, and then wait for the disk in
-/// the way of commits.
+/// Past the kernel's cache where the file system can: the zeros would only be copied into it, and
+/// then wait for the disk in the way of commits.
 fn fill_new(path: &Path, bytes: u64) -> io::Result<()> {
     let mut options = File::options();
     options.write(true).create(true).truncate(true);
@@ -470,11 +463,11 @@ mod tests {
     proptest! {
         #[test]
         fn a_header_gives_back_its_numbers_and_no_flipped_bit_passes(numbers: [u32; 8], bit in 0..8 * HEADER_BYTES) {
-            let [epoch, number, commit, checkpoint, first, count, bytes, next] = numbers.map(u64::from);
+            let [epoch, number, commit, oldest, first, count, bytes, next] = numbers.map(u64::from);
             let totals = Totals {
                 first_available: first + 1, event_count: count, event_bytes: bytes, quarantine_next: next, ..Totals::default()
             };
-            let header = Header { epoch: Epoch(epoch), number, commit, checkpoint, totals };
+            let header = Header { epoch: Epoch(epoch), number, commit, oldest, totals };
             let mut bytes = header.encode();
             prop_assert_eq!(Header::parse(&bytes), Ok(header));
             bytes[bit / 8] ^= 1 << (bit % 8);

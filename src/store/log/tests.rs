@@ -57,18 +57,10 @@ impl Kept {
     }
 
     fn reopen(&mut self) {
-        let (log, totals, _) = Log::open(self.directory.path(), Some(self.mark()), self.indexed())
-            .unwrap_or_else(|_| panic!())
-            .unwrap();
-        assert_eq!(totals, self.totals);
-        self.log = log;
-    }
-
-    fn indexed(&self) -> Option<Indexed> {
-        Some(Indexed {
-            epoch: EPOCH,
-            told: self.log.next_commit() - 1,
-        })
+        let opened = Log::open(self.directory.path(), Some(self.mark()), true);
+        let opened = opened.unwrap().unwrap();
+        assert_eq!(opened.totals, self.totals);
+        self.log = opened.log;
     }
 
     fn mark(&self) -> Acknowledged {
@@ -78,8 +70,20 @@ impl Kept {
             head,
             quarantine_next: 0,
             commit_next,
-            database_next: 0,
         }
+    }
+
+    /// How many events a replay from a segment on hands over.
+    fn replayed(&self, first: u64) -> u64 {
+        let mut events = 0;
+        let count = |replayed: Replayed<'_>| {
+            if let Replayed::Commit(_, frame) = replayed {
+                events += u64::from(frame.header.events);
+            }
+            Ok::<_, StartFailure>(())
+        };
+        self.log.replay(first, count).unwrap();
+        events
     }
 
     fn files(&self) -> Vec<PathBuf> {
@@ -150,7 +154,7 @@ fn what_is_erased_is_gone_from_its_file_and_all_else_is_read_as_before() {
     kept.log.erase(&erased, &[]).unwrap();
     for is_opened_again in [false, true] {
         if is_opened_again {
-            kept.log.erase(&erased, &[7]).unwrap(); // also twice, and what is not there
+            kept.log.erase(&erased, &[]).unwrap(); // also twice
             kept.reopen();
         }
         for (place, (is_erased, raw)) in (1..).zip(marked(&kept)) {
@@ -185,7 +189,7 @@ fn what_is_erased_is_gone_from_its_file_and_all_else_is_read_as_before() {
     );
 }
 
-fn refusal(opened: Result<Option<(Log, Totals, u64)>, StartFailure>) -> String {
+fn refusal(opened: Result<Option<Opened>, StartFailure>) -> String {
     match opened {
         Err(StartFailure::Corrupt(problem)) => problem,
         _ => panic!("it must be refused"),
@@ -218,12 +222,10 @@ proptest! {
             }
             let one = kept.log.get(Sequence(first)).unwrap();
             prop_assert_eq!(one.raw(), &expected[0].1[..]);
-            let all: Vec<_> = kept.log.events(Sequence(1)..=Sequence(count as u64)).map(|event| event.unwrap().sequence().0).collect();
+            let all: Vec<_> = kept.log.events(Sequence(1)..=Sequence(count as u64)).map(|event| event.unwrap().record.sequence().0).collect();
             prop_assert_eq!(all, (1..=count as u64).collect::<Vec<_>>());
         }
-        let mut replayed = 0;
-        kept.log.replay(|frame| { replayed += frame.header.events; Ok(()) }).unwrap_or_else(|_| panic!());
-        prop_assert_eq!(replayed as usize, count, "without a checkpoint all is told again");
+        prop_assert_eq!(kept.replayed(0) as usize, count);
     }
 
     #[test]
@@ -242,8 +244,8 @@ proptest! {
         if zeroed { bytes[cut..].fill(0) } else { bytes.truncate(cut) }
         fs::write(path, &bytes).unwrap();
         let left = ends.iter().rev().find(|(end, _)| *end <= cut).unwrap().1;
-        refusal(Log::open(kept.directory.path(), Some(kept.mark()), kept.indexed()));
-        let (log, totals, _) = Log::open(kept.directory.path(), None, Some(Indexed { epoch: EPOCH, told: 0 })).unwrap_or_else(|_| panic!()).unwrap();
+        refusal(Log::open(kept.directory.path(), Some(kept.mark()), true));
+        let Opened { log, totals, .. } = Log::open(kept.directory.path(), None, true).unwrap().unwrap();
         prop_assert_eq!(totals.head().unwrap().0, left);
         // It goes on from there, and what was cut off never comes back.
         kept.bodies.retain(|&place, _| place <= left);
@@ -262,7 +264,8 @@ fn segments_grow_and_go_when_they_are_forgotten_and_nobody_reads_them() {
     assert_eq!(kept.files().len(), 3, "one of 1 MiB, one of 2, one of 4");
     let newest = kept.log.newest();
     let checkpoint = |kept: &mut Kept, first_available: u64| {
-        kept.log.checkpoint(newest, Sequence(first_available));
+        kept.log.note_checkpoint(newest, Sequence(first_available));
+        kept.log.note_quarantine_from(None);
         kept.log.remove_forgotten();
         kept.totals.first_available = first_available;
         kept.totals.event_count = kept.bodies.len() as u64 + 1 - first_available;
@@ -294,13 +297,7 @@ fn segments_grow_and_go_when_they_are_forgotten_and_nobody_reads_them() {
     kept.commit(&[1]);
     kept.reopen();
     assert_eq!(kept.log.get(Sequence(62)).unwrap().raw().len(), 1);
-    let mut replayed = 0;
-    let count = |frame: Frame| {
-        replayed += u64::from(frame.header.events);
-        Ok(())
-    };
-    kept.log.replay(count).unwrap_or_else(|_| panic!());
-    assert_eq!(replayed, 62 - kept.log.oldest().0 + 1);
+    assert_eq!(kept.replayed(0), 62 - kept.log.oldest().0 + 1);
 }
 
 #[test]
@@ -339,26 +336,14 @@ fn a_first_commit_that_was_cut_off_with_its_segment_is_taken_back_unless_it_was_
     let mut bytes = fs::read(&path).unwrap();
     bytes[50..10_000].fill(9);
     fs::write(&path, &bytes).unwrap();
-    let told = refusal(Log::open(
-        kept.directory.path(),
-        Some(after),
-        kept.indexed(),
-    ));
+    let told = refusal(Log::open(kept.directory.path(), Some(after), true));
     assert_eq!(
         told,
         "11 events were acknowledged, and the log ends behind 10"
     );
     assert_eq!(kept.files().len(), 2, "what is refused is left as it is");
-    let (_, totals, _) = Log::open(
-        kept.directory.path(),
-        Some(before),
-        Some(Indexed {
-            epoch: EPOCH,
-            told: 10,
-        }),
-    )
-    .unwrap_or_else(|_| panic!())
-    .unwrap();
+    let opened = Log::open(kept.directory.path(), Some(before), true);
+    let totals = opened.unwrap().unwrap().totals;
     assert_eq!((totals.event_count, kept.files().len()), (10, 1));
 }
 
@@ -372,32 +357,15 @@ fn damage_in_front_of_a_whole_commit_is_told_also_without_a_witness() {
         let mut damaged = whole.clone();
         damaged[at] ^= 1;
         fs::write(&path, damaged).unwrap();
-        let opened = Log::open(
-            kept.directory.path(),
-            None,
-            Some(Indexed {
-                epoch: EPOCH,
-                told: 0,
-            }),
-        )
-        .and_then(|log| log.unwrap().0.replay(|_| Ok(())));
+        let opened = Log::open(kept.directory.path(), None, true)
+            .and_then(|opened| opened.unwrap().log.replay(0, |_| Ok(())));
         assert!(
             matches!(opened, Err(StartFailure::Corrupt(problem)) if problem.contains("not as it was written")),
             "{file} {at}"
         );
         fs::write(&path, whole).unwrap();
     }
-    assert!(
-        Log::open(
-            kept.directory.path(),
-            None,
-            Some(Indexed {
-                epoch: EPOCH,
-                told: 0
-            })
-        )
-        .is_ok()
-    );
+    assert!(Log::open(kept.directory.path(), None, true).is_ok());
 }
 
 #[test]
@@ -410,18 +378,14 @@ fn a_lost_segment_is_named() {
         let mut kept = Kept::new();
         (0..60).for_each(|_| kept.commit(&[100_000]));
         fs::remove_file(&kept.files()[lost]).unwrap();
-        let problem = refusal(Log::open(
-            kept.directory.path(),
-            Some(kept.mark()),
-            kept.indexed(),
-        ));
+        let problem = refusal(Log::open(kept.directory.path(), Some(kept.mark()), true));
         assert!(problem.contains(told), "{problem}");
     }
     let mut kept = Kept::new();
     (0..3).for_each(|_| kept.commit(&[1]));
     fs::remove_file(&kept.files()[0]).unwrap();
     assert_eq!(
-        refusal(Log::open(kept.directory.path(), None, kept.indexed())),
+        refusal(Log::open(kept.directory.path(), None, true)),
         "the log is lost"
     );
 }
@@ -430,7 +394,8 @@ fn a_lost_segment_is_named() {
 fn files_of_forgotten_events_may_be_left_in_any_order() {
     let mut kept = Kept::new();
     (0..60).for_each(|_| kept.commit(&[100_000]));
-    kept.log.checkpoint(kept.log.newest(), Sequence(40));
+    kept.log.note_checkpoint(kept.log.newest(), Sequence(40));
+    kept.log.note_quarantine_from(None);
     (kept.totals.first_available, kept.totals.event_count) = (40, 21);
     kept.commit(&[1]);
     fs::remove_file(&kept.files()[1]).unwrap();
@@ -445,19 +410,12 @@ fn a_log_that_was_begun_and_not_finished_is_begun_anew() {
         let directory = tempfile::tempdir().unwrap();
         fs::create_dir(directory.path().join(LOG)).unwrap();
         fs::write(path_of(&directory.path().join(LOG), 1), content).unwrap();
-        let problem = refusal(Log::open(
-            directory.path(),
-            None,
-            Some(Indexed {
-                epoch: EPOCH,
-                told: 0,
-            }),
-        ));
+        let problem = refusal(Log::open(directory.path(), None, true));
         assert!(
             problem == "the log is lost" || problem.contains("is not as it was written"),
             "{problem}"
         );
-        assert!(matches!(Log::open(directory.path(), None, None), Ok(None)));
+        assert!(matches!(Log::open(directory.path(), None, false), Ok(None)));
         assert_eq!(fs::read_dir(directory.path().join(LOG)).unwrap().count(), 0);
     }
 }
@@ -470,51 +428,69 @@ fn a_segment_whose_header_reads_as_zeros_is_not_taken_for_one_that_was_made_ahea
     let mut bytes = fs::read(&path).unwrap();
     bytes[..HEADER_BYTES].fill(0);
     fs::write(&path, bytes).unwrap();
-    let problem = refusal(Log::open(
-        kept.directory.path(),
-        None,
-        Some(Indexed {
-            epoch: EPOCH,
-            told: 0,
-        }),
-    ));
+    let problem = refusal(Log::open(kept.directory.path(), None, true));
     assert!(problem.contains("is not as it was written"), "{problem}");
     assert_eq!(kept.files().len(), 2, "what is refused is left as it is");
 }
 
 #[test]
-fn an_index_that_knows_more_than_the_log_or_less_than_was_synced_is_refused() {
+fn a_segment_goes_when_no_quarantined_callback_has_its_newest_copy_there() {
     let mut kept = Kept::new();
-    (0..16).for_each(|_| kept.commit(&[80_000]));
-    kept.log.checkpoint(2, Sequence(1));
+    let put = |kept: &mut Kept, number: u64, is_first: bool| {
+        let (mut frame, before) = (FrameBuilder::new(), kept.totals);
+        let value = vec![number as u8; 400_000];
+        if is_first {
+            frame.quarantined(number, &value);
+            kept.totals.quarantine_next = number;
+        } else {
+            frame.carried(number, &value);
+        }
+        let written = kept.log.append(frame, &before, &kept.totals).unwrap();
+        kept.log.sync().unwrap();
+        kept.log.show(&written);
+        written.quarantined().next().unwrap().1
+    };
+    let mut places: Vec<_> = (1..=5).map(|it| put(&mut kept, it, true)).collect();
+    let segments: Vec<_> = places.iter().map(|place| place.segment).collect();
+    assert_eq!(segments, [1, 1, 2, 2, 2]);
+
+    // Until somebody has said where the quarantine is, nothing is removed.
+    kept.log.note_checkpoint(2, Sequence(1));
     kept.commit(&[1]);
-    let first = kept.log.segments()[1].header.commit;
-    for (told, problem) in [
-        (17, None),
-        (first - 1, None),
-        (
-            18,
-            Some("its index knows 18 commits, and the log ends behind 17".to_owned()),
-        ),
-        (
-            first - 2,
-            Some(format!(
-                "its index ends behind commit {}, and was synced behind {}",
-                first - 2,
-                first - 1
-            )),
-        ),
-    ] {
-        let opened = Log::open(
-            kept.directory.path(),
-            None,
-            Some(Indexed { epoch: EPOCH, told }),
-        );
-        match problem {
-            Some(problem) => assert_eq!(refusal(opened), problem),
-            None => assert!(opened.is_ok()),
+    kept.log.remove_forgotten();
+    kept.log.note_quarantine_from(Some(1));
+    kept.commit(&[1]);
+    kept.log.remove_forgotten();
+    assert_eq!(kept.files().len(), 2);
+
+    for number in [1, 2] {
+        places[number as usize - 1] = put(&mut kept, number, false);
+    }
+    kept.log.note_quarantine_from(Some(2));
+    assert!(kept.log.needs_commit(), "a commit has to say so");
+    kept.commit(&[1]);
+    kept.log.remove_forgotten();
+    assert_eq!(kept.log.without_events(Sequence(1)).len(), 0);
+    assert!(!kept.files()[0].ends_with("000000000001.log"));
+
+    for is_opened_again in [false, true] {
+        if is_opened_again {
+            let opened = Log::open(kept.directory.path(), None, true);
+            kept.log = opened.unwrap().unwrap().log;
+        }
+        for (number, &place) in (1..).zip(&places) {
+            let value = kept.log.quarantined(number, place).unwrap().unwrap();
+            assert_eq!(value, vec![number as u8; 400_000]);
+            assert!(kept.log.quarantined(number + 1, place).is_err());
         }
     }
+    // An erased one is gone from its file, and the others are read as before.
+    kept.log.erase(&[], &[(3, places[2])]).unwrap();
+    assert_eq!(kept.log.quarantined(3, places[2]).unwrap(), None);
+    assert!(kept.log.quarantined(4, places[3]).unwrap().is_some());
+    let files = kept.files();
+    let bytes: Vec<u8> = files.iter().flat_map(|it| fs::read(it).unwrap()).collect();
+    assert!(bytes.iter().filter(|&&byte| byte == 3).count() < 300_000);
 }
 
 #[test]

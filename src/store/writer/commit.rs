@@ -65,7 +65,7 @@ impl<'a> Commit<'a> {
         Self {
             store,
             frame: FrameBuilder::new(),
-            overlay: Overlay::new(store.index(), commands),
+            overlay: Overlay::new(store.state(), commands),
             before,
             totals,
             head,
@@ -117,7 +117,7 @@ impl<'a> Commit<'a> {
 
     /// What the index names of a task, as the commit leaves it so far.
     pub(super) fn events(&mut self, task_id: &TaskId) -> Result<&[TaskEvent], ReadError> {
-        self.overlay.events(task_id)
+        Ok(self.overlay.events(task_id)?)
     }
 
     /// The time by which an event or callback is aged and found: when it was received, but not before the newest in the log, and
@@ -136,8 +136,7 @@ impl<'a> Commit<'a> {
         record: Record,
     ) -> Result<(), ReadError> {
         let (event_id, fingerprint) = (event.event_id, event.fingerprint);
-        self.overlay
-            .apply::<ReadError>(Change::Appended { task_id, event })?;
+        self.overlay.apply(Change::Appended { task_id, event })?;
         self.frame.event(event_id, fingerprint, &record);
         self.totals.event_count += 1;
         self.totals.event_bytes += record.len() as u64;
@@ -158,10 +157,10 @@ impl<'a> Commit<'a> {
             ..new.header.clone()
         };
         let value = encode_quarantined(&header, &new.body);
-        self.overlay.apply::<ReadError>(Change::Quarantined {
+        self.overlay.apply(Change::Quarantined {
             number,
             header: &header,
-            value: &value,
+            bytes: value.len() as u64,
         })?;
         self.frame.quarantined(number, &value);
         self.totals.quarantine_next = number;
@@ -171,16 +170,36 @@ impl<'a> Commit<'a> {
         Ok(number)
     }
 
+    /// Writes a callback again that is still in quarantine, because the segment of its first copy is to be removed.
+    pub(super) fn carry(
+        &mut self,
+        number: u64,
+        header: &QuarantineHeader,
+        value: &[u8],
+    ) -> Result<(), ReadError> {
+        self.overlay.apply(Change::Quarantined {
+            number,
+            header,
+            bytes: value.len() as u64,
+        })?;
+        self.frame.carried(number, value);
+        Ok(())
+    }
+
     /// Takes a callback out of quarantine; false if it is not there, or only since this commit.
     pub(super) fn discard(&mut self, number: u64, leave: Leave) -> Result<bool, ReadError> {
         let Some(bytes) = self.quarantined_bytes(number) else {
             return Ok(false);
         };
         self.totals.forget_quarantined(bytes)?;
-        self.overlay.apply::<ReadError>(Change::Left { number })?;
+        self.overlay.apply(Change::Left { number })?;
         match leave {
             Leave::Expired => self.frame.expired(number),
-            Leave::Removed => self.frame.removed(number),
+            Leave::Removed => {
+                let copies = self.store.copies_of(number);
+                let places: Vec<_> = copies.into_iter().map(|(_, place)| place).collect();
+                self.frame.removed(number, &places);
+            }
         }
         Ok(true)
     }
@@ -193,13 +212,12 @@ impl<'a> Commit<'a> {
         left: Vec<Record>,
         bytes: u64,
     ) -> Result<(), ReadError> {
-        self.overlay.events::<ReadError>(task_id)?;
+        self.overlay.events(task_id)?;
         let rest = self.totals.event_bytes.checked_sub(bytes);
         self.totals.event_bytes = rest.ok_or(Damaged("totals: they do not fit what there is"))?;
         for record in left {
             let place = record.sequence();
-            self.overlay
-                .apply::<ReadError>(Change::Erased { task_id, place })?;
+            self.overlay.apply(Change::Erased { task_id, place })?;
             self.frame.erased(place);
             self.announced.insert(place);
             self.erased.push(record);
@@ -213,10 +231,9 @@ impl<'a> Commit<'a> {
         let Ok(task_id) = &TaskId::parse(record.task_id()) else {
             return Ok(self.totals.forget_event(place, bytes)?); // the index cannot name it
         };
-        self.overlay.events::<ReadError>(task_id)?;
+        self.overlay.events(task_id)?;
         self.totals.forget_event(place, bytes)?;
-        self.overlay
-            .apply::<ReadError>(Change::Forgotten { task_id, place })
+        Ok(self.overlay.apply(Change::Forgotten { task_id, place })?)
     }
 
     /// Ends it. A commit without entries is written only if it has to be, or if its totals say something new.

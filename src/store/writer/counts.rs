@@ -10,6 +10,8 @@ pub(super) struct Counts {
     pub after_erasure: AfterErasure,
     pub events_trimmed: ByReason<Forgotten>,
     pub quarantine_trimmed: ByReason<u64>,
+    /// Quarantined callbacks that were written again.
+    pub carried: u64,
 }
 
 /// Callbacks of tasks that have an erased event.
@@ -40,15 +42,20 @@ pub(super) struct Forgotten {
 }
 
 impl Counts {
-    /// How much retention has forgotten, of events and of the quarantine.
+    /// How much retention has done: forgotten, of events and of the quarantine, and written again.
     pub(super) fn trimmed(&self) -> u64 {
         let Self {
             events_trimmed,
             quarantine_trimmed,
+            carried,
             ..
         } = self;
         let events = events_trimmed.age.events + events_trimmed.bytes.events;
-        events + quarantine_trimmed.age + quarantine_trimmed.bytes + quarantine_trimmed.count
+        events
+            + quarantine_trimmed.age
+            + quarantine_trimmed.bytes
+            + quarantine_trimmed.count
+            + carried
     }
 
     /// Adds it to the metrics; `appended` and `erased` count the commit's events.

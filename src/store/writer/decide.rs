@@ -306,7 +306,11 @@ impl Decisions<'_> {
         known.dedup();
 
         // Everything that can fail comes first: all are discarded, or none.
-        let found = self.store.log.find(&[], &known, |_| true).whole()?;
+        let copies: Vec<_> = known
+            .iter()
+            .flat_map(|&number| self.store.copies_of(number))
+            .collect();
+        let found = self.store.log.find_quarantined(&copies).whole()?;
         let mut totals = *self.commit.totals();
         for &number in &known {
             let bytes = self.commit.quarantined_bytes(number);
@@ -339,7 +343,7 @@ impl Decisions<'_> {
 
         // Everything that can fail comes first: all of them are erased, or none.
         let (mut left, mut bytes) = (Vec::new(), 0);
-        let found = self.store.log.find(&all, &[], |record| {
+        let found = self.store.log.find(&all, |record| {
             let is_of_task =
                 record.task_id() == task_id.as_str() && record.product() == product.as_str();
             let is_to_erase = is_of_task && !record.is_erased();

@@ -106,7 +106,7 @@ impl Maintenance {
             .needs_checkpoint(self.store.first_available())
             && let Err(error) = self.store.checkpoint()
         {
-            let problem = format!("{error:?}");
+            let problem = error.to_string();
             tracing::error!(
                 problem,
                 "syncing the index failed: refusing callbacks until a restart"

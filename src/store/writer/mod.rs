@@ -7,6 +7,7 @@
 //! thread does what commits should not wait for ([`maintenance`]).
 
 mod appender;
+mod carry;
 mod command;
 mod commit;
 mod counts;

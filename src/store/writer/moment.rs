@@ -1,5 +1,7 @@
 //! The time of a commit. The clock is read once, so that all decisions of a commit agree, and none of them reads it.
 
+use std::time::Duration;
+
 use crate::store::clock::{Adoption, Clock, Trust};
 
 /// What the log's clock says when a commit is decided.
@@ -23,4 +25,9 @@ impl Moment {
             adoption,
         }
     }
+}
+
+/// A time in microseconds; the most there is for one that is longer.
+pub(super) fn micros_of(time: Duration) -> i64 {
+    i64::try_from(time.as_micros()).unwrap_or(i64::MAX)
 }

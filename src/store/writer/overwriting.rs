@@ -22,7 +22,7 @@ impl Overwriting {
     /// Overwrites segment by segment, calls `between` after each, and then sends the replies. Returns false if any of it has
     /// failed: then the store takes no more commands until it is opened again.
     pub(super) fn run(self, store: &Store, between: impl FnMut() -> Result<(), String>) -> bool {
-        let overwritten = self.overwrite(store, between);
+        let overwritten = self.overwrite(between);
         match overwritten {
             Ok(()) => {
                 if self.has_events {
@@ -46,19 +46,11 @@ impl Overwriting {
         }
     }
 
-    fn overwrite(
-        &self,
-        store: &Store,
-        mut between: impl FnMut() -> Result<(), String>,
-    ) -> Result<(), String> {
+    fn overwrite(&self, mut between: impl FnMut() -> Result<(), String>) -> Result<(), String> {
         for (segment, bodies) in self.found.segments() {
             segment.erase(bodies).map_err(|error| error.to_string())?;
             between()?;
         }
-        // The keys of what has left the quarantine are overwritten already.
-        store
-            .quarantine_keys
-            .sync()
-            .map_err(|error| error.to_string())
+        Ok(())
     }
 }

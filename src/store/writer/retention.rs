@@ -3,10 +3,11 @@
 use std::{ops::ControlFlow, time::Duration};
 
 use super::{
+    carry::Carrier,
     commit::{Commit, Leave},
     counts::Counts,
     disk,
-    moment::Moment,
+    moment::{Moment, micros_of},
 };
 use crate::{
     event::{Record, Sequence},
@@ -93,9 +94,7 @@ fn cutoff(moment: &Moment, age_max: Duration) -> i64 {
     if !moment.is_settled {
         return i64::MIN; // the age of anything is unknown until then
     }
-    moment
-        .now_micros
-        .saturating_sub(i64::try_from(age_max.as_micros()).unwrap_or(i64::MAX))
+    moment.now_micros.saturating_sub(micros_of(age_max))
 }
 
 /// Forgets what is too old or too much.
@@ -103,6 +102,7 @@ fn cutoff(moment: &Moment, age_max: Duration) -> i64 {
 pub(super) struct Trimmer {
     /// When the oldest event counts as received, if that is known: to read the event for each commit would take too long.
     oldest_micros: Option<i64>,
+    carrier: Carrier,
 }
 
 impl Trimmer {
@@ -117,7 +117,8 @@ impl Trimmer {
             return false;
         }
         let totals = *lock(&store.totals);
-        let cutoffs = retention.cutoffs(&Moment::now(&store.clock, None));
+        let moment = Moment::now(&store.clock, None);
+        let cutoffs = retention.cutoffs(&moment);
 
         let events = totals.event_bytes > retention.event_bytes_max
             || self
@@ -128,7 +129,14 @@ impl Trimmer {
             || oldest_quarantined.is_some_and(|(number, kept)| {
                 is_expired(&totals, number, &kept, cutoffs.quarantine_micros)
             });
-        events || quarantined
+        let first_available = Sequence(totals.first_available);
+        let is_carrying_due = || {
+            let due = self
+                .carrier
+                .due(store, first_available, retention.event_age_max, &moment);
+            !due.is_empty()
+        };
+        events || quarantined || is_carrying_due()
     }
 
     fn oldest_event_micros(&self, store: &Store, totals: &Totals) -> Option<i64> {
@@ -145,7 +153,7 @@ impl Trimmer {
         })
     }
 
-    /// Has a commit forget some of what is too old or too much.
+    /// Has a commit forget some of what is too old or too much, and write again what stays.
     pub(super) fn trim(
         &mut self,
         commit: &mut Commit<'_>,
@@ -161,6 +169,7 @@ impl Trimmer {
         if let Err(error) = trim_quarantine(commit, counts, retention, cutoffs.quarantine_micros) {
             tracing::error!(%error, "cannot forget old quarantined callbacks");
         }
+        counts.carried += self.carrier.carry(commit, retention.event_age_max, moment);
     }
 
     fn trim_events(

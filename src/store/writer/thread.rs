@@ -244,10 +244,7 @@ impl<P: Publish> Writer<P> {
         };
         let answer = match self.refusal() {
             Some(error @ WriteError::Failed(_)) => Err(error),
-            _ => self
-                .store
-                .backup()
-                .map_err(|error| WriteError::Failed(error.to_string())),
+            _ => Ok(self.store.backup()),
         };
         let _ = reply.send(answer).is_ok(); // if the receiver is gone, its caller has timed out
     }

@@ -105,8 +105,10 @@ impl<P: Publish> Writer<P> {
             .first_available
             .store(totals.first_available, Ordering::Release);
         changes
-            .write(store.index())
-            .map_err(|error| format!("{error:?}"))?;
+            .write(store.state(), written.quarantined())
+            .map_err(|error| error.to_string())?;
+        let quarantine_from = lock(&store.quarantine).first_segment();
+        store.log.note_quarantine_from(quarantine_from);
         store.log.note_applied(&written);
 
         self.metrics

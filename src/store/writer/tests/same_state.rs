@@ -1,14 +1,11 @@
-//! Two stores take the same commands, and one of them is also restarted and restored at random places. Whatever applies the
-//! commits (the writer, the replay of a start, a restore), the stores answer alike and end up alike.
+//! Two stores take the same commands, and one of them is also restarted, restored and indexed anew at random places. Whatever
+//! applies the commits (the writer, the replay of a start, a rebuild, a restore), the stores answer alike and end up alike.
 
 use proptest::{collection::vec, prelude::*};
 use uuid::Uuid;
 
 use super::*;
-use crate::store::{
-    layout::{TaskEvent, parse_task},
-    restore,
-};
+use crate::store::{doubt::Doubt, layout::TaskEvent, restore};
 
 #[derive(Clone, Debug)]
 enum Step {
@@ -30,6 +27,8 @@ enum Disturbance {
     NewSegment,
     /// The process ends without a word, and the store is opened again.
     Crash,
+    /// The same, and the index is built again from the log.
+    Rebuild,
     /// A backup is taken, and restored in another directory.
     Restore,
 }
@@ -77,6 +76,7 @@ fn any_step() -> impl Strategy<Value = Step> {
         2 => Just(Disturbance::Checkpoint),
         2 => Just(Disturbance::NewSegment),
         3 => Just(Disturbance::Crash),
+        2 => Just(Disturbance::Rebuild),
         1 => Just(Disturbance::Restore),
     ];
     prop_oneof![
@@ -201,6 +201,10 @@ impl Taking {
                 stepped.trim();
             }
             Disturbance::Crash => stepped = stepped.reopen(),
+            Disturbance::Rebuild => {
+                Doubt::of(&stepped.store.path).write();
+                stepped = stepped.reopen();
+            }
             Disturbance::Restore => stepped = restored(stepped),
         }
         stepped.writer.retention = retention;
@@ -209,9 +213,10 @@ impl Taking {
 
     fn state(&self) -> State {
         let store = &self.stepped.store;
-        let tasks = store.tasks.entries().map(|entry| {
-            let (task_id, events) = entry.unwrap();
-            (task_id.to_vec(), parse_task(&events).unwrap())
+        let tasks = (0..4).map(|task| TaskId::parse(&format!("t{task}")).unwrap());
+        let tasks = tasks.map(|task_id| {
+            let events = store.index.tasks.get(&task_id).unwrap();
+            (task_id, events)
         });
         let quarantine = store.quarantined_after(0, usize::MAX, usize::MAX).unwrap();
         let quarantine = quarantine
@@ -221,6 +226,8 @@ impl Taking {
             totals: Totals {
                 // A start waits until it trusts the machine's clock.
                 trust: Default::default(),
+                // What is written again is stamped, and one of the stores has more segments to remove.
+                log_time_micros: 0,
                 ..*lock(&store.totals)
             },
             head: store.head(),
@@ -257,7 +264,7 @@ struct State {
     first_available: Sequence,
     /// With their revisions, conflicts, times and contents.
     events: Vec<(Sequence, Bytes)>,
-    tasks: Vec<(Vec<u8>, Vec<TaskEvent>)>,
+    tasks: Vec<(TaskId, Vec<TaskEvent>)>,
     quarantine: Vec<(u64, QuarantineHeader, Bytes)>,
 }
 

@@ -1,0 +1,171 @@
+//! The index of the log: which events each task has, and where the quarantined callbacks lie. A
+//! cache: the log has all of it.
+//!
+//! It lies in a folder of its own and says up to where it has the log (its checkpoint). If that
+//! does not fit the log, or the index cannot be read, it is removed and built again from the log.
+//! No copy of the old index is kept: everything in it is in the log, and a full disk may be the
+//! cause of its damage.
+
+use std::{
+    fs::{self, File},
+    io,
+    path::Path,
+    sync::Arc,
+};
+
+use bytes::{Buf, BufMut};
+use fjall::{Database, Keyspace, PersistMode};
+
+use super::{
+    database::{self, Opened},
+    doubt::{self, Doubt},
+    error::IndexError,
+    layout::{Damaged, FORMAT, parse_sequence_key, sequence_key},
+    quarantine_index::{Changes, Stored},
+    tasks::{RECENT_MAX, Tasks},
+};
+use crate::{
+    event::{Epoch, Sequence},
+    files,
+};
+
+/// The folder below the data directory.
+pub(super) const FOLDER: &str = "index";
+/// The folder on its way out. A removal that a crash cut off must not leave a part of the index
+/// where all of it should be.
+pub(super) const OLD_FOLDER: &str = "index.old";
+
+const CHECKPOINT: &str = "checkpoint";
+
+/// Up to where an index has the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Checkpoint {
+    /// Of this log.
+    pub epoch: Epoch,
+    /// Everything up to this commit.
+    pub commit: u64,
+    /// The segment with which a start begins to replay: what its commits have announced to be
+    /// erased may not be overwritten.
+    pub replay_from: u64,
+}
+
+impl Checkpoint {
+    const BYTES: usize = 32;
+
+    fn encode(self) -> Vec<u8> {
+        let mut bytes = Vec::with_capacity(Self::BYTES);
+        [FORMAT, self.epoch.0, self.commit, self.replay_from]
+            .into_iter()
+            .for_each(|number| bytes.put_u64_le(number));
+        bytes
+    }
+
+    fn parse(mut bytes: &[u8]) -> Result<Self, IndexError> {
+        if bytes.len() != Self::BYTES || bytes.get_u64_le() != FORMAT {
+            return Err(Damaged("checkpoint").into());
+        }
+        Ok(Self {
+            epoch: Epoch(bytes.get_u64_le()),
+            commit: bytes.get_u64_le(),
+            replay_from: bytes.get_u64_le(),
+        })
+    }
+}
+
+/// The open index.
+pub(super) struct Index {
+    pub tasks: Tasks,
+    database: Database,
+    meta: Keyspace,
+    quarantine: Keyspace,
+    doubt: Arc<Doubt>,
+    /// The checkpoint found when it was opened; `None` if it was just created.
+    pub checkpoint: Option<Checkpoint>,
+}
+
+impl Index {
+    /// Opens the index of a data directory, or makes an empty one where there is none.
+    pub(super) fn open(directory: &Path, cache_bytes: u64) -> Result<Self, IndexError> {
+        let doubt = Arc::new(Doubt::of(directory));
+        // If the process ends in here, the file stays, and the next start builds the index instead
+        // of opening it.
+        doubt.write();
+        let Opened {
+            database,
+            meta,
+            tasks,
+            quarantine,
+            was_whole,
+        } = database::open(&directory.join(FOLDER), cache_bytes)?;
+        let said = meta.get(CHECKPOINT)?;
+        doubt.remove();
+
+        if !was_whole && said.is_some() {
+            return Err(IndexError::Doubt("a keyspace is missing".into()));
+        }
+        Ok(Self {
+            tasks: Tasks::new(database.clone(), tasks, RECENT_MAX, Arc::clone(&doubt)),
+            database,
+            meta,
+            quarantine,
+            doubt,
+            checkpoint: said.map(|said| Checkpoint::parse(&said)).transpose()?,
+        })
+    }
+
+    /// Why it has to be built again; `None` if no error was met.
+    pub(super) fn problem(&self) -> Option<&str> {
+        self.doubt.problem()
+    }
+
+    /// Everything that it has of the quarantine, in the order of the numbers.
+    pub(super) fn quarantined(
+        &self,
+    ) -> impl Iterator<Item = Result<(u64, Stored), IndexError>> + use<> {
+        self.quarantine.iter().map(|entry| {
+            let (key, value) = entry.into_inner()?;
+            Ok((parse_sequence_key(&key)?.0, Stored::parse(&value)?))
+        })
+    }
+
+    /// How often the database was written to.
+    #[cfg(test)]
+    pub(super) fn seqno(&self) -> u64 {
+        self.database.seqno()
+    }
+
+    /// Makes all changes durable, and then the checkpoint.
+    pub(super) fn sync(
+        &self,
+        checkpoint: Checkpoint,
+        quarantine: Changes,
+    ) -> Result<(), IndexError> {
+        self.tasks.flush()?;
+        self.doubt.look(self.write(checkpoint, quarantine))
+    }
+
+    fn write(&self, checkpoint: Checkpoint, quarantine: Changes) -> Result<(), IndexError> {
+        let mut batch = self.database.batch();
+        for (number, stored) in quarantine {
+            let key = sequence_key(Sequence(number));
+            match stored {
+                Some(stored) => batch.insert(&self.quarantine, key, stored),
+                None => batch.remove(&self.quarantine, key),
+            }
+        }
+        batch.insert(&self.meta, CHECKPOINT, checkpoint.encode());
+        batch.commit()?;
+        Ok(self.database.persist(PersistMode::SyncAll)?)
+    }
+}
+
+/// Removes the index of a data directory.
+pub(super) fn remove(directory: &Path) -> io::Result<()> {
+    let old = directory.join(OLD_FOLDER);
+    files::if_there(fs::remove_dir_all(&old))?;
+    files::if_there(fs::rename(directory.join(FOLDER), &old))?;
+    // Before anything is built where it was.
+    File::open(directory)?.sync_all()?;
+    files::if_there(fs::remove_dir_all(old))?;
+    files::if_there(fs::remove_file(directory.join(doubt::FILE)))
+}

@@ -1,0 +1,86 @@
+//! Reading quarantined callbacks in the log, by their places. Each entry proves itself.
+
+use std::{collections::VecDeque, sync::Arc};
+
+use bytes::Bytes;
+
+use super::{
+    Log, Place,
+    entry::{self, Body},
+    segment::Segment,
+};
+use crate::store::error::ReadError;
+
+impl Log {
+    /// The value of a quarantined callback; `None` if it was erased meanwhile, or its segment is
+    /// gone.
+    pub(in crate::store) fn quarantined(
+        &self,
+        number: u64,
+        place: Place,
+    ) -> Result<Option<Bytes>, ReadError> {
+        match self.segment(place.segment) {
+            Some(segment) => Ok(read_quarantined(&segment, number, place.at)?.0),
+            None => Ok(None),
+        }
+    }
+
+    pub(super) fn segment(&self, number: u64) -> Option<Arc<Segment>> {
+        segment_of(&self.segments(), number)
+    }
+
+    /// Reads what is in quarantine now, also when its segments are removed meanwhile. Holds the
+    /// files of all segments.
+    pub(in crate::store) fn quarantine_reader(&self) -> QuarantineReader {
+        QuarantineReader(self.segments().clone())
+    }
+}
+
+/// See [`Log::quarantine_reader`].
+pub(in crate::store) struct QuarantineReader(VecDeque<Arc<Segment>>);
+
+impl QuarantineReader {
+    /// The value of a quarantined callback; `None` if it was erased meanwhile.
+    pub(in crate::store) fn read(
+        &self,
+        number: u64,
+        place: Place,
+    ) -> Result<Option<Bytes>, ReadError> {
+        let segment = segment_of(&self.0, place.segment).ok_or_else(|| {
+            ReadError::Corrupt(format!("quarantined callback {number} is missing"))
+        })?;
+        Ok(read_quarantined(&segment, number, place.at)?.0)
+    }
+}
+
+/// Segments have numbers without a gap.
+fn segment_of(segments: &VecDeque<Arc<Segment>>, number: u64) -> Option<Arc<Segment>> {
+    let at = number.checked_sub(segments.front()?.header.number)?;
+    segments.get(usize::try_from(at).ok()?).cloned()
+}
+
+/// The value of the quarantined callback whose entry begins at `at`, unless it was erased, and its
+/// body there.
+pub(super) fn read_quarantined(
+    segment: &Segment,
+    number: u64,
+    at: u64,
+) -> Result<(Option<Bytes>, Body), ReadError> {
+    let damaged = || {
+        ReadError::Corrupt(format!(
+            "quarantined callback {number} in {} is not as it was written",
+            segment.path().display()
+        ))
+    };
+    let head = segment.read_at(at, entry::quarantined_bytes(0))?;
+    let bytes = entry::quarantined_length(&head).ok_or_else(damaged)?;
+    // A damaged length is not read past the file's end.
+    if at.saturating_add(bytes) > segment.bytes() {
+        return Err(damaged());
+    }
+    let entry = segment.read_at(at, bytes)?;
+    match entry::quarantined_at(&entry) {
+        Some((found, value, body)) if found == number => Ok((value, body)),
+        _ => Err(damaged()),
+    }
+}

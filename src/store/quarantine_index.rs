@@ -1,0 +1,307 @@
+//! Where the quarantined callbacks lie in the log. Pure.
+//!
+//! All of it is in memory, about a hundred bytes for each callback. Changes since the last
+//! checkpoint are also kept in the form in which the index stores them.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    mem,
+};
+
+use bytes::{Buf, BufMut};
+
+use super::{
+    layout::{Damaged, QuarantineHeader},
+    log::{COPIES, Place},
+};
+
+/// The new value of each number that has changed; `None` if the callback has left the quarantine.
+pub(super) type Changes = BTreeMap<u64, Option<Vec<u8>>>;
+
+/// Where a callback lies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Held {
+    /// Of its value.
+    pub bytes: u64,
+    pub newest: Place,
+    /// Its copy before that, which is there until its segment is removed.
+    older: Option<Place>,
+}
+
+impl Held {
+    /// All of its copies, as far as their segments are there.
+    pub(super) fn copies(&self) -> impl Iterator<Item = Place> {
+        [Some(self.newest), self.older].into_iter().flatten()
+    }
+}
+
+/// What the index stores of a callback.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Stored {
+    pub held: Held,
+    pub received_at_micros: i64,
+    pub credential: String,
+    pub product: String,
+}
+
+impl Stored {
+    fn encode(&self) -> Vec<u8> {
+        let mut bytes = Vec::with_capacity(64 + self.credential.len() + self.product.len());
+        bytes.put_u64_le(self.held.bytes);
+        bytes.put_i64_le(self.received_at_micros);
+        let older = self.held.older.unwrap_or(Place { segment: 0, at: 0 });
+        for place in [self.held.newest, older] {
+            bytes.put_u64_le(place.segment);
+            bytes.put_u64_le(place.at);
+        }
+        for text in [&self.credential, &self.product] {
+            bytes.put_u32_le(text.len() as u32); // a name, and a segment of a path
+            bytes.put_slice(text.as_bytes());
+        }
+        bytes
+    }
+
+    pub(super) fn parse(mut bytes: &[u8]) -> Result<Self, Damaged> {
+        const DAMAGED: Damaged = Damaged("place of a quarantined callback");
+        fn number(bytes: &mut &[u8]) -> Result<u64, Damaged> {
+            bytes.try_get_u64_le().map_err(|_| DAMAGED)
+        }
+        fn text(bytes: &mut &[u8]) -> Result<String, Damaged> {
+            let length = bytes.try_get_u32_le().map_err(|_| DAMAGED)? as usize;
+            let (text, rest) = bytes.split_at_checked(length).ok_or(DAMAGED)?;
+            *bytes = rest;
+            String::from_utf8(text.to_vec()).map_err(|_| DAMAGED)
+        }
+        let from = &mut bytes;
+        let value_bytes = number(from)?;
+        let received_at_micros = number(from)?.cast_signed();
+        let mut place = || {
+            Ok::<_, Damaged>(Place {
+                segment: number(from)?,
+                at: number(from)?,
+            })
+        };
+        let (newest, older) = (place()?, place()?);
+        let (credential, product) = (text(from)?, text(from)?);
+        if !bytes.is_empty() {
+            return Err(DAMAGED);
+        }
+        Ok(Self {
+            held: Held {
+                bytes: value_bytes,
+                newest,
+                older: Some(older).filter(|place| place.segment > 0),
+            },
+            received_at_micros,
+            credential,
+            product,
+        })
+    }
+}
+
+#[derive(Debug, Default, PartialEq, Eq)]
+struct InSegment {
+    numbers: BTreeSet<u64>,
+    bytes: u64,
+}
+
+/// See the module's description.
+#[derive(Debug, Default)]
+pub(super) struct QuarantineIndex {
+    held: BTreeMap<u64, Held>,
+    /// Those with their newest copy in a segment, and the bytes of their values.
+    segments: BTreeMap<u64, InSegment>,
+    changed: Changes,
+}
+
+impl QuarantineIndex {
+    /// Adds a callback that the index has stored.
+    pub(super) fn load(&mut self, number: u64, held: Held) {
+        self.held.insert(number, held);
+        let segment = self.segments.entry(held.newest.segment).or_default();
+        if segment.numbers.insert(number) {
+            segment.bytes += held.bytes;
+        }
+    }
+
+    /// Adds a copy of a callback; true if the callback is new. A copy that is older than a known
+    /// one is ignored.
+    pub(super) fn put(
+        &mut self,
+        number: u64,
+        place: Place,
+        bytes: u64,
+        header: &QuarantineHeader,
+    ) -> bool {
+        let before = self.held.get(&number).copied();
+        if before.is_some_and(|before| before.newest >= place) {
+            return false;
+        }
+        if let Some(before) = before {
+            self.leave_segment(number, before);
+        }
+        let held = Held {
+            bytes,
+            newest: place,
+            older: before.map(|before| before.newest),
+        };
+        self.load(number, held);
+        let stored = Stored {
+            held,
+            received_at_micros: header.received_at_micros,
+            credential: header.credential.clone(),
+            product: header.product.clone(),
+        };
+        self.changed.insert(number, Some(stored.encode()));
+        before.is_none()
+    }
+
+    /// Removes a callback that has left the quarantine.
+    pub(super) fn remove(&mut self, number: u64) {
+        if let Some(held) = self.held.remove(&number) {
+            self.leave_segment(number, held);
+        }
+        self.changed.insert(number, None);
+    }
+
+    fn leave_segment(&mut self, number: u64, held: Held) {
+        let number_of = held.newest.segment;
+        if let Some(segment) = self.segments.get_mut(&number_of)
+            && segment.numbers.remove(&number)
+        {
+            segment.bytes -= held.bytes;
+            if segment.numbers.is_empty() {
+                self.segments.remove(&number_of);
+            }
+        }
+    }
+
+    pub(super) fn get(&self, number: u64) -> Option<Held> {
+        self.held.get(&number).copied()
+    }
+
+    /// How many there are, and the bytes of their values.
+    pub(super) fn count_and_bytes(&self) -> (u64, u64) {
+        let bytes = self.held.values().map(|held| held.bytes).sum();
+        (self.held.len() as u64, bytes)
+    }
+
+    /// All of them as they are now, in the order of their numbers.
+    pub(super) fn all(&self) -> Vec<(u64, Held)> {
+        self.held
+            .iter()
+            .map(|(&number, &held)| (number, held))
+            .collect()
+    }
+
+    /// The oldest segment with the newest copy of one.
+    pub(super) fn first_segment(&self) -> Option<u64> {
+        self.segments.first_key_value().map(|(&number, _)| number)
+    }
+
+    /// Bytes of the newest copies in segments up to this one.
+    pub(super) fn bytes_up_to(&self, segment: u64) -> u64 {
+        let segments = self.segments.range(..=segment);
+        segments.map(|(_, segment)| segment.bytes).sum()
+    }
+
+    /// Those with their newest copy in a segment, in order.
+    pub(super) fn in_segment(&self, segment: u64) -> Vec<u64> {
+        let segment = self.segments.get(&segment);
+        segment.map_or_else(Vec::new, |it| it.numbers.iter().copied().collect())
+    }
+
+    /// The changes since the last call.
+    pub(super) fn take_changes(&mut self) -> Changes {
+        mem::take(&mut self.changed)
+    }
+}
+
+const _: () = assert!(COPIES == 2, "a callback has a newest copy and an older one");
+
+#[cfg(test)]
+mod tests {
+    use proptest::{collection, prelude::*};
+
+    use super::*;
+
+    fn place(segment: u64) -> Place {
+        Place { segment, at: 256 }
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_stored_gives_back_what_was_known(
+            numbers: [u32; 4], older: Option<u32>, received_at_micros: i64, credential: String, product: String, cut: prop::sample::Index,
+        ) {
+            let [bytes, segment, at, older_at] = numbers.map(u64::from);
+            let held = Held {
+                bytes,
+                newest: Place { segment: segment + 1, at },
+                older: older.map(|segment| Place { segment: u64::from(segment) + 1, at: older_at }),
+            };
+            let stored = Stored { held, received_at_micros, credential, product };
+            let bytes = stored.encode();
+            prop_assert_eq!(Stored::parse(&bytes), Ok(stored));
+            prop_assert!(Stored::parse(&bytes[..cut.index(bytes.len())]).is_err());
+        }
+
+        /// Whatever is put, carried and removed, also after some of it is replayed: what is stored
+        /// is what is known.
+        #[test]
+        fn changes_stored_and_loaded_again_are_the_same_index(
+            steps in collection::vec((0..6u64, 0..3u8), 1..60), cut: prop::sample::Index,
+        ) {
+            let (mut index, mut stored, mut log) = (QuarantineIndex::default(), BTreeMap::new(), Vec::new());
+            let header = QuarantineHeader::default();
+            let apply = |index: &mut QuarantineIndex, (number, step, segment): (u64, u8, u64)| match step {
+                0 => index.remove(number),
+                _ => { index.put(number, place(segment), 7, &header); }
+            };
+            for (segment, (number, step)) in (1..).zip(steps) {
+                log.push((number, step, segment));
+                apply(&mut index, (number, step, segment));
+                for (number, change) in index.take_changes() {
+                    match change {
+                        Some(bytes) => stored.insert(number, Stored::parse(&bytes).unwrap().held),
+                        None => stored.remove(&number),
+                    };
+                }
+            }
+            let mut loaded = QuarantineIndex::default();
+            stored.iter().for_each(|(&number, &held)| loaded.load(number, held));
+            prop_assert_eq!(&loaded.held, &index.held);
+            prop_assert_eq!(&loaded.segments, &index.segments);
+            prop_assert_eq!(index.count_and_bytes(), (stored.len() as u64, 7 * stored.len() as u64));
+
+            // What was stored is replayed from some commit on, and ends where it was.
+            log[cut.index(log.len())..].iter().for_each(|&step| apply(&mut loaded, step));
+            let newest = |index: &QuarantineIndex| index.held.iter().map(|(&number, held)| (number, held.newest)).collect::<Vec<_>>();
+            prop_assert_eq!(newest(&loaded), newest(&index));
+            prop_assert_eq!(&loaded.segments, &index.segments);
+        }
+    }
+
+    #[test]
+    fn a_segment_is_free_when_all_of_its_callbacks_are_carried_on_or_gone() {
+        let (mut index, header) = (QuarantineIndex::default(), QuarantineHeader::default());
+        for number in 1..=3 {
+            assert!(index.put(number, place(1), 10, &header));
+        }
+        assert!(index.put(4, place(2), 5, &header));
+        assert_eq!((index.first_segment(), index.bytes_up_to(1)), (Some(1), 30));
+        assert_eq!(index.bytes_up_to(2), 35);
+        index.remove(2);
+        assert!(!index.put(1, place(3), 10, &header), "it was known");
+        assert_eq!(index.in_segment(1), [3]);
+        assert_eq!(
+            index.get(1).unwrap().copies().collect::<Vec<_>>(),
+            [place(3), place(1)]
+        );
+        index.put(3, place(3), 10, &header);
+        assert_eq!(
+            (index.first_segment(), index.in_segment(3)),
+            (Some(2), vec![1, 3])
+        );
+    }
+}

@@ -1,0 +1,103 @@
+//! Writes quarantined callbacks again that are still in the oldest segment of the log, so that it
+//! can be removed.
+//!
+//! Events are forgotten oldest first, but a callback may stay in quarantine for longer than the
+//! events beside it. It would keep its segment, and every later one, on the disk. So it is written
+//! again into the newest segment. This must not rewrite a full quarantine over and over: it is due
+//! when at least as many bytes are freed as written, or when everything in the segment is older than
+//! events are kept. So forgotten content is removed in time, and a callback is written at most once
+//! in that time for it.
+
+use std::{collections::BTreeSet, time::Duration};
+
+use super::{
+    commit::Commit,
+    moment::{Moment, micros_of},
+};
+use crate::{
+    event::Sequence,
+    store::{ReadError, Store, layout::parse_quarantined, lock},
+};
+
+/// Written again by one commit, and one callback more: what comes meanwhile should not wait long.
+const CARRIED_BYTES_MAX: u64 = 1024 * 1024;
+
+/// Callbacks that are damaged, and were reported. They stay where they are, and so does their
+/// segment.
+#[derive(Debug, Default)]
+pub(super) struct Carrier {
+    damaged: BTreeSet<u64>,
+}
+
+impl Carrier {
+    /// The callbacks of the oldest segment that have to be written again now.
+    pub(super) fn due(
+        &self,
+        store: &Store,
+        first_available: Sequence,
+        event_age_max: Duration,
+        moment: &Moment,
+    ) -> Vec<u64> {
+        let unneeded = store.log.without_events(first_available);
+        let (Some(oldest), Some(newest)) = (unneeded.first(), unneeded.last()) else {
+            return Vec::new(); // almost always
+        };
+        let quarantine = lock(&store.quarantine);
+        let written = quarantine.bytes_up_to(newest.number);
+        let there: u64 = unneeded.iter().map(|segment| segment.bytes).sum();
+        let is_old = moment.is_settled
+            && oldest.ended_micros < moment.now_micros.saturating_sub(micros_of(event_age_max));
+        if written > there / 2 && !is_old {
+            return Vec::new();
+        }
+        let mut numbers = quarantine.in_segment(oldest.number);
+        numbers.retain(|number| !self.damaged.contains(number));
+        numbers
+    }
+
+    /// Has a commit write some of them again; returns how many.
+    pub(super) fn carry(
+        &mut self,
+        commit: &mut Commit<'_>,
+        event_age_max: Duration,
+        moment: &Moment,
+    ) -> u64 {
+        let (store, first_available) = (commit.store(), commit.totals().first_available);
+        let (mut carried, mut bytes) = (0, 0);
+        for number in self.due(store, Sequence(first_available), event_age_max, moment) {
+            if bytes >= CARRIED_BYTES_MAX {
+                break;
+            }
+            // This commit may have taken it out of quarantine.
+            if commit.quarantined_bytes(number).is_none() {
+                continue;
+            }
+            match carry_one(commit, number) {
+                Ok(written) => {
+                    // Its segment has content from now on, and grows old by that.
+                    commit.stamp(moment.now_micros, moment.now_micros);
+                    bytes += written;
+                    carried += 1;
+                }
+                Err(error) => {
+                    tracing::error!(number, %error, "a quarantined callback cannot be written again: its segment stays until it is forgotten");
+                    self.damaged.insert(number);
+                }
+            }
+        }
+        carried
+    }
+}
+
+/// Writes a callback again; returns its bytes.
+fn carry_one(commit: &mut Commit<'_>, number: u64) -> Result<u64, ReadError> {
+    let store = commit.store();
+    let held = lock(&store.quarantine).get(number);
+    let Some(held) = held else { return Ok(0) };
+    let Some(value) = store.log.quarantined(number, held.newest)? else {
+        return Err(ReadError::Corrupt("it is marked as erased".to_owned()));
+    };
+    let (header, _) = parse_quarantined(&value)?;
+    commit.carry(number, &header, &value)?;
+    Ok(value.len() as u64)
+}
