@@ -207,7 +207,7 @@ metrics! {
     pub fell_behind: counter "blobcast_subscriptions_fell_behind_total"
         "Times a subscription went from live back to catching up.";
     pub losses: counters "blobcast_losses_total" ["client", "kind"]
-        "Times a client was told that retention has taken events which it had not read, by client and kind: \
+        "Times a client learned that retention has taken events which it had not read, by client and kind: \
          refused with CURSOR_EXPIRED, sent over a gap, or its open stream overtaken. One loss may count several \
          times, once for each try and kind: not to be added up.";
     pub reading_bytes: gauge "blobcast_reading_bytes"

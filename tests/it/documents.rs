@@ -9,6 +9,7 @@ use std::{
 };
 
 use blobcast::{
+    config::KEYS,
     metrics::Metrics,
     wire::{Reason, Retry},
 };
@@ -87,8 +88,16 @@ fn configuration(toml: &str) -> String {
         } else if let Some((key, default)) = line.split_once(" = ") {
             let key = [section, key].join(".");
             let key = key.trim_start_matches('.');
+            let known = KEYS.iter().find(|known| known.name == key).unwrap();
+            let range = known
+                .range()
+                .map_or_else(String::new, |range| format!(" Range: {range}."));
+            let change = match format!("{:?}", known.change).as_str() {
+                "Reload" => "A reload takes a change up.",
+                _ => "A change needs a restart.",
+            };
             page.push_str(&format!(
-                "\n### {key}\n\nDefault: `{default}`\n\n{}",
+                "\n### {key}\n\nDefault: `{default}`.{range} {change}\n\n{}",
                 wrapped(&comment)
             ));
             comment.clear();
@@ -353,11 +362,6 @@ fn every_link_leads_to_a_file_and_its_heading() {
 fn prose_has_no_pet_words() {
     let mut found = Vec::new();
     for (path, text) in documents() {
-        // Its words are those of the code.
-        if path.ends_with("metrics.md") {
-            continue;
-        }
-
         // In words, so that a line break does not hide one.
         let words: Vec<_> = prose(&text)
             .flat_map(|(_, line)| line.split(|c: char| !c.is_alphanumeric() && c != '\''))
@@ -371,6 +375,28 @@ fn prose_has_no_pet_words() {
         found.extend(used.map(|word| format!("{}: {word}", path.display())));
     }
     assert_eq!(found, [""; 0]);
+}
+
+/// The files and folders that a page names by their place below `src/` or the root.
+#[test]
+fn every_file_that_the_architecture_names_is_there() {
+    let text = fs::read_to_string(root().join("docs/ARCHITECTURE.md")).unwrap();
+    let (_, walks) = text.split_once("\n## A callback in\n").unwrap();
+    let walks = walks.split("\n## The data directory\n").next().unwrap();
+    let mut missing = Vec::new();
+    for (number, line) in prose(walks) {
+        for span in line.split('`').skip(1).step_by(2) {
+            let is_path = span.contains('/') && !span.contains(' ') && !span.starts_with('/');
+            let places = [root().join("src").join(span), root().join(span)];
+            if is_path && !places.iter().any(|place| place.exists()) {
+                missing.push(format!("line {number}: {span}"));
+            }
+        }
+    }
+    assert_eq!(
+        missing, [""; 0],
+        "docs/ARCHITECTURE.md names files that are not there"
+    );
 }
 
 // --- commands ---
