@@ -16,7 +16,8 @@ use toml::{
 };
 
 use super::{
-    problem::{Origin, Problem, nearest},
+    nearest::nearest,
+    problem::{Origin, Problem},
     settings::Config,
 };
 use crate::files;

@@ -8,6 +8,7 @@ mod check;
 mod keys;
 mod layers;
 mod load;
+mod nearest;
 mod problem;
 mod settings;
 #[cfg(test)]

@@ -13,7 +13,7 @@ use super::{
     lock::lock,
     net::{
         Entrance,
-        certificates::{self, Part, Vouching},
+        pem_files::{self, Part, Vouching},
         tls::{H2, HTTP_1_1, Tls},
     },
     numbers::usize_of,
@@ -63,7 +63,7 @@ impl ListenersTls {
         let of_clients = grpc
             .tls_client_ca_file
             .clone()
-            .map(|ca| certificates::ClientFiles {
+            .map(|ca| pem_files::ClientFiles {
                 ca,
                 crl: grpc.tls_client_crl_file.clone(),
             });
@@ -116,8 +116,8 @@ impl ListenersTls {
     /// Reads the files of one listener, and watches them from now on.
     fn read(
         &mut self,
-        files: Option<certificates::Files>,
-        clients: Option<certificates::ClientFiles>,
+        files: Option<pem_files::Files>,
+        clients: Option<pem_files::ClientFiles>,
         alpn: &'static [&'static [u8]],
         metrics: &Arc<Metrics>,
     ) -> Result<Option<Arc<Tls>>, Vec<Refusal>> {
@@ -136,7 +136,7 @@ impl ListenersTls {
             ]
         });
 
-        let certificate = certificates::load_certificate(&files);
+        let certificate = pem_files::load_certificate(&files);
         let vouching = clients.as_ref().map(Vouching::load).transpose();
         let ((certificate, expires), vouching) = match (certificate, vouching) {
             (Ok(certificate), Ok(vouching)) => (certificate, vouching),
@@ -191,8 +191,8 @@ fn files(
     listener: &'static str,
     certificate: &Option<PathBuf>,
     key: &Option<PathBuf>,
-) -> Option<certificates::Files> {
-    Some(certificates::Files {
+) -> Option<pem_files::Files> {
+    Some(pem_files::Files {
         listener,
         certificate: certificate.clone()?,
         key: key.clone()?,
@@ -202,13 +202,13 @@ fn files(
 /// Puts a certificate into force when its files have changed.
 fn watch_certificate(
     watched: Files,
-    files: certificates::Files,
+    files: pem_files::Files,
     tls: &Arc<Tls>,
     metrics: &Arc<Metrics>,
 ) -> Watched {
     let (in_use, metrics) = (Arc::clone(tls), Arc::clone(metrics));
     watched.watched(move || {
-        let (certificate, expires) = certificates::load_certificate(&files)?;
+        let (certificate, expires) = pem_files::load_certificate(&files)?;
         exposure::warn_of_secrets([&files.key]);
         let (tls, metrics, listener) = (Arc::clone(&in_use), Arc::clone(&metrics), files.listener);
         let change: Change = Box::new(move || {
@@ -228,12 +228,12 @@ fn watch_certificate(
 /// the one file does not hold up the other.
 fn watch_clients(
     [of_ca, of_crl]: [Option<Files>; 2],
-    clients: certificates::ClientFiles,
-    vouching: certificates::Vouching,
+    clients: pem_files::ClientFiles,
+    vouching: pem_files::Vouching,
     tls: &Arc<Tls>,
     metrics: &Arc<Metrics>,
 ) -> impl Iterator<Item = Watched> {
-    let certificates::ClientFiles { ca, crl } = clients;
+    let pem_files::ClientFiles { ca, crl } = clients;
     let vouched = Arc::new(Vouched {
         vouching: Mutex::new(vouching),
         tls: Arc::clone(tls),
@@ -242,13 +242,13 @@ fn watch_clients(
     let of_lists = Arc::clone(&vouched);
     let roots = of_ca.map(|watched| {
         watched.watched(move || {
-            let roots = certificates::load_client_roots(&ca).map_err(|refusal| vec![refusal])?;
+            let roots = pem_files::load_client_roots(&ca).map_err(|refusal| vec![refusal])?;
             vouched.change(Part::Roots(roots))
         })
     });
     let lists = of_crl.zip(crl).map(|(watched, path)| {
         watched.watched(move || {
-            let lists = certificates::load_client_lists(&path).map_err(|refusal| vec![refusal])?;
+            let lists = pem_files::load_client_lists(&path).map_err(|refusal| vec![refusal])?;
             of_lists.change(Part::Lists(lists))
         })
     });

@@ -15,7 +15,7 @@ use super::failure::at;
 use crate::{
     config,
     server::{
-        net::certificates::{load_roots, provider},
+        net::pem_files::{load_roots, provider},
         refusal::{Input, Refusal},
         watch::{Applied, Change, Files, Watched},
     },

@@ -28,7 +28,7 @@ use self::{
     failure::{at, problem_at},
     resolver::proof,
 };
-use super::{aside, net::certificates::Identity};
+use super::{aside, net::pem_files::Identity};
 use crate::{
     audit::{self, Audit},
     config, files,

@@ -13,7 +13,7 @@ use rustls::{
 };
 
 use super::failure::at;
-use crate::server::net::certificates::provider;
+use crate::server::net::pem_files::provider;
 
 /// What an authority offers by ALPN when it checks a domain, and no other client does.
 pub(in crate::server) const ACME_TLS: &[u8] = b"acme-tls/1";

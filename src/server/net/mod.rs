@@ -6,7 +6,7 @@ mod shares;
 pub(super) mod places;
 pub(crate) mod proxy;
 pub(super) mod tls;
-pub(super) mod certificates;
+pub(super) mod pem_files;
 mod stream;
 mod preface;
 mod turned_away;

@@ -20,7 +20,7 @@ use rustls::{
 use tokio::net::TcpStream;
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 
-use super::certificates::{Verifier, certificate, good_until, provider};
+use super::pem_files::{Verifier, certificate, good_until, provider};
 use crate::credentials::Certificate;
 
 /// HTTP/2 by ALPN.
