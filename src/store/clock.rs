@@ -8,7 +8,7 @@
 //! agree within [`TOLERANCE`]. If they disagree, monotonic time alone counts, until the wall clock
 //! has agreed with itself, so has advanced in step with monotonic time, for [`AGREEMENT`]. Then the
 //! log's clock adopts its time, forwards or backwards, and the writer notes in the log how older
-//! events are to be aged from then on (`Correction`).
+//! events age from then on (`Correction`).
 //!
 //! At a start nobody knows how long the machine was off. The wall clock is taken at its word for
 //! new events, unless it says that no time or more than [`DOWNTIME_MAX`] has passed; but retention
@@ -54,8 +54,8 @@ const READING: i64 = SECOND / 1_000;
 pub(super) struct Adoption {
     /// What it says now, in microseconds since 1970.
     pub at_micros: i64,
-    /// How much more that is than before; what was stamped since the start is to be aged as if it
-    /// had been stamped so much later.
+    /// How much more that is than before. What was stamped since the start ages as if it had been
+    /// stamped so much later.
     pub by_micros: i64,
     /// The same for what was stamped before the start.
     pub earlier_by_micros: i64,
@@ -298,7 +298,7 @@ impl Source {
 pub struct Clock {
     source: Source,
     judge: Mutex<Judge>,
-    /// The judge's, for those who only read.
+    /// The judge's offset, for readers.
     offset: AtomicI64,
     is_settled: AtomicBool,
     trust: Mutex<Trust>,

@@ -227,8 +227,8 @@ fn laid(bytes: &[u8]) -> impl Iterator<Item = Option<Laid>> {
     })
 }
 
-/// The checksum of a frame, whatever its first bytes say; `None` if its entries cannot be told
-/// apart, or one of them is not good.
+/// The checksum of a frame, whatever its first bytes say; `None` if its entries cannot be
+/// separated, or one of them is not good.
 fn checksum_of(epoch: Epoch, bytes: &[u8], is_good: impl Fn(&Laid) -> bool) -> Option<u64> {
     let header = xxh3_64_with_seed(bytes.get(CHECKSUM_BYTES..HEADER_BYTES)?, epoch.0);
     laid(bytes).try_fold(header, |seed, laid| {

@@ -110,7 +110,7 @@ impl<'a> Commit<'a> {
             .map(|kept| kept.bytes)
     }
 
-    /// Whether the event at this place is to be erased, and may not be overwritten yet.
+    /// Whether the erasure of the event at this place is announced, and not done yet.
     pub(super) fn is_announced(&self, place: Sequence) -> bool {
         self.announced.contains(&place)
     }
@@ -170,7 +170,7 @@ impl<'a> Commit<'a> {
         Ok(number)
     }
 
-    /// Writes a callback again that is still in quarantine, because the segment of its first copy is to be removed.
+    /// Writes a callback again that is still in quarantine, because the segment of its first copy goes.
     pub(super) fn carry(
         &mut self,
         number: u64,

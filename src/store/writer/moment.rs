@@ -9,7 +9,7 @@ use crate::store::clock::{Adoption, Clock, Trust};
 pub(super) struct Moment {
     /// In microseconds since 1970.
     pub now_micros: i64,
-    /// Whether ages can be told. They cannot before the machine's clock is believed.
+    /// Whether ages are known: not before the machine's clock is believed.
     pub is_settled: bool,
     pub trust: Trust,
     /// The clock was changed, and this commit has to note it.

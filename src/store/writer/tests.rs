@@ -53,7 +53,7 @@ fn draft(task: &str, raw_bytes: usize) -> Draft {
     }
 }
 
-/// A writer whose sync waits for the test's word, started when the test has queued what is to be one group.
+/// A writer whose sync waits for the test's word, started when the test has queued one group.
 struct Held {
     store: Arc<Store>,
     appender: Appender,
