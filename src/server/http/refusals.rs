@@ -11,6 +11,7 @@ use tokio::{io::AsyncWriteExt, net::TcpStream, sync::OwnedSemaphorePermit};
 
 use super::linger::linger;
 use crate::{
+    metrics::Outcome,
     server::net::{Refused, TurnedAway},
     trace::{REQUEST_ID, RequestId},
 };
@@ -41,12 +42,13 @@ pub(super) enum Unread {
 impl Unread {
     /// The value of the metric's `outcome`.
     pub(super) fn as_str(self) -> &'static str {
-        match self {
-            Self::HeadersTooLarge => "headers_too_large",
-            Self::HeaderTimeout => "header_timeout",
-            Self::Malformed => "malformed_request",
-            Self::Draining => "draining",
-        }
+        let outcome = match self {
+            Self::HeadersTooLarge => Outcome::HeadersTooLarge,
+            Self::HeaderTimeout => Outcome::HeaderTimeout,
+            Self::Malformed => Outcome::MalformedRequest,
+            Self::Draining => Outcome::Draining,
+        };
+        outcome.as_str()
     }
 
     /// The line of the log; `None` for what comes with every restart.
