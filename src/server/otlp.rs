@@ -1,8 +1,11 @@
 //! Sends ended spans to a collector, by OTLP over gRPC. The only file that knows the protocol.
 //!
-//! Own code over generated messages, because OpenTelemetry's SDK would bring ten crates, two of them in a second version, and has no
-//! metric of what it drops. Batches are sent one after the other and never repeated. While the collector is slow, spans wait in a
-//! bounded queue, and those that do not fit are dropped. Nothing else ever waits for an export.
+//! The messages and the client are OpenTelemetry's own (the crate `opentelemetry-proto`); the queue and the batches are ours. The
+//! SDK's batch processor needs a thread of its own, logs only the first span that it drops, and has no metric of the spans that it
+//! drops or that the collector refuses. Here each span is counted as taken, refused, lost or dropped.
+//!
+//! Batches are sent one after the other and never repeated. While the collector is slow, spans wait in a bounded queue, and those that
+//! do not fit are dropped. Nothing else ever waits for an export.
 
 use std::{
     error::Error,
@@ -10,6 +13,12 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
+use opentelemetry_proto::tonic::{
+    collector::trace::v1::{ExportTraceServiceRequest, trace_service_client::TraceServiceClient},
+    common::v1::{AnyValue, InstrumentationScope, KeyValue, any_value},
+    resource::v1::Resource,
+    trace::v1::{ResourceSpans, ScopeSpans, Span, Status as SpanStatus, span, status::StatusCode},
+};
 use tokio::{
     sync::mpsc::Receiver,
     time::{Instant, sleep, timeout},
@@ -32,28 +41,6 @@ use crate::{
     metrics::{Metrics, SpanOutcome},
     trace::{Context, Ended, Kind, Tracer, Value},
 };
-use otlp::{
-    collector::trace::v1::{ExportTraceServiceRequest, trace_service_client::TraceServiceClient},
-    common::v1::{AnyValue, InstrumentationScope, KeyValue, any_value},
-    resource::v1::Resource,
-    trace::v1::{ResourceSpans, ScopeSpans, Span, span, status::StatusCode},
-};
-use proto::opentelemetry::proto as otlp;
-
-/// Generated from `proto/opentelemetry`.
-#[allow(
-    missing_docs,
-    dead_code,
-    unreachable_pub,
-    clippy::all,
-    clippy::too_many_lines,
-    clippy::allow_attributes_without_reason,
-    rustdoc::all,
-    reason = "generated, with more than is used"
-)]
-mod proto {
-    include!(concat!(env!("OUT_DIR"), "/otlp/mod.rs"));
-}
 
 /// Spans that wait, about 4 MiB of them: some seconds of everything that a broker does. Beyond it spans are dropped.
 const QUEUE_MAX: usize = 8_192;
@@ -331,7 +318,7 @@ fn encoded(ended: &Ended) -> Span {
         time_unix_nano: nanoseconds(at),
         ..Default::default()
     };
-    let status = ended.is_error.then(|| otlp::trace::v1::Status {
+    let status = ended.is_error.then(|| SpanStatus {
         code: StatusCode::Error.into(),
         ..Default::default()
     });

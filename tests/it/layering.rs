@@ -146,7 +146,8 @@ const ALLOWED: [(&str, &[&str]); 32] = [
 ];
 
 /// External crates that only some modules may know.
-const CONFINED: [(&str, &[&str]); 5] = [
+const CONFINED: [(&str, &[&str]); 6] = [
+    ("opentelemetry_proto", &["server"]),
     ("fjall", &["store"]),
     ("prost", &["wire", "rpc"]),
     ("tonic", &["wire", "rpc", "server", "cli"]),

@@ -16,11 +16,11 @@ use tonic::{
 };
 
 use super::{ANY_PORT, Issued, Options, until};
-pub use otlp::{
+pub use opentelemetry_proto::tonic::{
     collector::trace::v1::ExportTraceServiceRequest as Export,
     trace::v1::{Span, span::SpanKind, status::StatusCode},
 };
-use otlp::{
+use opentelemetry_proto::tonic::{
     collector::trace::v1::{
         ExportTracePartialSuccess, ExportTraceServiceRequest, ExportTraceServiceResponse,
         trace_service_server::{TraceService, TraceServiceServer},
@@ -28,18 +28,6 @@ use otlp::{
     common::v1::any_value::Value,
     resource::v1::Resource,
 };
-use proto::opentelemetry::proto as otlp;
-
-/// Generated from `proto/opentelemetry`.
-#[allow(
-    clippy::all,
-    clippy::too_many_lines,
-    clippy::allow_attributes_without_reason,
-    reason = "generated"
-)]
-mod proto {
-    include!(concat!(env!("OUT_DIR"), "/otlp/mod.rs"));
-}
 
 /// How it answers one export.
 #[derive(Clone, Copy, Debug)]
