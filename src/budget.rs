@@ -14,10 +14,11 @@ use std::{
     collections::{BTreeMap, HashMap},
     fmt,
     net::SocketAddr,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    sync::{Arc, Weak},
     time::Duration,
 };
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio::{
     sync::{Notify, oneshot},
     time::{Instant, sleep, timeout},
@@ -236,7 +237,7 @@ impl Budget {
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, State> {
         // A panic while the lock is held ends the process, so a poisoned lock is never seen.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
     fn lend(self: &Arc<Self>, state: &mut State, bytes: usize) -> Loan {
@@ -351,7 +352,7 @@ struct Slot<T>(Mutex<Option<T>>);
 
 impl<T> Slot<T> {
     fn take(&self) -> Option<T> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+        self.0.lock().take()
     }
 }
 

@@ -1,11 +1,9 @@
 //! A fake broker for tests of the client: answers each call from a script, and records the
 //! requests.
 
-use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-};
+use std::{collections::HashMap, sync::Arc};
 
+use parking_lot::{Mutex, MutexGuard};
 use prost::Message;
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::{Code, Request, Response, Status};
@@ -41,7 +39,7 @@ pub(super) struct Scripted(Arc<Mutex<Script>>);
 
 impl Scripted {
     pub(super) fn script(&self) -> MutexGuard<'_, Script> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 
     /// Serves the script for as long as the test runs; returns the URL.

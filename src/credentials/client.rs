@@ -6,12 +6,13 @@
 use std::{
     ptr,
     sync::{
-        Arc, Mutex, PoisonError, Weak,
+        Arc, Weak,
         atomic::{AtomicBool, Ordering::Relaxed},
     },
 };
 
 use jiff::Timestamp;
+use parking_lot::Mutex;
 
 use super::{
     binding::Products,
@@ -149,10 +150,7 @@ impl Certificate {
 
     /// `client` with this certificate. All calls of a connection share one value, so that a call costs little.
     pub(super) fn authenticate(self: &Arc<Self>, client: &Arc<Client>) -> Arc<Client> {
-        let mut authenticated = self
-            .authenticated
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut authenticated = self.authenticated.lock();
         let known = authenticated
             .as_ref()
             .filter(|(known, _)| Arc::ptr_eq(known, client))

@@ -15,10 +15,11 @@
 
 use std::{
     ops::{Deref, Range},
-    sync::{Arc, Mutex, PoisonError, Weak},
+    sync::{Arc, Weak},
 };
 
 use bytes::{BufMut, Bytes};
+use parking_lot::Mutex;
 
 use super::{Labels, Product, Selectable, Sequence, TaskId, TaskStatus};
 use crate::{budget::Loan, trace::Origin, transit::Charge};
@@ -151,11 +152,7 @@ impl Records {
         encode: impl FnOnce(&[Record]) -> SharedEncoding,
     ) -> Encoded {
         // A panic while the lock is held ends the process, so a poisoned lock is never seen.
-        let mut shared = self
-            .0
-            .encoding
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut shared = self.0.encoding.lock();
         let encoding = shared.upgrade().unwrap_or_else(|| {
             let encoding = Arc::new(encode(self));
             *shared = Arc::downgrade(&encoding);

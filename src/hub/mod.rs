@@ -10,12 +10,13 @@ mod index;
 use std::{
     collections::VecDeque,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc,
         atomic::{AtomicBool, Ordering},
     },
     task::Waker,
 };
 
+use parking_lot::{Mutex, MutexGuard};
 use slab::Slab;
 
 use crate::event::{Filter, Record, Records, Sequence};
@@ -205,7 +206,7 @@ impl Hub {
 
     fn lock(&self) -> MutexGuard<'_, HubState> {
         // A panic while the lock is held ends the process, so a poisoned lock is never seen.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 }
 

@@ -20,7 +20,7 @@ mod subscriptions;
 mod task;
 mod wait;
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use access::Caller;
 pub use access::{ClientName, Gate, LetIn, Peer, client_of};
@@ -32,6 +32,7 @@ pub use errors::{
     deadline_exceeded, explained, health_limit, overloaded, request_late, request_too_large, word,
 };
 pub use events::Events;
+use parking_lot::Mutex;
 pub use stream::HandedOver;
 use tonic::{Request, Status};
 
@@ -98,10 +99,7 @@ impl Context {
     }
 
     fn retention(&self) -> Retention {
-        *self
-            .retention
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+        *self.retention.lock()
     }
 
     /// The writer's answer; no answer at all means that it has stopped.

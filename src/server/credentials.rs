@@ -1,16 +1,12 @@
 //! Reads the credentials file, checks that it has what the configuration needs, and warns of tenants that are not isolated.
 
-use std::{
-    path::Path,
-    sync::{Arc, Mutex},
-    thread,
-    time::Duration,
-};
+use std::{path::Path, sync::Arc, thread, time::Duration};
+
+use parking_lot::Mutex;
 
 use super::{
     addresses::{Addresses, is_loopback},
     exposure,
-    lock::lock,
     refusal::{Input, Refusal},
     watch::{Applied, Change, Files, Watched},
 };
@@ -155,7 +151,7 @@ pub(super) fn watched(
     config: &Arc<Mutex<Config>>,
     credentials: &Arc<SharedCredentials>,
 ) -> Option<Watched> {
-    let path = lock(config).credentials_file.clone()?;
+    let path = config.lock().credentials_file.clone()?;
     let (config, credentials) = (Arc::clone(config), Arc::clone(credentials));
     let files = Files::new([(Input::Credentials, path.clone())]);
     Some(files.watched(move || {
@@ -165,7 +161,7 @@ pub(super) fn watched(
         let (config, credentials) = (Arc::clone(&config), Arc::clone(&credentials));
         exposure::warn_of_secrets([&path]);
         let change: Change =
-            Box::new(move || put_into_force(new, &intruders, &lock(&config), &credentials));
+            Box::new(move || put_into_force(new, &intruders, &config.lock(), &credentials));
         Ok(change)
     }))
 }

@@ -1,13 +1,13 @@
 //! Everything that a start needs from files. All files are read, whatever is wrong with some, so that all problems are reported at once.
 //! `check-config` uses the same code.
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
+use parking_lot::Mutex;
 use tonic::transport::Endpoint;
 
 use super::{
-    addresses::Addresses, credentials, lock::lock, otlp, refusal::Refusal, tls::ListenersTls,
-    watch::Watched,
+    addresses::Addresses, credentials, otlp, refusal::Refusal, tls::ListenersTls, watch::Watched,
 };
 use crate::{config::Config, credentials::SharedCredentials, metrics::Metrics};
 
@@ -28,7 +28,7 @@ impl FromFiles {
         places: &[Addresses],
         metrics: &Arc<Metrics>,
     ) -> Result<Self, Vec<Refusal>> {
-        let config = lock(shared).clone();
+        let config = shared.lock().clone();
         let credentials = Arc::new(SharedCredentials::default());
         let mut watched: Vec<_> = credentials::watched(shared, &credentials)
             .into_iter()

@@ -6,12 +6,11 @@
 
 use std::{
     io::{self, Write},
-    mem,
-    sync::{Condvar, Mutex, MutexGuard, PoisonError},
-    thread,
+    mem, thread,
     time::Duration,
 };
 
+use parking_lot::{Condvar, Mutex, MutexGuard};
 use prometheus::IntCounter;
 
 /// Bytes that wait to be written, some 4,000 lines; as much again may be in the thread's hands. A line that does not fit is lost.
@@ -80,12 +79,13 @@ impl LogWriter {
 
     /// Waits until everything that was pushed before is written, or until the timeout. Returns whether it is.
     pub(super) fn flush(&self, timeout: Duration) -> bool {
-        let state = self.lock();
+        let mut state = self.lock();
         let pushed = state.pushed;
+        let is_unfinished = |state: &mut State| state.done < pushed;
         let waited = self
             .changed
-            .wait_timeout_while(state, timeout, |state| state.done < pushed);
-        !waited.unwrap_or_else(PoisonError::into_inner).1.timed_out()
+            .wait_while_for(&mut state, is_unfinished, timeout);
+        !waited.timed_out()
     }
 
     /// Counts lost lines in this counter, also those that were lost before.
@@ -146,10 +146,8 @@ impl LogWriter {
     fn next(&self, batch: &mut Vec<u8>) -> (u64, u64) {
         batch.clear();
         let empty = |state: &mut State| state.text.is_empty();
-        let mut state = self
-            .changed
-            .wait_while(self.lock(), empty)
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.lock();
+        self.changed.wait_while(&mut state, empty);
         mem::swap(&mut state.text, batch);
         (
             mem::take(&mut state.lines),
@@ -158,7 +156,7 @@ impl LogWriter {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 }
 

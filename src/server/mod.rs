@@ -42,7 +42,6 @@ mod logging;
 mod log_writer;
 mod audit;
 mod aside;
-mod lock;
 mod numbers;
 
 pub use addresses::Addresses;

@@ -9,7 +9,7 @@
 
 use std::{
     error::Error,
-    sync::{Arc, Mutex},
+    sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -19,6 +19,7 @@ use opentelemetry_proto::tonic::{
     resource::v1::Resource,
     trace::v1::{ResourceSpans, ScopeSpans, Span, Status as SpanStatus, span, status::StatusCode},
 };
+use parking_lot::Mutex;
 use tokio::{
     sync::mpsc::Receiver,
     time::{Instant, sleep, timeout},
@@ -31,7 +32,6 @@ use tonic::{
 use uuid::Uuid;
 
 use super::{
-    lock::lock,
     refusal::{Input, Refusal},
     watch::{Applied, Change, Files, Watched},
 };
@@ -144,7 +144,7 @@ impl Exporter {
                 );
                 let change: Change = Box::new(move || {
                     if let Some(collector) = collector {
-                        *lock(&client) = TraceServiceClient::new(collector.connect_lazy());
+                        *client.lock() = TraceServiceClient::new(collector.connect_lazy());
                     }
                     Applied {
                         summary: "for the next connection".to_owned(),
@@ -228,7 +228,7 @@ impl Exporter {
             resource_spans: vec![resource_spans],
         };
 
-        let mut client = lock(&self.client).clone();
+        let mut client = self.client.lock().clone();
         let answer = timeout(EXPORT_TIMEOUT, client.export(request)).await;
         let answer =
             answer.unwrap_or_else(|_| Err(Status::deadline_exceeded("it does not answer")));

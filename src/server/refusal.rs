@@ -1,16 +1,12 @@
 //! The inputs that the broker reads from files, at its start and again while it runs; and refusals: why an input cannot be used, with
 //! the file, the cause and the next step.
 
-use std::{
-    collections::BTreeMap,
-    fmt, io,
-    path::Path,
-    sync::{Arc, Mutex},
-};
+use std::{collections::BTreeMap, fmt, io, path::Path, sync::Arc};
 
+use parking_lot::Mutex;
 use rustix::process::geteuid;
 
-use super::{lock::lock, systemd};
+use super::systemd;
 use crate::{accounts, metrics::Metrics};
 
 /// Length of the status for systemd, in characters: `systemctl status` shows one line of it.
@@ -177,7 +173,7 @@ impl Refusals {
     /// Reports to systemd that the broker is ready, with the status. The status is always sent: systemd may have one of the process
     /// before, which has started itself anew.
     pub(super) fn report_ready(&self) {
-        let mut current = lock(&self.current);
+        let mut current = self.current.lock();
         let status = current.status();
         if systemd::ready_and_status(status.clone()) {
             current.sent = status;
@@ -186,7 +182,7 @@ impl Refusals {
 
     /// Replaces the refusals of `source`.
     pub(super) fn set(&self, source: Source, refusals: Vec<Refusal>) {
-        let mut current = lock(&self.current);
+        let mut current = self.current.lock();
         current.refusals.insert(source, refusals);
         for input in Input::ALL {
             let stands = current
@@ -204,7 +200,7 @@ impl Refusals {
 
     /// Replaces the keys of the configuration that have changed and need a restart.
     pub(super) fn set_needs_restart(&self, keys: Vec<&'static str>) {
-        let mut current = lock(&self.current);
+        let mut current = self.current.lock();
         current.needs_restart = keys;
         current.send_status();
     }
@@ -261,7 +257,7 @@ mod tests {
 
     #[test]
     fn the_status_names_what_is_not_in_force_until_it_is() {
-        let status = |refusals: &Refusals| refusals.current.lock().unwrap().sent.clone();
+        let status = |refusals: &Refusals| refusals.current.lock().sent.clone();
         let refusals = Refusals::new(Arc::default());
         refusals.set(Source::Configuration, Vec::new());
         assert_eq!(status(&refusals), "", "there was nothing to say");
@@ -289,6 +285,6 @@ mod tests {
     fn the_first_status_is_sent_whatever_a_process_before_has_sent() {
         let refusals = Refusals::new(Arc::default());
         refusals.report_ready();
-        assert_eq!(refusals.current.lock().unwrap().sent, IN_FORCE);
+        assert_eq!(refusals.current.lock().sent, IN_FORCE);
     }
 }

@@ -1,12 +1,12 @@
 //! Reloads the configuration while the broker runs: what can change without a restart is put into force, and what cannot is named.
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
+
+use parking_lot::Mutex;
 
 use super::{
     addresses::Addresses,
-    credentials,
-    lock::lock,
-    logging,
+    credentials, logging,
     refusal::{Input, Refusal, Refusals, Source},
     resources, storage,
     watch::Rereader,
@@ -55,7 +55,7 @@ impl Reloader {
             .collect();
         refused_files.extend(self.reopen_audit().await);
 
-        let before = lock(&self.config).clone();
+        let before = self.config.lock().clone();
         let read = self.rereader.read(load).await;
         let mut entry = self.audit.entry("configuration");
         entry.note("by", "SIGHUP");
@@ -71,7 +71,7 @@ impl Reloader {
         entry.end_now(if problems.is_empty() { OK } else { REFUSED });
         self.report(&problems);
 
-        let in_force = lock(&self.config).clone();
+        let in_force = self.config.lock().clone();
         if in_force.log != before.log || in_force.quarantine != before.quarantine {
             resources::warn_of_disk(&in_force, self.sources.store.summary()).await;
         }
@@ -123,7 +123,7 @@ impl Reloader {
         refused_files: &[&str],
         entry: &mut Entry,
     ) -> Result<(), Vec<String>> {
-        let mut config = lock(&self.config);
+        let mut config = self.config.lock();
         // A key that needs a restart keeps its old value here, so that the next reload compares with what is in force.
         let in_force = config.take_up(new);
         let problems = credentials::problems(&in_force, &self.addresses, &self.credentials.get());
@@ -137,7 +137,7 @@ impl Reloader {
         self.refusals.set_needs_restart(need_a_restart.clone());
 
         let retention = storage::retention(&in_force);
-        *lock(&self.retention) = retention;
+        *self.retention.lock() = retention;
         self.journal.retain(retention);
         logging::set_level(&in_force.logging);
         self.ingest

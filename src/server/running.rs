@@ -8,7 +8,6 @@ use super::{
     drain::{self, Drain},
     error::RunError,
     listeners::Listeners,
-    lock::lock,
     reload::Reloader,
     reopen, systemd,
     tasks::Tasks,
@@ -85,7 +84,7 @@ impl Server {
         } else {
             systemd::stopping();
         }
-        let drain_timeout = lock(&reloader.config).shutdown.drain_timeout;
+        let drain_timeout = reloader.config.lock().shutdown.drain_timeout;
         let listeners = drain::drain(self.drain, self.tasks, drain_timeout, reopens).await;
         Ok(listeners.map_or(Ended::Stopped, Ended::ToStartAnew))
     }

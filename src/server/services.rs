@@ -1,7 +1,8 @@
 //! The services of the three listeners, made of the store, the credentials and the configuration.
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
+use parking_lot::Mutex;
 use tonic::service::Routes;
 use tonic_health::server::HealthReporter;
 

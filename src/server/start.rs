@@ -2,8 +2,9 @@
 //!
 //! Steps that fail early come first: a busy port or a wrong certificate must not cost the recovery of a log.
 
-use std::sync::{Arc, Mutex, mpsc::SyncSender};
+use std::sync::{Arc, mpsc::SyncSender};
 
+use parking_lot::Mutex;
 use tokio::net::TcpListener;
 
 use super::{
@@ -15,7 +16,6 @@ use super::{
     from_files::FromFiles,
     grpc, http,
     listeners::Listeners,
-    lock::lock,
     logging,
     net::{self, Entrance},
     operations, otlp,
@@ -59,7 +59,7 @@ impl Server {
         let sources = storage::open(config, &metrics).await?;
         let audit = recorder(config, audit_file, &sources);
         let retention = Arc::new(Mutex::new(storage::retention(config)));
-        let (appender, writer) = storage::start_writer(*lock(&retention), &sources)?;
+        let (appender, writer) = storage::start_writer(*retention.lock(), &sources)?;
         let journal: Arc<dyn Journal> = Arc::new(Local::new(appender.clone()));
 
         let core = Core {

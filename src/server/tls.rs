@@ -1,16 +1,13 @@
 //! TLS of the three listeners: where each gets its certificate from, and how it is read again when it changes.
 
-use std::{
-    path::PathBuf,
-    sync::{Arc, Mutex},
-};
+use std::{path::PathBuf, sync::Arc};
 
 use jiff::Timestamp;
+use parking_lot::Mutex;
 
 use super::{
     acme::{self, ACME_TLS, Acme},
     exposure,
-    lock::lock,
     net::{
         Entrance,
         pem_files::{self, Part, Vouching},
@@ -265,11 +262,11 @@ struct Vouched {
 impl Vouched {
     /// Replaces one part, and leaves the other as it is in force.
     fn change(self: &Arc<Self>, part: Part) -> Result<Change, Vec<Refusal>> {
-        let read = lock(&self.vouching).with(part.clone());
+        let read = self.vouching.lock().with(part.clone());
         let verifier = read.verifier().map_err(|refusal| vec![refusal])?;
         let vouched = Arc::clone(self);
         let change: Change = Box::new(move || {
-            let mut vouching = lock(&vouched.vouching);
+            let mut vouching = vouched.vouching.lock();
             *vouching = vouching.with(part);
             // The other part may have been replaced meanwhile. Then the verifier is made again, in milliseconds, of parts that have
             // been in one before.

@@ -7,10 +7,9 @@
 //! collected in an [`Overlay`], which later entries see, and are written at once. To apply an entry
 //! again changes nothing.
 
-use std::{
-    collections::{HashMap, hash_map},
-    sync::Mutex,
-};
+use std::collections::{HashMap, hash_map};
+
+use parking_lot::Mutex;
 
 use super::{
     QuarantineHeader, Store, dedupe::insert, error::IndexError, layout::TaskEvent, lock,

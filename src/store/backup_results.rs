@@ -9,10 +9,10 @@ use std::{
     fs::File,
     io,
     path::{Path, PathBuf},
-    sync::Mutex,
 };
 
 use jiff::Timestamp;
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
 use super::{directory::BACKUPS as FILE, lock};

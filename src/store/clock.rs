@@ -22,14 +22,12 @@
 
 use std::{
     fmt,
-    sync::{
-        Mutex,
-        atomic::{AtomicBool, AtomicI64, Ordering},
-    },
+    sync::atomic::{AtomicBool, AtomicI64, Ordering},
     time::{Instant, SystemTime, UNIX_EPOCH},
 };
 
 use jiff::Timestamp;
+use parking_lot::Mutex;
 
 use super::lock;
 

@@ -39,12 +39,13 @@ use std::{
     fs::File,
     path::PathBuf,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc,
         atomic::{AtomicU64, Ordering},
     },
 };
 
 use bytes::Bytes;
+use parking_lot::{Mutex, MutexGuard};
 use uuid::Uuid;
 
 pub use append::{AppendSummary, WhenRunning};
@@ -285,8 +286,6 @@ impl std::fmt::Debug for Store {
     }
 }
 
-// A panic while the lock is held ends the process, so a poisoned lock is never seen; its value
-// would still be whole.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+    mutex.lock()
 }

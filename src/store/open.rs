@@ -5,9 +5,10 @@ use std::{
     fs::{self, File},
     io,
     path::Path,
-    sync::{Arc, Mutex},
+    sync::Arc,
 };
 
+use parking_lot::Mutex;
 use uuid::Uuid;
 
 use super::{

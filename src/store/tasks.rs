@@ -5,14 +5,10 @@
 //! tasks at once, in the order of their ids, costs the database a fraction of what it costs commit
 //! by commit: no journal, no sorting, fewer tables to merge.
 
-use std::{
-    collections::HashMap,
-    mem,
-    ops::Deref,
-    sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
-};
+use std::{collections::HashMap, mem, ops::Deref, sync::Arc};
 
 use fjall::{Database, Keyspace, Readable};
+use parking_lot::{Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use super::{
     doubt::Doubt,
@@ -222,11 +218,11 @@ impl Tasks {
     }
 
     fn recent(&self) -> RwLockReadGuard<'_, Recent> {
-        self.recent.read().unwrap_or_else(PoisonError::into_inner)
+        self.recent.read()
     }
 
     fn recent_mut(&self) -> RwLockWriteGuard<'_, Recent> {
-        self.recent.write().unwrap_or_else(PoisonError::into_inner)
+        self.recent.write()
     }
 }
 

@@ -1,12 +1,14 @@
 //! A stream's own entry in the registry: it reports the stream's progress and end to operators, metrics and the log. Dropping it
 //! removes the subscription.
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
+
+use parking_lot::Mutex;
 
 use super::{
     info::{SubscriptionInfo, SubscriptionState},
     message::{StreamEnd, Withdrawal},
-    open_subscriptions::{OpenSubscriptions, lock},
+    open_subscriptions::OpenSubscriptions,
     stream_log::{StreamLog, StreamSummary},
 };
 use crate::{
@@ -202,7 +204,7 @@ impl RegistryEntry {
 impl Drop for RegistryEntry {
     fn drop(&mut self) {
         self.end_batch();
-        let removed = lock(&self.open).remove(self.number);
+        let removed = self.open.lock().remove(self.number);
         drop(removed); // outside the lock
 
         // A stream that was not polled again does not know why it ended.

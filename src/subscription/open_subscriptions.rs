@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     time::Duration,
 };
 
@@ -94,9 +94,4 @@ impl OpenSubscriptions {
             .find(|(_, info)| is_lost(info))
             .map(|(&number, _)| number)
     }
-}
-
-pub(super) fn lock(open: &Mutex<OpenSubscriptions>) -> MutexGuard<'_, OpenSubscriptions> {
-    // A panic while the lock is held ends the process, so a poisoned lock is never seen.
-    open.lock().unwrap_or_else(PoisonError::into_inner)
 }

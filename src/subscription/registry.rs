@@ -6,11 +6,12 @@ use std::{
     collections::HashMap,
     ops::Bound,
     sync::{
-        Arc, Mutex,
+        Arc,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
 };
 
+use parking_lot::Mutex;
 use tokio::{task::yield_now, time::Instant};
 
 use super::{
@@ -18,7 +19,7 @@ use super::{
     info::{ListedSubscription, NewSubscription, SubscriptionInfo, SubscriptionState},
     limits::{LimitReached, RegistryLimits},
     message::Withdrawal,
-    open_subscriptions::{OpenSubscriptions, lock},
+    open_subscriptions::OpenSubscriptions,
     stream_log::StreamLog,
 };
 use crate::{credentials::Client, event::Filter, hub::Hub, metrics::Metrics, store::Clock};
@@ -61,7 +62,9 @@ impl Registry {
         hub: &Hub,
         verdict: impl Fn(Option<&Client>, &Filter) -> Option<Withdrawal>,
     ) {
-        let open: Vec<_> = lock(&self.open)
+        let open: Vec<_> = self
+            .open
+            .lock()
             .subscriptions
             .values()
             .map(Arc::clone)
@@ -76,7 +79,7 @@ impl Registry {
     /// Ends the subscription with this id and returns its last state; `None` if there is none. It leaves the limits at once, because
     /// the stream of a client that reads nothing may never be polled again.
     pub fn end(&self, hub: &Hub, id: &str) -> Option<ListedSubscription> {
-        let mut open = lock(&self.open);
+        let mut open = self.open.lock();
         let number = open
             .subscriptions
             .iter()
@@ -92,7 +95,7 @@ impl Registry {
 
     /// The clients with open subscriptions, once for each proof that authenticated them.
     pub fn clients(&self) -> Vec<Arc<Client>> {
-        let open = lock(&self.open);
+        let open = self.open.lock();
         let clients = open
             .subscriptions
             .values()
@@ -105,7 +108,7 @@ impl Registry {
 
     /// The number of open subscriptions.
     pub fn len(&self) -> usize {
-        lock(&self.open).subscriptions.len()
+        self.open.lock().subscriptions.len()
     }
 
     /// True if no subscription is open.
@@ -116,7 +119,9 @@ impl Registry {
     /// At most `count_max` subscriptions with numbers above `after`, with their current positions.
     pub fn list(&self, hub: &Hub, after: u64, count_max: usize) -> Vec<ListedSubscription> {
         // Collected first: the hub's lock is not taken while this lock is held.
-        let page: Vec<_> = lock(&self.open)
+        let page: Vec<_> = self
+            .open
+            .lock()
             .subscriptions
             .range((Bound::Excluded(after), Bound::Unbounded))
             .take(count_max)
@@ -140,7 +145,7 @@ impl Registry {
         let info = Arc::new(SubscriptionInfo::new(new, clock.now()));
         let number = self.next.fetch_add(1, Relaxed);
 
-        let (mut open, mut replaced) = (lock(&self.open), Vec::new());
+        let (mut open, mut replaced) = (self.open.lock(), Vec::new());
         while let Err(reached) = open.insert(number, &info, self.limits) {
             let Some(lost) = open.lost(&info, self.limits.silence_max) else {
                 replaced
@@ -187,7 +192,9 @@ impl Registry {
         let now = u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX);
         let mut after = Bound::Unbounded;
         loop {
-            let page: Vec<_> = lock(&self.open)
+            let page: Vec<_> = self
+                .open
+                .lock()
                 .subscriptions
                 .range((after, Bound::Unbounded))
                 .take(CHECKED_AT_ONCE)

@@ -3,12 +3,9 @@
 //! Never a line about an event: a healthy stream has two lines, at its start and at its end. The lines of each client are limited,
 //! because a client that reconnects in a loop must not crowd out the lines of others.
 
-use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
+use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use crate::{credentials::Client, event::Sequence, metrics::Metrics, printable::printable};
@@ -102,7 +99,7 @@ impl StreamLog {
 
     fn due_at(&self, kind: &'static str, reader: &StreamReader<'_>, now: Instant) -> Option<u64> {
         let key = (kind, reader.client.map(|client| Arc::clone(&client.name)));
-        let mut windows = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut windows = self.0.lock();
         let window = windows.entry(key).or_insert(RateWindow {
             began: now,
             lines: 0,

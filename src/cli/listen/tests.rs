@@ -1,11 +1,9 @@
 //! `Place` alone, and `listen` against a scripted broker.
 
-use std::{
-    io,
-    sync::{Arc, Mutex},
-};
+use std::{io, sync::Arc};
 
 use clap::Parser;
+use parking_lot::Mutex;
 use tonic::Code;
 use tonic_types::{ErrorDetails, StatusExt};
 
@@ -94,7 +92,7 @@ struct Printed(Arc<Mutex<Vec<u8>>>);
 
 impl io::Write for Printed {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.lock().unwrap().extend_from_slice(bytes);
+        self.0.lock().extend_from_slice(bytes);
         Ok(bytes.len())
     }
     fn flush(&mut self) -> io::Result<()> {
@@ -104,7 +102,7 @@ impl io::Write for Printed {
 
 impl Printed {
     fn cursors(&self) -> Vec<String> {
-        let text = String::from_utf8(self.0.lock().unwrap().clone()).unwrap();
+        let text = String::from_utf8(self.0.lock().clone()).unwrap();
         let cursor = |line: &str| {
             serde_json::from_str::<serde_json::Value>(line).unwrap()["cursor"].to_string()
         };

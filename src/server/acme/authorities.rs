@@ -3,12 +3,13 @@
 
 use std::{
     path::{Path, PathBuf},
-    sync::{Arc, PoisonError, RwLock},
+    sync::Arc,
 };
 
 use hyper_rustls::HttpsConnectorBuilder;
 use hyper_util::{client::legacy::Client, rt::TokioExecutor};
 use instant_acme::{Account, AccountBuilder};
+use parking_lot::RwLock;
 use rustls::ClientConfig;
 
 use super::failure::at;
@@ -55,7 +56,7 @@ impl Authorities {
                 Arc::clone(&in_force),
             );
             let change: Change = Box::new(move || {
-                *in_force.write().unwrap_or_else(PoisonError::into_inner) = new;
+                *in_force.write() = new;
                 Applied {
                     summary: "for the next order".to_owned(),
                     changes: Vec::new(),
@@ -71,7 +72,7 @@ impl Authorities {
         let Some((_, in_force)) = &self.own else {
             return Account::builder().map_err(at("the system's certificates"));
         };
-        let config = ClientConfig::clone(&in_force.read().unwrap_or_else(PoisonError::into_inner));
+        let config = ClientConfig::clone(&in_force.read());
         let connector = HttpsConnectorBuilder::new()
             .with_tls_config(config)
             .https_only()

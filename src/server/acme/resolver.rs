@@ -1,10 +1,8 @@
 //! The certificates of the ingest listener with ACME: the one in use, and the proofs for TLS-ALPN-01 (RFC 8737).
 
-use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
-};
+use std::{collections::HashMap, sync::Arc};
 
+use parking_lot::{Mutex, MutexGuard, RwLock};
 use rcgen::{CertificateParams, CustomExtension, KeyPair};
 use rustls::{
     pki_types::PrivatePkcs8KeyDer,
@@ -34,23 +32,18 @@ impl ResolvesServerCert for Resolver {
         if is_check {
             return self.challenges().get(hello.server_name()?).cloned();
         }
-        self.current
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+        self.current.read().clone()
     }
 }
 
 impl Resolver {
     /// Shows this certificate from now on.
     pub(super) fn set_current(&self, certificate: Arc<CertifiedKey>) {
-        *self.current.write().unwrap_or_else(PoisonError::into_inner) = Some(certificate);
+        *self.current.write() = Some(certificate);
     }
 
     pub(super) fn challenges(&self) -> MutexGuard<'_, HashMap<String, Arc<CertifiedKey>>> {
-        self.challenges
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+        self.challenges.lock()
     }
 }
 

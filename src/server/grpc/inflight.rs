@@ -1,10 +1,8 @@
 //! Memory for requests while they arrive. No client takes more than its share, by however many connections.
 
-use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex, PoisonError},
-};
+use std::{collections::HashMap, sync::Arc};
 
+use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::budget::Payer;
@@ -43,7 +41,7 @@ impl Inflight {
 
     fn share(&self, payer: &Payer) -> Arc<Semaphore> {
         // A panic while the lock is held ends the process, so a poisoned lock is never seen.
-        let mut shares = self.shares.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut shares = self.shares.lock();
         if let Some(share) = shares.get(payer) {
             return Arc::clone(share);
         }
@@ -117,7 +115,7 @@ mod tests {
         for number in 1..=2 * SHARES_KEPT {
             assert!(inflight.of(&client(number)).take(1));
         }
-        assert!(inflight.shares.lock().unwrap().len() <= SHARES_KEPT);
+        assert!(inflight.shares.lock().len() <= SHARES_KEPT);
         assert!(!inflight.of(&client(0)).take(1));
     }
 }

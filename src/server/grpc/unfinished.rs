@@ -1,11 +1,9 @@
 //! A pool of calls that are not finished, which ends its oldest call when it is full. Unauthenticated clients can fill any pool: one
 //! that refuses new calls when it is full would refuse the probes.
 
-use std::{
-    collections::BTreeMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-};
+use std::{collections::BTreeMap, sync::Arc};
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::oneshot;
 
 use crate::server::net::places::Standing;
@@ -66,7 +64,7 @@ impl Unfinished {
     }
 
     fn lock(&self) -> MutexGuard<'_, Calls> {
-        self.calls.lock().unwrap_or_else(PoisonError::into_inner)
+        self.calls.lock()
     }
 }
 

@@ -6,10 +6,11 @@
 use std::{
     io,
     net::{SocketAddr, TcpStream as StdStream},
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
+use parking_lot::Mutex;
 use tokio::{
     net::{TcpListener, TcpStream},
     time::sleep,
@@ -201,7 +202,7 @@ async fn accept_failed(error: &io::Error) {
         let due = logged.is_none_or(|logged| logged.elapsed() >= COMPLAINT_INTERVAL);
         due.then(|| logged.replace(Instant::now())).is_some()
     };
-    if is_due(&mut LOGGED.lock().unwrap_or_else(PoisonError::into_inner)) {
+    if is_due(&mut LOGGED.lock()) {
         tracing::warn!(%error, "cannot accept connections: check the limit of open files");
     }
 

@@ -10,7 +10,7 @@ use std::{
     collections::BTreeMap,
     future::poll_fn,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc,
         atomic::{
             AtomicBool, AtomicU64, AtomicUsize,
             Ordering::{Relaxed, SeqCst},
@@ -20,6 +20,7 @@ use std::{
     time::Duration,
 };
 
+use parking_lot::{Mutex, MutexGuard};
 use prometheus::{IntCounter, IntGauge};
 use tokio::{
     sync::Notify,
@@ -169,7 +170,7 @@ impl Taken {
 
 impl Inner {
     fn taken(&self) -> MutexGuard<'_, Taken> {
-        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
+        self.taken.lock()
     }
 
     fn now_millis(&self) -> u64 {
@@ -311,7 +312,7 @@ impl Standing {
     }
 
     fn lock_waker(&self) -> MutexGuard<'_, Option<Waker>> {
-        self.waker.lock().unwrap_or_else(PoisonError::into_inner)
+        self.waker.lock()
     }
 }
 

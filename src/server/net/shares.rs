@@ -1,10 +1,8 @@
 //! Limits the connections of each address, for IPv6 of each /64. The table is as large as the number of open connections at most.
 
-use std::{
-    collections::HashMap,
-    net::IpAddr,
-    sync::{Arc, Mutex, PoisonError},
-};
+use std::{collections::HashMap, net::IpAddr, sync::Arc};
+
+use parking_lot::Mutex;
 
 use crate::network;
 
@@ -37,7 +35,7 @@ impl Shares {
         let is_here = address.to_canonical().is_loopback();
         let address = network::of(address);
         if !is_here {
-            let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut open = self.open.lock();
             let count = open.get(&address).copied().unwrap_or(0);
             if count >= self.each_max {
                 return None;
@@ -54,11 +52,7 @@ impl Shares {
 impl Drop for Share {
     fn drop(&mut self) {
         let Some(address) = &self.address else { return };
-        let mut open = self
-            .shares
-            .open
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut open = self.shares.open.lock();
         if let Some(count) = open.get_mut(address) {
             *count -= 1;
             if *count == 0 {
@@ -87,7 +81,7 @@ mod tests {
         assert!(take("198.51.100.7").is_some());
         drop((two, other));
         assert!(
-            shares.open.lock().unwrap().is_empty(),
+            shares.open.lock().is_empty(),
             "nothing is left of those who are gone"
         );
     }
@@ -104,7 +98,7 @@ mod tests {
             "its neighbour has its own"
         );
         drop(held);
-        assert!(shares.open.lock().unwrap().is_empty());
+        assert!(shares.open.lock().is_empty());
     }
 
     #[test]

@@ -4,13 +4,14 @@
 use std::{
     io,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak,
+        Arc, Weak,
         atomic::{AtomicBool, Ordering::Relaxed},
     },
     time::Duration,
 };
 
 use jiff::Timestamp;
+use parking_lot::{Mutex, MutexGuard, RwLock};
 use rustls::{
     ServerConfig,
     pki_types::{CertificateDer, UnixTime},
@@ -94,7 +95,7 @@ impl Tls {
 
     /// Shows this certificate from now on.
     pub(in crate::server) fn set_certificate(&self, certificate: Arc<CertifiedKey>) {
-        let mut loaded = self.loaded.write().unwrap_or_else(PoisonError::into_inner);
+        let mut loaded = self.loaded.write();
         *loaded = Loaded::new(
             only(certificate),
             loaded.verifier.clone(),
@@ -104,7 +105,7 @@ impl Tls {
 
     /// Verifies clients with this from now on.
     pub(in crate::server) fn set_verifier(&self, verifier: Verifier) {
-        let mut loaded = self.loaded.write().unwrap_or_else(PoisonError::into_inner);
+        let mut loaded = self.loaded.write();
         let resolver = Arc::clone(&loaded.config.cert_resolver);
         *loaded = Loaded::new(
             resolver,
@@ -182,14 +183,11 @@ impl Tls {
     }
 
     fn loaded(&self) -> Loaded {
-        self.loaded
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+        self.loaded.read().clone()
     }
 
     fn shown(&self) -> MutexGuard<'_, Vec<Arc<Shown>>> {
-        self.shown.lock().unwrap_or_else(PoisonError::into_inner)
+        self.shown.lock()
     }
 }
 
@@ -262,6 +260,6 @@ impl Shown {
     }
 
     fn verified(&self) -> MutexGuard<'_, Verified> {
-        self.verified.lock().unwrap_or_else(PoisonError::into_inner)
+        self.verified.lock()
     }
 }

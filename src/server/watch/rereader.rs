@@ -1,14 +1,15 @@
 //! Reading again on request, whatever has changed.
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
+use parking_lot::Mutex;
 use tokio::{
     sync::{mpsc, oneshot},
     time::Instant,
 };
 
 use super::hanging::{READ_TIMEOUT, already_hanging, pause_beside};
-use crate::server::{aside, lock::lock, refusal::Input};
+use crate::server::{aside, refusal::Input};
 
 /// Requests that everything be read again.
 #[derive(Debug)]
@@ -53,7 +54,7 @@ impl Rereader {
         read: &Arc<impl Fn() -> T + Send + Sync + 'static>,
     ) -> Result<T, String> {
         let hanging = Arc::strong_count(read) - 1; // each has one
-        let hung_at = *lock(&self.hung_at);
+        let hung_at = *self.hung_at.lock();
         if let Some(pause) = pause_beside(hanging, hung_at, Instant::now()) {
             return Err(already_hanging(hanging, pause));
         }
@@ -61,7 +62,7 @@ impl Rereader {
         let read = Arc::clone(read);
         let read = aside::within(READ_TIMEOUT, move || read()).await;
         if read.is_err() {
-            *lock(&self.hung_at) = Some(Instant::now());
+            *self.hung_at.lock() = Some(Instant::now());
         }
         read
     }

@@ -3,12 +3,13 @@
 use std::{
     fs,
     sync::{
-        Arc, Condvar, Mutex,
+        Arc,
         atomic::{AtomicUsize, Ordering},
     },
     time::Duration,
 };
 
+use parking_lot::{Condvar, Mutex};
 use tokio::{sync::mpsc, time::Instant};
 
 use super::{
@@ -59,12 +60,8 @@ impl Watching {
             let text = fs::read_to_string(&path).map_err(|error| refusal(&error.to_string()))?;
             counted.fetch_add(1, Ordering::SeqCst);
             if text != ELSEWHERE {
-                drop(
-                    hanging
-                        .1
-                        .wait_while(hanging.0.lock().unwrap(), |hangs| *hangs)
-                        .unwrap(),
-                );
+                let mut hangs = hanging.0.lock();
+                hanging.1.wait_while(&mut hangs, |hangs| *hangs);
             }
             if text == "wrong" {
                 return Err(refusal(&text));
@@ -77,7 +74,7 @@ impl Watching {
             }
             let forced = Arc::clone(&forced);
             let change: Change = Box::new(move || {
-                *forced.lock().unwrap() = text;
+                *forced.lock() = text;
                 Applied::default()
             });
             Ok(change)
@@ -121,7 +118,7 @@ impl Watching {
     }
 
     fn hang(&self, hangs: bool) {
-        *self.hangs.0.lock().unwrap() = hangs;
+        *self.hangs.0.lock() = hangs;
         self.hangs.1.notify_all();
     }
 
@@ -137,7 +134,7 @@ impl Watching {
     }
 
     fn in_force(&self) -> String {
-        self.in_force.lock().unwrap().clone()
+        self.in_force.lock().clone()
     }
 
     fn counts(&self) -> [u64; 2] {

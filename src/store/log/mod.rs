@@ -27,11 +27,13 @@ use std::{
     os::unix::fs::FileExt,
     path::{Path, PathBuf},
     sync::{
-        Arc, Mutex, PoisonError, RwLock,
+        Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
+
+use parking_lot::{Mutex, RwLock};
 
 pub(super) use entry::{COPIES, Entry, Place};
 use erasure::Announced;
@@ -211,8 +213,8 @@ impl Log {
         lock(&self.active).next_commit
     }
 
-    fn segments(&self) -> std::sync::RwLockReadGuard<'_, VecDeque<Arc<Segment>>> {
-        self.segments.read().unwrap_or_else(PoisonError::into_inner)
+    fn segments(&self) -> parking_lot::RwLockReadGuard<'_, VecDeque<Arc<Segment>>> {
+        self.segments.read()
     }
 
     /// Writes a commit behind the last; `before` and `after` are the totals around it. It is not
@@ -317,10 +319,7 @@ impl Log {
         page[..HEADER_BYTES].copy_from_slice(&header.encode());
         file.write_all_at(&page, 0)?;
         let segment = Arc::new(Segment::empty(path, header, bytes));
-        self.segments
-            .write()
-            .unwrap_or_else(PoisonError::into_inner)
-            .push_back(Arc::clone(&segment));
+        self.segments.write().push_back(Arc::clone(&segment));
         *active = Active::at_start(segment, file, bytes);
         self.is_old.store(false, Ordering::Release);
         Ok(())
@@ -348,7 +347,7 @@ impl Log {
 
     fn has_spare(&self) -> bool {
         // While it is being made, there is none.
-        self.spare.try_lock().is_ok_and(|spare| spare.is_some())
+        self.spare.try_lock().is_some_and(|spare| spare.is_some())
     }
 
     /// Makes the next segment ahead, once this one is half full, or old.
@@ -376,7 +375,7 @@ impl Log {
         let is_half_full = end > bytes / 2;
         // While it is being made, none is needed.
         let is_needed = (is_half_full || self.is_old.load(Ordering::Acquire))
-            && self.spare.try_lock().is_ok_and(|spare| spare.is_none());
+            && self.spare.try_lock().is_some_and(|spare| spare.is_none());
         // One that was full is followed by a larger one, one that grew old by what it would have
         // needed.
         is_needed.then(|| {

@@ -4,9 +4,10 @@
 use std::{
     collections::VecDeque,
     ops::{ControlFlow, RangeInclusive},
-    sync::{Arc, Condvar, Mutex, PoisonError},
+    sync::Arc,
 };
 
+use parking_lot::{Condvar, Mutex};
 use uuid::Uuid;
 
 use super::{
@@ -43,11 +44,10 @@ impl Turns {
         if span.end - span.start <= LARGE_READ_BYTES as u64 {
             return None;
         }
-        let taken = lock(&self.taken);
-        let free = self
-            .given_back
-            .wait_while(taken, |taken| *taken == LARGE_READS_MAX);
-        *free.unwrap_or_else(PoisonError::into_inner) += 1;
+        let mut taken = lock(&self.taken);
+        self.given_back
+            .wait_while(&mut taken, |taken| *taken == LARGE_READS_MAX);
+        *taken += 1;
         Some(Turn(self))
     }
 }

@@ -2,7 +2,7 @@
 
 use std::{
     collections::VecDeque,
-    sync::{Arc, PoisonError, atomic::Ordering},
+    sync::{Arc, atomic::Ordering},
 };
 
 use super::{Log, segment::Segment};
@@ -108,10 +108,7 @@ impl Log {
     pub(in crate::store) fn remove_forgotten(&self) {
         let mut forgotten = Vec::new();
         {
-            let mut segments = self
-                .segments
-                .write()
-                .unwrap_or_else(PoisonError::into_inner);
+            let mut segments = self.segments.write();
             while self.is_oldest_unneeded(&segments) {
                 forgotten.extend(segments.pop_front());
             }

@@ -20,13 +20,11 @@ use std::{
     ops::Range,
     os::unix::fs::{FileExt, OpenOptionsExt},
     path::{Path, PathBuf},
-    sync::{
-        PoisonError, RwLock,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::atomic::{AtomicBool, Ordering},
 };
 
 use bytes::{Buf, BufMut, Bytes};
+use parking_lot::RwLock;
 use rustix::fs::OFlags;
 use xxhash_rust::xxh3::xxh3_64;
 
@@ -239,7 +237,7 @@ impl Segment {
 
     /// Lets readers find a commit. It must be durable.
     pub(super) fn show(&self, at: u64, frame: &frame::Header) {
-        let mut blocks = self.blocks.write().unwrap_or_else(PoisonError::into_inner);
+        let mut blocks = self.blocks.write();
         blocks.get_or_insert_with(Blocks::none).add(at, frame);
     }
 
@@ -267,10 +265,7 @@ impl Segment {
     /// Reads so many bytes from `at` on.
     pub(super) fn read_at(&self, at: u64, bytes: u64) -> io::Result<Bytes> {
         let mut read = vec![0; bytes as usize]; // a segment fits into memory
-        let _whole = self
-            .overwriting
-            .read()
-            .unwrap_or_else(PoisonError::into_inner);
+        let _whole = self.overwriting.read();
         File::open(&self.path)?.read_exact_at(&mut read, at)?;
         Ok(read.into())
     }
@@ -280,20 +275,14 @@ impl Segment {
     pub(in crate::store) fn erase(&self, bodies: &[(u64, Range<u64>)]) -> io::Result<()> {
         let file = File::options().write(true).open(&self.path)?;
         {
-            let _alone = self
-                .overwriting
-                .write()
-                .unwrap_or_else(PoisonError::into_inner);
+            let _alone = self.overwriting.write();
             bodies
                 .iter()
                 .try_for_each(|(mark, _)| file.write_all_at(&entry::MARK, *mark))?;
         }
         file.sync_data()?;
         {
-            let _alone = self
-                .overwriting
-                .write()
-                .unwrap_or_else(PoisonError::into_inner);
+            let _alone = self.overwriting.write();
             bodies
                 .iter()
                 .try_for_each(|(_, body)| overwrite(&file, body))?;
@@ -302,10 +291,10 @@ impl Segment {
     }
 
     fn with_blocks<T>(&self, look: impl Fn(&Blocks) -> Option<T>) -> io::Result<Option<T>> {
-        if let Some(blocks) = &*self.blocks.read().unwrap_or_else(PoisonError::into_inner) {
+        if let Some(blocks) = &*self.blocks.read() {
             return Ok(look(blocks));
         }
-        let mut blocks = self.blocks.write().unwrap_or_else(PoisonError::into_inner);
+        let mut blocks = self.blocks.write();
         if blocks.is_none() {
             *blocks = Some(find_blocks(&self.path)?);
         }

@@ -7,7 +7,7 @@ mod same_state;
 
 use std::{
     sync::{
-        Arc, Mutex,
+        Arc,
         atomic::{AtomicU64, Ordering},
         mpsc,
     },
@@ -16,6 +16,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
 use super::{
@@ -71,7 +72,7 @@ impl Held {
         let store = Arc::new(Store::open(directory.path(), 1 << 20).unwrap());
         let published = Arc::<Mutex<Vec<usize>>>::default();
         let counts = Arc::clone(&published);
-        let publish = move |records: &[Record]| counts.lock().unwrap().push(records.len());
+        let publish = move |records: &[Record]| counts.lock().push(records.len());
         let (appender, mut writer) = writer(
             Arc::clone(&store),
             Retention::KEEP_ALL,
@@ -110,10 +111,7 @@ impl Held {
     }
 
     fn visible(&self) -> (u64, usize) {
-        (
-            self.store.head().0,
-            self.published.lock().unwrap().iter().sum(),
-        )
+        (self.store.head().0, self.published.lock().iter().sum())
     }
 }
 
@@ -248,7 +246,7 @@ fn commits_of(sizes: &[usize]) -> Vec<usize> {
             .into_iter()
             .all(|answer| answer.blocking_recv().unwrap().is_ok())
     );
-    held.published.lock().unwrap().clone()
+    held.published.lock().clone()
 }
 
 #[test]
