@@ -187,8 +187,8 @@ impl Audit {
         if warned.is_none_or(|at| at.elapsed() >= WARNING_INTERVAL) {
             *warned = Some(Instant::now());
             tracing::error!(
-                "audit records are not written within {} s: check whether the file system of audit.file hangs; \
-                 blobcast_audit_records_total{{result=\"late\"}} counts them",
+                "audit records are not written within {} s: check whether the file system of \
+                 audit.file hangs; blobcast_audit_records_total{{result=\"late\"}} counts them",
                 RECORD_TIMEOUT.as_secs()
             );
         }

@@ -11,20 +11,18 @@ const SIZE_UNITS: [(&str, u64); 5] = [
 
 /// A text that is not a size.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum SizeError {
-    /// No number at its beginning.
+pub(crate) enum SizeError {
     #[error("{0:?} is not a size: it begins with a whole number, like 64MiB")]
     Number(String),
-    /// An unknown unit. MB is refused: it would be mistaken for MiB.
+    // MB is refused, too: it would be mistaken for MiB.
     #[error("{0:?} is not a size: its unit is one of B, KiB, MiB, GiB, TiB")]
     Unit(String),
-    /// More than 64 bits.
     #[error("{0:?} is too large for a size")]
     TooLarge(String),
 }
 
 /// Reads a text like `64MiB`, `64 MiB`, `512B` or `512`.
-pub fn parse_size(raw: &str) -> Result<u64, SizeError> {
+pub(crate) fn parse_size(raw: &str) -> Result<u64, SizeError> {
     let text = raw.trim();
     let digits = text.bytes().take_while(u8::is_ascii_digit).count();
     let (number, unit) = text.split_at(digits);

@@ -324,13 +324,15 @@ pub(super) fn status_error(status: &Status, url: &str) -> anyhow::Error {
 fn next_step(code: Code, reason: Option<Reason>) -> Option<&'static str> {
     Some(match reason {
         Some(Reason::CursorExpired) => {
-            "start with the oldest retained event with `--from earliest`, or pass `--on-expired earliest` to continue and print the gap"
+            "start with the oldest retained event with `--from earliest`, or pass `--on-expired \
+             earliest` to continue and print the gap"
         }
         Some(Reason::CursorAhead) => {
             "the log ends before it; was it restored? start again with `--from earliest`"
         }
         Some(Reason::EpochMismatch) => {
-            "the cursor belongs to another log: this one was recreated or restored; start again with `--from earliest`"
+            "the cursor belongs to another log: this one was recreated or restored; start again \
+             with `--from earliest`"
         }
         Some(Reason::SubscriptionLimit) => {
             "close other subscriptions, ask for less, or have the server's limit raised"
@@ -466,7 +468,8 @@ mod tests {
         let text = rendered(&Status::unavailable("tcp connect error"));
         assert_eq!(
             text,
-            "cannot reach http://localhost:1: tcp connect error; is `blobcast serve` running? use --grpc-url"
+            "cannot reach http://localhost:1: tcp connect error; is `blobcast serve` running? use \
+             --grpc-url"
         );
     }
 

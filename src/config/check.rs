@@ -1,4 +1,7 @@
-//! The limits of each value and the rules between them. Pure: looks at a typed configuration, touches nothing.
+//! The range of each value and the rules between keys.
+//!
+//! Pure: reads a typed configuration and reports problems. Files that a key names are checked where
+//! they are read.
 
 use std::net::{Ipv4Addr, SocketAddr};
 
@@ -15,11 +18,13 @@ use crate::size::size_text;
 
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
-/// What an event has beside its body as received, and what it says of that; and a quarantined callback beside its body and URL.
+/// Size of an event beside its raw body and the fields read from it; also of a quarantined callback
+/// beside its body and URL.
 const REST_BYTES: u64 = 64 * KIB;
-/// Four shares of a page of a listing while it is made, as stored and as sent: its least size, and the event that it ends with.
+/// Four times a page of a listing, as stored and as sent: the page's size limit, and the event that
+/// exceeds it …
 const ANSWERS_BYTES_BASE: u64 = 4 * 2 * (MIB + REST_BYTES);
-/// … and that event has the body as received, and what it says.
+/// … which has its raw body and the fields read from it.
 const ANSWERS_PER_BODY: u64 = 4 * 2 * 2;
 
 /// Reports every value out of its range and every broken rule.
@@ -43,7 +48,7 @@ pub(super) fn check(config: &Config, layers: &mut Layers) {
     check_segments_go_in_time(config, layers);
 }
 
-/// An address that other machines can reach, unprotected, must be asked for by name.
+/// A listener that other machines can reach without credentials needs an explicit consent.
 fn check_exposure(config: &Config, layers: &mut Layers) {
     let Config {
         ingest,
@@ -51,7 +56,8 @@ fn check_exposure(config: &Config, layers: &mut Layers) {
         admin,
         ..
     } = config;
-    // What the credentials file asks for is checked where it is read.
+
+    // Whether the credentials file protects the listener is checked where it is read.
     let is_verified = ingest.allow_unverified
         || config.credentials_file.is_some()
         || ingest.allowlist == Allowlist::Enforce;
@@ -83,8 +89,9 @@ fn check_exposure(config: &Config, layers: &mut Layers) {
             "",
         ),
     ];
+
     for (key, address, consent, given, danger, protection) in listeners {
-        // A consent that could not be read is reported already.
+        // A consent that cannot be read is reported already.
         if address.ip().to_canonical().is_loopback() || given || !layers.is_readable(consent) {
             continue;
         }
@@ -115,6 +122,7 @@ fn check_tls(config: &Config, layers: &mut Layers) {
         admin,
         ..
     } = config;
+
     for (certificate, key, files) in [
         (
             "ingest.tls_certificate_file",
@@ -140,6 +148,7 @@ fn check_tls(config: &Config, layers: &mut Layers) {
         let what = format!("is of no use without `{missing}`");
         layers.report(layers.origin(lonely), lonely, what, "set both, or neither");
     }
+
     if grpc.tls_client_ca_file.is_some() && grpc.tls_certificate_file.is_none() {
         let key = "grpc.tls_client_ca_file";
         let what = "clients show certificates within TLS only, and the listener has none";
@@ -150,6 +159,7 @@ fn check_tls(config: &Config, layers: &mut Layers) {
             "set `grpc.tls_certificate_file` and `grpc.tls_key_file`",
         );
     }
+
     if grpc.tls_client_crl_file.is_some() && grpc.tls_client_ca_file.is_none() {
         let key = "grpc.tls_client_crl_file";
         let what = "revokes certificates of clients, and nobody asks for those";
@@ -167,10 +177,12 @@ fn check_acme(config: &Config, layers: &mut Layers) {
     if config.acme.domains.is_empty() {
         return;
     }
+
     if config.ingest.tls_certificate_file.is_some() {
         let what = "the public listener has a certificate by `ingest.tls_certificate_file`";
         layers.report(layers.origin(key), key, what, "choose one of the two");
     }
+
     let is_name = |name: &str| {
         let label = |label: &str| {
             let allowed = |b: u8| b.is_ascii_alphanumeric() || b == b'-';
@@ -181,6 +193,7 @@ fn check_acme(config: &Config, layers: &mut Layers) {
             && name.split('.').all(label)
             && name.parse::<Ipv4Addr>().is_err()
     };
+
     if let Some(wrong) = config.acme.domains.iter().find(|name| !is_name(name)) {
         let what = format!(
             "{wrong:?} is no domain that can be proved: not an address, a wildcard or a URL"
@@ -235,6 +248,7 @@ fn check_listeners_differ(config: &Config, layers: &mut Layers) {
         ("grpc.listen", config.grpc.listen),
         ("admin.listen", config.admin.listen),
     ];
+
     // Port 0 is a different free port each time.
     let same = |a: SocketAddr, b: SocketAddr| a == b && a.port() != 0;
     for (index, (key, address)) in listeners.into_iter().enumerate() {
@@ -245,12 +259,14 @@ fn check_listeners_differ(config: &Config, layers: &mut Layers) {
         else {
             continue;
         };
-        // The one that was set is the one to change.
+
+        // Report the key that was set, not a default.
         let blamed = if layers.origin(key) == Origin::Default {
             other
         } else {
             key
         };
+
         let what = format!(
             "{address} is also the address of `{}`",
             if blamed == key { other } else { key }
@@ -296,8 +312,9 @@ fn check_one_request_fits(config: &Config, layers: &mut Layers) {
     }
 }
 
-/// A file of the log goes when all that is in it is forgotten: with a longer age the oldest would stay for more than twice as long as
-/// it is kept. The default gives way by itself.
+/// A segment is removed once its last event has expired. If it is written to for longer than events
+/// are kept, its first event stays on disk for more than twice that time. The default of
+/// `log.segment_age_max` adapts by itself.
 fn check_segments_go_in_time(config: &Config, layers: &mut Layers) {
     let (key, age_key) = ("log.segment_age_max", "log.retention_age_max");
     let Log {
@@ -316,8 +333,8 @@ fn check_segments_go_in_time(config: &Config, layers: &mut Layers) {
     }
 }
 
-/// A log that is smaller than one event forgets it as soon as it is answered, and an answer with it may need memory that another
-/// client's unread answers have.
+/// A log smaller than one event would remove it as soon as it was acknowledged. An answer that
+/// needs more than a client's share of memory would wait for other clients to read theirs.
 fn check_one_callback_fits(config: &Config, layers: &mut Layers) {
     let Config {
         ingest,
@@ -326,13 +343,16 @@ fn check_one_callback_fits(config: &Config, layers: &mut Layers) {
         quarantine,
         ..
     } = config;
+
     let key = "ingest.body_bytes_max";
     if !layers.is_readable(key) {
         return;
     }
+
     let forgotten = "a callback of that size would be forgotten as soon as it was answered";
     let beside = ingest.header_bytes_max.saturating_add(REST_BYTES);
-    // Each needs so much, and so many times the body.
+
+    // Each limit needs `base` bytes plus `times` bodies.
     for (all_key, all, base, times, what) in [
         (
             "log.retention_bytes_max",
@@ -357,7 +377,7 @@ fn check_one_callback_fits(config: &Config, layers: &mut Layers) {
         ),
     ] {
         let needed = base.saturating_add(ingest.body_bytes_max.saturating_mul(times));
-        // A smaller one is out of its range.
+        // If no body fits, the limit itself is out of its range and already reported.
         let body_bytes = all.saturating_sub(base) / times / KIB * KIB;
         if all >= needed || body_bytes == 0 {
             continue;
@@ -376,8 +396,8 @@ fn check_one_callback_fits(config: &Config, layers: &mut Layers) {
     }
 }
 
-/// For the test in `rpc` that these are its own numbers: memory for answers at which one client's unread ones keep nobody waiting, if bodies have so many bytes: a client's share, a
-/// quarter, has room for the largest answer (`rpc`).
+/// Memory for answers with which a client's share, a quarter, has room for the largest answer. A
+/// test in `rpc` compares it with the numbers there.
 #[cfg(test)]
 pub(crate) fn answers_bytes_min(body_bytes_max: u64) -> u64 {
     ANSWERS_BYTES_BASE

@@ -1,4 +1,4 @@
-//! One row for each key: the range of its value, and whether a running broker takes a new value up. Pure.
+//! One row for each key: the range of its value, and whether a reload applies a new value. Pure.
 
 use std::time::Duration;
 
@@ -13,15 +13,15 @@ const TIMEOUT_MIN: Duration = Duration::from_millis(100);
 const TIMEOUT_MAX: Duration = Duration::from_secs(5 * 60);
 const CONNECTIONS_MAX: u64 = 1_000_000;
 const SUBSCRIPTIONS_MAX: u64 = 10_000_000;
-/// Ten years: beyond any retention, and within every calendar arithmetic.
+/// Ten years: longer than any retention, and safe in calendar arithmetic.
 const RETENTION_AGE_MAX: Duration = Duration::from_secs(3650 * 86_400);
 /// A day less: an event must not expire before its segment does.
 const SEGMENT_AGE_MAX: Duration = Duration::from_secs(3649 * 86_400);
 /// hyper panics at a read buffer below this (`http1::Builder::max_buf_size`).
 const READ_BUFFER_BYTES_MIN: u64 = 8 * KIB;
-/// curl sends five with a callback, and a proxy adds some.
+/// curl sends five headers with a callback, and a proxy adds some.
 const HEADERS_MIN: u64 = 8;
-/// Four clients' shares of the largest answer of `GetTask` while it is made, as stored and as sent.
+/// Four times (one client has a quarter) the largest answer of `GetTask`, as stored and as sent.
 pub(super) const ANSWERS_BYTES_MIN: u64 = 32 * MIB;
 /// With less, streams read a few events at a time.
 const READING_BYTES_MIN: u64 = 8 * MIB;
@@ -29,9 +29,9 @@ const READING_BYTES_MIN: u64 = 8 * MIB;
 /// A key of the configuration.
 #[derive(Debug)]
 pub struct Key {
-    /// Its dotted name.
+    /// The dotted name.
     pub name: &'static str,
-    /// When a new value is in force.
+    /// When a new value takes effect.
     pub change: Change,
     range: Option<Range>,
     differs: fn(&Config, &Config) -> bool,
@@ -39,7 +39,7 @@ pub struct Key {
     describe: fn(&Config, &Config) -> String,
 }
 
-/// When a new value of a key is in force.
+/// When a new value of a key takes effect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Change {
     /// After a reload. None of these keys holds a secret: a reload logs their values.
@@ -78,7 +78,7 @@ impl Key {
         Some(self.range.as_ref()?.limits.to_string())
     }
 
-    /// What is wrong with its value, if that is out of the key's range.
+    /// The problem with the key's value, if it is out of range.
     pub(super) fn out_of_range(&self, config: &Config) -> Option<String> {
         let Range { limits, value } = self.range.as_ref()?;
         let value = value(config);
@@ -264,7 +264,7 @@ keys! {
 impl Config {
     /// The configuration in force after a running broker with this one has reloaded `new`.
     #[must_use]
-    pub fn take_up(&self, new: &Self) -> Self {
+    pub(crate) fn take_up(&self, new: &Self) -> Self {
         let mut in_force = self.clone();
         for key in of(Reload) {
             (key.take_up)(&mut in_force, new);
@@ -272,8 +272,8 @@ impl Config {
         in_force
     }
 
-    /// What a reload of `new` changes, as `KEY: OLD -> NEW`.
-    pub fn changes_to(&self, new: &Self) -> Vec<String> {
+    /// The changes that a reload of `new` applies, as `KEY: OLD -> NEW`.
+    pub(crate) fn changes_to(&self, new: &Self) -> Vec<String> {
         of(Reload)
             .filter(|key| (key.differs)(self, new))
             .map(|key| format!("{}: {}", key.name, (key.describe)(self, new)))
@@ -282,7 +282,7 @@ impl Config {
 }
 
 /// Keys that differ and need a restart.
-pub fn needs_restart(old: &Config, new: &Config) -> Vec<&'static str> {
+pub(crate) fn needs_restart(old: &Config, new: &Config) -> Vec<&'static str> {
     of(Restart)
         .filter(|key| (key.differs)(old, new))
         .map(|key| key.name)

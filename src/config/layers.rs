@@ -22,11 +22,10 @@ use super::{
 };
 use crate::files;
 
-/// The default file: every key, its documentation and its default.
-pub const DEFAULT: &str = include_str!("default.toml");
+pub(crate) const DEFAULT: &str = include_str!("default.toml");
 
 /// Variables that begin with `BLOBCAST_` but are no keys: the command line reads them itself.
-pub const CLIENT_VARIABLES: [&str; 8] = [
+pub(crate) const CLIENT_VARIABLES: [&str; 8] = [
     "BLOBCAST_CONFIG",
     "BLOBCAST_GRPC_URL",
     "BLOBCAST_INGEST_URL",
@@ -43,14 +42,14 @@ const FILE_BYTES_MAX: u64 = 1 << 20;
 const DEFAULT_IS_VALID: &str = "the embedded default file is valid: a test loads it";
 const SEE_DEFAULT: &str = "`blobcast check-config --print-default` lists every key";
 
-/// Where values may come from, besides the defaults.
+/// The layers above the defaults.
 #[derive(Clone, Debug, Default)]
 pub struct Sources {
     /// The user's TOML file.
     pub file: Option<PathBuf>,
-    /// Environment variables; only those that begin with `BLOBCAST_`, in any case, are looked at.
+    /// Environment variables. Those that do not begin with `BLOBCAST_`, in any case, are ignored.
     pub env: Vec<(String, String)>,
-    /// Dotted key and value of each command-line flag that was given: `("ingest.listen", "127.0.0.1:0")`.
+    /// Dotted key and value of each command-line flag: `("ingest.listen", "127.0.0.1:0")`.
     pub flags: Vec<(String, String)>,
 }
 

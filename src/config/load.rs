@@ -1,4 +1,4 @@
-//! From the layers to a checked configuration.
+//! Loads a configuration: merges the layers and checks the result.
 
 use super::{
     check::check,
@@ -7,7 +7,7 @@ use super::{
     settings::{Config, Logging},
 };
 
-/// Puts the layers over one another and checks the outcome; the error holds every problem found, not just the first.
+/// Merges the layers and checks the result. The error holds every problem, not just the first.
 pub fn load(sources: &Sources) -> Result<Config, ConfigErrors> {
     let mut layers = Layers::of(sources);
     let config = layers.config();
@@ -19,7 +19,7 @@ pub fn load(sources: &Sources) -> Result<Config, ConfigErrors> {
     }
 }
 
-/// How to log that a configuration is refused: as the configuration itself says, as far as that can be read.
-pub fn logging(sources: &Sources) -> Logging {
+/// How to log that a configuration is refused: by its own `[logging]`, as far as that can be read.
+pub(crate) fn logging(sources: &Sources) -> Logging {
     Layers::of(sources).config().logging
 }

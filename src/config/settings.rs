@@ -1,4 +1,4 @@
-//! The configuration's values, section by section, as types. Pure; a value's text is read in [`super::units`].
+//! The typed values of the configuration, section by section. Pure: `units` reads the texts, `check` checks the values.
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
@@ -7,342 +7,260 @@ use serde::Deserialize;
 
 use super::units::{self, Ratio};
 
-/// A configuration. One that [`super::load`] returned is within all limits; `default.toml` tells what happens at each.
+/// A configuration; one that [`super::load`] returns is within all limits. `default.toml` documents each
+/// key. Comments here say only what the type adds. `None` is an empty text in the file.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
-    /// Directory of the event log and the quarantine; never empty.
+    /// Never empty.
     #[serde(deserialize_with = "units::path")]
-    pub data_dir: PathBuf,
-    /// What the vendor reaches the ingest listener by: http or https, no query, no trailing slash. `None`: derive it.
+    pub(crate) data_dir: PathBuf,
+    /// Without a query and a trailing slash.
     #[serde(deserialize_with = "units::public_url")]
-    pub public_url: Option<String>,
-    /// Tokens, keys and clients; `None`: none.
+    pub(crate) public_url: Option<String>,
     #[serde(deserialize_with = "units::optional_path")]
-    pub credentials_file: Option<PathBuf>,
-    /// The public listener.
-    pub ingest: Ingest,
-    /// The listener for internal services.
-    pub grpc: Grpc,
-    /// The listener for operators.
-    pub admin: Admin,
-    /// The public listener's certificate.
-    pub acme: Acme,
-    /// Who did what.
-    pub audit: Audit,
-    /// The event log.
-    pub log: Log,
-    /// Callbacks that were not understood.
-    pub quarantine: Quarantine,
-    /// The live path.
-    pub hub: Hub,
-    /// The embedded database.
-    pub store: Store,
-    /// What happens on SIGTERM.
-    pub shutdown: Shutdown,
-    /// The broker's own diagnostics.
-    pub logging: Logging,
-    /// Where the time of a request goes.
-    pub traces: Traces,
+    pub(crate) credentials_file: Option<PathBuf>,
+    pub(crate) ingest: Ingest,
+    pub(crate) grpc: Grpc,
+    pub(crate) admin: Admin,
+    pub(crate) acme: Acme,
+    pub(crate) audit: Audit,
+    pub(crate) log: Log,
+    pub(crate) quarantine: Quarantine,
+    pub(crate) hub: Hub,
+    pub(crate) store: Store,
+    pub(crate) shutdown: Shutdown,
+    pub(crate) logging: Logging,
+    pub(crate) traces: Traces,
 }
 
-/// The public listener, for callbacks.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Ingest {
-    /// Address; loopback unless `allow_unverified`.
+pub(crate) struct Ingest {
     #[serde(deserialize_with = "units::listen")]
-    pub listen: SocketAddr,
-    /// Whether it may listen beyond loopback although callbacks are not verified.
-    pub allow_unverified: bool,
-    /// What is made of the signature over the body.
-    pub body_signature: BodySignature,
-    /// What is made of the address a callback comes from.
-    pub allowlist: Allowlist,
-    /// Where callbacks may come from.
+    pub(crate) listen: SocketAddr,
+    pub(crate) allow_unverified: bool,
+    pub(crate) body_signature: BodySignature,
+    pub(crate) allowlist: Allowlist,
     #[serde(deserialize_with = "units::networks")]
-    pub allowed_networks: Vec<IpNet>,
-    /// Who is believed about whom they pass on.
+    pub(crate) allowed_networks: Vec<IpNet>,
     #[serde(deserialize_with = "units::networks")]
-    pub trusted_proxies: Vec<IpNet>,
-    /// Where they say it.
-    pub forwarded_header: ForwardedHeader,
-    /// Whether connections of trusted proxies begin with a PROXY header.
-    pub proxy_protocol: bool,
-    /// The certificate chain, PEM; `None`: no certificate from a file.
+    pub(crate) trusted_proxies: Vec<IpNet>,
+    pub(crate) forwarded_header: ForwardedHeader,
+    pub(crate) proxy_protocol: bool,
     #[serde(deserialize_with = "units::optional_path")]
-    pub tls_certificate_file: Option<PathBuf>,
-    /// Its key, PEM; there exactly if the certificate is.
+    pub(crate) tls_certificate_file: Option<PathBuf>,
+    /// Set exactly if the certificate is.
     #[serde(deserialize_with = "units::optional_path")]
-    pub tls_key_file: Option<PathBuf>,
-    /// Bytes that one credential may bring in a minute for one product; 0: any.
+    pub(crate) tls_key_file: Option<PathBuf>,
     #[serde(deserialize_with = "units::size")]
-    pub bytes_per_minute_max: u64,
-    /// Refused requests of one address in a minute before it gets 429.
+    pub(crate) bytes_per_minute_max: u64,
     #[serde(deserialize_with = "units::count")]
-    pub refusals_per_minute_max: u64,
-    /// Open TCP connections.
+    pub(crate) refusals_per_minute_max: u64,
     #[serde(deserialize_with = "units::count")]
-    pub connections_max: u64,
-    /// Those of one address.
+    pub(crate) connections_max: u64,
     #[serde(deserialize_with = "units::count")]
-    pub connections_per_address_max: u64,
-    /// Bytes of one body.
+    pub(crate) connections_per_address_max: u64,
     #[serde(deserialize_with = "units::size")]
-    pub body_bytes_max: u64,
-    /// Bytes of the request line and the headers together.
+    pub(crate) body_bytes_max: u64,
     #[serde(deserialize_with = "units::size")]
-    pub header_bytes_max: u64,
-    /// Headers of one request.
+    pub(crate) header_bytes_max: u64,
     #[serde(deserialize_with = "units::count")]
-    pub headers_max: u64,
-    /// Time for all headers to arrive.
+    pub(crate) headers_max: u64,
     #[serde(deserialize_with = "units::duration")]
-    pub header_timeout: Duration,
-    /// Time between an answer and the next request on its connection.
+    pub(crate) header_timeout: Duration,
     #[serde(deserialize_with = "units::duration")]
-    pub idle_timeout: Duration,
-    /// Time for the body to arrive after the headers.
+    pub(crate) idle_timeout: Duration,
     #[serde(deserialize_with = "units::duration")]
-    pub body_timeout: Duration,
-    /// Time for a callback to become durable.
+    pub(crate) body_timeout: Duration,
     #[serde(deserialize_with = "units::duration")]
-    pub answer_timeout: Duration,
-    /// Bytes of all bodies held in memory at once; at least `body_bytes_max`.
+    pub(crate) answer_timeout: Duration,
     #[serde(deserialize_with = "units::size")]
-    pub inflight_bytes_max: u64,
+    pub(crate) inflight_bytes_max: u64,
 }
 
-/// The listener for internal services.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Grpc {
-    /// Address; loopback unless `allow_anonymous`.
+pub(crate) struct Grpc {
     #[serde(deserialize_with = "units::listen")]
-    pub listen: SocketAddr,
-    /// Whether unauthenticated clients are let in, wherever it listens.
-    pub allow_anonymous: bool,
-    /// The certificate chain, PEM; `None`: no TLS.
+    pub(crate) listen: SocketAddr,
+    pub(crate) allow_anonymous: bool,
     #[serde(deserialize_with = "units::optional_path")]
-    pub tls_certificate_file: Option<PathBuf>,
-    /// Its key, PEM; there exactly if the certificate is.
+    pub(crate) tls_certificate_file: Option<PathBuf>,
+    /// Set exactly if the certificate is.
     #[serde(deserialize_with = "units::optional_path")]
-    pub tls_key_file: Option<PathBuf>,
-    /// Who signs clients' certificates, PEM; only with TLS.
+    pub(crate) tls_key_file: Option<PathBuf>,
+    /// Only with `tls_certificate_file`.
     #[serde(deserialize_with = "units::optional_path")]
-    pub tls_client_ca_file: Option<PathBuf>,
-    /// Which of those certificates are revoked, PEM; only with `tls_client_ca_file`.
+    pub(crate) tls_client_ca_file: Option<PathBuf>,
+    /// Only with `tls_client_ca_file`.
     #[serde(deserialize_with = "units::optional_path")]
-    pub tls_client_crl_file: Option<PathBuf>,
-    /// Open streams on this broker.
+    pub(crate) tls_client_crl_file: Option<PathBuf>,
     #[serde(deserialize_with = "units::count")]
-    pub subscriptions_max: u64,
-    /// Those of one client.
+    pub(crate) subscriptions_max: u64,
     #[serde(deserialize_with = "units::count")]
-    pub subscriptions_per_client_max: u64,
-    /// Task ids in one filter.
+    pub(crate) subscriptions_per_client_max: u64,
     #[serde(deserialize_with = "units::count")]
-    pub task_ids_max: u64,
-    /// Task ids in the filters of all open streams.
+    pub(crate) task_ids_max: u64,
     #[serde(deserialize_with = "units::count")]
-    pub task_ids_in_all_max: u64,
-    /// Products in one filter.
+    pub(crate) task_ids_in_all_max: u64,
     #[serde(deserialize_with = "units::count")]
-    pub products_max: u64,
-    /// Open TCP connections.
+    pub(crate) products_max: u64,
     #[serde(deserialize_with = "units::count")]
-    pub connections_max: u64,
-    /// Those of one address.
+    pub(crate) connections_max: u64,
     #[serde(deserialize_with = "units::count")]
-    pub connections_per_address_max: u64,
-    /// Silence after which a connection is pinged.
+    pub(crate) connections_per_address_max: u64,
     #[serde(deserialize_with = "units::duration")]
-    pub keepalive_interval: Duration,
-    /// Time for the ping's answer.
+    pub(crate) keepalive_interval: Duration,
     #[serde(deserialize_with = "units::duration")]
-    pub keepalive_timeout: Duration,
-    /// Bytes of one request message.
+    pub(crate) keepalive_timeout: Duration,
     #[serde(deserialize_with = "units::size")]
-    pub request_bytes_max: u64,
-    /// Bytes of all requests that are arriving; at least `request_bytes_max`.
+    pub(crate) request_bytes_max: u64,
     #[serde(deserialize_with = "units::size")]
-    pub inflight_bytes_max: u64,
-    /// Bytes that all streams hold of what they read from the log.
+    pub(crate) inflight_bytes_max: u64,
     #[serde(deserialize_with = "units::size")]
-    pub reading_bytes_max: u64,
-    /// Bytes of all answers that clients have not taken.
+    pub(crate) reading_bytes_max: u64,
     #[serde(deserialize_with = "units::size")]
-    pub answers_bytes_max: u64,
-    /// How long a client may take nothing of an answer or a backup.
+    pub(crate) answers_bytes_max: u64,
     #[serde(deserialize_with = "units::duration")]
-    pub stall_timeout: Duration,
+    pub(crate) stall_timeout: Duration,
 }
 
-/// The listener for operators and probes.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Admin {
-    /// Address; loopback unless `allow_anonymous`.
+pub(crate) struct Admin {
     #[serde(deserialize_with = "units::listen")]
-    pub listen: SocketAddr,
-    /// Whether it may listen beyond loopback.
-    pub allow_anonymous: bool,
-    /// Names that it is asked by, with or without a port, besides addresses and `localhost`.
+    pub(crate) listen: SocketAddr,
+    pub(crate) allow_anonymous: bool,
+    /// Each with or without a port.
     #[serde(deserialize_with = "units::texts")]
-    pub hosts: Vec<String>,
-    /// The certificate chain, PEM; `None`: no TLS.
+    pub(crate) hosts: Vec<String>,
     #[serde(deserialize_with = "units::optional_path")]
-    pub tls_certificate_file: Option<PathBuf>,
-    /// Its key, PEM; there exactly if the certificate is.
+    pub(crate) tls_certificate_file: Option<PathBuf>,
+    /// Set exactly if the certificate is.
     #[serde(deserialize_with = "units::optional_path")]
-    pub tls_key_file: Option<PathBuf>,
+    pub(crate) tls_key_file: Option<PathBuf>,
 }
 
-/// The public listener's certificate from an ACME authority.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Acme {
-    /// What the certificate is for; empty: off.
+pub(crate) struct Acme {
     #[serde(deserialize_with = "units::texts")]
-    pub domains: Vec<String>,
-    /// Whom the authority may warn, as URLs.
+    pub(crate) domains: Vec<String>,
     #[serde(deserialize_with = "units::texts")]
-    pub contact: Vec<String>,
-    /// The authority.
-    pub directory_url: String,
-    /// Who signs the authority's own certificate, PEM; `None`: the system knows.
+    pub(crate) contact: Vec<String>,
+    pub(crate) directory_url: String,
     #[serde(deserialize_with = "units::optional_path")]
-    pub directory_ca_file: Option<PathBuf>,
+    pub(crate) directory_ca_file: Option<PathBuf>,
 }
 
-/// Records of who did what.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Audit {
-    /// JSON lines, beside the log; `None`: the log only.
+pub(crate) struct Audit {
     #[serde(deserialize_with = "units::optional_path")]
-    pub file: Option<PathBuf>,
-    /// Whether calls that cannot be recorded in the file are refused; only with a file.
-    pub required: bool,
+    pub(crate) file: Option<PathBuf>,
+    /// Only with `file`.
+    pub(crate) required: bool,
 }
 
-/// The event log.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Log {
-    /// Age up to which events are kept.
+pub(crate) struct Log {
     #[serde(deserialize_with = "units::duration")]
-    pub retention_age_max: Duration,
-    /// Bytes of events kept.
+    pub(crate) retention_age_max: Duration,
     #[serde(deserialize_with = "units::size")]
-    pub retention_bytes_max: u64,
-    /// Age up to which the newest file of the log is written to, as it was set: see [`Log::segment_age`].
+    pub(crate) retention_bytes_max: u64,
+    /// As configured; [`Log::segment_age`] is in force.
     #[serde(deserialize_with = "units::duration")]
-    pub segment_age_max: Duration,
-    /// Whether a start without a log is refused.
-    pub expect_existing: bool,
-    /// Free disk space in percent below which callbacks are answered 503; 0 is off.
+    pub(crate) segment_age_max: Duration,
+    pub(crate) expect_existing: bool,
     #[serde(deserialize_with = "units::count")]
-    pub disk_free_min_percent: u64,
+    pub(crate) disk_free_min_percent: u64,
 }
 
 impl Log {
-    /// Age up to which the newest file of the log is written to: no longer than events are kept.
-    pub fn segment_age(&self) -> Duration {
+    /// The age in force: a segment is never written to for longer than events are kept.
+    pub(crate) fn segment_age(&self) -> Duration {
         self.segment_age_max.min(self.retention_age_max)
     }
 }
 
-/// Callbacks that were authentic but not understood.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Quarantine {
-    /// Age up to which they are kept.
+pub(crate) struct Quarantine {
     #[serde(deserialize_with = "units::duration")]
-    pub retention_age_max: Duration,
-    /// Bytes kept.
+    pub(crate) retention_age_max: Duration,
     #[serde(deserialize_with = "units::size")]
-    pub retention_bytes_max: u64,
-    /// Callbacks kept.
+    pub(crate) retention_bytes_max: u64,
     #[serde(deserialize_with = "units::count")]
-    pub retention_count_max: u64,
+    pub(crate) retention_count_max: u64,
 }
 
-/// The live path.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Hub {
-    /// Bytes of events in the ring.
+pub(crate) struct Hub {
     #[serde(deserialize_with = "units::size")]
-    pub ring_bytes_max: u64,
+    pub(crate) ring_bytes_max: u64,
 }
 
-/// The embedded database.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Store {
-    /// Bytes of memory for cached blocks.
+pub(crate) struct Store {
     #[serde(deserialize_with = "units::size")]
-    pub cache_bytes: u64,
+    pub(crate) cache_bytes: u64,
 }
 
-/// What happens on SIGTERM.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Shutdown {
-    /// Time for streams and commits to finish before the rest is cut off.
+pub(crate) struct Shutdown {
     #[serde(deserialize_with = "units::duration")]
-    pub drain_timeout: Duration,
+    pub(crate) drain_timeout: Duration,
 }
 
-/// The broker's own diagnostics.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Logging {
+pub(crate) struct Logging {
     /// A directive string that `tracing_subscriber::EnvFilter` accepts.
     #[serde(deserialize_with = "units::level")]
-    pub level: String,
-    /// How lines are written.
-    pub format: LogFormat,
+    pub(crate) level: String,
+    pub(crate) format: LogFormat,
 }
 
-/// Traces of callbacks, calls and deliveries.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Traces {
-    /// The collector, http or https, without a path; `None`: off.
+pub(crate) struct Traces {
+    /// Without a path.
     #[serde(deserialize_with = "units::otlp_endpoint")]
-    pub otlp_endpoint: Option<String>,
-    /// The share of requests that are recorded.
+    pub(crate) otlp_endpoint: Option<String>,
     #[serde(deserialize_with = "units::ratio")]
-    pub sampling_ratio: Ratio,
+    pub(crate) sampling_ratio: Ratio,
 }
 
-/// What is made of the vendor's signature over the body.
+/// What the broker does with the vendor's signature over the body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum BodySignature {
-    /// Not looked at.
+    /// It is ignored.
     Off,
-    /// Noted and counted.
+    /// The result is recorded and counted.
     Observe,
-    /// Without a good one: 401.
+    /// A callback without a valid signature is answered 401.
     Require,
 }
 
-/// What is made of the address a callback comes from.
+/// What the broker does with callbacks from unlisted addresses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Allowlist {
-    /// Not looked at.
+    /// They are accepted.
     Off,
-    /// Others are counted.
+    /// They are accepted and counted.
     Report,
-    /// Others: 403.
+    /// They are answered 403.
     Enforce,
 }
 
-/// Where trusted proxies name their client.
+/// The header in which trusted proxies report the client address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum ForwardedHeader {
@@ -352,13 +270,12 @@ pub enum ForwardedHeader {
     Forwarded,
 }
 
-/// How the diagnostics are written.
+/// The format of log lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum LogFormat {
+pub(crate) enum LogFormat {
     /// Text on a terminal, JSON otherwise.
     Auto,
-    /// For people.
     Text,
     /// One JSON object per line.
     Json,

@@ -1,4 +1,5 @@
-//! The configuration from outside: what is taken, from where, and what is said about the rest.
+//! The configuration as its users see it: accepted values, precedence of the layers, and the
+//! errors.
 
 use std::{collections::BTreeSet, path::PathBuf, time::Duration};
 
@@ -6,10 +7,15 @@ use proptest::prelude::*;
 use serde::Deserialize;
 use toml::Value;
 
-use super::{keys::Change, layers::Layers, units::duration_text, *};
+use super::{
+    keys::Change,
+    layers::{CLIENT_VARIABLES, Layers},
+    units::{duration_text, parse_duration, parse_listen},
+    *,
+};
 use crate::size::size_text;
 
-/// What a key may be set to besides its default: valid alone, and different in each column.
+/// Values of each key other than its default: each valid alone, and different in each column.
 const OTHER_VALUES: &[(&str, [&str; 3])] = &[
     ("data_dir", ["/a", "/b", "/c"]),
     ("public_url", ["http://a", "https://b/x", "https://c:8443"]),
@@ -119,7 +125,8 @@ const TLS: [[&str; 4]; 3] = [
     ["admin.tls_certificate_file", "admin.tls_key_file", "", ""],
 ];
 
-/// Key, the values at both ends of its range, and those just outside; `None` where there is no upper end.
+/// Key, the values at both ends of its range, and those just outside; `None` if it has no upper
+/// end.
 type Ends = (&'static str, [&'static str; 2], Option<[&'static str; 2]>);
 const ENDS: &[Ends] = &[
     (
@@ -281,7 +288,8 @@ fn variable(name: &str, value: &str) -> Sources {
     }
 }
 
-/// Loads `text` as the user's file, with what else `sources` has; the file's directory is cut from the errors.
+/// Loads `text` as the user's file, with the other layers of `sources`. Errors show the file
+/// without its directory.
 fn load_with_file(text: &str, sources: Sources) -> Result<Config, ConfigErrors> {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("blobcast.toml");
@@ -325,10 +333,10 @@ fn variable_of(key: &str) -> String {
     format!("BLOBCAST_{}", key.replace('.', "__").to_uppercase())
 }
 
-/// `key = value` as a file would have it: quoted if the default is.
+/// `key = value` as a line of a file: quoted if the default is.
 fn line_of(key: &str, value: &str) -> String {
     match Layers::defaults().default_of(key) {
-        // A list may be written with commas, too.
+        // A list may also be one comma-separated text.
         Some(Value::String(_) | Value::Array(_)) => format!("{key} = {value:?}"),
         _ => format!("{key} = {value}"),
     }
@@ -424,13 +432,13 @@ fn a_key_that_nothing_reads_cannot_exist() {
 fn every_key_is_overridden_by_file_then_environment_then_flag() {
     let tables = OTHER_VALUES.iter().chain(TWO_VALUED);
     let mut covered: BTreeSet<_> = tables.clone().map(|(key, _)| (*key).to_owned()).collect();
-    // These go by twos and threes only; their own test sets them together.
+    // These are valid only together; their own test sets them so.
     covered.extend(TLS.iter().flat_map(|keys| {
         keys.iter()
             .filter(|key| !key.is_empty())
             .map(|key| (*key).to_owned())
     }));
-    // Only with a file; so has this.
+    // Valid only with `audit.file`.
     covered.insert("audit.required".to_owned());
     assert_eq!(
         covered,
@@ -438,7 +446,7 @@ fn every_key_is_overridden_by_file_then_environment_then_flag() {
         "the table covers every key"
     );
     for (key, [in_file, in_environment, in_flag]) in tables {
-        // What a value makes of the defaults when nothing else is set.
+        // The configuration with this value and defaults otherwise.
         let alone = |value: &str| load(&flag(key, value)).unwrap();
         let line = line_of(key, in_file);
         let mut sources = Sources::default();
@@ -466,7 +474,7 @@ fn every_key_is_overridden_by_file_then_environment_then_flag() {
 }
 
 #[test]
-fn a_reload_takes_each_key_up_or_says_that_it_needs_a_restart() {
+fn a_reload_applies_each_key_or_says_that_it_needs_a_restart() {
     let alone = |key: &str, value: &str| load(&flag(key, value)).unwrap();
     let of_tls = TLS.iter().flat_map(|[certificate, key, authority, lists]| {
         let all = [
@@ -491,7 +499,7 @@ fn a_reload_takes_each_key_up_or_says_that_it_needs_a_restart() {
     for (key, config) in others.chain(of_tls) {
         let needs_restart = needs_restart(&default_config(), &config).contains(&key.as_str());
         assert_ne!(needs_restart, is_reloadable(&key), "{key}");
-        // As it is named, so it is taken up.
+        // The function that names a key and the one that applies it agree.
         let in_force = default_config().take_up(&config);
         assert_eq!(
             in_force,
@@ -759,7 +767,8 @@ fn every_range_holds_on_both_sides_of_its_ends() {
     }
 }
 
-/// The flag, in a configuration where one body always fits, and a file of the log is always younger than what is kept.
+/// The flag, in a configuration where one body always fits, and a segment is always younger than
+/// the retention.
 fn roomy(key: &str, value: &str) -> Sources {
     let small = [
         ("ingest.body_bytes_max", "1KiB"),
@@ -776,7 +785,7 @@ fn roomy(key: &str, value: &str) -> Sources {
 }
 
 #[test]
-fn a_file_of_the_log_ends_before_what_is_in_it_is_forgotten() {
+fn a_segment_ends_before_its_events_expire() {
     let load = |segment: &str, kept: &str| {
         load(&flags(&[
             ("log.segment_age_max", segment),
@@ -790,7 +799,7 @@ fn a_file_of_the_log_ends_before_what_is_in_it_is_forgotten() {
         errors[0].contains("`log.segment_age_max`")
             && errors[0].contains("not less than `log.retention_age_max`, 1h")
     );
-    // The default gives way by itself.
+    // The default adapts by itself.
     let config = super::load(&flag("log.retention_age_max", "2h")).unwrap();
     assert_eq!(config.log.segment_age(), Duration::from_secs(7_200));
     assert_eq!(
@@ -800,7 +809,7 @@ fn a_file_of_the_log_ends_before_what_is_in_it_is_forgotten() {
 }
 
 #[test]
-fn what_is_kept_and_what_is_answered_have_room_for_the_largest_callback() {
+fn retention_and_answers_have_room_for_the_largest_callback() {
     const KIB: u64 = 1024;
     const MIB: u64 = 1024 * KIB;
     for (key, body, enough, advised) in [
@@ -847,7 +856,7 @@ fn what_is_kept_and_what_is_answered_have_room_for_the_largest_callback() {
             "{errors:?}"
         );
 
-        // Both ways out that it names are ways out.
+        // Both remedies that it names work.
         let (raised, lowered) = errors[0]
             .split_once("raise it to ")
             .unwrap()
@@ -944,7 +953,7 @@ fn beyond_loopback_a_listener_needs_consent() {
 }
 
 #[test]
-fn callbacks_that_are_asked_for_something_may_come_from_beyond_loopback() {
+fn callbacks_that_are_authenticated_may_come_from_beyond_loopback() {
     let exposed = ("ingest.listen", "0.0.0.0:7000");
     assert!(load(&flags(&[exposed, ("credentials_file", "c.toml")])).is_ok());
     let enforced = [
@@ -1207,9 +1216,9 @@ fn an_otlp_endpoint_is_http_without_a_path() {
             "http://localhost:4318/v1/traces",
             "must have no path: traces are sent by gRPC",
         ),
-        ("http://localhost:65536", "has a port that cannot be"),
-        ("http://localhost:", "has a port that cannot be"),
-        ("http://local[host", "has a host that cannot be"),
+        ("http://localhost:65536", "has an invalid port"),
+        ("http://localhost:", "has an invalid port"),
+        ("http://local[host", "has an invalid host"),
         (
             "http://user:secret@localhost",
             "must not carry a user name or password",

@@ -1,4 +1,8 @@
-//! The texts that values are written in: sizes, durations, addresses, URLs. Pure; knows no key and no limit.
+//! Reads the texts of values: durations, addresses, URLs, networks, paths. Pure; knows no key and
+//! no limit.
+//!
+//! A text that cannot be read is an error that shows the expected form, and never a secret in a
+//! URL.
 
 use std::{
     fmt,
@@ -25,40 +29,31 @@ const TIME_UNITS: [(&str, u128); 7] = [
     ("ns", 1),
 ];
 
-/// A text that is not the value it should be.
+/// A text that cannot be read as a value.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum UnitError {
-    /// Not a size.
+pub(crate) enum UnitError {
     #[error(transparent)]
     Size(#[from] SizeError),
-    /// Not a duration.
     #[error("{0:?} is not a duration: {1}")]
     Duration(String, String),
-    /// Not an address to listen on.
     #[error("{0:?} is not an address to listen on: it is IP:PORT, [IPv6]:PORT or localhost:PORT")]
     Listen(String),
-    /// Not a URL to put a path behind.
     #[error("{0:?} is not a public URL: it {1}")]
     PublicUrl(String, &'static str),
-    /// Not a collector's address.
     #[error("{0:?} is not an OTLP endpoint: it {1}")]
     OtlpEndpoint(String, &'static str),
-    /// Not a share.
     #[error("{0:?} is not a ratio: it is a number from 0 to 1")]
     Ratio(String),
-    /// Not a network.
     #[error("{0:?} is not a network: it is ADDRESS/BITS, or one ADDRESS")]
     Network(String),
-    /// Nothing there.
     #[error("the path is empty")]
     EmptyPath,
-    /// Not a log filter.
     #[error("{0:?} is not a log filter: {1}")]
     Level(String, String),
 }
 
 /// A duration like `15s`, `1h 30m` or `7d`, as the `humantime` crate reads it.
-pub fn parse_duration(raw: &str) -> Result<Duration, UnitError> {
+pub(crate) fn parse_duration(raw: &str) -> Result<Duration, UnitError> {
     humantime::parse_duration(raw)
         .map_err(|error| UnitError::Duration(raw.to_owned(), error.to_string()))
 }
@@ -74,8 +69,9 @@ pub(super) fn duration_text(nanoseconds: u128) -> String {
     )
 }
 
-/// An address to listen on. Of names only `localhost` is taken, as 127.0.0.1: others would depend on the DNS.
-pub fn parse_listen(raw: &str) -> Result<SocketAddr, UnitError> {
+/// An address to listen on. The only name is `localhost`, for 127.0.0.1: others would depend on the
+/// DNS.
+pub(crate) fn parse_listen(raw: &str) -> Result<SocketAddr, UnitError> {
     let address = match raw.strip_prefix("localhost:") {
         Some(port) => port
             .parse()
@@ -95,14 +91,12 @@ fn parse_otlp_endpoint(raw: &str) -> Result<Option<String>, UnitError> {
     let Some(url) = http_url(raw).map_err(wrong)? else {
         return Ok(None);
     };
-    let uri: hyper::Uri = url
-        .parse()
-        .map_err(|_| wrong("has a host that cannot be"))?;
+    let uri: hyper::Uri = url.parse().map_err(|_| wrong("has an invalid host"))?;
     let is_port = |authority: &Authority| {
         authority.as_str() == authority.host() || authority.port_u16().is_some()
     };
     if !uri.authority().is_some_and(is_port) {
-        return Err(wrong("has a port that cannot be"));
+        return Err(wrong("has an invalid port"));
     }
     if uri.path() != "/" {
         return Err(wrong(
@@ -112,35 +106,33 @@ fn parse_otlp_endpoint(raw: &str) -> Result<Option<String>, UnitError> {
     Ok(Some(url))
 }
 
-/// A share of a whole: a number from 0 to 1.
+/// A number from 0 to 1.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Ratio(f64);
+pub(crate) struct Ratio(f64);
 
-// NaN, which equals nothing, is none.
+// NaN, the only number that does not equal itself, is not from 0 to 1.
 impl Eq for Ratio {}
 
 impl Ratio {
     fn new(number: f64) -> Result<Self, UnitError> {
-        let is_share = (0.0..=1.0).contains(&number);
-        if is_share {
+        if (0.0..=1.0).contains(&number) {
             Ok(Self(number))
         } else {
             Err(UnitError::Ratio(number.to_string()))
         }
     }
 
-    /// The number.
-    pub fn get(self) -> f64 {
+    pub(crate) fn get(self) -> f64 {
         self.0
     }
 }
 
-/// A URL without what may be a secret in it: user name and password, and a query.
+/// A URL without its possible secrets: user name, password and query.
 pub(crate) fn without_secrets(raw: &str) -> String {
     let (scheme, rest) = raw
         .split_once("://")
         .map_or(("", raw), |(scheme, rest)| (&raw[..scheme.len() + 3], rest));
-    // A password may have any character in it when it is not written as it should be.
+    // A password that is not percent-encoded may contain any character, so the last `@` ends it.
     let (userinfo, rest) = rest
         .rsplit_once('@')
         .map_or(("", rest), |(_, rest)| ("…@", rest));
@@ -150,31 +142,37 @@ pub(crate) fn without_secrets(raw: &str) -> String {
     format!("{scheme}{userinfo}{rest}{query}")
 }
 
-/// A URL without its last slash, and without what must not be printed or logged.
+/// A URL without its trailing slash. Refuses URLs with parts that must not be printed or logged.
 fn http_url(raw: &str) -> Result<Option<String>, &'static str> {
     if raw.is_empty() {
         return Ok(None);
     }
+
     let Some(rest) = raw
         .strip_prefix("https://")
         .or_else(|| raw.strip_prefix("http://"))
     else {
         return Err("must begin with http:// or https://");
     };
+
     if !raw.bytes().all(|byte| byte.is_ascii_graphic()) {
         return Err("may have only printable ASCII characters and no spaces");
     }
+
     if raw.contains(['?', '#']) {
         return Err("must have no query and no fragment");
     }
+
     let authority = rest.split('/').next().unwrap_or_default();
-    // Also behind the host's slash: a password may have one in it.
+    // Also after the slash that ends the host: a password may contain a slash.
     if rest.contains('@') {
         return Err("must not carry a user name or password");
     }
+
     if authority.is_empty() || authority.starts_with(':') {
         return Err("names no host");
     }
+
     Ok(Some(raw.trim_end_matches('/').to_owned()))
 }
 
@@ -187,7 +185,8 @@ fn parse_path(raw: &str) -> Result<PathBuf, UnitError> {
 }
 
 fn parse_level(raw: &str) -> Result<String, UnitError> {
-    // tracing-subscriber 0.3.23 panics at some of these: it cuts the text in the middle of a character.
+    // tracing-subscriber 0.3.23 panics on some of these: it cuts the text in the middle of a
+    // character.
     if !raw.is_ascii() {
         return Err(UnitError::Level(
             raw.to_owned(),
@@ -202,7 +201,8 @@ fn parse_level(raw: &str) -> Result<String, UnitError> {
 
 type Parse<T> = fn(&str) -> Result<T, UnitError>;
 
-/// One value of a TOML file: how it is read from a string and from a number, `None` where it cannot be.
+/// A value of a TOML file: how it is read from a string and from a number; `None` where that is
+/// refused.
 struct Leaf<T> {
     expected: &'static str,
     text: Option<Parse<T>>,
@@ -289,7 +289,7 @@ pub(super) fn ratio<'de, D: Deserializer<'de>>(from: D) -> Result<Ratio, D::Erro
     from.deserialize_any(RatioVisitor)
 }
 
-/// A number of either kind, or one in a text, as environment and command line have it.
+/// An integer, a float, or a text with either, as environment and command line have it.
 struct RatioVisitor;
 
 impl Visitor<'_> for RatioVisitor {
@@ -342,7 +342,7 @@ pub(super) fn texts<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<String>, D
     })
 }
 
-/// A list of texts, or one with commas, as environment and command line have it.
+/// A list of texts, or one comma-separated text, as environment and command line have it.
 struct List<T> {
     expected: &'static str,
     parse: Parse<T>,
@@ -372,12 +372,12 @@ impl<'de, T> Visitor<'de> for List<T> {
     }
 }
 
-/// An address is the network of itself alone.
+/// `ADDRESS/BITS`, or one address.
 fn network(raw: &str) -> Result<IpNet, UnitError> {
-    let alone = || raw.parse::<IpAddr>().ok().map(IpNet::from);
+    let address = || raw.parse::<IpAddr>().ok().map(IpNet::from);
     raw.parse()
         .ok()
-        .or_else(alone)
+        .or_else(address)
         .ok_or_else(|| UnitError::Network(raw.to_owned()))
 }
 

@@ -33,7 +33,7 @@ static WRITER: LogWriter = LogWriter::new();
 static LEVEL: OnceLock<reload::Handle<EnvFilter, Registry>> = OnceLock::new();
 
 /// Starts logging, once per process.
-pub fn init(config: &Logging) -> io::Result<()> {
+pub(crate) fn init(config: &Logging) -> io::Result<()> {
     let (filter, handle) = reload::Layer::new(filter(config));
     let _ = LEVEL.set(handle).is_ok();
 

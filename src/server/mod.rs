@@ -48,9 +48,8 @@ pub use addresses::Addresses;
 pub use error::{RunError, StartError};
 pub use exposure::{Reader, exposed_directory, exposures, warn as warn_of_exposure};
 pub use listeners::Listeners;
-pub use logging::{
-    flush as flush_log, init as init_logging, last_words, log_fatal, log_panic, note,
-};
+pub(crate) use logging::init as init_logging;
+pub use logging::{flush as flush_log, last_words, log_fatal, log_panic, note};
 pub use rehearsal::{Rehearsal, rehearse};
 pub use running::{Ended, Server};
 pub use runtimes::{Homes, Runtimes};
