@@ -11,8 +11,9 @@ use serde_json::json;
 use xxhash_rust::xxh3::xxh3_64;
 
 const EVENTS: u8 = 1;
-const TASKS: u8 = 2;
-const QUARANTINE: u8 = 3;
+const QUARANTINE: u8 = 2;
+/// Before an event's record: its id, and its fingerprint.
+const BESIDE_RECORD: [u8; 48] = [0; 48];
 
 #[derive(Arbitrary, Debug)]
 pub(crate) struct Input<'a> {
@@ -84,12 +85,12 @@ fn written(input: &Input<'_>, lie: Option<&Lie>) -> Vec<u8> {
         first,
         input.events.len() as u64,
         0,
-        9,
+        input.quarantined.len() as u64,
         input.quarantined.len() as u64,
         0,
     ];
     // The newest time, whether the clocks disagreed, and the four numbers of a correction.
-    let mut header = [&[4][..], &counts, &[0; 6]].concat();
+    let mut header = [&[5][..], &counts, &[0; 6]].concat();
     let mut entry_count = None;
     let position = |at: u8| usize::from(at) % entries.len().max(1);
     match lie {
@@ -141,7 +142,7 @@ fn written(input: &Input<'_>, lie: Option<&Lie>) -> Vec<u8> {
 
 fn entries(input: &Input<'_>, first: u64) -> Vec<Entry> {
     let (product, labels) = (Product::parse("veo").unwrap(), Labels::new());
-    let (mut events, mut tasks) = (Vec::new(), Vec::new());
+    let mut events = Vec::new();
     for (sequence, (event, raw)) in (first..).zip(&input.events) {
         let task_id = TaskId::parse(&format!("task-{sequence:08}")).unwrap();
         let parts = RecordParts {
@@ -160,30 +161,16 @@ fn entries(input: &Input<'_>, first: u64) -> Vec<Entry> {
         events.push(Entry {
             part: EVENTS,
             key: sequence.to_be_bytes().into(),
-            value: record.bytes().to_vec(),
-        });
-        // Sequence, event id, fingerprint, revision, status, product.
-        let index = [
-            &sequence.to_le_bytes()[..],
-            &[0; 48],
-            &1u32.to_le_bytes(),
-            &[3, 3],
-            b"veo",
-        ]
-        .concat();
-        tasks.push(Entry {
-            part: TASKS,
-            key: task_id.as_str().into(),
-            value: index,
+            value: [&BESIDE_RECORD[..], record.bytes()].concat(),
         });
     }
-    let quarantined = input.quarantined.iter().zip(0u64..).map(|((target, body), number)| {
+    let quarantined = input.quarantined.iter().zip(1u64..).map(|((target, body), number)| {
         let header = json!({ "reason": "not_json", "detail": "", "target": target, "received_at_micros": number });
         let header = header.to_string().into_bytes();
         let value = [&(header.len() as u32).to_le_bytes()[..], &header, body].concat();
-        Entry { part: QUARANTINE, key: number.min(9).to_be_bytes().into(), value }
+        Entry { part: QUARANTINE, key: number.to_be_bytes().into(), value }
     });
-    events.into_iter().chain(tasks).chain(quarantined).collect()
+    events.into_iter().chain(quarantined).collect()
 }
 
 fn damaged(backup: &[u8], damage: &Damage) -> Vec<u8> {
