@@ -11,8 +11,8 @@
 use std::{collections::BTreeSet, time::Duration};
 
 use super::{
-    commit::Commit,
     moment::{Moment, micros_of},
+    recording::Commit,
 };
 use crate::{
     event::Sequence,

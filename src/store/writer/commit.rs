@@ -1,250 +1,158 @@
-//! A commit in the making. Each of its entries goes into the frame for the log, the totals and the overlay of the index by one
-//! call, so that a decision is applied exactly as it is recorded.
+//! One commit from its decisions to its replies: write to the log, fsync, update the index, move the head, publish, reply.
 
-use std::collections::HashSet;
+use std::{sync::atomic::Ordering, time::Instant};
 
-use super::moment::Moment;
+use super::{
+    command::{Command, PendingReply},
+    decide::{Decided, decide},
+    error::WriteError,
+    moment::Moment,
+    overwriting::Overwriting,
+    publish::Publish,
+    thread::Writer,
+};
 use crate::{
-    event::{Record, Selectable, Sequence, TaskId},
+    event::Record,
     store::{
-        NewQuarantined, QuarantineHeader, ReadError, Store,
-        apply::{Change, Changes, Overlay},
-        layout::{Damaged, TaskEvent, Totals, encode_quarantined},
+        Health, Totals,
+        acknowledged::Acknowledged,
+        apply::Changes,
         lock,
-        log::FrameBuilder,
+        log::{Found, FrameBuilder},
     },
 };
 
-/// How a callback leaves the quarantine.
-#[derive(Clone, Copy)]
-pub(super) enum Leave {
-    /// By retention. In the log it goes with its segment.
-    Expired,
-    /// It was released or discarded, and is erased in the log, too.
-    Removed,
-}
-
-pub(super) struct Commit<'a> {
-    store: &'a Store,
-    frame: FrameBuilder,
-    overlay: Overlay<'a>,
-    before: Totals,
-    totals: Totals,
-    head: Sequence,
-    /// The events that it appends.
-    records: Vec<Record>,
-    /// The keys that are left of the events that it erases.
-    erased: Vec<Record>,
-    /// Places of events that are erased by this commit or an earlier one, and may not be overwritten yet. The log still has their
-    /// content there, which the totals do not count any more.
-    announced: HashSet<Sequence>,
-    /// How many callbacks it puts into quarantine.
-    quarantined: usize,
-}
-
-/// A commit to which nothing is added any more.
-pub(super) struct Committed {
-    /// For the log, and for the index once the log has it; `None` if there is nothing to write.
-    pub write: Option<(FrameBuilder, Changes)>,
-    pub totals: Totals,
-    pub records: Vec<Record>,
-    pub erased: Vec<Record>,
-}
-
-impl<'a> Commit<'a> {
-    /// A commit behind the newest of a store, for so many commands.
-    pub(super) fn new(store: &'a Store, moment: &Moment, commands: usize) -> Self {
-        let (before, head) = (*lock(&store.totals), store.head());
-        let mut totals = Totals {
-            trust: moment.trust,
-            ..before
-        };
-        if let Some(adoption) = &moment.adoption {
-            totals.correct(head, adoption);
+impl<P: Publish> Writer<P> {
+    /// Commits a group, and has retention forget some. Returns how much that was.
+    pub(super) fn commit(&mut self, group: Vec<Command>) -> u64 {
+        let moment = Moment::now(&self.store.clock, self.adoption.take());
+        let Decided {
+            commit,
+            found,
+            replies,
+            counts,
+        } = decide(
+            &self.store,
+            group,
+            moment,
+            &self.retention,
+            &mut self.trimmer,
+        );
+        let has_news = commit.write.is_some();
+        if let Some((frame, changes)) = commit.write
+            && let Err(problem) = self.write(frame, changes, &commit.totals)
+        {
+            self.fail(&problem, replies);
+            return 0;
         }
-        Self {
-            store,
-            frame: FrameBuilder::new(),
-            overlay: Overlay::new(store.state(), commands),
-            before,
-            totals,
-            head,
-            records: Vec::with_capacity(commands),
-            erased: Vec::new(),
-            announced: store.log.announced_places(),
-            quarantined: 0,
+
+        let head = commit
+            .records
+            .last()
+            .map_or(self.store.head().0, |last| last.sequence().0);
+        *lock(&self.store.totals) = commit.totals;
+        if has_news {
+            self.store.acknowledged_files.raise(Acknowledged {
+                head,
+                ..self.store.acknowledged()
+            });
         }
+        if !commit.records.is_empty() {
+            self.store.head.store(head, Ordering::Release);
+            self.publish.publish(&commit.records);
+        }
+
+        counts.add_to(&self.metrics, commit.records.len(), commit.erased.len());
+        self.reply(found, &commit.erased, replies);
+        if let Some(maintenance) = &self.maintenance {
+            maintenance.wake_if_needed(&self.store);
+        }
+        counts.trimmed()
     }
 
-    /// The store before the commit.
-    pub(super) fn store(&self) -> &'a Store {
+    fn fail(&self, problem: &str, replies: Vec<PendingReply>) {
+        tracing::error!(
+            problem,
+            "writing to the store failed: refusing callbacks until a restart"
+        );
+        *lock(&self.store.health) = Health::Failed(problem.to_owned());
+        replies
+            .into_iter()
+            .for_each(|reply| reply.refuse(WriteError::Failed(problem.to_owned())));
+    }
+
+    /// Makes a commit durable in the log, and then known to the index, which could not take back a commit that is not durable.
+    pub(super) fn write(
+        &mut self,
+        frame: FrameBuilder,
+        changes: Changes,
+        totals: &Totals,
+    ) -> Result<(), String> {
+        let store = &self.store;
+        let before = *lock(&store.totals);
+        let started = Instant::now();
+        let written = store
+            .log
+            .append(frame, &before, totals)
+            .map_err(|error| error.to_string())?;
+        let appended = Instant::now();
+        (self.sync)(store)?;
+        let synced = Instant::now();
+
+        store.log.show(&written);
+        // Before the index forgets them, so that no reader takes a forgotten event for a hole.
+        store
+            .first_available
+            .store(totals.first_available, Ordering::Release);
+        changes
+            .write(store.state(), written.quarantined())
+            .map_err(|error| error.to_string())?;
+        let quarantine_from = lock(&store.quarantine).first_segment();
+        store.log.note_quarantine_from(quarantine_from);
+        store.log.note_applied(&written);
+
+        self.metrics
+            .commit_seconds
+            .observe((appended - started + synced.elapsed()).as_secs_f64());
+        self.metrics
+            .fsync_seconds
+            .observe((synced - appended).as_secs_f64());
+        Ok(())
+    }
+
+    /// Sends the replies of a durable commit. Those of erasures wait until the content is overwritten, which does not hold up
+    /// other commits. If the overwriting fails or a crash comes before, the next start does it.
+    fn reply(&mut self, found: Found, erased: &[Record], mut replies: Vec<PendingReply>) {
+        // A repeated erasure waits for the overwriting of the first.
+        let is_announced = !found.is_empty() || self.store.log.announced() > 0;
+        let waiting: Vec<_> = if is_announced {
+            replies
+                .extract_if(.., |reply| reply.is_of_erasure())
+                .collect()
+        } else {
+            Vec::new()
+        };
+        replies.into_iter().for_each(PendingReply::send);
+        if found.is_empty() && waiting.is_empty() {
+            return; // almost always
+        }
+
         self.store
-    }
-
-    /// The totals as the commit leaves them so far.
-    pub(super) fn totals(&self) -> &Totals {
-        &self.totals
-    }
-
-    /// The newest event as the commit leaves it so far.
-    pub(super) fn head(&self) -> Sequence {
-        self.head
-    }
-
-    /// How many events it appends.
-    pub(super) fn appended(&self) -> usize {
-        self.records.len()
-    }
-
-    /// How many callbacks it puts into quarantine.
-    pub(super) fn quarantined(&self) -> usize {
-        self.quarantined
-    }
-
-    /// The size of a quarantined callback; `None` if it is not there, or only since this commit.
-    pub(super) fn quarantined_bytes(&self, number: u64) -> Option<u64> {
-        let is_older = number <= self.before.quarantine_next;
-        lock(&self.store.shares)
-            .get(number)
-            .filter(|_| is_older)
-            .map(|kept| kept.bytes)
-    }
-
-    /// Whether the erasure of the event at this place is announced, and not done yet.
-    pub(super) fn is_announced(&self, place: Sequence) -> bool {
-        self.announced.contains(&place)
-    }
-
-    /// What the index names of a task, as the commit leaves it so far.
-    pub(super) fn events(&mut self, task_id: &TaskId) -> Result<&[TaskEvent], ReadError> {
-        Ok(self.overlay.events(task_id)?)
-    }
-
-    /// The time by which an event or callback is aged and found: when it was received, but not before the newest in the log, and
-    /// not after `now_micros`. It may have waited while the log's clock was changed.
-    pub(super) fn stamp(&mut self, received_at_micros: i64, now_micros: i64) -> i64 {
-        let newest = self.totals.log_time_micros;
-        self.totals.log_time_micros = received_at_micros.clamp(newest, now_micros.max(newest));
-        self.totals.log_time_micros
-    }
-
-    /// Appends the next event.
-    pub(super) fn append(
-        &mut self,
-        task_id: &TaskId,
-        event: TaskEvent,
-        record: Record,
-    ) -> Result<(), ReadError> {
-        let (event_id, fingerprint) = (event.event_id, event.fingerprint);
-        self.overlay.apply(Change::Appended { task_id, event })?;
-        self.frame.event(event_id, fingerprint, &record);
-        self.totals.event_count += 1;
-        self.totals.event_bytes += record.len() as u64;
-        self.head = record.sequence();
-        self.records.push(record);
-        Ok(())
-    }
-
-    /// Puts a callback into quarantine; returns its number.
-    pub(super) fn quarantine(
-        &mut self,
-        new: &NewQuarantined,
-        received_at_micros: i64,
-    ) -> Result<u64, ReadError> {
-        let number = self.totals.quarantine_next + 1;
-        let header = QuarantineHeader {
-            received_at_micros,
-            ..new.header.clone()
+            .log
+            .note_announced(erased.iter().map(Record::sequence).collect());
+        if !erased.is_empty() {
+            self.publish.erase(erased);
+        }
+        let overwriting = Overwriting {
+            found,
+            has_events: !erased.is_empty(),
+            replies: waiting,
         };
-        let value = encode_quarantined(&header, &new.body);
-        self.overlay.apply(Change::Quarantined {
-            number,
-            header: &header,
-            bytes: value.len() as u64,
-        })?;
-        self.frame.quarantined(number, &value);
-        self.totals.quarantine_next = number;
-        self.totals.quarantine_count += 1;
-        self.totals.quarantine_bytes += value.len() as u64;
-        self.quarantined += 1;
-        Ok(number)
-    }
-
-    /// Writes a callback again that is still in quarantine, because the segment of its first copy goes.
-    pub(super) fn carry(
-        &mut self,
-        number: u64,
-        header: &QuarantineHeader,
-        value: &[u8],
-    ) -> Result<(), ReadError> {
-        self.overlay.apply(Change::Quarantined {
-            number,
-            header,
-            bytes: value.len() as u64,
-        })?;
-        self.frame.carried(number, value);
-        Ok(())
-    }
-
-    /// Takes a callback out of quarantine; false if it is not there, or only since this commit.
-    pub(super) fn discard(&mut self, number: u64, leave: Leave) -> Result<bool, ReadError> {
-        let Some(bytes) = self.quarantined_bytes(number) else {
-            return Ok(false);
-        };
-        self.totals.forget_quarantined(bytes)?;
-        self.overlay.apply(Change::Left { number })?;
-        match leave {
-            Leave::Expired => self.frame.expired(number),
-            Leave::Removed => {
-                let copies = self.store.copies_of(number);
-                let places: Vec<_> = copies.into_iter().map(|(_, place)| place).collect();
-                self.frame.removed(number, &places);
+        match &self.maintenance {
+            Some(maintenance) => maintenance.overwrite(overwriting),
+            None => {
+                overwriting.run(&self.store, || Ok(()));
             }
-        }
-        Ok(true)
-    }
-
-    /// Announces that events of a task are erased: `left` are the keys that stay of them, and `bytes` the bytes that go. All of
-    /// them are, or none.
-    pub(super) fn erase(
-        &mut self,
-        task_id: &TaskId,
-        left: Vec<Record>,
-        bytes: u64,
-    ) -> Result<(), ReadError> {
-        self.overlay.events(task_id)?;
-        let rest = self.totals.event_bytes.checked_sub(bytes);
-        self.totals.event_bytes = rest.ok_or(Damaged("totals: they do not fit what there is"))?;
-        for record in left {
-            let place = record.sequence();
-            self.overlay.apply(Change::Erased { task_id, place })?;
-            self.frame.erased(place);
-            self.announced.insert(place);
-            self.erased.push(record);
-        }
-        Ok(())
-    }
-
-    /// Forgets the oldest event. The frame says so by its totals.
-    pub(super) fn forget(&mut self, record: &Record) -> Result<(), ReadError> {
-        let (place, bytes) = (record.sequence(), record.len() as u64);
-        let Ok(task_id) = &TaskId::parse(record.task_id()) else {
-            return Ok(self.totals.forget_event(place, bytes)?); // the index cannot name it
-        };
-        self.overlay.events(task_id)?;
-        self.totals.forget_event(place, bytes)?;
-        Ok(self.overlay.apply(Change::Forgotten { task_id, place })?)
-    }
-
-    /// Ends it. A commit without entries is written only if it has to be, or if its totals say something new.
-    pub(super) fn finish(self, must_write: bool) -> Committed {
-        let has_news = !self.frame.is_empty() || self.totals != self.before || must_write;
-        let write = has_news.then(|| (self.frame, self.overlay.into_changes()));
-        Committed {
-            write,
-            totals: self.totals,
-            records: self.records,
-            erased: self.erased,
         }
     }
 }

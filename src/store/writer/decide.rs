@@ -8,10 +8,10 @@ use std::collections::BTreeSet;
 
 use super::{
     command::{Command, Erased, Erasure, Imported, PendingReply},
-    commit::{Commit, Committed, Leave},
     counts::Counts,
     error::WriteError,
     moment::Moment,
+    recording::{Commit, Committed, Leave},
     retention::{Retention, Trimmer},
 };
 use crate::{

@@ -1,10 +1,12 @@
 //! The one writer: takes the commands that have queued up while the last commit ran, and commits them together with one fsync.
 //!
 //! A group of commands goes through these files: [`appender`] queues it, [`thread`] takes it, [`decide`] decides what each
-//! command becomes (duplicate, revision, conflict), [`retention`] adds what is forgotten, and [`write`] writes and syncs the
-//! log, updates the index, moves the head, publishes and replies. The decisions are recorded in a [`commit`]. A reply is sent only after the fsync, for duplicates too. When a write
-//! fails, the store takes no more commands until a restart, because only recovery can tell what reached the disk. A second
-//! thread does what commits should not wait for ([`maintenance`]).
+//! command becomes (duplicate, revision, conflict), [`retention`] adds what is forgotten, [`recording`] records both, and
+//! [`commit`] writes and syncs the log, updates the index, moves the head, publishes and replies.
+//!
+//! A reply is sent only after the fsync, for duplicates too. When a write fails, the store takes no more commands until a
+//! restart, because only recovery can tell what reached the disk. A second thread does what commits should not wait for
+//! ([`maintenance`]).
 
 mod appender;
 mod carry;
@@ -20,9 +22,9 @@ mod moment;
 mod overdue;
 mod overwriting;
 mod publish;
+mod recording;
 mod retention;
 mod thread;
-mod write;
 
 pub use appender::Appender;
 pub(super) use command::Imported;

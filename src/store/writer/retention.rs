@@ -4,10 +4,10 @@ use std::{ops::ControlFlow, time::Duration};
 
 use super::{
     carry::Carrier,
-    commit::{Commit, Leave},
     counts::Counts,
     disk,
     moment::{Moment, micros_of},
+    recording::{Commit, Leave},
 };
 use crate::{
     event::{Record, Sequence},
