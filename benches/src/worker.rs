@@ -114,7 +114,7 @@ pub async fn hold(grpc: SocketAddr, first: u64, count: usize, per_connection: us
         noted
             .lock()
             .expect("nobody panics with it")
-            .push(micros_since_arrival(event))
+            .push(micros_since_arrival(event));
     };
     let request = |number| blobcast::of_task(task_id(first + number as u64));
     let seats = Seats::new(grpc, count / per_connection, per_connection);

@@ -145,7 +145,7 @@ impl admin_service_server::AdminService for Admin {
         request: Request<v1::ListQuarantineRequest>,
     ) -> Result<Response<v1::ListQuarantineResponse>, Status> {
         let note = |entry: &mut Entry, request: &v1::ListQuarantineRequest| {
-            entry.note("include_body", request.include_body)
+            entry.note("include_body", request.include_body);
         };
         let (caller, mut entry) = self.begin("ListQuarantine", &request, note).await?;
         let payer = Payer::of(&request, &caller);

@@ -109,7 +109,7 @@ impl Begun {
             sources
                 .store
                 .backup_results()
-                .end(begun, now, bytes, result)
+                .end(begun, now, bytes, result);
         };
 
         // If the broker stops before this is noted, the next start finds the backup open and counts it as interrupted.

@@ -59,7 +59,7 @@ pub(super) fn mint(
         url,
         expires,
         key_id,
-    } = minted.map_err(refused)?;
+    } = minted.map_err(|error| refused(&error))?;
 
     let key_id = key_id.to_string();
     entry.note("key_id", key_id.as_str());
@@ -70,14 +70,15 @@ pub(super) fn mint(
         key_id,
     })
 }
-fn refused(error: MintError) -> Status {
+
+fn refused(error: &MintError) -> Status {
     match error {
         MintError::NoKey | MintError::UnknownKey(_) | MintError::AllBound => {
             errors::signing_key_missing(error.to_string())
         }
         MintError::NoProduct { .. } => Malformed::new("product", error.to_string()).into(),
-        MintError::OtherProduct { ref product, .. } => {
-            errors::product_denied_by_key(product.as_str(), &error)
+        MintError::OtherProduct { product, .. } => {
+            errors::product_denied_by_key(product.as_str(), error)
         }
         MintError::Reserved(_)
         | MintError::TooLong(_)

@@ -279,7 +279,7 @@ mod tests {
         let mut at_once = BTreeMap::new();
         tasks
             .each(&ids, |id, events| {
-                drop(at_once.insert(id.clone(), places(events)))
+                drop(at_once.insert(id.clone(), places(events)));
             })
             .unwrap();
         at_once.retain(|_, places| !places.is_empty());

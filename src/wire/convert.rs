@@ -76,14 +76,14 @@ fn shortened(mut event: v1::Event) -> v1::Event {
             event
                 .error
                 .iter_mut()
-                .for_each(|error| error.details = None)
+                .for_each(|error| error.details = None);
         },
         |event| event.prompt.clear(),
         |event| {
             event
                 .error
                 .iter_mut()
-                .for_each(|error| error.message.clear())
+                .for_each(|error| error.message.clear());
         },
         |event| event.model.clear(),
         |event| event.status_text.clear(),

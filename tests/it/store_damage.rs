@@ -157,7 +157,6 @@ async fn killed_with_everything() -> Server {
     let erase = EraseTaskRequest {
         task_id: "t5".into(),
         product: "veo".into(),
-        ..Default::default()
     };
     admin.erase_task(erase).await.unwrap();
     // A checkpoint has all of it; what follows is replayed.

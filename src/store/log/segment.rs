@@ -322,7 +322,7 @@ fn find_blocks(path: &Path) -> io::Result<Blocks> {
         file.read_exact_at(&mut header, blocks.end)?;
         match frame::Header::parse(&header) {
             Some(header) if header.length as u64 <= bytes - blocks.end => {
-                blocks.add(blocks.end, &header)
+                blocks.add(blocks.end, &header);
             }
             _ => break,
         }
