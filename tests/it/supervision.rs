@@ -480,7 +480,7 @@ async fn a_reload_is_rehearsed_and_asked_for_only_if_it_will_be_taken() {
     let mut another = Command::new("sleep").arg("600").spawn().unwrap();
     for (process, told) in [
         (i32::MAX, "cannot signal process"),
-        (another.id() as i32, "is no broker that serves"),
+        (another.id() as i32, "is not a running broker"),
     ] {
         let ran = Cli::new(&format!("check-config --reload {process}"))
             .run()
