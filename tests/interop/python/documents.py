@@ -85,11 +85,9 @@ def skip_to_live(history, lines):
 
 def callback_url(code, binary, directory):
     """A URL minted offline is taken; with another product, or by another key, it is not."""
-    made = subprocess.run(
-        [binary, "token", "new", "signing-key", "k1"], check=True, capture_output=True, text=True
-    ).stdout
-    (directory / "credentials.toml").write_text(made.partition("credentials file:")[2])
-    secret = re.search(r'secret = "([^"]+)"', made)[1]
+    made = json.loads(subprocess.check_output([binary, "token", "new", "signing-key", "k1", "--output", "json"]))
+    (directory / "credentials.toml").write_text(f"[{made['section']}]\n{made['line']}\n")
+    secret = made["secret"]
     defined = {}
     exec(code, defined)  # that is the point
     broker = Broker(binary, directory, {"credentials_file": directory / "credentials.toml"}).start()
