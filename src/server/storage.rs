@@ -1,20 +1,28 @@
 //! Opens the store and what shares its memory, and starts the writer's threads.
 
-use std::{io, sync::Arc, thread, time::Duration};
+use std::{io, pin::pin, sync::Arc, thread, time::Duration};
 
-use super::{error::StartError, numbers::usize_of, resources};
+use tokio::time::interval;
+
+use super::{error::StartError, numbers::usize_of, resources, systemd};
 use crate::{
     config::Config,
     event::Record,
     hub::Hub,
     metrics::Metrics,
-    store::{Appender, BackupResult, Publish, Retention, Started, Store, Summary, writer},
+    store::{
+        Appender, BackupResult, Publish, Retention, Started, Store, Summary, replayed_commits,
+        writer,
+    },
     subscription::{Memory, Registry, RegistryLimits, Sources, WideReaders},
 };
 
 /// Time for a client's answer to a ping over a bad line. A client that takes longer has missed a keepalive, though its connection
 /// may live on.
 const PONG_TIME: Duration = Duration::from_secs(2);
+
+/// How often a long opening is looked at. Less than a supervisor's watchdog waits.
+const PROGRESS_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Opens the store, and makes the hub, the registry and the memory that readers of it share.
 pub(super) async fn open(
@@ -55,9 +63,24 @@ async fn open_store(config: &Config) -> Result<Arc<Store>, StartError> {
         config.store.cache_bytes,
         config.log.expect_existing,
     );
-    let opened =
-        tokio::task::spawn_blocking(move || Store::open_to_serve(&path, cache_bytes, is_expected))
-            .await;
+    let mut opening = pin!(tokio::task::spawn_blocking(move || {
+        Store::open_to_serve(&path, cache_bytes, is_expected)
+    }));
+
+    // An index that is built again may take longer than a start has time.
+    let (mut ticks, mut seen) = (interval(PROGRESS_INTERVAL), 0);
+    let opened = loop {
+        tokio::select! {
+            opened = &mut opening => break opened,
+            _ = ticks.tick() => {
+                let replayed = replayed_commits();
+                if replayed > seen {
+                    seen = replayed;
+                    systemd::starts_on();
+                }
+            }
+        }
+    };
 
     let store = opened.map_err(|error| StartError::Thread(io::Error::other(error)))??;
     Ok(Arc::new(store))

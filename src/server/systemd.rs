@@ -30,6 +30,20 @@ const TICKS: u32 = 4;
 /// The queue to the thread that sends: a full socket blocks.
 static SENDER: OnceLock<SyncSender<Message>> = OnceLock::new();
 
+/// A start that gets on is given so much more time, each time that it says so.
+const START_EXTENSION: Duration = Duration::from_secs(60);
+
+/// Reports that a long start gets on: neither the start's timeout nor the watchdog, which runs already where the process has
+/// executed itself anew, may end it.
+pub(super) fn starts_on() {
+    let micros = u32::try_from(START_EXTENSION.as_micros()).unwrap_or(u32::MAX);
+    let states = vec![
+        NotifyState::ExtendTimeoutUsec(micros),
+        NotifyState::Watchdog,
+    ];
+    tell(Message::States(states));
+}
+
 /// Reports that the configuration has been read again.
 pub(super) fn ready() {
     tell(Message::States(vec![NotifyState::Ready]));

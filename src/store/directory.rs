@@ -32,15 +32,34 @@ pub(super) const USED_UP: &str = "appended-to";
 /// What a directory with a log has one of at least.
 const PARTS: [&str; 3] = [LOG, index::FOLDER, AcknowledgedFiles::FILE];
 
-/// Locks the directory for this process, until the returned file is dropped.
-pub(super) fn lock(directory: &Path) -> Result<File, StartFailure> {
+/// The lock of a data directory, until it is dropped.
+#[derive(Debug)]
+pub(super) struct DirectoryLock {
+    _file: File,
+    _directory: File,
+}
+
+/// Locks the directory for this process: the file `lock`, and the directory itself, because somebody may take
+/// the file for a stale one and remove it while its process runs.
+pub(super) fn lock(directory: &Path) -> Result<DirectoryLock, StartFailure> {
+    let itself = File::open(directory)?;
+    match itself.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => return Err(StartFailure::Locked),
+        // Some network file systems lock files only; then the file alone has to do.
+        Err(TryLockError::Error(_)) => {}
+    }
+
     let file = File::options()
         .write(true)
         .create(true)
         .truncate(false)
         .open(directory.join(LOCK))?;
     match file.try_lock() {
-        Ok(()) => Ok(file),
+        Ok(()) => Ok(DirectoryLock {
+            _file: file,
+            _directory: itself,
+        }),
         Err(TryLockError::WouldBlock) => Err(StartFailure::Locked),
         Err(TryLockError::Error(error)) => Err(error.into()),
     }
@@ -122,6 +141,16 @@ mod tests {
     use crate::event::Epoch;
 
     const EPOCH: Epoch = Epoch(7);
+
+    #[test]
+    fn a_directory_is_locked_although_its_lock_file_was_removed() {
+        let directory = tempfile::tempdir().unwrap();
+        let held = lock(directory.path()).unwrap();
+        fs::remove_file(directory.path().join(LOCK)).unwrap();
+        assert!(matches!(lock(directory.path()), Err(StartFailure::Locked)));
+        drop(held);
+        lock(directory.path()).unwrap();
+    }
 
     #[test]
     fn a_directory_without_its_log_is_refused_where_something_tells_that_it_had_one() {

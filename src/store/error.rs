@@ -269,6 +269,9 @@ impl IndexError {
             Self::Fjall(
                 fjall::Error::Io(error) | fjall::Error::Storage(fjall::LsmError::Io(error)),
             ) => !is_refusal(error),
+            // A write has failed, because of a full disk for example: the next opening tells what is left.
+            // And what another process uses is not for this one to remove.
+            Self::Fjall(fjall::Error::Poisoned | fjall::Error::Locked) => false,
             Self::Fjall(_) | Self::Doubt(_) => true,
         }
     }
@@ -324,7 +327,9 @@ impl StartFailure {
     pub(super) fn at(self, path: &Path) -> OpenError {
         let path = path.to_path_buf();
         match self {
-            Self::Locked => OpenError::Locked(path),
+            Self::Locked | Self::Index(IndexError::Fjall(fjall::Error::Locked)) => {
+                OpenError::Locked(path)
+            }
             Self::Io(source)
             | Self::Index(IndexError::Fjall(
                 fjall::Error::Io(source) | fjall::Error::Storage(fjall::LsmError::Io(source)),

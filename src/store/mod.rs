@@ -58,6 +58,7 @@ pub use error::{AppendError, OpenError, ReadError, RestoreError};
 pub use layout::{Bound, QuarantineHeader};
 pub use quarantine::{NewQuarantined, Quarantined};
 pub use read::{Chunk, Keep, ReadLimits, TaskPlace, bytes_held};
+pub use replay::replayed_commits;
 #[cfg(fuzzing)]
 pub(crate) use restore::check as check_backup;
 pub use restore::{restore, restore_and_append};
@@ -183,7 +184,7 @@ pub struct Store {
     totals: Mutex<Totals>,
     health: Mutex<Health>,
     /// Given back last.
-    _directory_lock: File,
+    _directory_lock: directory::DirectoryLock,
 }
 
 impl Store {

@@ -17,7 +17,7 @@ use super::{
     apply::State,
     clock::{Clock, Newest, Source},
     dedupe::may_lack,
-    directory::{self, UNFINISHED, check_expected, check_not_used_up},
+    directory::{self, DirectoryLock, UNFINISHED, check_expected, check_not_used_up},
     disk::identity,
     doubt,
     error::{IndexError, StartFailure},
@@ -86,7 +86,7 @@ impl Store {
         source: Source,
         path: &Path,
         cache_bytes: u64,
-        directory_lock: File,
+        directory_lock: DirectoryLock,
     ) -> Result<Self, StartFailure> {
         // First, because another version may do everything below otherwise.
         log::check_format(path)?;
@@ -293,7 +293,14 @@ impl Indexed {
             &[]
         };
         for &place in ends {
-            let record = log.get(place)?;
+            let record = match log.get(place) {
+                Ok(record) => record,
+                // Reads of it say so; everything else can be served.
+                Err(error) => {
+                    tracing::error!(place = place.0, %error, "the oldest or newest event cannot be read");
+                    continue;
+                }
+            };
             let task_id =
                 TaskId::parse(record.task_id()).map_err(|_| Damaged("task id of an event"))?;
             let events = self.index.tasks.get(&task_id)?;

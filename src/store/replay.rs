@@ -7,6 +7,7 @@
 
 use std::{
     ops::{ControlFlow, RangeInclusive},
+    sync::atomic::{AtomicU64, Ordering},
     time::{Duration, Instant},
 };
 
@@ -22,6 +23,14 @@ use crate::event::{Product, Record, Selectable, Sequence, TaskId};
 
 /// How often a long replay says how far it is.
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(5);
+
+/// Commits that this process has replayed.
+static REPLAYED: AtomicU64 = AtomicU64::new(0);
+
+/// How many commits this process has replayed. It rises while a long opening makes progress.
+pub fn replayed_commits() -> u64 {
+    REPLAYED.load(Ordering::Relaxed)
+}
 
 /// What the replayed commits have erased: a crash may have cut off the overwriting.
 #[derive(Debug, Default)]
@@ -106,7 +115,10 @@ struct Replay<'a> {
 impl Replay<'_> {
     fn take(&mut self, replayed: &Replayed<'_>) -> Result<(), StartFailure> {
         match replayed {
-            Replayed::Commit(place, frame) => self.apply(*place, frame),
+            Replayed::Commit(place, frame) => {
+                REPLAYED.fetch_add(1, Ordering::Relaxed);
+                self.apply(*place, frame)
+            }
             Replayed::Segment { done, of } => {
                 if self.told.elapsed() >= PROGRESS_INTERVAL {
                     self.told = Instant::now();

@@ -16,11 +16,14 @@ use super::{
 };
 use crate::{
     event::Sequence,
-    store::{ReadError, Store, layout::parse_quarantined, lock},
+    store::{Health, ReadError, Store, layout::parse_quarantined, lock},
 };
 
 /// Written again by one commit, and one callback more: what comes meanwhile should not wait long.
 const CARRIED_BYTES_MAX: u64 = 1024 * 1024;
+/// With less free disk nothing is written again: first a segment is written, and one made ahead, and only
+/// then one is removed.
+const CARRY_FREE_BYTES_MIN: u64 = 96 * 1024 * 1024;
 
 /// Callbacks that are damaged, and were reported. They stay where they are, and so does their
 /// segment.
@@ -42,6 +45,12 @@ impl Carrier {
         let (Some(oldest), Some(newest)) = (unneeded.first(), unneeded.last()) else {
             return Vec::new(); // almost always
         };
+        if let Health::DiskLow { free_bytes, .. } = *lock(&store.health)
+            && free_bytes < CARRY_FREE_BYTES_MIN
+        {
+            return Vec::new();
+        }
+
         let quarantine = lock(&store.quarantine);
         let written = quarantine.bytes_up_to(newest.number);
         let there: u64 = unneeded.iter().map(|segment| segment.bytes).sum();

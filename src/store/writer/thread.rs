@@ -112,9 +112,7 @@ impl<P: Publish> Writer<P> {
                 Ok(first) => Ok(first),
                 Err(TryRecvError::Disconnected) => break,
                 // Nothing waits, so there is time for retention; a trim that gets nowhere waits for the next tick.
-                Err(TryRecvError::Empty) if self.trim_is_due() && self.commit(Vec::new()) > 0 => {
-                    continue;
-                }
+                Err(TryRecvError::Empty) if self.trim() > 0 => continue,
                 Err(TryRecvError::Empty) => self.queue.commands.recv_timeout(TICK),
             };
             match first {
@@ -126,6 +124,21 @@ impl<P: Publish> Writer<P> {
                 Err(RecvTimeoutError::Timeout) => self.tick(),
                 Err(RecvTimeoutError::Disconnected) => break,
             }
+        }
+    }
+
+    /// Forgets what is due, as much as one commit may; returns how much.
+    fn trim(&mut self) -> u64 {
+        if !self.trim_is_due() {
+            return 0;
+        }
+        // One commit after the other may take minutes, and writes to the disk that it frees.
+        self.check_disk();
+        self.check_clock();
+        if self.trim_is_due() {
+            self.commit(Vec::new())
+        } else {
+            0
         }
     }
 
