@@ -7,7 +7,8 @@ use parking_lot::Mutex;
 use tonic::transport::Endpoint;
 
 use super::{
-    addresses::Addresses, credentials, otlp, refusal::Refusal, tls::ListenersTls, watch::Watched,
+    addresses::Addresses, certificates::ListenersTls, credentials, otlp, refusal::Refusal,
+    watch::Watched,
 };
 use crate::{config::Config, credentials::SharedCredentials, metrics::Metrics};
 

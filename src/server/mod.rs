@@ -11,7 +11,7 @@ mod addresses;
 mod listeners;
 mod from_files;
 mod credentials;
-mod tls;
+mod certificates;
 mod acme;
 mod storage;
 mod services;
@@ -26,7 +26,7 @@ mod banner;
 
 mod watch;
 mod refusal;
-mod review;
+mod permission_review;
 mod reopen;
 mod liveness;
 mod systemd;

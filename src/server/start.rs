@@ -10,7 +10,9 @@ use tokio::net::TcpListener;
 use super::{
     addresses::Addresses,
     aside::{self, START_TIMEOUT},
-    audit, credentials,
+    audit,
+    certificates::ListenersTls,
+    credentials,
     drain::Drain,
     error::StartError,
     from_files::FromFiles,
@@ -19,15 +21,14 @@ use super::{
     logging,
     net::{self, Entrance},
     operations, otlp,
+    permission_review::Review,
     refusal::Refusals,
     reload::Reloader,
-    review::Review,
     running::Server,
     runtimes::Homes,
     services::{Core, Services, admin_door, callbacks},
     storage, systemd,
     tasks::{Stops, Tasks},
-    tls::ListenersTls,
     watch::{self, Recorder, Rereader, Watched},
 };
 use crate::{

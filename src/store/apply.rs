@@ -13,7 +13,7 @@ use parking_lot::Mutex;
 
 use super::{
     QuarantineHeader, Store, dedupe::insert, error::IndexError, layout::TaskEvent, lock,
-    log::Place, quarantine_index::QuarantineIndex, shares::Shares, tasks::Tasks,
+    log::Place, quarantine_index::QuarantineIndex, shares::Shares, task_index::Tasks,
 };
 use crate::event::{Sequence, TaskId};
 

@@ -22,7 +22,7 @@ use super::{
     error::IndexError,
     layout::{Damaged, FORMAT, parse_sequence_key, sequence_key},
     quarantine_index::{Changes, Stored},
-    tasks::{RECENT_MAX, Tasks},
+    task_index::{RECENT_MAX, Tasks},
 };
 use crate::{
     event::{Epoch, Sequence},

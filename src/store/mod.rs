@@ -32,11 +32,10 @@ mod restore;
 mod same;
 mod shares;
 mod started;
-mod tasks;
+mod task_index;
 mod writer;
 
 use std::{
-    fs::File,
     path::PathBuf,
     sync::{
         Arc,

@@ -20,8 +20,8 @@ use tokio_util::sync::CancellationToken;
 use super::{
     entrance::{Entrance, Opened},
     floods::Floods,
+    per_address::Share,
     places::{Counted, Patience, Place, Places},
-    shares::Share,
     turned_away::TurnedAway,
 };
 use crate::metrics::Metrics;

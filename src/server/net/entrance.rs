@@ -7,8 +7,8 @@ use ipnet::IpNet;
 use tokio::{net::TcpStream, time::timeout};
 
 use super::{
+    per_address::{Share, Shares},
     preface, proxy,
-    shares::{Share, Shares},
     stream::Stream,
     tls::Tls,
     turned_away::{Beginning, Refused},

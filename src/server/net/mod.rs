@@ -2,7 +2,7 @@
 
 mod accept;
 mod entrance;
-mod shares;
+mod per_address;
 pub(super) mod places;
 pub(crate) mod proxy;
 pub(super) mod tls;
@@ -16,8 +16,8 @@ pub(super) use self::{
     accept::{Acceptor, Counters},
     entrance::{Entrance, Opened},
     floods::Floods,
+    per_address::Share,
     preface::PREFACE,
-    shares::Share,
     stream::Stream,
     turned_away::{Refused, TurnedAway},
 };
