@@ -372,3 +372,27 @@ impl From<ReadError> for StartFailure {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_index_is_in_doubt_when_it_is_damaged_and_not_when_it_is_in_use_or_the_disk_refuses() {
+        let doubtful = |error: fjall::Error| IndexError::from(error).is_doubt();
+        assert!(doubtful(fjall::Error::InvalidTrailer));
+        assert!(doubtful(fjall::Error::Io(io::ErrorKind::NotFound.into())));
+        assert!(IndexError::Doubt("it is that of another log".to_owned()).is_doubt());
+
+        assert!(!doubtful(fjall::Error::Locked));
+        assert!(!doubtful(fjall::Error::Poisoned));
+        assert!(!doubtful(fjall::Error::Io(
+            io::ErrorKind::StorageFull.into()
+        )));
+        let refused = StartFailure::from(IndexError::from(fjall::Error::Locked));
+        assert!(matches!(
+            refused.at(Path::new("data")),
+            OpenError::Locked(_)
+        ));
+    }
+}

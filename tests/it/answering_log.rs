@@ -96,7 +96,7 @@ async fn refuses_for_each_cause() -> (Server, CredentialsFile, [String; 2]) {
         told.push(body);
     }
     told.dedup();
-    assert_eq!(told.len(), 1, "whoever guesses learns nothing: {told:?}");
+    assert_eq!(told.len(), 1, "a guesser learns nothing: {told:?}");
     (server, file, [removed, expired])
 }
 

@@ -108,7 +108,7 @@ async fn every_admin_call_has_a_record_of_who_from_where_what_and_how_it_ended()
     let signature = target.split("&sig=").nth(1).unwrap();
     assert!(
         !fs::read_to_string(&path).unwrap().contains(signature),
-        "whoever reads it can use no URL"
+        "a reader of the log can use no URL"
     );
 
     for (line, action, details) in [

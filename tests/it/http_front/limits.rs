@@ -462,7 +462,7 @@ async fn assert_refuses_until_it_is_back(server: Server, replaced: bool) {
     assert_eq!(
         server.pid(),
         pid,
-        "the same process, for whoever supervises it"
+        "the same process, as its supervisor sees it"
     );
     until("a word", async || server.log().contains("starting anew")).await;
 }
@@ -770,7 +770,7 @@ fn get(path: &str) -> Vec<u8> {
 }
 
 #[tokio::test]
-async fn whoever_never_reads_his_answers_gives_his_place_back() {
+async fn a_client_that_never_reads_its_answers_gives_its_place_back() {
     let server = Options::default()
         .set("ingest.connections_max", 2)
         .start()

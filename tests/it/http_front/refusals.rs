@@ -223,7 +223,7 @@ async fn a_body_without_bounds_is_refused_and_not_taken_to_its_end() {
         let mut raw = Raw::connect(server.ingest).await;
         raw.send(refused.head(Some(BYTES))).await;
         raw.send([b'x'; 10_000]).await;
-        let reply = raw.reply().await; // whoever looks for it at once
+        let reply = raw.reply().await; // a reader that looks at once
         assert_eq!(
             (reply.status, reply.header("connection")),
             (refused.status, "close"),
