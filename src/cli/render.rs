@@ -200,6 +200,7 @@ pub(super) fn status_word(status: v1::TaskStatus) -> &'static str {
         v1::TaskStatus::Processing => "processing",
         v1::TaskStatus::Completed => "completed",
         v1::TaskStatus::Failed => "failed",
+        v1::TaskStatus::Overdue => "overdue",
     }
 }
 

@@ -128,16 +128,19 @@ pub enum TaskStatus {
     Completed = 3,
     /// The task failed, timed out or was refused. Terminal.
     Failed = 4,
+    /// The broker's own word: the task's end is late. Not terminal.
+    Overdue = 5,
 }
 
 impl TaskStatus {
     /// Every status, in the order of the numbers.
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 6] = [
         Self::Unspecified,
         Self::Pending,
         Self::Processing,
         Self::Completed,
         Self::Failed,
+        Self::Overdue,
     ];
 
     /// True if the vendor is expected to send nothing more about the task.
@@ -158,6 +161,7 @@ impl TaskStatus {
             Self::Processing => "processing",
             Self::Completed => "completed",
             Self::Failed => "failed",
+            Self::Overdue => "overdue",
         }
     }
 }

@@ -7,7 +7,7 @@ use super::{
     access::Caller,
     answers::Prepaid,
     backup::{BackupStream, Begun},
-    erasure, errors, minting, quarantine, subscriptions,
+    erasure, errors, expectations, minting, quarantine, subscriptions,
 };
 use crate::{
     audit::{self, Entry},
@@ -137,6 +137,18 @@ impl admin_service_server::AdminService for Admin {
         };
         let (_, mut entry) = self.begin("EndSubscription", &request, note).await?;
         let answer = subscriptions::end(&self.0, &request.into_inner(), &mut entry);
+        end(entry, answer).await.map(Response::new)
+    }
+
+    async fn list_expectations(
+        &self,
+        request: Request<v1::ListExpectationsRequest>,
+    ) -> Result<Response<v1::ListExpectationsResponse>, Status> {
+        let note = |entry: &mut Entry, request: &v1::ListExpectationsRequest| {
+            entry.note("product", request.product.as_str());
+        };
+        let (_, entry) = self.begin("ListExpectations", &request, note).await?;
+        let answer = expectations::list(&self.0, request.into_inner());
         end(entry, answer).await.map(Response::new)
     }
 

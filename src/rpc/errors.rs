@@ -327,6 +327,11 @@ pub(super) fn subscription_not_found() -> Status {
     Reason::SubscriptionNotFound.status(message)
 }
 
+pub(super) fn reconcile_off() -> Status {
+    let message = "this broker asks no vendor for tasks: have reconcile.enabled set, and a vendor key added to its credentials file";
+    Reason::ReconcileOff.status(message)
+}
+
 pub(super) fn token_invalid(message: &str) -> Status {
     Reason::TokenInvalid.status(message)
 }

@@ -2,7 +2,7 @@
 
 use tonic::{Request, Response, Status};
 
-use super::{Context, listing, raw_body, stream::HandedOver, subscribe, task, wait};
+use super::{Context, expectations, listing, raw_body, stream::HandedOver, subscribe, task, wait};
 use crate::wire::{Frame, duration, service::event_service_server, v1};
 
 /// The service.
@@ -85,5 +85,19 @@ impl event_service_server::EventService for Events {
             retention_age_max: Some(duration(self.0.retention().event_age_max)),
             retention_bytes_max: self.0.retention().event_bytes_max,
         }))
+    }
+
+    async fn expect_tasks(
+        &self,
+        request: Request<v1::ExpectTasksRequest>,
+    ) -> Result<Response<v1::ExpectTasksResponse>, Status> {
+        expectations::expect(&self.0, request).await
+    }
+
+    async fn cancel_expectations(
+        &self,
+        request: Request<v1::CancelExpectationsRequest>,
+    ) -> Result<Response<v1::CancelExpectationsResponse>, Status> {
+        expectations::cancel(&self.0, request).await
     }
 }

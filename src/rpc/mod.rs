@@ -8,6 +8,7 @@ mod deadline;
 mod erasure;
 mod errors;
 mod events;
+mod expectations;
 mod fields;
 mod listing;
 mod minting;

@@ -130,6 +130,7 @@ pub fn status_to_wire(status: TaskStatus) -> v1::TaskStatus {
         TaskStatus::Processing => v1::TaskStatus::Processing,
         TaskStatus::Completed => v1::TaskStatus::Completed,
         TaskStatus::Failed => v1::TaskStatus::Failed,
+        TaskStatus::Overdue => v1::TaskStatus::Overdue,
     }
 }
 

@@ -90,6 +90,10 @@ reasons! {
         "Send requests without compression."
     SubscriptionLimit "SUBSCRIPTION_LIMIT" ResourceExhausted Sometimes ["limit", "field", "open", "setting"]
         "With `field`: send fewer values in that field of the filter. With `open` and `setting`: that many streams or task ids are open; end some, or have the limit that `setting` names raised. With a `RetryInfo`, try again; without one, the stream alone needs more than `limit`."
+    ReconcileOff "RECONCILE_OFF" FailedPrecondition Never []
+        "The broker asks no vendor, so it could not keep the promise: have `reconcile.enabled` set, and a vendor key added to the credentials file."
+    ExpectationLimit "EXPECTATION_LIMIT" ResourceExhausted Never ["limit", "open"]
+        "That many tasks are expected already, in all or of this client. Cancel those that are no longer of interest, or call again when some are over."
     Replaced "REPLACED" Aborted Never []
         "A newer stream of the same client and `client_name` took this one's place, because the connection of this one had fallen silent. Nothing to do, unless two readers share one name."
     SubscriptionEnded "SUBSCRIPTION_ENDED" Aborted Never []
