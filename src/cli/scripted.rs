@@ -150,4 +150,18 @@ impl EventService for Scripted {
     ) -> Result<Response<v1::GetLogInfoResponse>, Status> {
         Err(refusal(Code::InvalidArgument, "not scripted"))
     }
+
+    async fn expect_tasks(
+        &self,
+        _: Request<v1::ExpectTasksRequest>,
+    ) -> Result<Response<v1::ExpectTasksResponse>, Status> {
+        Err(refusal(Code::InvalidArgument, "not scripted"))
+    }
+
+    async fn cancel_expectations(
+        &self,
+        _: Request<v1::CancelExpectationsRequest>,
+    ) -> Result<Response<v1::CancelExpectationsResponse>, Status> {
+        Err(refusal(Code::InvalidArgument, "not scripted"))
+    }
 }

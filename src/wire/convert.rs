@@ -58,6 +58,7 @@ pub fn encode_event(event: Event) -> Bytes {
         corrected,
         truncated: lacks_details,
         credential,
+        overdue: None,
     };
 
     let encoded = event.encode_to_vec();

@@ -1044,6 +1044,7 @@ async fn a_rich_callback_arrives_with_every_field() {
         corrected: false,
         truncated: false,
         credential: String::new(),
+        overdue: None,
     };
     assert_eq!(event, expected);
 }
