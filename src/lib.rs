@@ -50,6 +50,8 @@ mod audit;
 pub mod callback;
 pub mod subscription;
 
+pub mod reconcile;
+
 pub mod ingest;
 pub mod rpc;
 

@@ -8,7 +8,7 @@ use std::{
 };
 
 /// What each module may import, directly. A module that is not named here may not exist.
-const ALLOWED: [(&str, &[&str]); 32] = [
+const ALLOWED: [(&str, &[&str]); 33] = [
     ("accounts", &["files"]),
     (
         "audit",
@@ -61,6 +61,12 @@ const ALLOWED: [(&str, &[&str]); 32] = [
         ],
     ),
     (
+        "reconcile",
+        &[
+            "callback", "event", "journal", "metrics", "store", "vendor", "wire",
+        ],
+    ),
+    (
         "ingest",
         &[
             "config",
@@ -87,6 +93,7 @@ const ALLOWED: [(&str, &[&str]); 32] = [
             "callback",
             "journal",
             "metrics",
+            "reconcile",
             "store",
             "subscription",
             "trace",
@@ -111,6 +118,7 @@ const ALLOWED: [(&str, &[&str]); 32] = [
             "metrics",
             "network",
             "printable",
+            "reconcile",
             "rpc",
             "sampler",
             "size",

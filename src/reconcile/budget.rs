@@ -1,0 +1,174 @@
+//! How often one vendor key may be used: a token bucket that keeps its limit in every minute, not
+//! only on average.
+//!
+//! A plain bucket of `n` tokens that refills `n` a minute gives up to twice `n` within a minute: a
+//! full bucket, and what flows in meanwhile. So this one holds few tokens, and refills so much more
+//! slowly that both together are the limit. It is the generic cell rate algorithm (ITU-T I.371):
+//! with `b` tokens at most and one new token each `t`, a half-open window of 60 s has at most
+//! `60 s / t + b - 1` uses. So `t` is `60 s / (limit + 1 - b)`, rounded up.
+//!
+//! It begins empty: a broker that restarts in a loop must not use the limit anew at each start.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+/// The window of the vendor's limit.
+const WINDOW: Duration = Duration::from_secs(60);
+/// One in so many uses may come at once: enough for a few tasks that are late together, and little
+/// enough that the refill is hardly slower than the limit.
+const BURST_SHARE: u32 = 10;
+
+/// What one key may still use. A use is a call of the vendor's API, whatever it asks and however it
+/// is answered.
+#[derive(Clone, Debug)]
+pub(super) struct Budget {
+    /// From one token to the next.
+    interval: Duration,
+    /// Most tokens.
+    burst: u32,
+    /// When the bucket will be full.
+    full_at: Instant,
+}
+
+impl Budget {
+    /// An empty bucket for a limit of at least 1 use a minute.
+    pub(super) fn new(per_minute_max: u32, now: Instant) -> Self {
+        let limit = per_minute_max.max(1);
+        let burst = (limit / BURST_SHARE).max(1);
+        let per_window = limit + 1 - burst;
+        let interval_nanos = WINDOW.as_nanos().div_ceil(u128::from(per_window));
+        let interval = Duration::from_nanos(
+            u64::try_from(interval_nanos).expect("a minute has fewer nanoseconds than 2^64"),
+        );
+
+        Self {
+            interval,
+            burst,
+            full_at: now + interval * burst,
+        }
+    }
+
+    /// Uses the key once if it may be used now.
+    pub(super) fn take(&mut self, now: Instant) -> bool {
+        if self.left(now) == 0 {
+            return false;
+        }
+        self.full_at = self.full_at.max(now) + self.interval;
+        true
+    }
+
+    /// How often the key may be used at once.
+    pub(super) fn left(&self, now: Instant) -> u32 {
+        let until_full = self.full_at.saturating_duration_since(now);
+        let missing = until_full.as_nanos().div_ceil(self.interval.as_nanos());
+        self.burst
+            .saturating_sub(u32::try_from(missing).unwrap_or(u32::MAX))
+    }
+
+    /// When the key may be used next; `now` if it may be at once.
+    pub(super) fn next_at(&self, now: Instant) -> Instant {
+        (self.full_at - self.interval * (self.burst - 1)).max(now)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// The uses that succeed when one is tried at each of these moments.
+    fn uses(budget: &mut Budget, moments: &[Instant]) -> Vec<Instant> {
+        let mut used = moments.to_vec();
+        used.retain(|moment| budget.take(*moment));
+        used
+    }
+
+    /// The most uses in any half-open window of a minute.
+    fn most_in_a_minute(used: &[Instant]) -> usize {
+        let of = |from: &Instant| {
+            used.iter()
+                .filter(|at| (*from..*from + WINDOW).contains(at))
+                .count()
+        };
+        used.iter().map(of).max().unwrap_or_default()
+    }
+
+    /// Tries a use at each millisecond for some minutes.
+    fn all_the_time(limit: u32, minutes: u64) -> (Instant, Vec<Instant>) {
+        let start = Instant::now();
+        let moments: Vec<_> = (0..minutes * 60_000)
+            .map(|ms| start + Duration::from_millis(ms))
+            .collect();
+        (start, uses(&mut Budget::new(limit, start), &moments))
+    }
+
+    proptest! {
+        #[test]
+        fn no_minute_ever_has_more_uses_than_the_limit(
+            limit in 1..120_u32,
+            gaps in prop::collection::vec(
+                prop_oneof![Just(0), 0..50_u64, 0..5_000_u64, 0..200_000_u64],
+                1..600,
+            ),
+        ) {
+            let start = Instant::now();
+            let mut at = start;
+            let moments: Vec<_> = gaps
+                .into_iter()
+                .map(|gap| {
+                    at += Duration::from_millis(gap);
+                    at
+                })
+                .collect();
+
+            let used = uses(&mut Budget::new(limit, start), &moments);
+            prop_assert!(most_in_a_minute(&used) <= limit as usize);
+        }
+
+        #[test]
+        fn what_is_left_can_be_taken_and_no_more(limit in 1..120_u32, waited_ms in 0..200_000_u64) {
+            let start = Instant::now();
+            let mut budget = Budget::new(limit, start);
+            let now = start + Duration::from_millis(waited_ms);
+            let left = budget.left(now);
+            let taken = (0..200).filter(|_| budget.take(now)).count();
+            prop_assert_eq!(taken, left as usize);
+
+            let next = budget.next_at(now);
+            prop_assert!(next > now);
+            prop_assert!(!budget.take(next - Duration::from_nanos(1)));
+            prop_assert!(budget.take(next));
+        }
+    }
+
+    #[test]
+    fn the_limit_is_used_up_when_there_is_always_something_to_ask() {
+        for limit in [1, 2, 9, 10, 50, 60] {
+            let (_, used) = all_the_time(limit, 3);
+            let most = most_in_a_minute(&used);
+            assert!(most <= limit as usize, "{limit}: {most}");
+            // After the first minute, which begins with nothing.
+            let least = 2 * (limit + 1 - (limit / BURST_SHARE).max(1));
+            assert!(used.len() >= least as usize, "{limit}: {}", used.len());
+        }
+    }
+
+    #[test]
+    fn a_start_has_nothing_to_spend() {
+        let (start, used) = all_the_time(50, 1);
+        let first = used[0] - start;
+        assert!(first >= Duration::from_millis(1_304), "{first:?}");
+        assert!(first <= Duration::from_millis(1_306), "{first:?}");
+    }
+
+    #[test]
+    fn a_quiet_key_gives_its_burst_and_no_more_at_once() {
+        let start = Instant::now();
+        let mut budget = Budget::new(50, start);
+        let later = start + Duration::from_secs(3_600);
+        assert_eq!(budget.left(later), 5);
+        assert_eq!(uses(&mut budget, &[later; 20]).len(), 5);
+    }
+}

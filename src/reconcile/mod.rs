@@ -1,0 +1,14 @@
+//! Every expected task ends in an answer: asks the vendor's status API for those that are late, and
+//! puts what it says into the log like a callback.
+//!
+//! Off by default: then nothing of this runs, and no socket is opened. Never decides about events:
+//! an answer goes through the same rules as a callback's body, and the store decides whether it is
+//! new.
+
+// In reading order.
+mod entry;
+mod lanes;
+mod schedule;
+
+mod breaker;
+mod budget;
