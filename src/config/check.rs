@@ -41,6 +41,7 @@ pub(super) fn check(config: &Config, layers: &mut Layers) {
     check_tls(config, layers);
     check_acme(config, layers);
     check_audit(config, layers);
+    check_reconcile(config, layers);
     check_hosts(config, layers);
     check_listeners_differ(config, layers);
     check_one_request_fits(config, layers);
@@ -217,6 +218,18 @@ fn check_audit(config: &Config, layers: &mut Layers) {
             what,
             "name a file, or leave it off",
         );
+    }
+}
+
+/// The keys for the vendor's API are in the credentials file.
+fn check_reconcile(config: &Config, layers: &mut Layers) {
+    let key = "reconcile.enabled";
+    let has_credentials =
+        config.credentials_file.is_some() || !layers.is_readable("credentials_file");
+    if config.reconcile.enabled && !has_credentials {
+        let what = "needs a key for the vendor's API, and there is no `credentials_file`";
+        let remedy = "name one with a [[vendor_keys]] (`blobcast token new vendor-key` makes its lines), or leave it off";
+        layers.report(layers.origin(key), key, what, remedy);
     }
 }
 

@@ -1,9 +1,9 @@
 //! One row for each key: the range of its value, and whether a reload applies a new value. Pure.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use super::{settings::Config, units::duration_text};
-use crate::size::size_text;
+use crate::{event::Product, size::size_text};
 
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
@@ -54,7 +54,7 @@ use Change::{Reload, Restart};
 #[derive(Debug)]
 struct Range {
     limits: Limits,
-    value: fn(&Config) -> u128,
+    values: fn(&Config) -> Vec<(Option<&str>, u128)>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -80,11 +80,16 @@ impl Key {
 
     /// The problem with the key's value, if it is out of range.
     pub(super) fn out_of_range(&self, config: &Config) -> Option<String> {
-        let Range { limits, value } = self.range.as_ref()?;
-        let value = value(config);
-        let is_within = value >= limits.min && limits.max.is_none_or(|max| value <= max);
+        let Range { limits, values } = self.range.as_ref()?;
+        let is_within =
+            |value: u128| value >= limits.min && limits.max.is_none_or(|max| value <= max);
+        let (name, value) = values(config)
+            .into_iter()
+            .find(|(_, value)| !is_within(*value))?;
+
+        let of = name.map_or_else(String::new, |name| format!("{name}: "));
         let value = limits.unit.text(value);
-        (!is_within).then(|| format!("{value} is out of range, which is {limits}"))
+        Some(format!("{of}{value} is out of range, which is {limits}"))
     }
 }
 
@@ -139,20 +144,28 @@ const fn time(min: Duration, max: Duration) -> Limits {
     }
 }
 
-/// A value that has a range.
+/// A value that has a range, or several of them with their names.
 trait Quantity {
-    fn quantity(&self) -> u128;
+    fn quantities(&self) -> Vec<(Option<&str>, u128)>;
 }
 
 impl Quantity for u64 {
-    fn quantity(&self) -> u128 {
-        (*self).into()
+    fn quantities(&self) -> Vec<(Option<&str>, u128)> {
+        vec![(None, (*self).into())]
     }
 }
 
 impl Quantity for Duration {
-    fn quantity(&self) -> u128 {
-        self.as_nanos()
+    fn quantities(&self) -> Vec<(Option<&str>, u128)> {
+        vec![(None, self.as_nanos())]
+    }
+}
+
+impl Quantity for BTreeMap<Product, Duration> {
+    fn quantities(&self) -> Vec<(Option<&str>, u128)> {
+        self.iter()
+            .map(|(product, time)| (Some(product.as_str()), time.as_nanos()))
+            .collect()
     }
 }
 
@@ -170,7 +183,7 @@ macro_rules! keys {
     };
     (@range ($($path:tt)+)) => { None };
     (@range ($($path:tt)+) $limits:expr) => {
-        Some(Range { limits: $limits, value: |config| config.$($path)+.quantity() })
+        Some(Range { limits: $limits, values: |config| config.$($path)+.quantities() })
     };
 }
 
@@ -247,6 +260,15 @@ keys! {
     quarantine.retention_age_max: Reload, time(SECOND, RETENTION_AGE_MAX);
     quarantine.retention_bytes_max: Reload, bytes_from(MIB);
     quarantine.retention_count_max: Reload, count(1, 1_000_000_000);
+
+    reconcile.enabled: Restart;
+    reconcile.base_url: Restart;
+    reconcile.checks_per_minute_max: Restart, count(1, 6_000);
+    reconcile.give_up_after: Restart, time(SECOND, Duration::from_secs(30 * 86_400));
+    reconcile.unknown_tasks: Restart;
+    reconcile.outage_min: Restart, time(SECOND, Duration::from_secs(86_400));
+    reconcile.expect_within: Restart, time(SECOND, Duration::from_secs(7 * 86_400));
+    reconcile.path: Restart;
 
     hub.ring_bytes_max: Restart, bytes_from(MIB);
 

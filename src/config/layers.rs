@@ -274,7 +274,8 @@ impl Layers {
         key: &str,
         read: impl FnOnce(&Value) -> Result<Value, String>,
     ) {
-        let Some(default) = self.default_of(key).filter(|default| !default.is_table()) else {
+        let is_section = self.sections.iter().any(|section| section == key);
+        let Some(default) = self.default_of(key).filter(|_| !is_section) else {
             return self.report_unknown_key(origin, key);
         };
 
@@ -290,6 +291,11 @@ impl Layers {
                     }
                     Value::Array(_) => {
                         "write it like [\"198.51.100.0/24\", \"2001:db8::7\"]".to_owned()
+                    }
+                    Value::Table(_) => {
+                        "write it like { veo = \"…\", kling = \"…\" }, or veo=…,kling=… in the \
+                         environment"
+                            .to_owned()
                     }
                     _ => format!("write it like the default, {default}"),
                 };
@@ -313,6 +319,20 @@ impl Layers {
         if self.sections.iter().any(|section| section == key) {
             let remedy = format!("set a key in it, like `{}`", self.first_key_of(key));
             return self.report(origin, key, "is a section, not a key", remedy);
+        }
+
+        // `reconcile.path.flux`, as a variable might have it.
+        let is_inside = |whole: &&String| {
+            key.strip_prefix(whole.as_str())
+                .is_some_and(|rest| rest.starts_with('.'))
+        };
+        if let Some(whole) = self.keys.iter().find(is_inside) {
+            let name = match &origin {
+                Origin::Environment(_) => variable_name(whole),
+                _ => whole.clone(),
+            };
+            let remedy = format!("set `{name}` as a whole");
+            return self.report(origin, key, "is no key of its own", remedy);
         }
 
         let keys = self.keys.iter().map(String::as_str);

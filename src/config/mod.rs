@@ -15,6 +15,7 @@ mod settings;
 #[cfg(test)]
 mod tests;
 mod units;
+mod urls;
 
 pub(crate) use crate::size::parse_size;
 #[cfg(test)]
@@ -28,4 +29,4 @@ pub(crate) use load::logging;
 pub use problem::{ConfigErrors, Origin, Problem};
 pub(crate) use settings::{Acme, Grpc, Ingest, LogFormat, Logging, Traces};
 pub use settings::{Allowlist, BodySignature, Config, ForwardedHeader};
-pub(crate) use units::without_secrets as url_without_secrets;
+pub(crate) use urls::without_secrets as url_without_secrets;

@@ -1,11 +1,12 @@
 //! The typed values of the configuration, section by section. Pure: `units` reads the texts, `check` checks the values.
 
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, time::Duration};
 
 use ipnet::IpNet;
 use serde::Deserialize;
 
 use super::units::{self, Ratio};
+use crate::event::Product;
 
 /// A configuration; one that [`super::load`] returns is within all limits. `default.toml` documents each
 /// key. Comments here say only what the type adds. `None` is an empty text in the file.
@@ -27,6 +28,7 @@ pub struct Config {
     pub(crate) audit: Audit,
     pub(crate) log: Log,
     pub(crate) quarantine: Quarantine,
+    pub(crate) reconcile: Reconcile,
     pub(crate) hub: Hub,
     pub(crate) store: Store,
     pub(crate) shutdown: Shutdown,
@@ -198,6 +200,29 @@ pub(crate) struct Quarantine {
 
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
+pub(crate) struct Reconcile {
+    /// Only with `credentials_file`.
+    pub(crate) enabled: bool,
+    /// Without a query and a trailing slash.
+    #[serde(deserialize_with = "units::base_url")]
+    pub(crate) base_url: String,
+    #[serde(deserialize_with = "units::count")]
+    pub(crate) checks_per_minute_max: u64,
+    #[serde(deserialize_with = "units::duration")]
+    pub(crate) give_up_after: Duration,
+    pub(crate) unknown_tasks: UnknownTasks,
+    #[serde(deserialize_with = "units::duration")]
+    pub(crate) outage_min: Duration,
+    /// Only the products that are named.
+    #[serde(deserialize_with = "units::durations_by_product")]
+    pub(crate) expect_within: BTreeMap<Product, Duration>,
+    /// The segments between `/v1/` and `/generations/`, with the slash behind the id, if there is one.
+    #[serde(deserialize_with = "units::paths_by_product")]
+    pub(crate) path: BTreeMap<Product, String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(crate) struct Hub {
     #[serde(deserialize_with = "units::size")]
     pub(crate) ring_bytes_max: u64,
@@ -268,6 +293,15 @@ pub enum ForwardedHeader {
     XForwardedFor,
     /// `Forwarded` (RFC 7239).
     Forwarded,
+}
+
+/// What becomes of tasks that nobody expects, in the vendor's lists after an outage.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum UnknownTasks {
+    Ignore,
+    /// They become events like callbacks.
+    Publish,
 }
 
 /// The format of log lines.

@@ -86,6 +86,21 @@ const OTHER_VALUES: &[(&str, [&str; 3])] = &[
     ("quarantine.retention_age_max", ["1h", "2d", "3m"]),
     ("quarantine.retention_bytes_max", ["2MiB", "3MiB", "4MiB"]),
     ("quarantine.retention_count_max", ["1", "2", "3"]),
+    (
+        "reconcile.base_url",
+        ["https://a", "http://b:8080/x", "https://[::1]:1"],
+    ),
+    ("reconcile.checks_per_minute_max", ["1", "2", "3"]),
+    ("reconcile.give_up_after", ["1s", "2h", "3d"]),
+    ("reconcile.outage_min", ["1s", "2m", "3h"]),
+    (
+        "reconcile.expect_within",
+        ["veo=1m", "veo=2m,flux=1h", " sora = 3s , veo=1m"],
+    ),
+    (
+        "reconcile.path",
+        ["flux=flux", "flux=flux/", "flux=a/b-1.0_c,veo=veo"],
+    ),
     ("hub.ring_bytes_max", ["1MiB", "2MiB", "3MiB"]),
     ("store.cache_bytes", ["1MiB", "2MiB", "3MiB"]),
     ("shutdown.drain_timeout", ["1s", "2s", "3s"]),
@@ -110,6 +125,7 @@ const TWO_VALUED: &[(&str, [&str; 3])] = &[
     ("grpc.allow_anonymous", ["true", "false", "true"]),
     ("admin.allow_anonymous", ["true", "false", "true"]),
     ("log.expect_existing", ["true", "false", "true"]),
+    ("reconcile.unknown_tasks", ["publish", "ignore", "publish"]),
     ("logging.format", ["text", "json", "text"]),
 ];
 
@@ -258,6 +274,26 @@ const ENDS: &[Ends] = &[
         ["0", "1"],
         Some(["1000000000", "1000000001"]),
     ),
+    (
+        "reconcile.checks_per_minute_max",
+        ["0", "1"],
+        Some(["6000", "6001"]),
+    ),
+    (
+        "reconcile.give_up_after",
+        ["999ms", "1s"],
+        Some(["30d", "30d 1ns"]),
+    ),
+    (
+        "reconcile.outage_min",
+        ["999ms", "1s"],
+        Some(["1d", "1d 1ns"]),
+    ),
+    (
+        "reconcile.expect_within",
+        ["veo=1m,sora=999ms", "veo=1m,sora=1s"],
+        Some(["veo=1m,sora=7d", "veo=1m,sora=7d 1ns"]),
+    ),
     ("hub.ring_bytes_max", ["1048575", "1MiB"], None),
     ("store.cache_bytes", ["1048575", "1MiB"], None),
     (
@@ -336,8 +372,8 @@ fn variable_of(key: &str) -> String {
 /// `key = value` as a line of a file: quoted if the default is.
 fn line_of(key: &str, value: &str) -> String {
     match Layers::defaults().default_of(key) {
-        // A list may also be one comma-separated text.
-        Some(Value::String(_) | Value::Array(_)) => format!("{key} = {value:?}"),
+        // A list or a table may also be one comma-separated text.
+        Some(Value::String(_) | Value::Array(_) | Value::Table(_)) => format!("{key} = {value:?}"),
         _ => format!("{key} = {value}"),
     }
 }
@@ -409,6 +445,7 @@ fn a_key_that_nothing_reads_cannot_exist() {
         "audit",
         "log",
         "quarantine",
+        "reconcile",
         "hub",
         "store",
         "shutdown",
@@ -438,8 +475,8 @@ fn every_key_is_overridden_by_file_then_environment_then_flag() {
             .filter(|key| !key.is_empty())
             .map(|key| (*key).to_owned())
     }));
-    // Valid only with `audit.file`.
-    covered.insert("audit.required".to_owned());
+    // Valid only with `audit.file` and `credentials_file`.
+    covered.extend(["audit.required", "reconcile.enabled"].map(str::to_owned));
     assert_eq!(
         covered,
         keys().into_iter().collect(),
@@ -515,6 +552,14 @@ fn a_reload_applies_each_key_or_says_that_it_needs_a_restart() {
     assert_eq!(
         needs_restart(&default_config(), &both),
         ["audit.file", "audit.required"]
+    );
+    let both = load(&flags(&[
+        ("credentials_file", "/a"),
+        ("reconcile.enabled", "true"),
+    ]));
+    assert_eq!(
+        needs_restart(&default_config(), &both.unwrap()),
+        ["credentials_file", "reconcile.enabled"]
     );
     assert_eq!(needs_restart(&default_config(), &default_config()), [""; 0]);
 }
@@ -890,6 +935,7 @@ fn every_number_size_and_duration_has_a_range() {
         let is_quantity = match defaults.default_of(&key).unwrap() {
             Value::Integer(_) => true,
             Value::String(text) => parse_size(text).is_ok() || parse_duration(text).is_ok(),
+            Value::Table(_) => key == "reconcile.expect_within",
             _ => false,
         };
         assert_eq!(is_quantity, ranged.contains(key.as_str()), "{key}");
@@ -1037,6 +1083,142 @@ fn records_that_are_required_need_a_file() {
     );
     let config = load(&flags(&[("audit.file", "/a"), ("audit.required", "true")])).unwrap();
     assert!(config.audit.required);
+}
+
+#[test]
+fn reconciling_needs_a_file_with_keys() {
+    let [problem] = &errors_of(load(&flag("reconcile.enabled", "true")))[..] else {
+        panic!("one problem")
+    };
+    assert!(
+        problem.contains("reconcile.enabled") && problem.contains("`credentials_file`"),
+        "{problem}"
+    );
+    let enabled = ("reconcile.enabled", "true");
+    let config = load(&flags(&[("credentials_file", "/a"), enabled])).unwrap();
+    assert!(config.reconcile.enabled);
+    // A file that cannot be read is one problem, not two.
+    let unreadable = "credentials_file = 1\n[reconcile]\nenabled = true";
+    assert_eq!(errors_of(load_file(unreadable)).len(), 1);
+}
+
+#[test]
+fn a_table_by_product_is_the_same_in_each_layer_and_in_each_form_of_toml() {
+    let expected = load(&flag("reconcile.expect_within", "veo=12m,flux=90s")).unwrap();
+    let of = |product: &str| expected.reconcile.expect_within.get(product).copied();
+    assert_eq!(
+        [of("veo"), of("flux"), of("sora")],
+        [
+            Some(Duration::from_secs(720)),
+            Some(Duration::from_secs(90)),
+            None
+        ]
+    );
+    for text in [
+        "[reconcile]\nexpect_within = { veo = \"12m\", flux = \"90s\" }",
+        "[reconcile.expect_within]\nveo = \"12m\"\nflux = \"90s\"",
+        "reconcile.expect_within.veo = \"12m\"\nreconcile.expect_within.flux = \"90s\"",
+    ] {
+        assert_eq!(load_file(text).unwrap(), expected, "{text}");
+    }
+    let name = "BLOBCAST_RECONCILE__EXPECT_WITHIN";
+    let env = load(&variable(name, "veo=12m, flux=90s,")).unwrap();
+    assert_eq!(env, expected);
+    // A higher layer replaces the whole table.
+    let both = load_with_file(
+        "[reconcile.expect_within]\nsora = \"1m\"",
+        variable(name, "veo=12m,flux=90s"),
+    );
+    assert_eq!(both.unwrap(), expected);
+}
+
+#[test]
+fn a_table_by_product_names_the_product_of_a_wrong_value() {
+    for (key, wrong, why) in [
+        (
+            "reconcile.expect_within",
+            "veo=12",
+            "veo: \"12\" is not a duration",
+        ),
+        (
+            "reconcile.expect_within",
+            "veo",
+            "\"veo\" is not PRODUCT=VALUE",
+        ),
+        (
+            "reconcile.expect_within",
+            "veo=1m,veo=2m",
+            "veo is named twice",
+        ),
+        ("reconcile.expect_within", "Veo=1m", "\"Veo\" is no product"),
+        (
+            "reconcile.expect_within",
+            "veo=999ms",
+            "veo: 999ms is out of range, which is 1s to 7d",
+        ),
+        ("reconcile.path", "flux=/flux", "it has an empty segment"),
+        ("reconcile.path", "flux=a//b", "it has an empty segment"),
+        ("reconcile.path", "flux=", "it has no segment"),
+        ("reconcile.path", "flux=/", "it has no segment"),
+        ("reconcile.path", "flux=../admin", "it leads elsewhere"),
+        ("reconcile.path", "flux=a/./b", "it leads elsewhere"),
+        ("reconcile.path", "flux=a?b", "it has other characters"),
+        ("reconcile.path", "flux=a%2Fb", "it has other characters"),
+    ] {
+        let errors = errors_of(load(&flag(key, wrong)));
+        assert!(errors.len() == 1 && errors[0].contains(why), "{errors:?}");
+        let line = match wrong.split_once('=').filter(|_| !wrong.contains(',')) {
+            Some((product, value)) => format!("[{key}]\n{product} = {value:?}"),
+            None => continue,
+        };
+        let errors = errors_of(load_file(&line));
+        assert!(
+            errors.len() == 1 && errors[0].contains(why) && errors[0].contains("blobcast.toml:1"),
+            "{errors:?}"
+        );
+    }
+    let errors = errors_of(load_file("[reconcile]\nexpect_within = 5"));
+    assert!(
+        errors.len() == 1 && errors[0].contains("write it like { veo = "),
+        "{errors:?}"
+    );
+}
+
+#[test]
+fn one_product_of_a_table_is_no_key_of_its_own() {
+    let errors = errors_of(load(&variable("BLOBCAST_RECONCILE__PATH__FLUX", "flux")));
+    let expected =
+        "`reconcile.path.flux`: is no key of its own; set `BLOBCAST_RECONCILE__PATH` as a whole";
+    assert!(
+        errors.len() == 1 && errors[0].ends_with(expected),
+        "{errors:?}"
+    );
+}
+
+#[test]
+fn the_vendors_base_url_is_http_and_may_have_a_path() {
+    let url = |raw| load(&flag("reconcile.base_url", raw)).map(|config| config.reconcile.base_url);
+    assert_eq!(
+        default_config().reconcile.base_url,
+        "https://platform.runblob.io"
+    );
+    assert_eq!(url("https://a:8443/x/").unwrap(), "https://a:8443/x");
+    for (wrong, why) in [
+        ("", "it is empty"),
+        ("platform.runblob.io", "must begin with http:// or https://"),
+        ("https://a:65536", "has an invalid port"),
+        ("https://a/?key=hunter2", "must have no query"),
+        (
+            "https://u:hunter2@a",
+            "must not carry a user name or password",
+        ),
+    ] {
+        let errors = errors_of(load(&flag("reconcile.base_url", wrong)));
+        assert!(
+            errors.len() == 1 && errors[0].contains(why) && !errors[0].contains("hunter2"),
+            "{errors:?}"
+        );
+    }
 }
 
 #[test]

@@ -1,22 +1,26 @@
-//! Reads the texts of values: durations, addresses, URLs, networks, paths. Pure; knows no key and
-//! no limit.
+//! Reads the texts of values: durations, addresses, URLs, networks, paths, tables of products. Pure;
+//! knows no key and no limit.
 //!
 //! A text that cannot be read is an error that shows the expected form, and never a secret in a
 //! URL.
 
 use std::{
+    collections::BTreeMap,
     fmt,
     net::{IpAddr, Ipv4Addr, SocketAddr},
     path::PathBuf,
     time::Duration,
 };
 
-use hyper::http::uri::Authority;
 use ipnet::IpNet;
-use serde::de::{Deserializer, Error, SeqAccess, Unexpected, Visitor};
+use serde::de::{Deserializer, Error, MapAccess, SeqAccess, Unexpected, Visitor};
 use tracing_subscriber::EnvFilter;
 
-use crate::size::{SizeError, parse_size};
+use super::urls::{api_path, http_url, uri_with_port, without_secrets};
+use crate::{
+    event::{Product, ProductError},
+    size::{SizeError, parse_size},
+};
 
 /// Units of time in nanoseconds, largest first.
 const TIME_UNITS: [(&str, u128); 7] = [
@@ -42,6 +46,18 @@ pub(crate) enum UnitError {
     PublicUrl(String, &'static str),
     #[error("{0:?} is not an OTLP endpoint: it {1}")]
     OtlpEndpoint(String, &'static str),
+    #[error("{0:?} is not the base URL of an API: it {1}")]
+    BaseUrl(String, &'static str),
+    #[error("{0}: {1}")]
+    OfProduct(String, Box<Self>),
+    #[error("{0:?} is no product: {1}")]
+    Product(String, ProductError),
+    #[error("{0:?} is not PRODUCT=VALUE")]
+    NoPair(String),
+    #[error("{0} is named twice")]
+    NamedTwice(String),
+    #[error("{0:?} is not a path like \"flux\", \"kling/o1-video\" or \"sora/\": it {1}")]
+    Path(String, &'static str),
     #[error("{0:?} is not a ratio: it is a number from 0 to 1")]
     Ratio(String),
     #[error("{0:?} is not a network: it is ADDRESS/BITS, or one ADDRESS")]
@@ -86,18 +102,26 @@ fn parse_public_url(raw: &str) -> Result<Option<String>, UnitError> {
     http_url(raw).map_err(|why| UnitError::PublicUrl(without_secrets(raw), why))
 }
 
+fn parse_base_url(raw: &str) -> Result<String, UnitError> {
+    let wrong = |why| UnitError::BaseUrl(without_secrets(raw), why);
+    let url = http_url(raw).map_err(wrong)?;
+    let url = url.ok_or_else(|| wrong("is empty"))?;
+    uri_with_port(&url).map_err(wrong)?;
+    Ok(url)
+}
+
+fn parse_api_path(raw: &str) -> Result<String, UnitError> {
+    api_path(raw)
+        .map(str::to_owned)
+        .map_err(|why| UnitError::Path(raw.to_owned(), why))
+}
+
 fn parse_otlp_endpoint(raw: &str) -> Result<Option<String>, UnitError> {
     let wrong = |why| UnitError::OtlpEndpoint(without_secrets(raw), why);
     let Some(url) = http_url(raw).map_err(wrong)? else {
         return Ok(None);
     };
-    let uri: hyper::Uri = url.parse().map_err(|_| wrong("has an invalid host"))?;
-    let is_port = |authority: &Authority| {
-        authority.as_str() == authority.host() || authority.port_u16().is_some()
-    };
-    if !uri.authority().is_some_and(is_port) {
-        return Err(wrong("has an invalid port"));
-    }
+    let uri = uri_with_port(&url).map_err(wrong)?;
     if uri.path() != "/" {
         return Err(wrong(
             "must have no path: traces are sent by gRPC, usually to port 4317, not by HTTP",
@@ -125,55 +149,6 @@ impl Ratio {
     pub(crate) fn get(self) -> f64 {
         self.0
     }
-}
-
-/// A URL without its possible secrets: user name, password and query.
-pub(crate) fn without_secrets(raw: &str) -> String {
-    let (scheme, rest) = raw
-        .split_once("://")
-        .map_or(("", raw), |(scheme, rest)| (&raw[..scheme.len() + 3], rest));
-    // A password that is not percent-encoded may contain any character, so the last `@` ends it.
-    let (userinfo, rest) = rest
-        .rsplit_once('@')
-        .map_or(("", rest), |(_, rest)| ("…@", rest));
-    let (rest, query) = rest
-        .find(['?', '#'])
-        .map_or((rest, ""), |end| (&rest[..=end], "…"));
-    format!("{scheme}{userinfo}{rest}{query}")
-}
-
-/// A URL without its trailing slash. Refuses URLs with parts that must not be printed or logged.
-fn http_url(raw: &str) -> Result<Option<String>, &'static str> {
-    if raw.is_empty() {
-        return Ok(None);
-    }
-
-    let Some(rest) = raw
-        .strip_prefix("https://")
-        .or_else(|| raw.strip_prefix("http://"))
-    else {
-        return Err("must begin with http:// or https://");
-    };
-
-    if !raw.bytes().all(|byte| byte.is_ascii_graphic()) {
-        return Err("may have only printable ASCII characters and no spaces");
-    }
-
-    if raw.contains(['?', '#']) {
-        return Err("must have no query and no fragment");
-    }
-
-    let authority = rest.split('/').next().unwrap_or_default();
-    // Also after the slash that ends the host: a password may contain a slash.
-    if rest.contains('@') {
-        return Err("must not carry a user name or password");
-    }
-
-    if authority.is_empty() || authority.starts_with(':') {
-        return Err("names no host");
-    }
-
-    Ok(Some(raw.trim_end_matches('/').to_owned()))
 }
 
 fn parse_path(raw: &str) -> Result<PathBuf, UnitError> {
@@ -279,6 +254,28 @@ pub(super) fn public_url<'de, D: Deserializer<'de>>(from: D) -> Result<Option<St
     text(from, "a URL, or an empty string", parse_public_url)
 }
 
+pub(super) fn base_url<'de, D: Deserializer<'de>>(from: D) -> Result<String, D::Error> {
+    text(from, "a URL", parse_base_url)
+}
+
+pub(super) fn durations_by_product<'de, D: Deserializer<'de>>(
+    from: D,
+) -> Result<BTreeMap<Product, Duration>, D::Error> {
+    from.deserialize_any(ByProduct {
+        expected: "a table of products with a duration each",
+        parse: parse_duration,
+    })
+}
+
+pub(super) fn paths_by_product<'de, D: Deserializer<'de>>(
+    from: D,
+) -> Result<BTreeMap<Product, String>, D::Error> {
+    from.deserialize_any(ByProduct {
+        expected: "a table of products with a path each",
+        parse: parse_api_path,
+    })
+}
+
 pub(super) fn otlp_endpoint<'de, D: Deserializer<'de>>(
     from: D,
 ) -> Result<Option<String>, D::Error> {
@@ -367,6 +364,56 @@ impl<'de, T> Visitor<'de> for List<T> {
         let mut values = Vec::new();
         while let Some(raw) = list.next_element::<String>()? {
             values.push((self.parse)(&raw).map_err(A::Error::custom)?);
+        }
+        Ok(values)
+    }
+}
+
+/// A table of products, or one text `PRODUCT=VALUE,PRODUCT=VALUE`, as environment and command line have it.
+struct ByProduct<T> {
+    expected: &'static str,
+    parse: Parse<T>,
+}
+
+impl<T> ByProduct<T> {
+    fn add(&self, to: &mut BTreeMap<Product, T>, name: &str, raw: &str) -> Result<(), UnitError> {
+        let product =
+            Product::parse(name).map_err(|error| UnitError::Product(name.to_owned(), error))?;
+        let value = (self.parse)(raw)
+            .map_err(|error| UnitError::OfProduct(name.to_owned(), Box::new(error)))?;
+        let before = to.insert(product, value);
+        before.map_or(Ok(()), |_| Err(UnitError::NamedTwice(name.to_owned())))
+    }
+}
+
+impl<'de, T> Visitor<'de> for ByProduct<T> {
+    type Value = BTreeMap<Product, T>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.expected)
+    }
+
+    fn visit_str<E: Error>(self, raw: &str) -> Result<Self::Value, E> {
+        let mut values = BTreeMap::new();
+        for pair in raw
+            .split(',')
+            .map(str::trim)
+            .filter(|pair| !pair.is_empty())
+        {
+            let (name, value) = pair
+                .split_once('=')
+                .ok_or_else(|| E::custom(UnitError::NoPair(pair.to_owned())))?;
+            self.add(&mut values, name.trim(), value.trim())
+                .map_err(E::custom)?;
+        }
+        Ok(values)
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut table: A) -> Result<Self::Value, A::Error> {
+        let mut values = BTreeMap::new();
+        while let Some((name, raw)) = table.next_entry::<String, String>()? {
+            self.add(&mut values, &name, &raw)
+                .map_err(A::Error::custom)?;
         }
         Ok(values)
     }

@@ -224,6 +224,11 @@ async fn the_printed_default_file_is_a_valid_file_that_changes_nothing() {
                     .filter_map(|value| value.as_str())
                     .collect::<Vec<_>>()
                     .join(","),
+                toml::Value::Table(table) => table
+                    .iter()
+                    .filter_map(|(name, value)| Some(format!("{name}={}", value.as_str()?)))
+                    .collect::<Vec<_>>()
+                    .join(","),
                 value => value.to_string(),
             };
             all = all.env(&format!("BLOBCAST_{}", key.to_uppercase()), text);

@@ -26,7 +26,7 @@ const ALLOWED: [(&str, &[&str]); 33] = [
     ("trace", &[]),
     ("transit", &[]),
     ("web", &[]),
-    ("config", &["files", "size"]),
+    ("config", &["event", "files", "size"]),
     ("sizing", &["config"]),
     ("checker", &[]),
     ("credentials", &["event", "size"]),
