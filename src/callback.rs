@@ -159,25 +159,8 @@ impl Callback {
             credential: self.credential.clone(),
         };
 
-        let lacks_output =
-            event.report.status == TaskStatus::Completed && event.report.outputs.is_empty();
-        Ok(Draft {
-            event_id: event.event_id,
-            product: event.product.clone(),
-            task_id: event.report.task_id.clone(),
-            status: event.report.status,
-            fingerprint: event
-                .report
-                .fingerprint(read)
-                .of_tenant(self.bound.as_deref().map(|bound| &bound.labels)),
-            received_at_micros: self.received_at.as_microsecond(),
-            labels: event.labels.clone(),
-            event: wire::encode_event(event),
-            raw: raw.clone(),
-            lacks_output,
-            conceals_duplicates: false,
-            origin: None,
-        })
+        let tenant = self.bound.as_deref().map(|bound| &bound.labels);
+        Ok(draft(event, read, raw.clone(), tenant))
     }
 
     /// The product without secrets: a query may have been written into the path.
@@ -313,6 +296,27 @@ impl Callback {
         } else {
             Err(Rejection::Labels)
         }
+    }
+}
+
+/// Drafts an event that was read from `read`, and is stored with `raw`. `tenant`: the labels that its sender is bound to.
+pub fn draft(event: Event, read: &[u8], raw: Bytes, tenant: Option<&Labels>) -> Draft {
+    let report = &event.report;
+    let lacks_output = report.status == TaskStatus::Completed && report.outputs.is_empty();
+    Draft {
+        event_id: event.event_id,
+        product: event.product.clone(),
+        task_id: report.task_id.clone(),
+        status: report.status,
+        fingerprint: report.fingerprint(read).of_tenant(tenant),
+        received_at_micros: event.received_at.as_microsecond(),
+        labels: event.labels.clone(),
+        is_answer: event.verification == Verification::VendorApi,
+        event: wire::encode_event(event),
+        raw,
+        lacks_output,
+        conceals_duplicates: false,
+        origin: None,
     }
 }
 

@@ -163,7 +163,7 @@ mod tests {
 
     fn any_event() -> impl Strategy<Value = Plain> {
         let labels = collection::vec(0..3usize, 0..3);
-        (0..3usize, 0..3usize, 0..5u8, labels).prop_map(|(task, product, status, labels)| Plain {
+        (0..3usize, 0..3usize, 0..6u8, labels).prop_map(|(task, product, status, labels)| Plain {
             task_id: TASKS[task],
             product: PRODUCTS[product],
             status: TaskStatus::from_number(status).unwrap(),
@@ -183,7 +183,7 @@ mod tests {
     }
 
     fn any_filter() -> impl Strategy<Value = Filter> {
-        let asked = (subset(), subset(), collection::vec(0..5u8, 0..3), subset());
+        let asked = (subset(), subset(), collection::vec(0..6u8, 0..3), subset());
         (asked, subset()).prop_map(|((tasks, products, statuses, chosen), bound)| Filter {
             task_ids: tasks
                 .into_iter()

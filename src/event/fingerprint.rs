@@ -7,7 +7,7 @@ use bytes::{Buf, BufMut};
 use serde_json::Value;
 use xxhash_rust::xxh3::{Xxh3, xxh3_64, xxh3_64_with_seed, xxh3_128};
 
-use super::{Labels, Report, TaskError, TaskStatus};
+use super::{Labels, Overdue, Report, TaskError, TaskStatus};
 
 /// The content of one event, as three hashes. Stored, so the rules must not change within a format version.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -29,7 +29,7 @@ impl Fingerprint {
     pub fn of(report: &Report, body: &[u8]) -> Self {
         let error = report.error.as_ref();
         let details = error
-            .and_then(|error| error.details.as_ref())
+            .and_then(TaskError::said_details)
             .map(Value::to_string)
             .unwrap_or_default();
         Self {
@@ -63,6 +63,22 @@ impl Fingerprint {
         Self {
             exact: xxh3_128(bytes),
             result: xxh3_64(bytes),
+            reason: 0,
+        }
+    }
+
+    /// The fingerprint of an event by which the broker says that a task is late. One deadline has two: late, and given up. It repeats
+    /// no report: a report never has this status, which is hashed, too.
+    pub fn of_overdue(overdue: &Overdue) -> Self {
+        let mut hasher = Xxh3::new();
+        let status = TaskStatus::Overdue.as_str();
+        hasher.update(&(status.len() as u64).to_le_bytes());
+        hasher.update(status.as_bytes());
+        hasher.update(&overdue.expected_by.as_microsecond().to_le_bytes());
+        hasher.update(&[u8::from(overdue.gave_up)]);
+        Self {
+            exact: hasher.digest128(),
+            result: TaskStatus::Overdue as u64,
             reason: 0,
         }
     }
@@ -209,6 +225,32 @@ mod tests {
     }
 
     #[test]
+    fn a_late_task_is_two_events_for_each_deadline_and_repeats_no_report() {
+        let at = |second| jiff::Timestamp::from_second(second).unwrap();
+        let late = |expected_by, checks, gave_up| {
+            Fingerprint::of_overdue(&Overdue {
+                expected_by,
+                checked_at: (checks > 0).then_some(expected_by),
+                vendor_http_status: 200,
+                vendor_status: "processing".into(),
+                check_count: checks,
+                gave_up,
+            })
+        };
+        let first = late(at(9), 0, false);
+        assert!(late(at(9), 3, false).repeats(first), "noticed once more");
+        assert!(!late(at(9), 3, true).repeats(first), "given up");
+        assert!(!late(at(10), 0, false).repeats(first), "expected anew");
+        for status in TaskStatus::ALL {
+            let report = Fingerprint::of(&report(status, &[], None), b"{}");
+            assert!(
+                !report.repeats(first) && !first.repeats(report),
+                "{status:?}"
+            );
+        }
+    }
+
+    #[test]
     fn reports_without_output_and_reason_differ_by_their_bodies() {
         let none = TaskError {
             code: "UNSPECIFIED".into(),
@@ -266,6 +308,17 @@ mod tests {
             let other = failed(&(code + "X"), &message, None);
             prop_assert!(other.contradicts(given));
             prop_assert!(given.contradicts(completed(&[])) && completed(&[]).contradicts(given));
+        }
+
+        #[test]
+        fn details_that_say_nothing_are_no_reason_and_no_other_one(code in "[A-Z_]{1,20}", message in ".{0,20}") {
+            let none = failed("UNSPECIFIED", "", None);
+            let given = failed(&code, &message, None);
+            for details in [serde_json::json!({}), serde_json::json!([]), serde_json::json!(""), serde_json::json!(" ")] {
+                prop_assert!(!given.contradicts(failed("UNSPECIFIED", "", Some(details.clone()))));
+                prop_assert!(failed("UNSPECIFIED", "", Some(details.clone())).repeats(none));
+                prop_assert!(failed(&code, &message, Some(details)).repeats(given));
+            }
         }
 
         #[test]

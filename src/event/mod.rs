@@ -6,11 +6,13 @@
 mod cursor;
 mod filter;
 mod fingerprint;
+mod overdue;
 mod record;
 
 pub use cursor::{Cursor, CursorError, Epoch, Sequence};
 pub use filter::{Filter, Selectable};
 pub use fingerprint::Fingerprint;
+pub use overdue::{Overdue, OverdueEvent};
 pub use record::{Encoded, Record, RecordError, RecordParts, Records, SharedEncoding, WeakRecords};
 
 use std::{collections::BTreeMap, fmt, sync::Arc};
@@ -204,16 +206,17 @@ impl TaskError {
 
     /// True if the vendor sent a code, a message or details: more than the fact that the task has failed.
     pub fn gives_a_reason(&self) -> bool {
-        let is_empty = |details: &Value| {
-            details.as_object().is_some_and(serde_json::Map::is_empty)
-                || details.as_array().is_some_and(Vec::is_empty)
-        };
-        let has_details = self
-            .details
-            .as_ref()
-            .is_some_and(|details| !is_empty(details));
+        self.code != Self::NO_CODE || !self.message.is_empty() || self.said_details().is_some()
+    }
 
-        self.code != Self::NO_CODE || !self.message.is_empty() || has_details
+    /// The details, unless they say nothing: an empty object or array, or a blank text.
+    pub fn said_details(&self) -> Option<&Value> {
+        self.details.as_ref().filter(|details| match details {
+            Value::Object(fields) => !fields.is_empty(),
+            Value::Array(elements) => !elements.is_empty(),
+            Value::String(text) => !text.trim().is_empty(),
+            _ => true,
+        })
     }
 }
 

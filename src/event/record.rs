@@ -253,9 +253,13 @@ impl Record {
         }
 
         let keys = &record.bytes[HEADER_BYTES..record.labels_start()];
-        if TaskStatus::from_number(record.bytes[1]).is_none() || std::str::from_utf8(keys).is_err()
-        {
+        if std::str::from_utf8(keys).is_err() {
             return Err(RecordError("its keys are damaged"));
+        }
+        if TaskStatus::from_number(record.bytes[1]).is_none() {
+            return Err(RecordError(
+                "its status is not known: perhaps a newer version has written it",
+            ));
         }
         Ok(record)
     }
@@ -458,7 +462,7 @@ mod tests {
         fn a_record_gives_back_every_part(
             product in "[a-z0-9][a-z0-9-]{0,62}",
             task in "[!-~é]{1,128}",
-            status in 0u8..5,
+            status in 0u8..6,
             revision: u32,
             conflict: bool,
             times: (i64, i64),

@@ -12,14 +12,14 @@ use tonic::{Request, Response, Status};
 use super::{Context, access::Caller, call, deadline, errors, peer, subscribe, task::one_task};
 use crate::{
     budget::Payer,
-    event::{Filter, Record, Selectable, Sequence},
+    event::{Filter, Record, Selectable, Sequence, TaskStatus},
     store::ReadError,
     subscription::{
         Control, Heard, Message, OnExpired, Opening, Sources, Start, StreamEnd, Subscription,
         WAIT_NAME,
     },
     trace,
-    wire::{Delivery, Frame, Malformed, positive_duration, v1},
+    wire::{Delivery, Frame, Malformed, gave_up, positive_duration, v1},
 };
 
 /// How long a call waits by default: proxies cut a call that is not answered within a minute.
@@ -30,7 +30,7 @@ const WAIT_MAX: Duration = Duration::from_secs(3600);
 /// run before the call arrived, and runs on until the answer has arrived.
 const WAIT_MARGIN_MAX: Duration = Duration::from_secs(1);
 
-/// The task's terminal event, or its latest one when the time is up.
+/// The task's terminal event; or its latest one when the time is up, or when the broker has given the task up.
 pub(super) async fn wait(
     context: &Context,
     request: Request<v1::WaitTaskRequest>,
@@ -87,23 +87,22 @@ struct Over {
     done: bool,
 }
 
-/// Reads until the task is over, or until the deadline. The retained events are read to their end also when the time-out is zero, so
-/// a client can ask whether the task is over now.
+/// Reads until the task is over or given up, or until the deadline. The retained events are read to their end also when the time-out is
+/// zero, so a client can ask whether the task is over now.
 async fn read(
     context: &Context,
     subscription: &mut Subscription,
     filter: &Filter,
     deadline: Instant,
 ) -> Result<Over, Status> {
-    let (mut latest, mut terminal, mut caught_up) = (Found::default(), Found::default(), false);
-    while !(caught_up && terminal.is_some()) {
+    let mut task = Watched::default();
+    while !task.is_settled() {
         let seen = match poll_fn(|cx| Poll::Ready(poll_next(subscription, cx))).await {
             Poll::Ready(seen) => seen,
             Poll::Pending => {
                 // Many calls may wait for tasks with large events.
-                latest.let_go();
-                terminal.let_go();
-                if caught_up {
+                task.let_go();
+                if task.caught_up {
                     let Ok(seen) = timeout_at(deadline, next(subscription)).await else {
                         break;
                     };
@@ -115,14 +114,11 @@ async fn read(
         };
 
         match seen {
-            Some(Ok(Seen::Event(record))) if record.status().is_terminal() => {
-                terminal = Found::Here(record);
-            }
-            Some(Ok(Seen::Event(record))) => latest = Found::Here(record),
+            Some(Ok(Seen::Event(record))) => task.take(record),
             Some(Ok(Seen::CaughtUp)) => {
-                caught_up = true;
+                task.caught_up = true;
                 // An erased event is not delivered, but it has ended its task.
-                if !terminal.is_some() && has_ended_by_erased_event(context, filter).await? {
+                if !task.terminal.is_some() && has_ended_by_erased_event(context, filter).await? {
                     let found = Found::None;
                     return Ok(Over { found, done: true });
                 }
@@ -132,10 +128,47 @@ async fn read(
             None => return Err(errors::draining()),
         }
     }
+    Ok(task.into_over())
+}
 
-    let done = terminal.is_some();
-    let found = if done { terminal } else { latest };
-    Ok(Over { found, done })
+/// What a wait has seen of its task.
+#[derive(Default)]
+struct Watched {
+    terminal: Found,
+    /// The latest event that is not terminal.
+    latest: Found,
+    /// That event says that the broker no longer asks the vendor.
+    is_given_up: bool,
+    /// All retained events were seen.
+    caught_up: bool,
+}
+
+impl Watched {
+    fn take(&mut self, record: Record) {
+        if record.status().is_terminal() {
+            self.terminal = Found::Here(record);
+            return;
+        }
+        // Over the first overdue event the wait goes on: the vendor is asked again.
+        self.is_given_up = record.status() == TaskStatus::Overdue && gave_up(record.event());
+        self.latest = Found::Here(record);
+    }
+
+    /// There is nothing to wait for.
+    fn is_settled(&self) -> bool {
+        self.caught_up && (self.terminal.is_some() || self.is_given_up)
+    }
+
+    fn let_go(&mut self) {
+        self.latest.let_go();
+        self.terminal.let_go();
+    }
+
+    fn into_over(self) -> Over {
+        let done = self.terminal.is_some();
+        let found = if done { self.terminal } else { self.latest };
+        Over { found, done }
+    }
 }
 
 async fn has_ended_by_erased_event(context: &Context, filter: &Filter) -> Result<bool, Status> {
@@ -268,7 +301,81 @@ fn wait_until(now: Instant, patience: Duration, call_deadline: Option<Instant>) 
 
 #[cfg(test)]
 mod tests {
+    use jiff::Timestamp;
+    use uuid::Uuid;
+
     use super::*;
+    use crate::{
+        event::{Labels, Overdue, OverdueEvent, Product, RecordParts, TaskId},
+        wire::encode_overdue,
+    };
+
+    /// The task's event at a place; an overdue one by which it is given up or not.
+    fn record(place: u64, status: TaskStatus, gave_up: bool) -> Record {
+        let (product, task_id) = (Product::parse("veo").unwrap(), TaskId::parse("t").unwrap());
+        let overdue = OverdueEvent {
+            event_id: Uuid::nil(),
+            product: product.clone(),
+            task_id: task_id.clone(),
+            labels: Labels::new(),
+            noticed_at: Timestamp::UNIX_EPOCH,
+            credential: String::new(),
+            overdue: Overdue {
+                expected_by: Timestamp::UNIX_EPOCH,
+                checked_at: None,
+                vendor_http_status: 0,
+                vendor_status: String::new(),
+                check_count: 0,
+                gave_up,
+            },
+        };
+        let parts = RecordParts {
+            product: &product,
+            task_id: &task_id,
+            status,
+            revision: 1,
+            conflict: false,
+            received_at_micros: 0,
+            log_time_micros: 0,
+            labels: &Labels::new(),
+            event: &encode_overdue(overdue),
+            raw: &[],
+        };
+        Record::new(Sequence(place), &parts)
+    }
+
+    #[test]
+    fn a_wait_ends_with_the_task_or_when_its_newest_event_gives_it_up() {
+        use TaskStatus::{Completed, Overdue, Processing};
+        let (late, given_up) = ((Overdue, false), (Overdue, true));
+        let (going_on, over) = ((Processing, false), (Completed, false));
+        for (events, place) in [
+            (vec![], None),
+            (vec![going_on, late], None),
+            (vec![late, given_up], Some((2, false))),
+            (vec![given_up], Some((1, false))),
+            (vec![late, given_up, late], None),
+            (vec![late, given_up, going_on], None),
+            (vec![late, given_up, over], Some((3, true))),
+            (vec![late, over], Some((2, true))),
+            (vec![(Processing, true)], None),
+        ] {
+            let mut task = Watched::default();
+            for (place, &(status, gave_up)) in (1..).zip(&events) {
+                task.take(record(place, status, gave_up));
+                assert!(!task.is_settled(), "more may be retained");
+            }
+            task.caught_up = true;
+            let is_settled = task.is_settled();
+            task.let_go();
+            let Over { found, done } = task.into_over();
+            let found = match found {
+                Found::InTheLog(place) => place.0,
+                _ => 0,
+            };
+            assert_eq!(is_settled.then_some((found, done)), place, "{events:?}");
+        }
+    }
 
     #[test]
     fn a_wait_has_a_default_and_a_maximum_and_is_not_negative() {

@@ -176,6 +176,7 @@ impl Other {
                 labels: record.labels(),
                 event: Bytes::copy_from_slice(record.event()),
                 raw: Bytes::copy_from_slice(record.raw()),
+                is_answer: false, // what the other log has decided stays
                 lacks_output: false,
                 conceals_duplicates: false,
                 origin: None,

@@ -4,6 +4,11 @@
 //! as the event is retained. Anything else is a new event with the next revision; nothing the
 //! vendor says is thrown away.
 //!
+//! Two kinds of events are not the vendor's callbacks. An answer of its status API is new only if
+//! no event has ended the task with the same status: whichever of callback and answer comes second
+//! adds no event. And an overdue event is the broker's own: it follows no end, repeats only itself,
+//! and takes no room from the vendor's.
+//!
 //! Everything is counted by product, because a signed URL is for one product: its holder takes no
 //! room from another product's events of the same task id. An index entry is rewritten by each new
 //! event, so its size is bounded, too.
@@ -17,6 +22,9 @@ use crate::event::{Fingerprint, Product, Sequence, TaskStatus};
 /// and some. Each new event of a task rewrites all that the index names of it, some 70 bytes each,
 /// so this is also what an append costs at most.
 pub(super) const TASK_EVENTS_MAX: usize = 128;
+/// Most overdue events of one task of one product: two for each time that it is expected, which is
+/// mostly once.
+pub(super) const OVERDUE_EVENTS_MAX: usize = 16;
 /// Most terminal events of one task of one product that the index names. The vendor sends one.
 pub(super) const TERMINAL_EVENTS_NAMED: usize = 64;
 /// With so many events of one task id, of all products together, each product may have
@@ -27,6 +35,17 @@ const CROWDED_EVENTS_MAX: usize = 8;
 /// Most products with the same task id; the vendor has fewer, and a task is of one. Only a token
 /// that is bound to no product gets there.
 const TASK_PRODUCTS_MAX: usize = 32;
+
+/// Who brings an event.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum By {
+    /// A callback, or the broker with an overdue event.
+    Callback,
+    /// The status API, which the broker has asked.
+    Answer,
+    /// An operator who has looked at it, or another log, which has applied the limits already.
+    Trusted,
+}
 
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Verdict<'a> {
@@ -40,13 +59,22 @@ pub(super) fn judge<'a>(
     product: &Product,
     status: TaskStatus,
     fingerprint: Fingerprint,
-    limited: bool,
+    by: By,
 ) -> Verdict<'a> {
     let of_product = || known.iter().filter(|event| event.product == *product);
     if let Some(original) = of_product().find(|event| fingerprint.repeats(event.fingerprint)) {
         return Verdict::Duplicate(original);
     }
-    if limited && is_full(known, product, status) {
+    // Newest first: of several ends it is the present one.
+    let settles = |end: &&TaskEvent| {
+        end.status.is_terminal() && (end.status == status || !status.is_terminal())
+    };
+    if (by == By::Answer || status == TaskStatus::Overdue)
+        && let Some(end) = of_product().rev().find(settles)
+    {
+        return Verdict::Duplicate(end);
+    }
+    if by == By::Callback && is_full(known, product, status) {
         return Verdict::TooMany;
     }
     // A terminal event is the vendor's last word, so a different last word contradicts it: unless
@@ -118,13 +146,20 @@ fn is_full(known: &[TaskEvent], product: &Product, status: TaskStatus) -> bool {
     if known.len() < CROWDED_EVENTS_MAX {
         return false; // almost always
     }
+    let is_overdue = |event: &TaskEvent| event.status == TaskStatus::Overdue;
+    if status == TaskStatus::Overdue {
+        let of_product = known.iter().filter(|event| event.product == *product);
+        return of_product.filter(|event| is_overdue(event)).count() >= OVERDUE_EVENTS_MAX;
+    }
     if known.len() >= TASK_PRODUCTS_MAX && known.iter().all(|event| event.product != *product) {
         let products: HashSet<_> = known.iter().map(|event| &event.product).collect();
         if products.len() >= TASK_PRODUCTS_MAX {
             return true;
         }
     }
-    let is_like_it = |event: &&TaskEvent| event.product == *product && !event.status.is_terminal();
+    let is_like_it = |event: &&TaskEvent| {
+        event.product == *product && !event.status.is_terminal() && !is_overdue(event)
+    };
     let most = if is_crowded(known) {
         CROWDED_EVENTS_MAX
     } else {
@@ -172,7 +207,7 @@ mod tests {
         /// Appends what is new as the writer would; false if it is one too many.
         fn send(&mut self, product: &Product, status: TaskStatus) -> bool {
             let next = event(self.logged + 1, product, status);
-            match judge(&self.known, product, status, next.fingerprint, true) {
+            match judge(&self.known, product, status, next.fingerprint, By::Callback) {
                 Verdict::TooMany => false,
                 Verdict::Duplicate(_) => panic!("each has a fingerprint of its own"),
                 Verdict::New { .. } => {
@@ -196,10 +231,10 @@ mod tests {
         for &(product, status, content) in input {
             let known: Vec<_> = kept.iter().map(|(event, _)| event.clone()).collect();
             let product = Product::parse(["veo", "sora"][usize::from(product % 2)]).unwrap();
-            let status = TaskStatus::from_number(status % 5).unwrap();
+            let status = TaskStatus::from_number(status % 6).unwrap();
             let fingerprint = Fingerprint::from(u128::from(content % 4) * 8 + status as u128);
             if let Verdict::New { revision, conflict } =
-                judge(&known, &product, status, fingerprint, true)
+                judge(&known, &product, status, fingerprint, By::Callback)
             {
                 let sequence = Sequence(kept.len() as u64 + 1);
                 let event_id = Uuid::nil();
@@ -232,6 +267,44 @@ mod tests {
                 let revisions: Vec<_> =
                     kept.iter().filter(|(e, _)| e.product.as_str() == product).map(|(e, _)| e.revision).collect();
                 prop_assert_eq!(&revisions, &(1..=revisions.len() as u32).collect::<Vec<_>>());
+            }
+        }
+
+        #[test]
+        fn an_overdue_event_changes_nothing_for_what_the_vendor_says_but_the_revision(input in collection::vec(any::<(u8, u8, u8)>(), 0..40)) {
+            let of_vendor = |kept: Vec<(TaskEvent, bool)>| -> Vec<_> {
+                let of_vendor = kept.into_iter().filter(|(event, _)| event.status != TaskStatus::Overdue);
+                of_vendor.map(|(event, conflict)| (event.product, event.fingerprint, conflict)).collect()
+            };
+            let without: Vec<_> = input.iter().copied().filter(|(_, status, _)| status % 6 != TaskStatus::Overdue as u8).collect();
+            prop_assert_eq!(of_vendor(history(&input)), of_vendor(history(&without)));
+        }
+
+        #[test]
+        fn no_overdue_event_comes_behind_the_end_of_its_task(input in collection::vec(any::<(u8, u8, u8)>(), 0..40)) {
+            let kept = history(&input);
+            for product in ["veo", "sora"] {
+                let of_product = kept.iter().map(|(event, _)| event).filter(|event| event.product.as_str() == product);
+                let behind_end: Vec<_> = of_product.skip_while(|event| !event.status.is_terminal()).collect();
+                prop_assert!(behind_end.iter().all(|event| event.status != TaskStatus::Overdue));
+            }
+        }
+
+        #[test]
+        fn an_answer_is_news_only_where_no_event_has_ended_the_task_in_the_same_way(
+            input in collection::vec(any::<(u8, u8, u8)>(), 0..20), is_completed: bool, content: u8,
+        ) {
+            let known: Vec<_> = history(&input).into_iter().map(|(event, _)| event).collect();
+            let veo = Product::parse("veo").unwrap();
+            let status = if is_completed { TaskStatus::Completed } else { TaskStatus::Failed };
+            let ends: Vec<_> = known.iter().filter(|event| event.product == veo && event.status.is_terminal()).collect();
+            let answered = judge(&known, &veo, status, (1_000 + u128::from(content)).into(), By::Answer);
+            match ends.iter().rev().find(|end| end.status == status) {
+                Some(end) => prop_assert_eq!(answered, Verdict::Duplicate(end)),
+                None => {
+                    let is_new = matches!(answered, Verdict::New { conflict, .. } if conflict == !ends.is_empty());
+                    prop_assert!(is_new, "{:?}", answered);
+                }
             }
         }
 
@@ -280,7 +353,8 @@ mod tests {
         let known: Vec<_> = (1..=TASK_EVENTS_MAX)
             .map(|n| event(n, &veo, TaskStatus::Processing))
             .collect();
-        let judged = |known, product, status| judge(known, product, status, u128::MAX.into(), true);
+        let judged =
+            |known, product, status| judge(known, product, status, u128::MAX.into(), By::Callback);
         assert_eq!(
             judged(&known, &veo, TaskStatus::Processing),
             Verdict::TooMany
@@ -310,16 +384,45 @@ mod tests {
                 &veo,
                 TaskStatus::Processing,
                 u128::MAX.into(),
-                false
+                By::Trusted
             ),
             new(next),
             "an operator may"
         );
-        let duplicate = judge(&known, &veo, TaskStatus::Processing, 7.into(), true);
+        let duplicate = judge(&known, &veo, TaskStatus::Processing, 7.into(), By::Callback);
         assert!(
             matches!(duplicate, Verdict::Duplicate(_)),
             "a duplicate is one at the limit, too"
         );
+    }
+
+    #[test]
+    fn a_task_is_overdue_up_to_a_limit_of_its_own() {
+        let (veo, mut task) = (product(1), Task::default());
+        for _ in 0..TASK_EVENTS_MAX {
+            assert!(task.send(&veo, TaskStatus::Processing));
+        }
+        assert!(!task.send(&veo, TaskStatus::Processing));
+        for _ in 0..OVERDUE_EVENTS_MAX {
+            assert!(
+                task.send(&veo, TaskStatus::Overdue),
+                "it has room of its own"
+            );
+        }
+        assert!(!task.send(&veo, TaskStatus::Overdue));
+
+        let mut task = Task::default();
+        for _ in 0..OVERDUE_EVENTS_MAX {
+            assert!(task.send(&veo, TaskStatus::Overdue));
+        }
+        for _ in 0..TASK_EVENTS_MAX {
+            assert!(
+                task.send(&veo, TaskStatus::Processing),
+                "it takes none of theirs"
+            );
+        }
+        assert!(!task.send(&veo, TaskStatus::Processing));
+        assert!(task.send(&veo, TaskStatus::Completed));
     }
 
     #[test]
@@ -344,7 +447,7 @@ mod tests {
                 &veo,
                 TaskStatus::Completed,
                 (place as u128).into(),
-                true,
+                By::Callback,
             );
             assert_eq!(
                 matches!(again, Verdict::Duplicate(_)),

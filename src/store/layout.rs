@@ -372,7 +372,7 @@ mod tests {
 
     fn any_task_event() -> impl Strategy<Value = TaskEvent> {
         let product = "[a-z0-9][a-z0-9-]{0,62}";
-        (any::<(u64, u128, u128, u32, bool)>(), 0u8..5, product).prop_map(
+        (any::<(u64, u128, u128, u32, bool)>(), 0u8..6, product).prop_map(
             |(numbers, status, product)| TaskEvent {
                 sequence: Sequence(numbers.0),
                 event_id: Uuid::from_u128(numbers.1),

@@ -101,6 +101,9 @@ pub struct Draft {
     pub event: Bytes,
     /// The callback's body.
     pub raw: Bytes,
+    /// It is an answer of the vendor's status API. The broker asked because it knew of no end, so it
+    /// is news only if there is none by now, or another one.
+    pub is_answer: bool,
     /// It says that the task is completed, and names no output.
     pub lacks_output: bool,
     /// A duplicate must take as long as a new event: its sender must not learn whether the task is

@@ -7,7 +7,7 @@ use serde_json::Value;
 use std::time::Duration;
 
 use super::{frame::EVENT_BYTES_MAX, v1};
-use crate::event::{Event, Output, OutputKind, TaskError, TaskStatus, Verification};
+use crate::event::{Event, Output, OutputKind, OverdueEvent, TaskError, TaskStatus, Verification};
 
 /// Most bytes of an error's `details`, encoded. A JSON number grows fivefold in a `Struct`, so a body of 1 MiB could become an event
 /// beyond the 4 MiB that clients accept by default, and no such client would get past it. With this limit the details, the texts of
@@ -67,6 +67,48 @@ pub fn encode_event(event: Event) -> Bytes {
     } else {
         shortened(event).encode_to_vec().into()
     }
+}
+
+/// Encodes the event of a late task, like [`encode_event`]. It has no sender, so nothing of it was verified.
+pub fn encode_overdue(event: OverdueEvent) -> Bytes {
+    let OverdueEvent {
+        event_id,
+        product,
+        task_id,
+        labels,
+        noticed_at,
+        credential,
+        overdue,
+    } = event;
+
+    let overdue = v1::Overdue {
+        expected_by: Some(timestamp(overdue.expected_by)),
+        checked_at: overdue.checked_at.map(timestamp),
+        vendor_http_status: overdue.vendor_http_status.into(),
+        vendor_status: overdue.vendor_status,
+        check_count: overdue.check_count,
+        gave_up: overdue.gave_up,
+    };
+    let event = v1::Event {
+        event_id: event_id.to_string(),
+        product: product.as_str().to_owned(),
+        task_id: task_id.as_str().to_owned(),
+        status: v1::TaskStatus::Overdue.into(),
+        received_at: Some(timestamp(noticed_at)),
+        labels: labels.into_iter().collect(),
+        credential,
+        overdue: Some(overdue),
+        ..v1::Event::default()
+    };
+    event.encode_to_vec().into()
+}
+
+/// True if an encoded event says that the broker no longer asks for its task.
+pub fn gave_up(encoded: &[u8]) -> bool {
+    v1::Event::decode(encoded)
+        .ok()
+        .and_then(|event| event.overdue)
+        .is_some_and(|overdue| overdue.gave_up)
 }
 
 /// The event without as many of its large fields as necessary, the least important first. No field is cut in the middle.

@@ -9,7 +9,10 @@ mod reason;
 mod request;
 mod status;
 
-pub use convert::{duration, encode_event, status_to_wire, timestamp, verification_to_wire};
+pub use convert::{
+    duration, encode_event, encode_overdue, gave_up, status_to_wire, timestamp,
+    verification_to_wire,
+};
 pub use frame::{Delivery, Frame, Raw, encode_streamed, put_message};
 pub use reason::{DOMAIN, Reason, Retry};
 pub use request::{

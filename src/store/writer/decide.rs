@@ -18,7 +18,7 @@ use crate::{
     event::{Record, RecordParts, Selectable},
     store::{
         Appended, Draft, NewQuarantined, ReadError, Store,
-        dedupe::{Verdict, judge},
+        dedupe::{By, Verdict, judge},
         layout::TaskEvent,
         log::Found,
     },
@@ -196,15 +196,12 @@ impl Decisions<'_> {
 
     fn append_as(&mut self, draft: &Draft, source: Source) -> Result<Appended, WriteError> {
         let known = self.commit.events(&draft.task_id).map_err(failed)?;
-        // An operator who releases a callback has looked at it, and another log has applied the limits already.
-        let limited = source == Source::Callback;
-        let verdict = judge(
-            known,
-            &draft.product,
-            draft.status,
-            draft.fingerprint,
-            limited,
-        );
+        let by = match source {
+            Source::Callback if draft.is_answer => By::Answer,
+            Source::Callback => By::Callback,
+            Source::Quarantine | Source::Log { .. } => By::Trusted,
+        };
+        let verdict = judge(known, &draft.product, draft.status, draft.fingerprint, by);
         let (revision, conflict) = match verdict {
             Verdict::TooMany => return Err(WriteError::TooManyEvents),
             Verdict::Duplicate(original) => {

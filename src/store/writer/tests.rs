@@ -48,6 +48,7 @@ fn draft(task: &str, raw_bytes: usize) -> Draft {
         labels: Labels::new(),
         event: Bytes::new(),
         raw: vec![0; raw_bytes].into(),
+        is_answer: false,
         lacks_output: false,
         conceals_duplicates: false,
         origin: None,

@@ -49,15 +49,19 @@ struct Event {
     product: u8,
     status: u8,
     content: u8,
+    is_answer: bool,
 }
 
 fn any_event() -> impl Strategy<Value = Event> {
-    (0..4u8, 0..2u8, 0..5u8, 0..6u8).prop_map(|(task, product, status, content)| Event {
-        task,
-        product,
-        status,
-        content,
-    })
+    (0..4u8, 0..2u8, 0..6u8, 0..6u8, any::<bool>()).prop_map(
+        |(task, product, status, content, is_answer)| Event {
+            task,
+            product,
+            status,
+            content,
+            is_answer,
+        },
+    )
 }
 
 fn any_sent() -> impl Strategy<Value = Sent> {
@@ -112,6 +116,7 @@ impl Taking {
             product,
             status,
             content,
+            is_answer,
         } = *event;
         Draft {
             event_id: Uuid::from_u128(self.sent),
@@ -122,6 +127,7 @@ impl Taking {
             received_at_micros: self.stepped.machine.wall(),
             raw: vec![b'r'; usize::from(content) * 10].into(),
             event: vec![b'e'; usize::from(content)].into(),
+            is_answer,
             ..draft(&format!("t{task}"), 0)
         }
     }
