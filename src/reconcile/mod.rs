@@ -12,3 +12,5 @@ mod schedule;
 
 mod breaker;
 mod budget;
+mod waiting;
+mod walk;

@@ -1,0 +1,283 @@
+//! Which tasks somebody waits for now: each of them is expected, for as long as it is waited for and
+//! 2 minutes longer, in which a client reconnects. In memory only.
+//!
+//! Reference counted: several clients may wait for one task. At most [`WAITED_FOR_MAX`] tasks are
+//! known. Those beyond are waited for as ever, and are not checked: `ExpectTasks` expects more.
+
+use std::{
+    collections::{BTreeMap, HashMap, VecDeque},
+    sync::Arc,
+    time::Duration,
+};
+
+use parking_lot::Mutex;
+use tokio::{sync::Notify, time::Instant};
+
+use super::schedule::TaskKey;
+use crate::event::{Labels, Product, TaskId};
+
+/// So long a task is still waited for after the last client has left.
+pub(super) const LINGER: Duration = Duration::from_secs(120);
+/// Most tasks that are known as waited for, 4 KiB of memory each at most: with 50 checks a minute
+/// for each key, checking so many once takes more than three hours.
+pub const WAITED_FOR_MAX: usize = 10_000;
+
+/// See the module's description.
+#[derive(Debug, Default)]
+pub struct Waiting {
+    state: Mutex<State>,
+    /// A task began or ceased to be waited for.
+    changed: Notify,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    tasks: HashMap<TaskKey, Waited>,
+    /// Tasks that are not waited for any more, by when they are forgotten.
+    leaving: BTreeMap<(Instant, u64), TaskKey>,
+    next_number: u64,
+    /// Tasks that are new since the last look. Each once, so no more than `tasks`.
+    begun: VecDeque<TaskKey>,
+}
+
+#[derive(Debug)]
+struct Waited {
+    clients: usize,
+    /// When the task is forgotten, while no client waits.
+    leaves: Option<(Instant, u64)>,
+    /// Those that the clients are bound to, if all are bound to the same.
+    labels: Option<Labels>,
+}
+
+/// One client's wait for some tasks. They are not waited for any more when it is dropped.
+#[derive(Debug)]
+pub struct Wait {
+    waiting: Arc<Waiting>,
+    tasks: Vec<TaskKey>,
+}
+
+impl Waiting {
+    /// Notes that a client waits for tasks. `labels` are those that the client is bound to.
+    pub fn wait<'a>(
+        self: &Arc<Self>,
+        product: &Product,
+        task_ids: impl IntoIterator<Item = &'a TaskId>,
+        labels: Option<&Labels>,
+    ) -> Wait {
+        let mut state = self.state.lock();
+        let tasks = task_ids.into_iter().map(|task_id| TaskKey {
+            product: product.clone(),
+            task_id: task_id.clone(),
+        });
+        let tasks: Vec<_> = tasks.filter(|task| state.enter(task, labels)).collect();
+        let has_begun = !state.begun.is_empty();
+        drop(state);
+
+        if has_begun {
+            self.changed.notify_one();
+        }
+        Wait {
+            waiting: Arc::clone(self),
+            tasks,
+        }
+    }
+
+    /// Completes when a task may have begun or ceased to be waited for since the last look.
+    pub(super) async fn changed(&self) {
+        self.changed.notified().await;
+    }
+
+    /// The next task that somebody has begun to wait for.
+    pub(super) fn next_begun(&self) -> Option<TaskKey> {
+        self.state.lock().begun.pop_front()
+    }
+
+    /// The next task that nobody waits for any more.
+    pub(super) fn next_ended(&self, now: Instant) -> Option<TaskKey> {
+        self.state.lock().forget_next(now)
+    }
+
+    /// When the next task is forgotten.
+    pub(super) fn next_at(&self) -> Option<Instant> {
+        let state = self.state.lock();
+        state.leaving.first_key_value().map(|((at, _), _)| *at)
+    }
+
+    /// The labels that a recovered event of a task carries: those of the clients that wait for it.
+    pub(super) fn labels(&self, task: &TaskKey) -> Labels {
+        let state = self.state.lock();
+        let labels = state.tasks.get(task).and_then(|it| it.labels.clone());
+        labels.unwrap_or_default()
+    }
+
+    /// How many tasks are waited for.
+    pub(super) fn len(&self) -> usize {
+        self.state.lock().tasks.len()
+    }
+}
+
+impl State {
+    /// False if the task has no room.
+    fn enter(&mut self, task: &TaskKey, labels: Option<&Labels>) -> bool {
+        if let Some(waited) = self.tasks.get_mut(task) {
+            waited.clients += 1;
+            if waited.labels.as_ref() != labels {
+                waited.labels = None; // a label of one tenant must not show the event to another
+            }
+            if let Some(leaves) = waited.leaves.take() {
+                self.leaving.remove(&leaves);
+            }
+            return true;
+        }
+
+        if self.tasks.len() >= WAITED_FOR_MAX {
+            return false;
+        }
+        let waited = Waited {
+            clients: 1,
+            leaves: None,
+            labels: labels.cloned(),
+        };
+        self.tasks.insert(task.clone(), waited);
+        self.begun.push_back(task.clone());
+        true
+    }
+
+    fn leave(&mut self, task: &TaskKey, now: Instant) {
+        let Some(waited) = self.tasks.get_mut(task) else {
+            return;
+        };
+        waited.clients -= 1;
+        if waited.clients == 0 {
+            let leaves = (now + LINGER, self.next_number);
+            self.next_number += 1;
+            waited.leaves = Some(leaves);
+            self.leaving.insert(leaves, task.clone());
+        }
+    }
+
+    fn forget_next(&mut self, now: Instant) -> Option<TaskKey> {
+        let next = self.leaving.first_entry()?;
+        if next.key().0 > now {
+            return None;
+        }
+        let task = next.remove();
+        self.tasks.remove(&task);
+        Some(task)
+    }
+}
+
+impl Drop for Wait {
+    fn drop(&mut self) {
+        let now = Instant::now();
+        let mut state = self.waiting.state.lock();
+        for task in &self.tasks {
+            state.leave(task, now);
+        }
+        drop(state);
+        self.waiting.changed.notify_one();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn veo() -> Product {
+        Product::parse("veo").unwrap()
+    }
+
+    fn id(text: &str) -> TaskId {
+        TaskId::parse(text).unwrap()
+    }
+
+    fn task(text: &str) -> TaskKey {
+        TaskKey {
+            product: veo(),
+            task_id: id(text),
+        }
+    }
+
+    fn labels(tenant: &str) -> Labels {
+        [("tenant".to_owned(), tenant.to_owned())].into()
+    }
+
+    fn wait(waiting: &Arc<Waiting>, text: &str) -> Wait {
+        waiting.wait(&veo(), [&id(text)], None)
+    }
+
+    #[test]
+    fn a_task_is_waited_for_until_two_minutes_after_the_last_client_left() {
+        let waiting = Arc::new(Waiting::default());
+        let (first, second) = (wait(&waiting, "t"), wait(&waiting, "t"));
+        assert_eq!(waiting.next_begun(), Some(task("t")));
+        assert_eq!(waiting.next_begun(), None, "once for all clients");
+
+        drop(first);
+        assert_eq!(waiting.next_at(), None);
+        let before = Instant::now();
+        drop(second);
+        let left = waiting.next_at().unwrap() - LINGER;
+        assert!(before <= left && left <= Instant::now());
+        assert_eq!(
+            waiting.next_ended(left + LINGER - Duration::from_nanos(1)),
+            None
+        );
+        assert_eq!(waiting.next_ended(left + LINGER), Some(task("t")));
+        assert_eq!(waiting.len(), 0);
+    }
+
+    #[test]
+    fn a_client_that_comes_back_in_time_goes_on_waiting() {
+        let waiting = Arc::new(Waiting::default());
+        drop(wait(&waiting, "t"));
+        assert_eq!(waiting.next_begun(), Some(task("t")));
+
+        let back = wait(&waiting, "t");
+        assert_eq!(waiting.next_begun(), None, "it never ceased");
+        let later = Instant::now() + 10 * LINGER;
+        assert_eq!(waiting.next_ended(later), None);
+        drop(back);
+        assert_eq!(waiting.next_ended(later), Some(task("t")));
+    }
+
+    #[tokio::test]
+    async fn beginning_and_leaving_wakes_the_loop() {
+        let waiting = Arc::new(Waiting::default());
+        let waits = wait(&waiting, "t");
+        waiting.changed().await;
+        drop(waits);
+        waiting.changed().await;
+    }
+
+    #[test]
+    fn no_more_tasks_are_known_than_there_is_room_for() {
+        let waiting = Arc::new(Waiting::default());
+        let ids: Vec<_> = (0..=WAITED_FOR_MAX).map(|n| id(&format!("t{n}"))).collect();
+        let all = waiting.wait(&veo(), &ids, None);
+        assert_eq!(waiting.len(), WAITED_FOR_MAX);
+        let begun = std::iter::from_fn(|| waiting.next_begun()).count();
+        assert_eq!(begun, WAITED_FOR_MAX);
+
+        drop(all);
+        let later = Instant::now() + LINGER;
+        let ended = std::iter::from_fn(|| waiting.next_ended(later)).count();
+        assert_eq!(ended, WAITED_FOR_MAX);
+        let _now = wait(&waiting, &format!("t{WAITED_FOR_MAX}"));
+        assert_eq!(waiting.len(), 1, "there is room again");
+    }
+
+    #[test]
+    fn a_recovered_event_has_labels_only_if_all_clients_are_bound_to_the_same() {
+        let waiting = Arc::new(Waiting::default());
+        let of = |labels: Option<&Labels>| waiting.wait(&veo(), [&id("t")], labels);
+        let (a, b) = (labels("a"), labels("b"));
+        let _first = of(Some(&a));
+        let _second = of(Some(&a));
+        assert_eq!(waiting.labels(&task("t")), a);
+        let _other = of(Some(&b));
+        assert_eq!(waiting.labels(&task("t")), Labels::new());
+        let _again = of(Some(&a));
+        assert_eq!(waiting.labels(&task("t")), Labels::new());
+    }
+}

@@ -1,0 +1,238 @@
+//! A walk through a product's list of tasks, page by page, to those that were created since a given
+//! time. Pure.
+//!
+//! The vendor does not document the list's order, so the first page tells. Newest first: forward,
+//! until a page has only older tasks. Oldest first: the first page that has a newer one is looked
+//! for by doubling the offset and then halving the gap, and from there forward. In no order:
+//! forward to the end. Each walk has a limit of calls.
+
+/// Most tasks that a page shows (VENDOR.md, "Status API").
+pub(super) const PAGE: u64 = 100;
+
+/// See the module's description.
+#[derive(Clone, Debug)]
+pub(super) struct Walk {
+    since: i64,
+    calls_left: u32,
+    at: At,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum At {
+    /// The first page tells the order.
+    First,
+    /// From page to page.
+    Forward {
+        offset: u64,
+        order: Order,
+    },
+    /// The page at `old` has older tasks only, and the next to look at is `old + step`.
+    Doubling {
+        old: u64,
+        step: u64,
+    },
+    /// The page at `new` has a newer task, or none at all.
+    Halving {
+        old: u64,
+        new: u64,
+    },
+    End,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Order {
+    NewestFirst,
+    OldestFirst,
+    Unknown,
+}
+
+impl Walk {
+    /// To the tasks created at `since` or later, in microseconds since 1970, with so many calls at most.
+    pub(super) fn new(since: i64, calls_max: u32) -> Self {
+        Self {
+            since,
+            calls_left: calls_max,
+            at: At::First,
+        }
+    }
+
+    /// The offset of the next page; `None` at the end.
+    pub(super) fn offset(&self) -> Option<u64> {
+        if self.calls_left == 0 {
+            return None;
+        }
+        match self.at {
+            At::First => Some(0),
+            At::Forward { offset, .. } => Some(offset),
+            At::Doubling { old, step } => Some(old + step),
+            At::Halving { old, new } => Some(middle(old, new)),
+            At::End => None,
+        }
+    }
+
+    /// Notes the page at that offset: when each of its tasks was created, where it says so.
+    pub(super) fn note(&mut self, created: &[Option<i64>]) {
+        self.calls_left = self.calls_left.saturating_sub(1);
+        let count = created.len() as u64;
+        let is_last = count < PAGE;
+        // A task without a time may be a new one.
+        let is_old = !created.is_empty()
+            && created
+                .iter()
+                .all(|at| at.is_some_and(|at| at < self.since));
+
+        self.at = match self.at {
+            At::First => match order(created) {
+                _ if is_last => At::End,
+                Order::NewestFirst if is_old => At::End,
+                Order::OldestFirst if is_old => At::Doubling { old: 0, step: PAGE },
+                order => At::Forward {
+                    offset: count,
+                    order,
+                },
+            },
+            At::Forward { offset, order } => {
+                let is_past = is_old && order == Order::NewestFirst;
+                if is_last || is_past {
+                    At::End
+                } else {
+                    At::Forward {
+                        offset: offset + count,
+                        order,
+                    }
+                }
+            }
+            At::Doubling { old, step } => match (is_old, is_last) {
+                (true, true) => At::End,
+                (true, false) => At::Doubling {
+                    old: old + step,
+                    step: 2 * step,
+                },
+                (false, _) => between(old, old + step, count),
+            },
+            At::Halving { old, new } => match (is_old, is_last) {
+                (true, true) => At::End,
+                (true, false) => between(middle(old, new), new, PAGE),
+                (false, _) => between(old, middle(old, new), count),
+            },
+            At::End => At::End,
+        };
+    }
+}
+
+/// Where to go on with an old page at one offset, and one that is not old at the other.
+fn between(old: u64, new: u64, new_count: u64) -> At {
+    if new - old > PAGE {
+        At::Halving { old, new }
+    } else if new_count == 0 {
+        At::End
+    } else {
+        At::Forward {
+            offset: new,
+            order: Order::OldestFirst,
+        }
+    }
+}
+
+/// A multiple of a page between two that are more than a page apart.
+fn middle(old: u64, new: u64) -> u64 {
+    old + (new - old) / PAGE / 2 * PAGE
+}
+
+fn order(created: &[Option<i64>]) -> Order {
+    let times: Vec<i64> = created.iter().filter_map(|at| *at).collect();
+    let (rises, falls) = (
+        times.is_sorted(),
+        times.is_sorted_by(|before, after| before >= after),
+    );
+    match (rises, falls) {
+        (true, false) => Order::OldestFirst,
+        (false, true) => Order::NewestFirst,
+        _ => Order::Unknown,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Walks through a list; returns what it has shown, and how many calls that took.
+    fn walked(list: &[Option<i64>], since: i64, calls_max: u32) -> (HashSet<usize>, u32) {
+        let mut walk = Walk::new(since, calls_max);
+        let (mut shown, mut calls) = (HashSet::new(), 0);
+        while let Some(offset) = walk.offset() {
+            let from = list.len().min(offset as usize);
+            let until = list.len().min(from + PAGE as usize);
+            shown.extend(from..until);
+            walk.note(&list[from..until]);
+            calls += 1;
+            assert!(calls <= calls_max);
+        }
+        (shown, calls)
+    }
+
+    fn rising(count: usize) -> Vec<Option<i64>> {
+        (0..count as i64).map(Some).collect()
+    }
+
+    fn falling(count: usize) -> Vec<Option<i64>> {
+        rising(count).into_iter().rev().collect()
+    }
+
+    #[test]
+    fn a_thousand_new_tasks_are_ten_pages_whatever_the_order() {
+        let (shown, calls) = walked(&falling(100_000), 99_000, 1_000);
+        assert!((0..1_000).all(|n| shown.contains(&n)));
+        assert_eq!(calls, 11, "and one that has older tasks only");
+
+        let (shown, calls) = walked(&rising(100_000), 99_000, 1_000);
+        assert!((99_000..100_000).all(|n| shown.contains(&n)));
+        assert!(calls <= 11 + 20, "{calls}");
+    }
+
+    #[test]
+    fn a_short_list_takes_one_call() {
+        for list in [rising(99), falling(99), rising(1), Vec::new()] {
+            assert_eq!(walked(&list, 0, 100).1, 1);
+        }
+        assert_eq!(walked(&falling(100), 0, 100).1, 2, "there may be more");
+    }
+
+    #[test]
+    fn a_walk_ends_at_its_limit_of_calls() {
+        assert_eq!(walked(&falling(100_000), 0, 7).1, 7);
+        assert_eq!(walked(&rising(100_000), 99_999, 3).1, 3);
+    }
+
+    proptest! {
+        #[test]
+        fn every_new_task_is_shown(
+            count in 0..3_000_usize,
+            new in 0..3_000_usize,
+            kind in 0..3_u8,
+            repeated in 1..40_i64,
+            seed: u64,
+        ) {
+            // Several are created at the same time.
+            let mut list: Vec<_> = rising(count)
+                .into_iter()
+                .map(|at| at.map(|at| at / repeated))
+                .collect();
+            match kind {
+                0 => {}
+                1 => list.reverse(),
+                _ => fastrand::Rng::with_seed(seed).shuffle(&mut list),
+            }
+            let since = (count.saturating_sub(new) as i64) / repeated;
+
+            let (shown, _) = walked(&list, since, 1_000);
+            for (n, at) in list.iter().enumerate() {
+                prop_assert!(at.is_some_and(|at| at < since) || shown.contains(&n), "{}", n);
+            }
+        }
+    }
+}
