@@ -6,6 +6,10 @@
 //! new.
 
 // In reading order.
+mod asked;
+pub mod answer;
+pub mod overdue;
+
 mod entry;
 mod lanes;
 mod schedule;
@@ -14,3 +18,5 @@ mod breaker;
 mod budget;
 mod waiting;
 mod walk;
+
+pub use asked::Asked;
