@@ -14,7 +14,6 @@ mod backup;
 mod backup_results;
 mod clock;
 mod database;
-mod dedupe;
 mod directory;
 mod disk;
 mod doubt;
@@ -32,6 +31,7 @@ mod restore;
 mod same;
 mod shares;
 mod started;
+mod task_entry;
 mod task_index;
 mod writer;
 
