@@ -15,12 +15,14 @@
 //! Events from the log are held in borrowed memory ([`Memory`]). Between two polls they lie on a shelf, from which the memory may be
 //! taken back for other streams; the stream then reads the events again.
 //!
-//! `open` opens a subscription, `stream` is its poller's view, `catch_up` gets its events; `registry` lists, limits and ends all of
-//! them, and each stream reports to it by its `entry`. Nothing here knows frames or statuses: that is `rpc`.
+//! `open` opens a subscription, `stream` is its poller's view, `catch_up` gets its events, and `fall_behind` switches it from live back
+//! to the log. `registry` lists, limits and ends all of them, and each stream reports to it by its `entry`. Nothing here knows frames
+//! or statuses: that is `rpc`.
 
 mod buffer;
 mod catch_up;
 mod entry;
+mod fall_behind;
 mod heard;
 mod info;
 mod limits;
