@@ -26,6 +26,7 @@ mod open;
 mod quarantine;
 mod quarantine_index;
 mod read;
+mod reopen_after_failure;
 mod replay;
 mod restore;
 mod same;
