@@ -47,7 +47,7 @@ pub(super) async fn wait(
 
     let filter = one_task(&task_id, &product)?;
     let deadline = wait_until(Instant::now(), patience(timeout)?, call_deadline);
-    let filter = caller.restrict(filter)?;
+    let filter = caller.narrow_filter(filter)?;
 
     let opening = opening(filter.clone(), caller, payer.clone(), peer, call);
     let mut subscription = subscribe::open(context, opening).await?;
