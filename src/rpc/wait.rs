@@ -15,7 +15,7 @@ use crate::{
     event::{Filter, Record, Selectable, Sequence},
     store::ReadError,
     subscription::{
-        Control, Heard, Message, OnExpired, Opening, Sources, Start, StreamEnd, Subscription,
+        Control, Heard, OnExpired, Opening, Sources, Start, StreamEnd, StreamMessage, Subscription,
         WAIT_NAME,
     },
     trace,
@@ -219,10 +219,10 @@ fn poll_next(
     subscription: &mut Subscription,
     cx: &mut task::Context<'_>,
 ) -> Poll<Option<Result<Seen, StreamEnd>>> {
-    let seen = |message: Message<'_>| match message {
-        Message::Event { records, at, .. } => Seen::Event(records[at].clone()),
-        Message::Control(Control::CaughtUp { .. }) => Seen::CaughtUp,
-        Message::Control(_) => Seen::Other,
+    let seen = |message: StreamMessage<'_>| match message {
+        StreamMessage::Event { records, at, .. } => Seen::Event(records[at].clone()),
+        StreamMessage::Control(Control::CaughtUp { .. }) => Seen::CaughtUp,
+        StreamMessage::Control(_) => Seen::Other,
     };
     subscription
         .poll_message(cx)

@@ -40,7 +40,7 @@ mod stream_log;
 pub use heard::Heard;
 pub use info::{ListedSubscription, SubscriptionState};
 pub use limits::{LimitReached, RegistryLimits};
-pub use message::{Control, Message, StreamEnd, Withdrawal};
+pub use message::{Control, StreamEnd, StreamMessage, Withdrawal};
 pub use open::Opening;
 pub use open_subscriptions::WAIT_NAME;
 pub use reading::{Memory, read_aside};
