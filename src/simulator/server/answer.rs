@@ -6,12 +6,13 @@ use hyper::{
     HeaderMap, Request, Response, StatusCode,
     body::Incoming,
     header::{ALLOW, AUTHORIZATION, HeaderName, LOCATION},
+    http::uri::PathAndQuery,
 };
 use serde_json::Value;
 use tokio::time::{Instant, sleep};
 
 use super::{
-    checks::SeenRequest,
+    checks::{SeenRequest, TEXT_BYTES_MAX, short},
     generate,
     happened::What,
     paths::{Route, generate_paths, route},
@@ -28,10 +29,11 @@ pub(super) async fn answer(
     request: Request<Incoming>,
 ) -> io::Result<Response<Body>> {
     let uri = request.uri();
-    let method = request.method().to_string();
+    let method = short(request.method().as_str());
     let target = uri
         .path_and_query()
-        .map_or_else(|| uri.path().to_owned(), ToString::to_string);
+        .map_or_else(|| uri.path(), PathAndQuery::as_str);
+    let target = short(target);
     let number = shared.record.lock().add(SeenRequest {
         at: Instant::now(),
         time: Shared::now(),
@@ -144,7 +146,8 @@ fn authenticated(shared: &Shared, headers: &HeaderMap) -> Result<String, Reply> 
 
 fn bearer(headers: &HeaderMap) -> Result<String, Reply> {
     let missing = |detail| {
-        let hint = "add the header `Authorization: Bearer KEY`";
+        let hint =
+            "add the header `Authorization: Bearer KEY`, with a key of at most 1,024 characters";
         Reply::error(StatusCode::UNAUTHORIZED, detail, hint)
     };
     let value = headers
@@ -152,8 +155,10 @@ fn bearer(headers: &HeaderMap) -> Result<String, Reply> {
         .ok_or_else(|| missing("Missing credentials"))?;
     let text = value.to_str().unwrap_or_default();
     text.split_once(' ')
-        .filter(|(scheme, key)| scheme.eq_ignore_ascii_case("bearer") && !key.trim().is_empty())
-        .map(|(_, key)| key.trim().to_owned())
+        .map(|(scheme, key)| (scheme, key.trim()))
+        .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"))
+        .filter(|(_, key)| (1..=TEXT_BYTES_MAX).contains(&key.len()))
+        .map(|(_, key)| key.to_owned())
         .ok_or_else(|| missing("Invalid authorization format. Use: Bearer YOUR_API_KEY"))
 }
 

@@ -12,8 +12,8 @@ use tokio::time::Instant;
 const WINDOW: Duration = Duration::from_secs(60);
 /// Requests in the record; the oldest are dropped.
 const RECORD_MAX: usize = 10_000;
-/// Longest method, target and key in the record, each.
-const RECORD_TEXT_MAX: usize = 1_024;
+/// Longest method and target in the record, each. Keys are not longer either.
+pub(super) const TEXT_BYTES_MAX: usize = 1_024;
 /// Keys whose checks are counted. Beyond that the key that has been quiet for longest is forgotten.
 const KEYS_MAX: usize = 1_000;
 
@@ -64,10 +64,7 @@ pub(super) struct Record {
 
 impl Record {
     /// Adds a request, and returns its number.
-    pub(super) fn add(&mut self, mut request: SeenRequest) -> u64 {
-        cut(&mut request.method);
-        cut(&mut request.target);
-        request.key.as_mut().map(cut);
+    pub(super) fn add(&mut self, request: SeenRequest) -> u64 {
         self.seen.push_back(request);
         if self.seen.len() > RECORD_MAX {
             self.seen.pop_front();
@@ -94,11 +91,12 @@ impl Record {
     }
 }
 
-fn cut(text: &mut String) {
-    let end = (0..=RECORD_TEXT_MAX.min(text.len()))
+/// The text, cut to what is kept of it.
+pub(super) fn short(text: &str) -> String {
+    let end = (0..=TEXT_BYTES_MAX.min(text.len()))
         .rev()
         .find(|&end| text.is_char_boundary(end));
-    text.truncate(end.unwrap_or_default());
+    text[..end.unwrap_or_default()].to_owned()
 }
 
 /// The checks of each key within the last minute.
@@ -179,14 +177,14 @@ mod tests {
             record.add(seen(start, "k"));
         }
         let mut long = seen(start, "k");
-        long.target = "ä".repeat(RECORD_TEXT_MAX);
+        long.target = short(&format!("/{}", "ä".repeat(TEXT_BYTES_MAX)));
         let number = record.add(long);
         record.answered(number, 404);
         record.answered(0, 500); // dropped meanwhile
         let all = record.all();
         assert_eq!(all.len(), RECORD_MAX);
         assert_eq!(all[RECORD_MAX - 1].http_status, 404);
-        assert_eq!(all[RECORD_MAX - 1].target.len(), RECORD_TEXT_MAX);
+        assert_eq!(all[RECORD_MAX - 1].target.len(), TEXT_BYTES_MAX - 1);
         assert!(all.iter().all(|request| request.http_status != 500));
     }
 

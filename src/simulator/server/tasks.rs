@@ -102,11 +102,7 @@ impl Task {
             seed: self.seed,
             status: self.state.sample(),
             has_outputs: self.state != State::CompletedWithoutOutputs,
-            #[allow(
-                clippy::cast_possible_truncation,
-                clippy::cast_sign_loss,
-                reason = "it is between 0 and 99"
-            )]
+            // A cast of a float keeps within the type.
             progress_percent: progress.clamp(0.0, 99.0) as u8,
             created_at: self.created_at,
             at: self.ended_at.unwrap_or(now),

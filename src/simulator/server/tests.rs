@@ -31,8 +31,12 @@ async fn asking(settings: Settings) -> Asking {
 
 impl Asking {
     async fn try_get(&self, target: &str) -> Option<Response<Incoming>> {
+        self.get_as("Bearer k1", target).await
+    }
+
+    async fn get_as(&self, authorization: &str, target: &str) -> Option<Response<Incoming>> {
         let request = Request::get(format!("{}{target}", self.vendor.base_url()))
-            .header("authorization", "Bearer k1")
+            .header("authorization", authorization)
             .body(Full::default())
             .unwrap();
         let asked = tokio::time::timeout(PATIENCE, self.client.request(request));
@@ -231,4 +235,24 @@ async fn each_key_has_its_limit_and_a_key_may_be_withdrawn() {
     assert_eq!(most_within(&requests, Some("k1"), PATIENCE), 5);
     asking.vendor.clear_requests();
     assert_eq!(asking.vendor.requests(), []);
+}
+
+#[tokio::test]
+async fn a_key_has_1_to_1024_characters_and_the_scheme_bearer() {
+    let asking = asking(Settings::default()).await;
+    let answered = async |authorization: String| {
+        let response = asking.get_as(&authorization, T1).await.unwrap();
+        response.status().as_u16()
+    };
+    // The task is not known, but the key is good.
+    for good in ["k".repeat(1_024), "k".into()] {
+        assert_eq!(answered(format!("bearer  {good}")).await, 404);
+    }
+    let bad = ["Basic k", "Bearer", "Bearer ", "k", ""].map(str::to_owned);
+    for bad in bad
+        .into_iter()
+        .chain([format!("Bearer {}", "k".repeat(1_025))])
+    {
+        assert_eq!(answered(bad.clone()).await, 401, "{bad}");
+    }
 }
