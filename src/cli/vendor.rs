@@ -27,9 +27,9 @@ const AFTER_HELP: &str = "\
 Examples:
   blobcast vendor                                            every task completes after 5 s
   blobcast vendor --after 20s --after gemini=3s --fail-rate 10
-  blobcast vendor --lose-callbacks                           no callback ever comes: only the status API knows
+  blobcast vendor --lose-callbacks                           only the status API knows the ends
   blobcast vendor --lose-callbacks=30 --seed 7               the same 30 % in every run
-  blobcast vendor --retry-speed 30                           repeats callbacks after 1 s where RunBlob waits 30 s
+  blobcast vendor --retry-speed 30                           RunBlob's 30 s become 1 s
 
 POST /v1/PATH/generate answers 201 with an id. The task is pending, then processing, then completed \
 or failed; then its callback is sent to the request's callback_url, with RunBlob's attempts and \
