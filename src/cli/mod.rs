@@ -2,8 +2,8 @@
 //!
 //! Owns the verbs, their flags and their exit codes. Each verb has a file with its flags and one
 //! `run`; `output` decides what is printed and where. The client verbs use the broker's API and
-//! never its files. `restore` writes a data directory that no broker uses yet, and `token` edits
-//! the credentials file.
+//! never its files. `restore` writes a data directory that no broker uses yet, `token` edits the
+//! credentials file, and `vendor` needs no broker.
 
 mod args;
 mod backoff;
@@ -37,6 +37,7 @@ mod token;
 mod trigger;
 mod url;
 mod user_info;
+mod vendor;
 mod wait;
 
 use std::{
@@ -114,6 +115,8 @@ enum ClientCommand {
     Wait(wait::WaitArgs),
     /// Send callbacks like the vendor's, to try things without the vendor.
     Trigger(trigger::TriggerArgs),
+    /// Run a simulated vendor: tasks, callbacks and the status API, without an account.
+    Vendor(vendor::VendorArgs),
     /// Print every retained event of one task, oldest first.
     Get(history::GetArgs),
     /// Print retained events.
@@ -186,6 +189,7 @@ fn run_client(command: ClientCommand) -> anyhow::Result<ExitCode> {
             ClientCommand::Listen(args) => listen::run(args).await,
             ClientCommand::Wait(args) => wait::run(args).await,
             ClientCommand::Trigger(args) => trigger::run(args).await,
+            ClientCommand::Vendor(args) => vendor::run(args).await,
             ClientCommand::Get(args) => history::get(args).await,
             ClientCommand::Events(args) => history::events(args).await,
             ClientCommand::Quarantine(args) => quarantine::run(args).await,
@@ -250,6 +254,9 @@ mod tests {
             "trigger --product sora --status timeout --task-id t --set a.b=1 --label k=v --count \
              2 --rate 10",
             "trigger --shape legacy --retry --retry-interval 1s --duplicate 2",
+            "vendor --listen 127.0.0.1:0 --after 5s --after veo=20s --fail-rate 10 --seed 1",
+            "vendor --lose-callbacks --delay 1m --key k --retry-speed 30 --output json",
+            "vendor --lose-callbacks=30",
             "get 7f3a",
             "get 7f3a --product veo --raw",
             "events --since 2h --until 2026-01-01T00:00:00Z --order newest --limit 10",

@@ -28,7 +28,7 @@ use tokio::{
 
 use super::{EXIT_INTERRUPTED, EXIT_USAGE, output};
 use crate::{
-    config::{self, Config, Sources},
+    config::{self, Config, ConfigSources},
     server::{self, Addresses, Ended, Homes, RunError, Runtimes, Server},
     store,
 };
@@ -74,7 +74,7 @@ pub(super) struct ServeArgs {
 }
 
 impl ServeArgs {
-    pub(super) fn sources(self) -> Sources {
+    pub(super) fn sources(self) -> ConfigSources {
         let flags = [
             ("data_dir", self.data_dir),
             ("ingest.listen", self.ingest_listen),
@@ -89,7 +89,7 @@ impl ServeArgs {
         // A variable that is not UTF-8 is not for the broker.
         let env = std::env::vars_os()
             .filter_map(|(key, value)| Some((key.into_string().ok()?, value.into_string().ok()?)));
-        Sources {
+        ConfigSources {
             file: self.config.map(Into::into),
             env: env.collect(),
             flags: given,
@@ -165,7 +165,7 @@ fn report(error: anyhow::Error) -> ExitCode {
 
 fn run_to_its_end(
     config: &Config,
-    sources: &Sources,
+    sources: &ConfigSources,
     signals: io::Result<Signals>,
 ) -> anyhow::Result<ExitCode> {
     let signals = signals.context("cannot listen to signals")?;
@@ -218,7 +218,7 @@ impl Signals {
 
 async fn serve(
     config: &Config,
-    sources: &Sources,
+    sources: &ConfigSources,
     homes: Homes,
     signals: Signals,
 ) -> anyhow::Result<Ended> {
@@ -419,7 +419,7 @@ mod tests {
     /// Panics with the broker's hook, logging and kind of runtime. The process must not survive,
     /// even if something catches the panic.
     fn panic_in(place: &str) {
-        server::init_logging(&config::load(&Sources::default()).unwrap().logging).unwrap();
+        server::init_logging(&config::load(&ConfigSources::default()).unwrap().logging).unwrap();
         die_on_panic();
         let message = format!("a bug in a {place}");
         if place == "stuck" {

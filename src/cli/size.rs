@@ -21,7 +21,7 @@ use super::{
     serve::ServeArgs,
 };
 use crate::{
-    config::{self, Sources, parse_size},
+    config::{self, ConfigSources, parse_size},
     sizing::{bytes_text, disk::Traffic},
 };
 
@@ -160,7 +160,7 @@ pub(super) fn run(args: SizeArgs) -> anyhow::Result<ExitCode> {
 
 /// Refuses a retention that the configuration would refuse, so that the printed settings can be
 /// used as they are.
-fn check_retention(mut sources: Sources, time: Duration) -> Result<(), Usage> {
+fn check_retention(mut sources: ConfigSources, time: Duration) -> Result<(), Usage> {
     let retention = ("log.retention_age_max".to_owned(), time_key(time));
     sources.flags.push(retention);
     match config::load(&sources) {

@@ -44,7 +44,7 @@ const SEE_DEFAULT: &str = "`blobcast check-config --print-default` lists every k
 
 /// The layers above the defaults.
 #[derive(Clone, Debug, Default)]
-pub struct Sources {
+pub struct ConfigSources {
     /// The user's TOML file.
     pub file: Option<PathBuf>,
     /// Environment variables. Those that do not begin with `BLOBCAST_`, in any case, are ignored.
@@ -67,7 +67,7 @@ pub(super) struct Layers {
 }
 
 impl Layers {
-    pub(super) fn of(sources: &Sources) -> Self {
+    pub(super) fn of(sources: &ConfigSources) -> Self {
         let mut layers = Self::defaults();
         if let Some(path) = &sources.file {
             layers.add_file(path);

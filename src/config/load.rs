@@ -2,13 +2,13 @@
 
 use super::{
     check::check,
-    layers::{Layers, Sources},
+    layers::{ConfigSources, Layers},
     problem::ConfigErrors,
     settings::{Config, Logging},
 };
 
 /// Merges the layers and checks the result. The error holds every problem, not just the first.
-pub fn load(sources: &Sources) -> Result<Config, ConfigErrors> {
+pub fn load(sources: &ConfigSources) -> Result<Config, ConfigErrors> {
     let mut layers = Layers::of(sources);
     let config = layers.config();
     check(&config, &mut layers);
@@ -20,6 +20,6 @@ pub fn load(sources: &Sources) -> Result<Config, ConfigErrors> {
 }
 
 /// How to log that a configuration is refused: by its own `[logging]`, as far as that can be read.
-pub(crate) fn logging(sources: &Sources) -> Logging {
+pub(crate) fn logging(sources: &ConfigSources) -> Logging {
     Layers::of(sources).config().logging
 }

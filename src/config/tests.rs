@@ -303,34 +303,34 @@ const ENDS: &[Ends] = &[
     ),
 ];
 
-fn flag(key: &str, value: &str) -> Sources {
+fn flag(key: &str, value: &str) -> ConfigSources {
     flags(&[(key, value)])
 }
 
-fn flags(flags: &[(&str, &str)]) -> Sources {
-    Sources {
+fn flags(flags: &[(&str, &str)]) -> ConfigSources {
+    ConfigSources {
         flags: flags
             .iter()
             .map(|(key, value)| ((*key).into(), (*value).into()))
             .collect(),
-        ..Sources::default()
+        ..ConfigSources::default()
     }
 }
 
-fn variable(name: &str, value: &str) -> Sources {
-    Sources {
+fn variable(name: &str, value: &str) -> ConfigSources {
+    ConfigSources {
         env: vec![(name.into(), value.into())],
-        ..Sources::default()
+        ..ConfigSources::default()
     }
 }
 
 /// Loads `text` as the user's file, with the other layers of `sources`. Errors show the file
 /// without its directory.
-fn load_with_file(text: &str, sources: Sources) -> Result<Config, ConfigErrors> {
+fn load_with_file(text: &str, sources: ConfigSources) -> Result<Config, ConfigErrors> {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("blobcast.toml");
     std::fs::write(&path, text).unwrap();
-    load(&Sources {
+    load(&ConfigSources {
         file: Some(path),
         ..sources
     })
@@ -345,7 +345,7 @@ fn load_with_file(text: &str, sources: Sources) -> Result<Config, ConfigErrors> 
 }
 
 fn load_file(text: &str) -> Result<Config, ConfigErrors> {
-    load_with_file(text, Sources::default())
+    load_with_file(text, ConfigSources::default())
 }
 
 fn errors_of(outcome: Result<Config, ConfigErrors>) -> Vec<String> {
@@ -358,7 +358,7 @@ fn errors_of(outcome: Result<Config, ConfigErrors>) -> Vec<String> {
 }
 
 fn default_config() -> Config {
-    load(&Sources::default()).unwrap()
+    load(&ConfigSources::default()).unwrap()
 }
 
 fn keys() -> Vec<String> {
@@ -486,7 +486,7 @@ fn every_key_is_overridden_by_file_then_environment_then_flag() {
         // The configuration with this value and defaults otherwise.
         let alone = |value: &str| load(&flag(key, value)).unwrap();
         let line = line_of(key, in_file);
-        let mut sources = Sources::default();
+        let mut sources = ConfigSources::default();
 
         let file = load_with_file(&line, sources.clone()).unwrap();
         assert_eq!(file, alone(in_file), "{key} from the file");
@@ -762,9 +762,9 @@ fn a_syntax_error_names_line_and_column_and_hides_no_other_layer() {
 
 #[test]
 fn a_file_that_cannot_be_read_is_an_error() {
-    let sources = |path: &str| Sources {
+    let sources = |path: &str| ConfigSources {
         file: Some(path.into()),
-        ..Sources::default()
+        ..ConfigSources::default()
     };
     let missing = errors_of(load(&sources("/nowhere/blobcast.toml")));
     assert!(
@@ -814,7 +814,7 @@ fn every_range_holds_on_both_sides_of_its_ends() {
 
 /// The flag, in a configuration where one body always fits, and a segment is always younger than
 /// the retention.
-fn roomy(key: &str, value: &str) -> Sources {
+fn roomy(key: &str, value: &str) -> ConfigSources {
     let small = [
         ("ingest.body_bytes_max", "1KiB"),
         ("grpc.request_bytes_max", "1KiB"),

@@ -1,4 +1,4 @@
-//! Authentication of calls, and what each caller may see.
+//! Authentication of calls: who the caller is, and which calls it may make. `narrow_filter` has which events it may see.
 
 use std::{
     net::SocketAddr,
@@ -18,7 +18,7 @@ use super::errors;
 use crate::{
     audit::Actor,
     credentials::{Certificate, Client, Credentials, Denial, Products, SharedCredentials},
-    event::{Filter, Product},
+    event::Filter,
     metrics::Metrics,
     store::Clock,
     subscription::{Heard, Withdrawal},
@@ -249,42 +249,6 @@ struct LetInBy(Arc<Credentials>);
 pub(super) struct Caller(pub(super) Option<Arc<Client>>);
 
 impl Caller {
-    /// Narrows a filter to what the caller may see. A filter that names other products is refused. Every event that a client reads passes
-    /// a filter that was made here.
-    pub(super) fn restrict(&self, mut filter: Filter) -> Result<Filter, Status> {
-        let Some(client) = &self.0 else {
-            return Ok(filter);
-        };
-        if let Products::Only(products) = &client.products {
-            if let Some(denied) = filter
-                .products
-                .iter()
-                .filter(|product| !products.contains(*product))
-                .min()
-            {
-                return Err(errors::product_denied(denied.as_str()));
-            }
-
-            // An empty set of products would restrict nothing.
-            if products.is_empty() {
-                return Err(errors::no_products());
-            }
-            if filter.products.is_empty() {
-                filter.products.clone_from(products);
-            }
-        }
-
-        filter.bound.clone_from(&client.labels);
-        Ok(filter)
-    }
-
-    /// Whether the caller may see a product's events, as far as their labels allow.
-    pub(super) fn may_see_product(&self, product: &Product) -> bool {
-        self.0
-            .as_ref()
-            .is_none_or(|client| client.products.allow(product.as_str()))
-    }
-
     /// The caller of `request`, for an audit record.
     pub(super) fn who<T>(&self, request: &Request<T>) -> Actor {
         let client = self.0.as_ref();

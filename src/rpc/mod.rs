@@ -12,6 +12,7 @@ mod expectations;
 mod fields;
 mod listing;
 mod minting;
+mod narrow_filter;
 pub(crate) mod page;
 mod quarantine;
 mod raw_body;
@@ -81,7 +82,7 @@ impl Context {
     fn filter(&self, filter: Option<v1::Filter>, caller: &Caller) -> Result<Filter, Status> {
         let filter =
             wire::filter_from_wire(filter, self.limits_of(caller)).map_err(errors::filter)?;
-        caller.restrict(filter)
+        caller.narrow_filter(filter)
     }
 
     fn limits_of(&self, caller: &Caller) -> FilterLimits {

@@ -25,7 +25,7 @@ pub(super) async fn get(
         .place(cursor)
         .map_err(|error| errors::open(&context.sources, &error))?;
 
-    let visible = caller.restrict(Filter::default())?;
+    let visible = caller.narrow_filter(Filter::default())?;
 
     // The record as it is stored, and the piece of it.
     let granted = context

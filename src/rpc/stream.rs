@@ -26,7 +26,7 @@ use tonic::Status;
 use super::errors::{self, RECONNECT_AFTER};
 use crate::{
     event::{Records, Sequence, SharedEncoding},
-    subscription::{Control, Message, Sources, StreamEnd, Subscription},
+    subscription::{Control, Sources, StreamEnd, StreamMessage, Subscription},
     transit::Flow,
     wire::{
         Delivery, Reason, duration, encode_streamed, put_message, timestamp,
@@ -140,7 +140,7 @@ impl EventBody {
                 }
             }
             match self.subscription.poll_message(cx) {
-                Poll::Ready(Some(Ok(Message::Event { records, at, ahead }))) => {
+                Poll::Ready(Some(Ok(StreamMessage::Event { records, at, ahead }))) => {
                     let record = &records[at];
                     let delivery =
                         Delivery::new(self.sources.store.epoch(), record, self.include_raw);
@@ -160,7 +160,7 @@ impl EventBody {
                         ended.into_iter().for_each(|run| self.hand_on(&run, room));
                     }
                 }
-                Poll::Ready(Some(Ok(Message::Control(control)))) => {
+                Poll::Ready(Some(Ok(StreamMessage::Control(control)))) => {
                     self.end_run(room);
                     let content = Some(self.content(control));
                     put_message(&v1::SubscribeResponse { content }, &mut self.buffer);

@@ -27,7 +27,7 @@ pub(super) async fn get(
         product,
     } = request.into_inner();
 
-    let filter = caller.restrict(one_task(&task_id, &product)?)?;
+    let filter = caller.narrow_filter(one_task(&task_id, &product)?)?;
 
     // Once as it is stored, once as it is sent.
     let granted = context.answers.take(&payer, 2 * TASK_BYTES_MAX).await?;

@@ -15,7 +15,7 @@ use crate::{
     event::{Filter, Record, Selectable, Sequence, TaskStatus},
     store::ReadError,
     subscription::{
-        Control, Heard, Message, OnExpired, Opening, Sources, Start, StreamEnd, Subscription,
+        Control, Heard, OnExpired, Opening, Sources, Start, StreamEnd, StreamMessage, Subscription,
         WAIT_NAME,
     },
     trace,
@@ -47,7 +47,7 @@ pub(super) async fn wait(
 
     let filter = one_task(&task_id, &product)?;
     let deadline = wait_until(Instant::now(), patience(timeout)?, call_deadline);
-    let filter = caller.restrict(filter)?;
+    let filter = caller.narrow_filter(filter)?;
 
     let opening = opening(filter.clone(), caller, payer.clone(), peer, call);
     let mut subscription = subscribe::open(context, opening).await?;
@@ -252,10 +252,10 @@ fn poll_next(
     subscription: &mut Subscription,
     cx: &mut task::Context<'_>,
 ) -> Poll<Option<Result<Seen, StreamEnd>>> {
-    let seen = |message: Message<'_>| match message {
-        Message::Event { records, at, .. } => Seen::Event(records[at].clone()),
-        Message::Control(Control::CaughtUp { .. }) => Seen::CaughtUp,
-        Message::Control(_) => Seen::Other,
+    let seen = |message: StreamMessage<'_>| match message {
+        StreamMessage::Event { records, at, .. } => Seen::Event(records[at].clone()),
+        StreamMessage::Control(Control::CaughtUp { .. }) => Seen::CaughtUp,
+        StreamMessage::Control(_) => Seen::Other,
     };
     subscription
         .poll_message(cx)

@@ -27,7 +27,7 @@ mod banner;
 mod watch;
 mod refusal;
 mod permission_review;
-mod reopen;
+mod reopen_after_failure;
 mod liveness;
 mod systemd;
 mod otlp;

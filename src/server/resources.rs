@@ -223,12 +223,12 @@ fn own_bytes(data_dir: &Path) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{self, Sources};
+    use crate::config::{self, ConfigSources};
 
     const MIB: u64 = 1 << 20;
 
     fn defaults() -> Config {
-        config::load(&Sources::default()).unwrap()
+        config::load(&ConfigSources::default()).unwrap()
     }
 
     fn limit(bytes: u64) -> cgroup::Limit {

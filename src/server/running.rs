@@ -9,7 +9,7 @@ use super::{
     error::RunError,
     listeners::Listeners,
     reload::Reloader,
-    reopen, systemd,
+    reopen_after_failure, systemd,
     tasks::Tasks,
 };
 use crate::config::{Config, ConfigErrors};
@@ -63,7 +63,8 @@ impl Server {
         reloader.refusals.report_ready();
 
         let mut shutdown = pin!(shutdown);
-        let mut reopening = pin!(reopen::is_possible(Arc::clone(&reloader.sources.store)));
+        let store = Arc::clone(&reloader.sources.store);
+        let mut reopening = pin!(reopen_after_failure::is_possible(store));
         let reopens = loop {
             tokio::select! {
                 () = &mut shutdown => break false,

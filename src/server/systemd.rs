@@ -16,19 +16,19 @@ use tokio_util::sync::CancellationToken;
 
 use super::liveness::Liveness;
 
-enum Message {
+enum Notification {
     States(Vec<NotifyState<'static>>),
     Status(String),
     ReadyAndStatus(String),
 }
 
-/// Messages that wait while systemd takes none. More are dropped: systemd has enough to catch up with.
+/// Notifications that wait while systemd takes none. More are dropped: systemd has enough to catch up with.
 const QUEUE_MAX: usize = 16;
 /// Keep-alives within the watchdog's timeout: a late one must not get the process killed.
 const TICKS: u32 = 4;
 
 /// The queue to the thread that sends: a full socket blocks.
-static SENDER: OnceLock<SyncSender<Message>> = OnceLock::new();
+static SENDER: OnceLock<SyncSender<Notification>> = OnceLock::new();
 
 /// A start that gets on is given so much more time, each time that it says so.
 const START_EXTENSION: Duration = Duration::from_secs(60);
@@ -41,35 +41,35 @@ pub(super) fn starts_on() {
         NotifyState::ExtendTimeoutUsec(micros),
         NotifyState::Watchdog,
     ];
-    tell(Message::States(states));
+    tell(Notification::States(states));
 }
 
 /// Reports that the configuration has been read again.
 pub(super) fn ready() {
-    tell(Message::States(vec![NotifyState::Ready]));
+    tell(Notification::States(vec![NotifyState::Ready]));
 }
 
 /// Reports that the broker is ready, and its [`status`], in one message. Returns whether that is queued.
 pub(super) fn ready_and_status(line: String) -> bool {
-    queue(Message::ReadyAndStatus(line))
+    queue(Notification::ReadyAndStatus(line))
 }
 
 /// Reports that the configuration is being read again; [`ready`] follows.
 pub(super) fn reloading() {
     match NotifyState::monotonic_usec_now() {
-        Ok(now) => tell(Message::States(vec![NotifyState::Reloading, now])),
-        Err(_) => tell(Message::States(vec![NotifyState::Reloading])),
+        Ok(now) => tell(Notification::States(vec![NotifyState::Reloading, now])),
+        Err(_) => tell(Notification::States(vec![NotifyState::Reloading])),
     }
 }
 
 /// Sets the line that `systemctl status` shows of the broker. Returns whether it is queued.
 pub(super) fn status(line: String) -> bool {
-    queue(Message::Status(line))
+    queue(Notification::Status(line))
 }
 
 /// Reports that the broker drains.
 pub(super) fn stopping() {
-    tell(Message::States(vec![NotifyState::Stopping]));
+    tell(Notification::States(vec![NotifyState::Stopping]));
 }
 
 /// Sends keep-alives as long as every serving thread runs. Whether callbacks become durable does not matter here: a full disk must not
@@ -87,7 +87,7 @@ pub(super) async fn watchdog(liveness: Arc<Liveness>, stop: CancellationToken) {
             _ = ticks.tick() => {}
         }
         match liveness.problem().await {
-            None => tell(Message::States(vec![NotifyState::Watchdog])),
+            None => tell(Notification::States(vec![NotifyState::Watchdog])),
             Some(problem) => {
                 tracing::error!(problem, "not alive: the supervisor is not told otherwise");
             }
@@ -95,36 +95,36 @@ pub(super) async fn watchdog(liveness: Arc<Liveness>, stop: CancellationToken) {
     }
 }
 
-/// Queues a message that may be lost: it is repeated in a while, or not needed any more.
-fn tell(message: Message) {
-    queue(message);
+/// Queues a notification that may be lost: it is repeated in a while, or not needed any more.
+fn tell(notification: Notification) {
+    queue(notification);
 }
 
-/// Queues a message. Returns whether it is queued, or there is no systemd.
-fn queue(message: Message) -> bool {
+/// Queues a notification. Returns whether it is queued, or there is no systemd.
+fn queue(notification: Notification) -> bool {
     if env::var_os("NOTIFY_SOCKET").is_none() {
         return true;
     }
     let sender = SENDER.get_or_init(|| {
-        let (sender, messages) = sync_channel::<Message>(QUEUE_MAX);
-        let send = move || messages.into_iter().for_each(|message| send(&message));
+        let (sender, queued) = sync_channel::<Notification>(QUEUE_MAX);
+        let send = move || queued.into_iter().for_each(|it| send(&it));
         if let Err(error) = thread::Builder::new().name("supervisor".into()).spawn(send) {
             tracing::warn!(%error, "no thread to tell the supervisor with");
         }
         sender
     });
-    let sent = sender.try_send(message);
+    let sent = sender.try_send(notification);
     if let Err(error) = &sent {
         tracing::warn!(%error, "the supervisor takes no messages");
     }
     sent.is_ok()
 }
 
-fn send(message: &Message) {
-    let sent = match message {
-        Message::States(states) => sd_notify::notify(states),
-        Message::Status(line) => sd_notify::notify(&[NotifyState::Status(line)]),
-        Message::ReadyAndStatus(line) => {
+fn send(notification: &Notification) {
+    let sent = match notification {
+        Notification::States(states) => sd_notify::notify(states),
+        Notification::Status(line) => sd_notify::notify(&[NotifyState::Status(line)]),
+        Notification::ReadyAndStatus(line) => {
             sd_notify::notify(&[NotifyState::Ready, NotifyState::Status(line)])
         }
     };

@@ -159,8 +159,7 @@ impl Plan {
 pub fn retry_gaps(product: &str) -> Vec<Duration> {
     let seconds: &[u64] = match product {
         "gemini" => &[30, 30],
-        "sora" => &[30, 60, 120, 240],
-        _ if product.starts_with("kling") => &[30, 60, 120, 240],
+        "kling" | "sora" => &[30, 60, 120, 240],
         _ => &[30, 30, 30, 30],
     };
     seconds

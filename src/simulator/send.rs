@@ -1,10 +1,10 @@
 //! Sending deliveries over HTTP: attempts, time-outs, broken connections, and the answers.
 
-use std::{convert::Infallible, error::Error, io, time::Duration};
+use std::{convert::Infallible, error::Error, time::Duration};
 
 use bytes::Bytes;
-use http_body_util::{BodyExt, Full, Limited, StreamBody, combinators::UnsyncBoxBody};
-use hyper::{Request, Uri, body::Frame, header};
+use http_body_util::{BodyExt, Limited};
+use hyper::{Request, Uri, header};
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::{
     client::legacy::{Client, connect::HttpConnector},
@@ -16,13 +16,19 @@ use tokio::{
     task::JoinSet,
     time::{Instant, sleep, sleep_until, timeout},
 };
-use tokio_stream::StreamExt;
 
-use super::{plan::VendorDelivery, url::callback_url};
+use super::{
+    bodies::{self, Body},
+    plan::VendorDelivery,
+    url::callback_url,
+};
 use crate::causes::causes;
 
-/// The time after which the vendor gives up an attempt, if the documentation of the product names no other.
-const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(30);
+/// The time after which the vendor gives up an attempt, by product (tests/data/vendor/VENDOR.md, "Delivery").
+fn attempt_timeout(product: &str) -> Duration {
+    Duration::from_secs(if product == "gemini" { 5 } else { 30 })
+}
+
 /// Longest answer that is read. The broker's answers have about a hundred bytes.
 const ANSWER_BYTES_MAX: usize = 64 * 1024;
 
@@ -48,6 +54,13 @@ pub struct Answer {
     pub body: String,
 }
 
+impl Answer {
+    /// True if the status is 2xx, by which the vendor knows that a callback has arrived.
+    pub(super) fn is_taken(&self) -> bool {
+        (200..300).contains(&self.http_status)
+    }
+}
+
 /// The broker's acknowledgement of a callback, which must not be lost from then on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Acknowledgement {
@@ -70,7 +83,7 @@ impl DeliveryOutcome {
             .answer
             .as_ref()
             .ok()
-            .filter(|answer| (200..300).contains(&answer.http_status))?;
+            .filter(|answer| answer.is_taken())?;
         let body: Value = serde_json::from_str(&answer.body).unwrap_or_default();
         Some(Acknowledgement {
             task_id: self.task_id.clone(),
@@ -81,8 +94,6 @@ impl DeliveryOutcome {
         })
     }
 }
-
-type Body = UnsyncBoxBody<Bytes, io::Error>;
 
 /// Opens connections to http:// and https:// URLs.
 pub type Connector = HttpsConnector<HttpConnector>;
@@ -101,20 +112,77 @@ pub fn connector(url: &Uri) -> Connector {
     builder.https_or_http().enable_http1().build()
 }
 
+/// Makes single attempts at callbacks.
+#[derive(Clone, Debug)]
+pub(super) struct Sender {
+    client: Client<Connector, Body>,
+}
+
 /// Sends deliveries to one broker.
 #[derive(Clone, Debug)]
 pub struct Vendor {
-    client: Client<Connector, Body>,
+    sender: Sender,
     base: Uri,
     labels: Vec<(String, String)>,
     in_flight_max: usize,
+}
+
+impl Sender {
+    /// A sender to URLs of the scheme of this one.
+    pub(super) fn new(url: &Uri) -> Self {
+        Self {
+            client: Client::builder(TokioExecutor::new()).build(connector(url)),
+        }
+    }
+
+    /// POSTs a body once, within the product's time. An error is in words for people.
+    pub(super) async fn attempt(
+        &self,
+        product: &str,
+        url: &Uri,
+        body: Bytes,
+        cut_after: Option<usize>,
+    ) -> Result<Answer, String> {
+        let within = attempt_timeout(product);
+        match timeout(within, self.post(url, body, cut_after)).await {
+            Ok(answered) => answered.map_err(|error| causes(error.as_ref())),
+            Err(_) => Err(format!("no answer within {} s", within.as_secs())),
+        }
+    }
+
+    async fn post(
+        &self,
+        url: &Uri,
+        body: Bytes,
+        cut_after: Option<usize>,
+    ) -> Result<Answer, Box<dyn Error + Send + Sync>> {
+        let request = Request::post(url.clone())
+            .header(header::CONTENT_TYPE, "application/json")
+            // The full length even if the body will be cut, so that the broker knows that a part is missing.
+            .header(header::CONTENT_LENGTH, body.len());
+        let body = match cut_after {
+            Some(bytes) => bodies::cut(body.slice(..bytes.min(body.len()))),
+            None => bodies::whole(body),
+        };
+
+        let answer = self.client.request(request.body(body)?).await?;
+        let http_status = answer.status().as_u16();
+        let body = Limited::new(answer.into_body(), ANSWER_BYTES_MAX)
+            .collect()
+            .await?
+            .to_bytes();
+        Ok(Answer {
+            http_status,
+            body: String::from_utf8_lossy(&body).into_owned(),
+        })
+    }
 }
 
 impl Vendor {
     /// A vendor that sends to `base` (see [`callback_url`]), with at most `in_flight_max` deliveries at the same time, at least one.
     pub fn new(base: Uri, labels: Vec<(String, String)>, in_flight_max: usize) -> Self {
         Self {
-            client: Client::builder(TokioExecutor::new()).build(connector(&base)),
+            sender: Sender::new(&base),
             base,
             labels,
             in_flight_max,
@@ -173,19 +241,16 @@ impl Vendor {
         for attempt in attempts {
             sleep(attempt.wait).await;
             made += 1;
-            answer = match timeout(
-                ATTEMPT_TIMEOUT,
-                self.post(&url, callback.body.clone(), attempt.cut_after),
-            )
-            .await
-            {
-                Ok(answered) => answered.map_err(|error| causes(error.as_ref())),
-                Err(_) => Err(format!("no answer within {} s", ATTEMPT_TIMEOUT.as_secs())),
-            };
-            if answer
-                .as_ref()
-                .is_ok_and(|answer| (200..300).contains(&answer.http_status))
-            {
+            answer = self
+                .sender
+                .attempt(
+                    &callback.product,
+                    &url,
+                    callback.body.clone(),
+                    attempt.cut_after,
+                )
+                .await;
+            if answer.as_ref().is_ok_and(Answer::is_taken) {
                 break;
             }
         }
@@ -196,35 +261,6 @@ impl Vendor {
             attempts: made,
             answer,
         }
-    }
-
-    async fn post(
-        &self,
-        url: &Uri,
-        body: Bytes,
-        cut_after: Option<usize>,
-    ) -> Result<Answer, Box<dyn Error + Send + Sync>> {
-        let request = Request::post(url.clone())
-            .header(header::CONTENT_TYPE, "application/json")
-            // The full length even if the body will be cut, so that the broker knows that a part is missing.
-            .header(header::CONTENT_LENGTH, body.len());
-        let body = match cut_after {
-            Some(bytes) => cut_body(body.slice(..bytes.min(body.len()))),
-            None => Full::new(body)
-                .map_err(|never: Infallible| match never {})
-                .boxed_unsync(),
-        };
-
-        let answer = self.client.request(request.body(body)?).await?;
-        let http_status = answer.status().as_u16();
-        let body = Limited::new(answer.into_body(), ANSWER_BYTES_MAX)
-            .collect()
-            .await?
-            .to_bytes();
-        Ok(Answer {
-            http_status,
-            body: String::from_utf8_lossy(&body).into_owned(),
-        })
     }
 }
 
@@ -238,20 +274,4 @@ async fn report_next<E>(
         Some(Err(error)) => std::panic::resume_unwind(error.into_panic()),
         None => Ok(()),
     }
-}
-
-/// A body that ends with an error, at which the HTTP client closes the connection.
-fn cut_body(part: Bytes) -> Body {
-    let pieces = [
-        Ok(Frame::data(part)),
-        Err(io::Error::other("cut by the plan")),
-    ];
-    let pieces = tokio_stream::iter(pieces).then(|piece| async {
-        if piece.is_err() {
-            // The HTTP client writes the first part before it sees the error.
-            tokio::task::yield_now().await;
-        }
-        piece
-    });
-    StreamBody::new(pieces).boxed_unsync()
 }

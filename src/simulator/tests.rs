@@ -148,7 +148,8 @@ fn the_vendors_waits_depend_on_the_product() {
             .collect::<Vec<_>>()
     };
     assert_eq!(seconds("veo"), [30; 4]);
-    assert_eq!(seconds("kling-o1-video"), [30, 60, 120, 240]);
+    assert_eq!(seconds("kling"), [30, 60, 120, 240]);
+    assert_eq!(seconds("kling-o1-video"), [30; 4]);
     assert_eq!(seconds("gemini"), [30, 30]);
 }
 

@@ -228,10 +228,10 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::config::{self, Sources};
+    use crate::config::{self, ConfigSources};
 
     fn defaults() -> Config {
-        config::load(&Sources::default()).unwrap()
+        config::load(&ConfigSources::default()).unwrap()
     }
 
     #[test]

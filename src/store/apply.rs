@@ -12,8 +12,8 @@ use std::collections::{HashMap, hash_map};
 use parking_lot::Mutex;
 
 use super::{
-    QuarantineHeader, Store, dedupe::insert, error::IndexError, layout::TaskEvent, lock,
-    log::Place, quarantine_index::QuarantineIndex, shares::Shares, task_index::Tasks,
+    QuarantineHeader, Store, error::IndexError, layout::TaskEvent, lock, log::Place,
+    quarantine_index::QuarantineIndex, shares::Shares, task_entry::insert, task_index::Tasks,
 };
 use crate::event::{Sequence, TaskId};
 

@@ -16,7 +16,6 @@ use super::{
     acknowledged::{Acknowledged, AcknowledgedFiles},
     apply::State,
     clock::{Clock, Newest, Source},
-    dedupe::may_lack,
     directory::{self, DirectoryLock, UNFINISHED, check_expected, check_not_used_up},
     disk::identity,
     doubt,
@@ -30,6 +29,7 @@ use super::{
     replay::{ToErase, load_quarantine, replay},
     shares::Shares,
     started::{self, Cut},
+    task_entry::may_lack,
 };
 use crate::event::{Epoch, Selectable, Sequence, TaskId};
 

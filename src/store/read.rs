@@ -5,10 +5,10 @@ use std::ops::{ControlFlow, RangeInclusive};
 
 use super::{
     ReadError, Store,
-    dedupe::may_lack_some,
     layout::Correction,
     lock,
     log::{LARGE_READ_BYTES, READ_BYTES},
+    task_entry::may_lack_some,
 };
 use crate::event::{Filter, Product, Record, Selectable, Sequence, TaskId, TaskStatus};
 

@@ -13,7 +13,7 @@ use std::{
 
 use xxhash_rust::xxh3::xxh3_128;
 
-use super::{Quarantined, ReadError, Store, dedupe::may_lack_some, layout::TaskEvent, lock};
+use super::{Quarantined, ReadError, Store, layout::TaskEvent, lock, task_entry::may_lack_some};
 use crate::event::{Fingerprint, Product, Record, Selectable, Sequence, TaskId};
 
 /// The restored log is read in pieces of about so many bytes.

@@ -11,7 +11,6 @@ use std::{
 
 use super::{
     buffer::Buffer,
-    info::SubscriptionState,
     lookup::{FETCH, FETCH_RECORDS_MAX, Lookup, Places, TaskEvents, TaskQuery, look_up},
     message::{Control, StreamEnd},
     reading::lent,
@@ -86,24 +85,6 @@ impl Subscription {
             }
             Read::Closing => Poll::Ready(Ok(())), // `poll_message` checks for it first
         }
-    }
-
-    pub(super) fn fall_behind(&mut self) {
-        let head = self.sources.hub.head();
-        // A stream that had not caught up has not announced that it is live.
-        if self.catch_up_to.is_none() {
-            let lag = head.0.saturating_sub(self.position.0);
-            self.controls.push_back(Control::FellBehind {
-                position: self.position,
-                lag,
-            });
-            self.sources.metrics.fell_behind.inc();
-            self.entry.set_state(SubscriptionState::CatchingUp);
-        }
-
-        self.catch_up_to = Some(head);
-        self.entry.seated(None);
-        self.phase = Phase::Planning;
     }
 
     /// Chooses the phase that continues from `position`.

@@ -4,7 +4,7 @@ use crate::event::{Records, Sequence};
 
 /// One message of a stream.
 #[derive(Debug)]
-pub enum Message<'a> {
+pub enum StreamMessage<'a> {
     /// An event that the client asked for.
     Event {
         /// The batch that the event was published or read with.

@@ -15,12 +15,14 @@
 //! Events from the log are held in borrowed memory ([`Memory`]). Between two polls they lie on a shelf, from which the memory may be
 //! taken back for other streams; the stream then reads the events again.
 //!
-//! `open` opens a subscription, `stream` is its poller's view, `catch_up` gets its events; `registry` lists, limits and ends all of
-//! them, and each stream reports to it by its `entry`. Nothing here knows frames or statuses: that is `rpc`.
+//! `open` opens a subscription, `stream` is its poller's view, `catch_up` gets its events, and `fall_behind` switches it from live back
+//! to the log. `registry` lists, limits and ends all of them, and each stream reports to it by its `entry`. Nothing here knows frames
+//! or statuses: that is `rpc`.
 
 mod buffer;
 mod catch_up;
 mod entry;
+mod fall_behind;
 mod heard;
 mod info;
 mod limits;
@@ -38,7 +40,7 @@ mod stream_log;
 pub use heard::Heard;
 pub use info::{ListedSubscription, SubscriptionState};
 pub use limits::{LimitReached, RegistryLimits};
-pub use message::{Control, Message, StreamEnd, Withdrawal};
+pub use message::{Control, StreamEnd, StreamMessage, Withdrawal};
 pub use open::Opening;
 pub use open_subscriptions::WAIT_NAME;
 pub use reading::{Memory, read_aside};

@@ -21,7 +21,7 @@ use super::{
     entry::RegistryEntry,
     info::SubscriptionState,
     lookup::{FETCH, FETCH_RECORDS_MAX, Lookup, TaskEvents},
-    message::{Control, Message, StreamEnd, Withdrawal},
+    message::{Control, StreamEnd, StreamMessage, Withdrawal},
     reading::Reading,
     sources::Sources,
     start::OnExpired,
@@ -127,11 +127,11 @@ impl Subscription {
     pub fn poll_message(
         &mut self,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Message<'_>, StreamEnd>>> {
+    ) -> Poll<Option<Result<StreamMessage<'_>, StreamEnd>>> {
         loop {
             if let Some(control) = self.controls.pop_front() {
                 self.log_control(&control);
-                return Poll::Ready(Some(Ok(Message::Control(control))));
+                return Poll::Ready(Some(Ok(StreamMessage::Control(control))));
             }
             if let Some(end) = &mut self.end {
                 return Poll::Ready(end.take().map(Err));
@@ -156,7 +156,7 @@ impl Subscription {
                     0
                 };
                 let records = self.buffer.records.as_ref().expect("there is one in it");
-                return Poll::Ready(Some(Ok(Message::Event { records, at, ahead })));
+                return Poll::Ready(Some(Ok(StreamMessage::Event { records, at, ahead })));
             }
 
             self.check_milestones();

@@ -1,7 +1,7 @@
 //! RunBlob's callback bodies: reading them into reports, and writing samples of them.
 //!
-//! Owns every rule about the vendor's JSON: [`read`] turns a body into a [`Report`], [`sample`] writes bodies like the
-//! vendor's. Pure: no I/O, no clock, no randomness, and never a log line, because a body holds user content.
+//! Owns every rule about the vendor's JSON: [`read`] turns a body into a [`Report`], [`sample`] and [`task_sample`] write bodies
+//! like the vendor's. Pure: no I/O, no clock, no randomness, and never a log line, because a body holds user content.
 //!
 //! The vendor documents a different shape for each product and changes shapes without notice, so reading is lenient. A callback is
 //! refused only if it is not a JSON object, or has no task id or no status. Any other field that is missing, null, of the wrong
@@ -16,6 +16,7 @@ mod infer;
 mod outputs;
 pub mod sample;
 mod status;
+pub mod task_sample;
 #[cfg(test)]
 mod tests;
 mod time;

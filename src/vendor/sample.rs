@@ -465,7 +465,7 @@ fn url(task_id: &str, folder: &str, extension: &str) -> String {
 }
 
 /// FNV-1a, cut to 31 bits like the vendor's seeds: it looks random and is the same on every machine.
-fn seed(task_id: &str) -> u32 {
+pub(super) fn seed(task_id: &str) -> u32 {
     let hash = task_id.bytes().fold(0x811c_9dc5_u32, |hash, byte| {
         (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193)
     });
@@ -473,6 +473,6 @@ fn seed(task_id: &str) -> u32 {
 }
 
 /// A time as veo and sora write it: UTC, microseconds, no zone.
-fn naive(time: Timestamp) -> String {
+pub(super) fn naive(time: Timestamp) -> String {
     format!("{time:.6}").trim_end_matches('Z').to_owned()
 }

@@ -3,6 +3,7 @@
 mod documented;
 mod properties;
 mod rules;
+mod task_samples;
 
 use super::{Unreadable, read};
 use crate::event::{Output, OutputKind, Product, Report, TaskError, TaskId, TaskStatus};

@@ -198,7 +198,7 @@ async fn the_printed_default_file_is_a_valid_file_that_changes_nothing() {
     assert_eq!(with_file.good(), without.good());
     // And as values, not only as far as they are printed.
     let load = |file| {
-        blobcast::config::load(&blobcast::config::Sources {
+        blobcast::config::load(&blobcast::config::ConfigSources {
             file,
             ..Default::default()
         })

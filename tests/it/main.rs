@@ -58,4 +58,5 @@ mod tls;
 mod traces;
 mod url_reach;
 mod vendor_behaviour;
+mod vendor_verb;
 mod watched_backups;

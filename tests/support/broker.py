@@ -107,8 +107,19 @@ class Broker:
 
     def kill(self, how=signal.SIGKILL):
         """Sends a signal that ends the process, and returns the exit code."""
-        self.process.send_signal(how)
+        if traced := self.traced():
+            os.kill(traced, how)
+        else:
+            self.process.send_signal(how)
         return self.process.wait(READY_SECONDS)
+
+    def traced(self):
+        """The broker's process, if `prefix` runs it as a child: a tracer would end first, and leave the broker running."""
+        if not self.prefix or not self.alive():
+            return None
+        process = self.process.pid
+        children = pathlib.Path(f"/proc/{process}/task/{process}/children").read_text().split()
+        return int(children[0]) if children else None
 
     def alive(self):
         return self.process.poll() is None

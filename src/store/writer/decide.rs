@@ -4,7 +4,11 @@
 //! the ones before it have changed. Nothing becomes visible before the commit is durable but the shares of the quarantine,
 //! which only choose what retention forgets first.
 
+mod duplicate;
+
 use std::collections::BTreeSet;
+
+use duplicate::{By, Verdict, judge};
 
 use super::{
     command::{Command, Erased, Erasure, Imported, PendingReply},
@@ -16,12 +20,7 @@ use super::{
 };
 use crate::{
     event::{Record, RecordParts, Selectable},
-    store::{
-        Appended, Draft, NewQuarantined, ReadError, Store,
-        dedupe::{By, Verdict, judge},
-        layout::TaskEvent,
-        log::Found,
-    },
+    store::{Appended, Draft, NewQuarantined, ReadError, Store, layout::TaskEvent, log::Found},
 };
 
 /// Decides commands one by one.

@@ -1,6 +1,6 @@
 //! Why a command was not carried out.
 
-use crate::store::dedupe::TASK_EVENTS_MAX;
+use crate::store::task_entry::TASK_EVENTS_MAX;
 
 /// Why something was not written.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

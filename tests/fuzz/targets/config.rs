@@ -9,7 +9,7 @@ use std::{
     sync::LazyLock,
 };
 
-use blobcast::config::{Config, ConfigErrors, Origin, Sources, load};
+use blobcast::config::{Config, ConfigErrors, Origin, ConfigSources, load};
 use tempfile::{tempfile, tempfile_in};
 use toml::{Table, Value};
 
@@ -27,9 +27,9 @@ pub(crate) fn run(bytes: &[u8]) {
         .and_then(|()| file.write_all(bytes))
         .expect("the file can be written");
     let path = PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()));
-    let sources = Sources {
+    let sources = ConfigSources {
         file: Some(path.clone()),
-        ..Sources::default()
+        ..ConfigSources::default()
     };
     let loaded = load(&sources);
     assert_eq!(load(&sources), loaded, "loaded twice");
@@ -103,7 +103,7 @@ fn check_other_layers(bytes: &[u8], config: &Config) {
     };
     let env = variables.into_iter().map(variable).collect();
     assert_eq!(
-        load(&Sources {
+        load(&ConfigSources {
             file: None,
             env,
             flags

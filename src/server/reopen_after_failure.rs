@@ -18,7 +18,7 @@ pub(super) async fn is_possible(store: Arc<Store>) {
             continue;
         }
         let store = Arc::clone(&store);
-        match spawn_blocking(move || store.can_be_opened_again()).await {
+        match spawn_blocking(move || store.can_reopen_after_failure()).await {
             Ok(Ok(())) => return,
             Ok(Err(problem)) => tracing::debug!(problem, "the store stays closed"),
             Err(_) => return std::future::pending().await, // the runtime is shutting down
