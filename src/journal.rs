@@ -16,8 +16,12 @@ use std::fmt::Debug;
 
 use tokio::sync::oneshot;
 
-use crate::store::{
-    Appended, Appender, Backup, Draft, Erased, Erasure, NewQuarantined, Retention, WriteError,
+use crate::{
+    event::{Product, TaskId},
+    store::{
+        Appended, Appender, Backup, Draft, Erased, Erasure, Expected, NewExpectation,
+        NewQuarantined, Retention, Whose, WriteError,
+    },
 };
 
 /// Comes when the operation is durable. A dropped sender means that the journal has stopped.
@@ -40,6 +44,17 @@ pub trait Journal: Debug + Send + Sync + 'static {
 
     /// Erases the content of a task's events. The answer comes when none of it is left on this node.
     fn erase(&self, erasure: Erasure) -> Answer<Erased>;
+
+    /// Has tasks expected, all of them or none. The answer has one element for each, in order. A task that is expected already stays
+    /// as it is, and one that is over is not expected. A terminal event ends the expectation of its task by the same commit.
+    fn expect(&self, new: Vec<NewExpectation>) -> Answer<Vec<Expected>>;
+
+    /// Ends those of these tasks' expectations that are open and may be ended; answers how many.
+    fn end_expectations(&self, tasks: Vec<(Product, TaskId)>, whose: Whose) -> Answer<u32>;
+
+    /// Appends the event that a task is late; with `gives_up` its expectation ends by the same commit. Nothing is appended, and the
+    /// answer is `None`, if the task is not expected any more, or if there is such an event of it already.
+    fn overdue(&self, draft: Draft, gives_up: bool) -> Answer<Option<Appended>>;
 
     /// Sets how long and how much is kept, from the next change of the log on. There is no answer: what it forgets is forgotten
     /// little by little.
@@ -82,6 +97,18 @@ impl Journal for Local {
 
     fn erase(&self, erasure: Erasure) -> Answer<Erased> {
         self.0.erase(erasure)
+    }
+
+    fn expect(&self, new: Vec<NewExpectation>) -> Answer<Vec<Expected>> {
+        self.0.expect(new)
+    }
+
+    fn end_expectations(&self, tasks: Vec<(Product, TaskId)>, whose: Whose) -> Answer<u32> {
+        self.0.end_expectations(tasks, whose)
+    }
+
+    fn overdue(&self, draft: Draft, gives_up: bool) -> Answer<Option<Appended>> {
+        self.0.overdue(draft, gives_up)
     }
 
     fn retain(&self, retention: Retention) {

@@ -125,6 +125,7 @@ fn note_appended(other: &Path, appended: &AppendSummary) {
         quarantine_count,
         quarantine_duplicate_count,
         erased_count,
+        expectation_count,
         after_erasure_count,
         after_erasure,
     } = appended;
@@ -145,6 +146,12 @@ fn note_appended(other: &Path, appended: &AppendSummary) {
         ));
     }
 
+    if *expectation_count > 0 {
+        note(&format!(
+            "{expectation_count} tasks that {other} expects are expected"
+        ));
+    }
+
     if *after_erasure_count > 0 {
         note(&format!(
             "{after_erasure_count} erased tasks have new content from {other}: erase them again \
@@ -159,7 +166,7 @@ fn note_appended(other: &Path, appended: &AppendSummary) {
         }
     }
 
-    if event_count + quarantine_count + erased_count > 0 {
+    if event_count + quarantine_count + erased_count + expectation_count > 0 {
         note("no backup contains the appended events: take a backup when the broker runs");
     }
 }

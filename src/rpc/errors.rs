@@ -257,6 +257,10 @@ pub(super) fn write(sources: &Sources, error: &WriteError) -> Status {
             error.to_string(),
             [("reason", Rejection::TooManyEvents.reason().to_owned())],
         ),
+        WriteError::TooManyExpectations { limit, open } => Reason::ExpectationLimit.status_with(
+            error.to_string(),
+            [("limit", limit.to_string()), ("open", open.to_string())],
+        ),
         WriteError::Corrupt(problem) => corrupt(sources, problem),
         WriteError::Overloaded | WriteError::DiskLow { .. } | WriteError::Failed(_) => {
             Reason::StoreReadOnly.passing_status(error.to_string(), [], RETRY_STORE)

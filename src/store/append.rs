@@ -10,6 +10,9 @@
 //!
 //! Erased stays erased: a repetition of an event that was erased in the backup is a duplicate of
 //! it, and where the other broker has erased a task, the task is erased in the restored log, too.
+//!
+//! What the other broker expects is expected in the restored log, too: its clients were answered
+//! that it is durable. A task that the backup expects keeps the deadline and the labels it has there.
 
 mod pending;
 mod stopped;
@@ -52,6 +55,8 @@ pub struct AppendSummary {
     pub quarantine_duplicate_count: u64,
     /// Events of the backup whose tasks the other log has erased, and which are erased now.
     pub erased_count: u64,
+    /// Tasks that the other log expects and the backup does not.
+    pub expectation_count: u64,
     /// Tasks of which something is erased, and to which new content was appended.
     pub after_erasure_count: u64,
     /// Some of these tasks.
@@ -61,7 +66,7 @@ pub struct AppendSummary {
 impl AppendSummary {
     /// The log is what the backup has.
     pub(super) fn is_nothing(&self) -> bool {
-        self.event_count + self.quarantine_count + self.erased_count == 0
+        self.event_count + self.quarantine_count + self.erased_count + self.expectation_count == 0
     }
 }
 
@@ -138,6 +143,8 @@ impl Other {
             }
         }
         appending.flush()?;
+        // Behind the events: what is over by them is not expected.
+        appending.expectations(&self.store)?;
         Ok(appending.into_summary())
     }
 
@@ -257,6 +264,24 @@ impl<'a, P: super::Publish> Appending<'a, P> {
             .push((was_erased && !imported.is_erased).then_some(task));
         let bytes = event.len() + raw.len();
         self.add(Import::Event(Box::new(imported)), bytes)
+    }
+
+    /// Has those tasks expected that another store expects.
+    fn expectations(&mut self, other: &Store) -> Result<(), RestoreError> {
+        let mut after = 0;
+        loop {
+            let expectations = other.expectations_after(after, GROUP_MAX);
+            let Some(last) = expectations.last() else {
+                return Ok(());
+            };
+            after = last.number;
+            let before = self.store.expectation_counts().open;
+            self.writer
+                .expect(expectations)
+                .map_err(|error| not_written(&error))?;
+            let added = self.store.expectation_counts().open - before;
+            self.summary.expectation_count += added as u64;
+        }
     }
 
     fn into_summary(self) -> AppendSummary {

@@ -1,5 +1,5 @@
 //! Applies commits to the index. This is the only place where an entry of the log changes what the
-//! store knows of tasks and of the quarantine: the writer, the replay of a start and a rebuild all
+//! store knows of tasks, of the quarantine and of expectations: the writer, the replay of a start and a rebuild all
 //! come through here.
 //!
 //! Applying decides nothing: it knows no clock, no limits and no retention. What a commit means was
@@ -12,8 +12,17 @@ use std::collections::{HashMap, hash_map};
 use parking_lot::Mutex;
 
 use super::{
-    QuarantineHeader, Store, error::IndexError, layout::TaskEvent, lock, log::Place,
-    quarantine_index::QuarantineIndex, shares::Shares, task_entry::insert, task_index::Tasks,
+    QuarantineHeader, Store,
+    error::IndexError,
+    expectation::Kept,
+    expectation_index::{ExpectationIndex, Unwritten},
+    layout::TaskEvent,
+    lock,
+    log::Place,
+    quarantine_index::QuarantineIndex,
+    shares::Shares,
+    task_entry::insert,
+    task_index::Tasks,
 };
 use crate::event::{Sequence, TaskId};
 
@@ -22,6 +31,7 @@ use crate::event::{Sequence, TaskId};
 pub(super) struct State<'a> {
     pub tasks: &'a Tasks,
     pub quarantine: &'a Mutex<QuarantineIndex>,
+    pub expectations: &'a Mutex<ExpectationIndex>,
     /// Changed as soon as an entry is applied, ahead of the others: retention has to see what a
     /// commit in the making leaves.
     pub shares: &'a Mutex<Shares>,
@@ -33,6 +43,7 @@ impl Store {
         State {
             tasks: &self.index.tasks,
             quarantine: &self.quarantine,
+            expectations: &self.expectations,
             shares: &self.shares,
         }
     }
@@ -64,6 +75,10 @@ pub(super) enum Change<'c> {
     },
     /// A callback has left the quarantine, for whatever reason.
     Left { number: u64 },
+    /// A task is expected, or its expectation is written again.
+    Expected { number: u64, kept: Kept },
+    /// A task is not expected any more.
+    ExpectationEnded { number: u64 },
 }
 
 /// What the index names of one task.
@@ -83,6 +98,7 @@ pub(super) struct Overlay<'a> {
     quarantined: HashMap<u64, (u64, QuarantineHeader)>,
     /// Callbacks that have left the quarantine.
     left: Vec<u64>,
+    expectations: Unwritten,
 }
 
 impl<'a> Overlay<'a> {
@@ -93,12 +109,23 @@ impl<'a> Overlay<'a> {
             tasks: HashMap::with_capacity(tasks),
             quarantined: HashMap::new(),
             left: Vec::new(),
+            expectations: Unwritten::default(),
         }
     }
 
     /// The events that the index names of a task, oldest first, as the changes so far leave them.
     pub(super) fn events(&mut self, task_id: &TaskId) -> Result<&[TaskEvent], IndexError> {
         Ok(&self.entry(task_id)?.events)
+    }
+
+    /// The expectation of a task, as the changes so far leave it.
+    pub(super) fn expectation(&self, key: &[u8]) -> Option<(u64, Kept)> {
+        self.expectations.find(self.state.expectations, key)
+    }
+
+    /// The expectation with a number, as the changes so far leave it.
+    pub(super) fn numbered_expectation(&self, number: u64) -> Option<Kept> {
+        self.expectations.get(self.state.expectations, number)
     }
 
     /// Applies one entry. Fails only if the index cannot be read.
@@ -116,6 +143,8 @@ impl<'a> Overlay<'a> {
                 bytes,
             } => self.quarantine(number, header, bytes),
             Change::Left { number } => self.leave(number),
+            Change::Expected { number, kept } => self.expectations.put(number, kept),
+            Change::ExpectationEnded { number } => self.expectations.end(number),
         }
         Ok(())
     }
@@ -162,6 +191,7 @@ impl<'a> Overlay<'a> {
             tasks,
             quarantined: self.quarantined,
             left: self.left,
+            expectations: self.expectations,
         }
     }
 }
@@ -200,14 +230,17 @@ pub(super) struct Changes {
     tasks: Vec<(TaskId, Vec<TaskEvent>)>,
     quarantined: HashMap<u64, (u64, QuarantineHeader)>,
     left: Vec<u64>,
+    expectations: Unwritten,
 }
 
 impl Changes {
-    /// Writes them to the state; `places` are those of the quarantined callbacks. The log must have
-    /// their commits for good: the state could not take them back.
+    /// Writes them to the state. `segment` has their commit, and `places` are those of the
+    /// quarantined callbacks. The log must have the commit for good: the state could not take it
+    /// back.
     pub(super) fn write(
         self,
         state: State<'_>,
+        segment: u64,
         places: impl IntoIterator<Item = (u64, Place)>,
     ) -> Result<(), IndexError> {
         if !self.quarantined.is_empty() || !self.left.is_empty() {
@@ -221,6 +254,7 @@ impl Changes {
                 .iter()
                 .for_each(|&number| quarantine.remove(number));
         }
+        self.expectations.write(state.expectations, segment);
         state.tasks.change(self.tasks)
     }
 }

@@ -6,10 +6,11 @@
 //! end:    0 (u8)   number of entries (u64)   XXH3 of all before it (u64)
 //! ```
 //!
-//! First come all events, then the quarantine, each in the order of its keys. An event's key is its
+//! First come all events, then the quarantine, then the open expectations, each in the order of its keys. An event's key is its
 //! place (u64, big-endian), its value its id (u128), its fingerprint and its record, which says so
 //! itself if it was erased. A quarantined callback's key is its number (u64, big-endian), its value
-//! that of its entry in the log; nothing if it was erased while the backup was taken. Integers are
+//! that of its entry in the log; nothing if it was erased while the backup was taken. The same holds
+//! for an expectation, which has its value as it was when the backup began. Integers are
 //! little-endian. The epoch is not in it: what is restored is another log. The task index is made
 //! from the events. Without its end a copy is worth nothing, so one that was cut short cannot be
 //! taken for a whole one.
@@ -20,6 +21,7 @@ use xxhash_rust::xxh3::Xxh3;
 
 use super::{
     ReadError, Store,
+    expectation::Kept,
     layout::{BACKUP_FORMAT, Damaged, Totals, parse_quarantined, parse_sequence_key, sequence_key},
     lock,
     log::{Events, Logged, QuarantineReader},
@@ -51,11 +53,12 @@ pub struct BackupSummary {
 pub(super) enum Part {
     Events = 1,
     Quarantine = 2,
+    Expectations = 3,
 }
 
 impl Part {
     pub(super) fn from_number(number: u8) -> Option<Self> {
-        [Self::Events, Self::Quarantine]
+        [Self::Events, Self::Quarantine, Self::Expectations]
             .into_iter()
             .find(|part| *part as u8 == number)
     }
@@ -69,8 +72,10 @@ pub(super) struct Audit {
     /// What there was.
     pub found: Totals,
     pub entries: u64,
-    /// The newest number of the quarantine so far.
+    /// The newest number of the quarantine so far,
     newest_number: u64,
+    /// and of the expectations.
+    newest_expectation: u64,
 }
 
 impl Audit {
@@ -80,6 +85,7 @@ impl Audit {
             event_bytes: 0,
             quarantine_count: 0,
             quarantine_bytes: 0,
+            expectation_count: 0,
             ..expected
         };
         Self {
@@ -87,6 +93,7 @@ impl Audit {
             found: empty,
             entries: 0,
             newest_number: 0,
+            newest_expectation: 0,
         }
     }
 
@@ -119,12 +126,25 @@ impl Audit {
                 self.found.quarantine_count += 1;
                 self.found.quarantine_bytes += value.len() as u64;
             }
+            Part::Expectations => {
+                let number = parse_sequence_key(key)?.0;
+                let is_in_order = number > self.newest_expectation;
+                if number > self.expected.expectation_next || !is_in_order {
+                    return Err(Damaged("expectation key"));
+                }
+                self.newest_expectation = number;
+                Kept::parse(value)?;
+                self.found.expectation_count += 1;
+            }
         }
         Ok(())
     }
 
     pub(super) fn end(&self) -> Result<(), Damaged> {
-        let counts = |totals: &Totals| (totals.event_count, totals.quarantine_count);
+        let counts = |totals: &Totals| {
+            let numbered = [totals.quarantine_count, totals.expectation_count];
+            (totals.event_count, numbered)
+        };
         if counts(&self.found) != counts(&self.expected) {
             return Err(Damaged("count: there is more or less than the totals say"));
         }
@@ -175,6 +195,7 @@ pub struct Backup {
     /// What follows the events: numbers, and where they lie.
     quarantined: std::vec::IntoIter<(u64, Held)>,
     quarantine: QuarantineReader,
+    expectations: std::vec::IntoIter<(u64, Kept)>,
     audit: Audit,
     checksum: Xxh3,
     /// What the next chunks begin with.
@@ -202,6 +223,7 @@ impl Store {
                 .events(Sequence(totals.first_available)..=self.head()),
             quarantined: lock(&self.quarantine).all().into_iter(),
             quarantine: self.log.quarantine_reader(),
+            expectations: lock(&self.expectations).all().into_iter(),
             audit: Audit::new(totals),
             checksum: Xxh3::new(),
             buffer: BytesMut::new(),
@@ -240,12 +262,16 @@ impl Backup {
             let key = sequence_key(event.record.sequence());
             return self.put_entry(Part::Events, &key, &event_value(&event));
         }
-        let Some((number, held)) = self.quarantined.next() else {
+        if let Some((number, held)) = self.quarantined.next() {
+            let value = self.quarantine.read(number, held.newest)?;
+            let key = sequence_key(Sequence(number));
+            return self.put_entry(Part::Quarantine, &key, &value.unwrap_or_default());
+        }
+        let Some((number, kept)) = self.expectations.next() else {
             return self.put_end();
         };
-        let value = self.quarantine.read(number, held.newest)?;
         let key = sequence_key(Sequence(number));
-        self.put_entry(Part::Quarantine, &key, &value.unwrap_or_default())
+        self.put_entry(Part::Expectations, &key, kept.bytes())
     }
 
     fn put_entry(&mut self, part: Part, key: &[u8], value: &[u8]) -> Result<(), ReadError> {

@@ -15,6 +15,7 @@ const MEMTABLE_BYTES_MAX: u64 = 8 * 1024 * 1024;
 const META: &str = "meta";
 const TASKS: &str = "tasks";
 const QUARANTINE: &str = "quarantine";
+const EXPECTATIONS: &str = "expectations";
 
 thread_local! {
     static CATCHES_PANIC: Cell<bool> = const { Cell::new(false) };
@@ -32,6 +33,7 @@ pub(super) struct Opened {
     pub meta: Keyspace,
     pub tasks: Keyspace,
     pub quarantine: Keyspace,
+    pub expectations: Keyspace,
     /// All of its keyspaces existed already.
     pub was_whole: bool,
 }
@@ -55,13 +57,14 @@ fn open_unguarded(folder: &Path, cache_bytes: u64) -> fjall::Result<Opened> {
         .cache_size(cache_bytes)
         .max_journaling_size(REPLAY_BYTES_MAX)
         .open()?;
-    let was_whole = [META, TASKS, QUARANTINE]
+    let was_whole = [META, TASKS, QUARANTINE, EXPECTATIONS]
         .iter()
         .all(|name| database.keyspace_exists(name));
     Ok(Opened {
         meta: database.keyspace(META, options)?,
         tasks: database.keyspace(TASKS, options)?,
         quarantine: database.keyspace(QUARANTINE, options)?,
+        expectations: database.keyspace(EXPECTATIONS, options)?,
         database,
         was_whole,
     })

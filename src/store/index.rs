@@ -1,5 +1,5 @@
-//! The index of the log: which events each task has, and where the quarantined callbacks lie. A
-//! cache: the log has all of it.
+//! The index of the log: which events each task has, where the quarantined callbacks lie, and which
+//! tasks are expected. A cache: the log has all of it.
 //!
 //! It lies in a folder of its own and says up to where it has the log (its checkpoint). If that
 //! does not fit the log, or the index cannot be read, it is removed and built again from the log.
@@ -7,6 +7,7 @@
 //! cause of its damage.
 
 use std::{
+    collections::BTreeMap,
     fs::{self, File},
     io,
     path::Path,
@@ -20,8 +21,9 @@ use super::{
     database::{self, Opened},
     doubt::{self, Doubt},
     error::IndexError,
+    expectation_index::Held,
     layout::{Damaged, FORMAT, parse_sequence_key, sequence_key},
-    quarantine_index::{Changes, Stored},
+    quarantine_index::Stored,
     task_index::{RECENT_MAX, Tasks},
 };
 use crate::{
@@ -72,12 +74,22 @@ impl Checkpoint {
     }
 }
 
+/// New values of numbered things; `None` where one is gone.
+type Changes = BTreeMap<u64, Option<Vec<u8>>>;
+
+/// What is in memory and not in the index yet.
+pub(super) struct Unsynced {
+    pub quarantine: Changes,
+    pub expectations: Changes,
+}
+
 /// The open index.
 pub(super) struct Index {
     pub tasks: Tasks,
     database: Database,
     meta: Keyspace,
     quarantine: Keyspace,
+    expectations: Keyspace,
     doubt: Arc<Doubt>,
     /// The checkpoint found when it was opened; `None` if it was just created.
     pub checkpoint: Option<Checkpoint>,
@@ -95,6 +107,7 @@ impl Index {
             meta,
             tasks,
             quarantine,
+            expectations,
             was_whole,
         } = database::open(&directory.join(FOLDER), cache_bytes)?;
         let said = meta.get(CHECKPOINT)?;
@@ -108,6 +121,7 @@ impl Index {
             database,
             meta,
             quarantine,
+            expectations,
             doubt,
             checkpoint: said.map(|said| Checkpoint::parse(&said)).transpose()?,
         })
@@ -128,6 +142,16 @@ impl Index {
         })
     }
 
+    /// Everything that it has of the expectations, in the order of the numbers.
+    pub(super) fn expectations(
+        &self,
+    ) -> impl Iterator<Item = Result<(u64, Held), IndexError>> + use<> {
+        self.expectations.iter().map(|entry| {
+            let (key, value) = entry.into_inner()?;
+            Ok((parse_sequence_key(&key)?.0, Held::parse(&value)?))
+        })
+    }
+
     /// How often the database was written to.
     #[cfg(test)]
     pub(super) fn seqno(&self) -> u64 {
@@ -138,19 +162,28 @@ impl Index {
     pub(super) fn sync(
         &self,
         checkpoint: Checkpoint,
-        quarantine: Changes,
+        unsynced: Unsynced,
     ) -> Result<(), IndexError> {
         self.tasks.flush()?;
-        self.doubt.look(self.write(checkpoint, quarantine))
+        self.doubt.look(self.write(checkpoint, unsynced))
     }
 
-    fn write(&self, checkpoint: Checkpoint, quarantine: Changes) -> Result<(), IndexError> {
+    fn write(&self, checkpoint: Checkpoint, unsynced: Unsynced) -> Result<(), IndexError> {
+        let Unsynced {
+            quarantine,
+            expectations,
+        } = unsynced;
         let mut batch = self.database.batch();
-        for (number, stored) in quarantine {
-            let key = sequence_key(Sequence(number));
-            match stored {
-                Some(stored) => batch.insert(&self.quarantine, key, stored),
-                None => batch.remove(&self.quarantine, key),
+        for (keyspace, changes) in [
+            (&self.quarantine, quarantine),
+            (&self.expectations, expectations),
+        ] {
+            for (number, stored) in changes {
+                let key = sequence_key(Sequence(number));
+                match stored {
+                    Some(stored) => batch.insert(keyspace, key, stored),
+                    None => batch.remove(keyspace, key),
+                }
             }
         }
         batch.insert(&self.meta, CHECKPOINT, checkpoint.encode());

@@ -4,6 +4,7 @@
 //! ```text
 //! tasks         task id                    one entry per retained event of the task, oldest first
 //! quarantine    number (u64, big-endian)   where it lies in the log (see `quarantine_index`)
+//! expectations  number (u64, big-endian)   its segment (u64), and all of it (see `expectation`)
 //! meta          "checkpoint"               up to where the index has the log (see `index`)
 //! in the log    quarantined callback       header length (u32), header (JSON), body
 //! ```
@@ -16,9 +17,9 @@ use super::clock::{Adoption, Trust};
 use crate::event::{Fingerprint, Labels, Product, Sequence, TaskStatus};
 
 /// Version of this layout. A store of another version is refused.
-pub(super) const FORMAT: u64 = 6;
+pub(super) const FORMAT: u64 = 7;
 /// Of what a backup is made of, whatever a store is made of.
-pub(super) const BACKUP_FORMAT: u64 = 5;
+pub(super) const BACKUP_FORMAT: u64 = 6;
 
 /// What the task index knows of one retained event.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -120,6 +121,10 @@ pub(super) struct Totals {
     pub quarantine_next: u64,
     pub quarantine_count: u64,
     pub quarantine_bytes: u64,
+    /// The newest number that an expectation was given.
+    pub expectation_next: u64,
+    /// Open expectations.
+    pub expectation_count: u64,
     /// The newest time that the log's clock has stamped something with, in microseconds since 1970;
     /// lower again only where the clock was set back.
     pub log_time_micros: i64,
@@ -167,7 +172,7 @@ impl Correction {
 }
 
 impl Totals {
-    pub(super) const BYTES: usize = 96;
+    pub(super) const BYTES: usize = 112;
 
     pub(super) fn encode(&self) -> [u8; Self::BYTES] {
         let mut bytes = [0; Self::BYTES];
@@ -178,9 +183,11 @@ impl Totals {
             self.quarantine_count,
             self.quarantine_bytes,
         ];
+        let expectations = [self.expectation_next, self.expectation_count];
         counts
             .into_iter()
             .chain(quarantine)
+            .chain(expectations)
             .for_each(|number| rest.put_u64_le(number));
         rest.put_i64_le(self.log_time_micros);
         rest.put_u64_le(self.trust as u64);
@@ -210,6 +217,8 @@ impl Totals {
             quarantine_next: bytes.get_u64_le(),
             quarantine_count: bytes.get_u64_le(),
             quarantine_bytes: bytes.get_u64_le(),
+            expectation_next: bytes.get_u64_le(),
+            expectation_count: bytes.get_u64_le(),
             log_time_micros: bytes.get_i64_le(),
             trust: Trust::from_number(bytes.get_u64_le()).ok_or(Damaged("totals"))?,
             correction: Correction {
@@ -279,6 +288,13 @@ impl Totals {
             .checked_sub(bytes)
             .ok_or(TOTALS_DAMAGED)?;
         self.quarantine_count = count;
+        Ok(())
+    }
+
+    /// Takes one expectation out.
+    pub(super) fn end_expectation(&mut self) -> Result<(), Damaged> {
+        let count = self.expectation_count.checked_sub(1);
+        self.expectation_count = count.ok_or(TOTALS_DAMAGED)?;
         Ok(())
     }
 }
@@ -429,6 +445,8 @@ mod tests {
             quarantine_next: 4,
             quarantine_count: 5,
             quarantine_bytes: 6,
+            expectation_next: 12,
+            expectation_count: 13,
             log_time_micros: -7,
             trust: Trust::Doubted,
             correction: Correction {

@@ -12,12 +12,16 @@ mod append;
 mod apply;
 mod backup;
 mod backup_results;
+mod by_segment;
 mod clock;
 mod database;
 mod directory;
 mod disk;
 mod doubt;
 mod error;
+mod expectation;
+mod expectation_index;
+mod expectations;
 mod index;
 mod layout;
 mod log;
@@ -55,6 +59,11 @@ pub use clock::Clock;
 pub use database::catches_panic;
 pub use directory::{check_expected, is_part};
 pub use error::{AppendError, OpenError, ReadError, RestoreError};
+pub use expectation::{
+    EXPECTATION_LABEL_BYTES_MAX, EXPECTATIONS_MAX, EXPECTATIONS_PER_CLIENT_MAX, Expectation,
+    Expected, NewExpectation, Whose,
+};
+pub use expectation_index::ExpectationCounts;
 pub use layout::{Bound, QuarantineHeader};
 pub use quarantine::{NewQuarantined, Quarantined};
 pub use read::{Chunk, Keep, ReadLimits, TaskPlace, bytes_held};
@@ -75,6 +84,7 @@ use crate::{
 };
 use acknowledged::{Acknowledged, AcknowledgedFiles};
 use disk::Identity;
+use expectation_index::ExpectationIndex;
 use index::Index;
 use layout::Totals;
 use log::Log;
@@ -175,6 +185,8 @@ pub struct Store {
     shares: Mutex<Shares>,
     /// The places of the quarantined callbacks in the log. The writer changes it after the commit.
     quarantine: Mutex<QuarantineIndex>,
+    /// The tasks that are expected. The writer changes it after the commit.
+    expectations: Mutex<ExpectationIndex>,
     /// How often events were erased since this was opened: a reader of some before that looks
     /// again.
     erasures: AtomicU64,

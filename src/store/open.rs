@@ -20,13 +20,14 @@ use super::{
     disk::identity,
     doubt,
     error::{IndexError, StartFailure},
-    index::{self, Checkpoint, Index},
+    expectation_index::ExpectationIndex,
+    index::{self, Checkpoint, Index, Unsynced},
     layout::{Damaged, Totals},
     lock,
     log::{self, Log},
     marker,
     quarantine_index::QuarantineIndex,
-    replay::{ToErase, load_quarantine, replay},
+    replay::{ToErase, load_expectations, load_quarantine, replay},
     shares::Shares,
     started::{self, Cut},
     task_entry::may_lack,
@@ -106,12 +107,13 @@ impl Store {
         let Indexed {
             index,
             quarantine,
+            expectations,
             shares,
             to_erase: ToErase { places, copies },
         } = Indexed::open(path, cache_bytes, &log, &totals)?;
         // What is damaged is no reason to refuse everything else: it has been logged.
         log.erase(&places, &copies)?;
-        log.note_quarantine_from(lock(&quarantine).first_segment());
+        log.note_kept_from(kept_from(&quarantine, &expectations));
 
         let is_new = totals.head()?.0 == 0 && totals.quarantine_next == 0;
         let newest = Newest {
@@ -130,6 +132,7 @@ impl Store {
             first_available: totals.first_available.into(),
             shares,
             quarantine,
+            expectations,
             erasures: 0.into(),
             identity: identity(path),
             totals: totals.into(),
@@ -163,8 +166,11 @@ impl Store {
             commit: self.log.applied(),
             replay_from,
         };
-        let quarantine = lock(&self.quarantine).take_changes();
-        self.index.sync(checkpoint, quarantine)?;
+        let unsynced = Unsynced {
+            quarantine: lock(&self.quarantine).take_changes(),
+            expectations: lock(&self.expectations).take_changes(),
+        };
+        self.index.sync(checkpoint, unsynced)?;
         self.log.note_checkpoint(replay_from, first_available);
         Ok(())
     }
@@ -197,6 +203,7 @@ fn open_or_begin(
 struct Indexed {
     index: Index,
     quarantine: Mutex<QuarantineIndex>,
+    expectations: Mutex<ExpectationIndex>,
     shares: Mutex<Shares>,
     to_erase: ToErase,
 }
@@ -234,6 +241,7 @@ impl Indexed {
         let from = replay_from(index.checkpoint, log).map_err(IndexError::Doubt)?;
         let mut indexed = Self::of(index);
         load_quarantine(&indexed.index, indexed.state())?;
+        load_expectations(&indexed.index, indexed.state())?;
         indexed.to_erase = replay(log, indexed.state(), totals, Some(from))?;
         indexed.check(log, totals)?;
         Ok(indexed)
@@ -262,6 +270,7 @@ impl Indexed {
         Self {
             index,
             quarantine: Mutex::default(),
+            expectations: Mutex::default(),
             shares: Mutex::default(),
             to_erase: ToErase::default(),
         }
@@ -271,6 +280,7 @@ impl Indexed {
         State {
             tasks: &self.index.tasks,
             quarantine: &self.quarantine,
+            expectations: &self.expectations,
             shares: &self.shares,
         }
     }
@@ -282,6 +292,15 @@ impl Indexed {
             let problem = format!(
                 "{} callbacks must be in quarantine, and {count} are",
                 totals.quarantine_count
+            );
+            return Err(IndexError::Doubt(problem).into());
+        }
+
+        let open = lock(&self.expectations).counts().open as u64;
+        if open != totals.expectation_count {
+            let problem = format!(
+                "{} tasks must be expected, and {open} are",
+                totals.expectation_count
             );
             return Err(IndexError::Doubt(problem).into());
         }
@@ -313,6 +332,16 @@ impl Indexed {
         }
         Ok(())
     }
+}
+
+/// The oldest segment with the newest copy of something that outlives events.
+pub(super) fn kept_from(
+    quarantine: &Mutex<QuarantineIndex>,
+    expectations: &Mutex<ExpectationIndex>,
+) -> Option<u64> {
+    let quarantined = lock(quarantine).first_segment();
+    let expected = lock(expectations).segments().first();
+    [quarantined, expected].into_iter().flatten().min()
 }
 
 /// The segment with which to begin to replay, or why a checkpoint cannot be believed.

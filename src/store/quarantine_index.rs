@@ -3,14 +3,12 @@
 //! All of it is in memory, about a hundred bytes for each callback. Changes since the last
 //! checkpoint are also kept in the form in which the index stores them.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    mem,
-};
+use std::{collections::BTreeMap, mem};
 
 use bytes::{Buf, BufMut};
 
 use super::{
+    by_segment::BySegment,
     layout::{Damaged, QuarantineHeader},
     log::{COPIES, Place},
 };
@@ -99,18 +97,12 @@ impl Stored {
     }
 }
 
-#[derive(Debug, Default, PartialEq, Eq)]
-struct InSegment {
-    numbers: BTreeSet<u64>,
-    bytes: u64,
-}
-
 /// See the module's description.
 #[derive(Debug, Default)]
 pub(super) struct QuarantineIndex {
     held: BTreeMap<u64, Held>,
     /// Those with their newest copy in a segment, and the bytes of their values.
-    segments: BTreeMap<u64, InSegment>,
+    segments: BySegment,
     changed: Changes,
 }
 
@@ -118,10 +110,7 @@ impl QuarantineIndex {
     /// Adds a callback that the index has stored.
     pub(super) fn load(&mut self, number: u64, held: Held) {
         self.held.insert(number, held);
-        let segment = self.segments.entry(held.newest.segment).or_default();
-        if segment.numbers.insert(number) {
-            segment.bytes += held.bytes;
-        }
+        self.segments.put(held.newest.segment, number, held.bytes);
     }
 
     /// Adds a copy of a callback; true if the callback is new. A copy that is older than a known
@@ -165,15 +154,8 @@ impl QuarantineIndex {
     }
 
     fn leave_segment(&mut self, number: u64, held: Held) {
-        let number_of = held.newest.segment;
-        if let Some(segment) = self.segments.get_mut(&number_of)
-            && segment.numbers.remove(&number)
-        {
-            segment.bytes -= held.bytes;
-            if segment.numbers.is_empty() {
-                self.segments.remove(&number_of);
-            }
-        }
+        self.segments
+            .remove(held.newest.segment, number, held.bytes);
     }
 
     pub(super) fn get(&self, number: u64) -> Option<Held> {
@@ -196,19 +178,17 @@ impl QuarantineIndex {
 
     /// The oldest segment with the newest copy of one.
     pub(super) fn first_segment(&self) -> Option<u64> {
-        self.segments.first_key_value().map(|(&number, _)| number)
+        self.segments.first()
     }
 
     /// Bytes of the newest copies in segments up to this one.
     pub(super) fn bytes_up_to(&self, segment: u64) -> u64 {
-        let segments = self.segments.range(..=segment);
-        segments.map(|(_, segment)| segment.bytes).sum()
+        self.segments.bytes_up_to(segment)
     }
 
     /// Those with their newest copy in a segment, in order.
     pub(super) fn in_segment(&self, segment: u64) -> Vec<u64> {
-        let segment = self.segments.get(&segment);
-        segment.map_or_else(Vec::new, |it| it.numbers.iter().copied().collect())
+        self.segments.in_segment(segment)
     }
 
     /// The changes since the last call.

@@ -14,6 +14,7 @@ use std::{
 use super::{
     apply::{Change, Overlay, State},
     error::{IndexError, StartFailure},
+    expectation::Kept,
     index::Index,
     layout::{Damaged, QuarantineHeader, TaskEvent, Totals, parse_quarantined},
     lock,
@@ -83,7 +84,7 @@ pub(super) fn replay(
             }
         }
     }
-    overlay.into_changes().write(state, [])?;
+    overlay.into_changes().write(state, log.newest(), [])?;
     Ok(to_erase)
 }
 
@@ -100,6 +101,16 @@ pub(super) fn load_quarantine(index: &Index, state: State<'_>) -> Result<(), Ind
             stored.held.bytes,
             stored.received_at_micros,
         );
+    }
+    Ok(())
+}
+
+/// Takes up the expectations as an index has stored them.
+pub(super) fn load_expectations(index: &Index, state: State<'_>) -> Result<(), IndexError> {
+    let mut expectations = lock(state.expectations);
+    for entry in index.expectations() {
+        let (number, held) = entry?;
+        expectations.load(number, held);
     }
     Ok(())
 }
@@ -186,10 +197,19 @@ impl Replay<'_> {
                     self.to_erase.copies.extend(copies);
                 }
                 Entry::Erased { place } => self.to_erase.places.push(place),
+                Entry::Expected { number, value } => {
+                    let kept = Kept::parse(&value)?;
+                    overlay.apply(Change::Expected { number, kept })?;
+                }
+                Entry::ExpectationEnded { number } => {
+                    overlay.apply(Change::ExpectationEnded { number })?;
+                }
                 Entry::Unknown { kind } => return Err(StartFailure::NewerKind(kind)),
             }
         }
-        Ok(overlay.into_changes().write(self.state, places)?)
+        Ok(overlay
+            .into_changes()
+            .write(self.state, commit.segment, places)?)
     }
 }
 

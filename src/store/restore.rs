@@ -237,6 +237,7 @@ fn read_batch(
             // It was erased while the backup was taken.
             Part::Quarantine if value.is_empty() => {}
             Part::Quarantine => frame.quarantined(parse_sequence_key(&key)?.0, &value),
+            Part::Expectations => frame.expected(parse_sequence_key(&key)?.0, &value),
         }
     }
     Ok(true)

@@ -3,11 +3,11 @@
 use std::{fs, path::Path};
 
 use blobcast::{
-    event::{Product, TaskId},
+    event::{Product, TaskId, TaskStatus},
     journal::Answer,
     store::{
-        Appended, Draft, Erased, Erasure, NewQuarantined, QuarantineHeader, Retention, Store,
-        WriteError, restore,
+        Appended, Draft, Erased, Erasure, Expected, NewExpectation, NewQuarantined,
+        QuarantineHeader, Retention, Store, Whose, WriteError, restore,
     },
 };
 use bytes::Bytes;
@@ -432,10 +432,100 @@ async fn a_stopped_journal_answers_what_came_before_and_refuses_what_comes_after
         outcome(journal.erase(erasure("1", &[]))).await.err(),
         closed
     );
+    let expect = journal.expect(vec![expecting("1", "billing")]);
+    assert_eq!(outcome(expect).await.err(), closed);
+    let end = journal.end_expectations(vec![key("1")], Whose::Anybody);
+    assert_eq!(outcome(end).await.err(), closed);
+    assert_eq!(outcome(journal.overdue(of("1"), true)).await.err(), closed);
     assert_eq!(outcome(journal.backup()).await.err(), closed);
     assert_eq!(outcome(journal.probe()).await.err(), closed);
     journal.retain(Retention::KEEP_ALL);
     assert_eq!((stored(&store).len(), quarantined(&store)), (50, vec![]));
+}
+
+/// A task that is expected by a client, with its deadline in a minute.
+fn expecting(task: &str, client: &str) -> NewExpectation {
+    let now = Timestamp::now().as_microsecond();
+    NewExpectation {
+        product: Product::parse("veo").unwrap(),
+        task_id: TaskId::parse(task).unwrap(),
+        labels: [("user".to_owned(), "u1".to_owned())].into(),
+        client: Some(client.to_owned()),
+        vendor_key: None,
+        expected_at_micros: now,
+        expected_by_micros: now + 60_000_000,
+    }
+}
+
+fn key(task: &str) -> (Product, TaskId) {
+    (Product::parse("veo").unwrap(), TaskId::parse(task).unwrap())
+}
+
+/// The tasks that are expected on a disk that has lost its power now.
+fn expected_on_disk(directory: &Path) -> Vec<String> {
+    let copy = copied(directory);
+    let store = Store::open(copy.path(), 1024 * 1024).unwrap();
+    expected(&store)
+}
+
+fn expected(store: &Store) -> Vec<String> {
+    let open = store.expectations_after(0, usize::MAX);
+    open.iter().map(|open| open.task_id.to_string()).collect()
+}
+
+async fn an_expectation_is_durable_when_it_is_answered_and_ends_with_its_tasks_terminal_event(
+    open: Factory,
+) {
+    let directory = tempfile::tempdir().unwrap();
+    let node = open(directory.path());
+    let tasks = ["t1", "t2", "t3"].map(|task| expecting(task, "billing"));
+    let first = answer(node.journal.expect(tasks.to_vec())).await;
+    assert_eq!(expected_on_disk(directory.path()), ["t1", "t2", "t3"]);
+
+    // To expect it again changes nothing.
+    let again = NewExpectation {
+        labels: [].into(),
+        ..expecting("t1", "other")
+    };
+    assert_eq!(answer(node.journal.expect(vec![again])).await, first[..1]);
+
+    let over = answer(node.journal.append(of("t2"))).await;
+    assert_eq!(expected_on_disk(directory.path()), ["t1", "t3"]);
+    let anew = answer(node.journal.expect(vec![expecting("t2", "billing")])).await;
+    assert_eq!(anew, [Expected::Over(over.sequence)]);
+
+    let others = Whose::Client(Some("other".to_owned()));
+    let tasks = vec![key("t1"), key("t3")];
+    assert_eq!(
+        answer(node.journal.end_expectations(tasks.clone(), others)).await,
+        0
+    );
+    assert_eq!(
+        answer(node.journal.end_expectations(tasks, Whose::Anybody)).await,
+        2
+    );
+    assert_eq!(expected_on_disk(directory.path()), [""; 0]);
+    close(node);
+}
+
+async fn a_late_task_has_one_overdue_event_and_one_that_ends_its_expectation(open: Factory) {
+    let directory = tempfile::tempdir().unwrap();
+    let node = open(directory.path());
+    let late = |id: u8| Draft {
+        task_id: TaskId::parse("t1").unwrap(),
+        status: TaskStatus::Overdue,
+        ..of(id) // each says something else
+    };
+    assert_eq!(answer(node.journal.overdue(late(1), false)).await, None);
+    answer(node.journal.expect(vec![expecting("t1", "billing")])).await;
+    let first = answer(node.journal.overdue(late(2), false)).await.unwrap();
+    assert_eq!(answer(node.journal.overdue(late(3), false)).await, None);
+    assert_eq!(expected_on_disk(directory.path()), ["t1"]);
+    let last = answer(node.journal.overdue(late(4), true)).await.unwrap();
+    assert_eq!((first.sequence.0, last.sequence.0), (1, 2));
+    assert_eq!(expected_on_disk(directory.path()), [""; 0]);
+    assert_eq!(answer(node.journal.overdue(late(5), true)).await, None);
+    close(node);
 }
 
 async fn an_append_whose_caller_has_gone_is_whole_or_not_there(open: Factory) {
@@ -481,6 +571,8 @@ macro_rules! every_journal {
             what_retention_forgets_stays_forgotten
             a_probe_answers_and_leaves_no_event
             a_stopped_journal_answers_what_came_before_and_refuses_what_comes_after
+            an_expectation_is_durable_when_it_is_answered_and_ends_with_its_tasks_terminal_event
+            a_late_task_has_one_overdue_event_and_one_that_ends_its_expectation
             an_append_whose_caller_has_gone_is_whole_or_not_there
         })*
     };

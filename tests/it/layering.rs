@@ -33,7 +33,7 @@ const ALLOWED: [(&str, &[&str]); 33] = [
     ("vendor", &["event"]),
     ("wire", &["event"]),
     ("store", &["event", "files", "metrics", "trace"]),
-    ("journal", &["store"]),
+    ("journal", &["event", "store"]),
     ("hub", &["event"]),
     (
         "callback",

@@ -15,6 +15,8 @@ pub(super) const EXPIRED: u8 = 3;
 pub(super) const REMOVED: u8 = 4;
 pub(super) const ERASED: u8 = 5;
 pub(super) const CARRIED: u8 = 6;
+pub(super) const EXPECTED: u8 = 7;
+pub(super) const EXPECTATION_ENDED: u8 = 8;
 /// What an entry with an erased body is marked with, in place of zeros. No few flipped bits make
 /// one of the other.
 pub(super) const MARK: [u8; MARK_BYTES] = *b"\xb5erased\x4a";
@@ -62,6 +64,10 @@ pub(in crate::store) enum Entry {
     Removed { number: u64, copies: Vec<Place> },
     /// The event there is erased.
     Erased { place: Sequence },
+    /// A task is expected, or its expectation is written again.
+    Expected { number: u64, value: Bytes },
+    /// A task is not expected any more.
+    ExpectationEnded { number: u64 },
     /// Of a kind that only a later version knows.
     Unknown { kind: u8 },
 }
@@ -201,6 +207,13 @@ pub(super) fn entry(bytes: &Bytes, laid: &Laid, sequence: &mut Sequence) -> Opti
         }
         ERASED => Some(Entry::Erased {
             place: Sequence(proven.try_get_u64_le().ok()?),
+        }),
+        EXPECTED => Some(Entry::Expected {
+            number: proven.try_get_u64_le().ok()?,
+            value: bytes.slice(laid.body.clone()),
+        }),
+        EXPECTATION_ENDED => Some(Entry::ExpectationEnded {
+            number: proven.try_get_u64_le().ok()?,
         }),
         kind => Some(Entry::Unknown { kind }),
     }

@@ -15,6 +15,8 @@
 //!                 (twice segment and offset, u64 each; zeros for a copy that is not there)
 //!              5  an earlier event is erased: its place (u64)
 //!              6  a quarantined callback is written again: kept is its number (u64)
+//!              7  a task is expected, or that is written again: kept is its number (u64)
+//!              8  a task is not expected any more: kept is its number (u64)
 //! ```
 //!
 //! An entry of any kind but 3, 4 and 5 is laid out as mark (8 bytes), length of what is kept (u32),
@@ -23,7 +25,7 @@
 //!
 //! The kind says what becomes of an entry before its segment is removed. Events are forgotten
 //! oldest first, so none is left when its segment goes. A callback that is still in quarantine is
-//! written again into the newest segment (6). The other kinds speak of older entries only, and are
+//! written again into the newest segment (6), and so is a task that is still expected (7). The other kinds speak of older entries only, and are
 //! done when those are gone.
 //!
 //! Integers are little-endian. The checksum makes a commit whole or nothing; the seed keeps another
@@ -41,8 +43,8 @@ use uuid::Uuid;
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
 use super::entry::{
-    Body, CARRIED, COPIES, ERASED, EVENT, EXPIRED, Entry, HEAD_BYTES, IDENTITY_BYTES, Laid,
-    MARK_BYTES, NUMBER_BYTES, Place, QUARANTINED, REMOVED, entry, lay,
+    Body, CARRIED, COPIES, ERASED, EVENT, EXPECTATION_ENDED, EXPECTED, EXPIRED, Entry, HEAD_BYTES,
+    IDENTITY_BYTES, Laid, MARK_BYTES, NUMBER_BYTES, Place, QUARANTINED, REMOVED, entry, lay,
 };
 use crate::{
     event::{Epoch, Fingerprint, Record, Sequence},
@@ -106,6 +108,7 @@ pub(in crate::store) struct FrameBuilder {
     events: u32,
     /// Quarantined callbacks in it, and where in the frame their entries begin.
     quarantined: Vec<(u64, usize)>,
+    has_expectations: bool,
 }
 
 impl FrameBuilder {
@@ -114,6 +117,7 @@ impl FrameBuilder {
             bytes: vec![0; HEADER_BYTES],
             events: 0,
             quarantined: Vec::new(),
+            has_expectations: false,
         }
     }
 
@@ -175,6 +179,25 @@ impl FrameBuilder {
     pub(in crate::store) fn erased(&mut self, place: Sequence) {
         self.bytes.put_u8(ERASED);
         self.bytes.put_u64_le(place.0);
+    }
+
+    /// Has a task expected, or writes that again.
+    pub(in crate::store) fn expected(&mut self, number: u64, value: &[u8]) {
+        self.has_expectations = true;
+        self.head(EXPECTED, NUMBER_BYTES, value);
+        self.bytes.put_u64_le(number);
+        self.bytes.put_slice(value);
+    }
+
+    /// Has a task not expected any more.
+    pub(in crate::store) fn expectation_ended(&mut self, number: u64) {
+        self.head(EXPECTATION_ENDED, NUMBER_BYTES, &[]);
+        self.bytes.put_u64_le(number);
+    }
+
+    /// Whether it brings content that grows old: see [`Frame::brought_at`].
+    pub(super) fn has_content(&self) -> bool {
+        self.events > 0 || !self.quarantined.is_empty() || self.has_expectations
     }
 
     /// What an entry with a body begins with.
@@ -261,12 +284,12 @@ impl Frame {
     }
 
     /// The log's time at this commit, in microseconds since 1970, if it brings content: an event,
-    /// or a quarantined callback, for the first time or again.
+    /// or a quarantined callback or an expectation, for the first time or again.
     pub(super) fn brought_at(&self) -> Option<i64> {
         let has_content = self.header.events > 0
             || laid(&self.bytes)
                 .flatten()
-                .any(|laid| matches!(laid.kind, QUARANTINED | CARRIED));
+                .any(|laid| matches!(laid.kind, QUARANTINED | CARRIED | EXPECTED));
         has_content.then_some(self.header.totals.log_time_micros)
     }
 
@@ -349,6 +372,8 @@ mod tests {
                 }],
             );
             builder.erased(Sequence(number));
+            builder.expected(number, value);
+            builder.expectation_ended(number);
         }
         let totals = Totals {
             first_available: 1,
@@ -388,6 +413,11 @@ mod tests {
                         prop_assert_eq!(copies, [Place { segment: number, at: 7 }]);
                     }
                     Entry::Erased { place } => prop_assert_eq!(place.0, expired),
+                    Entry::Expected { number, value } => {
+                        prop_assert_eq!(number, expired);
+                        prop_assert_eq!(&value, values.last().unwrap());
+                    }
+                    Entry::ExpectationEnded { number } => prop_assert_eq!(number, expired),
                     Entry::Unknown { kind } => prop_assert!(false, "kind {kind}"),
                 }
             }
@@ -416,7 +446,8 @@ mod tests {
             let count = if of_quarantine { quarantined.len() } else { events.len() };
             let which = which.index(count);
             let first = if of_quarantine { events.len() } else { 0 };
-            let (_, body) = whole.bodies().nth(first + which).expect("each has one");
+            let is_erasable = |(entry, _): &(Entry, Body)| matches!(entry, Entry::Event { .. } | Entry::Quarantined { .. });
+            let (_, body) = whole.bodies().filter(is_erasable).nth(first + which).expect("each has one");
             let mut after = bytes.to_vec();
             let written = if from_behind { MARK.len() - marked..MARK.len() } else { 0..marked };
             let place = body.mark + written.start..body.mark + written.end;
@@ -446,7 +477,7 @@ mod tests {
         }
 
         #[test]
-        fn any_bytes_are_entries_or_damaged(body: Vec<u8>, kind in 0..9u8) {
+        fn any_bytes_are_entries_or_damaged(body: Vec<u8>, kind in 0..11u8) {
             let frame = Frame {
                 header: Header { length: 0, events: 0, commit: 0, oldest: 0, totals: Totals { first_available: 1, ..Totals::default() } },
                 bytes: [&[0; HEADER_BYTES][..], &[kind], &body].concat().into(),

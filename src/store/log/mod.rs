@@ -66,11 +66,16 @@ pub(super) struct Written {
 }
 
 impl Written {
+    /// The segment that it is in.
+    pub(super) fn segment(&self) -> u64 {
+        self.segment.header.number
+    }
+
     /// Where the quarantined callbacks are that it has written, for the first time or again.
     pub(super) fn quarantined(&self) -> impl Iterator<Item = (u64, Place)> {
         self.quarantined.iter().map(|&(number, at)| {
             let place = Place {
-                segment: self.segment.header.number,
+                segment: self.segment(),
                 at: self.at + at as u64,
             };
             (number, place)
@@ -134,9 +139,9 @@ pub(super) struct Log {
     replay_from: AtomicU64,
     /// The index has durably forgotten all events before this one. Moved by checkpoints.
     forgotten_before: AtomicU64,
-    /// The oldest segment with the newest copy of a callback that is in quarantine; 0 until the
-    /// start has set it. Moved by the writer.
-    quarantine_from: AtomicU64,
+    /// The oldest segment with the newest copy of a callback that is in quarantine, or of an open
+    /// expectation; 0 until the start has set it. Moved by the writer.
+    kept_from: AtomicU64,
     /// The oldest segment that is needed, as the last durable commit says. Moved by the writer.
     noted_oldest: AtomicU64,
     /// What was announced to be erased and may not be overwritten yet.
@@ -187,7 +192,7 @@ impl Log {
             is_old: false.into(),
             replay_from: 0.into(),
             forgotten_before: 0.into(),
-            quarantine_from: 0.into(),
+            kept_from: 0.into(),
             noted_oldest: noted_oldest.into(),
             announced: Mutex::default(),
             turns: Arc::default(),
@@ -227,6 +232,7 @@ impl Log {
     ) -> io::Result<Written> {
         let mut active = lock(&self.active);
         let oldest = self.oldest_needed(&self.segments());
+        let has_content = frame.has_content();
         let (mut bytes, header, quarantined) =
             frame.finish(self.epoch, active.next_commit, oldest, *after);
 
@@ -251,7 +257,6 @@ impl Log {
         };
         active.end += header.length as u64;
         active.next_commit += 1;
-        let has_content = header.events > 0 || !written.quarantined.is_empty();
         active.since_micros = active
             .since_micros
             .or_else(|| has_content.then_some(header.totals.log_time_micros));

@@ -52,10 +52,10 @@ impl Log {
             .store(first_available.0, Ordering::Release);
     }
 
-    /// Takes note of the oldest segment with the newest copy of a callback that is in quarantine;
-    /// `None` if none is in quarantine.
-    pub(in crate::store) fn note_quarantine_from(&self, number: Option<u64>) {
-        self.quarantine_from
+    /// Takes note of the oldest segment with the newest copy of a callback that is in quarantine,
+    /// or of an open expectation; `None` if there is neither.
+    pub(in crate::store) fn note_kept_from(&self, number: Option<u64>) {
+        self.kept_from
             .store(number.unwrap_or(u64::MAX), Ordering::Release);
     }
 
@@ -65,7 +65,7 @@ impl Log {
         let needed_from = self
             .replay_from
             .load(Ordering::Acquire)
-            .min(self.quarantine_from.load(Ordering::Acquire));
+            .min(self.kept_from.load(Ordering::Acquire));
         let is_needed = |at: &usize| {
             let is_forgotten = segments
                 .get(at + 1)

@@ -265,7 +265,7 @@ fn segments_grow_and_go_when_they_are_forgotten_and_nobody_reads_them() {
     let newest = kept.log.newest();
     let checkpoint = |kept: &mut Kept, first_available: u64| {
         kept.log.note_checkpoint(newest, Sequence(first_available));
-        kept.log.note_quarantine_from(None);
+        kept.log.note_kept_from(None);
         kept.log.remove_forgotten();
         kept.totals.first_available = first_available;
         kept.totals.event_count = kept.bodies.len() as u64 + 1 - first_available;
@@ -395,7 +395,7 @@ fn files_of_forgotten_events_may_be_left_in_any_order() {
     let mut kept = Kept::new();
     (0..60).for_each(|_| kept.commit(&[100_000]));
     kept.log.note_checkpoint(kept.log.newest(), Sequence(40));
-    kept.log.note_quarantine_from(None);
+    kept.log.note_kept_from(None);
     (kept.totals.first_available, kept.totals.event_count) = (40, 21);
     kept.commit(&[1]);
     fs::remove_file(&kept.files()[1]).unwrap();
@@ -458,7 +458,7 @@ fn a_segment_goes_when_no_quarantined_callback_has_its_newest_copy_there() {
     kept.log.note_checkpoint(2, Sequence(1));
     kept.commit(&[1]);
     kept.log.remove_forgotten();
-    kept.log.note_quarantine_from(Some(1));
+    kept.log.note_kept_from(Some(1));
     kept.commit(&[1]);
     kept.log.remove_forgotten();
     assert_eq!(kept.files().len(), 2);
@@ -466,7 +466,7 @@ fn a_segment_goes_when_no_quarantined_callback_has_its_newest_copy_there() {
     for number in [1, 2] {
         places[number as usize - 1] = put(&mut kept, number, false);
     }
-    kept.log.note_quarantine_from(Some(2));
+    kept.log.note_kept_from(Some(2));
     assert!(kept.log.needs_commit(), "a commit has to say so");
     kept.commit(&[1]);
     kept.log.remove_forgotten();

@@ -13,11 +13,14 @@ use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
 use super::{
-    command::{Command, Erased, Erasure, Reply},
+    command::{Command, Erased, Erasure, Expecting, Late, Reply},
     error::WriteError,
     retention::Retention,
 };
-use crate::store::{Appended, Backup, Draft, NewQuarantined, lock};
+use crate::{
+    event::{Product, TaskId},
+    store::{Appended, Backup, Draft, Expected, NewExpectation, NewQuarantined, Whose, lock},
+};
 
 /// Most commands that wait for the writer. More than the connections that may be open, so only a flood from within fills it;
 /// then a callback is refused with 503.
@@ -110,6 +113,37 @@ impl Appender {
     /// Deletes callbacks from quarantine, and erases them; answers how many existed.
     pub fn discard(&self, numbers: Vec<u64>) -> oneshot::Receiver<Result<u32, WriteError>> {
         self.send(|reply| Command::Discard(numbers, reply))
+    }
+
+    /// Has tasks expected, all or none; answers what became of each, in order. A task that is expected already stays as it is.
+    pub fn expect(
+        &self,
+        new: Vec<NewExpectation>,
+    ) -> oneshot::Receiver<Result<Vec<Expected>, WriteError>> {
+        let expecting = Expecting {
+            expectations: new.into_iter().map(|new| new.numbered(0)).collect(),
+            is_limited: true,
+        };
+        self.send(|reply| Command::Expect(expecting, reply))
+    }
+
+    /// Ends expectations; answers how many there were.
+    pub fn end_expectations(
+        &self,
+        tasks: Vec<(Product, TaskId)>,
+        whose: Whose,
+    ) -> oneshot::Receiver<Result<u32, WriteError>> {
+        self.send(|reply| Command::EndExpectations(tasks, whose, reply))
+    }
+
+    /// Appends the event that a task is late. With `gives_up` its expectation ends by the same commit. Nothing is appended, and
+    /// the answer is `None`, if the task is not expected any more, or if there is such an event of it already.
+    pub fn overdue(
+        &self,
+        draft: Draft,
+        gives_up: bool,
+    ) -> oneshot::Receiver<Result<Option<Appended>, WriteError>> {
+        self.send(|reply| Command::Overdue(Box::new(Late { draft, gives_up }), reply))
     }
 
     /// Takes a backup: everything that was answered by now, and nothing that a crash could take back. It needs no room on the

@@ -1,8 +1,8 @@
-//! Writes quarantined callbacks again that are still in the oldest segment of the log, so that it
-//! can be removed.
+//! Writes quarantined callbacks and open expectations again that are still in the oldest segment of
+//! the log, so that it can be removed.
 //!
-//! Events are forgotten oldest first, but a callback may stay in quarantine for longer than the
-//! events beside it. It would keep its segment, and every later one, on the disk. So it is written
+//! Events are forgotten oldest first, but a callback may stay in quarantine, and a task be
+//! expected, for longer than the events beside it. It would keep its segment, and every later one, on the disk. So it is written
 //! again into the newest segment. This must not rewrite a full quarantine over and over: it is due
 //! when at least as many bytes are freed as written, or when everything in the segment is older than
 //! events are kept. So forgotten content is removed in time, and a callback is written at most once
@@ -32,36 +32,54 @@ pub(super) struct Carrier {
     damaged: BTreeSet<u64>,
 }
 
+/// What has to be written again now, by number.
+#[derive(Debug, Default)]
+pub(super) struct Due {
+    quarantined: Vec<u64>,
+    expected: Vec<u64>,
+}
+
+impl Due {
+    pub(super) fn is_empty(&self) -> bool {
+        self.quarantined.is_empty() && self.expected.is_empty()
+    }
+}
+
 impl Carrier {
-    /// The callbacks of the oldest segment that have to be written again now.
+    /// What of the oldest segment has to be written again now.
     pub(super) fn due(
         &self,
         store: &Store,
         first_available: Sequence,
         event_age_max: Duration,
         moment: &Moment,
-    ) -> Vec<u64> {
+    ) -> Due {
         let unneeded = store.log.without_events(first_available);
         let (Some(oldest), Some(newest)) = (unneeded.first(), unneeded.last()) else {
-            return Vec::new(); // almost always
+            return Due::default(); // almost always
         };
         if let Health::DiskLow { free_bytes, .. } = *lock(&store.health)
             && free_bytes < CARRY_FREE_BYTES_MIN
         {
-            return Vec::new();
+            return Due::default();
         }
 
         let quarantine = lock(&store.quarantine);
-        let written = quarantine.bytes_up_to(newest.number);
+        let expectations = lock(&store.expectations);
+        let written = quarantine.bytes_up_to(newest.number)
+            + expectations.segments().bytes_up_to(newest.number);
         let there: u64 = unneeded.iter().map(|segment| segment.bytes).sum();
         let is_old = moment.is_settled
             && oldest.ended_micros < moment.now_micros.saturating_sub(micros_of(event_age_max));
         if written > there / 2 && !is_old {
-            return Vec::new();
+            return Due::default();
         }
-        let mut numbers = quarantine.in_segment(oldest.number);
-        numbers.retain(|number| !self.damaged.contains(number));
-        numbers
+        let mut quarantined = quarantine.in_segment(oldest.number);
+        quarantined.retain(|number| !self.damaged.contains(number));
+        Due {
+            quarantined,
+            expected: expectations.segments().in_segment(oldest.number),
+        }
     }
 
     /// Has a commit write some of them again; returns how many.
@@ -73,7 +91,8 @@ impl Carrier {
     ) -> u64 {
         let (store, first_available) = (commit.store(), commit.totals().first_available);
         let (mut carried, mut bytes) = (0, 0);
-        for number in self.due(store, Sequence(first_available), event_age_max, moment) {
+        let due = self.due(store, Sequence(first_available), event_age_max, moment);
+        for number in due.quarantined {
             if bytes >= CARRIED_BYTES_MAX {
                 break;
             }
@@ -91,6 +110,22 @@ impl Carrier {
                 Err(error) => {
                     tracing::error!(number, %error, "a quarantined callback cannot be written again: its segment stays until it is forgotten");
                     self.damaged.insert(number);
+                }
+            }
+        }
+        for number in due.expected {
+            if bytes >= CARRIED_BYTES_MAX {
+                break;
+            }
+            match commit.carry_expectation(number) {
+                Ok(Some(written)) => {
+                    commit.stamp(moment.now_micros, moment.now_micros);
+                    bytes += written;
+                    carried += 1;
+                }
+                Ok(None) => {} // this commit has ended it
+                Err(error) => {
+                    tracing::error!(number, %error, "an expectation cannot be written again")
                 }
             }
         }

@@ -5,7 +5,7 @@ use tokio::sync::oneshot;
 use super::error::WriteError;
 use crate::{
     event::{Product, Sequence, TaskId},
-    store::{Appended, Backup, Draft, NewQuarantined},
+    store::{Appended, Backup, Draft, Expectation, Expected, NewQuarantined, Whose},
 };
 
 /// Most places that one erasure names. It bounds how long others wait for the commit that announces them.
@@ -41,6 +41,20 @@ pub(in crate::store) struct Imported {
     pub is_erased: bool,
 }
 
+/// Tasks to expect. Their numbers are given by the commit.
+pub(super) struct Expecting {
+    pub expectations: Vec<Expectation>,
+    /// Not those of another log, which has applied the limits.
+    pub is_limited: bool,
+}
+
+/// The event that a task is late.
+pub(super) struct Late {
+    pub draft: Draft,
+    /// It is the last one: the task is not expected any more.
+    pub gives_up: bool,
+}
+
 pub(super) type Reply<T> = oneshot::Sender<Result<T, WriteError>>;
 
 pub(super) enum Command {
@@ -52,6 +66,9 @@ pub(super) enum Command {
     Quarantine(NewQuarantined, Reply<u64>),
     Discard(Vec<u64>, Reply<u32>),
     Erase(Erasure, Reply<Erased>),
+    Expect(Expecting, Reply<Vec<Expected>>),
+    EndExpectations(Vec<(Product, TaskId)>, Whose, Reply<u32>),
+    Overdue(Box<Late>, Reply<Option<Appended>>),
     /// Takes a backup of everything that is durable by then.
     Backup(Reply<Backup>),
     /// Commits an empty frame, to show that the whole write path works.
@@ -71,6 +88,15 @@ impl Command {
             Self::Quarantine(new, _) => new.body.len(),
             Self::Discard(numbers, _) => size_of_val(&numbers[..]),
             Self::Erase(erasure, _) => size_of_val(&erasure.places[..]),
+            Self::Expect(expecting, _) => {
+                let expectations = expecting.expectations.iter();
+                expectations.map(Expectation::bytes).sum()
+            }
+            Self::EndExpectations(tasks, ..) => tasks
+                .iter()
+                .map(|(product, task_id)| product.as_str().len() + task_id.as_str().len())
+                .sum(),
+            Self::Overdue(late, _) => late.draft.bytes(),
             Self::Backup(_) | Self::Probe(_) | Self::Retain | Self::Stop => 0,
         }
     }
@@ -94,8 +120,12 @@ impl Command {
             Self::Append(_, reply) | Self::Import(_, reply) => reply.send(Err(error)).is_ok(),
             Self::Release(_, _, reply) => reply.send(Err(error)).is_ok(),
             Self::Quarantine(_, reply) => reply.send(Err(error)).is_ok(),
-            Self::Discard(_, reply) => reply.send(Err(error)).is_ok(),
+            Self::Discard(_, reply) | Self::EndExpectations(_, _, reply) => {
+                reply.send(Err(error)).is_ok()
+            }
             Self::Erase(_, reply) => reply.send(Err(error)).is_ok(),
+            Self::Expect(_, reply) => reply.send(Err(error)).is_ok(),
+            Self::Overdue(_, reply) => reply.send(Err(error)).is_ok(),
             Self::Backup(reply) => reply.send(Err(error)).is_ok(),
             Self::Probe(reply) => reply.send(Err(error)).is_ok(),
             Self::Retain | Self::Stop => false,
@@ -110,6 +140,9 @@ pub(super) enum PendingReply {
     Quarantine(Reply<u64>, u64),
     Discard(Reply<u32>, u32),
     Erase(Reply<Erased>, Erased),
+    Expect(Reply<Vec<Expected>>, Vec<Expected>),
+    EndExpectations(Reply<u32>, u32),
+    Overdue(Reply<Option<Appended>>, Option<Appended>),
     Probe(Reply<()>),
 }
 
@@ -120,8 +153,12 @@ impl PendingReply {
             Self::Append(reply, appended) => reply.send(Ok(appended)).is_ok(),
             Self::Release(reply, appended) => reply.send(Ok(appended)).is_ok(),
             Self::Quarantine(reply, number) => reply.send(Ok(number)).is_ok(),
-            Self::Discard(reply, count) => reply.send(Ok(count)).is_ok(),
+            Self::Discard(reply, count) | Self::EndExpectations(reply, count) => {
+                reply.send(Ok(count)).is_ok()
+            }
             Self::Erase(reply, erased) => reply.send(Ok(erased)).is_ok(),
+            Self::Expect(reply, became) => reply.send(Ok(became)).is_ok(),
+            Self::Overdue(reply, appended) => reply.send(Ok(appended)).is_ok(),
             Self::Probe(reply) => reply.send(Ok(())).is_ok(),
         };
     }
@@ -139,8 +176,12 @@ impl PendingReply {
             Self::Append(reply, _) => reply.send(Err(error)).is_ok(),
             Self::Release(reply, _) => reply.send(Err(error)).is_ok(),
             Self::Quarantine(reply, _) => reply.send(Err(error)).is_ok(),
-            Self::Discard(reply, _) => reply.send(Err(error)).is_ok(),
+            Self::Discard(reply, _) | Self::EndExpectations(reply, _) => {
+                reply.send(Err(error)).is_ok()
+            }
             Self::Erase(reply, _) => reply.send(Err(error)).is_ok(),
+            Self::Expect(reply, _) => reply.send(Err(error)).is_ok(),
+            Self::Overdue(reply, _) => reply.send(Err(error)).is_ok(),
             Self::Probe(reply) => reply.send(Err(error)).is_ok(),
         };
     }

@@ -19,6 +19,7 @@ use crate::{
         apply::Changes,
         lock,
         log::{Found, FrameBuilder},
+        open::kept_from,
     },
 };
 
@@ -105,10 +106,11 @@ impl<P: Publish> Writer<P> {
             .first_available
             .store(totals.first_available, Ordering::Release);
         changes
-            .write(store.state(), written.quarantined())
+            .write(store.state(), written.segment(), written.quarantined())
             .map_err(|error| error.to_string())?;
-        let quarantine_from = lock(&store.quarantine).first_segment();
-        store.log.note_quarantine_from(quarantine_from);
+        store
+            .log
+            .note_kept_from(kept_from(&store.quarantine, &store.expectations));
         store.log.note_applied(&written);
 
         self.metrics

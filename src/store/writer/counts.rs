@@ -10,7 +10,7 @@ pub(super) struct Counts {
     pub after_erasure: AfterErasure,
     pub events_trimmed: ByReason<Forgotten>,
     pub quarantine_trimmed: ByReason<u64>,
-    /// Quarantined callbacks that were written again.
+    /// Quarantined callbacks and expectations that were written again.
     pub carried: u64,
 }
 

@@ -5,6 +5,7 @@
 //! which only choose what retention forgets first.
 
 mod duplicate;
+mod expectations;
 
 use std::collections::BTreeSet;
 
@@ -50,6 +51,8 @@ pub(super) struct Decided {
 enum Source {
     Callback,
     Quarantine,
+    /// The broker itself.
+    Broker,
     /// Another log.
     Log {
         log_time_micros: i64,
@@ -146,6 +149,24 @@ impl Decisions<'_> {
                 Ok(erased) => self.replies.push(PendingReply::Erase(reply, erased)),
                 Err(error) => Command::Erase(erasure, reply).refuse(not_erased(error)),
             },
+            Command::Expect(expected, reply) => match self.expect(&expected) {
+                Ok(became) => self.replies.push(PendingReply::Expect(reply, became)),
+                Err(error) => Command::Expect(expected, reply).refuse(error),
+            },
+            Command::EndExpectations(tasks, whose, reply) => {
+                match self.end_expectations(&tasks, &whose) {
+                    Ok(count) => self
+                        .replies
+                        .push(PendingReply::EndExpectations(reply, count)),
+                    Err(error) => {
+                        Command::EndExpectations(tasks, whose, reply).refuse(failed(error));
+                    }
+                }
+            }
+            Command::Overdue(late, reply) => match self.overdue(&late) {
+                Ok(appended) => self.replies.push(PendingReply::Overdue(reply, appended)),
+                Err(error) => Command::Overdue(late, reply).refuse(error),
+            },
             Command::Probe(reply) => {
                 self.must_write = true;
                 self.replies.push(PendingReply::Probe(reply));
@@ -198,7 +219,7 @@ impl Decisions<'_> {
         let by = match source {
             Source::Callback if draft.is_answer => By::Answer,
             Source::Callback => By::Callback,
-            Source::Quarantine | Source::Log { .. } => By::Trusted,
+            Source::Quarantine | Source::Broker | Source::Log { .. } => By::Trusted,
         };
         let verdict = judge(known, &draft.product, draft.status, draft.fingerprint, by);
         let (revision, conflict) = match verdict {
@@ -245,6 +266,10 @@ impl Decisions<'_> {
         self.commit
             .append(&draft.task_id, event, record)
             .map_err(failed)?;
+        if draft.status.is_terminal() {
+            self.end_expectation_of(&draft.product, &draft.task_id)
+                .map_err(failed)?;
+        }
         Ok(appended)
     }
 
@@ -258,7 +283,7 @@ impl Decisions<'_> {
     ) -> Record {
         // A released callback enters the log now: by the time it was received it might be forgotten at once.
         let received_at = match source {
-            Source::Callback => draft.received_at_micros,
+            Source::Callback | Source::Broker => draft.received_at_micros,
             Source::Quarantine => self.moment.now_micros,
             Source::Log {
                 log_time_micros, ..

@@ -33,4 +33,14 @@ pub enum WriteError {
         "the task has {TASK_EVENTS_MAX} events of this product that are not terminal, the most one may have"
     )]
     TooManyEvents,
+    /// As many tasks are expected as may be, in all or of this client.
+    #[error(
+        "{open} tasks are expected, and {limit} may be: cancel some, or wait until some are over"
+    )]
+    TooManyExpectations {
+        /// How many may be.
+        limit: usize,
+        /// How many are.
+        open: usize,
+    },
 }

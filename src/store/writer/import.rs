@@ -4,12 +4,12 @@
 use tokio::sync::oneshot;
 
 use super::{
-    command::{Command, Erased, Erasure, Imported},
+    command::{Command, Erased, Erasure, Expecting, Imported},
     error::WriteError,
     publish::Publish,
     thread::Writer,
 };
-use crate::store::NewQuarantined;
+use crate::store::{Expectation, Expected, NewQuarantined};
 
 /// Something of another log.
 pub(in crate::store) enum Import {
@@ -58,6 +58,20 @@ impl<P: Publish> Writer<P> {
             taken.quarantined += 1;
         }
         Ok(taken)
+    }
+
+    /// Has tasks expected that another log expects. Those that are over are not; answers what became of each.
+    pub(in crate::store) fn expect(
+        &mut self,
+        expectations: Vec<Expectation>,
+    ) -> Result<Vec<Expected>, WriteError> {
+        let (reply, answer) = oneshot::channel();
+        let expecting = Expecting {
+            expectations,
+            is_limited: false,
+        };
+        self.commit(vec![Command::Expect(expecting, reply)]);
+        answer_of(answer)
     }
 
     /// Erases events. Nothing of their content is left when this returns.

@@ -1,7 +1,9 @@
 //! A commit in the making. Each of its entries goes into the frame for the log, the totals and the overlay of the index by one
 //! call, so that a decision is applied exactly as it is recorded.
 
-use std::collections::HashSet;
+mod expectations;
+
+use std::collections::{HashMap, HashSet};
 
 use super::moment::Moment;
 use crate::{
@@ -40,6 +42,8 @@ pub(super) struct Commit<'a> {
     announced: HashSet<Sequence>,
     /// How many callbacks it puts into quarantine.
     quarantined: usize,
+    /// How many expectations each client has more, or fewer.
+    of_clients: HashMap<String, isize>,
 }
 
 /// A commit to which nothing is added any more.
@@ -73,6 +77,7 @@ impl<'a> Commit<'a> {
             erased: Vec::new(),
             announced: store.log.announced_places(),
             quarantined: 0,
+            of_clients: HashMap::new(),
         }
     }
 

@@ -12,6 +12,7 @@ use xxhash_rust::xxh3::xxh3_64;
 
 const EVENTS: u8 = 1;
 const QUARANTINE: u8 = 2;
+const EXPECTATIONS: u8 = 3;
 /// Before an event's record: its id, and its fingerprint.
 const BESIDE_RECORD: [u8; 48] = [0; 48];
 
@@ -21,6 +22,8 @@ pub(crate) struct Input<'a> {
     /// One task each.
     events: Vec<(&'a [u8], &'a [u8])>,
     quarantined: Vec<(&'a str, &'a [u8])>,
+    /// The client and a label of each.
+    expected: Vec<(Option<&'a str>, &'a str)>,
     lie: Option<Lie>,
     damage: Damage,
     /// Taken for a backup as it is.
@@ -34,6 +37,7 @@ enum Lie {
     FirstAvailable(u64),
     EventCount(u64),
     QuarantineCount(u64),
+    ExpectationCount(u64),
     EntryCount(u64),
     WithoutEntry(u8),
     TwiceEntry(u8),
@@ -88,9 +92,11 @@ fn written(input: &Input<'_>, lie: Option<&Lie>) -> Vec<u8> {
         input.quarantined.len() as u64,
         input.quarantined.len() as u64,
         0,
+        input.expected.len() as u64,
+        input.expected.len() as u64,
     ];
     // The newest time, whether the clocks disagreed, and the four numbers of a correction.
-    let mut header = [&[5][..], &counts, &[0; 6]].concat();
+    let mut header = [&[6][..], &counts, &[0; 6]].concat();
     let mut entry_count = None;
     let position = |at: u8| usize::from(at) % entries.len().max(1);
     match lie {
@@ -101,6 +107,7 @@ fn written(input: &Input<'_>, lie: Option<&Lie>) -> Vec<u8> {
         Some(Lie::FirstAvailable(_)) => {}
         Some(Lie::EventCount(number)) => header[2] = *number,
         Some(Lie::QuarantineCount(number)) => header[5] = *number,
+        Some(Lie::ExpectationCount(number)) => header[8] = *number,
         Some(Lie::EntryCount(number)) => entry_count = Some(*number),
         Some(_) if entries.is_empty() => {}
         Some(Lie::WithoutEntry(at)) => drop(entries.remove(position(*at))),
@@ -170,7 +177,29 @@ fn entries(input: &Input<'_>, first: u64) -> Vec<Entry> {
         let value = [&(header.len() as u32).to_le_bytes()[..], &header, body].concat();
         Entry { part: QUARANTINE, key: number.to_be_bytes().into(), value }
     });
-    events.into_iter().chain(quarantined).collect()
+    let expected = input.expected.iter().zip(1u64..).map(|((client, label), number)| Entry {
+        part: EXPECTATIONS,
+        key: number.to_be_bytes().into(),
+        value: expectation(number, *client, label),
+    });
+    events.into_iter().chain(quarantined).chain(expected).collect()
+}
+
+fn expectation(number: u64, client: Option<&str>, label: &str) -> Vec<u8> {
+    let task_id = format!("task-{number:08}");
+    let text = |text: &str| [&(text.len() as u32).to_le_bytes()[..], text.as_bytes()].concat();
+    [
+        &b"\x03veo"[..],
+        &text(&task_id),
+        &[if client.is_some() { 2 } else { 0 }],
+        &1u64.to_le_bytes(),
+        &2u64.to_le_bytes(),
+        &text(client.unwrap_or_default()),
+        &text(""),
+        &text("label"),
+        &text(label),
+    ]
+    .concat()
 }
 
 fn damaged(backup: &[u8], damage: &Damage) -> Vec<u8> {

@@ -5,7 +5,7 @@ use proptest::{collection::vec, prelude::*};
 use uuid::Uuid;
 
 use super::*;
-use crate::store::{doubt::Doubt, layout::TaskEvent, restore};
+use crate::store::{Expectation, NewExpectation, Whose, doubt::Doubt, layout::TaskEvent, restore};
 
 #[derive(Clone, Debug)]
 enum Step {
@@ -37,10 +37,34 @@ enum Disturbance {
 #[derive(Clone, Debug)]
 enum Sent {
     Append(Event),
-    Quarantine { credential: u8, bytes: u8 },
-    Release { number: u8, events: Vec<Event> },
-    Discard { numbers: Vec<u8> },
-    Erase { task: u8, product: u8 },
+    Quarantine {
+        credential: u8,
+        bytes: u8,
+    },
+    Release {
+        number: u8,
+        events: Vec<Event>,
+    },
+    Discard {
+        numbers: Vec<u8>,
+    },
+    Erase {
+        task: u8,
+        product: u8,
+    },
+    Expect {
+        tasks: Vec<(u8, u8)>,
+        client: u8,
+    },
+    EndExpectations {
+        tasks: Vec<(u8, u8)>,
+        client: u8,
+    },
+    Overdue {
+        task: u8,
+        product: u8,
+        gives_up: bool,
+    },
 }
 
 #[derive(Clone, Debug)]
@@ -72,7 +96,15 @@ fn any_sent() -> impl Strategy<Value = Sent> {
             .prop_map(|(number, events)| Sent::Release { number, events }),
         1 => vec(0..20u8, 1..4).prop_map(|numbers| Sent::Discard { numbers }),
         1 => (0..4u8, 0..2u8).prop_map(|(task, product)| Sent::Erase { task, product }),
+        3 => (any_tasks(), 0..3u8).prop_map(|(tasks, client)| Sent::Expect { tasks, client }),
+        1 => (any_tasks(), 0..3u8).prop_map(|(tasks, client)| Sent::EndExpectations { tasks, client }),
+        2 => (0..4u8, 0..2u8, any::<bool>())
+            .prop_map(|(task, product, gives_up)| Sent::Overdue { task, product, gives_up }),
     ]
+}
+
+fn any_tasks() -> impl Strategy<Value = Vec<(u8, u8)>> {
+    vec((0..4u8, 0..2u8), 1..5)
 }
 
 fn any_step() -> impl Strategy<Value = Step> {
@@ -132,6 +164,13 @@ impl Taking {
         }
     }
 
+    fn task((task, product): (u8, u8)) -> (Product, TaskId) {
+        (
+            Product::parse(&format!("p{product}")).unwrap(),
+            TaskId::parse(&format!("t{task}")).unwrap(),
+        )
+    }
+
     /// Commits a group, and tells what each command was answered.
     fn commit(&mut self, group: &[Sent]) -> Vec<Answered> {
         self.stepped.machine.pass(Duration::from_secs(1));
@@ -170,6 +209,44 @@ impl Taking {
             }
             Sent::Discard { numbers } => {
                 answer(appender.discard(numbers.iter().copied().map(u64::from).collect()))
+            }
+            Sent::Expect { tasks, client } => {
+                let now = self.stepped.machine.wall();
+                let new = |task: &(u8, u8)| {
+                    let (product, task_id) = Self::task(*task);
+                    NewExpectation {
+                        product,
+                        task_id,
+                        labels: [("client".to_owned(), client.to_string())].into(),
+                        client: (*client > 0).then(|| format!("c{client}")),
+                        vendor_key: (*client > 1).then(|| "key".to_owned()),
+                        expected_at_micros: now,
+                        expected_by_micros: now + 60_000_000,
+                    }
+                };
+                answer(appender.expect(tasks.iter().map(new).collect()))
+            }
+            Sent::EndExpectations { tasks, client } => {
+                let tasks = tasks.iter().copied().map(Self::task).collect();
+                let whose = match client {
+                    0 => Whose::Anybody,
+                    _ => Whose::Client(Some(format!("c{client}"))),
+                };
+                answer(appender.end_expectations(tasks, whose))
+            }
+            Sent::Overdue {
+                task,
+                product,
+                gives_up,
+            } => {
+                let draft = self.draft(&Event {
+                    task: *task,
+                    product: *product,
+                    status: TaskStatus::Overdue as u8,
+                    content: u8::from(*gives_up),
+                    is_answer: false,
+                });
+                answer(appender.overdue(draft, *gives_up))
             }
             Sent::Erase { task, product } => answer(appender.erase(Erasure {
                 task_id: TaskId::parse(&format!("t{task}")).unwrap(),
@@ -244,6 +321,7 @@ impl Taking {
                 .collect(),
             tasks: tasks.collect(),
             quarantine: quarantine.collect(),
+            expectations: store.expectations_after(0, usize::MAX),
         }
     }
 }
@@ -272,6 +350,7 @@ struct State {
     events: Vec<(Sequence, Bytes)>,
     tasks: Vec<(TaskId, Vec<TaskEvent>)>,
     quarantine: Vec<(u64, QuarantineHeader, Bytes)>,
+    expectations: Vec<Expectation>,
 }
 
 impl State {
@@ -283,6 +362,7 @@ impl State {
             events,
             tasks,
             quarantine,
+            expectations,
             ..
         } = self;
         assert_eq!(totals.head(), Ok(*head));
@@ -291,6 +371,18 @@ impl State {
         let bytes: usize = events.iter().map(|(_, record)| record.len()).sum();
         assert_eq!(totals.event_bytes, bytes as u64);
         assert_eq!(totals.quarantine_count, quarantine.len() as u64);
+
+        assert_eq!(totals.expectation_count, expectations.len() as u64);
+        for expectation in expectations {
+            assert!(expectation.number <= totals.expectation_next);
+            let mut events = tasks
+                .iter()
+                .filter(|(task_id, _)| *task_id == expectation.task_id)
+                .flat_map(|(_, events)| events);
+            let is_over = events
+                .any(|event| event.product == expectation.product && event.status.is_terminal());
+            assert!(!is_over, "{expectation:?} is over");
+        }
 
         let mut named: Vec<_> = tasks
             .iter()
