@@ -15,6 +15,7 @@ mod client;
 mod columns;
 mod completions;
 mod erase;
+mod expectations;
 mod forward;
 mod healthcheck;
 mod history;
@@ -121,6 +122,10 @@ enum ClientCommand {
     Get(history::GetArgs),
     /// Print retained events.
     Events(history::EventsArgs),
+    /// Expect a task that was submitted to the vendor, so that it ends in an answer also if its callback is lost.
+    Expect(expectations::ExpectArgs),
+    /// List the tasks that are expected, oldest first.
+    Expectations(expectations::ExpectationsArgs),
     /// Look at and deal with callbacks that could not be understood.
     Quarantine(quarantine::QuarantineArgs),
     /// Erase the content of every retained event of one task.
@@ -192,6 +197,8 @@ fn run_client(command: ClientCommand) -> anyhow::Result<ExitCode> {
             ClientCommand::Vendor(args) => vendor::run(args).await,
             ClientCommand::Get(args) => history::get(args).await,
             ClientCommand::Events(args) => history::events(args).await,
+            ClientCommand::Expect(args) => expectations::expect(args).await,
+            ClientCommand::Expectations(args) => expectations::list(args).await,
             ClientCommand::Quarantine(args) => quarantine::run(args).await,
             ClientCommand::Erase(args) => erase::run(args).await,
             ClientCommand::Backup(args) => backup::run(args).await,
@@ -263,6 +270,8 @@ mod tests {
             "url --product veo --label k=v --ttl 2h --key-id k1",
             "token new client billing --product veo --expires-in 90d",
             "token new signing-key k1 --output json",
+            "expect veo 7f3a --label k=v --within 10m --output json",
+            "expectations --overdue --product veo --output json",
             "quarantine list",
             "quarantine show id",
             "quarantine release id --product veo --task-id t --drop-labels",

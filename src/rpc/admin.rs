@@ -147,8 +147,8 @@ impl admin_service_server::AdminService for Admin {
         let note = |entry: &mut Entry, request: &v1::ListExpectationsRequest| {
             entry.note("product", request.product.as_str());
         };
-        let (_, entry) = self.begin("ListExpectations", &request, note).await?;
-        let answer = expectations::list(&self.0, request.into_inner());
+        let (_, mut entry) = self.begin("ListExpectations", &request, note).await?;
+        let answer = expectations::list(&self.0, request.into_inner(), &mut entry).await;
         end(entry, answer).await.map(Response::new)
     }
 

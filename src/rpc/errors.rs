@@ -336,6 +336,13 @@ pub(super) fn reconcile_off() -> Status {
     Reason::ReconcileOff.status(message)
 }
 
+pub(super) fn label_denied(key: &str) -> Status {
+    let message = format!(
+        "this client is bound to another value of the label {key}: leave it out, it is added"
+    );
+    Reason::LabelDenied.status(message)
+}
+
 pub(super) fn token_invalid(message: &str) -> Status {
     Reason::TokenInvalid.status(message)
 }

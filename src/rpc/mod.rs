@@ -34,6 +34,7 @@ pub use errors::{
     deadline_exceeded, explained, health_limit, overloaded, request_late, request_too_large, word,
 };
 pub use events::Events;
+pub use expectations::{Checked, NotAsked, Reconciler};
 use parking_lot::Mutex;
 pub use stream::HandedOver;
 use tonic::{Request, Status};
@@ -65,6 +66,8 @@ pub struct Context {
     pub answers: Arc<Answers>,
     /// Records calls of `AdminService`.
     pub audit: Arc<Audit>,
+    /// What asks the vendor for tasks; `None` if nothing does.
+    pub reconciler: Option<Arc<dyn Reconciler>>,
     /// For `GetLogInfo`; a reload changes it.
     pub retention: Arc<Mutex<Retention>>,
 }

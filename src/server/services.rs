@@ -125,6 +125,7 @@ impl Core<'_> {
                 &self.sources.memory.transit,
                 &self.sources.metrics,
             ),
+            reconciler: None,
             retention: Arc::clone(self.retention),
         }
     }

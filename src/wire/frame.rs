@@ -15,7 +15,7 @@ use tonic::{
     codec::{BufferSettings, Codec, DecodeBuf, Decoder, EncodeBuf, Encoder},
 };
 
-use super::reason::Reason;
+use super::{reason::Reason, v1};
 use crate::event::{Cursor, Epoch, Record, SharedEncoding};
 
 /// First size of an answer's buffer; a larger answer grows it once.
@@ -117,6 +117,13 @@ impl<R: Borrow<Record>> Delivery<R> {
         cursor + revision + conflict + truncated + record.event().len() + self.raw_len()
     }
 
+    /// The event as a message, for an answer that has other things in it; `None` if the stored encoding is damaged.
+    pub fn message(&self) -> Option<v1::Event> {
+        let mut bytes = BytesMut::with_capacity(self.encoded_len());
+        self.put_content(&mut bytes);
+        v1::Event::decode(bytes).ok()
+    }
+
     fn raw_len(&self) -> usize {
         let raw = if self.raw == Raw::Sent {
             self.record.borrow().raw().len()
@@ -193,8 +200,12 @@ impl<R: Borrow<Record>> Delivery<R> {
     }
 
     fn put_with_length(&self, field: u32, length: usize, buf: &mut impl BufMut) {
-        let record = self.record.borrow();
         put_length(field, length, buf);
+        self.put_content(buf);
+    }
+
+    fn put_content(&self, buf: &mut impl BufMut) {
+        let record = self.record.borrow();
         self.put_known_by_the_log(buf);
         buf.put_slice(record.event());
         if self.raw_len() > 0 {
