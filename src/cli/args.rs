@@ -25,7 +25,8 @@ pub(super) struct FilterArgs {
     /// Only events of this product, for example veo; repeat it for more products.
     #[arg(long = "product", value_name = "PRODUCT", value_parser = Product::parse)]
     products: Vec<Product>,
-    /// Only events with this status; repeat it for more. `unspecified`: the vendor's word is not known.
+    /// Only events with this status; repeat it for more. `unspecified`: the vendor's word is not known. `overdue`: the broker's own word
+    /// for a late task.
     #[arg(long = "status", value_name = "STATUS", value_parser = status_parser())]
     statuses: Vec<TaskStatus>,
     /// Only events whose callback URL carried this label; repeat it for more: one of them is

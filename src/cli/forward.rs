@@ -44,6 +44,8 @@ its HMAC-SHA256 in lower-case hexadecimal. Each request also has:
   x-blobcast-product    the product
   x-blobcast-task-id    the task
   x-blobcast-labels     the labels as in the query, if there are any: ref=42&team=ads
+What the broker has learnt by asking the vendor is posted like a callback. An event with the status \
+overdue is not posted: it is the broker's own.
 An event is accepted when it is answered 2xx. After 408, 425, 429, 5xx or no answer it is posted \
 again until it is accepted, not before the time in Retry-After; the next events wait. 307 and 308 \
 to the same host are followed. Any other answer refuses the event: a note says so, and the next \

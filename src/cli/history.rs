@@ -13,9 +13,9 @@ use super::{
     render::{EventPrinter, JSON_HELP, JSON_HELP_OF_BODY},
 };
 use crate::{
-    event::{Product, TaskId},
+    event::{Product, TaskId, TaskStatus},
     wire::{
-        Reason, timestamp,
+        Reason, status_to_wire, timestamp,
         v1::{self, event_service_client::EventServiceClient},
     },
 };
@@ -42,7 +42,8 @@ pub(super) struct GetArgs {
     /// Also print each callback's body as received (only with --output json).
     #[arg(long)]
     include_raw: bool,
-    /// Print the body of the task's newest callback as received, and nothing else. It may have any size.
+    /// Print the body of the task's newest callback as received, and nothing else. It may have any size. An answer of the vendor's
+    /// status API counts as one.
     #[arg(long, conflicts_with_all = ["include_raw", "output"])]
     raw: bool,
     #[command(flatten)]
@@ -143,7 +144,16 @@ async fn print_raw(
     mut client: EventServiceClient<Connection>,
     of_task: v1::ListEventsRequest,
 ) -> anyhow::Result<ExitCode> {
+    // Every status but the broker's own: such an event has no body.
+    let of_vendor = TaskStatus::ALL
+        .into_iter()
+        .filter(|&status| status != TaskStatus::Overdue);
+    let statuses = of_vendor.map(|status| status_to_wire(status).into());
     let newest = v1::ListEventsRequest {
+        filter: of_task.filter.map(|filter| v1::Filter {
+            statuses: statuses.collect(),
+            ..filter
+        }),
         page_size: 1,
         order: v1::Order::NewestFirst.into(),
         ..of_task
@@ -156,7 +166,7 @@ async fn print_raw(
     let event = page
         .events
         .first()
-        .ok_or_else(|| anyhow::anyhow!("no event of the task is retained"))?;
+        .ok_or_else(|| anyhow::anyhow!("no callback of the task is retained"))?;
     let mut pieces = raw::Pieces::new(&mut client, &event.cursor);
     while let Some(piece) = pieces.next().await.map_err(|status| grpc.error(&status))? {
         output::emit(&piece)?;

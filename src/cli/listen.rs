@@ -279,7 +279,10 @@ impl Listener {
         {
             return self.ended_by(&status).map(Some);
         }
-        if let Some(forwarder) = &self.forwarder {
+        // The vendor has posted nothing by which a task is late.
+        if let Some(forwarder) = &self.forwarder
+            && event.status() != v1::TaskStatus::Overdue
+        {
             forwarder.forward(&event).await?;
         }
         if !self.print_raw {

@@ -23,7 +23,7 @@ use crate::{printable::printable, wire::v1};
 pub(super) const JSON_HELP: &str = "\
 JSON output: one object a line, with the field names of `blobcast.v1.Event`. Enums are their names \
 (TASK_STATUS_COMPLETED), times are RFC 3339, numbers are numbers. Fields that the event does not \
-have (error, seed, created_at, completed_at) are left out. `truncated` is true if fields were left \
+have (error, overdue, seed, created_at, completed_at) are left out. `truncated` is true if fields were left \
 out because the event would be too large for one message; `blobcast get TASK --raw` prints the \
 whole callback.";
 /// Follows [`JSON_HELP`] in verbs with --include-raw.
@@ -118,6 +118,7 @@ pub(super) fn pretty(
     let color = match event.status() {
         v1::TaskStatus::Completed => AnsiColor::Green,
         v1::TaskStatus::Failed => AnsiColor::Red,
+        v1::TaskStatus::Overdue => AnsiColor::Magenta,
         _ => AnsiColor::Yellow,
     };
 
@@ -153,6 +154,13 @@ pub(super) fn pretty(
     if let Some(error) = &event.error {
         parts.push(cut(&printable(&error_line(error)), ERROR_WIDTH_MAX).into_owned());
     }
+
+    parts.extend(
+        event
+            .overdue
+            .as_ref()
+            .map(|overdue| overdue_line(overdue, now)),
+    );
 
     let markers = markers(event);
     parts.extend(markers.map(|marker| styled(AnsiColor::Yellow.on_default(), &marker)));
@@ -190,6 +198,38 @@ pub(super) fn error_line(error: &v1::TaskError) -> String {
     } else {
         error.code.clone()
     }
+}
+
+/// What is known of a late task: `expected by 12:00:00Z; processing by the vendor at 12:04:10Z, of 3 checks; given up`.
+pub(super) fn overdue_line(overdue: &v1::Overdue, now: Timestamp) -> String {
+    let time = |time: Option<prost_types::Timestamp>| {
+        time.and_then(instant)
+            .map_or_else(|| "-".to_owned(), |time| clock(time, now))
+    };
+
+    let said = match (&*overdue.vendor_status, overdue.vendor_http_status) {
+        _ if overdue.checked_at.is_none() => "the vendor could not be asked".to_owned(),
+        ("", 0) => format!("no answer of the vendor at {}", time(overdue.checked_at)),
+        ("", status) => format!(
+            "HTTP {status} by the vendor at {}",
+            time(overdue.checked_at)
+        ),
+        (word, _) => {
+            let word = printable(word);
+            let word = cut(&word, STATUS_WIDTH_MAX);
+            format!("{word} by the vendor at {}", time(overdue.checked_at))
+        }
+    };
+
+    let checks = match overdue.check_count {
+        0 | 1 => String::new(),
+        count => format!(", of {count} checks"),
+    };
+    let end = if overdue.gave_up { "; given up" } else { "" };
+    format!(
+        "expected by {}; {said}{checks}{end}",
+        time(overdue.expected_by)
+    )
 }
 
 /// The status word as on the command line.
@@ -244,6 +284,8 @@ struct EventJson<'a> {
     outputs: Vec<OutputJson<'a>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     error: Option<ErrorJson<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    overdue: Option<OverdueJson<'a>>,
     prompt: &'a str,
     model: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -282,6 +324,18 @@ struct ErrorJson<'a> {
     details: Option<Value>,
 }
 
+#[derive(Serialize)]
+struct OverdueJson<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    expected_by: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    checked_at: Option<String>,
+    vendor_http_status: u32,
+    vendor_status: &'a str,
+    check_count: u32,
+    gave_up: bool,
+}
+
 /// A raw body in JSON: text if it is UTF-8, else hexadecimal.
 #[derive(Serialize)]
 pub(super) enum BodyJson {
@@ -316,6 +370,7 @@ pub(super) fn json(event: &v1::Event) -> serde_json::Result<String> {
         terminal: event.terminal,
         outputs: event.outputs.iter().map(output_json).collect(),
         error: event.error.as_ref().map(error_json),
+        overdue: event.overdue.as_ref().map(overdue_json),
         prompt: &event.prompt,
         model: &event.model,
         seed: event.seed,
@@ -368,6 +423,17 @@ fn error_json(error: &v1::TaskError) -> ErrorJson<'_> {
         code,
         message,
         details: details.as_ref().map(struct_json),
+    }
+}
+
+fn overdue_json(overdue: &v1::Overdue) -> OverdueJson<'_> {
+    OverdueJson {
+        expected_by: time_json(overdue.expected_by),
+        checked_at: time_json(overdue.checked_at),
+        vendor_http_status: overdue.vendor_http_status,
+        vendor_status: &overdue.vendor_status,
+        check_count: overdue.check_count,
+        gave_up: overdue.gave_up,
     }
 }
 
@@ -479,6 +545,82 @@ mod tests {
         );
         let end = "failed     +1.2s TIMEOUT: too slow [conflict] [revision 2] [product inferred]";
         assert!(line.ends_with(end), "{line}");
+    }
+
+    fn overdue() -> v1::Event {
+        let at = |seconds| Some(prost_types::Timestamp { seconds, nanos: 0 });
+        v1::Event {
+            status: v1::TaskStatus::Overdue.into(),
+            status_text: String::new(),
+            terminal: false,
+            outputs: vec![],
+            completed_at: None,
+            overdue: Some(v1::Overdue {
+                expected_by: at(50),
+                checked_at: at(60),
+                vendor_http_status: 200,
+                vendor_status: "processing".into(),
+                check_count: 3,
+                gave_up: false,
+            }),
+            ..event()
+        }
+    }
+
+    #[test]
+    fn an_overdue_event_says_what_is_known() {
+        let now = Timestamp::UNIX_EPOCH;
+        assert_eq!(
+            pretty(&overdue(), now, false, &mut Widths::default()),
+            "00:01:01Z veo            t1 overdue    expected by 00:00:50Z; processing by the vendor at 00:01:00Z, of 3 checks"
+        );
+        assert!(
+            pretty(&overdue(), now, true, &mut Widths::default()).contains("\u{1b}[35moverdue")
+        );
+
+        let known = overdue().overdue.unwrap();
+        let line = |overdue| overdue_line(&overdue, now);
+        let gave_up = v1::Overdue {
+            gave_up: true,
+            check_count: 1,
+            vendor_status: "up\u{1b}[2Jscaling".into(),
+            ..known.clone()
+        };
+        assert_eq!(
+            line(gave_up),
+            "expected by 00:00:50Z; up\\u{1b}[2Jscaling by the vendor at 00:01:00Z; given up"
+        );
+        let not_found = v1::Overdue {
+            vendor_status: String::new(),
+            vendor_http_status: 404,
+            ..known.clone()
+        };
+        assert!(line(not_found.clone()).contains("; HTTP 404 by the vendor at 00:01:00Z, of 3"));
+        let silent = v1::Overdue {
+            vendor_http_status: 0,
+            ..not_found
+        };
+        assert!(line(silent).contains("; no answer of the vendor at 00:01:00Z, of 3 checks"));
+        let unasked = v1::Overdue {
+            checked_at: None,
+            check_count: 0,
+            ..known
+        };
+        assert_eq!(
+            line(unasked),
+            "expected by 00:00:50Z; the vendor could not be asked"
+        );
+    }
+
+    #[test]
+    fn json_of_an_overdue_event_has_what_is_known() {
+        let value: Value = serde_json::from_str(&json(&overdue()).unwrap()).unwrap();
+        assert_eq!(value["status"], "TASK_STATUS_OVERDUE");
+        assert_eq!(
+            value["overdue"],
+            json!({"expected_by": "1970-01-01T00:00:50Z", "checked_at": "1970-01-01T00:01:00Z",
+                "vendor_http_status": 200, "vendor_status": "processing", "check_count": 3, "gave_up": false})
+        );
     }
 
     #[test]

@@ -8,6 +8,7 @@ use std::{process::ExitCode, time::Duration};
 
 use anyhow::bail;
 use clap::{Args, ValueEnum};
+use jiff::Timestamp;
 use tokio::time::{Instant, sleep_until, timeout_at};
 use tonic::{Code, Response, Status};
 
@@ -42,8 +43,10 @@ Name the product: without it an event of any product with this task id ends the 
 The task may have ended before, or may not be known yet. The broker is asked again every 50 s, and \
 after a lost connection, until the timeout.
 
-Exit codes: 0 completed; 10 failed, with `CODE: message` on standard error; 124 not over in time; \
-1 other errors, also if the event that ended the task was erased, or if no broker answered before \
+A late task is waited for on, with a note on standard error, until the broker gives it up.
+
+Exit codes: 0 completed; 10 failed, with `CODE: message` on standard error; 124 not over in time, or \
+given up by the broker; 1 other errors, also if the event that ended the task was erased, or if no broker answered before \
 the timeout; 2 usage.";
 
 /// The error if the terminal event was erased. It is final: every further call would give the same
@@ -119,7 +122,7 @@ fn exit_code(status: v1::TaskStatus) -> u8 {
     }
 }
 
-/// The task's terminal event; `None` after the timeout.
+/// The task's terminal event; `None` after the timeout, or if the broker has given the task up.
 async fn wait(args: &WaitArgs) -> anyhow::Result<Option<v1::Event>> {
     let mut client = args.grpc.events()?;
     let started = Instant::now();
@@ -128,6 +131,7 @@ async fn wait(args: &WaitArgs) -> anyhow::Result<Option<v1::Event>> {
     let deadline = started + args.timeout.min(Duration::from_secs(100 * 366 * 86_400));
     let (mut backoff, mut retry_policy) = (Backoff::default(), RetryPolicy::default());
     let mut known = Err(anyhow::anyhow!("the timeout left no time to ask"));
+    let mut noted = String::new();
 
     loop {
         let timeout = deadline
@@ -144,6 +148,9 @@ async fn wait(args: &WaitArgs) -> anyhow::Result<Option<v1::Event>> {
                     done: true,
                 } => bail!(ERASED),
                 v1::WaitTaskResponse { event, done: false } => {
+                    if note_overdue(event.as_ref(), &mut noted) {
+                        return Ok(None);
+                    }
                     known = Ok(event);
                     backoff.reset();
                     retry_policy.reset();
@@ -173,6 +180,26 @@ async fn wait(args: &WaitArgs) -> anyhow::Result<Option<v1::Event>> {
             return Ok(None);
         }
     }
+}
+
+/// Says once of each overdue event that the task is late; true if the broker has given it up: then every further call would give the
+/// same answer at once, until the vendor says something after all.
+fn note_overdue(latest: Option<&v1::Event>, noted: &mut String) -> bool {
+    let Some((event, overdue)) = latest.and_then(|event| Some((event, event.overdue.as_ref()?)))
+    else {
+        return false;
+    };
+    if *noted != event.event_id {
+        noted.clone_from(&event.event_id);
+        let known = render::overdue_line(overdue, Timestamp::now());
+        let advice = if overdue.gave_up {
+            "the broker no longer asks for it: ask the vendor yourself"
+        } else {
+            "waiting on"
+        };
+        note(&format!("overdue: {known}; {advice}"));
+    }
+    overdue.gave_up
 }
 
 /// One call, with a time-out of its own in case that the broker does not keep to the requested one.
@@ -279,6 +306,49 @@ mod tests {
             done: false,
         });
         assert_eq!(waited(Duration::ZERO, vec![early]).await.unwrap(), None);
+    }
+
+    fn overdue(gave_up: bool) -> Result<v1::WaitTaskResponse, Status> {
+        let event = v1::Event {
+            overdue: Some(v1::Overdue {
+                gave_up,
+                ..v1::Overdue::default()
+            }),
+            ..event(v1::TaskStatus::Overdue).unwrap()
+        };
+        Ok(v1::WaitTaskResponse {
+            event: Some(event),
+            done: false,
+        })
+    }
+
+    #[tokio::test]
+    async fn a_wait_goes_on_over_a_late_task_and_ends_with_one_that_is_given_up() {
+        let done = || {
+            Ok(v1::WaitTaskResponse {
+                event: event(v1::TaskStatus::Completed),
+                done: true,
+            })
+        };
+        let patience = Duration::from_secs(60);
+        let late = waited(patience, vec![overdue(false), overdue(false), done()]).await;
+        assert_eq!(late.unwrap().unwrap().status(), v1::TaskStatus::Completed);
+        let given_up = waited(patience, vec![overdue(false), overdue(true), done()]).await;
+        assert_eq!(given_up.unwrap(), None);
+    }
+
+    #[test]
+    fn a_late_task_is_noted_once_for_each_of_its_events() {
+        let (mut noted, late, given_up) = (String::new(), overdue(false), overdue(true));
+        let event = |answer: &Result<v1::WaitTaskResponse, Status>, id: &str| v1::Event {
+            event_id: id.into(),
+            ..answer.clone().unwrap().event.unwrap()
+        };
+        assert!(!note_overdue(None, &mut noted) && noted.is_empty());
+        assert!(!note_overdue(Some(&event(&late, "e1")), &mut noted));
+        assert_eq!(noted, "e1");
+        assert!(note_overdue(Some(&event(&given_up, "e2")), &mut noted));
+        assert_eq!(noted, "e2");
     }
 
     #[tokio::test]
