@@ -40,10 +40,3 @@ pub struct OverdueEvent {
     /// What is known.
     pub overdue: Overdue,
 }
-
-impl OverdueEvent {
-    /// The hashes by which the store recognises a repeat: the same deadline, given up or not.
-    pub fn fingerprint(&self) -> super::Fingerprint {
-        super::Fingerprint::of_overdue(&self.overdue)
-    }
-}

@@ -5,7 +5,7 @@ use uuid::Uuid;
 
 use super::asked::Asked;
 use crate::{
-    event::{Overdue, OverdueEvent, TaskStatus},
+    event::{Fingerprint, Overdue, OverdueEvent, TaskStatus},
     store::Draft,
     wire,
 };
@@ -26,7 +26,7 @@ pub fn draft(asked: &Asked<'_>, overdue: Overdue) -> Draft {
         product: event.product.clone(),
         task_id: event.task_id.clone(),
         status: TaskStatus::Overdue,
-        fingerprint: event.fingerprint(),
+        fingerprint: Fingerprint::of_overdue(&event.overdue),
         received_at_micros: asked.at.as_microsecond(),
         labels: event.labels.clone(),
         event: wire::encode_overdue(event),
