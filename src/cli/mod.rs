@@ -39,6 +39,7 @@ mod trigger;
 mod url;
 mod user_info;
 mod vendor;
+mod vendor_key;
 mod wait;
 
 use std::{

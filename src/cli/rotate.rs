@@ -194,7 +194,7 @@ impl Rotation {
             RotateTarget::BodySignature(VendorSecret { secret_file }) => Self {
                 target: Target::BodySignature,
                 secret: None,
-                text: vendor_secret(&secret_file)?,
+                text: vendor_secret("--secret-file", &secret_file)?,
             },
         })
     }
@@ -222,18 +222,19 @@ pub(super) fn retire(args: RetireArgs) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn vendor_secret(path: &Path) -> anyhow::Result<String> {
+/// A secret that the vendor has made, from the file that `flag` names.
+pub(super) fn vendor_secret(flag: &str, path: &Path) -> anyhow::Result<String> {
     let is_stdin = path == Path::new("-");
     let read = if is_stdin {
         secret_of_stdin()
     } else {
         files::read_text(path, SECRET_BYTES_MAX)
     };
-    let text = read.map_err(|error| unreadable("--secret-file", path, &error))?;
+    let text = read.map_err(|error| unreadable(flag, path, &error))?;
     let secret = text.trim_end_matches(['\r', '\n']);
     if secret.is_empty() {
         bail!(
-            "--secret-file {} is empty: take the secret from your RunBlob account",
+            "{flag} {} is empty: take the secret from your RunBlob account",
             path.display()
         );
     }

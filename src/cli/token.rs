@@ -13,6 +13,7 @@ use super::{
     args,
     output::{self, Format, Usage},
     rotate::{self, RetireArgs, RotateArgs},
+    vendor_key::{self, VendorKeyArgs},
 };
 use crate::{
     credentials::{Credentials, KeyId, TokenHash, new_secret},
@@ -30,6 +31,7 @@ Examples:
   blobcast token new callback runblob
   blobcast token new callback ads --product veo --label team=ads
   blobcast token new signing-key k1
+  blobcast token new vendor-key main --key-file /etc/blobcast/runblob-key
   blobcast token rotate client billing --credentials-file /etc/blobcast/credentials.toml
   blobcast token retire client billing --credentials-file /etc/blobcast/credentials.toml
 
@@ -71,6 +73,8 @@ enum Kind {
     Callback(CallbackArgs),
     /// A key that signs callback URLs.
     SigningKey(CallbackArgs),
+    /// A key for the vendor's API, which the vendor has made: see --key-file.
+    VendorKey(VendorKeyArgs),
 }
 
 #[derive(Args, Debug)]
@@ -115,7 +119,17 @@ pub(super) fn run(args: TokenArgs) -> anyhow::Result<ExitCode> {
 }
 
 fn new(args: &NewArgs) -> anyhow::Result<ExitCode> {
-    let made = Made::new(&args.kind)?;
+    let made = match &args.kind {
+        Kind::Client(client) => Made::client(client)?,
+        Kind::Callback(callback) => Made::callback(callback)?,
+        Kind::SigningKey(callback) => Made::signing_key(callback)?,
+        Kind::VendorKey(_) if args.expires_in.is_some() => {
+            let problem =
+                "--expires-in is not for a vendor-key: the vendor says how long it is good";
+            return Err(Usage(problem.to_owned()).into());
+        }
+        Kind::VendorKey(key) => return vendor_key::print(key, args.output),
+    };
     let line = made.line(args.expires_in)?;
 
     // Refuses here whatever the broker would refuse.
@@ -164,42 +178,39 @@ struct Made<'a> {
 }
 
 impl<'a> Made<'a> {
-    fn new(kind: &'a Kind) -> anyhow::Result<Self> {
-        match kind {
-            Kind::Client(client) => {
-                let secret = new_secret(true);
-                Ok(Self {
-                    section: "clients",
-                    name: &client.name,
-                    fields: client_fields(client, &secret)?,
-                    secret,
-                })
-            }
-            Kind::Callback(callback) => {
-                let secret = new_secret(true);
-                let (hash, bound) = (TokenHash::of(&secret), bound_fields(callback)?);
-                Ok(Self {
-                    section: "callback_tokens",
-                    name: &callback.name,
-                    fields: format!("token = \"{hash}\"{bound}"),
-                    secret,
-                })
-            }
-            Kind::SigningKey(callback) => {
-                if KeyId::parse(&callback.name).is_none() {
-                    let problem =
-                        "a key's name has 1 to 32 characters of a-z, A-Z, 0-9, '.', '_' and '-'";
-                    return Err(Usage(problem.to_owned()).into());
-                }
-                let secret = new_secret(false);
-                Ok(Self {
-                    section: "signing_keys",
-                    name: &callback.name,
-                    fields: format!("secret = \"{secret}\"{}", bound_fields(callback)?),
-                    secret,
-                })
-            }
+    fn client(client: &'a ClientArgs) -> anyhow::Result<Self> {
+        let secret = new_secret(true);
+        Ok(Self {
+            section: "clients",
+            name: &client.name,
+            fields: client_fields(client, &secret)?,
+            secret,
+        })
+    }
+
+    fn callback(callback: &'a CallbackArgs) -> anyhow::Result<Self> {
+        let secret = new_secret(true);
+        let (hash, bound) = (TokenHash::of(&secret), bound_fields(callback)?);
+        Ok(Self {
+            section: "callback_tokens",
+            name: &callback.name,
+            fields: format!("token = \"{hash}\"{bound}"),
+            secret,
+        })
+    }
+
+    fn signing_key(callback: &'a CallbackArgs) -> anyhow::Result<Self> {
+        if KeyId::parse(&callback.name).is_none() {
+            let problem = "a key's name has 1 to 32 characters of a-z, A-Z, 0-9, '.', '_' and '-'";
+            return Err(Usage(problem.to_owned()).into());
         }
+        let secret = new_secret(false);
+        Ok(Self {
+            section: "signing_keys",
+            name: &callback.name,
+            fields: format!("secret = \"{secret}\"{}", bound_fields(callback)?),
+            secret,
+        })
     }
 
     /// The line for the credentials file.
@@ -239,6 +250,7 @@ fn next_step(kind: &Kind) -> &'static str {
             "give RunBlob the callback URL with this token: …/webhook/PRODUCT?token=…"
         }
         Kind::SigningKey(_) => "mint callback URLs with `blobcast url`",
+        Kind::VendorKey(_) => "set `reconcile.enabled`",
     }
 }
 

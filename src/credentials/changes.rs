@@ -10,6 +10,7 @@ use super::{
     client::{Client, ClientLine, Proof},
     lifetime::{Lifetime, Previous},
     lookup::Credentials,
+    vendor_key::VendorKeyLine,
 };
 use crate::event::Labels;
 
@@ -51,6 +52,29 @@ impl Credentials {
             &self.clients,
             of_client,
         ));
+        let by_name = |credentials: &Self| {
+            let lines = credentials.vendor_keys.0.iter();
+            lines
+                .map(|line| (line.name.clone(), line.clone()))
+                .collect::<BTreeMap<_, _>>()
+        };
+        let [old_keys, new_keys] = [old, self].map(by_name);
+        changes.extend(self::changes(
+            "vendor_key ",
+            &old_keys,
+            &new_keys,
+            of_vendor_key,
+        ));
+        let order = |credentials: &Self| {
+            let names = credentials.vendor_keys.0.iter().map(|line| &line.name);
+            names
+                .filter(|name| old_keys.contains_key(*name) && new_keys.contains_key(*name))
+                .cloned()
+                .collect::<Vec<_>>()
+        };
+        if order(old) != order(self) {
+            changes.push("vendor_keys changed: order".to_owned());
+        }
         changes
     }
 }
@@ -215,6 +239,20 @@ fn of_client(old: &ClientLine, new: &ClientLine) -> Fields<11> {
             *subscriptions_max != new.subscriptions_max,
         ),
         ("task_ids_max", *task_ids_max != new.task_ids_max),
+    ]
+}
+
+fn of_vendor_key(old: &VendorKeyLine, new: &VendorKeyLine) -> Fields<3> {
+    let VendorKeyLine {
+        name: _,
+        products,
+        key_file,
+        key,
+    } = old;
+    [
+        ("key", *key != new.key),
+        ("key_file", *key_file != new.key_file),
+        ("products", *products != new.products),
     ]
 }
 

@@ -19,6 +19,7 @@ use super::{
     lifetime::{Generation, Lifetime, Previous},
     lookup::Credentials,
     secret::{SECRET_BYTES_MIN, Secret, TOKEN_PREFIX, TokenHash},
+    vendor_key::{RawVendorKey, check_beside, vendor_key},
 };
 use crate::{event::Labels, size::parse_size};
 
@@ -60,6 +61,7 @@ struct File {
     signing_keys: BTreeMap<Spanned<String>, RawKey>,
     body_signature: Option<RawBodySignature>,
     clients: BTreeMap<Spanned<String>, RawClient>,
+    vendor_keys: Vec<RawVendorKey>,
 }
 
 #[derive(Deserialize)]
@@ -189,6 +191,13 @@ fn parse(text: &str) -> Result<Credentials, CredentialsError> {
             proofs.push((client.proof.clone(), printable_name(text, &name)));
         }
         credentials.clients.insert(name.into_inner().into(), line);
+    }
+
+    for raw in file.vendor_keys {
+        let wrong = |problem| entry("vendor_keys", &raw.name)(problem);
+        let line = vendor_key(&raw).map_err(wrong)?;
+        check_beside(&line, &credentials.vendor_keys.0).map_err(wrong)?;
+        credentials.vendor_keys.0.push(line);
     }
     Ok(credentials)
 }

@@ -3,7 +3,12 @@
 //! A look-up of a token compares every entry in constant time, so that the time reveals neither whether the token is known nor which
 //! entry it matches.
 
-use std::{collections::BTreeMap, fmt::Display, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt::Display,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use jiff::Timestamp;
 
@@ -14,6 +19,7 @@ use super::{
     lifetime::{Generation, Lifetime},
     removed::NamedSecrets,
     secret::{Secret, TokenHash},
+    vendor_key::{VendorKey, VendorKeyLines},
 };
 
 /// One version of the credentials file.
@@ -23,6 +29,7 @@ pub struct Credentials {
     pub(super) signing_keys: BTreeMap<KeyId, SigningKey>,
     pub(super) body_secret: Option<BodySecret>,
     pub(super) clients: BTreeMap<Arc<str>, ClientLine>,
+    pub(super) vendor_keys: VendorKeyLines,
     /// An earlier version had credentials for callbacks, so callbacks have to authenticate even if this one has none.
     urls_were_verified: bool,
     /// The same for clients.
@@ -63,12 +70,38 @@ impl Credentials {
             .map(|name| named("signing_key", name));
         let body_secret = self.body_secret.iter().map(|_| "body_signature".to_owned());
         let clients = self.clients.keys().map(|name| named("client", name));
+        let vendor_keys = self
+            .vendor_keys
+            .0
+            .iter()
+            .map(|line| named("vendor_key", &line.name));
 
         tokens
             .chain(keys)
             .chain(body_secret)
             .chain(clients)
+            .chain(vendor_keys)
             .collect()
+    }
+
+    /// The keys for the vendor's API, in the order of the file. A line with `key_file` counts once its file was read.
+    pub fn vendor_keys(&self) -> impl Iterator<Item = VendorKey> {
+        self.vendor_keys.keys()
+    }
+
+    /// The files that hold keys for the vendor's API.
+    pub fn key_files(&self) -> BTreeSet<PathBuf> {
+        self.vendor_keys.key_files()
+    }
+
+    /// Takes the keys for the vendor's API from their files. `read` returns the content of one, `wrong` is called with the problem of
+    /// a key.
+    pub fn read_key_files<E>(
+        &mut self,
+        read: impl Fn(&Path) -> Result<String, E>,
+        wrong: impl Fn(&KeyId, &Path, String) -> E,
+    ) -> Result<(), E> {
+        self.vendor_keys.read_files(read, wrong)
     }
 
     /// True if the file has the vendor's secret for body signatures.

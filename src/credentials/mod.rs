@@ -1,7 +1,8 @@
 //! The credentials file: which callbacks are authentic, and which clients may read which events. Pure.
 //!
 //! All credentials are in one TOML file, so that there is one file to guard, to watch and to rotate. Tokens are stored as hashes: the
-//! file alone does not let anybody in with one. Secrets that sign have to be stored in full.
+//! file alone does not let anybody in with one. Secrets that sign have to be stored in full, and so have keys for the vendor's API; those
+//! may be in files of their own.
 //!
 //! ```toml
 //! [callback_tokens]   # …/webhook/veo?token=…
@@ -20,6 +21,11 @@
 //! studio = { certificate = "studio.internal", products = ["*"], admin = true }
 //! ads = { token = "sha256:…", products = ["*"], labels = { team = "ads" } }   # sees no events of other teams
 //! nightly = { token = "sha256:…", backup = true }   # takes backups, and reads nothing else
+//!
+//! [[vendor_keys]]     # asks the vendor's API about late tasks; the first that fits a product is used
+//! name = "main"
+//! key_file = "/etc/blobcast/runblob-key"   # or: key = "…"
+//! products = ["veo", "sora"]               # without it: all
 //! ```
 //!
 //! A line may have a `previous` secret, which is accepted beside the current one until it expires or is removed. So senders and
@@ -42,6 +48,7 @@ mod rotation;
 mod secret;
 mod shared;
 mod signed_url;
+mod vendor_key;
 
 pub use binding::{Binding, Products};
 pub use callback_lines::KeyId;
@@ -55,6 +62,7 @@ pub use rotation::{NewSecret, RotationError, Target, retire, rotate};
 pub use secret::{SECRET_PARAMETERS, Secret, TokenHash, new_secret};
 pub use shared::SharedCredentials;
 pub use signed_url::{MintError, Minted, URL_BYTES_MAX, UrlRefusal};
+pub use vendor_key::{API_KEY_BYTES_MAX, ApiKey, VENDOR_KEYS_MAX, VendorKey};
 
 #[cfg(test)]
 mod tests;

@@ -21,6 +21,9 @@ use crate::{
 /// limit of a read.
 const EMPTY_PAUSE: Duration = Duration::from_millis(1_500);
 
+/// Largest file with a key for the vendor's API that is read, some times the longest key: a larger one is something else.
+const KEY_FILE_BYTES_MAX: u64 = 4 * 1024;
+
 /// Names in one warning: enough to begin with, in a line that is not too long.
 const NAMED_MAX: usize = 5;
 
@@ -66,13 +69,24 @@ fn text(path: &Path) -> Result<String, Refusal> {
 }
 
 fn parse(path: &Path, text: &str) -> Result<Credentials, Refusal> {
-    let wrong = |error| {
+    let refusal = |error: String| {
         Refusal::new(
             Input::Credentials,
             format!("credentials_file: {}: {error}", path.display()),
         )
     };
-    Credentials::parse(text).map_err(wrong)
+    let mut credentials = Credentials::parse(text).map_err(|error| refusal(error.to_string()))?;
+
+    let read = |path: &Path| {
+        let key = "[vendor_keys] key_file";
+        files::read_text(path, KEY_FILE_BYTES_MAX)
+            .map_err(|error| Refusal::unreadable(Input::Credentials, key, path, &error))
+    };
+    credentials.read_key_files(read, |name, path, problem| {
+        let path = path.display();
+        refusal(format!("[vendor_keys] {name}: key_file: {path}: {problem}"))
+    })?;
+    Ok(credentials)
 }
 
 /// What the configuration needs and the credentials do not have. The addresses are those of the sockets: inherited ones may listen
@@ -153,13 +167,15 @@ pub(super) fn watched(
 ) -> Option<Watched> {
     let path = config.lock().credentials_file.clone()?;
     let (config, credentials) = (Arc::clone(config), Arc::clone(credentials));
-    let files = Files::new([(Input::Credentials, path.clone())]);
+    let in_force = Arc::clone(&credentials);
+    let key_files = move || in_force.get().key_files().into_iter().collect();
+    let files = Files::new([(Input::Credentials, path.clone())]).with_named(key_files);
     Some(files.watched(move || {
         let new = read_again(&path).map_err(|refusal| vec![refusal])?;
         // Here, aside: with many lines it takes a while.
         let intruders = new.intruders();
         let (config, credentials) = (Arc::clone(&config), Arc::clone(&credentials));
-        exposure::warn_of_secrets([&path]);
+        exposure::warn_of_secrets([&path].into_iter().chain(&new.key_files()));
         let change: Change =
             Box::new(move || put_into_force(new, &intruders, &config.lock(), &credentials));
         Ok(change)
@@ -180,8 +196,12 @@ fn put_into_force(
     warn_of_lockout(config, &new);
     warn_of_tenants(config, &new, intruders);
     let [callback_tokens, signing_keys, clients] = new.counts();
+    let vendor_keys = match new.vendor_keys().count() {
+        0 => String::new(),
+        count => format!(", {count} vendor keys"),
+    };
     let summary = format!(
-        "{callback_tokens} callback tokens, {signing_keys} signing keys, {clients} clients"
+        "{callback_tokens} callback tokens, {signing_keys} signing keys, {clients} clients{vendor_keys}"
     );
     Applied {
         summary,

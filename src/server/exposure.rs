@@ -46,11 +46,18 @@ pub fn exposures(config: &Config, reader: &Reader) -> Vec<String> {
 
 /// Warns of these files, which have just been read, if they are exposed.
 pub(super) fn warn_of_secrets<'a>(secrets: impl IntoIterator<Item = &'a PathBuf>) {
+    exposed_secrets(secrets)
+        .iter()
+        .for_each(|problem| warn(problem));
+}
+
+/// A warning for each of these files that others can use.
+pub(super) fn exposed_secrets<'a>(secrets: impl IntoIterator<Item = &'a PathBuf>) -> Vec<String> {
     let reader = Reader::of_this_process();
     secrets
         .into_iter()
         .filter_map(|path| exposed_secret(path, &reader))
-        .for_each(|problem| warn(&problem));
+        .collect()
 }
 
 /// Logs one of [`exposures`].

@@ -7,8 +7,8 @@ use parking_lot::Mutex;
 use tonic::transport::Endpoint;
 
 use super::{
-    addresses::Addresses, certificates::ListenersTls, credentials, otlp, refusal::Refusal,
-    watch::Watched,
+    addresses::Addresses, certificates::ListenersTls, credentials, exposure, otlp,
+    refusal::Refusal, watch::Watched,
 };
 use crate::{config::Config, credentials::SharedCredentials, metrics::Metrics};
 
@@ -20,6 +20,8 @@ pub(super) struct FromFiles {
     pub collector: Option<Endpoint>,
     /// The files that are read again when they change.
     pub watched: Vec<Watched>,
+    /// About files that others can use, and that no key of the configuration names.
+    pub warnings: Vec<String>,
 }
 
 impl FromFiles {
@@ -40,9 +42,11 @@ impl FromFiles {
 
         match (loaded, tls, collector) {
             (Ok(loaded), Ok(mut tls), Ok(collector)) => {
+                let warnings = exposure::exposed_secrets(&loaded.key_files());
                 credentials.set(loaded);
                 watched.append(&mut tls.watched);
                 Ok(Self {
+                    warnings,
                     credentials,
                     tls,
                     collector,

@@ -87,6 +87,7 @@ fn look(config: &Config) -> Rehearsal {
         &Arc::new(Metrics::default()),
     );
     if let Ok(read) = &read {
+        warnings.extend(read.warnings.iter().cloned());
         let credentials = read.credentials.get();
         warnings.extend(credentials::not_isolated(
             config,

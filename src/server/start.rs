@@ -15,6 +15,7 @@ use super::{
     credentials,
     drain::Drain,
     error::StartError,
+    exposure,
     from_files::FromFiles,
     grpc, http,
     listeners::Listeners,
@@ -130,10 +131,14 @@ async fn read_files(
 ) -> Result<FromFiles, StartError> {
     let (shared, metrics) = (Arc::clone(config), Arc::clone(metrics));
     let read = move || FromFiles::read(&shared, &[addresses], &metrics);
-    aside::within(START_TIMEOUT, read)
+    let read = aside::within(START_TIMEOUT, read)
         .await
         .map_err(StartError::Files)?
-        .map_err(StartError::Refused)
+        .map_err(StartError::Refused)?;
+    read.warnings
+        .iter()
+        .for_each(|problem| exposure::warn(problem));
+    Ok(read)
 }
 
 /// Opens the audit file aside: its file system may hang, too.

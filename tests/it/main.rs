@@ -60,5 +60,6 @@ mod tls;
 mod traces;
 mod url_reach;
 mod vendor_behaviour;
+mod vendor_keys;
 mod vendor_verb;
 mod watched_backups;

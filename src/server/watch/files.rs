@@ -9,6 +9,7 @@ use crate::{
 
 /// Puts into force what was read. Must not wait for anything.
 pub(in crate::server) type Change = Box<dyn FnOnce() -> Applied + Send>;
+pub(super) type Named = Arc<dyn Fn() -> Vec<PathBuf> + Send + Sync>;
 pub(super) type Read = Arc<dyn Fn() -> Result<Change, Vec<Refusal>> + Send + Sync>;
 
 /// What is in force now, for people.
@@ -25,6 +26,8 @@ pub(in crate::server) struct Files {
     pub(super) inputs: Vec<Input>,
     /// Each with what it holds.
     pub(super) paths: Arc<[(Input, PathBuf)]>,
+    /// Further files. After those that are named have changed, they are read once more, quietly.
+    pub(super) named: Option<Named>,
     pub(super) seen: Vec<Stamp>,
 }
 
@@ -36,8 +39,9 @@ impl Files {
         inputs.dedup();
         Self {
             inputs,
-            seen: stamps(&paths),
+            seen: stamps(&paths, None),
             paths,
+            named: None,
         }
     }
 
@@ -46,8 +50,18 @@ impl Files {
         Self {
             inputs: vec![input],
             paths: Arc::default(),
+            named: None,
             seen: Vec::new(),
         }
+    }
+
+    /// Looks at further files, too: those that are named by what is in force at the time.
+    pub(in crate::server) fn with_named(
+        mut self,
+        named: impl Fn() -> Vec<PathBuf> + Send + Sync + 'static,
+    ) -> Self {
+        self.named = Some(Arc::new(named));
+        self
     }
 
     /// `read` reads them again. It is called aside.
@@ -68,6 +82,8 @@ pub(in crate::server) struct Watched {
     pub(super) read: Read,
 }
 
-pub(super) fn stamps(paths: &[(Input, PathBuf)]) -> Vec<Stamp> {
-    paths.iter().map(|(_, path)| Stamp::of(path)).collect()
+pub(super) fn stamps(paths: &[(Input, PathBuf)], named: Option<&Named>) -> Vec<Stamp> {
+    let named = named.map(|named| named()).unwrap_or_default();
+    let paths = paths.iter().map(|(_, path)| path).chain(&named);
+    paths.map(|path| Stamp::of(path)).collect()
 }

@@ -177,17 +177,19 @@ impl Set {
         self.looks += 1;
         let (place, look, report) = (self.place, self.looks, self.report.clone());
         let Watched {
-            files: Files { paths, seen, .. },
+            files: Files {
+                paths, named, seen, ..
+            },
             read,
         } = &self.watched;
-        let (paths, read) = (Arc::clone(paths), Arc::clone(read));
+        let (paths, named, read) = (Arc::clone(paths), named.clone(), Arc::clone(read));
         let thread = Arc::clone(&self.threads);
         let must_read = is_requested || self.trouble.is_some() && now >= self.retry_at;
         let seen = (!must_read).then(|| seen.clone());
 
         let looking = aside::spawn(move || {
             // Before they are read: a change meanwhile is seen by the next look.
-            let stamps = stamps(&paths);
+            let stamps = stamps(&paths, named.as_ref());
             let found = if seen.is_some_and(|seen| seen == stamps) {
                 Found::Unchanged
             } else {
@@ -247,14 +249,18 @@ impl Set {
             inputs,
             paths,
             seen,
+            ..
         } = &self.watched.files;
+        // More or fewer files are named: that was news when it was read.
+        let named_differ =
+            seen.len() == stamps.len() && seen[paths.len()..] != stamps[paths.len()..];
         let differs = |input: Input| {
             let mut stamps = paths.iter().zip(seen.iter().zip(stamps));
             stamps.any(|((of, _), (old, new))| *of == input && old != new)
         };
         let inputs = inputs.iter().copied();
         inputs
-            .filter(|&input| is_requested || differs(input))
+            .filter(|&input| is_requested || named_differ || differs(input))
             .collect()
     }
 
