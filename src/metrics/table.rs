@@ -189,6 +189,11 @@ metrics! {
     pub quarantine_bytes: gauge "blobcast_quarantine_bytes"
         "Bytes of the callbacks in quarantine.";
 
+    // Late tasks.
+    pub vendor_key_usable: gauges "blobcast_vendor_key_usable" ["key"]
+        "1 if the vendor takes the key for its API, 0 if it refuses it, by the name in the credentials file; no \
+         series before the key was tried.";
+
     // Subscriptions and answers.
     pub subscriptions: gauges "blobcast_subscriptions" ["state"]
         "Open subscriptions by state.";

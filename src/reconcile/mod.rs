@@ -14,6 +14,10 @@ mod entry;
 mod lanes;
 mod schedule;
 
+pub mod keys;
+pub mod paths;
+pub mod vendor_api;
+
 mod breaker;
 mod budget;
 mod waiting;

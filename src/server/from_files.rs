@@ -8,9 +8,12 @@ use tonic::transport::Endpoint;
 
 use super::{
     addresses::Addresses, certificates::ListenersTls, credentials, exposure, otlp,
-    refusal::Refusal, watch::Watched,
+    refusal::Refusal, vendor_api::vendor_api, watch::Watched,
 };
-use crate::{config::Config, credentials::SharedCredentials, metrics::Metrics};
+use crate::{
+    config::Config, credentials::SharedCredentials, metrics::Metrics,
+    reconcile::vendor_api::VendorApi,
+};
 
 /// See the module's description.
 pub(super) struct FromFiles {
@@ -18,6 +21,8 @@ pub(super) struct FromFiles {
     pub tls: ListenersTls,
     /// Where traces are sent, if anywhere.
     pub collector: Option<Endpoint>,
+    /// The vendor's status API, if late tasks are asked about.
+    pub vendor_api: Option<Arc<VendorApi>>,
     /// The files that are read again when they change.
     pub watched: Vec<Watched>,
     /// About files that others can use, and that no key of the configuration names.
@@ -39,9 +44,10 @@ impl FromFiles {
         let loaded = credentials::load(&config, places);
         let tls = ListenersTls::new(&config, metrics);
         let collector = otlp::collector(&config.traces);
+        let vendor_api = vendor_api(&config.reconcile);
 
-        match (loaded, tls, collector) {
-            (Ok(loaded), Ok(mut tls), Ok(collector)) => {
+        match (loaded, tls, collector, vendor_api) {
+            (Ok(loaded), Ok(mut tls), Ok(collector), Ok(vendor_api)) => {
                 let warnings = exposure::exposed_secrets(&loaded.key_files());
                 credentials.set(loaded);
                 watched.append(&mut tls.watched);
@@ -50,14 +56,16 @@ impl FromFiles {
                     credentials,
                     tls,
                     collector,
+                    vendor_api,
                     watched,
                 })
             }
-            (loaded, tls, collector) => {
+            (loaded, tls, collector, vendor_api) => {
                 let refusals = [
                     loaded.err(),
                     tls.err(),
                     collector.err().map(|refusal| vec![refusal]),
+                    vendor_api.err().map(|refusal| vec![refusal]),
                 ];
                 Err(refusals.into_iter().flatten().flatten().collect())
             }

@@ -24,6 +24,7 @@ mod grpc;
 mod operations;
 mod banner;
 
+mod vendor_api;
 mod watch;
 mod refusal;
 mod permission_review;

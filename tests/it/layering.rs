@@ -63,7 +63,15 @@ const ALLOWED: [(&str, &[&str]); 33] = [
     (
         "reconcile",
         &[
-            "callback", "event", "journal", "metrics", "store", "vendor", "wire",
+            "callback",
+            "causes",
+            "credentials",
+            "event",
+            "journal",
+            "metrics",
+            "store",
+            "vendor",
+            "wire",
         ],
     ),
     (
