@@ -53,7 +53,7 @@ pub trait Journal: Debug + Send + Sync + 'static {
     fn end_expectations(&self, tasks: Vec<(Product, TaskId)>, whose: Whose) -> Answer<u32>;
 
     /// Appends the event that a task is late; with `gives_up` its expectation ends by the same commit. Nothing is appended, and the
-    /// answer is `None`, if the task is not expected any more, or if there is such an event of it already.
+    /// answer is `None`, if the task is not expected any more, if there is such an event of it already, or if it has too many.
     fn overdue(&self, draft: Draft, gives_up: bool) -> Answer<Option<Appended>>;
 
     /// Sets how long and how much is kept, from the next change of the log on. There is no answer: what it forgets is forgotten

@@ -31,6 +31,10 @@ const INDEX_BYTES: u64 = 168 * MIB;
 /// Number, credential, product, time and size of one quarantined callback (`store/shares`), and its
 /// place in the log (`store/quarantine_index`).
 const QUARANTINED_BYTES: u64 = 250;
+/// Tasks that are expected, if the vendor is asked (`store/expectation`): with as many labels and as
+/// long names as there may be. One with a UUID and two labels takes 400 bytes.
+const EXPECTATIONS: u64 = 100_000;
+const EXPECTATION_BYTES: u64 = 2_560;
 /// A connection of the gRPC listener with TLS; without TLS, 71 KiB.
 const GRPC_CONNECTION_BYTES: u64 = 92 * KIB;
 /// A connection of the public listener.
@@ -63,7 +67,7 @@ pub(crate) struct Part {
 type Row = (&'static str, &'static str, fn(&Config) -> u64);
 
 /// What takes memory, in the order of SECURITY.md.
-const ROWS: [Row; 15] = [
+const ROWS: [Row; 16] = [
     (
         "events read for streams",
         "grpc.reading_bytes_max",
@@ -117,6 +121,17 @@ const ROWS: [Row; 15] = [
         "owners of quarantined callbacks",
         "quarantine.retention_count_max × 250 B",
         |config| times(config.quarantine.retention_count_max, QUARANTINED_BYTES),
+    ),
+    (
+        "expected tasks, with reconcile.enabled",
+        "100,000 × 2.5 KiB",
+        |config| {
+            if config.reconcile.enabled {
+                EXPECTATIONS * EXPECTATION_BYTES
+            } else {
+                0
+            }
+        },
     ),
     (
         "connections",

@@ -7,7 +7,7 @@
 //! texts       client, vendor key, and the key and value of each label: length (u32), text
 //! ```
 //!
-//! It is also kept like this in memory: a fifth of what a map of labels would take.
+//! It is also kept like this in memory: a map of labels alone takes more than all of it.
 
 use std::{
     borrow::Borrow,
@@ -20,8 +20,8 @@ use bytes::{Buf, BufMut};
 use super::layout::Damaged;
 use crate::event::{Labels, Product, TaskId};
 
-/// Most expectations that are open at a time. Each takes some 350 bytes of memory with an id of 36
-/// characters and two labels, and 2 KiB at most.
+/// Most expectations that are open at a time. Each takes some 400 bytes of memory with an id of 36
+/// characters and two labels, and 2.5 KiB at most.
 pub const EXPECTATIONS_MAX: usize = 100_000;
 /// Most of them that are of one client: others must be able to expect something, too.
 pub const EXPECTATIONS_PER_CLIENT_MAX: usize = EXPECTATIONS_MAX / 5;

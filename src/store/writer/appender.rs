@@ -137,7 +137,7 @@ impl Appender {
     }
 
     /// Appends the event that a task is late. With `gives_up` its expectation ends by the same commit. Nothing is appended, and
-    /// the answer is `None`, if the task is not expected any more, or if there is such an event of it already.
+    /// the answer is `None`, if the task is not expected any more, if there is such an event of it already, or if it has too many.
     pub fn overdue(
         &self,
         draft: Draft,

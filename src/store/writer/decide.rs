@@ -218,8 +218,8 @@ impl Decisions<'_> {
         let known = self.commit.events(&draft.task_id).map_err(failed)?;
         let by = match source {
             Source::Callback if draft.is_answer => By::Answer,
-            Source::Callback => By::Callback,
-            Source::Quarantine | Source::Broker | Source::Log { .. } => By::Trusted,
+            Source::Callback | Source::Broker => By::Callback,
+            Source::Quarantine | Source::Log { .. } => By::Trusted,
         };
         let verdict = judge(known, &draft.product, draft.status, draft.fingerprint, by);
         let (revision, conflict) = match verdict {

@@ -138,21 +138,27 @@ impl Decisions<'_> {
         }
     }
 
-    /// Appends the event that a task is late; `None` if it is not expected any more, or if there is
-    /// such an event of it already.
+    /// Appends the event that a task is late; `None` if it is not expected any more, if there is such
+    /// an event of it already, or if it has too many. Of too many there is none more, but what
+    /// follows from it is the same.
     pub(super) fn overdue(&mut self, late: &Late) -> Result<Option<Appended>, WriteError> {
         let Late { draft, gives_up } = late;
         let open = self.commit.expectation(&draft.product, &draft.task_id);
         let Some((number, kept)) = open.filter(|(_, kept)| *gives_up || !kept.is_overdue()) else {
             return Ok(None);
         };
-        let appended = self.append_as(draft, Source::Broker)?;
+        let appended = match self.append_as(draft, Source::Broker) {
+            Ok(appended) => Some(appended),
+            // It was expected and late again and again. That must not keep it open for ever.
+            Err(WriteError::TooManyEvents) => None,
+            Err(error) => return Err(error),
+        };
         if *gives_up {
             self.commit.end_expectation(number, &kept)
         } else {
             self.commit.make_overdue(number, &kept)
         }
         .map_err(failed)?;
-        Ok(Some(appended))
+        Ok(appended)
     }
 }

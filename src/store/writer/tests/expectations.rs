@@ -232,6 +232,33 @@ fn a_late_task_has_one_overdue_event_and_one_by_which_it_is_given_up() {
 }
 
 #[test]
+fn a_task_that_is_late_again_and_again_has_a_bounded_number_of_events_and_is_given_up_all_the_same()
+{
+    let mut stepped = Stepped::new();
+    let mut appended = 0;
+    for round in 0..40u128 {
+        stepped.expect("t1", "");
+        for gives_up in [false, true] {
+            let late = Draft {
+                status: TaskStatus::Overdue,
+                fingerprint: (1_000 + 2 * round + u128::from(gives_up)).into(),
+                ..draft("t1", 0)
+            };
+            let answer = stepped.appender.overdue(late, gives_up);
+            stepped.step();
+            appended += u32::from(answer.blocking_recv().unwrap().unwrap().is_some());
+            assert_eq!(
+                stepped.store.expectation_counts().overdue,
+                usize::from(!gives_up)
+            );
+        }
+        assert_eq!(stepped.open(), []);
+    }
+    assert_eq!(u64::from(appended), stepped.event_count());
+    assert!((2..40).contains(&appended), "{appended}");
+}
+
+#[test]
 fn a_client_ends_its_own_expectations_and_an_administrator_any() {
     let mut stepped = Stepped::new();
     for (id, client) in [("t1", "a"), ("t2", "b"), ("t3", ""), ("t4", "b")] {
