@@ -22,7 +22,8 @@ use super::front;
 use crate::{
     report::Who,
     wire::{
-        CaughtUp, Event, Filter, GetLogInfoRequest, GetLogInfoResponse, GetRawBodyRequest,
+        CancelExpectationsRequest, CancelExpectationsResponse, CaughtUp, Event, ExpectTasksRequest,
+        ExpectTasksResponse, Filter, GetLogInfoRequest, GetLogInfoResponse, GetRawBodyRequest,
         GetRawBodyResponse, GetTaskRequest, GetTaskResponse, ListEventsRequest, ListEventsResponse,
         Output, OutputKind, SubscribeRequest, SubscribeResponse, TaskStatus, WaitTaskRequest,
         WaitTaskResponse,
@@ -168,6 +169,20 @@ impl EventService for Events {
         _: Request<GetLogInfoRequest>,
     ) -> Result<Response<GetLogInfoResponse>, Status> {
         Err(Status::unimplemented("nothing is kept"))
+    }
+
+    async fn expect_tasks(
+        &self,
+        _: Request<ExpectTasksRequest>,
+    ) -> Result<Response<ExpectTasksResponse>, Status> {
+        Err(Status::unimplemented("nobody is asked"))
+    }
+
+    async fn cancel_expectations(
+        &self,
+        _: Request<CancelExpectationsRequest>,
+    ) -> Result<Response<CancelExpectationsResponse>, Status> {
+        Err(Status::unimplemented("nobody is asked"))
     }
 }
 
