@@ -26,6 +26,7 @@ class Broker(broker.Broker):
     def __init__(self, binary, directory, settings=None, config=None, environment=None):
         directory.mkdir(parents=True, exist_ok=True)
         self.binary, self.tasks, self.tokens, self.lines, self.readers = binary, itertools.count(), {}, {}, []
+        self.vendor_keys = []
         self.config_path, self.credentials_path = directory / "blobcast.toml", directory / "credentials.toml"
         for words in ("callback vendor", "client billing"):
             self.add_credential(words)
@@ -46,6 +47,13 @@ class Broker(broker.Broker):
         self.tokens[words] = made["secret"]
         self.add_line(made["section"], line(made["line"]), words)
 
+    def add_vendor_key(self, name, key):
+        """A key for the vendor's API, by the lines that `blobcast token new` makes."""
+        command = [self.binary, "token", "new", "vendor-key", name, "--key-file", "-", "--output", "json"]
+        made = json.loads(subprocess.run(command, check=True, capture_output=True, text=True, input=key).stdout)
+        self.vendor_keys.append(made["line"])
+        self.write_credentials()
+
     def add_line(self, section, line, words=None):
         self.lines[words or section] = (section, line)
         self.write_credentials()
@@ -59,7 +67,7 @@ class Broker(broker.Broker):
         for section, line in self.lines.values():
             sections[section].append(line)
         text = "".join(f"[{section}]\n" + "".join(f"{line}\n" for line in lines) for section, lines in sections.items())
-        replace(self.credentials_path, text)
+        replace(self.credentials_path, text + "".join(self.vendor_keys))
 
     def write_config(self, config):
         self.config = config

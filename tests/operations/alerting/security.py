@@ -1,7 +1,10 @@
 """Troubles with certificates, credentials, and files that are read again."""
 
+import contextlib
+import http.server
 import socket
 import subprocess
+import threading
 
 from .broker import until
 from .story import story
@@ -17,6 +20,7 @@ crl_extensions = extensions
 [extensions]
 authorityKeyIdentifier = keyid:always
 """
+USABLE = 'blobcast_vendor_key_usable{key="main"}'
 FAILED = 'blobcast_acme_orders_total{result="failed"}'
 
 
@@ -79,6 +83,36 @@ def reload(at):
     broker.write_config({"log.retention_age_max": "nonsense"})
     broker.reload()
     at.scrape(broker, 3, {"ReloadRefused": "retention_age_max"})
+
+
+@story("VendorKeyRefused")
+def vendor_key(at):
+    """The vendor takes no key, and then a new one."""
+    with vendor(401) as refusing:
+        broker = at.broker({"reconcile.enabled": "true", "reconcile.base_url": refusing})
+        at.scrape(broker, 3)
+        broker.add_vendor_key("main", "not-a-good-one")
+        until("the key to be refused", lambda: broker.metrics().get(USABLE) == 0)
+        at.scrape(broker, 3, {"VendorKeyRefused": "the vendor refuses the key"})
+
+
+@contextlib.contextmanager
+def vendor(status):
+    """A vendor that has one answer to everything, and its URL."""
+
+    class Answers(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(status)
+            self.send_header("content-length", "0")
+            self.end_headers()
+
+        def log_message(self, *_):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answers) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
 
 
 @story("AcmeFailing")
