@@ -67,7 +67,7 @@ pub(super) fn lock(directory: &Path) -> Result<DirectoryLock, StartFailure> {
 
 /// Whether something in a data directory is the store's. Other things are there, too: `lost+found`,
 /// a file system's snapshots.
-pub fn is_part(name: &OsStr) -> bool {
+pub(crate) fn is_part(name: &OsStr) -> bool {
     let others = [
         LOCK,
         index::OLD_FOLDER,
@@ -86,7 +86,7 @@ pub fn is_part(name: &OsStr) -> bool {
 }
 
 /// Refuses a directory without a log if there should be one. Changes nothing.
-pub fn check_expected(directory: &Path, is_expected: bool) -> Result<(), OpenError> {
+pub(crate) fn check_expected(directory: &Path, is_expected: bool) -> Result<(), OpenError> {
     let has_log = PARTS.iter().any(|part| may_be_there(&directory.join(part)));
     if has_log {
         return Ok(());

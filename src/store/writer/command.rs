@@ -9,7 +9,7 @@ use crate::{
 };
 
 /// Most places that one erasure names. It bounds how long others wait for the commit that announces them.
-pub const ERASURE_PLACES_MAX: usize = 1_024;
+pub(crate) const ERASURE_PLACES_MAX: usize = 1_024;
 
 /// Which events to erase.
 #[derive(Clone, Debug)]
