@@ -37,10 +37,26 @@ enum Disturbance {
 #[derive(Clone, Debug)]
 enum Sent {
     Append(Event),
-    Quarantine { credential: u8, bytes: u8 },
-    Release { number: u8, events: Vec<Event> },
-    Discard { numbers: Vec<u8> },
-    Erase { task: u8, product: u8 },
+    /// So many terminal events of one task, each of which says something else.
+    Flood {
+        product: u8,
+        count: u8,
+    },
+    Quarantine {
+        credential: u8,
+        bytes: u8,
+    },
+    Release {
+        number: u8,
+        events: Vec<Event>,
+    },
+    Discard {
+        numbers: Vec<u8>,
+    },
+    Erase {
+        task: u8,
+        product: u8,
+    },
 }
 
 #[derive(Clone, Debug)]
@@ -63,6 +79,7 @@ fn any_event() -> impl Strategy<Value = Event> {
 fn any_sent() -> impl Strategy<Value = Sent> {
     prop_oneof![
         8 => any_event().prop_map(Sent::Append),
+        1 => (0..4u8, 1..90u8).prop_map(|(product, count)| Sent::Flood { product, count }),
         4 => (0..3u8, 0..40u8).prop_map(|(credential, bytes)| Sent::Quarantine { credential, bytes }),
         1 => (0..20u8, vec(any_event(), 0..3))
             .prop_map(|(number, events)| Sent::Release { number, events }),
@@ -81,12 +98,15 @@ fn any_step() -> impl Strategy<Value = Step> {
     ];
     prop_oneof![
         10 => vec(any_sent(), 1..6).prop_map(Step::Commit),
-        1 => (prop_oneof![Just(u64::MAX), 500..4_000u64], prop_oneof![Just(u64::MAX), 0..8u64])
+        1 => (prop_oneof![Just(u64::MAX), 500..4_000u64, 10_000..40_000u64], prop_oneof![Just(u64::MAX), 0..8u64])
             .prop_map(|(event_bytes, quarantined)| Step::Retain { event_bytes, quarantined }),
         1 => Just(Step::Trim),
         4 => disturbance.prop_map(Step::Disturb),
     ]
 }
+
+/// The task that floods are of.
+const FLOODED: u8 = 0;
 
 /// A store with its writer, and how many events it was sent.
 struct Taking {
@@ -126,6 +146,21 @@ impl Taking {
         }
     }
 
+    fn draft_of_flood(&mut self, product: u8) -> Draft {
+        let event = Event {
+            task: FLOODED,
+            product,
+            status: TaskStatus::Completed as u8,
+            content: 0,
+        };
+        let draft = self.draft(&event);
+        Draft {
+            // Behind those of the events that are sent one by one.
+            fingerprint: ((self.sent + 100) * 8).into(),
+            ..draft
+        }
+    }
+
     /// Commits a group, and tells what each command was answered.
     fn commit(&mut self, group: &[Sent]) -> Vec<Answered> {
         self.stepped.machine.pass(Duration::from_secs(1));
@@ -149,6 +184,16 @@ impl Taking {
         let appender = self.stepped.appender.clone();
         match sent {
             Sent::Append(event) => answer(appender.append(self.draft(event))),
+            Sent::Flood { product, count } => {
+                let answers: Vec<_> = (0..*count)
+                    .map(|_| answer(appender.append(self.draft_of_flood(*product))))
+                    .collect();
+                Box::new(|| {
+                    let answers: Result<Vec<_>, _> =
+                        answers.into_iter().map(|answer| answer()).collect();
+                    answers.map(|answers| answers.concat())
+                })
+            }
             Sent::Quarantine { credential, bytes } => {
                 let header = QuarantineHeader {
                     credential: format!("c{credential}"),
@@ -232,8 +277,10 @@ impl Taking {
             },
             head: store.head(),
             first_available: store.first_available(),
-            events: (store.first_available().0..=store.head().0)
-                .map(|place| store.get(Sequence(place)).unwrap().unwrap())
+            events: store
+                .log
+                .events(store.first_available()..=store.head())
+                .map(|logged| logged.unwrap().record)
                 .map(|record| (record.sequence(), record.bytes().clone()))
                 .collect(),
             tasks: tasks.collect(),
@@ -269,7 +316,8 @@ struct State {
 }
 
 impl State {
-    /// What holds of each store by itself: the totals count what is there, and the index names each event once.
+    /// What holds of each store by itself: the totals count what is there, and the index names each event once; of the flooded
+    /// task it may name some only.
     fn check(&self) {
         let Self {
             totals,
@@ -286,14 +334,22 @@ impl State {
         assert_eq!(totals.event_bytes, bytes as u64);
         assert_eq!(totals.quarantine_count, quarantine.len() as u64);
 
-        let mut named: Vec<_> = tasks
-            .iter()
-            .flat_map(|(_, events)| events)
-            .map(|event| event.sequence)
-            .collect();
-        named.sort_unstable();
-        let places: Vec<_> = events.iter().map(|(place, _)| *place).collect();
-        assert_eq!(named, places);
+        let named = || tasks.iter().flat_map(|(_, events)| events);
+        let mut places: Vec<_> = named().map(|event| event.sequence).collect();
+        places.sort_unstable();
+        let count = places.len();
+        places.dedup();
+        assert_eq!(places.len(), count);
+        let flooded = TaskId::parse(&format!("t{FLOODED}")).unwrap();
+        for (place, record) in events {
+            let is_named = places.binary_search(place).is_ok();
+            assert!(is_named || has(record, flooded.as_str()), "{place:?}");
+        }
+        assert!(
+            places
+                .iter()
+                .all(|place| (self.first_available..=*head).contains(place))
+        );
     }
 }
 
