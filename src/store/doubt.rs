@@ -54,11 +54,12 @@ impl Doubt {
         result
     }
 
-    fn raise(&self, problem: &str) {
+    /// Has the store take no more commands, and the next start build the index again.
+    pub(super) fn raise(&self, problem: &str) {
         if self.problem.set(problem.to_owned()).is_ok() {
             tracing::error!(
                 problem,
-                "the index cannot be read: refusing callbacks until a restart, which builds it again from the log"
+                "the index cannot be trusted: refusing callbacks until a restart, which builds it again from the log"
             );
             self.write();
         }

@@ -118,6 +118,13 @@ impl Index {
         self.doubt.problem()
     }
 
+    /// Has it built again, as it does not fit the log.
+    pub(super) fn put_in_doubt(&self, problem: String) -> IndexError {
+        let error = IndexError::Doubt(problem);
+        self.doubt.raise(&error.to_string());
+        error
+    }
+
     /// Everything that it has of the quarantine, in the order of the numbers.
     pub(super) fn quarantined(
         &self,

@@ -3,6 +3,7 @@
     reason = "a test is a story told from top to bottom"
 )]
 
+mod cached_index;
 mod same_state;
 
 use std::{
