@@ -42,7 +42,7 @@ pub(super) use frame::{Frame, FrameBuilder};
 pub(super) use quarantine::QuarantineReader;
 use read::Turns;
 pub(super) use read::{Events, LARGE_READ_BYTES, Logged, READ_BYTES};
-pub(super) use recovery::{Opened, Replayed, check_format};
+pub(super) use recovery::{Next, Opened, Replayed, check_format};
 use segment::{HEADER_BYTES, PAGE_BYTES, Segment};
 
 use super::{clock::TOLERANCE, directory::LOG, layout::Totals, lock};

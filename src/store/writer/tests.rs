@@ -368,8 +368,9 @@ impl Stepped {
         self.store.checkpoint().unwrap();
     }
 
-    /// Commits that a task and a quarantined callback are erased, and does nothing of what follows that commit.
-    fn announce(&mut self, task: &str, number: u64) {
+    /// Commits that a task and a quarantined callback are erased, and does nothing of what follows that commit. Returns the totals
+    /// behind it.
+    fn announce(&mut self, task: &str, number: u64) -> Totals {
         let ((erase, _erased), (discard, _discarded)) = (oneshot::channel(), oneshot::channel());
         let group = vec![
             Command::Erase(erasure_of(task), erase),
@@ -382,6 +383,7 @@ impl Stepped {
         self.writer
             .write(frame, changes, &decided.commit.totals)
             .unwrap();
+        decided.commit.totals
     }
 
     /// Lets retention do a commit's worth; how much it has forgotten.
