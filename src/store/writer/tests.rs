@@ -4,6 +4,7 @@
 )]
 
 mod cached_index;
+mod idle;
 mod same_state;
 
 use std::{
