@@ -97,7 +97,7 @@ pub struct Draft {
     pub status: TaskStatus,
     /// What the event says, condensed.
     pub fingerprint: Fingerprint,
-    /// When the callback was received by the log's [`Clock`], in microseconds since 1970.
+    /// When the callback was received by the log's `Clock`, in microseconds since 1970.
     pub received_at_micros: i64,
     /// From the callback URL.
     pub labels: Labels,

@@ -18,7 +18,7 @@ pub struct Erasure {
     pub task_id: TaskId,
     /// All events of the task that are of this product and that the index names are erased,
     pub product: Product,
-    /// and also those at these places, at most [`ERASURE_PLACES_MAX`].
+    /// and also those at these places, at most `ERASURE_PLACES_MAX`.
     pub places: Vec<Sequence>,
 }
 
