@@ -21,7 +21,7 @@ use tempfile::TempDir;
 use tonic::{Code, Streaming};
 
 use crate::{
-    store_door::{complaint, damage_event, start_in_vain},
+    store_door::{complaint, damage_event, start_that_fails},
     support::{
         Cli, Options, Ran, Server, after, bulky, completed, failed, place, places, processing,
         refusal, request, tasks, until, with,
@@ -543,7 +543,7 @@ async fn a_restore_that_is_killed_leaves_nothing_that_starts() {
         .await;
         restore.kill().unwrap();
         restore.wait().unwrap();
-        let told = complaint(&start_in_vain(&data_dir).await);
+        let told = complaint(&start_that_fails(&data_dir).await);
         assert!(
             told.contains("was being restored") && told.contains("blobcast restore"),
             "{told}"

@@ -18,7 +18,7 @@ use jiff::Timestamp;
 use serde_json::json;
 
 use crate::{
-    store_door::{complaint, copy_directory, log, segment, shorten_journal, start_in_vain},
+    store_door::{complaint, copy_directory, log, segment, shorten_journal, start_that_fails},
     support::{ANY_PORT, Options, Server, completed, draft, node, until, with, within},
 };
 
@@ -375,7 +375,7 @@ async fn damaged_witnesses_are_named_and_can_be_removed_if_the_log_is_trusted() 
     WITNESSES
         .iter()
         .for_each(|name| fs::write(data_dir.join(name), &whole[..whole.len() - 1]).unwrap());
-    let told = complaint(&start_in_vain(&data_dir).await);
+    let told = complaint(&start_that_fails(&data_dir).await);
     assert!(
         told.contains(data_dir.join("acknowledged").to_str().unwrap()),
         "{told}"

@@ -348,7 +348,7 @@ fn a_first_commit_that_was_cut_off_with_its_segment_is_taken_back_unless_it_was_
 }
 
 #[test]
-fn damage_in_front_of_a_whole_commit_is_told_also_without_a_witness() {
+fn damage_before_a_whole_commit_is_found_without_the_acknowledged_file_too() {
     let mut kept = Kept::new();
     (0..16).for_each(|_| kept.commit(&[80_000]));
     for (file, at) in [(1, 200), (1, 90_000), (1, 30), (0, 500_000), (0, 30)] {
@@ -494,7 +494,7 @@ fn a_segment_goes_when_no_quarantined_callback_has_its_newest_copy_there() {
 }
 
 #[test]
-fn a_header_that_hides_its_events_is_told_in_both_directions() {
+fn a_header_that_hides_its_events_is_found_in_both_directions() {
     let mut kept = Kept::new();
     let mut ends = Vec::new();
     for _ in 0..5 {
