@@ -1122,6 +1122,30 @@ fn a_quarantine_of_which_nothing_is_forgotten_is_not_written_over_and_over() {
 }
 
 #[test]
+fn a_full_quarantine_is_written_again_once_in_an_hour_at_most() {
+    // For the age of events, and for an hour where that is less.
+    for (kept, due) in [(Duration::from_secs(1), HOUR), (2 * HOUR, 2 * HOUR)] {
+        let mut stepped = Stepped::new();
+        stepped.writer.retention.event_age_max = kept;
+        for _ in 0..6 {
+            let header = QuarantineHeader {
+                received_at_micros: stepped.store.clock().now_micros(),
+                ..QuarantineHeader::default()
+            };
+            let body = vec![b'q'; 700_000].into();
+            let answer = stepped.appender.quarantine(NewQuarantined { header, body });
+            stepped.step();
+            answer.blocking_recv().unwrap().unwrap();
+        }
+        assert!(stepped.store.log.newest() > 2);
+        stepped.pass(due - MINUTE);
+        assert_eq!(stepped.store.copies_of(1).len(), 1);
+        stepped.pass(2 * MINUTE);
+        assert_eq!(stepped.store.copies_of(1).len(), 2);
+    }
+}
+
+#[test]
 fn what_a_commit_has_announced_is_erased_by_the_next_start_if_a_crash_came_between() {
     let mut stepped = Stepped::new();
     for task in ["t1", "t2"] {
