@@ -27,7 +27,7 @@ use std::{
     os::unix::fs::FileExt,
     path::{Path, PathBuf},
     sync::{
-        Arc,
+        Arc, Weak,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
@@ -139,6 +139,8 @@ pub(super) struct Log {
     quarantine_from: AtomicU64,
     /// The oldest segment that is needed, as the last durable commit says. Moved by the writer.
     noted_oldest: AtomicU64,
+    /// Removed segments, whose files are there as long as a reader holds them.
+    removed: Mutex<Vec<Weak<Segment>>>,
     /// What was announced to be erased and may not be overwritten yet.
     announced: Mutex<VecDeque<Announced>>,
     turns: Arc<Turns>,
@@ -189,6 +191,7 @@ impl Log {
             forgotten_before: 0.into(),
             quarantine_from: 0.into(),
             noted_oldest: noted_oldest.into(),
+            removed: Mutex::default(),
             announced: Mutex::default(),
             turns: Arc::default(),
         }

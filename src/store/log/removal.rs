@@ -119,6 +119,15 @@ impl Log {
                 forgotten.extend(segments.pop_front());
             }
         }
+        if forgotten.is_empty() {
+            return; // almost always
+        }
+
+        {
+            let mut removed = lock(&self.removed);
+            removed.retain(|segment| segment.strong_count() > 0);
+            removed.extend(forgotten.iter().map(Arc::downgrade));
+        }
         // A file may take a while to remove.
         forgotten.iter().for_each(|segment| segment.forget());
     }

@@ -66,6 +66,11 @@ impl Carrier {
         }
         let mut numbers = quarantine.in_segment(oldest.number);
         numbers.retain(|number| !self.damaged.contains(number));
+        // A backup may still hold the file of an older copy. A third one would not be overwritten.
+        numbers.retain(|&number| {
+            let held = quarantine.get(number);
+            held.is_some_and(|held| !held.copies().any(|copy| store.log.is_held(copy.segment)))
+        });
         numbers
     }
 

@@ -1146,6 +1146,38 @@ fn a_full_quarantine_is_written_again_once_in_an_hour_at_most() {
 }
 
 #[test]
+fn no_third_copy_is_written_while_a_backup_holds_the_first() {
+    let mut stepped = Stepped::new();
+    let number = stepped.quarantine();
+    let mut backup = stepped.store.backup();
+    stepped.begin_segment();
+    stepped.receive("t1");
+    stepped.pass_with_maintenance(Duration::from_secs(3));
+    let places = |stepped: &Stepped| {
+        let copies = stepped.store.copies_of(number).into_iter();
+        copies.map(|(_, place)| place.segment).collect::<Vec<_>>()
+    };
+    assert_eq!(places(&stepped), [2, 1]);
+    assert!(stepped.store.log.is_held(1), "only the backup has it");
+
+    let totals = *lock(&stepped.store.totals);
+    stepped.store.log.finish(&totals).unwrap();
+    stepped.receive("t5");
+    stepped.writer.retention.event_bytes_max = 0;
+    stepped.pass_with_maintenance(Duration::from_secs(3));
+    assert_eq!((stepped.event_count(), places(&stepped)), (0, vec![2, 1]));
+    assert!(!stepped.writer.trim_is_due(), "it waits for the backup");
+    while backup.next_chunk().unwrap().is_some() {}
+    drop(backup);
+    stepped.pass_with_maintenance(Duration::from_secs(3));
+    assert_eq!(places(&stepped), [3, 2]);
+    let discarded = stepped.appender.discard(vec![number]);
+    stepped.step();
+    assert_eq!(discarded.blocking_recv().unwrap(), Ok(1));
+    assert!(!stepped.log_has("nonsense"));
+}
+
+#[test]
 fn what_a_commit_has_announced_is_erased_by_the_next_start_if_a_crash_came_between() {
     let mut stepped = Stepped::new();
     for task in ["t1", "t2"] {
