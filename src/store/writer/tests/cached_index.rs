@@ -77,7 +77,7 @@ fn next_segment(stepped: &mut Stepped) {
     stepped.store.log.finish(&totals).unwrap();
 }
 
-fn segment(directory: &Path, number: u64) -> PathBuf {
+pub(super) fn segment(directory: &Path, number: u64) -> PathBuf {
     directory.join(format!("log/{number:012}.log"))
 }
 
@@ -96,7 +96,7 @@ fn flip(bytes: &mut Vec<u8>) {
 }
 
 /// Ends it as a crash does, and returns its directory.
-fn ended(stepped: Stepped) -> (tempfile::TempDir, Machine) {
+pub(super) fn ended(stepped: Stepped) -> (tempfile::TempDir, Machine) {
     let Stepped {
         store,
         appender,

@@ -1,10 +1,15 @@
 //! Two stores take the same commands, and one of them is also restarted, restored and indexed anew at random places. Whatever
 //! applies the commits (the writer, the replay of a start, a rebuild, a restore), the stores answer alike and end up alike.
 
+use std::{fs::File, os::unix::fs::FileExt};
+
 use proptest::{collection::vec, prelude::*};
 use uuid::Uuid;
 
-use super::*;
+use super::{
+    cached_index::{ended, segment},
+    *,
+};
 use crate::store::{doubt::Doubt, layout::TaskEvent, restore};
 
 #[derive(Clone, Debug)]
@@ -29,6 +34,8 @@ enum Disturbance {
     Crash,
     /// The same, and the index is built again from the log.
     Rebuild,
+    /// The same, but the first start is cut off where it reads the newest segment but one.
+    RebuildCutOff,
     /// A backup is taken, and restored in another directory.
     Restore,
 }
@@ -79,7 +86,7 @@ fn any_event() -> impl Strategy<Value = Event> {
 fn any_sent() -> impl Strategy<Value = Sent> {
     prop_oneof![
         8 => any_event().prop_map(Sent::Append),
-        1 => (0..4u8, 1..90u8).prop_map(|(product, count)| Sent::Flood { product, count }),
+        2 => (0..4u8, 1..90u8).prop_map(|(product, count)| Sent::Flood { product, count }),
         4 => (0..3u8, 0..40u8).prop_map(|(credential, bytes)| Sent::Quarantine { credential, bytes }),
         1 => (0..20u8, vec(any_event(), 0..3))
             .prop_map(|(number, events)| Sent::Release { number, events }),
@@ -94,6 +101,7 @@ fn any_step() -> impl Strategy<Value = Step> {
         2 => Just(Disturbance::NewSegment),
         3 => Just(Disturbance::Crash),
         2 => Just(Disturbance::Rebuild),
+        2 => Just(Disturbance::RebuildCutOff),
         1 => Just(Disturbance::Restore),
     ];
     prop_oneof![
@@ -238,17 +246,15 @@ impl Taking {
                 stepped.store.checkpoint().unwrap();
                 stepped.store.log.remove_forgotten();
             }
-            Disturbance::NewSegment => {
-                let log = &stepped.store.log;
-                log.look_at_age(stepped.machine.wall(), Duration::ZERO);
-                log.make_ahead().unwrap();
-                stepped.writer.retention = Retention::KEEP_ALL;
-                stepped.trim();
-            }
+            Disturbance::NewSegment => begin_segment(&mut stepped),
             Disturbance::Crash => stepped = stepped.reopen(),
             Disturbance::Rebuild => {
                 Doubt::of(&stepped.store.path).write();
                 stepped = stepped.reopen();
+            }
+            Disturbance::RebuildCutOff => {
+                begin_segment(&mut stepped);
+                stepped = cut_off(stepped);
             }
             Disturbance::Restore => stepped = restored(stepped),
         }
@@ -287,6 +293,36 @@ impl Taking {
             quarantine: quarantine.collect(),
         }
     }
+}
+
+fn begin_segment(stepped: &mut Stepped) {
+    let log = &stepped.store.log;
+    log.look_at_age(stepped.machine.wall(), Duration::ZERO);
+    log.make_ahead().unwrap();
+    stepped.writer.retention = Retention::KEEP_ALL;
+    stepped.trim();
+}
+
+/// A store that is built again by two starts: the first finds a damaged segment before the newest, as long as it is damaged.
+fn cut_off(stepped: Stepped) -> Stepped {
+    let number = stepped.store.log.newest() - 1;
+    let (directory, machine) = ended(stepped);
+    let path = directory.path();
+    Doubt::of(path).write();
+    let file = File::options()
+        .read(true)
+        .write(true)
+        .open(segment(path, number));
+    if let Ok(file) = file {
+        // Of the header of its first commit, if it has any.
+        const AT: u64 = 300;
+        let mut byte = [0];
+        file.read_exact_at(&mut byte, AT).unwrap();
+        file.write_all_at(&[byte[0] ^ 1], AT).unwrap();
+        drop(Store::open_by(machine.source(), path, 1 << 20));
+        file.write_all_at(&byte, AT).unwrap();
+    }
+    Stepped::on(directory, machine)
 }
 
 /// A store that was made of a backup of another.
