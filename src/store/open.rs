@@ -398,6 +398,14 @@ fn replay_from(
             "it has forgotten all before event {forgotten}, and the log has event {first}"
         ));
     }
+    // Files go behind the checkpoint of an index that has forgotten their events: this is none of
+    // those that the log has had since.
+    if forgotten_before < log.oldest() {
+        let (forgotten, oldest) = (forgotten_before.0, log.oldest().0);
+        return Err(format!(
+            "it may name events from {forgotten} on, and the log begins with event {oldest}"
+        ));
+    }
     match log.first_commit_of(replay_from) {
         Some(first) if first <= commit + 1 => Ok(ReplayFrom {
             segment: replay_from,

@@ -78,11 +78,13 @@ pub(super) fn replay(
     checkpoint: impl FnMut(Reached) -> Result<(), StartFailure>,
 ) -> Result<ToErase, StartFailure> {
     let first_available = Sequence(totals.first_available);
-    // Before any checkpoint, which says that they are forgotten. Files that are gone were removed
-    // behind a checkpoint, and the index has forgotten their events durably.
-    let first = from.forgotten_before.max(log.oldest());
-    if first < first_available {
-        forget(log, state, first..=first_available.previous())?;
+    // Before any checkpoint, which says that they are forgotten.
+    if from.forgotten_before < first_available {
+        forget(
+            log,
+            state,
+            from.forgotten_before..=first_available.previous(),
+        )?;
     }
 
     let mut replay = Replay {

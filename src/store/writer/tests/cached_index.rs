@@ -184,6 +184,40 @@ fn a_rebuild_passes_over_segments_that_nothing_needs() {
 }
 
 #[test]
+fn an_older_index_that_names_events_whose_segments_are_gone_is_built_again() {
+    for segments_are_gone in [false, true] {
+        let mut stepped = Stepped::new();
+        stepped.receive("t1");
+        stepped.begin_segment();
+        // The disk of the index is not mounted: another one is built.
+        let (directory, machine) = ended(stepped);
+        let [index, away] = ["index", "away"].map(|name| directory.path().join(name));
+        std::fs::rename(&index, &away).unwrap();
+        let mut stepped = Stepped::on(directory, machine);
+        stepped.writer.retention.event_bytes_max = 0;
+        assert_eq!(stepped.trim(), 2);
+        stepped.writer.retention = Retention::KEEP_ALL;
+        stepped.store.checkpoint().unwrap();
+        stepped.receive("t3");
+        if segments_are_gone {
+            stepped.store.log.remove_forgotten();
+        }
+        assert_ne!(segment(&stepped.store.path, 1).exists(), segments_are_gone);
+
+        // It is mounted again.
+        let (directory, machine) = ended(stepped);
+        std::fs::remove_dir_all(&index).unwrap();
+        std::fs::rename(&away, &index).unwrap();
+        let mut stepped = Stepped::on(directory, machine);
+        let (events, _) = known(&stepped, &["t1", "t2", "t3"]);
+        let counts: Vec<_> = events.iter().map(Vec::len).collect();
+        assert_eq!(counts, [0, 0, 1]);
+        stepped.receive("t1");
+        assert_eq!(stepped.store.head(), Sequence(4), "it is stored, as new");
+    }
+}
+
+#[test]
 fn an_index_behind_a_link_is_emptied_in_place_and_one_behind_a_broken_link_is_refused() {
     let mut stepped = Stepped::new();
     stepped.receive("t1");
