@@ -56,7 +56,7 @@ fn draft(task: &str, raw_bytes: usize) -> Draft {
     }
 }
 
-/// A writer whose sync waits for the test's word, started when the test has queued one group.
+/// A writer whose sync waits for the test's permission, started when the test has queued one group.
 struct Held {
     store: Arc<Store>,
     appender: Appender,
@@ -712,7 +712,7 @@ fn a_disk_without_any_room_can_be_backed_up() {
 const MINUTE: Duration = Duration::from_secs(60);
 const HOUR: Duration = Duration::from_secs(3_600);
 const YEAR_MICROS: i64 = 365 * 86_400 * 1_000_000;
-/// So long until a clock that has been changed is believed, and a moment more.
+/// The time until a clock that has been changed is believed, and a moment more.
 const BELIEVED: Duration = Duration::from_secs(5 * 60 + 2);
 
 /// Events and quarantined callbacks are kept for an hour.
@@ -1033,7 +1033,7 @@ fn on_a_quiet_broker_what_is_forgotten_is_gone_from_the_disk_within_the_age_of_a
     );
     stepped.pass_with_maintenance(segment);
     assert!(!stepped.log_has("what t3 said"));
-    // What says nothing is no reason for a segment, however old.
+    // Without new content no further segment begins, however old the newest is.
     let newest = stepped.store.log.newest();
     stepped.pass_with_maintenance(3 * segment);
     assert_eq!(stepped.store.log.newest(), newest);
@@ -1386,7 +1386,7 @@ fn commits_go_on_while_the_maintenance_erases_and_no_checkpoint_passes_what_it_h
     stepped.step();
     let mut discarded = stepped.appender.discard(vec![number]);
     stepped.step();
-    // To erase it twice is to wait for the first, too.
+    // A second erasure waits for the first, too.
     let mut again = stepped.appender.erase(erasure_of("t1"));
     stepped.step();
     stepped.receive("t3");
@@ -1395,7 +1395,7 @@ fn commits_go_on_while_the_maintenance_erases_and_no_checkpoint_passes_what_it_h
     );
     assert!(stepped.log_has("what t1 said") && stepped.log_has("nonsense"));
 
-    // Retention does not count what it has not been rid of: it forgets what is before that.
+    // Retention does not count what is not overwritten yet: it forgets what is before that.
     stepped.writer.retention = Retention {
         event_bytes_max: 0,
         ..Retention::KEEP_ALL
@@ -1423,7 +1423,7 @@ fn commits_go_on_while_the_maintenance_erases_and_no_checkpoint_passes_what_it_h
     );
     stepped.receive("t5");
 
-    // A crash comes: the start does it.
+    // After a crash the start does it.
     let Stepped {
         store,
         appender,
@@ -1440,7 +1440,7 @@ fn commits_go_on_while_the_maintenance_erases_and_no_checkpoint_passes_what_it_h
     let mut stepped = Stepped::on(directory, machine);
     assert!(!stepped.log_has("what t1 said") && !stepped.log_has("nonsense"));
 
-    // And without a crash the maintenance does, to the end.
+    // Without a crash the maintenance does all of it.
     let maintenance = stepped.writer.maintenance();
     let answer = stepped.appender.append(Draft {
         raw: "what t6 said".into(),

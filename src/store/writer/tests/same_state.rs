@@ -30,7 +30,7 @@ enum Disturbance {
     Checkpoint,
     /// The log goes on in another segment.
     NewSegment,
-    /// The process ends without a word, and the store is opened again.
+    /// The process is killed, and the store is opened again.
     Crash,
     /// The same, and the index is built again from the log.
     Rebuild,
@@ -40,7 +40,7 @@ enum Disturbance {
     Restore,
 }
 
-/// Numbers choose among few values, so that commands meet each other's traces.
+/// Numbers choose among few values, so that commands concern the same tasks and callbacks.
 #[derive(Clone, Debug)]
 enum Sent {
     Append(Event),
@@ -169,7 +169,7 @@ impl Taking {
         }
     }
 
-    /// Commits a group, and tells what each command was answered.
+    /// Commits a group, and returns the answer to each command.
     fn commit(&mut self, group: &[Sent]) -> Vec<Answered> {
         self.stepped.machine.pass(Duration::from_secs(1));
         let answers: Vec<_> = group.iter().map(|sent| self.send(sent)).collect();
@@ -325,7 +325,7 @@ fn cut_off(stepped: Stepped) -> Stepped {
     Stepped::on(directory, machine)
 }
 
-/// A store that was made of a backup of another.
+/// A store that was restored from a backup of another.
 fn restored(mut stepped: Stepped) -> Stepped {
     let backup = stepped.appender.backup();
     stepped.step();
@@ -339,7 +339,7 @@ fn restored(mut stepped: Stepped) -> Stepped {
     Stepped::on(directory, stepped.machine.clone())
 }
 
-/// Everything that readers and the writer go by.
+/// Everything that readers and the writer depend on.
 #[derive(Debug, PartialEq)]
 struct State {
     totals: Totals,
@@ -352,7 +352,7 @@ struct State {
 }
 
 impl State {
-    /// What holds of each store by itself: the totals count what is there, and the index names each event once; of the flooded
+    /// What each store must satisfy by itself: the totals count what is there, and the index names each event once; of the flooded
     /// task it may name some only.
     fn check(&self) {
         let Self {
