@@ -56,7 +56,7 @@ pub(crate) const REFUSED: &str = "refused";
 
 /// A command for the thread that writes the file.
 #[derive(Debug)]
-pub enum Command {
+pub(crate) enum Command {
     /// Append this line, and answer whether it is on disk.
     Write(Vec<u8>, oneshot::Sender<bool>),
     /// Open the file anew, or answer why that failed.
@@ -65,7 +65,7 @@ pub enum Command {
 
 /// Why a record may not be on disk.
 #[derive(Debug)]
-pub enum Unrecorded {
+pub(crate) enum Unrecorded {
     /// It could not be written.
     Lost,
     /// It was not written in time, and may be written later.
@@ -73,7 +73,7 @@ pub enum Unrecorded {
 }
 
 /// Writes records to the log and the file.
-pub struct Audit {
+pub(crate) struct Audit {
     file: Option<SyncSender<Command>>,
     is_required: bool,
     now: Box<dyn Fn() -> Timestamp + Send + Sync>,
@@ -95,7 +95,7 @@ impl fmt::Debug for Audit {
 impl Audit {
     /// Records go to the log and, if given, to `file`. If `is_required`, calls that cannot be
     /// recorded are refused.
-    pub fn new(
+    pub(crate) fn new(
         file: Option<SyncSender<Command>>,
         is_required: bool,
         now: impl Fn() -> Timestamp + Send + Sync + 'static,
@@ -112,7 +112,7 @@ impl Audit {
     }
 
     /// Begins a record of `action`.
-    pub fn entry(self: &Arc<Self>, action: &'static str) -> Entry {
+    pub(crate) fn entry(self: &Arc<Self>, action: &'static str) -> Entry {
         Entry {
             audit: Arc::clone(self),
             action,
@@ -123,7 +123,7 @@ impl Audit {
     }
 
     /// Opens the file anew; `None` if there is no file. Waits for [`RECORD_TIMEOUT`] at most.
-    pub async fn reopen(&self) -> Option<Result<(), String>> {
+    pub(crate) async fn reopen(&self) -> Option<Result<(), String>> {
         let file = self.file.as_ref()?;
         let (done, is_done) = oneshot::channel();
         if file.try_send(Command::Reopen(done)).is_err() {
@@ -142,7 +142,7 @@ impl Audit {
 
     /// Waits until all records are on disk, for [`RECORD_TIMEOUT`] at most: for the end of the
     /// process.
-    pub async fn flush(&self) {
+    pub(crate) async fn flush(&self) {
         let _ = self.written(Vec::new()).await.is_ok(); // a failure was counted
     }
 
@@ -197,7 +197,7 @@ impl Audit {
 
 /// The caller, as the broker has verified it: nothing that the caller claims about itself.
 #[derive(Clone, Debug, Default)]
-pub struct Actor {
+pub(crate) struct Actor {
     /// Name of the authenticated client; `None` for anonymous access.
     pub client: Option<Arc<str>>,
     /// The name in the client's certificate, if it authenticated with one.
@@ -210,7 +210,7 @@ pub struct Actor {
 /// A record that is being made. If it is dropped before its end, the record says that its call was
 /// abandoned.
 #[derive(Debug)]
-pub struct Entry {
+pub(crate) struct Entry {
     audit: Arc<Audit>,
     action: &'static str,
     actor: Actor,
@@ -220,13 +220,13 @@ pub struct Entry {
 
 impl Entry {
     #[must_use]
-    pub fn by(mut self, actor: Actor) -> Self {
+    pub(crate) fn by(mut self, actor: Actor) -> Self {
         self.actor = actor;
         self
     }
 
     /// Adds a detail, unless its value is empty. Cuts texts and lists that are too long.
-    pub fn note(&mut self, key: &str, value: impl Into<Value>) {
+    pub(crate) fn note(&mut self, key: &str, value: impl Into<Value>) {
         let value = bounded(value.into());
         let is_empty = match &value {
             Value::Null => true,
@@ -242,7 +242,7 @@ impl Entry {
 
     /// With `audit.required`: records that the call begins, and waits until that is on disk. Call
     /// it before the call has any effect.
-    pub async fn begin(self) -> Result<Self, Unrecorded> {
+    pub(crate) async fn begin(self) -> Result<Self, Unrecorded> {
         if self.audit.is_required {
             self.begin_in_any_case().await
         } else {
@@ -252,7 +252,7 @@ impl Entry {
 
     /// Like [`Entry::begin`], but also records without `audit.required`: for calls that take long.
     /// Fails only with `audit.required`.
-    pub async fn begin_in_any_case(mut self) -> Result<Self, Unrecorded> {
+    pub(crate) async fn begin_in_any_case(mut self) -> Result<Self, Unrecorded> {
         self.log(BEGUN);
         match self.audit.written(self.line(BEGUN)).await {
             Err(Unrecorded::Lost) if self.audit.is_required => {
@@ -270,19 +270,19 @@ impl Entry {
 
     /// Records the result, and waits until that is on disk. A failure is only counted: the call has
     /// had its effect already.
-    pub async fn end(mut self, result: &str) {
+    pub(crate) async fn end(mut self, result: &str) {
         self.is_over = true;
         self.log(result);
         let _ = self.audit.written(self.line(result)).await.is_ok();
     }
 
     /// Like [`Entry::end`], without waiting.
-    pub fn end_now(mut self, result: &str) {
+    pub(crate) fn end_now(mut self, result: &str) {
         self.finish(result);
     }
 
     /// Records that the caller is not allowed to do this, at most once in [`DENIAL_INTERVAL`].
-    pub fn deny(mut self, reason: &str) {
+    pub(crate) fn deny(mut self, reason: &str) {
         self.is_over = true;
         let Some(client) = &self.actor.client else {
             return;

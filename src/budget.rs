@@ -26,7 +26,7 @@ use tokio::{
 
 /// The client that a reservation counts for.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub enum Payer {
+pub(crate) enum Payer {
     /// An authenticated client.
     Client(Arc<str>),
     /// A connection of an anonymous client.
@@ -35,7 +35,7 @@ pub enum Payer {
 
 /// A number of bytes to reserve from. Clones share the same bytes.
 #[derive(Clone, Debug)]
-pub struct Budget(Arc<Shared>);
+pub(crate) struct Budget(Arc<Shared>);
 
 struct Shared {
     bytes_max: usize,
@@ -134,7 +134,7 @@ impl State {
 }
 
 impl Budget {
-    pub fn new(bytes_max: usize) -> Self {
+    pub(crate) fn new(bytes_max: usize) -> Self {
         Self(Arc::new(Shared {
             bytes_max,
             state: Mutex::default(),
@@ -142,40 +142,40 @@ impl Budget {
         }))
     }
 
-    pub fn bytes_max(&self) -> usize {
+    pub(crate) fn bytes_max(&self) -> usize {
         self.0.bytes_max
     }
 
     /// Reserved bytes.
-    pub fn lent(&self) -> usize {
+    pub(crate) fn lent(&self) -> usize {
         self.0.lock().lent
     }
 
     /// Waiting requests.
-    pub fn waiting(&self) -> usize {
+    pub(crate) fn waiting(&self) -> usize {
         self.0.lock().waiting.len()
     }
 
     /// Whether another clone exists, which may be about to reserve.
-    pub fn is_shared(&self) -> bool {
+    pub(crate) fn is_shared(&self) -> bool {
         Arc::strong_count(&self.0) > 1
     }
 
     /// Whether nothing is reserved and no request waits.
-    pub fn is_idle(&self) -> bool {
+    pub(crate) fn is_idle(&self) -> bool {
         let state = self.0.lock();
         state.lent == 0 && state.waiting.is_empty()
     }
 
     /// Reserves bytes, unless there are too few or other requests wait.
-    pub fn try_take(&self, bytes: usize) -> Option<Loan> {
+    pub(crate) fn try_take(&self, bytes: usize) -> Option<Loan> {
         let mut state = self.0.lock();
         let is_free = state.waiting.is_empty() && state.fits(bytes, self.0.bytes_max);
         is_free.then(|| self.0.lend(&mut state, bytes))
     }
 
     /// Reserves bytes, when it is this client's turn.
-    pub async fn take(&self, payer: &Payer, bytes: usize) -> Loan {
+    pub(crate) async fn take(&self, payer: &Payer, bytes: usize) -> Loan {
         let mut waiting = {
             let mut state = self.0.lock();
             if state.waiting.is_empty() && state.fits(bytes, self.0.bytes_max) {
@@ -200,7 +200,7 @@ impl Budget {
 
     /// Keeps an item, with its loan, that its owner cannot use now. It may be dropped before the
     /// owner takes it again.
-    pub fn shelve<T: Send + 'static>(&self, item: T) -> Shelf<T> {
+    pub(crate) fn shelve<T: Send + 'static>(&self, item: T) -> Shelf<T> {
         let slot = Arc::new(Slot(Mutex::new(Some(item))));
         let cleared: Weak<dyn Clear> = Arc::downgrade(&slot) as Weak<dyn Clear>;
         let mut state = self.0.lock();
@@ -215,7 +215,12 @@ impl Budget {
 
     /// Reclaims shelved items, the oldest first: after `idle` while the first request in the queue
     /// does not fit, after `idle_max` in any case. Calls `reclaimed` for each. Never ends.
-    pub async fn tend(&self, idle: Duration, idle_max: Duration, mut reclaimed: impl FnMut()) {
+    pub(crate) async fn tend(
+        &self,
+        idle: Duration,
+        idle_max: Duration,
+        mut reclaimed: impl FnMut(),
+    ) {
         loop {
             // A new waiting request ends the pause at once.
             let _ = timeout(idle_max / 4, self.0.wanted.notified())
@@ -363,7 +368,7 @@ impl<T: Send> Clear for Slot<T> {
 }
 
 /// A shelved item; see [`Budget::shelve`].
-pub struct Shelf<T> {
+pub(crate) struct Shelf<T> {
     slot: Arc<Slot<T>>,
     number: u64,
     shared: Arc<Shared>,
@@ -371,7 +376,7 @@ pub struct Shelf<T> {
 
 impl<T> Shelf<T> {
     /// The item; `None` if it was reclaimed.
-    pub fn take(self) -> Option<T> {
+    pub(crate) fn take(self) -> Option<T> {
         self.slot.take()
     }
 }

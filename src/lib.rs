@@ -13,8 +13,8 @@
 //! needs no queue, and a restart loses nothing but the shortcut.
 //!
 //! To read the source, follow a callback: [`ingest`] takes the request, [`callback`] makes a draft of it with the rules in
-//! [`vendor`], [`journal`] hands it to the writer in [`store`], which decides, commits, and publishes to the [`hub`]. Then
-//! follow a reader: [`rpc`] opens a [`subscription`], whose messages [`wire`] puts into frames. [`server`] builds all of it
+//! [`vendor`], [`journal`] hands it to the writer in [`store`], which decides, commits, and publishes to the `hub`. Then
+//! follow a reader: `rpc` opens a `subscription`, whose messages [`wire`] puts into frames. `server` builds all of it
 //! and takes it down; [`cli`] is the way in.
 //!
 //! `docs/ARCHITECTURE.md` has both walks with their files, what is on the disk, the order of a start and a stop, what must never
@@ -43,20 +43,20 @@ pub mod wire;
 
 pub mod store;
 
-pub mod hub;
+mod hub;
 pub mod journal;
 
 mod audit;
 pub mod callback;
-pub mod subscription;
+mod subscription;
 
 pub mod reconcile;
 
 pub mod ingest;
-pub mod rpc;
+mod rpc;
 
 pub mod sizing;
-pub mod server;
+mod server;
 
 pub mod checker;
 pub mod simulator;

@@ -35,14 +35,14 @@ const SHARE: usize = 256;
 
 /// The bytes of all streams in the transport.
 #[derive(Debug)]
-pub struct Transit {
+pub(crate) struct Transit {
     bytes_max: usize,
     held: AtomicUsize,
 }
 
 impl Transit {
     /// A limit of `bytes_max`, beside the [`FLOOR_BYTES`] of each stream.
-    pub fn new(bytes_max: usize) -> Arc<Self> {
+    pub(crate) fn new(bytes_max: usize) -> Arc<Self> {
         Arc::new(Self {
             bytes_max,
             held: AtomicUsize::new(0),
@@ -50,12 +50,12 @@ impl Transit {
     }
 
     /// Bytes in the transport, without the first [`FLOOR_BYTES`] of each stream.
-    pub fn held(&self) -> usize {
+    pub(crate) fn held(&self) -> usize {
         self.held.load(Ordering::Relaxed)
     }
 
     /// Counts bytes that many streams share until the charge is dropped.
-    pub fn charge(self: &Arc<Self>, bytes: usize) -> Charge {
+    pub(crate) fn charge(self: &Arc<Self>, bytes: usize) -> Charge {
         self.held.fetch_add(bytes, Ordering::Relaxed);
         Charge {
             transit: Arc::clone(self),

@@ -31,7 +31,7 @@ const READ_SCANNED_MAX: usize = 1_024;
 
 /// The ring, the index and the seats, behind one lock.
 #[derive(Debug)]
-pub struct Hub {
+pub(crate) struct Hub {
     state: Mutex<HubState>,
     closing: AtomicBool,
 }
@@ -59,7 +59,7 @@ struct Occupant {
 
 /// The result of reading at a seat.
 #[derive(Debug)]
-pub enum Read {
+pub(crate) enum Read {
     /// A batch, and the index in it from which to read on. No record before that index matches; the record there may not match either.
     Records(Records, usize),
     /// No match up to this place, the head. The waker is registered.
@@ -72,7 +72,7 @@ pub enum Read {
 
 /// The fill of the ring, for the metrics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct RingSize {
+pub(crate) struct RingSize {
     /// The number of events in the ring.
     pub events: usize,
     /// The stored size of these events in bytes.
@@ -81,7 +81,7 @@ pub struct RingSize {
 
 impl Hub {
     /// An empty ring at `head`. When it is full, the oldest events are dropped from it, and slower readers read the log.
-    pub fn new(head: Sequence, ring_bytes_max: usize) -> Arc<Self> {
+    pub(crate) fn new(head: Sequence, ring_bytes_max: usize) -> Arc<Self> {
         let state = HubState {
             ring: VecDeque::new(),
             ring_events: 0,
@@ -98,12 +98,12 @@ impl Hub {
     }
 
     /// The sequence of the newest published event.
-    pub fn head(&self) -> Sequence {
+    pub(crate) fn head(&self) -> Sequence {
         self.lock().head
     }
 
     /// The number and size of the events in the ring.
-    pub fn ring_size(&self) -> RingSize {
+    pub(crate) fn ring_size(&self) -> RingSize {
         let state = self.lock();
         RingSize {
             events: state.ring_events,
@@ -112,7 +112,7 @@ impl Hub {
     }
 
     /// Adds durable events, in log order, and wakes the subscriptions that match.
-    pub fn publish(&self, records: &[Record]) {
+    pub(crate) fn publish(&self, records: &[Record]) {
         let mut woken = Vec::new();
         let shared: Vec<Records> = batches(records)
             .map(|records| Records::from(records.to_vec()))
@@ -132,13 +132,13 @@ impl Hub {
     }
 
     /// Replaces events in the ring by their erased records. A stream that already holds the originals checks for erasures itself.
-    pub fn erase(&self, erased: &[Record]) {
+    pub(crate) fn erase(&self, erased: &[Record]) {
         let mut state = self.lock();
         erased.iter().for_each(|record| state.erase(record));
     }
 
     /// Wakes every seat. From now on every read answers that the server is shutting down.
-    pub fn close(&self) {
+    pub(crate) fn close(&self) {
         let mut state = self.lock();
         // Within the lock: a stream that registers a waker later also sees this flag.
         self.closing.store(true, Ordering::Release);
@@ -153,17 +153,21 @@ impl Hub {
     }
 
     /// True after [`Hub::close`] was called.
-    pub fn is_closing(&self) -> bool {
+    pub(crate) fn is_closing(&self) -> bool {
         self.closing.load(Ordering::Acquire)
     }
 
     /// True if the ring has every event after `position`.
-    pub fn reaches(&self, position: Sequence) -> bool {
+    pub(crate) fn reaches(&self, position: Sequence) -> bool {
         position.next() >= self.lock().ring_start()
     }
 
     /// Takes a seat for a subscription that has read everything up to `position`. `None` if the ring no longer has the events after it.
-    pub fn attach(self: &Arc<Self>, filter: &Arc<Filter>, position: Sequence) -> Option<Seat> {
+    pub(crate) fn attach(
+        self: &Arc<Self>,
+        filter: &Arc<Filter>,
+        position: Sequence,
+    ) -> Option<Seat> {
         let mut state = self.lock();
         if position.next() < state.ring_start() {
             return None;
@@ -185,7 +189,7 @@ impl Hub {
     }
 
     /// Like [`Seat::seen`], for a caller that does not hold the seat. If the seat was given back, the answer is `position`.
-    pub fn seen(&self, number: usize, position: Sequence) -> Sequence {
+    pub(crate) fn seen(&self, number: usize, position: Sequence) -> Sequence {
         let state = self.lock();
         let seen = state
             .seats
@@ -195,7 +199,7 @@ impl Hub {
     }
 
     /// Wakes the stream that waits at a seat. The stream then checks for itself why.
-    pub fn wake(&self, number: usize) {
+    pub(crate) fn wake(&self, number: usize) {
         let waker = self
             .lock()
             .seats
@@ -338,14 +342,14 @@ fn bytes(records: &Records) -> usize {
 
 /// A subscription's registration with the hub. Dropping it removes the subscription from the index.
 #[derive(Debug)]
-pub struct Seat {
+pub(crate) struct Seat {
     hub: Arc<Hub>,
     number: usize,
 }
 
 impl Seat {
     /// Reads on after `position`. Registers the waker if there is nothing to read.
-    pub fn read(&self, position: Sequence, waker: &Waker) -> Read {
+    pub(crate) fn read(&self, position: Sequence, waker: &Waker) -> Read {
         let mut state = self.hub.lock();
         if self.hub.is_closing() {
             Read::Closing
@@ -355,12 +359,12 @@ impl Seat {
     }
 
     /// The place up to which the seat has no unread match, if its occupant has read everything up to `position`.
-    pub fn seen(&self, position: Sequence) -> Sequence {
+    pub(crate) fn seen(&self, position: Sequence) -> Sequence {
         self.hub.seen(self.number, position)
     }
 
     /// The seat's number, for [`Hub::seen`] and [`Hub::wake`].
-    pub fn number(&self) -> usize {
+    pub(crate) fn number(&self) -> usize {
         self.number
     }
 }

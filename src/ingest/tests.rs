@@ -103,12 +103,12 @@ fn assert_refused(answers: Vec<(&'static str, Response)>, expected: &str) {
 }
 
 #[tokio::test]
-async fn what_is_not_durable_in_time_is_to_be_sent_again() {
+async fn the_sender_repeats_what_is_not_durable_in_time() {
     assert_refused(answers(|_| {}, true).await, "late");
 }
 
 #[tokio::test]
-async fn what_the_writer_has_no_room_for_is_to_be_sent_again() {
+async fn the_sender_repeats_what_the_writer_has_no_room_for() {
     let fill = |appender: &Appender| {
         while appender
             .probe()
@@ -197,6 +197,6 @@ async fn a_budget_that_is_used_up_says_when_there_is_room_and_there_is() {
 }
 
 #[tokio::test]
-async fn what_no_writer_takes_is_to_be_sent_again() {
+async fn the_sender_repeats_what_no_writer_takes() {
     assert_refused(answers(|_| {}, false).await, "store_failed");
 }

@@ -28,7 +28,7 @@ const BEARER: &str = "bearer ";
 
 /// The other end of a connection, as the listener that accepted it knows it.
 #[derive(Clone, Debug)]
-pub struct Peer {
+pub(crate) struct Peer {
     /// Its address.
     pub address: SocketAddr,
     /// The certificate of the TLS handshake, verified at that time.
@@ -39,22 +39,22 @@ pub struct Peer {
 
 /// An extension of a request whose owner needs to know afterwards whether the gate has admitted the call.
 #[derive(Clone, Debug, Default)]
-pub struct LetIn(Arc<AtomicBool>);
+pub(crate) struct LetIn(Arc<AtomicBool>);
 
 impl LetIn {
     /// Whether the call was admitted.
-    pub fn get(&self) -> bool {
+    pub(crate) fn get(&self) -> bool {
         self.0.load(Ordering::Relaxed)
     }
 }
 
 /// An extension of a request whose owner needs to know the client's own name, which is in the request's message.
 #[derive(Clone, Debug, Default)]
-pub struct ClientName(Arc<OnceLock<String>>);
+pub(crate) struct ClientName(Arc<OnceLock<String>>);
 
 impl ClientName {
     /// The name, once it is known.
-    pub fn get(&self) -> Option<&str> {
+    pub(crate) fn get(&self) -> Option<&str> {
         self.0.get().map(String::as_str)
     }
 
@@ -67,7 +67,7 @@ impl ClientName {
 }
 
 /// The client that a call was admitted as.
-pub fn client_of<T>(request: &hyper::Request<T>) -> Option<Arc<str>> {
+pub(crate) fn client_of<T>(request: &hyper::Request<T>) -> Option<Arc<str>> {
     request
         .extensions()
         .get::<Caller>()?
@@ -79,7 +79,7 @@ pub fn client_of<T>(request: &hyper::Request<T>) -> Option<Arc<str>> {
 /// Admits calls by their headers alone, before the rest of a call is read. The message of a call may arrive seconds later, so services
 /// ask once more (`Gate::caller_of`). All services share one gate.
 #[derive(Clone, Debug)]
-pub struct Gate {
+pub(crate) struct Gate {
     /// The clients, and what authenticates them.
     pub credentials: Arc<SharedCredentials>,
     /// Credentials expire by the log's clock: one wrong reading of the machine's clock must not end every stream.
@@ -158,7 +158,7 @@ impl Gate {
     }
 
     /// Why a call was refused. For the log: the caller does not learn it.
-    pub fn denial<T>(&self, request: &hyper::Request<T>) -> Denial {
+    pub(crate) fn denial<T>(&self, request: &hyper::Request<T>) -> Denial {
         let credentials = self.credentials.get();
         let certificate = request
             .extensions()
@@ -172,7 +172,7 @@ impl Gate {
     }
 
     /// Admits a call and notes its caller, or refuses it.
-    pub fn let_in<T>(&self, request: &mut hyper::Request<T>) -> Result<(), Status> {
+    pub(crate) fn let_in<T>(&self, request: &mut hyper::Request<T>) -> Result<(), Status> {
         let credentials = self.credentials.get();
         let caller = self.caller(request.headers(), request.extensions().get(), &credentials)?;
 
@@ -185,7 +185,7 @@ impl Gate {
     }
 
     /// Why an open stream has to end; `None` if it may go on.
-    pub fn review(&self, client: Option<&Client>, filter: &Filter) -> Option<Withdrawal> {
+    pub(crate) fn review(&self, client: Option<&Client>, filter: &Filter) -> Option<Withdrawal> {
         let credentials = self.credentials.get();
         let Some(client) = client else {
             return (!self.admits_anonymous(&credentials)).then_some(Withdrawal::Identity);
@@ -207,7 +207,7 @@ impl Gate {
     }
 
     /// Notes that the credential of a client with an open stream is in use.
-    pub fn note_in_use(&self, client: &Client) {
+    pub(crate) fn note_in_use(&self, client: &Client) {
         let (credentials, now) = (self.credentials.get(), self.clock.earliest());
         if let Some(current) = credentials.current(client, now) {
             self.metrics.credential_used(

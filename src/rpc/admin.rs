@@ -17,11 +17,11 @@ use crate::{
 
 /// The service.
 #[derive(Clone, Debug)]
-pub struct Admin(Context);
+pub(crate) struct Admin(Context);
 
 impl Admin {
     /// The service on `context`.
-    pub fn new(context: Context) -> Self {
+    pub(crate) fn new(context: Context) -> Self {
         Self(context)
     }
 

@@ -37,13 +37,13 @@ const BACKUPS_MAX: usize = 4;
 const BACKUPS_PER_CLIENT_MAX: usize = 2;
 /// Most unread answers, of any size, of one client, or of one connection of anonymous clients. Each takes 5 KiB beside its bytes. Eight
 /// times what a connection has for calls that are answered at once.
-pub const UNREAD_PER_CLIENT_MAX: usize = 8_192;
+pub(crate) const UNREAD_PER_CLIENT_MAX: usize = 8_192;
 /// With more shares than this, the idle ones are dropped.
 const SHARES_KEPT: usize = 1_024;
 
 impl Payer {
     /// The client that the gate has admitted, or else the connection of the call.
-    pub fn of_call<T>(request: &hyper::Request<T>) -> Self {
+    pub(crate) fn of_call<T>(request: &hyper::Request<T>) -> Self {
         Self::of_extensions(request.extensions().get(), request.extensions().get())
     }
 
@@ -123,7 +123,7 @@ impl Shared {
 
 /// The memory of all answers, and the places of backups.
 #[derive(Debug)]
-pub struct Answers {
+pub(crate) struct Answers {
     bytes: Shared,
     backups: Shared,
     unread: Shared,
@@ -134,7 +134,7 @@ pub struct Answers {
 
 impl Answers {
     /// Answers of `bytes_max` together. One whose client reads nothing for `stall_timeout` is ended.
-    pub fn new(
+    pub(crate) fn new(
         bytes_max: usize,
         stall_timeout: Duration,
         transit: &Arc<Transit>,
@@ -152,12 +152,12 @@ impl Answers {
     }
 
     /// Bytes of answers that are being made or that clients have not read yet.
-    pub fn bytes_held(&self) -> usize {
+    pub(crate) fn bytes_held(&self) -> usize {
         self.bytes.all.lent()
     }
 
     /// Counts an answer, of any size, until it is read.
-    pub fn begin(&self, payer: &Payer) -> Result<Unread, Status> {
+    pub(crate) fn begin(&self, payer: &Payer) -> Result<Unread, Status> {
         self.unread
             .share(payer)
             .try_take(1)
@@ -169,12 +169,12 @@ impl Answers {
     }
 
     /// How long an answer may stay unread before it is ended.
-    pub fn stall_timeout(&self) -> Duration {
+    pub(crate) fn stall_timeout(&self) -> Duration {
         self.stall_timeout
     }
 
     /// Open backups.
-    pub fn backups(&self) -> usize {
+    pub(crate) fn backups(&self) -> usize {
         self.backups.all.lent()
     }
 
@@ -208,7 +208,7 @@ impl Answers {
     }
 
     /// Ends stalled answers and backups. Runs for ever.
-    pub async fn tend(&self) {
+    pub(crate) async fn tend(&self) {
         let stalled = || self.metrics.answers_stalled.inc();
         self.bytes
             .all
@@ -256,13 +256,13 @@ struct Made(Arc<Mutex<Option<Outgoing>>>);
 pub(super) struct Prepaid;
 
 /// Whether a response with these extensions reserved its memory before it began.
-pub fn is_prepaid(extensions: &hyper::http::Extensions) -> bool {
+pub(crate) fn is_prepaid(extensions: &hyper::http::Extensions) -> bool {
     extensions.get::<Prepaid>().is_some()
 }
 
 /// Counts an answer as unread until it is dropped.
 #[derive(Debug)]
-pub struct Unread(#[allow(dead_code, reason = "it is there to be dropped")] Loan);
+pub(crate) struct Unread(#[allow(dead_code, reason = "it is there to be dropped")] Loan);
 
 /// Bytes that the client has not read, and the memory reserved for them.
 #[derive(Debug)]
@@ -272,7 +272,7 @@ struct Outgoing {
 }
 
 /// The body of any answer but event streams: the data of `body`, in pieces.
-pub struct AnswerBody<B> {
+pub(crate) struct AnswerBody<B> {
     answers: Arc<Answers>,
     payer: Payer,
     is_prepaid: bool,
@@ -287,7 +287,7 @@ pub struct AnswerBody<B> {
 
 impl<B> AnswerBody<B> {
     /// The body of an answer with these extensions.
-    pub fn new(
+    pub(crate) fn new(
         answers: &Arc<Answers>,
         payer: Payer,
         extensions: &mut hyper::http::Extensions,

@@ -153,7 +153,7 @@ fn failure(status: &Status) -> BackupResult {
 
 /// The stream of a `Backup` call.
 #[derive(Debug)]
-pub struct BackupStream {
+pub(crate) struct BackupStream {
     context: super::Context,
     caller: Caller,
     state: State,

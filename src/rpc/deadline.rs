@@ -7,11 +7,11 @@ use tonic::{Request, Status, metadata::MetadataMap};
 
 /// The point in time at which the client stops waiting.
 #[derive(Clone, Copy, Debug)]
-pub struct Deadline(pub Instant);
+pub(crate) struct Deadline(pub Instant);
 
 /// Notes the deadline of a call that has one, before tonic starts its own timer for it. tonic's timer ends a call without a reason, and
 /// does not end a stream. A deadline that is noted first is never later than tonic's.
-pub fn note_deadline(mut request: Request<()>) -> Result<Request<()>, Status> {
+pub(crate) fn note_deadline(mut request: Request<()>) -> Result<Request<()>, Status> {
     if let Some(deadline) =
         timeout(request.metadata()).and_then(|timeout| Instant::now().checked_add(timeout))
     {

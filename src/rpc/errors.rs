@@ -23,7 +23,7 @@ const RETRY_PLACE: Duration = Duration::from_secs(10);
 const RETRY_SOON: Duration = Duration::from_secs(1);
 
 /// The status of a call that tonic has refused, with a reason and our words; `None` if the status is ours already.
-pub fn explained(status: &Status, request_bytes_max: usize) -> Option<Status> {
+pub(crate) fn explained(status: &Status, request_bytes_max: usize) -> Option<Status> {
     if !status.details().is_empty() {
         return None;
     }
@@ -49,7 +49,7 @@ pub fn explained(status: &Status, request_bytes_max: usize) -> Option<Status> {
 }
 
 /// Arriving requests hold all the memory that they may.
-pub fn overloaded() -> Status {
+pub(crate) fn overloaded() -> Status {
     let message = "too many requests are on their way at once: send it again";
     Reason::Overloaded.passing_status(message, [], RETRY_SOON)
 }
@@ -92,13 +92,13 @@ pub(super) fn answer_stalled(after: Duration) -> Status {
 }
 
 /// The request has more bytes than it may have.
-pub fn request_too_large(bytes_max: usize) -> Status {
+pub(crate) fn request_too_large(bytes_max: usize) -> Status {
     let message = format!("the request has more than {bytes_max} bytes: ask for less");
     Reason::RequestTooLarge.status_with(message, [("limit", bytes_max.to_string())])
 }
 
 /// As many calls of the health service are open as there may be.
-pub fn health_limit(limit: usize) -> Status {
+pub(crate) fn health_limit(limit: usize) -> Status {
     let message = format!(
         "there may be {limit} such calls of the health service at once: end one of them first"
     );
@@ -106,13 +106,13 @@ pub fn health_limit(limit: usize) -> Status {
 }
 
 /// The request did not arrive in time.
-pub fn request_late() -> Status {
+pub(crate) fn request_late() -> Status {
     let message = "the request did not arrive in time: send it as a whole";
     Reason::InvalidRequest.status(message)
 }
 
 /// The call's own deadline has passed.
-pub fn deadline_exceeded() -> Status {
+pub(crate) fn deadline_exceeded() -> Status {
     let message = StreamEnd::DeadlineExceeded.to_string();
     Reason::DeadlineExceeded.status(message)
 }
@@ -125,7 +125,7 @@ pub(super) fn audit_unavailable() -> Status {
 }
 
 /// A refusal in one word, for the audit and the log: its reason, or its code if it has none.
-pub fn word(status: &Status) -> String {
+pub(crate) fn word(status: &Status) -> String {
     Reason::of(status).map_or_else(
         || format!("{:?}", status.code()),
         |reason| reason.as_str().to_owned(),

@@ -7,11 +7,11 @@ use crate::wire::{Frame, duration, service::event_service_server, v1};
 
 /// The service.
 #[derive(Clone, Debug)]
-pub struct Events(Context);
+pub(crate) struct Events(Context);
 
 impl Events {
     /// The service on `context`.
-    pub fn new(context: Context) -> Self {
+    pub(crate) fn new(context: Context) -> Self {
         Self(context)
     }
 }

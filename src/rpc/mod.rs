@@ -25,18 +25,17 @@ mod wait;
 use std::sync::Arc;
 
 use access::Caller;
-pub use access::{ClientName, Gate, LetIn, Peer, client_of};
-pub use admin::Admin;
-pub use answers::{AnswerBody, Answers, UNREAD_PER_CLIENT_MAX, Unread, is_prepaid};
-pub use backup::BackupStream;
-pub use deadline::{Deadline, note_deadline};
-pub use errors::{
+pub(crate) use access::{ClientName, Gate, LetIn, Peer, client_of};
+pub(crate) use admin::Admin;
+pub(crate) use answers::{AnswerBody, Answers, UNREAD_PER_CLIENT_MAX, Unread, is_prepaid};
+pub(crate) use deadline::{Deadline, note_deadline};
+pub(crate) use errors::{
     deadline_exceeded, explained, health_limit, overloaded, request_late, request_too_large, word,
 };
-pub use events::Events;
-pub use expectations::{Checked, NotAsked, Reconciler};
+pub(crate) use events::Events;
+pub(crate) use expectations::{Checked, NotAsked, Reconciler};
 use parking_lot::Mutex;
-pub use stream::HandedOver;
+pub(crate) use stream::HandedOver;
 use tonic::{Request, Status};
 
 use crate::{
@@ -51,7 +50,7 @@ use crate::{
 
 /// What the services share.
 #[derive(Clone)]
-pub struct Context {
+pub(crate) struct Context {
     /// The log, the hub, and the registry of subscriptions.
     pub sources: Arc<Sources>,
     /// Takes every change of the log.

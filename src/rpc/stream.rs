@@ -81,7 +81,7 @@ struct Large {
 
 /// The body of an answer to `Subscribe`.
 #[derive(Debug)]
-pub struct EventBody {
+pub(crate) struct EventBody {
     sources: Arc<Sources>,
     subscription: Subscription,
     include_raw: bool,
@@ -340,7 +340,7 @@ impl Body for EventBody {
 
 /// A body in a response's extensions: it replaces the body that tonic has made.
 #[derive(Clone, Debug)]
-pub struct HandedOver(Arc<Mutex<Option<EventBody>>>);
+pub(crate) struct HandedOver(Arc<Mutex<Option<EventBody>>>);
 
 impl HandedOver {
     pub(super) fn new(body: EventBody) -> Self {
@@ -348,7 +348,7 @@ impl HandedOver {
     }
 
     /// The body; `None` if it was taken before.
-    pub fn take(&self) -> Option<EventBody> {
+    pub(crate) fn take(&self) -> Option<EventBody> {
         self.0.lock().take()
     }
 }

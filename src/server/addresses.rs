@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 /// The listeners' addresses: the real ports, also where the configuration says 0.
 #[derive(Clone, Copy, Debug)]
-pub struct Addresses {
+pub(crate) struct Addresses {
     /// For callbacks.
     pub ingest: SocketAddr,
     /// For subscriptions and all other calls.

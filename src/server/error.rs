@@ -9,7 +9,7 @@ use crate::store::OpenError;
 
 /// Why the broker does not start.
 #[derive(Debug, thiserror::Error)]
-pub enum StartError {
+pub(crate) enum StartError {
     /// A listener's address cannot be bound.
     #[error("cannot listen on {address} ({key}): {source}; {}choose another address with {flag}", holder(source, *address))]
     Listen {
@@ -56,7 +56,7 @@ fn holder(error: &io::Error, address: SocketAddr) -> String {
 
 /// Why a running broker ends without a request to stop.
 #[derive(Debug, thiserror::Error)]
-pub enum RunError {
+pub(crate) enum RunError {
     /// The process should have started itself anew, and cannot.
     #[error("cannot start anew: {0}")]
     StartAnew(io::Error),

@@ -22,7 +22,7 @@ const ALL_MAY_WRITE: u32 = 0o002;
 const STICKY: u32 = 0o1000;
 
 /// A warning for each file and directory of the configuration that others can use, with the next step.
-pub fn exposures(config: &Config, reader: &Reader) -> Vec<String> {
+pub(crate) fn exposures(config: &Config, reader: &Reader) -> Vec<String> {
     let Config {
         data_dir,
         credentials_file,
@@ -61,7 +61,7 @@ pub(super) fn exposed_secrets<'a>(secrets: impl IntoIterator<Item = &'a PathBuf>
 }
 
 /// Logs one of [`exposures`].
-pub fn warn(problem: &str) {
+pub(crate) fn warn(problem: &str) {
     tracing::warn!(
         problem,
         "others can get at what should be the broker's alone"
@@ -69,7 +69,7 @@ pub fn warn(problem: &str) {
 }
 
 /// A warning if others can enter a data directory; `None` if they cannot, or if there is none.
-pub fn exposed_directory(path: &Path, reader: &Reader) -> Option<String> {
+pub(crate) fn exposed_directory(path: &Path, reader: &Reader) -> Option<String> {
     let found = Found::of(&fs::metadata(path).ok()?);
     let what = match found.mode & 0o077 {
         _ if !reader.trusts(found.owner) => format!("belongs to another user ({})", found.owner),
@@ -117,7 +117,7 @@ fn exposed_place(path: &Path, reader: &Reader) -> Option<&'static str> {
 
 /// The user that has to read the files.
 #[derive(Debug)]
-pub struct Reader {
+pub(crate) struct Reader {
     /// `None`: that of another process, which is not known.
     user: Option<u32>,
     groups: Vec<u32>,
@@ -125,7 +125,7 @@ pub struct Reader {
 
 impl Reader {
     /// The user of this process.
-    pub fn of_this_process() -> Self {
+    pub(crate) fn of_this_process() -> Self {
         let mut groups: Vec<_> = getgroups()
             .unwrap_or_default()
             .iter()
@@ -139,7 +139,7 @@ impl Reader {
     }
 
     /// The user of a broker whose configuration this process checks: root does that for other users.
-    pub fn of_a_broker() -> Self {
+    pub(crate) fn of_a_broker() -> Self {
         let this = Self::of_this_process();
         Self {
             user: this.user.filter(|&user| user != ROOT),

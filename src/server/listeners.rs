@@ -26,7 +26,7 @@ const ACCEPT_QUEUE_MAX: u32 = 4_096;
 
 /// See the module's description.
 #[derive(Debug)]
-pub struct Listeners([StdListener; 3]);
+pub(crate) struct Listeners([StdListener; 3]);
 
 impl Listeners {
     /// Takes the inherited socket of each name, and binds those that were not inherited.
@@ -93,7 +93,7 @@ impl Listeners {
     }
 
     /// Starts this program anew in this process, with the same arguments and these sockets; returns only if that fails.
-    pub fn start_anew(self) -> io::Error {
+    pub(crate) fn start_anew(self) -> io::Error {
         // An upgrade may have replaced the file. The program that runs is still reached by its other name.
         let program = env::current_exe().ok().filter(|program| program.exists());
         let program = program.unwrap_or_else(|| "/proc/self/exe".into());

@@ -75,17 +75,17 @@ pub(crate) fn init(config: &Logging) -> io::Result<()> {
 }
 
 /// Waits until what was logged is written, for a second at most. For the end of the process.
-pub fn flush() {
+pub(crate) fn flush() {
     let _ = WRITER.flush(FLUSH_TIMEOUT);
 }
 
 /// Writes a line that is not one of the log, in order with the log's lines.
-pub fn note(line: &str) {
+pub(crate) fn note(line: &str) {
     WRITER.push("", format!("{line}\n").as_bytes());
 }
 
 /// Logs why the process ends. `has_served`: it has served before.
-pub fn log_fatal(has_served: bool, problem: &str) {
+pub(crate) fn log_fatal(has_served: bool, problem: &str) {
     let what = if has_served {
         "the broker ends"
     } else {
@@ -95,13 +95,13 @@ pub fn log_fatal(has_served: bool, problem: &str) {
 }
 
 /// Logs a panic, which ends the process.
-pub fn log_panic(panic: &str, thread: &str, backtrace: Option<&str>) {
+pub(crate) fn log_panic(panic: &str, thread: &str, backtrace: Option<&str>) {
     let what = "a bug: the process ends so that it is not left half alive";
     tracing::error!(target: FATAL, panic, thread, backtrace, "{what}");
 }
 
 /// Writes last words that are not a line of the log, in order with the log's lines. For a process that is about to abort.
-pub fn last_words(text: &str) {
+pub(crate) fn last_words(text: &str) {
     WRITER.push_at_any_rate("", text.as_bytes());
 }
 

@@ -76,7 +76,7 @@ impl Input {
 
 /// Why an input cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Refusal {
+pub(crate) struct Refusal {
     pub(super) input: Input,
     /// The key, the file, the cause and the next step.
     pub(super) why: String,

@@ -37,7 +37,7 @@ const PRIVILEGED_PORTS_FILE: &str = "/proc/sys/net/ipv4/ip_unprivileged_port_sta
 
 /// The findings of a rehearsal.
 #[derive(Debug, Default)]
-pub struct Rehearsal {
+pub(crate) struct Rehearsal {
     /// Why a start would fail: each with the file, the cause and the next step.
     pub problems: Vec<String>,
     /// What a start would accept, and is probably a mistake.
@@ -45,7 +45,7 @@ pub struct Rehearsal {
 }
 
 /// Rehearses a start with `config`.
-pub fn rehearse(config: &Config) -> Rehearsal {
+pub(crate) fn rehearse(config: &Config) -> Rehearsal {
     let config = config.clone();
     let runtime = match runtime::Builder::new_current_thread().enable_time().build() {
         Ok(runtime) => runtime,

@@ -16,7 +16,7 @@ use crate::config::{Config, ConfigErrors};
 
 /// A running broker.
 #[derive(Debug)]
-pub struct Server {
+pub(crate) struct Server {
     pub(super) reloader: Reloader,
     /// Dropping them aborts them.
     pub(super) tasks: Tasks,
@@ -26,7 +26,7 @@ pub struct Server {
 
 /// How serving has ended.
 #[derive(Debug)]
-pub enum Ended {
+pub(crate) enum Ended {
     /// The broker was stopped on request.
     Stopped,
     /// The process has to start itself anew, with these sockets.
@@ -35,12 +35,12 @@ pub enum Ended {
 
 impl Server {
     /// Where the broker can be reached: the real ports, also where the configuration says 0.
-    pub fn addresses(&self) -> Addresses {
+    pub(crate) fn addresses(&self) -> Addresses {
         self.reloader.addresses
     }
 
     /// The text that a person sees after the start.
-    pub fn banner(&self, config: &Config) -> String {
+    pub(crate) fn banner(&self, config: &Config) -> String {
         banner::text(
             config,
             &self.reloader.addresses,
@@ -52,7 +52,7 @@ impl Server {
     /// Serves until `shutdown` completes, or until a store that has failed can be opened again; then drains the broker.
     ///
     /// Whenever `hangup` completes, puts into force what `load` returns. A load may take any time: serving goes on meanwhile.
-    pub async fn run_until(
+    pub(crate) async fn run_until(
         mut self,
         shutdown: impl Future<Output = ()>,
         mut hangup: impl AsyncFnMut(),

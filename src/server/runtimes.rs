@@ -25,14 +25,14 @@ const LOOK_PERIOD: Duration = Duration::from_micros(100);
 
 /// See the module's description.
 #[derive(Debug)]
-pub struct Runtimes {
+pub(crate) struct Runtimes {
     main: Runtime,
     ingest: Vec<Runtime>,
 }
 
 impl Runtimes {
     /// Starts their threads.
-    pub fn start() -> io::Result<Self> {
+    pub(crate) fn start() -> io::Result<Self> {
         let cores = thread::available_parallelism().map_or(1, NonZero::get);
         // tokio starts the worker threads first, and blocking threads when they are needed. By itself it gives all of them one name.
         let started = AtomicUsize::new(0);
@@ -68,22 +68,22 @@ impl Runtimes {
     }
 
     /// Runs a future on the runtime for everything.
-    pub fn block_on<F: Future>(&self, future: F) -> F::Output {
+    pub(crate) fn block_on<F: Future>(&self, future: F) -> F::Output {
         self.main.block_on(future)
     }
 
     /// The runtimes for callbacks' connections.
-    pub fn ingest(&self) -> Homes {
+    pub(crate) fn ingest(&self) -> Homes {
         Homes::new(self.ingest.iter().map(Runtime::handle).cloned())
     }
 
     /// Ends without waiting for what still runs: the process is about to end.
-    pub fn shutdown_background(self) {
+    pub(crate) fn shutdown_background(self) {
         self.all().for_each(Runtime::shutdown_background);
     }
 
     /// Waits for every thread to end, for so long at most.
-    pub fn shutdown_timeout(self, timeout: Duration) {
+    pub(crate) fn shutdown_timeout(self, timeout: Duration) {
         let deadline = Instant::now() + timeout;
         self.all().for_each(|runtime| {
             runtime.shutdown_timeout(deadline.saturating_duration_since(Instant::now()));
@@ -107,7 +107,7 @@ fn all_serve(runtime: &Runtime, threads: usize) {
 
 /// Runtimes that take a listener's connections in turn.
 #[derive(Clone, Debug)]
-pub struct Homes {
+pub(crate) struct Homes {
     runtimes: Arc<[Handle]>,
     taken: Arc<AtomicUsize>,
 }

@@ -44,7 +44,7 @@ use crate::{
 
 impl Server {
     /// Starts a broker, which serves when this returns. Callbacks' connections live on `homes`.
-    pub async fn start(config: &Config, homes: Homes) -> Result<Self, StartError> {
+    pub(crate) async fn start(config: &Config, homes: Homes) -> Result<Self, StartError> {
         // Before the store: a busy port should not cost a recovery.
         let (listeners, addresses, sockets) = listen(config)?;
 

@@ -2,7 +2,7 @@
 
 use std::{io, pin::pin, sync::Arc, thread, time::Duration};
 
-use tokio::time::interval;
+use tokio::time::{Interval, interval};
 
 use super::{error::StartError, numbers::usize_of, resources, systemd};
 use crate::{
@@ -63,27 +63,36 @@ async fn open_store(config: &Config) -> Result<Arc<Store>, StartError> {
         config.store.cache_bytes,
         config.log.expect_existing,
     );
-    let mut opening = pin!(tokio::task::spawn_blocking(move || {
-        Store::open_to_serve(&path, cache_bytes, is_expected)
-    }));
-
+    let opening =
+        tokio::task::spawn_blocking(move || Store::open_to_serve(&path, cache_bytes, is_expected));
     // An index that is built again may take longer than a start has time.
-    let (mut ticks, mut seen) = (interval(PROGRESS_INTERVAL), 0);
-    let opened = loop {
+    let ticks = interval(PROGRESS_INTERVAL);
+    let opened = reporting(opening, ticks, replayed_commits, systemd::starts_on).await;
+    let store = opened.map_err(|error| StartError::Thread(io::Error::other(error)))??;
+    Ok(Arc::new(store))
+}
+
+/// Waits for a long work, and reports at each tick that it gets on, if its count has risen.
+async fn reporting<T>(
+    work: impl Future<Output = T>,
+    mut ticks: Interval,
+    count: impl Fn() -> u64,
+    report: impl Fn(),
+) -> T {
+    let mut work = pin!(work);
+    let mut seen = 0;
+    loop {
         tokio::select! {
-            opened = &mut opening => break opened,
+            done = &mut work => return done,
             _ = ticks.tick() => {
-                let replayed = replayed_commits();
-                if replayed > seen {
-                    seen = replayed;
-                    systemd::starts_on();
+                let now = count();
+                if now > seen {
+                    seen = now;
+                    report();
                 }
             }
         }
-    };
-
-    let store = opened.map_err(|error| StartError::Thread(io::Error::other(error)))??;
-    Ok(Arc::new(store))
+    }
 }
 
 /// Logs and counts what was opened: a log that is new is never a surprise.
@@ -174,5 +183,39 @@ impl Publish for ToHub {
 
     fn erase(&mut self, erased: &[Record]) {
         self.0.erase(erased);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use tokio::task::yield_now;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_long_opening_is_reported_when_it_has_got_on_and_not_while_it_stands_still() {
+        let [count, asked, reports] = [const { Cell::new(0) }; 3];
+        let add = |cell: &Cell<u64>| cell.set(cell.get() + 1);
+        let opening = async {
+            for round in 1..=3 {
+                add(&count);
+                while reports.get() < round {
+                    yield_now().await;
+                }
+            }
+            let enough = asked.get() + 5;
+            while asked.get() < enough {
+                yield_now().await;
+            }
+        };
+        let counted = || {
+            add(&asked);
+            count.get()
+        };
+        let ticks = interval(Duration::from_millis(1));
+        reporting(opening, ticks, counted, || add(&reports)).await;
+        assert_eq!(reports.get(), 3);
     }
 }

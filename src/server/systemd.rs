@@ -36,12 +36,15 @@ const START_EXTENSION: Duration = Duration::from_secs(60);
 /// Reports that a long start gets on: neither the start's timeout nor the watchdog, which runs already where the process has
 /// executed itself anew, may end it.
 pub(super) fn starts_on() {
+    tell(Notification::States(starting_on().into()));
+}
+
+fn starting_on() -> [NotifyState<'static>; 2] {
     let micros = u32::try_from(START_EXTENSION.as_micros()).unwrap_or(u32::MAX);
-    let states = vec![
+    [
         NotifyState::ExtendTimeoutUsec(micros),
         NotifyState::Watchdog,
-    ];
-    tell(Notification::States(states));
+    ]
 }
 
 /// Reports that the configuration has been read again.
@@ -130,5 +133,16 @@ fn send(notification: &Notification) {
     };
     if let Err(error) = sent {
         tracing::warn!(%error, "cannot tell the supervisor");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_start_that_gets_on_asks_for_a_minute_more_and_keeps_the_watchdog_quiet() {
+        let said = starting_on().map(|state| state.to_string());
+        assert_eq!(said, ["EXTEND_TIMEOUT_USEC=60000000", "WATCHDOG=1"]);
     }
 }

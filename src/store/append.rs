@@ -44,7 +44,7 @@ const TASKS_NAMED_MAX: usize = 20;
 
 /// What was added behind a backup.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct AppendSummary {
+pub(crate) struct AppendSummary {
     /// Events that the backup has not.
     pub event_count: u64,
     /// Events that repeat one of the backup, or one that was added.
@@ -72,7 +72,7 @@ impl AppendSummary {
 
 /// What to do while a broker runs on the other directory.
 #[derive(Clone, Copy)]
-pub enum WhenRunning<'a> {
+pub(crate) enum WhenRunning<'a> {
     /// Refuse, before anything is restored.
     Refuse,
     /// Let it run until the backup is restored; then call this, and wait for its end.

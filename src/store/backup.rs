@@ -252,7 +252,7 @@ impl Backup {
     }
 
     /// What has been given so far; behind the last chunk, all of it.
-    pub fn summary(&self) -> BackupSummary {
+    pub(crate) fn summary(&self) -> BackupSummary {
         self.audit.summary(self.backup_bytes)
     }
 

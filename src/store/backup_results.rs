@@ -24,7 +24,7 @@ const FILE_BYTES_MAX: u64 = 4 * 1024;
 /// How a backup has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum BackupResult {
+pub(crate) enum BackupResult {
     /// All of it was sent.
     Ok,
     /// Its client has gone away before the end.
@@ -49,7 +49,7 @@ pub enum BackupResult {
 
 impl BackupResult {
     /// One word, as in metrics and the log.
-    pub fn as_str(self) -> &'static str {
+    pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::Ok => "ok",
             Self::Abandoned => "abandoned",
@@ -67,7 +67,7 @@ impl BackupResult {
 
 /// The newest backup that is whole.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct BackupTaken {
+pub(crate) struct BackupTaken {
     /// When it ended, in seconds since 1970; 0 if there was none. Of a restored log, when that was
     /// restored: then its backup had everything.
     pub at: i64,
@@ -91,7 +91,7 @@ struct Known {
 
 /// The backups of one log.
 #[derive(Debug)]
-pub struct BackupResults {
+pub(crate) struct BackupResults {
     directory: PathBuf,
     known: Mutex<Known>,
     /// Held by the thread that writes the file.
@@ -150,25 +150,25 @@ impl BackupResults {
     }
 
     /// What the start has found that did not end well.
-    pub fn found(&self) -> &[BackupResult] {
+    pub(crate) fn found(&self) -> &[BackupResult] {
         &self.found
     }
 
     /// The newest that is whole, and when the newest ended that has failed, in seconds since 1970;
     /// 0 if there was none.
-    pub fn last(&self) -> (BackupTaken, i64) {
+    pub(crate) fn last(&self) -> (BackupTaken, i64) {
         let known = lock(&self.known);
         (known.taken, known.failed_at)
     }
 
     /// Notes in memory that a backup begins, so that its end finds it; [`Self::save`] makes that
     /// durable.
-    pub fn begin(&self, now: Timestamp) {
+    pub(crate) fn begin(&self, now: Timestamp) {
         lock(&self.known).open.push(now.as_second());
     }
 
     /// Notes how one has ended that began at `begun`. Blocks on the disk.
-    pub fn end(&self, begun: Timestamp, now: Timestamp, bytes: u64, result: BackupResult) {
+    pub(crate) fn end(&self, begun: Timestamp, now: Timestamp, bytes: u64, result: BackupResult) {
         {
             let mut known = lock(&self.known);
             if let Some(at) = known
@@ -199,7 +199,7 @@ impl BackupResults {
 
     /// Writes the file. Blocks on the disk. If it cannot be written, a restart will not know of the
     /// backups; none fails for that.
-    pub fn save(&self) {
+    pub(crate) fn save(&self) {
         let _turn = lock(&self.turn);
         let known = lock(&self.known).clone(); // after the turn has come: what is saved last is the newest
         if let Err(error) = write(&self.directory, &known) {

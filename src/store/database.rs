@@ -23,7 +23,7 @@ thread_local! {
 
 /// Whether a panic of this thread is caught and handled. A panic hook must not end the process
 /// then.
-pub fn catches_panic() -> bool {
+pub(crate) fn catches_panic() -> bool {
     CATCHES_PANIC.get()
 }
 

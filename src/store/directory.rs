@@ -12,7 +12,8 @@ use super::{
     acknowledged::AcknowledgedFiles,
     doubt,
     error::{OpenError, StartFailure},
-    index, marker,
+    layout::INDEX,
+    marker,
 };
 
 /// Locked by the process that has the directory.
@@ -30,7 +31,7 @@ pub(super) const APPEND_COPY: &str = "append.copy";
 /// In a directory whose callbacks were appended to another log: it says to which.
 pub(super) const USED_UP: &str = "appended-to";
 /// What a directory with a log has one of at least.
-const PARTS: [&str; 3] = [LOG, index::FOLDER, AcknowledgedFiles::FILE];
+const PARTS: [&str; 3] = [LOG, INDEX, AcknowledgedFiles::FILE];
 
 /// The lock of a data directory, until it is dropped.
 #[derive(Debug)]
@@ -67,10 +68,9 @@ pub(super) fn lock(directory: &Path) -> Result<DirectoryLock, StartFailure> {
 
 /// Whether something in a data directory is the store's. Other things are there, too: `lost+found`,
 /// a file system's snapshots.
-pub fn is_part(name: &OsStr) -> bool {
+pub(crate) fn is_part(name: &OsStr) -> bool {
     let others = [
         LOCK,
-        index::OLD_FOLDER,
         doubt::FILE,
         LAST_START,
         BACKUPS,
@@ -86,7 +86,7 @@ pub fn is_part(name: &OsStr) -> bool {
 }
 
 /// Refuses a directory without a log if there should be one. Changes nothing.
-pub fn check_expected(directory: &Path, is_expected: bool) -> Result<(), OpenError> {
+pub(crate) fn check_expected(directory: &Path, is_expected: bool) -> Result<(), OpenError> {
     let has_log = PARTS.iter().any(|part| may_be_there(&directory.join(part)));
     if has_log {
         return Ok(());

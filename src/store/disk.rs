@@ -20,7 +20,7 @@ impl Store {
 
     /// Free and total bytes of the file system that holds the data directory, as an unprivileged
     /// process may use them.
-    pub fn disk_bytes(&self) -> io::Result<(u64, u64)> {
+    pub(crate) fn disk_bytes(&self) -> io::Result<(u64, u64)> {
         let stat = rustix::fs::statvfs(&self.path)?;
         Ok((stat.f_bavail * stat.f_frsize, stat.f_blocks * stat.f_frsize))
     }

@@ -1,7 +1,8 @@
 //! A file in the data directory that tells the next start to build the index again.
 
 use std::{
-    fs,
+    fs::{self, File},
+    io,
     path::{Path, PathBuf},
     sync::OnceLock,
 };
@@ -17,10 +18,21 @@ pub(super) fn said_in(directory: &Path) -> Option<String> {
     let said = fs::read(directory.join(FILE)).ok()?;
     let said = String::from_utf8_lossy(&said).trim().to_owned();
     Some(if said.is_empty() {
-        "the last start ended while it opened the index".into()
+        "the last start ended while it opened or emptied the index".into()
     } else {
         said
     })
+}
+
+/// Has the next start build the index again, durably. Writes no content: the disk may be full.
+pub(super) fn mark(directory: &Path) -> io::Result<()> {
+    let mut options = File::options();
+    let file = options
+        .append(true)
+        .create(true)
+        .open(directory.join(FILE))?;
+    file.sync_all()?;
+    File::open(directory)?.sync_all()
 }
 
 /// Whether the index can be trusted, for this process and for the next start.
@@ -54,11 +66,12 @@ impl Doubt {
         result
     }
 
-    fn raise(&self, problem: &str) {
+    /// Has the store take no more commands, and the next start build the index again.
+    pub(super) fn raise(&self, problem: &str) {
         if self.problem.set(problem.to_owned()).is_ok() {
             tracing::error!(
                 problem,
-                "the index cannot be read: refusing callbacks until a restart, which builds it again from the log"
+                "the index cannot be trusted: refusing callbacks until a restart, which builds it again from the log"
             );
             self.write();
         }

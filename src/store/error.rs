@@ -9,7 +9,7 @@ use std::{
 use rustix::io::Errno;
 
 use super::{
-    layout::{BACKUP_FORMAT, Damaged, FORMAT},
+    layout::{BACKUP_FORMAT, Damaged, FORMAT, INDEX},
     marker,
 };
 use crate::event::RecordError;
@@ -133,6 +133,17 @@ pub enum OpenError {
     )]
     Io {
         /// The data directory.
+        path: PathBuf,
+        /// The system's complaint.
+        source: io::Error,
+    },
+    /// The disk refuses the index.
+    #[error(
+        "cannot build the index in {path}: {source}; see to it that it is a directory that can be written, also behind a link or a mount point, or remove it: it is a cache, and is built again from the log",
+        path = path.display()
+    )]
+    Index {
+        /// Its folder.
         path: PathBuf,
         /// The system's complaint.
         source: io::Error,
@@ -321,6 +332,8 @@ pub(super) enum StartFailure {
     /// The log has an entry of a kind that only a newer version knows.
     NewerKind(u8),
     Index(IndexError),
+    /// The index cannot be emptied.
+    Emptying(io::Error),
 }
 
 impl StartFailure {
@@ -330,10 +343,14 @@ impl StartFailure {
             Self::Locked | Self::Index(IndexError::Fjall(fjall::Error::Locked)) => {
                 OpenError::Locked(path)
             }
-            Self::Io(source)
-            | Self::Index(IndexError::Fjall(
+            Self::Io(source) => OpenError::Io { path, source },
+            Self::Index(IndexError::Fjall(
                 fjall::Error::Io(source) | fjall::Error::Storage(fjall::LsmError::Io(source)),
-            )) => OpenError::Io { path, source },
+            ))
+            | Self::Emptying(source) => OpenError::Index {
+                path: path.join(INDEX),
+                source,
+            },
             Self::Index(error) => OpenError::Corrupt {
                 path,
                 problem: format!("its index cannot be built: {error}"),

@@ -2,13 +2,13 @@
 //! tasks are expected. A cache: the log has all of it.
 //!
 //! It lies in a folder of its own and says up to where it has the log (its checkpoint). If that
-//! does not fit the log, or the index cannot be read, it is removed and built again from the log.
+//! does not fit the log, or the index cannot be read, it is emptied and built again from the log.
 //! No copy of the old index is kept: everything in it is in the log, and a full disk may be the
 //! cause of its damage.
 
 use std::{
     collections::BTreeMap,
-    fs::{self, File},
+    fs::{self, DirEntry, File},
     io,
     path::Path,
     sync::Arc,
@@ -22,7 +22,7 @@ use super::{
     doubt::{self, Doubt},
     error::IndexError,
     expectation_index::Held,
-    layout::{Damaged, FORMAT, parse_sequence_key, sequence_key},
+    layout::{Damaged, FORMAT, INDEX, parse_sequence_key, sequence_key},
     quarantine_index::Stored,
     task_index::{RECENT_MAX, Tasks},
 };
@@ -31,11 +31,8 @@ use crate::{
     files,
 };
 
-/// The folder below the data directory.
-pub(super) const FOLDER: &str = "index";
-/// The folder on its way out. A removal that a crash cut off must not leave a part of the index
-/// where all of it should be.
-pub(super) const OLD_FOLDER: &str = "index.old";
+/// What a file system of its own has in its first folder.
+const LOST_AND_FOUND: &str = "lost+found";
 
 const CHECKPOINT: &str = "checkpoint";
 
@@ -49,14 +46,26 @@ pub(super) struct Checkpoint {
     /// The segment with which a start begins to replay: what its commits have announced to be
     /// erased may not be overwritten.
     pub replay_from: u64,
+    /// It has forgotten all events before this one, as retention has.
+    pub forgotten_before: Sequence,
+    /// A replay was on its way here, and has not come to its end.
+    pub is_on_the_way: bool,
 }
 
 impl Checkpoint {
-    const BYTES: usize = 32;
+    const BYTES: usize = 48;
 
     fn encode(self) -> Vec<u8> {
         let mut bytes = Vec::with_capacity(Self::BYTES);
-        [FORMAT, self.epoch.0, self.commit, self.replay_from]
+        let numbers = [
+            FORMAT,
+            self.epoch.0,
+            self.commit,
+            self.replay_from,
+            self.forgotten_before.0,
+            u64::from(self.is_on_the_way),
+        ];
+        numbers
             .into_iter()
             .for_each(|number| bytes.put_u64_le(number));
         bytes
@@ -70,6 +79,8 @@ impl Checkpoint {
             epoch: Epoch(bytes.get_u64_le()),
             commit: bytes.get_u64_le(),
             replay_from: bytes.get_u64_le(),
+            forgotten_before: Sequence(bytes.get_u64_le()),
+            is_on_the_way: bytes.get_u64_le() != 0,
         })
     }
 }
@@ -102,6 +113,11 @@ impl Index {
         // If the process ends in here, the file stays, and the next start builds the index instead
         // of opening it.
         doubt.write();
+        let opened = database::open(&directory.join(INDEX), cache_bytes).inspect_err(|error| {
+            if !error.is_doubt() {
+                doubt.remove();
+            }
+        });
         let Opened {
             database,
             meta,
@@ -109,7 +125,7 @@ impl Index {
             quarantine,
             expectations,
             was_whole,
-        } = database::open(&directory.join(FOLDER), cache_bytes)?;
+        } = opened?;
         let said = meta.get(CHECKPOINT)?;
         doubt.remove();
 
@@ -130,6 +146,13 @@ impl Index {
     /// Why it has to be built again; `None` if no error was met.
     pub(super) fn problem(&self) -> Option<&str> {
         self.doubt.problem()
+    }
+
+    /// Has it built again, as it does not fit the log.
+    pub(super) fn put_in_doubt(&self, problem: String) -> IndexError {
+        let error = IndexError::Doubt(problem);
+        self.doubt.raise(&error.to_string());
+        error
     }
 
     /// Everything that it has of the quarantine, in the order of the numbers.
@@ -192,13 +215,33 @@ impl Index {
     }
 }
 
-/// Removes the index of a data directory.
-pub(super) fn remove(directory: &Path) -> io::Result<()> {
-    let old = directory.join(OLD_FOLDER);
-    files::if_there(fs::remove_dir_all(&old))?;
-    files::if_there(fs::rename(directory.join(FOLDER), &old))?;
-    // Before anything is built where it was.
-    File::open(directory)?.sync_all()?;
-    files::if_there(fs::remove_dir_all(old))?;
+/// Empties the index of a data directory. In place: its folder may be a link or a mount point.
+///
+/// Until it is empty, the file of the doubt is there: a crash must not leave a part of the index
+/// where all of it should be.
+pub(super) fn empty(directory: &Path) -> io::Result<()> {
+    doubt::mark(directory)?;
+    let folder = directory.join(INDEX);
+    match fs::read_dir(&folder) {
+        Ok(entries) => {
+            entries.into_iter().try_for_each(|entry| remove(&entry?))?;
+            // Before anything is built there.
+            File::open(&folder)?.sync_all()?;
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) if error.kind() == io::ErrorKind::NotADirectory => fs::remove_file(&folder)?,
+        Err(error) => return Err(error),
+    }
     files::if_there(fs::remove_file(directory.join(doubt::FILE)))
+}
+
+fn remove(entry: &DirEntry) -> io::Result<()> {
+    if entry.file_name() == LOST_AND_FOUND {
+        return Ok(());
+    }
+    if entry.file_type()?.is_dir() {
+        fs::remove_dir_all(entry.path())
+    } else {
+        fs::remove_file(entry.path())
+    }
 }

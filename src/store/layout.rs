@@ -18,6 +18,8 @@ use crate::event::{Fingerprint, Labels, Product, Sequence, TaskStatus};
 
 /// Version of this layout. A store of another version is refused.
 pub(super) const FORMAT: u64 = 7;
+/// The folder of the index below the data directory.
+pub(super) const INDEX: &str = "index";
 /// Of what a backup is made of, whatever a store is made of.
 pub(super) const BACKUP_FORMAT: u64 = 6;
 

@@ -52,31 +52,34 @@ use bytes::Bytes;
 use parking_lot::{Mutex, MutexGuard};
 use uuid::Uuid;
 
-pub use append::{AppendSummary, WhenRunning};
-pub use backup::{Backup, BackupSummary};
-pub use backup_results::{BackupResult, BackupResults, BackupTaken};
-pub use clock::Clock;
-pub use database::catches_panic;
-pub use directory::{check_expected, is_part};
-pub use error::{AppendError, OpenError, ReadError, RestoreError};
-pub use expectation::{
-    EXPECTATION_LABEL_BYTES_MAX, EXPECTATIONS_MAX, EXPECTATIONS_PER_CLIENT_MAX, Expectation,
-    Expected, NewExpectation, Whose,
+pub(crate) use append::{AppendSummary, WhenRunning};
+pub use backup::Backup;
+pub(crate) use backup::BackupSummary;
+pub(crate) use backup_results::{BackupResult, BackupResults};
+pub(crate) use clock::Clock;
+pub(crate) use database::catches_panic;
+pub(crate) use directory::{check_expected, is_part};
+pub(crate) use error::AppendError;
+pub use error::{OpenError, ReadError, RestoreError};
+pub(crate) use expectation::{
+    EXPECTATION_LABEL_BYTES_MAX, EXPECTATIONS_MAX, EXPECTATIONS_PER_CLIENT_MAX,
 };
-pub use expectation_index::ExpectationCounts;
-pub use layout::{Bound, QuarantineHeader};
+pub use expectation::{Expectation, Expected, NewExpectation, Whose};
+pub(crate) use expectation_index::ExpectationCounts;
+pub(crate) use layout::Bound;
+pub use layout::QuarantineHeader;
 pub use quarantine::{NewQuarantined, Quarantined};
-pub use read::{Chunk, Keep, ReadLimits, TaskPlace, bytes_held};
+pub use read::{Chunk, Keep, ReadLimits};
+pub(crate) use read::{TaskPlace, bytes_held};
 pub use replay::replayed_commits;
 #[cfg(fuzzing)]
 pub(crate) use restore::check as check_backup;
-pub use restore::{restore, restore_and_append};
-pub use shares::CREDENTIAL_PRODUCTS_MAX;
-pub use started::{Cut, Found, Started};
-pub use writer::{
-    Appender, ERASURE_PLACES_MAX, Erased, Erasure, Maintenance, Publish, Retention, WriteError,
-    Writer, writer,
-};
+pub use restore::restore;
+pub(crate) use restore::restore_and_append;
+pub(crate) use shares::CREDENTIAL_PRODUCTS_MAX;
+pub(crate) use started::Started;
+pub use writer::{Appender, Erased, Erasure, Retention, WriteError, Writer, writer};
+pub(crate) use writer::{ERASURE_PLACES_MAX, Publish};
 
 use crate::{
     event::{Cursor, Epoch, Fingerprint, Labels, Product, Sequence, TaskId, TaskStatus},
@@ -104,7 +107,7 @@ pub struct Draft {
     pub status: TaskStatus,
     /// What the event says, condensed.
     pub fingerprint: Fingerprint,
-    /// When the callback was received by the log's [`Clock`], in microseconds since 1970.
+    /// When the callback was received by the log's `Clock`, in microseconds since 1970.
     pub received_at_micros: i64,
     /// From the callback URL.
     pub labels: Labels,
@@ -219,7 +222,7 @@ impl Store {
     }
 
     /// A place of this log in the form clients hold.
-    pub fn cursor(&self, sequence: Sequence) -> Cursor {
+    pub(crate) fn cursor(&self, sequence: Sequence) -> Cursor {
         Cursor {
             epoch: self.epoch,
             sequence,
@@ -227,17 +230,17 @@ impl Store {
     }
 
     /// How it was found when it was opened.
-    pub fn started(&self) -> &Started {
+    pub(crate) fn started(&self) -> &Started {
         &self.started
     }
 
     /// What became of its backups.
-    pub fn backup_results(&self) -> &BackupResults {
+    pub(crate) fn backup_results(&self) -> &BackupResults {
         &self.backup_results
     }
 
     /// Notes that nothing is written any more, and that everything was. The writer must have ended.
-    pub fn close(&self) {
+    pub(crate) fn close(&self) {
         if matches!(self.health(), Health::Failed(_)) {
             return;
         }
@@ -247,12 +250,12 @@ impl Store {
     }
 
     /// What the log is stamped and aged by.
-    pub fn clock(&self) -> &Arc<Clock> {
+    pub(crate) fn clock(&self) -> &Arc<Clock> {
         &self.clock
     }
 
     /// How much is kept.
-    pub fn summary(&self) -> Summary {
+    pub(crate) fn summary(&self) -> Summary {
         let Totals {
             event_count,
             event_bytes,
@@ -270,7 +273,7 @@ impl Store {
 
     /// How often events were erased since the store was opened. What was read from it before that
     /// must not be handed out.
-    pub fn erasures(&self) -> u64 {
+    pub(crate) fn erasures(&self) -> u64 {
         self.erasures.load(Ordering::Acquire)
     }
 
@@ -285,7 +288,7 @@ impl Store {
     }
 
     /// Whether writes are taken, as of the last commit or check.
-    pub fn health(&self) -> Health {
+    pub(crate) fn health(&self) -> Health {
         match self.index.problem() {
             Some(problem) => Health::Failed(format!("the index: {problem}")),
             None => lock(&self.health).clone(),

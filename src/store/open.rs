@@ -22,12 +22,12 @@ use super::{
     error::{IndexError, StartFailure},
     expectation_index::ExpectationIndex,
     index::{self, Checkpoint, Index, Unsynced},
-    layout::{Damaged, Totals},
+    layout::{Damaged, INDEX, Totals},
     lock,
     log::{self, Log},
     marker,
     quarantine_index::QuarantineIndex,
-    replay::{ToErase, load_expectations, load_quarantine, replay},
+    replay::{Reached, ReplayFrom, ToErase, load_expectations, load_quarantine, replay},
     shares::Shares,
     started::{self, Cut},
     task_entry::may_lack,
@@ -143,6 +143,7 @@ impl Store {
         };
 
         store.checkpoint()?;
+        store.log.remove_forgotten();
         if acknowledged.is_none() && store.head().0 > 0 {
             tracing::warn!(
                 "nothing tells whether the log is whole: the file `acknowledged` and its copy are missing"
@@ -165,6 +166,8 @@ impl Store {
             epoch: self.epoch,
             commit: self.log.applied(),
             replay_from,
+            forgotten_before: first_available,
+            is_on_the_way: false,
         };
         let unsynced = Unsynced {
             quarantine: lock(&self.quarantine).take_changes(),
@@ -182,7 +185,7 @@ fn open_or_begin(
     acknowledged: Option<Acknowledged>,
 ) -> Result<(log::Opened, bool), StartFailure> {
     // The log is made before its index.
-    let is_begun = acknowledged.is_some() || path.join(index::FOLDER).try_exists()?;
+    let is_begun = acknowledged.is_some() || path.join(INDEX).try_exists()?;
     if let Some(opened) = Log::open(path, acknowledged, is_begun)? {
         return Ok((opened, false));
     }
@@ -238,11 +241,17 @@ impl Indexed {
         totals: &Totals,
     ) -> Result<Self, StartFailure> {
         let index = Index::open(path, cache_bytes)?;
-        let from = replay_from(index.checkpoint, log).map_err(IndexError::Doubt)?;
+        let from = replay_from(index.checkpoint, log, totals).map_err(IndexError::Doubt)?;
+        if index.checkpoint.is_some_and(|it| it.is_on_the_way) {
+            tracing::info!(
+                segment = from.segment,
+                "the index is built on from its last checkpoint"
+            );
+        }
         let mut indexed = Self::of(index);
         load_quarantine(&indexed.index, indexed.state())?;
         load_expectations(&indexed.index, indexed.state())?;
-        indexed.to_erase = replay(log, indexed.state(), totals, Some(from))?;
+        indexed.replay(log, totals, &from)?;
         indexed.check(log, totals)?;
         Ok(indexed)
     }
@@ -254,9 +263,13 @@ impl Indexed {
         log: &Log,
         totals: &Totals,
     ) -> Result<Self, StartFailure> {
-        index::remove(path)?;
+        index::empty(path).map_err(StartFailure::Emptying)?;
         let mut indexed = Self::of(Index::open(path, cache_bytes)?);
-        indexed.to_erase = replay(log, indexed.state(), totals, None)?;
+        let from = ReplayFrom {
+            segment: log.noted_oldest(),
+            forgotten_before: Sequence(totals.first_available),
+        };
+        indexed.replay(log, totals, &from)?;
         // What does not fit now is not the index's fault.
         indexed.check(log, totals).map_err(|error| match error {
             StartFailure::Index(IndexError::Doubt(problem)) => StartFailure::Corrupt(problem),
@@ -274,6 +287,41 @@ impl Indexed {
             shares: Mutex::default(),
             to_erase: ToErase::default(),
         }
+    }
+
+    /// Applies what it does not have yet, with checkpoints on the way.
+    fn replay(
+        &mut self,
+        log: &Log,
+        totals: &Totals,
+        from: &ReplayFrom,
+    ) -> Result<(), StartFailure> {
+        self.to_erase = replay(log, self.state(), totals, from, |reached| {
+            let Reached {
+                segment,
+                commit,
+                to_erase: ToErase { places, copies },
+            } = reached;
+            log.erase(&places, &copies)?;
+            let checkpoint = Checkpoint {
+                epoch: log.epoch(),
+                commit,
+                replay_from: segment,
+                forgotten_before: Sequence(totals.first_available),
+                is_on_the_way: true,
+            };
+            let unsynced = Unsynced {
+                quarantine: lock(&self.quarantine).take_changes(),
+                expectations: lock(&self.expectations).take_changes(),
+            };
+            self.index.sync(checkpoint, unsynced)?;
+            tracing::debug!(
+                segment,
+                "a start that is cut off from here on goes on with this segment"
+            );
+            Ok(())
+        })?;
+        Ok(())
     }
 
     fn state(&self) -> State<'_> {
@@ -344,12 +392,19 @@ pub(super) fn kept_from(
     [quarantined, expected].into_iter().flatten().min()
 }
 
-/// The segment with which to begin to replay, or why a checkpoint cannot be believed.
-fn replay_from(checkpoint: Option<Checkpoint>, log: &Log) -> Result<u64, String> {
-    let newest = log.applied();
+/// Where to begin to replay, or why a checkpoint cannot be believed.
+fn replay_from(
+    checkpoint: Option<Checkpoint>,
+    log: &Log,
+    totals: &Totals,
+) -> Result<ReplayFrom, String> {
+    let (newest, first_available) = (log.applied(), Sequence(totals.first_available));
     let Some(checkpoint) = checkpoint else {
         return if newest == 0 {
-            Ok(0)
+            Ok(ReplayFrom {
+                segment: 0,
+                forgotten_before: first_available,
+            })
         } else {
             Err("there is none, or it does not say up to where it has the log".into())
         };
@@ -358,6 +413,8 @@ fn replay_from(checkpoint: Option<Checkpoint>, log: &Log) -> Result<u64, String>
         epoch,
         commit,
         replay_from,
+        forgotten_before,
+        is_on_the_way: _,
     } = checkpoint;
     if epoch != log.epoch() {
         return Err(format!("it is that of log {epoch}"));
@@ -367,8 +424,25 @@ fn replay_from(checkpoint: Option<Checkpoint>, log: &Log) -> Result<u64, String>
             "it has {commit} commits, and the log ends behind {newest}"
         ));
     }
+    if forgotten_before > first_available {
+        let (forgotten, first) = (forgotten_before.0, first_available.0);
+        return Err(format!(
+            "it has forgotten all before event {forgotten}, and the log has event {first}"
+        ));
+    }
+    // Files go behind the checkpoint of an index that has forgotten their events: this is none of
+    // those that the log has had since.
+    if forgotten_before < log.oldest() {
+        let (forgotten, oldest) = (forgotten_before.0, log.oldest().0);
+        return Err(format!(
+            "it may name events from {forgotten} on, and the log begins with event {oldest}"
+        ));
+    }
     match log.first_commit_of(replay_from) {
-        Some(first) if first <= commit + 1 => Ok(replay_from),
+        Some(first) if first <= commit + 1 => Ok(ReplayFrom {
+            segment: replay_from,
+            forgotten_before,
+        }),
         _ => Err(format!(
             "it ends behind commit {commit}, and the log begins later"
         )),

@@ -57,7 +57,7 @@ impl Keep {
 }
 
 /// Memory that records hold: their own bytes, and the rest of the blocks that they share.
-pub fn bytes_held(records: &[Record]) -> usize {
+pub(crate) fn bytes_held(records: &[Record]) -> usize {
     let bytes: usize = records.iter().map(Record::len).sum();
     bytes + bytes.min(LARGE_READ_BYTES)
 }
@@ -173,7 +173,7 @@ impl Store {
 
     /// Hands on where the events of these tasks are, erased or not, task by task, all as of one
     /// moment.
-    pub fn each_task_event<'a>(
+    pub(crate) fn each_task_event<'a>(
         &self,
         task_ids: impl IntoIterator<Item = &'a TaskId>,
         range: RangeInclusive<Sequence>,
@@ -238,7 +238,11 @@ impl Store {
 
     /// The records at these places, in the order given, up to `bytes_max` after the first; fewer
     /// are no error.
-    pub fn get_all(&self, places: &[Sequence], bytes_max: usize) -> Result<Vec<Record>, ReadError> {
+    pub(crate) fn get_all(
+        &self,
+        places: &[Sequence],
+        bytes_max: usize,
+    ) -> Result<Vec<Record>, ReadError> {
         let mut records: Vec<Record> = Vec::with_capacity(places.len());
         let mut bytes = 0;
         for &place in places {
@@ -253,7 +257,7 @@ impl Store {
     }
 
     /// The log time that is meant by a time of the machine's, both in microseconds since 1970.
-    pub fn log_time(&self, micros: i64) -> i64 {
+    pub(crate) fn log_time(&self, micros: i64) -> i64 {
         self.clock.meant_by(micros)
     }
 
@@ -267,7 +271,7 @@ impl Store {
     /// Only the newest change of the clock is noted. If the log still has events from before an
     /// older one, the place is exact for times since then, and may be off by as much as that change
     /// for times before.
-    pub fn seek_time(&self, micros: i64) -> Result<Sequence, ReadError> {
+    pub(crate) fn seek_time(&self, micros: i64) -> Result<Sequence, ReadError> {
         let micros = self.log_time(micros);
         let Correction {
             events, at_micros, ..
@@ -293,7 +297,7 @@ impl Store {
 
 impl ReadLimits {
     /// Most that a read holds, if no event has more than `event_bytes_max`.
-    pub fn bytes_held_max(self, event_bytes_max: usize) -> usize {
+    pub(crate) fn bytes_held_max(self, event_bytes_max: usize) -> usize {
         self.bytes_max
             .saturating_add(event_bytes_max)
             .saturating_add(LARGE_READ_BYTES)

@@ -14,7 +14,7 @@ const REOPEN_FREE_BYTES_MIN: u64 = 64 * 1024 * 1024;
 impl Store {
     /// Whether a store that has failed would find what it needs: its own directory, room, and a
     /// disk that takes a write. Says what is missing. Blocks on the disk.
-    pub fn can_reopen_after_failure(&self) -> Result<(), String> {
+    pub(crate) fn can_reopen_after_failure(&self) -> Result<(), String> {
         if !self.is_in_place() {
             return Err("the data directory was removed or replaced".to_owned());
         }

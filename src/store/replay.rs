@@ -4,8 +4,12 @@
 //! The index may have a commit already, or some that follow it. So events that retention has
 //! forgotten since are not put in again: the index may have forgotten them, and keeps no trace of
 //! that.
+//!
+//! A long replay, as that of a rebuild, makes checkpoints on its way: one that is killed goes on
+//! there.
 
 use std::{
+    mem,
     ops::{ControlFlow, RangeInclusive},
     sync::atomic::{AtomicU64, Ordering},
     time::{Duration, Instant},
@@ -18,7 +22,7 @@ use super::{
     index::Index,
     layout::{Damaged, QuarantineHeader, TaskEvent, Totals, parse_quarantined},
     lock,
-    log::{Entry, Frame, Log, Place, READ_BYTES, Replayed},
+    log::{Entry, Frame, Log, Next, Place, READ_BYTES, Replayed},
 };
 use crate::event::{Product, Record, Selectable, Sequence, TaskId};
 
@@ -33,6 +37,12 @@ pub fn replayed_commits() -> u64 {
     REPLAYED.load(Ordering::Relaxed)
 }
 
+/// A replay makes a checkpoint when it has read so much since the last, at the end of a segment: as
+/// often as a running broker does whose segments are full. Unit tests pass one at each segment.
+const CHECKPOINT_BYTES: u64 = if cfg!(test) { 0 } else { 32 * 1024 * 1024 };
+/// Changes that are held in memory until they are written, some hundred bytes each.
+const CHANGES_MAX: usize = 10_000;
+
 /// What the replayed commits have erased: a crash may have cut off the overwriting.
 #[derive(Debug, Default)]
 pub(super) struct ToErase {
@@ -41,51 +51,55 @@ pub(super) struct ToErase {
     pub copies: Vec<(u64, Place)>,
 }
 
-/// Brings an index to where the log is, by the commits from a segment on; by all of them if it is
-/// `None`. `totals` are those of the log's last commit.
+/// From where on an index lacks the log.
+pub(super) struct ReplayFrom {
+    /// The segment to begin with.
+    pub segment: u64,
+    /// The index has forgotten all events before this one.
+    pub forgotten_before: Sequence,
+}
+
+/// Where a replay is on its way: all commits before are applied.
+pub(super) struct Reached {
+    /// The segment that is next.
+    pub segment: u64,
+    /// The newest commit before it.
+    pub commit: u64,
+    /// To be overwritten before a checkpoint passes it.
+    pub to_erase: ToErase,
+}
+
+/// Brings an index to where the log is. `totals` are those of the log's last commit; `checkpoint` is
+/// called on the way.
 pub(super) fn replay(
     log: &Log,
     state: State<'_>,
     totals: &Totals,
-    from: Option<u64>,
+    from: &ReplayFrom,
+    checkpoint: impl FnMut(Reached) -> Result<(), StartFailure>,
 ) -> Result<ToErase, StartFailure> {
-    let first_available = totals.first_available;
+    let first_available = Sequence(totals.first_available);
+    // Before any checkpoint, which says that they are forgotten.
+    if from.forgotten_before < first_available {
+        forget(
+            log,
+            state,
+            from.forgotten_before..=first_available.previous(),
+        )?;
+    }
+
     let mut replay = Replay {
+        log,
         state,
         first_available,
+        checkpoint,
+        unsaved_bytes: 0,
         to_erase: ToErase::default(),
         started: Instant::now(),
         told: Instant::now(),
     };
-    let before = log.replay(from.unwrap_or(0), |replayed| replay.take(&replayed))?;
-    let mut to_erase = replay.to_erase;
-
-    let mut overlay = Overlay::new(state, 0);
-    // Files that are gone were removed behind a checkpoint, and the index has forgotten their
-    // events durably. One that was empty was given none of them.
-    let first = before.first_available.max(log.oldest().0);
-    if first < first_available && from.is_some() {
-        let places = Sequence(first)..=Sequence(first_available).previous();
-        forget(log, places, &mut overlay)?;
-    }
-
-    to_erase.places.sort_unstable();
-    to_erase.places.dedup();
-    to_erase.places.retain(|place| place.0 >= first_available);
-    for &place in &to_erase.places {
-        match log.get(place) {
-            Ok(record) => {
-                let task_id = &task_of(&record)?;
-                overlay.apply(Change::Erased { task_id, place })?;
-            }
-            // It cannot be erased in the log either, which reports it.
-            Err(error) => {
-                tracing::error!(place = place.0, %error, "cannot note in the index what is erased");
-            }
-        }
-    }
-    overlay.into_changes().write(state, log.newest(), [])?;
-    Ok(to_erase)
+    log.replay(from.segment, |replayed| replay.take(&replayed))?;
+    replay.take_erased()
 }
 
 /// Takes up the quarantine as an index has stored it.
@@ -115,35 +129,83 @@ pub(super) fn load_expectations(index: &Index, state: State<'_>) -> Result<(), I
     Ok(())
 }
 
-struct Replay<'a> {
+struct Replay<'a, C> {
+    log: &'a Log,
     state: State<'a>,
-    first_available: u64,
+    first_available: Sequence,
+    checkpoint: C,
+    /// Of the segments since the last checkpoint.
+    unsaved_bytes: u64,
     to_erase: ToErase,
     started: Instant,
     told: Instant,
 }
 
-impl Replay<'_> {
+impl<C: FnMut(Reached) -> Result<(), StartFailure>> Replay<'_, C> {
     fn take(&mut self, replayed: &Replayed<'_>) -> Result<(), StartFailure> {
         match replayed {
             Replayed::Commit(place, frame) => {
                 REPLAYED.fetch_add(1, Ordering::Relaxed);
                 self.apply(*place, frame)
             }
-            Replayed::Segment { done, of } => {
-                if self.told.elapsed() >= PROGRESS_INTERVAL {
-                    self.told = Instant::now();
-                    let seconds = self.started.elapsed().as_secs();
-                    tracing::info!(
-                        segments = done,
-                        of,
-                        seconds,
-                        "reading the log for its index"
-                    );
-                }
-                Ok(())
+            Replayed::Segment(next) => {
+                self.report(next);
+                self.save(next)
             }
         }
+    }
+
+    fn report(&mut self, next: &Next) {
+        if self.told.elapsed() >= PROGRESS_INTERVAL {
+            self.told = Instant::now();
+            let seconds = self.started.elapsed().as_secs();
+            let Next { done, of, .. } = *next;
+            tracing::info!(
+                segments = done,
+                of,
+                seconds,
+                "reading the log for its index"
+            );
+        }
+    }
+
+    /// Makes a checkpoint behind the segments that are done, if there is enough in them.
+    fn save(&mut self, next: &Next) -> Result<(), StartFailure> {
+        if next.done > 0 && self.unsaved_bytes >= CHECKPOINT_BYTES {
+            let to_erase = self.take_erased()?;
+            (self.checkpoint)(Reached {
+                segment: next.number,
+                commit: next.commit - 1,
+                to_erase,
+            })?;
+            self.unsaved_bytes = 0;
+        }
+        self.unsaved_bytes += next.bytes;
+        Ok(())
+    }
+
+    /// Notes in the index what the commits so far have erased, and hands it over.
+    fn take_erased(&mut self) -> Result<ToErase, StartFailure> {
+        let mut to_erase = mem::take(&mut self.to_erase);
+        let ToErase { places, .. } = &mut to_erase;
+        places.sort_unstable();
+        places.dedup();
+        places.retain(|&place| place >= self.first_available);
+        let mut changes = Pieces::of(self.state);
+        for &place in &*places {
+            match self.log.get(place) {
+                Ok(record) => {
+                    let task_id = &task_of(&record)?;
+                    changes.apply(Change::Erased { task_id, place })?;
+                }
+                // It cannot be erased in the log either, which reports it.
+                Err(error) => {
+                    tracing::error!(place = place.0, %error, "cannot note in the index what is erased");
+                }
+            }
+        }
+        changes.write()?;
+        Ok(to_erase)
     }
 
     /// Applies one commit as the writer did, but for events that are forgotten by now, and for
@@ -153,7 +215,7 @@ impl Replay<'_> {
         let mut places = Vec::new();
         for entry in frame.entries() {
             match entry? {
-                Entry::Event { record, .. } if record.sequence().0 < self.first_available => {}
+                Entry::Event { record, .. } if record.sequence() < self.first_available => {}
                 Entry::Event {
                     event_id,
                     fingerprint,
@@ -216,16 +278,17 @@ impl Replay<'_> {
 /// Has the index forget the events at these places.
 fn forget(
     log: &Log,
+    state: State<'_>,
     places: RangeInclusive<Sequence>,
-    overlay: &mut Overlay<'_>,
 ) -> Result<(), StartFailure> {
+    let mut changes = Pieces::of(state);
     let mut failed = None;
     log.scan(places, READ_BYTES, |record| {
         let forgotten = task_of(&record)
             .map_err(StartFailure::from)
             .and_then(|task_id| {
                 let (task_id, place) = (&task_id, record.sequence());
-                Ok(overlay.apply(Change::Forgotten { task_id, place })?)
+                Ok(changes.apply(Change::Forgotten { task_id, place })?)
             });
         failed = forgotten.err();
         Ok(if failed.is_none() {
@@ -234,9 +297,78 @@ fn forget(
             ControlFlow::Break(())
         })
     })?;
-    failed.map_or(Ok(()), Err)
+    failed.map_or(Ok(()), Err)?;
+    Ok(changes.write()?)
+}
+
+/// Changes that are written whenever there are [`CHANGES_MAX`].
+struct Pieces<'a> {
+    state: State<'a>,
+    overlay: Overlay<'a>,
+    count: usize,
+}
+
+impl<'a> Pieces<'a> {
+    fn of(state: State<'a>) -> Self {
+        Self {
+            state,
+            overlay: Overlay::new(state, 0),
+            count: 0,
+        }
+    }
+
+    fn apply(&mut self, change: Change<'_>) -> Result<(), IndexError> {
+        self.overlay.apply(change)?;
+        self.count += 1;
+        if self.count == CHANGES_MAX {
+            mem::replace(self, Self::of(self.state)).write()?;
+        }
+        Ok(())
+    }
+
+    fn write(self) -> Result<(), IndexError> {
+        let segment = 0; // of expectations, of which there are none here
+        self.overlay.into_changes().write(self.state, segment, [])
+    }
 }
 
 fn task_of(record: &Record) -> Result<TaskId, Damaged> {
     TaskId::parse(record.task_id()).map_err(|_| Damaged("task id of an event"))
+}
+
+#[cfg(test)]
+mod tests {
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::{event::TaskStatus, store::Store};
+
+    #[test]
+    fn changes_of_a_replay_are_written_when_there_are_many() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store::open(directory.path(), 1 << 20).unwrap();
+        let id = |number: usize| TaskId::parse(&format!("t{number}")).unwrap();
+        let event = |number: usize| TaskEvent {
+            sequence: Sequence(number as u64),
+            event_id: Uuid::nil(),
+            fingerprint: 7.into(),
+            revision: 1,
+            status: TaskStatus::Completed,
+            product: Product::parse("veo").unwrap(),
+            is_erased: false,
+        };
+        let tasks = (1..=CHANGES_MAX + 1).map(|number| (id(number), vec![event(number)]));
+        store.index.tasks.change(tasks).unwrap();
+        let named = |number: usize| store.index.tasks.get(&id(number)).unwrap().len();
+
+        let mut changes = Pieces::of(store.state());
+        for number in 1..=CHANGES_MAX + 1 {
+            assert_eq!(named(1), usize::from(number <= CHANGES_MAX), "{number}");
+            let (task_id, place) = (&id(number), Sequence(number as u64));
+            changes.apply(Change::Forgotten { task_id, place }).unwrap();
+        }
+        assert_eq!([named(CHANGES_MAX), named(CHANGES_MAX + 1)], [0, 1]);
+        changes.write().unwrap();
+        assert_eq!(named(CHANGES_MAX + 1), 0);
+    }
 }

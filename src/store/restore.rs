@@ -50,7 +50,7 @@ pub fn restore(backup: impl Read, path: &Path) -> Result<BackupSummary, RestoreE
 
 /// The same, and adds behind it what the data directory of another broker has, which must not run.
 /// At the end a file in that directory says that it is used up; else nothing of it is changed.
-pub fn restore_and_append(
+pub(crate) fn restore_and_append(
     backup: impl Read,
     path: &Path,
     other: &Path,

@@ -14,7 +14,7 @@ use std::{
 
 /// Products of one credential that have a share of their own, here and in its budget for a minute;
 /// several times as many as the vendor has. The others share one.
-pub const CREDENTIAL_PRODUCTS_MAX: usize = 64;
+pub(crate) const CREDENTIAL_PRODUCTS_MAX: usize = 64;
 
 /// The measure by which there may be too much.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -10,7 +10,7 @@ use crate::{event::Epoch, files};
 
 /// How a log was found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Found {
+pub(crate) enum Found {
     /// There was none: it begins.
     New,
     /// As the last broker had closed it.
@@ -25,7 +25,7 @@ pub enum Found {
 
 impl Found {
     /// One word, as in metrics and the log.
-    pub fn as_str(self) -> &'static str {
+    pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::New => "new",
             Self::Clean => "clean",
@@ -38,7 +38,7 @@ impl Found {
 
 /// What a crash had begun to write, and a start has taken back. None of it was ever acknowledged.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Cut {
+pub(crate) struct Cut {
     /// Of a last commit that is not whole.
     pub log_bytes: u64,
 }
@@ -54,7 +54,7 @@ impl fmt::Display for Cut {
 
 /// How a start went.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Started {
+pub(crate) struct Started {
     /// How the log was found.
     pub found: Found,
     /// The version that had it last; `None` of a new one, or if nothing tells.

@@ -2,6 +2,9 @@
 //!
 //! A signed URL is for one product, so everything is counted by product: the holder of a URL takes no room from another product's
 //! events of the same task id. Each new event rewrites the entry, so its size is bounded.
+//!
+//! Which events an entry names follows from the retained events alone ([`insert`]). So the writer, which has seen events that are
+//! forgotten by now, and a rebuild of the index, which has not, name the same.
 
 use super::layout::TaskEvent;
 use crate::event::{Product, Sequence};
@@ -10,10 +13,19 @@ use crate::event::{Product, Sequence};
 /// and some. Each new event of a task rewrites all that the index names of it, some 70 bytes each,
 /// so this is also what an append costs at most.
 pub(super) const TASK_EVENTS_MAX: usize = 128;
-/// Most terminal events of one task of one product that the index names. The vendor sends one.
-pub(super) const TERMINAL_EVENTS_NAMED: usize = 64;
+/// So many newest terminal events of one task of one product are named. The vendor sends one.
+pub(super) const NEWEST_NAMED: usize = 32;
+/// Terminal events up to this revision are named, too: the first ones that a task ever had, whatever
+/// came before them that is not terminal.
+pub(super) const FIRST_REVISIONS: u32 = TASK_EVENTS_MAX as u32 + 8;
+/// Most terminal events of one task of one product that the index names.
+pub(super) const TERMINAL_EVENTS_NAMED: usize = FIRST_REVISIONS as usize + NEWEST_NAMED;
+/// Behind an event with terminal events of so many products behind it, a task id is crowded: of
+/// each product, half of [`CROWDED_EVENTS_MAX`] newest terminal events and as many first revisions
+/// are named. A signed URL cannot bring this about alone.
+pub(super) const CROWDED_PRODUCTS: usize = 3;
 /// With so many events of one task id, of all products together, each product may have
-/// [`CROWDED_EVENTS_MAX`] of either kind. A signed URL cannot bring this about alone.
+/// [`CROWDED_EVENTS_MAX`] that are not terminal. A signed URL cannot bring this about alone.
 pub(super) const CROWDED_AT: usize = 2 * (TASK_EVENTS_MAX + TERMINAL_EVENTS_NAMED);
 /// Enough for a real task.
 pub(super) const CROWDED_EVENTS_MAX: usize = 8;
@@ -21,38 +33,59 @@ pub(super) const CROWDED_EVENTS_MAX: usize = 8;
 /// Puts an event into the entry of its task, at its place; false if it is there already, and stays
 /// as it is.
 ///
-/// A terminal event is always taken, so the entry gives up the name of another one when there are
-/// too many: of the terminal events of a product it names the first half and the newest half. Those
-/// between are in the log, are not found by task, and a repetition of one is news.
+/// A terminal event is always taken, so the entry gives up the names of others when there are too
+/// many. Those are in the log, are not found by task, and a repetition of one is news.
 pub(super) fn insert(known: &mut Vec<TaskEvent>, event: TaskEvent) -> bool {
     let Err(at) = known.binary_search_by_key(&event.sequence, |known| known.sequence) else {
         return false;
     };
-    let terminal = event.status.is_terminal().then(|| event.product.clone());
+    let is_terminal = event.status.is_terminal();
     known.insert(at, event);
-    if let Some(product) = terminal {
-        name_at_most(TERMINAL_EVENTS_NAMED, known, &product);
-        if is_crowded(known) {
-            name_at_most(CROWDED_EVENTS_MAX, known, &product);
-        }
+    if is_terminal && known.len() > CROWDED_EVENTS_MAX / 2 {
+        give_up_names(known); // almost never
     }
     true
 }
 
-fn name_at_most(most: usize, known: &mut Vec<TaskEvent>, product: &Product) {
-    if known.len() <= most {
-        return; // almost always
-    }
-    let is_terminal = |event: &TaskEvent| event.product == *product && event.status.is_terminal();
-    let count = known.iter().filter(|event| is_terminal(event)).count();
-    let surplus = most / 2..(count + most / 2).saturating_sub(most);
-    let mut places = 0..;
-    known.retain(|event| {
-        !is_terminal(event)
-            || places
-                .next()
-                .is_none_or(|place: usize| !surplus.contains(&place))
-    });
+/// Takes out the terminal events that are not named any more.
+///
+/// Whether one is named depends on itself and on the events behind it, never on those before:
+/// retention may have forgotten these. And whatever is given up here is never missed when others
+/// are judged: the newest of each product always stay.
+fn give_up_names(known: &mut Vec<TaskEvent>) {
+    // How many terminal events of each product are behind: hardly ever of more than one product.
+    let mut behind: Vec<(&Product, usize)> = Vec::new();
+    let is_named: Vec<_> = known
+        .iter()
+        .rev()
+        .map(|event| {
+            if !event.status.is_terminal() {
+                return true;
+            }
+            let (newest, first) = if behind.len() >= CROWDED_PRODUCTS {
+                let half = CROWDED_EVENTS_MAX / 2;
+                (half, half as u32)
+            } else {
+                (NEWEST_NAMED, FIRST_REVISIONS)
+            };
+            let known = behind
+                .iter_mut()
+                .find(|(product, _)| **product == event.product);
+            let newer = match known {
+                Some((_, count)) => {
+                    *count += 1;
+                    *count - 1
+                }
+                None => {
+                    behind.push((&event.product, 1));
+                    0
+                }
+            };
+            newer < newest || event.revision <= first
+        })
+        .collect();
+    let mut is_named = is_named.into_iter().rev();
+    known.retain(|_| is_named.next().unwrap_or(true));
 }
 
 /// Whether the index may have given up any of this task's terminal events.

@@ -318,7 +318,7 @@ mod tests {
     }
 
     #[test]
-    fn what_changes_together_is_told_together_and_never_grows_older_while_others_flush() {
+    fn changes_made_together_are_read_together_and_never_grow_older_while_others_flush() {
         const ROUNDS: u64 = 300;
         let directory = tempfile::tempdir().unwrap();
         let tasks = tasks_in(directory.path(), usize::MAX);
@@ -394,7 +394,7 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(30))]
 
         #[test]
-        fn it_tells_what_it_was_told_last_wherever_that_lies(steps in vec(any_step(), 1..25), recent_max in 2..6usize) {
+        fn the_newest_change_is_read_wherever_it_lies(steps in vec(any_step(), 1..25), recent_max in 2..6usize) {
             let directory = tempfile::tempdir().unwrap();
             let mut tasks = tasks_in(directory.path(), recent_max);
             let mut known = BTreeMap::new();

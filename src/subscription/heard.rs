@@ -13,7 +13,7 @@ use tokio::time::Instant;
 
 /// The last receipt on one connection. The connection writes it and its streams read it; clones share it.
 #[derive(Clone, Debug)]
-pub struct Heard(Arc<LastReceipt>);
+pub(crate) struct Heard(Arc<LastReceipt>);
 
 #[derive(Debug)]
 struct LastReceipt {
@@ -33,12 +33,12 @@ impl Default for Heard {
 
 impl Heard {
     /// Notes that the connection has received something now.
-    pub fn note(&self) {
+    pub(crate) fn note(&self) {
         self.0.last_millis.store(self.millis(), Relaxed);
     }
 
     /// The time since the last receipt.
-    pub fn silent_for(&self) -> Duration {
+    pub(crate) fn silent_for(&self) -> Duration {
         Duration::from_millis(
             self.millis()
                 .saturating_sub(self.0.last_millis.load(Relaxed)),

@@ -32,7 +32,7 @@ const NO_SEAT: usize = usize::MAX;
 
 /// The state of a subscription, as operators see it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum SubscriptionState {
+pub(crate) enum SubscriptionState {
     /// The subscription reads the log.
     CatchingUp,
     /// The subscription follows the head.
@@ -53,7 +53,7 @@ impl SubscriptionState {
 
 /// One open subscription in the operators' list.
 #[derive(Clone, Debug)]
-pub struct ListedSubscription {
+pub(crate) struct ListedSubscription {
     /// The number in the order of opening, for paging.
     pub number: u64,
     /// The subscription id of logs, messages and commands.

@@ -9,7 +9,7 @@ const TASK_IDS_SETTING: &str = "grpc.task_ids_in_all_max";
 
 /// The configured limits on open subscriptions.
 #[derive(Clone, Copy, Debug)]
-pub struct RegistryLimits {
+pub(crate) struct RegistryLimits {
     /// Most subscriptions of all clients together.
     pub subscriptions_max: usize,
     /// Most subscriptions of one client, unless its line in the credentials file has its own limit.
@@ -24,7 +24,7 @@ pub struct RegistryLimits {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{subject} {open} {unit} open and may have {limit}, and this stream needs {needed}: {remedy}raise {setting}",
     remedy = if self.may_pass() { "end some, or " } else { "" })]
-pub struct LimitReached {
+pub(crate) struct LimitReached {
     /// The most that may be open.
     pub limit: usize,
     /// The number that is open now.
@@ -41,7 +41,7 @@ pub struct LimitReached {
 
 impl LimitReached {
     /// True if the new subscription fits after enough others have ended.
-    pub fn may_pass(&self) -> bool {
+    pub(crate) fn may_pass(&self) -> bool {
         self.needed <= self.limit
     }
 }

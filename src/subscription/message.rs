@@ -4,7 +4,7 @@ use crate::event::{Records, Sequence};
 
 /// One message of a stream.
 #[derive(Debug)]
-pub enum StreamMessage<'a> {
+pub(crate) enum StreamMessage<'a> {
     /// An event that the client asked for.
     Event {
         /// The batch that the event was published or read with.
@@ -20,7 +20,7 @@ pub enum StreamMessage<'a> {
 
 /// A message without an event.
 #[derive(Clone, Copy, Debug)]
-pub enum Control {
+pub(crate) enum Control {
     /// The subscription is open. Always the first message.
     Subscribed {
         /// Every matching event after this place will be sent.
@@ -70,7 +70,7 @@ pub enum Control {
 
 /// The reason for which the broker ends a client's stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Withdrawal {
+pub(crate) enum Withdrawal {
     /// The client's token or certificate is no longer valid.
     Identity,
     /// The client may no longer see some of the products in the stream's filter.
@@ -85,7 +85,7 @@ pub enum Withdrawal {
 
 /// The reason for which a stream ends, other than `Completed`.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum StreamEnd {
+pub(crate) enum StreamEnd {
     /// Retention has passed the stream's position.
     #[error("the events behind this place are no longer retained")]
     Expired,

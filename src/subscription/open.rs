@@ -24,7 +24,7 @@ use crate::{
 
 /// A request for a subscription, with what the broker knows about its caller.
 #[derive(Debug)]
-pub struct Opening {
+pub(crate) struct Opening {
     /// The events that the client wants and may see.
     pub filter: Filter,
     /// The place in the log to start at.
@@ -74,7 +74,10 @@ impl Sources {
 
 impl Subscription {
     /// Opens a subscription, and makes its first read unless it starts after a cursor.
-    pub async fn open(sources: Arc<Sources>, opening: Opening) -> Result<Self, SubscribeError> {
+    pub(crate) async fn open(
+        sources: Arc<Sources>,
+        opening: Opening,
+    ) -> Result<Self, SubscribeError> {
         if sources.hub.is_closing() {
             return Err(SubscribeError::Draining);
         }

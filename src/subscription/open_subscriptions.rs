@@ -12,7 +12,7 @@ use super::{
 };
 
 /// The name under which a `WaitTask` call is listed.
-pub const WAIT_NAME: &str = "WaitTask";
+pub(crate) const WAIT_NAME: &str = "WaitTask";
 
 #[derive(Debug, Default)]
 pub(super) struct OpenSubscriptions {

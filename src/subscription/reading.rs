@@ -23,7 +23,7 @@ use crate::{
 
 /// The memory that all streams together may hold.
 #[derive(Clone, Debug)]
-pub struct Memory {
+pub(crate) struct Memory {
     /// For events that were read from the log and are not yet in the transport.
     pub reading: Budget,
     /// For events that the transport holds.
@@ -37,7 +37,7 @@ const TRANSIT_PART: usize = 4;
 
 impl Memory {
     /// Divides `bytes_max` between reads and the transport. Callbacks may have up to `body_bytes_max`.
-    pub fn new(bytes_max: usize, body_bytes_max: usize) -> Self {
+    pub(crate) fn new(bytes_max: usize, body_bytes_max: usize) -> Self {
         /// Keys, labels, and the parts of an event that are not from its body.
         const REST_BYTES: usize = 64 * 1024;
 
@@ -109,7 +109,7 @@ fn begin<T: Send + 'static>(
 }
 
 /// Runs a read on a blocking thread. Dropping the handle before the read begins cancels it.
-pub fn read_aside<T: Send + 'static>(
+pub(crate) fn read_aside<T: Send + 'static>(
     read: impl FnOnce() -> T + Send + 'static,
 ) -> AbortOnDropHandle<T> {
     AbortOnDropHandle::new(spawn_blocking(read))

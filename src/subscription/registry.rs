@@ -29,7 +29,7 @@ const CHECKED_AT_ONCE: usize = 1_024;
 
 /// All open subscriptions, in the order in which they were opened.
 #[derive(Debug)]
-pub struct Registry {
+pub(crate) struct Registry {
     open: Arc<Mutex<OpenSubscriptions>>,
     next: AtomicU64,
     limits: RegistryLimits,
@@ -39,7 +39,7 @@ pub struct Registry {
 
 impl Registry {
     /// A registry without subscriptions.
-    pub fn new(limits: RegistryLimits) -> Self {
+    pub(crate) fn new(limits: RegistryLimits) -> Self {
         Self {
             open: Arc::default(),
             next: AtomicU64::new(1),
@@ -50,14 +50,14 @@ impl Registry {
     }
 
     /// Most subscriptions that a client may have open; for `None` the limit of all clients together.
-    pub fn limit(&self, client: Option<&Client>) -> usize {
+    pub(crate) fn limit(&self, client: Option<&Client>) -> usize {
         client.map_or(self.limits.subscriptions_max, |client| {
             self.limits.of_client(client).usage.subscriptions
         })
     }
 
     /// Asks `verdict` for each subscription whether it may continue, and ends those that may not.
-    pub fn review(
+    pub(crate) fn review(
         &self,
         hub: &Hub,
         verdict: impl Fn(Option<&Client>, &Filter) -> Option<Withdrawal>,
@@ -78,7 +78,7 @@ impl Registry {
 
     /// Ends the subscription with this id and returns its last state; `None` if there is none. It leaves the limits at once, because
     /// the stream of a client that reads nothing may never be polled again.
-    pub fn end(&self, hub: &Hub, id: &str) -> Option<ListedSubscription> {
+    pub(crate) fn end(&self, hub: &Hub, id: &str) -> Option<ListedSubscription> {
         let mut open = self.open.lock();
         let number = open
             .subscriptions
@@ -94,7 +94,7 @@ impl Registry {
     }
 
     /// The clients with open subscriptions, once for each proof that authenticated them.
-    pub fn clients(&self) -> Vec<Arc<Client>> {
+    pub(crate) fn clients(&self) -> Vec<Arc<Client>> {
         let open = self.open.lock();
         let clients = open
             .subscriptions
@@ -107,17 +107,12 @@ impl Registry {
     }
 
     /// The number of open subscriptions.
-    pub fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.open.lock().subscriptions.len()
     }
 
-    /// True if no subscription is open.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
     /// At most `count_max` subscriptions with numbers above `after`, with their current positions.
-    pub fn list(&self, hub: &Hub, after: u64, count_max: usize) -> Vec<ListedSubscription> {
+    pub(crate) fn list(&self, hub: &Hub, after: u64, count_max: usize) -> Vec<ListedSubscription> {
         // Collected first: the hub's lock is not taken while this lock is held.
         let page: Vec<_> = self
             .open

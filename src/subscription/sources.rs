@@ -46,7 +46,7 @@ const STALLED_CHECK_INTERVAL: Duration = Duration::from_secs(2);
 
 /// Everything that subscriptions share.
 #[derive(Debug)]
-pub struct Sources {
+pub(crate) struct Sources {
     /// The log and its indexes.
     pub store: Arc<Store>,
     /// The live path.
@@ -63,7 +63,7 @@ pub struct Sources {
 
 /// Permits for wide reads of the log.
 #[derive(Clone, Debug)]
-pub struct WideReaders(pub(super) Arc<Semaphore>);
+pub(crate) struct WideReaders(pub(super) Arc<Semaphore>);
 
 impl Default for WideReaders {
     fn default() -> Self {
@@ -73,7 +73,7 @@ impl Default for WideReaders {
 
 impl Sources {
     /// Searches for stalled clients at intervals. Never returns.
-    pub async fn look_for_stalled(&self) {
+    pub(crate) async fn look_for_stalled(&self) {
         loop {
             sleep(STALLED_CHECK_INTERVAL).await;
             self.registry.look_for_stalled(&self.hub).await;
@@ -81,7 +81,7 @@ impl Sources {
     }
 
     /// Takes memory back from streams that are not polled. Never returns.
-    pub async fn tend_memory(&self) {
+    pub(crate) async fn tend_memory(&self) {
         let taken_back = || self.metrics.reads_taken_back.inc();
         self.memory.reading.tend(IDLE, IDLE_MAX, taken_back).await;
     }

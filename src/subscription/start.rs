@@ -16,7 +16,7 @@ use crate::{
 
 /// The start that a client asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Start {
+pub(crate) enum Start {
     /// The client asks for none. A filter with tasks starts with their retained events; any other filter starts at the head.
     Default,
     /// After the place of this cursor.
@@ -42,7 +42,7 @@ impl Start {
 
 /// The client's choice for a position that retention has passed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum OnExpired {
+pub(crate) enum OnExpired {
     /// End the stream with an error.
     Fail,
     /// Announce a gap and continue with the oldest retained event.
@@ -64,7 +64,7 @@ impl OnExpired {
 
 /// A subscription cannot be opened.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum SubscribeError {
+pub(crate) enum SubscribeError {
     /// A limit on open subscriptions, or on the task ids in their filters, is reached.
     #[error("{0}")]
     TooMany(LimitReached),
@@ -91,13 +91,13 @@ pub enum SubscribeError {
 
 impl Sources {
     /// The oldest retained event; `None` for an empty log.
-    pub fn first_available(&self) -> Option<Sequence> {
+    pub(crate) fn first_available(&self) -> Option<Sequence> {
         let first_available = self.store.first_available();
         (first_available <= self.store.head()).then_some(first_available)
     }
 
     /// The place of a client's cursor. Retention may have passed it, but it is of this log and not ahead of the head.
-    pub fn place(&self, cursor: Cursor) -> Result<Sequence, SubscribeError> {
+    pub(crate) fn place(&self, cursor: Cursor) -> Result<Sequence, SubscribeError> {
         if cursor.epoch != self.store.epoch() {
             Err(SubscribeError::EpochMismatch)
         } else if cursor.sequence > self.store.head() {

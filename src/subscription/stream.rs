@@ -51,7 +51,7 @@ pub(super) struct Scanned {
 }
 
 /// One open stream of events: a position, a phase, and at most one batch of records.
-pub struct Subscription {
+pub(crate) struct Subscription {
     pub(super) sources: Arc<Sources>,
     pub(super) entry: RegistryEntry,
     /// The connection or client that takes turns with others at the memory for reads.
@@ -101,7 +101,7 @@ impl std::fmt::Debug for Subscription {
 
 impl Subscription {
     /// The subscription id of logs, messages and commands.
-    pub fn id(&self) -> &str {
+    pub(crate) fn id(&self) -> &str {
         self.entry.id()
     }
 
@@ -110,7 +110,7 @@ impl Subscription {
     /// # Errors
     ///
     /// [`StreamEnd::Withdrawn`]; the caller then has to drop the subscription.
-    pub fn review(
+    pub(crate) fn review(
         &mut self,
         verdict: impl FnOnce(Option<&Client>, &Filter) -> Option<Withdrawal>,
     ) -> Result<(), StreamEnd> {
@@ -124,7 +124,7 @@ impl Subscription {
     }
 
     /// The next message, then the end of the stream, then `None`. After `Completed` comes `None` at once.
-    pub fn poll_message(
+    pub(crate) fn poll_message(
         &mut self,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<StreamMessage<'_>, StreamEnd>>> {
@@ -181,22 +181,22 @@ impl Subscription {
     }
 
     /// Logs that the stream is open.
-    pub fn note_opened(&mut self) {
+    pub(crate) fn note_opened(&mut self) {
         self.entry.subscribed(self.position);
     }
 
     /// A frame was handed to the transport. If the transport does not ask for more soon, the client is stalled.
-    pub fn frame_sent(&self) {
+    pub(crate) fn frame_sent(&self) {
         self.entry.frame_sent();
     }
 
     /// The transport has asked for more, and there is nothing to send.
-    pub fn more_asked(&self) {
+    pub(crate) fn more_asked(&self) {
         self.entry.more_asked();
     }
 
     /// Takes back the records that [`Subscription::rest`] has put away; reads them again if they are gone.
-    pub fn resume(&mut self) {
+    pub(crate) fn resume(&mut self) {
         let Some(rested) = self.buffer.rested.take() else {
             return;
         };
@@ -219,7 +219,7 @@ impl Subscription {
 
     /// Puts the records in memory away, so that others may take the memory. To be called before the stream may not be polled for a
     /// while. `is_midway`: the event that was handed out last is still needed.
-    pub fn rest(&mut self, is_midway: bool) {
+    pub(crate) fn rest(&mut self, is_midway: bool) {
         let records = self.buffer.records.take();
         let records = records.filter(|records| self.buffer.next < records.len() || is_midway);
         if records.is_none() {
@@ -271,7 +271,7 @@ impl Subscription {
 
     /// The event at `sequence`, which was handed out last, for a client that takes it in pieces. An error ends the stream, because
     /// the rest of the event is gone.
-    pub fn poll_last(
+    pub(crate) fn poll_last(
         &mut self,
         sequence: Sequence,
         cx: &mut Context<'_>,

@@ -288,7 +288,7 @@ mod tests {
     }
 
     #[test]
-    fn a_duration_is_told_up_to_the_longest_of_protobuf() {
+    fn a_duration_is_sent_up_to_the_longest_of_protobuf() {
         let seconds = |seconds| duration(Duration::from_secs(seconds)).seconds;
         assert_eq!(
             [0, 1, 315_576_000_000].map(seconds),

@@ -983,7 +983,7 @@ async fn an_array_is_released_as_several_events_or_not_at_all() {
 }
 
 #[tokio::test]
-async fn a_quarantined_callback_is_released_once_whoever_else_tries() {
+async fn a_quarantined_callback_is_released_once_however_many_try() {
     let server = Server::start().await;
     let body = with(completed("x"), json!({"generation_id": null}));
     for round in 0..20 {

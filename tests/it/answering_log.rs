@@ -227,7 +227,7 @@ async fn refused_callbacks_are_counted_by_cause_credential_and_product_and_no_st
 }
 
 #[tokio::test]
-async fn what_a_listener_does_not_speak_is_told_with_the_next_step_and_counted() {
+async fn what_a_listener_does_not_speak_is_logged_with_the_next_step_and_counted() {
     let server = Options::default()
         .set("grpc.connections_per_address_max", 2_000)
         .start()
@@ -308,7 +308,7 @@ async fn with_client(
 }
 
 #[tokio::test]
-async fn a_stream_is_told_with_whose_it_is_when_it_opens_when_it_is_refused_and_when_it_ends() {
+async fn a_stream_is_logged_with_its_client_when_it_opens_when_it_is_refused_and_when_it_ends() {
     let (server, mut file, token) = with_client("billing", |options| options).await;
     server.http().post(&completed("t1")).await;
     let listen = |line: &str| server.cli(line).env("BLOBCAST_TOKEN", &token);
@@ -375,7 +375,7 @@ async fn a_stream_is_told_with_whose_it_is_when_it_opens_when_it_is_refused_and_
 }
 
 #[tokio::test]
-async fn a_refused_stream_is_told_with_the_name_it_gives_itself() {
+async fn a_refused_stream_is_logged_with_the_name_it_gives_itself() {
     let (server, _file, token) =
         with_client("billing", |options| options.set("grpc.task_ids_max", 1)).await;
     let refused = server

@@ -536,7 +536,7 @@ async fn a_change_of_credentials_and_of_the_configuration_is_recorded_with_what_
 }
 
 #[tokio::test]
-async fn a_file_that_cannot_be_had_ends_the_start_with_what_to_do() {
+async fn a_file_that_cannot_be_opened_ends_the_start_with_what_to_do() {
     let (directory, _) = place();
     for (path, problem, step) in [
         (

@@ -4,27 +4,27 @@
 use std::{
     fs,
     io::Write,
-    path::Path,
+    path::{Path, PathBuf},
     process::{Command, Stdio},
 };
 
 use blobcast::{
     store::{OpenError, RestoreError, Store, restore},
     wire::v1::{
-        self, BackupResponse, Event, GetTaskRequest, ListEventsRequest, ListQuarantineRequest,
-        QuarantinedCallback,
+        self, BackupResponse, DiscardQuarantinedRequest, Event, GetTaskRequest, ListEventsRequest,
+        ListQuarantineRequest, QuarantinedCallback, admin_service_client::AdminServiceClient,
     },
 };
 use rustix::process::Signal;
 use serde_json::json;
 use tempfile::TempDir;
-use tonic::{Code, Streaming};
+use tonic::{Code, Streaming, transport::Endpoint};
 
 use crate::{
-    store_door::{complaint, damage_event, start_in_vain},
+    store_door::{complaint, damage_event, start_that_fails},
     support::{
-        Cli, Options, Ran, Server, after, bulky, completed, failed, place, places, processing,
-        refusal, request, tasks, until, with,
+        Cli, Options, Ran, Server, after, bulky, completed, failed, is_on_disk, place, places,
+        processing, refusal, request, tasks, until, with,
     },
 };
 
@@ -543,7 +543,7 @@ async fn a_restore_that_is_killed_leaves_nothing_that_starts() {
         .await;
         restore.kill().unwrap();
         restore.wait().unwrap();
-        let told = complaint(&start_in_vain(&data_dir).await);
+        let told = complaint(&start_that_fails(&data_dir).await);
         assert!(
             told.contains("was being restored") && told.contains("blobcast restore"),
             "{told}"
@@ -783,4 +783,80 @@ async fn a_backup_needs_one_place_and_keeps_one_at_least() {
     ] {
         Cli::new(line).run().await.exited(2);
     }
+}
+
+#[tokio::test]
+async fn what_only_a_running_backup_still_holds_is_overwritten_by_a_discard() {
+    const BODY: &str = "garbage that nobody should keep";
+    let server = Options::default()
+        .set("ingest.body_bytes_max", "480KiB")
+        .set("log.retention_bytes_max", "2MiB")
+        .set("ingest.bytes_per_minute_max", 0)
+        .set("grpc.stall_timeout", "5m")
+        .start()
+        .await;
+    let (data_dir, http) = (server.data_dir(), server.http());
+    assert_eq!(http.post_to("/webhook/veo", BODY).await.status, 202);
+    http.post_bulky(0..9, 100_000).await;
+    let before = server.log_info().await;
+    let endpoint = Endpoint::from_shared(format!("http://{}", server.grpc)).unwrap();
+    // So small that most of the backup stays in the broker.
+    let narrow = endpoint
+        .initial_stream_window_size(65_535)
+        .initial_connection_window_size(65_535);
+    let mut admin = AdminServiceClient::new(narrow.connect().await.unwrap());
+    let mut backup = admin
+        .backup(v1::BackupRequest {})
+        .await
+        .unwrap()
+        .into_inner();
+    backup.message().await.unwrap().unwrap();
+    let segments = || {
+        let mut names = names(&data_dir.join("log"));
+        names.sort();
+        names
+            .iter()
+            .map(|name| data_dir.join("log").join(name))
+            .collect::<Vec<_>>()
+    };
+    let first = segments()[0].clone();
+
+    // It is written again, and its first segment is let go when a later one has been begun.
+    let (mut number, mut newest_then) = (9, None);
+    until("the first segment to be let go", async || {
+        http.post_bulky(number..number + 4, 100_000).await;
+        number += 4;
+        let segments = segments();
+        let has_it = |path: &&PathBuf| {
+            let bytes = fs::read(path).unwrap_or_default();
+            let mut windows = bytes.windows(BODY.len());
+            windows.any(|window| window == BODY.as_bytes())
+        };
+        let newest = segments.last().cloned();
+        if newest_then.is_none() && segments.iter().filter(has_it).count() == 2 {
+            newest_then.clone_from(&newest);
+        }
+        newest_then.is_some() && newest > newest_then
+    })
+    .await;
+    assert!(first.exists(), "the backup holds it");
+    assert_eq!(quarantine_of(&server).await[0].body, BODY);
+
+    let discard = DiscardQuarantinedRequest {
+        quarantine_ids: vec!["1".into()],
+    };
+    let mut admin = server.admin_service().await;
+    let discarded = admin.discard_quarantined(discard).await.unwrap();
+    assert_eq!(discarded.into_inner().discarded_count, 1);
+    assert!(!is_on_disk(&data_dir, BODY));
+    let summary = loop {
+        if let Some(summary) = backup.message().await.unwrap().unwrap().summary {
+            break summary;
+        }
+    };
+    assert_eq!(
+        (summary.event_count, summary.quarantine_count),
+        (before.event_count, 0)
+    );
+    until("what it held to go", async || !first.exists()).await;
 }

@@ -197,7 +197,7 @@ async fn keys_are_rotated_without_a_restart_and_without_refusing_anyone() {
 }
 
 #[tokio::test]
-async fn a_file_that_cannot_be_used_changes_nothing_and_is_told() {
+async fn a_file_that_cannot_be_used_changes_nothing_and_is_reported() {
     let mut file = CredentialsFile::new();
     let token = file.add("callback runblob").await;
     let server = options(&file).start().await;
@@ -352,7 +352,7 @@ async fn callbacks_from_unlisted_addresses_are_reported_or_refused() {
 }
 
 #[tokio::test]
-async fn whoever_is_refused_too_often_is_told_to_slow_down_and_nobody_else() {
+async fn a_sender_that_is_refused_too_often_must_slow_down_and_no_other() {
     let mut file = CredentialsFile::new();
     let token = file.add("callback runblob").await;
     let options = options(&file).set("ingest.refusals_per_minute_max", 3);

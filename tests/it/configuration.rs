@@ -95,7 +95,7 @@ async fn serve_runs_with_what_check_config_checks() {
 }
 
 #[tokio::test]
-async fn an_unknown_key_is_told_with_its_line_and_the_nearest_key() {
+async fn an_unknown_key_is_named_with_its_line_and_the_nearest_key() {
     let text = "# mine\n[ingest]\nlisten = \"127.0.0.1:1\"\nbody_byte_max = \"1MiB\"\n\n[gprc]\nlisten = \"127.0.0.1:2\"\n";
     let (_directory, path) = file(text);
     for verb in ["check-config", "serve"] {
@@ -139,7 +139,7 @@ async fn an_unknown_key_is_told_with_its_line_and_the_nearest_key() {
 }
 
 #[tokio::test]
-async fn all_mistakes_are_told_at_once_each_with_where_it_is_and_what_to_do() {
+async fn all_mistakes_are_listed_at_once_each_with_its_place_and_what_to_do() {
     let (_directory, path) =
         file("[log]\nretention_age_max = \"a week\"\n[grpc]\nsubscriptions_max = 0\n");
     let line = "check-config --ingest-listen nowhere --config";
@@ -165,7 +165,7 @@ async fn all_mistakes_are_told_at_once_each_with_where_it_is_and_what_to_do() {
 }
 
 #[tokio::test]
-async fn a_file_that_is_not_there_or_not_toml_is_told_so() {
+async fn a_file_that_is_missing_or_not_toml_is_named() {
     let ran = Cli::new("serve --config /no/such/file.toml").run().await;
     let said = fatal(ran.exited(1).as_bytes());
     assert!(

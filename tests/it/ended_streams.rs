@@ -108,7 +108,7 @@ async fn a_stream_that_is_ended_says_so_and_its_client_may_come_back_with_its_cu
 }
 
 #[tokio::test]
-async fn several_are_ended_at_once_and_one_that_is_not_there_is_told() {
+async fn several_are_ended_at_once_and_a_missing_one_is_named() {
     let house = House::new().await;
     let mut subs = Vec::new();
     for _ in 0..3 {

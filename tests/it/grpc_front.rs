@@ -340,7 +340,7 @@ async fn a_request_beyond_the_limit_is_refused_and_the_connection_goes_on() {
 }
 
 #[tokio::test]
-async fn a_call_whose_own_deadline_passes_is_told_so() {
+async fn a_call_whose_own_deadline_passes_ends_as_deadline_exceeded() {
     let server = Server::start().await;
     let calls = Calls::connect(&server).await;
     let timeout = Some(prost_types::Duration {
@@ -440,7 +440,7 @@ async fn a_connection_that_never_says_http_2_gives_its_place_back() {
 }
 
 #[tokio::test]
-async fn http_1_is_told_what_is_spoken_here() {
+async fn http_1_learns_what_is_spoken_here() {
     let server = Server::start().await;
     let connect = async || {
         within("a connection", tokio::net::TcpStream::connect(server.grpc))

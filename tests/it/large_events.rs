@@ -233,7 +233,7 @@ async fn events_go_on_behind_one_that_was_too_large() {
 }
 
 #[tokio::test]
-async fn a_body_is_read_by_whoever_may_see_the_event_and_up_to_its_end() {
+async fn a_client_that_may_see_an_event_reads_its_body_up_to_the_end() {
     let mut file = CredentialsFile::new();
     let (veo, sora) = (
         file.add("client veo --product veo").await,

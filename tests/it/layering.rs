@@ -248,7 +248,7 @@ const READS_CLOCK: [(&str, &str); 6] = [
 
 /// Times of events, cursors and credentials have to agree with each other while the machine's clock is wrong.
 #[test]
-fn times_are_told_by_the_logs_clock() {
+fn times_come_from_the_logs_clock() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     let mut files = Vec::new();
     collect(&root, &mut files);
@@ -424,7 +424,7 @@ pub const PET_WORDS: [&str; 20] = [
 ];
 
 #[test]
-fn comments_have_no_pet_words() {
+fn comments_and_names_of_functions_have_no_pet_words() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut files = Vec::new();
     for directory in ["src", "tests", "benches", "examples"] {
@@ -433,11 +433,12 @@ fn comments_have_no_pet_words() {
     let mut found = Vec::new();
     for path in files {
         let name = path.strip_prefix(root).unwrap().display().to_string();
-        for comment in comments(&fs::read_to_string(&path).unwrap()) {
+        let text = fs::read_to_string(&path).unwrap();
+        for words in comments(&text).into_iter().chain(function_names(&text)) {
             let used = PET_WORDS
                 .into_iter()
-                .filter(|word| comment.contains(&format!(" {word} ")));
-            found.extend(used.map(|word| format!("{name}: \"{word}\" in: {}", comment.trim())));
+                .filter(|word| words.contains(&format!(" {word} ")));
+            found.extend(used.map(|word| format!("{name}: \"{word}\" in: {}", words.trim())));
         }
     }
     assert!(found.is_empty(), "{found:#?}");
@@ -462,6 +463,17 @@ fn comments(text: &str) -> Vec<String> {
     }
     blocks.retain(|block| block.len() > 1);
     blocks
+}
+
+/// The words of each function's name, with a space around each. A test's name is a sentence.
+fn function_names(text: &str) -> Vec<String> {
+    let names = text.lines().filter_map(|line| {
+        let (_, name) = line.split_once("fn ")?;
+        name.split_once(['(', '<']).map(|(name, _)| name)
+    });
+    names
+        .map(|name| format!(" {} ", name.replace('_', " ")))
+        .collect()
 }
 
 /// Top-level module and code of every source file, without tests and comments.

@@ -420,7 +420,7 @@ async fn an_address_that_others_can_reach_is_refused_unless_it_is_asked_for_by_n
 }
 
 #[tokio::test]
-async fn a_second_process_on_a_directory_is_told_so_and_harms_nothing() {
+async fn a_second_process_on_a_directory_is_refused_and_harms_nothing() {
     let server = Server::start().await;
     let done = Options::default()
         .command(&server.data_dir(), [free(); 3])
@@ -1060,7 +1060,7 @@ async fn one_interrupt_drains_like_sigterm() {
 }
 
 #[tokio::test]
-async fn the_same_ports_and_directory_can_be_had_again_right_after_the_end() {
+async fn the_same_ports_and_directory_are_free_again_right_after_the_end() {
     let mut server = Server::start().await;
     for round in 0..3 {
         // Connections that the broker closes first linger in the kernel.

@@ -486,7 +486,7 @@ async fn a_client_with_the_right_to_take_backups_takes_them_and_does_nothing_els
 }
 
 #[tokio::test]
-async fn a_client_without_the_right_to_take_backups_is_told_which_it_needs() {
+async fn a_client_without_the_right_to_take_backups_learns_which_it_needs() {
     let house = House::new().await;
     let shelf = tempfile::tempdir().unwrap();
     let told = async |token: &str| {

@@ -25,7 +25,7 @@ async fn proxy(status: u16) -> SocketAddr {
 }
 
 #[tokio::test]
-async fn a_proxys_answer_is_told_by_its_status() {
+async fn a_proxys_answer_is_named_by_its_status() {
     for (status, told) in [
         (
             504,

@@ -41,7 +41,8 @@ fn problems(ran: &Ran) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn everything_that_would_keep_the_broker_from_starting_is_told_at_once_with_the_next_step() {
+async fn everything_that_would_keep_the_broker_from_starting_is_listed_at_once_with_the_next_step()
+{
     let authority = Authority::new();
     let (one, other) = (
         authority.issue("one", "localhost"),

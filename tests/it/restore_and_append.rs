@@ -19,7 +19,7 @@ use tempfile::TempDir;
 use crate::{
     backup::{back_up, log_of, names, quarantine_of, shelf},
     erasure::{erase, saying},
-    store_door::{complaint, damage_event, start_in_vain},
+    store_door::{complaint, damage_event, start_that_fails},
     support::{
         Cli, Options, Ran, Server, after, completed, failed, is_on_disk, place, processing,
         refusal, until, with,
@@ -370,7 +370,7 @@ async fn a_restore_that_is_killed_before_all_is_appended_leaves_nothing_that_sta
         restore.kill().unwrap();
         restore.wait().unwrap();
         drop(stdin);
-        let told = complaint(&start_in_vain(&data_dir).await);
+        let told = complaint(&start_that_fails(&data_dir).await);
         assert!(
             told.contains("was being restored") && told.contains("`blobcast restore` again"),
             "{told}"
@@ -632,7 +632,7 @@ async fn no_broker_starts_on_what_was_appended_without_the_operators_word() {
     restoring.ended().await.good();
 
     let mark = fresh.data_dir().join(MARK);
-    let told = complaint(&start_in_vain(&fresh.data_dir()).await);
+    let told = complaint(&start_that_fails(&fresh.data_dir()).await);
     assert!(
         told.contains("is used up") && told.contains(&format!("remove {}", mark.display())),
         "{told}"

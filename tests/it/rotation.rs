@@ -217,7 +217,7 @@ async fn the_vendors_secret_is_rotated_while_bodies_are_signed_by_either() {
 }
 
 #[tokio::test]
-async fn what_expires_is_told_beforehand_and_no_more_once_it_is_gone() {
+async fn what_expires_is_reported_beforehand_and_no_more_once_it_is_gone() {
     let mut file = CredentialsFile::new();
     file.add("callback runblob --expires-in 30d").await;
     file.add("callback spare").await;
@@ -387,7 +387,7 @@ async fn a_secret_of_the_vendors_is_taken_whole_or_not_at_all() {
 }
 
 #[tokio::test]
-async fn a_credentials_file_that_cannot_be_read_is_told_with_the_next_step() {
+async fn a_credentials_file_that_cannot_be_read_is_named_with_the_next_step() {
     let directory = tempfile::tempdir().unwrap();
     let missing = directory.path().join("none.toml");
     for verb in ["rotate", "retire"] {

@@ -142,7 +142,7 @@ async fn health_is_serving_for_the_server_and_each_service_and_unknown_for_other
 }
 
 #[tokio::test]
-async fn a_watch_of_an_unknown_name_is_told_so_and_stays_until_the_broker_goes() {
+async fn a_watch_of_an_unknown_name_gets_unknown_and_stays_until_the_broker_goes() {
     let mut server = Server::start().await;
     let mut health = HealthClient::new(server.channel().await);
     let unknown = HealthCheckRequest {
@@ -163,7 +163,7 @@ async fn a_watch_of_an_unknown_name_is_told_so_and_stays_until_the_broker_goes()
 }
 
 #[tokio::test]
-async fn whoever_watches_the_health_is_told_when_the_broker_drains_and_holds_nothing_up() {
+async fn a_health_watch_learns_that_the_broker_drains_and_holds_nothing_up() {
     let mut server = Server::start().await;
     let mut health = HealthClient::new(server.channel().await);
     let mut watches = Vec::new();

@@ -200,7 +200,7 @@ async fn quarantined_callbacks_take_as_much_as_the_formula_says() {
 // --- what a start warns of ---
 
 #[tokio::test]
-async fn a_log_that_is_larger_than_its_disk_is_told_by_the_start_and_before() {
+async fn a_log_that_is_larger_than_its_disk_is_reported_by_the_start_and_before() {
     let mut server = Options::default()
         .set("log.retention_bytes_max", "1048576TiB")
         .start()

@@ -3,20 +3,23 @@
 
 use std::{
     fs,
+    io::{BufRead, BufReader},
     ops::RangeInclusive,
     path::{Path, PathBuf},
+    process::Stdio,
 };
 
 use blobcast::{
     event::{Product, Sequence, TaskId},
-    store::{Keep, OpenError, Store},
+    store::{Draft, Keep, OpenError, Store},
     wire::v1::{DiscardQuarantinedRequest, EraseTaskRequest, ListQuarantineRequest},
 };
+use jiff::Timestamp;
 use serde_json::json;
 
 use crate::{
-    store_door::{complaint, copy_directory, log, segment, shorten_journal, start_in_vain},
-    support::{Options, Server, completed, until, with},
+    store_door::{complaint, copy_directory, log, segment, shorten_journal, start_that_fails},
+    support::{ANY_PORT, Options, Server, completed, draft, node, until, with, within},
 };
 
 /// What a store is asked for once it is open.
@@ -251,9 +254,16 @@ async fn an_index_that_is_gone_half_gone_or_that_of_another_log_is_built_again()
         copy_directory(&index(&other.data_dir()), &index(copy));
     });
     assert_eq!(now, known, "with that of another log");
-    // A removal that was cut off.
+    // An emptying that was cut off.
     let now = opened(&data_dir, |copy| {
-        fs::rename(index(copy), copy.join("index.old")).unwrap();
+        fs::remove_dir_all(index(copy).join("keyspaces")).unwrap();
+        fs::write(copy.join("index.doubted"), "").unwrap();
+    });
+    assert_eq!(now, known);
+    // No folder at all.
+    let now = opened(&data_dir, |copy| {
+        remove(copy);
+        fs::write(index(copy), "a file").unwrap();
     });
     assert_eq!(now, known);
     // A start that ended while it opened the index, and a broker that could not read it.
@@ -365,7 +375,7 @@ async fn damaged_witnesses_are_named_and_can_be_removed_if_the_log_is_trusted() 
     WITNESSES
         .iter()
         .for_each(|name| fs::write(data_dir.join(name), &whole[..whole.len() - 1]).unwrap());
-    let told = complaint(&start_in_vain(&data_dir).await);
+    let told = complaint(&start_that_fails(&data_dir).await);
     assert!(
         told.contains(data_dir.join("acknowledged").to_str().unwrap()),
         "{told}"
@@ -561,6 +571,102 @@ async fn segments_go_when_nothing_needs_them_and_the_log_is_whole_after_every_ki
     fs::remove_dir_all(server.data_dir().join("index")).unwrap();
     server.restart_with(Options::default()).await;
     assert_eq!(quarantined(&server).await, known);
+}
+
+/// Starts a broker in a directory, and kills it as soon as it logs one of these texts; which that was.
+async fn killed_at(data_dir: &Path, texts: [&'static str; 2]) -> &'static str {
+    let options = Options::default().set("logging.level", "debug");
+    let mut command = options.command(data_dir, [ANY_PORT; 3]);
+    let mut broker = command
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let lines = BufReader::new(broker.stderr.take().unwrap()).lines();
+    let met = tokio::task::spawn_blocking(move || {
+        let met = lines
+            .map_while(Result::ok)
+            .find_map(|line| texts.into_iter().find(|text| line.contains(text)));
+        broker.kill().unwrap();
+        broker.wait().unwrap();
+        met
+    });
+    within("the line", met)
+        .await
+        .unwrap()
+        .expect("a line with one of the texts")
+}
+
+#[tokio::test]
+async fn a_rebuild_that_is_killed_goes_on_from_its_last_checkpoint_and_ends_with_the_same() {
+    const EVENTS: u64 = 110;
+    let directory = tempfile::tempdir().unwrap();
+    let data_dir = directory.path().join("data");
+    let known = |store: &Store| {
+        let product = Product::parse("veo").unwrap();
+        let places = (0..EVENTS).map(|number| {
+            let task_id = TaskId::parse(&format!("t{number}")).unwrap();
+            store.places_of_task(&task_id, &product).unwrap()
+        });
+        (store.head(), places.collect::<Vec<_>>())
+    };
+    // A checkpoint is made behind 63 MiB, and there is about as much behind it.
+    let node = node(&data_dir);
+    for number in 0..EVENTS {
+        let draft = draft(&completed(&format!("t{number}")), Timestamp::now());
+        let raw = vec![b' '; 1024 * 1024].into();
+        let appended = node.journal.append(Draft { raw, ..draft });
+        appended.await.unwrap().unwrap();
+    }
+    let expected = known(&node.store);
+    assert_eq!(expected.0, Sequence(EVENTS));
+    (node.stop)();
+    drop((node.journal, node.store));
+
+    let (checkpoint, ready) = (
+        "a start that is cut off from here on",
+        "\"message\":\"ready\"",
+    );
+    let (goes_on, again) = (
+        "built on from its last checkpoint",
+        "built again from the log",
+    );
+    // The process may be too quick to be killed in time.
+    for _ in 0..10 {
+        fs::remove_dir_all(data_dir.join("index")).unwrap();
+        assert_eq!(killed_at(&data_dir, [checkpoint, ready]).await, checkpoint);
+        if killed_at(&data_dir, [goes_on, ready]).await == goes_on {
+            assert_eq!(killed_at(&data_dir, [again, ready]).await, ready);
+            let store = Store::open(&data_dir, 1 << 20).unwrap();
+            assert_eq!(known(&store), expected);
+            return;
+        }
+    }
+    panic!("no rebuild was killed before its end");
+}
+
+#[tokio::test]
+async fn a_start_over_a_damaged_oldest_event_says_so_and_serves_the_others() {
+    let mut server = Server::start().await;
+    server.http().post(&completed("oldest")).await.event_id();
+    server.http().post_bulky(0..4, 400_000).await;
+    // A checkpoint: the first segment is not replayed any more.
+    server.crash().await;
+    server.kill();
+    let path = segment(&server.data_dir());
+    let mut log = fs::read(&path).unwrap();
+    let at = log.windows(6).position(|text| text == b"oldest").unwrap();
+    log[at] ^= 1;
+    fs::write(&path, log).unwrap();
+
+    server.restart().await;
+    let said = server
+        .logged("the oldest or newest event cannot be read", 1)
+        .await;
+    assert!(said[0].contains("\"place\":1"), "{said:?}");
+    server.http().post(&completed("another")).await.event_id();
+    let info = server.log_info().await;
+    assert_eq!(info.event_count, 6, "{info:?}");
 }
 
 /// Numbers and sizes of the callbacks in quarantine.

@@ -27,7 +27,7 @@ use crate::support::{
 };
 
 /// What becomes of a broker that is started on a directory that it cannot have.
-pub async fn start_in_vain(data_dir: &Path) -> Output {
+pub async fn start_that_fails(data_dir: &Path) -> Output {
     let mut command = Options::default().command(data_dir, [ANY_PORT; 3]);
     let broker = command
         .stdout(Stdio::null())
@@ -52,9 +52,9 @@ pub fn complaint(output: &Output) -> String {
 }
 
 #[tokio::test]
-async fn a_second_process_on_a_data_directory_is_told_so_and_the_first_goes_on() {
+async fn a_second_process_on_a_data_directory_is_refused_and_the_first_goes_on() {
     let mut server = Server::start().await;
-    let told = complaint(&start_in_vain(&server.data_dir()).await);
+    let told = complaint(&start_that_fails(&server.data_dir()).await);
     assert!(
         told.contains("in use by another process") && told.contains("--data-dir"),
         "{told}"
@@ -84,7 +84,7 @@ async fn a_data_directory_of_another_format_is_refused_and_left_as_it_is() {
         before
     };
     let known = write_format(1_000_007);
-    let told = complaint(&start_in_vain(&server.data_dir()).await);
+    let told = complaint(&start_that_fails(&server.data_dir()).await);
     assert!(
         told.contains("format 1000007") && told.contains(&format!("format {known}")),
         "{told}"
@@ -99,12 +99,12 @@ async fn a_data_directory_of_another_format_is_refused_and_left_as_it_is() {
 }
 
 #[tokio::test]
-async fn a_data_directory_that_cannot_be_had_is_named() {
+async fn a_data_directory_that_cannot_be_used_is_named() {
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("file");
     std::fs::write(&file, "not a directory").unwrap();
     for path in [file.clone(), file.join("below")] {
-        let told = complaint(&start_in_vain(&path).await);
+        let told = complaint(&start_that_fails(&path).await);
         assert!(told.contains(path.to_str().unwrap()), "{told}");
     }
     assert_eq!(std::fs::read_to_string(&file).unwrap(), "not a directory");
@@ -363,7 +363,7 @@ pub fn copy_directory(from: &Path, to: &Path) {
 }
 
 #[tokio::test]
-async fn a_hole_in_the_log_is_told_as_corruption_and_never_stepped_over() {
+async fn a_hole_in_the_log_is_reported_as_corruption_and_never_stepped_over() {
     let mut server = Server::start().await;
     for task in ["first", "second", "third"] {
         server.http().post(&completed(task)).await.event_id();

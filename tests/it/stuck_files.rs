@@ -296,7 +296,7 @@ async fn whatever_is_in_the_place_of_the_configuration_the_one_in_force_stays_un
 }
 
 #[tokio::test]
-async fn nothing_starts_with_such_files_and_the_reason_is_told_at_once() {
+async fn nothing_starts_with_such_files_and_the_reason_is_given_at_once() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("file");
     for bad in [Bad::Fifo, Bad::Endless, Bad::Directory] {

@@ -929,7 +929,7 @@ async fn a_body_comes_exactly_as_received_and_only_if_asked_for() {
 }
 
 #[tokio::test]
-async fn on_sigterm_every_stream_is_told_where_to_resume_and_ends_as_draining() {
+async fn on_sigterm_every_stream_learns_where_to_resume_and_ends_as_draining() {
     let mut server = Server::start().await;
     server.http().post(&completed("t1")).await;
     let head = server.log_info().await.head;

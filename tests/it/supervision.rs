@@ -42,7 +42,7 @@ impl Supervisor {
 const FIRST: &str = "READY=1\nSTATUS=everything that was read is in force\n";
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_supervisor_is_told_of_readiness_reloads_life_and_the_end() {
+async fn a_supervisor_learns_of_readiness_reloads_life_and_the_end() {
     let directory = tempfile::tempdir().unwrap();
     let supervisor = Supervisor::new(directory.path());
     let options =
@@ -147,7 +147,7 @@ async fn an_inherited_socket_is_judged_by_where_it_is() {
 }
 
 #[tokio::test]
-async fn the_journal_is_told_how_grave_each_line_is() {
+async fn the_journal_gets_the_priority_of_each_line() {
     let directory = tempfile::tempdir().unwrap();
     let (config, log) = (
         directory.path().join("blobcast.toml"),
@@ -361,7 +361,7 @@ async fn sighup_is_done_when_every_watched_file_is_read_again_and_the_configurat
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_not_in_force_after_a_reload_is_told_until_it_is_mended() {
+async fn what_is_not_in_force_after_a_reload_is_shown_until_it_is_mended() {
     let directory = tempfile::tempdir().unwrap();
     let supervisor = Supervisor::new(directory.path());
     let (mut file, config) = (
@@ -494,7 +494,7 @@ async fn a_reload_is_rehearsed_and_asked_for_only_if_it_will_be_taken() {
 }
 
 #[tokio::test]
-async fn a_socket_that_is_not_where_the_configuration_says_is_told_with_its_unit() {
+async fn a_socket_that_is_not_where_the_configuration_says_is_named_with_its_unit() {
     let directory = tempfile::tempdir().unwrap();
     let sockets = [(); 4].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
     let [other, admin, ignored, unknown] = sockets

@@ -637,7 +637,7 @@ async fn credentials_that_may_write_any_label_beside_bound_clients_are_warned_of
 }
 
 #[tokio::test]
-async fn a_credential_that_is_bound_to_other_keys_or_products_than_a_client_is_told_of_where_it_reaches_it()
+async fn a_credential_bound_to_other_keys_or_products_than_a_client_is_reported_where_it_reaches_it()
  {
     let mut file = CredentialsFile::new();
     file.add("client csite --product veo --product kling --label site=b")
@@ -655,7 +655,7 @@ async fn a_credential_that_is_bound_to_other_keys_or_products_than_a_client_is_t
 }
 
 #[tokio::test]
-async fn anonymous_readers_beside_bound_clients_are_told_of() {
+async fn anonymous_readers_beside_bound_clients_are_reported() {
     let mut file = CredentialsFile::new();
     file.add("client ops --all-products --admin").await;
     file.add("callback all").await;

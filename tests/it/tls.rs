@@ -424,7 +424,7 @@ async fn an_http_2_connection_that_was_used_is_kept_for_longer_than_one_that_ask
 }
 
 #[tokio::test]
-async fn an_http_2_connection_that_has_been_quiet_is_told_before_it_is_closed() {
+async fn a_quiet_http_2_connection_gets_a_goaway_before_it_is_closed() {
     const BEGIN: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0"; // with empty settings
     const GOAWAY: u8 = 7;
     let authority = Authority::new();

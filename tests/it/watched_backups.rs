@@ -162,7 +162,7 @@ async fn a_backup_that_is_open_when_the_broker_is_stopped_has_failed() {
 }
 
 #[tokio::test]
-async fn a_file_of_results_that_is_damaged_is_told_and_refuses_no_start() {
+async fn a_damaged_file_of_results_is_reported_and_refuses_no_start() {
     let mut server = Server::start().await;
     let shelf = tempfile::tempdir().unwrap();
     server

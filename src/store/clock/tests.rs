@@ -12,7 +12,7 @@ const YEAR: i64 = 365 * DAY;
 /// When tests begin.
 const BEGAN: i64 = 56 * YEAR;
 
-/// The clocks of a machine, for a test to turn.
+/// The clocks of a machine, which a test can set.
 #[derive(Clone, Debug, Default)]
 pub(in crate::store) struct Machine {
     wall: Arc<AtomicI64>,
@@ -378,7 +378,7 @@ impl Aged {
         self.watched = Watched::start_after(self.watched.machine.clone(), Some(newest));
     }
 
-    /// By how much the oldest-looking event is taken for older than it is; not, while ages do not
+    /// By how much the age of the event that looks oldest is overestimated; 0 while ages do not
     /// count.
     fn too_old_by(&self) -> i64 {
         if !self.watched.judge.is_settled() {
@@ -423,7 +423,7 @@ proptest! {
             log.pass(seconds);
             prop_assert!(log.too_old_by() <= log.allowed(), "{} s too old", log.too_old_by() / SECOND);
         }
-        // And it heals: the last time is believed.
+        // It recovers: the last time is believed.
         log.pass(AGREEMENT / SECOND + 1);
         prop_assert!((log.watched.now() - log.watched.machine.wall()).abs() <= TOLERANCE);
         prop_assert!(log.watched.judge.is_settled());

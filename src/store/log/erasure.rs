@@ -114,12 +114,11 @@ impl Log {
         }
     }
 
-    /// Finds the bodies of quarantined callbacks at these places, as far as their segments are
-    /// there. Each is proven.
+    /// Finds the bodies of quarantined callbacks at these places, as far as their files are there. Each is proven.
     pub(in crate::store) fn find_quarantined(&self, copies: &[(u64, Place)]) -> Found {
         let mut found = Found::default();
         for &(number, place) in copies {
-            let Some(segment) = self.segment(place.segment) else {
+            let Some(segment) = self.segment_on_disk(place.segment) else {
                 continue; // it is gone, and the copy with it
             };
             match read_quarantined(&segment, number, place.at) {

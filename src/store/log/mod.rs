@@ -27,7 +27,7 @@ use std::{
     os::unix::fs::FileExt,
     path::{Path, PathBuf},
     sync::{
-        Arc,
+        Arc, Weak,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
@@ -42,7 +42,7 @@ pub(super) use frame::{Frame, FrameBuilder};
 pub(super) use quarantine::QuarantineReader;
 use read::Turns;
 pub(super) use read::{Events, LARGE_READ_BYTES, Logged, READ_BYTES};
-pub(super) use recovery::{Opened, Replayed, check_format};
+pub(super) use recovery::{Next, Opened, Replayed, check_format};
 use segment::{HEADER_BYTES, PAGE_BYTES, Segment};
 
 use super::{clock::TOLERANCE, directory::LOG, layout::Totals, lock};
@@ -144,6 +144,8 @@ pub(super) struct Log {
     kept_from: AtomicU64,
     /// The oldest segment that is needed, as the last durable commit says. Moved by the writer.
     noted_oldest: AtomicU64,
+    /// Removed segments, whose files are there as long as a reader holds them.
+    removed: Mutex<Vec<Weak<Segment>>>,
     /// What was announced to be erased and may not be overwritten yet.
     announced: Mutex<VecDeque<Announced>>,
     turns: Arc<Turns>,
@@ -194,6 +196,7 @@ impl Log {
             forgotten_before: 0.into(),
             kept_from: 0.into(),
             noted_oldest: noted_oldest.into(),
+            removed: Mutex::default(),
             announced: Mutex::default(),
             turns: Arc::default(),
         }

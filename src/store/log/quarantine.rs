@@ -1,6 +1,9 @@
 //! Reading quarantined callbacks in the log, by their places. Each entry proves itself.
 
-use std::{collections::VecDeque, sync::Arc};
+use std::{
+    collections::VecDeque,
+    sync::{Arc, Weak},
+};
 
 use bytes::Bytes;
 
@@ -9,7 +12,7 @@ use super::{
     entry::{self, Body},
     segment::Segment,
 };
-use crate::store::error::ReadError;
+use crate::store::{error::ReadError, lock};
 
 impl Log {
     /// The value of a quarantined callback; `None` if it was erased meanwhile, or its segment is
@@ -25,8 +28,22 @@ impl Log {
         }
     }
 
-    pub(super) fn segment(&self, number: u64) -> Option<Arc<Segment>> {
+    fn segment(&self, number: u64) -> Option<Arc<Segment>> {
         segment_of(&self.segments(), number)
+    }
+
+    /// A segment whose file is there, although perhaps only for a reader that still holds it.
+    pub(super) fn segment_on_disk(&self, number: u64) -> Option<Arc<Segment>> {
+        self.segment(number).or_else(|| {
+            let removed = lock(&self.removed);
+            let mut held = removed.iter().filter_map(Weak::upgrade);
+            held.find(|segment| segment.header.number == number)
+        })
+    }
+
+    /// Whether a segment is removed, and its file is still there for a reader.
+    pub(in crate::store) fn is_held(&self, number: u64) -> bool {
+        self.segment(number).is_none() && self.segment_on_disk(number).is_some()
     }
 
     /// Reads what is in quarantine now, also when its segments are removed meanwhile. Holds the

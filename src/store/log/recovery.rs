@@ -157,14 +157,13 @@ impl Log {
             .map(|header| header.commit)
     }
 
-    /// Hands over every commit from segment `first` on, with its place. Returns the totals before
-    /// the first of them. `each` is also called before a segment is read, so that it can report
-    /// progress.
+    /// Hands over every commit from segment `first` on, with its place. `each` is also called before
+    /// a segment is read, when all before it are done.
     pub(in crate::store) fn replay<E: From<StartFailure>>(
         &self,
         first: u64,
         mut each: impl FnMut(Replayed<'_>) -> Result<(), E>,
-    ) -> Result<Totals, E> {
+    ) -> Result<(), E> {
         let segments: Vec<_> = self
             .segments()
             .iter()
@@ -172,10 +171,13 @@ impl Log {
             .cloned()
             .collect();
         for (at, segment) in segments.iter().enumerate() {
-            each(Replayed::Segment {
+            each(Replayed::Segment(Next {
+                number: segment.header.number,
+                commit: segment.header.commit,
+                bytes: segment.bytes(),
                 done: at,
                 of: segments.len(),
-            })?;
+            }))?;
             let bytes = segment.read_whole().map_err(StartFailure::from)?;
             let walked = segment::walk(&segment.header, &bytes, |at, frame| {
                 let place = Place {
@@ -190,16 +192,26 @@ impl Log {
                 return Err(not_as_written(walked.next_commit, segment.path()).into());
             }
         }
-        Ok(segments
-            .first()
-            .map_or_else(Totals::default, |oldest| oldest.header.totals))
+        Ok(())
     }
+}
+
+/// A segment that is read next.
+pub(in crate::store) struct Next {
+    pub number: u64,
+    /// Of its first commit.
+    pub commit: u64,
+    /// Of its file.
+    pub bytes: u64,
+    /// So many are done,
+    pub done: usize,
+    /// of so many.
+    pub of: usize,
 }
 
 /// One step of a replay.
 pub(in crate::store) enum Replayed<'a> {
-    /// So many segments are done, and the next is read.
-    Segment { done: usize, of: usize },
+    Segment(Next),
     /// A commit, and where it begins.
     Commit(Place, &'a Frame),
 }

@@ -76,6 +76,12 @@ impl Log {
         first.map_or(0, |at| segments[at].header.number)
     }
 
+    /// The oldest segment that is needed, as the last durable commit says. Older ones are removed,
+    /// or are about to be.
+    pub(in crate::store) fn noted_oldest(&self) -> u64 {
+        self.noted_oldest.load(Ordering::Acquire)
+    }
+
     pub(super) fn has_forgotten(&self) -> bool {
         self.is_oldest_unneeded(&self.segments())
     }
@@ -112,6 +118,15 @@ impl Log {
             while self.is_oldest_unneeded(&segments) {
                 forgotten.extend(segments.pop_front());
             }
+        }
+        if forgotten.is_empty() {
+            return; // almost always
+        }
+
+        {
+            let mut removed = lock(&self.removed);
+            removed.retain(|segment| segment.strong_count() > 0);
+            removed.extend(forgotten.iter().map(Arc::downgrade));
         }
         // A file may take a while to remove.
         forgotten.iter().for_each(|segment| segment.forget());

@@ -19,7 +19,7 @@ struct Kept {
     directory: tempfile::TempDir,
     log: Log,
     totals: Totals,
-    /// By place, the bodies.
+    /// The bodies, by place.
     bodies: BTreeMap<u64, Vec<u8>>,
 }
 
@@ -93,7 +93,7 @@ impl Kept {
         paths
     }
 
-    /// The places and bodies that reading gives; backwards, they are turned round.
+    /// The places and bodies that reading gives; read backwards, they are put into the order of the log.
     fn read(&self, first: u64, last: u64, backwards: bool) -> Vec<(u64, Vec<u8>)> {
         let mut found = Vec::new();
         let places = Sequence(first)..=Sequence(last);
@@ -247,7 +247,7 @@ proptest! {
         refusal(Log::open(kept.directory.path(), Some(kept.mark()), true));
         let Opened { log, totals, .. } = Log::open(kept.directory.path(), None, true).unwrap().unwrap();
         prop_assert_eq!(totals.head().unwrap().0, left);
-        // It goes on from there, and what was cut off never comes back.
+        // The log continues from there, and what was cut off never comes back.
         kept.bodies.retain(|&place, _| place <= left);
         (kept.log, kept.totals) = (log, totals);
         kept.commit(&[10, 20]);
@@ -316,7 +316,7 @@ fn a_segment_is_made_ahead_when_the_newest_is_half_full_and_used_when_it_is_full
     assert_eq!(kept.files().len(), 2);
     (0..6).for_each(|_| kept.commit(&[100_000]));
     assert_eq!((kept.files().len(), kept.log.newest()), (2, 2));
-    // One that is too small for a commit is made anew.
+    // A segment that is too small for a commit is made again.
     (0..10).for_each(|_| kept.commit(&[100_000]));
     kept.log.make_ahead().unwrap();
     kept.commit(&[5_000_000]);
@@ -348,7 +348,7 @@ fn a_first_commit_that_was_cut_off_with_its_segment_is_taken_back_unless_it_was_
 }
 
 #[test]
-fn damage_in_front_of_a_whole_commit_is_told_also_without_a_witness() {
+fn damage_before_a_whole_commit_is_found_without_the_acknowledged_file_too() {
     let mut kept = Kept::new();
     (0..16).for_each(|_| kept.commit(&[80_000]));
     for (file, at) in [(1, 200), (1, 90_000), (1, 30), (0, 500_000), (0, 30)] {
@@ -454,7 +454,7 @@ fn a_segment_goes_when_no_quarantined_callback_has_its_newest_copy_there() {
     let segments: Vec<_> = places.iter().map(|place| place.segment).collect();
     assert_eq!(segments, [1, 1, 2, 2, 2]);
 
-    // Until somebody has said where the quarantine is, nothing is removed.
+    // Until it is known where the quarantine begins, nothing is removed.
     kept.log.note_checkpoint(2, Sequence(1));
     kept.commit(&[1]);
     kept.log.remove_forgotten();
@@ -494,7 +494,7 @@ fn a_segment_goes_when_no_quarantined_callback_has_its_newest_copy_there() {
 }
 
 #[test]
-fn a_header_that_hides_its_events_is_told_in_both_directions() {
+fn a_header_that_hides_its_events_is_found_in_both_directions() {
     let mut kept = Kept::new();
     let mut ends = Vec::new();
     for _ in 0..5 {

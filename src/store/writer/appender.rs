@@ -105,7 +105,7 @@ impl Appender {
     }
 
     /// Erases the content of a task's events. The answer comes when none of it is left in the log, nor in the copies that
-    /// [`super::Publish`] keeps.
+    /// `Publish` keeps.
     pub fn erase(&self, erasure: Erasure) -> oneshot::Receiver<Result<Erased, WriteError>> {
         self.send(|reply| Command::Erase(erasure, reply))
     }

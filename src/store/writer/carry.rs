@@ -5,8 +5,8 @@
 //! expected, for longer than the events beside it. It would keep its segment, and every later one, on the disk. So it is written
 //! again into the newest segment. This must not rewrite a full quarantine over and over: it is due
 //! when at least as many bytes are freed as written, or when everything in the segment is older than
-//! events are kept. So forgotten content is removed in time, and a callback is written at most once
-//! in that time for it.
+//! events are kept, and than an hour. So forgotten content is removed in time, and a callback is
+//! written at most once in that time for it.
 
 use std::{collections::BTreeSet, time::Duration};
 
@@ -24,6 +24,10 @@ const CARRIED_BYTES_MAX: u64 = 1024 * 1024;
 /// With less free disk nothing is written again: first a segment is written, and one made ahead, and only
 /// then one is removed.
 const CARRY_FREE_BYTES_MIN: u64 = 96 * 1024 * 1024;
+
+/// However short events are kept, what is in a segment is written again for its age at the earliest
+/// so long after it was written: a full quarantine of 1 GiB takes 0.3 MB/s then.
+const CARRY_AGE_MIN: Duration = Duration::from_secs(3_600);
 
 /// Callbacks that are damaged, and were reported. They stay where they are, and so does their
 /// segment.
@@ -69,13 +73,19 @@ impl Carrier {
         let written = quarantine.bytes_up_to(newest.number)
             + expectations.segments().bytes_up_to(newest.number);
         let there: u64 = unneeded.iter().map(|segment| segment.bytes).sum();
-        let is_old = moment.is_settled
-            && oldest.ended_micros < moment.now_micros.saturating_sub(micros_of(event_age_max));
+        let age_max = micros_of(event_age_max.max(CARRY_AGE_MIN));
+        let is_old =
+            moment.is_settled && oldest.ended_micros < moment.now_micros.saturating_sub(age_max);
         if written > there / 2 && !is_old {
             return Due::default();
         }
         let mut quarantined = quarantine.in_segment(oldest.number);
         quarantined.retain(|number| !self.damaged.contains(number));
+        // A backup may still hold the file of an older copy. A third one would not be overwritten.
+        quarantined.retain(|&number| {
+            let held = quarantine.get(number);
+            held.is_some_and(|held| !held.copies().any(|copy| store.log.is_held(copy.segment)))
+        });
         Due {
             quarantined,
             expected: expectations.segments().in_segment(oldest.number),

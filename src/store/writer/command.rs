@@ -9,7 +9,7 @@ use crate::{
 };
 
 /// Most places that one erasure names. It bounds how long others wait for the commit that announces them.
-pub const ERASURE_PLACES_MAX: usize = 1_024;
+pub(crate) const ERASURE_PLACES_MAX: usize = 1_024;
 
 /// Which events to erase.
 #[derive(Clone, Debug)]
@@ -18,7 +18,7 @@ pub struct Erasure {
     pub task_id: TaskId,
     /// All events of the task that are of this product and that the index names are erased,
     pub product: Product,
-    /// and also those at these places, at most [`ERASURE_PLACES_MAX`].
+    /// and also those at these places, at most `ERASURE_PLACES_MAX`.
     pub places: Vec<Sequence>,
 }
 

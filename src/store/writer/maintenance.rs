@@ -46,7 +46,7 @@ impl MaintenanceHandle {
 
 /// The writer's second thread; [`Maintenance::run`] is its body. Without it a writer works, but stops for each segment that it
 /// makes and for everything that it erases, and forgotten segments are not removed before the next start.
-pub struct Maintenance {
+pub(crate) struct Maintenance {
     store: Arc<Store>,
     woken: Receiver<()>,
     announced: Receiver<Overwriting>,
@@ -77,7 +77,7 @@ impl Maintenance {
     }
 
     /// Works until the writer has ended, and everything that it has announced is overwritten.
-    pub fn run(self) {
+    pub(crate) fn run(self) {
         while self.woken.recv().is_ok() {
             if self.maintain().is_err() || !self.overwrite_all() {
                 return;

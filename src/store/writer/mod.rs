@@ -27,12 +27,12 @@ mod retention;
 mod thread;
 
 pub use appender::Appender;
+pub(crate) use command::ERASURE_PLACES_MAX;
 pub(super) use command::Imported;
-pub use command::{ERASURE_PLACES_MAX, Erased, Erasure};
+pub use command::{Erased, Erasure};
 pub use error::WriteError;
 pub(super) use import::Import;
-pub use maintenance::Maintenance;
-pub use publish::Publish;
+pub(crate) use publish::Publish;
 pub use retention::Retention;
 pub(super) use thread::{GROUP_BYTES_MAX, GROUP_MAX};
 pub use thread::{Writer, writer};

@@ -120,9 +120,18 @@ impl<'a> Commit<'a> {
         self.announced.contains(&place)
     }
 
-    /// What the index names of a task, as the commit leaves it so far.
+    /// What the index names of a task, as the commit leaves it so far. An event that the log has not
+    /// puts the index in doubt: the next event would be taken for one that is known.
     pub(super) fn events(&mut self, task_id: &TaskId) -> Result<&[TaskEvent], ReadError> {
-        Ok(self.overlay.events(task_id)?)
+        let events = self.overlay.events(task_id)?;
+        if let Some(newest) = events.last()
+            && newest.sequence > self.head
+        {
+            let (place, head) = (newest.sequence.0, self.head.0);
+            let problem = format!("it names event {place}, and the log ends behind {head}");
+            return Err(self.store.index.put_in_doubt(problem).into());
+        }
+        Ok(events)
     }
 
     /// The time by which an event or callback is aged and found: when it was received, but not before the newest in the log, and

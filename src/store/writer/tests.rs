@@ -3,7 +3,9 @@
     reason = "a test is a story told from top to bottom"
 )]
 
+mod cached_index;
 mod expectations;
+mod idle;
 mod same_state;
 
 use std::{
@@ -56,7 +58,7 @@ fn draft(task: &str, raw_bytes: usize) -> Draft {
     }
 }
 
-/// A writer whose sync waits for the test's word, started when the test has queued one group.
+/// A writer whose sync waits for the test's permission, started when the test has queued one group.
 struct Held {
     store: Arc<Store>,
     appender: Appender,
@@ -369,8 +371,9 @@ impl Stepped {
         self.store.checkpoint().unwrap();
     }
 
-    /// Commits that a task and a quarantined callback are erased, and does nothing of what follows that commit.
-    fn announce(&mut self, task: &str, number: u64) {
+    /// Commits that a task and a quarantined callback are erased, and does nothing of what follows that commit. Returns the totals
+    /// behind it.
+    fn announce(&mut self, task: &str, number: u64) -> Totals {
         let ((erase, _erased), (discard, _discarded)) = (oneshot::channel(), oneshot::channel());
         let group = vec![
             Command::Erase(erasure_of(task), erase),
@@ -383,6 +386,7 @@ impl Stepped {
         self.writer
             .write(frame, changes, &decided.commit.totals)
             .unwrap();
+        decided.commit.totals
     }
 
     /// Lets retention do a commit's worth; how much it has forgotten.
@@ -710,7 +714,7 @@ fn a_disk_without_any_room_can_be_backed_up() {
 const MINUTE: Duration = Duration::from_secs(60);
 const HOUR: Duration = Duration::from_secs(3_600);
 const YEAR_MICROS: i64 = 365 * 86_400 * 1_000_000;
-/// So long until a clock that has been changed is believed, and a moment more.
+/// The time until a clock that has been changed is believed, and a moment more.
 const BELIEVED: Duration = Duration::from_secs(5 * 60 + 2);
 
 /// Events and quarantined callbacks are kept for an hour.
@@ -1031,7 +1035,7 @@ fn on_a_quiet_broker_what_is_forgotten_is_gone_from_the_disk_within_the_age_of_a
     );
     stepped.pass_with_maintenance(segment);
     assert!(!stepped.log_has("what t3 said"));
-    // What says nothing is no reason for a segment, however old.
+    // Without new content no further segment begins, however old the newest is.
     let newest = stepped.store.log.newest();
     stepped.pass_with_maintenance(3 * segment);
     assert_eq!(stepped.store.log.newest(), newest);
@@ -1117,6 +1121,62 @@ fn a_quarantine_of_which_nothing_is_forgotten_is_not_written_over_and_over() {
     assert!(stepped.store.log.newest() > 2);
     assert!(!stepped.writer.trim_is_due());
     assert_eq!(stepped.trim(), 0);
+}
+
+#[test]
+fn a_full_quarantine_is_written_again_once_in_an_hour_at_most() {
+    // For the age of events, and for an hour where that is less.
+    for (kept, due) in [(Duration::from_secs(1), HOUR), (2 * HOUR, 2 * HOUR)] {
+        let mut stepped = Stepped::new();
+        stepped.writer.retention.event_age_max = kept;
+        for _ in 0..6 {
+            let header = QuarantineHeader {
+                received_at_micros: stepped.store.clock().now_micros(),
+                ..QuarantineHeader::default()
+            };
+            let body = vec![b'q'; 700_000].into();
+            let answer = stepped.appender.quarantine(NewQuarantined { header, body });
+            stepped.step();
+            answer.blocking_recv().unwrap().unwrap();
+        }
+        assert!(stepped.store.log.newest() > 2);
+        stepped.pass(due - MINUTE);
+        assert_eq!(stepped.store.copies_of(1).len(), 1);
+        stepped.pass(2 * MINUTE);
+        assert_eq!(stepped.store.copies_of(1).len(), 2);
+    }
+}
+
+#[test]
+fn no_third_copy_is_written_while_a_backup_holds_the_first() {
+    let mut stepped = Stepped::new();
+    let number = stepped.quarantine();
+    let mut backup = stepped.store.backup();
+    stepped.begin_segment();
+    stepped.receive("t1");
+    stepped.pass_with_maintenance(Duration::from_secs(3));
+    let places = |stepped: &Stepped| {
+        let copies = stepped.store.copies_of(number).into_iter();
+        copies.map(|(_, place)| place.segment).collect::<Vec<_>>()
+    };
+    assert_eq!(places(&stepped), [2, 1]);
+    assert!(stepped.store.log.is_held(1), "only the backup has it");
+
+    let totals = *lock(&stepped.store.totals);
+    stepped.store.log.finish(&totals).unwrap();
+    stepped.receive("t5");
+    stepped.writer.retention.event_bytes_max = 0;
+    stepped.pass_with_maintenance(Duration::from_secs(3));
+    assert_eq!((stepped.event_count(), places(&stepped)), (0, vec![2, 1]));
+    assert!(!stepped.writer.trim_is_due(), "it waits for the backup");
+    while backup.next_chunk().unwrap().is_some() {}
+    drop(backup);
+    stepped.pass_with_maintenance(Duration::from_secs(3));
+    assert_eq!(places(&stepped), [3, 2]);
+    let discarded = stepped.appender.discard(vec![number]);
+    stepped.step();
+    assert_eq!(discarded.blocking_recv().unwrap(), Ok(1));
+    assert!(!stepped.log_has("nonsense"));
 }
 
 #[test]
@@ -1328,7 +1388,7 @@ fn commits_go_on_while_the_maintenance_erases_and_no_checkpoint_passes_what_it_h
     stepped.step();
     let mut discarded = stepped.appender.discard(vec![number]);
     stepped.step();
-    // To erase it twice is to wait for the first, too.
+    // A second erasure waits for the first, too.
     let mut again = stepped.appender.erase(erasure_of("t1"));
     stepped.step();
     stepped.receive("t3");
@@ -1337,7 +1397,7 @@ fn commits_go_on_while_the_maintenance_erases_and_no_checkpoint_passes_what_it_h
     );
     assert!(stepped.log_has("what t1 said") && stepped.log_has("nonsense"));
 
-    // Retention does not count what it has not been rid of: it forgets what is before that.
+    // Retention does not count what is not overwritten yet: it forgets what is before that.
     stepped.writer.retention = Retention {
         event_bytes_max: 0,
         ..Retention::KEEP_ALL
@@ -1365,7 +1425,7 @@ fn commits_go_on_while_the_maintenance_erases_and_no_checkpoint_passes_what_it_h
     );
     stepped.receive("t5");
 
-    // A crash comes: the start does it.
+    // After a crash the start does it.
     let Stepped {
         store,
         appender,
@@ -1382,7 +1442,7 @@ fn commits_go_on_while_the_maintenance_erases_and_no_checkpoint_passes_what_it_h
     let mut stepped = Stepped::on(directory, machine);
     assert!(!stepped.log_has("what t1 said") && !stepped.log_has("nonsense"));
 
-    // And without a crash the maintenance does, to the end.
+    // Without a crash the maintenance does all of it.
     let maintenance = stepped.writer.maintenance();
     let answer = stepped.appender.append(Draft {
         raw: "what t6 said".into(),

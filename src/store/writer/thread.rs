@@ -94,7 +94,7 @@ pub fn writer<P: Publish>(
 
 impl<P: Publish> Writer<P> {
     /// The second thread of this writer. It ends with the writer's own.
-    pub fn maintenance(&mut self) -> Maintenance {
+    pub(crate) fn maintenance(&mut self) -> Maintenance {
         let (handle, maintenance) = Maintenance::new(Arc::clone(&self.store));
         self.maintenance = Some(handle);
         maintenance

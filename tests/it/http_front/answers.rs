@@ -210,7 +210,7 @@ async fn a_product_that_the_url_does_not_name_is_inferred_and_marked() {
 }
 
 #[tokio::test]
-async fn other_methods_are_told_to_post() {
+async fn other_methods_are_answered_to_post() {
     let server = Server::start().await;
     for (number, method) in ["GET", "HEAD", "PUT", "DELETE", "OPTIONS", "PATCH", "BREW"]
         .iter()

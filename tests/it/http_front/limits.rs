@@ -266,7 +266,7 @@ async fn a_body_that_takes_too_long_is_answered_408_even_if_it_trickles() {
 }
 
 #[tokio::test]
-async fn connections_up_to_the_limit_are_served_and_the_next_is_told_when_to_return() {
+async fn connections_up_to_the_limit_are_served_and_the_next_learns_when_to_return() {
     let server = Options::default()
         .set("ingest.connections_max", 2)
         .start()

@@ -95,7 +95,7 @@ async fn a_near_miss_is_kept_as_it_came_and_released_once_its_product_is_named()
 }
 
 #[tokio::test]
-async fn to_whoever_shows_nothing_a_near_miss_is_a_path_like_any_other() {
+async fn without_a_valid_credential_a_near_miss_is_a_path_like_any_other() {
     let mut file = CredentialsFile::new();
     let token = file.add("callback runblob").await;
     let server = Options::default()

@@ -297,7 +297,7 @@ async fn the_admin_listener_refuses_in_the_same_way() {
 }
 
 #[tokio::test]
-async fn a_load_balancer_that_looks_whether_anybody_is_there_is_told_so_and_no_more() {
+async fn a_load_balancers_check_is_answered_and_learns_no_more() {
     let options = Options::default().set("ingest.refusals_per_minute_max", 1);
     let (server, ..) = asking(options).await;
     for (method, version) in [

@@ -17,11 +17,11 @@ def starts(at):
     at.scrape(broker, 3)
     for fires in ({}, {}, {"Restarting": "nonsense"}):
         began = broker.metrics()["process_start_time_seconds"]
-        start_in_vain(broker)
+        start_that_fails(broker)
         until("the next second", lambda: int(time.time()) > began)
         broker.start()
         at.scrape(broker, 2, fires)
-    start_in_vain(broker)
+    start_that_fails(broker)
     at.scrape(broker, 16, {"Down": "Active: failed(?s:.)*nonsense"})
 
     config = at.directory / "prometheus.yml"
@@ -29,7 +29,7 @@ def starts(at):
     at.scrape(None, 6, {"Unknown": "SUCCESS"}, **{"/etc/prometheus/prometheus.yml": config})
 
 
-def start_in_vain(broker):
+def start_that_fails(broker):
     broker.stop()
     broker.write_config(WRONG)
     with contextlib.suppress(Failed):

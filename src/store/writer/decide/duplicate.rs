@@ -113,7 +113,10 @@ mod tests {
         event::Sequence,
         store::{
             layout::encode_task,
-            task_entry::{CROWDED_AT, TERMINAL_EVENTS_NAMED, insert, may_lack, may_lack_some},
+            task_entry::{
+                CROWDED_AT, CROWDED_PRODUCTS, FIRST_REVISIONS, NEWEST_NAMED, TERMINAL_EVENTS_NAMED,
+                insert, may_lack, may_lack_some,
+            },
         },
     };
 
@@ -147,12 +150,17 @@ mod tests {
             match judge(&self.known, product, status, next.fingerprint, By::Callback) {
                 Verdict::TooMany => false,
                 Verdict::Duplicate(_) => panic!("each has a fingerprint of its own"),
-                Verdict::New { .. } => {
+                Verdict::New { revision, .. } => {
                     self.logged += 1;
-                    insert(&mut self.known, next);
+                    insert(&mut self.known, TaskEvent { revision, ..next });
                     true
                 }
             }
+        }
+
+        /// Has retention forget everything before a place.
+        fn forget_before(&mut self, place: usize) {
+            self.known.retain(|event| event.sequence.0 >= place as u64);
         }
 
         fn has(&self, place: usize) -> bool {
@@ -270,17 +278,44 @@ mod tests {
                 }
             }
             for number in 0..2 {
+                let of_product = || (1..).zip(taken.iter().filter(move |(_, of, _)| *of == product(number)));
                 let places = |terminal| {
-                    let of_kind = taken.iter().filter(move |(_, of, kind)| (of, *kind) == (&product(number), terminal));
-                    of_kind.map(|(place, ..)| *place).collect::<Vec<_>>()
+                    let of_kind = of_product().filter(move |(_, (.., kind))| *kind == terminal);
+                    of_kind.map(|(revision, (place, ..))| (revision, *place)).collect::<Vec<_>>()
                 };
-                let (steps, ends, half) = (places(false), places(true), TERMINAL_EVENTS_NAMED / 2);
-                prop_assert!(steps.len() <= TASK_EVENTS_MAX && steps.iter().all(|&place| task.has(place)));
-                for (at, &place) in ends.iter().enumerate() {
-                    prop_assert_eq!(task.has(place), at < half || at + half >= ends.len(), "{} of {}", at, ends.len());
+                let (steps, ends) = (places(false), places(true));
+                prop_assert!(steps.len() <= TASK_EVENTS_MAX && steps.iter().all(|&(_, place)| task.has(place)));
+                for (at, &(revision, place)) in ends.iter().enumerate() {
+                    let is_named = revision <= FIRST_REVISIONS || at + NEWEST_NAMED >= ends.len();
+                    prop_assert_eq!(task.has(place), is_named, "{} of {}", at, ends.len());
                 }
             }
             prop_assert!(task.known.is_sorted_by_key(|event| event.sequence));
+        }
+
+        /// As a rebuild of the index, which has not seen what is forgotten.
+        #[test]
+        fn which_events_are_named_follows_from_those_that_are_retained(
+            rounds in collection::vec((0..5_usize, any::<bool>(), 1..200_usize, 0..150_usize), 1..20),
+        ) {
+            let (mut task, mut logged, mut first) = (Task::default(), Vec::new(), 1);
+            for (number, is_terminal, count, forgotten) in rounds {
+                let status = if is_terminal { TaskStatus::Completed } else { TaskStatus::Processing };
+                for _ in 0..count {
+                    if task.send(&product(number), status) {
+                        let place = task.logged;
+                        logged.extend(task.known.iter().filter(|event| event.sequence.0 == place as u64).cloned());
+                    }
+                }
+                first = (first + forgotten).min(task.logged + 1);
+                task.forget_before(first);
+
+                let mut rebuilt = Vec::new();
+                for event in logged.iter().filter(|event| event.sequence.0 >= first as u64) {
+                    insert(&mut rebuilt, event.clone());
+                }
+                prop_assert_eq!(&rebuilt, &task.known);
+            }
         }
     }
 
@@ -371,8 +406,8 @@ mod tests {
         assert!(task.known.is_sorted_by_key(|event| event.sequence));
         for (place, is_there) in [
             (1, true),
-            (32, true),
-            (33, false),
+            (136, true),
+            (137, false),
             (968, false),
             (969, true),
             (1_000, true),
@@ -400,11 +435,45 @@ mod tests {
     }
 
     #[test]
+    fn the_first_terminal_events_are_named_whatever_came_before_and_comes_behind_them() {
+        let (veo, mut task) = (product(1), Task::default());
+        for _ in 0..TASK_EVENTS_MAX {
+            assert!(task.send(&veo, TaskStatus::Processing));
+        }
+        for _ in 0..1_000 {
+            assert!(task.send(&veo, TaskStatus::Completed));
+        }
+        let first = TASK_EVENTS_MAX + 1;
+        assert!((first..first + 8).all(|place| task.has(place)));
+        assert!(!task.has(first + 8));
+    }
+
+    #[test]
+    fn an_event_is_crowded_when_three_products_have_ended_behind_it_and_not_by_two_its_own_included()
+     {
+        let veo = product(0);
+        let named_behind = |products: usize| {
+            let mut task = Task::default();
+            for _ in 0..TASK_EVENTS_MAX {
+                assert!(task.send(&veo, TaskStatus::Completed));
+            }
+            for number in 1..=products {
+                assert!(task.send(&product(number), TaskStatus::Completed));
+            }
+            let of_veo = task.known.iter().filter(|event| event.product == veo);
+            of_veo.map(|event| event.revision).collect::<Vec<_>>()
+        };
+        let all = 1..=TASK_EVENTS_MAX as u32;
+        assert_eq!(named_behind(1), all.collect::<Vec<_>>());
+        assert_eq!(named_behind(2), [1, 2, 3, 4, 125, 126, 127, 128]);
+    }
+
+    #[test]
     fn an_event_that_is_put_in_again_leaves_again() {
         let (veo, mut task) = (product(1), Task::default());
         (0..1_000).for_each(|_| assert!(task.send(&veo, TaskStatus::Failed)));
         let mut replayed = task.known.clone();
-        for place in [33, 70, 900] {
+        for place in [137, 170, 900] {
             insert(&mut replayed, event(place, &veo, TaskStatus::Failed));
         }
         assert_eq!(replayed, task.known);
@@ -424,8 +493,8 @@ mod tests {
         assert_eq!(task.known.len(), TERMINAL_EVENTS_NAMED);
         assert!(
             task.has(1)
-                && task.has(32)
-                && !task.has(33)
+                && task.has(136)
+                && !task.has(137)
                 && !task.has(969)
                 && task.has(970)
                 && task.has(1_001)
@@ -434,15 +503,16 @@ mod tests {
 
     /// Each new event of a task rewrites its entry.
     #[test]
-    fn what_a_signed_url_makes_of_an_entry_costs_an_append_13_kilobytes_at_most() {
+    fn what_a_signed_url_makes_of_an_entry_costs_an_append_20_kilobytes_at_most() {
         let (veo, mut task) = (Product::parse("veo").unwrap(), Task::default());
-        for _ in 0..1_000 {
-            assert!(task.send(&veo, TaskStatus::Completed));
-            task.send(&veo, TaskStatus::Processing);
+        for status in [TaskStatus::Completed, TaskStatus::Processing] {
+            for _ in 0..1_000 {
+                task.send(&veo, status);
+            }
         }
         assert_eq!(task.known.len(), TASK_EVENTS_MAX + TERMINAL_EVENTS_NAMED);
         assert!(
-            encode_task(&task.known).len() < 13_000,
+            encode_task(&task.known).len() < 20_500,
             "{}",
             encode_task(&task.known).len()
         );
@@ -452,12 +522,10 @@ mod tests {
     fn an_entry_is_bounded_whatever_a_token_is_used_for_and_each_product_keeps_some_room() {
         let mut task = Task::default();
         for number in 0..2 {
-            for place in 0..TASK_EVENTS_MAX {
-                assert!(task.send(&product(number), TaskStatus::Processing));
-                assert!(
-                    place >= TERMINAL_EVENTS_NAMED
-                        || task.send(&product(number), TaskStatus::Completed)
-                );
+            for status in [TaskStatus::Completed, TaskStatus::Processing] {
+                for _ in 0..1_000 {
+                    task.send(&product(number), status);
+                }
             }
         }
         assert_eq!(task.known.len(), CROWDED_AT);
@@ -469,7 +537,10 @@ mod tests {
             !task.send(&product(TASK_PRODUCTS_MAX), TaskStatus::Completed),
             "one product more"
         );
-        for _ in 0..2 * CROWDED_EVENTS_MAX {
+        let most = CROWDED_PRODUCTS * TERMINAL_EVENTS_NAMED
+            + CROWDED_AT
+            + TASK_PRODUCTS_MAX * 2 * CROWDED_EVENTS_MAX;
+        for _ in 0..200 {
             for number in 2..TASK_PRODUCTS_MAX {
                 assert!(
                     task.send(&product(number), TaskStatus::Completed),
@@ -477,14 +548,23 @@ mod tests {
                 );
                 task.send(&product(number), TaskStatus::Processing);
             }
+            assert!(task.known.len() <= most, "{}", task.known.len());
         }
-        let of_third = task
-            .known
-            .iter()
-            .filter(|event| event.product == product(2))
-            .count();
-        assert_eq!(of_third, 2 * CROWDED_EVENTS_MAX);
-        assert!(task.known.len() <= CROWDED_AT + TASK_PRODUCTS_MAX * 2 * CROWDED_EVENTS_MAX);
+        let of = |number| {
+            let of_product = task
+                .known
+                .iter()
+                .filter(|event| event.product == product(number));
+            let (ends, steps): (Vec<_>, Vec<_>) =
+                of_product.partition(|event| event.status.is_terminal());
+            [ends.len(), steps.len()]
+        };
+        assert_eq!(
+            of(2),
+            [6, CROWDED_EVENTS_MAX],
+            "of the first four, two are terminal"
+        );
+        assert_eq!(of(0), [CROWDED_EVENTS_MAX, TASK_EVENTS_MAX]);
         assert!(
             task.send(&product(0), TaskStatus::Completed)
                 && !task.send(&product(0), TaskStatus::Processing)

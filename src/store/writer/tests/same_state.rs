@@ -1,10 +1,15 @@
 //! Two stores take the same commands, and one of them is also restarted, restored and indexed anew at random places. Whatever
 //! applies the commits (the writer, the replay of a start, a rebuild, a restore), the stores answer alike and end up alike.
 
+use std::{fs::File, os::unix::fs::FileExt};
+
 use proptest::{collection::vec, prelude::*};
 use uuid::Uuid;
 
-use super::*;
+use super::{
+    cached_index::{ended, segment},
+    *,
+};
 use crate::store::{Expectation, NewExpectation, Whose, doubt::Doubt, layout::TaskEvent, restore};
 
 #[derive(Clone, Debug)]
@@ -25,18 +30,25 @@ enum Disturbance {
     Checkpoint,
     /// The log goes on in another segment.
     NewSegment,
-    /// The process ends without a word, and the store is opened again.
+    /// The process is killed, and the store is opened again.
     Crash,
     /// The same, and the index is built again from the log.
     Rebuild,
+    /// The same, but the first start is cut off where it reads the newest segment but one.
+    RebuildCutOff,
     /// A backup is taken, and restored in another directory.
     Restore,
 }
 
-/// Numbers choose among few values, so that commands meet each other's traces.
+/// Numbers choose among few values, so that commands concern the same tasks and callbacks.
 #[derive(Clone, Debug)]
 enum Sent {
     Append(Event),
+    /// So many terminal events of one task, each of which says something else.
+    Flood {
+        product: u8,
+        count: u8,
+    },
     Quarantine {
         credential: u8,
         bytes: u8,
@@ -91,6 +103,7 @@ fn any_event() -> impl Strategy<Value = Event> {
 fn any_sent() -> impl Strategy<Value = Sent> {
     prop_oneof![
         8 => any_event().prop_map(Sent::Append),
+        2 => (0..4u8, 1..90u8).prop_map(|(product, count)| Sent::Flood { product, count }),
         4 => (0..3u8, 0..40u8).prop_map(|(credential, bytes)| Sent::Quarantine { credential, bytes }),
         1 => (0..20u8, vec(any_event(), 0..3))
             .prop_map(|(number, events)| Sent::Release { number, events }),
@@ -113,16 +126,20 @@ fn any_step() -> impl Strategy<Value = Step> {
         2 => Just(Disturbance::NewSegment),
         3 => Just(Disturbance::Crash),
         2 => Just(Disturbance::Rebuild),
+        2 => Just(Disturbance::RebuildCutOff),
         1 => Just(Disturbance::Restore),
     ];
     prop_oneof![
         10 => vec(any_sent(), 1..6).prop_map(Step::Commit),
-        1 => (prop_oneof![Just(u64::MAX), 500..4_000u64], prop_oneof![Just(u64::MAX), 0..8u64])
+        1 => (prop_oneof![Just(u64::MAX), 500..4_000u64, 10_000..40_000u64], prop_oneof![Just(u64::MAX), 0..8u64])
             .prop_map(|(event_bytes, quarantined)| Step::Retain { event_bytes, quarantined }),
         1 => Just(Step::Trim),
         4 => disturbance.prop_map(Step::Disturb),
     ]
 }
+
+/// The task that floods are of.
+const FLOODED: u8 = 0;
 
 /// A store with its writer, and how many events it was sent.
 struct Taking {
@@ -171,7 +188,23 @@ impl Taking {
         )
     }
 
-    /// Commits a group, and tells what each command was answered.
+    fn draft_of_flood(&mut self, product: u8) -> Draft {
+        let event = Event {
+            task: FLOODED,
+            product,
+            status: TaskStatus::Completed as u8,
+            content: 0,
+            is_answer: false,
+        };
+        let draft = self.draft(&event);
+        Draft {
+            // Behind those of the events that are sent one by one.
+            fingerprint: ((self.sent + 100) * 8).into(),
+            ..draft
+        }
+    }
+
+    /// Commits a group, and returns the answer to each command.
     fn commit(&mut self, group: &[Sent]) -> Vec<Answered> {
         self.stepped.machine.pass(Duration::from_secs(1));
         let answers: Vec<_> = group.iter().map(|sent| self.send(sent)).collect();
@@ -194,6 +227,16 @@ impl Taking {
         let appender = self.stepped.appender.clone();
         match sent {
             Sent::Append(event) => answer(appender.append(self.draft(event))),
+            Sent::Flood { product, count } => {
+                let answers: Vec<_> = (0..*count)
+                    .map(|_| answer(appender.append(self.draft_of_flood(*product))))
+                    .collect();
+                Box::new(|| {
+                    let answers: Result<Vec<_>, _> =
+                        answers.into_iter().map(|answer| answer()).collect();
+                    answers.map(|answers| answers.concat())
+                })
+            }
             Sent::Quarantine { credential, bytes } => {
                 let header = QuarantineHeader {
                     credential: format!("c{credential}"),
@@ -276,17 +319,15 @@ impl Taking {
                 stepped.store.checkpoint().unwrap();
                 stepped.store.log.remove_forgotten();
             }
-            Disturbance::NewSegment => {
-                let log = &stepped.store.log;
-                log.look_at_age(stepped.machine.wall(), Duration::ZERO);
-                log.make_ahead().unwrap();
-                stepped.writer.retention = Retention::KEEP_ALL;
-                stepped.trim();
-            }
+            Disturbance::NewSegment => begin_segment(&mut stepped),
             Disturbance::Crash => stepped = stepped.reopen(),
             Disturbance::Rebuild => {
                 Doubt::of(&stepped.store.path).write();
                 stepped = stepped.reopen();
+            }
+            Disturbance::RebuildCutOff => {
+                begin_segment(&mut stepped);
+                stepped = cut_off(stepped);
             }
             Disturbance::Restore => stepped = restored(stepped),
         }
@@ -315,8 +356,10 @@ impl Taking {
             },
             head: store.head(),
             first_available: store.first_available(),
-            events: (store.first_available().0..=store.head().0)
-                .map(|place| store.get(Sequence(place)).unwrap().unwrap())
+            events: store
+                .log
+                .events(store.first_available()..=store.head())
+                .map(|logged| logged.unwrap().record)
                 .map(|record| (record.sequence(), record.bytes().clone()))
                 .collect(),
             tasks: tasks.collect(),
@@ -326,7 +369,37 @@ impl Taking {
     }
 }
 
-/// A store that was made of a backup of another.
+fn begin_segment(stepped: &mut Stepped) {
+    let log = &stepped.store.log;
+    log.look_at_age(stepped.machine.wall(), Duration::ZERO);
+    log.make_ahead().unwrap();
+    stepped.writer.retention = Retention::KEEP_ALL;
+    stepped.trim();
+}
+
+/// A store that is built again by two starts: the first finds a damaged segment before the newest, as long as it is damaged.
+fn cut_off(stepped: Stepped) -> Stepped {
+    let number = stepped.store.log.newest() - 1;
+    let (directory, machine) = ended(stepped);
+    let path = directory.path();
+    Doubt::of(path).write();
+    let file = File::options()
+        .read(true)
+        .write(true)
+        .open(segment(path, number));
+    if let Ok(file) = file {
+        // Of the header of its first commit, if it has any.
+        const AT: u64 = 300;
+        let mut byte = [0];
+        file.read_exact_at(&mut byte, AT).unwrap();
+        file.write_all_at(&[byte[0] ^ 1], AT).unwrap();
+        drop(Store::open_by(machine.source(), path, 1 << 20));
+        file.write_all_at(&byte, AT).unwrap();
+    }
+    Stepped::on(directory, machine)
+}
+
+/// A store that was restored from a backup of another.
 fn restored(mut stepped: Stepped) -> Stepped {
     let backup = stepped.appender.backup();
     stepped.step();
@@ -340,7 +413,7 @@ fn restored(mut stepped: Stepped) -> Stepped {
     Stepped::on(directory, stepped.machine.clone())
 }
 
-/// Everything that readers and the writer go by.
+/// Everything that readers and the writer depend on.
 #[derive(Debug, PartialEq)]
 struct State {
     totals: Totals,
@@ -354,7 +427,8 @@ struct State {
 }
 
 impl State {
-    /// What holds of each store by itself: the totals count what is there, and the index names each event once.
+    /// What each store must satisfy by itself: the totals count what is there, and the index names each event once; of the flooded
+    /// task it may name some only.
     fn check(&self) {
         let Self {
             totals,
@@ -384,14 +458,22 @@ impl State {
             assert!(!is_over, "{expectation:?} is over");
         }
 
-        let mut named: Vec<_> = tasks
-            .iter()
-            .flat_map(|(_, events)| events)
-            .map(|event| event.sequence)
-            .collect();
-        named.sort_unstable();
-        let places: Vec<_> = events.iter().map(|(place, _)| *place).collect();
-        assert_eq!(named, places);
+        let named = || tasks.iter().flat_map(|(_, events)| events);
+        let mut places: Vec<_> = named().map(|event| event.sequence).collect();
+        places.sort_unstable();
+        let count = places.len();
+        places.dedup();
+        assert_eq!(places.len(), count);
+        let flooded = TaskId::parse(&format!("t{FLOODED}")).unwrap();
+        for (place, record) in events {
+            let is_named = places.binary_search(place).is_ok();
+            assert!(is_named || has(record, flooded.as_str()), "{place:?}");
+        }
+        assert!(
+            places
+                .iter()
+                .all(|place| (self.first_available..=*head).contains(place))
+        );
     }
 }
 
