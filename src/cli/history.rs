@@ -166,7 +166,7 @@ async fn print_raw(
     let event = page
         .events
         .first()
-        .ok_or_else(|| anyhow::anyhow!("no callback of the task is retained"))?;
+        .ok_or_else(|| anyhow::anyhow!("no event of the task with a body is retained"))?;
     let mut pieces = raw::Pieces::new(&mut client, &event.cursor);
     while let Some(piece) = pieces.next().await.map_err(|status| grpc.error(&status))? {
         output::emit(&piece)?;

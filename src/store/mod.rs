@@ -128,6 +128,11 @@ pub struct Draft {
 }
 
 impl Draft {
+    /// It is what the vendor has posted, neither an answer nor the broker's own word.
+    fn is_callback(&self) -> bool {
+        !self.is_answer && self.status != TaskStatus::Overdue
+    }
+
     /// Bytes that it will have in the log, but for its keys.
     fn bytes(&self) -> usize {
         self.event.len() + self.raw.len()

@@ -177,7 +177,7 @@ impl Decisions<'_> {
 
     fn append(&mut self, draft: &Draft) -> Result<Appended, WriteError> {
         let appended = self.append_as(draft, Source::Callback)?;
-        if appended.duplicate {
+        if appended.duplicate && draft.is_callback() {
             self.counts.duplicates += 1;
             // Without a sync of its own it would be answered sooner than a new event.
             self.must_write |= draft.conceals_duplicates;
@@ -225,7 +225,7 @@ impl Decisions<'_> {
         let (revision, conflict) = match verdict {
             Verdict::TooMany => return Err(WriteError::TooManyEvents),
             Verdict::Duplicate(original) => {
-                if original.is_erased {
+                if original.is_erased && draft.is_callback() {
                     self.counts.after_erasure.duplicates += 1;
                     tracing::info!(event_id = %original.event_id, "a callback has repeated an erased event, which stays erased");
                 }

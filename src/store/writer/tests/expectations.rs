@@ -232,6 +232,33 @@ fn a_late_task_has_one_overdue_event_and_one_by_which_it_is_given_up() {
 }
 
 #[test]
+fn only_callbacks_are_counted_as_duplicates() {
+    let mut stepped = Stepped::new();
+    let mut append = |draft: Draft| {
+        let answer = stepped.appender.append(draft);
+        stepped.step();
+        let appended = answer.blocking_recv().unwrap().unwrap();
+        (appended.duplicate, stepped.writer.metrics.duplicates.get())
+    };
+    let answer = || Draft {
+        is_answer: true,
+        fingerprint: 7.into(),
+        ..draft("t1", 0)
+    };
+    let late = || Draft {
+        status: TaskStatus::Overdue,
+        fingerprint: 8.into(),
+        ..draft("t1", 0)
+    };
+    assert_eq!(append(late()), (false, 0));
+    assert_eq!(append(late()), (true, 0));
+    assert_eq!(append(draft("t1", 0)), (false, 0));
+    assert_eq!(append(answer()), (true, 0));
+    assert_eq!(append(late()), (true, 0));
+    assert_eq!(append(draft("t1", 0)), (true, 1));
+}
+
+#[test]
 fn a_task_that_is_late_again_and_again_has_a_bounded_number_of_events_and_is_given_up_all_the_same()
 {
     let mut stepped = Stepped::new();
