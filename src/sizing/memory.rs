@@ -35,6 +35,10 @@ const QUARANTINED_BYTES: u64 = 250;
 /// long names as there may be. One with a UUID and two labels takes 400 bytes.
 const EXPECTATIONS: u64 = 100_000;
 const EXPECTATION_BYTES: u64 = 2_560;
+/// Requests to the vendor's API at the same time, and the largest answer (`reconcile/vendor_api`): as it
+/// arrives, in one piece, and twice as events that are made of it.
+const VENDOR_ANSWERS: u64 = 4;
+const VENDOR_ANSWER_BYTES: u64 = 4 * MIB;
 /// A connection of the gRPC listener with TLS; without TLS, 71 KiB.
 const GRPC_CONNECTION_BYTES: u64 = 92 * KIB;
 /// A connection of the public listener.
@@ -67,7 +71,7 @@ pub(crate) struct Part {
 type Row = (&'static str, &'static str, fn(&Config) -> u64);
 
 /// What takes memory, in the order of SECURITY.md.
-const ROWS: [Row; 16] = [
+const ROWS: [Row; 17] = [
     (
         "events read for streams",
         "grpc.reading_bytes_max",
@@ -128,6 +132,17 @@ const ROWS: [Row; 16] = [
         |config| {
             if config.reconcile.enabled {
                 EXPECTATIONS * EXPECTATION_BYTES
+            } else {
+                0
+            }
+        },
+    ),
+    (
+        "answers of the vendor's API, with reconcile.enabled",
+        "4 of 4 MiB",
+        |config| {
+            if config.reconcile.enabled {
+                VENDOR_ANSWERS * VENDOR_ANSWER_BYTES
             } else {
                 0
             }
