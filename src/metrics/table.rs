@@ -183,7 +183,8 @@ metrics! {
     pub log_oldest_timestamp_seconds: gauge "blobcast_log_oldest_timestamp_seconds"
         "Unix time at which the oldest retained event was received; 0 if there is none.";
     pub log_damage_met: counter "blobcast_log_damage_met_total"
-        "Calls and streams that were refused or ended because they met a part of the log that is damaged.";
+        "Times that a damaged part of the log was met: by a call or stream that it refused or ended, by a list or a \
+         backup that goes on without a quarantined callback, or by retention, which gave it up.";
     pub quarantine_callbacks: gauge "blobcast_quarantine_callbacks"
         "Callbacks in quarantine.";
     pub quarantine_bytes: gauge "blobcast_quarantine_bytes"

@@ -21,7 +21,7 @@ use super::{access::Caller, answers::Granted, errors};
 use crate::{
     audit::{self, Entry},
     budget::Shelf,
-    store::{Backup, BackupResult, BackupSummary, ReadError},
+    store::{Backup, BackupResult, BackupSummary, QuarantineDamage, ReadError},
     subscription::Sources,
     wire::{Reason, v1},
 };
@@ -197,6 +197,9 @@ impl BackupStream {
             }
             None => {
                 let summary = summary(&self.context.sources, &open.backup.summary());
+                if let Some(damage) = open.backup.damage() {
+                    self.tell_damage(damage);
+                }
                 if let Some(record) = &mut self.record {
                     record.note("event_count", summary.event_count);
                     record.note("quarantine_count", summary.quarantine_count);
@@ -208,6 +211,20 @@ impl BackupStream {
                     summary: Some(summary),
                 }
             }
+        }
+    }
+
+    /// The backup is whole without them: to have none at all because of them would be worse.
+    fn tell_damage(&mut self, damage: &QuarantineDamage) {
+        let QuarantineDamage { count, problem } = damage;
+        self.context.sources.metrics.log_damage_met.inc_by(*count);
+        tracing::error!(
+            count,
+            problem,
+            "quarantined callbacks are damaged in the log, and are not in the backup: `blobcast quarantine list` shows which"
+        );
+        if let Some(record) = &mut self.record {
+            record.note("quarantine_damaged_count", *count);
         }
     }
 

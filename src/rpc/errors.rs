@@ -151,9 +151,13 @@ pub(super) fn draining() -> Status {
 }
 
 /// Counts and logs damage, since every read that meets damage passes here.
-fn corrupt(sources: &Sources, problem: &str) -> Status {
+pub(super) fn damage_met(sources: &Sources, problem: &str) {
     sources.metrics.log_damage_met.inc();
     sources.registry.log_damage(problem);
+}
+
+fn corrupt(sources: &Sources, problem: &str) -> Status {
+    damage_met(sources, problem);
     let message = format!("the log is damaged ({problem}): tell the operator");
     Reason::LogCorrupt.status(message)
 }
@@ -324,6 +328,15 @@ pub(super) fn quarantine_not_found(id: &str) -> Status {
     let message =
         format!("no callback {id} is in quarantine: it was released, discarded or forgotten");
     Reason::QuarantineNotFound.status(message)
+}
+
+/// A quarantined callback cannot be released, as it cannot be read.
+pub(super) fn quarantine_damaged(sources: &Sources, id: &str, problem: &str) -> Status {
+    damage_met(sources, problem);
+    let message = format!(
+        "callback {id} in quarantine is damaged in the log ({problem}), and can only be discarded: tell the operator"
+    );
+    Reason::LogCorrupt.status(message)
 }
 
 pub(super) fn subscription_not_found() -> Status {

@@ -60,6 +60,9 @@ pub(super) async fn list(
                 .is_empty(),
             None => false,
         };
+        if let Some(problem) = found.iter().find_map(|callback| callback.damage.as_deref()) {
+            errors::damage_met(sources, problem);
+        }
         let (count, last) = (
             found.len(),
             found.last().filter(|_| more).map(|last| last.number),
@@ -109,6 +112,11 @@ pub(super) async fn release(
     let read = move |sources: &Sources| sources.store.quarantined(number);
     let found = context.read(read).await?;
     let found = found.ok_or_else(|| errors::quarantine_not_found(&quarantine_id))?;
+    if let Some(problem) = &found.damage {
+        let refused = errors::quarantine_damaged(&context.sources, &quarantine_id, problem);
+        return Err(refused);
+    }
+
     let drafts = callback_of(found)
         .released(&corrections)
         .map_err(|refusal| errors::not_understood(&refusal))?;
@@ -187,6 +195,7 @@ fn quarantined(callback: Quarantined, body_bytes_max: usize) -> v1::QuarantinedC
         number,
         header,
         body,
+        ..
     } = callback;
 
     v1::QuarantinedCallback {

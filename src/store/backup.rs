@@ -9,8 +9,9 @@
 //! First come all events, then the quarantine, then the open expectations, each in the order of its keys. An event's key is its
 //! place (u64, big-endian), its value its id (u128), its fingerprint and its record, which says so
 //! itself if it was erased. A quarantined callback's key is its number (u64, big-endian), its value
-//! that of its entry in the log; nothing if it was erased while the backup was taken. The same holds
-//! for an expectation, which has its value as it was when the backup began. Integers are
+//! that of its entry in the log; nothing if it was erased while the backup was taken, or is damaged
+//! in the log. The same holds for an expectation, which has its value as it was when the backup
+//! began. Integers are
 //! little-endian. The epoch is not in it: what is restored is another log. The task index is made
 //! from the events. Without its end a copy is worth nothing, so one that was cut short cannot be
 //! taken for a whole one.
@@ -24,7 +25,7 @@ use super::{
     expectation::Kept,
     layout::{BACKUP_FORMAT, Damaged, Totals, parse_quarantined, parse_sequence_key, sequence_key},
     lock,
-    log::{Events, Logged, QuarantineReader},
+    log::{Events, Logged, QuarantineReader, Unread},
     quarantine_index::Held,
 };
 use crate::event::{Fingerprint, Record, Sequence};
@@ -46,6 +47,15 @@ pub struct BackupSummary {
     pub head: Sequence,
     /// Size of the backup, as far as it has been read or written.
     pub backup_bytes: u64,
+}
+
+/// Quarantined callbacks that a backup lacks, as they are damaged in the log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct QuarantineDamage {
+    /// How many.
+    pub count: u64,
+    /// What is wrong with the first.
+    pub problem: String,
 }
 
 /// Where an entry belongs.
@@ -119,7 +129,7 @@ impl Audit {
                 }
                 self.newest_number = number;
                 if value.is_empty() {
-                    self.expected.forget_quarantined(0)?; // it was erased meanwhile
+                    self.expected.forget_quarantined(0)?; // it was erased meanwhile, or is damaged
                     return Ok(());
                 }
                 parse_quarantined(value)?;
@@ -197,6 +207,7 @@ pub struct Backup {
     quarantine: QuarantineReader,
     expectations: std::vec::IntoIter<(u64, Kept)>,
     audit: Audit,
+    damage: Option<QuarantineDamage>,
     checksum: Xxh3,
     /// What the next chunks begin with.
     buffer: BytesMut,
@@ -225,6 +236,7 @@ impl Store {
             quarantine: self.log.quarantine_reader(),
             expectations: lock(&self.expectations).all().into_iter(),
             audit: Audit::new(totals),
+            damage: None,
             checksum: Xxh3::new(),
             buffer: BytesMut::new(),
             backup_bytes: 0,
@@ -256,6 +268,11 @@ impl Backup {
         self.audit.summary(self.backup_bytes)
     }
 
+    /// What of the quarantine could not be read so far.
+    pub(crate) fn damage(&self) -> Option<&QuarantineDamage> {
+        self.damage.as_ref()
+    }
+
     fn put_next_entry(&mut self) -> Result<(), ReadError> {
         if let Some(event) = self.events.next() {
             let event = event?;
@@ -263,7 +280,16 @@ impl Backup {
             return self.put_entry(Part::Events, &key, &event_value(&event));
         }
         if let Some((number, held)) = self.quarantined.next() {
-            let value = self.quarantine.read(number, held.newest)?;
+            let value = match self.read_quarantined(number, &held) {
+                Err(Unread::Damaged(problem)) => {
+                    let damage = self
+                        .damage
+                        .get_or_insert(QuarantineDamage { count: 0, problem });
+                    damage.count += 1;
+                    None
+                }
+                value => value?,
+            };
             let key = sequence_key(Sequence(number));
             return self.put_entry(Part::Quarantine, &key, &value.unwrap_or_default());
         }
@@ -272,6 +298,15 @@ impl Backup {
         };
         let key = sequence_key(Sequence(number));
         self.put_entry(Part::Expectations, &key, kept.bytes())
+    }
+
+    /// A value that can be restored.
+    fn read_quarantined(&self, number: u64, held: &Held) -> Result<Option<Bytes>, Unread> {
+        let value = self.quarantine.read(number, held.newest)?;
+        if let Some(value) = &value {
+            parse_quarantined(value)?;
+        }
+        Ok(value)
     }
 
     fn put_entry(&mut self, part: Part, key: &[u8], value: &[u8]) -> Result<(), ReadError> {

@@ -277,7 +277,10 @@ impl Totals {
             .checked_sub(self.first_available)
             .ok_or(TOTALS_DAMAGED)?;
         let count = self.event_count.checked_sub(gone).ok_or(TOTALS_DAMAGED)?;
-        self.event_bytes = self.event_bytes.checked_sub(bytes).ok_or(TOTALS_DAMAGED)?;
+        let rest = self.event_bytes.checked_sub(bytes).ok_or(TOTALS_DAMAGED)?;
+        // The bytes of events that could not be read when they were forgotten are not taken out
+        // before.
+        self.event_bytes = if count == 0 { 0 } else { rest };
         (self.event_count, self.first_available) = (count, next);
         Ok(())
     }
@@ -338,11 +341,11 @@ pub struct Bound {
 }
 
 impl QuarantineHeader {
-    /// Stands in for a header that cannot be read. It is of no credential, and as its age is
-    /// unknown, age does not forget it.
-    pub(super) fn unreadable() -> Self {
+    /// Stands in for a header that cannot be read, of a callback whose commit was made at that log
+    /// time, in microseconds since 1970. It is of no credential.
+    pub(super) fn unreadable(log_time_micros: i64) -> Self {
         Self {
-            received_at_micros: i64::MAX,
+            received_at_micros: log_time_micros,
             ..Self::default()
         }
     }

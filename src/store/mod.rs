@@ -54,7 +54,7 @@ use uuid::Uuid;
 
 pub(crate) use append::{AppendSummary, WhenRunning};
 pub use backup::Backup;
-pub(crate) use backup::BackupSummary;
+pub(crate) use backup::{BackupSummary, QuarantineDamage};
 pub(crate) use backup_results::{BackupResult, BackupResults};
 pub(crate) use clock::Clock;
 pub(crate) use database::catches_panic;

@@ -6,8 +6,11 @@ use super::{
     QuarantineHeader, ReadError, Store,
     layout::{Damaged, parse_quarantined},
     lock,
-    log::Place,
+    log::{Place, Unread},
 };
+
+/// The reason in the header that stands in for one that cannot be read.
+const DAMAGED: &str = "damaged";
 
 /// A callback for the quarantine.
 #[derive(Clone, Debug)]
@@ -27,6 +30,9 @@ pub struct Quarantined {
     pub header: QuarantineHeader,
     /// The body as received.
     pub body: Bytes,
+    /// Why it cannot be read any more. Then the header has what the index knows, and there is no
+    /// body.
+    pub damage: Option<String>,
 }
 
 impl Quarantined {
@@ -59,8 +65,15 @@ impl Store {
         copies.map(|place| (number, place)).collect()
     }
 
-    /// The quarantined callback with this number, if it exists.
+    /// The quarantined callback with this number, if it exists; of a damaged one what the index knows.
     pub fn quarantined(&self, number: u64) -> Result<Option<Quarantined>, ReadError> {
+        match self.read_quarantined(number) {
+            Err(Unread::Damaged(problem)) => Ok(self.damaged(number, problem)),
+            found => Ok(found?),
+        }
+    }
+
+    fn read_quarantined(&self, number: u64) -> Result<Option<Quarantined>, Unread> {
         let held = || lock(&self.quarantine).get(number);
         let mut place = held().map(|held| held.newest);
         loop {
@@ -80,8 +93,24 @@ impl Store {
         }
     }
 
+    /// A damaged callback, by what the index knows of it; `None` if it has left the quarantine.
+    fn damaged(&self, number: u64, problem: String) -> Option<Quarantined> {
+        let header = lock(&self.shares).header_of(number)?;
+        let header = QuarantineHeader {
+            reason: DAMAGED.to_owned(),
+            detail: format!("nothing else of it can be read ({problem}): discard it"),
+            ..header
+        };
+        Some(Quarantined {
+            number,
+            header,
+            body: Bytes::new(),
+            damage: Some(problem),
+        })
+    }
+
     /// Quarantined callbacks with numbers above `after`, oldest first: at most `count_max`, and at
-    /// most `bytes_max` after the first, of bodies and all else.
+    /// most `bytes_max` after the first, of bodies and all else. Damaged ones are among them.
     pub fn quarantined_after(
         &self,
         after: u64,
@@ -120,5 +149,6 @@ fn read(number: u64, bytes: &Bytes) -> Result<Quarantined, Damaged> {
         number,
         header,
         body,
+        damage: None,
     })
 }

@@ -179,10 +179,13 @@ impl Store {
         range: RangeInclusive<Sequence>,
         mut each: impl FnMut(TaskPlace),
     ) -> Result<(), ReadError> {
+        let first_available = self.first_available();
         self.index.tasks.each(task_ids, |task_id, events| {
+            // What retention has passed without being able to read it, the index still names.
             for event in events
                 .iter()
                 .filter(|event| range.contains(&event.sequence))
+                .filter(|event| event.sequence >= first_available)
             {
                 each(TaskPlace {
                     task_id: task_id.clone(),

@@ -10,7 +10,7 @@
 
 use std::{
     mem,
-    ops::{ControlFlow, RangeInclusive},
+    ops::RangeInclusive,
     sync::atomic::{AtomicU64, Ordering},
     time::{Duration, Instant},
 };
@@ -22,7 +22,7 @@ use super::{
     index::Index,
     layout::{Damaged, QuarantineHeader, TaskEvent, Totals, parse_quarantined},
     lock,
-    log::{Entry, Frame, Log, Next, Place, READ_BYTES, Replayed},
+    log::{Entry, Frame, Log, Next, Place, Replayed},
 };
 use crate::event::{Product, Record, Selectable, Sequence, TaskId};
 
@@ -239,8 +239,11 @@ impl<C: FnMut(Reached) -> Result<(), StartFailure>> Replay<'_, C> {
                     value: Some(value),
                     at,
                 } => {
-                    let header = &parse_quarantined(&value)
-                        .map_or_else(|_| QuarantineHeader::unreadable(), |(header, _)| header);
+                    let log_time_micros = frame.header.totals.log_time_micros;
+                    let header = &parse_quarantined(&value).map_or_else(
+                        |_| QuarantineHeader::unreadable(log_time_micros),
+                        |(header, _)| header,
+                    );
                     let bytes = value.len() as u64;
                     overlay.apply(Change::Quarantined {
                         number,
@@ -275,7 +278,7 @@ impl<C: FnMut(Reached) -> Result<(), StartFailure>> Replay<'_, C> {
     }
 }
 
-/// Has the index forget the events at these places.
+/// Has the index forget the events at these places; retention has passed damaged ones, too.
 fn forget(
     log: &Log,
     state: State<'_>,
@@ -283,19 +286,14 @@ fn forget(
 ) -> Result<(), StartFailure> {
     let mut changes = Pieces::of(state);
     let mut failed = None;
-    log.scan(places, READ_BYTES, |record| {
-        let forgotten = task_of(&record)
+    log.scan_around_damage(places, |record| {
+        let forgotten = task_of(record)
             .map_err(StartFailure::from)
             .and_then(|task_id| {
                 let (task_id, place) = (&task_id, record.sequence());
                 Ok(changes.apply(Change::Forgotten { task_id, place })?)
             });
-        failed = forgotten.err();
-        Ok(if failed.is_none() {
-            ControlFlow::Continue(())
-        } else {
-            ControlFlow::Break(())
-        })
+        failed = failed.take().or(forgotten.err());
     })?;
     failed.map_or(Ok(()), Err)?;
     Ok(changes.write()?)

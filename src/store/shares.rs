@@ -12,6 +12,8 @@ use std::{
     ops::Bound,
 };
 
+use super::layout::QuarantineHeader;
+
 /// Products of one credential that have a share of their own, here and in its budget for a minute;
 /// several times as many as the vendor has. The others share one.
 pub(crate) const CREDENTIAL_PRODUCTS_MAX: usize = 64;
@@ -145,6 +147,18 @@ impl Shares {
     /// The callback with this number.
     pub(super) fn get(&self, number: u64) -> Option<Kept> {
         self.kept.get(&number).copied()
+    }
+
+    /// What is known here of the header of a callback.
+    pub(super) fn header_of(&self, number: u64) -> Option<QuarantineHeader> {
+        let kept = self.kept.get(&number)?;
+        let share = &self.shares[kept.share];
+        Some(QuarantineHeader {
+            received_at_micros: kept.received_at_micros,
+            credential: share.credential.to_string(),
+            product: share.product.to_string(),
+            ..QuarantineHeader::default()
+        })
     }
 
     /// The oldest of all.

@@ -19,6 +19,7 @@ mod backup;
 mod callback_authentication;
 mod command_line;
 mod configuration;
+mod damage_while_running;
 mod documents;
 mod ended_streams;
 mod erasure;

@@ -75,6 +75,10 @@ impl<'a> Pending<'a> {
         if let Some(last) = page.last() {
             self.read_to = last.number;
         }
+        // Nothing of the other log may be missing in the restored one.
+        if let Some(problem) = page.iter().find_map(|callback| callback.damage.clone()) {
+            return Err(ReadError::Corrupt(problem));
+        }
         self.quarantined = page.into_iter();
         Ok(self.quarantined.next())
     }

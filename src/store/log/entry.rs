@@ -142,6 +142,17 @@ impl Laid {
     }
 }
 
+/// What is left of a damaged event that is laid out so, if the lengths and keys of its commit are
+/// proven: its keys, and how many bytes its record has at least.
+pub(super) fn keys_of(bytes: &Bytes, laid: &Laid, place: Sequence) -> Option<(Record, u64)> {
+    let keys = bytes[laid.proven.clone()].get(4 + 4 + 8 + IDENTITY_BYTES..)?;
+    // With a damaged mark it may have been erased, and then only its keys count.
+    let may_be_erased = bytes[laid.mark.clone()?].iter().any(|&byte| byte != 0);
+    let body_bytes = if may_be_erased { 0 } else { laid.body.len() };
+    let record = Record::from_kept(place, keys).ok()?;
+    Some((record, (keys.len() + body_bytes) as u64))
+}
+
 /// Whether a mark is none, or what a crash may have left of one that lies in two sectors.
 fn may_be_torn(mark: &[u8]) -> bool {
     let is_none = |bytes: &[u8]| bytes.iter().all(|&byte| byte == 0);

@@ -14,7 +14,8 @@ use super::{
     Log, Place,
     entry::{Body, Entry},
     frame::{self, Frame},
-    quarantine::read_quarantined,
+    gap::is_damage,
+    quarantine::{Unread, read_quarantined},
     segment::Segment,
 };
 use crate::{
@@ -99,7 +100,7 @@ impl Log {
             at += said.length;
             let has_some = !slice(places, said.first_sequence(), said.head()).is_empty();
             let Some(frame) = has_some
-                .then(|| Frame::parse(self.epoch, read, start))
+                .then(|| Frame::parse_around_damage(self.epoch, read, start))
                 .flatten()
             else {
                 continue;
@@ -114,24 +115,54 @@ impl Log {
         }
     }
 
-    /// Finds the bodies of quarantined callbacks at these places, as far as their files are there. Each is proven.
-    pub(in crate::store) fn find_quarantined(&self, copies: &[(u64, Place)]) -> Found {
-        let mut found = Found::default();
+    /// Finds the bodies of quarantined callbacks at these places, as far as their files are there,
+    /// and what of them cannot be found. Each is proven by itself, or its place by its commit: then
+    /// a damaged one is found, too.
+    pub(in crate::store) fn find_quarantined(
+        &self,
+        copies: &[(u64, Place)],
+    ) -> Result<(Found, Vec<String>), ReadError> {
+        let (mut found, mut not_found) = (Found::default(), Vec::new());
         for &(number, place) in copies {
             let Some(segment) = self.segment_on_disk(place.segment) else {
                 continue; // it is gone, and the copy with it
             };
-            match read_quarantined(&segment, number, place.at) {
-                Ok((_, body)) => {
-                    found.add_bodies(&segment, vec![body_in_segment(place.at, &body)]);
-                }
-                Err(error) => {
-                    found.lose(1, &segment);
-                    found.problem = Some(error.to_string());
-                }
+            let body = match read_quarantined(&segment, number, place.at) {
+                Ok((_, body)) => body_in_segment(place.at, &body),
+                Err(Unread::Damaged(problem)) => match self.body_at(&segment, place.at)? {
+                    Some(body) => body,
+                    None => {
+                        not_found.push(problem);
+                        continue;
+                    }
+                },
+                Err(Unread::Failed(error)) => return Err(error.into()),
+            };
+            found.add_bodies(&segment, vec![body]);
+        }
+        Ok((found, not_found))
+    }
+
+    /// Where the body of the entry that begins at `at` lies, as its commit proves it.
+    fn body_at(&self, segment: &Segment, at: u64) -> io::Result<Option<(u64, Range<u64>)>> {
+        let Some(span) = segment.span_at(at)? else {
+            return Ok(None);
+        };
+        let read = match segment.read(&span) {
+            Err(error) if is_damage(&error) => return Ok(None),
+            read => read?,
+        };
+        let mut next = 0;
+        while let Some(said) = read.get(next..).and_then(frame::Header::parse) {
+            let (start, begin) = (next, span.start + next as u64);
+            next += said.length;
+            if at < span.start + next as u64 {
+                let frame = Frame::parse_around_damage(self.epoch, &read, start);
+                let body = frame.and_then(|frame| frame.body_at((at - begin) as usize));
+                return Ok(body.map(|body| body_in_segment(begin, &body)));
             }
         }
-        found
+        Ok(None)
     }
 
     /// Erases again what was announced, durably, and says how much of it cannot be found. Also what
@@ -146,7 +177,17 @@ impl Log {
         places.sort_unstable();
         places.dedup();
         let mut found = self.find(&places, |_| true);
-        found.add(self.find_quarantined(copies));
+        match self.find_quarantined(copies) {
+            Ok((quarantined, not_found)) => {
+                found.add(quarantined);
+                found.lost += not_found.len();
+                found.problem = found.problem.or(not_found.into_iter().next());
+            }
+            Err(error) => {
+                found.lost += copies.len();
+                found.problem = Some(error.to_string());
+            }
+        }
         if let Some(problem) = &found.problem {
             tracing::error!(count = found.lost, %problem, "cannot erase what is damaged in the log: it may be on the disk still");
         }

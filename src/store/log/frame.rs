@@ -44,7 +44,8 @@ use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
 use super::entry::{
     Body, CARRIED, COPIES, ERASED, EVENT, EXPECTATION_ENDED, EXPECTED, EXPIRED, Entry, HEAD_BYTES,
-    IDENTITY_BYTES, Laid, MARK_BYTES, NUMBER_BYTES, Place, QUARANTINED, REMOVED, entry, lay,
+    IDENTITY_BYTES, Laid, MARK_BYTES, NUMBER_BYTES, Place, QUARANTINED, REMOVED, entry, keys_of,
+    lay,
 };
 use crate::{
     event::{Epoch, Fingerprint, Record, Sequence},
@@ -263,24 +264,51 @@ fn checksum_of(epoch: Epoch, bytes: &[u8], is_good: impl Fn(&Laid) -> bool) -> O
     })
 }
 
-/// A whole commit.
+/// A commit that is proven.
 #[derive(Clone, Debug)]
 pub(in crate::store) struct Frame {
     pub header: Header,
     bytes: Bytes,
+    /// Its bodies are proven, too.
+    is_whole: bool,
+}
+
+/// What there is of an event.
+pub(super) enum Remains {
+    Whole(Record),
+    /// Its keys, and how many bytes its record has at least.
+    Keys(Record, u64),
+    Nothing,
 }
 
 impl Frame {
     /// The frame that begins at `at`; `None` if none does that is whole.
     pub(super) fn parse(epoch: Epoch, bytes: &Bytes, at: usize) -> Option<Self> {
+        Self::proven(epoch, bytes, at, true)
+    }
+
+    /// The same, but each body proves itself when it is looked at: a damaged one costs no other
+    /// entry.
+    pub(super) fn parse_around_damage(epoch: Epoch, bytes: &Bytes, at: usize) -> Option<Self> {
+        Self::proven(epoch, bytes, at, false)
+    }
+
+    fn proven(epoch: Epoch, bytes: &Bytes, at: usize, is_whole: bool) -> Option<Self> {
         let header = Header::parse(bytes.get(at..)?)?;
-        let whole = bytes.get(at..at.checked_add(header.length)?)?;
-        let checksum = u64::from_le_bytes(*whole.first_chunk()?);
-        let is_right = checksum_of(epoch, whole, |laid| laid.is_whole(whole)) == Some(checksum);
+        let frame = bytes.get(at..at.checked_add(header.length)?)?;
+        let checksum = u64::from_le_bytes(*frame.first_chunk()?);
+        let is_good = |laid: &Laid| !is_whole || laid.is_whole(frame);
+        let is_right = checksum_of(epoch, frame, is_good) == Some(checksum);
         is_right.then(|| Self {
             header,
-            bytes: bytes.slice_ref(whole),
+            bytes: bytes.slice_ref(frame),
+            is_whole,
         })
+    }
+
+    /// Whether an entry is as it was written.
+    fn is_good(&self, laid: &Laid) -> bool {
+        self.is_whole || laid.is_whole(&self.bytes)
     }
 
     /// The log's time at this commit, in microseconds since 1970, if it brings content: an event,
@@ -293,12 +321,12 @@ impl Frame {
         has_content.then_some(self.header.totals.log_time_micros)
     }
 
-    /// The bodies in it, with what they are of.
+    /// The bodies in it, with what they are of; damaged ones are passed over.
     pub(super) fn bodies(&self) -> impl Iterator<Item = (Entry, Body)> {
         let mut sequence = self.header.first_sequence();
         laid(&self.bytes).flatten().filter_map(move |laid| {
             let mark = laid.mark.clone()?.start;
-            let entry = entry(&self.bytes, &laid, &mut sequence)?;
+            let entry = entry(&self.bytes, &laid, &mut sequence).filter(|_| self.is_good(&laid))?;
             Some((
                 entry,
                 Body {
@@ -309,16 +337,49 @@ impl Frame {
         })
     }
 
-    /// What the commit did, in order. Shares the frame's bytes.
+    /// The body of the entry that begins at `at` in it, damaged or not.
+    pub(super) fn body_at(&self, at: usize) -> Option<Body> {
+        let laid = laid(&self.bytes).flatten().find(|laid| laid.at == at)?;
+        Some(Body {
+            mark: laid.mark?.start,
+            range: laid.body,
+        })
+    }
+
+    /// Its events, in order, with what there is of each.
+    pub(super) fn events(&self) -> impl Iterator<Item = (Sequence, Remains)> {
+        let mut next = self.header.first_sequence();
+        let events = laid(&self.bytes)
+            .flatten()
+            .filter(|laid| laid.kind == EVENT);
+        events.map(move |laid| {
+            let place = next;
+            let read = entry(&self.bytes, &laid, &mut next).filter(|_| self.is_good(&laid));
+            let remains = match read {
+                Some(Entry::Event { record, .. }) => Remains::Whole(record),
+                _ => keys_of(&self.bytes, &laid, place)
+                    .map_or(Remains::Nothing, |(keys, bytes)| Remains::Keys(keys, bytes)),
+            };
+            (place, remains)
+        })
+    }
+
+    /// What the commit did, in order; an error for an entry that is damaged. Shares the frame's
+    /// bytes.
     pub(in crate::store) fn entries(&self) -> impl Iterator<Item = Result<Entry, Damaged>> {
-        let (bytes, mut at) = (self.bytes.clone(), HEADER_BYTES);
+        let (frame, mut at) = (self.clone(), HEADER_BYTES);
         let mut sequence = self.header.first_sequence();
         std::iter::from_fn(move || {
+            let bytes = &frame.bytes;
             (at < bytes.len()).then(|| {
-                let laid = lay(&bytes, at);
+                let laid = lay(bytes, at);
                 at = laid.as_ref().map_or(bytes.len(), |laid| laid.body.end);
-                laid.and_then(|laid| entry(&bytes, &laid, &mut sequence))
-                    .ok_or(Damaged("commit"))
+                laid.and_then(|laid| {
+                    // Also of a damaged one, which has a place.
+                    let entry = entry(bytes, &laid, &mut sequence);
+                    entry.filter(|_| frame.is_good(&laid))
+                })
+                .ok_or(Damaged("commit"))
             })
         })
     }
@@ -479,6 +540,7 @@ mod tests {
         #[test]
         fn any_bytes_are_entries_or_damaged(body: Vec<u8>, kind in 0..11u8) {
             let frame = Frame {
+                is_whole: true,
                 header: Header { length: 0, events: 0, commit: 0, oldest: 0, totals: Totals { first_available: 1, ..Totals::default() } },
                 bytes: [&[0; HEADER_BYTES][..], &[kind], &body].concat().into(),
             };

@@ -14,6 +14,7 @@
 mod entry;
 mod erasure;
 mod frame;
+mod gap;
 mod quarantine;
 mod read;
 mod recovery;
@@ -39,7 +40,8 @@ pub(super) use entry::{COPIES, Entry, Place};
 use erasure::Announced;
 pub(super) use erasure::Found;
 pub(super) use frame::{Frame, FrameBuilder};
-pub(super) use quarantine::QuarantineReader;
+pub(super) use gap::Gap;
+pub(super) use quarantine::{QuarantineReader, Unread};
 use read::Turns;
 pub(super) use read::{Events, LARGE_READ_BYTES, Logged, READ_BYTES};
 pub(super) use recovery::{Next, Opened, Replayed, check_format};

@@ -2,6 +2,7 @@
 
 use std::{
     collections::VecDeque,
+    io,
     sync::{Arc, Weak},
 };
 
@@ -10,9 +11,44 @@ use bytes::Bytes;
 use super::{
     Log, Place,
     entry::{self, Body},
+    gap::is_damage,
     segment::Segment,
 };
-use crate::store::{error::ReadError, lock};
+use crate::store::{error::ReadError, layout::Damaged, lock};
+
+/// Why a quarantined callback cannot be read.
+#[derive(Debug)]
+pub(in crate::store) enum Unread {
+    /// It is not as it was written, and never will be.
+    Damaged(String),
+    /// The system cannot read it now.
+    Failed(io::Error),
+}
+
+impl From<io::Error> for Unread {
+    fn from(error: io::Error) -> Self {
+        if is_damage(&error) {
+            Self::Damaged(error.to_string())
+        } else {
+            Self::Failed(error)
+        }
+    }
+}
+
+impl From<Damaged> for Unread {
+    fn from(damaged: Damaged) -> Self {
+        Self::Damaged(damaged.to_string())
+    }
+}
+
+impl From<Unread> for ReadError {
+    fn from(unread: Unread) -> Self {
+        match unread {
+            Unread::Damaged(problem) => Self::Corrupt(problem),
+            Unread::Failed(error) => error.into(),
+        }
+    }
+}
 
 impl Log {
     /// The value of a quarantined callback; `None` if it was erased meanwhile, or its segment is
@@ -21,7 +57,7 @@ impl Log {
         &self,
         number: u64,
         place: Place,
-    ) -> Result<Option<Bytes>, ReadError> {
+    ) -> Result<Option<Bytes>, Unread> {
         match self.segment(place.segment) {
             Some(segment) => Ok(read_quarantined(&segment, number, place.at)?.0),
             None => Ok(None),
@@ -62,10 +98,9 @@ impl QuarantineReader {
         &self,
         number: u64,
         place: Place,
-    ) -> Result<Option<Bytes>, ReadError> {
-        let segment = segment_of(&self.0, place.segment).ok_or_else(|| {
-            ReadError::Corrupt(format!("quarantined callback {number} is missing"))
-        })?;
+    ) -> Result<Option<Bytes>, Unread> {
+        let segment = segment_of(&self.0, place.segment)
+            .ok_or_else(|| Unread::Damaged(format!("quarantined callback {number} is missing")))?;
         Ok(read_quarantined(&segment, number, place.at)?.0)
     }
 }
@@ -82,9 +117,9 @@ pub(super) fn read_quarantined(
     segment: &Segment,
     number: u64,
     at: u64,
-) -> Result<(Option<Bytes>, Body), ReadError> {
+) -> Result<(Option<Bytes>, Body), Unread> {
     let damaged = || {
-        ReadError::Corrupt(format!(
+        Unread::Damaged(format!(
             "quarantined callback {number} in {} is not as it was written",
             segment.path().display()
         ))

@@ -226,7 +226,10 @@ impl Iterator for Events {
     }
 }
 
-fn segment_of(segments: &VecDeque<Arc<Segment>>, sequence: Sequence) -> Option<Arc<Segment>> {
+pub(super) fn segment_of(
+    segments: &VecDeque<Arc<Segment>>,
+    sequence: Sequence,
+) -> Option<Arc<Segment>> {
     let behind = segments.partition_point(|segment| segment.first_sequence() <= sequence);
     segments.get(behind.checked_sub(1)?).cloned()
 }
@@ -252,9 +255,12 @@ fn scan_span(
         if said.events == 0 || said.head() < next {
             continue;
         }
-        let frame = Frame::parse(epoch, &read, start).ok_or_else(|| missing(next))?;
-        for entry in frame.entries() {
-            let (event_id, fingerprint, record) = match entry? {
+        // What is damaged is missed where the event behind it comes, or at the end.
+        let Some(frame) = Frame::parse_around_damage(epoch, &read, start) else {
+            continue;
+        };
+        for entry in frame.entries().flatten() {
+            let (event_id, fingerprint, record) = match entry {
                 Entry::Event {
                     event_id,
                     fingerprint,

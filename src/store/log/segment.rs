@@ -169,6 +169,16 @@ impl Blocks {
             .unwrap_or(self.end);
         (start < end).then_some(Span { first, start, end })
     }
+
+    fn spans_from(&self, sequence: Sequence) -> Vec<Span> {
+        let behind = self.starts.partition_point(|start| start.first <= sequence);
+        let starts = &self.starts[behind.saturating_sub(1)..];
+        let ends = starts.iter().skip(1).map(|next| next.at);
+        let spans = starts.iter().zip(ends.chain([self.end]));
+        spans
+            .map(|(&Start { at: start, first }, end)| Span { first, start, end })
+            .collect()
+    }
 }
 
 /// Whole commits that lie one behind another.
@@ -255,6 +265,17 @@ impl Segment {
     /// for at least so many bytes.
     pub(super) fn span(&self, sequence: Sequence, bytes: u64) -> io::Result<Option<Span>> {
         self.with_blocks(|blocks| blocks.span(|start| start.first <= sequence, bytes))
+    }
+
+    /// The block that has the byte at `at`.
+    pub(super) fn span_at(&self, at: u64) -> io::Result<Option<Span>> {
+        self.with_blocks(|blocks| blocks.span(|start| start.at <= at, 0))
+    }
+
+    /// All blocks from that on in which the event at `sequence` should be.
+    pub(super) fn spans_from(&self, sequence: Sequence) -> io::Result<Vec<Span>> {
+        let spans = self.with_blocks(|blocks| Some(blocks.spans_from(sequence)))?;
+        Ok(spans.unwrap_or_default())
     }
 
     /// Reads a part of it.

@@ -598,3 +598,64 @@ fn a_segment_that_is_full_while_the_next_is_made_ahead_blocks_nobody() {
     keeper.join().unwrap();
     assert!(log.newest() > 3, "segments were begun");
 }
+
+#[test]
+fn damage_costs_what_is_damaged_and_says_how_far_it_goes() {
+    let readable = |kept: &Kept| {
+        let all = (1..=4).map(|place| kept.log.get(Sequence(place)).is_ok());
+        all.collect::<Vec<_>>()
+    };
+    let gap = |kept: &Kept, first: u64| {
+        let gap = kept.log.gap(Sequence(first), Sequence(4)).unwrap()?;
+        let known: Vec<_> = gap
+            .known
+            .iter()
+            .map(|(keys, _)| keys.sequence().0)
+            .collect();
+        Some((gap.behind.0, gap.events(), known))
+    };
+    let filled = || {
+        let mut kept = Kept::new();
+        kept.commit(&[100, 200, 300]);
+        kept.commit(&[10]);
+        kept
+    };
+    let flip = |kept: &Kept, at: usize| {
+        let path = &kept.files()[0];
+        let mut bytes = fs::read(path).unwrap();
+        bytes[at] ^= 1;
+        fs::write(path, bytes).unwrap();
+    };
+    let find = |kept: &Kept, text: &[u8]| {
+        let bytes = fs::read(&kept.files()[0]).unwrap();
+        let mut windows = bytes.windows(text.len());
+        windows.position(|window| window == text).unwrap()
+    };
+
+    let kept = filled();
+    assert_eq!((readable(&kept), gap(&kept, 1)), (vec![true; 4], None));
+    flip(&kept, find(&kept, &[3; 200]));
+    assert_eq!(readable(&kept), [true, false, true, true]);
+    assert_eq!(gap(&kept, 1), None);
+    assert_eq!(gap(&kept, 2), Some((3, 1, vec![2])));
+
+    // Its keys, without which nothing of the commit is proven.
+    let kept = filled();
+    flip(&kept, find(&kept, b"t1"));
+    assert_eq!(readable(&kept), [false, false, false, true]);
+    assert_eq!(gap(&kept, 1), Some((4, 3, vec![])));
+    assert_eq!(gap(&kept, 2), Some((4, 2, vec![])));
+
+    // What a commit says of its head: that it has events which are in the next one.
+    let kept = filled();
+    let event_count = HEADER_BYTES + 8 + 4 + 4 + 8 + 8 + 8;
+    flip(&kept, event_count + 1);
+    assert_eq!(readable(&kept), [false, false, false, true]);
+    assert_eq!(gap(&kept, 1), Some((4, 3, vec![])));
+
+    // The last one: nothing that can be read is behind it.
+    let kept = filled();
+    flip(&kept, find(&kept, &[5; 10]));
+    assert_eq!(readable(&kept), [true, true, true, false]);
+    assert_eq!(gap(&kept, 4), Some((5, 1, vec![4])));
+}

@@ -7,16 +7,20 @@
 //! when at least as many bytes are freed as written, or when everything in the segment is older than
 //! events are kept, and than an hour. So forgotten content is removed in time, and a callback is
 //! written at most once in that time for it.
+//!
+//! A damaged callback is not written again. It leaves the quarantine, and is counted and reported:
+//! it must not keep its segment.
 
 use std::{collections::BTreeSet, time::Duration};
 
 use super::{
+    counts::Counts,
     moment::{Moment, micros_of},
-    recording::Commit,
+    recording::{Commit, Leave},
 };
 use crate::{
     event::Sequence,
-    store::{Health, ReadError, Store, layout::parse_quarantined, lock},
+    store::{Health, ReadError, Store, layout::parse_quarantined, lock, log::Unread},
 };
 
 /// Written again by one commit, and one callback more: what comes meanwhile should not wait long.
@@ -29,11 +33,18 @@ const CARRY_FREE_BYTES_MIN: u64 = 96 * 1024 * 1024;
 /// so long after it was written: a full quarantine of 1 GiB takes 0.3 MB/s then.
 const CARRY_AGE_MIN: Duration = Duration::from_secs(3_600);
 
-/// Callbacks that are damaged, and were reported. They stay where they are, and so does their
-/// segment.
 #[derive(Debug, Default)]
 pub(super) struct Carrier {
-    damaged: BTreeSet<u64>,
+    /// Callbacks that the system could not read, and were reported. It tries again.
+    unread: BTreeSet<u64>,
+}
+
+/// What became of a callback.
+enum Carried {
+    /// It is written again, with so many bytes.
+    Written(u64),
+    /// It was damaged, and has left the quarantine.
+    Left,
 }
 
 /// What has to be written again now, by number.
@@ -80,7 +91,6 @@ impl Carrier {
             return Due::default();
         }
         let mut quarantined = quarantine.in_segment(oldest.number);
-        quarantined.retain(|number| !self.damaged.contains(number));
         // A backup may still hold the file of an older copy. A third one would not be overwritten.
         quarantined.retain(|&number| {
             let held = quarantine.get(number);
@@ -92,15 +102,16 @@ impl Carrier {
         }
     }
 
-    /// Has a commit write some of them again; returns how many.
+    /// Has a commit write some of them again.
     pub(super) fn carry(
         &mut self,
         commit: &mut Commit<'_>,
+        counts: &mut Counts,
         event_age_max: Duration,
         moment: &Moment,
-    ) -> u64 {
+    ) {
         let (store, first_available) = (commit.store(), commit.totals().first_available);
-        let (mut carried, mut bytes) = (0, 0);
+        let mut bytes = 0;
         let due = self.due(store, Sequence(first_available), event_age_max, moment);
         for number in due.quarantined {
             if bytes >= CARRIED_BYTES_MAX {
@@ -111,16 +122,17 @@ impl Carrier {
                 continue;
             }
             match carry_one(commit, number) {
-                Ok(written) => {
+                Ok(Carried::Written(written)) => {
                     // Its segment has content from now on, and grows old by that.
                     commit.stamp(moment.now_micros, moment.now_micros);
                     bytes += written;
-                    carried += 1;
+                    counts.carried += 1;
                 }
-                Err(error) => {
-                    tracing::error!(number, %error, "a quarantined callback cannot be written again: its segment stays until it is forgotten");
-                    self.damaged.insert(number);
+                Ok(Carried::Left) => counts.damage += 1,
+                Err(error) if self.unread.insert(number) => {
+                    tracing::error!(number, %error, "a quarantined callback cannot be read to be written again: its segment stays until it can be, or is forgotten");
                 }
+                Err(_) => {} // reported
             }
         }
         for number in due.expected {
@@ -131,27 +143,41 @@ impl Carrier {
                 Ok(Some(written)) => {
                     commit.stamp(moment.now_micros, moment.now_micros);
                     bytes += written;
-                    carried += 1;
+                    counts.carried += 1;
                 }
                 Ok(None) => {} // this commit has ended it
                 Err(error) => {
-                    tracing::error!(number, %error, "an expectation cannot be written again")
+                    tracing::error!(number, %error, "an expectation cannot be written again");
                 }
             }
         }
-        carried
     }
 }
 
-/// Writes a callback again; returns its bytes.
-fn carry_one(commit: &mut Commit<'_>, number: u64) -> Result<u64, ReadError> {
+/// Writes a callback again, or lets a damaged one go.
+fn carry_one(commit: &mut Commit<'_>, number: u64) -> Result<Carried, ReadError> {
     let store = commit.store();
     let held = lock(&store.quarantine).get(number);
-    let Some(held) = held else { return Ok(0) };
-    let Some(value) = store.log.quarantined(number, held.newest)? else {
-        return Err(ReadError::Corrupt("it is marked as erased".to_owned()));
+    let Some(held) = held else {
+        return Ok(Carried::Written(0));
     };
-    let (header, _) = parse_quarantined(&value)?;
-    commit.carry(number, &header, &value)?;
-    Ok(value.len() as u64)
+    let problem = match store.log.quarantined(number, held.newest) {
+        Ok(Some(value)) => {
+            let known = lock(&store.shares).header_of(number).unwrap_or_default();
+            // It is whole. Another version may be able to read its header.
+            let header = parse_quarantined(&value).map_or(known, |(header, _)| header);
+            commit.carry(number, &header, &value)?;
+            return Ok(Carried::Written(value.len() as u64));
+        }
+        Ok(None) => "it is marked as erased".to_owned(),
+        Err(Unread::Damaged(problem)) => problem,
+        Err(failed) => return Err(failed.into()),
+    };
+    commit.discard(number, Leave::Expired)?;
+    tracing::error!(
+        number,
+        problem,
+        "a quarantined callback is damaged in the log, and has left the quarantine: check the disk"
+    );
+    Ok(Carried::Left)
 }

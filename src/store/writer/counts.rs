@@ -12,6 +12,8 @@ pub(super) struct Counts {
     pub quarantine_trimmed: ByReason<u64>,
     /// Quarantined callbacks and expectations that were written again.
     pub carried: u64,
+    /// Times that something damaged was given up: events, one behind another, or a quarantined callback.
+    pub damage: u64,
 }
 
 /// Callbacks of tasks that have an erased event.
@@ -34,6 +36,24 @@ pub(super) struct ByReason<T> {
     pub count: T,
 }
 
+/// Why events are forgotten.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Reason {
+    Age,
+    Bytes,
+}
+
+impl ByReason<Forgotten> {
+    pub(super) fn add(&mut self, reason: Reason, events: u64, bytes: u64) {
+        let forgotten = match reason {
+            Reason::Age => &mut self.age,
+            Reason::Bytes => &mut self.bytes,
+        };
+        forgotten.events += events;
+        forgotten.bytes += bytes;
+    }
+}
+
 /// Events that retention has forgotten.
 #[derive(Debug, Default)]
 pub(super) struct Forgotten {
@@ -42,12 +62,13 @@ pub(super) struct Forgotten {
 }
 
 impl Counts {
-    /// How much retention has done: forgotten, of events and of the quarantine, and written again.
+    /// How much retention has done: forgotten, of events and of the quarantine, written again, and given up.
     pub(super) fn trimmed(&self) -> u64 {
         let Self {
             events_trimmed,
             quarantine_trimmed,
             carried,
+            damage,
             ..
         } = self;
         let events = events_trimmed.age.events + events_trimmed.bytes.events;
@@ -56,6 +77,7 @@ impl Counts {
             + quarantine_trimmed.bytes
             + quarantine_trimmed.count
             + carried
+            + damage
     }
 
     /// Adds it to the metrics; `appended` and `erased` count the commit's events.
@@ -64,6 +86,7 @@ impl Counts {
         metrics.conflicts.inc_by(self.conflicts);
         metrics.callbacks_after_erasure(self.after_erasure.new, self.after_erasure.duplicates);
         metrics.events_erased.inc_by(erased as u64);
+        metrics.log_damage_met.inc_by(self.damage);
         if appended > 0 {
             metrics.events_appended.inc_by(appended as u64);
             metrics.batch_events.observe(appended as f64);

@@ -331,7 +331,7 @@ impl Decisions<'_> {
             .iter()
             .flat_map(|&number| self.store.copies_of(number))
             .collect();
-        let found = self.store.log.find_quarantined(&copies).whole()?;
+        let (found, not_found) = self.store.log.find_quarantined(&copies)?;
         let mut totals = *self.commit.totals();
         for &number in &known {
             let bytes = self.commit.quarantined_bytes(number);
@@ -339,6 +339,12 @@ impl Decisions<'_> {
         }
 
         self.found.add(found);
+        for problem in not_found {
+            tracing::error!(
+                problem,
+                "a discarded callback is damaged in the log and could not be overwritten: what is left of it goes with its segment"
+            );
+        }
         let mut count = 0;
         for number in known {
             count += u32::from(self.commit.discard(number, Leave::Removed)?);

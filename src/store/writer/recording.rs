@@ -13,7 +13,7 @@ use crate::{
         apply::{Change, Changes, Overlay},
         layout::{Damaged, TaskEvent, Totals, encode_quarantined},
         lock,
-        log::FrameBuilder,
+        log::{FrameBuilder, Gap},
     },
 };
 
@@ -123,6 +123,7 @@ impl<'a> Commit<'a> {
     /// What the index names of a task, as the commit leaves it so far. An event that the log has not
     /// puts the index in doubt: the next event would be taken for one that is known.
     pub(super) fn events(&mut self, task_id: &TaskId) -> Result<&[TaskEvent], ReadError> {
+        let first_available = self.totals.first_available;
         let events = self.overlay.events(task_id)?;
         if let Some(newest) = events.last()
             && newest.sequence > self.head
@@ -131,7 +132,9 @@ impl<'a> Commit<'a> {
             let problem = format!("it names event {place}, and the log ends behind {head}");
             return Err(self.store.index.put_in_doubt(problem).into());
         }
-        Ok(events)
+        // What retention has passed without being able to read it, the index still names.
+        let forgotten = events.partition_point(|event| event.sequence.0 < first_available);
+        Ok(&events[forgotten..])
     }
 
     /// The time by which an event or callback is aged and found: when it was received, but not before the newest in the log, and
@@ -248,6 +251,25 @@ impl<'a> Commit<'a> {
         self.overlay.events(task_id)?;
         self.totals.forget_event(place, bytes)?;
         Ok(self.overlay.apply(Change::Forgotten { task_id, place })?)
+    }
+
+    /// Forgets the oldest events, which cannot be read. What is not known of them stays in the index, and their unknown bytes stay
+    /// in the totals until no event is left.
+    pub(super) fn forget_gap(&mut self, gap: &Gap) -> Result<(), ReadError> {
+        let mut known = Vec::new();
+        for (keys, _) in &gap.known {
+            if let Ok(task_id) = TaskId::parse(keys.task_id()) {
+                self.overlay.events(&task_id)?;
+                known.push((task_id, keys.sequence()));
+            }
+        }
+        self.totals
+            .forget_event(gap.behind.previous(), gap.bytes_min())?;
+        for (task_id, place) in known {
+            let task_id = &task_id;
+            self.overlay.apply(Change::Forgotten { task_id, place })?;
+        }
+        Ok(())
     }
 
     /// Ends it. A commit without entries is written only if it has to be, or if its totals say something new.

@@ -4,7 +4,7 @@ use std::{ops::ControlFlow, time::Duration};
 
 use super::{
     carry::Carrier,
-    counts::Counts,
+    counts::{Counts, Reason},
     disk,
     moment::{Moment, micros_of},
     recording::{Commit, Leave},
@@ -144,12 +144,17 @@ impl Trimmer {
             return None;
         }
         self.oldest_micros.or_else(|| {
-            let oldest = store.get(store.first_available()).ok().flatten()?;
-            Some(
-                totals
-                    .correction
-                    .of_event(oldest.sequence(), oldest.log_time_micros()),
-            )
+            let (first, correction) = (store.first_available(), &totals.correction);
+            match store.get(first) {
+                Ok(oldest) => {
+                    let oldest = oldest?;
+                    Some(correction.of_event(oldest.sequence(), oldest.log_time_micros()))
+                }
+                Err(_) => {
+                    let gap = store.log.gap(first, store.head()).ok().flatten()?;
+                    gap.received_micros(correction)
+                }
+            }
         })
     }
 
@@ -169,7 +174,8 @@ impl Trimmer {
         if let Err(error) = trim_quarantine(commit, counts, retention, cutoffs.quarantine_micros) {
             tracing::error!(%error, "cannot forget old quarantined callbacks");
         }
-        counts.carried += self.carrier.carry(commit, retention.event_age_max, moment);
+        self.carrier
+            .carry(commit, counts, retention.event_age_max, moment);
     }
 
     fn trim_events(
@@ -189,8 +195,9 @@ impl Trimmer {
         let store = commit.store();
         let oldest = Sequence(commit.totals().first_available);
         let mut budget = TRIM_EVENTS.max(2 * commit.appended());
+        let mut failed = None;
         self.oldest_micros = None;
-        let each = |record: Record| -> Result<ControlFlow<()>, ReadError> {
+        let each = |record: Record| {
             if commit.is_announced(record.sequence()) {
                 return Ok(ControlFlow::Break(())); // forgotten once it is overwritten
             }
@@ -198,29 +205,85 @@ impl Trimmer {
                 .totals()
                 .correction
                 .of_event(record.sequence(), record.log_time_micros());
-            let too_old = received < cutoff_micros;
-            let too_much = commit.totals().event_bytes > retention.event_bytes_max;
-            if budget == 0 || !too_old && !too_much {
+            let reason = too_old_or_much(commit.totals(), retention, received, cutoff_micros);
+            let Some(reason) = reason.filter(|_| budget > 0) else {
                 self.oldest_micros = Some(received);
                 return Ok(ControlFlow::Break(()));
-            }
+            };
 
             budget -= 1;
-            commit.forget(&record)?;
-            let reasons = &mut counts.events_trimmed;
-            let forgotten = if too_old {
-                &mut reasons.age
-            } else {
-                &mut reasons.bytes
-            };
-            forgotten.events += 1;
-            forgotten.bytes += record.len() as u64;
+            if let Err(error) = commit.forget(&record) {
+                failed = Some(error);
+                return Ok(ControlFlow::Break(()));
+            }
+            counts.events_trimmed.add(reason, 1, record.len() as u64);
             Ok(ControlFlow::Continue(()))
         };
-        store
+        let scanned = store
             .log
-            .scan_at_once(oldest..=store.head(), TRIM_READ_BYTES, each)
+            .scan_at_once(oldest..=store.head(), TRIM_READ_BYTES, each);
+        match (failed, scanned) {
+            (Some(error), _) => Err(error),
+            (None, Ok(())) => Ok(()),
+            (None, Err(error)) => self.trim_gap(commit, counts, retention, cutoff_micros, error),
+        }
     }
+
+    /// Forgets events that cannot be read, by their places; one gap for each commit. `error` says why they cannot be read.
+    fn trim_gap(
+        &mut self,
+        commit: &mut Commit<'_>,
+        counts: &mut Counts,
+        retention: &Retention,
+        cutoff_micros: i64,
+        error: ReadError,
+    ) -> Result<(), ReadError> {
+        let store = commit.store();
+        let first = Sequence(commit.totals().first_available);
+        let Some(gap) = store.log.gap(first, store.head())? else {
+            return Err(error); // it can be read now
+        };
+        if (gap.first.0..gap.behind.0).any(|place| commit.is_announced(Sequence(place))) {
+            return Ok(()); // forgotten once it is overwritten
+        }
+        // Nothing is known to be older than what follows it.
+        let received = gap.received_micros(&commit.totals().correction);
+        let reason = too_old_or_much(
+            commit.totals(),
+            retention,
+            received.unwrap_or(i64::MAX),
+            cutoff_micros,
+        );
+        let Some(reason) = reason else {
+            self.oldest_micros = received;
+            return Ok(());
+        };
+
+        commit.forget_gap(&gap)?;
+        counts
+            .events_trimmed
+            .add(reason, gap.events(), gap.bytes_min());
+        counts.damage += 1;
+        let (first, last) = (gap.first.0, gap.behind.previous().0);
+        tracing::error!(
+            first, last, %error,
+            "these events are damaged in the log and cannot be read, and are forgotten: check the disk"
+        );
+        Ok(())
+    }
+}
+
+/// Why the oldest event is forgotten, which was received then; `None` if it is kept.
+fn too_old_or_much(
+    totals: &Totals,
+    retention: &Retention,
+    received_micros: i64,
+    cutoff_micros: i64,
+) -> Option<Reason> {
+    if received_micros < cutoff_micros {
+        return Some(Reason::Age);
+    }
+    (totals.event_bytes > retention.event_bytes_max).then_some(Reason::Bytes)
 }
 
 fn trim_quarantine(
