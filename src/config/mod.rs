@@ -27,6 +27,8 @@ pub(crate) use layers::DEFAULT;
 pub use load::load;
 pub(crate) use load::logging;
 pub use problem::{ConfigErrors, Origin, Problem};
-pub(crate) use settings::{Acme, Grpc, Ingest, LogFormat, Logging, Reconcile, Traces};
+pub(crate) use settings::{
+    Acme, Grpc, Ingest, LogFormat, Logging, Reconcile, Traces, UnknownTasks,
+};
 pub use settings::{Allowlist, BodySignature, Config, ForwardedHeader};
 pub(crate) use urls::without_secrets as url_without_secrets;

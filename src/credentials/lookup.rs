@@ -21,6 +21,7 @@ use super::{
     secret::{Secret, TokenHash},
     vendor_key::{VendorKey, VendorKeyLines},
 };
+use crate::event::Labels;
 
 /// One version of the credentials file.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -250,6 +251,11 @@ impl Credentials {
             current.proof == client.proof && !current.is_expired(now) && certificate_is_good
         };
         self.clients.get(&client.name)?.all().find(is_same)
+    }
+
+    /// The labels that the client of this name is bound to; `None` without such a client, or if it is not bound.
+    pub fn labels_of_client(&self, name: &str) -> Option<&Arc<Labels>> {
+        self.clients.get(name)?.client.labels.as_ref()
     }
 
     /// How many proofs of clients have expired, previous tokens included.

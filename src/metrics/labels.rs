@@ -64,6 +64,42 @@ words! {
     }
 }
 
+words! {
+    /// What an answer of the vendor's status API says.
+    CheckOutcome {
+        Ended "ended",
+        WithoutOutputs "without_outputs",
+        NotYet "not_yet",
+        Unknown "unknown",
+        NotFound "not_found",
+        Later "later",
+        Failed "failed",
+        KeyRefused "key_refused",
+        Over "over",
+        Listed "listed",
+    }
+}
+
+/// The products that the vendor documents, as far as metrics name them: clients could make up any number of others.
+pub const NAMED_PRODUCTS: [&str; 10] = [
+    "veo",
+    "kling",
+    "kling-o1-video",
+    "kling-o3-video",
+    "kling-o1-photo",
+    "kling-o3-photo",
+    "gemini",
+    "chatgpt-images",
+    "sora",
+    "seedance",
+];
+
+/// What metrics call all other products.
+pub const OTHER_PRODUCT: &str = "other";
+
+/// What is known of tasks that are expected.
+const EXPECTATION_STATES: [&str; 3] = ["waiting", "overdue", "waited_for"];
+
 /// The files that are read again while the broker runs.
 pub(crate) const READ_AGAIN: [&str; 8] = [
     "audit_file",
@@ -148,6 +184,7 @@ impl Metrics {
         self.label_connections();
         self.label_log();
         self.label_files();
+        self.label_late_tasks();
     }
 
     /// Makes a client's counters, before anything of the client is counted.
@@ -220,6 +257,19 @@ impl Metrics {
         }
         for result in BACKUP_RESULTS {
             self.backups_finished.with_label_values(&[result]);
+        }
+    }
+
+    fn label_late_tasks(&self) {
+        for product in NAMED_PRODUCTS.into_iter().chain([OTHER_PRODUCT]) {
+            self.reconcile_recovered.with_label_values(&[product]);
+        }
+        for outcome in CheckOutcome::ALL {
+            self.reconcile_checks
+                .with_label_values(&[OTHER_PRODUCT, outcome.as_str()]);
+        }
+        for state in EXPECTATION_STATES {
+            self.expectations.with_label_values(&[state]);
         }
     }
 

@@ -15,7 +15,7 @@ use prometheus::{Encoder, IntCounter, TextEncoder};
 
 #[cfg(test)]
 pub(crate) use labels::{BACKUP_RESULTS, READ_AGAIN, REFUSALS};
-pub use labels::{Outcome, SpanOutcome};
+pub use labels::{CheckOutcome, NAMED_PRODUCTS, OTHER_PRODUCT, Outcome, SpanOutcome};
 pub use table::{Described, Metrics};
 
 /// The commit that the binary was built from, as its builder said; empty if nobody did. Not asked of git: the binary would be

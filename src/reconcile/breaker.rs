@@ -66,10 +66,13 @@ impl Breaker {
         }
     }
 
-    /// When a call may begin at the earliest; `None` if one may now, or if the answer of another one decides.
+    /// When a call may begin at the earliest; `None` if the answer of one that is under way decides.
     pub(super) fn opens_at(&self, now: Instant) -> Option<Instant> {
-        self.open_until
-            .filter(|until| *until > now && !self.is_tried)
+        match self.open_until {
+            Some(_) if self.is_tried => None,
+            Some(until) => Some(until.max(now)),
+            None => Some(now),
+        }
     }
 }
 

@@ -18,7 +18,7 @@ pub(super) const EMPTY_CHECKS_MAX: u32 = 5;
 
 /// Names a task for everybody else.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct TaskKey {
+pub(super) struct TaskKey {
     /// The vendor's product.
     pub product: Product,
     /// The vendor's id of the task.
@@ -89,6 +89,7 @@ pub(super) enum Follows {
 pub(super) struct Late {
     pub id: Id,
     pub task: TaskKey,
+    pub named_key: Option<Arc<str>>,
     pub deadline: i64,
     pub gave_up: bool,
     pub checked: Checked,
@@ -125,6 +126,8 @@ pub(super) struct Entry {
 pub(super) enum State {
     /// Not due.
     Sleeping { until: i64 },
+    /// Due, but nobody has said that it is not over: only stored expectations end with their tasks.
+    Unsure { since: i64 },
     /// In the lane of its key, or nowhere without one.
     Due { since: i64 },
     /// The vendor is being asked.

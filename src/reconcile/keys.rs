@@ -108,6 +108,21 @@ impl Keys {
         })
     }
 
+    /// The keys that the vendor does not refuse, as far as is known, in the order of the file.
+    pub fn good(&self) -> Vec<Arc<VendorKey>> {
+        let known = self.known.lock();
+        let good = known
+            .keys
+            .iter()
+            .filter(|(_, state)| *state != KeyState::Refused);
+        good.map(|(key, _)| Arc::clone(key)).collect()
+    }
+
+    /// The key of this name, unless the vendor refuses it.
+    pub fn named(&self, name: &str) -> Option<Arc<VendorKey>> {
+        self.good().into_iter().find(|key| *key.name == *name)
+    }
+
     /// The keys of which nothing is known yet, in the order of the file.
     pub fn untried(&self) -> Vec<Arc<VendorKey>> {
         let known = self.known.lock();

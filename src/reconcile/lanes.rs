@@ -24,7 +24,7 @@ pub(super) const SINGLE_MAX: usize = 5;
 /// One turn in so many is for tasks that nobody waits for, also while others are due.
 const TURNS: u32 = 5;
 /// Most tasks that one walk through a list looks for.
-pub(super) const LISTED_MAX: usize = 1_000;
+pub(super) const LISTED_MAX: usize = 10_000;
 
 /// Names a task in the schedule. Never given to another one.
 pub(super) type Id = u64;
@@ -105,15 +105,16 @@ impl Lanes {
         self.lanes.keys()
     }
 
-    /// Takes out what to ask next, with a key that may be used. `has_list`: whether the vendor has a list of the product's tasks.
+    /// Takes out what to ask next, with a key that may be used. `has_list`: whether a list of the product's
+    /// tasks may be asked for.
     pub(super) fn pick(
         &mut self,
         mut may_use: impl FnMut(&str) -> bool,
-        has_list: impl Fn(&Product) -> bool,
+        has_list: impl Fn(&str, &Product) -> bool,
     ) -> Option<(Arc<str>, Picked)> {
         let key = next_of(&self.lanes, self.last.as_ref(), |key| may_use(key))?;
         let lane = self.lanes.get_mut(&key)?;
-        let picked = lane.pick(has_list)?;
+        let picked = lane.pick(|product| has_list(&key, product))?;
         if lane.is_empty() {
             self.lanes.remove(&key);
         }
@@ -302,7 +303,7 @@ mod tests {
 
     /// What is picked until nothing is left.
     fn all(lanes: &mut Lanes, has_list: bool) -> Vec<Picked> {
-        std::iter::from_fn(|| lanes.pick(|_| true, |_| has_list))
+        std::iter::from_fn(|| lanes.pick(|_| true, |_, _| has_list))
             .map(|(_, picked)| picked)
             .collect()
     }
@@ -355,11 +356,11 @@ mod tests {
     }
 
     #[test]
-    fn a_walk_looks_for_a_thousand_at_most() {
-        let mut lanes = lanes((0..1_004).map(|id| due(id, 0, "veo")));
+    fn a_walk_looks_for_ten_thousand_at_most() {
+        let mut lanes = lanes((0..10_004).map(|id| due(id, 0, "veo")));
         let picked = all(&mut lanes, true);
         assert!(matches!(&picked[0], Picked::List(_, ids) if ids.len() == LISTED_MAX));
-        assert_eq!(picked[1..], ones(1_000..1_004));
+        assert_eq!(picked[1..], ones(10_000..10_004));
     }
 
     #[test]
@@ -369,9 +370,9 @@ mod tests {
         lanes.add(&spent, &due(1, 0, "veo"));
         lanes.add(&good, &due(2, 9, "veo"));
 
-        let picked = lanes.pick(|key| key == "b", |_| true);
+        let picked = lanes.pick(|key| key == "b", |_, _| true);
         assert_eq!(picked, Some((good, Picked::One(2))));
-        assert_eq!(lanes.pick(|key| key == "b", |_| true), None);
+        assert_eq!(lanes.pick(|key| key == "b", |_, _| true), None);
         assert_eq!(lanes.keys().collect::<Vec<_>>(), [&spent]);
     }
 
@@ -448,7 +449,7 @@ mod tests {
                 more(&mut lanes, n, true);
                 more(&mut lanes, n, is_waited_for);
                 turns += 1;
-                match lanes.pick(|_| true, |_| false) {
+                match lanes.pick(|_| true, |_, _| false) {
                     Some((_, Picked::One(999))) => break,
                     picked => prop_assert!(picked.is_some()),
                 }

@@ -20,7 +20,21 @@ pub mod vendor_api;
 
 mod breaker;
 mod budget;
+mod limits;
+
 mod waiting;
 mod walk;
+mod walks;
+mod outage;
+
+mod in_flight;
+mod asking;
+mod handle;
+mod run;
+mod done;
 
 pub use asked::Asked;
+pub use asking::Parts;
+pub use handle::{NotAsked, Reconcile, Settings};
+pub use schedule::Checked;
+pub use waiting::{WAITED_FOR_MAX, Wait, Waiting};

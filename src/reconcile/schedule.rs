@@ -20,8 +20,8 @@ use std::{
 
 use fastrand::Rng;
 
-pub(super) use super::entry::{Answered, Expected, Follows, Late, Why};
-pub use super::entry::{Checked, TaskKey};
+pub use super::entry::Checked;
+pub(super) use super::entry::{Answered, Expected, Follows, Late, TaskKey, Why};
 use super::{
     entry::{EMPTY_CHECKS_MAX, Entry, State, micros},
     lanes::{Id, Lanes, Picked},
@@ -49,9 +49,13 @@ pub(super) struct Schedule {
     next_id: Id,
     /// Tasks that are not due, by when they will be.
     sleeping: BTreeSet<(i64, Id)>,
+    /// Tasks of which the log may have the end.
+    unsure: Vec<Id>,
     lanes: Lanes,
     /// By when a task's next overdue event is appended without a check.
     late: BTreeSet<(i64, Id)>,
+    /// Entries that are overdue.
+    overdue: usize,
     /// The task that was looked at last.
     swept: Id,
 }
@@ -66,8 +70,10 @@ impl Schedule {
             ids: HashMap::new(),
             next_id: 0,
             sleeping: BTreeSet::new(),
+            unsure: Vec::new(),
             lanes: Lanes::default(),
             late: BTreeSet::new(),
+            overdue: 0,
             swept: 0,
         }
     }
@@ -150,12 +156,33 @@ impl Schedule {
         self.entries = entries;
     }
 
+    /// Tasks that have become due and are only waited for: the caller looks up whether the log has their ends.
+    pub(super) fn take_unsure(&mut self, now: i64) -> Vec<(Id, TaskKey)> {
+        self.wake(now);
+        let unsure = std::mem::take(&mut self.unsure);
+        let task = |id: Id| Some((id, self.entries.get(&id)?.task.clone()));
+        unsure.into_iter().filter_map(task).collect()
+    }
+
+    /// Notes what such a look-up has found.
+    pub(super) fn looked_up(&mut self, id: Id, is_over: bool) {
+        if is_over {
+            self.settled(id);
+            return;
+        }
+        self.change(id, |entry| {
+            if let State::Unsure { since } = entry.state {
+                entry.state = State::Due { since };
+            }
+        });
+    }
+
     /// What to ask the vendor now. Its tasks are busy until one of the next four functions notes what became of them.
     pub(super) fn next(
         &mut self,
         now: i64,
         may_use: impl FnMut(&str) -> bool,
-        has_list: impl Fn(&Product) -> bool,
+        has_list: impl Fn(&str, &Product) -> bool,
     ) -> Option<(Arc<str>, Picked)> {
         self.wake(now);
         let (key, picked) = self.lanes.pick(may_use, has_list)?;
@@ -208,6 +235,12 @@ impl Schedule {
         });
     }
 
+    /// Notes that the end of a task could not be appended: it is checked again soon.
+    pub(super) fn not_appended(&mut self, id: Id, now: i64) {
+        let until = now.saturating_add(AGAIN);
+        self.change(id, |entry| entry.state = State::Sleeping { until });
+    }
+
     /// The next event of a task that is late now. It is on its way until it is noted.
     pub(super) fn next_late(&mut self, now: i64) -> Option<Late> {
         loop {
@@ -222,6 +255,7 @@ impl Schedule {
                 late = Some(Late {
                     id,
                     task: entry.task.clone(),
+                    named_key: entry.named_key.clone(),
                     deadline: entry.deadline,
                     gave_up: entry.is_overdue,
                     checked: entry.checked.clone(),
@@ -283,7 +317,19 @@ impl Schedule {
         self.entries.get(&self.id(task)?).map(|it| &it.checked)
     }
 
+    /// The products of all tasks, with the keys with which they are checked.
+    pub(super) fn products(&self) -> BTreeSet<(Arc<str>, Product)> {
+        let of = |entry: &Entry| Some((entry.key.clone()?, entry.task.product.clone()));
+        self.entries.values().filter_map(of).collect()
+    }
+
+    /// Tasks of which an event says that they are late.
+    pub(super) fn overdue(&self) -> usize {
+        self.overdue
+    }
+
     /// Tasks that it holds.
+    #[cfg(test)]
     pub(super) fn len(&self) -> usize {
         self.entries.len()
     }
@@ -292,11 +338,24 @@ impl Schedule {
     fn wake(&mut self, now: i64) {
         for _ in 0..WOKEN_MAX {
             match self.sleeping.first().copied() {
-                Some((until, id)) if until <= now => {
-                    self.change(id, |entry| entry.state = State::Due { since: until });
-                }
+                Some((until, id)) if until <= now => self.wake_one(id, until),
                 _ => return,
             }
+        }
+    }
+
+    fn wake_one(&mut self, id: Id, since: i64) {
+        let mut is_unsure = false;
+        self.change(id, |entry| {
+            is_unsure = !entry.is_stored;
+            entry.state = if is_unsure {
+                State::Unsure { since }
+            } else {
+                State::Due { since }
+            };
+        });
+        if is_unsure {
+            self.unsure.push(id);
         }
     }
 
@@ -316,11 +375,12 @@ impl Schedule {
                 self.sleeping.insert((until, id));
             }
             (State::Due { since }, Some(key)) => self.lanes.add(key, &entry.due(id, since)),
-            (State::Due { .. }, None) | (State::Busy { .. }, _) => {}
+            (State::Due { .. }, None) | (State::Unsure { .. } | State::Busy { .. }, _) => {}
         }
         if !entry.is_noting {
             self.late.insert((entry.late_at, id));
         }
+        self.overdue += usize::from(entry.is_overdue);
     }
 
     fn take(&mut self, id: Id, entry: &Entry) {
@@ -329,9 +389,10 @@ impl Schedule {
                 self.sleeping.remove(&(until, id));
             }
             (State::Due { since }, Some(key)) => self.lanes.remove(key, &entry.due(id, since)),
-            (State::Due { .. }, None) | (State::Busy { .. }, _) => {}
+            (State::Due { .. }, None) | (State::Unsure { .. } | State::Busy { .. }, _) => {}
         }
         self.late.remove(&(entry.late_at, id));
+        self.overdue -= usize::from(entry.is_overdue);
     }
 }
 

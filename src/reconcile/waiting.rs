@@ -98,16 +98,18 @@ impl Waiting {
     }
 
     /// When the next task is forgotten.
+    #[cfg(test)]
     pub(super) fn next_at(&self) -> Option<Instant> {
         let state = self.state.lock();
         state.leaving.first_key_value().map(|((at, _), _)| *at)
     }
 
-    /// The labels that a recovered event of a task carries: those of the clients that wait for it.
-    pub(super) fn labels(&self, task: &TaskKey) -> Labels {
+    /// The labels that a recovered event of a task carries: those that the clients which wait for it are bound to. `None` if nobody
+    /// waits for it.
+    pub(super) fn labels(&self, task: &TaskKey) -> Option<Labels> {
         let state = self.state.lock();
-        let labels = state.tasks.get(task).and_then(|it| it.labels.clone());
-        labels.unwrap_or_default()
+        let waited = state.tasks.get(task)?;
+        Some(waited.labels.clone().unwrap_or_default())
     }
 
     /// How many tasks are waited for.
@@ -274,10 +276,10 @@ mod tests {
         let (a, b) = (labels("a"), labels("b"));
         let _first = of(Some(&a));
         let _second = of(Some(&a));
-        assert_eq!(waiting.labels(&task("t")), a);
+        assert_eq!(waiting.labels(&task("t")), Some(a.clone()));
         let _other = of(Some(&b));
-        assert_eq!(waiting.labels(&task("t")), Labels::new());
+        assert_eq!(waiting.labels(&task("t")), Some(Labels::new()));
         let _again = of(Some(&a));
-        assert_eq!(waiting.labels(&task("t")), Labels::new());
+        assert_eq!(waiting.labels(&task("t")), Some(Labels::new()));
     }
 }

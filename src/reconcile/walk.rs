@@ -8,6 +8,8 @@
 
 /// Most tasks that a page shows (VENDOR.md, "Status API").
 pub(super) const PAGE: u64 = 100;
+/// Most pages of a list whose tasks do not say when they were created: nothing tells where to end.
+const TIMELESS_PAGES_MAX: u32 = 10;
 
 /// See the module's description.
 #[derive(Clone, Debug)]
@@ -70,16 +72,15 @@ impl Walk {
         }
     }
 
-    /// Notes the page at that offset: when each of its tasks was created, where it says so.
-    pub(super) fn note(&mut self, created: &[Option<i64>]) {
+    /// Notes the page at that offset: how many tasks it has, and when they were created, of those that say so.
+    pub(super) fn note(&mut self, count: usize, created: &[i64]) {
         self.calls_left = self.calls_left.saturating_sub(1);
-        let count = created.len() as u64;
+        let count = count as u64;
         let is_last = count < PAGE;
-        // A task without a time may be a new one.
-        let is_old = !created.is_empty()
-            && created
-                .iter()
-                .all(|at| at.is_some_and(|at| at < self.since));
+        let is_old = !created.is_empty() && created.iter().all(|at| *at < self.since);
+        if self.at == At::First && created.is_empty() {
+            self.calls_left = self.calls_left.min(TIMELESS_PAGES_MAX - 1);
+        }
 
         self.at = match self.at {
             At::First => match order(created) {
@@ -139,11 +140,10 @@ fn middle(old: u64, new: u64) -> u64 {
     old + (new - old) / PAGE / 2 * PAGE
 }
 
-fn order(created: &[Option<i64>]) -> Order {
-    let times: Vec<i64> = created.iter().filter_map(|at| *at).collect();
+fn order(created: &[i64]) -> Order {
     let (rises, falls) = (
-        times.is_sorted(),
-        times.is_sorted_by(|before, after| before >= after),
+        created.is_sorted(),
+        created.is_sorted_by(|before, after| before >= after),
     );
     match (rises, falls) {
         (true, false) => Order::OldestFirst,
@@ -161,25 +161,25 @@ mod tests {
     use super::*;
 
     /// Walks through a list; returns what it has shown, and how many calls that took.
-    fn walked(list: &[Option<i64>], since: i64, calls_max: u32) -> (HashSet<usize>, u32) {
+    fn walked(list: &[i64], since: i64, calls_max: u32) -> (HashSet<usize>, u32) {
         let mut walk = Walk::new(since, calls_max);
         let (mut shown, mut calls) = (HashSet::new(), 0);
         while let Some(offset) = walk.offset() {
             let from = list.len().min(offset as usize);
             let until = list.len().min(from + PAGE as usize);
             shown.extend(from..until);
-            walk.note(&list[from..until]);
+            walk.note(until - from, &list[from..until]);
             calls += 1;
             assert!(calls <= calls_max);
         }
         (shown, calls)
     }
 
-    fn rising(count: usize) -> Vec<Option<i64>> {
-        (0..count as i64).map(Some).collect()
+    fn rising(count: usize) -> Vec<i64> {
+        (0..count as i64).collect()
     }
 
-    fn falling(count: usize) -> Vec<Option<i64>> {
+    fn falling(count: usize) -> Vec<i64> {
         rising(count).into_iter().rev().collect()
     }
 
@@ -203,6 +203,16 @@ mod tests {
     }
 
     #[test]
+    fn a_list_without_times_is_walked_for_ten_pages() {
+        let (mut walk, mut calls) = (Walk::new(0, 1_000), 0);
+        while walk.offset().is_some() {
+            walk.note(100, &[]);
+            calls += 1;
+        }
+        assert_eq!(calls, TIMELESS_PAGES_MAX);
+    }
+
+    #[test]
     fn a_walk_ends_at_its_limit_of_calls() {
         assert_eq!(walked(&falling(100_000), 0, 7).1, 7);
         assert_eq!(walked(&rising(100_000), 99_999, 3).1, 3);
@@ -220,7 +230,7 @@ mod tests {
             // Several are created at the same time.
             let mut list: Vec<_> = rising(count)
                 .into_iter()
-                .map(|at| at.map(|at| at / repeated))
+                .map(|at| at / repeated)
                 .collect();
             match kind {
                 0 => {}
@@ -231,7 +241,7 @@ mod tests {
 
             let (shown, _) = walked(&list, since, 1_000);
             for (n, at) in list.iter().enumerate() {
-                prop_assert!(at.is_some_and(|at| at < since) || shown.contains(&n), "{}", n);
+                prop_assert!(*at < since || shown.contains(&n), "{}", n);
             }
         }
     }

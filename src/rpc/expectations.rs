@@ -2,7 +2,7 @@
 //!
 //! The journal decides and stores; what asks the vendor is behind [`Reconciler`], and off in most brokers.
 
-use std::{fmt::Debug, mem, ops::ControlFlow, time::Duration};
+use std::{fmt::Debug, mem, ops::ControlFlow, sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 use tonic::{Request, Response, Status};
@@ -15,6 +15,7 @@ use crate::{
         Filter, LABEL_KEY_CHARS_MAX, LABEL_VALUE_CHARS_MAX, LABELS_MAX, Labels, Product, Sequence,
         TaskId, labels_fit,
     },
+    reconcile::Waiting,
     store::{EXPECTATION_LABEL_BYTES_MAX, Expectation, Expected, NewExpectation, ReadError, Whose},
     subscription::Sources,
     wire::{Delivery, Malformed, positive_duration, timestamp, v1},
@@ -31,6 +32,12 @@ const LOOKED_AT_ONCE: usize = 512;
 
 /// What asks the vendor.
 pub trait Reconciler: Debug + Send + Sync {
+    /// Whether there is any key to ask with.
+    fn is_on(&self) -> bool;
+
+    /// Which tasks somebody waits for.
+    fn waiting(&self) -> &Arc<Waiting>;
+
     /// How long a task of this product takes at most; or why nothing would be asked for it, with the key of that name or any.
     fn expect_within(&self, product: &Product, key: Option<&str>) -> Result<Duration, NotAsked>;
 
@@ -65,7 +72,8 @@ pub struct Checked {
 
 impl Context {
     fn reconciler(&self) -> Result<&dyn Reconciler, Status> {
-        self.reconciler.as_deref().ok_or_else(errors::reconcile_off)
+        let reconciler = self.reconciler.as_deref().filter(|it| it.is_on());
+        reconciler.ok_or_else(errors::reconcile_off)
     }
 }
 
@@ -148,10 +156,11 @@ fn new_expectation(
         ),
     })?;
     let within = match expect_within {
-        Some(within) => positive_duration(&field("expect_within"), within)?,
+        Some(within) => {
+            positive_duration(&field("expect_within"), within)?.clamp(WITHIN_MIN, WITHIN_MAX)
+        }
         None => default,
     };
-    let within = within.clamp(WITHIN_MIN, WITHIN_MAX);
 
     let new = NewExpectation {
         labels: bound(caller, labels.into_iter().collect())?,

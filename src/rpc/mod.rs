@@ -21,6 +21,7 @@ mod subscribe;
 mod subscriptions;
 mod task;
 mod wait;
+mod waiting;
 
 use std::sync::Arc;
 

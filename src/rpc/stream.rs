@@ -26,6 +26,7 @@ use tonic::Status;
 use super::errors::{self, RECONNECT_AFTER};
 use crate::{
     event::{Records, Sequence, SharedEncoding},
+    reconcile::Wait,
     subscription::{Control, Sources, StreamEnd, StreamMessage, Subscription},
     transit::Flow,
     wire::{
@@ -86,6 +87,8 @@ pub(crate) struct EventBody {
     subscription: Subscription,
     include_raw: bool,
     limits: v1::SubscriptionLimits,
+    /// Its tasks are expected while it is open.
+    _waits: Option<Wait>,
     /// What is sent next, in this order: whole frames, the buffer, the run of events that is not encoded yet. A stream that waits holds
     /// none of them.
     frames: VecDeque<Bytes>,
@@ -106,6 +109,7 @@ impl EventBody {
         subscription: Subscription,
         include_raw: bool,
         limits: v1::SubscriptionLimits,
+        waits: Option<Wait>,
     ) -> Self {
         let (frames, buffer, flow) = (
             VecDeque::new(),
@@ -118,6 +122,7 @@ impl EventBody {
             subscription,
             include_raw,
             limits,
+            _waits: waits,
             frames,
             buffer,
             run: None,

@@ -69,6 +69,7 @@ pub(super) async fn subscribe(
         call,
     };
 
+    let waits = context.waits_for(&opening.filter, &caller);
     let mut subscription = open(context, opening).await?;
     subscription.note_opened();
 
@@ -82,6 +83,7 @@ pub(super) async fn subscribe(
         subscription,
         request.include_raw,
         limits,
+        waits,
     ))
 }
 

@@ -49,7 +49,9 @@ pub(super) async fn wait(
     let deadline = wait_until(Instant::now(), patience(timeout)?, call_deadline);
     let filter = caller.narrow_filter(filter)?;
 
+    let expecting = caller.clone();
     let opening = opening(filter.clone(), caller, payer.clone(), peer, call);
+    let _waits = context.waits_for(&filter, &expecting);
     let mut subscription = subscribe::open(context, opening).await?;
     let over = read(context, &mut subscription, &filter, deadline).await?;
     drop(subscription);

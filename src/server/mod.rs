@@ -25,6 +25,7 @@ mod operations;
 mod banner;
 
 mod vendor_api;
+mod reconcile;
 mod watch;
 mod refusal;
 mod permission_review;

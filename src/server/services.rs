@@ -13,6 +13,7 @@ use super::{
     liveness::Liveness,
     numbers::usize_of,
     operations,
+    reconcile::Answering,
     runtimes::Homes,
 };
 use crate::{
@@ -22,6 +23,7 @@ use crate::{
     ingest::{self, Ingest},
     journal::Journal,
     metrics::Metrics,
+    reconcile::Reconcile,
     rpc,
     sampler::Sampler,
     store::Retention,
@@ -39,6 +41,8 @@ pub(super) struct Core<'a> {
     pub journal: &'a Arc<dyn Journal>,
     pub retention: &'a Arc<Mutex<Retention>>,
     pub audit: &'a Arc<Audit>,
+    /// What asks the vendor, if anything does.
+    pub reconciler: Option<&'a Arc<Reconcile>>,
 }
 
 /// The services, ready to be served.
@@ -125,10 +129,14 @@ impl Core<'_> {
                 &self.sources.memory.transit,
                 &self.sources.metrics,
             ),
-            reconciler: None,
+            reconciler: self.reconciler.map(answering),
             retention: Arc::clone(self.retention),
         }
     }
+}
+
+fn answering(reconciler: &Arc<Reconcile>) -> Arc<dyn rpc::Reconciler> {
+    Arc::new(Answering(Arc::clone(reconciler)))
 }
 
 fn ingest_limits(config: &Config) -> ingest::Limits {

@@ -23,6 +23,7 @@ use super::{
     net::{self, Entrance},
     operations, otlp,
     permission_review::Review,
+    reconcile,
     refusal::Refusals,
     reload::Reloader,
     running::Server,
@@ -48,15 +49,13 @@ impl Server {
         // Before the store: a busy port should not cost a recovery.
         let (listeners, addresses, sockets) = listen(config)?;
 
-        let metrics = Arc::new(Metrics::default());
-        logging::count_lost_in(&metrics.log_lines_lost);
+        let metrics = counted();
         let shared_config = Arc::new(Mutex::new(config.clone()));
         let read = read_files(&shared_config, addresses, &metrics).await?;
         let (credentials, mut tls, mut watched) = (read.credentials, read.tls, read.watched);
         let audit_file = open_audit(config, &metrics).await?;
         let (tracer, exporter) = otlp::tracer(&config.traces, read.collector, &metrics);
-        let certificates = exporter.as_ref().and_then(|it| it.watched(&config.traces));
-        watched.extend(certificates);
+        watched.extend(exporter.as_ref().and_then(|it| it.watched(&config.traces)));
 
         let sources = storage::open(config, &metrics).await?;
         let audit = recorder(config, audit_file, &sources);
@@ -64,6 +63,8 @@ impl Server {
         let (appender, writer) = storage::start_writer(*retention.lock(), &sources)?;
         let journal: Arc<dyn Journal> = Arc::new(Local::new(appender.clone()));
 
+        let api = read.vendor_api;
+        let reconciler = reconcile::reconciler(api, config, &sources, &journal, &credentials);
         let core = Core {
             config,
             addresses,
@@ -72,6 +73,7 @@ impl Server {
             journal: &journal,
             retention: &retention,
             audit: &audit,
+            reconciler: reconciler.as_ref(),
         };
         let services = Services::new(&core, tracer, &homes).await;
 
@@ -113,6 +115,13 @@ impl Server {
             },
         })
     }
+}
+
+/// The metrics, which count the log's lost lines, too.
+fn counted() -> Arc<Metrics> {
+    let metrics = Arc::new(Metrics::default());
+    logging::count_lost_in(&metrics.log_lines_lost);
+    metrics
 }
 
 /// Opens the listening sockets. Returns them with their addresses, and once more to accept from.
@@ -239,6 +248,10 @@ fn spawn_upkeep(
     let liveness = Arc::clone(&services.liveness);
     let watchdog = systemd::watchdog(liveness, stops.admin.clone());
     tasks.spawn("the watchdog", watchdog);
+
+    if let Some(reconciler) = core.reconciler {
+        reconcile::spawn(tasks, Arc::clone(reconciler), stops);
+    }
 
     if let Some(acme) = tls.acme.take() {
         let (clock, audit) = (

@@ -22,6 +22,8 @@ pub(super) const LOCK: &str = "lock";
 pub(super) const LOG: &str = "log";
 /// Who had the log last.
 pub(super) const LAST_START: &str = "last-start.json";
+/// When a broker that asks the vendor was last there.
+pub(super) const LAST_THERE: &str = "last-there.json";
 /// What became of the log's backups.
 pub(super) const BACKUPS: &str = "backups.json";
 /// There while a log is appended to what was restored.
@@ -73,6 +75,7 @@ pub(crate) fn is_part(name: &OsStr) -> bool {
         LOCK,
         doubt::FILE,
         LAST_START,
+        LAST_THERE,
         BACKUPS,
         UNFINISHED,
         APPEND_COPY,

@@ -23,6 +23,7 @@ mod expectation;
 mod expectation_index;
 mod expectations;
 mod index;
+mod last_there;
 mod layout;
 mod log;
 mod marker;

@@ -42,6 +42,7 @@ mod private_files;
 mod proxies;
 mod recovered;
 mod rehearsal;
+mod reconcile;
 mod request_ids;
 mod restore_and_append;
 mod retention;

@@ -65,9 +65,17 @@ fn without_outputs() -> Answered {
     }
 }
 
+/// Finds that no task which is only waited for is over.
+fn look_up(schedule: &mut Schedule, now: i64) {
+    for (id, _) in schedule.take_unsure(now) {
+        schedule.looked_up(id, false);
+    }
+}
+
 /// The task that is checked next, one by one.
 fn next_one(schedule: &mut Schedule, now: i64) -> Option<Id> {
-    match schedule.next(now, |_| true, |_| false) {
+    look_up(schedule, now);
+    match schedule.next(now, |_| true, |_, _| false) {
         Some((_, Picked::One(id))) => Some(id),
         Some(other) => panic!("{other:?}"),
         None => None,
@@ -87,6 +95,8 @@ impl Schedule {
         let noted = self.entries.iter().filter(|(_, entry)| !entry.is_noting);
         let late: BTreeSet<_> = noted.map(|(id, entry)| (entry.late_at, *id)).collect();
         assert_eq!(self.late, late);
+        let overdue = self.entries.values().filter(|entry| entry.is_overdue);
+        assert_eq!(self.overdue, overdue.count());
 
         let ids: HashMap<_, _> = self
             .entries
@@ -227,6 +237,25 @@ fn a_completed_task_without_outputs_is_checked_five_times_more() {
 }
 
 #[test]
+fn a_task_that_is_only_waited_for_is_looked_up_before_each_check() {
+    let (t, mut schedule) = (task("veo", "t"), schedule());
+    schedule.expect(waited_for(&t, 0));
+    assert!(schedule.next(0, |_| true, |_, _| false).is_none());
+    let [(id, _)] = schedule.take_unsure(0)[..] else {
+        panic!("one task is due");
+    };
+    assert!(schedule.take_unsure(0).is_empty(), "once");
+    schedule.looked_up(id, false);
+    assert_eq!(next_one(&mut schedule, 0), Some(id));
+
+    schedule.unsettled(id, not_yet(), 0);
+    let later = schedule.next_at().unwrap();
+    assert_eq!(schedule.take_unsure(later).len(), 1);
+    schedule.looked_up(id, true);
+    assert_eq!(schedule.len(), 0);
+}
+
+#[test]
 fn a_stored_deadline_counts_before_that_of_somebody_who_waits() {
     let t = task("veo", "t");
     let mut waited_first = schedule();
@@ -271,11 +300,15 @@ fn new_keys_move_tasks_that_are_due() {
         named_key: Some(Arc::from("team-b")),
         ..stored(&task("veo", "u"), 0)
     });
-    assert!(schedule.next(0, |key| key == "team-b", |_| false).is_none());
+    assert!(
+        schedule
+            .next(0, |key| key == "team-b", |_, _| false)
+            .is_none()
+    );
 
     schedule.choose_keys(|_, named| named.map(Arc::from));
     schedule.assert_in_step();
-    let picked = schedule.next(0, |_| true, |_| false).map(|(key, _)| key);
+    let picked = schedule.next(0, |_| true, |_, _| false).map(|(key, _)| key);
     assert_eq!(picked.as_deref(), Some("team-b"));
     assert_eq!(next_one(&mut schedule, 0), None, "the other one has no key");
 }
@@ -286,7 +319,7 @@ fn tasks_that_a_list_does_not_show_are_checked_by_themselves() {
     for n in 0..=SINGLE_MAX {
         schedule.expect(stored(&task("veo", &format!("t{n}")), 0));
     }
-    let Some((_, Picked::List(_, ids))) = schedule.next(0, |_| true, |_| true) else {
+    let Some((_, Picked::List(_, ids))) = schedule.next(0, |_| true, |_, _| true) else {
         panic!("a list for more than {SINGLE_MAX}");
     };
     assert_eq!(schedule.next_at(), Some(LATE_GRACE), "nothing else is due");
@@ -295,7 +328,7 @@ fn tasks_that_a_list_does_not_show_are_checked_by_themselves() {
         schedule.not_listed(*id);
     }
     for _ in &ids {
-        let picked = schedule.next(0, |_| true, |_| true);
+        let picked = schedule.next(0, |_| true, |_, _| true);
         assert!(matches!(picked, Some((_, Picked::One(_)))), "{picked:?}");
     }
 }
@@ -385,7 +418,8 @@ impl Model {
     }
 
     fn check(&mut self, has_list: bool, answer: u8) {
-        let picked = self.schedule.next(self.now, |_| true, |_| has_list);
+        look_up(&mut self.schedule, self.now);
+        let picked = self.schedule.next(self.now, |_| true, |_, _| has_list);
         let ids = match picked {
             Some((_, Picked::One(id))) => vec![id],
             Some((_, Picked::List(_, ids))) => ids,

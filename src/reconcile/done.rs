@@ -1,0 +1,351 @@
+//! What follows from each answer of the vendor, and from each event that was appended.
+
+use std::sync::Arc;
+
+use tokio::time::Instant;
+
+use super::{
+    answer::{List, Listed, Understood, understand},
+    asking::Done,
+    lanes::Id,
+    run::{Key, Loop},
+    schedule::{Answered, Follows, TaskKey},
+    vendor_api::{Answer, Problem},
+    walks::{Aim, Page},
+};
+use crate::{
+    event::{Product, TaskId},
+    metrics::{CheckOutcome, NAMED_PRODUCTS, OTHER_PRODUCT},
+    store::{Appended, Draft},
+};
+
+impl Loop {
+    /// Notes what became of a step.
+    pub(super) fn done(&mut self, done: Done) {
+        match done {
+            Done::LookedUp(tasks) => {
+                let mut schedule = self.shared.schedule.lock();
+                for (id, is_over) in tasks {
+                    schedule.looked_up(id, is_over);
+                }
+            }
+            Done::Answered {
+                id,
+                task,
+                key,
+                answer,
+            } => {
+                self.calls -= 1;
+                self.note_answer(&key, &answer);
+                self.answered(id, &task, &key, answer);
+            }
+            Done::Paged { page, key, answer } => {
+                self.calls -= 1;
+                self.note_answer(&key, &answer);
+                self.paged(page, &key, &answer);
+            }
+            Done::Tried { key, answer } => {
+                self.calls -= 1;
+                self.trying.remove(&key.name);
+                self.note_answer(&key, &answer);
+            }
+            Done::Appended {
+                id,
+                product,
+                appended,
+            } => self.appended(id, &product, appended),
+            Done::Noted { late, is_noted } => {
+                self.late -= 1;
+                let now = self.now();
+                let mut schedule = self.shared.schedule.lock();
+                if is_noted {
+                    schedule.noted(&late, now);
+                } else {
+                    schedule.not_noted(&late, now);
+                }
+            }
+            Done::NotLate(late) => {
+                self.late -= 1;
+                self.shared.schedule.lock().settled(late.id);
+            }
+            Done::Kept => {}
+        }
+    }
+
+    /// Notes what an answer says of its key and of the host.
+    fn note_answer(&mut self, key: &Key, answer: &Answer) {
+        self.limits.note(&key.name, answer, Instant::now());
+        self.shared.parts.keys.note(key, answer);
+        if matches!(answer, Answer::KeyRefused { .. }) {
+            self.take_keys();
+        }
+    }
+
+    /// Notes the answer for a task.
+    fn answered(&mut self, id: Id, task: &TaskKey, key: &Key, answer: Answer) {
+        let (outcome, answered) = match answer {
+            Answer::Body { status, body } => {
+                let parts = &self.shared.parts;
+                let Some(subject) = parts.subject(task) else {
+                    self.count(&task.product, CheckOutcome::Over);
+                    self.shared.schedule.lock().settled(id); // it has ended meanwhile
+                    return;
+                };
+                let asked = subject.asked(task, Some(&key.name), parts.store.clock().now());
+                let understood = understand(&asked, status, &body);
+                self.understood(id, task, status, understood, true);
+                return;
+            }
+            Answer::NotFound => (CheckOutcome::NotFound, with_status(404)),
+            Answer::Later { status, .. } => (CheckOutcome::Later, with_status(status)),
+            Answer::Failed(problem) => {
+                tracing::debug!(%problem, "the vendor's API has not answered");
+                let status = match problem {
+                    Problem::Status(status) | Problem::Redirect(status) => status,
+                    _ => 0,
+                };
+                (CheckOutcome::Failed, with_status(status))
+            }
+            Answer::KeyRefused { status } => {
+                self.count(&task.product, CheckOutcome::KeyRefused);
+                let now = self.now();
+                let mut schedule = self.shared.schedule.lock();
+                schedule.refused(id, with_status(status), now);
+                return;
+            }
+        };
+        self.count(&task.product, outcome);
+        self.unsettled(id, answered);
+    }
+
+    /// Notes what an answer or an element of a list says of a task. A list may show less than an answer does.
+    fn understood(
+        &mut self,
+        id: Id,
+        task: &TaskKey,
+        http_status: u16,
+        understood: Understood,
+        is_answer: bool,
+    ) {
+        let outcome = match &understood {
+            Understood::Ended(_) => CheckOutcome::Ended,
+            Understood::CompletedWithoutOutputs(_) => CheckOutcome::WithoutOutputs,
+            Understood::NotYet { .. } => CheckOutcome::NotYet,
+            Understood::Unknown { .. } => CheckOutcome::Unknown,
+        };
+        if is_answer {
+            self.count(&task.product, outcome);
+        }
+
+        match understood {
+            Understood::Ended(draft) => self.append(Some(id), draft),
+            Understood::CompletedWithoutOutputs(draft) if is_answer => {
+                self.lacks_outputs(id, http_status, draft);
+            }
+            Understood::CompletedWithoutOutputs(_) => self.shared.schedule.lock().not_listed(id),
+            Understood::NotYet { vendor_status } | Understood::Unknown { vendor_status } => {
+                let answered = Answered {
+                    http_status,
+                    vendor_status,
+                    lacks_outputs: false,
+                };
+                self.unsettled(id, answered);
+            }
+        }
+    }
+
+    fn lacks_outputs(&mut self, id: Id, http_status: u16, draft: Box<Draft>) {
+        let answered = Answered {
+            http_status,
+            vendor_status: "completed".to_owned(),
+            lacks_outputs: true,
+        };
+        if self.unsettled(id, answered) == Follows::TakeAsItIs {
+            self.append(Some(id), draft);
+        }
+    }
+
+    fn unsettled(&mut self, id: Id, answered: Answered) -> Follows {
+        let now = self.now();
+        self.shared.schedule.lock().unsettled(id, answered, now)
+    }
+
+    fn append(&mut self, id: Option<Id>, draft: Box<Draft>) {
+        let parts = Arc::clone(&self.shared.parts);
+        self.in_flight.push(parts.append(id, draft));
+    }
+
+    /// Notes that the end of a task is in the log, or could not be appended.
+    fn appended(&mut self, id: Option<Id>, product: &Product, appended: Option<Appended>) {
+        let now = self.now();
+        let mut schedule = self.shared.schedule.lock();
+        match (appended, id) {
+            (Some(_), Some(id)) => schedule.settled(id),
+            (None, Some(id)) => schedule.not_appended(id, now),
+            (_, None) => {}
+        }
+        if appended.is_some_and(|appended| !appended.duplicate) {
+            let recovered = &self.shared.parts.metrics.reconcile_recovered;
+            recovered.with_label_values(&[shown(product)]).inc();
+        }
+    }
+
+    /// Notes a page of a list.
+    fn paged(&mut self, page: Page, key: &Key, answer: &Answer) {
+        let (outcome, list) = match answer {
+            Answer::Body { status, body } => match List::read(*status, body) {
+                Some(list) => (CheckOutcome::Listed, Some((list, *status))),
+                None => (CheckOutcome::Unknown, None),
+            },
+            Answer::NotFound => (CheckOutcome::NotFound, None),
+            Answer::Later { .. } => (CheckOutcome::Later, None),
+            Answer::KeyRefused { .. } => (CheckOutcome::KeyRefused, None),
+            Answer::Failed(_) => (CheckOutcome::Failed, None),
+        };
+        self.count(&page.product, outcome);
+
+        let Some((list, status)) = list else {
+            self.page_failed(page, answer);
+            return;
+        };
+        self.listed(&page, key, list, status);
+        let missing = self.walks.end_if_done(page.walk);
+        let mut schedule = self.shared.schedule.lock();
+        for id in missing {
+            schedule.not_listed(id);
+        }
+    }
+
+    /// A page that cannot be read ends its walk, unless the vendor can be asked for it later.
+    fn page_failed(&mut self, page: Page, answer: &Answer) {
+        let may_pass = matches!(
+            answer,
+            Answer::Later { .. } | Answer::Failed(Problem::TimedOut | Problem::Broken(_))
+        );
+        if may_pass && self.walks.try_again(page.walk) {
+            return;
+        }
+        if !matches!(answer, Answer::KeyRefused { .. }) {
+            tracing::warn!(
+                product = page.product.as_str(),
+                "cannot read the vendor's list: its tasks are asked for one by one"
+            );
+            self.walks.leave_alone(&page.product, Instant::now());
+        }
+        let missing = self.walks.end(page.walk);
+        let mut schedule = self.shared.schedule.lock();
+        for id in missing {
+            schedule.not_listed(id);
+        }
+    }
+
+    /// Takes what a walk looks for from a page.
+    fn listed(&mut self, page: &Page, key: &Key, list: List, status: u16) {
+        let created: Vec<i64> = list.tasks.iter().filter_map(created_at).collect();
+        let Some(walk) = self.walks.note(page.walk, list.count, &created) else {
+            return;
+        };
+        let mut wanted = Vec::new();
+        match &mut walk.aim {
+            Aim::Due(missing) => {
+                for listed in list.tasks {
+                    if let Some(id) = missing.remove(listed.task_id()) {
+                        wanted.push((Some(id), listed));
+                    }
+                }
+            }
+            Aim::Outage { since } => {
+                let publishes = self.shared.settings.publishes_unknown_tasks;
+                let schedule = self.shared.schedule.lock();
+                for listed in list.tasks {
+                    let id = schedule.id(&task_of(&page.product, listed.task_id()));
+                    let is_new = created_at(&listed).is_some_and(|at| at >= *since);
+                    if id.is_some() || publishes && is_new {
+                        wanted.push((id, listed));
+                    }
+                }
+            }
+        }
+        let is_due = matches!(walk.aim, Aim::Due(_));
+        for (id, listed) in wanted {
+            self.take_listed(page, key, id, listed, status, is_due);
+        }
+    }
+
+    fn take_listed(
+        &mut self,
+        page: &Page,
+        key: &Key,
+        id: Option<Id>,
+        listed: Listed,
+        status: u16,
+        is_due: bool,
+    ) {
+        let parts = &self.shared.parts;
+        let task = task_of(&page.product, listed.task_id());
+        let subject = parts.subject(&task);
+        if id.is_some() && subject.is_none() {
+            return; // it has ended meanwhile
+        }
+
+        let subject = subject.unwrap_or_default();
+        let asked = subject.asked(&task, Some(&key.name), parts.store.clock().now());
+        let understood = listed.understand(&asked);
+        match (id, is_due) {
+            (Some(id), true) => self.understood(id, &task, status, understood, false),
+            // Before its deadline only its end is news.
+            (id, _) => {
+                if let Understood::Ended(draft) = understood {
+                    self.append(id, draft);
+                }
+            }
+        }
+    }
+
+    fn count(&self, product: &Product, outcome: CheckOutcome) {
+        let checks = &self.shared.parts.metrics.reconcile_checks;
+        checks
+            .with_label_values(&[shown(product), outcome.as_str()])
+            .inc();
+    }
+}
+
+fn with_status(http_status: u16) -> Answered {
+    Answered {
+        http_status,
+        ..Answered::default()
+    }
+}
+
+fn created_at(listed: &Listed) -> Option<i64> {
+    listed.created_at().map(|at| at.as_microsecond())
+}
+
+fn task_of(product: &Product, task_id: &TaskId) -> TaskKey {
+    TaskKey {
+        product: product.clone(),
+        task_id: task_id.clone(),
+    }
+}
+
+/// A product as metrics name it: those that the vendor documents, so that clients cannot make up more of them.
+fn shown(product: &Product) -> &'static str {
+    let known = NAMED_PRODUCTS
+        .iter()
+        .find(|known| **known == product.as_str());
+    known.copied().unwrap_or(OTHER_PRODUCT)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::vendor::sample::PRODUCTS;
+
+    #[test]
+    fn metrics_name_the_products_that_the_vendor_documents() {
+        for name in PRODUCTS {
+            assert_eq!(shown(&Product::parse(name).unwrap()), name);
+        }
+        assert_eq!(shown(&Product::parse("made-up").unwrap()), "other");
+    }
+}

@@ -1,0 +1,312 @@
+//! The walks through lists that are under way: for tasks that are due, or after an outage. Pure.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    ops::Bound,
+    sync::Arc,
+    time::Duration,
+};
+
+use tokio::time::Instant;
+
+use super::{lanes::Id, walk::Walk};
+use crate::event::{Product, TaskId};
+
+/// Most calls of one walk after an outage: 10,000 tasks of a product and key.
+const OUTAGE_CALLS_MAX: u32 = 100;
+/// Least calls of a walk for tasks that are due.
+const DUE_CALLS_MIN: u32 = 2;
+/// Tasks were created at most so much earlier than they were expected, by the vendor's clock: a client says that it expects a task
+/// right after submitting it.
+const EARLIER_MAX: i64 = 10 * 60 * 1_000_000;
+/// A page is asked for so often.
+const PAGE_FAILURES_MAX: u32 = 3;
+/// After a list could not be read, its tasks are checked one by one for so long.
+const UNLISTED: Duration = Duration::from_secs(3_600);
+
+/// Names a walk.
+pub(super) type WalkId = u64;
+
+/// See the module's description.
+#[derive(Debug, Default)]
+pub(super) struct Walks {
+    walks: BTreeMap<WalkId, Active>,
+    next_id: WalkId,
+    /// The walk that had the last turn.
+    last: WalkId,
+    /// Products whose lists could not be read, and until when they are left alone. At most as many as have lists.
+    unlisted: HashMap<Product, Instant>,
+}
+
+/// A walk.
+#[derive(Debug)]
+pub(super) struct Active {
+    pub key: Arc<str>,
+    pub product: Product,
+    pub aim: Aim,
+    walk: Walk,
+    is_asking: bool,
+    /// Pages in a row that were not answered.
+    failures: u32,
+}
+
+/// What a walk looks for.
+#[derive(Debug)]
+pub(super) enum Aim {
+    /// These tasks, which are due.
+    Due(HashMap<TaskId, Id>),
+    /// Every task since then, in microseconds since 1970.
+    Outage { since: i64 },
+}
+
+/// The next page to ask for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Page {
+    pub walk: WalkId,
+    pub key: Arc<str>,
+    pub product: Product,
+    pub offset: u64,
+}
+
+impl Walks {
+    /// Begins a walk for tasks that are due, the first of which has been expected since then. It takes at most half the calls that
+    /// it would take to check each by itself: a key may have thousands of other tasks.
+    pub(super) fn begin_due(
+        &mut self,
+        key: Arc<str>,
+        product: Product,
+        wanted: HashMap<TaskId, Id>,
+        since: i64,
+    ) {
+        let half = u32::try_from(wanted.len() / 2).unwrap_or(u32::MAX);
+        let walk = Walk::new(since.saturating_sub(EARLIER_MAX), half.max(DUE_CALLS_MIN));
+        self.begin(key, product, Aim::Due(wanted), walk);
+    }
+
+    /// Begins a walk for all tasks since then.
+    pub(super) fn begin_outage(&mut self, key: Arc<str>, product: Product, since: i64) {
+        let walk = Walk::new(since, OUTAGE_CALLS_MAX);
+        self.begin(key, product, Aim::Outage { since }, walk);
+    }
+
+    fn begin(&mut self, key: Arc<str>, product: Product, aim: Aim, walk: Walk) {
+        self.next_id += 1;
+        let active = Active {
+            key,
+            product,
+            aim,
+            walk,
+            is_asking: false,
+            failures: 0,
+        };
+        self.walks.insert(self.next_id, active);
+    }
+
+    /// Whether another walk through a product's list may begin. Those that are under way come first.
+    pub(super) fn may_begin(&self, key: &str, product: &Product, now: Instant) -> bool {
+        let is_unlisted = self.unlisted.get(product).is_some_and(|until| *until > now);
+        let mut walks = self.walks.values();
+        !is_unlisted && !walks.any(|walk| *walk.key == *key && walk.product == *product)
+    }
+
+    /// The next page to ask for with a key that may be used. Its walk waits for the answer.
+    pub(super) fn next_page(&mut self, mut may_use: impl FnMut(&str) -> bool) -> Option<Page> {
+        let behind = (Bound::Excluded(self.last), Bound::Unbounded);
+        let mut in_turn = self
+            .walks
+            .range(behind)
+            .chain(self.walks.range(..=self.last));
+        let (id, offset) = in_turn.find_map(|(id, active)| {
+            let offset = active.walk.offset()?;
+            (!active.is_asking && may_use(&active.key)).then_some((*id, offset))
+        })?;
+
+        self.last = id;
+        let active = self.walks.get_mut(&id)?;
+        active.is_asking = true;
+        Some(Page {
+            walk: id,
+            key: Arc::clone(&active.key),
+            product: active.product.clone(),
+            offset,
+        })
+    }
+
+    /// Notes a page: how many tasks it has, and when they were created. Returns the walk, to take from it what it has found.
+    pub(super) fn note(
+        &mut self,
+        id: WalkId,
+        count: usize,
+        created: &[i64],
+    ) -> Option<&mut Active> {
+        let active = self.walks.get_mut(&id)?;
+        active.is_asking = false;
+        active.failures = 0;
+        active.walk.note(count, created);
+        Some(active)
+    }
+
+    /// The page was not asked for: it is asked for again.
+    pub(super) fn not_asked(&mut self, id: WalkId) {
+        if let Some(active) = self.walks.get_mut(&id) {
+            active.is_asking = false;
+        }
+    }
+
+    /// The page was not answered: it is asked for again, unless that has failed too often. Returns whether it is.
+    pub(super) fn try_again(&mut self, id: WalkId) -> bool {
+        let Some(active) = self.walks.get_mut(&id) else {
+            return false;
+        };
+        active.is_asking = false;
+        active.failures += 1;
+        active.failures < PAGE_FAILURES_MAX
+    }
+
+    /// Ends a walk that has nothing left to look for or to look at. Returns the tasks that it has not found.
+    pub(super) fn end_if_done(&mut self, id: WalkId) -> Vec<Id> {
+        let is_done = |active: &Active| {
+            let has_all = matches!(&active.aim, Aim::Due(wanted) if wanted.is_empty());
+            has_all || active.walk.offset().is_none()
+        };
+        if self.walks.get(&id).is_some_and(is_done) {
+            self.end(id)
+        } else {
+            Vec::new()
+        }
+    }
+
+    /// Ends a walk. Returns the tasks that it has not found.
+    pub(super) fn end(&mut self, id: WalkId) -> Vec<Id> {
+        match self.walks.remove(&id).map(|active| active.aim) {
+            Some(Aim::Due(wanted)) => wanted.into_values().collect(),
+            Some(Aim::Outage { .. }) | None => Vec::new(),
+        }
+    }
+
+    /// A product's list cannot be read: it is left alone for a while.
+    pub(super) fn leave_alone(&mut self, product: &Product, now: Instant) {
+        self.unlisted.insert(product.clone(), now + UNLISTED);
+    }
+
+    /// Ends the walks with keys that are not good any more. Returns the tasks that they have not found.
+    pub(super) fn keep_keys(&mut self, is_good: impl Fn(&str) -> bool) -> Vec<Id> {
+        let lost = |(id, active): (&WalkId, &Active)| (!is_good(&active.key)).then_some(*id);
+        let lost: Vec<_> = self.walks.iter().filter_map(lost).collect();
+        lost.into_iter().flat_map(|id| self.end(id)).collect()
+    }
+
+    /// Whether a walk after an outage is under way.
+    pub(super) fn has_outage(&self) -> bool {
+        let mut walks = self.walks.values();
+        walks.any(|active| matches!(active.aim, Aim::Outage { .. }))
+    }
+
+    /// The keys that pages wait for.
+    pub(super) fn wanted_keys(&self) -> impl Iterator<Item = &Arc<str>> {
+        let waits = |active: &&Active| !active.is_asking;
+        self.walks.values().filter(waits).map(|active| &active.key)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn veo() -> Product {
+        Product::parse("veo").unwrap()
+    }
+
+    fn wanted(count: u64) -> HashMap<TaskId, Id> {
+        (0..count)
+            .map(|n| (TaskId::parse(&format!("t{n}")).unwrap(), n))
+            .collect()
+    }
+
+    fn walks(count: u64) -> Walks {
+        let mut walks = Walks::default();
+        walks.begin_due("main".into(), veo(), wanted(count), 0);
+        walks
+    }
+
+    #[test]
+    fn a_walk_asks_for_one_page_after_the_other() {
+        let mut walks = walks(1_000);
+        let page = walks.next_page(|_| true).unwrap();
+        assert_eq!(page.offset, 0);
+        assert_eq!(walks.next_page(|_| true), None, "its answer tells the next");
+        walks.note(page.walk, 100, &[9; 100]);
+        assert_eq!(walks.next_page(|_| false), None);
+        assert_eq!(walks.next_page(|_| true).unwrap().offset, 100);
+        walks.not_asked(page.walk);
+        assert_eq!(walks.next_page(|_| true).unwrap().offset, 100);
+    }
+
+    #[test]
+    fn a_walk_for_due_tasks_costs_at_most_half_of_what_checks_of_each_would() {
+        for (count, calls_max) in [(6, 3), (1_000, 500)] {
+            let mut walks = walks(count);
+            let mut calls = 0;
+            while let Some(page) = walks.next_page(|_| true) {
+                walks.note(page.walk, 100, &[9; 100]);
+                calls += 1;
+            }
+            assert_eq!(calls, calls_max);
+            assert_eq!(walks.end_if_done(1).len(), count as usize);
+        }
+    }
+
+    #[test]
+    fn a_walk_ends_when_it_has_found_all() {
+        let mut walks = walks(6);
+        let page = walks.next_page(|_| true).unwrap();
+        let active = walks.note(page.walk, 100, &[9; 100]).unwrap();
+        let Aim::Due(wanted) = &mut active.aim else {
+            panic!("it was begun for due tasks");
+        };
+        wanted.clear();
+        assert!(!walks.may_begin("main", &veo(), Instant::now()));
+        assert!(walks.end_if_done(page.walk).is_empty());
+        assert!(walks.may_begin("main", &veo(), Instant::now()));
+    }
+
+    #[test]
+    fn a_page_that_is_not_answered_is_asked_for_three_times() {
+        let mut walks = walks(1_000);
+        for is_tried_again in [true, true, false] {
+            let page = walks.next_page(|_| true).unwrap();
+            assert_eq!(walks.try_again(page.walk), is_tried_again);
+        }
+    }
+
+    #[test]
+    fn walks_take_turns() {
+        let mut walks = walks(1_000);
+        walks.begin_outage("main".into(), veo(), 0);
+        let mut turn = || {
+            let page = walks.next_page(|_| true).unwrap();
+            walks.note(page.walk, 100, &[9; 100]);
+            page.walk
+        };
+        assert_eq!([turn(), turn(), turn(), turn()], [1, 2, 1, 2]);
+    }
+
+    #[test]
+    fn a_list_that_cannot_be_read_is_left_alone_for_an_hour() {
+        let (mut walks, now) = (Walks::default(), Instant::now());
+        walks.leave_alone(&veo(), now);
+        assert!(!walks.may_begin("main", &veo(), now + UNLISTED - Duration::from_secs(1)));
+        assert!(walks.may_begin("main", &veo(), now + UNLISTED));
+    }
+
+    #[test]
+    fn walks_with_a_key_that_is_gone_end() {
+        let mut walks = walks(6);
+        walks.begin_outage("other".into(), veo(), 0);
+        assert_eq!(walks.keep_keys(|key| key == "other").len(), 6);
+        assert_eq!(walks.wanted_keys().count(), 1);
+        assert!(walks.has_outage());
+        walks.keep_keys(|_| false);
+        assert!(!walks.has_outage());
+    }
+}

@@ -1,0 +1,94 @@
+//! Builds what asks the vendor for late tasks, if the configuration wants it, and answers calls about it.
+
+use std::{sync::Arc, time::Duration};
+
+use super::tasks::{Stops, Tasks};
+use crate::{
+    config::{Config, UnknownTasks},
+    credentials::SharedCredentials,
+    event::{Product, TaskId},
+    journal::Journal,
+    reconcile::{self, Parts, Reconcile, Settings, Waiting, keys::Keys, vendor_api::VendorApi},
+    rpc::{Checked, NotAsked, Reconciler},
+    subscription::Sources,
+};
+
+/// The reconciler of this broker, if it has an API to ask; without the loop that asks.
+pub(super) fn reconciler(
+    api: Option<Arc<VendorApi>>,
+    config: &Config,
+    sources: &Sources,
+    journal: &Arc<dyn Journal>,
+    credentials: &Arc<SharedCredentials>,
+) -> Option<Arc<Reconcile>> {
+    let config = &config.reconcile;
+    let metrics = &sources.metrics;
+    let parts = Parts {
+        store: Arc::clone(&sources.store),
+        journal: Arc::clone(journal),
+        api: api?,
+        keys: Keys::new(Arc::clone(metrics)),
+        credentials: Arc::clone(credentials),
+        waiting: Arc::default(),
+        metrics: Arc::clone(metrics),
+    };
+    let settings = Settings {
+        checks_per_minute_max: u32::try_from(config.checks_per_minute_max).unwrap_or(u32::MAX),
+        give_up_after: config.give_up_after,
+        expect_within: config.expect_within.clone(),
+        publishes_unknown_tasks: config.unknown_tasks == UnknownTasks::Publish,
+        outage_min: config.outage_min,
+    };
+    Some(Arc::new(Reconcile::new(parts, settings)))
+}
+
+/// Spawns the loop that asks. It asks until callbacks are refused, and its task ends with everything that runs beside the listeners.
+pub(super) fn spawn(tasks: &mut Tasks, reconciler: Arc<Reconcile>, stops: &Stops) {
+    let (drains, stop) = (stops.ingest.clone(), stops.admin.clone());
+    tasks.spawn("the reconciler", async move {
+        reconciler.run(drains).await;
+        stop.cancelled().await;
+    });
+}
+
+/// What calls see of it.
+#[derive(Debug)]
+pub(super) struct Answering(pub(super) Arc<Reconcile>);
+
+impl Reconciler for Answering {
+    fn is_on(&self) -> bool {
+        self.0.has_keys()
+    }
+
+    fn expect_within(&self, product: &Product, key: Option<&str>) -> Result<Duration, NotAsked> {
+        let within = self.0.expect_within(product, key);
+        within.map_err(|reason| match reason {
+            reconcile::NotAsked::Product => NotAsked::Product,
+            reconcile::NotAsked::Key => NotAsked::Key,
+        })
+    }
+
+    fn key_of(&self, product: &Product, named: Option<&str>) -> Option<String> {
+        let name = self.0.key_of(product, named)?;
+        Some(name.to_string())
+    }
+
+    fn checked(&self, product: &Product, task_id: &TaskId) -> Checked {
+        let reconcile::Checked {
+            count,
+            at_micros,
+            http_status,
+            vendor_status,
+        } = self.0.checked(product, task_id);
+        Checked {
+            count,
+            at_micros,
+            http_status,
+            vendor_status,
+        }
+    }
+
+    fn waiting(&self) -> &Arc<Waiting> {
+        self.0.waiting()
+    }
+}

@@ -1,0 +1,36 @@
+//! When a broker that asks the vendor was last there. A small file in the data directory keeps it,
+//! so that a start knows how long it was away. It only informs: without it, nothing is known of an
+//! outage.
+
+use std::{fs, io};
+
+use serde::{Deserialize, Serialize};
+
+use super::{Store, directory::LAST_THERE as FILE};
+use crate::files;
+
+/// What the file says.
+#[derive(Debug, Serialize, Deserialize)]
+struct LastThere {
+    epoch: String,
+    at_micros: i64,
+}
+
+impl Store {
+    /// Notes that a broker is there now, by the log's clock.
+    pub fn note_there(&self) -> io::Result<()> {
+        let there = LastThere {
+            epoch: self.epoch.to_string(),
+            at_micros: self.clock.now_micros(),
+        };
+        files::replace_private(&self.path, FILE, &serde_json::to_vec(&there)?)
+    }
+
+    /// When a broker was last there, by the log's clock in microseconds since 1970; `None` if nothing tells.
+    pub fn last_there(&self) -> Option<i64> {
+        let bytes = fs::read(self.path.join(FILE)).ok()?;
+        let there: LastThere = serde_json::from_slice(&bytes).ok()?;
+        // One of another log was copied there, or the log was restored.
+        (there.epoch == self.epoch.to_string()).then_some(there.at_micros)
+    }
+}

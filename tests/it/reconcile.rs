@@ -1,0 +1,523 @@
+//! Lost callbacks: a broker that expects tasks asks the vendor's status API for those that are late, and every task ends in an answer.
+
+use std::time::{Duration, Instant};
+
+use blobcast::{
+    simulator::server::{
+        ListOrder, Settings, SimulatedVendor, State, Step, Target, Task, most_within,
+    },
+    wire::v1::{
+        Event, ExpectTasksRequest, Expectation, Filter, SubscribeRequest, TaskStatus, Verification,
+        WaitTaskRequest, WaitTaskResponse,
+    },
+};
+use jiff::Timestamp;
+use tokio::net::TcpListener;
+
+use crate::support::{
+    CredentialsFile, Options, Server, completed, reason, request, tasks_of, until, within,
+};
+
+/// The key of the broker in these tests.
+const KEY: &str = "rb-0123456789";
+
+/// A vendor, and what a broker needs to ask it.
+struct Case {
+    vendor: SimulatedVendor,
+    credentials: CredentialsFile,
+}
+
+impl Case {
+    /// A vendor that takes [`KEY`] alone and has no limit of its own.
+    async fn new() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let settings = Settings {
+            keys: vec![KEY.to_owned()],
+            checks_per_minute_max: 100_000,
+            ..Settings::default()
+        };
+        let vendor = SimulatedVendor::start(listener, settings).unwrap();
+        let mut case = Self {
+            vendor,
+            credentials: CredentialsFile::new(),
+        };
+        case.credentials.add_line("[vendor_keys]", &key_line(KEY));
+        case
+    }
+
+    /// A broker that asks it a second after a task was expected, and quickly.
+    fn options(&self) -> Options {
+        Options::default()
+            .set("credentials_file", self.credentials.path().display())
+            .set("reconcile.enabled", true)
+            .set("reconcile.base_url", self.vendor.base_url())
+            .set("reconcile.checks_per_minute_max", 6_000)
+            .set(
+                "reconcile.expect_within",
+                "veo=1s,sora=1s,seedance=1s,kling=4s",
+            )
+    }
+
+    /// The vendor has a task in this state, and has sent no callback.
+    fn has(&self, product: &str, id: &str, state: State) {
+        self.has_since(product, id, state, Timestamp::now());
+    }
+
+    fn has_since(&self, product: &str, id: &str, state: State, created_at: Timestamp) {
+        let task = Task::new(product, id, created_at).in_state(state, Timestamp::now());
+        assert!(self.vendor.add(task));
+    }
+
+    /// Requests for the status of a task.
+    fn checks_of(&self, id: &str) -> usize {
+        let checks = self.vendor.checks();
+        checks.iter().filter(|it| it.target.contains(id)).count()
+    }
+
+    /// Requests for pages of lists.
+    fn list_calls(&self) -> usize {
+        let checks = self.vendor.checks();
+        checks
+            .iter()
+            .filter(|it| it.target.contains("limit="))
+            .count()
+    }
+}
+
+fn key_line(key: &str) -> String {
+    format!("name = \"main\"\nkey = \"{key}\"")
+}
+
+fn expectation(product: &str, id: &str) -> Expectation {
+    Expectation {
+        product: product.to_owned(),
+        task_id: id.to_owned(),
+        labels: [("team".to_owned(), "ads".to_owned())].into(),
+        ..Expectation::default()
+    }
+}
+
+async fn expect(server: &Server, expectations: Vec<Expectation>) {
+    let request = ExpectTasksRequest { expectations };
+    server.events().await.expect_tasks(request).await.unwrap();
+}
+
+async fn wait_task(server: &Server, product: &str, id: &str, seconds: i64) -> WaitTaskResponse {
+    let request = WaitTaskRequest {
+        task_id: id.to_owned(),
+        product: product.to_owned(),
+        timeout: Some(prost_types::Duration { seconds, nanos: 0 }),
+        ..WaitTaskRequest::default()
+    };
+    let waited = server.events().await.wait_task(request).await;
+    waited.unwrap().into_inner()
+}
+
+async fn post_completed(server: &Server, product: &str, id: &str) {
+    let (path, body) = (format!("/webhook/{product}"), completed(id).to_string());
+    assert_eq!(server.http().post_to(&path, body).await.status, 200);
+}
+
+/// The events of a task, as the log has them.
+async fn events_of(server: &Server, id: &str) -> Vec<Event> {
+    let mut all = server.log_of_events().await;
+    all.retain(|event| event.task_id == id);
+    all
+}
+
+fn is_recovered(event: &Event) -> bool {
+    event.verification() == Verification::VendorApi && event.terminal
+}
+
+#[tokio::test]
+async fn a_lost_callback_is_recovered_once_with_the_labels_of_its_expectation() {
+    let case = Case::new().await;
+    let server = case.options().start().await;
+    case.has("veo", "lost", State::Completed);
+    case.has("veo", "failed", State::Failed);
+    let mut sub = server.subscribe(request()).await;
+    expect(
+        &server,
+        vec![expectation("veo", "lost"), expectation("veo", "failed")],
+    )
+    .await;
+
+    let mut events = sub.next_events(2).await;
+    events.sort_by(|one, other| other.task_id.cmp(&one.task_id));
+    assert_eq!(tasks_of(&events), ["lost", "failed"]);
+    for event in &events {
+        assert!(is_recovered(event), "{event:?}");
+        assert_eq!(event.labels["team"], "ads");
+        assert_eq!(event.credential, "vendor_key main");
+    }
+    assert_eq!(events[0].status(), TaskStatus::Completed);
+    assert_eq!(events[0].outputs.len(), 1);
+    assert_eq!(events[1].status(), TaskStatus::Failed);
+
+    let recovered = "blobcast_reconcile_recovered_total{product=\"veo\"}";
+    assert_eq!(server.metric(recovered).await, 2.0);
+    let open = "blobcast_expectations{state=\"waiting\"}";
+    until("both expectations to end", async || {
+        server.metric(open).await == 0.0
+    })
+    .await;
+    assert_eq!(case.checks_of("lost"), 1);
+}
+
+#[tokio::test]
+async fn waiting_is_expecting() {
+    let case = Case::new().await;
+    let server = case.options().start().await;
+    case.has("veo", "waited", State::Completed);
+    case.has("sora", "streamed", State::Completed);
+
+    let waited = wait_task(&server, "veo", "waited", 30).await;
+    assert!(waited.done);
+    assert!(is_recovered(&waited.event.unwrap()));
+
+    let mut sub = server
+        .subscribe(SubscribeRequest {
+            filter: Some(Filter {
+                task_ids: vec!["streamed".to_owned()],
+                products: vec!["sora".to_owned()],
+                ..Filter::default()
+            }),
+            ..SubscribeRequest::default()
+        })
+        .await;
+    let event = sub.next_event().await;
+    assert_eq!(event.task_id, "streamed");
+    assert!(is_recovered(&event));
+}
+
+#[tokio::test]
+async fn who_is_bound_to_labels_gets_them_with_what_it_waits_for() {
+    let mut case = Case::new().await;
+    let token = case
+        .credentials
+        .add("client ads --product veo --label team=ads")
+        .await;
+    let server = case.options().start().await;
+    case.has("veo", "waited", State::Completed);
+
+    let mut request = tonic::Request::new(WaitTaskRequest {
+        task_id: "waited".to_owned(),
+        product: "veo".to_owned(),
+        ..WaitTaskRequest::default()
+    });
+    let bearer = format!("Bearer {token}").parse().unwrap();
+    request.metadata_mut().insert("authorization", bearer);
+    let waited = server.events().await.wait_task(request).await.unwrap();
+    let waited = waited.into_inner();
+    assert!(waited.done);
+    assert_eq!(waited.event.unwrap().labels["team"], "ads");
+}
+
+#[tokio::test]
+async fn a_task_whose_callback_came_is_not_asked_for() {
+    let case = Case::new().await;
+    let server = case.options().start().await;
+    for id in ["came", "waited", "lost"] {
+        case.has("kling", id, State::Completed);
+    }
+    expect(&server, vec![expectation("kling", "came")]).await;
+    let waits = wait_task(&server, "kling", "waited", 30);
+    let callbacks = async {
+        post_completed(&server, "kling", "came").await;
+        post_completed(&server, "kling", "waited").await;
+    };
+    let (waited, ()) = tokio::join!(waits, callbacks);
+    assert!(waited.done);
+
+    // Its deadline is behind theirs.
+    expect(&server, vec![expectation("kling", "lost")]).await;
+    let waited = wait_task(&server, "kling", "lost", 30).await;
+    assert!(is_recovered(&waited.event.unwrap()));
+    assert_eq!((case.checks_of("came"), case.checks_of("waited")), (0, 0));
+}
+
+#[tokio::test]
+async fn a_callback_that_comes_after_its_answer_is_the_same_event() {
+    let case = Case::new().await;
+    let server = case.options().start().await;
+    let url = format!("http://{}/webhook/veo", server.ingest);
+    for (id, state) in [("late", State::Completed), ("late-failed", State::Failed)] {
+        let mut task = Task::new("veo", id, Timestamp::now()).in_state(state, Timestamp::now());
+        task.callback_url = Some(url.parse().unwrap());
+        assert!(case.vendor.add(task));
+        expect(&server, vec![expectation("veo", id)]).await;
+        assert!(wait_task(&server, "veo", id, 30).await.done);
+
+        let sent = case.vendor.send_callback("veo", id);
+        assert!(sent.await.is_some());
+        let events = events_of(&server, id).await;
+        assert!(is_recovered(&events[0]));
+        assert!(events.iter().all(|event| !event.conflict), "{events:?}");
+        assert!(events.len() <= 2, "a reason may be added: {events:?}");
+    }
+}
+
+#[tokio::test]
+async fn an_answer_that_comes_after_its_callback_is_the_same_event() {
+    let case = Case::new().await;
+    let server = case.options().start().await;
+    let url = format!("http://{}/webhook/veo", server.ingest);
+    let mut task = Task::new("veo", "raced", Timestamp::now());
+    task = task.in_state(State::Completed, Timestamp::now());
+    task.callback_url = Some(url.parse().unwrap());
+    assert!(case.vendor.add(task));
+    let slow = Step::Slow(Duration::from_secs(1), Box::new(Step::Truth));
+    case.vendor.script(Target::task("veo", "raced"), [slow]);
+    expect(&server, vec![expectation("veo", "raced")]).await;
+
+    until("a check to be under way", async || {
+        case.checks_of("raced") == 1
+    })
+    .await;
+    assert!(case.vendor.send_callback("veo", "raced").await.is_some());
+    let outcome = "blobcast_reconcile_checks_total{outcome=\"over\",product=\"veo\"}";
+    until("its answer", async || server.metric(outcome).await == 1.0).await;
+
+    // The next event is behind all that follows from the answer.
+    post_completed(&server, "veo", "next").await;
+    let events = events_of(&server, "raced").await;
+    assert_eq!(events.len(), 1, "{events:?}");
+    assert!(!is_recovered(&events[0]));
+    let recovered = "blobcast_reconcile_recovered_total{product=\"veo\"}";
+    assert_eq!(server.metric(recovered).await, 0.0);
+}
+
+#[tokio::test]
+async fn a_late_task_is_overdue_once_given_up_once_and_may_still_end() {
+    let case = Case::new().await;
+    let server = case
+        .options()
+        .set("reconcile.give_up_after", "2s")
+        .start()
+        .await;
+    case.has("veo", "slow", State::Processing);
+    expect(&server, vec![expectation("veo", "slow")]).await;
+
+    let waited = wait_task(&server, "veo", "slow", 50).await;
+    assert!(!waited.done);
+    let last = waited.event.unwrap().overdue.unwrap();
+    assert!(last.gave_up);
+    assert_eq!(last.vendor_http_status, 200);
+    assert_eq!(last.vendor_status, "processing");
+    assert_eq!(last.check_count, 2);
+
+    post_completed(&server, "veo", "slow").await;
+    let events = events_of(&server, "slow").await;
+    let statuses: Vec<_> = events.iter().map(Event::status).collect();
+    let expected = [
+        TaskStatus::Overdue,
+        TaskStatus::Overdue,
+        TaskStatus::Completed,
+    ];
+    assert_eq!(statuses, expected);
+    assert_eq!(events[0].labels["team"], "ads");
+    let overdue = |event: &Event| event.overdue.as_ref().unwrap().gave_up;
+    assert!(!overdue(&events[0]) && overdue(&events[1]));
+    assert!(!events[2].conflict);
+    assert!(wait_task(&server, "veo", "slow", 1).await.done);
+}
+
+#[tokio::test]
+async fn a_broker_that_is_not_asked_to_asks_nobody() {
+    let case = Case::new().await;
+    let off = case.options().set("reconcile.enabled", false);
+    let server = off.start().await;
+    case.has("veo", "waited", State::Completed);
+    let request = ExpectTasksRequest {
+        expectations: vec![expectation("veo", "waited")],
+    };
+    let refused = server.events().await.expect_tasks(request).await;
+    assert_eq!(reason(&refused.unwrap_err()), "RECONCILE_OFF");
+    assert!(!wait_task(&server, "veo", "waited", 2).await.done);
+    assert_eq!(case.vendor.requests(), []);
+
+    // Nor one without a key.
+    let mut keyless = Case::new().await;
+    keyless.credentials.remove("main");
+    let server = keyless.options().start().await;
+    keyless.has("veo", "waited", State::Completed);
+    let request = ExpectTasksRequest {
+        expectations: vec![expectation("veo", "waited")],
+    };
+    let refused = server.events().await.expect_tasks(request).await;
+    assert_eq!(reason(&refused.unwrap_err()), "RECONCILE_OFF");
+    assert!(!wait_task(&server, "veo", "waited", 2).await.done);
+    assert_eq!(keyless.vendor.requests(), []);
+}
+
+#[tokio::test]
+async fn the_budget_of_a_key_is_kept_from_the_first_call() {
+    let case = Case::new().await;
+    // One call each 547 ms, and up to 12 at once for a key that was quiet.
+    let server = case
+        .options()
+        .set("reconcile.checks_per_minute_max", 120)
+        .start()
+        .await;
+    let ids: Vec<_> = (0..30).map(|n| format!("t{n}")).collect();
+    for id in &ids {
+        case.has("seedance", id, State::Processing);
+    }
+    expect(
+        &server,
+        ids.iter().map(|id| expectation("seedance", id)).collect(),
+    )
+    .await;
+
+    until("twelve calls", async || case.vendor.checks().len() >= 12).await;
+    let most = most_within(
+        &case.vendor.checks(),
+        Some(KEY),
+        Duration::from_millis(2_500),
+    );
+    assert!(most <= 6, "{most} calls in 2.5 s");
+}
+
+#[tokio::test]
+async fn many_late_tasks_are_found_by_lists() {
+    for order in [ListOrder::NewestFirst, ListOrder::OldestFirst] {
+        let case = Case::new().await;
+        case.vendor.set_list_order(order);
+        let server = case.options().start().await;
+        let old = Timestamp::now() - jiff::SignedDuration::from_hours(24);
+        for n in 0..450 {
+            case.has_since("veo", &format!("old{n}"), State::Completed, old);
+        }
+        let ids: Vec<_> = (0..250).map(|n| format!("lost{n}")).collect();
+        for id in &ids {
+            case.has("veo", id, State::Completed);
+        }
+        expect(
+            &server,
+            ids.iter().map(|id| expectation("veo", id)).collect(),
+        )
+        .await;
+
+        let mut sub = server.subscribe(request()).await;
+        let events = sub.next_events(ids.len()).await;
+        assert!(events.iter().all(is_recovered));
+        let lists = case.list_calls();
+        assert!(
+            (3..=12).contains(&lists),
+            "{lists} calls for lists, {order:?}"
+        );
+        let checks = case.vendor.checks().len() - lists;
+        assert!(checks <= 20, "{checks} tasks were asked for by themselves");
+    }
+}
+
+#[tokio::test]
+async fn a_key_that_is_refused_is_not_used_until_it_changes() {
+    let mut case = Case::new().await;
+    case.vendor.set_keys(["another"]);
+    let server = case.options().start().await;
+    let usable = "blobcast_vendor_key_usable{key=\"main\"}";
+    case.has("veo", "lost", State::Completed);
+    expect(&server, vec![expectation("veo", "lost")]).await;
+    server.logged("the vendor refuses the key", 1).await;
+    assert_eq!(server.metric(usable).await, 0.0);
+    let calls = case.vendor.checks().len();
+
+    case.credentials.remove("main");
+    case.credentials
+        .add_line("[vendor_keys]", &key_line("another"));
+    let waited = wait_task(&server, "veo", "lost", 50).await;
+    assert!(is_recovered(&waited.event.unwrap()));
+    assert_eq!(server.metric(usable).await, 1.0);
+
+    let checks = case.vendor.checks();
+    let refused = checks.iter().filter(|it| it.key.as_deref() == Some(KEY));
+    assert_eq!(refused.count(), calls, "the refused key was not used again");
+}
+
+#[tokio::test]
+async fn a_broker_that_is_killed_between_an_answer_and_its_commit_asks_again() {
+    let case = Case::new().await;
+    let mut server = case.options().start().await;
+    for n in 0..5_u64 {
+        let id = format!("lost{n}");
+        case.has("veo", &id, State::Completed);
+        expect(&server, vec![expectation("veo", &id)]).await;
+        until("the answer", async || case.checks_of(&id) > 0).await;
+        let moment = Instant::now();
+        until("a moment in or behind the commit", async || {
+            moment.elapsed() >= Duration::from_millis(3 * n)
+        })
+        .await;
+        server.crash().await;
+
+        let waited = wait_task(&server, "veo", &id, 30).await;
+        assert!(is_recovered(&waited.event.unwrap()));
+        assert_eq!(events_of(&server, &id).await.len(), 1, "{id}");
+    }
+}
+
+/// A broker that is away for longer than `reconcile.outage_min`, while these tasks end and nobody repeats their callbacks.
+async fn outage(case: &Case, options: Options, ids: &[String]) -> Server {
+    let options = options
+        .set("reconcile.expect_within", "veo=1h")
+        .set("reconcile.outage_min", "1s");
+    let mut server = options.start().await;
+    for id in ids {
+        case.has("veo", id, State::Processing);
+    }
+    expect(
+        &server,
+        ids.iter().map(|id| expectation("veo", id)).collect(),
+    )
+    .await;
+    server.terminate().await;
+
+    let away = Instant::now();
+    for id in ids {
+        assert!(case.vendor.set_state("veo", id, State::Completed));
+    }
+    case.has("veo", "unknown", State::Completed);
+    until("the outage to be one", async || {
+        away.elapsed() > Duration::from_millis(1_100)
+    })
+    .await;
+    server.restart().await;
+    server
+}
+
+#[tokio::test]
+async fn five_hundred_tasks_that_ended_in_an_outage_are_there_once_after_a_few_calls() {
+    let case = Case::new().await;
+    let ids: Vec<_> = (0..500).map(|n| format!("lost{n}")).collect();
+    let server = outage(&case, case.options(), &ids).await;
+
+    let mut sub = server.subscribe(request()).await;
+    let events = sub.next_events(ids.len()).await;
+    assert!(events.iter().all(is_recovered));
+    let mut found = tasks_of(&events);
+    found.sort_unstable();
+    found.dedup();
+    assert_eq!(found.len(), ids.len());
+
+    // Two keys were tried, one at each start.
+    let calls = case.vendor.checks().len();
+    assert!(calls <= 2 + 6, "{calls} calls");
+    let done = "blobcast_expectations{state=\"waiting\"}";
+    until("all to end", async || server.metric(done).await == 0.0).await;
+    assert_eq!(server.log_of_events().await.len(), ids.len());
+}
+
+#[tokio::test]
+async fn after_an_outage_unknown_tasks_are_published_on_request() {
+    let case = Case::new().await;
+    let options = case.options().set("reconcile.unknown_tasks", "publish");
+    let server = outage(&case, options, &["lost".to_owned()]).await;
+
+    let mut sub = server.subscribe(request()).await;
+    let events = within("both", sub.next_events(2)).await;
+    let unknown = events.iter().find(|event| event.task_id == "unknown");
+    let unknown = unknown.expect("what nobody expects is there, too");
+    assert!(is_recovered(unknown));
+    assert!(unknown.labels.is_empty());
+}
