@@ -250,7 +250,7 @@ async fn the_command_line_shows_late_tasks_and_waits_until_they_are_given_up() {
     let ran = server.cli("get t2 --raw").run().await;
     assert!(
         ran.exited(1)
-            .contains("no callback of the task is retained"),
+            .contains("no event of the task with a body is retained"),
         "{ran:?}"
     );
 }

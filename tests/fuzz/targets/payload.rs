@@ -6,8 +6,12 @@
 use blobcast::{
     callback::{Callback, Corrections},
     event::{
-        Output, OutputKind, Product, Record, RecordParts, Report, Selectable, Sequence, TaskId,
-        TaskStatus, Verification,
+        Labels, Output, OutputKind, Product, Record, RecordParts, Report, Selectable, Sequence,
+        TaskId, TaskStatus, Verification,
+    },
+    reconcile::{
+        Asked,
+        answer::{Understood, understand},
     },
     store::Draft,
     vendor::{self, Overrides, Unreadable},
@@ -64,6 +68,7 @@ pub(crate) fn run(input: &[u8]) {
     match (&read, product) {
         (Ok(report), Ok(product)) => {
             check_report(report);
+            check_answer(report, body);
             let draft = draft.expect("a good product and a body that can be read");
             assert_eq!(draft.fingerprint, report.fingerprint(body));
             assert_eq!(
@@ -85,6 +90,29 @@ pub(crate) fn run(input: &[u8]) {
         }
         (_, Err(_)) => assert_eq!(draft.unwrap_err().reason(), "bad_product"),
         (Err(reason), _) => assert_eq!(draft.unwrap_err().reason(), reason.reason()),
+    }
+}
+
+/// As an answer of the status API the same body ends the task only by the vendor's word for it, and then as a callback would.
+fn check_answer(report: &Report, body: &[u8]) {
+    let labels = Labels::new();
+    let asked = Asked {
+        product: &report.inferred_product,
+        task_id: &report.task_id,
+        labels: &labels,
+        tenant: None,
+        vendor_key: None,
+        at: Timestamp::UNIX_EPOCH,
+    };
+    let body = Bytes::copy_from_slice(body);
+    let is_said = report.status.is_terminal() && !report.status_text.is_empty();
+    match understand(&asked, 200, &body) {
+        Understood::Ended(draft) | Understood::CompletedWithoutOutputs(draft) => {
+            assert!(is_said);
+            assert_eq!(draft.fingerprint, report.fingerprint(&body));
+            assert_eq!((draft.status, draft.raw), (report.status, body));
+        }
+        Understood::NotYet { .. } | Understood::Unknown { .. } => assert!(!is_said),
     }
 }
 

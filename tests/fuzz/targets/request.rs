@@ -119,7 +119,9 @@ fn has_cause(wire: &v1::Filter, refusal: &FilterRefusal) -> bool {
             match field {
                 "filter.task_ids" => TaskId::parse(&wire.task_ids[at]).is_err(),
                 "filter.products" => Product::parse(&wire.products[at]).is_err(),
-                "filter.statuses" => !(0..TaskStatus::ALL.len() as i32).contains(&wire.statuses[at]),
+                "filter.statuses" => {
+                    !(0..TaskStatus::ALL.len() as i32).contains(&wire.statuses[at])
+                }
                 _ => wire.labels.iter().any(too_long),
             }
         }

@@ -111,7 +111,10 @@ func (h *history) check() error {
 func subscribeBeforeTheCallback(ctx context.Context, client blobcast.EventServiceClient) error {
 	var history history
 	stream, err := client.Subscribe(ctx, &blobcast.SubscribeRequest{
-		Filter:        &blobcast.Filter{TaskIds: []string{"before-1"}},
+		Filter: &blobcast.Filter{
+			TaskIds:  []string{"before-1"},
+			Statuses: []blobcast.TaskStatus{blobcast.TaskStatus_TASK_STATUS_COMPLETED, blobcast.TaskStatus_TASK_STATUS_OVERDUE},
+		},
 		UntilTerminal: true,
 	})
 	if err != nil {
@@ -133,7 +136,7 @@ func subscribeBeforeTheCallback(ctx context.Context, client blobcast.EventServic
 		case *blobcast.SubscribeResponse_Event:
 			event := content.Event
 			history.saw(event)
-			done := event.Status == blobcast.TaskStatus_TASK_STATUS_COMPLETED && event.Terminal
+			done := event.Status == blobcast.TaskStatus_TASK_STATUS_COMPLETED && event.Terminal && event.Overdue == nil
 			if event.Product != "veo" || !done || event.Outputs[0].Url != "https://cdn.example/before-1.mp4" {
 				return fmt.Errorf("unexpected event %v", event)
 			}

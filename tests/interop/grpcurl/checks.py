@@ -99,7 +99,8 @@ def reflection():
 
 def subscribe_before_the_callback():
     history = History()
-    call = subscribe(filter={"taskIds": ["before-1"]}, untilTerminal=True)
+    statuses = ["TASK_STATUS_COMPLETED", "TASK_STATUS_OVERDUE"]
+    call = subscribe(filter={"taskIds": ["before-1"], "statuses": statuses}, untilTerminal=True)
     kinds = []
     for message in call:
         kinds += message
@@ -109,6 +110,7 @@ def subscribe_before_the_callback():
             saw(history, message)
             event = message["event"]
             assert event["product"] == "veo" and event["status"] == "TASK_STATUS_COMPLETED" and event["terminal"]
+            assert "overdue" not in event
             assert event["outputs"] == [{"kind": "OUTPUT_KIND_VIDEO", "url": "https://cdn.example/before-1.mp4"}]
     assert kinds == ["subscribed", "caughtUp", "event", "completed"], kinds
     assert call.end() == (OK, "")

@@ -67,7 +67,8 @@ class History {
 
 async function subscribeBeforeTheCallback(): Promise<void> {
   const history = new History();
-  const request = SubscribeRequest.fromPartial({ filter: { taskIds: ["before-1"] }, untilTerminal: true });
+  const statuses = [TaskStatus.TASK_STATUS_COMPLETED, TaskStatus.TASK_STATUS_OVERDUE];
+  const request = SubscribeRequest.fromPartial({ filter: { taskIds: ["before-1"], statuses }, untilTerminal: true });
   const kinds = [];
   const stream = client.subscribe(request, { deadline: Date.now() + callMilliseconds });
   for await (const { content } of stream as AsyncIterable<SubscribeResponse>) {
@@ -79,6 +80,7 @@ async function subscribeBeforeTheCallback(): Promise<void> {
       assert.equal(event.product, "veo");
       assert.equal(event.status, TaskStatus.TASK_STATUS_COMPLETED);
       assert.ok(event.terminal);
+      assert.equal(event.overdue, undefined);
       assert.deepEqual(event.outputs.map(({ url }) => url), ["https://cdn.example/before-1.mp4"]);
     }
   }

@@ -15,7 +15,7 @@ from resume import CHANNEL_OPTIONS, detail, follow, reason
 
 def subscribe_before_the_callback(stub):
     history = History()
-    filter = event.Filter(task_ids=["before-1"])
+    filter = event.Filter(task_ids=["before-1"], statuses=[event.TASK_STATUS_COMPLETED, event.TASK_STATUS_OVERDUE])
     stream = stub.Subscribe(api.SubscribeRequest(filter=filter, until_terminal=True), timeout=CALL_SECONDS)
     assert next(stream).WhichOneof("content") == "subscribed"
     assert next(stream).WhichOneof("content") == "caught_up"
@@ -23,6 +23,7 @@ def subscribe_before_the_callback(stub):
     seen = next(stream).event
     saw(history, seen)
     assert seen.product == "veo" and seen.status == event.TASK_STATUS_COMPLETED and seen.terminal
+    assert not seen.HasField("overdue")
     assert [output.url for output in seen.outputs] == ["https://cdn.example/before-1.mp4"]
     assert [response.WhichOneof("content") for response in stream] == ["completed"]
     assert stream.code() == grpc.StatusCode.OK
