@@ -23,6 +23,7 @@ mod damage_while_running;
 mod documents;
 mod ended_streams;
 mod erasure;
+mod expectations;
 mod forwarding;
 mod generated_code;
 mod grpc_front;
