@@ -76,7 +76,9 @@ products = ["veo"]
         expectations: Vec<Expectation>,
     ) -> Result<Vec<ExpectedTask>, Status> {
         let mut client = events_as(&self.server, Some(token)).await;
-        let answer = client.expect_tasks(ExpectTasksRequest { expectations }).await;
+        let answer = client
+            .expect_tasks(ExpectTasksRequest { expectations })
+            .await;
         answer.map(|answer| {
             let ExpectTasksResponse { tasks } = answer.into_inner();
             tasks
@@ -165,11 +167,17 @@ async fn an_expectation_that_was_answered_is_there_after_kill_9() {
         house.server.crash().await;
         let open = house.open_tasks().await;
         let is_open = |task: &&String| !over.contains(task);
-        assert_eq!(open, expected.iter().filter(is_open).cloned().collect::<Vec<_>>());
+        assert_eq!(
+            open,
+            expected.iter().filter(is_open).cloned().collect::<Vec<_>>()
+        );
     }
 
     // What a callback has ended is over, also after all of that.
-    let answers = house.expect(&house.billing, vec![veo(&over[0])]).await.unwrap();
+    let answers = house
+        .expect(&house.billing, vec![veo(&over[0])])
+        .await
+        .unwrap();
     assert!(answers[0].over && answers[0].event.is_some());
 }
 
@@ -189,7 +197,11 @@ async fn a_task_that_is_expected_again_keeps_its_first_deadline_labels_and_clien
         panic!("{open:?}")
     };
     assert_eq!(
-        (&*info.client, &*info.vendor_key, info.labels["user"].as_str()),
+        (
+            &*info.client,
+            &*info.vendor_key,
+            info.labels["user"].as_str()
+        ),
         ("billing", "second", "17")
     );
     assert_eq!(info.expected_by, answers[0].expected_by);
@@ -248,19 +260,25 @@ async fn what_is_wrong_with_one_expectation_refuses_the_whole_call() {
         (labels(4, &long), "labels"),
         (labelled("t2", &[("", "v")]), "labels"),
     ] {
-        let refused = house.expect(&house.billing, vec![veo("t1"), wrong.clone()]).await;
+        let refused = house
+            .expect(&house.billing, vec![veo("t1"), wrong.clone()])
+            .await;
         let field = format!("expectations[1].{field}");
         assert_eq!(violation(&refused.unwrap_err()), field, "{wrong:?}");
     }
     for count in [0, 1_001] {
-        let refused = house.expect(&house.billing, (0..count).map(veo).collect()).await;
+        let refused = house
+            .expect(&house.billing, (0..count).map(veo).collect())
+            .await;
         assert_eq!(violation(&refused.unwrap_err()), "expectations");
         let tasks: Vec<_> = (0..count).map(|_| ("veo", "t1")).collect();
         let refused = house.cancel(&house.billing, &tasks).await;
         assert_eq!(violation(&refused.unwrap_err()), "tasks");
     }
     // No key is for it, not even for an administrator.
-    let refused = house.expect(&house.admin, vec![other("kling", "t1", "")]).await;
+    let refused = house
+        .expect(&house.admin, vec![other("kling", "t1", "")])
+        .await;
     assert_eq!(violation(&refused.unwrap_err()), "expectations[0].product");
     assert_eq!(house.open_tasks().await, [""; 0]);
 
@@ -268,7 +286,14 @@ async fn what_is_wrong_with_one_expectation_refuses_the_whole_call() {
     let most = vec![labels(16, ""), labels(3, &long)];
     house.expect(&house.billing, most).await.unwrap();
     let most = (0..1_000).map(|number| veo(format!("m{number}")));
-    assert_eq!(house.expect(&house.billing, most.collect()).await.unwrap().len(), 1_000);
+    assert_eq!(
+        house
+            .expect(&house.billing, most.collect())
+            .await
+            .unwrap()
+            .len(),
+        1_000
+    );
 }
 
 #[tokio::test]
@@ -280,7 +305,10 @@ async fn a_client_expects_and_cancels_only_what_it_may_see_with_the_labels_it_is
     };
     let denied = house.expect(&house.tenant, vec![veo("t1"), sora]).await;
     let denied = denied.unwrap_err();
-    assert_eq!(refusal(&denied), (Code::PermissionDenied, "PRODUCT_DENIED".into()));
+    assert_eq!(
+        refusal(&denied),
+        (Code::PermissionDenied, "PRODUCT_DENIED".into())
+    );
     assert_eq!(told(&denied, "product"), "sora");
     let denied = house.cancel(&house.tenant, &[("sora", "t1")]).await;
     assert_eq!(reason(&denied.unwrap_err()), "PRODUCT_DENIED");
@@ -289,9 +317,15 @@ async fn a_client_expects_and_cancels_only_what_it_may_see_with_the_labels_it_is
     assert_eq!(reason(&denied.unwrap_err()), "LABEL_DENIED");
     assert_eq!(house.open_tasks().await, [""; 0]);
 
-    let own = vec![labelled("t1", &[("user", "1")]), labelled("t2", &[("team", "ads")])];
+    let own = vec![
+        labelled("t1", &[("user", "1")]),
+        labelled("t2", &[("team", "ads")]),
+    ];
     house.expect(&house.tenant, own).await.unwrap();
-    house.expect(&house.billing, vec![veo("t3"), veo("t4")]).await.unwrap();
+    house
+        .expect(&house.billing, vec![veo("t3"), veo("t4")])
+        .await
+        .unwrap();
     let open = house.open().await;
     assert_eq!(open[0].labels.len(), 2);
     assert!(open[..2].iter().all(|open| open.labels["team"] == "ads"));
@@ -301,7 +335,10 @@ async fn a_client_expects_and_cancels_only_what_it_may_see_with_the_labels_it_is
     assert_eq!(house.cancel(&house.billing, &all).await.unwrap(), 1);
     assert_eq!(house.open_tasks().await, ["t1", "t2", "t4"]);
     assert_eq!(house.cancel(&house.tenant, &all).await.unwrap(), 2);
-    assert_eq!(house.cancel(&house.admin, &[("veo", "t4")]).await.unwrap(), 1);
+    assert_eq!(
+        house.cancel(&house.admin, &[("veo", "t4")]).await.unwrap(),
+        1
+    );
     assert_eq!(house.open_tasks().await, [""; 0]);
 
     let listed = admin_as(&house.server, Some(&house.billing))
@@ -321,18 +358,30 @@ async fn a_task_that_is_over_is_answered_with_its_latest_end_if_the_client_may_s
     let newest = http.post(&with(completed("t1"), failed)).await.event_id();
     http.post(&processing("t2")).await.event_id();
 
-    let answers = house.expect(&house.billing, vec![veo("t1"), veo("t2")]).await.unwrap();
+    let answers = house
+        .expect(&house.billing, vec![veo("t1"), veo("t2")])
+        .await
+        .unwrap();
     let event = answers[0].event.as_ref().unwrap();
-    assert_eq!((answers[0].over, &event.event_id, event.revision), (true, &newest, 3));
+    assert_eq!(
+        (answers[0].over, &event.event_id, event.revision),
+        (true, &newest, 3)
+    );
     assert!(!event.cursor.is_empty() && event.raw_body.is_empty());
     assert_eq!(answers[0].expected_by, None);
     assert!(!answers[1].over && answers[1].event.is_none() && answers[1].expected_by.is_some());
     assert_eq!(house.open_tasks().await, ["t2"]);
 
     let hidden = house.expect(&house.tenant, vec![veo("t1")]).await.unwrap();
-    assert!(hidden[0].over && hidden[0].event.is_none(), "it has no label of this client");
+    assert!(
+        hidden[0].over && hidden[0].event.is_none(),
+        "it has no label of this client"
+    );
 
-    let erased = house.server.cli("erase veo t1").env("BLOBCAST_TOKEN", &house.admin);
+    let erased = house
+        .server
+        .cli("erase veo t1")
+        .env("BLOBCAST_TOKEN", &house.admin);
     erased.run().await.good();
     let answers = house.expect(&house.billing, vec![veo("t1")]).await.unwrap();
     assert!(answers[0].over && answers[0].event.is_none());
@@ -345,11 +394,17 @@ async fn an_answer_has_as_many_events_as_any_client_takes() {
         let body = bulky(&format!("t{number}"), 900_000);
         house.server.http().post(&body).await.event_id();
     }
-    let answers = house.expect(&house.billing, (0..6).map(|number| veo(format!("t{number}"))).collect());
+    let answers = house.expect(
+        &house.billing,
+        (0..6).map(|number| veo(format!("t{number}"))).collect(),
+    );
     let answers = answers.await.unwrap();
     assert!(answers.iter().all(|answer| answer.over));
     let with_event = answers.iter().map(|answer| answer.event.is_some());
-    assert_eq!(with_event.collect::<Vec<_>>(), [true, true, true, true, false, false]);
+    assert_eq!(
+        with_event.collect::<Vec<_>>(),
+        [true, true, true, true, false, false]
+    );
 }
 
 #[tokio::test]
@@ -359,14 +414,34 @@ async fn a_client_has_a_fifth_of_all_expectations() {
         let tasks = (0..1_000).map(|number| veo(format!("{call}-{number}")));
         house.expect(&house.billing, tasks.collect()).await.unwrap();
     }
-    let refused = house.expect(&house.billing, vec![veo("0-0"), veo("more")]).await;
+    let refused = house
+        .expect(&house.billing, vec![veo("0-0"), veo("more")])
+        .await;
     let refused = refused.unwrap_err();
-    assert_eq!(refusal(&refused), (Code::ResourceExhausted, "EXPECTATION_LIMIT".into()));
-    assert_eq!((told(&refused, "limit"), told(&refused, "open")), ("20000".into(), "20000".into()));
-    house.expect(&house.billing, vec![veo("0-0")]).await.unwrap();
-    house.expect(&house.tenant, vec![veo("other")]).await.unwrap();
-    house.cancel(&house.billing, &[("veo", "0-0")]).await.unwrap();
-    house.expect(&house.billing, vec![veo("more")]).await.unwrap();
+    assert_eq!(
+        refusal(&refused),
+        (Code::ResourceExhausted, "EXPECTATION_LIMIT".into())
+    );
+    assert_eq!(
+        (told(&refused, "limit"), told(&refused, "open")),
+        ("20000".into(), "20000".into())
+    );
+    house
+        .expect(&house.billing, vec![veo("0-0")])
+        .await
+        .unwrap();
+    house
+        .expect(&house.tenant, vec![veo("other")])
+        .await
+        .unwrap();
+    house
+        .cancel(&house.billing, &[("veo", "0-0")])
+        .await
+        .unwrap();
+    house
+        .expect(&house.billing, vec![veo("more")])
+        .await
+        .unwrap();
 }
 
 #[tokio::test]
@@ -389,7 +464,10 @@ async fn a_listing_has_pages_and_shows_one_product_or_state_if_it_is_named() {
     let pages = house.pages(of_sora.clone()).await;
     assert!(pages.concat().iter().all(|open| open.product == "sora"));
     assert_eq!(sizes(pages), [100, 100]);
-    for (state, count) in [(ExpectationState::Waiting, 600), (ExpectationState::Overdue, 0)] {
+    for (state, count) in [
+        (ExpectationState::Waiting, 600),
+        (ExpectationState::Overdue, 0),
+    ] {
         let request = ListExpectationsRequest {
             state: state.into(),
             ..all.clone()
@@ -398,7 +476,11 @@ async fn a_listing_has_pages_and_shows_one_product_or_state_if_it_is_named() {
     }
 
     let mut client = admin_as(&house.server, Some(&house.admin)).await;
-    let page = client.list_expectations(of_sora).await.unwrap().into_inner();
+    let page = client
+        .list_expectations(of_sora)
+        .await
+        .unwrap()
+        .into_inner();
     for wrong in [
         ListExpectationsRequest {
             page_token: page.next_page_token,
@@ -419,13 +501,19 @@ async fn a_broker_that_asks_no_vendor_says_so() {
     let server = Server::start().await;
     let mut client = server.events().await;
     let expectations = vec![veo("t1")];
-    let refused = client.expect_tasks(ExpectTasksRequest { expectations }).await;
+    let refused = client
+        .expect_tasks(ExpectTasksRequest { expectations })
+        .await;
     let expected = (Code::FailedPrecondition, "RECONCILE_OFF".to_owned());
     assert_eq!(refusal(&refused.unwrap_err()), expected);
-    let refused = client.cancel_expectations(CancelExpectationsRequest::default()).await;
+    let refused = client
+        .cancel_expectations(CancelExpectationsRequest::default())
+        .await;
     assert_eq!(refusal(&refused.unwrap_err()), expected);
     let mut admin = server.admin_service().await;
-    let refused = admin.list_expectations(ListExpectationsRequest::default()).await;
+    let refused = admin
+        .list_expectations(ListExpectationsRequest::default())
+        .await;
     assert_eq!(refusal(&refused.unwrap_err()), expected);
     let told = server.cli("expect veo t1").run().await;
     assert!(told.exited(1).contains("reconcile.enabled"), "{told:?}");
@@ -435,27 +523,44 @@ async fn a_broker_that_asks_no_vendor_says_so() {
 async fn the_verbs_expect_a_task_and_list_those_that_are_expected() {
     let house = House::new().await;
     let verb = |line: &str| house.server.cli(line).env("BLOBCAST_TOKEN", &house.admin);
-    let told = verb("expect veo t1 --label user=17 --within 10m --vendor-key second").run().await;
-    assert!(told.good().starts_with("veo t1 is expected by "), "{told:?}");
+    let told = verb("expect veo t1 --label user=17 --within 10m --vendor-key second")
+        .run()
+        .await;
+    assert!(
+        told.good().starts_with("veo t1 is expected by "),
+        "{told:?}"
+    );
     house.server.http().post(&completed("t2")).await.event_id();
     let told = verb("expect veo t2 --output json").run().await;
     told.good();
     let answer = &told.json_lines()[0];
-    assert_eq!((&answer["over"], &answer["event"]["task_id"]), (&json!(true), &json!("t2")));
-    let told = verb("expect veo t3 --label user=1 --label user=2").run().await;
+    assert_eq!(
+        (&answer["over"], &answer["event"]["task_id"]),
+        (&json!(true), &json!("t2"))
+    );
+    let told = verb("expect veo t3 --label user=1 --label user=2")
+        .run()
+        .await;
     told.exited(2);
 
     let told = verb("expectations --product veo --output json").run().await;
     told.good();
     let listed = &told.json_lines()[0];
     assert_eq!(
-        (&listed["task_id"], &listed["labels"]["user"], &listed["vendor_key"]),
+        (
+            &listed["task_id"],
+            &listed["labels"]["user"],
+            &listed["vendor_key"]
+        ),
         (&json!("t1"), &json!("17"), &json!("second"))
     );
     assert_eq!(listed["state"], "EXPECTATION_STATE_WAITING");
     let told = verb("expectations").run().await;
     let table = told.good();
-    assert!(table.contains("waiting") && table.contains("user=17"), "{table}");
+    assert!(
+        table.contains("waiting") && table.contains("user=17"),
+        "{table}"
+    );
     let told = verb("expectations --overdue").run().await;
     assert!(told.stderr.contains("no task is expected"), "{told:?}");
 }
@@ -465,7 +570,10 @@ async fn who_lists_expectations_is_in_the_audit_record() {
     let directory = tempfile::tempdir().unwrap();
     let audit = directory.path().join("audit.jsonl");
     let house = House::with(Options::default().set("audit.file", audit.display())).await;
-    house.expect(&house.billing, vec![veo("t1"), veo("t2")]).await.unwrap();
+    house
+        .expect(&house.billing, vec![veo("t1"), veo("t2")])
+        .await
+        .unwrap();
     let request = ListExpectationsRequest {
         product: "veo".into(),
         ..ListExpectationsRequest::default()

@@ -412,6 +412,19 @@ fn what_is_expected_is_written_again_and_its_segment_goes_with_the_events_beside
 }
 
 #[test]
+fn a_start_takes_what_is_expected_from_the_index_and_does_not_read_old_segments_for_it() {
+    let mut stepped = Stepped::new();
+    stepped.expect("old", "c1");
+    stepped.begin_segment();
+    stepped.expect("new", "c1");
+    damage(&stepped, "old");
+    let open = stepped.open();
+    let stepped = stepped.reopen();
+    assert_eq!(stepped.open(), open);
+    assert_eq!(stepped.open_tasks(), ["old", "new"]);
+}
+
+#[test]
 fn expectations_of_which_none_ends_are_not_written_over_and_over() {
     let mut stepped = Stepped::new();
     for call in 0..12 {
