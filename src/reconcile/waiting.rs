@@ -18,7 +18,7 @@ use crate::event::{Labels, Product, TaskId};
 
 /// So long a task is still waited for after the last client has left.
 pub(super) const LINGER: Duration = Duration::from_secs(120);
-/// Most tasks that are known as waited for, 4 KiB of memory each at most: with 50 checks a minute
+/// Most tasks that are known as waited for (`sizing/memory`): with 50 checks a minute
 /// for each key, checking so many once takes more than three hours.
 pub const WAITED_FOR_MAX: usize = 10_000;
 
@@ -46,7 +46,7 @@ struct Waited {
     /// When the task is forgotten, while no client waits.
     leaves: Option<(Instant, u64)>,
     /// Those that the clients are bound to, if all are bound to the same.
-    labels: Option<Labels>,
+    labels: Option<Arc<Labels>>,
 }
 
 /// One client's wait for some tasks. They are not waited for any more when it is dropped.
@@ -62,7 +62,7 @@ impl Waiting {
         self: &Arc<Self>,
         product: &Product,
         task_ids: impl IntoIterator<Item = &'a TaskId>,
-        labels: Option<&Labels>,
+        labels: Option<&Arc<Labels>>,
     ) -> Wait {
         let mut state = self.state.lock();
         let tasks = task_ids.into_iter().map(|task_id| TaskKey {
@@ -109,7 +109,7 @@ impl Waiting {
     pub(super) fn labels(&self, task: &TaskKey) -> Option<Labels> {
         let state = self.state.lock();
         let waited = state.tasks.get(task)?;
-        Some(waited.labels.clone().unwrap_or_default())
+        Some(waited.labels.as_deref().cloned().unwrap_or_default())
     }
 
     /// How many tasks are waited for.
@@ -120,7 +120,7 @@ impl Waiting {
 
 impl State {
     /// False if the task has no room.
-    fn enter(&mut self, task: &TaskKey, labels: Option<&Labels>) -> bool {
+    fn enter(&mut self, task: &TaskKey, labels: Option<&Arc<Labels>>) -> bool {
         if let Some(waited) = self.tasks.get_mut(task) {
             waited.clients += 1;
             if waited.labels.as_ref() != labels {
@@ -200,8 +200,8 @@ mod tests {
         }
     }
 
-    fn labels(tenant: &str) -> Labels {
-        [("tenant".to_owned(), tenant.to_owned())].into()
+    fn labels(tenant: &str) -> Arc<Labels> {
+        Arc::new([("tenant".to_owned(), tenant.to_owned())].into())
     }
 
     fn wait(waiting: &Arc<Waiting>, text: &str) -> Wait {
@@ -272,11 +272,11 @@ mod tests {
     #[test]
     fn a_recovered_event_has_labels_only_if_all_clients_are_bound_to_the_same() {
         let waiting = Arc::new(Waiting::default());
-        let of = |labels: Option<&Labels>| waiting.wait(&veo(), [&id("t")], labels);
+        let of = |labels: Option<&Arc<Labels>>| waiting.wait(&veo(), [&id("t")], labels);
         let (a, b) = (labels("a"), labels("b"));
         let _first = of(Some(&a));
         let _second = of(Some(&a));
-        assert_eq!(waiting.labels(&task("t")), Some(a.clone()));
+        assert_eq!(waiting.labels(&task("t")), Some(Labels::clone(&a)));
         let _other = of(Some(&b));
         assert_eq!(waiting.labels(&task("t")), Some(Labels::new()));
         let _again = of(Some(&a));

@@ -17,7 +17,7 @@ impl Context {
         }
 
         let client = caller.0.as_ref();
-        let labels = client.and_then(|client| client.labels.as_deref());
+        let labels = client.and_then(|client| client.labels.as_ref());
         Some(waiting.wait(product, &filter.task_ids, labels))
     }
 }

@@ -31,10 +31,11 @@ const INDEX_BYTES: u64 = 168 * MIB;
 /// Number, credential, product, time and size of one quarantined callback (`store/shares`), and its
 /// place in the log (`store/quarantine_index`).
 const QUARANTINED_BYTES: u64 = 250;
-/// Tasks that are expected, if the vendor is asked (`store/expectation`): with as many labels and as
-/// long names as there may be. One with a UUID and two labels takes 400 bytes.
-const EXPECTATIONS: u64 = 100_000;
-const EXPECTATION_BYTES: u64 = 2_560;
+/// Tasks that are expected, if the vendor is asked (`store/expectation`), or waited for
+/// (`reconcile/waiting`): with as many labels and as long names as there may be, and with their places
+/// in the schedule, which may have a third more. One with a UUID and two labels takes 1,100 bytes.
+const EXPECTATIONS: u64 = 110_000;
+const EXPECTATION_BYTES: u64 = 4 * KIB;
 /// Requests to the vendor's API at the same time, and the largest answer (`reconcile/vendor_api`): as it
 /// arrives, in one piece, and twice as events that are made of it.
 const VENDOR_ANSWERS: u64 = 4;
@@ -128,7 +129,7 @@ const ROWS: [Row; 17] = [
     ),
     (
         "expected tasks, with reconcile.enabled",
-        "100,000 × 2.5 KiB",
+        "110,000 × 4 KiB",
         |config| {
             if config.reconcile.enabled {
                 EXPECTATIONS * EXPECTATION_BYTES

@@ -116,11 +116,8 @@ impl Store {
         log.note_kept_from(kept_from(&quarantine, &expectations));
 
         let is_new = totals.head()?.0 == 0 && totals.quarantine_next == 0;
-        let newest = Newest {
-            micros: totals.log_time_micros,
-            trust: totals.trust,
-        };
-        let clock = Arc::new(Clock::start(source, (!is_new).then_some(newest)));
+        let newest = (!is_new).then(|| newest(&totals));
+        let clock = Arc::new(Clock::start(source, newest));
         let store = Self {
             path: path.into(),
             acknowledged_files,
@@ -176,6 +173,14 @@ impl Store {
         self.index.sync(checkpoint, unsynced)?;
         self.log.note_checkpoint(replay_from, first_available);
         Ok(())
+    }
+}
+
+/// What the log knows of its clock.
+fn newest(totals: &Totals) -> Newest {
+    Newest {
+        micros: totals.log_time_micros,
+        trust: totals.trust,
     }
 }
 

@@ -323,6 +323,61 @@ async fn a_late_task_is_overdue_once_given_up_once_and_may_still_end() {
 }
 
 #[tokio::test]
+async fn nothing_but_the_vendors_word_ends_a_task() {
+    let case = Case::new().await;
+    let server = case.options().start().await;
+    let page = Step::Answer(200, "<html>completed</html>".into());
+    let answers = [
+        ("missing", None, 404, ""),
+        ("broken", Some(Step::status(500)), 500, ""),
+        ("cut", Some(Step::Truncated), 0, ""),
+        ("huge", Some(Step::Huge(2 << 20)), 0, ""),
+        (
+            "moved",
+            Some(Step::redirect("http://127.0.0.1:1/")),
+            302,
+            "",
+        ),
+        ("proxied", Some(page), 200, ""),
+        ("odd", Some(status("sleeping")), 200, "sleeping"),
+        ("odder", Some(status("")), 200, ""),
+    ];
+    for (id, step, ..) in &answers {
+        if let Some(step) = step {
+            case.has("seedance", id, State::Completed);
+            case.vendor
+                .script_always(Target::task("seedance", id), step.clone());
+        }
+    }
+    let ids = answers.iter().map(|(id, ..)| *id);
+    expect(&server, ids.map(|id| expectation("seedance", id)).collect()).await;
+
+    let mut sub = server.subscribe(request()).await;
+    for event in sub.next_events(answers.len()).await {
+        let (.., status, word) = answers
+            .iter()
+            .find(|(id, ..)| *id == event.task_id)
+            .expect("one of these tasks");
+        assert_eq!(event.status(), TaskStatus::Overdue, "{event:?}");
+        let overdue = event.overdue.as_ref().unwrap();
+        let said = (overdue.vendor_http_status, &*overdue.vendor_status);
+        assert_eq!(said, (*status, *word), "{}", event.task_id);
+        assert_eq!(overdue.check_count, 1);
+    }
+
+    // A task that is only waited for is late, too.
+    case.has("seedance", "waited", State::Processing);
+    let waited = wait_task(&server, "seedance", "waited", 8).await;
+    assert!(!waited.done);
+    assert_eq!(waited.event.unwrap().status(), TaskStatus::Overdue);
+}
+
+/// The true answer with another status word.
+fn status(word: &str) -> Step {
+    Step::fields(serde_json::json!({ "status": word }))
+}
+
+#[tokio::test]
 async fn a_broker_that_is_not_asked_to_asks_nobody() {
     let case = Case::new().await;
     let off = case.options().set("reconcile.enabled", false);

@@ -249,7 +249,7 @@ fn a_task_that_is_only_waited_for_is_looked_up_before_each_check() {
     assert_eq!(next_one(&mut schedule, 0), Some(id));
 
     schedule.unsettled(id, not_yet(), 0);
-    let later = schedule.next_at().unwrap();
+    let later = INTERVAL_MIN * 11 / 10 + 1;
     assert_eq!(schedule.take_unsure(later).len(), 1);
     schedule.looked_up(id, true);
     assert_eq!(schedule.len(), 0);
@@ -334,7 +334,7 @@ fn tasks_that_a_list_does_not_show_are_checked_by_themselves() {
 }
 
 #[test]
-fn the_schedule_holds_at_most_about_twice_what_is_expected() {
+fn the_schedule_holds_at_most_a_third_more_than_is_expected() {
     let mut schedule = schedule();
     let (mut open, open_max) = (std::collections::VecDeque::new(), 100);
     for n in 0..10_000 {
@@ -346,7 +346,8 @@ fn the_schedule_holds_at_most_about_twice_what_is_expected() {
         schedule.expect(stored(&t, 12 * MINUTE));
         let is_open: HashSet<_> = open.iter().cloned().collect();
         schedule.sweep(|t| is_open.contains(t));
-        assert!(schedule.len() <= 2 * open_max + SWEPT, "{}", schedule.len());
+        let most = open_max * SWEPT / (SWEPT - 1) + SWEPT;
+        assert!(schedule.len() <= most, "{}", schedule.len());
     }
 }
 
