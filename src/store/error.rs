@@ -23,11 +23,20 @@ pub enum ReadError {
     /// The log is damaged.
     #[error("the log is damaged: {0}")]
     Corrupt(String),
+    /// The disk refuses to read it, or the process may open no more files. The log may be whole.
+    #[error("the log cannot be read: {0}")]
+    Io(String),
 }
 
 impl From<io::Error> for ReadError {
     fn from(error: io::Error) -> Self {
-        Self::Corrupt(error.to_string())
+        match error.kind() {
+            // A file that is cut short, or gone.
+            io::ErrorKind::UnexpectedEof | io::ErrorKind::NotFound => {
+                Self::Corrupt(error.to_string())
+            }
+            _ => Self::Io(error.to_string()),
+        }
     }
 }
 
@@ -386,6 +395,7 @@ impl From<ReadError> for StartFailure {
         match error {
             ReadError::Corrupt(problem) => Self::Corrupt(problem),
             ReadError::Expired => Self::Corrupt(error.to_string()),
+            ReadError::Io(_) => Self::Io(io::Error::other(error)),
         }
     }
 }

@@ -17,7 +17,7 @@ use std::{
 
 use super::{
     apply::{Change, Overlay, State},
-    error::{IndexError, StartFailure},
+    error::{IndexError, ReadError, StartFailure},
     index::Index,
     layout::{Damaged, QuarantineHeader, TaskEvent, Totals, parse_quarantined},
     lock,
@@ -187,6 +187,8 @@ impl<C: FnMut(Reached) -> Result<(), StartFailure>> Replay<'_, C> {
                     let task_id = &task_of(&record)?;
                     changes.apply(Change::Erased { task_id, place })?;
                 }
+                // What is to be erased may be there: no checkpoint may pass its announcement.
+                Err(error @ ReadError::Io(_)) => return Err(error.into()),
                 // It cannot be erased in the log either, which reports it.
                 Err(error) => {
                     tracing::error!(place = place.0, %error, "cannot note in the index what is erased");
