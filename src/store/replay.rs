@@ -97,7 +97,9 @@ pub(super) fn replay(
         started: Instant::now(),
         told: Instant::now(),
     };
-    log.replay(from.segment, |replayed| replay.take(&replayed))?;
+    log.replay(from.segment, first_available, |replayed| {
+        replay.take(&replayed)
+    })?;
     replay.take_erased()
 }
 

@@ -218,6 +218,69 @@ fn an_older_index_that_names_events_whose_segments_are_gone_is_built_again() {
 }
 
 #[test]
+fn a_damaged_event_that_is_forgotten_refuses_neither_a_start_nor_a_rebuild() {
+    const TASKS: [&str; 4] = ["t0", "t1", "t2", "t3"];
+    for is_rebuilt in [false, true] {
+        let mut stepped = Stepped::new();
+        stepped.receive("t0");
+        say(&mut stepped, "t1", "damaged");
+        stepped.begin_segment();
+        stepped.writer.retention.event_bytes_max = 0;
+        assert_eq!(stepped.trim(), 3);
+        stepped.writer.retention = Retention::KEEP_ALL;
+        stepped.receive("t3");
+        damage(&stepped, "damaged");
+        let (directory, machine) = ended(stepped);
+        if is_rebuilt {
+            std::fs::remove_dir_all(directory.path().join("index")).unwrap();
+        }
+        let mut stepped = Stepped::on(directory, machine);
+        let (events, _) = known(&stepped, &TASKS);
+        let counts: Vec<_> = events.iter().map(Vec::len).collect();
+        assert_eq!(counts, [0, 0, 0, 1], "{is_rebuilt}");
+        stepped.receive("t1");
+        assert_eq!(stepped.store.head(), Sequence(5), "it is stored, as new");
+    }
+}
+
+#[test]
+fn a_rebuild_is_refused_if_the_damaged_segment_has_to_do_with_the_quarantine() {
+    for leaves in [false, true] {
+        let mut stepped = Stepped::new();
+        let first = stepped.quarantine();
+        if leaves {
+            next_segment(&mut stepped);
+        }
+        say(&mut stepped, "t1", "damaged");
+        if leaves {
+            let discarded = stepped.appender.discard(vec![first]);
+            stepped.step();
+            assert_eq!(discarded.blocking_recv().unwrap(), Ok(1));
+        } else {
+            stepped.quarantine();
+        }
+        next_segment(&mut stepped);
+        stepped.receive("t2");
+        stepped.writer.retention.event_bytes_max = 0;
+        stepped.trim();
+        assert_eq!(stepped.store.first_available(), Sequence(3));
+        let (directory, machine) = ended(stepped);
+        std::fs::remove_dir_all(directory.path().join("index")).unwrap();
+        let number = if leaves { 2 } else { 1 };
+        let path = segment(directory.path(), number);
+        change(&path, |bytes| {
+            let at = bytes.windows(7).position(|it| it == b"damaged").unwrap();
+            bytes[at] ^= 1;
+        });
+        let refused = Store::open_by(machine.source(), directory.path(), 1 << 20);
+        assert!(
+            matches!(&refused, Err(OpenError::Corrupt { problem, .. }) if problem.contains(path.to_str().unwrap())),
+            "{refused:?}"
+        );
+    }
+}
+
+#[test]
 fn an_index_behind_a_link_is_emptied_in_place_and_one_behind_a_broken_link_is_refused() {
     let mut stepped = Stepped::new();
     stepped.receive("t1");
