@@ -287,6 +287,8 @@ impl Indexed {
         totals: &Totals,
         from: &ReplayFrom,
     ) -> Result<(), StartFailure> {
+        // What an index has beyond the log must show, also after a start that was cut off.
+        let known = self.index.checkpoint.map_or(0, |it| it.commit);
         self.to_erase = replay(log, self.state(), totals, from, |reached| {
             let Reached {
                 segment,
@@ -296,7 +298,7 @@ impl Indexed {
             log.erase(&places, &copies)?;
             let checkpoint = Checkpoint {
                 epoch: log.epoch(),
-                commit,
+                commit: commit.max(known),
                 replay_from: segment,
                 forgotten_before: Sequence(totals.first_available),
                 is_on_the_way: true,

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::*;
-use crate::store::{OpenError, ReadError, doubt, layout::TaskEvent};
+use crate::store::{OpenError, ReadError, doubt, index::Index, layout::TaskEvent};
 
 /// What the index would name of a task with an event at a place.
 fn named_at(task: &str, place: u64) -> (TaskId, Vec<TaskEvent>) {
@@ -278,6 +278,33 @@ fn a_rebuild_is_refused_if_the_damaged_segment_has_to_do_with_the_quarantine() {
             "{refused:?}"
         );
     }
+}
+
+#[test]
+fn a_catching_up_that_is_cut_off_never_says_that_the_index_has_less_than_it_has() {
+    let mut stepped = Stepped::new();
+    // A start has to replay from here.
+    stepped.store.log.note_announced(Vec::new());
+    for task in ["t1", "t2", "t3", "t4"] {
+        stepped.receive(task);
+        next_segment(&mut stepped);
+    }
+    stepped.receive("t5");
+    stepped.store.checkpoint().unwrap();
+    let commits = stepped.store.log.applied();
+    let (directory, machine) = ended(stepped);
+    let whole = change(&segment(directory.path(), 4), flip);
+    let said = || {
+        let index = Index::open(directory.path(), 1 << 20).unwrap();
+        let said = index.checkpoint.unwrap();
+        (said.commit, said.replay_from, said.is_on_the_way)
+    };
+    assert_eq!(said(), (commits, 1, false));
+    assert!(Store::open_by(machine.source(), directory.path(), 1 << 20).is_err());
+    assert_eq!(said(), (commits, 4, true));
+    std::fs::write(segment(directory.path(), 4), whole).unwrap();
+    let stepped = Stepped::on(directory, machine);
+    assert_eq!(stepped.store.head(), Sequence(5));
 }
 
 #[test]
