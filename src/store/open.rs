@@ -244,8 +244,10 @@ impl Indexed {
         let mut indexed = Self::of(index);
         load_quarantine(&indexed.index, indexed.state())?;
         indexed.replay(log, totals, &from)?;
-        indexed.check(log, totals)?;
-        Ok(indexed)
+        match indexed.misfit(log, totals)? {
+            Some(problem) => Err(IndexError::Doubt(problem).into()),
+            None => Ok(indexed),
+        }
     }
 
     /// A new one in its place, with all commits.
@@ -263,10 +265,9 @@ impl Indexed {
         };
         indexed.replay(log, totals, &from)?;
         // What does not fit now is not the index's fault.
-        indexed.check(log, totals).map_err(|error| match error {
-            StartFailure::Index(IndexError::Doubt(problem)) => StartFailure::Corrupt(problem),
-            other => other,
-        })?;
+        if let Some(problem) = indexed.misfit(log, totals)? {
+            return Err(StartFailure::Corrupt(problem));
+        }
         tracing::info!("the index is built");
         Ok(indexed)
     }
@@ -322,15 +323,15 @@ impl Indexed {
         }
     }
 
-    /// Whether it has what it must have, by a few reads that do not grow with the log.
-    fn check(&self, log: &Log, totals: &Totals) -> Result<(), StartFailure> {
+    /// What it must have and has not, by a few reads that do not grow with the log.
+    fn misfit(&self, log: &Log, totals: &Totals) -> Result<Option<String>, StartFailure> {
         let (count, bytes) = lock(&self.quarantine).count_and_bytes();
         if (count, bytes) != (totals.quarantine_count, totals.quarantine_bytes) {
             let problem = format!(
                 "{} callbacks must be in quarantine, and {count} are",
                 totals.quarantine_count
             );
-            return Err(IndexError::Doubt(problem).into());
+            return Ok(Some(problem));
         }
 
         // An index that has lost its tasks knows neither.
@@ -354,11 +355,10 @@ impl Indexed {
             let is_known = events.iter().any(|event| event.sequence == place)
                 || (record.status().is_terminal() && may_lack(&events, record.product(), place));
             if !is_known {
-                let problem = format!("it does not know event {}", place.0);
-                return Err(IndexError::Doubt(problem).into());
+                return Ok(Some(format!("it does not know event {}", place.0)));
             }
         }
-        Ok(())
+        Ok(None)
     }
 }
 
