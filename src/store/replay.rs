@@ -38,7 +38,7 @@ pub fn replayed_commits() -> u64 {
 
 /// A replay makes a checkpoint when it has read so much since the last, at the end of a segment: as
 /// often as a running broker does whose segments are full. Unit tests pass one at each segment.
-const CHECKPOINT_BYTES: u64 = if cfg!(test) { 0 } else { 32 * 1024 * 1024 };
+const CHECKPOINT_BYTES: u64 = if cfg!(test) { 1 } else { 32 * 1024 * 1024 };
 /// Changes that are held in memory until they are written, some hundred bytes each.
 const CHANGES_MAX: usize = 10_000;
 

@@ -91,7 +91,7 @@ fn change(path: &Path, change: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
 }
 
 /// Changes a byte of the first commit.
-fn flip(bytes: &mut Vec<u8>) {
+fn flip(bytes: &mut [u8]) {
     bytes[300] ^= 1;
 }
 
@@ -140,7 +140,7 @@ fn a_rebuild_that_was_cut_off_goes_on_where_it_was_and_ends_the_same() {
     let (directory, machine) = ended(stepped);
     let path = directory.path();
     std::fs::remove_dir_all(path.join("index")).unwrap();
-    let whole = change(&segment(path, 4), flip);
+    let whole = change(&segment(path, 4), |bytes| flip(bytes));
     let refused = Store::open_by(machine.source(), path, 1 << 20);
     assert!(
         matches!(&refused, Err(OpenError::Corrupt { problem, .. }) if problem.contains("000000000004.log")),
@@ -149,7 +149,7 @@ fn a_rebuild_that_was_cut_off_goes_on_where_it_was_and_ends_the_same() {
     std::fs::write(segment(path, 4), whole).unwrap();
 
     // It has what is before, so that is not read again: it may even be damaged.
-    change(&segment(path, 2), flip);
+    change(&segment(path, 2), |bytes| flip(bytes));
     let stepped = Stepped::on(directory, machine);
     assert_eq!(known(&stepped, &TASKS), expected);
     // What was announced before is overwritten all the same.
@@ -176,7 +176,7 @@ fn a_rebuild_passes_over_segments_that_nothing_needs() {
     let (directory, machine) = ended(stepped);
     let first = segment(directory.path(), 1);
     std::fs::remove_dir_all(directory.path().join("index")).unwrap();
-    change(&first, flip);
+    change(&first, |bytes| flip(bytes));
     let stepped = Stepped::on(directory, machine);
     assert_eq!(known(&stepped, &["t1", "t2", "t3", "t4"]), expected);
     drop(ended(stepped));
@@ -293,7 +293,7 @@ fn a_catching_up_that_is_cut_off_never_says_that_the_index_has_less_than_it_has(
     stepped.store.checkpoint().unwrap();
     let commits = stepped.store.log.applied();
     let (directory, machine) = ended(stepped);
-    let whole = change(&segment(directory.path(), 4), flip);
+    let whole = change(&segment(directory.path(), 4), |bytes| flip(bytes));
     let said = || {
         let index = Index::open(directory.path(), 1 << 20).unwrap();
         let said = index.checkpoint.unwrap();
