@@ -211,7 +211,7 @@ async fn print(mut happened: mpsc::Receiver<Happened>, format: Format) -> anyhow
         }
         match format {
             Format::Pretty => {
-                output::emit_line(&format!("{} {}", time.strftime("%TZ"), line(&what)))?
+                output::emit_line(&format!("{} {}", time.strftime("%TZ"), line(&what)))?;
             }
             Format::Json => {
                 let mut object = object(&what);

@@ -248,7 +248,7 @@ pub(super) fn end(sources: &Sources, end: &StreamEnd) -> Status {
 pub(super) fn read(sources: &Sources, error: &ReadError) -> Status {
     match error {
         ReadError::Expired => expired(sources, error.to_string()),
-        ReadError::Corrupt(problem) => corrupt(sources, problem),
+        ReadError::Corrupt(problem) | ReadError::Io(problem) => corrupt(sources, problem),
     }
 }
 

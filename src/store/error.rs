@@ -23,11 +23,20 @@ pub enum ReadError {
     /// The log is damaged.
     #[error("the log is damaged: {0}")]
     Corrupt(String),
+    /// The disk refuses to read it, or the process may open no more files. The log may be whole.
+    #[error("the log cannot be read: {0}")]
+    Io(String),
 }
 
 impl From<io::Error> for ReadError {
     fn from(error: io::Error) -> Self {
-        Self::Corrupt(error.to_string())
+        match error.kind() {
+            // A file that is cut short, or gone.
+            io::ErrorKind::UnexpectedEof | io::ErrorKind::NotFound => {
+                Self::Corrupt(error.to_string())
+            }
+            _ => Self::Io(error.to_string()),
+        }
     }
 }
 
@@ -137,16 +146,16 @@ pub enum OpenError {
         /// The system's complaint.
         source: io::Error,
     },
-    /// The disk refuses the index.
+    /// The index can be neither opened nor built. Nothing is said against the log.
     #[error(
-        "cannot build the index in {path}: {source}; see to it that it is a directory that can be written, also behind a link or a mount point, or remove it: it is a cache, and is built again from the log",
+        "cannot build the index in {path}: {problem}; the log is whole, and the index is a cache of it: see to it that {path} is a directory that can be written and has room, also behind a link or a mount point, or remove it",
         path = path.display()
     )]
     Index {
         /// Its folder.
         path: PathBuf,
-        /// The system's complaint.
-        source: io::Error,
+        /// What is wrong.
+        problem: String,
     },
 }
 
@@ -344,16 +353,22 @@ impl StartFailure {
                 OpenError::Locked(path)
             }
             Self::Io(source) => OpenError::Io { path, source },
-            Self::Index(IndexError::Fjall(
-                fjall::Error::Io(source) | fjall::Error::Storage(fjall::LsmError::Io(source)),
-            ))
-            | Self::Emptying(source) => OpenError::Index {
+            Self::Index(error) => OpenError::Index {
                 path: path.join(INDEX),
-                source,
+                problem: match error {
+                    IndexError::Fjall(
+                        fjall::Error::Io(source)
+                        | fjall::Error::Storage(fjall::LsmError::Io(source)),
+                    ) => source.to_string(),
+                    IndexError::Fjall(fjall::Error::Poisoned) => {
+                        "a write to it has failed, as on a full disk".into()
+                    }
+                    error => error.to_string(),
+                },
             },
-            Self::Index(error) => OpenError::Corrupt {
-                path,
-                problem: format!("its index cannot be built: {error}"),
+            Self::Emptying(source) => OpenError::Index {
+                path: path.join(INDEX),
+                problem: source.to_string(),
             },
             Self::Format(found) => OpenError::Format { path, found },
             Self::NewerKind(kind) => OpenError::NewerKind { path, kind },
@@ -386,6 +401,7 @@ impl From<ReadError> for StartFailure {
         match error {
             ReadError::Corrupt(problem) => Self::Corrupt(problem),
             ReadError::Expired => Self::Corrupt(error.to_string()),
+            ReadError::Io(_) => Self::Io(io::Error::other(error)),
         }
     }
 }
@@ -411,5 +427,23 @@ mod tests {
             refused.at(Path::new("data")),
             OpenError::Locked(_)
         ));
+    }
+
+    #[test]
+    fn what_befalls_the_index_is_never_said_of_the_log() {
+        let failures = [
+            StartFailure::from(IndexError::from(fjall::Error::Poisoned)),
+            IndexError::from(fjall::Error::InvalidTrailer).into(),
+            IndexError::from(fjall::Error::Io(io::ErrorKind::StorageFull.into())).into(),
+            IndexError::Doubt("the database panicked".into()).into(),
+            StartFailure::Emptying(io::ErrorKind::PermissionDenied.into()),
+        ];
+        for failure in failures {
+            let error = failure.at(Path::new("data"));
+            let said = error.to_string();
+            assert!(matches!(error, OpenError::Index { .. }), "{said}");
+            let is_plain = said.contains("data/index") && said.contains("the log is whole");
+            assert!(is_plain, "{said}");
+        }
     }
 }

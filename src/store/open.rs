@@ -257,8 +257,10 @@ impl Indexed {
         load_quarantine(&indexed.index, indexed.state())?;
         load_expectations(&indexed.index, indexed.state())?;
         indexed.replay(log, totals, &from)?;
-        indexed.check(log, totals)?;
-        Ok(indexed)
+        match indexed.misfit(log, totals)? {
+            Some(problem) => Err(IndexError::Doubt(problem).into()),
+            None => Ok(indexed),
+        }
     }
 
     /// A new one in its place, with all commits.
@@ -276,10 +278,9 @@ impl Indexed {
         };
         indexed.replay(log, totals, &from)?;
         // What does not fit now is not the index's fault.
-        indexed.check(log, totals).map_err(|error| match error {
-            StartFailure::Index(IndexError::Doubt(problem)) => StartFailure::Corrupt(problem),
-            other => other,
-        })?;
+        if let Some(problem) = indexed.misfit(log, totals)? {
+            return Err(StartFailure::Corrupt(problem));
+        }
         tracing::info!("the index is built");
         Ok(indexed)
     }
@@ -301,6 +302,8 @@ impl Indexed {
         totals: &Totals,
         from: &ReplayFrom,
     ) -> Result<(), StartFailure> {
+        // What an index has beyond the log must show, also after a start that was cut off.
+        let known = self.index.checkpoint.map_or(0, |it| it.commit);
         self.to_erase = replay(log, self.state(), totals, from, |reached| {
             let Reached {
                 segment,
@@ -310,7 +313,7 @@ impl Indexed {
             log.erase(&places, &copies)?;
             let checkpoint = Checkpoint {
                 epoch: log.epoch(),
-                commit,
+                commit: commit.max(known),
                 replay_from: segment,
                 forgotten_before: Sequence(totals.first_available),
                 is_on_the_way: true,
@@ -338,15 +341,15 @@ impl Indexed {
         }
     }
 
-    /// Whether it has what it must have, by a few reads that do not grow with the log.
-    fn check(&self, log: &Log, totals: &Totals) -> Result<(), StartFailure> {
+    /// What it must have and has not, by a few reads that do not grow with the log.
+    fn misfit(&self, log: &Log, totals: &Totals) -> Result<Option<String>, StartFailure> {
         let (count, bytes) = lock(&self.quarantine).count_and_bytes();
         if (count, bytes) != (totals.quarantine_count, totals.quarantine_bytes) {
             let problem = format!(
                 "{} callbacks must be in quarantine, and {count} are",
                 totals.quarantine_count
             );
-            return Err(IndexError::Doubt(problem).into());
+            return Ok(Some(problem));
         }
 
         let open = lock(&self.expectations).counts().open as u64;
@@ -379,11 +382,10 @@ impl Indexed {
             let is_known = events.iter().any(|event| event.sequence == place)
                 || (record.status().is_terminal() && may_lack(&events, record.product(), place));
             if !is_known {
-                let problem = format!("it does not know event {}", place.0);
-                return Err(IndexError::Doubt(problem).into());
+                return Ok(Some(format!("it does not know event {}", place.0)));
             }
         }
-        Ok(())
+        Ok(None)
     }
 }
 

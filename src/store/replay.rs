@@ -17,7 +17,7 @@ use std::{
 
 use super::{
     apply::{Change, Overlay, State},
-    error::{IndexError, StartFailure},
+    error::{IndexError, ReadError, StartFailure},
     expectation::Kept,
     index::Index,
     layout::{Damaged, QuarantineHeader, TaskEvent, Totals, parse_quarantined},
@@ -39,7 +39,7 @@ pub fn replayed_commits() -> u64 {
 
 /// A replay makes a checkpoint when it has read so much since the last, at the end of a segment: as
 /// often as a running broker does whose segments are full. Unit tests pass one at each segment.
-const CHECKPOINT_BYTES: u64 = if cfg!(test) { 0 } else { 32 * 1024 * 1024 };
+const CHECKPOINT_BYTES: u64 = if cfg!(test) { 1 } else { 32 * 1024 * 1024 };
 /// Changes that are held in memory until they are written, some hundred bytes each.
 const CHANGES_MAX: usize = 10_000;
 
@@ -98,7 +98,9 @@ pub(super) fn replay(
         started: Instant::now(),
         told: Instant::now(),
     };
-    log.replay(from.segment, |replayed| replay.take(&replayed))?;
+    log.replay(from.segment, first_available, |replayed| {
+        replay.take(&replayed)
+    })?;
     replay.take_erased()
 }
 
@@ -198,6 +200,8 @@ impl<C: FnMut(Reached) -> Result<(), StartFailure>> Replay<'_, C> {
                     let task_id = &task_of(&record)?;
                     changes.apply(Change::Erased { task_id, place })?;
                 }
+                // What is to be erased may be there: no checkpoint may pass its announcement.
+                Err(error @ ReadError::Io(_)) => return Err(error.into()),
                 // It cannot be erased in the log either, which reports it.
                 Err(error) => {
                     tracing::error!(place = place.0, %error, "cannot note in the index what is erased");

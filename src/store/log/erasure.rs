@@ -65,16 +65,19 @@ impl Log {
         for &place in places {
             match segment.span(place, 0) {
                 Ok(span) => blocks.extend(span.map(|span| (span.start, span))),
-                Err(error) => found.problem = Some(error.to_string()),
+                Err(error) => found.fail(error.into()),
             }
         }
 
         let (mut count, mut bodies) = (0, Vec::new());
         for span in blocks.values() {
-            let read = segment
-                .read(span)
-                .map_err(|error| found.problem = Some(error.to_string()));
-            let Ok(read) = read else { continue };
+            let read = match segment.read(span) {
+                Ok(read) => read,
+                Err(error) => {
+                    found.fail(error.into());
+                    continue;
+                }
+            };
             self.each_body(&read, places, |record, at, body| {
                 count += 1;
                 if is_meant(record) {
@@ -168,6 +171,8 @@ impl Log {
     /// Erases again what was announced, durably, and says how much of it cannot be found. Also what
     /// seems to be erased: a kernel that has failed to write it shows it as written, until it reads
     /// it from the disk again.
+    ///
+    /// Fails if the disk refuses to read any of it: that may be there, as it was written.
     pub(in crate::store) fn erase(
         &self,
         places: &[Sequence],
@@ -177,16 +182,18 @@ impl Log {
         places.sort_unstable();
         places.dedup();
         let mut found = self.find(&places, |_| true);
-        match self.find_quarantined(copies) {
-            Ok((quarantined, not_found)) => {
-                found.add(quarantined);
-                found.lost += not_found.len();
-                found.problem = found.problem.or(not_found.into_iter().next());
-            }
-            Err(error) => {
-                found.lost += copies.len();
-                found.problem = Some(error.to_string());
-            }
+        let (quarantined, not_found) = match self.find_quarantined(copies) {
+            Ok(found) => found,
+            Err(ReadError::Io(problem)) => return Err(not_looked_for(&problem)),
+            Err(error) => (Found::default(), vec![error.to_string()]),
+        };
+        found.add(quarantined);
+        found.lost += not_found.len();
+        not_found
+            .into_iter()
+            .for_each(|problem| found.fail(ReadError::Corrupt(problem)));
+        if let Some(ReadError::Io(problem)) = &found.problem {
+            return Err(not_looked_for(problem));
         }
         if let Some(problem) = &found.problem {
             tracing::error!(count = found.lost, %problem, "cannot erase what is damaged in the log: it may be on the disk still");
@@ -231,7 +238,7 @@ pub(in crate::store) struct Found {
     /// How many of those that were looked for are not there, or not as they were written.
     lost: usize,
     /// Why, of one of them.
-    problem: Option<String>,
+    problem: Option<ReadError>,
 }
 
 /// Where bodies lie in a segment, each with where its mark goes.
@@ -245,7 +252,7 @@ impl Found {
                 problem: None,
                 ..self
             }),
-            |problem| Err(ReadError::Corrupt(problem)),
+            Err,
         )
     }
 
@@ -255,8 +262,18 @@ impl Found {
             self.lost += count;
             let path = segment.path().display();
             self.problem.get_or_insert_with(|| {
-                format!("{count} bodies in {path} are not as they were written")
+                ReadError::Corrupt(format!(
+                    "{count} bodies in {path} are not as they were written"
+                ))
             });
+        }
+    }
+
+    /// Takes note of why some cannot be found. One that the disk refuses to read may still be there,
+    /// so that counts for more than damage.
+    fn fail(&mut self, problem: ReadError) {
+        if !matches!(self.problem, Some(ReadError::Io(_))) {
+            self.problem = Some(problem);
         }
     }
 
@@ -279,7 +296,9 @@ impl Found {
             self.add_bodies(&segment, bodies);
         }
         self.lost += other.lost;
-        self.problem = self.problem.take().or(other.problem);
+        if let Some(problem) = other.problem {
+            self.fail(problem);
+        }
     }
 
     pub(in crate::store) fn segments(
@@ -289,6 +308,11 @@ impl Found {
             .values()
             .map(|(segment, bodies)| (&**segment, &bodies[..]))
     }
+}
+
+/// Why a start cannot erase again.
+fn not_looked_for(problem: &str) -> io::Error {
+    io::Error::other(format!("what is to be erased cannot be read: {problem}"))
 }
 
 /// Where an entry's body lies in its segment, with where its mark goes; `start` is where the

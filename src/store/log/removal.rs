@@ -118,12 +118,11 @@ impl Log {
             while self.is_oldest_unneeded(&segments) {
                 forgotten.extend(segments.pop_front());
             }
-        }
-        if forgotten.is_empty() {
-            return; // almost always
-        }
+            if forgotten.is_empty() {
+                return; // almost always
+            }
 
-        {
+            // Under the same lock: a discard must find each segment in one place or the other.
             let mut removed = lock(&self.removed);
             removed.retain(|segment| segment.strong_count() > 0);
             removed.extend(forgotten.iter().map(Arc::downgrade));

@@ -82,7 +82,7 @@ impl Kept {
             }
             Ok::<_, StartFailure>(())
         };
-        self.log.replay(first, count).unwrap();
+        self.log.replay(first, Sequence(1), count).unwrap();
         events
     }
 
@@ -358,7 +358,7 @@ fn damage_before_a_whole_commit_is_found_without_the_acknowledged_file_too() {
         damaged[at] ^= 1;
         fs::write(&path, damaged).unwrap();
         let opened = Log::open(kept.directory.path(), None, true)
-            .and_then(|opened| opened.unwrap().log.replay(0, |_| Ok(())));
+            .and_then(|opened| opened.unwrap().log.replay(0, Sequence(1), |_| Ok(())));
         assert!(
             matches!(opened, Err(StartFailure::Corrupt(problem)) if problem.contains("not as it was written")),
             "{file} {at}"

@@ -392,14 +392,14 @@ impl Decisions<'_> {
 /// Why nothing is erased.
 fn not_erased(error: ReadError) -> WriteError {
     match error {
-        ReadError::Corrupt(problem) => WriteError::Corrupt(problem),
+        ReadError::Corrupt(problem) | ReadError::Io(problem) => WriteError::Corrupt(problem),
         ReadError::Expired => WriteError::Failed(error.to_string()),
     }
 }
 
 fn failed(error: ReadError) -> WriteError {
     match error {
-        ReadError::Corrupt(problem) => WriteError::Failed(problem),
+        ReadError::Corrupt(problem) | ReadError::Io(problem) => WriteError::Failed(problem),
         ReadError::Expired => WriteError::Failed(error.to_string()),
     }
 }

@@ -36,7 +36,11 @@ use crate::{
     event::{Labels, Product, Record, Sequence, TaskId, TaskStatus},
     store::{
         Appended, Backup, Draft, Health, NewQuarantined, QuarantineHeader, Store, Totals,
-        clock::tests::Machine, lock, log::FrameBuilder,
+        clock::tests::Machine,
+        error::StartFailure,
+        lock,
+        log::FrameBuilder,
+        replay::{ReplayFrom, replay},
     },
 };
 
@@ -1437,6 +1441,35 @@ fn a_callback_whose_header_cannot_be_read_is_carried_listed_and_forgotten_by_age
     assert_eq!(stepped.quarantined(), [1, 2]);
     stepped.pass(HOUR);
     assert_eq!(stepped.quarantined(), [0; 0]);
+}
+
+#[test]
+fn a_start_passes_over_no_erasure_because_the_disk_refuses_a_read() {
+    let (mut stepped, number) = with_an_older_segment();
+    let copies = stepped.store.copies_of(number);
+    let totals = stepped.announce("t1", number);
+    let path = stepped.directory.path().join("log/000000000001.log");
+    let away = stepped.directory.path().join("away");
+    // Reads fail, and not because of what is there.
+    std::fs::rename(&path, &away).unwrap();
+    std::fs::create_dir(&path).unwrap();
+    let (log, state) = (&stepped.store.log, stepped.store.state());
+    for (places, copies) in [(vec![Sequence(2)], vec![]), (vec![], copies)] {
+        assert_eq!(places.len() + copies.len(), 1);
+        assert!(log.erase(&places, &copies).is_err(), "{places:?}");
+    }
+    let from = ReplayFrom {
+        segment: 2,
+        forgotten_before: Sequence(1),
+    };
+    let replayed = replay(log, state, &totals, &from, |_| Ok(()));
+    assert!(matches!(replayed, Err(StartFailure::Io(_))), "{replayed:?}");
+
+    std::fs::remove_dir(&path).unwrap();
+    std::fs::rename(&away, &path).unwrap();
+    assert!(stepped.log_has("what t1 said") && stepped.log_has("nonsense"));
+    let stepped = stepped.reopen();
+    assert!(!stepped.log_has("what t1 said") && !stepped.log_has("nonsense"));
 }
 
 #[test]

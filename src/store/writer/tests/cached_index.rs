@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::*;
-use crate::store::{OpenError, ReadError, doubt, layout::TaskEvent};
+use crate::store::{OpenError, ReadError, doubt, index::Index, layout::TaskEvent};
 
 /// What the index would name of a task with an event at a place.
 fn named_at(task: &str, place: u64) -> (TaskId, Vec<TaskEvent>) {
@@ -91,7 +91,7 @@ fn change(path: &Path, change: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
 }
 
 /// Changes a byte of the first commit.
-fn flip(bytes: &mut Vec<u8>) {
+fn flip(bytes: &mut [u8]) {
     bytes[300] ^= 1;
 }
 
@@ -140,7 +140,7 @@ fn a_rebuild_that_was_cut_off_goes_on_where_it_was_and_ends_the_same() {
     let (directory, machine) = ended(stepped);
     let path = directory.path();
     std::fs::remove_dir_all(path.join("index")).unwrap();
-    let whole = change(&segment(path, 4), flip);
+    let whole = change(&segment(path, 4), |bytes| flip(bytes));
     let refused = Store::open_by(machine.source(), path, 1 << 20);
     assert!(
         matches!(&refused, Err(OpenError::Corrupt { problem, .. }) if problem.contains("000000000004.log")),
@@ -149,7 +149,7 @@ fn a_rebuild_that_was_cut_off_goes_on_where_it_was_and_ends_the_same() {
     std::fs::write(segment(path, 4), whole).unwrap();
 
     // It has what is before, so that is not read again: it may even be damaged.
-    change(&segment(path, 2), flip);
+    change(&segment(path, 2), |bytes| flip(bytes));
     let stepped = Stepped::on(directory, machine);
     assert_eq!(known(&stepped, &TASKS), expected);
     // What was announced before is overwritten all the same.
@@ -176,7 +176,7 @@ fn a_rebuild_passes_over_segments_that_nothing_needs() {
     let (directory, machine) = ended(stepped);
     let first = segment(directory.path(), 1);
     std::fs::remove_dir_all(directory.path().join("index")).unwrap();
-    change(&first, flip);
+    change(&first, |bytes| flip(bytes));
     let stepped = Stepped::on(directory, machine);
     assert_eq!(known(&stepped, &["t1", "t2", "t3", "t4"]), expected);
     drop(ended(stepped));
@@ -215,6 +215,96 @@ fn an_older_index_that_names_events_whose_segments_are_gone_is_built_again() {
         stepped.receive("t1");
         assert_eq!(stepped.store.head(), Sequence(4), "it is stored, as new");
     }
+}
+
+#[test]
+fn a_damaged_event_that_is_forgotten_refuses_neither_a_start_nor_a_rebuild() {
+    const TASKS: [&str; 4] = ["t0", "t1", "t2", "t3"];
+    for is_rebuilt in [false, true] {
+        let mut stepped = Stepped::new();
+        stepped.receive("t0");
+        say(&mut stepped, "t1", "damaged");
+        stepped.begin_segment();
+        stepped.writer.retention.event_bytes_max = 0;
+        assert_eq!(stepped.trim(), 3);
+        stepped.writer.retention = Retention::KEEP_ALL;
+        stepped.receive("t3");
+        damage(&stepped, "damaged");
+        let (directory, machine) = ended(stepped);
+        if is_rebuilt {
+            std::fs::remove_dir_all(directory.path().join("index")).unwrap();
+        }
+        let mut stepped = Stepped::on(directory, machine);
+        let (events, _) = known(&stepped, &TASKS);
+        let counts: Vec<_> = events.iter().map(Vec::len).collect();
+        assert_eq!(counts, [0, 0, 0, 1], "{is_rebuilt}");
+        stepped.receive("t1");
+        assert_eq!(stepped.store.head(), Sequence(5), "it is stored, as new");
+    }
+}
+
+#[test]
+fn a_rebuild_is_refused_if_the_damaged_segment_has_to_do_with_the_quarantine() {
+    for leaves in [false, true] {
+        let mut stepped = Stepped::new();
+        let first = stepped.quarantine();
+        if leaves {
+            next_segment(&mut stepped);
+        }
+        say(&mut stepped, "t1", "damaged");
+        if leaves {
+            let discarded = stepped.appender.discard(vec![first]);
+            stepped.step();
+            assert_eq!(discarded.blocking_recv().unwrap(), Ok(1));
+        } else {
+            stepped.quarantine();
+        }
+        next_segment(&mut stepped);
+        stepped.receive("t2");
+        stepped.writer.retention.event_bytes_max = 0;
+        stepped.trim();
+        assert_eq!(stepped.store.first_available(), Sequence(3));
+        let (directory, machine) = ended(stepped);
+        std::fs::remove_dir_all(directory.path().join("index")).unwrap();
+        let number = if leaves { 2 } else { 1 };
+        let path = segment(directory.path(), number);
+        change(&path, |bytes| {
+            let at = bytes.windows(7).position(|it| it == b"damaged").unwrap();
+            bytes[at] ^= 1;
+        });
+        let refused = Store::open_by(machine.source(), directory.path(), 1 << 20);
+        assert!(
+            matches!(&refused, Err(OpenError::Corrupt { problem, .. }) if problem.contains(path.to_str().unwrap())),
+            "{refused:?}"
+        );
+    }
+}
+
+#[test]
+fn a_catching_up_that_is_cut_off_never_says_that_the_index_has_less_than_it_has() {
+    let mut stepped = Stepped::new();
+    // A start has to replay from here.
+    stepped.store.log.note_announced(Vec::new());
+    for task in ["t1", "t2", "t3", "t4"] {
+        stepped.receive(task);
+        next_segment(&mut stepped);
+    }
+    stepped.receive("t5");
+    stepped.store.checkpoint().unwrap();
+    let commits = stepped.store.log.applied();
+    let (directory, machine) = ended(stepped);
+    let whole = change(&segment(directory.path(), 4), |bytes| flip(bytes));
+    let said = || {
+        let index = Index::open(directory.path(), 1 << 20).unwrap();
+        let said = index.checkpoint.unwrap();
+        (said.commit, said.replay_from, said.is_on_the_way)
+    };
+    assert_eq!(said(), (commits, 1, false));
+    assert!(Store::open_by(machine.source(), directory.path(), 1 << 20).is_err());
+    assert_eq!(said(), (commits, 4, true));
+    std::fs::write(segment(directory.path(), 4), whole).unwrap();
+    let stepped = Stepped::on(directory, machine);
+    assert_eq!(stepped.store.head(), Sequence(5));
 }
 
 #[test]
