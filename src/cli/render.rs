@@ -584,7 +584,7 @@ mod tests {
             gave_up: true,
             check_count: 1,
             vendor_status: "up\u{1b}[2Jscaling".into(),
-            ..known.clone()
+            ..known
         };
         assert_eq!(
             line(gave_up),
@@ -593,7 +593,7 @@ mod tests {
         let not_found = v1::Overdue {
             vendor_status: String::new(),
             vendor_http_status: 404,
-            ..known.clone()
+            ..known
         };
         assert!(line(not_found.clone()).contains("; HTTP 404 by the vendor at 00:01:00Z, of 3"));
         let silent = v1::Overdue {

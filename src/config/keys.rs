@@ -54,8 +54,11 @@ use Change::{Reload, Restart};
 #[derive(Debug)]
 struct Range {
     limits: Limits,
-    values: fn(&Config) -> Vec<(Option<&str>, u128)>,
+    values: fn(&Config) -> Vec<Measured<'_>>,
 }
+
+/// A value in the unit of its key's limits; of a table also for which product it is.
+type Measured<'a> = (Option<&'a str>, u128);
 
 #[derive(Clone, Copy, Debug)]
 struct Limits {

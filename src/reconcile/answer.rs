@@ -43,7 +43,7 @@ pub enum Understood {
 /// Reads the answer to a question for one task.
 pub fn understand(asked: &Asked<'_>, http_status: u16, body: &Bytes) -> Understood {
     match vendor::read(body) {
-        Ok(report) if (200..300).contains(&http_status) => report_of(asked, report, body.clone()),
+        Ok(report) if (200..300).contains(&http_status) => report_of(asked, report, body),
         Ok(report) => unknown(&report),
         Err(_) => Understood::Unknown {
             vendor_status: String::new(),
@@ -103,11 +103,11 @@ impl Listed {
 
     /// What the list says of it, as [`understand`] reads an answer.
     pub fn understand(self, asked: &Asked<'_>) -> Understood {
-        report_of(asked, self.report, self.body)
+        report_of(asked, self.report, &self.body)
     }
 }
 
-fn report_of(asked: &Asked<'_>, report: Report, body: Bytes) -> Understood {
+fn report_of(asked: &Asked<'_>, report: Report, body: &Bytes) -> Understood {
     if report.task_id != *asked.task_id || report.status_text.is_empty() {
         return unknown(&report);
     }
@@ -126,7 +126,7 @@ fn report_of(asked: &Asked<'_>, report: Report, body: Bytes) -> Understood {
 }
 
 /// The draft of an event, with the answer as its raw body.
-fn drafted(asked: &Asked<'_>, report: Report, body: Bytes) -> Box<Draft> {
+fn drafted(asked: &Asked<'_>, report: Report, body: &Bytes) -> Box<Draft> {
     let event = Event {
         event_id: Uuid::now_v7(),
         product: asked.product.clone(),
@@ -138,7 +138,7 @@ fn drafted(asked: &Asked<'_>, report: Report, body: Bytes) -> Box<Draft> {
         corrected: false,
         credential: asked.credential(),
     };
-    Box::new(callback::draft(event, &body, body.clone(), asked.tenant))
+    Box::new(callback::draft(event, body, body.clone(), asked.tenant))
 }
 
 fn unknown(report: &Report) -> Understood {

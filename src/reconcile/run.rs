@@ -319,11 +319,7 @@ impl Loop {
     fn ask_next(&mut self) -> bool {
         let page_first = !self.page_was_last;
         self.page_was_last = page_first;
-        if page_first {
-            self.ask_page() || self.ask_task()
-        } else {
-            self.ask_task() || self.ask_page()
-        }
+        page_first && self.ask_page() || self.ask_task() || !page_first && self.ask_page()
     }
 
     fn ask_page(&mut self) -> bool {

@@ -155,6 +155,7 @@ fn an_answer_repeats_the_callback_of_its_own_tenant_alone() {
 }
 
 #[test]
+#[allow(clippy::too_many_lines, reason = "a table")]
 fn what_settles_nothing_is_named_by_the_vendors_word() {
     let question = Question::of("veo", "t1");
     let long = "x".repeat(1_000);

@@ -352,7 +352,7 @@ fn the_schedule_holds_at_most_a_third_more_than_is_expected() {
 }
 
 /// What a test does with a schedule.
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug)]
 enum Step {
     Expect { n: u8, within: i64, waits: bool },
     StopsWaiting(u8),

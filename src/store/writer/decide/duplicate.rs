@@ -247,7 +247,7 @@ mod tests {
             match ends.iter().rev().find(|end| end.status == status) {
                 Some(end) => prop_assert_eq!(answered, Verdict::Duplicate(end)),
                 None => {
-                    let is_new = matches!(answered, Verdict::New { conflict, .. } if conflict == !ends.is_empty());
+                    let is_new = matches!(answered, Verdict::New { conflict, .. } if conflict != ends.is_empty());
                     prop_assert!(is_new, "{:?}", answered);
                 }
             }
