@@ -42,7 +42,7 @@ impl Loop {
             Done::Paged { page, key, answer } => {
                 self.calls -= 1;
                 self.note_answer(&key, &answer);
-                self.paged(page, &key, &answer);
+                self.paged(&page, &key, &answer);
             }
             Done::Tried { key, answer } => {
                 self.calls -= 1;
@@ -191,7 +191,7 @@ impl Loop {
     }
 
     /// Notes a page of a list.
-    fn paged(&mut self, page: Page, key: &Key, answer: &Answer) {
+    fn paged(&mut self, page: &Page, key: &Key, answer: &Answer) {
         let (outcome, list) = match answer {
             Answer::Body { status, body } => match List::read(*status, body) {
                 Some(list) => (CheckOutcome::Listed, Some((list, *status))),
@@ -208,7 +208,7 @@ impl Loop {
             self.page_failed(page, answer);
             return;
         };
-        self.listed(&page, key, list, status);
+        self.listed(page, key, list, status);
         let missing = self.walks.end_if_done(page.walk);
         let mut schedule = self.shared.schedule.lock();
         for id in missing {
@@ -217,7 +217,7 @@ impl Loop {
     }
 
     /// A page that cannot be read ends its walk, unless the vendor can be asked for it later.
-    fn page_failed(&mut self, page: Page, answer: &Answer) {
+    fn page_failed(&mut self, page: &Page, answer: &Answer) {
         let may_pass = matches!(
             answer,
             Answer::Later { .. } | Answer::Failed(Problem::TimedOut | Problem::Broken(_))

@@ -31,7 +31,7 @@ const WITHIN_MAX: Duration = Duration::from_secs(6 * 3600);
 const LOOKED_AT_ONCE: usize = 512;
 
 /// What asks the vendor.
-pub trait Reconciler: Debug + Send + Sync {
+pub(crate) trait Reconciler: Debug + Send + Sync {
     /// Whether there is any key to ask with.
     fn is_on(&self) -> bool;
 
@@ -50,7 +50,7 @@ pub trait Reconciler: Debug + Send + Sync {
 
 /// Why the vendor is not asked for a task.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum NotAsked {
+pub(crate) enum NotAsked {
     /// No key is for the product, or its tasks have no status API.
     Product,
     /// There is no key of this name for the product.
@@ -59,7 +59,7 @@ pub enum NotAsked {
 
 /// What the vendor was asked about a task, and what it said last.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Checked {
+pub(crate) struct Checked {
     /// How often.
     pub count: u32,
     /// When, by the log's clock, in microseconds since 1970.

@@ -22,12 +22,12 @@ use crate::event::{Labels, Product, TaskId};
 
 /// Most expectations that are open at a time. Each takes some 400 bytes of memory with an id of 36
 /// characters and two labels, and 2.5 KiB at most.
-pub const EXPECTATIONS_MAX: usize = 100_000;
+pub(crate) const EXPECTATIONS_MAX: usize = 100_000;
 /// Most of them that are of one client: others must be able to expect something, too.
-pub const EXPECTATIONS_PER_CLIENT_MAX: usize = EXPECTATIONS_MAX / 5;
+pub(crate) const EXPECTATIONS_PER_CLIENT_MAX: usize = EXPECTATIONS_MAX / 5;
 /// Most bytes of the labels of one, keys and values together. A callback's URL may carry more,
 /// which nobody does; but this is kept in memory.
-pub const EXPECTATION_LABEL_BYTES_MAX: usize = 1_024;
+pub(crate) const EXPECTATION_LABEL_BYTES_MAX: usize = 1_024;
 /// Most bytes of a client's or a key's name.
 const NAME_BYTES_MAX: usize = 256;
 
