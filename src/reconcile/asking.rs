@@ -20,12 +20,13 @@ use crate::{
     event::{Labels, Overdue, Product, Sequence},
     journal::Journal,
     metrics::Metrics,
+    sampler::Sampler,
     store::{Appended, Draft, Store, WriteError},
 };
 
 /// What asking the vendor needs of the broker.
 #[derive(Debug)]
-pub struct Parts {
+pub(crate) struct Parts {
     /// Has the expectations.
     pub store: Arc<Store>,
     /// Takes the events.
@@ -40,6 +41,8 @@ pub struct Parts {
     pub waiting: Arc<Waiting>,
     /// Counts.
     pub metrics: Arc<Metrics>,
+    /// Limits the log's lines about what could not be appended: that may be so for every task that is late.
+    pub log: Sampler,
 }
 
 /// What became of a step.
@@ -154,7 +157,9 @@ impl Parts {
         let appended = match self.journal.append(*draft).await {
             Ok(Ok(appended)) => Some(appended),
             Ok(Err(error)) => {
-                tracing::warn!(%error, product = product.as_str(), "cannot append what the vendor's API says: it is asked again");
+                if let Some(unlogged) = self.log.due("end") {
+                    tracing::warn!(%error, unlogged, "cannot append what the vendor's API says: it is asked again");
+                }
                 None
             }
             Err(_) => None, // the broker stops
@@ -194,7 +199,9 @@ impl Parts {
             // It has so many already that one more would say nothing.
             Ok(Ok(()) | Err(WriteError::TooManyEvents)) => true,
             Ok(Err(error)) => {
-                tracing::warn!(%error, "cannot append that a task is late: it is tried again");
+                if let Some(unlogged) = self.log.due("late") {
+                    tracing::warn!(%error, unlogged, "cannot append that a task is late: it is tried again");
+                }
                 false
             }
             Err(_) => false, // the broker stops

@@ -48,7 +48,7 @@ pub enum NotAsked {
 
 impl Reconcile {
     /// Makes one; [`Reconcile::run`] has it ask. The keys are those of the credentials in force.
-    pub fn new(parts: Parts, settings: Settings) -> Self {
+    pub(crate) fn new(parts: Parts, settings: Settings) -> Self {
         parts.keys.refresh(&parts.credentials.get());
         let schedule = Schedule::new(settings.give_up_after, fastrand::u64(..));
         Self {

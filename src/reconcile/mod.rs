@@ -34,7 +34,7 @@ mod run;
 mod done;
 
 pub use asked::Asked;
-pub use asking::Parts;
+pub(crate) use asking::Parts;
 pub use handle::{NotAsked, Reconcile, Settings};
 pub use schedule::Checked;
 pub use waiting::{WAITED_FOR_MAX, Wait, Waiting};

@@ -10,6 +10,7 @@ use crate::{
     journal::Journal,
     reconcile::{self, Parts, Reconcile, Settings, Waiting, keys::Keys, vendor_api::VendorApi},
     rpc::{Checked, NotAsked, Reconciler},
+    sampler::Sampler,
     subscription::Sources,
 };
 
@@ -31,6 +32,7 @@ pub(super) fn reconciler(
         credentials: Arc::clone(credentials),
         waiting: Arc::default(),
         metrics: Arc::clone(metrics),
+        log: Sampler::default(),
     };
     let settings = Settings {
         checks_per_minute_max: u32::try_from(config.checks_per_minute_max).unwrap_or(u32::MAX),

@@ -69,6 +69,7 @@ const ALLOWED: [(&str, &[&str]); 33] = [
             "event",
             "journal",
             "metrics",
+            "sampler",
             "store",
             "vendor",
             "wire",

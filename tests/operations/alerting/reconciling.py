@@ -1,4 +1,4 @@
-"""Troubles that the vendor's status API shows: lost callbacks, tasks that do not end, a key that is refused."""
+"""Troubles that the vendor's status API shows: lost callbacks, and tasks that do not end."""
 
 import contextlib
 import http.server
@@ -17,7 +17,7 @@ USABLE = 'blobcast_vendor_key_usable{key="main"}'
 def lost_callbacks(at):
     """A callback is never sent, and a task does not end."""
     with vendor() as url:
-        broker = asking(at, url, "good")
+        broker = asking(at, url)
         until("a good key", lambda: broker.metrics().get(USABLE) == 1)
         at.scrape(broker, 6)
         expect_task(broker, "lost")
@@ -28,19 +28,10 @@ def lost_callbacks(at):
         at.scrape(broker, 40, {"TasksOverdue": "processing"}, and_still=["CallbacksLost"])
 
 
-@story("VendorKeyRefused")
-def refused_key(at):
-    """The vendor does not take the key."""
-    with vendor() as url:
-        broker = asking(at, url, "bad")
-        until("a refused key", lambda: broker.metrics().get(USABLE) == 0)
-        at.scrape(broker, 10, {"VendorKeyRefused": '"key":"main"'})
-
-
-def asking(at, url, key):
+def asking(at, url):
     settings = {"enabled": "true", "base_url": url, "expect_within": "veo=1s"}
     broker = at.broker({f"reconcile.{name}": value for name, value in settings.items()})
-    broker.add_line("[vendor_keys]", f'name = "main"\nkey = "{key}"')
+    broker.add_vendor_key("main", "good")
     return broker
 
 
