@@ -1104,7 +1104,7 @@ async fn what_is_malformed_is_refused_with_the_field_that_is() {
             "filter.products[2]",
         ),
         (of(of_products(["p".repeat(64)])), "filter.products[0]"),
-        (statuses(vec![3, 5]), "filter.statuses[1]"),
+        (statuses(vec![3, 6]), "filter.statuses[1]"),
         (statuses(vec![-1]), "filter.statuses[0]"),
         (
             of(of_labels([("k".repeat(65), String::new())])),
