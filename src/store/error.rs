@@ -2,6 +2,7 @@
 //! them.
 
 use std::{
+    ffi::OsString,
     io,
     path::{Path, PathBuf},
 };
@@ -156,6 +157,17 @@ pub enum OpenError {
         path: PathBuf,
         /// What is wrong.
         problem: String,
+    },
+    /// The folder of the index has something that is not the database's.
+    #[error(
+        "{path} has {name:?}, which is not the index's, and the index has to be emptied and built again: nothing was removed; have {path} be, or lead to, a directory with nothing else in it",
+        path = path.display()
+    )]
+    Foreign {
+        /// The folder.
+        path: PathBuf,
+        /// What it has.
+        name: OsString,
     },
 }
 
@@ -343,6 +355,8 @@ pub(super) enum StartFailure {
     Index(IndexError),
     /// The index cannot be emptied.
     Emptying(io::Error),
+    /// It has this in its folder, which is not the database's.
+    Foreign(OsString),
 }
 
 impl StartFailure {
@@ -369,6 +383,10 @@ impl StartFailure {
             Self::Emptying(source) => OpenError::Index {
                 path: path.join(INDEX),
                 problem: source.to_string(),
+            },
+            Self::Foreign(name) => OpenError::Foreign {
+                path: path.join(INDEX),
+                name,
             },
             Self::Format(found) => OpenError::Format { path, found },
             Self::NewerKind(kind) => OpenError::NewerKind { path, kind },

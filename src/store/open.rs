@@ -16,6 +16,7 @@ use super::{
     acknowledged::{Acknowledged, AcknowledgedFiles},
     apply::State,
     clock::{Clock, Newest, Source},
+    database,
     directory::{self, DirectoryLock, UNFINISHED, check_expected, check_not_used_up},
     disk::identity,
     doubt,
@@ -179,7 +180,7 @@ fn open_or_begin(
     acknowledged: Option<Acknowledged>,
 ) -> Result<(log::Opened, bool), StartFailure> {
     // The log is made before its index.
-    let is_begun = acknowledged.is_some() || path.join(INDEX).try_exists()?;
+    let is_begun = acknowledged.is_some() || database::is_in(&path.join(INDEX))?;
     if let Some(opened) = Log::open(path, acknowledged, is_begun)? {
         return Ok((opened, false));
     }
@@ -257,7 +258,7 @@ impl Indexed {
         log: &Log,
         totals: &Totals,
     ) -> Result<Self, StartFailure> {
-        index::empty(path).map_err(StartFailure::Emptying)?;
+        index::empty(path)?;
         let mut indexed = Self::of(Index::open(path, cache_bytes)?);
         let from = ReplayFrom {
             segment: log.noted_oldest(),

@@ -343,6 +343,62 @@ fn an_index_behind_a_link_is_emptied_in_place_and_one_behind_a_broken_link_is_re
     assert_eq!(known(&stepped, &["t1"]), expected);
 }
 
+#[test]
+fn an_index_is_not_emptied_if_there_is_anything_else_in_its_folder() {
+    let mut stepped = Stepped::new();
+    stepped.receive("t1");
+    let expected = known(&stepped, &["t1"]);
+    let (directory, machine) = ended(stepped);
+    let index = directory.path().join("index");
+    let files = || {
+        let entries = std::fs::read_dir(&index).unwrap();
+        let names = entries.map(|entry| entry.unwrap().file_name());
+        names.collect::<std::collections::BTreeSet<_>>()
+    };
+    std::fs::write(index.join("accounts.xls"), "").unwrap();
+    doubt::Doubt::of(directory.path()).write();
+    let before = files();
+    let refused = Store::open_by(machine.source(), directory.path(), 1 << 20);
+    let said = refused.unwrap_err().to_string();
+    assert!(
+        said.contains("accounts.xls") && said.contains(index.to_str().unwrap()),
+        "{said}"
+    );
+    assert_eq!(files(), before, "nothing is removed");
+
+    std::fs::remove_file(index.join("accounts.xls")).unwrap();
+    let stepped = Stepped::on(directory, machine);
+    assert_eq!(known(&stepped, &["t1"]), expected);
+}
+
+#[test]
+fn a_log_begins_beside_an_index_that_is_mounted_or_linked_and_empty() {
+    let directory = tempfile::tempdir().unwrap();
+    let elsewhere = tempfile::tempdir().unwrap();
+    std::fs::create_dir(elsewhere.path().join("lost+found")).unwrap();
+    let index = directory.path().join("index");
+    std::os::unix::fs::symlink(elsewhere.path(), &index).unwrap();
+    let mut stepped = Stepped::on(directory, Machine::right());
+    stepped.receive("t1");
+    assert!(elsewhere.path().join("keyspaces").exists());
+
+    // From then on it says that there is a log.
+    let (directory, machine) = ended(stepped);
+    for name in ["log", "acknowledged", "acknowledged.copy"] {
+        let path = directory.path().join(name);
+        if path.is_dir() {
+            std::fs::remove_dir_all(path).unwrap();
+        } else {
+            std::fs::remove_file(path).unwrap();
+        }
+    }
+    let refused = Store::open_by(machine.source(), directory.path(), 1 << 20);
+    assert!(
+        matches!(&refused, Err(OpenError::Corrupt { problem, .. }) if problem == "the log is lost"),
+        "{refused:?}"
+    );
+}
+
 /// Two events in a segment that a start does not replay, and what says more behind them.
 fn with_ends(is_newest: bool) -> (Stepped, Sequence) {
     let mut stepped = Stepped::new();
