@@ -414,6 +414,11 @@ fn replay_from(
             segment: replay_from,
             forgotten_before,
         }),
+        // That segment was begun and not synced, and a power cut has taken it back.
+        None if replay_from == log.newest() + 1 && commit == newest => Ok(ReplayFrom {
+            segment: replay_from,
+            forgotten_before,
+        }),
         _ => Err(format!(
             "it ends behind commit {commit}, and the log begins later"
         )),

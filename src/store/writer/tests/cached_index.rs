@@ -3,7 +3,11 @@
 use std::path::{Path, PathBuf};
 
 use super::*;
-use crate::store::{OpenError, ReadError, doubt, index::Index, layout::TaskEvent};
+use crate::store::{
+    OpenError, ReadError, doubt,
+    index::{Checkpoint, Index},
+    layout::TaskEvent,
+};
 
 /// What the index would name of a task with an event at a place.
 fn named_at(task: &str, place: u64) -> (TaskId, Vec<TaskEvent>) {
@@ -397,6 +401,49 @@ fn a_log_begins_beside_an_index_that_is_mounted_or_linked_and_empty() {
         matches!(&refused, Err(OpenError::Corrupt { problem, .. }) if problem == "the log is lost"),
         "{refused:?}"
     );
+}
+
+#[test]
+fn an_index_that_has_all_of_the_log_is_kept_though_a_power_cut_took_back_the_segment_it_names() {
+    for lacks_a_commit in [false, true] {
+        let mut stepped = Stepped::new();
+        stepped.receive("t1");
+        if lacks_a_commit {
+            next_segment(&mut stepped);
+            stepped.store.checkpoint().unwrap();
+            stepped.receive("t2");
+        } else {
+            next_segment(&mut stepped);
+            stepped.store.checkpoint().unwrap();
+        }
+        let (directory, machine) = ended(stepped);
+        if lacks_a_commit {
+            // It names a segment that was never begun, and lacks the last commit.
+            let index = Index::open(directory.path(), 1 << 20).unwrap();
+            let said = index.checkpoint.unwrap();
+            let named = Checkpoint {
+                replay_from: 3,
+                ..said
+            };
+            index
+                .sync(named, std::collections::BTreeMap::new())
+                .unwrap();
+        } else {
+            change(&segment(directory.path(), 2), |bytes| bytes.fill(0));
+        }
+        // An index with this cannot be emptied.
+        let foreign = directory.path().join("index/foreign");
+        std::fs::write(&foreign, "").unwrap();
+        let opened = Store::open_by(machine.source(), directory.path(), 1 << 20);
+        assert_eq!(
+            matches!(opened, Err(OpenError::Foreign { .. })),
+            lacks_a_commit,
+            "{opened:?}"
+        );
+        if let Ok(store) = opened {
+            assert_eq!(store.head(), Sequence(1));
+        }
+    }
 }
 
 /// Two events in a segment that a start does not replay, and what says more behind them.
