@@ -27,6 +27,9 @@ pub enum ReadError {
     /// The disk refuses to read it, or the process may open no more files. The log may be whole.
     #[error("the log cannot be read: {0}")]
     Io(String),
+    /// The index cannot be believed. The log may be whole: the next start builds the index from it.
+    #[error("the index cannot be trusted, and is built again from the log ({0})")]
+    Index(String),
 }
 
 impl From<io::Error> for ReadError {
@@ -337,7 +340,7 @@ impl From<Damaged> for IndexError {
 
 impl From<IndexError> for ReadError {
     fn from(error: IndexError) -> Self {
-        Self::Corrupt(error.to_string())
+        Self::Index(error.to_string())
     }
 }
 
@@ -420,6 +423,7 @@ impl From<ReadError> for StartFailure {
             ReadError::Corrupt(problem) => Self::Corrupt(problem),
             ReadError::Expired => Self::Corrupt(error.to_string()),
             ReadError::Io(_) => Self::Io(io::Error::other(error)),
+            ReadError::Index(problem) => Self::Index(IndexError::Doubt(problem)),
         }
     }
 }

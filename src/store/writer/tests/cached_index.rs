@@ -62,6 +62,21 @@ fn an_index_that_names_an_event_behind_the_log_is_built_again_before_a_place_is_
     }
 }
 
+#[test]
+fn an_erasure_that_meets_an_index_in_doubt_is_not_told_of_a_damaged_log() {
+    let mut stepped = Stepped::new();
+    stepped.receive("t1");
+    let changed = stepped.store.index.tasks.change([named_at("t1", 9)]);
+    changed.unwrap();
+    let erased = stepped.appender.erase(erasure_of("t1"));
+    stepped.step();
+    let answer = erased.blocking_recv().unwrap();
+    assert!(
+        matches!(&answer, Err(WriteError::Failed(problem)) if problem.contains("the index")),
+        "{answer:?}"
+    );
+}
+
 /// Appends an event that says something, received now.
 fn say(stepped: &mut Stepped, task: &str, raw: &str) {
     let answer = stepped.appender.append(Draft {
