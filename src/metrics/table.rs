@@ -99,9 +99,10 @@ metrics! {
     pub memory_bytes_max: gauge "blobcast_memory_bytes_max"
         "Memory that the process takes at most, when all limits in force are used up at once.";
     pub disk_free_bytes: gauge "blobcast_disk_free_bytes"
-        "Free disk space under the data directory.";
+        "Free disk space under the data directory; or under the index, if that has a disk of its own of which a \
+         smaller share is free.";
     pub disk_total_bytes: gauge "blobcast_disk_total_bytes"
-        "Disk space on the data directory's disk, free or not.";
+        "Disk space on the disk of `blobcast_disk_free_bytes`, free or not.";
     pub log_lines_lost: counter "blobcast_log_lines_lost_total"
         "Log lines lost because standard error took none, or not fast enough, or could not be written.";
 

@@ -249,6 +249,9 @@ pub(super) fn read(sources: &Sources, error: &ReadError) -> Status {
     match error {
         ReadError::Expired => expired(sources, error.to_string()),
         ReadError::Corrupt(problem) | ReadError::Io(problem) => corrupt(sources, problem),
+        ReadError::Index(_) => {
+            Reason::StoreReadOnly.passing_status(error.to_string(), [], RETRY_STORE)
+        }
     }
 }
 

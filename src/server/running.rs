@@ -81,7 +81,7 @@ impl Server {
         };
 
         if reopens {
-            tracing::warn!("the disk can be written again: starting anew to open the store");
+            tracing::warn!("the store can be opened again: starting anew");
         } else {
             systemd::stopping();
         }

@@ -1,6 +1,6 @@
 //! The database of the index, fjall: its options, its names, and a guard around its opening.
 
-use std::{cell::Cell, panic, path::Path};
+use std::{cell::Cell, ffi::OsStr, fs, io, panic, path::Path};
 
 use fjall::{Database, Keyspace, KeyspaceCreateOptions};
 
@@ -17,6 +17,10 @@ const TASKS: &str = "tasks";
 const QUARANTINE: &str = "quarantine";
 const EXPECTATIONS: &str = "expectations";
 
+/// What it has in its folder beside its journals, whose names end with [`JOURNAL`].
+const PARTS: [&str; 3] = ["keyspaces", "lock", "version"];
+const JOURNAL: &str = "jnl";
+
 thread_local! {
     static CATCHES_PANIC: Cell<bool> = const { Cell::new(false) };
 }
@@ -25,6 +29,28 @@ thread_local! {
 /// then.
 pub(crate) fn catches_panic() -> bool {
     CATCHES_PANIC.get()
+}
+
+/// Whether something in the database's folder is its own.
+pub(super) fn is_part(name: &OsStr) -> bool {
+    let extension = Path::new(name).extension();
+    PARTS.iter().any(|part| name == *part) || extension.is_some_and(|it| it == JOURNAL)
+}
+
+/// Whether a folder has a database, or a part of one. One without may be a mount point.
+pub(super) fn is_in(folder: &Path) -> io::Result<bool> {
+    use io::ErrorKind::{InvalidFilename, NotADirectory, NotFound};
+
+    let mut entries = match fs::read_dir(folder) {
+        // Of these the system says that there can be no such folder.
+        Err(error) if [NotFound, NotADirectory, InvalidFilename].contains(&error.kind()) => {
+            return Ok(false);
+        }
+        entries => entries?,
+    };
+    entries.try_fold(false, |is_in, entry| {
+        Ok(is_in || is_part(&entry?.file_name()))
+    })
 }
 
 /// The open database.

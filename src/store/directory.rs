@@ -10,7 +10,7 @@ use std::{
 
 use super::{
     acknowledged::AcknowledgedFiles,
-    doubt,
+    database, doubt,
     error::{OpenError, StartFailure},
     layout::INDEX,
     marker,
@@ -32,8 +32,8 @@ pub(super) const UNFINISHED: &str = "restore-unfinished";
 pub(super) const APPEND_COPY: &str = "append.copy";
 /// In a directory whose callbacks were appended to another log: it says to which.
 pub(super) const USED_UP: &str = "appended-to";
-/// What a directory with a log has one of at least.
-const PARTS: [&str; 3] = [LOG, INDEX, AcknowledgedFiles::FILE];
+/// What a directory with a log has one of at least, or else an index.
+const PARTS: [&str; 2] = [LOG, AcknowledgedFiles::FILE];
 
 /// The lock of a data directory, until it is dropped.
 #[derive(Debug)]
@@ -72,6 +72,7 @@ pub(super) fn lock(directory: &Path) -> Result<DirectoryLock, StartFailure> {
 /// a file system's snapshots.
 pub(crate) fn is_part(name: &OsStr) -> bool {
     let others = [
+        INDEX,
         LOCK,
         doubt::FILE,
         LAST_START,
@@ -90,7 +91,9 @@ pub(crate) fn is_part(name: &OsStr) -> bool {
 
 /// Refuses a directory without a log if there should be one. Changes nothing.
 pub(crate) fn check_expected(directory: &Path, is_expected: bool) -> Result<(), OpenError> {
-    let has_log = PARTS.iter().any(|part| may_be_there(&directory.join(part)));
+    // An empty `index` is only the place for one: a file system may be mounted there.
+    let has_log = PARTS.iter().any(|part| may_be_there(&directory.join(part)))
+        || database::is_in(&directory.join(INDEX)).unwrap_or(true);
     if has_log {
         return Ok(());
     }
@@ -174,9 +177,12 @@ mod tests {
         // A file system of its own is mounted there.
         fs::create_dir_all(path.join("lost+found")).unwrap();
         assert!(check_expected(&path, false).is_err());
-        for part in PARTS {
+        // So it may be for the index.
+        fs::create_dir_all(path.join("index/lost+found")).unwrap();
+        assert!(check_expected(&path, true).is_err());
+        for part in PARTS.into_iter().chain(["index/keyspaces", "index/0.jnl"]) {
             fs::create_dir(path.join(part)).unwrap();
-            assert!(check_expected(&path, true).is_ok());
+            assert!(check_expected(&path, true).is_ok(), "{part}");
             fs::remove_dir(path.join(part)).unwrap();
         }
         fs::remove_file(marker).unwrap();

@@ -15,7 +15,11 @@ pub(super) const FILE: &str = "index.doubted";
 
 /// Why the index must not be opened; `None` if nothing says so.
 pub(super) fn said_in(directory: &Path) -> Option<String> {
-    let said = fs::read(directory.join(FILE)).ok()?;
+    let said = match fs::read(directory.join(FILE)) {
+        Ok(said) => said,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return None,
+        Err(error) => return Some(format!("the file {FILE} cannot be read: {error}")),
+    };
     let said = String::from_utf8_lossy(&said).trim().to_owned();
     Some(if said.is_empty() {
         "the last start ended while it opened or emptied the index".into()
@@ -89,5 +93,22 @@ impl Doubt {
         if let Err(error) = files::if_there(fs::remove_file(&self.path)) {
             tracing::warn!(path = %self.path.display(), %error, "cannot remove it: the next start builds the index again");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_that_cannot_be_read_says_that_there_is_doubt() {
+        let directory = tempfile::tempdir().unwrap();
+        assert_eq!(said_in(directory.path()), None);
+        fs::create_dir(directory.path().join(FILE)).unwrap();
+        let said = said_in(directory.path());
+        assert!(
+            said.as_ref().is_some_and(|it| it.contains(FILE)),
+            "{said:?}"
+        );
     }
 }

@@ -2,6 +2,7 @@
 //! them.
 
 use std::{
+    ffi::OsString,
     io,
     path::{Path, PathBuf},
 };
@@ -26,6 +27,9 @@ pub enum ReadError {
     /// The disk refuses to read it, or the process may open no more files. The log may be whole.
     #[error("the log cannot be read: {0}")]
     Io(String),
+    /// The index cannot be believed. The log may be whole: the next start builds the index from it.
+    #[error("the index cannot be trusted, and is built again from the log ({0})")]
+    Index(String),
 }
 
 impl From<io::Error> for ReadError {
@@ -156,6 +160,17 @@ pub enum OpenError {
         path: PathBuf,
         /// What is wrong.
         problem: String,
+    },
+    /// The folder of the index has something that is not the database's.
+    #[error(
+        "{path} has {name:?}, which is not the index's, and the index has to be emptied and built again: nothing was removed; have {path} be, or lead to, a directory with nothing else in it",
+        path = path.display()
+    )]
+    Foreign {
+        /// The folder.
+        path: PathBuf,
+        /// What it has.
+        name: OsString,
     },
 }
 
@@ -325,7 +340,7 @@ impl From<Damaged> for IndexError {
 
 impl From<IndexError> for ReadError {
     fn from(error: IndexError) -> Self {
-        Self::Corrupt(error.to_string())
+        Self::Index(error.to_string())
     }
 }
 
@@ -343,6 +358,8 @@ pub(super) enum StartFailure {
     Index(IndexError),
     /// The index cannot be emptied.
     Emptying(io::Error),
+    /// It has this in its folder, which is not the database's.
+    Foreign(OsString),
 }
 
 impl StartFailure {
@@ -369,6 +386,10 @@ impl StartFailure {
             Self::Emptying(source) => OpenError::Index {
                 path: path.join(INDEX),
                 problem: source.to_string(),
+            },
+            Self::Foreign(name) => OpenError::Foreign {
+                path: path.join(INDEX),
+                name,
             },
             Self::Format(found) => OpenError::Format { path, found },
             Self::NewerKind(kind) => OpenError::NewerKind { path, kind },
@@ -402,6 +423,7 @@ impl From<ReadError> for StartFailure {
             ReadError::Corrupt(problem) => Self::Corrupt(problem),
             ReadError::Expired => Self::Corrupt(error.to_string()),
             ReadError::Io(_) => Self::Io(io::Error::other(error)),
+            ReadError::Index(problem) => Self::Index(IndexError::Doubt(problem)),
         }
     }
 }

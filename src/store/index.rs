@@ -8,7 +8,8 @@
 
 use std::{
     collections::BTreeMap,
-    fs::{self, DirEntry, File},
+    ffi::OsString,
+    fs::{self, File},
     io,
     path::Path,
     sync::Arc,
@@ -20,7 +21,7 @@ use fjall::{Database, Keyspace, PersistMode};
 use super::{
     database::{self, Opened},
     doubt::{self, Doubt},
-    error::IndexError,
+    error::{IndexError, StartFailure},
     expectation_index::Held,
     layout::{Damaged, FORMAT, INDEX, parse_sequence_key, sequence_key},
     quarantine_index::Stored,
@@ -89,6 +90,7 @@ impl Checkpoint {
 type Changes = BTreeMap<u64, Option<Vec<u8>>>;
 
 /// What is in memory and not in the index yet.
+#[derive(Default)]
 pub(super) struct Unsynced {
     pub quarantine: Changes,
     pub expectations: Changes,
@@ -216,15 +218,47 @@ impl Index {
 }
 
 /// Empties the index of a data directory. In place: its folder may be a link or a mount point.
+/// Removes nothing if anything in it is not the database's.
 ///
 /// Until it is empty, the file of the doubt is there: a crash must not leave a part of the index
 /// where all of it should be.
-pub(super) fn empty(directory: &Path) -> io::Result<()> {
+pub(super) fn empty(directory: &Path) -> Result<(), StartFailure> {
+    match foreign(&directory.join(INDEX)).map_err(StartFailure::Emptying)? {
+        Some(name) => Err(StartFailure::Foreign(name)),
+        None => empty_of_its_own(directory).map_err(StartFailure::Emptying),
+    }
+}
+
+/// What an index has in its folder that is not the database's.
+fn foreign(folder: &Path) -> io::Result<Option<OsString>> {
+    if !folder.is_dir() {
+        return Ok(None);
+    }
+    for entry in fs::read_dir(folder)? {
+        let name = entry?.file_name();
+        if !database::is_part(&name) && name != LOST_AND_FOUND {
+            return Ok(Some(name));
+        }
+    }
+    Ok(None)
+}
+
+fn empty_of_its_own(directory: &Path) -> io::Result<()> {
     doubt::mark(directory)?;
     let folder = directory.join(INDEX);
     match fs::read_dir(&folder) {
         Ok(entries) => {
-            entries.into_iter().try_for_each(|entry| remove(&entry?))?;
+            for entry in entries {
+                let entry = entry?;
+                if !database::is_part(&entry.file_name()) {
+                    continue;
+                }
+                if entry.file_type()?.is_dir() {
+                    fs::remove_dir_all(entry.path())?;
+                } else {
+                    fs::remove_file(entry.path())?;
+                }
+            }
             // Before anything is built there.
             File::open(&folder)?.sync_all()?;
         }
@@ -232,16 +266,6 @@ pub(super) fn empty(directory: &Path) -> io::Result<()> {
         Err(error) if error.kind() == io::ErrorKind::NotADirectory => fs::remove_file(&folder)?,
         Err(error) => return Err(error),
     }
-    files::if_there(fs::remove_file(directory.join(doubt::FILE)))
-}
-
-fn remove(entry: &DirEntry) -> io::Result<()> {
-    if entry.file_name() == LOST_AND_FOUND {
-        return Ok(());
-    }
-    if entry.file_type()?.is_dir() {
-        fs::remove_dir_all(entry.path())
-    } else {
-        fs::remove_file(entry.path())
-    }
+    files::if_there(fs::remove_file(directory.join(doubt::FILE)))?;
+    File::open(directory)?.sync_all()
 }

@@ -16,6 +16,7 @@ use super::{
     acknowledged::{Acknowledged, AcknowledgedFiles},
     apply::State,
     clock::{Clock, Newest, Source},
+    database,
     directory::{self, DirectoryLock, UNFINISHED, check_expected, check_not_used_up},
     disk::identity,
     doubt,
@@ -190,7 +191,7 @@ fn open_or_begin(
     acknowledged: Option<Acknowledged>,
 ) -> Result<(log::Opened, bool), StartFailure> {
     // The log is made before its index.
-    let is_begun = acknowledged.is_some() || path.join(INDEX).try_exists()?;
+    let is_begun = acknowledged.is_some() || database::is_in(&path.join(INDEX))?;
     if let Some(opened) = Log::open(path, acknowledged, is_begun)? {
         return Ok((opened, false));
     }
@@ -270,7 +271,7 @@ impl Indexed {
         log: &Log,
         totals: &Totals,
     ) -> Result<Self, StartFailure> {
-        index::empty(path).map_err(StartFailure::Emptying)?;
+        index::empty(path)?;
         let mut indexed = Self::of(Index::open(path, cache_bytes)?);
         let from = ReplayFrom {
             segment: log.noted_oldest(),
@@ -447,6 +448,11 @@ fn replay_from(
     }
     match log.first_commit_of(replay_from) {
         Some(first) if first <= commit + 1 => Ok(ReplayFrom {
+            segment: replay_from,
+            forgotten_before,
+        }),
+        // That segment was begun and not synced, and a power cut has taken it back.
+        None if replay_from == log.newest() + 1 && commit == newest => Ok(ReplayFrom {
             segment: replay_from,
             forgotten_before,
         }),

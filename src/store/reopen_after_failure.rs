@@ -5,7 +5,7 @@ use std::{
     io::Write,
 };
 
-use super::Store;
+use super::{Store, disk::bytes_of};
 
 /// With less free disk a store that has failed is not opened again: recovery writes, and would
 /// fail, too.
@@ -18,14 +18,14 @@ impl Store {
         if !self.is_in_place() {
             return Err("the data directory was removed or replaced".to_owned());
         }
-        match self.disk_bytes() {
-            Ok((free_bytes, _)) if free_bytes < REOPEN_FREE_BYTES_MIN => {
+        for path in self.disks() {
+            let (free_bytes, _) = bytes_of(&path).map_err(|error| error.to_string())?;
+            if free_bytes < REOPEN_FREE_BYTES_MIN {
                 return Err(format!(
-                    "{free_bytes} bytes of disk are free, {REOPEN_FREE_BYTES_MIN} must be"
+                    "{free_bytes} bytes are free on the disk of {}, {REOPEN_FREE_BYTES_MIN} must be",
+                    path.display()
                 ));
             }
-            Ok(_) => {}
-            Err(error) => return Err(error.to_string()),
         }
         let path = self.path.join("written-to-try");
         let tried = File::create(&path).and_then(|mut file| {

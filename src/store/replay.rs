@@ -200,7 +200,7 @@ impl<C: FnMut(Reached) -> Result<(), StartFailure>> Replay<'_, C> {
                     let task_id = &task_of(&record)?;
                     changes.apply(Change::Erased { task_id, place })?;
                 }
-                // What is to be erased may be there: no checkpoint may pass its announcement.
+                // It may be there, as it was written: no checkpoint may pass its announcement.
                 Err(error @ ReadError::Io(_)) => return Err(error.into()),
                 // It cannot be erased in the log either, which reports it.
                 Err(error) => {

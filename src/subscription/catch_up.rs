@@ -261,9 +261,9 @@ impl Subscription {
                 then(self, found);
                 Ok(())
             }
-            Err(ReadError::Corrupt(problem) | ReadError::Io(problem)) => {
-                Err(StreamEnd::Corrupt(problem))
-            }
+            Err(
+                ReadError::Corrupt(problem) | ReadError::Io(problem) | ReadError::Index(problem),
+            ) => Err(StreamEnd::Corrupt(problem)),
             Err(ReadError::Expired) => {
                 let to = self
                     .on_expired

@@ -134,9 +134,11 @@ impl Sources {
                     read_aside(move || sources.store.seek_time(time.as_microsecond())).await;
                 match joined(found) {
                     Ok(Ok(place)) => Ok(place),
-                    Ok(Err(ReadError::Corrupt(problem) | ReadError::Io(problem))) => {
-                        Err(SubscribeError::Corrupt(problem))
-                    }
+                    Ok(Err(
+                        ReadError::Corrupt(problem)
+                        | ReadError::Io(problem)
+                        | ReadError::Index(problem),
+                    )) => Err(SubscribeError::Corrupt(problem)),
                     Ok(Err(ReadError::Expired)) => Ok(earliest()),
                     Err(_) => Err(SubscribeError::Draining),
                 }

@@ -301,9 +301,11 @@ impl Subscription {
                 }
                 Ok(Ok(None)) => continue,
                 Ok(Err(ReadError::Expired)) => StreamEnd::Expired,
-                Ok(Err(ReadError::Corrupt(problem) | ReadError::Io(problem))) => {
-                    StreamEnd::Corrupt(problem)
-                }
+                Ok(Err(
+                    ReadError::Corrupt(problem)
+                    | ReadError::Io(problem)
+                    | ReadError::Index(problem),
+                )) => StreamEnd::Corrupt(problem),
                 Err(end) => end,
             };
 

@@ -244,8 +244,8 @@ async fn of_many_forged_last_words_none_keeps_the_true_one_out_also_across_a_cra
         let events = house.get("t1", "veo").await;
         assert_eq!(
             events.len(),
-            64,
-            "and by task the first half and the newest half"
+            136 + 32,
+            "and by task the first revisions and the newest"
         );
         assert_eq!(events[0].outputs[0].url, "https://forged/0");
         assert_eq!(events.last().unwrap().outputs[0].url, "https://true/1");

@@ -13,8 +13,9 @@ use std::{
 use crate::{
     files,
     store::{
-        AppendError, OpenError, Store,
+        AppendError, OpenError, Store, database,
         directory::{self, APPEND_COPY, LOCK, LOG, USED_UP},
+        layout::INDEX,
     },
 };
 
@@ -90,31 +91,35 @@ impl Stopped {
         for entry in fs::read_dir(path).map_err(copied)? {
             let entry = entry.map_err(copied)?;
             let name = entry.file_name();
-            if directory::is_part(&name) && name != USED_UP {
+            if name == INDEX {
+                copy_index(&entry.path(), &copy.join(name)).map_err(copied)?;
+            } else if directory::is_part(&name) && name != USED_UP {
                 // A part may lie on another disk, behind a link.
                 let from = entry.path().canonicalize().map_err(copied)?;
                 copy_all(&from, &copy.join(name)).map_err(copied)?;
             }
         }
 
-        Store::open(&copy, CACHE_BYTES).map_err(|error| match error {
-            OpenError::Format { found, .. } => AppendError::Format {
-                path: path.clone(),
-                found,
-            },
-            OpenError::Corrupt { problem, .. } => AppendError::Damaged {
-                path: path.clone(),
-                problem,
-            },
-            OpenError::Io { source, .. } => AppendError::Copy {
-                path: path.clone(),
-                source,
-            },
-            other => AppendError::Damaged {
-                path: path.clone(),
-                problem: other.to_string(),
-            },
-        })
+        Store::open(&copy, CACHE_BYTES).map_err(|error| not_opened(path, error))
+    }
+}
+
+/// Why the copy of a directory cannot be opened, said of the directory.
+fn not_opened(path: &Path, error: OpenError) -> AppendError {
+    let path = path.to_path_buf();
+    match error {
+        OpenError::Format { found, .. } => AppendError::Format { path, found },
+        OpenError::Corrupt { problem, .. } => AppendError::Damaged { path, problem },
+        OpenError::Io { source, .. } => AppendError::Copy { path, source },
+        // Of the copy: the disk that it is on is full.
+        error @ OpenError::Index { .. } => AppendError::Copy {
+            path,
+            source: io::Error::other(error),
+        },
+        other => AppendError::Damaged {
+            path,
+            problem: other.to_string(),
+        },
     }
 }
 
@@ -182,6 +187,25 @@ pub(in crate::store) fn check_apart(path: &Path, other: &Path) -> Result<(), App
     Ok(())
 }
 
+/// Copies an index, and nothing else that its folder has. One that cannot be copied is left out: it
+/// is built again from the log.
+fn copy_index(from: &Path, to: &Path) -> io::Result<()> {
+    let copied = from.canonicalize().and_then(|from| {
+        fs::create_dir(to)?;
+        fs::read_dir(from)?.try_for_each(|entry| {
+            let entry = entry?;
+            if database::is_part(&entry.file_name()) {
+                copy_all(&entry.path(), &to.join(entry.file_name()))?;
+            }
+            Ok(())
+        })
+    });
+    copied.or_else(|error: io::Error| {
+        tracing::warn!(path = %from.display(), %error, "cannot copy the index, which is built again from the log");
+        files::if_there(fs::remove_dir_all(to))
+    })
+}
+
 /// Copies regular files and folders. A log has nothing else.
 fn copy_all(from: &Path, to: &Path) -> io::Result<()> {
     let kind = fs::symlink_metadata(from)?.file_type();
@@ -195,4 +219,46 @@ fn copy_all(from: &Path, to: &Path) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_index_that_cannot_be_copied_or_has_other_things_beside_it_is_no_reason_to_refuse() {
+        let parent = tempfile::tempdir().unwrap();
+        let (path, to) = (parent.path().join("other"), parent.path().join("to"));
+        drop(Store::open(&path, CACHE_BYTES).unwrap());
+        let index = path.join(INDEX);
+        // A file system of its own has a folder that only root may read.
+        fs::create_dir(index.join("lost+found")).unwrap();
+        let copy = |is_copied: bool| {
+            fs::create_dir(&to).unwrap();
+            let stopped = Stopped::hold(&path).unwrap();
+            drop(stopped.copy(&to).unwrap());
+            let copied = to.join(APPEND_COPY).join(INDEX);
+            assert!(copied.join("version").exists());
+            assert!(!copied.join("lost+found").exists(), "{is_copied}");
+            fs::remove_dir_all(&to).unwrap();
+        };
+        copy(true);
+        fs::remove_dir_all(&index).unwrap();
+        std::os::unix::fs::symlink(parent.path().join("nowhere"), &index).unwrap();
+        copy(false);
+    }
+
+    #[test]
+    fn an_index_without_room_is_not_said_to_be_a_damaged_directory() {
+        let error = not_opened(
+            Path::new("other"),
+            OpenError::Index {
+                path: "to/append.copy/index".into(),
+                problem: "no space left on device".into(),
+            },
+        );
+        let said = error.to_string();
+        assert!(said.contains("it needs room there"), "{said}");
+        assert!(!said.contains("damaged"), "{said}");
+    }
 }

@@ -393,13 +393,13 @@ impl Decisions<'_> {
 fn not_erased(error: ReadError) -> WriteError {
     match error {
         ReadError::Corrupt(problem) | ReadError::Io(problem) => WriteError::Corrupt(problem),
-        ReadError::Expired => WriteError::Failed(error.to_string()),
+        ReadError::Expired | ReadError::Index(_) => WriteError::Failed(error.to_string()),
     }
 }
 
 fn failed(error: ReadError) -> WriteError {
     match error {
         ReadError::Corrupt(problem) | ReadError::Io(problem) => WriteError::Failed(problem),
-        ReadError::Expired => WriteError::Failed(error.to_string()),
+        ReadError::Expired | ReadError::Index(_) => WriteError::Failed(error.to_string()),
     }
 }

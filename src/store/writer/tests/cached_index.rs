@@ -3,7 +3,11 @@
 use std::path::{Path, PathBuf};
 
 use super::*;
-use crate::store::{OpenError, ReadError, doubt, index::Index, layout::TaskEvent};
+use crate::store::{
+    OpenError, ReadError, doubt,
+    index::{Checkpoint, Index, Unsynced},
+    layout::TaskEvent,
+};
 
 /// What the index would name of a task with an event at a place.
 fn named_at(task: &str, place: u64) -> (TaskId, Vec<TaskEvent>) {
@@ -56,6 +60,21 @@ fn an_index_that_names_an_event_behind_the_log_is_built_again_before_a_place_is_
         let places: Vec<_> = events.iter().map(|event| event.sequence.0).collect();
         assert_eq!(places, [3], "as the log has it");
     }
+}
+
+#[test]
+fn an_erasure_that_meets_an_index_in_doubt_is_not_told_of_a_damaged_log() {
+    let mut stepped = Stepped::new();
+    stepped.receive("t1");
+    let changed = stepped.store.index.tasks.change([named_at("t1", 9)]);
+    changed.unwrap();
+    let erased = stepped.appender.erase(erasure_of("t1"));
+    stepped.step();
+    let answer = erased.blocking_recv().unwrap();
+    assert!(
+        matches!(&answer, Err(WriteError::Failed(problem)) if problem.contains("the index")),
+        "{answer:?}"
+    );
 }
 
 /// Appends an event that says something, received now.
@@ -341,6 +360,103 @@ fn an_index_behind_a_link_is_emptied_in_place_and_one_behind_a_broken_link_is_re
     std::fs::rename(elsewhere.path().join("away"), &target).unwrap();
     let stepped = Stepped::on(directory, machine);
     assert_eq!(known(&stepped, &["t1"]), expected);
+}
+
+#[test]
+fn an_index_is_not_emptied_if_there_is_anything_else_in_its_folder() {
+    let mut stepped = Stepped::new();
+    stepped.receive("t1");
+    let expected = known(&stepped, &["t1"]);
+    let (directory, machine) = ended(stepped);
+    let index = directory.path().join("index");
+    let files = || {
+        let entries = std::fs::read_dir(&index).unwrap();
+        let names = entries.map(|entry| entry.unwrap().file_name());
+        names.collect::<std::collections::BTreeSet<_>>()
+    };
+    std::fs::write(index.join("accounts.xls"), "").unwrap();
+    doubt::Doubt::of(directory.path()).write();
+    let before = files();
+    let refused = Store::open_by(machine.source(), directory.path(), 1 << 20);
+    let said = refused.unwrap_err().to_string();
+    assert!(
+        said.contains("accounts.xls") && said.contains(index.to_str().unwrap()),
+        "{said}"
+    );
+    assert_eq!(files(), before, "nothing is removed");
+
+    std::fs::remove_file(index.join("accounts.xls")).unwrap();
+    let stepped = Stepped::on(directory, machine);
+    assert_eq!(known(&stepped, &["t1"]), expected);
+}
+
+#[test]
+fn a_log_begins_beside_an_index_that_is_mounted_or_linked_and_empty() {
+    let directory = tempfile::tempdir().unwrap();
+    let elsewhere = tempfile::tempdir().unwrap();
+    std::fs::create_dir(elsewhere.path().join("lost+found")).unwrap();
+    let index = directory.path().join("index");
+    std::os::unix::fs::symlink(elsewhere.path(), &index).unwrap();
+    let mut stepped = Stepped::on(directory, Machine::right());
+    stepped.receive("t1");
+    assert!(elsewhere.path().join("keyspaces").exists());
+
+    // From then on it says that there is a log.
+    let (directory, machine) = ended(stepped);
+    for name in ["log", "acknowledged", "acknowledged.copy"] {
+        let path = directory.path().join(name);
+        if path.is_dir() {
+            std::fs::remove_dir_all(path).unwrap();
+        } else {
+            std::fs::remove_file(path).unwrap();
+        }
+    }
+    let refused = Store::open_by(machine.source(), directory.path(), 1 << 20);
+    assert!(
+        matches!(&refused, Err(OpenError::Corrupt { problem, .. }) if problem == "the log is lost"),
+        "{refused:?}"
+    );
+}
+
+#[test]
+fn an_index_that_has_all_of_the_log_is_kept_though_a_power_cut_took_back_the_segment_it_names() {
+    for lacks_a_commit in [false, true] {
+        let mut stepped = Stepped::new();
+        stepped.receive("t1");
+        if lacks_a_commit {
+            next_segment(&mut stepped);
+            stepped.store.checkpoint().unwrap();
+            stepped.receive("t2");
+        } else {
+            next_segment(&mut stepped);
+            stepped.store.checkpoint().unwrap();
+        }
+        let (directory, machine) = ended(stepped);
+        if lacks_a_commit {
+            // It names a segment that was never begun, and lacks the last commit.
+            let index = Index::open(directory.path(), 1 << 20).unwrap();
+            let said = index.checkpoint.unwrap();
+            let named = Checkpoint {
+                replay_from: 3,
+                ..said
+            };
+            index.sync(named, Unsynced::default()).unwrap();
+        } else {
+            change(&segment(directory.path(), 2), |bytes| bytes.fill(0));
+        }
+        // An index with this cannot be emptied.
+        let foreign = directory.path().join("index/foreign");
+        std::fs::write(&foreign, "").unwrap();
+        let opened = Store::open_by(machine.source(), directory.path(), 1 << 20);
+        assert_eq!(
+            matches!(opened, Err(OpenError::Foreign { .. })),
+            lacks_a_commit,
+            "{opened:?}"
+        );
+        if let Ok(store) = opened {
+            assert_eq!(store.head(), Sequence(1));
+        }
+    }
 }
 
 /// Two events in a segment that a start does not replay, and what says more behind them.
