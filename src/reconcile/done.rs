@@ -46,8 +46,12 @@ impl Loop {
             }
             Done::Tried { key, answer } => {
                 self.calls -= 1;
-                self.trying.remove(&key.name);
-                self.note_answer(&key, &answer);
+                let now = Instant::now();
+                self.limits.note(&key.name, &answer, now);
+                self.shared.parts.keys.tried(&key, &answer, now);
+                if matches!(answer, Answer::KeyRefused { .. }) {
+                    self.take_keys();
+                }
             }
             Done::Appended {
                 id,

@@ -3,16 +3,21 @@
 //! A task is visible only to the key that made it. An expectation may name its key; otherwise it is the first in the credentials file
 //! that is for the product, and that the vendor does not refuse. A refused key is not used until it changes. Asks nothing itself.
 
-use std::{collections::BTreeSet, mem, sync::Arc};
+use std::{collections::BTreeSet, mem, sync::Arc, time::Duration};
 
 use parking_lot::Mutex;
+use tokio::time::Instant;
 
-use super::vendor_api::Answer;
+use super::vendor_api::{Answer, Problem};
 use crate::{
     credentials::{Credentials, VendorKey},
     event::Product,
     metrics::Metrics,
 };
+
+/// From a trial that says nothing of its key to the next one: twice as long each time, up to the second.
+const TRIAL_PAUSE_MIN: Duration = Duration::from_secs(5);
+const TRIAL_PAUSE_MAX: Duration = Duration::from_secs(300);
 
 /// Why no key can ask about a task.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -32,8 +37,54 @@ pub enum NoKey {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum KeyState {
     Untried,
+    /// The vendor has answered a trial with something that says nothing of the key. It is used.
+    Unknown,
     Usable,
     Refused,
+}
+
+/// A key, and what is known of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct KnownKey {
+    key: Arc<VendorKey>,
+    state: KeyState,
+    /// A trial of it is under way.
+    is_tried: bool,
+    /// From its next trial that says nothing to the one after it.
+    trial_pause: Duration,
+    /// When it may be tried again; `None` for at once.
+    next_trial: Option<Instant>,
+}
+
+impl KnownKey {
+    fn new(key: Arc<VendorKey>) -> Self {
+        Self {
+            key,
+            state: KeyState::Untried,
+            is_tried: false,
+            trial_pause: TRIAL_PAUSE_MIN,
+            next_trial: None,
+        }
+    }
+
+    fn may_be_tried(&self, now: Instant) -> bool {
+        let is_time = self.next_trial.is_none_or(|at| at <= now);
+        self.state == KeyState::Untried && !self.is_tried && is_time
+    }
+
+    /// A trial said nothing of the key. The first time is worth a warning.
+    fn back_off(&mut self, answer: &Answer, now: Instant) {
+        if self.trial_pause == TRIAL_PAUSE_MIN {
+            tracing::warn!(
+                key = &*self.key.name,
+                answer = answer.word(),
+                "a trial of the key has no usable answer, so it is tried again, ever less often: look whether \
+                 reconcile.base_url can be reached"
+            );
+        }
+        self.next_trial = Some(now + self.trial_pause);
+        self.trial_pause = (2 * self.trial_pause).min(TRIAL_PAUSE_MAX);
+    }
 }
 
 /// The keys of the credentials file in force.
@@ -46,7 +97,7 @@ pub struct Keys {
 #[derive(Debug, Default)]
 struct Known {
     /// In the order of the file.
-    keys: Vec<(Arc<VendorKey>, KeyState)>,
+    keys: Vec<KnownKey>,
     /// The names that the metric has a series for.
     shown: BTreeSet<Arc<str>>,
 }
@@ -64,15 +115,15 @@ impl Keys {
     /// Returns true if anything differs.
     pub fn refresh(&self, credentials: &Credentials) -> bool {
         let mut known = self.known.lock();
-        let state_of = |new: &VendorKey| {
-            let same = known.keys.iter().find(|(old, _)| old.key == new.key);
-            same.map_or(KeyState::Untried, |(_, state)| *state)
-        };
-        let new: Vec<_> = credentials
-            .vendor_keys()
-            .map(|key| (state_of(&key), key))
-            .map(|(state, key)| (Arc::new(key), state))
-            .collect();
+        let new = credentials.vendor_keys().map(|key| {
+            let same = known.keys.iter().find(|old| old.key.key == key.key);
+            let key = Arc::new(key);
+            match same {
+                Some(old) => KnownKey { key, ..old.clone() },
+                None => KnownKey::new(key),
+            }
+        });
+        let new: Vec<_> = new.collect();
 
         let differs = known.keys != new;
         if differs {
@@ -94,11 +145,11 @@ impl Keys {
             key.products.allow(product.as_str()) && named.is_none_or(|named| *key.name == *named)
         };
         let mut refused = None;
-        for (key, state) in known.keys.iter().filter(|(key, _)| fits(key)) {
-            if *state != KeyState::Refused {
-                return Ok(Arc::clone(key));
+        for of in known.keys.iter().filter(|of| fits(&of.key)) {
+            if of.state != KeyState::Refused {
+                return Ok(Arc::clone(&of.key));
             }
-            refused.get_or_insert(&key.name);
+            refused.get_or_insert(&of.key.name);
         }
 
         Err(match (refused, named) {
@@ -111,11 +162,8 @@ impl Keys {
     /// The keys that the vendor does not refuse, as far as is known, in the order of the file.
     pub fn good(&self) -> Vec<Arc<VendorKey>> {
         let known = self.known.lock();
-        let good = known
-            .keys
-            .iter()
-            .filter(|(_, state)| *state != KeyState::Refused);
-        good.map(|(key, _)| Arc::clone(key)).collect()
+        let good = known.keys.iter().filter(|of| of.state != KeyState::Refused);
+        good.map(|of| Arc::clone(&of.key)).collect()
     }
 
     /// The key of this name, unless the vendor refuses it.
@@ -123,14 +171,45 @@ impl Keys {
         self.good().into_iter().find(|key| *key.name == *name)
     }
 
-    /// The keys of which nothing is known yet, in the order of the file.
-    pub fn untried(&self) -> Vec<Arc<VendorKey>> {
+    /// The keys to try now, in the order of the file.
+    pub fn to_try(&self, now: Instant) -> Vec<Arc<VendorKey>> {
         let known = self.known.lock();
-        let untried = known
-            .keys
-            .iter()
-            .filter(|(_, state)| *state == KeyState::Untried);
-        untried.map(|(key, _)| Arc::clone(key)).collect()
+        let to_try = known.keys.iter().filter(|of| of.may_be_tried(now));
+        to_try.map(|of| Arc::clone(&of.key)).collect()
+    }
+
+    /// A trial of `key` begins.
+    pub fn begin_trial(&self, key: &VendorKey) {
+        if let Some(of) = self.known.lock().of(key) {
+            of.is_tried = true;
+        }
+    }
+
+    /// Takes note of what the vendor has answered to a trial of `key`.
+    pub fn tried(&self, key: &VendorKey, answer: &Answer, now: Instant) {
+        self.note(key, answer);
+        let mut known = self.known.lock();
+        let Some(of) = known.of(key) else {
+            return;
+        };
+        of.is_tried = false;
+        if of.state != KeyState::Untried {
+            of.trial_pause = TRIAL_PAUSE_MIN;
+            return;
+        }
+
+        match answer {
+            Answer::Failed(Problem::Status(_) | Problem::Redirect(_) | Problem::TooLarge) => {
+                of.state = KeyState::Unknown;
+                tracing::warn!(
+                    key = &*of.key.name,
+                    answer = answer.word(),
+                    "the vendor's answer to a trial of the key says nothing of it, so it is used: look whether \
+                     reconcile.base_url is the vendor's API"
+                );
+            }
+            _ => of.back_off(answer, now),
+        }
     }
 
     /// Takes note of what the vendor has answered to a request with `key`. Says nothing of a key that has changed meanwhile.
@@ -142,16 +221,16 @@ impl Keys {
             Answer::Later { .. } | Answer::Failed(_) => return,
         };
         let mut known = self.known.lock();
-        let Some((of, before)) = known.keys.iter_mut().find(|(of, _)| of.key == key.key) else {
+        let Some(of) = known.of(key) else {
             return;
         };
         // An answer that was under way may come after a refusal, and does not lift it.
-        if *before == state || *before == KeyState::Refused {
+        if of.state == state || of.state == KeyState::Refused {
             return;
         }
 
-        *before = state;
-        let name = &*of.name;
+        of.state = state;
+        let name = &*of.key.name;
         match answer {
             Answer::KeyRefused { status } => tracing::warn!(
                 key = name,
@@ -166,14 +245,18 @@ impl Keys {
 }
 
 impl Known {
-    /// Has a series for each key that was tried, and for no other.
+    /// What is known of a key, by its secret.
+    fn of(&mut self, key: &VendorKey) -> Option<&mut KnownKey> {
+        self.keys.iter_mut().find(|of| of.key.key == key.key)
+    }
+
+    /// Has a series for each key that the vendor takes or refuses, and for no other.
     fn show(&mut self, metrics: &Metrics) {
         let gone = mem::take(&mut self.shown);
-        let tried = self
-            .keys
-            .iter()
-            .filter(|(_, state)| *state != KeyState::Untried);
-        for (key, state) in tried {
+        for KnownKey { key, state, .. } in &self.keys {
+            if matches!(state, KeyState::Untried | KeyState::Unknown) {
+                continue;
+            }
             metrics
                 .vendor_key_usable
                 .with_label_values(&[&*key.name])
@@ -194,7 +277,6 @@ mod tests {
     use bytes::Bytes;
 
     use super::*;
-    use crate::reconcile::vendor_api::Problem;
 
     const REFUSED: Answer = Answer::KeyRefused { status: 401 };
 
@@ -227,7 +309,7 @@ mod tests {
     }
 
     fn untried(keys: &Keys) -> Vec<String> {
-        let untried = keys.untried();
+        let untried = keys.to_try(Instant::now());
         untried.iter().map(|key| key.name.to_string()).collect()
     }
 
@@ -313,19 +395,62 @@ mod tests {
             (Answer::Failed(Problem::TimedOut), None),
         ] {
             let keys = keys(&[("a", "k1", "\"*\"")]);
-            keys.note(&keys.untried()[0], &answer);
+            keys.note(&keys.to_try(Instant::now())[0], &answer);
             let expected = usable.map(|usable| format!("{{key=\"a\"}} {}", u8::from(usable)));
             assert_eq!(shown(&keys), Vec::from_iter(expected), "{answer:?}");
-            assert_eq!(keys.untried().len(), usize::from(usable.is_none()));
+            assert_eq!(untried(&keys).len(), usize::from(usable.is_none()));
         }
     }
 
     #[test]
     fn a_removed_key_has_no_series() {
         let keys = keys(&[("a", "k1", "\"*\"")]);
-        keys.note(&keys.untried()[0], &Answer::NotFound);
+        keys.note(&keys.to_try(Instant::now())[0], &Answer::NotFound);
         assert_eq!(shown(&keys), ["{key=\"a\"} 1"]);
         assert!(keys.refresh(&Credentials::default()));
         assert!(shown(&keys).is_empty() && keys.is_empty());
+    }
+
+    #[test]
+    fn a_trial_that_says_nothing_is_repeated_ever_less_often() {
+        let keys = keys(&[("a", "k1", "\"*\"")]);
+        let mut now = Instant::now();
+        let answer = Answer::Failed(Problem::TimedOut);
+        for pause in [5, 10, 20, 40, 80, 160, 300, 300] {
+            let key = keys.to_try(now).remove(0);
+            keys.begin_trial(&key);
+            assert!(keys.to_try(now).is_empty(), "it is under way");
+            keys.tried(&key, &answer, now);
+            let next = now + Duration::from_secs(pause);
+            assert!(keys.to_try(next - Duration::from_nanos(1)).is_empty());
+            assert_eq!(keys.to_try(next).len(), 1, "after {pause} s");
+            now = next;
+        }
+
+        // Another secret is tried at once.
+        assert!(keys.refresh(&credentials(&[("a", "k2", "\"*\"")])));
+        assert_eq!(untried(&keys), ["a"]);
+    }
+
+    #[test]
+    fn an_odd_answer_to_a_trial_ends_it_and_the_key_is_used() {
+        for problem in [
+            Problem::Status(400),
+            Problem::Redirect(302),
+            Problem::TooLarge,
+        ] {
+            let keys = keys(&[("a", "k1", "\"*\"")]);
+            let key = keys.to_try(Instant::now()).remove(0);
+            keys.begin_trial(&key);
+            let now = Instant::now();
+            keys.tried(&key, &Answer::Failed(problem), now);
+            let much_later = now + 2 * TRIAL_PAUSE_MAX;
+            assert!(keys.to_try(much_later).is_empty());
+            assert!(shown(&keys).is_empty());
+            assert_eq!(chosen(&keys, "veo", None).unwrap(), "a");
+
+            keys.note(&key, &Answer::NotFound);
+            assert_eq!(shown(&keys), ["{key=\"a\"} 1"]);
+        }
     }
 }

@@ -4,11 +4,7 @@
 //! A step never waits: it begins futures ([`super::asking`]), and the loop wakes when one is done,
 //! when something is new, or when something is due.
 
-use std::{
-    collections::{HashMap, HashSet},
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
@@ -53,8 +49,6 @@ pub(super) struct Loop {
     pub(super) calls: usize,
     /// Events of late tasks that are on their way.
     pub(super) late: usize,
-    /// Keys that are being tried.
-    pub(super) trying: HashSet<Arc<str>>,
     /// The newest expectation that was taken.
     taken: u64,
     /// An outage whose lists are read when all expectations are taken.
@@ -101,7 +95,6 @@ impl Loop {
             in_flight: InFlight::new(),
             calls: 0,
             late: 0,
-            trying: HashSet::new(),
             taken: 0,
             outage: None,
             credentials,
@@ -304,11 +297,11 @@ impl Loop {
 
     /// Tries keys of which nothing is known.
     fn try_keys(&mut self) {
-        for key in self.shared.parts.keys.untried() {
-            let is_new = !self.trying.contains(&key.name);
-            if self.calls < CALLS_MAX && is_new && self.limits.take(&key.name, Instant::now()) {
+        let now = Instant::now();
+        for key in self.shared.parts.keys.to_try(now) {
+            if self.calls < CALLS_MAX && self.limits.take(&key.name, now) {
                 self.calls += 1;
-                self.trying.insert(Arc::clone(&key.name));
+                self.shared.parts.keys.begin_trial(&key);
                 self.in_flight
                     .push(Arc::clone(&self.shared.parts).try_key(key));
             }

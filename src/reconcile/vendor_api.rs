@@ -75,6 +75,19 @@ pub enum Answer {
     Failed(Problem),
 }
 
+impl Answer {
+    /// What it is, for people: nothing from its body.
+    pub(super) fn word(&self) -> String {
+        match self {
+            Self::Body { status, .. }
+            | Self::KeyRefused { status }
+            | Self::Later { status, .. } => status.to_string(),
+            Self::NotFound => "404".to_owned(),
+            Self::Failed(problem) => problem.to_string(),
+        }
+    }
+}
+
 /// Why there is no usable answer. The text has the next step, and neither the key nor anything from a body.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Problem {
