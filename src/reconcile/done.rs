@@ -78,7 +78,9 @@ impl Loop {
 
     /// Notes what an answer says of its key and of the host.
     fn note_answer(&mut self, key: &Key, answer: &Answer) {
-        self.limits.note(&key.name, answer, Instant::now());
+        let now = Instant::now();
+        self.presence.note(answer, now);
+        self.limits.note(&key.name, answer, now);
         self.shared.parts.keys.note(key, answer);
         if matches!(answer, Answer::KeyRefused { .. }) {
             self.take_keys();

@@ -231,8 +231,14 @@ impl Entry {
         self.late_at = if last_check.is_some_and(|at| at >= self.gives_up_at) {
             now
         } else {
-            self.gives_up_at.saturating_add(LATE_GRACE)
+            self.gives_up_at.max(now).saturating_add(LATE_GRACE)
         };
+    }
+
+    /// Whether it was checked since its next overdue event is due.
+    pub(super) fn is_checked_late(&self) -> bool {
+        let last_check = self.checked.at_micros;
+        last_check.is_some_and(|at| at >= self.late_by())
     }
 
     /// It, as its lane knows it.

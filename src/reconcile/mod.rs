@@ -21,6 +21,7 @@ pub mod vendor_api;
 mod breaker;
 mod budget;
 mod limits;
+mod presence;
 
 mod waiting;
 mod walk;
@@ -32,6 +33,7 @@ mod asking;
 mod handle;
 mod run;
 mod done;
+mod late;
 
 pub use asked::Asked;
 pub(crate) use asking::Parts;

@@ -17,7 +17,8 @@ use super::{
     lanes::{Id, Picked},
     limits::Limits,
     outage::{NOTED_EVERY, Outage},
-    schedule::{Expected, Late, Schedule, TaskKey, Why},
+    presence::Presence,
+    schedule::{Expected, Schedule, TaskKey, Why},
     vendor_api::REQUESTS_MAX,
     walks::Walks,
 };
@@ -31,7 +32,7 @@ use crate::{
 /// Calls of the vendor at once: the same as its client has places for.
 const CALLS_MAX: usize = REQUESTS_MAX;
 /// Events of late tasks that are on their way into the log at once: callbacks go before them.
-const LATE_MAX: usize = 64;
+pub(super) const LATE_MAX: usize = 64;
 /// New expectations taken in one step.
 const TAKEN_MAX: usize = 512;
 /// The loop looks at least so often: for keys that have changed, and so that the metrics are fresh.
@@ -49,6 +50,8 @@ pub(super) struct Loop {
     pub(super) calls: usize,
     /// Events of late tasks that are on their way.
     pub(super) late: usize,
+    /// Whether the broker and the vendor are there.
+    pub(super) presence: Presence,
     /// The newest expectation that was taken.
     taken: u64,
     /// An outage whose lists are read when all expectations are taken.
@@ -95,6 +98,7 @@ impl Loop {
             in_flight: InFlight::new(),
             calls: 0,
             late: 0,
+            presence: Presence::default(),
             taken: 0,
             outage: None,
             credentials,
@@ -120,6 +124,7 @@ impl Loop {
 
     /// Does all that can be done now; returns when there is more.
     fn step(&mut self) -> Instant {
+        self.notice_absence();
         self.notice_new_keys();
         let has_all = self.take_stored();
         self.take_waits();
@@ -250,49 +255,6 @@ impl Loop {
             let parts = Arc::clone(&self.shared.parts);
             self.in_flight.push(parts.look_up(unsure));
         }
-    }
-
-    /// Begins to append events of tasks that are late.
-    fn note_late(&mut self) {
-        while self.late < LATE_MAX {
-            let now = self.now();
-            let next = {
-                let mut schedule = self.shared.schedule.lock();
-                let late = schedule.next_late(now);
-                late.map(|late| {
-                    let is_stored = schedule.task(late.id).is_some_and(|(_, stored)| stored);
-                    (late, is_stored)
-                })
-            };
-            let Some((late, is_stored)) = next else {
-                return;
-            };
-            self.note_late_one(late, is_stored, now);
-        }
-    }
-
-    fn note_late_one(&mut self, late: Late, is_stored: bool, now: i64) {
-        let parts = &self.shared.parts;
-        let is_open = |task: &TaskKey| {
-            parts
-                .store
-                .expectation(&task.product, &task.task_id)
-                .is_some()
-        };
-        if is_stored && !is_open(&late.task) {
-            let mut schedule = self.shared.schedule.lock();
-            schedule.not_noted(&late, now);
-            schedule.no_longer_stored(late.id);
-            return;
-        }
-
-        let Some(subject) = parts.subject(&late.task) else {
-            self.shared.schedule.lock().settled(late.id);
-            return;
-        };
-        self.late += 1;
-        self.in_flight
-            .push(Arc::clone(parts).note_late(late, is_stored, subject));
     }
 
     /// Tries keys of which nothing is known.

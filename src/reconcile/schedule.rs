@@ -5,7 +5,8 @@
 //! 5 minutes. A task that a check has not settled after its deadline is overdue, and some hours
 //! later it is given up: each is an event, once. Where no check comes about, because the key is
 //! refused or spent, or the vendor is down, that event waits for 2 minutes and is then appended
-//! without one.
+//! without one. A task is not given up without a check while the vendor answers and a key is good.
+//! A broker that was away first has these 2 minutes for checks.
 //!
 //! Each operation costs O(log n) for each task that it concerns. What the schedule holds is bounded
 //! by what is expected: expectations that have ended are removed as new ones come, four times as fast
@@ -23,7 +24,7 @@ use fastrand::Rng;
 pub use super::entry::Checked;
 pub(super) use super::entry::{Answered, Expected, Follows, Late, TaskKey, Why};
 use super::{
-    entry::{EMPTY_CHECKS_MAX, Entry, State, micros},
+    entry::{EMPTY_CHECKS_MAX, Entry, LATE_GRACE, State, micros},
     lanes::{Id, Lanes, Picked},
 };
 use crate::event::Product;
@@ -56,6 +57,8 @@ pub(super) struct Schedule {
     late: BTreeSet<(i64, Id)>,
     /// Entries that are overdue.
     overdue: usize,
+    /// Since when the broker has been able to check.
+    there_since: i64,
     /// The task that was looked at last.
     swept: Id,
 }
@@ -74,6 +77,7 @@ impl Schedule {
             lanes: Lanes::default(),
             late: BTreeSet::new(),
             overdue: 0,
+            there_since: i64::MIN,
             swept: 0,
         }
     }
@@ -241,15 +245,32 @@ impl Schedule {
         self.change(id, |entry| entry.state = State::Sleeping { until });
     }
 
-    /// The next event of a task that is late now. It is on its way until it is noted.
-    pub(super) fn next_late(&mut self, now: i64) -> Option<Late> {
-        loop {
+    /// Notes that the broker was away until now: nothing was checked meanwhile.
+    pub(super) fn back(&mut self, now: i64) {
+        self.there_since = now;
+    }
+
+    /// The next event of a task that is late now. It is on its way until it is noted. `is_asked`: whether tasks are checked with a
+    /// key, sooner or later.
+    pub(super) fn next_late(&mut self, now: i64, is_asked: impl Fn(&str) -> bool) -> Option<Late> {
+        let first_checks_end = self.there_since.saturating_add(LATE_GRACE);
+        for _ in 0..WOKEN_MAX {
             let (_, id) = self.late.first().copied().filter(|(at, _)| *at <= now)?;
             let mut late = None;
             self.change(id, |entry| {
                 if matches!(entry.state, State::Busy { .. }) {
                     entry.late_at = now.saturating_add(AGAIN); // its answer may settle it
                     return;
+                }
+                if !entry.is_checked_late() {
+                    if now < first_checks_end {
+                        entry.late_at = first_checks_end;
+                        return;
+                    }
+                    if entry.is_overdue && entry.key.as_deref().is_some_and(&is_asked) {
+                        entry.late_at = now.saturating_add(LATE_GRACE); // the check is still to come
+                        return;
+                    }
                 }
                 entry.is_noting = true;
                 late = Some(Late {
@@ -265,6 +286,7 @@ impl Schedule {
                 return late;
             }
         }
+        None // the next step goes on
     }
 
     /// The event of a late task is in the log. A task that was given up is forgotten.

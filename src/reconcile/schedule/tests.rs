@@ -143,7 +143,7 @@ fn a_task_is_overdue_once_and_given_up_once_each_after_a_check() {
         if let Some(id) = next_one(&mut schedule, now) {
             schedule.unsettled(id, not_yet(), now);
         }
-        while let Some(late) = schedule.next_late(now) {
+        while let Some(late) = schedule.next_late(now, |_| false) {
             schedule.noted(&late, now);
             events.push((now, late.gave_up, late.checked.count));
         }
@@ -171,11 +171,15 @@ fn what_cannot_be_checked_is_overdue_and_given_up_without_a_check() {
     let deadlines = [MINUTE, MINUTE + 6 * HOUR];
     for (at, gave_up) in deadlines.into_iter().zip([false, true]) {
         assert_eq!(next_one(&mut schedule, at + LATE_GRACE), None);
-        assert_eq!(schedule.next_late(at + LATE_GRACE - 1), None);
+        assert_eq!(schedule.next_late(at + LATE_GRACE - 1, |_| false), None);
 
-        let late = schedule.next_late(at + LATE_GRACE).unwrap();
+        let late = schedule.next_late(at + LATE_GRACE, |_| false).unwrap();
         assert_eq!((late.gave_up, late.checked.count), (gave_up, 0));
-        assert_eq!(schedule.next_late(at + HOUR), None, "it is on its way");
+        assert_eq!(
+            schedule.next_late(at + HOUR, |_| false),
+            None,
+            "it is on its way"
+        );
         schedule.noted(&late, at + LATE_GRACE);
     }
     assert_eq!(schedule.len(), 0);
@@ -185,10 +189,10 @@ fn what_cannot_be_checked_is_overdue_and_given_up_without_a_check() {
 fn an_event_that_could_not_be_appended_is_tried_again() {
     let mut schedule = schedule();
     schedule.expect(stored(&task("veo", "t"), 0));
-    let late = schedule.next_late(LATE_GRACE).unwrap();
+    let late = schedule.next_late(LATE_GRACE, |_| false).unwrap();
     schedule.not_noted(&late, LATE_GRACE);
-    assert_eq!(schedule.next_late(LATE_GRACE + AGAIN - 1), None);
-    let again = schedule.next_late(LATE_GRACE + AGAIN).unwrap();
+    assert_eq!(schedule.next_late(LATE_GRACE + AGAIN - 1, |_| false), None);
+    let again = schedule.next_late(LATE_GRACE + AGAIN, |_| false).unwrap();
     assert!(!again.gave_up);
 }
 
@@ -197,9 +201,9 @@ fn no_event_says_that_a_task_is_late_while_an_answer_is_on_its_way() {
     let mut schedule = schedule();
     schedule.expect(stored(&task("veo", "t"), 0));
     let id = next_one(&mut schedule, LATE_GRACE).unwrap();
-    assert_eq!(schedule.next_late(LATE_GRACE), None);
+    assert_eq!(schedule.next_late(LATE_GRACE, |_| false), None);
     schedule.settled(id);
-    assert_eq!(schedule.next_late(HOUR), None);
+    assert_eq!(schedule.next_late(HOUR, |_| false), None);
 }
 
 #[test]
@@ -210,12 +214,64 @@ fn after_a_restart_beyond_the_end_a_task_is_checked_before_it_is_given_up() {
         ..stored(&task("veo", "t"), MINUTE)
     });
     let now = MINUTE + 6 * HOUR + 1;
-    assert_eq!(schedule.next_late(now), None);
+    assert_eq!(schedule.next_late(now, |_| false), None);
     let id = next_one(&mut schedule, now).unwrap();
     schedule.unsettled(id, not_yet(), now);
-    let late = schedule.next_late(now).unwrap();
+    let late = schedule.next_late(now, |_| false).unwrap();
     assert!(late.gave_up);
     assert_eq!(late.checked.count, 1);
+}
+
+#[test]
+fn after_an_outage_longer_than_that_a_task_is_checked_before_it_is_overdue_or_given_up() {
+    let late_start = MINUTE + 7 * HOUR;
+    for is_overdue in [false, true] {
+        let mut schedule = schedule();
+        schedule.expect(Expected {
+            is_overdue,
+            ..stored(&task("veo", "t"), MINUTE)
+        });
+        schedule.back(late_start);
+        assert_eq!(schedule.next_late(late_start, |_| true), None);
+        let end = late_start + LATE_GRACE;
+        assert_eq!(schedule.next_late(end - 1, |_| true), None);
+
+        let mut now = end;
+        if !is_overdue {
+            let late = schedule.next_late(now, |_| true).unwrap();
+            assert!(!late.gave_up);
+            schedule.noted(&late, now);
+            assert_eq!(schedule.next_late(now + LATE_GRACE - 1, |_| false), None);
+            now += LATE_GRACE;
+        }
+        for _ in 0..100 {
+            assert_eq!(
+                schedule.next_late(now, |_| true),
+                None,
+                "a check comes first"
+            );
+            now = schedule.next_at().unwrap().max(now + 1);
+        }
+        schedule.assert_in_step();
+
+        let id = next_one(&mut schedule, now).unwrap();
+        schedule.unsettled(id, not_yet(), now);
+        let late = schedule.next_late(now, |_| true).unwrap();
+        assert_eq!((late.gave_up, late.checked.count), (true, 1));
+    }
+}
+
+#[test]
+fn a_task_with_a_silent_vendor_is_given_up_without_a_check() {
+    let mut schedule = schedule();
+    schedule.expect(Expected {
+        is_overdue: true,
+        ..stored(&task("veo", "t"), 0)
+    });
+    let late = schedule
+        .next_late(6 * HOUR + LATE_GRACE, |_| false)
+        .unwrap();
+    assert_eq!((late.gave_up, late.checked.count), (true, 0));
 }
 
 #[test]
@@ -456,11 +512,13 @@ impl Model {
     }
 
     fn late(&mut self, is_appended: bool) {
-        let Some(late) = self.schedule.next_late(self.now) else {
+        let Some(late) = self.schedule.next_late(self.now, |_| true) else {
             return;
         };
         assert!(late.deadline <= self.now);
         assert_eq!(late.gave_up, self.overdue.contains(&late.id), "each once");
+        let has_key = self.schedule.entries[&late.id].key.is_some();
+        assert!(!late.gave_up || !has_key || late.checked.count > 0);
         if is_appended {
             self.schedule.noted(&late, self.now);
             self.overdue.insert(late.id);
