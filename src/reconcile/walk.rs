@@ -10,6 +10,8 @@
 pub(super) const PAGE: u64 = 100;
 /// Most pages of a list whose tasks do not say when they were created: nothing tells where to end.
 const TIMELESS_PAGES_MAX: u32 = 10;
+/// Behind so many tasks no walk looks: a vendor that shows more may be showing the same page at every offset.
+const OFFSET_MAX: u64 = 1_000_000;
 
 /// See the module's description.
 #[derive(Clone, Debug)]
@@ -63,17 +65,22 @@ impl Walk {
         if self.calls_left == 0 {
             return None;
         }
-        match self.at {
-            At::First => Some(0),
-            At::Forward { offset, .. } => Some(offset),
-            At::Doubling { old, step } => Some(old + step),
-            At::Halving { old, new } => Some(middle(old, new)),
-            At::End => None,
-        }
+        let offset = match self.at {
+            At::First => 0,
+            At::Forward { offset, .. } => offset,
+            At::Doubling { old, step } => old + step,
+            At::Halving { old, new } => middle(old, new),
+            At::End => return None,
+        };
+        (offset <= OFFSET_MAX).then_some(offset)
     }
 
-    /// Notes the page at that offset: how many tasks it has, and when they were created, of those that say so.
+    /// Notes the page at that offset: how many tasks it has, and when they were created, of those that say so. A walk that has ended
+    /// stays where it is.
     pub(super) fn note(&mut self, count: usize, created: &[i64]) {
+        if self.offset().is_none() {
+            return;
+        }
         self.calls_left = self.calls_left.saturating_sub(1);
         let count = count as u64;
         let is_last = count < PAGE;
@@ -210,6 +217,20 @@ mod tests {
             calls += 1;
         }
         assert_eq!(calls, TIMELESS_PAGES_MAX);
+    }
+
+    #[test]
+    fn a_vendor_that_shows_the_same_old_page_at_every_offset_is_left_after_a_million_tasks() {
+        let page = rising(100);
+        let (mut walk, mut calls) = (Walk::new(1_000, u32::MAX), 0);
+        while let Some(offset) = walk.offset() {
+            assert!(offset <= OFFSET_MAX);
+            walk.note(page.len(), &page);
+            calls += 1;
+        }
+        assert!((10..20).contains(&calls), "{calls}");
+        walk.note(usize::MAX, &page);
+        assert_eq!(walk.offset(), None);
     }
 
     #[test]
