@@ -111,12 +111,9 @@ pub(crate) fn replace_private(directory: &Path, name: &str, bytes: &[u8]) -> io:
         .mode(0o700)
         .create(directory)?;
     let new = directory.join(format!("{name}.new"));
-    let mut file = File::options()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o600)
-        .open(&new)?;
+    let mut options = File::options();
+    options.write(true).create(true).truncate(true).mode(0o600);
+    let mut file = open_regular(&new, &mut options, OFlags::empty())?;
     file.write_all(bytes)?;
     file.sync_all()?;
     fs::rename(new, directory.join(name))

@@ -2,12 +2,15 @@
 //! so that a start knows how long it was away. It only informs: without it, nothing is known of an
 //! outage.
 
-use std::{fs, io};
+use std::io;
 
 use serde::{Deserialize, Serialize};
 
 use super::{Store, directory::LAST_THERE as FILE};
 use crate::files;
+
+/// Far more than the file has.
+const BYTES_MAX: u64 = 4_096;
 
 /// What the file says.
 #[derive(Debug, Serialize, Deserialize)]
@@ -28,7 +31,7 @@ impl Store {
 
     /// When a broker was last there, by the log's clock in microseconds since 1970; `None` if nothing tells.
     pub fn last_there(&self) -> Option<i64> {
-        let bytes = fs::read(self.path.join(FILE)).ok()?;
+        let bytes = files::read(&self.path.join(FILE), BYTES_MAX).ok()?;
         let there: LastThere = serde_json::from_slice(&bytes).ok()?;
         // One of another log was copied there, or the log was restored.
         (there.epoch == self.epoch.to_string()).then_some(there.at_micros)
