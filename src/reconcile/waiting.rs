@@ -45,8 +45,32 @@ struct Waited {
     clients: usize,
     /// When the task is forgotten, while no client waits.
     leaves: Option<(Instant, u64)>,
-    /// Those that the clients are bound to, if all are bound to the same.
-    labels: Option<Arc<Labels>>,
+    bound: Bound,
+}
+
+/// What the clients that wait for a task are bound to.
+#[derive(Debug)]
+enum Bound {
+    /// None is bound.
+    None,
+    /// All that are bound are bound to these labels.
+    Alike(Arc<Labels>),
+    /// To different ones: a label of one tenant must not show the event to another.
+    Different,
+}
+
+impl Bound {
+    /// One more client waits. One that is not bound sees the event whatever it carries.
+    fn join(&mut self, labels: Option<&Arc<Labels>>) {
+        let Some(labels) = labels else {
+            return;
+        };
+        match self {
+            Self::None => *self = Self::Alike(Arc::clone(labels)),
+            Self::Alike(known) if known != labels => *self = Self::Different,
+            Self::Alike(_) | Self::Different => {}
+        }
+    }
 }
 
 /// One client's wait for some tasks. They are not waited for any more when it is dropped.
@@ -104,12 +128,15 @@ impl Waiting {
         state.leaving.first_key_value().map(|((at, _), _)| *at)
     }
 
-    /// The labels that a recovered event of a task carries: those that the clients which wait for it are bound to. `None` if nobody
-    /// waits for it.
+    /// The labels that a recovered event of a task carries: those that the clients which wait for it are bound to, unless two are
+    /// bound to different ones. `None` if nobody waits for it.
     pub(super) fn labels(&self, task: &TaskKey) -> Option<Labels> {
         let state = self.state.lock();
         let waited = state.tasks.get(task)?;
-        Some(waited.labels.as_deref().cloned().unwrap_or_default())
+        Some(match &waited.bound {
+            Bound::Alike(labels) => Labels::clone(labels),
+            Bound::None | Bound::Different => Labels::new(),
+        })
     }
 
     /// How many tasks are waited for.
@@ -123,9 +150,7 @@ impl State {
     fn enter(&mut self, task: &TaskKey, labels: Option<&Arc<Labels>>) -> bool {
         if let Some(waited) = self.tasks.get_mut(task) {
             waited.clients += 1;
-            if waited.labels.as_ref() != labels {
-                waited.labels = None; // a label of one tenant must not show the event to another
-            }
+            waited.bound.join(labels);
             if let Some(leaves) = waited.leaves.take() {
                 self.leaving.remove(&leaves);
             }
@@ -135,11 +160,12 @@ impl State {
         if self.tasks.len() >= WAITED_FOR_MAX {
             return false;
         }
-        let waited = Waited {
+        let mut waited = Waited {
             clients: 1,
             leaves: None,
-            labels: labels.cloned(),
+            bound: Bound::None,
         };
+        waited.bound.join(labels);
         self.tasks.insert(task.clone(), waited);
         self.begun.push_back(task.clone());
         true
@@ -270,12 +296,15 @@ mod tests {
     }
 
     #[test]
-    fn a_recovered_event_has_labels_only_if_all_clients_are_bound_to_the_same() {
+    fn a_recovered_event_has_the_labels_that_all_bound_clients_are_bound_to() {
         let waiting = Arc::new(Waiting::default());
         let of = |labels: Option<&Arc<Labels>>| waiting.wait(&veo(), [&id("t")], labels);
         let (a, b) = (labels("a"), labels("b"));
+        let _operator = of(None);
+        assert_eq!(waiting.labels(&task("t")), Some(Labels::new()));
         let _first = of(Some(&a));
         let _second = of(Some(&a));
+        let _another_operator = of(None);
         assert_eq!(waiting.labels(&task("t")), Some(Labels::clone(&a)));
         let _other = of(Some(&b));
         assert_eq!(waiting.labels(&task("t")), Some(Labels::new()));

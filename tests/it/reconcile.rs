@@ -1,6 +1,9 @@
 //! Lost callbacks: a broker that expects tasks asks the vendor's status API for those that are late, and every task ends in an answer.
 
-use std::time::{Duration, Instant};
+use std::{
+    fs,
+    time::{Duration, Instant},
+};
 
 use blobcast::{
     simulator::server::{
@@ -12,6 +15,7 @@ use blobcast::{
     },
 };
 use jiff::Timestamp;
+use rustix::fs::{CWD, FileType, Mode, mknodat};
 use tokio::net::TcpListener;
 
 use crate::support::{
@@ -188,6 +192,30 @@ async fn waiting_is_expecting() {
     let event = sub.next_event().await;
     assert_eq!(event.task_id, "streamed");
     assert!(is_recovered(&event));
+}
+
+#[tokio::test]
+async fn a_stream_by_labels_has_no_task_checked() {
+    let case = Case::new().await;
+    let server = case.options().start().await;
+    case.has("veo", "labelled", State::Completed);
+    case.has("veo", "later", State::Completed);
+
+    let _sub = server
+        .subscribe(SubscribeRequest {
+            filter: Some(Filter {
+                task_ids: vec!["labelled".to_owned()],
+                products: vec!["veo".to_owned()],
+                labels: [("team".to_owned(), "ads".to_owned())].into(),
+                ..Filter::default()
+            }),
+            ..SubscribeRequest::default()
+        })
+        .await;
+    // Its deadline is behind that of the other.
+    let waited = wait_task(&server, "veo", "later", 30).await;
+    assert!(is_recovered(&waited.event.unwrap()));
+    assert_eq!(case.checks_of("labelled"), 0);
 }
 
 #[tokio::test]
@@ -561,6 +589,26 @@ async fn five_hundred_tasks_that_ended_in_an_outage_are_there_once_after_a_few_c
     let done = "blobcast_expectations{state=\"waiting\"}";
     until("all to end", async || server.metric(done).await == 0.0).await;
     assert_eq!(server.log_of_events().await.len(), ids.len());
+}
+
+#[tokio::test]
+async fn a_note_of_the_time_that_cannot_be_read_stops_nothing() {
+    let case = Case::new().await;
+    let mut server = case.options().start().await;
+    case.has("veo", "lost", State::Completed);
+    server.terminate().await;
+
+    let data = server.data_dir();
+    let note = data.join("last-there.json");
+    fs::remove_file(&note).unwrap();
+    for path in [note, data.join("last-there.json.new")] {
+        mknodat(CWD, &path, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
+    }
+    server.restart().await;
+    let waited = wait_task(&server, "veo", "lost", 30).await;
+    assert!(is_recovered(&waited.event.unwrap()));
+    server.logged("cannot note the time", 1).await;
+    assert!(server.terminate().await.success());
 }
 
 #[tokio::test]
