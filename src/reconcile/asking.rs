@@ -4,6 +4,7 @@
 use std::{collections::HashSet, sync::Arc};
 
 use jiff::Timestamp;
+use tokio::time::Instant;
 
 use super::{
     Asked,
@@ -45,6 +46,13 @@ pub(crate) struct Parts {
     pub log: Sampler,
 }
 
+/// A call of the vendor.
+#[derive(Debug)]
+pub(super) struct Call {
+    pub key: Arc<VendorKey>,
+    pub began: Instant,
+}
+
 /// What became of a step.
 pub(super) enum Done {
     /// It is known of each task whether the log has its end.
@@ -53,17 +61,17 @@ pub(super) enum Done {
     Answered {
         id: Id,
         task: TaskKey,
-        key: Arc<VendorKey>,
+        call: Call,
         answer: Answer,
     },
     /// The vendor has answered with a page of a list.
     Paged {
         page: Page,
-        key: Arc<VendorKey>,
+        call: Call,
         answer: Answer,
     },
     /// A key was tried.
-    Tried { key: Arc<VendorKey>, answer: Answer },
+    Tried { call: Call, answer: Answer },
     /// The end of a task was appended, or could not be.
     Appended {
         /// `None` if the task is not in the schedule.
@@ -126,29 +134,32 @@ impl Parts {
     }
 
     /// Asks for a task.
-    pub(super) async fn ask(self: Arc<Self>, id: Id, task: TaskKey, key: Arc<VendorKey>) -> Done {
+    pub(super) async fn ask(self: Arc<Self>, id: Id, task: TaskKey, call: Call) -> Done {
         let answer = self
             .api
-            .status(&task.product, &task.task_id, &key.key)
+            .status(&task.product, &task.task_id, &call.key.key)
             .await;
         Done::Answered {
             id,
             task,
-            key,
+            call,
             answer,
         }
     }
 
     /// Asks for a page of a list.
-    pub(super) async fn page(self: Arc<Self>, page: Page, key: Arc<VendorKey>) -> Done {
-        let answer = self.api.list(&page.product, &key.key, page.offset).await;
-        Done::Paged { page, key, answer }
+    pub(super) async fn page(self: Arc<Self>, page: Page, call: Call) -> Done {
+        let answer = self
+            .api
+            .list(&page.product, &call.key.key, page.offset)
+            .await;
+        Done::Paged { page, call, answer }
     }
 
     /// Tries a key.
-    pub(super) async fn try_key(self: Arc<Self>, key: Arc<VendorKey>) -> Done {
-        let answer = self.api.try_key(&key).await;
-        Done::Tried { key, answer }
+    pub(super) async fn try_key(self: Arc<Self>, call: Call) -> Done {
+        let answer = self.api.try_key(&call.key).await;
+        Done::Tried { call, answer }
     }
 
     /// Appends the end of a task.

@@ -6,7 +6,7 @@ use tokio::time::Instant;
 
 use super::{
     answer::{List, Listed, Understood, understand},
-    asking::Done,
+    asking::{Call, Done},
     lanes::Id,
     run::{Key, Loop},
     schedule::{Answered, Follows, TaskKey},
@@ -32,26 +32,21 @@ impl Loop {
             Done::Answered {
                 id,
                 task,
-                key,
+                call,
                 answer,
             } => {
                 self.calls -= 1;
-                self.note_answer(&key, &answer);
-                self.answered(id, &task, &key, answer);
+                self.note_answer(&call, &answer);
+                self.answered(id, &task, &call.key, answer);
             }
-            Done::Paged { page, key, answer } => {
+            Done::Paged { page, call, answer } => {
                 self.calls -= 1;
-                self.note_answer(&key, &answer);
-                self.paged(&page, &key, &answer);
+                self.note_answer(&call, &answer);
+                self.paged(&page, &call.key, &answer);
             }
-            Done::Tried { key, answer } => {
+            Done::Tried { call, answer } => {
                 self.calls -= 1;
-                let now = Instant::now();
-                self.limits.note(&key.name, &answer, now);
-                self.shared.parts.keys.tried(&key, &answer, now);
-                if matches!(answer, Answer::KeyRefused { .. }) {
-                    self.take_keys();
-                }
+                self.note_trial(&call, &answer);
             }
             Done::Appended {
                 id,
@@ -77,14 +72,27 @@ impl Loop {
     }
 
     /// Notes what an answer says of its key and of the host.
-    fn note_answer(&mut self, key: &Key, answer: &Answer) {
-        let now = Instant::now();
-        self.presence.note(answer, now);
-        self.limits.note(&key.name, answer, now);
-        self.shared.parts.keys.note(key, answer);
+    fn note_answer(&mut self, call: &Call, answer: &Answer) {
+        self.note_call(call, answer, Instant::now());
+        self.shared.parts.keys.note(&call.key, answer);
         if matches!(answer, Answer::KeyRefused { .. }) {
             self.take_keys();
         }
+    }
+
+    /// Notes what the answer to a trial says of its key and of the host.
+    fn note_trial(&mut self, call: &Call, answer: &Answer) {
+        let now = Instant::now();
+        self.note_call(call, answer, now);
+        self.shared.parts.keys.tried(&call.key, answer, now);
+        if matches!(answer, Answer::KeyRefused { .. }) {
+            self.take_keys();
+        }
+    }
+
+    fn note_call(&mut self, call: &Call, answer: &Answer, now: Instant) {
+        self.presence.note(answer, now);
+        self.limits.note(&call.key, answer, call.began, now);
     }
 
     /// Notes the answer for a task.

@@ -13,6 +13,7 @@ use super::{
     budget::Budget,
     vendor_api::{Answer, Problem},
 };
+use crate::credentials::{ApiKey, VendorKey};
 
 /// So many failures of the host in a row stop everything: one may be by chance.
 const HOST_FAILURES_MAX: u32 = 3;
@@ -30,6 +31,7 @@ pub(super) struct Limits {
 
 #[derive(Debug)]
 struct Key {
+    secret: ApiKey,
     budget: Budget,
     breaker: Breaker,
 }
@@ -44,18 +46,20 @@ impl Limits {
         }
     }
 
-    /// Keeps these keys and no other; returns the names of those that are gone. New ones have nothing to spend yet.
-    pub(super) fn set_keys(&mut self, names: Vec<Arc<str>>, now: Instant) -> Vec<Arc<str>> {
+    /// Keeps these keys and no other; returns the names of those that are gone. New ones have nothing to spend yet; nor have those
+    /// with another secret, which may have been spent under another name.
+    pub(super) fn set_keys(&mut self, keys: &[Arc<VendorKey>], now: Instant) -> Vec<Arc<str>> {
         let mut before = std::mem::take(&mut self.keys);
-        let new = || Key {
-            budget: Budget::new(self.per_minute_max, now),
-            breaker: Breaker::new(KEY_FAILURES_MAX),
-        };
-        let keys = names.into_iter().map(|name| {
-            let key = before.remove(&name).unwrap_or_else(new);
-            (name, key)
-        });
-        self.keys = keys.collect();
+        for new in keys {
+            let old = before.remove(&new.name);
+            let kept = old.filter(|old| old.secret == new.key);
+            let key = kept.unwrap_or_else(|| Key {
+                secret: new.key.clone(),
+                budget: Budget::new(self.per_minute_max, now),
+                breaker: Breaker::new(KEY_FAILURES_MAX),
+            });
+            self.keys.insert(Arc::clone(&new.name), key);
+        }
         before.into_keys().collect()
     }
 
@@ -81,32 +85,43 @@ impl Limits {
         key.budget.take(now)
     }
 
-    /// Notes what the vendor has answered to a key.
-    pub(super) fn note(&mut self, name: &str, answer: &Answer, now: Instant) {
-        let key = self.keys.get_mut(name).map(|key| &mut key.breaker);
+    /// Notes what the vendor has answered to a call with a key, which began then.
+    pub(super) fn note(&mut self, key: &VendorKey, answer: &Answer, began: Instant, now: Instant) {
+        let host = &mut self.host;
         match answer {
             Answer::Later {
                 status: TOO_MANY_REQUESTS,
-                retry_after,
-            } => {
-                self.host.succeeded();
-                if let Some(key) = key {
-                    key.failed(*retry_after, now);
-                }
-                return;
-            }
-            Answer::Later { retry_after, .. } => self.host.failed(*retry_after, now),
-            Answer::Failed(Problem::Broken(_) | Problem::TimedOut) => self.host.failed(None, now),
+                ..
+            } => host.succeeded(began),
+            Answer::Later { retry_after, .. } => host.failed(*retry_after, began, now),
+            Answer::Failed(Problem::Broken(_) | Problem::TimedOut) => host.failed(None, began, now),
+            // The vendor was not asked.
+            Answer::Failed(Problem::NoPath(_) | Problem::NoList(_)) => host.says_nothing(began),
             // An answer that cannot be used may be about one task: it must not stop the others.
             Answer::Failed(_)
             | Answer::Body { .. }
             | Answer::NotFound
-            | Answer::KeyRefused { .. } => {
-                self.host.succeeded();
-            }
+            | Answer::KeyRefused { .. } => host.succeeded(began),
         }
-        if let Some(key) = key {
-            key.succeeded();
+
+        let known = self.keys.get_mut(&key.name);
+        let Some(known) = known.filter(|known| known.secret == key.key) else {
+            return;
+        };
+        match answer {
+            Answer::Later {
+                status: TOO_MANY_REQUESTS,
+                retry_after,
+            } => known.breaker.failed(*retry_after, began, now),
+            // They are about the host.
+            Answer::Later { .. }
+            | Answer::Failed(
+                Problem::Broken(_) | Problem::TimedOut | Problem::NoPath(_) | Problem::NoList(_),
+            ) => known.breaker.says_nothing(began),
+            Answer::Failed(_)
+            | Answer::Body { .. }
+            | Answer::NotFound
+            | Answer::KeyRefused { .. } => known.breaker.succeeded(began),
         }
     }
 
@@ -140,6 +155,7 @@ mod tests {
     use bytes::Bytes;
 
     use super::*;
+    use crate::credentials::Credentials;
 
     const GOOD: Answer = Answer::NotFound;
     const BROKEN: Answer = Answer::Failed(Problem::TimedOut);
@@ -151,11 +167,24 @@ mod tests {
         }
     }
 
+    /// Keys of these names and secrets.
+    fn keys(lines: &[(&str, &str)]) -> Vec<Arc<VendorKey>> {
+        let line = |(name, key): &(&str, &str)| {
+            format!("[[vendor_keys]]\nname = {name:?}\nkey = {key:?}\n")
+        };
+        let credentials = Credentials::parse(&lines.iter().map(line).collect::<String>()).unwrap();
+        credentials.vendor_keys().map(Arc::new).collect()
+    }
+
+    fn key(name: &str) -> Arc<VendorKey> {
+        keys(&[(name, name)]).remove(0)
+    }
+
     /// Limits with the keys a and b, and a time when both may be used.
     fn limits() -> (Limits, Instant) {
         let start = Instant::now();
         let mut limits = Limits::new(50);
-        limits.set_keys(vec!["a".into(), "b".into()], start);
+        limits.set_keys(&keys(&[("a", "a"), ("b", "b")]), start);
         assert!(!limits.may_use("a", start), "empty at the start");
         (limits, start + Duration::from_secs(60))
     }
@@ -176,7 +205,7 @@ mod tests {
     fn too_many_requests_stop_their_key_alone() {
         let (mut limits, now) = limits();
         assert!(limits.take("a", now));
-        limits.note("a", &later(429), now);
+        limits.note(&key("a"), &later(429), now, now);
         assert!(!limits.may_use("a", now));
         assert!(limits.may_use("b", now));
         let next = limits.next_at([&"a".into()], now).unwrap();
@@ -189,7 +218,7 @@ mod tests {
             let (mut limits, now) = limits();
             for _ in 0..3 {
                 assert!(limits.take("a", now));
-                limits.note("a", &failure, now);
+                limits.note(&key("a"), &failure, now, now);
             }
             assert!(!limits.may_use("b", now));
 
@@ -197,7 +226,7 @@ mod tests {
             assert!(limits.take("b", next));
             assert!(!limits.may_use("a", next), "one call tries it");
             assert_eq!(limits.next_at([&"a".into()], next), None);
-            limits.note("b", &GOOD, next);
+            limits.note(&key("b"), &GOOD, next, next);
             assert!(limits.may_use("a", next));
         }
     }
@@ -207,7 +236,7 @@ mod tests {
         let (mut limits, now) = limits();
         for _ in 0..5 {
             assert!(limits.take("a", now));
-            limits.note("a", &Answer::Failed(Problem::Status(400)), now);
+            limits.note(&key("a"), &Answer::Failed(Problem::Status(400)), now, now);
         }
         assert!(limits.may_use("b", now));
     }
@@ -216,7 +245,7 @@ mod tests {
     fn a_key_that_stays_keeps_what_it_has_spent() {
         let (mut limits, now) = limits();
         while limits.take("a", now) {}
-        let gone = limits.set_keys(vec!["a".into(), "c".into()], now);
+        let gone = limits.set_keys(&keys(&[("a", "a"), ("c", "c")]), now);
         assert_eq!(gone, ["b".into()]);
         assert!(!limits.may_use("a", now));
         assert!(!limits.may_use("b", now), "it is gone");
@@ -224,6 +253,40 @@ mod tests {
             status: 200,
             body: Bytes::new(),
         };
-        limits.note("b", &body, now);
+        limits.note(&key("b"), &body, now, now);
+    }
+
+    #[test]
+    fn a_key_with_another_secret_has_nothing_to_spend_yet() {
+        let (mut limits, now) = limits();
+        while limits.take("a", now) {}
+        limits.set_keys(&keys(&[("b", "a")]), now);
+        assert!(!limits.may_use("b", now), "its secret was spent as a");
+
+        // What the old secret is answered says nothing of the new one.
+        let next = now + Duration::from_secs(60);
+        limits.note(&key("b"), &later(429), next, next);
+        assert!(limits.may_use("b", next));
+    }
+
+    #[test]
+    fn a_pause_that_the_vendor_asks_for_outlasts_the_calls_that_were_under_way() {
+        let (mut limits, now) = limits();
+        let asks = Answer::Later {
+            status: 429,
+            retry_after: Some(Duration::from_secs(90)),
+        };
+        assert!(limits.take("a", now) && limits.take("a", now));
+        let answered = now + Duration::from_secs(1);
+        limits.note(&key("a"), &asks, now, answered);
+        limits.note(&key("a"), &GOOD, now, answered);
+        assert!(!limits.may_use("a", answered));
+
+        // The host fails then: that says nothing of the key, and another call tries it.
+        let next = now + Duration::from_secs(91);
+        assert!(limits.take("a", next));
+        limits.note(&key("a"), &later(503), next, next);
+        assert!(limits.take("a", next));
+        assert!(!limits.may_use("a", next), "one call tries it");
     }
 }

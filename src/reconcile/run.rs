@@ -10,7 +10,7 @@ use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    asking::Done,
+    asking::{Call, Done},
     entry::micros,
     handle::Reconcile,
     in_flight::InFlight,
@@ -156,15 +156,11 @@ impl Loop {
     /// Chooses a key for each task anew.
     pub(super) fn take_keys(&mut self) {
         let keys = &self.shared.parts.keys;
-        let names: Vec<Arc<str>> = keys
-            .good()
-            .iter()
-            .map(|key| Arc::clone(&key.name))
-            .collect();
+        let good = keys.good();
         let lost = self
             .walks
-            .keep_keys(|name| names.iter().any(|good| **good == *name));
-        for gone in self.limits.set_keys(names, Instant::now()) {
+            .keep_keys(|name| good.iter().any(|key| *key.name == *name));
+        for gone in self.limits.set_keys(&good, Instant::now()) {
             let _ = self
                 .shared
                 .parts
@@ -265,7 +261,7 @@ impl Loop {
                 self.calls += 1;
                 self.shared.parts.keys.begin_trial(&key);
                 self.in_flight
-                    .push(Arc::clone(&self.shared.parts).try_key(key));
+                    .push(Arc::clone(&self.shared.parts).try_key(Call { key, began: now }));
             }
         }
     }
@@ -289,7 +285,7 @@ impl Loop {
         };
         self.calls += 1;
         self.in_flight
-            .push(Arc::clone(&self.shared.parts).page(page, key));
+            .push(Arc::clone(&self.shared.parts).page(page, Call { key, began: now }));
         true
     }
 
@@ -325,7 +321,8 @@ impl Loop {
                 };
                 drop(schedule);
                 self.calls += 1;
-                self.in_flight.push(parts.ask(id, task, key));
+                let call = Call { key, began: now };
+                self.in_flight.push(parts.ask(id, task, call));
                 true
             }
         }
