@@ -298,8 +298,9 @@ impl Loop {
         let parts = &self.shared.parts;
         let task = task_of(&page.product, listed.task_id());
         let subject = parts.subject(&task);
-        if id.is_some() && subject.is_none() {
-            return; // it has ended meanwhile
+        if let Some(id) = id.filter(|_| subject.is_none()) {
+            self.shared.schedule.lock().settled(id); // it has ended meanwhile
+            return;
         }
 
         let subject = subject.unwrap_or_default();

@@ -28,6 +28,8 @@ pub(super) struct TaskKey {
 /// A task that is new in the schedule.
 #[derive(Clone, Debug)]
 pub(super) struct Expected {
+    /// The number of its stored expectation.
+    pub number: Option<u64>,
     pub task: TaskKey,
     /// When it was expected first.
     pub since: i64,
@@ -97,6 +99,8 @@ pub(super) struct Late {
 
 #[derive(Debug)]
 pub(super) struct Entry {
+    /// The number of its stored expectation.
+    pub number: Option<u64>,
     pub task: TaskKey,
     pub since: i64,
     pub deadline: i64,
@@ -137,6 +141,7 @@ pub(super) enum State {
 impl Entry {
     pub(super) fn new(new: Expected, give_up_after: i64) -> Self {
         let mut entry = Self {
+            number: new.number,
             task: new.task,
             since: new.since,
             deadline: 0,
@@ -175,6 +180,11 @@ impl Entry {
         }
     }
 
+    /// Whether its stored expectation has ended, and this is another one for the same task.
+    pub(super) fn is_replaced_by(&self, new: &Expected) -> bool {
+        new.number.is_some() && self.number.is_some() && self.number != new.number
+    }
+
     /// Adds a reason why it is expected. A stored deadline counts before that of somebody who waits.
     pub(super) fn expect_also(&mut self, new: Expected, give_up_after: i64) {
         if new.why == Why::WaitedFor {
@@ -183,6 +193,7 @@ impl Entry {
         }
 
         let was_stored = std::mem::replace(&mut self.is_stored, true);
+        self.number = new.number;
         self.since = self.since.min(new.since);
         self.named_key = new.named_key;
         self.key = new.key;

@@ -14,7 +14,7 @@ use super::{
     entry::micros,
     handle::Reconcile,
     in_flight::InFlight,
-    lanes::{Id, Picked},
+    lanes::{Id, Picked, SINGLE_MAX},
     limits::Limits,
     outage::{NOTED_EVERY, Outage},
     presence::Presence,
@@ -207,6 +207,7 @@ impl Loop {
             // Nobody can be asked for other products: then it is only waited for.
             let Ok(within) = within else { continue };
             schedule.expect(Expected {
+                number: None,
                 since: now,
                 deadline: now.saturating_add(micros(within)),
                 is_overdue: false,
@@ -278,6 +279,12 @@ impl Loop {
         let Some(page) = self.walks.next_page(|key| self.limits.may_use(key, now)) else {
             return false;
         };
+        let mut schedule = self.shared.schedule.lock();
+        let is_open = |id| open_task(&mut schedule, &self.shared, id).is_some();
+        if !self.walks.still_wants(page.walk, is_open) {
+            return true;
+        }
+        drop(schedule);
         let key = self.shared.parts.keys.named(&page.key);
         let Some(key) = key.filter(|_| self.limits.take(&page.key, now)) else {
             self.walks.not_asked(page.walk);
@@ -307,6 +314,12 @@ impl Loop {
                     Some((task.task_id, id))
                 });
                 let wanted: HashMap<_, _> = wanted.collect();
+                if wanted.len() <= SINGLE_MAX {
+                    for id in wanted.into_values() {
+                        schedule.not_asked(id); // so few are picked one by one
+                    }
+                    return true;
+                }
                 self.walks.begin_due(name, product, wanted, since);
                 true
             }
@@ -403,6 +416,7 @@ impl Loop {
 /// A stored expectation, as the schedule takes it.
 fn stored(expectation: Expectation, key: Option<Arc<str>>) -> Expected {
     Expected {
+        number: Some(expectation.number),
         task: TaskKey {
             product: expectation.product,
             task_id: expectation.task_id,

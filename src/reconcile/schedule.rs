@@ -85,14 +85,21 @@ impl Schedule {
     /// Adds a task, or one more reason why it is expected.
     pub(super) fn expect(&mut self, new: Expected) {
         let give_up_after = self.give_up_after;
+        let mut is_waited_for = false;
         if let Some(id) = self.id(&new.task) {
-            self.change(id, |entry| entry.expect_also(new, give_up_after));
-            return;
+            let is_replaced = |entry: &&Entry| entry.is_replaced_by(&new);
+            let Some(ended) = self.entries.get(&id).filter(is_replaced) else {
+                self.change(id, |entry| entry.expect_also(new, give_up_after));
+                return;
+            };
+            is_waited_for = ended.is_waited_for;
+            self.settled(id);
         }
 
         let id = self.next_id;
         self.next_id += 1;
-        let entry = Entry::new(new, give_up_after);
+        let mut entry = Entry::new(new, give_up_after);
+        entry.is_waited_for |= is_waited_for;
         self.ids.insert(entry.task.clone(), id);
         self.put(id, &entry);
         self.entries.insert(id, entry);
@@ -114,9 +121,20 @@ impl Schedule {
         }
     }
 
-    /// The expectation of a task was stored and has ended.
+    /// The expectation of a task was stored and has ended. If somebody waits for the task still, it may be over: if it is due, that
+    /// is looked up.
     pub(super) fn no_longer_stored(&mut self, id: Id) {
-        self.change(id, |entry| entry.is_stored = false);
+        let mut is_unsure = false;
+        self.change(id, |entry| {
+            entry.is_stored = false;
+            if let State::Due { since } = entry.state {
+                entry.state = State::Unsure { since };
+                is_unsure = true;
+            }
+        });
+        if is_unsure {
+            self.unsure.push(id);
+        }
         self.forget_unexpected(id);
     }
 

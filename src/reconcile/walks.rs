@@ -163,6 +163,22 @@ impl Walks {
         active.failures < PAGE_FAILURES_MAX
     }
 
+    /// Forgets the tasks that a walk looks for and that are not `is_open`, and the walk if that leaves none. Returns whether it goes on.
+    pub(super) fn still_wants(&mut self, id: WalkId, mut is_open: impl FnMut(Id) -> bool) -> bool {
+        let Some(active) = self.walks.get_mut(&id) else {
+            return false;
+        };
+        let Aim::Due(wanted) = &mut active.aim else {
+            return true;
+        };
+        wanted.retain(|_, id| is_open(*id));
+        let goes_on = !wanted.is_empty();
+        if !goes_on {
+            self.walks.remove(&id);
+        }
+        goes_on
+    }
+
     /// Ends a walk that has nothing left to look for or to look at. Returns the tasks that it has not found.
     pub(super) fn end_if_done(&mut self, id: WalkId) -> Vec<Id> {
         let is_done = |active: &Active| {
@@ -268,6 +284,20 @@ mod tests {
         assert!(!walks.may_begin("main", &veo(), Instant::now()));
         assert!(walks.end_if_done(page.walk).is_empty());
         assert!(walks.may_begin("main", &veo(), Instant::now()));
+    }
+
+    #[test]
+    fn a_walk_ends_when_all_that_it_looks_for_are_over() {
+        let mut walks = walks(6);
+        walks.begin_outage("main".into(), veo(), 0);
+        assert!(walks.still_wants(1, |id| id == 3));
+        assert!(
+            !walks.still_wants(1, |id| id != 3),
+            "the others are forgotten"
+        );
+        assert!(walks.still_wants(2, |_| false), "it looks for everything");
+        let pages = [(); 2].map(|()| walks.next_page(|_| true).map(|page| page.walk));
+        assert_eq!(pages, [Some(2), None]);
     }
 
     #[test]

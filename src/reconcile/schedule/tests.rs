@@ -33,6 +33,7 @@ fn key() -> Arc<str> {
 
 fn stored(task: &TaskKey, deadline: i64) -> Expected {
     Expected {
+        number: Some(1),
         task: task.clone(),
         since: 0,
         deadline,
@@ -45,6 +46,7 @@ fn stored(task: &TaskKey, deadline: i64) -> Expected {
 
 fn waited_for(task: &TaskKey, deadline: i64) -> Expected {
     Expected {
+        number: None,
         why: Why::WaitedFor,
         ..stored(task, deadline)
     }
@@ -346,6 +348,50 @@ fn a_task_is_expected_until_the_last_reason_ends() {
 }
 
 #[test]
+fn a_task_that_is_waited_for_is_looked_up_when_its_stored_expectation_has_ended() {
+    let (t, mut schedule) = (task("veo", "t"), schedule());
+    schedule.expect(stored(&t, MINUTE));
+    schedule.expect(waited_for(&t, MINUTE));
+    let id = next_one(&mut schedule, MINUTE).unwrap();
+    schedule.not_asked(id);
+    schedule.no_longer_stored(id);
+    schedule.assert_in_step();
+    assert!(schedule.next(MINUTE, |_| true, |_, _| false).is_none());
+    assert_eq!(schedule.take_unsure(MINUTE), [(id, t)]);
+    schedule.looked_up(id, true);
+    assert_eq!(schedule.len(), 0);
+}
+
+#[test]
+fn a_task_that_is_expected_anew_has_the_new_deadline() {
+    let (t, mut schedule) = (task("veo", "t"), schedule());
+    schedule.expect(Expected {
+        is_overdue: true,
+        ..stored(&t, 10 * MINUTE)
+    });
+    schedule.expect(waited_for(&t, 12 * MINUTE));
+    let (_, picked) = schedule.next(HOUR, |_| true, |_, _| false).unwrap();
+    let anew = Expected {
+        number: Some(2),
+        ..stored(&t, 2 * HOUR)
+    };
+    schedule.expect(anew.clone());
+    schedule.expect(anew);
+    schedule.assert_in_step();
+    let Picked::One(before) = picked else {
+        panic!("{picked:?}");
+    };
+    assert_eq!(schedule.unsettled(before, not_yet(), HOUR), Follows::Again);
+
+    assert_eq!(schedule.overdue(), 0);
+    assert_eq!(schedule.next_at(), Some(2 * HOUR));
+    assert!(next_one(&mut schedule, 2 * HOUR).is_some());
+    let id = schedule.id(&t).unwrap();
+    schedule.no_longer_stored(id);
+    assert_eq!(schedule.len(), 1, "somebody waits for it still");
+}
+
+#[test]
 fn new_keys_move_tasks_that_are_due() {
     let mut schedule = schedule();
     schedule.expect(Expected {
@@ -457,7 +503,8 @@ impl Model {
                 let why = if waits { Why::WaitedFor } else { Why::Stored };
                 let deadline = self.now + within;
                 let new = stored(&nth(n), deadline);
-                self.schedule.expect(Expected { why, ..new });
+                let number = (!waits).then_some(within.unsigned_abs() % 3);
+                self.schedule.expect(Expected { number, why, ..new });
             }
             Step::StopsWaiting(n) => self.schedule.no_longer_waited_for(&nth(n)),
             Step::Ends(n) => {
