@@ -75,9 +75,6 @@ impl Loop {
     fn note_answer(&mut self, call: &Call, answer: &Answer) {
         self.note_call(call, answer, Instant::now());
         self.shared.parts.keys.note(&call.key, answer);
-        if matches!(answer, Answer::KeyRefused { .. }) {
-            self.take_keys();
-        }
     }
 
     /// Notes what the answer to a trial says of its key and of the host.
@@ -121,11 +118,15 @@ impl Loop {
                 (CheckOutcome::Failed, with_status(status))
             }
             Answer::KeyRefused { status } => {
-                self.count(&task.product, CheckOutcome::KeyRefused);
-                let now = self.now();
-                let mut schedule = self.shared.schedule.lock();
-                schedule.refused(id, with_status(status), now);
-                return;
+                if self.shared.parts.keys.named(&key.name).is_none() {
+                    self.count(&task.product, CheckOutcome::KeyRefused);
+                    let now = self.now();
+                    let mut schedule = self.shared.schedule.lock();
+                    schedule.refused(id, with_status(status), now);
+                    return;
+                }
+                // It may be about this task alone: a trial of the key decides.
+                (CheckOutcome::KeyRefused, with_status(status))
             }
         };
         self.count(&task.product, outcome);
@@ -234,12 +235,15 @@ impl Loop {
     fn page_failed(&mut self, page: &Page, answer: &Answer) {
         let may_pass = matches!(
             answer,
-            Answer::Later { .. } | Answer::Failed(Problem::TimedOut | Problem::Broken(_))
+            // A trial decides whether the key is good.
+            Answer::Later { .. }
+                | Answer::KeyRefused { .. }
+                | Answer::Failed(Problem::TimedOut | Problem::Broken(_))
         );
         if may_pass && self.walks.try_again(page.walk) {
             return;
         }
-        if !matches!(answer, Answer::KeyRefused { .. }) {
+        if self.shared.parts.keys.named(&page.key).is_some() {
             tracing::warn!(
                 product = page.product.as_str(),
                 "cannot read the vendor's list: its tasks are asked for one by one"

@@ -1,7 +1,8 @@
 //! Which key asks about which task, and which keys the vendor takes.
 //!
 //! A task is visible only to the key that made it. An expectation may name its key; otherwise it is the first in the credentials file
-//! that is for the product, and that the vendor does not refuse. A refused key is not used until it changes. Asks nothing itself.
+//! that is for the product, and that the vendor does not refuse. A refused key is not used until it changes. A refusal for a task
+//! or a list may be about that alone, so a trial decides: it asks for no task. Asks nothing itself.
 
 use std::{collections::BTreeSet, mem, sync::Arc, time::Duration};
 
@@ -18,6 +19,8 @@ use crate::{
 /// From a trial that says nothing of its key to the next one: twice as long each time, up to the second.
 const TRIAL_PAUSE_MIN: Duration = Duration::from_secs(5);
 const TRIAL_PAUSE_MAX: Duration = Duration::from_secs(300);
+/// From a trial that decided a doubt to the next one: the vendor may refuse a key for thousands of tasks.
+const DECIDED_FOR: Duration = Duration::from_secs(60);
 
 /// Why no key can ask about a task.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -40,6 +43,8 @@ enum KeyState {
     /// The vendor has answered a trial with something that says nothing of the key. It is used.
     Unknown,
     Usable,
+    /// The vendor has refused it for a task or a list. It is used until a trial decides.
+    Doubted,
     Refused,
 }
 
@@ -69,7 +74,83 @@ impl KnownKey {
 
     fn may_be_tried(&self, now: Instant) -> bool {
         let is_time = self.next_trial.is_none_or(|at| at <= now);
-        self.state == KeyState::Untried && !self.is_tried && is_time
+        self.is_undecided() && !self.is_tried && is_time
+    }
+
+    fn is_undecided(&self) -> bool {
+        matches!(self.state, KeyState::Untried | KeyState::Doubted)
+    }
+
+    /// Notes what an answer for a task or a list says of it.
+    fn note(&mut self, answer: &Answer) {
+        match (answer, self.state) {
+            // An answer that was under way may come after a refusal, and does not lift it. Nor does it decide a doubt.
+            (_, KeyState::Refused | KeyState::Doubted) => {}
+            (Answer::Body { .. } | Answer::NotFound, _) => self.found_good(),
+            // A trial is due anyway.
+            (Answer::KeyRefused { .. }, KeyState::Untried) => {}
+            (Answer::KeyRefused { .. }, _) => self.state = KeyState::Doubted,
+            // The vendor may not have looked at the key.
+            (Answer::Later { .. } | Answer::Failed(_), _) => {}
+        }
+    }
+
+    /// Notes what the answer to a trial says of it.
+    fn tried(&mut self, answer: &Answer, now: Instant) {
+        self.is_tried = false;
+        let was_doubted = self.state == KeyState::Doubted;
+        match answer {
+            _ if self.state == KeyState::Refused => return,
+            Answer::Body { .. } | Answer::NotFound => self.found_good(),
+            Answer::KeyRefused { status } => self.found_refused(*status),
+            // The key was good for another call meanwhile.
+            _ if !self.is_undecided() => return,
+            Answer::Failed(Problem::Status(_) | Problem::Redirect(_) | Problem::TooLarge) => {
+                self.found_unknown(answer);
+            }
+            Answer::Later { .. } | Answer::Failed(_) => {
+                self.back_off(answer, now);
+                return;
+            }
+        }
+        self.trial_pause = TRIAL_PAUSE_MIN;
+        self.next_trial = was_doubted.then(|| now + DECIDED_FOR);
+    }
+
+    fn found_good(&mut self) {
+        let name = &*self.key.name;
+        match self.state {
+            KeyState::Usable => return,
+            KeyState::Doubted => tracing::warn!(
+                key = name,
+                "the vendor takes the key, and has refused it for a task or a list: look whether it is the key \
+                 that made those tasks"
+            ),
+            _ => tracing::info!(key = name, "the vendor takes the key"),
+        }
+        self.state = KeyState::Usable;
+        self.trial_pause = TRIAL_PAUSE_MIN;
+        self.next_trial = None;
+    }
+
+    fn found_refused(&mut self, status: u16) {
+        self.state = KeyState::Refused;
+        tracing::warn!(
+            key = &*self.key.name,
+            status,
+            "the vendor refuses the key, which is not used until it changes: put a good one into \
+             [[vendor_keys]] of the credentials file"
+        );
+    }
+
+    fn found_unknown(&mut self, answer: &Answer) {
+        self.state = KeyState::Unknown;
+        tracing::warn!(
+            key = &*self.key.name,
+            answer = answer.word(),
+            "the vendor's answer to a trial of the key says nothing of it, so it is used: look whether \
+             reconcile.base_url is the vendor's API"
+        );
     }
 
     /// A trial said nothing of the key. The first time is worth a warning.
@@ -187,60 +268,25 @@ impl Keys {
 
     /// Takes note of what the vendor has answered to a trial of `key`.
     pub fn tried(&self, key: &VendorKey, answer: &Answer, now: Instant) {
-        self.note(key, answer);
-        let mut known = self.known.lock();
-        let Some(of) = known.of(key) else {
-            return;
-        };
-        of.is_tried = false;
-        if of.state != KeyState::Untried {
-            of.trial_pause = TRIAL_PAUSE_MIN;
-            return;
-        }
-
-        match answer {
-            Answer::Failed(Problem::Status(_) | Problem::Redirect(_) | Problem::TooLarge) => {
-                of.state = KeyState::Unknown;
-                tracing::warn!(
-                    key = &*of.key.name,
-                    answer = answer.word(),
-                    "the vendor's answer to a trial of the key says nothing of it, so it is used: look whether \
-                     reconcile.base_url is the vendor's API"
-                );
-            }
-            _ => of.back_off(answer, now),
-        }
+        self.change(key, |of| of.tried(answer, now));
     }
 
-    /// Takes note of what the vendor has answered to a request with `key`. Says nothing of a key that has changed meanwhile.
+    /// Takes note of what the vendor has answered to a request with `key` for a task or a list.
     pub fn note(&self, key: &VendorKey, answer: &Answer) {
-        let state = match answer {
-            Answer::Body { .. } | Answer::NotFound => KeyState::Usable,
-            Answer::KeyRefused { .. } => KeyState::Refused,
-            // The vendor may not have looked at the key.
-            Answer::Later { .. } | Answer::Failed(_) => return,
-        };
+        self.change(key, |of| of.note(answer));
+    }
+
+    /// Nothing is known of a key that has changed meanwhile.
+    fn change(&self, key: &VendorKey, change: impl FnOnce(&mut KnownKey)) {
         let mut known = self.known.lock();
         let Some(of) = known.of(key) else {
             return;
         };
-        // An answer that was under way may come after a refusal, and does not lift it.
-        if of.state == state || of.state == KeyState::Refused {
-            return;
+        let before = of.state;
+        change(of);
+        if of.state != before {
+            known.show(&self.metrics);
         }
-
-        of.state = state;
-        let name = &*of.key.name;
-        match answer {
-            Answer::KeyRefused { status } => tracing::warn!(
-                key = name,
-                status,
-                "the vendor refuses the key, which is not used until it changes: put a good one into \
-                 [[vendor_keys]] of the credentials file"
-            ),
-            _ => tracing::info!(key = name, "the vendor takes the key"),
-        }
-        known.show(&self.metrics);
     }
 }
 
@@ -260,7 +306,7 @@ impl Known {
             metrics
                 .vendor_key_usable
                 .with_label_values(&[&*key.name])
-                .set((*state == KeyState::Usable).into());
+                .set((*state != KeyState::Refused).into());
             self.shown.insert(Arc::clone(&key.name));
         }
         for name in gone.difference(&self.shown) {
@@ -350,7 +396,7 @@ mod tests {
         assert!(shown(&keys).is_empty(), "nothing is known yet");
 
         let a = keys.choose(&Product::parse("veo").unwrap(), None).unwrap();
-        keys.note(&a, &REFUSED);
+        keys.tried(&a, &REFUSED, Instant::now());
         assert_eq!(untried(&keys), ["b"]);
         assert_eq!(chosen(&keys, "veo", None).unwrap(), "b");
         let wrong = chosen(&keys, "veo", Some("a")).unwrap_err();
@@ -395,10 +441,12 @@ mod tests {
             (Answer::Failed(Problem::TimedOut), None),
         ] {
             let keys = keys(&[("a", "k1", "\"*\"")]);
-            keys.note(&keys.to_try(Instant::now())[0], &answer);
+            let key = keys.to_try(Instant::now()).remove(0);
+            keys.tried(&key, &answer, Instant::now());
             let expected = usable.map(|usable| format!("{{key=\"a\"}} {}", u8::from(usable)));
             assert_eq!(shown(&keys), Vec::from_iter(expected), "{answer:?}");
-            assert_eq!(untried(&keys).len(), usize::from(usable.is_none()));
+            let soon = Instant::now() + TRIAL_PAUSE_MIN;
+            assert_eq!(keys.to_try(soon).len(), usize::from(usable.is_none()));
         }
     }
 
@@ -452,5 +500,33 @@ mod tests {
             keys.note(&key, &Answer::NotFound);
             assert_eq!(shown(&keys), ["{key=\"a\"} 1"]);
         }
+    }
+
+    #[test]
+    fn a_refusal_for_a_task_has_the_key_tried_and_no_more() {
+        let keys = keys(&[("a", "k1", "\"*\"")]);
+        let mut now = Instant::now();
+        let key = keys.to_try(now).remove(0);
+        keys.note(&key, &REFUSED);
+        assert!(shown(&keys).is_empty(), "it is tried anyway");
+
+        for answer in [Answer::NotFound, Answer::Failed(Problem::Status(400))] {
+            keys.note(&key, &Answer::NotFound);
+            keys.note(&key, &REFUSED);
+            assert_eq!(keys.to_try(now).len(), 1);
+            assert_eq!(chosen(&keys, "veo", None).unwrap(), "a");
+            keys.begin_trial(&key);
+            keys.tried(&key, &answer, now);
+
+            // Thousands of such tasks do not have it tried each time.
+            keys.note(&key, &REFUSED);
+            assert!(keys.to_try(now).is_empty());
+            now += DECIDED_FOR;
+            assert_eq!(keys.to_try(now).len(), 1);
+        }
+
+        keys.tried(&key, &REFUSED, now);
+        assert!(chosen(&keys, "veo", None).is_err());
+        assert_eq!(shown(&keys), ["{key=\"a\"} 0"]);
     }
 }

@@ -525,6 +525,29 @@ async fn a_key_that_is_refused_is_not_used_until_it_changes() {
 }
 
 #[tokio::test]
+async fn a_key_that_is_refused_for_one_task_is_used_for_the_others() {
+    let case = Case::new().await;
+    let server = case.options().start().await;
+    case.has("veo", "odd", State::Completed);
+    case.has("veo", "lost", State::Completed);
+    case.vendor
+        .script_always(Target::task("veo", "odd"), Step::status(403));
+    expect(&server, vec![expectation("veo", "odd")]).await;
+    server.logged("has refused it for a task", 1).await;
+
+    expect(&server, vec![expectation("veo", "lost")]).await;
+    let waited = wait_task(&server, "veo", "lost", 30).await;
+    assert!(is_recovered(&waited.event.unwrap()));
+    let usable = "blobcast_vendor_key_usable{key=\"main\"}";
+    assert_eq!(server.metric(usable).await, 1.0);
+    assert_eq!(
+        case.checks_of("00000000-0000-0000"),
+        2,
+        "at the start, and for the task"
+    );
+}
+
+#[tokio::test]
 async fn a_broker_that_is_killed_between_an_answer_and_its_commit_asks_again() {
     let case = Case::new().await;
     let mut server = case.options().start().await;
