@@ -6,19 +6,23 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     env, fs,
     path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
 };
 
 use blobcast::{
     config::KEYS,
     metrics::Metrics,
+    simulator::server::{Settings, SimulatedVendor},
     wire::{Reason, Retry},
 };
 use jiff::Timestamp;
+use tokio::net::TcpListener;
 use tonic::Code;
 
 use crate::{
     layering::PET_WORDS,
-    support::{Cli, Endpoint, Server, until},
+    support::{Cli, Endpoint, Options, Server, until},
 };
 
 /// What a page has above the part that is made, to its end.
@@ -522,12 +526,7 @@ async fn the_commands_about_the_configuration_do_what_they_say() {
 
 #[tokio::test]
 async fn the_commands_of_the_quick_start_do_what_they_say() {
-    let readme = include_str!("../../README.md");
-    let block = readme
-        .split("```sh\n")
-        .find(|block| block.starts_with("blobcast listen"))
-        .unwrap();
-    let block = block.split("```").next().unwrap();
+    let block = readme_block("blobcast listen");
     let (server, directory) = (Server::start().await, tempfile::tempdir().unwrap());
     let (endpoint, address) = Endpoint::default().opened().await;
 
@@ -566,4 +565,68 @@ async fn the_commands_of_the_quick_start_do_what_they_say() {
         !endpoint.bodies().is_empty()
     })
     .await;
+}
+
+/// The block of the README that begins so.
+fn readme_block(begin: &str) -> &'static str {
+    let readme = include_str!("../../README.md");
+    let mut blocks = readme.split("```sh\n").skip(1);
+    let block = blocks.find(|block| block.starts_with(begin)).unwrap();
+    block.split("```").next().unwrap()
+}
+
+#[tokio::test]
+async fn the_commands_of_the_readme_find_a_task_whose_callback_is_lost() {
+    let directory = tempfile::tempdir().unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let settings = Settings {
+        lose_percent: 100,
+        after: Duration::from_millis(100), // at most what the broker waits below
+        ..Settings::default()
+    };
+    let vendor = SimulatedVendor::start(listener, settings).unwrap();
+    let simulated = vendor.base_url().to_owned();
+
+    let serve = readme_block("printf");
+    let [write_keys, exports @ .., "blobcast serve"] = &serve.lines().collect::<Vec<_>>()[..]
+    else {
+        panic!("{serve}")
+    };
+    shell(write_keys, directory.path(), &[]).await;
+    let mut options = Options::default();
+    for line in exports {
+        for variable in line.strip_prefix("export ").unwrap().split(' ') {
+            let (name, value) = variable.split_once('=').unwrap();
+            let value = match name {
+                "BLOBCAST_CREDENTIALS_FILE" => directory.path().join(value).display().to_string(),
+                "BLOBCAST_RECONCILE__BASE_URL" => simulated.clone(),
+                "BLOBCAST_RECONCILE__EXPECT_WITHIN" => value.replace("10s", "1s"),
+                _ => value.to_owned(),
+            };
+            options = options.variable(name, value);
+        }
+    }
+    let server = options.start().await;
+
+    let wait = readme_block("task=").replace("http://127.0.0.1:8090", &simulated);
+    let grpc = format!("http://{}", server.grpc);
+    let printed = shell(&wait, directory.path(), &[("BLOBCAST_GRPC_URL", &grpc)]).await;
+    assert!(printed.starts_with("https://"), "{printed}");
+}
+
+/// What a shell prints that runs these lines, where `blobcast` is the binary.
+async fn shell(lines: &str, directory: &Path, variables: &[(&str, &str)]) -> String {
+    let binary = env!("CARGO_BIN_EXE_blobcast");
+    let mut command = Command::new("bash");
+    command
+        .args([
+            "-euc",
+            &format!("blobcast() {{ {binary} \"$@\"; }}\n{lines}"),
+        ])
+        .current_dir(directory)
+        .envs(variables.iter().copied());
+    let ran = tokio::task::spawn_blocking(move || command.output());
+    let ran = ran.await.unwrap().unwrap();
+    assert!(ran.status.success(), "{lines}: {ran:?}");
+    String::from_utf8(ran.stdout).unwrap()
 }
