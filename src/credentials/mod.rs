@@ -31,11 +31,12 @@
 //! A line may have a `previous` secret, which is accepted beside the current one until it expires or is removed. So senders and
 //! clients need not all change at the same moment. `blobcast token rotate` adds it and `token retire` removes it.
 //!
-//! `file` parses the text; `lookup` answers requests from the parsed version; `denial` explains a refusal to the operator; `changes`
+//! `file` parses the text; `callback_token` and `lookup` answer requests from the parsed version; `denial` explains a refusal to the operator; `changes`
 //! and `isolation` review a version for the log; `rotation` edits the text. This module never opens the file itself.
 
 mod binding;
 mod callback_lines;
+mod callback_token;
 mod changes;
 mod client;
 mod denial;

@@ -1,4 +1,5 @@
-//! Authentication of calls: who the caller is, and which calls it may make. `narrow_filter` has which events it may see.
+//! Authentication of calls: who the caller is, and which calls it may make. `narrow_filter` has which events it may see, and
+//! `permission_review` what happens when a permission is lost.
 
 use std::{
     net::SocketAddr,
@@ -17,11 +18,10 @@ use tonic::{Request, Status};
 use super::errors;
 use crate::{
     audit::Actor,
-    credentials::{Certificate, Client, Credentials, Denial, Products, SharedCredentials},
-    event::Filter,
+    credentials::{Certificate, Client, Credentials, Denial, SharedCredentials},
     metrics::Metrics,
     store::Clock,
-    subscription::{Heard, Withdrawal},
+    subscription::Heard,
 };
 
 const BEARER: &str = "bearer ";
@@ -93,7 +93,7 @@ pub(crate) struct Gate {
 }
 
 impl Gate {
-    fn admits_anonymous(&self, credentials: &Credentials) -> bool {
+    pub(super) fn admits_anonymous(&self, credentials: &Credentials) -> bool {
         self.allow_anonymous || (self.is_loopback && !credentials.verify_clients())
     }
 
@@ -184,28 +184,6 @@ impl Gate {
         Ok(())
     }
 
-    /// Why an open stream has to end; `None` if it may go on.
-    pub(crate) fn review(&self, client: Option<&Client>, filter: &Filter) -> Option<Withdrawal> {
-        let credentials = self.credentials.get();
-        let Some(client) = client else {
-            return (!self.admits_anonymous(&credentials)).then_some(Withdrawal::Identity);
-        };
-        let Some(current) = credentials.current(client, self.clock.earliest()) else {
-            return Some(Withdrawal::Identity);
-        };
-
-        let has_its_products = match &current.products {
-            Products::All => true,
-            Products::Only(products) => {
-                !filter.products.is_empty() && filter.products.is_subset(products)
-            }
-        };
-        if !has_its_products {
-            return Some(Withdrawal::Products);
-        }
-        (!filter.is_within(current.labels.as_deref())).then_some(Withdrawal::Labels)
-    }
-
     /// Notes that the credential of a client with an open stream is in use.
     pub(crate) fn note_in_use(&self, client: &Client) {
         let (credentials, now) = (self.credentials.get(), self.clock.earliest());
@@ -217,21 +195,6 @@ impl Gate {
                 now,
             );
         }
-    }
-
-    /// Whether an open backup may go on.
-    pub(super) fn review_backup(&self, caller: &Caller) -> Result<(), Status> {
-        let credentials = self.credentials.get();
-        let current = match &caller.0 {
-            None => self.admits_anonymous(&credentials).then_some(None),
-            Some(client) => credentials
-                .current(client, self.clock.earliest())
-                .cloned()
-                .map(Some),
-        };
-        let current = current
-            .ok_or_else(|| errors::token_invalid("the permission was withdrawn, or has expired"))?;
-        Caller(current).require_backup()
     }
 }
 

@@ -14,6 +14,7 @@ mod listing;
 mod minting;
 mod narrow_filter;
 pub(crate) mod page;
+mod permission_review;
 mod quarantine;
 mod raw_body;
 mod stream;

@@ -28,7 +28,7 @@ mod vendor_api;
 mod reconcile;
 mod watch;
 mod refusal;
-mod permission_review;
+mod review_schedule;
 mod reopen_after_failure;
 mod liveness;
 mod systemd;

@@ -1,5 +1,5 @@
-//! Cuts off subscriptions whose client is no longer let in: its credentials were removed or have expired, or its certificate is no
-//! longer good.
+//! When open subscriptions are reviewed, which `rpc::permission_review` judges: whenever credentials change or expire, or a certificate
+//! is no longer good.
 
 use std::{
     sync::Arc,
