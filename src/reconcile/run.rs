@@ -150,6 +150,7 @@ impl Loop {
         self.credentials = credentials;
         if self.shared.parts.keys.refresh(&self.credentials) {
             self.take_keys();
+            self.shared.parts.waiting.keys_changed();
         }
     }
 
@@ -204,8 +205,11 @@ impl Loop {
         let mut schedule = self.shared.schedule.lock();
         while let Some(task) = waiting.next_begun() {
             let within = self.shared.expect_within(&task.product, None);
-            // Nobody can be asked for other products: then it is only waited for.
-            let Ok(within) = within else { continue };
+            // Nobody can be asked for other products: then it is only waited for, until there is a key.
+            let Ok(within) = within else {
+                waiting.has_no_key(task);
+                continue;
+            };
             schedule.expect(Expected {
                 number: None,
                 since: now,

@@ -5,7 +5,7 @@
 //! known. Those beyond are waited for as ever, and are not checked: `ExpectTasks` expects more.
 
 use std::{
-    collections::{BTreeMap, HashMap, VecDeque},
+    collections::{BTreeMap, HashMap, HashSet, VecDeque},
     sync::Arc,
     time::Duration,
 };
@@ -38,6 +38,8 @@ struct State {
     next_number: u64,
     /// Tasks that are new since the last look. Each once, so no more than `tasks`.
     begun: VecDeque<TaskKey>,
+    /// Tasks that no key is for. Some of `tasks`.
+    without_key: HashSet<TaskKey>,
 }
 
 #[derive(Debug)]
@@ -116,6 +118,20 @@ impl Waiting {
         self.state.lock().begun.pop_front()
     }
 
+    /// No key is for a task that somebody has begun to wait for.
+    pub(super) fn has_no_key(&self, task: TaskKey) {
+        let mut state = self.state.lock();
+        if state.tasks.contains_key(&task) {
+            state.without_key.insert(task);
+        }
+    }
+
+    /// There are other keys: the tasks that none was for are new once more.
+    pub(super) fn keys_changed(&self) {
+        let state = &mut *self.state.lock();
+        state.begun.extend(state.without_key.drain());
+    }
+
     /// The next task that nobody waits for any more.
     pub(super) fn next_ended(&self, now: Instant) -> Option<TaskKey> {
         self.state.lock().forget_next(now)
@@ -191,6 +207,7 @@ impl State {
         }
         let task = next.remove();
         self.tasks.remove(&task);
+        self.without_key.remove(&task);
         Some(task)
     }
 }
@@ -310,5 +327,24 @@ mod tests {
         assert_eq!(waiting.labels(&task("t")), Some(Labels::new()));
         let _again = of(Some(&a));
         assert_eq!(waiting.labels(&task("t")), Some(Labels::new()));
+    }
+
+    #[test]
+    fn a_task_that_no_key_is_for_is_new_when_the_keys_change_while_it_is_waited_for() {
+        let waiting = Arc::new(Waiting::default());
+        let (_waits, gone) = (wait(&waiting, "t"), wait(&waiting, "gone"));
+        while let Some(task) = waiting.next_begun() {
+            waiting.has_no_key(task);
+        }
+        drop(gone);
+        let later = Instant::now() + LINGER;
+        assert_eq!(waiting.next_ended(later), Some(task("gone")));
+
+        waiting.has_no_key(task("gone"));
+        waiting.keys_changed();
+        assert_eq!(waiting.next_begun(), Some(task("t")));
+        assert_eq!(waiting.next_begun(), None);
+        waiting.keys_changed();
+        assert_eq!(waiting.next_begun(), None, "it has a key");
     }
 }

@@ -525,6 +525,29 @@ async fn a_key_that_is_refused_is_not_used_until_it_changes() {
 }
 
 #[tokio::test]
+async fn a_wait_that_began_before_there_was_a_key_is_served_when_one_comes() {
+    let mut case = Case::new().await;
+    case.credentials.remove("main");
+    let other = format!("{}\nproducts = [\"sora\"]", key_line(KEY));
+    case.credentials.add_line("[vendor_keys]", &other);
+    let server = case.options().start().await;
+    case.has("veo", "lost", State::Completed);
+
+    let waits = wait_task(&server, "veo", "lost", 30);
+    let key_comes = async {
+        let waited_for = "blobcast_expectations{state=\"waited_for\"}";
+        until("the wait to be known", async || {
+            server.metric(waited_for).await == 1.0
+        })
+        .await;
+        case.credentials.remove("main");
+        case.credentials.add_line("[vendor_keys]", &key_line(KEY));
+    };
+    let (waited, ()) = tokio::join!(waits, key_comes);
+    assert!(is_recovered(&waited.event.unwrap()));
+}
+
+#[tokio::test]
 async fn a_key_that_is_refused_for_one_task_is_used_for_the_others() {
     let case = Case::new().await;
     let server = case.options().start().await;
