@@ -225,6 +225,7 @@ impl Loop {
         };
         self.listed(page, key, list, status);
         let missing = self.walks.end_if_done(page.walk);
+        self.lists_seen_at = None;
         let mut schedule = self.shared.schedule.lock();
         for id in missing {
             schedule.not_listed(id);
@@ -249,6 +250,7 @@ impl Loop {
                 "cannot read the vendor's list: its tasks are asked for one by one"
             );
             self.walks.leave_alone(&page.product, Instant::now());
+            self.lists_seen_at = None;
         }
         let missing = self.walks.end(page.walk);
         let mut schedule = self.shared.schedule.lock();

@@ -34,6 +34,7 @@ mod handle;
 mod run;
 mod done;
 mod late;
+mod looking_back;
 
 pub use asked::Asked;
 pub(crate) use asking::Parts;

@@ -16,7 +16,7 @@ use super::{
     in_flight::InFlight,
     lanes::{Id, Picked, SINGLE_MAX},
     limits::Limits,
-    outage::{NOTED_EVERY, Outage},
+    outage::Outage,
     presence::Presence,
     schedule::{Expected, Schedule, TaskKey, Why},
     vendor_api::REQUESTS_MAX,
@@ -24,9 +24,7 @@ use super::{
 };
 use crate::{
     credentials::{Credentials, VendorKey},
-    event::Product,
     store::Expectation,
-    vendor::sample::PRODUCTS,
 };
 
 /// Calls of the vendor at once: the same as its client has places for.
@@ -54,10 +52,12 @@ pub(super) struct Loop {
     pub(super) presence: Presence,
     /// The newest expectation that was taken.
     taken: u64,
-    /// An outage whose lists are read when all expectations are taken.
-    outage: Option<Outage>,
+    /// An outage whose lists are read when all expectations are taken, until there is none left to read.
+    pub(super) outage: Option<Outage>,
+    /// When it was seen which of them to read.
+    pub(super) lists_seen_at: Option<Instant>,
     credentials: Arc<Credentials>,
-    time_noted_at: Option<Instant>,
+    pub(super) time_noted_at: Option<Instant>,
     /// A page of a walk had the last turn.
     page_was_last: bool,
 }
@@ -101,6 +101,7 @@ impl Loop {
             presence: Presence::default(),
             taken: 0,
             outage: None,
+            lists_seen_at: None,
             credentials,
             time_noted_at: None,
             page_was_last: false,
@@ -109,27 +110,14 @@ impl Loop {
         new
     }
 
-    /// Finds out whether the broker was away.
-    async fn look_back(&mut self) {
-        let parts = &self.shared.parts;
-        let (last_there, now) = (parts.last_there().await, parts.store.clock().now_micros());
-        self.outage = Outage::before_start(last_there, now, self.shared.settings.outage_min);
-        if let Some(outage) = &self.outage {
-            tracing::info!(
-                seconds = outage.lasted.as_secs(),
-                "the broker was away: the vendor's lists are read for callbacks that were lost"
-            );
-        }
-    }
-
     /// Does all that can be done now; returns when there is more.
     fn step(&mut self) -> Instant {
         self.notice_absence();
         self.notice_new_keys();
         let has_all = self.take_stored();
         self.take_waits();
-        if has_all && let Some(outage) = self.outage.take() {
-            self.begin_outage_walks(&outage);
+        if has_all {
+            self.read_lists();
         }
 
         self.look_up();
@@ -149,6 +137,7 @@ impl Loop {
         }
         self.credentials = credentials;
         if self.shared.parts.keys.refresh(&self.credentials) {
+            self.lists_seen_at = None;
             self.take_keys();
             self.shared.parts.waiting.keys_changed();
         }
@@ -223,29 +212,6 @@ impl Loop {
         }
         while let Some(task) = waiting.next_ended(Instant::now()) {
             schedule.no_longer_waited_for(&task);
-        }
-    }
-
-    /// Begins a walk through each list that may have lost callbacks.
-    fn begin_outage_walks(&mut self, outage: &Outage) {
-        let shared = &self.shared;
-        let mut lists = shared.schedule.lock().products();
-        if shared.settings.publishes_unknown_tasks {
-            let known = PRODUCTS.iter().filter_map(|name| Product::parse(name).ok());
-            for product in known {
-                let keys = shared.parts.keys.good();
-                let fit = keys
-                    .iter()
-                    .filter(|key| key.products.allow(product.as_str()));
-                lists.extend(fit.map(|key| (Arc::clone(&key.name), product.clone())));
-            }
-        }
-
-        for (key, product) in lists {
-            if shared.parts.api.has_list(&product) {
-                let since = outage.tasks_since(shared.default_within(&product));
-                self.walks.begin_outage(key, product, since);
-            }
         }
     }
 
@@ -342,24 +308,6 @@ impl Loop {
                 self.in_flight.push(parts.ask(id, task, call));
                 true
             }
-        }
-    }
-
-    /// Whether lists are being read for what was lost in an outage. Until that is done, the next start has to begin with it.
-    fn looks_back(&self) -> bool {
-        self.outage.is_some() || self.walks.has_outage()
-    }
-
-    /// Notes once a minute that the broker is there.
-    fn keep_time(&mut self) {
-        let now = Instant::now();
-        if self.looks_back() {
-            return;
-        }
-        if self.time_noted_at.is_none_or(|at| now >= at + NOTED_EVERY) {
-            self.time_noted_at = Some(now);
-            self.in_flight
-                .push(Arc::clone(&self.shared.parts).keep_time());
         }
     }
 

@@ -357,10 +357,10 @@ impl Schedule {
         self.entries.get(&self.id(task)?).map(|it| &it.checked)
     }
 
-    /// The products of all tasks, with the keys with which they are checked.
-    pub(super) fn products(&self) -> BTreeSet<(Arc<str>, Product)> {
-        let of = |entry: &Entry| Some((entry.key.clone()?, entry.task.product.clone()));
-        self.entries.values().filter_map(of).collect()
+    /// The products of all tasks, with the keys with which they are checked; `None` for tasks without one.
+    pub(super) fn products(&self) -> BTreeSet<(Option<Arc<str>>, Product)> {
+        let of = |entry: &Entry| (entry.key.clone(), entry.task.product.clone());
+        self.entries.values().map(of).collect()
     }
 
     /// Tasks of which an event says that they are late.

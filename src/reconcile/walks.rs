@@ -1,7 +1,7 @@
 //! The walks through lists that are under way: for tasks that are due, or after an outage. Pure.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     ops::Bound,
     sync::Arc,
     time::Duration,
@@ -19,8 +19,11 @@ const DUE_CALLS_MIN: u32 = 2;
 /// Tasks were created at most so much earlier than they were expected, by the vendor's clock: a client says that it expects a task
 /// right after submitting it.
 const EARLIER_MAX: i64 = 10 * 60 * 1_000_000;
-/// A page is asked for so often.
+/// A page is asked for so often. Then its tasks are asked for one by one.
 const PAGE_FAILURES_MAX: u32 = 3;
+/// A page of a walk after an outage is asked for so often: the network may come hours after the broker. It is asked for ever less
+/// often, because the vendor is left alone for longer after each failure: for 5 minutes at most.
+const OUTAGE_FAILURES_MAX: u32 = 100;
 /// After a list could not be read, its tasks are checked one by one for so long.
 const UNLISTED: Duration = Duration::from_secs(3_600);
 
@@ -34,6 +37,8 @@ pub(super) struct Walks {
     next_id: WalkId,
     /// The walk that had the last turn.
     last: WalkId,
+    /// Lists that were read after the outage, with their keys: to their ends, or as far as they can be.
+    looked: BTreeSet<(Arc<str>, Product)>,
     /// Products whose lists could not be read, and until when they are left alone. At most as many as have lists.
     unlisted: HashMap<Product, Instant>,
 }
@@ -83,10 +88,15 @@ impl Walks {
         self.begin(key, product, Aim::Due(wanted), walk);
     }
 
-    /// Begins a walk for all tasks since then.
-    pub(super) fn begin_outage(&mut self, key: Arc<str>, product: Product, since: i64) {
-        let walk = Walk::new(since, OUTAGE_CALLS_MAX);
-        self.begin(key, product, Aim::Outage { since }, walk);
+    /// Begins a walk for all tasks since then. False if one with that key has been through the list already.
+    pub(super) fn begin_outage(&mut self, key: Arc<str>, product: Product, since: i64) -> bool {
+        let list = (key, product);
+        let is_new = !self.looked.contains(&list);
+        if is_new {
+            let walk = Walk::new(since, OUTAGE_CALLS_MAX);
+            self.begin(list.0, list.1, Aim::Outage { since }, walk);
+        }
+        is_new
     }
 
     fn begin(&mut self, key: Arc<str>, product: Product, aim: Aim, walk: Walk) {
@@ -160,7 +170,11 @@ impl Walks {
         };
         active.is_asking = false;
         active.failures += 1;
-        active.failures < PAGE_FAILURES_MAX
+        let most = match active.aim {
+            Aim::Due(_) => PAGE_FAILURES_MAX,
+            Aim::Outage { .. } => OUTAGE_FAILURES_MAX,
+        };
+        active.failures < most
     }
 
     /// Forgets the tasks that a walk looks for and that are not `is_open`, and the walk if that leaves none. Returns whether it goes on.
@@ -192,8 +206,18 @@ impl Walks {
         }
     }
 
-    /// Ends a walk. Returns the tasks that it has not found.
+    /// Ends a walk that has seen what it can. Returns the tasks that it has not found.
     pub(super) fn end(&mut self, id: WalkId) -> Vec<Id> {
+        let active = self.walks.get(&id);
+        if let Some(active) = active.filter(|it| matches!(it.aim, Aim::Outage { .. })) {
+            let list = (Arc::clone(&active.key), active.product.clone());
+            self.looked.insert(list);
+        }
+        self.lose(id)
+    }
+
+    /// Ends a walk that has not got to its end.
+    fn lose(&mut self, id: WalkId) -> Vec<Id> {
         match self.walks.remove(&id).map(|active| active.aim) {
             Some(Aim::Due(wanted)) => wanted.into_values().collect(),
             Some(Aim::Outage { .. }) | None => Vec::new(),
@@ -209,7 +233,7 @@ impl Walks {
     pub(super) fn keep_keys(&mut self, is_good: impl Fn(&str) -> bool) -> Vec<Id> {
         let lost = |(id, active): (&WalkId, &Active)| (!is_good(&active.key)).then_some(*id);
         let lost: Vec<_> = self.walks.iter().filter_map(lost).collect();
-        lost.into_iter().flat_map(|id| self.end(id)).collect()
+        lost.into_iter().flat_map(|id| self.lose(id)).collect()
     }
 
     /// Whether a walk after an outage is under way.
@@ -306,6 +330,30 @@ mod tests {
         for is_tried_again in [true, true, false] {
             let page = walks.next_page(|_| true).unwrap();
             assert_eq!(walks.try_again(page.walk), is_tried_again);
+        }
+    }
+
+    #[test]
+    fn a_walk_after_an_outage_waits_for_the_network_and_for_a_good_key() {
+        let mut walks = Walks::default();
+        let begin = |walks: &mut Walks| walks.begin_outage("main".into(), veo(), 0);
+        assert!(begin(&mut walks));
+        for _ in 1..OUTAGE_FAILURES_MAX {
+            let page = walks.next_page(|_| true).unwrap();
+            assert!(walks.try_again(page.walk));
+        }
+        walks.keep_keys(|_| false);
+        assert!(begin(&mut walks), "the key is another one now");
+
+        let page = walks.next_page(|_| true).unwrap();
+        walks.note(page.walk, 3, &[9; 3]);
+        walks.end_if_done(page.walk);
+        assert!(!begin(&mut walks), "the list was read");
+        assert!(!walks.has_outage());
+        assert!(walks.begin_outage("other".into(), veo(), 0));
+        for n in 1..=OUTAGE_FAILURES_MAX {
+            let page = walks.next_page(|_| true).unwrap();
+            assert_eq!(walks.try_again(page.walk), n < OUTAGE_FAILURES_MAX);
         }
     }
 

@@ -664,6 +664,25 @@ async fn a_note_of_the_time_that_cannot_be_read_stops_nothing() {
 }
 
 #[tokio::test]
+async fn after_an_outage_lists_are_read_when_a_good_key_comes() {
+    let mut case = Case::new().await;
+    case.vendor.set_keys(["another"]);
+    let server = outage(&case, case.options(), &["lost".to_owned()]).await;
+    server.logged("the vendor refuses the key", 1).await;
+
+    case.credentials.remove("main");
+    case.credentials
+        .add_line("[vendor_keys]", &key_line("another"));
+    let mut sub = server.subscribe(request()).await;
+    let event = within("the lost one", sub.next_event()).await;
+    assert!(is_recovered(&event));
+    assert_eq!(
+        (event.task_id.as_str(), case.checks_of("lost")),
+        ("lost", 0)
+    );
+}
+
+#[tokio::test]
 async fn after_an_outage_unknown_tasks_are_published_on_request() {
     let case = Case::new().await;
     let options = case.options().set("reconcile.unknown_tasks", "publish");

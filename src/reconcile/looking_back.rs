@@ -1,0 +1,88 @@
+//! After an outage the loop reads the vendor's lists for callbacks that were lost. The outage is not over
+//! for the broker until each list was read: until then it does not note the time, so that the next start
+//! begins with it again.
+
+use std::sync::Arc;
+
+use tokio::time::Instant;
+
+use super::{
+    outage::{NOTED_EVERY, Outage},
+    run::Loop,
+};
+use crate::{event::Product, vendor::sample::PRODUCTS};
+
+impl Loop {
+    /// Finds out whether the broker was away.
+    pub(super) async fn look_back(&mut self) {
+        let parts = &self.shared.parts;
+        let (last_there, now) = (parts.last_there().await, parts.store.clock().now_micros());
+        self.outage = Outage::before_start(last_there, now, self.shared.settings.outage_min);
+        if let Some(outage) = &self.outage {
+            tracing::info!(
+                seconds = outage.lasted.as_secs(),
+                "the broker was away: the vendor's lists are read for callbacks that were lost"
+            );
+        }
+    }
+
+    /// Begins a walk through each list that may have lost callbacks and was not read yet. The outage ends when there is none left,
+    /// and none that waits for a key.
+    pub(super) fn read_lists(&mut self) {
+        let Some(outage) = self.outage else { return };
+        let now = Instant::now();
+        let is_seen = self.lists_seen_at.is_some_and(|at| now < at + NOTED_EVERY);
+        if is_seen || self.walks.has_outage() {
+            return;
+        }
+        self.lists_seen_at = Some(now);
+
+        let shared = &self.shared;
+        let mut lists = shared.schedule.lock().products();
+        let mut is_left = false;
+        if shared.settings.publishes_unknown_tasks {
+            let keys = shared.parts.keys.good();
+            is_left = keys.is_empty();
+            let known = PRODUCTS.iter().filter_map(|name| Product::parse(name).ok());
+            for product in known {
+                let fit = keys
+                    .iter()
+                    .filter(|key| key.products.allow(product.as_str()));
+                lists.extend(fit.map(|key| (Some(Arc::clone(&key.name)), product.clone())));
+            }
+        }
+
+        for (key, product) in lists {
+            if !shared.parts.api.has_list(&product) {
+                continue;
+            }
+            let Some(key) = key else {
+                is_left = true;
+                continue;
+            };
+            let since = outage.tasks_since(shared.default_within(&product));
+            is_left |= self.walks.begin_outage(key, product, since);
+        }
+        if !is_left {
+            self.outage = None;
+        }
+    }
+
+    /// Whether lists are being read for what was lost in an outage. Until that is done, the next start has to begin with it.
+    pub(super) fn looks_back(&self) -> bool {
+        self.outage.is_some()
+    }
+
+    /// Notes once a minute that the broker is there.
+    pub(super) fn keep_time(&mut self) {
+        let now = Instant::now();
+        if self.looks_back() {
+            return;
+        }
+        if self.time_noted_at.is_none_or(|at| now >= at + NOTED_EVERY) {
+            self.time_noted_at = Some(now);
+            self.in_flight
+                .push(Arc::clone(&self.shared.parts).keep_time());
+        }
+    }
+}
