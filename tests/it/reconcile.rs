@@ -159,7 +159,10 @@ async fn a_lost_callback_is_recovered_once_with_the_labels_of_its_expectation() 
     assert_eq!(events[1].status(), TaskStatus::Failed);
 
     let recovered = "blobcast_reconcile_recovered_total{product=\"veo\"}";
-    assert_eq!(server.metric(recovered).await, 2.0);
+    until("both to be counted", async || {
+        server.metric(recovered).await == 2.0
+    })
+    .await;
     let open = "blobcast_expectations{state=\"waiting\"}";
     until("both expectations to end", async || {
         server.metric(open).await == 0.0
@@ -509,7 +512,10 @@ async fn a_key_that_is_refused_is_not_used_until_it_changes() {
     case.has("veo", "lost", State::Completed);
     expect(&server, vec![expectation("veo", "lost")]).await;
     server.logged("the vendor refuses the key", 1).await;
-    assert_eq!(server.metric(usable).await, 0.0);
+    until("the key to be unusable", async || {
+        server.metric(usable).await == 0.0
+    })
+    .await;
     let calls = case.vendor.checks().len();
 
     case.credentials.remove("main");
@@ -517,7 +523,10 @@ async fn a_key_that_is_refused_is_not_used_until_it_changes() {
         .add_line("[vendor_keys]", &key_line("another"));
     let waited = wait_task(&server, "veo", "lost", 50).await;
     assert!(is_recovered(&waited.event.unwrap()));
-    assert_eq!(server.metric(usable).await, 1.0);
+    until("the key to be usable", async || {
+        server.metric(usable).await == 1.0
+    })
+    .await;
 
     let checks = case.vendor.checks();
     let refused = checks.iter().filter(|it| it.key.as_deref() == Some(KEY));
@@ -562,7 +571,10 @@ async fn a_key_that_is_refused_for_one_task_is_used_for_the_others() {
     let waited = wait_task(&server, "veo", "lost", 30).await;
     assert!(is_recovered(&waited.event.unwrap()));
     let usable = "blobcast_vendor_key_usable{key=\"main\"}";
-    assert_eq!(server.metric(usable).await, 1.0);
+    until("the key to be usable", async || {
+        server.metric(usable).await == 1.0
+    })
+    .await;
     assert_eq!(
         case.checks_of("00000000-0000-0000"),
         2,
