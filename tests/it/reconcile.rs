@@ -629,7 +629,7 @@ async fn outage(case: &Case, options: Options, ids: &[String]) -> Server {
         away.elapsed() > Duration::from_millis(1_100)
     })
     .await;
-    server.restart().await;
+    server.restart_elsewhere().await;
     server
 }
 

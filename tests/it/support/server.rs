@@ -258,6 +258,12 @@ impl Server {
         self.restart_with(self.options.clone()).await;
     }
 
+    /// Like [`Server::restart`], on other ports: somebody may have taken those of a process that was down for long.
+    pub async fn restart_elsewhere(&mut self) {
+        let options = self.options.clone();
+        *self = Self::launch(options, Arc::clone(&self.directory), [ANY_PORT; 3]).await;
+    }
+
     /// Like [`Server::restart`], with other options.
     pub async fn restart_with(&mut self, options: Options) {
         let listen = [self.ingest, self.grpc, self.admin];
