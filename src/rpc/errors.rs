@@ -54,6 +54,12 @@ pub(crate) fn overloaded() -> Status {
     Reason::Overloaded.passing_status(message, [], RETRY_SOON)
 }
 
+/// A client expects more tasks than its pace allows.
+pub(super) fn expects_too_fast(wait: Duration) -> Status {
+    let message = "this client expects tasks faster than the log can keep them: send it again after the delay";
+    Reason::Overloaded.passing_status(message, [], wait)
+}
+
 /// Unread answers hold all the memory that they may.
 pub(super) fn answers_limit(limit: usize, share: usize) -> Status {
     let message = format!(

@@ -5,6 +5,7 @@
 use std::{fmt::Debug, mem, ops::ControlFlow, sync::Arc, time::Duration};
 
 use jiff::Timestamp;
+use tokio::time::Instant;
 use tonic::{Request, Response, Status};
 
 use super::{Context, access::Caller, answers::encoded, errors, fields, page, task};
@@ -87,6 +88,12 @@ pub(super) async fn expect(
     let reconciler = context.reconciler()?;
     let v1::ExpectTasksRequest { expectations } = request.into_inner();
     check_count("expectations", expectations.len())?;
+    let client = caller.0.as_ref().map(|client| Arc::clone(&client.name));
+    let count = expectations.len() as u32; // at most TASKS_MAX
+    context
+        .expectation_pace
+        .take(client, count, Instant::now())
+        .map_err(errors::expects_too_fast)?;
 
     let now = context.sources.store.clock().now_micros();
     let new = expectations

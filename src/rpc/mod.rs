@@ -8,6 +8,7 @@ mod deadline;
 mod erasure;
 mod errors;
 mod events;
+mod expectation_pace;
 mod expectations;
 mod fields;
 mod listing;
@@ -35,6 +36,7 @@ pub(crate) use errors::{
     deadline_exceeded, explained, health_limit, overloaded, request_late, request_too_large, word,
 };
 pub(crate) use events::Events;
+pub(crate) use expectation_pace::ExpectationPace;
 pub(crate) use expectations::{Checked, NotAsked, Reconciler};
 use parking_lot::Mutex;
 pub(crate) use stream::HandedOver;
@@ -69,6 +71,8 @@ pub(crate) struct Context {
     pub audit: Arc<Audit>,
     /// What asks the vendor for tasks; `None` if nothing does.
     pub reconciler: Option<Arc<dyn Reconciler>>,
+    /// How fast each client may expect tasks.
+    pub expectation_pace: Arc<ExpectationPace>,
     /// For `GetLogInfo`; a reload changes it.
     pub retention: Arc<Mutex<Retention>>,
 }

@@ -130,6 +130,7 @@ impl Core<'_> {
                 &self.sources.metrics,
             ),
             reconciler: self.reconciler.map(answering),
+            expectation_pace: Arc::default(),
             retention: Arc::clone(self.retention),
         }
     }

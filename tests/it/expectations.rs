@@ -1,12 +1,15 @@
 //! `ExpectTasks`, `CancelExpectations`, `ListExpectations` and their verbs. No vendor answers here: what the broker
 //! learns by asking is tested in the files about the reconciler.
 
+use std::time::Duration;
+
 use blobcast::wire::v1::{
     CancelExpectationsRequest, ExpectTasksRequest, ExpectTasksResponse, Expectation,
     ExpectationInfo, ExpectationState, ExpectedTask, ListExpectationsRequest, TaskKey,
 };
 use serde_json::json;
 use tonic::{Code, Status};
+use tonic_types::StatusExt;
 
 use crate::{
     permissions::{admin_as, events_as},
@@ -440,6 +443,32 @@ async fn a_client_has_a_fifth_of_all_expectations() {
         .unwrap();
     house
         .expect(&house.billing, vec![veo("more")])
+        .await
+        .unwrap();
+}
+
+#[tokio::test]
+async fn a_client_that_expects_and_cancels_in_a_loop_is_slowed_down_and_no_other() {
+    let house = House::new().await;
+    let mut calls = 0;
+    let refused = loop {
+        // The task is expected already from the second call on, which costs as much.
+        let tasks = (0..1_000).map(|_| veo("again")).collect();
+        match house.expect(&house.billing, tasks).await {
+            Ok(_) => calls += 1,
+            Err(refused) => break refused,
+        }
+        assert!(calls < 100, "{calls} calls were taken");
+    };
+    assert!(calls >= 40, "only {calls} calls were taken");
+    assert_eq!(
+        refusal(&refused),
+        (Code::ResourceExhausted, "OVERLOADED".into())
+    );
+    let retry = refused.get_details_retry_info().unwrap();
+    assert!(retry.retry_delay.unwrap() > Duration::ZERO);
+    house
+        .expect(&house.tenant, vec![veo("other")])
         .await
         .unwrap();
 }
