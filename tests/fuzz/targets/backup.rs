@@ -177,12 +177,20 @@ fn entries(input: &Input<'_>, first: u64) -> Vec<Entry> {
         let value = [&(header.len() as u32).to_le_bytes()[..], &header, body].concat();
         Entry { part: QUARANTINE, key: number.to_be_bytes().into(), value }
     });
-    let expected = input.expected.iter().zip(1u64..).map(|((client, label), number)| Entry {
-        part: EXPECTATIONS,
-        key: number.to_be_bytes().into(),
-        value: expectation(number, *client, label),
-    });
-    events.into_iter().chain(quarantined).chain(expected).collect()
+    let expected = input
+        .expected
+        .iter()
+        .zip(1u64..)
+        .map(|((client, label), number)| Entry {
+            part: EXPECTATIONS,
+            key: number.to_be_bytes().into(),
+            value: expectation(number, *client, label),
+        });
+    events
+        .into_iter()
+        .chain(quarantined)
+        .chain(expected)
+        .collect()
 }
 
 fn expectation(number: u64, client: Option<&str>, label: &str) -> Vec<u8> {

@@ -9,7 +9,7 @@ use std::{
     sync::LazyLock,
 };
 
-use blobcast::config::{Config, ConfigErrors, Origin, ConfigSources, load};
+use blobcast::config::{Config, ConfigErrors, ConfigSources, Origin, load};
 use tempfile::{tempfile, tempfile_in};
 use toml::{Table, Value};
 
