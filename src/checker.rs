@@ -1,7 +1,9 @@
 //! The guarantees as one pure function: from the acknowledgements, the log and the streams of a run to the list of violations.
 //!
 //! Tests of every kind pass their histories to it, so that "nothing lost, nothing twice, in order" has one meaning. It knows nothing
-//! of the broker, and takes JSON from tests in other languages.
+//! of the broker, and takes JSON from tests in other languages. [`recovery`] does the same for what reconciling promises.
+
+pub mod recovery;
 
 use std::collections::{HashMap, HashSet};
 

@@ -38,6 +38,7 @@ mod late_tasks;
 mod layering;
 mod lifecycle;
 mod memory;
+mod outages;
 mod permissions;
 mod private_files;
 mod proxies;

@@ -6,131 +6,20 @@ use std::{
 };
 
 use blobcast::{
-    simulator::server::{
-        ListOrder, Settings, SimulatedVendor, State, Step, Target, Task, most_within,
-    },
-    wire::v1::{
-        Event, ExpectTasksRequest, Expectation, Filter, SubscribeRequest, TaskStatus, Verification,
-        WaitTaskRequest, WaitTaskResponse,
-    },
+    simulator::server::{ListOrder, State, Step, Target, Task, most_within},
+    wire::v1::{Event, ExpectTasksRequest, Filter, SubscribeRequest, TaskStatus, WaitTaskRequest},
 };
 use jiff::Timestamp;
 use rustix::fs::{CWD, FileType, Mode, mknodat};
-use tokio::net::TcpListener;
 
 use crate::support::{
-    CredentialsFile, Options, Server, completed, reason, request, tasks_of, until, within,
+    Options, Server, VENDOR_KEY as KEY, VendorCase as Case, completed, events_of, expect,
+    expectation, is_recovered, key_line, reason, request, tasks_of, until, wait_task, within,
 };
-
-/// The key of the broker in these tests.
-const KEY: &str = "rb-0123456789";
-
-/// A vendor, and what a broker needs to ask it.
-struct Case {
-    vendor: SimulatedVendor,
-    credentials: CredentialsFile,
-}
-
-impl Case {
-    /// A vendor that takes [`KEY`] alone and has no limit of its own.
-    async fn new() -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let settings = Settings {
-            keys: vec![KEY.to_owned()],
-            checks_per_minute_max: 100_000,
-            ..Settings::default()
-        };
-        let vendor = SimulatedVendor::start(listener, settings).unwrap();
-        let mut case = Self {
-            vendor,
-            credentials: CredentialsFile::new(),
-        };
-        case.credentials.add_line("[vendor_keys]", &key_line(KEY));
-        case
-    }
-
-    /// A broker that asks it a second after a task was expected, and quickly.
-    fn options(&self) -> Options {
-        Options::default()
-            .set("credentials_file", self.credentials.path().display())
-            .set("reconcile.enabled", true)
-            .set("reconcile.base_url", self.vendor.base_url())
-            .set("reconcile.checks_per_minute_max", 6_000)
-            .set(
-                "reconcile.expect_within",
-                "veo=1s,sora=1s,seedance=1s,kling=4s",
-            )
-    }
-
-    /// The vendor has a task in this state, and has sent no callback.
-    fn has(&self, product: &str, id: &str, state: State) {
-        self.has_since(product, id, state, Timestamp::now());
-    }
-
-    fn has_since(&self, product: &str, id: &str, state: State, created_at: Timestamp) {
-        let task = Task::new(product, id, created_at).in_state(state, Timestamp::now());
-        assert!(self.vendor.add(task));
-    }
-
-    /// Requests for the status of a task.
-    fn checks_of(&self, id: &str) -> usize {
-        let checks = self.vendor.checks();
-        checks.iter().filter(|it| it.target.contains(id)).count()
-    }
-
-    /// Requests for pages of lists.
-    fn list_calls(&self) -> usize {
-        let checks = self.vendor.checks();
-        checks
-            .iter()
-            .filter(|it| it.target.contains("limit="))
-            .count()
-    }
-}
-
-fn key_line(key: &str) -> String {
-    format!("name = \"main\"\nkey = \"{key}\"")
-}
-
-fn expectation(product: &str, id: &str) -> Expectation {
-    Expectation {
-        product: product.to_owned(),
-        task_id: id.to_owned(),
-        labels: [("team".to_owned(), "ads".to_owned())].into(),
-        ..Expectation::default()
-    }
-}
-
-async fn expect(server: &Server, expectations: Vec<Expectation>) {
-    let request = ExpectTasksRequest { expectations };
-    server.events().await.expect_tasks(request).await.unwrap();
-}
-
-async fn wait_task(server: &Server, product: &str, id: &str, seconds: i64) -> WaitTaskResponse {
-    let request = WaitTaskRequest {
-        task_id: id.to_owned(),
-        product: product.to_owned(),
-        timeout: Some(prost_types::Duration { seconds, nanos: 0 }),
-        ..WaitTaskRequest::default()
-    };
-    let waited = server.events().await.wait_task(request).await;
-    waited.unwrap().into_inner()
-}
 
 async fn post_completed(server: &Server, product: &str, id: &str) {
     let (path, body) = (format!("/webhook/{product}"), completed(id).to_string());
     assert_eq!(server.http().post_to(&path, body).await.status, 200);
-}
-
-/// The events of a task, as the log has them.
-async fn events_of(server: &Server, id: &str) -> Vec<Event> {
-    let mut all = server.log_of_events().await;
-    all.retain(|event| event.task_id == id);
-    all
-}
-
-fn is_recovered(event: &Event) -> bool {
-    event.verification() == Verification::VendorApi && event.terminal
 }
 
 #[tokio::test]
@@ -631,28 +520,6 @@ async fn outage(case: &Case, options: Options, ids: &[String]) -> Server {
     .await;
     server.restart_elsewhere().await;
     server
-}
-
-#[tokio::test]
-async fn five_hundred_tasks_that_ended_in_an_outage_are_there_once_after_a_few_calls() {
-    let case = Case::new().await;
-    let ids: Vec<_> = (0..500).map(|n| format!("lost{n}")).collect();
-    let server = outage(&case, case.options(), &ids).await;
-
-    let mut sub = server.subscribe(request()).await;
-    let events = sub.next_events(ids.len()).await;
-    assert!(events.iter().all(is_recovered));
-    let mut found = tasks_of(&events);
-    found.sort_unstable();
-    found.dedup();
-    assert_eq!(found.len(), ids.len());
-
-    // Two keys were tried, one at each start.
-    let calls = case.vendor.checks().len();
-    assert!(calls <= 2 + 6, "{calls} calls");
-    let done = "blobcast_expectations{state=\"waiting\"}";
-    until("all to end", async || server.metric(done).await == 0.0).await;
-    assert_eq!(server.log_of_events().await.len(), ids.len());
 }
 
 #[tokio::test]

@@ -13,6 +13,7 @@ mod credentials;
 mod endpoint;
 mod grpc;
 mod library;
+mod reconciling;
 mod server;
 mod vendor;
 mod watchdog;
@@ -27,6 +28,9 @@ pub use credentials::CredentialsFile;
 pub use endpoint::Endpoint;
 pub use grpc::*;
 pub use library::{Node, draft, node, stored};
+pub use reconciling::{
+    VENDOR_KEY, VendorCase, events_of, expect, expectation, is_recovered, key_line, wait_task,
+};
 pub use server::{ANY_PORT, Options, Server};
 #[allow(unused_imports, reason = "each module uses its part of the fixture")]
 pub use vendor::{Answer, Http, completed, failed, processing, with};
