@@ -63,6 +63,7 @@ mod tenants;
 mod tls;
 mod traces;
 mod url_reach;
+mod vendor_answers;
 mod vendor_behaviour;
 mod vendor_keys;
 mod vendor_verb;
