@@ -3,7 +3,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use super::lanes::{Due, Id};
+use super::lanes::{Due, Id, Owner};
 use crate::event::{Product, TaskId};
 
 /// From the first check to the second.
@@ -31,6 +31,8 @@ pub(super) struct Expected {
     /// The number of its stored expectation.
     pub number: Option<u64>,
     pub task: TaskKey,
+    /// The client that expects it or waits for it.
+    pub owner: Owner,
     /// When it was expected first.
     pub since: i64,
     /// When it is late.
@@ -102,6 +104,10 @@ pub(super) struct Entry {
     /// The number of its stored expectation.
     pub number: Option<u64>,
     pub task: TaskKey,
+    /// The client that expects it.
+    pub owner: Owner,
+    /// The client that waits for it, while one does.
+    pub waits: Owner,
     pub since: i64,
     pub deadline: i64,
     pub gives_up_at: i64,
@@ -143,6 +149,8 @@ impl Entry {
         let mut entry = Self {
             number: new.number,
             task: new.task,
+            owner: new.owner,
+            waits: new.owner,
             since: new.since,
             deadline: 0,
             gives_up_at: 0,
@@ -189,11 +197,13 @@ impl Entry {
     pub(super) fn expect_also(&mut self, new: Expected, give_up_after: i64) {
         if new.why == Why::WaitedFor {
             self.is_waited_for = true;
+            self.waits = new.owner;
             return;
         }
 
         let was_stored = std::mem::replace(&mut self.is_stored, true);
         self.number = new.number;
+        self.owner = new.owner;
         self.since = self.since.min(new.since);
         self.named_key = new.named_key;
         self.key = new.key;
@@ -258,6 +268,11 @@ impl Entry {
             id,
             at,
             product: self.task.product.clone(),
+            owner: if self.is_waited_for {
+                self.waits
+            } else {
+                self.owner
+            },
             is_waited_for: self.is_waited_for,
             is_single: self.is_single,
         }

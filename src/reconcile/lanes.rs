@@ -3,16 +3,19 @@
 //!
 //! Within a lane, tasks that somebody waits for go first; but one turn in [`TURNS`] is the others',
 //! or enough clients that wait would starve them. Products take turns, so that a product with ten
-//! thousand late tasks does not hold up one with a single late task. Within a product the task goes
-//! first that has been due for the longest time.
+//! thousand late tasks does not hold up one with a single late task. Within a product clients take
+//! turns for the same reason, and of a client the task goes first that has been due for the longest
+//! time.
 //!
 //! One list call shows up to 100 tasks. So it is preferred where more than [`SINGLE_MAX`] tasks of a
 //! product are due. Tasks that a list did not show are then checked one by one.
 //!
-//! Each operation costs O(log n) for each task that it adds, removes or picks.
+//! Each operation costs O(log n) for each task that it adds, removes or picks, and a pick looks at
+//! each client that has due tasks of the product.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    hash::{DefaultHasher, Hash, Hasher},
     ops::Bound,
     sync::Arc,
 };
@@ -29,6 +32,19 @@ pub(super) const LISTED_MAX: usize = 10_000;
 /// Names a task in the schedule. Never given to another one.
 pub(super) type Id = u64;
 
+/// The client whose turn a task takes. Of its name only a hash is kept, because there may be 100,000
+/// tasks: two clients with the same one would share their turns. Those without a name are one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Owner(u64);
+
+impl Owner {
+    pub(super) fn of(client: Option<&str>) -> Self {
+        let mut hasher = DefaultHasher::new();
+        client.hash(&mut hasher);
+        Self(hasher.finish())
+    }
+}
+
 /// A task that is due.
 #[derive(Clone, Debug)]
 pub(super) struct Due {
@@ -36,6 +52,7 @@ pub(super) struct Due {
     /// Since when it is due.
     pub at: i64,
     pub product: Product,
+    pub owner: Owner,
     /// Somebody waits for it now.
     pub is_waited_for: bool,
     /// A list has not shown it.
@@ -70,11 +87,20 @@ struct Lane {
 /// Tasks of one urgency.
 #[derive(Debug, Default)]
 struct Level {
-    products: BTreeMap<Product, Queue>,
+    products: BTreeMap<Product, OfProduct>,
     /// The product that had the last turn.
     last: Option<Product>,
 }
 
+/// Tasks of one product.
+#[derive(Debug, Default)]
+struct OfProduct {
+    owners: BTreeMap<Owner, Queue>,
+    /// The client that had the last turn.
+    last: Option<Owner>,
+}
+
+/// Tasks of one client.
 #[derive(Debug, Default)]
 struct Queue {
     /// By the time since which they are due.
@@ -156,33 +182,32 @@ impl Lane {
         }
 
         self.level(!is_others_turn)
-            .take_oldest(&product)
+            .take_one(&product)
             .map(Picked::One)
     }
 
     /// How many tasks of a product a list may show.
     fn listable(&self, product: &Product) -> usize {
-        let of = |level: &Level| {
-            level
-                .products
-                .get(product)
-                .map_or(0, |queue| queue.listable.len())
-        };
-        of(&self.waited_for) + of(&self.others)
+        let levels = [&self.waited_for, &self.others];
+        let products = levels.iter().filter_map(|it| it.products.get(product));
+        products.map(OfProduct::listable).sum()
     }
 }
 
 impl Level {
     fn add(&mut self, due: &Due) {
-        let queue = self.products.entry(due.product.clone()).or_default();
+        let tasks = self.products.entry(due.product.clone()).or_default();
+        let queue = tasks.owners.entry(due.owner).or_default();
         queue.part(due.is_single).insert((due.at, due.id));
     }
 
     fn remove(&mut self, due: &Due) {
-        if let Some(queue) = self.products.get_mut(&due.product) {
-            queue.part(due.is_single).remove(&(due.at, due.id));
-            self.tidy(&due.product);
-        }
+        self.change(&due.product, |tasks| {
+            if let Some(queue) = tasks.owners.get_mut(&due.owner) {
+                queue.part(due.is_single).remove(&(due.at, due.id));
+                tasks.tidy(due.owner);
+            }
+        });
     }
 
     /// The product whose turn it is.
@@ -192,37 +217,69 @@ impl Level {
         Some(product)
     }
 
-    fn take_oldest(&mut self, product: &Product) -> Option<Id> {
-        let queue = self.products.get_mut(product)?;
-        let (listable, single) = (queue.listable.first(), queue.single.first());
-        let is_single = match (listable, single) {
-            (Some(listable), Some(single)) => single < listable,
-            (None, _) => true,
-            (_, None) => false,
-        };
-
-        let (_, id) = queue.part(is_single).pop_first()?;
-        self.tidy(product);
-        Some(id)
+    fn take_one(&mut self, product: &Product) -> Option<Id> {
+        self.change(product, OfProduct::take_one).flatten()
     }
 
     fn take_listable(&mut self, product: &Product, most: usize) -> Vec<Id> {
-        let Some(queue) = self.products.get_mut(product) else {
-            return Vec::new();
+        let take = |tasks: &mut OfProduct| {
+            let listable = std::iter::from_fn(|| tasks.take_listable());
+            listable.take(most).collect()
         };
-        let ids = std::iter::from_fn(|| queue.listable.pop_first())
-            .take(most)
-            .map(|(_, id)| id)
-            .collect();
-        self.tidy(product);
-        ids
+        self.change(product, take).unwrap_or_default()
     }
 
-    /// Forgets a product without tasks.
-    fn tidy(&mut self, product: &Product) {
-        let is_empty = |queue: &Queue| queue.listable.is_empty() && queue.single.is_empty();
-        if self.products.get(product).is_some_and(is_empty) {
+    /// Changes what there is of a product, which is forgotten if nothing is left of it.
+    fn change<T>(
+        &mut self,
+        product: &Product,
+        change: impl FnOnce(&mut OfProduct) -> T,
+    ) -> Option<T> {
+        let tasks = self.products.get_mut(product)?;
+        let changed = change(tasks);
+        if tasks.owners.is_empty() {
             self.products.remove(product);
+        }
+        Some(changed)
+    }
+}
+
+impl OfProduct {
+    /// The task that has been due for longest, of the client whose turn it is.
+    fn take_one(&mut self) -> Option<Id> {
+        self.take(|_| true, Queue::take_oldest)
+    }
+
+    /// The same among those that a list may show.
+    fn take_listable(&mut self) -> Option<Id> {
+        self.take(
+            |queue| !queue.listable.is_empty(),
+            |queue| queue.listable.pop_first(),
+        )
+    }
+
+    fn take(
+        &mut self,
+        fits: impl Fn(&Queue) -> bool,
+        take: impl FnOnce(&mut Queue) -> Option<(i64, Id)>,
+    ) -> Option<Id> {
+        let is_next = |owner: &Owner| self.owners.get(owner).is_some_and(&fits);
+        let owner = next_of(&self.owners, self.last.as_ref(), is_next)?;
+        self.last = Some(owner);
+        let (_, id) = take(self.owners.get_mut(&owner)?)?;
+        self.tidy(owner);
+        Some(id)
+    }
+
+    fn listable(&self) -> usize {
+        self.owners.values().map(|queue| queue.listable.len()).sum()
+    }
+
+    /// Forgets a client without tasks.
+    fn tidy(&mut self, owner: Owner) {
+        let is_empty = |queue: &Queue| queue.listable.is_empty() && queue.single.is_empty();
+        if self.owners.get(&owner).is_some_and(is_empty) {
+            self.owners.remove(&owner);
         }
     }
 }
@@ -234,6 +291,15 @@ impl Queue {
         } else {
             &mut self.listable
         }
+    }
+
+    fn take_oldest(&mut self) -> Option<(i64, Id)> {
+        let is_single = match (self.listable.first(), self.single.first()) {
+            (Some(listable), Some(single)) => single < listable,
+            (None, _) => true,
+            (_, None) => false,
+        };
+        self.part(is_single).pop_first()
     }
 }
 
@@ -270,6 +336,7 @@ mod tests {
             id,
             at,
             product: Product::parse(product).unwrap(),
+            owner: Owner::of(None),
             is_waited_for: false,
             is_single: false,
         }
@@ -285,6 +352,13 @@ mod tests {
     fn single(due: Due) -> Due {
         Due {
             is_single: true,
+            ..due
+        }
+    }
+
+    fn of(owner: &str, due: Due) -> Due {
+        Due {
+            owner: Owner::of(Some(owner)),
             ..due
         }
     }
@@ -322,6 +396,46 @@ mod tests {
             due(5, 50, "sora"),
         ]);
         assert_eq!(all(&mut lanes, true), ones([4, 5, 2, 3, 1]));
+    }
+
+    /// Whose tasks are picked, in order: those from 1,000 are of b.
+    fn whose(picked: &[Picked]) -> String {
+        let ids = picked.iter().flat_map(|picked| match picked {
+            Picked::One(id) => std::slice::from_ref(id),
+            Picked::List(_, ids) => ids,
+        });
+        ids.map(|id| if *id < 1_000 { 'a' } else { 'b' }).collect()
+    }
+
+    #[test]
+    fn within_a_product_clients_take_turns() {
+        let crowd = || (0..8).map(|id| of("a", due(id, 0, "veo")));
+        let few = || (1_000..1_002).map(|id| of("b", due(id, 9, "veo")));
+        let order = |tasks: Vec<Due>, has_list| whose(&all(&mut lanes(tasks), has_list));
+        let begins = |order: &str| ["abab", "baba"].contains(&&order[..4]);
+
+        let one_by_one = order(crowd().chain(few()).map(single).collect(), true);
+        assert!(begins(&one_by_one), "{one_by_one}");
+        let listed = order(crowd().chain(few()).collect(), true);
+        assert!(begins(&listed), "{listed}");
+
+        let waits = crowd().chain(few()).map(waited_for);
+        let others = crowd().map(|due| Due {
+            id: due.id + 500,
+            ..due
+        });
+        let waited = order(waits.chain(others).collect(), false);
+        assert!(begins(&waited), "{waited}");
+    }
+
+    #[test]
+    fn a_client_whose_tasks_no_list_shows_holds_up_none_that_are_in_one() {
+        let crowd = (0..8).map(|id| single(of("a", due(id, 0, "veo"))));
+        let few = (1_000..1_006).map(|id| of("b", due(id, 9, "veo")));
+        let mut lanes = lanes(crowd.chain(few));
+        let picked = all(&mut lanes, true);
+        assert!(matches!(&picked[0], Picked::List(_, ids) if ids.len() == 6));
+        assert_eq!(whose(&picked), "bbbbbbaaaaaaaa");
     }
 
     #[test]
@@ -378,11 +492,13 @@ mod tests {
 
     fn any_due() -> impl Strategy<Value = Due> {
         let product = prop::sample::select(vec!["veo", "kling", "sora", "gemini", "x-1"]);
-        (0..200_u64, 0..50_i64, product, any::<bool>(), any::<bool>()).prop_map(
-            |(id, at, product, is_waited_for, is_single)| Due {
+        let owner = prop::sample::select(vec!["a", "b", "c"]);
+        let flags = any::<(bool, bool)>();
+        (0..200_u64, 0..50_i64, product, owner, flags).prop_map(
+            |(id, at, product, owner, (is_waited_for, is_single))| Due {
                 is_waited_for,
                 is_single,
-                ..due(id, at, product)
+                ..of(owner, due(id, at, product))
             },
         )
     }

@@ -14,7 +14,7 @@ use super::{
     entry::micros,
     handle::Reconcile,
     in_flight::InFlight,
-    lanes::{Id, Picked, SINGLE_MAX},
+    lanes::{Id, Owner, Picked, SINGLE_MAX},
     limits::Limits,
     outage::Outage,
     presence::Presence,
@@ -192,7 +192,7 @@ impl Loop {
         let waiting = &self.shared.parts.waiting;
         let now = self.now();
         let mut schedule = self.shared.schedule.lock();
-        while let Some(task) = waiting.next_begun() {
+        while let Some((task, client)) = waiting.next_begun() {
             let within = self.shared.expect_within(&task.product, None);
             // Nobody can be asked for other products: then it is only waited for, until there is a key.
             let Ok(within) = within else {
@@ -202,6 +202,7 @@ impl Loop {
             schedule.expect(Expected {
                 number: None,
                 since: now,
+                owner: Owner::of(client.as_deref()),
                 deadline: now.saturating_add(micros(within)),
                 is_overdue: false,
                 named_key: None,
@@ -374,6 +375,7 @@ fn stored(expectation: Expectation, key: Option<Arc<str>>) -> Expected {
             task_id: expectation.task_id,
         },
         since: expectation.expected_at_micros,
+        owner: Owner::of(expectation.client.as_deref()),
         deadline: expectation.expected_by_micros,
         is_overdue: expectation.is_overdue,
         named_key: expectation.vendor_key.map(Arc::from),

@@ -85,21 +85,24 @@ impl Schedule {
     /// Adds a task, or one more reason why it is expected.
     pub(super) fn expect(&mut self, new: Expected) {
         let give_up_after = self.give_up_after;
-        let mut is_waited_for = false;
+        let mut waits = None;
         if let Some(id) = self.id(&new.task) {
             let is_replaced = |entry: &&Entry| entry.is_replaced_by(&new);
             let Some(ended) = self.entries.get(&id).filter(is_replaced) else {
                 self.change(id, |entry| entry.expect_also(new, give_up_after));
                 return;
             };
-            is_waited_for = ended.is_waited_for;
+            waits = ended.is_waited_for.then_some(ended.waits);
             self.settled(id);
         }
 
         let id = self.next_id;
         self.next_id += 1;
         let mut entry = Entry::new(new, give_up_after);
-        entry.is_waited_for |= is_waited_for;
+        if let Some(owner) = waits {
+            entry.is_waited_for = true;
+            entry.waits = owner;
+        }
         self.ids.insert(entry.task.clone(), id);
         self.put(id, &entry);
         self.entries.insert(id, entry);

@@ -2,10 +2,11 @@
 //! 2 minutes longer, in which a client reconnects. In memory only.
 //!
 //! Reference counted: several clients may wait for one task. At most [`WAITED_FOR_MAX`] tasks are
-//! known. Those beyond are waited for as ever, and are not checked: `ExpectTasks` expects more.
+//! known, of which one client has at most a fifth: a task is that of the client which began to wait
+//! for it. Those beyond are waited for as ever, and are not checked: `ExpectTasks` expects more.
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet, VecDeque},
+    collections::{BTreeMap, HashMap, HashSet, VecDeque, hash_map::Entry},
     sync::Arc,
     time::Duration,
 };
@@ -21,6 +22,9 @@ pub(super) const LINGER: Duration = Duration::from_secs(120);
 /// Most tasks that are known as waited for (`sizing/memory`): with 50 checks a minute
 /// for each key, checking so many once takes more than three hours.
 pub const WAITED_FOR_MAX: usize = 10_000;
+/// Most of them that are of one client with a name: others must have tasks checked, too. Clients
+/// without a name may do everything anyway.
+const WAITED_FOR_PER_CLIENT_MAX: usize = WAITED_FOR_MAX / 5;
 
 /// See the module's description.
 #[derive(Debug, Default)]
@@ -33,6 +37,8 @@ pub struct Waiting {
 #[derive(Debug, Default)]
 struct State {
     tasks: HashMap<TaskKey, Waited>,
+    /// How many of them each client has.
+    shares: HashMap<Arc<str>, usize>,
     /// Tasks that are not waited for any more, by when they are forgotten.
     leaving: BTreeMap<(Instant, u64), TaskKey>,
     next_number: u64,
@@ -44,6 +50,8 @@ struct State {
 
 #[derive(Debug)]
 struct Waited {
+    /// The client that began; `None` if it was let in without showing anything.
+    client: Option<Arc<str>>,
     clients: usize,
     /// When the task is forgotten, while no client waits.
     leaves: Option<(Instant, u64)>,
@@ -88,6 +96,7 @@ impl Waiting {
         self: &Arc<Self>,
         product: &Product,
         task_ids: impl IntoIterator<Item = &'a TaskId>,
+        client: Option<&Arc<str>>,
         labels: Option<&Arc<Labels>>,
     ) -> Wait {
         let mut state = self.state.lock();
@@ -95,7 +104,9 @@ impl Waiting {
             product: product.clone(),
             task_id: task_id.clone(),
         });
-        let tasks: Vec<_> = tasks.filter(|task| state.enter(task, labels)).collect();
+        let tasks: Vec<_> = tasks
+            .filter(|task| state.enter(task, client, labels))
+            .collect();
         let has_begun = !state.begun.is_empty();
         drop(state);
 
@@ -113,9 +124,12 @@ impl Waiting {
         self.changed.notified().await;
     }
 
-    /// The next task that somebody has begun to wait for.
-    pub(super) fn next_begun(&self) -> Option<TaskKey> {
-        self.state.lock().begun.pop_front()
+    /// The next task that somebody has begun to wait for, and the client that did.
+    pub(super) fn next_begun(&self) -> Option<(TaskKey, Option<Arc<str>>)> {
+        let mut state = self.state.lock();
+        let task = state.begun.pop_front()?;
+        let client = state.tasks.get(&task).and_then(|it| it.client.clone());
+        Some((task, client))
     }
 
     /// No key is for a task that somebody has begun to wait for.
@@ -163,7 +177,12 @@ impl Waiting {
 
 impl State {
     /// False if the task has no room.
-    fn enter(&mut self, task: &TaskKey, labels: Option<&Arc<Labels>>) -> bool {
+    fn enter(
+        &mut self,
+        task: &TaskKey,
+        client: Option<&Arc<str>>,
+        labels: Option<&Arc<Labels>>,
+    ) -> bool {
         if let Some(waited) = self.tasks.get_mut(task) {
             waited.clients += 1;
             waited.bound.join(labels);
@@ -173,10 +192,17 @@ impl State {
             return true;
         }
 
-        if self.tasks.len() >= WAITED_FOR_MAX {
+        let of_client = client.and_then(|name| self.shares.get(name)).copied();
+        if self.tasks.len() >= WAITED_FOR_MAX
+            || of_client.unwrap_or_default() >= WAITED_FOR_PER_CLIENT_MAX
+        {
             return false;
         }
+        if let Some(name) = client {
+            *self.shares.entry(Arc::clone(name)).or_default() += 1;
+        }
         let mut waited = Waited {
+            client: client.cloned(),
             clients: 1,
             leaves: None,
             bound: Bound::None,
@@ -206,9 +232,21 @@ impl State {
             return None;
         }
         let task = next.remove();
-        self.tasks.remove(&task);
+        let waited = self.tasks.remove(&task);
+        if let Some(name) = waited.and_then(|it| it.client) {
+            self.leave_share(name);
+        }
         self.without_key.remove(&task);
         Some(task)
+    }
+
+    fn leave_share(&mut self, name: Arc<str>) {
+        if let Entry::Occupied(mut count) = self.shares.entry(name) {
+            *count.get_mut() -= 1;
+            if *count.get() == 0 {
+                count.remove();
+            }
+        }
     }
 }
 
@@ -248,15 +286,19 @@ mod tests {
     }
 
     fn wait(waiting: &Arc<Waiting>, text: &str) -> Wait {
-        waiting.wait(&veo(), [&id(text)], None)
+        waiting.wait(&veo(), [&id(text)], None, None)
+    }
+
+    fn next_begun(waiting: &Waiting) -> Option<TaskKey> {
+        waiting.next_begun().map(|(task, _)| task)
     }
 
     #[test]
     fn a_task_is_waited_for_until_two_minutes_after_the_last_client_left() {
         let waiting = Arc::new(Waiting::default());
         let (first, second) = (wait(&waiting, "t"), wait(&waiting, "t"));
-        assert_eq!(waiting.next_begun(), Some(task("t")));
-        assert_eq!(waiting.next_begun(), None, "once for all clients");
+        assert_eq!(next_begun(&waiting), Some(task("t")));
+        assert_eq!(next_begun(&waiting), None, "once for all clients");
 
         drop(first);
         assert_eq!(waiting.next_at(), None);
@@ -276,10 +318,10 @@ mod tests {
     fn a_client_that_comes_back_in_time_goes_on_waiting() {
         let waiting = Arc::new(Waiting::default());
         drop(wait(&waiting, "t"));
-        assert_eq!(waiting.next_begun(), Some(task("t")));
+        assert_eq!(next_begun(&waiting), Some(task("t")));
 
         let back = wait(&waiting, "t");
-        assert_eq!(waiting.next_begun(), None, "it never ceased");
+        assert_eq!(next_begun(&waiting), None, "it never ceased");
         let later = Instant::now() + 10 * LINGER;
         assert_eq!(waiting.next_ended(later), None);
         drop(back);
@@ -299,9 +341,9 @@ mod tests {
     fn no_more_tasks_are_known_than_there_is_room_for() {
         let waiting = Arc::new(Waiting::default());
         let ids: Vec<_> = (0..=WAITED_FOR_MAX).map(|n| id(&format!("t{n}"))).collect();
-        let all = waiting.wait(&veo(), &ids, None);
+        let all = waiting.wait(&veo(), &ids, None, None);
         assert_eq!(waiting.len(), WAITED_FOR_MAX);
-        let begun = std::iter::from_fn(|| waiting.next_begun()).count();
+        let begun = std::iter::from_fn(|| next_begun(&waiting)).count();
         assert_eq!(begun, WAITED_FOR_MAX);
 
         drop(all);
@@ -313,9 +355,34 @@ mod tests {
     }
 
     #[test]
+    fn a_client_has_a_fifth_of_all_tasks_that_are_waited_for() {
+        let waiting = Arc::new(Waiting::default());
+        let ids = |from: usize, count: usize| -> Vec<_> {
+            (from..from + count).map(|n| id(&format!("t{n}"))).collect()
+        };
+        let (crowd, other) = (Arc::from("crowd"), Arc::from("other"));
+        let of = |client: &Arc<str>, ids: &[TaskId]| waiting.wait(&veo(), ids, Some(client), None);
+        let many = of(&crowd, &ids(0, WAITED_FOR_PER_CLIENT_MAX + 7));
+        assert_eq!(waiting.len(), WAITED_FOR_PER_CLIENT_MAX);
+
+        let both = of(&other, &ids(WAITED_FOR_PER_CLIENT_MAX - 1, 2));
+        assert_eq!(waiting.len(), WAITED_FOR_PER_CLIENT_MAX + 1, "one is new");
+        let _also = of(&crowd, &ids(WAITED_FOR_PER_CLIENT_MAX, 1));
+        drop(both);
+        let later = Instant::now() + LINGER;
+        assert_eq!(waiting.next_ended(later), None, "the crowd waits for both");
+
+        drop(many);
+        let ended = std::iter::from_fn(|| waiting.next_ended(Instant::now() + LINGER)).count();
+        assert_eq!(ended, WAITED_FOR_PER_CLIENT_MAX);
+        let _again = of(&crowd, &ids(0, WAITED_FOR_PER_CLIENT_MAX + 7));
+        assert_eq!(waiting.len(), WAITED_FOR_PER_CLIENT_MAX + 1);
+    }
+
+    #[test]
     fn a_recovered_event_has_the_labels_that_all_bound_clients_are_bound_to() {
         let waiting = Arc::new(Waiting::default());
-        let of = |labels: Option<&Arc<Labels>>| waiting.wait(&veo(), [&id("t")], labels);
+        let of = |labels: Option<&Arc<Labels>>| waiting.wait(&veo(), [&id("t")], None, labels);
         let (a, b) = (labels("a"), labels("b"));
         let _operator = of(None);
         assert_eq!(waiting.labels(&task("t")), Some(Labels::new()));
@@ -333,7 +400,7 @@ mod tests {
     fn a_task_that_no_key_is_for_is_new_when_the_keys_change_while_it_is_waited_for() {
         let waiting = Arc::new(Waiting::default());
         let (_waits, gone) = (wait(&waiting, "t"), wait(&waiting, "gone"));
-        while let Some(task) = waiting.next_begun() {
+        while let Some(task) = next_begun(&waiting) {
             waiting.has_no_key(task);
         }
         drop(gone);
@@ -342,9 +409,9 @@ mod tests {
 
         waiting.has_no_key(task("gone"));
         waiting.keys_changed();
-        assert_eq!(waiting.next_begun(), Some(task("t")));
-        assert_eq!(waiting.next_begun(), None);
+        assert_eq!(next_begun(&waiting), Some(task("t")));
+        assert_eq!(next_begun(&waiting), None);
         waiting.keys_changed();
-        assert_eq!(waiting.next_begun(), None, "it has a key");
+        assert_eq!(next_begun(&waiting), None, "it has a key");
     }
 }

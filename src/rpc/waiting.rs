@@ -17,7 +17,8 @@ impl Context {
         }
 
         let client = caller.0.as_ref();
+        let name = client.map(|client| &client.name);
         let labels = client.and_then(|client| client.labels.as_ref());
-        Some(waiting.wait(product, &filter.task_ids, labels))
+        Some(waiting.wait(product, &filter.task_ids, name, labels))
     }
 }

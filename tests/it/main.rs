@@ -23,6 +23,7 @@ mod damage_while_running;
 mod documents;
 mod ended_streams;
 mod erasure;
+mod expectation_turns;
 mod expectations;
 mod forwarding;
 mod generated_code;

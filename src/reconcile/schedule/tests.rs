@@ -7,7 +7,7 @@ use crate::{
     event::TaskId,
     reconcile::{
         entry::{INTERVAL_MAX, INTERVAL_MIN, LATE_GRACE},
-        lanes::SINGLE_MAX,
+        lanes::{Owner, SINGLE_MAX},
     },
 };
 
@@ -35,6 +35,7 @@ fn stored(task: &TaskKey, deadline: i64) -> Expected {
     Expected {
         number: Some(1),
         task: task.clone(),
+        owner: Owner::of(None),
         since: 0,
         deadline,
         is_overdue: false,
@@ -134,6 +135,38 @@ fn a_task_is_checked_at_its_deadline_and_then_after_ever_longer_intervals() {
         now = until;
     }
     assert_eq!(interval, INTERVAL_MAX);
+}
+
+#[test]
+fn a_task_takes_the_turn_of_the_client_that_waits_for_it_and_else_of_the_one_that_expects_it() {
+    let mut schedule = schedule();
+    let by = |owner: &str, expected: Expected| Expected {
+        owner: Owner::of(Some(owner)),
+        ..expected
+    };
+    for n in 0..4 {
+        schedule.expect(by("a", stored(&task("veo", &format!("a{n}")), 0)));
+    }
+    schedule.expect(by("b", stored(&task("veo", "b"), MINUTE)));
+    schedule.expect(by("c", waited_for(&task("veo", "a3"), 0)));
+    schedule.expect(by("d", waited_for(&task("veo", "a2"), 0)));
+    schedule.expect(by("d", waited_for(&task("veo", "a1"), 0)));
+
+    let first = next_one(&mut schedule, MINUTE).unwrap();
+    let second = next_one(&mut schedule, MINUTE).unwrap();
+    let name = |id: Id| schedule.task(id).unwrap().0.task_id.to_string();
+    let mut waits = [name(first), name(second)];
+    waits.sort();
+    assert_eq!(waits, ["a1", "a3"], "one of each client that waits");
+
+    schedule.no_longer_waited_for(&task("veo", "a2"));
+    let first = next_one(&mut schedule, MINUTE).unwrap();
+    let second = next_one(&mut schedule, MINUTE).unwrap();
+    let name = |id: Id| schedule.task(id).unwrap().0.task_id.to_string();
+    let mut others = [name(first), name(second)];
+    others.sort();
+    assert_eq!(others, ["a0", "b"], "one of each client that expects");
+    schedule.assert_in_step();
 }
 
 #[test]
