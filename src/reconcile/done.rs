@@ -82,6 +82,7 @@ impl Loop {
         let now = Instant::now();
         self.note_call(call, answer, now);
         self.shared.parts.keys.tried(&call.key, answer, now);
+        self.lists_seen_at = None;
         if matches!(answer, Answer::KeyRefused { .. }) {
             self.take_keys();
         }
@@ -234,14 +235,15 @@ impl Loop {
 
     /// A page that cannot be read ends its walk, unless the vendor can be asked for it later.
     fn page_failed(&mut self, page: &Page, answer: &Answer) {
-        let may_pass = matches!(
-            answer,
+        let is_asked_again = match answer {
+            Answer::Later { .. } | Answer::Failed(Problem::TimedOut | Problem::Broken(_)) => {
+                self.walks.try_again(page.walk)
+            }
             // A trial decides whether the key is good.
-            Answer::Later { .. }
-                | Answer::KeyRefused { .. }
-                | Answer::Failed(Problem::TimedOut | Problem::Broken(_))
-        );
-        if may_pass && self.walks.try_again(page.walk) {
+            Answer::KeyRefused { .. } => self.walks.refused(page.walk),
+            _ => false,
+        };
+        if is_asked_again {
             return;
         }
         if self.shared.parts.keys.named(&page.key).is_some() {
@@ -262,7 +264,9 @@ impl Loop {
     /// Takes what a walk looks for from a page.
     fn listed(&mut self, page: &Page, key: &Key, list: List, status: u16) {
         let created: Vec<i64> = list.tasks.iter().filter_map(created_at).collect();
-        let Some(walk) = self.walks.note(page.walk, list.count, &created) else {
+        let tasks = list.tasks.iter();
+        let shown = tasks.map(|listed| listed.task_id().clone()).collect();
+        let Some(walk) = self.walks.note(page.walk, list.count, &created, shown) else {
             return;
         };
         let mut wanted = Vec::new();

@@ -252,6 +252,13 @@ impl Keys {
         self.good().into_iter().find(|key| *key.name == *name)
     }
 
+    /// Whether a trial is still to decide about the key of this name.
+    pub fn is_undecided(&self, name: &str) -> bool {
+        let known = self.known.lock();
+        let mut keys = known.keys.iter();
+        keys.any(|of| *of.key.name == *name && of.is_undecided())
+    }
+
     /// The keys to try now, in the order of the file.
     pub fn to_try(&self, now: Instant) -> Vec<Arc<VendorKey>> {
         let known = self.known.lock();

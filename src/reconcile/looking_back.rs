@@ -60,6 +60,9 @@ impl Loop {
                 is_left = true;
                 continue;
             };
+            // A refusal may be about the key, and the next one may be good.
+            is_left |=
+                self.walks.is_refused(&key, &product) && shared.parts.keys.is_undecided(&key);
             let since = outage.tasks_since(shared.default_within(&product));
             is_left |= self.walks.begin_outage(key, product, since);
         }

@@ -138,6 +138,7 @@ impl Loop {
         self.credentials = credentials;
         if self.shared.parts.keys.refresh(&self.credentials) {
             self.lists_seen_at = None;
+            self.walks.keys_changed();
             self.take_keys();
             self.shared.parts.waiting.keys_changed();
         }
@@ -201,8 +202,8 @@ impl Loop {
             };
             schedule.expect(Expected {
                 number: None,
-                since: now,
                 owner: Owner::of(client.as_deref()),
+                since: now,
                 deadline: now.saturating_add(micros(within)),
                 is_overdue: false,
                 named_key: None,
@@ -374,8 +375,8 @@ fn stored(expectation: Expectation, key: Option<Arc<str>>) -> Expected {
             product: expectation.product,
             task_id: expectation.task_id,
         },
-        since: expectation.expected_at_micros,
         owner: Owner::of(expectation.client.as_deref()),
+        since: expectation.expected_at_micros,
         deadline: expectation.expected_by_micros,
         is_overdue: expectation.is_overdue,
         named_key: expectation.vendor_key.map(Arc::from),

@@ -10,7 +10,7 @@
 pub(super) const PAGE: u64 = 100;
 /// Most pages of a list whose tasks do not say when they were created: nothing tells where to end.
 const TIMELESS_PAGES_MAX: u32 = 10;
-/// Behind so many tasks no walk looks: a vendor that shows more may be showing the same page at every offset.
+/// Behind so many tasks no walk looks: no list is so long.
 const OFFSET_MAX: u64 = 1_000_000;
 
 /// See the module's description.
@@ -35,10 +35,11 @@ enum At {
         old: u64,
         step: u64,
     },
-    /// The page at `new` has a newer task, or none at all.
+    /// The page at `new` has a newer task, or none at all; it was looked at, and has so many tasks.
     Halving {
         old: u64,
         new: u64,
+        new_count: u64,
     },
     End,
 }
@@ -69,10 +70,15 @@ impl Walk {
             At::First => 0,
             At::Forward { offset, .. } => offset,
             At::Doubling { old, step } => old + step,
-            At::Halving { old, new } => middle(old, new),
+            At::Halving { old, new, .. } => middle(old, new),
             At::End => return None,
         };
         (offset <= OFFSET_MAX).then_some(offset)
+    }
+
+    /// Ends it: the list cannot be walked through.
+    pub(super) fn end(&mut self) {
+        self.at = At::End;
     }
 
     /// Notes the page at that offset: how many tasks it has, and when they were created, of those that say so. A walk that has ended
@@ -118,9 +124,13 @@ impl Walk {
                 },
                 (false, _) => between(old, old + step, count),
             },
-            At::Halving { old, new } => match (is_old, is_last) {
+            At::Halving {
+                old,
+                new,
+                new_count,
+            } => match (is_old, is_last) {
                 (true, true) => At::End,
-                (true, false) => between(middle(old, new), new, PAGE),
+                (true, false) => between(middle(old, new), new, new_count),
                 (false, _) => between(old, middle(old, new), count),
             },
             At::End => At::End,
@@ -128,15 +138,19 @@ impl Walk {
     }
 }
 
-/// Where to go on with an old page at one offset, and one that is not old at the other.
+/// Where to go on with an old page at one offset, and one that is not old at the other. Both were looked at.
 fn between(old: u64, new: u64, new_count: u64) -> At {
     if new - old > PAGE {
-        At::Halving { old, new }
-    } else if new_count == 0 {
+        At::Halving {
+            old,
+            new,
+            new_count,
+        }
+    } else if new_count < PAGE {
         At::End
     } else {
         At::Forward {
-            offset: new,
+            offset: new + new_count,
             order: Order::OldestFirst,
         }
     }
@@ -171,7 +185,10 @@ mod tests {
     fn walked(list: &[i64], since: i64, calls_max: u32) -> (HashSet<usize>, u32) {
         let mut walk = Walk::new(since, calls_max);
         let (mut shown, mut calls) = (HashSet::new(), 0);
+        let mut last = None;
         while let Some(offset) = walk.offset() {
+            let is_repeated = last.replace(offset) == Some(offset);
+            assert!(!is_repeated, "{offset} twice in a row");
             let from = list.len().min(offset as usize);
             let until = list.len().min(from + PAGE as usize);
             shown.extend(from..until);
@@ -220,7 +237,7 @@ mod tests {
     }
 
     #[test]
-    fn a_vendor_that_shows_the_same_old_page_at_every_offset_is_left_after_a_million_tasks() {
+    fn a_list_without_end_is_left_after_a_million_tasks() {
         let page = rising(100);
         let (mut walk, mut calls) = (Walk::new(1_000, u32::MAX), 0);
         while let Some(offset) = walk.offset() {

@@ -1,7 +1,7 @@
 //! The walks through lists that are under way: for tasks that are due, or after an outage. Pure.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     ops::Bound,
     sync::Arc,
     time::Duration,
@@ -39,6 +39,9 @@ pub(super) struct Walks {
     last: WalkId,
     /// Lists that were read after the outage, with their keys: to their ends, or as far as they can be.
     looked: BTreeSet<(Arc<str>, Product)>,
+    /// Lists that the vendor has refused to show after the outage with keys that may be good. They are not asked for again unless the
+    /// keys change: their tasks are checked at their deadlines.
+    refused: BTreeSet<(Arc<str>, Product)>,
     /// Products whose lists could not be read, and until when they are left alone. At most as many as have lists.
     unlisted: HashMap<Product, Instant>,
 }
@@ -50,6 +53,8 @@ pub(super) struct Active {
     pub product: Product,
     pub aim: Aim,
     walk: Walk,
+    /// What the last page showed.
+    shown: HashSet<TaskId>,
     is_asking: bool,
     /// Pages in a row that were not answered.
     failures: u32,
@@ -88,10 +93,10 @@ impl Walks {
         self.begin(key, product, Aim::Due(wanted), walk);
     }
 
-    /// Begins a walk for all tasks since then. False if one with that key has been through the list already.
+    /// Begins a walk for all tasks since then. False if one with that key has been through the list already, or was refused it.
     pub(super) fn begin_outage(&mut self, key: Arc<str>, product: Product, since: i64) -> bool {
         let list = (key, product);
-        let is_new = !self.looked.contains(&list);
+        let is_new = !self.looked.contains(&list) && !self.refused.contains(&list);
         if is_new {
             let walk = Walk::new(since, OUTAGE_CALLS_MAX);
             self.begin(list.0, list.1, Aim::Outage { since }, walk);
@@ -106,6 +111,7 @@ impl Walks {
             product,
             aim,
             walk,
+            shown: HashSet::new(),
             is_asking: false,
             failures: 0,
         };
@@ -142,17 +148,24 @@ impl Walks {
         })
     }
 
-    /// Notes a page: how many tasks it has, and when they were created. Returns the walk, to take from it what it has found.
+    /// Notes a page: how many tasks it has, when they were created, and which they are, of those that can be read. Returns the walk, to
+    /// take from it what it has found. A page that shows nothing but what the one before it did ends the walk: so does a vendor that
+    /// shows the same page at every offset.
     pub(super) fn note(
         &mut self,
         id: WalkId,
         count: usize,
         created: &[i64],
+        shown: HashSet<TaskId>,
     ) -> Option<&mut Active> {
         let active = self.walks.get_mut(&id)?;
         active.is_asking = false;
         active.failures = 0;
         active.walk.note(count, created);
+        if count > 0 && shown.is_subset(&active.shown) {
+            active.walk.end();
+        }
+        active.shown = shown;
         Some(active)
     }
 
@@ -175,6 +188,31 @@ impl Walks {
             Aim::Outage { .. } => OUTAGE_FAILURES_MAX,
         };
         active.failures < most
+    }
+
+    /// The vendor refuses to show a walk's list, or its key. Returns whether it is asked for again. After an outage the first refusal
+    /// ends the walk, because nobody waits for it.
+    pub(super) fn refused(&mut self, id: WalkId) -> bool {
+        let active = self.walks.get(&id);
+        let Some(active) = active.filter(|it| matches!(it.aim, Aim::Outage { .. })) else {
+            return self.try_again(id);
+        };
+        let list = (Arc::clone(&active.key), active.product.clone());
+        self.refused.insert(list);
+        self.lose(id);
+        false
+    }
+
+    /// Whether the vendor has refused to show a list after the outage.
+    pub(super) fn is_refused(&self, key: &str, product: &Product) -> bool {
+        let mut refused = self.refused.iter();
+        refused.any(|(of, list)| **of == *key && list == product)
+    }
+
+    /// The keys have changed: the vendor may show them the lists that could not be read.
+    pub(super) fn keys_changed(&mut self) {
+        self.refused.clear();
+        self.unlisted.clear();
     }
 
     /// Forgets the tasks that a walk looks for and that are not `is_open`, and the walk if that leaves none. Returns whether it goes on.
@@ -269,13 +307,38 @@ mod tests {
         walks
     }
 
+    /// Notes a page whose tasks no other page shows.
+    fn note(walks: &mut Walks, id: WalkId, count: u64) -> Option<&mut Active> {
+        let offset = walks.walks.get(&id)?.walk.offset()?;
+        let shown = offset..offset + count;
+        let shown = shown.map(|n| TaskId::parse(&format!("t{n}")).unwrap());
+        walks.note(id, count as usize, &[9], shown.collect())
+    }
+
+    #[test]
+    fn a_page_that_shows_nothing_new_ends_its_walk() {
+        let mut walks = walks(1_000);
+        let page = |of: u64| wanted(of).into_keys().collect::<HashSet<_>>();
+        for (shown, goes_on) in [(100, true), (101, true), (101, false)] {
+            let asked = walks.next_page(|_| true).unwrap();
+            walks.note(asked.walk, 100, &[9], page(shown));
+            assert_eq!(walks.end_if_done(asked.walk).is_empty(), goes_on);
+        }
+        assert_eq!(walks.next_page(|_| true), None);
+
+        walks.begin_due("main".into(), veo(), wanted(1_000), 0);
+        let asked = walks.next_page(|_| true).unwrap();
+        walks.note(asked.walk, 100, &[9], HashSet::new());
+        assert_eq!(walks.next_page(|_| true), None, "none of it can be read");
+    }
+
     #[test]
     fn a_walk_asks_for_one_page_after_the_other() {
         let mut walks = walks(1_000);
         let page = walks.next_page(|_| true).unwrap();
         assert_eq!(page.offset, 0);
         assert_eq!(walks.next_page(|_| true), None, "its answer tells the next");
-        walks.note(page.walk, 100, &[9; 100]);
+        note(&mut walks, page.walk, 100);
         assert_eq!(walks.next_page(|_| false), None);
         assert_eq!(walks.next_page(|_| true).unwrap().offset, 100);
         walks.not_asked(page.walk);
@@ -288,7 +351,7 @@ mod tests {
             let mut walks = walks(count);
             let mut calls = 0;
             while let Some(page) = walks.next_page(|_| true) {
-                walks.note(page.walk, 100, &[9; 100]);
+                note(&mut walks, page.walk, 100);
                 calls += 1;
             }
             assert_eq!(calls, calls_max);
@@ -300,7 +363,7 @@ mod tests {
     fn a_walk_ends_when_it_has_found_all() {
         let mut walks = walks(6);
         let page = walks.next_page(|_| true).unwrap();
-        let active = walks.note(page.walk, 100, &[9; 100]).unwrap();
+        let active = note(&mut walks, page.walk, 100).unwrap();
         let Aim::Due(wanted) = &mut active.aim else {
             panic!("it was begun for due tasks");
         };
@@ -346,7 +409,7 @@ mod tests {
         assert!(begin(&mut walks), "the key is another one now");
 
         let page = walks.next_page(|_| true).unwrap();
-        walks.note(page.walk, 3, &[9; 3]);
+        note(&mut walks, page.walk, 3);
         walks.end_if_done(page.walk);
         assert!(!begin(&mut walks), "the list was read");
         assert!(!walks.has_outage());
@@ -358,12 +421,31 @@ mod tests {
     }
 
     #[test]
+    fn a_list_that_is_refused_after_an_outage_is_asked_for_again_when_the_keys_change() {
+        let mut walks = walks(1_000);
+        assert!(walks.refused(1), "tasks are due");
+        assert!(!walks.is_refused("main", &veo()));
+
+        let begin = |walks: &mut Walks| walks.begin_outage("main".into(), veo(), 0);
+        assert!(begin(&mut walks));
+        assert!(!walks.refused(2));
+        assert!(walks.is_refused("main", &veo()));
+        assert!(!walks.has_outage() && !begin(&mut walks));
+        assert!(walks.begin_outage("other".into(), veo(), 0));
+
+        walks.leave_alone(&veo(), Instant::now());
+        walks.keys_changed();
+        assert!(!walks.is_refused("main", &veo()) && begin(&mut walks));
+        assert!(walks.may_begin("third", &veo(), Instant::now()));
+    }
+
+    #[test]
     fn walks_take_turns() {
         let mut walks = walks(1_000);
         walks.begin_outage("main".into(), veo(), 0);
         let mut turn = || {
             let page = walks.next_page(|_| true).unwrap();
-            walks.note(page.walk, 100, &[9; 100]);
+            note(&mut walks, page.walk, 100);
             page.walk
         };
         assert_eq!([turn(), turn(), turn(), turn()], [1, 2, 1, 2]);

@@ -67,5 +67,6 @@ mod url_reach;
 mod vendor_answers;
 mod vendor_behaviour;
 mod vendor_keys;
+mod vendor_lists;
 mod vendor_verb;
 mod watched_backups;
