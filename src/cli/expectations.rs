@@ -1,5 +1,5 @@
 //! `expect` and `expectations`: has the broker see to it that a task ends in an answer, and lists the
-//! tasks that are expected.
+//! tasks that are expected, or cancels some of them.
 
 use std::{process::ExitCode, time::Duration};
 
@@ -8,6 +8,7 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::{
+    EXIT_OTHER,
     args::{duration, key_value},
     client::GrpcArgs,
     output::{self, Format, Usage, note},
@@ -17,6 +18,9 @@ use crate::{
     event::{Product, TaskId},
     wire::{self, v1},
 };
+
+/// Most tasks of one call: the broker's limit.
+const CANCELLED_MAX: usize = 1_000;
 
 /// Expects a task that was submitted to the vendor: if its callback does not come, the broker asks
 /// the vendor's status API, and what it learns becomes an event.
@@ -53,17 +57,22 @@ pub(super) struct ExpectArgs {
     grpc: GrpcArgs,
 }
 
-/// Lists the tasks that are expected, oldest first.
+/// Lists the tasks that are expected, oldest first, or cancels some of them.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:
   blobcast expectations
   blobcast expectations --overdue --product veo
+  blobcast expectations --cancel veo 7f3a --cancel sora 9c1e
 
 Tasks that somebody only waits for (`wait --product`, `listen --task`) are not listed: nothing is \
 stored of them.
 
-Exit codes: 0 done; 1 an error; 2 usage.")]
+The vendor is not asked any more for a task that is cancelled; its callback is an event as ever. \
+An administrator, or anybody where no credentials are needed, may cancel what any client expects; \
+any other client what it expects itself.
+
+Exit codes: 0 done; 1 a task to cancel was not expected, or another error; 2 usage.")]
 pub(super) struct ExpectationsArgs {
     /// Only those whose deadline has passed.
     #[arg(long)]
@@ -71,6 +80,14 @@ pub(super) struct ExpectationsArgs {
     /// Only those of this product, for example veo.
     #[arg(long, value_name = "PRODUCT", value_parser = Product::parse)]
     product: Option<Product>,
+    /// Cancel this task's expectation instead; repeat it for more.
+    #[arg(
+        long,
+        num_args = 2,
+        value_names = ["PRODUCT", "TASK_ID"],
+        conflicts_with_all = ["overdue", "product", "output"],
+    )]
+    cancel: Vec<String>,
     /// How to print the list: a table, or one JSON object a line.
     #[arg(long, value_name = "FORMAT", default_value = "pretty")]
     output: Format,
@@ -137,7 +154,54 @@ fn expected_json(task: &v1::ExpectedTask) -> anyhow::Result<Value> {
     }))
 }
 
-pub(super) async fn list(args: ExpectationsArgs) -> anyhow::Result<ExitCode> {
+pub(super) async fn run(args: ExpectationsArgs) -> anyhow::Result<ExitCode> {
+    if args.cancel.is_empty() {
+        list(args).await
+    } else {
+        cancel(args).await
+    }
+}
+
+async fn cancel(args: ExpectationsArgs) -> anyhow::Result<ExitCode> {
+    let tasks = args
+        .cancel
+        .chunks_exact(2)
+        .map(|pair| task_key(&pair[0], &pair[1]));
+    let tasks = tasks.collect::<Result<Vec<_>, _>>()?;
+    let mut client = args.grpc.events()?;
+    let mut cancelled_count = 0;
+    for tasks in tasks.chunks(CANCELLED_MAX) {
+        let request = v1::CancelExpectationsRequest {
+            tasks: tasks.to_vec(),
+        };
+        let answer = client.cancel_expectations(request).await;
+        let answer = answer.map_err(|status| args.grpc.error(&status))?;
+        cancelled_count += answer.into_inner().cancelled_count as usize;
+    }
+
+    let asked_count = tasks.len();
+    output::emit_line(&format!("{cancelled_count} of {asked_count} cancelled"))?;
+    if cancelled_count < asked_count {
+        note(
+            "the others are not expected: they are over, given up or cancelled, or another client \
+             expects them",
+        );
+        return Ok(ExitCode::from(EXIT_OTHER));
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn task_key(product: &str, task_id: &str) -> Result<v1::TaskKey, Usage> {
+    let usage = |problem: String| Usage(format!("--cancel {product} {task_id}: {problem}"));
+    Product::parse(product).map_err(|error| usage(error.to_string()))?;
+    TaskId::parse(task_id).map_err(|error| usage(error.to_string()))?;
+    Ok(v1::TaskKey {
+        product: product.to_owned(),
+        task_id: task_id.to_owned(),
+    })
+}
+
+async fn list(args: ExpectationsArgs) -> anyhow::Result<ExitCode> {
     let mut client = args.grpc.admin()?;
     let state = if args.overdue {
         v1::ExpectationState::Overdue

@@ -199,7 +199,7 @@ fn run_client(command: ClientCommand) -> anyhow::Result<ExitCode> {
             ClientCommand::Get(args) => history::get(args).await,
             ClientCommand::Events(args) => history::events(args).await,
             ClientCommand::Expect(args) => expectations::expect(args).await,
-            ClientCommand::Expectations(args) => expectations::list(args).await,
+            ClientCommand::Expectations(args) => expectations::run(args).await,
             ClientCommand::Quarantine(args) => quarantine::run(args).await,
             ClientCommand::Erase(args) => erase::run(args).await,
             ClientCommand::Backup(args) => backup::run(args).await,

@@ -595,6 +595,40 @@ async fn the_verbs_expect_a_task_and_list_those_that_are_expected() {
 }
 
 #[tokio::test]
+async fn the_verb_cancels_what_the_client_may_cancel() {
+    let house = House::new().await;
+    let all = vec![veo("t1"), veo("t2"), veo("t3")];
+    house.expect(&house.billing, all).await.unwrap();
+    let verb = |token: &str, line: &str| {
+        let line = format!("expectations {line}");
+        house.server.cli(&line).env("BLOBCAST_TOKEN", token)
+    };
+
+    let told = verb(&house.tenant, "--cancel veo t1").run().await;
+    assert!(told.exited(1).contains("another client"), "{told:?}");
+    assert_eq!(told.stdout, "0 of 1 cancelled\n");
+
+    let two = "--cancel veo t1 --cancel veo t2";
+    let told = verb(&house.billing, two).run().await;
+    assert_eq!(told.good(), "2 of 2 cancelled\n");
+    assert_eq!(house.open_tasks().await, ["t3"]);
+
+    let told = verb(&house.admin, "--cancel veo t3 --cancel veo t1")
+        .run()
+        .await;
+    told.exited(1);
+    assert_eq!(told.stdout, "1 of 2 cancelled\n");
+
+    for wrong in [
+        "--cancel veo",
+        "--cancel Veo! t1",
+        "--overdue --cancel veo t1",
+    ] {
+        verb(&house.billing, wrong).run().await.exited(2);
+    }
+}
+
+#[tokio::test]
 async fn who_lists_expectations_is_in_the_audit_record() {
     let directory = tempfile::tempdir().unwrap();
     let audit = directory.path().join("audit.jsonl");
