@@ -16,7 +16,8 @@ use crate::{
 /// Erases the content of every retained event of one task: outputs, error, prompt, labels and raw body.
 #[derive(Args, Debug)]
 #[command(after_help = "\
-When it is done, the content is overwritten in the log, and readers no longer get these events. \
+When it is done, the content is overwritten in the log, and readers no longer get these events. The \
+task is not expected any more; labels of `expect` stay in the log's files until their segment goes. \
 Until retention removes them, the log keeps their ids, statuses and times, and a hash that detects \
 a repeated callback, so that a repetition brings nothing back. A callback with other content is a \
 new event: erase the task again.

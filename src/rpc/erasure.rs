@@ -1,4 +1,4 @@
-//! `EraseTask`: the content of a task's events is overwritten.
+//! `EraseTask`: the content of a task's events is overwritten, and the task is not expected any more.
 
 use tonic::Status;
 
@@ -28,10 +28,14 @@ pub(super) async fn erase(
     }
 
     let (of_task, of_product) = (task_id.clone(), product.clone());
-    let read = move |sources: &Sources| sources.store.places_of_task(&of_task, &of_product);
-    let places = context.read(read).await?;
+    let read = move |sources: &Sources| {
+        let is_expected = sources.store.expectation(&of_product, &of_task).is_some();
+        let places = sources.store.places_of_task(&of_task, &of_product)?;
+        Ok((places, is_expected))
+    };
+    let (places, is_expected) = context.read(read).await?;
 
-    let is_known = !places.is_empty();
+    let is_known = is_expected || !places.is_empty();
     let Erased { events, bytes } = erase_all(context, &task_id, &product, &places).await?;
     if events == 0 && !is_known {
         return Err(errors::task_not_found(task_id.as_str(), product.as_str()));

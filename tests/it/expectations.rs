@@ -4,8 +4,8 @@
 use std::time::Duration;
 
 use blobcast::wire::v1::{
-    CancelExpectationsRequest, ExpectTasksRequest, ExpectTasksResponse, Expectation,
-    ExpectationInfo, ExpectationState, ExpectedTask, ListExpectationsRequest, TaskKey,
+    CancelExpectationsRequest, EraseTaskRequest, ExpectTasksRequest, ExpectTasksResponse,
+    Expectation, ExpectationInfo, ExpectationState, ExpectedTask, ListExpectationsRequest, TaskKey,
 };
 use serde_json::json;
 use tonic::{Code, Status};
@@ -626,6 +626,31 @@ async fn the_verb_cancels_what_the_client_may_cancel() {
     ] {
         verb(&house.billing, wrong).run().await.exited(2);
     }
+}
+
+#[tokio::test]
+async fn a_task_that_is_erased_is_not_expected_any_more() {
+    let house = House::new().await;
+    let all = vec![labelled("t1", &[("user", "erika")]), veo("t2")];
+    house.expect(&house.billing, all).await.unwrap();
+    let mut admin = admin_as(&house.server, Some(&house.admin)).await;
+    let mut erase = async |task_id: &str| {
+        let request = EraseTaskRequest {
+            product: "veo".into(),
+            task_id: task_id.into(),
+        };
+        let answer = admin.erase_task(request).await;
+        answer.map(|answer| answer.into_inner().erased_count)
+    };
+
+    assert_eq!(erase("t1").await.unwrap(), 0, "it has no event yet");
+    assert_eq!(house.open_tasks().await, ["t2"]);
+    assert_eq!(reason(&erase("t1").await.unwrap_err()), "TASK_NOT_FOUND");
+
+    let http = house.server.http();
+    http.post(&processing("t2")).await.event_id();
+    assert_eq!(erase("t2").await.unwrap(), 1);
+    assert_eq!(house.open_tasks().await, [""; 0]);
 }
 
 #[tokio::test]

@@ -352,7 +352,8 @@ impl Decisions<'_> {
         Ok(count)
     }
 
-    /// Announces that all events of a task are erased: those that the index names, and those at the given places.
+    /// Announces that all events of a task are erased: those that the index names, and those at the given places. The task is not
+    /// expected any more: what the vendor says of it would bring its labels back.
     fn erase(&mut self, erasure: &Erasure) -> Result<Erased, ReadError> {
         let Erasure {
             task_id,
@@ -384,6 +385,7 @@ impl Decisions<'_> {
         let found = found.whole()?;
         let events = left.len() as u32; // as many as a command may have
         self.commit.erase(task_id, left, bytes)?;
+        self.end_expectation_of(product, task_id)?;
         self.found.add(found);
         Ok(Erased { events, bytes })
     }
