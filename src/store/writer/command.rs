@@ -101,6 +101,16 @@ impl Command {
         }
     }
 
+    /// About how many tasks it has to look up in the index.
+    pub(super) fn tasks(&self) -> usize {
+        match self {
+            Self::Expect(expecting, _) => expecting.expectations.len(),
+            Self::EndExpectations(tasks, ..) => tasks.len(),
+            Self::Release(_, drafts, _) => drafts.len(),
+            _ => 1,
+        }
+    }
+
     /// Whether it has content overwritten in the log.
     pub(super) fn erases(&self) -> bool {
         matches!(

@@ -30,7 +30,8 @@ use crate::{
     },
 };
 
-/// Most commands in one commit: more brought little in measurements.
+/// Most tasks whose commands are in one commit: more brought little in measurements. The last command may be about more, as
+/// a call that expects a thousand tasks.
 pub(in crate::store) const GROUP_MAX: usize = 512;
 /// A commit takes no further command beyond this many bytes, so that a group of large bodies does not delay its first.
 pub(in crate::store) const GROUP_BYTES_MAX: usize = 8 * 1024 * 1024;
@@ -213,13 +214,14 @@ impl<P: Publish> Writer<P> {
 
     /// Takes the commands that wait behind the first, as many as one commit may have.
     fn group(&self, first: Command) -> (Vec<Command>, ControlFlow<()>) {
-        let mut bytes = self.queue.release(&first);
+        let (mut tasks, mut bytes) = (first.tasks(), self.queue.release(&first));
         let mut group = Vec::new();
         enlist(first, &mut group);
-        while group.len() < GROUP_MAX && bytes < GROUP_BYTES_MAX {
+        while tasks < GROUP_MAX && bytes < GROUP_BYTES_MAX {
             match self.queue.commands.try_recv() {
                 Ok(Command::Stop) => return (group, ControlFlow::Break(())),
                 Ok(command) => {
+                    tasks += command.tasks();
                     bytes += self.queue.release(&command);
                     enlist(command, &mut group);
                 }

@@ -95,6 +95,28 @@ fn bytes_of(mut backup: Backup) -> Vec<u8> {
 }
 
 #[test]
+fn a_callback_waits_for_one_call_that_expects_many_tasks_and_not_for_all() {
+    let mut held = Held::new();
+    let many = |call: usize| {
+        let new = |n| new(&format!("t{call}-{n}"), "", 0);
+        held.appender.expect((0..GROUP_MAX).map(new).collect())
+    };
+    let calls = [many(0), many(1), many(2)];
+    let behind = held.append("callback", 0);
+    held.run_to_the_sync();
+    for open in [0, GROUP_MAX, 2 * GROUP_MAX] {
+        assert_eq!(held.store.expectation_counts().open, open);
+        held.synced.send(Ok(())).unwrap();
+        held.syncing.recv().unwrap();
+    }
+    held.synced.send(Ok(())).unwrap();
+    assert!(behind.blocking_recv().unwrap().is_ok());
+    for call in calls {
+        assert_eq!(call.blocking_recv().unwrap().unwrap().len(), GROUP_MAX);
+    }
+}
+
+#[test]
 fn a_task_that_is_expected_again_keeps_its_first_deadline_labels_and_client() {
     let mut stepped = Stepped::new();
     let now = stepped.store.clock().now_micros();
