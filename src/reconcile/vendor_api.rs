@@ -1,5 +1,8 @@
 //! Asks the vendor's status API. One request for each call: no retry, no redirect, no proxy, and limits on time and bytes.
 //!
+//! Each call has a connection of its own, which ends with it: there is about one call a second, so its handshake costs little. A pool
+//! would go on connecting in the background for calls that have got another connection, without a limit on the handshake.
+//!
 //! The only host that it connects to is that of `reconcile.base_url`. The key goes into one header, which is marked as sensitive, and
 //! into no error. Knows no schedule, and no meaning of an answer's body.
 
@@ -15,7 +18,7 @@ use hyper::{
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::{
     client::legacy::{Client, connect::HttpConnector},
-    rt::{TokioExecutor, TokioTimer},
+    rt::TokioExecutor,
 };
 use jiff::fmt::rfc2822;
 use rustls::ClientConfig;
@@ -30,7 +33,7 @@ use crate::{
 
 /// Time for a request, from the first look for its host to the last byte of its answer.
 const TIMEOUT: Duration = Duration::from_secs(10);
-/// Time to connect: also the longest that an abandoned request may go on in the background.
+/// Time to connect, of the time for a request: a host that does not answer has to be told from one that is slow.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Largest body of an answer: a list of 100 tasks has some 100 KiB, with long prompts several times that.
 const BODY_BYTES_MAX: usize = 1 << 20;
@@ -38,8 +41,6 @@ const BODY_BYTES_MAX: usize = 1 << 20;
 const HEAD_BYTES_MAX: usize = 64 << 10;
 /// Requests at the same time, each with a connection. The vendor's limit for a key is one a second.
 pub const REQUESTS_MAX: usize = 4;
-/// How long a connection may wait for the next request.
-const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 /// The longest pause that the vendor may ask for.
 const RETRY_AFTER_MAX: Duration = Duration::from_secs(3600);
 /// The id of no task: a key is tried with it.
@@ -137,12 +138,12 @@ impl Problem {
 #[error("the base URL is not http:// or https:// with a host")]
 pub struct BaseUrlError;
 
-type Connector = HttpsConnector<HttpConnector>;
+type HttpClient = Client<HttpsConnector<HttpConnector>, Empty<Bytes>>;
 
 /// The vendor's status API.
 #[derive(Debug)]
 pub struct VendorApi {
-    client: Client<Connector, Empty<Bytes>>,
+    client: HttpClient,
     /// Without a slash at its end.
     base: String,
     paths: Paths,
@@ -158,25 +159,11 @@ impl VendorApi {
         let uri: Uri = base.parse().map_err(|_| BaseUrlError)?;
         let scheme = uri.scheme_str().filter(|_| uri.host().is_some());
 
-        let mut tcp = HttpConnector::new();
-        tcp.set_connect_timeout(Some(CONNECT_TIMEOUT));
-        tcp.set_nodelay(true);
-        tcp.enforce_http(false);
-        let connector = HttpsConnectorBuilder::new().with_tls_config(tls);
-        let connector = match scheme {
-            Some("https") => connector.https_only(),
-            Some("http") => connector.https_or_http(),
-            _ => return Err(BaseUrlError),
-        };
-
-        let client = Client::builder(TokioExecutor::new())
-            .pool_timer(TokioTimer::new())
-            .pool_idle_timeout(IDLE_TIMEOUT)
-            .pool_max_idle_per_host(REQUESTS_MAX)
-            .http1_max_buf_size(HEAD_BYTES_MAX)
-            .build(connector.enable_http1().wrap_connector(tcp));
+        if !matches!(scheme, Some("https" | "http")) {
+            return Err(BaseUrlError);
+        }
         Ok(Self {
-            client,
+            client: client(base, tls),
             base: base.to_owned(),
             paths,
             places: Semaphore::new(REQUESTS_MAX),
@@ -269,6 +256,24 @@ impl VendorApi {
             .header(USER_AGENT, concat!("blobcast/", env!("CARGO_PKG_VERSION")))
             .body(Empty::new())
     }
+}
+
+/// A client without a pool.
+fn client(base: &str, tls: ClientConfig) -> HttpClient {
+    let mut tcp = HttpConnector::new();
+    tcp.set_connect_timeout(Some(CONNECT_TIMEOUT));
+    tcp.set_nodelay(true);
+    tcp.enforce_http(false);
+    let connector = HttpsConnectorBuilder::new().with_tls_config(tls);
+    let connector = if base.starts_with("https:") {
+        connector.https_only()
+    } else {
+        connector.https_or_http()
+    };
+    Client::builder(TokioExecutor::new())
+        .pool_max_idle_per_host(0)
+        .http1_max_buf_size(HEAD_BYTES_MAX)
+        .build(connector.enable_http1().wrap_connector(tcp))
 }
 
 fn later(response: &Response<Incoming>) -> Answer {

@@ -215,8 +215,8 @@ async fn a_request_has_the_path_the_key_and_who_asks_and_nothing_else() {
             &agent
         ]
     );
-    // One connection serves all of them.
-    assert_eq!(server.connections.load(Ordering::SeqCst), 1);
+    // Each has a connection of its own.
+    assert_eq!(server.connections.load(Ordering::SeqCst), 3);
 }
 
 #[tokio::test]
@@ -404,6 +404,50 @@ async fn at_most_four_requests_are_under_way() {
     }
     assert_eq!(server.connections.load(Ordering::SeqCst), REQUESTS_MAX);
     assert_eq!(api.places.available_permits(), REQUESTS_MAX);
+}
+
+/// Reads a request's head, and answers it a little later.
+async fn answer_late(stream: &mut (impl AsyncRead + AsyncWrite + Unpin), is_asked: &Semaphore) {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        head.push(stream.read_u8().await.unwrap());
+    }
+    is_asked.add_permits(1);
+    sleep(Duration::from_millis(300)).await;
+    let answer = response("200 OK", "{}");
+    stream.write_all(&answer).await.unwrap();
+    stream.flush().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_connection_ends_with_its_call() {
+    let (tls, roots) = tls_for("localhost");
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let url = format!("https://localhost:{port}");
+    let api = VendorApi {
+        timeout: Duration::from_secs(3),
+        ..VendorApi::new(&url, Paths::default(), trusting(roots)).unwrap()
+    };
+    let is_asked = Semaphore::new(0);
+
+    // While the second call waits for its handshake, the first one's connection is free again.
+    let second = async {
+        is_asked.acquire().await.unwrap().forget();
+        status(&api).await
+    };
+    let host = async {
+        let (stream, _) = listener.accept().await.unwrap();
+        let mut first = tls.accept(stream).await.unwrap();
+        let accept = async { listener.accept().await.unwrap().0 };
+        let (mut silent, ()) = tokio::join!(accept, answer_late(&mut first, &is_asked));
+        let mut sent = Vec::new();
+        let ended = timeout(CONNECT_TIMEOUT, silent.read_to_end(&mut sent)).await;
+        assert!(ended.is_ok(), "the connection is open still");
+    };
+    let (first, second, ()) = tokio::join!(status(&api), second, host);
+    assert!(matches!(first, Answer::Body { .. }));
+    assert_eq!(problem(second), Problem::TimedOut);
 }
 
 #[tokio::test]
