@@ -35,7 +35,7 @@ pub enum Understood {
     },
     /// Nothing that is understood: another task, another word, no word, no answer of the API.
     Unknown {
-        /// The vendor's word, cut to a length for people; empty if there is none.
+        /// The vendor's word, cut to a length for people; empty if there is none about this task.
         vendor_status: String,
     },
 }
@@ -54,7 +54,7 @@ pub fn understand(asked: &Asked<'_>, http_status: u16, body: &Bytes) -> Understo
 /// A list of tasks.
 #[derive(Debug)]
 pub struct List {
-    /// How many elements it has; fewer than were asked for in the last list.
+    /// How many elements it has.
     pub count: usize,
     /// Those that can be read, in the vendor's order.
     pub tasks: Vec<Listed>,
@@ -108,7 +108,13 @@ impl Listed {
 }
 
 fn report_of(asked: &Asked<'_>, report: Report, body: &Bytes) -> Understood {
-    if report.task_id != *asked.task_id || report.status_text.is_empty() {
+    if report.task_id != *asked.task_id {
+        // Its word is about another task.
+        return Understood::Unknown {
+            vendor_status: String::new(),
+        };
+    }
+    if report.status_text.is_empty() {
         return unknown(&report);
     }
     match report.status {

@@ -186,9 +186,9 @@ fn what_settles_nothing_is_named_by_the_vendors_word() {
         (
             json!({"id": "t2", "status": "completed", "video_url": url}),
             "unknown",
-            "completed",
+            "",
         ),
-        (json!({"id": "T1", "status": "failed"}), "unknown", "failed"),
+        (json!({"id": "T1", "status": "failed"}), "unknown", ""),
         (json!({"status": "failed"}), "unknown", ""),
         (
             json!({"id": "t1", "success": false, "message": "rate limit"}),
