@@ -334,7 +334,7 @@ async fn a_broker_that_is_not_asked_to_asks_nobody() {
 #[tokio::test]
 async fn the_budget_of_a_key_is_kept_from_the_first_call() {
     let case = Case::new().await;
-    // One call each 547 ms, and up to 12 at once for a key that was quiet.
+    // One call each 643 ms, and up to 12 at once for a key that was quiet.
     let server = case
         .options()
         .set("reconcile.checks_per_minute_max", 120)
