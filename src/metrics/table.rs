@@ -208,6 +208,8 @@ metrics! {
         "Tasks of which an event says that they are late, and which have not ended or been given up.";
     pub vendor_budget_left: gauges "blobcast_vendor_budget_left" ["key"]
         "How often the vendor may be asked at once, by key.";
+    pub vendor_paused: gauges "blobcast_vendor_paused" ["key"]
+        "1 while a key rests, because the vendor answers 429 to it, or 5xx or nothing at all to any; else 0.";
 
     // Subscriptions and answers.
     pub subscriptions: gauges "blobcast_subscriptions" ["state"]

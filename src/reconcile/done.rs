@@ -7,6 +7,7 @@ use tokio::time::Instant;
 use super::{
     answer::{List, Listed, Understood, understand},
     asking::{Call, Done},
+    entry::micros,
     lanes::Id,
     run::{Key, Loop},
     schedule::{Answered, Follows, TaskKey},
@@ -109,7 +110,16 @@ impl Loop {
                 return;
             }
             Answer::NotFound => (CheckOutcome::NotFound, with_status(404)),
-            Answer::Later { status, .. } => (CheckOutcome::Later, with_status(status)),
+            Answer::Later {
+                status,
+                retry_after,
+            } => {
+                let answered = Answered {
+                    retry_after: micros(retry_after.unwrap_or_default()),
+                    ..with_status(status)
+                };
+                (CheckOutcome::Later, answered)
+            }
             Answer::Failed(problem) => {
                 tracing::debug!(%problem, "the vendor's API has not answered");
                 let status = match problem {
@@ -163,7 +173,7 @@ impl Loop {
                 let answered = Answered {
                     http_status,
                     vendor_status,
-                    lacks_outputs: false,
+                    ..Answered::default()
                 };
                 self.unsettled(id, answered);
             }
@@ -175,6 +185,7 @@ impl Loop {
             http_status,
             vendor_status: "completed".to_owned(),
             lacks_outputs: true,
+            ..Answered::default()
         };
         if self.unsettled(id, answered) == Follows::TakeAsItIs {
             self.append(Some(id), draft);

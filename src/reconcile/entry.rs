@@ -77,6 +77,8 @@ pub(super) struct Answered {
     pub vendor_status: String,
     /// It says that the task is completed, and names no outputs.
     pub lacks_outputs: bool,
+    /// How long the vendor wants to be left alone.
+    pub retry_after: i64,
 }
 
 /// What follows from a check that has not settled its task.
@@ -224,7 +226,8 @@ impl Entry {
             interval
         };
 
-        let mut until = now.saturating_add(scaled(interval, chance));
+        let asked = answered.retry_after.min(INTERVAL_MAX);
+        let mut until = now.saturating_add(scaled(interval, chance).max(asked));
         if now < self.gives_up_at {
             until = until.min(self.gives_up_at); // the last check is when it is given up
         }

@@ -15,7 +15,7 @@ use super::{
     handle::Reconcile,
     in_flight::InFlight,
     lanes::{Id, Owner, Picked, SINGLE_MAX},
-    limits::Limits,
+    limits::{Asks, Limits},
     outage::Outage,
     presence::Presence,
     schedule::{Expected, Schedule, TaskKey, Why},
@@ -152,13 +152,10 @@ impl Loop {
             .walks
             .keep_keys(|name| good.iter().any(|key| *key.name == *name));
         for gone in self.limits.set_keys(&good, Instant::now()) {
-            let _ = self
-                .shared
-                .parts
-                .metrics
-                .vendor_budget_left
-                .remove_label_values(&[&gone])
-                .is_ok();
+            let metrics = &self.shared.parts.metrics;
+            for gauges in [&metrics.vendor_budget_left, &metrics.vendor_paused] {
+                let _ = gauges.remove_label_values(&[&gone]).is_ok();
+            }
         }
 
         let mut schedule = self.shared.schedule.lock();
@@ -226,15 +223,22 @@ impl Loop {
         }
     }
 
-    /// Tries keys of which nothing is known.
+    /// Tries keys of which nothing is known, and the host, if it has failed and something waits for it.
     fn try_keys(&mut self) {
         let now = Instant::now();
-        for key in self.shared.parts.keys.to_try(now) {
-            if self.calls < CALLS_MAX && self.limits.take(&key.name, now) {
+        let parts = Arc::clone(&self.shared.parts);
+        let mut keys = parts.keys.to_try(now);
+        if self.limits.wants_probe(now) {
+            let schedule = self.shared.schedule.lock();
+            let wanted = schedule.wanted_keys().chain(self.walks.wanted_keys());
+            keys.extend(wanted.filter_map(|name| parts.keys.named(name)));
+        }
+        for key in keys {
+            if self.calls < CALLS_MAX && self.limits.take(Asks::Nothing, &key.name, now) {
                 self.calls += 1;
-                self.shared.parts.keys.begin_trial(&key);
-                self.in_flight
-                    .push(Arc::clone(&self.shared.parts).try_key(Call { key, began: now }));
+                parts.keys.begin_trial(&key);
+                let call = Call { key, began: now };
+                self.in_flight.push(Arc::clone(&parts).try_key(call));
             }
         }
     }
@@ -258,7 +262,7 @@ impl Loop {
         }
         drop(schedule);
         let key = self.shared.parts.keys.named(&page.key);
-        let Some(key) = key.filter(|_| self.limits.take(&page.key, now)) else {
+        let Some(key) = key.filter(|_| self.limits.take(Asks::Tasks, &page.key, now)) else {
             self.walks.not_asked(page.walk);
             return false;
         };
@@ -300,7 +304,7 @@ impl Loop {
                     return true;
                 };
                 let key = parts.keys.named(&name);
-                let Some(key) = key.filter(|_| self.limits.take(&name, now)) else {
+                let Some(key) = key.filter(|_| self.limits.take(Asks::Tasks, &name, now)) else {
                     schedule.not_asked(id);
                     return false;
                 };
@@ -336,6 +340,12 @@ impl Loop {
                 .vendor_budget_left
                 .with_label_values(&[key])
                 .set(left.into());
+        }
+        for (key, is_paused) in self.limits.paused(Instant::now()) {
+            metrics
+                .vendor_paused
+                .with_label_values(&[key])
+                .set(is_paused.into());
         }
     }
 

@@ -202,6 +202,7 @@ fn metrics_md_has_every_metric_with_its_labels() {
     metrics.set_credential_expiries(vec![(EXAMPLE, EXAMPLE.into(), Timestamp::UNIX_EPOCH)]);
     metrics.vendor_key_usable.with_label_values(&[EXAMPLE]);
     metrics.vendor_budget_left.with_label_values(&[EXAMPLE]);
+    metrics.vendor_paused.with_label_values(&[EXAMPLE]);
     metrics.started(EXAMPLE, EXAMPLE, EXAMPLE);
     metrics.name_product(EXAMPLE);
     for listener in ["ingest", "grpc", "admin"] {

@@ -68,5 +68,6 @@ mod vendor_answers;
 mod vendor_behaviour;
 mod vendor_keys;
 mod vendor_lists;
+mod vendor_trouble;
 mod vendor_verb;
 mod watched_backups;

@@ -57,7 +57,7 @@ fn not_yet() -> Answered {
     Answered {
         http_status: 200,
         vendor_status: "processing".to_owned(),
-        lacks_outputs: false,
+        ..Answered::default()
     }
 }
 
@@ -422,6 +422,22 @@ fn a_task_that_is_expected_anew_has_the_new_deadline() {
     let id = schedule.id(&t).unwrap();
     schedule.no_longer_stored(id);
     assert_eq!(schedule.len(), 1, "somebody waits for it still");
+}
+
+#[test]
+fn a_task_is_not_checked_again_before_the_vendor_wants_it_for_up_to_five_minutes() {
+    for (asked, least) in [(0, 27), (120, 120), (3_600, 300)] {
+        let mut schedule = schedule();
+        schedule.expect(stored(&task("veo", "t"), 0));
+        let id = next_one(&mut schedule, 0).unwrap();
+        let answered = Answered {
+            retry_after: asked * SECOND,
+            ..not_yet()
+        };
+        schedule.unsettled(id, answered, 0);
+        assert_eq!(next_one(&mut schedule, least * SECOND - 1), None, "{asked}");
+        assert_eq!(next_one(&mut schedule, 330 * SECOND), Some(id));
+    }
 }
 
 #[test]

@@ -11,7 +11,7 @@ use blobcast::{
 use jiff::Timestamp;
 use tokio::net::TcpListener;
 
-use super::{ANY_PORT, CredentialsFile, Options, Server};
+use super::{ANY_PORT, CredentialsFile, Options, Server, until};
 
 /// The key of the broker in these tests.
 pub const VENDOR_KEY: &str = "rb-0123456789";
@@ -60,6 +60,17 @@ impl VendorCase {
                 "reconcile.expect_within",
                 "veo=1s,sora=1s,seedance=1s,kling=4s",
             )
+    }
+
+    /// A broker whose key was tried, so that the next calls are for tasks.
+    pub async fn started(&self, options: Options) -> Server {
+        let server = options.start().await;
+        until("the key to be tried", async || {
+            let checks = self.vendor.checks();
+            checks.iter().any(|it| it.http_status == 404)
+        })
+        .await;
+        server
     }
 
     /// The vendor has a task in this state, and has sent no callback.
