@@ -82,9 +82,8 @@ impl Loop {
     fn note_trial(&mut self, call: &Call, answer: &Answer) {
         let now = Instant::now();
         self.note_call(call, answer, now);
-        self.shared.parts.keys.tried(&call.key, answer, now);
         self.lists_seen_at = None;
-        if matches!(answer, Answer::KeyRefused { .. }) {
+        if self.shared.parts.keys.tried(&call.key, answer, now) {
             self.take_keys();
         }
     }

@@ -1,8 +1,9 @@
 //! Which key asks about which task, and which keys the vendor takes.
 //!
 //! A task is visible only to the key that made it. An expectation may name its key; otherwise it is the first in the credentials file
-//! that is for the product, and that the vendor does not refuse. A refused key is not used until it changes. A refusal for a task
-//! or a list may be about that alone, so a trial decides: it asks for no task. Asks nothing itself.
+//! that is for the product, and that the vendor does not refuse. A refusal for a task or a list may be
+//! about that alone, so a trial decides: it asks for no task. A refused key is only tried, ever less often: the refusal may have come
+//! from something on the way. Asks nothing itself.
 
 use std::{collections::BTreeSet, mem, sync::Arc, time::Duration};
 
@@ -21,6 +22,10 @@ const TRIAL_PAUSE_MIN: Duration = Duration::from_secs(5);
 const TRIAL_PAUSE_MAX: Duration = Duration::from_secs(300);
 /// From a trial that decided a doubt to the next one: the vendor may refuse a key for thousands of tasks.
 const DECIDED_FOR: Duration = Duration::from_secs(60);
+
+/// From a trial that refuses a key to the next one: twice as long each time, up to the second.
+const REFUSED_PAUSE_MIN: Duration = Duration::from_secs(300);
+const REFUSED_PAUSE_MAX: Duration = Duration::from_secs(3_600);
 
 /// Why no key can ask about a task.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -55,7 +60,7 @@ struct KnownKey {
     state: KeyState,
     /// A trial of it is under way.
     is_tried: bool,
-    /// From its next trial that says nothing to the one after it.
+    /// From its next trial that says nothing, or refuses it again, to the one after it.
     trial_pause: Duration,
     /// When it may be tried again; `None` for at once.
     next_trial: Option<Instant>,
@@ -74,7 +79,8 @@ impl KnownKey {
 
     fn may_be_tried(&self, now: Instant) -> bool {
         let is_time = self.next_trial.is_none_or(|at| at <= now);
-        self.is_undecided() && !self.is_tried && is_time
+        let is_to_try = self.is_undecided() || self.state == KeyState::Refused;
+        is_to_try && !self.is_tried && is_time
     }
 
     fn is_undecided(&self) -> bool {
@@ -84,7 +90,7 @@ impl KnownKey {
     /// Notes what an answer for a task or a list says of it.
     fn note(&mut self, answer: &Answer) {
         match (answer, self.state) {
-            // An answer that was under way may come after a refusal, and does not lift it. Nor does it decide a doubt.
+            // Only a trial lifts a refusal or decides a doubt: an answer that was under way may come after them.
             (_, KeyState::Refused | KeyState::Doubted) => {}
             (Answer::Body { .. } | Answer::NotFound, _) => self.found_good(),
             // A trial is due anyway.
@@ -100,9 +106,15 @@ impl KnownKey {
         self.is_tried = false;
         let was_doubted = self.state == KeyState::Doubted;
         match answer {
-            _ if self.state == KeyState::Refused => return,
             Answer::Body { .. } | Answer::NotFound => self.found_good(),
-            Answer::KeyRefused { status } => self.found_refused(*status),
+            Answer::KeyRefused { status } => {
+                self.found_refused(*status, now);
+                return;
+            }
+            _ if self.state == KeyState::Refused => {
+                self.next_trial = Some(now + self.trial_pause);
+                return;
+            }
             // The key was good for another call meanwhile.
             _ if !self.is_undecided() => return,
             Answer::Failed(Problem::Status(_) | Problem::Redirect(_) | Problem::TooLarge) => {
@@ -133,14 +145,19 @@ impl KnownKey {
         self.next_trial = None;
     }
 
-    fn found_refused(&mut self, status: u16) {
-        self.state = KeyState::Refused;
-        tracing::warn!(
-            key = &*self.key.name,
-            status,
-            "the vendor refuses the key, which is not used until it changes: put a good one into \
-             [[vendor_keys]] of the credentials file"
-        );
+    fn found_refused(&mut self, status: u16, now: Instant) {
+        if self.state != KeyState::Refused {
+            self.state = KeyState::Refused;
+            self.trial_pause = REFUSED_PAUSE_MIN;
+            tracing::warn!(
+                key = &*self.key.name,
+                status,
+                "the vendor refuses the key, which is only tried now and then: put a good one into \
+                 [[vendor_keys]] of the credentials file"
+            );
+        }
+        self.next_trial = Some(now + self.trial_pause);
+        self.trial_pause = (2 * self.trial_pause).min(REFUSED_PAUSE_MAX);
     }
 
     fn found_unknown(&mut self, answer: &Answer) {
@@ -240,6 +257,12 @@ impl Keys {
         })
     }
 
+    /// All keys, in the order of the file.
+    pub fn all(&self) -> Vec<Arc<VendorKey>> {
+        let known = self.known.lock();
+        known.keys.iter().map(|of| Arc::clone(&of.key)).collect()
+    }
+
     /// The keys that the vendor does not refuse, as far as is known, in the order of the file.
     pub fn good(&self) -> Vec<Arc<VendorKey>> {
         let known = self.known.lock();
@@ -273,9 +296,9 @@ impl Keys {
         }
     }
 
-    /// Takes note of what the vendor has answered to a trial of `key`.
-    pub fn tried(&self, key: &VendorKey, answer: &Answer, now: Instant) {
-        self.change(key, |of| of.tried(answer, now));
+    /// Takes note of what the vendor has answered to a trial of `key`. True if it is refused now and was not, or the reverse.
+    pub fn tried(&self, key: &VendorKey, answer: &Answer, now: Instant) -> bool {
+        self.change(key, |of| of.tried(answer, now))
     }
 
     /// Takes note of what the vendor has answered to a request with `key` for a task or a list.
@@ -284,16 +307,18 @@ impl Keys {
     }
 
     /// Nothing is known of a key that has changed meanwhile.
-    fn change(&self, key: &VendorKey, change: impl FnOnce(&mut KnownKey)) {
+    fn change(&self, key: &VendorKey, change: impl FnOnce(&mut KnownKey)) -> bool {
         let mut known = self.known.lock();
         let Some(of) = known.of(key) else {
-            return;
+            return false;
         };
         let before = of.state;
         change(of);
-        if of.state != before {
+        let after = of.state;
+        if after != before {
             known.show(&self.metrics);
         }
+        (after == KeyState::Refused) != (before == KeyState::Refused)
     }
 }
 
@@ -396,14 +421,14 @@ mod tests {
     }
 
     #[test]
-    fn a_refused_key_is_not_used_until_it_changes() {
+    fn a_refused_key_is_not_used_until_it_changes_or_a_trial_is_answered() {
         let lines = [("a", "k1", "\"veo\""), ("b", "k2", "\"*\"")];
         let keys = keys(&lines);
         assert_eq!(untried(&keys), ["a", "b"]);
         assert!(shown(&keys).is_empty(), "nothing is known yet");
 
         let a = keys.choose(&Product::parse("veo").unwrap(), None).unwrap();
-        keys.tried(&a, &REFUSED, Instant::now());
+        assert!(keys.tried(&a, &REFUSED, Instant::now()));
         assert_eq!(untried(&keys), ["b"]);
         assert_eq!(chosen(&keys, "veo", None).unwrap(), "b");
         let wrong = chosen(&keys, "veo", Some("a")).unwrap_err();
@@ -423,6 +448,40 @@ mod tests {
         keys.note(&a, &REFUSED);
         assert_eq!(untried(&keys), ["c", "b"]);
         assert_eq!(chosen(&keys, "sora", None).unwrap(), "c");
+    }
+
+    #[test]
+    fn a_refused_key_is_tried_ever_less_often_and_used_again_once_the_vendor_takes_it() {
+        let keys = keys(&[("a", "k1", "\"*\"")]);
+        let mut now = Instant::now();
+        let key = keys.to_try(now).remove(0);
+        assert!(keys.tried(&key, &REFUSED, now));
+        for minutes in [5, 10, 20, 40, 60, 60] {
+            let next = now + Duration::from_secs(60 * minutes);
+            assert!(keys.to_try(next - Duration::from_nanos(1)).is_empty());
+            assert_eq!(keys.to_try(next).len(), 1, "after {minutes} minutes");
+            now = next;
+            keys.begin_trial(&key);
+            assert!(keys.to_try(now).is_empty(), "it is under way");
+            assert!(!keys.tried(&key, &REFUSED, now));
+        }
+
+        // A trial that says nothing changes nothing.
+        now += REFUSED_PAUSE_MAX;
+        assert!(!keys.tried(&key, &Answer::Failed(Problem::TimedOut), now));
+        assert!(!keys.tried(&key, &Answer::Failed(Problem::Status(400)), now));
+        assert!(chosen(&keys, "veo", None).is_err());
+
+        now += REFUSED_PAUSE_MAX;
+        assert_eq!(keys.to_try(now).len(), 1);
+        assert!(keys.tried(&key, &Answer::NotFound, now));
+        assert_eq!(chosen(&keys, "veo", None).unwrap(), "a");
+        assert_eq!(shown(&keys), ["{key=\"a\"} 1"]);
+        assert!(keys.to_try(now + REFUSED_PAUSE_MAX).is_empty());
+
+        // The next refusal begins anew.
+        assert!(keys.tried(&key, &REFUSED, now));
+        assert_eq!(keys.to_try(now + REFUSED_PAUSE_MIN).len(), 1);
     }
 
     #[test]

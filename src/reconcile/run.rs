@@ -137,8 +137,6 @@ impl Loop {
         }
         self.credentials = credentials;
         if self.shared.parts.keys.refresh(&self.credentials) {
-            self.lists_seen_at = None;
-            self.walks.keys_changed();
             self.take_keys();
             self.shared.parts.waiting.keys_changed();
         }
@@ -147,11 +145,11 @@ impl Loop {
     /// Chooses a key for each task anew.
     pub(super) fn take_keys(&mut self) {
         let keys = &self.shared.parts.keys;
-        let good = keys.good();
-        let lost = self
-            .walks
-            .keep_keys(|name| good.iter().any(|key| *key.name == *name));
-        for gone in self.limits.set_keys(&good, Instant::now()) {
+        self.lists_seen_at = None;
+        self.walks.keys_changed();
+        let lost = self.walks.keep_keys(|name| keys.named(name).is_some());
+        // A refused key is tried now and then, and what it has spent counts.
+        for gone in self.limits.set_keys(&keys.all(), Instant::now()) {
             let metrics = &self.shared.parts.metrics;
             for gauges in [&metrics.vendor_budget_left, &metrics.vendor_paused] {
                 let _ = gauges.remove_label_values(&[&gone]).is_ok();
@@ -223,7 +221,7 @@ impl Loop {
         }
     }
 
-    /// Tries keys of which nothing is known, and the host, if it has failed and something waits for it.
+    /// Tries keys of which nothing is known or that were refused, and the host, if it has failed and something waits for it.
     fn try_keys(&mut self) {
         let now = Instant::now();
         let parts = Arc::clone(&self.shared.parts);

@@ -22,6 +22,7 @@ use hyper_util::{
 };
 use jiff::fmt::rfc2822;
 use rustls::ClientConfig;
+use serde::de::IgnoredAny;
 use tokio::{sync::Semaphore, time::timeout};
 
 use super::paths::Paths;
@@ -60,12 +61,12 @@ pub enum Answer {
     },
     /// 404: the vendor does not know the task, or not by this key.
     NotFound,
-    /// 401 or 403: the key is not good.
+    /// 401, or 403 with JSON: the key is not good.
     KeyRefused {
         /// The status.
         status: u16,
     },
-    /// 408, 429 or 5xx: try again later.
+    /// 408, 429 or 5xx, or 403 from something on the way: try again later.
     Later {
         /// The status.
         status: u16,
@@ -235,7 +236,8 @@ impl VendorApi {
                 body: body(response).await?,
             },
             StatusCode::NOT_FOUND => Answer::NotFound,
-            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Answer::KeyRefused { status: code },
+            StatusCode::UNAUTHORIZED => Answer::KeyRefused { status: code },
+            StatusCode::FORBIDDEN => forbidden(response).await,
             StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS => later(&response),
             _ if status.is_server_error() => later(&response),
             _ if status.is_redirection() => return Err(Problem::Redirect(code)),
@@ -280,6 +282,17 @@ fn later(response: &Response<Incoming>) -> Answer {
     Answer::Later {
         status: response.status().as_u16(),
         retry_after: retry_after(response.headers()),
+    }
+}
+
+/// The vendor's errors are JSON. Anything else comes from a proxy on the way, which says nothing of the key.
+async fn forbidden(response: Response<Incoming>) -> Answer {
+    let (status, later) = (response.status().as_u16(), later(&response));
+    match body(response).await {
+        Ok(body) if serde_json::from_slice::<IgnoredAny>(&body).is_ok() => {
+            Answer::KeyRefused { status }
+        }
+        Ok(_) | Err(_) => later,
     }
 }
 

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use blobcast::simulator::server::{State, Step, Target};
+use bytes::Bytes;
 
 use crate::support::{Server, VendorCase, events_of, expect, expectation, is_recovered, until};
 
@@ -104,4 +105,21 @@ async fn tasks_that_always_fail_do_not_stop_the_others() {
     expect_all(&case, &server, &all).await;
     recovered(&server, "good2").await;
     assert!(case.checks_of("/00000000-") > 1, "the host was probed");
+}
+
+#[tokio::test]
+async fn a_page_of_a_proxy_that_forbids_does_not_have_a_key_refused() {
+    let case = VendorCase::new().await;
+    let server = case.started(case.options()).await;
+    let page = Bytes::from_static(b"<html><h1>403 Forbidden</h1></html>");
+    case.vendor
+        .script_always(Target::Checks, Step::Answer(403, page));
+    expect_all(&case, &server, &ids("t", 9)).await;
+    server.logged("the vendor's API fails", 1).await;
+    case.vendor.clear_scripts();
+
+    recovered(&server, "t8").await;
+    let usable = "blobcast_vendor_key_usable{key=\"main\"}";
+    assert_eq!(server.metric(usable).await, 1.0);
+    assert!(!server.log().contains("refuses the key"));
 }

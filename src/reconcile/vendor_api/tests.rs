@@ -261,6 +261,20 @@ async fn each_status_has_its_meaning() {
 }
 
 #[tokio::test]
+async fn a_403_that_is_not_json_says_nothing_of_the_key() {
+    for body in ["<html><h1>403 Forbidden</h1></html>", ""] {
+        let later = Answer::Later {
+            status: 403,
+            retry_after: None,
+        };
+        assert_eq!(answer_to("403 Forbidden", body).await, later, "{body}");
+    }
+    let refused = Answer::KeyRefused { status: 403 };
+    let body = r#"{"detail": "Forbidden"}"#;
+    assert_eq!(answer_to("403 Forbidden", body).await, refused);
+}
+
+#[tokio::test]
 async fn the_vendor_says_when_to_come_again_in_seconds_or_by_a_time() {
     const DATE: &str = "date: Sun, 06 Nov 1994 08:49:37 GMT";
     for (headers, seconds) in [
