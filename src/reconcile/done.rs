@@ -108,7 +108,13 @@ impl Loop {
                 self.understood(id, task, status, understood, true);
                 return;
             }
-            Answer::NotFound => (CheckOutcome::NotFound, with_status(404)),
+            Answer::NotFound => {
+                if let Some(next) = self.shared.parts.keys.next(&task.product, &key.name) {
+                    let mut schedule = self.shared.schedule.lock();
+                    schedule.use_key(id, Arc::clone(&next.name));
+                }
+                (CheckOutcome::NotFound, with_status(404))
+            }
             Answer::Later {
                 status,
                 retry_after,

@@ -1,7 +1,7 @@
 //! Which key asks about which task, and which keys the vendor takes.
 //!
 //! A task is visible only to the key that made it. An expectation may name its key; otherwise it is the first in the credentials file
-//! that is for the product, and that the vendor does not refuse. A refusal for a task or a list may be
+//! that is for the product, and that the vendor does not refuse; after a 404 it is the next one. A refusal for a task or a list may be
 //! about that alone, so a trial decides: it asks for no task. A refused key is only tried, ever less often: the refusal may have come
 //! from something on the way. Asks nothing itself.
 
@@ -257,6 +257,16 @@ impl Keys {
         })
     }
 
+    /// The key to ask about a task of `product` after the vendor did not know it by the key `last`: the next one that is for the
+    /// product and not refused, in the order of the file and then from its beginning.
+    pub fn next(&self, product: &Product, last: &str) -> Option<Arc<VendorKey>> {
+        let mut keys = self.good();
+        keys.retain(|key| key.products.allow(product.as_str()));
+        let behind = keys.iter().position(|key| *key.name == *last)?;
+        let next = (behind + 1) % keys.len();
+        Some(keys.swap_remove(next))
+    }
+
     /// All keys, in the order of the file.
     pub fn all(&self) -> Vec<Arc<VendorKey>> {
         let known = self.known.lock();
@@ -482,6 +492,27 @@ mod tests {
         // The next refusal begins anew.
         assert!(keys.tried(&key, &REFUSED, now));
         assert_eq!(keys.to_try(now + REFUSED_PAUSE_MIN).len(), 1);
+    }
+
+    #[test]
+    fn after_a_404_it_is_the_next_key_for_the_product_that_is_not_refused() {
+        let keys = keys(&[
+            ("a", "k1", "\"veo\""),
+            ("b", "k2", "\"sora\""),
+            ("c", "k3", "\"*\""),
+            ("d", "k4", "\"*\""),
+        ]);
+        let veo = Product::parse("veo").unwrap();
+        let next = |last: &str| keys.next(&veo, last).map(|key| key.name.to_string());
+        assert_eq!(next("a").unwrap(), "c");
+        assert_eq!(next("c").unwrap(), "d");
+        assert_eq!(next("d").unwrap(), "a");
+        assert_eq!(next("gone"), None);
+
+        let d = keys.named("d").unwrap();
+        keys.tried(&d, &REFUSED, Instant::now());
+        assert_eq!(next("c").unwrap(), "a");
+        assert_eq!(next("d"), None);
     }
 
     #[test]

@@ -245,6 +245,15 @@ impl Schedule {
         self.not_asked(id);
     }
 
+    /// Notes that the vendor does not know a task by its key: it may be another key's, unless one was named.
+    pub(super) fn use_key(&mut self, id: Id, next: Arc<str>) {
+        self.change(id, |entry| {
+            if entry.named_key.is_none() {
+                entry.key = Some(next);
+            }
+        });
+    }
+
     /// Notes that a list did not show a task: it is checked by itself.
     pub(super) fn not_listed(&mut self, id: Id) {
         self.change(id, |entry| entry.is_single = true);

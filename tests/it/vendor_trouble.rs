@@ -2,10 +2,13 @@
 
 use std::time::Duration;
 
-use blobcast::simulator::server::{State, Step, Target};
+use blobcast::simulator::server::{State, Step, Target, Task};
 use bytes::Bytes;
+use jiff::Timestamp;
 
-use crate::support::{Server, VendorCase, events_of, expect, expectation, is_recovered, until};
+use crate::support::{
+    Server, VENDOR_KEY, VendorCase, events_of, expect, expectation, is_recovered, until, wait_task,
+};
 
 const PAUSED: &str = "blobcast_vendor_paused{key=\"main\"}";
 
@@ -122,4 +125,26 @@ async fn a_page_of_a_proxy_that_forbids_does_not_have_a_key_refused() {
     let usable = "blobcast_vendor_key_usable{key=\"main\"}";
     assert_eq!(server.metric(usable).await, 1.0);
     assert!(!server.log().contains("refuses the key"));
+}
+
+#[tokio::test]
+async fn a_task_that_is_waited_for_is_asked_for_with_each_key_in_turn() {
+    let mut case = VendorCase::new().await;
+    let other = "\n[[vendor_keys]]\nname = \"other\"\nkey = \"rb-other\"";
+    case.credentials.add_line("[vendor_keys]", other);
+    case.vendor.set_keys([VENDOR_KEY, "rb-other"]);
+    let server = case.started(case.options()).await;
+    let now = Timestamp::now();
+    let theirs = Task::new("seedance", "theirs", now).in_state(State::Completed, now);
+    assert!(case.vendor.add(Task {
+        key: Some("rb-other".to_owned()),
+        ..theirs
+    }));
+
+    let waited = wait_task(&server, "seedance", "theirs", 50).await;
+    assert!(waited.done);
+    let event = waited.event.unwrap();
+    assert!(is_recovered(&event));
+    assert_eq!(event.credential, "vendor_key other");
+    assert_eq!(case.checks_of("theirs"), 2);
 }

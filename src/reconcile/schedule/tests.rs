@@ -441,6 +441,22 @@ fn a_task_is_not_checked_again_before_the_vendor_wants_it_for_up_to_five_minutes
 }
 
 #[test]
+fn a_task_that_one_key_does_not_see_is_checked_with_another_unless_one_was_named() {
+    for (named, used) in [(None, "other"), (Some(key()), "main")] {
+        let mut schedule = schedule();
+        schedule.expect(Expected {
+            named_key: named,
+            ..stored(&task("veo", "t"), 0)
+        });
+        let id = next_one(&mut schedule, 0).unwrap();
+        schedule.use_key(id, Arc::from("other"));
+        schedule.unsettled(id, not_yet(), 0);
+        let next = schedule.next(MINUTE, |_| true, |_, _| false);
+        assert_eq!(next, Some((Arc::from(used), Picked::One(id))));
+    }
+}
+
+#[test]
 fn new_keys_move_tasks_that_are_due() {
     let mut schedule = schedule();
     schedule.expect(Expected {
