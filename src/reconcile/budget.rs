@@ -11,6 +11,9 @@
 //! sees in a minute began within that minute or that long before, so `w` is both together.
 //!
 //! It begins empty: a broker that restarts in a loop must not use the limit anew at each start.
+//!
+//! Services may use the same key for calls of their own. The vendor then says that there are too many
+//! although the limit here is kept, so the key is used less often for a while.
 
 use std::time::Duration;
 
@@ -25,6 +28,10 @@ const WINDOW: Duration = MINUTE.saturating_add(TIMEOUT);
 /// One in so many uses may come at once: enough for a few tasks that are late together, and little
 /// enough that the refill is hardly slower than the limit.
 const BURST_SHARE: u32 = 10;
+/// So long a key is used half as often. Then the rate doubles, each time after as long again.
+const SLOWED_FOR: Duration = Duration::from_secs(600);
+/// The rate is halved so often at most.
+const HALVINGS_MAX: u32 = 3;
 
 /// What one key may still use. A use is a call of the vendor's API, whatever it asks and however it
 /// is answered.
@@ -36,6 +43,8 @@ pub(super) struct Budget {
     burst: u32,
     /// When the bucket will be full.
     full_at: Instant,
+    /// When the rate was halved last, and how often it was by then.
+    slowed: Option<(Instant, u32)>,
 }
 
 impl Budget {
@@ -53,6 +62,7 @@ impl Budget {
             interval,
             burst,
             full_at: now + interval * burst,
+            slowed: None,
         }
     }
 
@@ -61,7 +71,7 @@ impl Budget {
         if self.left(now) == 0 {
             return false;
         }
-        self.full_at = self.full_at.max(now) + self.interval;
+        self.full_at = self.full_at.max(now) + self.interval * self.cost(now);
         true
     }
 
@@ -69,8 +79,31 @@ impl Budget {
     pub(super) fn left(&self, now: Instant) -> u32 {
         let until_full = self.full_at.saturating_duration_since(now);
         let missing = until_full.as_nanos().div_ceil(self.interval.as_nanos());
-        self.burst
-            .saturating_sub(u32::try_from(missing).unwrap_or(u32::MAX))
+        let tokens = self
+            .burst
+            .saturating_sub(u32::try_from(missing).unwrap_or(u32::MAX));
+        tokens.div_ceil(self.cost(now))
+    }
+
+    /// The vendor says that the key is used too often: from now on it is used half as often.
+    pub(super) fn slow_down(&mut self, now: Instant) {
+        let halvings = (self.halvings(now) + 1).min(HALVINGS_MAX);
+        self.slowed = Some((now, halvings));
+    }
+
+    /// The tokens that a use takes. It may take more than there are: then the next one waits for as
+    /// much longer.
+    fn cost(&self, now: Instant) -> u32 {
+        1 << self.halvings(now)
+    }
+
+    /// How often the rate is halved now.
+    fn halvings(&self, now: Instant) -> u32 {
+        let Some((since, halvings)) = self.slowed else {
+            return 0;
+        };
+        let ended = now.saturating_duration_since(since).as_secs() / SLOWED_FOR.as_secs();
+        halvings.saturating_sub(u32::try_from(ended).unwrap_or(u32::MAX))
     }
 
     /// When the key may be used next; `now` if it may be at once.
@@ -119,6 +152,7 @@ mod tests {
                 (
                     prop_oneof![Just(0), 0..50_u64, 0..5_000_u64, 0..200_000_u64],
                     prop_oneof![Just(0), 0..10_000_u64, Just(10_000)], // held on its way
+                    prop::bool::weighted(0.02),
                 ),
                 1..600,
             ),
@@ -127,8 +161,11 @@ mod tests {
             let mut budget = Budget::new(limit, start);
             let mut at = start;
             let mut seen = Vec::new();
-            for (gap, held) in tries {
+            for (gap, held, is_too_many) in tries {
                 at += Duration::from_millis(gap);
+                if is_too_many {
+                    budget.slow_down(at);
+                }
                 if budget.take(at) {
                     seen.push(at + Duration::from_millis(held));
                 }
@@ -194,5 +231,38 @@ mod tests {
         let later = start + Duration::from_secs(3_600);
         assert_eq!(budget.left(later), 5);
         assert_eq!(uses(&mut budget, &[later; 20]).len(), 5);
+    }
+
+    #[test]
+    fn a_key_that_is_used_too_often_is_used_half_as_often_and_recovers_step_by_step() {
+        let start = Instant::now();
+        let at = |minute: u64| start + Duration::from_secs(60 * minute);
+        let mut budget = Budget::new(50, start);
+        budget.slow_down(at(10));
+        budget.slow_down(at(11));
+        let mut used_in = |minutes: std::ops::Range<u64>| {
+            let ms = minutes.start * 60_000..minutes.end * 60_000;
+            let moments: Vec<_> = ms.map(|ms| start + Duration::from_millis(ms)).collect();
+            uses(&mut budget, &moments).len()
+        };
+
+        used_in(11..12); // what had been left
+        let per_minute = [(12..17), (21..26), (31..36)].map(|minutes| used_in(minutes) / 5);
+        assert_eq!(per_minute, [10, 20, 40]);
+    }
+
+    #[test]
+    fn a_key_is_used_an_eighth_as_often_at_least() {
+        let start = Instant::now();
+        let mut budget = Budget::new(50, start);
+        for _ in 0..50 {
+            budget.slow_down(start);
+        }
+        let later = start + Duration::from_secs(300);
+        assert_eq!(budget.left(later), 1);
+        assert!(budget.take(later) && !budget.take(later));
+        let next = budget.next_at(later);
+        assert!(!budget.take(next - Duration::from_nanos(1)));
+        assert!(budget.take(next));
     }
 }

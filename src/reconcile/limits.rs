@@ -206,10 +206,11 @@ impl Key {
         }
 
         if self.breaker.is_open() && !was_open {
+            self.budget.slow_down(now);
             tracing::warn!(
                 key = name,
                 seconds = (self.breaker.opens_at(now) - now).as_secs(),
-                "the vendor has had too many calls of the key: it rests for so long: \
+                "the vendor has had too many calls of the key: it rests for so long, and is then used less often; \
                  look whether services use it, too"
             );
         }
@@ -382,6 +383,20 @@ mod tests {
             limits.set_keys(&[], now);
             limits.set_keys(&keys(&[("b", "b")]), now - Duration::from_secs(60));
         }
+    }
+
+    #[test]
+    fn a_key_of_which_there_were_too_many_calls_is_used_half_as_often() {
+        let (mut limits, now) = limits();
+        assert!(limits.take(Asks::Tasks, "a", now) && limits.take(Asks::Tasks, "a", now));
+        let next = now + Duration::from_secs(60);
+        for _ in 0..2 {
+            limits.note(&key("a"), &later(429), now, now); // one for both
+        }
+        assert!(limits.take(Asks::Tasks, "a", next));
+        limits.note(&key("a"), &GOOD, next, next);
+        let taken = (0..9).filter(|_| limits.take(Asks::Tasks, "a", next));
+        assert_eq!(taken.count(), 2, "three of five at once");
     }
 
     #[test]
