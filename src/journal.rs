@@ -52,9 +52,10 @@ pub trait Journal: Debug + Send + Sync + 'static {
     /// Ends those of these tasks' expectations that are open and may be ended; answers how many.
     fn end_expectations(&self, tasks: Vec<(Product, TaskId)>, whose: Whose) -> Answer<u32>;
 
-    /// Appends the event that a task is late; with `gives_up` its expectation ends by the same commit. Nothing is appended, and the
-    /// answer is `None`, if the task is not expected any more, if there is such an event of it already, or if it has too many.
-    fn overdue(&self, draft: Draft, gives_up: bool) -> Answer<Option<Appended>>;
+    /// Appends the event that the task of an expectation is late; with `gives_up` the expectation ends by the same commit. Nothing is
+    /// appended, and the answer is `None`, if that expectation is not open any more, if there is such an event of it already, or if
+    /// its task has too many.
+    fn overdue(&self, number: u64, draft: Draft, gives_up: bool) -> Answer<Option<Appended>>;
 
     /// Sets how long and how much is kept, from the next change of the log on. There is no answer: what it forgets is forgotten
     /// little by little.
@@ -107,8 +108,8 @@ impl Journal for Local {
         self.0.end_expectations(tasks, whose)
     }
 
-    fn overdue(&self, draft: Draft, gives_up: bool) -> Answer<Option<Appended>> {
-        self.0.overdue(draft, gives_up)
+    fn overdue(&self, number: u64, draft: Draft, gives_up: bool) -> Answer<Option<Appended>> {
+        self.0.overdue(number, draft, gives_up)
     }
 
     fn retain(&self, retention: Retention) {

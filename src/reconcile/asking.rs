@@ -183,13 +183,8 @@ impl Parts {
     }
 
     /// Appends the event of a late task.
-    pub(super) async fn note_late(
-        self: Arc<Self>,
-        late: Late,
-        is_stored: bool,
-        subject: Subject,
-    ) -> Done {
-        if !is_stored && self.are_over(vec![late.task.clone()]).await == [true] {
+    pub(super) async fn note_late(self: Arc<Self>, late: Late, subject: Subject) -> Done {
+        if late.number.is_none() && self.are_over(vec![late.task.clone()]).await == [true] {
             return Done::NotLate(late);
         }
 
@@ -199,8 +194,8 @@ impl Parts {
         let key = key.ok().map(|key| Arc::clone(&key.name));
         let asked = subject.asked(&late.task, key.as_deref(), self.store.clock().now());
         let draft = overdue::draft(&asked, said_of(&late));
-        let noted = if is_stored {
-            let answer = self.journal.overdue(draft, late.gave_up).await;
+        let noted = if let Some(number) = late.number {
+            let answer = self.journal.overdue(number, draft, late.gave_up).await;
             answer.map(|answer| answer.map(drop))
         } else {
             let answer = self.journal.append(draft).await;

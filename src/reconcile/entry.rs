@@ -94,6 +94,8 @@ pub(super) enum Follows {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Late {
     pub id: Id,
+    /// The number of its stored expectation.
+    pub number: Option<u64>,
     pub task: TaskKey,
     pub named_key: Option<Arc<str>>,
     pub deadline: i64,
@@ -173,12 +175,19 @@ impl Entry {
         entry
     }
 
-    /// Sets when it is late. It must not have been checked.
+    /// Sets when it is late. If it is being checked already, that goes on.
     fn expect_by(&mut self, deadline: i64, give_up_after: i64) {
         self.deadline = deadline;
         self.gives_up_at = deadline.saturating_add(give_up_after);
-        self.state = State::Sleeping { until: deadline };
+        if !matches!(self.state, State::Busy { .. }) {
+            self.state = State::Sleeping { until: deadline };
+        }
         self.late_at = self.late_by().saturating_add(LATE_GRACE);
+    }
+
+    /// The number of its expectation, if that is stored and open.
+    pub(super) fn stored_number(&self) -> Option<u64> {
+        self.number.filter(|_| self.is_stored)
     }
 
     /// When its next overdue event is due, the first or the second.
@@ -209,10 +218,14 @@ impl Entry {
         self.since = self.since.min(new.since);
         self.named_key = new.named_key;
         self.key = new.key;
-        self.is_overdue |= new.is_overdue;
-        if !was_stored && self.checked.count == 0 {
-            self.expect_by(new.deadline, give_up_after);
+        if was_stored {
+            self.is_overdue |= new.is_overdue;
+            return;
         }
+
+        // What was found and said while somebody only waited does not count against what was promised since.
+        self.is_overdue = new.is_overdue;
+        self.expect_by(new.deadline, give_up_after);
     }
 
     /// Notes an answer that has not settled it, and when it is checked next. `chance` scales the interval.
@@ -227,7 +240,8 @@ impl Entry {
         };
 
         let asked = answered.retry_after.min(INTERVAL_MAX);
-        let mut until = now.saturating_add(scaled(interval, chance).max(asked));
+        let again = now.saturating_add(scaled(interval, chance).max(asked));
+        let mut until = again.max(self.deadline); // that may have moved while it was asked for
         if now < self.gives_up_at {
             until = until.min(self.gives_up_at); // the last check is when it is given up
         }

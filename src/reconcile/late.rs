@@ -25,20 +25,16 @@ impl Loop {
             let now = self.now();
             let next = {
                 let mut schedule = self.shared.schedule.lock();
-                let late = schedule.next_late(now, |_| !is_silent);
-                late.map(|late| {
-                    let is_stored = schedule.task(late.id).is_some_and(|(_, stored)| stored);
-                    (late, is_stored)
-                })
+                schedule.next_late(now, |_| !is_silent)
             };
-            let Some((late, is_stored)) = next else {
+            let Some(late) = next else {
                 return;
             };
-            self.note_late_one(late, is_stored, now);
+            self.note_late_one(late, now);
         }
     }
 
-    fn note_late_one(&mut self, late: Late, is_stored: bool, now: i64) {
+    fn note_late_one(&mut self, late: Late, now: i64) {
         let parts = &self.shared.parts;
         let is_open = |task: &TaskKey| {
             parts
@@ -46,7 +42,7 @@ impl Loop {
                 .expectation(&task.product, &task.task_id)
                 .is_some()
         };
-        if is_stored && !is_open(&late.task) {
+        if late.number.is_some() && !is_open(&late.task) {
             let mut schedule = self.shared.schedule.lock();
             schedule.not_noted(&late, now);
             schedule.no_longer_stored(late.id);
@@ -59,6 +55,6 @@ impl Loop {
         };
         self.late += 1;
         self.in_flight
-            .push(Arc::clone(parts).note_late(late, is_stored, subject));
+            .push(Arc::clone(parts).note_late(late, subject));
     }
 }

@@ -305,6 +305,7 @@ impl Schedule {
                 entry.is_noting = true;
                 late = Some(Late {
                     id,
+                    number: entry.stored_number(),
                     task: entry.task.clone(),
                     named_key: entry.named_key.clone(),
                     deadline: entry.deadline,
@@ -319,9 +320,12 @@ impl Schedule {
         None // the next step goes on
     }
 
-    /// The event of a late task is in the log. A task that was given up is forgotten.
+    /// The event of a late task is in the log. A task that was given up is forgotten, unless it has been expected anew meanwhile.
     pub(super) fn noted(&mut self, late: &Late, now: i64) {
-        if late.gave_up {
+        let is_meant = |entry: &Entry| entry.stored_number() == late.number;
+        if !self.entries.get(&late.id).is_some_and(is_meant) {
+            self.change(late.id, |entry| entry.is_noting = false);
+        } else if late.gave_up {
             self.settled(late.id);
         } else {
             self.change(late.id, |entry| entry.note_overdue(now));

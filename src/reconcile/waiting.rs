@@ -184,6 +184,9 @@ impl State {
         labels: Option<&Arc<Labels>>,
     ) -> bool {
         if let Some(waited) = self.tasks.get_mut(task) {
+            if waited.clients == 0 {
+                waited.bound = Bound::None; // who waited before does not say what those see who wait now
+            }
             waited.clients += 1;
             waited.bound.join(labels);
             if let Some(leaves) = waited.leaves.take() {
@@ -394,6 +397,17 @@ mod tests {
         assert_eq!(waiting.labels(&task("t")), Some(Labels::new()));
         let _again = of(Some(&a));
         assert_eq!(waiting.labels(&task("t")), Some(Labels::new()));
+    }
+
+    #[test]
+    fn the_labels_of_a_wait_that_is_over_do_not_count_for_the_next() {
+        let waiting = Arc::new(Waiting::default());
+        let of = |labels: &Arc<Labels>| waiting.wait(&veo(), [&id("t")], None, Some(labels));
+        let (a, b) = (labels("a"), labels("b"));
+        drop(of(&a));
+        assert_eq!(waiting.labels(&task("t")), Some(Labels::clone(&a)));
+        let _next = of(&b);
+        assert_eq!(waiting.labels(&task("t")), Some(Labels::clone(&b)));
     }
 
     #[test]

@@ -51,9 +51,13 @@ pub(super) async fn wait(
 
     let expecting = caller.clone();
     let opening = opening(filter.clone(), caller, payer.clone(), peer, call);
-    let _waits = context.waits_for(&filter, &expecting);
+    let waits = context.waits_for(&filter, &expecting);
+    let task = Watched {
+        is_expected: context.asks_for(&filter, waits.is_some()),
+        ..Watched::default()
+    };
     let mut subscription = subscribe::open(context, opening).await?;
-    let over = read(context, &mut subscription, &filter, deadline).await?;
+    let over = read(context, &mut subscription, &filter, task, deadline).await?;
     drop(subscription);
 
     answer(context, payer, over, include_raw).await
@@ -95,9 +99,9 @@ async fn read(
     context: &Context,
     subscription: &mut Subscription,
     filter: &Filter,
+    mut task: Watched,
     deadline: Instant,
 ) -> Result<Over, Status> {
-    let mut task = Watched::default();
     while !task.is_settled() {
         let seen = match poll_fn(|cx| Poll::Ready(poll_next(subscription, cx))).await {
             Poll::Ready(seen) => seen,
@@ -136,6 +140,8 @@ async fn read(
 /// What a wait has seen of its task.
 #[derive(Default)]
 struct Watched {
+    /// The vendor is, or will be, asked for it, whether or not the broker has given it up before.
+    is_expected: bool,
     terminal: Found,
     /// The latest event that is not terminal.
     latest: Found,
@@ -151,8 +157,11 @@ impl Watched {
             self.terminal = Found::Here(record);
             return;
         }
-        // Over the first overdue event the wait goes on: the vendor is asked again.
-        self.is_given_up = record.status() == TaskStatus::Overdue && gave_up(record.event());
+        // Over the first overdue event the wait goes on: the vendor is asked again. So it is over an event of before by which the
+        // task was given up, if it is expected anew.
+        let is_current = self.caught_up || !self.is_expected;
+        self.is_given_up =
+            is_current && record.status() == TaskStatus::Overdue && gave_up(record.event());
         self.latest = Found::Here(record);
     }
 
@@ -377,6 +386,22 @@ mod tests {
             };
             assert_eq!(is_settled.then_some((found, done)), place, "{events:?}");
         }
+    }
+
+    #[test]
+    fn a_wait_for_a_task_that_is_expected_anew_goes_on_until_it_is_given_up_anew() {
+        let mut task = Watched {
+            is_expected: true,
+            ..Watched::default()
+        };
+        task.take(record(1, TaskStatus::Overdue, true));
+        task.caught_up = true;
+        assert!(!task.is_settled());
+
+        task.take(record(2, TaskStatus::Overdue, false));
+        assert!(!task.is_settled());
+        task.take(record(3, TaskStatus::Overdue, true));
+        assert!(task.is_settled());
     }
 
     #[test]

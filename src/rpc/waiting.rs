@@ -21,4 +21,20 @@ impl Context {
         let labels = client.and_then(|client| client.labels.as_ref());
         Some(waiting.wait(product, &filter.task_ids, name, labels))
     }
+
+    /// Whether the vendor is, or will be, asked for a task of the filter: because somebody waits for it, or because it is expected.
+    pub(super) fn asks_for(&self, filter: &Filter, is_waited_for: bool) -> bool {
+        let Some(reconciler) = self.reconciler.as_deref() else {
+            return false;
+        };
+        let asks = |product, key: Option<&str>| reconciler.key_of(product, key).is_some();
+        filter.products.iter().any(|product| {
+            let mut open = filter
+                .task_ids
+                .iter()
+                .filter_map(|id| self.sources.store.expectation(product, id));
+            (is_waited_for && asks(product, None))
+                || open.any(|open| asks(product, open.vendor_key.as_deref()))
+        })
+    }
 }

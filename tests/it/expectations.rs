@@ -27,7 +27,7 @@ struct House {
     /// May see veo, with its own label only.
     tenant: String,
     admin: String,
-    _file: CredentialsFile,
+    file: CredentialsFile,
 }
 
 impl House {
@@ -69,7 +69,7 @@ products = ["veo"]
             billing,
             tenant,
             admin,
-            _file: file,
+            file,
         }
     }
 
@@ -535,17 +535,28 @@ async fn a_broker_that_asks_no_vendor_says_so() {
         .await;
     let expected = (Code::FailedPrecondition, "RECONCILE_OFF".to_owned());
     assert_eq!(refusal(&refused.unwrap_err()), expected);
-    let refused = client
-        .cancel_expectations(CancelExpectationsRequest::default())
-        .await;
-    assert_eq!(refusal(&refused.unwrap_err()), expected);
-    let mut admin = server.admin_service().await;
-    let refused = admin
-        .list_expectations(ListExpectationsRequest::default())
-        .await;
-    assert_eq!(refusal(&refused.unwrap_err()), expected);
     let told = server.cli("expect veo t1").run().await;
     assert!(told.exited(1).contains("reconcile.enabled"), "{told:?}");
+}
+
+#[tokio::test]
+async fn what_is_expected_can_be_listed_and_cancelled_when_no_vendor_is_asked_any_more() {
+    let mut house = House::new().await;
+    house
+        .expect(&house.billing, vec![veo("t1"), veo("t2")])
+        .await
+        .unwrap();
+    let text = std::fs::read_to_string(house.file.path()).unwrap();
+    let clients = text.split("[[vendor_keys]]").next().unwrap();
+    house.file.write(clients);
+    house.server.crash().await;
+
+    let refused = house.expect(&house.billing, vec![veo("t3")]).await;
+    assert_eq!(reason(&refused.unwrap_err()), "RECONCILE_OFF");
+    assert_eq!(house.open_tasks().await, ["t1", "t2"]);
+    let cancelled = house.cancel(&house.billing, &[("veo", "t1")]).await;
+    assert_eq!(cancelled.unwrap(), 1);
+    assert_eq!(house.open_tasks().await, ["t2"]);
 }
 
 #[tokio::test]

@@ -436,7 +436,10 @@ async fn a_stopped_journal_answers_what_came_before_and_refuses_what_comes_after
     assert_eq!(outcome(expect).await.err(), closed);
     let end = journal.end_expectations(vec![key("1")], Whose::Anybody);
     assert_eq!(outcome(end).await.err(), closed);
-    assert_eq!(outcome(journal.overdue(of("1"), true)).await.err(), closed);
+    assert_eq!(
+        outcome(journal.overdue(1, of("1"), true)).await.err(),
+        closed
+    );
     assert_eq!(outcome(journal.backup()).await.err(), closed);
     assert_eq!(outcome(journal.probe()).await.err(), closed);
     journal.retain(Retention::KEEP_ALL);
@@ -516,15 +519,24 @@ async fn a_late_task_has_one_overdue_event_and_one_that_ends_its_expectation(ope
         status: TaskStatus::Overdue,
         ..of(id) // each says something else
     };
-    assert_eq!(answer(node.journal.overdue(late(1), false)).await, None);
-    answer(node.journal.expect(vec![expecting("t1", "billing")])).await;
-    let first = answer(node.journal.overdue(late(2), false)).await.unwrap();
-    assert_eq!(answer(node.journal.overdue(late(3), false)).await, None);
+    assert_eq!(answer(node.journal.overdue(1, late(1), false)).await, None);
+    let expected = answer(node.journal.expect(vec![expecting("t1", "billing")])).await;
+    let [Expected::Open(open)] = &expected[..] else {
+        panic!("{expected:?}");
+    };
+    let number = open.number;
+    let other = answer(node.journal.overdue(number + 1, late(1), true)).await;
+    assert_eq!(other, None, "another expectation of the task");
+    let first = answer(node.journal.overdue(number, late(2), false)).await;
+    let again = answer(node.journal.overdue(number, late(3), false)).await;
+    assert_eq!(again, None);
     assert_eq!(expected_on_disk(directory.path()), ["t1"]);
-    let last = answer(node.journal.overdue(late(4), true)).await.unwrap();
-    assert_eq!((first.sequence.0, last.sequence.0), (1, 2));
+    let last = answer(node.journal.overdue(number, late(4), true)).await;
+    let places = [first, last].map(|event| event.unwrap().sequence.0);
+    assert_eq!(places, [1, 2]);
     assert_eq!(expected_on_disk(directory.path()), [""; 0]);
-    assert_eq!(answer(node.journal.overdue(late(5), true)).await, None);
+    let again = answer(node.journal.overdue(number, late(5), true)).await;
+    assert_eq!(again, None);
     close(node);
 }
 

@@ -361,6 +361,60 @@ fn a_stored_deadline_counts_before_that_of_somebody_who_waits() {
 }
 
 #[test]
+fn what_was_found_while_somebody_only_waited_does_not_count_against_a_stored_deadline() {
+    let (mut schedule, t) = (schedule(), task("veo", "t"));
+    schedule.expect(waited_for(&t, MINUTE));
+    let id = next_one(&mut schedule, MINUTE).unwrap();
+    schedule.unsettled(id, not_yet(), MINUTE);
+    let late = schedule.next_late(MINUTE, |_| false).unwrap();
+    schedule.noted(&late, MINUTE);
+
+    let deadline = 10 * HOUR; // beyond the moment when the wait would have been given up
+    schedule.expect(stored(&t, deadline));
+    let (mut now, mut events) = (MINUTE, Vec::new());
+    while schedule.len() > 0 {
+        if let Some(id) = next_one(&mut schedule, now) {
+            schedule.unsettled(id, not_yet(), now);
+        }
+        while let Some(late) = schedule.next_late(now, |_| false) {
+            schedule.noted(&late, now);
+            events.push((now, late.gave_up, late.deadline));
+        }
+        now = schedule.next_at().unwrap_or(now).max(now);
+    }
+    let [(first, false, expected_by), (last, true, _)] = events[..] else {
+        panic!("{events:?}");
+    };
+    assert_eq!(expected_by, deadline);
+    assert!(
+        (deadline..deadline + 6 * MINUTE).contains(&first),
+        "{first}"
+    );
+    assert_eq!(last, deadline + 6 * HOUR);
+}
+
+#[test]
+fn a_task_that_is_expected_while_its_wait_is_being_given_up_stays_expected() {
+    let (mut schedule, t) = (schedule(), task("veo", "t"));
+    schedule.expect(Expected {
+        is_overdue: true,
+        ..waited_for(&t, 0)
+    });
+    let now = 6 * HOUR;
+    let id = next_one(&mut schedule, now).unwrap();
+    schedule.unsettled(id, not_yet(), now);
+    let late = schedule.next_late(now, |_| false).unwrap();
+    assert!(late.gave_up);
+
+    schedule.expect(stored(&t, 7 * HOUR));
+    schedule.noted(&late, now);
+    assert_eq!(schedule.len(), 1);
+    assert_eq!(schedule.next_late(7 * HOUR, |_| false), None);
+    let late = schedule.next_late(7 * HOUR + LATE_GRACE, |_| false);
+    assert!(!late.unwrap().gave_up, "its own time begins then");
+}
+
+#[test]
 fn a_task_is_expected_until_the_last_reason_ends() {
     let t = task("veo", "t");
     let mut schedule = schedule();
@@ -569,6 +623,11 @@ impl Model {
                 let deadline = self.now + within;
                 let new = stored(&nth(n), deadline);
                 let number = (!waits).then_some(within.unsigned_abs() % 3);
+                let known = self.schedule.id(&nth(n));
+                let only_waits = |id: &Id| !self.schedule.entries[id].is_stored;
+                if let Some(id) = known.filter(|id| !waits && only_waits(id)) {
+                    self.overdue.remove(&id); // what is promised now is late at its own time
+                }
                 self.schedule.expect(Expected { number, why, ..new });
             }
             Step::StopsWaiting(n) => self.schedule.no_longer_waited_for(&nth(n)),

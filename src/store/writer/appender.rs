@@ -136,14 +136,21 @@ impl Appender {
         self.send(|reply| Command::EndExpectations(tasks, whose, reply))
     }
 
-    /// Appends the event that a task is late. With `gives_up` its expectation ends by the same commit. Nothing is appended, and
-    /// the answer is `None`, if the task is not expected any more, if there is such an event of it already, or if it has too many.
+    /// Appends the event that the task of an expectation is late. With `gives_up` the expectation ends by the same commit. Nothing
+    /// is appended, and the answer is `None`, if that expectation is not open any more, if there is such an event of it already,
+    /// or if its task has too many.
     pub fn overdue(
         &self,
+        number: u64,
         draft: Draft,
         gives_up: bool,
     ) -> oneshot::Receiver<Result<Option<Appended>, WriteError>> {
-        self.send(|reply| Command::Overdue(Box::new(Late { draft, gives_up }), reply))
+        let late = Late {
+            number,
+            draft,
+            gives_up,
+        };
+        self.send(|reply| Command::Overdue(Box::new(late), reply))
     }
 
     /// Takes a backup: everything that was answered by now, and nothing that a crash could take back. It needs no room on the

@@ -50,6 +50,8 @@ pub(super) struct Expecting {
 
 /// The event that a task is late.
 pub(super) struct Late {
+    /// The number of its expectation.
+    pub number: u64,
     pub draft: Draft,
     /// It is the last one: the task is not expected any more.
     pub gives_up: bool,

@@ -9,6 +9,7 @@ use crate::{
     store::{
         Appended, EXPECTATIONS_MAX, EXPECTATIONS_PER_CLIENT_MAX, Expectation, Expected, ReadError,
         Whose,
+        expectation::Kept,
         layout::TaskEvent,
         writer::{
             command::{Expecting, Late},
@@ -138,13 +139,18 @@ impl Decisions<'_> {
         }
     }
 
-    /// Appends the event that a task is late; `None` if it is not expected any more, if there is such
-    /// an event of it already, or if it has too many. Of too many there is none more, but what
+    /// Appends the event that a task is late; `None` if its expectation is not open any more, if there
+    /// is such an event of it already, or if it has too many. Of too many there is none more, but what
     /// follows from it is the same.
     pub(super) fn overdue(&mut self, late: &Late) -> Result<Option<Appended>, WriteError> {
-        let Late { draft, gives_up } = late;
+        let Late {
+            number,
+            draft,
+            gives_up,
+        } = late;
         let open = self.commit.expectation(&draft.product, &draft.task_id);
-        let Some((number, kept)) = open.filter(|(_, kept)| *gives_up || !kept.is_overdue()) else {
+        let is_late = |open: &(u64, Kept)| open.0 == *number && (*gives_up || !open.1.is_overdue());
+        let Some((number, kept)) = open.filter(is_late) else {
             return Ok(None);
         };
         let appended = match self.append_as(draft, Source::Broker) {

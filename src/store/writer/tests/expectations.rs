@@ -51,14 +51,25 @@ impl Stepped {
         answer.blocking_recv().unwrap().unwrap()
     }
 
+    /// The number of a task's expectation; 0 if it has none.
+    fn number_of(&self, id: &str) -> u64 {
+        let (product, id) = task(id);
+        let open = self.store.expectation(&product, &id);
+        open.map_or(0, |open| open.number)
+    }
+
     fn overdue(&mut self, id: &str, gives_up: bool) -> Option<Appended> {
+        self.overdue_of(self.number_of(id), id, gives_up)
+    }
+
+    fn overdue_of(&mut self, number: u64, id: &str, gives_up: bool) -> Option<Appended> {
         let late = Draft {
             status: TaskStatus::Overdue,
             fingerprint: (100 + u128::from(gives_up)).into(),
             received_at_micros: self.store.clock().now_micros(),
             ..draft(id, 0)
         };
-        let answer = self.appender.overdue(late, gives_up);
+        let answer = self.appender.overdue(number, late, gives_up);
         self.step();
         answer.blocking_recv().unwrap().unwrap()
     }
@@ -228,6 +239,22 @@ fn a_terminal_event_ends_the_expectation_of_its_task_however_it_comes() {
 }
 
 #[test]
+fn an_expectation_that_was_cancelled_and_made_anew_is_not_given_up_for_the_old_one() {
+    let mut stepped = Stepped::new();
+    stepped.expect("t1", "");
+    let old = stepped.number_of("t1");
+    stepped.end_expectations(&["t1"], Whose::Anybody);
+    stepped.expect("t1", "");
+
+    for gives_up in [false, true] {
+        assert_eq!(stepped.overdue_of(old, "t1", gives_up), None);
+    }
+    assert_eq!(stepped.open_tasks(), ["t1"]);
+    assert!(!stepped.open()[0].is_overdue);
+    assert!(stepped.overdue("t1", true).is_some());
+}
+
+#[test]
 fn a_late_task_has_one_overdue_event_and_one_by_which_it_is_given_up() {
     let mut stepped = Stepped::new();
     assert_eq!(stepped.overdue("t1", false), None, "nobody expects it");
@@ -294,7 +321,8 @@ fn a_task_that_is_late_again_and_again_has_a_bounded_number_of_events_and_is_giv
                 fingerprint: (1_000 + 2 * round + u128::from(gives_up)).into(),
                 ..draft("t1", 0)
             };
-            let answer = stepped.appender.overdue(late, gives_up);
+            let number = stepped.number_of("t1");
+            let answer = stepped.appender.overdue(number, late, gives_up);
             stepped.step();
             appended += u32::from(answer.blocking_recv().unwrap().unwrap().is_some());
             assert_eq!(

@@ -289,7 +289,12 @@ impl Taking {
                     content: u8::from(*gives_up),
                     is_answer: false,
                 });
-                answer(appender.overdue(draft, *gives_up))
+                let open = self
+                    .stepped
+                    .store
+                    .expectation(&draft.product, &draft.task_id);
+                let number = open.map_or(0, |open| open.number);
+                answer(appender.overdue(number, draft, *gives_up))
             }
             Sent::Erase { task, product } => answer(appender.erase(Erasure {
                 task_id: TaskId::parse(&format!("t{task}")).unwrap(),
