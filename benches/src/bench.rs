@@ -30,11 +30,18 @@ pub struct Bench {
     pub rounds: usize,
     /// Two minutes in all: less time, less data, larger spread.
     pub short: bool,
+    /// Another build, which is measured in place of the peers.
+    pub beside: Option<PathBuf>,
 }
 
 impl Bench {
     /// Finds the binary, and says how to build it if it is not there.
-    pub fn new(server: Option<PathBuf>, rounds: Option<u32>, short: bool) -> Result<Self> {
+    pub fn new(
+        server: Option<PathBuf>,
+        beside: Option<PathBuf>,
+        rounds: Option<u32>,
+        short: bool,
+    ) -> Result<Self> {
         let root = Path::new(env!("CARGO_MANIFEST_DIR"))
             .parent()
             .context("the benches are a directory of the project")?;
@@ -48,6 +55,7 @@ impl Bench {
         let rounds = rounds.unwrap_or(if short { 2 } else { 5 }) as usize;
         Ok(Self {
             server: server.canonicalize()?,
+            beside: beside.map(|path| path.canonicalize()).transpose()?,
             target,
             rounds,
             short,
@@ -76,7 +84,19 @@ impl Bench {
         workers: &[&Process],
         count: impl Fn() -> Result<u64>,
     ) -> Result<Sample> {
-        sleep(self.warm_up()).await;
+        self.rate_after(self.warm_up(), servers, workers, count)
+            .await
+    }
+
+    /// The same, after some other time.
+    pub async fn rate_after(
+        &self,
+        warm_up: Duration,
+        servers: &[&Process],
+        workers: &[&Process],
+        count: impl Fn() -> Result<u64>,
+    ) -> Result<Sample> {
+        sleep(warm_up).await;
         let (meter, before) = (Meter::start(servers, workers)?, count()?);
         sleep(self.measured()).await;
         let (after, cost) = (count()?, meter.read()?);

@@ -2,7 +2,8 @@
 //!
 //! Every goal starts the real release binary and the real peers, one after the other, several times in turn, and compares within
 //! each round, because machines are noisy. [`harness`] runs processes, [`load`] and [`subscribers`] are the two ends of the
-//! traffic, [`peers`] are who is measured, [`goals`] what is measured, [`report`] and [`chart`] what is shown of it.
+//! traffic, [`reconciling`] what is expected beside it, [`peers`] are who is measured, [`goals`] what is measured, [`report`] and
+//! [`chart`] what is shown of it.
 
 mod bench;
 mod chart;
@@ -12,6 +13,7 @@ mod harness;
 mod load;
 mod machine;
 mod peers;
+mod reconciling;
 mod report;
 mod statistics;
 mod subscribers;
@@ -34,7 +36,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use clap::{Parser, ValueEnum};
 use serde::Deserialize;
 use serde_json::json;
@@ -59,6 +61,9 @@ struct Arguments {
     /// Another broker's binary, to compare two builds [default: target/release/blobcast].
     #[arg(long, value_name = "PATH")]
     server: Option<PathBuf>,
+    /// Measure another broker's binary in the same rounds, in place of the peers: fan-out, ingest, latency and catch-up.
+    #[arg(long, value_name = "PATH")]
+    beside: Option<PathBuf>,
     /// Also write everything that was measured to this file.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -78,6 +83,7 @@ enum Goal {
     Latency,
     Waiting,
     Selectivity,
+    Expectations,
     CatchUp,
     SlowNeighbour,
     WorstCaseMemory,
@@ -130,20 +136,29 @@ async fn main() -> Result<()> {
             .into_iter()
             .try_for_each(|(name, tables)| draw(&name, tables, directory));
     }
-    let bench = Bench::new(arguments.server, arguments.rounds, arguments.short)?;
-    let with_peers = arguments
-        .goals
-        .iter()
-        .any(|goal| *goal != Goal::Instructions)
-        || arguments.goals.is_empty();
+    let goals = match (arguments.goals.as_slice(), &arguments.beside) {
+        ([], None) => Goal::ALL.as_slice(),
+        ([], Some(_)) => Goal::OF_BUILDS.as_slice(),
+        (goals, _) => goals,
+    };
+    if let Some(goal) = goals.iter().find(|goal| !Goal::OF_BUILDS.contains(goal)) {
+        let name = goal.name();
+        ensure!(
+            arguments.beside.is_none(),
+            "{name} has no --beside: run it again with --server"
+        );
+    }
+    let bench = Bench::new(
+        arguments.server,
+        arguments.beside,
+        arguments.rounds,
+        arguments.short,
+    )?;
+    let with_peers = bench.beside.is_none() && goals != [Goal::Instructions];
     let machine = Machine::look(&bench, with_peers)?;
     println!("{machine}");
     let mut measured = serde_json::Map::new();
-    for goal in if arguments.goals.is_empty() {
-        &Goal::ALL
-    } else {
-        arguments.goals.as_slice()
-    } {
+    for goal in goals {
         let tables = goal
             .measure(&bench)
             .await
@@ -180,17 +195,21 @@ fn draw(name: &str, tables: serde_json::Value, directory: &Path) -> Result<()> {
 
 impl Goal {
     /// What users feel; in the order of the reports.
-    const ALL: [Self; 9] = [
+    const ALL: [Self; 10] = [
         Self::FanOut,
         Self::Ingest,
         Self::Latency,
         Self::Waiting,
         Self::Selectivity,
+        Self::Expectations,
         Self::CatchUp,
         Self::SlowNeighbour,
         Self::WorstCaseMemory,
         Self::Restart,
     ];
+
+    /// Those that compare two builds.
+    const OF_BUILDS: [Self; 4] = [Self::FanOut, Self::Ingest, Self::Latency, Self::CatchUp];
 
     fn name(self) -> String {
         self.to_possible_value()
@@ -205,6 +224,7 @@ impl Goal {
             Self::Latency => goals::latency::run(bench).await,
             Self::Waiting => goals::waiting::run(bench).await,
             Self::Selectivity => goals::selectivity::run(bench).await,
+            Self::Expectations => goals::expectations::run(bench).await,
             Self::CatchUp => goals::catch_up::run(bench).await,
             Self::SlowNeighbour => goals::slow_neighbour::run(bench).await,
             Self::WorstCaseMemory => goals::worst_case_memory::run(bench).await,

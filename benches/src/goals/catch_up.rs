@@ -12,7 +12,7 @@ use crate::{
     harness::Meter,
     load::{self, Schedule, send_on_schedule},
     peers::{
-        blobcast::{self, BLOBCAST},
+        blobcast,
         front::Front,
         nats::{self, Nats, Sync},
     },
@@ -43,25 +43,42 @@ pub async fn run(bench: &Bench) -> Result<Vec<Table>> {
     );
     let mut table = Table::new(title, "events/s", Better::More).goal(500_000.0);
     eprintln!("catch-up: {count} events into each log");
-    let front = blobcast::start(bench, &[]).await?;
-    load::fill(front.ingest, INGEST_CONNECTIONS, PRODUCT, count).await?;
-    let mut nats = Nats::start(bench, Some(Sync::Default)).await?;
-    nats.fill(count).await?;
-    nats.process.terminate()?;
-    nats.restart(bench, Sync::Always).await?;
-    let handler = Front::own(&["handler", &nats.url]).await?;
+    let mut brokers = Vec::new();
+    for (who, build) in blobcast::builds(bench) {
+        let front = blobcast::start(&build, &[]).await?;
+        load::fill(front.ingest, INGEST_CONNECTIONS, PRODUCT, count).await?;
+        brokers.push((who, front));
+    }
+    let peer = match bench.beside {
+        None => Some(jetstream(bench, count).await?),
+        Some(_) => None,
+    };
     for (place, round) in bench.rounds("catch-up").enumerate() {
         let reading = Reading {
             first_live: count + place as u64 * LIVE_COUNT_MAX,
             count,
         };
-        table.add(round.turn(BLOBCAST), reading.on_blobcast(&front).await?);
-        table.add(
-            round.turn(ORDERED),
-            reading.on_jetstream(&nats, &handler).await?,
-        );
+        for (who, front) in &brokers {
+            table.add(round.turn(*who), reading.on_blobcast(front).await?);
+        }
+        if let Some((nats, handler)) = &peer {
+            table.add(
+                round.turn(ORDERED),
+                reading.on_jetstream(nats, handler).await?,
+            );
+        }
     }
     Ok(vec![table])
+}
+
+/// JetStream with so many messages, and a handler before it.
+async fn jetstream(bench: &Bench, count: u64) -> Result<(Nats, Front)> {
+    let mut nats = Nats::start(bench, Some(Sync::Default)).await?;
+    nats.fill(count).await?;
+    nats.process.terminate()?;
+    nats.restart(bench, Sync::Always).await?;
+    let handler = Front::own(&["handler", &nats.url]).await?;
+    Ok((nats, handler))
 }
 
 /// A reading of `count` events, and what comes in meanwhile.

@@ -20,7 +20,7 @@ use crate::{
     counters::{counters, slowest, total},
     load::{self, Load, Window},
     peers::{
-        blobcast::{self, BLOBCAST},
+        blobcast,
         broadcast::BROADCAST,
         etcd::{Etcd, Putter, WATCH, Watches},
         front::Front,
@@ -42,9 +42,16 @@ pub async fn run(bench: &Bench) -> Result<Vec<Table>> {
         .goal_against(CORE, 1.5)
         .goal_against(LOOPBACK, 0.5);
     for round in bench.rounds("fan-out") {
-        let broker = blobcast::start(bench, &[]).await?;
-        let delivery_bytes = delivery_bytes(&broker).await?;
-        table.add(round.turn(BLOBCAST), of_front(bench, broker).await?);
+        let mut bytes = 0;
+        for (who, build) in blobcast::builds(bench) {
+            let who = round.turn(who);
+            let broker = blobcast::start(&build, &[]).await?;
+            bytes = delivery_bytes(&broker).await?;
+            table.add(who, of_front(bench, broker).await?);
+        }
+        if bench.beside.is_some() {
+            continue;
+        }
         table.add(round.turn(CORE), of_nats(bench).await?);
         table.add(
             round.turn(BROADCAST),
@@ -53,10 +60,7 @@ pub async fn run(bench: &Bench) -> Result<Vec<Table>> {
         if let Some(etcd) = Etcd::start(bench).await? {
             table.add(round.turn(WATCH), of_etcd(bench, &etcd).await?);
         }
-        table.add(
-            round.turn(LOOPBACK),
-            of_loopback(bench, delivery_bytes).await?,
-        );
+        table.add(round.turn(LOOPBACK), of_loopback(bench, bytes).await?);
     }
     Ok(vec![table])
 }

@@ -15,7 +15,7 @@ use crate::{
     load::{self, Load, Supply},
     peers::{
         append::{self, APPEND},
-        blobcast::{self, BLOBCAST},
+        blobcast,
         front::{EMPTY, Front},
         nats::{self, ALWAYS, DEFAULT, HANDLER, Nats, Sync},
     },
@@ -32,10 +32,14 @@ pub async fn run(bench: &Bench) -> Result<Vec<Table>> {
     .goal_against(EMPTY, 0.6)
     .goal_against(ALWAYS, 5.0);
     for round in bench.rounds("ingest") {
-        table.add(
-            round.turn(BLOBCAST),
-            of_front(bench, blobcast::start(bench, &[]).await?, None).await?,
-        );
+        for (who, build) in blobcast::builds(bench) {
+            let who = round.turn(who);
+            let front = blobcast::start(&build, &[]).await?;
+            table.add(who, of_front(bench, front, None).await?);
+        }
+        if bench.beside.is_some() {
+            continue;
+        }
         table.add(
             round.turn(EMPTY),
             of_front(bench, Front::own(&["empty"]).await?, None).await?,

@@ -18,7 +18,7 @@ use crate::{
     harness::{Cost, Meter, Process},
     load::{Schedule, send_on_schedule, task_number},
     peers::{
-        blobcast::{self, BLOBCAST},
+        blobcast,
         front::Front,
         nats::{self, HANDLER, Nats, Sync},
     },
@@ -53,11 +53,13 @@ pub async fn run(bench: &Bench) -> Result<Vec<Table>> {
             per_second,
         };
         for round in bench.rounds("latency") {
-            add(
-                &mut of_size,
-                round.turn(BLOBCAST),
-                &load.on_blobcast(bench).await?,
-            );
+            for (who, build) in blobcast::builds(bench) {
+                let who = round.turn(who);
+                add(&mut of_size, who, &load.on_blobcast(&build).await?);
+            }
+            if bench.beside.is_some() {
+                continue;
+            }
             add(
                 &mut of_size,
                 round.turn(HANDLER),

@@ -19,11 +19,29 @@ pub const BLOBCAST: Who = Who {
     name: "blobcast",
     settings: "defaults; every callback is synced to disk before it is answered or seen",
 };
+/// Another build of it.
+pub const OTHER_BUILD: Who = Who {
+    name: "another build",
+    settings: "the binary of --beside, set as blobcast is",
+};
 /// The limits that a hundred thousand subscriptions of one client meet.
 pub const MANY: [(&str, &str); 2] = [
     ("grpc.subscriptions_max", "2000000"),
     ("grpc.subscriptions_per_client_max", "2000000"),
 ];
+
+/// The builds that have turns: two if another one is compared, in place of the peers.
+pub fn builds(bench: &Bench) -> Vec<(Who, Bench)> {
+    let this = (BLOBCAST, bench.clone());
+    let other = bench.beside.clone().map(|server| {
+        let bench = Bench {
+            server,
+            ..bench.clone()
+        };
+        (OTHER_BUILD, bench)
+    });
+    [this].into_iter().chain(other).collect()
+}
 
 /// Starts a broker with an empty log.
 pub async fn start(bench: &Bench, settings: &[(&str, &str)]) -> Result<Front> {
