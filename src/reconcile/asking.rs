@@ -14,7 +14,7 @@ use super::{
     schedule::{Late, TaskKey},
     vendor_api::{Answer, VendorApi},
     waiting::Waiting,
-    walks::Page,
+    walks::{ListKey, Page},
 };
 use crate::{
     credentials::{SharedCredentials, VendorKey},
@@ -77,6 +77,8 @@ pub(super) enum Done {
         /// `None` if the task is not in the schedule.
         id: Option<Id>,
         product: Product,
+        /// The list in which a walk after an outage has found it.
+        list: Option<ListKey>,
         appended: Option<Appended>,
     },
     /// The event of a late task was appended, or could not be.
@@ -151,7 +153,7 @@ impl Parts {
     pub(super) async fn page(self: Arc<Self>, page: Page, call: Call) -> Done {
         let answer = self
             .api
-            .list(&page.product, &call.key.key, page.offset)
+            .list(&page.product, &call.key.key, page.limit, page.offset)
             .await;
         Done::Paged { page, call, answer }
     }
@@ -163,7 +165,12 @@ impl Parts {
     }
 
     /// Appends the end of a task.
-    pub(super) async fn append(self: Arc<Self>, id: Option<Id>, draft: Box<Draft>) -> Done {
+    pub(super) async fn append(
+        self: Arc<Self>,
+        id: Option<Id>,
+        list: Option<ListKey>,
+        draft: Box<Draft>,
+    ) -> Done {
         let product = draft.product.clone();
         let appended = match self.journal.append(*draft).await {
             Ok(Ok(appended)) => Some(appended),
@@ -178,6 +185,7 @@ impl Parts {
         Done::Appended {
             id,
             product,
+            list,
             appended,
         }
     }

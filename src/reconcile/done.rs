@@ -12,7 +12,7 @@ use super::{
     run::{Key, Loop},
     schedule::{Answered, Follows, TaskKey},
     vendor_api::{Answer, Problem},
-    walks::{Aim, Page},
+    walks::{Aim, ListKey, Page},
 };
 use crate::{
     event::{Product, TaskId},
@@ -52,8 +52,9 @@ impl Loop {
             Done::Appended {
                 id,
                 product,
+                list,
                 appended,
-            } => self.appended(id, &product, appended),
+            } => self.appended(id, &product, list.as_ref(), appended),
             Done::Noted { late, is_noted } => {
                 self.late -= 1;
                 let now = self.now();
@@ -169,7 +170,7 @@ impl Loop {
         }
 
         match understood {
-            Understood::Ended(draft) => self.append(Some(id), draft),
+            Understood::Ended(draft) => self.append(Some(id), None, draft),
             Understood::CompletedWithoutOutputs(draft) if is_answer => {
                 self.lacks_outputs(id, http_status, draft);
             }
@@ -193,7 +194,7 @@ impl Loop {
             ..Answered::default()
         };
         if self.unsettled(id, answered) == Follows::TakeAsItIs {
-            self.append(Some(id), draft);
+            self.append(Some(id), None, draft);
         }
     }
 
@@ -202,19 +203,36 @@ impl Loop {
         self.shared.schedule.lock().unsettled(id, answered, now)
     }
 
-    fn append(&mut self, id: Option<Id>, draft: Box<Draft>) {
+    /// Begins to append an end. `list`: where a walk after an outage has found it.
+    fn append(&mut self, id: Option<Id>, list: Option<ListKey>, draft: Box<Draft>) {
+        if let Some(list) = &list {
+            self.walks.appending(list);
+        }
         let parts = Arc::clone(&self.shared.parts);
-        self.in_flight.push(parts.append(id, draft));
+        self.in_flight.push(parts.append(id, list, draft));
     }
 
     /// Notes that the end of a task is in the log, or could not be appended.
-    fn appended(&mut self, id: Option<Id>, product: &Product, appended: Option<Appended>) {
+    fn appended(
+        &mut self,
+        id: Option<Id>,
+        product: &Product,
+        list: Option<&ListKey>,
+        appended: Option<Appended>,
+    ) {
+        if let Some(list) = list {
+            let now = Instant::now();
+            if self.walks.appended(list, appended.is_some(), now) {
+                self.lists_seen_at = None;
+            }
+        }
+
         let now = self.now();
         let mut schedule = self.shared.schedule.lock();
         match (appended, id) {
             (Some(_), Some(id)) => schedule.settled(id),
             (None, Some(id)) => schedule.not_appended(id, now),
-            (_, None) => {}
+            (_, None) => {} // if it is not in the log, its list is read again
         }
         if appended.is_some_and(|appended| !appended.duplicate) {
             let recovered = &self.shared.parts.metrics.reconcile_recovered;
@@ -251,10 +269,12 @@ impl Loop {
 
     /// A page that cannot be read ends its walk, unless the vendor can be asked for it later.
     fn page_failed(&mut self, page: &Page, answer: &Answer) {
+        let is_outage = self.walks.is_outage(page.walk);
         let is_asked_again = match answer {
             Answer::Later { .. } | Answer::Failed(Problem::TimedOut | Problem::Broken(_)) => {
                 self.walks.try_again(page.walk)
             }
+            Answer::Failed(Problem::TooLarge) => self.walks.ask_for_less(page.walk),
             // A trial decides whether the key is good.
             Answer::KeyRefused { .. } => self.walks.refused(page.walk),
             _ => false,
@@ -263,10 +283,7 @@ impl Loop {
             return;
         }
         if self.shared.parts.keys.named(&page.key).is_some() {
-            tracing::warn!(
-                product = page.product.as_str(),
-                "cannot read the vendor's list: its tasks are asked for one by one"
-            );
+            self.warn_of_list(page, answer, is_outage);
             self.walks.leave_alone(&page.product, Instant::now());
             self.lists_seen_at = None;
         }
@@ -275,6 +292,26 @@ impl Loop {
         for id in missing {
             schedule.not_listed(id);
         }
+    }
+
+    fn warn_of_list(&self, page: &Page, answer: &Answer, is_outage: bool) {
+        let cause = match answer {
+            Answer::Body { .. } => "the answer is no list of tasks".to_owned(),
+            other => other.word(),
+        };
+        let publishes = self.shared.settings.publishes_unknown_tasks;
+        let instead = match (is_outage, publishes) {
+            (false, _) => "its tasks are asked for one by one",
+            (true, false) => "its tasks are asked for at their deadlines",
+            (true, true) => {
+                "tasks that are expected are asked for at their deadlines, and others are not found"
+            }
+        };
+        tracing::warn!(
+            product = page.product.as_str(),
+            cause,
+            "cannot read the vendor's list: {instead}"
+        );
     }
 
     /// Takes what a walk looks for from a page.
@@ -332,14 +369,30 @@ impl Loop {
         let subject = subject.unwrap_or_default();
         let asked = subject.asked(&task, Some(&key.name), parts.store.clock().now());
         let understood = listed.understand(&asked);
-        match (id, is_due) {
-            (Some(id), true) => self.understood(id, &task, status, understood, false),
-            // Before its deadline only its end is news.
-            (id, _) => {
-                if let Understood::Ended(draft) = understood {
-                    self.append(id, draft);
-                }
+        let list: ListKey = (Arc::clone(&page.key), page.product.clone());
+        match (id, understood) {
+            (Some(id), understood) if is_due => {
+                self.understood(id, &task, status, understood, false);
             }
+            (id, Understood::Ended(draft)) => self.append(id, Some(list), draft),
+            (None, Understood::CompletedWithoutOutputs(draft)) => {
+                self.unknown_lacks_outputs(list, draft);
+            }
+            // Before its deadline only its end is news.
+            _ => {}
+        }
+    }
+
+    /// Its outputs may be named a little later, and no schedule has it.
+    fn unknown_lacks_outputs(&mut self, list: ListKey, draft: Box<Draft>) {
+        if !self.walks.lacks_outputs(&list, Instant::now()) {
+            self.append(None, Some(list), draft);
+        } else if let Some(unlogged) = self.shared.parts.log.due("empty") {
+            tracing::info!(
+                product = list.1.as_str(),
+                unlogged,
+                "the vendor's list shows completed tasks without outputs that nobody expects: it is read again"
+            );
         }
     }
 

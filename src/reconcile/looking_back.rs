@@ -1,6 +1,6 @@
 //! After an outage the loop reads the vendor's lists for callbacks that were lost. The outage is not over
-//! for the broker until each list was read: until then it does not note the time, so that the next start
-//! begins with it again.
+//! for the broker until each list was read, and what it showed is in the log: until then it does not note
+//! the time, so that the next start begins with it again.
 
 use std::sync::Arc;
 
@@ -8,7 +8,8 @@ use tokio::time::Instant;
 
 use super::{
     outage::{NOTED_EVERY, Outage},
-    run::Loop,
+    run::{Loop, open_task},
+    walks::Page,
 };
 use crate::{event::Product, vendor::sample::PRODUCTS};
 
@@ -64,11 +65,33 @@ impl Loop {
             is_left |=
                 self.walks.is_refused(&key, &product) && shared.parts.keys.is_undecided(&key);
             let since = outage.tasks_since(shared.default_within(&product));
-            is_left |= self.walks.begin_outage(key, product, since);
+            is_left |= self.walks.begin_outage(key, product, since, now);
         }
         if !is_left {
             self.outage = None;
         }
+    }
+
+    /// Whether the walk of a page looks for something still. One that does not ends.
+    pub(super) fn still_wants(&mut self, page: &Page) -> bool {
+        let shared = Arc::clone(&self.shared);
+        let mut schedule = shared.schedule.lock();
+        if !self.walks.is_outage(page.walk) {
+            let is_open = |id| open_task(&mut schedule, &shared, id).is_some();
+            return self.walks.still_wants(page.walk, is_open);
+        }
+        if shared.settings.publishes_unknown_tasks {
+            return true;
+        }
+
+        let expected = schedule.of_list(&page.key, &page.product);
+        let is_open = |id| open_task(&mut schedule, &shared, id).is_some();
+        let is_wanted = expected.into_iter().any(is_open);
+        if !is_wanted {
+            self.walks.lose(page.walk);
+            self.lists_seen_at = None;
+        }
+        is_wanted
     }
 
     /// Whether lists are being read for what was lost in an outage. Until that is done, the next start has to begin with it.

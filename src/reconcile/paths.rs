@@ -8,9 +8,6 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
 use crate::event::{Product, TaskId};
 
-/// Tasks in one answer to a list: the most that the vendor gives.
-pub const LIST_LIMIT: usize = 100;
-
 /// What stands in a path as it is (RFC 3986, unreserved). A slash or a question mark of an id would lead to another path.
 const ENCODED: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b'-')
@@ -99,11 +96,11 @@ impl Paths {
     }
 
     /// The path of the list of recent tasks; `None` if the product has none.
-    pub fn list(&self, product: &Product, offset: u64) -> Option<String> {
+    pub fn list(&self, product: &Product, limit: u64, offset: u64) -> Option<String> {
         of(product).filter(|known| known.has_list)?;
         let path = self.path(product)?.trim_end_matches('/');
         Some(format!(
-            "/v1/{path}/generations?limit={LIST_LIMIT}&offset={offset}"
+            "/v1/{path}/generations?limit={limit}&offset={offset}"
         ))
     }
 
@@ -150,7 +147,7 @@ mod tests {
                 format!("/v1/{path}/generations/{ID}{slash}")
             );
             assert_eq!(
-                paths.list(&product(name), 200),
+                paths.list(&product(name), 100, 200),
                 has_list.then(|| format!("/v1/{path}/generations?limit=100&offset=200"))
             );
             assert_eq!(
@@ -164,7 +161,7 @@ mod tests {
     fn another_product_has_the_path_of_the_configuration_or_none() {
         let flux = product("flux");
         assert_eq!(status(&Paths::default(), "flux", ID), None);
-        assert_eq!(Paths::default().list(&flux, 0), None);
+        assert_eq!(Paths::default().list(&flux, 100, 0), None);
         assert_eq!(expect_within(&flux), Duration::from_secs(17 * 60));
 
         let configured = [("flux", "flux/pro/"), ("veo", "veo-3"), ("sora", "sora")];
@@ -174,13 +171,13 @@ mod tests {
             status(&paths, "flux", "7").unwrap(),
             "/v1/flux/pro/generations/7/"
         );
-        assert_eq!(paths.list(&flux, 0), None, "nobody knows of a list");
+        assert_eq!(paths.list(&flux, 100, 0), None, "nobody knows of a list");
         assert_eq!(
             status(&paths, "sora", "7").unwrap(),
             "/v1/sora/generations/7"
         );
         assert_eq!(
-            paths.list(&product("veo"), 0).unwrap(),
+            paths.list(&product("veo"), 100, 0).unwrap(),
             "/v1/veo-3/generations?limit=100&offset=0"
         );
         assert_eq!(

@@ -253,12 +253,9 @@ impl Loop {
         let Some(page) = self.walks.next_page(|key| self.limits.may_use(key, now)) else {
             return false;
         };
-        let mut schedule = self.shared.schedule.lock();
-        let is_open = |id| open_task(&mut schedule, &self.shared, id).is_some();
-        if !self.walks.still_wants(page.walk, is_open) {
+        if !self.still_wants(&page) {
             return true;
         }
-        drop(schedule);
         let key = self.shared.parts.keys.named(&page.key);
         let Some(key) = key.filter(|_| self.limits.take(Asks::Tasks, &page.key, now)) else {
             self.walks.not_asked(page.walk);
@@ -394,7 +391,7 @@ fn stored(expectation: Expectation, key: Option<Arc<str>>) -> Expected {
 }
 
 /// The task of an entry that is still expected. One that is not is removed.
-fn open_task(schedule: &mut Schedule, shared: &Reconcile, id: Id) -> Option<TaskKey> {
+pub(super) fn open_task(schedule: &mut Schedule, shared: &Reconcile, id: Id) -> Option<TaskKey> {
     let (task, is_stored) = schedule.task(id)?;
     let task = task.clone();
     let store = &shared.parts.store;

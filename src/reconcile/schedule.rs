@@ -379,6 +379,14 @@ impl Schedule {
         self.entries.values().map(of).collect()
     }
 
+    /// The tasks of a product that are checked with a key.
+    pub(super) fn of_list(&self, key: &str, product: &Product) -> Vec<Id> {
+        let is_of =
+            |entry: &Entry| entry.key.as_deref() == Some(key) && entry.task.product == *product;
+        let entries = self.entries.iter().filter(|(_, entry)| is_of(entry));
+        entries.map(|(id, _)| *id).collect()
+    }
+
     /// Tasks of which an event says that they are late.
     pub(super) fn overdue(&self) -> usize {
         self.overdue

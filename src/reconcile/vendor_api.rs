@@ -180,7 +180,7 @@ impl VendorApi {
 
     /// True if the product has a list of recent tasks.
     pub fn has_list(&self, product: &Product) -> bool {
-        self.paths.list(product, 0).is_some()
+        self.paths.list(product, 1, 0).is_some()
     }
 
     /// Asks for the status of a task.
@@ -191,9 +191,10 @@ impl VendorApi {
         }
     }
 
-    /// Asks for up to 100 of a product's tasks, after leaving out `offset` of them. Their order is not documented.
-    pub async fn list(&self, product: &Product, key: &ApiKey, offset: u64) -> Answer {
-        match self.paths.list(product, offset) {
+    /// Asks for up to `limit` of a product's tasks, of which the vendor gives 100 at most, after leaving out `offset` of them. Their order
+    /// is not documented.
+    pub async fn list(&self, product: &Product, key: &ApiKey, limit: u64, offset: u64) -> Answer {
+        match self.paths.list(product, limit, offset) {
             Some(path) => self.ask(&path, key).await,
             None => Answer::Failed(Problem::NoList(product.clone())),
         }

@@ -9,7 +9,10 @@ use std::{
 
 use tokio::time::Instant;
 
-use super::{lanes::Id, walk::Walk};
+use super::{
+    lanes::Id,
+    walk::{PAGE, Walk},
+};
 use crate::event::{Product, TaskId};
 
 /// Most calls of one walk after an outage: 10,000 tasks of a product and key.
@@ -24,11 +27,19 @@ const PAGE_FAILURES_MAX: u32 = 3;
 /// A page of a walk after an outage is asked for so often: the network may come hours after the broker. It is asked for ever less
 /// often, because the vendor is left alone for longer after each failure: for 5 minutes at most.
 const OUTAGE_FAILURES_MAX: u32 = 100;
+/// How many tasks a page is asked for: fewer if it has more bytes than an answer may have, as with long prompts.
+const LIMITS: [u64; 3] = [PAGE, 20, 5];
+/// After a walk whose ends could not be appended, its list is walked through again so much later.
+const AGAIN: Duration = Duration::from_secs(60);
+/// For the outputs of completed tasks that nobody expects, a list is walked through so often. Then they are taken as they are.
+const EMPTY_WALKS_MAX: u32 = 6;
 /// After a list could not be read, its tasks are checked one by one for so long.
 const UNLISTED: Duration = Duration::from_secs(3_600);
 
 /// Names a walk.
 pub(super) type WalkId = u64;
+/// A product's list, as a key shows it.
+pub(super) type ListKey = (Arc<str>, Product);
 
 /// See the module's description.
 #[derive(Debug, Default)]
@@ -37,13 +48,26 @@ pub(super) struct Walks {
     next_id: WalkId,
     /// The walk that had the last turn.
     last: WalkId,
-    /// Lists that were read after the outage, with their keys: to their ends, or as far as they can be.
-    looked: BTreeSet<(Arc<str>, Product)>,
+    /// Lists through which walks after the outage were begun.
+    looked: BTreeMap<ListKey, Looked>,
     /// Lists that the vendor has refused to show after the outage with keys that may be good. They are not asked for again unless the
     /// keys change: their tasks are checked at their deadlines.
-    refused: BTreeSet<(Arc<str>, Product)>,
+    refused: BTreeSet<ListKey>,
     /// Products whose lists could not be read, and until when they are left alone. At most as many as have lists.
     unlisted: HashMap<Product, Instant>,
+}
+
+/// What is known of a list after the outage.
+#[derive(Debug, Default)]
+struct Looked {
+    /// It was walked through: to its end, or as far as it can be.
+    is_read: bool,
+    /// Ends from it that are on their way into the log.
+    appending: usize,
+    /// It is walked through again then, because an end was not appended.
+    again_at: Option<Instant>,
+    /// Walks through it that were begun.
+    walks: u32,
 }
 
 /// A walk.
@@ -55,6 +79,8 @@ pub(super) struct Active {
     walk: Walk,
     /// What the last page showed.
     shown: HashSet<TaskId>,
+    /// How many tasks a page is asked for.
+    limit: u64,
     is_asking: bool,
     /// Pages in a row that were not answered.
     failures: u32,
@@ -75,6 +101,7 @@ pub(super) struct Page {
     pub walk: WalkId,
     pub key: Arc<str>,
     pub product: Product,
+    pub limit: u64,
     pub offset: u64,
 }
 
@@ -93,15 +120,59 @@ impl Walks {
         self.begin(key, product, Aim::Due(wanted), walk);
     }
 
-    /// Begins a walk for all tasks since then. False if one with that key has been through the list already, or was refused it.
-    pub(super) fn begin_outage(&mut self, key: Arc<str>, product: Product, since: i64) -> bool {
+    /// Begins a walk for all tasks since then. False if that list was read already and what it showed is in the log, or if it was
+    /// refused. True without a new walk if ends from it are on their way, or if it is read again later.
+    pub(super) fn begin_outage(
+        &mut self,
+        key: Arc<str>,
+        product: Product,
+        since: i64,
+        now: Instant,
+    ) -> bool {
         let list = (key, product);
-        let is_new = !self.looked.contains(&list) && !self.refused.contains(&list);
-        if is_new {
-            let walk = Walk::new(since, OUTAGE_CALLS_MAX);
-            self.begin(list.0, list.1, Aim::Outage { since }, walk);
+        if self.refused.contains(&list) {
+            return false;
         }
-        is_new
+        let looked = self.looked.entry(list.clone()).or_default();
+        if looked.appending > 0 || looked.again_at.is_some_and(|at| now < at) {
+            return true;
+        }
+        if looked.is_read && looked.again_at.is_none() {
+            return false;
+        }
+
+        looked.is_read = false;
+        looked.again_at = None;
+        looked.walks += 1;
+        let walk = Walk::new(since, OUTAGE_CALLS_MAX);
+        self.begin(list.0, list.1, Aim::Outage { since }, walk);
+        true
+    }
+
+    /// An end that a walk after the outage has found is on its way into the log.
+    pub(super) fn appending(&mut self, list: &ListKey) {
+        self.looked.entry(list.clone()).or_default().appending += 1;
+    }
+
+    /// It is in the log, or could not be appended: then the list is read again. True if no other end from it is on its way.
+    pub(super) fn appended(&mut self, list: &ListKey, is_in_log: bool, now: Instant) -> bool {
+        let looked = self.looked.entry(list.clone()).or_default();
+        looked.appending = looked.appending.saturating_sub(1);
+        if !is_in_log {
+            looked.again_at = Some(now + AGAIN);
+        }
+        looked.appending == 0
+    }
+
+    /// A list shows a completed task without outputs that nobody expects. Returns whether it is read again for them, which is so a few
+    /// times.
+    pub(super) fn lacks_outputs(&mut self, list: &ListKey, now: Instant) -> bool {
+        let looked = self.looked.entry(list.clone()).or_default();
+        let is_read_again = looked.walks < EMPTY_WALKS_MAX;
+        if is_read_again {
+            looked.again_at = Some(now + AGAIN);
+        }
+        is_read_again
     }
 
     fn begin(&mut self, key: Arc<str>, product: Product, aim: Aim, walk: Walk) {
@@ -112,6 +183,7 @@ impl Walks {
             aim,
             walk,
             shown: HashSet::new(),
+            limit: PAGE,
             is_asking: false,
             failures: 0,
         };
@@ -144,6 +216,7 @@ impl Walks {
             walk: id,
             key: Arc::clone(&active.key),
             product: active.product.clone(),
+            limit: active.limit,
             offset,
         })
     }
@@ -188,6 +261,17 @@ impl Walks {
             Aim::Outage { .. } => OUTAGE_FAILURES_MAX,
         };
         active.failures < most
+    }
+
+    /// The page has more bytes than an answer may have: fewer tasks are asked for, if possible. Returns whether they are.
+    pub(super) fn ask_for_less(&mut self, id: WalkId) -> bool {
+        let Some(active) = self.walks.get_mut(&id) else {
+            return false;
+        };
+        active.is_asking = false;
+        let less = LIMITS.into_iter().find(|limit| *limit < active.limit);
+        active.limit = less.unwrap_or(active.limit);
+        less.is_some()
     }
 
     /// The vendor refuses to show a walk's list, or its key. Returns whether it is asked for again. After an outage the first refusal
@@ -249,13 +333,13 @@ impl Walks {
         let active = self.walks.get(&id);
         if let Some(active) = active.filter(|it| matches!(it.aim, Aim::Outage { .. })) {
             let list = (Arc::clone(&active.key), active.product.clone());
-            self.looked.insert(list);
+            self.looked.entry(list).or_default().is_read = true;
         }
         self.lose(id)
     }
 
-    /// Ends a walk that has not got to its end.
-    fn lose(&mut self, id: WalkId) -> Vec<Id> {
+    /// Ends a walk that has not got to its end. Returns the tasks that it has not found.
+    pub(super) fn lose(&mut self, id: WalkId) -> Vec<Id> {
         match self.walks.remove(&id).map(|active| active.aim) {
             Some(Aim::Due(wanted)) => wanted.into_values().collect(),
             Some(Aim::Outage { .. }) | None => Vec::new(),
@@ -272,6 +356,12 @@ impl Walks {
         let lost = |(id, active): (&WalkId, &Active)| (!is_good(&active.key)).then_some(*id);
         let lost: Vec<_> = self.walks.iter().filter_map(lost).collect();
         lost.into_iter().flat_map(|id| self.lose(id)).collect()
+    }
+
+    /// Whether it is a walk after an outage.
+    pub(super) fn is_outage(&self, id: WalkId) -> bool {
+        let active = self.walks.get(&id);
+        active.is_some_and(|active| matches!(active.aim, Aim::Outage { .. }))
     }
 
     /// Whether a walk after an outage is under way.
@@ -307,12 +397,71 @@ mod tests {
         walks
     }
 
-    /// Notes a page whose tasks no other page shows.
+    fn begin(walks: &mut Walks, key: &str) -> bool {
+        walks.begin_outage(key.into(), veo(), 0, Instant::now())
+    }
+
+    /// Notes a page whose tasks no other page shows, but those that it shows again.
     fn note(walks: &mut Walks, id: WalkId, count: u64) -> Option<&mut Active> {
         let offset = walks.walks.get(&id)?.walk.offset()?;
         let shown = offset..offset + count;
         let shown = shown.map(|n| TaskId::parse(&format!("t{n}")).unwrap());
         walks.note(id, count as usize, &[9], shown.collect())
+    }
+
+    /// Walks through the only list to its end, which is behind three tasks.
+    fn read(walks: &mut Walks) {
+        for count in [3, 0] {
+            let page = walks.next_page(|_| true).unwrap();
+            note(walks, page.walk, count);
+            walks.end_if_done(page.walk);
+        }
+        assert!(!walks.has_outage());
+    }
+
+    #[test]
+    fn a_list_is_read_when_all_that_it_showed_is_in_the_log() {
+        let (mut walks, now) = (Walks::default(), Instant::now());
+        let list: ListKey = ("main".into(), veo());
+        let is_left =
+            |walks: &mut Walks, at: Duration| walks.begin_outage("main".into(), veo(), 0, now + at);
+        assert!(is_left(&mut walks, Duration::ZERO));
+        walks.appending(&list);
+        walks.appending(&list);
+        assert!(!walks.appended(&list, false, now), "one is on its way");
+        read(&mut walks);
+        assert!(is_left(&mut walks, AGAIN) && !walks.has_outage());
+        assert!(walks.appended(&list, true, now));
+        assert!(is_left(&mut walks, Duration::ZERO) && !walks.has_outage());
+
+        assert!(is_left(&mut walks, AGAIN) && walks.has_outage());
+        walks.appending(&list);
+        assert!(walks.appended(&list, true, now));
+        read(&mut walks);
+        assert!(!is_left(&mut walks, AGAIN));
+    }
+
+    #[test]
+    fn for_missing_outputs_a_list_is_read_six_times() {
+        let (mut walks, mut at) = (Walks::default(), Instant::now());
+        let list: ListKey = ("main".into(), veo());
+        for n in 1..=EMPTY_WALKS_MAX {
+            assert!(walks.begin_outage("main".into(), veo(), 0, at));
+            assert_eq!(walks.lacks_outputs(&list, at), n < EMPTY_WALKS_MAX);
+            read(&mut walks);
+            at += AGAIN;
+        }
+        assert!(!walks.begin_outage("main".into(), veo(), 0, at));
+    }
+
+    #[test]
+    fn a_page_that_is_too_large_is_asked_for_with_fewer_tasks() {
+        let mut walks = walks(1_000);
+        for (limit, is_asked_again) in [(100, true), (20, true), (5, false)] {
+            let page = walks.next_page(|_| true).unwrap();
+            assert_eq!((page.limit, page.offset), (limit, 0));
+            assert_eq!(walks.ask_for_less(page.walk), is_asked_again);
+        }
     }
 
     #[test]
@@ -340,9 +489,9 @@ mod tests {
         assert_eq!(walks.next_page(|_| true), None, "its answer tells the next");
         note(&mut walks, page.walk, 100);
         assert_eq!(walks.next_page(|_| false), None);
-        assert_eq!(walks.next_page(|_| true).unwrap().offset, 100);
+        assert_eq!(walks.next_page(|_| true).unwrap().offset, 95);
         walks.not_asked(page.walk);
-        assert_eq!(walks.next_page(|_| true).unwrap().offset, 100);
+        assert_eq!(walks.next_page(|_| true).unwrap().offset, 95);
     }
 
     #[test]
@@ -376,7 +525,7 @@ mod tests {
     #[test]
     fn a_walk_ends_when_all_that_it_looks_for_are_over() {
         let mut walks = walks(6);
-        walks.begin_outage("main".into(), veo(), 0);
+        begin(&mut walks, "main");
         assert!(walks.still_wants(1, |id| id == 3));
         assert!(
             !walks.still_wants(1, |id| id != 3),
@@ -399,21 +548,18 @@ mod tests {
     #[test]
     fn a_walk_after_an_outage_waits_for_the_network_and_for_a_good_key() {
         let mut walks = Walks::default();
-        let begin = |walks: &mut Walks| walks.begin_outage("main".into(), veo(), 0);
-        assert!(begin(&mut walks));
+        assert!(begin(&mut walks, "main"));
         for _ in 1..OUTAGE_FAILURES_MAX {
             let page = walks.next_page(|_| true).unwrap();
             assert!(walks.try_again(page.walk));
         }
         walks.keep_keys(|_| false);
-        assert!(begin(&mut walks), "the key is another one now");
+        assert!(begin(&mut walks, "main"), "the key is another one now");
 
-        let page = walks.next_page(|_| true).unwrap();
-        note(&mut walks, page.walk, 3);
-        walks.end_if_done(page.walk);
-        assert!(!begin(&mut walks), "the list was read");
+        read(&mut walks);
+        assert!(!begin(&mut walks, "main"), "the list was read");
         assert!(!walks.has_outage());
-        assert!(walks.begin_outage("other".into(), veo(), 0));
+        assert!(begin(&mut walks, "other"));
         for n in 1..=OUTAGE_FAILURES_MAX {
             let page = walks.next_page(|_| true).unwrap();
             assert_eq!(walks.try_again(page.walk), n < OUTAGE_FAILURES_MAX);
@@ -426,23 +572,22 @@ mod tests {
         assert!(walks.refused(1), "tasks are due");
         assert!(!walks.is_refused("main", &veo()));
 
-        let begin = |walks: &mut Walks| walks.begin_outage("main".into(), veo(), 0);
-        assert!(begin(&mut walks));
+        assert!(begin(&mut walks, "main"));
         assert!(!walks.refused(2));
         assert!(walks.is_refused("main", &veo()));
-        assert!(!walks.has_outage() && !begin(&mut walks));
-        assert!(walks.begin_outage("other".into(), veo(), 0));
+        assert!(!walks.has_outage() && !begin(&mut walks, "main"));
+        assert!(begin(&mut walks, "other"));
 
         walks.leave_alone(&veo(), Instant::now());
         walks.keys_changed();
-        assert!(!walks.is_refused("main", &veo()) && begin(&mut walks));
+        assert!(!walks.is_refused("main", &veo()) && begin(&mut walks, "main"));
         assert!(walks.may_begin("third", &veo(), Instant::now()));
     }
 
     #[test]
     fn walks_take_turns() {
         let mut walks = walks(1_000);
-        walks.begin_outage("main".into(), veo(), 0);
+        begin(&mut walks, "main");
         let mut turn = || {
             let page = walks.next_page(|_| true).unwrap();
             note(&mut walks, page.walk, 100);
@@ -462,7 +607,7 @@ mod tests {
     #[test]
     fn walks_with_a_key_that_is_gone_end() {
         let mut walks = walks(6);
-        walks.begin_outage("other".into(), veo(), 0);
+        begin(&mut walks, "other");
         assert_eq!(walks.keep_keys(|key| key == "other").len(), 6);
         assert_eq!(walks.wanted_keys().count(), 1);
         assert!(walks.has_outage());

@@ -39,6 +39,7 @@ mod late_tasks;
 mod layering;
 mod lifecycle;
 mod memory;
+mod outage_lists;
 mod outages;
 mod permissions;
 mod private_files;

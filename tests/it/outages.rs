@@ -146,7 +146,7 @@ fn judge_history(log: &[Event], acknowledged: Vec<Acknowledged>, observed: Vec<O
 }
 
 /// Has a stopped broker believe that it was there last so much earlier.
-fn age_last_there(server: &Server, by: SignedDuration) {
+pub fn age_last_there(server: &Server, by: SignedDuration) {
     let path = server.data_dir().join("last-there.json");
     let mut note: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
     let at = note["at_micros"].as_i64().unwrap();

@@ -183,7 +183,7 @@ async fn a_request_has_the_path_the_key_and_who_asks_and_nothing_else() {
     );
     let id = TaskId::parse("a/../b").unwrap();
     api.status(&product("sora"), &id, &key()).await;
-    api.list(&product("kling"), &key(), 100).await;
+    api.list(&product("kling"), &key(), 20, 100).await;
 
     let heads = server.heads();
     let lines: Vec<_> = heads
@@ -195,7 +195,7 @@ async fn a_request_has_the_path_the_key_and_who_asks_and_nothing_else() {
         [
             format!("GET /v1/veo/generations/{ID} HTTP/1.1").as_str(),
             "GET /v1/sora/generations/a%2F..%2Fb/ HTTP/1.1",
-            "GET /v1/kling/generations?limit=100&offset=100 HTTP/1.1",
+            "GET /v1/kling/generations?limit=20&offset=100 HTTP/1.1",
         ]
     );
     let mut headers: Vec<_> = heads[0]
@@ -505,7 +505,7 @@ async fn what_has_no_path_is_not_asked() {
     let no_path = problem(api.status(&flux, &id, &key()).await);
     assert!(no_path.to_string().contains("set reconcile.path.flux"));
     assert_eq!(
-        problem(api.list(&seedance, &key(), 0).await),
+        problem(api.list(&seedance, &key(), 100, 0).await),
         Problem::NoList(seedance)
     );
     assert_eq!(server.connections.load(Ordering::SeqCst), 0);

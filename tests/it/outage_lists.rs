@@ -1,0 +1,300 @@
+//! What a broker reads in the vendor's lists after an outage. The vendor here answers as
+//! each test wants: pages that are capped or too large, nothing, or nothing usable.
+
+use std::{
+    fs,
+    path::Path,
+    sync::{Arc, Mutex},
+};
+
+use axum::{
+    Router,
+    http::{StatusCode, Uri},
+};
+use blobcast::wire::v1::{ExpectTasksRequest, Expectation, Verification};
+use jiff::{SignedDuration, Timestamp};
+use serde_json::{Value, json};
+use tokio::net::TcpListener;
+
+use crate::{
+    outages::age_last_there,
+    support::{CredentialsFile, Options, Server, completed, request, tasks_of, until, with},
+};
+
+/// What a page is asked for with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Asked {
+    limit: usize,
+    offset: usize,
+}
+
+/// A vendor whose lists a test makes up. It knows no task by itself.
+struct Vendor {
+    url: String,
+    lists: Arc<Mutex<Vec<Asked>>>,
+    /// Tasks that were asked for.
+    tasks: Arc<Mutex<Vec<String>>>,
+}
+
+impl Vendor {
+    async fn new(list: impl Fn(Asked) -> (u16, String) + Clone + Send + Sync + 'static) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let vendor = Self {
+            url: format!("http://{}", listener.local_addr().unwrap()),
+            lists: Arc::default(),
+            tasks: Arc::default(),
+        };
+        let (lists, tasks) = (Arc::clone(&vendor.lists), Arc::clone(&vendor.tasks));
+        let answer = move |uri: Uri| {
+            let (status, body) = match asked(&uri) {
+                Some(asked) => {
+                    lists.lock().unwrap().push(asked);
+                    list(asked)
+                }
+                None => {
+                    tasks.lock().unwrap().push(uri.path().to_owned());
+                    (404, "{}".to_owned())
+                }
+            };
+            std::future::ready((StatusCode::from_u16(status).unwrap(), body))
+        };
+        let router = Router::new().fallback(answer);
+        tokio::spawn(async move { axum::serve(listener, router).await });
+        vendor
+    }
+
+    fn lists(&self) -> Vec<Asked> {
+        self.lists.lock().unwrap().clone()
+    }
+
+    /// Whether any task was asked for by itself; a key is tried with the id of none.
+    fn was_asked_for_tasks(&self) -> bool {
+        let tasks = self.tasks.lock().unwrap();
+        tasks.iter().any(|path| !path.contains("00000000-0000"))
+    }
+}
+
+fn asked(uri: &Uri) -> Option<Asked> {
+    let value = |name: &str| {
+        let mut pairs = uri.query()?.split('&');
+        pairs.find_map(|pair| pair.strip_prefix(name)?.parse().ok())
+    };
+    Some(Asked {
+        limit: value("limit=")?,
+        offset: value("offset=")?,
+    })
+}
+
+/// A page of tasks that have ended just now, with these fields.
+fn page(ids: &[String], asked: Asked, fields: &Value) -> (u16, String) {
+    let now = Timestamp::now().to_string();
+    let shown = ids.iter().skip(asked.offset).take(asked.limit);
+    let tasks = shown.map(|id| {
+        let task = with(completed(id), json!({"created_at": now}));
+        with(task, fields.clone())
+    });
+    (200, Value::Array(tasks.collect()).to_string())
+}
+
+fn ids(count: usize) -> Vec<String> {
+    (0..count).map(|n| format!("lost{n}")).collect()
+}
+
+fn credentials() -> CredentialsFile {
+    let mut credentials = CredentialsFile::new();
+    credentials.add_line("[vendor_keys]", "name = \"main\"\nkey = \"rb-0123456789\"");
+    credentials
+}
+
+/// A broker that asks at this URL, and learns of lost ends by lists alone.
+fn options(credentials: &CredentialsFile, url: &str) -> Options {
+    Options::default()
+        .set("credentials_file", credentials.path().display())
+        .set("reconcile.enabled", true)
+        .set("reconcile.base_url", url)
+        .set("reconcile.checks_per_minute_max", 6_000)
+        .set("reconcile.expect_within", "veo=1h")
+}
+
+async fn expect(server: &Server, ids: &[String], seconds: i64) {
+    let expectation = |task_id: &String| Expectation {
+        product: "veo".to_owned(),
+        task_id: task_id.clone(),
+        expect_within: Some(prost_types::Duration { seconds, nanos: 0 }),
+        ..Expectation::default()
+    };
+    let request = ExpectTasksRequest {
+        expectations: ids.iter().map(expectation).collect(),
+    };
+    server.events().await.expect_tasks(request).await.unwrap();
+}
+
+/// Ends it, as if it had been ten minutes ago.
+async fn away(server: &mut Server) {
+    server.terminate().await;
+    age_last_there(server, SignedDuration::from_mins(10));
+}
+
+async fn outage(server: &mut Server) {
+    away(server).await;
+    server.restart().await;
+}
+
+/// What the broker has noted of when it was there last.
+fn noted(data_dir: &Path) -> String {
+    fs::read_to_string(data_dir.join("last-there.json")).unwrap()
+}
+
+/// All these tasks are recovered.
+async fn recovers(server: &Server, ids: &[String]) {
+    let mut sub = server.subscribe(request()).await;
+    let events = sub.next_events(ids.len()).await;
+    let is_answer = |verification| verification == Verification::VendorApi;
+    assert!(events.iter().all(|it| is_answer(it.verification())));
+    let mut found = tasks_of(&events);
+    found.sort_unstable();
+    let mut ids: Vec<_> = ids.iter().map(String::as_str).collect();
+    ids.sort_unstable();
+    assert_eq!(found, ids);
+}
+
+#[tokio::test]
+async fn a_vendor_whose_pages_are_shorter_than_asked_for_is_read_to_the_end() {
+    let all = ids(180);
+    let shown = all.clone();
+    let vendor = Vendor::new(move |asked| {
+        let limit = asked.limit.min(50);
+        page(&shown, Asked { limit, ..asked }, &json!({}))
+    })
+    .await;
+    let credentials = credentials();
+    let mut server = options(&credentials, &vendor.url).start().await;
+    expect(&server, &all, 3_600).await;
+    outage(&mut server).await;
+
+    recovers(&server, &all).await;
+    let calls = vendor.lists().len();
+    assert!((4..=6).contains(&calls), "{calls} calls");
+    assert!(!vendor.was_asked_for_tasks());
+}
+
+#[tokio::test]
+async fn a_task_that_is_deleted_between_two_pages_hides_no_other() {
+    let all = ids(200);
+    let shown = all.clone();
+    let vendor = Vendor::new(move |asked| {
+        // Two that the first page showed are gone when the second is asked for.
+        let shown = &shown[if asked.offset > 0 { 2 } else { 0 }..];
+        page(shown, asked, &json!({}))
+    })
+    .await;
+    let credentials = credentials();
+    let mut server = options(&credentials, &vendor.url).start().await;
+    expect(&server, &all, 3_600).await;
+    outage(&mut server).await;
+    recovers(&server, &all).await;
+    assert!(!vendor.was_asked_for_tasks());
+}
+
+#[tokio::test]
+async fn a_list_with_long_prompts_is_read_in_smaller_pages() {
+    let all = ids(100);
+    let shown = all.clone();
+    let prompt = json!({"prompt": "x".repeat(12_000)});
+    let vendor = Vendor::new(move |asked| page(&shown, asked, &prompt)).await;
+    let credentials = credentials();
+    let mut server = options(&credentials, &vendor.url).start().await;
+    expect(&server, &all, 3_600).await;
+    outage(&mut server).await;
+
+    recovers(&server, &all).await;
+    let limits: Vec<_> = vendor.lists().iter().map(|asked| asked.limit).collect();
+    assert_eq!(limits[..2], [100, 20]);
+    assert!(!server.log().contains("cannot read the vendor's list"));
+}
+
+#[tokio::test]
+async fn a_list_that_is_too_large_in_any_size_is_left_with_its_cause() {
+    let vendor = Vendor::new(|_| (200, "x".repeat(2 << 20))).await;
+    let credentials = credentials();
+    let options = options(&credentials, &vendor.url).set("reconcile.unknown_tasks", "publish");
+    let mut server = options.start().await;
+    expect(&server, &ids(1), 3_600).await;
+    outage(&mut server).await;
+
+    until("the list of veo to be left", async || {
+        server.log().contains("cannot read the vendor's list")
+    })
+    .await;
+    let log = server.log();
+    let line = log.lines().find(|line| line.contains("cannot read"));
+    let line = line.unwrap();
+    assert!(line.contains("more than 1048576 bytes"), "{line}");
+    assert!(!line.contains("one by one"), "nobody knows of them: {line}");
+    assert!(vendor.lists().iter().any(|asked| asked.limit == 5));
+}
+
+#[tokio::test]
+async fn a_walk_ends_when_no_task_of_its_list_is_expected_any_more() {
+    let vendor = Vendor::new(|_| (503, "{}".to_owned())).await;
+    let credentials = credentials();
+    let mut server = options(&credentials, &vendor.url).start().await;
+    expect(&server, &ids(2), 3_600).await;
+    outage(&mut server).await;
+    let before = noted(&server.data_dir());
+    until("the list to be asked for", async || {
+        !vendor.lists().is_empty()
+    })
+    .await;
+    for id in ids(2) {
+        let (http, body) = (server.http(), completed(&id).to_string());
+        assert_eq!(http.post_to("/webhook/veo", body).await.status, 200);
+    }
+
+    until("the outage to be over", async || {
+        noted(&server.data_dir()) != before
+    })
+    .await;
+    let calls = vendor.lists().len();
+    assert!(calls <= 4, "{calls} calls");
+}
+
+#[tokio::test]
+async fn what_a_list_shows_and_the_log_cannot_take_is_read_again() {
+    let shown = ids(1);
+    let vendor = Vendor::new(move |asked| page(&shown, asked, &json!({}))).await;
+    let credentials = credentials();
+    let options = options(&credentials, &vendor.url).set("reconcile.unknown_tasks", "publish");
+    let mut server = options.clone().start().await;
+    away(&mut server).await;
+
+    let full = options.clone().set("log.disk_free_min_percent", 100);
+    server.restart_with(full).await;
+    until("the list to be read", async || {
+        server
+            .log()
+            .contains("cannot append what the vendor's API says")
+    })
+    .await;
+    server.terminate().await;
+    server.restart_with(options).await;
+    recovers(&server, &ids(1)).await;
+}
+
+#[tokio::test]
+async fn a_completed_task_without_outputs_that_nobody_expects_is_read_again() {
+    let shown = ids(1);
+    let vendor =
+        Vendor::new(move |asked| page(&shown, asked, &json!({"video_url": null, "result": null})))
+            .await;
+    let credentials = credentials();
+    let options = options(&credentials, &vendor.url).set("reconcile.unknown_tasks", "publish");
+    let mut server = options.start().await;
+    outage(&mut server).await;
+    let before = noted(&server.data_dir());
+    let said = "shows completed tasks without outputs";
+    server.logged(said, 1).await;
+    server.terminate().await;
+    let after = noted(&server.data_dir());
+    assert_eq!(after, before, "the outage is not over");
+}
