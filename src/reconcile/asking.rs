@@ -44,6 +44,8 @@ pub(crate) struct Parts {
     pub metrics: Arc<Metrics>,
     /// Limits the log's lines about what could not be appended: that may be so for every task that is late.
     pub log: Sampler,
+    /// Limits those about calls that the vendor has not answered, by their cause: that may be so for every call.
+    pub unanswered: Sampler,
 }
 
 /// A call of the vendor.

@@ -94,6 +94,17 @@ impl Loop {
         self.limits.note(&call.key, answer, call.began, now);
     }
 
+    fn warn_of(&self, problem: &Problem) {
+        if let Some(unlogged) = self.shared.parts.unanswered.due(problem.word()) {
+            tracing::warn!(
+                cause = %problem,
+                unlogged,
+                "the vendor's API gives no usable answer, and is asked again: look whether reconcile.base_url is \
+                 its URL, and whether it can be reached from here"
+            );
+        }
+    }
+
     /// Notes the answer for a task.
     fn answered(&mut self, id: Id, task: &TaskKey, key: &Key, answer: Answer) {
         let (outcome, answered) = match answer {
@@ -127,7 +138,7 @@ impl Loop {
                 (CheckOutcome::Later, answered)
             }
             Answer::Failed(problem) => {
-                tracing::debug!(%problem, "the vendor's API has not answered");
+                self.warn_of(&problem);
                 let status = match problem {
                     Problem::Status(status) | Problem::Redirect(status) => status,
                     _ => 0,
@@ -253,6 +264,12 @@ impl Loop {
             Answer::Failed(_) => (CheckOutcome::Failed, None),
         };
         self.count(&page.product, outcome);
+        // One that is too large is asked for with fewer tasks.
+        if let Answer::Failed(problem) = answer
+            && *problem != Problem::TooLarge
+        {
+            self.warn_of(problem);
+        }
 
         let Some((list, status)) = list else {
             self.page_failed(page, answer);

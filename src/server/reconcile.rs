@@ -2,7 +2,10 @@
 
 use std::{sync::Arc, time::Duration};
 
-use super::tasks::{Stops, Tasks};
+use super::{
+    tasks::{Stops, Tasks},
+    vendor_api::unused_proxy,
+};
 use crate::{
     config::{Config, UnknownTasks},
     credentials::SharedCredentials,
@@ -14,6 +17,9 @@ use crate::{
     subscription::Sources,
 };
 
+/// The log has one line in this time for each cause why the vendor does not answer.
+const UNANSWERED_INTERVAL: Duration = Duration::from_secs(60);
+
 /// The reconciler of this broker, if it has an API to ask; without the loop that asks.
 pub(super) fn reconciler(
     api: Option<Arc<VendorApi>>,
@@ -23,6 +29,9 @@ pub(super) fn reconciler(
     credentials: &Arc<SharedCredentials>,
 ) -> Option<Arc<Reconcile>> {
     let config = &config.reconcile;
+    if let Some(unused) = unused_proxy(config) {
+        tracing::warn!("{unused}");
+    }
     let metrics = &sources.metrics;
     let parts = Parts {
         store: Arc::clone(&sources.store),
@@ -33,6 +42,7 @@ pub(super) fn reconciler(
         waiting: Arc::default(),
         metrics: Arc::clone(metrics),
         log: Sampler::default(),
+        unanswered: Sampler::every(UNANSWERED_INTERVAL),
     };
     let settings = Settings {
         checks_per_minute_max: u32::try_from(config.checks_per_minute_max).unwrap_or(u32::MAX),

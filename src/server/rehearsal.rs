@@ -26,6 +26,7 @@ use super::{
     listeners::{NAMES, is_meant},
     resources,
     socket_units::{SocketUnit, Units},
+    vendor_api::unused_proxy,
 };
 use crate::{accounts, config::Config, metrics::Metrics, store};
 
@@ -110,6 +111,7 @@ fn look(config: &Config) -> Rehearsal {
     let missing = store::check_expected(&config.data_dir, config.log.expect_existing);
     problems.extend(missing.err().map(|error| error.to_string()));
     warnings.extend(resources::warnings(config));
+    warnings.extend(unused_proxy(&config.reconcile));
     Rehearsal { problems, warnings }
 }
 

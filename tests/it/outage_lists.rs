@@ -1,4 +1,4 @@
-//! What a broker reads in the vendor's lists after an outage. The vendor here answers as
+//! What a broker reads in the vendor's lists after an outage, and what it says when the vendor cannot be asked. The vendor here answers as
 //! each test wants: pages that are capped or too large, nothing, or nothing usable.
 
 use std::{
@@ -18,7 +18,9 @@ use tokio::net::TcpListener;
 
 use crate::{
     outages::age_last_there,
-    support::{CredentialsFile, Options, Server, completed, request, tasks_of, until, with},
+    support::{
+        Authority, CredentialsFile, Options, Server, completed, request, tasks_of, until, with,
+    },
 };
 
 /// What a page is asked for with.
@@ -297,4 +299,44 @@ async fn a_completed_task_without_outputs_that_nobody_expects_is_read_again() {
     server.terminate().await;
     let after = noted(&server.data_dir());
     assert_eq!(after, before, "the outage is not over");
+}
+
+#[tokio::test]
+async fn a_vendor_that_cannot_be_asked_is_in_the_log_with_the_next_step() {
+    let vendor = Vendor::new(|_| (302, "{}".to_owned())).await;
+    let credentials = credentials();
+    let free = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let nobody = format!("http://{}", free.local_addr().unwrap());
+    drop(free);
+    let cause = "the vendor's API gives no usable answer";
+
+    let server = options(&credentials, &nobody).start().await;
+    expect(&server, &ids(8), 10).await;
+    let line = server.logged(cause, 1).await.remove(0);
+    assert!(line.contains("Connection refused"), "{line}");
+    assert!(line.contains("reconcile.base_url"), "{line}");
+
+    let mut server = options(&credentials, &vendor.url).start().await;
+    expect(&server, &ids(1), 3_600).await;
+    outage(&mut server).await;
+    let line = server.logged(cause, 1).await.remove(0);
+    assert!(line.contains("redirect (302)"), "{line}");
+}
+
+#[tokio::test]
+async fn a_proxy_in_the_environment_is_said_to_be_unused() {
+    let (credentials, authority) = (credentials(), Authority::new());
+    for name in ["HTTPS_PROXY", "https_proxy"] {
+        let server = options(&credentials, "https://127.0.0.1:1")
+            .variable("SSL_CERT_FILE", authority.ca_file().display())
+            .variable("HTTPS_PROXY", "")
+            .variable("https_proxy", "")
+            .variable(name, "http://user:hunter2@proxy.example:3128")
+            .start()
+            .await;
+        let line = server.logged("is asked without a proxy", 1).await.remove(0);
+        assert!(line.contains(name), "{line}");
+        assert!(line.contains("reconcile.base_url"), "{line}");
+        assert!(!server.log().contains("hunter2"));
+    }
 }
