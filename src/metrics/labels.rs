@@ -101,7 +101,7 @@ pub const OTHER_PRODUCT: &str = "other";
 const EXPECTATION_STATES: [&str; 3] = ["waiting", "overdue", "waited_for"];
 
 /// The files that are read again while the broker runs.
-pub(crate) const READ_AGAIN: [&str; 8] = [
+pub(crate) const READ_AGAIN: [&str; 9] = [
     "audit_file",
     "configuration",
     "credentials",
@@ -110,6 +110,7 @@ pub(crate) const READ_AGAIN: [&str; 8] = [
     "client_crl",
     "acme_ca",
     "traces",
+    "vendor_api",
 ];
 
 /// Why a callback is refused whose credential is missing, wrong, or no longer in force.

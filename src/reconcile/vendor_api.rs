@@ -21,6 +21,7 @@ use hyper_util::{
     rt::TokioExecutor,
 };
 use jiff::fmt::rfc2822;
+use parking_lot::Mutex;
 use rustls::ClientConfig;
 use serde::de::IgnoredAny;
 use tokio::{sync::Semaphore, time::timeout};
@@ -144,7 +145,7 @@ type HttpClient = Client<HttpsConnector<HttpConnector>, Empty<Bytes>>;
 /// The vendor's status API.
 #[derive(Debug)]
 pub struct VendorApi {
-    client: HttpClient,
+    client: Mutex<HttpClient>,
     /// Without a slash at its end.
     base: String,
     paths: Paths,
@@ -164,12 +165,17 @@ impl VendorApi {
             return Err(BaseUrlError);
         }
         Ok(Self {
-            client: client(base, tls),
+            client: Mutex::new(client(base, tls)),
             base: base.to_owned(),
             paths,
             places: Semaphore::new(REQUESTS_MAX),
             timeout: TIMEOUT,
         })
+    }
+
+    /// Trusts other authorities from the next call on.
+    pub fn trust(&self, tls: ClientConfig) {
+        *self.client.lock() = client(&self.base, tls);
     }
 
     /// True if the product's tasks can be asked about.
@@ -226,7 +232,8 @@ impl VendorApi {
     async fn exchange(&self, path: &str, key: &ApiKey) -> Result<Answer, Problem> {
         let broken = |error: &(dyn Error + 'static)| Problem::Broken(causes(error));
         let request = self.request(path, key).map_err(|error| broken(&error))?;
-        let response = self.client.request(request).await;
+        let client = self.client.lock().clone();
+        let response = client.request(request).await;
         let response = response.map_err(|error| broken(&error))?;
 
         let status = response.status();

@@ -7,8 +7,12 @@ use parking_lot::Mutex;
 use tonic::transport::Endpoint;
 
 use super::{
-    addresses::Addresses, certificates::ListenersTls, credentials, exposure, otlp,
-    refusal::Refusal, vendor_api::vendor_api, watch::Watched,
+    addresses::Addresses,
+    certificates::ListenersTls,
+    credentials, exposure, otlp,
+    refusal::Refusal,
+    vendor_api::{self, vendor_api},
+    watch::Watched,
 };
 use crate::{
     config::Config, credentials::SharedCredentials, metrics::Metrics,
@@ -51,6 +55,8 @@ impl FromFiles {
                 let warnings = exposure::exposed_secrets(&loaded.key_files());
                 credentials.set(loaded);
                 watched.append(&mut tls.watched);
+                let api = vendor_api.as_ref();
+                watched.extend(api.and_then(|api| vendor_api::watched(&config.reconcile, api)));
                 Ok(Self {
                     warnings,
                     credentials,

@@ -31,10 +31,12 @@ pub(super) enum Input {
     AcmeCa,
     /// The certificates that the traces' collector is checked with.
     Traces,
+    /// The certificates that the vendor's API is checked with.
+    VendorApi,
 }
 
 impl Input {
-    pub(super) const ALL: [Self; 8] = [
+    pub(super) const ALL: [Self; 9] = [
         Self::AuditFile,
         Self::Configuration,
         Self::Credentials,
@@ -43,6 +45,7 @@ impl Input {
         Self::ClientCrl,
         Self::AcmeCa,
         Self::Traces,
+        Self::VendorApi,
     ];
 
     /// The name in metrics.
@@ -56,6 +59,7 @@ impl Input {
             Self::ClientCrl => "client_crl",
             Self::AcmeCa => "acme_ca",
             Self::Traces => "traces",
+            Self::VendorApi => "vendor_api",
         }
     }
 
@@ -70,6 +74,7 @@ impl Input {
             Self::ClientCrl => "lists of revoked certificates",
             Self::AcmeCa => "authorities of the ACME server",
             Self::Traces => "authorities of the traces' collector",
+            Self::VendorApi => "authorities of the vendor's API",
         }
     }
 }

@@ -8,6 +8,7 @@ use rustls::{ClientConfig, RootCertStore};
 use super::{
     net::pem_files::provider,
     refusal::{Input, Refusal},
+    watch::{Applied, Change, Files, Watched},
 };
 use crate::{
     config,
@@ -26,6 +27,25 @@ pub(super) fn vendor_api(config: &config::Reconcile) -> Result<Option<Arc<Vendor
     VendorApi::new(url, Paths::new(config.path.clone()), tls(config)?)
         .map(|api| Some(Arc::new(api)))
         .map_err(|error| refusal(Input::Configuration, url, &error.to_string()))
+}
+
+/// The certificates that the vendor is checked with. They are read again on request only.
+pub(super) fn watched(config: &config::Reconcile, api: &Arc<VendorApi>) -> Option<Watched> {
+    let (config, api) = (config.clone(), Arc::clone(api));
+    is_checked(&config).then(|| {
+        Files::on_demand(Input::VendorApi).watched(move || {
+            let tls = tls(&config).map_err(|refusal| vec![refusal])?;
+            let api = Arc::clone(&api);
+            let change: Change = Box::new(move || {
+                api.trust(tls);
+                Applied {
+                    summary: "for the next call".to_owned(),
+                    changes: Vec::new(),
+                }
+            });
+            Ok(change)
+        })
+    })
 }
 
 /// Says that a proxy in the environment is not used. Its address is not shown: it may have a password.
@@ -54,7 +74,7 @@ fn tls(config: &config::Reconcile) -> Result<ClientConfig, Refusal> {
             let problem = format!(
                 "no certificate authorities to check it against: {error}; install ca-certificates, or name them by SSL_CERT_FILE"
             );
-            refusal(Input::Configuration, &config.base_url, &problem)
+            refusal(Input::VendorApi, &config.base_url, &problem)
         };
         tls.with_native_roots().map_err(no_roots)?
     } else {

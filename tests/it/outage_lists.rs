@@ -4,7 +4,10 @@
 use std::{
     fs,
     path::Path,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use axum::{
@@ -13,13 +16,20 @@ use axum::{
 };
 use blobcast::wire::v1::{ExpectTasksRequest, Expectation, Verification};
 use jiff::{SignedDuration, Timestamp};
+use rustix::process::Signal;
+use rustls::{
+    ServerConfig,
+    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
+};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
+use tokio_rustls::TlsAcceptor;
 
 use crate::{
     outages::age_last_there,
     support::{
-        Authority, CredentialsFile, Options, Server, completed, request, tasks_of, until, with,
+        Authority, CredentialsFile, Issued, Options, Server, completed, replace, request, tasks_of,
+        until, with,
     },
 };
 
@@ -339,4 +349,54 @@ async fn a_proxy_in_the_environment_is_said_to_be_unused() {
         assert!(line.contains("reconcile.base_url"), "{line}");
         assert!(!server.log().contains("hunter2"));
     }
+}
+
+/// Accepts TLS alone; tells when a client trusts its certificate.
+async fn handshakes(issued: &Issued) -> (String, Arc<AtomicBool>) {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth();
+    let certificate = CertificateDer::from_pem_file(&issued.certificate).unwrap();
+    let key = PrivateKeyDer::from_pem_file(&issued.key).unwrap();
+    let config = config.with_single_cert(vec![certificate], key).unwrap();
+    let tls = TlsAcceptor::from(Arc::new(config));
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!(
+        "https://localhost:{}",
+        listener.local_addr().unwrap().port()
+    );
+    let trusted = Arc::new(AtomicBool::new(false));
+    let is_trusted = Arc::clone(&trusted);
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            if tls.accept(stream).await.is_ok() {
+                is_trusted.store(true, Ordering::SeqCst);
+            }
+        }
+    });
+    (url, trusted)
+}
+
+#[tokio::test]
+async fn a_replaced_authority_of_the_vendors_is_taken_up_at_sighup() {
+    let (stranger, authority) = (Authority::new(), Authority::new());
+    let (url, trusted) = handshakes(&authority.issue("vendor", "localhost")).await;
+    let trust = stranger.ca_file();
+    let credentials = credentials();
+    let server = options(&credentials, &url)
+        .variable("SSL_CERT_FILE", trust.display())
+        .start()
+        .await;
+    let line = server.logged("has no usable answer", 1).await.remove(0);
+    assert!(line.contains("not trusted"), "{line}");
+    assert!(!trusted.load(Ordering::SeqCst));
+
+    replace(&trust, &fs::read_to_string(authority.ca_file()).unwrap());
+    server.signal(Signal::HUP);
+    until("the vendor to be trusted", async || {
+        trusted.load(Ordering::SeqCst)
+    })
+    .await;
 }

@@ -550,6 +550,14 @@ async fn a_server_has_to_prove_its_name_before_it_gets_the_key() {
         "{unknown}"
     );
 
+    // Somebody does from now on.
+    let (tls, roots) = tls_for("localhost");
+    let renewed = Scripted::with_tls(deed.clone(), Some(tls)).await;
+    let asked = api(&renewed.url);
+    assert!(matches!(status(&asked).await, Answer::Failed(_)));
+    asked.trust(trusting(roots));
+    assert!(matches!(status(&asked).await, Answer::Body { .. }));
+
     // It is another one.
     let (tls, roots) = tls_for("other.example");
     let other = Scripted::with_tls(deed.clone(), Some(tls)).await;
