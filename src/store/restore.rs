@@ -22,6 +22,7 @@ use super::{
     clock::Source,
     directory::{APPEND_COPY, UNFINISHED},
     error::StartFailure,
+    last_there,
     layout::{BACKUP_FORMAT, Totals, parse_sequence_key, parse_u64},
     lock,
     log::{FrameBuilder, Log, Logged},
@@ -192,12 +193,13 @@ fn fill(backup: impl Read, path: &Path) -> Result<BackupSummary, RestoreError> {
     drop(log);
 
     // Starts as the broker would, with all its checks, and builds the index.
-    let now = Store::open_unfinished(Source::system(), path, CACHE_BYTES)?
-        .clock()
-        .now();
+    let store = Store::open_unfinished(Source::system(), path, CACHE_BYTES)?;
+    let (now, newest_micros) = (store.clock().now(), lock(&store.totals).log_time_micros);
+    drop(store);
     backup_results::note_restored(path, epoch, now, input.read)
         .map_err(|error| cannot(error.into()))?;
     started::note_restored(path, epoch).map_err(|error| cannot(error.into()))?;
+    last_there::note_restored(path, epoch, newest_micros).map_err(|error| cannot(error.into()))?;
     Ok(audit.summary(input.read))
 }
 

@@ -8,6 +8,7 @@ use std::{
         Arc, Mutex,
         atomic::{AtomicBool, Ordering},
     },
+    time::{Duration, Instant},
 };
 
 use axum::{
@@ -28,8 +29,8 @@ use tokio_rustls::TlsAcceptor;
 use crate::{
     outages::age_last_there,
     support::{
-        Authority, CredentialsFile, Issued, Options, Server, completed, replace, request, tasks_of,
-        until, with,
+        Authority, Cli, CredentialsFile, Issued, Options, Server, completed, replace, request,
+        tasks_of, until, with,
     },
 };
 
@@ -291,6 +292,34 @@ async fn what_a_list_shows_and_the_log_cannot_take_is_read_again() {
     server.terminate().await;
     server.restart_with(options).await;
     recovers(&server, &ids(1)).await;
+}
+
+#[tokio::test]
+async fn a_restored_log_has_been_away_since_its_newest_commit() {
+    let shown = ids(1);
+    let vendor = Vendor::new(move |asked| page(&shown, asked, &json!({}))).await;
+    let credentials = credentials();
+    let options = options(&credentials, &vendor.url).set("reconcile.outage_min", "1s");
+    let mut server = options.clone().start().await;
+    expect(&server, &ids(1), 3_600).await;
+    let directory = tempfile::tempdir().unwrap();
+    let (file, data) = (
+        directory.path().join("backup"),
+        directory.path().join("data"),
+    );
+    server.cli("backup").arg(&file).run().await.good();
+    let restore = Cli::new("restore").arg(&file).arg("--data-dir").arg(data);
+    restore.run().await.good();
+
+    server.terminate().await;
+    let since = Instant::now();
+    until("the outage to be one", async || {
+        since.elapsed() > Duration::from_millis(1_100)
+    })
+    .await;
+    let server = options.start_in(directory).await;
+    recovers(&server, &ids(1)).await;
+    assert!(!vendor.was_asked_for_tasks());
 }
 
 #[tokio::test]
