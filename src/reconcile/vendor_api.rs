@@ -35,7 +35,7 @@ use crate::{
 
 /// Time for a request, from the first look for its host to the last byte of its answer.
 pub(super) const TIMEOUT: Duration = Duration::from_secs(10);
-/// Time to connect, of the time for a request: a host that does not answer has to be told from one that is slow.
+/// Time to connect, of the time for a request: so the cause of a failure says that the host cannot be reached.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Largest body of an answer: a list of 100 tasks has some 100 KiB, with long prompts several times that.
 const BODY_BYTES_MAX: usize = 1 << 20;
