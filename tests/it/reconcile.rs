@@ -449,6 +449,11 @@ async fn a_wait_that_began_before_there_was_a_key_is_served_when_one_comes() {
 async fn a_key_that_is_refused_for_one_task_is_used_for_the_others() {
     let case = Case::new().await;
     let server = case.options().start().await;
+    let usable = "blobcast_vendor_key_usable{key=\"main\"}";
+    until("the key to be usable", async || {
+        server.metric(usable).await == 1.0
+    })
+    .await;
     case.has("veo", "odd", State::Completed);
     case.has("veo", "lost", State::Completed);
     case.vendor
@@ -459,7 +464,6 @@ async fn a_key_that_is_refused_for_one_task_is_used_for_the_others() {
     expect(&server, vec![expectation("veo", "lost")]).await;
     let waited = wait_task(&server, "veo", "lost", 30).await;
     assert!(is_recovered(&waited.event.unwrap()));
-    let usable = "blobcast_vendor_key_usable{key=\"main\"}";
     until("the key to be usable", async || {
         server.metric(usable).await == 1.0
     })
