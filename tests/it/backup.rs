@@ -90,7 +90,7 @@ pub async fn back_up(server: &Server, file: &Path) -> Ran {
     server.cli("backup").arg(file).run().await
 }
 
-async fn restored(file: &Path, data_dir: &Path) -> Ran {
+pub async fn restored(file: &Path, data_dir: &Path) -> Ran {
     Cli::new("restore")
         .arg(file)
         .arg("--data-dir")

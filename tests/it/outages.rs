@@ -15,7 +15,7 @@ use blobcast::{
         Acknowledged, History, Observed, Stream, check,
         recovery::{self, LoggedEvent, Recovery, Says, Submission, VendorCall},
     },
-    simulator::server::{SeenRequest, Settings, SimulatedVendor, State, Task},
+    simulator::server::{SeenRequest, Settings, SimulatedVendor, State, Step, Target, Task},
     wire::v1::{
         Event, ExpectTasksRequest, Expectation, ListExpectationsRequest, Verification,
         event_service_client::EventServiceClient,
@@ -223,6 +223,36 @@ async fn five_hundred_tasks_that_ended_in_an_outage_of_ten_minutes_are_there_onc
     assert!(calls <= 7 + 2, "{calls} calls");
 }
 
+#[tokio::test]
+async fn a_broker_that_is_killed_while_it_looks_back_at_an_outage_begins_anew() {
+    let case = VendorCase::new().await;
+    let options = case
+        .options()
+        .set("reconcile.expect_within", "veo=12m")
+        .set("reconcile.outage_min", "30s");
+    let mut server = options.start().await;
+    case.has("veo", "lost", State::Processing);
+    let expectations = vec![expectation("veo", "lost")];
+    let mut client = server.events().await;
+    let expected = client.expect_tasks(ExpectTasksRequest { expectations });
+    expected.await.unwrap();
+    assert!(server.terminate().await.success());
+    age_last_there(&server, SignedDuration::from_mins(10));
+    assert!(case.vendor.set_state("veo", "lost", State::Completed));
+
+    let list = Target::list("veo");
+    case.vendor.script_always(list, Step::Silence);
+    server.restart_elsewhere().await;
+    until("a list to be asked for", async || case.list_calls() > 0).await;
+    server.kill();
+    case.vendor.clear_scripts();
+    server.restart_elsewhere().await;
+
+    let mut sub = server.subscribe(request()).await;
+    assert!(is_recovered(&sub.next_event().await));
+    assert_eq!(case.checks_of("lost"), 0, "it is not late yet");
+}
+
 /// How a run with kills goes.
 struct Plan {
     kills: usize,
@@ -267,7 +297,7 @@ async fn recovers(plan: &Plan) {
         let submitting = run.submit_some(plan.kills - number);
         run.call_back_some(plan.kills - number);
         run.live().await;
-        if number == plan.kills / 2 {
+        if number + 1 == plan.kills {
             run.end_slow_tasks();
         }
         run.server.kill();
@@ -329,7 +359,7 @@ impl Run {
         let (mut to_call_back, mut slow) = (Vec::new(), Vec::new());
         for (number, task) in tasks.iter().enumerate() {
             let state = match rng.usize(0..10) {
-                // Submitted in the second half of the lives it would have to sleep for 30 s.
+                // Submitted early, so that several brokers find it late.
                 0 if number >= tasks.len() / 2 => {
                     slow.push(task.clone());
                     State::Processing

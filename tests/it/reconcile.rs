@@ -12,9 +12,13 @@ use blobcast::{
 use jiff::Timestamp;
 use rustix::fs::{CWD, FileType, Mode, mknodat};
 
-use crate::support::{
-    Options, Server, VENDOR_KEY as KEY, VendorCase as Case, completed, events_of, expect,
-    expectation, is_recovered, key_line, reason, request, tasks_of, until, wait_task, within,
+use crate::{
+    backup::{back_up, restored},
+    permissions::events_as,
+    support::{
+        Options, Server, VENDOR_KEY as KEY, VendorCase as Case, completed, events_of, expect,
+        expectation, is_recovered, key_line, reason, request, tasks_of, until, wait_task, within,
+    },
 };
 
 async fn post_completed(server: &Server, product: &str, id: &str) {
@@ -134,6 +138,108 @@ async fn who_is_bound_to_labels_gets_them_with_what_it_waits_for() {
 }
 
 #[tokio::test]
+async fn who_is_bound_to_other_labels_than_another_that_waits_is_shown_none_of_them() {
+    let mut case = Case::new().await;
+    let mut tokens = Vec::new();
+    for words in ["a --label team=ads", "b --label team=film", "ops"] {
+        let words = format!("client {words} --product veo");
+        tokens.push(case.credentials.add(&words).await);
+    }
+    let server = case.options().start().await;
+    case.has("veo", "waited", State::Completed);
+
+    let wait = async |token: &String| {
+        let request = WaitTaskRequest {
+            task_id: "waited".to_owned(),
+            product: "veo".to_owned(),
+            timeout: Some(prost_types::Duration {
+                seconds: 4,
+                nanos: 0,
+            }),
+            ..WaitTaskRequest::default()
+        };
+        let mut client = events_as(&server, Some(token)).await;
+        client.wait_task(request).await.unwrap().into_inner()
+    };
+    let (of_ads, of_film, of_all) =
+        tokio::join!(wait(&tokens[0]), wait(&tokens[1]), wait(&tokens[2]));
+    assert!(!of_ads.done && !of_film.done);
+    let event = of_all.event.unwrap();
+    assert!(is_recovered(&event) && event.labels.is_empty(), "{event:?}");
+}
+
+#[tokio::test]
+async fn a_task_that_somebody_waits_for_is_asked_for_before_those_that_are_due_longer() {
+    let case = Case::new().await;
+    // One call each 1.1 s, and at most six at once.
+    let options = case.options().set("reconcile.checks_per_minute_max", 60);
+    let server = options.start().await;
+    let ids: Vec<_> = (0..30).map(|n| format!("stored{n}")).collect();
+    for id in ids.iter().map(String::as_str).chain(["waited"]) {
+        case.has("seedance", id, State::Completed);
+    }
+    let expected = ids.iter().map(|id| expectation("seedance", id));
+    expect(&server, expected.collect()).await;
+    until("them to be due", async || case.checks_of("stored") > 0).await;
+
+    let waited = wait_task(&server, "seedance", "waited", 50).await;
+    assert!(is_recovered(&waited.event.unwrap()));
+    let before = case.checks_of("stored");
+    assert!(before < 10, "{before} others came first");
+}
+
+#[tokio::test]
+async fn a_task_that_a_list_does_not_show_is_asked_for_by_itself() {
+    let case = Case::new().await;
+    let server = case.options().start().await;
+    let empty = Step::Answer(200, "[]".into());
+    case.vendor.script_always(Target::list("veo"), empty);
+    let ids: Vec<_> = (0..7).map(|n| format!("lost{n}")).collect();
+    for id in &ids {
+        case.has("veo", id, State::Completed);
+    }
+    let expected = ids.iter().map(|id| expectation("veo", id));
+    expect(&server, expected.collect()).await;
+
+    let mut sub = server.subscribe(request()).await;
+    assert!(sub.next_events(7).await.iter().all(is_recovered));
+    assert!(case.list_calls() > 0);
+    let checks: Vec<_> = ids.iter().map(|id| case.checks_of(id)).collect();
+    assert_eq!(checks, [1; 7]);
+}
+
+#[tokio::test]
+async fn what_a_log_expects_is_recovered_by_one_that_is_restored_from_its_backup() {
+    let case = Case::new().await;
+    let options = case.options().set("reconcile.expect_within", "veo=3s");
+    let server = options.clone().start().await;
+    case.has("veo", "lost", State::Processing);
+    expect(&server, vec![expectation("veo", "lost")]).await;
+    let shelf = tempfile::tempdir().unwrap();
+    let file = shelf.path().join("backup");
+    back_up(&server, &file).await.good();
+    drop(server);
+    assert!(case.vendor.set_state("veo", "lost", State::Completed));
+
+    let directory = tempfile::tempdir().unwrap();
+    let data = directory.path().join("data");
+    restored(&file, &data).await.good();
+    let server = options.start_in(directory).await;
+    let mut sub = server.subscribe(request()).await;
+    let event = within("its end", async {
+        loop {
+            let event = sub.next_event().await;
+            if event.terminal {
+                break event;
+            }
+        }
+    });
+    let event = event.await;
+    assert!(is_recovered(&event));
+    assert_eq!(event.labels["team"], "ads");
+}
+
+#[tokio::test]
 async fn a_task_whose_callback_came_is_not_asked_for() {
     let case = Case::new().await;
     let server = case.options().start().await;
@@ -244,6 +350,14 @@ async fn a_late_task_is_overdue_once_given_up_once_and_may_still_end() {
     assert_eq!(events[0].labels["team"], "ads");
     let overdue = |event: &Event| event.overdue.as_ref().unwrap().gave_up;
     assert!(!overdue(&events[0]) && overdue(&events[1]));
+    let given_up = &events[1];
+    let by = given_up.overdue.as_ref().unwrap().expected_by.unwrap();
+    let at = given_up.received_at.unwrap();
+    let late = (at.seconds - by.seconds) * 1_000_000_000 + i64::from(at.nanos - by.nanos);
+    assert!(
+        late >= 2_000_000_000,
+        "given up {late} ns after its deadline"
+    );
     assert!(!events[2].conflict);
     assert!(wait_task(&server, "veo", "slow", 1).await.done);
 }
