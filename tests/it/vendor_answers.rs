@@ -9,8 +9,8 @@ use blobcast::{
 use jiff::{SignedDuration, Timestamp};
 
 use crate::support::{
-    Options, Server, VENDOR_KEY, VendorCase, completed, events_of, expect, expectation,
-    is_recovered, until, wait_task,
+    Options, VENDOR_KEY, VendorCase, completed, events_of, expect, expectation, is_recovered,
+    until, wait_task,
 };
 
 fn options(case: &VendorCase) -> Options {
