@@ -1,8 +1,9 @@
 //! Tasks whose end is expected: `ExpectTasks`, `CancelExpectations`, and `ListExpectations` for administrators.
 //!
-//! The journal decides and stores; what asks the vendor is behind [`Reconciler`], and off in most brokers.
+//! The journal decides and stores. The reconciler, which is off in most brokers, says by when a task should be over, and what its
+//! checks have brought.
 
-use std::{fmt::Debug, mem, ops::ControlFlow, sync::Arc, time::Duration};
+use std::{mem, ops::ControlFlow, sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 use tokio::time::Instant;
@@ -16,7 +17,7 @@ use crate::{
         Filter, LABEL_KEY_CHARS_MAX, LABEL_VALUE_CHARS_MAX, LABELS_MAX, Labels, Product, Sequence,
         TaskId, labels_fit,
     },
-    reconcile::Waiting,
+    reconcile::{NotAsked, Reconcile},
     store::{EXPECTATION_LABEL_BYTES_MAX, Expectation, Expected, NewExpectation, ReadError, Whose},
     subscription::Sources,
     wire::{Delivery, Malformed, positive_duration, timestamp, v1},
@@ -31,50 +32,10 @@ const WITHIN_MAX: Duration = Duration::from_secs(6 * 3600);
 /// Expectations that are looked at for a page before the lock is given back: the writer needs it, too.
 const LOOKED_AT_ONCE: usize = 512;
 
-/// What asks the vendor.
-pub(crate) trait Reconciler: Debug + Send + Sync {
-    /// Whether there is any key to ask with.
-    fn is_on(&self) -> bool;
-
-    /// Which tasks somebody waits for.
-    fn waiting(&self) -> &Arc<Waiting>;
-
-    /// How long a task of this product takes at most; or why nothing would be asked for it, with the key of that name or any.
-    fn expect_within(&self, product: &Product, key: Option<&str>) -> Result<Duration, NotAsked>;
-
-    /// The name of the key with which a task of this product is asked for; `None` if there is none.
-    fn key_of(&self, product: &Product, named: Option<&str>) -> Option<String>;
-
-    /// What it has learned of a task since the broker started.
-    fn checked(&self, product: &Product, task_id: &TaskId) -> Checked;
-}
-
-/// Why the vendor is not asked for a task.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum NotAsked {
-    /// No key is for the product, or its tasks have no status API.
-    Product,
-    /// There is no key of this name for the product.
-    Key,
-}
-
-/// What the vendor was asked about a task, and what it said last.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Checked {
-    /// How often.
-    pub count: u32,
-    /// When, by the log's clock, in microseconds since 1970.
-    pub at_micros: Option<i64>,
-    /// The answer's status; 0 if there was none.
-    pub http_status: u16,
-    /// The vendor's word.
-    pub vendor_status: String,
-}
-
 impl Context {
     /// The one that can keep the promise to ask for a task.
-    fn asking_reconciler(&self) -> Result<&dyn Reconciler, Status> {
-        let reconciler = self.reconciler.as_deref().filter(|it| it.is_on());
+    fn asking_reconciler(&self) -> Result<&Reconcile, Status> {
+        let reconciler = self.reconciler.as_deref().filter(|it| it.has_keys());
         reconciler.ok_or_else(errors::reconcile_off)
     }
 }
@@ -136,7 +97,7 @@ pub(super) async fn expect(
 
 /// A task of the request, as far as the client may expect it.
 fn new_expectation(
-    reconciler: &dyn Reconciler,
+    reconciler: &Reconcile,
     caller: &Caller,
     expectation: v1::Expectation,
     now_micros: i64,
@@ -402,7 +363,7 @@ fn state_of(expectation: &Expectation, now_micros: i64) -> v1::ExpectationState 
 
 /// The wire's form of an expectation.
 fn on_wire(
-    reconciler: Option<&dyn Reconciler>,
+    reconciler: Option<&Reconcile>,
     expectation: Expectation,
     now_micros: i64,
 ) -> v1::ExpectationInfo {
@@ -425,7 +386,7 @@ fn on_wire(
         task_id: task_id.to_string(),
         labels: labels.into_iter().collect(),
         client: client.unwrap_or_default(),
-        vendor_key: key.unwrap_or_default(),
+        vendor_key: key.map(|key| key.to_string()).unwrap_or_default(),
         state: state.into(),
         expected_at: instant(expected_at_micros),
         expected_by: instant(expected_by_micros),

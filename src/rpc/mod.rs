@@ -37,7 +37,6 @@ pub(crate) use errors::{
 };
 pub(crate) use events::Events;
 pub(crate) use expectation_pace::ExpectationPace;
-pub(crate) use expectations::{Checked, NotAsked, Reconciler};
 use parking_lot::Mutex;
 pub(crate) use stream::HandedOver;
 use tonic::{Request, Status};
@@ -46,6 +45,7 @@ use crate::{
     audit::Audit,
     event::Filter,
     journal::Journal,
+    reconcile::Reconcile,
     store::{ReadError, Retention, WriteError},
     subscription::{Heard, Sources, read_aside},
     trace,
@@ -70,7 +70,7 @@ pub(crate) struct Context {
     /// Records calls of `AdminService`.
     pub audit: Arc<Audit>,
     /// What asks the vendor for tasks; `None` if nothing does.
-    pub reconciler: Option<Arc<dyn Reconciler>>,
+    pub reconciler: Option<Arc<Reconcile>>,
     /// How fast each client may expect tasks.
     pub expectation_pace: Arc<ExpectationPace>,
     /// For `GetLogInfo`; a reload changes it.

@@ -1,6 +1,6 @@
-//! Builds what asks the vendor for late tasks, if the configuration wants it, and answers calls about it.
+//! Builds what asks the vendor for late tasks, if the configuration wants it, and spawns its loop.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use super::{
     tasks::{Stops, Tasks},
@@ -9,10 +9,8 @@ use super::{
 use crate::{
     config::{Config, UnknownTasks},
     credentials::SharedCredentials,
-    event::{Product, TaskId},
     journal::Journal,
-    reconcile::{self, Parts, Reconcile, Settings, Waiting, keys::Keys, vendor_api::VendorApi},
-    rpc::{Checked, NotAsked, Reconciler},
+    reconcile::{Parts, Reconcile, Settings, keys::Keys, vendor_api::VendorApi},
     sampler::Sampler,
     subscription::Sources,
 };
@@ -61,46 +59,4 @@ pub(super) fn spawn(tasks: &mut Tasks, reconciler: Arc<Reconcile>, stops: &Stops
         reconciler.run(drains).await;
         stop.cancelled().await;
     });
-}
-
-/// What calls see of it.
-#[derive(Debug)]
-pub(super) struct Answering(pub(super) Arc<Reconcile>);
-
-impl Reconciler for Answering {
-    fn is_on(&self) -> bool {
-        self.0.has_keys()
-    }
-
-    fn expect_within(&self, product: &Product, key: Option<&str>) -> Result<Duration, NotAsked> {
-        let within = self.0.expect_within(product, key);
-        within.map_err(|reason| match reason {
-            reconcile::NotAsked::Product => NotAsked::Product,
-            reconcile::NotAsked::Key => NotAsked::Key,
-        })
-    }
-
-    fn key_of(&self, product: &Product, named: Option<&str>) -> Option<String> {
-        let name = self.0.key_of(product, named)?;
-        Some(name.to_string())
-    }
-
-    fn checked(&self, product: &Product, task_id: &TaskId) -> Checked {
-        let reconcile::Checked {
-            count,
-            at_micros,
-            http_status,
-            vendor_status,
-        } = self.0.checked(product, task_id);
-        Checked {
-            count,
-            at_micros,
-            http_status,
-            vendor_status,
-        }
-    }
-
-    fn waiting(&self) -> &Arc<Waiting> {
-        self.0.waiting()
-    }
 }

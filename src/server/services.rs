@@ -13,7 +13,6 @@ use super::{
     liveness::Liveness,
     numbers::usize_of,
     operations,
-    reconcile::Answering,
     runtimes::Homes,
 };
 use crate::{
@@ -129,15 +128,11 @@ impl Core<'_> {
                 &self.sources.memory.transit,
                 &self.sources.metrics,
             ),
-            reconciler: self.reconciler.map(answering),
+            reconciler: self.reconciler.cloned(),
             expectation_pace: Arc::default(),
             retention: Arc::clone(self.retention),
         }
     }
-}
-
-fn answering(reconciler: &Arc<Reconcile>) -> Arc<dyn rpc::Reconciler> {
-    Arc::new(Answering(Arc::clone(reconciler)))
 }
 
 fn ingest_limits(config: &Config) -> ingest::Limits {
