@@ -30,7 +30,7 @@ mod outage;
 
 mod in_flight;
 mod asking;
-mod handle;
+mod reconciler;
 mod run;
 mod done;
 mod late;
@@ -38,6 +38,6 @@ mod looking_back;
 
 pub use asked::Asked;
 pub(crate) use asking::Parts;
-pub use handle::{NotAsked, Reconcile, Settings};
+pub use reconciler::{NotAsked, Reconciler, Settings};
 pub use schedule::Checked;
 pub use waiting::{WAITED_FOR_MAX, Wait, Waiting};

@@ -12,12 +12,12 @@ use tokio_util::sync::CancellationToken;
 use super::{
     asking::{Call, Done},
     entry::micros,
-    handle::Reconcile,
     in_flight::InFlight,
     lanes::{Id, Owner, Picked, SINGLE_MAX},
     limits::{Asks, Limits},
     outage::Outage,
     presence::Presence,
+    reconciler::Reconciler,
     schedule::{Expected, Schedule, TaskKey, Why},
     vendor_api::REQUESTS_MAX,
     walks::Walks,
@@ -40,7 +40,7 @@ const REST: Duration = Duration::from_millis(5);
 
 /// The loop's own state.
 pub(super) struct Loop {
-    pub(super) shared: Arc<Reconcile>,
+    pub(super) shared: Arc<Reconciler>,
     pub(super) limits: Limits,
     pub(super) walks: Walks,
     pub(super) in_flight: InFlight<Done>,
@@ -62,7 +62,7 @@ pub(super) struct Loop {
     page_was_last: bool,
 }
 
-impl Reconcile {
+impl Reconciler {
     /// Asks the vendor until it is stopped.
     pub async fn run(self: Arc<Self>, stop: CancellationToken) {
         let parts = Arc::clone(&self.parts);
@@ -87,7 +87,7 @@ impl Reconcile {
 }
 
 impl Loop {
-    fn new(shared: Arc<Reconcile>) -> Self {
+    fn new(shared: Arc<Reconciler>) -> Self {
         let limits = Limits::new(shared.settings.checks_per_minute_max);
         let credentials = shared.parts.credentials.get();
         shared.parts.keys.refresh(&credentials);
@@ -391,7 +391,7 @@ fn stored(expectation: Expectation, key: Option<Arc<str>>) -> Expected {
 }
 
 /// The task of an entry that is still expected. One that is not is removed.
-pub(super) fn open_task(schedule: &mut Schedule, shared: &Reconcile, id: Id) -> Option<TaskKey> {
+pub(super) fn open_task(schedule: &mut Schedule, shared: &Reconciler, id: Id) -> Option<TaskKey> {
     let (task, is_stored) = schedule.task(id)?;
     let task = task.clone();
     let store = &shared.parts.store;

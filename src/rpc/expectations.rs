@@ -17,7 +17,7 @@ use crate::{
         Filter, LABEL_KEY_CHARS_MAX, LABEL_VALUE_CHARS_MAX, LABELS_MAX, Labels, Product, Sequence,
         TaskId, labels_fit,
     },
-    reconcile::{NotAsked, Reconcile},
+    reconcile::{NotAsked, Reconciler},
     store::{EXPECTATION_LABEL_BYTES_MAX, Expectation, Expected, NewExpectation, ReadError, Whose},
     subscription::Sources,
     wire::{Delivery, Malformed, positive_duration, timestamp, v1},
@@ -34,7 +34,7 @@ const LOOKED_AT_ONCE: usize = 512;
 
 impl Context {
     /// The one that can keep the promise to ask for a task.
-    fn asking_reconciler(&self) -> Result<&Reconcile, Status> {
+    fn asking_reconciler(&self) -> Result<&Reconciler, Status> {
         let reconciler = self.reconciler.as_deref().filter(|it| it.has_keys());
         reconciler.ok_or_else(errors::reconcile_off)
     }
@@ -97,7 +97,7 @@ pub(super) async fn expect(
 
 /// A task of the request, as far as the client may expect it.
 fn new_expectation(
-    reconciler: &Reconcile,
+    reconciler: &Reconciler,
     caller: &Caller,
     expectation: v1::Expectation,
     now_micros: i64,
@@ -363,7 +363,7 @@ fn state_of(expectation: &Expectation, now_micros: i64) -> v1::ExpectationState 
 
 /// The wire's form of an expectation.
 fn on_wire(
-    reconciler: Option<&Reconcile>,
+    reconciler: Option<&Reconciler>,
     expectation: Expectation,
     now_micros: i64,
 ) -> v1::ExpectationInfo {

@@ -45,7 +45,7 @@ use crate::{
     audit::Audit,
     event::Filter,
     journal::Journal,
-    reconcile::Reconcile,
+    reconcile::Reconciler,
     store::{ReadError, Retention, WriteError},
     subscription::{Heard, Sources, read_aside},
     trace,
@@ -70,7 +70,7 @@ pub(crate) struct Context {
     /// Records calls of `AdminService`.
     pub audit: Arc<Audit>,
     /// What asks the vendor for tasks; `None` if nothing does.
-    pub reconciler: Option<Arc<Reconcile>>,
+    pub reconciler: Option<Arc<Reconciler>>,
     /// How fast each client may expect tasks.
     pub expectation_pace: Arc<ExpectationPace>,
     /// For `GetLogInfo`; a reload changes it.

@@ -10,7 +10,7 @@ use crate::{
     config::{Config, UnknownTasks},
     credentials::SharedCredentials,
     journal::Journal,
-    reconcile::{Parts, Reconcile, Settings, keys::Keys, vendor_api::VendorApi},
+    reconcile::{Parts, Reconciler, Settings, keys::Keys, vendor_api::VendorApi},
     sampler::Sampler,
     subscription::Sources,
 };
@@ -25,7 +25,7 @@ pub(super) fn reconciler(
     sources: &Sources,
     journal: &Arc<dyn Journal>,
     credentials: &Arc<SharedCredentials>,
-) -> Option<Arc<Reconcile>> {
+) -> Option<Arc<Reconciler>> {
     let config = &config.reconcile;
     if let Some(unused) = unused_proxy(config) {
         tracing::warn!("{unused}");
@@ -49,11 +49,11 @@ pub(super) fn reconciler(
         publishes_unknown_tasks: config.unknown_tasks == UnknownTasks::Publish,
         outage_min: config.outage_min,
     };
-    Some(Arc::new(Reconcile::new(parts, settings)))
+    Some(Arc::new(Reconciler::new(parts, settings)))
 }
 
 /// Spawns the loop that asks. It asks until callbacks are refused, and its task ends with everything that runs beside the listeners.
-pub(super) fn spawn(tasks: &mut Tasks, reconciler: Arc<Reconcile>, stops: &Stops) {
+pub(super) fn spawn(tasks: &mut Tasks, reconciler: Arc<Reconciler>, stops: &Stops) {
     let (drains, stop) = (stops.ingest.clone(), stops.admin.clone());
     tasks.spawn("the reconciler", async move {
         reconciler.run(drains).await;

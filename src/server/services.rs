@@ -22,7 +22,7 @@ use crate::{
     ingest::{self, Ingest},
     journal::Journal,
     metrics::Metrics,
-    reconcile::Reconcile,
+    reconcile::Reconciler,
     rpc,
     sampler::Sampler,
     store::Retention,
@@ -41,7 +41,7 @@ pub(super) struct Core<'a> {
     pub retention: &'a Arc<Mutex<Retention>>,
     pub audit: &'a Arc<Audit>,
     /// What asks the vendor, if anything does.
-    pub reconciler: Option<&'a Arc<Reconcile>>,
+    pub reconciler: Option<&'a Arc<Reconciler>>,
 }
 
 /// The services, ready to be served.

@@ -31,7 +31,7 @@ pub struct Settings {
 
 /// The reconciler, shared by its loop and by calls.
 #[derive(Debug)]
-pub struct Reconcile {
+pub struct Reconciler {
     pub(super) parts: Arc<Parts>,
     pub(super) settings: Settings,
     pub(super) schedule: Mutex<Schedule>,
@@ -46,8 +46,8 @@ pub enum NotAsked {
     Key,
 }
 
-impl Reconcile {
-    /// Makes one; [`Reconcile::run`] has it ask. The keys are those of the credentials in force.
+impl Reconciler {
+    /// Makes one; [`Reconciler::run`] has it ask. The keys are those of the credentials in force.
     pub(crate) fn new(parts: Parts, settings: Settings) -> Self {
         parts.keys.refresh(&parts.credentials.get());
         let schedule = Schedule::new(settings.give_up_after, fastrand::u64(..));
