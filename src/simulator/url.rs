@@ -1,6 +1,14 @@
 //! The callback URLs that deliveries go to: the path of a product, and labels in the query. Pure.
 
 use hyper::Uri;
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, PercentEncode, utf8_percent_encode};
+
+/// All but the unreserved characters of RFC 3986.
+const ENCODED: &AsciiSet = &NON_ALPHANUMERIC
+    .remove(b'-')
+    .remove(b'.')
+    .remove(b'_')
+    .remove(b'~');
 
 /// The URL that a product's callbacks go to.
 ///
@@ -57,13 +65,6 @@ fn with_target(url: &Uri, path: &str, labels: &[(String, String)]) -> Uri {
     Uri::from_parts(parts).expect("only the target of a whole URI was replaced")
 }
 
-// Encodes every character except the unreserved ones of RFC 3986.
-fn percent_encoded(text: &str) -> String {
-    let encode = |byte: u8| match byte {
-        b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => {
-            char::from(byte).to_string()
-        }
-        other => format!("%{other:02X}"),
-    };
-    text.bytes().map(encode).collect()
+fn percent_encoded(text: &str) -> PercentEncode<'_> {
+    utf8_percent_encode(text, ENCODED)
 }

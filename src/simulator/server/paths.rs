@@ -1,4 +1,6 @@
 //! The paths of the vendor's API, and which products are behind them. Pure.
+//!
+//! Written down from the vendor's pages a second time, beside `reconcile::paths`: a mistake there must not be one here, too.
 
 use std::borrow::Cow;
 
