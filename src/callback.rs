@@ -77,7 +77,9 @@ impl Callback {
     /// such an event is its element alone, unless the body was corrected.
     pub fn released(&self, corrections: &Corrections) -> Result<Vec<Draft>, Unreleasable> {
         let read = corrections.body.as_ref().unwrap_or(&self.body);
-        let Some((elements, count)) = vendor::elements(read, RELEASED_EVENTS_MAX) else {
+        let elements = vendor::elements(read, RELEASED_EVENTS_MAX);
+        // An empty array is refused like any other body without a task.
+        let Some((elements, count)) = elements.filter(|&(_, count)| count > 0) else {
             return Ok(vec![self.draft(corrections)?]);
         };
 

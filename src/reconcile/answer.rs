@@ -8,7 +8,7 @@ use bytes::Bytes;
 use jiff::Timestamp;
 use uuid::Uuid;
 
-use super::asked::Asked;
+use super::{asked::Asked, paths::LIST_LIMIT};
 use crate::{
     callback,
     event::{Event, Report, TaskId, TaskStatus, Verification},
@@ -18,8 +18,6 @@ use crate::{
 
 /// Most characters of the vendor's status word that are kept of an answer that settles nothing. The known words have 18 at most.
 const WORD_CHARS_MAX: usize = 64;
-/// Most tasks in a list: the most that the vendor's API puts into one.
-pub const LISTED_MAX: usize = 100;
 
 /// What an answer says of its task.
 #[derive(Debug)]
@@ -68,17 +66,12 @@ pub struct Listed {
 }
 
 impl List {
-    /// Reads the answer to a question for a list, of which at most [`LISTED_MAX`] elements are read; `None` if it is none.
+    /// Reads the answer to a question for a list, of which at most [`LIST_LIMIT`] elements are read; `None` if it is none.
     pub fn read(http_status: u16, body: &[u8]) -> Option<Self> {
         if !(200..300).contains(&http_status) {
             return None;
         }
-        let Some((elements, count)) = vendor::elements(body, LISTED_MAX) else {
-            return is_empty_array(body).then(|| Self {
-                count: 0,
-                tasks: Vec::new(),
-            });
-        };
+        let (elements, count) = vendor::elements(body, LIST_LIMIT)?;
         let listed = |body: Bytes| {
             let report = vendor::read(&body).ok()?;
             Some(Listed { report, body })
@@ -155,10 +148,6 @@ fn unknown(report: &Report) -> Understood {
 
 fn word(report: &Report) -> String {
     report.status_text.chars().take(WORD_CHARS_MAX).collect()
-}
-
-fn is_empty_array(body: &[u8]) -> bool {
-    matches!(body.trim_ascii(), [b'[', inner @ .., b']'] if inner.trim_ascii().is_empty())
 }
 
 #[cfg(test)]

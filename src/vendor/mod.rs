@@ -115,16 +115,14 @@ pub fn read_as(body: &[u8], overrides: &Overrides) -> Result<Report, Unreadable>
 }
 
 /// The first `count_max` elements of a body that is an array, byte for byte, and the number of all its elements. `None` if the body
-/// is not a readable array or is empty.
+/// is not a readable array.
 pub fn elements(body: &[u8], count_max: usize) -> Option<(Vec<Bytes>, usize)> {
     let text = text(body).ok()?;
     let text = text.trim_ascii();
     if Json(text).nests_deeper_than(NESTING_LEVELS_MAX) {
         return None;
     }
-    let (first, count) = Json(text)
-        .first_elements(count_max)
-        .filter(|&(_, count)| count > 0)?;
+    let (first, count) = Json(text).first_elements(count_max)?;
     Some((
         first
             .into_iter()

@@ -78,8 +78,10 @@ fn an_array_gives_its_elements_as_they_stand_in_it() {
         (vec!["{\"a\": 1}".into(), "[2]".into(), "\"é\"".into()], 3)
     );
     assert_eq!(elements("\u{feff}[1]").unwrap(), (vec!["1".into()], 1));
+    for empty in ["[]", " [ \n ] "] {
+        assert_eq!(elements(empty).unwrap(), (Vec::new(), 0));
+    }
     for other in [
-        "[]",
         "{}",
         "5",
         "[1",
