@@ -1,5 +1,5 @@
 //! The steps of the loop that wait: for the vendor, for the log, for the disk. Each is a future of
-//! its own; none holds a lock, and none decides.
+//! its own, and none holds a lock.
 
 use std::{collections::HashSet, sync::Arc};
 
@@ -88,7 +88,7 @@ pub(super) enum Done {
     /// The log has the task's end, so it is not late.
     NotLate(Late),
     /// The time was noted, or could not be.
-    Kept,
+    TimeNoted,
 }
 
 /// What an event about a task has of its expectation.
@@ -226,12 +226,12 @@ impl Parts {
     }
 
     /// Notes in the data directory that the broker is there.
-    pub(super) async fn keep_time(self: Arc<Self>) -> Done {
+    pub(super) async fn note_time(self: Arc<Self>) -> Done {
         let noted = tokio::task::spawn_blocking(move || self.store.note_there()).await;
         if let Ok(Err(error)) = noted {
             tracing::warn!(%error, "cannot note the time: after an outage no list is read");
         }
-        Done::Kept
+        Done::TimeNoted
     }
 
     /// When a broker was last there.

@@ -7,7 +7,7 @@ use std::{
     task::{Context, Poll},
 };
 
-/// Futures with one kind of result. The owner bounds their number.
+/// Futures with one kind of result. Each wake polls all of them, so the owner keeps them few.
 pub(super) struct InFlight<T> {
     futures: Vec<Pin<Box<dyn Future<Output = T> + Send>>>,
 }

@@ -13,7 +13,7 @@ impl Loop {
     /// After a time in which the broker could not check, checks come before events of late tasks.
     pub(super) fn notice_absence(&mut self) {
         let now = self.now();
-        if self.presence.steps(now) {
+        if self.presence.note_step(now) {
             self.shared.schedule.lock().back(now);
         }
     }

@@ -32,9 +32,9 @@ mod in_flight;
 mod asking;
 mod reconciler;
 mod run;
-mod done;
+mod follow_up;
 mod late;
-mod looking_back;
+mod after_outage;
 
 pub use asked::Asked;
 pub(crate) use asking::Parts;

@@ -22,8 +22,8 @@ pub(super) struct Presence {
 }
 
 impl Presence {
-    /// Notes a step. True if the broker was away before it.
-    pub(super) fn steps(&mut self, now: i64) -> bool {
+    /// Notes a step of the loop. True if the broker was away before it.
+    pub(super) fn note_step(&mut self, now: i64) -> bool {
         let before = self.stepped_at.replace(now);
         before.is_none_or(|before| now.saturating_sub(before) >= AWAY_MIN)
     }
@@ -40,6 +40,7 @@ impl Presence {
         }
     }
 
+    /// Whether the vendor has not answered for so long that tasks are given up without a check.
     pub(super) fn is_silent(&self, now: Instant) -> bool {
         let since = self.silent_since;
         since.is_some_and(|since| now.saturating_duration_since(since) >= SILENT_MAX)
@@ -53,10 +54,10 @@ mod tests {
     #[test]
     fn a_broker_was_away_before_its_first_step_and_after_a_suspension() {
         let mut presence = Presence::default();
-        assert!(presence.steps(0));
-        assert!(!presence.steps(AWAY_MIN - 1));
-        assert!(presence.steps(2 * AWAY_MIN - 1));
-        assert!(!presence.steps(0), "the clock went back");
+        assert!(presence.note_step(0));
+        assert!(!presence.note_step(AWAY_MIN - 1));
+        assert!(presence.note_step(2 * AWAY_MIN - 1));
+        assert!(!presence.note_step(0), "the clock went back");
     }
 
     #[test]

@@ -67,7 +67,7 @@ impl Reconciler {
     pub async fn run(self: Arc<Self>, stop: CancellationToken) {
         let parts = Arc::clone(&self.parts);
         let mut running = Loop::new(self);
-        running.look_back().await;
+        running.find_outage().await;
 
         let mut newest = parts.store.newest_expectation();
         loop {
@@ -80,8 +80,8 @@ impl Reconciler {
                 () = sleep_until(wake_at) => {}
             }
         }
-        if !running.looks_back() {
-            parts.keep_time().await;
+        if running.outage.is_none() {
+            parts.note_time().await;
         }
     }
 }
@@ -124,7 +124,7 @@ impl Loop {
         self.note_late();
         self.try_keys();
         while self.calls < CALLS_MAX && self.ask_next() {}
-        self.keep_time();
+        self.note_time();
         self.show();
         self.wakes_at(has_all)
     }

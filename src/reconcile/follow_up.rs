@@ -69,7 +69,7 @@ impl Loop {
                 self.late -= 1;
                 self.shared.schedule.lock().settled(late.id);
             }
-            Done::Kept => {}
+            Done::TimeNoted => {}
         }
     }
 

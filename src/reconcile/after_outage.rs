@@ -2,7 +2,7 @@
 //! for the broker until each list was read, and what it showed is in the log: until then it does not note
 //! the time, so that the next start begins with it again.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use tokio::time::Instant;
 
@@ -13,9 +13,12 @@ use super::{
 };
 use crate::{event::Product, vendor::sample::PRODUCTS};
 
+/// How often lists to read are looked for while nothing has changed: that goes through all tasks.
+const LISTS_SEEN_EVERY: Duration = Duration::from_secs(60);
+
 impl Loop {
     /// Finds out whether the broker was away.
-    pub(super) async fn look_back(&mut self) {
+    pub(super) async fn find_outage(&mut self) {
         let parts = &self.shared.parts;
         let (last_there, now) = (parts.last_there().await, parts.store.clock().now_micros());
         self.outage = Outage::before_start(last_there, now, self.shared.settings.outage_min);
@@ -32,7 +35,9 @@ impl Loop {
     pub(super) fn read_lists(&mut self) {
         let Some(outage) = self.outage else { return };
         let now = Instant::now();
-        let is_seen = self.lists_seen_at.is_some_and(|at| now < at + NOTED_EVERY);
+        let is_seen = self
+            .lists_seen_at
+            .is_some_and(|at| now < at + LISTS_SEEN_EVERY);
         if is_seen || self.walks.has_outage() {
             return;
         }
@@ -94,21 +99,17 @@ impl Loop {
         is_wanted
     }
 
-    /// Whether lists are being read for what was lost in an outage. Until that is done, the next start has to begin with it.
-    pub(super) fn looks_back(&self) -> bool {
-        self.outage.is_some()
-    }
-
-    /// Notes once a minute that the broker is there.
-    pub(super) fn keep_time(&mut self) {
-        let now = Instant::now();
-        if self.looks_back() {
+    /// Notes once a minute that the broker is there, unless the next start has to begin with the same outage.
+    pub(super) fn note_time(&mut self) {
+        if self.outage.is_some() {
             return;
         }
+
+        let now = Instant::now();
         if self.time_noted_at.is_none_or(|at| now >= at + NOTED_EVERY) {
             self.time_noted_at = Some(now);
             self.in_flight
-                .push(Arc::clone(&self.shared.parts).keep_time());
+                .push(Arc::clone(&self.shared.parts).note_time());
         }
     }
 }
