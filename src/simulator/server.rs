@@ -19,7 +19,6 @@
 //! ```
 
 mod answer;
-mod checks;
 mod connections;
 mod generate;
 mod happened;
@@ -27,6 +26,7 @@ mod life;
 mod lot;
 mod paths;
 mod replies;
+mod requests;
 mod script;
 mod settings;
 mod shared;
@@ -38,14 +38,14 @@ use std::{io, net::SocketAddr, sync::Arc};
 
 use tokio::{net::TcpListener, sync::mpsc};
 
+use self::{happened::Reporter, shared::Shared, tasks::Full};
 pub use self::{
-    checks::{SeenRequest, most_within},
     happened::{CallbackResult, Happened, What},
+    requests::{SeenRequest, most_within},
     script::{Step, Target},
     settings::{CHECKS_PER_MINUTE_MAX, ListOrder, Settings, TASKS_MAX, TEXT_BYTES_MAX},
     tasks::{State, Task},
 };
-use self::{happened::Reporter, shared::Shared, tasks::Full};
 use super::send::DeliveryOutcome;
 
 /// A simulated vendor that runs until it is dropped.

@@ -12,11 +12,11 @@ use serde_json::Value;
 use tokio::time::{Instant, sleep};
 
 use super::{
-    checks::{SeenRequest, TEXT_BYTES_MAX, short},
     generate,
     happened::What,
     paths::{Route, generate_paths, route},
     replies::{self, Reply},
+    requests::{SeenRequest, TEXT_BYTES_MAX, short},
     script::{Step, Target},
     shared::Shared,
     tasks::{State, Task},

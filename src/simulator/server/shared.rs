@@ -9,8 +9,8 @@ use tokio::sync::Semaphore;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
-    checks::{Budgets, Record},
     happened::{Reporter, What},
+    requests::{Budgets, Record},
     script::Scripts,
     settings::{ListOrder, Settings},
     tasks::Tasks,
