@@ -45,7 +45,7 @@ pub struct NewExpectation {
     pub task_id: TaskId,
     /// What a recovered event will carry.
     pub labels: Labels,
-    /// Who expects it; `None` if it was let in without showing anything.
+    /// Who expects it; `None` if the call was not authenticated.
     pub client: Option<String>,
     /// The key with which to ask for it.
     pub vendor_key: Option<String>,
@@ -66,7 +66,7 @@ pub struct Expectation {
     pub task_id: TaskId,
     /// What a recovered event will carry.
     pub labels: Labels,
-    /// Who expects it; `None` if it was let in without showing anything.
+    /// Who expects it; `None` if the call was not authenticated.
     pub client: Option<String>,
     /// The key with which to ask for it; `None`: the first that is for the product.
     pub vendor_key: Option<String>,
@@ -90,7 +90,7 @@ pub enum Expected {
 /// Whose expectations a call may end.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Whose {
-    /// Those of one client; `None`: of those that were let in without showing anything.
+    /// Those of one client; `None`: those of unauthenticated calls.
     Client(Option<String>),
     /// Those of anybody.
     Anybody,
