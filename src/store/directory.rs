@@ -10,10 +10,10 @@ use std::{
 
 use super::{
     acknowledged::AcknowledgedFiles,
-    database, doubt,
+    database,
     error::{OpenError, StartFailure},
+    has_log, index_doubt,
     layout::INDEX,
-    marker,
 };
 
 /// Locked by the process that has the directory.
@@ -74,7 +74,7 @@ pub(crate) fn is_part(name: &OsStr) -> bool {
     let others = [
         INDEX,
         LOCK,
-        doubt::FILE,
+        index_doubt::FILE,
         LAST_START,
         LAST_THERE,
         BACKUPS,
@@ -100,12 +100,12 @@ pub(crate) fn check_expected(directory: &Path, is_expected: bool) -> Result<(), 
     if is_expected {
         return Err(OpenError::Expected(directory.into()));
     }
-    let Some(marker) = marker::marker_of(directory).filter(|marker| may_be_there(marker)) else {
+    let Some(marker) = has_log::marker_of(directory).filter(|marker| may_be_there(marker)) else {
         return Ok(());
     };
     Err(OpenError::Vanished {
         path: directory.into(),
-        said: marker::said_by(&marker),
+        said: has_log::said_by(&marker),
         marker,
     })
 }
@@ -118,7 +118,7 @@ pub(super) fn check_not_used_up(directory: &Path) -> Result<(), OpenError> {
     }
     Err(OpenError::UsedUp {
         path: directory.into(),
-        to: marker::said_by(&mark),
+        to: has_log::said_by(&mark),
         mark,
     })
 }
@@ -143,7 +143,7 @@ fn may_be_there(path: &Path) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::{super::marker::mark, *};
+    use super::{super::has_log::mark, *};
     use crate::event::Epoch;
 
     const EPOCH: Epoch = Epoch(7);

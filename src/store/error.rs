@@ -10,8 +10,8 @@ use std::{
 use rustix::io::Errno;
 
 use super::{
+    has_log,
     layout::{BACKUP_FORMAT, Damaged, FORMAT, INDEX},
-    marker,
 };
 use crate::event::RecordError;
 
@@ -66,7 +66,7 @@ pub enum OpenError {
     #[error(
         "{path} has format {found}, this version reads format {FORMAT}: run the version that wrote it, or start with an empty --data-dir: in place of this one, {anew}",
         path = path.display(),
-        anew = marker::to_begin_anew(path)
+        anew = has_log::to_begin_anew(path)
     )]
     Format {
         /// The data directory.
@@ -116,7 +116,7 @@ pub enum OpenError {
     #[error(
         "{path} is damaged ({problem}): move it away, and restore a backup with `blobcast restore` or start with an empty log: for that, {anew}",
         path = path.display(),
-        anew = marker::to_begin_anew(path)
+        anew = has_log::to_begin_anew(path)
     )]
     Corrupt {
         /// The data directory.

@@ -20,9 +20,9 @@ use fjall::{Database, Keyspace, PersistMode};
 
 use super::{
     database::{self, Opened},
-    doubt::{self, Doubt},
     error::{IndexError, StartFailure},
     expectation_index::Held,
+    index_doubt::{self, Doubt},
     layout::{Damaged, FORMAT, INDEX, parse_sequence_key, sequence_key},
     quarantine_index::Stored,
     task_index::{RECENT_MAX, Tasks},
@@ -244,7 +244,7 @@ fn foreign(folder: &Path) -> io::Result<Option<OsString>> {
 }
 
 fn empty_of_its_own(directory: &Path) -> io::Result<()> {
-    doubt::mark(directory)?;
+    index_doubt::mark(directory)?;
     let folder = directory.join(INDEX);
     match fs::read_dir(&folder) {
         Ok(entries) => {
@@ -266,6 +266,6 @@ fn empty_of_its_own(directory: &Path) -> io::Result<()> {
         Err(error) if error.kind() == io::ErrorKind::NotADirectory => fs::remove_file(&folder)?,
         Err(error) => return Err(error),
     }
-    files::if_there(fs::remove_file(directory.join(doubt::FILE)))?;
+    files::if_there(fs::remove_file(directory.join(index_doubt::FILE)))?;
     File::open(directory)?.sync_all()
 }

@@ -19,14 +19,14 @@ use super::{
     database,
     directory::{self, DirectoryLock, UNFINISHED, check_expected, check_not_used_up},
     disk::identity,
-    doubt,
     error::{IndexError, StartFailure},
     expectation_index::ExpectationIndex,
+    has_log,
     index::{self, Checkpoint, Index, Unsynced},
+    index_doubt,
     layout::{Damaged, INDEX, Totals},
     lock,
     log::{self, Log},
-    marker,
     quarantine_index::QuarantineIndex,
     replay::{Reached, ReplayFrom, ToErase, load_expectations, load_quarantine, replay},
     shares::Shares,
@@ -51,7 +51,7 @@ impl Store {
     ) -> Result<Self, OpenError> {
         check_expected(path, is_expected)?;
         let store = Self::open(path, cache_bytes)?;
-        marker::mark(path, store.epoch());
+        has_log::mark(path, store.epoch());
         Ok(store)
     }
 
@@ -226,7 +226,7 @@ impl Indexed {
         log: &Log,
         totals: &Totals,
     ) -> Result<Self, StartFailure> {
-        let tried = match doubt::said_in(path) {
+        let tried = match index_doubt::said_in(path) {
             Some(problem) => Err(IndexError::Doubt(problem).into()),
             None => Self::caught_up(path, cache_bytes, log, totals),
         };

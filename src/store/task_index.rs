@@ -11,8 +11,8 @@ use fjall::{Database, Keyspace, Readable};
 use parking_lot::{Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use super::{
-    doubt::Doubt,
     error::{IndexError, ReadError},
+    index_doubt::Doubt,
     layout::{TaskEvent, encode_task, parse_task},
     lock,
 };
@@ -367,7 +367,7 @@ mod tests {
         assert!(tasks.get(&ids[0]).is_err());
         let problem = tasks.doubt.problem().unwrap().to_owned();
         assert_eq!(
-            crate::store::doubt::said_in(directory.path()),
+            crate::store::index_doubt::said_in(directory.path()),
             Some(problem)
         );
         assert!(tasks.get(&id(2)).is_ok(), "the others are still read");

@@ -19,7 +19,7 @@ mod error;
 mod import;
 mod maintenance;
 mod moment;
-mod overdue;
+mod age_warning;
 mod overwriting;
 mod publish;
 mod recording;

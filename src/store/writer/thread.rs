@@ -12,12 +12,12 @@ use std::{
 };
 
 use super::{
+    age_warning,
     appender::{Appender, Queue, queue},
     command::Command,
     disk::{self, DiskBytes},
     error::WriteError,
     maintenance::{Maintenance, MaintenanceHandle},
-    overdue,
     publish::Publish,
     retention::{Retention, Trimmer},
 };
@@ -104,7 +104,7 @@ impl<P: Publish> Writer<P> {
     /// Writes until it is stopped, or every [`Appender`] is gone.
     pub fn run(mut self) {
         if !self.store.clock.is_settled() {
-            overdue::report(&self.store, &self.retention);
+            age_warning::report(&self.store, &self.retention);
         }
         self.tick();
 

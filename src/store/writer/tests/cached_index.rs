@@ -4,8 +4,9 @@ use std::path::{Path, PathBuf};
 
 use super::*;
 use crate::store::{
-    OpenError, ReadError, doubt,
+    OpenError, ReadError,
     index::{Checkpoint, Index, Unsynced},
+    index_doubt,
     layout::TaskEvent,
 };
 
@@ -43,7 +44,7 @@ fn an_index_that_names_an_event_behind_the_log_is_built_again_before_a_place_is_
             is_doubted,
             "{place}: {answer:?}"
         );
-        let said = doubt::said_in(&stepped.store.path);
+        let said = index_doubt::said_in(&stepped.store.path);
         assert_eq!(said.is_some(), is_doubted, "{place}: {said:?}");
         assert_eq!(
             matches!(stepped.store.health(), Health::Failed(_)),
@@ -342,13 +343,13 @@ fn an_index_behind_a_link_is_emptied_in_place_and_one_behind_a_broken_link_is_re
     // As a file system of its own has.
     std::fs::create_dir(target.join("lost+found")).unwrap();
 
-    doubt::Doubt::of(directory.path()).write();
+    index_doubt::Doubt::of(directory.path()).write();
     let stepped = Stepped::on(directory, machine);
     assert_eq!(known(&stepped, &["t1"]), expected);
     let (directory, machine) = ended(stepped);
     assert!(std::fs::symlink_metadata(&index).unwrap().is_symlink());
     assert!(target.join("keyspaces").exists() && target.join("lost+found").exists());
-    assert_eq!(doubt::said_in(directory.path()), None);
+    assert_eq!(index_doubt::said_in(directory.path()), None);
 
     std::fs::rename(&target, elsewhere.path().join("away")).unwrap();
     let refused = Store::open_by(machine.source(), directory.path(), 1 << 20);
@@ -375,7 +376,7 @@ fn an_index_is_not_emptied_if_there_is_anything_else_in_its_folder() {
         names.collect::<std::collections::BTreeSet<_>>()
     };
     std::fs::write(index.join("accounts.xls"), "").unwrap();
-    doubt::Doubt::of(directory.path()).write();
+    index_doubt::Doubt::of(directory.path()).write();
     let before = files();
     let refused = Store::open_by(machine.source(), directory.path(), 1 << 20);
     let said = refused.unwrap_err().to_string();

@@ -10,7 +10,9 @@ use super::{
     cached_index::{ended, segment},
     *,
 };
-use crate::store::{Expectation, NewExpectation, Whose, doubt::Doubt, layout::TaskEvent, restore};
+use crate::store::{
+    Expectation, NewExpectation, Whose, index_doubt::Doubt, layout::TaskEvent, restore,
+};
 
 #[derive(Clone, Debug)]
 enum Step {

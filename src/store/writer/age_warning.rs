@@ -15,8 +15,8 @@ use crate::{
     },
 };
 
-/// Events that are overdue by less are forgotten without a log line: a broker may be down for so long, and its clock right.
-const OVERDUE_MIN: Duration = Duration::from_secs(3_600);
+/// Events that are too old by less are forgotten without a log line: a broker may be down for so long, and its clock right.
+const TOO_OLD_BY_MIN: Duration = Duration::from_secs(3_600);
 
 /// Logs what is going to be forgotten.
 pub(super) fn report(store: &Store, retention: &Retention) {
@@ -47,12 +47,12 @@ pub(super) fn report(store: &Store, retention: &Retention) {
     }
 }
 
-/// How many events and quarantined callbacks are too old by the present clock. A kind whose oldest is overdue by little counts
+/// How many events and quarantined callbacks are too old by the present clock. A kind whose oldest is so by little counts
 /// as none.
 fn find(store: &Store, retention: &Retention) -> Result<(u64, usize), ReadError> {
     let micros = |time: Duration| i64::try_from(time.as_micros()).unwrap_or(i64::MAX);
     let cutoff = |age_max| store.clock.now_micros().saturating_sub(micros(age_max));
-    let is_much = |oldest: i64, cutoff: i64| oldest < cutoff.saturating_sub(micros(OVERDUE_MIN));
+    let is_much = |oldest: i64, cutoff: i64| oldest < cutoff.saturating_sub(micros(TOO_OLD_BY_MIN));
     let correction = lock(&store.totals).correction;
 
     // Events are in the order of their times, so the first that is young enough is found by bisection.
