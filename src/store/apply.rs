@@ -21,7 +21,7 @@ use super::{
     log::Place,
     quarantine_index::QuarantineIndex,
     shares::Shares,
-    task_entry::insert,
+    task_entry::TaskEntry,
     task_index::Tasks,
 };
 use crate::event::{Sequence, TaskId};
@@ -79,14 +79,6 @@ pub(super) enum Change<'c> {
     Expected { number: u64, kept: Kept },
     /// A task is not expected any more.
     ExpectationEnded { number: u64 },
-}
-
-/// What the index names of one task.
-struct TaskEntry {
-    /// Oldest first.
-    events: Vec<TaskEvent>,
-    /// It differs from the index. A commit of duplicates changes no entry, and then writes none.
-    is_changed: bool,
 }
 
 /// The changes of some entries, above the state.
@@ -153,10 +145,9 @@ impl<'a> Overlay<'a> {
     fn entry(&mut self, task_id: &TaskId) -> Result<&mut TaskEntry, IndexError> {
         Ok(match self.tasks.entry(task_id.clone()) {
             hash_map::Entry::Occupied(known) => known.into_mut(),
-            hash_map::Entry::Vacant(place) => place.insert(TaskEntry {
-                events: self.state.tasks.get(task_id)?,
-                is_changed: false,
-            }),
+            hash_map::Entry::Vacant(place) => {
+                place.insert(TaskEntry::new(self.state.tasks.get(task_id)?))
+            }
         })
     }
 
@@ -193,35 +184,6 @@ impl<'a> Overlay<'a> {
             left: self.left,
             expectations: self.expectations,
         }
-    }
-}
-
-impl TaskEntry {
-    fn append(&mut self, event: TaskEvent) {
-        self.is_changed |= insert(&mut self.events, event);
-    }
-
-    fn erase(&mut self, place: Sequence) {
-        // An entry need not name all terminal events.
-        if let Some(event) = self.find(place)
-            && !event.is_erased
-        {
-            event.is_erased = true;
-            self.is_changed = true;
-        }
-    }
-
-    fn forget(&mut self, place: Sequence) {
-        let count = self.events.len();
-        self.events.retain(|event| event.sequence != place);
-        self.is_changed |= self.events.len() != count;
-    }
-
-    fn find(&mut self, place: Sequence) -> Option<&mut TaskEvent> {
-        let at = self
-            .events
-            .binary_search_by_key(&place, |event| event.sequence);
-        at.ok().map(|at| &mut self.events[at])
     }
 }
 

@@ -30,6 +30,50 @@ pub(super) const CROWDED_AT: usize = 2 * (TASK_EVENTS_MAX + TERMINAL_EVENTS_NAME
 /// Enough for a real task.
 pub(super) const CROWDED_EVENTS_MAX: usize = 8;
 
+/// What the index names of one task, and whether that has changed.
+pub(super) struct TaskEntry {
+    /// Oldest first.
+    pub events: Vec<TaskEvent>,
+    /// It differs from the index. A commit of duplicates changes no entry, and then writes none.
+    pub is_changed: bool,
+}
+
+impl TaskEntry {
+    /// As the index has it.
+    pub(super) fn new(events: Vec<TaskEvent>) -> Self {
+        Self {
+            events,
+            is_changed: false,
+        }
+    }
+
+    /// Adds an event.
+    pub(super) fn append(&mut self, event: TaskEvent) {
+        self.is_changed |= insert(&mut self.events, event);
+    }
+
+    /// Notes that the content of an event is erased.
+    pub(super) fn erase(&mut self, place: Sequence) {
+        let at = self
+            .events
+            .binary_search_by_key(&place, |event| event.sequence);
+        // An entry need not name all terminal events.
+        if let Ok(at) = at
+            && !self.events[at].is_erased
+        {
+            self.events[at].is_erased = true;
+            self.is_changed = true;
+        }
+    }
+
+    /// Takes out an event that retention has forgotten.
+    pub(super) fn forget(&mut self, place: Sequence) {
+        let count = self.events.len();
+        self.events.retain(|event| event.sequence != place);
+        self.is_changed |= self.events.len() != count;
+    }
+}
+
 /// Puts an event into the entry of its task, at its place; false if it is there already, and stays
 /// as it is.
 ///
