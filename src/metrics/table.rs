@@ -197,13 +197,13 @@ metrics! {
          series before the key was tried.";
     pub reconcile_checks: counters "blobcast_reconcile_checks_total" ["product", "outcome"]
         "Answers of the vendor's status API, by product and by what they say: ended, without_outputs, not_yet, \
-         unknown (a word or a body that is not understood), not_found, later (429 and 5xx), failed (no answer that can \
-         be used), key_refused, over (a callback came meanwhile), or listed (a page of a list, whatever its tasks).";
+         unknown (a word or a body that is not understood), not_found, later (408, 429 and 5xx), failed (no answer that \
+         can be used), key_refused, over (a callback came meanwhile), or listed (a page of a list, whatever its tasks).";
     pub reconcile_recovered: counters "blobcast_reconcile_recovered_total" ["product"]
         "Events that the vendor's status API has brought and no callback: callbacks are being lost.";
     pub expectations: gauges "blobcast_expectations" ["state"]
-        "Tasks that are expected: stored and not late (waiting), stored and late (overdue), or waited for by a client \
-         now (waited_for).";
+        "Tasks that are expected: stored, without an overdue event (waiting) or with one (overdue), or waited for by a \
+         client now (waited_for).";
     pub tasks_overdue: gauge "blobcast_tasks_overdue"
         "Tasks of which an event says that they are late, and which have not ended or been given up.";
     pub vendor_budget_left: gauges "blobcast_vendor_budget_left" ["key"]
