@@ -8,7 +8,7 @@ use bytes::Bytes;
 use jiff::Timestamp;
 use uuid::Uuid;
 
-use super::{asked::Asked, paths::LIST_LIMIT};
+use super::{asked::Asked, walk::PAGE};
 use crate::{
     callback,
     event::{Event, Report, TaskId, TaskStatus, Verification},
@@ -66,12 +66,12 @@ pub struct Listed {
 }
 
 impl List {
-    /// Reads the answer to a question for a list, of which at most [`LIST_LIMIT`] elements are read; `None` if it is none.
+    /// Reads the answer to a question for a list, of which at most [`PAGE`] elements are read; `None` if it is none.
     pub fn read(http_status: u16, body: &[u8]) -> Option<Self> {
         if !(200..300).contains(&http_status) {
             return None;
         }
-        let (elements, count) = vendor::elements(body, LIST_LIMIT)?;
+        let (elements, count) = vendor::elements(body, PAGE as usize)?;
         let listed = |body: Bytes| {
             let report = vendor::read(&body).ok()?;
             Some(Listed { report, body })

@@ -1,6 +1,6 @@
 //! Builds what asks the vendor for late tasks, if the configuration wants it, and spawns its loop.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use super::{
     tasks::{Stops, Tasks},
