@@ -41,6 +41,7 @@ pub mod credentials;
 pub mod vendor;
 pub mod wire;
 
+pub mod cluster;
 pub mod store;
 
 mod hub;

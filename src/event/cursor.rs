@@ -22,7 +22,7 @@ impl Sequence {
 }
 
 /// The identity of one log, drawn at random when it is created.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Epoch(pub u64);
 
 impl fmt::Display for Epoch {

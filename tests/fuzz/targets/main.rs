@@ -14,6 +14,7 @@ mod backup;
 mod config;
 mod credentials;
 mod cursor;
+mod frame;
 mod payload;
 mod proxy;
 mod query;
@@ -29,6 +30,7 @@ static TARGET: LazyLock<fn(&[u8]) -> Corpus> = LazyLock::new(|| {
         "config" => |bytes| read(bytes, config::run),
         "credentials" => |bytes| read(bytes, credentials::run),
         "cursor" => |bytes| read(bytes, cursor::run),
+        "frame" => |bytes| read(bytes, frame::run),
         "payload" => |bytes| read(bytes, payload::run),
         "proxy" => |bytes| read(bytes, proxy::run),
         "query" => |bytes| read(bytes, query::run),

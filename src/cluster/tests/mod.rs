@@ -1,0 +1,3 @@
+//! The frame and the rule by properties.
+
+mod frames;
