@@ -32,7 +32,7 @@ pub struct Position {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
     /// It is the next commit.
-    Apply(Frame),
+    Apply(Box<Frame>),
     /// Another frame was faster. Nobody applies it.
     Void,
     /// It does not belong to the log.
@@ -148,7 +148,7 @@ pub fn judge(position: &Position, sequence: u64, message: &Bytes) -> Verdict {
         Ok(frame) if position.frame > 0 && frame.contents.before != position.totals => {
             Verdict::Hole(Hole::Totals)
         }
-        Ok(frame) => Verdict::Apply(frame),
+        Ok(frame) => Verdict::Apply(Box::new(frame)),
     }
 }
 
