@@ -66,7 +66,7 @@ pub struct Listed {
 }
 
 impl List {
-    /// Reads the answer to a question for a list, of which at most [`PAGE`] elements are read; `None` if it is none.
+    /// Reads the answer to a question for a list, of which at most 100 elements are read; `None` if it is none.
     pub fn read(http_status: u16, body: &[u8]) -> Option<Self> {
         if !(200..300).contains(&http_status) {
             return None;
