@@ -1,63 +1,41 @@
 //! Clients of a broker that asks the vendor: what one of them expects or waits for delays no other.
 
 use blobcast::{
-    simulator::server::{Settings, SimulatedVendor, State, Task},
+    simulator::server::State,
     wire::v1::{ExpectTasksRequest, Expectation, Filter, Verification, WaitTaskRequest},
 };
-use jiff::Timestamp;
-use tokio::net::TcpListener;
 
 use crate::{
     permissions::{events_as, subscribe_as},
-    support::{CredentialsFile, Options, Server, completed, until},
+    support::{Server, VendorCase, completed, until},
 };
 
 /// A vendor, a broker that asks it ten times a second, and two clients of that.
 struct House {
-    vendor: SimulatedVendor,
+    case: VendorCase,
     server: Server,
     /// Expects and waits for many tasks.
     crowd: String,
     /// Has one.
     single: String,
-    _credentials: CredentialsFile,
 }
 
 impl House {
     async fn new() -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let settings = Settings {
-            keys: vec!["rb-0123456789".to_owned()],
-            checks_per_minute_max: 100_000,
-            ..Settings::default()
-        };
-        let vendor = SimulatedVendor::start(listener, settings).unwrap();
-        let mut credentials = CredentialsFile::new();
-        let crowd = credentials.add("client crowd --all-products").await;
-        let single = credentials.add("client single --all-products").await;
-        credentials.add_line("[vendor_keys]", "name = \"main\"\nkey = \"rb-0123456789\"");
-        let server = Options::default()
-            .set("credentials_file", credentials.path().display())
-            .set("reconcile.enabled", true)
-            .set("reconcile.base_url", vendor.base_url())
+        let mut case = VendorCase::new().await;
+        let crowd = case.credentials.add("client crowd --all-products").await;
+        let single = case.credentials.add("client single --all-products").await;
+        let options = case
+            .options()
             .set("reconcile.checks_per_minute_max", 600)
-            .set("reconcile.expect_within", "seedance=1s,kling=1h")
-            .start()
-            .await;
+            .set("reconcile.expect_within", "seedance=1s,kling=1h");
+        let server = options.start().await;
         Self {
-            vendor,
+            case,
             server,
             crowd,
             single,
-            _credentials: credentials,
         }
-    }
-
-    /// The vendor has completed a task, and has sent no callback.
-    fn has(&self, product: &str, id: &str) {
-        let now = Timestamp::now();
-        let task = Task::new(product, id, now).in_state(State::Completed, now);
-        assert!(self.vendor.add(task));
     }
 
     async fn expect(&self, token: &str, ids: impl IntoIterator<Item = String>) {
@@ -88,7 +66,7 @@ impl House {
     }
 
     async fn is_checking(&self) {
-        until("checks", async || self.vendor.checks().len() >= 10).await;
+        until("checks", async || self.case.vendor.checks().len() >= 10).await;
     }
 }
 
@@ -107,41 +85,41 @@ fn tasks(product: &str, ids: impl Iterator<Item = String>) -> Filter {
 #[tokio::test]
 async fn a_client_with_many_late_tasks_delays_no_other() {
     let house = House::new().await;
-    house.has("seedance", "expected");
+    house.case.has("seedance", "expected", State::Completed);
     house.expect(&house.crowd, many(300)).await;
     house.is_checking().await;
 
     house.expect(&house.single, ["expected".to_owned()]).await;
     let is_asked = || {
-        let checks = house.vendor.checks();
+        let checks = house.case.vendor.checks();
         checks.iter().any(|it| it.target.contains("expected"))
     };
     until("the other client's task to be asked for", async || {
         is_asked()
     })
     .await;
-    let checks = house.vendor.checks().len();
+    let checks = house.case.vendor.checks().len();
     assert!(checks < 150, "{checks} checks came first");
 }
 
 #[tokio::test]
 async fn a_client_that_waits_for_many_tasks_delays_no_other() {
     let house = House::new().await;
-    house.has("seedance", "waited");
+    house.case.has("seedance", "waited", State::Completed);
     let filter = tasks("seedance", many(300));
     let crowd = subscribe_as(&house.server, Some(&house.crowd), filter).await;
     let _crowd = crowd.unwrap();
     house.is_checking().await;
 
     house.wait(&house.single, "waited").await;
-    let checks = house.vendor.checks().len();
+    let checks = house.case.vendor.checks().len();
     assert!(checks < 150, "{checks} checks came first");
 }
 
 #[tokio::test]
 async fn a_client_that_waits_for_many_tasks_leaves_room_for_others() {
     let house = House::new().await;
-    house.has("seedance", "waited");
+    house.case.has("seedance", "waited", State::Completed);
     let filter = tasks("kling", many(10_000));
     let crowd = subscribe_as(&house.server, Some(&house.crowd), filter).await;
     let mut crowd = crowd.unwrap();

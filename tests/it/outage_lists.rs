@@ -15,7 +15,7 @@ use axum::{
     Router,
     http::{StatusCode, Uri},
 };
-use blobcast::wire::v1::{ExpectTasksRequest, Expectation, Verification};
+use blobcast::wire::v1::{ExpectTasksRequest, Expectation};
 use jiff::{SignedDuration, Timestamp};
 use rustix::process::Signal;
 use rustls::{
@@ -29,8 +29,8 @@ use tokio_rustls::TlsAcceptor;
 use crate::{
     outages::age_last_there,
     support::{
-        Authority, Cli, CredentialsFile, Issued, Options, Server, completed, replace, request,
-        tasks_of, until, with,
+        Authority, Cli, CredentialsFile, Issued, Options, Server, completed, recovers, replace,
+        until, with,
     },
 };
 
@@ -156,19 +156,6 @@ async fn outage(server: &mut Server) {
 /// What the broker has noted of when it was there last.
 fn noted(data_dir: &Path) -> String {
     fs::read_to_string(data_dir.join("last-there.json")).unwrap()
-}
-
-/// All these tasks are recovered.
-async fn recovers(server: &Server, ids: &[String]) {
-    let mut sub = server.subscribe(request()).await;
-    let events = sub.next_events(ids.len()).await;
-    let is_answer = |verification| verification == Verification::VendorApi;
-    assert!(events.iter().all(|it| is_answer(it.verification())));
-    let mut found = tasks_of(&events);
-    found.sort_unstable();
-    let mut ids: Vec<_> = ids.iter().map(String::as_str).collect();
-    ids.sort_unstable();
-    assert_eq!(found, ids);
 }
 
 #[tokio::test]

@@ -3,90 +3,41 @@
 use std::time::{Duration, Instant};
 
 use blobcast::{
-    simulator::server::{Settings, SimulatedVendor, State, Step, Target, Task},
-    wire::v1::{ExpectTasksRequest, Expectation, Verification},
+    simulator::server::{State, Step, Target},
+    wire::v1::Expectation,
 };
 use jiff::Timestamp;
 use serde_json::{Value, json};
-use tokio::net::TcpListener;
 
-use crate::support::{CredentialsFile, Options, Server, completed, request, tasks_of, until, with};
+use crate::support::{Server, VendorCase, completed, expect, expectation, recovers, until, with};
 
 /// A vendor, and a broker that asks it.
 struct Case {
-    vendor: SimulatedVendor,
+    of_vendor: VendorCase,
     server: Server,
-    _credentials: CredentialsFile,
 }
 
 impl Case {
     async fn new() -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let settings = Settings {
-            keys: vec!["rb-0123456789".to_owned()],
-            checks_per_minute_max: 100_000,
-            ..Settings::default()
-        };
-        let vendor = SimulatedVendor::start(listener, settings).unwrap();
-        let mut credentials = CredentialsFile::new();
-        let line = "name = \"main\"\nkey = \"rb-0123456789\"";
-        credentials.add_line("[vendor_keys]", line);
-        let server = Options::default()
-            .set("credentials_file", credentials.path().display())
-            .set("reconcile.enabled", true)
-            .set("reconcile.base_url", vendor.base_url())
-            .set("reconcile.checks_per_minute_max", 6_000)
-            .set("reconcile.outage_min", "1s")
-            .start()
-            .await;
-        Self {
-            vendor,
-            server,
-            _credentials: credentials,
-        }
+        let of_vendor = VendorCase::new().await;
+        let options = of_vendor.options().set("reconcile.outage_min", "1s");
+        let server = options.start().await;
+        Self { of_vendor, server }
     }
 
     /// Expects tasks that the vendor has completed, and of which it has sent no callback. They are late as soon as can be.
     async fn expect(&self, ids: &[String]) {
-        let now = Timestamp::now();
         for id in ids {
-            let task = Task::new("veo", id, now).in_state(State::Completed, now);
-            assert!(self.vendor.add(task));
+            self.of_vendor.has("veo", id, State::Completed);
         }
-        let expectation = |task_id: &String| Expectation {
-            product: "veo".to_owned(),
-            task_id: task_id.clone(),
+        let expectation = |id: &String| Expectation {
             expect_within: Some(prost_types::Duration {
                 seconds: 10,
                 nanos: 0,
             }),
-            ..Expectation::default()
+            ..expectation("veo", id)
         };
-        let request = ExpectTasksRequest {
-            expectations: ids.iter().map(expectation).collect(),
-        };
-        let mut client = self.server.events().await;
-        client.expect_tasks(request).await.unwrap();
-    }
-
-    /// All tasks are recovered.
-    async fn recovers(&self, ids: &[String]) {
-        let mut sub = self.server.subscribe(request()).await;
-        let events = sub.next_events(ids.len()).await;
-        let is_answer = |verification| verification == Verification::VendorApi;
-        assert!(events.iter().all(|it| is_answer(it.verification())));
-        let mut found = tasks_of(&events);
-        found.sort_unstable();
-        let mut ids: Vec<_> = ids.iter().map(String::as_str).collect();
-        ids.sort_unstable();
-        assert_eq!(found, ids);
-    }
-
-    /// Requests for pages of lists.
-    fn list_calls(&self) -> usize {
-        let checks = self.vendor.checks();
-        let lists = checks.iter().filter(|it| it.target.contains("limit="));
-        lists.count()
+        expect(&self.server, ids.iter().map(expectation).collect()).await;
     }
 }
 
@@ -100,7 +51,8 @@ async fn a_list_that_is_refused_after_an_outage_is_asked_for_once() {
     case.expect(&lost(1)).await;
     let away = Instant::now();
     case.server.terminate().await;
-    case.vendor
+    case.of_vendor
+        .vendor
         .script_always(Target::list("veo"), Step::status(403));
     until("the outage to be one", async || {
         away.elapsed() > Duration::from_millis(1_100)
@@ -108,8 +60,8 @@ async fn a_list_that_is_refused_after_an_outage_is_asked_for_once() {
     .await;
     case.server.restart_elsewhere().await;
 
-    case.recovers(&lost(1)).await;
-    assert_eq!(case.list_calls(), 1);
+    recovers(&case.server, &lost(1)).await;
+    assert_eq!(case.of_vendor.list_calls(), 1);
     let usable = "blobcast_vendor_key_usable{key=\"main\"}";
     assert_eq!(case.server.metric(usable).await, 1.0);
 }
@@ -121,10 +73,11 @@ async fn a_list_that_shows_the_same_page_at_every_offset_is_left_after_the_secon
     let listed =
         (0..100).map(|n| with(completed(&format!("other{n}")), json!({"created_at": now})));
     let page = Value::Array(listed.collect()).to_string();
-    case.vendor
+    case.of_vendor
+        .vendor
         .script_always(Target::list("veo"), Step::Answer(200, page.into()));
 
     case.expect(&lost(40)).await;
-    case.recovers(&lost(40)).await;
-    assert_eq!(case.list_calls(), 2);
+    recovers(&case.server, &lost(40)).await;
+    assert_eq!(case.of_vendor.list_calls(), 2);
 }

@@ -29,7 +29,8 @@ pub use endpoint::Endpoint;
 pub use grpc::*;
 pub use library::{Node, draft, node, stored};
 pub use reconciling::{
-    VENDOR_KEY, VendorCase, events_of, expect, expectation, is_recovered, key_line, wait_task,
+    VENDOR_KEY, VendorCase, events_of, expect, expectation, is_recovered, key_line, recovers,
+    wait_task,
 };
 pub use server::{ANY_PORT, Options, Server};
 #[allow(unused_imports, reason = "each module uses its part of the fixture")]

@@ -11,7 +11,7 @@ use blobcast::{
 use jiff::Timestamp;
 use tokio::net::TcpListener;
 
-use super::{ANY_PORT, CredentialsFile, Options, Server, until};
+use super::{ANY_PORT, CredentialsFile, Options, Server, request, tasks_of, until};
 
 /// The key of the broker in these tests.
 pub const VENDOR_KEY: &str = "rb-0123456789";
@@ -133,6 +133,18 @@ pub async fn events_of(server: &Server, id: &str) -> Vec<Event> {
     let mut all = server.log_of_events().await;
     all.retain(|event| event.task_id == id);
     all
+}
+
+/// These tasks, and no others, are recovered first.
+pub async fn recovers(server: &Server, ids: &[String]) {
+    let mut sub = server.subscribe(request()).await;
+    let events = sub.next_events(ids.len()).await;
+    assert!(events.iter().all(is_recovered), "{events:?}");
+    let mut found = tasks_of(&events);
+    found.sort_unstable();
+    let mut ids: Vec<_> = ids.iter().map(String::as_str).collect();
+    ids.sort_unstable();
+    assert_eq!(found, ids);
 }
 
 pub fn is_recovered(event: &Event) -> bool {
