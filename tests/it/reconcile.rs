@@ -285,7 +285,8 @@ async fn a_callback_that_comes_after_its_answer_is_the_same_event() {
         let events = events_of(&server, id).await;
         assert!(is_recovered(&events[0]));
         assert!(events.iter().all(|event| !event.conflict), "{events:?}");
-        assert!(events.len() <= 2, "a reason may be added: {events:?}");
+        let most = if state == State::Failed { 2 } else { 1 }; // a reason may be added
+        assert!(events.len() <= most, "{events:?}");
     }
 }
 
