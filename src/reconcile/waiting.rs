@@ -90,6 +90,13 @@ pub struct Wait {
     tasks: Vec<TaskKey>,
 }
 
+impl Wait {
+    /// Whether any of the tasks is checked: there may have been room for none.
+    pub fn has_room(&self) -> bool {
+        !self.tasks.is_empty()
+    }
+}
+
 impl Waiting {
     /// Notes that a client waits for tasks. `labels` are those that the client is bound to.
     pub fn wait<'a>(

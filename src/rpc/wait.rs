@@ -53,7 +53,7 @@ pub(super) async fn wait(
     let opening = opening(filter.clone(), caller, payer.clone(), peer, call);
     let waits = context.waits_for(&filter, &expecting);
     let task = Watched {
-        is_expected: context.asks_for(&filter, waits.is_some()),
+        is_expected: context.asks_for(&filter, waits.as_ref()),
         ..Watched::default()
     };
     let mut subscription = subscribe::open(context, opening).await?;

@@ -23,10 +23,11 @@ impl Context {
     }
 
     /// Whether the vendor is, or will be, asked for a task of the filter: because somebody waits for it, or because it is expected.
-    pub(super) fn asks_for(&self, filter: &Filter, is_waited_for: bool) -> bool {
+    pub(super) fn asks_for(&self, filter: &Filter, waits: Option<&reconcile::Wait>) -> bool {
         let Some(reconciler) = self.reconciler.as_deref() else {
             return false;
         };
+        let is_waited_for = waits.is_some_and(reconcile::Wait::has_room);
         let asks = |product, key: Option<&str>| reconciler.key_of(product, key).is_some();
         filter.products.iter().any(|product| {
             let mut open = filter
