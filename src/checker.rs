@@ -1,13 +1,17 @@
 //! The guarantees as one pure function: from the acknowledgements, the log and the streams of a run to the list of violations.
 //!
 //! Tests of every kind pass their histories to it, so that "nothing lost, nothing twice, in order" has one meaning. It knows nothing
-//! of the broker, and takes JSON from tests in other languages. [`recovery`] does the same for what reconciling promises.
+//! of the broker, and takes JSON from tests in other languages. [`cluster`] adds what holds between nodes, and [`recovery`] does the
+//! same for what reconciling promises.
 
+pub mod cluster;
 pub mod recovery;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use serde::Deserialize;
+
+pub use cluster::NodeLog;
 
 /// A callback that was answered 200.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Deserialize)]
@@ -54,6 +58,21 @@ pub struct History {
     /// The ids of events that were erased before the log was read. Streams may have received them earlier.
     #[serde(default)]
     pub erased: HashSet<String>,
+    /// What each node of a cluster has, instead of `log`. The longest of their logs is the log of the run.
+    #[serde(default)]
+    pub nodes: Vec<NodeLog>,
+    /// For each task, how many different callbacks were posted; empty if the test has not counted them.
+    #[serde(default)]
+    pub posted: HashMap<String, usize>,
+    /// The names of the callbacks that were answered 202.
+    #[serde(default)]
+    pub quarantined: HashSet<String>,
+}
+
+impl History {
+    fn log(&self) -> &[Observed] {
+        cluster::longest(&self.nodes).map_or(&self.log, |node| &node.log)
+    }
 }
 
 /// A guarantee that does not hold.
@@ -121,6 +140,42 @@ pub enum Violation {
         /// The id of the event.
         event_id: String,
     },
+    /// A callback is one event, however often and at however many nodes it is posted.
+    #[error("task {task_id} has {found} events of {posted} different callbacks")]
+    Doubled {
+        /// The id of the task.
+        task_id: String,
+        /// How many different callbacks were posted.
+        posted: usize,
+        /// How many events the log has.
+        found: usize,
+    },
+    /// There is one log: that of each node is a prefix of it.
+    #[error("the logs of nodes {one} and {other} differ at index {index}")]
+    LogsDiffer {
+        /// The node with the longest log.
+        one: String,
+        /// The node whose log is not a prefix of it.
+        other: String,
+        /// The index of the first event that differs.
+        index: usize,
+    },
+    /// The quarantine of each node is a prefix of the longest one.
+    #[error("the quarantines of nodes {one} and {other} differ at index {index}")]
+    QuarantinesDiffer {
+        /// The node with the longest quarantine.
+        one: String,
+        /// The node whose quarantine is not a prefix of it.
+        other: String,
+        /// The index of the first callback that differs.
+        index: usize,
+    },
+    /// Durable before 202: an acknowledged callback is in the quarantine.
+    #[error("callback {name} was answered 202 and is not in quarantine")]
+    NotKept {
+        /// The name of the callback.
+        name: String,
+    },
 }
 
 /// All violations of the guarantees in a history. An empty list means that the guarantees held.
@@ -128,7 +183,7 @@ pub fn check(history: &History) -> Vec<Violation> {
     let mut violations = Vec::new();
     let log = Stream {
         task_ids: None,
-        observed: history.log.clone(),
+        observed: history.log().to_vec(),
     };
     for (number, stream) in history.streams.iter().chain([&log]).enumerate() {
         check_rising(number, stream, &mut violations);
@@ -137,7 +192,9 @@ pub fn check(history: &History) -> Vec<Violation> {
     check_names(history, &mut violations);
     check_acknowledged(history, &mut violations);
     check_erased(history, &mut violations);
-    if !history.log.is_empty() {
+    check_doubled(history, &mut violations);
+    cluster::check(&history.nodes, &history.quarantined, &mut violations);
+    if !history.log().is_empty() {
         for (number, stream) in history.streams.iter().enumerate() {
             check_complete(number, stream, history, &mut violations);
         }
@@ -164,6 +221,7 @@ fn everything(history: &History) -> impl Iterator<Item = &Observed> {
         .iter()
         .flat_map(|stream| &stream.observed)
         .chain(&history.log)
+        .chain(history.nodes.iter().flat_map(|node| &node.log))
 }
 
 fn check_names(history: &History, violations: &mut Vec<Violation>) {
@@ -202,13 +260,34 @@ fn check_acknowledged(history: &History, violations: &mut Vec<Violation>) {
 
 fn check_erased(history: &History, violations: &mut Vec<Violation>) {
     for Observed { event_id, .. } in history
-        .log
+        .log()
         .iter()
         .filter(|seen| history.erased.contains(&seen.event_id))
     {
         violations.push(Violation::NotErased {
             event_id: event_id.clone(),
         });
+    }
+}
+
+fn check_doubled(history: &History, violations: &mut Vec<Violation>) {
+    if history.posted.is_empty() {
+        return;
+    }
+
+    let mut found: BTreeMap<&str, usize> = BTreeMap::new();
+    for seen in history.log() {
+        *found.entry(&seen.task_id).or_default() += 1;
+    }
+    for (task_id, found) in found {
+        let posted = history.posted.get(task_id).copied().unwrap_or(0);
+        if found > posted {
+            violations.push(Violation::Doubled {
+                task_id: task_id.to_owned(),
+                posted,
+                found,
+            });
+        }
     }
 }
 
@@ -231,7 +310,7 @@ fn check_complete(
     };
 
     let within = |seen: &&Observed| seen.cursor >= first.cursor && seen.cursor <= last.cursor;
-    let expected: HashSet<_> = history.log.iter().filter(wanted).filter(within).collect();
+    let expected: HashSet<_> = history.log().iter().filter(wanted).filter(within).collect();
     let got: HashSet<_> = stream.observed.iter().collect();
 
     for &Observed {
@@ -352,6 +431,20 @@ mod tests {
             let noticed = check(&history);
             let expected = noticed.iter().any(|violation| matches!(violation, Violation::CursorReused { .. }));
             prop_assert!(expected);
+        }
+
+        #[test]
+        fn an_event_more_than_was_posted_is_noticed(size in 6usize..60, which: prop::sample::Index) {
+            let mut history = good(size);
+            for seen in &history.log {
+                *history.posted.entry(seen.task_id.clone()).or_default() += 1;
+            }
+            prop_assert_eq!(check(&history), []);
+
+            let task_id = history.log[which.index(size)].task_id.clone();
+            let found = history.posted[&task_id];
+            history.posted.insert(task_id.clone(), found - 1);
+            prop_assert_eq!(check(&history), [Violation::Doubled { task_id, posted: found - 1, found }]);
         }
 
         #[test]
