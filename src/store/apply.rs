@@ -18,7 +18,7 @@ use super::{
     expectation_index::{ExpectationIndex, Unwritten},
     layout::TaskEvent,
     lock,
-    log::Place,
+    log::NewCopy,
     quarantine_index::QuarantineIndex,
     shares::Shares,
     task_entry::TaskEntry,
@@ -77,6 +77,8 @@ pub(super) enum Change<'c> {
     Left { number: u64 },
     /// A task is expected, or its expectation is written again.
     Expected { number: u64, kept: Kept },
+    /// An expectation is written again in this log; `frame` has its newest copy in the stream.
+    ExpectedHere { number: u64, kept: Kept, frame: u64 },
     /// A task is not expected any more.
     ExpectationEnded { number: u64 },
 }
@@ -91,6 +93,20 @@ pub(super) struct Overlay<'a> {
     /// Callbacks that have left the quarantine.
     left: Vec<u64>,
     expectations: Unwritten,
+    /// How to take back what was changed ahead of the commit, if that may be necessary.
+    undo: Option<Undo>,
+}
+
+/// What entries have changed of the shares, in order.
+type Undo = Vec<ShareChange>;
+
+enum ShareChange {
+    Added(u64),
+    Removed {
+        number: u64,
+        bytes: u64,
+        header: QuarantineHeader,
+    },
 }
 
 impl<'a> Overlay<'a> {
@@ -102,6 +118,15 @@ impl<'a> Overlay<'a> {
             quarantined: HashMap::new(),
             left: Vec::new(),
             expectations: Unwritten::default(),
+            undo: None,
+        }
+    }
+
+    /// The same of changes that may have to be taken back, by [`Changes::take_back`].
+    pub(super) fn revocable(state: State<'a>, tasks: usize) -> Self {
+        Self {
+            undo: Some(Undo::new()),
+            ..Self::new(state, tasks)
         }
     }
 
@@ -136,6 +161,11 @@ impl<'a> Overlay<'a> {
             } => self.quarantine(number, header, bytes),
             Change::Left { number } => self.leave(number),
             Change::Expected { number, kept } => self.expectations.put(number, kept),
+            Change::ExpectedHere {
+                number,
+                kept,
+                frame,
+            } => self.expectations.put_here(number, kept, frame),
             Change::ExpectationEnded { number } => self.expectations.end(number),
         }
         Ok(())
@@ -161,13 +191,26 @@ impl<'a> Overlay<'a> {
                 bytes,
                 header.received_at_micros,
             );
+            if let Some(undo) = &mut self.undo {
+                undo.push(ShareChange::Added(number));
+            }
         }
         self.quarantined.insert(number, (bytes, header.clone()));
     }
 
     fn leave(&mut self, number: u64) {
         self.left.push(number);
-        lock(self.state.shares).remove(number);
+        let mut shares = lock(self.state.shares);
+        if let Some(undo) = &mut self.undo
+            && let (Some(kept), Some(header)) = (shares.get(number), shares.header_of(number))
+        {
+            undo.push(ShareChange::Removed {
+                number,
+                bytes: kept.bytes,
+                header,
+            });
+        }
+        shares.remove(number);
     }
 
     /// Ends the overlay: its changes, to be written when the log has the commit for good.
@@ -183,6 +226,7 @@ impl<'a> Overlay<'a> {
             quarantined: self.quarantined,
             left: self.left,
             expectations: self.expectations,
+            undo: self.undo.unwrap_or_default(),
         }
     }
 }
@@ -193,30 +237,61 @@ pub(super) struct Changes {
     quarantined: HashMap<u64, (u64, QuarantineHeader)>,
     left: Vec<u64>,
     expectations: Unwritten,
+    undo: Undo,
 }
 
 impl Changes {
-    /// Writes them to the state. `segment` has their commit, and `places` are those of the
+    /// About how much the tasks that they change take in memory: see [`Tasks::is_full_with`].
+    pub(super) fn weight(&self) -> usize {
+        let tasks = self.tasks.iter();
+        tasks.map(|(_, events)| events.len().max(1)).sum()
+    }
+
+    /// Takes back what was changed ahead of a commit that does not come. They must be revocable.
+    pub(super) fn take_back(self, state: State<'_>) {
+        let mut shares = lock(state.shares);
+        for change in self.undo.into_iter().rev() {
+            match change {
+                ShareChange::Added(number) => shares.remove(number),
+                ShareChange::Removed {
+                    number,
+                    bytes,
+                    header,
+                } => {
+                    let QuarantineHeader {
+                        credential,
+                        product,
+                        received_at_micros,
+                        ..
+                    } = header;
+                    shares.add(number, &credential, &product, bytes, received_at_micros);
+                }
+            }
+        }
+    }
+
+    /// Writes them to the state. `segment` has their commit, `frame` is where it came from, and `copies` are those of the
     /// quarantined callbacks. The log must have the commit for good: the state could not take it
     /// back.
     pub(super) fn write(
         self,
         state: State<'_>,
         segment: u64,
-        places: impl IntoIterator<Item = (u64, Place)>,
+        frame: u64,
+        copies: impl IntoIterator<Item = NewCopy>,
     ) -> Result<(), IndexError> {
         if !self.quarantined.is_empty() || !self.left.is_empty() {
             let mut quarantine = lock(state.quarantine);
-            for (number, place) in places {
-                if let Some((bytes, header)) = self.quarantined.get(&number) {
-                    quarantine.put(number, place, *bytes, header);
+            for copy in copies {
+                if let Some((bytes, header)) = self.quarantined.get(&copy.number) {
+                    quarantine.put(copy, *bytes, header);
                 }
             }
             self.left
                 .iter()
                 .for_each(|&number| quarantine.remove(number));
         }
-        self.expectations.write(state.expectations, segment);
+        self.expectations.write(state.expectations, segment, frame);
         state.tasks.change(self.tasks)
     }
 }

@@ -23,12 +23,15 @@ use xxhash_rust::xxh3::Xxh3;
 use super::{
     ReadError, Store,
     expectation::Kept,
-    layout::{BACKUP_FORMAT, Damaged, Totals, parse_quarantined, parse_sequence_key, sequence_key},
+    layout::{BACKUP_FORMAT, Damaged, parse_quarantined, parse_sequence_key, sequence_key},
     lock,
     log::{Events, Logged, QuarantineReader, Unread},
     quarantine_index::Held,
 };
-use crate::event::{Fingerprint, Record, Sequence};
+use crate::{
+    cluster::Totals,
+    event::{Fingerprint, Record, Sequence},
+};
 
 pub(super) const MAGIC: &[u8; 16] = b"blobcast backup\n";
 pub(super) const END: u8 = 0;
@@ -113,7 +116,7 @@ impl Audit {
             Part::Events => {
                 let sequence = parse_sequence_key(key)?;
                 let Logged { record, .. } = parse_event(sequence, Bytes::copy_from_slice(value))?;
-                if sequence != self.found.head()?.next() {
+                if sequence != self.found.newest()?.next() {
                     return Err(Damaged("log: events are missing"));
                 }
                 self.found.event_count += 1;

@@ -1,4 +1,4 @@
-//! Which numbered things have their newest copy in which segment of the log. Pure.
+//! Which numbered things have their newest copy in which segment of the log, or in which frame of the stream. Pure.
 //!
 //! They outlive the events beside them, so they have to be written again before their segment is
 //! removed ([`super::writer`]'s `carry`).
@@ -45,6 +45,13 @@ impl BySegment {
     pub(super) fn bytes_up_to(&self, segment: u64) -> u64 {
         let segments = self.0.range(..=segment);
         segments.map(|(_, segment)| segment.bytes).sum()
+    }
+
+    /// Those in segments up to this one, oldest segment first, at most so many.
+    pub(super) fn up_to(&self, segment: u64, most: usize) -> Vec<u64> {
+        let segments = self.0.range(..=segment);
+        let numbers = segments.flat_map(|(_, segment)| &segment.numbers);
+        numbers.copied().take(most).collect()
     }
 
     /// Those in a segment, in order.

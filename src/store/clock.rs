@@ -30,6 +30,7 @@ use jiff::Timestamp;
 use parking_lot::Mutex;
 
 use super::lock;
+pub(super) use crate::cluster::Trust;
 
 const SECOND: i64 = 1_000_000;
 /// So far the log's clock follows the wall clock at once; what a first synchronisation of a good
@@ -82,26 +83,6 @@ pub(super) struct Newest {
     pub micros: i64,
     /// What its last commit knew of its times.
     pub trust: Trust,
-}
-
-/// How far the times in a log can be trusted.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) enum Trust {
-    /// They are right.
-    #[default]
-    Known = 0,
-    /// A start did not know yet how long the machine had been off.
-    Waiting = 1,
-    /// The clocks disagreed, so what was stamped may be older or younger than it seems.
-    Doubted = 2,
-}
-
-impl Trust {
-    pub(super) fn from_number(number: u64) -> Option<Self> {
-        [Self::Known, Self::Waiting, Self::Doubted]
-            .into_iter()
-            .find(|trust| *trust as u64 == number)
-    }
 }
 
 /// A clock that is in step with monotonic time.
@@ -331,6 +312,11 @@ impl Clock {
         self.offset
             .load(Ordering::Relaxed)
             .saturating_add((self.source.monotonic)())
+    }
+
+    /// Monotonic time since any moment, in microseconds.
+    pub(super) fn monotonic_micros(&self) -> i64 {
+        (self.source.monotonic)()
     }
 
     /// What it says.

@@ -295,6 +295,9 @@ pub(super) enum IndexError {
     /// It does not fit the log.
     #[error("{0}")]
     Doubt(String),
+    /// The log could not be synced, which has to come first.
+    #[error("the log: {0}")]
+    Log(#[from] io::Error),
 }
 
 impl IndexError {
@@ -306,7 +309,7 @@ impl IndexError {
             ) => !is_refusal(error),
             // A write has failed, because of a full disk for example: the next opening tells what is left.
             // And what another process uses is not for this one to remove.
-            Self::Fjall(fjall::Error::Poisoned | fjall::Error::Locked) => false,
+            Self::Fjall(fjall::Error::Poisoned | fjall::Error::Locked) | Self::Log(_) => false,
             Self::Fjall(_) | Self::Doubt(_) => true,
         }
     }

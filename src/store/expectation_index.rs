@@ -27,13 +27,16 @@ pub(super) struct Held {
     pub kept: Kept,
     /// The segment with its newest copy.
     pub segment: u64,
+    /// The frame that has its newest copy in the stream; 0 on a single machine.
+    pub frame: u64,
 }
 
 impl Held {
     /// As the index stores it.
     fn encode(&self) -> Vec<u8> {
-        let mut bytes = Vec::with_capacity(8 + self.kept.bytes().len());
+        let mut bytes = Vec::with_capacity(16 + self.kept.bytes().len());
         bytes.put_u64_le(self.segment);
+        bytes.put_u64_le(self.frame);
         bytes.put_slice(self.kept.bytes());
         bytes
     }
@@ -41,8 +44,10 @@ impl Held {
     pub(super) fn parse(mut bytes: &[u8]) -> Result<Self, Damaged> {
         const DAMAGED: Damaged = Damaged("expectation in the index");
         let segment = bytes.try_get_u64_le().map_err(|_| DAMAGED)?;
+        let frame = bytes.try_get_u64_le().map_err(|_| DAMAGED)?;
         Ok(Self {
             segment,
+            frame,
             kept: Kept::parse(bytes)?,
         })
     }
@@ -65,6 +70,8 @@ pub(super) struct ExpectationIndex {
     /// How many each client has.
     clients: HashMap<Box<str>, usize>,
     segments: BySegment,
+    /// The same by the frames that have their newest copies in the stream.
+    frames: BySegment,
     overdue: usize,
     /// Those that have changed since the last checkpoint.
     changed: BTreeSet<u64>,
@@ -76,9 +83,16 @@ impl ExpectationIndex {
     /// Adds one that the index has stored.
     pub(super) fn load(&mut self, number: u64, held: Held) {
         self.take_out(number);
-        let Held { kept, segment } = &held;
-        self.segments
-            .put(*segment, number, kept.bytes().len() as u64);
+        let Held {
+            kept,
+            segment,
+            frame,
+        } = &held;
+        let bytes = kept.bytes().len() as u64;
+        self.segments.put(*segment, number, bytes);
+        if *frame > 0 {
+            self.frames.put(*frame, number, bytes);
+        }
         self.overdue += usize::from(kept.is_overdue());
         if let Some(client) = kept.client() {
             *self.clients.entry(client.into()).or_default() += 1;
@@ -96,8 +110,8 @@ impl ExpectationIndex {
     }
 
     /// Adds one, or a newer copy.
-    pub(super) fn put(&mut self, number: u64, kept: Kept, segment: u64) {
-        self.load(number, Held { kept, segment });
+    pub(super) fn put(&mut self, number: u64, held: Held) {
+        self.load(number, held);
         self.changed.insert(number);
     }
 
@@ -108,11 +122,17 @@ impl ExpectationIndex {
     }
 
     fn take_out(&mut self, number: u64) {
-        let Some(Held { kept, segment }) = self.held.remove(&number) else {
+        let Some(Held {
+            kept,
+            segment,
+            frame,
+        }) = self.held.remove(&number)
+        else {
             return;
         };
-        self.segments
-            .remove(segment, number, kept.bytes().len() as u64);
+        let bytes = kept.bytes().len() as u64;
+        self.segments.remove(segment, number, bytes);
+        self.frames.remove(frame, number, bytes);
         self.overdue -= usize::from(kept.is_overdue());
         if let Some(client) = kept.client()
             && let Some(count) = self.clients.get_mut(client)
@@ -135,6 +155,11 @@ impl ExpectationIndex {
 
     pub(super) fn get(&self, number: u64) -> Option<&Kept> {
         self.held.get(&number).map(|held| &held.kept)
+    }
+
+    /// The frame that has the newest copy of one in the stream.
+    pub(super) fn frame_of(&self, number: u64) -> Option<u64> {
+        self.held.get(&number).map(|held| held.frame)
     }
 
     /// Those behind a number, in order, at most so many.
@@ -178,6 +203,11 @@ impl ExpectationIndex {
         &self.segments
     }
 
+    /// By the frames that have their newest copies in the stream.
+    pub(super) fn frames(&self) -> &BySegment {
+        &self.frames
+    }
+
     /// The changes since the last call.
     pub(super) fn take_changes(&mut self) -> Changes {
         mem::take(&mut self.changed)
@@ -191,6 +221,8 @@ impl ExpectationIndex {
 #[derive(Debug, Default)]
 pub(super) struct Unwritten {
     put: BTreeMap<u64, Kept>,
+    /// Those of them that are only written again in this log: the frames that have their newest copies in the stream.
+    frames: BTreeMap<u64, u64>,
     ended: BTreeSet<u64>,
     by_task: HashMap<ByTask, u64>,
 }
@@ -200,6 +232,13 @@ impl Unwritten {
     pub(super) fn put(&mut self, number: u64, kept: Kept) {
         self.by_task.insert(ByTask(kept.clone()), number);
         self.put.insert(number, kept);
+        self.frames.remove(&number);
+    }
+
+    /// Adds a newer copy that no frame knows of; `frame` has the newest copy in the stream.
+    pub(super) fn put_here(&mut self, number: u64, kept: Kept, frame: u64) {
+        self.put(number, kept);
+        self.frames.insert(number, frame);
     }
 
     /// Ends an expectation.
@@ -227,14 +266,20 @@ impl Unwritten {
         unwritten.or_else(|| lock(state).get(number).cloned())
     }
 
-    /// Writes the changes to the state; `segment` is where their commit lies.
-    pub(super) fn write(self, state: &Mutex<ExpectationIndex>, segment: u64) {
+    /// Writes the changes to the state; `segment` is where their commit lies, and `frame` where it came from.
+    pub(super) fn write(self, state: &Mutex<ExpectationIndex>, segment: u64, frame: u64) {
         if self.put.is_empty() && self.ended.is_empty() {
             return; // almost always
         }
         let mut state = lock(state);
         for (number, kept) in self.put {
-            state.put(number, kept, segment);
+            let frame = self.frames.get(&number).copied().unwrap_or(frame);
+            let held = Held {
+                kept,
+                segment,
+                frame,
+            };
+            state.put(number, held);
         }
         for number in self.ended {
             state.remove(number);
@@ -255,6 +300,15 @@ mod tests {
         })
     }
 
+    /// Each second segment came from the stream.
+    fn held(kept: Kept, segment: u64) -> Held {
+        Held {
+            kept,
+            segment,
+            frame: segment % 2 * segment,
+        }
+    }
+
     proptest! {
         /// Whatever is put, carried and ended, also after some of it is replayed: what is stored is
         /// what is known, and the counts are those of what is there.
@@ -266,8 +320,8 @@ mod tests {
             let mut ended = BTreeSet::new();
             let apply = |index: &mut ExpectationIndex, (number, step, segment): (u64, u8, u64)| match step {
                 0 => index.remove(number),
-                1 => index.put(number, kept(number, step).overdue(), segment),
-                _ => index.put(number, kept(number, step), segment),
+                1 => index.put(number, held(kept(number, step).overdue(), segment)),
+                _ => index.put(number, held(kept(number, step), segment)),
             };
             for (segment, (number, step)) in (1..).zip(steps) {
                 // A number is never used again.
@@ -300,6 +354,7 @@ mod tests {
             }
             prop_assert_eq!(&loaded.held, &index.held);
             prop_assert_eq!(&loaded.segments, &index.segments);
+            prop_assert_eq!(&loaded.frames, &index.frames);
             prop_assert_eq!(loaded.counts(), index.counts());
             prop_assert_eq!(&loaded.clients, &index.clients);
             prop_assert_eq!(index.counts().open, index.held.len());
@@ -319,7 +374,7 @@ mod tests {
         unwritten.put(3, first.clone());
         assert_eq!(unwritten.find(&state, &key), Some((3, first.clone())));
         assert_eq!(lock(&state).counts().open, 0);
-        unwritten.write(&state, 7);
+        unwritten.write(&state, 7, 0);
         assert_eq!(lock(&state).segments().first(), Some(7));
 
         let mut unwritten = Unwritten::default();
@@ -330,7 +385,7 @@ mod tests {
         unwritten.put(6, kept(6, 1));
         assert_eq!(unwritten.find(&state, &key), Some((6, kept(6, 1))));
         assert_eq!(lock(&state).of_client("c1"), 1);
-        unwritten.write(&state, 8);
+        unwritten.write(&state, 8, 0);
         assert_eq!(lock(&state).find(&key), Some((6, &kept(6, 1))));
         assert_eq!(lock(&state).of_client("c1"), 1);
     }
@@ -357,7 +412,7 @@ mod tests {
         let mut index = ExpectationIndex::default();
         let before = resident();
         for number in 1..=100_000 {
-            index.put(number, kept(number), 1 + number / 10_000);
+            index.put(number, held(kept(number), 1 + number / 10_000));
         }
         let each = (resident() - before) / 100_000;
         println!("{each} bytes each");

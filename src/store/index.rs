@@ -183,13 +183,14 @@ impl Index {
         self.database.seqno()
     }
 
-    /// Makes all changes durable, and then the checkpoint.
+    /// Makes all changes durable, and then the checkpoint. `make_durable` has the log sync all that it has so far.
     pub(super) fn sync(
         &self,
         checkpoint: Checkpoint,
         unsynced: Unsynced,
+        make_durable: impl FnOnce() -> Result<(), IndexError>,
     ) -> Result<(), IndexError> {
-        self.tasks.flush()?;
+        self.tasks.flush_behind(make_durable)?;
         self.doubt.look(self.write(checkpoint, unsynced))
     }
 

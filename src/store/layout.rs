@@ -1,5 +1,4 @@
-//! Values of the index and of the quarantine's entries, and the totals that each commit carries.
-//! Pure.
+//! Values of the index and of the quarantine's entries. Pure.
 //!
 //! ```text
 //! tasks         task id                    one entry per retained event of the task, oldest first
@@ -13,11 +12,10 @@ use bytes::{Buf, BufMut};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::clock::{Adoption, Trust};
 use crate::event::{Fingerprint, Labels, Product, Sequence, TaskStatus};
 
 /// Version of this layout. A store of another version is refused.
-pub(super) const FORMAT: u64 = 7;
+pub(super) const FORMAT: u64 = 8;
 /// The folder of the index below the data directory.
 pub(super) const INDEX: &str = "index";
 /// Of what a backup is made of, whatever a store is made of.
@@ -109,199 +107,6 @@ pub(super) fn parse_task(mut bytes: &[u8]) -> Result<Vec<TaskEvent>, Damaged> {
         events.push(event);
     }
     Ok(events)
-}
-
-const TOTALS_DAMAGED: Damaged = Damaged("totals: they do not fit what there is");
-
-/// Running totals, written with every commit so that starting never scans.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Totals {
-    /// First sequence that may exist; all before it are forgotten.
-    pub first_available: u64,
-    pub event_count: u64,
-    pub event_bytes: u64,
-    pub quarantine_next: u64,
-    pub quarantine_count: u64,
-    pub quarantine_bytes: u64,
-    /// The newest number that an expectation was given.
-    pub expectation_next: u64,
-    /// Open expectations.
-    pub expectation_count: u64,
-    /// The newest time that the log's clock has stamped something with, in microseconds since 1970;
-    /// lower again only where the clock was set back.
-    pub log_time_micros: i64,
-    /// How far the times of what is in the log can be trusted.
-    pub trust: Trust,
-    /// How what is older than the last step of the log's clock is aged.
-    pub correction: Correction,
-}
-
-/// The log's clock was changed by more than a little: how what was stamped before is aged.
-///
-/// Only the last change is noted. What it says of older ones errs on the safe side: nothing is
-/// taken for older than it is.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Correction {
-    /// For the events up to this one,
-    pub events: u64,
-    /// and the quarantined callbacks up to this number:
-    pub quarantined: u64,
-    /// they count as received so many microseconds later than they were stamped,
-    pub by_micros: i64,
-    /// but not later than at the time of the change by the changed clock, in microseconds since
-    /// 1970.
-    pub at_micros: i64,
-}
-
-impl Correction {
-    /// When an event counts as received, in microseconds since 1970.
-    pub(super) fn of_event(&self, sequence: Sequence, log_time_micros: i64) -> i64 {
-        self.corrected(sequence.0 <= self.events, log_time_micros)
-    }
-
-    /// When a quarantined callback counts as received, in microseconds since 1970.
-    pub(super) fn of_quarantined(&self, number: u64, received_at_micros: i64) -> i64 {
-        self.corrected(number <= self.quarantined, received_at_micros)
-    }
-
-    fn corrected(&self, is_older: bool, micros: i64) -> i64 {
-        if is_older {
-            micros.saturating_add(self.by_micros).min(self.at_micros)
-        } else {
-            micros
-        }
-    }
-}
-
-impl Totals {
-    pub(super) const BYTES: usize = 112;
-
-    pub(super) fn encode(&self) -> [u8; Self::BYTES] {
-        let mut bytes = [0; Self::BYTES];
-        let mut rest = &mut bytes[..];
-        let counts = [self.first_available, self.event_count, self.event_bytes];
-        let quarantine = [
-            self.quarantine_next,
-            self.quarantine_count,
-            self.quarantine_bytes,
-        ];
-        let expectations = [self.expectation_next, self.expectation_count];
-        counts
-            .into_iter()
-            .chain(quarantine)
-            .chain(expectations)
-            .for_each(|number| rest.put_u64_le(number));
-        rest.put_i64_le(self.log_time_micros);
-        rest.put_u64_le(self.trust as u64);
-        let Correction {
-            events,
-            quarantined,
-            by_micros,
-            at_micros,
-        } = self.correction;
-        [events, quarantined]
-            .into_iter()
-            .for_each(|number| rest.put_u64_le(number));
-        [by_micros, at_micros]
-            .into_iter()
-            .for_each(|number| rest.put_i64_le(number));
-        bytes
-    }
-
-    pub(super) fn parse(mut bytes: &[u8]) -> Result<Self, Damaged> {
-        if bytes.len() != Self::BYTES {
-            return Err(Damaged("totals"));
-        }
-        Ok(Self {
-            first_available: bytes.get_u64_le(),
-            event_count: bytes.get_u64_le(),
-            event_bytes: bytes.get_u64_le(),
-            quarantine_next: bytes.get_u64_le(),
-            quarantine_count: bytes.get_u64_le(),
-            quarantine_bytes: bytes.get_u64_le(),
-            expectation_next: bytes.get_u64_le(),
-            expectation_count: bytes.get_u64_le(),
-            log_time_micros: bytes.get_i64_le(),
-            trust: Trust::from_number(bytes.get_u64_le()).ok_or(Damaged("totals"))?,
-            correction: Correction {
-                events: bytes.get_u64_le(),
-                quarantined: bytes.get_u64_le(),
-                by_micros: bytes.get_i64_le(),
-                at_micros: bytes.get_i64_le(),
-            },
-        })
-    }
-
-    /// Takes note that the log's clock was changed: everything up to the event at `head` was
-    /// stamped before.
-    pub(super) fn correct(&mut self, head: Sequence, adoption: &Adoption) {
-        let Adoption {
-            at_micros,
-            by_micros,
-            earlier_by_micros,
-        } = *adoption;
-        let before = self.correction;
-        let is_in_use = self.first_available <= before.events.min(head.0)
-            || (self.quarantine_count > 0 && before.quarantined > 0);
-        // What was stamped before the last change has to be moved by both.
-        let twice = if is_in_use {
-            before.by_micros.saturating_add(earlier_by_micros)
-        } else {
-            earlier_by_micros
-        };
-        self.correction = Correction {
-            events: head.0,
-            quarantined: self.quarantine_next,
-            by_micros: by_micros.max(earlier_by_micros).max(twice),
-            at_micros,
-        };
-        self.log_time_micros = at_micros;
-    }
-
-    /// The newest event: the events lie without gaps behind the first.
-    pub(super) fn head(&self) -> Result<Sequence, Damaged> {
-        let next = self.first_available.checked_add(self.event_count);
-        next.and_then(|next| next.checked_sub(1))
-            .map(Sequence)
-            .ok_or(TOTALS_DAMAGED)
-    }
-
-    /// Takes the oldest events out, up to and including the one at `sequence`, which has so many
-    /// bytes.
-    ///
-    /// Numbers that wrapped would have retention forget everything, so those that do not fit are
-    /// damage.
-    pub(super) fn forget_event(&mut self, sequence: Sequence, bytes: u64) -> Result<(), Damaged> {
-        let next = sequence.next().0;
-        let gone = next
-            .checked_sub(self.first_available)
-            .ok_or(TOTALS_DAMAGED)?;
-        let count = self.event_count.checked_sub(gone).ok_or(TOTALS_DAMAGED)?;
-        let rest = self.event_bytes.checked_sub(bytes).ok_or(TOTALS_DAMAGED)?;
-        // The bytes of events that could not be read when they were forgotten are not taken out
-        // before.
-        self.event_bytes = if count == 0 { 0 } else { rest };
-        (self.event_count, self.first_available) = (count, next);
-        Ok(())
-    }
-
-    /// Takes one callback of so many bytes out of quarantine.
-    pub(super) fn forget_quarantined(&mut self, bytes: u64) -> Result<(), Damaged> {
-        let count = self.quarantine_count.checked_sub(1).ok_or(TOTALS_DAMAGED)?;
-        self.quarantine_bytes = self
-            .quarantine_bytes
-            .checked_sub(bytes)
-            .ok_or(TOTALS_DAMAGED)?;
-        self.quarantine_count = count;
-        Ok(())
-    }
-
-    /// Takes one expectation out.
-    pub(super) fn end_expectation(&mut self) -> Result<(), Damaged> {
-        let count = self.expectation_count.checked_sub(1);
-        self.expectation_count = count.ok_or(TOTALS_DAMAGED)?;
-        Ok(())
-    }
 }
 
 /// Everything about a quarantined callback but its body.
@@ -414,7 +219,7 @@ mod tests {
 
         #[test]
         fn any_bytes_are_values_or_damaged(bytes: Vec<u8>) {
-            let _ = (parse_task(&bytes), Totals::parse(&bytes), parse_quarantined(&bytes).is_ok());
+            let _ = (parse_task(&bytes), parse_quarantined(&bytes).is_ok());
         }
 
         #[test]
@@ -439,28 +244,5 @@ mod tests {
         fn keys_sort_like_sequences(a: u64, b: u64) {
             prop_assert_eq!(sequence_key(Sequence(a)).cmp(&sequence_key(Sequence(b))), a.cmp(&b));
         }
-    }
-
-    #[test]
-    fn totals_give_back_every_number() {
-        let totals = Totals {
-            first_available: 1,
-            event_count: 2,
-            event_bytes: 3,
-            quarantine_next: 4,
-            quarantine_count: 5,
-            quarantine_bytes: 6,
-            expectation_next: 12,
-            expectation_count: 13,
-            log_time_micros: -7,
-            trust: Trust::Doubted,
-            correction: Correction {
-                events: 8,
-                quarantined: 9,
-                by_micros: -10,
-                at_micros: 11,
-            },
-        };
-        assert_eq!(Totals::parse(&totals.encode()), Ok(totals));
     }
 }

@@ -11,6 +11,7 @@ mod acknowledged;
 mod append;
 mod apply;
 mod backup;
+mod begin;
 mod backup_results;
 mod by_segment;
 mod clock;
@@ -39,6 +40,7 @@ mod shares;
 mod started;
 mod task_entry;
 mod task_index;
+mod totals;
 mod writer;
 
 use std::{
@@ -79,10 +81,14 @@ pub use restore::restore;
 pub(crate) use restore::restore_and_append;
 pub(crate) use shares::CREDENTIAL_PRODUCTS_MAX;
 pub(crate) use started::Started;
-pub use writer::{Appender, Erased, Erasure, Retention, WriteError, Writer, writer};
+pub use writer::{
+    Appender, Erased, Erasure, HandoverError, Replica, Retention, Waited, Waker, WriteError,
+    Writer, writer,
+};
 pub(crate) use writer::{ERASURE_PLACES_MAX, Publish};
 
 use crate::{
+    cluster::Totals,
     event::{Cursor, Epoch, Fingerprint, Labels, Product, Sequence, TaskId, TaskStatus},
     trace::Origin,
 };
@@ -90,7 +96,6 @@ use acknowledged::{Acknowledged, AcknowledgedFiles};
 use disk::Identity;
 use expectation_index::ExpectationIndex;
 use index::Index;
-use layout::Totals;
 use log::Log;
 use quarantine_index::QuarantineIndex;
 use shares::Shares;

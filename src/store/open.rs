@@ -24,16 +24,21 @@ use super::{
     has_log,
     index::{self, Checkpoint, Index, Unsynced},
     index_doubt,
-    layout::{Damaged, INDEX, Totals},
+    layout::{Damaged, INDEX},
     lock,
-    log::{self, Log},
+    log::{self, Log, Streamed},
     quarantine_index::QuarantineIndex,
-    replay::{Reached, ReplayFrom, ToErase, load_expectations, load_quarantine, replay},
+    replay::{
+        Reached, ReplayFrom, ToErase, load_expectations, load_quarantine, replay, replay_from,
+    },
     shares::Shares,
     started::{self, Cut},
     task_entry::may_lack,
 };
-use crate::event::{Epoch, Selectable, Sequence, TaskId};
+use crate::{
+    cluster::Totals,
+    event::{Epoch, Selectable, Sequence, TaskId},
+};
 
 impl Store {
     /// Opens the store under `path`, creating it if there is none. `cache_bytes` bounds the block
@@ -116,7 +121,7 @@ impl Store {
         log.erase(&places, &copies)?;
         log.note_kept_from(kept_from(&quarantine, &expectations));
 
-        let is_new = totals.head()?.0 == 0 && totals.quarantine_next == 0;
+        let is_new = totals.newest()?.0 == 0 && totals.quarantine_next == 0;
         let newest = (!is_new).then(|| newest(&totals));
         let clock = Arc::new(Clock::start(source, newest));
         let store = Self {
@@ -126,8 +131,9 @@ impl Store {
             backup_results: BackupResults::open(path, log.epoch(), clock.now()),
             clock,
             epoch: log.epoch(),
-            head: totals.head()?.0.into(),
-            first_available: totals.first_available.into(),
+            head: totals.newest()?.0.into(),
+            // A node that has joined others lacks what they are about to forget.
+            first_available: totals.first_available.max(log.oldest().0).into(),
             shares,
             quarantine,
             expectations,
@@ -171,9 +177,25 @@ impl Store {
             quarantine: lock(&self.quarantine).take_changes(),
             expectations: lock(&self.expectations).take_changes(),
         };
-        self.index.sync(checkpoint, unsynced)?;
+        self.index
+            .sync(checkpoint, unsynced, || Ok(self.log.catch_up()?))?;
         self.log.note_checkpoint(replay_from, first_available);
         Ok(())
+    }
+}
+
+/// Why an index does not fit its log.
+enum Misfit {
+    /// Something is missing in quarantine, or among what is expected.
+    Lacks(String),
+    Other(String),
+}
+
+impl From<Misfit> for String {
+    fn from(misfit: Misfit) -> Self {
+        match misfit {
+            Misfit::Lacks(problem) | Misfit::Other(problem) => problem,
+        }
     }
 }
 
@@ -196,10 +218,7 @@ fn open_or_begin(
         return Ok((opened, false));
     }
 
-    let totals = Totals {
-        first_available: 1,
-        ..Totals::default()
-    };
+    let totals = Totals::EMPTY;
     let opened = log::Opened {
         log: Log::create(path, new_epoch(), totals)?,
         totals,
@@ -259,7 +278,7 @@ impl Indexed {
         load_expectations(&indexed.index, indexed.state())?;
         indexed.replay(log, totals, &from)?;
         match indexed.misfit(log, totals)? {
-            Some(problem) => Err(IndexError::Doubt(problem).into()),
+            Some(misfit) => Err(IndexError::Doubt(misfit.into()).into()),
             None => Ok(indexed),
         }
     }
@@ -279,8 +298,17 @@ impl Indexed {
         };
         indexed.replay(log, totals, &from)?;
         // What does not fit now is not the index's fault.
-        if let Some(problem) = indexed.misfit(log, totals)? {
-            return Err(StartFailure::Corrupt(problem));
+        match indexed.misfit(log, totals) {
+            Ok(None) => {}
+            // A node that has joined others lacks what they are about to forget, or write again.
+            Ok(Some(Misfit::Lacks(problem))) if log.streamed() != Streamed::default() => {
+                tracing::warn!(
+                    problem,
+                    "the log lacks what other nodes have, until this one has caught up"
+                );
+            }
+            Ok(Some(misfit)) => return Err(StartFailure::Corrupt(misfit.into())),
+            Err(failure) => return Err(failure),
         }
         tracing::info!("the index is built");
         Ok(indexed)
@@ -323,7 +351,7 @@ impl Indexed {
                 quarantine: lock(&self.quarantine).take_changes(),
                 expectations: lock(&self.expectations).take_changes(),
             };
-            self.index.sync(checkpoint, unsynced)?;
+            self.index.sync(checkpoint, unsynced, || Ok(()))?;
             tracing::debug!(
                 segment,
                 "a start that is cut off from here on goes on with this segment"
@@ -343,14 +371,19 @@ impl Indexed {
     }
 
     /// What it must have and has not, by a few reads that do not grow with the log.
-    fn misfit(&self, log: &Log, totals: &Totals) -> Result<Option<String>, StartFailure> {
+    fn misfit(&self, log: &Log, totals: &Totals) -> Result<Option<Misfit>, StartFailure> {
         let (count, bytes) = lock(&self.quarantine).count_and_bytes();
         if (count, bytes) != (totals.quarantine_count, totals.quarantine_bytes) {
             let problem = format!(
                 "{} callbacks must be in quarantine, and {count} are",
                 totals.quarantine_count
             );
-            return Ok(Some(problem));
+            let lacks = count <= totals.quarantine_count && bytes <= totals.quarantine_bytes;
+            return Ok(Some(if lacks {
+                Misfit::Lacks(problem)
+            } else {
+                Misfit::Other(problem)
+            }));
         }
 
         let open = lock(&self.expectations).counts().open as u64;
@@ -359,12 +392,17 @@ impl Indexed {
                 "{} tasks must be expected, and {open} are",
                 totals.expectation_count
             );
-            return Err(IndexError::Doubt(problem).into());
+            return if open < totals.expectation_count {
+                Ok(Some(Misfit::Lacks(problem)))
+            } else {
+                Err(IndexError::Doubt(problem).into())
+            };
         }
 
         // An index that has lost its tasks knows neither.
         let ends = if totals.event_count > 0 {
-            &[Sequence(totals.first_available), totals.head()?][..]
+            let first = Sequence(totals.first_available).max(log.oldest());
+            &[first.min(totals.newest()?), totals.newest()?][..]
         } else {
             &[]
         };
@@ -383,7 +421,8 @@ impl Indexed {
             let is_known = events.iter().any(|event| event.sequence == place)
                 || (record.status().is_terminal() && may_lack(&events, record.product(), place));
             if !is_known {
-                return Ok(Some(format!("it does not know event {}", place.0)));
+                let problem = format!("it does not know event {}", place.0);
+                return Ok(Some(Misfit::Other(problem)));
             }
         }
         Ok(None)
@@ -398,68 +437,6 @@ pub(super) fn kept_from(
     let quarantined = lock(quarantine).first_segment();
     let expected = lock(expectations).segments().first();
     [quarantined, expected].into_iter().flatten().min()
-}
-
-/// Where to begin to replay, or why a checkpoint cannot be believed.
-fn replay_from(
-    checkpoint: Option<Checkpoint>,
-    log: &Log,
-    totals: &Totals,
-) -> Result<ReplayFrom, String> {
-    let (newest, first_available) = (log.applied(), Sequence(totals.first_available));
-    let Some(checkpoint) = checkpoint else {
-        return if newest == 0 {
-            Ok(ReplayFrom {
-                segment: 0,
-                forgotten_before: first_available,
-            })
-        } else {
-            Err("there is none, or it does not say up to where it has the log".into())
-        };
-    };
-    let Checkpoint {
-        epoch,
-        commit,
-        replay_from,
-        forgotten_before,
-        is_on_the_way: _,
-    } = checkpoint;
-    if epoch != log.epoch() {
-        return Err(format!("it is that of log {epoch}"));
-    }
-    if commit > newest {
-        return Err(format!(
-            "it has {commit} commits, and the log ends behind {newest}"
-        ));
-    }
-    if forgotten_before > first_available {
-        let (forgotten, first) = (forgotten_before.0, first_available.0);
-        return Err(format!(
-            "it has forgotten all before event {forgotten}, and the log has event {first}"
-        ));
-    }
-    // Files go behind the checkpoint of an index that has forgotten their events: this is none of
-    // those that the log has had since.
-    if forgotten_before < log.oldest() {
-        let (forgotten, oldest) = (forgotten_before.0, log.oldest().0);
-        return Err(format!(
-            "it may name events from {forgotten} on, and the log begins with event {oldest}"
-        ));
-    }
-    match log.first_commit_of(replay_from) {
-        Some(first) if first <= commit + 1 => Ok(ReplayFrom {
-            segment: replay_from,
-            forgotten_before,
-        }),
-        // That segment was begun and not synced, and a power cut has taken it back.
-        None if replay_from == log.newest() + 1 && commit == newest => Ok(ReplayFrom {
-            segment: replay_from,
-            forgotten_before,
-        }),
-        _ => Err(format!(
-            "it ends behind commit {commit}, and the log begins later"
-        )),
-    }
 }
 
 /// Makes the names of what is there durable. A file's own sync does so on most file systems, but

@@ -10,7 +10,7 @@ use bytes::{Buf, BufMut};
 use super::{
     by_segment::BySegment,
     layout::{Damaged, QuarantineHeader},
-    log::{COPIES, Place},
+    log::{COPIES, NewCopy, Place},
 };
 
 /// The new value of each number that has changed; `None` if the callback has left the quarantine.
@@ -24,6 +24,8 @@ pub(super) struct Held {
     pub newest: Place,
     /// Its copy before that, which is there until its segment is removed.
     older: Option<Place>,
+    /// The frame that has its newest copy in the stream; 0 on a single machine.
+    pub frame: u64,
 }
 
 impl Held {
@@ -52,6 +54,7 @@ impl Stored {
             bytes.put_u64_le(place.segment);
             bytes.put_u64_le(place.at);
         }
+        bytes.put_u64_le(self.held.frame);
         for text in [&self.credential, &self.product] {
             bytes.put_u32_le(text.len() as u32); // a name, and a segment of a path
             bytes.put_slice(text.as_bytes());
@@ -80,6 +83,7 @@ impl Stored {
             })
         };
         let (newest, older) = (place()?, place()?);
+        let frame = number(from)?;
         let (credential, product) = (text(from)?, text(from)?);
         if !bytes.is_empty() {
             return Err(DAMAGED);
@@ -89,6 +93,7 @@ impl Stored {
                 bytes: value_bytes,
                 newest,
                 older: Some(older).filter(|place| place.segment > 0),
+                frame,
             },
             received_at_micros,
             credential,
@@ -103,6 +108,8 @@ pub(super) struct QuarantineIndex {
     held: BTreeMap<u64, Held>,
     /// Those with their newest copy in a segment, and the bytes of their values.
     segments: BySegment,
+    /// The same by the frames that have their newest copies in the stream.
+    frames: BySegment,
     changed: Changes,
 }
 
@@ -111,17 +118,19 @@ impl QuarantineIndex {
     pub(super) fn load(&mut self, number: u64, held: Held) {
         self.held.insert(number, held);
         self.segments.put(held.newest.segment, number, held.bytes);
+        if held.frame > 0 {
+            self.frames.put(held.frame, number, held.bytes);
+        }
     }
 
     /// Adds a copy of a callback; true if the callback is new. A copy that is older than a known
     /// one is ignored.
-    pub(super) fn put(
-        &mut self,
-        number: u64,
-        place: Place,
-        bytes: u64,
-        header: &QuarantineHeader,
-    ) -> bool {
+    pub(super) fn put(&mut self, copy: NewCopy, bytes: u64, header: &QuarantineHeader) -> bool {
+        let NewCopy {
+            number,
+            place,
+            frame,
+        } = copy;
         let before = self.held.get(&number).copied();
         if before.is_some_and(|before| before.newest >= place) {
             return false;
@@ -133,6 +142,7 @@ impl QuarantineIndex {
             bytes,
             newest: place,
             older: before.map(|before| before.newest),
+            frame,
         };
         self.load(number, held);
         let stored = Stored {
@@ -156,6 +166,7 @@ impl QuarantineIndex {
     fn leave_segment(&mut self, number: u64, held: Held) {
         self.segments
             .remove(held.newest.segment, number, held.bytes);
+        self.frames.remove(held.frame, number, held.bytes);
     }
 
     pub(super) fn get(&self, number: u64) -> Option<Held> {
@@ -191,6 +202,11 @@ impl QuarantineIndex {
         self.segments.in_segment(segment)
     }
 
+    /// By the frames that have their newest copies in the stream.
+    pub(super) fn frames(&self) -> &BySegment {
+        &self.frames
+    }
+
     /// The changes since the last call.
     pub(super) fn take_changes(&mut self) -> Changes {
         mem::take(&mut self.changed)
@@ -209,6 +225,15 @@ mod tests {
         Place { segment, at: 256 }
     }
 
+    /// Each second callback came from the stream.
+    fn copy(number: u64, segment: u64) -> NewCopy {
+        NewCopy {
+            number,
+            place: place(segment),
+            frame: number % 2 * segment,
+        }
+    }
+
     proptest! {
         #[test]
         fn what_is_stored_gives_back_what_was_known(
@@ -219,6 +244,7 @@ mod tests {
                 bytes,
                 newest: Place { segment: segment + 1, at },
                 older: older.map(|segment| Place { segment: u64::from(segment) + 1, at: older_at }),
+                frame: bytes % 7,
             };
             let stored = Stored { held, received_at_micros, credential, product };
             let bytes = stored.encode();
@@ -236,7 +262,7 @@ mod tests {
             let header = QuarantineHeader::default();
             let apply = |index: &mut QuarantineIndex, (number, step, segment): (u64, u8, u64)| match step {
                 0 => index.remove(number),
-                _ => { index.put(number, place(segment), 7, &header); }
+                _ => { index.put(copy(number, segment), 7, &header); }
             };
             for (segment, (number, step)) in (1..).zip(steps) {
                 log.push((number, step, segment));
@@ -252,6 +278,7 @@ mod tests {
             stored.iter().for_each(|(&number, &held)| loaded.load(number, held));
             prop_assert_eq!(&loaded.held, &index.held);
             prop_assert_eq!(&loaded.segments, &index.segments);
+            prop_assert_eq!(&loaded.frames, &index.frames);
             prop_assert_eq!(index.count_and_bytes(), (stored.len() as u64, 7 * stored.len() as u64));
 
             // What was stored is replayed from some commit on, and ends where it was.
@@ -266,19 +293,19 @@ mod tests {
     fn a_segment_is_free_when_all_of_its_callbacks_are_carried_on_or_gone() {
         let (mut index, header) = (QuarantineIndex::default(), QuarantineHeader::default());
         for number in 1..=3 {
-            assert!(index.put(number, place(1), 10, &header));
+            assert!(index.put(copy(number, 1), 10, &header));
         }
-        assert!(index.put(4, place(2), 5, &header));
+        assert!(index.put(copy(4, 2), 5, &header));
         assert_eq!((index.first_segment(), index.bytes_up_to(1)), (Some(1), 30));
         assert_eq!(index.bytes_up_to(2), 35);
         index.remove(2);
-        assert!(!index.put(1, place(3), 10, &header), "it was known");
+        assert!(!index.put(copy(1, 3), 10, &header), "it was known");
         assert_eq!(index.in_segment(1), [3]);
         assert_eq!(
             index.get(1).unwrap().copies().collect::<Vec<_>>(),
             [place(3), place(1)]
         );
-        index.put(3, place(3), 10, &header);
+        index.put(copy(3, 3), 10, &header);
         assert_eq!(
             (index.first_segment(), index.in_segment(3)),
             (Some(2), vec![1, 3])

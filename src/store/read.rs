@@ -4,13 +4,14 @@
 use std::ops::{ControlFlow, RangeInclusive};
 
 use super::{
-    ReadError, Store,
-    layout::Correction,
-    lock,
+    ReadError, Store, lock,
     log::{LARGE_READ_BYTES, READ_BYTES},
     task_entry::may_lack_some,
 };
-use crate::event::{Filter, Product, Record, Selectable, Sequence, TaskId, TaskStatus};
+use crate::{
+    cluster::Correction,
+    event::{Filter, Product, Record, Selectable, Sequence, TaskId, TaskStatus},
+};
 
 /// What the task index knows of one retained event.
 #[derive(Clone, Debug, PartialEq, Eq)]

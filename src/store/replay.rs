@@ -15,16 +15,21 @@ use std::{
     time::{Duration, Instant},
 };
 
+use uuid::Uuid;
+
 use super::{
     apply::{Change, Overlay, State},
     error::{IndexError, ReadError, StartFailure},
     expectation::Kept,
-    index::Index,
-    layout::{Damaged, QuarantineHeader, TaskEvent, Totals, parse_quarantined},
+    index::{Checkpoint, Index},
+    layout::{Damaged, QuarantineHeader, TaskEvent, parse_quarantined},
     lock,
-    log::{Entry, Frame, Log, Next, Place, Replayed},
+    log::{Entry, Frame, Log, NewCopy, Next, Place, Replayed},
 };
-use crate::event::{Product, Record, Selectable, Sequence, TaskId};
+use crate::{
+    cluster::Totals,
+    event::{Fingerprint, Product, Record, Selectable, Sequence, TaskId},
+};
 
 /// How often a long replay says how far it is.
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(5);
@@ -57,6 +62,68 @@ pub(super) struct ReplayFrom {
     pub segment: u64,
     /// The index has forgotten all events before this one.
     pub forgotten_before: Sequence,
+}
+
+/// Where to begin to replay, or why a checkpoint cannot be believed.
+pub(super) fn replay_from(
+    checkpoint: Option<Checkpoint>,
+    log: &Log,
+    totals: &Totals,
+) -> Result<ReplayFrom, String> {
+    let (newest, first_available) = (log.applied(), Sequence(totals.first_available));
+    let Some(checkpoint) = checkpoint else {
+        return if newest == 0 {
+            Ok(ReplayFrom {
+                segment: 0,
+                forgotten_before: first_available,
+            })
+        } else {
+            Err("there is none, or it does not say up to where it has the log".into())
+        };
+    };
+    let Checkpoint {
+        epoch,
+        commit,
+        replay_from,
+        forgotten_before,
+        is_on_the_way: _,
+    } = checkpoint;
+    if epoch != log.epoch() {
+        return Err(format!("it is that of log {epoch}"));
+    }
+    if commit > newest {
+        return Err(format!(
+            "it has {commit} commits, and the log ends behind {newest}"
+        ));
+    }
+    if forgotten_before > first_available {
+        let (forgotten, first) = (forgotten_before.0, first_available.0);
+        return Err(format!(
+            "it has forgotten all before event {forgotten}, and the log has event {first}"
+        ));
+    }
+    // Files go behind the checkpoint of an index that has forgotten their events: this is none of
+    // those that the log has had since.
+    if forgotten_before < log.oldest() {
+        let (forgotten, oldest) = (forgotten_before.0, log.oldest().0);
+        return Err(format!(
+            "it may name events from {forgotten} on, and the log begins with event {oldest}"
+        ));
+    }
+    match log.first_commit_of(replay_from) {
+        Some(first) if first <= commit + 1 => Ok(ReplayFrom {
+            segment: replay_from,
+            forgotten_before,
+        }),
+        // That segment was begun and not synced, and a power cut has taken it back.
+        None if replay_from == log.newest() + 1 && commit == newest => Ok(ReplayFrom {
+            segment: replay_from,
+            forgotten_before,
+        }),
+        _ => Err(format!(
+            "it ends behind commit {commit}, and the log begins later"
+        )),
+    }
 }
 
 /// Where a replay is on its way: all commits before are applied.
@@ -216,6 +283,7 @@ impl<C: FnMut(Reached) -> Result<(), StartFailure>> Replay<'_, C> {
     /// erased content, whose tasks are not in the commit.
     fn apply(&mut self, commit: Place, frame: &Frame) -> Result<(), StartFailure> {
         let mut overlay = Overlay::new(self.state, frame.header.events as usize);
+        let streamed = frame.header.streamed;
         let mut places = Vec::new();
         for entry in frame.entries() {
             match entry? {
@@ -225,22 +293,14 @@ impl<C: FnMut(Reached) -> Result<(), StartFailure>> Replay<'_, C> {
                     fingerprint,
                     record,
                 } => {
-                    let event = TaskEvent {
-                        sequence: record.sequence(),
-                        event_id,
-                        fingerprint,
-                        revision: record.revision(),
-                        status: record.status(),
-                        product: Product::parse(record.product())
-                            .map_err(|_| Damaged("product of an event"))?,
-                        is_erased: record.is_erased(),
-                    };
+                    let event = event_of(event_id, fingerprint, &record)?;
                     let task_id = &task_of(&record)?;
                     overlay.apply(Change::Appended { task_id, event })?;
                 }
                 Entry::Quarantined {
                     number,
                     value: Some(value),
+                    frame: copied_from,
                     at,
                 } => {
                     let log_time_micros = frame.header.totals.log_time_micros;
@@ -255,20 +315,28 @@ impl<C: FnMut(Reached) -> Result<(), StartFailure>> Replay<'_, C> {
                         bytes,
                     })?;
                     let at = commit.at + at as u64;
-                    places.push((number, Place { at, ..commit }));
+                    places.push(NewCopy {
+                        number,
+                        place: Place { at, ..commit },
+                        frame: copied_from.unwrap_or(streamed.frame),
+                    });
                 }
                 // It is erased; the commit that has taken it out of quarantine follows.
                 Entry::Quarantined { value: None, .. } => {}
-                Entry::Expired { number } => overlay.apply(Change::Left { number })?,
-                Entry::Removed { number, copies } => {
+                Entry::Expired { number } | Entry::Removed { number } => {
                     overlay.apply(Change::Left { number })?;
+                }
+                Entry::CopiesErased { number, copies } => {
                     let copies = copies.into_iter().map(|place| (number, place));
                     self.to_erase.copies.extend(copies);
                 }
                 Entry::Erased { place } => self.to_erase.places.push(place),
-                Entry::Expected { number, value } => {
-                    let kept = Kept::parse(&value)?;
-                    overlay.apply(Change::Expected { number, kept })?;
+                Entry::Expected {
+                    number,
+                    value,
+                    frame,
+                } => {
+                    overlay.apply(expected(number, Kept::parse(&value)?, frame))?;
                 }
                 Entry::ExpectationEnded { number } => {
                     overlay.apply(Change::ExpectationEnded { number })?;
@@ -278,7 +346,7 @@ impl<C: FnMut(Reached) -> Result<(), StartFailure>> Replay<'_, C> {
         }
         Ok(overlay
             .into_changes()
-            .write(self.state, commit.segment, places)?)
+            .write(self.state, commit.segment, streamed.frame, places)?)
     }
 }
 
@@ -329,8 +397,38 @@ impl<'a> Pieces<'a> {
     }
 
     fn write(self) -> Result<(), IndexError> {
-        let segment = 0; // of expectations, of which there are none here
-        self.overlay.into_changes().write(self.state, segment, [])
+        let (segment, frame) = (0, 0); // of expectations, of which there are none here
+        let changes = self.overlay.into_changes();
+        changes.write(self.state, segment, frame, [])
+    }
+}
+
+/// What the index has of an event.
+fn event_of(
+    event_id: Uuid,
+    fingerprint: Fingerprint,
+    record: &Record,
+) -> Result<TaskEvent, Damaged> {
+    Ok(TaskEvent {
+        sequence: record.sequence(),
+        event_id,
+        fingerprint,
+        revision: record.revision(),
+        status: record.status(),
+        product: Product::parse(record.product()).map_err(|_| Damaged("product of an event"))?,
+        is_erased: record.is_erased(),
+    })
+}
+
+/// An expectation; with `frame` it was written again in this log only.
+fn expected<'a>(number: u64, kept: Kept, frame: Option<u64>) -> Change<'a> {
+    match frame {
+        None => Change::Expected { number, kept },
+        Some(frame) => Change::ExpectedHere {
+            number,
+            kept,
+            frame,
+        },
     }
 }
 
@@ -340,8 +438,6 @@ fn task_of(record: &Record) -> Result<TaskId, Damaged> {
 
 #[cfg(test)]
 mod tests {
-    use uuid::Uuid;
-
     use super::*;
     use crate::{event::TaskStatus, store::Store};
 

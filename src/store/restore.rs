@@ -23,12 +23,13 @@ use super::{
     directory::{APPEND_COPY, UNFINISHED},
     error::StartFailure,
     last_there,
-    layout::{BACKUP_FORMAT, Totals, parse_sequence_key, parse_u64},
+    layout::{BACKUP_FORMAT, parse_sequence_key, parse_u64},
     lock,
     log::{FrameBuilder, Log, Logged},
     open::new_epoch,
     started,
 };
+use crate::cluster::Totals;
 
 /// Memory for blocks while restoring: nothing is read twice.
 const CACHE_BYTES: u64 = 8 * 1024 * 1024;
@@ -165,7 +166,7 @@ fn fill(backup: impl Read, path: &Path) -> Result<BackupSummary, RestoreError> {
     let cannot = |error: StartFailure| RestoreError::Store(error.at(path));
     let mut input = Input::new(backup);
     let totals = header(&mut input)?;
-    let (epoch, head) = (new_epoch(), totals.head()?.0);
+    let (epoch, head) = (new_epoch(), totals.newest()?.0);
     let acknowledged_files = AcknowledgedFiles::open(path).map_err(|error| cannot(error.into()))?;
     let acknowledged = Acknowledged {
         epoch,

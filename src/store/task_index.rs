@@ -175,12 +175,26 @@ impl Tasks {
     /// Brings all that has changed so far into the database, durably: the end of an ingestion syncs
     /// the new table, its folder and the list of tables.
     pub(super) fn flush(&self) -> Result<(), IndexError> {
-        let _turn = lock(&self.turn);
-        self.doubt.look(self.ingest())
+        self.flush_behind(|| Ok(()))
     }
 
-    fn ingest(&self) -> Result<(), IndexError> {
+    /// The same, behind what makes the log durable with all that has changed so far.
+    pub(super) fn flush_behind(
+        &self,
+        make_durable: impl FnOnce() -> Result<(), IndexError>,
+    ) -> Result<(), IndexError> {
+        let _turn = lock(&self.turn);
         let flushing = self.begin_to_flush();
+        make_durable()?;
+        self.doubt.look(self.ingest(&flushing))
+    }
+
+    /// Whether so much more is brought into the database at once.
+    pub(super) fn is_full_with(&self, weight: usize) -> bool {
+        self.recent().weight + weight > self.recent_max
+    }
+
+    fn ingest(&self, flushing: &Changes) -> Result<(), IndexError> {
         if flushing.is_empty() {
             return Ok(()); // the database would leave an empty file
         }

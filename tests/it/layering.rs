@@ -33,7 +33,7 @@ const ALLOWED: [(&str, &[&str]); 34] = [
     ("credentials", &["event", "size"]),
     ("vendor", &["event"]),
     ("wire", &["event"]),
-    ("store", &["event", "files", "metrics", "trace"]),
+    ("store", &["cluster", "event", "files", "metrics", "trace"]),
     ("journal", &["event", "store"]),
     ("hub", &["event"]),
     (
@@ -167,7 +167,7 @@ const ALLOWED: [(&str, &[&str]); 34] = [
 const CONFINED: [(&str, &[&str]); 6] = [
     ("opentelemetry_proto", &["server"]),
     ("fjall", &["store"]),
-    ("prost", &["wire", "rpc"]),
+    ("prost", &["wire", "rpc", "store"]),
     ("tonic", &["wire", "rpc", "server", "cli"]),
     ("axum", &["ingest", "server"]),
     ("anyhow", &["cli"]),

@@ -3,7 +3,7 @@ use std::{sync::Arc, time::Duration};
 use proptest::{collection, prelude::*};
 
 use super::*;
-use crate::{event::Sequence, store::layout::Totals};
+use crate::{cluster::Totals, event::Sequence};
 
 const MINUTE: i64 = 60 * SECOND;
 const HOUR: i64 = 60 * MINUTE;

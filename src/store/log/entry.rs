@@ -17,6 +17,11 @@ pub(super) const ERASED: u8 = 5;
 pub(super) const CARRIED: u8 = 6;
 pub(super) const EXPECTED: u8 = 7;
 pub(super) const EXPECTATION_ENDED: u8 = 8;
+/// Kinds from here on are about this log's own segments.
+const LOCAL: u8 = 128;
+pub(super) const CARRIED_HERE: u8 = LOCAL + QUARANTINED;
+pub(super) const COPIES_ERASED: u8 = LOCAL + REMOVED;
+pub(super) const EXPECTED_HERE: u8 = LOCAL + EXPECTED;
 /// What an entry with an erased body is marked with, in place of zeros. No few flipped bits make
 /// one of the other.
 pub(super) const MARK: [u8; MARK_BYTES] = *b"\xb5erased\x4a";
@@ -27,8 +32,8 @@ pub(super) const HEAD_BYTES: usize = 1 + MARK_BYTES + 4 + 4 + 8;
 pub(super) const IDENTITY_BYTES: usize = 16 + Fingerprint::BYTES;
 /// Of a number or a place.
 pub(super) const NUMBER_BYTES: usize = 8;
-/// Of an entry that takes a callback out of quarantine and names its copies, behind its kind.
-const REMOVED_BYTES: usize = NUMBER_BYTES + COPIES * 16;
+/// Of the places of a callback's copies.
+pub(super) const PLACES_BYTES: usize = COPIES * 16;
 /// Copies of a quarantined callback that the log may have at a time: one, and one that was written
 /// again before the segment of the first is removed.
 pub(in crate::store) const COPIES: usize = 2;
@@ -55,17 +60,26 @@ pub(in crate::store) enum Entry {
     Quarantined {
         number: u64,
         value: Option<Bytes>,
+        /// The frame that has its newest copy in the stream; `None`: the one that the commit came from.
+        frame: Option<u64>,
         /// Where the entry begins in its frame.
         at: usize,
     },
     /// Taken out of quarantine by retention.
     Expired { number: u64 },
     /// Released or discarded, and erased.
-    Removed { number: u64, copies: Vec<Place> },
+    Removed { number: u64 },
+    /// Where the copies of one lie that was removed.
+    CopiesErased { number: u64, copies: Vec<Place> },
     /// The event there is erased.
     Erased { place: Sequence },
     /// A task is expected, or its expectation is written again.
-    Expected { number: u64, value: Bytes },
+    Expected {
+        number: u64,
+        value: Bytes,
+        /// As of a quarantined callback.
+        frame: Option<u64>,
+    },
     /// A task is not expected any more.
     ExpectationEnded { number: u64 },
     /// Of a kind that only a later version knows.
@@ -105,8 +119,7 @@ pub(super) fn lay(bytes: &[u8], at: usize) -> Option<Laid> {
     };
     match kind {
         0 => return None,
-        EXPIRED | ERASED => return without_body(NUMBER_BYTES),
-        REMOVED => return without_body(REMOVED_BYTES),
+        EXPIRED | REMOVED | ERASED => return without_body(NUMBER_BYTES),
         _ => {}
     }
 
@@ -194,18 +207,22 @@ pub(super) fn entry(bytes: &Bytes, laid: &Laid, sequence: &mut Sequence) -> Opti
                 record: record.ok()?,
             })
         }
-        QUARANTINED | CARRIED => {
+        kind @ (QUARANTINED | CARRIED | CARRIED_HERE) => {
             let value = (!laid.is_marked(bytes)).then(|| bytes.slice(laid.body.clone()));
             Some(Entry::Quarantined {
                 number: proven.try_get_u64_le().ok()?,
                 value,
+                frame: frame_of(kind, proven)?,
                 at: laid.at,
             })
         }
         EXPIRED => Some(Entry::Expired {
             number: proven.try_get_u64_le().ok()?,
         }),
-        REMOVED => {
+        REMOVED => Some(Entry::Removed {
+            number: proven.try_get_u64_le().ok()?,
+        }),
+        COPIES_ERASED => {
             let number = proven.try_get_u64_le().ok()?;
             let mut copies = Vec::new();
             for _ in 0..COPIES {
@@ -214,13 +231,14 @@ pub(super) fn entry(bytes: &Bytes, laid: &Laid, sequence: &mut Sequence) -> Opti
                     copies.push(Place { segment, at });
                 }
             }
-            Some(Entry::Removed { number, copies })
+            Some(Entry::CopiesErased { number, copies })
         }
         ERASED => Some(Entry::Erased {
             place: Sequence(proven.try_get_u64_le().ok()?),
         }),
-        EXPECTED => Some(Entry::Expected {
+        kind @ (EXPECTED | EXPECTED_HERE) => Some(Entry::Expected {
             number: proven.try_get_u64_le().ok()?,
+            frame: frame_of(kind, proven)?,
             value: bytes.slice(laid.body.clone()),
         }),
         EXPECTATION_ENDED => Some(Entry::ExpectationEnded {
@@ -228,6 +246,23 @@ pub(super) fn entry(bytes: &Bytes, laid: &Laid, sequence: &mut Sequence) -> Opti
         }),
         kind => Some(Entry::Unknown { kind }),
     }
+}
+
+/// Whether what an entry brings has to be written again before its segment goes, or is an event.
+pub(super) fn is_carried_on(kind: u8) -> bool {
+    matches!(
+        kind,
+        QUARANTINED | CARRIED | CARRIED_HERE | EXPECTED | EXPECTED_HERE
+    )
+}
+
+/// Behind the number of something that was written again in this log: the frame with its newest copy in the stream.
+#[expect(clippy::option_option, reason = "damaged, or there is none")]
+fn frame_of(kind: u8, mut behind_number: &[u8]) -> Option<Option<u64>> {
+    if kind < LOCAL {
+        return Some(None);
+    }
+    behind_number.try_get_u64_le().ok().map(Some)
 }
 
 /// The entry of a quarantined callback that these bytes begin with: its number, its value unless
@@ -245,13 +280,10 @@ pub(super) fn quarantined_at(bytes: &Bytes) -> Option<(u64, Option<Bytes>, Body)
     }
 }
 
-/// Bytes of the entry of a quarantined callback whose value has so many.
-pub(super) const fn quarantined_bytes(value_bytes: u64) -> u64 {
-    (HEAD_BYTES + NUMBER_BYTES) as u64 + value_bytes
-}
-
 /// Bytes of the entry of a quarantined callback that begins so, as it says itself.
 pub(super) fn quarantined_length(head: &[u8]) -> Option<u64> {
-    let value_bytes = head.get(1 + MARK_BYTES + 4..)?.first_chunk()?;
-    Some(quarantined_bytes(u32::from_le_bytes(*value_bytes).into()))
+    let mut lengths = head.get(1 + MARK_BYTES..)?;
+    let kept: u64 = lengths.try_get_u32_le().ok()?.into();
+    let value: u64 = lengths.try_get_u32_le().ok()?.into();
+    Some(HEAD_BYTES as u64 + kept + value)
 }

@@ -256,6 +256,19 @@ impl Found {
         )
     }
 
+    /// Why something is lost, if anything is.
+    pub(in crate::store) fn problem(&self) -> Option<&ReadError> {
+        self.problem.as_ref()
+    }
+
+    /// What is found, whatever is lost.
+    pub(in crate::store) fn without_problem(self) -> Self {
+        Self {
+            problem: None,
+            ..self
+        }
+    }
+
     /// Takes note that some bodies in a segment are not there, or not as they were written.
     fn lose(&mut self, count: usize, segment: &Segment) {
         if count > 0 {

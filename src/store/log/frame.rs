@@ -6,18 +6,26 @@
 //! events       how many of its entries are events (u32)
 //! commit       its number (u64)
 //! oldest       the oldest segment that the log needed when this commit was written (u64)
+//! streamed     the frame of the stream that it came from: its sequence and its chain (twice u64). Of a commit that came from none,
+//!              those of the commit before; zeros on a single machine
 //! totals       as the commit leaves them
 //! entries      kind (u8), and
 //!              1  event: kept is id (u128), fingerprint (32 bytes) and the keys of its record (see event::Record)
 //!              2  into quarantine: kept is its number (u64)
 //!              3  out of quarantine by retention: number (u64)
-//!              4  out of quarantine by release or discard, and erased: number (u64), and where its two newest copies lie
-//!                 (twice segment and offset, u64 each; zeros for a copy that is not there)
+//!              4  out of quarantine by release or discard, and erased: number (u64)
 //!              5  an earlier event is erased: its place (u64)
 //!              6  a quarantined callback is written again: kept is its number (u64)
 //!              7  a task is expected, or that is written again: kept is its number (u64)
 //!              8  a task is not expected any more: kept is its number (u64)
+//!            130  a quarantined callback is written again in this log: kept is its number, and the frame with its newest copy in the
+//!                 stream (u64 each)
+//!            132  where the copies of a callback lie that 4 has erased: kept is its number (u64), and the places of its two newest
+//!                 copies (twice segment and offset, u64 each; zeros for a copy that is not there)
+//!            135  an expectation is written again in this log: kept as in 130
 //! ```
+//!
+//! Kinds below 128 are decisions: each node of a cluster has them alike. Those from 128 on are about this log's own segments.
 //!
 //! An entry of any kind but 3, 4 and 5 is laid out as mark (8 bytes), length of what is kept (u32),
 //! length of the body (u32), digest of the body (u64), what is kept, body. So a kind that a later
@@ -35,25 +43,52 @@
 //! each body (XXH3) instead of the body. First the entry is marked, and that is synced; then the
 //! body is overwritten. A body with the mark is erased, whatever is left of it; one without, or
 //! with a mark that a crash has torn, has to have its digest. So a crash at any moment leaves a
-//! whole commit. If a crash interrupts the overwriting, the next start finishes it: the entry (4,
-//! 5) that announced it is replayed.
+//! whole commit. If a crash interrupts the overwriting, the next start finishes it: the entry (5,
+//! 132) that announced it is replayed.
+
+mod decisions;
 
 use bytes::{Buf, BufMut, Bytes};
 use uuid::Uuid;
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
 use super::entry::{
-    Body, CARRIED, COPIES, ERASED, EVENT, EXPECTATION_ENDED, EXPECTED, EXPIRED, Entry, HEAD_BYTES,
-    IDENTITY_BYTES, Laid, MARK_BYTES, NUMBER_BYTES, Place, QUARANTINED, REMOVED, entry, keys_of,
-    lay,
+    Body, CARRIED, CARRIED_HERE, COPIES, COPIES_ERASED, ERASED, EVENT, EXPECTATION_ENDED, EXPECTED,
+    EXPECTED_HERE, EXPIRED, Entry, HEAD_BYTES, IDENTITY_BYTES, Laid, MARK_BYTES, NUMBER_BYTES,
+    PLACES_BYTES, Place, QUARANTINED, REMOVED, entry, is_carried_on, keys_of, lay,
 };
 use crate::{
+    cluster::Totals,
     event::{Epoch, Fingerprint, Record, Sequence},
-    store::layout::{Damaged, Totals},
+    store::layout::Damaged,
 };
 
 const CHECKSUM_BYTES: usize = 8;
-pub(super) const HEADER_BYTES: usize = CHECKSUM_BYTES + 4 + 4 + 8 + 8 + Totals::BYTES;
+pub(super) const HEADER_BYTES: usize = CHECKSUM_BYTES + 4 + 4 + 8 + 8 + 16 + Totals::BYTES;
+
+/// The frame of the stream that a commit came from. There is none on a single machine: zeros.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(in crate::store) struct Streamed {
+    /// Its sequence.
+    pub frame: u64,
+    /// Its chain.
+    pub chain: u64,
+}
+
+impl Streamed {
+    pub(super) fn put(self, bytes: &mut impl BufMut) {
+        bytes.put_u64_le(self.frame);
+        bytes.put_u64_le(self.chain);
+    }
+
+    /// Of bytes that are long enough.
+    pub(super) fn take(bytes: &mut impl Buf) -> Self {
+        Self {
+            frame: bytes.get_u64_le(),
+            chain: bytes.get_u64_le(),
+        }
+    }
+}
 
 /// What a commit says of itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,6 +101,8 @@ pub(in crate::store) struct Header {
     pub commit: u64,
     /// The oldest segment that the log needed when it was written.
     pub oldest: u64,
+    /// Where it came from.
+    pub streamed: Streamed,
     /// As it leaves them.
     pub totals: Totals,
 }
@@ -80,13 +117,15 @@ impl Header {
         let length = bytes.get_u32_le() as usize;
         let events = bytes.get_u32_le();
         let (commit, oldest) = (bytes.get_u64_le(), bytes.get_u64_le());
-        let totals = Totals::parse(&bytes[..Totals::BYTES]).ok()?;
-        let has_events = totals.event_count >= u64::from(events) && totals.head().is_ok();
+        let streamed = Streamed::take(&mut bytes);
+        let totals = Totals::take(&mut bytes)?;
+        let has_events = totals.event_count >= u64::from(events);
         (length >= HEADER_BYTES && has_events).then_some(Self {
             length,
             events,
             commit,
             oldest,
+            streamed,
             totals,
         })
     }
@@ -107,9 +146,21 @@ impl Header {
 pub(in crate::store) struct FrameBuilder {
     bytes: Vec<u8>,
     events: u32,
-    /// Quarantined callbacks in it, and where in the frame their entries begin.
-    quarantined: Vec<(u64, usize)>,
+    /// Quarantined callbacks in it.
+    quarantined: Vec<Put>,
     has_expectations: bool,
+    /// `None` of a commit that comes from no frame.
+    pub streamed: Option<Streamed>,
+}
+
+/// A quarantined callback in a commit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Put {
+    pub number: u64,
+    /// Where in the frame its entry begins.
+    pub at: usize,
+    /// The frame that has its newest copy in the stream; `None`: the one that the commit came from.
+    pub frame: Option<u64>,
 }
 
 impl FrameBuilder {
@@ -119,6 +170,7 @@ impl FrameBuilder {
             events: 0,
             quarantined: Vec::new(),
             has_expectations: false,
+            streamed: None,
         }
     }
 
@@ -151,8 +203,25 @@ impl FrameBuilder {
         self.put_quarantined(CARRIED, number, value);
     }
 
+    /// The same in this log only, which no frame knows of. `frame` has its newest copy in the stream.
+    pub(in crate::store) fn carried_here(&mut self, number: u64, frame: u64, value: &[u8]) {
+        self.quarantined.push(Put {
+            number,
+            at: self.bytes.len(),
+            frame: Some(frame),
+        });
+        self.head(CARRIED_HERE, 2 * NUMBER_BYTES, value);
+        self.bytes.put_u64_le(number);
+        self.bytes.put_u64_le(frame);
+        self.bytes.put_slice(value);
+    }
+
     fn put_quarantined(&mut self, kind: u8, number: u64, value: &[u8]) {
-        self.quarantined.push((number, self.bytes.len()));
+        self.quarantined.push(Put {
+            number,
+            at: self.bytes.len(),
+            frame: None,
+        });
         self.head(kind, NUMBER_BYTES, value);
         self.bytes.put_u64_le(number);
         self.bytes.put_slice(value);
@@ -169,6 +238,11 @@ impl FrameBuilder {
     /// copies are erased.
     pub(in crate::store) fn removed(&mut self, number: u64, copies: &[Place]) {
         self.bytes.put_u8(REMOVED);
+        self.bytes.put_u64_le(number);
+        if copies.is_empty() {
+            return;
+        }
+        self.head(COPIES_ERASED, NUMBER_BYTES + PLACES_BYTES, &[]);
         self.bytes.put_u64_le(number);
         for copy in 0..COPIES {
             let place = copies.get(copy).map_or([0; 2], |it| [it.segment, it.at]);
@@ -187,6 +261,15 @@ impl FrameBuilder {
         self.has_expectations = true;
         self.head(EXPECTED, NUMBER_BYTES, value);
         self.bytes.put_u64_le(number);
+        self.bytes.put_slice(value);
+    }
+
+    /// Writes an expectation again, in this log only, which no frame knows of. `frame` has its newest copy in the stream.
+    pub(in crate::store) fn expected_here(&mut self, number: u64, frame: u64, value: &[u8]) {
+        self.has_expectations = true;
+        self.head(EXPECTED_HERE, 2 * NUMBER_BYTES, value);
+        self.bytes.put_u64_le(number);
+        self.bytes.put_u64_le(frame);
         self.bytes.put_slice(value);
     }
 
@@ -218,12 +301,13 @@ impl FrameBuilder {
         commit: u64,
         oldest: u64,
         totals: Totals,
-    ) -> (Vec<u8>, Header, Vec<(u64, usize)>) {
+    ) -> (Vec<u8>, Header, Vec<Put>) {
         let header = Header {
             length: self.bytes.len(),
             events: self.events,
             commit,
             oldest,
+            streamed: self.streamed.unwrap_or_default(),
             totals,
         };
         let mut head = &mut self.bytes[CHECKSUM_BYTES..HEADER_BYTES];
@@ -231,7 +315,8 @@ impl FrameBuilder {
         head.put_u32_le(header.events);
         head.put_u64_le(commit);
         head.put_u64_le(oldest);
-        head.put_slice(&totals.encode());
+        header.streamed.put(&mut head);
+        totals.put(&mut head);
         let checksum =
             checksum_of(epoch, &self.bytes, |_| true).expect("the entries were laid out above");
         self.bytes[..CHECKSUM_BYTES].copy_from_slice(&checksum.to_le_bytes());
@@ -317,7 +402,7 @@ impl Frame {
         let has_content = self.header.events > 0
             || laid(&self.bytes)
                 .flatten()
-                .any(|laid| matches!(laid.kind, QUARANTINED | CARRIED | EXPECTED));
+                .any(|laid| is_carried_on(laid.kind));
         has_content.then_some(self.header.totals.log_time_micros)
     }
 
@@ -406,7 +491,7 @@ mod tests {
     use proptest::{collection, prelude::*};
 
     use super::{
-        super::entry::{MARK, quarantined_at, quarantined_bytes},
+        super::entry::{MARK, quarantined_at, quarantined_length},
         *,
     };
     use crate::{event::Selectable, store::log::tests::record};
@@ -469,12 +554,13 @@ mod tests {
                         expired += 1;
                         prop_assert_eq!(number, expired);
                     }
-                    Entry::Removed { number, copies } => {
+                    Entry::Removed { number } => prop_assert_eq!(number, expired),
+                    Entry::CopiesErased { number, copies } => {
                         prop_assert_eq!(number, expired);
                         prop_assert_eq!(copies, [Place { segment: number, at: 7 }]);
                     }
                     Entry::Erased { place } => prop_assert_eq!(place.0, expired),
-                    Entry::Expected { number, value } => {
+                    Entry::Expected { number, value, .. } => {
                         prop_assert_eq!(number, expired);
                         prop_assert_eq!(&value, values.last().unwrap());
                     }
@@ -538,10 +624,10 @@ mod tests {
         }
 
         #[test]
-        fn any_bytes_are_entries_or_damaged(body: Vec<u8>, kind in 0..11u8) {
+        fn any_bytes_are_entries_or_damaged(body: Vec<u8>, kind: u8) {
             let frame = Frame {
                 is_whole: true,
-                header: Header { length: 0, events: 0, commit: 0, oldest: 0, totals: Totals { first_available: 1, ..Totals::default() } },
+                header: Header { length: 0, events: 0, commit: 0, oldest: 0, streamed: Streamed::default(), totals: Totals { first_available: 1, ..Totals::default() } },
                 bytes: [&[0; HEADER_BYTES][..], &[kind], &body].concat().into(),
             };
             let _ = frame.entries().take_while(Result::is_ok).count();
@@ -596,10 +682,10 @@ mod tests {
             ..one()
         };
         let (bytes, _, quarantined) = builder.finish(Epoch(5), 1, 1, totals);
-        let [(3, at)] = quarantined[..] else {
+        let [Put { number: 3, at, .. }] = quarantined[..] else {
             panic!("{quarantined:?}")
         };
-        let length = quarantined_bytes(5) as usize;
+        let length = quarantined_length(&bytes[at..]).unwrap() as usize;
         let bytes = Bytes::from(bytes).slice(at..at + length);
         let (number, value, body) = quarantined_at(&bytes).unwrap();
         assert_eq!((number, value.as_deref()), (3, Some(&b"value"[..])));

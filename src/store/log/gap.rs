@@ -14,8 +14,9 @@ use super::{
     segment::Segment,
 };
 use crate::{
+    cluster::Correction,
     event::{Record, Sequence},
-    store::{error::ReadError, layout::Correction},
+    store::error::ReadError,
 };
 
 /// Events, one behind another, that cannot be read.
@@ -77,10 +78,7 @@ impl Log {
             return Ok((gap.events() > 0).then_some(gap));
         }
 
-        let behind = next
-            .and_then(|totals| totals.head().ok())
-            .unwrap_or(head)
-            .next();
+        let behind = next.and_then(|totals| totals.head()).unwrap_or(head).next();
         let last = behind.previous();
         let last_known = known.last().map(|(keys, _)| keys);
         let last_known = last_known
@@ -139,7 +137,7 @@ impl Log {
     ) -> Result<(), ReadError> {
         let (mut next, last) = places.into_inner();
         while next <= last {
-            let scanned = self.scan(next..=last, READ_BYTES, |record| {
+            let scanned = self.scan_at_once(next..=last, READ_BYTES, |record| {
                 next = record.sequence().next();
                 each(&record);
                 Ok(std::ops::ControlFlow::Continue(()))

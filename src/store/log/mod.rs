@@ -20,6 +20,7 @@ mod read;
 mod recovery;
 mod removal;
 mod segment;
+mod written;
 
 use std::{
     collections::VecDeque,
@@ -39,16 +40,20 @@ use parking_lot::{Mutex, RwLock};
 pub(super) use entry::{COPIES, Entry, Place};
 use erasure::Announced;
 pub(super) use erasure::Found;
-pub(super) use frame::{Frame, FrameBuilder};
+pub(super) use frame::{Frame, FrameBuilder, Streamed};
 pub(super) use gap::Gap;
 pub(super) use quarantine::{QuarantineReader, Unread};
 use read::Turns;
 pub(super) use read::{Events, LARGE_READ_BYTES, Logged, READ_BYTES};
 pub(super) use recovery::{Next, Opened, Replayed, check_format};
 use segment::{HEADER_BYTES, PAGE_BYTES, Segment};
+pub(super) use written::{NewCopy, Written};
 
-use super::{clock::TOLERANCE, directory::LOG, layout::Totals, lock};
-use crate::event::{Epoch, Sequence};
+use super::{clock::TOLERANCE, directory::LOG, lock};
+use crate::{
+    cluster::Totals,
+    event::{Epoch, Sequence},
+};
 
 /// The first segment is small, as most logs are; each further one is twice as large as the one
 /// before, up to the largest.
@@ -56,34 +61,6 @@ const FIRST_SEGMENT_BYTES: u64 = 1024 * 1024;
 /// What a start may have to replay, and what forgetting frees at once.
 const SEGMENT_BYTES_MAX: u64 = 32 * 1024 * 1024;
 const EXTENSION: &str = "log";
-
-/// A commit that was appended.
-#[derive(Debug)]
-pub(super) struct Written {
-    segment: Arc<Segment>,
-    at: u64,
-    header: frame::Header,
-    /// Quarantined callbacks in it, and where in the frame their entries begin.
-    quarantined: Vec<(u64, usize)>,
-}
-
-impl Written {
-    /// The segment that it is in.
-    pub(super) fn segment(&self) -> u64 {
-        self.segment.header.number
-    }
-
-    /// Where the quarantined callbacks are that it has written, for the first time or again.
-    pub(super) fn quarantined(&self) -> impl Iterator<Item = (u64, Place)> {
-        self.quarantined.iter().map(|&(number, at)| {
-            let place = Place {
-                segment: self.segment(),
-                at: self.at + at as u64,
-            };
-            (number, place)
-        })
-    }
-}
 
 /// The segment that is written to. The writer's alone.
 #[derive(Debug)]
@@ -94,6 +71,13 @@ struct Active {
     end: u64,
     bytes: u64,
     next_commit: u64,
+    /// Of the newest commit.
+    streamed: Streamed,
+    /// It has commits from the stream that are not durable yet.
+    is_behind: bool,
+    /// Up to where it is durable.
+    #[cfg(test)]
+    synced_end: u64,
     /// The log time at its first commit that brought content, in microseconds since 1970: no
     /// content in it is older.
     since_micros: Option<i64>,
@@ -101,13 +85,21 @@ struct Active {
 
 impl Active {
     fn at_start(segment: Arc<Segment>, file: File, bytes: u64) -> Self {
-        let next_commit = segment.header.commit;
+        let segment::Header {
+            commit: next_commit,
+            streamed,
+            ..
+        } = segment.header;
         Self {
             segment,
             file,
             end: HEADER_BYTES as u64,
             bytes,
             next_commit,
+            streamed,
+            is_behind: false,
+            #[cfg(test)]
+            synced_end: HEADER_BYTES as u64,
             since_micros: None,
         }
     }
@@ -156,6 +148,16 @@ pub(super) struct Log {
 impl Log {
     /// Begins a log in a data directory that has none.
     pub(super) fn create(directory: &Path, epoch: Epoch, totals: Totals) -> io::Result<Self> {
+        Self::create_behind(directory, epoch, Streamed::default(), totals)
+    }
+
+    /// The same of one that follows a stream, behind one of its frames.
+    pub(super) fn create_behind(
+        directory: &Path,
+        epoch: Epoch,
+        streamed: Streamed,
+        totals: Totals,
+    ) -> io::Result<Self> {
         let folder = directory.join(LOG);
         fs::create_dir_all(&folder)?;
         File::open(directory)?.sync_all()?;
@@ -164,6 +166,7 @@ impl Log {
             number: 1,
             commit: 1,
             oldest: 1,
+            streamed,
             totals,
         };
         let path = path_of(&folder, 1);
@@ -231,13 +234,15 @@ impl Log {
     /// durable yet.
     pub(super) fn append(
         &self,
-        frame: FrameBuilder,
+        mut frame: FrameBuilder,
         before: &Totals,
         after: &Totals,
     ) -> io::Result<Written> {
         let mut active = lock(&self.active);
         let oldest = self.oldest_needed(&self.segments());
         let has_content = frame.has_content();
+        let is_streamed = frame.streamed.is_some();
+        frame.streamed.get_or_insert(active.streamed);
         let (mut bytes, header, quarantined) =
             frame.finish(self.epoch, active.next_commit, oldest, *after);
 
@@ -262,6 +267,8 @@ impl Log {
         };
         active.end += header.length as u64;
         active.next_commit += 1;
+        active.streamed = header.streamed;
+        active.is_behind |= is_streamed;
         active.since_micros = active
             .since_micros
             .or_else(|| has_content.then_some(header.totals.log_time_micros));
@@ -270,14 +277,54 @@ impl Log {
 
     /// Makes what was appended durable.
     pub(super) fn sync(&self) -> io::Result<()> {
-        lock(&self.active).file.sync_data()
+        let mut active = lock(&self.active);
+        active.file.sync_data()?;
+        active.is_behind = false;
+        #[cfg(test)]
+        {
+            active.synced_end = active.end;
+        }
+        Ok(())
+    }
+
+    /// What a power cut may take back: the bytes in the newest segment that were not synced.
+    #[cfg(test)]
+    pub(super) fn unsynced(&self) -> (PathBuf, std::ops::Range<u64>) {
+        let active = lock(&self.active);
+        (
+            active.segment.path().to_owned(),
+            active.synced_end..active.end,
+        )
+    }
+
+    /// The same, if it is not: only commits from the stream are applied before they are durable.
+    pub(super) fn catch_up(&self) -> io::Result<()> {
+        if lock(&self.active).is_behind {
+            self.sync()
+        } else {
+            Ok(())
+        }
+    }
+
+    /// The frame that the newest commit came from.
+    pub(super) fn streamed(&self) -> Streamed {
+        lock(&self.active).streamed
     }
 
     /// Lets readers find what was appended and synced.
     pub(super) fn show(&self, written: &Written) {
+        self.show_ahead(written);
+        self.note_oldest(written.oldest());
+    }
+
+    /// Lets readers find what was appended and is not durable yet: the stream has it.
+    pub(super) fn show_ahead(&self, written: &Written) {
         written.segment.show(written.at, &written.header);
-        self.noted_oldest
-            .fetch_max(written.header.oldest, Ordering::AcqRel);
+    }
+
+    /// Takes note of the oldest segment that is needed, as a durable commit says. Older ones may go.
+    pub(super) fn note_oldest(&self, number: u64) {
+        self.noted_oldest.fetch_max(number, Ordering::AcqRel);
     }
 
     /// Goes on in a segment of its own.
@@ -323,6 +370,7 @@ impl Log {
             number,
             commit: active.next_commit,
             oldest: self.noted_oldest.load(Ordering::Acquire),
+            streamed: active.streamed,
             totals: *totals,
         };
         let mut page = [0; PAGE_BYTES as usize];

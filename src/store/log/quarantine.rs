@@ -124,7 +124,7 @@ pub(super) fn read_quarantined(
             segment.path().display()
         ))
     };
-    let head = segment.read_at(at, entry::quarantined_bytes(0))?;
+    let head = segment.read_at(at, entry::HEAD_BYTES as u64)?;
     let bytes = entry::quarantined_length(&head).ok_or_else(damaged)?;
     // A damaged length is not read past the file's end.
     if at.saturating_add(bytes) > segment.bytes() {

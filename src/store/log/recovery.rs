@@ -16,13 +16,14 @@ use bytes::Bytes;
 
 use super::{
     Active, EXTENSION, Log, Place,
-    frame::{self, Frame},
+    frame::{self, Frame, Streamed},
     path_of,
     segment::{self, HEADER_BYTES, Header, Segment, Unreadable, Walked},
 };
 use crate::{
+    cluster::Totals,
     event::{Epoch, Sequence},
-    store::{acknowledged::Acknowledged, directory::LOG, error::StartFailure, layout::Totals},
+    store::{acknowledged::Acknowledged, directory::LOG, error::StartFailure},
 };
 
 /// A log as it was found.
@@ -39,21 +40,30 @@ struct Newest {
     segment: Arc<Segment>,
     bytes: Bytes,
     walked: Walked,
-    /// Where its last commit begins.
-    last_commit: usize,
+    /// Where the first commit begins that may not be durable: the last one, or of a log that follows a stream the first
+    /// that nobody noted as synced.
+    doubtful: usize,
     /// When its first commit came that brought content.
     since_micros: Option<i64>,
     torn_bytes: u64,
 }
 
 impl Newest {
-    fn read(path: PathBuf, header: Header) -> Result<Self, StartFailure> {
+    fn read(
+        path: PathBuf,
+        header: Header,
+        acknowledged: Option<Acknowledged>,
+    ) -> Result<Self, StartFailure> {
+        let synced_before = acknowledged.map(|it| it.commit_next);
         let bytes = Bytes::from(fs::read(&path)?);
         let segment = Segment::empty(path, header, bytes.len() as u64);
-        let (mut last_commit, mut since_micros) = (0, None);
+        let (mut doubtful, mut is_unsynced, mut since_micros) = (0, false, None);
         let walked = segment::walk(&header, &bytes, |at, frame| {
             segment.show(at as u64, &frame.header);
-            last_commit = at;
+            if !is_unsynced {
+                doubtful = at;
+                is_unsynced = synced_before.is_some_and(|before| frame.header.commit >= before);
+            }
             since_micros = since_micros.or_else(|| frame.brought_at());
             Ok::<_, StartFailure>(())
         })?;
@@ -63,14 +73,20 @@ impl Newest {
             .iter()
             .rposition(|&byte| byte != 0)
             .map_or(0, |last| last as u64 + 1);
-        if torn_bytes > 0 && frame::is_followed(header.epoch, &behind, walked.next_commit) {
+        // What the stream has is synced later, and a power cut may leave any part of it.
+        let is_streamed = walked.streamed != Streamed::default()
+            && synced_before.is_some_and(|before| walked.next_commit >= before);
+        if torn_bytes > 0
+            && !is_streamed
+            && frame::is_followed(header.epoch, &behind, walked.next_commit)
+        {
             return Err(not_as_written(walked.next_commit, segment.path()));
         }
         Ok(Self {
             segment: Arc::new(segment),
             bytes,
             walked,
-            last_commit,
+            doubtful,
             since_micros,
             torn_bytes,
         })
@@ -79,7 +95,10 @@ impl Newest {
     /// Removes a torn last commit, and makes the others durable.
     fn finish(self) -> io::Result<Active> {
         let Walked {
-            end, next_commit, ..
+            end,
+            next_commit,
+            streamed,
+            ..
         } = self.walked;
         let path = self.segment.path();
         let mut file = File::options().read(true).write(true).open(path)?;
@@ -93,7 +112,7 @@ impl Newest {
         // durable from here on. It is written again, because the kernel takes what it once failed
         // to write for written.
         file.write_all_at(&self.bytes[..HEADER_BYTES], 0)?;
-        file.write_all_at(&self.bytes[self.last_commit..end], self.last_commit as u64)?;
+        file.write_all_at(&self.bytes[self.doubtful..end], self.doubtful as u64)?;
         file.sync_all()?;
         Ok(Active {
             segment: self.segment,
@@ -101,6 +120,10 @@ impl Newest {
             end: end as u64,
             bytes: self.bytes.len() as u64,
             next_commit,
+            streamed,
+            is_behind: false,
+            #[cfg(test)]
+            synced_end: end as u64,
             since_micros: self.since_micros,
         })
     }
@@ -127,7 +150,7 @@ impl Log {
             };
         };
 
-        let newest = Newest::read(path_of(&folder, header.number), header)?;
+        let newest = Newest::read(path_of(&folder, header.number), header, acknowledged)?;
         let Walked {
             next_commit,
             oldest,
@@ -311,7 +334,9 @@ impl Known {
             return Ok(());
         };
         let has_needed = oldest.header.number <= oldest_needed;
-        let has_retained = oldest.first_sequence().0 <= totals.first_available;
+        // Before the first segment there was none. A node that has joined others begins there, and lacks what they forget.
+        let has_retained =
+            oldest.header.number == 1 || oldest.first_sequence().0 <= totals.first_available;
         if has_needed && has_retained {
             return Ok(());
         }
@@ -404,7 +429,7 @@ fn check_acknowledged(
         return Ok(());
     };
     let corrupt = |problem: String| Err(StartFailure::Corrupt(problem));
-    let head = totals.head()?.0;
+    let head = totals.newest()?.0;
     if acknowledged.epoch != epoch {
         return corrupt(format!(
             "it is log {epoch}, and log {} was acknowledged",

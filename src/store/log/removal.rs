@@ -94,6 +94,20 @@ impl Log {
                 .is_some_and(|oldest| oldest.header.number < noted)
     }
 
+    /// The newest frame of the stream before frame `needed` of which this log tells that neither it nor any before holds an event
+    /// that is still available; 0 if it tells of none.
+    pub(in crate::store) fn frame_before(&self, first_available: Sequence, needed: u64) -> u64 {
+        let segments = self.segments();
+        let before = segments
+            .iter()
+            .take_while(|segment| segment.first_sequence() <= first_available);
+        before
+            .map(|segment| segment.header.streamed.frame)
+            .filter(|&frame| frame < needed)
+            .max()
+            .unwrap_or(0)
+    }
+
     /// The segments whose events are all forgotten, oldest first, but for the one that is written
     /// to.
     pub(in crate::store) fn without_events(&self, first_available: Sequence) -> Vec<WithoutEvents> {

@@ -8,6 +8,7 @@
 //! number       of the segment (u64)
 //! commit       number of its first commit (u64)
 //! oldest       the oldest segment that the log needed when this one was begun (u64)
+//! streamed     the frame that the last commit before it came from: see `frame` (twice u64)
 //! totals       as the commits before it have left them
 //! ```
 //!
@@ -30,11 +31,12 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use super::{
     entry,
-    frame::{self, Frame},
+    frame::{self, Frame, Streamed},
 };
 use crate::{
+    cluster::Totals,
     event::{Epoch, Sequence},
-    store::layout::{FORMAT, Totals},
+    store::layout::FORMAT,
 };
 
 /// Where the commits begin.
@@ -60,6 +62,8 @@ pub(super) struct Header {
     pub commit: u64,
     /// The oldest segment that the log needed when this one was begun.
     pub oldest: u64,
+    /// Of the commit before it.
+    pub streamed: Streamed,
     /// As the commits before it have left them.
     pub totals: Totals,
 }
@@ -82,7 +86,8 @@ impl Header {
         [FORMAT, self.epoch.0, self.number, self.commit, self.oldest]
             .into_iter()
             .for_each(|n| rest.put_u64_le(n));
-        rest.put_slice(&self.totals.encode());
+        self.streamed.put(&mut rest);
+        self.totals.put(&mut rest);
         let checksum = xxh3_64(&bytes[8..]);
         bytes[..8].copy_from_slice(&checksum.to_le_bytes());
         bytes
@@ -105,13 +110,14 @@ impl Header {
         }
         let mut number = || rest.get_u64_le();
         let (epoch, number, commit, oldest) = (Epoch(number()), number(), number(), number());
-        let totals = Totals::parse(&rest[..Totals::BYTES]).map_err(|_| Unreadable::Damaged)?;
-        totals.head().map_err(|_| Unreadable::Damaged)?;
+        let streamed = Streamed::take(&mut rest);
+        let totals = Totals::take(&mut rest).ok_or(Unreadable::Damaged)?;
         Ok(Self {
             epoch,
             number,
             commit,
             oldest,
+            streamed,
             totals,
         })
     }
@@ -369,6 +375,8 @@ pub(super) struct Walked {
     pub next_commit: u64,
     /// The oldest segment that the log needed then.
     pub oldest: u64,
+    /// Of the last whole commit.
+    pub streamed: Streamed,
     pub totals: Totals,
 }
 
@@ -383,12 +391,13 @@ pub(super) fn walk<E>(
         end: HEADER_BYTES,
         next_commit: header.commit,
         oldest: header.oldest,
+        streamed: header.streamed,
         totals: header.totals,
     };
     while let Some(frame) = Frame::parse(header.epoch, bytes, walked.end) {
         let said = frame.header;
         if said.commit != walked.next_commit
-            || Ok(said.first_sequence()) != walked.totals.head().map(Sequence::next)
+            || Some(said.first_sequence()) != walked.totals.head().map(Sequence::next)
         {
             break;
         }
@@ -399,6 +408,7 @@ pub(super) fn walk<E>(
             end,
             next_commit: said.commit + 1,
             oldest,
+            streamed: said.streamed,
             totals: said.totals,
         };
     }
@@ -482,12 +492,13 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_header_gives_back_its_numbers_and_no_flipped_bit_passes(numbers: [u32; 8], bit in 0..8 * HEADER_BYTES) {
-            let [epoch, number, commit, oldest, first, count, bytes, next] = numbers.map(u64::from);
+        fn a_header_gives_back_its_numbers_and_no_flipped_bit_passes(numbers: [u32; 10], bit in 0..8 * HEADER_BYTES) {
+            let [epoch, number, commit, oldest, first, count, bytes, next, frame, chain] = numbers.map(u64::from);
             let totals = Totals {
                 first_available: first + 1, event_count: count, event_bytes: bytes, quarantine_next: next, ..Totals::default()
             };
-            let header = Header { epoch: Epoch(epoch), number, commit, oldest, totals };
+            let streamed = Streamed { frame, chain };
+            let header = Header { epoch: Epoch(epoch), number, commit, oldest, streamed, totals };
             let mut bytes = header.encode();
             prop_assert_eq!(Header::parse(&bytes), Ok(header));
             bytes[bit / 8] ^= 1 << (bit % 8);

@@ -448,7 +448,7 @@ fn a_segment_goes_when_no_quarantined_callback_has_its_newest_copy_there() {
         let written = kept.log.append(frame, &before, &kept.totals).unwrap();
         kept.log.sync().unwrap();
         kept.log.show(&written);
-        written.quarantined().next().unwrap().1
+        written.quarantined().next().unwrap().place
     };
     let mut places: Vec<_> = (1..=5).map(|it| put(&mut kept, it, true)).collect();
     let segments: Vec<_> = places.iter().map(|place| place.segment).collect();

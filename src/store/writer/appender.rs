@@ -45,6 +45,24 @@ pub(super) struct Queue {
     new_retention: Arc<Mutex<Option<Retention>>>,
 }
 
+/// Wakes who waits for commands.
+#[derive(Clone)]
+pub struct Waker(SyncSender<Command>);
+
+impl fmt::Debug for Waker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Waker")
+    }
+}
+
+impl Waker {
+    /// Never waits.
+    pub fn wake(&self) {
+        // If the queue is full, nobody waits for a command; if the writer has ended, nobody waits at all.
+        let _ = self.0.try_send(Command::Retain).is_ok();
+    }
+}
+
 /// Makes a queue.
 pub(super) fn queue() -> (Appender, Queue) {
     let (sender, commands) = mpsc::sync_channel(QUEUE_MAX);
@@ -169,6 +187,11 @@ impl Appender {
         *lock(&self.new_retention) = Some(retention);
         // Wakes an idle writer. If the queue is full, the writer is not idle; if the writer has ended, nothing is left to do.
         let _ = self.commands.try_send(Command::Retain).is_ok();
+    }
+
+    /// Wakes the writer.
+    pub(super) fn waker(&self) -> Waker {
+        Waker(self.commands.clone())
     }
 
     /// Lets the writer finish the commands that were sent before, and end. Later ones are answered [`WriteError::Closed`].

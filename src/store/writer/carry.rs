@@ -24,7 +24,7 @@ use crate::{
 };
 
 /// Written again by one commit, and one callback more: what comes meanwhile should not wait long.
-const CARRIED_BYTES_MAX: u64 = 1024 * 1024;
+pub(super) const CARRIED_BYTES_MAX: u64 = 1024 * 1024;
 /// With less free disk nothing is written again: first a segment is written, and one made ahead, and only
 /// then one is removed.
 const CARRY_FREE_BYTES_MIN: u64 = 96 * 1024 * 1024;
@@ -32,6 +32,9 @@ const CARRY_FREE_BYTES_MIN: u64 = 96 * 1024 * 1024;
 /// However short events are kept, what is in a segment is written again for its age at the earliest
 /// so long after it was written: a full quarantine of 1 GiB takes 0.3 MB/s then.
 const CARRY_AGE_MIN: Duration = Duration::from_secs(3_600);
+
+/// Most bytes of an expectation.
+const EXPECTATION_BYTES_MAX: u64 = 4_096;
 
 #[derive(Debug, Default)]
 pub(super) struct Carrier {
@@ -50,8 +53,8 @@ enum Carried {
 /// What has to be written again now, by number.
 #[derive(Debug, Default)]
 pub(super) struct Due {
-    quarantined: Vec<u64>,
-    expected: Vec<u64>,
+    pub quarantined: Vec<u64>,
+    pub expected: Vec<u64>,
 }
 
 impl Due {
@@ -151,6 +154,65 @@ impl Carrier {
                 }
             }
         }
+    }
+}
+
+/// Most callbacks, and most expectations, that are looked at for one frame.
+const IN_STREAM_MAX: usize = 1_024;
+
+/// Has a frame bring again what only frames have that hold no event any more, so that they can be removed from the stream: about
+/// so many bytes at most. Each is written again at most once in the time for which events are kept. What is damaged here is left
+/// to another node.
+pub(super) fn carry_in_stream(
+    commit: &mut Commit<'_>,
+    counts: &mut Counts,
+    moment: &Moment,
+    bytes_max: u64,
+) {
+    let store = commit.store();
+    let first_available = Sequence(commit.totals().first_available);
+    let unneeded = store.log.frame_before(first_available, u64::MAX);
+    if unneeded == 0 || bytes_max == 0 {
+        return;
+    }
+    let quarantined = lock(&store.quarantine)
+        .frames()
+        .up_to(unneeded, IN_STREAM_MAX);
+    let expected = lock(&store.expectations)
+        .frames()
+        .up_to(unneeded, IN_STREAM_MAX);
+    let mut free = bytes_max;
+    for number in quarantined {
+        let held = lock(&store.quarantine).get(number);
+        let Some(held) = held.filter(|_| commit.quarantined_bytes(number).is_some()) else {
+            continue; // this commit has taken it out
+        };
+        // One that is larger than all of it goes alone.
+        let is_alone = free == bytes_max && commit.is_empty();
+        if held.bytes > free && !is_alone {
+            break;
+        }
+        let Ok(Some(value)) = store.log.quarantined(number, held.newest) else {
+            continue;
+        };
+        let known = lock(&store.shares).header_of(number).unwrap_or_default();
+        let header = parse_quarantined(&value).map_or(known, |(header, _)| header);
+        if commit.carry(number, &header, &value).is_ok() {
+            free = free.saturating_sub(held.bytes);
+            counts.carried += 1;
+        }
+    }
+    for number in expected {
+        if free < EXPECTATION_BYTES_MAX {
+            break;
+        }
+        if let Ok(Some(bytes)) = commit.carry_expectation(number) {
+            free = free.saturating_sub(bytes);
+            counts.carried += 1;
+        }
+    }
+    if free < bytes_max {
+        commit.stamp(moment.now_micros, moment.now_micros);
     }
 }
 

@@ -32,6 +32,7 @@ pub struct Erased {
 }
 
 /// An event of another log.
+#[derive(Debug)]
 pub(in crate::store) struct Imported {
     /// The event. Of an erased one only the keys are left.
     pub draft: Draft,
@@ -42,6 +43,7 @@ pub(in crate::store) struct Imported {
 }
 
 /// Tasks to expect. Their numbers are given by the commit.
+#[derive(Debug)]
 pub(super) struct Expecting {
     pub expectations: Vec<Expectation>,
     /// Not those of another log, which has applied the limits.
@@ -49,6 +51,7 @@ pub(super) struct Expecting {
 }
 
 /// The event that a task is late.
+#[derive(Debug)]
 pub(super) struct Late {
     /// The number of its expectation.
     pub number: u64,
@@ -59,6 +62,7 @@ pub(super) struct Late {
 
 pub(super) type Reply<T> = oneshot::Sender<Result<T, WriteError>>;
 
+#[derive(Debug)]
 pub(super) enum Command {
     Append(Box<Draft>, Reply<Appended>),
     /// Takes over an event of another log.
@@ -142,6 +146,70 @@ impl Command {
             Self::Probe(reply) => reply.send(Err(error)).is_ok(),
             Self::Retain | Self::Stop => false,
         };
+    }
+}
+
+/// What a command became.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Outcome {
+    Append(Appended),
+    Release(Vec<Appended>),
+    Quarantine(u64),
+    Discard(u32),
+    Erase(Erased),
+    Expect(Vec<Expected>),
+    EndExpectations(u32),
+    Overdue(Option<Appended>),
+    Probe,
+}
+
+impl Outcome {
+    /// Whether this command can become that.
+    pub(super) fn is_of(&self, command: &Command) -> bool {
+        matches!(
+            (self, command),
+            (Self::Append(_), Command::Append(..) | Command::Import(..))
+                | (Self::Release(_), Command::Release(..))
+                | (Self::Quarantine(_), Command::Quarantine(..))
+                | (Self::Discard(_), Command::Discard(..))
+                | (Self::Erase(_), Command::Erase(..))
+                | (Self::Expect(_), Command::Expect(..))
+                | (Self::EndExpectations(_), Command::EndExpectations(..))
+                | (Self::Overdue(_), Command::Overdue(..))
+                | (Self::Probe, Command::Probe(_))
+        )
+    }
+}
+
+impl Command {
+    /// The reply with what it became; `None` if that is none of its kind.
+    pub(super) fn became(self, outcome: Outcome) -> Option<PendingReply> {
+        Some(match (self, outcome) {
+            (Self::Append(_, reply) | Self::Import(_, reply), Outcome::Append(appended)) => {
+                PendingReply::Append(reply, appended)
+            }
+            (Self::Release(.., reply), Outcome::Release(appended)) => {
+                PendingReply::Release(reply, appended)
+            }
+            (Self::Quarantine(_, reply), Outcome::Quarantine(number)) => {
+                PendingReply::Quarantine(reply, number)
+            }
+            (Self::Discard(_, reply), Outcome::Discard(count)) => {
+                PendingReply::Discard(reply, count)
+            }
+            (Self::Erase(_, reply), Outcome::Erase(erased)) => PendingReply::Erase(reply, erased),
+            (Self::Expect(_, reply), Outcome::Expect(became)) => {
+                PendingReply::Expect(reply, became)
+            }
+            (Self::EndExpectations(.., reply), Outcome::EndExpectations(count)) => {
+                PendingReply::EndExpectations(reply, count)
+            }
+            (Self::Overdue(_, reply), Outcome::Overdue(appended)) => {
+                PendingReply::Overdue(reply, appended)
+            }
+            (Self::Probe(reply), Outcome::Probe) => PendingReply::Probe(reply),
+            _ => return None,
+        })
     }
 }
 

@@ -12,13 +12,14 @@ use super::{
     thread::Writer,
 };
 use crate::{
+    cluster::Totals,
     event::Record,
     store::{
-        Health, Totals,
+        Health, Store,
         acknowledged::Acknowledged,
         apply::Changes,
         lock,
-        log::{Found, FrameBuilder},
+        log::{Found, FrameBuilder, Written},
         open::kept_from,
     },
 };
@@ -71,7 +72,7 @@ impl<P: Publish> Writer<P> {
         counts.trimmed()
     }
 
-    fn fail(&self, problem: &str, replies: Vec<PendingReply>) {
+    pub(super) fn fail(&self, problem: &str, replies: Vec<PendingReply>) {
         tracing::error!(
             problem,
             "writing to the store failed: refusing callbacks until a restart"
@@ -101,17 +102,7 @@ impl<P: Publish> Writer<P> {
         let synced = Instant::now();
 
         store.log.show(&written);
-        // Before the index forgets them, so that no reader takes a forgotten event for a hole.
-        store
-            .first_available
-            .store(totals.first_available, Ordering::Release);
-        changes
-            .write(store.state(), written.segment(), written.quarantined())
-            .map_err(|error| error.to_string())?;
-        store
-            .log
-            .note_kept_from(kept_from(&store.quarantine, &store.expectations));
-        store.log.note_applied(&written);
+        take_up(store, &written, changes, totals)?;
 
         self.metrics
             .commit_seconds
@@ -124,7 +115,12 @@ impl<P: Publish> Writer<P> {
 
     /// Sends the replies of a durable commit. Those of erasures wait until the content is overwritten, which does not hold up
     /// other commits. If the overwriting fails or a crash comes before, the next start does it.
-    fn reply(&mut self, found: Found, erased: &[Record], mut replies: Vec<PendingReply>) {
+    pub(super) fn reply(
+        &mut self,
+        found: Found,
+        erased: &[Record],
+        mut replies: Vec<PendingReply>,
+    ) {
         // A repeated erasure waits for the overwriting of the first.
         let is_announced = !found.is_empty() || self.store.log.announced() > 0;
         let waiting: Vec<_> = if is_announced {
@@ -157,4 +153,30 @@ impl<P: Publish> Writer<P> {
             }
         }
     }
+}
+
+/// Has the index know a commit that readers can find.
+pub(super) fn take_up(
+    store: &Store,
+    written: &Written,
+    changes: Changes,
+    totals: &Totals,
+) -> Result<(), String> {
+    // Before the index forgets them, so that no reader takes a forgotten event for a hole.
+    store
+        .first_available
+        .fetch_max(totals.first_available, Ordering::AcqRel);
+    changes
+        .write(
+            store.state(),
+            written.segment(),
+            written.frame(),
+            written.quarantined(),
+        )
+        .map_err(|error| error.to_string())?;
+    store
+        .log
+        .note_kept_from(kept_from(&store.quarantine, &store.expectations));
+    store.log.note_applied(written);
+    Ok(())
 }

@@ -12,7 +12,8 @@ use std::collections::BTreeSet;
 use duplicate::{By, Verdict, judge};
 
 use super::{
-    command::{Command, Erased, Erasure, Imported, PendingReply},
+    carry::carry_in_stream,
+    command::{Command, Erased, Erasure, Imported, Outcome, PendingReply},
     counts::Counts,
     error::WriteError,
     moment::Moment,
@@ -81,19 +82,13 @@ pub(super) fn decide(
     retention: &Retention,
     trimmer: &mut Trimmer,
 ) -> Decided {
-    // An erased event is not overwritten yet: retention would count all of its bytes.
-    let may_trim = !group
-        .iter()
-        .any(|command| matches!(command, Command::Erase(..)));
+    let may_trim = may_trim(&group);
+    let commit = Commit::new(store, &moment, group.len());
     let mut decisions = Decisions {
-        store,
-        moment,
-        commit: Commit::new(store, &moment, group.len()),
-        counts: Counts::default(),
         // The log may need a commit for itself, whatever is in it.
         must_write: store.log.needs_commit(),
-        found: Found::default(),
         replies: Vec::with_capacity(group.len()),
+        ..Decisions::new(store, moment, commit)
     };
     for command in group {
         decisions.add(command);
@@ -121,57 +116,128 @@ pub(super) fn decide(
     }
 }
 
+/// An erased event is not overwritten yet: retention would count all of its bytes.
+fn may_trim<'c>(group: impl IntoIterator<Item = &'c Command>) -> bool {
+    !group
+        .into_iter()
+        .any(|command| matches!(command, Command::Erase(..)))
+}
+
+/// A group whose decisions may have to be made anew.
+pub(super) struct Proposed {
+    pub commit: Committed,
+    /// Of each command, in order.
+    pub outcomes: Vec<Result<Outcome, WriteError>>,
+    pub counts: Counts,
+}
+
+/// The same as [`decide`] for a frame of the stream, which another one may come before: nothing is answered. `carried_bytes_max` is
+/// for what the stream has to have once more.
+pub(super) fn propose<'c>(
+    store: &Store,
+    group: impl Iterator<Item = &'c Command> + Clone,
+    moment: Moment,
+    retention: &Retention,
+    trimmer: &mut Trimmer,
+    tick: Tick,
+) -> Proposed {
+    let mut decisions = Decisions {
+        must_write: tick.must_write,
+        ..Decisions::new(store, moment, Commit::revocable(store, &moment))
+    };
+    let outcomes = group
+        .clone()
+        .map(|command| decisions.outcome(command))
+        .collect();
+
+    let Decisions {
+        mut commit,
+        mut counts,
+        must_write,
+        ..
+    } = decisions;
+    if moment.adoption.is_some() {
+        trimmer.forget_times();
+    }
+    if may_trim(group) {
+        trimmer.forget(&mut commit, &mut counts, retention, &moment);
+        carry_in_stream(&mut commit, &mut counts, &moment, tick.carried_bytes_max);
+    }
+    if tick.must_write {
+        // It shows that the log's time goes on.
+        commit.stamp(moment.now_micros, moment.now_micros);
+    }
+    Proposed {
+        commit: commit.finish(must_write),
+        outcomes,
+        counts,
+    }
+}
+
+/// What is to be written beside the commands.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Tick {
+    /// A frame, also if there is nothing to say.
+    pub must_write: bool,
+    /// About so many bytes of what the stream has to have once more, at most.
+    pub carried_bytes_max: u64,
+}
+
+impl<'a> Decisions<'a> {
+    fn new(store: &'a Store, moment: Moment, commit: Commit<'a>) -> Self {
+        Self {
+            store,
+            moment,
+            commit,
+            counts: Counts::default(),
+            must_write: false,
+            found: Found::default(),
+            replies: Vec::new(),
+        }
+    }
+}
+
 impl Decisions<'_> {
     /// Decides a command. One that is refused is answered at once; it has changed nothing.
     fn add(&mut self, command: Command) {
+        match self.outcome(&command) {
+            Ok(outcome) => self.replies.extend(command.became(outcome)),
+            Err(error) => command.refuse(error),
+        }
+    }
+
+    /// What a command becomes. One that is refused has changed nothing.
+    fn outcome(&mut self, command: &Command) -> Result<Outcome, WriteError> {
         match command {
-            Command::Append(draft, reply) => match self.append(&draft) {
-                Ok(appended) => self.replies.push(PendingReply::Append(reply, appended)),
-                Err(error) => Command::Append(draft, reply).refuse(error),
-            },
-            Command::Import(imported, reply) => match self.import(&imported) {
-                Ok(appended) => self.replies.push(PendingReply::Append(reply, appended)),
-                Err(error) => Command::Import(imported, reply).refuse(error),
-            },
-            Command::Release(number, drafts, reply) => match self.release(number, &drafts) {
-                Ok(appended) => self.replies.push(PendingReply::Release(reply, appended)),
-                Err(error) => Command::Release(number, drafts, reply).refuse(error),
-            },
-            Command::Quarantine(new, reply) => match self.quarantine(&new) {
-                Ok(number) => self.replies.push(PendingReply::Quarantine(reply, number)),
-                Err(error) => Command::Quarantine(new, reply).refuse(failed(error)),
-            },
-            Command::Discard(numbers, reply) => match self.discard_all(&numbers) {
-                Ok(count) => self.replies.push(PendingReply::Discard(reply, count)),
-                Err(error) => Command::Discard(numbers, reply).refuse(not_erased(error)),
-            },
-            Command::Erase(erasure, reply) => match self.erase(&erasure) {
-                Ok(erased) => self.replies.push(PendingReply::Erase(reply, erased)),
-                Err(error) => Command::Erase(erasure, reply).refuse(not_erased(error)),
-            },
-            Command::Expect(expected, reply) => match self.expect(&expected) {
-                Ok(became) => self.replies.push(PendingReply::Expect(reply, became)),
-                Err(error) => Command::Expect(expected, reply).refuse(error),
-            },
-            Command::EndExpectations(tasks, whose, reply) => {
-                match self.end_expectations(&tasks, &whose) {
-                    Ok(count) => self
-                        .replies
-                        .push(PendingReply::EndExpectations(reply, count)),
-                    Err(error) => {
-                        Command::EndExpectations(tasks, whose, reply).refuse(failed(error));
-                    }
-                }
+            Command::Append(draft, _) => self.append(draft).map(Outcome::Append),
+            Command::Import(imported, _) => self.import(imported).map(Outcome::Append),
+            Command::Release(number, drafts, _) => {
+                self.release(*number, drafts).map(Outcome::Release)
             }
-            Command::Overdue(late, reply) => match self.overdue(&late) {
-                Ok(appended) => self.replies.push(PendingReply::Overdue(reply, appended)),
-                Err(error) => Command::Overdue(late, reply).refuse(error),
-            },
-            Command::Probe(reply) => {
+            Command::Quarantine(new, _) => {
+                let number = self.quarantine(new).map_err(failed)?;
+                Ok(Outcome::Quarantine(number))
+            }
+            Command::Discard(numbers, _) => {
+                let count = self.discard_all(numbers).map_err(not_erased)?;
+                Ok(Outcome::Discard(count))
+            }
+            Command::Erase(erasure, _) => {
+                let erased = self.erase(erasure).map_err(not_erased)?;
+                Ok(Outcome::Erase(erased))
+            }
+            Command::Expect(expecting, _) => self.expect(expecting).map(Outcome::Expect),
+            Command::EndExpectations(tasks, whose, _) => {
+                let count = self.end_expectations(tasks, whose).map_err(failed)?;
+                Ok(Outcome::EndExpectations(count))
+            }
+            Command::Overdue(late, _) => self.overdue(late).map(Outcome::Overdue),
+            Command::Probe(_) => {
                 self.must_write = true;
-                self.replies.push(PendingReply::Probe(reply));
+                Ok(Outcome::Probe)
             }
-            Command::Backup(_) | Command::Retain | Command::Stop => {} // handled by the writer's thread
+            // Handled by the writer's thread.
+            Command::Backup(_) | Command::Retain | Command::Stop => Err(WriteError::Closed),
         }
     }
 

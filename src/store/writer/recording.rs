@@ -7,13 +7,15 @@ use std::collections::{HashMap, HashSet};
 
 use super::moment::Moment;
 use crate::{
+    cluster::{Entry as Decision, Totals},
     event::{Record, Selectable, Sequence, TaskId},
     store::{
         NewQuarantined, QuarantineHeader, ReadError, Store,
         apply::{Change, Changes, Overlay},
-        layout::{Damaged, TaskEvent, Totals, encode_quarantined},
+        layout::{TaskEvent, encode_quarantined},
         lock,
         log::{FrameBuilder, Gap},
+        totals::MISFIT,
     },
 };
 
@@ -55,9 +57,29 @@ pub(super) struct Committed {
     pub erased: Vec<Record>,
 }
 
+impl Committed {
+    /// What it decides as a frame of the stream says it, if it has to be written, and the totals that it leaves. Nothing of it is
+    /// done: what was changed ahead is taken back.
+    pub(super) fn take_back(self, store: &Store) -> Option<(Vec<Decision>, Totals)> {
+        let (frame, changes) = self.write?;
+        changes.take_back(store.state());
+        Some((frame.into_decisions(store.head().next()), self.totals))
+    }
+}
+
 impl<'a> Commit<'a> {
     /// A commit behind the newest of a store, for so many commands.
     pub(super) fn new(store: &'a Store, moment: &Moment, commands: usize) -> Self {
+        let overlay = Overlay::new(store.state(), commands);
+        Self::with(store, moment, commands, overlay)
+    }
+
+    /// The same of one that may not come: see [`Committed::take_back`].
+    pub(super) fn revocable(store: &'a Store, moment: &Moment) -> Self {
+        Self::with(store, moment, 0, Overlay::revocable(store.state(), 0))
+    }
+
+    fn with(store: &'a Store, moment: &Moment, commands: usize, overlay: Overlay<'a>) -> Self {
         let (before, head) = (*lock(&store.totals), store.head());
         let mut totals = Totals {
             trust: moment.trust,
@@ -69,7 +91,7 @@ impl<'a> Commit<'a> {
         Self {
             store,
             frame: FrameBuilder::new(),
-            overlay: Overlay::new(store.state(), commands),
+            overlay,
             before,
             totals,
             head,
@@ -94,6 +116,11 @@ impl<'a> Commit<'a> {
     /// The newest event as the commit leaves it so far.
     pub(super) fn head(&self) -> Sequence {
         self.head
+    }
+
+    /// It has no entries so far.
+    pub(super) fn is_empty(&self) -> bool {
+        self.frame.is_empty()
     }
 
     /// How many events it appends.
@@ -231,7 +258,7 @@ impl<'a> Commit<'a> {
     ) -> Result<(), ReadError> {
         self.overlay.events(task_id)?;
         let rest = self.totals.event_bytes.checked_sub(bytes);
-        self.totals.event_bytes = rest.ok_or(Damaged("totals: they do not fit what there is"))?;
+        self.totals.event_bytes = rest.ok_or(MISFIT)?;
         for record in left {
             let place = record.sequence();
             self.overlay.apply(Change::Erased { task_id, place })?;

@@ -3,19 +3,18 @@
 use std::{ops::ControlFlow, time::Duration};
 
 use super::{
-    carry::Carrier,
+    carry::{Carrier, Due},
     counts::{Counts, Reason},
     disk,
     moment::{Moment, micros_of},
     recording::{Commit, Leave},
 };
 use crate::{
+    cluster::Totals,
     event::{Record, Sequence},
     metrics::Metrics,
     store::{
-        ReadError, Store,
-        layout::Totals,
-        lock,
+        ReadError, Store, lock,
         shares::{Kept, Measure},
     },
 };
@@ -111,8 +110,24 @@ impl Trimmer {
         self.oldest_micros = None;
     }
 
-    /// Whether there is something to forget, and may be forgotten now.
+    /// Whether there is something to forget or to write again, and that may be done now.
     pub(super) fn is_due(&self, store: &Store, retention: &Retention) -> bool {
+        if self.is_forgetting_due(store, retention) {
+            return true;
+        }
+        if !disk::may_forget(&store.health()) {
+            return false;
+        }
+        let moment = Moment::now(&store.clock, None);
+        let first_available = Sequence(lock(&store.totals).first_available);
+        let due = self
+            .carrier
+            .due(store, first_available, retention.event_age_max, &moment);
+        !due.is_empty()
+    }
+
+    /// Whether there is something to forget, and may be forgotten now.
+    pub(super) fn is_forgetting_due(&self, store: &Store, retention: &Retention) -> bool {
         if !disk::may_forget(&store.health()) {
             return false;
         }
@@ -129,14 +144,7 @@ impl Trimmer {
             || oldest_quarantined.is_some_and(|(number, kept)| {
                 is_expired(&totals, number, &kept, cutoffs.quarantine_micros)
             });
-        let first_available = Sequence(totals.first_available);
-        let is_carrying_due = || {
-            let due = self
-                .carrier
-                .due(store, first_available, retention.event_age_max, &moment);
-            !due.is_empty()
-        };
-        events || quarantined || is_carrying_due()
+        events || quarantined
     }
 
     fn oldest_event_micros(&self, store: &Store, totals: &Totals) -> Option<i64> {
@@ -158,8 +166,33 @@ impl Trimmer {
         })
     }
 
+    /// What of the oldest segment of this log has to be written again now.
+    pub(super) fn due_here(
+        &self,
+        store: &Store,
+        first_available: Sequence,
+        event_age_max: Duration,
+        moment: &Moment,
+    ) -> Due {
+        self.carrier
+            .due(store, first_available, event_age_max, moment)
+    }
+
     /// Has a commit forget some of what is too old or too much, and write again what stays.
     pub(super) fn trim(
+        &mut self,
+        commit: &mut Commit<'_>,
+        counts: &mut Counts,
+        retention: &Retention,
+        moment: &Moment,
+    ) {
+        self.forget(commit, counts, retention, moment);
+        self.carrier
+            .carry(commit, counts, retention.event_age_max, moment);
+    }
+
+    /// Has a commit forget some of what is too old or too much.
+    pub(super) fn forget(
         &mut self,
         commit: &mut Commit<'_>,
         counts: &mut Counts,
@@ -174,8 +207,6 @@ impl Trimmer {
         if let Err(error) = trim_quarantine(commit, counts, retention, cutoffs.quarantine_micros) {
             tracing::error!(%error, "cannot forget old quarantined callbacks");
         }
-        self.carrier
-            .carry(commit, counts, retention.event_age_max, moment);
     }
 
     fn trim_events(

@@ -6,6 +6,7 @@
 mod cached_index;
 mod expectations;
 mod idle;
+mod replicas;
 mod same_state;
 
 use std::{

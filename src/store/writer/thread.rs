@@ -253,7 +253,7 @@ impl<P: Publish> Writer<P> {
     }
 
     /// Between two commits everything in the store is durable, unless one has failed.
-    fn back_up(&self, command: Command) {
+    pub(super) fn back_up(&self, command: Command) {
         let Command::Backup(reply) = command else {
             return;
         };
@@ -264,7 +264,7 @@ impl<P: Publish> Writer<P> {
         let _ = reply.send(answer).is_ok(); // if the receiver is gone, its caller has timed out
     }
 
-    fn refusal(&self) -> Option<WriteError> {
+    pub(super) fn refusal(&self) -> Option<WriteError> {
         match self.store.health() {
             Health::Writable => None,
             Health::DiskLow {

@@ -441,7 +441,7 @@ fn an_index_that_has_all_of_the_log_is_kept_though_a_power_cut_took_back_the_seg
                 replay_from: 3,
                 ..said
             };
-            index.sync(named, Unsynced::default()).unwrap();
+            index.sync(named, Unsynced::default(), || Ok(())).unwrap();
         } else {
             change(&segment(directory.path(), 2), |bytes| bytes.fill(0));
         }

@@ -44,7 +44,7 @@ enum Disturbance {
 
 /// Numbers choose among few values, so that commands concern the same tasks and callbacks.
 #[derive(Clone, Debug)]
-enum Sent {
+pub(super) enum Sent {
     Append(Event),
     /// So many terminal events of one task, each of which says something else.
     Flood {
@@ -82,7 +82,7 @@ enum Sent {
 }
 
 #[derive(Clone, Debug)]
-struct Event {
+pub(super) struct Event {
     task: u8,
     product: u8,
     status: u8,
@@ -102,7 +102,7 @@ fn any_event() -> impl Strategy<Value = Event> {
     )
 }
 
-fn any_sent() -> impl Strategy<Value = Sent> {
+pub(super) fn any_sent() -> impl Strategy<Value = Sent> {
     prop_oneof![
         8 => any_event().prop_map(Sent::Append),
         2 => (0..4u8, 1..90u8).prop_map(|(product, count)| Sent::Flood { product, count }),
@@ -150,18 +150,20 @@ struct Taking {
 }
 
 /// An answer, for comparison.
-type Answered = Result<String, WriteError>;
+pub(super) type Answered = Result<String, WriteError>;
 
-impl Taking {
-    fn new() -> Self {
-        Self {
-            stepped: Stepped::new(),
-            sent: 0,
-        }
-    }
+/// Who sends commands to a store.
+pub(super) struct Caller<'a> {
+    pub store: &'a Store,
+    pub appender: &'a Appender,
+    pub machine: &'a Machine,
+    /// How many events were sent.
+    pub sent: &'a mut u128,
+}
 
+impl Caller<'_> {
     fn draft(&mut self, event: &Event) -> Draft {
-        self.sent += 1;
+        *self.sent += 1;
         let Event {
             task,
             product,
@@ -170,12 +172,12 @@ impl Taking {
             is_answer,
         } = *event;
         Draft {
-            event_id: Uuid::from_u128(self.sent),
+            event_id: Uuid::from_u128(*self.sent),
             product: Product::parse(&format!("p{product}")).unwrap(),
             status: TaskStatus::from_number(status).unwrap(),
             // Of eight neighbours, those with the same status repeat each other.
             fingerprint: u128::from(content * 8 + status).into(),
-            received_at_micros: self.stepped.machine.wall(),
+            received_at_micros: self.machine.wall(),
             raw: vec![b'r'; usize::from(content) * 10].into(),
             event: vec![b'e'; usize::from(content)].into(),
             is_answer,
@@ -201,20 +203,13 @@ impl Taking {
         let draft = self.draft(&event);
         Draft {
             // Behind those of the events that are sent one by one.
-            fingerprint: ((self.sent + 100) * 8).into(),
+            fingerprint: ((*self.sent + 100) * 8).into(),
             ..draft
         }
     }
 
-    /// Commits a group, and returns the answer to each command.
-    fn commit(&mut self, group: &[Sent]) -> Vec<Answered> {
-        self.stepped.machine.pass(Duration::from_secs(1));
-        let answers: Vec<_> = group.iter().map(|sent| self.send(sent)).collect();
-        self.stepped.step();
-        answers.into_iter().map(|answer| answer()).collect()
-    }
-
-    fn send(&mut self, sent: &Sent) -> Box<dyn FnOnce() -> Answered> {
+    /// Sends a command; returns what gives its answer.
+    pub(super) fn send(&mut self, sent: &Sent) -> Box<dyn FnOnce() -> Answered> {
         fn answer<T: std::fmt::Debug + 'static>(
             answer: oneshot::Receiver<Result<T, WriteError>>,
         ) -> Box<dyn FnOnce() -> Answered> {
@@ -226,7 +221,7 @@ impl Taking {
             })
         }
 
-        let appender = self.stepped.appender.clone();
+        let appender = self.appender.clone();
         match sent {
             Sent::Append(event) => answer(appender.append(self.draft(event))),
             Sent::Flood { product, count } => {
@@ -242,7 +237,7 @@ impl Taking {
             Sent::Quarantine { credential, bytes } => {
                 let header = QuarantineHeader {
                     credential: format!("c{credential}"),
-                    received_at_micros: self.stepped.machine.wall(),
+                    received_at_micros: self.machine.wall(),
                     ..QuarantineHeader::default()
                 };
                 let body = vec![b'q'; usize::from(*bytes)].into();
@@ -256,7 +251,7 @@ impl Taking {
                 answer(appender.discard(numbers.iter().copied().map(u64::from).collect()))
             }
             Sent::Expect { tasks, client } => {
-                let now = self.stepped.machine.wall();
+                let now = self.machine.wall();
                 let new = |task: &(u8, u8)| {
                     let (product, task_id) = Self::task(*task);
                     NewExpectation {
@@ -291,10 +286,7 @@ impl Taking {
                     content: u8::from(*gives_up),
                     is_answer: false,
                 });
-                let open = self
-                    .stepped
-                    .store
-                    .expectation(&draft.product, &draft.task_id);
+                let open = self.store.expectation(&draft.product, &draft.task_id);
                 let number = open.map_or(0, |open| open.number);
                 answer(appender.overdue(number, draft, *gives_up))
             }
@@ -304,6 +296,37 @@ impl Taking {
                 places: Vec::new(),
             })),
         }
+    }
+}
+
+impl Taking {
+    fn new() -> Self {
+        Self {
+            stepped: Stepped::new(),
+            sent: 0,
+        }
+    }
+
+    /// Commits a group, and returns the answer to each command.
+    fn commit(&mut self, group: &[Sent]) -> Vec<Answered> {
+        self.stepped.machine.pass(Duration::from_secs(1));
+        let answers: Vec<_> = group.iter().map(|sent| self.send(sent)).collect();
+        self.stepped.step();
+        answers.into_iter().map(|answer| answer()).collect()
+    }
+
+    fn send(&mut self, sent: &Sent) -> Box<dyn FnOnce() -> Answered> {
+        let Self {
+            stepped,
+            sent: count,
+        } = self;
+        let mut caller = Caller {
+            store: &stepped.store,
+            appender: &stepped.appender,
+            machine: &stepped.machine,
+            sent: count,
+        };
+        caller.send(sent)
     }
 
     fn retain(&mut self, event_bytes: u64, quarantined: u64) {
@@ -343,36 +366,7 @@ impl Taking {
     }
 
     fn state(&self) -> State {
-        let store = &self.stepped.store;
-        let tasks = (0..4).map(|task| TaskId::parse(&format!("t{task}")).unwrap());
-        let tasks = tasks.map(|task_id| {
-            let events = store.index.tasks.get(&task_id).unwrap();
-            (task_id, events)
-        });
-        let quarantine = store.quarantined_after(0, usize::MAX, usize::MAX).unwrap();
-        let quarantine = quarantine
-            .into_iter()
-            .map(|callback| (callback.number, callback.header, callback.body));
-        State {
-            totals: Totals {
-                // A start waits until it trusts the machine's clock.
-                trust: Default::default(),
-                // What is written again is stamped, and one of the stores has more segments to remove.
-                log_time_micros: 0,
-                ..*lock(&store.totals)
-            },
-            head: store.head(),
-            first_available: store.first_available(),
-            events: store
-                .log
-                .events(store.first_available()..=store.head())
-                .map(|logged| logged.unwrap().record)
-                .map(|record| (record.sequence(), record.bytes().clone()))
-                .collect(),
-            tasks: tasks.collect(),
-            quarantine: quarantine.collect(),
-            expectations: store.expectations_after(0, usize::MAX),
-        }
+        State::of(&self.stepped.store)
     }
 }
 
@@ -422,7 +416,7 @@ fn restored(mut stepped: Stepped) -> Stepped {
 
 /// Everything that readers and the writer depend on.
 #[derive(Debug, PartialEq)]
-struct State {
+pub(super) struct State {
     totals: Totals,
     head: Sequence,
     first_available: Sequence,
@@ -434,9 +428,41 @@ struct State {
 }
 
 impl State {
+    pub(super) fn of(store: &Store) -> Self {
+        let tasks = (0..4).map(|task| TaskId::parse(&format!("t{task}")).unwrap());
+        let tasks = tasks.map(|task_id| {
+            let events = store.index.tasks.get(&task_id).unwrap();
+            (task_id, events)
+        });
+        let quarantine = store.quarantined_after(0, usize::MAX, usize::MAX).unwrap();
+        let quarantine = quarantine
+            .into_iter()
+            .map(|callback| (callback.number, callback.header, callback.body));
+        State {
+            totals: Totals {
+                // A start waits until it trusts the machine's clock.
+                trust: Default::default(),
+                // What is written again is stamped, and one of the stores has more segments to remove.
+                log_time_micros: 0,
+                ..*lock(&store.totals)
+            },
+            head: store.head(),
+            first_available: store.first_available(),
+            events: store
+                .log
+                .events(store.first_available()..=store.head())
+                .map(|logged| logged.unwrap().record)
+                .map(|record| (record.sequence(), record.bytes().clone()))
+                .collect(),
+            tasks: tasks.collect(),
+            quarantine: quarantine.collect(),
+            expectations: store.expectations_after(0, usize::MAX),
+        }
+    }
+
     /// What each store must satisfy by itself: the totals count what is there, and the index names each event once; of the flooded
     /// task it may name some only.
-    fn check(&self) {
+    pub(super) fn check(&self) {
         let Self {
             totals,
             head,
@@ -446,7 +472,7 @@ impl State {
             expectations,
             ..
         } = self;
-        assert_eq!(totals.head(), Ok(*head));
+        assert_eq!(totals.head(), Some(*head));
         assert_eq!(totals.first_available, self.first_available.0);
         assert_eq!(totals.event_count, events.len() as u64);
         let bytes: usize = events.iter().map(|(_, record)| record.len()).sum();
