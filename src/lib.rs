@@ -42,6 +42,7 @@ pub mod vendor;
 pub mod wire;
 
 pub mod cluster;
+pub mod nats;
 pub mod store;
 
 mod hub;

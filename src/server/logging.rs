@@ -128,7 +128,7 @@ fn filter(config: &Logging) -> EnvFilter {
     // The store's library logs its own maintenance at "info". An operator who wants that names it: "info,fjall=info".
     // The libraries for HTTP/2 and TLS warn of what clients send, and quote it: unauthenticated clients could fill the log.
     let directives = format!(
-        "{FATAL}=error,fjall=warn,lsm_tree=warn,h2=error,rustls=off,{}",
+        "{FATAL}=error,fjall=warn,lsm_tree=warn,h2=error,rustls=off,async_nats=error,{}",
         config.level
     );
     EnvFilter::try_new(directives).unwrap_or_else(|_| EnvFilter::new("info"))

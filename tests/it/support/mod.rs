@@ -13,6 +13,7 @@ mod credentials;
 mod endpoint;
 mod grpc;
 mod library;
+mod nats;
 mod reconciling;
 mod server;
 mod vendor;
@@ -28,6 +29,7 @@ pub use credentials::CredentialsFile;
 pub use endpoint::Endpoint;
 pub use grpc::*;
 pub use library::{Node, draft, node, stored};
+pub use nats::{NatsNode, NatsOptions, NatsServer, nats_settings};
 pub use reconciling::{
     VENDOR_KEY, VendorCase, events_of, expect, expectation, is_recovered, key_line, recovers,
     wait_task,
