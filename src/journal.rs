@@ -1,8 +1,8 @@
 //! Who decides order and durability.
 //!
 //! A journal takes every operation that changes the log, and answers when the change is durable. This node's own is [`Local`]:
-//! the store's commit itself. A replicated journal has another node decide and follows that stream into the same store. Readers
-//! only ever read the store, whatever the journal is.
+//! the store's commit itself. That of a node of a cluster is [`jetstream`]: the nodes write one stream of frames, and each follows it
+//! into its own store. Readers only ever read the store, whatever the journal is.
 //!
 //! What every journal promises (`tests/it/journal_contract.rs` holds each to it):
 //!
@@ -12,7 +12,9 @@
 //! - An operation takes effect as a whole or not at all.
 //! - Operations take effect in the order in which one caller has started them.
 
-use std::fmt::Debug;
+pub mod jetstream;
+
+use std::{fmt::Debug, pin::Pin};
 
 use tokio::sync::oneshot;
 
@@ -26,6 +28,9 @@ use crate::{
 
 /// Comes when the operation is durable. A dropped sender means that the journal has stopped.
 pub type Answer<T = Appended> = oneshot::Receiver<Result<T, WriteError>>;
+
+/// Comes to true when this node has caught up, and to false if that takes too long.
+pub type CatchingUp<'a> = Pin<Box<dyn Future<Output = bool> + Send + 'a>>;
 
 /// See the module's description. Its methods never block.
 pub trait Journal: Debug + Send + Sync + 'static {
@@ -66,6 +71,17 @@ pub trait Journal: Debug + Send + Sync + 'static {
 
     /// Answers when the whole path to durability has worked once more. Changes nothing.
     fn probe(&self) -> Answer<()>;
+
+    /// Whether this node decides what is written. Of the nodes of a cluster one does at a time, as far as each knows; that one does
+    /// what should be done once, as asking the vendor.
+    fn is_writer(&self) -> bool {
+        true
+    }
+
+    /// Waits until this node has every change that any node had answered before. `None` if there is no other node.
+    fn catch_up(&self) -> Option<CatchingUp<'_>> {
+        None
+    }
 }
 
 /// The journal of a single node.

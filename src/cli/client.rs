@@ -346,7 +346,7 @@ fn next_step(code: Code, reason: Option<Reason>) -> Option<&'static str> {
         }
         Some(Reason::ProductDenied) => "ask the broker's operator for this product",
         Some(Reason::LabelDenied) => "start it again, after the last cursor",
-        Some(Reason::Draining) => "try again in a moment",
+        Some(Reason::Draining | Reason::StoreBehind) => "try again in a moment",
         Some(Reason::StoreReadOnly) => {
             "try again later; the broker's operator has to look at its disk"
         }

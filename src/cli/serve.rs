@@ -71,6 +71,16 @@ pub(super) struct ServeArgs {
     /// https://hooks.example.com [default: its address].
     #[arg(long, value_name = "URL")]
     pub(super) public_url: Option<String>,
+    /// NATS servers, comma-separated: nats://HOST:PORT or tls://HOST:PORT. With them this broker is
+    /// a node of a cluster [default: none].
+    #[arg(long, value_name = "SERVERS")]
+    pub(super) cluster: Option<String>,
+    /// Name of the cluster [default: main].
+    #[arg(long, value_name = "NAME")]
+    pub(super) cluster_name: Option<String>,
+    /// Name of this node in the cluster [default: the host's name].
+    #[arg(long, value_name = "NAME")]
+    pub(super) node: Option<String>,
 }
 
 impl ServeArgs {
@@ -81,6 +91,9 @@ impl ServeArgs {
             ("grpc.listen", self.grpc_listen),
             ("admin.listen", self.admin_listen),
             ("public_url", self.public_url),
+            ("cluster.servers", self.cluster),
+            ("cluster.name", self.cluster_name),
+            ("cluster.node", self.node),
         ];
         let given = flags
             .into_iter()
@@ -229,6 +242,7 @@ async fn serve(
     } = signals;
 
     let server = Server::start(config, homes).await?;
+    server.settle().await;
     if output::stdout_is_terminal() {
         print(server.banner(config)).await;
     }

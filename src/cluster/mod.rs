@@ -2,7 +2,7 @@
 //!
 //! A stream outside of the broker orders and replicates *frames*. A frame is one commit of the log as a message, with every
 //! decision already made, so that each node that follows the stream has the same log. Nothing here knows a network, a disk or a
-//! clock: the journal that is to drive it has those. There is none yet, so a broker uses nothing of this.
+//! clock: the journal that drives it has those. A broker that is alone uses the [`Totals`] of it only.
 //!
 //! - [`Frame`] is the message, with its [`Totals`] and [`Entries`].
 //! - [`judge`] is the apply rule: what a message means for a node at a [`Position`].

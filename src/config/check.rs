@@ -41,6 +41,7 @@ pub(super) fn check(config: &Config, layers: &mut Layers) {
     check_tls(config, layers);
     check_acme(config, layers);
     check_audit(config, layers);
+    super::check_cluster::check(config, layers);
     check_reconcile(config, layers);
     check_hosts(config, layers);
     check_listeners_differ(config, layers);

@@ -158,6 +158,12 @@ impl Quantity for u64 {
     }
 }
 
+impl Quantity for Option<u64> {
+    fn quantities(&self) -> Vec<(Option<&str>, u128)> {
+        self.iter().flat_map(Quantity::quantities).collect()
+    }
+}
+
 impl Quantity for Duration {
     fn quantities(&self) -> Vec<(Option<&str>, u128)> {
         vec![(None, self.as_nanos())]
@@ -263,6 +269,24 @@ keys! {
     quarantine.retention_age_max: Reload, time(SECOND, RETENTION_AGE_MAX);
     quarantine.retention_bytes_max: Reload, bytes_from(MIB);
     quarantine.retention_count_max: Reload, count(1, 1_000_000_000);
+
+    cluster.servers: Restart;
+    cluster.name: Restart;
+    cluster.node: Restart;
+    cluster.replicas: Restart, count(1, 5);
+    cluster.create: Restart;
+    cluster.user: Restart;
+    cluster.password_file: Restart;
+    cluster.tls_ca_file: Restart;
+    cluster.tls_certificate_file: Restart;
+    cluster.tls_key_file: Restart;
+    cluster.monitoring_urls: Restart;
+    cluster.sync: Restart;
+    cluster.frame_bytes_max: Restart, bytes(64 * KIB, 8 * MIB);
+    cluster.publish_timeout: Restart, time(TIMEOUT_MIN, TIMEOUT_MAX);
+    cluster.forward_timeout: Restart, time(TIMEOUT_MIN, TIMEOUT_MAX);
+    cluster.read_wait: Restart, time(Duration::ZERO, TIMEOUT_MAX);
+    cluster.stream_bytes_max: Restart, bytes_from(MIB);
 
     reconcile.enabled: Restart;
     reconcile.base_url: Restart;

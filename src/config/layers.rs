@@ -441,9 +441,13 @@ fn put(table: &mut Table, key: &str, value: Value) {
     }
 }
 
-/// `ingest.listen` as a flag: `--ingest-listen`.
+/// `ingest.listen` as a flag: `--ingest-listen`. Two have names of their own.
 fn flag_name(key: &str) -> String {
-    format!("--{}", key.replace(['.', '_'], "-"))
+    match key {
+        "cluster.servers" => "--cluster".to_owned(),
+        "cluster.node" => "--node".to_owned(),
+        _ => format!("--{}", key.replace(['.', '_'], "-")),
+    }
 }
 
 /// `ingest.listen` as a variable: `BLOBCAST_INGEST__LISTEN`.

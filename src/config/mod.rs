@@ -6,6 +6,7 @@
 //! command line passes that in.
 
 mod check;
+mod check_cluster;
 mod keys;
 mod layers;
 mod load;
@@ -28,7 +29,7 @@ pub use load::load;
 pub(crate) use load::logging;
 pub use problem::{ConfigErrors, Origin, Problem};
 pub(crate) use settings::{
-    Acme, Grpc, Ingest, LogFormat, Logging, Reconcile, Traces, UnknownTasks,
+    Acme, Grpc, Ingest, LogFormat, Logging, Reconcile, StreamSync, Traces, UnknownTasks,
 };
 pub use settings::{Allowlist, BodySignature, Config, ForwardedHeader};
 pub(crate) use urls::without_secrets as url_without_secrets;

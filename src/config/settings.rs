@@ -28,6 +28,7 @@ pub struct Config {
     pub(crate) audit: Audit,
     pub(crate) log: Log,
     pub(crate) quarantine: Quarantine,
+    pub(crate) cluster: Cluster,
     pub(crate) reconcile: Reconcile,
     pub(crate) hub: Hub,
     pub(crate) store: Store,
@@ -200,6 +201,65 @@ pub(crate) struct Quarantine {
 
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
+pub(crate) struct Cluster {
+    /// Empty: this broker is alone. Each begins with `nats://` or `tls://`, and has no user.
+    #[serde(deserialize_with = "units::nats_servers")]
+    pub(crate) servers: Vec<String>,
+    /// A word of a subject.
+    pub(crate) name: String,
+    /// A word of a subject; empty: made of the host's name.
+    pub(crate) node: String,
+    #[serde(deserialize_with = "units::count")]
+    pub(crate) replicas: u64,
+    pub(crate) create: bool,
+    /// Set exactly if the password is.
+    pub(crate) user: String,
+    #[serde(deserialize_with = "units::optional_path")]
+    pub(crate) password_file: Option<PathBuf>,
+    #[serde(deserialize_with = "units::optional_path")]
+    pub(crate) tls_ca_file: Option<PathBuf>,
+    #[serde(deserialize_with = "units::optional_path")]
+    pub(crate) tls_certificate_file: Option<PathBuf>,
+    /// Set exactly if the certificate is.
+    #[serde(deserialize_with = "units::optional_path")]
+    pub(crate) tls_key_file: Option<PathBuf>,
+    /// Each without a query and a trailing slash.
+    #[serde(deserialize_with = "units::monitoring_urls")]
+    pub(crate) monitoring_urls: Vec<String>,
+    pub(crate) sync: StreamSync,
+    #[serde(deserialize_with = "units::size")]
+    pub(crate) frame_bytes_max: u64,
+    #[serde(deserialize_with = "units::duration")]
+    pub(crate) publish_timeout: Duration,
+    #[serde(deserialize_with = "units::duration")]
+    pub(crate) forward_timeout: Duration,
+    #[serde(deserialize_with = "units::duration")]
+    pub(crate) read_wait: Duration,
+    /// As configured; [`Config::stream_bytes_max`] is in force.
+    #[serde(deserialize_with = "units::optional_size")]
+    pub(crate) stream_bytes_max: Option<u64>,
+}
+
+impl Cluster {
+    /// Several brokers share one log.
+    pub(crate) fn is_on(&self) -> bool {
+        !self.servers.is_empty()
+    }
+}
+
+impl Config {
+    /// Bytes that the stream may have: room for what is retained, and for frames that hold something that is.
+    pub(crate) fn stream_bytes_max(&self) -> u64 {
+        let retained = self.log.retention_bytes_max;
+        let derived = retained
+            .saturating_add(retained / 2)
+            .saturating_add(self.quarantine.retention_bytes_max);
+        self.cluster.stream_bytes_max.unwrap_or(derived)
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(crate) struct Reconcile {
     /// Only with `credentials_file`.
     pub(crate) enabled: bool,
@@ -293,6 +353,18 @@ pub enum ForwardedHeader {
     XForwardedFor,
     /// `Forwarded` (RFC 7239).
     Forwarded,
+}
+
+/// What a start does if a NATS server does not show that it syncs each write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum StreamSync {
+    /// It is refused.
+    Require,
+    /// It warns.
+    Warn,
+    /// Nobody asks.
+    Off,
 }
 
 /// What becomes of tasks that nobody expects, in the vendor's lists after an outage.

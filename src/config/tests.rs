@@ -1,6 +1,7 @@
 //! The configuration as its users see it: accepted values, precedence of the layers, and the
 //! errors.
 
+mod cluster;
 mod default_file;
 mod layers;
 mod mistakes;
@@ -23,8 +24,8 @@ use super::{
 };
 use crate::size::size_text;
 
-/// Certificate, key, authority and revocation lists of each listener.
-const TLS: [[&str; 4]; 3] = [
+/// Certificate, key, authority and revocation lists of each listener, and what is shown to NATS.
+const TLS: [[&str; 4]; 4] = [
     ["ingest.tls_certificate_file", "ingest.tls_key_file", "", ""],
     [
         "grpc.tls_certificate_file",
@@ -33,6 +34,12 @@ const TLS: [[&str; 4]; 3] = [
         "grpc.tls_client_crl_file",
     ],
     ["admin.tls_certificate_file", "admin.tls_key_file", "", ""],
+    [
+        "cluster.tls_certificate_file",
+        "cluster.tls_key_file",
+        "",
+        "",
+    ],
 ];
 
 fn flag(key: &str, value: &str) -> ConfigSources {

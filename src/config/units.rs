@@ -16,7 +16,7 @@ use ipnet::IpNet;
 use serde::de::{Deserializer, Error, MapAccess, SeqAccess, Unexpected, Visitor};
 use tracing_subscriber::EnvFilter;
 
-use super::urls::{api_path, http_url, uri_with_port, without_secrets};
+use super::urls::{api_path, http_url, nats_url, uri_with_port, without_secrets};
 use crate::{
     event::{Product, ProductError},
     size::{SizeError, parse_size},
@@ -48,6 +48,10 @@ pub(crate) enum UnitError {
     OtlpEndpoint(String, &'static str),
     #[error("{0:?} is not the base URL of an API: it {1}")]
     BaseUrl(String, &'static str),
+    #[error("{0:?} is not a NATS server: it {1}")]
+    NatsServer(String, &'static str),
+    #[error("{0:?} is not the URL of a NATS server's monitoring: it {1}")]
+    MonitoringUrl(String, &'static str),
     #[error("{0}: {1}")]
     OfProduct(String, Box<Self>),
     #[error("{0:?} is no product: {1}")]
@@ -104,6 +108,18 @@ fn parse_public_url(raw: &str) -> Result<Option<String>, UnitError> {
 
 fn parse_base_url(raw: &str) -> Result<String, UnitError> {
     let wrong = |why| UnitError::BaseUrl(without_secrets(raw), why);
+    let url = http_url(raw).map_err(wrong)?;
+    let url = url.ok_or_else(|| wrong("is empty"))?;
+    uri_with_port(&url).map_err(wrong)?;
+    Ok(url)
+}
+
+fn parse_nats_server(raw: &str) -> Result<String, UnitError> {
+    nats_url(raw).map_err(|why| UnitError::NatsServer(without_secrets(raw), why))
+}
+
+fn parse_monitoring_url(raw: &str) -> Result<String, UnitError> {
+    let wrong = |why| UnitError::MonitoringUrl(without_secrets(raw), why);
     let url = http_url(raw).map_err(wrong)?;
     let url = url.ok_or_else(|| wrong("is empty"))?;
     uri_with_port(&url).map_err(wrong)?;
@@ -242,6 +258,19 @@ pub(super) fn size<'de, D: Deserializer<'de>>(from: D) -> Result<u64, D::Error> 
     })
 }
 
+/// A size, or an empty text.
+pub(super) fn optional_size<'de, D: Deserializer<'de>>(from: D) -> Result<Option<u64>, D::Error> {
+    let parse: Parse<Option<u64>> = |text| {
+        let size = (!text.is_empty()).then(|| parse_size(text));
+        Ok(size.transpose()?)
+    };
+    from.deserialize_any(Leaf {
+        expected: "a size, or an empty string",
+        text: Some(parse),
+        number: Some(Some),
+    })
+}
+
 pub(super) fn duration<'de, D: Deserializer<'de>>(from: D) -> Result<Duration, D::Error> {
     text(from, "a duration with its unit", parse_duration)
 }
@@ -329,6 +358,20 @@ pub(super) fn networks<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<IpNet>,
     from.deserialize_any(List {
         expected: "a list of networks",
         parse: network,
+    })
+}
+
+pub(super) fn nats_servers<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<String>, D::Error> {
+    from.deserialize_any(List {
+        expected: "a list of NATS servers",
+        parse: parse_nats_server,
+    })
+}
+
+pub(super) fn monitoring_urls<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<String>, D::Error> {
+    from.deserialize_any(List {
+        expected: "a list of URLs",
+        parse: parse_monitoring_url,
     })
 }
 

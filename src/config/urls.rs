@@ -51,6 +51,37 @@ pub(super) fn http_url(raw: &str) -> Result<Option<String>, &'static str> {
     Ok(Some(raw.trim_end_matches('/').to_owned()))
 }
 
+/// The URL of a NATS server. Credentials have keys of their own, so that none is printed or logged with it.
+pub(super) fn nats_url(raw: &str) -> Result<String, &'static str> {
+    let Some(rest) = raw
+        .strip_prefix("nats://")
+        .or_else(|| raw.strip_prefix("tls://"))
+    else {
+        return Err("must begin with nats:// or tls://");
+    };
+
+    if rest.contains('@') {
+        return Err("must not carry a user name or password: there are keys for them");
+    }
+
+    let address = rest.strip_suffix('/').unwrap_or(rest);
+    if address.is_empty() || address.starts_with(':') {
+        return Err("names no host");
+    }
+
+    let is_authority = |authority: &Authority| {
+        authority.as_str() == authority.host() || authority.port_u16().is_some()
+    };
+    if address
+        .parse::<Authority>()
+        .is_ok_and(|it| is_authority(&it))
+    {
+        Ok(raw.trim_end_matches('/').to_owned())
+    } else {
+        Err("must have a host and perhaps a port, and nothing behind them")
+    }
+}
+
 /// A URL that can be connected to.
 pub(super) fn uri_with_port(url: &str) -> Result<hyper::Uri, &'static str> {
     let uri: hyper::Uri = url.parse().map_err(|_| "has an invalid host")?;

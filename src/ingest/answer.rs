@@ -159,6 +159,7 @@ impl Reply {
                 Outcome::Overloaded
             }
             Self::NotKept(Failure::Write(WriteError::DiskLow { .. })) => Outcome::DiskLow,
+            Self::NotKept(Failure::Write(WriteError::Away(_))) => Outcome::StreamAway,
             Self::NotKept(Failure::Write(_)) => Outcome::StoreFailed,
             Self::Draining => Outcome::Draining,
             Self::Unauthorized(_) => Outcome::Unauthorized,
@@ -204,6 +205,9 @@ impl Reply {
             }
             (None, Self::NotKept(Failure::Write(WriteError::Failed(_)))) => {
                 "the store takes no writes: /readyz says why"
+            }
+            (None, Self::NotKept(Failure::Write(WriteError::Away(_)))) => {
+                "the cluster's stream takes no writes: /readyz says why"
             }
             (None, Self::NotKept(Failure::Late)) => {
                 "the disk took longer than ingest.answer_timeout"

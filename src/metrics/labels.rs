@@ -49,6 +49,7 @@ words! {
         Overloaded "overloaded",
         DiskLow "disk_low",
         StoreFailed "store_failed",
+        StreamAway "stream_away",
         Late "late",
         Draining "draining",
     }
@@ -186,6 +187,7 @@ impl Metrics {
         self.label_log();
         self.label_files();
         self.label_late_tasks();
+        self.label_cluster();
     }
 
     /// Makes a client's counters, before anything of the client is counted.
@@ -259,6 +261,19 @@ impl Metrics {
         for result in BACKUP_RESULTS {
             self.backups_finished.with_label_values(&[result]);
         }
+    }
+
+    fn label_cluster(&self) {
+        for what in ["written", "applied", "void", "foreign"] {
+            self.cluster_frames.with_label_values(&[what]);
+        }
+        for result in ["written", "not_writer", "unreadable", "nothing"] {
+            self.cluster_forwards.with_label_values(&[result]);
+        }
+        for why in ["connection", "silent"] {
+            self.cluster_reconnects.with_label_values(&[why]);
+        }
+        self.cluster_mismatch.with_label_values(&["chain"]);
     }
 
     fn label_late_tasks(&self) {

@@ -191,6 +191,40 @@ metrics! {
     pub quarantine_bytes: gauge "blobcast_quarantine_bytes"
         "Bytes of the callbacks in quarantine.";
 
+    // The cluster. On a broker that is alone all of these stay 0.
+    pub cluster_connected: gauge "blobcast_cluster_connected"
+        "1 while this node is connected to NATS, else 0.";
+    pub cluster_is_writer: gauge "blobcast_cluster_is_writer"
+        "1 while the last frame is this node's, so that it writes the next one, else 0.";
+    pub cluster_applied_place: gauge "blobcast_cluster_applied_place"
+        "Place of the newest event that this node has applied.";
+    pub cluster_stream_lag_frames: gauge "blobcast_cluster_stream_lag_frames"
+        "Messages of the stream that this node has not seen yet, as far as it knows.";
+    pub cluster_frame_seconds: histogram(ANSWER_SECONDS) "blobcast_cluster_frame_seconds"
+        "Seconds from publishing a frame for the first time until it was applied here.";
+    pub cluster_frames: counters "blobcast_cluster_frames_total" ["what"]
+        "Messages of the stream: frames that this node has written, frames of others that it has applied, void (a frame that JetStream should have refused) and foreign (no frame of this log: somebody else publishes there).";
+    pub cluster_conflicts: counter "blobcast_cluster_conflicts_total"
+        "Frames of this node that the stream has refused, because another node's was faster.";
+    pub cluster_in_doubt: gauge "blobcast_cluster_in_doubt"
+        "1 while nobody has said what became of a frame of this node, else 0.";
+    pub cluster_forwards: counters "blobcast_cluster_forwards_total" ["result"]
+        "Groups that were handed to the writing node, by its answer: written, not_writer, unreadable (another version) or nothing (in time).";
+    pub cluster_takeovers: counter "blobcast_cluster_takeovers_total"
+        "Times that this node began to write after another one.";
+    pub cluster_reconnects: counters "blobcast_cluster_reconnects_total" ["why"]
+        "Times that this node has connected to NATS anew: the connection was lost, or it was silent for too long.";
+    pub cluster_hole: gauge "blobcast_cluster_hole"
+        "1 once this node follows the stream no more, because of a hole or a frame of a later version; else 0. /readyz and the log have the reason.";
+    pub cluster_nodes: gauge "blobcast_cluster_nodes"
+        "Nodes that are there, this one included; 0 on a broker that is alone.";
+    pub cluster_mismatch: gauges "blobcast_cluster_mismatch" ["what"]
+        "1 once another node was seen to differ where it must not: chain (another log at the same frame).";
+    pub cluster_stream_bytes: gauge "blobcast_cluster_stream_bytes"
+        "Bytes of the stream.";
+    pub cluster_stream_bytes_max: gauge "blobcast_cluster_stream_bytes_max"
+        "Bytes beyond which the stream takes no frame, so that callbacks are answered 503.";
+
     // Late tasks.
     pub vendor_key_usable: gauges "blobcast_vendor_key_usable" ["key"]
         "1 if the vendor takes the key for its API, 0 if it refuses it, by the name in the credentials file; no \

@@ -112,21 +112,34 @@ impl Loop {
 
     /// Does all that can be done now; returns when there is more.
     fn step(&mut self) -> Instant {
-        self.notice_absence();
         self.notice_new_keys();
         let has_all = self.take_stored();
         self.take_waits();
+        let asks = self.shared.parts.journal.is_writer();
+        if asks {
+            self.ask_and_note_late(has_all);
+        }
+        self.note_time();
+        self.show();
+        if asks {
+            self.wakes_at(has_all)
+        } else if has_all {
+            Instant::now() + TICK
+        } else {
+            Instant::now()
+        }
+    }
+
+    /// What one node of a cluster does for all. One that begins to do so was away before.
+    fn ask_and_note_late(&mut self, has_all: bool) {
+        self.notice_absence();
         if has_all {
             self.read_lists();
         }
-
         self.look_up();
         self.note_late();
         self.try_keys();
         while self.calls < CALLS_MAX && self.ask_next() {}
-        self.note_time();
-        self.show();
-        self.wakes_at(has_all)
     }
 
     /// Takes over the keys of a credentials file that has changed.

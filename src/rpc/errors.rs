@@ -207,6 +207,10 @@ pub(super) fn open(sources: &Sources, error: &SubscribeError) -> Status {
             let head = sources.store.cursor(sources.store.head()).to_string();
             Reason::CursorAhead.status_with(message, [("head", head)])
         }
+        SubscribeError::Behind => {
+            let head = sources.store.cursor(sources.store.head()).to_string();
+            Reason::StoreBehind.passing_status(message, [("head", head)], RETRY_SOON)
+        }
         SubscribeError::CursorExpired => expired(sources, message),
         SubscribeError::Draining => draining(),
         SubscribeError::Corrupt(problem) => corrupt(sources, problem),
@@ -275,7 +279,11 @@ pub(super) fn write(sources: &Sources, error: &WriteError) -> Status {
             [("limit", limit.to_string()), ("open", open.to_string())],
         ),
         WriteError::Corrupt(problem) => corrupt(sources, problem),
-        WriteError::Overloaded | WriteError::DiskLow { .. } | WriteError::Failed(_) => {
+        WriteError::Overloaded
+        | WriteError::DiskLow { .. }
+        | WriteError::Failed(_)
+        | WriteError::Away(_)
+        | WriteError::TooLarge => {
             Reason::StoreReadOnly.passing_status(error.to_string(), [], RETRY_STORE)
         }
     }

@@ -5,12 +5,12 @@ use std::mem;
 use jiff::Timestamp;
 use tonic::{Request, Response, Status};
 
-use super::{Context, page};
+use super::{Context, errors, page};
 use crate::{
     budget::Payer,
     event::{Filter, Record, Sequence},
     store::{Chunk, Keep, ReadError, ReadLimits},
-    subscription::Sources,
+    subscription::{Sources, SubscribeError},
     wire::{Delivery, Frame, Malformed, instant_from_wire, v1},
 };
 
@@ -29,10 +29,9 @@ pub(super) async fn list(
     let mut request = request.into_inner();
     let page_size = page::size(mem::take(&mut request.page_size))?;
     let token = mem::take(&mut request.page_token);
-    let (binding, head) = (
-        page::binding(&canonical(&request)),
-        context.sources.store.head(),
-    );
+    let binding = page::binding(&canonical(&request));
+    await_place(context, page::place(&token, binding, u64::MAX)?).await?;
+    let head = context.sources.store.head();
 
     let listing = Listing {
         from: page::place(&token, binding, head.0)?.map(Sequence),
@@ -73,6 +72,19 @@ pub(super) async fn list(
 
     let (page, granted) = context.read(read).await?;
     Ok(context.answers.respond(page, granted))
+}
+
+/// Waits for the place of a page token, which another node may have given out.
+async fn await_place(context: &Context, place: Option<u64>) -> Result<(), Status> {
+    let Some(place) = place else {
+        return Ok(());
+    };
+    let sources = &context.sources;
+    let cursor = sources.store.cursor(Sequence(place));
+    match sources.place(cursor).await {
+        Err(behind @ SubscribeError::Behind) => Err(errors::open(sources, &behind)),
+        _ => Ok(()),
+    }
 }
 
 /// One page of a listing, as a query to the store.

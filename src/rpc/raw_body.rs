@@ -23,6 +23,7 @@ pub(super) async fn get(
     let place = context
         .sources
         .place(cursor)
+        .await
         .map_err(|error| errors::open(&context.sources, &error))?;
 
     let visible = caller.narrow_filter(Filter::default())?;

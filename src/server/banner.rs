@@ -2,8 +2,8 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use super::addresses::Addresses;
-use crate::{config::Config, credentials::Credentials, store::Store};
+use super::{addresses::Addresses, cluster::Node};
+use crate::{config::Config, credentials::Credentials, nats::Synced, store::Store};
 
 /// A callback to try the broker with; its task id is in the lines that show it.
 const BODY: &str = r#"{"generation_id":"demo-1","status":"completed","video_url":"https://cdn.runblob.io/videos/demo-1.mp4"}"#;
@@ -17,8 +17,9 @@ pub(super) fn text(
     addresses: &Addresses,
     store: &Store,
     credentials: &Credentials,
+    node: Option<&Node>,
 ) -> String {
-    let rows = rows(config, addresses, store);
+    let rows = rows(config, addresses, store, node);
     let base = callback_base(config, addresses);
     let hint = if config.public_url.is_none() {
         NOT_PUBLIC
@@ -54,8 +55,8 @@ See it:
     )
 }
 
-/// A line for each address, and one for the data.
-fn rows(config: &Config, addresses: &Addresses, store: &Store) -> String {
+/// A line for each address, one for the data, and two of a node of a cluster.
+fn rows(config: &Config, addresses: &Addresses, store: &Store, node: Option<&Node>) -> String {
     let Addresses {
         ingest,
         grpc,
@@ -64,36 +65,83 @@ fn rows(config: &Config, addresses: &Addresses, store: &Store) -> String {
     let ingest_scheme = scheme(ingest_has_tls(config));
     let admin_scheme = scheme(config.admin.tls_certificate_file.is_some());
     let events = store.summary().event_count;
-    let rows = [
+    let mut rows = vec![
         (
             "callbacks",
             format!("{ingest_scheme}://{ingest}/webhook/PRODUCT"),
-            "for RunBlob: the only address to make public",
+            "for RunBlob: the only address to make public".to_owned(),
         ),
         (
             "gRPC",
             grpc.to_string(),
-            "for your services: blobcast.v1.EventService",
+            "for your services: blobcast.v1.EventService".to_owned(),
         ),
         (
             "admin",
             format!("{admin_scheme}://{admin}"),
-            "for operators: /livez /readyz /metrics /version",
+            "for operators: /livez /readyz /metrics /version".to_owned(),
         ),
         (
             "data",
             config.data_dir.display().to_string(),
-            &format!("log {}, {events} events", store.epoch()),
+            format!("log {}, {events} events", store.epoch()),
         ),
     ];
+    rows.extend(node.into_iter().flat_map(|node| cluster_rows(config, node)));
 
     let width = rows
         .iter()
         .map(|(_, place, _)| place.chars().count())
         .max()
         .unwrap_or_default();
-    rows.map(|(what, place, audience)| format!("  {what:<12} {place:<width$}   {audience}\n"))
-        .concat()
+    rows.iter()
+        .map(|(what, place, audience)| format!("  {what:<12} {place:<width$}   {audience}\n"))
+        .collect()
+}
+
+/// What the node has found at NATS, and which nodes there are.
+fn cluster_rows(config: &Config, node: &Node) -> [(&'static str, String, String); 2] {
+    let (cluster, stream) = (&config.cluster, &node.stream);
+    let leader = stream.leader.as_ref();
+    let leader = leader.map_or_else(String::new, |leader| format!(", leader {leader}"));
+    let servers = format!(
+        "{}; stream BLOBCAST_{}: {}{leader}, {}",
+        counted(cluster.servers.len(), "server"),
+        cluster.name,
+        counted(stream.replicas, "replica"),
+        match node.synced {
+            Synced::Shown => "synced",
+            Synced::NotShown => "sync not shown",
+        }
+    );
+
+    let overview = node.state.overview();
+    let mut names = overview.nodes;
+    if let Some(own) = names.first_mut() {
+        own.push_str(" (this one)");
+    }
+    let writer = overview.writer.as_deref().unwrap_or("not known yet");
+    let behind = counted(
+        usize::try_from(overview.behind).unwrap_or(usize::MAX),
+        "frame",
+    );
+    [
+        (
+            "cluster",
+            format!("{}, node {}", cluster.name, node.name),
+            servers,
+        ),
+        (
+            "nodes",
+            names.join(", "),
+            format!("writer {writer}; {behind} behind"),
+        ),
+    ]
+}
+
+fn counted(count: usize, what: &str) -> String {
+    let s = if count == 1 { "" } else { "s" };
+    format!("{count} {what}{s}")
 }
 
 /// Commands to try the broker with, ready to paste.

@@ -25,6 +25,9 @@ pub(crate) enum StartError {
     /// The store cannot be opened.
     #[error(transparent)]
     Store(#[from] OpenError),
+    /// The broker cannot be a node of the cluster.
+    #[error("{0}")]
+    Cluster(String),
     /// The files take too long to read.
     #[error("cannot read the credentials and certificates: {0}")]
     Files(String),

@@ -29,12 +29,15 @@ pub(crate) fn exposures(config: &Config, reader: &Reader) -> Vec<String> {
         ingest,
         grpc,
         admin,
+        cluster,
         ..
     } = config;
     let keys = [
         &ingest.tls_key_file,
         &grpc.tls_key_file,
         &admin.tls_key_file,
+        &cluster.tls_key_file,
+        &cluster.password_file,
     ];
     let secrets = keys.into_iter().chain([credentials_file]).flatten();
     let secrets = secrets.filter_map(|path| exposed_secret(path, reader));

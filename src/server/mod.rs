@@ -13,6 +13,7 @@ mod from_files;
 mod credentials;
 mod certificates;
 mod acme;
+mod cluster;
 mod storage;
 mod services;
 mod tasks;

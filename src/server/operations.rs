@@ -22,7 +22,7 @@ use tokio::{sync::Semaphore, time::timeout};
 
 use super::{liveness::Liveness, numbers::signed};
 use crate::{
-    journal::Journal,
+    journal::{Journal, jetstream::ClusterState},
     metrics::REVISION,
     printable::printable_beginning,
     rpc::Answers,
@@ -54,6 +54,8 @@ pub(super) struct Status {
     sources: Arc<Sources>,
     answers: Arc<Answers>,
     journal: Arc<dyn Journal>,
+    /// Of a node of a cluster.
+    cluster: Option<Arc<ClusterState>>,
     liveness: Arc<Liveness>,
     /// One read by a probe at a time: on a disk that hangs each read would keep a thread that subscriptions need.
     reading: Arc<Semaphore>,
@@ -73,6 +75,7 @@ impl Status {
         sources: &Arc<Sources>,
         answers: &Arc<Answers>,
         journal: Arc<dyn Journal>,
+        cluster: Option<Arc<ClusterState>>,
         liveness: &Arc<Liveness>,
     ) -> Self {
         let (sources, answers, liveness) = (
@@ -85,6 +88,7 @@ impl Status {
             sources,
             answers,
             journal,
+            cluster,
             liveness,
             reading,
             draining: AtomicBool::new(false),
@@ -101,6 +105,9 @@ impl Status {
         if self.is_draining() {
             return Some(DRAINING.to_owned());
         }
+        if let Some(cluster) = &self.cluster {
+            return self.problem_of_cluster(cluster);
+        }
         match timeout(PROBE_TIMEOUT, self.journal.probe()).await {
             Ok(Ok(Ok(()))) => None,
             Ok(Ok(Err(error))) => Some(error.to_string()),
@@ -109,6 +116,20 @@ impl Status {
                 "the commit path has not answered for {} s",
                 PROBE_TIMEOUT.as_secs()
             )),
+        }
+    }
+
+    /// The same of a node of a cluster, which needs no probe: frames come every two seconds, from this node or another one.
+    fn problem_of_cluster(&self, cluster: &ClusterState) -> Option<String> {
+        match self.sources.store.health() {
+            Health::Writable => cluster.problem(),
+            Health::DiskLow {
+                free_bytes,
+                needed_bytes,
+            } => Some(format!(
+                "{free_bytes} bytes of disk are free, {needed_bytes} must be: free some space"
+            )),
+            Health::Failed(problem) => Some(format!("writing to the store failed ({problem})")),
         }
     }
 
@@ -147,6 +168,31 @@ impl Status {
         self.refresh_store();
         self.refresh_memory();
         self.refresh_subscriptions();
+        if let Some(cluster) = &self.cluster {
+            self.refresh_cluster(cluster);
+        }
+    }
+
+    fn refresh_cluster(&self, cluster: &ClusterState) {
+        let Sources { store, metrics, .. } = &*self.sources;
+        let overview = cluster.overview();
+        for (gauge, is_so) in [
+            (&metrics.cluster_connected, cluster.is_connected()),
+            (&metrics.cluster_is_writer, cluster.is_writer()),
+            (&metrics.cluster_in_doubt, cluster.is_in_doubt()),
+            (&metrics.cluster_hole, cluster.is_stopped()),
+        ] {
+            gauge.set(i64::from(is_so));
+        }
+        for (gauge, value) in [
+            (&metrics.cluster_applied_place, store.head().0),
+            (&metrics.cluster_stream_lag_frames, overview.behind),
+            (&metrics.cluster_nodes, overview.nodes.len() as u64),
+            (&metrics.cluster_stream_bytes, overview.stream_bytes),
+            (&metrics.cluster_stream_bytes_max, overview.stream_bytes_max),
+        ] {
+            gauge.set(signed(value));
+        }
     }
 
     fn refresh_store(&self) {

@@ -21,7 +21,7 @@ use super::{
     acme,
     addresses::Addresses,
     aside::{self, START_TIMEOUT},
-    audit, credentials,
+    audit, cluster, credentials,
     from_files::FromFiles,
     listeners::{NAMES, is_meant},
     resources,
@@ -108,6 +108,7 @@ fn look(config: &Config) -> Rehearsal {
         is_ours,
     ));
     problems.extend(config.audit.file.as_deref().and_then(problem_of_audit_file));
+    problems.extend(cluster::problems_of_files(config));
     let missing = store::check_expected(&config.data_dir, config.log.expect_existing);
     problems.extend(missing.err().map(|error| error.to_string()));
     warnings.extend(resources::warnings(config));

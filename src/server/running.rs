@@ -5,6 +5,7 @@ use std::{pin::pin, sync::Arc};
 use super::{
     addresses::Addresses,
     banner,
+    cluster::Node,
     drain::{self, Drain},
     error::RunError,
     listeners::Listeners,
@@ -18,6 +19,8 @@ use crate::config::{Config, ConfigErrors};
 #[derive(Debug)]
 pub(crate) struct Server {
     pub(super) reloader: Reloader,
+    /// Of a node of a cluster.
+    pub(super) node: Option<Node>,
     /// Dropping them aborts them.
     pub(super) tasks: Tasks,
     /// What is taken down at the end.
@@ -39,6 +42,13 @@ impl Server {
         self.reloader.addresses
     }
 
+    /// Waits until a node of a cluster is ready, for a short time: most are when they say so.
+    pub(crate) async fn settle(&self) {
+        if let Some(node) = &self.node {
+            node.settle().await;
+        }
+    }
+
     /// The text that a person sees after the start.
     pub(crate) fn banner(&self, config: &Config) -> String {
         banner::text(
@@ -46,6 +56,7 @@ impl Server {
             &self.reloader.addresses,
             &self.reloader.sources.store,
             &self.reloader.credentials.get(),
+            self.node.as_ref(),
         )
     }
 

@@ -20,7 +20,7 @@ use crate::{
     config::Config,
     credentials::SharedCredentials,
     ingest::{self, Ingest},
-    journal::Journal,
+    journal::{Journal, jetstream::ClusterState},
     metrics::Metrics,
     reconcile::Reconciler,
     rpc,
@@ -38,6 +38,8 @@ pub(super) struct Core<'a> {
     pub credentials: &'a Arc<SharedCredentials>,
     pub sources: &'a Arc<Sources>,
     pub journal: &'a Arc<dyn Journal>,
+    /// Of a node of a cluster.
+    pub cluster: Option<&'a Arc<ClusterState>>,
     pub retention: &'a Arc<Mutex<Retention>>,
     pub audit: &'a Arc<Audit>,
     /// What asks the vendor, if anything does.
@@ -74,7 +76,8 @@ impl Services {
 
         let liveness = Arc::new(Liveness::new(homes));
         let journal = Arc::clone(core.journal);
-        let status = operations::Status::new(core.sources, &answers, journal, &liveness);
+        let cluster = core.cluster.cloned();
+        let status = operations::Status::new(core.sources, &answers, journal, cluster, &liveness);
         Self {
             ingest,
             gate,

@@ -1,4 +1,4 @@
-//! Starts a broker. The order: listeners, files, store, writer, services, tasks.
+//! Starts a broker. The order: listeners, files, cluster, store, writer, services, tasks.
 //!
 //! Steps that fail early come first: a busy port or a wrong certificate must not cost the recovery of a log.
 
@@ -12,6 +12,7 @@ use super::{
     aside::{self, START_TIMEOUT},
     audit,
     certificates::ListenersTls,
+    cluster::{self, Joined, Node},
     credentials,
     drain::Drain,
     error::StartError,
@@ -28,7 +29,8 @@ use super::{
     running::Server,
     runtimes::Homes,
     services::{Core, Services, admin_door, callbacks},
-    storage, systemd,
+    storage::{self, Writing},
+    systemd,
     tasks::{Stops, Tasks},
     watch::{self, Recorder, Rereader, Watched},
 };
@@ -36,7 +38,6 @@ use crate::{
     audit::{Audit, Command, OK},
     config::Config,
     credentials::Credentials,
-    journal::{Journal, Local},
     metrics::Metrics,
     rpc,
     subscription::Sources,
@@ -56,11 +57,9 @@ impl Server {
         let (tracer, exporter) = otlp::tracer(&config.traces, read.collector, &metrics);
         watched.extend(exporter.as_ref().and_then(|it| it.watched(&config.traces)));
 
-        let sources = storage::open(config, &metrics).await?;
+        let (sources, writing, node) = open_log(config, &metrics).await?;
         let audit = recorder(config, audit_file, &sources);
-        let retention = Arc::new(Mutex::new(storage::retention(config)));
-        let (appender, writer) = storage::start_writer(*retention.lock(), &sources)?;
-        let journal: Arc<dyn Journal> = Arc::new(Local::new(appender.clone()));
+        let (retention, journal) = (storage::shared_retention(config), writing.journal);
 
         let api = read.vendor_api;
         let reconciler = reconcile::reconciler(api, config, &sources, &journal, &credentials);
@@ -70,6 +69,7 @@ impl Server {
             credentials: &credentials,
             sources: &sources,
             journal: &journal,
+            cluster: node.as_ref().map(|node| &node.state),
             retention: &retention,
             audit: &audit,
             reconciler: reconciler.as_ref(),
@@ -88,6 +88,7 @@ impl Server {
         note_start(config, &audit, &credentials.get());
 
         Ok(Self {
+            node,
             reloader: Reloader {
                 config: shared_config,
                 addresses,
@@ -105,10 +106,10 @@ impl Server {
                 listeners,
                 sources,
                 ingest: services.ingest,
-                appender,
+                appender: writing.appender,
                 status: services.status,
                 health: services.health,
-                writer,
+                writer: writing.thread,
                 audit,
                 stops,
             },
@@ -129,6 +130,24 @@ fn listen(config: &Config) -> Result<(Listeners, Addresses, [TcpListener; 3]), S
     let addresses = listeners.addresses().map_err(StartError::Socket)?;
     let sockets = listeners.to_accept_from().map_err(StartError::Socket)?;
     Ok((listeners, addresses, sockets))
+}
+
+/// Opens the store, and starts what writes to it: this broker alone, or as a node, whose store has to have the stream's log.
+async fn open_log(
+    config: &Config,
+    metrics: &Arc<Metrics>,
+) -> Result<(Arc<Sources>, Writing, Option<Node>), StartError> {
+    let joined = cluster::connect(config).await?;
+    let sources = storage::open(config, metrics, joined.as_ref().map(Joined::beginning)).await?;
+    let retention = storage::retention(config);
+    let Some(joined) = joined else {
+        let writing = storage::start_writing(retention, &sources)?;
+        return Ok((sources, writing, None));
+    };
+
+    joined.check(config, &sources.store)?;
+    let (writing, node) = joined.start(config, retention, &sources).await?;
+    Ok((sources, writing, Some(node)))
 }
 
 /// Reads the credentials and certificates aside, so that a mount which hangs ends the start with an error.

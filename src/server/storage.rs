@@ -2,19 +2,22 @@
 
 use std::{io, pin::pin, sync::Arc, thread, time::Duration};
 
+use parking_lot::Mutex;
 use tokio::time::{Interval, interval};
 
 use super::{error::StartError, numbers::usize_of, resources, systemd};
 use crate::{
+    cluster::Position,
     config::Config,
     event::Record,
     hub::Hub,
+    journal::{Journal, Local},
     metrics::Metrics,
     store::{
-        Appender, BackupResult, Publish, Retention, Started, Store, Summary, replayed_commits,
-        writer,
+        Appender, BackupResult, Publish, Retention, Started, Store, Summary, Writer,
+        replayed_commits, writer,
     },
-    subscription::{Memory, Registry, RegistryLimits, Sources, WideReaders},
+    subscription::{Awaited, Memory, Registry, RegistryLimits, Sources, WideReaders},
 };
 
 /// Time for a client's answer to a ping over a bad line. A client that takes longer has missed a keepalive, though its connection
@@ -24,14 +27,16 @@ const PONG_TIME: Duration = Duration::from_secs(2);
 /// How often a long opening is looked at. Less than a supervisor's watchdog waits.
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(5);
 
-/// Opens the store, and makes the hub, the registry and the memory that readers of it share.
+/// Opens the store, and makes the hub, the registry and the memory that readers of it share. A new log begins behind this
+/// position, or is one of its own.
 pub(super) async fn open(
     config: &Config,
     metrics: &Arc<Metrics>,
+    beginning: Option<&Position>,
 ) -> Result<Arc<Sources>, StartError> {
     // Not kept: a reload compares the new configuration with the one that was set.
     let config = &resources::fitted_to_memory(config, metrics);
-    let store = open_store(config).await?;
+    let store = open_store(config, beginning).await?;
     log_opened(&store, metrics);
     resources::warn_of_disk(config, store.summary()).await;
 
@@ -54,21 +59,42 @@ pub(super) async fn open(
         metrics: Arc::clone(metrics),
         wide_readers: WideReaders::default(),
         memory,
+        awaited: if config.cluster.is_on() {
+            Awaited::in_cluster(config.cluster.read_wait)
+        } else {
+            Awaited::default()
+        },
     }))
 }
 
-async fn open_store(config: &Config) -> Result<Arc<Store>, StartError> {
+async fn open_store(
+    config: &Config,
+    beginning: Option<&Position>,
+) -> Result<Arc<Store>, StartError> {
     let (path, cache_bytes, is_expected) = (
         config.data_dir.clone(),
         config.store.cache_bytes,
         config.log.expect_existing,
     );
-    let opening =
-        tokio::task::spawn_blocking(move || Store::open_to_serve(&path, cache_bytes, is_expected));
+    let beginning = beginning.copied();
+    let opening = tokio::task::spawn_blocking(move || {
+        if let Some(beginning) = &beginning {
+            Store::begin_behind(&path, is_expected, beginning)?;
+        }
+        Store::open_to_serve(&path, cache_bytes, is_expected)
+    });
     // An index that is built again may take longer than a start has time.
     let ticks = interval(PROGRESS_INTERVAL);
     let opened = reporting(opening, ticks, replayed_commits, systemd::starts_on).await;
     let store = opened.map_err(|error| StartError::Thread(io::Error::other(error)))??;
+    if store.follows_stream() && !config.cluster.is_on() {
+        // Its places are given out by the cluster: what is written here alone would name other events.
+        let directory = config.data_dir.display();
+        return Err(StartError::Cluster(format!(
+            "the log in {directory} is that of a node of a cluster: name the NATS servers by --cluster (cluster.servers), or choose \
+             another --data-dir"
+        )));
+    }
     Ok(Arc::new(store))
 }
 
@@ -143,46 +169,76 @@ pub(super) fn retention(config: &Config) -> Retention {
     }
 }
 
-/// Starts the writer's threads. The handle's thread ends when the appender is stopped, after all that was sent before.
-pub(super) fn start_writer(
+/// The same, to show it and to change it.
+pub(super) fn shared_retention(config: &Config) -> Arc<Mutex<Retention>> {
+    Arc::new(Mutex::new(retention(config)))
+}
+
+/// What takes the operations that change the log. The thread ends when the appender is stopped, after all that was sent before.
+pub(super) struct Writing {
+    pub appender: Appender,
+    pub thread: thread::JoinHandle<()>,
+    pub journal: Arc<dyn Journal>,
+}
+
+/// Starts the writer's threads, of a broker that is alone.
+pub(super) fn start_writing(
     retention: Retention,
-    sources: &Sources,
-) -> Result<(Appender, thread::JoinHandle<()>), StartError> {
-    let publish = ToHub(Arc::clone(&sources.hub));
+    sources: &Arc<Sources>,
+) -> Result<Writing, StartError> {
+    let (appender, writer, maintaining) = writer_of(retention, sources)?;
+    Ok(Writing {
+        thread: spawn_writer(maintaining, || writer.run())?,
+        journal: Arc::new(Local::new(appender.clone())),
+        appender,
+    })
+}
+
+/// Makes the writer, and starts its second thread.
+pub(super) fn writer_of(
+    retention: Retention,
+    sources: &Arc<Sources>,
+) -> Result<(Appender, Writer<ToHub>, thread::JoinHandle<()>), StartError> {
     let (appender, mut writer) = writer(
         Arc::clone(&sources.store),
         retention,
-        publish,
+        ToHub(Arc::clone(sources)),
         Arc::clone(&sources.metrics),
     );
-
     let maintenance = writer.maintenance();
     let maintaining = thread::Builder::new()
         .name("maintenance".into())
         .spawn(|| maintenance.run())
         .map_err(StartError::Thread)?;
+    Ok((appender, writer, maintaining))
+}
 
+/// Starts the writer's thread, which ends after its second one.
+pub(super) fn spawn_writer(
+    maintaining: thread::JoinHandle<()>,
+    run: impl FnOnce() + Send + 'static,
+) -> Result<thread::JoinHandle<()>, StartError> {
     let write = || {
-        writer.run();
+        run();
         let _ = maintaining.join().is_ok(); // a panic has ended the process
     };
-    let writing = thread::Builder::new()
+    thread::Builder::new()
         .name("writer".into())
         .spawn(write)
-        .map_err(StartError::Thread)?;
-    Ok((appender, writing))
+        .map_err(StartError::Thread)
 }
 
 /// Publishes what the writer has committed to the hub.
-struct ToHub(Arc<Hub>);
+pub(super) struct ToHub(Arc<Sources>);
 
 impl Publish for ToHub {
     fn publish(&mut self, records: &[Record]) {
-        self.0.publish(records);
+        self.0.hub.publish(records);
+        self.0.awaited.rose();
     }
 
     fn erase(&mut self, erased: &[Record]) {
-        self.0.erase(erased);
+        self.0.hub.erase(erased);
     }
 }
 

@@ -19,6 +19,7 @@
 //! to the log. `registry` lists, limits and ends all of them, and each stream reports to it by its `entry`. Nothing here knows frames
 //! or statuses: that is `rpc`.
 
+mod awaited;
 mod buffer;
 mod catch_up;
 mod entry;
@@ -37,6 +38,7 @@ mod start;
 mod stream;
 mod stream_log;
 
+pub(crate) use awaited::Awaited;
 pub(crate) use heard::Heard;
 pub(crate) use info::{ListedSubscription, SubscriptionState};
 pub(crate) use limits::{LimitReached, RegistryLimits};

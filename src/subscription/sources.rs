@@ -5,6 +5,7 @@ use std::{sync::Arc, time::Duration};
 use tokio::{sync::Semaphore, time::sleep};
 
 use super::{
+    awaited::Awaited,
     reading::{Memory, Reading, lent},
     registry::Registry,
 };
@@ -59,6 +60,8 @@ pub(crate) struct Sources {
     pub wide_readers: WideReaders,
     /// The memory for events on their way to clients.
     pub memory: Memory,
+    /// How reads wait for places that other nodes have given out.
+    pub awaited: Awaited,
 }
 
 /// Permits for wide reads of the log.

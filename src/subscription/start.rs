@@ -76,6 +76,11 @@ pub(crate) enum SubscribeError {
     /// The cursor is of this log, but its place does not exist yet.
     #[error("the cursor is ahead of the log's head")]
     CursorAhead,
+    /// Another node of the cluster has given the cursor out, and this node does not have its place yet.
+    #[error(
+        "this node has not got as far as the cursor, which another node of the cluster has given out: try again"
+    )]
+    Behind,
     /// Retention has passed the cursor.
     #[error(
         "the events behind the cursor are no longer retained: set on_expired, or start at EARLIEST"
@@ -96,14 +101,19 @@ impl Sources {
         (first_available <= self.store.head()).then_some(first_available)
     }
 
-    /// The place of a client's cursor. Retention may have passed it, but it is of this log and not ahead of the head.
-    pub(crate) fn place(&self, cursor: Cursor) -> Result<Sequence, SubscribeError> {
+    /// The place of a client's cursor. Retention may have passed it, but it is of this log and not ahead of the head. A node of a
+    /// cluster waits until it has the place.
+    pub(crate) async fn place(&self, cursor: Cursor) -> Result<Sequence, SubscribeError> {
         if cursor.epoch != self.store.epoch() {
-            Err(SubscribeError::EpochMismatch)
-        } else if cursor.sequence > self.store.head() {
-            Err(SubscribeError::CursorAhead)
-        } else {
+            return Err(SubscribeError::EpochMismatch);
+        }
+        let has_it = || cursor.sequence <= self.store.head();
+        if self.awaited.reached(has_it).await {
             Ok(cursor.sequence)
+        } else if self.awaited.is_in_cluster() {
+            Err(SubscribeError::Behind)
+        } else {
+            Err(SubscribeError::CursorAhead)
         }
     }
 
@@ -120,7 +130,7 @@ impl Sources {
             Start::Default | Start::Earliest => Ok(earliest()),
             Start::Latest => Ok(self.hub.head()),
             Start::After(cursor) => {
-                let place = self.place(cursor)?;
+                let place = self.place(cursor).await?;
                 let expired = place < earliest() && on_expired == OnExpired::Fail;
                 if expired {
                     Err(SubscribeError::CursorExpired)

@@ -17,6 +17,7 @@ mod answering_log;
 mod audit;
 mod backup;
 mod callback_authentication;
+mod cluster;
 mod command_line;
 mod configuration;
 mod damage_while_running;

@@ -27,7 +27,6 @@ async fn replied(node: &mut NatsNode, group: u64) -> Result<Bytes, NoReply> {
 }
 
 /// Asks, until the other node has subscribed.
-
 fn asks(node: &NatsNode, to: u128, group: u64, text: &'static str) {
     let bytes = Bytes::from(text);
     assert!(node.handle.request(GroupId(group), Author(to), bytes));

@@ -27,6 +27,9 @@ struct Stuck {
     _directory: TempDir,
 }
 
+/// Callbacks for each call and probe: they fill the pipe soonest.
+const CALLBACKS: usize = 16;
+
 impl Stuck {
     /// Starts one, and waits until lines are being lost; every callback is answered meanwhile.
     async fn start() -> Self {
@@ -67,12 +70,12 @@ impl Stuck {
 
     /// Callbacks, calls and probes.
     async fn answers(&self, task: &str) {
-        assert_eq!(
-            within("an answer", Http::new(self.ingest).post(&completed(task)))
-                .await
-                .status,
-            200
-        );
+        let http = Http::new(self.ingest);
+        for part in 0..CALLBACKS {
+            let callback = completed(&format!("{task}-{part}"));
+            let answer = within("an answer", http.post(&callback)).await;
+            assert_eq!(answer.status, 200);
+        }
         let mut events = EventServiceClient::connect(format!("http://{}", self.grpc))
             .await
             .unwrap();

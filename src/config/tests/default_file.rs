@@ -69,6 +69,7 @@ fn a_key_that_nothing_reads_cannot_exist() {
         "audit",
         "log",
         "quarantine",
+        "cluster",
         "reconcile",
         "hub",
         "store",

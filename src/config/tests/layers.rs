@@ -74,6 +74,24 @@ const OTHER_VALUES: &[(&str, [&str; 3])] = &[
     ("quarantine.retention_bytes_max", ["2MiB", "3MiB", "4MiB"]),
     ("quarantine.retention_count_max", ["1", "2", "3"]),
     (
+        "cluster.servers",
+        ["nats://a", "tls://b:4222", "nats://[::1]:4222,nats://c"],
+    ),
+    ("cluster.name", ["a", "B-1", "c_2"]),
+    ("cluster.node", ["a", "B-1", "c_2"]),
+    ("cluster.replicas", ["1", "2", "5"]),
+    ("cluster.tls_ca_file", ["/a", "b", "/c"]),
+    (
+        "cluster.monitoring_urls",
+        ["http://a:8222", "https://b", "http://[::1]:8222,http://c"],
+    ),
+    ("cluster.sync", ["warn", "off", "warn"]),
+    ("cluster.frame_bytes_max", ["64KiB", "1MiB", "8MiB"]),
+    ("cluster.publish_timeout", ["1s", "100ms", "3s"]),
+    ("cluster.forward_timeout", ["2s", "100ms", "3s"]),
+    ("cluster.read_wait", ["1s", "0s", "3s"]),
+    ("cluster.stream_bytes_max", ["1MiB", "2MiB", "3MiB"]),
+    (
         "reconcile.base_url",
         ["https://a", "http://b:8080/x", "https://[::1]:1"],
     ),
@@ -112,6 +130,7 @@ const TWO_VALUED: &[(&str, [&str; 3])] = &[
     ("grpc.allow_anonymous", ["true", "false", "true"]),
     ("admin.allow_anonymous", ["true", "false", "true"]),
     ("log.expect_existing", ["true", "false", "true"]),
+    ("cluster.create", ["false", "true", "false"]),
     ("reconcile.unknown_tasks", ["publish", "ignore", "publish"]),
     ("logging.format", ["text", "json", "text"]),
 ];
@@ -126,8 +145,14 @@ fn every_key_is_overridden_by_file_then_environment_then_flag() {
             .filter(|key| !key.is_empty())
             .map(|key| (*key).to_owned())
     }));
-    // Valid only with `audit.file` and `credentials_file`.
-    covered.extend(["audit.required", "reconcile.enabled"].map(str::to_owned));
+    // Valid only with `audit.file` and `credentials_file`, and with each other.
+    let together = [
+        "audit.required",
+        "reconcile.enabled",
+        "cluster.user",
+        "cluster.password_file",
+    ];
+    covered.extend(together.map(str::to_owned));
     assert_eq!(
         covered,
         keys().into_iter().collect(),
@@ -211,6 +236,14 @@ fn a_reload_applies_each_key_or_says_that_it_needs_a_restart() {
     assert_eq!(
         needs_restart(&default_config(), &both.unwrap()),
         ["credentials_file", "reconcile.enabled"]
+    );
+    let both = load(&flags(&[
+        ("cluster.user", "u"),
+        ("cluster.password_file", "/p"),
+    ]));
+    assert_eq!(
+        needs_restart(&default_config(), &both.unwrap()),
+        ["cluster.user", "cluster.password_file"]
     );
     assert_eq!(needs_restart(&default_config(), &default_config()), [""; 0]);
 }

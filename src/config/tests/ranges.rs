@@ -135,6 +135,24 @@ const ENDS: &[Ends] = &[
         ["0", "1"],
         Some(["1000000000", "1000000001"]),
     ),
+    ("cluster.replicas", ["0", "1"], Some(["5", "6"])),
+    (
+        "cluster.frame_bytes_max",
+        ["65535", "64KiB"],
+        Some(["8MiB", "8388609"]),
+    ),
+    (
+        "cluster.publish_timeout",
+        ["99ms", "100ms"],
+        Some(["5m", "5m 1ns"]),
+    ),
+    (
+        "cluster.forward_timeout",
+        ["99ms", "100ms"],
+        Some(["5m", "5m 1ns"]),
+    ),
+    ("cluster.read_wait", ["-1s", "0s"], Some(["5m", "5m 1ns"])),
+    ("cluster.stream_bytes_max", ["1048575", "1MiB"], None),
     (
         "reconcile.checks_per_minute_max",
         ["0", "1"],
@@ -311,6 +329,8 @@ fn every_number_size_and_duration_has_a_range() {
     for key in keys() {
         let is_quantity = match defaults.default_of(&key).unwrap() {
             Value::Integer(_) => true,
+            // Empty: derived from others.
+            Value::String(_) if key == "cluster.stream_bytes_max" => true,
             Value::String(text) => parse_size(text).is_ok() || parse_duration(text).is_ok(),
             Value::Table(_) => key == "reconcile.expect_within",
             _ => false,

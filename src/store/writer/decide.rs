@@ -174,7 +174,7 @@ pub(super) fn propose<'c>(
     }
 }
 
-/// What is to be written beside the commands.
+/// What a commit has beside the commands.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Tick {
     /// A frame, also if there is nothing to say.

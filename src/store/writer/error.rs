@@ -19,6 +19,14 @@ pub enum WriteError {
     /// A write failed.
     #[error("writing to the store failed ({0}): it is opened again when the disk can be written")]
     Failed(String),
+    /// The stream of the cluster takes no writes, or this node does not follow it any more. It may be written yet.
+    #[error("the cluster's stream could not be written ({0}): try again later")]
+    Away(String),
+    /// It is larger than a message of the cluster's stream may be.
+    #[error(
+        "it is more than one message of NATS may have: send less at once, or raise max_payload there"
+    )]
+    TooLarge,
     /// The content to erase is missing from the log, or is not as it was written. Nothing was erased.
     #[error("what is to be erased cannot be read in the log ({0})")]
     Corrupt(String),

@@ -7,6 +7,7 @@
 
 mod authority;
 mod client;
+mod cluster;
 mod collector;
 mod command;
 mod credentials;
@@ -28,7 +29,7 @@ pub use command::{Cli, Ran, Running, fatal, free_address};
 pub use credentials::CredentialsFile;
 pub use endpoint::Endpoint;
 pub use grpc::*;
-pub use library::{Node, draft, node, stored};
+pub use library::{Node, draft, jetstream, node, stored};
 pub use nats::{NatsNode, NatsOptions, NatsServer, nats_settings};
 pub use reconciling::{
     VENDOR_KEY, VendorCase, events_of, expect, expectation, is_recovered, key_line, recovers,

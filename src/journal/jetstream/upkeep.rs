@@ -1,0 +1,108 @@
+//! What the driver looks at beside the protocol: whether the stream is still the one that it was, what of it nobody needs any more,
+//! and what other nodes say of themselves.
+
+use std::time::{Duration, Instant};
+
+use super::{driver::Driver, presence::Presence};
+use crate::{nats::StreamState, store::Publish};
+
+/// How long a leader of the stream that is cut off from the others may take itself for the leader, and somewhat more.
+const STALE_MAX: Duration = Duration::from_secs(15);
+/// Messages are removed from the stream when so many hold nothing that is retained: a removal costs each NATS server some work.
+const PURGED_MIN: u64 = 100;
+/// And this part of all messages.
+const PURGED_SHARE: u64 = 8;
+
+impl<P: Publish> Driver<P> {
+    pub(super) fn tend(&mut self) {
+        if let Err(error) = self.replica.tend() {
+            return self.halt(&error.to_string());
+        }
+        self.state.set_complete(self.replica.is_complete());
+        if self.halted.is_none()
+            && let Some(stream) = self.stream.state().stream
+        {
+            self.compare(&stream);
+            self.purge(&stream);
+        }
+    }
+
+    /// Has the stream forget what nobody needs any more. One node does it, now and then.
+    fn purge(&self, stream: &StreamState) {
+        let through = self.replica.unneeded_up_to();
+        let count = through.saturating_add(1).saturating_sub(stream.first);
+        let worth = stream.last.saturating_sub(stream.first) / PURGED_SHARE;
+        if self.state.is_writer() && count >= worth.max(PURGED_MIN) {
+            self.stream.purge(through);
+        }
+    }
+
+    /// Finds a stream that is not the one that this node has followed, by its epoch and its beginning.
+    pub(super) fn compare(&mut self, stream: &StreamState) {
+        let position = self.protocol.position();
+        let (has, epoch) = (position.seen, position.epoch);
+        self.state
+            .set_stream(stream.last, stream.bytes, stream.bytes_max);
+        if stream.epoch != epoch {
+            let other = stream.epoch;
+            self.halt(&format!(
+                "the stream was made anew: its log is {other}, and this node has {epoch}"
+            ));
+        } else if stream.first > has.saturating_add(1) {
+            let first = stream.first;
+            self.halt(&format!(
+                "hole: the stream begins with message {first}, and this node has it up to message {has}"
+            ));
+        }
+    }
+
+    /// Finds a stream that has lost its end, or was restored from an older copy. A leader that is cut off says too little, too, for
+    /// ten seconds at most.
+    pub(super) fn compare_end(&mut self, last: Option<u64>) {
+        let has = self.protocol.position().seen;
+        let Some(last) = last.filter(|last| *last < has) else {
+            self.ahead_since = None;
+            return;
+        };
+        let since = *self.ahead_since.get_or_insert_with(Instant::now);
+        if since.elapsed() >= STALE_MAX {
+            self.halt(&format!(
+                "hole: the stream ends with message {last}, and this node has message {has}"
+            ));
+        }
+    }
+
+    pub(super) fn heard(&mut self, node: &str, bytes: &[u8]) {
+        let Some(presence) = Presence::parse(bytes) else {
+            return; // of a version that says it otherwise
+        };
+        let mine = self.presence();
+        if presence.author == mine.author {
+            return;
+        }
+        let mismatch = self.metrics.cluster_mismatch.with_label_values(&["chain"]);
+        if mine.contradicts(&presence) && mismatch.get() == 0 {
+            mismatch.set(1);
+            tracing::error!(
+                node,
+                frame = mine.frame,
+                "another node has another log at the same frame: find out which is right before anything is written"
+            );
+        }
+        if !self.state.heard(node.to_owned(), presence) {
+            return; // it was there before
+        }
+        if node == self.node {
+            tracing::warn!(
+                node,
+                "another node has this node's name: give each its own (--node)"
+            );
+        } else {
+            tracing::info!(node, "a node of the cluster is there");
+        }
+    }
+
+    pub(super) fn presence(&self) -> Presence {
+        Presence::of(self.me, self.protocol.position())
+    }
+}
