@@ -5,7 +5,7 @@ use std::{
     path::Path,
     sync::{Arc, OnceLock},
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use blobcast::{
@@ -18,7 +18,7 @@ use blobcast::{
     },
     metrics::Metrics,
     nats::{Nats, Settings, Sync},
-    store::{Draft, ReadLimits, Replica, Retention, Store, writer},
+    store::{Draft, OpenError, ReadLimits, Replica, Retention, Store, writer},
 };
 use jiff::Timestamp;
 use serde_json::Value;
@@ -158,8 +158,15 @@ async fn join(path: &Path) -> Node {
     }
 }
 
+/// Opens a store. A process that another test starts at this moment has the lock, too, until it is another program.
 fn open(path: &Path) -> Arc<Store> {
-    Arc::new(Store::open(path, 1024 * 1024).unwrap())
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        match Store::open(path, 1024 * 1024) {
+            Err(OpenError::Locked(_)) if Instant::now() < deadline => thread::yield_now(),
+            opened => return Arc::new(opened.unwrap()),
+        }
+    }
 }
 
 /// A callback for veo, received at a given time, ready to be appended.
