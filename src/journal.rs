@@ -78,7 +78,8 @@ pub trait Journal: Debug + Send + Sync + 'static {
         true
     }
 
-    /// Waits until this node has every change that any node had answered before. `None` if there is no other node.
+    /// Waits until this node has every change that any node had answered before; false if that cannot be known, or takes too long.
+    /// `None` if there is no other node.
     fn catch_up(&self) -> Option<CatchingUp<'_>> {
         None
     }

@@ -207,14 +207,22 @@ pub(super) fn open(sources: &Sources, error: &SubscribeError) -> Status {
             let head = sources.store.cursor(sources.store.head()).to_string();
             Reason::CursorAhead.status_with(message, [("head", head)])
         }
-        SubscribeError::Behind => {
-            let head = sources.store.cursor(sources.store.head()).to_string();
-            Reason::StoreBehind.passing_status(message, [("head", head)], RETRY_SOON)
-        }
+        SubscribeError::Behind => behind_with(sources, message),
         SubscribeError::CursorExpired => expired(sources, message),
         SubscribeError::Draining => draining(),
         SubscribeError::Corrupt(problem) => corrupt(sources, problem),
     }
+}
+
+/// This node cannot find out in time what others of its cluster have answered.
+pub(super) fn behind(sources: &Sources) -> Status {
+    let message = "this node of the cluster cannot tell whether another one has more: try again, or ask another node";
+    behind_with(sources, message.to_owned())
+}
+
+fn behind_with(sources: &Sources, message: String) -> Status {
+    let head = sources.store.cursor(sources.store.head()).to_string();
+    Reason::StoreBehind.passing_status(message, [("head", head)], RETRY_SOON)
 }
 
 pub(super) fn end(sources: &Sources, end: &StreamEnd) -> Status {

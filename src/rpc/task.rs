@@ -38,8 +38,11 @@ pub(super) async fn get(
         && let Some(caught_up) = context.journal.catch_up()
     {
         drop(granted); // others need the memory meanwhile
-        caught_up.await;
+        let has_caught_up = caught_up.await;
         (page, granted) = read(context, filter, include_raw, take().await?).await?;
+        if page == Some(None) && !has_caught_up {
+            return Err(errors::behind(&context.sources));
+        }
     }
     match page.ok_or_else(|| errors::task_too_large(TASK_BYTES_MAX, &product, include_raw))? {
         None => Err(errors::task_not_found(&task_id, &product)),

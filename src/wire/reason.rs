@@ -133,7 +133,7 @@ reasons! {
     StoreReadOnly "STORE_READ_ONLY" Unavailable Always []
         "The store takes no writes: its disk is full, or failed, or the stream of the cluster cannot be reached. Try again."
     StoreBehind "STORE_BEHIND" Unavailable Always ["head"]
-        "Another node of the cluster has given the cursor out, and this one does not have its place yet. Try again, or ask the other node."
+        "This node of a cluster does not have yet what another one has given out or answered. Try again, or ask the other node."
     EventErased "EVENT_ERASED" Unavailable Always []
         "An event was erased while it was being sent. Resume behind the last cursor."
     AuditUnavailable "AUDIT_UNAVAILABLE" Unavailable Always []
