@@ -3,6 +3,7 @@
 # shellcheck disable=SC2034 # the scripts use the names
 
 directory=$(realpath -m -- "${BLOBCAST_CLUSTER_DIR:-blobcast-cluster}")
+unset BLOBCAST_CLUSTER_DIR # a node would take it for a key of its configuration
 servers=(nats-1 nats-2 nats-3)
 nodes=(a b c)
 

@@ -152,11 +152,12 @@ class Subscriber:
 
 
 class Reader:
-    """Asks a node for a task that another node has just acknowledged an event of."""
+    """Asks a node for a task that another node has just acknowledged an event of. It must not say that there is no such task; if it
+    knows an earlier event of the task it may answer with that, and so it is counted."""
 
     def __init__(self, nodes, callers, seed):
         self.nodes, self.callers, self.rng = list(nodes), callers, random.Random(seed)
-        self.over, self.found, self.refused, self.missed = threading.Event(), 0, 0, []
+        self.over, self.found, self.older, self.refused, self.missed = threading.Event(), 0, 0, 0, []
         self.thread = threading.Thread(target=self.read_on, daemon=True)
         self.thread.start()
 

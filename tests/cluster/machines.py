@@ -169,7 +169,7 @@ class Server:
         self.directory.mkdir(parents=True)
         self.data = self.directory / "data"
         self.disk = Disk(self.data) if disk else None
-        self.log, self.configuration = self.directory / "server.log", self.directory / "nats.conf"
+        self.log_path, self.configuration = self.directory / "server.log", self.directory / "nats.conf"
         routes = ", ".join(f"nats://{address_of(other)}:{ROUTES}" for other in SERVERS)
         address = address_of(name)
         # Without `sync` it is NATS's default: every two minutes.
@@ -181,7 +181,7 @@ class Server:
         )
 
     def start(self):
-        with self.log.open("a") as log:
+        with self.log_path.open("a") as log:
             command = [*self.network.inside(self.name), self.binary, "-c", self.configuration]
             self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
 

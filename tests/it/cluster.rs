@@ -12,17 +12,18 @@ use std::{
 use blobcast::{
     simulator::server::State,
     wire::v1::{
-        DiscardQuarantinedRequest, Event, ListQuarantineRequest, QuarantinedCallback,
-        ReleaseQuarantinedRequest,
+        DiscardQuarantinedRequest, Event, GetTaskRequest, ListQuarantineRequest,
+        QuarantinedCallback, ReleaseQuarantinedRequest,
     },
 };
+use serde_json::Value;
 use tokio::task::JoinSet;
 use tonic::Code;
 
 use crate::{
     erasure::erase,
     support::{
-        Http, NatsOptions, NatsServer, Options, Server, Sub, VendorCase, after, completed,
+        Http, NatsOptions, NatsServer, Options, Server, Sub, VendorCase, after, bulky, completed,
         cursor_at, expect, expectation, fatal, free_address, is_on_disk, is_recovered, latest,
         place, places, processing, reason, request, tasks_of, until, within,
     },
@@ -433,6 +434,16 @@ async fn without_nats_reads_go_on_callbacks_are_refused_and_all_recovers_by_itse
         let answer = node.http().post(&completed("t2")).await;
         assert_eq!(answer.status, 503, "{answer:?}");
         assert_eq!(node.log_of_events().await.len(), 1, "reads go on");
+        let unknown = GetTaskRequest {
+            task_id: "t2".into(),
+            ..Default::default()
+        };
+        let missed = node.events().await.get_task(unknown).await.unwrap_err();
+        assert_eq!(
+            (missed.code(), reason(&missed)),
+            (Code::Unavailable, "STORE_BEHIND".into()),
+            "another node may have it"
+        );
         let discard = DiscardQuarantinedRequest {
             quarantine_ids: vec!["1".into()],
         };
@@ -480,7 +491,7 @@ async fn the_quarantine_is_the_same_on_all_nodes_whichever_is_asked_to_change_it
     for (number, node) in cluster.nodes.iter().enumerate() {
         let answer = node
             .http()
-            .post_to("/webhook/veo", format!("nonsense {number}"))
+            .post_to("/webhook/veo", format!("secret nonsense {number}"))
             .await;
         assert_eq!(answer.status, 202);
     }
@@ -507,6 +518,15 @@ async fn the_quarantine_is_the_same_on_all_nodes_whichever_is_asked_to_change_it
 
     cluster.quarantined(1).await;
     assert_eq!(tasks_of(&cluster.log_of(1).await), ["t1"]);
+    // A released callback stays, as the raw body of its event.
+    for node in &cluster.nodes {
+        let directory = node.data_dir();
+        until("the overwriting", async || {
+            !is_on_disk(&directory, "secret nonsense 1")
+        })
+        .await;
+        assert!(is_on_disk(&directory, "secret nonsense 2"));
+    }
 }
 
 #[tokio::test]
@@ -590,6 +610,42 @@ async fn a_task_that_is_expected_at_any_node_is_checked_by_the_one_that_writes()
         let open = "blobcast_expectations{state=\"waiting\"}";
         until("its end", async || node.metric(open).await == 0.0).await;
     }
+}
+
+#[tokio::test]
+async fn a_node_joins_a_stream_that_has_forgotten_its_beginning() {
+    const COUNT: usize = 1_300;
+    let Some(nats) = NatsServer::start(NatsOptions::default()).await else {
+        return;
+    };
+    let small = |name: &str| {
+        nats.node(name)
+            .set("log.retention_bytes_max", "1MiB")
+            .set("ingest.body_bytes_max", "64KiB")
+    };
+    let first = small("a").start().await;
+    first.ready().await;
+    // Each has a frame of its own. The log forgets by segments of 32 MiB, and the stream with it: this fills two.
+    first.http().post_bulky(0..COUNT, 30_000).await;
+    until("the stream to forget", async || {
+        let info = nats.api("STREAM.INFO.BLOBCAST_main", &Value::Null).await;
+        info["state"]["first_seq"].as_u64().unwrap() > 1
+    })
+    .await;
+
+    let second = small("b").start().await;
+    second.ready().await;
+    let head = place(&first.log_info().await.head);
+    second.has_place(head).await;
+    let (mine, theirs) = (second.log_of_events().await, first.log_of_events().await);
+    assert!(!mine.is_empty() && mine.len() < COUNT);
+    assert_eq!(mine, theirs);
+    let newest = bulky(&format!("t{}", COUNT - 1), 30_000);
+    let again = second.http().post(&newest).await;
+    assert_eq!(
+        (again.duplicate(), again.event_id()),
+        (true, mine[mine.len() - 1].event_id.clone())
+    );
 }
 
 #[tokio::test]

@@ -22,19 +22,6 @@ async fn refusal(settings: Settings) -> String {
     started.expect_err("it must not start").to_string()
 }
 
-/// The answer of JetStream to a request of somebody else.
-async fn api(server: &NatsServer, request: &str, body: &Value) -> Value {
-    let client = async_nats::connect(server.url()).await.unwrap();
-    let subject = format!("$JS.API.{request}");
-    let text = if body.is_null() {
-        String::new()
-    } else {
-        body.to_string()
-    };
-    let answer = client.request(subject, text.into()).await;
-    serde_json::from_slice(&answer.unwrap().payload).unwrap()
-}
-
 #[tokio::test]
 async fn the_stream_is_made_once_and_adopted_after_that() {
     let Some(servers) = server(NatsOptions::default()).await else {
@@ -49,7 +36,9 @@ async fn the_stream_is_made_once_and_adopted_after_that() {
     let mut other = Nats::connect(nats_settings(&servers)).await.unwrap();
     assert_eq!(other.stream().await.unwrap(), made);
 
-    let info = api(&servers[0], "STREAM.INFO.BLOBCAST_main", &Value::Null).await;
+    let info = servers[0]
+        .api("STREAM.INFO.BLOBCAST_main", &Value::Null)
+        .await;
     let config = &info["config"];
     assert_eq!(config["subjects"], json!(["blobcast.main.log"]));
     for (key, value) in [
@@ -107,10 +96,12 @@ async fn a_stream_that_is_set_otherwise_is_refused_with_what_to_change() {
         "{said}"
     );
 
-    let made = api(&servers[0], "STREAM.INFO.BLOBCAST_main", &Value::Null).await;
+    let made = servers[0]
+        .api("STREAM.INFO.BLOBCAST_main", &Value::Null)
+        .await;
     let mut config = made["config"].clone();
     config["max_age"] = json!(3_600_000_000_000_u64);
-    let updated = api(&servers[0], "STREAM.UPDATE.BLOBCAST_main", &config).await;
+    let updated = servers[0].api("STREAM.UPDATE.BLOBCAST_main", &config).await;
     assert!(updated.get("error").is_none(), "{updated}");
     let said = refusal(settings).await;
     assert!(
@@ -125,7 +116,9 @@ async fn a_stream_of_somebody_else_is_refused() {
         return;
     };
     let foreign = json!({ "name": "BLOBCAST_main", "subjects": ["blobcast.main.log"] });
-    api(&servers[0], "STREAM.CREATE.BLOBCAST_main", &foreign).await;
+    servers[0]
+        .api("STREAM.CREATE.BLOBCAST_main", &foreign)
+        .await;
     let said = refusal(nats_settings(&servers)).await;
     assert!(
         said.contains("it was not made by a blobcast cluster"),
@@ -133,7 +126,7 @@ async fn a_stream_of_somebody_else_is_refused() {
     );
 
     let overlapping = json!({ "name": "other", "subjects": ["blobcast.second.>"] });
-    api(&servers[0], "STREAM.CREATE.other", &overlapping).await;
+    servers[0].api("STREAM.CREATE.other", &overlapping).await;
     let second = Settings {
         name: "second".to_owned(),
         ..nats_settings(&servers)

@@ -19,6 +19,7 @@ use blobcast::{
 };
 use bytes::Bytes;
 use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
 use tempfile::TempDir;
 use tokio::sync::mpsc;
 
@@ -76,6 +77,18 @@ pub fn nats_server() -> Option<PathBuf> {
 }
 
 impl NatsServer {
+    /// The answer of JetStream to a request of somebody else; `Value::Null` is an empty body.
+    pub async fn api(&self, request: &str, body: &Value) -> Value {
+        let client = async_nats::connect(self.url()).await.unwrap();
+        let text = if body.is_null() {
+            String::new()
+        } else {
+            body.to_string()
+        };
+        let answer = client.request(format!("$JS.API.{request}"), text.into());
+        serde_json::from_slice(&answer.await.unwrap().payload).unwrap()
+    }
+
     /// A single server, once it answers.
     pub async fn start(options: NatsOptions) -> Option<Self> {
         let mut server = Self::new(nats_server()?, "n1", options, Vec::new());
