@@ -10,6 +10,7 @@ mod replicas;
 mod same_state;
 
 use std::{
+    path::Path,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -350,6 +351,16 @@ impl Stepped {
     }
 
     fn reopen(self) -> Self {
+        self.reopen_after(|_| {})
+    }
+
+    /// The same with its index built again.
+    fn rebuilt(self) -> Self {
+        self.reopen_after(|path| std::fs::remove_dir_all(path.join("index")).unwrap())
+    }
+
+    /// The same, when something has happened to the files of the closed store.
+    fn reopen_after(self, happens: impl FnOnce(&Path)) -> Self {
         let Self {
             store,
             appender,
@@ -359,6 +370,7 @@ impl Stepped {
             ..
         } = self;
         drop((appender, writer, store));
+        happens(directory.path());
         Self::on(directory, machine)
     }
 
@@ -1072,8 +1084,7 @@ fn what_stays_in_quarantine_is_written_again_and_its_segment_goes_with_the_event
 
     let mut stepped = stepped.reopen();
     assert_eq!(stepped.quarantined(), [number]);
-    std::fs::remove_dir_all(stepped.directory.path().join("index")).unwrap();
-    stepped = stepped.reopen();
+    stepped = stepped.rebuilt();
     assert_eq!(stepped.quarantined(), [number], "the log has all of it");
 
     // It is content, which makes its segment old, too; and it is overwritten wherever it lies.

@@ -130,6 +130,18 @@ impl Server {
     }
 
     async fn launch(options: Options, directory: Arc<TempDir>, listen: [SocketAddr; 3]) -> Self {
+        match Self::try_launch(options, directory, listen).await {
+            Ok(server) => server,
+            Err(log) => panic!("not ready; its log: {log}"),
+        }
+    }
+
+    /// An error is the log of a process that does not get ready.
+    async fn try_launch(
+        options: Options,
+        directory: Arc<TempDir>,
+        listen: [SocketAddr; 3],
+    ) -> Result<Self, String> {
         let mut command = options.command(&directory.path().join("data"), listen);
         let (ours, theirs) = options.on_terminal.then(|| terminal(200)).unzip();
         command
@@ -166,11 +178,13 @@ impl Server {
             .await
             .unwrap();
         let Ok([ingest, grpc, admin]) = addresses else {
-            panic!("not ready; its log: {}", log.lock().unwrap())
+            let _ = child.kill(); // mostly it has ended
+            child.wait().unwrap();
+            return Err(log.lock().unwrap().clone());
         };
 
         let watchdog = Watchdog::of(child.id());
-        Self {
+        Ok(Self {
             child,
             options,
             directory,
@@ -181,7 +195,7 @@ impl Server {
             ingest,
             grpc,
             admin,
-        }
+        })
     }
 
     pub fn data_dir(&self) -> PathBuf {
@@ -253,7 +267,8 @@ impl Server {
         self.ended().await
     }
 
-    /// Starts a new process on the directory and the ports of this one, which must have ended.
+    /// Starts a new process on the directory of this one, which must have ended, and on its ports, unless somebody has taken
+    /// one of them meanwhile: any connection of another test may.
     pub async fn restart(&mut self) {
         self.restart_with(self.options.clone()).await;
     }
@@ -267,7 +282,15 @@ impl Server {
     /// Like [`Server::restart`], with other options.
     pub async fn restart_with(&mut self, options: Options) {
         let listen = [self.ingest, self.grpc, self.admin];
-        *self = Self::launch(options, Arc::clone(&self.directory), listen).await;
+        let directory = Arc::clone(&self.directory);
+        let restarted = Self::try_launch(options.clone(), directory, listen).await;
+        *self = match restarted {
+            Err(log) if log.contains("Address already in use") => {
+                Self::launch(options, Arc::clone(&self.directory), [ANY_PORT; 3]).await
+            }
+            Err(log) => panic!("not ready; its log: {log}"),
+            Ok(server) => server,
+        };
     }
 
     /// `kill -9`, and start again.

@@ -89,12 +89,6 @@ impl Stepped {
         let open = self.open();
         open.iter().map(|open| open.task_id.to_string()).collect()
     }
-
-    /// The same log after a crash, with its index built again.
-    fn rebuilt(self) -> Self {
-        std::fs::remove_dir_all(self.directory.path().join("index")).unwrap();
-        self.reopen()
-    }
 }
 
 fn bytes_of(mut backup: Backup) -> Vec<u8> {
