@@ -112,6 +112,7 @@ impl Ingest {
             },
             product: callback.kept_product().unwrap_or_default().into_owned(),
             bound: callback.kept_bound(),
+            idempotency_key: None,
         };
 
         let new = NewQuarantined {

@@ -94,7 +94,8 @@ impl Journal for Jetstream {
         self.queue.append(draft)
     }
 
-    fn quarantine(&self, new: NewQuarantined) -> Answer<u64> {
+    fn quarantine(&self, mut new: NewQuarantined) -> Answer<u64> {
+        new.header.idempotency_key = Some(fastrand::u64(..));
         self.queue.quarantine(new)
     }
 

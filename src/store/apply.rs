@@ -90,6 +90,8 @@ pub(super) struct Overlay<'a> {
     tasks: HashMap<TaskId, TaskEntry>,
     /// Callbacks that are put into quarantine, or written again: the bytes of each.
     quarantined: HashMap<u64, (u64, QuarantineHeader)>,
+    /// The numbers of those with an idempotency key.
+    keys: HashMap<u64, u64>,
     /// Callbacks that have left the quarantine.
     left: Vec<u64>,
     expectations: Unwritten,
@@ -105,7 +107,7 @@ enum ShareChange {
     Removed {
         number: u64,
         bytes: u64,
-        header: QuarantineHeader,
+        header: Box<QuarantineHeader>,
     },
 }
 
@@ -116,6 +118,7 @@ impl<'a> Overlay<'a> {
             state,
             tasks: HashMap::with_capacity(tasks),
             quarantined: HashMap::new(),
+            keys: HashMap::new(),
             left: Vec::new(),
             expectations: Unwritten::default(),
             undo: None,
@@ -143,6 +146,12 @@ impl<'a> Overlay<'a> {
     /// The expectation with a number, as the changes so far leave it.
     pub(super) fn numbered_expectation(&self, number: u64) -> Option<Kept> {
         self.expectations.get(self.state.expectations, number)
+    }
+
+    /// The number that a callback with this idempotency key was given, with the changes so far.
+    pub(super) fn quarantined_as(&self, idempotency_key: u64) -> Option<u64> {
+        let here = self.keys.get(&idempotency_key).copied();
+        here.or_else(|| lock(self.state.quarantine).number_of(idempotency_key))
     }
 
     /// Applies one entry. Fails only if the index cannot be read.
@@ -195,6 +204,9 @@ impl<'a> Overlay<'a> {
                 undo.push(ShareChange::Added(number));
             }
         }
+        if let Some(key) = header.idempotency_key {
+            self.keys.insert(key, number);
+        }
         self.quarantined.insert(number, (bytes, header.clone()));
     }
 
@@ -207,7 +219,7 @@ impl<'a> Overlay<'a> {
             undo.push(ShareChange::Removed {
                 number,
                 bytes: kept.bytes,
-                header,
+                header: Box::new(header),
             });
         }
         shares.remove(number);
@@ -263,7 +275,7 @@ impl Changes {
                         product,
                         received_at_micros,
                         ..
-                    } = header;
+                    } = *header;
                     shares.add(number, &credential, &product, bytes, received_at_micros);
                 }
             }

@@ -132,6 +132,10 @@ pub struct QuarantineHeader {
     /// What the line of the credential bound it to, when it was received.
     #[serde(default, skip_serializing_if = "Bound::is_nothing")]
     pub bound: Bound,
+    /// Drawn by the node of a cluster that has received it, which may ask others more than once to write it. `None` on a machine
+    /// that is alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub idempotency_key: Option<u64>,
 }
 
 /// What a quarantined callback is bound to, also when it is released.
@@ -229,12 +233,13 @@ mod tests {
             at: i64,
             labels in collection::btree_map("\\PC{0,9}", "\\PC{0,9}", 0..3),
             products in collection::vec("[a-z]{1,9}", 0..3),
+            idempotency_key: Option<u64>,
             body: Vec<u8>,
         ) {
             let (credential, product) = (reason.clone(), target.clone());
             let header = QuarantineHeader {
                 reason, detail: String::new(), target, received_at_micros: at, verification: 2, credential, product,
-                bound: Bound { labels, products },
+                bound: Bound { labels, products }, idempotency_key,
             };
             let bytes = encode_quarantined(&header, &body);
             prop_assert_eq!(parse_quarantined(&bytes), Ok((header, body.as_slice())));

@@ -3,7 +3,10 @@
 //! All of it is in memory, about a hundred bytes for each callback. Changes since the last
 //! checkpoint are also kept in the form in which the index stores them.
 
-use std::{collections::BTreeMap, mem};
+use std::{
+    collections::{BTreeMap, HashMap, VecDeque},
+    mem,
+};
 
 use bytes::{Buf, BufMut};
 
@@ -12,6 +15,9 @@ use super::{
     layout::{Damaged, QuarantineHeader},
     log::{COPIES, NewCopy, Place},
 };
+
+/// Idempotency keys that are remembered. A node of a cluster asks again within seconds.
+const KEYS_MAX: usize = 16 * 1024;
 
 /// The new value of each number that has changed; `None` if the callback has left the quarantine.
 pub(super) type Changes = BTreeMap<u64, Option<Vec<u8>>>;
@@ -111,6 +117,27 @@ pub(super) struct QuarantineIndex {
     /// The same by the frames that have their newest copies in the stream.
     frames: BySegment,
     changed: Changes,
+    keys: Keys,
+}
+
+/// The numbers of the newest callbacks that have an idempotency key, also of those that have left the quarantine since.
+#[derive(Debug, Default)]
+struct Keys {
+    numbers: HashMap<u64, u64>,
+    oldest_first: VecDeque<u64>,
+}
+
+impl Keys {
+    fn put(&mut self, key: u64, number: u64) {
+        if self.numbers.insert(key, number).is_none() {
+            self.oldest_first.push_back(key);
+        }
+        if self.oldest_first.len() > KEYS_MAX
+            && let Some(oldest) = self.oldest_first.pop_front()
+        {
+            self.numbers.remove(&oldest);
+        }
+    }
 }
 
 impl QuarantineIndex {
@@ -152,6 +179,9 @@ impl QuarantineIndex {
             product: header.product.clone(),
         };
         self.changed.insert(number, Some(stored.encode()));
+        if let Some(key) = header.idempotency_key {
+            self.keys.put(key, number);
+        }
         before.is_none()
     }
 
@@ -171,6 +201,11 @@ impl QuarantineIndex {
 
     pub(super) fn get(&self, number: u64) -> Option<Held> {
         self.held.get(&number).copied()
+    }
+
+    /// The number that a callback with this idempotency key was given, if that was not long ago.
+    pub(super) fn number_of(&self, idempotency_key: u64) -> Option<u64> {
+        self.keys.numbers.get(&idempotency_key).copied()
     }
 
     /// How many there are, and the bytes of their values.

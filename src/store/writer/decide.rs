@@ -377,6 +377,9 @@ impl Decisions<'_> {
     }
 
     fn quarantine(&mut self, new: &NewQuarantined) -> Result<u64, ReadError> {
+        if let Some(number) = self.commit.quarantined_before(new) {
+            return Ok(number);
+        }
         let received_at_micros = self
             .commit
             .stamp(new.header.received_at_micros, self.moment.now_micros);

@@ -189,6 +189,11 @@ impl<'a> Commit<'a> {
         Ok(())
     }
 
+    /// The number in quarantine that an earlier try to put a callback there has given it.
+    pub(super) fn quarantined_before(&self, new: &NewQuarantined) -> Option<u64> {
+        self.overlay.quarantined_as(new.header.idempotency_key?)
+    }
+
     /// Puts a callback into quarantine; returns its number.
     pub(super) fn quarantine(
         &mut self,

@@ -637,6 +637,43 @@ fn a_takeover_by_a_clock_that_is_ahead_forgets_nothing() {
 }
 
 #[test]
+fn a_callback_whose_group_is_handed_over_again_is_in_quarantine_once() {
+    let mut nodes = Nodes::new(3);
+    let header = QuarantineHeader {
+        received_at_micros: nodes.machine.wall(),
+        idempotency_key: Some(7),
+        ..QuarantineHeader::default()
+    };
+    let put = nodes.nodes[0].appender.quarantine(NewQuarantined {
+        header,
+        body: Bytes::from_static(b"nonsense"),
+    });
+    let pending = nodes.nodes[0].take(&[], &mut nodes.ids);
+    let group = pending.ids[0];
+    let message = nodes.nodes[0].replica.hand_over(group);
+
+    // Twice in one frame, since the first answer was late; then by another node, since the second was lost; then by itself.
+    let [first, again, other] = [GroupId(1001), GroupId(1002), GroupId(1003)];
+    for id in [first, again] {
+        let replica = &mut nodes.nodes[1].replica;
+        replica.add_from_peer(id, &message).unwrap();
+    }
+    let contents = nodes.nodes[1].propose(&[first, again], false).unwrap();
+    let node = &nodes.nodes[1];
+    nodes.stream.publish(&node.position, &contents);
+    nodes.catch_up();
+    let replica = &mut nodes.nodes[2].replica;
+    replica.add_from_peer(other, &message).unwrap();
+    assert!(nodes.nodes[2].propose(&[other], false).is_none());
+    assert!(nodes.nodes[0].propose(&[group], false).is_none());
+    nodes.nodes[0].replica.answer(group);
+
+    assert_eq!(put.blocking_recv().unwrap(), Ok(1));
+    assert_eq!(lock(&nodes.nodes[0].store.totals).quarantine_count, 1);
+    nodes.check_equal();
+}
+
+#[test]
 fn results_of_other_commands_are_refused_and_the_group_stays() {
     let mut nodes = Nodes::new(2);
     let put = nodes.nodes[0].appender.append(draft("t1", 0));
