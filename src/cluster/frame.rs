@@ -203,6 +203,13 @@ impl Frame {
 }
 
 impl Contents {
+    /// Whether events or quarantined callbacks become fewer.
+    pub fn removes_something(&self) -> bool {
+        let (before, after) = (&self.before, &self.after);
+        after.first_available > before.first_available
+            || after.quarantine_count < before.quarantine_count
+    }
+
     /// The message that follows `link`. An error means that the contents contradict themselves: no node would apply them.
     pub fn encode(&self, link: Link) -> Result<Encoded, FrameError> {
         if self.name.len() > NAME_BYTES_MAX {

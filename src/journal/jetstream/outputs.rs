@@ -91,6 +91,10 @@ impl<P: Publish> Driver<P> {
         let now = Instant::now();
         self.timing.applied(now);
         self.ahead_since = None;
+        // One frame forgets only so much. One that could forget nothing is not repeated at once.
+        if author == self.me && frame.contents.removes_something() && self.replica.needs_frame() {
+            self.timing.write_soon(now);
+        }
 
         let what = if author == self.me {
             "written"

@@ -73,6 +73,11 @@ impl Timing {
         self.silent_at = now + SILENT + spread(SILENT_SPREAD);
     }
 
+    /// A writer has more to write than callbacks.
+    pub(super) fn write_soon(&mut self, now: Instant) {
+        self.quiet_at = now;
+    }
+
     /// A frame was published, for the first time or again.
     pub(super) fn published(&mut self, chain: u64, now: Instant) {
         let again_at = now + self.publish_timeout + REPORT;
@@ -188,6 +193,19 @@ mod tests {
         assert!(!timing.is_stuck(start) && timing.is_stuck(start + STUCK));
         assert_eq!(timing.resolved(start), None, "nobody was told");
         assert!(!timing.is_stuck(start + STUCK));
+    }
+
+    #[test]
+    fn a_writer_is_quiet_for_two_seconds_unless_it_has_more_to_write() {
+        let start = Instant::now();
+        let mut timing = Timing::new(TIMEOUT, start);
+        timing.applied(start);
+        let is_due = |timing: &mut Timing, at: Instant| timing.due(at).contains(&Due::Quiet);
+        assert!(!is_due(&mut timing, start + QUIET / 2));
+        assert!(is_due(&mut timing, start + QUIET));
+        timing.write_soon(start + QUIET);
+        assert_eq!(timing.next(start + QUIET), start + QUIET);
+        assert!(is_due(&mut timing, start + QUIET));
     }
 
     #[test]

@@ -181,8 +181,8 @@ impl<P: Publish> Replica<P> {
         self.is_complete
     }
 
-    /// Whether there is something to forget, so that the node that writes should not wait for commands: [`Self::propose`] with
-    /// `must_write`.
+    /// Whether there is something to forget, so that the node that writes should not wait for commands, but [`Self::propose`]
+    /// with `must_write`.
     pub fn needs_frame(&self) -> bool {
         let Writer {
             store,
