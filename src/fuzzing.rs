@@ -1,5 +1,5 @@
-//! Opens parsers that are private to the crate to the fuzz targets in `tests/fuzz`. Compiled with
-//! `cfg(fuzzing)` only.
+//! Opens parsers that are private to the crate to the fuzz targets in `tests/fuzz`. No release has it: it is compiled with debug
+//! assertions only.
 
 use std::{
     io::{self, Read},

@@ -65,5 +65,6 @@ pub mod simulator;
 
 pub mod cli;
 
-#[cfg(fuzzing)]
+#[cfg(debug_assertions)]
+#[doc(hidden)]
 pub mod fuzzing;

@@ -75,7 +75,7 @@ pub use quarantine::{NewQuarantined, Quarantined};
 pub use read::{Chunk, Keep, ReadLimits};
 pub(crate) use read::{TaskPlace, bytes_held};
 pub use replay::replayed_commits;
-#[cfg(fuzzing)]
+#[cfg(debug_assertions)]
 pub(crate) use restore::check as check_backup;
 pub use restore::restore;
 pub(crate) use restore::restore_and_append;

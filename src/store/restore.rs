@@ -267,7 +267,7 @@ fn read_entry(
 }
 
 /// Reads a backup to its end, and restores nothing.
-#[cfg(fuzzing)]
+#[cfg(debug_assertions)]
 pub(crate) fn check(backup: impl Read) -> Result<BackupSummary, RestoreError> {
     let mut input = Input::new(backup);
     let mut audit = Audit::new(header(&mut input)?);

@@ -6,9 +6,9 @@ use std::{
     sync::LazyLock,
 };
 
+use arbitrary::Arbitrary;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, header::FORWARDED};
 use blobcast::{config::ForwardedHeader, ingest::TrustedProxies};
-use libfuzzer_sys::arbitrary::{self, Arbitrary};
 
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 static PROXY: LazyLock<IpAddr> = LazyLock::new(|| "10.0.0.1".parse().unwrap());

@@ -2,11 +2,11 @@
 //! order it is refused. The book is the documentation of `store::backup`, `store::layout` and `event::record`, followed here
 //! on its own.
 
+use arbitrary::Arbitrary;
 use blobcast::{
     event::{Labels, Product, Record, RecordParts, Sequence, TaskId, TaskStatus},
     fuzzing::read_backup,
 };
-use libfuzzer_sys::arbitrary::{self, Arbitrary};
 use serde_json::json;
 use xxhash_rust::xxh3::xxh3_64;
 

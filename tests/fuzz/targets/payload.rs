@@ -160,8 +160,7 @@ fn check_event(report: &Report, draft: &Draft, product_inferred: bool) {
     // So that the event of a body of 1 MiB, and that body with it, stay below the 4 MiB that clients take.
     assert!(
         texts_bytes <= 2 * draft.raw.len() + OVERHEAD_BYTES,
-        "{} bytes of texts",
-        texts_bytes
+        "{texts_bytes} bytes of texts"
     );
     if let Some(error) = &report.error {
         check_details(details, error.details.as_ref());
@@ -218,7 +217,7 @@ fn check_details(told: Option<&prost_types::Struct>, given: Option<&Value>) {
         (None, Some(given)) => assert!(levels(given) > DETAILS_LEVELS_MAX, "details are missing"),
         (Some(told), Some(Value::Object(map))) => assert!(same_fields(told, map)),
         (Some(told), Some(other)) => {
-            assert!(told.fields.len() == 1 && same(&told.fields["value"], other))
+            assert!(told.fields.len() == 1 && same(&told.fields["value"], other));
         }
         (Some(_), None) => panic!("details that nobody gave"),
     }

@@ -3,6 +3,7 @@
 
 use std::{collections::BTreeMap, sync::LazyLock, time::Duration};
 
+use arbitrary::Arbitrary;
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use blobcast::{
     callback::{Callback, Corrections},
@@ -11,7 +12,6 @@ use blobcast::{
 };
 use bytes::Bytes;
 use jiff::{Timestamp, ToSpan};
-use libfuzzer_sys::arbitrary::{self, Arbitrary};
 use ring::hmac;
 
 const BASE: &str = "https://hooks.example.com";
