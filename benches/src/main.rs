@@ -88,6 +88,8 @@ enum Goal {
     SlowNeighbour,
     WorstCaseMemory,
     Restart,
+    /// A cluster with three NATS servers; not among all.
+    Cluster,
     /// Counted by valgrind, and held to what is committed; not among all.
     Instructions,
     /// A million waiting task subscriptions; not among all.
@@ -229,6 +231,7 @@ impl Goal {
             Self::SlowNeighbour => goals::slow_neighbour::run(bench).await,
             Self::WorstCaseMemory => goals::worst_case_memory::run(bench).await,
             Self::Restart => goals::restart::run(bench).await,
+            Self::Cluster => goals::cluster::run(bench).await,
             Self::Instructions => goals::instructions::run(bench).await,
             Self::ScaleWaiting => goals::scale_waiting::run(bench).await,
             Self::ScaleProducts => goals::scale_products::run(bench).await,

@@ -129,7 +129,7 @@ async fn count(bench: &Bench, callbacks: u64, beside: Beside) -> Result<f64> {
         .map(|reconciling| reconciling.settings(&[]))
         .unwrap_or_default();
     let mut process = under_valgrind(bench, directory.path(), &settings)?;
-    let [ingest, grpc] = process.hears(blobcast::addresses).await?;
+    let [ingest, grpc, _] = process.hears(blobcast::addresses).await?;
 
     let received = counters(subscriptions);
     let counted = Arc::clone(&received);

@@ -4,6 +4,7 @@
 //! consumer for each subscription.
 
 use std::{
+    net::SocketAddr,
     sync::{Arc, OnceLock},
     time::{Duration, Instant},
 };
@@ -84,6 +85,11 @@ fn add(tables: &mut [Table], who: Who, (latencies, cost): &(Latencies, Cost)) {
     }
 }
 
+/// Posts each callback when it is due.
+pub async fn send_to(ingest: SocketAddr, schedule: Schedule) -> Result<()> {
+    send_on_schedule(ingest, INGEST_CONNECTIONS, PRODUCT, schedule).await
+}
+
 /// A load that waits for nobody.
 #[derive(Clone, Copy)]
 struct Open {
@@ -102,7 +108,9 @@ impl Open {
         let _subscribers =
             Subscribers::open(seats, |_| blobcast::of_product(PRODUCT), on_event).await?;
         watch
-            .measure(bench, self.per_second, &front, &[&front.process])
+            .measure(bench, self.per_second, &[&front.process], |schedule| {
+                send_to(front.ingest, schedule)
+            })
             .await
     }
 
@@ -128,8 +136,8 @@ impl Open {
             .measure(
                 bench,
                 self.per_second,
-                &front,
                 &[&front.process, &nats.process],
+                |schedule| send_to(front.ingest, schedule),
             )
             .await
     }
@@ -167,19 +175,19 @@ impl Watch {
         }
     }
 
-    /// Sends callbacks when they are due, and waits until every subscription has every event.
+    /// Has callbacks sent when they are due, and waits until every subscription has every event.
     pub async fn measure(
         self,
         bench: &Bench,
         per_second: u32,
-        front: &Front,
         servers: &[&Process],
+        send: impl AsyncFnOnce(Schedule) -> Result<()>,
     ) -> Result<(Latencies, Cost)> {
         let meter = Meter::start(servers, &[])?;
         let schedule = *self
             .schedule
             .get_or_init(|| Schedule::new(0, per_second, bench.measured() * DURATIONS));
-        send_on_schedule(front.ingest, INGEST_CONNECTIONS, PRODUCT, schedule).await?;
+        send(schedule).await?;
         let (deadline, due) = (
             Instant::now() + PATIENCE,
             schedule.numbers().end * self.received.len() as u64,

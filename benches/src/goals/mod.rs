@@ -1,6 +1,7 @@
 //! One goal a file: each measures its sides in turn, round by round, and returns what it has found.
 
 pub mod catch_up;
+pub mod cluster;
 pub mod expectations;
 pub mod fan_out;
 pub mod ingest;

@@ -3,7 +3,10 @@
 
 use anyhow::Result;
 
-use super::{fan_out, latency::Watch};
+use super::{
+    fan_out,
+    latency::{Watch, send_to},
+};
 use crate::{
     bench::{Bench, PRODUCT},
     peers::blobcast::{self, BLOBCAST},
@@ -66,7 +69,9 @@ async fn p99(bench: &Bench, stalled_per_connection: usize) -> Result<Sample> {
     let _subscribers =
         Subscribers::open(seats, |_| blobcast::of_product(PRODUCT), on_event).await?;
     let (latencies, cost) = watch
-        .measure(bench, PER_SECOND, &front, &[&front.process])
+        .measure(bench, PER_SECOND, &[&front.process], |schedule| {
+            send_to(front.ingest, schedule)
+        })
         .await?;
     Ok(Sample {
         value: percentile_millis(&latencies.total(), 99.0),

@@ -54,7 +54,7 @@ async fn launch(bench: &Bench, directory: TempDir, settings: &[(&str, &str)]) ->
         command(&bench.server, directory.path(), settings),
         Says::Stderr,
     )?;
-    let [ingest, grpc] = process.hears(addresses).await.context("blobcast")?;
+    let [ingest, grpc, _] = process.hears(addresses).await.context("blobcast")?;
     Ok(Front {
         process,
         ingest,
@@ -94,11 +94,12 @@ pub fn command(server: &Path, directory: &Path, settings: &[(&str, &str)]) -> Co
     command
 }
 
-/// Where it listens, from the line of its log that says that it is ready.
-pub fn addresses(line: &str) -> Option<[SocketAddr; 2]> {
+/// Where it listens for callbacks, clients and operators, from the line of its log that says that it is ready.
+pub fn addresses(line: &str) -> Option<[SocketAddr; 3]> {
     let line: Value = serde_json::from_str(line).ok()?;
     let address = |key: &str| line[key].as_str()?.parse().ok();
-    (line["message"] == "ready").then_some([address("ingest")?, address("grpc")?])
+    let is_ready = line["message"] == "ready";
+    is_ready.then_some([address("ingest")?, address("grpc")?, address("admin")?])
 }
 
 /// Everything of one product from now on.

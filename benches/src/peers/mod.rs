@@ -3,6 +3,7 @@
 pub mod append;
 pub mod blobcast;
 pub mod broadcast;
+pub mod cluster;
 pub mod etcd;
 pub mod front;
 pub mod loopback;
