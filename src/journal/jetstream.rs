@@ -28,17 +28,20 @@ use std::{sync::Arc, time::Duration};
 
 pub use driver::{Driver, Parts};
 pub use state::{ClusterState, Overview};
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use super::{Answer, CatchingUp, Journal, Local};
 use crate::{
-    event::{Product, TaskId},
+    event::{Epoch, Product, TaskId},
     nats::Handle,
     store::{
         Appended, Appender, Backup, Draft, Erased, Erasure, Expected, NewExpectation,
         NewQuarantined, Retention, Whose,
     },
 };
+
+/// How often the stream is asked for its end again. Its leader may be some milliseconds behind this node.
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
 /// The times of a node.
 #[derive(Clone, Copy, Debug)]
@@ -57,6 +60,7 @@ pub struct Jetstream {
     queue: Local,
     state: Arc<ClusterState>,
     stream: Handle,
+    epoch: Epoch,
     read_wait: Duration,
 }
 
@@ -65,27 +69,45 @@ impl Jetstream {
         appender: Appender,
         state: Arc<ClusterState>,
         stream: Handle,
+        epoch: Epoch,
         read_wait: Duration,
     ) -> Self {
         Self {
             queue: Local::new(appender),
             state,
             stream,
+            epoch,
             read_wait,
         }
     }
 
     /// Waits until this node has what the stream has now.
     async fn reach_the_end(&self) -> bool {
-        if !self.state.is_connected() {
+        if !self.state.is_connected() || self.state.is_stopped() {
             return false;
         }
         let reached = async {
-            let stream = self.stream.look().await.ok()?;
-            self.state.has_seen(stream.last).await;
+            let last = self.find_end().await?;
+            self.state.has_seen(last).await;
             Some(())
         };
         matches!(timeout(self.read_wait, reached).await, Ok(Some(())))
+    }
+
+    /// The stream's last message. A stream that ends before what this node has does not say what others have answered: it has lost
+    /// its end, or its leader is cut off.
+    async fn find_end(&self) -> Option<u64> {
+        let seen = self.state.seen();
+        loop {
+            let stream = self.stream.look().await.ok()?;
+            if stream.epoch != self.epoch {
+                return None;
+            }
+            if stream.last >= seen {
+                return Some(stream.last);
+            }
+            sleep(LOOK_AGAIN).await;
+        }
     }
 }
 

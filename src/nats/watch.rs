@@ -142,14 +142,19 @@ impl Watched {
                     None
                 }
                 Ok(state) => Some(format!(
-                    "stream {} has epoch {}, and had {}: it was deleted and made again",
+                    "hole: stream {} has epoch {}, and had {}: it was deleted and made again",
                     self.settings.stream(),
                     state.epoch.0,
                     known.epoch.0
                 )),
-                Err(error @ (NatsError::NoStream(_) | NatsError::Foreign { .. })) => {
+                Err(NatsError::NoStream(name)) => {
                     misses += 1;
-                    (misses >= MISSES_MAX).then(|| error.to_string())
+                    (misses >= MISSES_MAX)
+                        .then(|| format!("hole: there is no stream {name} any more"))
+                }
+                Err(error @ NatsError::Foreign { .. }) => {
+                    misses += 1;
+                    (misses >= MISSES_MAX).then(|| format!("hole: {error}"))
                 }
                 Err(_) => None,
             };

@@ -90,9 +90,20 @@ pub(super) async fn connect(config: &Config) -> Result<Option<Joined>, StartErro
     }
     let node = node_name(config)?;
     let refused = |error: NatsError| StartError::Cluster(error.to_string());
-    let settings = settings(config, &node);
+    let mut settings = settings(config, &node);
+    // A new stream would have another log.
+    settings.create &= Store::may_begin(&config.data_dir);
     let mut nats = connect_to(settings).await.map_err(refused)?;
-    let stream = nats.stream().await.map_err(refused)?;
+    let stream = nats.stream().await.map_err(|error| match error {
+        NatsError::NoStream(name) if config.cluster.create => {
+            let directory = config.data_dir.display();
+            StartError::Cluster(format!(
+                "there is no stream {name}, and {directory} has a log, which a new stream would not have: keep it, and bring the \
+                 stream back from a backup of NATS; to begin a new log, start every node with another --data-dir, empty"
+            ))
+        }
+        error => refused(error),
+    })?;
     tracing::info!(
         node,
         epoch = %stream.epoch,

@@ -14,6 +14,11 @@ use super::{
 use crate::cluster::Position;
 
 impl Store {
+    /// Whether a log may begin in this directory: it has none, and never had one. Changes nothing.
+    pub(crate) fn may_begin(path: &Path) -> bool {
+        check_expected(path, true).is_err() && check_expected(path, false).is_ok()
+    }
+
     /// Begins the log of a node that follows a stream, behind this position, in a directory that has none; one that has a log is
     /// left as it is. Refuses a directory whose log is not there any more, as [`Self::open_to_serve`] does.
     pub fn begin_behind(

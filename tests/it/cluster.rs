@@ -693,11 +693,67 @@ async fn a_node_whose_stream_was_deleted_serves_what_it_has_and_takes_nothing() 
     })
     .await;
     let (status, why) = node.admin_get("/readyz").await;
-    assert!(status == 503 && why.contains("BLOBCAST_main"), "{why}");
+    let said = ["hole", "BLOBCAST_main"];
+    assert!(
+        status == 503 && said.iter().all(|it| why.contains(it)),
+        "{why}"
+    );
     assert_eq!(node.admin_get("/livez").await.0, 200);
     let answer = node.http().post(&completed("t2")).await;
     assert_eq!((answer.status, answer.reason()), (503, "stream_away"));
     assert_eq!(tasks_of(&node.log_of_events().await), ["t1"]);
+}
+
+#[tokio::test]
+async fn a_node_that_has_more_than_its_stream_does_not_say_that_a_task_is_unknown() {
+    let Some(nats) = NatsServer::start(NatsOptions::default()).await else {
+        return;
+    };
+    let options = nats.node("a").set("cluster.read_wait", "300ms");
+    let node = options.start().await;
+    node.http().post(&completed("t1")).await.event_id();
+    let unknown = async || {
+        let mut events = node.events().await;
+        let request = GetTaskRequest {
+            task_id: "unknown".into(),
+            ..Default::default()
+        };
+        reason(&events.get_task(request).await.unwrap_err())
+    };
+    assert_eq!(unknown().await, "TASK_NOT_FOUND");
+
+    // As restored from a copy of its beginning: the same log, without its end.
+    let stream = |verb: &str| format!("STREAM.{verb}.BLOBCAST_main");
+    let config = nats.api(&stream("INFO"), &Value::Null).await["config"].take();
+    nats.api(&stream("DELETE"), &Value::Null).await;
+    nats.api(&stream("CREATE"), &config).await;
+    assert_eq!(unknown().await, "STORE_BEHIND");
+
+    until("the node to notice", async || {
+        node.metric("blobcast_cluster_hole").await == 1.0
+    })
+    .await;
+    assert_eq!(unknown().await, "STORE_BEHIND");
+    assert_eq!(tasks_of(&node.log_of_events().await), ["t1"]);
+}
+
+#[tokio::test]
+async fn a_node_that_has_a_log_does_not_make_its_stream_anew() {
+    let Some(nats) = NatsServer::start(NatsOptions::default()).await else {
+        return;
+    };
+    let mut node = nats.node("a").start().await;
+    node.http().post(&completed("t1")).await.event_id();
+    node.terminate().await;
+    nats.api("STREAM.DELETE.BLOBCAST_main", &Value::Null).await;
+
+    let listen = [free_address(), free_address(), free_address()];
+    let said = refusal(nats.node("a").command(&node.data_dir(), listen)).await;
+    for part in ["no stream BLOBCAST_main", "has a log", "--data-dir"] {
+        assert!(said.contains(part), "{said}");
+    }
+    let info = nats.api("STREAM.INFO.BLOBCAST_main", &Value::Null).await;
+    assert_eq!(info["error"]["err_code"], 10_059, "{info}");
 }
 
 #[tokio::test]

@@ -177,7 +177,8 @@ impl<P: Publish> Driver<P> {
     /// The journal of which this takes the operations.
     pub fn journal(&self, appender: Appender) -> Jetstream {
         let (state, stream) = (Arc::clone(&self.state), self.stream.clone());
-        Jetstream::new(appender, state, stream, self.times.read_wait)
+        let epoch = self.protocol.position().epoch;
+        Jetstream::new(appender, state, stream, epoch, self.times.read_wait)
     }
 
     /// Works until the store's queue is stopped, and what was in it is answered.

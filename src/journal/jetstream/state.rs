@@ -163,6 +163,11 @@ impl ClusterState {
         self.state.lock().stopped.is_some()
     }
 
+    /// The last message of the stream that this node has seen.
+    pub(super) fn seen(&self) -> u64 {
+        self.state.lock().seen
+    }
+
     /// Waits until this node has seen a message of the stream.
     pub(super) async fn has_seen(&self, sequence: u64) {
         loop {

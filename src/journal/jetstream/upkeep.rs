@@ -46,7 +46,7 @@ impl<P: Publish> Driver<P> {
         if stream.epoch != epoch {
             let other = stream.epoch;
             self.halt(&format!(
-                "the stream was made anew: its log is {other}, and this node has {epoch}"
+                "hole: the stream was made anew: its log is {other}, and this node has {epoch}"
             ));
         } else if stream.first > has.saturating_add(1) {
             let first = stream.first;
