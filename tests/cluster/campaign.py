@@ -11,6 +11,8 @@ from load import Callers, Reader, Subscriber
 from machines import Node, Nodes, Servers, until
 
 SUBSCRIBERS = 2
+BODY_BYTES = 2_000
+BODY_BYTES_TO_FORGET = 20_000
 ROUTINE = ['"subscribed"', '"subscription ended"', '"audit"', '"callback quarantined"', "Route", "Router"]
 
 
@@ -21,13 +23,14 @@ class Campaign:
         self.servers = Servers(arguments.nats, self.network, directory, scenario.sync, "servers" in scenario.disks)
         self.nodes = Nodes(self.make_node)
         self.ledger = Ledger(rng)
-        self.callers = Callers(self.nodes, self.ledger, rng.randrange(1 << 32))
+        body_bytes = BODY_BYTES_TO_FORGET if scenario.trims else BODY_BYTES
+        self.callers = Callers(self.nodes, self.ledger, body_bytes, rng.randrange(1 << 32))
         self.told = scenario.is_told  # the stream has lost something, and that is how it ends
-        self.notes, self.violations, self.subscribers, self.reader = [], [], [], None
+        self.notes, self.violations, self.missing, self.subscribers, self.reader = [], [], [], [], None
 
     def make_node(self, name):
         settings = self.scenario.settings | ({} if self.scenario.sync else {"cluster.sync": "off"})
-        environment = self.scenario.environment(self.directory, name)
+        environment = self.scenario.environment(name)
         disk = "nodes" in self.scenario.disks
         return Node(self.arguments.broker, self.network, self.directory, name, settings, disk, environment=environment)
 
@@ -67,29 +70,54 @@ class Campaign:
 
     def finish(self):
         """Reads every node's log and has everything judged."""
-        alive = [node for node in self.nodes if node.alive()]
-        logs = {node.name: node.read_whole("events", "--include-raw") for node in alive}
-        kept = {node.name: quarantine(node) for node in alive}
-        end = max(logs.values(), key=len, default=[])
+        self.callers.stop()
+        if absent := [node.name for node in self.nodes if not node.alive()]:
+            raise Failed(f"nodes have ended, and serve nothing: {absent}")
+        logs = {node.name: node.read_whole("events", "--include-raw") for node in self.nodes}
+        kept = {node.name: quarantine(node) for node in self.nodes}
+        self.count_missing(logs, kept)
+        end = max(logs.values(), key=len)
         if not self.told:
             for subscriber in self.subscribers:
                 subscriber.reach(end[-1]["cursor"] if end else None)
         self.stop_clients()
         if self.callers.failures:
             raise self.callers.failures[0]
-        if logs:
-            self.judge(logs, kept)
+        self.judge(logs, kept)
         for name, entries in kept.items():
             if twice := [number for number, count in collections.Counter(names_of(entries)).items() if count > 1]:
                 raise Failed(f"node {name} has callbacks in quarantine twice: {twice[:20]}")
         if not self.told:
-            if any(log != end for log in logs.values()):
+            # What retention has forgotten at one node and not yet at another is in front.
+            begins = lambda log: len(end) - len(log) if self.scenario.trims else 0
+            if any(log != end[begins(log) :] for log in logs.values()):
                 raise Failed(f"the nodes' logs differ: { {name: len(log) for name, log in logs.items()} } events")
             acknowledged = self.ledger.acknowledged()
             for name in logs:
                 self.ledger.check_log(logs[name], acknowledged)
+        if self.missing:
+            raise Failed(f"acknowledged callbacks are at no node: {[one.number for one in self.missing[:20]]}")
         if self.reader.missed and not self.scenario.may_read_late:
             raise Failed(f"{len(self.reader.missed)} reads missed what was acknowledged: {self.reader.missed[0]}")
+
+    def count_missing(self, logs, kept):
+        """What was acknowledged and is at no node. What retention has forgotten is for the ledger to find out."""
+        events = {event["event_id"] for log in logs.values() for event in log}
+        numbers = {name for entries in kept.values() for name in names_of(entries)}
+        is_there = lambda one: str(one.number) in numbers if one.task is None else one.event_id in events
+        may_be_forgotten = lambda one: self.scenario.trims and one.task
+        self.missing = [one for one in self.ledger.acknowledged() if not is_there(one) and not may_be_forgotten(one)]
+
+    def verdict(self, failure):
+        """What is wrong, if anything; `failure` is what has ended the run."""
+        if self.scenario.is_lost:
+            # Here it is the other way round.
+            unnoticed = "what was acknowledged and not synced should be missing, and is not noticed"
+            return None if self.missing else f"{unnoticed}\n{failure or ''}"
+        if self.violations:
+            told = [*self.violations[:10], f"{len(self.violations)} violations"]
+            failure = "\n".join([*told, failure or ""]).strip()
+        return f"{failure}\n{self.tails()}" if failure else None
 
     def stop_clients(self):
         self.callers.stop()
@@ -127,14 +155,13 @@ class Campaign:
 
     def figures(self):
         count = lambda words: sum(words in violation for violation in self.violations)
-        missing = count("is nowhere") + count("not in quarantine")
         refused = self.callers.refused
         parts = [
             f"{len(self.ledger.acknowledged())} acknowledged",
             f"longest silence {self.callers.longest_silence():.1f} s",
             f"{sum(refused.values()) - refused['unanswered']} refused",
             f"{refused['unanswered']} unanswered",
-            f"{missing} missing",
+            f"{len(self.missing)} missing",
             f"{count('different callbacks')} doubled",
             *([f"{self.reader.found} read elsewhere, {self.reader.older} with older events"] if self.reader else []),
             *self.notes,

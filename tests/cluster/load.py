@@ -17,7 +17,6 @@ POSTERS = 12
 PAUSE_SECONDS = 0.05  # of a poster, between two callbacks: some hundred a second together
 AGAIN_SECONDS = 0.5  # until what was not acknowledged is posted again; the vendor waits 30 s
 ANSWER_SECONDS = 6  # the broker takes 4 at most
-BODY_BYTES = 2_000
 DWELL_SECONDS = 2, 6  # of a subscriber at one node
 READ_SECONDS = 15
 LAST_SECONDS = 60
@@ -26,8 +25,8 @@ LAST_SECONDS = 60
 class Callers:
     """Post until told to stop. What they were told is in the ledger; here is when, and what was refused."""
 
-    def __init__(self, nodes, ledger, seed):
-        self.nodes, self.ledger = list(nodes), ledger
+    def __init__(self, nodes, ledger, body_bytes, seed):
+        self.nodes, self.ledger, self.body_bytes = list(nodes), ledger, body_bytes
         self.over, self.lock, self.failures = threading.Event(), threading.Lock(), []
         self.acknowledged_at, self.refused = [], collections.Counter()
         self.recent = collections.deque(maxlen=200)  # (node, callback), for readers
@@ -50,7 +49,7 @@ class Callers:
         connections = {node.name: connection_to(node) for node in self.nodes}
         try:
             while not self.over.wait(rng.uniform(0, 2 * PAUSE_SECONDS)):
-                callback = self.ledger.next(BODY_BYTES)
+                callback = self.ledger.next(self.body_bytes)
                 while not self.post(connections, next(turns), callback):
                     # Posted again it would be another: the quarantine knows no duplicates.
                     if callback.task is None or self.over.wait(AGAIN_SECONDS):
@@ -177,12 +176,12 @@ class Reader:
             self.refused += 1
             return
         if process.returncode == 0:
-            ids = {json.loads(line)["event_id"] for line in out.splitlines()}
-            if callback.event_id in ids:
+            if callback.event_id in {json.loads(line)["event_id"] for line in out.splitlines()}:
                 self.found += 1
-                return
-            complaint = f"without event {callback.event_id}: {ids}"
-        elif "NOT_FOUND" not in complaint and "not found" not in complaint:
+            else:
+                self.older += 1
+            return
+        if "NOT_FOUND" not in complaint and "not found" not in complaint:
             self.refused += 1
             return
         self.missed.append(

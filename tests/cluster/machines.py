@@ -9,6 +9,7 @@ import fcntl
 import json
 import os
 import pathlib
+import shutil
 import signal
 import socket
 import struct
@@ -134,7 +135,11 @@ class Disk:
         self.mount()
 
     def mount(self):
-        do("mount", "-o", "loop", self.image, self.path)
+        # Not even ext4's own commits, each five seconds, may keep what nobody has synced.
+        do("mount", "-o", "loop,commit=600", self.image, self.path)
+
+    def sync(self):
+        do("sync", "-f", self.path)
 
     def unmount(self):
         until(
@@ -204,6 +209,14 @@ class Server:
         except (OSError, ValueError):
             return None
 
+    def copy(self):
+        shutil.copytree(self.data, self.directory / "copy")
+
+    def restore(self):
+        """The copy takes the place of the data."""
+        shutil.rmtree(self.data)
+        shutil.move(self.directory / "copy", self.data)
+
     def is_healthy(self):
         return (self.get("healthz") or {}).get("status") == "ok"
 
@@ -243,6 +256,27 @@ class Servers:
         """Of the stream."""
         name = until("the stream to have a leader", lambda: self.stream().get("cluster", {}).get("leader"))
         return self[name]
+
+    def consumers(self):
+        """By which nodes have read the stream, or do, and from which servers, each by its name."""
+        listed = self.request(f"$JS.API.CONSUMER.LIST.{STREAM}").get("consumers") or []
+        server = lambda one: one.get("cluster", {}).get("leader")
+        return {one["name"]: (one["config"].get("description"), server(one)) for one in listed}
+
+    def step_down(self, **placement):
+        """Whether another leader was made."""
+        body = json.dumps({"placement": placement}).encode() if placement else b""
+        return self.request(f"$JS.API.STREAM.LEADER.STEPDOWN.{STREAM}", body, seconds=2).get("success", False)
+
+    def make_leader(self, server, seconds=30):
+        """Of the stream; false if it does not become that."""
+        deadline = time.monotonic() + seconds
+        while self.leader() is not server:
+            if time.monotonic() > deadline:
+                return False
+            self.step_down(preferred=server.name)
+            time.sleep(0.5)
+        return True
 
     def followers(self):
         leader = self.leader()
@@ -305,6 +339,11 @@ class Node(lib.Broker):
     @property
     def data(self):
         return pathlib.Path(self.settings.get("data_dir", self.directory / "data"))
+
+    def empty(self):
+        """Its data, and what beside them says that there were some: as on a new disk."""
+        shutil.rmtree(self.data)
+        self.data.with_name(f".{self.data.name}.has-log").unlink()
 
     def alive(self):
         return self.process is not None and self.process.poll() is None

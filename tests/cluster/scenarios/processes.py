@@ -1,0 +1,89 @@
+"""Processes that are killed, or stand still and go on."""
+
+from scenarios.scenario import GO, STOP, kill_for, rounds, scenario
+
+
+@scenario(short=True)
+def kill_stream_leader(campaign):
+    rounds(campaign, lambda: kill_for(campaign, [campaign.servers.leader()], campaign.rng.uniform(2, 12)))
+
+
+@scenario()
+def kill_meta_leader(campaign):
+    rounds(campaign, lambda: kill_for(campaign, [campaign.servers.meta_leader()], campaign.rng.uniform(2, 12)))
+
+
+@scenario()
+def kill_both_followers(campaign):
+    rounds(campaign, lambda: kill_for(campaign, campaign.servers.followers(), campaign.rng.uniform(2, 10)))
+
+
+@scenario()
+def kill_all_servers(campaign):
+    rounds(campaign, lambda: kill_for(campaign, list(campaign.servers), campaign.rng.uniform(0, 5)))
+
+
+@scenario(short=True)
+def kill_writer(campaign):
+    rounds(campaign, lambda: kill_for(campaign, [campaign.nodes.writer()], campaign.rng.uniform(0, 5)))
+
+
+@scenario()
+def kill_any_node(campaign):
+    """Also while it starts."""
+
+    def fault():
+        node = campaign.rng.choice(list(campaign.nodes))
+        for _ in range(3):
+            kill_for(campaign, [node], campaign.rng.uniform(0, 1.5))
+            campaign.wait(campaign.rng.uniform(0, 0.5))
+
+    rounds(campaign, fault)
+
+
+@scenario()
+def kill_everything(campaign):
+    def fault():
+        for machine in [*campaign.nodes, *campaign.servers]:
+            machine.kill()
+        campaign.wait(campaign.rng.uniform(0, 3))
+        campaign.servers.start()
+        campaign.nodes.start()
+
+    rounds(campaign, fault)
+
+
+def stop_for(campaign, machine, seconds):
+    machine.send(STOP)
+    try:
+        campaign.wait(seconds)
+    finally:
+        machine.send(GO)
+
+
+@scenario()
+def pause_stream_leader(campaign):
+    rounds(campaign, lambda: stop_for(campaign, campaign.servers.leader(), campaign.rng.uniform(1, 20)))
+
+
+@scenario()
+def pause_follower(campaign):
+    rounds(campaign, lambda: stop_for(campaign, campaign.servers.followers()[0], campaign.rng.uniform(1, 30)))
+
+
+@scenario(short=True)
+def pause_writer(campaign):
+    """It wakes up in the middle of what it was about to write."""
+    rounds(campaign, lambda: stop_for(campaign, campaign.nodes.writer(), campaign.rng.uniform(1, 15)))
+
+
+@scenario()
+def pause_other_node(campaign):
+    rounds(campaign, lambda: stop_for(campaign, campaign.nodes.others()[0], campaign.rng.uniform(1, 15)))
+
+
+@scenario()
+def pause_every_process_in_turn(campaign):
+    for machine in [*campaign.servers, *campaign.nodes]:
+        stop_for(campaign, machine, campaign.rng.uniform(1, 8))
+        campaign.wait(1)
