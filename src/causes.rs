@@ -7,15 +7,26 @@ use std::{borrow::Cow, error::Error, io, iter};
 
 use rustls::{AlertDescription, CertificateError};
 
+/// What sets the authorities that are trusted, where nothing else does.
+const AUTHORITIES: &str = "SSL_CERT_FILE";
+
 /// The error with all its causes: hyper's own message says only at which stage it failed.
 pub(crate) fn causes(error: &(dyn Error + 'static)) -> String {
+    causes_trusting(error, AUTHORITIES)
+}
+
+/// The same of a connection whose trusted authorities are set by `authorities`.
+pub(crate) fn causes_trusting(error: &(dyn Error + 'static), authorities: &str) -> String {
     let mut stages: Vec<_> = chain(error).map(ToString::to_string).collect();
     stages.pop();
     stages.push(innermost(error));
     // Some errors repeat their source.
     stages.dedup();
     let text = stages.join(": ");
-    untrusted(error).map_or_else(|| text.clone(), |step| format!("{text}; {step}"))
+    match next_step(error, authorities) {
+        Some(step) => format!("{text}; {step}"),
+        None => text,
+    }
 }
 
 /// The innermost cause, translated if it is known.
@@ -31,11 +42,16 @@ pub(crate) fn innermost(error: &(dyn Error + 'static)) -> String {
 }
 
 /// The next step, if the connection failed because of the server's certificate.
-pub(crate) fn untrusted(error: &(dyn Error + 'static)) -> Option<&'static str> {
+pub(crate) fn untrusted(error: &(dyn Error + 'static)) -> Option<String> {
+    next_step(error, AUTHORITIES)
+}
+
+fn next_step(error: &(dyn Error + 'static), authorities: &str) -> Option<String> {
     let Some(rustls::Error::InvalidCertificate(problem)) = chain(error).find_map(tls_error) else {
         return None;
     };
-    Some(of_certificate(problem).1)
+    let (_, step) = of_certificate(problem);
+    Some(step.replace(AUTHORITIES, authorities))
 }
 
 /// The problem with a server's certificate, and the next step.

@@ -1,6 +1,6 @@
 //! Connects, and starts what serves a node. The way in.
 
-use std::{sync::Arc, time::Duration};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use async_nats::{
     Auth, AuthError, Client, ConnectError, ConnectErrorKind, ConnectOptions, connect_with_options,
@@ -34,7 +34,11 @@ use super::{
     stream::{self, StreamState},
     watch::Watched,
 };
-use crate::{causes::causes, cluster::Author, files};
+use crate::{
+    causes::{causes, causes_trusting},
+    cluster::Author,
+    files,
+};
 
 /// Two unanswered ones end a connection: a server that hangs is left within six seconds.
 const PING_EVERY: Duration = Duration::from_secs(2);
@@ -47,8 +51,8 @@ const COMMANDS_MAX: usize = 256;
 const MESSAGES_MAX: usize = 1 << 17;
 /// With their pauses they take as long as a server may lag.
 const MESSAGE_TRIES: usize = 8;
-/// A password.
-const SECRET_BYTES_MAX: u64 = 64 << 10;
+/// A password, a key, or certificates.
+const FILE_BYTES_MAX: u64 = 1 << 20;
 
 /// A connection to NATS that has passed the checks of a start.
 pub struct Nats {
@@ -66,6 +70,7 @@ impl Nats {
         let (settings, link) = (Arc::new(settings), Arc::new(Link::new()));
         let servers = Arc::new(Servers::new(&settings)?);
         password(&settings).await?;
+        certificates(&settings).await?;
 
         let client = connect(&settings, &link, &servers).await?;
         checks::server(&settings, &client.server_info())?;
@@ -290,7 +295,7 @@ async fn connect(
         match connect_with_options(addresses, options).await {
             Ok(client) => return Ok(client),
             Err(error) if is_login(&error) => return Err(NatsError::Login(causes(&error))),
-            Err(error) => problems.push(causes(&error)),
+            Err(error) => problems.push(causes_trusting(&error, "cluster.tls_ca_file")),
         }
     }
     problems.dedup();
@@ -356,14 +361,31 @@ async fn password(settings: &Settings) -> Result<Option<String>, NatsError> {
     let Some(path) = settings.password_file.clone() else {
         return Ok(None);
     };
+    let text = read(path).await?;
+    Ok(Some(text.trim_end_matches(['\r', '\n']).to_owned()))
+}
+
+/// The connection reads them, and would not say which one is missing.
+async fn certificates(settings: &Settings) -> Result<(), NatsError> {
+    let files = [
+        &settings.tls_ca_file,
+        &settings.tls_certificate_file,
+        &settings.tls_key_file,
+    ];
+    for path in files.into_iter().flatten() {
+        read(path.clone()).await?;
+    }
+    Ok(())
+}
+
+async fn read(path: PathBuf) -> Result<String, NatsError> {
     let read = {
         let path = path.clone();
-        spawn_blocking(move || files::read_text(&path, SECRET_BYTES_MAX)).await
+        spawn_blocking(move || files::read_text(&path, FILE_BYTES_MAX)).await
     };
     // It fails only while the runtime ends.
     let read = read.unwrap_or_else(|_| Err(std::io::ErrorKind::Interrupted.into()));
-    read.map(|text| Some(text.trim_end_matches(['\r', '\n']).to_owned()))
-        .map_err(|source| NatsError::File { path, source })
+    read.map_err(|source| NatsError::File { path, source })
 }
 
 impl std::fmt::Debug for Nats {

@@ -43,6 +43,7 @@ mod memory;
 mod nats_follower;
 mod nats_requests;
 mod nats_start;
+mod nats_tls;
 mod nats_writing;
 mod outage_lists;
 mod outages;

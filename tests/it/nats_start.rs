@@ -213,7 +213,8 @@ async fn a_missing_permission_and_a_wrong_password_are_named() {
             { user: "all", password: "right" }
             { user: "some", password: "right", permissions: { publish: { deny: "$JS.FC.>" } } }
             { user: "deaf", password: "right", permissions: { subscribe: { deny: "blobcast.main.nodes.>" } } }
-        ] }"#,
+        ] }"#
+            .to_owned(),
         ..NatsOptions::default()
     };
     let Some(servers) = server(options).await else {

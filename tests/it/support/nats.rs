@@ -26,14 +26,14 @@ use tokio::sync::mpsc;
 use super::{free_address, until, within};
 
 /// What a server is started with.
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 pub struct NatsOptions {
     pub max_payload: usize,
     /// `sync_interval: always`.
     pub syncs: bool,
     pub jetstream: bool,
     /// Further lines of its configuration.
-    pub more: &'static str,
+    pub more: String,
 }
 
 impl Default for NatsOptions {
@@ -42,7 +42,7 @@ impl Default for NatsOptions {
             max_payload: 8 << 20,
             syncs: true,
             jetstream: true,
-            more: "",
+            more: String::new(),
         }
     }
 }
