@@ -12,6 +12,7 @@ mod backup_directory;
 mod body;
 mod check_config;
 mod client;
+mod cluster;
 mod columns;
 mod completions;
 mod erase;
@@ -135,6 +136,8 @@ enum ClientCommand {
     Backup(backup::BackupArgs),
     /// List the open subscriptions, oldest first.
     Subscriptions(subscriptions::SubscriptionsArgs),
+    /// Look after several brokers with one log.
+    Cluster(cluster::ClusterArgs),
     /// Mint a signed callback URL.
     Url(url::UrlArgs),
     /// Ask a broker whether it is ready; for container health checks.
@@ -204,6 +207,7 @@ fn run_client(command: ClientCommand) -> anyhow::Result<ExitCode> {
             ClientCommand::Erase(args) => erase::run(args).await,
             ClientCommand::Backup(args) => backup::run(args).await,
             ClientCommand::Subscriptions(args) => subscriptions::run(args).await,
+            ClientCommand::Cluster(args) => cluster::run(args).await,
             ClientCommand::Url(args) => url::run(args).await,
             ClientCommand::Healthcheck(args) => healthcheck::run(args).await,
         }
@@ -279,6 +283,7 @@ mod tests {
             "quarantine discard a b",
             "erase veo 7f3a --grpc-url http://localhost:50051",
             "subscriptions --output json",
+            "cluster status --output json --grpc-url http://localhost:50051",
             "backup events.backup --grpc-url http://localhost:50051",
             "backup -",
             "restore events.backup --data-dir new-data",

@@ -10,12 +10,14 @@
 //! - `timing` knows what is due when.
 //! - `upkeep` looks at the stream and at other nodes.
 //! - `open_groups` are the groups that wait for an answer, `reply` is what the writer tells a node about one of its groups.
-//! - `state` is what probes, metrics and people see; `presence` is what nodes tell each other for them.
+//! - `state` is what probes, metrics and people see; `presence` is what nodes tell each other for them, and `lag` how long this one is
+//!   behind.
 //!
 //! [`Protocol`]: crate::cluster::Protocol
 //! [`Replica`]: crate::store::Replica
 
 mod driver;
+mod lag;
 mod open_groups;
 mod outputs;
 mod presence;
@@ -27,7 +29,7 @@ mod upkeep;
 use std::{sync::Arc, time::Duration};
 
 pub use driver::{Driver, Parts};
-pub use state::{ClusterState, Overview};
+pub use state::{ClusterState, OtherNode, Overview};
 use tokio::time::{sleep, timeout};
 
 use super::{Answer, CatchingUp, Journal, Local};

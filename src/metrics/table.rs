@@ -194,12 +194,18 @@ metrics! {
     // The cluster. On a broker that is alone all of these stay 0.
     pub cluster_connected: gauge "blobcast_cluster_connected"
         "1 while this node is connected to NATS, else 0.";
+    pub cluster_ready: gauge "blobcast_cluster_ready"
+        "1 while this node takes callbacks, as /readyz/ingest says, else 0.";
     pub cluster_is_writer: gauge "blobcast_cluster_is_writer"
         "1 while the last frame is this node's, so that it writes the next one, else 0.";
     pub cluster_applied_place: gauge "blobcast_cluster_applied_place"
         "Place of the newest event that this node has applied.";
     pub cluster_stream_lag_frames: gauge "blobcast_cluster_stream_lag_frames"
         "Messages of the stream that this node has not seen yet, as far as it knows.";
+    pub cluster_stream_lag_seconds: gauge "blobcast_cluster_stream_lag_seconds"
+        "Seconds since this node has heard of the oldest message of the stream that it has not seen; 0 if it has seen all.";
+    pub cluster_sync_shown: gauge "blobcast_cluster_sync_shown"
+        "1 if at this node's start the NATS servers have shown that they sync each write, else 0.";
     pub cluster_frame_seconds: histogram(ANSWER_SECONDS) "blobcast_cluster_frame_seconds"
         "Seconds from publishing a frame for the first time until it was applied here.";
     pub cluster_frames: counters "blobcast_cluster_frames_total" ["what"]

@@ -2,8 +2,10 @@
 
 use tonic::{Request, Response, Status};
 
-use super::{Context, expectations, listing, raw_body, stream::HandedOver, subscribe, task, wait};
-use crate::wire::{Frame, duration, service::event_service_server, v1};
+use super::{
+    Context, expectations, listing, log_info, raw_body, stream::HandedOver, subscribe, task, wait,
+};
+use crate::wire::{Frame, service::event_service_server, v1};
 
 /// The service.
 #[derive(Clone, Debug)]
@@ -65,26 +67,8 @@ impl event_service_server::EventService for Events {
         &self,
         request: Request<v1::GetLogInfoRequest>,
     ) -> Result<Response<v1::GetLogInfoResponse>, Status> {
-        self.0.gate.caller_of(&request)?;
-        let store = &self.0.sources.store;
-        let head = store.head();
-        let summary = store.summary();
-        let first_available = self
-            .0
-            .sources
-            .first_available()
-            .map(|place| store.cursor(place).to_string());
-
-        Ok(Response::new(v1::GetLogInfoResponse {
-            epoch: store.epoch().to_string(),
-            first_available: first_available.unwrap_or_default(),
-            head: store.cursor(head).to_string(),
-            event_count: summary.event_count,
-            event_bytes: summary.event_bytes,
-            quarantine_count: summary.quarantine_count,
-            retention_age_max: Some(duration(self.0.retention().event_age_max)),
-            retention_bytes_max: self.0.retention().event_bytes_max,
-        }))
+        let caller = self.0.gate.caller_of(&request)?;
+        Ok(Response::new(log_info::describe(&self.0, &caller)))
     }
 
     async fn expect_tasks(

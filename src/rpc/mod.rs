@@ -12,6 +12,7 @@ mod expectation_pace;
 mod expectations;
 mod fields;
 mod listing;
+mod log_info;
 mod minting;
 mod narrow_filter;
 pub(crate) mod page;
@@ -37,6 +38,7 @@ pub(crate) use errors::{
 };
 pub(crate) use events::Events;
 pub(crate) use expectation_pace::ExpectationPace;
+pub(crate) use log_info::Cluster;
 use parking_lot::Mutex;
 pub(crate) use stream::HandedOver;
 use tonic::{Request, Status};
@@ -75,6 +77,8 @@ pub(crate) struct Context {
     pub expectation_pace: Arc<ExpectationPace>,
     /// For `GetLogInfo`; a reload changes it.
     pub retention: Arc<Mutex<Retention>>,
+    /// For `GetLogInfo`; `None` if this broker is alone.
+    pub cluster: Option<Cluster>,
 }
 
 impl std::fmt::Debug for Context {

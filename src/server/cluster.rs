@@ -253,6 +253,8 @@ impl Joined {
         let (appender, writer, maintaining) = storage::writer_of(retention, sources)?;
         let replica = Replica::new(writer, &appender, me, self.node.clone(), limits);
         let synced = self.nats.synced();
+        let is_shown = i64::from(synced == Synced::Shown);
+        sources.metrics.cluster_sync_shown.set(is_shown);
         let driver = Driver::start(Parts {
             me,
             node: self.node.clone(),

@@ -105,8 +105,9 @@ impl Status {
         if self.is_draining() {
             return Some(DRAINING.to_owned());
         }
+        // A node of a cluster needs no probe: frames come every two seconds, from this node or another one.
         if let Some(cluster) = &self.cluster {
-            return self.problem_of_cluster(cluster);
+            return cluster.problem_of_callbacks(&self.sources.store.health());
         }
         match timeout(PROBE_TIMEOUT, self.journal.probe()).await {
             Ok(Ok(Ok(()))) => None,
@@ -116,20 +117,6 @@ impl Status {
                 "the commit path has not answered for {} s",
                 PROBE_TIMEOUT.as_secs()
             )),
-        }
-    }
-
-    /// The same of a node of a cluster, which needs no probe: frames come every two seconds, from this node or another one.
-    fn problem_of_cluster(&self, cluster: &ClusterState) -> Option<String> {
-        match self.sources.store.health() {
-            Health::Writable => cluster.problem(),
-            Health::DiskLow {
-                free_bytes,
-                needed_bytes,
-            } => Some(format!(
-                "{free_bytes} bytes of disk are free, {needed_bytes} must be: free some space"
-            )),
-            Health::Failed(problem) => Some(format!("writing to the store failed ({problem})")),
         }
     }
 
@@ -176,7 +163,12 @@ impl Status {
     fn refresh_cluster(&self, cluster: &ClusterState) {
         let Sources { store, metrics, .. } = &*self.sources;
         let overview = cluster.overview();
+        let problem = cluster.problem_of_callbacks(&store.health());
         for (gauge, is_so) in [
+            (
+                &metrics.cluster_ready,
+                !self.is_draining() && problem.is_none(),
+            ),
             (&metrics.cluster_connected, cluster.is_connected()),
             (&metrics.cluster_is_writer, cluster.is_writer()),
             (&metrics.cluster_in_doubt, cluster.is_in_doubt()),
@@ -187,6 +179,10 @@ impl Status {
         for (gauge, value) in [
             (&metrics.cluster_applied_place, store.head().0),
             (&metrics.cluster_stream_lag_frames, overview.behind),
+            (
+                &metrics.cluster_stream_lag_seconds,
+                cluster.lag_time().as_secs(),
+            ),
             (&metrics.cluster_nodes, overview.nodes.len() as u64),
             (&metrics.cluster_stream_bytes, overview.stream_bytes),
             (&metrics.cluster_stream_bytes_max, overview.stream_bytes_max),

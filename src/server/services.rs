@@ -134,6 +134,10 @@ impl Core<'_> {
             reconciler: self.reconciler.cloned(),
             expectation_pace: Arc::default(),
             retention: Arc::clone(self.retention),
+            cluster: self.cluster.map(|state| rpc::Cluster {
+                name: self.config.cluster.name.clone(),
+                state: Arc::clone(state),
+            }),
         }
     }
 }

@@ -16,16 +16,17 @@ use blobcast::{
         QuarantinedCallback, ReleaseQuarantinedRequest,
     },
 };
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::task::JoinSet;
+use tokio_stream::StreamExt;
 use tonic::Code;
 
 use crate::{
     erasure::erase,
     support::{
-        Http, NatsOptions, NatsServer, Options, Server, Sub, VendorCase, after, bulky, completed,
-        cursor_at, expect, expectation, fatal, free_address, is_on_disk, is_recovered, latest,
-        place, places, processing, reason, request, tasks_of, until, within,
+        CredentialsFile, Http, NatsOptions, NatsServer, Options, Server, Sub, VendorCase, after,
+        bulky, completed, cursor_at, expect, expectation, fatal, free_address, is_on_disk,
+        is_recovered, latest, place, places, processing, reason, request, tasks_of, until, within,
     },
 };
 
@@ -808,6 +809,190 @@ async fn a_server_that_does_not_sync_is_refused_unless_the_configuration_says_ot
     let node = nats.node("a").set("cluster.sync", "warn").start().await;
     node.ready().await;
     assert!(node.log().contains("sync_interval"), "it warns");
+}
+
+/// What `cluster status` says of this node, as JSON.
+async fn status_of(node: &Server) -> Value {
+    let ran = node.cli("cluster status --output json").run().await;
+    ran.json_lines().remove(0)
+}
+
+/// The nodes of such an answer, by name, in order.
+fn names_of(status: &Value) -> Vec<&str> {
+    let nodes = status["nodes"].as_array().unwrap();
+    let mut names: Vec<_> = nodes
+        .iter()
+        .map(|it| it["name"].as_str().unwrap())
+        .collect();
+    names.sort_unstable();
+    names
+}
+
+#[tokio::test]
+async fn cluster_status_shows_who_writes_and_how_far_each_node_is() {
+    let Some(mut cluster) = Nodes::three().await else {
+        return;
+    };
+    cluster.nodes[0]
+        .http()
+        .post(&completed("t1"))
+        .await
+        .event_id();
+    cluster.log_of(1).await;
+    let writer = ["a", "b", "c"][cluster.writer().await];
+    for (node, name) in cluster.nodes.iter().zip(["a", "b", "c"]) {
+        let mut status = Value::Null;
+        until("three nodes that have it all", async || {
+            status = status_of(node).await;
+            let nodes = status["nodes"].as_array().unwrap();
+            nodes.len() == 3
+                && nodes
+                    .iter()
+                    .all(|it| it["place"] == 1 && it["stream_lag"] == 0 && it["ready"] == true)
+        })
+        .await;
+        assert_eq!(names_of(&status), ["a", "b", "c"]);
+        assert_eq!(
+            status["nodes"][0]["name"], name,
+            "the one that answers first"
+        );
+        assert_eq!(
+            (&status["name"], &status["node"]),
+            (&json!("main"), &json!(name))
+        );
+        assert_eq!(
+            (&status["ready"], &status["problem"]),
+            (&json!(true), &json!(""))
+        );
+        assert_eq!(
+            (&status["writer"], &status["hole"]),
+            (&json!(writer), &json!(false))
+        );
+        assert_eq!(status["nodes"][1]["version"], env!("CARGO_PKG_VERSION"));
+        assert_eq!(node.metric("blobcast_cluster_ready").await, 1.0);
+        assert_eq!(node.metric("blobcast_cluster_sync_shown").await, 1.0);
+    }
+
+    let text = cluster.nodes[0].cli("cluster status").run().await;
+    let rows: Vec<_> = text.good().lines().collect();
+    assert_eq!(rows[..2], ["cluster  main", "node     a, ready"]);
+    assert_eq!(rows[2], format!("writer   {writer}"));
+    assert!(
+        rows[5].starts_with("NODE ") && rows[5].ends_with("  DIFFERS"),
+        "{text:?}"
+    );
+    assert!(rows[6].starts_with("a (this one)  "), "{text:?}");
+    let writes: Vec<_> = rows[6..]
+        .iter()
+        .filter(|row| row.split_whitespace().rev().nth(4) == Some("yes"))
+        .collect();
+    assert_eq!(writes.len(), 1, "{text:?}");
+    assert!(writes[0].starts_with(writer), "{text:?}");
+
+    cluster.nodes.pop().unwrap().kill();
+    until("two nodes", async || {
+        names_of(&status_of(&cluster.nodes[0]).await) == ["a", "b"]
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn cluster_status_shows_a_hole_and_that_another_log_is_at_the_same_frame() {
+    let Some(nats) = NatsServer::start(NatsOptions::default()).await else {
+        return;
+    };
+    let (first, second) = (nats.node("a").start().await, nats.node("b").start().await);
+    first.ready().await;
+    second.ready().await;
+
+    // A node that says what the second one does, but for the chain of its log.
+    let client = async_nats::connect(nats.url()).await.unwrap();
+    let mut said = client.subscribe("blobcast.main.nodes.b").await.unwrap();
+    until("the difference", async || {
+        let said = within("the second node", said.next()).await.unwrap();
+        let mut presence: Value = serde_json::from_slice(&said.payload).unwrap();
+        presence["author"] = "00".into();
+        presence["chain"] = "another".into();
+        let presence = presence.to_string();
+        client
+            .publish("blobcast.main.nodes.z", presence.into())
+            .await
+            .unwrap();
+        client.flush().await.unwrap();
+        let status = status_of(&first).await;
+        let nodes = status["nodes"].as_array().unwrap();
+        let differs = |name: &str| {
+            nodes
+                .iter()
+                .any(|it| it["name"] == name && it["mismatches"] == json!(["chain"]))
+        };
+        assert!(!differs("a") && !differs("b"), "{status}");
+        differs("z")
+    })
+    .await;
+    let text = first.cli("cluster status").run().await;
+    assert!(text.good().contains("  chain\n"), "{text:?}");
+    assert!(text.stderr.contains("z and a differ (chain)"), "{text:?}");
+
+    let delete = client.request("$JS.API.STREAM.DELETE.BLOBCAST_main", "".into());
+    within("the deletion", delete).await.unwrap();
+    let mut status = Value::Null;
+    until("the hole", async || {
+        status = status_of(&first).await;
+        status["hole"] == true
+    })
+    .await;
+    assert_eq!(status["ready"], false);
+    let problem = status["problem"].as_str().unwrap();
+    let (_, why) = first.admin_get("/readyz/ingest").await;
+    assert_eq!(why, format!("not ready: {problem}\n"));
+    assert_eq!(first.metric("blobcast_cluster_ready").await, 0.0);
+    let text = first.cli("cluster status").run().await;
+    assert!(
+        text.good().contains(&format!("a, not ready: {problem}")),
+        "{text:?}"
+    );
+    assert!(
+        text.stderr.contains("a follows the stream no more"),
+        "{text:?}"
+    );
+    until("that the other one is not ready", async || {
+        let status = status_of(&first).await;
+        let nodes = status["nodes"].as_array().unwrap();
+        nodes
+            .iter()
+            .any(|it| it["name"] == "b" && it["ready"] == false)
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_client_that_is_no_administrator_does_not_see_the_machines_of_a_cluster() {
+    let Some(nats) = NatsServer::start(NatsOptions::default()).await else {
+        return;
+    };
+    let mut file = CredentialsFile::new();
+    file.add("callback vendor").await;
+    let admin = file.add("client operator --all-products --admin").await;
+    let reader = file.add("client reader --product veo").await;
+    let options = nats
+        .node("a")
+        .set("credentials_file", file.path().display());
+    let node = options.start().await;
+    node.ready().await;
+
+    let run = async |token: &str| {
+        let cli = node
+            .cli("cluster status --output json")
+            .env("BLOBCAST_TOKEN", token);
+        cli.run().await.json_lines().remove(0)
+    };
+    assert_eq!(names_of(&run(&admin).await), ["a"]);
+    let seen = run(&reader).await;
+    assert_eq!(names_of(&seen), [""; 0]);
+    assert_eq!((&seen["node"], &seen["ready"]), (&json!("a"), &json!(true)));
+    let text = node.cli("cluster status").env("BLOBCAST_TOKEN", &reader);
+    assert!(text.run().await.stderr.contains("`admin = true`"));
 }
 
 #[tokio::test]

@@ -1241,6 +1241,25 @@ async fn subscriptions_tells_who_listens_to_what_and_how_far_behind() {
 }
 
 #[tokio::test]
+async fn cluster_status_of_a_broker_that_is_alone_says_so_and_what_to_do() {
+    let server = Server::start().await;
+    for line in ["cluster status", "cluster status --output json"] {
+        let ran = server.cli(line).run().await;
+        let said = ran.exited(1);
+        for part in [
+            "is alone",
+            "--grpc-url",
+            "serve --cluster",
+            "docs/cluster.md",
+        ] {
+            assert!(said.contains(part), "{part}: {said}");
+        }
+        assert_eq!(ran.stdout, "");
+    }
+    assert_eq!(server.log_info().await.cluster, None);
+}
+
+#[tokio::test]
 async fn healthcheck_says_ready_or_why_not() {
     let mut server = Server::start().await;
     assert_eq!(server.cli("healthcheck").run().await.good(), "ready\n");
@@ -1388,6 +1407,7 @@ async fn an_address_without_a_broker_is_named_with_the_next_step() {
         "get t1",
         "events",
         "subscriptions",
+        "cluster status",
         "quarantine list",
         "quarantine discard 1",
     ] {
@@ -1430,7 +1450,7 @@ async fn an_address_without_a_broker_is_named_with_the_next_step() {
 
 #[tokio::test]
 async fn every_verb_has_help_with_what_it_is_for() {
-    let verbs = "serve check-config size listen wait trigger get events quarantine subscriptions url token backup \
+    let verbs = "serve check-config size listen wait trigger get events quarantine subscriptions cluster url token backup \
                  restore healthcheck completions man";
     let all = Cli::new("--help").run().await;
     for verb in verbs.split(' ') {

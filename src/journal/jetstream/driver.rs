@@ -87,7 +87,7 @@ pub struct Driver<P> {
     /// It was silent for too long at least once.
     pub(super) has_been_silent: bool,
     /// The broker ends: nothing new is begun.
-    is_draining: bool,
+    pub(super) is_draining: bool,
     /// Why nothing can be written or followed any more.
     pub(super) halted: Option<String>,
     pub(super) state: Arc<ClusterState>,

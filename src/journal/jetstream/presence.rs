@@ -20,10 +20,14 @@ pub(super) struct Presence {
     pub frame: u64,
     /// and that frame's chain: the whole log is the same wherever this is.
     pub chain: String,
+    /// The place of its newest event. This and what follows are for people; a version that does not say them is heard all the same.
+    pub place: Option<u64>,
+    /// Whether it takes callbacks.
+    pub ready: Option<bool>,
 }
 
 impl Presence {
-    pub(super) fn of(author: Author, position: &Position) -> Self {
+    pub(super) fn of(author: Author, position: &Position, is_ready: bool) -> Self {
         Self {
             author: format!("{:032x}", author.0),
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -31,6 +35,8 @@ impl Presence {
             seen: position.seen,
             frame: position.frame,
             chain: format!("{:016x}", position.chain),
+            place: position.totals.head().map(|place| place.0),
+            ready: Some(is_ready),
         }
     }
 
@@ -48,5 +54,30 @@ impl Presence {
     /// Whether both have applied the same frame, and have another log.
     pub(super) fn contradicts(&self, other: &Self) -> bool {
         self.frame == other.frame && self.chain != other.chain
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::event::Epoch;
+
+    #[test]
+    fn a_node_of_a_version_that_says_less_or_more_is_heard() {
+        let mine = Presence::of(Author(1), &Position::start(Epoch(7)), true);
+        assert_eq!(Presence::parse(&mine.encode()), Some(mine.clone()));
+
+        let mut said: serde_json::Value = serde_json::from_slice(&mine.encode()).unwrap();
+        let fields = said.as_object_mut().unwrap();
+        fields.remove("place");
+        fields.remove("ready");
+        fields.insert("zone".into(), "b".into());
+        let heard = Presence::parse(said.to_string().as_bytes()).unwrap();
+        let expected = Presence {
+            place: None,
+            ready: None,
+            ..mine
+        };
+        assert_eq!(heard, expected);
     }
 }

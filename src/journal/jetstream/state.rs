@@ -10,8 +10,8 @@ use std::{
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
-use super::presence::Presence;
-use crate::cluster::Author;
+use super::{lag::Lag, presence::Presence};
+use crate::{cluster::Author, store::Health};
 
 /// Without a frame for so long, a node is not ready: the writer sends one every two seconds, and another node takes over after
 /// seven.
@@ -36,6 +36,7 @@ struct State {
     seen: u64,
     /// The stream's last message, as it was last heard.
     last: u64,
+    lag: Lag,
     /// How many it has, and how many it may have.
     stream_bytes: (u64, u64),
     /// The stream's last message at the start.
@@ -47,8 +48,19 @@ struct State {
     /// Why nobody has said what became of the frame that was in doubt last.
     doubt: String,
     writer: Option<(Author, String)>,
-    others: BTreeMap<String, (Instant, Presence)>,
+    others: BTreeMap<String, Other>,
     stopped: Option<String>,
+}
+
+/// What another node has last said of itself.
+#[derive(Debug)]
+struct Other {
+    heard_at: Instant,
+    presence: Presence,
+    /// Messages of the stream that it had not seen then.
+    behind: u64,
+    /// Since its start it has said at least once that its log is another one.
+    differs: bool,
 }
 
 /// The cluster, for people.
@@ -66,14 +78,36 @@ pub struct Overview {
     pub stream_bytes_max: u64,
 }
 
+/// Another node, for people: as it was when it last showed itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OtherNode {
+    /// Its name.
+    pub name: String,
+    /// What runs there.
+    pub version: String,
+    /// The place of its newest event, if its version tells it.
+    pub place: Option<u64>,
+    /// Messages of the stream that it had not seen, as far as this node knew.
+    pub behind: u64,
+    /// Whether it took callbacks, if its version tells it.
+    pub is_ready: Option<bool>,
+    /// It was seen to have another log at the same frame.
+    pub differs: bool,
+}
+
 impl ClusterState {
     /// Of a node that has just started. It is not ready before it has the stream up to `last`, the stream's last message.
     pub(super) fn new(node: String, me: Author, seen: u64, last: u64) -> Self {
+        let started_at = Instant::now();
+        let mut lag = Lag::default();
+        lag.ends(started_at, last);
+        lag.seen(seen);
         let state = State {
-            started_at: Instant::now(),
+            started_at,
             applied_at: None,
             seen,
             last,
+            lag,
             stream_bytes: (0, 0),
             catches_up_to: last,
             is_complete: true,
@@ -125,6 +159,20 @@ impl ClusterState {
         })
     }
 
+    /// Why callbacks would be refused, if they would: because of this node's own disk, or as [`Self::problem`] says.
+    pub(crate) fn problem_of_callbacks(&self, health: &Health) -> Option<String> {
+        match health {
+            Health::Writable => self.problem(),
+            Health::DiskLow {
+                free_bytes,
+                needed_bytes,
+            } => Some(format!(
+                "{free_bytes} bytes of disk are free, {needed_bytes} must be: free some space"
+            )),
+            Health::Failed(problem) => Some(format!("writing to the store failed ({problem})")),
+        }
+    }
+
     /// Whether this node has written the last frame. One that has seen no frame since its start does not know who writes.
     pub fn is_writer(&self) -> bool {
         let state = self.state.lock();
@@ -134,11 +182,7 @@ impl ClusterState {
     /// Which nodes there are, and who writes.
     pub fn overview(&self) -> Overview {
         let state = self.state.lock();
-        let others = state
-            .others
-            .iter()
-            .filter(|(_, (heard_at, _))| heard_at.elapsed() < GONE)
-            .map(|(node, _)| node.clone());
+        let others = state.there().map(|(node, _)| node.clone());
         Overview {
             nodes: [self.node.clone()].into_iter().chain(others).collect(),
             writer: state.writer.as_ref().map(|(_, name)| name.clone()),
@@ -146,6 +190,29 @@ impl ClusterState {
             stream_bytes: state.stream_bytes.0,
             stream_bytes_max: state.stream_bytes.1,
         }
+    }
+
+    /// The other nodes that are there.
+    pub fn others(&self) -> Vec<OtherNode> {
+        let node = |(name, other): (&String, &Other)| OtherNode {
+            name: name.clone(),
+            version: other.presence.version.clone(),
+            place: other.presence.place,
+            behind: other.behind,
+            is_ready: other.presence.ready,
+            differs: other.differs,
+        };
+        self.state.lock().there().map(node).collect()
+    }
+
+    /// This node's name.
+    pub fn node(&self) -> &str {
+        &self.node
+    }
+
+    /// How long ago the stream had the oldest message that this node has not seen, as far as it has heard.
+    pub fn lag_time(&self) -> Duration {
+        self.state.lock().lag.time(Instant::now())
     }
 
     /// Whether the servers can be reached.
@@ -189,8 +256,7 @@ impl ClusterState {
     ) -> Option<Option<String>> {
         let mut state = self.state.lock();
         state.applied_at = Some(Instant::now());
-        state.seen = sequence;
-        state.last = state.last.max(sequence);
+        state.see(sequence);
         self.sees.notify_waiters();
         if state
             .writer
@@ -205,9 +271,7 @@ impl ClusterState {
 
     /// A message was passed over.
     pub(super) fn skipped(&self, sequence: u64) {
-        let mut state = self.state.lock();
-        state.seen = sequence;
-        state.last = state.last.max(sequence);
+        self.state.lock().see(sequence);
         self.sees.notify_waiters();
     }
 
@@ -215,6 +279,9 @@ impl ClusterState {
     pub(super) fn set_stream(&self, last: u64, bytes: u64, bytes_max: u64) {
         let mut state = self.state.lock();
         state.last = state.last.max(last);
+        if last > state.seen {
+            state.lag.ends(Instant::now(), last);
+        }
         state.stream_bytes = (bytes, bytes_max);
     }
 
@@ -242,20 +309,44 @@ impl ClusterState {
         self.state.lock().stopped.get_or_insert(why);
     }
 
-    /// Another node has spoken. Returns true if it was not there before.
-    pub(super) fn heard(&self, node: String, presence: Presence) -> bool {
+    /// Another node has spoken, and `differs` says whether its log is another one. Returns true if it was not there before.
+    pub(super) fn heard(&self, node: String, presence: Presence, differs: bool) -> bool {
         let mut state = self.state.lock();
-        let now = Instant::now();
         state
             .others
-            .retain(|_, (heard_at, _)| heard_at.elapsed() < GONE);
-        state.others.insert(node, (now, presence)).is_none()
+            .retain(|_, other| other.heard_at.elapsed() < GONE);
+        let before = state.others.get(&node);
+        let did_differ =
+            before.is_some_and(|it| it.differs && it.presence.author == presence.author);
+        let other = Other {
+            heard_at: Instant::now(),
+            behind: state.last.saturating_sub(presence.seen),
+            differs: differs || did_differ,
+            presence,
+        };
+        state.others.insert(node, other).is_none()
+    }
+}
+
+impl State {
+    /// This node has seen the stream up to this message.
+    fn see(&mut self, sequence: u64) {
+        self.seen = sequence;
+        self.last = self.last.max(sequence);
+        self.lag.seen(sequence);
+    }
+
+    /// The other nodes that have spoken lately.
+    fn there(&self) -> impl Iterator<Item = (&String, &Other)> {
+        let others = self.others.iter();
+        others.filter(|(_, other)| other.heard_at.elapsed() < GONE)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{cluster::Position, event::Epoch};
 
     const ME: Author = Author(1);
     const OTHER: Author = Author(2);
@@ -289,5 +380,37 @@ mod tests {
         assert_eq!(state.applied(3, OTHER, "b"), Some(Some("a".into())));
         assert!(!state.is_writer());
         assert_eq!(state.overview().writer.as_deref(), Some("b"));
+    }
+
+    #[test]
+    fn another_node_is_shown_as_it_last_spoke_and_differs_until_it_starts_again() {
+        let said = |author, seen| Presence {
+            seen,
+            ..Presence::of(author, &Position::start(Epoch(7)), true)
+        };
+        let state = ClusterState::new("a".into(), ME, 5, 5);
+        assert!(state.heard("b".into(), said(OTHER, 3), true));
+        let others = state.others();
+        assert_eq!((others[0].name.as_str(), others[0].behind), ("b", 2));
+        assert_eq!((others[0].is_ready, others[0].differs), (Some(true), true));
+
+        assert!(!state.heard("b".into(), said(OTHER, 5), false));
+        assert_eq!(
+            (state.others()[0].behind, state.others()[0].differs),
+            (0, true)
+        );
+        state.heard("b".into(), said(Author(3), 5), false);
+        assert!(!state.others()[0].differs);
+    }
+
+    #[test]
+    fn a_full_disk_comes_before_what_the_stream_says() {
+        let state = ClusterState::new("a".into(), ME, 3, 5);
+        let problem = state.problem_of_callbacks(&Health::Failed("EIO".into()));
+        assert!(problem.unwrap().contains("EIO"));
+        assert_eq!(
+            state.problem_of_callbacks(&Health::Writable),
+            state.problem()
+        );
     }
 }

@@ -81,7 +81,8 @@ impl<P: Publish> Driver<P> {
             return;
         }
         let mismatch = self.metrics.cluster_mismatch.with_label_values(&["chain"]);
-        if mine.contradicts(&presence) && mismatch.get() == 0 {
+        let differs = mine.contradicts(&presence);
+        if differs && mismatch.get() == 0 {
             mismatch.set(1);
             tracing::error!(
                 node,
@@ -89,7 +90,7 @@ impl<P: Publish> Driver<P> {
                 "another node has another log at the same frame: find out which is right before anything is written"
             );
         }
-        if !self.state.heard(node.to_owned(), presence) {
+        if !self.state.heard(node.to_owned(), presence, differs) {
             return; // it was there before
         }
         if node == self.node {
@@ -103,6 +104,8 @@ impl<P: Publish> Driver<P> {
     }
 
     pub(super) fn presence(&self) -> Presence {
-        Presence::of(self.me, self.protocol.position())
+        let problem = self.state.problem_of_callbacks(&self.replica.health());
+        let is_ready = !self.is_draining && problem.is_none();
+        Presence::of(self.me, self.protocol.position(), is_ready)
     }
 }

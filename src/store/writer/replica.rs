@@ -44,7 +44,7 @@ use crate::{
     cluster::{Author, Contents, Entries, Group, GroupId, Limits, Link, Position, Totals},
     event::Sequence,
     store::{
-        Store,
+        Health, Store,
         clock::{Adoption, TOLERANCE},
         lock,
         log::Streamed,
@@ -173,6 +173,11 @@ impl<P: Publish> Replica<P> {
             },
             totals: *lock(&store.totals),
         }
+    }
+
+    /// Whether this node's own disk takes writes.
+    pub(crate) fn health(&self) -> Health {
+        self.writer.store.health()
     }
 
     /// Whether it has all that the log retains. A node that has just joined lacks what the others are about to forget or to
