@@ -9,8 +9,24 @@ const NODE_BYTES_MAX: usize = 64;
 
 /// Reports every broken rule.
 pub(super) fn check(config: &Config, layers: &mut Layers) {
+    check_has_servers(config, layers);
     check_names(config, layers);
     check_pairs(config, layers);
+}
+
+/// Without servers this broker is alone. A key of the section that says otherwise must not be ignored: what was meant as a node
+/// would take callbacks into a log of its own.
+fn check_has_servers(config: &Config, layers: &mut Layers) {
+    const SERVERS: &str = "cluster.servers";
+    if config.cluster.is_on() || !layers.is_readable(SERVERS) {
+        return;
+    }
+    let set = layers.set_in("cluster");
+    for key in set.iter().filter(|key| *key != SERVERS) {
+        let what = format!("is of no use without `{SERVERS}`: this broker would be alone");
+        let remedy = "name the NATS servers (--cluster), or leave it out";
+        layers.report(layers.origin(key), key, what, remedy);
+    }
 }
 
 /// The names are words of subjects.

@@ -112,10 +112,7 @@ impl Layers {
     }
 
     pub(super) fn default_of(&self, key: &str) -> Option<&Value> {
-        match key.split_once('.') {
-            Some((section, name)) => self.defaults.get(section)?.as_table()?.get(name),
-            None => self.defaults.get(key),
-        }
+        value_of(&self.defaults, key)
     }
 
     pub(super) fn origin(&self, key: &str) -> Origin {
@@ -126,6 +123,17 @@ impl Layers {
     /// unknown.
     pub(super) fn is_readable(&self, key: &str) -> bool {
         !self.unreadable.contains(key)
+    }
+
+    /// The keys of a section that are flags, or say something else than the default, in the order of the default file.
+    pub(super) fn set_in(&self, section: &str) -> Vec<String> {
+        let is_set = |key: &&String| {
+            let is_flag = matches!(self.origin(key), Origin::Flag(_));
+            is_flag || value_of(&self.values, key) != value_of(&self.defaults, key)
+        };
+        let inside = |key: &&String| key.split_once('.').is_some_and(|(head, _)| head == section);
+        let keys = self.keys.iter().filter(inside).filter(is_set);
+        keys.cloned().collect()
     }
 
     /// The merged configuration. A key that cannot be read has the value of the next lower layer.
@@ -425,6 +433,13 @@ fn from_text(raw: &str, default: &Value) -> Result<Value, String> {
             .map(Value::Integer)
             .map_err(|_| format!("{raw:?} is not a whole number")),
         _ => Ok(Value::String(raw.to_owned())),
+    }
+}
+
+fn value_of<'t>(table: &'t Table, key: &str) -> Option<&'t Value> {
+    match key.split_once('.') {
+        Some((section, name)) => table.get(section)?.as_table()?.get(name),
+        None => table.get(key),
     }
 }
 

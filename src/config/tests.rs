@@ -42,11 +42,21 @@ const TLS: [[&str; 4]; 4] = [
     ],
 ];
 
+const SERVERS: (&str, &str) = ("cluster.servers", "nats://n");
+
 fn flag(key: &str, value: &str) -> ConfigSources {
     flags(&[(key, value)])
 }
 
+/// Flags. Those of a cluster are beside its servers, without which they are refused.
 fn flags(flags: &[(&str, &str)]) -> ConfigSources {
+    let is_of_cluster = flags.iter().any(|(key, _)| key.starts_with("cluster."));
+    let has_servers = flags.iter().any(|(key, _)| *key == SERVERS.0);
+    let servers = (is_of_cluster && !has_servers).then_some(SERVERS);
+    only_flags(&[servers.as_slice(), flags].concat())
+}
+
+fn only_flags(flags: &[(&str, &str)]) -> ConfigSources {
     ConfigSources {
         flags: flags
             .iter()

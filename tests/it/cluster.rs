@@ -24,8 +24,8 @@ use tonic::Code;
 use crate::{
     erasure::erase,
     support::{
-        CredentialsFile, Http, NatsOptions, NatsServer, Options, Server, Sub, VendorCase, after,
-        bulky, completed, cursor_at, expect, expectation, fatal, free_address, is_on_disk,
+        Cli, CredentialsFile, Http, NatsOptions, NatsServer, Options, Server, Sub, VendorCase,
+        after, bulky, completed, cursor_at, expect, expectation, fatal, free_address, is_on_disk,
         is_recovered, latest, place, places, processing, reason, request, tasks_of, until, within,
     },
 };
@@ -993,6 +993,22 @@ async fn a_client_that_is_no_administrator_does_not_see_the_machines_of_a_cluste
     assert_eq!((&seen["node"], &seen["ready"]), (&json!("a"), &json!(true)));
     let text = node.cli("cluster status").env("BLOBCAST_TOKEN", &reader);
     assert!(text.run().await.stderr.contains("`admin = true`"));
+}
+
+#[tokio::test]
+async fn a_node_without_servers_is_refused_and_not_alone() {
+    let directory = tempfile::tempdir().unwrap();
+    let serve = Cli::new("serve --node a --cluster-name main").current_dir(directory.path());
+    let ran = serve.run().await;
+    ran.exited(1);
+    let said = fatal(ran.stderr.as_bytes());
+    for part in [
+        "--node: ",
+        "--cluster-name: ",
+        "name the NATS servers (--cluster)",
+    ] {
+        assert!(said.contains(part), "{part}: {said}");
+    }
 }
 
 #[tokio::test]

@@ -59,6 +59,39 @@ fn the_flags_are_named_as_they_are_written() {
 }
 
 #[test]
+fn a_key_of_a_cluster_without_servers_is_refused_and_not_ignored() {
+    let variable = variable("BLOBCAST_CLUSTER__NODE", "a");
+    for (sources, begin) in [
+        // Also if it is the default: who writes it means a cluster.
+        (
+            only_flags(&[("cluster.name", "main")]),
+            "--cluster-name: `cluster.name`: ",
+        ),
+        (
+            only_flags(&[("cluster.node", "a")]),
+            "--node: `cluster.node`: ",
+        ),
+        (
+            variable,
+            "environment variable BLOBCAST_CLUSTER__NODE: `cluster.node`: ",
+        ),
+    ] {
+        let error = only_error(&sources);
+        assert!(error.starts_with(begin), "{error}");
+        for part in ["would be alone", "`cluster.servers`", "--cluster)"] {
+            assert!(error.contains(part), "{error}");
+        }
+    }
+    let in_file = errors_of(load_file("[cluster]\nsync = \"warn\"\nname = \"main\""));
+    assert_eq!(in_file.len(), 1, "{in_file:?}");
+    assert!(in_file[0].starts_with("blobcast.toml:2: `cluster.sync`: "));
+
+    // Servers that cannot be read are enough to say.
+    let error = only_error(&flags(&[("cluster.servers", "x"), ("cluster.node", "a")]));
+    assert!(error.contains("must begin with nats://"), "{error}");
+}
+
+#[test]
 fn a_user_and_its_password_go_together() {
     let (user, password) = (("cluster.user", "u"), ("cluster.password_file", "/p"));
     for (lonely, missing) in [(user, password), (password, user)] {
