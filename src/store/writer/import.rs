@@ -40,7 +40,9 @@ impl<P: Publish> Writer<P> {
                     events.push(answer);
                     Command::Import(imported, reply)
                 }
-                Import::Quarantined(new) => {
+                Import::Quarantined(mut new) => {
+                    // It was for the tries of nodes to write it to that log.
+                    new.header.idempotency_key = None;
                     let (reply, answer) = oneshot::channel();
                     quarantined.push(answer);
                     Command::Quarantine(*new, reply)
