@@ -31,7 +31,8 @@ use crate::{
 const MANY_CONNECTIONS: usize = 512;
 /// Callbacks a second of the way to another node.
 const PER_SECOND: u32 = 1_000;
-const PERCENTILES: [f64; 2] = [50.0, 99.0];
+const TAIL: f64 = 99.0;
+const PERCENTILES: [f64; 2] = [50.0, TAIL];
 
 const ANOTHER_NODE: Who = Who {
     name: "blobcast",
@@ -59,7 +60,12 @@ pub async fn run(bench: &Bench) -> Result<Vec<Table>> {
         let title = format!(
             "cluster, {PER_SECOND} callbacks/s: p{percent} from callback to event at another node"
         );
-        Table::new(title, "ms", Better::Less).goal_against(PUSH_CONSUMER, 2.0)
+        let table = Table::new(title, "ms", Better::Less);
+        if percent == TAIL {
+            table.goal_against(PUSH_CONSUMER, 2.0)
+        } else {
+            table
+        }
     });
     let mut joining =
         Table::new("cluster: an empty node joins", "events/s", Better::More).goal(500_000.0);

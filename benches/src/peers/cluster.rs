@@ -111,12 +111,23 @@ impl Servers {
             let is_ready = |line: &str| line.contains("Server is ready").then_some(());
             process.hears(is_ready).await.context("nats-server")?;
         }
-        Ok(Self {
+        let servers = Self {
             processes,
             urls: with("nats", &clients),
             monitoring_urls: with("http", &monitoring),
             _directories: directories,
-        })
+        };
+        servers.have_a_leader().await?;
+        Ok(servers)
+    }
+
+    async fn have_a_leader(&self) -> Result<()> {
+        let (context, began) = (self.context(0).await?, Instant::now());
+        while let Err(problem) = context.query_account().await {
+            ensure!(began.elapsed() < PATIENCE, "JetStream: {problem}");
+            sleep(POLL).await;
+        }
+        Ok(())
     }
 
     /// Starts a node with an empty directory, and waits until it has read the stream and is ready.
@@ -254,7 +265,7 @@ pub async fn publish_frames(
 async fn is_ready(admin: SocketAddr) -> Result<bool> {
     let mut stream = TcpStream::connect(admin).await?;
     stream
-        .write_all(b"GET /readyz HTTP/1.1\r\nhost: node\r\nconnection: close\r\n\r\n")
+        .write_all(b"GET /readyz HTTP/1.1\r\nhost: 127.0.0.1\r\nconnection: close\r\n\r\n")
         .await?;
     let mut answer = Vec::new();
     stream.read_to_end(&mut answer).await?;
