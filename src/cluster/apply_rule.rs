@@ -11,7 +11,7 @@ use super::{
     frame::{Frame, Header, Link},
     totals::Totals,
 };
-use crate::event::Epoch;
+use crate::event::{Epoch, Sequence};
 
 /// Up to where a node has the stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -200,4 +200,46 @@ pub fn join(epoch: Epoch, sequence: u64, message: &Bytes) -> Join {
         chain: header.chain,
         totals: frame.contents.after,
     })
+}
+
+/// What a stream says to a node that starts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Beginning {
+    /// Where a node without a log begins.
+    pub position: Position,
+    /// The sequence of the stream's first message.
+    pub first: u64,
+    /// Retention has forgotten all events before this one.
+    pub first_available: Sequence,
+}
+
+impl Beginning {
+    /// Of a stream from which nothing was removed.
+    pub fn whole(epoch: Epoch) -> Self {
+        Self {
+            position: Position::start(epoch),
+            first: 1,
+            first_available: Sequence(0),
+        }
+    }
+
+    /// Whether a node that has come to `log` cannot follow any more, and retention has forgotten all of its events. Then it lacks
+    /// nothing that the stream does not have. A stream that was shortened by hand has forgotten nothing by that.
+    pub fn leaves_behind(&self, log: &Position) -> bool {
+        let is_removed = log.frame.saturating_add(1) < self.first;
+        let is_forgotten = |head: Sequence| head < self.first_available;
+        log.epoch == self.position.epoch
+            && is_removed
+            && log.totals.head().is_some_and(is_forgotten)
+    }
+}
+
+/// Before which event retention had forgotten all when a message of the stream was decided; `None` if it is no frame of this log.
+///
+/// A frame that lost a race says it, too: what it was decided on was applied.
+pub fn forgotten_before(epoch: Epoch, message: &Bytes) -> Option<Sequence> {
+    let header = Header::parse(message)?;
+    let frame = Frame::parse(message).ok()?;
+    let is_ours = header.epoch == epoch && !header.is_newer();
+    is_ours.then_some(Sequence(frame.contents.before.first_available))
 }

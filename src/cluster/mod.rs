@@ -17,7 +17,7 @@ mod apply_rule;
 mod step;
 mod protocol;
 
-pub use apply_rule::{Hole, Join, Position, Verdict, join, judge};
+pub use apply_rule::{Beginning, Hole, Join, Position, Verdict, forgotten_before, join, judge};
 pub use entry::{Entries, Entry, FrameError};
 pub use frame::{Author, Contents, Encoded, FORMAT, Frame, Header, Link};
 pub use protocol::Protocol;

@@ -11,8 +11,9 @@ use super::{
     storage::{self, Writing},
 };
 use crate::{
-    cluster::{Author, Join, Limits, Position, join},
+    cluster::{Author, Beginning, Join, Limits, Position, forgotten_before, join},
     config::{Config, StreamSync},
+    event::Sequence,
     files,
     journal::jetstream::{ClusterState, Driver, Parts, Times},
     nats::{self, Nats, NatsError, StreamState, Synced},
@@ -46,7 +47,7 @@ const MESSAGE_BYTES_BASE: u64 = 256 * 1024;
 pub(super) struct Joined {
     nats: Nats,
     stream: StreamState,
-    beginning: Position,
+    beginning: Beginning,
     node: String,
 }
 
@@ -126,12 +127,21 @@ pub(super) async fn connect(config: &Config) -> Result<Option<Joined>, StartErro
     }))
 }
 
-/// Where a node without a log begins: with the stream's first message, or behind its first frame if others were removed before it.
-async fn beginning(nats: &mut Nats, stream: &StreamState) -> Result<Position, StartError> {
-    let refused = |problem: String| StartError::Cluster(problem);
+/// What the stream says to a node that starts.
+async fn beginning(nats: &mut Nats, stream: &StreamState) -> Result<Beginning, StartError> {
     if stream.first <= 1 {
-        return Ok(Position::start(stream.epoch));
+        return Ok(Beginning::whole(stream.epoch));
     }
+    Ok(Beginning {
+        position: first_position(nats, stream).await?,
+        first: stream.first,
+        first_available: first_available(nats, stream).await?,
+    })
+}
+
+/// Where a node without a log begins: behind the stream's first frame, as others were removed before it.
+async fn first_position(nats: &mut Nats, stream: &StreamState) -> Result<Position, StartError> {
+    let refused = |problem: String| StartError::Cluster(problem);
     for sequence in stream.first..=stream.last {
         let message = nats.message(sequence).await;
         let message = message.map_err(|error| refused(error.to_string()))?;
@@ -151,6 +161,18 @@ async fn beginning(nats: &mut Nats, stream: &StreamState) -> Result<Position, St
     Err(refused(
         "the stream has messages, and no frame of its log: it was changed by hand; use another cluster.name".to_owned(),
     ))
+}
+
+/// Before which event retention has forgotten all, by the stream's newest frame.
+async fn first_available(nats: &mut Nats, stream: &StreamState) -> Result<Sequence, StartError> {
+    for sequence in (stream.first..=stream.last).rev() {
+        let message = nats.message(sequence).await;
+        let message = message.map_err(|error| StartError::Cluster(error.to_string()))?;
+        if let Some(first) = message.and_then(|it| forgotten_before(stream.epoch, &it)) {
+            return Ok(first);
+        }
+    }
+    Ok(Sequence(0))
 }
 
 async fn connect_to(settings: nats::Settings) -> Result<Nats, NatsError> {
@@ -219,8 +241,8 @@ fn node_name(config: &Config) -> Result<String, StartError> {
 }
 
 impl Joined {
-    /// Where a node with an empty data directory begins.
-    pub(super) fn beginning(&self) -> &Position {
+    /// What the stream says to this node.
+    pub(super) fn beginning(&self) -> &Beginning {
         &self.beginning
     }
 

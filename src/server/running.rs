@@ -1,4 +1,5 @@
-//! A running broker: serves until a request to stop, or until its store can be opened again, reloads on request, and is drained at the end.
+//! A running broker: serves until a request to stop, or until a start would mend something, reloads on request, and is drained at the
+//! end.
 
 use std::{pin::pin, sync::Arc};
 
@@ -13,7 +14,10 @@ use super::{
     reopen_after_failure, systemd,
     tasks::Tasks,
 };
-use crate::config::{Config, ConfigErrors};
+use crate::{
+    config::{Config, ConfigErrors},
+    store::Store,
+};
 
 /// A running broker.
 #[derive(Debug)]
@@ -60,7 +64,7 @@ impl Server {
         )
     }
 
-    /// Serves until `shutdown` completes, or until a store that has failed can be opened again; then drains the broker.
+    /// Serves until `shutdown` completes, or until a start of the process would mend something; then drains the broker.
     ///
     /// Whenever `hangup` completes, puts into force what `load` returns. A load may take any time: serving goes on meanwhile.
     pub(crate) async fn run_until(
@@ -75,29 +79,42 @@ impl Server {
 
         let mut shutdown = pin!(shutdown);
         let store = Arc::clone(&reloader.sources.store);
-        let mut reopening = pin!(reopen_after_failure::is_possible(store));
-        let reopens = loop {
+        let mut mending = pin!(start_would_mend(store, self.node.as_ref()));
+        let mended = loop {
             tokio::select! {
-                () = &mut shutdown => break false,
-                () = &mut reopening => break true,
+                () = &mut shutdown => break None,
+                what = &mut mending => break Some(what),
                 Some(ended) = self.tasks.next_ended() => return Err(RunError::Ended(ended?)),
                 () = hangup() => {
                     systemd::reloading();
                     tokio::select! {
-                        () = &mut shutdown => break false,
+                        () = &mut shutdown => break None,
                         () = reloader.reload(&load) => systemd::ready(),
                     }
                 }
             }
         };
 
-        if reopens {
-            tracing::warn!("the store can be opened again: starting anew");
-        } else {
-            systemd::stopping();
+        match mended {
+            Some(what) => tracing::warn!("{what}: starting anew"),
+            None => systemd::stopping(),
         }
         let drain_timeout = reloader.config.lock().shutdown.drain_timeout;
-        let listeners = drain::drain(self.drain, self.tasks, drain_timeout, reopens).await;
+        let listeners = drain::drain(self.drain, self.tasks, drain_timeout, mended.is_some()).await;
         Ok(listeners.map_or(Ended::Stopped, Ended::ToStartAnew))
+    }
+}
+
+/// Waits until a start of the process would mend something; says what.
+async fn start_would_mend(store: Arc<Store>, node: Option<&Node>) -> &'static str {
+    let left_behind = async {
+        match node {
+            Some(node) => node.state.has_to_start_anew().await,
+            None => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        () = reopen_after_failure::is_possible(store) => "the store can be opened again",
+        () = left_behind => "the cluster's stream has left this node behind",
     }
 }

@@ -7,7 +7,7 @@ use tokio::time::{Interval, interval};
 
 use super::{error::StartError, numbers::usize_of, resources, systemd};
 use crate::{
-    cluster::Position,
+    cluster::Beginning,
     config::Config,
     event::Record,
     hub::Hub,
@@ -27,12 +27,12 @@ const PONG_TIME: Duration = Duration::from_secs(2);
 /// How often a long opening is looked at. Less than a supervisor's watchdog waits.
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(5);
 
-/// Opens the store, and makes the hub, the registry and the memory that readers of it share. A new log begins behind this
-/// position, or is one of its own.
+/// Opens the store, and makes the hub, the registry and the memory that readers of it share. A new log begins where the stream
+/// says, or is one of its own.
 pub(super) async fn open(
     config: &Config,
     metrics: &Arc<Metrics>,
-    beginning: Option<&Position>,
+    beginning: Option<&Beginning>,
 ) -> Result<Arc<Sources>, StartError> {
     // Not kept: a reload compares the new configuration with the one that was set.
     let config = &resources::fitted_to_memory(config, metrics);
@@ -69,7 +69,7 @@ pub(super) async fn open(
 
 async fn open_store(
     config: &Config,
-    beginning: Option<&Position>,
+    beginning: Option<&Beginning>,
 ) -> Result<Arc<Store>, StartError> {
     let (path, cache_bytes, is_expected) = (
         config.data_dir.clone(),

@@ -26,7 +26,7 @@ use super::{
     index_doubt,
     layout::{Damaged, INDEX},
     lock,
-    log::{self, Log, Streamed},
+    log::{self, Log, Streamed, older},
     quarantine_index::QuarantineIndex,
     replay::{
         Reached, ReplayFrom, ToErase, load_expectations, load_quarantine, replay, replay_from,
@@ -97,6 +97,7 @@ impl Store {
     ) -> Result<Self, StartFailure> {
         // First, because another version may do everything below otherwise.
         log::check_format(path)?;
+        older::check_whole(path)?;
         let acknowledged = AcknowledgedFiles::read(path)?;
         let acknowledged_files = AcknowledgedFiles::open(path)?;
         let (opened, is_new_log) = open_or_begin(path, acknowledged)?;

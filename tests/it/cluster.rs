@@ -21,6 +21,8 @@ use tokio::task::JoinSet;
 use tokio_stream::StreamExt;
 use tonic::Code;
 
+mod absence;
+
 use crate::{
     erasure::erase,
     support::{

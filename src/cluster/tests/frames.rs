@@ -6,8 +6,9 @@ use uuid::Uuid;
 
 use crate::{
     cluster::{
-        Author, Contents, Correction, Encoded, Entries, Entry, FORMAT, Frame, FrameError, Header,
-        Hole, Join, Link, Position, Totals, Trust, Verdict, join, judge,
+        Author, Beginning, Contents, Correction, Encoded, Entries, Entry, FORMAT, Frame,
+        FrameError, Header, Hole, Join, Link, Position, Totals, Trust, Verdict, forgotten_before,
+        join, judge,
     },
     event::{Epoch, Labels, Product, Record, RecordParts, Sequence, TaskId, TaskStatus},
 };
@@ -348,4 +349,42 @@ fn a_format_stays_as_it_is() {
     let Encoded { bytes, chain } = encoded(start.link(), start.totals, &entries);
     // Other numbers are another format: nodes of two versions would not agree.
     assert_eq!((bytes.len(), chain), (394, 16_679_605_438_051_554_872));
+}
+
+#[test]
+fn a_log_is_left_behind_only_when_retention_has_forgotten_all_of_it() {
+    let at = |frame: u64, event_count: u64| Position {
+        frame,
+        totals: Totals {
+            event_count,
+            ..Totals::EMPTY
+        },
+        ..Position::start(EPOCH)
+    };
+    let stream = Beginning {
+        position: at(9, 0),
+        first: 9,
+        first_available: Sequence(5),
+    };
+    assert!(stream.leaves_behind(&at(7, 4)));
+    assert!(!stream.leaves_behind(&at(7, 5)), "event 5 is retained");
+    assert!(!stream.leaves_behind(&at(8, 4)), "it goes on with frame 9");
+    let other = Position {
+        epoch: Epoch(8),
+        ..at(7, 4)
+    };
+    assert!(!stream.leaves_behind(&other));
+    assert!(!Beginning::whole(EPOCH).leaves_behind(&at(0, 0)));
+}
+
+#[test]
+fn what_is_forgotten_is_what_a_frame_was_decided_on() {
+    let before = Totals {
+        first_available: 3,
+        ..Totals::EMPTY
+    };
+    let frame = encoded(Link::start(EPOCH), before, &[event(b"raw")]).bytes;
+    assert_eq!(forgotten_before(EPOCH, &frame), Some(Sequence(3)));
+    assert_eq!(forgotten_before(Epoch(8), &frame), None);
+    assert_eq!(forgotten_before(EPOCH, &Bytes::from_static(b"BCF1")), None);
 }

@@ -86,6 +86,8 @@ pub struct Driver<P> {
     pub(super) ahead_since: Option<Instant>,
     /// It was silent for too long at least once.
     pub(super) has_been_silent: bool,
+    /// The stream had not left this node behind at its start, so a new start would change something if it does now.
+    pub(super) may_start_anew: bool,
     /// The broker ends: nothing new is begun.
     pub(super) is_draining: bool,
     /// Why nothing can be written or followed any more.
@@ -160,12 +162,14 @@ impl<P: Publish> Driver<P> {
             newest_group: 0,
             ahead_since: None,
             has_been_silent: false,
+            may_start_anew: false,
             is_draining: false,
             halted: None,
             state: Arc::new(state),
             metrics,
         };
         driver.compare(&stream);
+        driver.may_start_anew = !driver.is_left_behind(&stream);
         Ok(driver)
     }
 

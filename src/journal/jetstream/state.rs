@@ -27,6 +27,8 @@ pub struct ClusterState {
     state: Mutex<State>,
     /// Wakes reads that wait for messages of the stream.
     sees: Notify,
+    /// The process has to start anew.
+    starts_anew: Notify,
 }
 
 #[derive(Debug)]
@@ -123,6 +125,7 @@ impl ClusterState {
             me,
             state: Mutex::new(state),
             sees: Notify::new(),
+            starts_anew: Notify::new(),
         }
     }
 
@@ -233,6 +236,15 @@ impl ClusterState {
     /// The last message of the stream that this node has seen.
     pub(super) fn seen(&self) -> u64 {
         self.state.lock().seen
+    }
+
+    /// Waits until the stream has left this node behind, so that only a new start can go on. One may wait.
+    pub async fn has_to_start_anew(&self) {
+        self.starts_anew.notified().await;
+    }
+
+    pub(super) fn start_anew(&self) {
+        self.starts_anew.notify_one();
     }
 
     /// Waits until this node has seen a message of the stream.

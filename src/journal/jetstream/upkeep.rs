@@ -19,12 +19,25 @@ impl<P: Publish> Driver<P> {
             return self.halt(&error.to_string());
         }
         self.state.set_complete(self.replica.is_complete());
-        if self.halted.is_none()
-            && let Some(stream) = self.stream.state().stream
-        {
+        self.replica.tend_older(self.state.problem().is_none());
+        let Some(stream) = self.stream.state().stream else {
+            return;
+        };
+        if self.halted.is_none() {
             self.compare(&stream);
             self.purge(&stream);
         }
+        // A start judges whether the log may be set aside. One that has judged is not tried again.
+        if self.may_start_anew && self.is_left_behind(&stream) {
+            self.may_start_anew = false;
+            self.state.start_anew();
+        }
+    }
+
+    /// Whether the next message is removed from the stream.
+    pub(super) fn is_left_behind(&self, stream: &StreamState) -> bool {
+        let position = self.protocol.position();
+        stream.epoch == position.epoch && stream.first > position.seen.saturating_add(1)
     }
 
     /// Has the stream forget what nobody needs any more. One node does it, now and then.
@@ -48,7 +61,7 @@ impl<P: Publish> Driver<P> {
             self.halt(&format!(
                 "hole: the stream was made anew: its log is {other}, and this node has {epoch}"
             ));
-        } else if stream.first > has.saturating_add(1) {
+        } else if self.is_left_behind(stream) {
             let first = stream.first;
             self.halt(&format!(
                 "hole: the stream begins with message {first}, and this node has it up to message {has}"

@@ -15,6 +15,7 @@ mod entry;
 mod erasure;
 mod frame;
 mod gap;
+pub(super) mod older;
 mod quarantine;
 mod read;
 mod recovery;
@@ -42,6 +43,7 @@ use erasure::Announced;
 pub(super) use erasure::Found;
 pub(super) use frame::{Frame, FrameBuilder, Streamed};
 pub(super) use gap::Gap;
+use older::OlderLogs;
 pub(super) use quarantine::{QuarantineReader, Unread};
 use read::Turns;
 pub(super) use read::{Events, LARGE_READ_BYTES, Logged, READ_BYTES};
@@ -142,6 +144,7 @@ pub(super) struct Log {
     removed: Mutex<Vec<Weak<Segment>>>,
     /// What was announced to be erased and may not be overwritten yet.
     announced: Mutex<VecDeque<Announced>>,
+    older: OlderLogs,
     turns: Arc<Turns>,
 }
 
@@ -203,6 +206,7 @@ impl Log {
             noted_oldest: noted_oldest.into(),
             removed: Mutex::default(),
             announced: Mutex::default(),
+            older: OlderLogs::default(),
             turns: Arc::default(),
         }
     }
@@ -451,6 +455,7 @@ impl Log {
         self.needs_spare().is_some()
             || self.needs_checkpoint(first_available)
             || self.has_forgotten()
+            || self.older.are_due()
     }
 
     /// The number of the segment that is written to.

@@ -17,6 +17,7 @@ use bytes::Bytes;
 use super::{
     Active, EXTENSION, Log, Place,
     frame::{self, Frame, Streamed},
+    older::OlderLogs,
     path_of,
     segment::{self, HEADER_BYTES, Header, Segment, Unreadable, Walked},
 };
@@ -164,8 +165,10 @@ impl Log {
 
         let active = newest.finish()?;
         known.clear()?;
+        let older = OlderLogs::find(&folder)?;
+        let log = Self::of(folder, known.segments, active, oldest);
         Ok(Some(Opened {
-            log: Self::of(folder, known.segments, active, oldest),
+            log: Self { older, ..log },
             totals,
             torn_bytes,
         }))

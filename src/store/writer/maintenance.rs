@@ -116,6 +116,7 @@ impl Maintenance {
         }
 
         self.store.log.remove_forgotten();
+        self.store.log.remove_older();
         Ok(())
     }
 }

@@ -13,6 +13,7 @@ mod apply;
 mod entries;
 mod groups;
 mod handover;
+mod older;
 
 use std::{
     collections::HashMap,

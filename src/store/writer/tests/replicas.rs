@@ -10,7 +10,9 @@ use super::{
     *,
 };
 use crate::{
-    cluster::{Author, Contents, Frame, GroupId, Join, Limits, Position, Verdict, join, judge},
+    cluster::{
+        Author, Beginning, Contents, Frame, GroupId, Join, Limits, Position, Verdict, join, judge,
+    },
     event::Epoch,
     store::index_doubt::Doubt,
 };
@@ -72,7 +74,11 @@ impl Node {
     /// A node that begins behind a position.
     fn behind(number: u128, position: &Position, machine: Machine) -> Self {
         let directory = tempfile::tempdir().unwrap();
-        Store::begin_behind(directory.path(), false, position).unwrap();
+        let beginning = Beginning {
+            position: *position,
+            ..Beginning::whole(position.epoch)
+        };
+        Store::begin_behind(directory.path(), false, &beginning).unwrap();
         Self::on(number, directory, machine)
     }
 
