@@ -5,6 +5,7 @@
 //! out what comes back, in order: decide, publish, apply, hand over, answer. The protocol knows no clock; the driver has the
 //! times.
 //!
+//! - `waiting` is the thread of a node that has not found the stream yet.
 //! - `driver` is the thread: it waits, and tells the protocol what has happened.
 //! - `outputs` carries out what the protocol says.
 //! - `timing` knows what is due when.
@@ -25,12 +26,17 @@ mod reply;
 mod state;
 mod timing;
 mod upkeep;
+mod waiting;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 pub use driver::{Driver, Parts};
 pub use state::{ClusterState, OtherNode, Overview};
 use tokio::time::{sleep, timeout};
+pub use waiting::Waiting;
 
 use super::{Answer, CatchingUp, Journal, Local};
 use crate::{
@@ -61,7 +67,8 @@ pub struct Times {
 pub struct Jetstream {
     queue: Local,
     state: Arc<ClusterState>,
-    stream: Handle,
+    /// Once it is found.
+    stream: Arc<OnceLock<Handle>>,
     epoch: Epoch,
     read_wait: Duration,
 }
@@ -70,7 +77,7 @@ impl Jetstream {
     pub(super) fn new(
         appender: Appender,
         state: Arc<ClusterState>,
-        stream: Handle,
+        stream: Arc<OnceLock<Handle>>,
         epoch: Epoch,
         read_wait: Duration,
     ) -> Self {
@@ -101,7 +108,7 @@ impl Jetstream {
     async fn find_end(&self) -> Option<u64> {
         let seen = self.state.seen();
         loop {
-            let stream = self.stream.look().await.ok()?;
+            let stream = self.stream.get()?.look().await.ok()?;
             if stream.epoch != self.epoch {
                 return None;
             }

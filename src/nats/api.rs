@@ -76,6 +76,10 @@ impl Failure {
                 why: why.to_string(),
             },
             Self::Odd(why) => NatsError::NoAnswer { what, why },
+            Self::Error(error) if error.code == code::SYSTEM_UNAVAILABLE => NatsError::NoAnswer {
+                what,
+                why: error.description,
+            },
             Self::Error(ApiError { code, description }) => NatsError::Api {
                 what,
                 code,

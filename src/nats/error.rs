@@ -118,6 +118,16 @@ pub enum NatsError {
         /// Its monitoring URL.
         url: String,
     },
+    /// A server's monitoring port does not answer.
+    #[error(
+        "cannot see whether the NATS servers have sync_interval: always: {url} does not say it: {problem}; start that server, or set cluster.sync to \"warn\" or \"off\""
+    )]
+    Unmonitored {
+        /// Its monitoring URL.
+        url: String,
+        /// In words.
+        problem: String,
+    },
     /// It cannot be known whether a server syncs.
     #[error(
         "cannot see whether the NATS servers have sync_interval: always: {0}; set cluster.monitoring_urls to the monitoring port of each, or cluster.sync to \"warn\" or \"off\""
@@ -141,4 +151,14 @@ pub enum NatsError {
         /// In words.
         why: String,
     },
+}
+
+impl NatsError {
+    /// It may go away by itself, as when servers start or elect a leader.
+    pub fn is_passing(&self) -> bool {
+        matches!(
+            self,
+            Self::Unreachable(_) | Self::NoAnswer { .. } | Self::Unmonitored { .. }
+        )
+    }
 }

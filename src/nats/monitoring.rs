@@ -74,8 +74,9 @@ pub(super) async fn check(settings: &Settings) -> Result<Synced, NatsError> {
 async fn shown(settings: &Settings) -> Result<(), NatsError> {
     let mut servers = BTreeSet::new();
     for url in &settings.monitoring_urls {
-        let varz = varz(url).await.map_err(|problem| {
-            NatsError::SyncUnknown(format!("{url} does not say it: {problem}"))
+        let varz = varz(url).await.map_err(|problem| NatsError::Unmonitored {
+            url: url.clone(),
+            problem,
         })?;
         let config = varz.jetstream.config;
         let config = config.ok_or_else(|| {

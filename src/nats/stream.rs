@@ -90,6 +90,7 @@ pub(super) async fn get_or_create(
             None => {}
             Some(failure) if failure.code() == Some(code::NAME_IN_USE) => {}
             Some(failure) if failure.is_passing() && Instant::now() < deadline => {}
+            Some(failure) if failure.is_passing() => return Err(failure.into_error(what)),
             Some(Failure::Error(error)) => return Err(refused(settings, error)),
             Some(failure) => return Err(failure.into_error(what)),
         }

@@ -101,18 +101,23 @@ fn rows(config: &Config, addresses: &Addresses, store: &Store, node: Option<&Nod
 
 /// What the node has found at NATS, and which nodes there are.
 fn cluster_rows(config: &Config, node: &Node) -> [(&'static str, String, String); 2] {
-    let (cluster, stream) = (&config.cluster, &node.stream);
-    let leader = stream.leader.as_ref();
-    let leader = leader.map_or_else(String::new, |leader| format!(", leader {leader}"));
+    let cluster = &config.cluster;
+    let stream = node.stream.as_ref().map_or_else(
+        || "not found yet".to_owned(),
+        |(stream, synced)| {
+            let leader = stream.leader.as_ref();
+            let leader = leader.map_or_else(String::new, |leader| format!(", leader {leader}"));
+            let synced = match synced {
+                Synced::Shown => "synced",
+                Synced::NotShown => "sync not shown",
+            };
+            format!("{}{leader}, {synced}", counted(stream.replicas, "replica"))
+        },
+    );
     let servers = format!(
-        "{}; stream BLOBCAST_{}: {}{leader}, {}",
+        "{}; stream BLOBCAST_{}: {stream}",
         counted(cluster.servers.len(), "server"),
         cluster.name,
-        counted(stream.replicas, "replica"),
-        match node.synced {
-            Synced::Shown => "synced",
-            Synced::NotShown => "sync not shown",
-        }
     );
 
     let overview = node.state.overview();

@@ -1,23 +1,25 @@
 //! Makes this broker a node of a cluster: connects to NATS, finds the stream, and starts the thread that writes and follows it.
 
-use std::{path::Path, sync::Arc, time::Duration};
+use std::{io, path::Path, pin::Pin, sync::Arc, time::Duration};
 
 use tokio::time::{Instant, sleep, timeout};
+use tokio_util::task::AbortOnDropHandle;
 use uuid::Uuid;
 
 use super::{
     error::StartError,
     numbers::usize_of,
-    storage::{self, Writing},
+    storage::{self, ToHub, Writing},
 };
 use crate::{
-    cluster::{Author, Beginning, Join, Limits, Position, forgotten_before, join},
+    cluster::{Author, Beginning, Join, Limits, Position, forgotten_before, join as join_at},
     config::{Config, StreamSync},
     event::Sequence,
     files,
-    journal::jetstream::{ClusterState, Driver, Parts, Times},
+    journal::jetstream::{ClusterState, Driver, Parts, Times, Waiting},
+    metrics::Metrics,
     nats::{self, Nats, NatsError, StreamState, Synced},
-    store::{Replica, Retention, Store},
+    store::{Appender, Replica, Retention, Store, Writer},
     subscription::Sources,
 };
 
@@ -43,12 +45,21 @@ const FRAME_DRAFTS_MAX: usize = 512;
 /// What a message may have beside the two forms of the largest callback.
 const MESSAGE_BYTES_BASE: u64 = 256 * 1024;
 
-/// A connection to NATS, and the stream that was found there.
-pub(super) struct Joined {
+/// A look for the stream.
+type Looking = Pin<Box<dyn Future<Output = Result<(Nats, StreamState), String>> + Send>>;
+
+/// A node that begins: with the stream, or without it if it has a log to serve meanwhile.
+pub(super) struct Joining {
+    node: String,
+    settings: nats::Settings,
+    found: Result<Found, String>,
+}
+
+/// The stream, as it was found.
+struct Found {
     nats: Nats,
     stream: StreamState,
     beginning: Beginning,
-    node: String,
 }
 
 /// This broker as a node.
@@ -56,10 +67,8 @@ pub(super) struct Joined {
 pub(super) struct Node {
     pub name: String,
     pub state: Arc<ClusterState>,
-    /// As it was found at the start.
-    pub stream: StreamState,
-    /// What is known of whether the servers sync what they acknowledge.
-    pub synced: Synced,
+    /// As it was found at the start, and whether the servers have shown that they sync what they acknowledge; `None` if it was not.
+    pub stream: Option<(StreamState, Synced)>,
 }
 
 /// Why files that the section names cannot be read, each with its key. They are read again for each connection.
@@ -84,27 +93,81 @@ pub(super) fn problems_of_files(config: &Config) -> Vec<String> {
         .collect()
 }
 
-/// Connects, if the configuration names servers.
-pub(super) async fn connect(config: &Config) -> Result<Option<Joined>, StartError> {
+/// Looks for the stream, if the configuration names servers. A node that has a log waits for it while it serves.
+pub(super) async fn join(config: &Config) -> Result<Option<Joining>, StartError> {
     if !config.cluster.is_on() {
         return Ok(None);
     }
     let node = node_name(config)?;
-    let refused = |error: NatsError| StartError::Cluster(error.to_string());
-    let mut settings = settings(config, &node);
-    // A new stream would have another log.
-    settings.create &= Store::may_begin(&config.data_dir);
-    let mut nats = connect_to(settings).await.map_err(refused)?;
-    let stream = nats.stream().await.map_err(|error| match error {
-        NatsError::NoStream(name) if config.cluster.create => {
-            let directory = config.data_dir.display();
-            StartError::Cluster(format!(
-                "there is no stream {name}, and {directory} has a log, which a new stream would not have: keep it, and bring the \
-                 stream back from a backup of NATS; to begin a new log, start every node with another --data-dir, empty"
-            ))
+    let has_log = has_log(config).await?;
+    let settings = nats::Settings {
+        // A new stream would have another log.
+        create: config.cluster.create && Store::may_begin(&config.data_dir),
+        ..settings(config, &node)
+    };
+
+    let deadline = Instant::now() + CONNECT_TIMEOUT;
+    let (nats, stream) = loop {
+        match find(&settings).await {
+            Ok(found) => break found,
+            Err(error) if !error.is_passing() => {
+                return Err(StartError::Cluster(said(&error, config)));
+            }
+            Err(error) if has_log => {
+                let why = error.to_string();
+                tracing::warn!(
+                    problem = why,
+                    "the cluster's stream is not found: this node serves what it has, and takes no callbacks until it is"
+                );
+                let found = Err(why);
+                return Ok(Some(Joining {
+                    node,
+                    settings,
+                    found,
+                }));
+            }
+            Err(error) if Instant::now() < deadline => {
+                tracing::warn!(problem = %error, "the cluster's stream is not found yet");
+                sleep(CONNECT_AGAIN).await;
+            }
+            Err(error) => return Err(StartError::Cluster(error.to_string())),
         }
-        error => refused(error),
-    })?;
+    };
+    note_found(&node, &stream);
+    let found = found(nats, stream).await?;
+    Ok(Some(Joining {
+        node,
+        settings,
+        found: Ok(found),
+    }))
+}
+
+async fn has_log(config: &Config) -> Result<bool, StartError> {
+    let path = config.data_dir.clone();
+    let looked = tokio::task::spawn_blocking(move || Store::is_of_node(&path)).await;
+    let looked = looked.map_err(|error| StartError::Thread(io::Error::other(error)))?;
+    Ok(looked?)
+}
+
+async fn find(settings: &nats::Settings) -> Result<(Nats, StreamState), NatsError> {
+    let mut nats = Nats::connect(settings.clone()).await?;
+    let stream = nats.stream().await?;
+    Ok((nats, stream))
+}
+
+/// The text of an error, and of a missing stream what it means for a directory with a log.
+fn said(error: &NatsError, config: &Config) -> String {
+    match error {
+        NatsError::NoStream(name) if config.cluster.create => format!(
+            "there is no stream {name}, and {} has a log, which a new stream would not have: keep it, and bring the \
+             stream back from a backup of NATS; to begin a new log, start every node with another --data-dir, empty",
+            config.data_dir.display()
+        ),
+        error => error.to_string(),
+    }
+}
+
+fn note_found(node: &str, stream: &StreamState) {
     tracing::info!(
         node,
         epoch = %stream.epoch,
@@ -118,13 +181,15 @@ pub(super) async fn connect(config: &Config) -> Result<Option<Joined>, StartErro
             "cluster.replicas is 1: what was answered 200 is lost with the disk of that NATS server"
         );
     }
+}
+
+async fn found(mut nats: Nats, stream: StreamState) -> Result<Found, StartError> {
     let beginning = beginning(&mut nats, &stream).await?;
-    Ok(Some(Joined {
+    Ok(Found {
         nats,
         stream,
         beginning,
-        node,
-    }))
+    })
 }
 
 /// What the stream says to a node that starts.
@@ -148,7 +213,7 @@ async fn first_position(nats: &mut Nats, stream: &StreamState) -> Result<Positio
         let Some(message) = message else {
             continue; // removed meanwhile
         };
-        match join(stream.epoch, sequence, &message) {
+        match join_at(stream.epoch, sequence, &message) {
             Join::At(position) => return Ok(position),
             Join::Next => {}
             Join::Upgrade { format } => {
@@ -173,19 +238,6 @@ async fn first_available(nats: &mut Nats, stream: &StreamState) -> Result<Sequen
         }
     }
     Ok(Sequence(0))
-}
-
-async fn connect_to(settings: nats::Settings) -> Result<Nats, NatsError> {
-    let deadline = Instant::now() + CONNECT_TIMEOUT;
-    loop {
-        match Nats::connect(settings.clone()).await {
-            Err(NatsError::Unreachable(problem)) if Instant::now() < deadline => {
-                tracing::warn!(problem, "no NATS server can be reached yet");
-                sleep(CONNECT_AGAIN).await;
-            }
-            connected => return connected,
-        }
-    }
 }
 
 fn settings(config: &Config, node: &str) -> nats::Settings {
@@ -240,15 +292,18 @@ fn node_name(config: &Config) -> Result<String, StartError> {
     Err(StartError::Cluster(problem))
 }
 
-impl Joined {
-    /// What the stream says to this node.
-    pub(super) fn beginning(&self) -> &Beginning {
-        &self.beginning
+impl Joining {
+    /// What the stream says to this node, if it is found.
+    pub(super) fn beginning(&self) -> Option<&Beginning> {
+        self.found.as_ref().ok().map(|found| &found.beginning)
     }
 
-    /// Refuses a data directory with another log.
+    /// Refuses a data directory with another log than the stream's.
     pub(super) fn check(&self, config: &Config, store: &Store) -> Result<(), StartError> {
-        let (own, stream) = (store.epoch(), self.stream.epoch);
+        let Some(beginning) = self.beginning() else {
+            return Ok(()); // judged when the stream is found
+        };
+        let (own, stream) = (store.epoch(), beginning.position.epoch);
         if own == stream {
             return Ok(());
         }
@@ -260,53 +315,110 @@ impl Joined {
         )))
     }
 
-    /// Starts the thread that writes and follows.
+    /// Starts the thread that writes and follows, or that waits for the stream.
     pub(super) async fn start(
         self,
         config: &Config,
         retention: Retention,
         sources: &Arc<Sources>,
     ) -> Result<(Writing, Node), StartError> {
-        let me = Author(Uuid::new_v4().as_u128());
-        let limits = Limits {
-            drafts_max: FRAME_DRAFTS_MAX,
-            bytes_max: usize_of(config.cluster.frame_bytes_max),
-        };
+        let Self {
+            node: name,
+            settings,
+            found,
+        } = self;
         let (appender, writer, maintaining) = storage::writer_of(retention, sources)?;
-        let replica = Replica::new(writer, &appender, me, self.node.clone(), limits);
-        let synced = self.nats.synced();
-        let is_shown = i64::from(synced == Synced::Shown);
-        sources.metrics.cluster_sync_shown.set(is_shown);
-        let driver = Driver::start(Parts {
-            me,
-            node: self.node.clone(),
-            replica,
-            nats: self.nats,
-            stream: self.stream.clone(),
-            limits,
-            message_bytes_max: message_bytes_max(config),
-            times: Times {
-                publish_timeout: config.cluster.publish_timeout,
-                answer_timeout: config.ingest.answer_timeout.mul_f64(PATIENCE),
-                read_wait: config.cluster.read_wait,
-            },
-            metrics: Arc::clone(&sources.metrics),
-        });
-        let driver = driver
-            .await
-            .map_err(|error| StartError::Cluster(error.to_string()))?;
-        let node = Node {
-            name: self.node,
-            state: Arc::clone(driver.state()),
-            stream: self.stream,
-            synced,
-        };
-        let writing = Writing {
-            journal: Arc::new(driver.journal(appender.clone())),
-            thread: storage::spawn_writer(maintaining, || driver.run())?,
-            appender,
-        };
-        Ok((writing, node))
+        let parts = parts(config, &name, writer, &appender, &sources.metrics);
+        match found {
+            Ok(Found { nats, stream, .. }) => {
+                let found = Some((stream.clone(), nats.synced()));
+                note_synced(&sources.metrics, nats.synced());
+                let driver = Driver::start(parts, nats, stream).await;
+                let driver = driver.map_err(|error| StartError::Cluster(error.to_string()))?;
+                let node = Node {
+                    name,
+                    state: Arc::clone(driver.state()),
+                    stream: found,
+                };
+                let writing = Writing {
+                    journal: Arc::new(driver.journal(appender.clone())),
+                    thread: storage::spawn_writer(maintaining, || driver.run())?,
+                    appender,
+                };
+                Ok((writing, node))
+            }
+            Err(why) => {
+                let mut waiting = Waiting::new(parts, why);
+                let looking = waiting.looking(look(settings, config, &sources.metrics));
+                let looking = AbortOnDropHandle::new(tokio::spawn(looking));
+                let node = Node {
+                    name,
+                    state: Arc::clone(waiting.state()),
+                    stream: None,
+                };
+                let writing = Writing {
+                    journal: Arc::new(waiting.journal(appender.clone())),
+                    thread: storage::spawn_writer(maintaining, || {
+                        waiting.run();
+                        drop(looking); // it ends with the thread, if not before
+                    })?,
+                    appender,
+                };
+                Ok((writing, node))
+            }
+        }
+    }
+}
+
+/// What looks for the stream once.
+fn look(
+    settings: nats::Settings,
+    config: &Config,
+    metrics: &Arc<Metrics>,
+) -> impl Fn() -> Looking + use<> {
+    let (config, metrics) = (Arc::new(config.clone()), Arc::clone(metrics));
+    move || {
+        let (settings, config) = (settings.clone(), Arc::clone(&config));
+        let metrics = Arc::clone(&metrics);
+        Box::pin(async move {
+            let found = find(&settings).await;
+            let (nats, stream) = found.map_err(|error| said(&error, &config))?;
+            note_found(&settings.node, &stream);
+            note_synced(&metrics, nats.synced());
+            Ok((nats, stream))
+        })
+    }
+}
+
+fn note_synced(metrics: &Metrics, synced: Synced) {
+    let is_shown = i64::from(synced == Synced::Shown);
+    metrics.cluster_sync_shown.set(is_shown);
+}
+
+fn parts(
+    config: &Config,
+    node: &str,
+    writer: Writer<ToHub>,
+    appender: &Appender,
+    metrics: &Arc<Metrics>,
+) -> Parts<ToHub> {
+    let me = Author(Uuid::new_v4().as_u128());
+    let limits = Limits {
+        drafts_max: FRAME_DRAFTS_MAX,
+        bytes_max: usize_of(config.cluster.frame_bytes_max),
+    };
+    Parts {
+        me,
+        node: node.to_owned(),
+        replica: Replica::new(writer, appender, me, node.to_owned(), limits),
+        limits,
+        message_bytes_max: message_bytes_max(config),
+        times: Times {
+            publish_timeout: config.cluster.publish_timeout,
+            answer_timeout: config.ingest.answer_timeout.mul_f64(PATIENCE),
+            read_wait: config.cluster.read_wait,
+        },
+        metrics: Arc::clone(metrics),
     }
 }
 

@@ -12,7 +12,7 @@ use super::{
     aside::{self, START_TIMEOUT},
     audit,
     certificates::ListenersTls,
-    cluster::{self, Joined, Node},
+    cluster::{self, Joining, Node},
     credentials,
     drain::Drain,
     error::StartError,
@@ -137,16 +137,17 @@ async fn open_log(
     config: &Config,
     metrics: &Arc<Metrics>,
 ) -> Result<(Arc<Sources>, Writing, Option<Node>), StartError> {
-    let joined = cluster::connect(config).await?;
-    let sources = storage::open(config, metrics, joined.as_ref().map(Joined::beginning)).await?;
+    let joining = cluster::join(config).await?;
+    let beginning = joining.as_ref().and_then(Joining::beginning);
+    let sources = storage::open(config, metrics, beginning).await?;
     let retention = storage::retention(config);
-    let Some(joined) = joined else {
+    let Some(joining) = joining else {
         let writing = storage::start_writing(retention, &sources)?;
         return Ok((sources, writing, None));
     };
 
-    joined.check(config, &sources.store)?;
-    let (writing, node) = joined.start(config, retention, &sources).await?;
+    joining.check(config, &sources.store)?;
+    let (writing, node) = joining.start(config, retention, &sources).await?;
     Ok((sources, writing, Some(node)))
 }
 

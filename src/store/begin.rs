@@ -9,7 +9,7 @@ use super::{
     OpenError, Store,
     acknowledged::AcknowledgedFiles,
     database,
-    directory::{self, check_expected, check_not_used_up},
+    directory::{self, LOG, check_expected, check_not_used_up},
     error::StartFailure,
     index,
     layout::INDEX,
@@ -42,6 +42,25 @@ impl Store {
             .and_then(|_lock| begin_behind(path, beginning));
         begun.map_err(|error| error.at(path))
     }
+
+    /// Whether a directory has the log of a node that follows a stream. Refuses one that another process has.
+    pub fn is_of_node(path: &Path) -> Result<bool, OpenError> {
+        if !path.join(LOG).is_dir() {
+            return Ok(false);
+        }
+        let is_of_node = directory::lock(path).and_then(|_lock| is_of_node(path));
+        is_of_node.map_err(|error| error.at(path))
+    }
+}
+
+fn is_of_node(path: &Path) -> Result<bool, StartFailure> {
+    log::check_format(path)?;
+    if older::is_begun(path)? {
+        return Ok(false); // it has none for now
+    }
+    let acknowledged = AcknowledgedFiles::read(path)?;
+    let opened = Log::open(path, acknowledged, acknowledged.is_some())?;
+    Ok(opened.is_some_and(|opened| opened.log.streamed() != Streamed::default()))
 }
 
 fn begin_behind(path: &Path, beginning: &Beginning) -> Result<(), StartFailure> {

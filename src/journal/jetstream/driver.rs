@@ -24,7 +24,7 @@ use crate::{
     cluster::{Author, Group, GroupId, Input, Limits, Protocol, Reply},
     metrics::Metrics,
     nats::{Doubt, Event, Events, Handle, Nats, NatsError, NoReply, RequestId, StreamState},
-    store::{Appender, Publish, Replica, Waited, WriteError},
+    store::{Appender, Publish, Replica, Waited, Waker, WriteError},
 };
 
 /// Events of NATS that wait for the driver. Full: the connection's tasks wait, and NATS with them.
@@ -34,7 +34,7 @@ const EVENTS_AT_ONCE: usize = 64;
 /// How long the end waits for answers to other nodes to be sent.
 const LAST_REPLIES: Duration = Duration::from_millis(500);
 
-/// What a driver is made of.
+/// What a node is made of.
 pub struct Parts<P> {
     /// This node since its start.
     pub me: Author,
@@ -42,10 +42,6 @@ pub struct Parts<P> {
     pub node: String,
     /// The store.
     pub replica: Replica<P>,
-    /// A connection.
-    pub nats: Nats,
-    /// The stream, as it was found.
-    pub stream: StreamState,
     /// How much goes into one frame.
     pub limits: Limits,
     /// Largest message that the servers take for sure.
@@ -63,6 +59,42 @@ impl<P> fmt::Debug for Parts<P> {
             .field("node", node)
             .field("me", me)
             .finish_non_exhaustive()
+    }
+}
+
+/// What follows a stream for a driver.
+pub(super) struct Following {
+    stream: StreamState,
+    handle: Handle,
+    events: mpsc::Receiver<Event>,
+    sleeper: Arc<Sleeper>,
+}
+
+impl Following {
+    /// Begins to follow the stream behind the message `seen`, on the runtime that this is called on.
+    pub(super) async fn start(
+        nats: Nats,
+        stream: StreamState,
+        me: Author,
+        seen: u64,
+        waker: Waker,
+    ) -> Result<Self, NatsError> {
+        let (sender, events) = mpsc::channel(EVENTS_MAX);
+        let sleeper = Arc::<Sleeper>::default();
+        let woken = Arc::clone(&sleeper);
+        let wake = Arc::new(move || woken.wake(|| waker.wake()));
+        let (events_to, from) = (Events::new(sender, wake), seen.saturating_add(1));
+        Ok(Self {
+            handle: nats.start(stream.clone(), me, from, events_to).await?,
+            stream,
+            events,
+            sleeper,
+        })
+    }
+
+    /// The stream's last message, as it was found.
+    pub(super) fn last(&self) -> u64 {
+        self.stream.last
     }
 }
 
@@ -86,7 +118,7 @@ pub struct Driver<P> {
     pub(super) ahead_since: Option<Instant>,
     /// It was silent for too long at least once.
     pub(super) has_been_silent: bool,
-    /// The stream had not left this node behind at its start, so a new start would change something if it does now.
+    /// The start has not judged whether this node's log may be set aside, so a new start may help where the stream has left it behind.
     pub(super) may_start_anew: bool,
     /// The broker ends: nothing new is begun.
     pub(super) is_draining: bool,
@@ -127,34 +159,53 @@ impl<P> fmt::Debug for Driver<P> {
 
 impl<P: Publish> Driver<P> {
     /// Begins to follow the stream, on the runtime that this is called on.
-    pub async fn start(parts: Parts<P>) -> Result<Self, NatsError> {
+    pub async fn start(
+        parts: Parts<P>,
+        nats: Nats,
+        stream: StreamState,
+    ) -> Result<Self, NatsError> {
+        let (me, position) = (parts.me, parts.replica.position());
+        let state = ClusterState::new(parts.node.clone(), me, position.seen, stream.last);
+        let waker = parts.replica.waker();
+        let following = Following::start(nats, stream, me, position.seen, waker).await?;
+        let (state, runtime) = (Arc::new(state), runtime::Handle::current());
+        let mut driver = Self::with(parts, state, following, runtime);
+        // This start has judged it.
+        driver.may_start_anew &= driver.halted.is_none();
+        Ok(driver)
+    }
+
+    /// A driver of a node that follows already, as `state` shows.
+    pub(super) fn with(
+        parts: Parts<P>,
+        state: Arc<ClusterState>,
+        following: Following,
+        runtime: runtime::Handle,
+    ) -> Self {
         let Parts {
             me,
             node,
             replica,
-            nats,
-            stream,
             limits,
             message_bytes_max,
             times,
             metrics,
         } = parts;
-        let position = replica.position();
-        let (sender, events) = mpsc::channel(EVENTS_MAX);
-        let sleeper = Arc::<Sleeper>::default();
-        let (waker, woken) = (replica.waker(), Arc::clone(&sleeper));
-        let wake = Arc::new(move || woken.wake(|| waker.wake()));
-        let state = ClusterState::new(node.clone(), me, position.seen, stream.last);
-        let (events_to, from) = (Events::new(sender, wake), position.seen.saturating_add(1));
+        let Following {
+            stream,
+            handle,
+            events,
+            sleeper,
+        } = following;
         let mut driver = Self {
-            stream: nats.start(stream.clone(), me, from, events_to).await?,
+            protocol: Protocol::new(me, replica.position(), limits),
+            stream: handle,
             me,
             node,
             replica,
-            protocol: Protocol::new(me, position, limits),
             events,
             sleeper,
-            runtime: runtime::Handle::current(),
+            runtime,
             message_bytes_max,
             times,
             timing: Timing::new(times.publish_timeout, Instant::now()),
@@ -162,15 +213,14 @@ impl<P: Publish> Driver<P> {
             newest_group: 0,
             ahead_since: None,
             has_been_silent: false,
-            may_start_anew: false,
+            may_start_anew: true,
             is_draining: false,
             halted: None,
-            state: Arc::new(state),
+            state,
             metrics,
         };
         driver.compare(&stream);
-        driver.may_start_anew = !driver.is_left_behind(&stream);
-        Ok(driver)
+        driver
     }
 
     /// What the rest of the broker sees.
@@ -180,9 +230,15 @@ impl<P: Publish> Driver<P> {
 
     /// The journal of which this takes the operations.
     pub fn journal(&self, appender: Appender) -> Jetstream {
-        let (state, stream) = (Arc::clone(&self.state), self.stream.clone());
+        let (state, stream) = (Arc::clone(&self.state), Arc::<OnceLock<Handle>>::default());
+        let _ = stream.set(self.stream.clone()).is_ok(); // it is new
         let epoch = self.protocol.position().epoch;
         Jetstream::new(appender, state, stream, epoch, self.times.read_wait)
+    }
+
+    /// What speaks to NATS.
+    pub(super) fn handle(&self) -> &Handle {
+        &self.stream
     }
 
     /// Works until the store's queue is stopped, and what was in it is answered.

@@ -45,6 +45,8 @@ struct State {
     catches_up_to: u64,
     /// It has all that the log retains.
     is_complete: bool,
+    /// Why the stream is not found yet.
+    awaited: Option<String>,
     is_connected: bool,
     in_doubt: bool,
     /// Why nobody has said what became of the frame that was in doubt last.
@@ -113,6 +115,7 @@ impl ClusterState {
             stream_bytes: (0, 0),
             catches_up_to: last,
             is_complete: true,
+            awaited: None,
             is_connected: true,
             in_doubt: false,
             doubt: String::new(),
@@ -135,6 +138,11 @@ impl ClusterState {
         let state = self.state.lock();
         if let Some(stopped) = &state.stopped {
             return Some(stopped.clone());
+        }
+        if let Some(why) = &state.awaited {
+            return Some(format!(
+                "it has started without the cluster's stream: {why}"
+            ));
         }
         if state.seen < state.catches_up_to {
             let (seen, to) = (state.seen, state.catches_up_to);
@@ -305,6 +313,24 @@ impl ClusterState {
         self.state.lock().is_connected = is_connected;
     }
 
+    /// The stream is not found, for this reason. Returns whether it is another one than before.
+    pub(super) fn awaits_stream(&self, why: String) -> bool {
+        let mut state = self.state.lock();
+        state.is_connected = false;
+        let is_new = state.awaited.as_ref() != Some(&why);
+        state.awaited = Some(why);
+        is_new
+    }
+
+    /// It is found, and this is its last message.
+    pub(super) fn found_stream(&self, last: u64) {
+        let mut state = self.state.lock();
+        state.awaited = None;
+        state.is_connected = true;
+        (state.last, state.catches_up_to) = (last, last);
+        state.started_at = Instant::now();
+    }
+
     pub(super) fn set_doubt(&self, why: &str) {
         let mut state = self.state.lock();
         if state.doubt != why {
@@ -380,6 +406,21 @@ mod tests {
         state.stop("a hole".into());
         state.stop("another".into());
         assert_eq!(state.problem().as_deref(), Some("a hole"));
+    }
+
+    #[test]
+    fn a_node_that_has_not_found_the_stream_is_not_ready_and_catches_up_once_it_has() {
+        let state = ClusterState::new("a".into(), ME, 3, 3);
+        assert!(state.awaits_stream("nobody answers".into()));
+        assert!(!state.awaits_stream("nobody answers".into()));
+        assert!(state.problem().unwrap().contains("nobody answers"));
+        assert!(!state.is_connected());
+        state.found_stream(5);
+        assert!(state.is_connected());
+        assert!(state.problem().unwrap().contains("message 3 of 5"));
+        state.applied(4, OTHER, "b");
+        state.applied(5, OTHER, "b");
+        assert_eq!(state.problem(), None);
     }
 
     #[test]

@@ -27,7 +27,6 @@ impl<P: Publish> Driver<P> {
             self.compare(&stream);
             self.purge(&stream);
         }
-        // A start judges whether the log may be set aside. One that has judged is not tried again.
         if self.may_start_anew && self.is_left_behind(&stream) {
             self.may_start_anew = false;
             self.state.start_anew();
@@ -59,7 +58,7 @@ impl<P: Publish> Driver<P> {
         if stream.epoch != epoch {
             let other = stream.epoch;
             self.halt(&format!(
-                "hole: the stream was made anew: its log is {other}, and this node has {epoch}"
+                "hole: the stream has another log, {other}, and this node has {epoch}: it was made anew, or is another cluster's"
             ));
         } else if self.is_left_behind(stream) {
             let first = stream.first;

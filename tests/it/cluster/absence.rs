@@ -1,11 +1,15 @@
-//! Nodes that were away: longer than the stream keeps.
+//! Nodes that were away, longer than the stream keeps, and nodes that start while NATS is away.
 
 use std::{fs, path::Path};
 
+use blobcast::wire::v1::GetTaskRequest;
 use serde_json::{Value, json};
 
-use super::quarantine;
-use crate::support::{NatsOptions, NatsServer, Options, Server, completed, place, tasks_of, until};
+use super::{quarantine, refusal};
+use crate::support::{
+    NatsOptions, NatsServer, Options, Server, completed, free_address, latest, place, reason,
+    tasks_of, until,
+};
 
 /// Frames behind which a node that was away cannot go on: more than it had itself, and as many as the stream forgets at least.
 const FORGOTTEN_MIN: u64 = 100;
@@ -127,4 +131,98 @@ async fn a_node_whose_events_somebody_has_purged_keeps_them_and_takes_nothing() 
     assert!(set_aside(&node.data_dir()).is_empty());
     let answer = node.http().post(&completed("t4")).await;
     assert_eq!((answer.status, answer.reason()), (503, "stream_away"));
+}
+
+#[tokio::test]
+async fn a_node_that_starts_without_nats_serves_what_it_has_and_goes_on_once_it_is_there() {
+    let Some(mut nats) = NatsServer::start(NatsOptions::default()).await else {
+        return;
+    };
+    let [mut first, second] = [nats.node("a").start().await, nats.node("b").start().await];
+    first.ready().await;
+    first.http().post(&completed("t1")).await.event_id();
+    first.has_place(1).await;
+    first.terminate().await;
+    second.ready().await;
+    second.http().post(&completed("t2")).await.event_id();
+    nats.kill();
+
+    first.restart().await;
+    let (status, why) = first.admin_get("/readyz").await;
+    assert!(status == 503 && why.contains("could be reached"), "{why}");
+    assert_eq!(first.admin_get("/livez").await.0, 200);
+    assert_eq!(first.metric("blobcast_cluster_connected").await, 0.0);
+    assert_eq!(tasks_of(&first.log_of_events().await), ["t1"]);
+    let answer = first.http().post(&completed("t3")).await;
+    assert_eq!((answer.status, answer.reason()), (503, "stream_away"));
+    let unknown = GetTaskRequest {
+        task_id: "t2".into(),
+        ..Default::default()
+    };
+    let missed = first.events().await.get_task(unknown).await.unwrap_err();
+    assert_eq!(reason(&missed), "STORE_BEHIND", "another node may have it");
+    let mut sub = first.subscribe(latest()).await;
+
+    nats.run();
+    assert_eq!(sub.next_event().await.task_id, "t2");
+    first.ready().await;
+    first.http().post(&completed("t3")).await.event_id();
+    second.has_place(3).await;
+    let log = first.log_of_events().await;
+    assert_eq!(tasks_of(&log), ["t1", "t2", "t3"]);
+    assert_eq!(second.log_of_events().await, log);
+}
+
+#[tokio::test]
+async fn a_node_that_starts_without_nats_and_ends_before_it_is_there_has_lost_nothing() {
+    let Some(mut nats) = NatsServer::start(NatsOptions::default()).await else {
+        return;
+    };
+    let mut node = nats.node("a").start().await;
+    node.ready().await;
+    node.http().post(&completed("t1")).await.event_id();
+    node.terminate().await;
+    nats.kill();
+    node.restart().await;
+    assert!(node.terminate().await.success());
+    nats.run();
+    node.restart().await;
+    node.ready().await;
+    assert_eq!(tasks_of(&node.log_of_events().await), ["t1"]);
+}
+
+#[tokio::test]
+async fn a_node_that_finds_another_stream_than_the_one_of_its_log_serves_it_and_takes_nothing() {
+    let Some(mut nats) = NatsServer::start(NatsOptions::default()).await else {
+        return;
+    };
+    let mut node = nats.node("a").start().await;
+    node.ready().await;
+    node.http().post(&completed("t1")).await.event_id();
+    node.terminate().await;
+    // Once with no stream, and once with one that another node has made.
+    let deleted = nats.api("STREAM.DELETE.BLOBCAST_main", &Value::Null).await;
+    assert_eq!(deleted["success"], true, "{deleted}");
+    let listen = [free_address(), free_address(), free_address()];
+    let said = refusal(nats.node("a").command(&node.data_dir(), listen)).await;
+    assert!(said.contains("there is no stream BLOBCAST_main"), "{said}");
+    let info = nats.api("STREAM.INFO.BLOBCAST_main", &Value::Null).await;
+    assert_eq!(info["error"]["err_code"], 10_059, "it was not made: {info}");
+
+    nats.kill();
+    node.restart().await;
+    nats.run();
+    until("the missing stream", async || {
+        let (_, why) = node.admin_get("/readyz").await;
+        why.contains("there is no stream BLOBCAST_main")
+    })
+    .await;
+    let other = nats.node("b").start().await;
+    other.ready().await;
+    let hole = "blobcast_cluster_hole";
+    until("the other stream", async || node.metric(hole).await == 1.0).await;
+    let (_, why) = node.admin_get("/readyz").await;
+    let epoch = other.log_info().await.epoch;
+    assert!(why.contains(&epoch), "{why}");
+    assert_eq!(tasks_of(&node.log_of_events().await), ["t1"]);
 }

@@ -128,12 +128,10 @@ async fn join(path: &Path) -> Node {
             bytes_max: 768 * 1024,
         },
     );
-    let driver = Driver::start(Parts {
+    let parts = Parts {
         me,
         node: "a".into(),
         replica: Replica::new(writer, &appender, me, "a".into(), limits),
-        nats,
-        stream,
         limits,
         message_bytes_max,
         times: Times {
@@ -142,8 +140,8 @@ async fn join(path: &Path) -> Node {
             read_wait: PATIENCE,
         },
         metrics,
-    });
-    let driver = driver.await.unwrap();
+    };
+    let driver = Driver::start(parts, nats, stream).await.unwrap();
 
     let journal = driver.journal(appender.clone());
     let driving = thread::spawn(|| driver.run());
