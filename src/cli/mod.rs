@@ -284,6 +284,8 @@ mod tests {
             "erase veo 7f3a --grpc-url http://localhost:50051",
             "subscriptions --output json",
             "cluster status --output json --grpc-url http://localhost:50051",
+            "cluster import --from data --cluster nats://localhost:4222",
+            "cluster heal --from data --keep-epoch --anew --cluster-name main",
             "backup events.backup --grpc-url http://localhost:50051",
             "backup -",
             "restore events.backup --data-dir new-data",

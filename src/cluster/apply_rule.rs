@@ -183,16 +183,17 @@ pub fn join(epoch: Epoch, sequence: u64, message: &Bytes) -> Join {
     let Some(before) = sequence.checked_sub(1) else {
         return Join::Next;
     };
-    if header.prev == 0 {
-        let position = Position::start(epoch);
-        return Join::At(Position {
-            seen: before,
-            ..position
-        });
-    }
     let Ok(frame) = Frame::parse(message) else {
         return Join::Next;
     };
+    if header.prev == 0 {
+        // An imported log has totals before its first frame.
+        return Join::At(Position {
+            seen: before,
+            totals: frame.contents.before,
+            ..Position::start(epoch)
+        });
+    }
     Join::At(Position {
         epoch,
         seen: sequence,

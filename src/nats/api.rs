@@ -161,6 +161,22 @@ pub(super) async fn create_stream(
     call::<Value>(asker, &subject, json(config)).await.map(drop)
 }
 
+/// Sets the stream otherwise.
+pub(super) async fn update_stream(
+    asker: &mut Asker,
+    stream: &str,
+    config: &Map<String, Value>,
+) -> Result<(), Failure> {
+    let subject = format!("$JS.API.STREAM.UPDATE.{stream}");
+    call::<Value>(asker, &subject, json(config)).await.map(drop)
+}
+
+/// Deletes the stream with everything in it.
+pub(super) async fn delete_stream(asker: &mut Asker, stream: &str) -> Result<(), Failure> {
+    let subject = format!("$JS.API.STREAM.DELETE.{stream}");
+    call::<Value>(asker, &subject, Bytes::new()).await.map(drop)
+}
+
 /// Removes the messages before `sequence`.
 pub(super) async fn purge(asker: &mut Asker, stream: &str, sequence: u64) -> Result<(), Failure> {
     let subject = format!("$JS.API.STREAM.PURGE.{stream}");

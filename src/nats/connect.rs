@@ -56,10 +56,10 @@ const FILE_BYTES_MAX: u64 = 1 << 20;
 
 /// A connection to NATS that has passed the checks of a start.
 pub struct Nats {
-    client: Client,
+    pub(super) client: Client,
     link: Arc<Link>,
-    settings: Arc<Settings>,
-    asker: Asker,
+    pub(super) settings: Arc<Settings>,
+    pub(super) asker: Asker,
     synced: Synced,
 }
 

@@ -74,6 +74,36 @@ pub enum NatsError {
         /// In words.
         what: String,
     },
+    /// A log is taken into it, or was and not to its end.
+    #[error(
+        "stream {stream} is not whole: `{what}` fills it, or was cut off; wait until that has ended, or run it again with --anew"
+    )]
+    Unfinished {
+        /// Its name.
+        stream: String,
+        /// As the stream's metadata say.
+        what: String,
+    },
+    /// There is a log in it.
+    #[error(
+        "stream {stream} has a log, of {count} messages so far: stop the nodes and delete the stream if nobody needs it, or use another cluster.name"
+    )]
+    NotEmpty {
+        /// Its name.
+        stream: String,
+        /// Its last sequence.
+        count: u64,
+    },
+    /// Somebody else writes to it.
+    #[error(
+        "something else has written to stream {0} meanwhile: stop all nodes, and run this again with --anew"
+    )]
+    Overtaken(String),
+    /// There is no room.
+    #[error(
+        "the stream is full ({0}): raise cluster.stream_bytes_max, or make room on the servers"
+    )]
+    Full(String),
     /// The stream is not as it has to be.
     #[error("stream {stream} has {setting} = {found}, and {wanted} is needed: {step}")]
     Setting {

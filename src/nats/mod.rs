@@ -48,6 +48,7 @@ mod watch;
 
 mod handle;
 mod connect;
+mod filling;
 
 pub use connect::Nats;
 pub use error::NatsError;

@@ -70,18 +70,25 @@ impl Publisher {
     }
 
     async fn publish(&mut self, publication: Publication) -> Event {
-        let Publication {
+        publication.publish(&mut self.asker, &self.settings).await
+    }
+}
+
+impl Publication {
+    /// Publishes it once, and says what came of it.
+    pub(super) async fn publish(self, asker: &mut Asker, settings: &Settings) -> Event {
+        let Self {
             expected,
             chain,
             bytes,
-        } = publication;
-        let stream = self.settings.stream();
+        } = self;
+        let stream = settings.stream();
         let mut headers = HeaderMap::new();
         headers.insert("Nats-Expected-Last-Sequence", expected.to_string().as_str());
         headers.insert("Nats-Expected-Stream", stream.as_str());
 
-        let (subject, time) = (self.settings.log_subject(), self.settings.publish_timeout);
-        let answer = self.asker.ask(&subject, headers, bytes, time).await;
+        let (subject, time) = (settings.log_subject(), settings.publish_timeout);
+        let answer = asker.ask(&subject, headers, bytes, time).await;
         match answer {
             Ok(answer) => outcome(chain, &stream, &answer.payload),
             Err(why) => Event::Unanswered {

@@ -7,6 +7,8 @@ use crate::{cluster::FORMAT, event::Epoch};
 
 const FORMAT_KEY: &str = "blobcast-format";
 const EPOCH_KEY: &str = "blobcast-epoch";
+/// There while the stream is filled with a log that exists already: what fills it.
+const UNFINISHED_KEY: &str = "blobcast-unfinished";
 
 /// The configuration to make the stream with.
 pub(super) fn wanted(settings: &Settings, epoch: Epoch) -> Map<String, Value> {
@@ -79,6 +81,11 @@ pub(super) fn check(
         });
     }
 
+    if let Some(what) = unfinished(config) {
+        let what = what.to_owned();
+        return Err(NatsError::Unfinished { stream, what });
+    }
+
     for (key, wanted) in settings_of(settings) {
         let found = config.get(key).unwrap_or(&Value::Null);
         if !is_same(found, &wanted) {
@@ -101,6 +108,35 @@ pub(super) fn identity(config: &Map<String, Value>) -> Option<(Epoch, u16)> {
     let epoch = number(EPOCH_KEY)?.parse().ok()?;
     let format = number(FORMAT_KEY)?.parse().ok()?;
     Some((Epoch(epoch), format))
+}
+
+/// What fills the stream, if it is not whole.
+pub(super) fn unfinished(config: &Map<String, Value>) -> Option<&str> {
+    config.get("metadata")?.get(UNFINISHED_KEY)?.as_str()
+}
+
+/// Notes what fills the stream.
+pub(super) fn mark_unfinished(config: &mut Map<String, Value>, what: &str) {
+    set(config, UNFINISHED_KEY, what.to_owned());
+}
+
+/// Notes that the stream is whole.
+pub(super) fn mark_finished(config: &mut Map<String, Value>) {
+    if let Some(Value::Object(metadata)) = config.get_mut("metadata") {
+        metadata.remove(UNFINISHED_KEY);
+    }
+}
+
+/// Notes whose log it is.
+pub(super) fn set_epoch(config: &mut Map<String, Value>, epoch: Epoch) {
+    set(config, EPOCH_KEY, epoch.0.to_string());
+}
+
+fn set(config: &mut Map<String, Value>, key: &str, value: String) {
+    let metadata = config.entry("metadata").or_insert_with(|| json!({}));
+    if let Value::Object(metadata) = metadata {
+        metadata.insert(key.to_owned(), value.into());
+    }
 }
 
 /// Servers leave out what has the default.

@@ -160,7 +160,8 @@ fn said(error: &NatsError, config: &Config) -> String {
     match error {
         NatsError::NoStream(name) if config.cluster.create => format!(
             "there is no stream {name}, and {} has a log, which a new stream would not have: keep it, and bring the \
-             stream back from a backup of NATS; to begin a new log, start every node with another --data-dir, empty",
+             stream back from a backup of NATS, or make it from the log by `blobcast cluster heal`; to begin a new log, start \
+             every node with another --data-dir, empty",
             config.data_dir.display()
         ),
         error => error.to_string(),
@@ -194,18 +195,34 @@ async fn found(mut nats: Nats, stream: StreamState) -> Result<Found, StartError>
 
 /// What the stream says to a node that starts.
 async fn beginning(nats: &mut Nats, stream: &StreamState) -> Result<Beginning, StartError> {
-    if stream.first <= 1 {
-        return Ok(Beginning::whole(stream.epoch));
+    let whole = Beginning::whole(stream.epoch);
+    let is_whole = stream.first <= 1;
+    if stream.last == 0 {
+        return Ok(whole); // it has no message yet
+    }
+    let Some(position) = first_position(nats, stream).await? else {
+        return if is_whole {
+            Ok(whole) // it has no frame yet
+        } else {
+            let problem = "the stream has messages, and no frame of its log: it was changed by hand; use another cluster.name";
+            Err(StartError::Cluster(problem.to_owned()))
+        };
+    };
+    if is_whole {
+        return Ok(Beginning { position, ..whole });
     }
     Ok(Beginning {
-        position: first_position(nats, stream).await?,
+        position,
         first: stream.first,
         first_available: first_available(nats, stream).await?,
     })
 }
 
-/// Where a node without a log begins: behind the stream's first frame, as others were removed before it.
-async fn first_position(nats: &mut Nats, stream: &StreamState) -> Result<Position, StartError> {
+/// Where a node without a log begins: with the log's first frame, or behind the stream's first one if others were removed before it.
+async fn first_position(
+    nats: &mut Nats,
+    stream: &StreamState,
+) -> Result<Option<Position>, StartError> {
     let refused = |problem: String| StartError::Cluster(problem);
     for sequence in stream.first..=stream.last {
         let message = nats.message(sequence).await;
@@ -214,7 +231,7 @@ async fn first_position(nats: &mut Nats, stream: &StreamState) -> Result<Positio
             continue; // removed meanwhile
         };
         match join_at(stream.epoch, sequence, &message) {
-            Join::At(position) => return Ok(position),
+            Join::At(position) => return Ok(Some(position)),
             Join::Next => {}
             Join::Upgrade { format } => {
                 return Err(refused(format!(
@@ -223,9 +240,7 @@ async fn first_position(nats: &mut Nats, stream: &StreamState) -> Result<Positio
             }
         }
     }
-    Err(refused(
-        "the stream has messages, and no frame of its log: it was changed by hand; use another cluster.name".to_owned(),
-    ))
+    Ok(None)
 }
 
 /// Before which event retention has forgotten all, by the stream's newest frame.
@@ -238,6 +253,11 @@ async fn first_available(nats: &mut Nats, stream: &StreamState) -> Result<Sequen
         }
     }
     Ok(Sequence(0))
+}
+
+/// How to reach NATS for a command, which is no node.
+pub(super) fn settings_of_command(config: &Config) -> Result<nats::Settings, StartError> {
+    Ok(settings(config, &node_name(config)?))
 }
 
 fn settings(config: &Config, node: &str) -> nats::Settings {

@@ -15,6 +15,7 @@ mod certificates;
 mod acme;
 mod cluster;
 mod storage;
+mod transfer;
 mod services;
 mod tasks;
 mod runtimes;
@@ -55,3 +56,4 @@ pub(crate) use logging::{flush as flush_log, last_words, log_fatal, log_panic, n
 pub(crate) use rehearsal::{Rehearsal, rehearse};
 pub(crate) use running::{Ended, Server};
 pub(crate) use runtimes::{Homes, Runtimes};
+pub(crate) use transfer::{TransferKind, TransferRequest, Transferred, transfer};

@@ -100,7 +100,7 @@ pub enum OpenError {
     Unfinished(PathBuf),
     /// Its callbacks are in another log.
     #[error(
-        "{path} is used up: its callbacks were appended to {to} by `blobcast restore`: start the broker on that one; to use this directory all the same, remove {mark}",
+        "{path} is used up: its callbacks were appended to {to}: start the broker on that; to use this directory all the same, remove {mark}",
         path = path.display(),
         mark = mark.display()
     )]

@@ -41,6 +41,7 @@ mod started;
 mod task_entry;
 mod task_index;
 mod totals;
+mod transfer;
 mod writer;
 
 use std::{
@@ -81,6 +82,7 @@ pub use restore::restore;
 pub(crate) use restore::restore_and_append;
 pub(crate) use shares::CREDENTIAL_PRODUCTS_MAX;
 pub(crate) use started::Started;
+pub(crate) use transfer::{Taken, Transfer, TransferError};
 pub use writer::{
     Appender, Erased, Erasure, HandoverError, Replica, Retention, Waited, Waker, WriteError,
     Writer, writer,

@@ -22,6 +22,7 @@ use tokio_stream::StreamExt;
 use tonic::Code;
 
 mod absence;
+mod import;
 
 use crate::{
     erasure::erase,

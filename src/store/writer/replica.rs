@@ -464,7 +464,7 @@ impl Store {
     }
 
     /// Whether everything that the log retains is here.
-    fn is_complete(&self) -> bool {
+    pub(in crate::store) fn is_complete(&self) -> bool {
         let totals = *lock(&self.totals);
         let quarantined = lock(&self.quarantine).count_and_bytes();
         let expected = lock(&self.expectations).counts().open as u64;

@@ -6,15 +6,16 @@ use std::{fs::File, os::unix::fs::FileExt, path::Path};
 use proptest::{collection::vec, prelude::*, sample::Index};
 
 use super::{
-    same_state::{Answered, Caller, Sent, State, any_sent},
+    same_state::{self, Answered, Caller, Sent, State, any_sent},
     *,
 };
 use crate::{
     cluster::{
-        Author, Beginning, Contents, Frame, GroupId, Join, Limits, Position, Verdict, join, judge,
+        Author, Beginning, Contents, Encoded, Frame, GroupId, Join, Limits, Link, Position,
+        Verdict, join, judge,
     },
     event::Epoch,
-    store::index_doubt::Doubt,
+    store::{Transfer, index_doubt::Doubt},
 };
 
 const LIMITS: Limits = Limits {
@@ -451,6 +452,42 @@ impl Nodes {
             assert_eq!(node.position, self.nodes[0].position);
             assert_eq!(state, &states[0]);
         }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(16))]
+
+    #[test]
+    fn a_log_that_is_taken_over_is_the_same_at_a_node_and_goes_on(
+        steps in vec(same_state::any_step(), 1..30),
+        bytes_max in 100..4_000usize,
+    ) {
+        let (directory, machine, state) = same_state::taken(steps);
+        let transfer = Transfer::open(directory.path(), "a stream").unwrap();
+        let epoch = transfer.epoch();
+        let (mut stream, mut link) = (Stream::default(), Link::start(epoch));
+        for contents in transfer.frames(Author(5), "x", bytes_max) {
+            let Encoded { bytes, chain } = contents.unwrap().encode(link).unwrap();
+            stream.messages.push(bytes);
+            let frame = stream.messages.len() as u64;
+            link = Link { epoch, frame, chain };
+        }
+
+        let Join::At(position) = join(epoch, 1, &stream.messages[0]) else {
+            panic!("the first frame says where the log begins")
+        };
+        let mut node = Node::behind(9, &position, machine.clone());
+        node.catch_up(&stream);
+        node.replica.tend().unwrap();
+        prop_assert!(node.replica.is_complete());
+        let taken = State::of(&node.store);
+        taken.check();
+        prop_assert_eq!(taken, state);
+
+        let mut nodes = Nodes { nodes: vec![node], stream, ids: 0, machine };
+        nodes.tick(0);
+        nodes.joined();
     }
 }
 

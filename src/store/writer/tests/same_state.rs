@@ -15,7 +15,7 @@ use crate::store::{
 };
 
 #[derive(Clone, Debug)]
-enum Step {
+pub(super) enum Step {
     /// One group of commands.
     Commit(Vec<Sent>),
     /// Limits for the commits that follow.
@@ -27,7 +27,7 @@ enum Step {
 }
 
 #[derive(Clone, Copy, Debug)]
-enum Disturbance {
+pub(super) enum Disturbance {
     /// The index is synced, and later starts replay less.
     Checkpoint,
     /// The log goes on in another segment.
@@ -122,7 +122,7 @@ fn any_tasks() -> impl Strategy<Value = Vec<(u8, u8)>> {
     vec((0..4u8, 0..2u8), 1..5)
 }
 
-fn any_step() -> impl Strategy<Value = Step> {
+pub(super) fn any_step() -> impl Strategy<Value = Step> {
     let disturbance = prop_oneof![
         2 => Just(Disturbance::Checkpoint),
         2 => Just(Disturbance::NewSegment),
@@ -368,6 +368,25 @@ impl Taking {
     fn state(&self) -> State {
         State::of(&self.stepped.store)
     }
+}
+
+/// The directory of a store that has taken these steps and is closed, and what is in it.
+pub(super) fn taken(steps: Vec<Step>) -> (tempfile::TempDir, Machine, State) {
+    let mut taking = Taking::new();
+    for step in steps {
+        match step {
+            Step::Commit(group) => drop(taking.commit(&group)),
+            Step::Retain {
+                event_bytes,
+                quarantined,
+            } => taking.retain(event_bytes, quarantined),
+            Step::Trim => taking.trim(),
+            Step::Disturb(disturbance) => taking = taking.disturb(disturbance),
+        }
+    }
+    let state = taking.state();
+    let (directory, machine) = ended(taking.stepped);
+    (directory, machine, state)
 }
 
 fn begin_segment(stepped: &mut Stepped) {
