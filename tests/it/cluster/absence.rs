@@ -3,6 +3,7 @@
 use std::{fs, path::Path};
 
 use blobcast::wire::v1::GetTaskRequest;
+use rustix::process::Signal;
 use serde_json::{Value, json};
 
 use super::{quarantine, refusal};
@@ -98,6 +99,25 @@ async fn a_node_that_was_away_for_longer_than_the_stream_keeps_reads_it_from_its
     second.ready().await;
     assert!(!second.log().contains("its log is set aside"));
     first.http().post(&completed("new")).await.event_id();
+    have_one_log([&first, &second]).await;
+}
+
+#[tokio::test]
+async fn a_node_that_slept_for_longer_than_the_stream_keeps_starts_anew() {
+    let Some(nats) = NatsServer::start(NatsOptions::default()).await else {
+        return;
+    };
+    let [first, second] = two(&nats).await;
+    second.signal(Signal::STOP);
+    forget(&nats, &first).await;
+    second.signal(Signal::CONT);
+
+    until("the second start", async || {
+        second.log().matches("\"message\":\"ready\"").count() == 2
+    })
+    .await;
+    second.ready().await;
+    assert!(second.log().contains("its log is set aside"));
     have_one_log([&first, &second]).await;
 }
 

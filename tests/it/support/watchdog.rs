@@ -116,6 +116,11 @@ fn suspicious(pid: u32, id: u32, path: &Path) -> Option<(String, String)> {
     }
     let serves = id == pid || SERVING.contains(&read(path, "comm").trim());
     let status = serves.then(|| read(path, "status"))?;
+    // One that a signal has stopped does not wait for anything.
+    let is_stopped = |line: &str| line.starts_with("State:") && line.contains("stopped");
+    if status.lines().any(is_stopped) {
+        return None;
+    }
     let switches = status
         .lines()
         .find(|line| line.starts_with("voluntary_ctxt_switches"))?;
