@@ -12,7 +12,7 @@ def full_disk_of_a_follower(campaign):
     mend(campaign, follower)
 
 
-@scenario(disks=("servers",))
+@scenario(disks=("servers",), late=True)
 def full_disk_of_the_stream_leader(campaign):
     leader = campaign.servers.leader()
     leader.disk.fill()
@@ -30,7 +30,7 @@ def full_disk_of_the_writer(campaign):
     all_ready(campaign)
 
 
-@scenario(disks=("servers",))
+@scenario(disks=("servers",), late=True)
 def failing_disk_of_the_stream_leader(campaign):
     """Every read and write is an error from now on, until the machine is mended."""
     leader = campaign.servers.leader()

@@ -13,7 +13,7 @@ def kill_meta_leader(campaign):
     rounds(campaign, lambda: kill_for(campaign, [campaign.servers.meta_leader()], campaign.rng.uniform(2, 12)))
 
 
-@scenario()
+@scenario(short=True)
 def kill_both_followers(campaign):
     rounds(campaign, lambda: kill_for(campaign, campaign.servers.followers(), campaign.rng.uniform(2, 10)))
 

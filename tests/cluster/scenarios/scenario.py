@@ -22,7 +22,7 @@ class Scenario:
     settings: dict  # of every node
     is_told: bool  # the stream has lost something: nodes have to tell, and none may serve anything wrong
     is_lost: bool  # something acknowledged is lost, and this script has to notice
-    may_read_late: bool  # a leader that is cut off may not know the newest events
+    may_read_late: bool  # a leader that is cut off, or has no disk, may not know the newest events
     clock: bool  # the nodes' clocks differ by minutes
     trims: bool  # retention forgets events while it runs, so bodies are large
 
@@ -93,7 +93,7 @@ def until_told(campaign):
             until(f"node {node.name} to tell", lambda: told_by(node))
         except Failed as failure:
             raise Failed(f"{failure}: {node.ready()}\n{node.tail()}") from None
-    campaign.note("told: " + " | ".join(told_by(node) for node in campaign.nodes))
+    campaign.note("told: " + " | ".join(sorted({told_by(node) for node in campaign.nodes})))
 
 
 def told_by(node):
