@@ -1,8 +1,7 @@
-//! The gRPC client: the broker's address and credentials, error messages for people, and which
-//! errors a retry can help.
+//! The gRPC client: the brokers' addresses and credentials, and which errors a retry can help.
 //!
-//! Every client verb connects through here. It distinguishes errors of the connection, of a proxy and
-//! of the broker, and each message names the next step.
+//! Every client verb connects through here. Which of several brokers is asked is decided in
+//! `addresses`, and what an error is called in `problem`.
 
 use std::{path::PathBuf, time::Duration};
 
@@ -13,22 +12,19 @@ use tonic::{
     Code, Request, Status,
     metadata::AsciiMetadataValue,
     service::{Interceptor, interceptor::InterceptedService},
-    transport::{Channel, ClientTlsConfig, Endpoint, Identity},
+    transport::{ClientTlsConfig, Endpoint, Identity},
 };
-use tonic_types::{ErrorInfo, StatusExt};
+use tonic_types::StatusExt;
 
 use super::{
-    args,
+    addresses::{Brokers, NoBroker, Turn, Urls, shown},
     output::unreadable,
-    proxy::{ForeignAnswer, GrpcOnly},
-    user_info::Shown,
+    problem::{Problem, Refusal, problems, reason},
+    proxy::ForeignAnswer,
 };
-use crate::{
-    causes::{innermost, untrusted},
-    wire::{
-        DOMAIN, Reason,
-        v1::{admin_service_client::AdminServiceClient, event_service_client::EventServiceClient},
-    },
+use crate::wire::{
+    Reason,
+    v1::{admin_service_client::AdminServiceClient, event_service_client::EventServiceClient},
 };
 
 /// A server in the same network connects in milliseconds.
@@ -48,12 +44,22 @@ const REFUSALS_MAX: u32 = 3;
 /// Environment variable with the token itself.
 const TOKEN_VARIABLE: &str = "BLOBCAST_TOKEN";
 
-/// The flags that every client verb has: the broker's address, and credentials for it.
+/// The flags that every client verb has: the brokers' addresses, and credentials for them.
 #[derive(Args, Clone, Debug)]
 pub(super) struct GrpcArgs {
-    /// Address of the broker's gRPC listener.
-    #[arg(long, value_name = "URL", env = "BLOBCAST_GRPC_URL", default_value = "http://127.0.0.1:50051", value_parser = args::http_url, hide_env_values = true)]
-    grpc_url: Uri,
+    /// Address of the broker's gRPC listener. For a cluster, those of several nodes, separated by
+    /// commas or each with a flag of its own: when one is away, the next one is asked.
+    #[arg(
+        long = "grpc-url",
+        value_name = "URL",
+        env = "BLOBCAST_GRPC_URL",
+        default_value = "http://127.0.0.1:50051",
+        value_parser = Urls::parse,
+        hide_env_values = true
+    )]
+    grpc_urls: Vec<Urls>,
+    #[arg(skip)]
+    turn: Turn,
     /// File with the client token. `blobcast token new client` makes one; BLOBCAST_TOKEN can hold
     /// the token itself.
     #[arg(long, value_name = "PATH", env = "BLOBCAST_TOKEN_FILE")]
@@ -77,8 +83,9 @@ pub(super) struct GrpcArgs {
     tls_key_file: Option<PathBuf>,
 }
 
-/// A channel that sends the token, if any, with each call, and refuses answers that are not gRPC.
-pub(super) type Connection = InterceptedService<GrpcOnly<Channel>, Bearer>;
+/// A channel that sends the token, if any, with each call, refuses answers that are not gRPC, and
+/// goes on at the next broker when one is away.
+pub(super) type Connection = InterceptedService<Brokers, Bearer>;
 
 /// The interceptor that adds the token.
 #[derive(Clone)]
@@ -99,7 +106,8 @@ impl GrpcArgs {
     #[cfg(test)]
     pub(super) fn at(url: &str) -> Self {
         Self {
-            grpc_url: args::http_url(url).unwrap(),
+            grpc_urls: vec![Urls::parse(url).unwrap()],
+            turn: Turn::default(),
             token_file: None,
             tls_certificate_file: None,
             tls_key_file: None,
@@ -118,17 +126,62 @@ impl GrpcArgs {
             .max_decoding_message_size(RESPONSE_BYTES_MAX))
     }
 
-    /// The one-line error for a failed call to this broker.
+    /// The one-line error for a failed call.
     pub(super) fn error(&self, status: &Status) -> anyhow::Error {
-        status_error(
-            status,
-            Shown(&self.grpc_url).to_string().trim_end_matches('/'),
-        )
+        match NoBroker::behind(status) {
+            Some(none) => error_of_all("no broker took the call", none.refusals()),
+            None if self.has_others() => Problem::of_one(status, &self.broker()).into_error(),
+            None => Problem::of(status, &self.broker()).into_error(),
+        }
+    }
+
+    /// The same for each broker alone.
+    pub(super) fn each(&self) -> Vec<Self> {
+        let alone = |url: &Uri| Self {
+            grpc_urls: vec![Urls::one(url.clone())],
+            turn: Turn::default(),
+            ..self.clone()
+        };
+        self.urls().map(alone).collect()
+    }
+
+    /// Whether there are several brokers, so that the next call may go to another one.
+    pub(super) fn has_others(&self) -> bool {
+        self.urls().count() > 1
+    }
+
+    /// Turns to the next broker, if there is one, after a stream or an answer of this one has failed.
+    pub(super) fn leave(&self) {
+        if self.has_others() {
+            self.turn.pass();
+        }
+    }
+
+    /// The URL of the broker whose turn it is.
+    pub(super) fn broker(&self) -> String {
+        let index = self.turn.index(self.urls().count());
+        self.urls().nth(index).map(shown).unwrap_or_default()
+    }
+
+    /// The delay before a retry that the broker asks for. It asks for it for itself: another broker
+    /// need not be spared.
+    pub(super) fn retry_delay(&self, status: &Status) -> Option<Duration> {
+        let is_for_one = self.has_others() && NoBroker::behind(status).is_none();
+        status
+            .get_details_retry_info()?
+            .retry_delay
+            .filter(|_| !is_for_one)
+    }
+
+    fn urls(&self) -> impl Iterator<Item = &Uri> {
+        self.grpc_urls.iter().flat_map(Urls::iter)
     }
 
     fn connection(&self) -> anyhow::Result<Connection> {
+        let endpoints = self.urls().map(|url| self.endpoint(url));
+        let endpoints = endpoints.collect::<anyhow::Result<_>>()?;
         Ok(InterceptedService::new(
-            GrpcOnly(self.channel()?),
+            Brokers::new(endpoints, self.turn.clone()),
             Bearer(self.bearer()?),
         ))
     }
@@ -167,21 +220,26 @@ impl GrpcArgs {
         )))
     }
 
-    fn channel(&self) -> anyhow::Result<Channel> {
-        let endpoint = Endpoint::from(self.grpc_url.clone())
+    fn endpoint(&self, url: &Uri) -> anyhow::Result<Endpoint> {
+        let endpoint = Endpoint::from(url.clone())
             .user_agent(concat!("blobcast/", env!("CARGO_PKG_VERSION")))?
             .connect_timeout(CONNECT_TIMEOUT)
             .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
             .keep_alive_timeout(KEEPALIVE_TIMEOUT)
             .keep_alive_while_idle(true);
-        let endpoint = match self.grpc_url.scheme_str() {
+        match url.scheme_str() {
             Some("https") => endpoint
                 .tls_config(self.tls()?)
-                .context("TLS cannot be used")?,
-            _ => endpoint,
-        };
-        Ok(endpoint.connect_lazy())
+                .context("TLS cannot be used"),
+            _ => Ok(endpoint),
+        }
     }
+}
+
+/// The one-line error where several brokers have failed.
+pub(super) fn error_of_all(what: &str, refusals: &[Refusal]) -> anyhow::Error {
+    let (why, steps) = problems(refusals);
+    anyhow::anyhow!("{what}: {why}{steps}")
 }
 
 /// Decides which errors end a client that otherwise retries for ever. An error with a broker's
@@ -248,176 +306,6 @@ pub(super) fn is_ended(status: &Status) -> bool {
     Reason::of(status) == Some(Reason::SubscriptionEnded)
 }
 
-/// The broker's reason; `None` if the status is not from a broker.
-fn reason(status: &Status) -> Option<ErrorInfo> {
-    status
-        .get_details_error_info()
-        .filter(|info| info.domain == DOMAIN)
-}
-
-/// The delay before a retry that the broker asks for.
-pub(super) fn retry_delay(status: &Status) -> Option<Duration> {
-    status.get_details_retry_info()?.retry_delay
-}
-
-/// `CODE REASON: message (details); next step`, on one line.
-pub(super) fn status_error(status: &Status, url: &str) -> anyhow::Error {
-    if let Some(foreign) = ForeignAnswer::behind(status) {
-        return foreign_answer(foreign, url);
-    }
-
-    let reason = reason(status);
-    if reason.is_none()
-        && let Some(error) = connection_error(status, url)
-    {
-        return error;
-    }
-
-    let mut text = code_name(status.code());
-    let (reason, metadata) = reason
-        .map(|info| (info.reason, info.metadata))
-        .unwrap_or_default();
-    if !reason.is_empty() {
-        text = format!("{text} {reason}");
-    }
-
-    let mut message = status.message().to_owned();
-    let violations = status
-        .get_details_bad_request()
-        .map(|bad| bad.field_violations)
-        .unwrap_or_default();
-
-    let named = violations
-        .iter()
-        .map(|v| format!("{}: {}", v.field, v.description))
-        .collect::<Vec<_>>()
-        .join(", ");
-
-    if !named.is_empty() && !message.contains(&named) {
-        message = if message.is_empty() {
-            named
-        } else {
-            format!("{message} ({named})")
-        };
-    }
-
-    let mut metadata: Vec<_> = metadata
-        .iter()
-        .map(|(key, value)| format!("{key}={value}"))
-        .collect();
-
-    metadata.sort();
-    if !metadata.is_empty() {
-        message = format!("{message} [{}]", metadata.join(" "));
-    }
-
-    if !message.is_empty() {
-        text = format!("{text}: {message}");
-    }
-
-    match next_step(status.code(), Reason::of(status)) {
-        Some(step) => anyhow::anyhow!("{text}; {step}"),
-        None => anyhow::anyhow!(text),
-    }
-}
-
-fn next_step(code: Code, reason: Option<Reason>) -> Option<&'static str> {
-    Some(match reason {
-        Some(Reason::CursorExpired) => {
-            "start with the oldest retained event with `--from earliest`, or pass `--on-expired \
-             earliest` to continue and print the gap"
-        }
-        Some(Reason::CursorAhead) => {
-            "the log ends before it; was it restored? start again with `--from earliest`"
-        }
-        Some(Reason::EpochMismatch) => {
-            "the cursor belongs to another log: this one was recreated or restored; start again \
-             with `--from earliest`"
-        }
-        Some(Reason::SubscriptionLimit) => {
-            "close other subscriptions, ask for less, or have the server's limit raised"
-        }
-        Some(Reason::TokenInvalid) => {
-            "show a token with --token-file or BLOBCAST_TOKEN; the broker's operator hands them out"
-        }
-        Some(Reason::AdminDenied) => "use the token of a client that has this right",
-        Some(Reason::SigningKeyMissing) => {
-            "`blobcast token new signing-key NAME` makes a line for the credentials file"
-        }
-        Some(Reason::ProductDenied) => "ask the broker's operator for this product",
-        Some(Reason::LabelDenied) => "start it again, after the last cursor",
-        Some(Reason::Draining | Reason::StoreBehind) => "try again in a moment",
-        Some(Reason::StoreReadOnly) => {
-            "try again later; the broker's operator has to look at its disk"
-        }
-        Some(Reason::LogCorrupt) => "the broker's operator has to look at its log",
-        Some(Reason::TaskNotFound) => "`blobcast wait` waits for a task without events yet",
-        Some(Reason::SubscriptionNotFound) => "`blobcast subscriptions` shows what is open",
-        Some(Reason::QuarantineNotFound) => "`blobcast quarantine list` shows what there is",
-        _ if code == Code::Unimplemented => {
-            "is this a blobcast gRPC address, and as new as this client? see --grpc-url"
-        }
-        _ => return None,
-    })
-}
-
-fn foreign_answer(foreign: &ForeignAnswer, url: &str) -> anyhow::Error {
-    if foreign.is_the_brokers() {
-        return anyhow::anyhow!("{url}: {foreign}");
-    }
-    if foreign.is_a_gateways() {
-        return anyhow::anyhow!(
-            "{url}: {foreign}; the broker behind it is not reachable, or it is not set up for gRPC"
-        );
-    }
-    anyhow::anyhow!("{url}: {foreign}; is it a blobcast gRPC address? use --grpc-url")
-}
-
-/// The error of the connection, if the status stands for one: a status from the broker has no
-/// source.
-fn connection_error(status: &Status, url: &str) -> Option<anyhow::Error> {
-    let cause = cause(status);
-    if let Some(step) = untrusted(status) {
-        return Some(anyhow::anyhow!("cannot reach {url}: {cause}; {step}"));
-    }
-    if status.code() == Code::Unavailable {
-        return Some(anyhow::anyhow!(
-            "cannot reach {url}: {cause}; is `blobcast serve` running? use --grpc-url"
-        ));
-    }
-    std::error::Error::source(status)?;
-    Some(match status.message() {
-        // Connected, but the other side does not speak HTTP/2.
-        "transport error" => {
-            anyhow::anyhow!(
-                "cannot talk to {url}: {cause}; is it a blobcast gRPC address? use --grpc-url"
-            )
-        }
-        _ => anyhow::anyhow!("the connection to {url} broke: {cause}"),
-    })
-}
-
-// The status of a failed connection only says "transport error"; its innermost source says why.
-fn cause(status: &Status) -> String {
-    if std::error::Error::source(status).is_some() {
-        innermost(status)
-    } else {
-        status.message().to_owned()
-    }
-}
-
-/// The code as the gRPC documentation spells it: `OUT_OF_RANGE`.
-fn code_name(code: Code) -> String {
-    let mut name = String::new();
-    for letter in format!("{code:?}").chars() {
-        if letter.is_uppercase() && !name.is_empty() {
-            name.push('_');
-        }
-        name.push(letter.to_ascii_uppercase());
-    }
-    name
-}
-
 #[cfg(test)]
 mod tests {
     use std::collections::HashMap;
@@ -425,68 +313,7 @@ mod tests {
     use tonic_types::ErrorDetails;
 
     use super::*;
-
-    fn rendered(status: &Status) -> String {
-        status_error(status, "http://localhost:1").to_string()
-    }
-
-    #[test]
-    fn an_error_names_code_reason_message_details_and_the_next_step() {
-        let metadata = HashMap::from([
-            ("head".to_owned(), "ff".to_owned()),
-            ("first_available".to_owned(), "0a".to_owned()),
-        ]);
-        let details = ErrorDetails::with_error_info("CURSOR_EXPIRED", "blobcast", metadata);
-        let text = rendered(&Status::with_error_details(
-            Code::OutOfRange,
-            "too old",
-            details,
-        ));
-        assert!(
-            text.starts_with("OUT_OF_RANGE CURSOR_EXPIRED: too old [first_available=0a head=ff]; "),
-            "{text}"
-        );
-        assert!(text.contains("--from earliest"), "{text}");
-    }
-
-    #[test]
-    fn a_bad_request_names_its_fields() {
-        let details = ErrorDetails::with_bad_request_violation("filter.task_ids[0]", "too long");
-        let text = rendered(&Status::with_error_details(
-            Code::InvalidArgument,
-            "malformed",
-            details,
-        ));
-        assert_eq!(
-            text,
-            "INVALID_ARGUMENT: malformed (filter.task_ids[0]: too long)"
-        );
-    }
-
-    #[test]
-    fn a_failed_connection_is_reported_without_a_grpc_code() {
-        let text = rendered(&Status::unavailable("tcp connect error"));
-        assert_eq!(
-            text,
-            "cannot reach http://localhost:1: tcp connect error; is `blobcast serve` running? use \
-             --grpc-url"
-        );
-    }
-
-    #[test]
-    fn codes_are_spelt_as_in_the_documents() {
-        let names = [
-            Code::Ok,
-            Code::OutOfRange,
-            Code::DataLoss,
-            Code::Unauthenticated,
-        ]
-        .map(code_name);
-        assert_eq!(
-            names,
-            ["OK", "OUT_OF_RANGE", "DATA_LOSS", "UNAUTHENTICATED"]
-        );
-    }
+    use crate::{cli::problem::code_name, wire::DOMAIN};
 
     fn of_broker(code: Code, reason: &str, key: &str) -> Status {
         let metadata = HashMap::from([(key.to_owned(), "1".to_owned())]);

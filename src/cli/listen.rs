@@ -174,7 +174,13 @@ impl Listener {
                     why,
                     reconnect_after,
                 } => {
+                    self.grpc.leave();
                     let delay = self.backoff.next(reconnect_after);
+                    let at = if self.grpc.has_others() {
+                        format!(" at {}", self.grpc.broker())
+                    } else {
+                        String::new()
+                    };
                     let from = self
                         .place
                         .cursor
@@ -182,7 +188,7 @@ impl Listener {
                         .map(|cursor| format!(" from {cursor}"))
                         .unwrap_or_default();
                     note(&format!(
-                        "{why}; connecting again in {:.1} s{from}",
+                        "{why}; connecting again in {:.1} s{at}{from}",
                         delay.as_secs_f64()
                     ));
                     tokio::time::sleep(delay).await;
@@ -256,8 +262,10 @@ impl Listener {
             }
             Content::GoingAway(going_away) => {
                 self.place.reached(going_away.cursor);
+                // It asks for that while it restarts; the next broker is there.
                 let reconnect_after = going_away
                     .reconnect_after
+                    .filter(|_| !self.grpc.has_others())
                     .and_then(|after| after.try_into().ok());
                 return Ok(Some(End::Broken {
                     why: "the broker is going away".to_owned(),
@@ -309,7 +317,7 @@ impl Listener {
         }
         Ok(End::Broken {
             why: format!("{error:#}"),
-            reconnect_after: client::retry_delay(status),
+            reconnect_after: self.grpc.retry_delay(status),
         })
     }
 }

@@ -5,6 +5,7 @@
 //! never its files. `restore` writes a data directory that no broker uses yet, `token` edits the
 //! credentials file, and `vendor` needs no broker.
 
+mod addresses;
 mod args;
 mod backoff;
 mod backup;
@@ -24,6 +25,7 @@ mod http;
 mod listen;
 mod man;
 mod output;
+mod problem;
 mod proxy;
 mod quarantine;
 mod raw;
@@ -72,7 +74,7 @@ Exit codes:
   130  interrupted with Ctrl-C
 
 Environment:
-  BLOBCAST_GRPC_URL    the broker's address for the client verbs; --grpc-url overrides it
+  BLOBCAST_GRPC_URL    the broker's address for the client verbs, or several, separated by commas; --grpc-url overrides it
   BLOBCAST_TOKEN       the token of the client verbs; --token-file or BLOBCAST_TOKEN_FILE names a file with one
   BLOBCAST_INGEST_URL  where `trigger` sends callbacks; --ingest-url overrides it
   BLOBCAST_ADMIN_URL   the admin listener that `healthcheck` asks; --admin-url overrides it

@@ -6,15 +6,16 @@ use std::process::ExitCode;
 use clap::{Args, builder::NonEmptyStringValueParser};
 use jiff::Timestamp;
 use serde_json::{Value, json};
-use tonic::Code;
+use tonic::{Code, Status};
 
 use super::{
     EXIT_OTHER,
-    client::GrpcArgs,
+    client::{Connection, GrpcArgs, error_of_all},
     output::{self, Format, note},
+    problem::Refusal,
     render::{clock, instant, name, status_word, time_json},
 };
-use crate::wire::v1;
+use crate::wire::v1::{self, admin_service_client::AdminServiceClient};
 
 /// Lists the open subscriptions, oldest first, or ends some of them.
 #[derive(Args, Debug)]
@@ -23,6 +24,8 @@ Examples:
   blobcast subscriptions
   blobcast subscriptions --end 2f1c… --end 77ab…
   blobcast subscriptions --end-client billing
+
+With several addresses, the streams of each of these brokers are listed, one broker after the other: each node of a cluster has its own.
 
 The client of an ended stream gets ABORTED SUBSCRIPTION_ENDED; the stream is printed as it was. If \
 the client opens another one after its last cursor, it misses nothing: to keep it out, remove its \
@@ -44,13 +47,68 @@ pub(super) struct SubscriptionsArgs {
 }
 
 pub(super) async fn run(args: SubscriptionsArgs) -> anyhow::Result<ExitCode> {
+    let mut brokers = Broker::each(&args.grpc)?;
     if let Some(name) = &args.end_client {
-        return end_client(&args, name).await;
+        return end_client(&args, &mut brokers, name).await;
     }
     if !args.end.is_empty() {
-        return end(&args, &args.end, Missing::IsError).await;
+        return end(&args, &mut brokers, &args.end, Missing::IsError).await;
     }
-    list(&args).await
+    list(&args, &mut brokers).await
+}
+
+/// One of the brokers: each has streams of its own.
+struct Broker {
+    grpc: GrpcArgs,
+    client: AdminServiceClient<Connection>,
+}
+
+impl Broker {
+    fn each(grpc: &GrpcArgs) -> anyhow::Result<Vec<Self>> {
+        let broker = |grpc: GrpcArgs| grpc.admin().map(|client| Self { grpc, client });
+        grpc.each().into_iter().map(broker).collect()
+    }
+
+    fn refusal(&self, status: Status) -> Refusal {
+        let url = self.grpc.broker();
+        Refusal { url, status }
+    }
+
+    /// Calls `each` with every stream that is open here, page by page. The inner error is the broker's.
+    async fn list(
+        &mut self,
+        mut each: impl FnMut(&v1::Subscription) -> anyhow::Result<()>,
+    ) -> anyhow::Result<Result<(), Status>> {
+        let mut request = v1::ListSubscriptionsRequest::default();
+        loop {
+            let page = match self.client.list_subscriptions(request.clone()).await {
+                Ok(answer) => answer.into_inner(),
+                Err(status) => return Ok(Err(status)),
+            };
+            page.subscriptions.iter().try_for_each(&mut each)?;
+            if page.next_page_token.is_empty() {
+                return Ok(Ok(()));
+            }
+            request.page_token = page.next_page_token;
+        }
+    }
+}
+
+/// The error if brokers did not say what streams they have.
+fn complete(args: &SubscriptionsArgs, away: &[Refusal]) -> anyhow::Result<()> {
+    stop_if_only(args, away)?;
+    if away.is_empty() {
+        return Ok(());
+    }
+    Err(error_of_all("not every broker has answered", away))
+}
+
+/// The error if the only broker did not answer: there is nothing to go on with.
+fn stop_if_only(args: &SubscriptionsArgs, away: &[Refusal]) -> anyhow::Result<()> {
+    match away {
+        [only] if !args.grpc.has_others() => Err(args.grpc.error(&only.status)),
+        _ => Ok(()),
+    }
 }
 
 /// How to handle an id that is not found.
@@ -64,37 +122,28 @@ enum Missing {
 
 async fn end(
     args: &SubscriptionsArgs,
+    brokers: &mut [Broker],
     ids: &[String],
     missing: Missing,
 ) -> anyhow::Result<ExitCode> {
-    let mut client = args.grpc.admin()?;
     let (mut rows, mut all_were_there) = (Vec::new(), true);
     let now = Timestamp::now();
     for id in ids {
-        let request = v1::EndSubscriptionRequest {
-            subscription_id: id.clone(),
-        };
-
-        let ended = match client.end_subscription(request).await {
-            Ok(answer) => answer.into_inner().subscription.unwrap_or_default(),
-            Err(status) if status.code() == Code::NotFound && missing == Missing::IsDone => {
-                continue;
-            }
-            Err(status) if status.code() == Code::NotFound => {
+        match end_one(brokers, id).await {
+            Ended::Stream(ended) => match args.output {
+                Format::Json => output::emit_json(&as_json(&ended))?,
+                Format::Pretty => rows.push(row(&ended, now)),
+            },
+            Ended::NotFound(_) if missing == Missing::IsDone => {}
+            Ended::NotFound(status) => {
                 note(&format!("{id}: {:#}", args.grpc.error(&status)));
                 all_were_there = false;
-                continue;
             }
-            Err(status) => {
+            Ended::Unknown(away) => {
                 // The streams that were ended are printed in any case.
                 print_table(args.output, &rows)?;
-                return Err(args.grpc.error(&status));
+                complete(args, &away)?;
             }
-        };
-
-        match args.output {
-            Format::Json => output::emit_json(&as_json(&ended))?,
-            Format::Pretty => rows.push(row(&ended, now)),
         }
     }
 
@@ -106,57 +155,90 @@ async fn end(
     })
 }
 
-async fn end_client(args: &SubscriptionsArgs, name: &str) -> anyhow::Result<ExitCode> {
-    let mut ids = Vec::new();
-    each(args, |subscription| {
-        if subscription.client == name {
-            ids.push(subscription.subscription_id.clone());
+/// What came of ending a stream.
+enum Ended {
+    Stream(Box<v1::Subscription>),
+    /// No broker has it.
+    NotFound(Status),
+    /// These brokers did not answer, and the others do not have it.
+    Unknown(Vec<Refusal>),
+}
+
+/// Ends one stream, at the broker that has it.
+async fn end_one(brokers: &mut [Broker], id: &str) -> Ended {
+    let (mut away, mut not_found) = (Vec::new(), Status::not_found(""));
+    for broker in brokers {
+        let request = v1::EndSubscriptionRequest {
+            subscription_id: id.to_owned(),
+        };
+        match broker.client.end_subscription(request).await {
+            Ok(answer) => {
+                let ended = answer.into_inner().subscription.unwrap_or_default();
+                return Ended::Stream(Box::new(ended));
+            }
+            Err(status) if status.code() == Code::NotFound => not_found = status,
+            Err(status) => away.push(broker.refusal(status)),
         }
-        Ok(())
-    })
-    .await?;
+    }
+
+    if away.is_empty() {
+        Ended::NotFound(not_found)
+    } else {
+        Ended::Unknown(away)
+    }
+}
+
+async fn end_client(
+    args: &SubscriptionsArgs,
+    brokers: &mut [Broker],
+    name: &str,
+) -> anyhow::Result<ExitCode> {
+    let (mut ids, mut away) = (Vec::new(), Vec::new());
+    for broker in &mut *brokers {
+        let listed = broker.list(|subscription| {
+            if subscription.client == name {
+                ids.push(subscription.subscription_id.clone());
+            }
+            Ok(())
+        });
+        if let Err(status) = listed.await? {
+            away.push(broker.refusal(status));
+            stop_if_only(args, &away)?;
+        }
+    }
+
     if ids.is_empty() {
+        complete(args, &away)?;
         note(&format!("{name} has no stream open"));
         return Ok(ExitCode::from(EXIT_OTHER));
     }
-    end(args, &ids, Missing::IsDone).await
+    let ended = end(args, brokers, &ids, Missing::IsDone).await?;
+    complete(args, &away)?;
+    Ok(ended)
 }
 
-/// Calls `each` with every open subscription, page by page.
-async fn each(
-    args: &SubscriptionsArgs,
-    mut each: impl FnMut(&v1::Subscription) -> anyhow::Result<()>,
-) -> anyhow::Result<()> {
-    let mut client = args.grpc.admin()?;
-    let mut request = v1::ListSubscriptionsRequest::default();
-    loop {
-        let answer = client.list_subscriptions(request.clone()).await;
-        let page = answer
-            .map_err(|status| args.grpc.error(&status))?
-            .into_inner();
-        page.subscriptions.iter().try_for_each(&mut each)?;
-        if page.next_page_token.is_empty() {
-            return Ok(());
-        }
-        request.page_token = page.next_page_token;
-    }
-}
-
-async fn list(args: &SubscriptionsArgs) -> anyhow::Result<ExitCode> {
-    let mut rows = Vec::new();
+async fn list(args: &SubscriptionsArgs, brokers: &mut [Broker]) -> anyhow::Result<ExitCode> {
+    let (mut rows, mut away) = (Vec::new(), Vec::new());
     let now = Timestamp::now();
-    each(args, |subscription| {
-        match args.output {
-            Format::Json => output::emit_json(&as_json(subscription))?,
-            Format::Pretty => rows.push(row(subscription, now)),
+    for broker in brokers {
+        let listed = broker.list(|subscription| {
+            match args.output {
+                Format::Json => output::emit_json(&as_json(subscription))?,
+                Format::Pretty => rows.push(row(subscription, now)),
+            }
+            Ok(())
+        });
+        if let Err(status) = listed.await? {
+            away.push(broker.refusal(status));
+            stop_if_only(args, &away)?;
         }
-        Ok(())
-    })
-    .await?;
-    if args.output == Format::Pretty && rows.is_empty() {
+    }
+
+    if args.output == Format::Pretty && rows.is_empty() && away.is_empty() {
         note("no subscription is open");
     }
     print_table(args.output, &rows)?;
+    complete(args, &away)?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -15,7 +15,7 @@ use tonic::{Code, Response, Status};
 use super::{
     EXIT_TASK_FAILED, EXIT_TIMED_OUT, args,
     backoff::Backoff,
-    client::{self, Connection, GrpcArgs, RetryPolicy},
+    client::{Connection, GrpcArgs, RetryPolicy},
     output::{self, note},
     render,
 };
@@ -161,7 +161,8 @@ async fn wait(args: &WaitArgs) -> anyhow::Result<Option<v1::Event>> {
                 if retry_policy.is_final(&status) {
                     return Err(error);
                 }
-                let delay = backoff.next(client::retry_delay(&status));
+                let delay = backoff.next(args.grpc.retry_delay(&status));
+                args.grpc.leave();
                 note(&format!(
                     "{error:#}; trying again in {:.1} s",
                     delay.as_secs_f64()

@@ -85,6 +85,14 @@ impl Nodes {
         &self.nodes[(self.writer().await + 1) % self.nodes.len()]
     }
 
+    /// A command line with the addresses of all nodes, from this one on.
+    fn cli_from(&self, first: usize, line: &str) -> Cli {
+        let count = self.nodes.len();
+        let url = |at: usize| format!("http://{}", self.nodes[at % count].grpc);
+        let urls: Vec<_> = (first..first + count).map(url).collect();
+        Cli::new(line).env("BLOBCAST_GRPC_URL", urls.join(","))
+    }
+
     /// Waits until all nodes have the same log of so many events, and returns it.
     async fn log_of(&self, count: usize) -> Vec<Event> {
         let mut logs = Vec::new();
@@ -320,6 +328,95 @@ async fn a_cursor_ahead_of_a_node_is_waited_for_and_then_refused_for_now() {
     let mut sub = within("the stream", waiting).await.unwrap().unwrap();
     poster.post(&completed("t3")).await.event_id();
     assert_eq!(sub.next_event().await.task_id, "t3");
+}
+
+#[tokio::test]
+async fn listen_goes_on_at_the_next_node_when_its_own_is_killed_or_stopped() {
+    let Some(mut cluster) = Nodes::three().await else {
+        return;
+    };
+    let listen = cluster
+        .cli_from(0, "listen --from earliest --output json")
+        .start();
+    // Only the last node is posted to: it outlives the others.
+    let (posting, callers) = Posting::begin([&cluster.nodes[2]]);
+    listen.prints_lines(50).await;
+    cluster.nodes[0].kill();
+    let next = format!(" s at http://{} from ", cluster.nodes[1].grpc);
+    listen.says(&next).await;
+    let printed = listen.stdout().lines().count();
+    listen.prints_lines(printed + 50).await;
+    assert!(cluster.nodes[1].terminate().await.success());
+    let next = format!(" s at http://{} from ", cluster.nodes[2].grpc);
+    listen.says(&next).await;
+    posting.reaches(posting.count() + 50).await;
+    posting.end(callers).await;
+
+    let log = cluster.nodes[2].log_of_events().await;
+    listen.prints_lines(log.len()).await;
+    let cursors: Vec<_> = listen
+        .json_lines()
+        .iter()
+        .map(|event| event["cursor"].as_str().unwrap().to_owned())
+        .collect();
+    let expected: Vec<_> = log.iter().map(|event| event.cursor.clone()).collect();
+    assert_eq!(cursors, expected, "each event once, in order");
+}
+
+#[tokio::test]
+async fn a_wait_that_began_at_a_node_ends_at_another() {
+    let Some(mut cluster) = Nodes::three().await else {
+        return;
+    };
+    let wait = cluster.cli_from(0, "wait t1 --product veo").start();
+    until("the wait", async || {
+        !cluster.nodes[0].subscriptions().await.is_empty()
+    })
+    .await;
+    cluster.nodes[0].kill();
+    let next = format!("going on at http://{}", cluster.nodes[1].grpc);
+    wait.says(&next).await;
+    cluster.nodes[2].http().post(&completed("t1")).await;
+    assert!(wait.ended().await.good().starts_with("https://"));
+}
+
+#[tokio::test]
+async fn a_command_asks_again_while_every_node_is_behind() {
+    let patient = |options: Options| options.set("cluster.read_wait", "300ms");
+    let Some(mut cluster) = Nodes::with(patient).await else {
+        return;
+    };
+    cluster.nats.kill();
+    let get = cluster.cli_from(0, "get t1 --output json").start();
+    get.says("STORE_BEHIND").await;
+    for node in &cluster.nodes {
+        get.says(&format!("http://{}: UNAVAILABLE STORE_BEHIND: ", node.grpc))
+            .await;
+    }
+    get.says("; trying again in ").await;
+    cluster.nats.run();
+    let ran = get.ended().await;
+    let said = ran.exited(1).lines().last().unwrap();
+    assert!(said.contains("NOT_FOUND TASK_NOT_FOUND"), "{said}");
+
+    for node in &cluster.nodes {
+        node.ready().await;
+    }
+    let id = cluster.nodes[1].http().post(&completed("t1")).await;
+    let ran = cluster.cli_from(0, "get t1 --output json").run().await;
+    assert_eq!(ran.each("event_id"), [id.event_id()]);
+
+    cluster.nats.kill();
+    let ran = cluster.cli_from(0, "get t2").run().await;
+    let said = ran.exited(1).lines().last().unwrap();
+    assert!(
+        said.starts_with("error: no broker took the call: "),
+        "{said}"
+    );
+    for node in &cluster.nodes {
+        let problem = format!("http://{}: UNAVAILABLE STORE_BEHIND: ", node.grpc);
+        assert!(said.contains(&problem), "{said}");
+    }
 }
 
 #[tokio::test]

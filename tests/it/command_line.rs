@@ -1496,6 +1496,8 @@ async fn no_complaint_about_the_command_line_repeats_a_password() {
         "listen --grpc-url ftp://user:hunter2@broker",
         "listen --grpc-url=user:hunter2@broker:x",
         "get t1 --grpc-url http://user:hunter2@broker:x",
+        "get t1 --grpc-url http://a:1,http://user:hunter2@broker:x",
+        "get t1 --grpc-url http://user:hunt,hunter2@a:1,ftp://user:hunter2@b,http://c",
         "healthcheck --admin-url ftp://user:hunter2@broker/",
         "trigger --ingest-url http://user:hun/ter2hunter2@broker?token=hunter2",
         "listen --forward-to ftp://user:hunter2@hook",

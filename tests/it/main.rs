@@ -12,6 +12,7 @@
     reason = "a test binary has no users, a panic is how a test fails, and a test is a story told from top to bottom"
 )]
 
+mod addresses;
 mod admin_service;
 mod answering_log;
 mod audit;

@@ -15,7 +15,7 @@ use crate::support::Cli;
 const PAGE: &str = "<html>\r\n<head><title>504 Gateway Time-out</title></head>\r\n</html>\r\n";
 
 /// Answers every request, of HTTP/1.1 and HTTP/2, with a page.
-async fn proxy(status: u16) -> SocketAddr {
+pub(crate) async fn proxy(status: u16) -> SocketAddr {
     let headers = [("content-type", "text/html"), ("server", "nginx/1.22.1")];
     let answer = move || async move { (StatusCode::from_u16(status).unwrap(), headers, PAGE) };
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
