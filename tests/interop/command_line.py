@@ -1,4 +1,5 @@
-"""`blobcast listen` and `wait` across a broker that is killed. `drive.py` sets the environment.
+"""`blobcast listen` and `wait` across a broker that is killed, and `listen` across an address that is cut. `drive.py` sets the
+environment.
 
 command_line.py BROKER
 """
@@ -12,17 +13,17 @@ import sys
 from history import BURST, CALL_SECONDS, History, control, run
 
 
-def start(binary, *words):
-    command = [binary, *words, "--grpc-url", f"http://{os.environ['BLOBCAST_GRPC']}"]
+def start(binary, addresses, *words):
+    command = [binary, *words, "--grpc-url", addresses]
     return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True)
 
 
-def listen(binary, product, how):
+def listen(binary, addresses, product, how):
     """Each event that was answered 200 is printed, once, in order, across an outage that callbacks race."""
     history = History()
     history.post(product, f"{product}-first")
     words = ["--from", "earliest", "--product", product, "--output", "json", "--count", str(BURST + 2)]
-    with concurrent.futures.ThreadPoolExecutor() as pool, start(binary, "listen", *words) as process:
+    with concurrent.futures.ThreadPoolExecutor() as pool, start(binary, addresses, "listen", *words) as process:
         try:
             printed = [process.stdout.readline()]
             history.burst(product, how, pool)
@@ -37,7 +38,7 @@ def listen(binary, product, how):
 
 def wait(binary):
     """The result of a task that ends after the outage."""
-    with start(binary, "wait", "late", "--product", "veo") as process:
+    with start(binary, os.environ["BLOBCAST_GRPC"], "wait", "late", "--product", "veo") as process:
         try:
             control("crash")
             History().post("veo", "late")
@@ -48,10 +49,12 @@ def wait(binary):
 
 
 def main(binary):
+    address, nodes = os.environ["BLOBCAST_GRPC"], os.environ["INTEROP_NODES"]
     run(
         {
-            "listen goes on after kill -9": lambda: listen(binary, "kling", "crash"),
-            "listen goes on after a graceful restart": lambda: listen(binary, "gemini", "restart"),
+            "listen goes on after kill -9": lambda: listen(binary, address, "kling", "crash"),
+            "listen goes on after a graceful restart": lambda: listen(binary, address, "gemini", "restart"),
+            "listen goes on at the next address": lambda: listen(binary, nodes, "hailuo", "cut"),
             "wait goes on after kill -9": lambda: wait(binary),
         }
     )

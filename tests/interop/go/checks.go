@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"os"
 	"slices"
+	"strings"
 	"time"
 
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
@@ -153,7 +154,7 @@ func subscribeAfterTheCallback(ctx context.Context, client blobcast.EventService
 		Filter:        &blobcast.Filter{TaskIds: []string{"after-1"}},
 		UntilTerminal: true,
 	}
-	for event, err := range Follow(ctx, client, request) {
+	for event, err := range Follow(ctx, []blobcast.EventServiceClient{client}, request) {
 		if err != nil {
 			return err
 		}
@@ -238,8 +239,12 @@ func errorReason(ctx context.Context, client blobcast.EventServiceClient) error 
 }
 
 // One subscription across an outage that callbacks race: each event that was answered 200 comes, once, in order.
-func resume(product, how string) check {
+// It goes round the nodes, or the one client if there are none.
+func resume(product, how string, nodes ...blobcast.EventServiceClient) check {
 	return func(ctx context.Context, client blobcast.EventServiceClient) error {
+		if len(nodes) == 0 {
+			nodes = []blobcast.EventServiceClient{client}
+		}
 		var history history
 		burst := func() error {
 			outage := make(chan error, 1)
@@ -263,7 +268,7 @@ func resume(product, how string) check {
 			ClientName: "interop-go",
 		}
 		posted := make(chan error, 1)
-		for event, err := range Follow(ctx, client, request) {
+		for event, err := range Follow(ctx, nodes, request) {
 			if err != nil {
 				return err
 			}
@@ -302,7 +307,7 @@ func refused(
 	ctx context.Context, client blobcast.EventServiceClient, cursor string, code codes.Code, reason string,
 ) error {
 	request := &blobcast.SubscribeRequest{Start: &blobcast.SubscribeRequest_AfterCursor{AfterCursor: cursor}}
-	for _, err := range Follow(ctx, client, request) {
+	for _, err := range Follow(ctx, []blobcast.EventServiceClient{client}, request) {
 		if status.Code(err) == code && Reason(err) == reason {
 			return err
 		}
@@ -326,7 +331,38 @@ func control(ctx context.Context, what string) error {
 
 type check func(context.Context, blobcast.EventServiceClient) error
 
+// A client for each of the addresses, which have commas between them.
+func connect(addresses string) ([]blobcast.EventServiceClient, error) {
+	options := append(dialOptions, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	var clients []blobcast.EventServiceClient
+	for address := range strings.SplitSeq(addresses, ",") {
+		connection, err := grpc.NewClient(address, options...)
+		if err != nil {
+			return nil, err
+		}
+		clients = append(clients, blobcast.NewEventServiceClient(connection)) // connected until the process ends
+	}
+	return clients, nil
+}
+
 func main() {
+	clients, err := connect(os.Getenv("BLOBCAST_GRPC"))
+	if err != nil {
+		fmt.Println("not ok connect:", err)
+		os.Exit(1)
+	}
+	if slices.Equal(os.Args[1:], []string{"print"}) {
+		if err := printEvents(context.Background(), clients); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		return
+	}
+	nodes, err := connect(os.Getenv("INTEROP_NODES"))
+	if err != nil {
+		fmt.Println("not ok connect:", err)
+		os.Exit(1)
+	}
 	checks := []struct {
 		name string
 		run  check
@@ -339,26 +375,12 @@ func main() {
 		{"read an error's reason", errorReason},
 		{"resume after kill -9", resume("kling", "crash")},
 		{"resume after a graceful restart", resume("gemini", "restart")},
+		{"resume at the next address", resume("hailuo", "cut", nodes...)},
 		{"a cursor of another log is refused", anotherLog},
-	}
-	options := append(dialOptions, grpc.WithTransportCredentials(insecure.NewCredentials()))
-	connection, err := grpc.NewClient(os.Getenv("BLOBCAST_GRPC"), options...)
-	if err != nil {
-		fmt.Println("not ok connect:", err)
-		os.Exit(1)
-	}
-	defer connection.Close()
-	client := blobcast.NewEventServiceClient(connection)
-	if slices.Equal(os.Args[1:], []string{"print"}) {
-		if err := printEvents(context.Background(), client); err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			os.Exit(1)
-		}
-		return
 	}
 	for _, check := range checks {
 		ctx, cancel := context.WithTimeout(context.Background(), checkTime)
-		err := check.run(ctx, client)
+		err := check.run(ctx, clients[0])
 		cancel()
 		if err != nil {
 			fmt.Printf("not ok %s\n%v\n", check.name, err)

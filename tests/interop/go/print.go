@@ -12,7 +12,7 @@ import (
 )
 
 // Prints the events of a product from the oldest on, a JSON object a line, for as long as it takes. `../silence` cuts it off.
-func printEvents(ctx context.Context, client blobcast.EventServiceClient) error {
+func printEvents(ctx context.Context, clients []blobcast.EventServiceClient) error {
 	interval, err := time.ParseDuration(os.Getenv("INTEROP_HEARTBEAT") + "s")
 	if err != nil {
 		return err
@@ -23,7 +23,7 @@ func printEvents(ctx context.Context, client blobcast.EventServiceClient) error 
 		HeartbeatInterval: durationpb.New(interval),
 	}
 	lines := json.NewEncoder(os.Stdout)
-	for event, err := range Follow(ctx, client, request) {
+	for event, err := range Follow(ctx, clients, request) {
 		if err != nil {
 			return err
 		}

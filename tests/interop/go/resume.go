@@ -40,17 +40,18 @@ var errSilent = errors.New("nothing has come for three heartbeats")
 // Follow yields every matching event, in order, until the broker says `completed`, for as long as it takes: across broken
 // connections, silent ones, and restarts of the broker.
 //
-// When the stream breaks, it continues behind the last cursor, and logs why. Your own restarts are yours: store the
-// event's cursor once you have handled the event, and begin with it as AfterCursor. What trying again cannot help, for
-// example OUT_OF_RANGE `CURSOR_EXPIRED`, comes as the last pair's error.
+// There is a client for each node of a cluster, or one alone. When the stream breaks, it continues behind the last cursor at
+// the next node, where the cursor is as good, and logs why. Your own restarts are yours: store the event's cursor once you have
+// handled the event, and begin with it as AfterCursor. What trying again cannot help, for example OUT_OF_RANGE
+// `CURSOR_EXPIRED`, comes as the last pair's error.
 func Follow(
-	ctx context.Context, client blobcast.EventServiceClient, request *blobcast.SubscribeRequest,
+	ctx context.Context, clients []blobcast.EventServiceClient, request *blobcast.SubscribeRequest,
 ) iter.Seq2[*blobcast.Event, error] {
 	return func(yield func(*blobcast.Event, error) bool) {
 		request := proto.CloneOf(request)
-		for failures := 0; ; failures++ {
+		for failures, node := 0, 0; ; failures, node = failures+1, (node+1)%len(clients) {
 			var broken error
-			for response, err := range messages(ctx, client, request) {
+			for response, err := range messages(ctx, clients[node], request) {
 				if err != nil {
 					broken = err
 					break

@@ -4,6 +4,7 @@
 """
 
 import concurrent.futures
+import itertools
 import json
 import os
 import pathlib
@@ -28,7 +29,7 @@ PRINTED_ADDRESS = "127.0.0.1:50051"
 class Call:
     """One run of grpcurl. Iterating it gives the messages as they come."""
 
-    def __init__(self, method, request=None):
+    def __init__(self, method, request=None, address=None):
         self.process = subprocess.Popen(
             [
                 GRPCURL,
@@ -36,7 +37,7 @@ class Call:
                 "-format-error",
                 f"-max-time={CALL_SECONDS}",
                 f"-d={json.dumps(request or {})}",
-                os.environ["BLOBCAST_GRPC"],
+                address or os.environ["BLOBCAST_GRPC"],
                 method,
             ],
             stdin=subprocess.DEVNULL,
@@ -187,12 +188,16 @@ def reasons(stderr):
     return [detail["reason"] for detail in details if detail.get("domain") == "blobcast"]
 
 
-def follow(filter):
-    """Yields the messages with the filter's events from the log's first on, whatever happens to the broker."""
+def follow(filter, addresses):
+    """Yields the messages with the filter's events from the log's first on, whatever happens to the broker.
+
+    Turns to the next address whenever a stream ends.
+    """
     start = {"position": "START_POSITION_EARLIEST"}
     deadline = time.monotonic() + 2 * CALL_SECONDS
-    while True:
-        call = subscribe(filter=filter, clientName="interop-grpcurl", **start)
+    for address in itertools.cycle(addresses):
+        request = {"filter": filter, "clientName": "interop-grpcurl"} | start
+        call = Call(f"{EVENTS}/Subscribe", request, address)
         try:
             for message in call:
                 [(kind, content)] = message.items()
@@ -205,12 +210,12 @@ def follow(filter):
         assert passes(code, stderr) and time.monotonic() < deadline, (code, stderr)
 
 
-def resume(product, how):
+def resume(product, how, addresses):
     """One subscription across an outage that callbacks race: each event that was answered 200 comes, once, in order."""
     history = History()
     history.post(product, f"{product}-first")
     with concurrent.futures.ThreadPoolExecutor() as pool:
-        for message in follow({"products": [product]}):
+        for message in follow({"products": [product]}, addresses):
             saw(history, message)
             task_id = message["event"]["taskId"]
             if task_id == f"{product}-first":
@@ -261,8 +266,9 @@ run(
         "wait for a task in vain": wait_timed_out,
         "read an error's reason": error_reason,
         "run the commands of the documents": documented,
-        "resume after kill -9": lambda: resume("kling", "crash"),
-        "resume after a graceful restart": lambda: resume("gemini", "restart"),
+        "resume after kill -9": lambda: resume("kling", "crash", [os.environ["BLOBCAST_GRPC"]]),
+        "resume after a graceful restart": lambda: resume("gemini", "restart", [os.environ["BLOBCAST_GRPC"]]),
+        "resume at the next address": lambda: resume("hailuo", "cut", os.environ["INTEROP_NODES"].split(",")),
         "a cursor of another log is refused": another_log,
     }
 )

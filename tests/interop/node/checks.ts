@@ -18,11 +18,13 @@ import {
 } from "./gen/blobcast/v1/event_service.js";
 import { channelOptions, follow, reason, violations } from "./resume.js";
 
-const { BLOBCAST_GRPC, BLOBCAST_INGEST, INTEROP_CONTROL, INTEROP_HISTORY } = process.env as Record<string, string>;
+const { BLOBCAST_GRPC, BLOBCAST_INGEST, INTEROP_CONTROL, INTEROP_HISTORY, INTEROP_NODES } = process.env as Record<string, string>;
 const callMilliseconds = 30_000; // no call here waits longer
 const [burst, crashAt] = [60, 20];
 
-const client = new EventServiceClient(BLOBCAST_GRPC, credentials.createInsecure(), channelOptions);
+const connect = (address: string) => new EventServiceClient(address, credentials.createInsecure(), channelOptions);
+const client = connect(BLOBCAST_GRPC);
+const nodes = INTEROP_NODES.split(",").map(connect);
 const waitTask = promisify<WaitTaskRequest, WaitTaskResponse>(client.waitTask.bind(client));
 const getLogInfo = promisify<GetLogInfoRequest, GetLogInfoResponse>(client.getLogInfo.bind(client));
 
@@ -92,7 +94,7 @@ async function subscribeAfterTheCallback(): Promise<void> {
   const history = new History();
   await history.post("veo", "after-1");
   const request = SubscribeRequest.fromPartial({ filter: { taskIds: ["after-1"] }, untilTerminal: true });
-  for await (const event of follow(client, request)) history.saw(event);
+  for await (const event of follow([client], request)) history.saw(event);
   history.check();
 }
 
@@ -135,14 +137,14 @@ async function waitTimedOut(): Promise<void> {
 
 async function errorReason(): Promise<void> {
   const request = SubscribeRequest.fromPartial({ start: { $case: "afterCursor", value: "not a cursor" } });
-  const error = await refused(follow(client, request).next());
+  const error = await refused(follow([client], request).next());
   assert.equal(error.code, status.INVALID_ARGUMENT);
   assert.equal(reason(error), "INVALID_REQUEST");
   assert.deepEqual(violations(error), ["after_cursor"]);
 }
 
 /** One subscription across an outage that callbacks race: each event that was answered 200 comes, once, in order. */
-async function resume(product: string, how: string): Promise<void> {
+async function resume(clients: EventServiceClient[], product: string, how: string): Promise<void> {
   const history = new History();
   const post = async () => {
     let outage;
@@ -161,7 +163,7 @@ async function resume(product: string, how: string): Promise<void> {
     clientName: "interop-node",
   });
   let posting;
-  for await (const event of follow(client, request)) {
+  for await (const event of follow(clients, request)) {
     history.saw(event);
     if (event.taskId === `${product}-first`) posting = post();
     if (event.taskId === `${product}-last`) break;
@@ -174,7 +176,7 @@ async function anotherLog(): Promise<void> {
   const { head } = await getLogInfo({});
   await control("replace");
   const request = SubscribeRequest.fromPartial({ start: { $case: "afterCursor", value: head } });
-  const error = await refused(follow(client, request).next());
+  const error = await refused(follow([client], request).next());
   assert.equal(error.code, status.FAILED_PRECONDITION);
   assert.equal(reason(error), "EPOCH_MISMATCH");
 }
@@ -198,8 +200,9 @@ const checks: [string, () => Promise<void>][] = [
   ["wait for a task", waitDone],
   ["wait for a task in vain", waitTimedOut],
   ["read an error's reason", errorReason],
-  ["resume after kill -9", () => resume("kling", "crash")],
-  ["resume after a graceful restart", () => resume("gemini", "restart")],
+  ["resume after kill -9", () => resume([client], "kling", "crash")],
+  ["resume after a graceful restart", () => resume([client], "gemini", "restart")],
+  ["resume at the next address", () => resume(nodes, "hailuo", "cut")],
   ["a cursor of another log is refused", anotherLog],
 ];
 
@@ -212,4 +215,4 @@ for (const [name, check] of checks) {
   }
   console.log(`ok ${name}`);
 }
-client.close();
+for (const one of [client, ...nodes]) one.close();

@@ -6,12 +6,14 @@ import { channelOptions, follow } from "./resume.js";
 
 const { BLOBCAST_GRPC, INTEROP_HEARTBEAT } = process.env as Record<string, string>;
 
-const client = new EventServiceClient(BLOBCAST_GRPC, credentials.createInsecure(), channelOptions);
+const clients = BLOBCAST_GRPC.split(",").map(
+  (address) => new EventServiceClient(address, credentials.createInsecure(), channelOptions),
+);
 const request = SubscribeRequest.fromPartial({
   filter: { products: ["veo"] },
   start: { $case: "position", value: StartPosition.START_POSITION_EARLIEST },
   heartbeatInterval: { seconds: BigInt(INTEROP_HEARTBEAT) },
 });
-for await (const { eventId, cursor, taskId } of follow(client, request)) {
+for await (const { eventId, cursor, taskId } of follow(clients, request)) {
   console.log(JSON.stringify({ event_id: eventId, cursor, task_id: taskId }));
 }

@@ -1,4 +1,5 @@
-// Follows blobcast's events for as long as it takes: across broken connections, silent ones, and restarts of the broker.
+// Follows blobcast's events for as long as it takes: across broken connections, silent ones, and restarts of the broker. With
+// several nodes of a cluster it goes on at the next one.
 
 import { status, type ClientReadableStream, type ServiceError } from "@grpc/grpc-js";
 import { setTimeout as sleep } from "node:timers/promises";
@@ -25,15 +26,16 @@ const [pauseMilliseconds, pauseMillisecondsMax] = [100, 10_000]; // before the f
 /**
  * Yields every matching event, in order, until the broker says `completed`.
  *
- * When the stream breaks, continues behind the last cursor, and logs why. Your own restarts are yours: store
- * `event.cursor` once you have handled the event, and begin with it as `afterCursor`. Throws what trying again cannot
- * help, for example OUT_OF_RANGE `CURSOR_EXPIRED`.
+ * `clients` has one for each node of a cluster, or one alone. When the stream breaks, continues behind the last cursor at the
+ * next node, where the cursor is as good, and logs why. Your own restarts are yours: store `event.cursor` once you have
+ * handled the event, and begin with it as `afterCursor`. Throws what trying again cannot help, for example OUT_OF_RANGE
+ * `CURSOR_EXPIRED`.
  */
-export async function* follow(client: EventServiceClient, request: SubscribeRequest): AsyncGenerator<Event> {
-  for (let failures = 0; ; failures++) {
+export async function* follow(clients: EventServiceClient[], request: SubscribeRequest): AsyncGenerator<Event> {
+  for (let failures = 0, node = 0; ; failures++, node = (node + 1) % clients.length) {
     let askedFor = 0;
     try {
-      for await (const { content } of messages(client.subscribe(request))) {
+      for await (const { content } of messages(clients[node]!.subscribe(request))) {
         if (content?.$case === "completed") return;
         if (content?.$case === "event") yield content.value;
         if (content && (content.$case !== "subscribed" || startsAtHead(request))) {

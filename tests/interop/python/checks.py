@@ -1,6 +1,7 @@
 """What a Python service asks of blobcast, checked against a real broker. `../drive.py` sets the environment."""
 
 import concurrent.futures
+import contextlib
 import os
 
 import grpc
@@ -34,7 +35,7 @@ def subscribe_after_the_callback(stub):
     history = History()
     history.post("veo", "after-1")
     request = api.SubscribeRequest(filter=event.Filter(task_ids=["after-1"]), until_terminal=True)
-    for seen in follow(stub, request):
+    for seen in follow([stub], request):
         saw(history, seen)
     history.check()
 
@@ -80,7 +81,7 @@ def error_reason(stub):
         assert detail(error, BadRequest()).field_violations[0].field == "after_cursor"
 
 
-def resume(stub, product, how):
+def resume(stubs, product, how):
     """One subscription across an outage that callbacks race: each event that was answered 200 comes, once, in order."""
     history = History()
     history.post(product, f"{product}-first")
@@ -88,7 +89,7 @@ def resume(stub, product, how):
         filter=event.Filter(products=[product]), position=api.START_POSITION_EARLIEST, client_name="interop-python"
     )
     with concurrent.futures.ThreadPoolExecutor() as pool:
-        for seen in follow(stub, request):
+        for seen in follow(stubs, request):
             saw(history, seen)
             if seen.task_id == f"{product}-first":
                 posting = pool.submit(history.burst, product, how, pool)
@@ -102,7 +103,7 @@ def another_log(stub):
     old = stub.GetLogInfo(api.GetLogInfoRequest())
     control("replace")
     try:
-        next(follow(stub, api.SubscribeRequest(after_cursor=old.head)))
+        next(follow([stub], api.SubscribeRequest(after_cursor=old.head)))
         raise AssertionError("a cursor of another log was taken")
     except grpc.RpcError as error:
         assert error.code() == grpc.StatusCode.FAILED_PRECONDITION, error
@@ -113,8 +114,13 @@ def saw(history, seen):
     history.saw(seen.event_id, seen.cursor, seen.task_id)
 
 
-with grpc.insecure_channel(os.environ["BLOBCAST_GRPC"], options=CHANNEL_OPTIONS) as channel:
-    stub = EventServiceStub(channel)
+with contextlib.ExitStack() as channels:
+
+    def connect(address):
+        return EventServiceStub(channels.enter_context(grpc.insecure_channel(address, options=CHANNEL_OPTIONS)))
+
+    stub = connect(os.environ["BLOBCAST_GRPC"])
+    nodes = [connect(address) for address in os.environ["INTEROP_NODES"].split(",")]
     run(
         {
             "subscribe by task before its callback": lambda: subscribe_before_the_callback(stub),
@@ -123,8 +129,9 @@ with grpc.insecure_channel(os.environ["BLOBCAST_GRPC"], options=CHANNEL_OPTIONS)
             "wait for a task": lambda: wait_done(stub),
             "wait for a task in vain": lambda: wait_timed_out(stub),
             "read an error's reason": lambda: error_reason(stub),
-            "resume after kill -9": lambda: resume(stub, "kling", "crash"),
-            "resume after a graceful restart": lambda: resume(stub, "gemini", "restart"),
+            "resume after kill -9": lambda: resume([stub], "kling", "crash"),
+            "resume after a graceful restart": lambda: resume([stub], "gemini", "restart"),
+            "resume at the next address": lambda: resume(nodes, "hailuo", "cut"),
             "a cursor of another log is refused": lambda: another_log(stub),
         }
     )

@@ -26,7 +26,7 @@ sys.path.append(str(ROOT / "tests/support"))
 from broker import Broker
 from history import CALL_SECONDS, History, control, run
 
-PRINTED_ADDRESS = "127.0.0.1:50051"
+PRINTED_ADDRESS = '"127.0.0.1:50051"'
 EACH = 3  # callbacks before and after each outage
 
 
@@ -46,9 +46,10 @@ def generate(text, directory):
 
 
 def follow(code, directory):
-    """The loop prints each event, across a broker that is killed and one that restarts."""
+    """The loop prints each event, across an address that is cut, a broker that is killed and one that restarts."""
     assert code.count(PRINTED_ADDRESS) == 1
-    (directory / "follow.py").write_text(code.replace(PRINTED_ADDRESS, os.environ["BLOBCAST_GRPC"]))
+    nodes = ", ".join(f'"{address}"' for address in os.environ["INTEROP_NODES"].split(","))
+    (directory / "follow.py").write_text(code.replace(PRINTED_ADDRESS, nodes))
     process = subprocess.Popen([sys.executable, "-u", "follow.py"], cwd=directory, stdout=subprocess.PIPE, text=True)
     lines = queue.Queue()
     threading.Thread(target=lambda: [lines.put(line.rstrip("\n")) for line in process.stdout], daemon=True).start()
@@ -57,7 +58,7 @@ def follow(code, directory):
         try:
             skip_to_live(history, lines)
             posted = []
-            for part, how in (("before", "crash"), ("between", "restart"), ("after", None)):
+            for part, how in (("begin", "cut"), ("before", "crash"), ("between", "restart"), ("after", None)):
                 posted += [f"{part}-{number}" for number in range(EACH)]
                 for task_id in posted[-EACH:]:
                     history.post("veo", task_id)
@@ -128,7 +129,7 @@ def main(binary, docs):
         run(
             {
                 "subscribing.md generates the stubs": lambda: generate(text, directory),
-                "subscribing.md follows a stream across kill -9 and a restart": lambda: follow(
+                "subscribing.md follows a stream across an address that is cut, kill -9 and a restart": lambda: follow(
                     code["follow"], directory
                 ),
                 "callbacks.md mints a callback URL": lambda: callback_url(code["callback_url"], binary, directory),

@@ -1,6 +1,10 @@
-"""Follows blobcast's events for as long as it takes: across broken connections, silent ones, and restarts of the broker."""
+"""Follows blobcast's events for as long as it takes: across broken connections, silent ones, and restarts of the broker.
+
+With several nodes of a cluster it goes on at the next one.
+"""
 
 import contextlib
+import itertools
 import logging
 import random
 import threading
@@ -22,15 +26,16 @@ PAUSE_SECONDS, PAUSE_SECONDS_MAX = 0.1, 10  # before the first try to reconnect,
 log = logging.getLogger(__name__)
 
 
-def follow(stub, request):
+def follow(stubs, request):
     """Yields every matching event, in order, until the broker says `completed`.
 
-    When the stream breaks, continues behind the last cursor, and logs why. Your own restarts are yours: store
+    `stubs` has one for each node of a cluster, or one alone. When the stream breaks, continues behind the last cursor at the
+    next node, where the cursor is as good, and logs why. Your own restarts are yours: store
     `event.cursor` once you have handled the event, and begin with it as `after_cursor`. Raises what trying again cannot
     help, for example OUT_OF_RANGE `CURSOR_EXPIRED`.
     """
     failures = 0
-    while True:
+    for stub in itertools.cycle(stubs):
         asked_for = 0.0
         try:
             with contextlib.closing(messages(stub.Subscribe(request))) as stream:
