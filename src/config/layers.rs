@@ -129,7 +129,7 @@ impl Layers {
     pub(super) fn set_in(&self, section: &str) -> Vec<String> {
         let is_set = |key: &&String| {
             let is_flag = matches!(self.origin(key), Origin::Flag(_));
-            is_flag || value_of(&self.values, key) != value_of(&self.defaults, key)
+            is_flag || !says_default(value_of(&self.values, key), value_of(&self.defaults, key))
         };
         let inside = |key: &&String| key.split_once('.').is_some_and(|(head, _)| head == section);
         let keys = self.keys.iter().filter(inside).filter(is_set);
@@ -433,6 +433,17 @@ fn from_text(raw: &str, default: &Value) -> Result<Value, String> {
             .map(Value::Integer)
             .map_err(|_| format!("{raw:?} is not a whole number")),
         _ => Ok(Value::String(raw.to_owned())),
+    }
+}
+
+/// A list is one text with commas in the environment.
+fn says_default(value: Option<&Value>, default: Option<&Value>) -> bool {
+    match (value, default) {
+        (Some(Value::String(text)), Some(Value::Array(list))) => {
+            let list: Vec<_> = list.iter().filter_map(Value::as_str).collect();
+            *text == list.join(",")
+        }
+        (value, default) => value == default,
     }
 }
 

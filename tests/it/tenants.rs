@@ -603,8 +603,11 @@ fn has(event: &Event, key: &str, value: &str) -> bool {
 
 #[tokio::test]
 async fn a_bound_clients_stream_is_exactly_the_unbound_one_filtered_by_the_labels() {
-    let seed = u64::from(std::process::id()) ^ jiff::Timestamp::now().as_microsecond() as u64;
-    println!("seed {seed}");
+    // Few events of each: a task with many of several products is crowded, and the index does not name all of them.
+    const TASKS: usize = 40;
+    let seed = std::env::var("BLOBCAST_SEED")
+        .map_or_else(|_| fastrand::u64(..), |seed| seed.parse().unwrap());
+    println!("repeat its choices with BLOBCAST_SEED={seed}");
     let mut dice = Dice(seed);
     // More than the ring holds, so that streams from the beginning read the log.
     let house = House::with(Options::default().set("hub.ring_bytes_max", "1MiB")).await;
@@ -625,7 +628,7 @@ async fn a_bound_clients_stream_is_exactly_the_unbound_one_filtered_by_the_label
             .filter(|_| dice.roll(2) == 0)
             .collect();
         let body = with(
-            completed(&format!("t{}", dice.roll(20))),
+            completed(&format!("t{}", number % TASKS)),
             json!({"video_url": format!("https://x/{number}"), "prompt": prompt}),
         );
         house
@@ -681,7 +684,7 @@ async fn a_bound_clients_stream_is_exactly_the_unbound_one_filtered_by_the_label
             ids(&expected),
             "seed {seed}"
         );
-        for task in 0..20 {
+        for task in 0..TASKS {
             let task = format!("t{task}");
             let expected: Vec<_> = expected
                 .iter()
