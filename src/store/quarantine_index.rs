@@ -346,4 +346,29 @@ mod tests {
             (Some(2), vec![1, 3])
         );
     }
+
+    #[test]
+    fn the_newest_idempotency_keys_are_remembered_also_of_callbacks_that_have_left() {
+        let mut index = QuarantineIndex::default();
+        let put = |index: &mut QuarantineIndex, number: u64, segment| {
+            let header = QuarantineHeader {
+                idempotency_key: Some(1_000_000 + number),
+                ..QuarantineHeader::default()
+            };
+            index.put(copy(number, segment), 1, &header);
+        };
+        let most = KEYS_MAX as u64;
+        for number in 1..=most {
+            put(&mut index, number, 1);
+        }
+        assert_eq!(index.number_of(1_000_001), Some(1));
+        // Written again it is the same callback, and pushes none out.
+        put(&mut index, most, 2);
+        index.remove(2);
+
+        put(&mut index, most + 1, 2);
+        assert_eq!(index.number_of(1_000_001), None);
+        assert_eq!(index.number_of(1_000_002), Some(2));
+        assert_eq!(index.number_of(1_000_000 + most + 1), Some(most + 1));
+    }
 }

@@ -228,7 +228,7 @@ pub async fn publish_on_schedule(context: Context, schedule: Schedule) -> Result
             let until = schedule.due(number);
             thread::sleep(until.saturating_duration_since(Instant::now()));
             if sender.send(number).is_err() {
-                return; // a message that was refused is told of below
+                return; // publishing has failed, and returns the error
             }
         }
     });
