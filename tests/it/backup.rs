@@ -15,7 +15,6 @@ use blobcast::{
         ListQuarantineRequest, QuarantinedCallback, admin_service_client::AdminServiceClient,
     },
 };
-use rustix::process::Signal;
 use serde_json::json;
 use tempfile::TempDir;
 use tonic::{Code, Streaming, transport::Endpoint};
@@ -572,7 +571,7 @@ async fn a_backup_has_its_name_only_when_it_is_whole() {
         fs::metadata(&partial).is_ok_and(|metadata| metadata.len() > 0)
     })
     .await;
-    server.signal(Signal::STOP);
+    server.pause().await;
     assert_eq!(names(shelf.path()), ["file.partial"]);
     let beside = back_up(&server, &file).await;
     assert!(

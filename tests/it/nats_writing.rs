@@ -81,7 +81,7 @@ async fn a_doubt_is_resolved_by_the_same_message_and_it_is_there_once() {
     };
     let mut node = NatsNode::start(settings, 1, 1, 1024).await;
     node.publish_for_sure(0, 10, "one").await;
-    server.signal(Signal::STOP);
+    server.pause().await;
     let doubt = node.publish(1, 20, "twice").await;
     assert!(
         matches!(doubt, Event::Unanswered { chain: 20, .. }),

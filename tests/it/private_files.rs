@@ -228,7 +228,7 @@ async fn a_backup_whose_file_was_replaced_meanwhile_touches_what_has_replaced_it
         fs::metadata(&partial).is_ok_and(|metadata| metadata.len() > 0)
     })
     .await;
-    server.signal(rustix::process::Signal::STOP);
+    server.pause().await;
     fs::rename(&partial, shelf.path().join("moved")).unwrap();
     fs::write(&partial, "theirs").unwrap();
     server.signal(rustix::process::Signal::CONT);

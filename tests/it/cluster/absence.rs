@@ -108,7 +108,7 @@ async fn a_node_that_slept_for_longer_than_the_stream_keeps_starts_anew() {
         return;
     };
     let [first, second] = two(&nats).await;
-    second.signal(Signal::STOP);
+    second.pause().await;
     forget(&nats, &first).await;
     second.signal(Signal::CONT);
 

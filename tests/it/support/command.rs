@@ -3,7 +3,6 @@
 use std::{
     fs::File,
     io::{Read, Write},
-    net::SocketAddr,
     path::Path,
     process::{Child, Command, ExitStatus, Stdio},
     sync::{Arc, Mutex},
@@ -270,8 +269,7 @@ impl Running {
     }
 
     pub fn signal(&self, signal: rustix::process::Signal) {
-        let pid = rustix::process::Pid::from_raw(i32::try_from(self.pid()).unwrap()).unwrap();
-        rustix::process::kill_process(pid, signal).unwrap();
+        super::process::signal(self.pid(), signal);
     }
 
     /// Waits until it ends.
@@ -399,12 +397,4 @@ pub fn under_umask(command: &Command, umask: &str) -> Command {
         };
     }
     shell
-}
-
-/// An address whose port was free a moment ago, for listeners that must know theirs beforehand.
-pub fn free_address() -> SocketAddr {
-    std::net::TcpListener::bind("127.0.0.1:0")
-        .unwrap()
-        .local_addr()
-        .unwrap()
 }

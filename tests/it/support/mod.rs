@@ -15,6 +15,7 @@ mod endpoint;
 mod grpc;
 mod library;
 mod nats;
+mod process;
 mod reconciling;
 mod server;
 mod vendor;
@@ -25,12 +26,13 @@ use std::{fs, path::Path, time::Duration};
 pub use authority::{Authority, Issued, replace};
 pub use client::{AsObserved, Seen, Sub, reason, request, tasks};
 pub use collector::{Collector, Manner, Span, SpanKind, StatusCode, attribute, hex};
-pub use command::{Cli, Ran, Running, fatal, free_address};
+pub use command::{Cli, Ran, Running, fatal};
 pub use credentials::CredentialsFile;
 pub use endpoint::Endpoint;
 pub use grpc::*;
 pub use library::{Node, draft, jetstream, node, stored};
 pub use nats::{NatsNode, NatsOptions, NatsServer, nats_settings};
+pub use process::free_address;
 pub use reconciling::{
     VENDOR_KEY, VendorCase, events_of, expect, expectation, is_recovered, key_line, recovers,
     wait_task,

@@ -18,12 +18,12 @@ use blobcast::{
     nats::{Event, Events, Handle, Nats, Settings, Sync},
 };
 use bytes::Bytes;
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::Signal;
 use serde_json::Value;
 use tempfile::TempDir;
 use tokio::sync::mpsc;
 
-use super::{free_address, until, within};
+use super::{free_address, process, until, within};
 
 /// What a server is started with.
 #[derive(Clone)]
@@ -209,8 +209,16 @@ impl NatsServer {
     }
 
     pub fn signal(&self, signal: Signal) {
-        let child = self.child.as_ref().expect("it runs");
-        kill_process(Pid::from_child(child), signal).unwrap();
+        process::signal(self.pid(), signal);
+    }
+
+    /// `SIGSTOP`, until it stands still.
+    pub async fn pause(&self) {
+        process::pause(self.pid()).await;
+    }
+
+    fn pid(&self) -> u32 {
+        self.child.as_ref().expect("it runs").id()
     }
 
     /// `kill -9`.

@@ -242,8 +242,12 @@ impl Server {
     }
 
     pub fn signal(&self, signal: rustix::process::Signal) {
-        let pid = rustix::process::Pid::from_raw(i32::try_from(self.pid()).unwrap()).unwrap();
-        rustix::process::kill_process(pid, signal).unwrap();
+        super::process::signal(self.pid(), signal);
+    }
+
+    /// `SIGSTOP`, until it stands still.
+    pub async fn pause(&self) {
+        super::process::pause(self.pid()).await;
     }
 
     /// Waits until the process has ended by itself.
