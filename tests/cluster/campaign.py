@@ -153,16 +153,26 @@ class Campaign:
             "nodes": [{"node": name, "log": observed(logs[name]), "quarantine": names_of(kept[name])} for name in logs],
         }
 
-    def figures(self):
-        count = lambda words: sum(words in violation for violation in self.violations)
+    def numbers(self):
+        """What is added up over many runs."""
         refused = self.callers.refused
+        return {
+            "acknowledged": len(self.ledger.acknowledged()),
+            "missing": len(self.missing),
+            "doubled": sum("different callbacks" in violation for violation in self.violations),
+            "refused": sum(refused.values()) - refused["unanswered"],
+            "unanswered": refused["unanswered"],
+            "silence_seconds": round(self.callers.longest_silence(), 2),
+            "ends": "it has to lose them" if self.scenario.is_lost else "all nodes say *hole*" if self.told else None,
+            "notes": self.notes,
+        }
+
+    def figures(self):
+        numbers = self.numbers()
         parts = [
-            f"{len(self.ledger.acknowledged())} acknowledged",
-            f"longest silence {self.callers.longest_silence():.1f} s",
-            f"{sum(refused.values()) - refused['unanswered']} refused",
-            f"{refused['unanswered']} unanswered",
-            f"{len(self.missing)} missing",
-            f"{count('different callbacks')} doubled",
+            f"{numbers['acknowledged']} acknowledged",
+            f"longest silence {numbers['silence_seconds']:.1f} s",
+            *(f"{numbers[what]} {what}" for what in ("refused", "unanswered", "missing", "doubled")),
             *([f"{self.reader.found} read elsewhere, {self.reader.older} with older events"] if self.reader else []),
             *self.notes,
         ]
