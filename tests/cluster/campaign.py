@@ -20,7 +20,8 @@ class Campaign:
     def __init__(self, arguments, directory, scenario, rng):
         self.arguments, self.directory, self.scenario, self.rng = arguments, directory, scenario, rng
         self.network = arguments.network
-        self.servers = Servers(arguments.nats, self.network, directory, scenario.sync, "servers" in scenario.disks)
+        nats = arguments.older_nats if scenario.older == "nats" else arguments.nats
+        self.servers = Servers(nats, self.network, directory, scenario.sync, "servers" in scenario.disks)
         self.nodes = Nodes(self.make_node)
         self.ledger = Ledger(rng)
         body_bytes = BODY_BYTES_TO_FORGET if scenario.trims else BODY_BYTES
@@ -32,7 +33,8 @@ class Campaign:
         settings = self.scenario.settings | ({} if self.scenario.sync else {"cluster.sync": "off"})
         environment = self.scenario.environment(name)
         disk = "nodes" in self.scenario.disks
-        return Node(self.arguments.broker, self.network, self.directory, name, settings, disk, environment=environment)
+        broker = self.arguments.older if self.scenario.older == "broker" else self.arguments.broker
+        return Node(broker, self.network, self.directory, name, settings, disk, environment=environment)
 
     def start(self):
         self.servers.start()
@@ -185,6 +187,8 @@ class Campaign:
                 process.kill()
         for client in [self.callers, *([self.reader] if self.reader else []), *self.subscribers]:
             client.over.set()
+        for subscriber in self.subscribers:
+            subscriber.stop()  # it writes into the directory, which may be removed now
         self.network.heal()
         for machine in [*self.nodes, *self.servers]:
             if machine.disk:

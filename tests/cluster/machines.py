@@ -1,5 +1,5 @@
-"""Six machines: three NATS servers and three nodes on one bridge, each in a network namespace of its own; and what can happen
-to the network between them and to their disks.
+"""Six machines, and a spare one: three NATS servers and three nodes on one bridge, each in a network namespace of its own; and
+what can happen to the network between them and to their disks.
 
 All of it is made within namespaces of this process (see `run`), so it is gone when the process is, whatever ended it.
 """
@@ -26,10 +26,14 @@ from lib import Failed
 
 NETWORK = "10.77.0"
 SERVERS = {"nats-1": 1, "nats-2": 2, "nats-3": 3}  # and the last number of the address
+SPARE = "nats-4"  # a machine without a server
 NODES = {"a": 11, "b": 12, "c": 13}
+MACHINES = SERVERS | {SPARE: 4} | NODES
+CALLERS = "callers"  # everything that uses the nodes, on no machine of the six: on the bridge itself
 HERE = 254
 CLIENTS, ROUTES, MONITOR = 4222, 6222, 8222
 NAME = "main"
+SYSTEM = "system"  # the account, user and password by which a server is removed; everybody else needs no name
 STREAM, SUBJECT = f"BLOBCAST_{NAME}", f"blobcast.{NAME}.log"
 
 PATIENCE_SECONDS = 120  # for what takes some on an idle machine
@@ -58,7 +62,7 @@ def do(*command, **options):
 
 
 def address_of(name):
-    return f"{NETWORK}.{(SERVERS | NODES)[name]}"
+    return f"{NETWORK}.{(MACHINES | {CALLERS: HERE})[name]}"
 
 
 class Network:
@@ -72,7 +76,7 @@ class Network:
         do("ip", "link", "add", "name", "bridge", "type", "bridge")
         do("ip", "address", "add", f"{NETWORK}.{HERE}/24", "dev", "bridge")
         do("ip", "link", "set", "bridge", "up")
-        for name in SERVERS | NODES:
+        for name in MACHINES:
             do("ip", "netns", "add", name)
             do("ip", "link", "add", f"to-{name}", "type", "veth", "peer", "name", "eth0", "netns", name)
             do("ip", "link", "set", f"to-{name}", "master", "bridge", "up")
@@ -166,28 +170,32 @@ class Disk:
 
 
 class Server:
-    """One NATS server."""
+    """One NATS server, on the machine of its name if not on another."""
 
-    def __init__(self, binary, network, directory, name, sync, disk=False):
+    def __init__(self, binary, network, directory, name, sync, disk=False, machine=None):
         self.binary, self.network, self.name, self.process = binary, network, name, None
+        self.machine = machine or name
         self.directory = directory / name
         self.directory.mkdir(parents=True)
         self.data = self.directory / "data"
         self.disk = Disk(self.data) if disk else None
         self.log_path, self.configuration = self.directory / "server.log", self.directory / "nats.conf"
         routes = ", ".join(f"nats://{address_of(other)}:{ROUTES}" for other in SERVERS)
-        address = address_of(name)
+        address = address_of(self.machine)
         # Without `sync` it is NATS's default: every two minutes.
         self.configuration.write_text(
             f"server_name: {name}\nlisten: {address}:{CLIENTS}\nhttp: {address}:{MONITOR}\nmax_payload: 8MB\n"
             f"jetstream {{ store_dir: {self.data}, max_memory_store: 64MB, max_file_store: 20GB"
             f"{', sync_interval: always' if sync else ''} }}\n"
             f"cluster {{ name: campaign, listen: {address}:{ROUTES}, routes: [ {routes} ] }}\n"
+            f"accounts {{ {SYSTEM}: {{ users: [ {{ user: {SYSTEM}, password: {SYSTEM} }} ] }}\n"
+            "  all: { jetstream: enabled, users: [ { user: all, password: all } ] } }\n"
+            f"no_auth_user: all\nsystem_account: {SYSTEM}\nlame_duck_duration: 30s\nlame_duck_grace_period: 5s\n"
         )
 
     def start(self):
         with self.log_path.open("a") as log:
-            command = [*self.network.inside(self.name), self.binary, "-c", self.configuration]
+            command = [*self.network.inside(self.machine), self.binary, "-c", self.configuration]
             self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
 
     def alive(self):
@@ -201,10 +209,14 @@ class Server:
             self.send(how)
         self.process.wait(PATIENCE_SECONDS)
 
+    def end_as_lame_duck(self):
+        """As before an upgrade: it hands over what it leads, sends its clients away, and ends."""
+        self.kill(signal.SIGUSR2)
+
     def get(self, path):
         """What its monitoring answers; None if it does not."""
         try:
-            with urllib.request.urlopen(f"http://{address_of(self.name)}:{MONITOR}/{path}", timeout=2) as answer:
+            with urllib.request.urlopen(f"http://{address_of(self.machine)}:{MONITOR}/{path}", timeout=2) as answer:
                 return json.load(answer)
         except (OSError, ValueError):
             return None
@@ -217,6 +229,9 @@ class Server:
         shutil.rmtree(self.data)
         shutil.move(self.directory / "copy", self.data)
 
+    def version(self):
+        return (self.get("varz") or {}).get("version")
+
     def is_healthy(self):
         return (self.get("healthz") or {}).get("status") == "ok"
 
@@ -225,8 +240,8 @@ class Servers:
     """The three of them, and what is asked of them together."""
 
     def __init__(self, binary, network, directory, sync, disks=False):
-        make = lambda name: Server(binary, network, directory, name, sync, disks)
-        self.all = {name: make(name) for name in SERVERS}
+        self.make = lambda name, machine=None: Server(binary, network, directory, name, sync, disks, machine)
+        self.all = {name: self.make(name) for name in SERVERS}
 
     def __iter__(self):
         return iter(self.all.values())
@@ -241,13 +256,42 @@ class Servers:
                 server.start()
         until("three healthy NATS servers", lambda: all(server.is_healthy() for server in self))
 
-    def request(self, subject, body=b"", seconds=5):
+    def request(self, subject, body=b"", seconds=5, user=None):
         """An answer of the cluster's API, by whichever server has one."""
         for server in self:
             if server.alive():
                 with contextlib.suppress(OSError, EOFError):
-                    return json.loads(request(address_of(server.name), subject, body, seconds))
+                    return json.loads(request(address_of(server.machine), subject, body, seconds, user))
         return {}
+
+    def add(self, name, machine):
+        """An empty one, which joins the others."""
+        self.all[name] = self.make(name, machine)
+        self.all[name].start()
+        return self.all[name]
+
+    def remove(self, server):
+        """From the cluster, for good: its replicas are made anew at another server."""
+        body = json.dumps({"peer": server.name}).encode()
+        ask = lambda: self.request("$JS.API.SERVER.REMOVE", body, user=SYSTEM)
+        answer = until("the answer to a removal", ask)
+        if not answer.get("success"):
+            raise Failed(f"server {server.name} cannot be removed: {answer}")
+        del self.all[server.name]
+
+    def members(self):
+        """Of the group that makes streams and consumers, as its leader sees them: whether each is current, by its name."""
+        for server in self:
+            meta = (server.get("jsz") or {}).get("meta_cluster", {}) if server.alive() else {}
+            if meta.get("leader") == server.name:
+                return {server.name: True} | {one["name"]: is_current(one) for one in meta.get("replicas", [])}
+        return {}
+
+    def replicas(self):
+        """Of the stream, likewise."""
+        cluster = self.stream().get("cluster", {})
+        others = {one["name"]: is_current(one) for one in cluster.get("replicas") or []}
+        return others | ({cluster["leader"]: True} if cluster.get("leader") else {})
 
     def stream(self):
         return self.request(f"$JS.API.STREAM.INFO.{STREAM}", seconds=2)
@@ -288,10 +332,15 @@ class Servers:
         return self[until("a meta leader", lambda: ask().get("meta_cluster", {}).get("leader"))]
 
 
-def request(host, subject, body=b"", seconds=5):
+def is_current(replica):
+    return replica["current"] and not replica.get("offline", False) and not replica.get("lag", 0)
+
+
+def request(host, subject, body=b"", seconds=5, user=None):
     """One request and its reply, in NATS's protocol."""
     with socket.create_connection((host, CLIENTS), timeout=seconds) as connection, connection.makefile("rb") as lines:
         options = {"verbose": False, "pedantic": False, "headers": True, "no_responders": True, "name": "campaign"}
+        options |= {"user": user, "pass": user} if user else {}
         inbox = f"_INBOX.campaign.{time.monotonic_ns()}"
         connection.sendall(
             f"CONNECT {json.dumps(options)}\r\nSUB {inbox} 1\r\nPUB {subject} {inbox} {len(body)}\r\n".encode()

@@ -50,9 +50,9 @@ class Ledger:
             task = self.rng.choice(self.recent).task if self.recent and dice < 0.35 else None
             return self.new(int(bytes_max * self.rng.random() ** 3), task, broken=dice > 0.9)
 
-    def new(self, size, task=None, broken=False):
+    def new(self, size, task=None, broken=False, filler=None):
         number = len(self.callbacks)
-        path, filler = f"/webhook/veo?ref={number}{self.token and '&token=' + self.token}", "x" * size
+        path, filler = f"/webhook/veo?ref={number}{self.token and '&token=' + self.token}", filler or "x" * size
         if broken:
             callback = Callback(number, None, path, f"not JSON: {number} {filler}")
         else:

@@ -30,6 +30,16 @@ def full_disk_of_the_writer(campaign):
     all_ready(campaign)
 
 
+@scenario(disks=("nodes",))
+def full_disk_of_another_node(campaign):
+    """It hands its callbacks to the writer, and cannot keep what it reads of the stream."""
+    node = campaign.nodes.others()[0]
+    node.disk.fill()
+    campaign.wait(15)
+    node.disk.empty()
+    all_ready(campaign)
+
+
 @scenario(disks=("servers",), late=True)
 def failing_disk_of_the_stream_leader(campaign):
     """Every read and write is an error from now on, until the machine is mended."""
@@ -37,6 +47,22 @@ def failing_disk_of_the_stream_leader(campaign):
     leader.disk.cut_power()
     campaign.wait(15)
     power_up(campaign, [leader])
+
+
+@scenario(disks=("servers",))
+def failing_disk_of_a_follower(campaign):
+    follower = campaign.servers.followers()[0]
+    follower.disk.cut_power()
+    campaign.wait(15)
+    power_up(campaign, [follower])
+
+
+@scenario(disks=("nodes",))
+def failing_disk_of_another_node(campaign):
+    node = campaign.nodes.others()[0]
+    node.disk.cut_power()
+    campaign.wait(10)
+    power_up(campaign, [node])
 
 
 @scenario(disks=("nodes",))

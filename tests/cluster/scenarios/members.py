@@ -1,10 +1,19 @@
 """Nodes that join, or were away for long, and restarts of all machines in turn."""
 
+import time
+
+from lib import Failed, quarantine
+from load import connection_to
 from machines import until
 
 from scenarios.scenario import KILL, TERM, all_ready, kill_for, rounds, scenario
 
 FORGET_SECONDS = 240
+LARGE_MIB = 256
+JOIN_SECONDS = 300
+PURGES = 5
+BODY_BYTES = 500_000  # and twice as many digits
+LARGE_LOG = {"ingest.body_bytes_max": "1MiB"}
 SMALL_LOG = {"log.retention_bytes_max": "2MiB", "ingest.body_bytes_max": "480KiB"}
 
 
@@ -48,6 +57,47 @@ def away_for_longer_than_the_log(campaign):
 
     rounds(campaign, fault)
     campaign.note(f"the stream begins with message {at('first_seq')}")
+
+
+@scenario(settings=SMALL_LOG, trims=True)
+def quarantine_outlives_purges(campaign):
+    """What is in quarantine is written into the stream again before its frame is purged, and so a node that joins empty has it."""
+    first = lambda: campaign.servers.stream().get("state", {}).get("first_seq", 0)
+    begun = until("callbacks in quarantine", lambda: {entry["target"] for entry in quarantine(campaign.nodes["a"])})
+    for _ in range(PURGES * campaign.arguments.rounds):
+        before = first()
+        until("a purge", lambda: first() > before, FORGET_SECONDS)
+    node = campaign.nodes.others()[0]
+    node.kill()
+    node.empty()
+    node.spawn()
+    all_ready(campaign)
+    if lost := begun - {entry["target"] for entry in quarantine(node)}:
+        raise Failed(f"a node that joined after {PURGES} purges lacks of the quarantine: {sorted(lost)[:20]}")
+    campaign.note(f"{len(begun)} in quarantine over {PURGES} purges, the stream begins with message {first()}")
+
+
+@scenario(settings=LARGE_LOG)
+def large_log_is_read_anew(campaign):
+    """By a node that joins empty, while callbacks are taken."""
+    writer = campaign.nodes.writer()
+    connection = connection_to(writer)
+    for _ in range(LARGE_MIB):
+        # What does not repeat, so that it is as large in the stream.
+        filler = campaign.rng.randbytes(BODY_BYTES).hex()
+        with campaign.ledger.lock:
+            callback = campaign.ledger.new(0, filler=filler)
+        until(
+            "a large callback to be taken", lambda: campaign.callers.post({writer.name: connection}, writer, callback)
+        )
+    held = campaign.servers.stream()["state"]["bytes"] >> 20
+    node = campaign.nodes.others()[0]
+    node.kill()
+    node.empty()
+    begun = time.monotonic()
+    node.spawn()
+    campaign.nodes.wait_until_ready(JOIN_SECONDS)
+    campaign.note(f"a stream of {held} MiB was read in {time.monotonic() - begun:.1f} s")
 
 
 @scenario(settings=SMALL_LOG, trims=True)

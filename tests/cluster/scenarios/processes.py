@@ -1,6 +1,8 @@
 """Processes that are killed, or stand still and go on."""
 
-from scenarios.scenario import GO, STOP, kill_for, rounds, scenario
+from machines import CALLERS, SERVERS
+
+from scenarios.scenario import GO, STOP, all_ready, kill_for, rounds, scenario
 
 
 @scenario(short=True)
@@ -26,6 +28,44 @@ def kill_all_servers(campaign):
 @scenario(short=True)
 def kill_writer(campaign):
     rounds(campaign, lambda: kill_for(campaign, [campaign.nodes.writer()], campaign.rng.uniform(0, 5)))
+
+
+def deafen(campaign, node):
+    """Its frames reach NATS, and it hears of none."""
+    for server in SERVERS:
+        campaign.network.block(server, node.name)
+
+
+@scenario()
+def kill_writer_between_publish_and_ack(campaign):
+    def fault():
+        writer = campaign.nodes.writer()
+        deafen(campaign, writer)
+        campaign.wait(campaign.rng.uniform(0.05, 1))
+        writer.kill()
+        campaign.network.heal()
+        campaign.wait(campaign.rng.uniform(0, 3))
+        writer.spawn()
+
+    for _ in range(3):
+        rounds(campaign, fault)
+
+
+@scenario()
+def kill_writer_between_ack_and_answer(campaign):
+    """What its callers have posted is in the stream, and they never hear of it."""
+
+    def fault():
+        writer = campaign.nodes.writer()
+        campaign.network.block(writer.name, CALLERS)
+        campaign.wait(campaign.rng.uniform(0.05, 1))
+        writer.kill()
+        campaign.network.heal()
+        campaign.wait(campaign.rng.uniform(0, 3))
+        writer.spawn()
+
+    for _ in range(3):
+        rounds(campaign, fault)
 
 
 @scenario()
@@ -75,6 +115,26 @@ def pause_follower(campaign):
 def pause_writer(campaign):
     """It wakes up in the middle of what it was about to write."""
     rounds(campaign, lambda: stop_for(campaign, campaign.nodes.writer(), campaign.rng.uniform(1, 15)))
+
+
+@scenario()
+def pause_writer_while_its_frame_is_out(campaign):
+    """It hears of the acknowledgement when another node writes already."""
+
+    def fault():
+        writer = campaign.nodes.writer()
+        deafen(campaign, writer)
+        campaign.wait(campaign.rng.uniform(0.05, 1))
+        writer.send(STOP)
+        campaign.network.heal()
+        try:
+            campaign.wait(campaign.rng.uniform(1, 15))
+        finally:
+            writer.send(GO)
+        all_ready(campaign)
+
+    for _ in range(2):
+        rounds(campaign, fault)
 
 
 @scenario()

@@ -25,6 +25,7 @@ class Scenario:
     may_read_late: bool  # a leader that is cut off, or has no disk, may not know the newest events
     clock: bool  # the nodes' clocks differ by minutes
     trims: bool  # retention forgets events while it runs, so bodies are large
+    older: str | None  # what it begins with an older build of: "broker" or "nats"
 
     @property
     def name(self):
@@ -42,11 +43,29 @@ class Scenario:
 ALL = {}
 
 
+def lacks(one, arguments):
+    """What the caller has to give for this scenario, and has not."""
+    if one.older == "broker" and not arguments.older:
+        return "--older PATH, a build of the broker from an older commit"
+    if one.older == "nats" and not arguments.older_nats:
+        return "--older-nats PATH, an older nats-server: `deploy/cluster/fetch-nats DIRECTORY 2.14.6` prints a path"
+    return None
+
+
 def scenario(
-    short=False, sync=True, disks=(), settings=None, told=False, lost=False, late=False, clock=False, trims=False
+    short=False,
+    sync=True,
+    disks=(),
+    settings=None,
+    told=False,
+    lost=False,
+    late=False,
+    clock=False,
+    trims=False,
+    older=None,
 ):
     def add(what):
-        made = Scenario(what, short, sync, disks, settings or {}, told, lost, late, clock, trims)
+        made = Scenario(what, short, sync, disks, settings or {}, told, lost, late, clock, trims, older)
         ALL[made.name] = made
         return what
 
