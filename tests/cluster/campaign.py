@@ -40,12 +40,19 @@ class Campaign:
         self.servers.start()
         self.nodes.start()
         self.callers.start()
-        self.reader = Reader(self.nodes, self.callers, self.rng.randrange(1 << 32))
+        self.reader = Reader(self.nodes, self.callers, self.rng.randrange(1 << 32), self.state)
         on_expired = "earliest" if self.scenario.trims else "fail"
         for number in range(SUBSCRIBERS):
             path, seed = self.directory / f"subscriber-{number}", self.rng.randrange(1 << 32)
             self.subscribers.append(Subscriber(self.nodes, path, seed, on_expired))
         until("the first callbacks", lambda: len(self.callers.acknowledged_at) > 100)
+
+    def state(self):
+        """Of the stream and of the nodes, as one text."""
+        stream = self.servers.stream()
+        seen = {node.name: (node.metric("applied_place"), node.metric("stream_lag_frames")) for node in self.nodes}
+        last, leader = stream.get("state", {}).get("last_seq"), stream.get("cluster", {}).get("leader")
+        return f"the stream ends with message {last} at {leader}, and the nodes' places and lags are {seen}"
 
     def note(self, text):
         self.notes.append(text)
@@ -100,7 +107,9 @@ class Campaign:
         if self.missing:
             raise Failed(f"acknowledged callbacks are at no node: {[one.number for one in self.missing[:20]]}")
         if self.reader.missed and not self.scenario.may_read_late:
-            raise Failed(f"{len(self.reader.missed)} reads missed what was acknowledged: {self.reader.missed[0]}")
+            raise Failed(
+                f"{len(self.reader.missed)} reads missed what was acknowledged:\n" + "\n".join(self.reader.missed[:10])
+            )
 
     def count_missing(self, logs, kept):
         """What was acknowledged and is at no node. What retention has forgotten is for the ledger to find out."""

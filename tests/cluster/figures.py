@@ -37,11 +37,9 @@ def read(paths):
     return runs
 
 
-def added_up(runs):
-    """By scenario, in the order in which they were run first."""
-    by_name = {}
-    for run in runs:
-        by_name.setdefault(run["scenario"], []).append(run)
+def added_up(runs, names):
+    """By scenario, in the order of `names`."""
+    by_name = {name: some for name in names if (some := [run for run in runs if run["scenario"] == name])}
     return [{"scenario": name} | sums(some) for name, some in by_name.items()]
 
 
@@ -63,17 +61,17 @@ def sums(runs):
     }
 
 
-def as_json(runs):
-    return json.dumps({"scenarios": added_up(runs), "all": sums(runs)}, indent=2)
+def as_json(runs, names):
+    return json.dumps({"scenarios": added_up(runs, names), "all": sums(runs)}, indent=2)
 
 
-def as_table(runs):
+def as_table(runs, names):
     """In Markdown. Where the load ends for good the silence says nothing, and what it ends by is there instead."""
     rows = [
         "| scenario | runs | acknowledged | missing | doubled | longest silence: median, longest |",
         "|---|---|---|---|---|---|",
     ]
-    for row in added_up(runs):
+    for row in added_up(runs, names):
         seconds = f"{row['silence_seconds_median']:.1f} s, {row['silence_seconds_max']:.1f} s"
         ends = ", ".join(
             end if count == row["runs"] else f"{seconds}; {count} times {end}" for end, count in row["ends"].items()

@@ -154,8 +154,8 @@ class Reader:
     """Asks a node for a task that another node has just acknowledged an event of. It must not say that there is no such task; if it
     knows an earlier event of the task it may answer with that, and so it is counted."""
 
-    def __init__(self, nodes, callers, seed):
-        self.nodes, self.callers, self.rng = list(nodes), callers, random.Random(seed)
+    def __init__(self, nodes, callers, seed, state):
+        self.nodes, self.callers, self.rng, self.state = list(nodes), callers, random.Random(seed), state
         self.over, self.found, self.older, self.refused, self.missed = threading.Event(), 0, 0, 0, []
         self.thread = threading.Thread(target=self.read_on, daemon=True)
         self.thread.start()
@@ -184,9 +184,9 @@ class Reader:
         if "NOT_FOUND" not in complaint and "not found" not in complaint:
             self.refused += 1
             return
-        self.missed.append(
-            f"acknowledged by {node.name}, not read from {there.name}: {callback.task}: {complaint.strip()}"
-        )
+        ago = time.monotonic() - callback.acknowledged_at
+        said = f"acknowledged by {node.name} {ago:.1f} s ago, not read from {there.name}: {callback.task}"
+        self.missed.append(f"{said}: {complaint.strip()}; then {self.state()}")
 
     def stop(self):
         self.over.set()

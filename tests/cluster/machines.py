@@ -22,6 +22,7 @@ import urllib.request
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 sys.path.append(str(ROOT / "tests/durability"))
 import lib
+from delay import Delay
 from lib import Failed
 
 NETWORK = "10.77.0"
@@ -69,7 +70,7 @@ class Network:
     """A bridge with a machine at each port. What is blocked vanishes without an answer, as in a network that is cut."""
 
     def __init__(self):
-        self.blocked, self.slow = set(), False
+        self.blocked, self.slow, self.delay = set(), None, None
         os.makedirs("/run/netns", exist_ok=True)
         do("mount", "-t", "tmpfs", "none", "/run/netns")
         do("ip", "link", "set", "lo", "up")
@@ -102,29 +103,43 @@ class Network:
 
     def heal(self):
         blocked, self.blocked = self.blocked, set()
-        for source in {source for source, _ in blocked}:
+        slow, self.slow = self.slow, None
+        for source in {source for source, _ in blocked} | ({slow} if slow else set()):
             self.apply(source)
-        if self.slow:
-            do(*self.inside(self.slow), "tc", "qdisc", "delete", "dev", "eth0", "root")
-            self.slow = None
+        if slow:
+            do(*self.inside(slow), "tc", "qdisc", "delete", "dev", "eth0", "root")
+        if self.delay:
+            self.delay.stop()
+            self.delay = None
+            do("ip", "link", "delete", "late")
+            do("ip", "link", "set", f"to-{slow}", "master", "bridge", "arp", "on")
 
     def apply(self, name):
         targets = [address_of(target) for source, target in self.blocked if source == name]
         rules = ["flush ruleset", "add table inet faults"]
         rules.append("add chain inet faults out { type filter hook output priority 0; }")
         rules += [f"add rule inet faults out ip daddr {target} drop" for target in targets]
+        if self.slow == name and self.delay:
+            rules.append("add rule inet faults out numgen random mod 100 == 0 drop")
         do(*self.inside(name), "nft", "-f", "-", input="\n".join(rules) + "\n")
 
     def make_slow(self, name):
-        """Everything that the machine sends: 200 ms, one packet of a hundred lost, 1 Mbit/s; or, without netem, the last alone."""
+        """Everything that the machine sends: 200 ms, one packet of a hundred lost, 1 Mbit/s; by netem, or without it by hand."""
         self.slow = name
         discipline = [*self.inside(name), "tc", "qdisc", "add", "dev", "eth0", "root"]
         try:
             do(*discipline, "netem", "delay", "200ms", "20ms", "loss", "1%", "rate", "1mbit")
-            return "200 ms, 1 % lost, 1 Mbit/s"
+            by = "netem"
         except Failed:
             do(*discipline, "tbf", "rate", "1mbit", "burst", "32kb", "latency", "400ms")
-            return "1 Mbit/s (this kernel has no netem)"
+            do("ip", "link", "set", f"to-{name}", "nomaster", "arp", "off")
+            do("ip", "link", "add", "name", "late", "arp", "off", "type", "veth", "peer", "name", "to-late")
+            do("ip", "link", "set", "to-late", "master", "bridge", "up")
+            do("ip", "link", "set", "late", "up")
+            self.delay = Delay(f"to-{name}", "late", 0.2)
+            self.apply(name)
+            by = "hand"
+        return f"200 ms, 1 % lost, 1 Mbit/s, by {by}"
 
 
 class Disk:

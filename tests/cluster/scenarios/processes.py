@@ -147,3 +147,11 @@ def pause_every_process_in_turn(campaign):
     for machine in [*campaign.servers, *campaign.nodes]:
         stop_for(campaign, machine, campaign.rng.uniform(1, 8))
         campaign.wait(1)
+
+
+@scenario()
+def pause_any_process_for_a_minute(campaign):
+    machine = campaign.rng.choice([*campaign.servers, *campaign.nodes])
+    stop_for(campaign, machine, campaign.rng.uniform(30, 60))
+    all_ready(campaign)
+    campaign.note(f"{machine.name} stood still")
