@@ -44,7 +44,7 @@ const BEHIND_PATIENCE: Duration = Duration::from_secs(15);
 const BEHIND_PAUSE: Duration = Duration::from_secs(1);
 
 /// Calls that may reach two brokers: they change nothing, or the same however often they come.
-const REPEATABLE: [&str; 12] = [
+const REPEATABLE: [&str; 13] = [
     "Backup",
     "ExpectTasks",
     "GetLogInfo",
@@ -53,6 +53,7 @@ const REPEATABLE: [&str; 12] = [
     "ListEvents",
     "ListExpectations",
     "ListQuarantine",
+    "ListRefusals",
     "ListSubscriptions",
     "MintCallbackUrl",
     "Subscribe",

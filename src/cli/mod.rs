@@ -11,6 +11,7 @@ mod backoff;
 mod backup;
 mod backup_directory;
 mod body;
+mod brokers;
 mod check_config;
 mod client;
 mod cluster;
@@ -29,6 +30,7 @@ mod problem;
 mod proxy;
 mod quarantine;
 mod raw;
+mod refusals;
 mod render;
 mod restore;
 mod rotate;
@@ -130,6 +132,8 @@ enum ClientCommand {
     Expect(expectations::ExpectArgs),
     /// List the tasks that are expected, oldest first.
     Expectations(expectations::ExpectationsArgs),
+    /// List the last callbacks that were refused, and why.
+    Refusals(refusals::RefusalsArgs),
     /// Look at and deal with callbacks that could not be understood.
     Quarantine(quarantine::QuarantineArgs),
     /// Erase the content of every retained event of one task.
@@ -205,6 +209,7 @@ fn run_client(command: ClientCommand) -> anyhow::Result<ExitCode> {
             ClientCommand::Events(args) => history::events(args).await,
             ClientCommand::Expect(args) => expectations::expect(args).await,
             ClientCommand::Expectations(args) => expectations::run(args).await,
+            ClientCommand::Refusals(args) => refusals::run(args).await,
             ClientCommand::Quarantine(args) => quarantine::run(args).await,
             ClientCommand::Erase(args) => erase::run(args).await,
             ClientCommand::Backup(args) => backup::run(args).await,
@@ -279,6 +284,7 @@ mod tests {
             "token new signing-key k1 --output json",
             "expect veo 7f3a --label k=v --within 10m --output json",
             "expectations --overdue --product veo --output json",
+            "refusals --limit 20 --output json",
             "quarantine list",
             "quarantine show id",
             "quarantine release id --product veo --task-id t --drop-labels",

@@ -10,12 +10,13 @@ use tonic::{Code, Status};
 
 use super::{
     EXIT_OTHER,
-    client::{Connection, GrpcArgs, error_of_all},
+    brokers::{Broker, complete, stop_if_only},
+    client::GrpcArgs,
     output::{self, Format, note},
     problem::Refusal,
     render::{clock, instant, name, status_word, time_json},
 };
-use crate::wire::v1::{self, admin_service_client::AdminServiceClient};
+use crate::wire::v1;
 
 /// Lists the open subscriptions, oldest first, or ends some of them.
 #[derive(Args, Debug)]
@@ -57,23 +58,7 @@ pub(super) async fn run(args: SubscriptionsArgs) -> anyhow::Result<ExitCode> {
     list(&args, &mut brokers).await
 }
 
-/// One of the brokers: each has streams of its own.
-struct Broker {
-    grpc: GrpcArgs,
-    client: AdminServiceClient<Connection>,
-}
-
 impl Broker {
-    fn each(grpc: &GrpcArgs) -> anyhow::Result<Vec<Self>> {
-        let broker = |grpc: GrpcArgs| grpc.admin().map(|client| Self { grpc, client });
-        grpc.each().into_iter().map(broker).collect()
-    }
-
-    fn refusal(&self, status: Status) -> Refusal {
-        let url = self.grpc.broker();
-        Refusal { url, status }
-    }
-
     /// Calls `each` with every stream that is open here, page by page. The inner error is the broker's.
     async fn list(
         &mut self,
@@ -91,23 +76,6 @@ impl Broker {
             }
             request.page_token = page.next_page_token;
         }
-    }
-}
-
-/// The error if brokers did not say what streams they have.
-fn complete(args: &SubscriptionsArgs, away: &[Refusal]) -> anyhow::Result<()> {
-    stop_if_only(args, away)?;
-    if away.is_empty() {
-        return Ok(());
-    }
-    Err(error_of_all("not every broker has answered", away))
-}
-
-/// The error if the only broker did not answer: there is nothing to go on with.
-fn stop_if_only(args: &SubscriptionsArgs, away: &[Refusal]) -> anyhow::Result<()> {
-    match away {
-        [only] if !args.grpc.has_others() => Err(args.grpc.error(&only.status)),
-        _ => Ok(()),
     }
 }
 
@@ -142,7 +110,7 @@ async fn end(
             Ended::Unknown(away) => {
                 // The streams that were ended are printed in any case.
                 print_table(args.output, &rows)?;
-                complete(args, &away)?;
+                complete(&args.grpc, &away)?;
             }
         }
     }
@@ -203,17 +171,17 @@ async fn end_client(
         });
         if let Err(status) = listed.await? {
             away.push(broker.refusal(status));
-            stop_if_only(args, &away)?;
+            stop_if_only(&args.grpc, &away)?;
         }
     }
 
     if ids.is_empty() {
-        complete(args, &away)?;
+        complete(&args.grpc, &away)?;
         note(&format!("{name} has no stream open"));
         return Ok(ExitCode::from(EXIT_OTHER));
     }
     let ended = end(args, brokers, &ids, Missing::IsDone).await?;
-    complete(args, &away)?;
+    complete(&args.grpc, &away)?;
     Ok(ended)
 }
 
@@ -230,7 +198,7 @@ async fn list(args: &SubscriptionsArgs, brokers: &mut [Broker]) -> anyhow::Resul
         });
         if let Err(status) = listed.await? {
             away.push(broker.refusal(status));
-            stop_if_only(args, &away)?;
+            stop_if_only(&args.grpc, &away)?;
         }
     }
 
@@ -238,7 +206,7 @@ async fn list(args: &SubscriptionsArgs, brokers: &mut [Broker]) -> anyhow::Resul
         note("no subscription is open");
     }
     print_table(args.output, &rows)?;
-    complete(args, &away)?;
+    complete(&args.grpc, &away)?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -287,7 +287,7 @@ impl Reply {
         }
     }
 
-    fn status(&self) -> StatusCode {
+    pub(super) fn status(&self) -> StatusCode {
         match self {
             Self::Received(_) | Self::Concealed(_) => StatusCode::OK,
             Self::Quarantined { .. } => StatusCode::ACCEPTED,

@@ -36,6 +36,7 @@ use crate::{
     event::Product,
     journal::Journal,
     metrics::Metrics,
+    refused::{RefusedCallback, RefusedCallbacks},
     sampler::Sampler,
     store::Clock,
     trace::{REQUEST_ID, RequestId, Span, TRACEPARENT, Tracer},
@@ -81,6 +82,7 @@ pub struct Ingest {
     budgets: Budgets,
     /// By reason, cause, credential, and product as the metrics name it.
     refusals: Sampler<(&'static str, &'static str, Option<Credential>, String)>,
+    refused: Arc<RefusedCallbacks>,
     quarantines: Sampler,
     lacking_output: Sampler,
     /// One permit for each byte of body in memory. When none is left callbacks are refused rather than held.
@@ -123,6 +125,7 @@ impl Ingest {
             throttle,
             budgets: Budgets::new(Instant::now(), Arc::clone(&metrics)),
             refusals: Sampler::default(),
+            refused: Arc::default(),
             quarantines: Sampler::default(),
             lacking_output: Sampler::default(),
             inflight,
@@ -135,6 +138,11 @@ impl Ingest {
     /// Puts other rules into force, for requests that arrive from now on.
     pub fn set_rules(&self, rules: Rules) {
         *self.rules.write() = Arc::new(rules);
+    }
+
+    /// The last refusals, for operators.
+    pub(crate) fn refused(&self) -> Arc<RefusedCallbacks> {
+        Arc::clone(&self.refused)
     }
 
     fn rules(&self) -> Arc<Rules> {
@@ -197,7 +205,7 @@ impl Ingest {
 
         let outcome = reply.outcome().as_str();
         if let Some(refusal) = refusal {
-            self.note_refusal(outcome, &refusal, client, context);
+            self.note_refusal(&reply, &refusal, client, context);
         }
         self.metrics.callbacks.with_label_values(&[outcome]).inc();
         tracing::debug!(request_id = %context.id, outcome, %client, "request answered");
@@ -205,10 +213,11 @@ impl Ingest {
         reply.response()
     }
 
-    /// Counts a refusal by its cause, its credential and its product. One of each is logged in ten seconds.
+    /// Keeps a refusal for operators, and counts it by its cause, its credential and its product. One of each is logged in ten
+    /// seconds.
     fn note_refusal(
         &self,
-        reason: &'static str,
+        reply: &Reply,
         refusal: &Refusal,
         client: IpAddr,
         context: &RequestContext,
@@ -220,12 +229,26 @@ impl Ingest {
             explanation,
         } = refusal;
 
+        let reason = reply.outcome().as_str();
         let named = WebhookPath::parse(&context.path).and_then(|path| path.product);
         let product = named.as_deref().map_or("", shown_product);
         let (kind, name) = credential
             .as_ref()
             .map_or(("", ""), |of| (of.kind(), of.name()));
         self.metrics.count_refused(cause, kind, name, product);
+        self.refused.note(RefusedCallback {
+            at: self.clock.now(),
+            request_id: context.id,
+            outcome: reason,
+            http_status: reply.status().as_u16(),
+            cause,
+            explanation,
+            product: product.into(),
+            path: shown_path(&context.path).into(),
+            address: client,
+            credential: shown(credential.as_ref()),
+            key_id: key_id.as_deref().unwrap_or_default().into(),
+        });
 
         let counted = self.metrics.label_of(product).to_owned();
         if let Some(unlogged) = self
@@ -242,6 +265,14 @@ impl Ingest {
             );
         }
     }
+}
+
+/// Kind and name of a credential; empty without one.
+fn shown(credential: Option<&Credential>) -> Box<str> {
+    credential
+        .map(ToString::to_string)
+        .unwrap_or_default()
+        .into()
 }
 
 /// A product as the log shows it. A malformed one may be anything, even a secret in the wrong place.

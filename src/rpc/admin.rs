@@ -7,7 +7,7 @@ use super::{
     access::Caller,
     answers::Prepaid,
     backup::{BackupStream, Begun},
-    erasure, errors, expectations, minting, quarantine, subscriptions,
+    erasure, errors, expectations, minting, quarantine, refusals, subscriptions,
 };
 use crate::{
     audit::{self, Entry},
@@ -137,6 +137,15 @@ impl admin_service_server::AdminService for Admin {
         };
         let (_, mut entry) = self.begin("EndSubscription", &request, note).await?;
         let answer = subscriptions::end(&self.0, &request.into_inner(), &mut entry);
+        end(entry, answer).await.map(Response::new)
+    }
+
+    async fn list_refusals(
+        &self,
+        request: Request<v1::ListRefusalsRequest>,
+    ) -> Result<Response<v1::ListRefusalsResponse>, Status> {
+        let (_, mut entry) = self.begin("ListRefusals", &request, |_, _| ()).await?;
+        let answer = refusals::list(&self.0, &request.into_inner(), &mut entry);
         end(entry, answer).await.map(Response::new)
     }
 

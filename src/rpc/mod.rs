@@ -19,6 +19,7 @@ pub(crate) mod page;
 mod permission_review;
 mod quarantine;
 mod raw_body;
+mod refusals;
 mod stream;
 mod subscribe;
 mod subscriptions;
@@ -48,6 +49,7 @@ use crate::{
     event::Filter,
     journal::Journal,
     reconcile::Reconciler,
+    refused::RefusedCallbacks,
     store::{ReadError, Retention, WriteError},
     subscription::{Heard, Sources, read_aside},
     trace,
@@ -71,6 +73,8 @@ pub(crate) struct Context {
     pub answers: Arc<Answers>,
     /// Records calls of `AdminService`.
     pub audit: Arc<Audit>,
+    /// For `ListRefusals`.
+    pub refused: Arc<RefusedCallbacks>,
     /// What asks the vendor for tasks; `None` if nothing does.
     pub reconciler: Option<Arc<Reconciler>>,
     /// How fast each client may expect tasks.

@@ -70,7 +70,7 @@ impl Services {
         let ingest = core.ingest(tracer.clone());
 
         let gate = core.gate();
-        let context = core.rpc_context(&gate);
+        let context = core.rpc_context(&gate, &ingest);
         let answers = Arc::clone(&context.answers);
         let (health, routes) = grpc::services(context, core.config, tracer).await;
 
@@ -113,12 +113,13 @@ impl Core<'_> {
         }
     }
 
-    fn rpc_context(&self, gate: &rpc::Gate) -> rpc::Context {
+    fn rpc_context(&self, gate: &rpc::Gate, ingest: &Ingest) -> rpc::Context {
         let grpc = &self.config.grpc;
         rpc::Context {
             sources: Arc::clone(self.sources),
             journal: Arc::clone(self.journal),
             audit: Arc::clone(self.audit),
+            refused: ingest.refused(),
             gate: gate.clone(),
             callback_base: banner::callback_base(self.config, &self.addresses),
             filter_limits: FilterLimits {

@@ -55,6 +55,9 @@ const REFLECTION_BYTES: u64 = 384 * KIB;
 /// Answers of any size that clients have not read.
 const UNREAD_ANSWERS: u64 = 16_384;
 const UNREAD_ANSWER_BYTES: u64 = 7 * KIB;
+/// Callbacks that were refused (`refused`), each with a path of 200 characters.
+const REFUSALS: u64 = 1_000;
+const REFUSAL_BYTES: u64 = 2 * KIB;
 /// Code, stacks, tables, and free memory that the allocator keeps.
 const PROCESS_BYTES: u64 = 40 * MIB;
 
@@ -72,7 +75,7 @@ pub(crate) struct Part {
 type Row = (&'static str, &'static str, fn(&Config) -> u64);
 
 /// What takes memory, in the order of SECURITY.md.
-const ROWS: [Row; 17] = [
+const ROWS: [Row; 18] = [
     (
         "events read for streams",
         "grpc.reading_bytes_max",
@@ -173,6 +176,9 @@ const ROWS: [Row; 17] = [
         "16,384 of 7 KiB",
         |_| UNREAD_ANSWERS * UNREAD_ANSWER_BYTES,
     ),
+    ("refusals that are remembered", "1,000 of 2 KiB", |_| {
+        REFUSALS * REFUSAL_BYTES
+    }),
     ("the process itself", "", |_| PROCESS_BYTES),
 ];
 

@@ -8,7 +8,7 @@ use std::{
 };
 
 /// What each module may import, directly. A module that is not named here may not exist.
-const ALLOWED: [(&str, &[&str]); 35] = [
+const ALLOWED: [(&str, &[&str]); 36] = [
     ("accounts", &["files"]),
     (
         "audit",
@@ -22,6 +22,7 @@ const ALLOWED: [(&str, &[&str]); 35] = [
     ("network", &[]),
     ("printable", &[]),
     ("sampler", &[]),
+    ("refused", &["network", "printable", "trace"]),
     ("size", &[]),
     ("trace", &[]),
     ("transit", &[]),
@@ -87,6 +88,7 @@ const ALLOWED: [(&str, &[&str]); 35] = [
             "journal",
             "metrics",
             "network",
+            "refused",
             "sampler",
             "store",
             "trace",
@@ -105,6 +107,7 @@ const ALLOWED: [(&str, &[&str]); 35] = [
             "journal",
             "metrics",
             "reconcile",
+            "refused",
             "store",
             "subscription",
             "trace",

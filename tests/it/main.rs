@@ -54,6 +54,7 @@ mod proxies;
 mod recovered;
 mod rehearsal;
 mod reconcile;
+mod refusals;
 mod request_ids;
 mod restore_and_append;
 mod retention;

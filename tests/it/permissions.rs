@@ -317,6 +317,14 @@ async fn only_administrators_use_the_admin_service() {
             ),
             expected
         );
+        assert_eq!(
+            told(
+                client
+                    .list_refusals(v1::ListRefusalsRequest::default())
+                    .await
+            ),
+            expected
+        );
         let end = v1::EndSubscriptionRequest {
             subscription_id: "nobody".into(),
         };
