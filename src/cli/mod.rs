@@ -17,6 +17,7 @@ mod client;
 mod cluster;
 mod columns;
 mod completions;
+mod ended_subscriptions;
 mod erase;
 mod expectations;
 mod forward;
@@ -38,6 +39,7 @@ mod rotate;
 mod scripted;
 mod serve;
 mod size;
+mod subscription_text;
 mod subscriptions;
 mod token;
 mod trigger;
@@ -140,7 +142,7 @@ enum ClientCommand {
     Erase(erase::EraseArgs),
     /// Copy everything the broker keeps into one file, while it runs.
     Backup(backup::BackupArgs),
-    /// List the open subscriptions, oldest first.
+    /// List the open subscriptions, or those that have ended.
     Subscriptions(subscriptions::SubscriptionsArgs),
     /// Look after several brokers with one log.
     Cluster(cluster::ClusterArgs),
@@ -291,6 +293,8 @@ mod tests {
             "quarantine discard a b",
             "erase veo 7f3a --grpc-url http://localhost:50051",
             "subscriptions --output json",
+            "subscriptions --order lag --limit 10 --client billing",
+            "subscriptions --ended --client billing --limit 10 --output json",
             "cluster status --output json --grpc-url http://localhost:50051",
             "cluster import --from data --cluster nats://localhost:4222",
             "cluster heal --from data --keep-epoch --anew --cluster-name main",

@@ -3,32 +3,38 @@
 
 use std::process::ExitCode;
 
-use clap::{Args, builder::NonEmptyStringValueParser};
+use clap::{Args, ValueEnum, builder::NonEmptyStringValueParser};
 use jiff::Timestamp;
-use serde_json::{Value, json};
 use tonic::{Code, Status};
 
 use super::{
     EXIT_OTHER,
     brokers::{Broker, complete, stop_if_only},
     client::GrpcArgs,
+    ended_subscriptions::{self, Asked},
     output::{self, Format, note},
     problem::Refusal,
-    render::{clock, instant, name, status_word, time_json},
+    render::{clock, instant},
+    subscription_text::{as_json, client_text, filter_text},
 };
 use crate::wire::v1;
 
-/// Lists the open subscriptions, oldest first, or ends some of them.
+/// Lists the open subscriptions, or those that have ended, or ends some of them.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:
   blobcast subscriptions
+  blobcast subscriptions --order lag --limit 10
+  blobcast subscriptions --ended --client billing
   blobcast subscriptions --end 2f1c… --end 77ab…
   blobcast subscriptions --end-client billing
 
 With several addresses, the streams of each of these brokers are listed, one broker after the other: each node of a cluster has its own.
 
-The client of an ended stream gets ABORTED SUBSCRIPTION_ENDED; the stream is printed as it was. If \
+With --ended: the last 1,000 streams that ended since the broker started, newest first. CAUSE is \
+client_gone if the connection broke or the call was cancelled; FOR is how long the stream was open.
+
+The client of a stream that --end ends gets ABORTED SUBSCRIPTION_ENDED; the stream is printed as it was. If \
 the client opens another one after its last cursor, it misses nothing: to keep it out, remove its \
 line from the credentials file.
 
@@ -40,11 +46,51 @@ pub(super) struct SubscriptionsArgs {
     /// End all streams and waits of the client with this name in the credentials file.
     #[arg(long, value_name = "NAME", conflicts_with = "end", value_parser = NonEmptyStringValueParser::new())]
     end_client: Option<String>,
+    /// List the streams that have ended, and why, newest first.
+    #[arg(long, conflicts_with_all = ["end", "end_client", "order"])]
+    ended: bool,
+    /// Which come first: the oldest, or those with the greatest lag.
+    #[arg(long, value_name = "ORDER", default_value = "age", conflicts_with_all = ["end", "end_client"])]
+    order: Order,
+    /// Only streams of this client: its name in the credentials file, or the name that it gave itself.
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["end", "end_client"], value_parser = NonEmptyStringValueParser::new())]
+    client: Option<String>,
+    /// Most streams to list, of each broker. Default: all.
+    #[arg(long, value_name = "N", conflicts_with_all = ["end", "end_client"], value_parser = clap::value_parser!(u32).range(1..))]
+    limit: Option<u32>,
     /// How to print the list: a table, or one JSON object a line.
     #[arg(long, value_name = "FORMAT", default_value = "pretty")]
     output: Format,
     #[command(flatten)]
     grpc: GrpcArgs,
+}
+
+/// Which streams come first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Order {
+    /// The oldest.
+    Age,
+    /// Those with the greatest lag.
+    Lag,
+}
+
+impl SubscriptionsArgs {
+    /// The request for a first page.
+    fn request(&self) -> v1::ListSubscriptionsRequest {
+        let order = match self.order {
+            Order::Age => v1::SubscriptionOrder::OldestFirst,
+            Order::Lag => v1::SubscriptionOrder::LagFirst,
+        };
+        v1::ListSubscriptionsRequest {
+            order: order.into(),
+            client: self.client.clone().unwrap_or_default(),
+            ..v1::ListSubscriptionsRequest::default()
+        }
+    }
+
+    fn limit(&self) -> usize {
+        self.limit.map_or(usize::MAX, |limit| limit as usize)
+    }
 }
 
 pub(super) async fn run(args: SubscriptionsArgs) -> anyhow::Result<ExitCode> {
@@ -55,23 +101,35 @@ pub(super) async fn run(args: SubscriptionsArgs) -> anyhow::Result<ExitCode> {
     if !args.end.is_empty() {
         return end(&args, &mut brokers, &args.end, Missing::IsError).await;
     }
+    if args.ended {
+        let asked = Asked {
+            grpc: &args.grpc,
+            client: args.client.as_deref().unwrap_or_default(),
+            limit: args.limit(),
+            output: args.output,
+        };
+        return ended_subscriptions::list(&asked, &mut brokers).await;
+    }
     list(&args, &mut brokers).await
 }
 
 impl Broker {
-    /// Calls `each` with every stream that is open here, page by page. The inner error is the broker's.
+    /// Calls `each` with the first `limit` streams that are open here, page by page. The inner error is the broker's.
     async fn list(
         &mut self,
+        mut request: v1::ListSubscriptionsRequest,
+        mut limit: usize,
         mut each: impl FnMut(&v1::Subscription) -> anyhow::Result<()>,
     ) -> anyhow::Result<Result<(), Status>> {
-        let mut request = v1::ListSubscriptionsRequest::default();
         loop {
             let page = match self.client.list_subscriptions(request.clone()).await {
                 Ok(answer) => answer.into_inner(),
                 Err(status) => return Ok(Err(status)),
             };
-            page.subscriptions.iter().try_for_each(&mut each)?;
-            if page.next_page_token.is_empty() {
+            let shown = page.subscriptions.iter().take(limit);
+            shown.clone().try_for_each(&mut each)?;
+            limit -= shown.len();
+            if limit == 0 || page.next_page_token.is_empty() {
                 return Ok(Ok(()));
             }
             request.page_token = page.next_page_token;
@@ -163,7 +221,8 @@ async fn end_client(
 ) -> anyhow::Result<ExitCode> {
     let (mut ids, mut away) = (Vec::new(), Vec::new());
     for broker in &mut *brokers {
-        let listed = broker.list(|subscription| {
+        let all = v1::ListSubscriptionsRequest::default();
+        let listed = broker.list(all, usize::MAX, |subscription| {
             if subscription.client == name {
                 ids.push(subscription.subscription_id.clone());
             }
@@ -189,7 +248,7 @@ async fn list(args: &SubscriptionsArgs, brokers: &mut [Broker]) -> anyhow::Resul
     let (mut rows, mut away) = (Vec::new(), Vec::new());
     let now = Timestamp::now();
     for broker in brokers {
-        let listed = broker.list(|subscription| {
+        let listed = broker.list(args.request(), args.limit(), |subscription| {
             match args.output {
                 Format::Json => output::emit_json(&as_json(subscription))?,
                 Format::Pretty => rows.push(row(subscription, now)),
@@ -203,7 +262,10 @@ async fn list(args: &SubscriptionsArgs, brokers: &mut [Broker]) -> anyhow::Resul
     }
 
     if args.output == Format::Pretty && rows.is_empty() && away.is_empty() {
-        note("no subscription is open");
+        note(match &args.client {
+            Some(_) => "that client has no subscription open",
+            None => "no subscription is open",
+        });
     }
     print_table(args.output, &rows)?;
     complete(&args.grpc, &away)?;
@@ -237,13 +299,7 @@ fn row(subscription: &v1::Subscription, now: Timestamp) -> [String; 8] {
 
     [
         subscription.subscription_id.clone(),
-        match (
-            subscription.client.as_str(),
-            subscription.client_name.as_str(),
-        ) {
-            ("", name) | (name, "") => name.to_owned(),
-            (client, name) => format!("{client} ({name})"),
-        },
+        client_text(subscription),
         subscription.peer.clone(),
         state.to_owned(),
         subscription.lag.to_string(),
@@ -254,136 +310,4 @@ fn row(subscription: &v1::Subscription, now: Timestamp) -> [String; 8] {
             .map_or_else(|| "-".to_owned(), |time| clock(time, now)),
         filter_text(subscription),
     ]
-}
-
-/// `products=veo,sora statuses=failed`, with `bound=team:ads` if the client is bound to labels;
-/// `everything` without any restriction.
-fn filter_text(subscription: &v1::Subscription) -> String {
-    let filter = subscription.filter.clone().unwrap_or_default();
-    let statuses: Vec<_> = filter
-        .statuses()
-        .map(|status| status_word(status).to_owned())
-        .collect();
-
-    let mut labels: Vec<_> = filter
-        .labels
-        .iter()
-        .map(|(key, value)| format!("{key}:{value}"))
-        .collect();
-
-    labels.sort();
-    let tasks = match (filter.task_ids.as_slice(), subscription.task_id_count) {
-        ([], 0) => vec![],
-        ([one], 0 | 1) => vec![one.clone()],
-        (_, count) => vec![format!("{count} ids")],
-    };
-
-    let mut bound: Vec<_> = subscription
-        .bound_labels
-        .iter()
-        .map(|(key, value)| format!("{key}:{value}"))
-        .collect();
-
-    bound.sort();
-    let fields = [
-        ("tasks", tasks),
-        ("products", filter.products),
-        ("statuses", statuses),
-        ("labels", labels),
-        ("bound", bound),
-    ];
-
-    let set = fields.iter().filter(|(_, values)| !values.is_empty());
-    let text = set
-        .map(|(name, values)| format!("{name}={}", values.join(",")))
-        .collect::<Vec<_>>()
-        .join(" ");
-    if text.is_empty() {
-        "everything".to_owned()
-    } else {
-        text
-    }
-}
-
-fn as_json(subscription: &v1::Subscription) -> Value {
-    let filter = subscription.filter.clone().unwrap_or_default();
-    let statuses: Vec<_> = filter
-        .statuses
-        .iter()
-        .map(|&status| name(status, v1::TaskStatus::as_str_name))
-        .collect();
-    json!({
-        "subscription_id": subscription.subscription_id,
-        "client": subscription.client,
-        "client_name": subscription.client_name,
-        "peer": subscription.peer,
-        "filter": {
-            "task_ids": filter.task_ids,
-            "products": filter.products,
-            "statuses": statuses,
-            "labels": filter.labels,
-        },
-        "bound_labels": subscription.bound_labels,
-        "task_id_count": subscription.task_id_count,
-        "state": name(subscription.state, v1::SubscriptionState::as_str_name),
-        "cursor": subscription.cursor,
-        "lag": subscription.lag,
-        "delivered_count": subscription.delivered_count,
-        "opened_at": time_json(subscription.opened_at),
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn subscription() -> v1::Subscription {
-        let filter = v1::Filter {
-            products: vec!["veo".into(), "sora".into()],
-            statuses: vec![v1::TaskStatus::Failed.into()],
-            ..v1::Filter::default()
-        };
-        v1::Subscription {
-            subscription_id: "s1".into(),
-            filter: Some(filter),
-            state: v1::SubscriptionState::Live.into(),
-            lag: 3,
-            ..v1::Subscription::default()
-        }
-    }
-
-    #[test]
-    fn a_filter_is_shown_as_a_short_text() {
-        assert_eq!(
-            filter_text(&subscription()),
-            "products=veo,sora statuses=failed"
-        );
-        assert_eq!(filter_text(&v1::Subscription::default()), "everything");
-        let bound_labels = [("team".to_owned(), "ads".to_owned())].into();
-        assert_eq!(
-            filter_text(&v1::Subscription {
-                bound_labels,
-                ..subscription()
-            }),
-            "products=veo,sora statuses=failed bound=team:ads"
-        );
-        let task_ids = (0..16).map(|n| n.to_string()).collect();
-        let many = v1::Filter {
-            task_ids,
-            ..v1::Filter::default()
-        };
-        let many = v1::Subscription {
-            filter: Some(many),
-            task_id_count: 9000,
-            ..v1::Subscription::default()
-        };
-        assert_eq!(filter_text(&many), "tasks=9000 ids");
-    }
-
-    #[test]
-    fn json_uses_the_names_of_the_proto() {
-        let value = as_json(&subscription());
-        assert_eq!(value["state"], "SUBSCRIPTION_STATE_LIVE");
-        assert_eq!(value["filter"]["statuses"], json!(["TASK_STATUS_FAILED"]));
-    }
 }

@@ -120,11 +120,26 @@ impl admin_service_server::AdminService for Admin {
         &self,
         request: Request<v1::ListSubscriptionsRequest>,
     ) -> Result<Response<v1::ListSubscriptionsResponse>, Status> {
-        let (_, mut entry) = self.begin("ListSubscriptions", &request, |_, _| ()).await?;
-        let answer = subscriptions::list(&self.0, request.into_inner());
+        let note = |entry: &mut Entry, request: &v1::ListSubscriptionsRequest| {
+            entry.note("of_client", request.client.as_str());
+        };
+        let (_, mut entry) = self.begin("ListSubscriptions", &request, note).await?;
+        let answer = subscriptions::list(&self.0, request.into_inner()).await;
         if let Ok(page) = &answer {
             entry.note("count", page.subscriptions.len());
         }
+        end(entry, answer).await.map(Response::new)
+    }
+
+    async fn list_ended_subscriptions(
+        &self,
+        request: Request<v1::ListEndedSubscriptionsRequest>,
+    ) -> Result<Response<v1::ListEndedSubscriptionsResponse>, Status> {
+        let note = |entry: &mut Entry, request: &v1::ListEndedSubscriptionsRequest| {
+            entry.note("of_client", request.client.as_str());
+        };
+        let (_, mut entry) = self.begin("ListEndedSubscriptions", &request, note).await?;
+        let answer = subscriptions::list_ended(&self.0, request.into_inner(), &mut entry);
         end(entry, answer).await.map(Response::new)
     }
 

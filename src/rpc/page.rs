@@ -28,17 +28,38 @@ pub(crate) fn token(place: u64, binding: u64) -> String {
     format!("{place:016x}{binding:016x}")
 }
 
+/// The token that continues behind two numbers of which the second one decides among equals.
+pub(super) fn token_of_two((first, second): (u64, u64), binding: u64) -> String {
+    format!("{first:016x}{}", token(second, binding ^ first))
+}
+
+/// What [`token_of_two`] has put into a token; `None` for the first page.
+pub(super) fn places(token: &str, binding: u64) -> Result<Option<(u64, u64)>, Malformed> {
+    if token.is_empty() {
+        return Ok(None);
+    }
+    let (first, second) = token.split_at_checked(16).ok_or_else(malformed)?;
+    let first = u64::from_str_radix(first, 16).map_err(|_| malformed())?;
+    let second = place(second, binding ^ first, u64::MAX)?.ok_or_else(malformed)?;
+    if token_of_two((first, second), binding) == token {
+        Ok(Some((first, second)))
+    } else {
+        Err(malformed())
+    }
+}
+
+fn malformed() -> Malformed {
+    Malformed::new(
+        "page_token",
+        "not a token of this listing: pass next_page_token unchanged",
+    )
+}
+
 /// The place to continue behind; `None` for the first page. No token names a place beyond `last`.
 pub(crate) fn place(token: &str, binding: u64, last: u64) -> Result<Option<u64>, Malformed> {
     if token.is_empty() {
         return Ok(None);
     }
-    let malformed = || {
-        Malformed::new(
-            "page_token",
-            "not a token of this listing: pass next_page_token unchanged",
-        )
-    };
     let (place, bound) = token.split_at_checked(16).ok_or_else(malformed)?;
     let place = u64::from_str_radix(place, 16).map_err(|_| malformed())?;
     if place > last {
@@ -66,6 +87,13 @@ mod tests {
         fn a_token_gives_back_its_place_to_its_own_request_only(at: u64, binding: u64, other: u64) {
             prop_assert_eq!(place(&token(at, binding), binding, at), Ok(Some(at)));
             prop_assert!(binding == other || place(&token(at, binding), other, at).is_err());
+        }
+
+        #[test]
+        fn a_token_gives_back_two_numbers_to_its_own_request_only(at: (u64, u64), binding: u64, other: u64) {
+            prop_assert_eq!(places(&token_of_two(at, binding), binding), Ok(Some(at)));
+            prop_assert!(binding == other || places(&token_of_two(at, binding), other).is_err());
+            prop_assert!(places(&token(at.0, binding), binding).is_err());
         }
 
         #[test]

@@ -58,6 +58,9 @@ const UNREAD_ANSWER_BYTES: u64 = 7 * KIB;
 /// Callbacks that were refused (`refused`), each with a path of 200 characters.
 const REFUSALS: u64 = 1_000;
 const REFUSAL_BYTES: u64 = 2 * KIB;
+/// Streams that have ended (`subscription/ended`), each with a large filter.
+const ENDED_STREAMS: u64 = 1_000;
+const ENDED_STREAM_BYTES: u64 = 12 * KIB;
 /// Code, stacks, tables, and free memory that the allocator keeps.
 const PROCESS_BYTES: u64 = 40 * MIB;
 
@@ -176,9 +179,11 @@ const ROWS: [Row; 18] = [
         "16,384 of 7 KiB",
         |_| UNREAD_ANSWERS * UNREAD_ANSWER_BYTES,
     ),
-    ("refusals that are remembered", "1,000 of 2 KiB", |_| {
-        REFUSALS * REFUSAL_BYTES
-    }),
+    (
+        "refusals and ended streams that are remembered",
+        "1,000 of 2 KiB, 1,000 of 12 KiB",
+        |_| REFUSALS * REFUSAL_BYTES + ENDED_STREAMS * ENDED_STREAM_BYTES,
+    ),
     ("the process itself", "", |_| PROCESS_BYTES),
 ];
 

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 
 use super::{
+    ended::EndedSubscriptions,
     info::{SubscriptionInfo, SubscriptionState},
     message::{StreamEnd, Withdrawal},
     open_subscriptions::OpenSubscriptions,
@@ -30,6 +31,7 @@ pub(super) struct Reporting {
     pub clock: Arc<Clock>,
     pub metrics: Arc<Metrics>,
     pub log: Arc<StreamLog>,
+    pub ended: Arc<EndedSubscriptions>,
 }
 
 #[derive(Debug)]
@@ -182,22 +184,29 @@ impl RegistryEntry {
         self.reporting.hub.head().0.saturating_sub(position.0)
     }
 
-    fn log_end(&self) {
+    /// Logs the end, and keeps it for operators.
+    fn note_end(&self) {
         let Reporting {
-            hub, clock, log, ..
+            hub,
+            clock,
+            log,
+            ended,
+            ..
         } = &self.reporting;
-        let position = self.info.position(hub);
+        let last = self.info.listed(self.number, hub);
+        let (position, lag, now) = (last.position, self.lag(last.position), clock.now());
         log.ended(
             &self.info.reader(),
             StreamSummary {
                 subscription_id: &self.info.id,
                 cause: self.cause,
                 position,
-                lag: self.lag(position),
-                delivered: self.info.delivered(),
-                open_seconds: clock.now().as_second() - self.info.opened_at.as_second(),
+                lag,
+                delivered: last.delivered,
+                open_seconds: now.as_second() - self.info.opened_at.as_second(),
             },
         );
+        ended.note(last, lag, now, self.cause);
     }
 }
 
@@ -224,7 +233,7 @@ impl Drop for RegistryEntry {
             .with_label_values(&[self.cause])
             .inc();
         if self.is_logged {
-            self.log_end();
+            self.note_end();
         }
     }
 }

@@ -76,6 +76,17 @@ pub(crate) struct ListedSubscription {
     pub delivered: u64,
 }
 
+impl ListedSubscription {
+    /// Whether it is a client's, by either of its names. All are of the empty one.
+    pub(super) fn is_of(&self, client: &str) -> bool {
+        is_of(client, self.client.as_deref(), &self.client_name)
+    }
+}
+
+fn is_of(wanted: &str, client: Option<&str>, client_name: &str) -> bool {
+    wanted.is_empty() || client == Some(wanted) || client_name == wanted
+}
+
 /// A subscription that is about to enter the registry.
 pub(super) struct NewSubscription {
     pub id: Uuid,
@@ -155,6 +166,12 @@ impl SubscriptionInfo {
             still_since: AtomicU64::new(0),
             is_stalled: AtomicBool::new(false),
         }
+    }
+
+    /// Whether it is a client's, by either of its names. All are of the empty one.
+    pub(super) fn is_of(&self, client: &str) -> bool {
+        let own = self.client.as_ref().map(|client| &*client.name);
+        is_of(client, own, &self.client_name)
     }
 
     pub(super) fn reader(&self) -> StreamReader<'_> {

@@ -22,6 +22,7 @@
 mod awaited;
 mod buffer;
 mod catch_up;
+mod ended;
 mod entry;
 mod fall_behind;
 mod heard;
@@ -39,6 +40,7 @@ mod stream;
 mod stream_log;
 
 pub(crate) use awaited::Awaited;
+pub(crate) use ended::{EndedSubscription, TASK_IDS_SHOWN};
 pub(crate) use heard::Heard;
 pub(crate) use info::{ListedSubscription, SubscriptionState};
 pub(crate) use limits::{LimitReached, RegistryLimits};

@@ -3,8 +3,8 @@
 //! Never in the way of a delivery: a stream reports its progress by atomics, and takes the registry's lock only to enter and to leave.
 
 use std::{
-    collections::HashMap,
-    ops::Bound,
+    collections::{BTreeMap, HashMap},
+    ops::{Bound, ControlFlow},
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering::Relaxed},
@@ -15,6 +15,7 @@ use parking_lot::Mutex;
 use tokio::{task::yield_now, time::Instant};
 
 use super::{
+    ended::{EndedSubscription, EndedSubscriptions},
     entry::{RegistryEntry, Reporting},
     info::{ListedSubscription, NewSubscription, SubscriptionInfo, SubscriptionState},
     limits::{LimitReached, RegistryLimits},
@@ -22,10 +23,16 @@ use super::{
     open_subscriptions::OpenSubscriptions,
     stream_log::StreamLog,
 };
-use crate::{credentials::Client, event::Filter, hub::Hub, metrics::Metrics, store::Clock};
+use crate::{
+    credentials::Client,
+    event::{Filter, Sequence},
+    hub::Hub,
+    metrics::Metrics,
+    store::Clock,
+};
 
-/// Subscriptions that are checked for stalled clients before other tasks have their turn.
-const CHECKED_AT_ONCE: usize = 1_024;
+/// Subscriptions that are looked at before other tasks have their turn.
+const SEEN_AT_ONCE: usize = 1_024;
 
 /// All open subscriptions, in the order in which they were opened.
 #[derive(Debug)]
@@ -34,8 +41,12 @@ pub(crate) struct Registry {
     next: AtomicU64,
     limits: RegistryLimits,
     log: Arc<StreamLog>,
+    ended: Arc<EndedSubscriptions>,
     began: Instant,
 }
+
+/// Where a listing by lag goes on: behind this position, and behind this number at the position.
+pub(crate) type Behind = (Sequence, u64);
 
 impl Registry {
     /// A registry without subscriptions.
@@ -45,6 +56,7 @@ impl Registry {
             next: AtomicU64::new(1),
             limits,
             log: Arc::default(),
+            ended: Arc::default(),
             began: Instant::now(),
         }
     }
@@ -127,6 +139,74 @@ impl Registry {
             .collect()
     }
 
+    /// At most `count_max` subscriptions of a client with numbers above `after`, oldest first.
+    pub(crate) async fn oldest(
+        &self,
+        hub: &Hub,
+        after: u64,
+        count_max: usize,
+        client: &str,
+    ) -> Vec<ListedSubscription> {
+        let mut found = Vec::new();
+        let look = |number, info: &Arc<SubscriptionInfo>| {
+            if info.is_of(client) {
+                found.push(info.listed(number, hub));
+            }
+            if found.len() < count_max {
+                ControlFlow::Continue(())
+            } else {
+                ControlFlow::Break(())
+            }
+        };
+        self.for_each(after, look).await;
+        found
+    }
+
+    /// At most `count_max` subscriptions of a client, those with the greatest lag first. A subscription may move while this looks, but
+    /// only forward: one that is behind `after` is not missed.
+    pub(crate) async fn most_behind(
+        &self,
+        hub: &Hub,
+        after: Option<Behind>,
+        count_max: usize,
+        client: &str,
+    ) -> Vec<ListedSubscription> {
+        let mut found: BTreeMap<Behind, Arc<SubscriptionInfo>> = BTreeMap::new();
+        let look = |number, info: &Arc<SubscriptionInfo>| {
+            let place = (info.position(hub), number);
+            let is_next = after.is_none_or(|after| place > after);
+            let has_room = found.len() < count_max
+                || found
+                    .last_key_value()
+                    .is_some_and(|(last, _)| place < *last);
+            if is_next && has_room && info.is_of(client) {
+                found.insert(place, Arc::clone(info));
+                if found.len() > count_max {
+                    found.pop_last();
+                }
+            }
+            ControlFlow::Continue(())
+        };
+        self.for_each(0, look).await;
+
+        let listed =
+            |((position, number), info): (Behind, Arc<SubscriptionInfo>)| ListedSubscription {
+                position,
+                ..info.listed(number, hub)
+            };
+        found.into_iter().map(listed).collect()
+    }
+
+    /// The newest `count_max` ends before number `before` that are of a client, the newest first, with their numbers.
+    pub(crate) fn ended(
+        &self,
+        before: u64,
+        count_max: usize,
+        client: &str,
+    ) -> Vec<(u64, Arc<EndedSubscription>)> {
+        self.ended.newest(before, count_max, client)
+    }
+
     /// Enters a new subscription. If it would exceed a limit, it replaces older ones of the same client and client name whose
     /// connections have missed a keepalive. Such a stream is most likely the same reader's: it has reconnected before the broker has
     /// noticed that the old connection is dead.
@@ -168,6 +248,7 @@ impl Registry {
             clock: Arc::clone(clock),
             metrics: Arc::clone(metrics),
             log: Arc::clone(&self.log),
+            ended: Arc::clone(&self.ended),
         };
         let open = Arc::clone(&self.open);
         Ok(RegistryEntry::new(open, number, info, reporting))
@@ -185,22 +266,120 @@ impl Registry {
     /// Checks every subscription for a client that reads nothing although a frame was handed to the transport.
     pub(super) async fn look_for_stalled(&self, hub: &Hub) {
         let now = u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX);
-        let mut after = Bound::Unbounded;
+        let check = |_, info: &Arc<SubscriptionInfo>| {
+            info.check_stalled(now, hub, &self.log);
+            ControlFlow::Continue(())
+        };
+        self.for_each(0, check).await;
+    }
+
+    /// Looks at the subscriptions with numbers above `after`, oldest first, until `look` breaks. Neither holds the lock for long
+    /// nor the thread, however many there are.
+    async fn for_each(
+        &self,
+        after: u64,
+        mut look: impl FnMut(u64, &Arc<SubscriptionInfo>) -> ControlFlow<()>,
+    ) {
+        let mut after = after;
         loop {
             let page: Vec<_> = self
                 .open
                 .lock()
                 .subscriptions
-                .range((after, Bound::Unbounded))
-                .take(CHECKED_AT_ONCE)
+                .range((Bound::Excluded(after), Bound::Unbounded))
+                .take(SEEN_AT_ONCE)
                 .map(|(&number, info)| (number, Arc::clone(info)))
                 .collect();
             let Some((last, _)) = page.last() else { return };
-            after = Bound::Excluded(*last);
+            after = *last;
 
-            page.iter()
-                .for_each(|(_, info)| info.check_stalled(now, hub, &self.log));
+            let seen = page
+                .iter()
+                .try_for_each(|(number, info)| look(*number, info));
+            if seen.is_break() {
+                return;
+            }
             yield_now().await;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::subscription::Heard;
+
+    const COUNT: u64 = 100_000;
+
+    /// Subscriptions of which number n is at the place n × 7,919, and each thousandth is of billing.
+    fn registry() -> (Registry, Arc<Hub>) {
+        let registry = Registry::new(RegistryLimits {
+            subscriptions_max: COUNT as usize,
+            subscriptions_per_client_max: COUNT as usize,
+            task_ids_max: COUNT as usize,
+            silence_max: std::time::Duration::ZERO,
+        });
+        for number in 1..=COUNT {
+            let new = NewSubscription {
+                id: Uuid::from_u128(number.into()),
+                client: None,
+                client_name: if number % 1_000 == 0 {
+                    "billing"
+                } else {
+                    "others"
+                }
+                .to_owned(),
+                peer: String::new(),
+                heard: Heard::default(),
+                call: None,
+                filter: Arc::default(),
+                position: Sequence(number * 7_919 % COUNT),
+            };
+            let info = Arc::new(SubscriptionInfo::new(new, jiff::Timestamp::UNIX_EPOCH));
+            let entered = registry.open.lock().insert(number, &info, registry.limits);
+            entered.unwrap();
+        }
+        (registry, Hub::new(Sequence(COUNT), 1_024))
+    }
+
+    fn places(listed: &[ListedSubscription]) -> Vec<u64> {
+        listed.iter().map(|one| one.position.0).collect()
+    }
+
+    #[tokio::test]
+    async fn of_a_hundred_thousand_those_that_are_most_behind_are_listed_first() {
+        let (registry, hub) = registry();
+        let began = std::time::Instant::now();
+        let first = registry.most_behind(&hub, None, 256, "").await;
+        // Optimised it takes some milliseconds; this may be a debug build on a busy machine.
+        let took = began.elapsed();
+        assert!(took.as_millis() < 2_000, "{took:?}");
+        assert_eq!(places(&first), (0..256).collect::<Vec<_>>());
+
+        let last = first.last().map(|last| (last.position, last.number));
+        let second = registry.most_behind(&hub, last, 256, "").await;
+        assert_eq!(places(&second), (256..512).collect::<Vec<_>>());
+
+        let of_billing = registry.most_behind(&hub, None, 256, "billing").await;
+        assert_eq!(of_billing.len(), 100);
+        assert!(places(&of_billing).is_sorted());
+        println!("100,000 subscriptions by lag: {took:?}");
+    }
+
+    #[tokio::test]
+    async fn the_oldest_of_a_client_are_found_among_others() {
+        let (registry, hub) = registry();
+        let numbers = |listed: Vec<ListedSubscription>| -> Vec<u64> {
+            listed.iter().map(|one| one.number).collect()
+        };
+        let first = registry.oldest(&hub, 0, 2, "billing").await;
+        assert_eq!(numbers(first), [1_000, 2_000]);
+        let next = registry.oldest(&hub, 2_000, 2, "billing").await;
+        assert_eq!(numbers(next), [3_000, 4_000]);
+        assert_eq!(numbers(registry.oldest(&hub, 0, 2, "").await), [1, 2]);
+        assert_eq!(registry.oldest(&hub, 0, 2, "nobody").await.len(), 0);
+        assert_eq!(registry.oldest(&hub, 99_999, 2, "").await.len(), 1);
     }
 }

@@ -254,6 +254,7 @@ async fn subscriptions_are_paged_oldest_first() {
         let request = ListSubscriptionsRequest {
             page_size: 2,
             page_token,
+            ..Default::default()
         };
         let page = admin
             .list_subscriptions(request)
@@ -1051,6 +1052,7 @@ async fn a_page_token_for_a_place_behind_the_last_gives_an_empty_last_page() {
         let request = ListSubscriptionsRequest {
             page_size: 1,
             page_token,
+            ..Default::default()
         };
         let page = admin
             .list_subscriptions(request)

@@ -1,14 +1,15 @@
 //! Streams that an administrator ends: their clients get a reason and do not reconnect by
 //! themselves, but may subscribe again.
 
-use blobcast::wire::v1::{Filter, WaitTaskRequest};
+use blobcast::wire::v1::{self, Filter, SubscribeRequest, WaitTaskRequest};
+use serde_json::{Value, json};
 use tonic::Code;
 
 use crate::{
     permissions::{events_as, subscribe_as, told},
     support::{
-        CredentialsFile, Options, Server, Sub, after, bulky, completed, refusal, request, tasks_of,
-        until,
+        CredentialsFile, Options, Server, Sub, after, bulky, completed, matching, of_products,
+        of_tasks, refusal, request, tasks_of, until, violation,
     },
 };
 
@@ -273,4 +274,164 @@ async fn the_command_line_does_not_come_back_by_itself_and_tells_from_where_it_c
         "{told}"
     );
     assert_eq!(house.ended().await, 1.0, "it was there once");
+}
+
+#[tokio::test]
+async fn streams_that_have_ended_are_listed_with_the_cause_and_how_far_they_had_come() {
+    let house = House::new().await;
+    let nothing = house.subscriptions("--ended").await;
+    assert_eq!(
+        (nothing.good(), &*nothing.stderr),
+        ("", "no subscription has ended since the broker started\n")
+    );
+
+    let filter = Filter {
+        products: vec!["veo".into()],
+        ..of_tasks((0..20).map(|number| format!("t{number:02}")))
+    };
+    let mut first = subscribe_as(&house.server, Some(&house.billing), filter)
+        .await
+        .unwrap();
+    first.until_caught_up().await;
+    let http = house.server.http();
+    http.post_to("/webhook/veo", completed("t00").to_string())
+        .await
+        .event_id();
+    let event = first.next_event().await;
+    let second = subscribe_as(&house.server, Some(&house.admin), Filter::default())
+        .await
+        .unwrap();
+    let ids = [&first, &second].map(|sub| sub.subscribed.subscription_id.clone());
+    house
+        .subscriptions(&format!("--end {}", ids[0]))
+        .await
+        .good();
+    first.end().await.unwrap_err();
+    until("the first end", async || {
+        house
+            .subscriptions("--ended --output json")
+            .await
+            .json_lines()
+            .len()
+            == 1
+    })
+    .await;
+    drop(second);
+    until("both ends", async || {
+        house
+            .subscriptions("--ended --output json")
+            .await
+            .json_lines()
+            .len()
+            == 2
+    })
+    .await;
+
+    let ended = house.subscriptions("--ended --output json").await;
+    assert_eq!(ended.each("cause"), ["client_gone", "ended_by_admin"]);
+    assert_eq!(ended.each("client"), ["admin", "billing"]);
+    assert_eq!(ended.each("subscription_id"), [&*ids[1], &*ids[0]]);
+    let last = &ended.json_lines()[1];
+    assert_eq!(last["cursor"], event.cursor);
+    assert_eq!(
+        (&last["lag"], &last["delivered_count"]),
+        (&json!(0), &json!(1))
+    );
+    assert_eq!(
+        (&last["task_id_count"], &last["filter_cut"]),
+        (&json!(20), &json!(false))
+    );
+    assert_eq!(last["filter"]["task_ids"].as_array().unwrap().len(), 16);
+    assert_eq!(last["filter"]["products"], json!(["veo"]));
+    assert!(last["open_seconds"].as_f64().unwrap() < 600.0, "{last}");
+
+    let table = house.subscriptions("--ended --client billing").await;
+    let rows: Vec<_> = table.good().lines().collect();
+    assert!(
+        rows[0].starts_with("ID ") && rows[0].ends_with("  FILTER"),
+        "{table:?}"
+    );
+    assert!(rows[1].starts_with(&ids[0]), "{table:?}");
+    for part in [
+        "  ended_by_admin  billing (a test)  ",
+        "  tasks=20 ids products=veo",
+    ] {
+        assert!(rows[1].contains(part), "{part}: {table:?}");
+    }
+    assert_eq!(rows.len(), 2, "of one client");
+    assert_eq!(
+        house
+            .subscriptions("--ended --limit 1")
+            .await
+            .good()
+            .lines()
+            .count(),
+        2
+    );
+}
+
+#[tokio::test]
+async fn open_streams_are_listed_by_lag_and_of_one_client() {
+    let server = Server::start().await;
+    let named = |name: &str, request: SubscribeRequest| SubscribeRequest {
+        client_name: name.into(),
+        ..request
+    };
+    let _fast = server
+        .subscribe(named("fast", matching(of_products(["sora"]))))
+        .await;
+    let _slow = server.subscribe_narrowly(named("slow", request())).await;
+    server.http().post_bulky(0..100, 20_000).await;
+    let listed = async |flags: &str| {
+        let ran = server
+            .cli(&format!("subscriptions --output json {flags}"))
+            .run()
+            .await;
+        ran.good();
+        ran
+    };
+    until("one to be behind", async || {
+        let lag = |line: &Value| line["lag"].as_u64().unwrap();
+        let lines = listed("").await.json_lines();
+        lag(&lines[0]) == 0 && lag(&lines[1]) > 0
+    })
+    .await;
+
+    for (flags, names) in [
+        ("", &["fast", "slow"][..]),
+        ("--order lag", &["slow", "fast"]),
+        ("--order lag --limit 1", &["slow"]),
+        ("--limit 1", &["fast"]),
+        ("--client fast", &["fast"]),
+        ("--order lag --client fast", &["fast"]),
+        ("--client nobody", &[]),
+    ] {
+        assert_eq!(listed(flags).await.each("client_name"), names, "{flags}");
+    }
+
+    // Page by page, by lag; the token belongs to its request.
+    let mut admin = server.admin_service().await;
+    let by_lag = |page_token: &str, client: &str| v1::ListSubscriptionsRequest {
+        page_size: 1,
+        page_token: page_token.into(),
+        order: v1::SubscriptionOrder::LagFirst.into(),
+        client: client.into(),
+    };
+    let first = admin.list_subscriptions(by_lag("", "")).await;
+    let first = first.unwrap().into_inner();
+    let second = admin
+        .list_subscriptions(by_lag(&first.next_page_token, ""))
+        .await;
+    let second = second.unwrap().into_inner();
+    let name = |page: &v1::ListSubscriptionsResponse| page.subscriptions[0].client_name.clone();
+    assert_eq!((&*name(&first), &*name(&second)), ("slow", "fast"));
+    let other = by_lag(&first.next_page_token, "fast");
+    let refused = admin.list_subscriptions(other).await.unwrap_err();
+    assert_eq!(violation(&refused), "page_token");
+    let unknown = v1::ListSubscriptionsRequest {
+        order: 99,
+        ..Default::default()
+    };
+    let refused = admin.list_subscriptions(unknown).await.unwrap_err();
+    assert_eq!(violation(&refused), "order");
 }

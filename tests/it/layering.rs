@@ -8,7 +8,7 @@ use std::{
 };
 
 /// What each module may import, directly. A module that is not named here may not exist.
-const ALLOWED: [(&str, &[&str]); 36] = [
+const ALLOWED: [(&str, &[&str]); 37] = [
     ("accounts", &["files"]),
     (
         "audit",
@@ -22,7 +22,8 @@ const ALLOWED: [(&str, &[&str]); 36] = [
     ("network", &[]),
     ("printable", &[]),
     ("sampler", &[]),
-    ("refused", &["network", "printable", "trace"]),
+    ("recent", &[]),
+    ("refused", &["network", "printable", "recent", "trace"]),
     ("size", &[]),
     ("trace", &[]),
     ("transit", &[]),
@@ -58,6 +59,7 @@ const ALLOWED: [(&str, &[&str]); 36] = [
             "hub",
             "metrics",
             "printable",
+            "recent",
             "store",
             "trace",
             "transit",

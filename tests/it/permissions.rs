@@ -325,6 +325,14 @@ async fn only_administrators_use_the_admin_service() {
             ),
             expected
         );
+        assert_eq!(
+            told(
+                client
+                    .list_ended_subscriptions(v1::ListEndedSubscriptionsRequest::default())
+                    .await
+            ),
+            expected
+        );
         let end = v1::EndSubscriptionRequest {
             subscription_id: "nobody".into(),
         };
