@@ -17,6 +17,8 @@ mod client;
 mod cluster;
 mod columns;
 mod completions;
+mod configuration;
+mod credentials;
 mod ended_subscriptions;
 mod erase;
 mod expectations;
@@ -146,6 +148,10 @@ enum ClientCommand {
     Subscriptions(subscriptions::SubscriptionsArgs),
     /// Look after several brokers with one log.
     Cluster(cluster::ClusterArgs),
+    /// Print the configuration that a broker runs with, and where each value comes from.
+    Configuration(configuration::ConfigurationArgs),
+    /// List the names in a broker's credentials file, with rights, expiry and last use.
+    Credentials(credentials::CredentialsArgs),
     /// Mint a signed callback URL.
     Url(url::UrlArgs),
     /// Ask a broker whether it is ready; for container health checks.
@@ -217,6 +223,8 @@ fn run_client(command: ClientCommand) -> anyhow::Result<ExitCode> {
             ClientCommand::Backup(args) => backup::run(args).await,
             ClientCommand::Subscriptions(args) => subscriptions::run(args).await,
             ClientCommand::Cluster(args) => cluster::run(args).await,
+            ClientCommand::Configuration(args) => configuration::run(args).await,
+            ClientCommand::Credentials(args) => credentials::run(args).await,
             ClientCommand::Url(args) => url::run(args).await,
             ClientCommand::Healthcheck(args) => healthcheck::run(args).await,
         }
@@ -295,6 +303,8 @@ mod tests {
             "subscriptions --output json",
             "subscriptions --order lag --limit 10 --client billing",
             "subscriptions --ended --client billing --limit 10 --output json",
+            "configuration --changed --output json",
+            "credentials --kind client --output json",
             "cluster status --output json --grpc-url http://localhost:50051",
             "cluster import --from data --cluster nats://localhost:4222",
             "cluster heal --from data --keep-epoch --anew --cluster-name main",

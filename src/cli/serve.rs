@@ -28,7 +28,7 @@ use tokio::{
 
 use super::{EXIT_INTERRUPTED, EXIT_USAGE, output};
 use crate::{
-    config::{self, Config, ConfigSources},
+    config::{self, Config, ConfigSources, Loaded},
     server::{self, Addresses, Ended, Homes, RunError, Runtimes, Server},
     store,
 };
@@ -114,12 +114,12 @@ impl ServeArgs {
 pub(super) fn run(args: ServeArgs, signals: Option<io::Result<Signals>>) -> ExitCode {
     super::keep_files_private();
     let sources = args.sources();
-    let config = config::load(&sources);
+    let loaded = config::load_described(&sources);
 
     // Before anything that can fail, so that failures are lines of the log.
-    let logging = config.as_ref().map_or_else(
+    let logging = loaded.as_ref().map_or_else(
         |_| config::logging(&sources),
-        |config| config.logging.clone(),
+        |loaded| loaded.config.logging.clone(),
     );
 
     if let Err(error) = server::init_logging(&logging) {
@@ -127,9 +127,9 @@ pub(super) fn run(args: ServeArgs, signals: Option<io::Result<Signals>>) -> Exit
     }
 
     let signals = signals.unwrap_or_else(Signals::new);
-    let ended = config
+    let ended = loaded
         .map_err(Into::into)
-        .and_then(|config| run_to_its_end(&config, &sources, signals));
+        .and_then(|loaded| run_to_its_end(&loaded, &sources, signals));
     let code = ended.unwrap_or_else(|error| {
         if !io::stderr().is_terminal() {
             let has_served = error.is::<RunError>();
@@ -177,12 +177,13 @@ fn report(error: anyhow::Error) -> ExitCode {
 }
 
 fn run_to_its_end(
-    config: &Config,
+    loaded: &Loaded,
     sources: &ConfigSources,
     signals: io::Result<Signals>,
 ) -> anyhow::Result<ExitCode> {
     let signals = signals.context("cannot listen to signals")?;
     die_on_panic();
+    let config = &loaded.config;
     let exposures = server::exposures(config, &server::Reader::of_this_process());
     exposures
         .iter()
@@ -190,7 +191,7 @@ fn run_to_its_end(
     raise_open_files(config);
     keep_pages_small();
     let runtimes = Runtimes::start()?;
-    let served = runtimes.block_on(serve(config, sources, runtimes.ingest(), signals));
+    let served = runtimes.block_on(serve(loaded, sources, runtimes.ingest(), signals));
 
     match served? {
         Ended::Stopped => {
@@ -230,7 +231,7 @@ impl Signals {
 }
 
 async fn serve(
-    config: &Config,
+    loaded: &Loaded,
     sources: &ConfigSources,
     homes: Homes,
     signals: Signals,
@@ -241,7 +242,8 @@ async fn serve(
         mut hangup,
     } = signals;
 
-    let server = Server::start(config, homes).await?;
+    let config = &loaded.config;
+    let server = Server::start(loaded, homes).await?;
     server.settle().await;
     if output::stdout_is_terminal() {
         print(server.banner(config)).await;
@@ -278,7 +280,7 @@ async fn serve(
 
     let sources = sources.clone();
     Ok(server
-        .run_until(shutdown, hangup, move || config::load(&sources))
+        .run_until(shutdown, hangup, move || config::load_described(&sources))
         .await?)
 }
 

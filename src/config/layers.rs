@@ -115,6 +115,10 @@ impl Layers {
         value_of(&self.defaults, key)
     }
 
+    pub(super) fn value_of(&self, key: &str) -> Option<&Value> {
+        value_of(&self.values, key)
+    }
+
     pub(super) fn origin(&self, key: &str) -> Origin {
         self.origins.get(key).cloned().unwrap_or(Origin::Default)
     }

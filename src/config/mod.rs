@@ -7,6 +7,7 @@
 
 mod check;
 mod check_cluster;
+mod described;
 mod keys;
 mod layers;
 mod load;
@@ -21,12 +22,13 @@ mod urls;
 pub(crate) use crate::size::parse_size;
 #[cfg(test)]
 pub(crate) use check::answers_bytes_min;
+pub(crate) use described::{Setting, Settings};
 pub(crate) use keys::needs_restart;
 pub use keys::{KEYS, Key};
 pub use layers::ConfigSources;
 pub(crate) use layers::DEFAULT;
 pub use load::load;
-pub(crate) use load::logging;
+pub(crate) use load::{Loaded, load_described, logging};
 pub use problem::{ConfigErrors, Origin, Problem};
 pub(crate) use settings::{
     Acme, Grpc, Ingest, LogFormat, Logging, Reconcile, StreamSync, Traces, UnknownTasks,

@@ -7,11 +7,17 @@ mod labels;
 mod process;
 mod table;
 
-use std::{collections::HashSet, mem, sync::Arc};
+use std::{
+    collections::{HashMap, HashSet},
+    mem,
+    sync::Arc,
+};
 
 use jiff::Timestamp;
 use parking_lot::MutexGuard;
-use prometheus::{Encoder, IntCounter, TextEncoder};
+use prometheus::{
+    Encoder, IntCounter, IntGaugeVec, TextEncoder, core::Collector, proto::MetricFamily,
+};
 
 #[cfg(test)]
 pub(crate) use labels::{BACKUP_RESULTS, READ_AGAIN, REFUSALS};
@@ -105,6 +111,16 @@ impl Metrics {
             .set(now.as_second());
     }
 
+    /// When credentials were last accepted since the start, by kind, name and secret, in seconds since 1970.
+    pub(crate) fn credential_uses(&self) -> HashMap<[String; 3], i64> {
+        let uses = values(&self.credential_last_used);
+        let of = |(labels, value): (HashMap<String, String>, i64)| {
+            let label = |name: &str| labels.get(name).cloned().unwrap_or_default();
+            ([label("kind"), label("name"), label("secret")], value)
+        };
+        uses.into_iter().map(of).collect()
+    }
+
     /// Tells of exactly these credentials, by kind and name, when they expire.
     pub fn set_credential_expiries(&self, expiries: Vec<(&'static str, Arc<str>, Timestamp)>) {
         let mut expiring = self.expiring.lock();
@@ -133,6 +149,19 @@ impl Metrics {
             .expect("writing to memory cannot fail");
         text
     }
+}
+
+/// The values of a gauge by their labels. Looking a label up would make it a series.
+fn values(gauges: &IntGaugeVec) -> Vec<(HashMap<String, String>, i64)> {
+    let families = gauges.collect();
+    let metrics = families.iter().flat_map(MetricFamily::get_metric);
+    metrics
+        .map(|metric| {
+            let labels = metric.get_label().iter();
+            let labels = labels.map(|label| (label.name().to_owned(), label.value().to_owned()));
+            (labels.collect(), metric.get_gauge().get_value() as i64)
+        })
+        .collect()
 }
 
 #[cfg(test)]

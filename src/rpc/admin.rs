@@ -7,7 +7,8 @@ use super::{
     access::Caller,
     answers::Prepaid,
     backup::{BackupStream, Begun},
-    erasure, errors, expectations, minting, quarantine, refusals, subscriptions,
+    configuration, credentials, erasure, errors, expectations, minting, quarantine, refusals,
+    subscriptions,
 };
 use crate::{
     audit::{self, Entry},
@@ -162,6 +163,24 @@ impl admin_service_server::AdminService for Admin {
         let (_, mut entry) = self.begin("ListRefusals", &request, |_, _| ()).await?;
         let answer = refusals::list(&self.0, &request.into_inner(), &mut entry);
         end(entry, answer).await.map(Response::new)
+    }
+
+    async fn list_credentials(
+        &self,
+        request: Request<v1::ListCredentialsRequest>,
+    ) -> Result<Response<v1::ListCredentialsResponse>, Status> {
+        let (_, mut entry) = self.begin("ListCredentials", &request, |_, _| ()).await?;
+        let answer = credentials::list(&self.0, request.into_inner(), &mut entry);
+        end(entry, answer).await.map(Response::new)
+    }
+
+    async fn get_configuration(
+        &self,
+        request: Request<v1::GetConfigurationRequest>,
+    ) -> Result<Response<v1::GetConfigurationResponse>, Status> {
+        let (_, mut entry) = self.begin("GetConfiguration", &request, |_, _| ()).await?;
+        let answer = configuration::describe(&self.0, &mut entry);
+        end(entry, Ok(answer)).await.map(Response::new)
     }
 
     async fn list_expectations(

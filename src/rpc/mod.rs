@@ -4,6 +4,8 @@ mod access;
 mod admin;
 mod answers;
 mod backup;
+mod configuration;
+mod credentials;
 mod deadline;
 mod erasure;
 mod errors;
@@ -46,6 +48,7 @@ use tonic::{Request, Status};
 
 use crate::{
     audit::Audit,
+    config::Settings,
     event::Filter,
     journal::Journal,
     reconcile::Reconciler,
@@ -81,6 +84,8 @@ pub(crate) struct Context {
     pub expectation_pace: Arc<ExpectationPace>,
     /// For `GetLogInfo`; a reload changes it.
     pub retention: Arc<Mutex<Retention>>,
+    /// For `GetConfiguration`; a reload changes it.
+    pub settings: Arc<Mutex<Settings>>,
     /// For `GetLogInfo`; `None` if this broker is alone.
     pub cluster: Option<Cluster>,
 }

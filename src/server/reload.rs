@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     audit::{Audit, Entry, OK, REFUSED},
-    config::{self, Config, ConfigErrors},
+    config::{self, Config, ConfigErrors, Loaded, Settings},
     credentials::SharedCredentials,
     ingest::Ingest,
     journal::Journal,
@@ -26,6 +26,8 @@ use crate::{
 pub(super) struct Reloader {
     /// As of the last reload.
     pub config: Arc<Mutex<Config>>,
+    /// The same as it is written.
+    pub settings: Arc<Mutex<Settings>>,
     pub addresses: Addresses,
     /// Reads the files that the configuration names.
     pub rereader: Rereader,
@@ -44,7 +46,7 @@ impl Reloader {
     /// The files go first, so that the new configuration is checked against what they say now.
     pub(super) async fn reload(
         &self,
-        load: &Arc<impl Fn() -> Result<Config, ConfigErrors> + Send + Sync + 'static>,
+        load: &Arc<impl Fn() -> Result<Loaded, ConfigErrors> + Send + Sync + 'static>,
     ) {
         let mut refused_files: Vec<_> = self
             .rereader
@@ -61,7 +63,7 @@ impl Reloader {
         entry.note("by", "SIGHUP");
         let problems: Vec<String> = match read {
             Ok(Ok(new)) => self
-                .put_into_force(&new, &refused_files, &mut entry)
+                .put_into_force(new, &refused_files, &mut entry)
                 .err()
                 .unwrap_or_default(),
             Ok(Err(errors)) => errors.problems.iter().map(ToString::to_string).collect(),
@@ -119,19 +121,19 @@ impl Reloader {
     /// Puts into force what needs no restart, unless the credentials do not fit. `refused_files` stay as they were.
     fn put_into_force(
         &self,
-        new: &Config,
+        new: Loaded,
         refused_files: &[&str],
         entry: &mut Entry,
     ) -> Result<(), Vec<String>> {
         let mut config = self.config.lock();
         // A key that needs a restart keeps its old value here, so that the next reload compares with what is in force.
-        let in_force = config.take_up(new);
+        let in_force = config.take_up(&new.config);
         let problems = credentials::problems(&in_force, &self.addresses, &self.credentials.get());
         if !problems.is_empty() {
             return Err(problems);
         }
 
-        let need_a_restart = config::needs_restart(&in_force, new);
+        let need_a_restart = config::needs_restart(&in_force, &new.config);
         entry.note("changes", config.changes_to(&in_force));
         entry.note("need_a_restart", need_a_restart.clone());
         self.refusals.set_needs_restart(need_a_restart.clone());
@@ -143,6 +145,7 @@ impl Reloader {
         self.ingest
             .set_rules(credentials::rules(&in_force, Arc::clone(&self.credentials)));
         *config = in_force;
+        self.settings.lock().take_up(new.settings, &need_a_restart);
 
         log_reloaded(&need_a_restart, refused_files);
         Ok(())

@@ -9,7 +9,7 @@ use super::{
     numbers::signed,
 };
 use crate::{
-    config::Config,
+    config::{Config, Loaded, Settings},
     metrics::Metrics,
     size::size_text,
     sizing::{
@@ -57,6 +57,17 @@ pub(super) fn fitted_to_memory(config: &Config, metrics: &Metrics) -> Config {
         );
     }
     fitted.config
+}
+
+/// The configuration as it is written, with the caches that [`fitted_to_memory`] lowers.
+pub(super) fn described(loaded: &Loaded) -> Settings {
+    let mut settings = loaded.settings.clone();
+    let fitted = |limit: cgroup::Limit| memory::fitted(&loaded.config, limit.bytes);
+    let lowered = cgroup::memory_limit().map(|limit| fitted(limit).lowered);
+    for Lowered { key, to, .. } in lowered.unwrap_or_default() {
+        settings.lower(key, size_text(to));
+    }
+    settings
 }
 
 /// Warns of a disk that has no room for the log that the configuration allows.

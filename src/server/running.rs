@@ -15,7 +15,7 @@ use super::{
     tasks::Tasks,
 };
 use crate::{
-    config::{Config, ConfigErrors},
+    config::{Config, ConfigErrors, Loaded},
     store::Store,
 };
 
@@ -71,7 +71,7 @@ impl Server {
         mut self,
         shutdown: impl Future<Output = ()>,
         mut hangup: impl AsyncFnMut(),
-        load: impl Fn() -> Result<Config, ConfigErrors> + Send + Sync + 'static,
+        load: impl Fn() -> Result<Loaded, ConfigErrors> + Send + Sync + 'static,
     ) -> Result<Ended, RunError> {
         let load = Arc::new(load);
         let reloader = &self.reloader;

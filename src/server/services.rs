@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     audit::Audit,
-    config::Config,
+    config::{Config, Settings},
     credentials::SharedCredentials,
     ingest::{self, Ingest},
     journal::{Journal, jetstream::ClusterState},
@@ -41,6 +41,7 @@ pub(super) struct Core<'a> {
     /// Of a node of a cluster.
     pub cluster: Option<&'a Arc<ClusterState>>,
     pub retention: &'a Arc<Mutex<Retention>>,
+    pub settings: &'a Arc<Mutex<Settings>>,
     pub audit: &'a Arc<Audit>,
     /// What asks the vendor, if anything does.
     pub reconciler: Option<&'a Arc<Reconciler>>,
@@ -135,6 +136,7 @@ impl Core<'_> {
             reconciler: self.reconciler.cloned(),
             expectation_pace: Arc::default(),
             retention: Arc::clone(self.retention),
+            settings: Arc::clone(self.settings),
             cluster: self.cluster.map(|state| rpc::Cluster {
                 name: self.config.cluster.name.clone(),
                 state: Arc::clone(state),

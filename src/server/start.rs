@@ -23,8 +23,8 @@ use super::{
     logging,
     net::{self, Entrance},
     operations, otlp, reconcile,
-    refusal::Refusals,
     reload::Reloader,
+    resources,
     review_schedule::Review,
     running::Server,
     runtimes::Homes,
@@ -36,7 +36,7 @@ use super::{
 };
 use crate::{
     audit::{Audit, Command, OK},
-    config::Config,
+    config::{Config, Loaded},
     credentials::Credentials,
     metrics::Metrics,
     rpc,
@@ -45,7 +45,8 @@ use crate::{
 
 impl Server {
     /// Starts a broker, which serves when this returns. Callbacks' connections live on `homes`.
-    pub(crate) async fn start(config: &Config, homes: Homes) -> Result<Self, StartError> {
+    pub(crate) async fn start(loaded: &Loaded, homes: Homes) -> Result<Self, StartError> {
+        let config = &loaded.config;
         // Before the store: a busy port should not cost a recovery.
         let (listeners, addresses, sockets) = listen(config)?;
 
@@ -60,6 +61,7 @@ impl Server {
         let (sources, writing, node) = open_log(config, &metrics).await?;
         let audit = recorder(config, audit_file, &sources);
         let (retention, journal) = (storage::shared_retention(config), writing.journal);
+        let settings = Arc::new(Mutex::new(resources::described(loaded)));
 
         let api = read.vendor_api;
         let reconciler = reconcile::reconciler(api, config, &sources, &journal, &credentials);
@@ -71,18 +73,15 @@ impl Server {
             journal: &journal,
             cluster: node.as_ref().map(|node| &node.state),
             retention: &retention,
+            settings: &settings,
             audit: &audit,
             reconciler: reconciler.as_ref(),
         };
         let services = Services::new(&core, tracer, &homes).await;
-
         let (mut tasks, stops) = (Tasks::default(), Stops::default());
         spawn_listeners(&mut tasks, &stops, sockets, homes, &core, &tls, &services);
         spawn_upkeep(&mut tasks, &stops, exporter, &core, &mut tls, &services);
-        let recorder = Recorder {
-            refusals: Arc::new(Refusals::new(metrics)),
-            audit: Arc::clone(&audit),
-        };
+        let recorder = Recorder::new(metrics, &audit);
         let review = Review::new(Arc::clone(&sources), services.gate, tls.grpc);
         let rereader = spawn_watch(&mut tasks, &stops, watched, review, &recorder);
         note_start(config, &audit, &credentials.get());
@@ -91,6 +90,7 @@ impl Server {
             node,
             reloader: Reloader {
                 config: shared_config,
+                settings,
                 addresses,
                 rereader,
                 refusals: recorder.refusals,

@@ -123,6 +123,12 @@ async fn every_admin_call_has_a_record_of_who_from_where_what_and_how_it_ended()
             json!({"count": 0, "of_client": "ops", "result": "ok"}),
         ),
         (
+            "credentials",
+            "ListCredentials",
+            json!({"count": 3, "result": "ok"}),
+        ),
+        ("configuration", "GetConfiguration", json!({"result": "ok"})),
+        (
             "refusals",
             "ListRefusals",
             json!({"count": 0, "result": "ok"}),

@@ -1408,6 +1408,8 @@ async fn an_address_without_a_broker_is_named_with_the_next_step() {
         "events",
         "refusals",
         "subscriptions",
+        "configuration",
+        "credentials",
         "cluster status",
         "quarantine list",
         "quarantine discard 1",
@@ -1451,7 +1453,7 @@ async fn an_address_without_a_broker_is_named_with_the_next_step() {
 
 #[tokio::test]
 async fn every_verb_has_help_with_what_it_is_for() {
-    let verbs = "serve check-config size listen wait trigger get events refusals quarantine subscriptions cluster url token backup \
+    let verbs = "serve check-config size listen wait trigger get events refusals quarantine subscriptions configuration credentials cluster url token backup \
                  restore healthcheck completions man";
     let all = Cli::new("--help").run().await;
     for verb in verbs.split(' ') {

@@ -103,6 +103,7 @@ const ALLOWED: [(&str, &[&str]); 37] = [
         &[
             "audit",
             "budget",
+            "config",
             "credentials",
             "event",
             "callback",

@@ -333,6 +333,22 @@ async fn only_administrators_use_the_admin_service() {
             ),
             expected
         );
+        assert_eq!(
+            told(
+                client
+                    .list_credentials(v1::ListCredentialsRequest::default())
+                    .await
+            ),
+            expected
+        );
+        assert_eq!(
+            told(
+                client
+                    .get_configuration(v1::GetConfigurationRequest {})
+                    .await
+            ),
+            expected
+        );
         let end = v1::EndSubscriptionRequest {
             subscription_id: "nobody".into(),
         };

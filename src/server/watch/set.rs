@@ -11,6 +11,7 @@ use super::{
 use crate::{
     audit::{self, Audit, Entry},
     files::Stamp,
+    metrics::Metrics,
     server::{
         aside,
         refusal::{Input, Refusal, Refusals, Source},
@@ -28,6 +29,16 @@ pub(super) const SETTLE: Duration = Duration::from_secs(10);
 pub(in crate::server) struct Recorder {
     pub refusals: Arc<Refusals>,
     pub audit: Arc<Audit>,
+}
+
+impl Recorder {
+    /// Counts in `metrics`, and records in `audit`.
+    pub(in crate::server) fn new(metrics: Arc<Metrics>, audit: &Arc<Audit>) -> Self {
+        Self {
+            refusals: Arc::new(Refusals::new(metrics)),
+            audit: Arc::clone(audit),
+        }
+    }
 }
 
 /// What a look has found.
