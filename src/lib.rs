@@ -33,6 +33,7 @@ mod size;
 pub mod trace;
 mod transit;
 mod web;
+mod minutes;
 mod recent;
 mod refused;
 

@@ -44,11 +44,12 @@ const BEHIND_PATIENCE: Duration = Duration::from_secs(15);
 const BEHIND_PAUSE: Duration = Duration::from_secs(1);
 
 /// Calls that may reach two brokers: they change nothing, or the same however often they come.
-const REPEATABLE: [&str; 16] = [
+const REPEATABLE: [&str; 17] = [
     "Backup",
     "ExpectTasks",
     "GetConfiguration",
     "GetLogInfo",
+    "GetOverview",
     "GetRawBody",
     "GetTask",
     "ListCredentials",

@@ -32,6 +32,8 @@ enum ClusterCommand {
     Heal(transfer::HealArgs),
 }
 
+pub(super) use status::as_json as status_json;
+
 pub(super) async fn run(args: ClusterArgs) -> anyhow::Result<ExitCode> {
     match args.command {
         ClusterCommand::Status(args) => status::run(args).await,

@@ -29,6 +29,7 @@ mod http;
 mod listen;
 mod man;
 mod output;
+mod overview;
 mod problem;
 mod proxy;
 mod quarantine;
@@ -136,6 +137,8 @@ enum ClientCommand {
     Expect(expectations::ExpectArgs),
     /// List the tasks that are expected, oldest first.
     Expectations(expectations::ExpectationsArgs),
+    /// Show the state of a broker on one page.
+    Overview(overview::OverviewArgs),
     /// List the last callbacks that were refused, and why.
     Refusals(refusals::RefusalsArgs),
     /// Look at and deal with callbacks that could not be understood.
@@ -217,6 +220,7 @@ fn run_client(command: ClientCommand) -> anyhow::Result<ExitCode> {
             ClientCommand::Events(args) => history::events(args).await,
             ClientCommand::Expect(args) => expectations::expect(args).await,
             ClientCommand::Expectations(args) => expectations::run(args).await,
+            ClientCommand::Overview(args) => overview::run(args).await,
             ClientCommand::Refusals(args) => refusals::run(args).await,
             ClientCommand::Quarantine(args) => quarantine::run(args).await,
             ClientCommand::Erase(args) => erase::run(args).await,
@@ -294,6 +298,7 @@ mod tests {
             "token new signing-key k1 --output json",
             "expect veo 7f3a --label k=v --within 10m --output json",
             "expectations --overdue --product veo --output json",
+            "overview --output json",
             "refusals --limit 20 --output json",
             "quarantine list",
             "quarantine show id",

@@ -111,6 +111,32 @@ impl Metrics {
             .set(now.as_second());
     }
 
+    /// Requests to the public listener since the start: those that were kept, and those that were refused.
+    pub(crate) fn callback_totals(&self) -> (u64, u64) {
+        let count = |outcome: &Outcome| {
+            let counter = self.callbacks.with_label_values(&[outcome.as_str()]);
+            counter.get()
+        };
+        let is_kept = |outcome: &&Outcome| {
+            let kept = [Outcome::Accepted, Outcome::Duplicate, Outcome::Quarantined];
+            kept.contains(outcome)
+        };
+        let (kept, refused): (Vec<_>, Vec<_>) = Outcome::ALL.iter().partition(is_kept);
+        let sum = |outcomes: Vec<&Outcome>| outcomes.into_iter().map(count).sum::<u64>();
+        (sum(kept), sum(refused))
+    }
+
+    /// Until when the certificates are good, by listener, in seconds since 1970.
+    pub(crate) fn certificate_expiries(&self) -> Vec<(String, i64)> {
+        let mut expiries: Vec<_> = values(&self.certificate_expiry)
+            .into_iter()
+            .filter(|(_, expires)| *expires > 0)
+            .map(|(mut labels, expires)| (labels.remove("listener").unwrap_or_default(), expires))
+            .collect();
+        expiries.sort();
+        expiries
+    }
+
     /// When credentials were last accepted since the start, by kind, name and secret, in seconds since 1970.
     pub(crate) fn credential_uses(&self) -> HashMap<[String; 3], i64> {
         let uses = values(&self.credential_last_used);

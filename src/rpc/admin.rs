@@ -7,8 +7,8 @@ use super::{
     access::Caller,
     answers::Prepaid,
     backup::{BackupStream, Begun},
-    configuration, credentials, erasure, errors, expectations, minting, quarantine, refusals,
-    subscriptions,
+    configuration, credentials, erasure, errors, expectations, minting, overview, quarantine,
+    refusals, subscriptions,
 };
 use crate::{
     audit::{self, Entry},
@@ -163,6 +163,15 @@ impl admin_service_server::AdminService for Admin {
         let (_, mut entry) = self.begin("ListRefusals", &request, |_, _| ()).await?;
         let answer = refusals::list(&self.0, &request.into_inner(), &mut entry);
         end(entry, answer).await.map(Response::new)
+    }
+
+    async fn get_overview(
+        &self,
+        request: Request<v1::GetOverviewRequest>,
+    ) -> Result<Response<v1::GetOverviewResponse>, Status> {
+        let (caller, mut entry) = self.begin("GetOverview", &request, |_, _| ()).await?;
+        let answer = overview::describe(&self.0, &caller, &mut entry).await;
+        end(entry, Ok(answer)).await.map(Response::new)
     }
 
     async fn list_credentials(

@@ -44,7 +44,11 @@ pub(super) fn describe(context: &Context, caller: &Caller) -> v1::GetLogInfoResp
 }
 
 /// Names, versions and problems of machines are for administrators.
-fn describe_cluster(context: &Context, cluster: &Cluster, caller: &Caller) -> v1::ClusterInfo {
+pub(super) fn describe_cluster(
+    context: &Context,
+    cluster: &Cluster,
+    caller: &Caller,
+) -> v1::ClusterInfo {
     let (store, state) = (&context.sources.store, &cluster.state);
     let is_admin = caller.require_admin().is_ok();
     let overview = state.overview();

@@ -19,8 +19,10 @@ mod minting;
 mod narrow_filter;
 pub(crate) mod page;
 mod permission_review;
+mod overview;
 mod quarantine;
 mod raw_body;
+mod readiness;
 mod refusals;
 mod stream;
 mod subscribe;
@@ -42,7 +44,9 @@ pub(crate) use errors::{
 pub(crate) use events::Events;
 pub(crate) use expectation_pace::ExpectationPace;
 pub(crate) use log_info::Cluster;
+pub(crate) use overview::look_at_counters;
 use parking_lot::Mutex;
+pub(crate) use readiness::Readiness;
 pub(crate) use stream::HandedOver;
 use tonic::{Request, Status};
 
@@ -51,6 +55,7 @@ use crate::{
     config::Settings,
     event::Filter,
     journal::Journal,
+    minutes::Minutes,
     reconcile::Reconciler,
     refused::RefusedCallbacks,
     store::{ReadError, Retention, WriteError},
@@ -76,6 +81,10 @@ pub(crate) struct Context {
     pub answers: Arc<Answers>,
     /// Records calls of `AdminService`.
     pub audit: Arc<Audit>,
+    /// For `GetOverview`.
+    pub readiness: Arc<Readiness>,
+    /// For `GetOverview`: what came in each minute.
+    pub minutes: Arc<Minutes>,
     /// For `ListRefusals`.
     pub refused: Arc<RefusedCallbacks>,
     /// What asks the vendor for tasks; `None` if nothing does.

@@ -113,7 +113,8 @@ pub(super) fn end(
     })
 }
 
-fn open_on_wire(context: &Context, listed: ListedSubscription) -> v1::Subscription {
+/// The wire's form of an open subscription.
+pub(super) fn open_on_wire(context: &Context, listed: ListedSubscription) -> v1::Subscription {
     let head = context.sources.store.head();
     let lag = head.0.saturating_sub(listed.position.0);
     on_wire(context, listed, lag)

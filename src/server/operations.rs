@@ -1,12 +1,6 @@
 //! The admin listener, for operators: liveness, readiness, version and metrics.
 
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use axum::{
     Router,
@@ -18,28 +12,21 @@ use axum::{
 };
 use prometheus::IntCounterVec;
 use serde_json::json;
-use tokio::{sync::Semaphore, time::timeout};
 
 use super::{liveness::Liveness, numbers::signed};
 use crate::{
-    journal::{Journal, jetstream::ClusterState},
+    journal::jetstream::ClusterState,
     metrics::REVISION,
     printable::printable_beginning,
-    rpc::Answers,
+    rpc::{Answers, Readiness},
     sampler::Sampler,
-    store::{Health, ReadError},
-    subscription::{ListedSubscription, Sources, SubscriptionState, read_aside},
+    store::Health,
+    subscription::{ListedSubscription, Sources, SubscriptionState},
     web,
 };
 
-/// How long a commit or a read of the log may take for a probe before the broker counts as not ready.
-const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
-
 /// How often a refusal is logged, for each cause.
 pub(super) const COMPLAINT: Duration = Duration::from_secs(60);
-
-/// The answer of the readiness probes from SIGTERM on.
-const DRAINING: &str = "draining";
 
 const INDEX: &str = "blobcast, for operators\n\n\
     /livez          200 while the threads that serve do so; never touches the store\n\
@@ -53,19 +40,16 @@ const INDEX: &str = "blobcast, for operators\n\n\
 pub(super) struct Status {
     sources: Arc<Sources>,
     answers: Arc<Answers>,
-    journal: Arc<dyn Journal>,
+    readiness: Arc<Readiness>,
     /// Of a node of a cluster.
     cluster: Option<Arc<ClusterState>>,
     liveness: Arc<Liveness>,
-    /// One read by a probe at a time: on a disk that hangs each read would keep a thread that subscriptions need.
-    reading: Arc<Semaphore>,
-    draining: AtomicBool,
 }
 
 impl std::fmt::Debug for Status {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Status")
-            .field("draining", &self.draining)
+            .field("readiness", &self.readiness)
             .finish_non_exhaustive()
     }
 }
@@ -74,80 +58,22 @@ impl Status {
     pub(super) fn new(
         sources: &Arc<Sources>,
         answers: &Arc<Answers>,
-        journal: Arc<dyn Journal>,
+        readiness: Arc<Readiness>,
         cluster: Option<Arc<ClusterState>>,
         liveness: &Arc<Liveness>,
     ) -> Self {
-        let (sources, answers, liveness) = (
-            Arc::clone(sources),
-            Arc::clone(answers),
-            Arc::clone(liveness),
-        );
-        let reading = Arc::new(Semaphore::new(1));
         Self {
-            sources,
-            answers,
-            journal,
+            sources: Arc::clone(sources),
+            answers: Arc::clone(answers),
+            readiness,
             cluster,
-            liveness,
-            reading,
-            draining: AtomicBool::new(false),
+            liveness: Arc::clone(liveness),
         }
     }
 
     /// Not ready from now on.
     pub(super) fn drain(&self) {
-        self.draining.store(true, Ordering::Release);
-    }
-
-    /// Why callbacks would be refused, if they would.
-    async fn problem_of_ingest(&self) -> Option<String> {
-        if self.is_draining() {
-            return Some(DRAINING.to_owned());
-        }
-        // A node of a cluster needs no probe: frames come every two seconds, from this node or another one.
-        if let Some(cluster) = &self.cluster {
-            return cluster.problem_of_callbacks(&self.sources.store.health());
-        }
-        match timeout(PROBE_TIMEOUT, self.journal.probe()).await {
-            Ok(Ok(Ok(()))) => None,
-            Ok(Ok(Err(error))) => Some(error.to_string()),
-            Ok(Err(_)) => Some("the store is closed".to_owned()),
-            Err(_) => Some(format!(
-                "the commit path has not answered for {} s",
-                PROBE_TIMEOUT.as_secs()
-            )),
-        }
-    }
-
-    /// Why readers would be refused, if they would. A full disk is no reason: the log can still be read.
-    async fn problem_of_grpc(&self) -> Option<String> {
-        if self.is_draining() {
-            return Some(DRAINING.to_owned());
-        }
-        let (sources, reading) = (Arc::clone(&self.sources), Arc::clone(&self.reading));
-        let read = async move {
-            let permit = reading.acquire_owned().await;
-            read_aside(move || {
-                let _permit = permit;
-                sources.store.get(sources.store.head())
-            })
-            .await
-        };
-        match timeout(PROBE_TIMEOUT, read).await {
-            // An empty log, or one whose newest event is forgotten, has nothing to read.
-            Ok(Ok(Ok(_) | Err(ReadError::Expired))) => None,
-            Ok(Ok(Err(error))) => Some(error.to_string()),
-            Ok(Err(_)) => Some(DRAINING.to_owned()), // only a runtime that shuts down cancels it
-            Err(_) => Some(format!(
-                "a read of the log has not answered for {} s",
-                PROBE_TIMEOUT.as_secs()
-            )),
-        }
-    }
-
-    fn is_draining(&self) -> bool {
-        self.draining.load(Ordering::Acquire)
+        self.readiness.drain();
     }
 
     /// Sets the gauges that mirror a state.
@@ -167,7 +93,7 @@ impl Status {
         for (gauge, is_so) in [
             (
                 &metrics.cluster_ready,
-                !self.is_draining() && problem.is_none(),
+                !self.readiness.is_draining() && problem.is_none(),
             ),
             (&metrics.cluster_connected, cluster.is_connected()),
             (&metrics.cluster_is_writer, cluster.is_writer()),
@@ -377,16 +303,15 @@ async fn livez(State(status): State<Arc<Status>>) -> Response {
 }
 
 async fn readyz(State(status): State<Arc<Status>>) -> Response {
-    let (ingest, grpc) = tokio::join!(status.problem_of_ingest(), status.problem_of_grpc());
-    readiness(ingest.or(grpc))
+    readiness(status.readiness.problem().await)
 }
 
 async fn readyz_ingest(State(status): State<Arc<Status>>) -> Response {
-    readiness(status.problem_of_ingest().await)
+    readiness(status.readiness.problem_of_ingest().await)
 }
 
 async fn readyz_grpc(State(status): State<Arc<Status>>) -> Response {
-    readiness(status.problem_of_grpc().await)
+    readiness(status.readiness.problem_of_grpc().await)
 }
 
 fn readiness(problem: Option<String>) -> Response {

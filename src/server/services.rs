@@ -22,6 +22,7 @@ use crate::{
     ingest::{self, Ingest},
     journal::{Journal, jetstream::ClusterState},
     metrics::Metrics,
+    minutes::Minutes,
     reconcile::Reconciler,
     rpc,
     sampler::Sampler,
@@ -63,6 +64,8 @@ pub(super) struct Services {
     pub status: Arc<operations::Status>,
     /// Whether every serving thread runs.
     pub liveness: Arc<Liveness>,
+    /// What came in each minute.
+    pub minutes: Arc<Minutes>,
 }
 
 impl Services {
@@ -71,14 +74,16 @@ impl Services {
         let ingest = core.ingest(tracer.clone());
 
         let gate = core.gate();
-        let context = core.rpc_context(&gate, &ingest);
+        let minutes = Arc::new(Minutes::default());
+        let readiness = rpc::Readiness::new(core.sources, core.journal, core.cluster);
+        let readiness = Arc::new(readiness);
+        let context = core.rpc_context(&gate, &ingest, &minutes, &readiness);
         let answers = Arc::clone(&context.answers);
         let (health, routes) = grpc::services(context, core.config, tracer).await;
 
         let liveness = Arc::new(Liveness::new(homes));
-        let journal = Arc::clone(core.journal);
         let cluster = core.cluster.cloned();
-        let status = operations::Status::new(core.sources, &answers, journal, cluster, &liveness);
+        let status = operations::Status::new(core.sources, &answers, readiness, cluster, &liveness);
         Self {
             ingest,
             gate,
@@ -87,6 +92,7 @@ impl Services {
             health,
             status: Arc::new(status),
             liveness,
+            minutes,
         }
     }
 }
@@ -114,12 +120,20 @@ impl Core<'_> {
         }
     }
 
-    fn rpc_context(&self, gate: &rpc::Gate, ingest: &Ingest) -> rpc::Context {
+    fn rpc_context(
+        &self,
+        gate: &rpc::Gate,
+        ingest: &Ingest,
+        minutes: &Arc<Minutes>,
+        readiness: &Arc<rpc::Readiness>,
+    ) -> rpc::Context {
         let grpc = &self.config.grpc;
         rpc::Context {
             sources: Arc::clone(self.sources),
             journal: Arc::clone(self.journal),
             audit: Arc::clone(self.audit),
+            readiness: Arc::clone(readiness),
+            minutes: Arc::clone(minutes),
             refused: ingest.refused(),
             gate: gate.clone(),
             callback_base: banner::callback_base(self.config, &self.addresses),

@@ -5,7 +5,7 @@
 use std::sync::{Arc, mpsc::SyncSender};
 
 use parking_lot::Mutex;
-use tokio::net::TcpListener;
+use tokio::{net::TcpListener, time::sleep};
 
 use super::{
     addresses::Addresses,
@@ -39,6 +39,7 @@ use crate::{
     config::{Config, Loaded},
     credentials::Credentials,
     metrics::Metrics,
+    minutes::{LOOK_INTERVAL, Minutes},
     rpc,
     subscription::Sources,
 };
@@ -252,11 +253,13 @@ fn spawn_upkeep(
     services: &Services,
 ) {
     let memory = tend_memory(Arc::clone(core.sources), Arc::clone(&services.answers));
+    let counting = count_minutes(Arc::clone(core.sources), Arc::clone(&services.minutes));
     let stop = stops.admin.clone();
     tasks.spawn("the care of memory", async move {
         tokio::select! {
             () = stop.cancelled() => {}
             () = memory => {}
+            () = counting => {}
         }
     });
 
@@ -288,6 +291,14 @@ async fn tend_memory(sources: Arc<Sources>, answers: Arc<rpc::Answers>) {
         () = sources.tend_memory() => {}
         () = sources.look_for_stalled() => {}
         () = answers.tend() => {}
+    }
+}
+
+/// Puts down what comes in each minute, for ever.
+async fn count_minutes(sources: Arc<Sources>, minutes: Arc<Minutes>) {
+    loop {
+        rpc::look_at_counters(&sources, &minutes);
+        sleep(LOOK_INTERVAL).await;
     }
 }
 

@@ -123,6 +123,11 @@ async fn every_admin_call_has_a_record_of_who_from_where_what_and_how_it_ended()
             json!({"count": 0, "of_client": "ops", "result": "ok"}),
         ),
         (
+            "overview",
+            "GetOverview",
+            json!({"ready": true, "result": "ok"}),
+        ),
+        (
             "credentials",
             "ListCredentials",
             json!({"count": 3, "result": "ok"}),

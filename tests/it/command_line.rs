@@ -1406,6 +1406,7 @@ async fn an_address_without_a_broker_is_named_with_the_next_step() {
     for line in [
         "get t1",
         "events",
+        "overview",
         "refusals",
         "subscriptions",
         "configuration",
@@ -1453,7 +1454,7 @@ async fn an_address_without_a_broker_is_named_with_the_next_step() {
 
 #[tokio::test]
 async fn every_verb_has_help_with_what_it_is_for() {
-    let verbs = "serve check-config size listen wait trigger get events refusals quarantine subscriptions configuration credentials cluster url token backup \
+    let verbs = "serve check-config size listen wait trigger get events overview refusals quarantine subscriptions configuration credentials cluster url token backup \
                  restore healthcheck completions man";
     let all = Cli::new("--help").run().await;
     for verb in verbs.split(' ') {

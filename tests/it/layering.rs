@@ -8,7 +8,7 @@ use std::{
 };
 
 /// What each module may import, directly. A module that is not named here may not exist.
-const ALLOWED: [(&str, &[&str]); 37] = [
+const ALLOWED: [(&str, &[&str]); 38] = [
     ("accounts", &["files"]),
     (
         "audit",
@@ -22,6 +22,7 @@ const ALLOWED: [(&str, &[&str]); 37] = [
     ("network", &[]),
     ("printable", &[]),
     ("sampler", &[]),
+    ("minutes", &[]),
     ("recent", &[]),
     ("refused", &["network", "printable", "recent", "trace"]),
     ("size", &[]),
@@ -109,6 +110,7 @@ const ALLOWED: [(&str, &[&str]); 37] = [
             "callback",
             "journal",
             "metrics",
+            "minutes",
             "reconcile",
             "refused",
             "store",
@@ -134,6 +136,7 @@ const ALLOWED: [(&str, &[&str]); 37] = [
             "ingest",
             "journal",
             "metrics",
+            "minutes",
             "nats",
             "network",
             "printable",

@@ -49,6 +49,7 @@ mod nats_tls;
 mod nats_writing;
 mod outage_lists;
 mod outages;
+mod overview;
 mod permissions;
 mod private_files;
 mod proxies;

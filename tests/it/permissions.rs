@@ -334,6 +334,10 @@ async fn only_administrators_use_the_admin_service() {
             expected
         );
         assert_eq!(
+            told(client.get_overview(v1::GetOverviewRequest {}).await),
+            expected
+        );
+        assert_eq!(
             told(
                 client
                     .list_credentials(v1::ListCredentialsRequest::default())

@@ -158,7 +158,7 @@ fn hints(cluster: &v1::ClusterInfo) -> Vec<String> {
     hints
 }
 
-fn as_json(cluster: &v1::ClusterInfo) -> Value {
+pub(in crate::cli) fn as_json(cluster: &v1::ClusterInfo) -> Value {
     let node = |node: &v1::ClusterNode| {
         json!({
             "name": node.name,
