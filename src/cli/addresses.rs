@@ -97,20 +97,33 @@ impl Urls {
 }
 
 /// Splits at commas, except at those of a password: a comma with an `@` behind it, before another
-/// URL begins.
+/// URL begins. A comma of a path or a query separates only if a scheme follows.
 fn split(text: &str) -> Vec<&str> {
     let mut parts = Vec::new();
     let mut begin = 0;
     for (at, _) in text.match_indices(',') {
         let rest = &text[at + 1..];
         let url = &rest[..rest.find("://").unwrap_or(rest.len())];
-        if !url.contains('@') {
+        let has_scheme = rest.split_once("://").is_some_and(|(scheme, _)| {
+            let scheme = scheme.trim_start();
+            !scheme.is_empty() && scheme.bytes().all(|byte| byte.is_ascii_alphabetic())
+        });
+        let is_of_password = url.contains('@');
+        if !is_of_password && (has_scheme || !has_target(&text[begin..at])) {
             parts.push(&text[begin..at]);
             begin = at + 1;
         }
     }
     parts.push(&text[begin..]);
     parts
+}
+
+/// Whether a URL has a path or a query.
+fn has_target(url: &str) -> bool {
+    let address = url.split_once("://").map_or(url, |(_, address)| address);
+    address
+        .find(['/', '?'])
+        .is_some_and(|at| &address[at..] != "/")
 }
 
 /// Counts how often a command has turned to another broker. All its clients share it.
@@ -368,6 +381,23 @@ mod tests {
             (
                 "http://u:p,w@a,http://v:q@b,c:3",
                 &["http://u:p,w@a", "http://v:q@b", "c:3"],
+            ),
+        ] {
+            assert_eq!(split(text), parts, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_comma_in_a_callback_url_separates_only_before_a_scheme() {
+        for (text, parts) in [
+            ("http://a/webhook?x=1,2", &["http://a/webhook?x=1,2"][..]),
+            ("a:1/webhook,b:2", &["a:1/webhook,b:2"]),
+            ("a:1?token=x,y", &["a:1?token=x,y"]),
+            ("http://a/w,ftp://b", &["http://a/w", "ftp://b"]),
+            ("http://a:1/,b:2", &["http://a:1/", "b:2"]),
+            (
+                "http://a/w?x=1,2, https://b/w?x=1,2,http://c",
+                &["http://a/w?x=1,2", " https://b/w?x=1,2", "http://c"],
             ),
         ] {
             assert_eq!(split(text), parts, "{text}");

@@ -83,8 +83,8 @@ Exit codes:
 Environment:
   BLOBCAST_GRPC_URL    the broker's address for the client verbs, or several, separated by commas; --grpc-url overrides it
   BLOBCAST_TOKEN       the token of the client verbs; --token-file or BLOBCAST_TOKEN_FILE names a file with one
-  BLOBCAST_INGEST_URL  where `trigger` sends callbacks; --ingest-url overrides it
-  BLOBCAST_ADMIN_URL   the admin listener that `healthcheck` asks; --admin-url overrides it
+  BLOBCAST_INGEST_URL  where `trigger` sends callbacks, one address or several; --ingest-url overrides it
+  BLOBCAST_ADMIN_URL   the admin listener that `healthcheck` asks, or several; --admin-url overrides it
   BLOBCAST_CONFIG      the configuration file of `serve`, `check-config` and `size`; --config overrides it
   NO_COLOR             any value: no colours";
 

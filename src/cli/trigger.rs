@@ -15,7 +15,9 @@ use jiff::Timestamp;
 use serde_json::{Map, Value};
 use uuid::Uuid;
 
-use super::{EXIT_OTHER, args, body, output, output::Usage, user_info::without_user_text};
+use super::{
+    EXIT_OTHER, addresses::Urls, args, body, output, output::Usage, user_info::without_user_text,
+};
 use crate::{
     event::{Product, TaskId},
     simulator::{ATTEMPTS_MAX, DeliveryOutcome, Plan, Vendor, VendorCallback, retry_gaps},
@@ -90,9 +92,10 @@ pub(super) struct TriggerArgs {
     /// Send each callback N more times, as the vendor sometimes does.
     #[arg(long, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u32).range(..=DUPLICATES_MAX))]
     duplicate: u32,
-    /// Where callbacks go. Without a path, /webhook/PRODUCT is added; a URL with a path is used as it is, with its token.
-    #[arg(long, value_name = "URL", env = "BLOBCAST_INGEST_URL", default_value = "http://127.0.0.1:8080", value_parser = args::http_url, hide_env_values = true)]
-    ingest_url: Uri,
+    /// Where callbacks go. Without a path, /webhook/PRODUCT is added; a URL with a path is used as it is, with its token. For a cluster,
+    /// those of several nodes, separated by commas or each with a flag of its own: when one is away, the callback goes to the next one.
+    #[arg(long = "ingest-url", value_name = "URL", env = "BLOBCAST_INGEST_URL", default_value = "http://127.0.0.1:8080", value_parser = Urls::parse, hide_env_values = true)]
+    ingest_urls: Vec<Urls>,
 }
 
 /// A valid body in the shape of one of the vendor's two hosts, or a broken one.
@@ -111,9 +114,17 @@ pub(super) async fn run(args: TriggerArgs) -> anyhow::Result<ExitCode> {
         1
     };
 
-    let vendor = Vendor::new(args.ingest_url.clone(), args.labels, in_flight_max);
+    let urls = args.ingest_urls.iter().flat_map(Urls::iter);
+    let urls: Vec<_> = urls.cloned().collect();
+    let vendor = Vendor::of_several(urls.clone(), args.labels, in_flight_max);
     let (mut count, mut refused, mut unanswered) = (0, 0, 0);
     let print = |outcome: &DeliveryOutcome| {
+        for (url, why) in &outcome.passed {
+            output::note(&format!(
+                "{}: {why}; going on at the next address",
+                host(url)
+            ));
+        }
         count += 1;
         refused += usize::from(outcome.acknowledged().is_none());
         unanswered += usize::from(outcome.answer.is_err());
@@ -122,14 +133,9 @@ pub(super) async fn run(args: TriggerArgs) -> anyhow::Result<ExitCode> {
 
     vendor.send_each(deliveries, print).await?;
     if unanswered > 0 {
-        // Without path and query: a callback URL may hold a token.
-        let broker = args
-            .ingest_url
-            .authority()
-            .map(|authority| without_user_text(authority).1)
-            .unwrap_or_default();
+        let brokers = urls.iter().map(host).collect::<Vec<_>>().join(", ");
         output::note(&format!(
-            "{unanswered} of {count} callbacks had no answer from {broker}; is `blobcast serve` \
+            "{unanswered} of {count} callbacks had no answer from {brokers}; is `blobcast serve` \
              running? use --ingest-url"
         ));
     }
@@ -139,6 +145,12 @@ pub(super) async fn run(args: TriggerArgs) -> anyhow::Result<ExitCode> {
     } else {
         ExitCode::from(EXIT_OTHER)
     })
+}
+
+/// Without path and query: a callback URL may hold a token.
+fn host(url: &Uri) -> &str {
+    let authority = url.authority().map(without_user_text);
+    authority.map_or("", |(_, host)| host)
 }
 
 fn plan(args: &TriggerArgs) -> Plan {
@@ -417,6 +429,7 @@ mod tests {
             task_id: "t".into(),
             attempts: 1,
             answer,
+            passed: vec![],
         };
         assert_eq!(line(&outcome), "t 200 {}");
         outcome.attempts = 3;

@@ -1,6 +1,14 @@
 //! Sending deliveries over HTTP: attempts, time-outs, broken connections, and the answers.
 
-use std::{convert::Infallible, error::Error, time::Duration};
+use std::{
+    convert::Infallible,
+    error::Error,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Limited};
@@ -19,7 +27,7 @@ use tokio::{
 
 use super::{
     bodies::{self, Body},
-    plan::VendorDelivery,
+    plan::{Attempt, VendorCallback, VendorDelivery},
     url::callback_url,
 };
 use crate::causes::causes;
@@ -43,6 +51,8 @@ pub struct DeliveryOutcome {
     pub attempts: usize,
     /// The answer to the last attempt, or the error of a failed one.
     pub answer: Result<Answer, String>,
+    /// The brokers that another one was asked after, with why; empty where there is only one.
+    pub passed: Vec<(Uri, String)>,
 }
 
 /// One HTTP answer of the broker.
@@ -58,6 +68,11 @@ impl Answer {
     /// True if the status is 2xx, by which the vendor knows that a callback has arrived.
     pub(super) fn is_taken(&self) -> bool {
         (200..300).contains(&self.http_status)
+    }
+
+    /// True if a broker, or a gateway before it, says that it is not available.
+    fn is_unavailable(&self) -> bool {
+        (502..=504).contains(&self.http_status)
     }
 }
 
@@ -118,11 +133,13 @@ pub(super) struct Sender {
     client: Client<Connector, Body>,
 }
 
-/// Sends deliveries to one broker.
+/// Sends deliveries to one broker, or to a cluster of several, as through a load balancer.
 #[derive(Clone, Debug)]
 pub struct Vendor {
     sender: Sender,
-    base: Uri,
+    bases: Arc<[Uri]>,
+    /// Counts how often another broker's turn came.
+    turn: Arc<AtomicUsize>,
     labels: Vec<(String, String)>,
     in_flight_max: usize,
 }
@@ -181,9 +198,25 @@ impl Sender {
 impl Vendor {
     /// A vendor that sends to `base` (see [`callback_url`]), with at most `in_flight_max` deliveries at the same time, at least one.
     pub fn new(base: Uri, labels: Vec<(String, String)>, in_flight_max: usize) -> Self {
+        Self::of_several(vec![base], labels, in_flight_max)
+    }
+
+    /// The same with several brokers, at least one. A callback goes to the one that answered last; if it is away, or answers 502 to 504,
+    /// to each of the others in turn. A repetition is a duplicate there, if it has been taken already.
+    ///
+    /// # Panics
+    ///
+    /// If there is no broker.
+    pub fn of_several(
+        bases: Vec<Uri>,
+        labels: Vec<(String, String)>,
+        in_flight_max: usize,
+    ) -> Self {
+        let with_roots = |base: &&Uri| base.scheme_str() == Some("https");
         Self {
-            sender: Sender::new(&base),
-            base,
+            sender: Sender::new(bases.iter().find(with_roots).unwrap_or(&bases[0])),
+            bases: bases.into(),
+            turn: Arc::default(),
             labels,
             in_flight_max,
         }
@@ -234,22 +267,13 @@ impl Vendor {
         let VendorDelivery {
             callback, attempts, ..
         } = delivery;
-        let url = callback_url(&self.base, &callback.product, &self.labels);
-
         let mut made = 0;
         let mut answer = Err("no attempt was made".to_owned());
+        let mut passed = Vec::new();
         for attempt in attempts {
             sleep(attempt.wait).await;
             made += 1;
-            answer = self
-                .sender
-                .attempt(
-                    &callback.product,
-                    &url,
-                    callback.body.clone(),
-                    attempt.cut_after,
-                )
-                .await;
+            answer = self.attempt(&callback, attempt, &mut passed).await;
             if answer.as_ref().is_ok_and(Answer::is_taken) {
                 break;
             }
@@ -260,6 +284,45 @@ impl Vendor {
             task_id: callback.task_id,
             attempts: made,
             answer,
+            passed,
+        }
+    }
+
+    /// One attempt, at one broker after the other until one answers.
+    async fn attempt(
+        &self,
+        callback: &VendorCallback,
+        attempt: Attempt,
+        passed: &mut Vec<(Uri, String)>,
+    ) -> Result<Answer, String> {
+        let mut left = self.bases.len();
+        let mut turn = self.turn.load(Ordering::Relaxed);
+        loop {
+            let base = &self.bases[turn % self.bases.len()];
+            let url = callback_url(base, &callback.product, &self.labels);
+            let (product, body) = (&callback.product, callback.body.clone());
+            let answer = self
+                .sender
+                .attempt(product, &url, body, attempt.cut_after)
+                .await;
+            left -= 1;
+            let why = match &answer {
+                _ if left == 0 || attempt.cut_after.is_some() => return answer,
+                Ok(answer) if answer.is_unavailable() => format!(
+                    "{} {}",
+                    answer.http_status,
+                    answer.body.lines().next().unwrap_or_default()
+                ),
+                Ok(_) => return answer,
+                Err(error) => error.clone(),
+            };
+            passed.push((base.clone(), why));
+            // Deliveries that fail at the same broker together turn to the next one once.
+            let next = turn + 1;
+            let _ = self
+                .turn
+                .compare_exchange(turn, next, Ordering::Relaxed, Ordering::Relaxed);
+            turn = next;
         }
     }
 }

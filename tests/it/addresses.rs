@@ -161,6 +161,71 @@ async fn the_first_address_is_asked_while_it_answers() {
 }
 
 #[tokio::test]
+async fn healthcheck_asks_each_address_and_names_those_that_are_not_ready() {
+    let (first, second) = (Server::start().await, Server::start().await);
+    let both = format!("{},http://{}", first.admin, second.admin);
+    let ran = Cli::new(&format!("healthcheck --admin-url {both}"))
+        .run()
+        .await;
+    let ready = |server: &Server| format!("http://{}  ready\n", server.admin);
+    assert_eq!(ran.good(), ready(&first) + &ready(&second));
+
+    let (away, (silent, _queue)) = (free_address(), silent().await);
+    let all = format!("{},{away},{silent}", first.admin);
+    let ran = Cli::new(&format!("healthcheck --timeout 2s --admin-url {all}"))
+        .env("BLOBCAST_ADMIN_URL", "http://nowhere")
+        .run()
+        .await;
+    ran.exited(1);
+    let lines: Vec<_> = ran.stdout.lines().collect();
+    assert_eq!(lines.len(), 3, "{ran:?}");
+    assert_eq!(format!("{}\n", lines[0]), ready(&first));
+    assert!(
+        lines[1].starts_with(&format!("http://{away}  cannot be asked: ")),
+        "{ran:?}"
+    );
+    assert_eq!(
+        lines[2],
+        format!("http://{silent}  cannot be asked: no answer within 2s")
+    );
+}
+
+#[tokio::test]
+async fn trigger_goes_on_at_the_next_address_as_a_balancer_would() {
+    let (server, away, gateway) = (Server::start().await, free_address(), proxy(503).await);
+    let all = format!("{away},{gateway},{}", server.ingest);
+    let ran = Cli::new(&format!("trigger --count 3 --ingest-url {all}"))
+        .run()
+        .await;
+    assert_eq!(ran.good().lines().count(), 3);
+    assert_eq!(server.log_of_events().await.len(), 3);
+    let told: Vec<_> = ran.stderr.lines().collect();
+    assert!(
+        told.len() == 2
+            && told[0].starts_with(&format!("{away}: "))
+            && told[1].starts_with(&format!("{gateway}: 503 ")),
+        "the next callbacks go where one was taken: {ran:?}"
+    );
+
+    // An answer about the callback is the last word, and a list may come by the variable.
+    let ran = Cli::new("trigger --shape not-json")
+        .env(
+            "BLOBCAST_INGEST_URL",
+            format!("http://{},{away}", server.ingest),
+        )
+        .run()
+        .await;
+    assert!(ran.good().contains(" 202 "), "{ran:?}");
+    assert_eq!(ran.stderr, "");
+
+    let ran = Cli::new(&format!("trigger --ingest-url {away},{gateway}"))
+        .run()
+        .await;
+    ran.exited(1);
+    assert!(ran.stdout.contains(" 503 "), "the last answer: {ran:?}");
+}
+
+#[tokio::test]
 async fn when_all_addresses_are_away_each_is_named_with_its_problem() {
     let (first, second, gateway) = (free_address(), free_address(), proxy(502).await);
     let all = format!("{first},{second},{gateway}");

@@ -66,6 +66,7 @@ pub(super) async fn deliver(shared: &Shared, task: &Task) -> DeliveryOutcome {
         task_id: task.id.clone(),
         attempts: 0,
         answer: Err("the task has no callback URL".to_owned()),
+        passed: Vec::new(),
     };
     let Some(url) = &task.callback_url else {
         return outcome;
