@@ -22,6 +22,7 @@ use tokio_stream::StreamExt;
 use tonic::Code;
 
 mod absence;
+mod deployed;
 mod import;
 
 use crate::{

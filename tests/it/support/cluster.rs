@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{NatsServer, Options, PATIENCE, Server, free_address, nats::nats_server, until};
+use super::{NatsServer, Options, PATIENCE, Server, free_address, nats_server, until};
 
 impl NatsServer {
     /// Options of a node of a cluster at this server.

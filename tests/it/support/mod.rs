@@ -31,7 +31,7 @@ pub use credentials::CredentialsFile;
 pub use endpoint::Endpoint;
 pub use grpc::*;
 pub use library::{Node, draft, jetstream, node, stored};
-pub use nats::{NatsNode, NatsOptions, NatsServer, nats_settings};
+pub use nats::{NatsNode, NatsOptions, NatsServer, nats_server, nats_settings};
 pub use process::free_address;
 pub use reconciling::{
     VENDOR_KEY, VendorCase, events_of, expect, expectation, is_recovered, key_line, recovers,
