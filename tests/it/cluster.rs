@@ -23,6 +23,7 @@ use tonic::Code;
 
 mod absence;
 mod deployed;
+mod frames;
 mod import;
 
 use crate::{

@@ -494,6 +494,30 @@ impl Stepped {
 }
 
 #[test]
+fn an_import_leaves_the_keys_of_another_log_out() {
+    let mut stepped = Stepped::new();
+    let new = |detail: &str| NewQuarantined {
+        header: QuarantineHeader {
+            detail: detail.into(),
+            idempotency_key: Some(7),
+            ..QuarantineHeader::default()
+        },
+        body: Bytes::from_static(b"nonsense"),
+    };
+    let import = super::import::Import::Quarantined(Box::new(new("theirs")));
+    let taken = stepped.writer.import(vec![import]).unwrap();
+    assert_eq!(taken.quarantined, 1);
+
+    // By chance this log uses the same key: the first time it is another callback, and the second time the same.
+    for _ in 0..2 {
+        let answer = stepped.appender.quarantine(new("ours"));
+        stepped.step();
+        assert_eq!(answer.blocking_recv().unwrap(), Ok(2));
+    }
+    assert_eq!(stepped.quarantined(), [1, 2]);
+}
+
+#[test]
 fn a_low_disk_takes_deletions_only_and_an_almost_full_one_not_even_those() {
     let mut stepped = Stepped::new();
     let kept = stepped.appender.append(draft("t1", 0));
