@@ -1,6 +1,6 @@
 //! Logs that are taken into the stream of a cluster: of a broker that was alone, and of a node whose stream is lost.
 
-use std::path::Path;
+use std::{path::Path, slice::from_ref};
 
 use blobcast::wire::v1::{DiscardQuarantinedRequest, Expectation, ListExpectationsRequest};
 use serde_json::{Value, json};
@@ -13,14 +13,27 @@ use crate::support::{
 
 /// Runs a verb of `blobcast cluster` on a directory, for the cluster at this server.
 async fn transfer(nats: &NatsServer, verb: &str, from: &Path) -> Ran {
+    transfer_at(from_ref(nats), verb, from).await
+}
+
+/// The same, for a stream with a copy at each of these servers.
+async fn transfer_at(servers: &[NatsServer], verb: &str, from: &Path) -> Ran {
+    let [urls, monitoring_urls] = urls(servers);
     Cli::new(&format!("cluster {verb} --from"))
         .arg(from)
-        .env("BLOBCAST_CLUSTER__SERVERS", nats.url())
-        .env("BLOBCAST_CLUSTER__MONITORING_URLS", nats.monitoring_url())
-        .env("BLOBCAST_CLUSTER__REPLICAS", 1)
+        .env("BLOBCAST_CLUSTER__SERVERS", urls)
+        .env("BLOBCAST_CLUSTER__MONITORING_URLS", monitoring_urls)
+        .env("BLOBCAST_CLUSTER__REPLICAS", servers.len())
         .env("BLOBCAST_CLUSTER__STREAM_BYTES_MAX", "256MiB")
         .run()
         .await
+}
+
+/// Their addresses, and those of their monitoring.
+fn urls(servers: &[NatsServer]) -> [String; 2] {
+    let all =
+        |url: fn(&NatsServer) -> String| servers.iter().map(url).collect::<Vec<_>>().join(",");
+    [all(NatsServer::url), all(NatsServer::monitoring_url)]
 }
 
 fn done(ran: &Ran) {
@@ -278,4 +291,47 @@ async fn a_log_whose_stream_is_lost_goes_on_in_a_new_one_as_another_log_or_as_th
             until("the event", async || sub.next_event().await.task_id == "t3").await;
         }
     }
+}
+
+#[tokio::test]
+async fn a_healed_stream_has_a_whole_copy_at_each_of_three_servers() {
+    let Some(mut servers) = NatsServer::three().await else {
+        return;
+    };
+    let [all, monitoring] = urls(&servers);
+    let options = |name: &str| {
+        Options::default()
+            .set("cluster.servers", &all)
+            .set("cluster.monitoring_urls", &monitoring)
+            .set("cluster.stream_bytes_max", "256MiB")
+            .set("cluster.node", name)
+    };
+    let mut node = options("a").start().await;
+    node.ready().await;
+    // More than one frame.
+    node.http().post_bulky(0..20, 200_000).await;
+    let epoch = node.log_info().await.epoch;
+    node.terminate().await;
+    let deleted = servers[0].api("STREAM.DELETE.BLOBCAST_main", &Value::Null);
+    assert_eq!(deleted.await["success"], true);
+
+    done(&transfer_at(&servers, "heal", &node.data_dir()).await);
+    let info = stream(&servers[0]).await;
+    assert_eq!(info["config"]["num_replicas"], 3);
+    let leader = info["cluster"]["leader"].as_str().unwrap().to_owned();
+    let at = servers.iter().position(|it| it.name() == leader).unwrap();
+    servers[at].kill();
+
+    // What is left has all of it, and takes more.
+    let healed = options("b").set("cluster.sync", "warn").start().await;
+    healed.ready().await;
+    let log = healed.log_of_events().await;
+    let tasks: Vec<_> = (0..20).map(|number| format!("t{number}")).collect();
+    assert_eq!(tasks_of(&log), tasks);
+    assert_ne!(healed.log_info().await.epoch, epoch);
+    until("a callback to be taken", async || {
+        healed.http().post(&completed("new")).await.status == 200
+    })
+    .await;
+    healed.has_place(21).await;
 }
