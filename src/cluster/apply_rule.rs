@@ -9,6 +9,7 @@ use bytes::Bytes;
 use super::{
     entry::FrameError,
     frame::{Frame, Header, Link},
+    stream_id::StreamId,
     totals::Totals,
 };
 use crate::event::{Epoch, Sequence};
@@ -206,6 +207,8 @@ pub fn join(epoch: Epoch, sequence: u64, message: &Bytes) -> Join {
 /// What a stream says to a node that starts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Beginning {
+    /// Which stream it is.
+    pub stream: StreamId,
     /// Where a node without a log begins.
     pub position: Position,
     /// The sequence of the stream's first message.
@@ -216,8 +219,9 @@ pub struct Beginning {
 
 impl Beginning {
     /// Of a stream from which nothing was removed.
-    pub fn whole(epoch: Epoch) -> Self {
+    pub fn whole(stream: StreamId, epoch: Epoch) -> Self {
         Self {
+            stream,
             position: Position::start(epoch),
             first: 1,
             first_available: Sequence(0),

@@ -7,6 +7,7 @@
 //! - [`Frame`] is the message, with its [`Totals`] and [`Entries`].
 //! - [`judge`] is the apply rule: what a message means for a node at a [`Position`].
 //! - [`Protocol`] is one node's part: who writes, what to do while the fate of a frame is not known, whom to hand a group to.
+//! - `hearing` is what a node has to hear of the others before it writes. [`StreamId`] says which stream they speak of.
 //!
 //! The rule and the protocol are checked in every order of their steps at small sizes, and at random at larger ones (`tests`).
 
@@ -14,7 +15,9 @@ mod totals;
 mod entry;
 mod frame;
 mod apply_rule;
+mod stream_id;
 mod step;
+mod hearing;
 mod protocol;
 
 pub use apply_rule::{Beginning, Hole, Join, Position, Verdict, forgotten_before, join, judge};
@@ -22,6 +25,7 @@ pub use entry::{Entries, Entry, FrameError};
 pub use frame::{Author, Contents, Encoded, FORMAT, Frame, Header, Link};
 pub use protocol::Protocol;
 pub use step::{Group, GroupId, Input, Limits, Output, Refusal, Reply, Stop, ToldBy};
+pub use stream_id::StreamId;
 pub use totals::{Correction, Totals, Trust};
 
 #[cfg(test)]

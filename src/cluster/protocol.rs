@@ -8,6 +8,9 @@
 //! condition, and nothing new is decided. If the message there is this frame, it is in; any other puts it out, and its groups are
 //! decided anew, on what is applied by then.
 //!
+//! **A node that was away hears the others before it writes.** Behind a stream that has lost its end they have more than it has, and
+//! what it wrote there would get places that are taken. On a stream that is whole such a frame would be refused anyway.
+//!
 //! **An answer comes after this node has applied the frame**, also if another node has written it. So a caller reads here what was
 //! answered here.
 //!
@@ -21,6 +24,7 @@ use bytes::Bytes;
 use super::{
     apply_rule::{Position, Verdict, judge},
     frame::{Author, Contents, Encoded, Frame},
+    hearing::Hearing,
     step::{Group, GroupId, Input, Limits, Output, Refusal, Reply, Stop, ToldBy},
 };
 
@@ -47,6 +51,7 @@ pub struct Protocol {
     handed: Vec<(Group, Author)>,
     /// Written by another node, and not applied here yet: through which message.
     awaited: Vec<(Group, u64)>,
+    hearing: Hearing,
     stopped: Option<Stop>,
 }
 
@@ -99,8 +104,28 @@ impl Protocol {
             waiting: VecDeque::new(),
             handed: Vec::new(),
             awaited: Vec::new(),
+            hearing: Hearing::FOLLOWING,
             stopped: None,
         }
+    }
+
+    /// The same node, which writes nothing before [`Input::Listened`] if it `listens`.
+    #[must_use]
+    pub fn listening(mut self, listens: bool) -> Self {
+        if listens {
+            self.hearing.listen();
+        }
+        self
+    }
+
+    /// Whether it waits for [`Input::Listened`].
+    pub fn is_listening(&self) -> bool {
+        self.hearing.is_listening()
+    }
+
+    /// The newest frame that another node has, by its word, as far as that counts; else 0.
+    pub fn heard(&self) -> u64 {
+        self.hearing.newest()
     }
 
     /// Up to where this node has the stream.
@@ -158,6 +183,12 @@ impl Protocol {
             Input::GiveUp(group) => self.give_up(group, out),
             Input::Quiet => self.tick_due = self.writer == Some(self.me),
             Input::Silent => self.silent(out),
+            Input::Deaf => self.hearing.listen(),
+            Input::Heard { frame } => self.hearing.hear(frame),
+            Input::Listened { last } => {
+                self.hearing.has_listened(last);
+                self.publish(out);
+            }
         }
         self.answer_awaited(out);
         self.proceed(out);
@@ -166,6 +197,10 @@ impl Protocol {
 
     fn next_sequence(&self) -> u64 {
         self.position.seen.saturating_add(1)
+    }
+
+    fn may_write(&self) -> bool {
+        self.hearing.may_write(self.position.seen)
     }
 
     fn is_writer(&self) -> bool {
@@ -179,7 +214,8 @@ impl Protocol {
         }
         match self.writer.filter(|_| !self.is_writer()) {
             Some(writer) => self.hand_over(writer, out),
-            None => self.decide(out),
+            None if self.may_write() => self.decide(out),
+            None => {}
         }
     }
 
@@ -240,6 +276,9 @@ impl Protocol {
             self.answer(&groups, ToldBy::ThisNode, out);
             return;
         };
+        if !self.may_write() {
+            return self.wait_again(groups);
+        }
         match contents.encode(self.position.link()) {
             Ok(Encoded { bytes, chain }) => {
                 self.work = Work::InDoubt {
@@ -256,9 +295,17 @@ impl Protocol {
         }
     }
 
-    /// Publishes the frame in doubt, for the first time or again.
+    /// Publishes the frame in doubt, for the first time or again. Where another node has a frame at its place, the stream has it, too,
+    /// unless it has lost it.
     fn publish(&self, out: &mut Vec<Output>) {
-        if let Work::InDoubt { chain, bytes, .. } = &self.work {
+        if let Work::InDoubt { chain, bytes, .. } = &self.work
+            && !self.hearing.is_listening()
+        {
+            if !self.may_write() {
+                let sequence = self.next_sequence();
+                out.push(Output::Fetch { sequence });
+                return;
+            }
             let frame = Encoded {
                 bytes: bytes.clone(),
                 chain: *chain,
@@ -298,6 +345,7 @@ impl Protocol {
     fn apply(&mut self, sequence: u64, frame: Box<Frame>, out: &mut Vec<Output>) {
         let chain = frame.header.chain;
         self.position = self.position.behind(&frame);
+        self.hearing.applied(sequence);
         self.writer = Some(frame.contents.author);
         self.takes_over = false;
         out.push(Output::Apply { sequence, frame });

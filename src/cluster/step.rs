@@ -83,6 +83,18 @@ pub enum Input {
     Quiet,
     /// No frame has come for so long that the writer, or this node's connection, must be gone.
     Silent,
+    /// This node has heard no node for so long, not even itself, that others may have gone on without it.
+    Deaf,
+    /// Another node of this stream says that it has applied this frame.
+    Heard {
+        /// Its sequence in the stream.
+        frame: u64,
+    },
+    /// Since it was [`Self::Deaf`], or has started, every node that is there has said what it has.
+    Listened {
+        /// The newest message that the stream is known to have had.
+        last: u64,
+    },
 }
 
 /// What became of a group that was handed to the writer.

@@ -9,7 +9,7 @@
 //! - `driver` is the thread: it waits, and tells the protocol what has happened.
 //! - `outputs` carries out what the protocol says.
 //! - `timing` knows what is due when.
-//! - `upkeep` looks at the stream and at other nodes.
+//! - `upkeep` looks at the stream, and `hearing` at other nodes.
 //! - `open_groups` are the groups that wait for an answer, `reply` is what the writer tells a node about one of its groups.
 //! - `state` is what probes, metrics and people see; `presence` is what nodes tell each other for them, and `lag` how long this one is
 //!   behind.
@@ -18,6 +18,7 @@
 //! [`Replica`]: crate::store::Replica
 
 mod driver;
+mod hearing;
 mod lag;
 mod open_groups;
 mod outputs;
@@ -34,6 +35,7 @@ use std::{
 };
 
 pub use driver::{Driver, Parts};
+pub use presence::Mismatch;
 pub use state::{ClusterState, OtherNode, Overview};
 use tokio::time::{sleep, timeout};
 pub use waiting::Waiting;
@@ -103,16 +105,17 @@ impl Jetstream {
         matches!(timeout(self.read_wait, reached).await, Ok(Some(())))
     }
 
-    /// The stream's last message. A stream that ends before what this node has does not say what others have answered: it has lost
-    /// its end, or its leader is cut off.
+    /// The stream's last message. A stream that ends before what it is known to have had does not say what others have answered: it
+    /// has lost its end, or its leader is cut off.
     async fn find_end(&self) -> Option<u64> {
-        let seen = self.state.seen();
+        self.state.has_listened().await;
+        let known = self.state.last();
         loop {
             let stream = self.stream.get()?.look().await.ok()?;
             if stream.epoch != self.epoch {
                 return None;
             }
-            if stream.last >= seen {
+            if stream.last >= known {
                 return Some(stream.last);
             }
             sleep(LOOK_AGAIN).await;

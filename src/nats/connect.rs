@@ -61,6 +61,7 @@ pub struct Nats {
     pub(super) settings: Arc<Settings>,
     pub(super) asker: Asker,
     synced: Synced,
+    has_made_stream: bool,
 }
 
 impl Nats {
@@ -83,6 +84,7 @@ impl Nats {
             settings,
             asker,
             synced,
+            has_made_stream: false,
         })
     }
 
@@ -94,10 +96,19 @@ impl Nats {
     /// The stream, which is made if there is none. Refuses one that is not as it has to be. Waits for an election of the servers.
     pub async fn stream(&mut self) -> Result<StreamState, NatsError> {
         let stream = stream::get_or_create(&mut self.asker, &self.settings).await;
+        let stream = stream.map(|(stream, is_made)| {
+            self.has_made_stream |= is_made;
+            stream
+        });
         match self.link.refusal_before(tokio::time::Instant::now()).await {
             Some(action) if stream.is_err() => Err(NatsError::Permission(action)),
             _ => stream,
         }
+    }
+
+    /// Whether this has made the stream, so that no other node can have anything of it.
+    pub fn has_made_stream(&self) -> bool {
+        self.has_made_stream
     }
 
     /// The message of the stream at this sequence; `None` if no server has it for a few tries. For a node that begins in the middle

@@ -3,7 +3,7 @@
 use std::{fmt, sync::Arc};
 
 use bytes::Bytes;
-use tokio::sync::mpsc::{self, error::TrySendError};
+use tokio::sync::mpsc;
 
 use crate::cluster::GroupId;
 
@@ -122,15 +122,6 @@ impl Events {
         if self.sender.send(event).await.is_ok() {
             (self.wake)();
         }
-    }
-
-    /// For what will be said again anyway. Returns whether there was a place.
-    pub(super) fn try_send(&self, event: Event) -> bool {
-        let sent = self.sender.try_send(event);
-        if sent.is_ok() {
-            (self.wake)();
-        }
-        !matches!(sent, Err(TrySendError::Full(_)))
     }
 }
 

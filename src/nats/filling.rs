@@ -18,6 +18,7 @@ use super::{
     event::{Doubt, Event},
     publisher::Publication,
     settings::Settings,
+    stream::draw,
     stream_config,
 };
 use crate::event::Epoch;
@@ -132,7 +133,7 @@ async fn begin(
     let info = match api::stream_info(asker, &stream).await {
         Ok(info) => info,
         Err(failure) if failure.code() == Some(code::STREAM_NOT_FOUND) => {
-            let mut config = stream_config::wanted(settings, epoch);
+            let mut config = stream_config::wanted(settings, draw(), epoch);
             stream_config::mark_unfinished(&mut config, mark);
             let made = api::create_stream(asker, &stream, &config).await;
             return made
@@ -162,7 +163,7 @@ async fn begin(
     }
     stream_config::check(settings, &info.config).map_err(Tried::Refused)?;
     let mut config = info.config;
-    stream_config::set_epoch(&mut config, epoch);
+    stream_config::set_identity(&mut config, draw(), epoch);
     stream_config::mark_unfinished(&mut config, mark);
     update(asker, &stream, &config).await
 }

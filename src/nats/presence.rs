@@ -1,4 +1,4 @@
-//! That nodes are there, as they show each other. Nothing depends on it but what is shown to people.
+//! That nodes are there, and how far they are, as they show each other.
 
 use std::sync::Arc;
 
@@ -29,7 +29,7 @@ pub(super) async fn show(
     }
 }
 
-/// Tells of all nodes' presence. While nobody takes events it is left out: it comes again.
+/// Tells of all nodes' presence. A node that has just started listens to it before it writes, so none is left out.
 pub(super) async fn hear(mut nodes: Subscriber, events: Events) {
     while let Some(message) = nodes.next().await {
         let Some((_, node)) = message.subject.rsplit_once('.') else {
@@ -38,7 +38,7 @@ pub(super) async fn hear(mut nodes: Subscriber, events: Events) {
         // An empty one only tries whether it may be published.
         if !message.payload.is_empty() {
             let (node, bytes) = (node.to_owned(), message.payload);
-            events.try_send(Event::Presence { node, bytes });
+            events.send(Event::Presence { node, bytes }).await;
         }
     }
 }

@@ -13,7 +13,7 @@ use super::{
     settings::Settings,
     stream_config,
 };
-use crate::event::Epoch;
+use crate::{cluster::StreamId, event::Epoch};
 
 /// Longer than an election of the servers takes.
 const TIME: Duration = Duration::from_secs(15);
@@ -21,6 +21,8 @@ const TIME: Duration = Duration::from_secs(15);
 /// The stream, by its leader's word.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StreamState {
+    /// Which stream it is.
+    pub id: StreamId,
     /// Of the log in it.
     pub epoch: Epoch,
     /// Of its frames.
@@ -52,6 +54,7 @@ impl StreamState {
         let current = followers.unwrap_or_default().iter().filter(|it| it.current);
 
         Some(Self {
+            id: stream_config::id(&info.config),
             epoch,
             format,
             first: info.state.first_seq,
@@ -65,17 +68,22 @@ impl StreamState {
     }
 }
 
-/// The stream as it has to be. Of two nodes that make it at once one wins, and the other reads the winner's epoch.
+/// The stream as it has to be, and whether this call has made it. Of two nodes that make it at once one wins, and the other reads the winner's epoch.
 pub(super) async fn get_or_create(
     asker: &mut Asker,
     settings: &Settings,
-) -> Result<StreamState, NatsError> {
+) -> Result<(StreamState, bool), NatsError> {
     let (stream, deadline) = (settings.stream(), Instant::now() + TIME);
-    let config = stream_config::wanted(settings, Epoch(Uuid::new_v4().as_u64_pair().0));
+    let id = draw();
+    let config = stream_config::wanted(settings, id, Epoch(Uuid::new_v4().as_u64_pair().0));
     let mut backoff = Backoff::default();
     loop {
         let (what, failure) = match api::stream_info(asker, &stream).await {
-            Ok(info) => return adopt(settings, &info),
+            Ok(info) => {
+                let stream = adopt(settings, &info)?;
+                let is_made = stream.id == id;
+                return Ok((stream, is_made));
+            }
             Err(failure) if failure.code() == Some(code::STREAM_NOT_FOUND) => {
                 if !settings.create {
                     return Err(NatsError::NoStream(stream));
@@ -100,6 +108,11 @@ pub(super) async fn get_or_create(
         }
         sleep(backoff.next()).await;
     }
+}
+
+/// The identity of a stream that is made now.
+pub(super) fn draw() -> StreamId {
+    StreamId(Uuid::new_v4().as_u64_pair().0)
 }
 
 fn adopt(settings: &Settings, info: &StreamInfo) -> Result<StreamState, NatsError> {

@@ -3,15 +3,20 @@
 use serde_json::{Map, Value, json};
 
 use super::{error::NatsError, settings::Settings};
-use crate::{cluster::FORMAT, event::Epoch};
+use crate::{
+    cluster::{FORMAT, StreamId},
+    event::Epoch,
+};
 
 const FORMAT_KEY: &str = "blobcast-format";
 const EPOCH_KEY: &str = "blobcast-epoch";
+/// Which stream it is: drawn by what makes it, and kept by a copy that is restored.
+const STREAM_KEY: &str = "blobcast-stream";
 /// There while the stream is filled with a log that exists already: what fills it.
 const UNFINISHED_KEY: &str = "blobcast-unfinished";
 
 /// The configuration to make the stream with.
-pub(super) fn wanted(settings: &Settings, epoch: Epoch) -> Map<String, Value> {
+pub(super) fn wanted(settings: &Settings, stream: StreamId, epoch: Epoch) -> Map<String, Value> {
     let mut config: Map<String, Value> = (settings_of(settings).into_iter())
         .filter(|(_, value)| !value.is_null())
         .map(|(key, value)| (key.to_owned(), value))
@@ -19,7 +24,11 @@ pub(super) fn wanted(settings: &Settings, epoch: Epoch) -> Map<String, Value> {
     let description = format!("the log of the blobcast cluster {}", settings.name);
     config.insert("name".to_owned(), settings.stream().into());
     config.insert("description".to_owned(), description.into());
-    let metadata = json!({ FORMAT_KEY: FORMAT.to_string(), EPOCH_KEY: epoch.0.to_string() });
+    let metadata = json!({
+        FORMAT_KEY: FORMAT.to_string(),
+        EPOCH_KEY: epoch.0.to_string(),
+        STREAM_KEY: stream.to_string(),
+    });
     config.insert("metadata".to_owned(), metadata);
     config
 }
@@ -110,6 +119,13 @@ pub(super) fn identity(config: &Map<String, Value>) -> Option<(Epoch, u16)> {
     Some((Epoch(epoch), format))
 }
 
+/// Which stream it is, if it says so.
+pub(super) fn id(config: &Map<String, Value>) -> StreamId {
+    let said = config.get("metadata").and_then(|it| it.get(STREAM_KEY));
+    let id = said.and_then(Value::as_str).and_then(StreamId::parse);
+    id.unwrap_or(StreamId::NONE)
+}
+
 /// What fills the stream, if it is not whole.
 pub(super) fn unfinished(config: &Map<String, Value>) -> Option<&str> {
     config.get("metadata")?.get(UNFINISHED_KEY)?.as_str()
@@ -127,8 +143,9 @@ pub(super) fn mark_finished(config: &mut Map<String, Value>) {
     }
 }
 
-/// Notes whose log it is.
-pub(super) fn set_epoch(config: &mut Map<String, Value>, epoch: Epoch) {
+/// Notes which stream it is from now on, and whose log.
+pub(super) fn set_identity(config: &mut Map<String, Value>, stream: StreamId, epoch: Epoch) {
+    set(config, STREAM_KEY, stream.to_string());
     set(config, EPOCH_KEY, epoch.0.to_string());
 }
 

@@ -4,7 +4,7 @@ use std::sync::{
     Arc,
     atomic::{AtomicU64, Ordering},
 };
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_nats::Client;
 use tokio::{
@@ -40,6 +40,8 @@ pub struct State {
     pub version: String,
     /// The stream, once its leader was asked; it may have changed since.
     pub stream: Option<StreamState>,
+    /// When its leader said so.
+    pub looked_at: Option<Instant>,
     /// How many consumers the follower has asked for.
     pub consumers: u64,
     /// How many messages it has got without one.
@@ -59,7 +61,7 @@ pub(super) struct Watched {
     link: Arc<Link>,
     settings: Arc<Settings>,
     counters: Arc<Counters>,
-    stream: watch::Sender<Option<StreamState>>,
+    stream: watch::Sender<(StreamState, Instant)>,
     asker: Arc<Mutex<Asker>>,
 }
 
@@ -75,7 +77,7 @@ impl Watched {
             link,
             settings,
             counters: Arc::default(),
-            stream: watch::channel(Some(stream)).0,
+            stream: watch::channel((stream, Instant::now())).0,
             asker: Arc::new(Mutex::new(asker)),
         }
     }
@@ -86,12 +88,14 @@ impl Watched {
 
     pub(super) fn state(&self) -> State {
         let (connection, info) = (self.link.connection(), self.client.server_info());
+        let (stream, looked_at) = self.stream.borrow().clone();
         State {
             is_connected: connection.is_up,
             connections: connection.number,
             server: info.server_name,
             version: info.version,
-            stream: self.stream.borrow().clone(),
+            stream: Some(stream),
+            looked_at: Some(looked_at),
             consumers: self.counters.consumers.load(Ordering::Relaxed),
             gets: self.counters.gets.load(Ordering::Relaxed),
         }
@@ -109,7 +113,7 @@ impl Watched {
             what: format!("stream {name}"),
         };
         let state = StreamState::of(&info).ok_or_else(foreign)?;
-        self.stream.send_replace(Some(state.clone()));
+        self.stream.send_replace((state.clone(), Instant::now()));
         Ok(state)
     }
 
@@ -137,10 +141,14 @@ impl Watched {
                 continue;
             }
             let problem = match self.look().await {
-                Ok(state) if state.epoch == known.epoch => {
+                Ok(state) if (state.epoch, state.id) == (known.epoch, known.id) => {
                     misses = 0;
                     None
                 }
+                Ok(state) if state.epoch == known.epoch => Some(format!(
+                    "hole: stream {} was deleted and made again, with the same log: start with another --data-dir, empty",
+                    self.settings.stream()
+                )),
                 Ok(state) => Some(format!(
                     "hole: stream {} has epoch {}, and had {}: it was deleted and made again",
                     self.settings.stream(),

@@ -8,9 +8,6 @@ use crate::{
     wire::{duration, v1},
 };
 
-/// What differs where a node was seen to have another log at the same frame; as in `blobcast_cluster_mismatch`.
-const CHAIN: &str = "chain";
-
 /// The cluster that this broker is a node of.
 #[derive(Clone, Debug)]
 pub(crate) struct Cluster {
@@ -83,13 +80,13 @@ pub(super) fn describe_cluster(
 }
 
 fn describe_other(other: OtherNode) -> v1::ClusterNode {
-    let differs = other.differs.then(|| CHAIN.to_owned());
+    let mismatch = other.mismatch.map(|it| it.name().to_owned());
     v1::ClusterNode {
         name: other.name,
         version: other.version,
         place: other.place,
         stream_lag: other.behind,
         ready: other.is_ready,
-        mismatches: differs.into_iter().collect(),
+        mismatches: mismatch.into_iter().collect(),
     }
 }

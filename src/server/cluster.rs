@@ -195,7 +195,7 @@ async fn found(mut nats: Nats, stream: StreamState) -> Result<Found, StartError>
 
 /// What the stream says to a node that starts.
 async fn beginning(nats: &mut Nats, stream: &StreamState) -> Result<Beginning, StartError> {
-    let whole = Beginning::whole(stream.epoch);
+    let whole = Beginning::whole(stream.id, stream.epoch);
     let is_whole = stream.first <= 1;
     if stream.last == 0 {
         return Ok(whole); // it has no message yet
@@ -213,6 +213,7 @@ async fn beginning(nats: &mut Nats, stream: &StreamState) -> Result<Beginning, S
     }
     Ok(Beginning {
         position,
+        stream: stream.id,
         first: stream.first,
         first_available: first_available(nats, stream).await?,
     })
@@ -324,8 +325,16 @@ impl Joining {
             return Ok(()); // judged when the stream is found
         };
         let (own, stream) = (store.epoch(), beginning.position.epoch);
-        if own == stream {
+        if own == stream && store.stream() == beginning.stream {
             return Ok(());
+        }
+        if own == stream {
+            return Err(StartError::Cluster(format!(
+                "the log in {} was read from another stream than BLOBCAST_{}, which was made anew: start with another --data-dir, \
+                 empty, to read this one",
+                config.data_dir.display(),
+                config.cluster.name
+            )));
         }
         Err(StartError::Cluster(format!(
             "the log in {} is {own}, and that of the stream BLOBCAST_{} is {stream}: start with another --data-dir, empty, to take \

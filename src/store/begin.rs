@@ -11,7 +11,7 @@ use super::{
     database,
     directory::{self, LOG, check_expected, check_not_used_up},
     error::StartFailure,
-    index,
+    followed, index,
     layout::INDEX,
     log::{self, Log, Opened, Streamed, older},
 };
@@ -70,7 +70,10 @@ fn begin_behind(path: &Path, beginning: &Beginning) -> Result<(), StartFailure> 
             || database::is_in(&path.join(INDEX))?
             || Log::open(path, None, false)?.is_some();
         if !is_begun {
-            return create(path, &beginning.position);
+            return create(path, beginning);
+        }
+        if followed::stream_of(path) != beginning.stream {
+            return Ok(()); // opening it says so
         }
         let Some(frame) = left_behind(path, beginning)? else {
             return Ok(());
@@ -84,11 +87,13 @@ fn begin_behind(path: &Path, beginning: &Beginning) -> Result<(), StartFailure> 
         files::if_there(fs::remove_file(path.join(name)))?;
     }
     index::empty(path)?;
-    create(path, &beginning.position)?;
+    create(path, beginning)?;
     Ok(older::end(path)?)
 }
 
-fn create(path: &Path, position: &Position) -> Result<(), StartFailure> {
+fn create(path: &Path, beginning: &Beginning) -> Result<(), StartFailure> {
+    let position = &beginning.position;
+    followed::note(path, beginning.stream)?;
     let streamed = Streamed {
         frame: position.frame,
         chain: position.chain,
@@ -134,11 +139,12 @@ fn left_behind(path: &Path, beginning: &Beginning) -> Result<Option<u64>, StartF
 mod tests {
     use super::*;
     use crate::{
-        cluster::Totals,
+        cluster::{StreamId, Totals},
         event::{Epoch, Sequence},
     };
 
     const EPOCH: Epoch = Epoch(7);
+    const STREAM: StreamId = StreamId(5);
 
     /// A stream whose first message is this one, and in which so many events are forgotten.
     fn stream(first: u64, forgotten: u64) -> Beginning {
@@ -153,6 +159,7 @@ mod tests {
             ..Position::start(EPOCH)
         };
         Beginning {
+            stream: STREAM,
             position,
             first,
             first_available: Sequence(forgotten + 1),
@@ -176,10 +183,14 @@ mod tests {
         let directory = old();
         let path = directory.path();
         // The next frame is there, or an event may be retained.
-        for stays in [stream(6, 9), stream(20, 2)] {
+        let other = Beginning {
+            stream: StreamId(6),
+            ..stream(20, 9)
+        };
+        for stays in [stream(6, 9), stream(20, 2), other] {
             Store::begin_behind(path, false, &stays).unwrap();
             let store = open(path).unwrap();
-            assert_eq!(store.log.streamed().frame, 5);
+            assert_eq!((store.log.streamed().frame, store.stream()), (5, STREAM));
             assert!(!store.log.has_older());
         }
 
@@ -209,7 +220,7 @@ mod tests {
             |path| {
                 older::move_segments(path).unwrap();
                 fs::remove_file(path.join("acknowledged")).unwrap();
-                create(path, &stream(20, 9).position).unwrap();
+                create(path, &stream(20, 9)).unwrap();
             },
         ];
         for (number, step) in steps.into_iter().enumerate() {

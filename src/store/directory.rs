@@ -24,6 +24,8 @@ pub(super) const LOG: &str = "log";
 pub(super) const LAST_START: &str = "last-start.json";
 /// When a broker that asks the vendor was last there.
 pub(super) const LAST_THERE: &str = "last-there.json";
+/// Which stream a node's log is read from.
+pub(super) const FOLLOWED: &str = "stream.json";
 /// What became of the log's backups.
 pub(super) const BACKUPS: &str = "backups.json";
 /// There while a log is appended to what was restored.
@@ -77,6 +79,7 @@ pub(crate) fn is_part(name: &OsStr) -> bool {
         index_doubt::FILE,
         LAST_START,
         LAST_THERE,
+        FOLLOWED,
         BACKUPS,
         UNFINISHED,
         APPEND_COPY,

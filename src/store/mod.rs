@@ -22,6 +22,7 @@ mod index_doubt;
 mod error;
 mod expectation;
 mod expectation_index;
+mod followed;
 mod open_expectations;
 mod index;
 mod last_there;

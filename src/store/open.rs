@@ -442,7 +442,7 @@ pub(super) fn kept_from(
 
 /// Makes the names of what is there durable. A file's own sync does so on most file systems, but
 /// none has promised it.
-fn sync_names(path: &Path) -> io::Result<()> {
+pub(super) fn sync_names(path: &Path) -> io::Result<()> {
     let folders = [Some(path), path.parent()];
     folders
         .into_iter()

@@ -25,6 +25,7 @@ mod absence;
 mod deployed;
 mod frames;
 mod import;
+mod restored_stream;
 
 use crate::{
     erasure::erase,

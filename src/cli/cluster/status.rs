@@ -19,7 +19,8 @@ Each node tells what it sees itself: if two of them cannot reach each other, ask
   READY    it takes callbacks
   PLACE    of its newest event
   BEHIND   messages of the stream that it has not seen
-  DIFFERS  what differs from the node that answers and must not: chain, another log
+  DIFFERS  what differs from the node that answers and must not: chain, another log;
+           stream, its log was read from another stream
 
 A node that is not in the table has not shown itself for 7 s.
 
@@ -133,12 +134,13 @@ fn hints(cluster: &v1::ClusterInfo) -> Vec<String> {
         .iter()
         .filter(|node| !node.mismatches.is_empty())
     {
-        hints.push(format!(
-            "{} and {} differ ({}): find out which is right before anything is written",
-            node.name,
-            cluster.node,
-            node.mismatches.join(",")
-        ));
+        let (name, answers) = (&node.name, &cluster.node);
+        hints.push(if node.mismatches == ["stream"] {
+            format!("{name} has read another stream than {answers}: one of them needs a new data directory")
+        } else {
+            let what = node.mismatches.join(",");
+            format!("{name} and {answers} differ ({what}): find out which is right before anything is written")
+        });
     }
 
     let mut names = BTreeSet::new();
@@ -259,6 +261,10 @@ mod tests {
         ] {
             assert!(said.contains(part), "{part}: {said}");
         }
+        let mut healed = cluster();
+        healed.nodes[1].mismatches = vec!["stream".into()];
+        let said = hints(&healed).join("\n");
+        assert!(said.contains("b has read another stream than a"), "{said}");
     }
 
     #[test]

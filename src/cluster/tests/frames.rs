@@ -7,8 +7,8 @@ use uuid::Uuid;
 use crate::{
     cluster::{
         Author, Beginning, Contents, Correction, Encoded, Entries, Entry, FORMAT, Frame,
-        FrameError, Header, Hole, Join, Link, Position, Totals, Trust, Verdict, forgotten_before,
-        join, judge,
+        FrameError, Header, Hole, Join, Link, Position, StreamId, Totals, Trust, Verdict,
+        forgotten_before, join, judge,
     },
     event::{Epoch, Labels, Product, Record, RecordParts, Sequence, TaskId, TaskStatus},
 };
@@ -362,6 +362,7 @@ fn a_log_is_left_behind_only_when_retention_has_forgotten_all_of_it() {
         ..Position::start(EPOCH)
     };
     let stream = Beginning {
+        stream: StreamId(1),
         position: at(9, 0),
         first: 9,
         first_available: Sequence(5),
@@ -374,7 +375,7 @@ fn a_log_is_left_behind_only_when_retention_has_forgotten_all_of_it() {
         ..at(7, 4)
     };
     assert!(!stream.leaves_behind(&other));
-    assert!(!Beginning::whole(EPOCH).leaves_behind(&at(0, 0)));
+    assert!(!Beginning::whole(StreamId(1), EPOCH).leaves_behind(&at(0, 0)));
 }
 
 #[test]

@@ -170,6 +170,45 @@ fn a_stream_that_loses_what_it_acknowledged_puts_no_event_on_another_log() {
 }
 
 #[test]
+fn a_stream_that_is_restored_from_an_older_copy_gives_out_no_place_again() {
+    let faults = Faults {
+        restored: 1,
+        timeouts: u32::from(more()),
+        crashes: u32::from(more()),
+        ..Faults::default()
+    };
+    let settings = Settings {
+        stream_lies: true,
+        ..Settings::new(2, posts())
+    };
+    check("restored", settings, faults);
+}
+
+#[test]
+fn what_nodes_say_at_any_time_breaks_no_promise() {
+    let faults = Faults {
+        heard: 1,
+        crashes: 1,
+        ..Faults::default()
+    };
+    check("heard", Settings::new(2, posts()), faults);
+}
+
+#[test]
+fn a_node_that_does_not_listen_before_it_writes_is_found() {
+    let faults = Faults {
+        restored: 1,
+        ..Faults::default()
+    };
+    let settings = Settings {
+        stream_lies: true,
+        listens: false,
+        ..Settings::new(2, &POSTS)
+    };
+    find(settings, faults);
+}
+
+#[test]
 fn larger_faults_together_break_no_promise() {
     if !more() {
         return; // minutes

@@ -273,6 +273,41 @@ fn groups_share_a_frame_up_to_its_limits() {
 }
 
 #[test]
+fn a_node_that_was_away_writes_nothing_before_it_has_seen_what_others_have() {
+    let mut node = node().listening(true);
+    assert_eq!(node.handle(Input::Silent), [Output::Reconnect]);
+    assert_eq!(node.handle(Input::Group(group(1))), []);
+    assert_eq!(node.handle(Input::Heard { frame: 1 }), []);
+    let listened = Input::Listened { last: 0 };
+    assert_eq!(node.handle(listened), [], "another node has a frame");
+    assert_eq!(node.handle(Input::Silent), [Output::Reconnect]);
+    assert_eq!(node.heard(), 1);
+
+    let seen = hears_of(&mut node, ME);
+    assert!(has_applied(&seen));
+    let (on, groups, must_write) = (1, vec![GroupId(1)], true);
+    let decide = Output::Decide {
+        on,
+        groups,
+        must_write,
+    };
+    assert_eq!(seen[1..], [decide]);
+}
+
+#[test]
+fn a_frame_in_doubt_is_not_published_again_where_another_node_has_a_frame_at_its_place() {
+    let mut node = node();
+    let chain = write(&mut node, 1).chain;
+    node.handle(Input::Deaf);
+    assert_eq!(node.handle(Input::Unanswered { chain }), []);
+    node.handle(Input::Heard { frame: 1 });
+    let fetch = Output::Fetch { sequence: 1 };
+    let listened = node.handle(Input::Listened { last: 0 });
+    assert_eq!(listened, std::slice::from_ref(&fetch));
+    assert_eq!(node.handle(Input::Unanswered { chain }), [fetch]);
+}
+
+#[test]
 fn only_the_writer_ticks_and_a_silent_node_reconnects_and_tries_to_write() {
     let mut node = node();
     hears_of(&mut node, OTHER);

@@ -38,7 +38,8 @@ fn faults(rng: &mut Rng) -> Faults {
         crashes: rng.u32(0..4),
         ticks: rng.u32(0..6),
         given_up: rng.u32(0..3),
-        truncated: 0,
+        heard: rng.u32(0..8),
+        ..Faults::default()
     }
 }
 
@@ -180,6 +181,26 @@ fn lying(rng: &mut Rng) -> (Settings, Faults) {
     (settings, faults)
 }
 
+#[test]
+fn no_place_is_given_out_again_when_the_stream_is_restored_from_an_older_copy() {
+    for seed in 0..seeds() / 4 {
+        let mut rng = Rng::with_seed(!seed);
+        let (mut settings, faults) = restored(&mut rng);
+        let world = run(&mut settings, faults, seed);
+        assert!(world.broken.is_empty(), "seed {seed}: {world:#?}");
+    }
+}
+
+fn restored(rng: &mut Rng) -> (Settings, Faults) {
+    let (settings, faults) = lying(rng);
+    let faults = Faults {
+        restored: faults.truncated,
+        truncated: 0,
+        ..faults
+    };
+    (settings, faults)
+}
+
 /// The first seed that shows the mistake.
 fn find(name: &str, make: impl Fn(&mut Rng) -> (Settings, Faults)) {
     let shows = |seed: &u64| {
@@ -219,5 +240,20 @@ fn an_answer_before_the_frame_is_applied_is_found() {
             ..settings(rng)
         };
         (settings, faults(rng))
+    });
+}
+
+#[test]
+fn a_node_that_does_not_listen_before_it_writes_is_found() {
+    find("listens", |rng| {
+        let (settings, faults) = restored(rng);
+        let listens = false;
+        (
+            Settings {
+                listens,
+                ..settings
+            },
+            faults,
+        )
     });
 }

@@ -40,6 +40,8 @@ pub(super) struct Settings {
     /// was decided for.
     pub stream_lies: bool,
     pub rule: Rule,
+    /// The mistake is that it does not: a node that was away listens before it writes.
+    pub listens: bool,
     /// The driver's mistake: it answers as soon as the writer has replied.
     pub answers_before_applying: bool,
 }
@@ -52,6 +54,7 @@ impl Settings {
             stream_checks: true,
             stream_lies: false,
             rule: Rule(judge),
+            listens: true,
             answers_before_applying: false,
         }
     }
@@ -67,6 +70,8 @@ pub(super) struct Faults {
     pub ticks: u32,
     pub given_up: u32,
     pub truncated: u32,
+    pub heard: u32,
+    pub restored: u32,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -83,6 +88,12 @@ pub(super) enum Action {
     GiveUp(usize, GroupId),
     Crash(usize),
     Truncate,
+    /// A node that listens hears all others.
+    Listen(usize),
+    /// The same of one that may not listen.
+    Hear(usize),
+    /// The servers come back with a copy that has so many messages.
+    Restore(usize),
 }
 
 /// Something on its way.
@@ -144,6 +155,8 @@ pub(super) enum Broken {
     Doubled,
     /// A node's log is no prefix of the log.
     Diverged,
+    /// Two nodes have other events at the same place.
+    Forked,
     /// An answer came, and the node that gave it cannot read the event.
     NotReadable,
     /// A node has applied a frame on another log than it was decided for.
@@ -182,6 +195,8 @@ pub(super) struct World {
     pub broken: BTreeSet<Broken>,
     /// The stream has lost nothing that it had acknowledged.
     promises_hold: bool,
+    /// It has lost nothing under the nodes' hands.
+    may_not_fork: bool,
 }
 
 impl Packet {
@@ -198,10 +213,12 @@ impl Packet {
 }
 
 impl Node {
-    fn start(node: usize, starts: u128, rule: Rule) -> Self {
+    fn start(node: usize, starts: u128, settings: &Settings) -> Self {
         let me = Author(((node as u128) << 64) + starts + 1);
         Self {
-            protocol: Protocol::with_rule(me, Position::start(EPOCH), LIMITS, rule),
+            // The first time there is nothing yet that another node could have.
+            protocol: Protocol::with_rule(me, Position::start(EPOCH), LIMITS, settings.rule)
+                .listening(settings.listens && starts > 0),
             log: Vec::new(),
             groups: BTreeMap::new(),
             next_group: 0,
@@ -268,7 +285,7 @@ impl Node {
 
 impl World {
     pub(super) fn new(settings: &Settings, faults: Faults) -> Self {
-        let nodes = (0..settings.nodes).map(|node| Node::start(node, 0, settings.rule));
+        let nodes = (0..settings.nodes).map(|node| Node::start(node, 0, settings));
         Self {
             nodes: nodes.collect(),
             stream: Vec::new(),
@@ -278,6 +295,7 @@ impl World {
             faults,
             broken: BTreeSet::new(),
             promises_hold: true,
+            may_not_fork: true,
         }
     }
 
@@ -311,6 +329,12 @@ impl World {
         if faults.truncated > 0 && !self.stream.is_empty() {
             actions.push(Action::Truncate);
         }
+        if faults.heard > 0 {
+            actions.extend((0..self.nodes.len()).map(Action::Hear));
+        }
+        if faults.restored > 0 {
+            actions.extend((0..self.stream.len()).map(Action::Restore));
+        }
         actions
     }
 
@@ -322,8 +346,14 @@ impl World {
         actions.extend(self.net.iter().cloned().map(Action::Deliver));
         for (at, node) in self.nodes.iter().enumerate() {
             let has_next = (self.stream.len() as u64) > node.protocol.position().seen;
-            if has_next && node.protocol.stopped().is_none() {
+            if node.protocol.stopped().is_some() {
+                continue;
+            }
+            if has_next {
                 actions.push(Action::Follow(at));
+            }
+            if node.protocol.is_listening() {
+                actions.push(Action::Listen(at));
             }
         }
         actions
@@ -383,6 +413,16 @@ impl World {
             }
             Action::Crash(node) => self.crash(settings, node),
             Action::Truncate => self.truncate(),
+            Action::Listen(node) => {
+                self.hear(settings, node);
+                let last = self.stream.len() as u64;
+                self.input(settings, node, Input::Listened { last });
+            }
+            Action::Hear(node) => {
+                self.faults.heard -= 1;
+                self.hear(settings, node);
+            }
+            Action::Restore(count) => self.restore(settings, count),
         }
         self.check(settings);
     }
@@ -576,10 +616,7 @@ impl World {
     fn crash(&mut self, settings: &Settings, node: usize) {
         self.faults.crashes = self.faults.crashes.saturating_sub(1);
         let starts = self.nodes[node].starts + 1;
-        let before = std::mem::replace(
-            &mut self.nodes[node],
-            Node::start(node, starts, settings.rule),
-        );
+        let before = std::mem::replace(&mut self.nodes[node], Node::start(node, starts, settings));
         for held in before.groups.values().filter(|held| held.from.is_none()) {
             self.unanswered(held);
         }
@@ -588,11 +625,34 @@ impl World {
             .retain(|packet| packet.to().is_none_or(|to| nodes.contains(&to)));
     }
 
+    /// What every other node says of itself.
+    fn hear(&mut self, settings: &Settings, node: usize) {
+        for other in (0..self.nodes.len()).filter(|other| *other != node) {
+            let frame = self.nodes[other].protocol.position().frame;
+            self.input(settings, node, Input::Heard { frame });
+        }
+    }
+
     /// The stream loses its last message, which it has acknowledged.
     fn truncate(&mut self) {
         self.faults.truncated -= 1;
+        self.may_not_fork = false;
+        self.shorten(self.stream.len() - 1);
+    }
+
+    /// Nothing that was on its way arrives, and every node has been without a connection.
+    fn restore(&mut self, settings: &Settings, count: usize) {
+        self.faults.restored -= 1;
+        self.net.clear();
+        self.shorten(count);
+        if settings.listens {
+            (0..settings.nodes).for_each(|node| self.input(settings, node, Input::Deaf));
+        }
+    }
+
+    fn shorten(&mut self, count: usize) {
         self.promises_hold = false;
-        self.stream.pop();
+        self.stream.truncate(count);
         self.auditor = (Position::start(EPOCH), Vec::new());
         for (sequence, bytes) in (1..).zip(self.stream.clone()) {
             self.audit(sequence, &bytes);
@@ -609,6 +669,14 @@ impl World {
             let is_prefix = log.starts_with(&node.log);
             broken.extend((!is_prefix && self.promises_hold).then_some(Broken::Diverged));
         }
+        let pairs = self
+            .nodes
+            .iter()
+            .flat_map(|one| self.nodes.iter().map(move |other| (one, other)));
+        let has_forked = pairs
+            .filter(|(one, other)| one.log.len() <= other.log.len())
+            .any(|(one, other)| !other.log.starts_with(&one.log));
+        broken.extend((has_forked && self.may_not_fork).then_some(Broken::Forked));
         for (post, (_, task)) in self.posts.iter().zip(&settings.posts) {
             if let Post::Answered(place) = post {
                 let is_there = log

@@ -16,12 +16,13 @@ use tokio::{runtime, sync::mpsc};
 use super::{
     Jetstream, Times,
     open_groups::OpenGroups,
+    presence::Heard,
     reply::HandoverReply,
     state::ClusterState,
     timing::{Due, Timing},
 };
 use crate::{
-    cluster::{Author, Group, GroupId, Input, Limits, Protocol, Reply},
+    cluster::{Author, Group, GroupId, Input, Limits, Protocol, Reply, StreamId},
     metrics::Metrics,
     nats::{Doubt, Event, Events, Handle, Nats, NatsError, NoReply, RequestId, StreamState},
     store::{Appender, Publish, Replica, Waited, Waker, WriteError},
@@ -68,6 +69,8 @@ pub(super) struct Following {
     handle: Handle,
     events: mpsc::Receiver<Event>,
     sleeper: Arc<Sleeper>,
+    /// Other nodes may have something of the stream.
+    listens: bool,
 }
 
 impl Following {
@@ -84,7 +87,9 @@ impl Following {
         let woken = Arc::clone(&sleeper);
         let wake = Arc::new(move || woken.wake(|| waker.wake()));
         let (events_to, from) = (Events::new(sender, wake), seen.saturating_add(1));
+        let listens = !nats.has_made_stream();
         Ok(Self {
+            listens,
             handle: nats.start(stream.clone(), me, from, events_to).await?,
             stream,
             events,
@@ -116,6 +121,9 @@ pub struct Driver<P> {
     newest_group: u64,
     /// Since when the stream ends before what this node has.
     pub(super) ahead_since: Option<Instant>,
+    /// The stream that this node's log is read from.
+    pub(super) stream_id: StreamId,
+    pub(super) heard: Heard,
     /// It was silent for too long at least once.
     pub(super) has_been_silent: bool,
     /// The start has not judged whether this node's log may be set aside, so a new start may help where the stream has left it behind.
@@ -196,9 +204,13 @@ impl<P: Publish> Driver<P> {
             handle,
             events,
             sleeper,
+            listens,
         } = following;
+        state.set_listened(!listens);
         let mut driver = Self {
-            protocol: Protocol::new(me, replica.position(), limits),
+            protocol: Protocol::new(me, replica.position(), limits).listening(listens),
+            stream_id: replica.stream(),
+            heard: Heard::default(),
             stream: handle,
             me,
             node,
@@ -208,7 +220,7 @@ impl<P: Publish> Driver<P> {
             runtime,
             message_bytes_max,
             times,
-            timing: Timing::new(times.publish_timeout, Instant::now()),
+            timing: Timing::new(times.publish_timeout, listens, Instant::now()),
             groups: OpenGroups::default(),
             newest_group: 0,
             ahead_since: None,
@@ -250,7 +262,9 @@ impl<P: Publish> Driver<P> {
         }
 
         loop {
-            match self.wait() {
+            let waited = self.wait();
+            self.look_whether_deaf();
+            match waited {
                 Waited::Group(group) => self.take(group, None),
                 Waited::Stopped => break,
                 Waited::Woken | Waited::TimedOut => {}
@@ -418,6 +432,7 @@ impl<P: Publish> Driver<P> {
                 .cluster_reconnects
                 .with_label_values(&["connection"])
                 .inc();
+            self.show();
         } else {
             tracing::warn!(
                 "the connection to NATS is lost: reads go on, callbacks are answered 503 until it is back"
@@ -434,7 +449,8 @@ impl<P: Publish> Driver<P> {
         for due in self.timing.due(now) {
             match due {
                 Due::Tend => self.tend(),
-                Due::Presence => self.stream.presence(self.presence().encode()),
+                Due::Presence => self.show(),
+                Due::Listened => self.has_listened(),
                 Due::Quiet | Due::Silent if self.halted.is_some() || self.is_draining => {}
                 Due::Quiet => self.feed(Input::Quiet),
                 Due::Silent => self.feed(Input::Silent),
@@ -469,6 +485,7 @@ impl<P: Publish> Driver<P> {
             if self.events.is_empty() {
                 thread::park_timeout(timeout);
             }
+            self.look_whether_deaf();
             self.take_events();
             self.do_what_is_due();
         }

@@ -1,9 +1,12 @@
-//! What a node tells the others of itself every two seconds. It only informs: nothing is decided by it.
+//! What a node tells the others of itself every two seconds, and when it is connected again. A node that was away heeds it before it
+//! writes; else it only informs.
+
+use std::time::Instant;
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use crate::cluster::{Author, FORMAT, Position};
+use crate::cluster::{Author, FORMAT, Position, StreamId};
 
 /// See the module's description. As JSON, so that a person can read it on the subject.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -14,6 +17,8 @@ pub(super) struct Presence {
     pub version: String,
     /// The newest format of frames that it reads.
     pub format: u16,
+    /// The stream that its log is read from, if that says which it is. Frames of another one say nothing about this one's.
+    pub stream: Option<String>,
     /// The last message of the stream that it has seen,
     pub seen: u64,
     /// the last frame that it has applied,
@@ -26,12 +31,46 @@ pub(super) struct Presence {
     pub ready: Option<bool>,
 }
 
+/// The newest frame that counts and that another node has.
+#[derive(Debug, Default)]
+pub(super) struct Heard {
+    /// The node that has said so.
+    pub from: String,
+    /// Since when the stream ends before it.
+    pub lacks_since: Option<Instant>,
+}
+
+/// In what two nodes differ and must not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mismatch {
+    /// They have another log at the same frame.
+    Chain,
+    /// They have read another stream.
+    Stream,
+}
+
+impl Mismatch {
+    /// As people and scripts read it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Chain => "chain",
+            Self::Stream => "stream",
+        }
+    }
+}
+
 impl Presence {
-    pub(super) fn of(author: Author, position: &Position, is_ready: bool) -> Self {
+    pub(super) fn of(
+        author: Author,
+        stream: StreamId,
+        position: &Position,
+        is_ready: bool,
+    ) -> Self {
         Self {
             author: format!("{:032x}", author.0),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             format: FORMAT,
+            stream: (stream != StreamId::NONE).then(|| stream.to_string()),
             seen: position.seen,
             frame: position.frame,
             chain: format!("{:016x}", position.chain),
@@ -51,9 +90,13 @@ impl Presence {
         serde_json::from_slice(bytes).ok()
     }
 
-    /// Whether both have applied the same frame, and have another log.
-    pub(super) fn contradicts(&self, other: &Self) -> bool {
-        self.frame == other.frame && self.chain != other.chain
+    /// In what both differ and must not.
+    pub(super) fn mismatch(&self, other: &Self) -> Option<Mismatch> {
+        if self.stream != other.stream {
+            return Some(Mismatch::Stream);
+        }
+        let differs = self.frame == other.frame && self.chain != other.chain;
+        differs.then_some(Mismatch::Chain)
     }
 }
 
@@ -64,20 +107,40 @@ mod tests {
 
     #[test]
     fn a_node_of_a_version_that_says_less_or_more_is_heard() {
-        let mine = Presence::of(Author(1), &Position::start(Epoch(7)), true);
+        let mine = Presence::of(Author(1), StreamId(3), &Position::start(Epoch(7)), true);
         assert_eq!(Presence::parse(&mine.encode()), Some(mine.clone()));
 
         let mut said: serde_json::Value = serde_json::from_slice(&mine.encode()).unwrap();
         let fields = said.as_object_mut().unwrap();
         fields.remove("place");
         fields.remove("ready");
+        fields.remove("stream");
         fields.insert("zone".into(), "b".into());
         let heard = Presence::parse(said.to_string().as_bytes()).unwrap();
         let expected = Presence {
             place: None,
             ready: None,
-            ..mine
+            stream: None,
+            ..mine.clone()
         };
         assert_eq!(heard, expected);
+        assert_eq!(mine.mismatch(&heard), Some(Mismatch::Stream));
+    }
+
+    #[test]
+    fn frames_are_compared_within_one_stream() {
+        let of = |stream, chain: &str| Presence {
+            chain: chain.to_owned(),
+            ..Presence::of(
+                Author(1),
+                StreamId(stream),
+                &Position::start(Epoch(7)),
+                true,
+            )
+        };
+        let mine = of(3, "a");
+        assert_eq!(mine.mismatch(&of(3, "a")), None);
+        assert_eq!(mine.mismatch(&of(3, "b")), Some(Mismatch::Chain));
+        assert_eq!(mine.mismatch(&of(4, "b")), Some(Mismatch::Stream));
     }
 }

@@ -10,7 +10,10 @@ use std::{
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
-use super::{lag::Lag, presence::Presence};
+use super::{
+    lag::Lag,
+    presence::{Mismatch, Presence},
+};
 use crate::{cluster::Author, store::Health};
 
 /// Without a frame for so long, a node is not ready: the writer sends one every two seconds, and another node takes over after
@@ -25,7 +28,7 @@ pub struct ClusterState {
     node: String,
     me: Author,
     state: Mutex<State>,
-    /// Wakes reads that wait for messages of the stream.
+    /// Wakes reads that wait for messages of the stream, or for what other nodes say.
     sees: Notify,
     /// The process has to start anew.
     starts_anew: Notify,
@@ -48,6 +51,10 @@ struct State {
     /// Why the stream is not found yet.
     awaited: Option<String>,
     is_connected: bool,
+    /// Every node that is there has said what it has.
+    has_listened: bool,
+    /// The newest message that another node has, by its word, as far as that counts.
+    heard: u64,
     in_doubt: bool,
     /// Why nobody has said what became of the frame that was in doubt last.
     doubt: String,
@@ -63,8 +70,8 @@ struct Other {
     presence: Presence,
     /// Messages of the stream that it had not seen then.
     behind: u64,
-    /// Since its start it has said at least once that its log is another one.
-    differs: bool,
+    /// What has differed at least once since its start, and must not.
+    mismatch: Option<Mismatch>,
 }
 
 /// The cluster, for people.
@@ -95,8 +102,8 @@ pub struct OtherNode {
     pub behind: u64,
     /// Whether it took callbacks, if its version tells it.
     pub is_ready: Option<bool>,
-    /// It was seen to have another log at the same frame.
-    pub differs: bool,
+    /// In what it was seen to differ from this node, and must not.
+    pub mismatch: Option<Mismatch>,
 }
 
 impl ClusterState {
@@ -117,6 +124,8 @@ impl ClusterState {
             is_complete: true,
             awaited: None,
             is_connected: true,
+            has_listened: false,
+            heard: 0,
             in_doubt: false,
             doubt: String::new(),
             writer: None,
@@ -161,6 +170,9 @@ impl ClusterState {
 
         let seconds = since.as_secs();
         Some(match (state.is_connected, state.in_doubt) {
+            (true, _) if !state.has_listened => format!(
+                "it listens to what other nodes have, and no frame has come for {seconds} s"
+            ),
             (false, _) => format!("NATS cannot be reached, and no frame has come for {seconds} s"),
             (true, true) => format!(
                 "the stream takes no frame ({}), and none has come for {seconds} s",
@@ -211,7 +223,7 @@ impl ClusterState {
             place: other.presence.place,
             behind: other.behind,
             is_ready: other.presence.ready,
-            differs: other.differs,
+            mismatch: other.mismatch,
         };
         self.state.lock().there().map(node).collect()
     }
@@ -241,9 +253,26 @@ impl ClusterState {
         self.state.lock().stopped.is_some()
     }
 
-    /// The last message of the stream that this node has seen.
-    pub(super) fn seen(&self) -> u64 {
-        self.state.lock().seen
+    /// The last message that the stream is known to have had.
+    pub(super) fn last(&self) -> u64 {
+        let state = self.state.lock();
+        state.last.max(state.seen).max(state.heard)
+    }
+
+    /// The stream has had this message, by another node's word.
+    pub(super) fn set_heard(&self, sequence: u64) {
+        self.state.lock().heard = sequence;
+    }
+
+    /// Whether every node that is there has said what it has.
+    pub(super) fn set_listened(&self, has_listened: bool) {
+        self.state.lock().has_listened = has_listened;
+        self.sees.notify_waiters();
+    }
+
+    /// Waits until this node knows what other nodes have.
+    pub(super) async fn has_listened(&self) {
+        self.comes_to(|state| state.has_listened).await;
     }
 
     /// Waits until the stream has left this node behind, so that only a new start can go on. One may wait.
@@ -257,10 +286,14 @@ impl ClusterState {
 
     /// Waits until this node has seen a message of the stream.
     pub(super) async fn has_seen(&self, sequence: u64) {
+        self.comes_to(|state| state.seen >= sequence).await;
+    }
+
+    async fn comes_to(&self, is_there: impl Fn(&State) -> bool) {
         loop {
-            // First, so that no message is missed between the look and the wait.
+            // First, so that nothing is missed between the look and the wait.
             let sees = self.sees.notified();
-            if self.state.lock().seen >= sequence {
+            if is_there(&self.state.lock()) {
                 return;
             }
             sees.await;
@@ -347,19 +380,24 @@ impl ClusterState {
         self.state.lock().stopped.get_or_insert(why);
     }
 
-    /// Another node has spoken, and `differs` says whether its log is another one. Returns true if it was not there before.
-    pub(super) fn heard(&self, node: String, presence: Presence, differs: bool) -> bool {
+    /// Another node has spoken, and differs in this. Returns true if it was not there before.
+    pub(super) fn heard(
+        &self,
+        node: String,
+        presence: Presence,
+        mismatch: Option<Mismatch>,
+    ) -> bool {
         let mut state = self.state.lock();
         state
             .others
             .retain(|_, other| other.heard_at.elapsed() < GONE);
         let before = state.others.get(&node);
-        let did_differ =
-            before.is_some_and(|it| it.differs && it.presence.author == presence.author);
+        let same = before.filter(|it| it.presence.author == presence.author);
+        let differed = same.and_then(|it| it.mismatch);
         let other = Other {
             heard_at: Instant::now(),
             behind: state.last.saturating_sub(presence.seen),
-            differs: differs || did_differ,
+            mismatch: mismatch.or(differed),
             presence,
         };
         state.others.insert(node, other).is_none()
@@ -384,7 +422,10 @@ impl State {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{cluster::Position, event::Epoch};
+    use crate::{
+        cluster::{Position, StreamId},
+        event::Epoch,
+    };
 
     const ME: Author = Author(1);
     const OTHER: Author = Author(2);
@@ -439,21 +480,24 @@ mod tests {
     fn another_node_is_shown_as_it_last_spoke_and_differs_until_it_starts_again() {
         let said = |author, seen| Presence {
             seen,
-            ..Presence::of(author, &Position::start(Epoch(7)), true)
+            ..Presence::of(author, StreamId(3), &Position::start(Epoch(7)), true)
         };
         let state = ClusterState::new("a".into(), ME, 5, 5);
-        assert!(state.heard("b".into(), said(OTHER, 3), true));
+        assert!(state.heard("b".into(), said(OTHER, 3), Some(Mismatch::Chain)));
         let others = state.others();
         assert_eq!((others[0].name.as_str(), others[0].behind), ("b", 2));
-        assert_eq!((others[0].is_ready, others[0].differs), (Some(true), true));
-
-        assert!(!state.heard("b".into(), said(OTHER, 5), false));
         assert_eq!(
-            (state.others()[0].behind, state.others()[0].differs),
-            (0, true)
+            (others[0].is_ready, others[0].mismatch),
+            (Some(true), Some(Mismatch::Chain))
         );
-        state.heard("b".into(), said(Author(3), 5), false);
-        assert!(!state.others()[0].differs);
+
+        assert!(!state.heard("b".into(), said(OTHER, 5), None));
+        assert_eq!(
+            (state.others()[0].behind, state.others()[0].mismatch),
+            (0, Some(Mismatch::Chain))
+        );
+        state.heard("b".into(), said(Author(3), 5), None);
+        assert_eq!(state.others()[0].mismatch, None);
     }
 
     #[test]

@@ -11,6 +11,12 @@ const SILENT_SPREAD: Duration = Duration::from_secs(2);
 /// The same at a start, where it costs nothing to try: a writer that lives has sent a tick by then.
 const FIRST_SILENT: Duration = Duration::from_millis(2_500);
 const FIRST_SILENT_SPREAD: Duration = Duration::from_millis(500);
+/// A node speaks of itself so often.
+const PRESENCE: Duration = Duration::from_secs(2);
+/// A node that has heard nobody for so long, not even itself, was away.
+const DEAF: Duration = Duration::from_secs(4);
+/// So long it listens then. Every node that is there speaks meanwhile.
+const LISTENS: Duration = Duration::from_millis(2_200);
 /// A frame in doubt is not published again before that, whatever says at once that nobody answers.
 const AGAIN_MIN: Duration = Duration::from_millis(250);
 /// A frame takes milliseconds. What comes while one takes so much longer may have to be refused, and so is taken and timed.
@@ -19,8 +25,6 @@ const STUCK: Duration = Duration::from_millis(250);
 const REPORT: Duration = Duration::from_secs(1);
 /// What the store does beside frames is due so often.
 const TEND: Duration = Duration::from_secs(1);
-/// A node speaks of itself so often.
-const PRESENCE: Duration = Duration::from_secs(2);
 
 /// See the module's description.
 #[derive(Debug)]
@@ -30,7 +34,18 @@ pub(super) struct Timing {
     silent_at: Instant,
     tend_at: Instant,
     presence_at: Instant,
+    heard_at: Instant,
+    ear: Ear,
     doubt: Option<Doubted>,
+}
+
+/// Whether a node knows what the others have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Ear {
+    /// It has yet to hear anybody.
+    Deaf,
+    ListensUntil(Instant),
+    Hears,
 }
 
 /// A frame of which nobody has said what became of it.
@@ -51,18 +66,22 @@ pub(super) enum Due {
     Silent,
     Tend,
     Presence,
+    Listened,
     /// The frame with this chain was published long ago.
     Unanswered(u64),
 }
 
 impl Timing {
-    pub(super) fn new(publish_timeout: Duration, now: Instant) -> Self {
+    /// `listens`: other nodes may have something of the stream.
+    pub(super) fn new(publish_timeout: Duration, listens: bool, now: Instant) -> Self {
         Self {
             publish_timeout,
             quiet_at: now + QUIET,
             silent_at: now + FIRST_SILENT + spread(FIRST_SILENT_SPREAD),
             tend_at: now,
             presence_at: now,
+            heard_at: now,
+            ear: if listens { Ear::Deaf } else { Ear::Hears },
             doubt: None,
         }
     }
@@ -71,6 +90,20 @@ impl Timing {
     pub(super) fn applied(&mut self, now: Instant) {
         self.quiet_at = now + QUIET;
         self.silent_at = now + SILENT + spread(SILENT_SPREAD);
+    }
+
+    /// A node has spoken, be it this one.
+    pub(super) fn hears(&mut self, now: Instant) {
+        self.heard_at = now;
+        if self.ear == Ear::Deaf {
+            self.ear = Ear::ListensUntil(now + LISTENS);
+        }
+    }
+
+    /// True once no node was heard for too long.
+    pub(super) fn goes_deaf(&mut self, now: Instant) -> bool {
+        let is_deaf = now >= self.heard_at + DEAF;
+        is_deaf && std::mem::replace(&mut self.ear, Ear::Deaf) != Ear::Deaf
     }
 
     /// A writer has more to write than callbacks.
@@ -131,6 +164,10 @@ impl Timing {
             self.presence_at = now + PRESENCE;
             due.push(Due::Presence);
         }
+        if matches!(self.ear, Ear::ListensUntil(until) if now >= until) {
+            self.ear = Ear::Hears;
+            due.push(Due::Listened);
+        }
         if now >= self.quiet_at {
             self.quiet_at = now + QUIET;
             due.push(Due::Quiet);
@@ -152,8 +189,13 @@ impl Timing {
     pub(super) fn next(&self, now: Instant) -> Instant {
         let doubt = self.doubt.as_ref();
         let stuck_at = doubt.map(|doubt| doubt.began + STUCK);
+        let listens_until = match self.ear {
+            Ear::ListensUntil(until) => Some(until),
+            Ear::Deaf | Ear::Hears => None,
+        };
         [self.presence_at, self.quiet_at, self.silent_at]
             .into_iter()
+            .chain(listens_until)
             .chain(doubt.map(|doubt| doubt.again_at))
             .chain(stuck_at.filter(|at| *at > now))
             .fold(self.tend_at, Instant::min)
@@ -174,7 +216,7 @@ mod tests {
     #[test]
     fn a_frame_in_doubt_is_published_again_after_its_time_and_soon_where_nobody_answers() {
         let start = Instant::now();
-        let mut timing = Timing::new(TIMEOUT, start);
+        let mut timing = Timing::new(TIMEOUT, false, start);
         timing.published(7, start);
         let unanswered = |timing: &mut Timing, at: Duration| {
             timing.due(start + at).contains(&Due::Unanswered(7))
@@ -198,7 +240,7 @@ mod tests {
     #[test]
     fn a_writer_is_quiet_for_two_seconds_unless_it_has_more_to_write() {
         let start = Instant::now();
-        let mut timing = Timing::new(TIMEOUT, start);
+        let mut timing = Timing::new(TIMEOUT, false, start);
         timing.applied(start);
         let is_due = |timing: &mut Timing, at: Instant| timing.due(at).contains(&Due::Quiet);
         assert!(!is_due(&mut timing, start + QUIET / 2));
@@ -211,7 +253,7 @@ mod tests {
     #[test]
     fn a_node_takes_over_when_no_frame_has_come_for_five_to_seven_seconds() {
         let start = Instant::now();
-        let mut timing = Timing::new(TIMEOUT, start);
+        let mut timing = Timing::new(TIMEOUT, false, start);
         timing.applied(start);
         let silent = |timing: &mut Timing, at: u64| {
             let due = timing.due(start + Duration::from_secs(at));
@@ -220,5 +262,29 @@ mod tests {
         assert!(!silent(&mut timing, 4) && silent(&mut timing, 8));
         timing.applied(start + Duration::from_secs(8));
         assert!(!silent(&mut timing, 12));
+    }
+
+    #[test]
+    fn a_node_that_has_heard_nobody_listens_for_longer_than_the_others_take_to_speak() {
+        let start = Instant::now();
+        let mut timing = Timing::new(TIMEOUT, true, start);
+        let listened = |timing: &mut Timing, at: Instant| timing.due(at).contains(&Due::Listened);
+        assert!(!listened(&mut timing, start + LISTENS));
+        let first = start + LISTENS;
+        timing.hears(first);
+        timing.hears(first + PRESENCE);
+        assert!(!listened(&mut timing, first + PRESENCE));
+        assert!(timing.next(first + PRESENCE) <= first + LISTENS);
+        assert!(listened(&mut timing, first + LISTENS));
+        assert!(!listened(&mut timing, first + LISTENS), "it is said once");
+
+        let last = first + PRESENCE;
+        assert!(!timing.goes_deaf(last + DEAF - PRESENCE));
+        assert!(timing.goes_deaf(last + DEAF));
+        assert!(!timing.goes_deaf(last + DEAF), "it is said once");
+        assert!(!listened(&mut timing, last + DEAF));
+        timing.hears(last + DEAF);
+        assert!(listened(&mut timing, last + DEAF + LISTENS));
+        assert!(!Timing::new(TIMEOUT, false, start).goes_deaf(start + PRESENCE));
     }
 }

@@ -1,13 +1,13 @@
-//! What the driver looks at beside the protocol: whether the stream is still the one that it was, what of it nobody needs any more,
-//! and what other nodes say of themselves.
+//! What the driver looks at beside the protocol: whether the stream is still the one that it was, and what of it nobody needs any
+//! more.
 
 use std::time::{Duration, Instant};
 
-use super::{driver::Driver, presence::Presence};
+use super::driver::Driver;
 use crate::{nats::StreamState, store::Publish};
 
 /// How long a leader of the stream that is cut off from the others may take itself for the leader, and somewhat more.
-const STALE_MAX: Duration = Duration::from_secs(15);
+pub(super) const STALE_MAX: Duration = Duration::from_secs(15);
 /// Messages are removed from the stream when so many hold nothing that is retained: a removal costs each NATS server some work.
 const PURGED_MIN: u64 = 100;
 /// And this part of all messages.
@@ -25,6 +25,7 @@ impl<P: Publish> Driver<P> {
         };
         if self.halted.is_none() {
             self.compare(&stream);
+            self.compare_heard();
             self.purge(&stream);
         }
         if self.may_start_anew && self.is_left_behind(&stream) {
@@ -36,7 +37,8 @@ impl<P: Publish> Driver<P> {
     /// Whether the next message is removed from the stream.
     pub(super) fn is_left_behind(&self, stream: &StreamState) -> bool {
         let position = self.protocol.position();
-        stream.epoch == position.epoch && stream.first > position.seen.saturating_add(1)
+        (stream.epoch, stream.id) == (position.epoch, self.stream_id)
+            && stream.first > position.seen.saturating_add(1)
     }
 
     /// Has the stream forget what nobody needs any more. One node does it, now and then.
@@ -49,7 +51,7 @@ impl<P: Publish> Driver<P> {
         }
     }
 
-    /// Finds a stream that is not the one that this node has followed, by its epoch and its beginning.
+    /// Finds a stream that is not the one that this node has followed, by its epoch, its identity and its beginning.
     pub(super) fn compare(&mut self, stream: &StreamState) {
         let position = self.protocol.position();
         let (has, epoch) = (position.seen, position.epoch);
@@ -60,6 +62,11 @@ impl<P: Publish> Driver<P> {
             self.halt(&format!(
                 "hole: the stream has another log, {other}, and this node has {epoch}: it was made anew, or is another cluster's"
             ));
+        } else if stream.id != self.stream_id {
+            self.halt(
+                "hole: the stream was made anew, with the log that it had, and this node has read another one: start it with another \
+                 --data-dir, empty",
+            );
         } else if self.is_left_behind(stream) {
             let first = stream.first;
             self.halt(&format!(
@@ -82,42 +89,5 @@ impl<P: Publish> Driver<P> {
                 "hole: the stream ends with message {last}, and this node has message {has}"
             ));
         }
-    }
-
-    pub(super) fn heard(&mut self, node: &str, bytes: &[u8]) {
-        let Some(presence) = Presence::parse(bytes) else {
-            return; // of a version that says it otherwise
-        };
-        let mine = self.presence();
-        if presence.author == mine.author {
-            return;
-        }
-        let mismatch = self.metrics.cluster_mismatch.with_label_values(&["chain"]);
-        let differs = mine.contradicts(&presence);
-        if differs && mismatch.get() == 0 {
-            mismatch.set(1);
-            tracing::error!(
-                node,
-                frame = mine.frame,
-                "another node has another log at the same frame: find out which is right before anything is written"
-            );
-        }
-        if !self.state.heard(node.to_owned(), presence, differs) {
-            return; // it was there before
-        }
-        if node == self.node {
-            tracing::warn!(
-                node,
-                "another node has this node's name: give each its own (--node)"
-            );
-        } else {
-            tracing::info!(node, "a node of the cluster is there");
-        }
-    }
-
-    pub(super) fn presence(&self) -> Presence {
-        let problem = self.state.problem_of_callbacks(&self.replica.health());
-        let is_ready = !self.is_draining && problem.is_none();
-        Presence::of(self.me, self.protocol.position(), is_ready)
     }
 }

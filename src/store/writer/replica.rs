@@ -42,7 +42,9 @@ use super::{
     thread::{ANNOUNCED_MAX, Writer},
 };
 use crate::{
-    cluster::{Author, Contents, Entries, Group, GroupId, Limits, Link, Position, Totals},
+    cluster::{
+        Author, Contents, Entries, Group, GroupId, Limits, Link, Position, StreamId, Totals,
+    },
     event::Sequence,
     store::{
         Health, Store,
@@ -156,6 +158,11 @@ impl<P: Publish> Replica<P> {
             behind: None,
             is_complete,
         }
+    }
+
+    /// The stream that the log is read from.
+    pub fn stream(&self) -> StreamId {
+        self.writer.store.stream()
     }
 
     /// Up to where this node has the stream: what it has seen beyond its last frame it will see again.

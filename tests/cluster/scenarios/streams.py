@@ -78,6 +78,28 @@ def stream_restored_while_the_nodes_are_away(campaign):
     until_told(campaign)
 
 
+@scenario(told=True)
+def stream_restored_while_one_node_was_away(campaign):
+    """It has no more than the copy, or nothing, and must not go on with it: the places that it would give out are taken."""
+    away = campaign.nodes.others()[0]
+    away.kill(TERM)
+    for server in campaign.servers:
+        server.kill(TERM)
+        server.copy()
+    campaign.servers.start()
+    more_callbacks(campaign, 300)
+    for server in campaign.servers:
+        server.kill(TERM)
+        server.restore()
+    is_empty = campaign.rng.random() < 0.5
+    if is_empty:
+        away.empty()
+    campaign.servers.start()
+    away.spawn()
+    until_told(campaign)
+    campaign.note("it was empty" if is_empty else "it had the copy")
+
+
 def stop_all(campaign):
     for machine in [*campaign.nodes, *campaign.servers]:
         machine.kill(TERM)

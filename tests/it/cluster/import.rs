@@ -12,7 +12,7 @@ use crate::support::{
 };
 
 /// Runs a verb of `blobcast cluster` on a directory, for the cluster at this server.
-async fn transfer(nats: &NatsServer, verb: &str, from: &Path) -> Ran {
+pub(super) async fn transfer(nats: &NatsServer, verb: &str, from: &Path) -> Ran {
     transfer_at(from_ref(nats), verb, from).await
 }
 

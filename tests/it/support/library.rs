@@ -111,7 +111,7 @@ async fn join(path: &Path) -> Node {
     let mut nats = Nats::connect(settings).await.unwrap();
     let stream = nats.stream().await.unwrap();
 
-    Store::begin_behind(path, false, &Beginning::whole(stream.epoch)).unwrap();
+    Store::begin_behind(path, false, &Beginning::whole(stream.id, stream.epoch)).unwrap();
     let store = open(path);
     let published = |_: &[Record]| {};
     let metrics = Arc::new(Metrics::default());

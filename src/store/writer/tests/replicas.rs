@@ -12,7 +12,7 @@ use super::{
 use crate::{
     cluster::{
         Author, Beginning, Contents, Encoded, Frame, GroupId, Join, Limits, Link, Position,
-        Verdict, join, judge,
+        StreamId, Verdict, join, judge,
     },
     event::Epoch,
     store::{Transfer, index_doubt::Doubt},
@@ -77,7 +77,7 @@ impl Node {
         let directory = tempfile::tempdir().unwrap();
         let beginning = Beginning {
             position: *position,
-            ..Beginning::whole(position.epoch)
+            ..Beginning::whole(StreamId(1), position.epoch)
         };
         Store::begin_behind(directory.path(), false, &beginning).unwrap();
         Self::on(number, directory, machine)
