@@ -61,6 +61,7 @@ pub(super) fn describe_cluster(
             stream_lag: overview.behind,
             ready: Some(is_ready),
             mismatches: Vec::new(),
+            away_for: None,
         });
         nodes.extend(state.others().into_iter().map(describe_other));
     }
@@ -88,5 +89,6 @@ fn describe_other(other: OtherNode) -> v1::ClusterNode {
         stream_lag: other.behind,
         ready: other.is_ready,
         mismatches: mismatch.into_iter().collect(),
+        away_for: other.away.map(duration),
     }
 }

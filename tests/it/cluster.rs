@@ -993,8 +993,24 @@ async fn cluster_status_shows_who_writes_and_how_far_each_node_is() {
     assert!(writes[0].starts_with(writer), "{text:?}");
 
     cluster.nodes.pop().unwrap().kill();
-    until("two nodes", async || {
-        names_of(&status_of(&cluster.nodes[0]).await) == ["a", "b"]
+    until("a node that is away", async || {
+        let status = status_of(&cluster.nodes[0]).await;
+        let nodes = status["nodes"].as_array().unwrap();
+        let is_away = |name: &str| {
+            let node = nodes.iter().find(|it| it["name"] == name).unwrap();
+            node["away_seconds"].as_u64().is_some_and(|it| it >= 7)
+        };
+        !is_away("a") && !is_away("b") && is_away("c")
+    })
+    .await;
+    let text = cluster.nodes[0].cli("cluster status").run().await;
+    assert!(text.good().contains("  away "), "{text:?}");
+    assert!(
+        text.stderr.contains("c has not shown itself for"),
+        "{text:?}"
+    );
+    until("the metric", async || {
+        cluster.nodes[0].metric("blobcast_cluster_nodes").await == 2.0
     })
     .await;
 }

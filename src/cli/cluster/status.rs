@@ -1,6 +1,6 @@
 //! `cluster status`: the cluster as one of its nodes sees it, by `GetLogInfo`.
 
-use std::{collections::BTreeSet, process::ExitCode};
+use std::{collections::BTreeSet, process::ExitCode, time::Duration};
 
 use clap::Args;
 use serde_json::{Value, json};
@@ -16,13 +16,13 @@ use crate::wire::v1;
 Each node tells what it sees itself: if two of them cannot reach each other, ask both.
 
   WRITES   the last frame is its, so it writes the next one
-  READY    it takes callbacks
+  READY    it takes callbacks; away: it has not shown itself for 7 s or more, and the rest is as it was
   PLACE    of its newest event
   BEHIND   messages of the stream that it has not seen
   DIFFERS  what differs from the node that answers and must not: chain, another log;
            stream, its log was read from another stream
 
-A node that is not in the table has not shown itself for 7 s.
+A node that is away is shown for an hour.
 
 Exit codes: 0 it is shown, whatever it says; 1 the broker is alone, or cannot be asked; 2 usage.")]
 pub(super) struct StatusArgs {
@@ -110,7 +110,10 @@ fn row(cluster: &v1::ClusterInfo, node: &v1::ClusterNode, answers: bool) -> [Str
         },
         node.version.clone(),
         yes(!cluster.writer.is_empty() && node.name == cluster.writer),
-        or_unknown(node.ready.map(yes)),
+        match away(node) {
+            Some(_) => "away".to_owned(),
+            None => or_unknown(node.ready.map(yes)),
+        },
         or_unknown(node.place.map(|place| place.to_string())),
         node.stream_lag.to_string(),
         match node.mismatches.as_slice() {
@@ -118,6 +121,12 @@ fn row(cluster: &v1::ClusterInfo, node: &v1::ClusterNode, answers: bool) -> [Str
             mismatches => mismatches.join(","),
         },
     ]
+}
+
+/// For how long a node has not shown itself, if it is away.
+fn away(node: &v1::ClusterNode) -> Option<Duration> {
+    let silent = node.away_for.as_ref()?;
+    Some(Duration::from_secs(silent.seconds.unsigned_abs()))
 }
 
 /// What to do about what is wrong.
@@ -141,6 +150,13 @@ fn hints(cluster: &v1::ClusterInfo) -> Vec<String> {
             let what = node.mismatches.join(",");
             format!("{name} and {answers} differ ({what}): find out which is right before anything is written")
         });
+    }
+
+    for node in &cluster.nodes {
+        if let Some(silent) = away(node) {
+            let (name, silent) = (&node.name, humantime::format_duration(silent));
+            hints.push(format!("{name} has not shown itself for {silent}"));
+        }
     }
 
     let mut names = BTreeSet::new();
@@ -169,6 +185,7 @@ pub(in crate::cli) fn as_json(cluster: &v1::ClusterInfo) -> Value {
             "stream_lag": node.stream_lag,
             "ready": node.ready,
             "mismatches": node.mismatches,
+            "away_seconds": away(node).map(|silent| silent.as_secs()),
         })
     };
     json!({
@@ -265,6 +282,19 @@ mod tests {
         healed.nodes[1].mismatches = vec!["stream".into()];
         let said = hints(&healed).join("\n");
         assert!(said.contains("b has read another stream than a"), "{said}");
+
+        let mut gone = node("b");
+        gone.away_for = Some(prost_types::Duration {
+            seconds: 65,
+            nanos: 1,
+        });
+        assert_eq!(row(&cluster(), &gone, false)[3], "away");
+        let mut away = cluster();
+        away.nodes[1] = gone;
+        let said = hints(&away).join("\n");
+        assert!(said.contains("b has not shown itself for 1m 5s"), "{said}");
+        assert_eq!(as_json(&away)["nodes"][1]["away_seconds"], 65);
+        assert_eq!(as_json(&away)["nodes"][0]["away_seconds"], Value::Null);
     }
 
     #[test]

@@ -21,6 +21,10 @@ use crate::{cluster::Author, store::Health};
 const FRESH: Duration = Duration::from_secs(6);
 /// A node that has said nothing for so long is taken to be gone. They speak every two seconds.
 const GONE: Duration = Duration::from_secs(7);
+/// So long a node is shown that is gone: somebody may look for it.
+const AWAY: Duration = Duration::from_secs(60 * 60);
+/// Other nodes that are remembered. Beyond, the one that was silent for longest is forgotten.
+const OTHERS_MAX: usize = 64;
 
 /// See the module's description.
 #[derive(Debug)]
@@ -104,6 +108,8 @@ pub struct OtherNode {
     pub is_ready: Option<bool>,
     /// In what it was seen to differ from this node, and must not.
     pub mismatch: Option<Mismatch>,
+    /// For how long it has not spoken, if it is taken to be gone.
+    pub away: Option<Duration>,
 }
 
 impl ClusterState {
@@ -215,7 +221,7 @@ impl ClusterState {
         }
     }
 
-    /// The other nodes that are there.
+    /// The other nodes that are there, or were there lately.
     pub fn others(&self) -> Vec<OtherNode> {
         let node = |(name, other): (&String, &Other)| OtherNode {
             name: name.clone(),
@@ -224,8 +230,12 @@ impl ClusterState {
             behind: other.behind,
             is_ready: other.presence.ready,
             mismatch: other.mismatch,
+            away: other.away(),
         };
-        self.state.lock().there().map(node).collect()
+        let state = self.state.lock();
+        let known = state.others.iter();
+        let lately = known.filter(|(_, other)| other.heard_at.elapsed() < AWAY);
+        lately.map(node).collect()
     }
 
     /// This node's name.
@@ -388,10 +398,8 @@ impl ClusterState {
         mismatch: Option<Mismatch>,
     ) -> bool {
         let mut state = self.state.lock();
-        state
-            .others
-            .retain(|_, other| other.heard_at.elapsed() < GONE);
         let before = state.others.get(&node);
+        let was_there = before.is_some_and(|it| it.away().is_none());
         let same = before.filter(|it| it.presence.author == presence.author);
         let differed = same.and_then(|it| it.mismatch);
         let other = Other {
@@ -400,7 +408,19 @@ impl ClusterState {
             mismatch: mismatch.or(differed),
             presence,
         };
-        state.others.insert(node, other).is_none()
+        state.others.insert(node, other);
+        if state.others.len() > OTHERS_MAX {
+            state.forget_the_oldest();
+        }
+        !was_there
+    }
+}
+
+impl Other {
+    /// For how long it has said nothing, if it is taken to be gone.
+    fn away(&self) -> Option<Duration> {
+        let silent = self.heard_at.elapsed();
+        (silent >= GONE).then_some(silent)
     }
 }
 
@@ -415,7 +435,16 @@ impl State {
     /// The other nodes that have spoken lately.
     fn there(&self) -> impl Iterator<Item = (&String, &Other)> {
         let others = self.others.iter();
-        others.filter(|(_, other)| other.heard_at.elapsed() < GONE)
+        others.filter(|(_, other)| other.away().is_none())
+    }
+
+    /// Forgets the other node that has been silent for longest.
+    fn forget_the_oldest(&mut self) {
+        let others = self.others.iter();
+        let oldest = others.min_by_key(|(_, other)| other.heard_at);
+        if let Some(oldest) = oldest.map(|(name, _)| name.clone()) {
+            self.others.remove(&oldest);
+        }
     }
 }
 
@@ -498,6 +527,38 @@ mod tests {
         );
         state.heard("b".into(), said(Author(3), 5), None);
         assert_eq!(state.others()[0].mismatch, None);
+    }
+
+    #[test]
+    fn a_node_that_is_gone_is_shown_for_an_hour_and_counts_no_more() {
+        let state = ClusterState::new("a".into(), ME, 5, 5);
+        let said = || Presence::of(OTHER, StreamId(3), &Position::start(Epoch(7)), true);
+        assert!(state.heard("b".into(), said(), None));
+        assert!(!state.heard("b".into(), said(), None));
+        assert_eq!(
+            (state.overview().nodes.len(), state.others()[0].away),
+            (2, None)
+        );
+
+        let ago = |silent: Duration| {
+            let mut state = state.state.lock();
+            let other = state.others.get_mut("b").unwrap();
+            other.heard_at = Instant::now().checked_sub(silent).unwrap();
+        };
+        ago(GONE);
+        assert!(state.others()[0].away.unwrap() >= GONE);
+        assert_eq!(state.overview().nodes, ["a"]);
+        ago(AWAY);
+        assert!(state.others().is_empty());
+        assert!(state.heard("b".into(), said(), None), "it is there again");
+
+        ago(GONE);
+        for number in 0..OTHERS_MAX {
+            state.heard(format!("n{number}"), said(), None);
+        }
+        let others = state.others();
+        assert_eq!(others.len(), OTHERS_MAX);
+        assert!(others.iter().all(|other| other.name != "b"));
     }
 
     #[test]
