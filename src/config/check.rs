@@ -44,6 +44,7 @@ pub(super) fn check(config: &Config, layers: &mut Layers) {
     super::check_cluster::check(config, layers);
     check_reconcile(config, layers);
     check_hosts(config, layers);
+    check_origins(config, layers);
     check_listeners_differ(config, layers);
     check_one_request_fits(config, layers);
     check_one_callback_fits(config, layers);
@@ -235,7 +236,6 @@ fn check_reconcile(config: &Config, layers: &mut Layers) {
 }
 
 fn check_hosts(config: &Config, layers: &mut Layers) {
-    let key = "admin.hosts";
     let is_host = |host: &str| {
         let (name, port) = host
             .split_once(':')
@@ -245,14 +245,33 @@ fn check_hosts(config: &Config, layers: &mut Layers) {
             && name.bytes().all(allowed)
             && port.is_none_or(|port| port.parse::<u16>().is_ok())
     };
-    if let Some(wrong) = config.admin.hosts.iter().find(|host| !is_host(host)) {
+    for (key, hosts, port) in [
+        ("grpc.hosts", &config.grpc.hosts, 50051),
+        ("admin.hosts", &config.admin.hosts, 9090),
+    ] {
+        let Some(wrong) = hosts.iter().find(|host| !is_host(host)) else {
+            continue;
+        };
         let what = format!("{wrong:?} is no name of a host, with or without a port");
-        layers.report(
-            layers.origin(key),
-            key,
-            what,
-            "write it like blobcast.internal or blobcast.internal:9090",
-        );
+        let remedy = format!("write it like blobcast.internal or blobcast.internal:{port}");
+        layers.report(layers.origin(key), key, what, &remedy);
+    }
+}
+
+fn check_origins(config: &Config, layers: &mut Layers) {
+    let key = "grpc.cors_origins";
+    let is_origin = |origin: &str| {
+        let host = origin
+            .strip_prefix("https://")
+            .or_else(|| origin.strip_prefix("http://"));
+        let allowed =
+            |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b"-._:[]".contains(&b);
+        host.is_some_and(|host| !host.is_empty() && host.bytes().all(allowed))
+    };
+    if let Some(wrong) = config.grpc.cors_origins.iter().find(|it| !is_origin(it)) {
+        let what = format!("{wrong:?} is no origin as a browser sends it");
+        let remedy = "write scheme, host in lower case, and the port unless it is the scheme's own: https://app.example.com";
+        layers.report(layers.origin(key), key, what, remedy);
     }
 }
 

@@ -245,6 +245,8 @@ keys! {
     grpc.reading_bytes_max: Restart, bytes_from(READING_BYTES_MIN);
     grpc.answers_bytes_max: Restart, bytes_from(ANSWERS_BYTES_MIN);
     grpc.stall_timeout: Restart, time(SECOND, TIMEOUT_MAX);
+    grpc.hosts: Restart;
+    grpc.cors_origins: Restart;
 
     admin.listen: Restart;
     admin.allow_anonymous: Restart;

@@ -127,6 +127,12 @@ pub(crate) struct Grpc {
     pub(crate) answers_bytes_max: u64,
     #[serde(deserialize_with = "units::duration")]
     pub(crate) stall_timeout: Duration,
+    /// Each with or without a port.
+    #[serde(deserialize_with = "units::texts")]
+    pub(crate) hosts: Vec<String>,
+    /// Each as a browser sends it.
+    #[serde(deserialize_with = "units::texts")]
+    pub(crate) cors_origins: Vec<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]

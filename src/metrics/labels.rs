@@ -227,6 +227,7 @@ impl Metrics {
             "health_limit",
             "foreign_origin",
             "content_type",
+            "host",
         ] {
             self.calls_refused.with_label_values(&[cause]);
         }

@@ -308,6 +308,33 @@ impl<B> AnswerBody<B> {
         }
     }
 
+    /// The body of an answer that is all there.
+    pub(crate) fn whole(
+        answers: &Arc<Answers>,
+        payer: Payer,
+        bytes: Bytes,
+    ) -> Result<Self, Status> {
+        let granted = if bytes.len() <= FLOOR_BYTES {
+            None
+        } else {
+            let granted = answers.try_take(&payer, bytes.len());
+            Some(granted.ok_or_else(|| answers.refused())?)
+        };
+        Ok(Self {
+            answers: Arc::clone(answers),
+            payer,
+            is_prepaid: false,
+            body: None,
+            ready: Some(Outgoing {
+                bytes,
+                _granted: granted,
+            }),
+            put_away: None,
+            flow: Flow::new(&answers.transit),
+            last: None,
+        })
+    }
+
     /// The next piece of the bytes that are there, as far as there is room.
     fn poll_piece(&mut self, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
         if self.ready.is_none() && self.put_away.is_none() {

@@ -79,7 +79,8 @@ impl Services {
         let readiness = Arc::new(readiness);
         let context = core.rpc_context(&gate, &ingest, &minutes, &readiness);
         let answers = Arc::clone(&context.answers);
-        let (health, routes) = grpc::services(context, core.config, tracer).await;
+        let port = core.addresses.grpc.port();
+        let (health, routes) = grpc::services(context, core.config, port, tracer).await;
 
         let liveness = Arc::new(Liveness::new(homes));
         let cluster = core.cluster.cloned();

@@ -220,14 +220,12 @@ fn spawn_listeners(
     );
     tasks.spawn("the ingest listener", serve);
 
-    let serve = grpc::serve(
-        grpc,
-        tls.grpc_entrance(config),
-        services.routes.clone(),
-        config.grpc.clone(),
-        net::Counters::of("grpc", metrics),
-        stops.grpc.clone(),
-    );
+    let (entrance, routes) = (tls.grpc_entrance(config), services.routes.clone());
+    let (config_of_grpc, counters) = (config.clone(), net::Counters::of("grpc", metrics));
+    let stop = stops.grpc.clone();
+    let serve = async move {
+        grpc::serve(grpc, entrance, routes, &config_of_grpc, counters, stop).await;
+    };
     tasks.spawn("the gRPC listener", serve);
 
     let door = admin_door(config, &core.addresses, metrics);

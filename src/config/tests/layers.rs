@@ -62,6 +62,11 @@ const OTHER_VALUES: &[(&str, [&str; 3])] = &[
     ("grpc.answers_bytes_max", ["32MiB", "33MiB", "34MiB"]),
     ("grpc.stall_timeout", ["1s", "2s", "3s"]),
     ("admin.listen", ["127.0.0.1:1", "[::1]:2", "localhost:3"]),
+    ("grpc.hosts", ["a.internal", "b", "c.internal:50051"]),
+    (
+        "grpc.cors_origins",
+        ["https://a.example", "http://b:8080", "https://c,https://d"],
+    ),
     (
         "admin.hosts",
         ["a.internal", "b", "c.internal:9090,localhost:19090"],

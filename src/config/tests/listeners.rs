@@ -142,6 +142,29 @@ fn the_admin_listeners_hosts_are_names_with_or_without_a_port() {
 }
 
 #[test]
+fn origins_of_pages_are_written_as_browsers_send_them() {
+    for right in [
+        "https://app.example.com",
+        "http://127.0.0.1:3000",
+        "http://[::1]:1",
+        "",
+    ] {
+        assert!(load(&flag("grpc.cors_origins", right)).is_ok(), "{right}");
+    }
+    for wrong in [
+        "*",
+        "null",
+        "app.example.com",
+        "https://a/",
+        "https://A.example",
+        "ftp://a",
+    ] {
+        let errors = errors_of(load(&flag("grpc.cors_origins", wrong)));
+        assert!(errors[0].contains("is no origin"), "{errors:?}");
+    }
+}
+
+#[test]
 fn acme_is_for_domains_and_instead_of_files() {
     assert!(load(&flag("acme.domains", "hooks.example.com,b.example.com")).is_ok());
     for wrong in [

@@ -1,9 +1,9 @@
-//! Connections of the gRPC listener: accepted one by one, and handed to tonic when HTTP/2's preface has arrived.
+//! Connections of the gRPC listener: accepted one by one, and handed to tonic when HTTP/2's preface has arrived. Those of HTTP/1.1 are
+//! served beside it.
 
 use std::{
     io,
     pin::Pin,
-    sync::Arc,
     task::{Context, Poll, Waker, ready},
     time::Duration,
 };
@@ -13,21 +13,13 @@ use tokio::{
     net::TcpListener,
     sync::mpsc,
 };
-use tokio_util::sync::CancellationToken;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::transport::server::Connected;
 
-use super::{
-    backlog::{Turn, Waiting},
-    corked::Corked,
-    origin::{ConnectionLimits, Origin},
-};
-use crate::{
-    rpc,
-    server::net::{
-        Acceptor, Counters, Entrance, Floods, Opened, PREFACE, Share, Stream,
-        places::{Patience, Place},
-    },
-    subscription::Heard,
+use super::{backlog::Turn, corked::Corked, http1::Http1, origin::Origin};
+use crate::server::net::{
+    Acceptor, Counters, Entrance, Floods, Opened, PREFACE, Protocol, Share, Stream,
+    places::{Patience, Place},
 };
 
 /// Connections that are open and that tonic has not taken yet.
@@ -48,11 +40,12 @@ pub(super) fn incoming(
     entrance: Entrance,
     connections_max: usize,
     counters: Counters,
+    http1: Http1,
     stop: CancellationToken,
 ) -> (Incoming, impl Future<Output = ()>) {
     let (sender, incoming) = mpsc::channel(HANDED_ON_MAX);
     let acceptor = Acceptor::new(listener, entrance, connections_max, PATIENCE, &counters);
-    let accepting = accept(acceptor, sender, counters.floods, stop);
+    let accepting = accept(acceptor, sender, counters.floods, http1, stop);
     (incoming, accepting)
 }
 
@@ -61,23 +54,39 @@ async fn accept(
     acceptor: Acceptor,
     sender: mpsc::Sender<io::Result<Connection>>,
     floods: Floods,
+    http1: Http1,
     stop: CancellationToken,
 ) {
+    let connections = TaskTracker::new();
     while let Some(arrival) = acceptor.next(&stop).await {
         let place = tokio::select! {
             () = stop.cancelled() => return,
             place = acceptor.places().take() => place,
         };
 
-        let (sender, floods) = (sender.clone(), floods.clone());
-        tokio::spawn(async move {
-            if let Some(opened) = arrival.open(&place).await {
-                let connection = Connection::new(opened, place, floods);
-                // If the listener is going away, the connection is not taken, and is closed here.
-                let _ = sender.send(Ok(connection)).await.is_ok();
+        let (sender, floods, http1) = (sender.clone(), floods.clone(), http1.clone());
+        connections.spawn(async move {
+            let opened = tokio::select! {
+                opened = arrival.open(&place) => opened,
+                () = http1.stop.cancelled() => None,
+            };
+            let Some(opened) = opened else {
+                return;
+            };
+            if opened.protocol == Protocol::Http1 {
+                // On the heap: HTTP/2 needs no room for this.
+                return Box::pin(http1.serve(opened, &place)).await;
             }
+            let connection = Connection::new(opened, place, floods);
+            // If the listener is going away, the connection is not taken, and is closed here.
+            let _ = sender.send(Ok(connection)).await.is_ok();
         });
     }
+
+    // Tonic waits for its connections when no more can come.
+    drop((acceptor, sender));
+    connections.close();
+    connections.wait().await;
 }
 
 /// A connection on which the preface has arrived. It is replayed to tonic, which reads it again. Reads fail once the connection has to
@@ -98,16 +107,7 @@ pub(super) struct Connection {
 
 impl Connection {
     fn new(opened: Opened, place: Place, floods: Floods) -> Self {
-        let origin = Origin {
-            peer: rpc::Peer {
-                address: opened.client,
-                certificate: opened.certificate.clone(),
-                heard: Heard::default(),
-            },
-            standing: Arc::clone(place.standing()),
-            limits: ConnectionLimits::new(),
-            waiting: Waiting::new(&Arc::default()),
-        };
+        let origin = Origin::of(&opened, &place);
         let (stream, share) = opened.into_parts();
         Self {
             stream: Corked::new(stream),

@@ -1,4 +1,5 @@
-//! Refuses requests that are not gRPC before anything else looks at them: of web pages, grpc-web, JSON, and others.
+//! Refuses requests that are not gRPC before anything else looks at them: of web pages, grpc-web, JSON outside of its door, and
+//! others.
 
 use std::sync::Arc;
 
@@ -22,7 +23,7 @@ use super::origin::Origin;
 use crate::{sampler::Sampler, web};
 
 /// Says why a request is refused. The same text is the body, for people, who seldom look at headers.
-const MESSAGE: HeaderName = HeaderName::from_static("x-blobcast-message");
+pub(super) const MESSAGE: HeaderName = HeaderName::from_static("x-blobcast-message");
 /// ContentRefusals in all whose body the client has not taken yet: the body waits in memory, and the client need not be authenticated.
 /// Beyond them only the header says why, which goes at once.
 const BODIES_MAX: usize = 64;
@@ -44,13 +45,8 @@ impl ContentRefusals {
         }
     }
 
-    fn refuse(
-        &self,
-        request: &Request,
-        cause: &'static str,
-        status: StatusCode,
-        message: &'static str,
-    ) -> Response {
+    /// Counts and logs a request that is refused.
+    pub(super) fn note(&self, request: &Request, cause: &'static str, message: &'static str) {
         self.counted.with_label_values(&[cause]).inc();
         if let Some(unlogged) = self.log.due(cause) {
             let peer = request
@@ -59,7 +55,16 @@ impl ContentRefusals {
                 .map(|origin| display(origin.peer.address));
             tracing::warn!(peer, cause, unlogged, "call refused: {message}");
         }
+    }
 
+    fn refuse(
+        &self,
+        request: &Request,
+        cause: &'static str,
+        status: StatusCode,
+        message: &'static str,
+    ) -> Response {
+        self.note(request, cause, message);
         let headers = [
             (MESSAGE, message),
             (CONTENT_TYPE, "text/plain; charset=utf-8"),
@@ -84,12 +89,13 @@ pub(super) async fn only_grpc(
     next: Next,
 ) -> Response {
     if web::is_foreign(&request, None, &[]) {
-        let message = "a web page has sent this: remove `Origin` in the proxy that speaks for it, if that is wanted";
+        let message = "a web page has sent this: if that is wanted, remove `Origin` in the proxy that speaks for it, or \
+                       call in JSON and name its origin in grpc.cors_origins";
         return refusals.refuse(&request, "foreign_origin", StatusCode::FORBIDDEN, message);
     }
     if !is_grpc(request.headers().get(CONTENT_TYPE)) {
-        let message = "this is blobcast's gRPC listener: it takes application/grpc and application/grpc+proto, but no grpc-web \
-                       and no JSON; use a gRPC client";
+        let message = "this is blobcast's gRPC listener: it takes application/grpc and application/grpc+proto, but no grpc-web, \
+                       and JSON below /v1/ only; use a gRPC client, or call /v1/RPC";
         return refusals.refuse(
             &request,
             "content_type",

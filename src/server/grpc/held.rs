@@ -10,6 +10,7 @@ use std::{
 };
 
 use axum::{body::Body, http::HeaderMap, response::Response};
+use bytes::Bytes;
 use hyper::body::{Frame, SizeHint};
 use prometheus::{IntCounter, IntGauge};
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
@@ -90,6 +91,14 @@ pub(super) struct UntilEnd {
 }
 
 impl Held {
+    pub(super) fn account(&self) -> Account {
+        Account {
+            answers: Arc::clone(&self.answers),
+            payer: self.payer.clone(),
+            unread: self.unread.clone(),
+        }
+    }
+
     /// The answer with a body that holds all this: for `Subscribe` the one that was handed over, for every other call one that is
     /// held to its share of memory and to its time.
     pub(super) fn until_its_end(self, answer: Response) -> Response {
@@ -133,6 +142,36 @@ impl Held {
             }
         };
         Response::from_parts(head, body)
+    }
+}
+
+/// By what an answer is counted that is made of a call's answer.
+#[derive(Clone, Debug)]
+pub(super) struct Account {
+    answers: Arc<rpc::Answers>,
+    payer: Payer,
+    unread: Option<(Arc<Unfinished>, Arc<Standing>)>,
+}
+
+impl Account {
+    pub(super) fn payer(&self) -> &Payer {
+        &self.payer
+    }
+
+    /// A body of `bytes` that is held to its share of memory and to its time, like that of any answer. If the client does not take
+    /// it in time, the body ends with a status in trailers.
+    pub(super) fn body(&self, bytes: Bytes) -> Result<Body, Status> {
+        let mut until_end = UntilEnd::default();
+        if let Some((pool, standing)) = &self.unread {
+            let unread = self.answers.begin(&self.payer)?;
+            until_end.unread = Some((unread, pool.begin(standing).0));
+        }
+        let body = rpc::AnswerBody::<Body>::whole(&self.answers, self.payer.clone(), bytes)?;
+        Ok(Body::new(Holding {
+            body,
+            watch_over: None,
+            _held: until_end,
+        }))
     }
 }
 

@@ -36,6 +36,27 @@ pub(super) async fn admit(
     }
 }
 
+/// The same for a call whose answer is transcoded: the answer also has the [`Account`](super::held::Account) of what it becomes.
+pub(super) async fn admit_transcoded(
+    State(admission): State<Arc<Admission>>,
+    request: Request,
+    next: Next,
+) -> Response {
+    match admission.admit(request) {
+        Ok((request, call, held)) => {
+            let account = held.account();
+            let answer = next.run(request).await;
+            if let Some(status) = Status::from_header_map(answer.headers()) {
+                admission.refused.note(&call, &status);
+            }
+            let mut answer = held.until_its_end(answer);
+            answer.extensions_mut().insert(account);
+            answer
+        }
+        Err(refused) => refused.into_http(),
+    }
+}
+
 /// Gives every refusal the reason that is part of the contract, also where no service was asked.
 pub(super) async fn explained(
     State(request_bytes_max): State<usize>,

@@ -1,8 +1,9 @@
-//! The gRPC listener: services, health, reflection, and the limits of HTTP/2.
+//! The gRPC listener: services, health, reflection, the JSON door, and the limits of HTTP/2.
 
 mod connection;
 mod backlog;
 mod corked;
+mod http1;
 mod origin;
 
 mod layers;
@@ -16,11 +17,16 @@ mod held;
 mod refused;
 mod spanned;
 
+mod door;
+
 mod health;
 
 use std::sync::Arc;
 
-use axum::middleware::from_fn_with_state;
+use axum::{
+    Router,
+    middleware::{from_fn, from_fn_with_state},
+};
 use tokio::net::TcpListener;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
@@ -28,11 +34,12 @@ use tonic::service::{InterceptorLayer, Routes, RoutesBuilder};
 use tonic_health::{pb::health_server::HealthServer, server::HealthReporter};
 
 use super::{
+    http,
     net::{Counters, Entrance},
     numbers::usize_of,
 };
 use crate::{
-    config::{self, Config},
+    config::Config,
     rpc,
     trace::Tracer,
     wire::{
@@ -48,8 +55,9 @@ use connection::incoming;
 use content::{ContentRefusals, only_grpc};
 use health::Health;
 pub(super) use health::{end_health_watches, set_health};
+use http1::Http1;
 use inflight::Inflight;
-use layers::{admit, explained, traced};
+use layers::{admit, admit_transcoded, explained, traced};
 
 /// What a client may send on one stream before we have read it: requests are small.
 const STREAM_WINDOW_BYTES: u32 = 256 * 1024;
@@ -72,6 +80,7 @@ const REFLECTION_BYTES_MAX: usize = 4 * 1024;
 pub(super) async fn services(
     context: rpc::Context,
     config: &Config,
+    port: u16,
     tracer: Tracer,
 ) -> (HealthReporter, Routes) {
     let health = HealthReporter::new();
@@ -95,14 +104,21 @@ pub(super) async fn services(
     let inflight = Inflight::new(usize_of(config.grpc.inflight_bytes_max), one_request);
     let admission = Arc::new(Admission::new(gate, inflight, answers, &metrics));
     let refusals = ContentRefusals::new(metrics.calls_refused.clone());
-    // The last layer is the outermost.
-    let routes = routes
-        .routes()
-        .into_axum_router()
-        .layer(from_fn_with_state(admission, admit))
-        .layer(from_fn_with_state(request_bytes_max, explained))
-        .layer(from_fn_with_state(refusals, only_grpc))
-        .layer(from_fn_with_state(tracer, traced));
+    let services = routes.routes().into_axum_router();
+    let around = |admitted: Router| {
+        admitted
+            .layer(from_fn_with_state(request_bytes_max, explained))
+            .layer(from_fn_with_state(refusals.clone(), only_grpc))
+            .layer(from_fn_with_state(tracer.clone(), traced))
+    };
+    // The last layer is the outermost. Requests in JSON have layers of their own, so that those of gRPC are asked nothing more.
+    let decoded = services.clone().layer(from_fn(door::decode));
+    let transcoded = decoded.layer(from_fn_with_state(Arc::clone(&admission), admit_transcoded));
+    let calls = door::Calls::new(around(transcoded), request_bytes_max);
+    let door = door::Door::new(calls, refusals.clone(), &config.grpc, port);
+
+    let admitted = services.layer(from_fn_with_state(admission, admit));
+    let routes = door::add(around(admitted), door);
     (health, routes.into())
 }
 
@@ -132,10 +148,18 @@ pub(super) async fn serve(
     listener: TcpListener,
     entrance: Entrance,
     services: Routes,
-    config: config::Grpc,
+    config: &Config,
     counters: Counters,
     stop: CancellationToken,
 ) {
+    let http1 = Http1 {
+        routes: services.clone().into_axum_router(),
+        limits: http::Limits::grpc(config),
+        counters: counters.clone(),
+        patience: config.grpc.keepalive_interval + config.grpc.keepalive_timeout,
+        stop: stop.clone(),
+    };
+    let config = &config.grpc;
     let streams_max = u32::try_from(config.subscriptions_max)
         .unwrap_or(u32::MAX)
         .saturating_add(UNARY_STREAMS);
@@ -144,6 +168,7 @@ pub(super) async fn serve(
         entrance.expecting_preface(),
         usize_of(config.connections_max),
         counters,
+        http1,
         stop.clone(),
     );
 

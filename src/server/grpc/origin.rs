@@ -5,7 +5,14 @@ use std::sync::Arc;
 use tokio::sync::Semaphore;
 
 use super::backlog::Waiting;
-use crate::{rpc, server::net::places::Standing};
+use crate::{
+    rpc,
+    server::net::{
+        Opened,
+        places::{Place, Standing},
+    },
+    subscription::Heard,
+};
 
 /// Health calls of one connection without a credential that have not arrived whole, or whose answers were not taken: a probe has
 /// one or a few.
@@ -22,6 +29,32 @@ pub(super) struct Origin {
     pub standing: Arc<Standing>,
     pub limits: ConnectionLimits,
     pub waiting: Waiting,
+}
+
+impl Origin {
+    /// Of a connection that has just been opened.
+    pub(super) fn of(opened: &Opened, place: &Place) -> Self {
+        Self {
+            peer: rpc::Peer {
+                address: opened.client,
+                certificate: opened.certificate.clone(),
+                heard: Heard::default(),
+            },
+            standing: Arc::clone(place.standing()),
+            limits: ConnectionLimits::new(),
+            waiting: Waiting::new(&Arc::default()),
+        }
+    }
+
+    /// The same connection for a call that no request has made: it does not count as one that waits.
+    pub(super) fn aside(&self) -> Self {
+        Self {
+            peer: self.peer.clone(),
+            standing: Arc::clone(&self.standing),
+            limits: self.limits.clone(),
+            waiting: Waiting::new(&Arc::default()),
+        }
+    }
 }
 
 /// The pools of one connection. A permit for each call.

@@ -25,11 +25,11 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    activity::{Activity, LINE_END, Tracked},
+    activity::{Activity, Busy, LINE_END, Tracked},
     limits::Limits,
     linger::linger,
     refusals::Unread,
-    responder::Responder,
+    responder::{Lasting, LastingBody, Responder},
     service::{Service, Timed},
     unread_body::{Remainder, Settling},
 };
@@ -141,10 +141,17 @@ impl<R: Responder> Requests<'_, R> {
                     }
                 }
             };
-            drop(busy.take());
-            Poll::Ready(Ok::<_, Infallible>(settled))
+            Poll::Ready(Ok::<_, Infallible>(until_over(settled, busy.take())))
         })
     }
+}
+
+/// The answer, which keeps its connection busy until it is over.
+fn until_over(mut answer: Response, busy: Option<Busy>) -> Response {
+    if answer.extensions_mut().remove::<Lasting>().is_none() {
+        return answer;
+    }
+    answer.map(|body| Body::new(LastingBody::new(body, busy)))
 }
 
 type Io = TokioIo<Tracked<Timed>>;

@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::activity::Quiet;
 use crate::{
-    config,
+    config::{self, Config},
     ingest::{LAST_REQUEST, ToAnybody},
     server::{
         net::places::{Patience, Standing},
@@ -36,7 +36,7 @@ const ADMIN_HEADERS_MAX: usize = 64;
 /// Time for them to arrive, and for an idle connection to send another request: longer than the usual 15 s between two scrapes.
 const ADMIN_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long a client may take to take some of an answer. Answers are small, so only a client that does not read at all needs longer.
-pub(super) const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
+const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What one listener allows.
 #[derive(Clone, Copy, Debug)]
@@ -46,6 +46,8 @@ pub(in crate::server) struct Limits {
     pub(super) header_bytes_max: usize,
     pub(super) headers_max: usize,
     pub(super) quiet: Quiet,
+    /// How long a client may take to take some of an answer.
+    pub(super) write_timeout: Duration,
     pub(super) linger: Duration,
     pub(super) farewell: Duration,
     /// Whether a success shows that its client was let in. If not, nothing is asked of clients, and all stay unauthenticated.
@@ -69,6 +71,7 @@ impl Limits {
                 header_timeout: config.header_timeout,
                 idle_timeout: config.idle_timeout,
             },
+            write_timeout: WRITE_TIMEOUT,
             linger: LINGER,
             farewell: FAREWELL,
             lets_in: true,
@@ -88,11 +91,24 @@ impl Limits {
                 header_timeout: ADMIN_TIMEOUT,
                 idle_timeout: ADMIN_TIMEOUT,
             },
+            write_timeout: WRITE_TIMEOUT,
             linger: LINGER,
             farewell: FAREWELL,
             lets_in: false,
             half_close: false, // an answer may take as long as a disk that hangs
             last_request: Duration::ZERO, // scrapers and probes ask again by themselves
+        }
+    }
+
+    /// Those of HTTP/1.1 on the gRPC listener, which admits calls itself: the ingest listener's against slow senders, and for
+    /// answers the time that gRPC's may stay unread.
+    pub(in crate::server) fn grpc(config: &Config) -> Self {
+        Self {
+            write_timeout: config.grpc.stall_timeout,
+            lets_in: false,
+            half_close: false, // a stream ends with its client
+            last_request: Duration::ZERO,
+            ..Self::ingest(&config.ingest)
         }
     }
 

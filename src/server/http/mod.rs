@@ -23,15 +23,16 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub(super) use self::{
     limits::Limits,
-    responder::{Responder, routed},
+    responder::{Answer, Lasting, Responder, routed},
     service::Counters,
+    unread_body::RequestBody,
 };
 use self::{
     refusals::{REFUSALS_MAX, refuse},
     service::Service,
 };
 use super::{
-    net::{Acceptor, Entrance, Opened, places::Place, tls::H2},
+    net::{self, Acceptor, Entrance, Opened, Protocol, places::Place},
     runtimes::Homes,
 };
 
@@ -100,16 +101,27 @@ async fn serve_connection<R: Responder>(
     place: &Place,
     stop: CancellationToken,
 ) {
-    let is_h2 = opened.stream.alpn() == Some(H2);
-    let (client, standing) = (opened.client, place.standing());
+    let (protocol, client, standing) = (opened.protocol, opened.client, place.standing());
     let (stream, _share) = opened.into_parts();
     let mut stream = TimeoutStream::new(stream);
-    stream.set_write_timeout(Some(limits::WRITE_TIMEOUT));
+    stream.set_write_timeout(Some(service.limits.write_timeout));
     let stream = Box::pin(stream);
 
-    if is_h2 {
-        h2::serve(service, stream, client.ip(), standing, stop).await;
-    } else {
-        h1::serve(service, stream, client, standing, stop).await;
+    match protocol {
+        Protocol::Http2 => h2::serve(service, stream, client.ip(), standing, stop).await,
+        Protocol::Http1 => h1::serve(service, stream, client, standing, stop).await,
     }
+}
+
+/// Serves a connection in HTTP/1.1 that another listener has accepted, like [`serve`] does its own.
+pub(super) async fn serve_http1(
+    responder: impl Responder,
+    limits: Limits,
+    counters: &net::Counters,
+    opened: Opened,
+    place: &Place,
+    stop: CancellationToken,
+) {
+    let service = Service::new(&responder, limits, &Counters::without_callbacks(counters));
+    serve_connection(service, opened, place, stop).await;
 }

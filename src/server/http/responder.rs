@@ -1,12 +1,21 @@
 //! What answers the requests of a listener.
 
-use std::{net::IpAddr, pin::Pin};
+use std::{
+    net::IpAddr,
+    pin::Pin,
+    task::{Context, Poll},
+};
 
-use axum::{Router, response::Response};
-use hyper::{Request, service::Service as _};
+use axum::{Router, body::Body, response::Response};
+use bytes::Bytes;
+use hyper::{
+    Request,
+    body::{Body as HttpBody, Frame, SizeHint},
+    service::Service as _,
+};
 use hyper_util::service::TowerToHyperService;
 
-use super::unread_body::RequestBody;
+use super::{activity::Busy, unread_body::RequestBody};
 
 /// Answers a request of a connection from an address.
 pub(in crate::server) trait Responder:
@@ -31,5 +40,41 @@ pub(in crate::server) fn routed(router: Router) -> impl Responder {
             let Ok(answer) = answer.await;
             answer
         })
+    }
+}
+
+/// Marks an answer whose body may be silent for as long as it likes: its connection is not idle before it has ended.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::server) struct Lasting;
+
+/// The body of such an answer.
+pub(super) struct LastingBody {
+    body: Body,
+    _busy: Option<Busy>,
+}
+
+impl LastingBody {
+    pub(super) fn new(body: Body, busy: Option<Busy>) -> Self {
+        Self { body, _busy: busy }
+    }
+}
+
+impl HttpBody for LastingBody {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
     }
 }

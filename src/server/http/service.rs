@@ -30,6 +30,14 @@ impl Counters {
         }
     }
 
+    /// Of a listener that counts its connections itself.
+    pub(super) fn without_callbacks(connections: &net::Counters) -> Self {
+        Self {
+            connections: connections.clone(),
+            callbacks: None,
+        }
+    }
+
     pub(in crate::server) fn of_ingest(metrics: &Metrics) -> Self {
         Self {
             callbacks: Some(metrics.callbacks.clone()),

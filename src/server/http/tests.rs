@@ -201,6 +201,7 @@ const AT_THE_END: Limits = Limits {
         header_timeout: Duration::from_secs(60),
         idle_timeout: Duration::from_secs(60),
     },
+    write_timeout: Duration::from_secs(10),
     linger: Duration::from_secs(60),
     farewell: Duration::from_millis(10),
     lets_in: true,

@@ -108,9 +108,11 @@ impl Remainder {
 pub(super) type Settling = Pin<Box<dyn Future<Output = Response> + Send>>;
 
 fn mark_as_last(answer: &mut Response) {
-    answer
-        .headers_mut()
-        .insert(header::CONNECTION, HeaderValue::from_static("close"));
+    // An answer that says more has said `close`, too.
+    let headers = answer.headers_mut();
+    headers
+        .entry(header::CONNECTION)
+        .or_insert(HeaderValue::from_static("close"));
 }
 
 /// Reads the rest of a body. True if that was all of it, in time and in size.

@@ -8,9 +8,10 @@ use tokio::{net::TcpStream, time::timeout};
 
 use super::{
     per_address::{Share, Shares},
-    preface, proxy,
+    preface::{self, Protocol},
+    proxy,
     stream::Stream,
-    tls::Tls,
+    tls::{H2, Tls},
     turned_away::{Beginning, Refused},
 };
 use crate::{credentials::Certificate, network};
@@ -28,7 +29,7 @@ pub(in crate::server) struct Entrance {
     /// How many connections each other address may have.
     shares: Option<Shares>,
     tls: Option<Arc<Tls>>,
-    /// Whether HTTP/2's preface has to come first.
+    /// Whether HTTP/2's preface is read, if there is one.
     expects_preface: bool,
 }
 
@@ -40,6 +41,8 @@ pub(in crate::server) struct Opened {
     pub client: SocketAddr,
     /// The client's certificate, if it has shown one that is good.
     pub certificate: Option<Arc<Certificate>>,
+    /// By its first bytes where they are looked at, else by what TLS has agreed on.
+    pub protocol: Protocol,
     /// Held while it is open.
     share: Option<Share>,
 }
@@ -79,7 +82,7 @@ impl Entrance {
         }
     }
 
-    /// For connections that begin with HTTP/2's preface. It is read here, so it has to be replayed to whatever serves them.
+    /// For connections that may begin with HTTP/2's preface. It is read here, so it has to be replayed to whatever serves them.
     pub(in crate::server) fn expecting_preface(self) -> Self {
         Self {
             expects_preface: true,
@@ -166,17 +169,22 @@ impl Entrance {
             }
         };
 
-        if self.expects_preface {
-            preface::read(&mut stream).await.map_err(|_| match begun {
+        let protocol = if self.expects_preface {
+            let read = preface::read(&mut stream).await;
+            read.map_err(|_| match begun {
                 Beginning::Tls if self.tls.is_none() => Refused::TlsUnexpected,
-                Beginning::Text => Refused::NotHttp2,
                 _ => Refused::NotUnderstood,
-            })?;
-        }
+            })?
+        } else if stream.alpn() == Some(H2) {
+            Protocol::Http2
+        } else {
+            Protocol::Http1
+        };
         Ok(Opened {
             stream,
             client,
             certificate,
+            protocol,
             share,
         })
     }

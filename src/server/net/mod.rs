@@ -17,7 +17,7 @@ pub(super) use self::{
     entrance::{Entrance, Opened},
     floods::Floods,
     per_address::Share,
-    preface::PREFACE,
+    preface::{PREFACE, Protocol},
     stream::Stream,
     turned_away::{Refused, TurnedAway},
 };

@@ -1,27 +1,24 @@
-//! The first bytes of a connection that has to speak HTTP/2. A client that speaks HTTP/1.1 gets an answer that says so, instead of a
-//! reset.
+//! The first bytes of a connection tell whether it speaks HTTP/2 or HTTP/1.1.
 
-use std::{io, time::Duration};
+use std::io;
 
-use tokio::{
-    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
-    time::timeout,
-};
+use tokio::io::AsyncReadExt;
 
-use crate::trace::{REQUEST_ID, RequestId};
+use super::stream::Stream;
 
 /// What every HTTP/2 connection begins with (RFC 9113, section 3.4).
 pub(in crate::server) const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
-const MESSAGE: &str = "this is blobcast's gRPC listener, which speaks HTTP/2 only: use a gRPC client; callbacks go to the ingest \
-                       listener\n";
-/// How long and how much of a request in HTTP/1.1 is read after the answer: a socket that is closed with unread bytes resets the
-/// connection, and the answer is lost.
-const LINGER: Duration = Duration::from_secs(1);
-const LINGER_BYTES: u64 = 64 * 1024;
+/// What is spoken on a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::server) enum Protocol {
+    Http1,
+    /// Its preface was read.
+    Http2,
+}
 
-/// Reads the preface. Anything else is an error; a request in HTTP/1.1 is answered first.
-pub(super) async fn read(stream: &mut (impl AsyncRead + AsyncWrite + Unpin)) -> io::Result<()> {
+/// Reads until the protocol is certain. What was read of HTTP/1.1 is put back. An error if it is neither.
+pub(super) async fn read(stream: &mut Stream) -> io::Result<Protocol> {
     let (mut read, mut count) = ([0; PREFACE.len()], 0);
     while count < read.len() {
         match stream.read(&mut read[count..]).await? {
@@ -31,24 +28,11 @@ pub(super) async fn read(stream: &mut (impl AsyncRead + AsyncWrite + Unpin)) -> 
         // Compared byte by byte: the shortest request in HTTP/1.1 is shorter than the preface.
         if read[..count] != PREFACE[..count] {
             if read[..count].is_ascii() && read[0].is_ascii_uppercase() {
-                let _ = timeout(LINGER, answer(stream)).await.is_ok();
+                stream.put_back(&read[..count]);
+                return Ok(Protocol::Http1);
             }
             return Err(io::ErrorKind::InvalidData.into());
         }
     }
-    Ok(())
-}
-
-async fn answer(stream: &mut (impl AsyncRead + AsyncWrite + Unpin)) -> io::Result<()> {
-    let answer = format!(
-        "HTTP/1.1 426 Upgrade Required\r\nupgrade: HTTP/2.0\r\nconnection: upgrade, close\r\n{REQUEST_ID}: {}\r\n\
-         content-type: text/plain; charset=utf-8\r\ncontent-length: {}\r\n\r\n{MESSAGE}",
-        RequestId::new(),
-        MESSAGE.len(),
-    );
-    stream.write_all(answer.as_bytes()).await?;
-    stream.shutdown().await?;
-    tokio::io::copy(&mut stream.take(LINGER_BYTES), &mut tokio::io::sink())
-        .await
-        .map(|_| ())
+    Ok(Protocol::Http2)
 }

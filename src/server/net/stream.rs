@@ -5,6 +5,7 @@ use std::{
     io,
     pin::Pin,
     task::{Context, Poll, ready},
+    time::Duration,
 };
 
 use tokio::{
@@ -21,6 +22,8 @@ const TURN_BYTES: usize = 16 * 1024;
 #[derive(Debug)]
 pub(in crate::server) struct Stream {
     kind: Kind,
+    /// Bytes that were read to tell the protocol, and are read again.
+    unread: Vec<u8>,
     /// Read in this turn.
     read_bytes: usize,
     /// The peer has taken nothing of the last write. A peer that keeps sending requests and reads no answer would fill the memory with
@@ -38,6 +41,7 @@ impl From<TcpStream> for Stream {
     fn from(stream: TcpStream) -> Self {
         Self {
             kind: Kind::Plain(stream),
+            unread: Vec::new(),
             read_bytes: 0,
             is_blocked: false,
         }
@@ -48,6 +52,7 @@ impl From<TlsStream<TcpStream>> for Stream {
     fn from(stream: TlsStream<TcpStream>) -> Self {
         Self {
             kind: Kind::Tls(Box::new(stream)),
+            unread: Vec::new(),
             read_bytes: 0,
             is_blocked: false,
         }
@@ -61,6 +66,22 @@ impl Stream {
             Kind::Plain(_) => None,
             Kind::Tls(stream) => stream.get_ref().1.alpn_protocol(),
         }
+    }
+
+    /// Puts back what was read first, so that it is read again.
+    pub(super) fn put_back(&mut self, bytes: &[u8]) {
+        self.unread = bytes.to_vec();
+    }
+
+    /// Fails writes once the peer has acknowledged nothing for so long.
+    pub(in crate::server) fn end_if_unacknowledged(&self, patience: Duration) {
+        let socket = match &self.kind {
+            Kind::Plain(stream) => stream,
+            Kind::Tls(stream) => stream.get_ref().0,
+        };
+        let millis = u32::try_from(patience.as_millis()).unwrap_or(u32::MAX);
+        // Without it the peer is given up later, by the kernel's own patience.
+        let _ = rustix::net::sockopt::set_tcp_user_timeout(socket, millis).is_ok();
     }
 
     /// Ready when the peer takes something.
@@ -96,6 +117,12 @@ impl AsyncRead for Stream {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
+        if !this.unread.is_empty() {
+            let count = this.unread.len().min(buf.remaining());
+            buf.put_slice(&this.unread[..count]);
+            this.unread.drain(..count);
+            return Poll::Ready(Ok(()));
+        }
         if this.is_blocked {
             ready!(this.poll_taken(cx))?;
             this.is_blocked = false;
@@ -154,7 +181,7 @@ impl AsyncWrite for Stream {
 
 #[cfg(test)]
 mod tests {
-    use std::{future::poll_fn, time::Duration};
+    use std::future::poll_fn;
 
     use tokio::{
         io::{AsyncReadExt, AsyncWriteExt},

@@ -58,9 +58,9 @@ pub(in crate::server) enum Refused {
         "it speaks TLS, and this listener has no certificate: use http://, or set tls_certificate_file of this listener"
     )]
     TlsUnexpected,
-    /// HTTP/1.1, where only HTTP/2 is spoken.
+    /// HTTP/1.1, for anything but JSON, where gRPC is spoken.
     #[error(
-        "it speaks HTTP/1.1, and gRPC is HTTP/2: callbacks and probes have listeners of their own"
+        "it asks in HTTP/1.1 for what is not below /v1/, and gRPC is HTTP/2: callbacks and probes have listeners of their own"
     )]
     NotHttp2,
     /// The client's certificate is not good.

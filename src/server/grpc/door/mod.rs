@@ -1,0 +1,243 @@
+//! JSON on the gRPC listener, below `/v1/`: makes a gRPC call of each request, within the process, on the services and layers of any
+//! other call, and JSON of its answer. So credentials, permissions, limits, request ids, metrics, traces and audit are the same.
+//!
+//! The call has gRPC's headers only when it passes the layers; its message is read and transcoded behind admission, so that no client
+//! costs more than its headers before it is let in.
+
+mod calls;
+mod cors;
+mod decode;
+mod events;
+mod lines;
+mod reply;
+mod tickets;
+
+use std::sync::Arc;
+
+use axum::{
+    Router,
+    body::Body,
+    extract::Request,
+    http::{
+        HeaderMap, StatusCode,
+        header::{AUTHORIZATION, CONTENT_ENCODING, CONTENT_TYPE},
+    },
+    response::Response,
+    routing::any,
+};
+use hyper::body::Body as _;
+use tokio::time::Instant;
+
+use super::{content::ContentRefusals, origin::Origin};
+use crate::{
+    config,
+    door::{Asked, Input, Problem, Rpc, Shape, asked, openapi},
+    rpc,
+    trace::RequestId,
+    web,
+    wire::Reason,
+};
+
+pub(super) use calls::Calls;
+use calls::Template;
+use cors::Cors;
+pub(super) use decode::decode;
+use tickets::{Ticket, Tickets};
+
+/// See the module's description.
+#[derive(Debug)]
+pub(super) struct Door {
+    calls: Calls,
+    refusals: ContentRefusals,
+    /// Names by which the listener is asked without a token; `None`: by any.
+    names: Option<Names>,
+    cors: Cors,
+    tickets: Tickets,
+}
+
+#[derive(Debug)]
+struct Names {
+    port: u16,
+    hosts: Vec<String>,
+}
+
+/// Adds the door to the routes of gRPC.
+pub(super) fn add(routes: Router, door: Door) -> Router {
+    let door = Arc::new(door);
+    let answer = move |request| {
+        let door = Arc::clone(&door);
+        async move { door.answer(request).await }
+    };
+    routes.route("/v1/{*rest}", any(answer))
+}
+
+impl Door {
+    pub(super) fn new(
+        calls: Calls,
+        refusals: ContentRefusals,
+        config: &config::Grpc,
+        port: u16,
+    ) -> Self {
+        // With TLS a browser has made sure of the name.
+        let names = config.tls_certificate_file.is_none().then(|| Names {
+            port,
+            hosts: config.hosts.clone(),
+        });
+        Self {
+            calls,
+            refusals,
+            names,
+            cors: Cors::new(&config.cors_origins),
+            tickets: Tickets::default(),
+        }
+    }
+
+    async fn answer(&self, mut request: Request) -> Response {
+        let origin = self.cors.allow(&mut request);
+        let mut answer = if origin.is_some() && cors::is_preflight(&request) {
+            cors::preflight()
+        } else {
+            self.answer_own(request).await
+        };
+        self.cors.expose(&mut answer, origin);
+        answer
+    }
+
+    /// Answers a request as one of its own origin.
+    async fn answer_own(&self, request: Request) -> Response {
+        match self.asked(&request) {
+            Ok(asked) => self.call(asked, request).await,
+            Err(problem) => {
+                let id = RequestId::new();
+                tracing::debug!(request_id = %id, detail = problem.detail, "request refused before any call");
+                reply::problem(&problem, id.into())
+            }
+        }
+    }
+
+    /// What is asked for, if that can be answered.
+    fn asked(&self, request: &Request) -> Result<Asked, Problem> {
+        let (uri, headers) = (request.uri(), request.headers());
+        let asked = asked(request.method(), uri.path(), uri.query(), headers)?;
+        if !matches!(asked.input, Input::Ticket(_)) {
+            self.check_name(request)?;
+        }
+        if matches!(asked.input, Input::Body | Input::Later(_)) {
+            check_content(headers, request.body().is_end_stream())?;
+        }
+        Ok(asked)
+    }
+
+    /// Refuses what the page of a foreign name may have made a browser send. Such a page has no token.
+    fn check_name(&self, request: &Request) -> Result<(), Problem> {
+        let Some(Names { port, hosts }) = &self.names else {
+            return Ok(());
+        };
+        if request.headers().contains_key(AUTHORIZATION) {
+            return Ok(());
+        }
+
+        let is_ours =
+            |name: Option<&str>| name.is_some_and(|name| web::is_ours(name, *port, hosts));
+        if web::authorities(request).all(is_ours) {
+            return Ok(());
+        }
+        let message = "without a token this listener answers in JSON by an IP address or localhost only: send `authorization: \
+                       Bearer TOKEN`, or add the name to grpc.hosts and restart";
+        self.refusals.note(request, "host", message);
+        Err(Problem::new(StatusCode::MISDIRECTED_REQUEST, message))
+    }
+
+    async fn call(&self, asked: Asked, request: Request) -> Response {
+        let (head, body) = request.into_parts();
+        let template = Template::of(asked.rpc, head);
+        match asked.input {
+            Input::Body => {
+                let answer = self.calls.with_body(&template, body).await;
+                reply::json(asked.rpc, answer).await
+            }
+            Input::Later(rpc) => self.ticket(&template, rpc, body).await,
+            Input::Ticket(text) => match self.tickets.redeem(&text, Instant::now()) {
+                Some(ticket) => {
+                    let template = template.shows(ticket.authorization);
+                    self.read(template, ticket.message, asked.shape).await
+                }
+                None => reply::problem(&used_ticket(), RequestId::new().into()),
+            },
+            Input::Target(message) => self.read(template, message, asked.shape).await,
+        }
+    }
+
+    /// Answers a request without a body.
+    async fn read(&self, template: Template, message: Vec<u8>, shape: Shape) -> Response {
+        let answer = self.calls.with_message(&template, &message).await;
+        match shape {
+            Shape::Json | Shape::Ticket => reply::json(template.rpc, answer).await,
+            Shape::Lines => lines::answer(&self.calls, template, message, answer).await,
+            Shape::Description => reply::in_place_of(answer, openapi()).await,
+            Shape::Stream {
+                may_be_over,
+                comes_back,
+            } => {
+                let manner = events::Manner {
+                    may_be_over,
+                    comes_back,
+                };
+                events::answer(answer, manner).await
+            }
+        }
+    }
+
+    /// A ticket for the request in `body`.
+    async fn ticket(&self, template: &Template, rpc: &'static Rpc, body: Body) -> Response {
+        let bytes_max = tickets::REQUEST_BYTES_MAX;
+        let (answer, kept) = self.calls.keeping(template, rpc, bytes_max, body).await;
+        let id = reply::id_of(&answer);
+        let account = match reply::message_of(answer).await {
+            Ok((_, account)) => account,
+            Err(refused) => return reply::problem(&refused, id),
+        };
+
+        let ticket = Ticket {
+            message: kept.get().cloned().unwrap_or_default(),
+            authorization: template.authorization().cloned(),
+        };
+        match self.tickets.issue(ticket, account.payer(), Instant::now()) {
+            Some(text) => {
+                let life = format!("{}s", tickets::LIFE.as_secs());
+                let json = serde_json::json!({"ticket": text, "expires_in": life}).to_string();
+                reply::of_type(reply::JSON, Body::from(json), id)
+            }
+            None => reply::problem(&Problem::of_status(&rpc::overloaded()), id),
+        }
+    }
+}
+
+fn used_ticket() -> Problem {
+    let detail = "this ticket was used, or is older than 60 s: POST /v1/stream-tickets for another";
+    Problem::of_reason(StatusCode::UNAUTHORIZED, Reason::TokenInvalid, detail)
+}
+
+/// A page can make a browser send bodies of other types without asking first.
+fn check_content(headers: &HeaderMap, is_empty: bool) -> Result<(), Problem> {
+    let unsupported = |detail| Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, detail));
+    let text = |name| headers.get(name).map(|value| value.to_str().unwrap_or("?"));
+    if let Some(encoding) = text(CONTENT_ENCODING)
+        && !encoding.eq_ignore_ascii_case("identity")
+    {
+        return unsupported("send the body without compression");
+    }
+
+    let essence = text(CONTENT_TYPE).map(|value| value.split(';').next().unwrap_or(value).trim());
+    match essence {
+        None if is_empty => Ok(()),
+        Some(essence) if essence.eq_ignore_ascii_case("application/json") => Ok(()),
+        _ => unsupported("send the body as JSON, with `content-type: application/json`"),
+    }
+}
+
+/// The connection that a request came on, which every call needs.
+fn origin_of(head: &mut axum::http::request::Parts) -> Origin {
+    let origin = head.extensions.remove();
+    origin.expect("each connection says what it is, see `Connected`")
+}
