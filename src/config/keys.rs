@@ -2,6 +2,8 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
+use xxhash_rust::xxh3::xxh3_64;
+
 use super::{settings::Config, units::duration_text};
 use crate::{event::Product, size::size_text};
 
@@ -26,6 +28,22 @@ pub(super) const ANSWERS_BYTES_MIN: u64 = 32 * MIB;
 /// With less, streams read a few events at a time.
 const READING_BYTES_MIN: u64 = 8 * MIB;
 
+/// Keys that have to be the same on all nodes of a cluster: the node that writes decides by its own, any node may be the next one, and
+/// a callback or a client may come to each. Also all keys of the sections below.
+pub(super) const OF_ALL_NODES: [&str; 10] = [
+    "ingest.allow_unverified",
+    "ingest.body_signature",
+    "ingest.allowlist",
+    "ingest.allowed_networks",
+    "ingest.body_bytes_max",
+    "grpc.allow_anonymous",
+    "log.retention_age_max",
+    "log.retention_bytes_max",
+    "log.segment_age_max",
+    "cluster.stream_bytes_max",
+];
+const SECTIONS_OF_ALL_NODES: [&str; 2] = ["quarantine.", "reconcile."];
+
 /// A key of the configuration.
 #[derive(Debug)]
 pub struct Key {
@@ -37,6 +55,7 @@ pub struct Key {
     differs: fn(&Config, &Config) -> bool,
     take_up: fn(&mut Config, &Config),
     describe: fn(&Config, &Config) -> String,
+    show: fn(&Config) -> String,
 }
 
 /// When a new value of a key takes effect.
@@ -188,6 +207,7 @@ macro_rules! keys {
             differs: |old, new| old.$first $(.$rest)* != new.$first $(.$rest)*,
             take_up: |old, new| old.$first $(.$rest)*.clone_from(&new.$first $(.$rest)*),
             describe: |old, new| format!("{:?} -> {:?}", old.$first $(.$rest)*, new.$first $(.$rest)*),
+            show: |config| format!("{:?}", config.$first $(.$rest)*),
         }),*];
     };
     (@range ($($path:tt)+)) => { None };
@@ -323,6 +343,18 @@ impl Config {
         in_force
     }
 
+    /// A hash of the value of each key that has to be the same on all nodes of a cluster.
+    pub(crate) fn of_all_nodes(&self) -> BTreeMap<String, String> {
+        let hash = |key: &Key| {
+            let value = xxh3_64((key.show)(self).as_bytes());
+            (key.name.to_owned(), format!("{value:016x}"))
+        };
+        KEYS.iter()
+            .filter(|key| is_of_all_nodes(key.name))
+            .map(hash)
+            .collect()
+    }
+
     /// The changes that a reload of `new` applies, as `KEY: OLD -> NEW`.
     pub(crate) fn changes_to(&self, new: &Self) -> Vec<String> {
         of(Reload)
@@ -330,6 +362,13 @@ impl Config {
             .map(|key| format!("{}: {}", key.name, (key.describe)(self, new)))
             .collect()
     }
+}
+
+fn is_of_all_nodes(name: &str) -> bool {
+    OF_ALL_NODES.contains(&name)
+        || SECTIONS_OF_ALL_NODES
+            .iter()
+            .any(|section| name.starts_with(section))
 }
 
 /// Keys that differ and need a restart.

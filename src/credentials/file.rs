@@ -17,7 +17,7 @@ use super::{
     callback_lines::{BodySecret, CallbackToken, KeyId, SigningKey},
     client::{Client, ClientLine, Proof},
     lifetime::{Generation, Lifetime, Previous},
-    lookup::Credentials,
+    lookup::{Content, Credentials},
     secret::{SECRET_BYTES_MIN, Secret, TOKEN_PREFIX, TokenHash},
     vendor_key::{RawVendorKey, check_beside, vendor_key},
 };
@@ -162,7 +162,7 @@ fn parse(text: &str) -> Result<Credentials, CredentialsError> {
         .map_err(|error| CredentialsError::Form(without_secrets(text, &error)))?;
     let entry = |table, name: &Spanned<String>| entry(table, printable_name(text, name));
 
-    let mut credentials = Credentials::default();
+    let mut credentials = Credentials::saying(Content::of(text));
     for (name, raw) in file.callback_tokens {
         let token =
             callback_token(name.get_ref(), &raw).map_err(entry("callback_tokens", &name))?;

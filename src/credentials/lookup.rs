@@ -11,6 +11,10 @@ use std::{
 };
 
 use jiff::Timestamp;
+use ring::{
+    digest::{SHA256, digest},
+    hmac,
+};
 
 use super::{
     binding::Binding,
@@ -19,9 +23,12 @@ use super::{
     lifetime::{Generation, Lifetime},
     removed::NamedSecrets,
     secret::{Secret, TokenHash},
-    vendor_key::{VendorKey, VendorKeyLines},
+    vendor_key::{ApiKey, VendorKey, VendorKeyLines},
 };
 use crate::event::Labels;
+
+/// Enough that no two files have the same by chance.
+const FINGERPRINT_BYTES: usize = 8;
 
 /// One version of the credentials file.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -37,9 +44,55 @@ pub struct Credentials {
     clients_were_verified: bool,
     /// The secrets that were removed since the start.
     pub(super) removed: NamedSecrets,
+    /// The text of the file without comments and order; empty without a file.
+    pub(super) content: Content,
 }
 
+/// A hash of what a credentials file says, however it is written. It is no part of what two versions are compared by: they may say the
+/// same in other words.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Content(Vec<u8>);
+
+impl Content {
+    /// Of the text of a file that was read.
+    pub(super) fn of(text: &str) -> Self {
+        let table: toml::Table = toml::from_str(text).unwrap_or_default();
+        let text = table.to_string();
+        Self(digest(&SHA256, text.as_bytes()).as_ref().to_vec())
+    }
+}
+
+impl PartialEq for Content {
+    fn eq(&self, _: &Self) -> bool {
+        true
+    }
+}
+
+impl Eq for Content {}
+
 impl Credentials {
+    /// A version of this content, without a line yet.
+    pub(super) fn saying(content: Content) -> Self {
+        Self {
+            content,
+            ..Self::default()
+        }
+    }
+
+    /// A hash by which two brokers can see whether they have the same credentials, the keys in files of their own included. Nobody can
+    /// find a secret by it, and with another `context` it is another one.
+    pub fn fingerprint(&self, context: &[u8]) -> String {
+        let mut hash = hmac::Context::with_key(&hmac::Key::new(hmac::HMAC_SHA256, context));
+        hash.update(&self.content.0);
+        for line in &self.vendor_keys.0 {
+            let key = line.key.as_ref().map_or("", ApiKey::reveal);
+            hash.update(digest(&SHA256, key.as_bytes()).as_ref());
+        }
+        let tag = hash.sign();
+        let first = tag.as_ref().iter().take(FINGERPRINT_BYTES);
+        first.map(|byte| format!("{byte:02x}")).collect()
+    }
+
     /// Takes over from the version `old`: which authentication it required, and which secrets it had.
     pub(super) fn succeed(&mut self, old: &Self) {
         self.urls_were_verified = old.verify_urls();

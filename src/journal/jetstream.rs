@@ -11,12 +11,13 @@
 //! - `timing` knows what is due when.
 //! - `upkeep` looks at the stream, and `hearing` at other nodes.
 //! - `open_groups` are the groups that wait for an answer, `reply` is what the writer tells a node about one of its groups.
-//! - `state` is what probes, metrics and people see; `presence` is what nodes tell each other for them, and `lag` how long this one is
-//!   behind.
+//! - `state` is what probes, metrics and people see; `presence` is what nodes tell each other for them, `lag` how long this one is
+//!   behind, `skew` how far their clocks are apart, and `common` what has to be the same on all.
 //!
 //! [`Protocol`]: crate::cluster::Protocol
 //! [`Replica`]: crate::store::Replica
 
+mod common;
 mod driver;
 mod hearing;
 mod lag;
@@ -24,6 +25,7 @@ mod open_groups;
 mod outputs;
 mod presence;
 mod reply;
+mod skew;
 mod state;
 mod timing;
 mod upkeep;
@@ -34,8 +36,8 @@ use std::{
     time::Duration,
 };
 
+pub use common::{Common, SayCommon};
 pub use driver::{Driver, Parts};
-pub use presence::Mismatch;
 pub use state::{ClusterState, OtherNode, Overview};
 use tokio::time::{sleep, timeout};
 pub use waiting::Waiting;

@@ -274,7 +274,9 @@ impl Metrics {
         for why in ["connection", "silent"] {
             self.cluster_reconnects.with_label_values(&[why]);
         }
-        self.cluster_mismatch.with_label_values(&["chain"]);
+        for what in ["chain", "configuration", "credentials"] {
+            self.cluster_mismatch.with_label_values(&[what]);
+        }
     }
 
     fn label_late_tasks(&self) {

@@ -224,8 +224,10 @@ metrics! {
         "1 once this node follows the stream no more, because of a hole or a frame of a later version; else 0. /readyz and the log have the reason.";
     pub cluster_nodes: gauge "blobcast_cluster_nodes"
         "Nodes that are there, this one included; 0 on a broker that is alone.";
+    pub cluster_clock_skew_seconds: gauge "blobcast_cluster_clock_skew_seconds"
+        "Seconds by which the machine's clock of another node differs from this one's, of the node where it is most, to about a second.";
     pub cluster_mismatch: gauges "blobcast_cluster_mismatch" ["what"]
-        "1 once another node was seen to differ where it must not: chain (another log at the same frame).";
+        "1 once another node was seen to have another log at the same frame (chain); 1 while one has another value of a key that has to be the same on all (configuration), or other credentials.";
     pub cluster_stream_bytes: gauge "blobcast_cluster_stream_bytes"
         "Bytes of the stream.";
     pub cluster_stream_bytes_max: gauge "blobcast_cluster_stream_bytes_max"

@@ -81,14 +81,13 @@ pub(super) fn describe_cluster(
 }
 
 fn describe_other(other: OtherNode) -> v1::ClusterNode {
-    let mismatch = other.mismatch.map(|it| it.name().to_owned());
     v1::ClusterNode {
         name: other.name,
         version: other.version,
         place: other.place,
         stream_lag: other.behind,
         ready: other.is_ready,
-        mismatches: mismatch.into_iter().collect(),
+        mismatches: other.mismatches,
         away_for: other.away.map(duration),
     }
 }

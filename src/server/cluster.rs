@@ -2,6 +2,7 @@
 
 use std::{io, path::Path, pin::Pin, sync::Arc, time::Duration};
 
+use parking_lot::Mutex;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::task::AbortOnDropHandle;
 use uuid::Uuid;
@@ -14,9 +15,10 @@ use super::{
 use crate::{
     cluster::{Author, Beginning, Join, Limits, Position, forgotten_before, join as join_at},
     config::{Config, StreamSync},
+    credentials::SharedCredentials,
     event::Sequence,
     files,
-    journal::jetstream::{ClusterState, Driver, Parts, Times, Waiting},
+    journal::jetstream::{ClusterState, Common, Driver, Parts, SayCommon, Times, Waiting},
     metrics::Metrics,
     nats::{self, Nats, NatsError, StreamState, Synced},
     store::{Appender, Replica, Retention, Store, Writer},
@@ -350,6 +352,7 @@ impl Joining {
         config: &Config,
         retention: Retention,
         sources: &Arc<Sources>,
+        common: SayCommon,
     ) -> Result<(Writing, Node), StartError> {
         let Self {
             node: name,
@@ -357,7 +360,8 @@ impl Joining {
             found,
         } = self;
         let (appender, writer, maintaining) = storage::writer_of(retention, sources)?;
-        let parts = parts(config, &name, writer, &appender, &sources.metrics);
+        let metrics = &sources.metrics;
+        let parts = parts(config, &name, writer, &appender, metrics, common);
         match found {
             Ok(Found { nats, stream, .. }) => {
                 let found = Some((stream.clone(), nats.synced()));
@@ -430,6 +434,7 @@ fn parts(
     writer: Writer<ToHub>,
     appender: &Appender,
     metrics: &Arc<Metrics>,
+    common: SayCommon,
 ) -> Parts<ToHub> {
     let me = Author(Uuid::new_v4().as_u128());
     let limits = Limits {
@@ -448,7 +453,27 @@ fn parts(
             read_wait: config.cluster.read_wait,
         },
         metrics: Arc::clone(metrics),
+        common,
     }
+}
+
+/// What this node says of what has to be the same on all. It does not wait for a reload, and says then what it said before.
+pub(super) fn common(
+    config: &Arc<Mutex<Config>>,
+    credentials: &Arc<SharedCredentials>,
+) -> SayCommon {
+    let (config, credentials) = (Arc::clone(config), Arc::clone(credentials));
+    let last = Mutex::new(config.lock().of_all_nodes());
+    SayCommon::new(move |epoch| {
+        let mut last = last.lock();
+        if let Some(config) = config.try_lock() {
+            *last = config.of_all_nodes();
+        }
+        Common {
+            configuration: last.clone(),
+            credentials: credentials.get().fingerprint(epoch.to_string().as_bytes()),
+        }
+    })
 }
 
 impl Node {

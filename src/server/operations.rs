@@ -102,6 +102,10 @@ impl Status {
         ] {
             gauge.set(i64::from(is_so));
         }
+        for (what, is_so) in cluster.mismatches() {
+            let mismatch = metrics.cluster_mismatch.with_label_values(&[what]);
+            mismatch.set(i64::from(is_so));
+        }
         for (gauge, value) in [
             (&metrics.cluster_applied_place, store.head().0),
             (&metrics.cluster_stream_lag_frames, overview.behind),
@@ -110,6 +114,10 @@ impl Status {
                 cluster.lag_time().as_secs(),
             ),
             (&metrics.cluster_nodes, overview.nodes.len() as u64),
+            (
+                &metrics.cluster_clock_skew_seconds,
+                cluster.clock_skew().as_secs(),
+            ),
             (&metrics.cluster_stream_bytes, overview.stream_bytes),
             (&metrics.cluster_stream_bytes_max, overview.stream_bytes_max),
         ] {

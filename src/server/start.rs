@@ -38,6 +38,7 @@ use crate::{
     audit::{Audit, Command, OK},
     config::{Config, Loaded},
     credentials::Credentials,
+    journal::jetstream::SayCommon,
     metrics::Metrics,
     minutes::{LOOK_INTERVAL, Minutes},
     rpc,
@@ -48,7 +49,6 @@ impl Server {
     /// Starts a broker, which serves when this returns. Callbacks' connections live on `homes`.
     pub(crate) async fn start(loaded: &Loaded, homes: Homes) -> Result<Self, StartError> {
         let config = &loaded.config;
-        // Before the store: a busy port should not cost a recovery.
         let (listeners, addresses, sockets) = listen(config)?;
 
         let metrics = counted();
@@ -59,7 +59,8 @@ impl Server {
         let (tracer, exporter) = otlp::tracer(&config.traces, read.collector, &metrics);
         watched.extend(exporter.as_ref().and_then(|it| it.watched(&config.traces)));
 
-        let (sources, writing, node) = open_log(config, &metrics).await?;
+        let common = cluster::common(&shared_config, &credentials);
+        let (sources, writing, node) = open_log(config, &metrics, common).await?;
         let audit = recorder(config, audit_file, &sources);
         let (retention, journal) = (storage::shared_retention(config), writing.journal);
         let settings = Arc::new(Mutex::new(resources::described(loaded)));
@@ -137,6 +138,7 @@ fn listen(config: &Config) -> Result<(Listeners, Addresses, [TcpListener; 3]), S
 async fn open_log(
     config: &Config,
     metrics: &Arc<Metrics>,
+    common: SayCommon,
 ) -> Result<(Arc<Sources>, Writing, Option<Node>), StartError> {
     let joining = cluster::join(config).await?;
     let beginning = joining.as_ref().and_then(Joining::beginning);
@@ -148,7 +150,7 @@ async fn open_log(
     };
 
     joining.check(config, &sources.store)?;
-    let (writing, node) = joining.start(config, retention, &sources).await?;
+    let (writing, node) = joining.start(config, retention, &sources, common).await?;
     Ok((sources, writing, Some(node)))
 }
 

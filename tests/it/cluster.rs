@@ -16,6 +16,7 @@ use blobcast::{
         QuarantinedCallback, ReleaseQuarantinedRequest,
     },
 };
+use rustix::process::Signal;
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
 use tokio_stream::StreamExt;
@@ -1032,6 +1033,8 @@ async fn cluster_status_shows_a_hole_and_that_another_log_is_at_the_same_frame()
         let mut presence: Value = serde_json::from_slice(&said.payload).unwrap();
         presence["author"] = "00".into();
         presence["chain"] = "another".into();
+        let clock = presence["clock_micros"].as_i64().unwrap();
+        presence["clock_micros"] = (clock - 3_600_000_000).into();
         let presence = presence.to_string();
         client
             .publish("blobcast.main.nodes.z", presence.into())
@@ -1049,6 +1052,8 @@ async fn cluster_status_shows_a_hole_and_that_another_log_is_at_the_same_frame()
         differs("z")
     })
     .await;
+    let skew = first.metric("blobcast_cluster_clock_skew_seconds").await;
+    assert!((3_600.0..3_660.0).contains(&skew), "{skew}");
     let text = first.cli("cluster status").run().await;
     assert!(text.good().contains("  chain\n"), "{text:?}");
     assert!(text.stderr.contains("z and a differ (chain)"), "{text:?}");
@@ -1083,6 +1088,63 @@ async fn cluster_status_shows_a_hole_and_that_another_log_is_at_the_same_frame()
             .any(|it| it["name"] == "b" && it["ready"] == false)
     })
     .await;
+}
+
+#[tokio::test]
+async fn nodes_say_what_differs_and_should_not_until_it_is_the_same() {
+    let Some(nats) = NatsServer::start(NatsOptions::default()).await else {
+        return;
+    };
+    let mut credentials = [CredentialsFile::new(), CredentialsFile::new()];
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("blobcast.toml");
+    std::fs::write(&path, "[quarantine]\nretention_count_max = 99\n").unwrap();
+    // What belongs to one machine may differ.
+    let with = |name: &str, credentials: &CredentialsFile| {
+        let options = nats.node(name).set("grpc.subscriptions_max", name.len());
+        options.set("credentials_file", credentials.path().display())
+    };
+    let first = with("a", &credentials[0]).start().await;
+    let second = with("bb", &credentials[1]).variable("BLOBCAST_CONFIG", path.display());
+    let second = second.start().await;
+    first.ready().await;
+    second.ready().await;
+
+    let differs = async |configuration: f64, credentials: f64, mismatches: Value| {
+        until(&format!("{mismatches}"), async || {
+            let status = status_of(&first).await;
+            let nodes = status["nodes"].as_array().unwrap();
+            let of = |what| format!("blobcast_cluster_mismatch{{what=\"{what}\"}}");
+            nodes.len() == 2
+                && nodes[1]["mismatches"] == mismatches
+                && first.metric(&of("configuration")).await == configuration
+                && first.metric(&of("credentials")).await == credentials
+                && first.metric(&of("chain")).await == 0.0
+        })
+        .await;
+    };
+    differs(1.0, 0.0, json!(["quarantine.retention_count_max"])).await;
+    let text = first.cli("cluster status").run().await;
+    let told = "bb and a differ (quarantine.retention_count_max): give all nodes the same";
+    assert!(text.stderr.contains(told), "{text:?}");
+
+    credentials[0].add("callback vendor").await;
+    differs(
+        1.0,
+        1.0,
+        json!(["quarantine.retention_count_max", "credentials"]),
+    )
+    .await;
+    // The same in other words is the same.
+    let text = std::fs::read_to_string(credentials[0].path()).unwrap();
+    credentials[1].write(&format!("# ours\n\n{text}"));
+    differs(1.0, 0.0, json!(["quarantine.retention_count_max"])).await;
+
+    std::fs::write(&path, "").unwrap();
+    second.signal(Signal::HUP);
+    differs(0.0, 0.0, json!([])).await;
+    first.logged("differs from this one in what", 3).await;
+    first.logged("differs from this one no more", 1).await;
 }
 
 #[tokio::test]

@@ -20,7 +20,7 @@ Each node tells what it sees itself: if two of them cannot reach each other, ask
   PLACE    of its newest event
   BEHIND   messages of the stream that it has not seen
   DIFFERS  what differs from the node that answers and must not: chain, another log;
-           stream, its log was read from another stream
+           stream, its log was read from another stream; keys of the configuration; credentials
 
 A node that is away is shown for an hour.
 
@@ -143,13 +143,7 @@ fn hints(cluster: &v1::ClusterInfo) -> Vec<String> {
         .iter()
         .filter(|node| !node.mismatches.is_empty())
     {
-        let (name, answers) = (&node.name, &cluster.node);
-        hints.push(if node.mismatches == ["stream"] {
-            format!("{name} has read another stream than {answers}: one of them needs a new data directory")
-        } else {
-            let what = node.mismatches.join(",");
-            format!("{name} and {answers} differ ({what}): find out which is right before anything is written")
-        });
+        hints.push(difference(node, &cluster.node));
     }
 
     for node in &cluster.nodes {
@@ -174,6 +168,23 @@ fn hints(cluster: &v1::ClusterInfo) -> Vec<String> {
         hints.push("only a client with `admin = true` sees the nodes".to_owned());
     }
     hints
+}
+
+/// What to do about a node that differs from the one that answers.
+fn difference(node: &v1::ClusterNode, answers: &str) -> String {
+    let (name, what) = (&node.name, node.mismatches.join(","));
+    let is = |what: &str| node.mismatches.iter().any(|mismatch| mismatch == what);
+    if is("chain") {
+        format!(
+            "{name} and {answers} differ ({what}): find out which is right before anything is written"
+        )
+    } else if is("stream") {
+        format!(
+            "{name} has read another stream than {answers}: one of them needs a new data directory"
+        )
+    } else {
+        format!("{name} and {answers} differ ({what}): give all nodes the same")
+    }
 }
 
 pub(in crate::cli) fn as_json(cluster: &v1::ClusterInfo) -> Value {

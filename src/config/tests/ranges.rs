@@ -372,3 +372,22 @@ fn a_single_body_fits_into_the_memory_for_all() {
         "{errors:?}"
     );
 }
+
+#[test]
+fn the_keys_that_all_nodes_have_to_share_are_keys_and_their_hashes_follow_their_values() {
+    let mut config = default_config();
+    let before = config.of_all_nodes();
+    for name in super::super::keys::OF_ALL_NODES {
+        assert!(before.contains_key(name), "{name}");
+    }
+    assert!(before.contains_key("reconcile.enabled") && !before.contains_key("cluster.node"));
+    assert!(before.keys().any(|name| name.starts_with("quarantine.")));
+    config.log.retention_bytes_max += 1;
+    config.cluster.node = "b".into();
+    let after = config.of_all_nodes();
+    let changed: Vec<_> = before
+        .keys()
+        .filter(|key| before[*key] != after[*key])
+        .collect();
+    assert_eq!(changed, ["log.retention_bytes_max"]);
+}

@@ -475,3 +475,32 @@ fn a_change_is_reported_by_the_fields_that_differ_and_by_no_value() {
         ["body_signature added"]
     );
 }
+
+#[test]
+fn a_fingerprint_follows_what_a_file_says_and_not_how() {
+    let of = |text: &str| Credentials::parse(text).unwrap().fingerprint(b"7");
+    let line = r#"x = { certificate = "x.internal", products = ["veo"] }"#;
+    let one = of(&format!("[clients]\n{line}"));
+    assert_eq!(one.len(), 16);
+    assert_eq!(one, of(&format!("# ours\n[clients] # theirs\n\n{line}\n")));
+    assert_ne!(
+        one,
+        of(&format!("[clients]\n{}", line.replace("veo", "sora")))
+    );
+    assert_ne!(one, of(""));
+    assert_eq!(of(""), of("# nothing"));
+    let other = Credentials::parse(&format!("[clients]\n{line}")).unwrap();
+    assert_ne!(one, other.fingerprint(b"8"));
+
+    // A key in a file of its own counts, too.
+    let text = "[[vendor_keys]]\nname = \"main\"\nkey_file = \"/k\"\n";
+    let with = |key: &str| {
+        let mut credentials = Credentials::parse(text).unwrap();
+        let read = |_: &std::path::Path| Ok(key.to_owned());
+        let done = credentials.read_key_files(read, |_, _, problem| problem);
+        done.unwrap();
+        credentials.fingerprint(b"7")
+    };
+    assert_eq!(with("k1"), with("k1\n"));
+    assert_ne!(with("k1"), with("k2"));
+}

@@ -14,7 +14,7 @@ use bytes::Bytes;
 use tokio::{runtime, sync::mpsc};
 
 use super::{
-    Jetstream, Times,
+    Jetstream, SayCommon, Times,
     open_groups::OpenGroups,
     presence::Heard,
     reply::HandoverReply,
@@ -51,6 +51,8 @@ pub struct Parts<P> {
     pub times: Times,
     /// What is counted.
     pub metrics: Arc<Metrics>,
+    /// What has to be the same on all nodes.
+    pub common: SayCommon,
 }
 
 impl<P> fmt::Debug for Parts<P> {
@@ -134,6 +136,7 @@ pub struct Driver<P> {
     pub(super) halted: Option<String>,
     pub(super) state: Arc<ClusterState>,
     pub(super) metrics: Arc<Metrics>,
+    pub(super) common: SayCommon,
 }
 
 /// How the driver's thread sleeps: in the store's queue, or parked while it takes nothing from there.
@@ -198,6 +201,7 @@ impl<P: Publish> Driver<P> {
             message_bytes_max,
             times,
             metrics,
+            common,
         } = parts;
         let Following {
             stream,
@@ -230,6 +234,7 @@ impl<P: Publish> Driver<P> {
             halted: None,
             state,
             metrics,
+            common,
         };
         driver.compare(&stream);
         driver
@@ -420,25 +425,6 @@ impl<P: Publish> Driver<P> {
             );
         }
         self.state.set_doubt(why);
-    }
-
-    fn connected(&mut self, is_connected: bool) {
-        if is_connected == self.state.is_connected() {
-            return; // as it says at the start
-        }
-        if is_connected {
-            tracing::info!("connected to NATS again");
-            self.metrics
-                .cluster_reconnects
-                .with_label_values(&["connection"])
-                .inc();
-            self.show();
-        } else {
-            tracing::warn!(
-                "the connection to NATS is lost: reads go on, callbacks are answered 503 until it is back"
-            );
-        }
-        self.state.set_connected(is_connected);
     }
 
     fn do_what_is_due(&mut self) {

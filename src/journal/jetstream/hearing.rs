@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use super::{
     driver::Driver,
     presence::{Mismatch, Presence},
+    state::Found,
     upkeep::STALE_MAX,
 };
 use crate::{cluster::Input, store::Publish};
@@ -17,7 +18,12 @@ impl<P: Publish> Driver<P> {
     pub(super) fn presence(&self) -> Presence {
         let problem = self.state.problem_of_callbacks(&self.replica.health());
         let is_ready = !self.is_draining && problem.is_none();
-        Presence::of(self.me, self.stream_id, self.protocol.position(), is_ready)
+        let position = self.protocol.position();
+        let (clock, common) = (
+            self.replica.machine_micros(),
+            self.common.at(position.epoch),
+        );
+        Presence::of(self.me, self.stream_id, position, is_ready, clock, common)
     }
 
     /// Tells the others.
@@ -66,8 +72,17 @@ impl<P: Publish> Driver<P> {
         if mismatch != Some(Mismatch::Stream) {
             self.heed(node, presence.frame);
         }
-        if !self.state.heard(node.to_owned(), presence, mismatch) {
-            return; // it was there before
+        let found = Found {
+            mismatch,
+            differences: mine.differences(&presence),
+            clock_micros: mine.clock_micros.unwrap_or_default(),
+        };
+        let news = self.state.heard(node.to_owned(), presence, found);
+        if let Some(differences) = news.differences {
+            note_differences(node, &differences);
+        }
+        if !news.is_new {
+            return;
         }
         if node == self.node {
             tracing::warn!(
@@ -115,4 +130,16 @@ impl<P: Publish> Driver<P> {
             self.halt(&why);
         }
     }
+}
+
+fn note_differences(node: &str, differences: &[String]) {
+    if differences.is_empty() {
+        tracing::info!(node, "another node differs from this one no more");
+        return;
+    }
+    tracing::warn!(
+        node,
+        differs = differences.join(", "),
+        "another node differs from this one in what should be the same on all: the node that writes decides by its own"
+    );
 }

@@ -6,6 +6,7 @@ use std::time::Instant;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
+use super::common::Common;
 use crate::cluster::{Author, FORMAT, Position, StreamId};
 
 /// See the module's description. As JSON, so that a person can read it on the subject.
@@ -29,6 +30,10 @@ pub(super) struct Presence {
     pub place: Option<u64>,
     /// Whether it takes callbacks.
     pub ready: Option<bool>,
+    /// What its machine's clock says, in microseconds since 1970.
+    pub clock_micros: Option<i64>,
+    /// What has to be the same on all nodes.
+    pub common: Option<Common>,
 }
 
 /// The newest frame that counts and that another node has.
@@ -42,7 +47,7 @@ pub(super) struct Heard {
 
 /// In what two nodes differ and must not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Mismatch {
+pub(super) enum Mismatch {
     /// They have another log at the same frame.
     Chain,
     /// They have read another stream.
@@ -51,7 +56,7 @@ pub enum Mismatch {
 
 impl Mismatch {
     /// As people and scripts read it.
-    pub fn name(self) -> &'static str {
+    pub(super) fn name(self) -> &'static str {
         match self {
             Self::Chain => "chain",
             Self::Stream => "stream",
@@ -65,6 +70,8 @@ impl Presence {
         stream: StreamId,
         position: &Position,
         is_ready: bool,
+        clock_micros: i64,
+        common: Common,
     ) -> Self {
         Self {
             author: format!("{:032x}", author.0),
@@ -76,6 +83,8 @@ impl Presence {
             chain: format!("{:016x}", position.chain),
             place: position.totals.head().map(|place| place.0),
             ready: Some(is_ready),
+            clock_micros: Some(clock_micros),
+            common: Some(common),
         }
     }
 
@@ -98,6 +107,12 @@ impl Presence {
         let differs = self.frame == other.frame && self.chain != other.chain;
         differs.then_some(Mismatch::Chain)
     }
+
+    /// What else differs and should not, as far as both tell it.
+    pub(super) fn differences(&self, other: &Self) -> Vec<String> {
+        let both = self.common.as_ref().zip(other.common.as_ref());
+        both.map_or_else(Vec::new, |(mine, theirs)| mine.differences(theirs))
+    }
 }
 
 #[cfg(test)]
@@ -105,9 +120,14 @@ mod tests {
     use super::*;
     use crate::event::Epoch;
 
+    fn said(stream: u64) -> Presence {
+        let (position, common) = (Position::start(Epoch(7)), Common::default());
+        Presence::of(Author(1), StreamId(stream), &position, true, 5, common)
+    }
+
     #[test]
     fn a_node_of_a_version_that_says_less_or_more_is_heard() {
-        let mine = Presence::of(Author(1), StreamId(3), &Position::start(Epoch(7)), true);
+        let mine = said(3);
         assert_eq!(Presence::parse(&mine.encode()), Some(mine.clone()));
 
         let mut said: serde_json::Value = serde_json::from_slice(&mine.encode()).unwrap();
@@ -115,28 +135,28 @@ mod tests {
         fields.remove("place");
         fields.remove("ready");
         fields.remove("stream");
+        fields.remove("clock_micros");
+        fields.remove("common");
         fields.insert("zone".into(), "b".into());
         let heard = Presence::parse(said.to_string().as_bytes()).unwrap();
         let expected = Presence {
             place: None,
             ready: None,
             stream: None,
+            clock_micros: None,
+            common: None,
             ..mine.clone()
         };
         assert_eq!(heard, expected);
         assert_eq!(mine.mismatch(&heard), Some(Mismatch::Stream));
+        assert!(heard.differences(&mine).is_empty() && mine.differences(&heard).is_empty());
     }
 
     #[test]
     fn frames_are_compared_within_one_stream() {
         let of = |stream, chain: &str| Presence {
             chain: chain.to_owned(),
-            ..Presence::of(
-                Author(1),
-                StreamId(stream),
-                &Position::start(Epoch(7)),
-                true,
-            )
+            ..said(stream)
         };
         let mine = of(3, "a");
         assert_eq!(mine.mismatch(&of(3, "a")), None);

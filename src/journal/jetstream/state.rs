@@ -11,8 +11,10 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use super::{
+    common::kind_of,
     lag::Lag,
     presence::{Mismatch, Presence},
+    skew::Skew,
 };
 use crate::{cluster::Author, store::Health};
 
@@ -76,6 +78,29 @@ struct Other {
     behind: u64,
     /// What has differed at least once since its start, and must not.
     mismatch: Option<Mismatch>,
+    /// What else differs from this node, as it has last said.
+    differences: Vec<String>,
+    skew: Skew,
+}
+
+/// What one node finds of another.
+#[derive(Debug, Default)]
+pub(super) struct Found {
+    /// What differs and must not.
+    pub mismatch: Option<Mismatch>,
+    /// What should be the same on all, and is not.
+    pub differences: Vec<String>,
+    /// What this machine's clock says, in microseconds since 1970.
+    pub clock_micros: i64,
+}
+
+/// What is new about another node that has spoken.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct News {
+    /// It was not there before.
+    pub is_new: bool,
+    /// What differs from this node, if that is something else than before.
+    pub differences: Option<Vec<String>>,
 }
 
 /// The cluster, for people.
@@ -106,8 +131,8 @@ pub struct OtherNode {
     pub behind: u64,
     /// Whether it took callbacks, if its version tells it.
     pub is_ready: Option<bool>,
-    /// In what it was seen to differ from this node, and must not.
-    pub mismatch: Option<Mismatch>,
+    /// In what it differs from this node: `chain` or `stream`, if it was seen to, keys of the configuration, `credentials`.
+    pub mismatches: Vec<String>,
     /// For how long it has not spoken, if it is taken to be gone.
     pub away: Option<Duration>,
 }
@@ -229,7 +254,9 @@ impl ClusterState {
             place: other.presence.place,
             behind: other.behind,
             is_ready: other.presence.ready,
-            mismatch: other.mismatch,
+            mismatches: (other.mismatch.map(|it| it.name().to_owned()).into_iter())
+                .chain(other.differences.iter().cloned())
+                .collect(),
             away: other.away(),
         };
         let state = self.state.lock();
@@ -246,6 +273,24 @@ impl ClusterState {
     /// How long ago the stream had the oldest message that this node has not seen, as far as it has heard.
     pub fn lag_time(&self) -> Duration {
         self.state.lock().lag.time(Instant::now())
+    }
+
+    /// Whether another node differs in what should be the same on all, as it has last said; by the word for it.
+    pub fn mismatches(&self) -> [(&'static str, bool); 2] {
+        let state = self.state.lock();
+        ["configuration", "credentials"].map(|what| {
+            let is_so = |difference: &String| kind_of(difference) == what;
+            let mut there = state.there();
+            let is_there = there.any(|(_, other)| other.differences.iter().any(is_so));
+            (what, is_there)
+        })
+    }
+
+    /// How far the clock of another node is from this one's, at most.
+    pub fn clock_skew(&self) -> Duration {
+        let state = self.state.lock();
+        let micros = state.there().map(|(_, other)| other.skew.micros());
+        Duration::from_micros(micros.max().unwrap_or_default())
     }
 
     /// Whether the servers can be reached.
@@ -390,29 +435,35 @@ impl ClusterState {
         self.state.lock().stopped.get_or_insert(why);
     }
 
-    /// Another node has spoken, and differs in this. Returns true if it was not there before.
-    pub(super) fn heard(
-        &self,
-        node: String,
-        presence: Presence,
-        mismatch: Option<Mismatch>,
-    ) -> bool {
+    /// Another node has spoken.
+    pub(super) fn heard(&self, node: String, presence: Presence, found: Found) -> News {
         let mut state = self.state.lock();
-        let before = state.others.get(&node);
-        let was_there = before.is_some_and(|it| it.away().is_none());
+        let before = state.others.remove(&node);
+        let differed = before.as_ref().map(|it| &it.differences[..]);
+        let news = News {
+            is_new: before.as_ref().is_none_or(|it| it.away().is_some()),
+            differences: (differed.unwrap_or_default() != found.differences)
+                .then(|| found.differences.clone()),
+        };
+
         let same = before.filter(|it| it.presence.author == presence.author);
-        let differed = same.and_then(|it| it.mismatch);
+        let (mismatch, mut skew) = same.map(|it| (it.mismatch, it.skew)).unwrap_or_default();
+        if let Some(theirs) = presence.clock_micros {
+            skew.shown(theirs, found.clock_micros);
+        }
         let other = Other {
             heard_at: Instant::now(),
             behind: state.last.saturating_sub(presence.seen),
-            mismatch: mismatch.or(differed),
+            mismatch: found.mismatch.or(mismatch),
+            differences: found.differences,
+            skew,
             presence,
         };
         state.others.insert(node, other);
         if state.others.len() > OTHERS_MAX {
             state.forget_the_oldest();
         }
-        !was_there
+        news
     }
 }
 
@@ -454,6 +505,7 @@ mod tests {
     use crate::{
         cluster::{Position, StreamId},
         event::Epoch,
+        journal::jetstream::Common,
     };
 
     const ME: Author = Author(1);
@@ -505,36 +557,80 @@ mod tests {
         assert_eq!(state.overview().writer.as_deref(), Some("b"));
     }
 
+    fn said(author: Author, seen: u64) -> Presence {
+        let (position, common) = (Position::start(Epoch(7)), Common::default());
+        Presence {
+            seen,
+            ..Presence::of(author, StreamId(3), &position, true, 0, common)
+        }
+    }
+
     #[test]
     fn another_node_is_shown_as_it_last_spoke_and_differs_until_it_starts_again() {
-        let said = |author, seen| Presence {
-            seen,
-            ..Presence::of(author, StreamId(3), &Position::start(Epoch(7)), true)
+        let found = |mismatch, seconds: i64| Found {
+            mismatch,
+            clock_micros: seconds * 1_000_000,
+            ..Found::default()
         };
         let state = ClusterState::new("a".into(), ME, 5, 5);
-        assert!(state.heard("b".into(), said(OTHER, 3), Some(Mismatch::Chain)));
+        let chain = Some(Mismatch::Chain);
+        assert!(
+            state
+                .heard("b".into(), said(OTHER, 3), found(chain, 0))
+                .is_new
+        );
         let others = state.others();
         assert_eq!((others[0].name.as_str(), others[0].behind), ("b", 2));
-        assert_eq!(
-            (others[0].is_ready, others[0].mismatch),
-            (Some(true), Some(Mismatch::Chain))
-        );
+        assert_eq!(others[0].is_ready, Some(true));
+        assert_eq!(others[0].mismatches, ["chain"]);
 
-        assert!(!state.heard("b".into(), said(OTHER, 5), None));
+        let news = state.heard("b".into(), said(OTHER, 5), found(None, 7));
+        assert_eq!(news, News::default());
+        assert_eq!(state.others()[0].behind, 0);
+        assert_eq!(state.others()[0].mismatches, ["chain"]);
+        assert_eq!(state.clock_skew(), Duration::ZERO, "it was late");
+        state.heard("b".into(), said(Author(3), 5), found(None, 9));
+        assert!(state.others()[0].mismatches.is_empty());
+        assert_eq!(state.clock_skew(), Duration::from_secs(9));
+    }
+
+    #[test]
+    fn each_change_of_what_differs_is_noted_once() {
+        let state = ClusterState::new("a".into(), ME, 5, 5);
+        let hear = |node: &str, differences: &[&str]| {
+            let differences = differences.iter().map(|it| (*it).to_owned()).collect();
+            let found = Found {
+                differences,
+                ..Found::default()
+            };
+            state.heard(node.into(), said(OTHER, 5), found).differences
+        };
+        assert_eq!(hear("b", &[]), None);
+        assert_eq!(hear("b", &["log.x"]), Some(vec!["log.x".to_owned()]));
+        assert_eq!(hear("b", &["log.x"]), None);
         assert_eq!(
-            (state.others()[0].behind, state.others()[0].mismatch),
-            (0, Some(Mismatch::Chain))
+            state.mismatches(),
+            [("configuration", true), ("credentials", false)]
         );
-        state.heard("b".into(), said(Author(3), 5), None);
-        assert_eq!(state.others()[0].mismatch, None);
+        assert_eq!(hear("c", &["credentials"]).unwrap(), ["credentials"]);
+        assert_eq!(state.others()[1].mismatches, ["credentials"]);
+        assert!(state.mismatches().iter().all(|(_, is_so)| *is_so));
+        assert_eq!(hear("b", &[]), Some(vec![]));
+        assert_eq!(
+            state.mismatches(),
+            [("configuration", false), ("credentials", true)]
+        );
     }
 
     #[test]
     fn a_node_that_is_gone_is_shown_for_an_hour_and_counts_no_more() {
         let state = ClusterState::new("a".into(), ME, 5, 5);
-        let said = || Presence::of(OTHER, StreamId(3), &Position::start(Epoch(7)), true);
-        assert!(state.heard("b".into(), said(), None));
-        assert!(!state.heard("b".into(), said(), None));
+        let hear = |node: &str| {
+            let found = Found::default();
+            state.heard(node.into(), said(OTHER, 5), found).is_new
+        };
+        assert!(hear("b"));
+        assert!(!hear("b"));
         assert_eq!(
             (state.overview().nodes.len(), state.others()[0].away),
             (2, None)
@@ -550,11 +646,11 @@ mod tests {
         assert_eq!(state.overview().nodes, ["a"]);
         ago(AWAY);
         assert!(state.others().is_empty());
-        assert!(state.heard("b".into(), said(), None), "it is there again");
+        assert!(hear("b"), "it is there again");
 
         ago(GONE);
         for number in 0..OTHERS_MAX {
-            state.heard(format!("n{number}"), said(), None);
+            hear(&format!("n{number}"));
         }
         let others = state.others();
         assert_eq!(others.len(), OTHERS_MAX);

@@ -90,4 +90,24 @@ impl<P: Publish> Driver<P> {
             ));
         }
     }
+
+    /// The connection to NATS is there, or is lost.
+    pub(super) fn connected(&mut self, is_connected: bool) {
+        if is_connected == self.state.is_connected() {
+            return; // as it says at the start
+        }
+        if is_connected {
+            tracing::info!("connected to NATS again");
+            self.metrics
+                .cluster_reconnects
+                .with_label_values(&["connection"])
+                .inc();
+            self.show();
+        } else {
+            tracing::warn!(
+                "the connection to NATS is lost: reads go on, callbacks are answered 503 until it is back"
+            );
+        }
+        self.state.set_connected(is_connected);
+    }
 }

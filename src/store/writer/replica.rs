@@ -183,6 +183,12 @@ impl<P: Publish> Replica<P> {
         }
     }
 
+    /// What the machine's clock says, in microseconds since 1970.
+    pub(crate) fn machine_micros(&self) -> i64 {
+        let clock = self.writer.store.clock();
+        clock.now_micros().saturating_add(clock.difference_micros())
+    }
+
     /// Whether this node's own disk takes writes.
     pub(crate) fn health(&self) -> Health {
         self.writer.store.health()

@@ -14,7 +14,7 @@ use blobcast::{
     event::{Filter, Record, Verification},
     journal::{
         Journal, Local,
-        jetstream::{Driver, Parts, Times},
+        jetstream::{Common, Driver, Parts, SayCommon, Times},
     },
     metrics::Metrics,
     nats::{Nats, Settings, Sync},
@@ -140,6 +140,7 @@ async fn join(path: &Path) -> Node {
             read_wait: PATIENCE,
         },
         metrics,
+        common: SayCommon::new(|_| Common::default()),
     };
     let driver = Driver::start(parts, nats, stream).await.unwrap();
 
