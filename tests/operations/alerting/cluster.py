@@ -13,26 +13,38 @@ from .story import story
 PATIENCE_SECONDS = 60
 READY, SKIPPED = "blobcast_cluster_ready", 'blobcast_cluster_frames_total{what="foreign"}'
 DIFFERS = 'blobcast_cluster_mismatch{what="chain"}'
+MISMATCH = 'blobcast_cluster_mismatch{what="configuration"}'
+SKEW, BEHIND_SECONDS = "blobcast_cluster_clock_skew_seconds", "blobcast_cluster_stream_lag_seconds"
 BYTES, BYTES_MAX = "blobcast_cluster_stream_bytes", "blobcast_cluster_stream_bytes_max"
 
 
 class Nats:
     """One server, which the story ends."""
 
-    def __init__(self, at, syncs=True):
+    def __init__(self, at, syncs=True, users=None):
         self.program = os.environ.get("NATS_SERVER") or shutil.which("nats-server")
         if not self.program:
             raise Failed("no nats-server: set NATS_SERVER, or put it into PATH (deploy/cluster/fetch-nats brings one)")
         self.clients, self.monitoring, self.process = free_port(), free_port(), None
         self.directory = at.directory / "nats"
         self.directory.mkdir()
-        sync = "sync_interval: always" if syncs else ""
+        self.syncs, self.users = syncs, users or {}
+        self.configure()
+        at.disks.append(self)  # what the story ends
+        self.start()
+
+    def configure(self):
+        """`users` have permissions by their names; without any, nobody is asked."""
+        sync = "sync_interval: always" if self.syncs else ""
+        users = [
+            f"{{ user: {name}, password: password, permissions: {permissions} }}"
+            for name, permissions in self.users.items()
+        ]
         (self.directory / "nats.conf").write_text(
             f"listen: 127.0.0.1:{self.clients}\nhttp: 127.0.0.1:{self.monitoring}\nmax_payload: 8MB\n"
             f"jetstream {{ store_dir: {json.dumps(str(self.directory / 'data'))}, max_file_store: 1GB, {sync} }}\n"
+            + (f"authorization {{ users: [ {', '.join(users)} ] }}\n" if users else "")
         )
-        at.disks.append(self)  # what the story ends
-        self.start()
 
     def start(self):
         with (self.directory / "log").open("a") as log:
@@ -146,9 +158,64 @@ def cluster_in_trouble(at):
 
 
 def contradict(nats):
-    """A node that says what the other one has just said, but for the chain of its log."""
+    say(nats, chain="another")
+
+
+def say(nats, **changes):
+    """A node that says what the other one has just said, but for this."""
     said = json.loads(nats.next_of("blobcast.main.nodes.a"))
-    nats.publish("blobcast.main.nodes.z", json.dumps(said | {"author": "00", "chain": "another"}))
+    nats.publish("blobcast.main.nodes.z", json.dumps(said | {"author": "00"} | changes))
+
+
+@story("ClusterClocksDiffer", "ClusterMismatch")
+def another_machine_that_is_not_alike(at):
+    """Another node has another clock, then another configuration, and both are set right."""
+    nats = Nats(at)
+    broker = at.broker(nats.settings())
+    until("a node that is ready", lambda: broker.metrics()[READY] == 1)
+    at.scrape(broker, 6)
+    said = json.loads(nats.next_of("blobcast.main.nodes.a"))
+    clock = said["clock_micros"] - 3_600_000_000
+
+    def is_apart(metrics):
+        say(nats, clock_micros=clock)
+        return metrics[SKEW] > 3_600
+
+    at.scrape(broker, 3, {"ClusterClocksDiffer": f"{SKEW} 36"}, when=is_apart)
+    at.scrape(broker, 3, when=lambda metrics: say(nats) or metrics[SKEW] == 0)
+
+    common = said["common"]
+    common["configuration"]["log.retention_age_max"] = "another"
+
+    def differs(metrics):
+        say(nats, common=common)
+        return metrics[MISMATCH] == 1
+
+    at.scrape(broker, 12, {"ClusterMismatch": r"\nz +\S+ .* log.retention_age_max\n"}, when=differs)
+    at.scrape(broker, 3, when=lambda metrics: say(nats) or metrics[MISMATCH] == 0)
+
+
+@story("ClusterLagging", "ClusterNodeNotReady", "ClusterDown")
+def a_node_that_gets_no_messages(at):
+    """The NATS server comes back, and lets a node ask for the stream's end, but not for its messages."""
+    users = {"a": "{}", "b": "{}"}
+    nats = Nats(at, users=users)
+    password = at.directory / "password"
+    password.write_text("password")
+    of = lambda name: nats.settings(node=name, user=name, password_file=password)
+    broker = at.broker(of("a"))
+    other = at.broker(of("b") | {"credentials_file": broker.credentials_path})
+    for node in (broker, other):
+        until("a node that is ready", lambda node=node: node.metrics()[READY] == 1)
+    at.scrape(broker, 6)
+    nats.end()
+    users["a"] = '{ publish: { deny: ["$JS.API.CONSUMER.>", "$JS.API.DIRECT.>", "blobcast.main.log"] } }'
+    nats.configure()
+    nats.start()
+    until("the other one to go on", lambda: other.metrics()[READY] == 1)
+    is_behind = lambda metrics: metrics[BEHIND_SECONDS] > 30
+    and_still = ["ClusterNodeNotReady", "ClusterDown"]
+    at.scrape(broker, 3, {"ClusterLagging": r"stream +\d+ messages behind"}, and_still=and_still, when=is_behind)
 
 
 @story("ClusterSyncNotShown", "ClusterStreamFilling")
