@@ -61,7 +61,8 @@ struct Arguments {
     /// Another broker's binary, to compare two builds [default: target/release/blobcast].
     #[arg(long, value_name = "PATH")]
     server: Option<PathBuf>,
-    /// Measure another broker's binary in the same rounds, in place of the peers: fan-out, ingest, latency and catch-up.
+    /// Measure another broker's binary in the same rounds, in place of the peers: fan-out, ingest, latency, catch-up and
+    /// rare-filter.
     #[arg(long, value_name = "PATH")]
     beside: Option<PathBuf>,
     /// Also write everything that was measured to this file.
@@ -85,6 +86,7 @@ enum Goal {
     Selectivity,
     Expectations,
     CatchUp,
+    RareFilter,
     SlowNeighbour,
     WorstCaseMemory,
     Restart,
@@ -197,7 +199,7 @@ fn draw(name: &str, tables: serde_json::Value, directory: &Path) -> Result<()> {
 
 impl Goal {
     /// What users feel; in the order of the reports.
-    const ALL: [Self; 10] = [
+    const ALL: [Self; 11] = [
         Self::FanOut,
         Self::Ingest,
         Self::Latency,
@@ -205,13 +207,20 @@ impl Goal {
         Self::Selectivity,
         Self::Expectations,
         Self::CatchUp,
+        Self::RareFilter,
         Self::SlowNeighbour,
         Self::WorstCaseMemory,
         Self::Restart,
     ];
 
     /// Those that compare two builds.
-    const OF_BUILDS: [Self; 4] = [Self::FanOut, Self::Ingest, Self::Latency, Self::CatchUp];
+    const OF_BUILDS: [Self; 5] = [
+        Self::FanOut,
+        Self::Ingest,
+        Self::Latency,
+        Self::CatchUp,
+        Self::RareFilter,
+    ];
 
     fn name(self) -> String {
         self.to_possible_value()
@@ -228,6 +237,7 @@ impl Goal {
             Self::Selectivity => goals::selectivity::run(bench).await,
             Self::Expectations => goals::expectations::run(bench).await,
             Self::CatchUp => goals::catch_up::run(bench).await,
+            Self::RareFilter => goals::rare_filter::run(bench).await,
             Self::SlowNeighbour => goals::slow_neighbour::run(bench).await,
             Self::WorstCaseMemory => goals::worst_case_memory::run(bench).await,
             Self::Restart => goals::restart::run(bench).await,

@@ -407,9 +407,15 @@ impl Record {
 
     /// The event's labels; empty if they were erased.
     pub fn labels(&self) -> Labels {
-        let texts: Vec<_> = self.label_texts().map(str::to_owned).collect();
-        let pair = |pair: &[String]| Some((pair.first()?.clone(), pair.get(1)?.clone()));
-        texts.chunks(2).filter_map(pair).collect()
+        self.each_label()
+            .map(|(key, value)| (key.to_owned(), value.to_owned()))
+            .collect()
+    }
+
+    /// The labels, key and value, as they are stored.
+    pub fn each_label(&self) -> impl Iterator<Item = (&str, &str)> {
+        let mut texts = self.label_texts();
+        std::iter::from_fn(move || Some((texts.next()?, texts.next()?)))
     }
 
     /// The texts of the labels: key, value, key, value, …
@@ -441,13 +447,7 @@ impl Selectable for Record {
     }
 
     fn has_label(&self, key: &str, value: &str) -> bool {
-        let mut texts = self.label_texts();
-        while let (Some(k), Some(v)) = (texts.next(), texts.next()) {
-            if k == key && v == value {
-                return true;
-            }
-        }
-        false
+        self.each_label().any(|label| label == (key, value))
     }
 }
 

@@ -186,6 +186,11 @@ metrics! {
     pub log_damage_met: counter "blobcast_log_damage_met_total"
         "Times that a damaged part of the log was met: by a call or stream that it refused or ended, by a list or a \
          backup that goes on without a quarantined callback, or by retention, which gave it up.";
+    pub log_segments_skipped: counter "blobcast_log_segments_skipped_total"
+        "Segments of the log that listings and subscriptions with a filter did not read, as the segment's summary says \
+         that it has nothing for them.";
+    pub log_summaries_rebuilt: counter "blobcast_log_summaries_rebuilt_total"
+        "Summaries of segments that were made again from the log, as they were missing, damaged or of another version.";
     pub quarantine_callbacks: gauge "blobcast_quarantine_callbacks"
         "Callbacks in quarantine.";
     pub quarantine_bytes: gauge "blobcast_quarantine_bytes"

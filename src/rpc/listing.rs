@@ -122,7 +122,12 @@ impl Listing {
             let Chunk {
                 records,
                 scanned_to,
+                segments_skipped,
             } = store.read_before(before, first, &self.filter, self.limits)?;
+            sources
+                .metrics
+                .log_segments_skipped
+                .inc_by(segments_skipped);
             return Ok((records, (scanned_to > first).then_some(scanned_to)));
         }
 
@@ -131,7 +136,12 @@ impl Listing {
         let Chunk {
             records,
             scanned_to,
+            segments_skipped,
         } = store.read_after(after, last, &self.filter, self.limits)?;
+        sources
+            .metrics
+            .log_segments_skipped
+            .inc_by(segments_skipped);
 
         Ok((records, (scanned_to < last).then_some(scanned_to)))
     }

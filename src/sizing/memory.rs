@@ -14,6 +14,9 @@ const MIB: u64 = 1 << 20;
 const COMMIT_BYTES_BESIDE_BODY: u64 = 8 * MIB;
 /// The queue of commands that wait for the writer (`store/writer`).
 const QUEUE_BYTES: u64 = 64 * MIB;
+/// What the events of the newest two segments have, and one summary of that (`store/log/summary`): sets of 65,536 hashes at
+/// most, of which one grows.
+const SUMMARY_BYTES: u64 = 4 * MIB;
 /// Open backups. Each reads one commit while it sends another (`rpc/answers`).
 const BACKUPS: u64 = 4;
 /// Concurrent reads of more than 512 KiB, each of a commit (`store/log`).
@@ -120,8 +123,8 @@ const ROWS: [Row; 18] = [
     ),
     (
         "the writer and its queue",
-        "64 MiB, two commits",
-        |config| times(2, commit_bytes(config)).saturating_add(QUEUE_BYTES),
+        "68 MiB, two commits",
+        |config| times(2, commit_bytes(config)).saturating_add(QUEUE_BYTES + SUMMARY_BYTES),
     ),
     (
         "the database and the task index",

@@ -5,7 +5,7 @@ use std::ops::{ControlFlow, RangeInclusive};
 
 use super::{
     ReadError, Store, lock,
-    log::{LARGE_READ_BYTES, READ_BYTES},
+    log::{LARGE_READ_BYTES, READ_BYTES, Step},
     task_entry::may_lack_some,
 };
 use crate::{
@@ -83,6 +83,8 @@ pub struct Chunk {
     pub records: Vec<Record>,
     /// The last place looked at: reading continues behind it (before it, when reading backwards).
     pub scanned_to: Sequence,
+    /// Segments of the log that were passed over, as their summaries say that they have nothing for the filter.
+    pub segments_skipped: u64,
 }
 
 impl Store {
@@ -99,18 +101,19 @@ impl Store {
             return Ok(Chunk {
                 records: Vec::new(),
                 scanned_to: after,
+                segments_skipped: 0,
             });
         }
         let is_expired = || after.next() < self.first_available();
         if is_expired() {
             return Err(ReadError::Expired);
         }
-        let mut collector = Collector::new(after, filter, limits);
+        let (places, bytes) = (after.next()..=up_to, limits.bytes_to_read());
+        let mut collector = Collector::new(after, limits);
         match self
             .log
-            .scan(after.next()..=up_to, limits.bytes_to_read(), |record| {
-                Ok(collector.take(record))
-            }) {
+            .scan_for(filter, places, bytes, |step| collector.take(step))
+        {
             Ok(()) => Ok(collector.finish()),
             // Retention may have passed the place meanwhile.
             Err(_) if is_expired() => Err(ReadError::Expired),
@@ -133,12 +136,15 @@ impl Store {
             return Ok(Chunk {
                 records: Vec::new(),
                 scanned_to: first,
+                segments_skipped: 0,
             });
         }
-        let mut collector = Collector::new(before, filter, limits);
-        match self.log.scan_back(first..=before.previous(), |record| {
-            Ok(collector.take(record))
-        }) {
+        let places = first..=before.previous();
+        let mut collector = Collector::new(before, limits);
+        match self
+            .log
+            .scan_back_for(filter, places, |step| collector.take(step))
+        {
             Ok(()) => Ok(collector.finish()),
             // Retention has taken the oldest meanwhile: the page then ends there, as it would a
             // moment later.
@@ -313,24 +319,23 @@ impl ReadLimits {
 }
 
 /// Takes what a read comes by, until a limit is reached.
-struct Collector<'a> {
+struct Collector {
     chunk: Chunk,
-    filter: &'a Filter,
     limits: ReadLimits,
     bytes: usize,
     scanned: usize,
     scanned_bytes: usize,
 }
 
-impl<'a> Collector<'a> {
-    fn new(from: Sequence, filter: &'a Filter, limits: ReadLimits) -> Self {
+impl Collector {
+    fn new(from: Sequence, limits: ReadLimits) -> Self {
         let chunk = Chunk {
             records: Vec::new(),
             scanned_to: from,
+            segments_skipped: 0,
         };
         Self {
             chunk,
-            filter,
             limits,
             bytes: 0,
             scanned: 0,
@@ -338,24 +343,30 @@ impl<'a> Collector<'a> {
         }
     }
 
-    fn take(&mut self, record: Record) -> ControlFlow<()> {
-        let Self {
-            chunk,
-            filter,
-            limits,
-            ..
-        } = self;
-        // What was erased is as if retention had forgotten it.
-        let matching = filter.matches(&record) && !record.is_erased();
-        if matching && !chunk.records.is_empty() && self.bytes + record.len() > limits.bytes_max {
-            return ControlFlow::Break(());
-        }
-        chunk.scanned_to = record.sequence();
-        self.scanned += 1;
-        self.scanned_bytes += record.len();
-        if matching {
-            self.bytes += record.len();
-            chunk.records.push(record);
+    fn take(&mut self, step: Step) -> ControlFlow<()> {
+        let Self { chunk, limits, .. } = self;
+        match step {
+            Step::Skipped { to, bytes } => {
+                chunk.scanned_to = to;
+                chunk.segments_skipped += 1;
+                self.scanned_bytes += bytes;
+            }
+            Step::Event {
+                record,
+                is_selected,
+            } => {
+                let is_full = self.bytes + record.len() > limits.bytes_max;
+                if is_selected && is_full && !chunk.records.is_empty() {
+                    return ControlFlow::Break(());
+                }
+                chunk.scanned_to = record.sequence();
+                self.scanned += 1;
+                self.scanned_bytes += record.len();
+                if is_selected {
+                    self.bytes += record.len();
+                    chunk.records.push(record);
+                }
+            }
         }
         let looked_enough =
             self.scanned >= limits.scanned_max || self.scanned_bytes >= limits.scanned_bytes_max;
@@ -366,20 +377,17 @@ impl<'a> Collector<'a> {
     }
 
     fn finish(self) -> Chunk {
-        let Chunk {
-            records,
-            scanned_to,
-        } = self.chunk;
         // A few records must not hold all that was read with them.
         let is_sparse = 2 * self.bytes < self.scanned_bytes.max(READ_BYTES as usize);
+        let records = self.chunk.records.into_iter();
         let records = if is_sparse {
-            records.into_iter().map(Record::compact).collect()
+            records.map(Record::compact).collect()
         } else {
-            records
+            records.collect()
         };
         Chunk {
             records,
-            scanned_to,
+            ..self.chunk
         }
     }
 }

@@ -112,9 +112,10 @@ impl Subscription {
 
     /// Starts a read of the log after the place `after`.
     fn scan(&mut self, after: Sequence) {
-        let (store, filter) = (
+        let (store, filter, metrics) = (
             Arc::clone(&self.sources.store),
             Arc::clone(&self.scan_filter),
+            Arc::clone(&self.sources.metrics),
         );
         let up_to = self.sources.hub.head();
         let limits = if self.wide_permit.is_some() {
@@ -125,6 +126,7 @@ impl Subscription {
 
         self.phase = Phase::Scanning(self.sources.read(&self.payer, limits, move |loan| {
             let chunk = store.read_after(after, up_to, &filter, limits)?;
+            metrics.log_segments_skipped.inc_by(chunk.segments_skipped);
             Ok(Scanned {
                 records: lent(chunk.records, loan),
                 to: chunk.scanned_to,

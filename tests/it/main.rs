@@ -64,6 +64,7 @@ mod request_ids;
 mod restore_and_append;
 mod retention;
 mod rotation;
+mod segment_summaries;
 mod server_contract;
 mod sizing;
 mod store_damage;

@@ -7,6 +7,7 @@ pub mod fan_out;
 pub mod ingest;
 pub mod instructions;
 pub mod latency;
+pub mod rare_filter;
 pub mod restart;
 pub mod scale_log;
 pub mod scale_products;

@@ -211,9 +211,10 @@ impl Log {
         lock(&self.announced).push_back(Announced { number, places });
     }
 
-    /// Takes note that everything which the oldest noted commit has announced is overwritten.
+    /// Takes note that everything which the oldest noted commit has announced is overwritten, and summaries with it.
     pub(in crate::store) fn note_overwritten(&self) {
         lock(&self.announced).pop_front();
+        self.summaries.note_due();
     }
 
     /// How many commits have announced what may not be overwritten yet.

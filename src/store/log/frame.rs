@@ -57,6 +57,7 @@ use super::entry::{
     EXPECTED_HERE, EXPIRED, Entry, HEAD_BYTES, IDENTITY_BYTES, Laid, MARK_BYTES, NUMBER_BYTES,
     PLACES_BYTES, Place, QUARANTINED, REMOVED, entry, is_carried_on, keys_of, lay,
 };
+use super::summary::Gathered;
 use crate::{
     cluster::Totals,
     event::{Epoch, Fingerprint, Record, Sequence},
@@ -149,6 +150,8 @@ pub(in crate::store) struct FrameBuilder {
     /// Quarantined callbacks in it.
     quarantined: Vec<Put>,
     has_expectations: bool,
+    /// What its events have, for the summary of its segment.
+    pub(super) gathered: Gathered,
     /// `None` of a commit that comes from no frame.
     pub streamed: Option<Streamed>,
 }
@@ -170,6 +173,7 @@ impl FrameBuilder {
             events: 0,
             quarantined: Vec::new(),
             has_expectations: false,
+            gathered: Gathered::default(),
             streamed: None,
         }
     }
@@ -186,6 +190,7 @@ impl FrameBuilder {
         record: &Record,
     ) {
         self.events += 1;
+        self.gathered.add(record);
         let (kept, body) = record.bytes().split_at(record.kept_len());
         self.head(EVENT, IDENTITY_BYTES + kept.len(), body);
         self.bytes.put_u128_le(event_id.as_u128());

@@ -21,12 +21,15 @@ mod read;
 mod recovery;
 mod removal;
 mod segment;
+mod summaries;
+mod summary;
+mod summary_file;
 mod written;
 
 use std::{
     collections::VecDeque,
     fs::{self, File},
-    io,
+    io, mem,
     os::unix::fs::FileExt,
     path::{Path, PathBuf},
     sync::{
@@ -46,9 +49,11 @@ pub(super) use gap::Gap;
 use older::OlderLogs;
 pub(super) use quarantine::{QuarantineReader, Unread};
 use read::Turns;
-pub(super) use read::{Events, LARGE_READ_BYTES, Logged, READ_BYTES};
+pub(super) use read::{Events, LARGE_READ_BYTES, Logged, READ_BYTES, Step};
 pub(super) use recovery::{Next, Opened, Replayed, check_format};
 use segment::{HEADER_BYTES, PAGE_BYTES, Segment};
+use summaries::Summaries;
+use summary::Terms;
 pub(super) use written::{NewCopy, Written};
 
 use super::{clock::TOLERANCE, directory::LOG, lock};
@@ -83,6 +88,8 @@ struct Active {
     /// The log time at its first commit that brought content, in microseconds since 1970: no
     /// content in it is older.
     since_micros: Option<i64>,
+    /// What its events have; `None` of a segment that a start has found begun.
+    terms: Option<Terms>,
 }
 
 impl Active {
@@ -103,6 +110,7 @@ impl Active {
             #[cfg(test)]
             synced_end: HEADER_BYTES as u64,
             since_micros: None,
+            terms: Some(Terms::default()),
         }
     }
 }
@@ -145,6 +153,7 @@ pub(super) struct Log {
     /// What was announced to be erased and may not be overwritten yet.
     announced: Mutex<VecDeque<Announced>>,
     older: OlderLogs,
+    summaries: Summaries,
     turns: Arc<Turns>,
 }
 
@@ -207,6 +216,7 @@ impl Log {
             removed: Mutex::default(),
             announced: Mutex::default(),
             older: OlderLogs::default(),
+            summaries: Summaries::default(),
             turns: Arc::default(),
         }
     }
@@ -247,6 +257,7 @@ impl Log {
         let has_content = frame.has_content();
         let is_streamed = frame.streamed.is_some();
         frame.streamed.get_or_insert(active.streamed);
+        let gathered = mem::take(&mut frame.gathered);
         let (mut bytes, header, quarantined) =
             frame.finish(self.epoch, active.next_commit, oldest, *after);
 
@@ -273,6 +284,8 @@ impl Log {
         active.next_commit += 1;
         active.streamed = header.streamed;
         active.is_behind |= is_streamed;
+        let terms = active.terms.iter_mut();
+        terms.for_each(|terms| terms.add_gathered(&gathered));
         active.since_micros = active
             .since_micros
             .or_else(|| has_content.then_some(header.totals.log_time_micros));
@@ -382,7 +395,8 @@ impl Log {
         file.write_all_at(&page, 0)?;
         let segment = Arc::new(Segment::empty(path, header, bytes));
         self.segments.write().push_back(Arc::clone(&segment));
-        *active = Active::at_start(segment, file, bytes);
+        let sealed = mem::replace(active, Active::at_start(segment, file, bytes));
+        self.summaries.note_sealed(number - 1, sealed.terms);
         self.is_old.store(false, Ordering::Release);
         Ok(())
     }
@@ -456,6 +470,7 @@ impl Log {
             || self.needs_checkpoint(first_available)
             || self.has_forgotten()
             || self.older.are_due()
+            || self.summaries.are_due()
     }
 
     /// The number of the segment that is written to.

@@ -14,10 +14,11 @@ use super::{
     Log,
     entry::Entry,
     frame::{self, Frame},
-    segment::{Segment, Span},
+    segment::{self, Segment, Span},
+    summary::Wanted,
 };
 use crate::{
-    event::{Epoch, Fingerprint, Record, Sequence},
+    event::{Epoch, Filter, Fingerprint, Record, Sequence},
     store::{error::ReadError, lock},
 };
 
@@ -124,24 +125,71 @@ impl Log {
         Ok(())
     }
 
-    /// The same backwards, from the end of `places`.
-    pub(in crate::store) fn scan_back(
+    /// Hands over the events at these places in order, each with whether the filter selects it, until told to stop. Passes over
+    /// sealed segments whose summary says that they have nothing for the filter, damaged or not.
+    pub(in crate::store) fn scan_for(
         &self,
+        filter: &Filter,
         places: RangeInclusive<Sequence>,
-        mut each: impl FnMut(Record) -> Result<ControlFlow<()>, ReadError>,
+        bytes: u64,
+        mut each: impl FnMut(Step) -> ControlFlow<()>,
     ) -> Result<(), ReadError> {
-        let mut last = *places.end();
-        while last >= *places.start() {
-            let Some(segment) = segment_of(&self.segments(), last) else {
-                return Err(missing(last));
+        let mut search = Search::new(self, filter);
+        let (mut next, last) = places.into_inner();
+        while next <= last {
+            let (segment, behind) = self.around(next).ok_or_else(|| missing(next))?;
+            let is_at_edge = next == segment.first_sequence();
+            if let Some(bytes) = search.rules_out(&segment, behind.as_ref(), is_at_edge) {
+                let end = behind.map_or(last, |behind| behind.first_sequence().previous());
+                let to = end.min(last);
+                if each(Step::Skipped { to, bytes }).is_break() {
+                    break;
+                }
+                next = to.next();
+                continue;
+            }
+
+            let Some(span) = segment.span(next, bytes)? else {
+                return Err(missing(next));
             };
+            let _turn = self.turns.take(&span);
+            let mut each = |logged: Logged| Ok(each(search.look(logged.record)));
+            match scan_span(&segment, &span, self.epoch, next..=last, &mut each)? {
+                ControlFlow::Continue(behind) => next = behind,
+                ControlFlow::Break(()) => break,
+            }
+        }
+        Ok(())
+    }
+
+    /// The same backwards, from the end of `places`.
+    pub(in crate::store) fn scan_back_for(
+        &self,
+        filter: &Filter,
+        places: RangeInclusive<Sequence>,
+        mut each: impl FnMut(Step) -> ControlFlow<()>,
+    ) -> Result<(), ReadError> {
+        let mut search = Search::new(self, filter);
+        let (first, mut last) = places.into_inner();
+        while last >= first {
+            let (segment, behind) = self.around(last).ok_or_else(|| missing(last))?;
+            let is_at_edge = behind.is_some_and(|behind| behind.first_sequence() == last.next());
+            if let Some(bytes) = search.rules_out(&segment, behind.as_ref(), is_at_edge) {
+                let to = segment.first_sequence().max(first);
+                if each(Step::Skipped { to, bytes }).is_break() {
+                    break;
+                }
+                last = to.previous();
+                continue;
+            }
+
             let Some(span) = segment.span(last, 0)? else {
                 return Err(missing(last));
             };
             let _turn = self.turns.take(&span);
-            let first = span.first.max(*places.start());
+            let start = span.first.max(first);
             let mut records = Vec::new();
-            let all = scan_span(&segment, &span, self.epoch, first..=last, &mut |logged| {
+            let all = scan_span(&segment, &span, self.epoch, start..=last, &mut |logged| {
                 records.push(logged.record);
                 Ok(ControlFlow::Continue(()))
             })?;
@@ -149,11 +197,44 @@ impl Log {
                 return Err(missing(last));
             }
             for record in records.into_iter().rev() {
-                if each(record)?.is_break() {
+                if each(search.look(record)).is_break() {
                     return Ok(());
                 }
             }
-            last = first.previous();
+            last = start.previous();
+        }
+        Ok(())
+    }
+
+    /// The segment that should have the event at `sequence`, and the header of the one behind it.
+    fn around(&self, sequence: Sequence) -> Option<(Arc<Segment>, Option<segment::Header>)> {
+        let segments = self.segments();
+        let behind = segments.partition_point(|segment| segment.first_sequence() <= sequence);
+        let segment = segments.get(behind.checked_sub(1)?)?;
+        let behind = segments.get(behind).map(|behind| behind.header);
+        Some((Arc::clone(segment), behind))
+    }
+
+    /// Hands over the events of one segment at these places, in no reader's turn.
+    pub(super) fn scan_segment(
+        &self,
+        segment: &Segment,
+        places: RangeInclusive<Sequence>,
+        mut each: impl FnMut(Record),
+    ) -> Result<(), ReadError> {
+        let (mut next, last) = places.into_inner();
+        while next <= last {
+            let Some(span) = segment.span(next, READ_BYTES)? else {
+                return Err(missing(next));
+            };
+            let flow = scan_span(segment, &span, self.epoch, next..=last, &mut |logged| {
+                each(logged.record);
+                Ok(ControlFlow::Continue(()))
+            })?;
+            let ControlFlow::Continue(behind) = flow else {
+                break;
+            };
+            next = behind;
         }
         Ok(())
     }
@@ -166,6 +247,78 @@ impl Log {
             Ok(ControlFlow::Break(()))
         })?;
         found.ok_or_else(|| missing(sequence))
+    }
+}
+
+/// What a scan for a filter comes by.
+#[derive(Debug)]
+pub(in crate::store) enum Step {
+    Event {
+        record: Record,
+        is_selected: bool,
+    },
+    /// The rest of a segment, in the direction of the scan, has nothing for the filter.
+    Skipped {
+        /// The last place of it.
+        to: Sequence,
+        /// What was read to know that.
+        bytes: usize,
+    },
+}
+
+/// A scan for a filter: asks each segment's summary once, and not while it finds enough.
+struct Search<'a> {
+    log: &'a Log,
+    filter: &'a Filter,
+    wanted: Option<Wanted>,
+    /// The number of the segment whose summary was asked last.
+    asked: Option<u64>,
+    looked: usize,
+    found: usize,
+}
+
+impl<'a> Search<'a> {
+    /// To read a summary costs as much as to look at about so many events.
+    const PATIENCE: usize = 64;
+
+    fn new(log: &'a Log, filter: &'a Filter) -> Self {
+        Self {
+            log,
+            filter,
+            wanted: Wanted::of(filter),
+            asked: None,
+            looked: 0,
+            found: 0,
+        }
+    }
+
+    /// The bytes that it took to find that a segment has nothing for the filter; `None` if it may have something, or is not worth
+    /// asking now.
+    fn rules_out(
+        &mut self,
+        segment: &Segment,
+        behind: Option<&segment::Header>,
+        is_at_edge: bool,
+    ) -> Option<usize> {
+        let (wanted, behind) = (self.wanted.as_ref()?, behind?);
+        let is_dry = self.found == 0 && self.looked >= Self::PATIENCE;
+        let number = segment.header.number;
+        if self.asked == Some(number) || !is_at_edge && !is_dry {
+            return None;
+        }
+        self.asked = Some(number);
+        self.log.rules_out(segment, behind, wanted)
+    }
+
+    fn look(&mut self, record: Record) -> Step {
+        // What was erased is as if retention had forgotten it.
+        let is_selected = self.filter.matches(&record) && !record.is_erased();
+        self.looked += 1;
+        self.found += usize::from(is_selected);
+        Step::Event {
+            record,
+            is_selected,
+        }
     }
 }
 

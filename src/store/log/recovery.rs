@@ -20,6 +20,7 @@ use super::{
     older::OlderLogs,
     path_of,
     segment::{self, HEADER_BYTES, Header, Segment, Unreadable, Walked},
+    summaries,
 };
 use crate::{
     cluster::Totals,
@@ -126,6 +127,7 @@ impl Newest {
             #[cfg(test)]
             synced_end: end as u64,
             since_micros: self.since_micros,
+            terms: None,
         })
     }
 }
@@ -165,6 +167,7 @@ impl Log {
 
         let active = newest.finish()?;
         known.clear()?;
+        summaries::remove_others(&folder, &known.segments)?;
         let older = OlderLogs::find(&folder)?;
         let log = Self::of(folder, known.segments, active, oldest);
         Ok(Some(Opened {

@@ -32,6 +32,7 @@ use xxhash_rust::xxh3::xxh3_64;
 use super::{
     entry,
     frame::{self, Frame, Streamed},
+    summary_file::SummaryFile,
 };
 use crate::{
     cluster::Totals,
@@ -91,6 +92,11 @@ impl Header {
         let checksum = xxh3_64(&bytes[8..]);
         bytes[..8].copy_from_slice(&checksum.to_le_bytes());
         bytes
+    }
+
+    /// The first event that may be in it.
+    pub(super) fn first_sequence(&self) -> Sequence {
+        self.totals.head().unwrap_or_default().next() // checked when it was parsed
     }
 
     pub(super) fn parse(bytes: &[u8]) -> Result<Self, Unreadable> {
@@ -209,6 +215,7 @@ pub(in crate::store) struct Segment {
     /// Held to write while a part of the file is overwritten, so that a read never finds one half
     /// of that.
     overwriting: RwLock<()>,
+    pub(super) summary: SummaryFile,
     is_forgotten: AtomicBool,
 }
 
@@ -216,6 +223,7 @@ impl Segment {
     /// One without commits as yet.
     pub(super) fn empty(path: PathBuf, header: Header, bytes: u64) -> Self {
         Self {
+            summary: SummaryFile::none_yet(&path),
             path,
             header,
             bytes,
@@ -228,6 +236,7 @@ impl Segment {
     /// One that was written before.
     pub(super) fn known(path: PathBuf, header: Header, bytes: u64) -> Self {
         Self {
+            summary: SummaryFile::perhaps(&path),
             path,
             header,
             bytes,
@@ -248,7 +257,7 @@ impl Segment {
 
     /// The first event that may be in it.
     pub(super) fn first_sequence(&self) -> Sequence {
-        self.header.totals.head().unwrap_or_default().next() // checked when it was parsed
+        self.header.first_sequence()
     }
 
     /// Lets readers find a commit. It must be durable.
@@ -324,7 +333,8 @@ impl Segment {
                 .iter()
                 .try_for_each(|(_, body)| overwrite(&file, body))?;
         }
-        file.sync_data()
+        file.sync_data()?;
+        self.summary.erase()
     }
 
     fn with_blocks<T>(&self, look: impl Fn(&Blocks) -> Option<T>) -> io::Result<Option<T>> {
@@ -341,9 +351,11 @@ impl Segment {
 
 impl Drop for Segment {
     fn drop(&mut self) {
-        if self.is_forgotten.load(Ordering::Acquire)
-            && let Err(error) = fs::remove_file(&self.path)
-        {
+        if !self.is_forgotten.load(Ordering::Acquire) {
+            return;
+        }
+        self.summary.remove();
+        if let Err(error) = fs::remove_file(&self.path) {
             tracing::warn!(path = %self.path.display(), %error, "cannot remove a segment of forgotten events");
         }
     }

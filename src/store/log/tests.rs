@@ -5,7 +5,7 @@ use uuid::Uuid;
 
 use super::*;
 use crate::{
-    event::{Fingerprint, Labels, Product, Record, RecordParts, TaskId, TaskStatus},
+    event::{Filter, Fingerprint, Labels, Product, Record, RecordParts, TaskId, TaskStatus},
     store::{
         acknowledged::Acknowledged,
         error::{ReadError, StartFailure},
@@ -97,15 +97,18 @@ impl Kept {
     fn read(&self, first: u64, last: u64, backwards: bool) -> Vec<(u64, Vec<u8>)> {
         let mut found = Vec::new();
         let places = Sequence(first)..=Sequence(last);
-        let each = |record: Record| {
-            found.push((record.sequence().0, record.raw().to_vec()));
-            Ok(ControlFlow::Continue(()))
+        let each = |step| {
+            if let Step::Event { record, .. } = step {
+                found.push((record.sequence().0, record.raw().to_vec()));
+            }
+            ControlFlow::Continue(())
         };
+        let all = Filter::default();
         if backwards {
-            self.log.scan_back(places, each).unwrap();
+            self.log.scan_back_for(&all, places, each).unwrap();
             found.reverse();
         } else {
-            self.log.scan(places, 30_000, each).unwrap();
+            self.log.scan_for(&all, places, 30_000, each).unwrap();
         }
         found
     }
@@ -516,7 +519,8 @@ fn a_header_that_hides_its_events_is_found_in_both_directions() {
         );
         assert!(
             matches!(
-                kept.log.scan_back(places(), go_on),
+                kept.log
+                    .scan_back_for(&Filter::default(), places(), |_| ControlFlow::Continue(())),
                 Err(ReadError::Corrupt(_))
             ),
             "{hidden}"

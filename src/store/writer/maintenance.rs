@@ -5,14 +5,17 @@ use std::{
     fmt,
     sync::{
         Arc,
-        mpsc::{self, Receiver, Sender, SyncSender},
+        mpsc::{self, Receiver, RecvTimeoutError, Sender, SyncSender},
     },
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use super::overwriting::Overwriting;
-use crate::store::{Health, Store, lock};
+use crate::{
+    metrics::Metrics,
+    store::{Health, Store, lock},
+};
 
 /// The pause after the disk has refused something.
 const RETRY: Duration = Duration::from_secs(1);
@@ -48,6 +51,7 @@ impl MaintenanceHandle {
 /// makes and for everything that it erases, and forgotten segments are not removed before the next start.
 pub(crate) struct Maintenance {
     store: Arc<Store>,
+    metrics: Arc<Metrics>,
     woken: Receiver<()>,
     announced: Receiver<Overwriting>,
 }
@@ -61,7 +65,7 @@ impl fmt::Debug for Maintenance {
 }
 
 impl Maintenance {
-    pub(super) fn new(store: Arc<Store>) -> (MaintenanceHandle, Self) {
+    pub(super) fn new(store: Arc<Store>, metrics: Arc<Metrics>) -> (MaintenanceHandle, Self) {
         let (wake, woken) = mpsc::sync_channel(1);
         let (sender, announced) = mpsc::channel();
         let handle = MaintenanceHandle {
@@ -70,6 +74,7 @@ impl Maintenance {
         };
         let maintenance = Self {
             store,
+            metrics,
             woken,
             announced,
         };
@@ -78,12 +83,38 @@ impl Maintenance {
 
     /// Works until the writer has ended, and everything that it has announced is overwritten.
     pub(crate) fn run(self) {
-        while self.woken.recv().is_ok() {
-            if self.maintain().is_err() || !self.overwrite_all() {
-                return;
+        // Until when no summary is written, if there may be more to write.
+        let mut paused = None;
+        loop {
+            if paused.is_none_or(|until| until <= Instant::now()) {
+                paused = self.write_summary();
+            }
+            let woken = match paused {
+                Some(until) => {
+                    let pause = until.saturating_duration_since(Instant::now());
+                    self.woken.recv_timeout(pause)
+                }
+                None => self
+                    .woken
+                    .recv()
+                    .map_err(|_| RecvTimeoutError::Disconnected),
+            };
+            match woken {
+                Ok(()) if self.maintain().is_err() || !self.overwrite_all() => return,
+                Ok(()) | Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => break,
             }
         }
         self.overwrite_all();
+    }
+
+    /// Writes one summary, and says until when to pause: for as long as its segment was read, so that old segments take half of the
+    /// disk and of a core at most. `None` if there is none to write.
+    fn write_summary(&self) -> Option<Instant> {
+        let written = self.store.log.write_summary()?;
+        let rebuilt = &self.metrics.log_summaries_rebuilt;
+        rebuilt.inc_by(written.was_lost.into());
+        Some(Instant::now() + written.reading)
     }
 
     fn overwrite_all(&self) -> bool {

@@ -96,7 +96,8 @@ pub fn writer<P: Publish>(
 impl<P: Publish> Writer<P> {
     /// The second thread of this writer. It ends with the writer's own.
     pub(crate) fn maintenance(&mut self) -> Maintenance {
-        let (handle, maintenance) = Maintenance::new(Arc::clone(&self.store));
+        let (handle, maintenance) =
+            Maintenance::new(Arc::clone(&self.store), Arc::clone(&self.metrics));
         self.maintenance = Some(handle);
         maintenance
     }
