@@ -96,6 +96,14 @@ pub(super) struct StreamInfo {
     pub(super) cluster: Option<Replication>,
 }
 
+impl StreamInfo {
+    /// A server that is in no cluster has nobody to name.
+    fn is_of_leader(&self) -> bool {
+        let leader = |it: &Replication| it.leader.as_deref().is_some_and(|name| !name.is_empty());
+        self.cluster.as_ref().is_none_or(leader)
+    }
+}
+
 /// What a stream holds.
 #[derive(Clone, Copy, Debug, Deserialize)]
 pub(super) struct Held {
@@ -147,9 +155,16 @@ pub(super) async fn account(asker: &mut Asker) -> Result<(), Failure> {
         .map(drop)
 }
 
+/// The stream by its leader's word. While it has no leader, any server answers with what it has itself, which may be less than what
+/// was acknowledged: that counts as no answer.
 pub(super) async fn stream_info(asker: &mut Asker, stream: &str) -> Result<StreamInfo, Failure> {
     let subject = format!("$JS.API.STREAM.INFO.{stream}");
-    call(asker, &subject, Bytes::new()).await
+    let info: StreamInfo = call(asker, &subject, Bytes::new()).await?;
+    if info.is_of_leader() {
+        Ok(info)
+    } else {
+        Err(Failure::NoAnswer(NoAnswer::NobodyThere))
+    }
 }
 
 pub(super) async fn create_stream(

@@ -1,8 +1,14 @@
 """Processes that are killed, or stand still and go on."""
 
+import time
+from subprocess import PIPE
+
+from lib import Failed
 from machines import CALLERS, SERVERS
 
 from scenarios.scenario import GO, STOP, all_ready, kill_for, rounds, scenario
+
+ELECTION_SECONDS = 20  # until the server that is left knows that there is no leader, and some more
 
 
 @scenario(short=True)
@@ -18,6 +24,27 @@ def kill_meta_leader(campaign):
 @scenario(short=True)
 def kill_both_followers(campaign):
     rounds(campaign, lambda: kill_for(campaign, campaign.servers.followers(), campaign.rng.uniform(2, 10)))
+
+
+@scenario()
+def read_without_a_majority(campaign):
+    """The server that is left leads nothing, and may lack what was acknowledged last. Any server answers for a stream without a
+    leader, so by its word no node may say that there is no such task."""
+    servers = [campaign.servers.leader(), campaign.rng.choice(campaign.servers.followers())]
+    for server in servers:
+        server.kill()
+    count, deadline = 0, time.monotonic() + ELECTION_SECONDS
+    while time.monotonic() < deadline:
+        asked = {node: node.client("get", "task-of-nobody", stdout=PIPE, stderr=PIPE) for node in campaign.nodes}
+        for node, process in asked.items():
+            complaint = process.communicate()[1]
+            count += 1
+            if "NOT_FOUND" in complaint:
+                raise Failed(f"node {node.name} answers for a stream without a leader: {complaint.strip()}")
+    for server in servers:
+        server.start()
+    all_ready(campaign)
+    campaign.note(f"{count} reads of a task that is not there")
 
 
 @scenario()
