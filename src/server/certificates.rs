@@ -206,9 +206,10 @@ fn watch_certificate(
     let (in_use, metrics) = (Arc::clone(tls), Arc::clone(metrics));
     watched.watched(move || {
         let (certificate, expires) = pem_files::load_certificate(&files)?;
-        exposure::warn_of_secrets([&files.key]);
+        let exposed = exposure::exposed_secrets([&files.key]);
         let (tls, metrics, listener) = (Arc::clone(&in_use), Arc::clone(&metrics), files.listener);
-        let change: Change = Box::new(move || {
+        let change: Change = Box::new(move |reading| {
+            exposure::warn_of(&exposed, reading);
             tls.set_certificate(certificate);
             note_expiry(expires, listener, &metrics);
             let until = Timestamp::from_second(expires).unwrap_or_default();
@@ -265,7 +266,7 @@ impl Vouched {
         let read = self.vouching.lock().with(part.clone());
         let verifier = read.verifier().map_err(|refusal| vec![refusal])?;
         let vouched = Arc::clone(self);
-        let change: Change = Box::new(move || {
+        let change: Change = Box::new(move |_| {
             let mut vouching = vouched.vouching.lock();
             *vouching = vouching.with(part);
             // The other part may have been replaced meanwhile. Then the verifier is made again, in milliseconds, of parts that have

@@ -8,7 +8,7 @@ use super::{
     addresses::{Addresses, is_loopback},
     exposure,
     refusal::{Input, Refusal},
-    watch::{Applied, Change, Files, Watched},
+    watch::{Applied, Change, Files, Reading, Watched},
 };
 use crate::{
     config::{self, Allowlist, BodySignature, Config},
@@ -175,26 +175,27 @@ pub(super) fn watched(
         // Here, aside: with many lines it takes a while.
         let intruders = new.intruders();
         let (config, credentials) = (Arc::clone(&config), Arc::clone(&credentials));
-        exposure::warn_of_secrets([&path].into_iter().chain(&new.key_files()));
-        let change: Change =
-            Box::new(move || put_into_force(new, &intruders, &config.lock(), &credentials));
+        let exposed = exposure::exposed_secrets([&path].into_iter().chain(&new.key_files()));
+        let change: Change = Box::new(move |reading| {
+            let applied = put_into_force(new, &credentials);
+            exposure::warn_of(&exposed, reading);
+            if reading == Reading::News {
+                let (config, new) = (config.lock(), credentials.get());
+                warn_of_lockout(&config, &new);
+                warn_of_tenants(&config, &new, &intruders);
+            }
+            applied
+        });
         Ok(change)
     }))
 }
 
 /// A file that can be read is put into force whatever it lacks. A credential that it no longer has is refused from now on: that is what
 /// an operator wants who removes a leaked token.
-fn put_into_force(
-    new: Credentials,
-    intruders: &Intruders,
-    config: &Config,
-    credentials: &SharedCredentials,
-) -> Applied {
+fn put_into_force(new: Credentials, credentials: &SharedCredentials) -> Applied {
     let old = credentials.get();
     credentials.set(new);
     let new = credentials.get();
-    warn_of_lockout(config, &new);
-    warn_of_tenants(config, &new, intruders);
     let [callback_tokens, signing_keys, clients] = new.counts();
     let vendor_keys = match new.vendor_keys().count() {
         0 => String::new(),

@@ -11,6 +11,7 @@ use std::{
 
 use rustix::process::{getegid, geteuid, getgroups};
 
+use super::watch::Reading;
 use crate::config::Config;
 
 const ROOT: u32 = 0;
@@ -47,11 +48,11 @@ pub(crate) fn exposures(config: &Config, reader: &Reader) -> Vec<String> {
         .collect()
 }
 
-/// Warns of these files, which have just been read, if they are exposed.
-pub(super) fn warn_of_secrets<'a>(secrets: impl IntoIterator<Item = &'a PathBuf>) {
-    exposed_secrets(secrets)
-        .iter()
-        .for_each(|problem| warn(problem));
+/// Warns of [`exposed_secrets`] that have just been read.
+pub(super) fn warn_of(exposed: &[String], reading: Reading) {
+    if reading == Reading::News {
+        exposed.iter().for_each(|problem| warn(problem));
+    }
 }
 
 /// A warning for each of these files that others can use.

@@ -142,7 +142,7 @@ impl Exporter {
                     collector(&config).map_err(|refusal| vec![refusal])?,
                     Arc::clone(&client),
                 );
-                let change: Change = Box::new(move || {
+                let change: Change = Box::new(move |_| {
                     if let Some(collector) = collector {
                         *client.lock() = TraceServiceClient::new(collector.connect_lazy());
                     }

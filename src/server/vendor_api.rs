@@ -36,7 +36,7 @@ pub(super) fn watched(config: &config::Reconcile, api: &Arc<VendorApi>) -> Optio
         Files::on_demand(Input::VendorApi).watched(move || {
             let tls = tls(&config).map_err(|refusal| vec![refusal])?;
             let api = Arc::clone(&api);
-            let change: Change = Box::new(move || {
+            let change: Change = Box::new(move |_| {
                 api.trust(tls);
                 Applied {
                     summary: "for the next call".to_owned(),

@@ -347,7 +347,7 @@ async fn a_key_that_is_used_is_in_no_trace_no_event_no_answer_and_no_file_of_the
 }
 
 #[tokio::test]
-async fn a_key_file_that_others_can_use_is_warned_about() {
+async fn a_key_file_that_others_can_use_is_warned_about_once_for_each_change() {
     let shelf = tempfile::tempdir().unwrap();
     let key_file = shelf.path().join("key");
     write_key(&key_file, "hunter2");
@@ -371,4 +371,11 @@ async fn a_key_file_that_others_can_use_is_warned_about() {
         .start()
         .await;
     server.logged(&warning, 1).await;
+    // The file's second reading, for what the credentials name, says nothing of it again.
+    file.write(&format!(
+        "# changed\n[[vendor_keys]]\nname = \"main\"\nkey_file = \"{}\"\n",
+        key_file.display()
+    ));
+    server.logged("reloaded the credentials", 1).await;
+    server.logged(&warning, 2).await;
 }

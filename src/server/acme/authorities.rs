@@ -55,7 +55,7 @@ impl Authorities {
                 trusting(&path).map_err(|refusal| vec![refusal])?,
                 Arc::clone(&in_force),
             );
-            let change: Change = Box::new(move || {
+            let change: Change = Box::new(move |_| {
                 *in_force.write() = new;
                 Applied {
                     summary: "for the next order".to_owned(),

@@ -8,7 +8,16 @@ use crate::{
 };
 
 /// Puts into force what was read. Must not wait for anything.
-pub(in crate::server) type Change = Box<dyn FnOnce() -> Applied + Send>;
+pub(in crate::server) type Change = Box<dyn FnOnce(Reading) -> Applied + Send>;
+
+/// What is read of files.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::server) enum Reading {
+    /// Something that was not there before, or an operator has asked for it: its doubts are logged.
+    News,
+    /// What was read before, once more: it was logged then.
+    Again,
+}
 pub(super) type Named = Arc<dyn Fn() -> Vec<PathBuf> + Send + Sync>;
 pub(super) type Read = Arc<dyn Fn() -> Result<Change, Vec<Refusal>> + Send + Sync>;
 

@@ -20,7 +20,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 pub(super) use self::{
-    files::{Applied, Change, Files, Watched},
+    files::{Applied, Change, Files, Reading, Watched},
     rereader::{RereadRequests, Rereader},
     set::Recorder,
 };

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use tokio::{sync::mpsc, time::Instant};
 
 use super::{
-    files::{Applied, Change, Files, Watched, stamps},
+    files::{Applied, Change, Files, Reading, Watched, stamps},
     hanging::{HANGING_MAX, PAUSE_MAX, PAUSE_MIN, PAUSE_PART, READ_TIMEOUT, already_hanging},
 };
 use crate::{
@@ -303,11 +303,16 @@ impl Set {
     }
 
     fn put_into_force(&mut self, change: Change, changed: &[Input], is_requested: bool) {
+        let was_refused: Vec<_> = self.refused().collect();
+        let reading = if changed.is_empty() && was_refused.is_empty() {
+            Reading::Again
+        } else {
+            Reading::News
+        };
         let Applied {
             summary: news,
             changes,
-        } = change();
-        let was_refused: Vec<_> = self.refused().collect();
+        } = change(reading);
         self.trouble = None;
         let source = Source::Files(self.place);
         self.recorder.refusals.set(source, Vec::new());

@@ -73,7 +73,7 @@ impl Watching {
                 }]);
             }
             let forced = Arc::clone(&forced);
-            let change: Change = Box::new(move || {
+            let change: Change = Box::new(move |_| {
                 *forced.lock() = text;
                 Applied::default()
             });
