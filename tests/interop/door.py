@@ -11,7 +11,7 @@ import tempfile
 import time
 import urllib.parse
 
-from history import BURST, CALL_SECONDS, History, control, run
+from history import BURST, CALL_SECONDS, History, run
 from proxies import NGINX, free_port
 
 BROKER = os.environ["BLOBCAST_GRPC"]
