@@ -371,7 +371,6 @@ async fn a_key_file_that_others_can_use_is_warned_about_once_for_each_change() {
         .start()
         .await;
     server.logged(&warning, 1).await;
-    // The file's second reading, for what the credentials name, says nothing of it again.
     file.write(&format!(
         "# changed\n[[vendor_keys]]\nname = \"main\"\nkey_file = \"{}\"\n",
         key_file.display()

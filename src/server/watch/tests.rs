@@ -13,7 +13,7 @@ use parking_lot::{Condvar, Mutex};
 use tokio::{sync::mpsc, time::Instant};
 
 use super::{
-    Applied, Change, Files, PERIOD, Recorder, Report, Set,
+    Applied, Change, Files, PERIOD, Reading, Recorder, Report, Set,
     hanging::{HANGING_MAX, PAUSE_MAX, READ_TIMEOUT, pause_beside},
     set::{RETRY, SETTLE},
 };
@@ -38,10 +38,16 @@ struct Watching {
     set: Set,
     now: Instant,
     reports: mpsc::UnboundedReceiver<Report>,
+    /// What each change that was put into force was said to be.
+    readings: Arc<Mutex<Vec<Reading>>>,
 }
 
 impl Watching {
     fn new() -> Self {
+        Self::of(|files| files)
+    }
+
+    fn of(files: impl FnOnce(Files) -> Files) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("file");
         fs::write(&path, "first").unwrap();
@@ -56,7 +62,9 @@ impl Watching {
             Arc::clone(&in_force),
         );
         let refusal = |text: &str| vec![Refusal::new(Input::Certificates, text)];
-        let watched = Files::new([(Input::Certificates, path.clone())]).watched(move || {
+        let readings = Arc::<Mutex<Vec<_>>>::default();
+        let noted = Arc::clone(&readings);
+        let watched = files(Files::new([(Input::Certificates, path.clone())])).watched(move || {
             let text = fs::read_to_string(&path).map_err(|error| refusal(&error.to_string()))?;
             counted.fetch_add(1, Ordering::SeqCst);
             if text != ELSEWHERE {
@@ -73,7 +81,9 @@ impl Watching {
                 }]);
             }
             let forced = Arc::clone(&forced);
-            let change: Change = Box::new(move |_| {
+            let noted = Arc::clone(&noted);
+            let change: Change = Box::new(move |reading| {
+                noted.lock().push(reading);
                 *forced.lock() = text;
                 Applied::default()
             });
@@ -105,6 +115,7 @@ impl Watching {
             set,
             now: Instant::now(),
             reports,
+            readings,
         }
     }
 
@@ -404,4 +415,19 @@ async fn on_request_two_files_that_do_not_belong_together_are_refused_at_once() 
         (watching.counts(), watching.stands_refused()),
         ([0, 1], true)
     );
+}
+
+#[tokio::test]
+async fn what_is_read_once_more_for_the_files_that_it_names_is_no_news() {
+    let named = tempfile::NamedTempFile::new().unwrap();
+    let path = named.path().to_owned();
+    let mut watching = Watching::of(|files| files.with_named(move || vec![path.clone()]));
+    watching.look().await;
+    assert_eq!(*watching.readings.lock(), [Reading::Again]);
+    watching.look().await;
+    assert_eq!(watching.readings.lock().len(), 1, "nothing has changed");
+
+    fs::write(named.path(), "another").unwrap();
+    watching.look().await;
+    assert_eq!(*watching.readings.lock(), [Reading::Again, Reading::News]);
 }
