@@ -59,6 +59,7 @@ pub mod reconcile;
 
 pub mod ingest;
 mod rpc;
+mod console;
 mod door;
 
 pub mod sizing;

@@ -3,7 +3,10 @@
 //! Every client verb connects through here. Which of several brokers is asked is decided in
 //! `addresses`, and what an error is called in `problem`.
 
-use std::{path::PathBuf, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use anyhow::Context;
 use clap::Args;
@@ -102,6 +105,25 @@ impl Interceptor for Bearer {
     }
 }
 
+/// The `authorization` header with the client token, if there is one.
+pub(super) fn bearer(token_file: Option<&Path>) -> anyhow::Result<Option<AsciiMetadataValue>> {
+    let token = match token_file {
+        Some(path) => {
+            let read = std::fs::read_to_string(path);
+            Some(read.map_err(|error| unreadable("the token in", path, &error))?)
+        }
+        // There is no flag for the token: every user of the machine can see command lines.
+        None => std::env::var(TOKEN_VARIABLE).ok(),
+    };
+    let Some(token) = token.filter(|token| !token.trim().is_empty()) else {
+        return Ok(None);
+    };
+    let header = AsciiMetadataValue::try_from(format!("Bearer {}", token.trim()));
+    let mut header = header.context("the token has invalid characters: is it a token?")?;
+    header.set_sensitive(true);
+    Ok(Some(header))
+}
+
 impl GrpcArgs {
     #[cfg(test)]
     pub(super) fn at(url: &str) -> Self {
@@ -182,26 +204,8 @@ impl GrpcArgs {
         let endpoints = endpoints.collect::<anyhow::Result<_>>()?;
         Ok(InterceptedService::new(
             Brokers::new(endpoints, self.turn.clone()),
-            Bearer(self.bearer()?),
+            Bearer(bearer(self.token_file.as_deref())?),
         ))
-    }
-
-    fn bearer(&self) -> anyhow::Result<Option<AsciiMetadataValue>> {
-        let token = match &self.token_file {
-            Some(path) => {
-                let read = std::fs::read_to_string(path);
-                Some(read.map_err(|error| unreadable("the token in", path, &error))?)
-            }
-            // There is no flag for the token: every user of the machine can see command lines.
-            None => std::env::var(TOKEN_VARIABLE).ok(),
-        };
-        let Some(token) = token.filter(|token| !token.trim().is_empty()) else {
-            return Ok(None);
-        };
-        let header = AsciiMetadataValue::try_from(format!("Bearer {}", token.trim()));
-        let mut header = header.context("the token has invalid characters: is it a token?")?;
-        header.set_sensitive(true);
-        Ok(Some(header))
     }
 
     fn tls(&self) -> anyhow::Result<ClientTlsConfig> {

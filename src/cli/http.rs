@@ -1,4 +1,4 @@
-//! The HTTP client of `listen --forward-to` and `healthcheck`.
+//! The HTTP client of `listen --forward-to`, `healthcheck` and `console`.
 
 use std::time::Duration;
 

@@ -18,6 +18,7 @@ mod cluster;
 mod columns;
 mod completions;
 mod configuration;
+mod console;
 mod credentials;
 mod ended_subscriptions;
 mod erase;
@@ -84,7 +85,7 @@ Environment:
   BLOBCAST_GRPC_URL    the broker's address for the client verbs, or several, separated by commas; --grpc-url overrides it
   BLOBCAST_TOKEN       the token of the client verbs; --token-file or BLOBCAST_TOKEN_FILE names a file with one
   BLOBCAST_INGEST_URL  where `trigger` sends callbacks, one address or several; --ingest-url overrides it
-  BLOBCAST_ADMIN_URL   the admin listener that `healthcheck` asks, or several; --admin-url overrides it
+  BLOBCAST_ADMIN_URL   the admin listener that `healthcheck` and `console` ask, or several; --admin-url overrides it
   BLOBCAST_CONFIG      the configuration file of `serve`, `check-config` and `size`; --config overrides it
   NO_COLOR             any value: no colours";
 
@@ -157,6 +158,8 @@ enum ClientCommand {
     Credentials(credentials::CredentialsArgs),
     /// Mint a signed callback URL.
     Url(url::UrlArgs),
+    /// Print a link to the broker's console.
+    Console(console::ConsoleArgs),
     /// Ask a broker whether it is ready; for container health checks.
     Healthcheck(healthcheck::HealthcheckArgs),
 }
@@ -230,6 +233,7 @@ fn run_client(command: ClientCommand) -> anyhow::Result<ExitCode> {
             ClientCommand::Configuration(args) => configuration::run(args).await,
             ClientCommand::Credentials(args) => credentials::run(args).await,
             ClientCommand::Url(args) => url::run(args).await,
+            ClientCommand::Console(args) => console::run(args).await,
             ClientCommand::Healthcheck(args) => healthcheck::run(args).await,
         }
     });
@@ -316,6 +320,7 @@ mod tests {
             "backup events.backup --grpc-url http://localhost:50051",
             "backup -",
             "restore events.backup --data-dir new-data",
+            "console --admin-url http://localhost:9090 --token-file t",
             "healthcheck --admin-url http://localhost:9090",
             "completions zsh",
             "man share/man/man1",

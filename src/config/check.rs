@@ -248,6 +248,7 @@ fn check_hosts(config: &Config, layers: &mut Layers) {
     for (key, hosts, port) in [
         ("grpc.hosts", &config.grpc.hosts, 50051),
         ("admin.hosts", &config.admin.hosts, 9090),
+        ("console.media_hosts", &config.console.media_hosts, 443),
     ] {
         let Some(wrong) = hosts.iter().find(|host| !is_host(host)) else {
             continue;

@@ -274,6 +274,9 @@ keys! {
     admin.tls_certificate_file: Restart;
     admin.tls_key_file: Restart;
 
+    console.media: Restart;
+    console.media_hosts: Restart;
+
     acme.domains: Restart;
     acme.contact: Restart;
     acme.directory_url: Restart;

@@ -33,5 +33,5 @@ pub use problem::{ConfigErrors, Origin, Problem};
 pub(crate) use settings::{
     Acme, Grpc, Ingest, LogFormat, Logging, Reconcile, StreamSync, Traces, UnknownTasks,
 };
-pub use settings::{Allowlist, BodySignature, Config, ForwardedHeader};
+pub use settings::{Allowlist, BodySignature, Config, ForwardedHeader, Media};
 pub(crate) use urls::without_secrets as url_without_secrets;

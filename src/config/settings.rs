@@ -24,6 +24,7 @@ pub struct Config {
     pub(crate) ingest: Ingest,
     pub(crate) grpc: Grpc,
     pub(crate) admin: Admin,
+    pub(crate) console: Console,
     pub(crate) acme: Acme,
     pub(crate) audit: Audit,
     pub(crate) log: Log,
@@ -149,6 +150,15 @@ pub(crate) struct Admin {
     /// Set exactly if the certificate is.
     #[serde(deserialize_with = "units::optional_path")]
     pub(crate) tls_key_file: Option<PathBuf>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Console {
+    pub(crate) media: Media,
+    /// Each a name, with or without a port. None: any.
+    #[serde(deserialize_with = "units::texts")]
+    pub(crate) media_hosts: Vec<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
@@ -349,6 +359,18 @@ pub enum Allowlist {
     Report,
     /// They are answered 403.
     Enforce,
+}
+
+/// Whether the console shows a task's outputs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Media {
+    /// Each on a click.
+    Click,
+    /// At once.
+    Auto,
+    /// Only their links.
+    Off,
 }
 
 /// The header in which trusted proxies report the client address.

@@ -22,7 +22,8 @@ pub(crate) fn event_of(message: &[u8]) -> Result<Sent, serde_json::Error> {
     let content = contents
         .next()
         .and_then(|(field, value)| Some((field, value.as_message()?)));
-    let (field, content) = content.ok_or_else(|| broken("a message without content"))?;
+    let (field, content) =
+        content.ok_or_else(|| serde::de::Error::custom("a message without content"))?;
 
     let (kind, mut text) = (field.name(), Vec::new());
     if kind == "progress" {

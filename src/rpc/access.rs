@@ -35,6 +35,8 @@ pub(crate) struct Peer {
     pub certificate: Option<Arc<Certificate>>,
     /// When it last sent anything.
     pub heard: Heard,
+    /// The client that is logged in to the console.
+    pub session: Option<Arc<Client>>,
 }
 
 /// An extension of a request whose owner needs to know afterwards whether the gate has admitted the call.
@@ -93,6 +95,38 @@ pub(crate) struct Gate {
 }
 
 impl Gate {
+    /// Whether a caller without credentials may do everything now.
+    pub(crate) fn is_open(&self) -> bool {
+        self.admits_anonymous(&self.credentials.get())
+    }
+
+    /// Whether anybody could log in.
+    pub(crate) fn has_clients(&self) -> bool {
+        self.credentials.get().verify_clients()
+    }
+
+    /// The client with a token.
+    pub(crate) fn client_of(&self, token: &str) -> Option<Arc<Client>> {
+        let (credentials, now) = (self.credentials.get(), self.clock.earliest());
+        let client = credentials.client_of_token(token, now).cloned();
+        match &client {
+            Some(client) => self.metrics.credential_used(
+                "client",
+                &client.name,
+                client.generation().as_str(),
+                now,
+            ),
+            None => self.metrics.calls_unauthenticated.inc(),
+        }
+        client
+    }
+
+    /// A client that was let in before, with the rights that it has now.
+    pub(crate) fn still(&self, client: &Client) -> Option<Arc<Client>> {
+        let (credentials, now) = (self.credentials.get(), self.clock.earliest());
+        credentials.current(client, now).cloned()
+    }
+
     pub(super) fn admits_anonymous(&self, credentials: &Credentials) -> bool {
         self.allow_anonymous || (self.is_loopback && !credentials.verify_clients())
     }
@@ -115,11 +149,19 @@ impl Gate {
                 })?;
                 Some(Arc::clone(client))
             }
-            None => {
-                let certificate = peer.and_then(|peer| peer.certificate.as_ref());
-                certificate
-                    .and_then(|certificate| credentials.client_of_certificate(certificate, now))
-            }
+            None => match peer.and_then(|peer| peer.session.as_ref()) {
+                Some(session) => {
+                    let client = credentials.current(session, now).ok_or_else(|| {
+                        errors::token_invalid("the session's token is not known any more")
+                    })?;
+                    Some(Arc::clone(client))
+                }
+                None => {
+                    let certificate = peer.and_then(|peer| peer.certificate.as_ref());
+                    certificate
+                        .and_then(|certificate| credentials.client_of_certificate(certificate, now))
+                }
+            },
         };
 
         match client {

@@ -2,6 +2,8 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
+use serde_json::{Value, json};
+
 use super::{addresses::Addresses, cluster::Node};
 use crate::{config::Config, credentials::Credentials, nats::Synced, store::Store};
 
@@ -26,12 +28,7 @@ pub(super) fn text(
     } else {
         ""
     };
-    // Secrets are not kept, so they cannot be shown. The place of one can.
-    let token = if credentials.verify_urls() {
-        "?token=CALLBACK_TOKEN"
-    } else {
-        ""
-    };
+    let token = token_place(credentials);
     let Try {
         curl,
         grpcurl,
@@ -55,6 +52,34 @@ See it:
     )
 }
 
+/// Secrets are not kept, so they cannot be shown. The place of one can.
+fn token_place(credentials: &Credentials) -> &'static str {
+    if credentials.verify_urls() {
+        "?token=CALLBACK_TOKEN"
+    } else {
+        ""
+    }
+}
+
+/// The same for the console, which shows it before the first callback.
+pub(super) fn shown(config: &Config, addresses: &Addresses, credentials: &Credentials) -> Value {
+    let token = token_place(credentials);
+    let Try {
+        curl,
+        grpcurl,
+        listen,
+    } = Try::new(config, addresses, credentials, token);
+    json!({
+        "callbackUrl": format!("{}/webhook/veo{token}", callback_base(config, addresses)),
+        "curl": curl,
+        "grpcurl": grpcurl,
+        "listen": listen,
+        "grpcAddress": from_here(addresses.grpc),
+        "grpcTls": config.grpc.tls_certificate_file.is_some(),
+        "needsToken": credentials.verify_clients() && !config.grpc.allow_anonymous,
+    })
+}
+
 /// A line for each address, one for the data, and two of a node of a cluster.
 fn rows(config: &Config, addresses: &Addresses, store: &Store, node: Option<&Node>) -> String {
     let Addresses {
@@ -66,6 +91,11 @@ fn rows(config: &Config, addresses: &Addresses, store: &Store, node: Option<&Nod
     let admin_scheme = scheme(config.admin.tls_certificate_file.is_some());
     let events = store.summary().event_count;
     let mut rows = vec![
+        (
+            "console",
+            format!("{admin_scheme}://{}/ui/", from_here(*admin)),
+            "for people: `blobcast console` prints a link where a login is needed".to_owned(),
+        ),
         (
             "callbacks",
             format!("{ingest_scheme}://{ingest}/webhook/PRODUCT"),

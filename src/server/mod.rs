@@ -10,6 +10,7 @@ mod error;
 mod addresses;
 mod listeners;
 mod from_files;
+mod console;
 mod credentials;
 mod certificates;
 mod acme;

@@ -34,7 +34,8 @@ const INDEX: &str = "blobcast, for operators\n\n\
     /readyz/ingest  200 while callbacks become durable; commits a mark to find out\n\
     /readyz/grpc    200 while events can be read; reads the newest to find out\n\
     /metrics        Prometheus text format\n\
-    /version        what runs here\n";
+    /version        what runs here\n\
+    /ui/            the console\n";
 
 /// The state that the routes show.
 pub(super) struct Status {
@@ -285,7 +286,7 @@ async fn guarded(State(door): State<Arc<Door>>, request: Request, next: Next) ->
     next.run(request).await
 }
 
-pub(super) fn router(status: &Arc<Status>, door: Door) -> Router {
+pub(super) fn router(status: &Arc<Status>, door: Door, console: Router) -> Router {
     Router::new()
         .route("/", get(INDEX))
         .route("/livez", get(livez))
@@ -295,8 +296,9 @@ pub(super) fn router(status: &Arc<Status>, door: Door) -> Router {
         .route("/metrics", get(metrics))
         .route("/version", get(version))
         .fallback((StatusCode::NOT_FOUND, INDEX))
-        .layer(from_fn_with_state(Arc::new(door), guarded))
         .with_state(Arc::clone(status))
+        .merge(console)
+        .layer(from_fn_with_state(Arc::new(door), guarded))
 }
 
 async fn livez(State(status): State<Arc<Status>>) -> Response {

@@ -2,13 +2,16 @@
 
 use std::sync::Arc;
 
+use axum::Router;
 use parking_lot::Mutex;
 use tonic::service::Routes;
 use tonic_health::server::HealthReporter;
 
 use super::{
     addresses::{Addresses, is_loopback},
-    banner, credentials, grpc,
+    banner,
+    console::{self, Console},
+    credentials, grpc,
     http::Responder,
     liveness::Liveness,
     numbers::usize_of,
@@ -58,6 +61,8 @@ pub(super) struct Services {
     pub answers: Arc<rpc::Answers>,
     /// The gRPC services.
     pub routes: Routes,
+    /// The console's.
+    pub console: Router,
     /// Reports the gRPC services' health.
     pub health: HealthReporter,
     /// What the admin listener shows.
@@ -80,8 +85,9 @@ impl Services {
         let context = core.rpc_context(&gate, &ingest, &minutes, &readiness);
         let answers = Arc::clone(&context.answers);
         let port = core.addresses.grpc.port();
-        let (health, routes) = grpc::services(context, core.config, port, tracer).await;
+        let (health, routes, door) = grpc::services(context, core.config, port, tracer).await;
 
+        let console = Console::new(gate.clone(), door, core.console_settings());
         let liveness = Arc::new(Liveness::new(homes));
         let cluster = core.cluster.cloned();
         let status = operations::Status::new(core.sources, &answers, readiness, cluster, &liveness);
@@ -90,6 +96,7 @@ impl Services {
             gate,
             answers,
             routes,
+            console: console::routes(console),
             health,
             status: Arc::new(status),
             liveness,
@@ -109,6 +116,18 @@ impl Core<'_> {
             Arc::clone(&self.sources.metrics),
             tracer,
         )
+    }
+
+    fn console_settings(&self) -> console::Settings {
+        let (config, addresses) = (self.config, &self.addresses);
+        console::Settings {
+            may_be_open: is_loopback(addresses.admin) || config.grpc.allow_anonymous,
+            port: addresses.admin.port(),
+            has_tls: config.admin.tls_certificate_file.is_some(),
+            media: config.console.media,
+            media_hosts: config.console.media_hosts.clone(),
+            shown: banner::shown(config, addresses, &self.credentials.get()),
+        }
     }
 
     fn gate(&self) -> rpc::Gate {

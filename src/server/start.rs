@@ -235,7 +235,11 @@ fn spawn_listeners(
         admin,
         Homes::here(),
         Entrance::open_to_all(tls.admin.clone()),
-        http::routed(operations::router(&services.status, door)),
+        http::routed(operations::router(
+            &services.status,
+            door,
+            services.console.clone(),
+        )),
         http::Limits::admin(),
         http::Counters::of("admin", metrics),
         stops.admin.clone(),

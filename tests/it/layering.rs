@@ -8,7 +8,7 @@ use std::{
 };
 
 /// What each module may import, directly. A module that is not named here may not exist.
-const ALLOWED: [(&str, &[&str]); 39] = [
+const ALLOWED: [(&str, &[&str]); 40] = [
     ("accounts", &["files"]),
     (
         "audit",
@@ -121,6 +121,7 @@ const ALLOWED: [(&str, &[&str]); 39] = [
         ],
     ),
     ("door", &["printable", "wire"]),
+    ("console", &["config", "credentials"]),
     (
         "server",
         &[
@@ -130,6 +131,7 @@ const ALLOWED: [(&str, &[&str]); 39] = [
             "causes",
             "cluster",
             "config",
+            "console",
             "credentials",
             "door",
             "event",

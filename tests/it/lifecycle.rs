@@ -60,7 +60,8 @@ async fn the_banner_names_every_address_with_its_audience_and_what_to_paste() {
     for (what, audience) in [
         (format!("http://{ingest}/webhook/PRODUCT"), "for RunBlob"),
         (grpc.to_string(), "for your services"),
-        (format!("http://{admin}"), "for operators"),
+        (format!("http://{admin}/ui/"), "for people"),
+        (format!("http://{admin} "), "for operators"),
         (data, "0 events"),
     ] {
         let line = banner

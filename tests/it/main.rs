@@ -21,6 +21,7 @@ mod callback_authentication;
 mod cluster;
 mod command_line;
 mod configuration;
+mod console;
 mod described;
 mod damage_while_running;
 mod documents;

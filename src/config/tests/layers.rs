@@ -67,6 +67,11 @@ const OTHER_VALUES: &[(&str, [&str; 3])] = &[
         "grpc.cors_origins",
         ["https://a.example", "http://b:8080", "https://c,https://d"],
     ),
+    ("console.media", ["auto", "off", "click"]),
+    (
+        "console.media_hosts",
+        ["a.example", "b", "c.example,d.example"],
+    ),
     (
         "admin.hosts",
         ["a.internal", "b", "c.internal:9090,localhost:19090"],

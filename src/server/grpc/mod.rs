@@ -53,6 +53,7 @@ use crate::{
 use admission::Admission;
 use connection::incoming;
 use content::{ContentRefusals, only_grpc};
+pub(super) use door::ConsoleDoor;
 use health::Health;
 pub(super) use health::{end_health_watches, set_health};
 use http1::Http1;
@@ -82,7 +83,7 @@ pub(super) async fn services(
     config: &Config,
     port: u16,
     tracer: Tracer,
-) -> (HealthReporter, Routes) {
+) -> (HealthReporter, Routes, ConsoleDoor) {
     let health = HealthReporter::new();
     set_health(&health, tonic_health::ServingStatus::Serving).await;
 
@@ -116,10 +117,11 @@ pub(super) async fn services(
     let transcoded = decoded.layer(from_fn_with_state(Arc::clone(&admission), admit_transcoded));
     let calls = door::Calls::new(around(transcoded), request_bytes_max);
     let door = door::Door::new(calls, refusals.clone(), &config.grpc, port);
+    let of_console = door.of_console();
 
     let admitted = services.layer(from_fn_with_state(admission, admit));
     let routes = door::add(around(admitted), door);
-    (health, routes.into())
+    (health, routes.into(), of_console)
 }
 
 /// Adds reflection in both versions: grpcurl 1.8 and older speak only the second.

@@ -6,10 +6,14 @@ use tokio::sync::Semaphore;
 
 use super::backlog::Waiting;
 use crate::{
+    credentials::Client,
     rpc,
-    server::net::{
-        Opened,
-        places::{Place, Standing},
+    server::{
+        http::Connection,
+        net::{
+            Opened,
+            places::{Place, Standing},
+        },
     },
     subscription::Heard,
 };
@@ -39,8 +43,24 @@ impl Origin {
                 address: opened.client,
                 certificate: opened.certificate.clone(),
                 heard: Heard::default(),
+                session: None,
             },
             standing: Arc::clone(place.standing()),
+            limits: ConnectionLimits::new(),
+            waiting: Waiting::new(&Arc::default()),
+        }
+    }
+
+    /// Of a request to the console, from a client that is logged in, if that is needed.
+    pub(super) fn of_console(connection: &Connection, session: Option<Arc<Client>>) -> Self {
+        Self {
+            peer: rpc::Peer {
+                address: connection.address,
+                certificate: None,
+                heard: Heard::default(),
+                session,
+            },
+            standing: Arc::clone(&connection.standing),
             limits: ConnectionLimits::new(),
             waiting: Waiting::new(&Arc::default()),
         }

@@ -3,7 +3,7 @@
 use std::{
     convert::Infallible,
     future::poll_fn,
-    net::{IpAddr, SocketAddr},
+    net::SocketAddr,
     pin::pin,
     sync::Arc,
     task::{Poll, ready},
@@ -25,11 +25,11 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    activity::{Activity, Busy, LINE_END, Tracked},
+    activity::{Activity, LINE_END, Tracked},
     limits::Limits,
     linger::linger,
     refusals::Unread,
-    responder::{Lasting, LastingBody, Responder},
+    responder::{Connection, Responder, until_over},
     service::{Service, Timed},
     unread_body::{Remainder, Settling},
 };
@@ -59,7 +59,7 @@ pub(super) async fn serve<R: Responder>(
     let requests = Requests {
         responder: &service.responder,
         limits,
-        client: client.ip(),
+        client,
         standing,
         activity: &activity,
         remainder: Remainder::default(),
@@ -112,7 +112,7 @@ pub(super) async fn serve<R: Responder>(
 struct Requests<'a, R> {
     responder: &'a R,
     limits: Limits,
-    client: IpAddr,
+    client: SocketAddr,
     standing: &'a Arc<Standing>,
     activity: &'a Arc<Activity>,
     remainder: Remainder,
@@ -126,7 +126,14 @@ impl<R: Responder> Requests<'_, R> {
         request: Request<Incoming>,
     ) -> impl Future<Output = Result<Response, Infallible>> + Unpin {
         let (mut busy, mut answering) = (self.activity.begin(), Some(self.standing.begin()));
-        let mut answer = (self.responder)(self.client, self.remainder.of(request));
+        let mut request = self.remainder.of(request);
+        if self.limits.tells_connection {
+            request.extensions_mut().insert(Connection {
+                address: self.client,
+                standing: Arc::clone(self.standing),
+            });
+        }
+        let mut answer = (self.responder)(self.client.ip(), request);
         let mut settling = None::<Settling>;
         poll_fn(move |cx| {
             let settled = match &mut settling {
@@ -144,14 +151,6 @@ impl<R: Responder> Requests<'_, R> {
             Poll::Ready(Ok::<_, Infallible>(until_over(settled, busy.take())))
         })
     }
-}
-
-/// The answer, which keeps its connection busy until it is over.
-fn until_over(mut answer: Response, busy: Option<Busy>) -> Response {
-    if answer.extensions_mut().remove::<Lasting>().is_none() {
-        return answer;
-    }
-    answer.map(|body| Body::new(LastingBody::new(body, busy)))
 }
 
 type Io = TokioIo<Tracked<Timed>>;

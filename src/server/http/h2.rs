@@ -1,6 +1,11 @@
 //! One HTTP/2 connection. On it several requests are answered at once, and a connection that closes is announced to the client.
 
-use std::{convert::Infallible, net::IpAddr, pin::pin, sync::Arc};
+use std::{
+    convert::Infallible,
+    net::{IpAddr, SocketAddr},
+    pin::pin,
+    sync::Arc,
+};
 
 use axum::{
     body::{Body, HttpBody},
@@ -18,7 +23,7 @@ use super::{
     activity::Activity,
     limits::Limits,
     refusals::{Unread, too_many_headers},
-    responder::{Answer, Responder},
+    responder::{Answer, Connection, Responder, until_over},
     service::{Service, Timed},
     unread_body::Remainder,
 };
@@ -39,7 +44,7 @@ const PENDING_RESETS_MAX: usize = 20;
 pub(super) async fn serve<R: Responder>(
     service: Service<R>,
     stream: Timed,
-    client: IpAddr,
+    client: SocketAddr,
     standing: &Arc<Standing>,
     stop: CancellationToken,
 ) {
@@ -49,10 +54,17 @@ pub(super) async fn serve<R: Responder>(
         let (busy, answering) = (activity.begin(), standing.begin());
         let exchange = Exchange::new(&request, &service, standing, answering, &stop);
         let remainder = Remainder::default();
-        let answer = (service.responder)(client, remainder.of(request));
+        let mut request = remainder.of(request);
+        if limits.tells_connection {
+            request.extensions_mut().insert(Connection {
+                address: client,
+                standing: Arc::clone(standing),
+            });
+        }
+        let answer = (service.responder)(client.ip(), request);
         async move {
-            let _busy = busy;
-            exchange.answer(answer, &remainder).await
+            let answer = exchange.answer(answer, &remainder).await;
+            answer.map(|answer| until_over(answer, busy))
         }
     });
     let connection = http2::Builder::new(TokioExecutor::new())
@@ -77,7 +89,7 @@ pub(super) async fn serve<R: Responder>(
             }
         };
         tokio::select! {
-            ended = &mut connection => return note_flood(&service.floods, client, &ended),
+            ended = &mut connection => return note_flood(&service.floods, client.ip(), &ended),
             () = standing.until_shed() => return,
             () = stop.cancelled(), if !is_told => {
                 is_told = true;

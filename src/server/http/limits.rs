@@ -54,6 +54,8 @@ pub(in crate::server) struct Limits {
     pub(super) lets_in: bool,
     /// Whether a client that has closed its sending side is still answered. If not, it counts as gone, and its requests are dropped.
     pub(super) half_close: bool,
+    /// Whether requests have their [`Connection`](super::Connection).
+    pub(super) tells_connection: bool,
     /// How long a connection stays open for a request that may be on its way when the broker stops. A connection on which nothing
     /// is being answered after that is closed, so that no client can hold up a restart by sending nothing, little, or too much.
     pub(super) last_request: Duration,
@@ -76,6 +78,7 @@ impl Limits {
             farewell: FAREWELL,
             lets_in: true,
             half_close: true,
+            tells_connection: false,
             last_request: LAST_REQUEST,
         }
     }
@@ -96,6 +99,7 @@ impl Limits {
             farewell: FAREWELL,
             lets_in: false,
             half_close: false, // an answer may take as long as a disk that hangs
+            tells_connection: true, // the console makes calls of requests
             last_request: Duration::ZERO, // scrapers and probes ask again by themselves
         }
     }

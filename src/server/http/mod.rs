@@ -23,7 +23,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub(super) use self::{
     limits::Limits,
-    responder::{Answer, Lasting, Responder, routed},
+    responder::{Answer, Connection, Lasting, Responder, routed},
     service::Counters,
     unread_body::RequestBody,
 };
@@ -108,7 +108,7 @@ async fn serve_connection<R: Responder>(
     let stream = Box::pin(stream);
 
     match protocol {
-        Protocol::Http2 => h2::serve(service, stream, client.ip(), standing, stop).await,
+        Protocol::Http2 => h2::serve(service, stream, client, standing, stop).await,
         Protocol::Http1 => h1::serve(service, stream, client, standing, stop).await,
     }
 }

@@ -1,8 +1,9 @@
 //! What answers the requests of a listener.
 
 use std::{
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll},
 };
 
@@ -16,6 +17,7 @@ use hyper::{
 use hyper_util::service::TowerToHyperService;
 
 use super::{activity::Busy, unread_body::RequestBody};
+use crate::server::net::places::Standing;
 
 /// Answers a request of a connection from an address.
 pub(in crate::server) trait Responder:
@@ -43,18 +45,25 @@ pub(in crate::server) fn routed(router: Router) -> impl Responder {
     }
 }
 
+/// The connection of a request: an extension of requests to listeners whose limits say so.
+#[derive(Clone, Debug)]
+pub(in crate::server) struct Connection {
+    pub address: SocketAddr,
+    pub standing: Arc<Standing>,
+}
+
 /// Marks an answer whose body may be silent for as long as it likes: its connection is not idle before it has ended.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::server) struct Lasting;
 
 /// The body of such an answer.
-pub(super) struct LastingBody {
+struct LastingBody {
     body: Body,
     _busy: Option<Busy>,
 }
 
 impl LastingBody {
-    pub(super) fn new(body: Body, busy: Option<Busy>) -> Self {
+    fn new(body: Body, busy: Option<Busy>) -> Self {
         Self { body, _busy: busy }
     }
 }
@@ -77,4 +86,12 @@ impl HttpBody for LastingBody {
     fn size_hint(&self) -> SizeHint {
         self.body.size_hint()
     }
+}
+
+/// The answer, which keeps its connection busy until it is over.
+pub(super) fn until_over(mut answer: Response, busy: Option<Busy>) -> Response {
+    if answer.extensions_mut().remove::<Lasting>().is_none() {
+        return answer;
+    }
+    answer.map(|body| Body::new(LastingBody::new(body, busy)))
 }

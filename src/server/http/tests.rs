@@ -206,6 +206,7 @@ const AT_THE_END: Limits = Limits {
     farewell: Duration::from_millis(10),
     lets_in: true,
     half_close: true,
+    tells_connection: false,
     last_request: Duration::from_millis(10),
 };
 /// Far longer than it takes then.
@@ -443,7 +444,7 @@ async fn h2_by(responder: impl Responder) -> (TcpStream, CancellationToken, Join
         .unwrap();
     let served = {
         let stop = stop.clone();
-        async move { h2::serve(service, stream, peer.ip(), place.standing(), stop).await }
+        async move { h2::serve(service, stream, peer, place.standing(), stop).await }
     };
     (client, stop, tokio::spawn(served))
 }

@@ -19,8 +19,8 @@ use axum::{
     body::Body,
     extract::Request,
     http::{
-        HeaderMap, StatusCode,
-        header::{AUTHORIZATION, CONTENT_ENCODING, CONTENT_TYPE},
+        HeaderMap, HeaderName, StatusCode,
+        header::{AUTHORIZATION, CONTENT_ENCODING, CONTENT_TYPE, HOST, ORIGIN},
     },
     response::Response,
     routing::any,
@@ -31,8 +31,10 @@ use tokio::time::Instant;
 use super::{content::ContentRefusals, origin::Origin};
 use crate::{
     config,
+    credentials::Client,
     door::{Asked, Input, Problem, Rpc, Shape, asked, openapi},
     rpc,
+    server::http::Connection,
     trace::RequestId,
     web,
     wire::Reason,
@@ -44,6 +46,9 @@ use cors::Cors;
 pub(super) use decode::decode;
 use tickets::{Ticket, Tickets};
 
+const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
+const SEC_FETCH_MODE: HeaderName = HeaderName::from_static("sec-fetch-mode");
+
 /// See the module's description.
 #[derive(Debug)]
 pub(super) struct Door {
@@ -53,6 +58,28 @@ pub(super) struct Door {
     names: Option<Names>,
     cors: Cors,
     tickets: Tickets,
+}
+
+/// The door below the console's address.
+#[derive(Debug)]
+pub(in crate::server) struct ConsoleDoor(Door);
+
+impl ConsoleDoor {
+    /// Answers a request whose path is that of the door, with the rights of the client that is logged in.
+    pub(in crate::server) async fn answer(
+        &self,
+        mut request: Request,
+        connection: &Connection,
+        client: Option<Arc<Client>>,
+    ) -> Response {
+        // The console has judged these by its own address and its session.
+        for header in [AUTHORIZATION, HOST, ORIGIN, SEC_FETCH_SITE, SEC_FETCH_MODE] {
+            request.headers_mut().remove(header);
+        }
+        let origin = Origin::of_console(connection, client);
+        request.extensions_mut().insert(origin);
+        self.0.answer_own(request).await
+    }
 }
 
 #[derive(Debug)]
@@ -90,6 +117,17 @@ impl Door {
             cors: Cors::new(&config.cors_origins),
             tickets: Tickets::default(),
         }
+    }
+
+    /// The same for the console, which has checked the name, and knows the client. No other origin may use it.
+    pub(super) fn of_console(&self) -> ConsoleDoor {
+        ConsoleDoor(Self {
+            calls: self.calls.clone(),
+            refusals: self.refusals.clone(),
+            names: None,
+            cors: Cors::new(&[]),
+            tickets: Tickets::default(),
+        })
     }
 
     async fn answer(&self, mut request: Request) -> Response {

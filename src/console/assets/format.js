@@ -1,0 +1,185 @@
+// Writes times, numbers and words as people read them. Pure.
+
+const TWO = { hour: "2-digit", minute: "2-digit", second: "2-digit", hourCycle: "h23" };
+const CLOCK = new Intl.DateTimeFormat(undefined, /** @type {any} */ ({ ...TWO, fractionalSecondDigits: 3 }));
+const SECOND = new Intl.DateTimeFormat(undefined, /** @type {any} */ (TWO));
+const DAY = new Intl.DateTimeFormat(undefined, { month: "short", day: "numeric" });
+const FULL = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "long" });
+const NUMBER = new Intl.NumberFormat("en");
+
+/** @param {string | undefined} time RFC 3339 @returns {Date | null} */
+export function date(time) {
+  const read = time ? new Date(time) : null;
+  return read && Number.isFinite(read.getTime()) ? read : null;
+}
+
+/** @param {string | undefined} time */
+export const clock = (time) => format(CLOCK, time);
+/** @param {string | undefined} time */
+export const full = (time) => format(FULL, time);
+
+/**
+ * The time of today, and the day of any other.
+ * @param {string | undefined} time
+ */
+export function moment(time) {
+  const at = date(time);
+  if (!at) return "";
+  const isToday = at.toDateString() === new Date().toDateString();
+  return isToday ? SECOND.format(at) : `${DAY.format(at)}, ${SECOND.format(at)}`;
+}
+
+/** @param {Intl.DateTimeFormat} by @param {string | undefined} time */
+function format(by, time) {
+  const at = date(time);
+  return at ? by.format(at) : "";
+}
+
+/**
+ * A number, or a 64-bit one that is a string in JSON.
+ * @param {any} value
+ */
+export function number(value) {
+  const read = Number(value ?? 0);
+  return NUMBER.format(Number.isFinite(read) ? read : 0);
+}
+
+/**
+ * `one("event", 3)` is "3 events".
+ * @param {string} word
+ * @param {any} count
+ */
+export function counted(word, count) {
+  return `${number(count)} ${word}${Number(count) === 1 ? "" : "s"}`;
+}
+
+/** @param {any} value */
+export function bytes(value) {
+  let size = Number(value ?? 0);
+  if (size < 1024) return `${size} B`;
+  for (const unit of ["KiB", "MiB", "GiB", "TiB"]) {
+    size /= 1024;
+    if (size < 1024 || unit === "TiB") return `${size < 10 ? size.toFixed(1) : Math.round(size)} ${unit}`;
+  }
+  return "";
+}
+
+/**
+ * A span in words: "63 s", "14 min", "5.1 d".
+ * @param {number} milliseconds
+ */
+export function span(milliseconds) {
+  const all = Math.max(0, milliseconds) / 1000;
+  if (all < 1) return `${Math.round(all * 1000)} ms`;
+  if (all < 100) return `${Math.round(all)} s`;
+  if (all < 100 * 60) return `${Math.round(all / 60)} min`;
+  if (all < 48 * 3600) return `${Math.round(all / 3600)} h`;
+  const days = all / 86400;
+  return `${days < 10 ? Number(days.toFixed(1)) : Math.round(days)} d`;
+}
+
+/**
+ * A duration of protobuf JSON, "604800s", in milliseconds.
+ * @param {string | undefined} text
+ */
+export function duration(text) {
+  return Number.parseFloat(text ?? "0") * 1000 || 0;
+}
+
+/**
+ * How long ago, or in how long.
+ * @param {string | undefined} time
+ */
+export function ago(time) {
+  const at = date(time);
+  if (!at) return "never";
+  const past = Date.now() - at.getTime();
+  return past >= 0 ? `${span(past)} ago` : `in ${span(-past)}`;
+}
+
+/**
+ * From the task's creation at the vendor to its end, by the vendor's clock.
+ * @param {Record<string, any>} event
+ */
+export function took(event) {
+  const [from, to] = [date(event.createdAt), date(event.completedAt)];
+  return from && to && to >= from ? span(to.getTime() - from.getTime()) : "";
+}
+
+/**
+ * A value of an enum in words: `TASK_STATUS_COMPLETED` is "completed".
+ * @param {string} prefix
+ * @param {any} value
+ */
+export function word(prefix, value) {
+  return String(value ?? "").replace(prefix, "").toLowerCase().replaceAll("_", " ");
+}
+
+/**
+ * Events between two cursors. A cursor is opaque to clients; this page comes out of the broker that makes them, and is never of
+ * another version than it.
+ * @param {string} from
+ * @param {string} to
+ * @returns {number | null} null if they are of two logs
+ */
+export function between(from, to) {
+  if (!from || !to || from.length !== 36 || from.slice(0, 16) !== to.slice(0, 16)) return null;
+  const place = (/** @type {string} */ cursor) => BigInt(`0x${cursor.slice(16, 32)}`);
+  return Math.max(0, Number(place(to) - place(from)));
+}
+
+/**
+ * The text of a body, which is base64 in JSON, with its JSON indented. `null` if it is no text.
+ * @param {string | undefined} base64
+ * @returns {string | null}
+ */
+export function bodyText(base64) {
+  const raw = Uint8Array.from(atob(base64 ?? ""), (character) => character.charCodeAt(0));
+  try {
+    return new TextDecoder("utf-8", { fatal: true }).decode(raw);
+  } catch {
+    return null;
+  }
+}
+
+/**
+ * JSON indented, by its text: numbers and the order of keys stay as they were sent. What is no JSON stays as it is.
+ * @param {string} text
+ */
+export function indented(text) {
+  try {
+    JSON.parse(text);
+  } catch {
+    return text;
+  }
+  let out = "", depth = 0, inString = false;
+  const line = () => `\n${"  ".repeat(depth)}`;
+  for (let at = 0; at < text.length; at++) {
+    const character = text[at];
+    if (inString) {
+      out += character;
+      if (character === "\\") out += text[++at];
+      else if (character === '"') inString = false;
+    } else if (character === '"') { inString = true; out += character; }
+    else if (/\s/.test(character)) continue;
+    else if (character === "{" || character === "[") {
+      const rest = text.slice(at + 1).trimStart()[0];
+      if (rest === "}" || rest === "]") { out += character + rest; at = text.indexOf(rest, at); }
+      else { depth++; out += character + line(); }
+    }
+    else if (character === "}" || character === "]") { depth--; out += line() + character; }
+    else if (character === ",") out += character + line();
+    else out += character === ":" ? ": " : character;
+  }
+  return out;
+}
+
+/**
+ * Text for base64.
+ * @param {string} text
+ */
+export function base64(text) {
+  let binary = "";
+  for (const byte of new TextEncoder().encode(text)) binary += String.fromCharCode(byte);
+  return btoa(binary);
+}

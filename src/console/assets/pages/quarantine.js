@@ -1,0 +1,162 @@
+// Callbacks that were authentic but could not be understood: read again with corrections, or discarded.
+
+import { h, put, toast } from "../dom.js";
+import { call } from "../api.js";
+import { base64, bodyText, bytes, counted, indented, number, word } from "../format.js";
+import { taskHref } from "../event-row.js";
+import { button, cell, confirmTyped, copyButton, empty, facts, heading, hidden, labelText, pager, panel, row, table, trouble, when } from "../parts.js";
+
+/** @typedef {Record<string, any>} Json */
+
+/** @param {import("../app.js").Context} context */
+export async function show(context) {
+  if (context.path[0]) await one(context, context.path[0]);
+  else await list(context);
+}
+
+/** @param {import("../app.js").Context} context */
+async function list({ root, params, go, signal, reload }) {
+  const pageToken = params.get("page_token") ?? "";
+  const { callbacks, nextPageToken } = await call("ListQuarantine", { pageSize: 50, pageToken }, signal);
+  /** @type {Set<string>} */
+  const chosen = new Set();
+  const discard = button("Discard…", async () => {
+    if (await discarded([...chosen])) reload();
+  }, { disabled: true });
+  const choose = (/** @type {string} */ id, /** @type {boolean} */ is) => {
+    if (is) chosen.add(id);
+    else chosen.delete(id);
+    discard.disabled = !chosen.size;
+    put(discard, chosen.size ? `Discard ${number(chosen.size)}…` : "Discard…");
+  };
+  const rows = callbacks.map((/** @type {Json} */ one) => row(
+    cell("c-check", h("input", { type: "checkbox", "aria-label": `Choose ${one.quarantineId}`, onchange: (/** @type {any} */ event) => choose(one.quarantineId, event.target.checked) })),
+    cell("c-time.mono.soft", when(one.receivedAt)),
+    cell("c-cause", h("a", { href: `#/quarantine/${encodeURIComponent(one.quarantineId)}` }, one.reason.replaceAll("_", " ")),
+      h("div.soft.wrap.wide", null, one.detail)),
+    cell("c-where", h("bdi.mono.wrap", null, one.target.slice(0, 300))),
+    cell("c-credential", one.credential),
+    cell("c-size.right", bytes(one.bodyBytes))));
+  const columns = [{ name: "choose", class: "c-check", quiet: true }, { name: "time", class: "c-time" }, { name: "reason", class: "c-cause" },
+    { name: "URL", class: "c-where" }, { name: "came by", class: "c-credential" }, { name: "body", class: "c-size.right" }];
+  put(root, heading("Quarantine", h("span.soft", null, "authentic, but not understood; the oldest first"), h("span.grow"), rows.length ? discard : null),
+    h("section.panel", null, rows.length ? [table("Quarantined callbacks", columns, rows), pager(params, nextPageToken, go)]
+      : empty("Nothing is in quarantine.", "A callback that is authentic but no JSON, or without a task id, is kept here until it is corrected or discarded.")));
+}
+
+/** @param {string[]} ids @returns {Promise<boolean>} */
+async function discarded(ids) {
+  const text = `${counted("callback", ids.length)} will be deleted for good. Nothing of them can be read any more.`;
+  if (!await confirmTyped("Discard?", text, String(ids.length), "Discard")) return false;
+  try {
+    const { discardedCount } = await call("DiscardQuarantined", { quarantineIds: ids });
+    toast(`${counted("callback", discardedCount)} discarded`);
+    return true;
+  } catch (error) {
+    toast(/** @type {any} */ (error).message);
+    return false;
+  }
+}
+
+/**
+ * The entry itself: no RPC names a single one, so the pages are read up to it.
+ * @param {string} id
+ * @param {AbortSignal} signal
+ * @returns {Promise<Json | null>}
+ */
+async function find(id, signal) {
+  for (let pageToken = "", page = 0; page < 40; page++) {
+    const answer = await call("ListQuarantine", { pageSize: 256, pageToken }, signal);
+    const at = answer.callbacks.findIndex((/** @type {Json} */ one) => one.quarantineId === id);
+    if (at >= 0) {
+      // The body only of the page that has it.
+      const bodies = await call("ListQuarantine", { pageSize: 256, pageToken, includeBody: true }, signal);
+      return bodies.callbacks.find((/** @type {Json} */ one) => one.quarantineId === id) ?? answer.callbacks[at];
+    }
+    pageToken = answer.nextPageToken;
+    if (!pageToken) return null;
+  }
+  return null;
+}
+
+/** @param {import("../app.js").Context} context @param {string} id */
+async function one({ root, signal }, id) {
+  const found = await find(id, signal);
+  const back = h("a", { href: "#/quarantine" }, "All of the quarantine");
+  if (!found) {
+    return put(root, heading("Quarantine"), panel(null, empty("This callback is not in quarantine any more.", "It was released or discarded, or retention has forgotten it. ", back)));
+  }
+  const text = found.body ? bodyText(found.body) : null;
+  const note = h("div");
+  put(root, h("p.back", null, back), heading(found.reason.replaceAll("_", " "), h("span.grow"), button("Discard…", async () => {
+    if (await discarded([id])) location.hash = "#/quarantine";
+  })),
+  h("p.lead", null, found.detail),
+  h("div.task", null,
+    panel("Release", form(found, text, note), note),
+    h("div.side", null, panel("About", facts([
+      ["URL", h("bdi.mono.wrap", null, found.target)],
+      ["received", when(found.receivedAt)],
+      ["came by", found.credential],
+      ["verified", word("VERIFICATION_", found.verification)],
+      ["bound to", [found.boundProducts?.join(", "), labelText(found.boundLabels)].filter(Boolean).join(" · ")],
+      ["body", bytes(found.bodyBytes)],
+      ["id", h("span.mono.wrap", null, id)],
+    ])), panel("Body as received", found.body
+      ? hidden("body", () => h("div.pad", null, h("pre", { tabindex: "0" }, text === null ? "no text" : indented(text)), text === null ? null : copyButton("Copy", () => text)))
+      : empty("It is empty, or too large to be shown here.")))));
+}
+
+/** @param {Json} found @param {string | null} text @param {HTMLElement} note */
+function form(found, text, note) {
+  const field = (/** @type {string} */ name, /** @type {string} */ label, /** @type {string} */ hint) => h("label", null, label,
+    h("input", { name, autocomplete: "off", spellcheck: "false", maxlength: "128" }), h("span.soft", null, hint));
+  const body = h("textarea", { name: "body", rows: 10, spellcheck: "false", "aria-label": "Corrected body" });
+  const details = h("details", null, h("summary", null, "Correct the body ", h("span.soft", null, "shows the prompt, if it has one")), body);
+  details.addEventListener("toggle", () => { if (!body.value) body.value = text ?? ""; });
+  const preview = h("div");
+  const box = h("form.stack.pad", null,
+    h("p.soft", null, "The callback is read again with what you fill in. If it still cannot be read, it stays here and the answer says why."),
+    field("product", "Product", "instead of the URL's"), field("taskId", "Task id", "where the body has none that can be used"),
+    field("status", "Status", "instead of the body's, for example completed"),
+    h("label.check", null, h("input", { type: "checkbox", name: "dropLabels" }), "Ignore the URL's labels"),
+    details, preview, h("div.actions", null, h("button.button.main", null, "Release")));
+
+  const corrections = () => {
+    const data = new FormData(box);
+    /** @type {Json} */
+    const made = {};
+    for (const name of ["product", "taskId", "status"]) {
+      const value = String(data.get(name) ?? "").trim();
+      if (value) made[name] = value;
+    }
+    if (data.get("dropLabels")) made.dropLabels = true;
+    if (body.value && body.value !== text) made.body = body.value;
+    return made;
+  };
+  box.addEventListener("input", () => {
+    const { body: changed, ...rest } = corrections();
+    const lines = Object.entries(rest).map(([name, value]) => `${name}: ${value}`);
+    if (changed) lines.push(`body: ${bytes(new TextEncoder().encode(changed).length)} instead of ${bytes(found.bodyBytes)}${isJson(changed) ? "" : " (no JSON)"}`);
+    put(preview, lines.length ? h("div.note", null, h("b", null, "Corrections"), h("ul", null, lines.map((line) => h("li", null, line)))) : null);
+  });
+  box.addEventListener("submit", async (/** @type {Event} */ event) => {
+    event.preventDefault();
+    const { body: changed, ...rest } = corrections();
+    try {
+      const { events } = await call("ReleaseQuarantined", { quarantineId: found.quarantineId, ...rest, ...(changed ? { body: base64(changed) } : {}) });
+      put(note, h("div.note", { role: "status" }, h("b", null, `Released as ${counted("event", events.length)}`), h("ul", null,
+        events.map((/** @type {Json} */ released) => h("li", null, released.taskId
+          ? h("a.mono", { href: taskHref(released.product ?? "", released.taskId) }, released.taskId) : h("span.mono", null, released.eventId))))));
+      box.remove();
+    } catch (error) {
+      put(note, trouble(error));
+    }
+  });
+  return box;
+}
+
+/** @param {string} text */
+function isJson(text) {
+  try { JSON.parse(text); return true; } catch { return false; }
+}

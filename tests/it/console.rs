@@ -1,0 +1,397 @@
+//! The console below `/ui/` of the admin listener: its files, logins, and calls, as a browser makes them.
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::Request;
+use serde_json::{Value, json};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+};
+
+use crate::support::{Answer, CredentialsFile, Http, Options, Server, completed, until, within};
+
+const JSON: (&str, &str) = ("content-type", "application/json");
+const OWN: (&str, &str) = ("sec-fetch-site", "same-origin");
+
+async fn ask(
+    server: &Server,
+    method: &str,
+    path: &str,
+    headers: &[(&str, &str)],
+    body: impl Into<Bytes>,
+) -> Answer {
+    let request = Request::builder()
+        .method(method)
+        .uri(format!("http://{}{path}", server.admin));
+    let request = headers.iter().fold(request, |request, (name, value)| {
+        request.header(*name, *value)
+    });
+    let request = request.body(Full::new(body.into())).unwrap();
+    Http::new(server.admin).send(request).await.unwrap()
+}
+
+async fn call(server: &Server, rpc: &str, cookie: Option<&str>) -> Answer {
+    let mut headers = vec![JSON, OWN];
+    headers.extend(cookie.map(|cookie| ("cookie", cookie)));
+    ask(server, "POST", &format!("/ui/v1/{rpc}"), &headers, "{}").await
+}
+
+/// The whole answer as text: status line, headers and body.
+async fn text(server: &Server, path: &str, header: &str) -> String {
+    let mut stream = TcpStream::connect(server.admin).await.unwrap();
+    let request = format!(
+        "GET {path} HTTP/1.1\r\nhost: {}\r\n{header}connection: close\r\n\r\n",
+        server.admin
+    );
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    within("the answer", stream.read_to_string(&mut answer))
+        .await
+        .unwrap();
+    answer
+}
+
+async fn log_in(server: &Server, proof: Value) -> Result<String, u16> {
+    let answer = ask(
+        server,
+        "POST",
+        "/ui/session",
+        &[JSON, OWN],
+        proof.to_string(),
+    )
+    .await;
+    if answer.status != 204 {
+        return Err(answer.status);
+    }
+    let cookie = answer.headers["set-cookie"].to_str().unwrap();
+    assert!(cookie.contains("; HttpOnly; SameSite=Strict"), "{cookie}");
+    Ok(cookie.split(';').next().unwrap().to_owned())
+}
+
+async fn guarded() -> (CredentialsFile, Server, String, String) {
+    let mut file = CredentialsFile::new();
+    let team = file.add("client team --product veo").await;
+    let ops = file.add("client ops --all-products --admin").await;
+    let server = Options::default()
+        .set("credentials_file", file.path().display())
+        .start()
+        .await;
+    (file, server, team, ops)
+}
+
+#[tokio::test]
+async fn the_page_and_its_files_are_part_of_the_broker_and_asked_for_again_by_their_tag() {
+    let server = Server::start().await;
+    let page = text(&server, "/ui/", "").await;
+    let head = page.to_lowercase();
+    assert!(
+        page.starts_with("HTTP/1.1 200") && page.contains("app.js"),
+        "{page}"
+    );
+    for wanted in [
+        "content-type: text/html; charset=utf-8",
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' https:; media-src https:; connect-src 'self'; \
+         form-action 'self'; base-uri 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'",
+        "referrer-policy: no-referrer",
+        "x-content-type-options: nosniff",
+        "cross-origin-opener-policy: same-origin",
+        "cross-origin-resource-policy: same-origin",
+        "cache-control: no-cache",
+    ] {
+        assert!(head.contains(wanted), "no {wanted} in {page}");
+    }
+
+    let tag = head
+        .lines()
+        .find_map(|line| line.strip_prefix("etag: "))
+        .unwrap();
+    let tag = page
+        .lines()
+        .find(|line| line.to_lowercase().contains(&tag.trim().to_lowercase()))
+        .unwrap();
+    let tag = tag.split_once(": ").unwrap().1.trim();
+    let again = text(&server, "/ui/", &format!("if-none-match: {tag}\r\n")).await;
+    assert!(again.starts_with("HTTP/1.1 304"), "{again}");
+
+    let script = text(&server, "/ui/pages/live.js", "").await;
+    assert!(
+        script.contains("text/javascript") && !script.contains("no-store"),
+        "{script:.200}"
+    );
+    assert!(
+        text(&server, "/ui/pages/nothing.js", "")
+            .await
+            .starts_with("HTTP/1.1 404")
+    );
+    let moved = text(&server, "/ui", "").await.to_lowercase();
+    assert!(
+        moved.starts_with("http/1.1 307") && moved.contains("location: ui/"),
+        "{moved}"
+    );
+}
+
+#[tokio::test]
+async fn nobody_logs_in_where_grpc_is_open_and_calls_are_those_of_the_json_door() {
+    let server = Server::start().await;
+    let session = ask(&server, "GET", "/ui/session", &[], "").await.json;
+    assert_eq!(
+        (&session["open"], &session["admin"]),
+        (&json!(true), &json!(true))
+    );
+    assert!(
+        session["shown"]["curl"]
+            .as_str()
+            .unwrap()
+            .contains(&server.ingest.to_string())
+    );
+
+    server
+        .http()
+        .post_to("/webhook/veo?team=ads", completed("t1").to_string())
+        .await
+        .event_id();
+    let listed = ask(
+        &server,
+        "GET",
+        "/ui/v1/events?order=newest_first",
+        &[OWN],
+        "",
+    )
+    .await;
+    assert_eq!(listed.json["events"][0]["taskId"], "t1");
+    let info = call(&server, "GetLogInfo", None).await;
+    assert_eq!(info.json["eventCount"], "1");
+    let overview = call(&server, "GetOverview", None).await;
+    assert_eq!(
+        (overview.status, &overview.json["ready"]),
+        (200, &json!(true))
+    );
+}
+
+#[tokio::test]
+async fn a_page_of_another_origin_reads_and_changes_nothing() {
+    let server = Server::start().await;
+    for (site, status) in [
+        ("same-site", 403),
+        ("cross-site", 403),
+        ("none", 403),
+        ("same-origin", 200),
+    ] {
+        let answer = ask(
+            &server,
+            "POST",
+            "/ui/v1/GetLogInfo",
+            &[JSON, ("sec-fetch-site", site)],
+            "{}",
+        )
+        .await;
+        assert_eq!(answer.status, status, "{site}");
+    }
+    let form = [("content-type", "text/plain"), OWN];
+    assert_eq!(
+        ask(&server, "POST", "/ui/v1/GetLogInfo", &form, "{}")
+            .await
+            .status,
+        403
+    );
+    let own = format!("http://{}", server.admin);
+    for (origin, status) in [(&*own, 200), ("http://127.0.0.1:1", 403)] {
+        let answer = ask(
+            &server,
+            "POST",
+            "/ui/v1/GetLogInfo",
+            &[JSON, ("origin", origin)],
+            "{}",
+        )
+        .await;
+        assert_eq!(answer.status, status, "{origin}");
+    }
+    let read = ask(
+        &server,
+        "GET",
+        "/ui/v1/events",
+        &[("sec-fetch-site", "same-site")],
+        "",
+    )
+    .await;
+    assert_eq!(read.status, 403);
+
+    let rebound = format!(
+        "GET /ui/v1/events HTTP/1.1\r\nhost: evil.example:{}\r\nconnection: close\r\n\r\n",
+        server.admin.port()
+    );
+    let mut stream = TcpStream::connect(server.admin).await.unwrap();
+    stream.write_all(rebound.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 421"), "{answer}");
+}
+
+#[tokio::test]
+async fn a_session_has_the_rights_of_its_client_and_ends_with_its_line() {
+    let (mut file, server, team, ops) = guarded().await;
+    server
+        .http()
+        .post_to("/webhook/veo", completed("t1").to_string())
+        .await;
+    server
+        .http()
+        .post_to("/webhook/sora", completed("t2").to_string())
+        .await;
+
+    assert_eq!(call(&server, "GetLogInfo", None).await.status, 401);
+    let bearer = format!("Bearer {ops}");
+    let by_token = [JSON, OWN, ("authorization", &*bearer)];
+    assert_eq!(
+        ask(&server, "POST", "/ui/v1/GetLogInfo", &by_token, "{}")
+            .await
+            .status,
+        401
+    );
+    assert_eq!(
+        log_in(&server, json!({"token": "bcast_no"})).await,
+        Err(403)
+    );
+    let nobody = ask(&server, "GET", "/ui/session", &[], "").await.json;
+    assert_eq!(
+        (&nobody["open"], &nobody["client"]),
+        (&json!(false), &json!(""))
+    );
+    assert!(nobody.get("shown").is_none());
+
+    let cookie = log_in(&server, json!({"token": team})).await.unwrap();
+    let listed = ask(
+        &server,
+        "GET",
+        "/ui/v1/events",
+        &[OWN, ("cookie", &cookie)],
+        "",
+    )
+    .await;
+    let tasks: Vec<_> = listed.json["events"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|event| event["taskId"].clone())
+        .collect();
+    assert_eq!(tasks, ["t1"]);
+    assert_eq!(
+        call(&server, "ListSubscriptions", Some(&cookie))
+            .await
+            .status,
+        403
+    );
+    let admin = log_in(&server, json!({"token": ops})).await.unwrap();
+    assert_eq!(
+        call(&server, "ListSubscriptions", Some(&admin))
+            .await
+            .status,
+        200
+    );
+
+    file.remove("team");
+    server.signal(rustix::process::Signal::HUP);
+    until("the session's end", async || {
+        call(&server, "GetLogInfo", Some(&cookie)).await.status == 401
+    })
+    .await;
+
+    assert_eq!(
+        ask(
+            &server,
+            "DELETE",
+            "/ui/session",
+            &[OWN, ("cookie", &admin)],
+            ""
+        )
+        .await
+        .status,
+        204
+    );
+    assert_eq!(call(&server, "GetLogInfo", Some(&admin)).await.status, 401);
+}
+
+#[tokio::test]
+async fn a_stream_of_a_session_ends_with_its_clients_line() {
+    let (mut file, server, team, _) = guarded().await;
+    let cookie = log_in(&server, json!({"token": team})).await.unwrap();
+    let mut stream = TcpStream::connect(server.admin).await.unwrap();
+    let request = format!(
+        "GET /ui/v1/events/stream?client_name=console HTTP/1.1\r\nhost: {}\r\ncookie: {cookie}\r\n\r\n",
+        server.admin
+    );
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut read = Vec::new();
+    while !String::from_utf8_lossy(&read).contains("event: caught_up") {
+        assert_ne!(
+            within("the stream", stream.read_buf(&mut read))
+                .await
+                .unwrap(),
+            0
+        );
+    }
+    let text = String::from_utf8_lossy(&read).to_lowercase();
+    assert!(
+        text.contains("text/event-stream") && text.contains("nosniff"),
+        "{text}"
+    );
+
+    file.remove("team");
+    server.signal(rustix::process::Signal::HUP);
+    while !String::from_utf8_lossy(&read).contains("event: problem") {
+        assert_ne!(
+            within("the end", stream.read_buf(&mut read)).await.unwrap(),
+            0
+        );
+    }
+}
+
+#[tokio::test]
+async fn the_verb_prints_a_link_that_logs_in_once() {
+    let open = Server::start().await;
+    let printed = open.cli("console").run().await;
+    assert_eq!(printed.good(), format!("http://{}/ui/\n", open.admin));
+
+    let (_file, server, _, ops) = guarded().await;
+    let refused = server.cli("console").run().await;
+    assert!(refused.exited(1).contains("--token-file"), "{refused:?}");
+
+    let printed = server
+        .cli("console")
+        .env("BLOBCAST_TOKEN", &ops)
+        .run()
+        .await;
+    let code = printed
+        .good()
+        .trim()
+        .split_once("/ui/#code=")
+        .unwrap()
+        .1
+        .to_owned();
+    let cookie = log_in(&server, json!({"code": code})).await.unwrap();
+    assert_eq!(
+        call(&server, "GetOverview", Some(&cookie)).await.status,
+        200
+    );
+    assert_eq!(log_in(&server, json!({"code": code})).await, Err(403));
+}
+
+#[tokio::test]
+async fn media_are_loaded_from_the_hosts_of_the_configuration_only() {
+    let server = Options::default()
+        .set("console.media", "auto")
+        .set("console.media_hosts", "cdn.runblob.io")
+        .start()
+        .await;
+    let page = text(&server, "/ui/", "").await;
+    assert!(
+        page.contains("img-src 'self' https://cdn.runblob.io; media-src https://cdn.runblob.io;"),
+        "{page}"
+    );
+    let session = ask(&server, "GET", "/ui/session", &[], "").await.json;
+    assert_eq!(
+        (&session["media"], &session["mediaHosts"]),
+        (&json!("auto"), &json!(["cdn.runblob.io"]))
+    );
+}
