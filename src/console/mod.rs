@@ -5,10 +5,12 @@
 
 mod assets;
 mod headers;
+mod places;
 mod requests;
 mod sessions;
 
 pub(crate) use assets::{Asset, asset};
 pub(crate) use headers::PageHeaders;
-pub(crate) use requests::{cookie, is_own, is_read_by_own_page};
-pub(crate) use sessions::{Session, Sessions};
+pub(crate) use places::{Place, Places};
+pub(crate) use requests::{cookies, is_own, is_read_by_own_page};
+pub(crate) use sessions::{IDLE_MAX, Session, Sessions};

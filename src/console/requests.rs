@@ -64,8 +64,8 @@ fn is_of_host(headers: &HeaderMap) -> bool {
         .is_some_and(|authority| bare(authority.as_str()) == bare(host))
 }
 
-/// The value of a cookie.
-pub(crate) fn cookie<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
+/// The values of a cookie, of which there may be several: one that another program of the host has set does not hide the right one.
+pub(crate) fn cookies<'a>(headers: &'a HeaderMap, name: &str) -> impl Iterator<Item = &'a str> {
     let cookies = headers
         .get_all(COOKIE)
         .iter()
@@ -73,7 +73,7 @@ pub(crate) fn cookie<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> 
     cookies
         .flat_map(|value| value.split(';'))
         .filter_map(|pair| pair.trim().split_once('='))
-        .find_map(|(key, value)| (key == name).then_some(value))
+        .filter_map(move |(key, value)| (key == name).then_some(value))
 }
 
 #[cfg(test)]
@@ -170,8 +170,11 @@ mod tests {
             ("cookie", "a=b; blobcast_session_9090=x=y"),
             ("cookie", "c=d"),
         ]);
-        assert_eq!(cookie(&headers, "blobcast_session_9090"), Some("x=y"));
-        assert_eq!(cookie(&headers, "c"), Some("d"));
-        assert_eq!(cookie(&headers, "session"), None);
+        assert_eq!(
+            cookies(&headers, "blobcast_session_9090").collect::<Vec<_>>(),
+            ["x=y"]
+        );
+        assert_eq!(cookies(&headers, "c").collect::<Vec<_>>(), ["d"]);
+        assert_eq!(cookies(&headers, "session").next(), None);
     }
 }

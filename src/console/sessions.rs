@@ -8,11 +8,12 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 use parking_lot::Mutex;
 use ring::digest;
 use tokio::time::Instant;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::credentials::{Client, new_secret};
 
 /// A session without a request ends.
-const IDLE_MAX: Duration = Duration::from_secs(30 * 60);
+pub(crate) const IDLE_MAX: Duration = Duration::from_secs(30 * 60);
 /// A session ends, whatever happens: a working day.
 const SESSION_MAX: Duration = Duration::from_secs(12 * 3600);
 /// From the terminal to the browser.
@@ -37,6 +38,8 @@ struct Entry {
     client: Arc<Client>,
     began: Instant,
     used: Instant,
+    /// Cancelled when the entry goes, whatever the cause.
+    over: DropGuard,
 }
 
 /// A session that is open.
@@ -45,6 +48,8 @@ pub(crate) struct Session {
     pub client: Arc<Client>,
     /// When it ends at the latest.
     pub ends: Instant,
+    /// Cancelled when it has ended before: by a log-out, or because its client has logged in too often.
+    pub over: CancellationToken,
 }
 
 impl Sessions {
@@ -65,6 +70,7 @@ impl Sessions {
         Some(Session {
             client: Arc::clone(&entry.client),
             ends: entry.began + SESSION_MAX,
+            over: entry.over.token().clone(),
         })
     }
 
@@ -118,6 +124,7 @@ fn keep(
         client,
         began: now,
         used: now,
+        over: CancellationToken::new().drop_guard(),
     };
     entries.insert(hash(&secret), entry);
     secret
@@ -131,18 +138,10 @@ fn hash(secret: &str) -> Hash {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::credentials::{Credentials, TokenHash};
+    use crate::credentials::client_for_tests;
 
     fn client(name: &str) -> Arc<Client> {
-        let token = new_secret(true);
-        let hash = TokenHash::of(&token);
-        let line = format!("[clients]\n{name} = {{ token = \"{hash}\", products = [\"*\"] }}\n");
-        let credentials = Credentials::parse(&line).unwrap();
-        Arc::clone(
-            credentials
-                .client_of_token(&token, jiff::Timestamp::UNIX_EPOCH)
-                .unwrap(),
-        )
+        client_for_tests(name, false)
     }
 
     #[tokio::test(start_paused = true)]
@@ -161,7 +160,10 @@ mod tests {
 
         let secret = sessions.begin(client("ops"), start);
         assert!(sessions.find("another", start).is_none());
+        let session = sessions.find(&secret, start).unwrap();
+        assert!(!session.over.is_cancelled());
         sessions.end(&secret);
+        assert!(session.over.is_cancelled());
         assert!(sessions.find(&secret, start).is_none());
     }
 
@@ -182,10 +184,12 @@ mod tests {
         let (ops, other) = (client("ops"), client("other"));
         let of_other = sessions.begin(other, now);
         let first = sessions.begin(Arc::clone(&ops), now);
+        let of_first = sessions.find(&first, now).unwrap();
         for second in 1..=OF_ONE_CLIENT as u64 {
             sessions.begin(Arc::clone(&ops), now + Duration::from_secs(second));
         }
         let later = now + Duration::from_secs(60);
+        assert!(of_first.over.is_cancelled());
         assert!(sessions.find(&first, later).is_none());
         assert!(sessions.find(&of_other, later).is_some());
     }

@@ -69,3 +69,5 @@ pub use vendor_key::{API_KEY_BYTES_MAX, ApiKey, VENDOR_KEYS_MAX, VendorKey};
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+pub(crate) use tests::client_for_tests;

@@ -22,6 +22,21 @@ use crate::event::{Labels, Product};
 const BASE: &str = "https://hooks.example.com";
 const VECTORS: &str = include_str!("../../tests/data/signed_urls.json");
 
+/// A client of all products, with a token that nobody has.
+pub(crate) fn client_for_tests(name: &str, admin: bool) -> Arc<Client> {
+    let token = new_secret(true);
+    let hash = TokenHash::of(&token);
+    let line = format!(
+        "[clients]\n{name} = {{ token = \"{hash}\", products = [\"*\"], admin = {admin} }}\n"
+    );
+    let credentials = Credentials::parse(&line).unwrap();
+    Arc::clone(
+        credentials
+            .client_of_token(&token, Timestamp::UNIX_EPOCH)
+            .unwrap(),
+    )
+}
+
 fn at(second: i64) -> Timestamp {
     Timestamp::from_second(second).unwrap()
 }

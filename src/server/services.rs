@@ -123,6 +123,9 @@ impl Core<'_> {
         console::Settings {
             may_be_open: is_loopback(addresses.admin) || config.grpc.allow_anonymous,
             port: addresses.admin.port(),
+            node: self
+                .cluster
+                .map_or_else(String::new, |state| format!("_{}", state.node())),
             has_tls: config.admin.tls_certificate_file.is_some(),
             media: config.console.media,
             media_hosts: config.console.media_hosts.clone(),

@@ -50,7 +50,8 @@ export class Broker {
   }
 
   run(...words) {
-    const env = { ...process.env, BLOBCAST_ADMIN_URL: `http://127.0.0.1:${this.ports.admin}`, BLOBCAST_GRPC_URL: `http://127.0.0.1:${this.ports.grpc}` };
+    const { grpc, admin } = this.ports ?? {};
+    const env = { ...process.env, ...(this.ports && { BLOBCAST_ADMIN_URL: `http://127.0.0.1:${admin}`, BLOBCAST_GRPC_URL: `http://127.0.0.1:${grpc}` }) };
     return new Promise((resolve, reject) => execFile(this.program, words, { env }, (error, out) => error ? reject(error) : resolve(out)));
   }
 }

@@ -1,172 +1,26 @@
-// Every page of the console with real callbacks. test.mjs BROKER DIRECTORY [PICTURES]
+// The console in a browser. test.mjs BROKER DIRECTORY [PICTURES]
 // Fails on a violation of the content policy, an error of a script, a request to another origin, a finding of axe-core, a page that
 // is wider than its window, and markup made of data.
 
 import assert from "node:assert/strict";
-import { mkdirSync, readFileSync } from "node:fs";
-import { createRequire } from "node:module";
-import { chromium } from "playwright-core";
-import { Broker, until } from "./broker.mjs";
+import { pages } from "./pages.mjs";
+import { proxy } from "./proxy.mjs";
+import { sessions } from "./sessions.mjs";
+import { tail } from "./tail.mjs";
 
 const [program, directory, pictures] = process.argv.slice(2);
-const AXE = readFileSync(createRequire(import.meta.url).resolve("axe-core/axe.min.js"), "utf8");
-const HOSTILE = { id: "<script>x</script>", prompt: "<img src=x onerror=alert(1)>", label: "<svg onload=alert(1)>", rtl: "\u202Eabc" };
-const WIDTHS = [360, 900, 1600], THEMES = ["light", "dark"];
-
-const broker = new Broker(program, directory);
-await broker.start();
-const browser = await chromium.launch({ executablePath: process.env.CHROMIUM ?? "/usr/bin/chromium", args: ["--no-sandbox"] });
 const failures = [];
-const fail = (text) => { failures.push(text); console.error(`FAILED ${text}`); };
-
-/** A page that reports whatever it should not do. */
-async function open(options = {}) {
-  const context = await browser.newContext({ viewport: { width: 1600, height: 900 }, bypassCSP: false, ...options });
-  const page = await context.newPage();
-  await page.addInitScript(() => {
-    window.violations = [];
-    document.addEventListener("securitypolicyviolation", (event) => window.violations.push(`${event.violatedDirective} ${event.blockedURI}`));
-  });
-  page.on("pageerror", (error) => fail(`a script failed: ${error.message}`));
-  page.on("dialog", (dialog) => { fail(`a dialog: ${dialog.message()}`); dialog.dismiss(); });
-  page.on("request", (request) => {
-    const url = new URL(request.url());
-    if (url.origin !== new URL(broker.console).origin && !["blob:", "data:"].includes(url.protocol)) fail(`a request to ${url}`);
-  });
-  return page;
-}
-
-async function check(name, page) {
-  const violations = await page.evaluate(() => window.violations);
-  if (violations.length) fail(`${name}: ${violations.join(", ")}`);
-  const over = await page.evaluate(() => document.documentElement.scrollWidth - document.documentElement.clientWidth);
-  if (over > 0) fail(`${name}: ${over} pixels wider than its window`);
-}
-
-/** axe-core runs in a world of its own, where the page's policy does not keep it out. */
-async function accessible(name, page) {
-  const session = await page.context().newCDPSession(page);
-  const { frameTree } = await session.send("Page.getFrameTree");
-  const { executionContextId } = await session.send("Page.createIsolatedWorld", { frameId: frameTree.frame.id, worldName: "axe" });
-  const run = (expression) => session.send("Runtime.evaluate", { expression, contextId: executionContextId, awaitPromise: true, returnByValue: true });
-  await run(AXE);
-  const { result } = await run("axe.run().then((found) => found.violations.map((one) => one.id + ': ' + one.nodes.map((node) => node.target).slice(0, 3).join(' ')))");
-  for (const finding of result.value ?? ["axe-core did not run"]) fail(`${name}: ${finding}`);
-  await session.detach();
-}
-
-const go = async (page, route, ready) => {
-  await page.goto(`${broker.console}#/${route}`);
-  await page.waitForSelector(`[data-page="${route.split(/[/?]/)[0] || "overview"}"] >> ${ready}`);
-};
-
-const tests = {
-  async "the first page says how to send a callback and turns with the first one"() {
-    const page = await open();
-    await go(page, "", "text=callback_url");
-    assert.match(await page.textContent("main"), /curl .*webhook\/veo/);
-    await broker.callback("veo", { generation_id: "first", status: "completed", video_url: "https://cdn.runblob.io/videos/a.mp4" }, "?team=ads");
-    await page.waitForSelector("text=The first callback is durable");
-    await check("first page", page);
-    await page.context().close();
-  },
-
-  async "every page in both themes and three widths, with hostile callbacks"() {
-    const long = "x".repeat(250);
-    await broker.callback("sora", { generation_id: HOSTILE.id, status: "failed", prompt: HOSTILE.prompt, error_message: HOSTILE.label }, `?a=${encodeURIComponent(HOSTILE.label)}&long=${long}&rtl=${encodeURIComponent(HOSTILE.rtl)}`);
-    await broker.callback("kling", { generation_id: "k1", status: "processing" });
-    await broker.callback("veo", "{\"status\":");
-    await broker.callback("veo", { status: "completed", prompt: "no id" });
-    await broker.callback("..%2f%3Cscript%3E", {});
-    const routes = { overview: ["", ".tiles"], live: ["live", ".live-state.is-live"], events: ["events", "td.c-task"], task: ["task/first?product=veo", ".life"],
-      hostile: [`task/${encodeURIComponent(HOSTILE.id)}`, ".life"], unknown: ["task/nothing", ".empty"], refused: ["refused", "h1"], quarantine: ["quarantine", "td.c-cause a"],
-      subscriptions: ["subscriptions", ".panel"], ended: ["subscriptions/ended", ".panel"], expectations: ["expectations", ".panel"], urls: ["urls", "form.stack"], configuration: ["configuration", "tbody tr"] };
-    for (const theme of THEMES) for (const width of WIDTHS) {
-      const page = await open({ viewport: { width, height: 900 }, colorScheme: theme });
-      for (const [name, [route, ready]] of Object.entries(routes)) {
-        const label = `${name} ${width} ${theme}`;
-        await go(page, route, ready);
-        await check(label, page);
-        await accessible(label, page);
-        if (pictures) { mkdirSync(pictures, { recursive: true }); await page.screenshot({ path: `${pictures}/${name}-${width}-${theme}.png` }); }
-        assert.equal(await page.locator("main script, main img, main svg[onload]").count(), 0, label);
-      }
-      await page.context().close();
+for (const group of [pages, sessions, tail, proxy]) {
+  const { browser, tests, end } = await group({ program, directory: `${directory}/${group.name}`, pictures });
+  for (const [name, test] of Object.entries(tests)) {
+    try {
+      await test();
+      console.log(`ok ${name}`);
+    } catch (error) {
+      browser.fail(`${name}: ${error.stack}`);
     }
-  },
-
-  async "a paused tail misses nothing, also over a crash of the broker"() {
-    const page = await open();
-    await go(page, "live", ".live-state.is-live");
-    await broker.callback("veo", { generation_id: "before", status: "completed" });
-    await page.waitForSelector("text=before");
-    await page.click("text=Pause");
-    for (let at = 0; at < 5; at++) await broker.callback("veo", { generation_id: `paused-${at}`, status: "completed" });
-    await page.waitForSelector("text=5 behind");
-    assert.equal(await page.locator("text=paused-").count(), 0);
-    await page.click("text=Resume");
-    await page.waitForSelector("text=paused-4");
-    assert.equal(await page.locator("td.c-task >> text=paused-").count(), 5);
-
-    await broker.kill();
-    await broker.start();
-    for (let at = 0; at < 5; at++) await broker.callback("veo", { generation_id: `after-${at}`, status: "completed" });
-    await page.waitForSelector("text=after-4", { timeout: 30_000 });
-    const ids = await page.locator("td.c-task").allTextContents();
-    assert.deepEqual(ids.slice(0, 5), [4, 3, 2, 1, 0].map((at) => `after-${at}`));
-    assert.equal(new Set(ids).size, ids.length);
-    await page.context().close();
-  },
-
-  async "prompts and media wait for a click"() {
-    const page = await open();
-    await broker.callback("veo", { generation_id: "shown", status: "completed", prompt: "a red fox", video_url: "https://cdn.runblob.io/videos/shown.mp4" });
-    await go(page, "task/shown?product=veo", ".life");
-    assert.ok(!(await page.textContent("main")).includes("a red fox"));
-    assert.equal(await page.locator("video, img").count(), 0);
-    await page.click("text=Show prompt");
-    await page.waitForSelector("text=a red fox");
-    await check("task", page);
-    await page.context().close();
-  },
-
-  async "a quarantined callback is released with a correction, and others are discarded by their count"() {
-    const page = await open();
-    await go(page, "quarantine", "td.c-cause a");
-    await page.click("td.c-cause a >> nth=1");
-    await page.fill("input[name=taskId]", "given");
-    await page.click("button.main");
-    await page.waitForSelector("text=Released as 1 event");
-    await go(page, "quarantine", "td.c-cause a");
-    for (const box of await page.locator("td.c-check input").all()) await box.check();
-    await page.click("text=Discard 2");
-    await page.fill("dialog input", "2");
-    await page.click("dialog button.main");
-    await page.waitForSelector("text=Nothing is in quarantine");
-    await check("quarantine", page);
-    await page.context().close();
-  },
-
-  async "only the keyboard"() {
-    const page = await open();
-    await go(page, "events", "td.c-task");
-    await page.keyboard.press("/");
-    await page.keyboard.type("first");
-    await page.keyboard.press("Enter");
-    await page.waitForSelector(".life");
-    assert.match(page.url(), /#\/task\/first$/);
-    await page.context().close();
-  },
-};
-
-for (const [name, test] of Object.entries(tests)) {
-  try {
-    await test();
-    console.log(`ok ${name}`);
-  } catch (error) {
-    fail(`${name}: ${error.stack}`);
   }
+  await end();
+  failures.push(...browser.failures);
 }
-await browser.close();
-await broker.kill("SIGTERM");
 assert.equal(failures.length, 0, `${failures.length} failures`);

@@ -126,7 +126,9 @@ async fn the_page_and_its_files_are_part_of_the_broker_and_asked_for_again_by_th
     );
     let moved = text(&server, "/ui", "").await.to_lowercase();
     assert!(
-        moved.starts_with("http/1.1 307") && moved.contains("location: ui/"),
+        moved.starts_with("http/1.1 307")
+            && moved.contains("location: ui/")
+            && moved.contains("content-security-policy"),
         "{moved}"
     );
 }
@@ -312,10 +314,8 @@ async fn a_session_has_the_rights_of_its_client_and_ends_with_its_line() {
     assert_eq!(call(&server, "GetLogInfo", Some(&admin)).await.status, 401);
 }
 
-#[tokio::test]
-async fn a_stream_of_a_session_ends_with_its_clients_line() {
-    let (mut file, server, team, _) = guarded().await;
-    let cookie = log_in(&server, json!({"token": team})).await.unwrap();
+/// A stream that is live, and what it has sent so far.
+async fn open_stream(server: &Server, cookie: &str) -> (TcpStream, Vec<u8>) {
     let mut stream = TcpStream::connect(server.admin).await.unwrap();
     let request = format!(
         "GET /ui/v1/events/stream?client_name=console HTTP/1.1\r\nhost: {}\r\ncookie: {cookie}\r\n\r\n",
@@ -324,13 +324,121 @@ async fn a_stream_of_a_session_ends_with_its_clients_line() {
     stream.write_all(request.as_bytes()).await.unwrap();
     let mut read = Vec::new();
     while !String::from_utf8_lossy(&read).contains("event: caught_up") {
+        let count = within("the stream", stream.read_buf(&mut read))
+            .await
+            .unwrap();
+        assert_ne!(count, 0, "{}", String::from_utf8_lossy(&read));
+    }
+    (stream, read)
+}
+
+#[tokio::test]
+async fn logging_out_ends_the_streams_of_the_session_at_once() {
+    let (_file, server, team, _) = guarded().await;
+    let [left, kept] = [
+        log_in(&server, json!({"token": team})).await.unwrap(),
+        log_in(&server, json!({"token": team})).await.unwrap(),
+    ];
+    let (mut of_left, _) = open_stream(&server, &left).await;
+    let (mut of_kept, _) = open_stream(&server, &kept).await;
+
+    let out = ask(
+        &server,
+        "DELETE",
+        "/ui/session",
+        &[OWN, ("cookie", &left)],
+        "",
+    )
+    .await;
+    assert_eq!(
+        (out.status, &out.headers["cache-control"]),
+        (204, &"no-store".parse().unwrap())
+    );
+    let mut rest = Vec::new();
+    // Cut off: the connection ends without the end of the body.
+    let _ = within("the end", of_left.read_to_end(&mut rest)).await;
+    assert!(
+        !rest.ends_with(b"0\r\n\r\n"),
+        "{}",
+        String::from_utf8_lossy(&rest)
+    );
+
+    let event = server
+        .http()
+        .post_to("/webhook/veo", completed("t1").to_string())
+        .await;
+    let id = event.event_id();
+    let mut more = Vec::new();
+    while !String::from_utf8_lossy(&more).contains(&id) {
         assert_ne!(
-            within("the stream", stream.read_buf(&mut read))
+            within("the event", of_kept.read_buf(&mut more))
                 .await
                 .unwrap(),
             0
         );
     }
+}
+
+#[tokio::test]
+async fn another_cookie_of_the_same_name_does_not_hide_a_session() {
+    let (_file, server, team, _) = guarded().await;
+    let good = log_in(&server, json!({"token": team})).await.unwrap();
+    let (name, _) = good.split_once('=').unwrap();
+    let both = format!("{name}=junk; {good}");
+    let listed = ask(
+        &server,
+        "GET",
+        "/ui/v1/events",
+        &[OWN, ("cookie", &both)],
+        "",
+    )
+    .await;
+    assert_eq!(listed.status, 200);
+}
+
+#[tokio::test]
+async fn a_client_with_many_pages_open_keeps_no_administrator_out() {
+    let (_file, server, team, ops) = guarded().await;
+    let cookie = log_in(&server, json!({"token": team})).await.unwrap();
+    let mut open = Vec::new();
+    for _ in 0..20 {
+        open.push(open_stream(&server, &cookie).await);
+    }
+    let refused = ask(
+        &server,
+        "GET",
+        "/ui/v1/events",
+        &[OWN, ("cookie", &cookie)],
+        "",
+    )
+    .await;
+    assert_eq!(refused.status, 429);
+    let why = refused.json["detail"].as_str().unwrap();
+    assert!(why.contains("client team has 20 calls open"), "{why}");
+
+    let admin = log_in(&server, json!({"token": ops})).await.unwrap();
+    assert_eq!(call(&server, "GetOverview", Some(&admin)).await.status, 200);
+    drop(open);
+    until("the client's pages work again", async || {
+        ask(
+            &server,
+            "GET",
+            "/ui/v1/events",
+            &[OWN, ("cookie", &cookie)],
+            "",
+        )
+        .await
+        .status
+            == 200
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_stream_of_a_session_ends_with_its_clients_line() {
+    let (mut file, server, team, _) = guarded().await;
+    let cookie = log_in(&server, json!({"token": team})).await.unwrap();
+    let (mut stream, mut read) = open_stream(&server, &cookie).await;
     let text = String::from_utf8_lossy(&read).to_lowercase();
     assert!(
         text.contains("text/event-stream") && text.contains("nosniff"),

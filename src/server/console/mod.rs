@@ -4,6 +4,8 @@
 //! Without clients in the credentials file, and where both listeners are reached from this machine only, nobody has to log in, as
 //! for gRPC. Everybody else needs a session.
 
+mod held;
+
 use std::sync::Arc;
 
 use axum::{
@@ -23,12 +25,15 @@ use axum::{
 use hyper::body::Body as _;
 use serde::Deserialize;
 use serde_json::{Value, json};
-use tokio::{sync::Semaphore, time::Instant};
+use tokio::time::Instant;
 
+use self::held::Held;
 use super::{grpc::ConsoleDoor, http::Connection};
 use crate::{
     config::Media,
-    console::{Asset, PageHeaders, Session, Sessions, asset, cookie, is_own, is_read_by_own_page},
+    console::{
+        Asset, PageHeaders, Places, Session, Sessions, asset, cookies, is_own, is_read_by_own_page,
+    },
     credentials::Client,
     door::Problem,
     rpc,
@@ -39,8 +44,6 @@ const PREFIX: &str = "/ui/";
 const CALLS: &str = "/ui/v1/";
 /// A token or a code in JSON, with a wide margin.
 const LOGIN_BYTES_MAX: usize = 4 * 1024;
-/// Calls at once, streams included. With 128 connections in all, probes and scrapers still come in.
-const CALLS_MAX: usize = 64;
 /// What a browser keeps is asked for again, by its tag.
 const ASK_AGAIN: HeaderValue = HeaderValue::from_static("no-cache");
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
@@ -54,7 +57,7 @@ pub(super) struct Console {
     sessions: Sessions,
     settings: Settings,
     headers: PageHeaders,
-    calls: Arc<Semaphore>,
+    places: Arc<Places>,
 }
 
 /// The part of the configuration that concerns the console.
@@ -63,6 +66,8 @@ pub(super) struct Settings {
     /// The admin listener is reached from this machine only, or anonymous clients are let in anywhere.
     pub may_be_open: bool,
     pub port: u16,
+    /// Of a cluster, for the name of the cookie: several nodes may be behind one name, with the same port.
+    pub node: String,
     pub has_tls: bool,
     pub media: Media,
     pub media_hosts: Vec<String>,
@@ -89,20 +94,21 @@ enum Proof {
 /// The console's routes.
 pub(super) fn routes(console: Console) -> Router {
     Router::new()
-        .route("/ui", any(to_the_page))
+        .route("/ui", any(answer))
         .route("/ui/", any(answer))
         .route("/ui/{*path}", any(answer))
         .with_state(Arc::new(console))
 }
 
 /// Relative, so that it holds below a proxy's path.
-async fn to_the_page() -> Response {
+fn to_the_page() -> Response {
     (StatusCode::TEMPORARY_REDIRECT, [(LOCATION, "ui/")]).into_response()
 }
 
 async fn answer(State(console): State<Arc<Console>>, request: Request) -> Response {
     let path = request.uri().path().to_owned();
     let mut answer = match path.strip_prefix(PREFIX).unwrap_or_default() {
+        _ if !path.starts_with(PREFIX) => to_the_page(),
         "session" => console.session(request).await,
         "link" => console.link(&request),
         _ if path.starts_with(CALLS) => console.call(request).await,
@@ -120,7 +126,7 @@ impl Console {
             sessions: Sessions::default(),
             headers: PageHeaders::new(settings.media, &settings.media_hosts),
             settings,
-            calls: Arc::new(Semaphore::new(CALLS_MAX)),
+            places: Arc::default(),
         }
     }
 
@@ -163,11 +169,7 @@ impl Console {
                     "logged in to the console"
                 );
                 let secret = self.sessions.begin(client, Instant::now());
-                (
-                    StatusCode::NO_CONTENT,
-                    [(SET_COOKIE, self.cookie(&secret, ""))],
-                )
-                    .into_response()
+                self.with_cookie(&secret, "")
             }
             Err(why) => {
                 tracing::warn!(
@@ -185,14 +187,10 @@ impl Console {
     }
 
     fn log_out(&self, headers: &HeaderMap) -> Response {
-        if let Some(secret) = cookie(headers, &self.cookie_name()) {
+        for secret in cookies(headers, &self.cookie_name()) {
             self.sessions.end(secret);
         }
-        (
-            StatusCode::NO_CONTENT,
-            [(SET_COOKIE, self.cookie("", "; Max-Age=0"))],
-        )
-            .into_response()
+        self.with_cookie("", "; Max-Age=0")
     }
 
     /// Makes a code for a link, for a client that sends its token. A browser's page cannot: it has no token.
@@ -232,28 +230,23 @@ impl Console {
             Caller::LoggedIn(session) => Some(session),
             Caller::Unknown => return refusal(StatusCode::UNAUTHORIZED, "log in first"),
         };
-        let Ok(permit) = Arc::clone(&self.calls).try_acquire_owned() else {
-            return refusal(
-                StatusCode::TOO_MANY_REQUESTS,
-                "too many pages of the console are open: close some",
-            );
+        let client = session.as_ref().map(|session| &session.client);
+        let place = match self.places.try_take(client) {
+            Ok(place) => place,
+            Err(why) => return refusal(StatusCode::TOO_MANY_REQUESTS, &why),
         };
 
         let Some((mut request, connection)) = as_call(request) else {
             return refusal(StatusCode::NOT_FOUND, "nothing is here");
         };
-        let client = session.map(|session| {
-            // A stream ends with its session.
+        if let Some(session) = &session {
             request.extensions_mut().insert(rpc::Deadline(session.ends));
-            session.client
-        });
-        let answer = self.door.answer(request, &connection, client).await;
-        answer.map(|body| {
-            Body::new(http_body_util::BodyExt::map_frame(body, move |frame| {
-                let _held = &permit; // released when the body is dropped
-                frame
-            }))
-        })
+        }
+        let answer = self
+            .door
+            .answer(request, &connection, client.cloned())
+            .await;
+        answer.map(|body| Body::new(Held::new(body, session.as_ref(), place)))
     }
 
     fn is_open(&self) -> bool {
@@ -264,8 +257,9 @@ impl Console {
         if self.is_open() {
             return Caller::Anybody;
         }
-        let secret = cookie(headers, &self.cookie_name());
-        let session = secret.and_then(|secret| self.sessions.find(secret, Instant::now()));
+        let name = self.cookie_name();
+        let session =
+            cookies(headers, &name).find_map(|secret| self.sessions.find(secret, Instant::now()));
         let session = session.and_then(|session| {
             let client = self.gate.still(&session.client)?;
             Some(Session { client, ..session })
@@ -293,22 +287,31 @@ impl Console {
         about
     }
 
-    /// Cookies of one host are common to all its ports, so the port is in the name.
+    /// Cookies of one host are common to all its ports and paths, so the broker is in the name.
     fn cookie_name(&self) -> String {
-        let prefix = if self.settings.has_tls { "__Host-" } else { "" };
-        format!("{prefix}blobcast_session_{}", self.settings.port)
+        let Settings {
+            has_tls,
+            port,
+            node,
+            ..
+        } = &self.settings;
+        let prefix = if *has_tls { "__Host-" } else { "" };
+        format!("{prefix}blobcast_session_{port}{node}")
     }
 
-    fn cookie(&self, value: &str, more: &str) -> String {
+    /// An answer that sets the session's cookie.
+    fn with_cookie(&self, value: &str, more: &str) -> Response {
         let secure = if self.settings.has_tls {
             "; Secure"
         } else {
             ""
         };
-        format!(
+        let cookie = format!(
             "{}={value}; Path=/; HttpOnly; SameSite=Strict{secure}{more}",
             self.cookie_name()
-        )
+        );
+        let headers = [(CACHE_CONTROL, NOT_KEPT)];
+        (StatusCode::NO_CONTENT, headers, [(SET_COOKIE, cookie)]).into_response()
     }
 }
 
