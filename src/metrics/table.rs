@@ -149,7 +149,8 @@ metrics! {
         "gRPC calls refused because they showed no token or certificate that is known.";
     pub calls_refused: counters "blobcast_grpc_calls_refused_total" ["cause"]
         "gRPC calls refused before a service saw them, by cause: too much on its way in, too many calls of the \
-         health service, sent by a web page, not of gRPC's content type, or in JSON to a name that is not in grpc.hosts.";
+         health service, sent by a web page, not of gRPC's content type, or in JSON or \
+         gRPC-Web to a name that is not in grpc.hosts.";
     pub admin_refused: counters "blobcast_admin_refused_total" ["cause"]
         "Requests to the admin listener refused by cause: sent to a name that is not in admin.hosts, or by a web \
          page.";

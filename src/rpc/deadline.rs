@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
+use hyper::HeaderMap;
 use tokio::time::Instant;
-use tonic::{Request, Status, metadata::MetadataMap};
+use tonic::{Request, Status};
 
 /// The point in time at which the client stops waiting.
 #[derive(Clone, Copy, Debug)]
@@ -12,12 +13,18 @@ pub(crate) struct Deadline(pub Instant);
 /// Notes the deadline of a call that has one, before tonic starts its own timer for it. tonic's timer ends a call without a reason, and
 /// does not end a stream. A deadline that is noted first is never later than tonic's.
 pub(crate) fn note_deadline(mut request: Request<()>) -> Result<Request<()>, Status> {
-    if let Some(deadline) =
-        timeout(request.metadata()).and_then(|timeout| Instant::now().checked_add(timeout))
-    {
-        request.extensions_mut().insert(Deadline(deadline));
+    if let Some(deadline) = Deadline::of_headers(request.metadata().as_ref()) {
+        request.extensions_mut().insert(deadline);
     }
     Ok(request)
+}
+
+impl Deadline {
+    /// That of a call with these headers, if it begins now.
+    pub(crate) fn of_headers(headers: &HeaderMap) -> Option<Self> {
+        let timeout = timeout(headers)?;
+        Instant::now().checked_add(timeout).map(Self)
+    }
 }
 
 /// The deadline as noted.
@@ -28,8 +35,8 @@ pub(super) fn of<T>(request: &Request<T>) -> Option<Instant> {
         .map(|&Deadline(deadline)| deadline)
 }
 
-fn timeout(metadata: &MetadataMap) -> Option<Duration> {
-    let text = metadata.get("grpc-timeout")?.to_str().ok()?;
+fn timeout(headers: &HeaderMap) -> Option<Duration> {
+    let text = headers.get("grpc-timeout")?.to_str().ok()?;
     let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
     let count: u64 = digits.parse().ok()?;
     Some(match unit {
@@ -52,7 +59,7 @@ mod tests {
         request
             .metadata_mut()
             .insert("grpc-timeout", text.parse().unwrap());
-        timeout(request.metadata())
+        timeout(request.metadata().as_ref())
     }
 
     #[test]

@@ -81,7 +81,7 @@ reasons! {
     InvalidRequest "INVALID_REQUEST" InvalidArgument Never []
         "Correct the field that the `BadRequest` names. Without a `BadRequest`, the request as a whole could not be decoded."
     RequestTooLarge "REQUEST_TOO_LARGE" ResourceExhausted Never ["limit"]
-        "The request has more bytes than `grpc.request_bytes_max` (4 MiB). Ask for less at once."
+        "The request has more bytes than `grpc.request_bytes_max` (4 MiB), or that of a ticket more than 16 KiB. Ask for less at once."
     ResponseTooLarge "RESPONSE_TOO_LARGE" ResourceExhausted Never ["limit"]
         "The task's events have more than 4 MiB together. Call `ListEvents` with the task id, which answers in pages that any client accepts; `blobcast get` does so by itself."
     UnknownMethod "UNKNOWN_METHOD" Unimplemented Never []

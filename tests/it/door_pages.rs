@@ -172,6 +172,9 @@ async fn a_ticket_opens_one_stream_with_the_permissions_of_its_client() {
     let large = json!({"filter": {"task_ids": ["x".repeat(20_000)]}});
     let large = issue(&large).await;
     assert_eq!((large.status, large.reason()), (413, "REQUEST_TOO_LARGE"));
+    assert_eq!(large.json["metadata"]["limit"], "16384");
+    let detail = large.json["detail"].as_str().unwrap();
+    assert!(detail.contains("several tickets"), "{detail}");
 
     let mut codes = Vec::new();
     for _ in 0..130 {

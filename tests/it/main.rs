@@ -35,6 +35,7 @@ mod expectations;
 mod forwarding;
 mod generated_code;
 mod grpc_front;
+mod grpc_web;
 mod guarantees;
 mod history;
 mod hostile_text;

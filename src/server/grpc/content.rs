@@ -1,5 +1,4 @@
-//! Refuses requests that are not gRPC before anything else looks at them: of web pages, grpc-web, JSON outside of its door, and
-//! others.
+//! Refuses requests that are not gRPC before anything else looks at them: of web pages, JSON outside of its door, and others.
 
 use std::sync::Arc;
 
@@ -57,7 +56,14 @@ impl ContentRefusals {
         }
     }
 
-    fn refuse(
+    /// Refuses what a foreign page has sent.
+    pub(super) fn refuse_foreign(&self, request: &Request) -> Response {
+        let message = "a web page has sent this: if that is wanted, name its origin in grpc.cors_origins and call by gRPC-Web or \
+                       in JSON, or remove `Origin` in the proxy that speaks for it";
+        self.refuse(request, "foreign_origin", StatusCode::FORBIDDEN, message)
+    }
+
+    pub(super) fn refuse(
         &self,
         request: &Request,
         cause: &'static str,
@@ -89,13 +95,11 @@ pub(super) async fn only_grpc(
     next: Next,
 ) -> Response {
     if web::is_foreign(&request, None, &[]) {
-        let message = "a web page has sent this: if that is wanted, remove `Origin` in the proxy that speaks for it, or \
-                       call in JSON and name its origin in grpc.cors_origins";
-        return refusals.refuse(&request, "foreign_origin", StatusCode::FORBIDDEN, message);
+        return refusals.refuse_foreign(&request);
     }
     if !is_grpc(request.headers().get(CONTENT_TYPE)) {
-        let message = "this is blobcast's gRPC listener: it takes application/grpc and application/grpc+proto, but no grpc-web, \
-                       and JSON below /v1/ only; use a gRPC client, or call /v1/RPC";
+        let message = "this is blobcast's gRPC listener: it takes application/grpc, application/grpc-web and application/grpc-web-text, \
+                       each also with +proto, and JSON below /v1/ only; use a gRPC client, or call /v1/RPC";
         return refusals.refuse(
             &request,
             "content_type",

@@ -1,4 +1,4 @@
-//! HTTP/1.1 on the gRPC listener: for the JSON door, since gRPC needs HTTP/2.
+//! HTTP/1.1 on the gRPC listener: for the JSON door and gRPC-Web, since gRPC needs HTTP/2.
 
 use std::{
     future::ready,
@@ -16,7 +16,7 @@ use hyper::{Request, service::Service as _};
 use hyper_util::service::TowerToHyperService;
 use tokio_util::sync::CancellationToken;
 
-use super::origin::Origin;
+use super::{grpc_web::is_from_page, origin::Origin};
 use crate::{
     door,
     server::{
@@ -26,8 +26,8 @@ use crate::{
     trace::{REQUEST_ID, RequestId},
 };
 
-const MESSAGE: &str = "this is blobcast's gRPC listener: gRPC is HTTP/2, so use a gRPC client; in HTTP/1.1 there is JSON below \
-                       /v1/; callbacks go to the ingest listener\n";
+const MESSAGE: &str = "this is blobcast's gRPC listener: gRPC is HTTP/2, so use a gRPC client; in HTTP/1.1 there are \
+                       gRPC-Web, and JSON below /v1/; callbacks go to the ingest listener\n";
 
 /// What connections in HTTP/1.1 are served with.
 #[derive(Clone)]
@@ -49,7 +49,8 @@ impl Http1 {
         let turned_away = self.counters.turned_away.clone();
         let responder = move |_: IpAddr, request: Request<RequestBody>| -> Answer {
             origin.peer.heard.note();
-            if !request.uri().path().starts_with(door::PREFIX) {
+            let is_json = request.uri().path().starts_with(door::PREFIX);
+            if !is_json && !is_from_page(&request) {
                 turned_away.note(&Refused::NotHttp2, peer);
                 return Box::pin(ready(upgrade_required(peer)));
             }
@@ -70,7 +71,7 @@ impl Http1 {
 /// gRPC needs HTTP/2.
 fn upgrade_required(peer: SocketAddr) -> Response {
     let id = RequestId::new();
-    tracing::debug!(request_id = %id, %peer, "request refused: it is neither gRPC nor JSON");
+    tracing::debug!(request_id = %id, %peer, "request refused: it is neither gRPC, gRPC-Web, nor JSON");
     let headers = [
         (header::UPGRADE, "HTTP/2.0"),
         (header::CONNECTION, "upgrade, close"),

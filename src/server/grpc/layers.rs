@@ -1,4 +1,4 @@
-//! The layers around the gRPC services, from the outside in: [`traced`], then [`only_grpc`](super::content::only_grpc), then
+//! The layers around the gRPC services, from the outside in: [`trace`], then [`only_grpc`](super::content::only_grpc), then
 //! [`explained`], then [`admit`].
 
 use std::sync::Arc;
@@ -85,11 +85,12 @@ pub(super) async fn explained(
 
 /// Gives every call an id, which is in its answer and in its log lines (of a stream in those up to its first message), and a span
 /// if it is sampled.
-pub(super) async fn traced(
-    State(tracer): State<Tracer>,
-    mut request: Request,
-    next: Next,
-) -> Response {
+pub(super) async fn traced(State(tracer): State<Tracer>, request: Request, next: Next) -> Response {
+    trace(&tracer, request, next).await
+}
+
+/// The same as part of another layer.
+pub(super) async fn trace(tracer: &Tracer, mut request: Request, next: Next) -> Response {
     let id = RequestId::new();
     let uri = request.uri().clone();
     let origin = request

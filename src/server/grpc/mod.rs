@@ -1,10 +1,13 @@
-//! The gRPC listener: services, health, reflection, the JSON door, and the limits of HTTP/2.
+//! The gRPC listener: services, health, reflection, the JSON door, gRPC-Web, and the limits of HTTP/2.
 
 mod connection;
 mod backlog;
 mod corked;
 mod http1;
 mod origin;
+mod cors;
+mod names;
+mod grpc_web;
 
 mod layers;
 mod content;
@@ -53,12 +56,15 @@ use crate::{
 use admission::Admission;
 use connection::incoming;
 use content::{ContentRefusals, only_grpc};
+use cors::Cors;
 pub(super) use door::ConsoleDoor;
+use grpc_web::Entrance as WebEntrance;
 use health::Health;
 pub(super) use health::{end_health_watches, set_health};
 use http1::Http1;
 use inflight::Inflight;
 use layers::{admit, admit_transcoded, explained, traced};
+use names::Names;
 
 /// What a client may send on one stream before we have read it: requests are small.
 const STREAM_WINDOW_BYTES: u32 = 256 * 1024;
@@ -110,17 +116,23 @@ pub(super) async fn services(
         admitted
             .layer(from_fn_with_state(request_bytes_max, explained))
             .layer(from_fn_with_state(refusals.clone(), only_grpc))
-            .layer(from_fn_with_state(tracer.clone(), traced))
     };
+    let with_trace = |around: Router| around.layer(from_fn_with_state(tracer.clone(), traced));
+    let cors = Arc::new(Cors::new(&config.grpc.cors_origins));
+    let names = Names::of(&config.grpc, port);
+
     // The last layer is the outermost. Requests in JSON have layers of their own, so that those of gRPC are asked nothing more.
     let decoded = services.clone().layer(from_fn(door::decode));
     let transcoded = decoded.layer(from_fn_with_state(Arc::clone(&admission), admit_transcoded));
-    let calls = door::Calls::new(around(transcoded), request_bytes_max);
-    let door = door::Door::new(calls, refusals.clone(), &config.grpc, port);
+    let calls = door::Calls::new(with_trace(around(transcoded)), request_bytes_max);
+    let door = door::Door::new(calls, refusals.clone(), names.clone(), Arc::clone(&cors));
     let of_console = door.of_console();
 
-    let admitted = services.layer(from_fn_with_state(admission, admit));
-    let routes = door::add(around(admitted), door);
+    let grpc = around(services.layer(from_fn_with_state(admission, admit)));
+    let for_pages = with_trace(grpc.clone());
+    let entrance = WebEntrance::new(for_pages, refusals, cors, names, tracer);
+    let grpc = grpc.layer(from_fn_with_state(Arc::new(entrance), grpc_web::enter));
+    let routes = door::add(grpc, door);
     (health, routes.into(), of_console)
 }
 

@@ -12,6 +12,7 @@ use bytes::Bytes;
 use hyper::{
     Request,
     body::{Body as HttpBody, Frame, SizeHint},
+    header::HeaderName,
     service::Service as _,
 };
 use hyper_util::service::TowerToHyperService;
@@ -51,6 +52,9 @@ pub(in crate::server) struct Connection {
     pub address: SocketAddr,
     pub standing: Arc<Standing>,
 }
+
+/// Tells nginx to pass on what it gets, instead of filling a buffer first.
+pub(in crate::server) const BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
 
 /// Marks an answer whose body may be silent for as long as it likes: its connection is not idle before it has ended.
 #[derive(Clone, Copy, Debug)]

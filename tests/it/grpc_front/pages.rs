@@ -33,7 +33,7 @@ async fn nothing_but_grpcs_own_content_type_is_taken() {
         "application/x-www-form-urlencoded",
         "multipart/form-data",
         "",
-        "application/grpc-web",
+        "application/grpc-web+json",
     ];
     let more = [
         "application/grpc+json",

@@ -57,6 +57,18 @@ impl Awaited {
         }
     }
 
+    fn too_large(&self) -> Status {
+        if self.kept.is_none() {
+            return rpc::request_too_large(self.bytes_max);
+        }
+        let most = self.bytes_max;
+        let message = format!(
+            "the request of a ticket has more than {most} bytes: name fewer tasks or ask for several tickets, or filter by product \
+             or label"
+        );
+        Reason::RequestTooLarge.status_with(message, [("limit", most.to_string())])
+    }
+
     async fn read(self, mut body: Body) -> Result<Vec<u8>, Status> {
         let mut json = Vec::new();
         while let Some(frame) = body.frame().await {
@@ -65,7 +77,7 @@ impl Awaited {
                 continue;
             };
             if json.len() + data.len() > self.bytes_max {
-                return Err(rpc::request_too_large(self.bytes_max));
+                return Err(self.too_large());
             }
             json.extend_from_slice(&data);
         }

@@ -11,7 +11,7 @@ use std::{
 
 use axum::{
     body::Body,
-    http::{HeaderName, HeaderValue, StatusCode},
+    http::{HeaderValue, StatusCode},
     response::Response,
 };
 use bytes::Bytes;
@@ -24,12 +24,13 @@ use super::{
 };
 use crate::{
     door::{Frames, Problem, Sent, event_of, event_of_problem},
-    server::{grpc::held::Account, http::Lasting},
+    server::{
+        grpc::held::Account,
+        http::{BUFFERING, Lasting},
+    },
 };
 
 const EVENTS: HeaderValue = HeaderValue::from_static("text/event-stream");
-/// Tells nginx to pass on what it gets, instead of filling a buffer first.
-const BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
 
 /// What a client of a stream can make use of.
 #[derive(Clone, Copy, Debug)]

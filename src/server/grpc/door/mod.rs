@@ -5,7 +5,6 @@
 //! costs more than its headers before it is let in.
 
 mod calls;
-mod cors;
 mod decode;
 mod events;
 mod lines;
@@ -28,21 +27,18 @@ use axum::{
 use hyper::body::Body as _;
 use tokio::time::Instant;
 
-use super::{content::ContentRefusals, origin::Origin};
+use super::{content::ContentRefusals, cors, cors::Cors, names::Names, origin::Origin};
 use crate::{
-    config,
     credentials::Client,
     door::{Asked, Input, Problem, Rpc, Shape, asked, openapi},
     rpc,
     server::http::Connection,
     trace::RequestId,
-    web,
     wire::Reason,
 };
 
 pub(super) use calls::Calls;
 use calls::Template;
-use cors::Cors;
 pub(super) use decode::decode;
 use tickets::{Ticket, Tickets};
 
@@ -54,9 +50,8 @@ const SEC_FETCH_MODE: HeaderName = HeaderName::from_static("sec-fetch-mode");
 pub(super) struct Door {
     calls: Calls,
     refusals: ContentRefusals,
-    /// Names by which the listener is asked without a token; `None`: by any.
-    names: Option<Names>,
-    cors: Cors,
+    names: Names,
+    cors: Arc<Cors>,
     tickets: Tickets,
 }
 
@@ -82,12 +77,6 @@ impl ConsoleDoor {
     }
 }
 
-#[derive(Debug)]
-struct Names {
-    port: u16,
-    hosts: Vec<String>,
-}
-
 /// Adds the door to the routes of gRPC.
 pub(super) fn add(routes: Router, door: Door) -> Router {
     let door = Arc::new(door);
@@ -102,19 +91,14 @@ impl Door {
     pub(super) fn new(
         calls: Calls,
         refusals: ContentRefusals,
-        config: &config::Grpc,
-        port: u16,
+        names: Names,
+        cors: Arc<Cors>,
     ) -> Self {
-        // With TLS a browser has made sure of the name.
-        let names = config.tls_certificate_file.is_none().then(|| Names {
-            port,
-            hosts: config.hosts.clone(),
-        });
         Self {
             calls,
             refusals,
             names,
-            cors: Cors::new(&config.cors_origins),
+            cors,
             tickets: Tickets::default(),
         }
     }
@@ -124,8 +108,8 @@ impl Door {
         ConsoleDoor(Self {
             calls: self.calls.clone(),
             refusals: self.refusals.clone(),
-            names: None,
-            cors: Cors::new(&[]),
+            names: Names::default(),
+            cors: Arc::new(Cors::new(&[])),
             tickets: Tickets::default(),
         })
     }
@@ -168,16 +152,7 @@ impl Door {
 
     /// Refuses what the page of a foreign name may have made a browser send. Such a page has no token.
     fn check_name(&self, request: &Request) -> Result<(), Problem> {
-        let Some(Names { port, hosts }) = &self.names else {
-            return Ok(());
-        };
-        if request.headers().contains_key(AUTHORIZATION) {
-            return Ok(());
-        }
-
-        let is_ours =
-            |name: Option<&str>| name.is_some_and(|name| web::is_ours(name, *port, hosts));
-        if web::authorities(request).all(is_ours) {
+        if self.names.allow(request) {
             return Ok(());
         }
         let message = "without a token this listener answers in JSON by an IP address or localhost only: send `authorization: \

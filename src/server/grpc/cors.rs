@@ -1,4 +1,5 @@
-//! Pages of other origins that may ask in JSON: those in `grpc.cors_origins` (<https://fetch.spec.whatwg.org/#http-cors-protocol>).
+//! Pages of other origins that may ask in JSON or gRPC-Web: those in `grpc.cors_origins`
+//! (<https://fetch.spec.whatwg.org/#http-cors-protocol>).
 
 use axum::{
     extract::Request,
@@ -17,6 +18,11 @@ use crate::trace::{REQUEST_ID, RequestId};
 
 /// How a browser says that a page asks across origins.
 const FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
+/// What clients in pages send. The last three are those of gRPC-Web's.
+const ALLOWED: &str =
+    "accept, authorization, content-type, last-event-id, grpc-timeout, x-grpc-web, x-user-agent";
+/// What they read. An error of gRPC-Web is all in headers.
+const EXPOSED: &str = "x-request-id, retry-after, x-blobcast-message, grpc-status, grpc-message, grpc-status-details-bin";
 /// How long a browser remembers what it may send, in seconds: an hour, so that a change is soon known.
 const MAX_AGE_SECONDS: &str = "3600";
 
@@ -49,7 +55,7 @@ impl Cors {
             headers.insert(VARY, HeaderValue::from_static("origin"));
         }
         if let Some(origin) = origin {
-            let exposed = HeaderValue::from_static("x-request-id, retry-after");
+            let exposed = HeaderValue::from_static(EXPOSED);
             headers.insert(ACCESS_CONTROL_ALLOW_ORIGIN, origin);
             headers.insert(ACCESS_CONTROL_EXPOSE_HEADERS, exposed);
         }
@@ -61,7 +67,7 @@ fn is_one(headers: &HeaderMap) -> bool {
 }
 
 /// Whether a browser asks beforehand what it may send.
-pub(super) fn is_preflight(request: &Request) -> bool {
+pub(super) fn is_preflight<B>(request: &hyper::Request<B>) -> bool {
     request.method() == Method::OPTIONS
         && request
             .headers()
@@ -72,10 +78,7 @@ pub(super) fn is_preflight(request: &Request) -> bool {
 pub(super) fn preflight() -> Response {
     let headers = [
         (ACCESS_CONTROL_ALLOW_METHODS, "GET, POST"),
-        (
-            ACCESS_CONTROL_ALLOW_HEADERS,
-            "accept, authorization, content-type, last-event-id",
-        ),
+        (ACCESS_CONTROL_ALLOW_HEADERS, ALLOWED),
         (ACCESS_CONTROL_MAX_AGE, MAX_AGE_SECONDS),
     ];
     let id = [(REQUEST_ID, RequestId::new().to_string())];
