@@ -285,10 +285,7 @@ async fn errors_limits_and_credentials_are_those_of_grpc() {
     }
     let answer = String::from_utf8(read).unwrap();
     assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
-    assert!(
-        answer.contains("grpc-status: 3\r\n"),
-        "{answer}"
-    );
+    assert!(answer.contains("grpc-status: 3\r\n"), "{answer}");
 }
 
 #[tokio::test]
