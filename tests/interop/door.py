@@ -11,7 +11,7 @@ import tempfile
 import time
 import urllib.parse
 
-from history import BURST, CALL_SECONDS, History, run
+from history import BURST, CALL_SECONDS, History, control, run
 from proxies import NGINX, free_port
 
 BROKER = os.environ["BLOBCAST_GRPC"]
@@ -79,18 +79,66 @@ def reads_and_waits(address, product):
         history.post(product, task)
         status, waited = waiting.result()
     assert status == 200 and waited["done"], waited
+    assert ask(address, f"/v1/tasks/{task}?wait=20s") == (200, waited), "at once"
+    assert ask(address, f"/v1/tasks/{product}-never?wait=0.2s") == (200, {"done": False})
     status, page = ask(address, "/v1/ListEvents", {"filter": {"taskIds": [task]}})
     assert status == 200 and page["events"] == [waited["event"]], page
 
 
-def resumes_over_a_crash(address, product):
+def filters_by_product(address, product):
+    history, others = History(), History()
+    for kind, data in EventSource(address, f"/v1/events/stream?product={product}"):
+        if kind == "caught_up":
+            for number in range(3):
+                history.post(product, f"{product}-{number}")
+                others.post(f"{product}-2", f"other-{number}")
+        if kind == "event":
+            history.saw(data["eventId"], data["cursor"], data["taskId"])
+            if len(history.observed) == 3:
+                break
+    history.check()
+
+
+def finds_what_was_there(address, product):
+    history, task = History(), f"{product}-1"
+    history.post(product, task)
+    for kind, data in EventSource(address, f"/v1/events/stream?task_id={task}&until_terminal=true"):
+        if kind == "event":
+            history.saw(data["eventId"], data["cursor"], data["taskId"])
+    history.check()
+
+
+def says_why_it_refuses(address, _):
+    for path in ("/v1/events/stream?after=no-cursor", "/v1/events?page_token=no-token"):
+        status, problem = ask(address, path)
+        assert (status, problem["reason"]) == (400, "INVALID_REQUEST"), problem
+    _, problem = ask(address, "/v1/Subscribe", {})
+    assert problem["status"] == 501, problem
+    status, problem = ask(address, "/v1/events/stream?after=no-cursor")
+    assert problem["violations"][0]["field"] == "after_cursor", problem
+
+
+def refuses_a_cursor_of_another_log(address, _):
+    _, old = ask(address, "/v1/GetLogInfo", {})
+    control("replace")
+    source = EventSource(address, f"/v1/events/stream?after={old['head']}")
+    assert list(source) == [] and source.status == 400
+    status, problem = ask(address, f"/v1/events/stream?after={old['head']}")
+    assert (status, problem["reason"]) == (400, "EPOCH_MISMATCH"), problem
+
+
+def resumes_over_a_restart(address, product):
+    resumes_over_a_crash(address, product, "restart")
+
+
+def resumes_over_a_crash(address, product, how="crash"):
     history = History()
     query = urllib.parse.urlencode({"product": product})
     source = EventSource(address, f"/v1/events/stream?{query}")
     events = iter(source)
     assert next(events)[0] == "subscribed"
     with concurrent.futures.ThreadPoolExecutor() as pool:
-        posting = pool.submit(history.burst, product, "crash", pool)
+        posting = pool.submit(history.burst, product, how, pool)
         for kind, data in events:
             if kind == "event":
                 history.saw(data["eventId"], data["cursor"], data["taskId"])
@@ -149,7 +197,17 @@ def main():
     with nginx() as proxy:
         checks = {}
         for way, address in {"directly": BROKER, "behind nginx": proxy}.items():
-            for check in (reads_and_waits, comes_at_once, resumes_over_a_crash, stops_when_complete):
+            for check in (
+                reads_and_waits,
+                comes_at_once,
+                filters_by_product,
+                finds_what_was_there,
+                says_why_it_refuses,
+                resumes_over_a_crash,
+                resumes_over_a_restart,
+                stops_when_complete,
+                refuses_a_cursor_of_another_log,
+            ):
                 product = f"{check.__name__}-{way}".replace("_", "-").replace(" ", "-")
                 name = f"JSON {way} {check.__name__.replace('_', ' ')}"
                 checks[name] = lambda check=check, address=address, product=product: check(address, product)
