@@ -3,6 +3,7 @@
 import { execFile, spawn } from "node:child_process";
 import { mkdirSync, writeFileSync } from "node:fs";
 import { createServer } from "node:net";
+import { serve } from "./serve.mjs";
 
 /** A port below those that the system gives to clients, so that a broker finds it free again after a crash. */
 export async function freePort() {
@@ -27,7 +28,10 @@ export class Broker {
 
   async start(options = "") {
     this.ports ??= { ingest: await freePort(), grpc: await freePort(), admin: await freePort() };
-    const { ingest, grpc, admin } = this.ports;
+    const { ingest, grpc } = this.ports;
+    // With ASSETS, the console's files come from that directory.
+    if (process.env.ASSETS && !this.front) this.front = await serve(process.env.ASSETS, this.behind = await freePort(), this.ports.admin);
+    const admin = this.behind ?? this.ports.admin;
     writeFileSync(`${this.directory}/blobcast.toml`, options);
     this.process = spawn(this.program, ["serve", "--config", `${this.directory}/blobcast.toml`, "--data-dir", `${this.directory}/data`,
       "--ingest-listen", `127.0.0.1:${ingest}`, "--grpc-listen", `127.0.0.1:${grpc}`, "--admin-listen", `127.0.0.1:${admin}`], { stdio: "ignore" });
@@ -40,6 +44,7 @@ export class Broker {
     const ended = new Promise((resolve) => this.process.once("exit", resolve));
     this.process.kill(signal);
     await ended;
+    if (signal === "SIGTERM") this.front?.close().closeAllConnections();
   }
 
   async callback(product, body, query = "") {

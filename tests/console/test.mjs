@@ -13,6 +13,7 @@ const failures = [];
 for (const group of [pages, sessions, tail, proxy]) {
   const { browser, tests, end } = await group({ program, directory: `${directory}/${group.name}`, pictures });
   for (const [name, test] of Object.entries(tests)) {
+    if (!name.includes(process.env.ONLY ?? "")) continue;
     try {
       await test();
       console.log(`ok ${name}`);
