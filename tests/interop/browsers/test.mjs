@@ -5,7 +5,7 @@ import { appendFileSync } from "node:fs";
 import { writeFile } from "node:fs/promises";
 import { EventSource } from "eventsource";
 import { chromium } from "playwright-core";
-import { Broker, freePort, until } from "./broker.mjs";
+import { Broker, freePort, until } from "./console/broker.mjs";
 import { serve } from "./pages.mjs";
 
 const [program, directory, modules] = process.argv.slice(2);
