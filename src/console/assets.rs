@@ -21,7 +21,7 @@ const FILES: &[(&str, &str, &str)] = files! {
     HTML: "index.html";
     SVG: "icon.svg";
     CSS: "base.css" "pages.css" "parts.css";
-    JS: "api.js" "app.js" "chart.js" "commands.js" "dom.js" "event-row.js" "filter.js" "format.js" "login.js" "media.js" "parts.js"
+    JS: "api.js" "app.js" "chart.js" "commands.js" "dom.js" "event-row.js" "filter.js" "format.js" "list.js" "login.js" "media.js" "parts.js"
         "stream.js" "pages/cluster.js" "pages/configuration.js" "pages/events.js" "pages/expectations.js" "pages/live.js"
         "pages/overview.js" "pages/quarantine.js" "pages/refused.js" "pages/subscriptions.js" "pages/task.js" "pages/urls.js";
 };

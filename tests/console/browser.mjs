@@ -46,6 +46,14 @@ export class Browser {
     if (violations.length) this.fail(`${name}: ${violations.join(", ")}`);
     const over = await page.evaluate(() => document.documentElement.scrollWidth - document.documentElement.clientWidth);
     if (over > 0) this.fail(`${name}: ${over} pixels wider than its window`);
+    // What scrolls or ends in an ellipsis with its whole text in a title can be read; a table must not need it in a wide window.
+    const cut = await page.evaluate(() => [...document.body.querySelectorAll("*")].filter((one) => {
+      const { overflowX, textOverflow } = getComputedStyle(one);
+      if (one.scrollWidth <= one.clientWidth || one.clientWidth <= 1 || overflowX === "visible") return false;
+      if (one.matches(".scroll")) return true;
+      return overflowX !== "auto" && overflowX !== "scroll" && !one.matches("input, select") && !(textOverflow === "ellipsis" && (one.title || one.querySelector("[title]")));
+    }).map((one) => `${one.tagName}.${one.className} ${one.textContent.slice(0, 40)}`));
+    if (cut.length) this.fail(`${name}: cut off: ${cut.join(", ")}`);
   }
 
   /** axe-core runs in a world of its own, where the page's policy does not keep it out. */

@@ -5,12 +5,13 @@
 import assert from "node:assert/strict";
 import { pages } from "./pages.mjs";
 import { proxy } from "./proxy.mjs";
+import { reading } from "./reading.mjs";
 import { sessions } from "./sessions.mjs";
 import { tail } from "./tail.mjs";
 
 const [program, directory, pictures] = process.argv.slice(2);
 const failures = [];
-for (const group of [pages, sessions, tail, proxy]) {
+for (const group of [pages, reading, sessions, tail, proxy]) {
   const { browser, tests, end } = await group({ program, directory: `${directory}/${group.name}`, pictures });
   for (const [name, test] of Object.entries(tests)) {
     if (!name.includes(process.env.ONLY ?? "")) continue;

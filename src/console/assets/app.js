@@ -1,6 +1,6 @@
 // The frame around the pages: which page the URL names, who is logged in, and how the broker is.
 
-import { h, put, toast } from "./dom.js";
+import { h, likeness, put, toast } from "./dom.js";
 import { ask, call, readSession, session } from "./api.js";
 import { number } from "./format.js";
 import { loading, trouble } from "./parts.js";
@@ -156,15 +156,20 @@ find.addEventListener("submit", (event) => {
   event.preventDefault();
   const id = String(new FormData(find).get("task") ?? "").trim();
   if (!id) return;
-  location.hash = taskHref("", id);
+  // A label as people write it; ids may have a "=", too, so an empty Events page leads back to the task.
+  const label = id.match(/^([\w.-]+)=([^=].*)$/);
+  location.hash = label ? `#/events?${new URLSearchParams({ label: `${label[1]}:${label[2]}` })}` : taskHref("", id);
   find.reset();
   main.focus();
 });
 addEventListener("hashchange", () => {
   const before = document.activeElement;
-  const isMenu = before && rail.contains(before);
+  const [isMenu, like] = [before && rail.contains(before), before && main.contains(before) ? likeness(before) : null];
   show().then(() => {
-    if (isMenu || !before?.isConnected) main.focus({ preventScroll: true });
+    if (!isMenu && before?.isConnected) return;
+    // A filter that was changed by keyboard keeps its place.
+    const same = like && [...main.querySelectorAll("a, button, input, select")].find((one) => likeness(one) === like);
+    /** @type {HTMLElement} */ (same || main).focus({ preventScroll: true });
   });
 });
 addEventListener("signed-out", async () => {

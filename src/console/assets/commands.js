@@ -9,6 +9,10 @@ const scheme = () => session.shown.grpcTls ? "https" : "http";
 
 /** @param {string} taskId @param {string} product */
 export function taskAsCurl(taskId, product) {
+  // curl takes these two out of a path.
+  if (taskId === "." || taskId === "..") {
+    return `curl ${bearer()}-H 'content-type: application/json' -d ${quoted(JSON.stringify({ taskId, product }))} ${quoted(`${scheme()}://${session.shown.grpcAddress}/v1/GetTask`)}`;
+  }
   const query = product ? `?product=${encodeURIComponent(product)}` : "";
   return `curl ${bearer()}${quoted(`${scheme()}://${session.shown.grpcAddress}/v1/tasks/${encodeURIComponent(taskId)}${query}`)}`;
 }

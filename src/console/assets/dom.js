@@ -64,6 +64,42 @@ export function put(element, ...children) {
   element.replaceChildren(...nodes(children));
 }
 
+/** Parts of a page that hold others; what is in them is renewed one by one. */
+const HOLDERS = ".tiles, .columns, .side";
+
+/**
+ * Puts the new state of a page in place of the old one, but only where it differs, and not where the focus or a selection is: a
+ * page that renews itself must not take away what somebody is at.
+ * @param {Element} element
+ * @param {...(Child | Child[])} children
+ */
+export function renew(element, ...children) {
+  const fresh = nodes(children), old = [...element.childNodes];
+  if (fresh.length !== old.length) return put(element, ...fresh);
+  fresh.forEach((next, at) => {
+    const before = old[at];
+    if (!(next instanceof Element) || !(before instanceof Element)) return before.replaceWith(next);
+    if (before.isEqualNode(next)) return;
+    if (before.matches(HOLDERS) && next.matches(HOLDERS)) renew(before, ...next.childNodes);
+    else if (!isHeld(before)) before.replaceWith(next);
+  });
+}
+
+/** @param {Element} element */
+function isHeld(element) {
+  const selection = getSelection();
+  return element.contains(document.activeElement)
+    || Boolean(selection && !selection.isCollapsed && selection.rangeCount && selection.getRangeAt(0).intersectsNode(element));
+}
+
+/**
+ * What finds an element again after its page was drawn anew.
+ * @param {Element | null} element
+ */
+export function likeness(element) {
+  return element && `${element.tagName} ${element.getAttribute("aria-label") ?? element.textContent}`.slice(0, 200);
+}
+
 /**
  * A URL out of a callback, if a browser may follow it.
  * @param {string} text

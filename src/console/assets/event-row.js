@@ -1,7 +1,7 @@
 // One event as a row of a table.
 
 import { h } from "./dom.js";
-import { cell, labelText, row } from "./parts.js";
+import { cell, labelText, labels, name, row } from "./parts.js";
 import { clock, full, moment, took, word } from "./format.js";
 
 /** @typedef {Record<string, any>} Json */
@@ -14,19 +14,18 @@ export const COLUMNS = [
 
 /** @param {Json} event @param {boolean} [isLive] with milliseconds, without the day */
 export function eventRow(event, isLive = false) {
-  const labels = labelText(event.labels);
   return row(
     cell("c-time.mono.soft", h("time", { datetime: event.receivedAt, title: full(event.receivedAt) }, isLive ? clock(event.receivedAt) : moment(event.receivedAt))),
     cell("c-product.cut", event.product),
     cell("c-task.cut", taskLink(event)),
     cell("c-status.cut", statusOf(event), ...marks(event)),
-    cell("c-labels.soft.cut", h("bdi", { title: labels.slice(0, 500) || null }, labels.slice(0, 200))),
+    cell("c-labels.soft.cut", h("span", { title: labelText(event.labels).slice(0, 500) || null }, labels(event.labels))),
     cell("c-took.right", took(event)));
 }
 
 /** @param {Json} event */
 export function taskLink(event) {
-  return h("a.mono.whole", { href: taskHref(event.product, event.taskId), title: event.taskId }, h("bdi", null, event.taskId));
+  return h("a.mono.whole", { href: taskHref(event.product, event.taskId), title: event.taskId }, name(event.taskId));
 }
 
 /** @param {string} product @param {string} taskId */
@@ -41,7 +40,7 @@ export function statusOf(event) {
   const isUnknown = status === "unspecified";
   const code = event.error?.code && event.error.code !== "UNSPECIFIED" ? ` · ${event.error.code}` : "";
   const text = isUnknown ? `“${event.statusText || "no status"}”` : status + code;
-  return h(`span.status.is-${isUnknown ? "unknown" : status}`, { title: text }, h("bdi", null, text));
+  return h(`span.status.is-${isUnknown ? "unknown" : status}`, { title: text }, name(text));
 }
 
 /** @param {Json} event */

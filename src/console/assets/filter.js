@@ -1,6 +1,7 @@
 // The filter of events: in the URL as the JSON routes have it, on the page as chips and fields.
 
-import { h, put, toast } from "./dom.js";
+import { h, toast } from "./dom.js";
+import { labels, name as nameOf } from "./parts.js";
 
 const FIELDS = /** @type {const} */ (["product", "status", "label", "task_id"]);
 const STATUSES = ["pending", "processing", "completed", "failed", "overdue"];
@@ -52,7 +53,7 @@ export function filterBar(params, go, ...rest) {
 function chip(name, value, drop) {
   const shown = name === "label" ? value.replace(":", "=") : value;
   const text = name === "task_id" ? "task" : name;
-  return h("span.chip", null, h("b", null, text), " ", h("bdi", null, shown),
+  return h("span.chip", null, h("b", null, text), " ", name === "label" ? labels({ [shown.slice(0, shown.indexOf("="))]: shown.slice(shown.indexOf("=") + 1) }, true) : nameOf(shown),
     h("button.x", { type: "button", onclick: drop, "aria-label": `Remove ${text} ${shown}` }, "×"));
 }
 

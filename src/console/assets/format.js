@@ -5,6 +5,8 @@ const CLOCK = new Intl.DateTimeFormat(undefined, /** @type {any} */ ({ ...TWO, f
 const SECOND = new Intl.DateTimeFormat(undefined, /** @type {any} */ (TWO));
 const DAY = new Intl.DateTimeFormat(undefined, { month: "short", day: "numeric" });
 const FULL = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "long" });
+/** The zone in which this browser writes times. */
+export const ZONE = new Intl.DateTimeFormat(undefined, { timeZoneName: "short" }).formatToParts().find((part) => part.type === "timeZoneName")?.value ?? "";
 const NUMBER = new Intl.NumberFormat("en");
 
 /** @param {string | undefined} time RFC 3339 @returns {Date | null} */
@@ -142,15 +144,23 @@ export function bodyText(base64) {
   }
 }
 
+/** Deeper or longer than this, indenting helps nobody and makes a browser slow: blanks grow with depth times lines. */
+const DEPTH_MAX = 100, INDENTED_MAX = 512 * 1024;
+export const SHOWN_MAX = 256 * 1024;
+
 /**
- * JSON indented, by its text: numbers and the order of keys stay as they were sent. What is no JSON stays as it is.
+ * JSON indented, by its text: numbers and the order of keys stay as they were sent. What is no JSON, or too deep or too long, stays
+ * as it is, and `why` says so.
  * @param {string} text
+ * @returns {{text: string, why: string}}
  */
 export function indented(text) {
+  const asItIs = (/** @type {string} */ why) => ({ text, why });
+  if (text.length > SHOWN_MAX) return asItIs("Not indented: it is too long.");
   try {
     JSON.parse(text);
   } catch {
-    return text;
+    return asItIs("");
   }
   let out = "", depth = 0, inString = false;
   const line = () => `\n${"  ".repeat(depth)}`;
@@ -163,16 +173,31 @@ export function indented(text) {
     } else if (character === '"') { inString = true; out += character; }
     else if (/\s/.test(character)) continue;
     else if (character === "{" || character === "[") {
-      const rest = text.slice(at + 1).trimStart()[0];
-      if (rest === "}" || rest === "]") { out += character + rest; at = text.indexOf(rest, at); }
-      else { depth++; out += character + line(); }
+      let next = at + 1;
+      while (/\s/.test(text[next])) next++;
+      if (text[next] === "}" || text[next] === "]") { out += character + text[next]; at = next; }
+      else if (++depth > DEPTH_MAX) return asItIs(`Not indented: it is nested more than ${DEPTH_MAX} deep.`);
+      else out += character + line();
     }
     else if (character === "}" || character === "]") { depth--; out += line() + character; }
     else if (character === ",") out += character + line();
     else out += character === ":" ? ": " : character;
+    if (out.length > INDENTED_MAX) return asItIs("Not indented: it would be too long.");
   }
-  return out;
+  return { text: out, why: "" };
 }
+
+/** Characters that cannot be seen, or that change how their neighbours are read: controls, directions, zero widths. */
+export const UNSEEN = /([\p{Cc}\p{Cf}\u034f\u115f\u1160\u17b4\u17b5\u2028\u2029\u3164\uffa0])/u;
+
+/** @param {string} character */
+export const codePoint = (character) => `U+${(character.codePointAt(0) ?? 0).toString(16).toUpperCase().padStart(4, "0")}`;
+
+/**
+ * A name with each character that cannot be seen written out.
+ * @param {any} text
+ */
+export const seen = (text) => String(text ?? "").split(UNSEEN).map((part, at) => at % 2 ? `[${codePoint(part)}]` : part).join("");
 
 /**
  * Text for base64.

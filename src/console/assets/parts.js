@@ -1,7 +1,7 @@
 // Pieces that all pages use: panels, tables, buttons, empty states, problems, dialogs.
 
 import { h, put, toast } from "./dom.js";
-import { full, moment } from "./format.js";
+import { SHOWN_MAX, UNSEEN, ZONE, bytes, codePoint, full, indented, moment, seen } from "./format.js";
 import { Problem } from "./api.js";
 
 /** @typedef {import("./dom.js").Child} Child */
@@ -43,17 +43,35 @@ export function loading(lines = 6) {
 export function trouble(error, again) {
   const problem = error instanceof Problem ? error : null;
   const details = [problem?.reason, problem?.requestId && `request ${problem.requestId}`].filter(Boolean).join(" · ");
-  const wrong = problem?.violations.map((one) => h("li", null, `${one.field}: ${one.description}`));
+  const said = String(/** @type {any} */ (error)?.message ?? error);
+  const wrong = problem?.violations.filter((one) => !said.includes(one.description)).map((one) => h("li", null, `${one.field}: ${one.description}`));
+  // A link to a page of a list outlives the list.
+  const isOldPage = problem?.violations.some((one) => one.field === "page_token");
   return h("div.trouble", { role: "alert" },
-    h("p", null, String(/** @type {any} */ (error)?.message ?? error)),
+    h("p", null, isOldPage ? "This page of the list is no more." : said),
     wrong?.length ? h("ul", null, wrong) : null,
     details ? h("p.mono.soft", null, details) : null,
-    again ? button("Try again", again) : null);
+    isOldPage ? button("First page", () => { location.hash = location.hash.replace(/([?&])page_token=[^&]*&?/, "$1"); })
+      : again ? button("Try again", again) : null);
 }
 
-/** @param {Child} text @param {(event: Event) => void} act @param {Record<string, any>} [attributes] */
+/** @param {Child} text @param {(event: Event) => unknown} act @param {Record<string, any>} [attributes] */
 export function button(text, act, attributes) {
-  return h("button.button", { type: "button", onclick: act, ...attributes }, text);
+  return h("button.button", { type: "button", onclick: single(act), ...attributes }, text);
+}
+
+/**
+ * Does nothing while it is under way, so that an impatient click is not a second request.
+ * @param {(event: Event) => unknown} act
+ */
+export function single(act) {
+  let isRunning = false;
+  return async (/** @type {Event} */ event) => {
+    event.preventDefault();
+    if (isRunning) return;
+    isRunning = true;
+    try { await act(event); } finally { isRunning = false; }
+  };
 }
 
 /**
@@ -81,7 +99,7 @@ export function copyButton(label, text) {
  * @param {HTMLElement[]} rows
  */
 export function table(label, columns, rows) {
-  const head = columns.map(({ name, class: style, quiet }) => h(`th${style ? `.${style}` : ""}`, { role: "columnheader", scope: "col" }, quiet ? h("span.quiet", null, name) : name));
+  const head = columns.map(({ name, class: style, quiet }) => h(`th${style ? `.${style}` : ""}`, { role: "columnheader", scope: "col" }, quiet ? h("span.quiet", null, name) : name, style?.startsWith("c-time") ? h("span.zone", null, ` ${ZONE}`) : null));
   const body = h("tbody", { role: "rowgroup" }, rows);
   return h("div.scroll", null, h("table", { role: "table", "aria-label": label },
     h("thead", { role: "rowgroup" }, h("tr", { role: "row" }, head)), body));
@@ -108,9 +126,45 @@ export function facts(pairs) {
   return h("dl.facts", null, there.flatMap((pair) => pair ? [h("dt", null, pair[0]), h("dd", null, pair[1])] : []));
 }
 
-/** @param {Record<string, string> | undefined} labels */
-export function labelText(labels) {
-  return Object.entries(labels ?? {}).map(([key, value]) => `${key}=${value}`).join(" ");
+/** @param {Record<string, string> | undefined} labels @returns {[string, string][]} */
+const sorted = (labels) => Object.entries(labels ?? {}).sort(([one], [other]) => one < other ? -1 : 1);
+
+/**
+ * Labels for a title: each key and value isolated, so that none changes how another is read. Where it can be copied: `labels`.
+ * @param {Record<string, string> | undefined} pairs
+ */
+export const labelText = (pairs) => sorted(pairs).map((pair) => pair.map((part) => `\u2068${seen(part)}\u2069`).join("=")).join(" ");
+
+/**
+ * Labels as links to the events that have them.
+ * @param {Record<string, string> | undefined} pairs
+ * @param {boolean} [isText] without links
+ */
+export function labels(pairs, isText = false) {
+  return sorted(pairs).flatMap(([key, value]) => {
+    const href = isText ? null : `#/events?${new URLSearchParams({ label: `${key}:${value}` })}`;
+    return [h(href ? "a.pair-of" : "span.pair-of", { href }, name(key), "=", name(value)), " "];
+  });
+}
+
+/**
+ * A name from outside: it stands on its own, whatever its direction of writing, and what cannot be seen is written out.
+ * @param {any} text
+ * @param {string} [style] classes, with dots
+ */
+export function name(text, style = "") {
+  return h(`bdi${style}`, null, String(text ?? "").split(UNSEEN).map((part, at) => at % 2 ? h("span.unseen", { title: "a character that cannot be seen" }, codePoint(part)) : part));
+}
+
+/**
+ * A body, indented where that helps; of a long one the beginning, and Copy for the whole.
+ * @param {string} text
+ */
+export function bodyView(text) {
+  const { text: shown, why } = indented(text);
+  const cut = text.length > SHOWN_MAX ? `Only the first ${bytes(SHOWN_MAX)} are shown: Copy has all.` : "";
+  return h("div.body-view", null, why || cut ? h("p.soft", null, [why, cut].filter(Boolean).join(" ")) : null,
+    h("pre", { tabindex: "0" }, cut ? shown.slice(0, SHOWN_MAX) : shown), copyButton("Copy", () => text));
 }
 
 /**
@@ -136,7 +190,11 @@ export function hidden(name, content) {
  * @returns {Promise<string>}
  */
 export function dialog(title, content, choices) {
-  const buttons = choices.map(([text, value], at) => h(at === choices.length - 1 && value ? "button.button.main" : "button.button", { value }, text));
+  const buttons = choices.map(([text, value], at) => value
+    ? h(at === choices.length - 1 ? "button.button.main" : "button.button", { value }, text)
+    // No button of the form: Enter would press the first of those.
+    : h("button.button", { type: "button", onclick: () => box.close("") }, text));
+  /** @type {HTMLDialogElement} */
   const box = h("dialog", { "aria-label": title },
     h("form", { method: "dialog" }, h("h2", null, title), ...content, h("div.actions", null, buttons)));
   document.body.append(box);
@@ -159,8 +217,6 @@ export async function confirmTyped(title, text, expected, action) {
   const input = h("input", { "aria-label": `Type ${expected}`, autocomplete: "off", spellcheck: "false", pattern: expected, required: true });
   const question = h("p", null, "Type ", h("b", null, expected), " to go on.");
   const asked = dialog(title, [h("p", null, text), question, input], [["Cancel", ""], [action, "go"]]);
-  const form = input.form;
-  form.querySelector("button[value='']").formNoValidate = true;
   input.focus();
   return await asked === "go" && input.value === expected;
 }

@@ -31,7 +31,7 @@ export async function show({ root, params, signal }) {
 }
 
 /** @param {Json} one */
-const isChanged = (one) => one.source !== "SETTING_SOURCE_DEFAULT" || one.pendingValue !== undefined;
+const isChanged = (one) => one.source !== "SETTING_SOURCE_DEFAULT_FILE" || one.pendingValue !== undefined;
 
 /** @param {Json} one */
 function line(one) {

@@ -2,8 +2,8 @@
 
 import { h, put, toast } from "../dom.js";
 import { ask, json } from "../api.js";
-import { bytes } from "../format.js";
-import { COLUMNS, eventRow } from "../event-row.js";
+import { ZONE, bytes } from "../format.js";
+import { COLUMNS, eventRow, taskHref } from "../event-row.js";
 import { filterBar, filterOf, isFiltered } from "../filter.js";
 import { button, empty, heading, loading, pager, table, trouble } from "../parts.js";
 
@@ -24,7 +24,8 @@ export async function show({ root, params, go, signal, reload }) {
   };
   const save = button("Export", () => exported(query(params, order), save));
   put(root, heading("Events", h("span.grow"), save), h("section.panel", null,
-    filterBar(params, go, timeField("since", params, changed), timeField("until", params, changed),
+    filterBar(params, go, button("Last hour", () => changed("since", instant(Date.now() - 3_600_000))), h("span.inline", null, `times in ${ZONE}`),
+      timeField("since", params, changed), timeField("until", params, changed),
       h("select", { "aria-label": "Order", onchange: (/** @type {any} */ event) => changed("order", event.target.value) },
         h("option", { value: "" }, "newest first"), h("option", { value: "oldest_first", selected: order === "oldest_first" }, "oldest first"))),
     place));
@@ -40,7 +41,8 @@ export async function show({ root, params, go, signal, reload }) {
     const isNarrow = isFiltered(params) || params.get("since") || params.get("until");
     // A page may be empty and have a successor.
     put(place, nextPageToken ? empty("No event on this page.", "The log was searched up to its limit for one page; the next one goes on.")
-      : isNarrow ? empty("No event matches.", h("a", { href: "#/events" }, "Show all"))
+      : isNarrow ? empty("No event matches.", h("a", { href: "#/events" }, "Show all"), ...params.getAll("label").slice(0, 1).flatMap((label) =>
+        [" · is it a task? ", h("a", { href: taskHref("", label.replace(":", "=")) }, label.replace(":", "="))]))
       : empty("The log is empty.", "The first callback becomes the first event. ", h("a", { href: "#/" }, "How to send one")),
     nextPageToken || token ? pager(params, nextPageToken, go) : null);
   } catch (error) {
@@ -59,10 +61,15 @@ function query(params, order) {
   return asked;
 }
 
+/** An instant as the address has it: the same one in every zone. @param {number} time */
+const instant = (time) => `${new Date(time).toISOString().slice(0, 19)}Z`;
+
 /** @param {string} name @param {URLSearchParams} params @param {(name: string, value: string) => void} changed */
 function timeField(name, params, changed) {
-  const input = h("input", { type: "datetime-local", step: "1", "aria-label": name, value: params.get(name) });
-  input.addEventListener("change", () => changed(name, input.value));
+  const at = Date.parse(params.get(name) ?? "");
+  const shown = Number.isFinite(at) ? new Date(at - new Date(at).getTimezoneOffset() * 60_000).toISOString().slice(0, 19) : null;
+  const input = h("input", { type: "datetime-local", step: "1", "aria-label": name, title: ZONE, value: shown });
+  input.addEventListener("change", () => changed(name, input.value && instant(Date.parse(input.value))));
   return h("label.inline", null, name, input);
 }
 

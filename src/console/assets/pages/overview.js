@@ -1,11 +1,11 @@
 // How the broker is: ready or why not, what came in the last day, and who is behind. Before the first callback: how to send one.
 
-import { h, put } from "../dom.js";
+import { h, renew } from "../dom.js";
 import { call, session } from "../api.js";
 import { ago, bytes, counted, date, number, span, word } from "../format.js";
 import { bars, meter } from "../chart.js";
 import { COLUMNS, eventRow } from "../event-row.js";
-import { cell, copyButton, empty, facts, heading, panel, row, table } from "../parts.js";
+import { cell, copyButton, empty, facts, heading, name as nameOf, panel, row, table } from "../parts.js";
 
 /** @typedef {Record<string, any>} Json */
 
@@ -25,7 +25,8 @@ export async function show({ root, signal }) {
     // A command that is being selected must not lose the selection.
     if (isEmpty && wasEmpty) return;
     wasEmpty ||= isEmpty;
-    put(root, isEmpty ? first() : page(now, newest.events, wasEmpty));
+    dispatchEvent(new CustomEvent("overview", { detail: now }));
+    renew(root, ...(isEmpty ? first() : page(now, newest.events, wasEmpty)));
   };
   /** @type {ReturnType<typeof setTimeout>} */
   let timer;
@@ -51,7 +52,7 @@ function first() {
 /** @param {Json} now @param {Json[]} newest @param {boolean} isFirst */
 function page(now, newest, isFirst) {
   const state = now.ready ? h("span.soft", null, `ready · ${now.version}`) : h("span.status.is-failed", null, `not ready: ${now.problem}`);
-  return [heading("The last 24 hours", state),
+  return [heading("The last 24 hours", state, h("span.soft", null, "counts begin with the broker's start")),
     isFirst ? h("div.note.welcome", { role: "status" }, h("b", null, "The first callback is durable. "), h("a", { href: "#/events" }, "See it")) : null,
     tiles(now), h("div.columns", null,
       panel("Newest events", newest.length ? table("Newest events", COLUMNS, newest.map((event) => eventRow(event))) : empty("No event yet.")),
@@ -67,8 +68,8 @@ function tiles({ history, eventBytes, eventCount, oldestEventAt, overdueCount, e
     h("div.tile", null, h("h2", null, name), h("p.figure", null, figure, " ", h("small", null, small)), below);
   const used = Number(now.diskTotalBytes ?? 0) - Number(now.diskFreeBytes ?? 0);
   return h("section.tiles", { "aria-label": "Figures" },
-    tile("Callbacks, last minute", number(callbacks.at(-2)), `${number(sum(callbacks))} in 24 h`, bars(grouped(callbacks), { label: "Callbacks", ...texts })),
-    tile("Refused in 24 h", number(sum(refusals)), sum(refusals) ? h("a", { href: "#/refused" }, "why") : "", bars(grouped(refusals), { label: "Refused", style: "bad", ...texts })),
+    tile("Callbacks, last whole minute", number(callbacks.at(-2)), `${number(callbacks.at(-1))} in this one, ${number(sum(callbacks))} in all`, bars(grouped(callbacks), { label: "Callbacks", ...texts })),
+    tile("Refused", number(sum(refusals)), sum(refusals) ? h("a", { href: "#/refused" }, "why") : "", bars(grouped(refusals), { label: "Refused", style: "bad", ...texts })),
     tile("Expected tasks", number(expectationCount), Number(overdueCount) ? h("a.status.is-failed", { href: "#/expectations?state=overdue" }, `${number(overdueCount)} overdue`) : "none overdue", null),
     tile("Log", bytes(eventBytes), `${counted("event", eventCount)}${oldestEventAt ? ` · ${span(Date.now() - Date.parse(oldestEventAt))}` : ""}`,
       now.diskTotalBytes === undefined ? null : h("div.disk", null, h("span.soft", null, `disk: ${bytes(now.diskFreeBytes)} free of ${bytes(now.diskTotalBytes)}`), meter(used, Number(now.diskTotalBytes), "Disk used"))));
@@ -85,11 +86,11 @@ function grouped(counts) {
 /** @param {Json} now */
 function behind({ laggards, subscriptionCount }) {
   const rows = laggards.map((/** @type {Json} */ one) => row(
-    cell("c-client", h("bdi", null, one.client || one.clientName || one.peer), one.client && one.clientName ? h("span.soft", null, " · ", h("bdi", null, one.clientName)) : null),
-    cell("c-status", h(`span.status.is-${one.state.endsWith("STALLED") ? "failed" : one.state.endsWith("LIVE") ? "completed" : "processing"}`, null, word("SUBSCRIPTION_STATE_", one.state))),
-    cell("c-lag.right", number(one.lag))));
+    cell("c-client", nameOf(one.client || one.clientName || one.peer, ".wrap"), one.client && one.clientName ? h("span.soft", null, " · ", nameOf(one.clientName, ".wrap")) : null),
+    cell("c-lag.right", number(one.lag)),
+    cell("c-status", h(`span.status.is-${one.state.endsWith("STALLED") ? "failed" : one.state.endsWith("LIVE") ? "completed" : "processing"}`, null, word("SUBSCRIPTION_STATE_", one.state)))));
   const all = h("p.pad.soft", null, h("a", { href: "#/subscriptions" }, counted("open stream", subscriptionCount)));
-  return panel("Who is behind", rows.length ? table("Who is behind", [{ name: "client" }, { name: "state" }, { name: "lag", class: "c-lag.right" }], rows)
+  return panel("Who is behind", rows.length ? table("Who is behind", [{ name: "client" }, { name: "lag", class: "c-lag.right" }, { name: "state" }], rows)
     : empty(Number(subscriptionCount) ? "Everybody has everything." : "Nobody is subscribed."), rows.length ? all : Number(subscriptionCount) ? all : null);
 }
 

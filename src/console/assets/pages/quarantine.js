@@ -2,9 +2,10 @@
 
 import { h, put, toast } from "../dom.js";
 import { call } from "../api.js";
-import { base64, bodyText, bytes, counted, indented, number, word } from "../format.js";
+import { base64, bodyText, bytes, counted, number, seen, word } from "../format.js";
 import { taskHref } from "../event-row.js";
-import { button, cell, confirmTyped, copyButton, empty, facts, heading, hidden, labelText, pager, panel, row, table, trouble, when } from "../parts.js";
+import { bodyView, button, cell, confirmTyped, empty, facts, heading, hidden, labels, name as nameOf, panel, row, single, table, trouble, when } from "../parts.js";
+import { everything, facets, sheet } from "../list.js";
 
 /** @typedef {Record<string, any>} Json */
 
@@ -16,33 +17,50 @@ export async function show(context) {
 
 /** @param {import("../app.js").Context} context */
 async function list({ root, params, go, signal, reload }) {
-  const pageToken = params.get("page_token") ?? "";
-  const { callbacks, nextPageToken } = await call("ListQuarantine", { pageSize: 50, pageToken }, signal);
+  const all = (await everything("ListQuarantine", "callbacks", signal)).reverse();
+  const reason = params.get("reason");
+  const { rows: callbacks, pager } = sheet(all.filter((one) => !reason || one.reason === reason), params, go);
   /** @type {Set<string>} */
   const chosen = new Set();
   const discard = button("Discard…", async () => {
     if (await discarded([...chosen])) reload();
   }, { disabled: true });
+  /** @type {HTMLInputElement[]} */
+  const boxes = [];
   const choose = (/** @type {string} */ id, /** @type {boolean} */ is) => {
     if (is) chosen.add(id);
     else chosen.delete(id);
     discard.disabled = !chosen.size;
     put(discard, chosen.size ? `Discard ${number(chosen.size)}…` : "Discard…");
   };
+  const box = (/** @type {string} */ id) => {
+    const made = h("input", { type: "checkbox", "aria-label": `Choose ${id}`, onchange: () => choose(id, made.checked) });
+    boxes.push(made);
+    return made;
+  };
+  const whole = h("input", { type: "checkbox", onchange: () => {
+    for (const one of boxes) if (one.checked !== whole.checked) one.click();
+  } });
   const rows = callbacks.map((/** @type {Json} */ one) => row(
-    cell("c-check", h("input", { type: "checkbox", "aria-label": `Choose ${one.quarantineId}`, onchange: (/** @type {any} */ event) => choose(one.quarantineId, event.target.checked) })),
+    cell("c-check", box(one.quarantineId)),
     cell("c-time.mono.soft", when(one.receivedAt)),
     cell("c-cause", h("a", { href: `#/quarantine/${encodeURIComponent(one.quarantineId)}` }, one.reason.replaceAll("_", " ")),
-      h("div.soft.wrap.wide", null, one.detail)),
-    cell("c-where", h("bdi.mono.wrap", null, one.target.slice(0, 300))),
+      h("div.soft.wrap.wide", null, nameOf(detail(one)))),
+    cell("c-where", nameOf(one.target.slice(0, 300), ".mono.wrap")),
     cell("c-credential", one.credential),
     cell("c-size.right", bytes(one.bodyBytes))));
   const columns = [{ name: "choose", class: "c-check", quiet: true }, { name: "time", class: "c-time" }, { name: "reason", class: "c-cause" },
     { name: "URL", class: "c-where" }, { name: "came by", class: "c-credential" }, { name: "body", class: "c-size.right" }];
-  put(root, heading("Quarantine", h("span.soft", null, "authentic, but not understood; the oldest first"), h("span.grow"), rows.length ? discard : null),
-    h("section.panel", null, rows.length ? [table("Quarantined callbacks", columns, rows), pager(params, nextPageToken, go)]
+  put(root, heading("Quarantine", h("span.soft", null, "authentic, but not understood; the newest first"), h("span.grow"), rows.length ? discard : null),
+    h("section.panel", null, rows.length ? [
+      h("div.filter", null, h("label.inline", null, whole, "all on this page"), facets(all, "reason", params, go)),
+      table("Quarantined callbacks", columns, rows), pager]
+      : all.length ? [h("div.filter", null, facets(all, "reason", params, go)), empty("None with this reason.")]
       : empty("Nothing is in quarantine.", "A callback that is authentic but no JSON, or without a task id, is kept here until it is corrected or discarded.")));
 }
+
+/** Why it is here, without the words of the command line: the form is one click away. @param {Json} one */
+const detail = (one) => String(one.detail).replace(/ ?\(--[^)]*\)/g, "");
 
 /** @param {string[]} ids @returns {Promise<boolean>} */
 async function discarded(ids) {
@@ -88,22 +106,25 @@ async function one({ root, signal }, id) {
   }
   const text = found.body ? bodyText(found.body) : null;
   const note = h("div");
+  const how = word("VERIFICATION_", found.verification);
+  document.title = `${found.reason.replaceAll("_", " ")} · \u2068${seen(found.target).slice(0, 80)}\u2069 · blobcast`;
   put(root, h("p.back", null, back), heading(found.reason.replaceAll("_", " "), h("span.grow"), button("Discard…", async () => {
     if (await discarded([id])) location.hash = "#/quarantine";
   })),
-  h("p.lead", null, found.detail),
+  h("p.lead.wrap", null, nameOf(detail(found))),
   h("div.task", null,
     panel("Release", form(found, text, note), note),
     h("div.side", null, panel("About", facts([
-      ["URL", h("bdi.mono.wrap", null, found.target)],
+      ["URL", nameOf(found.target, ".mono.wrap")],
       ["received", when(found.receivedAt)],
       ["came by", found.credential],
-      ["verified", word("VERIFICATION_", found.verification)],
-      ["bound to", [found.boundProducts?.join(", "), labelText(found.boundLabels)].filter(Boolean).join(" · ")],
+      ["verified", how !== found.credential && how],
+      ["bound to", found.boundProducts?.length || Object.keys(found.boundLabels ?? {}).length
+        ? [found.boundProducts?.join(", "), " ", ...labels(found.boundLabels, true)] : null],
       ["body", bytes(found.bodyBytes)],
       ["id", h("span.mono.wrap", null, id)],
     ])), panel("Body as received", found.body
-      ? hidden("body", () => h("div.pad", null, h("pre", { tabindex: "0" }, text === null ? "no text" : indented(text)), text === null ? null : copyButton("Copy", () => text)))
+      ? hidden("body", () => h("div.pad", null, text === null ? h("pre", null, "no text") : bodyView(text)))
       : empty("It is empty, or too large to be shown here.")))));
 }
 
@@ -140,19 +161,18 @@ function form(found, text, note) {
     if (changed) lines.push(`body: ${bytes(new TextEncoder().encode(changed).length)} instead of ${bytes(found.bodyBytes)}${isJson(changed) ? "" : " (no JSON)"}`);
     put(preview, lines.length ? h("div.note", null, h("b", null, "Corrections"), h("ul", null, lines.map((line) => h("li", null, line)))) : null);
   });
-  box.addEventListener("submit", async (/** @type {Event} */ event) => {
-    event.preventDefault();
+  box.addEventListener("submit", single(async () => {
     const { body: changed, ...rest } = corrections();
     try {
       const { events } = await call("ReleaseQuarantined", { quarantineId: found.quarantineId, ...rest, ...(changed ? { body: base64(changed) } : {}) });
       put(note, h("div.note", { role: "status" }, h("b", null, `Released as ${counted("event", events.length)}`), h("ul", null,
         events.map((/** @type {Json} */ released) => h("li", null, released.taskId
-          ? h("a.mono", { href: taskHref(released.product ?? "", released.taskId) }, released.taskId) : h("span.mono", null, released.eventId))))));
+          ? h("a.mono", { href: taskHref(released.product ?? "", released.taskId) }, nameOf(released.taskId)) : h("span.mono", null, released.eventId))))));
       box.remove();
     } catch (error) {
       put(note, trouble(error));
     }
-  });
+  }));
   return box;
 }
 

@@ -1,13 +1,12 @@
 // One task on one page: its life as a line of time, what came out, and the callbacks as they were received.
 
 import { h, put } from "../dom.js";
-import { Problem, call, session } from "../api.js";
-import { bodyText, bytes, full, indented, moment, span, took, word } from "../format.js";
+import { Problem, ask, call, json, session } from "../api.js";
+import { ZONE, bodyText, bytes, counted, full, moment, seen, span, took, word } from "../format.js";
 import { taskAsCurl, taskAsGrpcurl, taskAsPython } from "../commands.js";
 import { marks, statusOf } from "../event-row.js";
-import { copyButton, empty, facts, hidden, labelText, panel, trouble, when } from "../parts.js";
+import { bodyView, copyButton, empty, facts, hidden, labels, name, panel, trouble, when } from "../parts.js";
 import { output } from "../media.js";
-import { Tail } from "../stream.js";
 
 /** @typedef {Record<string, any>} Json */
 
@@ -25,30 +24,34 @@ export async function show(context) {
     if (!(error instanceof Problem) || error.status !== 404) throw error;
   }
   draw(context, taskId, product, events);
-  if (!events.some((event) => event.terminal)) follow(context, taskId, product, events.length);
+  follow(context, taskId, product, events);
 }
 
+const INTERVAL = 2_000;
+/** What has ended changes seldom: a vendor contradicts itself, or somebody corrects a callback. */
+const ENDED_INTERVAL = 10_000;
+
 /**
- * Draws the page again as soon as the task has another event.
+ * Draws the page again as soon as the task has another event. A hidden page asks nothing, and a browser has few connections to one
+ * host: so no page of a task holds a stream.
  * @param {import("../app.js").Context} context
  * @param {string} taskId
  * @param {string} product
- * @param {number} known
+ * @param {Json[]} known
  */
 function follow({ reload, signal }, taskId, product, known) {
-  const filter = new URLSearchParams({ task_id: taskId });
-  if (product) filter.append("product", product);
-  let count = 0;
-  const tail = new Tail(filter, {
-    event() {
-      if (++count <= known || signal.aborted) return;
-      tail.close();
-      reload();
-    },
-    state() {},
-  });
-  signal.addEventListener("abort", () => tail.close());
-  tail.open();
+  const interval = known.some((event) => event.terminal) ? ENDED_INTERVAL : INTERVAL;
+  const look = async () => {
+    if (!document.hidden) {
+      // The top bar says what is wrong.
+      const { events } = await call("GetTask", { taskId, product }, signal).catch(() => ({ events: [] }));
+      if (signal.aborted) return;
+      if (events.length > known.length) return reload();
+    }
+    timer = setTimeout(look, interval);
+  };
+  let timer = setTimeout(look, interval);
+  signal.addEventListener("abort", () => clearTimeout(timer));
 }
 
 /** @param {import("../app.js").Context} context @param {string} taskId @param {string} product @param {Json[]} events */
@@ -62,21 +65,44 @@ function draw({ root, signal }, taskId, product, events) {
     copyButton("grpcurl", () => taskAsGrpcurl(taskId, of)),
     copyButton("Python", () => taskAsPython(taskId, of)));
   const head = h("div.task-head", null,
-    h("div", null, h("div.soft", null, "Task"), h("h1.mono.wrap", null, h("bdi", null, taskId))),
+    h("div", null, h("div.soft", null, "Task"), h("h1.mono.wrap", null, name(taskId))),
     last ? h("div.now", null, h("span.mark", null, products.join(", ")), statusOf(last), took(last) ? h("span.soft", null, `took ${took(last)}`) : null) : null,
     copies);
+  document.title = `\u2068${seen(taskId)}\u2069 · ${last ? word("TASK_STATUS_", last.status) : "no callback"} · blobcast`;
 
   const expected = h("div");
   if (!last) {
-    put(root, head, panel(null, empty("No callback of this task yet.", "This page shows it as soon as it comes. If the task is old, retention may have forgotten it."), expected));
+    const bound = session.client && !session.admin ? " Or it is not of this client's products and labels." : "";
+    const found = h("p");
+    put(root, head, panel(null, empty("No callback of this task yet.", `This page shows it as soon as it comes. If the task is old, retention may have forgotten it.${bound}`,
+      found, session.admin ? h("p", null, "Did it arrive? ", h("a", { href: "#/quarantine" }, "Quarantine"), " · ", h("a", { href: `#/refused?find=${encodeURIComponent(taskId)}` }, "Refused")) : null), expected));
+    asLabel(found, taskId, signal);
   } else {
     const line = h("ol.life", null, events.map((event, at) => step(event, events[at - 1])));
     put(root, head, h("div.task", null,
-      h("div.side", null, panel("What happened", line, expected),
+      h("div.side", null, panel(h("span", null, "What happened ", h("span.zone", null, ZONE)), line, expected),
         panel("Callbacks as received, and the events made of them", h("div.bodies", null, events.map(both)))),
       h("div.side", null, outcome(last), about(last))));
   }
   if (session.admin && of && !events.some((event) => event.terminal)) expectation(expected, of, taskId, signal);
+}
+
+/**
+ * Whether a label has this value: who asks about an order has its number, not the task's id. Keys are those of the newest events.
+ * @param {HTMLElement} place
+ * @param {string} value
+ * @param {AbortSignal} signal
+ */
+async function asLabel(place, value, signal) {
+  const events = async (/** @type {[string, string][]} */ ...query) =>
+    (await json(await ask(`v1/events?${new URLSearchParams([["order", "newest_first"], ...query])}`, { signal }))).events;
+  try {
+    const keys = [...new Set((await events(["page_size", "100"])).flatMap((/** @type {Json} */ event) => Object.keys(event.labels ?? {})))].slice(0, 6);
+    const counts = await Promise.all(keys.map((key) => events(["page_size", "20"], ["label", `${key}:${value}`])));
+    keys.forEach((key, at) => {
+      if (counts[at].length) place.append(h("b", null, `${counts[at].length < 20 ? "" : "More than "}${counted("event", counts[at].length)} with the label `, labels({ [key]: value })));
+    });
+  } catch { /* a hint only */ }
 }
 
 /** @param {Json} event @param {Json | undefined} before */
@@ -92,7 +118,7 @@ function step(event, before) {
   return h(`li.is-${word("TASK_STATUS_", event.status)}${event.terminal ? ".terminal" : ""}`, null,
     h("time.mono.soft", { datetime: event.receivedAt, title: full(event.receivedAt) }, moment(event.receivedAt)),
     h("div", null, h("p", null, statusOf(event), ...marks(event), h("span.soft", null, ` ${notes}`)),
-      event.error?.message && event.error.message !== event.error.code ? h("p.wrap", null, h("bdi", null, event.error.message.slice(0, 2000))) : null,
+      event.error?.message && event.error.message !== event.error.code ? h("p.wrap", null, name(event.error.message.slice(0, 2000))) : null,
       overdue));
 }
 
@@ -108,9 +134,9 @@ function outcome(event) {
 function about(event) {
   return panel("About", facts([
     ["product", event.product],
-    ["labels", labelText(event.labels) && h("bdi.wrap", null, labelText(event.labels).slice(0, 4000))],
+    ["labels", Object.keys(event.labels ?? {}).length ? labels(event.labels) : null],
     ["prompt", event.prompt ? hidden("prompt", () => h("bdi.wrap", null, event.prompt)) : null],
-    ["model", event.model && h("bdi.wrap", null, event.model)],
+    ["model", event.model && name(event.model, ".wrap")],
     ["seed", event.seed !== undefined && event.seed !== null ? h("span.mono", null, event.seed) : null],
     ["created", event.createdAt ? when(event.createdAt) : null],
     ["ended", event.completedAt ? when(event.completedAt) : null],
@@ -130,9 +156,9 @@ function both(event) {
   details.addEventListener("toggle", () => {
     if (details.childElementCount > 1) return;
     const text = rawBody ? bodyText(rawBody) : "";
-    const raw = text === null ? `${bytes(atob(rawBody).length)} that are no text` : text ? indented(text) : event.truncated ? "Too large to be shown here: GetRawBody has it." : "The broker's own event: nobody sent a body.";
+    const said = text === null ? `${bytes(atob(rawBody).length)} that are no text` : event.truncated ? "Too large to be shown here: GetRawBody has it." : "The broker's own event: nobody sent a body.";
     details.append(h("div.pair", null,
-      h("div", null, h("h3", null, "As received"), h("pre", { tabindex: "0" }, raw)),
+      h("div", null, h("h3", null, "As received"), text ? bodyView(text) : h("pre", { tabindex: "0" }, said)),
       h("div", null, h("h3", null, "Event"), h("pre", { tabindex: "0" }, JSON.stringify(normalised, null, 2)))));
   });
   return details;

@@ -4,7 +4,7 @@ import { h, put } from "../dom.js";
 import { call } from "../api.js";
 import { ago, full, word } from "../format.js";
 import { testCallback } from "../commands.js";
-import { cell, copyButton, empty, facts, heading, labelText, pager, panel, row, table, trouble } from "../parts.js";
+import { cell, copyButton, empty, facts, heading, labels as labelsOf, name, pager, panel, row, single, table, trouble } from "../parts.js";
 
 const LIVES = [["3600", "1 hour"], ["86400", "24 hours"], ["604800", "7 days"], ["2592000", "30 days"], ["31536000", "1 year"]];
 
@@ -18,10 +18,9 @@ export async function show({ root, params, go, signal }) {
   const life = h("select", { name: "ttl" }, LIVES.map(([value, text]) => h("option", { value, selected: value === (params.get("ttl") ?? "86400") }, text)));
   const key = h("input", { name: "key", value: params.get("key"), placeholder: "the newest that is bound to nothing", autocomplete: "off", spellcheck: "false", maxlength: "64" });
 
-  const mint = async (/** @type {Event} */ event) => {
-    event.preventDefault();
+  const mint = single(async () => {
     /** @type {Record<string, string>} */
-    const pairs = {};
+    const pairs = Object.create(null);
     for (const line of labels.value.split("\n").filter((/** @type {string} */ text) => text.trim())) {
       const at = line.indexOf("=");
       if (at < 1) return put(made, trouble(new Error(`A label is written key=value: ${line.slice(0, 80)}`)));
@@ -32,12 +31,12 @@ export async function show({ root, params, go, signal }) {
       const url = answer.callbackUrl;
       put(made, h("div.made", { role: "status" }, h("code.wrap", null, url),
         h("div.actions", null, copyButton("Copy the URL", () => url), copyButton("Copy a test callback as curl", () => testCallback(url))),
-        facts([["good until", full(answer.expireTime)], ["signed by", answer.keyId]]),
+        facts([["good until", full(answer.expireTime)], ["signed by", answer.keyId], ["labels", Object.keys(pairs).length ? labelsOf(pairs, true) : null]]),
         h("p.soft", null, "A secret: anybody who has it can send callbacks. The broker keeps nothing of it.")));
     } catch (error) {
       put(made, trouble(error));
     }
-  };
+  });
   // The address names what is asked for, so that it can be sent to a colleague.
   const keep = () => {
     const next = new URLSearchParams();
@@ -64,13 +63,13 @@ const COLUMNS = [{ name: "kind", class: "c-product" }, { name: "name", class: "c
 
 /** @param {Record<string, any>} one */
 function line(one) {
-  const rights = [one.admin && "admin", one.backup && "backup", one.products.join(", ").replace("*", "all products"), labelText(one.labels)];
+  const rights = [one.admin && "admin", one.backup && "backup", one.products.join(", ").replace("*", "all products")];
   const until = (/** @type {string | undefined} */ time) => time ? h("span", { title: full(time) }, ago(time)) : "never";
   const used = one.kind === "CREDENTIAL_KIND_VENDOR_KEY" ? "not known" : one.lastUsedAt ? ago(one.lastUsedAt) : "not since the start";
   return row(
     cell("c-product", word("CREDENTIAL_KIND_", one.kind)),
-    cell("c-client", h("bdi.mono", null, one.name || "–"), one.hasPrevious ? h("div.soft", null, one.previousExpiresAt ? `the previous one is accepted until ${full(one.previousExpiresAt)}` : "the previous one is accepted, too") : null),
-    cell("c-filter.wrap", rights.filter(Boolean).join(" · ")),
+    cell("c-client", name(one.name || "–", ".mono.wrap"), one.hasPrevious ? h("div.soft", null, one.previousExpiresAt ? `the previous one is accepted until ${full(one.previousExpiresAt)}` : "the previous one is accepted, too") : null),
+    cell("c-filter.wrap", rights.filter(Boolean).join(" · "), Object.keys(one.labels ?? {}).length ? [" · ", ...labelsOf(one.labels, true)] : null),
     cell("c-since.soft", used),
     cell("c-since.soft", until(one.expiresAt)));
 }
