@@ -311,6 +311,7 @@ mod tests {
             "erase veo 7f3a --grpc-url http://localhost:50051",
             "subscriptions --output json",
             "subscriptions --order lag --limit 10 --client billing",
+            "subscriptions --task-id 7f3a --client billing",
             "subscriptions --ended --client billing --limit 10 --output json",
             "configuration --changed --output json",
             "credentials --kind client --output json",

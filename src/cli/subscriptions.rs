@@ -17,7 +17,7 @@ use super::{
     render::{clock, instant},
     subscription_text::{as_json, client_text, filter_text},
 };
-use crate::wire::v1;
+use crate::{event::TaskId, wire::v1};
 
 /// Lists the open subscriptions, or those that have ended, or ends some of them.
 #[derive(Args, Debug)]
@@ -25,6 +25,7 @@ use crate::wire::v1;
 Examples:
   blobcast subscriptions
   blobcast subscriptions --order lag --limit 10
+  blobcast subscriptions --task-id 7f3a       who waits for a task
   blobcast subscriptions --ended --client billing
   blobcast subscriptions --end 2f1c… --end 77ab…
   blobcast subscriptions --end-client billing
@@ -55,6 +56,9 @@ pub(super) struct SubscriptionsArgs {
     /// Only streams of this client: its name in the credentials file, or the name that it gave itself.
     #[arg(long, value_name = "NAME", conflicts_with_all = ["end", "end_client"], value_parser = NonEmptyStringValueParser::new())]
     client: Option<String>,
+    /// Only streams whose filter names this task, and waits for it.
+    #[arg(long, value_name = "TASK_ID", conflicts_with_all = ["end", "end_client", "ended"], value_parser = TaskId::parse)]
+    task_id: Option<TaskId>,
     /// Most streams to list, of each broker. Default: all.
     #[arg(long, value_name = "N", conflicts_with_all = ["end", "end_client"], value_parser = clap::value_parser!(u32).range(1..))]
     limit: Option<u32>,
@@ -84,6 +88,11 @@ impl SubscriptionsArgs {
         v1::ListSubscriptionsRequest {
             order: order.into(),
             client: self.client.clone().unwrap_or_default(),
+            task_id: self
+                .task_id
+                .as_ref()
+                .map(ToString::to_string)
+                .unwrap_or_default(),
             ..v1::ListSubscriptionsRequest::default()
         }
     }
@@ -262,9 +271,10 @@ async fn list(args: &SubscriptionsArgs, brokers: &mut [Broker]) -> anyhow::Resul
     }
 
     if args.output == Format::Pretty && rows.is_empty() && away.is_empty() {
-        note(match &args.client {
-            Some(_) => "that client has no subscription open",
-            None => "no subscription is open",
+        note(match (&args.client, &args.task_id) {
+            (Some(_), None) => "that client has no subscription open",
+            (None, None) => "no subscription is open",
+            (_, Some(_)) => "no open subscription names that task, and nobody waits for it",
         });
     }
     print_table(args.output, &rows)?;

@@ -123,6 +123,7 @@ impl admin_service_server::AdminService for Admin {
     ) -> Result<Response<v1::ListSubscriptionsResponse>, Status> {
         let note = |entry: &mut Entry, request: &v1::ListSubscriptionsRequest| {
             entry.note("of_client", request.client.as_str());
+            entry.note("of_task", request.task_id.as_str());
         };
         let (_, mut entry) = self.begin("ListSubscriptions", &request, note).await?;
         let answer = subscriptions::list(&self.0, request.into_inner()).await;

@@ -6,7 +6,7 @@ use super::{Context, access::Caller, log_info, subscriptions::open_on_wire};
 use crate::{
     audit::Entry,
     minutes::{Counts, MINUTES, Minutes},
-    subscription::Sources,
+    subscription::{Sources, Wanted},
     wire::{timestamp, v1},
 };
 
@@ -37,13 +37,13 @@ pub(super) async fn describe(
     caller: &Caller,
     entry: &mut Entry,
 ) -> v1::GetOverviewResponse {
-    let sources = &context.sources;
+    let (sources, everybody) = (&context.sources, Wanted::default());
     let (problem, disk, laggards) = tokio::join!(
         context.readiness.problem(),
         context.readiness.read_in_time(look_at_disk),
         sources
             .registry
-            .most_behind(&sources.hub, None, LAGGARDS, ""),
+            .most_behind(&sources.hub, None, LAGGARDS, &everybody),
     );
     let disk = disk.unwrap_or(OnDisk {
         oldest: None,

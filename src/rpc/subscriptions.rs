@@ -4,11 +4,13 @@ use std::{collections::HashSet, mem};
 
 use tonic::Status;
 
-use super::{Context, errors, page};
+use super::{Context, errors, fields, page};
 use crate::{
     audit::Entry,
-    event::Sequence,
-    subscription::{EndedSubscription, ListedSubscription, SubscriptionState, TASK_IDS_SHOWN},
+    event::{Sequence, TaskId},
+    subscription::{
+        EndedSubscription, ListedSubscription, SubscriptionState, TASK_IDS_SHOWN, Wanted,
+    },
     wire::{Malformed, status_to_wire, timestamp, v1},
 };
 
@@ -26,20 +28,20 @@ pub(super) async fn list(
     let binding = LISTING ^ page::binding(&request);
     let order = v1::SubscriptionOrder::try_from(request.order)
         .map_err(|_| Malformed::new("order", "no such order"))?;
+    let wanted = Wanted {
+        task_id: fields::optional("task_id", &request.task_id, TaskId::parse)?,
+        client: request.client,
+    };
 
     let (registry, hub) = (&context.sources.registry, &context.sources.hub);
     let by_lag = order == v1::SubscriptionOrder::LagFirst;
     let listed = if by_lag {
         let after = page::places(&token, binding)?;
         let after = after.map(|(position, number)| (Sequence(position), number));
-        registry
-            .most_behind(hub, after, page_size, &request.client)
-            .await
+        registry.most_behind(hub, after, page_size, &wanted).await
     } else {
         let after = page::place(&token, binding, u64::MAX)?.unwrap_or(0);
-        registry
-            .oldest(hub, after, page_size, &request.client)
-            .await
+        registry.oldest(hub, after, page_size, &wanted).await
     };
 
     let last = listed.last().filter(|_| listed.len() == page_size);

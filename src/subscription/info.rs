@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     credentials::Client,
-    event::{Filter, Sequence},
+    event::{Filter, Sequence, TaskId},
     hub::Hub,
     trace::Context,
 };
@@ -85,6 +85,15 @@ impl ListedSubscription {
 
 fn is_of(wanted: &str, client: Option<&str>, client_name: &str) -> bool {
     wanted.is_empty() || client == Some(wanted) || client_name == wanted
+}
+
+/// Which open subscriptions a listing wants.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Wanted {
+    /// Only those of this client, by either of its names; empty: of any.
+    pub client: String,
+    /// Only those whose filter names this task.
+    pub task_id: Option<TaskId>,
 }
 
 /// A subscription that is about to enter the registry.
@@ -168,10 +177,11 @@ impl SubscriptionInfo {
         }
     }
 
-    /// Whether it is a client's, by either of its names. All are of the empty one.
-    pub(super) fn is_of(&self, client: &str) -> bool {
+    /// Whether a listing wants it.
+    pub(super) fn is_wanted(&self, wanted: &Wanted) -> bool {
         let own = self.client.as_ref().map(|client| &*client.name);
-        is_of(client, own, &self.client_name)
+        let names = |task_id| self.filter.task_ids.contains(task_id);
+        is_of(&wanted.client, own, &self.client_name) && wanted.task_id.as_ref().is_none_or(names)
     }
 
     pub(super) fn reader(&self) -> StreamReader<'_> {

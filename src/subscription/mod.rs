@@ -42,7 +42,7 @@ mod stream_log;
 pub(crate) use awaited::Awaited;
 pub(crate) use ended::{EndedSubscription, TASK_IDS_SHOWN};
 pub(crate) use heard::Heard;
-pub(crate) use info::{ListedSubscription, SubscriptionState};
+pub(crate) use info::{ListedSubscription, SubscriptionState, Wanted};
 pub(crate) use limits::{LimitReached, RegistryLimits};
 pub(crate) use message::{Control, StreamEnd, StreamMessage, Withdrawal};
 pub(crate) use open::Opening;

@@ -17,7 +17,7 @@ use tokio::{task::yield_now, time::Instant};
 use super::{
     ended::{EndedSubscription, EndedSubscriptions},
     entry::{RegistryEntry, Reporting},
-    info::{ListedSubscription, NewSubscription, SubscriptionInfo, SubscriptionState},
+    info::{ListedSubscription, NewSubscription, SubscriptionInfo, SubscriptionState, Wanted},
     limits::{LimitReached, RegistryLimits},
     message::Withdrawal,
     open_subscriptions::OpenSubscriptions,
@@ -139,17 +139,17 @@ impl Registry {
             .collect()
     }
 
-    /// At most `count_max` subscriptions of a client with numbers above `after`, oldest first.
+    /// At most `count_max` of the wanted subscriptions with numbers above `after`, oldest first.
     pub(crate) async fn oldest(
         &self,
         hub: &Hub,
         after: u64,
         count_max: usize,
-        client: &str,
+        wanted: &Wanted,
     ) -> Vec<ListedSubscription> {
         let mut found = Vec::new();
         let look = |number, info: &Arc<SubscriptionInfo>| {
-            if info.is_of(client) {
+            if info.is_wanted(wanted) {
                 found.push(info.listed(number, hub));
             }
             if found.len() < count_max {
@@ -162,14 +162,14 @@ impl Registry {
         found
     }
 
-    /// At most `count_max` subscriptions of a client, those with the greatest lag first. A subscription may move while this looks, but
+    /// At most `count_max` of the wanted subscriptions, those with the greatest lag first. A subscription may move while this looks, but
     /// only forward: one that is behind `after` is not missed.
     pub(crate) async fn most_behind(
         &self,
         hub: &Hub,
         after: Option<Behind>,
         count_max: usize,
-        client: &str,
+        wanted: &Wanted,
     ) -> Vec<ListedSubscription> {
         let mut found: BTreeMap<Behind, Arc<SubscriptionInfo>> = BTreeMap::new();
         let look = |number, info: &Arc<SubscriptionInfo>| {
@@ -179,7 +179,7 @@ impl Registry {
                 || found
                     .last_key_value()
                     .is_some_and(|(last, _)| place < *last);
-            if is_next && has_room && info.is_of(client) {
+            if is_next && has_room && info.is_wanted(wanted) {
                 found.insert(place, Arc::clone(info));
                 if found.len() > count_max {
                     found.pop_last();
@@ -309,12 +309,28 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
-    use crate::subscription::Heard;
+    use crate::{event::TaskId, subscription::Heard};
 
     const COUNT: u64 = 100_000;
 
-    /// Subscriptions of which number n is at the place n × 7,919, and each thousandth is of billing.
+    fn task() -> TaskId {
+        TaskId::parse("t1").unwrap()
+    }
+
+    /// What is wanted of the client.
+    fn of(client: &str) -> Wanted {
+        Wanted {
+            client: client.to_owned(),
+            task_id: None,
+        }
+    }
+
+    /// Subscriptions of which number n is at the place n × 7,919, each thousandth is of billing, and each five hundredth for a task.
     fn registry() -> (Registry, Arc<Hub>) {
+        let of_task = Arc::new(Filter {
+            task_ids: [task()].into(),
+            ..Filter::default()
+        });
         let registry = Registry::new(RegistryLimits {
             subscriptions_max: COUNT as usize,
             subscriptions_per_client_max: COUNT as usize,
@@ -334,7 +350,11 @@ mod tests {
                 peer: String::new(),
                 heard: Heard::default(),
                 call: None,
-                filter: Arc::default(),
+                filter: if number % 500 == 0 {
+                    Arc::clone(&of_task)
+                } else {
+                    Arc::default()
+                },
                 position: Sequence(number * 7_919 % COUNT),
             };
             let info = Arc::new(SubscriptionInfo::new(new, jiff::Timestamp::UNIX_EPOCH));
@@ -352,17 +372,17 @@ mod tests {
     async fn of_a_hundred_thousand_those_that_are_most_behind_are_listed_first() {
         let (registry, hub) = registry();
         let began = std::time::Instant::now();
-        let first = registry.most_behind(&hub, None, 256, "").await;
+        let first = registry.most_behind(&hub, None, 256, &of("")).await;
         // Optimised it takes some milliseconds; this may be a debug build on a busy machine.
         let took = began.elapsed();
         assert!(took.as_millis() < 2_000, "{took:?}");
         assert_eq!(places(&first), (0..256).collect::<Vec<_>>());
 
         let last = first.last().map(|last| (last.position, last.number));
-        let second = registry.most_behind(&hub, last, 256, "").await;
+        let second = registry.most_behind(&hub, last, 256, &of("")).await;
         assert_eq!(places(&second), (256..512).collect::<Vec<_>>());
 
-        let of_billing = registry.most_behind(&hub, None, 256, "billing").await;
+        let of_billing = registry.most_behind(&hub, None, 256, &of("billing")).await;
         assert_eq!(of_billing.len(), 100);
         assert!(places(&of_billing).is_sorted());
         println!("100,000 subscriptions by lag: {took:?}");
@@ -374,12 +394,34 @@ mod tests {
         let numbers = |listed: Vec<ListedSubscription>| -> Vec<u64> {
             listed.iter().map(|one| one.number).collect()
         };
-        let first = registry.oldest(&hub, 0, 2, "billing").await;
+        let first = registry.oldest(&hub, 0, 2, &of("billing")).await;
         assert_eq!(numbers(first), [1_000, 2_000]);
-        let next = registry.oldest(&hub, 2_000, 2, "billing").await;
+        let next = registry.oldest(&hub, 2_000, 2, &of("billing")).await;
         assert_eq!(numbers(next), [3_000, 4_000]);
-        assert_eq!(numbers(registry.oldest(&hub, 0, 2, "").await), [1, 2]);
-        assert_eq!(registry.oldest(&hub, 0, 2, "nobody").await.len(), 0);
-        assert_eq!(registry.oldest(&hub, 99_999, 2, "").await.len(), 1);
+        assert_eq!(numbers(registry.oldest(&hub, 0, 2, &of("")).await), [1, 2]);
+        assert_eq!(registry.oldest(&hub, 0, 2, &of("nobody")).await.len(), 0);
+        assert_eq!(registry.oldest(&hub, 99_999, 2, &of("")).await.len(), 1);
+    }
+
+    #[tokio::test]
+    async fn those_that_name_a_task_are_found_among_others() {
+        let (registry, hub) = registry();
+        let wanted = Wanted {
+            task_id: Some(task()),
+            ..of("")
+        };
+        let first = registry.oldest(&hub, 0, 2, &wanted).await;
+        let numbers: Vec<_> = first.iter().map(|one| one.number).collect();
+        assert_eq!(numbers, [500, 1_000]);
+        assert_eq!(
+            registry.most_behind(&hub, None, 256, &wanted).await.len(),
+            200
+        );
+
+        let of_others = Wanted {
+            client: "others".to_owned(),
+            ..wanted
+        };
+        assert_eq!(registry.oldest(&hub, 0, 256, &of_others).await.len(), 100);
     }
 }

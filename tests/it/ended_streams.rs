@@ -416,6 +416,7 @@ async fn open_streams_are_listed_by_lag_and_of_one_client() {
         page_token: page_token.into(),
         order: v1::SubscriptionOrder::LagFirst.into(),
         client: client.into(),
+        task_id: String::new(),
     };
     let first = admin.list_subscriptions(by_lag("", "")).await;
     let first = first.unwrap().into_inner();
