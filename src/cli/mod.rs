@@ -28,6 +28,7 @@ mod healthcheck;
 mod history;
 mod http;
 mod listen;
+mod log_info;
 mod man;
 mod output;
 mod overview;
@@ -138,6 +139,8 @@ enum ClientCommand {
     Expect(expectations::ExpectArgs),
     /// List the tasks that are expected, oldest first.
     Expectations(expectations::ExpectationsArgs),
+    /// Describe the log, and say how far behind a cursor is.
+    LogInfo(log_info::LogInfoArgs),
     /// Show the state of a broker on one page.
     Overview(overview::OverviewArgs),
     /// List the last callbacks that were refused, and why.
@@ -223,6 +226,7 @@ fn run_client(command: ClientCommand) -> anyhow::Result<ExitCode> {
             ClientCommand::Events(args) => history::events(args).await,
             ClientCommand::Expect(args) => expectations::expect(args).await,
             ClientCommand::Expectations(args) => expectations::run(args).await,
+            ClientCommand::LogInfo(args) => log_info::run(args).await,
             ClientCommand::Overview(args) => overview::run(args).await,
             ClientCommand::Refusals(args) => refusals::run(args).await,
             ClientCommand::Quarantine(args) => quarantine::run(args).await,
@@ -302,6 +306,7 @@ mod tests {
             "token new signing-key k1 --output json",
             "expect veo 7f3a --label k=v --within 10m --output json",
             "expectations --overdue --product veo --output json",
+            "log-info",
             "overview --output json",
             "refusals --limit 20 --output json",
             "quarantine list",

@@ -68,7 +68,8 @@ impl event_service_server::EventService for Events {
         request: Request<v1::GetLogInfoRequest>,
     ) -> Result<Response<v1::GetLogInfoResponse>, Status> {
         let caller = self.0.gate.caller_of(&request)?;
-        Ok(Response::new(log_info::describe(&self.0, &caller)))
+        let described = log_info::describe(&self.0, &caller, request.get_ref()).await;
+        described.map(Response::new)
     }
 
     async fn expect_tasks(

@@ -1,9 +1,13 @@
-//! `GetLogInfo`: the log, and the cluster whose log it is. Reads what is in memory, and never waits.
+//! `GetLogInfo`: the log, and the cluster whose log it is. Reads what is in memory. It waits only for the place of a cursor that another
+//! node of a cluster has given out.
 
 use std::sync::Arc;
 
-use super::{Context, access::Caller};
+use tonic::Status;
+
+use super::{Context, access::Caller, errors, fields};
 use crate::{
+    event::{Cursor, Sequence},
     journal::jetstream::{ClusterState, OtherNode},
     wire::{duration, v1},
 };
@@ -17,8 +21,13 @@ pub(crate) struct Cluster {
     pub state: Arc<ClusterState>,
 }
 
-pub(super) fn describe(context: &Context, caller: &Caller) -> v1::GetLogInfoResponse {
+pub(super) async fn describe(
+    context: &Context,
+    caller: &Caller,
+    request: &v1::GetLogInfoRequest,
+) -> Result<v1::GetLogInfoResponse, Status> {
     let store = &context.sources.store;
+    let after = place(context, &request.after_cursor).await?;
     let head = store.head();
     let summary = store.summary();
     let first_available = context
@@ -27,7 +36,7 @@ pub(super) fn describe(context: &Context, caller: &Caller) -> v1::GetLogInfoResp
         .map(|place| store.cursor(place).to_string());
     let cluster = context.cluster.as_ref();
 
-    v1::GetLogInfoResponse {
+    Ok(v1::GetLogInfoResponse {
         epoch: store.epoch().to_string(),
         first_available: first_available.unwrap_or_default(),
         head: store.cursor(head).to_string(),
@@ -37,7 +46,19 @@ pub(super) fn describe(context: &Context, caller: &Caller) -> v1::GetLogInfoResp
         retention_age_max: Some(duration(context.retention().event_age_max)),
         retention_bytes_max: context.retention().event_bytes_max,
         cluster: cluster.map(|cluster| describe_cluster(context, cluster, caller)),
-    }
+        events_after: after.map(|place| head.0.saturating_sub(place.0)),
+    })
+}
+
+/// The place of a cursor; `None` if none was sent.
+async fn place(context: &Context, cursor: &str) -> Result<Option<Sequence>, Status> {
+    let Some(cursor) = fields::optional("after_cursor", cursor, Cursor::parse)? else {
+        return Ok(None);
+    };
+    let place = context.sources.place(cursor).await;
+    place
+        .map(Some)
+        .map_err(|error| errors::open(&context.sources, &error))
 }
 
 /// Names, versions and problems of machines are for administrators.

@@ -413,7 +413,7 @@ async fn json_comes_by_http_2_as_well() {
     let client = server.events().await;
     client
         .clone()
-        .get_log_info(GetLogInfoRequest {})
+        .get_log_info(GetLogInfoRequest::default())
         .await
         .unwrap();
 }

@@ -55,7 +55,7 @@ async fn a_hundred_calls_cancelled_as_they_are_made_leave_their_connection_usabl
     );
     assert!(
         frames
-            .send(call(201, "GetLogInfo", &GetLogInfoRequest {}))
+            .send(call(201, "GetLogInfo", &GetLogInfoRequest::default()))
             .await
     );
     let info: GetLogInfoResponse = frames.message(201).await;
@@ -82,7 +82,7 @@ async fn a_thousand_streams_dropped_at_once_leave_their_connection_usable() {
     .await;
     client
         .clone()
-        .get_log_info(GetLogInfoRequest {})
+        .get_log_info(GetLogInfoRequest::default())
         .await
         .unwrap();
     assert_eq!(
@@ -180,16 +180,25 @@ async fn connections_beyond_the_limit_wait_until_another_ends() {
         .await;
     let mut open = [server.events().await, server.events().await];
     for client in &mut open {
-        client.get_log_info(GetLogInfoRequest {}).await.unwrap();
+        client
+            .get_log_info(GetLogInfoRequest::default())
+            .await
+            .unwrap();
     }
     let mut third = server.events().await;
     let waiting = tokio::spawn(async move {
-        third.get_log_info(GetLogInfoRequest {}).await.unwrap();
+        third
+            .get_log_info(GetLogInfoRequest::default())
+            .await
+            .unwrap();
         third
     });
     for _ in 0..100 {
         for client in &mut open {
-            client.get_log_info(GetLogInfoRequest {}).await.unwrap();
+            client
+                .get_log_info(GetLogInfoRequest::default())
+                .await
+                .unwrap();
         }
     }
     assert!(!waiting.is_finished());
@@ -197,7 +206,9 @@ async fn connections_beyond_the_limit_wait_until_another_ends() {
     let [ended, mut kept] = open;
     drop(ended);
     let _third = within("the third to have its turn", waiting).await.unwrap();
-    kept.get_log_info(GetLogInfoRequest {}).await.unwrap();
+    kept.get_log_info(GetLogInfoRequest::default())
+        .await
+        .unwrap();
     assert_eq!(open_connections(&server).await, 2.0);
 }
 
@@ -205,7 +216,7 @@ async fn connections_beyond_the_limit_wait_until_another_ends() {
 async fn headers_below_16_kib_are_taken_and_more_are_refused_without_ending_the_connection() {
     let server = Server::start().await;
     let mut calls = Calls::connect(&server).await;
-    let body = framed(&GetLogInfoRequest {});
+    let body = framed(&GetLogInfoRequest::default());
     let around = calls.header_list_bytes(GET_LOG_INFO, &body) + "x".len() + 32;
     for (bytes, taken) in [
         (-1, true),
@@ -241,7 +252,9 @@ async fn an_unknown_method_or_service_is_unimplemented_with_its_reason() {
         "/nothing",
         "/",
     ] {
-        let (http, status) = calls.call(path, &[], framed(&GetLogInfoRequest {})).await;
+        let (http, status) = calls
+            .call(path, &[], framed(&GetLogInfoRequest::default()))
+            .await;
         let refused = refusal(&status.unwrap());
         assert_eq!(
             (http, refused),
@@ -259,7 +272,7 @@ async fn a_compressed_request_is_refused_with_what_would_be_understood() {
         .call(
             GET_LOG_INFO,
             &[("grpc-encoding", "gzip")],
-            framed(&GetLogInfoRequest {}),
+            framed(&GetLogInfoRequest::default()),
         )
         .await;
     let status = status.unwrap();
@@ -635,7 +648,7 @@ async fn requests_that_never_arrive_hold_little_memory_and_not_for_long() {
         let refused = server
             .events()
             .await
-            .get_log_info(GetLogInfoRequest {})
+            .get_log_info(GetLogInfoRequest::default())
             .await
             .err();
         refused.is_some_and(|status| {
@@ -648,7 +661,7 @@ async fn requests_that_never_arrive_hold_little_memory_and_not_for_long() {
         server
             .events()
             .await
-            .get_log_info(GetLogInfoRequest {})
+            .get_log_info(GetLogInfoRequest::default())
             .await
             .is_ok()
     };

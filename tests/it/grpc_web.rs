@@ -132,7 +132,7 @@ async fn a_call_is_answered_with_its_trailers_in_the_body() {
     let server = Server::start().await;
     server.http().post(&completed("t1")).await;
     let info = server.log_info().await;
-    let message = framed(&GetLogInfoRequest {});
+    let message = framed(&GetLogInfoRequest::default());
     let text = STANDARD.encode(&message).into_bytes();
     let wants_text = [TEXT, ("accept", "application/grpc-web-text")];
     for http2 in [false, true] {
@@ -295,7 +295,7 @@ async fn only_pages_of_known_origins_and_of_our_own_names_may_call() {
         .set("grpc.hosts", "named.internal")
         .start()
         .await;
-    let message = framed(&GetLogInfoRequest {});
+    let message = framed(&GetLogInfoRequest::default());
     for http2 in [false, true] {
         let page = [
             BINARY,

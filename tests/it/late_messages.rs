@@ -138,7 +138,7 @@ async fn begin_all(channel: &Channel, token: &str) -> Vec<(&'static str, Begun<(
                 channel,
                 token,
                 "EventService/GetLogInfo",
-                v1::GetLogInfoRequest {},
+                v1::GetLogInfoRequest::default(),
             )
             .await,
         ),
@@ -159,7 +159,7 @@ async fn taken(channel: &Channel, token: &str) {
         channel,
         token,
         "EventService/GetLogInfo",
-        v1::GetLogInfoRequest {},
+        v1::GetLogInfoRequest::default(),
     )
     .await;
     behind.first().await.unwrap();
@@ -169,7 +169,7 @@ async fn refused_afresh(server: &Server, token: &str) {
     let is_refused = async || {
         events_as(server, Some(token))
             .await
-            .get_log_info(v1::GetLogInfoRequest {})
+            .get_log_info(v1::GetLogInfoRequest::default())
             .await
             .is_err()
     };

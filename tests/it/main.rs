@@ -44,6 +44,7 @@ mod journal_contract;
 mod large_events;
 mod late_messages;
 mod late_tasks;
+mod log_info;
 mod layering;
 mod lifecycle;
 mod memory;

@@ -405,7 +405,10 @@ async fn a_client_with_the_right_to_take_backups_takes_them_and_does_nothing_els
     let reader = house.file.add("client reader --product veo --backup").await;
     until("the new clients", async || {
         let mut client = events_as(&house.server, Some(&reader)).await;
-        client.get_log_info(v1::GetLogInfoRequest {}).await.is_ok()
+        client
+            .get_log_info(v1::GetLogInfoRequest::default())
+            .await
+            .is_ok()
     })
     .await;
 
@@ -589,7 +592,7 @@ async fn who_shows_nothing_or_nothing_known_is_refused_every_call_but_health() {
             refused
         );
         assert_eq!(
-            told(client.get_log_info(v1::GetLogInfoRequest {}).await),
+            told(client.get_log_info(v1::GetLogInfoRequest::default()).await),
             refused
         );
     }
@@ -610,7 +613,7 @@ async fn who_shows_nothing_or_nothing_known_is_refused_every_call_but_health() {
     assert_eq!(house.server.metric(used).await, 0.0);
     events_as(&house.server, Some(&house.veo))
         .await
-        .get_log_info(v1::GetLogInfoRequest {})
+        .get_log_info(v1::GetLogInfoRequest::default())
         .await
         .unwrap();
     assert!(house.server.metric(used).await > 1.7e9);

@@ -141,7 +141,10 @@ async fn every_call_has_an_id_and_the_log_has_it_too() {
         .start()
         .await;
     let mut client = server.events().await;
-    let good = client.get_log_info(GetLogInfoRequest {}).await.unwrap();
+    let good = client
+        .get_log_info(GetLogInfoRequest::default())
+        .await
+        .unwrap();
     let stream = client.subscribe(request()).await.unwrap();
     let not_found = client
         .get_task(GetTaskRequest {

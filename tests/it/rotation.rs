@@ -27,7 +27,7 @@ async fn post(server: &Server, target: &str, signature: &str, body: &str) -> u16
 }
 
 async fn calls(server: &Server, token: &str) -> bool {
-    let mut call = Call::new(GetLogInfoRequest {});
+    let mut call = Call::new(GetLogInfoRequest::default());
     call.metadata_mut()
         .insert("authorization", format!("Bearer {token}").parse().unwrap());
     EventServiceClient::new(server.channel().await)

@@ -94,7 +94,7 @@ fn memory_kib(server: &Server) -> u64 {
 }
 
 async fn calls(server: &Server, token: &str) -> bool {
-    let mut request = Request::new(GetLogInfoRequest {});
+    let mut request = Request::new(GetLogInfoRequest::default());
     let bearer: MetadataValue<_> = format!("Bearer {token}").parse().unwrap();
     request.metadata_mut().insert("authorization", bearer);
     within("a call", server.events().await.get_log_info(request))

@@ -79,7 +79,7 @@ impl Stuck {
         let mut events = EventServiceClient::connect(format!("http://{}", self.grpc))
             .await
             .unwrap();
-        within("a call", events.get_log_info(GetLogInfoRequest {}))
+        within("a call", events.get_log_info(GetLogInfoRequest::default()))
             .await
             .unwrap();
         assert_eq!(Http::new(self.admin).get("/livez").await.0, 200);

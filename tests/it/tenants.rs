@@ -413,7 +413,7 @@ async fn many_large_last_words_are_looked_at_one_part_after_the_other() {
         .await;
     let mut all = events_as(&house.server, Some(&house.all)).await;
     let behind = all
-        .get_log_info(v1::GetLogInfoRequest {})
+        .get_log_info(v1::GetLogInfoRequest::default())
         .await
         .unwrap()
         .into_inner()

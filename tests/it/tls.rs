@@ -840,7 +840,7 @@ fn is_unauthenticated(status: &Status) -> bool {
 async fn info(client: &EventServiceClient<Channel>) -> Result<(), Status> {
     within(
         "an answer",
-        client.clone().get_log_info(GetLogInfoRequest {}),
+        client.clone().get_log_info(GetLogInfoRequest::default()),
     )
     .await
     .map(|_| ())

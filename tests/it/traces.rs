@@ -212,9 +212,12 @@ async fn what_is_not_sampled_is_not_sent() {
     // A stranger cannot turn tracing on, and neither can a known client whose own trace is not recorded.
     post_traced(&server, "t1", "01").await.event_id();
     sub.next_event().await;
-    client.get_log_info(GetLogInfoRequest {}).await.unwrap();
     client
-        .get_log_info(call(GetLogInfoRequest {}, "00"))
+        .get_log_info(GetLogInfoRequest::default())
+        .await
+        .unwrap();
+    client
+        .get_log_info(call(GetLogInfoRequest::default(), "00"))
         .await
         .unwrap();
     client
@@ -244,7 +247,7 @@ async fn traces_are_off_by_default() {
     server
         .events()
         .await
-        .get_log_info(call(GetLogInfoRequest {}, "01"))
+        .get_log_info(call(GetLogInfoRequest::default(), "01"))
         .await
         .unwrap();
     assert!(server.terminate().await.success());
@@ -311,7 +314,7 @@ async fn nobody_is_traced_who_has_shown_nothing() {
     let refused = server
         .events()
         .await
-        .get_log_info(call(GetLogInfoRequest {}, "01"))
+        .get_log_info(call(GetLogInfoRequest::default(), "01"))
         .await
         .unwrap_err();
     assert!(refused.metadata().contains_key("x-request-id"));
@@ -321,7 +324,7 @@ async fn nobody_is_traced_who_has_shown_nothing() {
         client.ready().await.unwrap();
         let codec = tonic_prost::ProstCodec::<GetLogInfoRequest, GetLogInfoRequest>::default();
         let answer = client
-            .unary(call(GetLogInfoRequest {}, "01"), path, codec)
+            .unary(call(GetLogInfoRequest::default(), "01"), path, codec)
             .await;
         assert_eq!(answer.is_ok(), unguarded.contains("health"), "{answer:?}");
     }

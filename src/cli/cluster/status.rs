@@ -35,7 +35,7 @@ pub(super) struct StatusArgs {
 
 pub(super) async fn run(args: StatusArgs) -> anyhow::Result<ExitCode> {
     let mut client = args.grpc.events()?;
-    let answer = client.get_log_info(v1::GetLogInfoRequest {}).await;
+    let answer = client.get_log_info(v1::GetLogInfoRequest::default()).await;
     let info = answer
         .map_err(|status| args.grpc.error(&status))?
         .into_inner();

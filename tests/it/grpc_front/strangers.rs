@@ -120,7 +120,10 @@ async fn calls_of_strangers_take_nothing_of_the_memory_for_those_of_clients() {
     assert!(health.send(begun).await);
     health.hears(1_000 - CHECKS_PER_CONNECTION).await;
     for _ in 0..50 {
-        client.get_log_info(GetLogInfoRequest {}).await.unwrap();
+        client
+            .get_log_info(GetLogInfoRequest::default())
+            .await
+            .unwrap();
     }
     assert_eq!(
         house
@@ -159,7 +162,10 @@ async fn a_client_takes_no_more_than_half_of_the_memory_for_requests_by_one_conn
             .await
     );
     frames.hears(590).await;
-    client.get_log_info(GetLogInfoRequest {}).await.unwrap();
+    client
+        .get_log_info(GetLogInfoRequest::default())
+        .await
+        .unwrap();
     let refused = server
         .metric("blobcast_grpc_calls_refused_total{cause=\"overloaded\"}")
         .await;
@@ -410,9 +416,12 @@ async fn silent_connections_give_way_to_a_client_which_keeps_its_place() {
     let mut others = Vec::new();
     for count in 1..=4 {
         let mut client = within("a place", house.client()).await;
-        within("an answer", client.get_log_info(GetLogInfoRequest {}))
-            .await
-            .unwrap();
+        within(
+            "an answer",
+            client.get_log_info(GetLogInfoRequest::default()),
+        )
+        .await
+        .unwrap();
         others.push(client);
         assert_eq!(
             counted("blobcast_connections_shed_total").await,
@@ -484,7 +493,7 @@ async fn checks_whose_answers_are_not_taken_count_until_they_are() {
     house
         .client()
         .await
-        .get_log_info(GetLogInfoRequest {})
+        .get_log_info(GetLogInfoRequest::default())
         .await
         .unwrap();
 }
@@ -612,7 +621,7 @@ async fn calls_of_reflection_are_few_and_the_oldest_ends_for_a_new_one() {
     house
         .client()
         .await
-        .get_log_info(GetLogInfoRequest {})
+        .get_log_info(GetLogInfoRequest::default())
         .await
         .unwrap();
 
@@ -693,7 +702,7 @@ async fn calls_of_reflection_beyond_those_that_may_be_ending_are_refused_and_the
     house
         .client()
         .await
-        .get_log_info(GetLogInfoRequest {})
+        .get_log_info(GetLogInfoRequest::default())
         .await
         .unwrap();
 }

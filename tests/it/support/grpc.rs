@@ -155,7 +155,7 @@ impl Server {
     pub async fn log_info(&self) -> v1::GetLogInfoResponse {
         self.events()
             .await
-            .get_log_info(v1::GetLogInfoRequest {})
+            .get_log_info(v1::GetLogInfoRequest::default())
             .await
             .unwrap()
             .into_inner()
@@ -167,7 +167,7 @@ impl Server {
         let mut info = v1::GetLogInfoResponse::default();
         until("retention", async || {
             info = client
-                .get_log_info(v1::GetLogInfoRequest {})
+                .get_log_info(v1::GetLogInfoRequest::default())
                 .await
                 .unwrap()
                 .into_inner();
