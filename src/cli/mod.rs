@@ -312,6 +312,7 @@ mod tests {
             "quarantine list",
             "quarantine show id",
             "quarantine release id --product veo --task-id t --drop-labels",
+            "quarantine release id --task-id t --dry-run --output json",
             "quarantine discard a b",
             "erase veo 7f3a --grpc-url http://localhost:50051",
             "subscriptions --output json",

@@ -16,7 +16,7 @@ use super::{
     EXIT_OTHER, body,
     client::{Connection, GrpcArgs},
     output::{self, Format, note},
-    render::{BodyJson, clock, instant, time_json},
+    render::{BodyJson, EventPrinter, clock, instant, time_json},
 };
 use crate::{
     event::{Product, TaskId},
@@ -34,6 +34,7 @@ const DISCARD_IDS_MAX: usize = 256;
 Examples:
   blobcast quarantine list
   blobcast quarantine show 7 --output body | jq .
+  blobcast quarantine release 7 --task-id 7f3a… --dry-run   # shows the event, and releases nothing
   blobcast quarantine release 7 --task-id 7f3a…
   blobcast quarantine show 7 --output body > body.json   # repair it, then:
   blobcast quarantine release 7 --body body.json
@@ -106,6 +107,17 @@ struct ReleaseArgs {
     /// Ignore the labels of the callback URL; labels that its credential is bound to stay.
     #[arg(long)]
     drop_labels: bool,
+    /// Only print what the callback would become: it stays in quarantine.
+    #[arg(long)]
+    dry_run: bool,
+    /// How to print what it would become.
+    #[arg(
+        long,
+        value_name = "FORMAT",
+        default_value = "pretty",
+        requires = "dry_run"
+    )]
+    output: Format,
     #[command(flatten)]
     grpc: GrpcArgs,
 }
@@ -195,6 +207,7 @@ async fn release(args: ReleaseArgs) -> anyhow::Result<ExitCode> {
             .status
             .map(|word| word.as_str().to_owned())
             .unwrap_or_default(),
+        validate_only: args.dry_run,
     };
 
     let answer = args.grpc.admin()?.release_quarantined(request).await;
@@ -202,6 +215,11 @@ async fn release(args: ReleaseArgs) -> anyhow::Result<ExitCode> {
         .map_err(|status| args.grpc.error(&status))?
         .into_inner()
         .events;
+
+    if args.dry_run {
+        preview(&released, args.output)?;
+        return Ok(ExitCode::SUCCESS);
+    }
 
     for event in &released {
         output::emit_line(&event.event_id)?;
@@ -217,6 +235,32 @@ async fn release(args: ReleaseArgs) -> anyhow::Result<ExitCode> {
     }
 
     Ok(ExitCode::SUCCESS)
+}
+
+/// Prints what a callback would become.
+fn preview(released: &[v1::ReleasedEvent], format: Format) -> anyhow::Result<()> {
+    let mut printer = EventPrinter::new(format);
+    for became in released {
+        match &became.event {
+            Some(event) => printer.print(event)?,
+            None => note(&format!(
+                "the event of {} is too large to be shown here",
+                became.task_id
+            )),
+        }
+        if became.duplicate {
+            let of = match &*became.event_id {
+                "" => "one before it",
+                event_id => event_id,
+            };
+            note(&format!(
+                "{} would be a duplicate of {of}, and add no event",
+                became.task_id
+            ));
+        }
+    }
+    note("nothing was released");
+    Ok(())
 }
 
 async fn discard(args: DiscardArgs) -> anyhow::Result<ExitCode> {

@@ -228,13 +228,19 @@ impl admin_service_server::AdminService for Admin {
             entry.note("task_id", request.task_id.as_str());
             entry.note("status", request.status.as_str());
             entry.note("drop_labels", request.drop_labels.then_some(true));
+            entry.note("validate_only", request.validate_only.then_some(true));
             entry.note(
                 "body_bytes",
                 (!request.body.is_empty()).then_some(request.body.len()),
             );
         };
 
-        let (_, mut entry) = self.begin("ReleaseQuarantined", &request, note).await?;
+        let (caller, mut entry) = self.begin("ReleaseQuarantined", &request, note).await?;
+        if request.get_ref().validate_only {
+            let payer = Payer::of(&request, &caller);
+            let answer = quarantine::preview(&self.0, &payer, request.into_inner()).await;
+            return end(entry, answer).await;
+        }
         let answer = quarantine::release(&self.0, request.into_inner(), &mut entry).await;
         end(entry, answer).await.map(Response::new)
     }

@@ -2,15 +2,16 @@
 
 use bytes::Bytes;
 use jiff::Timestamp;
+use prost::Message;
 use tonic::{Response, Status};
 
-use super::{Context, answers::encoded, errors, fields, page};
+use super::{Context, answers::encoded, errors, fields, page, task::TASK_BYTES_MAX};
 use crate::{
     audit::Entry,
     budget::Payer,
     callback::{Callback, Corrections},
     event::{Product, TaskId, Verification},
-    store::{Quarantined, WriteError},
+    store::{Draft, Foreseen, Quarantined, WriteError},
     subscription::Sources,
     wire::{Malformed, frame::EVENT_BYTES_MAX, timestamp, v1, verification_to_wire},
 };
@@ -85,41 +86,59 @@ pub(super) async fn list(
     Ok(context.answers.respond(page, granted))
 }
 
-/// Appends the events that a callback becomes with an administrator's corrections.
+/// A callback of the quarantine, and what it becomes with an administrator's corrections.
+struct Corrected {
+    id: String,
+    number: u64,
+    drafts: Vec<Draft>,
+}
+
+impl Corrected {
+    async fn read(
+        context: &Context,
+        request: v1::ReleaseQuarantinedRequest,
+    ) -> Result<Self, Status> {
+        let v1::ReleaseQuarantinedRequest {
+            quarantine_id: id,
+            product,
+            task_id,
+            drop_labels,
+            body,
+            status,
+            validate_only: _,
+        } = request;
+
+        let number = number("quarantine_id", &id)?;
+        let corrections = Corrections {
+            product: fields::optional("product", &product, Product::parse)?,
+            task_id: fields::optional("task_id", &task_id, TaskId::parse)?,
+            status: fields::optional("status", &status, str::parse)?,
+            body: (!body.is_empty()).then_some(body),
+            drop_labels,
+        };
+
+        let read = move |sources: &Sources| sources.store.quarantined(number);
+        let found = context.read(read).await?;
+        let found = found.ok_or_else(|| errors::quarantine_not_found(&id))?;
+        if let Some(problem) = &found.damage {
+            let refused = errors::quarantine_damaged(&context.sources, &id, problem);
+            return Err(refused);
+        }
+
+        let drafts = callback_of(found)
+            .released(&corrections)
+            .map_err(|refusal| errors::not_understood(&refusal))?;
+        Ok(Self { id, number, drafts })
+    }
+}
+
+/// Appends the events that a callback becomes.
 pub(super) async fn release(
     context: &Context,
     request: v1::ReleaseQuarantinedRequest,
     entry: &mut Entry,
 ) -> Result<v1::ReleaseQuarantinedResponse, Status> {
-    let v1::ReleaseQuarantinedRequest {
-        quarantine_id,
-        product,
-        task_id,
-        drop_labels,
-        body,
-        status,
-    } = request;
-
-    let number = number("quarantine_id", &quarantine_id)?;
-    let corrections = Corrections {
-        product: fields::optional("product", &product, Product::parse)?,
-        task_id: fields::optional("task_id", &task_id, TaskId::parse)?,
-        status: fields::optional("status", &status, str::parse)?,
-        body: (!body.is_empty()).then_some(body),
-        drop_labels,
-    };
-
-    let read = move |sources: &Sources| sources.store.quarantined(number);
-    let found = context.read(read).await?;
-    let found = found.ok_or_else(|| errors::quarantine_not_found(&quarantine_id))?;
-    if let Some(problem) = &found.damage {
-        let refused = errors::quarantine_damaged(&context.sources, &quarantine_id, problem);
-        return Err(refused);
-    }
-
-    let drafts = callback_of(found)
-        .released(&corrections)
-        .map_err(|refusal| errors::not_understood(&refusal))?;
+    let Corrected { id, number, drafts } = Corrected::read(context, request).await?;
 
     let task_ids: Vec<_> = drafts
         .iter()
@@ -128,7 +147,7 @@ pub(super) async fn release(
 
     let appended = match context.journal.release(number, drafts).await {
         Ok(Err(WriteError::NotInQuarantine)) => {
-            return Err(errors::quarantine_not_found(&quarantine_id));
+            return Err(errors::quarantine_not_found(&id));
         }
         answer => context.answered(answer)?,
     };
@@ -146,11 +165,55 @@ pub(super) async fn release(
             event_id: appended.event_id.to_string(),
             task_id,
             duplicate: appended.duplicate,
+            event: None,
         });
 
     Ok(v1::ReleaseQuarantinedResponse {
         events: events.collect(),
     })
+}
+
+/// The events that a callback would become now. Writes nothing.
+pub(super) async fn preview(
+    context: &Context,
+    payer: &Payer,
+    request: v1::ReleaseQuarantinedRequest,
+) -> Result<Response<v1::ReleaseQuarantinedResponse>, Status> {
+    // Once as it is read, once as it is sent.
+    let granted = context.answers.take(payer, 2 * TASK_BYTES_MAX).await?;
+    let Corrected { drafts, .. } = Corrected::read(context, request).await?;
+    let read = move |sources: &Sources| {
+        let foreseen = sources.store.foresee(&drafts)?;
+        let events = previewed(&drafts, &foreseen);
+        Ok((encoded(&v1::ReleaseQuarantinedResponse { events }), granted))
+    };
+    let (answer, granted) = context.read(read).await?;
+    Ok(context.answers.respond(answer, granted))
+}
+
+fn previewed(drafts: &[Draft], foreseen: &[Foreseen]) -> Vec<v1::ReleasedEvent> {
+    let mut room = TASK_BYTES_MAX;
+    let preview = |(draft, foreseen): (&Draft, &Foreseen)| {
+        let fits = draft.event.len() <= room;
+        room -= if fits { draft.event.len() } else { 0 };
+        let (event_id, revision, conflict) = match *foreseen {
+            Foreseen::New { revision, conflict } => (String::new(), revision, conflict),
+            Foreseen::Duplicate(of) => (of.map_or_else(String::new, |id| id.to_string()), 0, false),
+        };
+        let event = fits.then(|| v1::Event::decode(draft.event.clone()).ok());
+        v1::ReleasedEvent {
+            event_id,
+            task_id: draft.task_id.to_string(),
+            duplicate: matches!(foreseen, Foreseen::Duplicate(_)),
+            event: event.flatten().map(|event| v1::Event {
+                event_id: String::new(),
+                revision,
+                conflict,
+                ..event
+            }),
+        }
+    };
+    drafts.iter().zip(foreseen).map(preview).collect()
 }
 
 /// Removes callbacks from it.

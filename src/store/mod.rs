@@ -85,8 +85,8 @@ pub(crate) use shares::CREDENTIAL_PRODUCTS_MAX;
 pub(crate) use started::Started;
 pub(crate) use transfer::{Taken, Transfer, TransferError};
 pub use writer::{
-    Appender, Erased, Erasure, HandoverError, Replica, Retention, Waited, Waker, WriteError,
-    Writer, writer,
+    Appender, Erased, Erasure, Foreseen, HandoverError, Replica, Retention, Waited, Waker,
+    WriteError, Writer, writer,
 };
 pub(crate) use writer::{ERASURE_PLACES_MAX, Publish};
 

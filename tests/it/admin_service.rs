@@ -3,18 +3,18 @@
 use std::collections::HashSet;
 
 use blobcast::wire::v1::{
-    DiscardQuarantinedRequest, Filter, ListQuarantineRequest, ListQuarantineResponse,
+    DiscardQuarantinedRequest, Event, Filter, ListQuarantineRequest, ListQuarantineResponse,
     ListSubscriptionsRequest, ListSubscriptionsResponse, QuarantinedCallback,
-    ReleaseQuarantinedRequest, ReleasedEvent, SubscribeRequest, Subscription, SubscriptionState,
-    TaskStatus, admin_service_client::AdminServiceClient,
+    ReleaseQuarantinedRequest, ReleasedEvent, SubscribeRequest, Subscription, SubscriptionOrder,
+    SubscriptionState, TaskStatus, WaitTaskRequest, admin_service_client::AdminServiceClient,
 };
 use prost::Message;
 use serde_json::json;
 use tonic::{Code, Status, transport::Channel};
 
 use crate::support::{
-    Options, Server, Sub, after, completed, latest, matching, of_labels, of_tasks, place, refusal,
-    request, tasks, told, until, violation, with,
+    Options, Server, Sub, after, completed, latest, matching, of_labels, of_tasks, place,
+    processing, refusal, request, tasks, told, until, violation, with,
 };
 
 type Client = AdminServiceClient<Channel>;
@@ -59,7 +59,7 @@ async fn quarantine(client: &mut Client) -> Vec<QuarantinedCallback> {
     .concat()
 }
 
-async fn release_all(
+async fn release_at_once(
     client: &mut Client,
     request: ReleaseQuarantinedRequest,
 ) -> Result<Vec<ReleasedEvent>, Status> {
@@ -68,6 +68,41 @@ async fn release_all(
         .await?
         .into_inner()
         .events)
+}
+
+/// Releases a callback, and checks that the preview says what becomes of it, or why nothing does.
+async fn release_all(
+    client: &mut Client,
+    request: ReleaseQuarantinedRequest,
+) -> Result<Vec<ReleasedEvent>, Status> {
+    let preview = ReleaseQuarantinedRequest {
+        validate_only: true,
+        ..request.clone()
+    };
+    let preview = release_at_once(client, preview).await;
+    let released = release_at_once(client, request).await;
+    match (&preview, &released) {
+        (Err(preview), Err(released)) => assert_eq!(
+            (preview.code(), preview.message(), preview.details()),
+            (released.code(), released.message(), released.details())
+        ),
+        (Ok(preview), Ok(released)) => {
+            let told = |events: &[ReleasedEvent]| -> Vec<_> {
+                let told = |event: &ReleasedEvent| (event.task_id.clone(), event.duplicate);
+                events.iter().map(told).collect()
+            };
+            assert_eq!(told(preview), told(released));
+            for (preview, released) in preview.iter().zip(released) {
+                let event = preview.event.as_ref().expect("it is small enough");
+                assert_eq!(event.task_id, preview.task_id);
+                assert!(preview.duplicate || preview.event_id.is_empty());
+                assert!(["", &released.event_id].contains(&&*preview.event_id));
+                assert_eq!(released.event, None);
+            }
+        }
+        differing => panic!("{differing:?}"),
+    }
+    released
 }
 
 /// The one event that a callback becomes.
@@ -619,11 +654,173 @@ async fn a_released_callback_that_the_log_already_has_is_a_duplicate_and_leaves_
         ReleasedEvent {
             event_id,
             task_id: "t1".into(),
-            duplicate: true
+            duplicate: true,
+            event: None
         }
     );
     assert_eq!(quarantine(&mut admin).await, []);
     assert_eq!(server.log_of_events().await.len(), 1);
+}
+
+#[tokio::test]
+async fn a_preview_shows_the_events_and_writes_nothing() {
+    let server = Server::start().await;
+    let mut admin = server.admin_service().await;
+    let known = server.http().post(&processing("t1")).await.event_id();
+    server.http().post(&completed("t2")).await;
+    let array = json!([
+        processing("t1"),
+        completed("t1"),
+        completed("t1"),
+        with(
+            completed("t2"),
+            json!({"video_url": "https://cdn.runblob.io/videos/other.mp4"})
+        ),
+        completed("t3"),
+    ]);
+    let posted = server
+        .http()
+        .post_to("/webhook/veo?team=ads", array.to_string())
+        .await;
+    assert_eq!(posted.status, 202);
+    let kept = quarantine(&mut admin).await.remove(0);
+    let (log, info) = (server.log_of_events().await, server.log_info().await);
+
+    let request = ReleaseQuarantinedRequest {
+        validate_only: true,
+        ..of(&kept.quarantine_id)
+    };
+    let preview = release_at_once(&mut admin, request.clone()).await.unwrap();
+    assert_eq!(
+        release_at_once(&mut admin, request).await.unwrap(),
+        preview,
+        "each time the same"
+    );
+    let shown: Vec<_> = preview
+        .iter()
+        .map(|one| (one.task_id.as_str(), one.duplicate, one.event_id.as_str()))
+        .collect();
+    assert_eq!(
+        shown,
+        [
+            ("t1", true, known.as_str()),
+            ("t1", false, ""),
+            ("t1", true, ""),
+            ("t2", false, ""),
+            ("t3", false, ""),
+        ]
+    );
+    assert_eq!(server.log_of_events().await, log);
+    assert_eq!(server.log_info().await, info);
+    assert_eq!(quarantine(&mut admin).await, std::slice::from_ref(&kept));
+
+    release_all(&mut admin, of(&kept.quarantine_id))
+        .await
+        .unwrap();
+    let appended = server.log_of_events().await.split_off(log.len());
+    let appended = appended.into_iter().map(|event| Event {
+        event_id: String::new(),
+        cursor: String::new(),
+        ..event
+    });
+    let previewed = preview.into_iter().filter(|one| !one.duplicate);
+    let previewed: Vec<_> = previewed.filter_map(|one| one.event).collect();
+    assert_eq!(previewed, appended.collect::<Vec<_>>());
+    let numbers: Vec<_> = previewed
+        .iter()
+        .map(|event| (event.revision, event.conflict))
+        .collect();
+    assert_eq!(numbers, [(2, false), (2, true), (1, false)]);
+}
+
+#[tokio::test]
+async fn a_dry_run_prints_what_would_become_of_a_callback() {
+    let server = Server::start().await;
+    let body = with(completed("x"), json!({"generation_id": null}));
+    server
+        .http()
+        .post_to("/webhook/veo", body.to_string())
+        .await;
+    let ran = server
+        .cli("quarantine release 1 --task-id t9 --dry-run --output json")
+        .run()
+        .await;
+    assert!(ran.stderr.contains("nothing was released"), "{ran:?}");
+    let event: serde_json::Value = serde_json::from_str(ran.good()).unwrap();
+    assert_eq!(
+        (&event["task_id"], &event["status"]),
+        (&json!("t9"), &json!("TASK_STATUS_COMPLETED"))
+    );
+    let ran = server.cli("quarantine release 1 --dry-run").run().await;
+    assert!(ran.exited(1).contains("--task-id"));
+    assert_eq!(server.log_info().await.quarantine_count, 1);
+    assert_eq!(server.log_of_events().await, []);
+}
+
+#[tokio::test]
+async fn who_follows_a_task_and_who_waits_for_it_is_listed() {
+    let server = Server::start().await;
+    let mut admin = server.admin_service().await;
+    let named = |name: &str, request: SubscribeRequest| SubscribeRequest {
+        client_name: name.to_owned(),
+        ..request
+    };
+    let mut following = server
+        .subscribe(named("following", tasks(["t1", "t2"])))
+        .await;
+    let _other = server.subscribe(named("other", tasks(["t3"]))).await;
+    let _all = server.subscribe(named("all", latest())).await;
+    following.until_caught_up().await;
+    let mut client = server.events().await;
+    let waiting = tokio::spawn(async move {
+        let request = WaitTaskRequest {
+            task_id: "t1".into(),
+            ..Default::default()
+        };
+        client.wait_task(request).await
+    });
+
+    let of_task = |task_id: &str, client: &str| ListSubscriptionsRequest {
+        task_id: task_id.into(),
+        client: client.into(),
+        ..Default::default()
+    };
+    let names = async |client: &mut Client, request: ListSubscriptionsRequest| {
+        let listed = client.list_subscriptions(request).await.unwrap();
+        let listed = listed.into_inner().subscriptions.into_iter();
+        listed.map(|one| one.client_name).collect::<Vec<_>>()
+    };
+    until("the wait", async || {
+        names(&mut admin, of_task("t1", "")).await == ["following", "WaitTask"]
+    })
+    .await;
+    let by_lag = ListSubscriptionsRequest {
+        order: SubscriptionOrder::LagFirst.into(),
+        ..of_task("t1", "")
+    };
+    assert_eq!(names(&mut admin, by_lag).await.len(), 2);
+    let of_client = of_task("t1", "WaitTask");
+    assert_eq!(names(&mut admin, of_client).await, ["WaitTask"]);
+    assert_eq!(names(&mut admin, of_task("t2", "")).await, ["following"]);
+    assert_eq!(names(&mut admin, of_task("t4", "")).await, [""; 0]);
+    let malformed = admin.list_subscriptions(of_task("a b", "")).await;
+    assert_eq!(violation(&malformed.unwrap_err()), "task_id");
+
+    let ran = server.cli("subscriptions --task-id t1").run().await;
+    let printed = ran.good();
+    assert!(
+        printed.contains("following") && printed.contains("WaitTask") && !printed.contains("other"),
+        "{printed}"
+    );
+    let none = server.cli("subscriptions --task-id t4").run().await;
+    assert!(none.stderr.contains("nobody waits for it"), "{none:?}");
+
+    server.http().post(&completed("t1")).await;
+    assert!(waiting.await.unwrap().unwrap().into_inner().done);
+    until("the end of the wait", async || {
+        names(&mut admin, of_task("t1", "")).await == ["following"]
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -1006,7 +1203,7 @@ async fn a_quarantined_callback_is_released_once_however_many_try() {
                 ..of(&id)
             };
             let admin = server.admin_service();
-            async move { release(&mut admin.await, request).await }
+            async move { release_at_once(&mut admin.await, request).await }
         };
         let (one, other) = tokio::join!(attempt("a"), attempt("b"));
         let refused = one

@@ -371,10 +371,16 @@ async fn only_administrators_use_the_admin_service() {
             quarantine_id: "9".into(),
             ..Default::default()
         };
-        assert_eq!(
-            told(client.release_quarantined(release).await),
-            or("NotFound QUARANTINE_NOT_FOUND")
-        );
+        let preview = v1::ReleaseQuarantinedRequest {
+            validate_only: true,
+            ..release.clone()
+        };
+        for request in [release, preview] {
+            assert_eq!(
+                told(client.release_quarantined(request).await),
+                or("NotFound QUARANTINE_NOT_FOUND")
+            );
+        }
         let discard = v1::DiscardQuarantinedRequest {
             quarantine_ids: vec!["9".into()],
         };

@@ -6,10 +6,12 @@
 
 mod duplicate;
 mod expectations;
+mod foresee;
 
 use std::collections::BTreeSet;
 
 use duplicate::{By, Verdict, judge};
+pub use foresee::Foreseen;
 
 use super::{
     carry::carry_in_stream,

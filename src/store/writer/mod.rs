@@ -31,6 +31,7 @@ pub use appender::{Appender, Waker};
 pub(crate) use command::ERASURE_PLACES_MAX;
 pub(super) use command::Imported;
 pub use command::{Erased, Erasure};
+pub use decide::Foreseen;
 pub use error::WriteError;
 pub(super) use import::Import;
 pub(crate) use publish::Publish;
