@@ -413,6 +413,7 @@ mod tests {
             "EndSubscription",
             "EraseTask",
             "ReleaseQuarantined",
+            "SendTestCallback",
         ] {
             assert!(
                 !is_repeatable(&format!("/blobcast.v1.AdminService/{method}")),

@@ -46,6 +46,7 @@ mod serve;
 mod size;
 mod subscription_text;
 mod subscriptions;
+mod test_callback;
 mod token;
 mod trigger;
 mod url;
@@ -163,6 +164,8 @@ enum ClientCommand {
     Url(url::UrlArgs),
     /// Print a link to the broker's console.
     Console(console::ConsoleArgs),
+    /// Try a callback URL: the broker sends itself a made-up callback.
+    TestCallback(test_callback::TestCallbackArgs),
     /// Ask a broker whether it is ready; for container health checks.
     Healthcheck(healthcheck::HealthcheckArgs),
 }
@@ -238,6 +241,7 @@ fn run_client(command: ClientCommand) -> anyhow::Result<ExitCode> {
             ClientCommand::Credentials(args) => credentials::run(args).await,
             ClientCommand::Url(args) => url::run(args).await,
             ClientCommand::Console(args) => console::run(args).await,
+            ClientCommand::TestCallback(args) => test_callback::run(args).await,
             ClientCommand::Healthcheck(args) => healthcheck::run(args).await,
         }
     });
@@ -302,6 +306,7 @@ mod tests {
             "get 7f3a --product veo --raw",
             "events --since 2h --until 2026-01-01T00:00:00Z --order newest --limit 10",
             "url --product veo --label k=v --ttl 2h --key-id k1",
+            "test-callback /webhook/veo --task-id t --status failed --output json",
             "token new client billing --product veo --expires-in 90d",
             "token new signing-key k1 --output json",
             "expect veo 7f3a --label k=v --within 10m --output json",

@@ -273,7 +273,7 @@ fn rate(text: &str) -> Result<f64, String> {
         .ok_or_else(|| "not a number of callbacks per second".to_owned())
 }
 
-fn status_parser() -> impl TypedValueParser<Value = SampleStatus> {
+pub(super) fn status_parser() -> impl TypedValueParser<Value = SampleStatus> {
     // Shows the vendor's spelling, and also accepts kebab-case like other values.
     let statuses = SampleStatus::ALL.map(|status| match status {
         SampleStatus::ModerationBlocked => {

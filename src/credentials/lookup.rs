@@ -163,6 +163,19 @@ impl Credentials {
         self.body_secret.is_some()
     }
 
+    /// The signature over `body` as the vendor makes it; `None` if there is no secret for it, or it has expired.
+    pub fn sign_body(&self, body: &[u8], now: Timestamp) -> Option<String> {
+        let by = self.body_secret.as_ref()?;
+        let is_good = !by.lifetime.is_over(now);
+        let hex = |tag: hmac::Tag| {
+            tag.as_ref()
+                .iter()
+                .map(|byte| format!("{byte:02x}"))
+                .collect()
+        };
+        is_good.then(|| hex(by.secret.sign(body)))
+    }
+
     /// The secret by which `tag` is a valid signature over `body`; `None` if there is no such secret or it has expired.
     pub fn verify_body(&self, body: &[u8], tag: &[u8], now: Timestamp) -> Option<Generation> {
         let BodySecret {

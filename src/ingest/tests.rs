@@ -68,6 +68,7 @@ async fn receive(ingest: &Ingest, body: Body) -> Result<Reply, Reply> {
     let mut context = RequestContext {
         id: RequestId::new(),
         path: String::new(),
+        is_test: false,
         verified: None,
         span: Span::default(),
     };

@@ -4,11 +4,11 @@ use tonic::{Request, Response, Status};
 
 use super::{
     Context,
-    access::Caller,
+    access::{Caller, Peer},
     answers::Prepaid,
     backup::{BackupStream, Begun},
     configuration, credentials, erasure, errors, expectations, minting, overview, quarantine,
-    refusals, subscriptions,
+    refusals, subscriptions, test_callback,
 };
 use crate::{
     audit::{self, Entry},
@@ -281,6 +281,20 @@ impl admin_service_server::AdminService for Admin {
         };
         let (_, mut entry) = self.begin("MintCallbackUrl", &request, note).await?;
         let answer = minting::mint(&self.0, request.into_inner(), &mut entry);
+        end(entry, answer).await.map(Response::new)
+    }
+
+    async fn send_test_callback(
+        &self,
+        request: Request<v1::SendTestCallbackRequest>,
+    ) -> Result<Response<v1::SendTestCallbackResponse>, Status> {
+        let note = |entry: &mut Entry, request: &v1::SendTestCallbackRequest| {
+            entry.note("task_id", request.task_id.as_str());
+            entry.note("status", request.status.as_str());
+        };
+        let (_, mut entry) = self.begin("SendTestCallback", &request, note).await?;
+        let caller = request.extensions().get::<Peer>().map(|it| it.address.ip());
+        let answer = test_callback::send(&self.0, caller, request.get_ref(), &mut entry).await;
         end(entry, answer).await.map(Response::new)
     }
 }

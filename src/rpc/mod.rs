@@ -28,6 +28,7 @@ mod stream;
 mod subscribe;
 mod subscriptions;
 mod task;
+mod test_callback;
 mod wait;
 mod waiting;
 
@@ -48,6 +49,7 @@ pub(crate) use overview::look_at_counters;
 use parking_lot::Mutex;
 pub(crate) use readiness::Readiness;
 pub(crate) use stream::HandedOver;
+pub(crate) use test_callback::TakeCallback;
 use tonic::{Request, Status};
 
 use crate::{
@@ -81,6 +83,8 @@ pub(crate) struct Context {
     pub answers: Arc<Answers>,
     /// Records calls of `AdminService`.
     pub audit: Arc<Audit>,
+    /// For `SendTestCallback`.
+    pub take_callback: TakeCallback,
     /// For `GetOverview`.
     pub readiness: Arc<Readiness>,
     /// For `GetOverview`: what came in each minute.

@@ -3,6 +3,8 @@
 use std::sync::Arc;
 
 use axum::Router;
+use http_body_util::{BodyExt, Collected};
+use hyper::Response;
 use parking_lot::Mutex;
 use tonic::service::Routes;
 use tonic_health::server::HealthReporter;
@@ -146,7 +148,7 @@ impl Core<'_> {
     fn rpc_context(
         &self,
         gate: &rpc::Gate,
-        ingest: &Ingest,
+        ingest: &Arc<Ingest>,
         minutes: &Arc<Minutes>,
         readiness: &Arc<rpc::Readiness>,
     ) -> rpc::Context {
@@ -159,6 +161,7 @@ impl Core<'_> {
             minutes: Arc::clone(minutes),
             refused: ingest.refused(),
             gate: gate.clone(),
+            take_callback: test_callbacks(ingest),
             callback_base: banner::callback_base(self.config, &self.addresses),
             filter_limits: FilterLimits {
                 task_ids_max: usize_of(grpc.task_ids_max),
@@ -197,6 +200,21 @@ fn ingest_limits(config: &Config) -> ingest::Limits {
 pub(super) fn callbacks(ingest: &Arc<Ingest>) -> impl Responder + use<> {
     let ingest = Arc::clone(ingest);
     move |peer, request| Box::pin(Arc::clone(&ingest).answer(peer, request))
+}
+
+/// Answers callbacks that administrators have made, as callbacks are answered.
+fn test_callbacks(ingest: &Arc<Ingest>) -> rpc::TakeCallback {
+    let ingest = Arc::clone(ingest);
+    Arc::new(move |caller, target, body| {
+        let ingest = Arc::clone(&ingest);
+        Box::pin(async move {
+            let answer = ingest.answer_test(caller, target, body).await;
+            let (head, body) = answer.into_parts();
+            // It is in memory.
+            let body = body.collect().await.map(Collected::to_bytes);
+            Response::from_parts(head, body.unwrap_or_default())
+        })
+    })
 }
 
 /// The names by which the admin listener may be asked.

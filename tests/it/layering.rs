@@ -117,6 +117,7 @@ const ALLOWED: [(&str, &[&str]); 40] = [
             "subscription",
             "trace",
             "transit",
+            "vendor",
             "wire",
         ],
     ),

@@ -79,6 +79,7 @@ mod supervision;
 mod support;
 mod tenant_callbacks;
 mod tenants;
+mod test_callbacks;
 mod tls;
 mod traces;
 mod url_reach;

@@ -396,6 +396,8 @@ async fn only_administrators_use_the_admin_service() {
         // A backup holds every product, and this administrator may see one.
         let backup = told(client.backup(v1::BackupRequest {}).await);
         assert_eq!(backup, or("PermissionDenied PRODUCT_DENIED"));
+        let test = v1::SendTestCallbackRequest::default();
+        assert_eq!(told(client.send_test_callback(test).await), expected);
         let mint = v1::MintCallbackUrlRequest::default();
         assert_eq!(
             told(client.mint_callback_url(mint).await),
